@@ -1,0 +1,1 @@
+//! rolegate's test bed.
