@@ -1,1 +1,46 @@
-//! rolegate.
+//! rolegate gives every pod of a Kubernetes node its own IAM role from the EC2 metadata address, and never the node's.
+//!
+//! ```text
+//! pod ──TCP──▶ redirect rules ──▶ server ──▶ proxy ─┬─▶ pods         who is this?
+//!  169.254.169.254:80            (accept,   (one    ├─▶ policy       which role may it have?
+//!                                 peer IP)  request)├─▶ credentials  get them
+//!                                                   └─▶ respond      the one place that makes answers
+//! behind them:  pods ◀── kube watch      credentials ◀── STS AssumeRole
+//! beside them:  redirect (the packet rule)      admin (health, metrics)      telemetry
+//! ```
+//!
+//! A module imports what stands to its right, never back:
+//! `main → cli → config → app → {server, admin, redirect, pods::watch, credentials::sts} → proxy → {pods, policy,
+//! credentials} → role`. `scripts/check-boundaries` holds the code to it.
+//!
+//! - [`cli`]: subcommands and exit codes
+//! - [`config`]: arguments and environment, validated
+//! - [`app`]: the composition root
+//! - [`server`]: connections, and which are let in
+//! - [`proxy`]: one request, from its head to its answer
+//! - [`pods`]: the pods of this node by address, and their watch
+//! - [`policy`]: which role a pod may have
+//! - [`credentials`]: sessions of roles, and STS
+//! - [`role`]: the names that AWS knows a session by
+//! - [`redirect`]: the packet rule
+//! - [`admin`], [`metrics`], [`readiness`], [`telemetry`]: what operators see
+//! - [`drain`], [`tasks`]: the end of the service, and of what runs beside it
+
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod credentials;
+pub mod drain;
+pub mod metrics;
+pub mod pods;
+pub mod policy;
+pub mod proxy;
+pub mod readiness;
+pub mod redirect;
+pub mod role;
+pub mod server;
+pub mod tasks;
+pub mod telemetry;

@@ -1,0 +1,247 @@
+//! The composition root: what there is, and who gets it. Binds first, so that a port in use is known before anything else
+//! and the real ports can be told; then serves.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use kube::Client;
+use socket2::{Domain, Socket, Type};
+use tokio::net::TcpListener;
+use tracing::{info, warn};
+
+use crate::admin::Admin;
+use crate::config::{self, BaseRole, Config, DefaultRole, RedirectBackend, RedirectConfig, Restrictions, RolesConfig, SessionsConfig};
+use crate::credentials::Clock;
+use crate::credentials::cache::Sessions;
+use crate::credentials::sts::{Aws, Sts};
+use crate::drain::Drain;
+use crate::metrics::Metrics;
+use crate::pods::watch::{Watch, client};
+use crate::pods::{self, NamespaceUse};
+use crate::policy::Policy;
+use crate::proxy::token::Tokens;
+use crate::proxy::{Proxy, Settings};
+use crate::readiness::{Readiness, Step};
+use crate::redirect::{self, RuleSet};
+use crate::role::{BaseArn, RoleArn};
+use crate::server::Server;
+use crate::tasks::Tasks;
+
+/// Connections that the kernel keeps for us until they are accepted.
+const BACKLOG: i32 = 1024;
+/// Pause between questions that a late API or STS leaves open.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// The longest such pause.
+const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(300);
+
+/// The daemon, its ports bound.
+#[derive(Debug)]
+pub struct App {
+    /// Where pods are served.
+    pub metadata_address: SocketAddr,
+    /// Where operators are served.
+    pub metrics_address: SocketAddr,
+    metadata: TcpListener,
+    admin: TcpListener,
+    config: Config,
+}
+
+impl App {
+    /// Takes the two ports.
+    pub async fn bind(config: Config) -> anyhow::Result<Self> {
+        let metadata = listen(config.server.address, config.server.port, "--app-port")?;
+        let admin = listen(config.admin.address, config.admin.port, "--metrics-port")?;
+        Ok(Self { metadata_address: metadata.local_addr()?, metrics_address: admin.local_addr()?, metadata, admin, config })
+    }
+
+    /// Serves until `stop`, then finishes what is under way.
+    pub async fn serve(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let Self { metadata_address, metrics_address, metadata, admin, config } = self;
+        let version = env!("CARGO_PKG_VERSION");
+        info!(version, node = %config.pods.node, %metadata_address, %metrics_address, "rolegate starts");
+        for warning in &config.warnings {
+            warn!("{warning}");
+        }
+        let (metrics, readiness, drain, clock) = (Metrics::new(), Readiness::default(), Drain::default(), Clock::system());
+        let running = readiness.step("the daemon's start");
+        let mut tasks = Tasks::default();
+
+        // The first list, the rule and the identity of AWS are steps of their own: each may be late.
+        let kube = client::connect(&config.pods.api).await?;
+        let namespaces = match config.roles.restrictions {
+            Restrictions::Off => NamespaceUse::Unused,
+            Restrictions::Enforce | Restrictions::Audit => NamespaceUse::Needed,
+        };
+        let (writer, pods) = pods::pods(namespaces);
+        let watch = Watch {
+            client: kube.clone(),
+            node: config.pods.node.clone(),
+            annotations: config.pods.annotations.clone(),
+            writer,
+            pods: pods.clone(),
+            namespaces,
+            metrics: metrics.clone(),
+        };
+        tasks.spawn("pod watch", watch.run(readiness.step("the list of this node's pods")));
+        let debug = config.admin.debug.then(|| pods.clone());
+        tasks.spawn("metrics port", Admin { metrics: metrics.clone(), readiness: readiness.clone(), debug }.serve(admin));
+
+        let stop = std::pin::pin!(stop);
+        let mut stop = futures_util::future::FutureExt::fuse(stop);
+        let aws = tokio::select! {
+            aws = Aws::load(&config.metadata_addr) => aws?,
+            () = &mut stop => return Ok(()),
+        };
+        let policy = tokio::select! {
+            policy = policy(&aws, &config.roles, &config.sessions) => policy?,
+            () = &mut stop => return Ok(()),
+        };
+        let sts = aws.sts(clock.clone());
+        info!(region = aws.region(), "STS of this region is used");
+        tasks.spawn("own identity", report_identity(sts.clone()));
+        let sessions = Sessions::new(sts, config.sessions.error_ttl, clock.clone(), metrics.clone());
+        let settings = Settings { policy, tokens: config.server.tokens, pod_wait: config.pods.wait };
+        let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone())?, clock, metrics.clone());
+        let server = Arc::new(Server::new(proxy, config.server.accept_direct, metrics, drain.clone()));
+        if config.server.accept_direct {
+            warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
+        }
+        let mut acceptor = tokio::spawn(server.serve(metadata));
+
+        let rule = readiness.step("the packet rule");
+        let rule = keep_rule(&config.redirect, metadata_address, kube, &config.pods.node, rule);
+        let mut rule = std::pin::pin!(rule);
+        let mut rule_placed = false;
+        running.done();
+        let ended = loop {
+            tokio::select! {
+                placed = rule.as_mut(), if !rule_placed => match placed {
+                    Ok(()) => rule_placed = true,
+                    Err(error) => break Err(error),
+                },
+                () = &mut stop => break Ok(()),
+                ended = tasks.first_ended() => break Err(ended.into()),
+                acceptor = &mut acceptor => break Err(anyhow::anyhow!("the acceptor ended: {acceptor:?}")),
+            }
+        };
+        // Not ready any more, whatever was before.
+        let _stopping = readiness.step("the end of the daemon");
+        drain.begin();
+        if ended.is_ok() {
+            acceptor.await.context("the acceptor ended")?;
+            drain.finish().await;
+        }
+        ended
+    }
+}
+
+/// A listening socket. Without an address, all of them: IPv6 and IPv4 in one where the node has IPv6.
+fn listen(address: Option<IpAddr>, port: u16, flag: &str) -> anyhow::Result<TcpListener> {
+    let wanted = config::listen_address(address, port);
+    let socket = match Socket::new(Domain::for_address(wanted), Type::STREAM, None) {
+        Ok(socket) => socket,
+        // A kernel without IPv6.
+        Err(_) if address.is_none() => return listen(Some(Ipv4Addr::UNSPECIFIED.into()), port, flag),
+        Err(error) => return Err(error).context("cannot make a socket"),
+    };
+    if address.is_none() && socket.set_only_v6(false).is_err() {
+        return listen(Some(Ipv4Addr::UNSPECIFIED.into()), port, flag);
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    let bound = socket.bind(&wanted.into()).and_then(|()| socket.listen(BACKLOG));
+    bound.with_context(|| match address {
+        Some(address) => format!("cannot listen on {address} port {port}; choose another {flag} or stop what uses it"),
+        None => format!("cannot listen on port {port}; choose another {flag} or stop what uses it"),
+    })?;
+    Ok(TcpListener::from_std(socket.into())?)
+}
+
+async fn policy(aws: &Aws, roles: &RolesConfig, sessions: &SessionsConfig) -> anyhow::Result<Policy> {
+    let base = match &roles.base {
+        BaseRole::None => None,
+        BaseRole::Given(base) => Some(base.clone()),
+        BaseRole::Discover => Some(aws.discover_base().await?),
+    };
+    if let Some(base) = &base {
+        info!(base = base.as_str(), "short role names are completed");
+    }
+    let default_role = match &roles.default {
+        DefaultRole::None => None,
+        DefaultRole::Given(role) => Some(complete(role, base.as_ref())?),
+        DefaultRole::NodeRole => {
+            let role = aws.discover_node_role(&aws.discover_base().await?).await?;
+            warn!(%role, "--auto-discover-default-role: every pod without a role gets the node's own");
+            Some(role)
+        }
+    };
+    Ok(Policy { base, default_role, restrictions: roles.restrictions, patterns: roles.patterns, session_duration: sessions.duration })
+}
+
+fn complete(role: &str, base: Option<&BaseArn>) -> anyhow::Result<RoleArn> {
+    let completed = match base {
+        _ if role.starts_with("arn:") => role.parse(),
+        Some(base) => base.complete(role),
+        None => bail!("--default-role is a short name, and there is no base ARN"),
+    };
+    completed.context("--default-role")
+}
+
+/// Says who the daemon is to AWS, once it is known; until then, why not.
+async fn report_identity(sts: Sts) {
+    let mut pause = ASK_AGAIN;
+    loop {
+        match sts.caller_identity().await {
+            Ok(arn) => {
+                info!(arn, "the daemon's own AWS identity");
+                break;
+            }
+            Err(error) => warn!("the daemon's own AWS identity is not known yet: {error}"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(ASK_AGAIN_AT_MOST);
+    }
+    // Its work is done; the tasks of the process live as long as it.
+    std::future::pending().await
+}
+
+/// Puts the packet rule in place, once the node's address is known.
+async fn keep_rule(redirect: &RedirectConfig, bound: SocketAddr, kube: Client, node: &str, step: Step) -> anyhow::Result<()> {
+    if redirect.backend == RedirectBackend::Iptables {
+        let ip = target_address(redirect, bound, kube, node).await?;
+        redirect::install(&RuleSet { interfaces: redirect.interfaces.clone(), target: SocketAddr::new(ip, bound.port()) }).await?;
+    }
+    step.done();
+    Ok(())
+}
+
+/// The address that the rule sends requests to: the one given, the one bound, the node's in the API, the interface's.
+async fn target_address(redirect: &RedirectConfig, bound: SocketAddr, kube: Client, node: &str) -> anyhow::Result<IpAddr> {
+    if let Some(ip) = redirect.host_ip {
+        return Ok(ip);
+    }
+    if !bound.ip().is_unspecified() {
+        return Ok(bound.ip());
+    }
+    let interface = redirect.interfaces.iter().find(|interface| !interface.negated && !interface.name.ends_with('+'));
+    let of_interface = || interface.and_then(|interface| redirect::interface_address(&interface.name, false));
+    loop {
+        let reason = match client::node_address(&kube, node, false).await {
+            Ok(Some(ip)) => return Ok(ip),
+            Ok(None) => "the node's object has no InternalIP".to_owned(),
+            Err(client::NodeError::Refused(reason)) => reason,
+            Err(client::NodeError::NotReached(reason)) => {
+                warn!("the packet rule waits for this node's address: {reason}; --host-ip makes the question unnecessary");
+                tokio::time::sleep(ASK_AGAIN).await;
+                continue;
+            }
+        };
+        return of_interface().with_context(|| {
+            format!(
+                "this node's address is not known for the packet rule ({reason}): give --host-ip, from the field status.hostIP of the pod"
+            )
+        });
+    }
+}

@@ -1,0 +1,160 @@
+//! Every flag, in one table: `--help`, the environment, the documentation's test and the parser all read it.
+
+use clap::{Arg, ArgAction, Command};
+
+/// One flag, which is also the environment variable `ROLEGATE_` + its name in upper snake case.
+#[derive(Debug)]
+pub struct Flag {
+    /// The name, without dashes.
+    pub name: &'static str,
+    /// What stands for the value in `--help`; a flag without is a switch (`--name`, `--name=true`, `--name=false`).
+    pub value: Option<&'static str>,
+    /// The default as a person would write it; empty where there is none.
+    pub default: &'static str,
+    /// May be given more than once (and as one comma-separated list).
+    pub list: bool,
+    /// What it does.
+    pub help: &'static str,
+}
+
+impl Flag {
+    /// The environment variable that is read where the flag is not given.
+    pub fn env(&self) -> String {
+        format!("ROLEGATE_{}", self.name.replace('-', "_").to_uppercase())
+    }
+}
+
+const fn value(name: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Flag {
+    Flag { name, value: Some(value), default, list: false, help }
+}
+
+const fn list(name: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Flag {
+    Flag { name, value: Some(value), default, list: true, help }
+}
+
+const fn switch(name: &'static str, help: &'static str) -> Flag {
+    Flag { name, value: None, default: "false", list: false, help }
+}
+
+/// The flags, grouped as `--help` prints them.
+pub const GROUPS: &[(&str, &[Flag])] = &[
+    ("Pods and the Kubernetes API", PODS),
+    ("Roles", ROLES),
+    ("Sessions", SESSIONS),
+    ("Serving", SERVING),
+    ("Packet rules", REDIRECT),
+    ("Logs", LOGS),
+];
+
+const PODS: &[Flag] = &[
+    value("node", "NAME", "", "Name of this node: only its pods are watched and served; required (NODE_NAME is read too)"),
+    value("kubeconfig", "FILE", "", "kubeconfig file for the API; without it and --api-server, the pod's service account"),
+    value("api-server", "URL", "", "URL of the Kubernetes API, instead of the one of the service account or kubeconfig"),
+    value("api-token", "TOKEN", "", "Bearer token for the Kubernetes API; goes with --api-server"),
+    switch("insecure", "Do not verify the API server's certificate (for tests only)"),
+    value(
+        "backoff-max-elapsed-time",
+        "DURATION",
+        "2s",
+        "Longest time that a request from an address waits for the pod that has it to become known",
+    ),
+    value("backoff-max-interval", "DURATION", "1s", "Accepted for kube2iam's sake, no effect: a waiting request is woken by the watch"),
+    value("cache-resync-period", "DURATION", "30m", "Accepted for kube2iam's sake, no effect: the watch needs no resync"),
+    switch(
+        "resolve-duplicate-cache-ips",
+        "Accepted for kube2iam's sake, no effect: pods that claim one address are always told apart or refused",
+    ),
+];
+
+const ROLES: &[Flag] = &[
+    value("iam-role-key", "KEY", "iam.amazonaws.com/role", "Annotation of a pod that names its role (an ARN or a short name)"),
+    value("iam-external-id", "KEY", "iam.amazonaws.com/external-id", "Annotation of a pod with the external id for its role"),
+    value("base-role-arn", "ARN", "", "Prefix of short role names, such as arn:aws:iam::123456789012:role/"),
+    switch("auto-discover-base-arn", "Take account and partition of --base-role-arn from the metadata service's iam/info"),
+    value("default-role", "ROLE", "", "Role of a pod without a role annotation; never used for a pod that is not known yet"),
+    switch("auto-discover-default-role", "Make the node's own role the default; refused unless --allow-node-role stands beside it"),
+    switch("allow-node-role", "Allow what --auto-discover-default-role asks for: the node's own role for every pod without one"),
+    value(
+        "namespace-restrictions",
+        "MODE",
+        "false",
+        "Whether a namespace's annotation limits the roles of its pods: true, false, or audit (only report)",
+    ),
+    value("namespace-key", "KEY", "iam.amazonaws.com/allowed-roles", "Annotation of a namespace: the JSON list of allowed roles"),
+    value(
+        "namespace-restriction-format",
+        "FORMAT",
+        "glob",
+        "What that list holds: glob (only * is special) or regexp; both match whole ARNs",
+    ),
+];
+
+const SESSIONS: &[Flag] = &[
+    value("session-duration", "DURATION", "1h", "Length of an STS session, 15m to 12h; above 1h the role must allow it"),
+    value("iam-role-session-ttl", "DURATION", "", "kube2iam's way to say --session-duration: sessions last twice this value"),
+    value("iam-role-error-ttl", "DURATION", "30s", "How long a failure of STS is remembered before the same session is asked for again"),
+    switch("use-regional-sts-endpoint", "Accepted for kube2iam's sake, no effect: the regional endpoint is always used"),
+];
+
+const SERVING: &[Flag] = &[
+    value("app-port", "PORT", "8181", "Port that the pods' metadata requests are redirected to; 0 takes a free one"),
+    value("metadata-bind-address", "IP", "", "Address of the app port; without it, every address of the node"),
+    value("metrics-port", "PORT", "9543", "Port of /metrics, /healthz and /readyz; 0 takes a free one; never the app port"),
+    value("metrics-bind-address", "IP", "", "Address of the metrics port; without it, every address of the node"),
+    switch("accept-direct-connections", "Serve connections that no packet rule redirected; for tests and demonstrations, not for a node"),
+    value("imds-tokens", "MODE", "required", "required: only IMDSv2 is served; optional: IMDSv1 too"),
+    value(
+        "metadata-addr",
+        "HOST[:PORT]",
+        "169.254.169.254",
+        "The real metadata service, which the daemon itself asks for its region and account",
+    ),
+];
+
+const REDIRECT: &[Flag] = &[
+    switch("iptables", "Keep the packet rule that brings the pods' metadata requests here; the same as --redirect=auto"),
+    value("redirect", "BACKEND", "none", "Who keeps that rule: auto, iptables, or none"),
+    list(
+        "host-interface",
+        "NAME",
+        "",
+        "Interfaces that the pods' requests come in on: a list, NAME+ for a prefix, !NAME for all but it; default all",
+    ),
+    value(
+        "host-ip",
+        "IP",
+        "",
+        "Address of this node that the rule sends requests to; default: the node's address in the API, else of --host-interface",
+    ),
+];
+
+const LOGS: &[Flag] = &[
+    value("log-format", "FORMAT", "text", "text or json"),
+    value("log-level", "LEVEL", "info", "error, warn, info, debug or trace"),
+    switch("verbose", "The same as --log-level=debug"),
+    switch("debug", "--log-level=debug, and /debug/store on the metrics port, for peers on the node's loopback only"),
+];
+
+/// All flags, in the order of `--help`.
+pub fn all() -> impl Iterator<Item = &'static Flag> {
+    GROUPS.iter().flat_map(|(_, flags)| flags.iter())
+}
+
+/// Adds the flags to a clap command. Values stay texts here, so that the configuration can report every mistake at once.
+pub fn add_to(mut command: Command) -> Command {
+    for (group, flags) in GROUPS {
+        for flag in *flags {
+            let mut help = flag.help.to_owned();
+            if !flag.default.is_empty() && flag.value.is_some() {
+                help.push_str(&format!(" [default: {}]", flag.default));
+            }
+            help.push_str(&format!(" [env: {}]", flag.env()));
+            let arg = Arg::new(flag.name).long(flag.name).help(help).help_heading(*group).action(ArgAction::Append);
+            command = command.arg(match flag.value {
+                Some(value) => arg.value_name(value).num_args(1).allow_hyphen_values(false),
+                None => arg.value_name("BOOL").num_args(0..=1).require_equals(true).default_missing_value("true"),
+            });
+        }
+    }
+    command
+}

@@ -1,0 +1,151 @@
+//! Where settings come from, and the list of what is wrong with them.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use clap::ArgMatches;
+
+use super::flags::{self, Flag};
+
+/// Texts of the settings: the flag where it was given, else its environment variable.
+pub struct Source<'a> {
+    matches: &'a ArgMatches,
+    env: &'a dyn Fn(&str) -> Option<String>,
+    mistakes: Vec<String>,
+}
+
+/// A setting's text and where it stands, for messages.
+struct Given {
+    text: String,
+    place: String,
+}
+
+impl<'a> Source<'a> {
+    /// Reads flags from `matches` (made by [`flags::add_to`]) and variables by `env`.
+    pub fn new(matches: &'a ArgMatches, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
+        Self { matches, env, mistakes: Vec::new() }
+    }
+
+    /// The mistakes found until now.
+    pub fn into_mistakes(self) -> Vec<String> {
+        self.mistakes
+    }
+
+    /// Adds a mistake that concerns more than one setting.
+    pub fn mistake(&mut self, text: impl Into<String>) {
+        self.mistakes.push(text.into());
+    }
+
+    /// An environment variable that is not a flag's.
+    pub fn env(&self, name: &str) -> Option<String> {
+        (self.env)(name).filter(|text| !text.is_empty())
+    }
+
+    fn flag(name: &str) -> &'static Flag {
+        let found = flags::all().find(|flag| flag.name == name);
+        #[expect(clippy::expect_used, reason = "a start-up invariant: every setting read has its line in the table")]
+        found.expect("every setting stands in the table of flags")
+    }
+
+    fn given(&self, name: &str) -> Vec<Given> {
+        let flag = Self::flag(name);
+        if let Some(values) = self.matches.get_many::<String>(name) {
+            let place = format!("--{name}");
+            return values.map(|text| Given { text: text.clone(), place: place.clone() }).collect();
+        }
+        self.env(&flag.env()).map(|text| Given { text, place: flag.env() }).into_iter().collect()
+    }
+
+    /// Whether the setting was given at all.
+    pub fn is_given(&self, name: &str) -> bool {
+        !self.given(name).is_empty()
+    }
+
+    /// The last value given, parsed; a mistake (with `expected`) where that fails.
+    pub fn parse<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let given = self.given(name).pop()?;
+        match parse(&given.text) {
+            Ok(value) => Some(value),
+            Err(expected) => {
+                // The text of a secret is not repeated.
+                let shown = if name == "api-token" { "..." } else { &given.text };
+                self.mistakes.push(format!("{}={shown:?}: {expected}", given.place));
+                None
+            }
+        }
+    }
+
+    /// A text, as it is; empty counts as not given (manifests leave variables empty).
+    pub fn text(&mut self, name: &str) -> Option<String> {
+        self.given(name).pop().map(|given| given.text).filter(|text| !text.is_empty())
+    }
+
+    /// All values of a list, split at commas.
+    pub fn list(&mut self, name: &str) -> Vec<String> {
+        let given = self.given(name);
+        let items = given.iter().flat_map(|given| given.text.split(','));
+        items.map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// A switch; absent is off.
+    pub fn switch(&mut self, name: &str) -> bool {
+        self.parse(name, boolean).unwrap_or(false)
+    }
+
+    /// A duration as kube2iam's flags are written: `15m`, `1h30m`, `500ms`, `0`.
+    pub fn duration(&mut self, name: &str, default: Duration) -> Duration {
+        self.parse(name, duration).unwrap_or(default)
+    }
+
+    /// A TCP port.
+    pub fn port(&mut self, name: &str, default: u16) -> u16 {
+        self.parse(name, |text| text.parse().map_err(|_| "expected a port number, 0 to 65535".to_owned())).unwrap_or(default)
+    }
+
+    /// An IP address.
+    pub fn ip(&mut self, name: &str) -> Option<IpAddr> {
+        self.text(name)?;
+        self.parse(name, |text| text.parse().map_err(|_| "expected an IP address".to_owned()))
+    }
+
+    /// An annotation key.
+    pub fn annotation_key(&mut self, name: &str) -> String {
+        let default = Self::flag(name).default;
+        self.parse(name, annotation_key).unwrap_or_else(|| default.to_owned())
+    }
+
+    /// One of a closed set of words.
+    pub fn choice<T: Copy>(&mut self, name: &str, choices: &[(&str, T)], default: T) -> T {
+        let parsed = self.parse(name, |text| {
+            let found = choices.iter().find(|(word, _)| word.eq_ignore_ascii_case(text));
+            found.map(|(_, value)| *value).ok_or_else(|| {
+                let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+                format!("expected one of {}", words.join(", "))
+            })
+        });
+        parsed.unwrap_or(default)
+    }
+}
+
+/// The words that Go's `strconv.ParseBool` takes, which kube2iam's switches are read by.
+fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("expected true or false".to_owned()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    humantime::parse_duration(text).map_err(|_| "expected a duration such as 30s, 15m or 1h30m".to_owned())
+}
+
+/// `[PREFIX/]NAME` as Kubernetes validates the keys of annotations, without its finer points.
+fn annotation_key(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+    let good = !text.is_empty() && text.len() <= 317 && text.chars().all(allowed) && text.matches('/').count() <= 1;
+    if good { Ok(text.to_owned()) } else { Err("expected an annotation key such as iam.amazonaws.com/role".to_owned()) }
+}

@@ -1,0 +1,118 @@
+//! Credentials of a role session, and where they come from.
+
+use std::fmt;
+use std::future::Future;
+
+use jiff::Timestamp;
+use secrecy::SecretString;
+
+use crate::policy::RoleRequest;
+
+pub mod cache;
+pub mod sts;
+
+/// The credentials of one session. `Debug` shows no secret; the secrets are wiped when the last holder lets go.
+#[derive(Debug)]
+pub struct Credentials {
+    /// `ASIA...`; may be logged: it is how an operator finds the session in CloudTrail.
+    pub access_key_id: String,
+    /// The secret key.
+    pub secret_access_key: SecretString,
+    /// The session token.
+    pub session_token: SecretString,
+    /// When STS gave them.
+    pub issued_at: Timestamp,
+    /// When they end.
+    pub expires_at: Timestamp,
+}
+
+/// Why STS gave no credentials. Nothing of it is shown to a pod.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AssumeRoleError {
+    /// The trust policy of the role, or the permissions of the node's role, do not allow it.
+    #[error(
+        "STS denies it: {message}; the role's trust policy must name the daemon's own role (and the external id, if it asks \
+         for one), and the daemon's role must be allowed sts:AssumeRole on it"
+    )]
+    Denied {
+        /// What STS says.
+        message: String,
+    },
+    /// The request itself is wrong for this role: mostly its duration.
+    #[error("STS refuses the request: {message}; check --session-duration against the role's maximum session duration")]
+    Invalid {
+        /// What STS says.
+        message: String,
+    },
+    /// Too many requests of this account.
+    #[error("STS throttles this account's requests; the session is asked for again after --iam-role-error-ttl")]
+    Throttled,
+    /// The daemon's own credentials are missing, wrong or expired.
+    #[error(
+        "the daemon's own AWS credentials cannot be used: {message}; check the node's instance profile and that the daemon reaches the metadata service"
+    )]
+    OwnIdentity {
+        /// What was found.
+        message: String,
+    },
+    /// No answer.
+    #[error("STS cannot be reached: {message}; check the node's route and DNS to the regional STS endpoint")]
+    Unreachable {
+        /// What happened.
+        message: String,
+    },
+    /// Everything else that STS may answer.
+    #[error("STS failed: {message}")]
+    Failed {
+        /// What STS says.
+        message: String,
+    },
+}
+
+impl AssumeRoleError {
+    /// The stable name: a metric's label.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Denied { .. } => "denied",
+            Self::Invalid { .. } => "invalid",
+            Self::Throttled => "throttled",
+            Self::OwnIdentity { .. } => "own-identity",
+            Self::Unreachable { .. } => "unreachable",
+            Self::Failed { .. } => "failed",
+        }
+    }
+}
+
+/// Where sessions come from: STS, or a test's idea of it.
+pub trait AssumeRole: Send + Sync + 'static {
+    /// Asks for a session. One call is one question; nothing is remembered.
+    fn assume_role(&self, request: &RoleRequest) -> impl Future<Output = Result<Credentials, AssumeRoleError>> + Send;
+}
+
+/// The wall clock, injected so that expiry can be tested.
+#[derive(Clone)]
+pub struct Clock(std::sync::Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
+impl Clock {
+    /// The system's clock.
+    pub fn system() -> Self {
+        Self(std::sync::Arc::new(Timestamp::now))
+    }
+
+    /// A clock that begins at `start` and goes on as tokio's does, which a test can pause and advance.
+    pub fn following_tokio(start: Timestamp) -> Self {
+        let began = tokio::time::Instant::now();
+        Self(std::sync::Arc::new(move || start + began.elapsed()))
+    }
+
+    /// Now.
+    pub fn now(&self) -> Timestamp {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Clock({})", self.now())
+    }
+}

@@ -1,0 +1,229 @@
+//! STS through the AWS SDK: the only importer of `aws_sdk_sts`.
+//!
+//! The daemon's own identity is the SDK's default chain, with the metadata service at `--metadata-addr` as its last link.
+//! The endpoint is regional: the SDK's default, of the region that the environment, the profile or the metadata service
+//! names.
+
+use std::time::Duration;
+
+use aws_config::default_provider::credentials::DefaultCredentialsChain;
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::imds;
+use aws_config::imds::region::ImdsRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::provider_config::ProviderConfig;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, SdkConfig};
+use aws_sdk_sts::Client;
+use aws_sdk_sts::config::http::HttpResponse;
+use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
+use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use jiff::Timestamp;
+use secrecy::SecretString;
+
+use super::{AssumeRole, AssumeRoleError, Clock, Credentials};
+use crate::policy::RoleRequest;
+use crate::role::{BaseArn, RoleArn};
+use crate::telemetry::chain;
+
+/// Time to connect to STS.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time of one attempt.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time of all attempts together: what a pod waits at the longest.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(8);
+/// Attempts, the first included.
+const ATTEMPTS: u32 = 3;
+/// The longest text of STS that is repeated in a log line.
+const MAX_MESSAGE: usize = 500;
+
+/// AWS as the daemon itself sees it.
+#[derive(Debug)]
+pub struct Aws {
+    config: SdkConfig,
+    metadata: imds::Client,
+}
+
+/// Why the daemon does not know what it needs of AWS.
+#[derive(Debug, thiserror::Error)]
+pub enum AwsError {
+    /// No region anywhere.
+    #[error("no AWS region: set AWS_REGION, or let the daemon reach the metadata service at {0}")]
+    NoRegion(String),
+    /// `--metadata-addr` cannot be used.
+    #[error("--metadata-addr: {0}")]
+    MetadataAddress(String),
+    /// The metadata service did not tell.
+    #[error(
+        "cannot learn {what} from the metadata service: {reason}; give {instead}, or check that the daemon reaches it (hop limit, HttpTokens)"
+    )]
+    Discovery {
+        /// What was asked for.
+        what: &'static str,
+        /// What happened.
+        reason: String,
+        /// The flag that makes it unnecessary.
+        instead: &'static str,
+    },
+}
+
+impl Aws {
+    /// Loads region, endpoints and the credentials chain. `metadata_addr` is `host` or `host:port`.
+    pub async fn load(metadata_addr: &str) -> Result<Self, AwsError> {
+        let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+        let provider = ProviderConfig::default().with_http_client(http.clone());
+        let metadata = imds::Client::builder()
+            .configure(&provider)
+            .endpoint(format!("http://{metadata_addr}"))
+            .map_err(|error| AwsError::MetadataAddress(error.to_string()))?
+            .build();
+        let region = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+            .or_else(ProfileFileRegionProvider::builder().configure(&provider).build())
+            .or_else(ImdsRegionProvider::builder().configure(&provider).imds_client(metadata.clone()).build())
+            .region()
+            .await
+            .ok_or_else(|| AwsError::NoRegion(metadata_addr.to_owned()))?;
+        let credentials =
+            DefaultCredentialsChain::builder().configure(provider).imds_client(metadata.clone()).region(region.clone()).build().await;
+        let config = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(http)
+            .region(region)
+            .credentials_provider(credentials)
+            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(CONNECT_TIMEOUT)
+                    .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+                    .operation_timeout(OPERATION_TIMEOUT)
+                    .build(),
+            )
+            .load()
+            .await;
+        Ok(Self { config, metadata })
+    }
+
+    /// The region in use.
+    pub fn region(&self) -> &str {
+        self.config.region().map_or("", |region| region.as_ref())
+    }
+
+    /// STS.
+    pub fn sts(&self, clock: Clock) -> Sts {
+        Sts { client: Client::new(&self.config), clock }
+    }
+
+    /// `arn:PARTITION:iam::ACCOUNT:role/` of the node, from its instance profile.
+    pub async fn discover_base(&self) -> Result<BaseArn, AwsError> {
+        let failed = |reason: String| AwsError::Discovery { what: "the base ARN", reason, instead: "--base-role-arn" };
+        let info = self.metadata.get("/latest/meta-data/iam/info").await.map_err(|error| failed(error.to_string()))?;
+        let info: serde_json::Value = serde_json::from_str(info.as_ref()).map_err(|_| failed("iam/info is not JSON".to_owned()))?;
+        let arn = info.get("InstanceProfileArn").and_then(serde_json::Value::as_str);
+        // arn:PARTITION:iam::ACCOUNT:instance-profile/NAME
+        let mut fields = arn.unwrap_or_default().split(':').skip(1);
+        let (partition, account) = (fields.next().unwrap_or_default(), fields.nth(2).unwrap_or_default());
+        let partition = partition.parse().map_err(|_| failed("iam/info has no instance profile".to_owned()))?;
+        BaseArn::of_account(partition, account).map_err(|error| failed(error.to_string()))
+    }
+
+    /// The node's own role, completed with `base`.
+    pub async fn discover_node_role(&self, base: &BaseArn) -> Result<RoleArn, AwsError> {
+        let failed = |reason: String| AwsError::Discovery { what: "the node's role", reason, instead: "--default-role" };
+        let name = self.metadata.get("/latest/meta-data/iam/security-credentials/").await.map_err(|error| failed(error.to_string()))?;
+        base.complete(name.as_ref().trim_end()).map_err(|error| failed(error.to_string()))
+    }
+}
+
+/// STS as the data path sees it: one question.
+#[derive(Clone, Debug)]
+pub struct Sts {
+    client: Client,
+    clock: Clock,
+}
+
+impl Sts {
+    /// Who the daemon itself is: an ARN.
+    pub async fn caller_identity(&self) -> Result<String, AssumeRoleError> {
+        let answer = self.client.get_caller_identity().send().await.map_err(|error| translate(&error))?;
+        Ok(answer.arn.unwrap_or_default())
+    }
+}
+
+impl AssumeRole for Sts {
+    async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
+        let seconds = i32::try_from(request.duration().as_secs()).unwrap_or(3600);
+        let answer = self
+            .client
+            .assume_role()
+            .role_arn(request.role().as_str())
+            .role_session_name(request.session_name().as_str())
+            .set_external_id(request.external_id().map(|id| id.as_str().to_owned()))
+            .duration_seconds(seconds)
+            .send()
+            .await
+            .map_err(|error| translate(&error))?;
+        let incomplete = || AssumeRoleError::Failed { message: "its answer has no whole credentials".to_owned() };
+        let given = answer.credentials.ok_or_else(incomplete)?;
+        let expires_at = Timestamp::new(given.expiration.secs(), 0).map_err(|_| incomplete())?;
+        let texts = [&given.access_key_id, &given.secret_access_key, &given.session_token];
+        if texts.iter().any(|text| text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return Err(incomplete());
+        }
+        Ok(Credentials {
+            access_key_id: given.access_key_id,
+            secret_access_key: SecretString::from(given.secret_access_key),
+            session_token: SecretString::from(given.session_token),
+            issued_at: self.clock.now(),
+            expires_at,
+        })
+    }
+}
+
+/// The SDK's error in our words. Never its `Debug`, nor the body of an answer: that may hold credentials.
+fn translate<E>(error: &SdkError<E, HttpResponse>) -> AssumeRoleError
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    match error {
+        SdkError::ServiceError(context) => {
+            let (code, message) = (context.err().code().unwrap_or("no code"), context.err().message().unwrap_or_default());
+            let request_id = context.raw().headers().get("x-amzn-RequestId").unwrap_or("none");
+            let message = bounded(&format!("{code}: {message} (request id {request_id})"));
+            match code {
+                "AccessDenied" | "AccessDeniedException" => AssumeRoleError::Denied { message },
+                "Throttling" | "ThrottlingException" | "TooManyRequestsException" | "RequestLimitExceeded" | "SlowDown" => {
+                    AssumeRoleError::Throttled
+                }
+                "ExpiredToken"
+                | "ExpiredTokenException"
+                | "InvalidClientTokenId"
+                | "UnrecognizedClientException"
+                | "SignatureDoesNotMatch"
+                | "IncompleteSignature"
+                | "MissingAuthenticationToken"
+                | "RequestExpired"
+                | "RequestTimeTooSkewed"
+                | "OptInRequired" => AssumeRoleError::OwnIdentity { message },
+                "ValidationError" | "MalformedPolicyDocument" | "PackedPolicyTooLarge" => AssumeRoleError::Invalid { message },
+                _ => AssumeRoleError::Failed { message },
+            }
+        }
+        SdkError::TimeoutError(_) => AssumeRoleError::Unreachable { message: "no answer in time".to_owned() },
+        SdkError::DispatchFailure(failure) => {
+            let message =
+                failure.as_connector_error().map_or_else(|| "the request was not sent".to_owned(), |error| bounded(&chain(error)));
+            // The credentials chain fails as a dispatch failure too, before anything is sent.
+            let connector = failure.as_connector_error().is_some_and(|error| error.is_io() || error.is_timeout());
+            if connector { AssumeRoleError::Unreachable { message } } else { AssumeRoleError::OwnIdentity { message } }
+        }
+        SdkError::ConstructionFailure(_) => AssumeRoleError::Invalid { message: "the request could not be made".to_owned() },
+        // Of a broken answer only this is said: its body may hold credentials.
+        _ => AssumeRoleError::Failed { message: "its answer could not be read".to_owned() },
+    }
+}
+
+/// A text from outside for a log line: of bounded length, without control characters.
+fn bounded(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect()
+}

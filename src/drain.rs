@@ -1,0 +1,70 @@
+//! The end of the service, in four steps: stop accepting; answer what comes on open connections, with `Connection: close`;
+//! close those that are idle; drop what is left.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+/// How long open connections may go on asking: a client that is about to send on an idle connection gets its answer.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
+/// How long requests under way may take after that; an STS call takes less.
+const DEADLINE: Duration = Duration::from_secs(9);
+
+/// The connections of a server, and how far their end has come; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Drain {
+    begun: CancellationToken,
+    closing: CancellationToken,
+    forced: CancellationToken,
+    connections: TaskTracker,
+}
+
+impl Drain {
+    /// Runs a connection; the drain waits for it.
+    pub fn track(&self, connection: impl Future<Output = ()> + Send + 'static) {
+        self.connections.spawn(connection);
+    }
+
+    /// Whether the end has begun.
+    pub fn has_begun(&self) -> bool {
+        self.begun.is_cancelled()
+    }
+
+    /// Returns when no more connections shall be accepted.
+    pub async fn begun(&self) {
+        self.begun.cancelled().await;
+    }
+
+    /// Returns when idle connections shall be closed.
+    pub async fn closing(&self) {
+        self.closing.cancelled().await;
+    }
+
+    /// Returns when every connection shall be dropped.
+    pub async fn forced(&self) {
+        self.forced.cancelled().await;
+    }
+
+    /// Begins the end: nothing is accepted any more.
+    pub fn begin(&self) {
+        self.begun.cancel();
+    }
+
+    /// Ends every connection, at the latest after the deadline. The caller has begun it and waited for the acceptor.
+    pub async fn finish(&self) {
+        self.connections.close();
+        if timeout(LAST_REQUESTS, self.connections.wait()).await.is_err() {
+            self.closing.cancel();
+            if timeout(DEADLINE, self.connections.wait()).await.is_err() {
+                warn!(connections = self.connections.len(), "requests are still under way; their connections are dropped");
+                self.forced.cancel();
+                self.connections.wait().await;
+            }
+        }
+        info!("every connection has ended");
+    }
+}

@@ -1,0 +1,280 @@
+//! Every metric, in one place. The names, labels and texts below are what `docs/metrics.md` documents; a test compares
+//! the two. No label ever holds an address, a pod or a role, so that their number is bounded.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::{
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// A metric as it is documented.
+#[derive(Debug)]
+pub struct Description {
+    /// The full name.
+    pub name: &'static str,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// The label names.
+    pub labels: &'static [&'static str],
+    /// What it counts.
+    pub help: &'static str,
+}
+
+macro_rules! descriptions {
+    ($($constant:ident = $kind:literal $name:literal [$($label:literal),*] $help:literal;)*) => {
+        $(const $constant: Description =
+            Description { name: $name, kind: $kind, labels: &[$($label),*], help: $help };)*
+        /// Every metric.
+        pub const ALL: &[Description] = &[$($constant),*];
+    };
+}
+
+descriptions! {
+    BUILD_INFO = "gauge" "rolegate_build_info" ["version"] "Always 1; the version that runs.";
+    REQUESTS = "counter" "rolegate_http_requests_total" ["route", "code"]
+        "Requests of pods, by what was asked for and the status that was answered.";
+    REQUEST_SECONDS = "histogram" "rolegate_http_request_duration_seconds" ["route"]
+        "Time from a request's head to its answer, waits for pods and STS included.";
+    DENIALS = "counter" "rolegate_denials_total" ["reason"]
+        "Requests refused, by reason.";
+    AUDITED = "counter" "rolegate_audit_denials_total" ["reason"]
+        "Requests served that enforced namespace restrictions would have refused.";
+    CONNECTIONS = "gauge" "rolegate_connections" []
+        "Open connections of pods.";
+    CONNECTIONS_REFUSED = "counter" "rolegate_connections_refused_total" ["reason"]
+        "Connections closed before a byte was read, by reason.";
+    PODS = "gauge" "rolegate_pods" []
+        "Pods of this node that are known.";
+    POD_WAITS = "histogram" "rolegate_pod_wait_seconds" ["outcome"]
+        "Waits for the pod behind an address to become known, by whether it did.";
+    WATCH_ERRORS = "counter" "rolegate_watch_errors_total" ["resource"]
+        "Failures of lists and watches of the Kubernetes API.";
+    SESSIONS = "counter" "rolegate_session_lookups_total" ["result"]
+        "Lookups of sessions: hit, miss (STS was asked), shared (a request under way was joined), remembered (an earlier failure).";
+    STS_REQUESTS = "counter" "rolegate_sts_requests_total" ["outcome"]
+        "AssumeRole requests by outcome.";
+    STS_SECONDS = "histogram" "rolegate_sts_request_duration_seconds" []
+        "Time of an AssumeRole request, the SDK's retries included.";
+    STS_IN_FLIGHT = "gauge" "rolegate_sts_requests_in_flight" []
+        "AssumeRole requests under way.";
+}
+
+/// Seconds; the SDKs give up after one, some after half of one.
+const REQUEST_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Handles to the metrics of one process; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    denials: IntCounterVec,
+    audited: IntCounterVec,
+    connections: IntGauge,
+    connections_refused: IntCounterVec,
+    pods: IntGauge,
+    pod_waits: HistogramVec,
+    watch_errors: IntCounterVec,
+    sessions: IntCounterVec,
+    sts_requests: IntCounterVec,
+    sts_seconds: Histogram,
+    sts_in_flight: IntGauge,
+}
+
+/// Registers metrics; a name given twice is a mistake in this file, found by every test.
+struct Registrar(Registry);
+
+impl Registrar {
+    fn add<M: prometheus::core::Collector + Clone + 'static>(&self, metric: prometheus::Result<M>) -> M {
+        #[expect(clippy::expect_used, reason = "a start-up invariant: the descriptions above are valid and unique")]
+        let metric = metric.expect("a description is valid");
+        #[expect(clippy::expect_used, reason = "a start-up invariant: the descriptions above are valid and unique")]
+        self.0.register(Box::new(metric.clone())).expect("every metric is described once");
+        metric
+    }
+
+    fn counters(&self, description: &Description) -> IntCounterVec {
+        self.add(IntCounterVec::new(Opts::new(description.name, description.help), description.labels))
+    }
+
+    fn gauge(&self, description: &Description) -> IntGauge {
+        self.add(IntGauge::new(description.name, description.help))
+    }
+
+    fn histograms(&self, description: &Description) -> HistogramVec {
+        let options = HistogramOpts::new(description.name, description.help).buckets(REQUEST_BUCKETS.to_vec());
+        self.add(HistogramVec::new(options, description.labels))
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Fresh metrics, all zero.
+    pub fn new() -> Self {
+        let register = Registrar(Registry::new());
+        let build_info: IntGaugeVec = register.add(IntGaugeVec::new(Opts::new(BUILD_INFO.name, BUILD_INFO.help), BUILD_INFO.labels));
+        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Self(Arc::new(Inner {
+            requests: register.counters(&REQUESTS),
+            request_seconds: register.histograms(&REQUEST_SECONDS),
+            denials: register.counters(&DENIALS),
+            audited: register.counters(&AUDITED),
+            connections: register.gauge(&CONNECTIONS),
+            connections_refused: register.counters(&CONNECTIONS_REFUSED),
+            pods: register.gauge(&PODS),
+            pod_waits: register.histograms(&POD_WAITS),
+            watch_errors: register.counters(&WATCH_ERRORS),
+            sessions: register.counters(&SESSIONS),
+            sts_requests: register.counters(&STS_REQUESTS),
+            sts_seconds: register.histograms(&STS_SECONDS).with_label_values::<&str>(&[]),
+            sts_in_flight: register.gauge(&STS_IN_FLIGHT),
+            registry: register.0,
+        }))
+    }
+
+    /// The text form that Prometheus scrapes, version 0.0.4.
+    pub fn render(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.0.registry.gather(), &mut text) {
+            tracing::error!(%error, "the metrics could not be written");
+        }
+        text
+    }
+
+    /// The meters of one route.
+    pub fn route(&self, route: &'static str) -> RouteMeters {
+        RouteMeters {
+            answered: Default::default(),
+            seconds: self.0.request_seconds.with_label_values(&[route]),
+            route,
+            requests: self.0.requests.clone(),
+        }
+    }
+
+    /// A request was refused.
+    pub fn denied(&self, reason: &'static str) {
+        self.0.denials.with_label_values(&[reason]).inc();
+    }
+
+    /// A request was served that enforcement would have refused.
+    pub fn audited(&self, reason: &'static str) {
+        self.0.audited.with_label_values(&[reason]).inc();
+    }
+
+    /// A connection of a pod is open for as long as the answer lives.
+    pub fn connection(&self) -> InFlight {
+        InFlight::new(&self.0.connections)
+    }
+
+    /// A connection was closed before a byte was read.
+    pub fn connection_refused(&self, reason: &'static str) {
+        self.0.connections_refused.with_label_values(&[reason]).inc();
+    }
+
+    /// How many pods are known.
+    pub fn pods_known(&self, count: usize) {
+        self.0.pods.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// A request waited for its pod.
+    pub fn pod_waited(&self, found: bool, waited: Duration) {
+        let outcome = if found { "found" } else { "unknown" };
+        self.0.pod_waits.with_label_values(&[outcome]).observe(waited.as_secs_f64());
+    }
+
+    /// A list or watch failed.
+    pub fn watch_failed(&self, resource: &'static str) {
+        self.0.watch_errors.with_label_values(&[resource]).inc();
+    }
+
+    /// The counter of one result of session lookups.
+    pub fn session_lookups(&self, result: &'static str) -> IntCounter {
+        self.0.sessions.with_label_values(&[result])
+    }
+
+    /// AssumeRole is under way for as long as the answer lives.
+    pub fn sts_request(&self) -> InFlight {
+        InFlight::new(&self.0.sts_in_flight)
+    }
+
+    /// AssumeRole ended.
+    pub fn sts_answered(&self, outcome: &'static str, took: Duration) {
+        self.0.sts_requests.with_label_values(&[outcome]).inc();
+        self.0.sts_seconds.observe(took.as_secs_f64());
+    }
+}
+
+/// One more in a gauge, until dropped.
+#[derive(Debug)]
+pub struct InFlight(IntGauge);
+
+impl InFlight {
+    fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// The meters of one route. The counters of its statuses are looked up once each, then kept: a request that is answered
+/// from memory should not pay for a map of labels.
+#[derive(Debug)]
+pub struct RouteMeters {
+    route: &'static str,
+    seconds: Histogram,
+    requests: IntCounterVec,
+    answered: [std::sync::OnceLock<IntCounter>; STATUSES.len()],
+}
+
+/// The statuses that pods are answered.
+const STATUSES: [(u16, &str); 8] =
+    [(200, "200"), (400, "400"), (401, "401"), (403, "403"), (404, "404"), (405, "405"), (500, "500"), (0, "other")];
+
+impl RouteMeters {
+    /// A request was answered.
+    pub fn answered(&self, status: u16, took: Duration) {
+        let at = STATUSES.iter().position(|(known, _)| *known == status).unwrap_or(STATUSES.len() - 1);
+        let counter = self.answered[at].get_or_init(|| self.requests.with_label_values(&[self.route, STATUSES[at].1]));
+        counter.inc();
+        self.seconds.observe(took.as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_measured_is_rendered() {
+        let metrics = Metrics::new();
+        metrics.route("credentials").answered(200, Duration::from_millis(3));
+        metrics.route("credentials").answered(418, Duration::from_millis(3));
+        metrics.denied("no-role");
+        let open = metrics.connection();
+        let text = String::from_utf8_lossy(&metrics.render()).into_owned();
+        for line in [
+            r#"rolegate_http_requests_total{code="200",route="credentials"} 1"#,
+            r#"rolegate_http_requests_total{code="other",route="credentials"} 1"#,
+            r#"rolegate_denials_total{reason="no-role"} 1"#,
+            "rolegate_connections 1",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        drop(open);
+        assert!(String::from_utf8_lossy(&metrics.render()).contains("rolegate_connections 0"));
+    }
+}

@@ -1,0 +1,259 @@
+//! One request of a pod, from its head to its answer.
+//!
+//! ```text
+//! route ──▶ who is this? ──▶ is its token good? ──▶ which role may it have? ──▶ get its credentials ──▶ respond
+//! ```
+//!
+//! Identity is the address that the kernel gives for the connection; no header is read for it. Nothing is ever sent on to
+//! the real metadata service here.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, Response};
+use http_body_util::Full;
+use tracing::{debug, info, warn};
+
+use crate::config::TokenMode;
+use crate::credentials::cache::Sessions;
+use crate::credentials::{AssumeRole, Clock};
+use crate::metrics::{Metrics, RouteMeters};
+use crate::pods::{Lookup, Namespace, Pod, Pods};
+use crate::policy::{Decision, Denial, Policy, RoleRequest};
+
+mod complaints;
+pub mod documents;
+pub mod respond;
+pub mod route;
+pub mod token;
+
+use complaints::Complaints;
+use respond::Outcome;
+use route::{Hosts, Rejection, Route};
+use token::Tokens;
+
+/// The settings of the pipeline.
+#[derive(Debug)]
+pub struct Settings {
+    /// Which role a pod may have.
+    pub policy: Policy,
+    /// Whether requests without a token are refused.
+    pub tokens: TokenMode,
+    /// The longest wait for the pod behind an address.
+    pub pod_wait: Duration,
+}
+
+/// Answers the requests of this node's pods.
+#[derive(Debug)]
+pub struct Proxy<A> {
+    settings: Settings,
+    pods: Pods,
+    sessions: Sessions<A>,
+    tokens: Tokens,
+    clock: Clock,
+    metrics: Metrics,
+    meters: Meters,
+    complaints: Complaints,
+}
+
+/// Where a request came in.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The peer's address, from the kernel.
+    pub ip: IpAddr,
+    /// The hosts that a request may name on this connection.
+    pub hosts: Hosts,
+}
+
+#[derive(Debug)]
+struct Meters {
+    token: RouteMeters,
+    role_list: RouteMeters,
+    credentials: RouteMeters,
+    info: RouteMeters,
+    unknown: RouteMeters,
+    rejected: RouteMeters,
+}
+
+/// Why a pod gets nothing, with what the operator should know.
+enum Refusal {
+    UnknownPod,
+    AmbiguousPod(Vec<Arc<Pod>>),
+    Denied(Arc<Pod>, Denial),
+    OtherRole(Arc<Pod>),
+}
+
+impl<A: AssumeRole> Proxy<A> {
+    /// A proxy over these parts.
+    pub fn new(settings: Settings, pods: Pods, sessions: Sessions<A>, tokens: Tokens, clock: Clock, metrics: Metrics) -> Self {
+        let meters = Meters {
+            token: metrics.route("token"),
+            role_list: metrics.route("role-list"),
+            credentials: metrics.route("credentials"),
+            info: metrics.route("info"),
+            unknown: metrics.route("unknown"),
+            rejected: metrics.route("rejected"),
+        };
+        Self { settings, pods, sessions, tokens, clock, metrics, meters, complaints: Complaints::default() }
+    }
+
+    /// The answer to one request.
+    pub async fn handle(&self, origin: &Origin, request: &Parts) -> Response<Full<Bytes>> {
+        let began = Instant::now();
+        let (meters, outcome) = match route::route(&request.method, &request.uri, request.version, &request.headers, &origin.hosts) {
+            Ok(route) => (self.meters(&route), self.answer(origin.ip, route, &request.headers).await),
+            Err(rejection) => (&self.meters.rejected, self.reject(origin.ip, rejection)),
+        };
+        let response = respond::respond(outcome);
+        meters.answered(response.status().as_u16(), began.elapsed());
+        debug!(source = %origin.ip, method = %request.method, path = request.uri.path(), status = response.status().as_u16(), "answered");
+        response
+    }
+
+    async fn answer(&self, ip: IpAddr, route: Route, headers: &HeaderMap) -> Outcome {
+        let (pod, namespace) = match self.identify(ip).await {
+            Ok(found) => found,
+            Err(refusal) => return self.refuse(ip, refusal),
+        };
+        if let Route::NewToken { ttl_seconds } = route {
+            let token = self.tokens.issue(&pod.uid, ip, Duration::from_secs(ttl_seconds.into()));
+            return Outcome::Token { token, ttl_seconds };
+        }
+        if !self.token_allows(headers, &pod, ip) {
+            self.metrics.denied("token");
+            return Outcome::Unauthorized;
+        }
+        if route == Route::Unknown {
+            self.metrics.denied("path");
+            return Outcome::NotFound;
+        }
+        let request = match self.decide(&pod, namespace.as_deref()) {
+            Ok(request) => request,
+            Err(denial) => return self.refuse(ip, Refusal::Denied(pod, denial)),
+        };
+        match route {
+            Route::RoleList => Outcome::Text(Bytes::copy_from_slice(request.role().name().as_bytes())),
+            Route::InstanceProfile => self.document(documents::instance_profile(request.role(), self.clock.now())),
+            Route::Credentials { role } if role == request.role().name() => self.credentials(&pod, &request).await,
+            Route::Credentials { .. } => self.refuse(ip, Refusal::OtherRole(pod)),
+            // Both are answered above.
+            Route::NewToken { .. } | Route::Unknown => Outcome::NotFound,
+        }
+    }
+
+    /// The pod behind the address, waiting for it to become known where it is not.
+    async fn identify(&self, ip: IpAddr) -> Result<(Arc<Pod>, Option<Arc<Namespace>>), Refusal> {
+        let mut lookup = self.pods.by_ip(ip);
+        if matches!(lookup, Lookup::Unknown | Lookup::Found(_, None)) {
+            let (began, known) = (Instant::now(), lookup != Lookup::Unknown);
+            lookup = self.pods.wait_for_ip(ip, self.settings.pod_wait).await;
+            if !known {
+                self.metrics.pod_waited(lookup != Lookup::Unknown, began.elapsed());
+            }
+        }
+        match lookup {
+            Lookup::Found(pod, namespace) => Ok((pod, namespace)),
+            Lookup::Ambiguous(pods) => Err(Refusal::AmbiguousPod(pods)),
+            Lookup::Unknown => Err(Refusal::UnknownPod),
+        }
+    }
+
+    /// A token that is there must be good, also where none is required.
+    fn token_allows(&self, headers: &HeaderMap, pod: &Pod, ip: IpAddr) -> bool {
+        let mut given = headers.get_all(route::TOKEN).iter();
+        match (given.next(), given.next()) {
+            (None, _) => self.settings.tokens == TokenMode::Optional,
+            (Some(token), None) => self.tokens.is_valid(token.as_bytes(), &pod.uid, ip),
+            (Some(_), Some(_)) => false,
+        }
+    }
+
+    fn decide(&self, pod: &Pod, namespace: Option<&Namespace>) -> Result<RoleRequest, Denial> {
+        match self.settings.policy.decide(pod, namespace) {
+            Decision::Allow { request, audit } => {
+                if let Some(denial) = audit {
+                    self.metrics.audited(denial.name());
+                    if self.complaints.is_new(&pod.uid, denial.name()) {
+                        warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
+                            "served in audit mode; enforced restrictions would refuse: {denial}");
+                    }
+                }
+                Ok(request)
+            }
+            Decision::Deny(denial) => Err(denial),
+        }
+    }
+
+    async fn credentials(&self, pod: &Pod, request: &RoleRequest) -> Outcome {
+        match self.sessions.get(request).await {
+            Ok(credentials) => self.document(documents::credentials(&credentials)),
+            Err(error) => {
+                self.metrics.denied("sts");
+                if self.complaints.is_new(&pod.uid, error.name()) {
+                    warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), "no credentials for the pod: {error}");
+                }
+                Outcome::Failed
+            }
+        }
+    }
+
+    fn document(&self, rendered: Result<Bytes, serde_json::Error>) -> Outcome {
+        rendered.map_or(Outcome::Failed, Outcome::Text)
+    }
+
+    fn reject(&self, ip: IpAddr, rejection: Rejection) -> Outcome {
+        self.metrics.denied(rejection.name());
+        if self.complaints.is_new(&ip, rejection.name()) {
+            info!(source = %ip, reason = rejection.name(), "refused a request that no metadata client sends");
+        }
+        Outcome::Rejected(rejection)
+    }
+
+    /// Counts and logs a refusal; the same one of the same pod is logged once in a while.
+    fn refuse(&self, ip: IpAddr, refusal: Refusal) -> Outcome {
+        let reason = match &refusal {
+            Refusal::UnknownPod => "unknown-pod",
+            Refusal::AmbiguousPod(_) => "ambiguous-pod",
+            Refusal::Denied(_, denial) => denial.name(),
+            Refusal::OtherRole(_) => "other-role",
+        };
+        self.metrics.denied(reason);
+        let new = match &refusal {
+            Refusal::UnknownPod | Refusal::AmbiguousPod(_) => self.complaints.is_new(&ip, reason),
+            Refusal::Denied(pod, _) | Refusal::OtherRole(pod) => self.complaints.is_new(&pod.uid, reason),
+        };
+        if new {
+            match refusal {
+                Refusal::UnknownPod => warn!(source = %ip, reason,
+                    "refused: no pod of this node is known to have this address; a pod in the host's network cannot be served"),
+                Refusal::AmbiguousPod(pods) => {
+                    let pods: Vec<_> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+                    warn!(source = %ip, reason, pods = pods.join(", "), "refused: more than one pod claims this address");
+                }
+                Refusal::Denied(pod, denial) => {
+                    warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: {denial}");
+                }
+                Refusal::OtherRole(pod) => {
+                    info!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: the pod asked for a role that is not its own");
+                }
+            }
+        }
+        Outcome::NotFound
+    }
+
+    fn meters(&self, route: &Route) -> &RouteMeters {
+        match route {
+            Route::NewToken { .. } => &self.meters.token,
+            Route::RoleList => &self.meters.role_list,
+            Route::Credentials { .. } => &self.meters.credentials,
+            Route::InstanceProfile => &self.meters.info,
+            Route::Unknown => &self.meters.unknown,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,108 @@
+//! The documents that SDKs read, in exactly the form that all of them parse.
+//!
+//! Times end in `Z` and have no fraction (Rust refuses an offset, Swift crashes on a fraction); all seven fields are there
+//! (Swift needs `LastUpdated` and `Type`, others the rest); `Code` is only ever `Success` (some SDKs do not look at it, so
+//! a failure is a status, never a document). The role list is one bare name without a newline (Rust panics on one).
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use ring::digest;
+use secrecy::ExposeSecret as _;
+use serde::Serialize;
+
+use crate::credentials::Credentials;
+use crate::role::RoleArn;
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct CredentialDocument<'a> {
+    code: &'static str,
+    last_updated: String,
+    r#type: &'static str,
+    access_key_id: &'a str,
+    secret_access_key: &'a str,
+    token: &'a str,
+    expiration: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct InstanceProfileDocument {
+    code: &'static str,
+    last_updated: String,
+    instance_profile_arn: String,
+    instance_profile_id: String,
+}
+
+/// `security-credentials/ROLE`
+pub fn credentials(credentials: &Credentials) -> Result<Bytes, serde_json::Error> {
+    render(&CredentialDocument {
+        code: "Success",
+        last_updated: seconds(credentials.issued_at),
+        r#type: "AWS-HMAC",
+        access_key_id: &credentials.access_key_id,
+        secret_access_key: credentials.secret_access_key.expose_secret(),
+        token: credentials.session_token.expose_secret(),
+        expiration: seconds(credentials.expires_at),
+    })
+}
+
+/// `iam/info`: an instance profile of the pod's role's name. There is none really; SDKs look at the form and the account,
+/// and the node's own would tell its role.
+pub fn instance_profile(role: &RoleArn, now: Timestamp) -> Result<Bytes, serde_json::Error> {
+    render(&InstanceProfileDocument {
+        code: "Success",
+        last_updated: seconds(now),
+        instance_profile_arn: format!("arn:{}:iam::{}:instance-profile/{}", role.partition().name(), role.account(), role.name()),
+        instance_profile_id: instance_profile_id(role),
+    })
+}
+
+/// `AIPA` and 17 characters, always the same for a role.
+fn instance_profile_id(role: &RoleArn) -> String {
+    const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+    let hash = digest::digest(&digest::SHA256, role.as_str().as_bytes());
+    let letters = hash.as_ref().iter().take(17).map(|byte| char::from(ALPHABET[usize::from(byte % 32)]));
+    "AIPA".chars().chain(letters).collect()
+}
+
+fn seconds(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+fn render(document: &impl Serialize) -> Result<Bytes, serde_json::Error> {
+    serde_json::to_vec(document).map(Bytes::from)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_credential_document_has_the_form_that_every_sdk_reads() {
+        let document = credentials(&Credentials {
+            access_key_id: "ASIAEXAMPLE".to_owned(),
+            secret_access_key: "secret/key+\"".to_owned().into(),
+            session_token: "token==".to_owned().into(),
+            issued_at: "2026-01-01T00:00:00.999Z".parse().unwrap(),
+            expires_at: "2026-01-01T01:00:00Z".parse().unwrap(),
+        });
+        let expected = concat!(
+            r#"{"Code":"Success","LastUpdated":"2026-01-01T00:00:00Z","Type":"AWS-HMAC","AccessKeyId":"ASIAEXAMPLE","#,
+            r#""SecretAccessKey":"secret/key+\"","Token":"token==","Expiration":"2026-01-01T01:00:00Z"}"#
+        );
+        assert_eq!(document.unwrap(), expected);
+    }
+
+    #[test]
+    fn the_instance_profile_is_the_pods_own() {
+        let role = "arn:aws-cn:iam::111122223333:role/team/web".parse().unwrap();
+        let document = instance_profile(&role, "2026-01-01T00:00:00Z".parse().unwrap()).unwrap();
+        let document: serde_json::Value = serde_json::from_slice(&document).unwrap();
+        assert_eq!(document["InstanceProfileArn"], "arn:aws-cn:iam::111122223333:instance-profile/web");
+        assert_eq!(document["Code"], "Success");
+        let id = document["InstanceProfileId"].as_str().unwrap();
+        assert!(id.starts_with("AIPA") && id.len() == 21, "{id}");
+    }
+}

@@ -1,0 +1,61 @@
+//! The packet rule that brings the pods' metadata requests to the daemon, and keeps it in place.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use tracing::info;
+
+use crate::config::InterfaceMatch;
+
+pub mod iptables;
+
+/// How long the program may wait for the lock on the tables.
+const LOCK_WAIT: Duration = Duration::from_secs(30);
+
+/// The rule as data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleSet {
+    /// Which interfaces the pods' requests come in on; empty means every one.
+    pub interfaces: Vec<InterfaceMatch>,
+    /// Where they are sent: an address of this node and the app port.
+    pub target: SocketAddr,
+}
+
+/// Why there is no rule.
+#[derive(Debug, thiserror::Error)]
+pub enum RedirectError {
+    /// The program is not there.
+    #[error("cannot run {program}: {reason}; use an image that has it, or --redirect=none with a rule of your own (see iptables/)")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// The program refused.
+    #[error("{program} refused the rule: {message}; the daemon needs the capability NET_ADMIN and the host's network")]
+    Refused {
+        /// Its name.
+        program: &'static str,
+        /// What it said.
+        message: String,
+    },
+}
+
+/// Puts the rule in place. Doing it again changes nothing; an older rule of ours with another target is replaced.
+pub async fn install(rules: &RuleSet) -> Result<(), RedirectError> {
+    iptables::install(rules, LOCK_WAIT).await?;
+    info!(target_address = %rules.target, "the packet rule is in place: pods' metadata requests come here");
+    Ok(())
+}
+
+/// The addresses of an interface of this node.
+pub fn interface_address(name: &str, ipv6: bool) -> Option<IpAddr> {
+    let addresses = nix::ifaddrs::getifaddrs().ok()?;
+    let of_interface = addresses.filter(|address| address.interface_name == name).filter_map(|address| address.address);
+    let mut ips = of_interface.filter_map(|address| {
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    });
+    ips.find(|ip| ip.is_ipv6() == ipv6)
+}

@@ -1,0 +1,131 @@
+//! The rule through the `iptables` program, of whichever flavour the image has.
+//!
+//! A chain of our own holds the rule, so that it is replaced in one transaction (`iptables-restore --noflush`) and never
+//! mixed up with others'; one jump at the head of PREROUTING leads to it.
+
+use std::net::IpAddr;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+
+use super::{RedirectError, RuleSet};
+use crate::server::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
+
+/// Our chain in the table `nat`.
+pub const CHAIN: &str = "ROLEGATE";
+
+/// The names of the programs for a family of addresses.
+fn programs(ip: IpAddr) -> (&'static str, &'static str) {
+    match ip {
+        IpAddr::V4(_) => ("iptables", "iptables-restore"),
+        IpAddr::V6(_) => ("ip6tables", "ip6tables-restore"),
+    }
+}
+
+/// What `iptables-restore --noflush` reads: our chain, whole. Naming the chain empties it.
+pub fn render(rules: &RuleSet) -> String {
+    let mut text = format!("*nat\n:{CHAIN} - [0:0]\n");
+    let dnat = format!("-p tcp -j DNAT --to-destination {}", rules.target);
+    for interface in rules.interfaces.iter().filter(|interface| interface.negated) {
+        text.push_str(&format!("-A {CHAIN} -i {} -j RETURN\n", interface.name));
+    }
+    let named: Vec<_> = rules.interfaces.iter().filter(|interface| !interface.negated).collect();
+    for interface in &named {
+        text.push_str(&format!("-A {CHAIN} -i {} {dnat}\n", interface.name));
+    }
+    if named.is_empty() {
+        text.push_str(&format!("-A {CHAIN} {dnat}\n"));
+    }
+    text.push_str("COMMIT\n");
+    text
+}
+
+/// The match of the jump to our chain.
+pub fn jump(rules: &RuleSet) -> Vec<String> {
+    let metadata = match rules.target.ip() {
+        IpAddr::V4(_) => format!("{METADATA_IPV4}/32"),
+        IpAddr::V6(_) => format!("{METADATA_IPV6}/128"),
+    };
+    let port = METADATA_PORT.to_string();
+    ["-p", "tcp", "-d", &metadata, "--dport", &port, "-j", CHAIN].map(str::to_owned).to_vec()
+}
+
+/// Replaces our chain, then sees that the jump is there.
+pub async fn install(rules: &RuleSet, lock_wait: Duration) -> Result<(), RedirectError> {
+    let (iptables, restore) = programs(rules.target.ip());
+    let wait = lock_wait.as_secs().to_string();
+    run(restore, &["--noflush", "-w", &wait], &render(rules)).await?;
+    let jump = jump(rules);
+    let with = |verb: &[&str]| -> Vec<String> {
+        let head = [&["-w", wait.as_str(), "-t", "nat"], verb].concat();
+        head.into_iter().map(str::to_owned).chain(jump.iter().cloned()).collect()
+    };
+    if run(iptables, &with(&["-C", "PREROUTING"]), "").await.is_err() {
+        run(iptables, &with(&["-I", "PREROUTING", "1"]), "").await?;
+    }
+    Ok(())
+}
+
+async fn run(program: &'static str, arguments: &[impl AsRef<std::ffi::OsStr>], input: &str) -> Result<(), RedirectError> {
+    let failed = |error: std::io::Error| RedirectError::Program { program, reason: error.to_string() };
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().map_err(failed)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A program that ended early says why on its standard error.
+        let _ = stdin.write_all(input.as_bytes()).await;
+    }
+    let output = child.wait_with_output().await.map_err(failed)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let message = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+    Err(RedirectError::Refused { program, message: if message.is_empty() { output.status.to_string() } else { message } })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+mod tests {
+    use super::*;
+    use crate::config::InterfaceMatch;
+
+    fn rules(interfaces: &[(&str, bool)]) -> RuleSet {
+        let interfaces = interfaces.iter().map(|(name, negated)| InterfaceMatch { name: (*name).to_owned(), negated: *negated });
+        RuleSet { interfaces: interfaces.collect(), target: "10.0.0.1:8181".parse().unwrap() }
+    }
+
+    fn chain_of(interfaces: &[(&str, bool)]) -> Vec<String> {
+        let text = render(&rules(interfaces));
+        text.lines().filter(|line| line.starts_with("-A")).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn every_interface_is_matched_unless_some_are_named() {
+        let dnat = "-p tcp -j DNAT --to-destination 10.0.0.1:8181";
+        assert_eq!(chain_of(&[]), [format!("-A ROLEGATE {dnat}")]);
+        assert_eq!(
+            chain_of(&[("cni0", false), ("eni+", false)]),
+            [format!("-A ROLEGATE -i cni0 {dnat}"), format!("-A ROLEGATE -i eni+ {dnat}")]
+        );
+        assert_eq!(
+            chain_of(&[("eth0", true), ("eth1", true)]),
+            ["-A ROLEGATE -i eth0 -j RETURN".to_owned(), "-A ROLEGATE -i eth1 -j RETURN".to_owned(), format!("-A ROLEGATE {dnat}"),]
+        );
+    }
+
+    /// The file that the repository ships is what the daemon makes, with the address of no one's node.
+    #[test]
+    fn the_shipped_rule_is_the_one_that_is_made() {
+        let rules = RuleSet { interfaces: Vec::new(), target: "192.0.2.1:8181".parse().unwrap() };
+        let jump = format!("-I PREROUTING 1 {}\n", jump(&rules).join(" "));
+        let made = render(&rules).replace("COMMIT\n", &format!("{jump}COMMIT\n"));
+        let shipped: String = include_str!("../../iptables/redirect.rules")
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        assert_eq!(shipped, made);
+    }
+}

@@ -1,0 +1,101 @@
+#![allow(clippy::unwrap_used, reason = "a test that fails to parse its own input should say so loudly")]
+use super::*;
+
+#[test]
+fn a_role_arn_knows_its_parts() {
+    let arn: RoleArn = "arn:aws-us-gov:iam::111122223333:role/team/a/web-1".parse().unwrap();
+    assert_eq!(arn.partition(), Partition::AwsUsGov);
+    assert_eq!(arn.account(), "111122223333");
+    assert_eq!(arn.name(), "web-1");
+    assert_eq!(arn.to_string(), "arn:aws-us-gov:iam::111122223333:role/team/a/web-1");
+}
+
+#[test]
+fn what_is_not_a_role_arn_is_refused_with_the_reason() {
+    use ParseError::*;
+    let long = format!("arn:aws:iam::111122223333:role/{}/x", "p".repeat(2048));
+    let long_name = format!("arn:aws:iam::111122223333:role/{}", "n".repeat(65));
+    for (text, error) in [
+        ("", NotARoleArn),
+        ("web", NotARoleArn),
+        ("arn:aws:iam::111122223333:user/web", NotARoleArn),
+        ("arn:aws:iam::111122223333:role", NotARoleArn),
+        ("arn:aws:sts::111122223333:assumed-role/web/session", NotARoleArn),
+        ("arn:aws:iam:eu-central-1:111122223333:role/web", NotARoleArn),
+        ("ARN:aws:iam::111122223333:role/web", NotARoleArn),
+        (" arn:aws:iam::111122223333:role/web", NotARoleArn),
+        ("arn:aws-mars:iam::111122223333:role/web", UnknownPartition),
+        ("arn:*:iam::111122223333:role/web", UnknownPartition),
+        ("arn:aws:iam::11112222333:role/web", Account),
+        ("arn:aws:iam::1111222233334:role/web", Account),
+        ("arn:aws:iam::11112222333x:role/web", Account),
+        ("arn:aws:iam::١١١١٢٢:role/web", Account),
+        ("arn:aws:iam::111122223333:role/", RoleName),
+        ("arn:aws:iam::111122223333:role/team/", RoleName),
+        ("arn:aws:iam::111122223333:role/we b", RoleName),
+        ("arn:aws:iam::111122223333:role/web\n", RoleName),
+        ("arn:aws:iam::111122223333:role/web*", RoleName),
+        ("arn:aws:iam::111122223333:role/wéb", RoleName),
+        ("arn:aws:iam::111122223333:role//web", Path),
+        ("arn:aws:iam::111122223333:role/te am/web", Path),
+        ("arn:aws:iam::111122223333:role/te\tam/web", Path),
+        (&long, TooLong),
+        (&long_name, RoleName),
+    ] {
+        assert_eq!(text.parse::<RoleArn>().unwrap_err(), error, "{text:?}");
+    }
+}
+
+#[test]
+fn a_base_arn_ends_in_a_slash_and_completes_names() {
+    let base: BaseArn = "arn:aws:iam::111122223333:role/k8s".parse().unwrap();
+    assert_eq!(base.as_str(), "arn:aws:iam::111122223333:role/k8s/");
+    assert_eq!(base, "arn:aws:iam::111122223333:role/k8s/".parse().unwrap());
+    assert_eq!(base.complete("web").unwrap().as_str(), "arn:aws:iam::111122223333:role/k8s/web");
+    assert_eq!(base.complete("/team/web").unwrap().as_str(), "arn:aws:iam::111122223333:role/k8s/team/web");
+    assert_eq!(base.complete("//web").unwrap_err(), ParseError::Path);
+    assert_eq!(base.complete("").unwrap_err(), ParseError::RoleName);
+    assert!("arn:aws:iam::111122223333:user/".parse::<BaseArn>().is_err());
+    let of_account = BaseArn::of_account(Partition::AwsCn, "111122223333").unwrap();
+    assert_eq!(of_account.as_str(), "arn:aws-cn:iam::111122223333:role/");
+}
+
+#[test]
+fn session_names_are_derived_from_any_text() {
+    assert_eq!(SessionName::derived_from("web-7f9c-abcde").as_str(), "web-7f9c-abcde");
+    assert_eq!(SessionName::derived_from("a b/c\n").as_str(), "a-b-c-");
+    assert_eq!(SessionName::derived_from("x").as_str(), "pod-x");
+    assert_eq!(SessionName::derived_from("").as_str(), "pod-");
+    let long = format!("{}-abcde", "n".repeat(100));
+    let derived = SessionName::derived_from(&long);
+    assert_eq!(derived.as_str().len(), 64);
+    assert!(derived.as_str().ends_with("-abcde"));
+}
+
+#[test]
+fn session_names_and_external_ids_are_bounded() {
+    assert!("x".parse::<SessionName>().is_err());
+    assert!("x".repeat(65).parse::<SessionName>().is_err());
+    assert!("a b".parse::<SessionName>().is_err());
+    assert!("ok-1".parse::<SessionName>().is_ok());
+    assert!("x".parse::<ExternalId>().is_err());
+    assert!("x".repeat(1225).parse::<ExternalId>().is_err());
+    assert!("a:b/c".parse::<ExternalId>().is_ok());
+    assert!("a\nb".parse::<ExternalId>().is_err());
+}
+
+proptest::proptest! {
+    #[test]
+    fn a_derived_session_name_is_always_a_session_name(text in ".{0,200}") {
+        let derived = SessionName::derived_from(&text);
+        proptest::prop_assert!(derived.as_str().parse::<SessionName>().is_ok());
+    }
+
+    #[test]
+    fn a_role_arn_that_parses_is_printable_ascii_and_round_trips(text in "arn:aws(-cn)?:iam::[0-9]{11,13}:role/.{0,40}") {
+        if let Ok(arn) = text.parse::<RoleArn>() {
+            proptest::prop_assert!(arn.as_str().bytes().all(|byte| byte.is_ascii_graphic()));
+            proptest::prop_assert!(arn.as_str().ends_with(arn.name()));
+        }
+    }
+}

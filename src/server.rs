@@ -1,0 +1,202 @@
+//! The pod-facing port: which connections are let in, and with which identity.
+//!
+//! A connection must have been redirected: its original destination, as the kernel's NAT remembers it, is the metadata
+//! address. One that came straight to the port is closed before a byte of it is read, but for probes: a connection from
+//! the node's own address may ask for `/healthz`.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{getsockopt, sockopt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tracing::{debug, warn};
+
+use crate::credentials::AssumeRole;
+use crate::drain::Drain;
+use crate::metrics::Metrics;
+use crate::proxy::route::Hosts;
+use crate::proxy::{Origin, Proxy};
+
+/// The metadata service's addresses and port (EC2 user guide, "Access instance metadata").
+pub const METADATA_IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// The IPv6 one.
+pub const METADATA_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+/// Their port.
+pub const METADATA_PORT: u16 = 80;
+
+/// Time for a request's head to arrive, and for the next request on an idle connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// Bytes of a request's head.
+const MAX_HEAD: usize = 16 * 1024;
+/// Headers of a request.
+const MAX_HEADERS: usize = 64;
+/// Open connections, all pods together.
+const MAX_CONNECTIONS: usize = 4096;
+/// Pause after a failed accept: it fails for lack of descriptors or memory, which a moment may bring back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long the last look at the backlog takes when stopping.
+const LAST_ACCEPT: Duration = Duration::from_millis(20);
+
+/// The pod-facing port.
+#[derive(Debug)]
+pub struct Server<A> {
+    proxy: Arc<Proxy<A>>,
+    accept_direct: bool,
+    metrics: Metrics,
+    drain: Drain,
+    connections: Arc<Semaphore>,
+}
+
+/// What a connection may be used for.
+#[derive(Debug)]
+enum Admission {
+    /// A pod's.
+    Pod(Origin),
+    /// A probe of the node's own.
+    Probe,
+    /// Nothing: it is closed.
+    Refused,
+}
+
+impl<A: AssumeRole> Server<A> {
+    /// A server that hands the requests of pods to `proxy`.
+    pub fn new(proxy: Proxy<A>, accept_direct: bool, metrics: Metrics, drain: Drain) -> Self {
+        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        Self { proxy: Arc::new(proxy), accept_direct, metrics, drain, connections }
+    }
+
+    /// Accepts until the drain begins; the connections that are open then live on in the drain.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => self.accepted(accepted).await,
+                () = self.drain.begun() => break,
+            }
+        }
+        // What the kernel has accepted for us already would be reset when the listener closes.
+        while let Ok(accepted) = tokio::time::timeout(LAST_ACCEPT, listener.accept()).await {
+            self.accepted(accepted).await;
+        }
+    }
+
+    async fn accepted(self: &Arc<Self>, accepted: std::io::Result<(TcpStream, SocketAddr)>) {
+        match accepted {
+            Ok((stream, peer)) => self.take(stream, peer),
+            Err(error) => {
+                warn!(%error, "a connection could not be accepted; trying again");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+
+    fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let Ok(permit) = self.connections.clone().try_acquire_owned() else {
+            self.metrics.connection_refused("limit");
+            return;
+        };
+        let admission = self.admit(&stream, peer);
+        if matches!(admission, Admission::Refused) {
+            self.metrics.connection_refused("not-redirected");
+            debug!(source = %peer, "closed a connection that was not redirected from the metadata address");
+            return;
+        }
+        let server = self.clone();
+        self.drain.track(async move {
+            let _open = (permit, server.metrics.connection());
+            server.connection(stream, admission).await;
+        });
+    }
+
+    /// What the kernel says of a connection decides what it may be used for.
+    fn admit(&self, stream: &TcpStream, peer: SocketAddr) -> Admission {
+        let (Ok(local), ip) = (stream.local_addr(), peer.ip().to_canonical()) else {
+            return Admission::Refused;
+        };
+        let redirected = original_destination(stream).is_some_and(|original| is_metadata(original));
+        if redirected {
+            return Admission::Pod(Origin { ip, hosts: Hosts::default() });
+        }
+        if self.accept_direct {
+            let own = SocketAddr::new(local.ip().to_canonical(), local.port());
+            return Admission::Pod(Origin { ip, hosts: Hosts { own: Some(own) } });
+        }
+        // Only the node itself can connect to one of its addresses from the same address.
+        let from_the_node = ip == local.ip().to_canonical() || ip.is_loopback();
+        if from_the_node { Admission::Probe } else { Admission::Refused }
+    }
+
+    async fn connection(&self, stream: TcpStream, admission: Admission) {
+        // A small answer should not wait for the acknowledgement of the last one.
+        let _ = stream.set_nodelay(true);
+        let admission = &admission;
+        let service = service_fn(|request: Request<Incoming>| async move {
+            let (request, _) = request.into_parts();
+            let mut response = match admission {
+                Admission::Pod(origin) => self.proxy.handle(origin, &request).await,
+                Admission::Probe | Admission::Refused => probe(&request),
+            };
+            if self.drain.has_begun() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(MAX_HEAD)
+            .max_headers(MAX_HEADERS)
+            .half_close(false)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.drain.closing() => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = self.drain.forced() => Ok(()),
+                }
+            }
+        };
+        if let Err(error) = ended {
+            debug!(%error, "a connection ended early");
+        }
+    }
+}
+
+/// The only answers to a connection that was not redirected: kube2iam's liveness probe asks for this on the app port.
+fn probe(request: &http::request::Parts) -> Response<Full<Bytes>> {
+    let healthy = matches!(request.method, Method::GET | Method::HEAD) && request.uri.path() == "/healthz";
+    let (status, body) = if healthy { (StatusCode::OK, "ok\n") } else { (StatusCode::NOT_FOUND, "") };
+    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// Where a connection was going before NAT; `None` where it was not rewritten. The kernel keeps this for IPv4 also under a
+/// socket of IPv6 (`SO_ORIGINAL_DST`, `IP6T_SO_ORIGINAL_DST`).
+fn original_destination(stream: &impl AsFd) -> Option<SocketAddr> {
+    if let Ok(v4) = getsockopt(stream, sockopt::OriginalDst) {
+        let ip = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
+        return Some(SocketAddr::new(IpAddr::V4(ip), u16::from_be(v4.sin_port)));
+    }
+    let v6 = getsockopt(stream, sockopt::Ip6tOriginalDst).ok()?;
+    Some(SocketAddr::new(IpAddr::V6(Ipv6Addr::from(v6.sin6_addr.s6_addr)), u16::from_be(v6.sin6_port)))
+}
+
+fn is_metadata(address: SocketAddr) -> bool {
+    address.port() == METADATA_PORT && [IpAddr::V4(METADATA_IPV4), IpAddr::V6(METADATA_IPV6)].contains(&address.ip())
+}

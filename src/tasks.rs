@@ -1,0 +1,61 @@
+//! Supervised background tasks: nothing is spawned and forgotten. A task that ends by itself, or panics, ends the process
+//! with its name.
+
+use std::future::Future;
+
+use tokio::task::JoinSet;
+
+/// The background tasks of the process.
+#[derive(Debug, Default)]
+pub struct Tasks {
+    running: JoinSet<&'static str>,
+    names: std::collections::HashMap<tokio::task::Id, &'static str>,
+}
+
+/// A task ended that should have run for ever.
+#[derive(Debug, thiserror::Error)]
+#[error("the task '{name}' ended: {how}; this is a bug in rolegate, and the process ends so that it is started afresh")]
+pub struct TaskEnded {
+    name: &'static str,
+    how: String,
+}
+
+impl Tasks {
+    /// Starts a task that runs for as long as the process.
+    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let handle = self.running.spawn(async move {
+            task.await;
+            name
+        });
+        self.names.insert(handle.id(), name);
+    }
+
+    /// Waits until a task ends that should not have; with no tasks, for ever.
+    pub async fn first_ended(&mut self) -> TaskEnded {
+        match self.running.join_next().await {
+            None => std::future::pending().await,
+            Some(Ok(name)) => TaskEnded { name, how: "it returned".to_owned() },
+            Some(Err(error)) => {
+                let name = self.names.get(&error.id()).copied().unwrap_or("unknown");
+                // Not the panic's payload: nobody has looked at it for secrets.
+                TaskEnded { name, how: if error.is_panic() { "it panicked" } else { "it was cancelled" }.to_owned() }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_ends_is_named() {
+        let mut tasks = Tasks::default();
+        tasks.spawn("for ever", std::future::pending());
+        tasks.spawn("short", async {});
+        assert!(tasks.first_ended().await.to_string().contains("'short' ended: it returned"));
+        tasks.spawn("broken", async { panic!("secret-value") });
+        let ended = tasks.first_ended().await.to_string();
+        assert!(ended.contains("'broken' ended: it panicked") && !ended.contains("secret-value"), "{ended}");
+    }
+}
