@@ -1,1 +1,3 @@
 //! rolegate's test bed.
+
+pub mod node;
