@@ -49,6 +49,7 @@ pub fn available_or_skip() -> bool {
 ///
 /// # Panics
 /// Where the environment has `ROLEGATE_NO_SKIPS=1`.
+#[track_caller]
 #[allow(
     clippy::print_stderr,
     reason = "a test's message to the person who runs it"

@@ -45,7 +45,7 @@ fn canned(pieces: &[&[u8]], then: Then) -> TcpStream {
             Then::Wait | Then::Sleep => {}
         }
         if then == Then::Sleep {
-            std::thread::sleep(Duration::from_secs(1));
+            std::thread::sleep(Duration::from_secs(3));
         }
         while server.read(&mut buffer).is_ok_and(|length| length > 0) {}
     });
@@ -55,8 +55,8 @@ fn canned(pieces: &[&[u8]], then: Then) -> TcpStream {
 fn limits(max_responses: usize) -> PlayLimits {
     PlayLimits {
         max_responses,
-        answer: Duration::from_millis(400),
-        quiet: Duration::from_millis(60),
+        answer: Duration::from_secs(20),
+        quiet: Duration::from_millis(200),
     }
 }
 
@@ -172,26 +172,43 @@ fn methods_are_told_apart_behind_bodies() {
 
 #[test]
 fn an_answer_too_many_is_noticed_at_once() {
-    let one = "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx";
+    let one = answer_of("200 OK", "x");
+    let patient = PlayLimits {
+        quiet: Duration::from_secs(60),
+        ..limits(1)
+    };
     let started = Instant::now();
-    let got = played(GET, one.repeat(3).as_bytes(), Then::Sleep, 1);
+    let got = play(
+        canned(&[one.repeat(3).as_bytes()], Then::Sleep),
+        GET,
+        patient,
+    )
+    .unwrap();
     assert_eq!(got.responses.len(), 3);
-    assert!(started.elapsed() < Duration::from_millis(400));
     // Also when it comes later, within the quiet time.
     let late = play(
         canned(&[one.as_bytes(), one.as_bytes()], Then::Sleep),
         GET,
-        limits(1),
+        patient,
     )
     .unwrap();
     assert_eq!(late.responses.len(), 2);
+    assert!(started.elapsed() < patient.quiet);
 }
 
 #[test]
 fn a_server_that_waits_for_the_rest_is_told_that_there_is_none() {
-    let waits = played(b"GET /half", b"", Then::Wait, 1);
+    let impatient = PlayLimits {
+        answer: Duration::from_millis(100),
+        ..limits(1)
+    };
+    let waiting = PlayLimits {
+        quiet: Duration::from_secs(20),
+        ..impatient
+    };
+    let waits = play(canned(&[], Then::Wait), b"GET /half", waiting).unwrap();
     assert!(waits.closed_after_our_end && !waits.closed && waits.raw.is_empty());
-    let sleeps = played(GET, b"", Then::Sleep, 1);
+    let sleeps = play(canned(&[], Then::Sleep), GET, impatient).unwrap();
     assert!(!sleeps.closed_after_our_end && !sleeps.closed);
 }
 
