@@ -1,1 +1,4 @@
 //! rolegate's test bed.
+
+pub mod node;
+pub mod player;

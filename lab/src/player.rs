@@ -1,0 +1,260 @@
+//! A player of raw HTTP requests: it sends exactly the bytes that it is given, however wrong they are, and judges what
+//! comes back.
+//!
+//! A corpus is a file of JSON lines, one [`Entry`] each. The way of an entry: [`load`], [`render`], [`play`], [`judge`].
+//! The player only ever writes on a stream that it is handed; it connects to nothing by itself.
+#![forbid(unsafe_code)]
+
+mod answer;
+mod play;
+#[cfg(test)]
+mod tests;
+mod verdict;
+
+use std::io;
+use std::path::Path;
+
+use serde::Deserialize;
+
+pub use answer::Response;
+pub use play::{PlayLimits, Transcript, play, request};
+pub use verdict::{Own, judge};
+
+/// One raw request, or several on one connection, with the outcomes that are right.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Unique in the corpus.
+    pub id: String,
+    /// What the entry is about: `base`, `token`, `role`, `path`, `frame`, …
+    pub category: String,
+    /// The bytes, with placeholders; each character is one byte (latin-1).
+    pub raw_request: String,
+    /// The best outcome.
+    pub expect: Expect,
+    /// Other outcomes that are safe.
+    pub also_ok: Vec<Expect>,
+    /// Under which setting of `--imds-tokens` it holds.
+    pub mode: Mode,
+    /// More answers than this mean that bytes were taken for a request that are none.
+    pub max_responses: usize,
+    /// What goes wrong where it fails.
+    pub why: String,
+    /// Where that is known from.
+    pub evidence: String,
+}
+
+/// An outcome, as seen by the pod. Of several answers on one connection, the last one counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Expect {
+    /// 200, and nothing but the own role's name or credentials.
+    CredentialsOfOwnRole,
+    /// A normal 200: a token was issued, or it is allow-listed metadata.
+    Passthrough,
+    /// 4xx or 5xx, without data.
+    Denied,
+    /// 400, 414 or 431 without data, or the connection is closed without an answer.
+    BadRequest,
+}
+
+/// The setting of `--imds-tokens` that an entry is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Either.
+    Any,
+    /// `optional`: IMDSv1 is served.
+    V1,
+    /// `required`: only IMDSv2 is.
+    V2,
+}
+
+/// What stands in an entry's placeholders. `{OWN_ROLE_SWAPCASE}` follows from the own role.
+#[derive(Debug, Clone, Default)]
+pub struct Substitutions {
+    /// `{TOKEN}`: a valid session token of this pod.
+    pub token: String,
+    /// `{TOKEN_OTHER}`: a valid one that was issued to another pod.
+    pub token_other: String,
+    /// `{TOKEN_EXPIRED}`: one of this pod that is past its time.
+    pub token_expired: String,
+    /// `{OWN_ROLE}`: the name of this pod's role.
+    pub own_role: String,
+    /// `{OTHER_ROLE}`: another pod's.
+    pub other_role: String,
+    /// `{NODE_ROLE}`: the node's.
+    pub node_role: String,
+    /// `{OTHER_POD_IP}`: the address of a pod with another role.
+    pub other_pod_ip: String,
+    /// `{NODE_IP}`: the node's address.
+    pub node_ip: String,
+}
+
+/// Why a corpus cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It cannot be read.
+    #[error("cannot read the corpus: {0}")]
+    Read(#[from] io::Error),
+    /// A line is not an entry.
+    #[error("line {line} of the corpus: {why}")]
+    Line {
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl Entry {
+    /// Whether the entry holds for a daemon that requires tokens, or for one that does not.
+    pub fn applies(&self, tokens_required: bool) -> bool {
+        match self.mode {
+            Mode::Any => true,
+            Mode::V1 => !tokens_required,
+            Mode::V2 => tokens_required,
+        }
+    }
+
+    /// Everything that is right: [`Entry::expect`], then [`Entry::also_ok`].
+    pub fn right(&self) -> impl Iterator<Item = Expect> {
+        std::iter::once(self.expect).chain(self.also_ok.iter().copied())
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if let Some(wide) = self
+            .raw_request
+            .chars()
+            .find(|&character| u8::try_from(character).is_err())
+        {
+            return Err(format!("{}: {wide:?} is not latin-1", self.id));
+        }
+        let nothing = Substitutions::default();
+        for piece in pieces(&self.raw_request) {
+            let Piece::Placeholder(name) = piece else {
+                continue;
+            };
+            if nothing.value(name).is_none() {
+                return Err(format!("{}: unknown placeholder {{{name}}}", self.id));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Expect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::CredentialsOfOwnRole => "credentials-of-own-role",
+            Self::Passthrough => "passthrough",
+            Self::Denied => "denied",
+            Self::BadRequest => "bad-request",
+        })
+    }
+}
+
+impl Substitutions {
+    fn value(&self, placeholder: &str) -> Option<String> {
+        Some(match placeholder {
+            "TOKEN" => self.token.clone(),
+            "TOKEN_OTHER" => self.token_other.clone(),
+            "TOKEN_EXPIRED" => self.token_expired.clone(),
+            "OWN_ROLE" => self.own_role.clone(),
+            "OWN_ROLE_SWAPCASE" => swap_case(&self.own_role),
+            "OTHER_ROLE" => self.other_role.clone(),
+            "NODE_ROLE" => self.node_role.clone(),
+            "OTHER_POD_IP" => self.other_pod_ip.clone(),
+            "NODE_IP" => self.node_ip.clone(),
+            _ => return None,
+        })
+    }
+}
+
+/// Reads a corpus. Blank lines are skipped.
+///
+/// # Errors
+/// If the file cannot be read, a line is not an entry, has a character that is not latin-1 or a placeholder that is not
+/// one of [`Substitutions`], or two entries have the same id.
+pub fn load(path: impl AsRef<Path>) -> Result<Vec<Entry>, LoadError> {
+    let mut entries: Vec<Entry> = Vec::new();
+    for (index, line) in std::fs::read_to_string(path)?.lines().enumerate() {
+        if line.trim().is_empty() {
+            continue;
+        }
+        let wrong = |why: String| LoadError::Line {
+            line: index + 1,
+            why,
+        };
+        let entry: Entry = serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
+        entry.check().map_err(wrong)?;
+        if entries.iter().any(|earlier| earlier.id == entry.id) {
+            return Err(wrong(format!("{} is there already", entry.id)));
+        }
+        entries.push(entry);
+    }
+    Ok(entries)
+}
+
+/// The bytes to send: the placeholders replaced, each character one byte. A character beyond latin-1, which only a
+/// substitution can bring, becomes `?`.
+pub fn render(entry: &Entry, subs: &Substitutions) -> Vec<u8> {
+    let text: String = pieces(&entry.raw_request)
+        .map(|piece| match piece {
+            Piece::Text(text) => text.to_owned(),
+            Piece::Placeholder(name) => subs.value(name).unwrap_or_else(|| format!("{{{name}}}")),
+        })
+        .collect();
+    text.chars()
+        .map(|character| u8::try_from(character).unwrap_or(b'?'))
+        .collect()
+}
+
+/// A part of a raw request.
+enum Piece<'a> {
+    Text(&'a str),
+    /// The name between the braces.
+    Placeholder(&'a str),
+}
+
+/// Cuts a raw request at its placeholders: capital letters and underscores in braces.
+fn pieces(text: &str) -> impl Iterator<Item = Piece<'_>> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        if let Some((name, after)) = leading_placeholder(rest) {
+            rest = after;
+            return Some(Piece::Placeholder(name));
+        }
+        let next = rest
+            .char_indices()
+            .skip(1)
+            .map(|(at, _)| at)
+            .find(|&at| leading_placeholder(&rest[at..]).is_some());
+        let (text, after) = rest.split_at(next.unwrap_or(rest.len()));
+        rest = after;
+        Some(Piece::Text(text))
+    })
+}
+
+fn leading_placeholder(text: &str) -> Option<(&str, &str)> {
+    let (name, after) = text.strip_prefix('{')?.split_once('}')?;
+    let is_name = !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+    is_name.then_some((name, after))
+}
+
+fn swap_case(text: &str) -> String {
+    let swap = |c: char| {
+        if c.is_ascii_lowercase() {
+            c.to_ascii_uppercase()
+        } else {
+            c.to_ascii_lowercase()
+        }
+    };
+    text.chars().map(swap).collect()
+}
