@@ -1,0 +1,43 @@
+// The AWS SDK for JavaScript v3: fromInstanceMetadata, then GetCallerIdentity with what it gave.
+import { createHash } from "node:crypto";
+import { GetCallerIdentityCommand, STSClient } from "@aws-sdk/client-sts";
+import { fromInstanceMetadata } from "@aws-sdk/credential-providers";
+
+const TIME_LIMIT_MS = 25_000;
+
+function finish(status, answer) {
+  const line = JSON.stringify({ client: "node", ...answer }) + "\n";
+  process.stdout.write(line, () => process.exit(status));
+}
+
+function oneLine(error) {
+  return `${error.name}: ${error.message}`.replace(/\s+/g, " ").trim();
+}
+
+setTimeout(
+  () => finish(4, { error: "other", detail: `no answer within ${TIME_LIMIT_MS / 1000} s` }),
+  TIME_LIMIT_MS,
+).unref();
+
+let stage = "other";
+try {
+  const sts = new STSClient({
+    region: process.env.AWS_REGION,
+    endpoint: process.env.STS_ENDPOINT,
+    credentials: fromInstanceMetadata(),
+  });
+  // The client's own memoized provider: the request below is signed with these very credentials.
+  stage = "no-credentials";
+  const credentials = await sts.config.credentials();
+  stage = "other";
+  const identity = await sts.send(new GetCallerIdentityCommand({}));
+  finish(0, {
+    access_key_id: credentials.accessKeyId,
+    session_token_sha256: createHash("sha256").update(credentials.sessionToken ?? "").digest("hex"),
+    expiration: credentials.expiration?.toISOString().replace(/\.\d+Z$/, "Z") ?? null,
+    account: identity.Account,
+    arn: identity.Arn,
+  });
+} catch (error) {
+  finish(stage === "no-credentials" ? 3 : 4, { error: stage, detail: oneLine(error) });
+}

@@ -1,0 +1,61 @@
+"""boto3 as a pod runs it: default session, credentials from the metadata service, then GetCallerIdentity."""
+
+import hashlib
+import json
+import os
+import signal
+
+import boto3
+from botocore.exceptions import CredentialRetrievalError, NoCredentialsError
+
+TIME_LIMIT_SECONDS = 25
+
+
+def finish(status, **answer):
+    # os.write and _exit: this also ends a process whose main thread is inside the SDK.
+    os.write(1, (json.dumps({"client": "boto3", **answer}) + "\n").encode())
+    os._exit(status)
+
+
+def one_line(error):
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def out_of_time(_signal, _frame):
+    finish(4, error="other", detail=f"no answer within {TIME_LIMIT_SECONDS} s")
+
+
+def main():
+    signal.signal(signal.SIGALRM, out_of_time)
+    signal.alarm(TIME_LIMIT_SECONDS)
+
+    session = boto3.Session()
+    credentials = session.get_credentials()
+    if credentials is None:
+        raise NoCredentialsError()
+    frozen = credentials.get_frozen_credentials()
+    # boto3 has no public accessor for the expiry; where it disappears the harness sees null.
+    expires_at = getattr(credentials, "_expiry_time", None)
+
+    sts = session.client(
+        "sts",
+        region_name=os.environ["AWS_REGION"],
+        endpoint_url=os.environ["STS_ENDPOINT"],
+    )
+    identity = sts.get_caller_identity()
+    finish(
+        0,
+        access_key_id=frozen.access_key,
+        session_token_sha256=hashlib.sha256((frozen.token or "").encode()).hexdigest(),
+        expiration=expires_at and expires_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        account=identity["Account"],
+        arn=identity["Arn"],
+    )
+
+
+try:
+    main()
+except (NoCredentialsError, CredentialRetrievalError) as error:
+    finish(3, error="no-credentials", detail=one_line(error))
+except Exception as error:
+    finish(4, error="other", detail=one_line(error))
