@@ -1,1 +1,6 @@
 //! rolegate's test bed.
+
+#![forbid(unsafe_code)]
+
+pub mod kube;
+pub mod serve;
