@@ -266,7 +266,8 @@ impl KubeApi {
 
 /// Faults.
 impl KubeApi {
-    /// Resets every open connection now, in the middle of whatever was being sent. No watch is open when this returns.
+    /// Resets every open connection now, in the middle of whatever was being sent: what a client has not read yet is lost.
+    /// No watch is open when this returns.
     pub fn cut_connections(&self) {
         // In this order: a watch that loses its place must not end cleanly before its connection is cut.
         self.running.server.cut();
