@@ -1,0 +1,349 @@
+//! A Kubernetes API server over real sockets: as much of one as a node agent can see, and every way it can misbehave.
+//!
+//! It serves lists, watches and gets of pods, namespaces, service accounts and nodes, takes events and access reviews,
+//! and answers errors with `Status` objects, as <https://kubernetes.io/docs/reference/using-api/api-concepts/> describes
+//! and a real server of version 1.33 does. Tests put objects in with [`KubeApi::apply`], break things with the fault
+//! methods, and look at what was asked with [`KubeApi::requests`].
+//!
+//! ```no_run
+//! # async fn example() -> std::io::Result<()> {
+//! use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
+//!
+//! let api = KubeApi::start(std::net::TcpListener::bind("127.0.0.1:0")?)?;
+//! api.apply(Resource::Pods, PodBuilder::new("team-a", "web-0").ip("10.42.0.2").build());
+//! // ... start what watches pods at api.url() ...
+//! api.wait_for_watchers(Resource::Pods, 1).await;
+//! api.cut_connections();
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What differs from a real server: patches are merge patches only, only events can be created over HTTP, a future
+//! resource version fails a list at once instead of after three seconds, and a watch without `timeoutSeconds` has no
+//! end of its own.
+
+mod builders;
+mod certificates;
+mod discovery;
+mod documents;
+mod events;
+mod faults;
+mod list;
+mod objects;
+mod pod;
+mod request;
+mod selector;
+mod state;
+mod status;
+mod store;
+mod subscription;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+pub use self::builders::{namespace, node, service_account};
+pub use self::faults::{Fault, Verb};
+pub use self::objects::Resource;
+pub use self::pod::PodBuilder;
+pub use self::request::RecordedRequest;
+use self::state::State;
+use crate::serve::Server;
+
+/// A handle to a running server, which stops when the last one is dropped.
+#[derive(Debug, Clone)]
+pub struct KubeApi {
+    running: Arc<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    server: Server,
+    state: Arc<State>,
+    ca_pem: Option<String>,
+}
+
+impl KubeApi {
+    /// Serves plain HTTP on `listener`, on the current tokio runtime.
+    ///
+    /// # Errors
+    /// If the listener cannot be used.
+    pub fn start(listener: TcpListener) -> io::Result<KubeApi> {
+        KubeApi::serve(listener, None, None)
+    }
+
+    /// Serves TLS on `listener`, on the current tokio runtime, with a certificate of a CA of its own for `localhost`,
+    /// the loopback addresses and the listener's address.
+    ///
+    /// # Errors
+    /// If the listener cannot be used, or no certificate can be made for its address.
+    pub fn start_tls(listener: TcpListener) -> io::Result<KubeApi> {
+        let certificates = certificates::generate(listener.local_addr()?.ip())?;
+        KubeApi::serve(
+            listener,
+            Some(certificates.server),
+            Some(certificates.ca_pem),
+        )
+    }
+
+    fn serve(
+        listener: TcpListener,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        ca_pem: Option<String>,
+    ) -> io::Result<KubeApi> {
+        let state = Arc::new(State::new());
+        let server = Server::start(listener, tls, Arc::clone(&state))?;
+        Ok(KubeApi {
+            running: Arc::new(Running {
+                server,
+                state,
+                ca_pem,
+            }),
+        })
+    }
+
+    /// `http://ip:port` or `https://ip:port`; a loopback address if the listener is on the unspecified one.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let mut address = self.addr();
+        match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        let scheme = match self.running.ca_pem {
+            Some(_) => "https",
+            None => "http",
+        };
+        format!("{scheme}://{address}")
+    }
+
+    /// The address of the listener.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.running.server.address()
+    }
+
+    /// The certificate of the CA, if the server speaks TLS.
+    #[must_use]
+    pub fn ca_pem(&self) -> Option<String> {
+        self.running.ca_pem.clone()
+    }
+
+    /// A kubeconfig for this server as it is now: with the token, if one is required. It is JSON, which is YAML.
+    #[must_use]
+    pub fn kubeconfig(&self) -> String {
+        let mut cluster = json!({ "server": self.url() });
+        if let Some(ca) = &self.running.ca_pem {
+            cluster["certificate-authority-data"] = STANDARD.encode(ca).into();
+        }
+        let user = match &self.state().behaviour().token {
+            Some(token) => json!({ "token": token }),
+            None => json!({}),
+        };
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{ "name": "lab", "cluster": cluster }],
+            "users": [{ "name": "lab", "user": user }],
+            "contexts": [{ "name": "lab", "context": { "cluster": "lab", "user": "lab" } }],
+            "current-context": "lab",
+        });
+        format!("{config:#}\n")
+    }
+
+    /// Requires this bearer token from now on; any other request is answered 401, but for health and version.
+    pub fn require_token(&self, token: Option<&str>) {
+        self.state().behaviour().token = token.map(str::to_owned);
+    }
+
+    fn state(&self) -> &Arc<State> {
+        &self.running.state
+    }
+}
+
+/// Objects.
+impl KubeApi {
+    /// Creates or replaces an object, and returns it as stored.
+    ///
+    /// It gets a new `resourceVersion`, and a uid and a creation time if it has none: those of the object it replaces, or
+    /// fresh ones. An object whose uid is not that of the one it replaces is another object: the old one is deleted first.
+    pub fn apply(&self, resource: Resource, object: Value) -> Value {
+        Value::clone(&self.state().store().apply(resource, object))
+    }
+
+    /// Deletes an object; false if it is not there. Cluster-scoped ones are in no namespace.
+    pub fn delete(&self, resource: Resource, namespace: Option<&str>, name: &str) -> bool {
+        let key = (namespace.unwrap_or_default().to_owned(), name.to_owned());
+        self.state().store().delete(resource, &key)
+    }
+
+    /// An object as it is stored now.
+    #[must_use]
+    pub fn get(&self, resource: Resource, namespace: Option<&str>, name: &str) -> Option<Value> {
+        let key = (namespace.unwrap_or_default().to_owned(), name.to_owned());
+        let store = self.state().store();
+        store.get(resource, &key).map(|object| Value::clone(object))
+    }
+
+    /// The version of the latest change.
+    #[must_use]
+    pub fn resource_version(&self) -> u64 {
+        self.state().store().version()
+    }
+}
+
+/// What clients did.
+impl KubeApi {
+    /// Every request that was read, oldest first.
+    #[must_use]
+    pub fn requests(&self) -> Vec<RecordedRequest> {
+        self.state().requests().clone()
+    }
+
+    /// Forgets the requests so far.
+    pub fn clear_requests(&self) {
+        self.state().requests().clear();
+    }
+
+    /// Waits until a request that `matches` has been read, and returns the first such.
+    pub async fn wait_for_request(
+        &self,
+        matches: impl Fn(&RecordedRequest) -> bool,
+    ) -> RecordedRequest {
+        loop {
+            let found = |state: &State| state.requests().iter().find(|it| matches(it)).cloned();
+            self.state()
+                .wait_until(|state| found(state).is_some())
+                .await;
+            if let Some(request) = found(self.state()) {
+                return request;
+            }
+        }
+    }
+
+    /// The events that were posted, of both groups, in order, with later patches applied.
+    #[must_use]
+    pub fn events(&self) -> Vec<Value> {
+        self.state().events().all()
+    }
+
+    /// Waits until at least `n` events have been posted.
+    pub async fn wait_for_events(&self, n: usize) {
+        self.state()
+            .wait_until(|state| state.events().len() >= n)
+            .await;
+    }
+
+    /// How many watches of a resource are open.
+    #[must_use]
+    pub fn watchers(&self, resource: Resource) -> usize {
+        self.state().store().watches(resource)
+    }
+
+    /// Waits until at least `n` watches of a resource are open.
+    pub async fn wait_for_watchers(&self, resource: Resource, n: usize) {
+        self.state()
+            .wait_until(|state| state.store().watches(resource) >= n)
+            .await;
+    }
+
+    /// Waits until no watch of a resource is open.
+    pub async fn wait_for_no_watchers(&self, resource: Resource) {
+        self.state()
+            .wait_until(|state| state.store().watches(resource) == 0)
+            .await;
+    }
+}
+
+/// Faults.
+impl KubeApi {
+    /// Resets every open connection now, in the middle of whatever was being sent: what a client has not read yet is lost.
+    /// No watch is open when this returns.
+    pub fn cut_connections(&self) {
+        // In this order: a watch that loses its place must not end cleanly before its connection is cut.
+        self.running.server.cut();
+        self.state().store().close_watches();
+        self.state().changed();
+    }
+
+    /// While on, requests are read and recorded but not answered, and watches are sent nothing. Afterwards all of it is
+    /// caught up with.
+    pub fn stall(&self, on: bool) {
+        self.state().stall(on);
+    }
+
+    /// While on, new connections are accepted and reset at once.
+    pub fn refuse_connections(&self, on: bool) {
+        self.running.server.refuse(on);
+    }
+
+    /// Answers the next requests that match with an error. Faults are used up in the order they were given.
+    pub fn fail_next(&self, fault: Fault) {
+        self.state().behaviour().fail_next(fault);
+    }
+
+    /// Takes a permission away, such as `list` of `"pods"`: requests are answered 403, and access reviews say so.
+    /// Watches that are open stay open, as on a real server.
+    pub fn deny(&self, verb: Verb, resource: &str) {
+        self.state().behaviour().deny(verb, resource);
+    }
+
+    /// Gives a permission back.
+    pub fn allow(&self, verb: Verb, resource: &str) {
+        self.state().behaviour().allow(verb, resource);
+    }
+
+    /// Forgets the history before the current version. A watch from an older version gets an ERROR event of code 410,
+    /// a page of an older list is answered 410. The current version is still good to watch from.
+    pub fn compact(&self) {
+        self.state().store().compact();
+    }
+
+    /// Withholds the events of the objects of that name from watches; those of others still flow. Gets and lists show
+    /// the objects as they are.
+    pub fn hold_events(&self, resource: Resource, name: &str) {
+        self.state().store().hold(resource, name);
+    }
+
+    /// Sends the events that were withheld, as if the changes had been made just now: each has a new resource version,
+    /// later than that of everything that was sent meanwhile.
+    pub fn release_events(&self, resource: Resource, name: &str) {
+        self.state().store().release(resource, name);
+    }
+
+    /// Sends a bookmark to the watches of a resource that allow bookmarks.
+    pub fn send_bookmark(&self, resource: Resource) {
+        self.state().store().bookmark_all(resource);
+    }
+
+    /// How often watches opened from now on get a bookmark if they allow it; every minute unless set.
+    pub fn set_bookmark_interval(&self, interval: Duration) {
+        self.state().behaviour().bookmark_interval = interval;
+    }
+
+    /// While on, `sendInitialEvents` is refused with 422, as by a server without the `WatchList` feature.
+    pub fn without_streaming_lists(&self, on: bool) {
+        self.state().behaviour().streaming_lists = !on;
+    }
+
+    /// Sends an arbitrary line to the open watches of a resource.
+    pub fn inject_raw_event(&self, resource: Resource, line: &str) {
+        self.state().store().send_raw(resource, line);
+    }
+
+    /// Stops: the listener is closed and every connection is reset.
+    pub fn shutdown(&self) {
+        self.running.server.stop();
+        self.state().store().close_watches();
+        self.state().changed();
+    }
+}

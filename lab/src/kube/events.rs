@@ -1,0 +1,154 @@
+//! Event objects, of the core and the `events.k8s.io` groups, with the validation of a real server: an event that would
+//! be refused in a cluster is refused here.
+
+use serde_json::{Value, json};
+
+use super::documents::{merge, now, uid_of};
+use super::status::ApiError;
+
+/// The group of the newer of the two.
+pub(super) const NEW_GROUP: &str = "events.k8s.io";
+
+/// A `note` or `message` is at most this many bytes.
+const NOTE_LIMIT: usize = 1024;
+/// `action`, `reason` and `reportingInstance` are at most this many bytes.
+const WORD_LIMIT: usize = 128;
+
+/// The events that were posted, in order, with later patches applied.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    events: Vec<Value>,
+}
+
+impl Events {
+    pub(super) fn all(&self) -> Vec<Value> {
+        self.events.clone()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    pub(super) fn create(
+        &mut self,
+        group: &str,
+        namespace: &str,
+        version: u64,
+        mut event: Value,
+    ) -> Result<Value, ApiError> {
+        let metadata = &mut event["metadata"];
+        match metadata["namespace"].as_str() {
+            None | Some("") => metadata["namespace"] = namespace.into(),
+            Some(own) if own != namespace => {
+                return Err(ApiError::bad_request(
+                    "the namespace of the provided object does not match the namespace sent on the request",
+                ));
+            }
+            Some(_) => {}
+        }
+        if metadata["name"].as_str().is_none_or(str::is_empty) {
+            let prefix = metadata["generateName"].as_str().unwrap_or_default();
+            metadata["name"] = format!("{prefix}{:05x}", self.events.len()).into();
+        }
+        validate(group, namespace, &event)?;
+        let name = event["metadata"]["name"].clone();
+        if self.position(namespace, &name).is_some() {
+            return Err(ApiError::new(
+                409,
+                "AlreadyExists",
+                format!("events {name} already exists"),
+            ));
+        }
+        let metadata = &mut event["metadata"];
+        metadata["uid"] = uid_of(version).into();
+        metadata["resourceVersion"] = version.to_string().into();
+        metadata["creationTimestamp"] = now().into();
+        self.events.push(event.clone());
+        Ok(event)
+    }
+
+    pub(super) fn patch(
+        &mut self,
+        group: &str,
+        namespace: &str,
+        name: &str,
+        patch: &Value,
+    ) -> Result<Value, ApiError> {
+        let Some(at) = self.position(namespace, &name.into()) else {
+            let info = super::objects::ResourceInfo {
+                group,
+                plural: "events",
+            };
+            return Err(ApiError::not_found(info, name));
+        };
+        let mut event = self.events[at].clone();
+        merge(&mut event, patch);
+        validate(group, namespace, &event)?;
+        self.events[at] = event.clone();
+        Ok(event)
+    }
+
+    fn position(&self, namespace: &str, name: &Value) -> Option<usize> {
+        self.events.iter().position(|event| {
+            event["metadata"]["namespace"] == namespace && event["metadata"]["name"] == *name
+        })
+    }
+}
+
+/// `ValidateEventCreate` of kubernetes' `pkg/apis/core/validation/events.go`.
+fn validate(group: &str, namespace: &str, event: &Value) -> Result<(), ApiError> {
+    let new = group == NEW_GROUP;
+    let invalid = |field: &str, what: &str| {
+        let name = event["metadata"]["name"].as_str().unwrap_or_default();
+        let message = format!("Event \"{name}\" is invalid: {field}: {what}");
+        ApiError::new(422, "Invalid", message).with_details(json!({
+            "name": name, "group": group, "kind": "Event",
+            "causes": [{ "reason": "FieldValueInvalid", "message": what, "field": field }],
+        }))
+    };
+    let regarding = if new { "regarding" } else { "involvedObject" };
+    let about = event[regarding]["namespace"].as_str().unwrap_or_default();
+    if about.is_empty() {
+        if !matches!(namespace, "default" | "kube-system") {
+            return Err(invalid(
+                "involvedObject.namespace",
+                "Invalid value: \"\": does not match event.namespace",
+            ));
+        }
+    } else if about != namespace {
+        return Err(invalid(
+            "involvedObject.namespace",
+            "Invalid value: does not match event.namespace",
+        ));
+    }
+    // The older group is strict only about events that use the newer fields.
+    if event["eventTime"].is_null() {
+        return if new {
+            Err(invalid("eventTime", "Required value"))
+        } else {
+            Ok(())
+        };
+    }
+    let controller = if new {
+        "reportingController"
+    } else {
+        "reportingComponent"
+    };
+    for field in [controller, "reportingInstance", "action", "reason"] {
+        let value = event[field].as_str().unwrap_or_default();
+        if value.is_empty() {
+            return Err(invalid(field, "Required value"));
+        }
+        if field != controller && value.len() > WORD_LIMIT {
+            return Err(invalid(field, "can have at most 128 characters"));
+        }
+    }
+    if !matches!(event["type"].as_str(), Some("Normal" | "Warning")) {
+        return Err(invalid("type", "Invalid value: has invalid value"));
+    }
+    let note = event[if new { "note" } else { "message" }].as_str();
+    if note.is_some_and(|note| note.len() > NOTE_LIMIT) {
+        return Err(invalid("message", "can have at most 1024 characters"));
+    }
+    Ok(())
+}

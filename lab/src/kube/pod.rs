@@ -1,0 +1,307 @@
+//! Pods as a real cluster has them: with the many fields that rolegate does not read.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::builders::{CREATED, managed_fields};
+
+/// A pod that looks like one that the kubelet has reported on.
+///
+/// By default it is `Running` on `node-a`, whose address is `10.0.0.10`, as service account `default`, without an IP.
+#[derive(Debug, Clone)]
+pub struct PodBuilder {
+    namespace: String,
+    name: String,
+    uid: Option<String>,
+    ips: Vec<String>,
+    node: String,
+    host_ip: String,
+    annotations: BTreeMap<String, String>,
+    labels: BTreeMap<String, String>,
+    service_account: String,
+    phase: String,
+    host_network: bool,
+    terminating: bool,
+}
+
+impl PodBuilder {
+    /// A pod of that namespace and name.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> PodBuilder {
+        PodBuilder {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: None,
+            ips: Vec::new(),
+            node: "node-a".to_owned(),
+            host_ip: "10.0.0.10".to_owned(),
+            annotations: BTreeMap::new(),
+            labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
+            service_account: "default".to_owned(),
+            phase: "Running".to_owned(),
+            host_network: false,
+            terminating: false,
+        }
+    }
+
+    /// Without one, the server gives a uid to a new pod and keeps that of a pod it replaces.
+    #[must_use]
+    pub fn uid(mut self, uid: &str) -> PodBuilder {
+        self.uid = Some(uid.to_owned());
+        self
+    }
+
+    /// The only address of the pod.
+    #[must_use]
+    pub fn ip(self, ip: &str) -> PodBuilder {
+        self.ips([ip])
+    }
+
+    /// All addresses of the pod; the first one is `status.podIP`.
+    #[must_use]
+    pub fn ips<'a>(mut self, ips: impl IntoIterator<Item = &'a str>) -> PodBuilder {
+        self.ips = ips.into_iter().map(str::to_owned).collect();
+        self
+    }
+
+    /// The node; empty for a pod that is not scheduled.
+    #[must_use]
+    pub fn node(mut self, node: &str) -> PodBuilder {
+        self.node = node.to_owned();
+        self
+    }
+
+    /// The address of the node, which is also the pod's on the host network.
+    #[must_use]
+    pub fn host_ip(mut self, ip: &str) -> PodBuilder {
+        self.host_ip = ip.to_owned();
+        self
+    }
+
+    /// Adds an annotation.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> PodBuilder {
+        self.annotations.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Adds a label. `app` is there already, with the pod's name.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> PodBuilder {
+        self.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// The service account.
+    #[must_use]
+    pub fn service_account(mut self, name: &str) -> PodBuilder {
+        self.service_account = name.to_owned();
+        self
+    }
+
+    /// `Pending`, `Running`, `Succeeded` or `Failed`.
+    #[must_use]
+    pub fn phase(mut self, phase: &str) -> PodBuilder {
+        self.phase = phase.to_owned();
+        self
+    }
+
+    /// On the host network, its addresses are the node's unless some are given.
+    #[must_use]
+    pub fn host_network(mut self, on: bool) -> PodBuilder {
+        self.host_network = on;
+        self
+    }
+
+    /// With a `deletionTimestamp`: asked to go, still there.
+    #[must_use]
+    pub fn terminating(mut self) -> PodBuilder {
+        self.terminating = true;
+        self
+    }
+
+    /// The pod.
+    #[must_use]
+    pub fn build(&self) -> Value {
+        let mut pod = json!({
+            "kind": "Pod",
+            "apiVersion": "v1",
+            "metadata": self.metadata(),
+            "spec": self.spec(),
+            "status": self.status(),
+        });
+        if self.host_network {
+            pod["spec"]["hostNetwork"] = true.into();
+        }
+        if !self.node.is_empty() {
+            pod["spec"]["nodeName"] = self.node.as_str().into();
+        }
+        if let Some(uid) = &self.uid {
+            pod["metadata"]["uid"] = uid.as_str().into();
+        }
+        if self.terminating {
+            pod["metadata"]["deletionTimestamp"] = "2025-06-02T09:00:30Z".into();
+            pod["metadata"]["deletionGracePeriodSeconds"] = 30.into();
+        }
+        pod
+    }
+
+    fn metadata(&self) -> Value {
+        let mut metadata = json!({
+            "name": self.name,
+            "generateName": format!("{}-", self.name.rsplit_once('-').map_or(&*self.name, |(head, _)| head)),
+            "namespace": self.namespace,
+            "labels": self.labels,
+            "ownerReferences": [{
+                "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{}-7d4b9c6f5", self.name),
+                "uid": "0b9e7d51-64a0-4f0b-8a0e-0f4a55d4b8d3", "controller": true, "blockOwnerDeletion": true,
+            }],
+            "managedFields": [
+                managed_fields("kube-controller-manager", "", json!({
+                    "f:metadata": {
+                        "f:annotations": { ".": {} }, "f:generateName": {},
+                        "f:labels": { ".": {}, "f:app": {} },
+                        "f:ownerReferences": { ".": {}, "k:{\"uid\":\"0b9e7d51-64a0-4f0b-8a0e-0f4a55d4b8d3\"}": {} },
+                    },
+                    "f:spec": {
+                        "f:containers": { "k:{\"name\":\"main\"}": {
+                            ".": {}, "f:env": { ".": {}, "k:{\"name\":\"AWS_REGION\"}": { ".": {}, "f:name": {}, "f:value": {} } },
+                            "f:image": {}, "f:imagePullPolicy": {}, "f:name": {}, "f:resources": {},
+                            "f:terminationMessagePath": {}, "f:terminationMessagePolicy": {},
+                        } },
+                        "f:dnsPolicy": {}, "f:enableServiceLinks": {}, "f:restartPolicy": {},
+                        "f:schedulerName": {}, "f:securityContext": {}, "f:terminationGracePeriodSeconds": {},
+                    },
+                })),
+                managed_fields("kubelet", "status", json!({
+                    "f:status": {
+                        "f:conditions": {
+                            "k:{\"type\":\"ContainersReady\"}": { ".": {}, "f:lastProbeTime": {}, "f:status": {}, "f:type": {} },
+                            "k:{\"type\":\"Ready\"}": { ".": {}, "f:lastProbeTime": {}, "f:status": {}, "f:type": {} },
+                        },
+                        "f:containerStatuses": {}, "f:hostIP": {}, "f:hostIPs": {}, "f:phase": {}, "f:podIP": {},
+                        "f:podIPs": { ".": {}, "k:{\"ip\":\"10.42.0.2\"}": { ".": {}, "f:ip": {} } }, "f:startTime": {},
+                    },
+                })),
+            ],
+        });
+        if !self.annotations.is_empty() {
+            metadata["annotations"] = json!(self.annotations);
+        }
+        metadata
+    }
+
+    fn spec(&self) -> Value {
+        let toleration = |key: &str| json!({ "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300 });
+        json!({
+            "volumes": [{
+                "name": "kube-api-access-x7k2p",
+                "projected": { "defaultMode": 420, "sources": [
+                    { "serviceAccountToken": { "expirationSeconds": 3607, "path": "token" } },
+                    { "configMap": { "name": "kube-root-ca.crt", "items": [{ "key": "ca.crt", "path": "ca.crt" }] } },
+                    { "downwardAPI": { "items": [
+                        { "path": "namespace", "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.namespace" } },
+                    ] } },
+                ] },
+            }],
+            "containers": [
+                container("main", "registry.example.com/team/app:1.42.0"),
+                container("sidecar", "registry.example.com/mesh/proxy:2.7.1"),
+            ],
+            "restartPolicy": "Always",
+            "terminationGracePeriodSeconds": 30,
+            "dnsPolicy": "ClusterFirst",
+            "serviceAccountName": self.service_account,
+            "serviceAccount": self.service_account,
+            "securityContext": {},
+            "schedulerName": "default-scheduler",
+            "tolerations": [toleration("node.kubernetes.io/not-ready"), toleration("node.kubernetes.io/unreachable")],
+            "priority": 0,
+            "enableServiceLinks": true,
+            "preemptionPolicy": "PreemptLowerPriority",
+        })
+    }
+
+    fn status(&self) -> Value {
+        let running = self.phase == "Running";
+        let condition = |kind: &str, on: bool| {
+            let status = if on { "True" } else { "False" };
+            json!({ "type": kind, "status": status, "lastProbeTime": null, "lastTransitionTime": CREATED })
+        };
+        let scheduled = !self.node.is_empty();
+        let mut status = json!({
+            "phase": self.phase,
+            "conditions": [
+                condition("PodReadyToStartContainers", running),
+                condition("Initialized", scheduled),
+                condition("Ready", running),
+                condition("ContainersReady", running),
+                condition("PodScheduled", scheduled),
+            ],
+            "qosClass": "Burstable",
+        });
+        if scheduled {
+            status["hostIP"] = self.host_ip.as_str().into();
+            status["hostIPs"] = json!([{ "ip": self.host_ip }]);
+            status["startTime"] = CREATED.into();
+            status["containerStatuses"] = json!([
+                container_status("main", running),
+                container_status("sidecar", running),
+            ]);
+        }
+        let ips = match self.ips.is_empty() && self.host_network {
+            true => std::slice::from_ref(&self.host_ip),
+            false => self.ips.as_slice(),
+        };
+        if let Some(first) = ips.first() {
+            let all: Vec<Value> = ips.iter().map(|ip| json!({ "ip": ip })).collect();
+            status["podIP"] = first.as_str().into();
+            status["podIPs"] = all.into();
+        }
+        status
+    }
+}
+
+fn container(name: &str, image: &str) -> Value {
+    json!({
+        "name": name,
+        "image": image,
+        "args": ["--log-level=info"],
+        "ports": [{ "name": "http", "containerPort": 8080, "protocol": "TCP" }],
+        "env": [
+            { "name": "AWS_REGION", "value": "eu-west-1" },
+            { "name": "POD_IP", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "status.podIP" } } },
+        ],
+        "resources": { "limits": { "memory": "256Mi" }, "requests": { "cpu": "100m", "memory": "256Mi" } },
+        "volumeMounts": [{
+            "name": "kube-api-access-x7k2p", "readOnly": true,
+            "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount",
+        }],
+        "livenessProbe": {
+            "httpGet": { "path": "/healthz", "port": "http", "scheme": "HTTP" },
+            "timeoutSeconds": 1, "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3,
+        },
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "File",
+        "imagePullPolicy": "IfNotPresent",
+    })
+}
+
+fn container_status(name: &str, running: bool) -> Value {
+    let state = match running {
+        true => json!({ "running": { "startedAt": CREATED } }),
+        false => json!({ "waiting": { "reason": "ContainerCreating" } }),
+    };
+    json!({
+        "name": name,
+        "state": state,
+        "lastState": {},
+        "ready": running,
+        "restartCount": 0,
+        "image": "registry.example.com/team/app:1.42.0",
+        "imageID": "registry.example.com/team/app@sha256:5b0bcabd1ed22e9fb1310cf6c2dec7cdef19f0ad69efa1f392e94a4333501270",
+        "containerID": "containerd://2f1e8a0b7d1c4c1f9c6f7a7a3f0a7e9d5c1b1b9e8d7f6a5b4c3d2e1f0a9b8c7d",
+        "started": running,
+    })
+}

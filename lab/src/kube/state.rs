@@ -1,0 +1,308 @@
+//! All that the server knows, and how it answers a request.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::header::CONTENT_TYPE;
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::discovery;
+use super::events::Events;
+use super::faults::{Behaviour, Verb};
+use super::list;
+use super::objects::{Resource, ResourceInfo, Shape};
+use super::request::{Call, RecordedRequest, Route};
+use super::selector::Selector;
+use super::status::{ApiError, json_response};
+use super::store::Store;
+use super::subscription::Start;
+use super::watch::{Registration, WatchStream, bookmark_timer, error_response, unstalled};
+use crate::serve::{Body, Handler, full};
+
+/// Who every client is, to the error messages.
+const USER: &str = "system:serviceaccount:kube-system:rolegate";
+
+#[derive(Debug)]
+pub(super) struct State {
+    store: Mutex<Store>,
+    behaviour: Mutex<Behaviour>,
+    requests: Mutex<Vec<RecordedRequest>>,
+    events: Mutex<Events>,
+    stall: watch::Sender<bool>,
+    /// Told of every change that a test may wait for.
+    changes: watch::Sender<()>,
+}
+
+impl State {
+    pub(super) fn new() -> State {
+        State {
+            store: Mutex::new(Store::new()),
+            behaviour: Mutex::new(Behaviour::new()),
+            requests: Mutex::default(),
+            events: Mutex::default(),
+            stall: watch::Sender::new(false),
+            changes: watch::Sender::new(()),
+        }
+    }
+
+    pub(super) fn store(&self) -> MutexGuard<'_, Store> {
+        lock(&self.store)
+    }
+
+    pub(super) fn behaviour(&self) -> MutexGuard<'_, Behaviour> {
+        lock(&self.behaviour)
+    }
+
+    pub(super) fn requests(&self) -> MutexGuard<'_, Vec<RecordedRequest>> {
+        lock(&self.requests)
+    }
+
+    pub(super) fn events(&self) -> MutexGuard<'_, Events> {
+        lock(&self.events)
+    }
+
+    pub(super) fn stall(&self, on: bool) {
+        self.stall.send_replace(on);
+    }
+
+    pub(super) fn changed(&self) {
+        self.changes.send_replace(());
+    }
+
+    /// Waits until `condition` holds, looking again after each change.
+    pub(super) async fn wait_until(&self, condition: impl Fn(&State) -> bool) {
+        let mut changes = self.changes.subscribe();
+        while !condition(self) {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn answer(self: &Arc<State>, call: &Call) -> Result<Response<Body>, ApiError> {
+        self.admit(call)?;
+        match (&call.route, call.verb) {
+            (Route::Health, _) => Ok(Response::new(full("ok"))),
+            (Route::Version, _) => Ok(json_response(StatusCode::OK, &discovery::version())),
+            (Route::Discovery(parts), _) => {
+                let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+                let document = discovery::document(&parts).ok_or_else(ApiError::unknown_path)?;
+                Ok(json_response(StatusCode::OK, &document))
+            }
+            (Route::Unknown, _) => Err(ApiError::unknown_path()),
+            (Route::AccessReview, Some(Verb::Create)) => self.review(call.json()?),
+            (
+                Route::Objects {
+                    resource,
+                    namespace,
+                    name,
+                },
+                Some(verb),
+            ) => self.objects(call, verb, *resource, namespace.as_deref(), name.as_deref()),
+            (
+                Route::Events {
+                    group,
+                    namespace,
+                    name,
+                },
+                Some(verb),
+            ) => self.event(call, verb, group, namespace, name.as_deref()),
+            (Route::AccessReview | Route::Objects { .. } | Route::Events { .. }, _) => {
+                Err(ApiError::method_not_allowed())
+            }
+        }
+    }
+
+    /// Authentication, the faults that a test asked for, and authorization.
+    fn admit(&self, call: &Call) -> Result<(), ApiError> {
+        let mut behaviour = self.behaviour();
+        let open = matches!(call.route, Route::Health | Route::Version);
+        if let Some(token) = &behaviour.token
+            && !open
+            && call.bearer() != Some(token)
+        {
+            return Err(ApiError::unauthorized());
+        }
+        let resource = match &call.route {
+            Route::Objects { resource, .. } => Some(*resource),
+            _ => None,
+        };
+        if let Some(error) = behaviour.take_fault(resource, call.verb) {
+            return Err(error);
+        }
+        if let (Some((info, namespace, name)), Some(verb)) = (call.subject(), call.verb)
+            && !behaviour.is_allowed(verb.as_str(), info)
+        {
+            let verb = verb.as_str();
+            return Err(ApiError::forbidden(USER, verb, info, namespace, name));
+        }
+        Ok(())
+    }
+
+    fn objects(
+        self: &Arc<State>,
+        call: &Call,
+        verb: Verb,
+        resource: Resource,
+        namespace: Option<&str>,
+        name: Option<&str>,
+    ) -> Result<Response<Body>, ApiError> {
+        let name = name.unwrap_or_default();
+        let key = (namespace.unwrap_or_default().to_owned(), name.to_owned());
+        match verb {
+            Verb::List => {
+                let shape = Shape::negotiate(&call.headers, true)?;
+                let list = list::list(&self.store(), call, shape, resource, namespace)?;
+                Ok(json_response(StatusCode::OK, &list))
+            }
+            Verb::Watch => self.watch(call, resource, namespace),
+            Verb::Get => {
+                let shape = Shape::negotiate(&call.headers, false)?;
+                let store = self.store();
+                let object = store.get(resource, &key);
+                let object = object.ok_or_else(|| ApiError::not_found(resource.info(), name))?;
+                Ok(json_response(StatusCode::OK, &shape.object(object)))
+            }
+            Verb::Patch => {
+                require_merge_patch(call)?;
+                let object = self.store().patch(resource, &key, &call.json()?)?;
+                Ok(json_response(StatusCode::OK, &object))
+            }
+            Verb::Create => Err(ApiError::method_not_allowed()),
+        }
+    }
+
+    fn watch(
+        self: &Arc<State>,
+        call: &Call,
+        resource: Resource,
+        namespace: Option<&str>,
+    ) -> Result<Response<Body>, ApiError> {
+        let shape = Shape::negotiate(&call.headers, false)?;
+        let selector = Selector::parse(
+            resource,
+            namespace,
+            call.parameter("fieldSelector"),
+            call.parameter("labelSelector"),
+        )?;
+        let bookmarks = call.flag("allowWatchBookmarks") == Some(true);
+        let timeout = call
+            .number("timeoutSeconds")?
+            .filter(|&seconds| seconds > 0);
+        let (streaming_lists, interval) = {
+            let behaviour = self.behaviour();
+            (behaviour.streaming_lists, behaviour.bookmark_interval)
+        };
+        let start = list::watch_start(call, streaming_lists)?;
+        let opened = self.store().watch(resource, selector, start, bookmarks);
+        let (watch, receiver) = match opened {
+            Ok(opened) => opened,
+            Err(error) if matches!(start, Start::After(_)) => return Ok(error_response(&error)),
+            Err(error) => return Err(error),
+        };
+        self.changed();
+        let stream = WatchStream {
+            resource,
+            shape,
+            receiver,
+            registration: Registration {
+                state: Arc::clone(self),
+                watch,
+            },
+            stall: self.stall.subscribe(),
+            deadline: timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds)),
+            bookmarks: bookmarks.then(|| bookmark_timer(interval)),
+        };
+        Ok(stream.response())
+    }
+
+    fn event(
+        &self,
+        call: &Call,
+        verb: Verb,
+        group: &str,
+        namespace: &str,
+        name: Option<&str>,
+    ) -> Result<Response<Body>, ApiError> {
+        let (code, event) = match (verb, name) {
+            (Verb::Create, None) => {
+                let version = self.store().next_version();
+                let created = self
+                    .events()
+                    .create(group, namespace, version, call.json()?)?;
+                (StatusCode::CREATED, created)
+            }
+            (Verb::Patch, Some(name)) => {
+                require_merge_patch(call)?;
+                let patched = self.events().patch(group, namespace, name, &call.json()?)?;
+                (StatusCode::OK, patched)
+            }
+            _ => return Err(ApiError::method_not_allowed()),
+        };
+        self.changed();
+        Ok(json_response(code, &event))
+    }
+
+    /// `SelfSubjectAccessReview`: may this client do that?
+    fn review(&self, mut review: Value) -> Result<Response<Body>, ApiError> {
+        let attributes = &review["spec"]["resourceAttributes"];
+        let text = |field: &str| attributes[field].as_str().unwrap_or_default();
+        let info = ResourceInfo {
+            group: text("group"),
+            plural: text("resource"),
+        };
+        let allowed = self.behaviour().is_allowed(text("verb"), info);
+        review["status"] = match allowed {
+            true => json!({
+                "allowed": true,
+                "reason": format!("RBAC: allowed by ClusterRoleBinding \"rolegate\" of ClusterRole \"rolegate\" to {USER}"),
+            }),
+            false => json!({ "allowed": false }),
+        };
+        Ok(json_response(StatusCode::CREATED, &review))
+    }
+}
+
+impl Handler for State {
+    async fn handle(
+        self: Arc<Self>,
+        _peer: SocketAddr,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let body = match body.collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => {
+                return ApiError::bad_request(format!("the body broke off: {error}")).response();
+            }
+        };
+        let call = Call::read(parts, body);
+        self.requests().push(call.record());
+        self.changed();
+        unstalled(&mut self.stall.subscribe()).await;
+        let answer = self.answer(&call);
+        answer.unwrap_or_else(|error| error.response())
+    }
+}
+
+fn require_merge_patch(call: &Call) -> Result<(), ApiError> {
+    let content_type = call.header(&CONTENT_TYPE).unwrap_or_default();
+    if content_type.split(';').next() == Some("application/merge-patch+json") {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        415,
+        "UnsupportedMediaType",
+        "the body of the request was in an unknown format - accepted media types include: application/merge-patch+json",
+    ))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,84 @@
+//! What a change of an object is to one watch.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::documents::at_version;
+use super::objects::Resource;
+use super::selector::Selector;
+use super::store::Key;
+
+/// A change of one object.
+#[derive(Debug, Clone)]
+pub(super) struct Change {
+    pub(super) version: u64,
+    pub(super) resource: Resource,
+    pub(super) key: Key,
+    pub(super) previous: Option<Arc<Value>>,
+    pub(super) current: Option<Arc<Value>>,
+}
+
+/// An open watch.
+#[derive(Debug)]
+pub(super) struct Watch {
+    pub(super) resource: Resource,
+    pub(super) selector: Selector,
+    /// It is sent the changes after this version.
+    pub(super) after: u64,
+    /// Whether it asked for bookmarks.
+    pub(super) bookmarks: bool,
+    pub(super) sender: mpsc::UnboundedSender<Item>,
+}
+
+/// What a watch is to be sent.
+#[derive(Debug)]
+pub(super) enum Item {
+    Event(&'static str, Arc<Value>),
+    Bookmark { version: u64, initial_end: bool },
+    Raw(String),
+}
+
+/// Where a watch begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    /// With what is there, as ADDED events, and a bookmark after them if `mark_end`.
+    Everything { mark_end: bool },
+    /// With the next change.
+    Now,
+    /// With the first change after this version.
+    After(u64),
+}
+
+impl Watch {
+    /// Sends the event that a change is to this watch, if any: an object that comes to match its selector is added to
+    /// it, one that ceases to match is deleted from it. Sending fails only to a client that is gone.
+    pub(super) fn send(&self, change: &Change) {
+        if change.resource != self.resource || change.version <= self.after {
+            return;
+        }
+        let matching = |object: &Option<Arc<Value>>| {
+            let object = object.as_ref();
+            object.filter(|o| self.selector.matches(o)).cloned()
+        };
+        let item = match (matching(&change.previous), matching(&change.current)) {
+            (None, None) => return,
+            (None, Some(current)) => Item::Event("ADDED", current),
+            (Some(_), Some(current)) => Item::Event("MODIFIED", current),
+            (Some(previous), None) => {
+                Item::Event("DELETED", Arc::new(at_version(&previous, change.version)))
+            }
+        };
+        let _ = self.sender.send(item);
+    }
+
+    pub(super) fn bookmark(&self, version: u64, initial_end: bool) {
+        if self.bookmarks {
+            let _ = self.sender.send(Item::Bookmark {
+                version,
+                initial_end,
+            });
+        }
+    }
+}

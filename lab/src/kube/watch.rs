@@ -1,0 +1,138 @@
+//! The answer to a watch: a stream of one JSON document per line that lasts until the client or `timeoutSeconds` ends it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderValue, Response};
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+
+use super::objects::{Resource, Shape};
+use super::state::State;
+use super::status::ApiError;
+use super::subscription::Item;
+use crate::serve::{Body, full};
+
+/// An open watch.
+pub(super) struct WatchStream {
+    pub(super) resource: Resource,
+    pub(super) shape: Shape,
+    pub(super) receiver: mpsc::UnboundedReceiver<Item>,
+    pub(super) registration: Registration,
+    pub(super) stall: watch::Receiver<bool>,
+    pub(super) deadline: Option<Instant>,
+    pub(super) bookmarks: Option<Interval>,
+}
+
+/// The store's side of a watch, which ends when the client's does.
+pub(super) struct Registration {
+    pub(super) state: Arc<State>,
+    pub(super) watch: u64,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.state.store().close_watch(self.watch);
+        self.state.changed();
+    }
+}
+
+/// The timer of periodic bookmarks, whose first tick is one interval away.
+pub(super) fn bookmark_timer(every: Duration) -> Interval {
+    let mut timer = tokio::time::interval_at(Instant::now() + every, every);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    timer
+}
+
+impl WatchStream {
+    pub(super) fn response(self) -> Response<Body> {
+        let lines = stream::unfold(self, |mut watch| async move {
+            let line = watch.next().await?;
+            Some((Ok::<_, io::Error>(Frame::data(line)), watch))
+        });
+        stream_response(StreamBody::new(lines).boxed_unsync())
+    }
+
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            unstalled(&mut self.stall).await;
+            let item = tokio::select! {
+                biased;
+                () = at(self.deadline) => return None,
+                item = self.receiver.recv() => item,
+                () = tick(&mut self.bookmarks) => {
+                    // Through the queue, so that no bookmark overtakes an event that it covers.
+                    self.registration.state.store().bookmark(self.registration.watch);
+                    continue;
+                }
+            };
+            let Some(item) = item else {
+                // The server took the watch away because it is cutting the connection. An end of the stream now could
+                // still reach the client, as a clean one.
+                return std::future::pending().await;
+            };
+            unstalled(&mut self.stall).await;
+            return Some(self.line(item));
+        }
+    }
+
+    fn line(&self, item: Item) -> Bytes {
+        let (kind, object) = match item {
+            Item::Event(kind, object) => (kind, self.shape.object(&object)),
+            Item::Bookmark {
+                version,
+                initial_end,
+            } => {
+                let object = self.shape.bookmark(self.resource, version, initial_end);
+                ("BOOKMARK", object)
+            }
+            Item::Raw(line) => return Bytes::from(line + "\n"),
+        };
+        event_line(kind, &object)
+    }
+}
+
+/// A watch that could not begin: an answer of 200 whose only event is the error, as a real server's watch cache gives.
+pub(super) fn error_response(error: &ApiError) -> Response<Body> {
+    stream_response(full(event_line("ERROR", &error.object())))
+}
+
+fn event_line(kind: &str, object: &Value) -> Bytes {
+    let event = json!({ "type": kind, "object": object });
+    Bytes::from(event.to_string() + "\n")
+}
+
+fn stream_response(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+/// Waits while the server stalls.
+pub(super) async fn unstalled(stall: &mut watch::Receiver<bool>) {
+    // An error means that the server is gone, and this connection with it.
+    let _ = stall.wait_for(|stalled| !stalled).await;
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn tick(timer: &mut Option<Interval>) {
+    match timer {
+        Some(timer) => drop(timer.tick().await),
+        None => std::future::pending().await,
+    }
+}

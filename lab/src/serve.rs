@@ -1,0 +1,247 @@
+//! An HTTP/1.1 server on a given listener whose connections can be broken on command.
+//!
+//! The listener is a standard one, so that it may have been bound in another network namespace: a socket belongs to the
+//! namespace it was made in, whoever accepts on it.
+
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+/// The body of an answer: whole, or a stream that ends when the handler says so.
+pub type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// A body that is known in full.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    use http_body_util::BodyExt as _;
+    let body = http_body_util::Full::new(bytes.into());
+    body.map_err(|never| match never {}).boxed_unsync()
+}
+
+/// What answers the requests of a [`Server`].
+pub trait Handler: Send + Sync + 'static {
+    /// Answers one request of the client at `peer`.
+    fn handle(
+        self: Arc<Self>,
+        peer: SocketAddr,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// A running HTTP server. It stops when this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    control: Arc<Control>,
+}
+
+#[derive(Debug, Default)]
+struct Control {
+    stop: CancellationToken,
+    /// Cancelled, and replaced, by each cut.
+    connections: Mutex<CancellationToken>,
+    refuse: AtomicBool,
+}
+
+impl Server {
+    /// Serves on `listener`, over TLS if a configuration is given, on the current tokio runtime.
+    ///
+    /// # Errors
+    /// If the listener cannot be made non-blocking or has no address.
+    pub fn start<H: Handler>(
+        listener: TcpListener,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        handler: Arc<H>,
+    ) -> io::Result<Server> {
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let control = Arc::new(Control::default());
+        tokio::spawn(accept(
+            listener,
+            tls.map(TlsAcceptor::from),
+            handler,
+            Arc::clone(&control),
+        ));
+        Ok(Server { address, control })
+    }
+
+    /// The address that it listens on.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Resets every open connection now, whatever was being sent.
+    pub fn cut(&self) {
+        let mut connections = self.control.connections();
+        std::mem::take(&mut *connections).cancel();
+    }
+
+    /// While on, a connection is accepted and reset at once. Open connections are not touched.
+    pub fn refuse(&self, on: bool) {
+        self.control.refuse.store(on, Ordering::SeqCst);
+    }
+
+    /// Closes the listener and resets the open connections.
+    pub fn stop(&self) {
+        self.control.stop.cancel();
+        self.cut();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Control {
+    fn connections(&self) -> std::sync::MutexGuard<'_, CancellationToken> {
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn accept<H: Handler>(
+    listener: tokio::net::TcpListener,
+    tls: Option<TlsAcceptor>,
+    handler: Arc<H>,
+    control: Arc<Control>,
+) {
+    // Dropped when the loop ends, and every connection with it.
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = control.stop.cancelled() => return,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: the next attempt would fail at once and spin.
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+        };
+        if control.refuse.load(Ordering::SeqCst) {
+            // An error means that the client is gone already.
+            let _ = stream.set_zero_linger();
+            continue;
+        }
+        let _ = stream.set_nodelay(true);
+        let cut = control.connections().clone();
+        let socket = Socket {
+            stream,
+            cut: cut.clone(),
+        };
+        let (tls, handler) = (tls.clone(), Arc::clone(&handler));
+        connections.spawn(async move {
+            let serve = async move {
+                match tls {
+                    None => serve(socket, peer, handler).await,
+                    Some(tls) => match tls.accept(socket).await {
+                        Ok(stream) => serve(stream, peer, handler).await,
+                        Err(error) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+                    },
+                }
+            };
+            tokio::select! {
+                biased;
+                () = cut.cancelled() => {}
+                () = serve => {}
+            }
+        });
+    }
+}
+
+async fn serve<H: Handler>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: SocketAddr,
+    handler: Arc<H>,
+) {
+    let service = service_fn(move |request| {
+        let handler = Arc::clone(&handler);
+        async move { Ok::<_, std::convert::Infallible>(handler.handle(peer, request).await) }
+    });
+    let connection =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        tracing::debug!(%peer, %error, "connection ended");
+    }
+}
+
+/// A TCP stream that is reset, not closed, when it is dropped after a cut.
+#[derive(Debug)]
+struct Socket {
+    stream: TcpStream,
+    cut: CancellationToken,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.cut.is_cancelled() {
+            let _ = self.stream.set_zero_linger();
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
