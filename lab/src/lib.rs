@@ -1,1 +1,5 @@
 //! rolegate's test bed.
+
+mod http_server;
+
+pub mod sts;
