@@ -87,27 +87,13 @@ impl KubeApi {
     /// If the listener cannot be used, or no certificate can be made for its address.
     pub fn start_tls(listener: TcpListener) -> io::Result<KubeApi> {
         let certificates = certificates::generate(listener.local_addr()?.ip())?;
-        KubeApi::serve(
-            listener,
-            Some(certificates.server),
-            Some(certificates.ca_pem),
-        )
+        KubeApi::serve(listener, Some(certificates.server), Some(certificates.ca_pem))
     }
 
-    fn serve(
-        listener: TcpListener,
-        tls: Option<Arc<rustls::ServerConfig>>,
-        ca_pem: Option<String>,
-    ) -> io::Result<KubeApi> {
+    fn serve(listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>, ca_pem: Option<String>) -> io::Result<KubeApi> {
         let state = Arc::new(State::new());
         let server = Server::start(listener, tls, Arc::clone(&state))?;
-        Ok(KubeApi {
-            running: Arc::new(Running {
-                server,
-                state,
-                ca_pem,
-            }),
-        })
+        Ok(KubeApi { running: Arc::new(Running { server, state, ca_pem }) })
     }
 
     /// `http://ip:port` or `https://ip:port`; a loopback address if the listener is on the unspecified one.
@@ -215,15 +201,10 @@ impl KubeApi {
     }
 
     /// Waits until a request that `matches` has been read, and returns the first such.
-    pub async fn wait_for_request(
-        &self,
-        matches: impl Fn(&RecordedRequest) -> bool,
-    ) -> RecordedRequest {
+    pub async fn wait_for_request(&self, matches: impl Fn(&RecordedRequest) -> bool) -> RecordedRequest {
         loop {
             let found = |state: &State| state.requests().iter().find(|it| matches(it)).cloned();
-            self.state()
-                .wait_until(|state| found(state).is_some())
-                .await;
+            self.state().wait_until(|state| found(state).is_some()).await;
             if let Some(request) = found(self.state()) {
                 return request;
             }
@@ -238,9 +219,7 @@ impl KubeApi {
 
     /// Waits until at least `n` events have been posted.
     pub async fn wait_for_events(&self, n: usize) {
-        self.state()
-            .wait_until(|state| state.events().len() >= n)
-            .await;
+        self.state().wait_until(|state| state.events().len() >= n).await;
     }
 
     /// How many watches of a resource are open.
@@ -251,16 +230,12 @@ impl KubeApi {
 
     /// Waits until at least `n` watches of a resource are open.
     pub async fn wait_for_watchers(&self, resource: Resource, n: usize) {
-        self.state()
-            .wait_until(|state| state.store().watches(resource) >= n)
-            .await;
+        self.state().wait_until(|state| state.store().watches(resource) >= n).await;
     }
 
     /// Waits until no watch of a resource is open.
     pub async fn wait_for_no_watchers(&self, resource: Resource) {
-        self.state()
-            .wait_until(|state| state.store().watches(resource) == 0)
-            .await;
+        self.state().wait_until(|state| state.store().watches(resource) == 0).await;
     }
 }
 

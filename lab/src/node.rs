@@ -28,9 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use error::{NodeError, Unavailable};
 pub use netns::Netns;
-pub use privilege::{
-    available, available_or_skip, find_program, reexec_in_user_namespace_if_needed, skip,
-};
+pub use privilege::{available, available_or_skip, find_program, reexec_in_user_namespace_if_needed, skip};
 
 /// The node's own address, on its `lo`.
 pub const NODE_IP: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 1);
@@ -100,11 +98,7 @@ struct ClaimsState {
 
 impl Default for PodOptions<'_> {
     fn default() -> Self {
-        Self {
-            name: "pod",
-            interface_prefix: "veth",
-            ip: None,
-        }
+        Self { name: "pod", interface_prefix: "veth", ip: None }
     }
 }
 
@@ -117,14 +111,8 @@ impl Node {
         let ns = Netns::new("node")?;
         ns.write_sysctl("net/ipv4/ip_forward", "1")?;
         ns.write_sysctl("net/ipv6/conf/all/forwarding", "1")?;
-        ns.ip_batch(&format!(
-            "addr add {NODE_IP}/32 dev lo\naddr add {NODE_IP6}/128 dev lo nodad\n"
-        ))?;
-        Ok(Self {
-            ns: Arc::new(ns),
-            imds: None,
-            claims: Arc::default(),
-        })
+        ns.ip_batch(&format!("addr add {NODE_IP}/32 dev lo\naddr add {NODE_IP6}/128 dev lo nodad\n"))?;
+        Ok(Self { ns: Arc::new(ns), imds: None, claims: Arc::default() })
     }
 
     /// Makes a node with a metadata service's namespace behind it, which holds [`IMDS_IP`] and [`IMDS_IP6`]. The node
@@ -182,10 +170,7 @@ impl Node {
     /// # Errors
     /// See [`Node::add_pod_with`].
     pub fn add_pod(&self, name: &str) -> Result<PodNs, NodeError> {
-        self.add_pod_with(PodOptions {
-            name,
-            ..PodOptions::default()
-        })
+        self.add_pod_with(PodOptions { name, ..PodOptions::default() })
     }
 
     /// Adds a pod.
@@ -256,10 +241,7 @@ impl Drop for PodNs {
     fn drop(&mut self) {
         // The namespace goes when its last socket goes, and then later, by a worker of the kernel. Deleting the veth
         // takes effect before this returns. Where its creation failed there is none, which is no news.
-        if let Err(error) = self
-            .node
-            .ip_batch(&format!("link del {}\n", self.interface))
-        {
+        if let Err(error) = self.node.ip_batch(&format!("link del {}\n", self.interface)) {
             tracing::debug!(pod = %self.name, %error, "the pod's veth was not deleted");
         }
         self.claims.release(self.ip);
@@ -282,22 +264,13 @@ impl Claims {
                     Ipv4Addr::new(10, 42, high, low)
                 })
                 .find(|ip| !state.ever.contains(ip))
-                .ok_or(NodeError::Address {
-                    ip: NODE_IP,
-                    why: "every address of 10.42.0.0/16 was given away",
-                })?,
+                .ok_or(NodeError::Address { ip: NODE_IP, why: "every address of 10.42.0.0/16 was given away" })?,
         };
         if ip.octets()[..2] != NODE_IP.octets()[..2] {
-            return Err(NodeError::Address {
-                ip,
-                why: "it is outside of 10.42.0.0/16",
-            });
+            return Err(NodeError::Address { ip, why: "it is outside of 10.42.0.0/16" });
         }
         if ip == NODE_IP || state.now.contains(&ip) {
-            return Err(NodeError::Address {
-                ip,
-                why: "the node or a living pod has it",
-            });
+            return Err(NodeError::Address { ip, why: "the node or a living pod has it" });
         }
         state.ever.insert(ip);
         state.now.insert(ip);

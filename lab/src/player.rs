@@ -123,11 +123,7 @@ impl Entry {
     }
 
     fn check(&self) -> Result<(), String> {
-        if let Some(wide) = self
-            .raw_request
-            .chars()
-            .find(|&character| u8::try_from(character).is_err())
-        {
+        if let Some(wide) = self.raw_request.chars().find(|&character| u8::try_from(character).is_err()) {
             return Err(format!("{}: {wide:?} is not latin-1", self.id));
         }
         let nothing = Substitutions::default();
@@ -182,10 +178,7 @@ pub fn load(path: impl AsRef<Path>) -> Result<Vec<Entry>, LoadError> {
         if line.trim().is_empty() {
             continue;
         }
-        let wrong = |why: String| LoadError::Line {
-            line: index + 1,
-            why,
-        };
+        let wrong = |why: String| LoadError::Line { line: index + 1, why };
         let entry: Entry = serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
         entry.check().map_err(wrong)?;
         if entries.iter().any(|earlier| earlier.id == entry.id) {
@@ -205,9 +198,7 @@ pub fn render(entry: &Entry, subs: &Substitutions) -> Vec<u8> {
             Piece::Placeholder(name) => subs.value(name).unwrap_or_else(|| format!("{{{name}}}")),
         })
         .collect();
-    text.chars()
-        .map(|character| u8::try_from(character).unwrap_or(b'?'))
-        .collect()
+    text.chars().map(|character| u8::try_from(character).unwrap_or(b'?')).collect()
 }
 
 /// A part of a raw request.
@@ -228,11 +219,7 @@ fn pieces(text: &str) -> impl Iterator<Item = Piece<'_>> {
             rest = after;
             return Some(Piece::Placeholder(name));
         }
-        let next = rest
-            .char_indices()
-            .skip(1)
-            .map(|(at, _)| at)
-            .find(|&at| leading_placeholder(&rest[at..]).is_some());
+        let next = rest.char_indices().skip(1).map(|(at, _)| at).find(|&at| leading_placeholder(&rest[at..]).is_some());
         let (text, after) = rest.split_at(next.unwrap_or(rest.len()));
         rest = after;
         Some(Piece::Text(text))
@@ -241,20 +228,13 @@ fn pieces(text: &str) -> impl Iterator<Item = Piece<'_>> {
 
 fn leading_placeholder(text: &str) -> Option<(&str, &str)> {
     let (name, after) = text.strip_prefix('{')?.split_once('}')?;
-    let is_name = !name.is_empty()
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+    let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
     is_name.then_some((name, after))
 }
 
 fn swap_case(text: &str) -> String {
     let swap = |c: char| {
-        if c.is_ascii_lowercase() {
-            c.to_ascii_uppercase()
-        } else {
-            c.to_ascii_lowercase()
-        }
+        if c.is_ascii_lowercase() { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() }
     };
     text.chars().map(swap).collect()
 }

@@ -37,11 +37,7 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 /// What answers the requests of a [`Server`].
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request of the client at `peer`.
-    fn handle(
-        self: Arc<Self>,
-        peer: SocketAddr,
-        request: Request<Incoming>,
-    ) -> impl Future<Output = Response<Body>> + Send;
+    fn handle(self: Arc<Self>, peer: SocketAddr, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
 }
 
 /// A running HTTP server. It stops when this is dropped.
@@ -64,21 +60,12 @@ impl Server {
     ///
     /// # Errors
     /// If the listener cannot be made non-blocking or has no address.
-    pub fn start<H: Handler>(
-        listener: TcpListener,
-        tls: Option<Arc<rustls::ServerConfig>>,
-        handler: Arc<H>,
-    ) -> io::Result<Server> {
+    pub fn start<H: Handler>(listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>, handler: Arc<H>) -> io::Result<Server> {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let control = Arc::new(Control::default());
-        tokio::spawn(accept(
-            listener,
-            tls.map(TlsAcceptor::from),
-            handler,
-            Arc::clone(&control),
-        ));
+        tokio::spawn(accept(listener, tls.map(TlsAcceptor::from), handler, Arc::clone(&control)));
         Ok(Server { address, control })
     }
 
@@ -114,18 +101,11 @@ impl Drop for Server {
 
 impl Control {
     fn connections(&self) -> std::sync::MutexGuard<'_, CancellationToken> {
-        self.connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn accept<H: Handler>(
-    listener: tokio::net::TcpListener,
-    tls: Option<TlsAcceptor>,
-    handler: Arc<H>,
-    control: Arc<Control>,
-) {
+async fn accept<H: Handler>(listener: tokio::net::TcpListener, tls: Option<TlsAcceptor>, handler: Arc<H>, control: Arc<Control>) {
     // Dropped when the loop ends, and every connection with it.
     let mut connections = JoinSet::new();
     loop {
@@ -151,10 +131,7 @@ async fn accept<H: Handler>(
         }
         let _ = stream.set_nodelay(true);
         let cut = control.connections().clone();
-        let socket = Socket {
-            stream,
-            cut: cut.clone(),
-        };
+        let socket = Socket { stream, cut: cut.clone() };
         let (tls, handler) = (tls.clone(), Arc::clone(&handler));
         connections.spawn(async move {
             let serve = async move {
@@ -175,17 +152,12 @@ async fn accept<H: Handler>(
     }
 }
 
-async fn serve<H: Handler>(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    peer: SocketAddr,
-    handler: Arc<H>,
-) {
+async fn serve<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr, handler: Arc<H>) {
     let service = service_fn(move |request| {
         let handler = Arc::clone(&handler);
         async move { Ok::<_, std::convert::Infallible>(handler.handle(peer, request).await) }
     });
-    let connection =
-        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     if let Err(error) = connection.await {
         tracing::debug!(%peer, %error, "connection ended");
     }
@@ -207,21 +179,13 @@ impl Drop for Socket {
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, buffer)
     }
 
@@ -233,11 +197,7 @@ impl AsyncWrite for Socket {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffers: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
     }
 

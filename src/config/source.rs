@@ -8,7 +8,7 @@ use clap::ArgMatches;
 use super::flags::{self, Flag};
 
 /// Texts of the settings: the flag where it was given, else its environment variable.
-pub struct Source<'a> {
+pub(super) struct Source<'a> {
     matches: &'a ArgMatches,
     env: &'a dyn Fn(&str) -> Option<String>,
     mistakes: Vec<String>,
@@ -22,22 +22,22 @@ struct Given {
 
 impl<'a> Source<'a> {
     /// Reads flags from `matches` (made by [`flags::add_to`]) and variables by `env`.
-    pub fn new(matches: &'a ArgMatches, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
+    pub(super) fn new(matches: &'a ArgMatches, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
         Self { matches, env, mistakes: Vec::new() }
     }
 
     /// The mistakes found until now.
-    pub fn into_mistakes(self) -> Vec<String> {
+    pub(super) fn into_mistakes(self) -> Vec<String> {
         self.mistakes
     }
 
     /// Adds a mistake that concerns more than one setting.
-    pub fn mistake(&mut self, text: impl Into<String>) {
+    pub(super) fn mistake(&mut self, text: impl Into<String>) {
         self.mistakes.push(text.into());
     }
 
     /// An environment variable that is not a flag's.
-    pub fn env(&self, name: &str) -> Option<String> {
+    pub(super) fn env(&self, name: &str) -> Option<String> {
         (self.env)(name).filter(|text| !text.is_empty())
     }
 
@@ -57,12 +57,12 @@ impl<'a> Source<'a> {
     }
 
     /// Whether the setting was given at all.
-    pub fn is_given(&self, name: &str) -> bool {
+    pub(super) fn is_given(&self, name: &str) -> bool {
         !self.given(name).is_empty()
     }
 
     /// The last value given, parsed; a mistake (with `expected`) where that fails.
-    pub fn parse<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+    pub(super) fn parse<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         let given = self.given(name).pop()?;
         match parse(&given.text) {
             Ok(value) => Some(value),
@@ -76,46 +76,46 @@ impl<'a> Source<'a> {
     }
 
     /// A text, as it is; empty counts as not given (manifests leave variables empty).
-    pub fn text(&mut self, name: &str) -> Option<String> {
+    pub(super) fn text(&mut self, name: &str) -> Option<String> {
         self.given(name).pop().map(|given| given.text).filter(|text| !text.is_empty())
     }
 
     /// All values of a list, split at commas.
-    pub fn list(&mut self, name: &str) -> Vec<String> {
+    pub(super) fn list(&mut self, name: &str) -> Vec<String> {
         let given = self.given(name);
         let items = given.iter().flat_map(|given| given.text.split(','));
         items.map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
     }
 
     /// A switch; absent is off.
-    pub fn switch(&mut self, name: &str) -> bool {
+    pub(super) fn switch(&mut self, name: &str) -> bool {
         self.parse(name, boolean).unwrap_or(false)
     }
 
     /// A duration as kube2iam's flags are written: `15m`, `1h30m`, `500ms`, `0`.
-    pub fn duration(&mut self, name: &str, default: Duration) -> Duration {
+    pub(super) fn duration(&mut self, name: &str, default: Duration) -> Duration {
         self.parse(name, duration).unwrap_or(default)
     }
 
     /// A TCP port.
-    pub fn port(&mut self, name: &str, default: u16) -> u16 {
+    pub(super) fn port(&mut self, name: &str, default: u16) -> u16 {
         self.parse(name, |text| text.parse().map_err(|_| "expected a port number, 0 to 65535".to_owned())).unwrap_or(default)
     }
 
     /// An IP address.
-    pub fn ip(&mut self, name: &str) -> Option<IpAddr> {
+    pub(super) fn ip(&mut self, name: &str) -> Option<IpAddr> {
         self.text(name)?;
         self.parse(name, |text| text.parse().map_err(|_| "expected an IP address".to_owned()))
     }
 
     /// An annotation key.
-    pub fn annotation_key(&mut self, name: &str) -> String {
+    pub(super) fn annotation_key(&mut self, name: &str) -> String {
         let default = Self::flag(name).default;
         self.parse(name, annotation_key).unwrap_or_else(|| default.to_owned())
     }
 
     /// One of a closed set of words.
-    pub fn choice<T: Copy>(&mut self, name: &str, choices: &[(&str, T)], default: T) -> T {
+    pub(super) fn choice<T: Copy>(&mut self, name: &str, choices: &[(&str, T)], default: T) -> T {
         let parsed = self.parse(name, |text| {
             let found = choices.iter().find(|(word, _)| word.eq_ignore_ascii_case(text));
             found.map(|(_, value)| *value).ok_or_else(|| {

@@ -47,10 +47,7 @@ pub fn service_account(namespace: &str, name: &str, annotations: &[(&str, &str)]
 #[must_use]
 pub fn node(name: &str, internal_ips: &[&str]) -> Value {
     let address = |kind: &str, address: &str| json!({ "type": kind, "address": address });
-    let mut addresses: Vec<Value> = internal_ips
-        .iter()
-        .map(|ip| address("InternalIP", ip))
-        .collect();
+    let mut addresses: Vec<Value> = internal_ips.iter().map(|ip| address("InternalIP", ip)).collect();
     addresses.push(address("Hostname", name));
     addresses.push(address("InternalDNS", &format!("{name}.ec2.internal")));
     let resources = json!({ "cpu": "4", "ephemeral-storage": "83873772Ki", "memory": "16069060Ki", "pods": "58" });

@@ -52,18 +52,10 @@ pub(super) fn document(path: &[&str]) -> Option<Value> {
             resources.push(resource("events", "Event", true, &["create", "patch"]));
             resource_list("v1", resources)
         }
-        ["apis", "events.k8s.io", "v1"] => resource_list(
-            "events.k8s.io/v1",
-            vec![resource("events", "Event", true, &["create", "patch"])],
-        ),
+        ["apis", "events.k8s.io", "v1"] => resource_list("events.k8s.io/v1", vec![resource("events", "Event", true, &["create", "patch"])]),
         ["apis", "authorization.k8s.io", "v1"] => resource_list(
             "authorization.k8s.io/v1",
-            vec![resource(
-                "selfsubjectaccessreviews",
-                "SelfSubjectAccessReview",
-                false,
-                &["create"],
-            )],
+            vec![resource("selfsubjectaccessreviews", "SelfSubjectAccessReview", false, &["create"])],
         ),
         _ => return None,
     })

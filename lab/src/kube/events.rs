@@ -29,20 +29,12 @@ impl Events {
         self.events.len()
     }
 
-    pub(super) fn create(
-        &mut self,
-        group: &str,
-        namespace: &str,
-        version: u64,
-        mut event: Value,
-    ) -> Result<Value, ApiError> {
+    pub(super) fn create(&mut self, group: &str, namespace: &str, version: u64, mut event: Value) -> Result<Value, ApiError> {
         let metadata = &mut event["metadata"];
         match metadata["namespace"].as_str() {
             None | Some("") => metadata["namespace"] = namespace.into(),
             Some(own) if own != namespace => {
-                return Err(ApiError::bad_request(
-                    "the namespace of the provided object does not match the namespace sent on the request",
-                ));
+                return Err(ApiError::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
             }
             Some(_) => {}
         }
@@ -53,11 +45,7 @@ impl Events {
         validate(group, namespace, &event)?;
         let name = event["metadata"]["name"].clone();
         if self.position(namespace, &name).is_some() {
-            return Err(ApiError::new(
-                409,
-                "AlreadyExists",
-                format!("events {name} already exists"),
-            ));
+            return Err(ApiError::new(409, "AlreadyExists", format!("events {name} already exists")));
         }
         let metadata = &mut event["metadata"];
         metadata["uid"] = uid_of(version).into();
@@ -67,18 +55,9 @@ impl Events {
         Ok(event)
     }
 
-    pub(super) fn patch(
-        &mut self,
-        group: &str,
-        namespace: &str,
-        name: &str,
-        patch: &Value,
-    ) -> Result<Value, ApiError> {
+    pub(super) fn patch(&mut self, group: &str, namespace: &str, name: &str, patch: &Value) -> Result<Value, ApiError> {
         let Some(at) = self.position(namespace, &name.into()) else {
-            let info = super::objects::ResourceInfo {
-                group,
-                plural: "events",
-            };
+            let info = super::objects::ResourceInfo { group, plural: "events" };
             return Err(ApiError::not_found(info, name));
         };
         let mut event = self.events[at].clone();
@@ -89,9 +68,7 @@ impl Events {
     }
 
     fn position(&self, namespace: &str, name: &Value) -> Option<usize> {
-        self.events.iter().position(|event| {
-            event["metadata"]["namespace"] == namespace && event["metadata"]["name"] == *name
-        })
+        self.events.iter().position(|event| event["metadata"]["namespace"] == namespace && event["metadata"]["name"] == *name)
     }
 }
 
@@ -110,30 +87,16 @@ fn validate(group: &str, namespace: &str, event: &Value) -> Result<(), ApiError>
     let about = event[regarding]["namespace"].as_str().unwrap_or_default();
     if about.is_empty() {
         if !matches!(namespace, "default" | "kube-system") {
-            return Err(invalid(
-                "involvedObject.namespace",
-                "Invalid value: \"\": does not match event.namespace",
-            ));
+            return Err(invalid("involvedObject.namespace", "Invalid value: \"\": does not match event.namespace"));
         }
     } else if about != namespace {
-        return Err(invalid(
-            "involvedObject.namespace",
-            "Invalid value: does not match event.namespace",
-        ));
+        return Err(invalid("involvedObject.namespace", "Invalid value: does not match event.namespace"));
     }
     // The older group is strict only about events that use the newer fields.
     if event["eventTime"].is_null() {
-        return if new {
-            Err(invalid("eventTime", "Required value"))
-        } else {
-            Ok(())
-        };
+        return if new { Err(invalid("eventTime", "Required value")) } else { Ok(()) };
     }
-    let controller = if new {
-        "reportingController"
-    } else {
-        "reportingComponent"
-    };
+    let controller = if new { "reportingController" } else { "reportingComponent" };
     for field in [controller, "reportingInstance", "action", "reason"] {
         let value = event[field].as_str().unwrap_or_default();
         if value.is_empty() {

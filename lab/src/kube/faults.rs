@@ -55,14 +55,7 @@ pub struct Fault {
 impl Default for Fault {
     /// The next request of any kind fails with 500.
     fn default() -> Fault {
-        Fault {
-            resource: None,
-            verb: None,
-            status: 500,
-            reason: "InternalError".to_owned(),
-            times: 1,
-            retry_after: None,
-        }
+        Fault { resource: None, verb: None, status: 500, reason: "InternalError".to_owned(), times: 1, retry_after: None }
     }
 }
 
@@ -95,22 +88,15 @@ impl Behaviour {
     }
 
     /// The fault for a request, oldest first, used once.
-    pub(super) fn take_fault(
-        &mut self,
-        resource: Option<Resource>,
-        verb: Option<Verb>,
-    ) -> Option<ApiError> {
-        let at = self.faults.iter().position(|fault| {
-            (fault.resource.is_none() || fault.resource == resource)
-                && (fault.verb.is_none() || fault.verb == verb)
-        })?;
+    pub(super) fn take_fault(&mut self, resource: Option<Resource>, verb: Option<Verb>) -> Option<ApiError> {
+        let at = self
+            .faults
+            .iter()
+            .position(|fault| (fault.resource.is_none() || fault.resource == resource) && (fault.verb.is_none() || fault.verb == verb))?;
         let fault = &mut self.faults[at];
         fault.times -= 1;
         let message = format!("the lab was told to answer {}", fault.status);
-        let error = ApiError {
-            retry_after: fault.retry_after,
-            ..ApiError::new(fault.status, &fault.reason, message)
-        };
+        let error = ApiError { retry_after: fault.retry_after, ..ApiError::new(fault.status, &fault.reason, message) };
         if fault.times == 0 {
             self.faults.remove(at);
         }
@@ -127,9 +113,6 @@ impl Behaviour {
 
     /// Whether RBAC allows it. Rules name resources without their group.
     pub(super) fn is_allowed(&self, verb: &str, resource: ResourceInfo<'_>) -> bool {
-        !self
-            .denied
-            .iter()
-            .any(|(denied, of)| *denied == verb && of == resource.plural)
+        !self.denied.iter().any(|(denied, of)| *denied == verb && of == resource.plural)
     }
 }

@@ -14,26 +14,13 @@ use super::store::{Key, Snapshot, Store};
 use super::subscription::Start;
 
 /// The list that a request asks for.
-pub(super) fn list(
-    store: &Store,
-    call: &Call,
-    shape: Shape,
-    resource: Resource,
-    namespace: Option<&str>,
-) -> Result<Value, ApiError> {
-    let selector = Selector::parse(
-        resource,
-        namespace,
-        call.parameter("fieldSelector"),
-        call.parameter("labelSelector"),
-    )?;
+pub(super) fn list(store: &Store, call: &Call, shape: Shape, resource: Resource, namespace: Option<&str>) -> Result<Value, ApiError> {
+    let selector = Selector::parse(resource, namespace, call.parameter("fieldSelector"), call.parameter("labelSelector"))?;
     let version = call.number("resourceVersion")?;
     let mut limit = call.number("limit")?.filter(|&limit| limit > 0);
     let snapshot = match (call.parameter("continue"), version) {
         (Some(_), Some(version)) if version > 0 => {
-            return Err(ApiError::bad_request(
-                "specifying resource version is not allowed when using continue",
-            ));
+            return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
         }
         (Some(token), _) => continued(token)?,
         (None, version) => begun(store, call, version)?,
@@ -42,16 +29,11 @@ pub(super) fn list(
         // Answered from the watch cache, which knows no pages.
         limit = None;
     }
-    let limit = limit.map_or(usize::MAX, |limit| {
-        usize::try_from(limit).unwrap_or(usize::MAX)
-    });
-    let page =
-        store
-            .list(resource, &selector, &snapshot, limit)
-            .map_err(|error| match &snapshot {
-                Snapshot::At(_, Some(key)) if error.code == 410 => expired(store.version(), key),
-                _ => error,
-            })?;
+    let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    let page = store.list(resource, &selector, &snapshot, limit).map_err(|error| match &snapshot {
+        Snapshot::At(_, Some(key)) if error.code == 410 => expired(store.version(), key),
+        _ => error,
+    })?;
     let mut metadata = json!({ "resourceVersion": page.version.to_string() });
     if let Some(last) = &page.more {
         metadata["continue"] = token(page.version, last).into();
@@ -65,19 +47,11 @@ pub(super) fn list(
 
 /// Which state the first page shows, by `resourceVersion` and `resourceVersionMatch`.
 fn begun(store: &Store, call: &Call, version: Option<u64>) -> Result<Snapshot, ApiError> {
-    let forbidden = |message: &str| {
-        Err(ApiError::invalid_options(&format!(
-            "resourceVersionMatch: Forbidden: {message}"
-        )))
-    };
+    let forbidden = |message: &str| Err(ApiError::invalid_options(&format!("resourceVersionMatch: Forbidden: {message}")));
     match (call.parameter("resourceVersionMatch"), version) {
         (None, None | Some(0)) | (Some("NotOlderThan"), Some(0)) => Ok(Snapshot::Latest),
-        (Some(_), None) => {
-            forbidden("resourceVersionMatch is forbidden unless resourceVersion is provided")
-        }
-        (Some("Exact"), Some(0)) => {
-            forbidden("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"")
-        }
+        (Some(_), None) => forbidden("resourceVersionMatch is forbidden unless resourceVersion is provided"),
+        (Some("Exact"), Some(0)) => forbidden("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""),
         (Some("Exact"), Some(version)) => Ok(Snapshot::At(version, None)),
         (None | Some("NotOlderThan"), Some(version)) => {
             // The latest is not older, unless the client has seen a future that is not here: the list then fails.
@@ -86,39 +60,30 @@ fn begun(store: &Store, call: &Call, version: Option<u64>) -> Result<Snapshot, A
                 false => Snapshot::Latest,
             })
         }
-        (Some(other), _) => Err(ApiError::invalid_options(&format!(
-            "resourceVersionMatch: Unsupported value: \"{other}\""
-        ))),
+        (Some(other), _) => Err(ApiError::invalid_options(&format!("resourceVersionMatch: Unsupported value: \"{other}\""))),
     }
 }
 
 /// Where a watch begins.
 pub(super) fn watch_start(call: &Call, streaming_lists: bool) -> Result<Start, ApiError> {
     let version = call.number("resourceVersion")?;
-    let forbidden = |field: &str, message: &str| {
-        Err(ApiError::invalid_options(&format!(
-            "{field}: Forbidden: {message}"
-        )))
-    };
+    let forbidden = |field: &str, message: &str| Err(ApiError::invalid_options(&format!("{field}: Forbidden: {message}")));
     let version_match = call.parameter("resourceVersionMatch");
     match call.flag("sendInitialEvents") {
-        Some(_) if !streaming_lists => forbidden(
-            "sendInitialEvents",
-            "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled",
-        ),
-        Some(_) if version_match != Some("NotOlderThan") => forbidden(
-            "resourceVersionMatch",
-            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        ),
+        Some(_) if !streaming_lists => {
+            forbidden("sendInitialEvents", "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
+        }
+        Some(_) if version_match != Some("NotOlderThan") => {
+            forbidden("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan")
+        }
         Some(true) => Ok(Start::Everything { mark_end: true }),
         Some(false) => Ok(match version {
             None | Some(0) => Start::Now,
             Some(version) => Start::After(version),
         }),
-        None if version_match.is_some() => forbidden(
-            "resourceVersionMatch",
-            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-        ),
+        None if version_match.is_some() => {
+            forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided")
+        }
         None => Ok(match version {
             None | Some(0) => Start::Everything { mark_end: false },
             Some(version) => Start::After(version),

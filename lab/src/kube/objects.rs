@@ -21,12 +21,7 @@ pub enum Resource {
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Resource; 4] = [
-        Resource::Pods,
-        Resource::Namespaces,
-        Resource::ServiceAccounts,
-        Resource::Nodes,
-    ];
+    pub const ALL: [Resource; 4] = [Resource::Pods, Resource::Namespaces, Resource::ServiceAccounts, Resource::Nodes];
 
     /// The name in paths and RBAC rules, such as `serviceaccounts`.
     #[must_use]
@@ -61,10 +56,7 @@ impl Resource {
     }
 
     pub(super) fn info(self) -> ResourceInfo<'static> {
-        ResourceInfo {
-            group: "",
-            plural: self.plural(),
-        }
+        ResourceInfo { group: "", plural: self.plural() }
     }
 
     /// The fields that a real server accepts in a field selector for it.
@@ -136,18 +128,12 @@ impl Shape {
             return Ok(Shape::Whole);
         }
         let media_types = accepts.iter().flat_map(|value| value.split(','));
-        media_types
-            .filter_map(|media_type| Shape::of_media_type(media_type, list))
-            .next()
-            .ok_or_else(ApiError::not_acceptable)
+        media_types.filter_map(|media_type| Shape::of_media_type(media_type, list)).next().ok_or_else(ApiError::not_acceptable)
     }
 
     fn of_media_type(media_type: &str, list: bool) -> Option<Shape> {
         let mut parts = media_type.split(';').map(str::trim);
-        if !matches!(
-            parts.next()?,
-            "application/json" | "application/*" | "*/*" | ""
-        ) {
+        if !matches!(parts.next()?, "application/json" | "application/*" | "*/*" | "") {
             return None;
         }
         let (mut kind, mut group, mut version) = (None, None, None);
@@ -159,18 +145,10 @@ impl Shape {
                 _ => {}
             }
         }
-        let wanted = if list {
-            "PartialObjectMetadataList"
-        } else {
-            "PartialObjectMetadata"
-        };
+        let wanted = if list { "PartialObjectMetadataList" } else { "PartialObjectMetadata" };
         match kind {
             None => Some(Shape::Whole),
-            Some(kind)
-                if kind == wanted && group == Some("meta.k8s.io") && version == Some("v1") =>
-            {
-                Some(Shape::Metadata)
-            }
+            Some(kind) if kind == wanted && group == Some("meta.k8s.io") && version == Some("v1") => Some(Shape::Metadata),
             Some(_) => None,
         }
     }

@@ -245,10 +245,7 @@ impl PodBuilder {
             status["hostIP"] = self.host_ip.as_str().into();
             status["hostIPs"] = json!([{ "ip": self.host_ip }]);
             status["startTime"] = CREATED.into();
-            status["containerStatuses"] = json!([
-                container_status("main", running),
-                container_status("sidecar", running),
-            ]);
+            status["containerStatuses"] = json!([container_status("main", running), container_status("sidecar", running),]);
         }
         let ips = match self.ips.is_empty() && self.host_network {
             true => std::slice::from_ref(&self.host_ip),

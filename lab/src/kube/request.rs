@@ -73,21 +73,8 @@ impl Route {
                 Route::Discovery(parts.iter().map(|&part| part.to_owned()).collect())
             }
             ["api", "v1", rest @ ..] => Route::core(rest),
-            [
-                "apis",
-                NEW_GROUP,
-                "v1",
-                "namespaces",
-                namespace,
-                "events",
-                name @ ..,
-            ] => Route::events(NEW_GROUP, namespace, name),
-            [
-                "apis",
-                "authorization.k8s.io",
-                "v1",
-                "selfsubjectaccessreviews",
-            ] => Route::AccessReview,
+            ["apis", NEW_GROUP, "v1", "namespaces", namespace, "events", name @ ..] => Route::events(NEW_GROUP, namespace, name),
+            ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"] => Route::AccessReview,
             _ => Route::Unknown,
         }
     }
@@ -110,11 +97,7 @@ impl Route {
                 if namespace.is_none() && (name.is_none() || !resource.is_namespaced())
                     || namespace.is_some() && resource.is_namespaced() =>
             {
-                Route::Objects {
-                    resource,
-                    namespace: namespace.map(str::to_owned),
-                    name: name.map(str::to_owned),
-                }
+                Route::Objects { resource, namespace: namespace.map(str::to_owned), name: name.map(str::to_owned) }
             }
             _ => Route::Unknown,
         }
@@ -126,11 +109,7 @@ impl Route {
             [name] => Some((*name).to_owned()),
             _ => return Route::Unknown,
         };
-        Route::Events {
-            group,
-            namespace: namespace.to_owned(),
-            name,
-        }
+        Route::Events { group, namespace: namespace.to_owned(), name }
     }
 }
 
@@ -195,16 +174,8 @@ impl Call {
     /// What RBAC calls the resource, the namespace and the name.
     pub(super) fn subject(&self) -> Option<(ResourceInfo<'static>, Option<&str>, Option<&str>)> {
         match &self.route {
-            Route::Objects {
-                resource,
-                namespace,
-                name,
-            } => Some((resource.info(), namespace.as_deref(), name.as_deref())),
-            Route::Events {
-                group,
-                namespace,
-                name,
-            } => {
+            Route::Objects { resource, namespace, name } => Some((resource.info(), namespace.as_deref(), name.as_deref())),
+            Route::Events { group, namespace, name } => {
                 let plural = "events";
                 let info = ResourceInfo { group, plural };
                 Some((info, Some(namespace), name.as_deref()))
@@ -243,20 +214,15 @@ impl Call {
         let Some(value) = self.parameter(name) else {
             return Ok(None);
         };
-        value.parse().map(Some).map_err(|_| {
-            ApiError::bad_request(format!("{name}: Invalid value: \"{value}\": not a number"))
-        })
+        value.parse().map(Some).map_err(|_| ApiError::bad_request(format!("{name}: Invalid value: \"{value}\": not a number")))
     }
 
     /// The body: an object, whose metadata is one too.
     pub(super) fn json(&self) -> Result<Value, ApiError> {
         let unrecognized = |error: &dyn std::fmt::Display| {
-            ApiError::bad_request(format!(
-                "the object provided is unrecognized (must be of type JSON): {error}"
-            ))
+            ApiError::bad_request(format!("the object provided is unrecognized (must be of type JSON): {error}"))
         };
-        let object: Value =
-            serde_json::from_slice(&self.body).map_err(|error| unrecognized(&error))?;
+        let object: Value = serde_json::from_slice(&self.body).map_err(|error| unrecognized(&error))?;
         let metadata = object.get("metadata");
         if !object.is_object() || metadata.is_some_and(|it| !it.is_object() && !it.is_null()) {
             return Err(unrecognized(&"not an object"));

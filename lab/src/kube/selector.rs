@@ -40,11 +40,7 @@ impl Selector {
         labels: Option<&str>,
     ) -> Result<Selector, ApiError> {
         let (fields, labels) = (fields.unwrap_or_default(), labels.unwrap_or_default());
-        let selector = Selector {
-            namespace: namespace.map(str::to_owned),
-            fields: parse_fields(fields)?,
-            labels: parse_labels(labels)?,
-        };
+        let selector = Selector { namespace: namespace.map(str::to_owned), fields: parse_fields(fields)?, labels: parse_labels(labels)? };
         for term in &selector.fields {
             if !resource.selectable_fields().contains(&term.field.as_str()) {
                 return Err(ApiError::bad_request(format!(
@@ -68,9 +64,7 @@ impl Selector {
         if self.namespace.is_some() && self.namespace.as_deref() != namespace {
             return false;
         }
-        self.fields
-            .iter()
-            .all(|term| (field(object, &term.field) == term.value) == term.equal)
+        self.fields.iter().all(|term| (field(object, &term.field) == term.value) == term.equal)
             && self.labels.iter().all(|term| term.matches(object))
     }
 }
@@ -79,12 +73,8 @@ impl LabelTerm {
     fn matches(&self, object: &Value) -> bool {
         let label = |key: &str| object["metadata"]["labels"][key].as_str();
         match self {
-            LabelTerm::In(key, values) => {
-                label(key).is_some_and(|label| values.iter().any(|value| value == label))
-            }
-            LabelTerm::NotIn(key, values) => {
-                label(key).is_none_or(|label| values.iter().all(|value| value != label))
-            }
+            LabelTerm::In(key, values) => label(key).is_some_and(|label| values.iter().any(|value| value == label)),
+            LabelTerm::NotIn(key, values) => label(key).is_none_or(|label| values.iter().all(|value| value != label)),
             LabelTerm::Exists(key) => label(key).is_some(),
             LabelTerm::Absent(key) => label(key).is_none(),
         }
@@ -96,9 +86,7 @@ fn field(object: &Value, path: &str) -> String {
     let value = path.split('.').fold(object, |value, key| &value[key]);
     match value {
         Value::String(text) => text.clone(),
-        Value::Null if matches!(path, "spec.hostNetwork" | "spec.unschedulable") => {
-            "false".to_owned()
-        }
+        Value::Null if matches!(path, "spec.hostNetwork" | "spec.unschedulable") => "false".to_owned(),
         Value::Null => String::new(),
         other => other.to_string(),
     }
@@ -109,15 +97,9 @@ fn parse_fields(text: &str) -> Result<Vec<FieldTerm>, ApiError> {
     terms
         .map(|term| {
             let (field, equal, value) = operator(term).ok_or_else(|| {
-                ApiError::bad_request(format!(
-                    "invalid field selector: invalid selector: '{text}'; can't understand '{term}'"
-                ))
+                ApiError::bad_request(format!("invalid field selector: invalid selector: '{text}'; can't understand '{term}'"))
             })?;
-            Ok(FieldTerm {
-                field: field.to_owned(),
-                equal,
-                value: value.to_owned(),
-            })
+            Ok(FieldTerm { field: field.to_owned(), equal, value: value.to_owned() })
         })
         .collect()
 }
@@ -126,11 +108,7 @@ fn parse_labels(text: &str) -> Result<Vec<LabelTerm>, ApiError> {
     let terms = split_outside_parentheses(text);
     let terms = terms.into_iter().map(str::trim).filter(|t| !t.is_empty());
     terms
-        .map(|term| {
-            parse_label_term(term).ok_or_else(|| {
-                ApiError::bad_request(format!("unable to parse requirement: '{term}'"))
-            })
-        })
+        .map(|term| parse_label_term(term).ok_or_else(|| ApiError::bad_request(format!("unable to parse requirement: '{term}'"))))
         .collect()
 }
 

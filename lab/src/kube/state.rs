@@ -97,25 +97,11 @@ impl State {
             }
             (Route::Unknown, _) => Err(ApiError::unknown_path()),
             (Route::AccessReview, Some(Verb::Create)) => self.review(call.json()?),
-            (
-                Route::Objects {
-                    resource,
-                    namespace,
-                    name,
-                },
-                Some(verb),
-            ) => self.objects(call, verb, *resource, namespace.as_deref(), name.as_deref()),
-            (
-                Route::Events {
-                    group,
-                    namespace,
-                    name,
-                },
-                Some(verb),
-            ) => self.event(call, verb, group, namespace, name.as_deref()),
-            (Route::AccessReview | Route::Objects { .. } | Route::Events { .. }, _) => {
-                Err(ApiError::method_not_allowed())
+            (Route::Objects { resource, namespace, name }, Some(verb)) => {
+                self.objects(call, verb, *resource, namespace.as_deref(), name.as_deref())
             }
+            (Route::Events { group, namespace, name }, Some(verb)) => self.event(call, verb, group, namespace, name.as_deref()),
+            (Route::AccessReview | Route::Objects { .. } | Route::Events { .. }, _) => Err(ApiError::method_not_allowed()),
         }
     }
 
@@ -178,23 +164,11 @@ impl State {
         }
     }
 
-    fn watch(
-        self: &Arc<State>,
-        call: &Call,
-        resource: Resource,
-        namespace: Option<&str>,
-    ) -> Result<Response<Body>, ApiError> {
+    fn watch(self: &Arc<State>, call: &Call, resource: Resource, namespace: Option<&str>) -> Result<Response<Body>, ApiError> {
         let shape = Shape::negotiate(&call.headers, false)?;
-        let selector = Selector::parse(
-            resource,
-            namespace,
-            call.parameter("fieldSelector"),
-            call.parameter("labelSelector"),
-        )?;
+        let selector = Selector::parse(resource, namespace, call.parameter("fieldSelector"), call.parameter("labelSelector"))?;
         let bookmarks = call.flag("allowWatchBookmarks") == Some(true);
-        let timeout = call
-            .number("timeoutSeconds")?
-            .filter(|&seconds| seconds > 0);
+        let timeout = call.number("timeoutSeconds")?.filter(|&seconds| seconds > 0);
         let (streaming_lists, interval) = {
             let behaviour = self.behaviour();
             (behaviour.streaming_lists, behaviour.bookmark_interval)
@@ -211,10 +185,7 @@ impl State {
             resource,
             shape,
             receiver,
-            registration: Registration {
-                state: Arc::clone(self),
-                watch,
-            },
+            registration: Registration { state: Arc::clone(self), watch },
             stall: self.stall.subscribe(),
             deadline: timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds)),
             bookmarks: bookmarks.then(|| bookmark_timer(interval)),
@@ -222,20 +193,11 @@ impl State {
         Ok(stream.response())
     }
 
-    fn event(
-        &self,
-        call: &Call,
-        verb: Verb,
-        group: &str,
-        namespace: &str,
-        name: Option<&str>,
-    ) -> Result<Response<Body>, ApiError> {
+    fn event(&self, call: &Call, verb: Verb, group: &str, namespace: &str, name: Option<&str>) -> Result<Response<Body>, ApiError> {
         let (code, event) = match (verb, name) {
             (Verb::Create, None) => {
                 let version = self.store().next_version();
-                let created = self
-                    .events()
-                    .create(group, namespace, version, call.json()?)?;
+                let created = self.events().create(group, namespace, version, call.json()?)?;
                 (StatusCode::CREATED, created)
             }
             (Verb::Patch, Some(name)) => {
@@ -253,10 +215,7 @@ impl State {
     fn review(&self, mut review: Value) -> Result<Response<Body>, ApiError> {
         let attributes = &review["spec"]["resourceAttributes"];
         let text = |field: &str| attributes[field].as_str().unwrap_or_default();
-        let info = ResourceInfo {
-            group: text("group"),
-            plural: text("resource"),
-        };
+        let info = ResourceInfo { group: text("group"), plural: text("resource") };
         let allowed = self.behaviour().is_allowed(text("verb"), info);
         review["status"] = match allowed {
             true => json!({
@@ -270,11 +229,7 @@ impl State {
 }
 
 impl Handler for State {
-    async fn handle(
-        self: Arc<Self>,
-        _peer: SocketAddr,
-        request: Request<Incoming>,
-    ) -> Response<Body> {
+    async fn handle(self: Arc<Self>, _peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let body = match body.collect().await {
             Ok(body) => body.to_bytes(),

@@ -23,14 +23,7 @@ pub(super) struct ApiError {
 
 impl ApiError {
     pub(super) fn new(code: u16, reason: &str, message: impl Into<String>) -> ApiError {
-        ApiError {
-            code,
-            reason: reason.to_owned(),
-            message: message.into(),
-            details: None,
-            retry_after: None,
-            continue_token: None,
-        }
+        ApiError { code, reason: reason.to_owned(), message: message.into(), details: None, retry_after: None, continue_token: None }
     }
 
     pub(super) fn with_details(mut self, details: Value) -> ApiError {
@@ -46,13 +39,7 @@ impl ApiError {
         ApiError::new(401, "Unauthorized", "Unauthorized")
     }
 
-    pub(super) fn forbidden(
-        user: &str,
-        verb: &str,
-        resource: ResourceInfo<'_>,
-        namespace: Option<&str>,
-        name: Option<&str>,
-    ) -> ApiError {
+    pub(super) fn forbidden(user: &str, verb: &str, resource: ResourceInfo<'_>, namespace: Option<&str>, name: Option<&str>) -> ApiError {
         let scope = match namespace {
             Some(namespace) => format!("in the namespace \"{namespace}\""),
             None => "at the cluster scope".to_owned(),
@@ -62,37 +49,21 @@ impl ApiError {
             Some(name) => format!("{} \"{name}\"", resource.qualified()),
             None => resource.qualified(),
         };
-        let message = format!(
-            "{subject} is forbidden: User \"{user}\" cannot {verb} resource \"{plural}\" in API group \"{group}\" {scope}"
-        );
+        let message =
+            format!("{subject} is forbidden: User \"{user}\" cannot {verb} resource \"{plural}\" in API group \"{group}\" {scope}");
         ApiError::new(403, "Forbidden", message).with_details(resource.details(name))
     }
 
     pub(super) fn not_found(resource: ResourceInfo<'_>, name: &str) -> ApiError {
-        ApiError::new(
-            404,
-            "NotFound",
-            format!("{} \"{name}\" not found", resource.qualified()),
-        )
-        .with_details(resource.details(Some(name)))
+        ApiError::new(404, "NotFound", format!("{} \"{name}\" not found", resource.qualified())).with_details(resource.details(Some(name)))
     }
 
     pub(super) fn unknown_path() -> ApiError {
-        ApiError::new(
-            404,
-            "NotFound",
-            "the server could not find the requested resource",
-        )
-        .with_details(json!({}))
+        ApiError::new(404, "NotFound", "the server could not find the requested resource").with_details(json!({}))
     }
 
     pub(super) fn method_not_allowed() -> ApiError {
-        ApiError::new(
-            405,
-            "MethodNotAllowed",
-            "the server does not allow this method on the requested resource",
-        )
-        .with_details(json!({}))
+        ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource").with_details(json!({}))
     }
 
     pub(super) fn not_acceptable() -> ApiError {
@@ -103,21 +74,13 @@ impl ApiError {
 
     /// History that was forgotten: `version` is older than `oldest`, the first that can still be continued from.
     pub(super) fn too_old(version: u64, oldest: u64) -> ApiError {
-        ApiError::new(
-            410,
-            "Expired",
-            format!("too old resource version: {version} ({oldest})"),
-        )
+        ApiError::new(410, "Expired", format!("too old resource version: {version} ({oldest})"))
     }
 
     /// A version that is not there yet: the client has seen another server's future.
     pub(super) fn too_new(version: u64, current: u64) -> ApiError {
         let message = format!("Timeout: Too large resource version: {version}, current: {current}");
-        ApiError {
-            retry_after: Some(1),
-            ..ApiError::new(504, "Timeout", message)
-        }
-        .with_details(json!({ "causes": [{
+        ApiError { retry_after: Some(1), ..ApiError::new(504, "Timeout", message) }.with_details(json!({ "causes": [{
             "reason": "ResourceVersionTooLarge",
             "message": "Too large resource version",
         }] }))
@@ -135,12 +98,8 @@ impl ApiError {
 
     /// Options of a list or watch that contradict each other.
     pub(super) fn invalid_options(message: &str) -> ApiError {
-        ApiError::new(
-            422,
-            "Invalid",
-            format!("ListOptions.meta.k8s.io \"\" is invalid: {message}"),
-        )
-        .with_details(json!({ "group": "meta.k8s.io", "kind": "ListOptions" }))
+        ApiError::new(422, "Invalid", format!("ListOptions.meta.k8s.io \"\" is invalid: {message}"))
+            .with_details(json!({ "group": "meta.k8s.io", "kind": "ListOptions" }))
     }
 
     /// The `Status` object.
@@ -180,9 +139,6 @@ impl ApiError {
 pub(super) fn json_response(code: StatusCode, document: &Value) -> Response<Body> {
     let mut response = Response::new(full(document.to_string()));
     *response.status_mut() = code;
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        http::HeaderValue::from_static("application/json"),
-    );
+    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
     response
 }

@@ -87,10 +87,7 @@ impl Store {
         let key = complete(resource, &mut object);
         let mut previous = self.get(resource, &key).cloned();
         let uid = &object["metadata"]["uid"];
-        if previous
-            .as_ref()
-            .is_some_and(|old| !uid.is_null() && old["metadata"]["uid"] != *uid)
-        {
+        if previous.as_ref().is_some_and(|old| !uid.is_null() && old["metadata"]["uid"] != *uid) {
             self.delete(resource, &key);
             previous = None;
         }
@@ -113,23 +110,12 @@ impl Store {
         let object = Arc::new(object);
         let objects = self.objects.entry(resource).or_default();
         objects.insert(key.clone(), Arc::clone(&object));
-        self.changed(Change {
-            version,
-            resource,
-            key,
-            previous,
-            current: Some(Arc::clone(&object)),
-        });
+        self.changed(Change { version, resource, key, previous, current: Some(Arc::clone(&object)) });
         object
     }
 
     /// Merges `patch` into an object (RFC 7386). A resource version in it must be the current one.
-    pub(super) fn patch(
-        &mut self,
-        resource: Resource,
-        key: &Key,
-        patch: &Value,
-    ) -> Result<Arc<Value>, ApiError> {
+    pub(super) fn patch(&mut self, resource: Resource, key: &Key, patch: &Value) -> Result<Arc<Value>, ApiError> {
         let Some(current) = self.get(resource, key).cloned() else {
             return Err(ApiError::not_found(resource.info(), &key.1));
         };
@@ -151,13 +137,7 @@ impl Store {
             return false;
         };
         self.version += 1;
-        self.changed(Change {
-            version: self.version,
-            resource,
-            key: key.clone(),
-            previous: Some(previous),
-            current: None,
-        });
+        self.changed(Change { version: self.version, resource, key: key.clone(), previous: Some(previous), current: None });
         true
     }
 
@@ -219,22 +199,14 @@ impl Store {
     }
 
     /// A page of at most `limit` objects.
-    pub(super) fn list(
-        &self,
-        resource: Resource,
-        selector: &Selector,
-        snapshot: &Snapshot,
-        limit: usize,
-    ) -> Result<Page, ApiError> {
+    pub(super) fn list(&self, resource: Resource, selector: &Selector, snapshot: &Snapshot, limit: usize) -> Result<Page, ApiError> {
         let (version, after) = match snapshot {
             Snapshot::Latest => (self.version, None),
             Snapshot::At(version, after) => (*version, after.as_ref()),
         };
         let objects = self.objects_at(resource, version)?;
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut matching = objects
-            .range::<Key, _>((start, Bound::Unbounded))
-            .filter(|(_, object)| selector.matches(object));
+        let mut matching = objects.range::<Key, _>((start, Bound::Unbounded)).filter(|(_, object)| selector.matches(object));
         let mut items = Vec::new();
         let mut last = None;
         for (key, object) in matching.by_ref().take(limit) {
@@ -259,10 +231,7 @@ impl Store {
             return Err(ApiError::too_old(version, self.compacted));
         }
         let later = self.history.iter().rev();
-        let mut later = later
-            .take_while(|change| change.version > version)
-            .filter(|change| change.resource == resource)
-            .peekable();
+        let mut later = later.take_while(|change| change.version > version).filter(|change| change.resource == resource).peekable();
         let current = self.objects.get(&resource);
         if later.peek().is_none() {
             return Ok(current.map_or_else(|| Cow::Owned(Objects::new()), Cow::Borrowed));
@@ -293,13 +262,7 @@ impl Store {
         if after < self.compacted {
             return Err(ApiError::too_old(after, self.compacted));
         }
-        let watch = Watch {
-            resource,
-            selector,
-            after,
-            bookmarks,
-            sender,
-        };
+        let watch = Watch { resource, selector, after, bookmarks, sender };
         if let Start::Everything { mark_end } = start {
             let objects = self.objects.get(&resource).into_iter().flatten();
             for (_, object) in objects.filter(|(_, object)| watch.selector.matches(object)) {

@@ -66,19 +66,14 @@ impl Watch {
             (None, None) => return,
             (None, Some(current)) => Item::Event("ADDED", current),
             (Some(_), Some(current)) => Item::Event("MODIFIED", current),
-            (Some(previous), None) => {
-                Item::Event("DELETED", Arc::new(at_version(&previous, change.version)))
-            }
+            (Some(previous), None) => Item::Event("DELETED", Arc::new(at_version(&previous, change.version))),
         };
         let _ = self.sender.send(item);
     }
 
     pub(super) fn bookmark(&self, version: u64, initial_end: bool) {
         if self.bookmarks {
-            let _ = self.sender.send(Item::Bookmark {
-                version,
-                initial_end,
-            });
+            let _ = self.sender.send(Item::Bookmark { version, initial_end });
         }
     }
 }

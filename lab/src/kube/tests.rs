@@ -33,7 +33,5 @@ fn version(object: &serde_json::Value) -> u64 {
 /// The names of the items of a list.
 fn names(list: &serde_json::Value) -> Vec<&str> {
     let items = list["items"].as_array().unwrap().iter();
-    items
-        .map(|item| item["metadata"]["name"].as_str().unwrap())
-        .collect()
+    items.map(|item| item["metadata"]["name"].as_str().unwrap()).collect()
 }

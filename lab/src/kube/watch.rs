@@ -86,10 +86,7 @@ impl WatchStream {
     fn line(&self, item: Item) -> Bytes {
         let (kind, object) = match item {
             Item::Event(kind, object) => (kind, self.shape.object(&object)),
-            Item::Bookmark {
-                version,
-                initial_end,
-            } => {
+            Item::Bookmark { version, initial_end } => {
                 let object = self.shape.bookmark(self.resource, version, initial_end);
                 ("BOOKMARK", object)
             }

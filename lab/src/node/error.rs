@@ -48,8 +48,6 @@ pub enum Unavailable {
     #[error("the program `{0}` is not installed")]
     Program(&'static str),
     /// The kernel refuses, or lacks something.
-    #[error(
-        "network namespaces cannot be made (run as root, or allow unprivileged user namespaces): {0}"
-    )]
+    #[error("network namespaces cannot be made (run as root, or allow unprivileged user namespaces): {0}")]
     Refused(#[from] NodeError),
 }

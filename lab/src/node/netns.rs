@@ -32,10 +32,7 @@ impl Netns {
             File::open("/proc/thread-self/ns/net").map(OwnedFd::from)
         })?
         .map_err(failed(label, "make it"))?;
-        let ns = Self {
-            label: label.to_owned(),
-            fd: Arc::new(fd),
-        };
+        let ns = Self { label: label.to_owned(), fd: Arc::new(fd) };
         // The kernel may have handed down what the machine has set.
         for (sysctl, value) in [
             ("net/ipv6/conf/all/disable_ipv6", "0"),
@@ -67,10 +64,7 @@ impl Netns {
     ///
     /// # Errors
     /// If the namespace cannot be entered; the closure does not run then.
-    pub fn run<T: Send + 'static>(
-        &self,
-        f: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, NodeError> {
+    pub fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> Result<T, NodeError> {
         let fd = Arc::clone(&self.fd);
         on_a_thread(&self.label, move || {
             setns(&*fd, CloneFlags::CLONE_NEWNET)?;
@@ -84,8 +78,7 @@ impl Netns {
     /// # Errors
     /// If the address cannot be bound.
     pub fn tcp_listener(&self, addr: SocketAddr) -> Result<TcpListener, NodeError> {
-        self.run(move || TcpListener::bind(addr))?
-            .map_err(failed(&self.label, &format!("listen on {addr}")))
+        self.run(move || TcpListener::bind(addr))?.map_err(failed(&self.label, &format!("listen on {addr}")))
     }
 
     /// A connection from inside, in blocking mode.
@@ -93,19 +86,14 @@ impl Netns {
     /// # Errors
     /// As `TcpStream::connect_timeout`, or if the namespace cannot be entered.
     pub fn connect(&self, addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
-        self.run(move || TcpStream::connect_timeout(&addr, timeout))
-            .map_err(io::Error::other)?
+        self.run(move || TcpStream::connect_timeout(&addr, timeout)).map_err(io::Error::other)?
     }
 
     /// A command that will run inside. It is the program's own process that is started, so `kill` reaches it. End it
     /// before the test ends: a process that stays keeps its namespace.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command
-            .env("PATH", path_variable())
-            .arg(format!("--net={}", self.path()))
-            .arg("--")
-            .arg(program);
+        command.env("PATH", path_variable()).arg(format!("--net={}", self.path())).arg("--").arg(program);
         command
     }
 
@@ -120,11 +108,8 @@ impl Netns {
     /// If it ends with an error; the error carries its standard error.
     pub fn sh(&self, script: &str) -> Result<String, NodeError> {
         let mut command = self.command("sh");
-        let output = command
-            .args(["-ec", script])
-            .stdin(Stdio::null())
-            .output()
-            .map_err(failed(&self.label, &format!("run `{script}`")))?;
+        let output =
+            command.args(["-ec", script]).stdin(Stdio::null()).output().map_err(failed(&self.label, &format!("run `{script}`")))?;
         self.stdout_of(script, &output)
     }
 
@@ -140,13 +125,8 @@ impl Netns {
             .spawn()
             .map_err(failed(&self.label, action))?;
         // Dropped when it is written: that is the end of the batch.
-        let written = child
-            .stdin
-            .take()
-            .map_or(Ok(()), |mut stdin| stdin.write_all(commands.as_bytes()));
-        let output = child
-            .wait_with_output()
-            .map_err(failed(&self.label, action))?;
+        let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(commands.as_bytes()));
+        let output = child.wait_with_output().map_err(failed(&self.label, action))?;
         // Where `ip` could not even start, its own words say more than our broken pipe.
         self.stdout_of(commands.trim_end(), &output)?;
         written.map_err(failed(&self.label, action))
@@ -156,11 +136,7 @@ impl Netns {
     pub(super) fn write_sysctl(&self, sysctl: &str, value: &'static str) -> Result<(), NodeError> {
         let path = format!("/proc/sys/{sysctl}");
         // `/proc/sys/net` shows the namespace of the thread that opens it.
-        self.run(move || std::fs::write(path, value))?
-            .map_err(failed(
-                &self.label,
-                &format!("write {value} to /proc/sys/{sysctl}"),
-            ))
+        self.run(move || std::fs::write(path, value))?.map_err(failed(&self.label, &format!("write {value} to /proc/sys/{sysctl}")))
     }
 
     fn stdout_of(&self, command: &str, output: &Output) -> Result<String, NodeError> {
@@ -171,33 +147,19 @@ impl Netns {
             label: self.label.clone(),
             command: command.to_owned(),
             status: output.status,
-            stderr: String::from_utf8_lossy(&output.stderr)
-                .trim_end()
-                .to_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).trim_end().to_owned(),
         })
     }
 }
 
 /// Runs a closure on a thread that ends with it, so that no pool ever gets a thread back that is elsewhere. The outer
 /// error: no thread could be made.
-fn on_a_thread<T: Send + 'static>(
-    label: &str,
-    f: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<io::Result<T>, NodeError> {
-    let thread = std::thread::Builder::new()
-        .name(format!("netns-{label}"))
-        .spawn(f)
-        .map_err(failed(label, "start a thread"))?;
-    Ok(thread
-        .join()
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+fn on_a_thread<T: Send + 'static>(label: &str, f: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<io::Result<T>, NodeError> {
+    let thread = std::thread::Builder::new().name(format!("netns-{label}")).spawn(f).map_err(failed(label, "start a thread"))?;
+    Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
 fn failed(label: &str, action: &str) -> impl FnOnce(io::Error) -> NodeError {
     let (label, action) = (label.to_owned(), action.to_owned());
-    move |source| NodeError::Namespace {
-        label,
-        action,
-        source,
-    }
+    move |source| NodeError::Namespace { label, action, source }
 }

@@ -23,8 +23,7 @@ const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 const UNSHARE_OPTIONS: [&str; 4] = ["--user", "--map-root-user", "--net", "--mount"];
 /// Runs as the first thing in the new namespaces. iptables-legacy wants to write its lock file to `/run`, which belongs
 /// to the real root.
-const INIT_SCRIPT: &str =
-    r#"ip link set lo up && { mount -t tmpfs tmpfs /run 2>/dev/null || :; } && exec "$0" "$@""#;
+const INIT_SCRIPT: &str = r#"ip link set lo up && { mount -t tmpfs tmpfs /run 2>/dev/null || :; } && exec "$0" "$@""#;
 
 /// Whether namespaces can be made here, and if not, why. It makes some to find out (about 60 ms).
 ///
@@ -50,23 +49,15 @@ pub fn available_or_skip() -> bool {
 /// # Panics
 /// Where the environment has `ROLEGATE_NO_SKIPS=1`.
 #[track_caller]
-#[allow(
-    clippy::print_stderr,
-    reason = "a test's message to the person who runs it"
-)]
+#[allow(clippy::print_stderr, reason = "a test's message to the person who runs it")]
 pub fn skip(why: impl Display) {
-    assert!(
-        env::var_os(NO_SKIPS_VARIABLE).is_none_or(|value| value != "1"),
-        "skipping is forbidden: {why}"
-    );
+    assert!(env::var_os(NO_SKIPS_VARIABLE).is_none_or(|value| value != "1"), "skipping is forbidden: {why}");
     eprintln!("SKIP: {why}");
 }
 
 /// Where a program is, in `PATH` or in the system's directories.
 pub fn find_program(name: &str) -> Option<PathBuf> {
-    env::split_paths(&path_variable())
-        .map(|directory| directory.join(name))
-        .find(|path| path.is_file())
+    env::split_paths(&path_variable()).map(|directory| directory.join(name)).find(|path| path.is_file())
 }
 
 /// If this process may not make network namespaces, replaces it by one with the same program and arguments that may: as
@@ -83,25 +74,15 @@ pub fn reexec_in_user_namespace_if_needed() -> io::Result<()> {
         return Ok(());
     }
     if env::var_os(REEXEC_VARIABLE).is_some() {
-        return Err(io::Error::other(
-            "no network namespaces, not even in a user namespace",
-        ));
+        return Err(io::Error::other("no network namespaces, not even in a user namespace"));
     }
     // Replacing the process is for keeps: see first whether it would work.
-    let probe = in_user_namespace(Path::new("true"))
-        .stdin(Stdio::null())
-        .output()?;
+    let probe = in_user_namespace(Path::new("true")).stdin(Stdio::null()).output()?;
     if !probe.status.success() {
         let stderr = String::from_utf8_lossy(&probe.stderr);
-        return Err(io::Error::other(format!(
-            "no user namespace: {}",
-            stderr.trim_end()
-        )));
+        return Err(io::Error::other(format!("no user namespace: {}", stderr.trim_end())));
     }
-    let error = in_user_namespace(&env::current_exe()?)
-        .args(env::args_os().skip(1))
-        .env(REEXEC_VARIABLE, "1")
-        .exec();
+    let error = in_user_namespace(&env::current_exe()?).args(env::args_os().skip(1)).env(REEXEC_VARIABLE, "1").exec();
     Err(error)
 }
 
@@ -124,10 +105,6 @@ fn may_make_namespaces() -> bool {
 
 fn in_user_namespace(program: &Path) -> Command {
     let mut command = Command::new("unshare");
-    command
-        .env("PATH", path_variable())
-        .args(UNSHARE_OPTIONS)
-        .args(["--", "sh", "-c", INIT_SCRIPT])
-        .arg(program);
+    command.env("PATH", path_variable()).args(UNSHARE_OPTIONS).args(["--", "sh", "-c", INIT_SCRIPT]).arg(program);
     command
 }

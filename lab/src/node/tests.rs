@@ -1,8 +1,4 @@
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails where an unwrap does"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails where an unwrap does")]
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -16,11 +12,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 const PORT: u16 = 8181;
 
 /// The peer address and the local address that a listener sees of a connection that `client` makes to `target`.
-fn seen_by(
-    listener: TcpListener,
-    client: &Netns,
-    target: SocketAddr,
-) -> io::Result<(IpAddr, SocketAddr)> {
+fn seen_by(listener: TcpListener, client: &Netns, target: SocketAddr) -> io::Result<(IpAddr, SocketAddr)> {
     let _client = client.connect(target, LIMIT)?;
     let (accepted, peer) = listener.accept()?;
     Ok((peer.ip(), accepted.local_addr()?))
@@ -32,20 +24,12 @@ fn interfaces(ns: &Netns) -> String {
 
 /// The namespaces that this process holds open.
 fn open_namespaces() -> HashSet<String> {
-    let links = std::fs::read_dir("/proc/self/fd")
-        .unwrap()
-        .filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
-    links
-        .map(|link| link.to_string_lossy().into_owned())
-        .filter(|link| link.starts_with("net:"))
-        .collect()
+    let links = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+    links.map(|link| link.to_string_lossy().into_owned()).filter(|link| link.starts_with("net:")).collect()
 }
 
 fn identity(ns: &Netns) -> String {
-    ns.sh("readlink /proc/self/ns/net")
-        .unwrap()
-        .trim()
-        .to_owned()
+    ns.sh("readlink /proc/self/ns/net").unwrap().trim().to_owned()
 }
 
 /// Waits for a condition and returns whether it came true in time.
@@ -70,10 +54,7 @@ fn a_pod_reaches_the_node_with_its_own_address() {
     assert_eq!(pods[0].ip.to_string(), "10.42.0.2");
     assert_eq!(pods[1].ip6.to_string(), "fd00:42::3");
     for pod in &pods {
-        for (target, own) in [
-            (IpAddr::from(node.ip()), IpAddr::from(pod.ip)),
-            (node.ip6().into(), pod.ip6.into()),
-        ] {
+        for (target, own) in [(IpAddr::from(node.ip()), IpAddr::from(pod.ip)), (node.ip6().into(), pod.ip6.into())] {
             let target = SocketAddr::new(target, PORT);
             let listener = node.ns().tcp_listener(target).unwrap();
             assert_eq!(seen_by(listener, pod, target).unwrap(), (own, target));
@@ -88,15 +69,9 @@ fn pods_reach_each_other_through_the_node() {
     }
     let node = Node::new().unwrap();
     let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
-    for (target, own) in [
-        (IpAddr::from(b.ip), IpAddr::from(a.ip)),
-        (b.ip6.into(), a.ip6.into()),
-    ] {
+    for (target, own) in [(IpAddr::from(b.ip), IpAddr::from(a.ip)), (b.ip6.into(), a.ip6.into())] {
         let target = SocketAddr::new(target, PORT);
-        assert_eq!(
-            seen_by(b.tcp_listener(target).unwrap(), &a, target).unwrap(),
-            (own, target)
-        );
+        assert_eq!(seen_by(b.tcp_listener(target).unwrap(), &a, target).unwrap(), (own, target));
     }
 }
 
@@ -108,23 +83,12 @@ fn without_rules_node_and_pods_reach_the_metadata_service() {
     let node = Node::with_imds().unwrap();
     let imds = node.imds().unwrap();
     let pod = node.add_pod("a").unwrap();
-    for (target, node_ip, pod_ip) in [
-        (
-            IpAddr::from(IMDS_IP),
-            IpAddr::from(node.ip()),
-            IpAddr::from(pod.ip),
-        ),
-        (IMDS_IP6.into(), node.ip6().into(), pod.ip6.into()),
-    ] {
+    for (target, node_ip, pod_ip) in
+        [(IpAddr::from(IMDS_IP), IpAddr::from(node.ip()), IpAddr::from(pod.ip)), (IMDS_IP6.into(), node.ip6().into(), pod.ip6.into())]
+    {
         let target = SocketAddr::new(target, 80);
-        assert_eq!(
-            seen_by(imds.tcp_listener(target).unwrap(), node.ns(), target).unwrap(),
-            (node_ip, target)
-        );
-        assert_eq!(
-            seen_by(imds.tcp_listener(target).unwrap(), &pod, target).unwrap(),
-            (pod_ip, target)
-        );
+        assert_eq!(seen_by(imds.tcp_listener(target).unwrap(), node.ns(), target).unwrap(), (node_ip, target));
+        assert_eq!(seen_by(imds.tcp_listener(target).unwrap(), &pod, target).unwrap(), (pod_ip, target));
     }
 }
 
@@ -136,8 +100,7 @@ fn a_hop_limit_of_one_stops_pods_and_not_the_node() {
     let node = Node::with_imds().unwrap();
     let imds = node.imds().unwrap();
     let pod = node.add_pod("a").unwrap();
-    imds.sh("ip route change default via 10.42.0.1 dev eth0 onlink hoplimit 1")
-        .unwrap();
+    imds.sh("ip route change default via 10.42.0.1 dev eth0 onlink hoplimit 1").unwrap();
     let target = SocketAddr::new(IMDS_IP.into(), 80);
     let _listener = imds.tcp_listener(target).unwrap();
     assert!(node.ns().connect(target, LIMIT).is_ok());
@@ -153,27 +116,16 @@ fn a_dnat_rule_brings_metadata_traffic_to_the_node() {
         return skip("the program `iptables` is not installed");
     }
     let node = Node::with_imds().unwrap();
-    let pod = node
-        .add_pod_with(PodOptions {
-            name: "a",
-            interface_prefix: "eni",
-            ip: None,
-        })
-        .unwrap();
+    let pod = node.add_pod_with(PodOptions { name: "a", interface_prefix: "eni", ip: None }).unwrap();
     assert_eq!(pod.host_interface(), "eni1");
     node.ns()
-        .sh(
-            "iptables -w 5 -t nat -A PREROUTING -i eni+ -d 169.254.169.254/32 -p tcp --dport 80 \
-             -j DNAT --to-destination 10.42.0.1:8181",
-        )
+        .sh("iptables -w 5 -t nat -A PREROUTING -i eni+ -d 169.254.169.254/32 -p tcp --dport 80 \
+             -j DNAT --to-destination 10.42.0.1:8181")
         .unwrap();
     let ours = SocketAddr::new(node.ip().into(), PORT);
     let listener = node.ns().tcp_listener(ours).unwrap();
     let imds = SocketAddr::new(IMDS_IP.into(), 80);
-    assert_eq!(
-        seen_by(listener, &pod, imds).unwrap(),
-        (pod.ip.into(), ours)
-    );
+    assert_eq!(seen_by(listener, &pod, imds).unwrap(), (pod.ip.into(), ours));
 }
 
 #[test]
@@ -187,21 +139,9 @@ fn a_dropped_pod_is_gone_and_its_address_is_free() {
     let (ip, namespace) = (pod.ip, identity(&pod));
     assert!(interfaces(node.ns()).contains("veth1"));
     assert!(open_namespaces().contains(&namespace));
-    let taken = PodOptions {
-        ip: Some(ip),
-        ..PodOptions::default()
-    };
-    assert!(matches!(
-        node.add_pod_with(taken),
-        Err(NodeError::Address { .. })
-    ));
-    assert!(matches!(
-        node.add_pod_with(PodOptions {
-            ip: Some(node.ip()),
-            ..taken
-        }),
-        Err(NodeError::Address { .. })
-    ));
+    let taken = PodOptions { ip: Some(ip), ..PodOptions::default() };
+    assert!(matches!(node.add_pod_with(taken), Err(NodeError::Address { .. })));
+    assert!(matches!(node.add_pod_with(PodOptions { ip: Some(node.ip()), ..taken }), Err(NodeError::Address { .. })));
 
     // A socket from inside keeps the namespace alive, but not the pod.
     let listener = node.ns().tcp_listener(target).unwrap();
@@ -210,33 +150,18 @@ fn a_dropped_pod_is_gone_and_its_address_is_free() {
     assert!(!interfaces(node.ns()).contains("veth1"));
     assert!(!open_namespaces().contains(&namespace));
 
-    let second = node
-        .add_pod_with(PodOptions {
-            name: "second",
-            ..taken
-        })
-        .unwrap();
+    let second = node.add_pod_with(PodOptions { name: "second", ..taken }).unwrap();
     assert_eq!(second.ip, ip);
     drop(listener.accept().unwrap());
-    assert_eq!(
-        seen_by(listener, &second, target).unwrap().0,
-        IpAddr::from(ip)
-    );
+    assert_eq!(seen_by(listener, &second, target).unwrap().0, IpAddr::from(ip));
     let third = node.add_pod("third").unwrap();
     assert_ne!(third.ip, ip);
 
     let members = [node.ns(), second.ns(), third.ns()];
     let namespaces = members.map(identity);
     // As long as something is in them, no other test's namespace can get their numbers.
-    let _alive = members.map(|ns| {
-        ns.tcp_listener(SocketAddr::from(([127, 0, 0, 1], 0)))
-            .unwrap()
-    });
-    assert!(
-        namespaces
-            .iter()
-            .all(|namespace| open_namespaces().contains(namespace))
-    );
+    let _alive = members.map(|ns| ns.tcp_listener(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap());
+    assert!(namespaces.iter().all(|namespace| open_namespaces().contains(namespace)));
     drop((second, third, node));
     let open = open_namespaces();
     assert!(namespaces.iter().all(|namespace| !open.contains(namespace)));
@@ -254,21 +179,12 @@ fn nodes_with_the_same_addresses_live_side_by_side() {
     };
     let nodes: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..4).map(|_| scope.spawn(node)).collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap())
-            .collect()
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     let target = SocketAddr::new(NODE_IP.into(), PORT);
-    let listeners = nodes
-        .iter()
-        .map(|(node, _)| node.ns().tcp_listener(target).unwrap())
-        .collect::<Vec<_>>();
+    let listeners = nodes.iter().map(|(node, _)| node.ns().tcp_listener(target).unwrap()).collect::<Vec<_>>();
     for ((_, pods), listener) in nodes.iter().zip(listeners) {
-        assert_eq!(
-            seen_by(listener, &pods[1], target).unwrap().0,
-            IpAddr::from(pods[1].ip)
-        );
+        assert_eq!(seen_by(listener, &pods[1], target).unwrap().0, IpAddr::from(pods[1].ip));
     }
 }
 
@@ -278,25 +194,15 @@ fn an_error_of_a_script_says_what_and_why() {
         return;
     }
     let ns = Netns::new("broken").unwrap();
-    let error = ns
-        .sh("echo before; ip link show nothing")
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("broken") && error.contains("ip link show nothing"),
-        "{error}"
-    );
+    let error = ns.sh("echo before; ip link show nothing").unwrap_err().to_string();
+    assert!(error.contains("broken") && error.contains("ip link show nothing"), "{error}");
     assert!(error.contains("does not exist"), "{error}");
     assert!(ns.enter_hint().contains(&ns.path()));
 }
 
 /// What this test program says when one of its ignored tests runs alone in a process of its own.
 fn helper(program: &str, leading: &[&str], test: &str) -> Command {
-    let mut words =
-        leading
-            .iter()
-            .copied()
-            .chain([program, "--ignored", "--exact", "--nocapture", test]);
+    let mut words = leading.iter().copied().chain([program, "--ignored", "--exact", "--nocapture", test]);
     let mut command = Command::new(words.next().unwrap());
     command.args(words);
     command
@@ -310,24 +216,17 @@ fn a_killed_process_leaves_nothing() {
     // The other process ties its namespace to ours by a veth. When its namespace goes, so does our end.
     let witness = Netns::new("witness").unwrap();
     let program = std::env::current_exe().unwrap();
-    let mut child = helper(
-        program.to_str().unwrap(),
-        &[],
-        "node::tests::helper_that_waits_to_be_killed",
-    )
-    .env("WITNESS", witness.path())
-    .stdin(Stdio::piped())
-    .stdout(Stdio::null())
-    .spawn()
-    .unwrap();
+    let mut child = helper(program.to_str().unwrap(), &[], "node::tests::helper_that_waits_to_be_killed")
+        .env("WITNESS", witness.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
     let tied = eventually(|| interfaces(&witness).contains("tied"));
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(tied, "the helper did not get as far");
-    assert!(
-        eventually(|| !interfaces(&witness).contains("tied")),
-        "the namespace outlived its process"
-    );
+    assert!(eventually(|| !interfaces(&witness).contains("tied")), "the namespace outlived its process");
 }
 
 #[test]
@@ -336,11 +235,7 @@ fn helper_that_waits_to_be_killed() {
     let witness = std::env::var("WITNESS").unwrap();
     let node = Node::with_imds().unwrap();
     let _pod = node.add_pod("a").unwrap();
-    node.ns()
-        .sh(&format!(
-            "ip link add mine type veth peer name tied netns {witness}"
-        ))
-        .unwrap();
+    node.ns().sh(&format!("ip link add mine type veth peer name tied netns {witness}")).unwrap();
     // Ends by itself if the other test is no more.
     let _ = io::stdin().read(&mut [0]);
 }
@@ -356,40 +251,19 @@ fn without_root_a_user_namespace_does() {
     let Some(setpriv) = find_program("setpriv") else {
         return skip("the program `setpriv` is not installed");
     };
-    let nobody = [
-        setpriv.to_str().unwrap(),
-        "--reuid=65534",
-        "--regid=65534",
-        "--clear-groups",
-    ];
-    let allowed = Command::new(nobody[0])
-        .args(&nobody[1..])
-        .args(["unshare", "--user", "--net", "true"])
-        .output()
-        .unwrap();
+    let nobody = [setpriv.to_str().unwrap(), "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let allowed = Command::new(nobody[0]).args(&nobody[1..]).args(["unshare", "--user", "--net", "true"]).output().unwrap();
     if !allowed.status.success() {
-        return skip(format!(
-            "no user namespaces: {}",
-            String::from_utf8_lossy(&allowed.stderr)
-        ));
+        return skip(format!("no user namespaces: {}", String::from_utf8_lossy(&allowed.stderr)));
     }
     // The program may stand where only root can read it.
     let copy = std::env::temp_dir().join(format!("rolegate-lab-node-test-{}", std::process::id()));
     std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
-    let output = helper(
-        copy.to_str().unwrap(),
-        &nobody,
-        "node::tests::helper_without_root",
-    )
-    .output();
+    let output = helper(copy.to_str().unwrap(), &nobody, "node::tests::helper_without_root").output();
     std::fs::remove_file(&copy).unwrap();
     let output = output.unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}"
-    );
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
 #[test]
@@ -398,17 +272,10 @@ fn helper_without_root() {
     let uid_before = nix::unistd::geteuid();
     if uid_before.is_root() {
         // In the user namespace: the second run.
-        assert!(
-            std::fs::read_to_string("/proc/self/uid_map")
-                .unwrap()
-                .contains("65534")
-        );
+        assert!(std::fs::read_to_string("/proc/self/uid_map").unwrap().contains("65534"));
     }
     reexec_in_user_namespace_if_needed().unwrap();
-    assert!(
-        uid_before.is_root(),
-        "somebody could make namespaces without being root"
-    );
+    assert!(uid_before.is_root(), "somebody could make namespaces without being root");
     // `lo` is up.
     let own = TcpListener::bind("127.0.0.1:0").unwrap();
     std::net::TcpStream::connect(own.local_addr().unwrap()).unwrap();

@@ -48,10 +48,7 @@ pub(super) fn methods(mut sent: &[u8]) -> Vec<String> {
     while let Some(end) = find(sent, b"\r\n\r\n") {
         let head = latin1(&sent[..end]);
         let mut lines = head.split("\r\n");
-        let method = lines
-            .next()
-            .and_then(|line| line.split(' ').next())
-            .unwrap_or_default();
+        let method = lines.next().and_then(|line| line.split(' ').next()).unwrap_or_default();
         methods.push(method.to_owned());
         let headers: Vec<_> = lines.filter_map(split_header).collect();
         let body = &sent[end + 4..];
@@ -61,9 +58,7 @@ pub(super) fn methods(mut sent: &[u8]) -> Vec<String> {
                 _ => break,
             }
         } else {
-            header(&headers, "content-length")
-                .and_then(|value| value.parse().ok())
-                .unwrap_or(0)
+            header(&headers, "content-length").and_then(|value| value.parse().ok()).unwrap_or(0)
         };
         match body.get(length..) {
             Some(rest) => sent = rest,
@@ -74,11 +69,7 @@ pub(super) fn methods(mut sent: &[u8]) -> Vec<String> {
 }
 
 /// The answers in what was received, and how many bytes they take. `closed`: nothing more will come.
-pub(super) fn responses(
-    received: &[u8],
-    methods: &[String],
-    closed: bool,
-) -> (Vec<Response>, usize) {
+pub(super) fn responses(received: &[u8], methods: &[String], closed: bool) -> (Vec<Response>, usize) {
     let mut responses = Vec::new();
     let mut at = 0;
     while at < received.len() {
@@ -98,25 +89,11 @@ fn next(bytes: &[u8], method: &str, closed: bool) -> Step {
     let Some(end) = find(bytes, b"\r\n\r\n") else {
         return Step::Partial;
     };
-    let Some(Head {
-        status,
-        headers,
-        length: head,
-    }) = parse_head(&bytes[..end])
-    else {
+    let Some(Head { status, headers, length: head }) = parse_head(&bytes[..end]) else {
         return Step::Wrong;
     };
     let rest = &bytes[head..];
-    let whole = |body: Vec<u8>, length: usize, headers| {
-        Step::Whole(
-            Some(Response {
-                status,
-                headers,
-                body,
-            }),
-            head + length,
-        )
-    };
+    let whole = |body: Vec<u8>, length: usize, headers| Step::Whole(Some(Response { status, headers, body }), head + length);
     let tunnel = status == 101 || (method == "CONNECT" && (200..300).contains(&status));
     if (100..200).contains(&status) && !tunnel {
         return Step::Whole(None, head);
@@ -135,9 +112,7 @@ fn next(bytes: &[u8], method: &str, closed: bool) -> Step {
         };
     }
     if !tunnel && header(&headers, "content-length").is_some() {
-        let mut lengths = headers
-            .iter()
-            .filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+        let mut lengths = headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
         let length = lengths.next().and_then(|(_, value)| digits(value, 10));
         return match length {
             Some(_) if lengths.next().is_some() => Step::Wrong,
@@ -148,11 +123,7 @@ fn next(bytes: &[u8], method: &str, closed: bool) -> Step {
             None => Step::Wrong,
         };
     }
-    if closed {
-        whole(rest.to_vec(), rest.len(), headers)
-    } else {
-        Step::Partial
-    }
+    if closed { whole(rest.to_vec(), rest.len(), headers) } else { Step::Partial }
 }
 
 fn parse_head(bytes: &[u8]) -> Option<Head> {
@@ -163,30 +134,20 @@ fn parse_head(bytes: &[u8]) -> Option<Head> {
     if !matches!(version, "HTTP/1.0" | "HTTP/1.1") || code.len() != 3 {
         return None;
     }
-    let status = u16::try_from(digits(code, 10)?)
-        .ok()
-        .filter(|status| (100..600).contains(status))?;
+    let status = u16::try_from(digits(code, 10)?).ok().filter(|status| (100..600).contains(status))?;
     let headers = lines.map(split_header).collect::<Option<Vec<_>>>()?;
-    Some(Head {
-        status,
-        headers,
-        length: bytes.len() + 4,
-    })
+    Some(Head { status, headers, length: bytes.len() + 4 })
 }
 
 fn split_header(line: &str) -> Option<(String, String)> {
     let (name, value) = line.split_once(':')?;
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    let valid =
-        !name.is_empty() && name.bytes().all(is_token) && !value.contains(['\r', '\n', '\0']);
+    let valid = !name.is_empty() && name.bytes().all(is_token) && !value.contains(['\r', '\n', '\0']);
     valid.then(|| (name.to_owned(), value.trim_matches([' ', '\t']).to_owned()))
 }
 
 /// A chunked body and its length as sent; `Some(None)`: not all of it is here yet; `None`: it is not one.
-#[allow(
-    clippy::option_option,
-    reason = "three cases for two callers in this file"
-)]
+#[allow(clippy::option_option, reason = "three cases for two callers in this file")]
 fn dechunk(bytes: &[u8]) -> Option<Option<(Vec<u8>, usize)>> {
     let mut body = Vec::new();
     let mut at = 0;
@@ -225,16 +186,11 @@ fn dechunk(bytes: &[u8]) -> Option<Option<(Vec<u8>, usize)>> {
 
 /// A number that is nothing but digits: no sign, no spaces.
 fn digits(text: &str, radix: u32) -> Option<usize> {
-    text.chars()
-        .all(|c| c.is_digit(radix))
-        .then(|| usize::from_str_radix(text, radix).ok())?
+    text.chars().all(|c| c.is_digit(radix)).then(|| usize::from_str_radix(text, radix).ok())?
 }
 
 fn header<'a>(headers: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
-    headers
-        .iter()
-        .find(|(name, _)| name.eq_ignore_ascii_case(wanted))
-        .map(|(_, value)| value.as_str())
+    headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.as_str())
 }
 
 fn latin1(bytes: &[u8]) -> String {
@@ -242,7 +198,5 @@ fn latin1(bytes: &[u8]) -> String {
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack
-        .windows(needle.len())
-        .position(|window| window == needle)
+    haystack.windows(needle.len()).position(|window| window == needle)
 }

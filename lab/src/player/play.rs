@@ -43,21 +43,14 @@ pub struct Transcript {
 impl Default for PlayLimits {
     /// One answer within five seconds, then a tenth of a second of quiet.
     fn default() -> Self {
-        Self {
-            max_responses: 1,
-            answer: Duration::from_secs(5),
-            quiet: Duration::from_millis(100),
-        }
+        Self { max_responses: 1, answer: Duration::from_secs(5), quiet: Duration::from_millis(100) }
     }
 }
 
 impl PlayLimits {
     /// The defaults, for a number of answers ([`Entry::max_responses`](super::Entry::max_responses)).
     pub fn answers(max_responses: usize) -> Self {
-        Self {
-            max_responses,
-            ..Self::default()
-        }
+        Self { max_responses, ..Self::default() }
     }
 }
 
@@ -66,11 +59,7 @@ impl PlayLimits {
 ///
 /// # Errors
 /// If the stream fails in any other way than by being closed.
-pub fn play(
-    stream: impl Borrow<TcpStream>,
-    bytes: &[u8],
-    limits: PlayLimits,
-) -> io::Result<Transcript> {
+pub fn play(stream: impl Borrow<TcpStream>, bytes: &[u8], limits: PlayLimits) -> io::Result<Transcript> {
     let mut stream = stream.borrow();
     let methods = answer::methods(bytes);
     let mut deadline = Instant::now() + limits.answer;
@@ -106,13 +95,7 @@ pub fn play(
         }
         closed = read_some(stream, left, &mut raw)?;
     };
-    Ok(Transcript {
-        rest: raw[consumed..].to_vec(),
-        raw,
-        responses,
-        closed: closed && !ended,
-        closed_after_our_end: closed && ended,
-    })
+    Ok(Transcript { rest: raw[consumed..].to_vec(), raw, responses, closed: closed && !ended, closed_after_our_end: closed && ended })
 }
 
 /// Sends one request without a body and returns its answer; the connection can be used again. `Host` is the metadata
@@ -120,26 +103,10 @@ pub fn play(
 ///
 /// # Errors
 /// If no whole answer comes within ten seconds, or something comes that is not exactly one.
-pub fn request(
-    stream: impl Borrow<TcpStream>,
-    method: &str,
-    target: &str,
-    headers: &[(&str, &str)],
-) -> io::Result<Response> {
+pub fn request(stream: impl Borrow<TcpStream>, method: &str, target: &str, headers: &[(&str, &str)]) -> io::Result<Response> {
     let host = [("Host", HOST)];
-    let default = if headers
-        .iter()
-        .any(|(name, _)| name.eq_ignore_ascii_case("host"))
-    {
-        &[][..]
-    } else {
-        &host
-    };
-    let lines: String = default
-        .iter()
-        .chain(headers)
-        .map(|(name, value)| format!("{name}: {value}\r\n"))
-        .collect();
+    let default = if headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) { &[][..] } else { &host };
+    let lines: String = default.iter().chain(headers).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let mut stream = stream.borrow();
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
@@ -152,27 +119,18 @@ pub fn request(
     loop {
         let (mut responses, consumed) = answer::responses(&raw, &methods, closed);
         if responses.len() > 1 || (!responses.is_empty() && consumed < raw.len()) {
-            return Err(io::Error::new(
-                ErrorKind::InvalidData,
-                "more came than one answer",
-            ));
+            return Err(io::Error::new(ErrorKind::InvalidData, "more came than one answer"));
         }
         if let Some(response) = responses.pop() {
             return Ok(response);
         }
         if closed {
             let seen = String::from_utf8_lossy(&raw).into_owned();
-            return Err(io::Error::new(
-                ErrorKind::UnexpectedEof,
-                format!("closed without a whole answer: {seen:?}"),
-            ));
+            return Err(io::Error::new(ErrorKind::UnexpectedEof, format!("closed without a whole answer: {seen:?}")));
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() || raw.len() > RAW_MAX {
-            return Err(io::Error::new(
-                ErrorKind::TimedOut,
-                format!("no whole answer to {method} {target}"),
-            ));
+            return Err(io::Error::new(ErrorKind::TimedOut, format!("no whole answer to {method} {target}")));
         }
         closed = read_some(stream, left, &mut raw)?;
     }
@@ -195,15 +153,9 @@ fn read_some(mut stream: &TcpStream, patience: Duration, raw: &mut Vec<u8>) -> i
 }
 
 fn is_close(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe
-    )
+    matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe)
 }
 
 fn is_timeout(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-    )
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }

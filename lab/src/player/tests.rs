@@ -1,8 +1,4 @@
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails where an unwrap does"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails where an unwrap does")]
 
 mod verdict;
 
@@ -53,11 +49,7 @@ fn canned(pieces: &[&[u8]], then: Then) -> TcpStream {
 }
 
 fn limits(max_responses: usize) -> PlayLimits {
-    PlayLimits {
-        max_responses,
-        answer: Duration::from_secs(20),
-        quiet: Duration::from_millis(200),
-    }
+    PlayLimits { max_responses, answer: Duration::from_secs(20), quiet: Duration::from_millis(200) }
 }
 
 fn played(sent: &[u8], answer: &[u8], then: Then, max_responses: usize) -> Transcript {
@@ -85,48 +77,25 @@ fn entry(request: &str, expect: Expect, also_ok: &[Expect]) -> Entry {
 /// What [`played`] would give for this answer on a connection that is then closed.
 fn transcript(raw: &str) -> Transcript {
     let (responses, consumed) = answer::responses(raw.as_bytes(), &[], true);
-    Transcript {
-        raw: raw.into(),
-        rest: raw.as_bytes()[consumed..].to_vec(),
-        responses,
-        closed: true,
-        closed_after_our_end: false,
-    }
+    Transcript { raw: raw.into(), rest: raw.as_bytes()[consumed..].to_vec(), responses, closed: true, closed_after_our_end: false }
 }
 
 fn answer_of(status: &str, body: &str) -> String {
-    format!(
-        "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
+    format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
 #[test]
 fn a_length_ends_a_body() {
-    let got = played(
-        GET,
-        b"HTTP/1.1 200 OK\r\nX: a: b \r\ncontent-LENGTH: 2\r\n\r\nhi",
-        Then::Wait,
-        1,
-    );
+    let got = played(GET, b"HTTP/1.1 200 OK\r\nX: a: b \r\ncontent-LENGTH: 2\r\n\r\nhi", Then::Wait, 1);
     assert_eq!(bodies(&got), ["hi"]);
-    assert_eq!(
-        (got.responses[0].status, got.responses[0].header("x")),
-        (200, Some("a: b"))
-    );
+    assert_eq!((got.responses[0].status, got.responses[0].header("x")), (200, Some("a: b")));
     assert!(got.rest.is_empty() && !got.closed && !got.closed_after_our_end);
 }
 
 #[test]
 fn chunks_make_a_body() {
     let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let pieces: [&[u8]; 5] = [
-        head,
-        b"3;a=b\r\nab",
-        b"c\r",
-        b"\nA\r\n0123456789\r\n0\r\n",
-        b"T: x\r\n\r\n",
-    ];
+    let pieces: [&[u8]; 5] = [head, b"3;a=b\r\nab", b"c\r", b"\nA\r\n0123456789\r\n0\r\n", b"T: x\r\n\r\n"];
     let got = play(canned(&pieces, Then::Wait), GET, limits(1)).unwrap();
     assert_eq!(bodies(&got), ["abc0123456789"]);
     assert!(got.rest.is_empty());
@@ -150,13 +119,7 @@ fn an_answer_to_head_has_no_body() {
 fn statuses_without_a_body_and_interim_answers() {
     let answers = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 304 \r\nContent-Length: 9\r\n\r\n";
     let got = played(GET, answers, Then::Wait, 2);
-    assert_eq!(
-        got.responses
-            .iter()
-            .map(|response| response.status)
-            .collect::<Vec<_>>(),
-        [204, 304]
-    );
+    assert_eq!(got.responses.iter().map(|response| response.status).collect::<Vec<_>>(), [204, 304]);
     assert!(got.rest.is_empty());
 }
 
@@ -173,39 +136,20 @@ fn methods_are_told_apart_behind_bodies() {
 #[test]
 fn an_answer_too_many_is_noticed_at_once() {
     let one = answer_of("200 OK", "x");
-    let patient = PlayLimits {
-        quiet: Duration::from_secs(60),
-        ..limits(1)
-    };
+    let patient = PlayLimits { quiet: Duration::from_secs(60), ..limits(1) };
     let started = Instant::now();
-    let got = play(
-        canned(&[one.repeat(3).as_bytes()], Then::Sleep),
-        GET,
-        patient,
-    )
-    .unwrap();
+    let got = play(canned(&[one.repeat(3).as_bytes()], Then::Sleep), GET, patient).unwrap();
     assert_eq!(got.responses.len(), 3);
     // Also when it comes later, within the quiet time.
-    let late = play(
-        canned(&[one.as_bytes(), one.as_bytes()], Then::Sleep),
-        GET,
-        patient,
-    )
-    .unwrap();
+    let late = play(canned(&[one.as_bytes(), one.as_bytes()], Then::Sleep), GET, patient).unwrap();
     assert_eq!(late.responses.len(), 2);
     assert!(started.elapsed() < patient.quiet);
 }
 
 #[test]
 fn a_server_that_waits_for_the_rest_is_told_that_there_is_none() {
-    let impatient = PlayLimits {
-        answer: Duration::from_millis(100),
-        ..limits(1)
-    };
-    let waiting = PlayLimits {
-        quiet: Duration::from_secs(20),
-        ..impatient
-    };
+    let impatient = PlayLimits { answer: Duration::from_millis(100), ..limits(1) };
+    let waiting = PlayLimits { quiet: Duration::from_secs(20), ..impatient };
     let waits = play(canned(&[], Then::Wait), b"GET /half", waiting).unwrap();
     assert!(waits.closed_after_our_end && !waits.closed && waits.raw.is_empty());
     let sleeps = play(canned(&[], Then::Sleep), GET, impatient).unwrap();
@@ -216,12 +160,7 @@ fn a_server_that_waits_for_the_rest_is_told_that_there_is_none() {
 fn an_answer_before_a_reset_is_not_lost() {
     let mut long = GET.to_vec();
     long.resize(100_000, b'a');
-    let got = played(
-        &long,
-        b"HTTP/1.1 431 Too large\r\nContent-Length: 0\r\n\r\n",
-        Then::Reset,
-        1,
-    );
+    let got = played(&long, b"HTTP/1.1 431 Too large\r\nContent-Length: 0\r\n\r\n", Then::Reset, 1);
     assert_eq!(got.responses[0].status, 431);
     assert!(got.closed);
 }
@@ -243,10 +182,7 @@ fn what_is_not_an_answer_stays_as_the_rest() {
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\na",
     ] {
         let got = transcript(junk);
-        assert!(
-            got.responses.is_empty() && got.rest == junk.as_bytes(),
-            "{junk:?}"
-        );
+        assert!(got.responses.is_empty() && got.rest == junk.as_bytes(), "{junk:?}");
     }
 }
 
@@ -264,29 +200,14 @@ fn one_request_and_its_answer() {
                 server.read_exact(&mut byte).unwrap();
                 heard.push(byte[0].into());
             }
-            server
-                .write_all(answer_of("200 OK", "hi").as_bytes())
-                .unwrap();
+            server.write_all(answer_of("200 OK", "hi").as_bytes()).unwrap();
         }
         heard
     });
-    assert_eq!(
-        request(&stream, "GET", "/a", &[("X-A", "b")])
-            .unwrap()
-            .text(),
-        "hi"
-    );
-    assert_eq!(
-        request(&stream, "PUT", "/b", &[("host", "y")])
-            .unwrap()
-            .status,
-        200
-    );
+    assert_eq!(request(&stream, "GET", "/a", &[("X-A", "b")]).unwrap().text(), "hi");
+    assert_eq!(request(&stream, "PUT", "/b", &[("host", "y")]).unwrap().status, 200);
     let heard = server.join().unwrap();
-    assert_eq!(
-        heard,
-        "GET /a HTTP/1.1\r\nHost: 169.254.169.254\r\nX-A: b\r\n\r\nPUT /b HTTP/1.1\r\nhost: y\r\n\r\n"
-    );
+    assert_eq!(heard, "GET /a HTTP/1.1\r\nHost: 169.254.169.254\r\nX-A: b\r\n\r\nPUT /b HTTP/1.1\r\nhost: y\r\n\r\n");
     assert!(request(canned(&[b"HTTP/1.1 2"], Then::Close), "GET", "/", &[]).is_err());
     let two = answer_of("200 OK", "").repeat(2);
     assert!(request(canned(&[two.as_bytes()], Then::Wait), "GET", "/", &[]).is_err());
@@ -294,21 +215,10 @@ fn one_request_and_its_answer() {
 
 #[test]
 fn placeholders_are_replaced_once_and_characters_are_bytes() {
-    let subs = Substitutions {
-        token: "{OWN_ROLE}".into(),
-        own_role: "My-Role9".into(),
-        node_ip: "10.42.0.1".into(),
-        ..Substitutions::default()
-    };
-    let entry = entry(
-        "{TOKEN}|{OWN_ROLE_SWAPCASE}|{{NODE_IP}}|{json:1}|{\u{c4}\u{ff}\0",
-        Expect::Denied,
-        &[],
-    );
-    assert_eq!(
-        render(&entry, &subs),
-        b"{OWN_ROLE}|mY-rOLE9|{10.42.0.1}|{json:1}|{\xc4\xff\0"
-    );
+    let subs =
+        Substitutions { token: "{OWN_ROLE}".into(), own_role: "My-Role9".into(), node_ip: "10.42.0.1".into(), ..Substitutions::default() };
+    let entry = entry("{TOKEN}|{OWN_ROLE_SWAPCASE}|{{NODE_IP}}|{json:1}|{\u{c4}\u{ff}\0", Expect::Denied, &[]);
+    assert_eq!(render(&entry, &subs), b"{OWN_ROLE}|mY-rOLE9|{10.42.0.1}|{json:1}|{\xc4\xff\0");
 }
 
 #[test]
@@ -325,31 +235,18 @@ fn a_corpus_is_checked_when_it_is_loaded() {
         std::fs::remove_file(&file).unwrap();
         loaded
     };
-    let good = load_text(format!(
-        "{}\n\n{}\n",
-        line("a", "{TOKEN}"),
-        line("b", "{OWN_ROLE_SWAPCASE}")
-    ))
-    .unwrap();
+    let good = load_text(format!("{}\n\n{}\n", line("a", "{TOKEN}"), line("b", "{OWN_ROLE_SWAPCASE}"))).unwrap();
     assert_eq!(good.len(), 2);
-    assert_eq!(
-        good[0].right().collect::<Vec<_>>(),
-        [Expect::CredentialsOfOwnRole, Expect::BadRequest]
-    );
+    assert_eq!(good[0].right().collect::<Vec<_>>(), [Expect::CredentialsOfOwnRole, Expect::BadRequest]);
     assert!(good[0].applies(true) && !good[0].applies(false));
     for (second, why) in [
         (line("a", ""), "there already"),
         (line("b", "{TOKENS}"), "unknown placeholder"),
         (line("b", "\u{131}"), "not latin-1"),
         (line("b", "").replace("\"v2\"", "\"v3\""), "unknown variant"),
-        (
-            line("b", "").replace("category", "categories"),
-            "unknown field",
-        ),
+        (line("b", "").replace("category", "categories"), "unknown field"),
     ] {
-        let error = load_text(format!("{}\n{second}", line("a", "")))
-            .unwrap_err()
-            .to_string();
+        let error = load_text(format!("{}\n{second}", line("a", ""))).unwrap_err().to_string();
         assert!(error.contains("line 2") && error.contains(why), "{error}");
     }
 }

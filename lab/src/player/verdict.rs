@@ -35,25 +35,15 @@ pub fn judge(entry: &Entry, transcript: &Transcript, own: &Own) -> Result<(), St
         Err(format!("{} ({}): {why}; got {seen:?}", entry.id, entry.why))
     };
     for text in transcript.texts() {
-        if let Some(forbidden) = own
-            .forbidden
-            .iter()
-            .find(|text_| !text_.is_empty() && text.contains(text_.as_str()))
-        {
+        if let Some(forbidden) = own.forbidden.iter().find(|text_| !text_.is_empty() && text.contains(text_.as_str())) {
             return fail(format!("{forbidden:?} is in an answer"));
         }
-        if let Some(stranger) =
-            access_key_ids(&text).find(|id| !own.access_key_ids.iter().any(|own| own == id))
-        {
+        if let Some(stranger) = access_key_ids(&text).find(|id| !own.access_key_ids.iter().any(|own| own == id)) {
             return fail(format!("{stranger} is not a session of the pod's role"));
         }
     }
     if transcript.responses.len() > entry.max_responses {
-        return fail(format!(
-            "{} answers, at most {} are right",
-            transcript.responses.len(),
-            entry.max_responses
-        ));
+        return fail(format!("{} answers, at most {} are right", transcript.responses.len(), entry.max_responses));
     }
     if !transcript.rest.is_empty() {
         return fail("what came is not all HTTP answers".to_owned());
@@ -71,27 +61,16 @@ pub fn judge(entry: &Entry, transcript: &Transcript, own: &Own) -> Result<(), St
 impl Transcript {
     /// What to search for things that must not be there: the bytes as they came, and the bodies without chunks.
     fn texts(&self) -> impl Iterator<Item = String> {
-        let bodies = self
-            .responses
-            .iter()
-            .map(|response| response.body.as_slice());
-        std::iter::once(self.raw.as_slice())
-            .chain(bodies)
-            .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+        let bodies = self.responses.iter().map(|response| response.body.as_slice());
+        std::iter::once(self.raw.as_slice()).chain(bodies).map(|bytes| String::from_utf8_lossy(bytes).into_owned())
     }
 }
 
-fn outcome(
-    expect: Expect,
-    entry: &Entry,
-    transcript: &Transcript,
-    own: &Own,
-) -> Result<(), String> {
+fn outcome(expect: Expect, entry: &Entry, transcript: &Transcript, own: &Own) -> Result<(), String> {
     let closed = transcript.closed || transcript.closed_after_our_end;
     let last = transcript.responses.last();
     // Fewer answers than requests: an error ends a connection, and silence is how the request after it was answered.
-    let cut_short = transcript.responses.len() < entry.max_responses
-        && last.is_none_or(|last| last.status < 400);
+    let cut_short = transcript.responses.len() < entry.max_responses && last.is_none_or(|last| last.status < 400);
     let Some(last) = last.filter(|_| !cut_short) else {
         return match (expect, closed) {
             (Expect::BadRequest, true) => Ok(()),
@@ -103,9 +82,7 @@ fn outcome(
         Expect::CredentialsOfOwnRole => own_role(last, entry, own),
         Expect::Passthrough => passthrough(last, entry, own),
         Expect::Denied => denied(last, own),
-        Expect::BadRequest if !matches!(last.status, 400 | 414 | 431) => {
-            Err(format!("status {}", last.status))
-        }
+        Expect::BadRequest if !matches!(last.status, 400 | 414 | 431) => Err(format!("status {}", last.status)),
         Expect::BadRequest => denied(last, own),
     }
 }
@@ -124,20 +101,10 @@ fn own_role(response: &Response, entry: &Entry, own: &Own) -> Result<(), String>
         return Ok(());
     }
     let Ok(document) = serde_json::from_slice::<serde_json::Value>(&response.body) else {
-        return Err(
-            "the body is neither the role's name, and nothing else, nor a document".to_owned(),
-        );
+        return Err("the body is neither the role's name, and nothing else, nor a document".to_owned());
     };
-    let field = |name: &str| {
-        document
-            .get(name)
-            .and_then(serde_json::Value::as_str)
-            .unwrap_or_default()
-    };
-    let session = own
-        .access_key_ids
-        .iter()
-        .any(|id| id == field("AccessKeyId"));
+    let field = |name: &str| document.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
+    let session = own.access_key_ids.iter().any(|id| id == field("AccessKeyId"));
     let profile = field("InstanceProfileArn").rsplit('/').next() == Some(own.role.as_str());
     match field("Code") {
         "Success" if session || profile => Ok(()),
@@ -188,19 +155,10 @@ fn access_key_ids(text: &str) -> impl Iterator<Item = &str> {
         ACCESS_KEY_PREFIXES
             .iter()
             .filter_map(|prefix| word.strip_prefix(prefix))
-            .any(|rest| {
-                rest.len() >= ACCESS_KEY_REST_MIN
-                    && rest
-                        .bytes()
-                        .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
-            })
+            .any(|rest| rest.len() >= ACCESS_KEY_REST_MIN && rest.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit()))
     });
     let by_name = text.split("\"AccessKeyId\"").skip(1).filter_map(|after| {
-        let value = after
-            .trim_start()
-            .strip_prefix(':')?
-            .trim_start()
-            .strip_prefix('"')?;
+        let value = after.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?;
         value.split('"').next()
     });
     by_look.chain(by_name)

@@ -20,8 +20,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 const QUIET: Duration = Duration::from_millis(60);
 
 pub(super) const PARTIAL: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
-pub(super) const PARTIAL_LIST: &str =
-    "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+pub(super) const PARTIAL_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 
 #[derive(Debug, Clone)]
 pub(super) struct Client {
@@ -37,11 +36,7 @@ pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
 
 impl Client {
     pub(super) fn new(address: SocketAddr) -> Client {
-        Client {
-            address,
-            token: None,
-            accept: None,
-        }
+        Client { address, token: None, accept: None }
     }
 
     pub(super) fn token(mut self, token: &str) -> Client {
@@ -84,19 +79,11 @@ impl Client {
         let response = response.await.unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()[CONTENT_TYPE], "application/json");
-        Lines {
-            body: response.into_body(),
-            buffer: BytesMut::new(),
-        }
+        Lines { body: response.into_body(), buffer: BytesMut::new() }
     }
 
     /// A request whose answer is not looked at.
-    pub(super) fn request(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<(&str, &Value)>,
-    ) -> Request<Full<Bytes>> {
+    pub(super) fn request(&self, method: Method, path: &str, body: Option<(&str, &Value)>) -> Request<Full<Bytes>> {
         let mut request = Request::builder().method(method).uri(path);
         request = request.header(HOST, self.address.to_string());
         if let Some(token) = &self.token {
@@ -112,10 +99,7 @@ impl Client {
         request.body(Full::new(Bytes::from(body))).unwrap()
     }
 
-    pub(super) async fn send(
-        &self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, Box<dyn std::error::Error + Send + Sync>> {
+    pub(super) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Box<dyn std::error::Error + Send + Sync>> {
         let stream = TcpStream::connect(self.address).await?;
         send_on(stream, request).await
     }
@@ -126,8 +110,7 @@ pub(super) async fn send_on(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,
 ) -> Result<Response<Incoming>, Box<dyn std::error::Error + Send + Sync>> {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     Ok(sender.send_request(request).await?)
 }
@@ -137,8 +120,7 @@ pub(super) async fn document(response: Response<Incoming>) -> (u16, Value) {
     let code = response.status().as_u16();
     let body = soon(response.into_body().collect()).await.unwrap();
     let body = body.to_bytes();
-    let document = serde_json::from_slice(&body)
-        .unwrap_or_else(|_| String::from_utf8_lossy(&body).into_owned().into());
+    let document = serde_json::from_slice(&body).unwrap_or_else(|_| String::from_utf8_lossy(&body).into_owned().into());
     (code, document)
 }
 

@@ -19,10 +19,7 @@ async fn a_token_is_required() {
     for wrong in [client.clone(), client.clone().token("other")] {
         let (code, status) = wrong.get("/api/v1/pods").await;
         assert_eq!((code, &status["reason"]), (401, &json!("Unauthorized")));
-        assert_eq!(
-            (&status["kind"], &status["code"]),
-            (&json!("Status"), &json!(401))
-        );
+        assert_eq!((&status["kind"], &status["code"]), (&json!("Status"), &json!(401)));
         assert_eq!(wrong.get("/healthz").await, (200, json!("ok")));
     }
     client.clone().token("s3cret").get_ok("/api/v1/pods").await;
@@ -40,9 +37,7 @@ async fn a_cut_breaks_watches_and_idle_connections() {
     apply_pod(&api, "a", "node-a");
     watch.expect(&[("ADDED", "a")]).await;
     let mut idle = TcpStream::connect(api.addr()).await.unwrap();
-    idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: lab\r\n\r\n")
-        .await
-        .unwrap();
+    idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: lab\r\n\r\n").await.unwrap();
     let mut answer = [0; 1024];
     assert!(soon(idle.read(&mut answer)).await.unwrap() > 0);
 
@@ -52,11 +47,7 @@ async fn a_cut_breaks_watches_and_idle_connections() {
     let error = soon(idle.read(&mut answer)).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     // New connections are welcome.
-    client
-        .watch("/api/v1/pods?watch=true")
-        .await
-        .expect(&[("ADDED", "a")])
-        .await;
+    client.watch("/api/v1/pods?watch=true").await.expect(&[("ADDED", "a")]).await;
 }
 
 #[tokio::test]
@@ -139,10 +130,7 @@ async fn held_events_come_when_released_and_are_not_missed() {
     api.release_events(Resource::Pods, "late");
     for watch in [&mut watch, &mut resumed] {
         let (kind, object) = watch.event().await;
-        assert_eq!(
-            (kind.as_str(), &object["spec"]["nodeName"]),
-            ("MODIFIED", &json!("node-b"))
-        );
+        assert_eq!((kind.as_str(), &object["spec"]["nodeName"]), ("MODIFIED", &json!("node-b")));
         assert!(version(&object) > other && other > written);
     }
     let stored = api.get(Resource::Pods, Some("team"), "late").unwrap();
@@ -164,10 +152,7 @@ async fn a_denied_verb_is_forbidden_and_reviewed_so() {
         async move {
             let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
             let (code, review) = client.post(path, &body).await;
-            assert_eq!(
-                (code, &review["kind"]),
-                (201, &json!("SelfSubjectAccessReview"))
-            );
+            assert_eq!((code, &review["kind"]), (201, &json!("SelfSubjectAccessReview")));
             review["status"]["allowed"].as_bool().unwrap()
         }
     };
@@ -189,9 +174,7 @@ async fn a_denied_verb_is_forbidden_and_reviewed_so() {
     client.get_ok("/api/v1/serviceaccounts").await;
 
     api.deny(Verb::Create, "events");
-    let (code, _) = client
-        .post("/api/v1/namespaces/team/events", &json!({}))
-        .await;
+    let (code, _) = client.post("/api/v1/namespaces/team/events", &json!({})).await;
     assert_eq!(code, 403);
 }
 

@@ -8,10 +8,7 @@ use crate::kube::{PodBuilder, Resource, namespace, service_account};
 async fn a_list_shows_items_without_their_kind_and_the_latest_version() {
     let (api, client) = start();
     let empty = client.get_ok("/api/v1/pods").await;
-    assert_eq!(
-        (empty["kind"].as_str(), names(&empty)),
-        (Some("PodList"), vec![])
-    );
+    assert_eq!((empty["kind"].as_str(), names(&empty)), (Some("PodList"), vec![]));
     apply_pod(&api, "b", "node-a");
     let latest = apply_pod(&api, "a", "node-a");
     let list = client.get_ok("/api/v1/pods").await;
@@ -37,33 +34,21 @@ async fn pages_show_the_state_of_the_first_page() {
     assert!(api.delete(Resource::Pods, Some("team"), "c"));
 
     let token = first["metadata"]["continue"].as_str().unwrap();
-    let second = client
-        .get_ok(&format!("/api/v1/pods?limit=2&continue={token}"))
-        .await;
+    let second = client.get_ok(&format!("/api/v1/pods?limit=2&continue={token}")).await;
     assert_eq!(names(&second), ["c", "d"]);
     assert_eq!(second["items"][1]["spec"]["nodeName"], "node-a");
     assert_eq!(version(&second), version(&first));
     let token = second["metadata"]["continue"].as_str().unwrap();
-    let third = client
-        .get_ok(&format!("/api/v1/pods?limit=2&continue={token}"))
-        .await;
+    let third = client.get_ok(&format!("/api/v1/pods?limit=2&continue={token}")).await;
     assert_eq!(names(&third), ["e"]);
     assert!(third["metadata"].get("continue").is_none());
-    assert_eq!(
-        names(&client.get_ok("/api/v1/pods").await),
-        ["a", "b", "bb", "d", "e"]
-    );
+    assert_eq!(names(&client.get_ok("/api/v1/pods").await), ["a", "b", "bb", "d", "e"]);
 }
 
 #[tokio::test]
 async fn a_page_of_a_selection_does_not_count_what_remains() {
     let (api, client) = start();
-    for (name, node) in [
-        ("a", "node-a"),
-        ("b", "node-b"),
-        ("c", "node-a"),
-        ("d", "node-b"),
-    ] {
+    for (name, node) in [("a", "node-a"), ("b", "node-b"), ("c", "node-a"), ("d", "node-b")] {
         apply_pod(&api, name, node);
     }
     let path = "/api/v1/pods?fieldSelector=spec.nodeName%3Dnode-a&limit=1";
@@ -86,15 +71,11 @@ async fn a_page_after_a_compaction_is_gone() {
     let token = first["metadata"]["continue"].as_str().unwrap();
     apply_pod(&api, "d", "node-a");
     api.compact();
-    let (code, status) = client
-        .get(&format!("/api/v1/pods?limit=1&continue={token}"))
-        .await;
+    let (code, status) = client.get(&format!("/api/v1/pods?limit=1&continue={token}")).await;
     assert_eq!((code, &status["reason"]), (410, &json!("Expired")));
     // The error brings a token for the rest as it is now.
     let token = status["metadata"]["continue"].as_str().unwrap();
-    let rest = client
-        .get_ok(&format!("/api/v1/pods?continue={token}"))
-        .await;
+    let rest = client.get_ok(&format!("/api/v1/pods?continue={token}")).await;
     assert_eq!(names(&rest), ["b", "c", "d"]);
 }
 
@@ -104,23 +85,17 @@ async fn resource_versions_of_lists() {
     let before = apply_pod(&api, "a", "node-a");
     let after = apply_pod(&api, "b", "node-a");
     // From the watch cache, which ignores the limit.
-    let cached = client
-        .get_ok("/api/v1/pods?resourceVersion=0&limit=1")
-        .await;
+    let cached = client.get_ok("/api/v1/pods?resourceVersion=0&limit=1").await;
     assert_eq!(names(&cached), ["a", "b"]);
     let exact = format!("/api/v1/pods?resourceVersion={before}&resourceVersionMatch=Exact");
     let list = client.get_ok(&exact).await;
     assert_eq!((names(&list), version(&list)), (vec!["a"], before));
-    let not_older =
-        format!("/api/v1/pods?resourceVersion={before}&resourceVersionMatch=NotOlderThan");
+    let not_older = format!("/api/v1/pods?resourceVersion={before}&resourceVersionMatch=NotOlderThan");
     assert_eq!(version(&client.get_ok(&not_older).await), after);
 
     let (code, status) = client.get("/api/v1/pods?resourceVersion=999999").await;
     assert_eq!((code, &status["reason"]), (504, &json!("Timeout")));
-    assert_eq!(
-        status["details"]["causes"][0]["reason"],
-        "ResourceVersionTooLarge"
-    );
+    assert_eq!(status["details"]["causes"][0]["reason"], "ResourceVersionTooLarge");
     let (code, _) = client.get("/api/v1/pods?resourceVersionMatch=Exact").await;
     assert_eq!(code, 422);
     let (code, _) = client.get("/api/v1/pods?resourceVersion=x").await;
@@ -137,34 +112,19 @@ async fn namespaces_bound_lists_and_gets() {
     let (api, client) = start();
     api.apply(Resource::Pods, PodBuilder::new("a", "web").build());
     api.apply(Resource::Pods, PodBuilder::new("b", "web").build());
-    api.apply(
-        Resource::Namespaces,
-        namespace("a", &[("iam.amazonaws.com/permitted", ".*")]),
-    );
-    api.apply(
-        Resource::ServiceAccounts,
-        service_account("a", "robot", &[("k", "v")]),
-    );
+    api.apply(Resource::Namespaces, namespace("a", &[("iam.amazonaws.com/permitted", ".*")]));
+    api.apply(Resource::ServiceAccounts, service_account("a", "robot", &[("k", "v")]));
     assert_eq!(names(&client.get_ok("/api/v1/pods").await), ["web", "web"]);
     let list = client.get_ok("/api/v1/namespaces/b/pods").await;
     assert_eq!(names(&list), ["web"]);
     assert_eq!(list["items"][0]["metadata"]["namespace"], "b");
     let pod = client.get_ok("/api/v1/namespaces/a/pods/web").await;
-    assert_eq!(
-        (&pod["kind"], &pod["metadata"]["namespace"]),
-        (&json!("Pod"), &json!("a"))
-    );
+    assert_eq!((&pod["kind"], &pod["metadata"]["namespace"]), (&json!("Pod"), &json!("a")));
     let found = client.get_ok("/api/v1/namespaces/a").await;
-    assert_eq!(
-        found["metadata"]["annotations"]["iam.amazonaws.com/permitted"],
-        ".*"
-    );
+    assert_eq!(found["metadata"]["annotations"]["iam.amazonaws.com/permitted"], ".*");
     let accounts = client.get_ok("/api/v1/namespaces/a/serviceaccounts").await;
     assert_eq!(names(&accounts), ["robot"]);
-    assert_eq!(
-        names(&client.get_ok("/api/v1/serviceaccounts").await),
-        ["robot"]
-    );
+    assert_eq!(names(&client.get_ok("/api/v1/serviceaccounts").await), ["robot"]);
     assert_eq!(names(&client.get_ok("/api/v1/namespaces").await), ["a"]);
 
     let (code, status) = client.get("/api/v1/namespaces/a/pods/none").await;
@@ -178,10 +138,7 @@ async fn field_selectors() {
     let (api, client) = start();
     apply_pod(&api, "a", "node-a");
     apply_pod(&api, "b", "node-b");
-    let pod = PodBuilder::new("other", "c")
-        .node("")
-        .phase("Pending")
-        .build();
+    let pod = PodBuilder::new("other", "c").node("").phase("Pending").build();
     api.apply(Resource::Pods, pod);
     for (selector, expected) in [
         ("spec.nodeName=node-a", vec!["a"]),
@@ -196,25 +153,16 @@ async fn field_selectors() {
     ] {
         let mut query = form_urlencoded::Serializer::new(String::new());
         query.append_pair("fieldSelector", selector);
-        let list = client
-            .get_ok(&format!("/api/v1/pods?{}", query.finish()))
-            .await;
+        let list = client.get_ok(&format!("/api/v1/pods?{}", query.finish())).await;
         let mut found = names(&list);
         found.sort_unstable();
         assert_eq!(found, expected, "{selector}");
     }
-    let (code, status) = client
-        .get("/api/v1/pods?fieldSelector=spec.color%3Dred")
-        .await;
+    let (code, status) = client.get("/api/v1/pods?fieldSelector=spec.color%3Dred").await;
     assert_eq!((code, &status["reason"]), (400, &json!("BadRequest")));
     let message = status["message"].as_str().unwrap();
-    assert!(
-        message.ends_with("field label not supported: spec.color"),
-        "{message}"
-    );
-    let (code, _) = client
-        .get("/api/v1/namespaces?fieldSelector=spec.nodeName%3Da")
-        .await;
+    assert!(message.ends_with("field label not supported: spec.color"), "{message}");
+    let (code, _) = client.get("/api/v1/namespaces?fieldSelector=spec.nodeName%3Da").await;
     assert_eq!(code, 400);
 }
 
@@ -239,9 +187,7 @@ async fn label_selectors() {
     ] {
         let mut query = form_urlencoded::Serializer::new(String::new());
         query.append_pair("labelSelector", selector);
-        let list = client
-            .get_ok(&format!("/api/v1/pods?{}", query.finish()))
-            .await;
+        let list = client.get_ok(&format!("/api/v1/pods?{}", query.finish())).await;
         assert_eq!(names(&list), expected, "{selector}");
     }
     let (code, _) = client.get("/api/v1/pods?labelSelector=tier+of+(a)").await;
@@ -251,30 +197,18 @@ async fn label_selectors() {
 #[tokio::test]
 async fn partial_metadata() {
     let (api, client) = start();
-    let pod = api.apply(
-        Resource::Pods,
-        PodBuilder::new("team", "a").ip("10.42.0.2").build(),
-    );
-    let list = client
-        .clone()
-        .accept(PARTIAL_LIST)
-        .get_ok("/api/v1/pods")
-        .await;
+    let pod = api.apply(Resource::Pods, PodBuilder::new("team", "a").ip("10.42.0.2").build());
+    let list = client.clone().accept(PARTIAL_LIST).get_ok("/api/v1/pods").await;
     assert_eq!(list["kind"], "PartialObjectMetadataList");
     assert_eq!(list["apiVersion"], "meta.k8s.io/v1");
-    assert_eq!(
-        list["items"][0],
-        json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": pod["metadata"] })
-    );
+    assert_eq!(list["items"][0], json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": pod["metadata"] }));
     let partial = client.clone().accept(PARTIAL);
     let object = partial.get_ok("/api/v1/namespaces/team/pods/a").await;
     assert_eq!(object["kind"], "PartialObjectMetadata");
     assert!(object.get("spec").is_none());
     // A list is no single object.
     assert_eq!(partial.get("/api/v1/pods").await.0, 406);
-    let fallback = client
-        .clone()
-        .accept("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json");
+    let fallback = client.clone().accept("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json");
     assert_eq!(fallback.get_ok("/api/v1/pods").await["kind"], "PodList");
     let protobuf = client.accept("application/vnd.kubernetes.protobuf");
     assert_eq!(protobuf.get("/api/v1/pods").await.0, 406);

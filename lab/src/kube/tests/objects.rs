@@ -33,8 +33,7 @@ async fn events_of_both_groups_are_kept() {
     let (code, _) = client.post("/api/v1/namespaces/team/events", &old).await;
     assert_eq!(code, 201);
     soon(api.wait_for_events(2)).await;
-    let series =
-        json!({ "series": { "count": 2, "lastObservedTime": "2025-06-02T08:16:30.000000Z" } });
+    let series = json!({ "series": { "count": 2, "lastObservedTime": "2025-06-02T08:16:30.000000Z" } });
     let (code, _) = client.patch(&format!("{path}/a.1"), &series).await;
     assert_eq!(code, 200);
     let events = api.events();
@@ -60,11 +59,7 @@ async fn events_that_a_real_server_refuses() {
         ("type", json!("Error"), 422),
         ("eventTime", Value::Null, 422),
         ("regarding", json!({ "namespace": "other" }), 422),
-        (
-            "metadata",
-            json!({ "name": "e", "namespace": "other" }),
-            400,
-        ),
+        ("metadata", json!({ "name": "e", "namespace": "other" }), 400),
         ("metadata", json!("text"), 400),
     ] {
         let mut event = event("e");
@@ -85,10 +80,7 @@ async fn a_node_is_patched() {
     watch.expect(&[("ADDED", "node-a")]).await;
     let taints = json!({ "spec": { "taints": [{ "key": "k", "effect": "NoSchedule" }] } });
     let (code, patched) = client.patch("/api/v1/nodes/node-a", &taints).await;
-    assert_eq!(
-        (code, &patched["spec"]["taints"][0]["key"]),
-        (200, &json!("k"))
-    );
+    assert_eq!((code, &patched["spec"]["taints"][0]["key"]), (200, &json!("k")));
     assert_eq!(patched["spec"]["podCIDR"], "10.42.0.0/24");
     watch.expect(&[("MODIFIED", "node-a")]).await;
     // Nothing changes, so nothing happens.
@@ -107,10 +99,7 @@ async fn a_node_is_patched() {
     assert_eq!(client.patch("/api/v1/nodes/none", &taints).await.0, 404);
     let strategic = ("application/strategic-merge-patch+json", &taints);
     let request = client.request(Method::PATCH, "/api/v1/nodes/node-a", Some(strategic));
-    assert_eq!(
-        document(soon(client.send(request)).await.unwrap()).await.0,
-        415
-    );
+    assert_eq!(document(soon(client.send(request)).await.unwrap()).await.0, 415);
 }
 
 #[tokio::test]
@@ -136,15 +125,8 @@ async fn what_the_server_says_of_itself() {
         "/api/v1/namespaces/a/pods/b/log",
     ] {
         let (code, status) = client.get(path).await;
-        assert_eq!(
-            (code, &status["reason"]),
-            (404, &json!("NotFound")),
-            "{path}"
-        );
-        assert_eq!(
-            (&status["kind"], &status["status"]),
-            (&json!("Status"), &json!("Failure"))
-        );
+        assert_eq!((code, &status["reason"]), (404, &json!("NotFound")), "{path}");
+        assert_eq!((&status["kind"], &status["status"]), (&json!("Status"), &json!("Failure")));
     }
     let (code, status) = client.post("/api/v1/namespaces/a/pods", &json!({})).await;
     assert_eq!((code, &status["reason"]), (405, &json!("MethodNotAllowed")));
@@ -153,28 +135,13 @@ async fn what_the_server_says_of_itself() {
 #[tokio::test]
 async fn requests_are_recorded() {
     let (api, client) = start();
-    client
-        .get("/api/v1/pods?limit=50&fieldSelector=spec.nodeName%3Dnode-a")
-        .await;
-    client
-        .clone()
-        .accept("application/json")
-        .get("/version")
-        .await;
+    client.get("/api/v1/pods?limit=50&fieldSelector=spec.nodeName%3Dnode-a").await;
+    client.clone().accept("application/json").get("/version").await;
     let requests = api.requests();
-    assert_eq!(
-        (&requests[0].method, &*requests[0].path),
-        (&Method::GET, "/api/v1/pods")
-    );
-    assert_eq!(
-        requests[0].query("fieldSelector"),
-        Some("spec.nodeName=node-a")
-    );
+    assert_eq!((&requests[0].method, &*requests[0].path), (&Method::GET, "/api/v1/pods"));
+    assert_eq!(requests[0].query("fieldSelector"), Some("spec.nodeName=node-a"));
     assert_eq!(requests[0].verb, Some(Verb::List));
-    assert_eq!(
-        (requests[1].verb, requests[1].accept.as_deref()),
-        (None, Some("application/json"))
-    );
+    assert_eq!((requests[1].verb, requests[1].accept.as_deref()), (None, Some("application/json")));
     assert!(requests[1].at >= requests[0].at);
     api.clear_requests();
     assert!(api.requests().is_empty());
@@ -195,10 +162,7 @@ async fn built_pods_look_like_real_ones() {
     assert_eq!(pod["status"]["podIPs"][1]["ip"], "fd00:42::2");
     assert_eq!(pod["status"]["hostIP"], "10.0.0.11");
     assert_eq!(pod["spec"]["serviceAccountName"], "robot");
-    assert_eq!(
-        pod["metadata"]["annotations"]["iam.amazonaws.com/role"],
-        "reader"
-    );
+    assert_eq!(pod["metadata"]["annotations"]["iam.amazonaws.com/role"], "reader");
     assert!(pod["metadata"]["deletionTimestamp"].is_string());
     assert!(pod["metadata"]["uid"].is_string());
     assert!(pod["metadata"]["managedFields"][0]["fieldsV1"].is_object());
@@ -206,14 +170,8 @@ async fn built_pods_look_like_real_ones() {
     assert!(pod.to_string().len() > 4000, "{}", pod.to_string().len());
 
     let host = PodBuilder::new("team", "agent").host_network(true).build();
-    assert_eq!(
-        (&host["spec"]["hostNetwork"], &host["status"]["podIP"]),
-        (&json!(true), &json!("10.0.0.10"))
-    );
-    let pending = PodBuilder::new("team", "new")
-        .node("")
-        .phase("Pending")
-        .build();
+    assert_eq!((&host["spec"]["hostNetwork"], &host["status"]["podIP"]), (&json!(true), &json!("10.0.0.10")));
+    let pending = PodBuilder::new("team", "new").node("").phase("Pending").build();
     assert!(pending["spec"].get("nodeName").is_none());
     assert!(pending["status"].get("podIP").is_none());
     assert!(pending["metadata"].get("annotations").is_none());

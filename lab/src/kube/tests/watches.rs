@@ -15,10 +15,7 @@ async fn a_watch_tells_of_what_is_there_and_then_of_changes() {
     let added = apply_pod(&api, "b", "node-a");
     let (kind, object) = watch.event().await;
     assert_eq!((kind.as_str(), version(&object)), ("ADDED", added));
-    assert_eq!(
-        (&object["kind"], &object["apiVersion"]),
-        (&json!("Pod"), &json!("v1"))
-    );
+    assert_eq!((&object["kind"], &object["apiVersion"]), (&json!("Pod"), &json!("v1")));
     let modified = apply_pod(&api, "b", "node-b");
     let (kind, object) = watch.event().await;
     assert_eq!((kind.as_str(), version(&object)), ("MODIFIED", modified));
@@ -49,9 +46,7 @@ async fn a_watch_resumes_after_its_version() {
 async fn a_selector_turns_changes_into_additions_and_deletions() {
     let (api, client) = start();
     let before = apply_pod(&api, "a", "node-b");
-    let path = format!(
-        "/api/v1/pods?watch=true&fieldSelector=spec.nodeName%3Dnode-a&resourceVersion={before}"
-    );
+    let path = format!("/api/v1/pods?watch=true&fieldSelector=spec.nodeName%3Dnode-a&resourceVersion={before}");
     let mut live = client.watch(&path).await;
     apply_pod(&api, "a", "node-a");
     apply_pod(&api, "other", "node-b");
@@ -73,9 +68,7 @@ async fn a_selector_turns_changes_into_additions_and_deletions() {
 #[tokio::test]
 async fn a_namespaced_watch_sees_its_namespace() {
     let (api, client) = start();
-    let mut watch = client
-        .watch("/api/v1/namespaces/team/pods?watch=true")
-        .await;
+    let mut watch = client.watch("/api/v1/namespaces/team/pods?watch=true").await;
     api.apply(Resource::Pods, PodBuilder::new("other", "x").build());
     apply_pod(&api, "a", "node-a");
     watch.expect(&[("ADDED", "a")]).await;
@@ -84,28 +77,16 @@ async fn a_namespaced_watch_sees_its_namespace() {
 #[tokio::test]
 async fn a_pod_of_the_same_name_is_another_pod() {
     let (api, client) = start();
-    let first = api.apply(
-        Resource::Pods,
-        PodBuilder::new("team", "web-0").uid("u1").build(),
-    );
+    let first = api.apply(Resource::Pods, PodBuilder::new("team", "web-0").uid("u1").build());
     let kept = api.apply(Resource::Pods, PodBuilder::new("team", "web-0").build());
     assert_eq!(kept["metadata"]["uid"], "u1");
-    assert_eq!(
-        kept["metadata"]["creationTimestamp"],
-        first["metadata"]["creationTimestamp"]
-    );
+    assert_eq!(kept["metadata"]["creationTimestamp"], first["metadata"]["creationTimestamp"]);
     let path = format!("/api/v1/pods?watch=true&resourceVersion={}", version(&kept));
     let mut watch = client.watch(&path).await;
-    api.apply(
-        Resource::Pods,
-        PodBuilder::new("team", "web-0").uid("u2").build(),
-    );
+    api.apply(Resource::Pods, PodBuilder::new("team", "web-0").uid("u2").build());
     for (expected, uid) in [("DELETED", "u1"), ("ADDED", "u2")] {
         let (kind, object) = watch.event().await;
-        assert_eq!(
-            (kind.as_str(), &object["metadata"]["uid"]),
-            (expected, &json!(uid))
-        );
+        assert_eq!((kind.as_str(), &object["metadata"]["uid"]), (expected, &json!(uid)));
     }
 }
 
@@ -118,14 +99,8 @@ async fn a_watch_from_forgotten_history_gets_410() {
     let path = |version| format!("/api/v1/pods?watch=true&resourceVersion={version}");
     let mut watch = client.watch(&path(old)).await;
     let (kind, status) = watch.event().await;
-    assert_eq!(
-        (kind.as_str(), &status["kind"]),
-        ("ERROR", &json!("Status"))
-    );
-    assert_eq!(
-        (&status["code"], &status["reason"]),
-        (&json!(410), &json!("Expired"))
-    );
+    assert_eq!((kind.as_str(), &status["kind"]), ("ERROR", &json!("Status")));
+    assert_eq!((&status["code"], &status["reason"]), (&json!(410), &json!("Expired")));
     assert_eq!(watch.line().await.unwrap(), None);
     // The version of the compaction itself is good.
     let mut watch = client.watch(&path(latest)).await;
@@ -137,9 +112,7 @@ async fn a_watch_from_forgotten_history_gets_410() {
 async fn bookmarks_are_for_those_who_asked() {
     let (api, client) = start();
     let mut plain = client.watch("/api/v1/pods?watch=true").await;
-    let mut marked = client
-        .watch("/api/v1/pods?watch=true&allowWatchBookmarks=true")
-        .await;
+    let mut marked = client.watch("/api/v1/pods?watch=true&allowWatchBookmarks=true").await;
     api.apply(Resource::Namespaces, namespace("team", &[]));
     api.send_bookmark(Resource::Pods);
     let (kind, object) = marked.event().await;
@@ -157,9 +130,7 @@ async fn bookmarks_are_for_those_who_asked() {
 async fn bookmarks_come_periodically() {
     let (api, client) = start();
     api.set_bookmark_interval(Duration::from_millis(10));
-    let mut watch = client
-        .watch("/api/v1/namespaces?watch=true&allowWatchBookmarks=true")
-        .await;
+    let mut watch = client.watch("/api/v1/namespaces?watch=true&allowWatchBookmarks=true").await;
     for _ in 0..3 {
         assert_eq!(watch.event().await.0, "BOOKMARK");
     }
@@ -176,26 +147,16 @@ async fn a_streaming_list_ends_with_a_bookmark() {
     watch.expect(&[("ADDED", "a"), ("ADDED", "b")]).await;
     let (kind, object) = watch.event().await;
     assert_eq!((kind.as_str(), version(&object)), ("BOOKMARK", latest));
-    assert_eq!(
-        object["metadata"]["annotations"]["k8s.io/initial-events-end"],
-        "true"
-    );
+    assert_eq!(object["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
     apply_pod(&api, "c", "node-a");
     watch.expect(&[("ADDED", "c")]).await;
 
-    let (code, _) = client
-        .get("/api/v1/pods?watch=true&sendInitialEvents=true")
-        .await;
+    let (code, _) = client.get("/api/v1/pods?watch=true&sendInitialEvents=true").await;
     assert_eq!(code, 422);
     api.without_streaming_lists(true);
     let (code, status) = client.get(path).await;
     assert_eq!((code, &status["reason"]), (422, &json!("Invalid")));
-    assert!(
-        status["message"]
-            .as_str()
-            .unwrap()
-            .contains("sendInitialEvents is forbidden")
-    );
+    assert!(status["message"].as_str().unwrap().contains("sendInitialEvents is forbidden"));
     api.without_streaming_lists(false);
     client.watch(path).await.expect(&[("ADDED", "a")]).await;
 }
@@ -203,9 +164,7 @@ async fn a_streaming_list_ends_with_a_bookmark() {
 #[tokio::test]
 async fn a_watch_ends_cleanly_at_its_timeout() {
     let (api, client) = start();
-    let mut watch = client
-        .watch("/api/v1/pods?watch=true&timeoutSeconds=1")
-        .await;
+    let mut watch = client.watch("/api/v1/pods?watch=true&timeoutSeconds=1").await;
     assert_eq!(api.watchers(Resource::Pods), 1);
     assert_eq!(watch.line().await.unwrap(), None);
     soon(api.wait_for_no_watchers(Resource::Pods)).await;
@@ -215,9 +174,7 @@ async fn a_watch_ends_cleanly_at_its_timeout() {
 async fn a_watch_of_partial_metadata() {
     let (api, client) = start();
     let client = client.accept(PARTIAL);
-    let mut watch = client
-        .watch("/api/v1/pods?watch=true&allowWatchBookmarks=1")
-        .await;
+    let mut watch = client.watch("/api/v1/pods?watch=true&allowWatchBookmarks=1").await;
     apply_pod(&api, "a", "node-a");
     let (kind, object) = watch.event().await;
     assert_eq!(kind, "ADDED");
@@ -226,10 +183,7 @@ async fn a_watch_of_partial_metadata() {
     assert!(object.get("spec").is_none());
     api.send_bookmark(Resource::Pods);
     let (kind, object) = watch.event().await;
-    assert_eq!(
-        (kind.as_str(), &object["kind"]),
-        ("BOOKMARK", &json!("PartialObjectMetadata"))
-    );
+    assert_eq!((kind.as_str(), &object["kind"]), ("BOOKMARK", &json!("PartialObjectMetadata")));
 }
 
 #[tokio::test]

@@ -1,0 +1,243 @@
+//! The daemon as a process under test: started as an operator would, its log read for the ports that it bound.
+
+use std::io::{self, BufRead as _, BufReader};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::node::Netns;
+use crate::player;
+use crate::sts;
+
+/// How long anything here may take before it is called a failure.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two looks at a port.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// What the daemon is started with.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    program: PathBuf,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    namespace: Option<String>,
+}
+
+impl Setup {
+    /// The daemon at `program`, on free ports, with the log in JSON, the node's identity as static keys, and nothing of
+    /// this process's environment but PATH.
+    pub fn new(program: impl AsRef<Path>) -> Setup {
+        let setup = Setup { program: program.as_ref().to_owned(), arguments: Vec::new(), environment: Vec::new(), namespace: None };
+        setup
+            .argument("--app-port=0")
+            .argument("--metrics-port=0")
+            .argument("--log-format=json")
+            .env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin")
+            .env("AWS_REGION", "eu-central-1")
+            .env("AWS_ACCESS_KEY_ID", sts::NODE_ACCESS_KEY_ID)
+            .env("AWS_SECRET_ACCESS_KEY", sts::NODE_SECRET_ACCESS_KEY)
+            .env("AWS_SESSION_TOKEN", sts::NODE_SESSION_TOKEN)
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+    }
+
+    /// One more argument.
+    #[must_use]
+    pub fn argument(mut self, argument: impl Into<String>) -> Setup {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// One more variable; a later one of the same name wins.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Setup {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Without a variable that was set before.
+    #[must_use]
+    pub fn without_env(mut self, name: &str) -> Setup {
+        self.environment.retain(|(set, _)| set != name);
+        self
+    }
+
+    /// In this network namespace.
+    #[must_use]
+    pub fn inside(mut self, namespace: &Netns) -> Setup {
+        self.namespace = Some(namespace.path());
+        self
+    }
+
+    /// The command, as it will be run.
+    pub fn command(&self) -> Command {
+        let mut command = match &self.namespace {
+            Some(path) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={path}")).arg("--").arg(&self.program);
+                command
+            }
+            None => Command::new(&self.program),
+        };
+        command.args(&self.arguments).env_clear().envs(self.environment.iter().cloned()).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts it, and returns when it has said which ports it bound.
+    pub fn start(&self) -> io::Result<Daemon> {
+        let mut child = self.command().stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
+        let log = Arc::new(Log::default());
+        if let Some(output) = child.stdout.take() {
+            let log = log.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    log.push(line);
+                }
+                log.end();
+            });
+        }
+        let mut daemon = Daemon { child, log, metadata: None, metrics: None };
+        let started = daemon.wait_for_log(|line| line["message"] == "rolegate starts")?;
+        let address = |name: &str| started[name].as_str().and_then(|text| text.parse().ok());
+        daemon.metadata = address("metadata_address");
+        daemon.metrics = address("metrics_address");
+        Ok(daemon)
+    }
+}
+
+/// The running daemon; killed when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    log: Arc<Log>,
+    metadata: Option<SocketAddr>,
+    metrics: Option<SocketAddr>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    lines: Mutex<(Vec<String>, bool)>,
+    grown: Condvar,
+}
+
+impl Log {
+    fn push(&self, line: String) {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).0.push(line);
+        self.grown.notify_all();
+    }
+
+    fn end(&self) {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
+        self.grown.notify_all();
+    }
+}
+
+impl Daemon {
+    /// The port of the pods, on 127.0.0.1 where it is bound to every address.
+    pub fn metadata_address(&self) -> SocketAddr {
+        reachable(self.metadata)
+    }
+
+    /// The port of the operators, on 127.0.0.1 where it is bound to every address.
+    pub fn metrics_address(&self) -> SocketAddr {
+        reachable(self.metrics)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything that it logged until now.
+    pub fn log(&self) -> String {
+        self.log.lines.lock().unwrap_or_else(PoisonError::into_inner).0.join("\n")
+    }
+
+    /// Waits for a log line; an error holds the log when it does not come in time, or the process ended.
+    pub fn wait_for_log(&self, wanted: impl Fn(&Value) -> bool) -> io::Result<Value> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines = self.log.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = 0;
+        loop {
+            for line in &lines.0[seen..] {
+                if let Some(line) = serde_json::from_str(line).ok().filter(&wanted) {
+                    return Ok(line);
+                }
+            }
+            seen = lines.0.len();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if lines.1 || left.is_zero() {
+                return Err(io::Error::other(format!("the log line did not come; the log is:\n{}", lines.0.join("\n"))));
+            }
+            lines = self.log.grown.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// A GET of the operators' port, in the namespace given or in our own.
+    pub fn get(&self, namespace: Option<&Netns>, path: &str) -> io::Result<player::Response> {
+        let address = self.metrics_address();
+        let stream = match namespace {
+            Some(namespace) => namespace.connect(address, PATIENCE)?,
+            None => TcpStream::connect_timeout(&address, PATIENCE)?,
+        };
+        player::request(stream, "GET", path, &[("Host", "localhost"), ("Connection", "close")])
+    }
+
+    /// Waits until it says that it is ready.
+    pub fn wait_ready(&self, namespace: Option<&Netns>) -> io::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = self.get(namespace, "/readyz");
+            match answer {
+                Ok(answer) if answer.status == 200 => return Ok(()),
+                _ if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+                Ok(answer) => return Err(io::Error::other(format!("not ready: {}\n{}", answer.text(), self.log()))),
+                Err(error) => return Err(io::Error::other(format!("not ready: {error}\n{}", self.log()))),
+            }
+        }
+    }
+
+    /// The value of a metric with these labels, as it is written; 0 where it is not there.
+    pub fn metric(&self, namespace: Option<&Netns>, name_and_labels: &str) -> io::Result<f64> {
+        let metrics = self.get(namespace, "/metrics")?.text();
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name_and_labels)?.strip_prefix(' '));
+        Ok(value.and_then(|value| value.parse().ok()).unwrap_or(0.0))
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) -> io::Result<()> {
+        let pid = i32::try_from(self.child.id()).map_err(io::Error::other)?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM).map_err(io::Error::from)
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                return Err(io::Error::other(format!("the daemon did not end; the log is:\n{}", self.log())));
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn reachable(address: Option<SocketAddr>) -> SocketAddr {
+    let address = address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
+    if address.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], address.port())) } else { address }
+}

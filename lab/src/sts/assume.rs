@@ -1,0 +1,170 @@
+//! AssumeRole's parameters and their bounds, worded as STS words them.
+
+use std::time::Duration;
+
+use super::answer::Fault;
+use super::model::{Identity, Role};
+
+/// A session without a stated duration, and the most that a chained one may have.
+const HOUR: u32 = 3600;
+const SHORTEST: u32 = 900;
+const LONGEST: u32 = 43_200;
+
+/// The form fields of one request.
+pub(super) struct Form(Vec<(String, String)>);
+
+impl Form {
+    pub(super) fn parse(body: &[u8]) -> Form {
+        Form(form_urlencoded::parse(body).into_owned().collect())
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.0.iter().find(|(key, _)| key == name)?;
+        Some(value)
+    }
+
+    /// `Tags.member.N.Key` and `.Value`, by ascending N.
+    pub(super) fn tags(&self) -> Vec<(String, String)> {
+        let mut tags: Vec<(u32, String, String)> = self
+            .0
+            .iter()
+            .filter_map(|(name, key)| {
+                let number = name.strip_prefix("Tags.member.")?.strip_suffix(".Key")?;
+                let value = self.get(&format!("Tags.member.{number}.Value"));
+                let value = value.unwrap_or_default().to_owned();
+                Some((number.parse().ok()?, key.clone(), value))
+            })
+            .collect();
+        tags.sort_by_key(|(number, ..)| *number);
+        tags.into_iter().map(|(_, key, value)| (key, value)).collect()
+    }
+}
+
+/// AssumeRole's parameters, each within its model.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) role_arn: String,
+    pub(super) session_name: String,
+    pub(super) duration_seconds: u32,
+    external_id: Option<String>,
+}
+
+impl Request {
+    pub(super) fn parse(form: &Form) -> Result<Request, Fault> {
+        let request = Request {
+            role_arn: role_arn(form.get("RoleArn"))?,
+            session_name: session_name(form.get("RoleSessionName"))?,
+            duration_seconds: duration(form.get("DurationSeconds"))?,
+            external_id: external_id(form.get("ExternalId"))?,
+        };
+        tags(&form.tags())?;
+        Ok(request)
+    }
+
+    /// Whether the role's trust policy and limits let this caller have the session.
+    pub(super) fn authorize(&self, caller: &Identity, role: Option<&Role>) -> Result<(), Fault> {
+        let role = role
+            .filter(|role| role.trusts(caller))
+            .filter(|role| role.external_id.is_none() || role.external_id == self.external_id)
+            .ok_or_else(|| Fault::access_denied(&caller.arn, &self.role_arn))?;
+        if caller.chained && self.duration_seconds > HOUR {
+            return Err(Fault::validation(
+                "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining",
+            ));
+        }
+        if Duration::from_secs(self.duration_seconds.into()) > role.max_session {
+            return Err(Fault::validation("The requested DurationSeconds exceeds the MaxSessionDuration set for this role."));
+        }
+        Ok(())
+    }
+}
+
+fn role_arn(value: Option<&str>) -> Result<String, Fault> {
+    let arn = bounded(value, "roleArn", 20, 2048)?;
+    if is_role_arn(arn) {
+        return Ok(arn.to_owned());
+    }
+    Err(Fault::validation(format!("{arn} is invalid")))
+}
+
+fn session_name(value: Option<&str>) -> Result<String, Fault> {
+    let name = bounded(value, "roleSessionName", 2, 64)?;
+    matching(name, "roleSessionName", "+=,.@-", r"[\w+=,.@-]*")
+}
+
+fn external_id(value: Option<&str>) -> Result<Option<String>, Fault> {
+    let Some(value) = value else { return Ok(None) };
+    let id = bounded(Some(value), "externalId", 2, 1224)?;
+    matching(id, "externalId", "+=,.@:/-", r"[\w+=,.@:\/-]*").map(Some)
+}
+
+fn duration(value: Option<&str>) -> Result<u32, Fault> {
+    let Some(value) = value else { return Ok(HOUR) };
+    let seconds: i64 = value.parse().map_err(|_| Fault::new(400, "MalformedInput", "NULL"))?;
+    let outside = |constraint: &str| Fault::constraint(Some(value), "durationSeconds", constraint);
+    let seconds = u32::try_from(seconds.max(0)).unwrap_or(u32::MAX);
+    match seconds {
+        ..SHORTEST => Err(outside("Member must have value greater than or equal to 900")),
+        SHORTEST..=LONGEST => Ok(seconds),
+        _ => Err(outside("Member must have value less than or equal to 43200")),
+    }
+}
+
+fn tags(tags: &[(String, String)]) -> Result<(), Fault> {
+    if tags.len() > 50 {
+        let constraint = "Member must have length less than or equal to 50";
+        return Err(Fault::constraint(Some("[...]"), "tags", constraint));
+    }
+    for (number, (key, value)) in tags.iter().enumerate() {
+        let member = |field: &str| format!("tags.{}.member.{field}", number + 1);
+        bounded(Some(key), &member("key"), 1, 128)?;
+        bounded(Some(value), &member("value"), 0, 256)?;
+    }
+    Ok(())
+}
+
+/// A required member of `shortest..=longest` characters.
+fn bounded<'a>(value: Option<&'a str>, member: &str, shortest: usize, longest: usize) -> Result<&'a str, Fault> {
+    let value = value.ok_or_else(|| Fault::constraint(None, member, "Member must not be null"))?;
+    let length = value.chars().count();
+    let bound = if length < shortest {
+        format!("greater than or equal to {shortest}")
+    } else if length > longest {
+        format!("less than or equal to {longest}")
+    } else {
+        return Ok(value);
+    };
+    let constraint = format!("Member must have length {bound}");
+    Err(Fault::constraint(Some(value), member, &constraint))
+}
+
+/// ASCII word characters and `others`; the pattern is for the message.
+fn matching(value: &str, member: &str, others: &str, pattern: &str) -> Result<String, Fault> {
+    if value.chars().all(|c| is_word(c) || others.contains(c)) {
+        return Ok(value.to_owned());
+    }
+    let constraint = format!("Member must satisfy regular expression pattern: {pattern}");
+    Err(Fault::constraint(Some(value), member, &constraint))
+}
+
+fn is_word(character: char) -> bool {
+    character.is_ascii_alphanumeric() || character == '_'
+}
+
+/// `arn:PARTITION:iam::123456789012:role/optional/path/NAME`.
+fn is_role_arn(arn: &str) -> bool {
+    let parts: Vec<&str> = arn.splitn(6, ':').collect();
+    let ["arn", partition, "iam", "", account, resource] = parts[..] else {
+        return false;
+    };
+    let Some(path) = resource.strip_prefix("role/") else {
+        return false;
+    };
+    let (path, name) = path.rsplit_once('/').unwrap_or(("", path));
+    (partition == "aws" || partition.starts_with("aws-"))
+        && account.len() == 12
+        && account.chars().all(|digit| digit.is_ascii_digit())
+        && path.chars().all(|c| c.is_ascii_graphic())
+        && (1..=64).contains(&name.len())
+        && name.chars().all(|c| is_word(c) || "+=,.@-".contains(c))
+}

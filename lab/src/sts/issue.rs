@@ -1,0 +1,69 @@
+//! The credentials that the fake STS gives out: unique, reproducible, and telling the role they belong to.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::model::{Caller, Identity, Issued, Token, account_of, partition_of};
+use super::signature::sha256;
+
+/// Session tokens of AWS have several hundred characters.
+const TOKEN_LENGTH: usize = 480;
+
+/// A new session: what the client gets, and what the service keeps to know it again.
+pub(super) struct Session {
+    pub(super) issued: Issued,
+    pub(super) caller: Caller,
+}
+
+impl Session {
+    /// The session number `number` of this service.
+    pub(super) fn new(role_arn: &str, session_name: &str, number: u64, now: Timestamp, lifetime: SignedDuration) -> Session {
+        let name = role_arn.rsplit('/').next().unwrap_or_default();
+        // STS gives whole seconds.
+        let second = now.as_second().saturating_add(lifetime.as_secs());
+        let expires_at = Timestamp::from_second(second).unwrap_or(Timestamp::MAX);
+        let issued = Issued {
+            access_key_id: access_key_id(name, number),
+            secret_access_key: format!("lab/secret+{name}/{number:010}"),
+            session_token: session_token(name, number),
+            role_arn: role_arn.to_owned(),
+            session_name: session_name.to_owned(),
+            expires_at,
+        };
+        let (partition, account) = (partition_of(role_arn), account_of(role_arn));
+        let identity = Identity {
+            arn: format!("arn:{partition}:sts::{account}:assumed-role/{name}/{session_name}"),
+            role_arn: role_arn.to_owned(),
+            user_id: format!("{}:{session_name}", unique_id("AROA", role_arn)),
+            chained: true,
+        };
+        let caller = Caller {
+            secret: issued.secret_access_key.clone(),
+            token: Token::Required(issued.session_token.clone()),
+            identity,
+            expires_at: Some(expires_at),
+        };
+        Session { issued, caller }
+    }
+}
+
+/// An IAM unique id: the prefix of its kind and 17 characters that depend on the ARN.
+pub(super) fn unique_id(prefix: &str, arn: &str) -> String {
+    let digest = sha256(arn.as_bytes()).to_ascii_uppercase();
+    format!("{prefix}{}", &digest[..17])
+}
+
+/// `ASIA`, eight letters of the role's name and eight digits.
+fn access_key_id(role_name: &str, number: u64) -> String {
+    let letters: String = role_name.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_uppercase()).take(8).collect();
+    format!("ASIA{letters:X<8}{number:08}")
+}
+
+fn session_token(role_name: &str, number: u64) -> String {
+    let mut token = format!("IQoJb3JpZ2luX2VjLAB//{role_name}/{number:010}+");
+    while token.len() < TOKEN_LENGTH - 2 {
+        token.push_str(&sha256(token.as_bytes()));
+    }
+    token.truncate(TOKEN_LENGTH - 2);
+    token.push_str("==");
+    token
+}

@@ -1,0 +1,251 @@
+//! What the fake STS knows: roles, callers, behaviours; and what it tells: calls and issued credentials.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::NODE_ROLE_ARN;
+
+/// A role that can be assumed, with the part of its trust policy that matters here.
+#[derive(Clone, Debug)]
+pub struct Role {
+    pub(super) arn: String,
+    pub(super) max_session: Duration,
+    pub(super) external_id: Option<String>,
+    pub(super) trusted: Vec<String>,
+    pub(super) denied: bool,
+}
+
+impl Role {
+    /// A role that trusts the node role, without an external id, with IAM's default limit of one hour.
+    pub fn new(arn: impl Into<String>) -> Role {
+        Role {
+            arn: arn.into(),
+            max_session: Duration::from_secs(3600),
+            external_id: None,
+            trusted: vec![NODE_ROLE_ARN.to_owned()],
+            denied: false,
+        }
+    }
+
+    /// IAM's MaxSessionDuration of this role.
+    #[must_use]
+    pub fn max_session(mut self, longest: Duration) -> Role {
+        self.max_session = longest;
+        self
+    }
+
+    /// The trust policy demands exactly this external id.
+    #[must_use]
+    pub fn external_id(mut self, external_id: impl Into<String>) -> Role {
+        self.external_id = Some(external_id.into());
+        self
+    }
+
+    /// Replaces the trusted principals: ARNs of roles, of their sessions, of users, of an account's root, or `*`.
+    #[must_use]
+    pub fn trusted_by<A: Into<String>>(mut self, arns: impl IntoIterator<Item = A>) -> Role {
+        self.trusted = arns.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Nobody may assume it, whatever else it says.
+    #[must_use]
+    pub fn denied(mut self) -> Role {
+        self.denied = true;
+        self
+    }
+
+    pub(super) fn trusts(&self, caller: &Identity) -> bool {
+        let root = root_of(&caller.arn);
+        let known = |principal: &String| {
+            principal == "*" || *principal == caller.arn || *principal == caller.role_arn || Some(principal) == root.as_ref()
+        };
+        !self.denied && self.trusted.iter().any(known)
+    }
+}
+
+/// How the service answers a call whose signature is right.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Behaviour {
+    /// As AWS does.
+    #[default]
+    Normal,
+    /// 403 `AccessDenied`.
+    AccessDenied,
+    /// 400 `Throttling`.
+    Throttling,
+    /// 403 `ExpiredToken`.
+    ExpiredToken,
+    /// 403 `InvalidClientTokenId`.
+    InvalidClientTokenId,
+    /// 503 `ServiceUnavailable`.
+    ServiceUnavailable,
+    /// 500 `InternalFailure`.
+    InternalFailure,
+    /// The normal answer, its XML cut in the middle.
+    Malformed,
+    /// The normal answer without secret key, session token and expiration.
+    MissingFields,
+    /// The normal answer without one element, for example `SessionToken`.
+    MissingField(&'static str),
+    /// Closes the connection instead of answering.
+    CloseBeforeAnswer,
+    /// Closes the connection in the middle of the answer's body.
+    CloseMidBody,
+    /// Never answers.
+    Hang,
+    /// Answers normally after this time.
+    Slow(Duration),
+    /// Issues credentials of this lifetime, whatever was asked for (AWS gives no less than 900 s).
+    ExpiresIn(Duration),
+    /// One of these per call, then normal.
+    Then(Vec<Behaviour>),
+}
+
+impl Behaviour {
+    /// The behaviour of the next call; a sequence moves on.
+    pub(super) fn take(&mut self) -> Behaviour {
+        let Behaviour::Then(steps) = self else {
+            return self.clone();
+        };
+        if steps.is_empty() {
+            return Behaviour::Normal;
+        }
+        let mut first = steps.remove(0);
+        let step = first.take();
+        if matches!(&first, Behaviour::Then(rest) if !rest.is_empty()) {
+            steps.insert(0, first);
+        }
+        step
+    }
+}
+
+/// One request that reached the service.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// `AssumeRole`, `GetCallerIdentity`, or whatever was asked; empty without one.
+    pub action: String,
+    /// The role that was asked for.
+    pub role_arn: Option<String>,
+    /// The session's name that was asked for.
+    pub session_name: Option<String>,
+    /// The lifetime that was asked for; none leaves it to STS, which takes an hour.
+    pub duration_seconds: Option<u32>,
+    /// The external id that was presented.
+    pub external_id: Option<String>,
+    /// Session tags in the order of their numbers.
+    pub tags: Vec<(String, String)>,
+    /// Who asked, once the signature was found right.
+    pub caller_arn: Option<String>,
+    /// The region of the signature's scope.
+    pub region: Option<String>,
+    /// The User-Agent header.
+    pub user_agent: Option<String>,
+    /// When it arrived.
+    pub at: Instant,
+    /// [`Call::PENDING`], [`Call::OK`], [`Call::CLOSED`], [`Call::ABANDONED`], or the error's code.
+    pub outcome: String,
+    /// The access key id that the answer carried.
+    pub access_key_id_issued: Option<String>,
+}
+
+impl Call {
+    /// Not answered yet.
+    pub const PENDING: &'static str = "pending";
+    /// Answered with 200 (also where the body was broken on purpose).
+    pub const OK: &'static str = "ok";
+    /// The service closed the connection instead of answering.
+    pub const CLOSED: &'static str = "closed";
+    /// The client went away before the answer.
+    pub const ABANDONED: &'static str = "abandoned";
+}
+
+/// Credentials that the service gave out.
+#[derive(Clone, Debug)]
+pub struct Issued {
+    /// `ASIA…`, with the first letters of the role's name and a number in it.
+    pub access_key_id: String,
+    /// The secret key.
+    pub secret_access_key: String,
+    /// The session token.
+    pub session_token: String,
+    /// The role that was assumed.
+    pub role_arn: String,
+    /// The session's name.
+    pub session_name: String,
+    /// The end of the session, by the service's clock.
+    pub expires_at: Timestamp,
+}
+
+/// Who signed a request.
+#[derive(Clone, Debug)]
+pub(super) struct Identity {
+    /// What GetCallerIdentity answers.
+    pub(super) arn: String,
+    /// The role behind a session; else the same as `arn`.
+    pub(super) role_arn: String,
+    pub(super) user_id: String,
+    /// A session that AssumeRole issued: what it assumes in turn lives an hour at most.
+    pub(super) chained: bool,
+}
+
+impl Identity {
+    pub(super) fn of_caller(arn: String) -> Identity {
+        let role_arn = role_behind(&arn).unwrap_or_else(|| arn.clone());
+        let session = arn.rsplit('/').next().unwrap_or_default();
+        let user_id = format!("{}:{session}", super::issue::unique_id("AROA", &role_arn));
+        Identity { arn, role_arn, user_id, chained: false }
+    }
+}
+
+/// One access key that the service knows.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) secret: String,
+    pub(super) token: Token,
+    pub(super) identity: Identity,
+    pub(super) expires_at: Option<Timestamp>,
+}
+
+/// The session token that belongs to an access key.
+#[derive(Clone, Debug)]
+pub(super) enum Token {
+    None,
+    Required(String),
+    /// The node's own keys work from a test's environment and from the fake IMDS, which always hands out a token.
+    Optional(String),
+}
+
+impl Token {
+    pub(super) fn accepts(&self, presented: Option<&str>) -> bool {
+        match (self, presented) {
+            (Token::None | Token::Optional(_), None) => true,
+            (Token::None, Some(_)) | (Token::Required(_), None) => false,
+            (Token::Required(token) | Token::Optional(token), Some(presented)) => token == presented,
+        }
+    }
+}
+
+/// The account of an ARN; empty where it has none.
+pub(super) fn account_of(arn: &str) -> &str {
+    arn.split(':').nth(4).unwrap_or_default()
+}
+
+/// The partition of an ARN.
+pub(super) fn partition_of(arn: &str) -> &str {
+    arn.split(':').nth(1).unwrap_or_default()
+}
+
+fn root_of(arn: &str) -> Option<String> {
+    let account = account_of(arn);
+    (!account.is_empty()).then(|| format!("arn:{}:iam::{account}:root", partition_of(arn)))
+}
+
+/// `arn:aws:sts::1:assumed-role/NAME/SESSION` is a session of `arn:aws:iam::1:role/NAME`.
+fn role_behind(arn: &str) -> Option<String> {
+    let (_, resource) = arn.split_once(":assumed-role/")?;
+    let (name, _) = resource.split_once('/')?;
+    let (partition, account) = (partition_of(arn), account_of(arn));
+    Some(format!("arn:{partition}:iam::{account}:role/{name}"))
+}
