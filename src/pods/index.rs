@@ -83,7 +83,11 @@ impl Index {
         }
         self.remove(&pod.uid);
         for ip in &pod.ips {
-            self.by_ip.entry(*ip).or_default().push(pod.uid.clone());
+            let named = self.by_ip.entry(*ip).or_default();
+            // An address that a pod names twice is one claim.
+            if !named.contains(&pod.uid) {
+                named.push(pod.uid.clone());
+            }
         }
         self.pods.insert(pod.uid.clone(), Arc::new(pod));
     }

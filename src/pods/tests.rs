@@ -1,1 +1,208 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
+use futures_util::future::join_all;
+use tokio::time::{Instant, advance};
 
+use super::*;
+
+const LONG: Duration = Duration::from_secs(3600);
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn pod(uid: &str, at: &str) -> Pod {
+    Pod {
+        uid: PodUid(uid.into()),
+        namespace: "default".to_owned(),
+        name: uid.to_owned(),
+        role: None,
+        external_id: None,
+        session_name: None,
+        ips: vec![ip(at)],
+        finished: false,
+        terminating: false,
+        host_network: false,
+    }
+}
+
+fn namespace(name: &str) -> Namespace {
+    Namespace { name: name.to_owned(), allowed_roles: None }
+}
+
+/// Runs everything else that can run, without time passing.
+async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn found(lookup: &Lookup) -> Option<&str> {
+    match lookup {
+        Lookup::Found(pod, _) => Some(&pod.name),
+        Lookup::Ambiguous(_) | Lookup::Unknown => None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_known_pod_is_answered_at_once() {
+    let (writer, pods) = pods(NamespaceUse::Unused);
+    writer.write(|index| index.apply(pod("a", "10.0.0.1")));
+    let began = Instant::now();
+    assert_eq!(found(&pods.wait_for_ip(ip("10.0.0.1"), LONG).await), Some("a"));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_claims_are_answered_at_once() {
+    let (writer, pods) = pods(NamespaceUse::Needed);
+    writer.write(|index| index.apply(pod("a", "10.0.0.1")));
+    writer.write(|index| index.apply(pod("b", "10.0.0.1")));
+    let began = Instant::now();
+    assert!(matches!(pods.wait_for_ip(ip("10.0.0.1"), LONG).await, Lookup::Ambiguous(pods) if pods.len() == 2));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_is_ended_by_the_write_that_makes_the_pod_known() {
+    let (writer, pods) = pods(NamespaceUse::Unused);
+    let waiter = tokio::spawn({
+        let pods = pods.clone();
+        async move { (pods.wait_for_ip(ip("10.0.0.1"), LONG).await, Instant::now()) }
+    });
+    settle().await;
+    advance(Duration::from_millis(100)).await;
+    // Another pod's event wakes it, and it goes on waiting.
+    writer.write(|index| index.apply(pod("b", "10.0.0.2")));
+    settle().await;
+    assert!(!waiter.is_finished());
+    let written = Instant::now();
+    writer.write(|index| index.apply(pod("a", "10.0.0.1")));
+    let (lookup, at) = waiter.await.unwrap();
+    assert_eq!(found(&lookup), Some("a"));
+    assert_eq!(at, written, "no time passed between the write and the answer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_ends_after_the_time_it_was_given() {
+    let (writer, pods) = pods(NamespaceUse::Unused);
+    let began = Instant::now();
+    assert_eq!(pods.wait_for_ip(ip("10.0.0.1"), Duration::from_millis(700)).await, Lookup::Unknown);
+    assert_eq!(began.elapsed(), Duration::from_millis(700));
+    assert_eq!(pods.wait_for_ip(ip("10.0.0.1"), Duration::ZERO).await, Lookup::Unknown);
+    assert_eq!(began.elapsed(), Duration::from_millis(700));
+    drop(writer);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_is_waited_for_where_it_is_needed() {
+    let (writer, pods) = pods(NamespaceUse::Needed);
+    writer.write(|index| index.apply(pod("a", "10.0.0.1")));
+    let waiter = tokio::spawn({
+        let pods = pods.clone();
+        async move { pods.wait_for_ip(ip("10.0.0.1"), LONG).await }
+    });
+    settle().await;
+    writer.write(|index| index.apply_namespace(namespace("other")));
+    settle().await;
+    assert!(!waiter.is_finished());
+    let began = Instant::now();
+    writer.write(|index| index.apply_namespace(namespace("default")));
+    let lookup = waiter.await.unwrap();
+    assert!(matches!(&lookup, Lookup::Found(_, Some(namespace)) if namespace.name == "default"), "{lookup:?}");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_that_stays_unknown_leaves_the_pod_found_without_it() {
+    let (writer, pods) = pods(NamespaceUse::Needed);
+    writer.write(|index| index.apply(pod("a", "10.0.0.1")));
+    let began = Instant::now();
+    assert!(matches!(pods.wait_for_ip(ip("10.0.0.1"), Duration::from_secs(2)).await, Lookup::Found(_, None)));
+    assert_eq!(began.elapsed(), Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_than_so_many_wait_at_one_time() {
+    let (writer, pods) = pods(NamespaceUse::Unused);
+    let waiters: Vec<_> = (0..MAX_WAITING)
+        .map(|_| {
+            let pods = pods.clone();
+            tokio::spawn(async move { pods.wait_for_ip(ip("10.0.0.1"), LONG).await })
+        })
+        .collect();
+    settle().await;
+    let began = Instant::now();
+    assert_eq!(pods.wait_for_ip(ip("10.0.0.1"), LONG).await, Lookup::Unknown);
+    assert_eq!(began.elapsed(), Duration::ZERO, "one more is refused at once");
+    writer.write(|index| index.apply(pod("b", "10.0.0.2")));
+    assert_eq!(found(&pods.wait_for_ip(ip("10.0.0.2"), LONG).await), Some("b"), "who is known needs no place");
+    writer.write(|index| index.apply(pod("a", "10.0.0.1")));
+    let lookups = join_all(waiters).await;
+    assert!(lookups.into_iter().all(|lookup| found(&lookup.unwrap()) == Some("a")));
+    // The places are free again.
+    let began = Instant::now();
+    pods.wait_for_ip(ip("10.0.0.3"), Duration::from_secs(1)).await;
+    assert_eq!(began.elapsed(), Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_that_gives_up_makes_place() {
+    let (_writer, pods) = pods(NamespaceUse::Unused);
+    let waiters: Vec<_> = (0..MAX_WAITING)
+        .map(|_| {
+            let pods = pods.clone();
+            tokio::spawn(async move { pods.wait_for_ip(ip("10.0.0.1"), LONG).await })
+        })
+        .collect();
+    settle().await;
+    assert_eq!(pods.shared.waiting.available_permits(), 0);
+    waiters.iter().for_each(|waiter| waiter.abort());
+    join_all(waiters).await;
+    assert_eq!(pods.shared.waiting.available_permits(), MAX_WAITING);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_writer_that_is_gone() {
+    let (writer, pods) = pods(NamespaceUse::Unused);
+    let waiter = tokio::spawn({
+        let pods = pods.clone();
+        async move { pods.wait_for_ip(ip("10.0.0.1"), LONG).await }
+    });
+    settle().await;
+    let began = Instant::now();
+    drop(writer);
+    assert_eq!(waiter.await.unwrap(), Lookup::Unknown);
+    assert_eq!(pods.wait_for_ip(ip("10.0.0.1"), LONG).await, Lookup::Unknown);
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_is_told_of_changes_since_it_last_looked() {
+    let (writer, pods) = pods(NamespaceUse::Unused);
+    let mut watching = pods.clone();
+    writer.write(|index| index.apply(pod("a", "10.0.0.1")));
+    let told = tokio::time::timeout(Duration::from_secs(1), watching.changed()).await;
+    assert!(told.is_ok());
+    let again = tokio::time::timeout(Duration::from_secs(1), watching.changed()).await;
+    assert!(again.is_err(), "one change is told once");
+    drop(writer);
+    let again = tokio::time::timeout(Duration::from_secs(1), watching.changed()).await;
+    assert!(again.is_err(), "without a writer nothing changes any more");
+}
+
+#[test]
+fn what_a_writer_writes_is_what_readers_read() {
+    let (writer, pods) = pods(NamespaceUse::Unused);
+    let reader = pods.clone();
+    writer.write(|index| {
+        index.apply(pod("b", "10.0.0.2"));
+        index.apply(pod("a", "10.0.0.1"));
+        index.apply_namespace(namespace("default"));
+    });
+    assert_eq!(reader.count(), 2);
+    assert_eq!(reader.all().iter().map(|pod| &*pod.name).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(reader.namespaces().into_iter().collect::<Vec<_>>(), ["default"]);
+    assert!(reader.namespace("default").is_some() && reader.namespace("other").is_none());
+    assert!(matches!(reader.by_ip(ip("10.0.0.1")), Lookup::Found(_, Some(_))));
+    assert_eq!(reader.by_ip(ip("10.0.0.3")), Lookup::Unknown);
+}

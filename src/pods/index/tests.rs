@@ -1,1 +1,300 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
+use proptest::prelude::*;
 
+use super::*;
+
+const IP: &str = "10.0.0.1";
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn uid(text: &str) -> PodUid {
+    PodUid(text.into())
+}
+
+/// A running pod; its name is its UID's first part, before a dash.
+fn pod(id: &str, ips: &[&str]) -> Pod {
+    Pod {
+        uid: uid(id),
+        namespace: "default".to_owned(),
+        name: id.split('-').next().unwrap().to_owned(),
+        role: None,
+        external_id: None,
+        session_name: None,
+        ips: ips.iter().copied().map(ip).collect(),
+        finished: false,
+        terminating: false,
+        host_network: false,
+    }
+}
+
+fn terminating(pod: Pod) -> Pod {
+    Pod { terminating: true, ..pod }
+}
+
+fn finished(pod: Pod) -> Pod {
+    Pod { finished: true, ..pod }
+}
+
+fn index(pods: impl IntoIterator<Item = Pod>) -> Index {
+    let mut index = Index::default();
+    for pod in pods {
+        index.apply(pod);
+    }
+    index
+}
+
+/// The UIDs of those that claim the address.
+fn claims(index: &Index, at: &str) -> Vec<String> {
+    let mut uids: Vec<_> = match index.by_ip(ip(at)) {
+        Claims::None => vec![],
+        Claims::One(pod) => vec![pod.uid.0.to_string()],
+        Claims::Several(pods) => {
+            assert!(pods.len() > 1, "several are more than one");
+            pods.iter().map(|pod| pod.uid.0.to_string()).collect()
+        }
+    };
+    uids.sort();
+    uids
+}
+
+#[test]
+fn a_pod_is_found_by_each_of_its_addresses_and_by_no_other() {
+    let index = index([pod("a", &[IP, "2001:db8::1"]), pod("b", &["10.0.0.2"])]);
+    assert_eq!(claims(&index, IP), ["a"]);
+    assert_eq!(claims(&index, "2001:db8::1"), ["a"]);
+    assert_eq!(claims(&index, "10.0.0.2"), ["b"]);
+    assert!(claims(&index, "10.0.0.3").is_empty());
+}
+
+#[test]
+fn a_finished_pod_has_no_claim() {
+    let index = index([finished(pod("a", &[IP]))]);
+    assert!(claims(&index, IP).is_empty());
+    assert_eq!(index.len(), 1, "it is known all the same");
+}
+
+#[test]
+fn a_pod_that_finishes_loses_its_claim() {
+    let mut index = index([pod("a", &[IP])]);
+    index.apply(finished(pod("a", &[IP])));
+    assert!(claims(&index, IP).is_empty());
+}
+
+#[test]
+fn a_finished_job_does_not_stand_in_the_way_of_the_pod_that_has_its_address_now() {
+    let index = index([finished(pod("job", &[IP])), pod("web", &[IP])]);
+    assert_eq!(claims(&index, IP), ["web"]);
+}
+
+#[test]
+fn a_pod_in_the_hosts_network_has_no_claim() {
+    let host = Pod { host_network: true, ..pod("agent", &[IP]) };
+    assert!(claims(&index([host.clone()]), IP).is_empty());
+    assert_eq!(claims(&index([host, pod("web", &[IP])]), IP), ["web"]);
+}
+
+#[test]
+fn a_terminating_pod_keeps_its_claim_while_nobody_else_has_one() {
+    assert_eq!(claims(&index([terminating(pod("a", &[IP]))]), IP), ["a"]);
+}
+
+#[test]
+fn a_terminating_pod_yields_to_one_that_is_not() {
+    for pods in [[terminating(pod("old", &[IP])), pod("new", &[IP])], [pod("new", &[IP]), terminating(pod("old", &[IP]))]] {
+        assert_eq!(claims(&index(pods), IP), ["new"]);
+    }
+}
+
+#[test]
+fn two_living_pods_at_one_address_are_ambiguous() {
+    let mut index = index([pod("a", &[IP, "2001:db8::1"]), pod("b", &[IP])]);
+    assert_eq!(claims(&index, IP), ["a", "b"]);
+    assert_eq!(claims(&index, "2001:db8::1"), ["a"], "of its own address each is sure");
+    index.delete(&uid("a"));
+    assert_eq!(claims(&index, IP), ["b"]);
+}
+
+#[test]
+fn two_terminating_pods_at_one_address_are_ambiguous() {
+    let index = index([terminating(pod("a", &[IP])), terminating(pod("b", &[IP]))]);
+    assert_eq!(claims(&index, IP), ["a", "b"]);
+}
+
+#[test]
+fn a_pod_that_names_one_address_twice_claims_it_once() {
+    assert_eq!(claims(&index([pod("a", &[IP, IP])]), IP), ["a"]);
+}
+
+#[test]
+fn a_deleted_pod_is_forgotten_and_its_address_goes_to_the_next() {
+    let mut index = index([pod("a", &[IP])]);
+    index.delete(&uid("a"));
+    assert!(claims(&index, IP).is_empty() && index.is_empty());
+    index.apply(pod("b", &[IP]));
+    assert_eq!(claims(&index, IP), ["b"]);
+}
+
+#[test]
+fn a_late_deletion_does_not_harm_the_pod_that_has_the_address_now() {
+    let mut index = index([finished(pod("a", &[IP])), pod("b", &[IP])]);
+    index.delete(&uid("a"));
+    assert_eq!(claims(&index, IP), ["b"]);
+    index.delete(&uid("a"));
+    index.delete(&uid("never-was"));
+    assert_eq!(claims(&index, IP), ["b"]);
+}
+
+#[test]
+fn a_pod_of_the_same_name_and_another_uid_takes_the_place() {
+    let mut index = index([pod("db-1", &[IP])]);
+    index.apply(pod("db-2", &["10.0.0.2"]));
+    assert!(claims(&index, IP).is_empty());
+    assert_eq!(claims(&index, "10.0.0.2"), ["db-2"]);
+    assert_eq!(index.len(), 1);
+    // The deletion of the first comes late, and is not the second's.
+    index.delete(&uid("db-1"));
+    assert_eq!(claims(&index, "10.0.0.2"), ["db-2"]);
+    index.apply(pod("db-3", &[IP]));
+    assert_eq!(index.len(), 1, "the name is still known");
+}
+
+#[test]
+fn the_same_name_in_another_namespace_is_another_pod() {
+    let other = Pod { namespace: "other".to_owned(), ..pod("db-2", &["10.0.0.2"]) };
+    let index = index([pod("db-1", &[IP]), other]);
+    assert_eq!(claims(&index, IP), ["db-1"]);
+    assert_eq!(claims(&index, "10.0.0.2"), ["db-2"]);
+    assert_eq!(index.namespaces_of_pods().into_iter().collect::<Vec<_>>(), ["default", "other"]);
+}
+
+#[test]
+fn a_changed_address_is_taken_over() {
+    let mut index = index([pod("a", &[])]);
+    index.apply(pod("a", &[IP]));
+    assert_eq!(claims(&index, IP), ["a"]);
+    index.apply(pod("a", &["10.0.0.2"]));
+    assert!(claims(&index, IP).is_empty());
+    assert_eq!(claims(&index, "10.0.0.2"), ["a"]);
+}
+
+#[test]
+fn events_may_be_repeated() {
+    let mut index = index([pod("a", &[IP]), pod("a", &[IP]), pod("a", &[IP])]);
+    assert_eq!(claims(&index, IP), ["a"]);
+    index.delete(&uid("a"));
+    assert!(claims(&index, IP).is_empty());
+    assert!(index.by_ip.is_empty() && index.by_name.is_empty() && index.pods.is_empty(), "nothing is left over: {index:?}");
+}
+
+#[test]
+fn a_relist_replaces_every_pod_and_keeps_the_namespaces() {
+    let mut index = index([pod("a", &[IP]), pod("b", &["10.0.0.2"])]);
+    index.apply_namespace(Namespace { name: "default".to_owned(), allowed_roles: None });
+    index.reset([pod("c", &[IP]), pod("b", &["10.0.0.2"])]);
+    assert_eq!(claims(&index, IP), ["c"]);
+    assert_eq!(claims(&index, "10.0.0.2"), ["b"]);
+    assert_eq!(index.len(), 2);
+    assert!(index.namespace("default").is_some());
+    index.reset([]);
+    assert!(index.is_empty() && claims(&index, IP).is_empty());
+}
+
+#[test]
+fn namespaces_come_change_and_go() {
+    let mut index = Index::default();
+    assert_eq!(index.namespace("a"), None);
+    for list in [None, Some("[]".to_owned())] {
+        let namespace = Namespace { name: "a".to_owned(), allowed_roles: list };
+        index.apply_namespace(namespace.clone());
+        assert_eq!(index.namespace("a").as_deref(), Some(&namespace));
+    }
+    index.delete_namespace("a");
+    assert_eq!(index.namespace("a"), None);
+}
+
+#[test]
+fn pods_are_listed_by_namespace_and_name() {
+    let other = Pod { namespace: "another".to_owned(), ..pod("z", &[]) };
+    let all = index([pod("b", &[]), pod("a", &[]), other]).all();
+    assert_eq!(all.iter().map(|pod| &*pod.name).collect::<Vec<_>>(), ["z", "a", "b"]);
+}
+
+/// What may happen to the pods of a node.
+#[derive(Clone, Debug)]
+enum Event {
+    Apply(Pod),
+    Delete(PodUid),
+    Reset(Vec<Pod>),
+}
+
+/// Few names, UIDs and addresses, so that they collide. A UID belongs to one name, as in a cluster.
+fn any_pod() -> impl Strategy<Value = Pod> {
+    let address = prop::sample::select(vec!["10.0.0.1", "10.0.0.2", "10.0.0.3", "2001:db8::1"]);
+    let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.3), prop::bool::weighted(0.1));
+    (0..4_u8, 0..3_u8, prop::collection::vec(address, 0..3), flags).prop_map(|(name, generation, ips, flags)| Pod {
+        namespace: if name == 0 { "other" } else { "default" }.to_owned(),
+        finished: flags.0,
+        terminating: flags.1,
+        host_network: flags.2,
+        ..pod(&format!("p{name}-{generation}"), &ips)
+    })
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        6 => any_pod().prop_map(Event::Apply),
+        3 => any_pod().prop_map(|pod| Event::Delete(pod.uid)),
+        1 => prop::collection::vec(any_pod(), 0..4).prop_map(Event::Reset),
+    ]
+}
+
+/// The same rules without an index: a list of pods that is searched from end to end.
+#[derive(Default)]
+struct Model(Vec<Pod>);
+
+impl Model {
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Apply(pod) => {
+                self.0.retain(|other| (&other.namespace, &other.name) != (&pod.namespace, &pod.name));
+                self.0.push(pod);
+            }
+            Event::Delete(uid) => self.0.retain(|pod| pod.uid != uid),
+            Event::Reset(pods) => {
+                self.0.clear();
+                pods.into_iter().for_each(|pod| self.take(Event::Apply(pod)));
+            }
+        }
+    }
+
+    fn claims(&self, at: &str) -> Vec<String> {
+        let claims = |terminating| {
+            let with = |pod: &&Pod| !pod.finished && !pod.host_network && pod.terminating == terminating && pod.ips.contains(&ip(at));
+            self.0.iter().filter(with).map(|pod| pod.uid.0.to_string()).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+        };
+        let running = claims(false);
+        if running.is_empty() { claims(true) } else { running }
+    }
+}
+
+proptest! {
+    #[test]
+    fn after_any_history_the_claims_are_those_of_a_search(history in prop::collection::vec(any_event(), 0..40)) {
+        let (mut index, mut model) = (Index::default(), Model::default());
+        for event in history {
+            model.take(event.clone());
+            match event {
+                Event::Apply(pod) => index.apply(pod),
+                Event::Delete(uid) => index.delete(&uid),
+                Event::Reset(pods) => index.reset(pods),
+            }
+            for at in ["10.0.0.1", "10.0.0.2", "10.0.0.3", "2001:db8::1"] {
+                prop_assert_eq!(claims(&index, at), model.claims(at), "{}", at);
+            }
+            prop_assert_eq!(index.len(), model.0.len());
+            prop_assert_eq!(index.by_name.len(), model.0.len(), "one name a pod, and none left over");
+        }
+    }
+}
