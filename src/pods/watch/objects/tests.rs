@@ -1,1 +1,184 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
+use std::net::IpAddr;
 
+use rolegate_lab::kube::{PodBuilder, namespace};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::{AnnotationKeys, ApiConfig};
+use crate::metrics::Metrics;
+use crate::pods::watch::{Watch, client};
+use crate::pods::{NamespaceUse, Pod, PodUid, pods};
+
+fn decode(object: Value) -> PodObject {
+    serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error}: {object}"))
+}
+
+/// The watch of `node-a`. Its client has no server, and asks none.
+async fn watch() -> Watch {
+    // Another test may have been first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let api = ApiConfig { server: Some("http://127.0.0.1:1".to_owned()), ..ApiConfig::default() };
+    let (writer, pods) = pods(NamespaceUse::Unused);
+    Watch {
+        client: client::connect(&api).await.unwrap(),
+        node: "node-a".to_owned(),
+        annotations: AnnotationKeys {
+            role: "iam.amazonaws.com/role".to_owned(),
+            external_id: "iam.amazonaws.com/external-id".to_owned(),
+            allowed_roles: "iam.amazonaws.com/allowed-roles".to_owned(),
+        },
+        writer,
+        pods,
+        namespaces: NamespaceUse::Unused,
+        metrics: Metrics::new(),
+    }
+}
+
+fn ips(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+#[test]
+fn of_a_whole_pod_the_fields_that_are_read_are_kept_and_no_others() {
+    let mut object = PodBuilder::new("default", "web-1")
+        .uid("uid-1")
+        .ips(["10.42.0.2", "2001:db8::2"])
+        .annotation("iam.amazonaws.com/role", "web")
+        .terminating()
+        .build();
+    object["metadata"]["resourceVersion"] = "17".into();
+    assert!(object["metadata"]["managedFields"].is_array(), "the pod is as a real API sends it");
+    let pod = decode(object);
+    assert_eq!(pod.metadata.uid.as_deref(), Some("uid-1"));
+    assert_eq!(pod.metadata.name.as_deref(), Some("web-1"));
+    assert_eq!(pod.metadata.namespace.as_deref(), Some("default"));
+    assert_eq!(pod.metadata.resource_version.as_deref(), Some("17"));
+    assert!(pod.metadata.deletion_timestamp.is_some());
+    assert_eq!(pod.metadata.annotations.as_ref().unwrap()["iam.amazonaws.com/role"], "web");
+    assert!(pod.metadata.managed_fields.is_none() && pod.metadata.labels.is_none() && pod.metadata.owner_references.is_none());
+    assert_eq!(pod.node_name.as_deref(), Some("node-a"));
+    assert_eq!(pod.phase.as_deref(), Some("Running"));
+    assert!(!pod.host_network);
+    assert_eq!(pod.ips, ["10.42.0.2", "2001:db8::2"]);
+}
+
+#[test]
+fn a_pod_of_which_much_is_missing_is_still_decoded() {
+    let metadata = json!({ "name": "a", "uid": "u" });
+    for object in [
+        json!({ "metadata": metadata }),
+        json!({ "metadata": metadata, "spec": null, "status": null }),
+        json!({ "metadata": metadata, "spec": {}, "status": {} }),
+        json!({ "metadata": metadata, "spec": { "nodeName": null, "hostNetwork": null } }),
+        json!({ "metadata": metadata, "status": { "phase": null, "podIP": null, "podIPs": null } }),
+        json!({ "metadata": metadata, "status": { "podIPs": [] } }),
+        json!({ "metadata": metadata, "status": { "podIPs": [{}, { "ip": null }] } }),
+    ] {
+        let pod = decode(object.clone());
+        assert_eq!(pod.metadata.uid.as_deref(), Some("u"), "{object}");
+        assert!(pod.ips.is_empty() && !pod.host_network && pod.node_name.is_none() && pod.phase.is_none(), "{object}");
+    }
+    for empty in [json!({}), json!({ "metadata": {} }), json!({ "metadata": { "annotations": null, "uid": null } })] {
+        assert!(decode(empty).metadata.uid.is_none());
+    }
+}
+
+#[test]
+fn the_single_address_counts_where_there_is_no_list() {
+    let with_status = |status: Value| decode(json!({ "metadata": {}, "status": status })).ips;
+    assert_eq!(with_status(json!({ "podIP": "10.0.0.1" })), ["10.0.0.1"]);
+    assert_eq!(with_status(json!({ "podIP": "10.0.0.1", "podIPs": [] })), ["10.0.0.1"]);
+    assert_eq!(with_status(json!({ "podIP": "10.0.0.1", "podIPs": [{ "ip": "10.0.0.1" }] })), ["10.0.0.1"]);
+    assert_eq!(with_status(json!({ "podIP": "10.0.0.1", "podIPs": [{ "ip": "10.0.0.1" }, { "ip": "::1" }] })), ["10.0.0.1", "::1"]);
+}
+
+#[test]
+fn a_namespace_keeps_its_name_and_annotations() {
+    let object = namespace("team", &[("iam.amazonaws.com/allowed-roles", "[]")]);
+    let namespace: NamespaceObject = serde_json::from_value(object).unwrap();
+    assert_eq!(namespace.metadata.name.as_deref(), Some("team"));
+    assert_eq!(namespace.metadata.annotations.unwrap()["iam.amazonaws.com/allowed-roles"], "[]");
+    assert!(namespace.metadata.managed_fields.is_none() && namespace.metadata.labels.is_none());
+    assert!(serde_json::from_value::<NamespaceObject>(json!({ "metadata": { "annotations": null } })).is_ok());
+}
+
+#[test]
+fn the_objects_are_asked_for_where_the_api_has_them() {
+    assert_eq!(PodObject::url_path(&(), None), "/api/v1/pods");
+    assert_eq!(NamespaceObject::url_path(&(), None), "/api/v1/namespaces");
+}
+
+#[tokio::test]
+async fn a_pod_is_told_in_the_words_of_the_index() {
+    let watch = watch().await;
+    let builder = PodBuilder::new("team", "web-1").uid("uid-1").ips(["10.42.0.2", "2001:db8::2"]);
+    let plain = Pod {
+        uid: PodUid("uid-1".into()),
+        namespace: "team".to_owned(),
+        name: "web-1".to_owned(),
+        role: None,
+        external_id: None,
+        session_name: None,
+        ips: ips(&["10.42.0.2", "2001:db8::2"]),
+        finished: false,
+        terminating: false,
+        host_network: false,
+    };
+    let told = |builder: PodBuilder| watch.pod(decode(builder.build())).unwrap();
+    assert_eq!(told(builder.clone()), plain);
+    assert_eq!(told(builder.clone().phase("Pending")), plain);
+    assert_eq!(told(builder.clone().phase("Succeeded")), Pod { finished: true, ..plain.clone() });
+    assert_eq!(told(builder.clone().phase("Failed")), Pod { finished: true, ..plain.clone() });
+    assert_eq!(told(builder.clone().terminating()), Pod { terminating: true, ..plain.clone() });
+    assert_eq!(told(builder.clone().host_network(true)), Pod { host_network: true, ..plain.clone() });
+    let annotated = builder
+        .annotation("iam.amazonaws.com/role", "web")
+        .annotation("iam.amazonaws.com/external-id", "id")
+        .annotation("iam.amazonaws.com/session-name", "");
+    let expected = Pod { role: Some("web".to_owned()), external_id: Some("id".to_owned()), session_name: Some(String::new()), ..plain };
+    assert_eq!(told(annotated), expected);
+}
+
+#[tokio::test]
+async fn the_annotations_are_those_that_the_operator_names() {
+    let mut watch = watch().await;
+    watch.annotations.role = "example.com/role".to_owned();
+    let builder = PodBuilder::new("team", "web-1").uid("uid-1").annotation("iam.amazonaws.com/role", "other");
+    let told = |builder: PodBuilder| watch.pod(decode(builder.build())).unwrap().role;
+    assert_eq!(told(builder.clone()), None);
+    assert_eq!(told(builder.annotation("example.com/role", "web")).as_deref(), Some("web"));
+}
+
+#[tokio::test]
+async fn an_address_that_is_none_is_left_out() {
+    let watch = watch().await;
+    let told = |given: &[&str]| {
+        let builder = PodBuilder::new("team", "web-1").uid("uid-1").ips(given.iter().copied());
+        watch.pod(decode(builder.build())).unwrap().ips
+    };
+    for odd in ["", "none", "10.0.0.1/32", "10.0.0", "010.0.0.1", "10.0.0.256", " 10.0.0.1", "[::1]", "fe80::1%eth0", "10.0.0.1:80"] {
+        assert_eq!(told(&[odd]), ips(&[]), "{odd:?}");
+        assert_eq!(told(&[odd, "10.0.0.2"]), ips(&["10.0.0.2"]), "{odd:?}");
+    }
+    assert_eq!(told(&["::ffff:10.0.0.1"]), ips(&["10.0.0.1"]), "as the peer of a connection is written");
+}
+
+#[tokio::test]
+async fn a_pod_of_another_node_or_of_none_is_ignored() {
+    let watch = watch().await;
+    let builder = PodBuilder::new("team", "web-1").uid("uid-1").ip("10.42.0.2");
+    assert!(watch.pod(decode(builder.clone().node("node-a").build())).is_some());
+    assert!(watch.pod(decode(builder.clone().node("node-b").build())).is_none());
+    assert!(watch.pod(decode(builder.node("").build())).is_none());
+}
+
+#[tokio::test]
+async fn a_pod_without_a_uid_or_a_name_is_ignored() {
+    let watch = watch().await;
+    for field in ["uid", "name"] {
+        let mut object = PodBuilder::new("team", "web-1").uid("uid-1").ip("10.42.0.2").build();
+        object["metadata"][field] = Value::Null;
+        assert!(watch.pod(decode(object)).is_none(), "{field}");
+    }
+}
