@@ -185,8 +185,9 @@ fn check_host(uri: &Uri, version: Version, headers: &HeaderMap, hosts: &Hosts) -
 fn segments(uri: &Uri) -> Result<Vec<&str>, Rejection> {
     let target = uri.path_and_query().ok_or(Rejection::Malformed)?.as_str();
     let path = uri.path();
-    let strange = |byte: u8| !byte.is_ascii_graphic() || br#"%\;"<>^`{|}#"#.contains(&byte);
-    if target.len() > MAX_TARGET || !path.starts_with('/') || path.bytes().any(strange) {
+    let strange = |byte: u8| br#"%\;"<>^`{|}#"#.contains(&byte);
+    let printable = target.bytes().all(|byte| byte.is_ascii_graphic());
+    if target.len() > MAX_TARGET || !printable || !path.starts_with('/') || path.bytes().any(strange) {
         return Err(Rejection::Malformed);
     }
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
