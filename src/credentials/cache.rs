@@ -96,6 +96,10 @@ fn remaining(credentials: &Credentials, now: Timestamp) -> Duration {
     Duration::try_from(credentials.expires_at.duration_since(now)).unwrap_or(Duration::ZERO)
 }
 
+fn ended() -> AssumeRoleError {
+    AssumeRoleError::Failed { message: "it gave credentials that have ended; check the node's clock".to_owned() }
+}
+
 impl<A: AssumeRole> Sessions<A> {
     /// No sessions yet.
     pub fn new(sts: A, error_ttl: Duration, clock: Clock, metrics: Metrics) -> Self {
@@ -154,11 +158,15 @@ impl<A: AssumeRole> Sessions<A> {
     /// Starts a request to STS in a task of its own.
     fn depart(&self, request: RoleRequest, earlier: Option<Arc<Credentials>>) -> Flight {
         let (land, landed) = watch::channel(None);
-        let (sts, metrics, kept) = (self.sts.clone(), self.metrics.clone(), earlier.clone());
+        let (sts, metrics, clock, kept) = (self.sts.clone(), self.metrics.clone(), self.clock.clone(), earlier.clone());
         // Not a background task: it ends with its answer, and a panic in it drops `land`, which its callers see.
         tokio::spawn(async move {
             let (began, _in_flight) = (Instant::now(), metrics.sts_request());
-            let landing = sts.assume_role(&request).await.map(Arc::new);
+            let landing = match sts.assume_role(&request).await {
+                // A failure as others are: remembered, and no reason to let go of what there is.
+                Ok(credentials) if !is_usable(&credentials, clock.now()) => Err(ended()),
+                answer => answer.map(Arc::new),
+            };
             let (role, session) = (request.role().as_str(), request.session_name().as_str());
             match &landing {
                 Ok(credentials) => {
@@ -186,9 +194,7 @@ impl<A: AssumeRole> Sessions<A> {
         let now = self.clock.now();
         match (landing, &flight.earlier) {
             (Ok(credentials), _) if is_usable(&credentials, now) => Ok(credentials),
-            (Ok(_), _) => {
-                Err(AssumeRoleError::Failed { message: "STS gave credentials that have ended; check the node's clock".to_owned() })
-            }
+            (Ok(_), _) => Err(ended()),
             (Err(_), Some(earlier)) if is_usable(earlier, now) => Ok(earlier.clone()),
             (Err(error), _) => Err(error),
         }

@@ -1,1 +1,455 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
 
+use futures_util::future::join_all;
+use tokio::sync::Semaphore;
+use tokio::time::advance;
+
+use super::*;
+use crate::config::{PatternFormat, Restrictions};
+use crate::pods::{Pod, PodUid};
+use crate::policy::{Decision, Policy};
+
+const ERROR_TTL: Duration = Duration::from_secs(30);
+const START: &str = "2026-01-01T00:00:00Z";
+const HOUR: i64 = 3600;
+
+/// What STS answers to one call.
+#[derive(Clone)]
+enum Answer {
+    /// A session of so many seconds from now on.
+    Session(i64),
+    Error(AssumeRoleError),
+    Panic,
+}
+
+/// An STS that answers what the test says; beyond that, sessions of an hour.
+#[derive(Clone)]
+struct FakeSts(Arc<State>);
+
+struct State {
+    clock: Clock,
+    calls: Mutex<Vec<RoleRequest>>,
+    answers: Mutex<VecDeque<Answer>>,
+    /// Each call takes one permit with it before it answers.
+    gate: Semaphore,
+}
+
+impl FakeSts {
+    fn calls(&self) -> usize {
+        self.0.calls.lock().unwrap().len()
+    }
+
+    fn will(&self, answer: Answer) -> &Self {
+        self.0.answers.lock().unwrap().push_back(answer);
+        self
+    }
+
+    /// Calls stay without an answer from now on.
+    fn hold(&self) {
+        self.0.gate.forget_permits(Semaphore::MAX_PERMITS);
+    }
+
+    fn release(&self) {
+        self.0.gate.add_permits(Semaphore::MAX_PERMITS / 2);
+    }
+}
+
+impl AssumeRole for FakeSts {
+    async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
+        let number = {
+            let mut calls = self.0.calls.lock().unwrap_or_else(PoisonError::into_inner);
+            calls.push(request.clone());
+            calls.len()
+        };
+        self.0.gate.acquire().await.unwrap().forget();
+        let answer = self.0.answers.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        match answer.unwrap_or(Answer::Session(HOUR)) {
+            Answer::Session(seconds) => {
+                let issued_at = self.0.clock.now();
+                Ok(Credentials {
+                    access_key_id: format!("ASIA{number}"),
+                    secret_access_key: "secret".to_owned().into(),
+                    session_token: "token".to_owned().into(),
+                    issued_at,
+                    expires_at: issued_at + jiff::SignedDuration::from_secs(seconds),
+                })
+            }
+            Answer::Error(error) => Err(error),
+            Answer::Panic => panic!("the test wants it"),
+        }
+    }
+}
+
+/// Sessions over an STS that answers at once, on tokio's clock.
+fn sessions() -> (Arc<Sessions<FakeSts>>, FakeSts) {
+    let clock = Clock::following_tokio(START.parse().unwrap());
+    let sts = FakeSts(Arc::new(State {
+        clock: clock.clone(),
+        calls: Mutex::default(),
+        answers: Mutex::default(),
+        gate: Semaphore::new(Semaphore::MAX_PERMITS / 2),
+    }));
+    (Arc::new(Sessions::new(sts.clone(), ERROR_TTL, clock, Metrics::new())), sts)
+}
+
+/// The request of a pod that has this role.
+fn request(role: &str) -> RoleRequest {
+    let policy = Policy {
+        base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()),
+        default_role: None,
+        restrictions: Restrictions::Off,
+        patterns: PatternFormat::Glob,
+        session_duration: Duration::from_secs(3600),
+    };
+    let pod = Pod {
+        uid: PodUid("uid".into()),
+        namespace: "default".to_owned(),
+        name: "pod".to_owned(),
+        role: Some(role.to_owned()),
+        external_id: None,
+        session_name: None,
+        ips: Vec::new(),
+        finished: false,
+        terminating: false,
+        host_network: false,
+    };
+    match policy.decide(&pod, None) {
+        Decision::Allow { request, .. } => request,
+        Decision::Deny(denial) => panic!("{denial}"),
+    }
+}
+
+fn denied() -> AssumeRoleError {
+    AssumeRoleError::Denied { message: "no".to_owned() }
+}
+
+/// Runs everything else that can run, without time passing.
+async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn pass(seconds: u64) {
+    advance(Duration::from_secs(seconds)).await;
+}
+
+fn key(landing: &Landing) -> &str {
+    match landing {
+        Ok(credentials) => &credentials.access_key_id,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_askers_are_one_call_and_get_the_same_credentials() {
+    let (sessions, sts) = sessions();
+    sts.hold();
+    let askers: Vec<_> = (0..1000)
+        .map(|_| {
+            let sessions = sessions.clone();
+            tokio::spawn(async move { sessions.get(&request("web")).await })
+        })
+        .collect();
+    settle().await;
+    assert!(askers.iter().all(|asker| !asker.is_finished()));
+    sts.release();
+    let answers: Vec<_> = join_all(askers).await.into_iter().map(|answer| answer.unwrap().unwrap()).collect();
+    assert_eq!(sts.calls(), 1);
+    assert!(answers.iter().all(|answer| Arc::ptr_eq(answer, &answers[0])));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn askers_on_many_threads_are_one_call_too() {
+    let (sessions, sts) = sessions();
+    let askers = (0..1000).map(|_| {
+        let sessions = sessions.clone();
+        tokio::spawn(async move { sessions.get(&request("web")).await })
+    });
+    let answers: Vec<_> = join_all(askers.collect::<Vec<_>>()).await.into_iter().map(|answer| answer.unwrap().unwrap()).collect();
+    assert_eq!(sts.calls(), 1);
+    assert!(answers.iter().all(|answer| Arc::ptr_eq(answer, &answers[0])));
+}
+
+#[tokio::test(start_paused = true)]
+async fn askers_who_all_found_no_session_start_one_call() {
+    let (sessions, sts) = sessions();
+    let key = request("web");
+    let flights = join_all((0..1000).map(|_| sessions.board(&key))).await;
+    assert!(flights.iter().all(|flight| Arc::ptr_eq(flight, &flights[0])));
+    settle().await;
+    assert_eq!(sts.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_asker_may_go_away() {
+    let (sessions, sts) = sessions();
+    sts.hold();
+    let ask = || {
+        let sessions = sessions.clone();
+        tokio::spawn(async move { sessions.get(&request("web")).await })
+    };
+    let first = ask();
+    settle().await;
+    assert_eq!(sts.calls(), 1);
+    let others = [ask(), ask()];
+    settle().await;
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    sts.release();
+    for other in others {
+        assert_eq!(key(&other.await.unwrap()), "ASIA1");
+    }
+    assert_eq!(sts.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_all_askers_have_left_is_not_made_again() {
+    let (sessions, sts) = sessions();
+    sts.hold();
+    let asker = tokio::spawn({
+        let sessions = sessions.clone();
+        async move { sessions.get(&request("web")).await }
+    });
+    settle().await;
+    asker.abort();
+    let _ = asker.await;
+    sts.release();
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(sts.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fresh_session_is_served_without_a_call() {
+    let (sessions, sts) = sessions();
+    let first = sessions.get(&request("web")).await.unwrap();
+    // 25 minutes and a second are left.
+    pass(35 * 60 - 1).await;
+    assert!(Arc::ptr_eq(&first, &sessions.get(&request("web")).await.unwrap()));
+    assert_eq!(sts.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn below_25_minutes_another_session_is_asked_for_and_served() {
+    let (sessions, sts) = sessions();
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    pass(35 * 60).await;
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    assert_eq!(sts.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_key_has_its_own_session() {
+    let (sessions, sts) = sessions();
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.get(&request("db")).await), "ASIA2");
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(*sts.0.calls.lock().unwrap(), [request("web"), request("db")], "STS is told what was decided");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_the_answer_for_a_while_and_then_tried_again() {
+    let (sessions, sts) = sessions();
+    sts.will(Answer::Error(denied())).will(Answer::Error(AssumeRoleError::Throttled));
+    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied());
+    pass(29).await;
+    for _ in 0..100 {
+        assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied());
+    }
+    assert_eq!(sts.calls(), 1);
+    pass(1).await;
+    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), AssumeRoleError::Throttled);
+    assert_eq!(sts.calls(), 2);
+    pass(30).await;
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_who_wait_for_a_call_that_fails_are_told_and_no_one_asks_again() {
+    let (sessions, sts) = sessions();
+    sts.will(Answer::Error(denied())).hold();
+    let askers: Vec<_> = (0..100)
+        .map(|_| {
+            let sessions = sessions.clone();
+            tokio::spawn(async move { sessions.get(&request("web")).await })
+        })
+        .collect();
+    settle().await;
+    sts.release();
+    for asker in askers {
+        assert_eq!(asker.await.unwrap().unwrap_err(), denied());
+    }
+    assert_eq!(sts.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_role_that_fails_or_hangs_does_not_touch_another() {
+    let (sessions, sts) = sessions();
+    sts.will(Answer::Error(denied()));
+    assert!(sessions.get(&request("broken")).await.is_err());
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    sts.hold();
+    let hanging = tokio::spawn({
+        let sessions = sessions.clone();
+        async move { sessions.get(&request("hanging")).await }
+    });
+    settle().await;
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    assert!(sessions.get(&request("broken")).await.is_err());
+    assert!(!hanging.is_finished());
+    sts.release();
+    assert_eq!(key(&hanging.await.unwrap()), "ASIA3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_a_renewal_fails_the_session_is_served_until_just_before_its_end() {
+    let (sessions, sts) = sessions();
+    for _ in 0..1000 {
+        sts.will(Answer::Error(denied()));
+    }
+    sts.0.answers.lock().unwrap().push_front(Answer::Session(HOUR));
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    pass(35 * 60).await;
+    // In steps that do not meet the time of the errors, to six seconds before the end.
+    let mut calls = 1;
+    for second in 0..25 * 60 - 5 {
+        assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1", "{second} s after it stopped being fresh");
+        if second % 30 == 0 {
+            calls += 1;
+        }
+        assert_eq!(sts.calls(), calls, "one call in the time that a failure is remembered, {second}");
+        pass(1).await;
+    }
+    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied(), "five seconds before its end");
+    pass(60).await;
+    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied(), "after its end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_works_again_takes_over() {
+    let (sessions, sts) = sessions();
+    sts.will(Answer::Session(HOUR)).will(Answer::Error(denied())).will(Answer::Error(denied()));
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    for _ in 0..2 {
+        pass(36 * 60 / 2).await;
+    }
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    pass(30).await;
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1", "kept over a second failure");
+    pass(30).await;
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA4");
+    assert_eq!(sts.calls(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_ended_while_its_renewal_was_under_way_is_not_served() {
+    let (sessions, sts) = sessions();
+    sts.will(Answer::Session(HOUR)).will(Answer::Error(denied()));
+    sessions.get(&request("web")).await.unwrap();
+    pass(60 * 60 - 10).await;
+    sts.hold();
+    let asker = tokio::spawn({
+        let sessions = sessions.clone();
+        async move { sessions.get(&request("web")).await }
+    });
+    settle().await;
+    assert_eq!(sts.calls(), 2);
+    pass(6).await;
+    sts.release();
+    assert_eq!(asker.await.unwrap().unwrap_err(), denied());
+    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied());
+    assert_eq!(sts.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_has_ended_is_never_served() {
+    let (sessions, sts) = sessions();
+    sts.will(Answer::Session(HOUR)).will(Answer::Error(denied()));
+    sessions.get(&request("web")).await.unwrap();
+    pass(61 * 60).await;
+    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied());
+    pass(30).await;
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_session_is_renewed_at_half_of_its_life() {
+    let (sessions, sts) = sessions();
+    sts.will(Answer::Session(900));
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    pass(449).await;
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    pass(1).await;
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    assert_eq!(sts.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn credentials_that_have_ended_on_arrival_are_a_failure() {
+    for seconds in [-HOUR, 0, 5] {
+        let (sessions, sts) = sessions();
+        sts.will(Answer::Session(seconds));
+        let error = sessions.get(&request("web")).await.unwrap_err();
+        assert!(error.to_string().contains("check the node's clock"), "{error}");
+        // As every failure, it is not asked about again for a while.
+        assert_eq!(sessions.get(&request("web")).await.unwrap_err(), error);
+        pass(29).await;
+        assert_eq!(sessions.get(&request("web")).await.unwrap_err(), error);
+        assert_eq!(sts.calls(), 1, "{seconds}");
+        pass(1).await;
+        assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_has_ended_on_arrival_leaves_the_session_in_place() {
+    let (sessions, sts) = sessions();
+    sts.will(Answer::Session(HOUR)).will(Answer::Session(-1));
+    sessions.get(&request("web")).await.unwrap();
+    pass(40 * 60).await;
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(sts.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_panics_is_an_error_and_the_next_one_works() {
+    let (sessions, sts) = sessions();
+    sts.will(Answer::Panic).hold();
+    let askers: Vec<_> = (0..10)
+        .map(|_| {
+            let sessions = sessions.clone();
+            tokio::spawn(async move { sessions.get(&request("web")).await })
+        })
+        .collect();
+    settle().await;
+    sts.release();
+    for asker in askers {
+        let error = asker.await.unwrap().unwrap_err();
+        assert!(matches!(&error, AssumeRoleError::Failed { message } if message.contains("without an answer")), "{error}");
+    }
+    assert_eq!(sts.calls(), 1);
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_panics_leaves_the_session_in_place() {
+    let (sessions, sts) = sessions();
+    sts.will(Answer::Session(HOUR)).will(Answer::Panic).will(Answer::Error(denied()));
+    sessions.get(&request("web")).await.unwrap();
+    pass(40 * 60).await;
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1", "the call panicked");
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1", "the next one failed");
+    assert_eq!(sts.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_secret_is_shown() {
+    let (sessions, _) = sessions();
+    let credentials = sessions.get(&request("web")).await.unwrap();
+    let shown = format!("{credentials:?}");
+    assert!(shown.contains("ASIA1") && !shown.contains("secret\"") && !shown.contains("token\""), "{shown}");
+}
