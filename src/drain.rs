@@ -68,3 +68,6 @@ impl Drain {
         info!("every connection has ended");
     }
 }
+
+#[cfg(test)]
+mod tests;
