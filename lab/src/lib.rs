@@ -1,5 +1,5 @@
 //! rolegate's test bed.
 
 mod http_server;
-
+pub mod imds;
 pub mod sts;
