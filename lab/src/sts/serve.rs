@@ -152,7 +152,8 @@ fn broken(
 ) -> Response<Body> {
     let half = document.len() / 2;
     let document = match behaviour {
-        Behaviour::Malformed => document[..half].to_owned(),
+        Behaviour::Malformed => document.replacen("\">", ">", 1),
+        Behaviour::Truncated => document[..half].to_owned(),
         Behaviour::MissingField(name) => without_element(&document, name),
         Behaviour::MissingFields => ["SecretAccessKey", "SessionToken", "Expiration"]
             .iter()

@@ -93,8 +93,19 @@ async fn broken_answers() {
     sts.set_behaviour(Behaviour::Malformed);
     let answer = node.assume(APP).await;
     assert_eq!(answer.status, 200);
-    assert!(answer.body.starts_with("<AssumeRoleResponse "));
-    assert!(!answer.body.contains("</AssumeRoleResponse>"));
+    assert!(
+        answer
+            .body
+            .starts_with("<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/><")
+    );
+
+    sts.set_behaviour(Behaviour::Truncated);
+    let answer = node.assume(APP).await;
+    assert_eq!(answer.status, 200);
+    let (_, token) = answer.body.split_once("<SessionToken>").unwrap();
+    let issued = sts.issued();
+    let whole = &issued.last().unwrap().session_token;
+    assert!(token.len() < whole.len() && whole.starts_with(token));
 
     sts.set_behaviour(Behaviour::MissingFields);
     let answer = node.assume(APP).await;
