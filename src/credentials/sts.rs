@@ -167,6 +167,12 @@ impl AssumeRole for Sts {
         let given = answer.credentials.ok_or_else(incomplete)?;
         let expires_at = Timestamp::new(given.expiration.secs(), 0).map_err(|_| incomplete())?;
         let texts = [&given.access_key_id, &given.secret_access_key, &given.session_token];
+        // The SDK takes an answer that was cut short for a whole one: the fields are then empty, the time is 1970.
+        if expires_at <= self.clock.now() {
+            return Err(AssumeRoleError::Failed {
+                message: format!("its credentials ended at {expires_at} already; check the node's clock"),
+            });
+        }
         if texts.iter().any(|text| text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic())) {
             return Err(incomplete());
         }
