@@ -49,7 +49,7 @@ pub async fn install(rules: &RuleSet) -> Result<(), RedirectError> {
     Ok(())
 }
 
-/// The addresses of an interface of this node.
+/// An address of an interface of this node that packets can be sent to from another one: none of loopback's own.
 pub fn interface_address(name: &str, ipv6: bool) -> Option<IpAddr> {
     let addresses = nix::ifaddrs::getifaddrs().ok()?;
     let of_interface = addresses.filter(|address| address.interface_name == name).filter_map(|address| address.address);
@@ -57,5 +57,5 @@ pub fn interface_address(name: &str, ipv6: bool) -> Option<IpAddr> {
         let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
         v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
     });
-    ips.find(|ip| ip.is_ipv6() == ipv6)
+    ips.find(|ip| ip.is_ipv6() == ipv6 && !ip.is_loopback())
 }

@@ -28,6 +28,18 @@ fn it_is_that_of_the_interface_where_the_api_does_not_tell() {
     bed.assert_served(&pod, METADATA);
 }
 
+/// The kernel drops what comes in for 127.0.0.1.
+#[test]
+fn it_is_never_an_address_of_loopback() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    bed.api.deny(Verb::Get, "nodes");
+    let daemon = bed.start(&bed.setup().argument("--host-interface=lo,veth+"));
+    let target = format!("{NODE_IP}:{}", daemon.metadata_address().port());
+    assert_eq!(bed.rules("iptables").targets, [target.clone(), target]);
+    bed.assert_served(&pod, METADATA);
+}
+
 #[test]
 fn it_is_the_bound_address_where_there_is_one() {
     let Some(bed) = Bed::new() else { return };
