@@ -57,6 +57,30 @@ fn a_restart_leaves_one_jump_and_the_new_target() {
     }
 }
 
+/// An image brings one of them, and the node's own may be the other.
+#[test]
+fn either_flavour_of_the_program_will_do() {
+    for flavour in ["nft", "legacy"] {
+        let Some(bed) = Bed::new() else { return };
+        let pod = bed.pod("web", "veth");
+        let image = tempfile::tempdir().unwrap();
+        for (name, of_flavour) in [("iptables", format!("iptables-{flavour}")), ("iptables-restore", format!("iptables-{flavour}-restore"))]
+        {
+            let Some(program) = find_program(&of_flavour) else {
+                return skip(format!("the program `{of_flavour}` is not installed"));
+            };
+            std::os::unix::fs::symlink(program, image.path().join(name)).unwrap();
+        }
+        let setup = bed.setup_with_ip().env("PATH", image.path().to_str().unwrap());
+        for _start in 0..2 {
+            let _daemon = bed.start(&setup);
+            bed.assert_served(&pod, METADATA);
+            assert_eq!(bed.rules(&format!("iptables-{flavour}")).jumps(), 1, "{flavour}");
+        }
+        assert_refused(&bed, &pod);
+    }
+}
+
 /// What kube2iam leaves in place when it is uninstalled, and others' rules that have nothing to do with us.
 #[test]
 fn rules_of_others_stay_and_do_not_come_first() {
