@@ -230,7 +230,8 @@ impl<A: AssumeRole> Proxy<A> {
                 Refusal::UnknownPod => warn!(source = %ip, reason,
                     "refused: no pod of this node is known to have this address; a pod in the host's network cannot be served"),
                 Refusal::AmbiguousPod(pods) => {
-                    let pods: Vec<_> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+                    let mut pods: Vec<_> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+                    pods.sort();
                     warn!(source = %ip, reason, pods = pods.join(", "), "refused: more than one pod claims this address");
                 }
                 Refusal::Denied(pod, denial) => {
