@@ -274,11 +274,11 @@ impl Config {
         for (name, instead) in WITHOUT_EFFECT {
             if source.is_given(name) {
                 // Its value is still checked, so that a typing error does not hide.
-                let _ = if flags::all().any(|flag| flag.name == *name && flag.value.is_none()) {
+                if flags::all().any(|flag| flag.name == *name && flag.value.is_none()) {
                     source.switch(name);
                 } else {
                     source.duration(name, Duration::ZERO);
-                };
+                }
                 warnings.push(format!("--{name} has no effect: {instead}"));
             }
         }

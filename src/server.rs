@@ -124,7 +124,7 @@ impl<A: AssumeRole> Server<A> {
         let (Ok(local), ip) = (stream.local_addr(), peer.ip().to_canonical()) else {
             return Admission::Refused;
         };
-        let redirected = original_destination(stream).is_some_and(|original| is_metadata(original));
+        let redirected = original_destination(stream).is_some_and(is_metadata);
         if redirected {
             return Admission::Pod(Origin { ip, hosts: Hosts::default() });
         }
