@@ -147,7 +147,7 @@ impl<A: AssumeRole> Proxy<A> {
     /// The pod behind the address, waiting for it to become known where it is not.
     async fn identify(&self, ip: IpAddr) -> Result<(Arc<Pod>, Option<Arc<Namespace>>), Refusal> {
         let mut lookup = self.pods.by_ip(ip);
-        if matches!(lookup, Lookup::Unknown | Lookup::Found(_, None)) {
+        if !self.pods.is_complete(&lookup) {
             let (began, known) = (Instant::now(), lookup != Lookup::Unknown);
             lookup = self.pods.wait_for_ip(ip, self.settings.pod_wait).await;
             if !known {
