@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use super::{RedirectError, RuleSet};
-use crate::server::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
+use crate::proxy::route::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 
 /// Our chain in the table `nat`.
 pub const CHAIN: &str = "ROLEGATE";
