@@ -180,6 +180,6 @@ fn document(body: &str) -> Option<String> {
 }
 
 /// What stands in a URL and in `Host`.
-fn authority(to: SocketAddr) -> String {
+pub(crate) fn authority(to: SocketAddr) -> String {
     if to.port() == 80 { to.ip().to_string() } else { to.to_string() }
 }

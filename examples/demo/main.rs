@@ -19,7 +19,6 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use ask::Pod;
 use stage::{Cast, Failure, Ground, Stage};
 use story::Story;
 
@@ -114,17 +113,16 @@ fn introduce(story: &mut Story, ground: &Ground) {
 
 /// What there is to try.
 fn invite(story: &Story, stage: &Stage, cast: &Cast) {
-    println!("\nIt is all still running; try it. In front of a command, this runs it in the place named:\n");
+    println!("\nIt is all still running; try it. This is how a command is run in each place:\n");
     let Cast { web, db, plain, typo, stranger } = cast;
-    for Pod { name, ip, ns } in [web, db, plain, typo, stranger] {
-        let enter = ns.as_ref().map_or_else(|| format!("curl --interface {ip}"), |ns| ns.enter());
-        println!("  {name:<12} {ip:<10} {enter}");
+    for pod in [web, db, plain, typo, stranger] {
+        println!("  {:<12} {:<10} {} ...", pod.name, pod.ip, pod.curl());
     }
     if stage.has_namespaces() {
-        println!("  {:<12} {:<10} {}", "the node", rolegate_lab::node::NODE_IP, stage.enter_node());
+        println!("  {:<12} {:<10} {} ...", "the node", rolegate_lab::node::NODE_IP, stage.enter_node());
     }
     let on_the_node = if stage.has_namespaces() { ", on the node" } else { "" };
-    println!("\n  metadata     http://{}/latest/meta-data/", stage.metadata);
+    println!("\n  metadata     http://{}/latest/", ask::authority(stage.metadata));
     println!("  metrics      {}{on_the_node}", stage.metrics_url());
     println!("  log          {}\n", stage.log.display());
     story.text("Ctrl-C ends it and removes everything.");

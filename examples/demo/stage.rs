@@ -225,7 +225,7 @@ impl Stage {
         answer
     }
 
-    /// From here on no pod's request may come to the real metadata service.
+    /// From here on no pod's request may come to the node's metadata service.
     pub(crate) fn forget_what_was(&mut self) {
         self.let_through = self.requests_of_pods();
         self.received.clear();

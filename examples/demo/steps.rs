@@ -129,7 +129,7 @@ fn node_secrets(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(),
     }
     println!();
     let asked = stage.imds.requests().len() - asked_before;
-    story.check(asked == 0, "meanwhile the real metadata service was asked nothing, not by the pod and not on its behalf");
+    story.check(asked == 0, "meanwhile the node's metadata service was asked nothing, not by the pod and not on its behalf");
     story.check(stage.leaks() == 0, "it has seen no request of a pod since rolegate runs");
     let leaked = Imds::node_credentials_leaked_in(&stage.received);
     let length = stage.received.len();
@@ -188,13 +188,13 @@ fn metrics(story: &mut Story, stage: &mut Stage, _: &Cast) -> Result<(), Failure
 fn restart(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(), Failure> {
     story.heading(
         "9. When rolegate is down, the node is still safe",
-        "It is stopped with SIGTERM. The packet rule stays: a pod's request finds a closed door, never the real metadata service. \
+        "It is stopped with SIGTERM. The packet rule stays: a pod's request finds a closed door, never the node's metadata service. \
          (This one cannot be repeated either: it is started again right away.)",
     );
     stage.stop_daemon()?;
     let answer = stage.ask(story, &Ask::token(&cast.web));
     story.check(answer.was_refused(), "the connection is refused");
-    story.check(stage.leaks() == 0, "the real metadata service has still seen no request of a pod");
+    story.check(stage.leaks() == 0, "the node's metadata service has still seen no request of a pod");
 
     stage.start_daemon()?;
     println!();
@@ -202,7 +202,7 @@ fn restart(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(), Fail
     let token = token(story, stage, &cast.web);
     let answer = stage.ask(story, &Ask::get(&cast.web, ROLES).with(&token));
     story.check(answer.is_ok() && answer.body == "web-role", "the pod has its role again");
-    story.check(stage.leaks() == 0, "and the real metadata service was asked by the node alone");
+    story.check(stage.leaks() == 0, "and the node's metadata service was asked by the node alone");
     Ok(())
 }
 
