@@ -1,7 +1,8 @@
 //! The daemon as a process under test: started as an operator would, its log read for the ports that it bound.
 
 use std::ffi::OsString;
-use std::io::{self, BufRead as _, BufReader};
+use std::fs::OpenOptions;
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -29,6 +30,7 @@ pub struct Setup {
     environment: Vec<(String, String)>,
     namespace: Option<String>,
     wrapper: Vec<String>,
+    log_file: Option<PathBuf>,
 }
 
 impl Setup {
@@ -41,6 +43,7 @@ impl Setup {
             environment: Vec::new(),
             namespace: None,
             wrapper: Vec::new(),
+            log_file: None,
         };
         setup
             .argument("--app-port=0")
@@ -89,6 +92,13 @@ impl Setup {
         self
     }
 
+    /// With its log also at the end of this file, line by line.
+    #[must_use]
+    pub fn log_file(mut self, path: impl Into<PathBuf>) -> Setup {
+        self.log_file = Some(path.into());
+        self
+    }
+
     /// The command, as it will be run.
     pub fn command(&self) -> Command {
         let mut words: Vec<OsString> = Vec::new();
@@ -107,12 +117,18 @@ impl Setup {
 
     /// Starts it, and returns when it has said which ports it bound.
     pub fn start(&self) -> io::Result<Daemon> {
+        let append = |path| OpenOptions::new().create(true).append(true).open(path);
+        let mut copy = self.log_file.as_ref().map(append).transpose()?;
         let mut child = self.command().stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
         let log = Arc::new(Log::default());
         if let Some(output) = child.stdout.take() {
             let log = log.clone();
             std::thread::spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    if let Some(file) = &mut copy {
+                        // A full disk costs the copy, not the run.
+                        let _ = writeln!(file, "{line}");
+                    }
                     log.push(line);
                 }
                 log.end();
