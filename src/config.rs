@@ -413,7 +413,7 @@ fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> SessionsConf
         if source.is_given("session-duration") {
             source.mistake("--iam-role-session-ttl and --session-duration say the same thing: give one of them");
         }
-        duration = source.duration("iam-role-session-ttl", DEFAULT_SESSION_DURATION / 2) * 2;
+        duration = source.duration("iam-role-session-ttl", DEFAULT_SESSION_DURATION / 2).saturating_mul(2);
         flag = "twice --iam-role-session-ttl";
         warnings.push(format!(
             "--iam-role-session-ttl is doubled, as in kube2iam: sessions last {}; --session-duration says it literally",
@@ -497,8 +497,11 @@ fn log(source: &mut Source<'_>) -> LogConfig {
 
 /// `host` or `host:port`, and nothing that a URL could be smuggled in by.
 fn authority(text: &str) -> Result<String, String> {
-    let parsed = text.parse::<http::uri::Authority>();
-    let good = parsed.is_ok_and(|authority| !authority.host().is_empty() && !text.contains('@'));
+    let good = text.parse::<http::uri::Authority>().is_ok_and(|authority| {
+        let host = authority.host();
+        // What follows the host is nothing, or a port that is a number of 16 bits.
+        !host.is_empty() && (text == host || authority.port_u16().is_some()) && !text.contains('@')
+    });
     if good { Ok(text.to_owned()) } else { Err("expected HOST or HOST:PORT".to_owned()) }
 }
 

@@ -1,1 +1,443 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
+use std::collections::{BTreeSet, HashMap};
 
+use clap::Command;
+use secrecy::ExposeSecret as _;
+use tracing::Level;
+
+use super::*;
+
+/// The configuration of a program that was started with these arguments and this environment.
+fn read(arguments: &[&str], env: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let command = flags::add_to(Command::new("rolegate"));
+    let matches = command.try_get_matches_from([&["rolegate"], arguments].concat()).expect("clap takes the arguments");
+    let env: HashMap<String, String> = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Config::from_source(&matches, &|name| env.get(name).cloned())
+}
+
+fn config(arguments: &[&str]) -> Config {
+    read(&[&["--node=node-a"], arguments].concat(), &[]).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
+}
+
+fn mistakes(arguments: &[&str]) -> Vec<String> {
+    read(&[&["--node=node-a"], arguments].concat(), &[]).expect_err("there is a mistake").mistakes
+}
+
+/// The only mistake there is.
+fn mistake(arguments: &[&str]) -> String {
+    let mistakes = mistakes(arguments);
+    assert_eq!(mistakes.len(), 1, "{arguments:?}: {mistakes:#?}");
+    mistakes[0].clone()
+}
+
+/// A flag, a value that is not its default, what else must be given, and what the value does.
+type Case = (&'static str, &'static str, &'static [&'static str], fn(&Config) -> bool);
+
+fn warned(config: &Config, text: &str) -> bool {
+    config.warnings.iter().any(|warning| warning.contains(text))
+}
+
+fn interface_names(config: &Config) -> Vec<(&str, bool)> {
+    config.redirect.interfaces.iter().map(|interface| (interface.name.as_str(), interface.negated)).collect()
+}
+
+const BASE: &str = "arn:aws:iam::111122223333:role/";
+
+const CASES: &[Case] = &[
+    ("node", "node-b", &[], |config| config.pods.node == "node-b"),
+    ("kubeconfig", "/etc/kube/config", &[], |config| config.pods.api.kubeconfig == Some("/etc/kube/config".into())),
+    ("api-server", "https://10.0.0.1:6443", &[], |config| config.pods.api.server.as_deref() == Some("https://10.0.0.1:6443")),
+    ("api-token", "abc", &["--api-server=https://10.0.0.1"], |config| {
+        config.pods.api.token.as_ref().is_some_and(|token| token.expose_secret() == "abc")
+    }),
+    ("insecure", "true", &[], |config| config.pods.api.insecure),
+    ("backoff-max-elapsed-time", "700ms", &[], |config| config.pods.wait == Duration::from_millis(700)),
+    ("backoff-max-interval", "2s", &[], |config| warned(config, "--backoff-max-interval has no effect")),
+    ("cache-resync-period", "1h", &[], |config| warned(config, "--cache-resync-period has no effect")),
+    ("resolve-duplicate-cache-ips", "true", &[], |config| warned(config, "--resolve-duplicate-cache-ips has no effect")),
+    ("iam-role-key", "example.com/role", &[], |config| config.pods.annotations.role == "example.com/role"),
+    ("iam-external-id", "example.com/id", &[], |config| config.pods.annotations.external_id == "example.com/id"),
+    ("base-role-arn", BASE, &[], |config| config.roles.base == BaseRole::Given(BASE.parse().unwrap())),
+    ("auto-discover-base-arn", "true", &[], |config| config.roles.base == BaseRole::Discover),
+    ("default-role", "arn:aws:iam::111122223333:role/web", &[], |config| {
+        config.roles.default == DefaultRole::Given("arn:aws:iam::111122223333:role/web".to_owned())
+    }),
+    ("auto-discover-default-role", "true", &["--allow-node-role"], |config| config.roles.default == DefaultRole::NodeRole),
+    ("allow-node-role", "true", &["--auto-discover-default-role"], |config| config.roles.default == DefaultRole::NodeRole),
+    ("namespace-restrictions", "true", &[], |config| config.roles.restrictions == Restrictions::Enforce),
+    ("namespace-key", "example.com/allowed", &[], |config| config.pods.annotations.allowed_roles == "example.com/allowed"),
+    ("namespace-restriction-format", "regexp", &[], |config| config.roles.patterns == PatternFormat::Regexp),
+    ("session-duration", "2h", &[], |config| config.sessions.duration == Duration::from_secs(7200)),
+    ("iam-role-session-ttl", "15m", &[], |config| {
+        config.sessions.duration == Duration::from_secs(1800) && warned(config, "--iam-role-session-ttl is doubled")
+    }),
+    ("iam-role-error-ttl", "5s", &[], |config| config.sessions.error_ttl == Duration::from_secs(5)),
+    ("use-regional-sts-endpoint", "true", &[], |config| warned(config, "--use-regional-sts-endpoint has no effect")),
+    ("app-port", "8888", &[], |config| config.server.port == 8888),
+    ("metadata-bind-address", "10.0.0.1", &[], |config| config.server.address == Some("10.0.0.1".parse().unwrap())),
+    ("metrics-port", "9999", &[], |config| config.admin.port == 9999),
+    ("metrics-bind-address", "::1", &[], |config| config.admin.address == Some("::1".parse().unwrap())),
+    ("accept-direct-connections", "true", &[], |config| config.server.accept_direct),
+    ("imds-tokens", "optional", &[], |config| config.server.tokens == TokenMode::Optional),
+    ("metadata-addr", "127.0.0.1:1338", &[], |config| config.metadata_addr == "127.0.0.1:1338"),
+    ("iptables", "true", &[], |config| config.redirect.backend == RedirectBackend::Iptables),
+    ("redirect", "iptables", &[], |config| config.redirect.backend == RedirectBackend::Iptables),
+    ("host-interface", "cali+", &[], |config| interface_names(config) == [("cali+", false)]),
+    ("host-ip", "10.0.0.1", &[], |config| config.redirect.host_ip == Some("10.0.0.1".parse().unwrap())),
+    ("log-format", "json", &[], |config| config.log.json),
+    ("log-level", "warn", &[], |config| config.log.level == Level::WARN),
+    ("verbose", "true", &[], |config| config.log.level == Level::DEBUG && !config.admin.debug),
+    ("debug", "true", &[], |config| config.log.level == Level::DEBUG && config.admin.debug),
+];
+
+/// What the case sets up beside its own flag; a node has to be named always.
+fn beside(case: &Case) -> Vec<&'static str> {
+    [&["--node=node-a"], case.2].concat()
+}
+
+#[test]
+fn every_flag_is_read() {
+    let tested: BTreeSet<_> = CASES.iter().map(|(name, ..)| *name).collect();
+    let existing: BTreeSet<_> = flags::all().map(|flag| flag.name).collect();
+    assert_eq!(tested, existing, "each flag has a case in this test");
+    for case @ (name, value, _, works) in CASES {
+        let flag = format!("--{name}={value}");
+        let given = read(&[beside(case), vec![&flag]].concat(), &[]).unwrap_or_else(|error| panic!("{flag}: {error}"));
+        assert!(works(&given), "{flag}");
+        let without = read(&beside(case), &[]);
+        assert!(!without.is_ok_and(|config| works(&config)), "{flag} is what --{name} does, not the default");
+    }
+}
+
+#[test]
+fn every_flag_is_an_environment_variable_too() {
+    for case @ (name, value, ..) in CASES {
+        // Not --node, which would win over its variable.
+        let arguments: Vec<_> = beside(case).into_iter().filter(|argument| *name != "node" || *argument != "--node=node-a").collect();
+        let variable = flags::all().find(|flag| flag.name == *name).unwrap().env();
+        let given = read(&arguments, &[(&variable, value)]).unwrap_or_else(|error| panic!("{variable}: {error}"));
+        assert!(case.3(&given), "{variable}={value}");
+    }
+    assert_eq!(flags::all().find(|flag| flag.name == "app-port").unwrap().env(), "ROLEGATE_APP_PORT");
+}
+
+#[test]
+fn a_flag_wins_over_its_variable() {
+    for case @ (name, value, ..) in CASES {
+        let flag = format!("--{name}={value}");
+        let variable = flags::all().find(|flag| flag.name == *name).unwrap().env();
+        // What stands in the variable would be a mistake, or another value.
+        let given = read(&[beside(case), vec![&flag]].concat(), &[(&variable, "other ?")]);
+        assert!(case.3(&given.unwrap_or_else(|error| panic!("{flag}: {error}"))), "{flag}");
+    }
+}
+
+#[test]
+fn a_switch_is_on_alone_and_off_on_request() {
+    for case @ (name, ..) in CASES {
+        if flags::all().any(|flag| flag.name == *name && flag.value.is_none()) {
+            let (on, off) = (format!("--{name}"), format!("--{name}=false"));
+            assert!(case.3(&read(&[beside(case), vec![&on]].concat(), &[]).unwrap()), "{on}");
+            let given = read(&[beside(case), vec![&off]].concat(), &[]);
+            let without_effect = given.as_ref().is_ok_and(|config| warned(config, &format!("--{name} has no effect")));
+            assert!(without_effect || !given.is_ok_and(|config| case.3(&config)), "{off}");
+        }
+    }
+    for (text, expected) in [("1", true), ("t", true), ("TRUE", true), ("0", false), ("F", false), ("False", false)] {
+        assert_eq!(config(&[&format!("--insecure={text}")]).pods.api.insecure, expected, "{text}");
+    }
+    assert_eq!(mistake(&["--insecure=yes"]), r#"--insecure="yes": expected true or false"#);
+}
+
+#[test]
+fn without_flags_the_defaults_are_those_that_help_prints() {
+    let config = config(&[]);
+    assert_eq!((config.server.port, config.admin.port), (8181, 9543));
+    assert_eq!((config.server.address, config.admin.address), (None, None));
+    assert_eq!(config.server.tokens, TokenMode::Required);
+    assert!(!config.server.accept_direct && !config.admin.debug && !config.pods.api.insecure);
+    assert_eq!(config.metadata_addr, "169.254.169.254");
+    assert_eq!(config.sessions.duration, Duration::from_secs(3600));
+    assert_eq!(config.sessions.error_ttl, Duration::from_secs(30));
+    assert_eq!(config.pods.wait, Duration::from_secs(2));
+    assert_eq!(config.pods.annotations.role, "iam.amazonaws.com/role");
+    assert_eq!(config.pods.annotations.external_id, "iam.amazonaws.com/external-id");
+    assert_eq!(config.pods.annotations.allowed_roles, "iam.amazonaws.com/allowed-roles");
+    assert_eq!((config.roles.base, config.roles.default), (BaseRole::None, DefaultRole::None));
+    assert_eq!((config.roles.restrictions, config.roles.patterns), (Restrictions::Off, PatternFormat::Glob));
+    assert_eq!(config.redirect.backend, RedirectBackend::None);
+    assert_eq!((config.redirect.interfaces, config.redirect.host_ip), (vec![], None));
+    assert_eq!((config.log.json, config.log.level), (false, Level::INFO));
+}
+
+/// Every default that the table names, given as a value, changes nothing.
+#[test]
+fn the_defaults_of_the_table_are_the_defaults() {
+    let without = config(&[]);
+    for flag in flags::all().filter(|flag| !flag.default.is_empty()) {
+        let mut given = config(&[&format!("--{}={}", flag.name, flag.default)]);
+        given.warnings.retain(|warning| !warning.contains(&format!("--{} has no effect", flag.name)));
+        assert_eq!(format!("{given:?}"), format!("{without:?}"), "--{}={}", flag.name, flag.default);
+    }
+}
+
+#[test]
+fn the_arguments_of_a_kube2iam_daemonset_are_taken_as_they_are() {
+    let config = read(
+        &[
+            "--auto-discover-base-arn",
+            "--iptables=true",
+            "--host-ip=10.0.0.1",
+            "--node=node-a",
+            "--host-interface=eni+",
+            "--use-regional-sts-endpoint",
+            "--iam-role-session-ttl=900s",
+            "--app-port=8181",
+            "--namespace-restrictions",
+            "--cache-resync-period=5m",
+            "--backoff-max-elapsed-time=1s",
+            "--backoff-max-interval=500ms",
+            "--resolve-duplicate-cache-ips",
+            "--log-format=json",
+            "--log-level=warning",
+            "--verbose",
+        ],
+        &[],
+    );
+    let config = config.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(config.roles.base, BaseRole::Discover);
+    assert_eq!(config.roles.restrictions, Restrictions::Enforce);
+    assert_eq!(config.redirect.backend, RedirectBackend::Iptables);
+    assert_eq!(config.redirect.host_ip, Some("10.0.0.1".parse().unwrap()));
+    assert_eq!(interface_names(&config), [("eni+", false)]);
+    assert_eq!(config.pods.node, "node-a");
+    assert_eq!(config.pods.wait, Duration::from_secs(1));
+    assert_eq!(config.sessions.duration, Duration::from_secs(1800));
+    assert_eq!((config.log.json, config.log.level), (true, Level::DEBUG));
+    let expected = [
+        "--iam-role-session-ttl is doubled, as in kube2iam: sessions last 30m; --session-duration says it literally",
+        "--backoff-max-interval has no effect: a waiting request is woken by the watch, not by polling",
+        "--cache-resync-period has no effect: the watch needs no resync",
+        "--resolve-duplicate-cache-ips has no effect: pods that claim one address are always told apart or refused",
+        "--use-regional-sts-endpoint has no effect: the regional endpoint is always used",
+    ];
+    assert_eq!(config.warnings, expected);
+}
+
+#[test]
+fn every_mistake_is_told_at_once() {
+    let error = read(
+        &[
+            "--app-port=70000",
+            "--metrics-bind-address=localhost",
+            "--session-duration=soon",
+            "--iam-role-key=two words",
+            "--base-role-arn=arn:aws:iam::1:role/",
+            "--namespace-restrictions=maybe",
+            "--namespace-restriction-format=perl",
+            "--imds-tokens=never",
+            "--log-level=loud",
+            "--host-interface=eth0,!eth1",
+            "--cache-resync-period=often",
+            "--metadata-addr=user@host",
+        ],
+        &[("ROLEGATE_HOST_IP", "10.0.0.256")],
+    )
+    .unwrap_err();
+    let expected = [
+        "--node (or NODE_NAME) is missing: give this node's name, from the field spec.nodeName of the DaemonSet's pod",
+        r#"--iam-role-key="two words": expected an annotation key such as iam.amazonaws.com/role"#,
+        r#"--base-role-arn="arn:aws:iam::1:role/": the account of a role ARN has exactly 12 digits"#,
+        r#"--namespace-restrictions="maybe": expected one of true, false, audit, 1, 0"#,
+        r#"--namespace-restriction-format="perl": expected one of glob, regexp"#,
+        r#"--session-duration="soon": expected a duration such as 30s, 15m or 1h30m"#,
+        r#"--app-port="70000": expected a port number, 0 to 65535"#,
+        r#"--imds-tokens="never": expected one of required, optional"#,
+        r#"--metrics-bind-address="localhost": expected an IP address"#,
+        "--host-interface: a list names interfaces or, with !, all but some; not both",
+        r#"ROLEGATE_HOST_IP="10.0.0.256": expected an IP address"#,
+        r#"--log-level="loud": expected one of error, warn, info, debug, trace, warning, fatal, panic"#,
+        r#"--metadata-addr="user@host": expected HOST or HOST:PORT"#,
+        r#"--cache-resync-period="often": expected a duration such as 30s, 15m or 1h30m"#,
+    ];
+    assert_eq!(error.mistakes, expected);
+    let text = error.to_string();
+    assert!(text.starts_with("14 mistakes in the arguments:\n  --node"), "{text}");
+    assert!(expected.iter().all(|mistake| text.contains(mistake)), "{text}");
+}
+
+#[test]
+fn the_node_is_named_by_its_flag_or_by_node_name() {
+    assert_eq!(read(&[], &[("NODE_NAME", "node-b")]).unwrap().pods.node, "node-b");
+    assert_eq!(read(&[], &[("NODE_NAME", "node-b"), ("ROLEGATE_NODE", "node-c")]).unwrap().pods.node, "node-c");
+    assert_eq!(read(&["--node="], &[("NODE_NAME", "node-b")]).unwrap().pods.node, "node-b");
+    assert!(read(&[], &[("NODE_NAME", "")]).is_err());
+    // It becomes a field selector.
+    for name in ["node-a,metadata.name=x", "node-a\n", "$(NODE_NAME)", "a=b"] {
+        assert!(read(&["--node", name], &[]).unwrap_err().mistakes[0].contains("expected the name of a node"), "{name:?}");
+    }
+}
+
+#[test]
+fn metrics_are_never_on_the_port_of_the_pods() {
+    let told = mistake(&["--metrics-port=8181"]);
+    assert!(told.contains("are both 8181") && told.contains("choose another --metrics-port"), "{told}");
+    assert!(mistake(&["--app-port=9543"]).contains("are both 9543"));
+    let free = config(&["--app-port=0", "--metrics-port=0"]);
+    assert_eq!((free.server.port, free.admin.port), (0, 0));
+}
+
+#[test]
+fn sessions_last_from_15_minutes_to_12_hours() {
+    for (argument, seconds) in [
+        ("--session-duration=15m", 900),
+        ("--session-duration=12h", 43_200),
+        ("--iam-role-session-ttl=15m", 1800),
+        ("--iam-role-session-ttl=450s", 900),
+        ("--iam-role-session-ttl=6h", 43_200),
+        ("--iam-role-session-ttl=", 3600),
+    ] {
+        assert_eq!(config(&[argument]).sessions.duration, Duration::from_secs(seconds), "{argument}");
+    }
+    for (argument, told) in [
+        ("--session-duration=899s", "--session-duration is 14m 59s: STS gives sessions of 15m to 12h"),
+        ("--session-duration=0", "--session-duration is 0s: STS gives"),
+        ("--session-duration=12h1s", "--session-duration is 12h 1s: STS gives"),
+        ("--iam-role-session-ttl=7m", "twice --iam-role-session-ttl is 14m: STS gives"),
+        ("--iam-role-session-ttl=7h", "twice --iam-role-session-ttl is 14h: STS gives"),
+        ("--iam-role-session-ttl=18446744073709551615s", "twice --iam-role-session-ttl is"),
+    ] {
+        let found = mistake(&[argument]);
+        assert!(found.starts_with(told), "{argument}: {found}");
+    }
+    assert!(mistake(&["--session-duration=1h", "--iam-role-session-ttl=30m"]).contains("say the same thing"));
+}
+
+#[test]
+fn the_api_token_is_in_no_message() {
+    let arguments = ["--api-token=s3cr3t", "--app-port=x"];
+    let error = read(&arguments, &[]).unwrap_err();
+    assert!(error.mistakes.iter().any(|mistake| mistake.contains("--api-token goes with --api-server")), "{error}");
+    assert!(!format!("{error} {error:?}").contains("s3cr3t"), "{error}");
+    let config = config(&["--api-token=s3cr3t", "--api-server=https://10.0.0.1"]);
+    assert!(!format!("{config:?}").contains("s3cr3t"), "{config:?}");
+}
+
+#[test]
+fn the_api_server_is_a_url() {
+    for url in ["10.0.0.1", "10.0.0.1:6443", "/path", "https://", "not a url"] {
+        assert!(mistake(&["--api-server", url]).contains("expected a URL"), "{url}");
+    }
+}
+
+#[test]
+fn the_nodes_own_role_is_the_default_only_where_it_is_said_twice() {
+    assert!(mistake(&["--auto-discover-default-role"]).contains("add --allow-node-role"));
+    assert_eq!(config(&["--allow-node-role"]).roles.default, DefaultRole::None);
+    let both = mistake(&["--auto-discover-default-role", "--allow-node-role", &format!("--default-role={BASE}web")]);
+    assert!(both.contains("say the same thing"), "{both}");
+}
+
+#[test]
+fn a_default_role_can_be_completed() {
+    let base = format!("--base-role-arn={BASE}");
+    assert_eq!(config(&[&base, "--default-role=web"]).roles.default, DefaultRole::Given("web".to_owned()));
+    assert_eq!(config(&["--auto-discover-base-arn", "--default-role=team/web"]).roles.default, DefaultRole::Given("team/web".to_owned()));
+    assert_eq!(config(&["--default-role="]).roles.default, DefaultRole::None);
+    for (arguments, told) in [
+        (vec!["--default-role=web"], r#"--default-role="web" is a short name"#),
+        (vec!["--auto-discover-base-arn", "--default-role=we b"], r#"--default-role="we b": a role name has"#),
+        (vec![&base, "--default-role=a//b"], r#"--default-role="a//b": the path"#),
+        (vec!["--default-role=arn:aws:iam::1:role/x"], r#"--default-role="arn:aws:iam::1:role/x": the account"#),
+    ] {
+        let found = mistake(&arguments);
+        assert!(found.starts_with(told), "{found}");
+    }
+    assert!(mistake(&["--auto-discover-base-arn", &base]).contains("say the same thing"));
+}
+
+#[test]
+fn namespace_restrictions_are_a_switch_with_a_third_position() {
+    for (arguments, expected) in [
+        (vec!["--namespace-restrictions"], Restrictions::Enforce),
+        (vec!["--namespace-restrictions", "--debug"], Restrictions::Enforce),
+        (vec!["--namespace-restrictions=true"], Restrictions::Enforce),
+        (vec!["--namespace-restrictions=1"], Restrictions::Enforce),
+        (vec!["--namespace-restrictions=audit"], Restrictions::Audit),
+        (vec!["--namespace-restrictions", "audit"], Restrictions::Audit),
+        (vec!["--namespace-restrictions=false"], Restrictions::Off),
+        (vec![], Restrictions::Off),
+    ] {
+        let config = config(&arguments);
+        assert_eq!(config.roles.restrictions, expected, "{arguments:?}");
+        assert_eq!(warned(&config, "--namespace-restrictions is off"), expected == Restrictions::Off, "{arguments:?}");
+    }
+}
+
+#[test]
+fn interfaces_are_a_list() {
+    for (arguments, expected) in [
+        (vec!["--host-interface=cni0,eni+"], vec![("cni0", false), ("eni+", false)]),
+        (vec!["--host-interface=cni0", "--host-interface=eni+, vlan+"], vec![("cni0", false), ("eni+", false), ("vlan+", false)]),
+        (vec!["--host-interface=!eth0,!eth1"], vec![("eth0", true), ("eth1", true)]),
+        (vec!["--host-interface="], vec![]),
+        (vec!["--host-interface=a.b:c-d_e"], vec![("a.b:c-d_e", false)]),
+    ] {
+        assert_eq!(interface_names(&config(&arguments)), expected, "{arguments:?}");
+    }
+    for name in ["!", "-i", "!-i", "a b", "a/b", "sixteencharacter", "!!eth0", "eth0\n-j ACCEPT", "\u{e9}th0"] {
+        let found = mistake(&[&format!("--host-interface={name}")]);
+        assert!(found.contains("expected the name of an interface"), "{name:?}: {found}");
+    }
+    assert!(mistake(&["--host-interface=eth0,!eth1"]).contains("not both"));
+}
+
+#[test]
+fn a_backend_that_is_not_there_is_told_from_a_typing_error() {
+    assert_eq!(
+        mistake(&["--redirect=nftables"]),
+        r#"--redirect="nftables": this version has no nftables backend; use iptables, whose nft flavour works beside nftables"#
+    );
+    assert_eq!(mistake(&["--redirect=ebtables"]), r#"--redirect="ebtables": expected one of auto, iptables, none"#);
+    assert_eq!(config(&["--redirect=auto"]).redirect.backend, RedirectBackend::Iptables);
+    assert_eq!(config(&["--redirect=none", "--iptables"]).redirect.backend, RedirectBackend::None);
+}
+
+#[test]
+fn the_metadata_service_is_a_host_and_a_port() {
+    for good in ["169.254.169.254", "127.0.0.1:1338", "[fd00:ec2::254]", "[::1]:80", "imds.test:80"] {
+        assert_eq!(config(&["--metadata-addr", good]).metadata_addr, good);
+    }
+    for bad in ["", "http://169.254.169.254", "a/b", "a?b", "u@h", "host:", "host:port", "host:99999", ":80", "a b", "fd00:ec2::254"] {
+        assert!(mistake(&[&format!("--metadata-addr={bad}")]).ends_with("expected HOST or HOST:PORT"), "{bad:?}");
+    }
+}
+
+#[test]
+fn the_level_of_the_log_is_the_most_detailed_one_asked_for() {
+    for (arguments, expected) in [
+        (vec!["--log-level=ERROR"], Level::ERROR),
+        (vec!["--log-level=fatal"], Level::ERROR),
+        (vec!["--log-level=panic"], Level::ERROR),
+        (vec!["--log-level=warning"], Level::WARN),
+        (vec!["--log-level=Info"], Level::INFO),
+        (vec!["--log-level=debug"], Level::DEBUG),
+        (vec!["--log-level=trace"], Level::TRACE),
+        (vec!["--log-level=error", "--verbose"], Level::DEBUG),
+        (vec!["--log-level=error", "--debug"], Level::DEBUG),
+        (vec!["--log-level=trace", "--verbose"], Level::TRACE),
+    ] {
+        assert_eq!(config(&arguments).log.level, expected, "{arguments:?}");
+    }
+}
+
+#[test]
+fn the_last_of_two_values_counts() {
+    assert_eq!(config(&["--app-port=1", "--app-port=2"]).server.port, 2);
+}
+
+#[test]
+fn without_an_address_every_address_is_listened_on() {
+    assert_eq!(listen_address(None, 80), "[::]:80".parse().unwrap());
+    assert_eq!(listen_address(Some("10.0.0.1".parse().unwrap()), 80), "10.0.0.1:80".parse().unwrap());
+}
