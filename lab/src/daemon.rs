@@ -169,6 +169,10 @@ impl Log {
         self.grown.notify_all();
     }
 
+    fn has_ended(&self) -> bool {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+
     fn wait_for_end(&self, deadline: Instant) {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let left = deadline.saturating_duration_since(Instant::now());
@@ -234,6 +238,7 @@ impl Daemon {
             let answer = self.get(namespace, "/readyz");
             match answer {
                 Ok(answer) if answer.status == 200 => return Ok(()),
+                _ if self.log.has_ended() => return Err(io::Error::other(format!("it ended:\n{}", self.log()))),
                 _ if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
                 Ok(answer) => return Err(io::Error::other(format!("not ready: {}\n{}", answer.text(), self.log()))),
                 Err(error) => return Err(io::Error::other(format!("not ready: {error}\n{}", self.log()))),

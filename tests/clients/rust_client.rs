@@ -28,7 +28,12 @@ pub(crate) fn run(bed: &Bed, ns: &Netns) -> Output {
 /// Prints its answer on a line of its own, and ends the process as the other clients do.
 #[test]
 #[ignore = "is run by the other tests, inside a pod"]
-#[allow(clippy::print_stdout, clippy::exit, reason = "a client program, whose answer is its output and its exit code")]
+#[allow(
+    clippy::print_stdout,
+    clippy::exit,
+    clippy::disallowed_methods,
+    reason = "a client program, whose answer is its output and its exit code"
+)]
 fn the_client_itself() {
     // The machine's own metadata address is not for tests.
     let (Ok(sts), false) = (std::env::var("STS_ENDPOINT"), in_the_machines_own_namespace()) else { return };
