@@ -4,6 +4,7 @@
 
 mod command_line;
 mod corpus;
+mod docs;
 mod identity;
 mod kubernetes;
 mod lifecycle;
