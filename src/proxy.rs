@@ -189,7 +189,7 @@ impl<A: AssumeRole> Proxy<A> {
 
     async fn credentials(&self, pod: &Pod, request: &RoleRequest) -> Outcome {
         match self.sessions.get(request).await {
-            Ok(credentials) => self.document(documents::credentials(&credentials)),
+            Ok(credentials) => self.document(credentials.document(documents::credentials)),
             Err(error) => {
                 self.metrics.denied("sts");
                 if self.complaints.is_new(&pod.uid, error.name()) {

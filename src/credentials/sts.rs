@@ -177,13 +177,8 @@ impl AssumeRole for Sts {
         if texts.iter().any(|text| text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic())) {
             return Err(incomplete());
         }
-        Ok(Credentials {
-            access_key_id: given.access_key_id,
-            secret_access_key: SecretString::from(given.secret_access_key),
-            session_token: SecretString::from(given.session_token),
-            issued_at: self.clock.now(),
-            expires_at,
-        })
+        let (secret, token) = (SecretString::from(given.secret_access_key), SecretString::from(given.session_token));
+        Ok(Credentials::new(given.access_key_id, secret, token, self.clock.now(), expires_at))
     }
 }
 

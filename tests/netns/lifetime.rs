@@ -100,13 +100,27 @@ fn rules_of_others_stay_and_do_not_come_first() {
     assert_eq!(rules.prerouting[1..], others);
 }
 
+/// Somebody's rule that came ahead of ours while no daemon ran would take the pods' requests.
+#[test]
+fn a_restart_brings_the_jump_back_to_the_head() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    drop(bed.start(&bed.setup_with_ip()));
+    bed.node.ns().sh("iptables -t nat -I PREROUTING 1 -d 169.254.169.254/32 -p tcp -j DNAT --to-destination 10.42.0.1:1").unwrap();
+    let _daemon = bed.start(&bed.setup_with_ip());
+    bed.assert_served(&pod, METADATA);
+    let rules = bed.rules("iptables");
+    assert_eq!((rules.jumps(), rules.prerouting.len()), (1, 2));
+    assert!(rules.prerouting[0].ends_with("-j ROLEGATE"), "{:?}", rules.prerouting);
+}
+
 #[test]
 fn without_the_program_the_daemon_says_so_and_ends() {
     let Some(bed) = Bed::new() else { return };
     let empty = tempfile::tempdir().unwrap();
     let setup = bed.setup_with_ip().env("PATH", empty.path().to_str().unwrap());
     let error = bed.start_in_vain(&setup);
-    assert!(error.contains("cannot run iptables-restore") && error.contains("--redirect=none"), "{error}");
+    assert!(error.contains("cannot run iptables") && error.contains("--redirect=none"), "{error}");
 }
 
 #[test]
