@@ -1,1 +1,238 @@
-fn main() {}
+//! Cached credential requests per second over loopback, against a bare hyper server that returns the same bytes.
+//!
+//! Both servers are processes of their own, asked in turn by the same client in the same run, over connections that are
+//! kept and over a new connection for each request. Absolute figures depend on the machine; the ratio that is printed at
+//! the end is what counts.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
+
+use std::io::{BufRead as _, BufReader};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use rolegate_lab::daemon::{Daemon, Setup};
+use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
+use rolegate_lab::player;
+use rolegate_lab::sts::{Role, Sts};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
+
+/// Set in the process that is the bare server, to the answer's body.
+const BARE: &str = "ROLEGATE_BENCH_BARE_SERVER";
+const POD: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const CONNECTIONS: usize = 16;
+/// Pairs of runs that the printed ratio is the median of.
+const PAIRS: usize = 15;
+const REQUESTS_OF_A_RUN: u64 = 20_000;
+const WORKERS: usize = 2;
+
+/// One server under load.
+#[derive(Clone)]
+struct Target {
+    name: &'static str,
+    address: SocketAddr,
+    request: Vec<u8>,
+    answer_length: usize,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Connections {
+    Kept,
+    NewEach,
+}
+
+fn main() {
+    if let Ok(body) = std::env::var(BARE) {
+        return bare_server(body);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().unwrap();
+    let world = World::start(&runtime);
+    let targets = [&world.bare, &world.rolegate];
+    let mut criterion = Criterion::default().configure_from_args().sample_size(20).measurement_time(Duration::from_secs(8));
+    for (name, connections) in [("keep-alive", Connections::Kept), ("new connection each", Connections::NewEach)] {
+        let mut group = criterion.benchmark_group(name);
+        group.throughput(Throughput::Elements(1));
+        for target in targets {
+            group.bench_with_input(BenchmarkId::from_parameter(target.name), target, |bencher, target| {
+                bencher.iter_custom(|requests| runtime.block_on(load(target, connections, requests)));
+            });
+        }
+        group.finish();
+    }
+    println!("\nrequests per second, bare hyper and rolegate in turn, median of {PAIRS} pairs:");
+    for (name, connections) in [("keep-alive", Connections::Kept), ("new connection each", Connections::NewEach)] {
+        let rate = |target: &Target| {
+            let took = runtime.block_on(load(target, connections, REQUESTS_OF_A_RUN));
+            REQUESTS_OF_A_RUN as f64 / took.as_secs_f64()
+        };
+        let pairs: Vec<(f64, f64)> = (0..PAIRS).map(|_| (rate(&world.bare), rate(&world.rolegate))).collect();
+        let (bare, ours) = (median(pairs.iter().map(|pair| pair.0)), median(pairs.iter().map(|pair| pair.1)));
+        let ratio = median(pairs.iter().map(|pair| pair.1 / pair.0));
+        println!("  {name:<20} bare hyper {bare:>8.0}/s   rolegate {ours:>8.0}/s   ratio {ratio:.2}");
+    }
+    criterion.final_summary();
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The two servers, and what they need.
+struct World {
+    rolegate: Target,
+    bare: Target,
+    _daemon: Daemon,
+    _bare: Killed,
+    _fakes: (KubeApi, Sts, tempfile::NamedTempFile),
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl World {
+    fn start(runtime: &Runtime) -> World {
+        let inside = runtime.enter();
+        let listener = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let (api, sts) = (KubeApi::start(listener()).unwrap(), Sts::start(listener()).unwrap());
+        drop(inside);
+        sts.add_role(Role::new("arn:aws:iam::111122223333:role/web-role"));
+        let pod = PodBuilder::new("shop", "web").node("node-a").ip(&POD.to_string()).annotation("iam.amazonaws.com/role", "web-role");
+        api.apply(Resource::Pods, pod.build());
+        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&kubeconfig, api.kubeconfig()).unwrap();
+        let daemon = Setup::new(env!("CARGO_BIN_EXE_rolegate"))
+            .argument("--node=node-a")
+            .argument(format!("--kubeconfig={}", kubeconfig.path().display()))
+            .argument("--base-role-arn=arn:aws:iam::111122223333:role/")
+            .argument("--accept-direct-connections")
+            .argument("--metadata-bind-address=127.0.0.1")
+            .argument("--metrics-bind-address=127.0.0.1")
+            .env("AWS_ENDPOINT_URL_STS", sts.url())
+            .env("TOKIO_WORKER_THREADS", WORKERS.to_string())
+            .start()
+            .unwrap();
+        daemon.wait_ready(None).unwrap();
+        let address = daemon.metadata_address();
+        let connect = || std::net::TcpStream::connect(address).unwrap();
+        let ttl = [("X-aws-ec2-metadata-token-ttl-seconds", "21600")];
+        let token = player::request(connect(), "PUT", "/latest/api/token", &ttl).unwrap().text();
+        let path = "/latest/meta-data/iam/security-credentials/web-role";
+        let document = player::request(connect(), "GET", path, &[("X-aws-ec2-metadata-token", &token)]).unwrap();
+        assert_eq!(document.status, 200);
+        let request = format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n").into_bytes();
+        let (child, bare_address) = start_bare_server(&document.text());
+        let target = |name, address| Target {
+            name,
+            address,
+            request: request.clone(),
+            answer_length: runtime.block_on(answer_length(address, &request)),
+        };
+        let (rolegate, bare) = (target("rolegate", address), target("bare hyper", bare_address));
+        assert_eq!(rolegate.answer_length, bare.answer_length, "the two must return the same bytes");
+        World { rolegate, bare, _daemon: daemon, _bare: child, _fakes: (api, sts, kubeconfig) }
+    }
+}
+
+/// The length of the whole answer, which is the same for every request.
+async fn answer_length(address: SocketAddr, request: &[u8]) -> usize {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    loop {
+        stream.read_buf(&mut answer).await.unwrap();
+        let text = String::from_utf8_lossy(&answer);
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse::<usize>().ok());
+        if length == Some(body.len()) {
+            return answer.len();
+        }
+    }
+}
+
+/// The time of `requests` requests over [`CONNECTIONS`] connections at once.
+async fn load(target: &Target, connections: Connections, requests: u64) -> Duration {
+    let began = Instant::now();
+    let each = requests.div_ceil(CONNECTIONS as u64);
+    let clients: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let target = target.clone();
+            tokio::spawn(async move { client(&target, connections, each).await })
+        })
+        .collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    // What was measured is a little more than was asked for where it does not divide.
+    began.elapsed().mul_f64(requests as f64 / (each * CONNECTIONS as u64) as f64)
+}
+
+async fn client(target: &Target, connections: Connections, requests: u64) {
+    let mut answer = vec![0; target.answer_length];
+    let mut kept: Option<TcpStream> = None;
+    for _ in 0..requests {
+        let mut stream = match kept.take() {
+            Some(stream) => stream,
+            None => {
+                let stream = TcpStream::connect(target.address).await.unwrap();
+                // Thousands of closed connections a second would use up the ports: end with a reset.
+                stream.set_zero_linger().unwrap();
+                stream
+            }
+        };
+        stream.write_all(&target.request).await.unwrap();
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer.last(), Some(&b'}'), "the answer is the document");
+        if connections == Connections::Kept {
+            kept = Some(stream);
+        }
+    }
+}
+
+/// This program again, as the bare server.
+fn start_bare_server(body: &str) -> (Killed, SocketAddr) {
+    let mut child = Command::new(std::env::current_exe().unwrap()).env(BARE, body).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    (Killed(child), line.trim().parse().unwrap())
+}
+
+/// hyper with nothing around it: no timeouts, no limits, no routes; the same status, headers and body.
+fn bare_server(body: String) {
+    use http_body_util::Full;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().unwrap();
+    runtime.block_on(async move {
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        println!("{}", listener.local_addr().unwrap());
+        let body = bytes::Bytes::from(body);
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            let body = body.clone();
+            tokio::spawn(async move {
+                let service = service_fn(move |_| {
+                    let response = http::Response::builder()
+                        .header("server", "EC2ws")
+                        .header("content-type", "text/plain")
+                        .body(Full::new(body.clone()));
+                    std::future::ready(response)
+                });
+                // A client that goes away is no news.
+                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+}

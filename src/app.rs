@@ -19,7 +19,7 @@ use crate::credentials::sts::{Aws, Sts};
 use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client};
-use crate::pods::{self, NamespaceUse};
+use crate::pods::{self, NamespaceUse, Pods};
 use crate::policy::Policy;
 use crate::proxy::token::Tokens;
 use crate::proxy::{Proxy, Settings};
@@ -64,7 +64,7 @@ impl App {
         for warning in &config.warnings {
             warn!("{warning}");
         }
-        let (metrics, readiness, drain, clock) = (Metrics::new(), Readiness::default(), Drain::default(), Clock::system());
+        let (metrics, readiness, drain) = (Metrics::new(), Readiness::default(), Drain::default());
         let running = readiness.step("the daemon's start");
         let mut tasks = Tasks::default();
 
@@ -88,43 +88,24 @@ impl App {
         let debug = config.admin.debug.then(|| pods.clone());
         tasks.spawn("metrics port", Admin { metrics: metrics.clone(), readiness: readiness.clone(), debug }.serve(admin));
 
-        let stop = std::pin::pin!(stop);
-        let mut stop = futures_util::future::FutureExt::fuse(stop);
-        let aws = tokio::select! {
-            aws = Aws::load(&config.metadata_addr) => aws?,
+        // At once: until the rule is there, pods reach the real service. What it brings waits for the acceptor.
+        let rule = keep_rule(&config.redirect, metadata_address, kube, &config.pods.node, readiness.step("the packet rule"));
+        let mut rule_failed = std::pin::pin!(failure_of(rule));
+        let mut stop = std::pin::pin!(stop);
+        let prepared = tokio::select! {
+            prepared = prepare(&config, pods, &metrics, &drain) => prepared?,
+            error = &mut rule_failed => return Err(error),
+            ended = tasks.first_ended() => return Err(ended.into()),
             () = &mut stop => return Ok(()),
         };
-        let policy = tokio::select! {
-            policy = policy(&aws, &config.roles, &config.sessions) => policy?,
-            () = &mut stop => return Ok(()),
-        };
-        let sts = aws.sts(clock.clone());
-        info!(region = aws.region(), "STS of this region is used");
-        tasks.spawn("own identity", report_identity(sts.clone()));
-        let sessions = Sessions::new(sts, config.sessions.error_ttl, clock.clone(), metrics.clone());
-        let settings = Settings { policy, tokens: config.server.tokens, pod_wait: config.pods.wait };
-        let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone())?, clock, metrics.clone());
-        let server = Arc::new(Server::new(proxy, config.server.accept_direct, metrics, drain.clone()));
-        if config.server.accept_direct {
-            warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
-        }
-        let mut acceptor = tokio::spawn(server.serve(metadata));
-
-        let rule = readiness.step("the packet rule");
-        let rule = keep_rule(&config.redirect, metadata_address, kube, &config.pods.node, rule);
-        let mut rule = std::pin::pin!(rule);
-        let mut rule_placed = false;
+        tasks.spawn("own identity", report_identity(prepared.sts));
+        let mut acceptor = tokio::spawn(prepared.server.serve(metadata));
         running.done();
-        let ended = loop {
-            tokio::select! {
-                placed = rule.as_mut(), if !rule_placed => match placed {
-                    Ok(()) => rule_placed = true,
-                    Err(error) => break Err(error),
-                },
-                () = &mut stop => break Ok(()),
-                ended = tasks.first_ended() => break Err(ended.into()),
-                acceptor = &mut acceptor => break Err(anyhow::anyhow!("the acceptor ended: {acceptor:?}")),
-            }
+        let ended = tokio::select! {
+            error = &mut rule_failed => Err(error),
+            ended = tasks.first_ended() => Err(ended.into()),
+            acceptor = &mut acceptor => Err(anyhow::anyhow!("the acceptor ended: {acceptor:?}")),
+            () = &mut stop => Ok(()),
         };
         // Not ready any more, whatever was before.
         let _stopping = readiness.step("the end of the daemon");
@@ -134,6 +115,37 @@ impl App {
             drain.finish().await;
         }
         ended
+    }
+}
+
+/// What serves pods, and what it asks.
+struct Prepared {
+    server: Arc<Server<Sts>>,
+    sts: Sts,
+}
+
+/// Makes the way of a request, once AWS has told what it takes.
+async fn prepare(config: &Config, pods: Pods, metrics: &Metrics, drain: &Drain) -> anyhow::Result<Prepared> {
+    let clock = Clock::system();
+    let aws = Aws::load(&config.metadata_addr).await?;
+    let policy = policy(&aws, &config.roles, &config.sessions).await?;
+    let sts = aws.sts(clock.clone());
+    info!(region = aws.region(), "STS of this region is used");
+    let sessions = Sessions::new(sts.clone(), config.sessions.error_ttl, clock.clone(), metrics.clone());
+    let settings = Settings { policy, tokens: config.server.tokens, pod_wait: config.pods.wait };
+    let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone())?, clock, metrics.clone());
+    if config.server.accept_direct {
+        warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
+    }
+    let server = Arc::new(Server::new(proxy, config.server.accept_direct, metrics.clone(), drain.clone()));
+    Ok(Prepared { server, sts })
+}
+
+/// Returns only if `work` fails.
+async fn failure_of(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Error {
+    match work.await {
+        Ok(()) => std::future::pending().await,
+        Err(error) => error,
     }
 }
 

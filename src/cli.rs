@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Command};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::app::App;
 use crate::config::{Config, flags};
@@ -69,11 +69,21 @@ fn serve(config: Config) -> anyhow::Result<()> {
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         anyhow::bail!("another TLS provider is installed already");
     }
+    keep_out_of_core_dumps();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let app = App::bind(config).await?;
         app.serve(stop_signal()?).await
     })
+}
+
+/// The process holds credentials: it leaves no core dump, and nobody but root reads its memory.
+fn keep_out_of_core_dumps() {
+    use nix::sys::{prctl, resource};
+    let no_core = resource::setrlimit(resource::Resource::RLIMIT_CORE, 0, 0);
+    if let Err(error) = no_core.and_then(|()| prctl::set_dumpable(false)) {
+        warn!(%error, "core dumps could not be switched off; a crash might write credentials to disk");
+    }
 }
 
 /// Returns at SIGTERM or SIGINT.

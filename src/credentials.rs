@@ -2,9 +2,12 @@
 
 use std::fmt;
 use std::future::Future;
+use std::sync::OnceLock;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use secrecy::SecretString;
+use zeroize::Zeroizing;
 
 use crate::policy::RoleRequest;
 
@@ -12,7 +15,6 @@ pub mod cache;
 pub mod sts;
 
 /// The credentials of one session. `Debug` shows no secret; the secrets are wiped when the last holder lets go.
-#[derive(Debug)]
 pub struct Credentials {
     /// `ASIA...`; may be logged: it is how an operator finds the session in CloudTrail.
     pub access_key_id: String,
@@ -24,6 +26,37 @@ pub struct Credentials {
     pub issued_at: Timestamp,
     /// When they end.
     pub expires_at: Timestamp,
+    /// The document that pods are given, made at the first request for it and wiped like the rest.
+    document: OnceLock<Bytes>,
+}
+
+impl Credentials {
+    /// Credentials that STS has just given.
+    pub fn new(
+        access_key_id: String,
+        secret_access_key: SecretString,
+        session_token: SecretString,
+        issued_at: Timestamp,
+        expires_at: Timestamp,
+    ) -> Self {
+        Self { access_key_id, secret_access_key, session_token, issued_at, expires_at, document: OnceLock::new() }
+    }
+
+    /// The document of these credentials: rendered by the first caller, the same bytes for everybody after.
+    pub fn document<E>(&self, render: impl FnOnce(&Self) -> Result<Vec<u8>, E>) -> Result<Bytes, E> {
+        if let Some(document) = self.document.get() {
+            return Ok(document.clone());
+        }
+        let rendered = Bytes::from_owner(Zeroizing::new(render(self)?));
+        Ok(self.document.get_or_init(|| rendered).clone())
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { access_key_id, issued_at, expires_at, .. } = self;
+        write!(f, "Credentials({access_key_id}, {issued_at} to {expires_at}, secrets redacted)")
+    }
 }
 
 /// Why STS gave no credentials. Nothing of it is shown to a pod.
@@ -95,6 +128,7 @@ pub struct Clock(std::sync::Arc<dyn Fn() -> Timestamp + Send + Sync>);
 
 impl Clock {
     /// The system's clock.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the system")]
     pub fn system() -> Self {
         Self(std::sync::Arc::new(Timestamp::now))
     }

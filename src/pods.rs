@@ -122,8 +122,8 @@ impl Pods {
         }
     }
 
-    /// Nothing that is still to come can be needed for a decision.
-    fn is_complete(&self, lookup: &Lookup) -> bool {
+    /// Whether nothing that is still to come can be needed for a decision.
+    pub fn is_complete(&self, lookup: &Lookup) -> bool {
         match lookup {
             Lookup::Found(_, namespace) => namespace.is_some() || self.shared.namespaces == NamespaceUse::Unused,
             Lookup::Ambiguous(_) => true,

@@ -147,7 +147,7 @@ impl<A: AssumeRole> Proxy<A> {
     /// The pod behind the address, waiting for it to become known where it is not.
     async fn identify(&self, ip: IpAddr) -> Result<(Arc<Pod>, Option<Arc<Namespace>>), Refusal> {
         let mut lookup = self.pods.by_ip(ip);
-        if matches!(lookup, Lookup::Unknown | Lookup::Found(_, None)) {
+        if !self.pods.is_complete(&lookup) {
             let (began, known) = (Instant::now(), lookup != Lookup::Unknown);
             lookup = self.pods.wait_for_ip(ip, self.settings.pod_wait).await;
             if !known {
@@ -189,7 +189,7 @@ impl<A: AssumeRole> Proxy<A> {
 
     async fn credentials(&self, pod: &Pod, request: &RoleRequest) -> Outcome {
         match self.sessions.get(request).await {
-            Ok(credentials) => self.document(documents::credentials(&credentials)),
+            Ok(credentials) => self.document(credentials.document(documents::credentials)),
             Err(error) => {
                 self.metrics.denied("sts");
                 if self.complaints.is_new(&pod.uid, error.name()) {
@@ -230,7 +230,8 @@ impl<A: AssumeRole> Proxy<A> {
                 Refusal::UnknownPod => warn!(source = %ip, reason,
                     "refused: no pod of this node is known to have this address; a pod in the host's network cannot be served"),
                 Refusal::AmbiguousPod(pods) => {
-                    let pods: Vec<_> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+                    let mut pods: Vec<_> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+                    pods.sort();
                     warn!(source = %ip, reason, pods = pods.join(", "), "refused: more than one pod claims this address");
                 }
                 Refusal::Denied(pod, denial) => {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::InterfaceMatch;
 
@@ -45,11 +45,15 @@ pub enum RedirectError {
 /// Puts the rule in place. Doing it again changes nothing; an older rule of ours with another target is replaced.
 pub async fn install(rules: &RuleSet) -> Result<(), RedirectError> {
     iptables::install(rules, LOCK_WAIT).await?;
-    info!(target_address = %rules.target, "the packet rule is in place: pods' metadata requests come here");
+    let (family, other) = if rules.target.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+    info!(target_address = %rules.target, family, "the packet rule is in place: pods' metadata requests come here");
+    warn!(
+        "the packet rule covers {family} alone: where the node's metadata service also answers {other}, block it for pods by a rule of your own"
+    );
     Ok(())
 }
 
-/// The addresses of an interface of this node.
+/// An address of an interface of this node that packets can be sent to from another one: none of loopback's own.
 pub fn interface_address(name: &str, ipv6: bool) -> Option<IpAddr> {
     let addresses = nix::ifaddrs::getifaddrs().ok()?;
     let of_interface = addresses.filter(|address| address.interface_name == name).filter_map(|address| address.address);
@@ -57,5 +61,5 @@ pub fn interface_address(name: &str, ipv6: bool) -> Option<IpAddr> {
         let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
         v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
     });
-    ips.find(|ip| ip.is_ipv6() == ipv6)
+    ips.find(|ip| ip.is_ipv6() == ipv6 && !ip.is_loopback())
 }

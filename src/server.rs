@@ -26,15 +26,8 @@ use tracing::{debug, warn};
 use crate::credentials::AssumeRole;
 use crate::drain::Drain;
 use crate::metrics::Metrics;
-use crate::proxy::route::Hosts;
+use crate::proxy::route::{Hosts, METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::proxy::{Origin, Proxy};
-
-/// The metadata service's addresses and port (EC2 user guide, "Access instance metadata").
-pub const METADATA_IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
-/// The IPv6 one.
-pub const METADATA_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-/// Their port.
-pub const METADATA_PORT: u16 = 80;
 
 /// Time for a request's head to arrive, and for the next request on an idle connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
@@ -124,7 +117,7 @@ impl<A: AssumeRole> Server<A> {
         let (Ok(local), ip) = (stream.local_addr(), peer.ip().to_canonical()) else {
             return Admission::Refused;
         };
-        let redirected = original_destination(stream).is_some_and(|original| is_metadata(original));
+        let redirected = original_destination(stream).is_some_and(is_metadata);
         if redirected {
             return Admission::Pod(Origin { ip, hosts: Hosts::default() });
         }

@@ -1,6 +1,8 @@
 //! The daemon as a process under test: started as an operator would, its log read for the ports that it bound.
 
-use std::io::{self, BufRead as _, BufReader};
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -11,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::node::Netns;
+use crate::node::{Netns, find_program};
 use crate::player;
 use crate::sts;
 
@@ -27,13 +29,22 @@ pub struct Setup {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     namespace: Option<String>,
+    wrapper: Vec<String>,
+    log_file: Option<PathBuf>,
 }
 
 impl Setup {
     /// The daemon at `program`, on free ports, with the log in JSON, the node's identity as static keys, and nothing of
     /// this process's environment but PATH.
     pub fn new(program: impl AsRef<Path>) -> Setup {
-        let setup = Setup { program: program.as_ref().to_owned(), arguments: Vec::new(), environment: Vec::new(), namespace: None };
+        let setup = Setup {
+            program: program.as_ref().to_owned(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            namespace: None,
+            wrapper: Vec::new(),
+            log_file: None,
+        };
         setup
             .argument("--app-port=0")
             .argument("--metrics-port=0")
@@ -74,28 +85,50 @@ impl Setup {
         self
     }
 
+    /// By way of another program (`setpriv`), which gets the daemon's command line behind these words of its own.
+    #[must_use]
+    pub fn by_way_of(mut self, words: impl IntoIterator<Item = impl Into<String>>) -> Setup {
+        self.wrapper = words.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// With its log also at the end of this file, line by line.
+    #[must_use]
+    pub fn log_file(mut self, path: impl Into<PathBuf>) -> Setup {
+        self.log_file = Some(path.into());
+        self
+    }
+
     /// The command, as it will be run.
     pub fn command(&self) -> Command {
-        let mut command = match &self.namespace {
-            Some(path) => {
-                let mut command = Command::new("nsenter");
-                command.arg(format!("--net={path}")).arg("--").arg(&self.program);
-                command
-            }
-            None => Command::new(&self.program),
-        };
-        command.args(&self.arguments).env_clear().envs(self.environment.iter().cloned()).stdin(Stdio::null());
+        let mut words: Vec<OsString> = Vec::new();
+        if let Some(path) = &self.namespace {
+            words.extend(["nsenter".into(), format!("--net={path}").into(), "--".into()]);
+        }
+        words.extend(self.wrapper.iter().map(OsString::from));
+        words.push(self.program.clone().into());
+        // Found here and now: the daemon's PATH may be another one.
+        let first = words.remove(0);
+        let program = first.to_str().and_then(find_program).map_or(first, PathBuf::into_os_string);
+        let mut command = Command::new(program);
+        command.args(words).args(&self.arguments).env_clear().envs(self.environment.iter().cloned()).stdin(Stdio::null());
         command
     }
 
     /// Starts it, and returns when it has said which ports it bound.
     pub fn start(&self) -> io::Result<Daemon> {
+        let append = |path| OpenOptions::new().create(true).append(true).open(path);
+        let mut copy = self.log_file.as_ref().map(append).transpose()?;
         let mut child = self.command().stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
         let log = Arc::new(Log::default());
         if let Some(output) = child.stdout.take() {
             let log = log.clone();
             std::thread::spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    if let Some(file) = &mut copy {
+                        // A full disk costs the copy, not the run.
+                        let _ = writeln!(file, "{line}");
+                    }
                     log.push(line);
                 }
                 log.end();
@@ -134,6 +167,16 @@ impl Log {
     fn end(&self) {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
         self.grown.notify_all();
+    }
+
+    fn has_ended(&self) -> bool {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+
+    fn wait_for_end(&self, deadline: Instant) {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = deadline.saturating_duration_since(Instant::now());
+        drop(self.grown.wait_timeout_while(lines, left, |lines| !lines.1));
     }
 }
 
@@ -195,6 +238,7 @@ impl Daemon {
             let answer = self.get(namespace, "/readyz");
             match answer {
                 Ok(answer) if answer.status == 200 => return Ok(()),
+                _ if self.log.has_ended() => return Err(io::Error::other(format!("it ended:\n{}", self.log()))),
                 _ if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
                 Ok(answer) => return Err(io::Error::other(format!("not ready: {}\n{}", answer.text(), self.log()))),
                 Err(error) => return Err(io::Error::other(format!("not ready: {error}\n{}", self.log()))),
@@ -215,11 +259,12 @@ impl Daemon {
         kill(Pid::from_raw(pid), Signal::SIGTERM).map_err(io::Error::from)
     }
 
-    /// Waits for its end.
+    /// Waits for its end, and that of its log.
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait()? {
+                self.log.wait_for_end(deadline);
                 return Ok(status);
             }
             if Instant::now() > deadline {

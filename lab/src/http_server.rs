@@ -58,6 +58,12 @@ impl Server {
     pub(crate) async fn stopped(&self) {
         self.stopped.cancelled().await;
     }
+
+    /// Cancelled when the listener and all connections are closed; outlives the server.
+    #[cfg(test)]
+    pub(crate) fn stopped_token(&self) -> CancellationToken {
+        self.stopped.clone()
+    }
 }
 
 impl Drop for Server {

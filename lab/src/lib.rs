@@ -5,6 +5,7 @@
 
 pub mod daemon;
 mod http_server;
+pub mod imds;
 pub mod kube;
 pub mod node;
 pub mod player;

@@ -11,8 +11,8 @@ pub struct Flag {
     pub value: Option<&'static str>,
     /// The default as a person would write it; empty where there is none.
     pub default: &'static str,
-    /// The value that it has where it is given without one; `None` where one must be given.
-    pub alone: Option<&'static str>,
+    /// May stand without a value, which then is `true`; with one it needs the equals sign, as in Go's flags.
+    pub bare: bool,
     /// May be given more than once (and as one comma-separated list).
     pub list: bool,
     /// What it does.
@@ -27,20 +27,15 @@ impl Flag {
 }
 
 const fn value(name: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Flag {
-    Flag { name, value: Some(value), default, alone: None, list: false, help }
-}
-
-/// A switch of kube2iam's that has more positions here: alone it is on.
-const fn mode(name: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Flag {
-    Flag { name, value: Some(value), default, alone: Some("true"), list: false, help }
+    Flag { name, value: Some(value), default, bare: false, list: false, help }
 }
 
 const fn list(name: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Flag {
-    Flag { name, value: Some(value), default, alone: None, list: true, help }
+    Flag { name, value: Some(value), default, bare: false, list: true, help }
 }
 
 const fn switch(name: &'static str, help: &'static str) -> Flag {
-    Flag { name, value: None, default: "false", alone: Some("true"), list: false, help }
+    Flag { name, value: None, default: "false", bare: true, list: false, help }
 }
 
 /// The flags, grouped as `--help` prints them.
@@ -81,12 +76,14 @@ const ROLES: &[Flag] = &[
     value("default-role", "ROLE", "", "Role of a pod without a role annotation; never used for a pod that is not known yet"),
     switch("auto-discover-default-role", "Make the node's own role the default; refused unless --allow-node-role stands beside it"),
     switch("allow-node-role", "Allow what --auto-discover-default-role asks for: the node's own role for every pod without one"),
-    mode(
-        "namespace-restrictions",
-        "MODE",
-        "false",
-        "Whether a namespace's annotation limits the roles of its pods: true, false, or audit (only report)",
-    ),
+    Flag {
+        name: "namespace-restrictions",
+        value: Some("MODE"),
+        default: "false",
+        bare: true,
+        list: false,
+        help: "Whether a namespace's annotation limits the roles of its pods: true, false, or audit (only report)",
+    },
     value("namespace-key", "KEY", "iam.amazonaws.com/allowed-roles", "Annotation of a namespace: the JSON list of allowed roles"),
     value(
         "namespace-restriction-format",
@@ -157,10 +154,11 @@ pub fn add_to(mut command: Command) -> Command {
             }
             help.push_str(&format!(" [env: {}]", flag.env()));
             let arg = Arg::new(flag.name).long(flag.name).help(help).help_heading(*group).action(ArgAction::Append);
-            command = command.arg(match (flag.value, flag.alone) {
-                (Some(value), None) => arg.value_name(value).num_args(1).allow_hyphen_values(false),
-                (Some(value), Some(alone)) => arg.value_name(value).num_args(0..=1).default_missing_value(alone),
-                (None, alone) => arg.value_name("BOOL").num_args(0..=1).require_equals(true).default_missing_value(alone.unwrap_or("true")),
+            let arg = arg.value_name(flag.value.unwrap_or("BOOL"));
+            command = command.arg(if flag.bare {
+                arg.num_args(0..=1).require_equals(true).default_missing_value("true")
+            } else {
+                arg.num_args(1)
             });
         }
     }

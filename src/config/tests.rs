@@ -364,7 +364,6 @@ fn namespace_restrictions_are_a_switch_with_a_third_position() {
         (vec!["--namespace-restrictions=true"], Restrictions::Enforce),
         (vec!["--namespace-restrictions=1"], Restrictions::Enforce),
         (vec!["--namespace-restrictions=audit"], Restrictions::Audit),
-        (vec!["--namespace-restrictions", "audit"], Restrictions::Audit),
         (vec!["--namespace-restrictions=false"], Restrictions::Off),
         (vec![], Restrictions::Off),
     ] {

@@ -25,6 +25,9 @@ use crate::policy::RoleRequest;
 pub const LEAST_REMAINING: Duration = Duration::from_secs(25 * 60);
 /// Credentials that end in less are not served at all: they would be refused on arrival.
 pub const LEAST_USABLE: Duration = Duration::from_secs(5);
+/// How long a caller waits for a renewal while earlier credentials are still good: SDKs give up after a second, some after
+/// half of one.
+pub const PATIENCE_WITH_EARLIER: Duration = Duration::from_millis(400);
 /// Sessions held at most: far more than a node has pods.
 const MAX_SESSIONS: u64 = 10_000;
 /// A session that nobody asked for in this time is forgotten.
@@ -185,9 +188,16 @@ impl<A: AssumeRole> Sessions<A> {
 
     async fn landing_of(&self, flight: Arc<Flight>) -> Landing {
         let mut landed = flight.landed.clone();
-        let landing = match landed.wait_for(Option::is_some).await {
-            Ok(landing) => landing.as_ref().map(|(_, landing)| landing.clone()),
-            Err(_) => None,
+        let landing = async {
+            let landing = landed.wait_for(Option::is_some).await.ok()?;
+            landing.as_ref().map(|(_, landing)| landing.clone())
+        };
+        let landing = match &flight.earlier {
+            // Credentials that are still good in the caller's time are better than fresh ones after it.
+            Some(earlier) if is_usable(earlier, self.clock.now()) => {
+                tokio::time::timeout(PATIENCE_WITH_EARLIER, landing).await.unwrap_or_default()
+            }
+            _ => landing.await,
         };
         let landing =
             landing.unwrap_or_else(|| Err(AssumeRoleError::Failed { message: "the request to STS ended without an answer".to_owned() }));

@@ -16,6 +16,7 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sts::Client;
 use aws_sdk_sts::config::http::HttpResponse;
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
@@ -167,16 +168,17 @@ impl AssumeRole for Sts {
         let given = answer.credentials.ok_or_else(incomplete)?;
         let expires_at = Timestamp::new(given.expiration.secs(), 0).map_err(|_| incomplete())?;
         let texts = [&given.access_key_id, &given.secret_access_key, &given.session_token];
+        // The SDK takes an answer that was cut short for a whole one: the fields are then empty, the time is 1970.
+        if expires_at <= self.clock.now() {
+            return Err(AssumeRoleError::Failed {
+                message: format!("its credentials ended at {expires_at} already; check the node's clock"),
+            });
+        }
         if texts.iter().any(|text| text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic())) {
             return Err(incomplete());
         }
-        Ok(Credentials {
-            access_key_id: given.access_key_id,
-            secret_access_key: SecretString::from(given.secret_access_key),
-            session_token: SecretString::from(given.session_token),
-            issued_at: self.clock.now(),
-            expires_at,
-        })
+        let (secret, token) = (SecretString::from(given.secret_access_key), SecretString::from(given.session_token));
+        Ok(Credentials::new(given.access_key_id, secret, token, self.clock.now(), expires_at))
     }
 }
 
@@ -210,17 +212,21 @@ where
             }
         }
         SdkError::TimeoutError(_) => AssumeRoleError::Unreachable { message: "no answer in time".to_owned() },
+        // The credentials chain fails before anything is sent, and as a failure to send too.
         SdkError::DispatchFailure(failure) => {
             let message =
                 failure.as_connector_error().map_or_else(|| "the request was not sent".to_owned(), |error| bounded(&chain(error)));
-            // The credentials chain fails as a dispatch failure too, before anything is sent.
-            let connector = failure.as_connector_error().is_some_and(|error| error.is_io() || error.is_timeout());
-            if connector { AssumeRoleError::Unreachable { message } } else { AssumeRoleError::OwnIdentity { message } }
+            let own = failure.as_connector_error().is_some_and(|error| is_caused_by_credentials(error));
+            if own { AssumeRoleError::OwnIdentity { message } } else { AssumeRoleError::Unreachable { message } }
         }
         SdkError::ConstructionFailure(_) => AssumeRoleError::Invalid { message: "the request could not be made".to_owned() },
         // Of a broken answer only this is said: its body may hold credentials.
         _ => AssumeRoleError::Failed { message: "its answer could not be read".to_owned() },
     }
+}
+
+fn is_caused_by_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.is::<CredentialsError>() || error.source().is_some_and(is_caused_by_credentials)
 }
 
 /// A text from outside for a log line: of bounded length, without control characters.

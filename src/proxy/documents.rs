@@ -13,6 +13,9 @@ use serde::Serialize;
 use crate::credentials::Credentials;
 use crate::role::RoleArn;
 
+/// Bytes; session tokens have about a thousand, and AWS reserves the right to more.
+const DOCUMENT_CAPACITY: usize = 8 * 1024;
+
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct CredentialDocument<'a> {
@@ -35,8 +38,10 @@ struct InstanceProfileDocument {
 }
 
 /// `security-credentials/ROLE`
-pub fn credentials(credentials: &Credentials) -> Result<Bytes, serde_json::Error> {
-    render(&CredentialDocument {
+pub fn credentials(credentials: &Credentials) -> Result<Vec<u8>, serde_json::Error> {
+    // Large enough for any session token, so that no copy of the secrets is left behind by growing.
+    let mut text = Vec::with_capacity(DOCUMENT_CAPACITY);
+    let document = CredentialDocument {
         code: "Success",
         last_updated: seconds(credentials.issued_at),
         r#type: "AWS-HMAC",
@@ -44,18 +49,21 @@ pub fn credentials(credentials: &Credentials) -> Result<Bytes, serde_json::Error
         secret_access_key: credentials.secret_access_key.expose_secret(),
         token: credentials.session_token.expose_secret(),
         expiration: seconds(credentials.expires_at),
-    })
+    };
+    serde_json::to_writer(&mut text, &document)?;
+    Ok(text)
 }
 
 /// `iam/info`: an instance profile of the pod's role's name. There is none really; SDKs look at the form and the account,
 /// and the node's own would tell its role.
 pub fn instance_profile(role: &RoleArn, now: Timestamp) -> Result<Bytes, serde_json::Error> {
-    render(&InstanceProfileDocument {
+    let document = InstanceProfileDocument {
         code: "Success",
         last_updated: seconds(now),
         instance_profile_arn: format!("arn:{}:iam::{}:instance-profile/{}", role.partition().name(), role.account(), role.name()),
         instance_profile_id: instance_profile_id(role),
-    })
+    };
+    serde_json::to_vec(&document).map(Bytes::from)
 }
 
 /// `AIPA` and 17 characters, always the same for a role.
@@ -70,10 +78,6 @@ fn seconds(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-fn render(document: &impl Serialize) -> Result<Bytes, serde_json::Error> {
-    serde_json::to_vec(document).map(Bytes::from)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 mod tests {
@@ -81,18 +85,18 @@ mod tests {
 
     #[test]
     fn the_credential_document_has_the_form_that_every_sdk_reads() {
-        let document = credentials(&Credentials {
-            access_key_id: "ASIAEXAMPLE".to_owned(),
-            secret_access_key: "secret/key+\"".to_owned().into(),
-            session_token: "token==".to_owned().into(),
-            issued_at: "2026-01-01T00:00:00.999Z".parse().unwrap(),
-            expires_at: "2026-01-01T01:00:00Z".parse().unwrap(),
-        });
+        let document = credentials(&Credentials::new(
+            "ASIAEXAMPLE".to_owned(),
+            "secret/key+\"".to_owned().into(),
+            "token==".to_owned().into(),
+            "2026-01-01T00:00:00.999Z".parse().unwrap(),
+            "2026-01-01T01:00:00Z".parse().unwrap(),
+        ));
         let expected = concat!(
             r#"{"Code":"Success","LastUpdated":"2026-01-01T00:00:00Z","Type":"AWS-HMAC","AccessKeyId":"ASIAEXAMPLE","#,
             r#""SecretAccessKey":"secret/key+\"","Token":"token==","Expiration":"2026-01-01T01:00:00Z"}"#
         );
-        assert_eq!(document.unwrap(), expected);
+        assert_eq!(String::from_utf8(document.unwrap()).unwrap(), expected);
     }
 
     #[test]

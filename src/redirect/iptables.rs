@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use super::{RedirectError, RuleSet};
-use crate::server::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
+use crate::proxy::route::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 
 /// Our chain in the table `nat`.
 pub const CHAIN: &str = "ROLEGATE";
@@ -24,8 +24,10 @@ fn programs(ip: IpAddr) -> (&'static str, &'static str) {
     }
 }
 
-/// What `iptables-restore --noflush` reads: our chain, whole. Naming the chain empties it.
-pub fn render(rules: &RuleSet) -> String {
+/// What `iptables-restore --noflush` reads: our chain, whole (naming the chain empties it), and the jump to it at the head
+/// of PREROUTING. It is one transaction: with `moving`, the jump that is there already is taken out and put in again
+/// before anything that was inserted ahead of it, without a moment in which it is missing.
+pub fn render(rules: &RuleSet, moving: bool) -> String {
     let mut text = format!("*nat\n:{CHAIN} - [0:0]\n");
     let dnat = format!("-p tcp -j DNAT --to-destination {}", rules.target);
     for interface in rules.interfaces.iter().filter(|interface| interface.negated) {
@@ -38,12 +40,16 @@ pub fn render(rules: &RuleSet) -> String {
     if named.is_empty() {
         text.push_str(&format!("-A {CHAIN} {dnat}\n"));
     }
-    text.push_str("COMMIT\n");
+    let jump = jump(rules).join(" ");
+    if moving {
+        text.push_str(&format!("-D PREROUTING {jump}\n"));
+    }
+    text.push_str(&format!("-I PREROUTING 1 {jump}\nCOMMIT\n"));
     text
 }
 
 /// The match of the jump to our chain.
-pub fn jump(rules: &RuleSet) -> Vec<String> {
+fn jump(rules: &RuleSet) -> Vec<String> {
     let metadata = match rules.target.ip() {
         IpAddr::V4(_) => format!("{METADATA_IPV4}/32"),
         IpAddr::V6(_) => format!("{METADATA_IPV6}/128"),
@@ -52,20 +58,18 @@ pub fn jump(rules: &RuleSet) -> Vec<String> {
     ["-p", "tcp", "-d", &metadata, "--dport", &port, "-j", CHAIN].map(str::to_owned).to_vec()
 }
 
-/// Replaces our chain, then sees that the jump is there.
+/// Puts our chain and the jump to it in place, whatever was there of them.
 pub async fn install(rules: &RuleSet, lock_wait: Duration) -> Result<(), RedirectError> {
     let (iptables, restore) = programs(rules.target.ip());
     let wait = lock_wait.as_secs().to_string();
-    run(restore, &["--noflush", "-w", &wait], &render(rules)).await?;
-    let jump = jump(rules);
-    let with = |verb: &[&str]| -> Vec<String> {
-        let head = [&["-w", wait.as_str(), "-t", "nat"], verb].concat();
-        head.into_iter().map(str::to_owned).chain(jump.iter().cloned()).collect()
+    let mut check = ["-w", &wait, "-t", "nat", "-C", "PREROUTING"].map(str::to_owned).to_vec();
+    check.extend(jump(rules));
+    let is_there = match run(iptables, &check, "").await {
+        Ok(()) => true,
+        Err(RedirectError::Refused { .. }) => false,
+        Err(error) => return Err(error),
     };
-    if run(iptables, &with(&["-C", "PREROUTING"]), "").await.is_err() {
-        run(iptables, &with(&["-I", "PREROUTING", "1"]), "").await?;
-    }
-    Ok(())
+    run(restore, &["--noflush", "-w", &wait], &render(rules, is_there)).await
 }
 
 async fn run(program: &'static str, arguments: &[impl AsRef<std::ffi::OsStr>], input: &str) -> Result<(), RedirectError> {
@@ -97,7 +101,7 @@ mod tests {
     }
 
     fn chain_of(interfaces: &[(&str, bool)]) -> Vec<String> {
-        let text = render(&rules(interfaces));
+        let text = render(&rules(interfaces), false);
         text.lines().filter(|line| line.starts_with("-A")).map(str::to_owned).collect()
     }
 
@@ -119,8 +123,7 @@ mod tests {
     #[test]
     fn the_shipped_rule_is_the_one_that_is_made() {
         let rules = RuleSet { interfaces: Vec::new(), target: "192.0.2.1:8181".parse().unwrap() };
-        let jump = format!("-I PREROUTING 1 {}\n", jump(&rules).join(" "));
-        let made = render(&rules).replace("COMMIT\n", &format!("{jump}COMMIT\n"));
+        let made = render(&rules, false);
         let shipped: String = include_str!("../../iptables/redirect.rules")
             .lines()
             .filter(|line| !line.starts_with('#'))

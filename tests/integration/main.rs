@@ -1,1 +1,13 @@
-fn main() {}
+//! The real daemon, as a process, against the lab: one program for all of it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says loudly what failed")]
+
+mod command_line;
+mod corpus;
+mod docs;
+mod identity;
+mod kubernetes;
+mod lifecycle;
+mod serving;
+mod sts;
+mod world;

@@ -1,1 +1,10 @@
-fn main() {}
+//! The daemon's own packet rule, in real network namespaces: which requests it brings to the daemon, which it does not, and
+//! what becomes of it when the daemon restarts, ends or may not set it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails where an unwrap does")]
+
+mod bed;
+mod connections;
+mod interfaces;
+mod lifetime;
+mod node_address;

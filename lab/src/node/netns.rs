@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::error::NodeError;
-use super::privilege::path_variable;
+use super::privilege::{in_user_namespace, path_variable};
 
 /// A network namespace, kept alive by a file descriptor. Its `lo` is up, and IPv6 addresses are usable at once.
 #[derive(Debug)]
@@ -54,9 +54,18 @@ impl Netns {
         format!("/proc/{}/fd/{}", std::process::id(), self.fd.as_raw_fd())
     }
 
+    /// What a human writes in front of a command to run it inside, from any terminal of this user.
+    pub fn enter(&self) -> String {
+        if in_user_namespace() {
+            format!("nsenter --user --preserve-credentials -t {} --net={}", std::process::id(), self.path())
+        } else {
+            format!("nsenter --net={}", self.path())
+        }
+    }
+
     /// What a human types to get a shell inside.
     pub fn enter_hint(&self) -> String {
-        format!("nsenter --net={} -- bash    # {}", self.path(), self.label)
+        format!("{} -- bash    # {}", self.enter(), self.label)
     }
 
     /// Runs a closure on a fresh thread inside and waits for it. Sockets that it makes stay in the namespace wherever

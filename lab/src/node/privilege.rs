@@ -73,16 +73,16 @@ pub fn reexec_in_user_namespace_if_needed() -> io::Result<()> {
     if may_make_namespaces() {
         return Ok(());
     }
-    if env::var_os(REEXEC_VARIABLE).is_some() {
+    if in_user_namespace() {
         return Err(io::Error::other("no network namespaces, not even in a user namespace"));
     }
     // Replacing the process is for keeps: see first whether it would work.
-    let probe = in_user_namespace(Path::new("true")).stdin(Stdio::null()).output()?;
+    let probe = unshared(Path::new("true")).stdin(Stdio::null()).output()?;
     if !probe.status.success() {
         let stderr = String::from_utf8_lossy(&probe.stderr);
         return Err(io::Error::other(format!("no user namespace: {}", stderr.trim_end())));
     }
-    let error = in_user_namespace(&env::current_exe()?).args(env::args_os().skip(1)).env(REEXEC_VARIABLE, "1").exec();
+    let error = unshared(&env::current_exe()?).args(env::args_os().skip(1)).env(REEXEC_VARIABLE, "1").exec();
     Err(error)
 }
 
@@ -98,12 +98,18 @@ pub(super) fn path_variable() -> OsString {
     env::join_paths(directories).unwrap_or(path)
 }
 
+/// Whether [`reexec_in_user_namespace_if_needed`] put this process into namespaces of its own, so that others of the same
+/// user must enter them first.
+pub fn in_user_namespace() -> bool {
+    env::var_os(REEXEC_VARIABLE).is_some()
+}
+
 fn may_make_namespaces() -> bool {
     let namespace = std::thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET));
     namespace.join().is_ok_and(|outcome| outcome.is_ok())
 }
 
-fn in_user_namespace(program: &Path) -> Command {
+fn unshared(program: &Path) -> Command {
     let mut command = Command::new("unshare");
     command.env("PATH", path_variable()).args(UNSHARE_OPTIONS).args(["--", "sh", "-c", INIT_SCRIPT]).arg(program);
     command

@@ -83,9 +83,13 @@ pub enum Behaviour {
     ServiceUnavailable,
     /// 500 `InternalFailure`.
     InternalFailure,
-    /// The normal answer, its XML cut in the middle.
+    /// The normal answer, its XML broken at the root: no parser gets anything out of it.
     Malformed,
-    /// The normal answer without secret key, session token and expiration.
+    /// The normal answer, its XML cut within the session token. AWS's SDK for Rust (aws-sdk-sts 1.124) takes it for a good
+    /// one, with a short token and an expiration in 1970.
+    Truncated,
+    /// The normal answer without secret key, session token and expiration. AWS's SDK for Rust makes empty strings and
+    /// 1970 of them.
     MissingFields,
     /// The normal answer without one element, for example `SessionToken`.
     MissingField(&'static str),

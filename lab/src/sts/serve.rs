@@ -134,7 +134,8 @@ fn lifetime(behaviour: &Behaviour) -> Option<SignedDuration> {
 fn broken(behaviour: &Behaviour, document: String, request_id: &str, now: Timestamp) -> Response<Body> {
     let half = document.len() / 2;
     let document = match behaviour {
-        Behaviour::Malformed => document[..half].to_owned(),
+        Behaviour::Malformed => document.replacen("\">", ">", 1),
+        Behaviour::Truncated => document[..half].to_owned(),
         Behaviour::MissingField(name) => without_element(&document, name),
         Behaviour::MissingFields => {
             ["SecretAccessKey", "SessionToken", "Expiration"].iter().fold(document, |document, name| without_element(&document, name))

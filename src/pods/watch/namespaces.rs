@@ -34,11 +34,11 @@ pub(super) async fn watch(watch: &Watch, writer: &PodsWriter) {
             keep
         });
         for name in wanted {
-            if !watched.contains_key(&name) {
+            watched.entry(name).or_insert_with_key(|name| {
                 let stop = CancellationToken::new();
                 events.push(stream(watch, name.clone(), stop.clone()));
-                watched.insert(name, stop);
-            }
+                stop
+            });
         }
         tokio::select! {
             () = pods.changed() => {}

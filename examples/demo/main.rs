@@ -1,0 +1,129 @@
+//! The whole of rolegate on one machine, without a cluster and without AWS: `make demo`.
+//!
+//! It starts the lab (a fake Kubernetes API, STS and EC2 metadata service, and pods made of network namespaces) and the real
+//! daemon, tells what the daemon is for by doing it, checks every sentence, and stays up for you to try until Ctrl-C.
+//!
+//! `DEMO_EXIT=1` ends it after the story, with the exit code 0 if everything went as told. `DEMO_LOOPBACK=1` does without
+//! network namespaces, as it does by itself where they are not possible.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a demonstration talks to the person in front of it")]
+
+mod ask;
+mod stage;
+mod steps;
+mod story;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use stage::{Cast, Failure, Ground, Stage};
+use story::Story;
+
+/// What a shell reports of a program that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    // Before there are threads: it may replace the process.
+    let ground = Ground::choose();
+    let outcome = tokio::runtime::Runtime::new().map_err(Failure::from).and_then(|runtime| runtime.block_on(run(ground)));
+    outcome.unwrap_or_else(|failure| {
+        eprintln!("demo: {failure}");
+        ExitCode::FAILURE
+    })
+}
+
+async fn run(ground: Ground) -> Result<ExitCode, Failure> {
+    let daemon = daemon_program()?;
+    let stop = stop_token()?;
+    let mut story = Story::new();
+    introduce(&mut story, &ground);
+    let (mut stage, cast) = Stage::set(ground, &daemon)?;
+    for step in steps::of(&stage) {
+        if stop.is_cancelled() {
+            println!("\nStopped in the middle; everything is removed.");
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+        if let Err(failure) = step(&mut story, &mut stage, &cast) {
+            story.check(false, &format!("the step can be done: {failure}"));
+            if stage.daemon().is_err() {
+                break;
+            }
+        }
+    }
+    story.end();
+    if std::env::var_os("DEMO_EXIT").is_none_or(|value| value != "1") {
+        invite(&story, &stage, &cast);
+        stop.cancelled().await;
+        println!("\nEverything is removed.");
+    }
+    Ok(if story.went_as_told() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The daemon is built into the directory above the one that examples are built into.
+fn daemon_program() -> Result<PathBuf, Failure> {
+    let here = std::env::current_exe()?;
+    let program = here.parent().and_then(|examples| examples.parent()).map(|target| target.join("rolegate"));
+    program
+        .filter(|program| program.is_file())
+        .ok_or_else(|| format!("there is no daemon beside {}: run `cargo build --bins` first, or `make demo`", here.display()).into())
+}
+
+/// Cancelled by Ctrl-C, and by whatever else ends programs politely.
+fn stop_token() -> Result<CancellationToken, Failure> {
+    let stop = CancellationToken::new();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        let (mut signal, stop) = (signal(kind)?, stop.clone());
+        tokio::spawn(async move {
+            signal.recv().await;
+            stop.cancel();
+        });
+    }
+    Ok(stop)
+}
+
+fn introduce(story: &mut Story, ground: &Ground) {
+    story.heading(
+        "rolegate: every pod its own IAM role, and never the node's",
+        "On EC2, AWS SDKs ask the metadata address 169.254.169.254 for credentials, and get those of the machine: here, of the \
+         Kubernetes node, which every pod on it could use. rolegate stands in between. It knows which pod asks, and gives it \
+         credentials of the role that the pod's annotation names.",
+    );
+    println!();
+    match ground {
+        Ground::Namespaces(_) => story.text(
+            "Here the daemon is the real program. The node and its pods are network namespaces of this machine, with the packet \
+             rule (iptables) that the daemon places itself. The Kubernetes API, STS and the metadata service are fakes. The \
+             namespaces have no way out: nothing of this reaches AWS or your network.",
+        ),
+        Ground::Loopback(why) => {
+            story.text(&format!("Without network namespaces ({why})."));
+            story.text(
+                "The daemon is the real program; the Kubernetes API, STS and the metadata service are fakes on 127.0.0.1. The pods \
+                 are the addresses 127.0.0.2, 127.0.0.3, ..., and they connect to the daemon's port themselves \
+                 (--accept-direct-connections): there is no packet rule, so this shows what the daemon answers, not that pods \
+                 have no other way to the metadata service.",
+            );
+        }
+    }
+    println!("\nThe lines that begin with $ can be repeated in another terminal. Secrets are shown by their first characters.");
+}
+
+/// What there is to try.
+fn invite(story: &Story, stage: &Stage, cast: &Cast) {
+    println!("\nIt is all still running; try it. This is how a command is run in each place:\n");
+    let Cast { web, db, plain, typo, stranger } = cast;
+    for pod in [web, db, plain, typo, stranger] {
+        println!("  {:<12} {:<10} {} ...", pod.name, pod.ip, pod.curl());
+    }
+    if stage.has_namespaces() {
+        println!("  {:<12} {:<10} {} ...", "the node", rolegate_lab::node::NODE_IP, stage.enter_node());
+    }
+    let on_the_node = if stage.has_namespaces() { ", on the node" } else { "" };
+    println!("\n  metadata     http://{}/latest/", ask::authority(stage.metadata));
+    println!("  metrics      {}{on_the_node}", stage.metrics_url());
+    println!("  log          {}\n", stage.log.display());
+    story.text("Ctrl-C ends it and removes everything.");
+}

@@ -1,0 +1,225 @@
+//! Each part of the configuration, read from the source of settings; what is wrong is noted there.
+
+use std::path::PathBuf;
+
+use secrecy::SecretString;
+
+use super::source::Source;
+use super::{
+    AdminConfig, AnnotationKeys, ApiConfig, BaseRole, DEFAULT_APP_PORT, DEFAULT_ERROR_TTL, DEFAULT_METRICS_PORT, DEFAULT_POD_WAIT,
+    DEFAULT_SESSION_DURATION, DefaultRole, InterfaceMatch, LogConfig, PatternFormat, PodsConfig, RedirectBackend, RedirectConfig,
+    Restrictions, RolesConfig, SESSION_DURATIONS, ServerConfig, SessionsConfig, TokenMode,
+};
+use crate::role::{BaseArn, RoleArn};
+
+/// Flags that are accepted because kube2iam has them, and why nothing comes of them.
+pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[
+    ("backoff-max-interval", "a waiting request is woken by the watch, not by polling"),
+    ("cache-resync-period", "the watch needs no resync"),
+    ("resolve-duplicate-cache-ips", "pods that claim one address are always told apart or refused"),
+    ("use-regional-sts-endpoint", "the regional endpoint is always used"),
+];
+
+pub(super) fn pods(source: &mut Source<'_>) -> PodsConfig {
+    let node = source.text("node").or_else(|| source.env("NODE_NAME")).unwrap_or_else(|| {
+        source.mistake("--node (or NODE_NAME) is missing: give this node's name, from the field spec.nodeName of the DaemonSet's pod");
+        String::new()
+    });
+    if !node.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.')) {
+        source.mistake("--node: expected the name of a node: letters, digits, - and . only");
+    }
+    let api = ApiConfig {
+        kubeconfig: source.text("kubeconfig").map(PathBuf::from),
+        server: source.text("api-server"),
+        token: source.text("api-token").map(SecretString::from),
+        insecure: source.switch("insecure"),
+    };
+    if api
+        .server
+        .as_ref()
+        .is_some_and(|url| url.parse::<http::Uri>().map_or(true, |uri| uri.scheme().is_none() || uri.authority().is_none()))
+    {
+        source.mistake("--api-server: expected a URL such as https://10.0.0.1:6443");
+    }
+    if api.token.is_some() && api.server.is_none() {
+        source.mistake("--api-token goes with --api-server, which is missing");
+    }
+    PodsConfig {
+        node,
+        api,
+        annotations: AnnotationKeys {
+            role: source.annotation_key("iam-role-key"),
+            external_id: source.annotation_key("iam-external-id"),
+            allowed_roles: source.annotation_key("namespace-key"),
+        },
+        wait: source.duration("backoff-max-elapsed-time", DEFAULT_POD_WAIT),
+    }
+}
+
+pub(super) fn roles(source: &mut Source<'_>) -> RolesConfig {
+    let given = match source.text("base-role-arn") {
+        Some(_) => source.parse("base-role-arn", |text| text.parse::<BaseArn>().map_err(|error| error.to_string())),
+        None => None,
+    };
+    let base = match (given, source.switch("auto-discover-base-arn")) {
+        (Some(base), discover) => {
+            if discover {
+                source.mistake("--auto-discover-base-arn and --base-role-arn say the same thing: give one of them");
+            }
+            BaseRole::Given(base)
+        }
+        (None, true) => BaseRole::Discover,
+        (None, false) => BaseRole::None,
+    };
+    let node_role = source.switch("auto-discover-default-role");
+    let allowed = source.switch("allow-node-role");
+    if node_role && !allowed {
+        source.mistake(
+            "--auto-discover-default-role gives the node's own role to every pod without one; \
+             if that is really meant, add --allow-node-role, else use --default-role with a role made for pods",
+        );
+    }
+    let default = match (source.text("default-role"), node_role) {
+        (Some(role), also_node_role) => {
+            if also_node_role {
+                source.mistake("--auto-discover-default-role and --default-role say the same thing: give one of them");
+            }
+            default_role_mistake(&role, &base, source);
+            DefaultRole::Given(role)
+        }
+        (None, true) => DefaultRole::NodeRole,
+        (None, false) => DefaultRole::None,
+    };
+    let restrictions = [
+        ("true", Restrictions::Enforce),
+        ("false", Restrictions::Off),
+        ("audit", Restrictions::Audit),
+        ("1", Restrictions::Enforce),
+        ("0", Restrictions::Off),
+    ];
+    RolesConfig {
+        base,
+        default,
+        restrictions: source.choice("namespace-restrictions", &restrictions, Restrictions::Off),
+        patterns: source.choice(
+            "namespace-restriction-format",
+            &[("glob", PatternFormat::Glob), ("regexp", PatternFormat::Regexp)],
+            PatternFormat::Glob,
+        ),
+    }
+}
+
+fn default_role_mistake(role: &str, base: &BaseRole, source: &mut Source<'_>) {
+    let parsed = match base {
+        _ if role.starts_with("arn:") => role.parse::<RoleArn>(),
+        BaseRole::Given(base) => base.complete(role),
+        // The account does not matter for the form of the name.
+        BaseRole::Discover => format!("arn:aws:iam::000000000000:role/{role}").parse(),
+        BaseRole::None => {
+            return source
+                .mistake(format!("--default-role={role:?} is a short name: give its ARN, or --base-role-arn or --auto-discover-base-arn"));
+        }
+    };
+    if let Err(error) = parsed {
+        source.mistake(format!("--default-role={role:?}: {error}"));
+    }
+}
+
+pub(super) fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> SessionsConfig {
+    let mut duration = source.duration("session-duration", DEFAULT_SESSION_DURATION);
+    let mut flag = "--session-duration";
+    if source.is_given("iam-role-session-ttl") && source.text("iam-role-session-ttl").is_some() {
+        if source.is_given("session-duration") {
+            source.mistake("--iam-role-session-ttl and --session-duration say the same thing: give one of them");
+        }
+        duration = source.duration("iam-role-session-ttl", DEFAULT_SESSION_DURATION / 2).saturating_mul(2);
+        flag = "twice --iam-role-session-ttl";
+        warnings.push(format!(
+            "--iam-role-session-ttl is doubled, as in kube2iam: sessions last {}; --session-duration says it literally",
+            humantime::format_duration(duration)
+        ));
+    }
+    if !SESSION_DURATIONS.contains(&duration) {
+        source.mistake(format!("{flag} is {}: STS gives sessions of 15m to 12h", humantime::format_duration(duration)));
+    }
+    SessionsConfig { duration, error_ttl: source.duration("iam-role-error-ttl", DEFAULT_ERROR_TTL) }
+}
+
+pub(super) fn server(source: &mut Source<'_>) -> ServerConfig {
+    ServerConfig {
+        address: source.ip("metadata-bind-address"),
+        port: source.port("app-port", DEFAULT_APP_PORT),
+        accept_direct: source.switch("accept-direct-connections"),
+        tokens: source.choice("imds-tokens", &[("required", TokenMode::Required), ("optional", TokenMode::Optional)], TokenMode::Required),
+    }
+}
+
+pub(super) fn admin(source: &mut Source<'_>) -> AdminConfig {
+    AdminConfig {
+        address: source.ip("metrics-bind-address"),
+        port: source.port("metrics-port", DEFAULT_METRICS_PORT),
+        debug: source.switch("debug"),
+    }
+}
+
+pub(super) fn redirect(source: &mut Source<'_>) -> RedirectConfig {
+    let by_switch = if source.switch("iptables") { RedirectBackend::Iptables } else { RedirectBackend::None };
+    let backend = source.parse("redirect", |text| match text {
+        "auto" | "iptables" => Ok(RedirectBackend::Iptables),
+        "none" => Ok(RedirectBackend::None),
+        "nftables" => Err("this version has no nftables backend; use iptables, whose nft flavour works beside nftables".to_owned()),
+        _ => Err("expected one of auto, iptables, none".to_owned()),
+    });
+    let mut interfaces = Vec::new();
+    for item in source.list("host-interface") {
+        match interface(&item) {
+            Ok(interface) => interfaces.push(interface),
+            Err(expected) => source.mistake(format!("--host-interface={item:?}: {expected}")),
+        }
+    }
+    if interfaces.iter().any(|i| i.negated) && interfaces.iter().any(|i| !i.negated) {
+        source.mistake("--host-interface: a list names interfaces or, with !, all but some; not both");
+    }
+    RedirectConfig { backend: backend.unwrap_or(by_switch), interfaces, host_ip: source.ip("host-ip") }
+}
+
+fn interface(text: &str) -> Result<InterfaceMatch, String> {
+    let (name, negated) = text.strip_prefix('!').map_or((text, false), |name| (name, true));
+    // The kernel's IFNAMSIZ is 16 with the closing zero.
+    let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | '!' | '"' | '\'' | '\\' | ',');
+    if name.is_empty() || name.len() > 15 || !name.chars().all(plain) || name.starts_with('-') {
+        return Err("expected the name of an interface, of at most 15 characters".to_owned());
+    }
+    Ok(InterfaceMatch { name: name.to_owned(), negated })
+}
+
+pub(super) fn log(source: &mut Source<'_>) -> LogConfig {
+    use tracing::Level;
+    // The names are logrus's, which kube2iam's users have in their manifests.
+    let levels = [
+        ("error", Level::ERROR),
+        ("warn", Level::WARN),
+        ("info", Level::INFO),
+        ("debug", Level::DEBUG),
+        ("trace", Level::TRACE),
+        ("warning", Level::WARN),
+        ("fatal", Level::ERROR),
+        ("panic", Level::ERROR),
+    ];
+    let level = source.choice("log-level", &levels, Level::INFO);
+    let detailed = source.switch("verbose") | source.switch("debug");
+    LogConfig {
+        json: source.choice("log-format", &[("text", false), ("json", true)], false),
+        level: if detailed { level.max(Level::DEBUG) } else { level },
+    }
+}
+
+/// `host` or `host:port`, and nothing that a URL could be smuggled in by.
+pub(super) fn authority(text: &str) -> Result<String, String> {
+    let good = text.parse::<http::uri::Authority>().is_ok_and(|authority| {
+        let host = authority.host();
+        // What follows the host is nothing, or a port that is a number of 16 bits.
+        !host.is_empty() && (text == host || authority.port_u16().is_some()) && !text.contains('@')
+    });
+    if good { Ok(text.to_owned()) } else { Err("expected HOST or HOST:PORT".to_owned()) }
+}

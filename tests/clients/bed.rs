@@ -1,0 +1,187 @@
+//! A node with the daemon and its rule, moto as its STS, three pods, and behind all of it a metadata service that would
+//! tell everything to whoever reached it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use rolegate_lab::daemon::{Daemon, Setup};
+use rolegate_lab::imds::Imds;
+use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
+use rolegate_lab::node::{IMDS_IP, NODE_IP, Netns, Node, PodNs, available_or_skip, find_program, skip};
+use rolegate_lab::player;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::kit;
+use crate::moto::{Issued, Moto};
+
+/// moto's account.
+pub(crate) const ACCOUNT: &str = "123456789012";
+/// The metadata service, as pods know it.
+pub(crate) const METADATA: SocketAddr = SocketAddr::new(IpAddr::V4(IMDS_IP), 80);
+/// Where the names of roles are listed.
+pub(crate) const LIST: &str = "/latest/meta-data/iam/security-credentials/";
+/// How long a connection may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Making all of it takes seconds: tests that run at the same time share one. The last of them takes it down.
+static SHARED: Mutex<Weak<Bed>> = Mutex::new(Weak::new());
+
+/// The node and everything on it.
+#[derive(Debug)]
+pub(crate) struct Bed {
+    // Dropped in this order: who asks goes before who answers.
+    /// The daemon.
+    pub(crate) daemon: Daemon,
+    /// Its STS.
+    pub(crate) moto: Moto,
+    /// Two pods with different roles.
+    pub(crate) pods: [Pod; 2],
+    /// A pod without one.
+    pub(crate) without_role: PodNs,
+    /// The metadata service behind the node.
+    pub(crate) imds: Imds,
+    /// The node.
+    pub(crate) node: Node,
+    home: TempDir,
+    _api: KubeApi,
+    _runtime: Runtime,
+}
+
+/// A pod with a role.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    /// Its namespace.
+    pub(crate) ns: PodNs,
+    /// The name of its role.
+    pub(crate) role: &'static str,
+}
+
+impl Pod {
+    /// What STS calls the pod's session.
+    pub(crate) fn session_arn(&self) -> String {
+        format!("arn:aws:sts::{ACCOUNT}:assumed-role/{}/{}", self.role, self.ns.name)
+    }
+}
+
+impl Bed {
+    /// The one that other tests use now, or a fresh one; `None`, with the reason said, where this machine cannot have it.
+    pub(crate) fn shared() -> Option<Arc<Bed>> {
+        if !available_or_skip() {
+            return None;
+        }
+        if let Some(missing) = ["iptables", "iptables-restore", "bash", "timeout"].iter().find(|program| find_program(program).is_none()) {
+            skip(format!("the program `{missing}` is not installed"));
+            return None;
+        }
+        if let Some(reason) = kit::missing("python") {
+            skip(reason);
+            return None;
+        }
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bed) = shared.upgrade() {
+            return Some(bed);
+        }
+        let node = Node::with_imds().unwrap();
+        if let Err(error) = node.ns().sh("iptables -t nat -S") {
+            skip(format!("this kernel has no NAT rules: {error}"));
+            return None;
+        }
+        let bed = Arc::new(Bed::new(node));
+        *shared = Arc::downgrade(&bed);
+        Some(bed)
+    }
+
+    fn new(node: Node) -> Bed {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let guard = runtime.enter();
+        let api = KubeApi::start(node.ns().tcp_listener((NODE_IP, 0).into()).unwrap()).unwrap();
+        let imds = Imds::start(node.imds().unwrap().tcp_listener(METADATA).unwrap()).unwrap();
+        drop(guard);
+        // As careless as a metadata service can be.
+        imds.set_tokens_required(false);
+        let pods = [("web-7d4b9c6f5-x2x4z", "team-a-web"), ("worker-0", "team-b-worker")]
+            .map(|(name, role)| Pod { ns: node.add_pod(name).unwrap(), role });
+        let without_role = node.add_pod("bystander").unwrap();
+        for Pod { ns, role } in &pods {
+            let arn = format!("arn:aws:iam::{ACCOUNT}:role/{role}");
+            api.apply(Resource::Pods, object(ns).annotation("iam.amazonaws.com/role", &arn).build());
+        }
+        api.apply(Resource::Pods, object(&without_role).build());
+        let moto = Moto::start(&node, &pods.each_ref().map(|pod| pod.role));
+        let daemon = Setup::new(env!("CARGO_BIN_EXE_rolegate"))
+            .inside(node.ns())
+            .without_env("AWS_SESSION_TOKEN")
+            .env("AWS_ACCESS_KEY_ID", &moto.node_access_key_id)
+            .env("AWS_SECRET_ACCESS_KEY", &moto.node_secret_access_key)
+            .env("AWS_REGION", kit::REGION)
+            .env("AWS_ENDPOINT_URL_STS", Moto::url())
+            .argument("--node=node-a")
+            .argument(format!("--api-server={}", api.url()))
+            .argument("--iptables")
+            .argument(format!("--host-ip={NODE_IP}"))
+            .start()
+            .unwrap();
+        daemon.wait_ready(Some(node.ns())).unwrap();
+        let home = tempfile::tempdir().unwrap();
+        let bed = Bed { daemon, moto, pods, without_role, imds, node, home, _api: api, _runtime: runtime };
+        // moto on a busy machine takes longer to start a session than an SDK waits for one.
+        for pod in &bed.pods {
+            bed.credentials(pod);
+        }
+        bed
+    }
+
+    /// An empty directory.
+    pub(crate) fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// The document that the pod gets, read without an SDK.
+    pub(crate) fn credentials(&self, pod: &Pod) -> Value {
+        let token = token(&pod.ns);
+        let stream = pod.ns.connect(METADATA, PATIENCE).unwrap();
+        let document =
+            player::request(stream, "GET", &format!("{LIST}{}", pod.role), &[("X-aws-ec2-metadata-token", token.as_str())]).unwrap();
+        assert_eq!(document.status, 200, "{}", self.daemon.log());
+        serde_json::from_slice(&document.body).unwrap()
+    }
+
+    /// The sessions that STS gave out for the pod.
+    pub(crate) fn issued_for(&self, pod: &Pod) -> Vec<Issued> {
+        let mut issued = self.moto.issued(&self.node);
+        issued.retain(|issued| issued.arn == pod.session_arn());
+        issued
+    }
+
+    /// Fails where these bytes, which `pod` got, hold what is the node's.
+    #[track_caller]
+    pub(crate) fn assert_nothing_of_the_node(&self, pod: &Netns, bytes: &[u8]) {
+        let text = String::from_utf8_lossy(bytes);
+        assert_eq!(Imds::node_credentials_leaked_in(bytes), None, "{pod:?}: {text}");
+        for secret in [&self.moto.node_access_key_id, &self.moto.node_secret_access_key] {
+            assert!(!text.contains(secret.as_str()), "{pod:?}: {text}");
+        }
+    }
+
+    /// Fails where the metadata service saw a request of anyone.
+    #[track_caller]
+    pub(crate) fn assert_metadata_service_untouched(&self) {
+        assert_eq!(self.imds.requests(), []);
+    }
+}
+
+/// An IMDSv2 token.
+pub(crate) fn token(client: &Netns) -> String {
+    let stream = client.connect(METADATA, PATIENCE).unwrap();
+    let answer = player::request(stream, "PUT", "/latest/api/token", &[("X-aws-ec2-metadata-token-ttl-seconds", "60")]).unwrap();
+    assert_eq!(answer.status, 200);
+    answer.text()
+}
+
+fn object(pod: &PodNs) -> PodBuilder {
+    PodBuilder::new("team-a", &pod.name).ip(&pod.ip.to_string())
+}

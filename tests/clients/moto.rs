@@ -1,0 +1,105 @@
+//! moto, the STS of the tests that is not ours.
+
+use std::net::SocketAddr;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use rolegate_lab::node::{NODE_IP, Node};
+use rolegate_lab::player::{self, Response};
+use serde_json::Value;
+
+use crate::kit;
+
+/// Free in every namespace of ours.
+const PORT: u16 = 5000;
+/// How long it may take to start.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at whether it has.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// moto on the node, checking signatures and identity policies; ended when dropped.
+#[derive(Debug)]
+pub(crate) struct Moto {
+    process: Child,
+    /// The node's access key id.
+    pub(crate) node_access_key_id: String,
+    /// The node's secret key.
+    pub(crate) node_secret_access_key: String,
+}
+
+/// A session that it gave out.
+#[derive(Debug)]
+pub(crate) struct Issued {
+    /// `arn:aws:sts::ACCOUNT:assumed-role/ROLE/SESSION`
+    pub(crate) arn: String,
+    /// Its access key id.
+    pub(crate) access_key_id: String,
+    /// Its secret key.
+    pub(crate) secret_access_key: String,
+    /// Its session token.
+    pub(crate) session_token: String,
+}
+
+impl Moto {
+    /// Starts it, with these roles.
+    pub(crate) fn start(node: &Node, roles: &[&str]) -> Moto {
+        let mut command = kit::command(node.ns(), &format!("{}/run.sh", kit::SOURCES));
+        command.args(["moto", "-H", &NODE_IP.to_string(), "-p", &PORT.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
+        let process = command.spawn().unwrap();
+        let mut moto = Moto { process, node_access_key_id: String::new(), node_secret_access_key: String::new() };
+        moto.wait_until_it_answers(node);
+        let python = kit::directory().join("python/bin/python");
+        let script = format!("{}/python/setup_moto.py", kit::SOURCES);
+        let mut setup = kit::command(node.ns(), python.to_str().unwrap());
+        let output = setup.arg(script).arg(Moto::url()).args(roles).env("AWS_EC2_METADATA_DISABLED", "true").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let key: Value = serde_json::from_slice(&output.stdout).unwrap();
+        moto.node_access_key_id = key["access_key_id"].as_str().unwrap().to_owned();
+        moto.node_secret_access_key = key["secret_access_key"].as_str().unwrap().to_owned();
+        moto
+    }
+
+    /// Its endpoint, on the node.
+    pub(crate) fn url() -> String {
+        format!("http://{}", Moto::address())
+    }
+
+    /// Every session that it gave out, by its own account.
+    pub(crate) fn issued(&self, node: &Node) -> Vec<Issued> {
+        let data: Value = serde_json::from_slice(&Moto::get(node, "/moto-api/data.json").unwrap().body).unwrap();
+        let text = |session: &Value, name: &str| session[name].as_str().unwrap().to_owned();
+        let sessions = data["sts"]["AssumedRole"].as_array().unwrap().iter();
+        let issued = sessions.map(|session| Issued {
+            arn: text(session, "arn"),
+            access_key_id: text(session, "access_key_id"),
+            secret_access_key: text(session, "secret_access_key"),
+            session_token: text(session, "session_token"),
+        });
+        issued.collect()
+    }
+
+    fn address() -> SocketAddr {
+        (NODE_IP, PORT).into()
+    }
+
+    fn get(node: &Node, path: &str) -> std::io::Result<Response> {
+        let stream = node.ns().connect(Moto::address(), PATIENCE)?;
+        player::request(stream, "GET", path, &[("Host", "localhost"), ("Connection", "close")])
+    }
+
+    fn wait_until_it_answers(&mut self, node: &Node) {
+        let deadline = Instant::now() + PATIENCE;
+        while !Moto::get(node, "/moto-api/").is_ok_and(|answer| answer.status == 200) {
+            let ended = self.process.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < deadline, "moto does not answer: {ended:?}");
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

@@ -1,0 +1,81 @@
+//! What an operator sees who gets something wrong.
+
+use std::process::{Command, Output};
+
+use crate::world::{Fakes, loopback};
+
+fn run(arguments: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rolegate"));
+    command.args(arguments).env_clear().envs(env.iter().copied());
+    // Whatever happens, no packet to the metadata address.
+    command.envs([("AWS_EC2_METADATA_DISABLED", "true"), ("AWS_REGION", "eu-central-1")]).output().unwrap()
+}
+
+fn all_text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
+}
+
+#[test]
+fn wrong_arguments_end_with_2_and_one_message() {
+    for (arguments, wanted) in [
+        (&["--bogus"][..], "unexpected argument '--bogus'"),
+        (&["--node=a", "--base-role-arn=foo"], "not a role ARN"),
+        (&["--node=a", "--default-role=arn:aws:iam::1:role/x"], "12 digits"),
+        (&["--node=a", "--metrics-port=8181"], "choose another --metrics-port"),
+        (&["--node=a", "--app-port=seven"], "expected a port number"),
+        (&["--node=a", "--session-duration=13h"], "STS gives sessions of 15m to 12h"),
+        (&["--node=a", "--auto-discover-default-role"], "--allow-node-role"),
+        (&["--node=a", "--redirect=nftables"], "no nftables backend"),
+        (&[], "--node (or NODE_NAME) is missing"),
+        (&["run", "--node=a", "--metrics-port=8181"], "choose another --metrics-port"),
+    ] {
+        let output = run(arguments, &[]);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let text = all_text(&output);
+        assert!(text.contains(wanted), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
+fn every_mistake_is_reported_at_once() {
+    let output = run(&["--app-port=x", "--log-level=loud", "--base-role-arn=y"], &[("ROLEGATE_SESSION_DURATION", "1 parsec")]);
+    let text = all_text(&output);
+    for wanted in ["5 mistakes", "--app-port", "--log-level", "--base-role-arn", "ROLEGATE_SESSION_DURATION", "NODE_NAME"] {
+        assert!(text.contains(wanted), "{wanted} is not in {text}");
+    }
+}
+
+#[test]
+fn what_is_wrong_outside_the_arguments_ends_with_1() {
+    let taken = loopback();
+    let port = format!("--app-port={}", taken.local_addr().unwrap().port());
+    let base = ["--node=a", "--metrics-port=0", "--metadata-bind-address=127.0.0.1", "--metrics-bind-address=127.0.0.1"];
+    for (more, wanted) in [
+        (&["--app-port=0", "--kubeconfig=/does/not/exist"][..], "cannot use the kubeconfig /does/not/exist"),
+        (&["--app-port=0"], "outside a pod give --kubeconfig or --api-server"),
+        (&[port.as_str()], "choose another --app-port or stop what uses it"),
+    ] {
+        let output = run(&[&base[..], more].concat(), &[]);
+        let text = all_text(&output);
+        assert_eq!(output.status.code(), Some(1), "{more:?}: {text}");
+        assert_eq!(text.matches("ERROR").count(), 1, "{text}");
+        assert!(text.contains(wanted), "{more:?}: {text}");
+    }
+}
+
+#[test]
+fn a_kubeconfig_that_is_no_kubeconfig_is_said() {
+    let fakes = Fakes::new();
+    let file = fakes.file("broken", "clusters: [");
+    let output = run(&["--node=a", "--app-port=0", "--metrics-port=0", &format!("--kubeconfig={file}")], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(all_text(&output).contains("check --kubeconfig"));
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    let help = run(&["--help"], &[]);
+    assert!(help.status.success() && all_text(&help).contains("--base-role-arn"));
+    let version = run(&["--version"], &[]);
+    assert!(version.status.success() && all_text(&version).contains(env!("CARGO_PKG_VERSION")));
+}

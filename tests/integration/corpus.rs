@@ -1,0 +1,84 @@
+//! The corpus of raw requests, played against the real server byte by byte: no line gets more than is its pod's own, and
+//! none makes the daemon ask the real service anything.
+
+use std::path::Path;
+
+use rolegate_lab::imds::{Imds, NODE_ROLE_NAME};
+use rolegate_lab::player::{self, Entry, Expect, Own, PlayLimits, Substitutions};
+
+use crate::world::{TOKEN_TTL, World, ip};
+
+/// Lines that expect metadata or listings, which this version refuses.
+const NOT_SERVED: [&str; 6] = ["base-15", "base-16", "base-19", "base-20", "alt-09", "target-34"];
+
+fn play(world: &World, tokens_required: bool) {
+    let corpus = player::load(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/imds-requests.jsonl")).unwrap();
+    assert!(corpus.len() >= 150);
+    let document = world.document(ip(2), "web-role");
+    let short = world.request(ip(2), "PUT", "/latest/api/token", &[(TOKEN_TTL, "1")]).text();
+    let substitutions = Substitutions {
+        token: world.new_token(ip(2)).text(),
+        token_other: world.new_token(ip(3)).text(),
+        token_expired: short.clone(),
+        own_role: "web-role".to_owned(),
+        other_role: "db-role".to_owned(),
+        node_role: NODE_ROLE_NAME.to_owned(),
+        other_pod_ip: ip(3).to_string(),
+        node_ip: "127.0.0.1".to_owned(),
+    };
+    let ask = |world: &World| world.request(ip(2), "GET", "/", &[(crate::world::TOKEN, &short)]).status;
+    world.eventually(ask, |status| *status == 401);
+    let own = Own {
+        role: "web-role".to_owned(),
+        access_key_ids: vec![document["AccessKeyId"].as_str().unwrap().to_owned()],
+        forbidden: vec![NODE_ROLE_NAME.to_owned()],
+    };
+    let mut wrong = Vec::new();
+    let limits = PlayLimits { answer: std::time::Duration::from_secs(3), ..PlayLimits::default() };
+    std::thread::scope(|scope| {
+        let corpus: Vec<Entry> = corpus.into_iter().filter(|entry| entry.applies(tokens_required)).map(as_served).collect();
+        let (substitutions, own, limits) = (&substitutions, &own, &limits);
+        let chunks: Vec<_> = corpus.chunks(20).map(<[Entry]>::to_vec).collect();
+        let players: Vec<_> = chunks
+            .into_iter()
+            .map(|chunk| {
+                scope.spawn(move || {
+                    let mut wrong = Vec::new();
+                    for entry in chunk {
+                        let limits = PlayLimits { max_responses: entry.max_responses, ..*limits };
+                        let transcript = player::play(world.connect(ip(2)), &player::render(&entry, substitutions), limits).unwrap();
+                        if let Err(why) = player::judge(&entry, &transcript, own) {
+                            wrong.push(format!("{}: {why}", entry.id));
+                        }
+                        if let Some(secret) = Imds::node_credentials_leaked_in(&transcript.raw) {
+                            wrong.push(format!("{}: {secret} leaked", entry.id));
+                        }
+                    }
+                    wrong
+                })
+            })
+            .collect();
+        for player in players {
+            wrong.extend(player.join().unwrap());
+        }
+    });
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(world.fakes.imds.requests().is_empty(), "the real service was asked something");
+}
+
+fn as_served(mut entry: Entry) -> Entry {
+    if NOT_SERVED.contains(&entry.id.as_str()) {
+        (entry.expect, entry.also_ok) = (Expect::Denied, Vec::new());
+    }
+    entry
+}
+
+#[test]
+fn with_tokens_required() {
+    play(&World::start(), true);
+}
+
+#[test]
+fn with_tokens_optional() {
+    play(&World::start_with(|setup| setup.argument("--imds-tokens=optional")), false);
+}

@@ -1,0 +1,302 @@
+//! The documentation says what the code has, and nothing else. Each comparison goes both ways.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use rolegate::config::{self, flags};
+use rolegate::metrics;
+use rolegate::pods::watch::SESSION_NAME_KEY;
+
+/// What a comparison found: `documented` and `real` are the same.
+#[track_caller]
+fn same(what: &str, documented: &BTreeSet<String>, real: &BTreeSet<String>) {
+    let only = |a: &BTreeSet<String>, b: &BTreeSet<String>| a.difference(b).cloned().collect::<Vec<_>>();
+    let (missing, invented) = (only(real, documented), only(documented, real));
+    assert!(missing.is_empty() && invented.is_empty(), "{what}: not documented: {missing:#?}; documented, and not there: {invented:#?}");
+    assert!(!real.is_empty(), "{what}: nothing was compared");
+}
+
+/// A file of the repository.
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The cells of a table's line.
+fn cells(line: &str) -> Vec<&str> {
+    line.trim_matches('|').split(" | ").map(str::trim).collect()
+}
+
+/// The text between two marks, the first of each.
+fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
+    let (_, rest) = text.split_once(from).unwrap_or_else(|| panic!("{from:?} is nowhere"));
+    rest.split_once(to).unwrap_or_else(|| panic!("{to:?} is not after {from:?}")).0
+}
+
+/// Every text literal that stands right behind `mark`.
+fn literals_after(text: &str, mark: &str) -> BTreeSet<String> {
+    text.split(mark).skip(1).filter_map(|rest| rest.strip_prefix('"')?.split_once('"')).map(|(literal, _)| literal.to_owned()).collect()
+}
+
+/// Every flag that a text names, as `--name` with nothing of a word before it.
+fn flags_in(text: &str) -> BTreeSet<String> {
+    let is_of_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let mut found = BTreeSet::new();
+    for (at, _) in text.match_indices("--") {
+        let name: String = text[at + 2..].chars().take_while(|c| c.is_ascii_lowercase() || matches!(c, '-')).collect();
+        if !text[..at].ends_with(is_of_word) && name.starts_with(|c: char| c.is_ascii_lowercase()) {
+            found.insert(name.trim_end_matches('-').to_owned());
+        }
+    }
+    found
+}
+
+#[test]
+fn every_flag_is_documented_as_it_is() {
+    let text = read("docs/flags.md");
+    let mut documented = BTreeSet::new();
+    let mut group = "";
+    for line in text.lines() {
+        if let Some(heading) = line.strip_prefix("## ") {
+            group = heading;
+        } else if line.starts_with("| `--") {
+            let cells = cells(line);
+            assert!(cells.len() == 5 && !cells[4].is_empty(), "five columns, none of them empty: {line}");
+            documented.insert(format!("{group}: {}", cells[..4].join(" | ")));
+        }
+    }
+    let code = |text: &str| if text.is_empty() { "—".to_owned() } else { format!("`{text}`") };
+    let row = |group: &str, flag: &flags::Flag| {
+        let name = flag.value.map_or_else(|| format!("--{}", flag.name), |value| format!("--{} {value}", flag.name));
+        format!("{group}: {} | {} | {} | {}", code(&name), code(&flag.env()), code(flag.default), flag.help)
+    };
+    let real = flags::GROUPS.iter().flat_map(|(group, flags)| flags.iter().map(move |flag| row(group, flag))).collect();
+    same("docs/flags.md", &documented, &real);
+}
+
+/// A metric, or the value of a label, as one line of text.
+fn documented_metrics() -> (BTreeSet<String>, BTreeSet<String>) {
+    let (mut metrics, mut values) = (BTreeSet::new(), BTreeSet::new());
+    let text = read("docs/metrics.md");
+    for section in text.split("\n## `").skip(1) {
+        let (name, rest) = section.split_once('`').unwrap();
+        let mut paragraphs = rest.trim().split("\n\n");
+        let kind = paragraphs.next().unwrap();
+        let help = paragraphs.next().unwrap().replace('\n', " ");
+        metrics.insert(format!("{name}: {kind}: {help}"));
+        let mut label = "";
+        for line in rest.lines().filter(|line| line.starts_with("| `")) {
+            let first = cells(line)[0].trim_matches('`');
+            // The head of a table names the label; the line under it has no backtick.
+            let head = metrics::ALL.iter().any(|metric| metric.name == name && metric.labels.contains(&first));
+            if head {
+                label = first;
+            } else {
+                values.insert(format!("{name}{{{label}}} {first}"));
+            }
+        }
+    }
+    (metrics, values)
+}
+
+#[test]
+fn every_metric_is_documented_as_it_is() {
+    let (documented, _) = documented_metrics();
+    let mut unknown = documented.clone();
+    for metric in metrics::ALL {
+        let labels: Vec<_> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+        let labels = if labels.is_empty() { "no labels".to_owned() } else { format!("labels {}", labels.join(", ")) };
+        let start = format!("{}: {}; {labels}: {}", metric.name, metric.kind, metric.help);
+        let found = documented.iter().find(|line| line.starts_with(&start));
+        let found = found.unwrap_or_else(|| panic!("docs/metrics.md has no section that begins {start:?}"));
+        unknown.remove(found);
+    }
+    assert!(unknown.is_empty(), "documented, and not there: {unknown:#?}");
+}
+
+/// The values are texts in the source, next to the call that counts them.
+#[test]
+fn every_value_of_a_label_is_documented() {
+    let (proxy, route, policy) = (read("src/proxy.rs"), read("src/proxy/route.rs"), read("src/policy.rs"));
+    let (server, metrics, credentials) = (read("src/server.rs"), read("src/metrics.rs"), read("src/credentials.rs"));
+    let cache = read("src/credentials/cache.rs");
+    let watch = read("src/pods/watch.rs") + &read("src/pods/watch/namespaces.rs");
+    let names = |text: &str, of: &str| literals_after(between(text, of, "\n}\n").split_once("-> &'static str {").unwrap().1, "=> ");
+
+    let of_policy = names(&policy, "impl Denial {");
+    let mut reasons: BTreeSet<String> = [of_policy.clone(), names(&route, "impl Rejection {")].concat_sets();
+    reasons.extend(literals_after(&proxy, "metrics.denied("));
+    reasons.extend(literals_after(between(&proxy, "let reason = match &refusal {", "};"), "=> "));
+    let check_namespace = between(&policy, "fn check_namespace", "\n    }\n");
+    let audited = between(&policy, "impl Denial {", "\n}\n").lines().filter(|line| {
+        let denials = line.split("=> ").next().unwrap_or_default().split('|');
+        denials
+            .map(|denial| denial.trim().trim_start_matches("Self::"))
+            .any(|name| !name.is_empty() && check_namespace.contains(&format!("Denial::{name}")))
+    });
+    let audited = audited.flat_map(|line| literals_after(line, "=> ")).collect();
+    let mut outcomes = names(&credentials, "impl AssumeRoleError {");
+    outcomes.extend(literals_after(&cache, "sts_answered("));
+    let mut lookups = literals_after(&cache, "session_lookups(");
+    lookups.extend(literals_after(&cache, "session_lookups(if started { "));
+    lookups.extend(literals_after(&cache, "} else { ").into_iter().filter(|word| word == "shared"));
+    let waits =
+        [literals_after(&metrics, "let outcome = if found { "), literals_after(between(&metrics, "fn pod_waited", "\n    }\n"), "else { ")];
+    let codes = between(&metrics, "const STATUSES", ";\n\nimpl").split('(').skip(1).flat_map(|pair| literals_after(pair, ", ")).collect();
+
+    let real = [
+        ("rolegate_http_requests_total{route}", literals_after(&proxy, "metrics.route(")),
+        ("rolegate_http_requests_total{code}", codes),
+        ("rolegate_denials_total{reason}", reasons),
+        ("rolegate_audit_denials_total{reason}", audited),
+        ("rolegate_connections_refused_total{reason}", literals_after(&server, "connection_refused(")),
+        ("rolegate_pod_wait_seconds{outcome}", waits.concat_sets()),
+        ("rolegate_watch_errors_total{resource}", literals_after(&watch, "watch_failed(")),
+        ("rolegate_session_lookups_total{result}", lookups),
+        ("rolegate_sts_requests_total{outcome}", outcomes),
+    ];
+    let (_, documented) = documented_metrics();
+    for (label, values) in &real {
+        assert!(values.len() > 1, "{label}: the source is not written as this test reads it; found {values:?}");
+    }
+    let real = real.iter().flat_map(|(label, values)| values.iter().map(move |value| format!("{label} {value}"))).collect();
+    same("docs/metrics.md, values of labels", &documented, &real);
+}
+
+/// Sets joined to one.
+trait ConcatSets {
+    fn concat_sets(self) -> BTreeSet<String>;
+}
+
+impl<const N: usize> ConcatSets for [BTreeSet<String>; N] {
+    fn concat_sets(self) -> BTreeSet<String> {
+        self.into_iter().flatten().collect()
+    }
+}
+
+#[test]
+fn ports_are_the_defaults() {
+    let (app, metrics) = (config::DEFAULT_APP_PORT.to_string(), config::DEFAULT_METRICS_PORT.to_string());
+    let ports = [app.clone(), metrics.clone()].into();
+    let manifest = read("daemonset/daemonset.yaml");
+    for key in ["containerPort: ", "hostPort: "] {
+        let found = manifest.lines().filter_map(|line| line.trim().strip_prefix(key)).map(str::to_owned).collect();
+        same(&format!("daemonset.yaml, {key}"), &found, &ports);
+    }
+    for file in ["docs/operations.md", "ARCHITECTURE.md"] {
+        let text = read(file);
+        let table = between(&text, "## Ports", "\n## ");
+        let found = table.lines().filter_map(|line| line.strip_prefix("| ")?.split(' ').next()?.parse::<u16>().ok());
+        same(file, &found.map(|port| port.to_string()).collect(), &ports);
+    }
+    assert!(read("README.md").contains(&format!(":{metrics}/metrics")), "the README names the metrics port");
+    assert!(read("docs/metrics.md").contains(&format!("({metrics})")), "docs/metrics.md names the metrics port");
+    assert!(read("docs/operations.md").contains(&format!("NODE:{app}")), "the rule leads to the app port");
+}
+
+#[test]
+fn annotations_are_those_that_are_read() {
+    let text = read("README.md");
+    let table = between(&text, "## Annotations", "\n## ");
+    let documented = table.lines().filter(|line| line.contains("| `")).map(|line| cells(line)[1].trim_matches('`').to_owned());
+    let keys = ["iam-role-key", "iam-external-id", "namespace-key"];
+    let mut real: BTreeSet<String> = flags::all().filter(|flag| keys.contains(&flag.name)).map(|flag| flag.default.to_owned()).collect();
+    real.insert(SESSION_NAME_KEY.to_owned());
+    same("the README's annotations", &documented.collect(), &real);
+}
+
+/// Flags of other programs that our texts name, and `--name` itself.
+const OF_OTHERS: &[&str] = &[
+    "name",
+    "help",
+    "version",
+    "tag",
+    "target",
+    "dport",
+    "to-destination",
+    "workspace",
+    "show-output",
+    "all-targets",
+    "locked",
+    "noflush",
+];
+
+#[test]
+fn every_flag_that_is_named_exists() {
+    let real: BTreeSet<&str> = flags::all().map(|flag| flag.name).collect();
+    let manifest = read("daemonset/daemonset.yaml");
+    let arguments = flags_in(&manifest);
+    assert!(arguments.len() > 4, "the arguments of the manifest were found: {arguments:?}");
+    let unknown: Vec<_> = arguments.iter().filter(|name| !real.contains(name.as_str())).collect();
+    assert!(unknown.is_empty(), "daemonset.yaml: {unknown:?}");
+    let dockerfile = read("Dockerfile");
+    let started: Vec<_> = dockerfile.lines().filter(|line| line.starts_with("ENTRYPOINT") || line.starts_with("CMD")).collect();
+    assert!(started.len() == 2 && started.iter().all(|line| flags_in(line).iter().all(|name| real.contains(name.as_str()))), "{started:?}");
+    for file in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "CONTRIBUTING.md",
+        "docs/flags.md",
+        "docs/metrics.md",
+        "docs/operations.md",
+    ] {
+        let named = flags_in(&read(file));
+        let unknown: Vec<_> = named.iter().filter(|name| !real.contains(name.as_str()) && !OF_OTHERS.contains(&name.as_str())).collect();
+        assert!(unknown.is_empty(), "{file}: no such flags: {unknown:?}");
+    }
+}
+
+#[test]
+fn the_daemon_may_do_what_it_does_and_nothing_else() {
+    let text = read("daemonset/rbac.yaml");
+    let value = |line: &str, key: &str| line.trim().strip_prefix(key).map(|list| list.trim_matches(['[', ']']).to_owned());
+    let resources = text.lines().filter_map(|line| value(line, "resources: "));
+    let verbs = text.lines().filter_map(|line| value(line, "verbs: "));
+    let granted: BTreeSet<String> = resources.zip(verbs).map(|(resource, verbs)| format!("{resource}: {verbs}")).collect();
+    assert_eq!(text.matches("apiGroups: ").count(), granted.len(), "one line each for resources and verbs");
+    // What the sources ask for. The node's own object is asked for where --host-ip is missing, which the manifest gives.
+    let sources = ["src/pods/watch.rs", "src/pods/watch/namespaces.rs", "src/pods/watch/client.rs"].map(read).concat();
+    let asked = literals_of_apis(&sources);
+    same("src/pods/watch, objects asked for", &["PodObject", "NamespaceObject", "Node"].map(str::to_owned).into(), &asked);
+    assert!(read("daemonset/daemonset.yaml").contains("- --host-ip="), "without --host-ip the manifest must allow `get` of nodes");
+    same("rbac.yaml", &granted, &["pods: list, watch", "namespaces: list, watch"].map(str::to_owned).into());
+}
+
+/// The types that are put into `Api::<…>`.
+fn literals_of_apis(text: &str) -> BTreeSet<String> {
+    text.split("Api::<").skip(1).filter_map(|rest| rest.split_once('>')).map(|(name, _)| name.to_owned()).collect()
+}
+
+#[test]
+fn links_lead_to_files() {
+    for file in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "CONTRIBUTING.md",
+        "docs/flags.md",
+        "docs/metrics.md",
+        "docs/operations.md",
+    ] {
+        let text = read(file);
+        let here = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target) {
+            let (path, anchor) = target.split_once('#').map_or((target, None), |(path, anchor)| (path, Some(anchor)));
+            if path.contains("://") {
+                continue;
+            }
+            let path = here.with_file_name(path);
+            assert!(path.is_file(), "{file}: {target} leads nowhere");
+            let headings = fs::read_to_string(&path).unwrap();
+            let slug = |heading: &str| heading.to_lowercase().replace(['`', '.', ','], "").replace(' ', "-");
+            let found = headings.lines().filter_map(|line| line.strip_prefix("## ")).map(slug);
+            assert!(
+                anchor.is_none_or(|anchor| found.collect::<Vec<_>>().iter().any(|slug| slug == anchor)),
+                "{file}: {target} has no such heading"
+            );
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The Kubernetes API: late, gone, behind TLS and tokens, with thousands of other nodes' pods.
+
+use rolegate_lab::kube::{Fault, KubeApi, PodBuilder, Resource, Verb};
+
+use crate::world::{Fakes, NODE, ROLES, World, ip, loopback, pod};
+
+#[test]
+fn an_api_that_comes_up_late_is_waited_for() {
+    let fakes = Fakes::new();
+    fakes.pod("web", ip(2), Some("web-role"));
+    fakes.api.refuse_connections(true);
+    let daemon = fakes.setup().start().unwrap();
+    let error = daemon.wait_for_log(|line| line["error"].as_str().is_some_and(|text| text.contains("cannot be reached"))).unwrap();
+    assert_eq!(error["level"], "WARN");
+    let ready = daemon.get(None, "/readyz").unwrap();
+    assert_eq!((ready.status, ready.text().contains("the list of this node's pods")), (503, true));
+    assert_eq!(daemon.get(None, "/healthz").unwrap().status, 200, "liveness is local");
+    fakes.api.refuse_connections(false);
+    daemon.wait_ready(None).unwrap();
+}
+
+#[test]
+fn known_pods_are_served_while_the_api_is_gone() {
+    let world = World::start();
+    world.fakes.api.refuse_connections(true);
+    world.fakes.api.cut_connections();
+    world.eventually(|world| world.metric(r#"rolegate_watch_errors_total{resource="pods"}"#), |errors| *errors >= 1.0);
+    world.document(ip(2), "web-role");
+    world.fakes.api.refuse_connections(false);
+    world.fakes.pod("late", ip(9), Some("late-role"));
+    world.eventually(|world| world.get(ip(9), ROLES).status, |status| *status == 200);
+}
+
+#[test]
+fn what_was_missed_while_the_history_was_lost_is_made_up_by_a_relist() {
+    let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
+    world.fakes.api.refuse_connections(true);
+    world.fakes.api.cut_connections();
+    world.fakes.delete_pod("web");
+    world.fakes.pod("new", ip(9), Some("new-role"));
+    world.fakes.api.compact();
+    world.fakes.api.refuse_connections(false);
+    world.eventually(|world| world.get(ip(9), ROLES).status, |status| *status == 200);
+    assert_eq!(world.get(ip(2), ROLES).status, 404);
+    world.document(ip(3), "db-role");
+}
+
+#[test]
+fn only_this_nodes_pods_are_asked_for_page_by_page() {
+    let fakes = Fakes::new();
+    for number in 0..120_u8 {
+        fakes.api.apply(Resource::Pods, pod(&format!("pod-{number}"), ip(number + 10), Some("web-role")).build());
+        let elsewhere = PodBuilder::new("shop", format!("far-{number}").as_str()).node("node-b").ip(&ip(number + 10).to_string());
+        fakes.api.apply(Resource::Pods, elsewhere.build());
+    }
+    let setup = fakes.setup();
+    let world = fakes.into_world(&setup);
+    assert_eq!(world.metric("rolegate_pods"), 120.0);
+    let requests = world.fakes.api.requests();
+    let of_pods: Vec<_> = requests.iter().filter(|request| request.path == "/api/v1/pods").collect();
+    assert!(of_pods.iter().all(|request| request.query("fieldSelector") == Some(&format!("spec.nodeName={NODE}"))));
+    assert!(of_pods.iter().filter(|request| request.verb == Some(Verb::List)).count() >= 3, "pages of at most 50");
+}
+
+#[test]
+fn tls_and_a_token_as_a_kubeconfig_gives_them() {
+    let fakes = Fakes::new();
+    let tls = fakes.runtime.block_on(async { KubeApi::start_tls(loopback()).unwrap() });
+    tls.require_token(Some("the-token"));
+    tls.apply(Resource::Pods, pod("web", ip(2), Some("web-role")).build());
+    let kubeconfig = fakes.file("kubeconfig-tls", &tls.kubeconfig());
+    let world = fakes_with(fakes, |fakes| fakes.setup().argument(format!("--kubeconfig={kubeconfig}")));
+    assert_eq!(world.get(ip(2), ROLES).text(), "web-role");
+}
+
+#[test]
+fn the_api_server_and_its_token_may_be_given_as_flags() {
+    let fakes = Fakes::new();
+    let tls = fakes.runtime.block_on(async { KubeApi::start_tls(loopback()).unwrap() });
+    tls.require_token(Some("the-token"));
+    tls.apply(Resource::Pods, pod("web", ip(2), Some("web-role")).build());
+    let world = fakes_with(fakes, |fakes| {
+        let setup = fakes.setup().argument("--kubeconfig=").argument(format!("--api-server={}", tls.url()));
+        setup.argument("--api-token=the-token").argument("--insecure")
+    });
+    assert_eq!(world.get(ip(2), ROLES).text(), "web-role");
+}
+
+#[test]
+fn a_token_that_the_api_does_not_take_is_said() {
+    let fakes = Fakes::new();
+    fakes.api.require_token(Some("another"));
+    let setup = fakes.setup().argument("--kubeconfig=").argument(format!("--api-server={}", fakes.api.url())).argument("--api-token=wrong");
+    let daemon = setup.start().unwrap();
+    let log = daemon.wait_for_log(|line| line["error"].as_str().is_some_and(|text| text.contains("401"))).unwrap();
+    assert!(log["error"].as_str().unwrap().contains("check the service account or the kubeconfig"), "{log}");
+    assert!(!daemon.log().contains("wrong"));
+}
+
+#[test]
+fn missing_permission_is_said_with_where_to_add_it() {
+    let fakes = Fakes::new();
+    fakes.api.deny(Verb::List, "pods");
+    let daemon = fakes.setup().start().unwrap();
+    let log = daemon.wait_for_log(|line| line["error"].as_str().is_some_and(|text| text.contains("403"))).unwrap();
+    assert!(log["error"].as_str().unwrap().contains("daemonset/rbac.yaml"), "{log}");
+    fakes.api.allow(Verb::List, "pods");
+    daemon.wait_ready(None).unwrap();
+}
+
+#[test]
+fn an_api_that_fails_now_and_then_is_asked_again() {
+    let fakes = Fakes::new();
+    fakes.pod("web", ip(2), Some("web-role"));
+    fakes.api.fail_next(Fault { resource: Some(Resource::Pods), status: 500, times: 2, ..Fault::default() });
+    let setup = fakes.setup();
+    let world = fakes.into_world(&setup);
+    assert_eq!(world.metric(r#"rolegate_watch_errors_total{resource="pods"}"#), 2.0);
+    world.document(ip(2), "web-role");
+}
+
+fn fakes_with(fakes: Fakes, setup: impl FnOnce(&Fakes) -> rolegate_lab::daemon::Setup) -> World {
+    fakes.sts.add_role(rolegate_lab::sts::Role::new(crate::world::arn("web-role")));
+    let setup = setup(&fakes);
+    fakes.into_world(&setup)
+}

@@ -1,0 +1,106 @@
+//! Start and end of the process.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::world::{ROLES, TOKEN, World, connect, ip};
+
+/// One request on an open connection. `None`: the connection ended before a byte of an answer.
+fn ask(stream: &mut TcpStream, request: &str) -> Option<String> {
+    stream.write_all(request.as_bytes()).ok()?;
+    let (mut answer, mut chunk) = (Vec::new(), [0; 4096]);
+    loop {
+        match stream.read(&mut chunk) {
+            Ok(0) | Err(_) if answer.is_empty() => return None,
+            Ok(0) | Err(_) => panic!("a broken answer: {}", String::from_utf8_lossy(&answer)),
+            Ok(count) => answer.extend_from_slice(&chunk[..count]),
+        }
+        let text = String::from_utf8_lossy(&answer);
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse::<usize>().ok());
+            if length.is_some_and(|length| body.len() >= length) {
+                return Some(text.into_owned());
+            }
+        }
+    }
+}
+
+#[test]
+fn sigterm_under_load_breaks_no_answer() {
+    let mut world = World::start();
+    world.document(ip(2), "web-role");
+    let token = world.new_token(ip(2)).text();
+    let request = format!("GET {ROLES}web-role HTTP/1.1\r\nHost: 169.254.169.254\r\n{TOKEN}: {token}\r\n\r\n");
+    let address = world.daemon.metadata_address();
+    let (answers, after_term, stopped) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for keep_alive in [true, true, true, true, false, false, false, false] {
+            let (answers, after_term, stopped, request) = (&answers, &after_term, &stopped, &request);
+            scope.spawn(move || {
+                // Until the port is closed.
+                while let Ok(mut stream) = connect(ip(2), address) {
+                    while let Some(answer) = ask(&mut stream, request) {
+                        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with('}'), "{answer}");
+                        answers.fetch_add(1, Ordering::Relaxed);
+                        if stopped.load(Ordering::Relaxed) {
+                            after_term.fetch_add(1, Ordering::Relaxed);
+                        }
+                        if !keep_alive || answer.to_ascii_lowercase().contains("connection: close") {
+                            break;
+                        }
+                    }
+                }
+            });
+        }
+        while answers.load(Ordering::Relaxed) < 500 {
+            std::thread::yield_now();
+        }
+        world.daemon.terminate().unwrap();
+        stopped.store(true, Ordering::Relaxed);
+    });
+    let status = world.daemon.wait().unwrap();
+    assert!(status.success(), "{status}\n{}", world.daemon.log());
+    assert!(world.daemon.log().contains("every connection has ended"));
+    assert!(!world.daemon.log().contains("their connections are dropped"));
+}
+
+#[test]
+fn a_request_that_waits_for_sts_is_answered_before_the_end() {
+    let mut world = World::start();
+    world.fakes.sts.set_behaviour(rolegate_lab::sts::Behaviour::Slow(std::time::Duration::from_millis(1500)));
+    let token = world.new_token(ip(2)).text();
+    let mut stream = world.connect(ip(2));
+    write!(stream, "GET {ROLES}web-role HTTP/1.1\r\nHost: 169.254.169.254\r\n{TOKEN}: {token}\r\n\r\n").unwrap();
+    world.fakes.runtime.block_on(world.fakes.sts.wait_until(|calls| calls.iter().any(|call| call.action == "AssumeRole")));
+    world.daemon.terminate().unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with('}'), "{answer}");
+    assert!(world.daemon.wait().unwrap().success());
+}
+
+#[test]
+fn readiness_ends_when_the_end_begins() {
+    let mut world = World::start();
+    // An open connection keeps the drain going for a moment.
+    let _open = world.connect(ip(2));
+    world.daemon.terminate().unwrap();
+    world.daemon.wait_for_log(|line| line["signal"] == "SIGTERM").unwrap();
+    let answer = world.eventually(|world| world.daemon.get(None, "/readyz").unwrap(), |answer| answer.status == 503);
+    assert!(answer.text().contains("the end of the daemon"), "{}", answer.text());
+    assert!(world.daemon.wait().unwrap().success());
+}
+
+#[test]
+fn the_operators_port_serves_nothing_else_and_the_debug_page_only_when_asked() {
+    let world = World::start();
+    assert_eq!(world.daemon.get(None, "/debug/store").unwrap().status, 404);
+    assert_eq!(world.daemon.get(None, ROLES).unwrap().status, 404);
+    let metrics = world.daemon.get(None, "/metrics").unwrap();
+    assert_eq!(metrics.header("content-type"), Some("text/plain; version=0.0.4"));
+    assert!(metrics.text().contains("rolegate_build_info"));
+    for path in ["/metrics", "/healthz", "/readyz", "/debug/store"] {
+        assert_ne!(world.get(ip(2), path).status, 200, "{path} on the pods' port");
+    }
+}

@@ -1,0 +1,183 @@
+//! STS: one call for many askers, and what pods see when it fails.
+
+use rolegate_lab::sts::{Behaviour, Role};
+
+use crate::world::{Fakes, ROLES, TOKEN, World, arn, ip};
+
+#[test]
+fn a_hundred_first_requests_make_one_call() {
+    let world = World::start();
+    world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::Slow(std::time::Duration::from_millis(300)));
+    let token = world.new_token(ip(2)).text();
+    let path = format!("{ROLES}web-role");
+    let bodies: Vec<_> = std::thread::scope(|scope| {
+        let ask = || {
+            let answer = world.request(ip(2), "GET", &path, &[(TOKEN, &token)]);
+            assert_eq!(answer.status, 200);
+            answer.body
+        };
+        let askers: Vec<_> = (0..100).map(|_| scope.spawn(ask)).collect();
+        askers.into_iter().map(|asker| asker.join().unwrap()).collect()
+    });
+    assert!(bodies.iter().all(|body| *body == bodies[0]));
+    assert_eq!(world.fakes.sts.assume_role_calls(), 1);
+    assert_eq!(world.metric(r#"rolegate_session_lookups_total{result="miss"}"#), 1.0);
+}
+
+#[test]
+fn an_asker_that_goes_away_does_not_end_the_call_for_the_others() {
+    let world = World::start();
+    world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::Slow(std::time::Duration::from_millis(500)));
+    let token = world.new_token(ip(2)).text();
+    {
+        use std::io::Write as _;
+        let mut impatient = world.connect(ip(2));
+        write!(impatient, "GET {ROLES}web-role HTTP/1.1\r\nHost: 169.254.169.254\r\n{TOKEN}: {token}\r\n\r\n").unwrap();
+        world.fakes.runtime.block_on(world.fakes.sts.wait_until(|calls| calls.iter().any(|call| call.action == "AssumeRole")));
+    }
+    world.document(ip(2), "web-role");
+    assert_eq!(world.fakes.sts.assume_role_calls(), 1);
+}
+
+#[test]
+fn a_refusal_is_an_empty_500_is_remembered_and_hurts_no_other_role() {
+    let world = World::start();
+    world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::AccessDenied);
+    for _ in 0..20 {
+        let answer = world.credentials(ip(2), "web-role");
+        assert_eq!((answer.status, answer.body.len()), (500, 0));
+    }
+    assert_eq!(world.fakes.sts.assume_role_calls(), 1);
+    world.document(ip(3), "db-role");
+    assert_eq!(world.metric(r#"rolegate_sts_requests_total{outcome="denied"}"#), 1.0);
+    assert_eq!(world.metric(r#"rolegate_session_lookups_total{result="remembered"}"#), 19.0);
+    let log = world
+        .daemon
+        .wait_for_log(|line| line["pod"] == "web" && line["message"].as_str().unwrap_or_default().starts_with("no credentials"));
+    let log = log.unwrap();
+    assert!(log["message"].as_str().unwrap().contains("trust policy"), "it says what to look at: {log}");
+}
+
+#[test]
+fn a_failure_is_forgotten_after_its_time() {
+    let world = World::start_with(|setup| setup.argument("--iam-role-error-ttl=50ms"));
+    world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::AccessDenied);
+    assert_eq!(world.credentials(ip(2), "web-role").status, 500);
+    world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::Normal);
+    world.eventually(|world| world.credentials(ip(2), "web-role").status, |status| *status == 200);
+}
+
+#[test]
+fn every_way_in_which_sts_can_fail_is_a_500_and_told_apart_in_the_metrics() {
+    use Behaviour::*;
+    let cases = [
+        (Throttling, "throttled"),
+        (ExpiredToken, "own-identity"),
+        (InvalidClientTokenId, "own-identity"),
+        (ServiceUnavailable, "failed"),
+        (InternalFailure, "failed"),
+        (Malformed, "failed"),
+        (MissingFields, "failed"),
+        (Truncated, "failed"),
+        (CloseBeforeAnswer, "unreachable"),
+        (CloseMidBody, "failed"),
+    ];
+    std::thread::scope(|scope| {
+        for (behaviour, outcome) in cases {
+            scope.spawn(move || {
+                let world = World::start();
+                world.fakes.sts.set_role_behaviour(&arn("web-role"), behaviour.clone());
+                let answer = world.credentials(ip(2), "web-role");
+                assert_eq!((answer.status, answer.body.len()), (500, 0), "{behaviour:?}");
+                let counted = world.metric(&format!(r#"rolegate_sts_requests_total{{outcome="{outcome}"}}"#));
+                assert_eq!(counted, 1.0, "{behaviour:?} is not {outcome}:\n{}", world.daemon.log());
+            });
+        }
+    });
+}
+
+#[test]
+fn a_daemon_without_credentials_of_its_own_says_so() {
+    let world = World::start_with(|setup| {
+        let setup = setup.without_env("AWS_ACCESS_KEY_ID").without_env("AWS_SECRET_ACCESS_KEY").without_env("AWS_SESSION_TOKEN");
+        setup.env("HOME", "/nonexistent")
+    });
+    assert_eq!(world.credentials(ip(2), "web-role").status, 500);
+    assert_eq!(world.metric(r#"rolegate_sts_requests_total{outcome="own-identity"}"#), 1.0, "{}", world.daemon.log());
+}
+
+#[test]
+fn an_sts_that_cannot_be_reached_is_said() {
+    let nobody = crate::world::loopback().local_addr().unwrap();
+    let world = World::start_with(|setup| setup.env("AWS_ENDPOINT_URL_STS", format!("http://{nobody}")));
+    assert_eq!(world.credentials(ip(2), "web-role").status, 500);
+    assert_eq!(world.metric(r#"rolegate_sts_requests_total{outcome="unreachable"}"#), 1.0);
+    let log = world.daemon.wait_for_log(|line| line["pod"] == "web").unwrap();
+    assert!(log["message"].as_str().unwrap().contains("STS cannot be reached"), "{log}");
+}
+
+#[test]
+fn credentials_near_their_end_are_renewed_before_they_are_served() {
+    let world = World::start();
+    world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::ExpiresIn(std::time::Duration::from_secs(11)));
+    let first = world.document(ip(2), "web-role");
+    world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::Normal);
+    // Of a session of eleven seconds the second half is not served while STS works.
+    let second = world.eventually(|world| world.document(ip(2), "web-role"), |document| document["AccessKeyId"] != first["AccessKeyId"]);
+    assert_ne!(second["Expiration"], first["Expiration"]);
+}
+
+#[test]
+fn the_daemons_own_identity_comes_from_the_metadata_service_it_is_given() {
+    let fakes = Fakes::new();
+    fakes.sts.add_role(Role::new(arn("k8s/web")));
+    fakes.pod("web", ip(2), Some("/k8s/web"));
+    fakes.pod("plain", ip(3), None);
+    let mut setup = fakes.setup();
+    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_EC2_METADATA_DISABLED"] {
+        setup = setup.without_env(name);
+    }
+    let world = fakes.into_world(&setup);
+    world.document(ip(2), "web");
+    let calls = world.fakes.sts.calls();
+    let call = calls.iter().find(|call| call.action == "AssumeRole").unwrap();
+    assert_eq!(call.caller_arn.as_deref(), Some(rolegate_lab::sts::NODE_SESSION_ARN));
+    assert_eq!(call.region.as_deref(), Some("eu-central-1"));
+    let identity = world.daemon.wait_for_log(|line| line["message"] == "the daemon's own AWS identity").unwrap();
+    assert_eq!(identity["arn"], rolegate_lab::sts::NODE_SESSION_ARN);
+    assert!(world.fakes.imds.requests().iter().all(|request| request.method == "PUT" || request.had_valid_token), "always with a token");
+}
+
+#[test]
+fn base_arn_and_node_role_are_discovered() {
+    let fakes = Fakes::new();
+    fakes.sts.add_role(Role::new(arn("web")));
+    fakes.pod("web", ip(2), Some("web"));
+    fakes.pod("plain", ip(3), None);
+    let setup = fakes.setup().argument("--base-role-arn=").argument("--auto-discover-base-arn");
+    let setup = setup.argument("--auto-discover-default-role").argument("--allow-node-role").without_env("AWS_EC2_METADATA_DISABLED");
+    let world = fakes.into_world(&setup);
+    world.document(ip(2), "web");
+    assert_eq!(world.get(ip(3), ROLES).text(), rolegate_lab::imds::NODE_ROLE_NAME, "the operator asked for it twice");
+}
+
+#[test]
+fn no_secret_is_in_the_log_or_the_metrics() {
+    let world = World::start_with(|setup| setup.argument("--log-level=trace").argument("--debug"));
+    let document = world.document(ip(2), "web-role");
+    world.fakes.sts.set_role_behaviour(&arn("db-role"), Behaviour::Malformed);
+    world.credentials(ip(3), "db-role");
+    let token = world.new_token(ip(2)).text();
+    let shown =
+        [world.daemon.log(), world.daemon.get(None, "/metrics").unwrap().text(), world.daemon.get(None, "/debug/store").unwrap().text()];
+    for secret in [
+        document["SecretAccessKey"].as_str().unwrap(),
+        document["Token"].as_str().unwrap(),
+        &token,
+        rolegate_lab::sts::NODE_SECRET_ACCESS_KEY,
+    ] {
+        assert!(shown.iter().all(|text| !text.contains(secret)), "{secret} is shown");
+    }
+    assert!(shown[0].contains(document["AccessKeyId"].as_str().unwrap()), "the access key id is how a session is found in CloudTrail");
+    assert!(shown[2].contains(r#""127.0.1.2":"web-role""#), "{}", shown[2]);
+}

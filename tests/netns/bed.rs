@@ -1,0 +1,216 @@
+//! A node with the daemon's surroundings: the Kubernetes API and STS on the node, the metadata service behind it.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
+use std::time::Duration;
+
+use rolegate_lab::daemon::{Daemon, Setup};
+use rolegate_lab::imds::Imds;
+use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
+use rolegate_lab::node::{IMDS_IP, IMDS_IP6, NODE_IP, Netns, Node, PodNs, PodOptions, available_or_skip, find_program, skip};
+use rolegate_lab::player::{self, Response};
+use rolegate_lab::sts::{Role, Sts};
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+/// The port of the metadata service.
+const METADATA_PORT: u16 = 80;
+/// How long a connection may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// The metadata service, as pods know it.
+pub(crate) const METADATA: SocketAddr = SocketAddr::new(IpAddr::V4(IMDS_IP), METADATA_PORT);
+/// Its IPv6 address.
+pub(crate) const METADATA6: SocketAddr = SocketAddr::new(IpAddr::V6(IMDS_IP6), METADATA_PORT);
+/// Programs that the rules need.
+const PROGRAMS: [&str; 4] = ["iptables", "iptables-restore", "ip6tables", "ip6tables-restore"];
+
+/// The node and everything that the daemon on it talks to.
+#[derive(Debug)]
+pub(crate) struct Bed {
+    /// The node.
+    pub(crate) node: Node,
+    /// Its Kubernetes API.
+    pub(crate) api: KubeApi,
+    sts: Sts,
+    imds: [Imds; 2],
+    _runtime: Runtime,
+}
+
+/// A pod with a role of its own.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    ns: PodNs,
+    role: String,
+}
+
+/// What one round of IMDSv2 gave: a token, the role's name, its credentials.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    /// The name in the list.
+    pub(crate) role: String,
+    /// The `AccessKeyId` of the document.
+    pub(crate) access_key_id: String,
+}
+
+impl Deref for Pod {
+    type Target = PodNs;
+
+    fn deref(&self) -> &PodNs {
+        &self.ns
+    }
+}
+
+impl Bed {
+    /// A fresh one; `None`, with the reason said, where this machine cannot have it.
+    pub(crate) fn new() -> Option<Bed> {
+        if !available_or_skip() {
+            return None;
+        }
+        if let Some(missing) = PROGRAMS.iter().find(|program| find_program(program).is_none()) {
+            skip(format!("the program `{missing}` is not installed"));
+            return None;
+        }
+        let node = Node::with_imds().unwrap();
+        for program in ["iptables", "ip6tables"] {
+            if let Err(error) = node.ns().sh(&format!("{program} -t nat -S")) {
+                skip(format!("this kernel has no NAT rules: {error}"));
+                return None;
+            }
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let guard = runtime.enter();
+        let on_node = || node.ns().tcp_listener((NODE_IP, 0).into()).unwrap();
+        let (api, sts) = (KubeApi::start(on_node()).unwrap(), Sts::start(on_node()).unwrap());
+        // As careless as a metadata service can be: whatever reaches it is given what it asks for.
+        let imds = [METADATA, METADATA6].map(|address| Imds::start(node.imds().unwrap().tcp_listener(address).unwrap()).unwrap());
+        imds.iter().for_each(|imds| imds.set_tokens_required(false));
+        drop(guard);
+        Some(Bed { node, api, sts, imds, _runtime: runtime })
+    }
+
+    /// A pod whose end of the veth on the node is called `interface_prefix` and a number.
+    pub(crate) fn pod(&self, name: &str, interface_prefix: &str) -> Pod {
+        let ns = self.node.add_pod_with(PodOptions { name, interface_prefix, ip: None }).unwrap();
+        let role = format!("role-of-{name}");
+        let arn = arn(&role);
+        self.sts.add_role(Role::new(&arn));
+        let (ip, ip6) = (ns.ip.to_string(), ns.ip6.to_string());
+        let object = PodBuilder::new("team-a", name).ips([ip.as_str(), ip6.as_str()]).annotation("iam.amazonaws.com/role", &arn);
+        self.api.apply(Resource::Pods, object.build());
+        Pod { ns, role }
+    }
+
+    /// The daemon, keeping the rule; without an address for it.
+    pub(crate) fn setup(&self) -> Setup {
+        Setup::new(env!("CARGO_BIN_EXE_rolegate"))
+            .inside(self.node.ns())
+            .env("AWS_ENDPOINT_URL_STS", self.sts.url())
+            .argument("--node=node-a")
+            .argument(format!("--api-server={}", self.api.url()))
+            .argument("--iptables")
+    }
+
+    /// The same, with the node's address.
+    pub(crate) fn setup_with_ip(&self) -> Setup {
+        self.setup().argument(format!("--host-ip={NODE_IP}"))
+    }
+
+    /// Starts the daemon and waits until it is ready: its rule is in place, and it knows its pods.
+    pub(crate) fn start(&self, setup: &Setup) -> Daemon {
+        let daemon = setup.start().unwrap();
+        daemon.wait_ready(Some(self.node.ns())).unwrap();
+        daemon
+    }
+
+    /// Starts the daemon, which has to give up, and returns the one error that it logged.
+    pub(crate) fn start_in_vain(&self, setup: &Setup) -> String {
+        let mut daemon = setup.start().unwrap();
+        let status = daemon.wait().unwrap();
+        let log = daemon.log();
+        assert_eq!(status.code(), Some(1), "{log}");
+        let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let errors: Vec<Value> = lines.filter(|line| line["level"] == "ERROR").collect();
+        let [error] = errors.as_slice() else { panic!("not one error:\n{log}") };
+        error["message"].as_str().unwrap().to_owned()
+    }
+
+    /// The pod gets its own role at `address`, with credentials that STS gave for it, by way of the daemon.
+    #[track_caller]
+    pub(crate) fn assert_served(&self, pod: &Pod, address: SocketAddr) {
+        let before = self.metadata_requests_of(pod);
+        let fetched = fetch(pod, address).unwrap_or_else(|error| panic!("{}: {error}", pod.name));
+        assert_eq!(fetched.role, pod.role);
+        let arn = arn(&pod.role);
+        let issued = self.sts.issued();
+        let session = issued.iter().find(|issued| issued.access_key_id == fetched.access_key_id).expect("a key that STS issued");
+        assert_eq!((&session.role_arn, session.session_name.as_str()), (&arn, pod.name.as_str()));
+        assert_eq!(self.metadata_requests_of(pod), before, "the pod reached the metadata service");
+    }
+
+    /// The pod's request goes to the metadata service itself.
+    #[track_caller]
+    pub(crate) fn assert_not_redirected(&self, pod: &Pod) {
+        let before = self.metadata_requests_of(pod);
+        let fetched = fetch(pod, METADATA).unwrap();
+        assert_eq!(fetched.role, rolegate_lab::imds::NODE_ROLE_NAME);
+        assert_eq!(self.metadata_requests_of(pod), before + 3);
+    }
+
+    /// How many requests from the pod's addresses the metadata service saw.
+    pub(crate) fn metadata_requests_of(&self, pod: &Pod) -> usize {
+        let own = [IpAddr::from(pod.ip), IpAddr::from(pod.ip6)];
+        let requests = self.imds.iter().flat_map(Imds::requests);
+        requests.filter(|request| own.contains(&request.peer.ip())).count()
+    }
+
+    /// The rules of PREROUTING, and where ours sends requests to.
+    pub(crate) fn rules(&self, program: &str) -> Rules {
+        let table = self.node.ns().sh(&format!("{program} -t nat -S")).unwrap();
+        let lines = table.lines().map(str::to_owned);
+        let (prerouting, rest): (Vec<_>, Vec<_>) =
+            lines.filter(|line| line.starts_with("-A ")).partition(|line| line.starts_with("-A PREROUTING "));
+        let targets = rest.iter().filter_map(|line| Some(line.split_once("--to-destination ")?.1.trim().to_owned())).collect();
+        Rules { prerouting, targets }
+    }
+}
+
+/// What the table `nat` holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Rules {
+    /// The rules of PREROUTING.
+    pub(crate) prerouting: Vec<String>,
+    /// The targets in other chains.
+    pub(crate) targets: Vec<String>,
+}
+
+impl Rules {
+    /// How many rules of PREROUTING lead to our chain.
+    pub(crate) fn jumps(&self) -> usize {
+        self.prerouting.iter().filter(|rule| rule.ends_with("-j ROLEGATE")).count()
+    }
+}
+
+fn arn(role: &str) -> String {
+    format!("arn:aws:iam::123456789012:role/{role}")
+}
+
+/// What an SDK does, on one connection.
+pub(crate) fn fetch(client: &Netns, address: SocketAddr) -> io::Result<Fetched> {
+    const LIST: &str = "/latest/meta-data/iam/security-credentials/";
+    let host = if address.port() == METADATA_PORT { address.ip().to_string() } else { address.to_string() };
+    let host = if address.is_ipv6() && address.port() == METADATA_PORT { format!("[{host}]") } else { host };
+    let stream = client.connect(address, PATIENCE)?;
+    let ask = |method: &str, path: &str, header: (&str, &str)| -> io::Result<Response> {
+        let answer = player::request(&stream, method, path, &[("Host", &host), header])?;
+        match answer.status {
+            200 => Ok(answer),
+            status => Err(io::Error::other(format!("{method} {path}: {status} {:?}", answer.text()))),
+        }
+    };
+    let token = ask("PUT", "/latest/api/token", ("X-aws-ec2-metadata-token-ttl-seconds", "21600"))?.text();
+    let with_token = ("X-aws-ec2-metadata-token", token.as_str());
+    let role = ask("GET", LIST, with_token)?.text();
+    let document: Value = serde_json::from_slice(&ask("GET", &format!("{LIST}{role}"), with_token)?.body)?;
+    Ok(Fetched { role, access_key_id: document["AccessKeyId"].as_str().unwrap_or_default().to_owned() })
+}

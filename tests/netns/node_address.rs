@@ -1,0 +1,62 @@
+//! Where the rule's target comes from without `--host-ip`.
+
+use rolegate_lab::kube::{Resource, Verb, node};
+use rolegate_lab::node::NODE_IP;
+
+use crate::bed::{Bed, METADATA};
+
+#[test]
+fn it_is_the_address_of_the_node_in_the_api() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    bed.api.apply(Resource::Nodes, node("node-a", &["fd00:42::1", "10.42.0.1"]));
+    let daemon = bed.start(&bed.setup());
+    assert_eq!(bed.rules("iptables").targets, [format!("{NODE_IP}:{}", daemon.metadata_address().port())]);
+    bed.assert_served(&pod, METADATA);
+}
+
+#[test]
+fn it_is_that_of_the_interface_where_the_api_does_not_tell() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    let interface = pod.host_interface();
+    bed.node.ns().sh(&format!("ip addr add 10.42.255.1/32 dev {interface}")).unwrap();
+    bed.api.apply(Resource::Nodes, node("node-a", &["10.42.0.1"]));
+    bed.api.deny(Verb::Get, "nodes");
+    let daemon = bed.start(&bed.setup().argument(format!("--host-interface={interface}")));
+    assert_eq!(bed.rules("iptables").targets, [format!("10.42.255.1:{}", daemon.metadata_address().port())]);
+    bed.assert_served(&pod, METADATA);
+}
+
+/// The kernel drops what comes in for 127.0.0.1.
+#[test]
+fn it_is_never_an_address_of_loopback() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    bed.api.deny(Verb::Get, "nodes");
+    let daemon = bed.start(&bed.setup().argument("--host-interface=lo,veth+"));
+    let target = format!("{NODE_IP}:{}", daemon.metadata_address().port());
+    assert_eq!(bed.rules("iptables").targets, [target.clone(), target]);
+    bed.assert_served(&pod, METADATA);
+}
+
+#[test]
+fn it_is_the_bound_address_where_there_is_one() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    bed.api.deny(Verb::Get, "nodes");
+    let daemon = bed.start(&bed.setup().argument(format!("--metadata-bind-address={NODE_IP}")));
+    assert_eq!(bed.rules("iptables").targets, [daemon.metadata_address().to_string()]);
+    bed.assert_served(&pod, METADATA);
+}
+
+#[test]
+fn where_nothing_tells_it_the_daemon_says_so_and_ends() {
+    let Some(bed) = Bed::new() else { return };
+    bed.api.deny(Verb::Get, "nodes");
+    for setup in [bed.setup(), bed.setup().argument("--host-interface=veth+"), bed.setup().argument("--host-interface=missing0")] {
+        let error = bed.start_in_vain(&setup);
+        assert!(error.contains("403") && error.contains("give --host-ip"), "{error}");
+    }
+    assert_eq!(bed.rules("iptables").jumps(), 0);
+}
