@@ -1,7 +1,6 @@
 //! Each part of the configuration, read from the source of settings; what is wrong is noted there.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use secrecy::SecretString;
 
