@@ -1,7 +1,7 @@
 //! A player of raw HTTP requests: it sends exactly the bytes that it is given, however wrong they are, and judges what
 //! comes back.
 //!
-//! A corpus is a file of JSON lines, one [`Entry`] each. The way of an entry: [`load`], [`render`], [`play`], [`judge`].
+//! A corpus is a file of JSON lines, one [`Entry`] each. The way of an entry: [`load`], [`render`], [`play()`], [`judge`].
 //! The player only ever writes on a stream that it is handed; it connects to nothing by itself.
 #![forbid(unsafe_code)]
 
