@@ -187,26 +187,23 @@ impl<A: AssumeRole> Sessions<A> {
     }
 
     async fn landing_of(&self, flight: Arc<Flight>) -> Landing {
+        let earlier = || flight.earlier.as_ref().filter(|earlier| is_usable(earlier, self.clock.now())).cloned();
         let mut landed = flight.landed.clone();
-        let landing = async {
-            let landing = landed.wait_for(Option::is_some).await.ok()?;
-            landing.as_ref().map(|(_, landing)| landing.clone())
-        };
-        let landing = match &flight.earlier {
+        if earlier().is_some() && tokio::time::timeout(PATIENCE_WITH_EARLIER, landed.wait_for(Option::is_some)).await.is_err() {
             // Credentials that are still good in the caller's time are better than fresh ones after it.
-            Some(earlier) if is_usable(earlier, self.clock.now()) => {
-                tokio::time::timeout(PATIENCE_WITH_EARLIER, landing).await.unwrap_or_default()
+            if let Some(earlier) = earlier() {
+                return Ok(earlier);
             }
-            _ => landing.await,
+        }
+        let landing = match landed.wait_for(Option::is_some).await {
+            Ok(landing) => landing.as_ref().map(|(_, landing)| landing.clone()),
+            Err(_) => None,
         };
-        let landing =
-            landing.unwrap_or_else(|| Err(AssumeRoleError::Failed { message: "the request to STS ended without an answer".to_owned() }));
-        let now = self.clock.now();
-        match (landing, &flight.earlier) {
-            (Ok(credentials), _) if is_usable(&credentials, now) => Ok(credentials),
-            (Ok(_), _) => Err(ended()),
-            (Err(_), Some(earlier)) if is_usable(earlier, now) => Ok(earlier.clone()),
-            (Err(error), _) => Err(error),
+        match landing {
+            Some(Ok(credentials)) if is_usable(&credentials, self.clock.now()) => Ok(credentials),
+            Some(Ok(_)) => Err(ended()),
+            Some(Err(error)) => earlier().ok_or(error),
+            None => earlier().ok_or_else(|| AssumeRoleError::Failed { message: "the request to it ended without an answer".to_owned() }),
         }
     }
 }

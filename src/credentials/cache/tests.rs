@@ -68,13 +68,13 @@ impl AssumeRole for FakeSts {
         match answer.unwrap_or(Answer::Session(HOUR)) {
             Answer::Session(seconds) => {
                 let issued_at = self.0.clock.now();
-                Ok(Credentials {
-                    access_key_id: format!("ASIA{number}"),
-                    secret_access_key: "secret".to_owned().into(),
-                    session_token: "token".to_owned().into(),
+                Ok(Credentials::new(
+                    format!("ASIA{number}"),
+                    "secret".to_owned().into(),
+                    "token".to_owned().into(),
                     issued_at,
-                    expires_at: issued_at + jiff::SignedDuration::from_secs(seconds),
-                })
+                    issued_at + jiff::SignedDuration::from_secs(seconds),
+                ))
             }
             Answer::Error(error) => Err(error),
             Answer::Panic => panic!("the test wants it"),
@@ -452,4 +452,20 @@ async fn no_secret_is_shown() {
     let credentials = sessions.get(&request("web")).await.unwrap();
     let shown = format!("{credentials:?}");
     assert!(shown.contains("ASIA1") && !shown.contains("secret\"") && !shown.contains("token\""), "{shown}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_a_renewal_is_slow_what_is_still_good_is_served_in_the_callers_time() {
+    let (sessions, sts) = sessions();
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    pass(36 * 60).await;
+    sts.hold();
+    let began = tokio::time::Instant::now();
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(began.elapsed(), PATIENCE_WITH_EARLIER);
+    assert_eq!(sts.calls(), 2);
+    sts.release();
+    settle().await;
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    assert_eq!(sts.calls(), 2);
 }
