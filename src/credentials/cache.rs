@@ -192,10 +192,16 @@ impl<A: AssumeRole> Sessions<A> {
             let landing = landed.wait_for(Option::is_some).await.ok()?;
             landing.as_ref().map(|(_, landing)| landing.clone())
         };
+        let mut landing = std::pin::pin!(landing);
         let landing = match &flight.earlier {
-            // Credentials that are still good in the caller's time are better than fresh ones after it.
             Some(earlier) if is_usable(earlier, self.clock.now()) => {
-                tokio::time::timeout(PATIENCE_WITH_EARLIER, landing).await.unwrap_or_default()
+                match tokio::time::timeout(PATIENCE_WITH_EARLIER, landing.as_mut()).await {
+                    Ok(landing) => landing,
+                    // Credentials that are still good in the caller's time are better than fresh ones after it.
+                    Err(_) if is_usable(earlier, self.clock.now()) => return Ok(earlier.clone()),
+                    // They have ended during the wait: what is under way is all there may be.
+                    Err(_) => landing.await,
+                }
             }
             _ => landing.await,
         };

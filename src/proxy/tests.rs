@@ -30,13 +30,13 @@ impl AssumeRole for FakeSts {
             return Err(AssumeRoleError::Denied { message: "arn:aws:iam::111122223333:role/broken".to_owned() });
         }
         let issued_at = self.clock.now();
-        Ok(Credentials {
-            access_key_id: format!("ASIA-{}", request.role().name()),
-            secret_access_key: "secret".to_owned().into(),
-            session_token: "token".to_owned().into(),
+        Ok(Credentials::new(
+            format!("ASIA-{}", request.role().name()),
+            "secret".to_owned().into(),
+            "token".to_owned().into(),
             issued_at,
-            expires_at: issued_at + jiff::SignedDuration::from_hours(1),
-        })
+            issued_at + jiff::SignedDuration::from_hours(1),
+        ))
     }
 }
 
