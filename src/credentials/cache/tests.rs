@@ -365,6 +365,43 @@ async fn a_session_that_ended_while_its_renewal_was_under_way_is_not_served() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_renewal_that_hangs_keeps_nobody_from_the_session_that_is_still_good() {
+    let (sessions, sts) = sessions();
+    sessions.get(&request("web")).await.unwrap();
+    pass(40 * 60).await;
+    sts.hold();
+    for _ in 0..3 {
+        let began = Instant::now();
+        assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+        assert_eq!(began.elapsed(), PATIENCE_WITH_EARLIER);
+    }
+    assert_eq!(sts.calls(), 2, "one call is under way");
+    sts.release();
+    settle().await;
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    assert_eq!(sts.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_while_the_session_ends_gets_what_the_renewal_brings() {
+    let (sessions, sts) = sessions();
+    sessions.get(&request("web")).await.unwrap();
+    // A moment before the session is not served any more.
+    advance(Duration::from_millis(60 * 60 * 1000 - 5200)).await;
+    sts.hold();
+    let asker = tokio::spawn({
+        let sessions = sessions.clone();
+        async move { sessions.get(&request("web")).await }
+    });
+    settle().await;
+    advance(PATIENCE_WITH_EARLIER * 2).await;
+    settle().await;
+    assert!(!asker.is_finished());
+    sts.release();
+    assert_eq!(key(&asker.await.unwrap()), "ASIA2");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_that_has_ended_is_never_served() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Session(HOUR)).will(Answer::Error(denied()));
