@@ -8,7 +8,7 @@ use tokio::time::advance;
 
 use super::*;
 use crate::config::{PatternFormat, Restrictions};
-use crate::pods::{Pod, PodUid};
+use crate::pods::{Pod, PodUid, Surroundings};
 use crate::policy::{Decision, Policy};
 
 const ERROR_TTL: Duration = Duration::from_secs(30);
@@ -104,6 +104,7 @@ fn request(role: &str) -> RoleRequest {
         session_duration: Duration::from_secs(3600),
     };
     let pod = Pod {
+        service_account: "default".to_owned(),
         uid: PodUid("uid".into()),
         namespace: "default".to_owned(),
         name: "pod".to_owned(),
@@ -115,7 +116,7 @@ fn request(role: &str) -> RoleRequest {
         terminating: false,
         host_network: false,
     };
-    match policy.decide(&pod, None) {
+    match policy.decide(&pod, &Surroundings::default()) {
         Decision::Allow { request, .. } => request,
         Decision::Deny(denial) => panic!("{denial}"),
     }
@@ -497,7 +498,7 @@ async fn while_a_renewal_is_slow_what_is_still_good_is_served_in_the_callers_tim
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
     pass(36 * 60).await;
     sts.hold();
-    let began = tokio::time::Instant::now();
+    let began = Instant::now();
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
     assert_eq!(began.elapsed(), PATIENCE_WITH_EARLIER);
     assert_eq!(sts.calls(), 2);
