@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use kube::Client;
+use futures_util::FutureExt as _;
+use futures_util::future::FusedFuture as _;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use crate::admin::Admin;
-use crate::config::{self, BaseRole, Config, DefaultRole, RedirectBackend, RedirectConfig, Restrictions, RolesConfig, SessionsConfig};
+use crate::config::{self, BaseRole, Config, DefaultRole, Restrictions, RolesConfig, SessionsConfig};
 use crate::credentials::Clock;
 use crate::credentials::cache::Sessions;
 use crate::credentials::sts::{Aws, Sts};
@@ -23,16 +24,19 @@ use crate::pods::{self, Needs, Pods};
 use crate::policy::Policy;
 use crate::proxy::token::Tokens;
 use crate::proxy::{Proxy, Settings};
-use crate::readiness::{Readiness, Step};
-use crate::redirect::{self, RuleSet};
+use crate::readiness::Readiness;
 use crate::role::{BaseArn, RoleArn};
 use crate::server::Server;
 use crate::tasks::Tasks;
+
+mod rule;
 
 /// Connections that the kernel keeps for us until they are accepted.
 const BACKLOG: i32 = 1024;
 /// Pause between questions that a late API or STS leaves open.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// How long a failing start waits for the rule.
+const LAST_RULE: Duration = Duration::from_secs(30);
 /// The longest such pause.
 const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(300);
 
@@ -71,7 +75,7 @@ impl App {
         // The first list, the rule and the identity of AWS are steps of their own: each may be late.
         let kube = client::connect(&config.pods.api).await?;
         let needs = Needs { namespaces: config.roles.restrictions != Restrictions::Off, service_accounts: false };
-        let (writer, pods) = pods::pods(needs);
+        let (writer, pods) = pods::pods();
         let watch = Watch {
             client: kube.clone(),
             node: config.pods.node.clone(),
@@ -86,23 +90,39 @@ impl App {
         tasks.spawn("metrics port", Admin { metrics: metrics.clone(), readiness: readiness.clone(), debug }.serve(admin));
 
         // At once: until the rule is there, pods reach the real service. What it brings waits for the acceptor.
-        let rule = keep_rule(&config.redirect, metadata_address, kube, &config.pods.node, readiness.step("the packet rule"));
-        let mut rule_failed = std::pin::pin!(failure_of(rule));
+        let rule = readiness.step("the packet rule");
+        let rule = rule::place(&config.redirect, metadata_address, kube, &config.pods.node, rule);
+        let mut rule = std::pin::pin!(rule.fuse());
         let mut stop = std::pin::pin!(stop);
-        let prepared = tokio::select! {
-            prepared = prepare(&config, pods, &metrics, &drain) => prepared?,
-            error = &mut rule_failed => return Err(error),
-            ended = tasks.first_ended() => return Err(ended.into()),
-            () = &mut stop => return Ok(()),
+        let mut prepared = std::pin::pin!(prepare(&config, pods, &metrics, &drain));
+        let prepared = loop {
+            tokio::select! {
+                placed = &mut rule, if !rule.is_terminated() => placed?,
+                prepared = &mut prepared => break prepared,
+                ended = tasks.first_ended() => return Err(ended.into()),
+                () = &mut stop => return Ok(()),
+            }
+        };
+        let prepared = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                // A daemon that cannot start, and is started again and again, must not leave the node open.
+                if !rule.is_terminated() {
+                    let _ = tokio::time::timeout(LAST_RULE, rule).await;
+                }
+                return Err(error);
+            }
         };
         tasks.spawn("own identity", report_identity(prepared.sts));
         let mut acceptor = tokio::spawn(prepared.server.serve(metadata));
         running.done();
-        let ended = tokio::select! {
-            error = &mut rule_failed => Err(error),
-            ended = tasks.first_ended() => Err(ended.into()),
-            acceptor = &mut acceptor => Err(anyhow::anyhow!("the acceptor ended: {acceptor:?}")),
-            () = &mut stop => Ok(()),
+        let ended = loop {
+            tokio::select! {
+                placed = &mut rule, if !rule.is_terminated() => if let Err(error) = placed { break Err(error) },
+                ended = tasks.first_ended() => break Err(ended.into()),
+                acceptor = &mut acceptor => break Err(anyhow::anyhow!("the acceptor ended: {acceptor:?}")),
+                () = &mut stop => break Ok(()),
+            }
         };
         // Not ready any more, whatever was before.
         let _stopping = readiness.step("the end of the daemon");
@@ -136,14 +156,6 @@ async fn prepare(config: &Config, pods: Pods, metrics: &Metrics, drain: &Drain) 
     }
     let server = Arc::new(Server::new(proxy, config.server.accept_direct, metrics.clone(), drain.clone()));
     Ok(Prepared { server, sts })
-}
-
-/// Returns only if `work` fails.
-async fn failure_of(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Error {
-    match work.await {
-        Ok(()) => std::future::pending().await,
-        Err(error) => error,
-    }
 }
 
 /// A listening socket. Without an address, all of them: IPv6 and IPv4 in one where the node has IPv6.
@@ -214,43 +226,4 @@ async fn report_identity(sts: Sts) {
     }
     // Its work is done; the tasks of the process live as long as it.
     std::future::pending().await
-}
-
-/// Puts the packet rule in place, once the node's address is known.
-async fn keep_rule(redirect: &RedirectConfig, bound: SocketAddr, kube: Client, node: &str, step: Step) -> anyhow::Result<()> {
-    if redirect.backend == RedirectBackend::Iptables {
-        let ip = target_address(redirect, bound, kube, node).await?;
-        redirect::install(&RuleSet { interfaces: redirect.interfaces.clone(), target: SocketAddr::new(ip, bound.port()) }).await?;
-    }
-    step.done();
-    Ok(())
-}
-
-/// The address that the rule sends requests to: the one given, the one bound, the node's in the API, the interface's.
-async fn target_address(redirect: &RedirectConfig, bound: SocketAddr, kube: Client, node: &str) -> anyhow::Result<IpAddr> {
-    if let Some(ip) = redirect.host_ip {
-        return Ok(ip);
-    }
-    if !bound.ip().is_unspecified() {
-        return Ok(bound.ip());
-    }
-    let interface = redirect.interfaces.iter().find(|interface| !interface.negated && !interface.name.ends_with('+'));
-    let of_interface = || interface.and_then(|interface| redirect::interface_address(&interface.name, false));
-    loop {
-        let reason = match client::node_address(&kube, node, false).await {
-            Ok(Some(ip)) => return Ok(ip),
-            Ok(None) => "the node's object has no InternalIP".to_owned(),
-            Err(client::NodeError::Refused(reason)) => reason,
-            Err(client::NodeError::NotReached(reason)) => {
-                warn!("the packet rule waits for this node's address: {reason}; --host-ip makes the question unnecessary");
-                tokio::time::sleep(ASK_AGAIN).await;
-                continue;
-            }
-        };
-        return of_interface().with_context(|| {
-            format!(
-                "this node's address is not known for the packet rule ({reason}): give --host-ip, from the field status.hostIP of the pod"
-            )
-        });
-    }
 }

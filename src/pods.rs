@@ -2,12 +2,12 @@
 //!
 //! [`Pods`] is the read handle that a request is answered from. [`PodsWriter`] is its other end; only the watch holds it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch as signal};
+use tokio::sync::watch as signal;
 
 pub mod index;
 pub mod watch;
@@ -15,25 +15,18 @@ pub mod watch;
 use index::Index;
 pub use index::{Claims, Namespace, Pod, PodUid, ServiceAccount, Surroundings};
 
-/// How many requests may wait for an unknown address at one time. Beyond it they are refused at once.
-pub const MAX_WAITING: usize = 256;
+/// How many requests may wait for the watch at one time. Beyond it they are refused at once.
+pub const MAX_WAITING: usize = 1024;
+/// How many of them may be of one address, so that no pod or stranger takes the places of all.
+pub const MAX_WAITING_OF_ONE: usize = 64;
 
-/// Which objects besides pods decisions are made by: what is not needed is not read, and not waited for.
+/// Which objects besides pods decisions are made by: what is not needed is not read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// The namespaces of pods.
     pub namespaces: bool,
     /// The service accounts of pods without a role of their own.
     pub service_accounts: bool,
-}
-
-impl Needs {
-    /// Whether all that a decision about `pod` needs is known.
-    pub fn are_met(self, pod: &Pod, around: &Surroundings) -> bool {
-        let namespace = !self.namespaces || around.namespace.is_some();
-        let service_account = !self.service_accounts || pod.role.is_some() || around.service_account.is_some();
-        namespace && service_account
-    }
 }
 
 /// Who has an address.
@@ -57,14 +50,46 @@ pub struct Pods {
 #[derive(Debug)]
 struct Shared {
     index: RwLock<Index>,
-    waiting: Semaphore,
-    needs: Needs,
+    waiting: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// A place among those who wait, until dropped.
+struct Waiting<'a> {
+    shared: &'a Shared,
+    ip: IpAddr,
 }
 
 impl Shared {
     /// The index is plain data that every writer leaves whole, so a panic elsewhere does not spoil it.
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place to wait in, where there is one.
+    fn wait(&self, ip: IpAddr) -> Option<Waiting<'_>> {
+        let mut waiting = self.waiting();
+        let of_one = waiting.get(&ip).copied().unwrap_or(0);
+        if of_one >= MAX_WAITING_OF_ONE || waiting.values().sum::<usize>() >= MAX_WAITING {
+            return None;
+        }
+        waiting.insert(ip, of_one + 1);
+        Some(Waiting { shared: self, ip })
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.shared.waiting();
+        if let Some(count) = waiting.get_mut(&self.ip) {
+            *count -= 1;
+            if *count == 0 {
+                waiting.remove(&self.ip);
+            }
+        }
     }
 }
 
@@ -76,9 +101,9 @@ pub struct PodsWriter {
 }
 
 /// An empty set of pods: the end to write and the end to read.
-pub fn pods(needs: Needs) -> (PodsWriter, Pods) {
+pub fn pods() -> (PodsWriter, Pods) {
     let (changed, changes) = signal::channel(0);
-    let shared = Arc::new(Shared { index: RwLock::default(), waiting: Semaphore::new(MAX_WAITING), needs });
+    let shared = Arc::new(Shared { index: RwLock::default(), waiting: Mutex::default() });
     (PodsWriter { shared: shared.clone(), changed }, Pods { shared, changes })
 }
 
@@ -105,14 +130,20 @@ impl Pods {
         }
     }
 
-    /// Who has this address, waiting at most `at_most` for it to become known. The watch's events wake the wait; at most
-    /// [`MAX_WAITING`] requests wait at one time.
-    pub async fn wait_for_ip(&self, ip: IpAddr, at_most: Duration) -> Lookup {
+    /// Who has this address, waiting at most `at_most` for it to become known, and for what is known of its pod to be
+    /// `enough`. The watch's events wake the wait. At most [`MAX_WAITING`] requests wait at one time, and at most
+    /// [`MAX_WAITING_OF_ONE`] of one address; the others are answered by what is known.
+    pub async fn wait_for_ip(&self, ip: IpAddr, at_most: Duration, enough: impl Fn(&Pod, &Surroundings) -> bool) -> Lookup {
+        let is_enough = |lookup: &Lookup| match lookup {
+            Lookup::Found(pod, around) => enough(pod, around),
+            Lookup::Ambiguous(_) => true,
+            Lookup::Unknown => false,
+        };
         let found = self.by_ip(ip);
-        if self.is_complete(&found) {
+        if is_enough(&found) {
             return found;
         }
-        let Ok(_waiting) = self.shared.waiting.try_acquire() else {
+        let Some(_waiting) = self.shared.wait(ip) else {
             return found;
         };
         let mut changes = self.changes.clone();
@@ -120,7 +151,7 @@ impl Pods {
             loop {
                 changes.mark_unchanged();
                 let found = self.by_ip(ip);
-                if self.is_complete(&found) || changes.changed().await.is_err() {
+                if is_enough(&found) || changes.changed().await.is_err() {
                     return found;
                 }
             }
@@ -131,13 +162,9 @@ impl Pods {
         }
     }
 
-    /// Whether nothing that is still to come can be needed for a decision.
-    pub fn is_complete(&self, lookup: &Lookup) -> bool {
-        match lookup {
-            Lookup::Found(pod, around) => self.shared.needs.are_met(pod, around),
-            Lookup::Ambiguous(_) => true,
-            Lookup::Unknown => false,
-        }
+    /// Grows with every change: what was decided at one number still holds while it is the same.
+    pub fn generation(&self) -> u64 {
+        *self.changes.borrow()
     }
 
     /// Every pod, for status pages; in the order of namespace and name.

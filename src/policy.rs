@@ -138,6 +138,11 @@ impl Policy {
         }
     }
 
+    /// Whether enough is known for a decision that is not only about what is not known yet.
+    pub fn can_decide(&self, _pod: &Pod, around: &Surroundings) -> bool {
+        self.restrictions != Restrictions::Enforce || around.namespace.is_some()
+    }
+
     fn request(&self, pod: &Pod) -> Result<RoleRequest, Denial> {
         let role = match (&pod.role, &self.default_role) {
             (Some(text), _) => self.parse_role(text)?,

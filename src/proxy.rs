@@ -84,6 +84,15 @@ enum Refusal {
     AmbiguousPod(Vec<Arc<Pod>>),
     Denied(Arc<Pod>, Denial),
     OtherRole(Arc<Pod>),
+    Changed(Arc<Pod>),
+}
+
+fn found(lookup: Lookup) -> Result<(Arc<Pod>, Surroundings), Refusal> {
+    match lookup {
+        Lookup::Found(pod, around) => Ok((pod, around)),
+        Lookup::Ambiguous(pods) => Err(Refusal::AmbiguousPod(pods)),
+        Lookup::Unknown => Err(Refusal::UnknownPod),
+    }
 }
 
 impl<A: AssumeRole> Proxy<A> {
@@ -130,14 +139,14 @@ impl<A: AssumeRole> Proxy<A> {
             self.metrics.denied("path");
             return Outcome::NotFound;
         }
-        let request = match self.decide(&pod, &around) {
-            Ok(request) => request,
-            Err(denial) => return self.refuse(ip, Refusal::Denied(pod, denial)),
+        let (pod, request) = match self.decide(ip, pod, around).await {
+            Ok(allowed) => allowed,
+            Err(refusal) => return self.refuse(ip, refusal),
         };
         match route {
             Route::RoleList => Outcome::Text(Bytes::copy_from_slice(request.role().name().as_bytes())),
             Route::InstanceProfile => self.document(documents::instance_profile(request.role(), self.clock.now())),
-            Route::Credentials { role } if role == request.role().name() => self.credentials(&pod, &request).await,
+            Route::Credentials { role } if role == request.role().name() => self.credentials(ip, pod, &request).await,
             Route::Credentials { .. } => self.refuse(ip, Refusal::OtherRole(pod)),
             // Both are answered above.
             Route::NewToken { .. } | Route::Unknown => Outcome::NotFound,
@@ -147,17 +156,34 @@ impl<A: AssumeRole> Proxy<A> {
     /// The pod behind the address, waiting for it to become known where it is not.
     async fn identify(&self, ip: IpAddr) -> Result<(Arc<Pod>, Surroundings), Refusal> {
         let mut lookup = self.pods.by_ip(ip);
-        if !self.pods.is_complete(&lookup) {
-            let (began, known) = (Instant::now(), lookup != Lookup::Unknown);
-            lookup = self.pods.wait_for_ip(ip, self.settings.pod_wait).await;
-            if !known {
-                self.metrics.pod_waited(lookup != Lookup::Unknown, began.elapsed());
-            }
+        if lookup == Lookup::Unknown {
+            let began = Instant::now();
+            lookup = self.pods.wait_for_ip(ip, self.settings.pod_wait, |_, _| true).await;
+            self.metrics.pod_waited(lookup != Lookup::Unknown, began.elapsed());
         }
-        match lookup {
-            Lookup::Found(pod, around) => Ok((pod, around)),
-            Lookup::Ambiguous(pods) => Err(Refusal::AmbiguousPod(pods)),
-            Lookup::Unknown => Err(Refusal::UnknownPod),
+        found(lookup)
+    }
+
+    /// The role that the pod may have, waiting for what the decision needs where it is not known yet.
+    async fn decide(&self, ip: IpAddr, mut pod: Arc<Pod>, mut around: Surroundings) -> Result<(Arc<Pod>, RoleRequest), Refusal> {
+        let policy = &self.settings.policy;
+        if !policy.can_decide(&pod, &around) {
+            let enough = |pod: &Pod, around: &Surroundings| policy.can_decide(pod, around);
+            let (now, now_around) = found(self.pods.wait_for_ip(ip, self.settings.pod_wait, enough).await)?;
+            // The token was the first one's.
+            if now.uid != pod.uid {
+                return Err(Refusal::UnknownPod);
+            }
+            (pod, around) = (now, now_around);
+        }
+        match policy.decide(&pod, &around) {
+            Decision::Allow { request, audit } => {
+                if let Some(denial) = audit {
+                    self.audited(&pod, &request, denial);
+                }
+                Ok((pod, request))
+            }
+            Decision::Deny(denial) => Err(Refusal::Denied(pod, denial)),
         }
     }
 
@@ -171,24 +197,21 @@ impl<A: AssumeRole> Proxy<A> {
         }
     }
 
-    fn decide(&self, pod: &Pod, around: &Surroundings) -> Result<RoleRequest, Denial> {
-        match self.settings.policy.decide(pod, around) {
-            Decision::Allow { request, audit } => {
-                if let Some(denial) = audit {
-                    self.metrics.audited(denial.name());
-                    if self.complaints.is_new(&pod.uid, denial.name()) {
-                        warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
-                            "served in audit mode; enforced restrictions would refuse: {denial}");
-                    }
-                }
-                Ok(request)
-            }
-            Decision::Deny(denial) => Err(denial),
+    fn audited(&self, pod: &Pod, request: &RoleRequest, denial: Denial) {
+        self.metrics.audited(denial.name());
+        if self.complaints.is_new(&pod.uid, denial.name()) {
+            warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
+                "served in audit mode; enforced restrictions would refuse: {denial}");
         }
     }
 
-    async fn credentials(&self, pod: &Pod, request: &RoleRequest) -> Outcome {
-        match self.sessions.get(request).await {
+    async fn credentials(&self, ip: IpAddr, pod: Arc<Pod>, request: &RoleRequest) -> Outcome {
+        let decided_at = self.pods.generation();
+        let answer = self.sessions.get(request).await;
+        if self.pods.generation() != decided_at && !self.still_holds(ip, &pod, request) {
+            return self.refuse(ip, Refusal::Changed(pod));
+        }
+        match answer {
             Ok(credentials) => self.document(credentials.document(documents::credentials)),
             Err(error) => {
                 self.metrics.denied("sts");
@@ -197,6 +220,17 @@ impl<A: AssumeRole> Proxy<A> {
                 }
                 Outcome::Failed
             }
+        }
+    }
+
+    /// Whether the address is still the pod's, and the pod may still have what it was allowed before STS was waited for.
+    fn still_holds(&self, ip: IpAddr, pod: &Pod, request: &RoleRequest) -> bool {
+        match self.pods.by_ip(ip) {
+            Lookup::Found(now, around) if now.uid == pod.uid => match self.settings.policy.decide(&now, &around) {
+                Decision::Allow { request: allowed, .. } => allowed == *request,
+                Decision::Deny(_) => false,
+            },
+            _ => false,
         }
     }
 
@@ -219,11 +253,12 @@ impl<A: AssumeRole> Proxy<A> {
             Refusal::AmbiguousPod(_) => "ambiguous-pod",
             Refusal::Denied(_, denial) => denial.name(),
             Refusal::OtherRole(_) => "other-role",
+            Refusal::Changed(_) => "changed",
         };
         self.metrics.denied(reason);
         let new = match &refusal {
             Refusal::UnknownPod | Refusal::AmbiguousPod(_) => self.complaints.is_new(&ip, reason),
-            Refusal::Denied(pod, _) | Refusal::OtherRole(pod) => self.complaints.is_new(&pod.uid, reason),
+            Refusal::Denied(pod, _) | Refusal::OtherRole(pod) | Refusal::Changed(pod) => self.complaints.is_new(&pod.uid, reason),
         };
         if new {
             match refusal {
@@ -236,6 +271,10 @@ impl<A: AssumeRole> Proxy<A> {
                 }
                 Refusal::Denied(pod, denial) => {
                     warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: {denial}");
+                }
+                Refusal::Changed(pod) => {
+                    info!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
+                        "refused: the pod, or what it may have, changed while STS was asked");
                 }
                 Refusal::OtherRole(pod) => {
                     info!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: the pod asked for a role that is not its own");

@@ -1,9 +1,9 @@
-//! The packet rule that brings the pods' metadata requests to the daemon, and keeps it in place.
+//! The packet rule that brings the pods' metadata requests to the daemon.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::config::InterfaceMatch;
 
@@ -45,11 +45,7 @@ pub enum RedirectError {
 /// Puts the rule in place. Doing it again changes nothing; an older rule of ours with another target is replaced.
 pub async fn install(rules: &RuleSet) -> Result<(), RedirectError> {
     iptables::install(rules, LOCK_WAIT).await?;
-    let (family, other) = if rules.target.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
-    info!(target_address = %rules.target, family, "the packet rule is in place: pods' metadata requests come here");
-    warn!(
-        "the packet rule covers {family} alone: where the node's metadata service also answers {other}, block it for pods by a rule of your own"
-    );
+    info!(target_address = %rules.target, "the packet rule is in place: pods' metadata requests come here");
     Ok(())
 }
 

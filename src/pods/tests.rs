@@ -26,6 +26,14 @@ fn pod(uid: &str, at: &str) -> Pod {
     }
 }
 
+fn anything(_: &Pod, _: &Surroundings) -> bool {
+    true
+}
+
+fn with_namespace(_: &Pod, around: &Surroundings) -> bool {
+    around.namespace.is_some()
+}
+
 fn namespace(name: &str) -> Namespace {
     Namespace { name: name.to_owned(), allowed_roles: None, permitted: None }
 }
@@ -46,29 +54,29 @@ fn found(lookup: &Lookup) -> Option<&str> {
 
 #[tokio::test(start_paused = true)]
 async fn a_known_pod_is_answered_at_once() {
-    let (writer, pods) = pods(Needs::default());
+    let (writer, pods) = pods();
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     let began = Instant::now();
-    assert_eq!(found(&pods.wait_for_ip(ip("10.0.0.1"), LONG).await), Some("a"));
+    assert_eq!(found(&pods.wait_for_ip(ip("10.0.0.1"), LONG, anything).await), Some("a"));
     assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
 async fn two_claims_are_answered_at_once() {
-    let (writer, pods) = pods(Needs { namespaces: true, service_accounts: false });
+    let (writer, pods) = pods();
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     writer.write(|index| index.apply(pod("b", "10.0.0.1")));
     let began = Instant::now();
-    assert!(matches!(pods.wait_for_ip(ip("10.0.0.1"), LONG).await, Lookup::Ambiguous(pods) if pods.len() == 2));
+    assert!(matches!(pods.wait_for_ip(ip("10.0.0.1"), LONG, anything).await, Lookup::Ambiguous(pods) if pods.len() == 2));
     assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_wait_is_ended_by_the_write_that_makes_the_pod_known() {
-    let (writer, pods) = pods(Needs::default());
+    let (writer, pods) = pods();
     let waiter = tokio::spawn({
         let pods = pods.clone();
-        async move { (pods.wait_for_ip(ip("10.0.0.1"), LONG).await, Instant::now()) }
+        async move { (pods.wait_for_ip(ip("10.0.0.1"), LONG, anything).await, Instant::now()) }
     });
     settle().await;
     advance(Duration::from_millis(100)).await;
@@ -85,22 +93,22 @@ async fn a_wait_is_ended_by_the_write_that_makes_the_pod_known() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wait_ends_after_the_time_it_was_given() {
-    let (writer, pods) = pods(Needs::default());
+    let (writer, pods) = pods();
     let began = Instant::now();
-    assert_eq!(pods.wait_for_ip(ip("10.0.0.1"), Duration::from_millis(700)).await, Lookup::Unknown);
+    assert_eq!(pods.wait_for_ip(ip("10.0.0.1"), Duration::from_millis(700), anything).await, Lookup::Unknown);
     assert_eq!(began.elapsed(), Duration::from_millis(700));
-    assert_eq!(pods.wait_for_ip(ip("10.0.0.1"), Duration::ZERO).await, Lookup::Unknown);
+    assert_eq!(pods.wait_for_ip(ip("10.0.0.1"), Duration::ZERO, anything).await, Lookup::Unknown);
     assert_eq!(began.elapsed(), Duration::from_millis(700));
     drop(writer);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_namespace_is_waited_for_where_it_is_needed() {
-    let (writer, pods) = pods(Needs { namespaces: true, service_accounts: false });
+    let (writer, pods) = pods();
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     let waiter = tokio::spawn({
         let pods = pods.clone();
-        async move { pods.wait_for_ip(ip("10.0.0.1"), LONG).await }
+        async move { pods.wait_for_ip(ip("10.0.0.1"), LONG, with_namespace).await }
     });
     settle().await;
     writer.write(|index| index.apply_namespace(namespace("other")));
@@ -118,11 +126,11 @@ async fn a_namespace_is_waited_for_where_it_is_needed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_namespace_that_stays_unknown_leaves_the_pod_found_without_it() {
-    let (writer, pods) = pods(Needs { namespaces: true, service_accounts: false });
+    let (writer, pods) = pods();
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     let began = Instant::now();
     assert!(matches!(
-        pods.wait_for_ip(ip("10.0.0.1"), Duration::from_secs(2)).await,
+        pods.wait_for_ip(ip("10.0.0.1"), Duration::from_secs(2), with_namespace).await,
         Lookup::Found(_, Surroundings { namespace: None, .. })
     ));
     assert_eq!(began.elapsed(), Duration::from_secs(2));
@@ -130,62 +138,84 @@ async fn a_namespace_that_stays_unknown_leaves_the_pod_found_without_it() {
 
 #[tokio::test(start_paused = true)]
 async fn no_more_than_so_many_wait_at_one_time() {
-    let (writer, pods) = pods(Needs::default());
-    let waiters: Vec<_> = (0..MAX_WAITING)
+    let (writer, pods) = pods();
+    let waiters: Vec<_> = (0..MAX_WAITING_OF_ONE)
         .map(|_| {
             let pods = pods.clone();
-            tokio::spawn(async move { pods.wait_for_ip(ip("10.0.0.1"), LONG).await })
+            tokio::spawn(async move { pods.wait_for_ip(ip("10.0.0.1"), LONG, anything).await })
         })
         .collect();
     settle().await;
     let began = Instant::now();
-    assert_eq!(pods.wait_for_ip(ip("10.0.0.1"), LONG).await, Lookup::Unknown);
+    assert_eq!(pods.wait_for_ip(ip("10.0.0.1"), LONG, anything).await, Lookup::Unknown);
     assert_eq!(began.elapsed(), Duration::ZERO, "one more is refused at once");
     writer.write(|index| index.apply(pod("b", "10.0.0.2")));
-    assert_eq!(found(&pods.wait_for_ip(ip("10.0.0.2"), LONG).await), Some("b"), "who is known needs no place");
+    assert_eq!(found(&pods.wait_for_ip(ip("10.0.0.2"), LONG, anything).await), Some("b"), "who is known needs no place");
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     let lookups = join_all(waiters).await;
     assert!(lookups.into_iter().all(|lookup| found(&lookup.unwrap()) == Some("a")));
     // The places are free again.
     let began = Instant::now();
-    pods.wait_for_ip(ip("10.0.0.3"), Duration::from_secs(1)).await;
+    pods.wait_for_ip(ip("10.0.0.3"), Duration::from_secs(1), anything).await;
     assert_eq!(began.elapsed(), Duration::from_secs(1));
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_address_does_not_take_the_places_of_others() {
+    let (_writer, pods) = pods();
+    let wait = |last: usize| {
+        let pods = pods.clone();
+        let ip = IpAddr::from([10, 0, 1, u8::try_from(last).unwrap()]);
+        tokio::spawn(async move { pods.wait_for_ip(ip, LONG, anything).await })
+    };
+    let addresses = MAX_WAITING / MAX_WAITING_OF_ONE;
+    let waiters: Vec<_> = (0..addresses).flat_map(|address| vec![address; MAX_WAITING_OF_ONE]).map(wait).collect();
+    settle().await;
+    assert_eq!(pods.shared.waiting().values().sum::<usize>(), MAX_WAITING);
+    let began = Instant::now();
+    assert_eq!(wait(addresses).await.unwrap(), Lookup::Unknown);
+    assert_eq!(began.elapsed(), Duration::ZERO, "all places are taken");
+    waiters[0].abort();
+    settle().await;
+    let late = wait(addresses);
+    settle().await;
+    assert!(!late.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_waiter_that_gives_up_makes_place() {
-    let (_writer, pods) = pods(Needs::default());
-    let waiters: Vec<_> = (0..MAX_WAITING)
+    let (_writer, pods) = pods();
+    let waiters: Vec<_> = (0..MAX_WAITING_OF_ONE)
         .map(|_| {
             let pods = pods.clone();
-            tokio::spawn(async move { pods.wait_for_ip(ip("10.0.0.1"), LONG).await })
+            tokio::spawn(async move { pods.wait_for_ip(ip("10.0.0.1"), LONG, anything).await })
         })
         .collect();
     settle().await;
-    assert_eq!(pods.shared.waiting.available_permits(), 0);
+    assert_eq!(pods.shared.waiting()[&ip("10.0.0.1")], MAX_WAITING_OF_ONE);
     waiters.iter().for_each(|waiter| waiter.abort());
     join_all(waiters).await;
-    assert_eq!(pods.shared.waiting.available_permits(), MAX_WAITING);
+    assert!(pods.shared.waiting().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_for_a_writer_that_is_gone() {
-    let (writer, pods) = pods(Needs::default());
+    let (writer, pods) = pods();
     let waiter = tokio::spawn({
         let pods = pods.clone();
-        async move { pods.wait_for_ip(ip("10.0.0.1"), LONG).await }
+        async move { pods.wait_for_ip(ip("10.0.0.1"), LONG, anything).await }
     });
     settle().await;
     let began = Instant::now();
     drop(writer);
     assert_eq!(waiter.await.unwrap(), Lookup::Unknown);
-    assert_eq!(pods.wait_for_ip(ip("10.0.0.1"), LONG).await, Lookup::Unknown);
+    assert_eq!(pods.wait_for_ip(ip("10.0.0.1"), LONG, anything).await, Lookup::Unknown);
     assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_handle_is_told_of_changes_since_it_last_looked() {
-    let (writer, pods) = pods(Needs::default());
+    let (writer, pods) = pods();
     let mut watching = pods.clone();
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     let told = tokio::time::timeout(Duration::from_secs(1), watching.changed()).await;
@@ -199,7 +229,7 @@ async fn a_handle_is_told_of_changes_since_it_last_looked() {
 
 #[test]
 fn what_a_writer_writes_is_what_readers_read() {
-    let (writer, pods) = pods(Needs::default());
+    let (writer, pods) = pods();
     let reader = pods.clone();
     writer.write(|index| {
         index.apply(pod("b", "10.0.0.2"));

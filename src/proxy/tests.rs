@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::header::{CONNECTION, CONTENT_TYPE, SERVER};
@@ -9,7 +10,8 @@ use tokio::time::advance;
 use super::*;
 use crate::config::{PatternFormat, Restrictions};
 use crate::credentials::{AssumeRoleError, Credentials};
-use crate::pods::{Namespace, Needs, PodUid, PodsWriter, pods};
+use crate::pods::index::Index;
+use crate::pods::{Namespace, PodUid, PodsWriter, pods};
 
 const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const TOKEN: &str = "x-aws-ec2-metadata-token";
@@ -21,11 +23,18 @@ const WAIT: Duration = Duration::from_secs(2);
 struct FakeSts {
     clock: Clock,
     calls: Arc<AtomicUsize>,
+    /// Done while the next call is under way.
+    meanwhile: Arc<Mutex<Option<Meanwhile>>>,
 }
+
+type Meanwhile = Box<dyn FnOnce() + Send>;
 
 impl AssumeRole for FakeSts {
     async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
         self.calls.fetch_add(1, Ordering::SeqCst);
+        if let Some(meanwhile) = self.meanwhile.lock().unwrap().take() {
+            meanwhile();
+        }
         if request.role().name() == "broken" {
             return Err(AssumeRoleError::Denied { message: "arn:aws:iam::111122223333:role/broken".to_owned() });
         }
@@ -42,7 +51,7 @@ impl AssumeRole for FakeSts {
 
 struct Node {
     proxy: Proxy<FakeSts>,
-    writer: PodsWriter,
+    writer: Arc<PodsWriter>,
     sts: FakeSts,
 }
 
@@ -53,7 +62,7 @@ fn node(tokens: TokenMode, known: &[(&str, &str, Option<&str>)]) -> Node {
 
 fn node_with(tokens: TokenMode, known: &[(&str, &str, Option<&str>)], change: impl FnOnce(&mut Policy)) -> Node {
     let clock = Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
-    let sts = FakeSts { clock: clock.clone(), calls: Arc::default() };
+    let sts = FakeSts { clock: clock.clone(), calls: Arc::default(), meanwhile: Arc::default() };
     let mut policy = Policy {
         base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()),
         default_role: None,
@@ -62,9 +71,7 @@ fn node_with(tokens: TokenMode, known: &[(&str, &str, Option<&str>)], change: im
         session_duration: Duration::from_secs(3600),
     };
     change(&mut policy);
-    let namespaces =
-        if policy.restrictions == Restrictions::Off { Needs::default() } else { Needs { namespaces: true, service_accounts: false } };
-    let (writer, pods) = pods(namespaces);
+    let (writer, pods) = pods();
     for (name, at, role) in known {
         writer.write(|index| index.apply(pod(name, at, *role)));
     }
@@ -72,7 +79,7 @@ fn node_with(tokens: TokenMode, known: &[(&str, &str, Option<&str>)], change: im
     let sessions = Sessions::new(sts.clone(), Duration::from_secs(30), clock.clone(), metrics.clone());
     let settings = Settings { policy, tokens, pod_wait: WAIT };
     let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone()).unwrap(), clock, metrics);
-    Node { proxy, writer, sts }
+    Node { proxy, writer: Arc::new(writer), sts }
 }
 
 fn pod(name: &str, at: &str, role: Option<&str>) -> Pod {
@@ -434,9 +441,48 @@ async fn a_namespace_that_restrictions_need_is_waited_for_and_then_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_does_not_need_the_namespace_does_not_wait_for_it() {
+    let enforced = node_with(TokenMode::Optional, &[WEB], |policy| policy.restrictions = Restrictions::Enforce);
+    let began = tokio::time::Instant::now();
+    let ttl = [("x-aws-ec2-metadata-token-ttl-seconds", "60")];
+    assert_eq!(enforced.ask("10.0.0.1", "PUT", "/latest/api/token", &ttl).await.status, 200);
+    assert_eq!(enforced.ask("10.0.0.1", "GET", "/latest/user-data", &[]).await.status, 404);
+    let audited = node_with(TokenMode::Optional, &[WEB], |policy| policy.restrictions = Restrictions::Audit);
+    assert_eq!(audited.ask("10.0.0.1", "GET", LIST, &[]).await.body, "web", "a report must not slow a pod down");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
 async fn in_audit_mode_the_pod_is_served_and_counted() {
     let node = node_with(TokenMode::Optional, &[WEB], |policy| policy.restrictions = Restrictions::Audit);
     node.writer.write(|index| index.apply_namespace(Namespace { name: "default".to_owned(), allowed_roles: None, permitted: None }));
     assert_eq!(node.ask("10.0.0.1", "GET", LIST, &[]).await.body, "web");
     assert!(node.counted(r#"rolegate_audit_denials_total{reason="not-allowed-in-namespace"} 1"#));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changed_while_sts_was_asked_is_not_served_as_it_was() {
+    let uid = PodUid("uid-of-web".into());
+    let changes: [(&str, fn(&mut Index, &PodUid)); 4] = [
+        ("deleted", |index, uid| index.delete(uid)),
+        ("another pod has the address", |index, uid| {
+            index.delete(uid);
+            index.apply(pod("next", "10.0.0.1", Some("web")));
+        }),
+        ("two claim the address", |index, _| index.apply(pod("next", "10.0.0.1", Some("web")))),
+        ("another role", |index, _| index.apply(pod("web", "10.0.0.1", Some("db")))),
+    ];
+    for (what, change) in changes {
+        let node = node(TokenMode::Optional, &[WEB]);
+        let (writer, uid) = (node.writer.clone(), uid.clone());
+        *node.sts.meanwhile.lock().unwrap() = Some(Box::new(move || writer.write(|index| change(index, &uid))));
+        let answer = node.ask("10.0.0.1", "GET", &format!("{LIST}web"), &[]).await;
+        assert_eq!((answer.status, answer.body.as_str()), (404, ""), "{what}");
+        assert!(node.counted(r#"rolegate_denials_total{reason="changed"} 1"#), "{what}");
+    }
+    // What has nothing to do with it does not matter.
+    let node = node(TokenMode::Optional, &[WEB]);
+    let writer = node.writer.clone();
+    *node.sts.meanwhile.lock().unwrap() = Some(Box::new(move || writer.write(|index| index.apply(pod("db", "10.0.0.9", None)))));
+    assert_eq!(node.ask("10.0.0.1", "GET", &format!("{LIST}web"), &[]).await.status, 200);
 }

@@ -1,6 +1,7 @@
 //! The connection to the Kubernetes API: where its address and identity come from, and what its errors mean.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
@@ -10,6 +11,15 @@ use secrecy::ExposeSecret as _;
 
 use crate::config::ApiConfig;
 use crate::telemetry::chain;
+
+/// Time to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection on which nothing is read for so long is taken for dead.
+const SILENCE: Duration = Duration::from_secs(60);
+/// How long the server is asked to keep a watch open: it ends in good order before silence would end it.
+pub(super) const WATCH_SECONDS: u32 = 50;
+/// Time of one question.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +52,9 @@ pub async fn connect(api: &ApiConfig) -> Result<Client, ClientError> {
         (None, Some(_)) => Config::new(http::Uri::default()),
         (None, None) => Config::incluster().map_err(|error| ClientError::NotInCluster(chain(&error)))?,
     };
+    // A server that accepts and never answers must not be waited for: what it is asked is asked again.
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.read_timeout = Some(SILENCE);
     if let Some(server) = &api.server {
         config.cluster_url = server.parse().map_err(|_| ClientError::Client("--api-server is not a URL".to_owned()))?;
     }
@@ -65,17 +78,19 @@ pub enum NodeError {
     NotReached(String),
 }
 
-/// The first internal address of a node, of the family asked for, as its object says it.
-pub async fn node_address(client: &Client, node: &str, ipv6: bool) -> Result<Option<IpAddr>, NodeError> {
-    let answer = kube::Api::<Node>::all(client.clone()).get(node).await;
+/// The internal addresses of a node, as its object says them.
+pub async fn node_addresses(client: &Client, node: &str) -> Result<Vec<IpAddr>, NodeError> {
+    let nodes = kube::Api::<Node>::all(client.clone());
+    let Ok(answer) = tokio::time::timeout(ANSWER_TIMEOUT, nodes.get(node)).await else {
+        return Err(NodeError::NotReached("the Kubernetes API does not answer".to_owned()));
+    };
     let object = answer.map_err(|error| match &error {
         kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429 => NodeError::Refused(explain_request(&error)),
         _ => NodeError::NotReached(explain_request(&error)),
     })?;
     let addresses = object.status.and_then(|status| status.addresses).unwrap_or_default();
     let internal = addresses.iter().filter(|address| address.type_ == "InternalIP");
-    let mut ips = internal.filter_map(|address| address.address.parse::<IpAddr>().ok());
-    Ok(ips.find(|ip| ip.is_ipv6() == ipv6))
+    Ok(internal.filter_map(|address| address.address.parse().ok()).collect())
 }
 
 /// What a failure of a watch means to the operator. Bodies of answers are not repeated.

@@ -53,7 +53,7 @@ pub(super) async fn watch(watch: &Watch, writer: &PodsWriter) {
 
 /// The events of one namespace, until `stop`.
 fn stream(watch: &Watch, name: String, stop: CancellationToken) -> Events {
-    let selection = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let selection = watcher::Config::default().fields(&format!("metadata.name={name}")).timeout(client::WATCH_SECONDS);
     let events = watcher::watcher(Api::<NamespaceObject>::all(watch.client.clone()), selection).default_backoff();
     events.map(move |event| (name.clone(), event)).take_until(stop.cancelled_owned()).boxed()
 }

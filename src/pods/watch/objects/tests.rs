@@ -19,7 +19,7 @@ async fn watch() -> Watch {
     // Another test may have been first.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let api = ApiConfig { server: Some("http://127.0.0.1:1".to_owned()), ..ApiConfig::default() };
-    let (writer, pods) = pods(Needs::default());
+    let (writer, pods) = pods();
     Watch {
         client: client::connect(&api).await.unwrap(),
         node: "node-a".to_owned(),
