@@ -19,7 +19,7 @@ use crate::credentials::sts::{Aws, Sts};
 use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client};
-use crate::pods::{self, NamespaceUse, Pods};
+use crate::pods::{self, Needs, Pods};
 use crate::policy::Policy;
 use crate::proxy::token::Tokens;
 use crate::proxy::{Proxy, Settings};
@@ -70,18 +70,15 @@ impl App {
 
         // The first list, the rule and the identity of AWS are steps of their own: each may be late.
         let kube = client::connect(&config.pods.api).await?;
-        let namespaces = match config.roles.restrictions {
-            Restrictions::Off => NamespaceUse::Unused,
-            Restrictions::Enforce | Restrictions::Audit => NamespaceUse::Needed,
-        };
-        let (writer, pods) = pods::pods(namespaces);
+        let needs = Needs { namespaces: config.roles.restrictions != Restrictions::Off, service_accounts: false };
+        let (writer, pods) = pods::pods(needs);
         let watch = Watch {
             client: kube.clone(),
             node: config.pods.node.clone(),
             annotations: config.pods.annotations.clone(),
             writer,
             pods: pods.clone(),
-            namespaces,
+            needs,
             metrics: metrics.clone(),
         };
         tasks.spawn("pod watch", watch.run(readiness.step("the list of this node's pods")));

@@ -13,25 +13,34 @@ pub mod index;
 pub mod watch;
 
 use index::Index;
-pub use index::{Claims, Namespace, Pod, PodUid};
+pub use index::{Claims, Namespace, Pod, PodUid, ServiceAccount, Surroundings};
 
 /// How many requests may wait for an unknown address at one time. Beyond it they are refused at once.
 pub const MAX_WAITING: usize = 256;
 
-/// Whether a namespace's annotation is needed for a decision about one of its pods.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NamespaceUse {
-    /// Decisions need it: an answer waits for it, too.
-    Needed,
-    /// Nothing reads namespaces.
-    Unused,
+/// Which objects besides pods decisions are made by: what is not needed is not read, and not waited for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// The namespaces of pods.
+    pub namespaces: bool,
+    /// The service accounts of pods without a role of their own.
+    pub service_accounts: bool,
+}
+
+impl Needs {
+    /// Whether all that a decision about `pod` needs is known.
+    pub fn are_met(self, pod: &Pod, around: &Surroundings) -> bool {
+        let namespace = !self.namespaces || around.namespace.is_some();
+        let service_account = !self.service_accounts || pod.role.is_some() || around.service_account.is_some();
+        namespace && service_account
+    }
 }
 
 /// Who has an address.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Lookup {
-    /// This pod, and what is known of its namespace.
-    Found(Arc<Pod>, Option<Arc<Namespace>>),
+    /// This pod, and what is known around it.
+    Found(Arc<Pod>, Surroundings),
     /// More than one living pod claims it.
     Ambiguous(Vec<Arc<Pod>>),
     /// No pod of this node, as far as is known.
@@ -49,7 +58,7 @@ pub struct Pods {
 struct Shared {
     index: RwLock<Index>,
     waiting: Semaphore,
-    namespaces: NamespaceUse,
+    needs: Needs,
 }
 
 impl Shared {
@@ -67,9 +76,9 @@ pub struct PodsWriter {
 }
 
 /// An empty set of pods: the end to write and the end to read.
-pub fn pods(namespaces: NamespaceUse) -> (PodsWriter, Pods) {
+pub fn pods(needs: Needs) -> (PodsWriter, Pods) {
     let (changed, changes) = signal::channel(0);
-    let shared = Arc::new(Shared { index: RwLock::default(), waiting: Semaphore::new(MAX_WAITING), namespaces });
+    let shared = Arc::new(Shared { index: RwLock::default(), waiting: Semaphore::new(MAX_WAITING), needs });
     (PodsWriter { shared: shared.clone(), changed }, Pods { shared, changes })
 }
 
@@ -88,8 +97,8 @@ impl Pods {
         let index = self.shared.read();
         match index.by_ip(ip) {
             Claims::One(pod) => {
-                let namespace = index.namespace(&pod.namespace);
-                Lookup::Found(pod, namespace)
+                let around = index.surroundings(&pod);
+                Lookup::Found(pod, around)
             }
             Claims::None => Lookup::Unknown,
             Claims::Several(pods) => Lookup::Ambiguous(pods),
@@ -125,7 +134,7 @@ impl Pods {
     /// Whether nothing that is still to come can be needed for a decision.
     pub fn is_complete(&self, lookup: &Lookup) -> bool {
         match lookup {
-            Lookup::Found(_, namespace) => namespace.is_some() || self.shared.namespaces == NamespaceUse::Unused,
+            Lookup::Found(pod, around) => self.shared.needs.are_met(pod, around),
             Lookup::Ambiguous(_) => true,
             Lookup::Unknown => false,
         }

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::config::{PatternFormat, Restrictions};
-use crate::pods::{Namespace, Pod};
+use crate::pods::{Namespace, Pod, Surroundings};
 use crate::role::{BaseArn, ExternalId, ParseError, RoleArn, SessionName};
 
 pub mod patterns;
@@ -125,8 +125,9 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// What `pod` may have. `namespace` is the pod's, where it is known.
-    pub fn decide(&self, pod: &Pod, namespace: Option<&Namespace>) -> Decision {
+    /// What `pod` may have, by what is known around it.
+    pub fn decide(&self, pod: &Pod, around: &Surroundings) -> Decision {
+        let namespace = around.namespace.as_deref();
         match self.request(pod) {
             Err(denial) => Decision::Deny(denial),
             Ok(request) => match (self.restrictions, self.check_namespace(request.role(), namespace)) {

@@ -21,7 +21,7 @@ use crate::config::TokenMode;
 use crate::credentials::cache::Sessions;
 use crate::credentials::{AssumeRole, Clock};
 use crate::metrics::{Metrics, RouteMeters};
-use crate::pods::{Lookup, Namespace, Pod, Pods};
+use crate::pods::{Lookup, Pod, Pods, Surroundings};
 use crate::policy::{Decision, Denial, Policy, RoleRequest};
 
 mod complaints;
@@ -114,7 +114,7 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     async fn answer(&self, ip: IpAddr, route: Route, headers: &HeaderMap) -> Outcome {
-        let (pod, namespace) = match self.identify(ip).await {
+        let (pod, around) = match self.identify(ip).await {
             Ok(found) => found,
             Err(refusal) => return self.refuse(ip, refusal),
         };
@@ -130,7 +130,7 @@ impl<A: AssumeRole> Proxy<A> {
             self.metrics.denied("path");
             return Outcome::NotFound;
         }
-        let request = match self.decide(&pod, namespace.as_deref()) {
+        let request = match self.decide(&pod, &around) {
             Ok(request) => request,
             Err(denial) => return self.refuse(ip, Refusal::Denied(pod, denial)),
         };
@@ -145,7 +145,7 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     /// The pod behind the address, waiting for it to become known where it is not.
-    async fn identify(&self, ip: IpAddr) -> Result<(Arc<Pod>, Option<Arc<Namespace>>), Refusal> {
+    async fn identify(&self, ip: IpAddr) -> Result<(Arc<Pod>, Surroundings), Refusal> {
         let mut lookup = self.pods.by_ip(ip);
         if !self.pods.is_complete(&lookup) {
             let (began, known) = (Instant::now(), lookup != Lookup::Unknown);
@@ -155,7 +155,7 @@ impl<A: AssumeRole> Proxy<A> {
             }
         }
         match lookup {
-            Lookup::Found(pod, namespace) => Ok((pod, namespace)),
+            Lookup::Found(pod, around) => Ok((pod, around)),
             Lookup::Ambiguous(pods) => Err(Refusal::AmbiguousPod(pods)),
             Lookup::Unknown => Err(Refusal::UnknownPod),
         }
@@ -171,8 +171,8 @@ impl<A: AssumeRole> Proxy<A> {
         }
     }
 
-    fn decide(&self, pod: &Pod, namespace: Option<&Namespace>) -> Result<RoleRequest, Denial> {
-        match self.settings.policy.decide(pod, namespace) {
+    fn decide(&self, pod: &Pod, around: &Surroundings) -> Result<RoleRequest, Denial> {
+        match self.settings.policy.decide(pod, around) {
             Decision::Allow { request, audit } => {
                 if let Some(denial) = audit {
                     self.metrics.audited(denial.name());

@@ -30,7 +30,7 @@ use crate::proxy::route::{Hosts, METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::proxy::{Origin, Proxy};
 
 /// Time for a request's head to arrive, and for the next request on an idle connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
 /// Headers of a request.
@@ -39,8 +39,10 @@ const MAX_HEADERS: usize = 64;
 const MAX_CONNECTIONS: usize = 4096;
 /// Pause after a failed accept: it fails for lack of descriptors or memory, which a moment may bring back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How long the last look at the backlog takes when stopping.
+/// When stopping, the backlog is taken for empty after this time without a connection.
 const LAST_ACCEPT: Duration = Duration::from_millis(20);
+/// How long the last look at the backlog may take at all.
+const LAST_ACCEPTS: Duration = Duration::from_millis(200);
 
 /// The pod-facing port.
 #[derive(Debug)]
@@ -79,9 +81,13 @@ impl<A: AssumeRole> Server<A> {
             }
         }
         // What the kernel has accepted for us already would be reset when the listener closes.
-        while let Ok(accepted) = tokio::time::timeout(LAST_ACCEPT, listener.accept()).await {
-            self.accepted(accepted).await;
-        }
+        let backlog = async {
+            while let Ok(accepted) = tokio::time::timeout(LAST_ACCEPT, listener.accept()).await {
+                self.accepted(accepted).await;
+            }
+        };
+        // Somebody who connects again and again must not keep us from the end.
+        let _ = tokio::time::timeout(LAST_ACCEPTS, backlog).await;
     }
 
     async fn accepted(self: &Arc<Self>, accepted: std::io::Result<(TcpStream, SocketAddr)>) {

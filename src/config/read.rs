@@ -69,6 +69,8 @@ pub(super) fn roles(source: &mut Source<'_>) -> RolesConfig {
             BaseRole::Given(base)
         }
         (None, true) => BaseRole::Discover,
+        // A malformed one is a mistake already; that there is none would be said besides.
+        (None, false) if source.text("base-role-arn").is_some() => BaseRole::Discover,
         (None, false) => BaseRole::None,
     };
     let node_role = source.switch("auto-discover-default-role");
@@ -114,7 +116,7 @@ fn default_role_mistake(role: &str, base: &BaseRole, source: &mut Source<'_>) {
         _ if role.starts_with("arn:") => role.parse::<RoleArn>(),
         BaseRole::Given(base) => base.complete(role),
         // The account does not matter for the form of the name.
-        BaseRole::Discover => format!("arn:aws:iam::000000000000:role/{role}").parse(),
+        BaseRole::Discover => format!("arn:aws:iam::000000000000:role/{}", role.strip_prefix('/').unwrap_or(role)).parse(),
         BaseRole::None => {
             return source
                 .mistake(format!("--default-role={role:?} is a short name: give its ARN, or --base-role-arn or --auto-discover-base-arn"));

@@ -12,6 +12,7 @@ fn ip(text: &str) -> IpAddr {
 
 fn pod(uid: &str, at: &str) -> Pod {
     Pod {
+        service_account: "default".to_owned(),
         uid: PodUid(uid.into()),
         namespace: "default".to_owned(),
         name: uid.to_owned(),
@@ -26,7 +27,7 @@ fn pod(uid: &str, at: &str) -> Pod {
 }
 
 fn namespace(name: &str) -> Namespace {
-    Namespace { name: name.to_owned(), allowed_roles: None }
+    Namespace { name: name.to_owned(), allowed_roles: None, permitted: None }
 }
 
 /// Runs everything else that can run, without time passing.
@@ -45,7 +46,7 @@ fn found(lookup: &Lookup) -> Option<&str> {
 
 #[tokio::test(start_paused = true)]
 async fn a_known_pod_is_answered_at_once() {
-    let (writer, pods) = pods(NamespaceUse::Unused);
+    let (writer, pods) = pods(Needs::default());
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     let began = Instant::now();
     assert_eq!(found(&pods.wait_for_ip(ip("10.0.0.1"), LONG).await), Some("a"));
@@ -54,7 +55,7 @@ async fn a_known_pod_is_answered_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn two_claims_are_answered_at_once() {
-    let (writer, pods) = pods(NamespaceUse::Needed);
+    let (writer, pods) = pods(Needs { namespaces: true, service_accounts: false });
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     writer.write(|index| index.apply(pod("b", "10.0.0.1")));
     let began = Instant::now();
@@ -64,7 +65,7 @@ async fn two_claims_are_answered_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wait_is_ended_by_the_write_that_makes_the_pod_known() {
-    let (writer, pods) = pods(NamespaceUse::Unused);
+    let (writer, pods) = pods(Needs::default());
     let waiter = tokio::spawn({
         let pods = pods.clone();
         async move { (pods.wait_for_ip(ip("10.0.0.1"), LONG).await, Instant::now()) }
@@ -84,7 +85,7 @@ async fn a_wait_is_ended_by_the_write_that_makes_the_pod_known() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wait_ends_after_the_time_it_was_given() {
-    let (writer, pods) = pods(NamespaceUse::Unused);
+    let (writer, pods) = pods(Needs::default());
     let began = Instant::now();
     assert_eq!(pods.wait_for_ip(ip("10.0.0.1"), Duration::from_millis(700)).await, Lookup::Unknown);
     assert_eq!(began.elapsed(), Duration::from_millis(700));
@@ -95,7 +96,7 @@ async fn a_wait_ends_after_the_time_it_was_given() {
 
 #[tokio::test(start_paused = true)]
 async fn a_namespace_is_waited_for_where_it_is_needed() {
-    let (writer, pods) = pods(NamespaceUse::Needed);
+    let (writer, pods) = pods(Needs { namespaces: true, service_accounts: false });
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     let waiter = tokio::spawn({
         let pods = pods.clone();
@@ -108,22 +109,28 @@ async fn a_namespace_is_waited_for_where_it_is_needed() {
     let began = Instant::now();
     writer.write(|index| index.apply_namespace(namespace("default")));
     let lookup = waiter.await.unwrap();
-    assert!(matches!(&lookup, Lookup::Found(_, Some(namespace)) if namespace.name == "default"), "{lookup:?}");
+    assert!(
+        matches!(&lookup, Lookup::Found(_, around) if around.namespace.as_ref().is_some_and(|namespace| namespace.name == "default")),
+        "{lookup:?}"
+    );
     assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_namespace_that_stays_unknown_leaves_the_pod_found_without_it() {
-    let (writer, pods) = pods(NamespaceUse::Needed);
+    let (writer, pods) = pods(Needs { namespaces: true, service_accounts: false });
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     let began = Instant::now();
-    assert!(matches!(pods.wait_for_ip(ip("10.0.0.1"), Duration::from_secs(2)).await, Lookup::Found(_, None)));
+    assert!(matches!(
+        pods.wait_for_ip(ip("10.0.0.1"), Duration::from_secs(2)).await,
+        Lookup::Found(_, Surroundings { namespace: None, .. })
+    ));
     assert_eq!(began.elapsed(), Duration::from_secs(2));
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_more_than_so_many_wait_at_one_time() {
-    let (writer, pods) = pods(NamespaceUse::Unused);
+    let (writer, pods) = pods(Needs::default());
     let waiters: Vec<_> = (0..MAX_WAITING)
         .map(|_| {
             let pods = pods.clone();
@@ -147,7 +154,7 @@ async fn no_more_than_so_many_wait_at_one_time() {
 
 #[tokio::test(start_paused = true)]
 async fn a_waiter_that_gives_up_makes_place() {
-    let (_writer, pods) = pods(NamespaceUse::Unused);
+    let (_writer, pods) = pods(Needs::default());
     let waiters: Vec<_> = (0..MAX_WAITING)
         .map(|_| {
             let pods = pods.clone();
@@ -163,7 +170,7 @@ async fn a_waiter_that_gives_up_makes_place() {
 
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_for_a_writer_that_is_gone() {
-    let (writer, pods) = pods(NamespaceUse::Unused);
+    let (writer, pods) = pods(Needs::default());
     let waiter = tokio::spawn({
         let pods = pods.clone();
         async move { pods.wait_for_ip(ip("10.0.0.1"), LONG).await }
@@ -178,7 +185,7 @@ async fn nobody_waits_for_a_writer_that_is_gone() {
 
 #[tokio::test(start_paused = true)]
 async fn a_handle_is_told_of_changes_since_it_last_looked() {
-    let (writer, pods) = pods(NamespaceUse::Unused);
+    let (writer, pods) = pods(Needs::default());
     let mut watching = pods.clone();
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     let told = tokio::time::timeout(Duration::from_secs(1), watching.changed()).await;
@@ -192,7 +199,7 @@ async fn a_handle_is_told_of_changes_since_it_last_looked() {
 
 #[test]
 fn what_a_writer_writes_is_what_readers_read() {
-    let (writer, pods) = pods(NamespaceUse::Unused);
+    let (writer, pods) = pods(Needs::default());
     let reader = pods.clone();
     writer.write(|index| {
         index.apply(pod("b", "10.0.0.2"));
@@ -203,6 +210,6 @@ fn what_a_writer_writes_is_what_readers_read() {
     assert_eq!(reader.all().iter().map(|pod| &*pod.name).collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!(reader.namespaces().into_iter().collect::<Vec<_>>(), ["default"]);
     assert!(reader.namespace("default").is_some() && reader.namespace("other").is_none());
-    assert!(matches!(reader.by_ip(ip("10.0.0.1")), Lookup::Found(_, Some(_))));
+    assert!(matches!(reader.by_ip(ip("10.0.0.1")), Lookup::Found(_, Surroundings { namespace: Some(_), .. })));
     assert_eq!(reader.by_ip(ip("10.0.0.3")), Lookup::Unknown);
 }

@@ -13,7 +13,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use tracing::{debug, info, warn};
 
-use super::{NamespaceUse, Pod, PodUid, Pods, PodsWriter};
+use super::{Needs, Pod, PodUid, Pods, PodsWriter};
 use crate::config::AnnotationKeys;
 use crate::metrics::Metrics;
 use crate::readiness::Step;
@@ -41,8 +41,8 @@ pub struct Watch {
     pub writer: PodsWriter,
     /// The same pods, to see which namespaces they are in.
     pub pods: Pods,
-    /// Whether namespaces are read at all.
-    pub namespaces: NamespaceUse,
+    /// Which objects besides pods are read.
+    pub needs: Needs,
     /// Where errors are counted.
     pub metrics: Metrics,
 }
@@ -51,12 +51,10 @@ impl Watch {
     /// Watches for ever; `first_list` is done when the first list is in. Errors are logged and tried again with backoff.
     pub async fn run(self, first_list: Step) {
         let writer = &self.writer;
-        match self.namespaces {
-            NamespaceUse::Unused => self.watch_pods(writer, first_list).await,
-            NamespaceUse::Needed => {
-                let namespaces = namespaces::watch(&self, writer);
-                tokio::join!(self.watch_pods(writer, first_list), namespaces);
-            }
+        if self.needs.namespaces {
+            tokio::join!(self.watch_pods(writer, first_list), namespaces::watch(&self, writer));
+        } else {
+            self.watch_pods(writer, first_list).await;
         }
     }
 
@@ -117,6 +115,7 @@ impl Watch {
             uid: PodUid(uid.into()),
             namespace: object.metadata.namespace.unwrap_or_default(),
             name,
+            service_account: object.service_account.unwrap_or_default(),
             role: annotations.remove(&self.annotations.role),
             external_id: annotations.remove(&self.annotations.external_id),
             session_name: annotations.remove(SESSION_NAME_KEY),

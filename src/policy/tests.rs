@@ -1,6 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
 use std::collections::HashSet;
 
+use std::sync::Arc;
+
 use super::*;
 use crate::pods::PodUid;
 
@@ -12,6 +14,7 @@ fn arn(name: &str) -> RoleArn {
 
 fn pod() -> Pod {
     Pod {
+        service_account: "default".to_owned(),
         uid: PodUid("uid-1".into()),
         namespace: "default".to_owned(),
         name: "web-7f9c-abcde".to_owned(),
@@ -40,18 +43,22 @@ fn policy() -> Policy {
 }
 
 fn namespace(list: Option<&str>) -> Namespace {
-    Namespace { name: "default".to_owned(), allowed_roles: list.map(str::to_owned) }
+    Namespace { name: "default".to_owned(), allowed_roles: list.map(str::to_owned), permitted: None }
+}
+
+fn around(namespace: Option<&Namespace>) -> Surroundings {
+    Surroundings { namespace: namespace.cloned().map(Arc::new), service_account: None }
 }
 
 fn allowed(policy: &Policy, pod: &Pod) -> RoleRequest {
-    match policy.decide(pod, None) {
+    match policy.decide(pod, &Surroundings::default()) {
         Decision::Allow { request, audit: None } => request,
         other => panic!("{pod:?}: {other:?}"),
     }
 }
 
 fn denied(policy: &Policy, pod: &Pod) -> Denial {
-    match policy.decide(pod, None) {
+    match policy.decide(pod, &Surroundings::default()) {
         Decision::Deny(denial) => denial,
         other => panic!("{pod:?}: {other:?}"),
     }
@@ -194,7 +201,7 @@ fn a_namespace_limits_the_roles_of_its_pods() {
         (regexp, known(Some(r#"["(", "web"]"#)), "web", Err(BadNamespaceList)),
     ] {
         let settings = |restrictions| Policy { base: Some(base.clone()), restrictions, patterns, ..policy() };
-        let decide = |restrictions| settings(restrictions).decide(&pod_with(role), namespace.as_ref());
+        let decide = |restrictions| settings(restrictions).decide(&pod_with(role), &around(namespace.as_ref()));
         let request = allowed(&settings(Restrictions::Off), &pod_with(role));
         let about = format!("{role} in {namespace:?}");
         assert_eq!(decide(Restrictions::Off), Decision::Allow { request: request.clone(), audit: None }, "{about}");
@@ -210,7 +217,7 @@ fn a_namespace_limits_the_roles_of_its_pods() {
 #[test]
 fn without_a_base_a_pattern_is_matched_as_it_stands() {
     let enforced = Policy { base: None, restrictions: Restrictions::Enforce, ..policy() };
-    let decide = |list| enforced.decide(&pod_with("arn:aws:iam::111122223333:role/web"), Some(&namespace(Some(list))));
+    let decide = |list| enforced.decide(&pod_with("arn:aws:iam::111122223333:role/web"), &around(Some(&namespace(Some(list)))));
     assert_eq!(decide(r#"["web"]"#), Decision::Deny(Denial::NotAllowedInNamespace));
     assert!(matches!(decide(r#"["*/web"]"#), Decision::Allow { .. }));
     assert!(matches!(decide(r#"["arn:aws:iam::111122223333:role/web"]"#), Decision::Allow { .. }));
@@ -221,10 +228,10 @@ fn the_operators_default_role_needs_no_list() {
     let enforced = Policy { default_role: Some(arn("default")), restrictions: Restrictions::Enforce, ..policy() };
     for namespace in [None, Some(namespace(None)), Some(namespace(Some("[]"))), Some(namespace(Some("malformed")))] {
         for pod in [pod(), pod_with("default")] {
-            let decision = enforced.decide(&pod, namespace.as_ref());
+            let decision = enforced.decide(&pod, &around(namespace.as_ref()));
             assert!(matches!(&decision, Decision::Allow { request, audit: None } if *request.role() == arn("default")), "{decision:?}");
         }
-        assert!(matches!(enforced.decide(&pod_with("default2"), namespace.as_ref()), Decision::Deny(_)));
+        assert!(matches!(enforced.decide(&pod_with("default2"), &around(namespace.as_ref())), Decision::Deny(_)));
     }
 }
 
@@ -234,7 +241,7 @@ fn no_mode_allows_what_cannot_be_read() {
         let policy = Policy { restrictions, ..policy() };
         let everything = namespace(Some(r#"["*"]"#));
         for pod in [pod(), pod_with(""), pod_with("we b"), Pod { session_name: Some(String::new()), ..pod_with("web") }] {
-            assert!(matches!(policy.decide(&pod, Some(&everything)), Decision::Deny(_)), "{restrictions:?} {pod:?}");
+            assert!(matches!(policy.decide(&pod, &around(Some(&everything))), Decision::Deny(_)), "{restrictions:?} {pod:?}");
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::advance;
 use super::*;
 use crate::config::{PatternFormat, Restrictions};
 use crate::credentials::{AssumeRoleError, Credentials};
-use crate::pods::{NamespaceUse, PodUid, PodsWriter, pods};
+use crate::pods::{Namespace, Needs, PodUid, PodsWriter, pods};
 
 const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const TOKEN: &str = "x-aws-ec2-metadata-token";
@@ -62,7 +62,8 @@ fn node_with(tokens: TokenMode, known: &[(&str, &str, Option<&str>)], change: im
         session_duration: Duration::from_secs(3600),
     };
     change(&mut policy);
-    let namespaces = if policy.restrictions == Restrictions::Off { NamespaceUse::Unused } else { NamespaceUse::Needed };
+    let namespaces =
+        if policy.restrictions == Restrictions::Off { Needs::default() } else { Needs { namespaces: true, service_accounts: false } };
     let (writer, pods) = pods(namespaces);
     for (name, at, role) in known {
         writer.write(|index| index.apply(pod(name, at, *role)));
@@ -76,6 +77,7 @@ fn node_with(tokens: TokenMode, known: &[(&str, &str, Option<&str>)], change: im
 
 fn pod(name: &str, at: &str, role: Option<&str>) -> Pod {
     Pod {
+        service_account: "default".to_owned(),
         uid: PodUid(format!("uid-of-{name}").into()),
         namespace: "default".to_owned(),
         name: name.to_owned(),
@@ -419,7 +421,7 @@ async fn a_namespace_that_restrictions_need_is_waited_for_and_then_refused() {
     assert_eq!(node.ask("10.0.0.1", "GET", LIST, &[]).await.status, 404);
     assert_eq!(began.elapsed(), WAIT);
     let set = |list: &str| {
-        let namespace = Namespace { name: "default".to_owned(), allowed_roles: Some(list.to_owned()) };
+        let namespace = Namespace { name: "default".to_owned(), allowed_roles: Some(list.to_owned()), permitted: None };
         node.writer.write(|index| index.apply_namespace(namespace));
     };
     set(r#"["db"]"#);
@@ -434,7 +436,7 @@ async fn a_namespace_that_restrictions_need_is_waited_for_and_then_refused() {
 #[tokio::test(start_paused = true)]
 async fn in_audit_mode_the_pod_is_served_and_counted() {
     let node = node_with(TokenMode::Optional, &[WEB], |policy| policy.restrictions = Restrictions::Audit);
-    node.writer.write(|index| index.apply_namespace(Namespace { name: "default".to_owned(), allowed_roles: None }));
+    node.writer.write(|index| index.apply_namespace(Namespace { name: "default".to_owned(), allowed_roles: None, permitted: None }));
     assert_eq!(node.ask("10.0.0.1", "GET", LIST, &[]).await.body, "web");
     assert!(node.counted(r#"rolegate_audit_denials_total{reason="not-allowed-in-namespace"} 1"#));
 }

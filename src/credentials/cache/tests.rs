@@ -8,7 +8,7 @@ use tokio::time::advance;
 
 use super::*;
 use crate::config::{PatternFormat, Restrictions};
-use crate::pods::{Pod, PodUid};
+use crate::pods::{Pod, PodUid, Surroundings};
 use crate::policy::{Decision, Policy};
 
 const ERROR_TTL: Duration = Duration::from_secs(30);
@@ -104,6 +104,7 @@ fn request(role: &str) -> RoleRequest {
         session_duration: Duration::from_secs(3600),
     };
     let pod = Pod {
+        service_account: "default".to_owned(),
         uid: PodUid("uid".into()),
         namespace: "default".to_owned(),
         name: "pod".to_owned(),
@@ -115,7 +116,7 @@ fn request(role: &str) -> RoleRequest {
         terminating: false,
         host_network: false,
     };
-    match policy.decide(&pod, None) {
+    match policy.decide(&pod, &Surroundings::default()) {
         Decision::Allow { request, .. } => request,
         Decision::Deny(denial) => panic!("{denial}"),
     }

@@ -8,7 +8,7 @@ use super::*;
 use crate::config::{AnnotationKeys, ApiConfig};
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client};
-use crate::pods::{NamespaceUse, Pod, PodUid, pods};
+use crate::pods::{Needs, Pod, PodUid, pods};
 
 fn decode(object: Value) -> PodObject {
     serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error}: {object}"))
@@ -19,7 +19,7 @@ async fn watch() -> Watch {
     // Another test may have been first.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let api = ApiConfig { server: Some("http://127.0.0.1:1".to_owned()), ..ApiConfig::default() };
-    let (writer, pods) = pods(NamespaceUse::Unused);
+    let (writer, pods) = pods(Needs::default());
     Watch {
         client: client::connect(&api).await.unwrap(),
         node: "node-a".to_owned(),
@@ -30,7 +30,7 @@ async fn watch() -> Watch {
         },
         writer,
         pods,
-        namespaces: NamespaceUse::Unused,
+        needs: Needs::default(),
         metrics: Metrics::new(),
     }
 }
@@ -114,6 +114,7 @@ async fn a_pod_is_told_in_the_words_of_the_index() {
     let watch = watch().await;
     let builder = PodBuilder::new("team", "web-1").uid("uid-1").ips(["10.42.0.2", "2001:db8::2"]);
     let plain = Pod {
+        service_account: "default".to_owned(),
         uid: PodUid("uid-1".into()),
         namespace: "team".to_owned(),
         name: "web-1".to_owned(),
