@@ -197,8 +197,8 @@ pub struct RedirectConfig {
     pub backend: RedirectBackend,
     /// Which interfaces it matches.
     pub interfaces: Vec<InterfaceMatch>,
-    /// Where it sends requests to.
-    pub host_ip: Option<IpAddr>,
+    /// Where it sends requests to: at most one address of each family.
+    pub host_ips: Vec<IpAddr>,
 }
 
 /// Who keeps the packet rule.

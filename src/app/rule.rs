@@ -42,7 +42,9 @@ async fn targets(redirect: &RedirectConfig, bound: SocketAddr, kube: &Client, no
     let mut known = redirect.host_ips.clone();
     if !bound.ip().is_unspecified() {
         if bound.is_ipv6() {
-            bail!("--metadata-bind-address is an IPv6 address, and 169.254.169.254 cannot be redirected to it: give an IPv4 address or none");
+            bail!(
+                "--metadata-bind-address is an IPv6 address, and 169.254.169.254 cannot be redirected to it: give an IPv4 address or none"
+            );
         }
         known.push(bound.ip());
     }

@@ -124,11 +124,12 @@ const REDIRECT: &[Flag] = &[
         "",
         "Interfaces that the pods' requests come in on: a list, NAME+ for a prefix, !NAME for all but it; default all",
     ),
-    value(
+    list(
         "host-ip",
         "IP",
         "",
-        "Address of this node that the rule sends requests to; default: the node's address in the API, else of --host-interface",
+        "Addresses of this node that the rules send requests to: an IPv4 one, and an IPv6 one if it has one; \
+         default: the address bound, else the node's in the API, else that of --host-interface",
     ),
 ];
 

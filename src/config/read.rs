@@ -1,5 +1,6 @@
 //! Each part of the configuration, read from the source of settings; what is wrong is noted there.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use secrecy::SecretString;
@@ -173,16 +174,34 @@ pub(super) fn redirect(source: &mut Source<'_>) -> RedirectConfig {
         _ => Err("expected one of auto, iptables, none".to_owned()),
     });
     let mut interfaces = Vec::new();
-    for item in source.list("host-interface") {
+    for (place, item) in source.list("host-interface") {
         match interface(&item) {
             Ok(interface) => interfaces.push(interface),
-            Err(expected) => source.mistake(format!("--host-interface={item:?}: {expected}")),
+            Err(expected) => source.mistake(format!("{place}={item:?}: {expected}")),
         }
     }
     if interfaces.iter().any(|i| i.negated) && interfaces.iter().any(|i| !i.negated) {
         source.mistake("--host-interface: a list names interfaces or, with !, all but some; not both");
     }
-    RedirectConfig { backend: backend.unwrap_or(by_switch), interfaces, host_ip: source.ip("host-ip") }
+    RedirectConfig { backend: backend.unwrap_or(by_switch), interfaces, host_ips: host_ips(source) }
+}
+
+/// At most one address of each family, and none that packets from elsewhere do not reach.
+fn host_ips(source: &mut Source<'_>) -> Vec<IpAddr> {
+    let mut ips: Vec<IpAddr> = Vec::new();
+    for (place, item) in source.list("host-ip") {
+        match item.parse::<IpAddr>() {
+            Ok(ip) if ip.is_loopback() || ip.is_unspecified() => {
+                source.mistake(format!("{place}={item:?}: requests of pods cannot be sent there; give an address of the node's network"));
+            }
+            Ok(ip) if ips.iter().any(|other| other.is_ipv6() == ip.is_ipv6()) => {
+                source.mistake("--host-ip: give at most one IPv4 and one IPv6 address");
+            }
+            Ok(ip) => ips.push(ip),
+            Err(_) => source.mistake(format!("{place}={item:?}: expected an IP address")),
+        }
+    }
+    ips
 }
 
 fn interface(text: &str) -> Result<InterfaceMatch, String> {

@@ -80,11 +80,14 @@ impl<'a> Source<'a> {
         self.given(name).pop().map(|given| given.text).filter(|text| !text.is_empty())
     }
 
-    /// All values of a list, split at commas.
-    pub(super) fn list(&mut self, name: &str) -> Vec<String> {
-        let given = self.given(name);
-        let items = given.iter().flat_map(|given| given.text.split(','));
-        items.map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+    /// All values of a list, split at commas, each with the place where it stands.
+    pub(super) fn list(&mut self, name: &str) -> Vec<(String, String)> {
+        let mut items = Vec::new();
+        for given in self.given(name) {
+            let texts = given.text.split(',').map(str::trim).filter(|text| !text.is_empty());
+            items.extend(texts.map(|text| (given.place.clone(), text.to_owned())));
+        }
+        items
     }
 
     /// A switch; absent is off.

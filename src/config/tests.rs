@@ -83,7 +83,7 @@ const CASES: &[Case] = &[
     ("iptables", "true", &[], |config| config.redirect.backend == RedirectBackend::Iptables),
     ("redirect", "iptables", &[], |config| config.redirect.backend == RedirectBackend::Iptables),
     ("host-interface", "cali+", &[], |config| interface_names(config) == [("cali+", false)]),
-    ("host-ip", "10.0.0.1", &[], |config| config.redirect.host_ip == Some("10.0.0.1".parse().unwrap())),
+    ("host-ip", "10.0.0.1", &[], |config| config.redirect.host_ips == ["10.0.0.1".parse::<IpAddr>().unwrap()]),
     ("log-format", "json", &[], |config| config.log.json),
     ("log-level", "warn", &[], |config| config.log.level == Level::WARN),
     ("verbose", "true", &[], |config| config.log.level == Level::DEBUG && !config.admin.debug),
@@ -166,7 +166,7 @@ fn without_flags_the_defaults_are_those_that_help_prints() {
     assert_eq!((config.roles.base, config.roles.default), (BaseRole::None, DefaultRole::None));
     assert_eq!((config.roles.restrictions, config.roles.patterns), (Restrictions::Off, PatternFormat::Glob));
     assert_eq!(config.redirect.backend, RedirectBackend::None);
-    assert_eq!((config.redirect.interfaces, config.redirect.host_ip), (vec![], None));
+    assert_eq!((config.redirect.interfaces, config.redirect.host_ips), (vec![], vec![]));
     assert_eq!((config.log.json, config.log.level), (false, Level::INFO));
 }
 
@@ -208,7 +208,7 @@ fn the_arguments_of_a_kube2iam_daemonset_are_taken_as_they_are() {
     assert_eq!(config.roles.base, BaseRole::Discover);
     assert_eq!(config.roles.restrictions, Restrictions::Enforce);
     assert_eq!(config.redirect.backend, RedirectBackend::Iptables);
-    assert_eq!(config.redirect.host_ip, Some("10.0.0.1".parse().unwrap()));
+    assert_eq!(config.redirect.host_ips, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
     assert_eq!(interface_names(&config), [("eni+", false)]);
     assert_eq!(config.pods.node, "node-a");
     assert_eq!(config.pods.wait, Duration::from_secs(1));

@@ -59,7 +59,8 @@ impl Watch {
     }
 
     async fn watch_pods(&self, writer: &PodsWriter, first_list: Step) {
-        let selection = watcher::Config::default().fields(&format!("spec.nodeName={}", self.node)).page_size(PAGE_SIZE).timeout(client::WATCH_SECONDS);
+        let selection =
+            watcher::Config::default().fields(&format!("spec.nodeName={}", self.node)).page_size(PAGE_SIZE).timeout(client::WATCH_SECONDS);
         let events = watcher::watcher(Api::<PodObject>::all(self.client.clone()), selection).default_backoff();
         let mut events = std::pin::pin!(events);
         let mut first_list = Some(first_list);

@@ -462,7 +462,7 @@ async fn in_audit_mode_the_pod_is_served_and_counted() {
 
 #[tokio::test(start_paused = true)]
 async fn what_changed_while_sts_was_asked_is_not_served_as_it_was() {
-    let uid = PodUid("uid-of-web".into());
+    let uid = PodUid("uid-of-web-1".into());
     let changes: [(&str, fn(&mut Index, &PodUid)); 4] = [
         ("deleted", |index, uid| index.delete(uid)),
         ("another pod has the address", |index, uid| {
@@ -470,7 +470,7 @@ async fn what_changed_while_sts_was_asked_is_not_served_as_it_was() {
             index.apply(pod("next", "10.0.0.1", Some("web")));
         }),
         ("two claim the address", |index, _| index.apply(pod("next", "10.0.0.1", Some("web")))),
-        ("another role", |index, _| index.apply(pod("web", "10.0.0.1", Some("db")))),
+        ("another role", |index, _| index.apply(pod("web-1", "10.0.0.1", Some("db")))),
     ];
     for (what, change) in changes {
         let node = node(TokenMode::Optional, &[WEB]);

@@ -40,12 +40,13 @@ fn a_socket_of_both_families_sees_the_ipv4_address_of_the_pod() {
 fn a_pod_gets_its_role_over_ipv6() {
     let Some(bed) = Bed::new() else { return };
     let pods = [bed.pod("web", "veth"), bed.pod("worker", "veth")];
-    let daemon = bed.start(&bed.setup().argument(format!("--host-ip={NODE_IP6}")));
+    let daemon = bed.start(&bed.setup_with_ip().argument(format!("--host-ip={NODE_IP6}")));
     let rules = bed.rules("ip6tables");
     assert_eq!(rules.targets, [format!("[{NODE_IP6}]:{}", daemon.metadata_address().port())]);
     assert_eq!(rules.prerouting, ["-A PREROUTING -d fd00:ec2::254/128 -p tcp -m tcp --dport 80 -j ROLEGATE"]);
     for pod in &pods {
         bed.assert_served(pod, METADATA6);
+        bed.assert_served(pod, METADATA);
     }
 }
 

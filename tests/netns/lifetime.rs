@@ -114,6 +114,18 @@ fn a_restart_brings_the_jump_back_to_the_head() {
     assert!(rules.prerouting[0].ends_with("-j ROLEGATE"), "{:?}", rules.prerouting);
 }
 
+/// In a crash loop the node would be open between two starts.
+#[test]
+fn a_start_that_fails_leaves_the_rule_behind() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    // No region anywhere.
+    let error = bed.start_in_vain(&bed.setup_with_ip().without_env("AWS_REGION"));
+    assert!(error.contains("no AWS region"), "{error}");
+    assert_eq!(bed.rules("iptables").jumps(), 1);
+    assert_refused(&bed, &pod);
+}
+
 #[test]
 fn without_the_program_the_daemon_says_so_and_ends() {
     let Some(bed) = Bed::new() else { return };

@@ -1,9 +1,9 @@
 //! Where the rule's target comes from without `--host-ip`.
 
 use rolegate_lab::kube::{Resource, Verb, node};
-use rolegate_lab::node::NODE_IP;
+use rolegate_lab::node::{NODE_IP, NODE_IP6};
 
-use crate::bed::{Bed, METADATA};
+use crate::bed::{Bed, METADATA, METADATA6};
 
 #[test]
 fn it_is_the_address_of_the_node_in_the_api() {
@@ -11,8 +11,26 @@ fn it_is_the_address_of_the_node_in_the_api() {
     let pod = bed.pod("web", "veth");
     bed.api.apply(Resource::Nodes, node("node-a", &["fd00:42::1", "10.42.0.1"]));
     let daemon = bed.start(&bed.setup());
-    assert_eq!(bed.rules("iptables").targets, [format!("{NODE_IP}:{}", daemon.metadata_address().port())]);
+    let port = daemon.metadata_address().port();
+    assert_eq!(bed.rules("iptables").targets, [format!("{NODE_IP}:{port}")]);
+    assert_eq!(bed.rules("ip6tables").targets, [format!("[{NODE_IP6}]:{port}")]);
     bed.assert_served(&pod, METADATA);
+    bed.assert_served(&pod, METADATA6);
+}
+
+/// The field status.hostIP of a pod is an IPv6 address on such a node.
+#[test]
+fn an_ipv6_address_alone_does_not_leave_ipv4_open() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    let setup = || bed.setup().argument(format!("--host-ip={NODE_IP6}"));
+    bed.api.deny(Verb::Get, "nodes");
+    assert!(bed.start_in_vain(&setup()).contains("IPv4 address is not known"));
+    bed.api.allow(Verb::Get, "nodes");
+    bed.api.apply(Resource::Nodes, node("node-a", &["fd00:42::1", "10.42.0.1"]));
+    let _daemon = bed.start(&setup());
+    bed.assert_served(&pod, METADATA);
+    bed.assert_served(&pod, METADATA6);
 }
 
 #[test]
@@ -56,7 +74,7 @@ fn where_nothing_tells_it_the_daemon_says_so_and_ends() {
     bed.api.deny(Verb::Get, "nodes");
     for setup in [bed.setup(), bed.setup().argument("--host-interface=veth+"), bed.setup().argument("--host-interface=missing0")] {
         let error = bed.start_in_vain(&setup);
-        assert!(error.contains("403") && error.contains("give --host-ip"), "{error}");
+        assert!(error.contains("403") && error.contains("as --host-ip"), "{error}");
     }
     assert_eq!(bed.rules("iptables").jumps(), 0);
 }
