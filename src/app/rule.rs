@@ -6,11 +6,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, bail};
-use kube::Client;
 use tracing::warn;
 
 use crate::config::{RedirectBackend, RedirectConfig};
-use crate::pods::watch::client;
+use crate::pods::watch::client::{self, Client};
 use crate::readiness::Step;
 use crate::redirect::{self, RuleSet};
 

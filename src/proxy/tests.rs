@@ -28,6 +28,7 @@ struct FakeSts {
 }
 
 type Meanwhile = Box<dyn FnOnce() + Send>;
+type Change = fn(&mut Index, &PodUid);
 
 impl AssumeRole for FakeSts {
     async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
@@ -463,7 +464,7 @@ async fn in_audit_mode_the_pod_is_served_and_counted() {
 #[tokio::test(start_paused = true)]
 async fn what_changed_while_sts_was_asked_is_not_served_as_it_was() {
     let uid = PodUid("uid-of-web-1".into());
-    let changes: [(&str, fn(&mut Index, &PodUid)); 4] = [
+    let changes: [(&str, Change); 4] = [
         ("deleted", |index, uid| index.delete(uid)),
         ("another pod has the address", |index, uid| {
             index.delete(uid);

@@ -4,9 +4,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
+pub use kube::Client;
+use kube::Config;
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::runtime::watcher;
-use kube::{Client, Config};
 use secrecy::ExposeSecret as _;
 
 use crate::config::ApiConfig;
