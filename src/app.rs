@@ -228,7 +228,7 @@ async fn keep_rule(redirect: &RedirectConfig, bound: SocketAddr, kube: Client, n
 
 /// The address that the rule sends requests to: the one given, the one bound, the node's in the API, the interface's.
 async fn target_address(redirect: &RedirectConfig, bound: SocketAddr, kube: Client, node: &str) -> anyhow::Result<IpAddr> {
-    if let Some(ip) = redirect.host_ip {
+    if let Some(ip) = redirect.host_ips.first().copied() {
         return Ok(ip);
     }
     if !bound.ip().is_unspecified() {

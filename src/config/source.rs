@@ -53,7 +53,8 @@ impl<'a> Source<'a> {
             let place = format!("--{name}");
             return values.map(|text| Given { text: text.clone(), place: place.clone() }).collect();
         }
-        self.env(&flag.env()).map(|text| Given { text, place: flag.env() }).into_iter().collect()
+        let text = self.env(&flag.env()).filter(|text| !is_service_link(&flag.env(), text));
+        text.map(|text| Given { text, place: flag.env() }).into_iter().collect()
     }
 
     /// Whether the setting was given at all.
@@ -85,6 +86,20 @@ impl<'a> Source<'a> {
         let given = self.given(name);
         let items = given.iter().flat_map(|given| given.text.split(','));
         items.map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// IP addresses, split at commas; IPv4 addresses in the form of IPv6 are taken as what they are.
+    pub(super) fn ips(&mut self, name: &str) -> Vec<IpAddr> {
+        let mut ips = Vec::new();
+        for Given { text, place } in self.given(name) {
+            for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+                match item.parse::<IpAddr>() {
+                    Ok(ip) => ips.push(ip.to_canonical()),
+                    Err(_) => self.mistakes.push(format!("{place}={item:?}: expected an IP address")),
+                }
+            }
+        }
+        ips
     }
 
     /// A switch; absent is off.
@@ -125,6 +140,12 @@ impl<'a> Source<'a> {
         });
         parsed.unwrap_or(default)
     }
+}
+
+/// Whether a variable is Kubernetes' and not the operator's: beside a Service named `rolegate-metrics`, pods are given
+/// `ROLEGATE_METRICS_PORT=tcp://10.0.0.1:9543` (Kubernetes documentation, "Service", environment variables).
+fn is_service_link(variable: &str, text: &str) -> bool {
+    variable.ends_with("_PORT") && text.starts_with("tcp://")
 }
 
 /// The words that Go's `strconv.ParseBool` takes, which kube2iam's switches are read by.
