@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,17 +18,41 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tracing::debug;
 
+use crate::connections::{Limits, Permit, Timely};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::readiness::Readiness;
 
-/// Connections at one time: a scraper, the kubelet, a person.
+/// Connections at one time: the node's own, and those of all others together.
 const MAX_CONNECTIONS: usize = 64;
+/// Connections of one other source: pods reach this port too.
+const MAX_OF_SOURCE: usize = 8;
+/// Time for a request's head to arrive, and for an answer to be taken.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Who may have how many connections. The kubelet's probes come from the node itself, and never wait for anybody else.
+#[derive(Debug)]
+struct Room {
+    node: Limits,
+    others: Limits,
+}
+
+impl Room {
+    fn new() -> Self {
+        Self { node: Limits::new(MAX_CONNECTIONS, MAX_CONNECTIONS), others: Limits::new(MAX_CONNECTIONS, MAX_OF_SOURCE) }
+    }
+
+    fn admit(&self, stream: &TcpStream, peer: SocketAddr) -> Option<Permit> {
+        let (peer, local) = (peer.ip().to_canonical(), stream.local_addr().ok()?.ip().to_canonical());
+        // Only the node itself can connect to one of its addresses from the same address.
+        let from_the_node = peer == local || peer == IpAddr::V4(Ipv4Addr::LOCALHOST) || peer == IpAddr::V6(Ipv6Addr::LOCALHOST);
+        let limits = if from_the_node { &self.node } else { &self.others };
+        limits.admit(peer).ok()
+    }
+}
 
 /// The operators' port.
 #[derive(Debug)]
@@ -45,13 +69,13 @@ impl Admin {
     /// Serves for as long as the process.
     pub async fn serve(self, listener: TcpListener) {
         let admin = Arc::new(self);
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let room = Room::new();
         let mut running = tokio::task::JoinSet::new();
         loop {
             while running.try_join_next().is_some() {}
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    if let Ok(permit) = connections.clone().try_acquire_owned() {
+                    if let Some(permit) = room.admit(&stream, peer) {
                         let admin = admin.clone();
                         running.spawn(async move {
                             admin.connection(stream, peer).await;
@@ -74,7 +98,7 @@ impl Admin {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Timely::connection(stream, HEAD_TIMEOUT)), service);
         if let Err(error) = connection.await {
             debug!(%error, "a connection to the metrics port ended early");
         }

@@ -30,6 +30,10 @@ pub const DEFAULT_ERROR_TTL: Duration = Duration::from_secs(30);
 pub const DEFAULT_POD_WAIT: Duration = Duration::from_secs(2);
 /// Default of `--metadata-addr`.
 pub const DEFAULT_METADATA_ADDR: &str = "169.254.169.254";
+/// Shorter, a failure would be forgotten before the next request of an SDK that tries again: STS would be asked each time.
+const SHORTEST_ERROR_TTL: Duration = Duration::from_secs(1);
+/// SDKs renew credentials that have less left, the most careful of them: sessions are refreshed at half of their life.
+const LONGEST_SDK_MARGIN: Duration = Duration::from_secs(25 * 60);
 /// The shortest and the longest session that STS gives (API reference of AssumeRole, DurationSeconds).
 const SESSION_DURATIONS: std::ops::RangeInclusive<Duration> = Duration::from_secs(900)..=Duration::from_secs(43_200);
 
@@ -193,15 +197,15 @@ pub struct AdminConfig {
 /// The packet rule.
 #[derive(Clone, Debug)]
 pub struct RedirectConfig {
-    /// Who keeps it.
+    /// Who puts it in place.
     pub backend: RedirectBackend,
     /// Which interfaces it matches.
     pub interfaces: Vec<InterfaceMatch>,
-    /// Where it sends requests to: at most one address of each family.
+    /// Where it sends requests to: at most one address of each family. With none, the node's is found out at the start.
     pub host_ips: Vec<IpAddr>,
 }
 
-/// Who keeps the packet rule.
+/// Who puts the packet rule in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RedirectBackend {
     /// Nobody here.
@@ -272,6 +276,7 @@ impl Config {
                 config.server.port
             ));
         }
+        read::check_target(&config.redirect, config.server.address, &mut source);
         for (name, instead) in read::WITHOUT_EFFECT {
             if source.is_given(name) {
                 // Its value is still checked, so that a typing error does not hide.

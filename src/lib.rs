@@ -24,6 +24,7 @@
 //! - [`role`]: the names that AWS knows a session by
 //! - [`redirect`]: the packet rule
 //! - [`admin`], [`metrics`], [`readiness`], [`telemetry`]: what operators see
+//! - [`connections`]: what connections may take
 //! - [`drain`], [`tasks`]: the end of the service, and of what runs beside it
 
 #![forbid(unsafe_code)]
@@ -32,6 +33,7 @@ pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod connections;
 pub mod credentials;
 pub mod drain;
 pub mod metrics;

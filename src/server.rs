@@ -20,16 +20,16 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
+use crate::connections::{Exceeded, Limits, Timely};
 use crate::credentials::AssumeRole;
 use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::proxy::route::{Hosts, METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::proxy::{Origin, Proxy};
 
-/// Time for a request's head to arrive, and for the next request on an idle connection.
+/// Time for a request's head to arrive, for the next request on an idle connection, and for an answer to be taken.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
@@ -37,6 +37,8 @@ const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 /// Open connections, all pods together.
 const MAX_CONNECTIONS: usize = 4096;
+/// Open connections of one pod: no pod can take what the others need.
+const MAX_OF_SOURCE: usize = 128;
 /// Pause after a failed accept: it fails for lack of descriptors or memory, which a moment may bring back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// When stopping, the backlog is taken for empty after this time without a connection.
@@ -51,7 +53,7 @@ pub struct Server<A> {
     accept_direct: bool,
     metrics: Metrics,
     drain: Drain,
-    connections: Arc<Semaphore>,
+    limits: Limits,
 }
 
 /// What a connection may be used for.
@@ -68,8 +70,8 @@ enum Admission {
 impl<A: AssumeRole> Server<A> {
     /// A server that hands the requests of pods to `proxy`.
     pub fn new(proxy: Proxy<A>, accept_direct: bool, metrics: Metrics, drain: Drain) -> Self {
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        Self { proxy: Arc::new(proxy), accept_direct, metrics, drain, connections }
+        let limits = Limits::new(MAX_CONNECTIONS, MAX_OF_SOURCE);
+        Self { proxy: Arc::new(proxy), accept_direct, metrics, drain, limits }
     }
 
     /// Accepts until the drain begins; the connections that are open then live on in the drain.
@@ -101,9 +103,14 @@ impl<A: AssumeRole> Server<A> {
     }
 
     fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        let Ok(permit) = self.connections.clone().try_acquire_owned() else {
-            self.metrics.connection_refused("limit");
-            return;
+        let permit = match self.limits.admit(peer.ip().to_canonical()) {
+            Ok(permit) => permit,
+            Err(Exceeded::All) => return self.metrics.connection_refused("limit"),
+            Err(Exceeded::Source) => {
+                self.metrics.connection_refused("source-limit");
+                debug!(source = %peer, "closed a connection: its source has {MAX_OF_SOURCE} open");
+                return;
+            }
         };
         let admission = self.admit(&stream, peer);
         if matches!(admission, Admission::Refused) {
@@ -137,8 +144,6 @@ impl<A: AssumeRole> Server<A> {
     }
 
     async fn connection(&self, stream: TcpStream, admission: Admission) {
-        // A small answer should not wait for the acknowledgement of the last one.
-        let _ = stream.set_nodelay(true);
         let admission = &admission;
         let service = service_fn(|request: Request<Incoming>| async move {
             let (request, _) = request.into_parts();
@@ -157,7 +162,7 @@ impl<A: AssumeRole> Server<A> {
             .max_buf_size(MAX_HEAD)
             .max_headers(MAX_HEADERS)
             .half_close(false)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Timely::connection(stream, HEAD_TIMEOUT)), service);
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,

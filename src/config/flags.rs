@@ -51,7 +51,12 @@ pub const GROUPS: &[(&str, &[Flag])] = &[
 const PODS: &[Flag] = &[
     value("node", "NAME", "", "Name of this node: only its pods are watched and served; required (NODE_NAME is read too)"),
     value("kubeconfig", "FILE", "", "kubeconfig file for the API; without it and --api-server, the pod's service account"),
-    value("api-server", "URL", "", "URL of the Kubernetes API, instead of the one of the service account or kubeconfig"),
+    value(
+        "api-server",
+        "URL",
+        "",
+        "URL of the Kubernetes API; the identity comes from --api-token or --kubeconfig, not from the service account",
+    ),
     value("api-token", "TOKEN", "", "Bearer token for the Kubernetes API; goes with --api-server"),
     switch("insecure", "Do not verify the API server's certificate (for tests only)"),
     value(
@@ -96,7 +101,12 @@ const ROLES: &[Flag] = &[
 const SESSIONS: &[Flag] = &[
     value("session-duration", "DURATION", "1h", "Length of an STS session, 15m to 12h; above 1h the role must allow it"),
     value("iam-role-session-ttl", "DURATION", "", "kube2iam's way to say --session-duration: sessions last twice this value"),
-    value("iam-role-error-ttl", "DURATION", "30s", "How long a failure of STS is remembered before the same session is asked for again"),
+    value(
+        "iam-role-error-ttl",
+        "DURATION",
+        "30s",
+        "How long a failure of STS is remembered before the same session is asked for again; 1s at least",
+    ),
     switch("use-regional-sts-endpoint", "Accepted for kube2iam's sake, no effect: the regional endpoint is always used"),
 ];
 
@@ -116,8 +126,11 @@ const SERVING: &[Flag] = &[
 ];
 
 const REDIRECT: &[Flag] = &[
-    switch("iptables", "Keep the packet rule that brings the pods' metadata requests here; the same as --redirect=auto"),
-    value("redirect", "BACKEND", "none", "Who keeps that rule: auto, iptables, or none"),
+    switch(
+        "iptables",
+        "Put the packet rule in place, at the start, that brings the pods' metadata requests here; the same as --redirect=auto",
+    ),
+    value("redirect", "BACKEND", "none", "Who puts that rule in place: auto, iptables, or none"),
     list(
         "host-interface",
         "NAME",

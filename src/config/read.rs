@@ -8,8 +8,8 @@ use secrecy::SecretString;
 use super::source::Source;
 use super::{
     AdminConfig, AnnotationKeys, ApiConfig, BaseRole, DEFAULT_APP_PORT, DEFAULT_ERROR_TTL, DEFAULT_METRICS_PORT, DEFAULT_POD_WAIT,
-    DEFAULT_SESSION_DURATION, DefaultRole, InterfaceMatch, LogConfig, PatternFormat, PodsConfig, RedirectBackend, RedirectConfig,
-    Restrictions, RolesConfig, SESSION_DURATIONS, ServerConfig, SessionsConfig, TokenMode,
+    DEFAULT_SESSION_DURATION, DefaultRole, InterfaceMatch, LONGEST_SDK_MARGIN, LogConfig, PatternFormat, PodsConfig, RedirectBackend,
+    RedirectConfig, Restrictions, RolesConfig, SESSION_DURATIONS, SHORTEST_ERROR_TTL, ServerConfig, SessionsConfig, TokenMode,
 };
 use crate::role::{BaseArn, RoleArn};
 
@@ -145,7 +145,25 @@ pub(super) fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> S
     if !SESSION_DURATIONS.contains(&duration) {
         source.mistake(format!("{flag} is {}: STS gives sessions of 15m to 12h", humantime::format_duration(duration)));
     }
-    SessionsConfig { duration, error_ttl: source.duration("iam-role-error-ttl", DEFAULT_ERROR_TTL) }
+    if duration < LONGEST_SDK_MARGIN * 2 {
+        warnings.push(format!(
+            "sessions of {} are short: below {}, pods are also given credentials with less than {} left, which some SDKs renew \
+             again and again",
+            humantime::format_duration(duration),
+            humantime::format_duration(LONGEST_SDK_MARGIN * 2),
+            humantime::format_duration(LONGEST_SDK_MARGIN),
+        ));
+    }
+    let mut error_ttl = source.duration("iam-role-error-ttl", DEFAULT_ERROR_TTL);
+    if error_ttl < SHORTEST_ERROR_TTL {
+        warnings.push(format!(
+            "--iam-role-error-ttl is {}, which would ask STS again at every request: {} is used",
+            humantime::format_duration(error_ttl),
+            humantime::format_duration(SHORTEST_ERROR_TTL),
+        ));
+        error_ttl = SHORTEST_ERROR_TTL;
+    }
+    SessionsConfig { duration, error_ttl }
 }
 
 pub(super) fn server(source: &mut Source<'_>) -> ServerConfig {
@@ -183,25 +201,36 @@ pub(super) fn redirect(source: &mut Source<'_>) -> RedirectConfig {
     if interfaces.iter().any(|i| i.negated) && interfaces.iter().any(|i| !i.negated) {
         source.mistake("--host-interface: a list names interfaces or, with !, all but some; not both");
     }
-    RedirectConfig { backend: backend.unwrap_or(by_switch), interfaces, host_ips: host_ips(source) }
+    let host_ips = source.ips("host-ip");
+    if [IpAddr::is_ipv4, IpAddr::is_ipv6].iter().any(|family| host_ips.iter().filter(|ip| family(ip)).count() > 1) {
+        source.mistake("--host-ip: expected at most one IPv4 and one IPv6 address");
+    }
+    RedirectConfig { backend: backend.unwrap_or(by_switch), interfaces, host_ips }
 }
 
-/// At most one address of each family, and none that packets from elsewhere do not reach.
-fn host_ips(source: &mut Source<'_>) -> Vec<IpAddr> {
-    let mut ips: Vec<IpAddr> = Vec::new();
-    for (place, item) in source.list("host-ip") {
-        match item.parse::<IpAddr>() {
-            Ok(ip) if ip.is_loopback() || ip.is_unspecified() => {
-                source.mistake(format!("{place}={item:?}: requests of pods cannot be sent there; give an address of the node's network"));
-            }
-            Ok(ip) if ips.iter().any(|other| other.is_ipv6() == ip.is_ipv6()) => {
-                source.mistake("--host-ip: give at most one IPv4 and one IPv6 address");
-            }
-            Ok(ip) => ips.push(ip),
-            Err(_) => source.mistake(format!("{place}={item:?}: expected an IP address")),
+/// A rule must lead to where the port is, and pods must be able to go there.
+pub(super) fn check_target(redirect: &RedirectConfig, bound: Option<IpAddr>, source: &mut Source<'_>) {
+    if redirect.backend == RedirectBackend::None {
+        return;
+    }
+    let bound = bound.map(|bound| bound.to_canonical());
+    if let Some(bound) = bound.filter(IpAddr::is_loopback) {
+        source.mistake(format!(
+            "--metadata-bind-address={bound} with a packet rule: pods' requests cannot be sent to a loopback address; \
+             leave it out, or give this node's address"
+        ));
+    }
+    for ip in &redirect.host_ips {
+        if ip.is_loopback() || ip.is_unspecified() {
+            source.mistake(format!(
+                "--host-ip={ip}: no request of a pod can be sent there; give this node's address, from the field status.hostIP of the pod"
+            ));
+        } else if let Some(bound) = bound.filter(|bound| !bound.is_unspecified() && bound.is_ipv4() == ip.is_ipv4() && bound != ip) {
+            source.mistake(format!(
+                "--host-ip={ip} and --metadata-bind-address={bound} differ: the rule would send requests to where nobody listens"
+            ));
         }
     }
-    ips
 }
 
 fn interface(text: &str) -> Result<InterfaceMatch, String> {

@@ -53,7 +53,8 @@ impl<'a> Source<'a> {
             let place = format!("--{name}");
             return values.map(|text| Given { text: text.clone(), place: place.clone() }).collect();
         }
-        self.env(&flag.env()).map(|text| Given { text, place: flag.env() }).into_iter().collect()
+        let text = self.env(&flag.env()).filter(|text| !is_service_link(&flag.env(), text));
+        text.map(|text| Given { text, place: flag.env() }).into_iter().collect()
     }
 
     /// Whether the setting was given at all.
@@ -88,6 +89,18 @@ impl<'a> Source<'a> {
             items.extend(texts.map(|text| (given.place.clone(), text.to_owned())));
         }
         items
+    }
+
+    /// IP addresses, split at commas; IPv4 addresses in the form of IPv6 are taken as what they are.
+    pub(super) fn ips(&mut self, name: &str) -> Vec<IpAddr> {
+        let mut ips = Vec::new();
+        for (place, item) in self.list(name) {
+            match item.parse::<IpAddr>() {
+                Ok(ip) => ips.push(ip.to_canonical()),
+                Err(_) => self.mistakes.push(format!("{place}={item:?}: expected an IP address")),
+            }
+        }
+        ips
     }
 
     /// A switch; absent is off.
@@ -128,6 +141,12 @@ impl<'a> Source<'a> {
         });
         parsed.unwrap_or(default)
     }
+}
+
+/// Whether a variable is Kubernetes' and not the operator's: beside a Service named `rolegate-metrics`, pods are given
+/// `ROLEGATE_METRICS_PORT=tcp://10.0.0.1:9543` (Kubernetes documentation, "Service", environment variables).
+fn is_service_link(variable: &str, text: &str) -> bool {
+    variable.ends_with("_PORT") && text.starts_with("tcp://")
 }
 
 /// The words that Go's `strconv.ParseBool` takes, which kube2iam's switches are read by.

@@ -41,6 +41,10 @@ fn interface_names(config: &Config) -> Vec<(&str, bool)> {
     config.redirect.interfaces.iter().map(|interface| (interface.name.as_str(), interface.negated)).collect()
 }
 
+fn ips(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
 const BASE: &str = "arn:aws:iam::111122223333:role/";
 
 const CASES: &[Case] = &[
@@ -83,7 +87,7 @@ const CASES: &[Case] = &[
     ("iptables", "true", &[], |config| config.redirect.backend == RedirectBackend::Iptables),
     ("redirect", "iptables", &[], |config| config.redirect.backend == RedirectBackend::Iptables),
     ("host-interface", "cali+", &[], |config| interface_names(config) == [("cali+", false)]),
-    ("host-ip", "10.0.0.1", &[], |config| config.redirect.host_ips == ["10.0.0.1".parse::<IpAddr>().unwrap()]),
+    ("host-ip", "10.0.0.1,fd00::1", &[], |config| config.redirect.host_ips == ips(&["10.0.0.1", "fd00::1"])),
     ("log-format", "json", &[], |config| config.log.json),
     ("log-level", "warn", &[], |config| config.log.level == Level::WARN),
     ("verbose", "true", &[], |config| config.log.level == Level::DEBUG && !config.admin.debug),
@@ -208,7 +212,7 @@ fn the_arguments_of_a_kube2iam_daemonset_are_taken_as_they_are() {
     assert_eq!(config.roles.base, BaseRole::Discover);
     assert_eq!(config.roles.restrictions, Restrictions::Enforce);
     assert_eq!(config.redirect.backend, RedirectBackend::Iptables);
-    assert_eq!(config.redirect.host_ips, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+    assert_eq!(config.redirect.host_ips, ips(&["10.0.0.1"]));
     assert_eq!(interface_names(&config), [("eni+", false)]);
     assert_eq!(config.pods.node, "node-a");
     assert_eq!(config.pods.wait, Duration::from_secs(1));
@@ -216,6 +220,8 @@ fn the_arguments_of_a_kube2iam_daemonset_are_taken_as_they_are() {
     assert_eq!((config.log.json, config.log.level), (true, Level::DEBUG));
     let expected = [
         "--iam-role-session-ttl is doubled, as in kube2iam: sessions last 30m; --session-duration says it literally",
+        "sessions of 30m are short: below 50m, pods are also given credentials with less than 25m left, which some SDKs renew again \
+         and again",
         "--backoff-max-interval has no effect: a waiting request is woken by the watch, not by polling",
         "--cache-resync-period has no effect: the watch needs no resync",
         "--resolve-duplicate-cache-ips has no effect: pods that claim one address are always told apart or refused",
@@ -311,6 +317,100 @@ fn sessions_last_from_15_minutes_to_12_hours() {
         assert!(found.starts_with(told), "{argument}: {found}");
     }
     assert!(mistake(&["--session-duration=1h", "--iam-role-session-ttl=30m"]).contains("say the same thing"));
+}
+
+#[test]
+fn sessions_that_sdks_renew_all_the_time_are_warned_of_however_they_are_said() {
+    for (argument, short) in [
+        ("--session-duration=15m", true),
+        ("--session-duration=2999s", true),
+        ("--session-duration=50m", false),
+        ("--session-duration=1h", false),
+        ("--iam-role-session-ttl=15m", true),
+        ("--iam-role-session-ttl=1499s", true),
+        ("--iam-role-session-ttl=25m", false),
+    ] {
+        assert_eq!(warned(&config(&[argument]), "credentials with less than 25m left"), short, "{argument}");
+    }
+    assert!(!warned(&config(&[]), "left"));
+}
+
+#[test]
+fn a_failure_of_sts_is_remembered_for_a_second_at_least() {
+    for (value, expected, raised) in [("0", 1000, true), ("999ms", 1000, true), ("1s", 1000, false), ("1500ms", 1500, false)] {
+        let config = config(&[&format!("--iam-role-error-ttl={value}")]);
+        assert_eq!(config.sessions.error_ttl, Duration::from_millis(expected), "{value}");
+        assert_eq!(warned(&config, "--iam-role-error-ttl is"), raised, "{value}: {:?}", config.warnings);
+    }
+}
+
+/// A Service named `rolegate-metrics` gives such variables to every pod of its namespace.
+#[test]
+fn the_variables_of_a_service_are_no_settings() {
+    let links = [
+        ("NODE_NAME", "node-a"),
+        ("ROLEGATE_PORT", "tcp://10.0.0.1:8181"),
+        ("ROLEGATE_APP_PORT", "tcp://10.0.0.1:8181"),
+        ("ROLEGATE_METRICS_PORT", "tcp://10.0.0.1:9543"),
+    ];
+    let config = read(&[], &links).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!((config.server.port, config.admin.port), (DEFAULT_APP_PORT, DEFAULT_METRICS_PORT));
+    for (arguments, env) in [
+        (vec!["--metrics-port=tcp://10.0.0.1:9543"], ("NODE_NAME", "node-a")),
+        (vec!["--node=node-a"], ("ROLEGATE_METRICS_PORT", "10.0.0.1:9543")),
+        (vec!["--node=node-a"], ("ROLEGATE_METADATA_ADDR", "tcp://10.0.0.1:80")),
+    ] {
+        assert!(read(&arguments, &[("NODE_NAME", "node-a"), env]).is_err(), "{arguments:?} {env:?}");
+    }
+}
+
+#[test]
+fn the_addresses_of_the_rules_are_at_most_one_of_each_family() {
+    for (arguments, expected) in [
+        (vec!["--host-ip=10.0.0.1"], vec!["10.0.0.1"]),
+        (vec!["--host-ip=fd00::1, 10.0.0.1"], vec!["fd00::1", "10.0.0.1"]),
+        (vec!["--host-ip=10.0.0.1", "--host-ip=fd00::1"], vec!["10.0.0.1", "fd00::1"]),
+        (vec!["--host-ip=::ffff:10.0.0.1"], vec!["10.0.0.1"]),
+        (vec!["--host-ip="], vec![]),
+    ] {
+        assert_eq!(config(&[vec!["--iptables"], arguments.clone()].concat()).redirect.host_ips, ips(&expected), "{arguments:?}");
+    }
+    for list in ["10.0.0.1,10.0.0.2", "fd00::1,10.0.0.1,fd00::2", "10.0.0.1,10.0.0.1", "10.0.0.1,::ffff:10.0.0.2"] {
+        assert!(mistake(&["--host-ip", list]).contains("at most one IPv4 and one IPv6"), "{list}");
+    }
+    assert_eq!(mistake(&["--host-ip=10.0.0.1,here"]), r#"--host-ip="here": expected an IP address"#);
+}
+
+#[test]
+fn a_rule_that_leads_nowhere_is_refused() {
+    for (arguments, told) in [
+        (vec!["--host-ip=127.0.0.1"], "--host-ip=127.0.0.1: no request of a pod can be sent there"),
+        (vec!["--host-ip=0.0.0.0"], "--host-ip=0.0.0.0: no request"),
+        (vec!["--host-ip=10.0.0.1,::1"], "--host-ip=::1: no request"),
+        (vec!["--host-ip=::"], "--host-ip=::: no request"),
+        (vec!["--host-ip=::ffff:127.0.0.1"], "--host-ip=127.0.0.1: no request"),
+        (vec!["--metadata-bind-address=127.0.0.1"], "--metadata-bind-address=127.0.0.1 with a packet rule"),
+        (vec!["--metadata-bind-address=::1"], "--metadata-bind-address=::1 with a packet rule"),
+        (vec!["--host-ip=10.0.0.1", "--metadata-bind-address=10.0.0.2"], "--host-ip=10.0.0.1 and --metadata-bind-address=10.0.0.2 differ"),
+        (vec!["--host-ip=10.0.0.1,fd00::1", "--metadata-bind-address=fd00::2"], "--host-ip=fd00::1 and"),
+    ] {
+        for backend in ["--iptables", "--redirect=auto", "--redirect=iptables"] {
+            let found = mistake(&[vec![backend], arguments.clone()].concat());
+            assert!(found.starts_with(told), "{arguments:?}: {found}");
+        }
+        config(&arguments);
+        config(&[vec!["--redirect=none"], arguments].concat());
+    }
+    for good in [
+        vec!["--host-ip=10.0.0.1", "--metadata-bind-address=10.0.0.1"],
+        vec!["--host-ip=10.0.0.1", "--metadata-bind-address=::ffff:10.0.0.1"],
+        vec!["--host-ip=10.0.0.1", "--metadata-bind-address=0.0.0.0"],
+        vec!["--host-ip=10.0.0.1,fd00::1", "--metadata-bind-address=::"],
+        vec!["--host-ip=10.0.0.1,fd00::1", "--metadata-bind-address=10.0.0.1"],
+        vec!["--metadata-bind-address=10.0.0.1"],
+    ] {
+        config(&[vec!["--iptables"], good].concat());
+    }
 }
 
 #[test]

@@ -27,24 +27,20 @@ pub fn matches(format: PatternFormat, pattern: &str, base: Option<&str>, arn: &s
             Ok(glob(&format!("{base}{name}"), arn))
         }
         PatternFormat::Regexp => {
-            let anchored_start = pattern.strip_prefix('^').unwrap_or(pattern);
-            let base = match base {
-                Some(base) if !anchored_start.starts_with("arn:") => regex::escape(base),
-                _ => String::new(),
-            };
+            let pattern = pattern.strip_prefix('^').unwrap_or(pattern);
+            let short = !pattern.starts_with("arn:");
+            let base = if short { base.map(regex::escape).unwrap_or_default() } else { String::new() };
+            let name = if short { pattern.strip_prefix('/').unwrap_or(pattern) } else { pattern };
+            // One that is valid by itself cannot end the group that it is put in: `a)|(b` would leave the anchors.
+            compile(name)?;
             // A closing `$` of the author's is inside the group and changes nothing.
-            let whole = format!(r"\A{base}(?:{anchored_start})\z");
-            let compiled = regex::RegexBuilder::new(&whole).size_limit(MAX_COMPILED).build().map_err(|_| BadPattern)?;
-            // The group must close what it opened: `a)|(b` would otherwise leave the anchors.
-            regex_syntax_is_closed(anchored_start)?;
-            Ok(compiled.is_match(arn))
+            Ok(compile(&format!(r"\A{base}(?:{name})\z"))?.is_match(arn))
         }
     }
 }
 
-/// An expression that is valid by itself cannot end the group that it is put in.
-fn regex_syntax_is_closed(pattern: &str) -> Result<(), BadPattern> {
-    regex::RegexBuilder::new(pattern).size_limit(MAX_COMPILED).build().map(drop).map_err(|_| BadPattern)
+fn compile(expression: &str) -> Result<regex::Regex, BadPattern> {
+    regex::RegexBuilder::new(expression).size_limit(MAX_COMPILED).build().map_err(|_| BadPattern)
 }
 
 /// `*` stands for any text (also none), everything else for itself. Greedy with one point to go back to, so that the work
@@ -114,6 +110,11 @@ mod tests {
             ("web", "web-admin", false),
             ("web", "my-web", false),
             ("^web$", "web", true),
+            ("/web", "web", true),
+            ("^/team/.*", "team/web", true),
+            ("//web", "web", false),
+            ("/web", "x/web", false),
+            ("/arn:aws:iam::111122223333:role/web", "web", false),
             ("web.*", "web-admin", true),
             ("web|db", "db", true),
             ("web|db", "db-admin", false),

@@ -78,26 +78,13 @@ pub enum Route {
     Unknown,
 }
 
-impl Route {
-    /// The stable name: a metric's label.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::NewToken { .. } => "token",
-            Self::RoleList => "role-list",
-            Self::Credentials { .. } => "credentials",
-            Self::InstanceProfile => "info",
-            Self::Unknown => "unknown",
-        }
-    }
-}
-
 /// Why a request is not looked at further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
     /// Its framing, target or headers are not those of a metadata client. The connection ends: what follows on it cannot
     /// be trusted to begin where it seems to.
     Malformed,
-    /// A proxy has handled it, or it names another host: as the real service, such requests get nothing.
+    /// A proxy has handled it: as from the real service, such requests get nothing.
     Forwarded,
     /// Another host.
     Host,

@@ -263,6 +263,12 @@ fn the_daemon_may_do_what_it_does_and_nothing_else() {
     same("rbac.yaml", &granted, &["pods: list, watch", "namespaces: list, watch", "nodes: get"].map(str::to_owned).into());
 }
 
+#[test]
+fn the_manifest_gives_the_daemon_no_variables_of_services() {
+    let manifest = read("daemonset/daemonset.yaml");
+    assert!(manifest.lines().any(|line| line == "      enableServiceLinks: false"), "a Service's variables look like settings");
+}
+
 /// The types that are put into `Api::<…>`.
 fn literals_of_apis(text: &str) -> BTreeSet<String> {
     text.split("Api::<").skip(1).filter_map(|rest| rest.split_once('>')).map(|(name, _)| name.to_owned()).collect()

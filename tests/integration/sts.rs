@@ -60,7 +60,7 @@ fn a_refusal_is_an_empty_500_is_remembered_and_hurts_no_other_role() {
 
 #[test]
 fn a_failure_is_forgotten_after_its_time() {
-    let world = World::start_with(|setup| setup.argument("--iam-role-error-ttl=50ms"));
+    let world = World::start_with(|setup| setup.argument("--iam-role-error-ttl=1s"));
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::AccessDenied);
     assert_eq!(world.credentials(ip(2), "web-role").status, 500);
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::Normal);
