@@ -241,6 +241,8 @@ impl<A: AssumeRole> Proxy<A> {
     fn look_again(&self, ip: IpAddr, pod: &Arc<Pod>, request: &RoleRequest) -> Result<(), Refusal> {
         let changed = || Refusal::Changed(pod.clone());
         match self.pods.by_ip(ip) {
+            // STS never answers before it has told who asks; if it did, nothing of it would be handed out.
+            _ if !self.settings.policy.knows_node() => Err(changed()),
             Lookup::Found(now, around) if now.uid == pod.uid => match self.settings.policy.decide(&now, &around) {
                 Decision::Allow { request: allowed, .. } if allowed == *request => Ok(()),
                 Decision::Deny(denial) if denial.is_about_node() => Err(Refusal::Denied(now, denial)),

@@ -75,7 +75,10 @@ const ROLES: &[Flag] = &[
     switch("auto-discover-base-arn", "Take account and partition of --base-role-arn from the metadata service's iam/info"),
     value("default-role", "ROLE", "", "Role of a pod without a role annotation; never used for a pod that is not known yet"),
     switch("auto-discover-default-role", "Make the node's own role the default; refused unless --allow-node-role stands beside it"),
-    switch("allow-node-role", "Let pods have the node's own role: those that name it, and with --auto-discover-default-role all without one"),
+    switch(
+        "allow-node-role",
+        "Let pods have the node's own role: those that name it, and with --auto-discover-default-role all without one",
+    ),
     list(
         "allowed-roles",
         "PATTERN",

@@ -206,7 +206,9 @@ fn session_name(scope: SessionScope, cluster_known: bool, source: &mut Source<'_
     let parsed = source.parse("session-name-template", |text| text.parse::<SessionTemplate>().map_err(|error| error.to_string()));
     let template = parsed.unwrap_or(default);
     if scope == SessionScope::Role && template.fields().any(Placeholder::is_of_pod) {
-        source.mistake("--session-name-template names the pod, and with --session-scope=role pods share sessions: use {cluster}, {node} and {role}");
+        source.mistake(
+            "--session-name-template names the pod, and with --session-scope=role pods share sessions: use {cluster}, {node} and {role}",
+        );
     }
     if !cluster_known && template.fields().any(|field| field == Placeholder::Cluster) {
         source.mistake("--session-name-template has {cluster}: give --cluster-name");
@@ -220,7 +222,9 @@ fn session_tags(scope: SessionScope, cluster_known: bool, source: &mut Source<'_
         match SessionTag::NAMES.iter().find(|(name, _)| *name == item) {
             Some((name, tag)) => {
                 if scope == SessionScope::Role && tag.is_of_pod() {
-                    source.mistake(format!("{place}={name}: with --session-scope=role pods share sessions; only cluster and node are for all"));
+                    source.mistake(format!(
+                        "{place}={name}: with --session-scope=role pods share sessions; only cluster and node are for all"
+                    ));
                 }
                 tags.push(*tag);
             }

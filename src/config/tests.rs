@@ -70,9 +70,7 @@ const CASES: &[Case] = &[
         config.roles.allowed == Some(vec!["arn:aws:iam::111122223333:role/web*".to_owned()])
     }),
     ("service-account-roles", "true", &[], |config| config.roles.service_accounts == ServiceAccountRoles::Own),
-    ("eks-role-annotation", "true", &["--service-account-roles"], |config| {
-        config.roles.service_accounts == ServiceAccountRoles::OwnAndEks
-    }),
+    ("eks-role-annotation", "true", &["--service-account-roles"], |config| config.roles.service_accounts == ServiceAccountRoles::OwnAndEks),
     ("namespace-restrictions", "true", &[], |config| config.roles.restrictions == Restrictions::Enforce),
     ("namespace-key", "example.com/allowed", &[], |config| config.pods.annotations.allowed_roles == "example.com/allowed"),
     ("namespace-restriction-format", "regexp", &[], |config| config.roles.patterns == PatternFormat::Regexp),

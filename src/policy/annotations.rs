@@ -47,19 +47,14 @@ impl Policy {
     }
 
     fn why_no_account(&self, pod: &Pod) -> String {
-        let why = if pod.service_account.is_empty() { "the pod has no service account" } else { "not read: --service-account-roles is off" };
+        let why =
+            if pod.service_account.is_empty() { "the pod has no service account" } else { "not read: --service-account-roles is off" };
         why.to_owned()
     }
 }
 
 impl Rules {
-    fn read(
-        &self,
-        text: &str,
-        source: RoleSource,
-        place: impl FnOnce() -> String,
-        trace: &mut impl Trace,
-    ) -> Result<RoleArn, Denial> {
+    fn read(&self, text: &str, source: RoleSource, place: impl FnOnce() -> String, trace: &mut impl Trace) -> Result<RoleArn, Denial> {
         let read = self.parse(text).map_err(|mistake| Denial::BadRole(source, mistake));
         trace.check(What::Role, place, read, |role| format!("{} is {role}", shown(text)))
     }

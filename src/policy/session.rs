@@ -65,7 +65,11 @@ impl SessionRules {
             if self.scope == SessionScope::Pod {
                 return Ok(given);
             }
-            trace.skip(What::SessionName, || "--session-scope".to_owned(), || "role: pods of one role share a session and its name".to_owned());
+            trace.skip(
+                What::SessionName,
+                || "--session-scope".to_owned(),
+                || "role: pods of one role share a session and its name".to_owned(),
+            );
         }
         let mut text = String::new();
         for piece in self.name.pieces() {

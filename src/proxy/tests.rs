@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
-use std::sync::{Mutex, OnceLock};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use http::header::{CONNECTION, CONTENT_TYPE, SERVER};
 use http::{Request, StatusCode};
@@ -14,6 +14,8 @@ use crate::pods::index::Index;
 use crate::pods::{Namespace, PodUid, PodsWriter, pods};
 use crate::policy::Rules;
 use crate::role::CallerIdentity;
+
+mod identity;
 
 const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const TOKEN: &str = "x-aws-ec2-metadata-token";
@@ -65,11 +67,21 @@ fn node(tokens: TokenMode, known: &[(&str, &str, Option<&str>)]) -> Node {
 }
 
 fn node_with(tokens: TokenMode, known: &[(&str, &str, Option<&str>)], change: impl FnOnce(&mut Rules)) -> Node {
+    let identity = Arc::new(OnceLock::from(NODE.parse::<CallerIdentity>().unwrap()));
+    node_of(identity, tokens, known, change)
+}
+
+/// A node whose own identity is known once it is in `identity`.
+fn node_of(
+    identity: Arc<OnceLock<CallerIdentity>>,
+    tokens: TokenMode,
+    known: &[(&str, &str, Option<&str>)],
+    change: impl FnOnce(&mut Rules),
+) -> Node {
     let clock = Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
     let sts = FakeSts { clock: clock.clone(), calls: Arc::default(), meanwhile: Arc::default() };
     let mut rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), ..Rules::default() };
     change(&mut rules);
-    let identity = Arc::new(OnceLock::from(NODE.parse::<CallerIdentity>().unwrap()));
     let policy = Policy::new(rules, identity).unwrap();
     let (writer, pods) = pods();
     for (name, at, role) in known {

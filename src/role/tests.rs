@@ -99,7 +99,9 @@ fn an_identity_is_a_session_of_its_role_whatever_the_path() {
     ] {
         assert_eq!(identity.is_session_of(&role.parse().unwrap()), expected, "{role}");
     }
-    for other in ["arn:aws:iam::111122223333:user/nodes", "arn:aws:iam::111122223333:root", "arn:aws:sts::111122223333:federated-user/nodes"] {
+    for other in
+        ["arn:aws:iam::111122223333:user/nodes", "arn:aws:iam::111122223333:root", "arn:aws:sts::111122223333:federated-user/nodes"]
+    {
         let other: CallerIdentity = other.parse().unwrap();
         assert!(!other.is_session_of(&"arn:aws:iam::111122223333:role/nodes".parse().unwrap()), "{other:?}");
     }

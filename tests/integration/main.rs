@@ -8,6 +8,7 @@ mod docs;
 mod identity;
 mod kubernetes;
 mod lifecycle;
+mod policy;
 mod serving;
 mod sts;
 mod world;

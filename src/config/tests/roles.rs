@@ -6,7 +6,10 @@ use super::*;
 fn the_ceiling_is_a_list_of_patterns() {
     let base = format!("--base-role-arn={BASE}");
     let list = |arguments: &[&str]| config(arguments).roles.allowed;
-    assert_eq!(list(&[&base, "--allowed-roles=web*,team/*", "--allowed-roles=db"]), Some(vec!["web*".into(), "team/*".into(), "db".into()]));
+    assert_eq!(
+        list(&[&base, "--allowed-roles=web*,team/*", "--allowed-roles=db"]),
+        Some(vec!["web*".into(), "team/*".into(), "db".into()])
+    );
     assert_eq!(list(&["--auto-discover-base-arn", "--allowed-roles=web"]), Some(vec!["web".into()]));
     for (arguments, told) in [
         (vec!["--allowed-roles="], "--allowed-roles is empty"),

@@ -67,8 +67,7 @@ fn the_base_is_not_part_of_the_expression() {
     let other_account = "arn:aws:iam::111122223333:roleX".replace("roleX", "role/x.web");
     let matched = matches(PatternFormat::Regexp, "web", Some("arn:aws:iam::111122223333:role/x."), &other_account);
     assert_eq!(matched, Ok(true));
-    let matched =
-        matches(PatternFormat::Regexp, "web", Some("arn:aws:iam::111122223333:role/x."), "arn:aws:iam::111122223333:role/xyweb");
+    let matched = matches(PatternFormat::Regexp, "web", Some("arn:aws:iam::111122223333:role/x."), "arn:aws:iam::111122223333:role/xyweb");
     assert_eq!(matched, Ok(false));
 }
 

@@ -54,11 +54,9 @@ fn the_nodes_own_role_is_not_for_pods() {
         (Rules { allow_node_role: true, ..instance.clone() }, "instance", true),
         (Rules { allow_node_role: true, ..instance }, "nodes", true),
     ] {
-        let by_default = Rules { default_role: Some(allowed(&Rules { allow_node_role: true, ..rules.clone() }, &pod_with(role)).role), ..rules.clone() };
-        for decision in [
-            decide(&rules, &pod_with(role), &Surroundings::default()),
-            decide(&by_default, &pod(), &Surroundings::default()),
-        ] {
+        let by_default =
+            Rules { default_role: Some(allowed(&Rules { allow_node_role: true, ..rules.clone() }, &pod_with(role)).role), ..rules.clone() };
+        for decision in [decide(&rules, &pod_with(role), &Surroundings::default()), decide(&by_default, &pod(), &Surroundings::default())] {
             match decision {
                 Decision::Allow { .. } => assert!(expected, "{role}"),
                 Decision::Deny(denial) => assert_eq!((denial, expected), (Denial::NodeRole, false), "{role}"),
