@@ -151,6 +151,9 @@ async fn prepare(config: &Config, pods: Pods, metrics: &Metrics, drain: &Drain) 
     let aws = Aws::load(&config.metadata_addr).await?;
     let sts = aws.sts(clock.clone());
     let policy = Policy::new(rules(&aws, config).await?, sts.identity()).context("--allowed-roles")?;
+    if !policy.allows_default_role() {
+        bail!("--default-role is not among --allowed-roles: every pod without a role would be refused; add it, or leave it out");
+    }
     info!(region = aws.region(), "STS of this region is used");
     let sessions = Sessions::new(sts.clone(), config.sessions.error_ttl, clock.clone(), metrics.clone());
     let settings = Settings { policy, tokens: config.server.tokens, pod_wait: config.pods.wait };
@@ -191,7 +194,7 @@ async fn rules(aws: &Aws, config: &Config) -> anyhow::Result<Rules> {
         BaseRole::Given(base) => (Some(base.clone()), None),
         BaseRole::Discover => {
             let base = aws.discover_base().await?;
-            let role = aws.discover_node_role(&base).await?;
+            let role = aws.discover_node_role(&base, "--base-role-arn").await?;
             (Some(base), Some(role))
         }
     };
@@ -203,7 +206,7 @@ async fn rules(aws: &Aws, config: &Config) -> anyhow::Result<Rules> {
         DefaultRole::Given(role) => Some(complete(role, base.as_ref())?),
         DefaultRole::NodeRole => {
             if instance_role.is_none() {
-                instance_role = Some(aws.discover_node_role(&aws.discover_base().await?).await?);
+                instance_role = Some(aws.discover_node_role(&aws.discover_base().await?, "--default-role").await?);
             }
             instance_role.clone()
         }

@@ -179,6 +179,14 @@ impl Policy {
         self.caller.get().is_some()
     }
 
+    /// Whether the default role, if there is one, is below the ceiling of this node.
+    pub fn allows_default_role(&self) -> bool {
+        match (&self.rules.default_role, &self.allowed_roles) {
+            (Some(role), Some(patterns)) => patterns.find(role.as_str()).is_some(),
+            _ => true,
+        }
+    }
+
     fn follow(&self, pod: &Pod, around: &Surroundings, trace: &mut impl Trace) -> Decision {
         let request = match self.request(pod, around, trace) {
             Ok(request) => request,

@@ -88,7 +88,7 @@ enum Refusal {
 }
 
 /// What a decision was made by; where it is another later, it is made again.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 struct Seen {
     generation: u64,
     node: bool,
@@ -219,10 +219,9 @@ impl<A: AssumeRole> Proxy<A> {
 
     async fn credentials(&self, ip: IpAddr, pod: Arc<Pod>, request: &RoleRequest, seen: Seen) -> Outcome {
         let answer = self.sessions.get(request).await;
-        if self.seen().generation != seen.generation || (answer.is_ok() && !seen.node) {
-            if let Err(refusal) = self.look_again(ip, &pod, request) {
-                return self.refuse(ip, refusal);
-            }
+        let is_old = self.pods.generation() != seen.generation || (answer.is_ok() && !seen.node);
+        if is_old && let Err(refusal) = self.look_again(ip, &pod, request) {
+            return self.refuse(ip, refusal);
         }
         match answer {
             Ok(credentials) => self.document(credentials.document(documents::credentials)),
@@ -241,7 +240,7 @@ impl<A: AssumeRole> Proxy<A> {
     fn look_again(&self, ip: IpAddr, pod: &Arc<Pod>, request: &RoleRequest) -> Result<(), Refusal> {
         let changed = || Refusal::Changed(pod.clone());
         match self.pods.by_ip(ip) {
-            // STS never answers before it has told who asks; if it did, nothing of it would be handed out.
+            // STS gives nothing before it has told who asks; if it did, nothing of it would be handed out.
             _ if !self.settings.policy.knows_node() => Err(changed()),
             Lookup::Found(now, around) if now.uid == pod.uid => match self.settings.policy.decide(&now, &around) {
                 Decision::Allow { request: allowed, .. } if allowed == *request => Ok(()),

@@ -130,9 +130,9 @@ impl Aws {
         BaseArn::of_account(partition, account).map_err(|error| failed(error.to_string()))
     }
 
-    /// The node's own role, completed with `base`.
-    pub async fn discover_node_role(&self, base: &BaseArn) -> Result<RoleArn, AwsError> {
-        let failed = |reason: String| AwsError::Discovery { what: "the node's role", reason, instead: "--default-role" };
+    /// The node's own role, completed with `base`. `instead` is the flag that makes it unnecessary.
+    pub async fn discover_node_role(&self, base: &BaseArn, instead: &'static str) -> Result<RoleArn, AwsError> {
+        let failed = |reason: String| AwsError::Discovery { what: "the node's role", reason, instead };
         let name = self.metadata.get("/latest/meta-data/iam/security-credentials/").await.map_err(|error| failed(error.to_string()))?;
         base.complete(name.as_ref().trim_end()).map_err(|error| failed(error.to_string()))
     }

@@ -98,8 +98,8 @@ impl SessionRules {
         };
         let tags: Box<[Tag]> = self.tags.iter().map(|tag| Tag::new(*tag, value(*tag))).collect();
         if !tags.is_empty() {
-            let text = |tags: &Box<[Tag]>| tags.iter().map(|tag| format!("{}={}", tag.key, tag.value)).collect::<Vec<_>>().join(", ");
-            let _ = trace.check(What::SessionTags, || "--session-tags".to_owned(), Ok(&tags), |tags| text(tags));
+            let text = || tags.iter().map(|tag| format!("{}={}", tag.key, tag.value)).collect::<Vec<_>>().join(", ");
+            let _ = trace.check(What::SessionTags, || "--session-tags".to_owned(), Ok(()), |()| text());
         }
         tags
     }

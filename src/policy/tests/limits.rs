@@ -19,6 +19,7 @@ fn the_ceiling_of_the_node_holds_for_every_role() {
         let rules = Rules { allowed_roles: ceiling(patterns), ..rules() };
         let decision = decide(&rules, &pod_with(role), &Surroundings::default());
         let by_default = Rules { default_role: Some(allowed(&super::rules(), &pod_with(role)).role), ..rules };
+        assert_eq!(policy(&by_default).allows_default_role(), expected, "{role} by {patterns:?}");
         for decision in [decision, decide(&by_default, &pod(), &Surroundings::default())] {
             match decision {
                 Decision::Allow { .. } => assert!(expected, "{role} by {patterns:?}"),
