@@ -2,7 +2,7 @@
 
 use rolegate_lab::imds::NODE_ROLE_NAME;
 use rolegate_lab::kube::{Resource, namespace};
-use rolegate_lab::sts::{Call, NODE_ROLE_ARN, Role};
+use rolegate_lab::sts::{Behaviour, Call, NODE_ROLE_ARN, Role};
 
 use crate::world::{Fakes, ROLES, World, arn, ip, pod};
 
@@ -90,6 +90,23 @@ fn the_nodes_own_role_is_given_to_nobody() {
     }
     assert_eq!(world.fakes.sts.issued().len(), issued.len(), "STS is not asked for it");
     assert!(denials(&world, "node-role") >= 3.0, "{}", world.daemon.log());
+}
+
+/// The first question of who the daemon is fails, and is asked again in seconds: a pod's request does not wait for that.
+#[test]
+fn the_daemon_knows_who_it_is_before_it_hands_out_anything() {
+    let fakes = Fakes::new();
+    fakes.sts.add_role(Role::new(NODE_ROLE_ARN));
+    fakes.sts.set_behaviour(Behaviour::Then(vec![Behaviour::AccessDenied]));
+    fakes.api.apply(Resource::Pods, pod("greedy", ip(2), Some(NODE_ROLE_ARN)).build());
+    fakes.pod("web", ip(3), Some("web-role"));
+    let setup = fakes.setup();
+    let world = fakes.into_world(&setup);
+    let unknown = |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("identity is not known yet"));
+    world.daemon.wait_for_log(unknown).unwrap();
+    assert_eq!(world.credentials(ip(2), NODE_ROLE_NAME).status, 404);
+    assert_eq!(denials(&world, "node-role"), 1.0, "{}", world.daemon.log());
+    world.document(ip(3), "web-role");
 }
 
 #[test]
