@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use crate::admin::Admin;
-use crate::config::{self, BaseRole, Config, DefaultRole, Restrictions, RolesConfig, SessionsConfig};
+use crate::config::{self, BaseRole, Config, DefaultRole, Restrictions, ServiceAccountRoles};
 use crate::credentials::Clock;
 use crate::credentials::cache::Sessions;
 use crate::credentials::sts::{Aws, Sts};
@@ -21,7 +21,8 @@ use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client};
 use crate::pods::{self, Needs, Pods};
-use crate::policy::Policy;
+use crate::policy::session::SessionRules;
+use crate::policy::{Policy, Rules};
 use crate::proxy::token::Tokens;
 use crate::proxy::{Proxy, Settings};
 use crate::readiness::Readiness;
@@ -74,7 +75,10 @@ impl App {
 
         // The first list, the rule and the identity of AWS are steps of their own: each may be late.
         let kube = client::connect(&config.pods.api).await?;
-        let needs = Needs { namespaces: config.roles.restrictions != Restrictions::Off, service_accounts: false };
+        let needs = Needs {
+            namespaces: config.roles.restrictions != Restrictions::Off,
+            service_accounts: config.roles.service_accounts != ServiceAccountRoles::Off,
+        };
         let (writer, pods) = pods::pods();
         let watch = Watch {
             client: kube.clone(),
@@ -145,8 +149,11 @@ struct Prepared {
 async fn prepare(config: &Config, pods: Pods, metrics: &Metrics, drain: &Drain) -> anyhow::Result<Prepared> {
     let clock = Clock::system();
     let aws = Aws::load(&config.metadata_addr).await?;
-    let policy = policy(&aws, &config.roles, &config.sessions).await?;
     let sts = aws.sts(clock.clone());
+    let policy = Policy::new(rules(&aws, config).await?, sts.identity()).context("--allowed-roles")?;
+    if !policy.allows_default_role() {
+        bail!("--default-role is not among --allowed-roles: every pod without a role would be refused; add it, or leave it out");
+    }
     info!(region = aws.region(), "STS of this region is used");
     let sessions = Sessions::new(sts.clone(), config.sessions.error_ttl, clock.clone(), metrics.clone());
     let settings = Settings { policy, tokens: config.server.tokens, pod_wait: config.pods.wait };
@@ -180,11 +187,16 @@ fn listen(address: Option<IpAddr>, port: u16, flag: &str) -> anyhow::Result<TcpL
     Ok(TcpListener::from_std(socket.into())?)
 }
 
-async fn policy(aws: &Aws, roles: &RolesConfig, sessions: &SessionsConfig) -> anyhow::Result<Policy> {
-    let base = match &roles.base {
-        BaseRole::None => None,
-        BaseRole::Given(base) => Some(base.clone()),
-        BaseRole::Discover => Some(aws.discover_base().await?),
+async fn rules(aws: &Aws, config: &Config) -> anyhow::Result<Rules> {
+    let (roles, sessions) = (&config.roles, &config.sessions);
+    let (base, mut instance_role) = match &roles.base {
+        BaseRole::None => (None, None),
+        BaseRole::Given(base) => (Some(base.clone()), None),
+        BaseRole::Discover => {
+            let base = aws.discover_base().await?;
+            let role = aws.discover_node_role(&base, "--base-role-arn").await?;
+            (Some(base), Some(role))
+        }
     };
     if let Some(base) = &base {
         info!(base = base.as_str(), "short role names are completed");
@@ -193,12 +205,33 @@ async fn policy(aws: &Aws, roles: &RolesConfig, sessions: &SessionsConfig) -> an
         DefaultRole::None => None,
         DefaultRole::Given(role) => Some(complete(role, base.as_ref())?),
         DefaultRole::NodeRole => {
-            let role = aws.discover_node_role(&aws.discover_base().await?).await?;
-            warn!(%role, "--auto-discover-default-role: every pod without a role gets the node's own");
-            Some(role)
+            if instance_role.is_none() {
+                instance_role = Some(aws.discover_node_role(&aws.discover_base().await?, "--default-role").await?);
+            }
+            instance_role.clone()
         }
     };
-    Ok(Policy { base, default_role, restrictions: roles.restrictions, patterns: roles.patterns, session_duration: sessions.duration })
+    if let (DefaultRole::NodeRole, Some(role)) = (&roles.default, &default_role) {
+        warn!(%role, "--auto-discover-default-role: every pod without a role gets the node's own");
+    }
+    Ok(Rules {
+        base,
+        default_role,
+        service_accounts: roles.service_accounts,
+        allowed_roles: roles.allowed.clone(),
+        allow_node_role: roles.allow_node_role,
+        instance_role,
+        restrictions: roles.restrictions,
+        patterns: roles.patterns,
+        sessions: SessionRules {
+            cluster: sessions.cluster.clone().unwrap_or_default(),
+            node: config.pods.node.clone(),
+            name: sessions.name.clone(),
+            scope: sessions.scope,
+            tags: sessions.tags.clone(),
+        },
+        session_duration: sessions.duration,
+    })
 }
 
 fn complete(role: &str, base: Option<&BaseArn>) -> anyhow::Result<RoleArn> {
@@ -215,8 +248,8 @@ async fn report_identity(sts: Sts) {
     let mut pause = ASK_AGAIN;
     loop {
         match sts.caller_identity().await {
-            Ok(arn) => {
-                info!(arn, "the daemon's own AWS identity");
+            Ok(identity) => {
+                info!(arn = identity.as_str(), "the daemon's own AWS identity");
                 break;
             }
             Err(error) => warn!("the daemon's own AWS identity is not known yet: {error}"),

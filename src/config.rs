@@ -14,8 +14,10 @@ use crate::role::BaseArn;
 
 pub mod flags;
 mod read;
+pub mod session;
 mod source;
 
+use session::{SessionScope, SessionTag, SessionTemplate};
 use source::Source;
 
 /// Default of `--app-port`, as kube2iam's.
@@ -108,6 +110,23 @@ pub struct RolesConfig {
     pub restrictions: Restrictions,
     /// How the namespaces' patterns are written.
     pub patterns: PatternFormat,
+    /// Patterns of the roles that pods of this node may have at all; `None`: every role.
+    pub allowed: Option<Vec<String>>,
+    /// Whether a pod may have the node's own role.
+    pub allow_node_role: bool,
+    /// Which annotations of service accounts name roles.
+    pub service_accounts: ServiceAccountRoles,
+}
+
+/// Which annotations of service accounts name the roles of their pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceAccountRoles {
+    /// None: service accounts are not read.
+    Off,
+    /// The one that pods have, too.
+    Own,
+    /// That, and the one of EKS.
+    OwnAndEks,
 }
 
 /// What short role names are completed with.
@@ -153,10 +172,18 @@ pub enum PatternFormat {
 }
 
 /// What is asked of STS.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct SessionsConfig {
     /// How long a session lasts.
     pub duration: Duration,
+    /// The cluster's name, for session names and tags.
+    pub cluster: Option<String>,
+    /// What sessions are named.
+    pub name: SessionTemplate,
+    /// Who shares a session.
+    pub scope: SessionScope,
+    /// What STS is told about the pod beside the name; in the order of the enum, each once.
+    pub tags: Vec<SessionTag>,
     /// How long a failure is remembered.
     pub error_ttl: Duration,
 }

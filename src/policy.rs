@@ -1,16 +1,34 @@
-//! Which role a pod may have: a pure function of the pod, its namespace and the operator's settings.
+//! Which role a pod may have: a pure function of the pod, what is known around it and the operator's settings.
 //!
-//! The order is: the pod's annotation, then `--default-role`. An annotation that cannot be read denies; it never falls
-//! back to the default. Only this module makes a [`RoleRequest`], and only a [`RoleRequest`] opens the credential cache:
-//! there is no way to ask for a role that was not allowed.
+//! The order is: the pod's annotation, its service account's, then `--default-role`. One that cannot be read denies; it
+//! never falls back to the next. Then come the node's limits (its partition, its own role, `--allowed-roles`), and the
+//! namespace's. Only this module makes a [`RoleRequest`], and only a [`RoleRequest`] opens the credential cache: there is no
+//! way to ask for a role that was not allowed.
+//!
+//! Who the daemon itself is at AWS may become known after the first decision. Until then the role is not compared with it;
+//! what was decided so must be decided again before anything is handed out ([`Policy::knows_node`]).
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::config::{PatternFormat, Restrictions};
-use crate::pods::{Namespace, Pod, Surroundings};
-use crate::role::{BaseArn, ExternalId, ParseError, RoleArn, SessionName};
+use serde::ser::SerializeStruct as _;
 
+use crate::config::{PatternFormat, Restrictions, ServiceAccountRoles};
+use crate::pods::{Pod, Surroundings};
+use crate::role::{BaseArn, CallerIdentity, ExternalId, RoleArn, SessionName};
+
+mod annotations;
+pub mod denial;
+mod namespace;
 pub mod patterns;
+pub mod session;
+pub mod trace;
+
+pub use denial::Denial;
+use namespace::Namespaces;
+use patterns::{Mistake, Patterns};
+use session::{SessionRules, Tag};
+use trace::{Explanation, Silent, Trace, What, shown};
 
 /// Everything that AssumeRole will be told. It is the key of the session cache: two pods share a session only where all
 /// of it is equal.
@@ -19,6 +37,7 @@ pub struct RoleRequest {
     role: RoleArn,
     session_name: SessionName,
     external_id: Option<ExternalId>,
+    tags: Box<[Tag]>,
     duration: Duration,
 }
 
@@ -38,14 +57,32 @@ impl RoleRequest {
         self.external_id.as_ref()
     }
 
+    /// The session's tags; none is transitive.
+    pub fn tags(&self) -> &[Tag] {
+        &self.tags
+    }
+
     /// How long the session is to last.
     pub fn duration(&self) -> Duration {
         self.duration
     }
 }
 
+impl serde::Serialize for RoleRequest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("RoleRequest", 5)?;
+        fields.serialize_field("role", &self.role)?;
+        fields.serialize_field("session_name", &self.session_name)?;
+        fields.serialize_field("external_id", &self.external_id)?;
+        fields.serialize_field("tags", &self.tags)?;
+        fields.serialize_field("duration_seconds", &self.duration.as_secs())?;
+        fields.end()
+    }
+}
+
 /// What a pod may have.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Decision {
     /// This role. `audit` is what enforced restrictions would have said against it.
     Allow {
@@ -58,129 +95,173 @@ pub enum Decision {
     Deny(Denial),
 }
 
-/// Why a pod gets no role, with what to change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Denial {
-    /// No annotation, and no default role.
-    #[error("the pod has no role annotation, and there is no --default-role")]
-    NoRole,
-    /// The role annotation is there and empty.
-    #[error("the pod's role annotation is empty; name a role or remove the annotation")]
-    EmptyRole,
-    /// The role annotation is neither an ARN nor a name.
-    #[error("the pod's role annotation cannot be read: {0}")]
-    BadRole(ParseError),
-    /// A short name without a base to complete it.
-    #[error("the pod's role annotation is a short name, and there is no --base-role-arn; write the role's ARN")]
-    NoBaseArn,
-    /// The external id annotation is malformed.
-    #[error("the pod's external id annotation cannot be read: {0}")]
-    BadExternalId(ParseError),
-    /// The session name annotation is malformed.
-    #[error("the pod's session name annotation cannot be read: {0}")]
-    BadSessionName(ParseError),
-    /// Restrictions apply, and the namespace is not known.
-    #[error("the pod's namespace is not known yet, and namespace restrictions need it")]
-    NamespaceUnknown,
-    /// Restrictions apply, and the namespace has no list.
-    #[error("the pod's namespace has no allowed-roles annotation; add one that allows the role")]
-    NamespaceHasNoList,
-    /// The namespace's list is malformed.
-    #[error("the allowed-roles annotation of the pod's namespace cannot be read; it is a JSON list of patterns")]
-    BadNamespaceList,
-    /// The namespace's list does not have the role.
-    #[error("the allowed-roles annotation of the pod's namespace does not allow the role")]
-    NotAllowedInNamespace,
-}
-
-impl Denial {
-    /// The stable name: a metric's label.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::NoRole => "no-role",
-            Self::EmptyRole | Self::BadRole(_) => "bad-role",
-            Self::NoBaseArn => "no-base-arn",
-            Self::BadExternalId(_) => "bad-external-id",
-            Self::BadSessionName(_) => "bad-session-name",
-            Self::NamespaceUnknown => "namespace-unknown",
-            Self::NamespaceHasNoList | Self::NotAllowedInNamespace => "not-allowed-in-namespace",
-            Self::BadNamespaceList => "bad-namespace-list",
-        }
-    }
-}
-
 /// The operator's settings.
 #[derive(Clone, Debug)]
-pub struct Policy {
+pub struct Rules {
     /// What short names are completed with.
     pub base: Option<BaseArn>,
     /// The role of pods that name none.
     pub default_role: Option<RoleArn>,
+    /// Which annotations of service accounts name roles.
+    pub service_accounts: ServiceAccountRoles,
+    /// Patterns of the roles that this node's pods may have at all; `None`: every role.
+    pub allowed_roles: Option<Vec<String>>,
+    /// Whether a pod may have the node's own role.
+    pub allow_node_role: bool,
+    /// The role of the node's instance profile, where the metadata service was asked for it; its path is not known.
+    pub instance_role: Option<RoleArn>,
     /// Whether namespaces limit roles.
     pub restrictions: Restrictions,
     /// How their lists are written.
     pub patterns: PatternFormat,
-    /// How long sessions last.
+    /// How sessions are named and tagged.
+    pub sessions: SessionRules,
+    /// How long they last.
     pub session_duration: Duration,
 }
 
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            base: None,
+            default_role: None,
+            service_accounts: ServiceAccountRoles::Off,
+            allowed_roles: None,
+            allow_node_role: false,
+            instance_role: None,
+            restrictions: Restrictions::Off,
+            patterns: PatternFormat::Glob,
+            sessions: SessionRules::default(),
+            session_duration: crate::config::DEFAULT_SESSION_DURATION,
+        }
+    }
+}
+
+/// Decides, by the operator's settings and by who the daemon is.
+#[derive(Debug)]
+pub struct Policy {
+    rules: Rules,
+    caller: Arc<OnceLock<CallerIdentity>>,
+    allowed_roles: Option<Patterns>,
+    namespaces: Namespaces,
+}
+
 impl Policy {
+    /// A policy. `caller` is filled when it is known. Fails if `allowed_roles` cannot be read.
+    pub fn new(rules: Rules, caller: Arc<OnceLock<CallerIdentity>>) -> Result<Self, Mistake> {
+        let base = rules.base.as_ref().map(BaseArn::as_str);
+        let allowed_roles = rules.allowed_roles.clone().map(|list| Patterns::new(PatternFormat::Glob, base, list)).transpose()?;
+        let namespaces = Namespaces::new(rules.patterns, rules.base.clone());
+        Ok(Self { rules, caller, allowed_roles, namespaces })
+    }
+
     /// What `pod` may have, by what is known around it.
     pub fn decide(&self, pod: &Pod, around: &Surroundings) -> Decision {
-        let namespace = around.namespace.as_deref();
-        match self.request(pod) {
-            Err(denial) => Decision::Deny(denial),
-            Ok(request) => match (self.restrictions, self.check_namespace(request.role(), namespace)) {
-                (Restrictions::Off, _) | (_, Ok(())) => Decision::Allow { request, audit: None },
-                (Restrictions::Audit, Err(denial)) => Decision::Allow { request, audit: Some(denial) },
-                (Restrictions::Enforce, Err(denial)) => Decision::Deny(denial),
-            },
-        }
+        self.follow(pod, around, &mut Silent)
+    }
+
+    /// The same, with its steps.
+    pub fn explain(&self, pod: &Pod, around: &Surroundings) -> Explanation {
+        let mut steps = Vec::new();
+        let decision = self.follow(pod, around, &mut steps);
+        Explanation { steps, decision }
     }
 
     /// Whether enough is known for a decision that is not only about what is not known yet.
-    pub fn can_decide(&self, _pod: &Pod, around: &Surroundings) -> bool {
-        self.restrictions != Restrictions::Enforce || around.namespace.is_some()
+    pub fn can_decide(&self, pod: &Pod, around: &Surroundings) -> bool {
+        let namespace = self.rules.restrictions != Restrictions::Enforce || around.namespace.is_some();
+        namespace && (pod.role.is_some() || self.service_account(pod, around).is_ok())
     }
 
-    fn request(&self, pod: &Pod) -> Result<RoleRequest, Denial> {
-        let role = match (&pod.role, &self.default_role) {
-            (Some(text), _) => self.parse_role(text)?,
-            (None, Some(role)) => role.clone(),
-            (None, None) => return Err(Denial::NoRole),
+    /// Whether it is known who the daemon is at AWS. What was decided before that may be another node's partition, or the
+    /// node's own role: it must be decided again before credentials are handed out.
+    pub fn knows_node(&self) -> bool {
+        self.caller.get().is_some()
+    }
+
+    /// Whether the default role, if there is one, is below the ceiling of this node.
+    pub fn allows_default_role(&self) -> bool {
+        match (&self.rules.default_role, &self.allowed_roles) {
+            (Some(role), Some(patterns)) => patterns.find(role.as_str()).is_some(),
+            _ => true,
+        }
+    }
+
+    fn follow(&self, pod: &Pod, around: &Surroundings, trace: &mut impl Trace) -> Decision {
+        let request = match self.request(pod, around, trace) {
+            Ok(request) => request,
+            Err(denial) => return Decision::Deny(denial),
         };
-        let external_id = pod.external_id.as_deref().map(str::parse).transpose().map_err(Denial::BadExternalId)?;
-        let session_name = match &pod.session_name {
-            Some(text) => text.parse().map_err(Denial::BadSessionName)?,
-            None => SessionName::derived_from(&pod.name),
+        let checked = match self.rules.restrictions {
+            Restrictions::Off => {
+                trace.skip(What::Namespace, || "--namespace-restrictions".to_owned(), || "off".to_owned());
+                Ok(())
+            }
+            // The operator's own default role needs no list (as in kube2iam).
+            _ if self.rules.default_role.as_ref() == Some(&request.role) => {
+                trace.skip(What::Namespace, || "--default-role".to_owned(), || "needs no annotation of the namespace".to_owned());
+                Ok(())
+            }
+            _ => self.namespaces.check(&request.role, around.namespace.as_deref(), trace),
         };
-        Ok(RoleRequest { role, session_name, external_id, duration: self.session_duration })
-    }
-
-    fn parse_role(&self, text: &str) -> Result<RoleArn, Denial> {
-        match &self.base {
-            _ if text.is_empty() => Err(Denial::EmptyRole),
-            _ if text.starts_with("arn:") => text.parse().map_err(Denial::BadRole),
-            Some(base) => base.complete(text).map_err(Denial::BadRole),
-            None => Err(Denial::NoBaseArn),
+        match checked {
+            Ok(()) => Decision::Allow { request, audit: None },
+            Err(denial) if self.rules.restrictions == Restrictions::Audit => {
+                trace.skip(What::Namespace, || "--namespace-restrictions".to_owned(), || "audit: it is served nevertheless".to_owned());
+                Decision::Allow { request, audit: Some(denial) }
+            }
+            Err(denial) => Decision::Deny(denial),
         }
     }
 
-    /// Whether the namespace's list allows the role. The operator's own default role needs no list (as in kube2iam).
-    fn check_namespace(&self, role: &RoleArn, namespace: Option<&Namespace>) -> Result<(), Denial> {
-        if self.restrictions == Restrictions::Off || self.default_role.as_ref() == Some(role) {
-            return Ok(());
+    fn request(&self, pod: &Pod, around: &Surroundings, trace: &mut impl Trace) -> Result<RoleRequest, Denial> {
+        let role = self.role(pod, around, trace)?;
+        self.check_node(&role, trace)?;
+        let external_id = pod.external_id.as_deref().map(str::parse::<ExternalId>).transpose().map_err(Denial::BadExternalId);
+        let external_id = match external_id {
+            Ok(None) => None,
+            given => {
+                let source = || format!("the external-id annotation of pod {}/{}", pod.namespace, pod.name);
+                trace.check(What::ExternalId, source, given, |id| id.as_ref().map_or_else(String::new, |id| shown(id.as_str())))?
+            }
+        };
+        let session_name = self.rules.sessions.name(pod, &role, trace)?;
+        let tags = self.rules.sessions.tags(pod, trace);
+        Ok(RoleRequest { role, session_name, external_id, tags, duration: self.rules.session_duration })
+    }
+
+    /// What the node says to a role, whoever asks for it.
+    fn check_node(&self, role: &RoleArn, trace: &mut impl Trace) -> Result<(), Denial> {
+        let caller = self.caller.get();
+        let own = "the daemon's own AWS identity";
+        let partition = caller.map(CallerIdentity::partition).or_else(|| self.rules.base.as_ref().map(BaseArn::partition));
+        match partition {
+            None => trace.skip(What::Partition, || own.to_owned(), || "not known yet".to_owned()),
+            Some(partition) => {
+                let same = if role.partition() == partition { Ok(()) } else { Err(Denial::OtherPartition) };
+                let source = || if caller.is_some() { own } else { "the base ARN" }.to_owned();
+                trace.check(What::Partition, source, same, |()| partition.name().to_owned())?;
+            }
         }
-        let namespace = namespace.ok_or(Denial::NamespaceUnknown)?;
-        let list = namespace.allowed_roles.as_deref().ok_or(Denial::NamespaceHasNoList)?;
-        let patterns: Vec<String> = serde_json::from_str(list).map_err(|_| Denial::BadNamespaceList)?;
-        let base = self.base.as_ref().map(BaseArn::as_str);
-        let mut allowed = false;
-        for pattern in &patterns {
-            // One pattern that cannot be read makes the list unreadable: what its author meant is not known.
-            allowed |= patterns::matches(self.patterns, pattern, base, role.as_str()).map_err(|_| Denial::BadNamespaceList)?;
+        match caller {
+            _ if self.rules.allow_node_role => trace.skip(What::NodeRole, || "--allow-node-role".to_owned(), || "on".to_owned()),
+            _ if self.rules.instance_role.as_ref().is_some_and(|own| own.has_name_of(role)) => {
+                trace.check(What::NodeRole, || "the node's instance profile".to_owned(), Err(Denial::NodeRole), |()| String::new())?;
+            }
+            None => trace.skip(What::NodeRole, || own.to_owned(), || "not known yet".to_owned()),
+            Some(caller) => {
+                let other = if caller.is_session_of(role) { Err(Denial::NodeRole) } else { Ok(()) };
+                trace.check(What::NodeRole, || own.to_owned(), other, |()| format!("{} is another", caller.as_str()))?;
+            }
         }
-        if allowed { Ok(()) } else { Err(Denial::NotAllowedInNamespace) }
+        match &self.allowed_roles {
+            None => trace.skip(What::AllowedRoles, || "--allowed-roles".to_owned(), || "not given: every role".to_owned()),
+            Some(patterns) => {
+                let found = patterns.find(role.as_str()).ok_or(Denial::NotAllowedOnNode);
+                trace.check(What::AllowedRoles, || "--allowed-roles".to_owned(), found, |pattern| format!("{} matches", shown(pattern)))?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -87,6 +87,13 @@ enum Refusal {
     Changed(Arc<Pod>),
 }
 
+/// What a decision was made by; where it is another later, it is made again.
+#[derive(Clone, Copy)]
+struct Seen {
+    generation: u64,
+    node: bool,
+}
+
 fn found(lookup: Lookup) -> Result<(Arc<Pod>, Surroundings), Refusal> {
     match lookup {
         Lookup::Found(pod, around) => Ok((pod, around)),
@@ -139,6 +146,7 @@ impl<A: AssumeRole> Proxy<A> {
             self.metrics.denied("path");
             return Outcome::NotFound;
         }
+        let seen = self.seen();
         let (pod, request) = match self.decide(ip, pod, around).await {
             Ok(allowed) => allowed,
             Err(refusal) => return self.refuse(ip, refusal),
@@ -146,7 +154,7 @@ impl<A: AssumeRole> Proxy<A> {
         match route {
             Route::RoleList => Outcome::Text(Bytes::copy_from_slice(request.role().name().as_bytes())),
             Route::InstanceProfile => self.document(documents::instance_profile(request.role(), self.clock.now())),
-            Route::Credentials { role } if role == request.role().name() => self.credentials(ip, pod, &request).await,
+            Route::Credentials { role } if role == request.role().name() => self.credentials(ip, pod, &request, seen).await,
             Route::Credentials { .. } => self.refuse(ip, Refusal::OtherRole(pod)),
             // Both are answered above.
             Route::NewToken { .. } | Route::Unknown => Outcome::NotFound,
@@ -205,11 +213,15 @@ impl<A: AssumeRole> Proxy<A> {
         }
     }
 
-    async fn credentials(&self, ip: IpAddr, pod: Arc<Pod>, request: &RoleRequest) -> Outcome {
-        let decided_at = self.pods.generation();
+    fn seen(&self) -> Seen {
+        Seen { generation: self.pods.generation(), node: self.settings.policy.knows_node() }
+    }
+
+    async fn credentials(&self, ip: IpAddr, pod: Arc<Pod>, request: &RoleRequest, seen: Seen) -> Outcome {
         let answer = self.sessions.get(request).await;
-        if self.pods.generation() != decided_at && !self.still_holds(ip, &pod, request) {
-            return self.refuse(ip, Refusal::Changed(pod));
+        let is_old = self.pods.generation() != seen.generation || (answer.is_ok() && !seen.node);
+        if is_old && let Err(refusal) = self.look_again(ip, &pod, request) {
+            return self.refuse(ip, refusal);
         }
         match answer {
             Ok(credentials) => self.document(credentials.document(documents::credentials)),
@@ -223,14 +235,19 @@ impl<A: AssumeRole> Proxy<A> {
         }
     }
 
-    /// Whether the address is still the pod's, and the pod may still have what it was allowed before STS was waited for.
-    fn still_holds(&self, ip: IpAddr, pod: &Pod, request: &RoleRequest) -> bool {
+    /// Whether the address is still the pod's, and the pod may still have what it was allowed before STS was waited for;
+    /// also by what is known only now of the node itself.
+    fn look_again(&self, ip: IpAddr, pod: &Arc<Pod>, request: &RoleRequest) -> Result<(), Refusal> {
+        let changed = || Refusal::Changed(pod.clone());
         match self.pods.by_ip(ip) {
+            // STS gives nothing before it has told who asks; if it did, nothing of it would be handed out.
+            _ if !self.settings.policy.knows_node() => Err(changed()),
             Lookup::Found(now, around) if now.uid == pod.uid => match self.settings.policy.decide(&now, &around) {
-                Decision::Allow { request: allowed, .. } => allowed == *request,
-                Decision::Deny(_) => false,
+                Decision::Allow { request: allowed, .. } if allowed == *request => Ok(()),
+                Decision::Deny(denial) if denial.is_about_node() => Err(Refusal::Denied(now, denial)),
+                _ => Err(changed()),
             },
-            _ => false,
+            _ => Err(changed()),
         }
     }
 

@@ -34,10 +34,13 @@ pub enum ParseError {
     /// An ARN has at most 2048 characters.
     #[error("an ARN has at most 2048 characters")]
     TooLong,
+    /// Not `arn:PARTITION:SERVICE::ACCOUNT:...`, as GetCallerIdentity says who asks.
+    #[error("not the ARN of an identity")]
+    NotAnIdentity,
 }
 
 /// The longest ARN that AWS takes, in bytes (`arnType` of the STS API).
-const MAX_ARN_LENGTH: usize = 2048;
+pub const MAX_ARN_LENGTH: usize = 2048;
 
 /// A part of AWS with its own accounts, endpoints and ARNs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -116,6 +119,13 @@ impl RoleArn {
     pub fn account(&self) -> &str {
         self.text.split(':').nth(4).unwrap_or_default()
     }
+
+    /// Whether it is the same role as `other`, of which the path is not known. The names of roles are unique in an account,
+    /// whatever their paths and their case.
+    pub fn has_name_of(&self, other: &RoleArn) -> bool {
+        let same_name = self.name().eq_ignore_ascii_case(other.name());
+        same_name && self.partition == other.partition && self.account() == other.account()
+    }
 }
 
 impl FromStr for RoleArn {
@@ -131,9 +141,7 @@ impl FromStr for RoleArn {
         let (account, resource) = rest.split_once(':').ok_or(ParseError::NotARoleArn)?;
         let path = resource.strip_prefix("role/").ok_or(ParseError::NotARoleArn)?;
         let partition = partition.parse()?;
-        if account.len() != 12 || !account.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(ParseError::Account);
-        }
+        check_account(account)?;
         let mut segments = path.split('/');
         let name = segments.next_back().unwrap_or_default();
         if !segments.all(|segment| !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_graphic())) {
@@ -168,6 +176,12 @@ impl BaseArn {
         format!("arn:{}:iam::{account}:role/", partition.name()).parse()
     }
 
+    /// The partition of the roles under it.
+    pub fn partition(&self) -> Partition {
+        // Its parser saw that there is one.
+        self.0.split(':').nth(1).and_then(|name| name.parse().ok()).unwrap_or(Partition::Aws)
+    }
+
     /// The prefix, with its closing slash.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -187,6 +201,56 @@ impl FromStr for BaseArn {
         // A base is good when a role can be made of it.
         format!("{base}x").parse::<RoleArn>()?;
         Ok(Self(base.into()))
+    }
+}
+
+/// Who the daemon itself is, as GetCallerIdentity says: of a session, `arn:PARTITION:sts::ACCOUNT:assumed-role/ROLE/SESSION`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallerIdentity {
+    arn: Box<str>,
+    partition: Partition,
+    account: Box<str>,
+    role_name: Option<Box<str>>,
+}
+
+impl CallerIdentity {
+    /// The whole ARN.
+    pub fn as_str(&self) -> &str {
+        &self.arn
+    }
+
+    /// The partition that the daemon is in.
+    pub fn partition(&self) -> Partition {
+        self.partition
+    }
+
+    /// Whether this identity is a session of the role. A session's ARN has the role's name and not its path: see
+    /// [`RoleArn::has_name_of`].
+    pub fn is_session_of(&self, role: &RoleArn) -> bool {
+        let same_name = self.role_name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(role.name()));
+        same_name && self.partition == role.partition() && *self.account == *role.account()
+    }
+}
+
+impl FromStr for CallerIdentity {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let mut fields = text.splitn(6, ':');
+        let mut field = || fields.next().ok_or(ParseError::NotAnIdentity);
+        let (prefix, partition, service, region, account, resource) = (field()?, field()?, field()?, field()?, field()?, field()?);
+        if text.len() > MAX_ARN_LENGTH || prefix != "arn" || !matches!(service, "sts" | "iam") || !region.is_empty() {
+            return Err(ParseError::NotAnIdentity);
+        }
+        check_account(account)?;
+        let role_name = match resource.strip_prefix("assumed-role/") {
+            Some(session) => {
+                let (name, _) = session.split_once('/').filter(|(name, _)| is_name(name, 1..=64)).ok_or(ParseError::NotAnIdentity)?;
+                Some(name.into())
+            }
+            None => None,
+        };
+        Ok(Self { arn: text.into(), partition: partition.parse()?, account: account.into(), role_name })
     }
 }
 
@@ -246,6 +310,11 @@ impl FromStr for ExternalId {
     }
 }
 
+fn check_account(account: &str) -> Result<(), ParseError> {
+    let good = account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
+    if good { Ok(()) } else { Err(ParseError::Account) }
+}
+
 fn is_name(text: &str, length: std::ops::RangeInclusive<usize>) -> bool {
     length.contains(&text.len()) && text.chars().all(is_name_char)
 }
@@ -254,6 +323,18 @@ fn is_name(text: &str, length: std::ops::RangeInclusive<usize>) -> bool {
 fn is_name_char(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | '=' | ',' | '.' | '@' | '-')
 }
+
+macro_rules! serialized_as_text {
+    ($($name:ty),*) => {
+        $(impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        })*
+    };
+}
+
+serialized_as_text!(RoleArn, SessionName, ExternalId);
 
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
 /// What is shown of the metrics.
 const COUNTERS: &str = "^rolegate_(http_requests|denials)_total";
 /// Why requests of this story are refused.
-const REASONS: [&str; 7] = ["unknown-pod", "no-role", "bad-role", "other-role", "path", "malformed", "token"];
+const REASONS: [&str; 7] = ["unknown-pod", "no-role", "role-account", "other-role", "path", "malformed", "token"];
 
 /// One step; an error is a check that failed.
 pub(crate) type Step = fn(&mut Story, &mut Stage, &Cast) -> Result<(), Failure>;
@@ -158,10 +158,10 @@ fn bad_annotation(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(
     let answer = stage.ask(story, &Ask::get(&cast.typo, ROLES).with(&token));
     story.check(answer.is_bare(404), "404, and nothing in it");
 
-    let line = stage.daemon()?.wait_for_log(|line| line["reason"] == "bad-role")?;
-    story.command(&["grep bad-role".to_owned(), stage.log.display().to_string()]);
+    let line = stage.daemon()?.wait_for_log(|line| line["reason"] == "role-account")?;
+    story.command(&["grep role-account".to_owned(), stage.log.display().to_string()]);
     let log = stage.daemon()?.log();
-    let lines: Vec<_> = log.lines().filter(|line| line.contains("bad-role")).collect();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("role-account")).collect();
     story.output(&lines.join("\n").replace("\",\"", "\", \""));
     let told = line["message"].as_str().is_some_and(|message| message.contains("exactly 12 digits")) && line["pod"] == "typo";
     story.check(told, "the log names the pod, and says that an account has 12 digits");

@@ -80,7 +80,19 @@ const ROLES: &[Flag] = &[
     switch("auto-discover-base-arn", "Take account and partition of --base-role-arn from the metadata service's iam/info"),
     value("default-role", "ROLE", "", "Role of a pod without a role annotation; never used for a pod that is not known yet"),
     switch("auto-discover-default-role", "Make the node's own role the default; refused unless --allow-node-role stands beside it"),
-    switch("allow-node-role", "Allow what --auto-discover-default-role asks for: the node's own role for every pod without one"),
+    switch(
+        "allow-node-role",
+        "Let pods have the node's own role: those that name it, and with --auto-discover-default-role all without one",
+    ),
+    list(
+        "allowed-roles",
+        "PATTERN",
+        "",
+        "Roles that pods of this node may have at all, the default role too: ARNs or short names in which * stands for any text; \
+         may be given more than once; default all",
+    ),
+    switch("service-account-roles", "Read a pod's role from its service account where the pod names none; needs list and watch of them"),
+    switch("eks-role-annotation", "Read eks.amazonaws.com/role-arn of service accounts, too; goes with --service-account-roles"),
     Flag {
         name: "namespace-restrictions",
         value: Some("MODE"),
@@ -100,6 +112,22 @@ const ROLES: &[Flag] = &[
 
 const SESSIONS: &[Flag] = &[
     value("session-duration", "DURATION", "1h", "Length of an STS session, 15m to 12h; above 1h the role must allow it"),
+    value(
+        "session-name-template",
+        "TEMPLATE",
+        "",
+        "Name of a session in CloudTrail, of {cluster}, {node}, {namespace}, {pod}, {serviceaccount}, {role} and text; \
+         default {pod}, or {role} with --session-scope=role",
+    ),
+    value("session-scope", "SCOPE", "pod", "Who shares a session: pod, each has its own; role, pods of one role share one"),
+    list(
+        "session-tags",
+        "TAG",
+        "",
+        "Session tags that STS is told: a list of cluster, namespace, service-account, pod, pod-uid, node; \
+         roles must trust the node's for sts:TagSession, too",
+    ),
+    value("cluster-name", "NAME", "", "Name of the cluster, for session names and tags"),
     value("iam-role-session-ttl", "DURATION", "", "kube2iam's way to say --session-duration: sessions last twice this value"),
     value(
         "iam-role-error-ttl",

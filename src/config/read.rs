@@ -5,13 +5,18 @@ use std::path::PathBuf;
 
 use secrecy::SecretString;
 
+use super::session::{Placeholder, SessionScope, SessionTag, SessionTemplate};
 use super::source::Source;
 use super::{
     AdminConfig, AnnotationKeys, ApiConfig, BaseRole, DEFAULT_APP_PORT, DEFAULT_ERROR_TTL, DEFAULT_METRICS_PORT, DEFAULT_POD_WAIT,
     DEFAULT_SESSION_DURATION, DefaultRole, InterfaceMatch, LONGEST_SDK_MARGIN, LogConfig, PatternFormat, PodsConfig, RedirectBackend,
-    RedirectConfig, Restrictions, RolesConfig, SESSION_DURATIONS, SHORTEST_ERROR_TTL, ServerConfig, SessionsConfig, TokenMode,
+    RedirectConfig, Restrictions, RolesConfig, SESSION_DURATIONS, SHORTEST_ERROR_TTL, ServerConfig, ServiceAccountRoles, SessionsConfig,
+    TokenMode,
 };
-use crate::role::{BaseArn, RoleArn};
+use crate::role::{BaseArn, MAX_ARN_LENGTH, RoleArn};
+
+/// The most patterns of `--allowed-roles`.
+const MAX_ALLOWED_ROLES: usize = 256;
 
 /// Flags that are accepted because kube2iam has them, and why nothing comes of them.
 pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[
@@ -101,6 +106,9 @@ pub(super) fn roles(source: &mut Source<'_>) -> RolesConfig {
         ("0", Restrictions::Off),
     ];
     RolesConfig {
+        allowed: allowed_roles(&base, source),
+        allow_node_role: allowed,
+        service_accounts: service_account_roles(source),
         base,
         default,
         restrictions: source.choice("namespace-restrictions", &restrictions, Restrictions::Off),
@@ -109,6 +117,42 @@ pub(super) fn roles(source: &mut Source<'_>) -> RolesConfig {
             &[("glob", PatternFormat::Glob), ("regexp", PatternFormat::Regexp)],
             PatternFormat::Glob,
         ),
+    }
+}
+
+/// The ceiling of this node's pods. The patterns are completed where the base is known.
+fn allowed_roles(base: &BaseRole, source: &mut Source<'_>) -> Option<Vec<String>> {
+    if !source.is_given("allowed-roles") {
+        return None;
+    }
+    let patterns = source.list("allowed-roles");
+    if patterns.is_empty() {
+        // A variable that was left empty by mistake must not lift the limit.
+        source.mistake("--allowed-roles is empty: name the roles that pods of this node may have, or leave it out");
+    }
+    if patterns.len() > MAX_ALLOWED_ROLES {
+        source.mistake(format!("--allowed-roles: at most {MAX_ALLOWED_ROLES} patterns"));
+    }
+    for (place, pattern) in &patterns {
+        if !pattern.chars().all(|c| c.is_ascii_graphic()) || pattern.len() > MAX_ARN_LENGTH {
+            source.mistake(format!("{place}={pattern:?}: expected the ARN or the name of a role, with * for any text"));
+        } else if *base == BaseRole::None && !pattern.starts_with("arn:") {
+            source.mistake(format!("{place}={pattern:?} is a short name: give ARNs, or --base-role-arn or --auto-discover-base-arn"));
+        }
+    }
+    Some(patterns.into_iter().map(|(_, pattern)| pattern).collect())
+}
+
+fn service_account_roles(source: &mut Source<'_>) -> ServiceAccountRoles {
+    match (source.switch("service-account-roles"), source.switch("eks-role-annotation")) {
+        (true, true) => ServiceAccountRoles::OwnAndEks,
+        (true, false) => ServiceAccountRoles::Own,
+        (false, eks) => {
+            if eks {
+                source.mistake("--eks-role-annotation goes with --service-account-roles, which is missing");
+            }
+            ServiceAccountRoles::Off
+        }
     }
 }
 
@@ -163,7 +207,59 @@ pub(super) fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> S
         ));
         error_ttl = SHORTEST_ERROR_TTL;
     }
-    SessionsConfig { duration, error_ttl }
+    let cluster = source.text("cluster-name");
+    let scope = source.choice("session-scope", &[("pod", SessionScope::Pod), ("role", SessionScope::Role)], SessionScope::Pod);
+    let name = session_name(scope, cluster.is_some(), source);
+    let tags = session_tags(scope, cluster.is_some(), source);
+    SessionsConfig { duration, cluster, name, scope, tags, error_ttl }
+}
+
+fn session_name(scope: SessionScope, cluster_known: bool, source: &mut Source<'_>) -> SessionTemplate {
+    let default = SessionTemplate::of(match scope {
+        SessionScope::Pod => Placeholder::Pod,
+        SessionScope::Role => Placeholder::Role,
+    });
+    if source.text("session-name-template").is_none() {
+        return default;
+    }
+    let parsed = source.parse("session-name-template", |text| text.parse::<SessionTemplate>().map_err(|error| error.to_string()));
+    let template = parsed.unwrap_or(default);
+    if scope == SessionScope::Role && template.fields().any(Placeholder::is_of_pod) {
+        source.mistake(
+            "--session-name-template names the pod, and with --session-scope=role pods share sessions: use {cluster}, {node} and {role}",
+        );
+    }
+    if !cluster_known && template.fields().any(|field| field == Placeholder::Cluster) {
+        source.mistake("--session-name-template has {cluster}: give --cluster-name");
+    }
+    template
+}
+
+fn session_tags(scope: SessionScope, cluster_known: bool, source: &mut Source<'_>) -> Vec<SessionTag> {
+    let mut tags = Vec::new();
+    for (place, item) in source.list("session-tags") {
+        match SessionTag::NAMES.iter().find(|(name, _)| *name == item) {
+            Some((name, tag)) => {
+                if scope == SessionScope::Role && tag.is_of_pod() {
+                    source.mistake(format!(
+                        "{place}={name}: with --session-scope=role pods share sessions; only cluster and node are for all"
+                    ));
+                }
+                tags.push(*tag);
+            }
+            None => {
+                let names: Vec<_> = SessionTag::NAMES.iter().map(|(name, _)| *name).collect();
+                source.mistake(format!("{place}={item:?}: expected one of {}", names.join(", ")));
+            }
+        }
+    }
+    if !cluster_known && tags.contains(&SessionTag::Cluster) {
+        source.mistake("--session-tags has cluster: give --cluster-name");
+    }
+    // The same tags in another order are the same session.
+    tags.sort_unstable();
+    tags.dedup();
+    tags
 }
 
 pub(super) fn server(source: &mut Source<'_>) -> ServerConfig {

@@ -7,6 +7,8 @@ use tracing::Level;
 
 use super::*;
 
+mod roles;
+
 /// The configuration of a program that was started with these arguments and this environment.
 fn read(arguments: &[&str], env: &[(&str, &str)]) -> Result<Config, ConfigError> {
     let command = flags::add_to(Command::new("rolegate"));
@@ -67,11 +69,20 @@ const CASES: &[Case] = &[
         config.roles.default == DefaultRole::Given("arn:aws:iam::111122223333:role/web".to_owned())
     }),
     ("auto-discover-default-role", "true", &["--allow-node-role"], |config| config.roles.default == DefaultRole::NodeRole),
-    ("allow-node-role", "true", &["--auto-discover-default-role"], |config| config.roles.default == DefaultRole::NodeRole),
+    ("allow-node-role", "true", &[], |config| config.roles.allow_node_role),
+    ("allowed-roles", "arn:aws:iam::111122223333:role/web*", &[], |config| {
+        config.roles.allowed == Some(vec!["arn:aws:iam::111122223333:role/web*".to_owned()])
+    }),
+    ("service-account-roles", "true", &[], |config| config.roles.service_accounts == ServiceAccountRoles::Own),
+    ("eks-role-annotation", "true", &["--service-account-roles"], |config| config.roles.service_accounts == ServiceAccountRoles::OwnAndEks),
     ("namespace-restrictions", "true", &[], |config| config.roles.restrictions == Restrictions::Enforce),
     ("namespace-key", "example.com/allowed", &[], |config| config.pods.annotations.allowed_roles == "example.com/allowed"),
     ("namespace-restriction-format", "regexp", &[], |config| config.roles.patterns == PatternFormat::Regexp),
     ("session-duration", "2h", &[], |config| config.sessions.duration == Duration::from_secs(7200)),
+    ("session-name-template", "{namespace}.{pod}", &[], |config| config.sessions.name == "{namespace}.{pod}".parse().unwrap()),
+    ("session-scope", "role", &[], |config| config.sessions.scope == SessionScope::Role),
+    ("session-tags", "pod,namespace", &[], |config| config.sessions.tags == [SessionTag::Namespace, SessionTag::Pod]),
+    ("cluster-name", "prod", &[], |config| config.sessions.cluster.as_deref() == Some("prod")),
     ("iam-role-session-ttl", "15m", &[], |config| {
         config.sessions.duration == Duration::from_secs(1800) && warned(config, "--iam-role-session-ttl is doubled")
     }),
@@ -169,6 +180,10 @@ fn without_flags_the_defaults_are_those_that_help_prints() {
     assert_eq!(config.pods.annotations.allowed_roles, "iam.amazonaws.com/allowed-roles");
     assert_eq!((config.roles.base, config.roles.default), (BaseRole::None, DefaultRole::None));
     assert_eq!((config.roles.restrictions, config.roles.patterns), (Restrictions::Off, PatternFormat::Glob));
+    assert_eq!((config.roles.allowed, config.roles.allow_node_role), (None, false));
+    assert_eq!(config.roles.service_accounts, ServiceAccountRoles::Off);
+    assert_eq!((config.sessions.name, config.sessions.scope), ("{pod}".parse().unwrap(), SessionScope::Pod));
+    assert_eq!((config.sessions.tags, config.sessions.cluster), (vec![], None));
     assert_eq!(config.redirect.backend, RedirectBackend::None);
     assert_eq!((config.redirect.interfaces, config.redirect.host_ips), (vec![], vec![]));
     assert_eq!((config.log.json, config.log.level), (false, Level::INFO));
@@ -434,6 +449,7 @@ fn the_api_server_is_a_url() {
 fn the_nodes_own_role_is_the_default_only_where_it_is_said_twice() {
     assert!(mistake(&["--auto-discover-default-role"]).contains("add --allow-node-role"));
     assert_eq!(config(&["--allow-node-role"]).roles.default, DefaultRole::None);
+    assert_eq!(config(&["--allow-node-role", "--auto-discover-default-role"]).roles.default, DefaultRole::NodeRole);
     let both = mistake(&["--auto-discover-default-role", "--allow-node-role", &format!("--default-role={BASE}web")]);
     assert!(both.contains("say the same thing"), "{both}");
 }

@@ -4,6 +4,7 @@
 //! The endpoint is regional: the SDK's default, of the region that the environment, the profile or the metadata service
 //! names.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
@@ -20,13 +21,14 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sts::Client;
 use aws_sdk_sts::config::http::HttpResponse;
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_sts::types::Tag;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use jiff::Timestamp;
 use secrecy::SecretString;
 
 use super::{AssumeRole, AssumeRoleError, Clock, Credentials};
-use crate::policy::RoleRequest;
-use crate::role::{BaseArn, RoleArn};
+use crate::policy::{self, RoleRequest};
+use crate::role::{BaseArn, CallerIdentity, RoleArn};
 use crate::telemetry::chain;
 
 /// Time to connect to STS.
@@ -110,9 +112,9 @@ impl Aws {
         self.config.region().map_or("", |region| region.as_ref())
     }
 
-    /// STS.
+    /// STS, and who the daemon is to it, once that is known.
     pub fn sts(&self, clock: Clock) -> Sts {
-        Sts { client: Client::new(&self.config), clock }
+        Sts { client: Client::new(&self.config), clock, identity: Arc::default() }
     }
 
     /// `arn:PARTITION:iam::ACCOUNT:role/` of the node, from its instance profile.
@@ -128,9 +130,9 @@ impl Aws {
         BaseArn::of_account(partition, account).map_err(|error| failed(error.to_string()))
     }
 
-    /// The node's own role, completed with `base`.
-    pub async fn discover_node_role(&self, base: &BaseArn) -> Result<RoleArn, AwsError> {
-        let failed = |reason: String| AwsError::Discovery { what: "the node's role", reason, instead: "--default-role" };
+    /// The node's own role, completed with `base`. `instead` is the flag that makes it unnecessary.
+    pub async fn discover_node_role(&self, base: &BaseArn, instead: &'static str) -> Result<RoleArn, AwsError> {
+        let failed = |reason: String| AwsError::Discovery { what: "the node's role", reason, instead };
         let name = self.metadata.get("/latest/meta-data/iam/security-credentials/").await.map_err(|error| failed(error.to_string()))?;
         base.complete(name.as_ref().trim_end()).map_err(|error| failed(error.to_string()))
     }
@@ -141,25 +143,44 @@ impl Aws {
 pub struct Sts {
     client: Client,
     clock: Clock,
+    identity: Arc<OnceLock<CallerIdentity>>,
 }
 
 impl Sts {
-    /// Who the daemon itself is: an ARN.
-    pub async fn caller_identity(&self) -> Result<String, AssumeRoleError> {
+    /// Who the daemon itself is. STS is asked until it has told once: an identity stays the same role for the life of the
+    /// process, whatever keys it has.
+    pub async fn caller_identity(&self) -> Result<&CallerIdentity, AssumeRoleError> {
+        if let Some(known) = self.identity.get() {
+            return Ok(known);
+        }
         let answer = self.client.get_caller_identity().send().await.map_err(|error| translate(&error))?;
-        Ok(answer.arn.unwrap_or_default())
+        let arn = answer.arn.unwrap_or_default();
+        let identity = arn.parse().map_err(|error| AssumeRoleError::Failed { message: format!("GetCallerIdentity: {error}") })?;
+        Ok(self.identity.get_or_init(|| identity))
+    }
+
+    /// Where the identity is found once it is known.
+    pub fn identity(&self) -> Arc<OnceLock<CallerIdentity>> {
+        self.identity.clone()
     }
 }
 
 impl AssumeRole for Sts {
     async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
+        // What was decided before it was known is decided again with it, before a pod gets anything.
+        self.caller_identity().await?;
         let seconds = i32::try_from(request.duration().as_secs()).unwrap_or(3600);
+        let tag = |tag: &policy::session::Tag| Tag::builder().key(tag.key()).value(tag.value()).build();
+        let tags: Result<Vec<Tag>, _> = request.tags().iter().map(tag).collect();
+        let tags = tags.map_err(|_| AssumeRoleError::Invalid { message: "its tags could not be made".to_owned() })?;
         let answer = self
             .client
             .assume_role()
             .role_arn(request.role().as_str())
             .role_session_name(request.session_name().as_str())
             .set_external_id(request.external_id().map(|id| id.as_str().to_owned()))
+            // None of them is transitive.
+            .set_tags((!tags.is_empty()).then_some(tags))
             .duration_seconds(seconds)
             .send()
             .await

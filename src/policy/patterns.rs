@@ -2,49 +2,122 @@
 //!
 //! A pattern that does not begin as an ARN is a short name: the base ARN is put before it, as in kube2iam.
 
+use regex::{RegexBuilder, RegexSet, RegexSetBuilder};
+
 use crate::config::PatternFormat;
 
-/// The pattern cannot be read.
+/// Why patterns cannot be read. Then none of them counts: what their author meant is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a pattern of roles")]
-pub struct BadPattern;
+pub enum Mistake {
+    /// Not a JSON list of texts.
+    #[error("it is not a JSON list of patterns, such as [\"web-*\"]")]
+    NotAList,
+    /// Too much of it.
+    #[error("it has more than 64 KiB, more than 256 patterns, or a pattern of more than 4096 bytes; write fewer and shorter ones")]
+    TooLarge,
+    /// A pattern is empty, or an expression that does not compile.
+    #[error("one of its patterns is empty, no regular expression, or one that needs too much memory")]
+    BadPattern,
+}
 
+/// The longest annotation that is read, in bytes.
+pub const MAX_TEXT: usize = 64 * 1024;
+/// The most patterns in one list.
+pub const MAX_PATTERNS: usize = 256;
 /// The longest pattern, in bytes; an ARN has 2048 at most.
-const MAX_LENGTH: usize = 4096;
+pub const MAX_LENGTH: usize = 4096;
 /// What one compiled expression may take, in bytes: the annotation is written by others.
 const MAX_COMPILED: usize = 256 * 1024;
+/// What the expressions of one list may take together.
+const MAX_COMPILED_LIST: usize = 1024 * 1024;
 
-/// Whether `pattern` matches the whole of `arn`.
-pub fn matches(format: PatternFormat, pattern: &str, base: Option<&str>, arn: &str) -> Result<bool, BadPattern> {
-    if pattern.is_empty() || pattern.len() > MAX_LENGTH {
-        return Err(BadPattern);
+/// Patterns, ready to be matched.
+#[derive(Debug)]
+pub struct Patterns {
+    /// As they were written.
+    written: Vec<String>,
+    matcher: Matcher,
+}
+
+#[derive(Debug)]
+enum Matcher {
+    Globs(Vec<String>),
+    Expressions(RegexSet),
+}
+
+impl Patterns {
+    /// Reads a JSON list of patterns.
+    pub fn of_list(format: PatternFormat, base: Option<&str>, text: &str) -> Result<Self, Mistake> {
+        if text.len() > MAX_TEXT {
+            return Err(Mistake::TooLarge);
+        }
+        Self::new(format, base, serde_json::from_str(text).map_err(|_| Mistake::NotAList)?)
     }
-    match format {
-        PatternFormat::Glob => {
-            let short = !pattern.starts_with("arn:");
-            let base = if short { base.unwrap_or_default() } else { "" };
-            let name = if short { pattern.strip_prefix('/').unwrap_or(pattern) } else { pattern };
-            Ok(glob(&format!("{base}{name}"), arn))
+
+    /// Reads one regular expression for whole ARNs, as kiam's namespaces have it. An empty one matches no ARN.
+    pub fn of_expression(text: &str) -> Result<Self, Mistake> {
+        if text.len() > MAX_LENGTH {
+            return Err(Mistake::TooLarge);
         }
-        PatternFormat::Regexp => {
-            let pattern = pattern.strip_prefix('^').unwrap_or(pattern);
-            let short = !pattern.starts_with("arn:");
-            let base = if short { base.map(regex::escape).unwrap_or_default() } else { String::new() };
-            let name = if short { pattern.strip_prefix('/').unwrap_or(pattern) } else { pattern };
-            // One that is valid by itself cannot end the group that it is put in: `a)|(b` would leave the anchors.
-            compile(name)?;
-            // A closing `$` of the author's is inside the group and changes nothing.
-            Ok(compile(&format!(r"\A{base}(?:{name})\z"))?.is_match(arn))
+        let matcher = Matcher::Expressions(expressions(None, &[text])?);
+        Ok(Self { written: vec![text.to_owned()], matcher })
+    }
+
+    /// Patterns of one format; short names are completed with `base`.
+    pub fn new(format: PatternFormat, base: Option<&str>, written: Vec<String>) -> Result<Self, Mistake> {
+        if written.len() > MAX_PATTERNS || written.iter().any(|pattern| pattern.len() > MAX_LENGTH) {
+            return Err(Mistake::TooLarge);
         }
+        if written.iter().any(String::is_empty) {
+            return Err(Mistake::BadPattern);
+        }
+        let matcher = match format {
+            PatternFormat::Glob => Matcher::Globs(written.iter().map(|pattern| completed(pattern, base)).collect()),
+            PatternFormat::Regexp => Matcher::Expressions(expressions(base, &written)?),
+        };
+        Ok(Self { written, matcher })
+    }
+
+    /// The first pattern that matches the whole of `arn`, as it was written.
+    pub fn find(&self, arn: &str) -> Option<&str> {
+        let at = match &self.matcher {
+            Matcher::Globs(globs) => globs.iter().position(|pattern| glob(pattern, arn)),
+            Matcher::Expressions(set) => set.matches(arn).iter().next(),
+        };
+        at.and_then(|at| self.written.get(at)).map(String::as_str)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.written.len()
     }
 }
 
-fn compile(expression: &str) -> Result<regex::Regex, BadPattern> {
-    regex::RegexBuilder::new(expression).size_limit(MAX_COMPILED).build().map_err(|_| BadPattern)
+fn completed(pattern: &str, base: Option<&str>) -> String {
+    match base {
+        _ if pattern.starts_with("arn:") => pattern.to_owned(),
+        base => format!("{}{}", base.unwrap_or_default(), pattern.strip_prefix('/').unwrap_or(pattern)),
+    }
 }
 
-/// `*` stands for any text (also none), everything else for itself. Greedy with one point to go back to, so that the work
-/// is bounded by the product of the lengths and in practice linear.
+fn expressions(base: Option<&str>, patterns: &[impl AsRef<str>]) -> Result<RegexSet, Mistake> {
+    let mut whole = Vec::with_capacity(patterns.len());
+    for pattern in patterns {
+        let pattern = pattern.as_ref().strip_prefix('^').unwrap_or(pattern.as_ref());
+        let (base, pattern) = match base {
+            Some(base) if !pattern.starts_with("arn:") => (regex::escape(base), pattern.strip_prefix('/').unwrap_or(pattern)),
+            _ => (String::new(), pattern),
+        };
+        // One that is valid by itself cannot end the group that it is put in: `a)|(b` would leave the anchors.
+        RegexBuilder::new(pattern).size_limit(MAX_COMPILED).build().map_err(|_| Mistake::BadPattern)?;
+        // A closing `$` of the author's is inside the group and changes nothing.
+        whole.push(format!(r"\A{base}(?:{pattern})\z"));
+    }
+    RegexSetBuilder::new(whole).size_limit(MAX_COMPILED_LIST).dfa_size_limit(MAX_COMPILED).build().map_err(|_| Mistake::BadPattern)
+}
+
+/// `*` stands for any text (also none), everything else for itself. Each part is looked for once, behind the one before, so
+/// that the work is bounded by the product of the lengths and in practice linear.
 fn glob(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
@@ -65,102 +138,4 @@ fn glob(pattern: &str, text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BASE: &str = "arn:aws:iam::111122223333:role/";
-
-    fn glob_matches(pattern: &str, role: &str) -> bool {
-        matches(PatternFormat::Glob, pattern, Some(BASE), &format!("{BASE}{role}")).unwrap_or(false)
-    }
-
-    fn regexp_matches(pattern: &str, role: &str) -> bool {
-        matches(PatternFormat::Regexp, pattern, Some(BASE), &format!("{BASE}{role}")).unwrap_or(false)
-    }
-
-    #[test]
-    fn globs_match_whole_names() {
-        for (pattern, role, expected) in [
-            ("web", "web", true),
-            ("/web", "web", true),
-            ("web", "web-admin", false),
-            ("web", "my-web", false),
-            ("web*", "web-admin", true),
-            ("web*", "web", true),
-            ("*", "web", true),
-            ("team/*", "team/web", true),
-            ("team/*", "other/web", false),
-            ("*-web-*", "a-web-b", true),
-            ("*a*a", "a", false),
-            ("a*a", "a", false),
-            ("w?b", "web", false),
-            ("w.b", "web", false),
-            ("arn:aws:iam::111122223333:role/w*", "web", true),
-            ("arn:aws:iam::444455556666:role/*", "web", false),
-            ("", "web", false),
-        ] {
-            assert_eq!(glob_matches(pattern, role), expected, "{pattern} on {role}");
-        }
-    }
-
-    #[test]
-    fn regular_expressions_match_whole_names() {
-        for (pattern, role, expected) in [
-            ("web", "web", true),
-            ("web", "web-admin", false),
-            ("web", "my-web", false),
-            ("^web$", "web", true),
-            ("/web", "web", true),
-            ("^/team/.*", "team/web", true),
-            ("//web", "web", false),
-            ("/web", "x/web", false),
-            ("/arn:aws:iam::111122223333:role/web", "web", false),
-            ("web.*", "web-admin", true),
-            ("web|db", "db", true),
-            ("web|db", "db-admin", false),
-            ("(web|db)", "web", true),
-            ("a)|(web.*", "web", false),
-            ("web)|(?:.*", "admin", false),
-            ("(", "web", false),
-            ("(?i)WEB", "web", true),
-            ("^arn:aws:iam::111122223333:role/w.b$", "web", true),
-            (".*", "web", true),
-        ] {
-            assert_eq!(regexp_matches(pattern, role), expected, "{pattern} on {role}");
-        }
-    }
-
-    #[test]
-    fn the_base_is_not_part_of_the_expression() {
-        let other_account = "arn:aws:iam::111122223333:roleX".replace("roleX", "role/x.web");
-        let matched = matches(PatternFormat::Regexp, "web", Some("arn:aws:iam::111122223333:role/x."), &other_account);
-        assert_eq!(matched, Ok(true));
-        let matched =
-            matches(PatternFormat::Regexp, "web", Some("arn:aws:iam::111122223333:role/x."), "arn:aws:iam::111122223333:role/xyweb");
-        assert_eq!(matched, Ok(false));
-    }
-
-    #[test]
-    fn a_star_does_not_reach_beyond_the_base() {
-        let other = "arn:aws:iam::444455556666:role/web";
-        for format in [PatternFormat::Glob, PatternFormat::Regexp] {
-            let everything = if format == PatternFormat::Glob { "*" } else { ".*" };
-            assert_eq!(matches(format, everything, Some(BASE), other), Ok(false));
-            assert_eq!(matches(format, everything, None, other), Ok(true));
-        }
-    }
-
-    #[test]
-    fn an_expression_that_would_be_huge_is_refused() {
-        assert_eq!(matches(PatternFormat::Regexp, "(a{1000}){1000}", None, "x"), Err(BadPattern));
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn a_glob_matches_as_the_expression_that_it_means(pattern in "[ab*]{0,8}", text in "[ab]{0,8}") {
-            let expression = format!(r"\A{}\z", regex::escape(&pattern).replace(r"\*", ".*"));
-            let expected = regex::Regex::new(&expression).is_ok_and(|expression| expression.is_match(&text));
-            proptest::prop_assert_eq!(glob(&pattern, &text), expected);
-        }
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use http::header::{CONNECTION, CONTENT_TYPE, SERVER};
 use http::{Request, StatusCode};
@@ -8,14 +8,19 @@ use http_body_util::BodyExt as _;
 use tokio::time::advance;
 
 use super::*;
-use crate::config::{PatternFormat, Restrictions};
+use crate::config::Restrictions;
 use crate::credentials::{AssumeRoleError, Credentials};
 use crate::pods::index::Index;
 use crate::pods::{Namespace, PodUid, PodsWriter, pods};
+use crate::policy::Rules;
+use crate::role::CallerIdentity;
+
+mod identity;
 
 const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const TOKEN: &str = "x-aws-ec2-metadata-token";
 const LIST: &str = "/latest/meta-data/iam/security-credentials/";
+const NODE: &str = "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e2d3c";
 const WAIT: Duration = Duration::from_secs(2);
 
 /// An STS whose sessions name their role; of a role `broken` it gives none.
@@ -61,17 +66,23 @@ fn node(tokens: TokenMode, known: &[(&str, &str, Option<&str>)]) -> Node {
     node_with(tokens, known, |_| {})
 }
 
-fn node_with(tokens: TokenMode, known: &[(&str, &str, Option<&str>)], change: impl FnOnce(&mut Policy)) -> Node {
+fn node_with(tokens: TokenMode, known: &[(&str, &str, Option<&str>)], change: impl FnOnce(&mut Rules)) -> Node {
+    let identity = Arc::new(OnceLock::from(NODE.parse::<CallerIdentity>().unwrap()));
+    node_of(identity, tokens, known, change)
+}
+
+/// A node whose own identity is known once it is in `identity`.
+fn node_of(
+    identity: Arc<OnceLock<CallerIdentity>>,
+    tokens: TokenMode,
+    known: &[(&str, &str, Option<&str>)],
+    change: impl FnOnce(&mut Rules),
+) -> Node {
     let clock = Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
     let sts = FakeSts { clock: clock.clone(), calls: Arc::default(), meanwhile: Arc::default() };
-    let mut policy = Policy {
-        base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()),
-        default_role: None,
-        restrictions: Restrictions::Off,
-        patterns: PatternFormat::Glob,
-        session_duration: Duration::from_secs(3600),
-    };
-    change(&mut policy);
+    let mut rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), ..Rules::default() };
+    change(&mut rules);
+    let policy = Policy::new(rules, identity).unwrap();
     let (writer, pods) = pods();
     for (name, at, role) in known {
         writer.write(|index| index.apply(pod(name, at, *role)));
@@ -276,7 +287,7 @@ async fn the_pod_that_has_the_address_next_has_nothing_of_the_token() {
 
 #[tokio::test(start_paused = true)]
 async fn an_unknown_address_gets_nothing_also_where_there_is_a_default_role() {
-    let with_default = |policy: &mut Policy| policy.default_role = Some("arn:aws:iam::111122223333:role/default".parse().unwrap());
+    let with_default = |rules: &mut Rules| rules.default_role = Some("arn:aws:iam::111122223333:role/default".parse().unwrap());
     let node = node_with(TokenMode::Optional, &[WEB, ("plain", "10.0.0.3", None)], with_default);
     let began = tokio::time::Instant::now();
     for path in PATHS.iter().chain(&["/latest/meta-data/iam/security-credentials/default"]) {
@@ -424,7 +435,7 @@ async fn no_header_says_who_asks() {
 
 #[tokio::test(start_paused = true)]
 async fn a_namespace_that_restrictions_need_is_waited_for_and_then_refused() {
-    let node = node_with(TokenMode::Optional, &[WEB], |policy| policy.restrictions = Restrictions::Enforce);
+    let node = node_with(TokenMode::Optional, &[WEB], |rules| rules.restrictions = Restrictions::Enforce);
     let began = tokio::time::Instant::now();
     assert_eq!(node.ask("10.0.0.1", "GET", LIST, &[]).await.status, 404);
     assert_eq!(began.elapsed(), WAIT);
@@ -443,22 +454,22 @@ async fn a_namespace_that_restrictions_need_is_waited_for_and_then_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn what_does_not_need_the_namespace_does_not_wait_for_it() {
-    let enforced = node_with(TokenMode::Optional, &[WEB], |policy| policy.restrictions = Restrictions::Enforce);
+    let enforced = node_with(TokenMode::Optional, &[WEB], |rules| rules.restrictions = Restrictions::Enforce);
     let began = tokio::time::Instant::now();
     let ttl = [("x-aws-ec2-metadata-token-ttl-seconds", "60")];
     assert_eq!(enforced.ask("10.0.0.1", "PUT", "/latest/api/token", &ttl).await.status, 200);
     assert_eq!(enforced.ask("10.0.0.1", "GET", "/latest/user-data", &[]).await.status, 404);
-    let audited = node_with(TokenMode::Optional, &[WEB], |policy| policy.restrictions = Restrictions::Audit);
+    let audited = node_with(TokenMode::Optional, &[WEB], |rules| rules.restrictions = Restrictions::Audit);
     assert_eq!(audited.ask("10.0.0.1", "GET", LIST, &[]).await.body, "web", "a report must not slow a pod down");
     assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
 async fn in_audit_mode_the_pod_is_served_and_counted() {
-    let node = node_with(TokenMode::Optional, &[WEB], |policy| policy.restrictions = Restrictions::Audit);
+    let node = node_with(TokenMode::Optional, &[WEB], |rules| rules.restrictions = Restrictions::Audit);
     node.writer.write(|index| index.apply_namespace(Namespace { name: "default".to_owned(), allowed_roles: None, permitted: None }));
     assert_eq!(node.ask("10.0.0.1", "GET", LIST, &[]).await.body, "web");
-    assert!(node.counted(r#"rolegate_audit_denials_total{reason="not-allowed-in-namespace"} 1"#));
+    assert!(node.counted(r#"rolegate_audit_denials_total{reason="no-namespace-list"} 1"#));
 }
 
 #[tokio::test(start_paused = true)]

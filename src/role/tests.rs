@@ -84,7 +84,65 @@ fn session_names_and_external_ids_are_bounded() {
     assert!("a\nb".parse::<ExternalId>().is_err());
 }
 
+#[test]
+fn an_identity_is_a_session_of_its_role_whatever_the_path() {
+    let identity: CallerIdentity = "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e2d3c".parse().unwrap();
+    assert_eq!((identity.partition(), identity.as_str()), (Partition::Aws, "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e2d3c"));
+    for (role, expected) in [
+        ("arn:aws:iam::111122223333:role/nodes", true),
+        ("arn:aws:iam::111122223333:role/cluster/a/nodes", true),
+        ("arn:aws:iam::111122223333:role/Nodes", true),
+        ("arn:aws:iam::111122223333:role/nodes2", false),
+        ("arn:aws:iam::111122223333:role/nodes/web", false),
+        ("arn:aws:iam::444455556666:role/nodes", false),
+        ("arn:aws-cn:iam::111122223333:role/nodes", false),
+    ] {
+        assert_eq!(identity.is_session_of(&role.parse().unwrap()), expected, "{role}");
+    }
+    for other in
+        ["arn:aws:iam::111122223333:user/nodes", "arn:aws:iam::111122223333:root", "arn:aws:sts::111122223333:federated-user/nodes"]
+    {
+        let other: CallerIdentity = other.parse().unwrap();
+        assert!(!other.is_session_of(&"arn:aws:iam::111122223333:role/nodes".parse().unwrap()), "{other:?}");
+    }
+}
+
+#[test]
+fn what_is_no_identity_is_refused() {
+    use ParseError::*;
+    for (text, error) in [
+        ("", NotAnIdentity),
+        ("nodes", NotAnIdentity),
+        ("arn:aws:sts::111122223333", NotAnIdentity),
+        ("arn:aws:ec2::111122223333:assumed-role/nodes/s", NotAnIdentity),
+        ("arn:aws:sts:eu-central-1:111122223333:assumed-role/nodes/s", NotAnIdentity),
+        ("arn:aws:sts::111122223333:assumed-role/nodes", NotAnIdentity),
+        ("arn:aws:sts::111122223333:assumed-role//s", NotAnIdentity),
+        ("arn:aws:sts::1:assumed-role/nodes/s", Account),
+        ("arn:aws-mars:sts::111122223333:assumed-role/nodes/s", UnknownPartition),
+    ] {
+        assert_eq!(text.parse::<CallerIdentity>().unwrap_err(), error, "{text:?}");
+    }
+}
+
+#[test]
+fn a_base_is_in_the_partition_of_its_roles() {
+    for partition in ["aws", "aws-cn", "aws-us-gov", "aws-eusc", "aws-iso", "aws-iso-b", "aws-iso-e", "aws-iso-f"] {
+        let base: BaseArn = format!("arn:{partition}:iam::111122223333:role/").parse().unwrap();
+        assert_eq!(base.partition().name(), partition);
+    }
+}
+
 proptest::proptest! {
+    #[test]
+    fn no_text_makes_a_parser_panic(text in proptest::prop_oneof![
+        proptest::string::string_regex("\\PC{0,80}").unwrap(),
+        proptest::string::string_regex("(arn|aws|aws-cn|iam|sts|role|assumed-role|[0-9]{12}|[:/ \n*-]|[a-z]){0,20}").unwrap(),
+    ]) {
+        let _ = (text.parse::<RoleArn>(), text.parse::<BaseArn>(), text.parse::<CallerIdentity>());
+        let _ = (text.parse::<SessionName>(), text.parse::<ExternalId>(), text.parse::<Partition>());
+    }
+
     #[test]
     fn a_derived_session_name_is_always_a_session_name(text in ".{0,200}") {
         let derived = SessionName::derived_from(&text);

@@ -117,7 +117,7 @@ fn every_metric_is_documented_as_it_is() {
 /// The values are texts in the source, next to the call that counts them.
 #[test]
 fn every_value_of_a_label_is_documented() {
-    let (proxy, route, policy) = (read("src/proxy.rs"), read("src/proxy/route.rs"), read("src/policy.rs"));
+    let (proxy, route, policy) = (read("src/proxy.rs"), read("src/proxy/route.rs"), read("src/policy/denial.rs"));
     let (server, metrics, credentials) = (read("src/server.rs"), read("src/metrics.rs"), read("src/credentials.rs"));
     let cache = read("src/credentials/cache.rs");
     let watch = read("src/pods/watch.rs") + &read("src/pods/watch/namespaces.rs");
@@ -127,12 +127,11 @@ fn every_value_of_a_label_is_documented() {
     let mut reasons: BTreeSet<String> = [of_policy.clone(), names(&route, "impl Rejection {")].concat_sets();
     reasons.extend(literals_after(&proxy, "metrics.denied("));
     reasons.extend(literals_after(between(&proxy, "let reason = match &refusal {", "};"), "=> "));
-    let check_namespace = between(&policy, "fn check_namespace", "\n    }\n");
+    reasons.extend(literals_after(between(&policy, "fn form_name(", "\n}\n"), "=> "));
+    let namespace = read("src/policy/namespace.rs");
     let audited = between(&policy, "impl Denial {", "\n}\n").lines().filter(|line| {
-        let denials = line.split("=> ").next().unwrap_or_default().split('|');
-        denials
-            .map(|denial| denial.trim().trim_start_matches("Self::"))
-            .any(|name| !name.is_empty() && check_namespace.contains(&format!("Denial::{name}")))
+        let denial = line.trim().split(['(', ' ']).next().unwrap_or_default();
+        denial.strip_prefix("Self::").is_some_and(|name| namespace.contains(&format!("Denial::{name}")) && line.contains("=> \""))
     });
     let audited = audited.flat_map(|line| literals_after(line, "=> ")).collect();
     let mut outcomes = names(&credentials, "impl AssumeRoleError {");
@@ -198,10 +197,13 @@ fn ports_are_the_defaults() {
 fn annotations_are_those_that_are_read() {
     let text = read("README.md");
     let table = between(&text, "## Annotations", "\n## ");
+    // Those of other systems have no flag.
+    let of_others = ["iam.amazonaws.com/permitted", "eks.amazonaws.com/role-arn"];
     let documented = table.lines().filter(|line| line.contains("| `")).map(|line| cells(line)[1].trim_matches('`').to_owned());
     let keys = ["iam-role-key", "iam-external-id", "namespace-key"];
     let mut real: BTreeSet<String> = flags::all().filter(|flag| keys.contains(&flag.name)).map(|flag| flag.default.to_owned()).collect();
     real.insert(SESSION_NAME_KEY.to_owned());
+    real.extend(of_others.map(str::to_owned));
     same("the README's annotations", &documented.collect(), &real);
 }
 

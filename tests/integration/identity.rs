@@ -129,7 +129,7 @@ fn audit_mode_serves_and_reports() {
     let setup = fakes.setup().argument("--namespace-restrictions=audit");
     let world = fakes.into_world(&setup);
     assert_eq!(world.get(ip(2), ROLES).text(), "web-role");
-    assert!(world.metric(r#"rolegate_audit_denials_total{reason="not-allowed-in-namespace"}"#) >= 1.0);
+    assert!(world.metric(r#"rolegate_audit_denials_total{reason="no-namespace-list"}"#) >= 1.0);
     world.daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.starts_with("served in audit mode"))).unwrap();
 }
 

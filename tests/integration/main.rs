@@ -9,6 +9,7 @@ mod docs;
 mod identity;
 mod kubernetes;
 mod lifecycle;
+mod policy;
 mod serving;
 mod sts;
 mod world;

@@ -7,9 +7,8 @@ use tokio::sync::Semaphore;
 use tokio::time::advance;
 
 use super::*;
-use crate::config::{PatternFormat, Restrictions};
 use crate::pods::{Pod, PodUid, Surroundings};
-use crate::policy::{Decision, Policy};
+use crate::policy::{Decision, Policy, Rules};
 
 const ERROR_TTL: Duration = Duration::from_secs(30);
 const START: &str = "2026-01-01T00:00:00Z";
@@ -96,13 +95,8 @@ fn sessions() -> (Arc<Sessions<FakeSts>>, FakeSts) {
 
 /// The request of a pod that has this role.
 fn request(role: &str) -> RoleRequest {
-    let policy = Policy {
-        base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()),
-        default_role: None,
-        restrictions: Restrictions::Off,
-        patterns: PatternFormat::Glob,
-        session_duration: Duration::from_secs(3600),
-    };
+    let rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), ..Rules::default() };
+    let policy = Policy::new(rules, Arc::default()).unwrap();
     let pod = Pod {
         service_account: "default".to_owned(),
         uid: PodUid("uid".into()),

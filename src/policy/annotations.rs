@@ -1,0 +1,73 @@
+//! Which role a pod asks for: the pod's annotation, its service account's, then the default. The first that is there
+//! counts; if it cannot be read, there is no other.
+
+use super::denial::{Denial, RoleMistake, RoleSource};
+use super::trace::{Trace, What, shown};
+use super::{Policy, Rules};
+use crate::config::ServiceAccountRoles;
+use crate::pods::{Pod, ServiceAccount, Surroundings};
+use crate::role::{MAX_ARN_LENGTH, ParseError, RoleArn};
+
+impl Policy {
+    pub(super) fn role(&self, pod: &Pod, around: &Surroundings, trace: &mut impl Trace) -> Result<RoleArn, Denial> {
+        let of_pod = || format!("the role annotation of pod {}/{}", pod.namespace, pod.name);
+        if let Some(text) = &pod.role {
+            return self.rules.read(text, RoleSource::Pod, of_pod, trace);
+        }
+        trace.skip(What::Role, of_pod, || "not there".to_owned());
+        let of_account = |key| move || format!("the {key} annotation of service account {}/{}", pod.namespace, pod.service_account);
+        match self.service_account(pod, around) {
+            Ok(None) => trace.skip(What::Role, of_account("role"), || self.why_no_account(pod)),
+            Ok(Some(account)) => {
+                if let Some(text) = &account.role {
+                    return self.rules.read(text, RoleSource::ServiceAccount, of_account("role"), trace);
+                }
+                trace.skip(What::Role, of_account("role"), || "not there".to_owned());
+                match &account.eks_role {
+                    Some(text) if self.rules.service_accounts == ServiceAccountRoles::OwnAndEks => {
+                        return self.rules.read(text, RoleSource::EksServiceAccount, of_account("EKS role"), trace);
+                    }
+                    Some(_) => trace.skip(What::Role, of_account("EKS role"), || "not read: --eks-role-annotation is off".to_owned()),
+                    None => {}
+                }
+            }
+            Err(denial) => return trace.check(What::Role, of_account("role"), Err(denial), |_| String::new()),
+        }
+        let default = self.rules.default_role.clone().ok_or(Denial::NoRole);
+        trace.check(What::Role, || "--default-role".to_owned(), default, RoleArn::to_string)
+    }
+
+    /// The service account that may name the pod's role; `None` where no role is looked for there.
+    pub(super) fn service_account<'a>(&self, pod: &Pod, around: &'a Surroundings) -> Result<Option<&'a ServiceAccount>, Denial> {
+        // Pods from the node's disk have none.
+        if self.rules.service_accounts == ServiceAccountRoles::Off || pod.service_account.is_empty() {
+            return Ok(None);
+        }
+        around.service_account.as_deref().map(Some).ok_or(Denial::ServiceAccountUnknown)
+    }
+
+    fn why_no_account(&self, pod: &Pod) -> String {
+        let why =
+            if pod.service_account.is_empty() { "the pod has no service account" } else { "not read: --service-account-roles is off" };
+        why.to_owned()
+    }
+}
+
+impl Rules {
+    fn read(&self, text: &str, source: RoleSource, place: impl FnOnce() -> String, trace: &mut impl Trace) -> Result<RoleArn, Denial> {
+        let read = self.parse(text).map_err(|mistake| Denial::BadRole(source, mistake));
+        trace.check(What::Role, place, read, |role| format!("{} is {role}", shown(text)))
+    }
+
+    fn parse(&self, text: &str) -> Result<RoleArn, RoleMistake> {
+        match &self.base {
+            _ if text.is_empty() => Err(RoleMistake::Empty),
+            _ if text.len() > MAX_ARN_LENGTH => Err(RoleMistake::Form(ParseError::TooLong)),
+            _ if text.contains(char::is_control) => Err(RoleMistake::ControlCharacters),
+            _ if text.contains(char::is_whitespace) => Err(RoleMistake::Spaces),
+            _ if text.starts_with("arn:") => text.parse().map_err(RoleMistake::Form),
+            Some(base) => base.complete(text).map_err(RoleMistake::Form),
+            None => Err(RoleMistake::NoBaseArn),
+        }
+    }
+}

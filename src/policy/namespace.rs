@@ -1,0 +1,107 @@
+//! Whether a namespace lets its pods have a role: by kube2iam's list, or by kiam's expression. Either is enough; one that
+//! cannot be read allows nothing, whatever the other says.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::denial::{Denial, NamespaceList};
+use super::patterns::{Mistake, Patterns};
+use super::trace::{Trace, What, shown};
+use crate::config::PatternFormat;
+use crate::pods::Namespace;
+use crate::role::{BaseArn, RoleArn};
+
+/// How many annotations are kept compiled; with more, all are forgotten and compiled again as they are needed.
+const MAX_KEPT: usize = 64;
+
+/// The annotations of namespaces, each compiled once.
+#[derive(Debug)]
+pub(super) struct Namespaces {
+    format: PatternFormat,
+    base: Option<BaseArn>,
+    lists: Kept,
+    expressions: Kept,
+}
+
+/// What was compiled, by its text. A memory only: it changes how fast an answer is, never the answer.
+#[derive(Debug, Default)]
+struct Kept(Mutex<HashMap<Box<str>, Compiled>>);
+
+type Compiled = Arc<Result<Patterns, Mistake>>;
+
+impl Kept {
+    fn get(&self, text: &str, compile: impl FnOnce(&str) -> Result<Patterns, Mistake>) -> Compiled {
+        let kept = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(compiled) = kept().get(text) {
+            return compiled.clone();
+        }
+        // Not under the lock: others must not wait for an expression that is long to compile.
+        let compiled = Arc::new(compile(text));
+        if !matches!(*compiled, Err(Mistake::TooLarge)) {
+            let mut kept = kept();
+            if kept.len() >= MAX_KEPT {
+                kept.clear();
+            }
+            kept.insert(text.into(), compiled.clone());
+        }
+        compiled
+    }
+}
+
+impl Namespaces {
+    pub(super) fn new(format: PatternFormat, base: Option<BaseArn>) -> Self {
+        Self { format, base, lists: Kept::default(), expressions: Kept::default() }
+    }
+
+    pub(super) fn check(&self, role: &RoleArn, namespace: Option<&Namespace>, trace: &mut impl Trace) -> Result<(), Denial> {
+        let Some(namespace) = namespace else {
+            return trace.check(What::Namespace, || "the pod's namespace".to_owned(), Err(Denial::NamespaceUnknown), |()| String::new());
+        };
+        let base = self.base.as_ref().map(BaseArn::as_str);
+        let list = namespace.allowed_roles.as_deref();
+        let list = list.map(|text| self.lists.get(text, |text| Patterns::of_list(self.format, base, text)));
+        let expression = namespace.permitted.as_deref().map(|text| self.expressions.get(text, Patterns::of_expression));
+        // Both are looked at, so that one that cannot be read is told.
+        let by_list = Self::ask(role, namespace, NamespaceList::Allowed, list.as_deref(), trace)?;
+        let by_expression = Self::ask(role, namespace, NamespaceList::Permitted, expression.as_deref(), trace)?;
+        let result = match (by_list, by_expression) {
+            (Some(true), _) | (_, Some(true)) => return Ok(()),
+            (None, None) => Err(Denial::NamespaceHasNoList),
+            _ => Err(Denial::NotAllowedInNamespace),
+        };
+        trace.check(What::Namespace, || format!("namespace {}", namespace.name), result, |()| String::new())
+    }
+
+    /// Whether one of the annotations allows the role; `None` where it is not there.
+    fn ask(
+        role: &RoleArn,
+        namespace: &Namespace,
+        which: NamespaceList,
+        compiled: Option<&Result<Patterns, Mistake>>,
+        trace: &mut impl Trace,
+    ) -> Result<Option<bool>, Denial> {
+        let key = if which == NamespaceList::Allowed { "allowed-roles" } else { "permitted" };
+        let source = || format!("the {key} annotation of namespace {}", namespace.name);
+        let patterns = match compiled {
+            None => {
+                trace.skip(What::Namespace, source, || "not there".to_owned());
+                return Ok(None);
+            }
+            Some(Err(mistake)) => {
+                let denial = Denial::BadNamespaceList(which, *mistake);
+                return trace.check(What::Namespace, source, Err(denial), |_| String::new());
+            }
+            Some(Ok(patterns)) => patterns,
+        };
+        match patterns.find(role.as_str()) {
+            Some(pattern) => trace.check(What::Namespace, source, Ok(Some(true)), |_| format!("{} matches", shown(pattern))),
+            None => {
+                trace.skip(What::Namespace, source, || format!("none of its {} patterns matches", patterns.count()));
+                Ok(Some(false))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

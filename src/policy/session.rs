@@ -1,0 +1,120 @@
+//! What STS is told about a session besides its role: its name and its tags.
+
+use super::Denial;
+use super::trace::{Trace, What, shown};
+use crate::config::session::{Piece, Placeholder, SessionScope, SessionTag, SessionTemplate};
+use crate::pods::Pod;
+use crate::role::{RoleArn, SessionName};
+
+/// The longest value of a tag (`tagValueType` of the STS API), in characters.
+const MAX_TAG_VALUE: usize = 256;
+
+/// How sessions are named and tagged.
+#[derive(Clone, Debug)]
+pub struct SessionRules {
+    /// The cluster's name; empty where nothing needs it.
+    pub cluster: String,
+    /// This node's name.
+    pub node: String,
+    /// What sessions are named.
+    pub name: SessionTemplate,
+    /// Who shares a session.
+    pub scope: SessionScope,
+    /// In the order of the enum, each once.
+    pub tags: Vec<SessionTag>,
+}
+
+impl Default for SessionRules {
+    fn default() -> Self {
+        let name = SessionTemplate::of(Placeholder::Pod);
+        Self { cluster: String::new(), node: String::new(), name, scope: SessionScope::Pod, tags: Vec::new() }
+    }
+}
+
+/// A session tag. It is not transitive: sessions that the pod makes with its own do not have it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct Tag {
+    key: &'static str,
+    value: Box<str>,
+}
+
+impl Tag {
+    fn new(tag: SessionTag, text: &str) -> Self {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, ' ' | '_' | '.' | ':' | '/' | '=' | '+' | '-' | '@');
+        let value: String = text.chars().map(|c| if allowed(c) { c } else { '-' }).take(MAX_TAG_VALUE).collect();
+        Self { key: tag.key(), value: value.into() }
+    }
+
+    /// The key.
+    pub fn key(&self) -> &'static str {
+        self.key
+    }
+
+    /// The value: at most 256 of `A-Z a-z 0-9 _ . : / = + - @` and space.
+    pub fn value(&self) -> &str {
+        &self.value
+    }
+}
+
+impl SessionRules {
+    pub(super) fn name(&self, pod: &Pod, role: &RoleArn, trace: &mut impl Trace) -> Result<SessionName, Denial> {
+        let source = || "the session-name annotation of the pod".to_owned();
+        // A malformed one is a refusal, also where it is not used.
+        let given = pod.session_name.as_deref().map(str::parse::<SessionName>).transpose().map_err(Denial::BadSessionName);
+        if let Some(given) = trace_given(given, source, trace)? {
+            if self.scope == SessionScope::Pod {
+                return Ok(given);
+            }
+            trace.skip(
+                What::SessionName,
+                || "--session-scope".to_owned(),
+                || "role: pods of one role share a session and its name".to_owned(),
+            );
+        }
+        let mut text = String::new();
+        for piece in self.name.pieces() {
+            text.push_str(match piece {
+                Piece::Text(text) => text,
+                Piece::Field(Placeholder::Cluster) => &self.cluster,
+                Piece::Field(Placeholder::Node) => &self.node,
+                Piece::Field(Placeholder::Namespace) => &pod.namespace,
+                Piece::Field(Placeholder::Pod) => &pod.name,
+                Piece::Field(Placeholder::ServiceAccount) => &pod.service_account,
+                Piece::Field(Placeholder::Role) => role.name(),
+            });
+        }
+        let name = SessionName::derived_from(&text);
+        trace.check(What::SessionName, || "--session-name-template".to_owned(), Ok(name), |name| name.as_str().to_owned())
+    }
+
+    pub(super) fn tags(&self, pod: &Pod, trace: &mut impl Trace) -> Box<[Tag]> {
+        let value = |tag: SessionTag| match tag {
+            SessionTag::Cluster => &self.cluster,
+            SessionTag::Namespace => &pod.namespace,
+            SessionTag::ServiceAccount => &pod.service_account,
+            SessionTag::Pod => &pod.name,
+            SessionTag::PodUid => &*pod.uid.0,
+            SessionTag::Node => &self.node,
+        };
+        let tags: Box<[Tag]> = self.tags.iter().map(|tag| Tag::new(*tag, value(*tag))).collect();
+        if !tags.is_empty() {
+            let text = || tags.iter().map(|tag| format!("{}={}", tag.key, tag.value)).collect::<Vec<_>>().join(", ");
+            let _ = trace.check(What::SessionTags, || "--session-tags".to_owned(), Ok(()), |()| text());
+        }
+        tags
+    }
+}
+
+fn trace_given(
+    given: Result<Option<SessionName>, Denial>,
+    source: impl Fn() -> String,
+    trace: &mut impl Trace,
+) -> Result<Option<SessionName>, Denial> {
+    match given {
+        Ok(None) => Ok(None),
+        given => trace.check(What::SessionName, source, given, |name| name.as_ref().map_or_else(String::new, |name| shown(name.as_str()))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

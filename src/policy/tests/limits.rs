@@ -1,0 +1,202 @@
+//! What the node and the namespace say to a role.
+
+use super::*;
+
+#[test]
+fn the_ceiling_of_the_node_holds_for_every_role() {
+    let ceiling = |patterns: &[&str]| Some(patterns.iter().map(|pattern| (*pattern).to_owned()).collect());
+    for (patterns, role, expected) in [
+        (&["web"][..], "web", true),
+        (&["web"], "web-admin", false),
+        (&["web"], "team/web", false),
+        (&["db", "web*"], "web-admin", true),
+        (&["team/*"], "team/web", true),
+        (&["*"], "web", true),
+        (&["*"], "arn:aws:iam::444455556666:role/web", false),
+        (&["arn:aws:iam::444455556666:role/*"], "arn:aws:iam::444455556666:role/web", true),
+        (&[], "web", false),
+    ] {
+        let rules = Rules { allowed_roles: ceiling(patterns), ..rules() };
+        let decision = decide(&rules, &pod_with(role), &Surroundings::default());
+        let by_default = Rules { default_role: Some(allowed(&super::rules(), &pod_with(role)).role), ..rules };
+        assert_eq!(policy(&by_default).allows_default_role(), expected, "{role} by {patterns:?}");
+        for decision in [decision, decide(&by_default, &pod(), &Surroundings::default())] {
+            match decision {
+                Decision::Allow { .. } => assert!(expected, "{role} by {patterns:?}"),
+                Decision::Deny(denial) => assert_eq!((denial, expected), (Denial::NotAllowedOnNode, false), "{role} by {patterns:?}"),
+            }
+        }
+    }
+    let unreadable = Rules { allowed_roles: ceiling(&[""]), ..rules() };
+    assert_eq!(Policy::new(unreadable, Arc::default()).err(), Some(Mistake::BadPattern));
+}
+
+#[test]
+fn audit_mode_does_not_lift_the_limits_of_the_node() {
+    let audit = Rules { restrictions: Restrictions::Audit, allowed_roles: Some(vec!["web".to_owned()]), ..rules() };
+    assert_eq!(decide(&audit, &pod_with("db"), &Surroundings::default()), Decision::Deny(Denial::NotAllowedOnNode));
+    assert_eq!(decide(&audit, &pod_with("nodes"), &Surroundings::default()), Decision::Deny(Denial::NodeRole));
+}
+
+#[test]
+fn the_nodes_own_role_is_not_for_pods() {
+    let instance = Rules { instance_role: Some(arn("instance")), ..rules() };
+    for (rules, role, expected) in [
+        (rules(), "nodes", false),
+        (rules(), "path/nodes", false),
+        (rules(), "Nodes", false),
+        (rules(), "arn:aws:iam::444455556666:role/nodes", true),
+        (rules(), "nodes2", true),
+        (rules(), "nodes/web", true),
+        (instance.clone(), "instance", false),
+        (instance.clone(), "path/Instance", false),
+        (instance.clone(), "nodes", false),
+        (instance.clone(), "web", true),
+        (Rules { allow_node_role: true, ..instance.clone() }, "instance", true),
+        (Rules { allow_node_role: true, ..instance }, "nodes", true),
+    ] {
+        let by_default =
+            Rules { default_role: Some(allowed(&Rules { allow_node_role: true, ..rules.clone() }, &pod_with(role)).role), ..rules.clone() };
+        for decision in [decide(&rules, &pod_with(role), &Surroundings::default()), decide(&by_default, &pod(), &Surroundings::default())] {
+            match decision {
+                Decision::Allow { .. } => assert!(expected, "{role}"),
+                Decision::Deny(denial) => assert_eq!((denial, expected), (Denial::NodeRole, false), "{role}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_role_is_in_the_partition_of_the_node() {
+    let role = |partition: &str| format!("arn:{partition}:iam::444455556666:role/web");
+    let china = Rules { base: Some("arn:aws-cn:iam::111122223333:role/".parse().unwrap()), ..rules() };
+    for partition in ["aws", "aws-cn", "aws-us-gov", "aws-eusc", "aws-iso", "aws-iso-b", "aws-iso-e", "aws-iso-f"] {
+        let pod = pod_with(&role(partition));
+        let caller = format!("arn:{partition}:sts::111122223333:assumed-role/nodes/i-0").parse::<CallerIdentity>().unwrap();
+        let here = Policy::new(rules(), Arc::new(OnceLock::from(caller))).unwrap();
+        assert!(matches!(decide_by(&here, &pod, &Surroundings::default()), Decision::Allow { .. }), "{partition}");
+        let other = if partition == "aws-iso" { "aws-iso-b" } else { "aws-iso" };
+        let elsewhere = decide_by(&here, &pod_with(&role(other)), &Surroundings::default());
+        assert_eq!(elsewhere, Decision::Deny(Denial::OtherPartition), "{other} in {partition}");
+        // Until the node is known, by the base ARN.
+        let early = Policy::new(china.clone(), Arc::default()).unwrap();
+        let decision = decide_by(&early, &pod, &Surroundings::default());
+        assert_eq!(matches!(decision, Decision::Allow { .. }), partition == "aws-cn", "{partition}");
+    }
+}
+
+#[test]
+fn what_is_known_of_the_node_later_counts_from_then_on() {
+    let caller = Arc::new(OnceLock::new());
+    let policy = Policy::new(Rules { base: None, ..rules() }, caller.clone()).unwrap();
+    let (own, foreign) = (pod_with(&format!("{BASE}nodes")), pod_with("arn:aws-cn:iam::111122223333:role/web"));
+    assert!(!policy.knows_node());
+    for pod in [&own, &foreign] {
+        assert!(matches!(decide_by(&policy, pod, &Surroundings::default()), Decision::Allow { .. }));
+    }
+    caller.set(NODE.parse::<CallerIdentity>().unwrap()).unwrap();
+    assert!(policy.knows_node());
+    assert_eq!(decide_by(&policy, &own, &Surroundings::default()), Decision::Deny(Denial::NodeRole));
+    assert_eq!(decide_by(&policy, &foreign, &Surroundings::default()), Decision::Deny(Denial::OtherPartition));
+    assert!(Denial::NodeRole.is_about_node() && Denial::OtherPartition.is_about_node() && !Denial::NoRole.is_about_node());
+}
+
+#[test]
+fn either_annotation_of_a_namespace_allows_and_a_bad_one_allows_nothing() {
+    use Denial::*;
+    let large = "x".repeat(1024 * 1024);
+    let bad = |which, mistake| Err(BadNamespaceList(which, mistake));
+    for (list, permitted, expected) in [
+        (None, None, Err(NamespaceHasNoList)),
+        (None, Some(".*web"), Ok(())),
+        (None, Some("web"), Err(NotAllowedInNamespace)),
+        (None, Some(""), Err(NotAllowedInNamespace)),
+        (None, Some("arn:aws:iam::111122223333:role/we"), Err(NotAllowedInNamespace)),
+        (None, Some("^arn:aws:iam::111122223333:role/w.b$"), Ok(())),
+        (Some(r#"["web"]"#), Some("nothing"), Ok(())),
+        (Some(r#"["db"]"#), Some(".*/web"), Ok(())),
+        (Some(r#"["db"]"#), Some(".*/db"), Err(NotAllowedInNamespace)),
+        (Some("[]"), Some(""), Err(NotAllowedInNamespace)),
+        (None, Some("("), bad(NamespaceList::Permitted, Mistake::BadPattern)),
+        (Some(r#"["web"]"#), Some("("), bad(NamespaceList::Permitted, Mistake::BadPattern)),
+        (Some("web"), Some(".*"), bad(NamespaceList::Allowed, Mistake::NotAList)),
+        (Some(r#"[""]"#), Some(".*"), bad(NamespaceList::Allowed, Mistake::BadPattern)),
+        (Some(&large), None, bad(NamespaceList::Allowed, Mistake::TooLarge)),
+        (None, Some(&large), bad(NamespaceList::Permitted, Mistake::TooLarge)),
+        (Some("[\"we\nb\"]"), None, bad(NamespaceList::Allowed, Mistake::NotAList)),
+    ] {
+        let namespace = Namespace { permitted: permitted.map(str::to_owned), ..namespace(list) };
+        let enforced = policy(&Rules { restrictions: Restrictions::Enforce, ..rules() });
+        // The second time from what was kept.
+        for _ in 0..2 {
+            let found = match decide_by(&enforced, &pod_with("web"), &around(Some(&namespace))) {
+                Decision::Allow { .. } => Ok(()),
+                Decision::Deny(denial) => Err(denial),
+            };
+            assert_eq!(found, expected, "{:?} {:?}", list.map(str::len), permitted.map(str::len));
+        }
+    }
+}
+
+#[test]
+fn reasons_have_names_of_their_own() {
+    use ParseError::*;
+    let role = |mistake| Denial::BadRole(RoleSource::Pod, mistake);
+    let form = |error| role(RoleMistake::Form(error));
+    let list = |mistake| Denial::BadNamespaceList(NamespaceList::Allowed, mistake);
+    let all = [
+        Denial::NoRole,
+        role(RoleMistake::Empty),
+        role(RoleMistake::Spaces),
+        role(RoleMistake::ControlCharacters),
+        role(RoleMistake::NoBaseArn),
+        form(NotARoleArn),
+        form(UnknownPartition),
+        form(Account),
+        form(Path),
+        form(RoleName),
+        form(TooLong),
+        Denial::ServiceAccountUnknown,
+        Denial::OtherPartition,
+        Denial::NodeRole,
+        Denial::NotAllowedOnNode,
+        Denial::BadExternalId(ExternalId),
+        Denial::BadSessionName(SessionName),
+        Denial::NamespaceUnknown,
+        Denial::NamespaceHasNoList,
+        list(Mistake::NotAList),
+        list(Mistake::TooLarge),
+        list(Mistake::BadPattern),
+        Denial::NotAllowedInNamespace,
+    ];
+    let names: HashSet<_> = all.iter().map(|denial| denial.name()).collect();
+    assert_eq!(names.len(), all.len());
+    assert!(names.iter().all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '-')), "{names:?}");
+}
+
+#[test]
+fn an_explanation_names_every_step_and_ends_with_the_refusal() {
+    let rules = Rules { restrictions: Restrictions::Enforce, allowed_roles: Some(vec!["w*".to_owned()]), ..rules() };
+    let explained = policy(&rules).explain(&pod_with("web"), &around(Some(&namespace(Some(r#"["db"]"#)))));
+    let steps: Vec<_> = explained.steps.iter().map(|step| (step.what, step.verdict)).collect();
+    let expected = [
+        (What::Role, Verdict::Passed),
+        (What::Partition, Verdict::Passed),
+        (What::NodeRole, Verdict::Passed),
+        (What::AllowedRoles, Verdict::Passed),
+        (What::SessionName, Verdict::Passed),
+        (What::Namespace, Verdict::Skipped),
+        (What::Namespace, Verdict::Skipped),
+        (What::Namespace, Verdict::Refused),
+    ];
+    assert_eq!(steps, expected, "{explained:#?}");
+    let json = serde_json::to_value(&explained).unwrap();
+    assert_eq!(json["decision"]["deny"]["reason"], "not-allowed-in-namespace");
+    assert_eq!(json["steps"][0]["source"], "the role annotation of pod default/web-7f9c-abcde");
+    assert_eq!(json["steps"][0]["detail"], r#""web" is arn:aws:iam::111122223333:role/web"#);
+    assert_eq!(json["steps"][3]["detail"], r#""w*" matches"#);
+    let allowed = serde_json::to_value(policy(&rules).explain(&pod_with("web"), &around(Some(&namespace(Some(r#"["web"]"#)))))).unwrap();
+    let request = &allowed["decision"]["allow"]["request"];
+    assert_eq!(request["role"], "arn:aws:iam::111122223333:role/web");
+    assert_eq!((&request["duration_seconds"], &request["external_id"]), (&3600.into(), &serde_json::Value::Null));
+}

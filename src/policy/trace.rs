@@ -1,0 +1,105 @@
+//! The steps of a decision, for those who want to know why. The decision itself is the same code; it only notes nothing.
+
+use super::{Decision, Denial};
+
+/// What was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum What {
+    /// Which role is asked for.
+    Role,
+    /// Whether it is in the node's partition.
+    Partition,
+    /// Whether it is the node's own.
+    NodeRole,
+    /// Whether this node's pods may have it.
+    AllowedRoles,
+    /// The external id.
+    ExternalId,
+    /// The session's name.
+    SessionName,
+    /// The session's tags.
+    SessionTags,
+    /// Whether the namespace allows it.
+    Namespace,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Nothing there, or nothing that it is asked for.
+    Skipped,
+    /// Nothing against the role.
+    Passed,
+    /// The role is refused.
+    Refused,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Step {
+    /// What was looked at.
+    pub what: What,
+    /// Where: the flag, or the annotation and its object.
+    pub source: String,
+    /// What was found there.
+    pub detail: String,
+    /// What came of it.
+    pub verdict: Verdict,
+}
+
+/// A decision with its steps.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Explanation {
+    /// In the order in which they were taken; behind a refusal there are none.
+    pub steps: Vec<Step>,
+    /// What came of all.
+    pub decision: Decision,
+}
+
+/// Takes the steps of a decision. Texts are made only where somebody wants them.
+pub(super) trait Trace {
+    fn note(&mut self, step: impl FnOnce() -> Step);
+
+    /// Notes a step that passes or refuses.
+    fn check<T>(
+        &mut self,
+        what: What,
+        source: impl FnOnce() -> String,
+        result: Result<T, Denial>,
+        detail: impl FnOnce(&T) -> String,
+    ) -> Result<T, Denial> {
+        self.note(|| match &result {
+            Ok(value) => Step { what, source: source(), detail: detail(value), verdict: Verdict::Passed },
+            Err(denial) => Step { what, source: source(), detail: denial.to_string(), verdict: Verdict::Refused },
+        });
+        result
+    }
+
+    fn skip(&mut self, what: What, source: impl FnOnce() -> String, detail: impl FnOnce() -> String) {
+        self.note(|| Step { what, source: source(), detail: detail(), verdict: Verdict::Skipped });
+    }
+}
+
+/// Takes nothing, and so costs nothing.
+pub(super) struct Silent;
+
+impl Trace for Silent {
+    fn note(&mut self, _: impl FnOnce() -> Step) {}
+}
+
+impl Trace for Vec<Step> {
+    fn note(&mut self, step: impl FnOnce() -> Step) {
+        self.push(step());
+    }
+}
+
+/// The longest text of an annotation that is shown, in characters.
+const MAX_SHOWN: usize = 200;
+
+/// A text of others, for people: bounded, and without control characters.
+pub(super) fn shown(text: &str) -> String {
+    let start: String = text.chars().take(MAX_SHOWN).collect();
+    if start.len() < text.len() { format!("{start:?}... ({} bytes)", text.len()) } else { format!("{text:?}") }
+}
