@@ -47,7 +47,7 @@ fn namespace(list: Option<&str>) -> Namespace {
 }
 
 fn around(namespace: Option<&Namespace>) -> Surroundings {
-    Surroundings { namespace: namespace.cloned().map(Arc::new), service_account: None }
+    Surroundings { namespace: namespace.cloned().map(Arc::new), ..Surroundings::default() }
 }
 
 fn allowed(policy: &Policy, pod: &Pod) -> RoleRequest {

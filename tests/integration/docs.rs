@@ -120,7 +120,7 @@ fn every_value_of_a_label_is_documented() {
     let (proxy, route, policy) = (read("src/proxy.rs"), read("src/proxy/route.rs"), read("src/policy.rs"));
     let (server, metrics, credentials) = (read("src/server.rs"), read("src/metrics.rs"), read("src/credentials.rs"));
     let cache = read("src/credentials/cache.rs");
-    let watch = read("src/pods/watch.rs") + &read("src/pods/watch/namespaces.rs");
+    let (watch, doubts) = (read("src/pods/watch.rs") + &read("src/pods/watch/around.rs"), read("src/pods/watch/doubts.rs"));
     let names = |text: &str, of: &str| literals_after(between(text, of, "\n}\n").split_once("-> &'static str {").unwrap().1, "=> ");
 
     let of_policy = names(&policy, "impl Denial {");
@@ -151,7 +151,9 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_audit_denials_total{reason}", audited),
         ("rolegate_connections_refused_total{reason}", literals_after(&server, "connection_refused(")),
         ("rolegate_pod_wait_seconds{outcome}", waits.concat_sets()),
-        ("rolegate_watch_errors_total{resource}", literals_after(&watch, "watch_failed(")),
+        ("rolegate_watch_errors_total{resource}", literals_after(&watch, "resource: ")),
+        ("rolegate_watch_undecodable_total{resource}", literals_after(&watch, "resource: ")),
+        ("rolegate_ambiguous_addresses_total{outcome}", names(&doubts, "impl Outcome {")),
         ("rolegate_session_lookups_total{result}", lookups),
         ("rolegate_sts_requests_total{outcome}", outcomes),
     ];
