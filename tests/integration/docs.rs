@@ -259,15 +259,11 @@ fn the_daemon_may_do_what_it_does_and_nothing_else() {
     let granted: BTreeSet<String> = resources.zip(verbs).map(|(resource, verbs)| format!("{resource}: {verbs}")).collect();
     assert_eq!(text.matches("apiGroups: ").count(), granted.len(), "one line each for resources and verbs");
     // What the sources ask for.
-    let sources = ["src/pods/watch.rs", "src/pods/watch/namespaces.rs", "src/pods/watch/client.rs"].map(read).concat();
-    let asked = literals_of_apis(&sources);
-    same("src/pods/watch, objects asked for", &["PodObject", "NamespaceObject", "Node"].map(str::to_owned).into(), &asked);
-    same("rbac.yaml", &granted, &["pods: list, watch", "namespaces: list, watch", "nodes: get"].map(str::to_owned).into());
-}
-
-/// The types that are put into `Api::<…>`.
-fn literals_of_apis(text: &str) -> BTreeSet<String> {
-    text.split("Api::<").skip(1).filter_map(|rest| rest.split_once('>')).map(|(name, _)| name.to_owned()).collect()
+    let sources = ["src/pods/watch.rs", "src/pods/watch/around.rs"].map(read).concat();
+    let followed = literals_after(&sources, "resource: ").into_iter().map(|resource| format!("{resource}: list, watch"));
+    assert!(read("src/pods/watch/client.rs").contains("/api/v1/nodes/{}"));
+    let asked = followed.chain(["nodes: get".to_owned()]).collect();
+    same("rbac.yaml", &granted, &asked);
 }
 
 #[test]

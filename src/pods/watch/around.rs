@@ -86,8 +86,7 @@ pub(super) async fn watch_namespaces(watch: &Watch) {
 }
 
 async fn watch_namespace(watch: &Watch, name: String) -> End {
-    let selection =
-        Selection { resource: "namespaces", path: "/api/v1/namespaces".to_owned(), fields: format!("metadata.name={name}") };
+    let selection = Selection { resource: "namespaces", path: "/api/v1/namespaces".to_owned(), fields: format!("metadata.name={name}") };
     let mut latest = None;
     let take = |event: Event<'_, OnlyMetadata>| {
         match change(event, &name, &mut latest) {
@@ -127,7 +126,7 @@ pub(super) async fn watch_service_accounts(watch: &Watch) {
         if !std::mem::replace(&mut warned, true) {
             warn!(
                 "service accounts may not be read, and are done without: their role annotations have no effect; \
-                 add get, list and watch of serviceaccounts to the daemon's ClusterRole (see daemonset/rbac.yaml)"
+                 add list and watch of serviceaccounts to the daemon's ClusterRole (see daemonset/rbac.yaml)"
             );
         }
         let known: Vec<_> = followed.stops.into_keys().collect();

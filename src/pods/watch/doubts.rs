@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
+use serde::Deserialize;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::Watch;
-use super::client::{Client, encode};
+use super::client::encode;
 use super::failure::Failure;
 use super::objects::PodObject;
 use crate::pods::{Lookup, Pod, PodUid};
@@ -99,7 +100,7 @@ fn is_answered(question: Option<&Question>, claimants: &[Arc<Pod>]) -> bool {
 async fn ask(watch: &Watch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr, Vec<PodUid>) {
     let mut answered = claimants.len() <= MAX_CLAIMANTS;
     for pod in claimants.iter().take(if answered { MAX_CLAIMANTS } else { 0 }) {
-        match pod_now(&watch.client, pod).await {
+        match pod_now(watch, pod).await {
             Ok(now) => take(watch, pod, now),
             Err(failure) => {
                 debug!(namespace = %pod.namespace, pod = %pod.name, "what the pod is now could not be asked: {failure}");
@@ -123,15 +124,24 @@ async fn ask(watch: &Watch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr, Ve
     (ip, confirmed)
 }
 
-/// The pod that has this one's name now, by a read of what the API has stored.
-async fn pod_now(client: &Client, pod: &Pod) -> Result<Option<PodObject>, Failure> {
-    let target = format!("/api/v1/namespaces/{}/pods/{}", encode(&pod.namespace), encode(&pod.name));
-    match tokio::time::timeout(ANSWER_TIMEOUT, client.ask_whole(&target)).await {
-        Err(_) => Err(Failure::Silent),
-        Ok(Ok(body)) => serde_json::from_slice(&body).map(Some).map_err(|_| Failure::Malformed("a pod that cannot be read")),
-        Ok(Err(Failure::Status(status))) if status.is_not_found() => Ok(None),
-        Ok(Err(failure)) => Err(failure),
-    }
+/// The pod of this node that has this one's name now, by a read of what the API has stored. It is a list of one, so that
+/// the permission to list is enough.
+async fn pod_now(watch: &Watch, pod: &Pod) -> Result<Option<PodObject>, Failure> {
+    let fields = format!("spec.nodeName={},metadata.namespace={},metadata.name={}", watch.node, pod.namespace, pod.name);
+    let target = format!("/api/v1/pods?fieldSelector={}", encode(&fields));
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, watch.client.ask_whole(&target)).await;
+    let list: PodList =
+        serde_json::from_slice(&answer.unwrap_or(Err(Failure::Silent))?).map_err(|_| Failure::Malformed("a list that cannot be read"))?;
+    let is_named = |object: &PodObject| {
+        let metadata = &object.metadata;
+        metadata.name.as_deref() == Some(&*pod.name) && metadata.namespace.as_deref() == Some(&*pod.namespace)
+    };
+    Ok(list.items.unwrap_or_default().into_iter().find(is_named))
+}
+
+#[derive(Deserialize)]
+struct PodList {
+    items: Option<Vec<PodObject>>,
 }
 
 fn take(watch: &Watch, pod: &Pod, now: Option<PodObject>) {

@@ -77,11 +77,6 @@ impl Status {
         let status: Self = serde_json::from_slice(body).unwrap_or_default();
         Self { code, ..status }
     }
-
-    /// Whether the API itself says that an object is not there; what stands between answers 404 too.
-    pub(super) fn is_not_found(&self) -> bool {
-        self.code == 404 && self.reason == "NotFound"
-    }
 }
 
 impl fmt::Display for Status {

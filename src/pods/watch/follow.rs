@@ -343,7 +343,12 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         self.metrics.watch_undecodable(resource);
         let name = |of: fn(&Metadata) -> &Option<String>| metadata.and_then(|metadata| of(metadata).as_deref()).unwrap_or_default();
         let (namespace, name) = (name(|metadata| &metadata.namespace), name(|metadata| &metadata.name));
-        warn!(resource, namespace, name, "the Kubernetes API sent an object that cannot be read; it is left out, and a pod whose state is not known is refused");
+        warn!(
+            resource,
+            namespace,
+            name,
+            "the Kubernetes API sent an object that cannot be read; it is left out, and a pod whose state is not known is refused"
+        );
     }
 }
 

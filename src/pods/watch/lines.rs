@@ -5,8 +5,6 @@ use bytes::Bytes;
 /// Bytes of a line. The API takes objects of at most 3 MB.
 const MAX_LINE: usize = 8 << 20;
 
-
-
 /// Puts lines together from what comes in pieces.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
