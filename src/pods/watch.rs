@@ -174,3 +174,6 @@ impl Watch {
         Some((pod, version))
     }
 }
+
+#[cfg(test)]
+mod tests;

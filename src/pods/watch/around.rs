@@ -21,7 +21,7 @@ const PERMITTED_KEY: &str = "iam.amazonaws.com/permitted";
 /// Annotation of a service account that EKS reads.
 const EKS_ROLE_KEY: &str = "eks.amazonaws.com/role-arn";
 /// How long service accounts are done without before it is seen whether they may be read by now.
-const FORBIDDEN_AGAIN: Duration = Duration::from_secs(300);
+pub(super) const FORBIDDEN_AGAIN: Duration = Duration::from_secs(300);
 
 /// Why an object is not followed any more.
 #[derive(Debug, PartialEq, Eq)]

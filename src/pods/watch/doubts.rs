@@ -20,7 +20,7 @@ use super::objects::PodObject;
 use crate::pods::{Lookup, Pod, PodUid};
 
 /// The time between two questions about one address.
-const ASK_AGAIN: Duration = Duration::from_secs(10);
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// The time of one question.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Addresses that are asked about at one time.
