@@ -266,7 +266,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         let event = match &*kind {
             "ADDED" | "MODIFIED" => match self.decode::<T>(object) {
                 Ok(object) => Event::Applied(object),
-                Err(Some(metadata)) => Event::Unreadable(metadata),
+                Err(Some(metadata)) => Event::Unreadable(*metadata),
                 Err(None) => return Ok(ControlFlow::Continue(())),
             },
             "DELETED" => match self.decode::<OnlyMetadata>(object) {
@@ -330,10 +330,10 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
     }
 
     /// An object, or what can be said of one that is not what we take it for.
-    fn decode<O: Object>(&self, object: &RawValue) -> Result<O, Option<Metadata>> {
+    fn decode<O: Object>(&self, object: &RawValue) -> Result<O, Option<Box<Metadata>>> {
         serde_json::from_str(object.get()).map_err(|_| {
-            let metadata = serde_json::from_str(object.get()).ok().map(|object: OnlyMetadata| object.metadata);
-            self.undecodable(metadata.as_ref());
+            let metadata = serde_json::from_str(object.get()).ok().map(|object: OnlyMetadata| Box::new(object.metadata));
+            self.undecodable(metadata.as_deref());
             metadata
         })
     }
