@@ -20,12 +20,13 @@ use crate::credentials::sts::{Aws, Sts};
 use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client};
-use crate::pods::{self, Needs, Pods};
+use crate::pods::{self, Needs, NodeAddresses, Pods};
 use crate::policy::session::SessionRules;
 use crate::policy::{Policy, Rules};
 use crate::proxy::token::Tokens;
 use crate::proxy::{Proxy, Settings};
 use crate::readiness::Readiness;
+use crate::redirect;
 use crate::role::{BaseArn, RoleArn};
 use crate::server::Server;
 use crate::tasks::Tasks;
@@ -83,6 +84,7 @@ impl App {
         let watch = Watch {
             client: kube.clone(),
             node: config.pods.node.clone(),
+            node_addresses: Box::new(node_addresses(config.server.accept_direct)),
             annotations: config.pods.annotations.clone(),
             writer,
             pods: pods.clone(),
@@ -163,6 +165,14 @@ async fn prepare(config: &Config, pods: Pods, metrics: &Metrics, drain: &Drain) 
     }
     let server = Arc::new(Server::new(proxy, config.server.accept_direct, metrics.clone(), drain.clone()));
     Ok(Prepared { server, sts })
+}
+
+/// What no pod has for its own. Where whoever connects is served, loopback addresses are taken for pods'.
+fn node_addresses(accept_direct: bool) -> impl Fn() -> NodeAddresses {
+    move || {
+        let ips = redirect::interface_addresses().into_iter().filter(|ip| !ip.is_loopback()).collect();
+        NodeAddresses { ips, loopback: !accept_direct }
+    }
 }
 
 /// A listening socket. Without an address, all of them: IPv6 and IPv4 in one where the node has IPv6.

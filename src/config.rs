@@ -76,7 +76,7 @@ pub struct PodsConfig {
 }
 
 /// How the Kubernetes API is reached; with nothing set, by the pod's service account.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ApiConfig {
     /// A kubeconfig file.
     pub kubeconfig: Option<PathBuf>,

@@ -1,12 +1,13 @@
 //! Every metric, in one place. The names, labels and texts below are what `docs/metrics.md` documents; a test compares
 //! the two. No label ever holds an address, a pod or a role, so that their number is bounded.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use tokio::time::Instant;
 
 /// A metric as it is documented.
 #[derive(Debug)]
@@ -50,6 +51,12 @@ descriptions! {
         "Waits for the pod behind an address to become known, by whether it did.";
     WATCH_ERRORS = "counter" "rolegate_watch_errors_total" ["resource"]
         "Failures of lists and watches of the Kubernetes API.";
+    WATCH_UNDECODABLE = "counter" "rolegate_watch_undecodable_total" ["resource"]
+        "Objects of the Kubernetes API that could not be read, and were skipped.";
+    WATCH_SIGN_OF_LIFE = "gauge" "rolegate_watch_last_sign_of_life_seconds" []
+        "Seconds since the watch of this node's pods last heard from the Kubernetes API, at the time of the scrape.";
+    AMBIGUOUS = "counter" "rolegate_ambiguous_addresses_total" ["outcome"]
+        "Addresses that several living pods claimed, by what the Kubernetes API said when it was asked.";
     SESSIONS = "counter" "rolegate_session_lookups_total" ["result"]
         "Lookups of sessions: hit, miss (STS was asked), shared (a request under way was joined), remembered (an earlier failure).";
     STS_REQUESTS = "counter" "rolegate_sts_requests_total" ["outcome"]
@@ -79,6 +86,11 @@ struct Inner {
     pods: IntGauge,
     pod_waits: HistogramVec,
     watch_errors: IntCounterVec,
+    watch_undecodable: IntCounterVec,
+    watch_sign_of_life: IntGauge,
+    /// When it was; at first the start of the process.
+    watch_alive_at: Mutex<Instant>,
+    ambiguous: IntCounterVec,
     sessions: IntCounterVec,
     sts_requests: IntCounterVec,
     sts_seconds: Histogram,
@@ -133,6 +145,10 @@ impl Metrics {
             pods: register.gauge(&PODS),
             pod_waits: register.histograms(&POD_WAITS),
             watch_errors: register.counters(&WATCH_ERRORS),
+            watch_undecodable: register.counters(&WATCH_UNDECODABLE),
+            watch_sign_of_life: register.gauge(&WATCH_SIGN_OF_LIFE),
+            watch_alive_at: Mutex::new(Instant::now()),
+            ambiguous: register.counters(&AMBIGUOUS),
             sessions: register.counters(&SESSIONS),
             sts_requests: register.counters(&STS_REQUESTS),
             sts_seconds: register.histograms(&STS_SECONDS).with_label_values::<&str>(&[]),
@@ -143,6 +159,8 @@ impl Metrics {
 
     /// The text form that Prometheus scrapes, version 0.0.4.
     pub fn render(&self) -> Vec<u8> {
+        let silence = self.watch_alive_at().elapsed().as_secs();
+        self.0.watch_sign_of_life.set(i64::try_from(silence).unwrap_or(i64::MAX));
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.0.registry.gather(), &mut text) {
             tracing::error!(%error, "the metrics could not be written");
@@ -194,6 +212,25 @@ impl Metrics {
     /// A list or watch failed.
     pub fn watch_failed(&self, resource: &'static str) {
         self.0.watch_errors.with_label_values(&[resource]).inc();
+    }
+
+    /// An object could not be read.
+    pub fn watch_undecodable(&self, resource: &'static str) {
+        self.0.watch_undecodable.with_label_values(&[resource]).inc();
+    }
+
+    /// The watch of this node's pods heard from the API just now.
+    pub fn watch_alive(&self) {
+        *self.watch_alive_at() = Instant::now();
+    }
+
+    fn watch_alive_at(&self) -> MutexGuard<'_, Instant> {
+        self.0.watch_alive_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The API was asked about an address that several pods claim.
+    pub fn ambiguous(&self, outcome: &'static str) {
+        self.0.ambiguous.with_label_values(&[outcome]).inc();
     }
 
     /// The counter of one result of session lookups.
@@ -257,6 +294,18 @@ impl RouteMeters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_watchs_silence_grows_until_it_is_heard_of() {
+        let metrics = Metrics::new();
+        let told = |seconds| String::from_utf8_lossy(&metrics.render()).contains(&format!("last_sign_of_life_seconds {seconds}\n"));
+        tokio::time::advance(Duration::from_secs(61)).await;
+        assert!(told(61));
+        metrics.watch_alive();
+        assert!(told(0));
+        tokio::time::advance(Duration::from_secs(7)).await;
+        assert!(told(7));
+    }
 
     #[test]
     fn what_is_measured_is_rendered() {

@@ -13,7 +13,7 @@ pub mod index;
 pub mod watch;
 
 use index::Index;
-pub use index::{Claims, Namespace, Pod, PodUid, ServiceAccount, Surroundings};
+pub use index::{Claims, Namespace, NodeAddresses, Pod, PodUid, ServiceAccount, Surroundings};
 
 /// How many requests may wait for the watch at one time. Beyond it they are refused at once.
 pub const MAX_WAITING: usize = 1024;
@@ -130,14 +130,15 @@ impl Pods {
         }
     }
 
-    /// Who has this address, waiting at most `at_most` for it to become known, and for what is known of its pod to be
-    /// `enough`. The watch's events wake the wait. At most [`MAX_WAITING`] requests wait at one time, and at most
+    /// Who has this address, waiting at most `at_most` for it to become known, for the API's word on it where several pods
+    /// claim it, and for what is known of its pod to be `enough`. The watch's events wake the wait. An address of the node
+    /// itself is not waited for: it never becomes a pod's. At most [`MAX_WAITING`] requests wait at one time, and at most
     /// [`MAX_WAITING_OF_ONE`] of one address; the others are answered by what is known.
     pub async fn wait_for_ip(&self, ip: IpAddr, at_most: Duration, enough: impl Fn(&Pod, &Surroundings) -> bool) -> Lookup {
         let is_enough = |lookup: &Lookup| match lookup {
             Lookup::Found(pod, around) => enough(pod, around),
-            Lookup::Ambiguous(_) => true,
-            Lookup::Unknown => false,
+            Lookup::Ambiguous(pods) => self.shared.read().is_confirmed(ip, pods),
+            Lookup::Unknown => self.shared.read().is_node(ip),
         };
         let found = self.by_ip(ip);
         if is_enough(&found) {
@@ -177,6 +178,11 @@ impl Pods {
         self.shared.read().namespace(name)
     }
 
+    /// The addresses that several pods claim, with these.
+    pub fn ambiguous(&self) -> Vec<(IpAddr, Vec<Arc<Pod>>)> {
+        self.shared.read().ambiguous()
+    }
+
     /// How many pods are known.
     pub fn count(&self) -> usize {
         self.shared.read().len()
@@ -185,6 +191,11 @@ impl Pods {
     /// The namespaces of the known pods.
     pub fn namespaces(&self) -> BTreeSet<String> {
         self.shared.read().namespaces_of_pods()
+    }
+
+    /// Namespace and name of the service accounts of the known pods that have no role of their own.
+    pub fn service_accounts(&self) -> BTreeSet<(String, String)> {
+        self.shared.read().service_accounts_of_pods()
     }
 
     /// Returns when something changed since the last call on this handle.

@@ -161,10 +161,10 @@ impl<A: AssumeRole> Proxy<A> {
         }
     }
 
-    /// The pod behind the address, waiting for it to become known where it is not.
+    /// The pod behind the address, waiting for it to become known where it is not, and alone where it is not.
     async fn identify(&self, ip: IpAddr) -> Result<(Arc<Pod>, Surroundings), Refusal> {
         let mut lookup = self.pods.by_ip(ip);
-        if lookup == Lookup::Unknown {
+        if !matches!(lookup, Lookup::Found(..)) {
             let began = Instant::now();
             lookup = self.pods.wait_for_ip(ip, self.settings.pod_wait, |_, _| true).await;
             self.metrics.pod_waited(lookup != Lookup::Unknown, began.elapsed());

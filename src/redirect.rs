@@ -49,6 +49,16 @@ pub async fn install(rules: &RuleSet) -> Result<(), RedirectError> {
     Ok(())
 }
 
+/// The addresses of all interfaces of this node.
+pub fn interface_addresses() -> Vec<IpAddr> {
+    let addresses = nix::ifaddrs::getifaddrs().map(|addresses| addresses.filter_map(|address| address.address).collect::<Vec<_>>());
+    let ip = |address: nix::sys::socket::SockaddrStorage| {
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    };
+    addresses.unwrap_or_default().into_iter().filter_map(ip).collect()
+}
+
 /// An address of an interface of this node that packets can be sent to from another one: none of loopback's own.
 pub fn interface_address(name: &str, ipv6: bool) -> Option<IpAddr> {
     let addresses = nix::ifaddrs::getifaddrs().ok()?;

@@ -2,112 +2,87 @@
 //!
 //! A pod *claims* the addresses of its `status.podIPs` unless it is finished (Succeeded, Failed) or runs in the host's
 //! network. A terminating pod keeps its claim until it is deleted, but yields to a pod that is not terminating: the
-//! address was given to that one. Two claims of equal standing are not told apart here: the answer is both of them.
+//! address was given to that one. Two claims of equal standing are not told apart here: the answer is both of them. The
+//! node's own addresses are nobody's.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// A pod's `metadata.uid`: the one name that is never used again.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PodUid(pub Box<str>);
+mod known;
+mod tombstones;
 
-/// What is known of one pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pod {
-    /// Never used again for another pod.
-    pub uid: PodUid,
-    /// The namespace.
-    pub namespace: String,
-    /// The name, unique in the namespace at one time.
-    pub name: String,
-    /// `spec.serviceAccountName`.
-    pub service_account: String,
-    /// The annotation that names its role, as it stands.
-    pub role: Option<String>,
-    /// The annotation with the external id, as it stands.
-    pub external_id: Option<String>,
-    /// The annotation with the session's name, as it stands.
-    pub session_name: Option<String>,
-    /// `status.podIPs`.
-    pub ips: Vec<IpAddr>,
-    /// Phase Succeeded or Failed: it has no address any more, whatever its status says.
-    pub finished: bool,
-    /// Its deletion has begun.
-    pub terminating: bool,
-    /// It has the node's address, and is not told from the node.
-    pub host_network: bool,
+pub use known::{Claims, Namespace, NodeAddresses, Pod, PodUid, ServiceAccount, Surroundings};
+use tombstones::Tombstones;
+
+type Name = (String, String);
+
+/// A pod, and when it was so: its `metadata.resourceVersion`, where that is a number.
+#[derive(Debug)]
+struct Held {
+    pod: Arc<Pod>,
+    version: Option<u64>,
 }
 
-impl Pod {
-    fn claims(&self, ip: IpAddr) -> bool {
-        !self.finished && !self.host_network && self.ips.contains(&ip)
-    }
-}
-
-/// What is known of one namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Namespace {
-    /// The name.
-    pub name: String,
-    /// The annotation with the list of allowed roles (kube2iam's), as it stands.
-    pub allowed_roles: Option<String>,
-    /// The annotation with the expression of permitted roles (kiam's), as it stands.
-    pub permitted: Option<String>,
-}
-
-/// What is known of one service account.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServiceAccount {
-    /// The namespace.
-    pub namespace: String,
-    /// The name, unique in the namespace.
-    pub name: String,
-    /// The annotation that names the role of its pods, as it stands.
-    pub role: Option<String>,
-    /// The annotation that EKS reads for the same, as it stands.
-    pub eks_role: Option<String>,
-}
-
-/// What is known of the objects that a pod is decided by, besides the pod itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Surroundings {
-    /// The pod's namespace.
-    pub namespace: Option<Arc<Namespace>>,
-    /// The pod's service account.
-    pub service_account: Option<Arc<ServiceAccount>>,
-}
-
-/// Who claims an address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Claims {
-    /// Nobody.
-    None,
-    /// One pod.
-    One(Arc<Pod>),
-    /// Pods of equal standing.
-    Several(Vec<Arc<Pod>>),
-}
-
-/// The pods of one node, and the namespaces that they are in.
+/// The pods of one node, and the namespaces and service accounts that they are in.
+///
+/// What is told with a version is kept in the order of versions: Kubernetes' resource versions grow with every change, and
+/// are comparable as numbers. An older state never replaces a newer one, and a pod that is gone does not come back, in
+/// whatever order events, lists and answers come in. Versions that are no numbers are taken in the order they come in.
 #[derive(Debug, Default)]
 pub struct Index {
-    pods: HashMap<PodUid, Arc<Pod>>,
+    pods: HashMap<PodUid, Held>,
     /// Which pods name an address, whether or not they may claim it now.
     by_ip: HashMap<IpAddr, Vec<PodUid>>,
-    /// Two pods of one name cannot be there at one time; the API's events are ordered per name.
-    by_name: HashMap<(String, String), PodUid>,
+    /// Two pods of one name cannot be there at one time.
+    by_name: HashMap<Name, PodUid>,
+    tombstones: Tombstones,
+    /// The version of the last list: a pod that was not in it was not there then.
+    listed_at: Option<u64>,
+    node: NodeAddresses,
+    host_ips: BTreeSet<IpAddr>,
+    /// Addresses whose several claims are so by the API's own word.
+    confirmed: HashMap<IpAddr, Vec<PodUid>>,
     namespaces: HashMap<String, Arc<Namespace>>,
-    service_accounts: HashMap<(String, String), Arc<ServiceAccount>>,
+    service_accounts: HashMap<Name, Arc<ServiceAccount>>,
+    service_accounts_unavailable: bool,
 }
 
 impl Index {
     /// Adds a pod, or replaces what was known of it. A pod of the same name with another UID is gone by that.
     pub fn apply(&mut self, pod: Pod) {
+        self.apply_at(pod, None);
+    }
+
+    /// Takes in a pod as it was at this version, unless something later is known of it.
+    pub fn apply_at(&mut self, pod: Pod, version: Option<u64>) {
         let name = (pod.namespace.clone(), pod.name.clone());
-        if let Some(earlier) = self.by_name.insert(name, pod.uid.clone()) {
-            self.remove(&earlier);
+        if self.tombstones.cover(&pod.uid, &name, version) {
+            return;
         }
+        match self.pods.get(&pod.uid) {
+            Some(held) if is_older(version, held.version) => return,
+            // It is in no list and not known: it was gone by the list's time.
+            None if is_older(version, self.listed_at) || version.is_some() && version == self.listed_at => return,
+            _ => {}
+        }
+        if let Some(other) = self.by_name.get(&name).filter(|other| **other != pod.uid).cloned() {
+            let version_of_other = self.pods.get(&other).and_then(|held| held.version);
+            if is_older(version, version_of_other) {
+                // The other had the name afterwards.
+                self.remove(&pod.uid);
+                self.tombstones.add(pod.uid, name, version);
+                return;
+            }
+            self.remove(&other);
+            if version.is_some() && version_of_other.is_some() {
+                self.tombstones.add(other, name.clone(), version_of_other);
+            }
+        }
+        self.hold(pod, name, version);
+    }
+
+    fn hold(&mut self, pod: Pod, name: Name, version: Option<u64>) {
         self.remove(&pod.uid);
         for ip in &pod.ips {
             let named = self.by_ip.entry(*ip).or_default();
@@ -116,31 +91,80 @@ impl Index {
                 named.push(pod.uid.clone());
             }
         }
-        self.pods.insert(pod.uid.clone(), Arc::new(pod));
+        self.by_name.insert(name, pod.uid.clone());
+        self.pods.insert(pod.uid.clone(), Held { pod: Arc::new(pod), version });
     }
 
-    /// Forgets a pod. That of another UID which has its name by now stays.
+    /// Forgets a pod: what it is now is not known. That of another UID which has its name by now stays.
     pub fn delete(&mut self, uid: &PodUid) {
-        if let Some(pod) = self.remove(uid) {
-            let name = (pod.namespace.clone(), pod.name.clone());
-            if self.by_name.get(&name) == Some(uid) {
-                self.by_name.remove(&name);
+        self.remove(uid);
+    }
+
+    /// A pod was deleted, and never comes back.
+    pub fn delete_at(&mut self, uid: &PodUid, namespace: &str, name: &str, version: Option<u64>) {
+        self.remove(uid);
+        let name = (namespace.to_owned(), name.to_owned());
+        // A pod of the name that was seen before this one went had gone before.
+        if let Some(other) = self.by_name.get(&name).cloned() {
+            let version_of_other = self.pods.get(&other).and_then(|held| held.version);
+            if is_older(version_of_other, version) {
+                self.remove(&other);
+                self.tombstones.add(other, name.clone(), version_of_other);
             }
         }
+        self.tombstones.add(uid.clone(), name, version);
     }
 
-    /// Replaces all pods at once: the end of a relist.
+    /// Replaces all pods at once, and all that was known of versions.
     pub fn reset(&mut self, pods: impl IntoIterator<Item = Pod>) {
+        self.replace_at(pods.into_iter().map(|pod| (pod, None)), None);
+    }
+
+    /// Replaces all pods by those of a list of another history than what was known: the API's data was restored from an
+    /// earlier state, and its versions began anew.
+    pub fn replace_at(&mut self, pods: impl IntoIterator<Item = (Pod, Option<u64>)>, version: Option<u64>) {
         self.pods.clear();
         self.by_ip.clear();
         self.by_name.clear();
-        for pod in pods {
-            self.apply(pod);
+        self.tombstones.clear();
+        self.listed_at = None;
+        for (pod, version) in pods {
+            self.apply_at(pod, version);
         }
+        self.listed_at = version;
     }
 
-    fn remove(&mut self, uid: &PodUid) -> Option<Arc<Pod>> {
-        let pod = self.pods.remove(uid)?;
+    /// Takes in a complete list, as of its version. Pods that are not in it are gone, but for those that are known to have
+    /// been there later. A list that is older than the last one is not taken.
+    pub fn list_at(&mut self, pods: impl IntoIterator<Item = (Pod, Option<u64>)>, version: Option<u64>) {
+        if is_older(version, self.listed_at) {
+            return;
+        }
+        let mut unlisted: HashSet<PodUid> = self.pods.keys().cloned().collect();
+        // Pods that are not known and in the list are there whatever the earlier list said.
+        self.listed_at = None;
+        for (pod, version) in pods {
+            unlisted.remove(&pod.uid);
+            self.apply_at(pod, version);
+        }
+        for uid in unlisted {
+            let Some(held) = self.pods.get(&uid).filter(|held| !is_older(version, held.version)) else {
+                continue;
+            };
+            let name = (held.pod.namespace.clone(), held.pod.name.clone());
+            let seen = held.version;
+            self.remove(&uid);
+            if version.is_some() && seen.is_some() {
+                self.tombstones.add(uid, name, seen);
+            }
+        }
+        self.listed_at = version;
+    }
+
+    fn remove(&mut self, uid: &PodUid) {
+        let Some(Held { pod, .. }) = self.pods.remove(uid) else {
+            return;
+        };
         for ip in &pod.ips {
             if let Some(uids) = self.by_ip.get_mut(ip) {
                 uids.retain(|other| other != uid);
@@ -149,13 +173,39 @@ impl Index {
                 }
             }
         }
-        Some(pod)
+        let name = (pod.namespace.clone(), pod.name.clone());
+        if self.by_name.get(&name) == Some(uid) {
+            self.by_name.remove(&name);
+        }
+    }
+
+    /// Sets what pods say of their node's addresses. It counts where the node's interfaces are not known.
+    pub fn set_host_ips(&mut self, ips: impl IntoIterator<Item = IpAddr>) {
+        self.host_ips = ips.into_iter().collect();
+    }
+
+    /// Adds to what pods say of their node's addresses.
+    pub fn add_host_ips(&mut self, ips: impl IntoIterator<Item = IpAddr>) {
+        self.host_ips.extend(ips);
+    }
+
+    /// Sets the node's own addresses.
+    pub fn set_node(&mut self, node: NodeAddresses) {
+        self.node = node;
+    }
+
+    /// Whether an address is the node's own.
+    pub fn is_node(&self, ip: IpAddr) -> bool {
+        self.node.contains(ip) || self.node.ips.is_empty() && self.host_ips.contains(&ip)
     }
 
     /// Who claims this address.
     pub fn by_ip(&self, ip: IpAddr) -> Claims {
+        if self.is_node(ip) {
+            return Claims::None;
+        }
         let named = self.by_ip.get(&ip).map_or(&[][..], Vec::as_slice);
-        let claims = || named.iter().filter_map(|uid| self.pods.get(uid)).filter(|pod| pod.claims(ip));
+        let claims = || named.iter().filter_map(|uid| self.pods.get(uid)).map(|held| &held.pod).filter(|pod| pod.claims(ip));
         let (terminating, running): (Vec<_>, Vec<_>) = claims().partition(|pod| pod.terminating);
         let standing = if running.is_empty() { terminating } else { running };
         match standing.as_slice() {
@@ -163,6 +213,27 @@ impl Index {
             [pod] => Claims::One((*pod).clone()),
             pods => Claims::Several(pods.iter().map(|pod| (*pod).clone()).collect()),
         }
+    }
+
+    /// The addresses that more than one pod claims.
+    pub fn ambiguous(&self) -> Vec<(IpAddr, Vec<Arc<Pod>>)> {
+        let named_by_several = self.by_ip.iter().filter(|(_, uids)| uids.len() > 1).map(|(ip, _)| *ip);
+        let several = named_by_several.filter_map(|ip| match self.by_ip(ip) {
+            Claims::Several(pods) => Some((ip, pods)),
+            Claims::None | Claims::One(_) => None,
+        });
+        several.collect()
+    }
+
+    /// These addresses are claimed by these pods, by the API's own word.
+    pub fn set_confirmed(&mut self, confirmed: HashMap<IpAddr, Vec<PodUid>>) {
+        self.confirmed = confirmed;
+    }
+
+    /// Whether the claims of these pods are so by the API's own word.
+    pub fn is_confirmed(&self, ip: IpAddr, pods: &[Arc<Pod>]) -> bool {
+        let confirmed = self.confirmed.get(&ip);
+        confirmed.is_some_and(|uids| uids.len() == pods.len() && pods.iter().all(|pod| uids.contains(&pod.uid)))
     }
 
     /// Sets what is known of a namespace.
@@ -197,17 +268,33 @@ impl Index {
         } else {
             self.service_accounts.get(&(pod.namespace.clone(), pod.service_account.clone())).cloned()
         };
-        Surroundings { namespace: self.namespace(&pod.namespace), service_account: account }
+        Surroundings {
+            namespace: self.namespace(&pod.namespace),
+            service_account: account,
+            service_accounts_unavailable: self.service_accounts_unavailable,
+        }
+    }
+
+    /// Whether service accounts cannot be read at all.
+    pub fn set_service_accounts_unavailable(&mut self, unavailable: bool) {
+        self.service_accounts_unavailable = unavailable;
     }
 
     /// The namespaces that pods here are in.
     pub fn namespaces_of_pods(&self) -> BTreeSet<String> {
-        self.pods.values().map(|pod| pod.namespace.clone()).collect()
+        self.pods.values().map(|held| held.pod.namespace.clone()).collect()
+    }
+
+    /// Namespace and name of the service accounts of pods that may be served and have no role of their own.
+    pub fn service_accounts_of_pods(&self) -> BTreeSet<(String, String)> {
+        let pods = self.pods.values().map(|held| &held.pod);
+        let asking = pods.filter(|pod| pod.role.is_none() && !pod.finished && !pod.host_network && !pod.service_account.is_empty());
+        asking.map(|pod| (pod.namespace.clone(), pod.service_account.clone())).collect()
     }
 
     /// Every pod, in the order of namespace and name.
     pub fn all(&self) -> Vec<Arc<Pod>> {
-        let mut pods: Vec<_> = self.pods.values().cloned().collect();
+        let mut pods: Vec<_> = self.pods.values().map(|held| held.pod.clone()).collect();
         pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         pods
     }
@@ -221,6 +308,11 @@ impl Index {
     pub fn is_empty(&self) -> bool {
         self.pods.is_empty()
     }
+}
+
+/// Whether one version is before another; where either is not a number, that is not known.
+fn is_older(version: Option<u64>, than: Option<u64>) -> bool {
+    version.zip(than).is_some_and(|(version, than)| version < than)
 }
 
 #[cfg(test)]

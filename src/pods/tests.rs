@@ -62,13 +62,64 @@ async fn a_known_pod_is_answered_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_claims_are_answered_at_once() {
+async fn two_claims_are_waited_on_until_the_api_has_said_that_they_are_so() {
     let (writer, pods) = pods();
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     writer.write(|index| index.apply(pod("b", "10.0.0.1")));
     let began = Instant::now();
-    assert!(matches!(pods.wait_for_ip(ip("10.0.0.1"), LONG, anything).await, Lookup::Ambiguous(pods) if pods.len() == 2));
+    let wait = Duration::from_secs(2);
+    assert!(matches!(pods.wait_for_ip(ip("10.0.0.1"), wait, anything).await, Lookup::Ambiguous(pods) if pods.len() == 2));
+    assert_eq!(began.elapsed(), wait, "it is not known which of them has it");
+    let confirm = |uids: &[&str]| {
+        let uids = uids.iter().map(|uid| PodUid((*uid).into())).collect();
+        writer.write(|index| index.set_confirmed(HashMap::from([(ip("10.0.0.1"), uids)])));
+    };
+    confirm(&["a", "b"]);
+    let began = Instant::now();
+    assert!(matches!(pods.wait_for_ip(ip("10.0.0.1"), wait, anything).await, Lookup::Ambiguous(pods) if pods.len() == 2));
+    assert_eq!(began.elapsed(), Duration::ZERO, "both have it by the API's own word");
+    confirm(&["a", "c"]);
+    pods.wait_for_ip(ip("10.0.0.1"), wait, anything).await;
+    assert_eq!(began.elapsed(), wait, "these two have not been asked about");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_on_two_claims_ends_when_one_is_gone() {
+    let (writer, pods) = pods();
+    writer.write(|index| index.apply(pod("a", "10.0.0.1")));
+    writer.write(|index| index.apply(pod("b", "10.0.0.1")));
+    let waiter = tokio::spawn({
+        let pods = pods.clone();
+        async move { pods.wait_for_ip(ip("10.0.0.1"), LONG, anything).await }
+    });
+    settle().await;
+    assert!(!waiter.is_finished());
+    writer.write(|index| index.delete_at(&PodUid("a".into()), "default", "a", None));
+    assert_eq!(found(&waiter.await.unwrap()), Some("b"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_nodes_own_addresses_are_nobodys_and_never_waited_for() {
+    let (writer, pods) = pods();
+    let node = |ips: &[&str], loopback| NodeAddresses { ips: ips.iter().map(|text| ip(text)).collect(), loopback };
+    writer.write(|index| index.set_node(node(&["10.0.0.10", "2001:db8::10"], true)));
+    // One that says it has the node's address, and is not in its network, does not have it.
+    writer.write(|index| index.apply(pod("a", "10.0.0.10")));
+    writer.write(|index| index.set_host_ips([ip("10.0.0.11")]));
+    let began = Instant::now();
+    for at in ["10.0.0.10", "2001:db8::10", "127.0.0.1", "127.3.2.1", "::1"] {
+        assert_eq!(pods.wait_for_ip(ip(at), LONG, anything).await, Lookup::Unknown, "{at}");
+    }
     assert_eq!(began.elapsed(), Duration::ZERO);
+    pods.wait_for_ip(ip("10.0.0.11"), Duration::from_secs(1), anything).await;
+    assert_eq!(began.elapsed(), Duration::from_secs(1), "what pods say does not count beside the interfaces");
+    // Where loopback addresses are pods', they are waited for; where the interfaces are not known, the pods' word counts.
+    writer.write(|index| index.set_node(node(&[], false)));
+    let began = Instant::now();
+    pods.wait_for_ip(ip("10.0.0.11"), LONG, anything).await;
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    pods.wait_for_ip(ip("127.0.0.1"), Duration::from_secs(1), anything).await;
+    assert_eq!(began.elapsed(), Duration::from_secs(1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,45 +1,50 @@
-//! The watch of this node's pods: the only importer of `kube` on the way of a request.
+//! The watch of this node's pods, and of what they are decided by: the only user of the Kubernetes API on the way of a
+//! request.
 //!
-//! Pods are asked for with a field selector on the node, in small pages, and decoded into the few fields that are read:
-//! what the daemon holds follows the pods of its node, never the size of the cluster. A list is built aside and put in
-//! place when it is complete, so that a relist never shows a half-filled index.
+//! Pods are asked for with a field selector on the node, and decoded into the few fields that are read: what the daemon
+//! holds follows the pods of its node, never the size of the cluster. A list is built aside and put in place when it is
+//! complete, so that a relist never shows a half-filled index.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::fmt;
+use std::ops::ControlFlow;
+use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event};
-use kube::{Api, Client};
 use tracing::{debug, info, warn};
 
-use super::{Needs, Pod, PodUid, Pods, PodsWriter};
+use super::{Needs, NodeAddresses, Pod, PodUid, Pods, PodsWriter};
 use crate::config::AnnotationKeys;
 use crate::metrics::Metrics;
 use crate::readiness::Step;
 
+mod around;
 pub mod client;
-mod namespaces;
+mod doubts;
+mod failure;
+mod follow;
+mod lines;
 mod objects;
 
+use follow::{Event, Selection, follow};
 use objects::PodObject;
 
 /// Annotation with the session's name (kiam's name for it).
 pub const SESSION_NAME_KEY: &str = "iam.amazonaws.com/session-name";
-/// Objects in one page of a list: small, because a page is decoded whole.
-const PAGE_SIZE: u32 = 50;
+/// How often the node's own addresses are looked at.
+const NODE_ADDRESSES_EVERY: Duration = Duration::from_secs(30);
 
 /// What the watch needs to run.
 pub struct Watch {
     /// The Kubernetes API.
-    pub client: Client,
+    pub client: client::Client,
     /// This node's name.
     pub node: String,
+    /// Tells the addresses of this node as they are now.
+    pub node_addresses: Box<dyn Fn() -> NodeAddresses + Send + Sync>,
     /// The annotations that are read.
     pub annotations: AnnotationKeys,
     /// Where the pods go.
     pub writer: PodsWriter,
-    /// The same pods, to see which namespaces they are in.
+    /// The same pods, to see what is around them.
     pub pods: Pods,
     /// Which objects besides pods are read.
     pub needs: Needs,
@@ -47,84 +52,128 @@ pub struct Watch {
     pub metrics: Metrics,
 }
 
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("client", &self.client).field("node", &self.node).field("needs", &self.needs).finish_non_exhaustive()
+    }
+}
+
 impl Watch {
     /// Watches for ever; `first_list` is done when the first list is in. Errors are logged and tried again with backoff.
     pub async fn run(self, first_list: Step) {
-        let writer = &self.writer;
-        if self.needs.namespaces {
-            tokio::join!(self.watch_pods(writer, first_list), namespaces::watch(&self, writer));
-        } else {
-            self.watch_pods(writer, first_list).await;
+        let namespaces = async {
+            if self.needs.namespaces {
+                around::watch_namespaces(&self).await;
+            }
+        };
+        let service_accounts = async {
+            if self.needs.service_accounts {
+                around::watch_service_accounts(&self).await;
+            }
+        };
+        tokio::join!(self.watch_node_addresses(), self.watch_pods(first_list), doubts::settle(&self), namespaces, service_accounts);
+    }
+
+    async fn watch_node_addresses(&self) {
+        let mut known = None;
+        loop {
+            let now = (self.node_addresses)();
+            if known.as_ref() != Some(&now) {
+                debug!(addresses = ?now, "this node's own addresses");
+                self.writer.write(|index| index.set_node(now.clone()));
+                known = Some(now);
+            }
+            tokio::time::sleep(NODE_ADDRESSES_EVERY).await;
         }
     }
 
-    async fn watch_pods(&self, writer: &PodsWriter, first_list: Step) {
-        let selection =
-            watcher::Config::default().fields(&format!("spec.nodeName={}", self.node)).page_size(PAGE_SIZE).timeout(client::WATCH_SECONDS);
-        let events = watcher::watcher(Api::<PodObject>::all(self.client.clone()), selection).default_backoff();
-        let mut events = std::pin::pin!(events);
+    async fn watch_pods(&self, first_list: Step) {
+        let fields = format!("spec.nodeName={}", self.node);
+        let selection = Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields };
         let mut first_list = Some(first_list);
-        let mut list = Vec::new();
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(Event::Init) => list.clear(),
-                Ok(Event::InitApply(object)) => list.extend(self.pod(object)),
-                Ok(Event::InitDone) => {
-                    let count = list.len();
-                    writer.write(|index| index.reset(list.drain(..)));
-                    list.shrink_to_fit();
-                    self.metrics.pods_known(self.pods.count());
-                    match first_list.take() {
-                        Some(step) => {
-                            info!(node = %self.node, pods = count, "the pods of this node are known");
-                            step.done();
-                        }
-                        None => debug!(pods = count, "listed the pods of this node again"),
-                    }
+        let take = |event: Event<'_, PodObject>| {
+            self.take(event, &mut first_list);
+            ControlFlow::Continue(())
+        };
+        follow(&self.client, &self.metrics, &selection, take).await;
+    }
+
+    fn take(&self, event: Event<'_, PodObject>, first_list: &mut Option<Step>) {
+        match event {
+            // What is known is used on.
+            Event::Failed(_) => return,
+            Event::Alive => return self.metrics.watch_alive(),
+            Event::Listed { objects, version, new_history } => {
+                let host_ips: Vec<_> = objects.iter().flat_map(|object| object.host_ips.iter().copied()).collect();
+                let pods: Vec<_> = objects.into_iter().filter_map(|object| self.pod(object)).collect();
+                let count = pods.len();
+                if new_history {
+                    warn!("the Kubernetes API's data is of an earlier state than before; everything that was known is replaced by it");
                 }
-                Ok(Event::Apply(object)) => {
-                    if let Some(pod) = self.pod(object) {
-                        debug!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid.0, "pod seen");
-                        writer.write(|index| index.apply(pod));
-                        self.metrics.pods_known(self.pods.count());
+                self.writer.write(|index| {
+                    index.set_host_ips(host_ips);
+                    if new_history { index.replace_at(pods, version) } else { index.list_at(pods, version) }
+                });
+                match first_list.take() {
+                    Some(step) => {
+                        info!(node = %self.node, pods = count, "the pods of this node are known");
+                        step.done();
                     }
-                }
-                Ok(Event::Delete(object)) => {
-                    if let Some(uid) = object.metadata.uid {
-                        debug!(uid, "pod gone");
-                        writer.write(|index| index.delete(&PodUid(uid.into())));
-                        self.metrics.pods_known(self.pods.count());
-                    }
-                }
-                Err(error) => {
-                    self.metrics.watch_failed("pods");
-                    warn!(error = %client::explain(&error), "the watch of this node's pods failed; it is tried again, known pods are served");
+                    None => debug!(pods = count, "listed the pods of this node again"),
                 }
             }
+            Event::Applied(object) => self.apply(object),
+            Event::Deleted(metadata) => {
+                let Some(uid) = metadata.uid.as_deref() else { return };
+                debug!(uid, "pod gone");
+                let (namespace, name) = (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
+                self.writer.write(|index| index.delete_at(&PodUid(uid.into()), namespace, name, metadata.version()));
+            }
+            Event::Unreadable(metadata) => {
+                let Some(uid) = metadata.uid else { return };
+                self.writer.write(|index| index.delete(&PodUid(uid.into())));
+            }
+        }
+        self.metrics.pods_known(self.pods.count());
+    }
+
+    /// Takes in what a pod is now.
+    fn apply(&self, object: PodObject) {
+        let host_ips = object.host_ips.clone();
+        if let Some((pod, version)) = self.pod(object) {
+            debug!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid.0, "pod seen");
+            self.writer.write(|index| {
+                index.add_host_ips(host_ips);
+                index.apply_at(pod, version);
+            });
         }
     }
 
-    /// The pod in the words of the index; `None` where it is no pod of this node.
-    fn pod(&self, object: PodObject) -> Option<Pod> {
-        let (uid, name) = (object.metadata.uid?, object.metadata.name?);
+    /// The pod in the words of the index, and its version; `None` where it is no pod of this node.
+    fn pod(&self, object: PodObject) -> Option<(Pod, Option<u64>)> {
+        let mut metadata = object.metadata;
+        let (version, terminating) = (metadata.version(), metadata.is_terminating());
+        let (uid, name) = (metadata.uid.take()?, metadata.name.take()?);
         if object.node_name.as_deref() != Some(self.node.as_str()) {
             warn!(pod = %name, "the API sent a pod of another node; it is ignored");
             return None;
         }
-        let mut annotations: BTreeMap<String, String> = object.metadata.annotations.unwrap_or_default();
-        Some(Pod {
+        let pod = Pod {
             uid: PodUid(uid.into()),
-            namespace: object.metadata.namespace.unwrap_or_default(),
+            namespace: metadata.namespace.take().unwrap_or_default(),
             name,
             service_account: object.service_account.unwrap_or_default(),
-            role: annotations.remove(&self.annotations.role),
-            external_id: annotations.remove(&self.annotations.external_id),
-            session_name: annotations.remove(SESSION_NAME_KEY),
-            // An address that is not one is left out: the pod is then not found by it.
-            ips: object.ips.iter().filter_map(|ip| ip.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical()).collect(),
+            role: metadata.take_annotation(&self.annotations.role),
+            external_id: metadata.take_annotation(&self.annotations.external_id),
+            session_name: metadata.take_annotation(SESSION_NAME_KEY),
+            ips: object.ips,
             finished: matches!(object.phase.as_deref(), Some("Succeeded" | "Failed")),
-            terminating: object.metadata.deletion_timestamp.is_some(),
+            terminating,
             host_network: object.host_network,
-        })
+        };
+        Some((pod, version))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -43,7 +43,12 @@ impl Policy {
         if self.rules.service_accounts == ServiceAccountRoles::Off || pod.service_account.is_empty() {
             return Ok(None);
         }
-        around.service_account.as_deref().map(Some).ok_or(Denial::ServiceAccountUnknown)
+        match around.service_account.as_deref() {
+            Some(account) => Ok(Some(account)),
+            // The operator has been told what the daemon may not read; waiting would not bring it.
+            None if around.service_accounts_unavailable => Ok(None),
+            None => Err(Denial::ServiceAccountUnknown),
+        }
     }
 
     fn why_no_account(&self, pod: &Pod) -> String {

@@ -120,7 +120,7 @@ fn every_value_of_a_label_is_documented() {
     let (proxy, route, policy) = (read("src/proxy.rs"), read("src/proxy/route.rs"), read("src/policy/denial.rs"));
     let (server, metrics, credentials) = (read("src/server.rs"), read("src/metrics.rs"), read("src/credentials.rs"));
     let cache = read("src/credentials/cache.rs");
-    let watch = read("src/pods/watch.rs") + &read("src/pods/watch/namespaces.rs");
+    let (watch, doubts) = (read("src/pods/watch.rs") + &read("src/pods/watch/around.rs"), read("src/pods/watch/doubts.rs"));
     let names = |text: &str, of: &str| literals_after(between(text, of, "\n}\n").split_once("-> &'static str {").unwrap().1, "=> ");
 
     let of_policy = names(&policy, "impl Denial {");
@@ -150,7 +150,9 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_audit_denials_total{reason}", audited),
         ("rolegate_connections_refused_total{reason}", literals_after(&server, "connection_refused(")),
         ("rolegate_pod_wait_seconds{outcome}", waits.concat_sets()),
-        ("rolegate_watch_errors_total{resource}", literals_after(&watch, "watch_failed(")),
+        ("rolegate_watch_errors_total{resource}", literals_after(&watch, "resource: ")),
+        ("rolegate_watch_undecodable_total{resource}", literals_after(&watch, "resource: ")),
+        ("rolegate_ambiguous_addresses_total{outcome}", names(&doubts, "impl Outcome {")),
         ("rolegate_session_lookups_total{result}", lookups),
         ("rolegate_sts_requests_total{outcome}", outcomes),
     ];
@@ -259,21 +261,17 @@ fn the_daemon_may_do_what_it_does_and_nothing_else() {
     let granted: BTreeSet<String> = resources.zip(verbs).map(|(resource, verbs)| format!("{resource}: {verbs}")).collect();
     assert_eq!(text.matches("apiGroups: ").count(), granted.len(), "one line each for resources and verbs");
     // What the sources ask for.
-    let sources = ["src/pods/watch.rs", "src/pods/watch/namespaces.rs", "src/pods/watch/client.rs"].map(read).concat();
-    let asked = literals_of_apis(&sources);
-    same("src/pods/watch, objects asked for", &["PodObject", "NamespaceObject", "Node"].map(str::to_owned).into(), &asked);
-    same("rbac.yaml", &granted, &["pods: list, watch", "namespaces: list, watch", "nodes: get"].map(str::to_owned).into());
+    let sources = ["src/pods/watch.rs", "src/pods/watch/around.rs"].map(read).concat();
+    let followed = literals_after(&sources, "resource: ").into_iter().map(|resource| format!("{resource}: list, watch"));
+    assert!(read("src/pods/watch/client.rs").contains("/api/v1/nodes/{}"));
+    let asked = followed.chain(["nodes: get".to_owned()]).collect();
+    same("rbac.yaml", &granted, &asked);
 }
 
 #[test]
 fn the_manifest_gives_the_daemon_no_variables_of_services() {
     let manifest = read("daemonset/daemonset.yaml");
     assert!(manifest.lines().any(|line| line == "      enableServiceLinks: false"), "a Service's variables look like settings");
-}
-
-/// The types that are put into `Api::<…>`.
-fn literals_of_apis(text: &str) -> BTreeSet<String> {
-    text.split("Api::<").skip(1).filter_map(|rest| rest.split_once('>')).map(|(name, _)| name.to_owned()).collect()
 }
 
 #[test]

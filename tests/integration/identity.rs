@@ -82,8 +82,60 @@ fn an_address_that_two_living_pods_claim_is_refused_to_both() {
     world.eventually(|world| world.get(ip(2), ROLES).status, |status| *status == 404);
     let log = world.daemon.wait_for_log(|line| line["reason"] == "ambiguous-pod").unwrap();
     assert_eq!(log["pods"], "shop/impostor, shop/web");
+    assert_eq!(world.metric(r#"rolegate_ambiguous_addresses_total{outcome="confirmed"}"#), 1.0);
+    let asked = |world: &World, name: &str| {
+        let of_one = |query: &str| query.contains(&format!("metadata.name={name}"));
+        world.fakes.api.requests().iter().filter(|request| request.query("fieldSelector").is_some_and(of_one)).count()
+    };
+    assert_eq!((asked(&world, "web"), asked(&world, "impostor")), (1, 1), "each of them is asked about once");
     world.fakes.delete_pod("impostor");
     assert_eq!(world.eventually(|world| world.get(ip(2), ROLES), |answer| answer.status == 200).text(), "web-role");
+}
+
+#[test]
+fn an_address_whose_last_pod_is_gone_without_the_watchs_word_goes_to_the_next_at_once() {
+    let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=15s"));
+    world.fakes.api.hold_events(Resource::Pods, "web");
+    world.fakes.delete_pod("web");
+    world.fakes.pod("next", ip(2), Some("next-role"));
+    let answers = |world: &World| {
+        let answer = world.get(ip(2), ROLES);
+        assert!(answer.status == 200, "a pod that is known is not refused: {answer:?}");
+        answer.text()
+    };
+    world.eventually(answers, |role| role == "next-role");
+    assert_eq!(world.metric(r#"rolegate_ambiguous_addresses_total{outcome="settled"}"#), 1.0);
+    // The late word of its end, and a repeated one of its life, change nothing.
+    world.fakes.api.release_events(Resource::Pods, "web");
+    world.fakes.pod("marker", ip(23), Some("db-role"));
+    world.eventually(|world| world.get(ip(23), ROLES).status, |status| *status == 200);
+    world.document(ip(2), "next-role");
+}
+
+#[test]
+fn a_deleted_pod_does_not_come_back_by_repeated_events() {
+    let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
+    let web = world.fakes.api.get(Resource::Pods, Some("shop"), "web").unwrap();
+    world.fakes.delete_pod("web");
+    world.eventually(|world| world.get(ip(2), ROLES).status, |status| *status == 404);
+    let repeated = serde_json::json!({ "type": "ADDED", "object": web }).to_string();
+    let marked = |world: &World, name: &str, last: u8| {
+        world.fakes.pod(name, ip(last), Some("db-role"));
+        world.eventually(|world| world.get(ip(last), ROLES).status, |status| *status == 200);
+    };
+    world.fakes.api.inject_raw_event(Resource::Pods, &repeated);
+    marked(&world, "marker-1", 23);
+    assert_eq!(world.get(ip(2), ROLES).status, 404);
+    // Also not when a list came between.
+    world.fakes.api.refuse_connections(true);
+    world.fakes.api.cut_connections();
+    world.fakes.pod("unseen", ip(24), None);
+    world.fakes.api.compact();
+    world.fakes.api.refuse_connections(false);
+    marked(&world, "marker-2", 25);
+    world.fakes.api.inject_raw_event(Resource::Pods, &repeated);
+    marked(&world, "marker-3", 26);
+    assert_eq!(world.get(ip(2), ROLES).status, 404);
 }
 
 #[test]

@@ -53,6 +53,7 @@ fn only_this_nodes_pods_are_asked_for_page_by_page() {
         let elsewhere = PodBuilder::new("shop", format!("far-{number}").as_str()).node("node-b").ip(&ip(number + 10).to_string());
         fakes.api.apply(Resource::Pods, elsewhere.build());
     }
+    fakes.api.without_streaming_lists(true);
     let setup = fakes.setup();
     let world = fakes.into_world(&setup);
     assert_eq!(world.metric("rolegate_pods"), 120.0);
@@ -100,11 +101,11 @@ fn a_token_that_the_api_does_not_take_is_said() {
 #[test]
 fn missing_permission_is_said_with_where_to_add_it() {
     let fakes = Fakes::new();
-    fakes.api.deny(Verb::List, "pods");
+    fakes.api.deny(Verb::Watch, "pods");
     let daemon = fakes.setup().start().unwrap();
     let log = daemon.wait_for_log(|line| line["error"].as_str().is_some_and(|text| text.contains("403"))).unwrap();
     assert!(log["error"].as_str().unwrap().contains("daemonset/rbac.yaml"), "{log}");
-    fakes.api.allow(Verb::List, "pods");
+    fakes.api.allow(Verb::Watch, "pods");
     daemon.wait_ready(None).unwrap();
 }
 
@@ -117,6 +118,59 @@ fn an_api_that_fails_now_and_then_is_asked_again() {
     let world = fakes.into_world(&setup);
     assert_eq!(world.metric(r#"rolegate_watch_errors_total{resource="pods"}"#), 2.0);
     world.document(ip(2), "web-role");
+}
+
+#[test]
+fn a_pod_that_cannot_be_read_is_refused_and_stands_in_nobodys_way() {
+    let fakes = Fakes::new();
+    fakes.pod("before", ip(2), Some("web-role"));
+    let mut odd = pod("odd", ip(5), Some("web-role")).build();
+    odd["spec"]["hostNetwork"] = "perhaps".into();
+    fakes.api.apply(Resource::Pods, odd.clone());
+    fakes.pod("past", ip(3), Some("web-role"));
+    let setup = fakes.setup().argument("--backoff-max-elapsed-time=20ms");
+    let world = fakes.into_world(&setup);
+    world.document(ip(2), "web-role");
+    world.document(ip(3), "web-role");
+    assert_eq!(world.get(ip(5), ROLES).status, 404);
+    // The same in a watch: a pod that was known is not, once it cannot be read.
+    world.fakes.pod("odd", ip(5), Some("web-role"));
+    world.eventually(|world| world.get(ip(5), ROLES).status, |status| *status == 200);
+    world.fakes.api.apply(Resource::Pods, odd);
+    world.fakes.pod("after", ip(6), Some("web-role"));
+    world.eventually(|world| world.get(ip(6), ROLES).status, |status| *status == 200);
+    assert_eq!(world.get(ip(5), ROLES).status, 404);
+    assert_eq!(world.metric(r#"rolegate_watch_undecodable_total{resource="pods"}"#), 2.0);
+    let log = world.daemon.wait_for_log(|line| line["name"] == "odd").unwrap();
+    assert_eq!((&log["level"], &log["namespace"]), (&"WARN".into(), &"shop".into()));
+    assert!(!world.daemon.log().contains("perhaps"), "what it says is not in the log");
+}
+
+#[test]
+fn an_api_that_is_gone_is_told_by_its_silence() {
+    let world = World::start();
+    let silence = |world: &World| world.metric("rolegate_watch_last_sign_of_life_seconds");
+    assert!(silence(&world) < 20.0, "the list was a sign of life");
+    world.fakes.api.stall(true);
+    world.eventually(silence, |seconds| *seconds >= 1.0);
+    world.document(ip(2), "web-role");
+    world.fakes.api.stall(false);
+    world.fakes.api.send_bookmark(Resource::Pods);
+    world.eventually(silence, |seconds| *seconds < 1.0);
+}
+
+#[test]
+fn an_identity_that_changes_on_disk_is_taken_up() {
+    let fakes = Fakes::new();
+    fakes.api.require_token(Some("first"));
+    fakes.pod("web", ip(2), Some("web-role"));
+    let setup = fakes.setup();
+    let world = fakes.into_world(&setup);
+    world.fakes.api.require_token(Some("second"));
+    world.fakes.file("kubeconfig", &world.fakes.api.kubeconfig());
+    world.fakes.api.cut_connections();
+    world.fakes.pod("late", ip(9), Some("late-role"));
+    world.eventually(|world| world.get(ip(9), ROLES).status, |status| *status == 200);
 }
 
 fn fakes_with(fakes: Fakes, setup: impl FnOnce(&Fakes) -> rolegate_lab::daemon::Setup) -> World {

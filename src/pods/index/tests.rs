@@ -3,6 +3,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod order;
+
 const IP: &str = "10.0.0.1";
 
 fn ip(text: &str) -> IpAddr {

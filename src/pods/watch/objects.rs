@@ -1,62 +1,86 @@
-//! Pods and namespaces with the fields that are read and no others. Whatever may be missing or odd in one object is
-//! optional here: one object that does not decode would fail the whole page.
+//! Pods, namespaces and service accounts with the fields that are read and no others: whole objects are most of the memory
+//! that a watch takes. What may be missing in one is optional here.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use kube::Resource;
 use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+
+/// What every object has.
+pub(super) trait Object: DeserializeOwned {
+    /// Its name and version.
+    fn metadata(&self) -> &Metadata;
+}
+
+/// `metadata`, without managed fields, labels and owners.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct Metadata {
+    pub(super) name: Option<String>,
+    pub(super) namespace: Option<String>,
+    pub(super) uid: Option<String>,
+    pub(super) resource_version: Option<String>,
+    deletion_timestamp: Option<IgnoredAny>,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+impl Metadata {
+    /// The resource version, where it is a number: then it grows with every change.
+    pub(super) fn version(&self) -> Option<u64> {
+        self.resource_version.as_deref()?.parse().ok()
+    }
+
+    pub(super) fn is_terminating(&self) -> bool {
+        self.deletion_timestamp.is_some()
+    }
+
+    pub(super) fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// The value of an annotation, out of it.
+    pub(super) fn take_annotation(&mut self, key: &str) -> Option<String> {
+        self.annotations.as_mut()?.remove(key)
+    }
+}
+
+/// An object of which nothing else matters: a namespace, a service account, or one that is gone.
+#[derive(Debug, Deserialize)]
+pub(super) struct OnlyMetadata {
+    #[serde(default)]
+    pub(super) metadata: Metadata,
+}
 
 /// A pod.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(from = "RawPod")]
 pub(super) struct PodObject {
-    pub(super) metadata: ObjectMeta,
+    pub(super) metadata: Metadata,
     pub(super) node_name: Option<String>,
     pub(super) service_account: Option<String>,
     pub(super) host_network: bool,
     pub(super) phase: Option<String>,
-    pub(super) ips: Vec<String>,
+    pub(super) ips: Vec<IpAddr>,
+    pub(super) host_ips: Vec<IpAddr>,
 }
 
-/// A namespace.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(from = "RawNamespace")]
-pub(super) struct NamespaceObject {
-    pub(super) metadata: ObjectMeta,
+impl Object for OnlyMetadata {
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
 }
 
-/// `metadata` without managed fields, labels and owners, which are most of its weight.
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct RawMetadata {
-    name: Option<String>,
-    namespace: Option<String>,
-    uid: Option<String>,
-    resource_version: Option<String>,
-    deletion_timestamp: Option<Time>,
-    annotations: Option<BTreeMap<String, String>>,
-}
-
-impl From<RawMetadata> for ObjectMeta {
-    fn from(raw: RawMetadata) -> Self {
-        Self {
-            name: raw.name,
-            namespace: raw.namespace,
-            uid: raw.uid,
-            resource_version: raw.resource_version,
-            deletion_timestamp: raw.deletion_timestamp,
-            annotations: raw.annotations,
-            ..Self::default()
-        }
+impl Object for PodObject {
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
     }
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct RawPod {
-    metadata: RawMetadata,
+    metadata: Metadata,
     spec: Option<RawPodSpec>,
     status: Option<RawPodStatus>,
 }
@@ -76,76 +100,43 @@ struct RawPodStatus {
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
     #[serde(rename = "podIPs")]
-    pod_ips: Option<Vec<RawPodIp>>,
+    pod_ips: Option<Vec<RawIp>>,
+    #[serde(rename = "hostIP")]
+    host_ip: Option<String>,
+    #[serde(rename = "hostIPs")]
+    host_ips: Option<Vec<RawIp>>,
 }
 
 #[derive(Deserialize)]
-struct RawPodIp {
+struct RawIp {
     ip: Option<String>,
+}
+
+/// All addresses; the single one counts where there is no list, of which it is the first. One that is no address is left
+/// out: nothing is then found by it.
+fn addresses(all: Option<Vec<RawIp>>, first: Option<String>) -> Vec<IpAddr> {
+    let mut texts: Vec<String> = all.unwrap_or_default().into_iter().filter_map(|ip| ip.ip).collect();
+    if texts.is_empty() {
+        texts.extend(first);
+    }
+    texts.iter().filter_map(|text| text.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical()).collect()
 }
 
 impl From<RawPod> for PodObject {
     fn from(raw: RawPod) -> Self {
         let spec = raw.spec.unwrap_or_default();
         let status = raw.status.unwrap_or_default();
-        let mut ips: Vec<String> = status.pod_ips.unwrap_or_default().into_iter().filter_map(|ip| ip.ip).collect();
-        // podIP is the first of podIPs, where there are any.
-        if ips.is_empty() {
-            ips.extend(status.pod_ip);
-        }
         Self {
-            metadata: raw.metadata.into(),
+            metadata: raw.metadata,
             node_name: spec.node_name,
             service_account: spec.service_account_name,
             host_network: spec.host_network.unwrap_or(false),
             phase: status.phase,
-            ips,
+            ips: addresses(status.pod_ips, status.pod_ip),
+            host_ips: addresses(status.host_ips, status.host_ip),
         }
     }
 }
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct RawNamespace {
-    metadata: RawMetadata,
-}
-
-impl From<RawNamespace> for NamespaceObject {
-    fn from(raw: RawNamespace) -> Self {
-        Self { metadata: raw.metadata.into() }
-    }
-}
-
-macro_rules! core_resource {
-    ($object:ty, $kind:literal, $plural:literal, $scope:ty) => {
-        impl Resource for $object {
-            type DynamicType = ();
-            type Scope = $scope;
-
-            fn kind((): &()) -> Cow<'_, str> {
-                $kind.into()
-            }
-            fn group((): &()) -> Cow<'_, str> {
-                "".into()
-            }
-            fn version((): &()) -> Cow<'_, str> {
-                "v1".into()
-            }
-            fn plural((): &()) -> Cow<'_, str> {
-                $plural.into()
-            }
-            fn meta(&self) -> &ObjectMeta {
-                &self.metadata
-            }
-            fn meta_mut(&mut self) -> &mut ObjectMeta {
-                &mut self.metadata
-            }
-        }
-    };
-}
-
-core_resource!(PodObject, "Pod", "pods", k8s_openapi::NamespaceResourceScope);
-core_resource!(NamespaceObject, "Namespace", "namespaces", k8s_openapi::ClusterResourceScope);
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use super::*;
 use crate::config::{AnnotationKeys, ApiConfig};
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client};
-use crate::pods::{Needs, Pod, PodUid, pods};
+use crate::pods::{Needs, NodeAddresses, Pod, PodUid, pods};
 
 fn decode(object: Value) -> PodObject {
     serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error}: {object}"))
@@ -23,6 +23,7 @@ async fn watch() -> Watch {
     Watch {
         client: client::connect(&api).await.unwrap(),
         node: "node-a".to_owned(),
+        node_addresses: Box::new(NodeAddresses::default),
         annotations: AnnotationKeys {
             role: "iam.amazonaws.com/role".to_owned(),
             external_id: "iam.amazonaws.com/external-id".to_owned(),
@@ -54,13 +55,14 @@ fn of_a_whole_pod_the_fields_that_are_read_are_kept_and_no_others() {
     assert_eq!(pod.metadata.name.as_deref(), Some("web-1"));
     assert_eq!(pod.metadata.namespace.as_deref(), Some("default"));
     assert_eq!(pod.metadata.resource_version.as_deref(), Some("17"));
-    assert!(pod.metadata.deletion_timestamp.is_some());
-    assert_eq!(pod.metadata.annotations.as_ref().unwrap()["iam.amazonaws.com/role"], "web");
-    assert!(pod.metadata.managed_fields.is_none() && pod.metadata.labels.is_none() && pod.metadata.owner_references.is_none());
+    assert_eq!(pod.metadata.version(), Some(17));
+    assert!(pod.metadata.is_terminating());
+    assert_eq!(pod.metadata.annotation("iam.amazonaws.com/role"), Some("web"));
     assert_eq!(pod.node_name.as_deref(), Some("node-a"));
     assert_eq!(pod.phase.as_deref(), Some("Running"));
     assert!(!pod.host_network);
-    assert_eq!(pod.ips, ["10.42.0.2", "2001:db8::2"]);
+    assert_eq!(pod.ips, ips(&["10.42.0.2", "2001:db8::2"]));
+    assert_eq!(pod.host_ips, ips(&["10.0.0.10"]));
 }
 
 #[test]
@@ -87,26 +89,29 @@ fn a_pod_of_which_much_is_missing_is_still_decoded() {
 #[test]
 fn the_single_address_counts_where_there_is_no_list() {
     let with_status = |status: Value| decode(json!({ "metadata": {}, "status": status })).ips;
-    assert_eq!(with_status(json!({ "podIP": "10.0.0.1" })), ["10.0.0.1"]);
-    assert_eq!(with_status(json!({ "podIP": "10.0.0.1", "podIPs": [] })), ["10.0.0.1"]);
-    assert_eq!(with_status(json!({ "podIP": "10.0.0.1", "podIPs": [{ "ip": "10.0.0.1" }] })), ["10.0.0.1"]);
-    assert_eq!(with_status(json!({ "podIP": "10.0.0.1", "podIPs": [{ "ip": "10.0.0.1" }, { "ip": "::1" }] })), ["10.0.0.1", "::1"]);
+    assert_eq!(with_status(json!({ "podIP": "10.0.0.1" })), ips(&["10.0.0.1"]));
+    assert_eq!(with_status(json!({ "podIP": "10.0.0.1", "podIPs": [] })), ips(&["10.0.0.1"]));
+    assert_eq!(with_status(json!({ "podIP": "10.0.0.1", "podIPs": [{ "ip": "10.0.0.1" }] })), ips(&["10.0.0.1"]));
+    let both = json!({ "podIP": "10.0.0.1", "podIPs": [{ "ip": "10.0.0.1" }, { "ip": "::1" }] });
+    assert_eq!(with_status(both), ips(&["10.0.0.1", "::1"]));
+}
+
+#[test]
+fn a_version_that_is_no_number_is_none() {
+    let version = |text: &str| decode(json!({ "metadata": { "resourceVersion": text } })).metadata.version();
+    assert_eq!(version("18446744073709551615"), Some(u64::MAX));
+    for odd in ["", "-1", "1.5", "abc", "18446744073709551616"] {
+        assert_eq!(version(odd), None, "{odd:?}");
+    }
 }
 
 #[test]
 fn a_namespace_keeps_its_name_and_annotations() {
     let object = namespace("team", &[("iam.amazonaws.com/allowed-roles", "[]")]);
-    let namespace: NamespaceObject = serde_json::from_value(object).unwrap();
+    let mut namespace: OnlyMetadata = serde_json::from_value(object).unwrap();
     assert_eq!(namespace.metadata.name.as_deref(), Some("team"));
-    assert_eq!(namespace.metadata.annotations.unwrap()["iam.amazonaws.com/allowed-roles"], "[]");
-    assert!(namespace.metadata.managed_fields.is_none() && namespace.metadata.labels.is_none());
-    assert!(serde_json::from_value::<NamespaceObject>(json!({ "metadata": { "annotations": null } })).is_ok());
-}
-
-#[test]
-fn the_objects_are_asked_for_where_the_api_has_them() {
-    assert_eq!(PodObject::url_path(&(), None), "/api/v1/pods");
-    assert_eq!(NamespaceObject::url_path(&(), None), "/api/v1/namespaces");
+    assert_eq!(namespace.metadata.take_annotation("iam.amazonaws.com/allowed-roles").as_deref(), Some("[]"));
+    assert!(serde_json::from_value::<OnlyMetadata>(json!({ "metadata": { "annotations": null } })).is_ok());
 }
 
 #[tokio::test]
@@ -126,7 +131,7 @@ async fn a_pod_is_told_in_the_words_of_the_index() {
         terminating: false,
         host_network: false,
     };
-    let told = |builder: PodBuilder| watch.pod(decode(builder.build())).unwrap();
+    let told = |builder: PodBuilder| watch.pod(decode(builder.build())).unwrap().0;
     assert_eq!(told(builder.clone()), plain);
     assert_eq!(told(builder.clone().phase("Pending")), plain);
     assert_eq!(told(builder.clone().phase("Succeeded")), Pod { finished: true, ..plain.clone() });
@@ -146,7 +151,7 @@ async fn the_annotations_are_those_that_the_operator_names() {
     let mut watch = watch().await;
     watch.annotations.role = "example.com/role".to_owned();
     let builder = PodBuilder::new("team", "web-1").uid("uid-1").annotation("iam.amazonaws.com/role", "other");
-    let told = |builder: PodBuilder| watch.pod(decode(builder.build())).unwrap().role;
+    let told = |builder: PodBuilder| watch.pod(decode(builder.build())).unwrap().0.role;
     assert_eq!(told(builder.clone()), None);
     assert_eq!(told(builder.annotation("example.com/role", "web")).as_deref(), Some("web"));
 }
@@ -156,7 +161,7 @@ async fn an_address_that_is_none_is_left_out() {
     let watch = watch().await;
     let told = |given: &[&str]| {
         let builder = PodBuilder::new("team", "web-1").uid("uid-1").ips(given.iter().copied());
-        watch.pod(decode(builder.build())).unwrap().ips
+        watch.pod(decode(builder.build())).unwrap().0.ips
     };
     for odd in ["", "none", "10.0.0.1/32", "10.0.0", "010.0.0.1", "10.0.0.256", " 10.0.0.1", "[::1]", "fe80::1%eth0", "10.0.0.1:80"] {
         assert_eq!(told(&[odd]), ips(&[]), "{odd:?}");

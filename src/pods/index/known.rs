@@ -1,0 +1,104 @@
+//! What is known of pods and of what is around them.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// A pod's `metadata.uid`: the one name that is never used again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodUid(pub Box<str>);
+
+/// What is known of one pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Never used again for another pod.
+    pub uid: PodUid,
+    /// The namespace.
+    pub namespace: String,
+    /// The name, unique in the namespace at one time.
+    pub name: String,
+    /// `spec.serviceAccountName`.
+    pub service_account: String,
+    /// The annotation that names its role, as it stands.
+    pub role: Option<String>,
+    /// The annotation with the external id, as it stands.
+    pub external_id: Option<String>,
+    /// The annotation with the session's name, as it stands.
+    pub session_name: Option<String>,
+    /// `status.podIPs`.
+    pub ips: Vec<IpAddr>,
+    /// Phase Succeeded or Failed: it has no address any more, whatever its status says.
+    pub finished: bool,
+    /// Its deletion has begun.
+    pub terminating: bool,
+    /// It has the node's address, and is not told from the node.
+    pub host_network: bool,
+}
+
+impl Pod {
+    pub(super) fn claims(&self, ip: IpAddr) -> bool {
+        !self.finished && !self.host_network && self.ips.contains(&ip)
+    }
+}
+
+/// What is known of one namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// The name.
+    pub name: String,
+    /// The annotation with the list of allowed roles (kube2iam's), as it stands.
+    pub allowed_roles: Option<String>,
+    /// The annotation with the expression of permitted roles (kiam's), as it stands.
+    pub permitted: Option<String>,
+}
+
+/// What is known of one service account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceAccount {
+    /// The namespace.
+    pub namespace: String,
+    /// The name, unique in the namespace.
+    pub name: String,
+    /// The annotation that names the role of its pods, as it stands.
+    pub role: Option<String>,
+    /// The annotation that EKS reads for the same, as it stands.
+    pub eks_role: Option<String>,
+}
+
+/// What is known of the objects that a pod is decided by, besides the pod itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// The pod's namespace.
+    pub namespace: Option<Arc<Namespace>>,
+    /// The pod's service account.
+    pub service_account: Option<Arc<ServiceAccount>>,
+    /// Service accounts cannot be read here: one that is missing is not waited for.
+    pub service_accounts_unavailable: bool,
+}
+
+/// Who claims an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claims {
+    /// Nobody.
+    None,
+    /// One pod.
+    One(Arc<Pod>),
+    /// Pods of equal standing.
+    Several(Vec<Arc<Pod>>),
+}
+
+/// The addresses of the node itself. No pod has one of them for its own: who asks from there is the node, or a pod in its
+/// network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeAddresses {
+    /// The addresses of its interfaces.
+    pub ips: BTreeSet<IpAddr>,
+    /// Whether loopback addresses are the node's.
+    pub loopback: bool,
+}
+
+impl NodeAddresses {
+    pub(super) fn contains(&self, ip: IpAddr) -> bool {
+        self.ips.contains(&ip) || self.loopback && ip.is_loopback()
+    }
+}

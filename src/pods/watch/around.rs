@@ -1,0 +1,194 @@
+//! What pods are decided by: their namespaces and service accounts, each watched for as long as a pod here needs it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::Watch;
+use super::client::encode;
+use super::follow::{Event, Selection, follow};
+use super::objects::{Metadata, OnlyMetadata};
+use crate::pods::{Namespace, ServiceAccount};
+
+/// Annotation of a namespace with the expression of permitted roles (kiam's).
+const PERMITTED_KEY: &str = "iam.amazonaws.com/permitted";
+/// Annotation of a service account that EKS reads.
+const EKS_ROLE_KEY: &str = "eks.amazonaws.com/role-arn";
+/// How long service accounts are done without before it is seen whether they may be read by now.
+pub(super) const FORBIDDEN_AGAIN: Duration = Duration::from_secs(300);
+
+/// Why an object is not followed any more.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// No pod needs it.
+    Stopped,
+    /// The API does not let us.
+    Forbidden,
+}
+
+/// The objects that are followed now.
+struct Followed<'a, K> {
+    stops: BTreeMap<K, CancellationToken>,
+    running: FuturesUnordered<BoxFuture<'a, End>>,
+}
+
+impl<'a, K: Ord + Clone> Followed<'a, K> {
+    fn new() -> Self {
+        Self { stops: BTreeMap::new(), running: FuturesUnordered::new() }
+    }
+
+    /// Stops what is not wanted, and tells what that was.
+    fn keep(&mut self, wanted: &BTreeSet<K>) -> Vec<K> {
+        let unwanted: Vec<K> = self.stops.keys().filter(|key| !wanted.contains(key)).cloned().collect();
+        unwanted.iter().filter_map(|key| self.stops.remove(key)).for_each(|stop| stop.cancel());
+        unwanted
+    }
+
+    /// Starts what is not running yet.
+    fn start<F: Future<Output = End> + Send + 'a>(&mut self, key: K, follow: impl FnOnce(K) -> F) {
+        if self.stops.contains_key(&key) {
+            return;
+        }
+        let stop = CancellationToken::new();
+        self.stops.insert(key.clone(), stop.clone());
+        let follow = follow(key);
+        self.running.push(Box::pin(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => End::Stopped,
+                end = follow => end,
+            }
+        }));
+    }
+}
+
+/// Watches the namespaces of pods for ever.
+pub(super) async fn watch_namespaces(watch: &Watch) {
+    let mut pods = watch.pods.clone();
+    let mut followed = Followed::new();
+    loop {
+        let wanted = pods.namespaces();
+        for name in followed.keep(&wanted) {
+            watch.writer.write(|index| index.delete_namespace(&name));
+        }
+        wanted.into_iter().for_each(|name| followed.start(name, |name| watch_namespace(watch, name)));
+        tokio::select! {
+            () = pods.changed() => {}
+            Some(_) = followed.running.next() => {}
+        }
+    }
+}
+
+async fn watch_namespace(watch: &Watch, name: String) -> End {
+    let selection = Selection { resource: "namespaces", path: "/api/v1/namespaces".to_owned(), fields: format!("metadata.name={name}") };
+    let mut latest = None;
+    let take = |event: Event<'_, OnlyMetadata>| {
+        match change(event, &name, &mut latest) {
+            None => {}
+            Some(Some(mut metadata)) => {
+                let allowed_roles = metadata.take_annotation(&watch.annotations.allowed_roles);
+                let permitted = metadata.take_annotation(PERMITTED_KEY);
+                let namespace = Namespace { name: name.clone(), allowed_roles, permitted };
+                watch.writer.write(|index| index.apply_namespace(namespace));
+            }
+            Some(None) => watch.writer.write(|index| index.delete_namespace(&name)),
+        }
+        ControlFlow::Continue(())
+    };
+    follow(&watch.client, &watch.metrics, &selection, take).await;
+    End::Stopped
+}
+
+/// Watches the service accounts of pods without a role of their own for ever. Where they may not be read, they are done
+/// without.
+pub(super) async fn watch_service_accounts(watch: &Watch) {
+    let mut pods = watch.pods.clone();
+    let mut warned = false;
+    loop {
+        let mut followed = Followed::new();
+        loop {
+            let wanted = pods.service_accounts();
+            for (namespace, name) in followed.keep(&wanted) {
+                watch.writer.write(|index| index.delete_service_account(&namespace, &name));
+            }
+            wanted.into_iter().for_each(|account| followed.start(account, |account| watch_service_account(watch, account)));
+            tokio::select! {
+                () = pods.changed() => {}
+                Some(end) = followed.running.next() => if end == End::Forbidden { break },
+            }
+        }
+        if !std::mem::replace(&mut warned, true) {
+            warn!(
+                "service accounts may not be read, and are done without: their role annotations have no effect; \
+                 add list and watch of serviceaccounts to the daemon's ClusterRole (see daemonset/rbac.yaml)"
+            );
+        }
+        let known: Vec<_> = followed.stops.into_keys().collect();
+        watch.writer.write(|index| {
+            index.set_service_accounts_unavailable(true);
+            known.iter().for_each(|(namespace, name)| index.delete_service_account(namespace, name));
+        });
+        tokio::time::sleep(FORBIDDEN_AGAIN).await;
+    }
+}
+
+async fn watch_service_account(watch: &Watch, (namespace, name): (String, String)) -> End {
+    let path = format!("/api/v1/namespaces/{}/serviceaccounts", encode(&namespace));
+    let selection = Selection { resource: "serviceaccounts", path, fields: format!("metadata.name={name}") };
+    let mut latest = None;
+    let mut end = End::Stopped;
+    let take = |event: Event<'_, OnlyMetadata>| {
+        match &event {
+            Event::Failed(failure) if failure.code() == Some(403) => {
+                end = End::Forbidden;
+                return ControlFlow::Break(());
+            }
+            Event::Listed { .. } => watch.writer.write(|index| index.set_service_accounts_unavailable(false)),
+            _ => {}
+        }
+        match change(event, &name, &mut latest) {
+            None => {}
+            Some(Some(mut metadata)) => {
+                let role = metadata.take_annotation(&watch.annotations.role);
+                let eks_role = metadata.take_annotation(EKS_ROLE_KEY);
+                let account = ServiceAccount { namespace: namespace.clone(), name: name.clone(), role, eks_role };
+                watch.writer.write(|index| index.apply_service_account(account));
+            }
+            Some(None) => watch.writer.write(|index| index.delete_service_account(&namespace, &name)),
+        }
+        ControlFlow::Continue(())
+    };
+    follow(&watch.client, &watch.metrics, &selection, take).await;
+    end
+}
+
+/// What an event makes of the one object of this name: what it is now, or that it is not known; `None` where nothing
+/// changes. Events that come late, or again, change nothing.
+fn change(event: Event<'_, OnlyMetadata>, name: &str, latest: &mut Option<u64>) -> Option<Option<Metadata>> {
+    let is_named = |metadata: &Metadata| metadata.name.as_deref() == Some(name);
+    let mut is_new = |version: Option<u64>| match (version, *latest) {
+        (Some(version), Some(latest)) if version < latest => false,
+        _ => {
+            *latest = version;
+            true
+        }
+    };
+    match event {
+        Event::Alive | Event::Failed(_) => None,
+        Event::Listed { objects, version, .. } => {
+            *latest = version;
+            Some(objects.into_iter().map(|object| object.metadata).find(is_named))
+        }
+        Event::Applied(object) => {
+            let metadata = object.metadata;
+            (is_named(&metadata) && is_new(metadata.version())).then_some(Some(metadata))
+        }
+        Event::Deleted(metadata) | Event::Unreadable(metadata) => (is_named(&metadata) && is_new(metadata.version())).then_some(None),
+    }
+}

@@ -1,0 +1,63 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
+use std::net::{Ipv4Addr, TcpListener};
+
+use rolegate_lab::kube::KubeApi;
+
+use super::*;
+
+fn lab() -> KubeApi {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    KubeApi::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).unwrap()
+}
+
+/// A kubeconfig file for this server that names a client certificate and a key beside it.
+fn with_certificate(api: &KubeApi, directory: &Path) -> PathBuf {
+    let mut kubeconfig: serde_json::Value = serde_json::from_str(&api.kubeconfig()).unwrap();
+    kubeconfig["users"][0]["user"]["client-certificate"] = "current.pem".into();
+    kubeconfig["users"][0]["user"]["client-key"] = "current.pem".into();
+    let path = directory.join("kubeconfig");
+    std::fs::write(&path, kubeconfig.to_string()).unwrap();
+    path
+}
+
+#[tokio::test]
+async fn an_identity_that_changes_on_disk_is_used_from_the_next_connection_on() {
+    let (api, files) = (lab(), tempfile::tempdir().unwrap());
+    api.require_token(Some("first"));
+    let path = files.path().join("kubeconfig");
+    std::fs::write(&path, api.kubeconfig()).unwrap();
+    let client = connect(&ApiConfig { kubeconfig: Some(path.clone()), ..ApiConfig::default() }).await.unwrap();
+    client.ask_whole("/api/v1/pods").await.unwrap();
+    api.require_token(Some("second"));
+    assert_eq!(client.ask_whole("/api/v1/pods").await.unwrap_err().code(), Some(401));
+    std::fs::write(&path, "half writ").unwrap();
+    assert_eq!(client.ask_whole("/api/v1/pods").await.unwrap_err().code(), Some(401), "what it was is used on");
+    std::fs::write(&path, api.kubeconfig()).unwrap();
+    client.ask_whole("/api/v1/pods").await.unwrap();
+}
+
+#[test]
+fn a_certificate_that_is_replaced_by_another_link_counts_as_changed() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _inside = runtime.enter();
+    let (api, files) = (lab(), tempfile::tempdir().unwrap());
+    let current = files.path().join("current.pem");
+    for name in ["1.pem", "2.pem"] {
+        std::fs::write(files.path().join(name), name).unwrap();
+    }
+    std::os::unix::fs::symlink("1.pem", &current).unwrap();
+    let config = ApiConfig { kubeconfig: Some(with_certificate(&api, files.path())), ..ApiConfig::default() };
+    let first = fingerprint(&config);
+    assert_eq!(fingerprint(&config), first);
+    // As the kubelet does it: a new link is renamed over the old one.
+    std::os::unix::fs::symlink("2.pem", files.path().join("next")).unwrap();
+    std::fs::rename(files.path().join("next"), &current).unwrap();
+    assert_ne!(fingerprint(&config), first);
+}
+
+#[test]
+fn values_stand_in_a_query_as_they_are_meant() {
+    assert_eq!(encode("spec.nodeName=node-a"), "spec.nodeName%3Dnode-a");
+    assert_eq!(encode("a b&c/ü"), "a%20b%26c%2F%C3%BC");
+}

@@ -1,0 +1,156 @@
+//! Addresses that several living pods claim: the API is asked what each of them is now.
+//!
+//! The watch may be behind, and one of them be gone or elsewhere. Until the answer is there, and where it says that the
+//! claims are so, none of the pods is served.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt as _};
+use serde::Deserialize;
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use super::Watch;
+use super::client::encode;
+use super::failure::Failure;
+use super::objects::PodObject;
+use crate::pods::{Lookup, Pod, PodUid};
+
+/// The time between two questions about one address.
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// The time of one question.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Addresses that are asked about at one time.
+const AT_ONCE: usize = 4;
+/// More pods than this at one address are not asked about: it is not the watch that is wrong.
+const MAX_CLAIMANTS: usize = 8;
+
+/// The last question about an address.
+#[derive(Debug)]
+struct Question {
+    asked_at: Instant,
+    /// The pods that claim the address by the API's own word.
+    confirmed: Vec<PodUid>,
+}
+
+/// What the API said of the pods that claim an address.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    /// One of them has it, or none.
+    Settled,
+    /// It is as the watch said.
+    Confirmed,
+    /// It did not say.
+    Unanswered,
+}
+
+impl Outcome {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Settled => "settled",
+            Self::Confirmed => "confirmed",
+            Self::Unanswered => "unanswered",
+        }
+    }
+}
+
+/// Asks for ever, whenever there is something to ask.
+pub(super) async fn settle(watch: &Watch) {
+    let mut pods = watch.pods.clone();
+    let mut questions: HashMap<IpAddr, Question> = HashMap::new();
+    loop {
+        let ambiguous = pods.ambiguous();
+        questions.retain(|ip, question| question.asked_at.elapsed() < ASK_AGAIN || ambiguous.iter().any(|(other, _)| other == ip));
+        let open = ambiguous.into_iter().filter(|(ip, claimants)| !is_answered(questions.get(ip), claimants));
+        let (due, later): (Vec<_>, Vec<_>) =
+            open.partition(|(ip, _)| questions.get(ip).is_none_or(|question| question.asked_at.elapsed() >= ASK_AGAIN));
+        if !due.is_empty() {
+            let asked_at = Instant::now();
+            let mut answers = stream::iter(due).map(|(ip, claimants)| ask(watch, ip, claimants)).buffer_unordered(AT_ONCE);
+            while let Some((ip, confirmed)) = answers.next().await {
+                questions.insert(ip, Question { asked_at, confirmed });
+                let confirmed = questions.iter().map(|(ip, question)| (*ip, question.confirmed.clone())).collect();
+                watch.writer.write(|index| index.set_confirmed(confirmed));
+            }
+            continue;
+        }
+        let next = later.iter().filter_map(|(ip, _)| questions.get(ip)).map(|question| question.asked_at + ASK_AGAIN).min();
+        let again = async {
+            match next {
+                Some(next) => tokio::time::sleep_until(next).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = pods.changed() => {}
+            () = again => {}
+        }
+    }
+}
+
+fn is_answered(question: Option<&Question>, claimants: &[Arc<Pod>]) -> bool {
+    let confirmed = question.map_or(&[][..], |question| &question.confirmed);
+    confirmed.len() == claimants.len() && claimants.iter().all(|pod| confirmed.contains(&pod.uid))
+}
+
+/// Asks about the pods that claim an address, and takes in what they are. Gives those that claim it by the API's word.
+async fn ask(watch: &Watch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr, Vec<PodUid>) {
+    let mut answered = claimants.len() <= MAX_CLAIMANTS;
+    for pod in claimants.iter().take(if answered { MAX_CLAIMANTS } else { 0 }) {
+        match pod_now(watch, pod).await {
+            Ok(now) => take(watch, pod, now),
+            Err(failure) => {
+                debug!(namespace = %pod.namespace, pod = %pod.name, "what the pod is now could not be asked: {failure}");
+                answered = false;
+            }
+        }
+    }
+    let (outcome, confirmed) = match watch.pods.by_ip(ip) {
+        _ if !answered => (Outcome::Unanswered, Vec::new()),
+        Lookup::Ambiguous(pods) => {
+            // One that came meanwhile has not been asked about.
+            let confirmed = pods.iter().filter(|pod| claimants.iter().any(|asked| asked.uid == pod.uid)).map(|pod| pod.uid.clone());
+            (Outcome::Confirmed, confirmed.collect())
+        }
+        Lookup::Found(..) | Lookup::Unknown => (Outcome::Settled, Vec::new()),
+    };
+    watch.metrics.ambiguous(outcome.name());
+    let mut names: Vec<_> = claimants.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+    names.sort();
+    info!(address = %ip, pods = names.join(", "), outcome = outcome.name(), "several pods claimed one address; the Kubernetes API was asked");
+    (ip, confirmed)
+}
+
+/// The pod of this node that has this one's name now, by a read of what the API has stored. It is a list of one, so that
+/// the permission to list is enough.
+async fn pod_now(watch: &Watch, pod: &Pod) -> Result<Option<PodObject>, Failure> {
+    let fields = format!("spec.nodeName={},metadata.namespace={},metadata.name={}", watch.node, pod.namespace, pod.name);
+    let target = format!("/api/v1/pods?fieldSelector={}", encode(&fields));
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, watch.client.ask_whole(&target)).await;
+    let list: PodList =
+        serde_json::from_slice(&answer.unwrap_or(Err(Failure::Silent))?).map_err(|_| Failure::Malformed("a list that cannot be read"))?;
+    let is_named = |object: &PodObject| {
+        let metadata = &object.metadata;
+        metadata.name.as_deref() == Some(&*pod.name) && metadata.namespace.as_deref() == Some(&*pod.namespace)
+    };
+    Ok(list.items.unwrap_or_default().into_iter().find(is_named))
+}
+
+#[derive(Deserialize)]
+struct PodList {
+    items: Option<Vec<PodObject>>,
+}
+
+fn take(watch: &Watch, pod: &Pod, now: Option<PodObject>) {
+    let is_same = now.as_ref().is_some_and(|now| now.metadata.uid.as_deref() == Some(&*pod.uid.0));
+    if !is_same {
+        watch.writer.write(|index| index.delete_at(&pod.uid, &pod.namespace, &pod.name, None));
+    }
+    if let Some(now) = now {
+        watch.apply(now);
+    }
+    watch.metrics.pods_known(watch.pods.count());
+}

@@ -1,0 +1,160 @@
+//! What can go wrong with the Kubernetes API, and how long to wait before it is asked again.
+
+use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// The first pause after a failure.
+const FIRST_PAUSE: Duration = Duration::from_millis(800);
+/// The longest.
+const LAST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Why there is no answer, or no good one. The text of it is for the log; bodies of answers are not repeated.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// The API answered with an error.
+    #[error("{0}")]
+    Status(Status),
+    /// No connection, or it broke.
+    #[error("the Kubernetes API cannot be reached: {0}")]
+    Unreachable(String),
+    /// The connection is there, and nothing comes.
+    #[error("the Kubernetes API does not answer")]
+    Silent,
+    /// What came is not what the API sends.
+    #[error("the Kubernetes API sent {0}")]
+    Malformed(&'static str),
+    /// A watch ended as soon as it had begun.
+    #[error("the Kubernetes API ended the watch at once")]
+    Ended,
+    /// A list that shows an earlier state than what is known.
+    #[error("the Kubernetes API listed an earlier state than it showed before")]
+    Earlier,
+    /// What was to be continued is not there any more: a list is needed.
+    #[error("the Kubernetes API has not kept the changes since the last one seen")]
+    Expired,
+}
+
+impl Failure {
+    /// What the API answered, where it did.
+    pub(super) fn code(&self) -> Option<u16> {
+        match self {
+            Self::Status(status) => Some(status.code),
+            _ => None,
+        }
+    }
+
+    /// How long the API asks not to be asked.
+    fn retry_after(&self) -> Duration {
+        match self {
+            Self::Status(Status { details: Some(details), .. }) => Duration::from_secs(details.retry_after_seconds),
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+/// A `Status` object, as far as it is read.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Status {
+    pub(super) code: u16,
+    reason: String,
+    message: String,
+    details: Option<Details>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Details {
+    retry_after_seconds: u64,
+}
+
+impl Status {
+    /// That of an answer with this code and body, which is no `Status` where something between us and the API answered.
+    pub(super) fn of_answer(code: u16, body: &[u8]) -> Self {
+        let status: Self = serde_json::from_slice(body).unwrap_or_default();
+        Self { code, ..status }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let advice = match self.code {
+            401 => "; the token or certificate is not valid for this API: check the service account or the kubeconfig",
+            403 => "; allow it in the daemon's ClusterRole (see daemonset/rbac.yaml)",
+            _ => "",
+        };
+        write!(f, "the Kubernetes API answered {} {}: {}{advice}", self.code, self.reason, self.message)
+    }
+}
+
+/// Pauses that grow while failures follow each other, and are not the same on every node.
+#[derive(Debug, Default)]
+pub(super) struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// Something worked.
+    pub(super) fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// The pause after one more failure.
+    pub(super) fn pause(&mut self, failure: &Failure) -> Duration {
+        let doubled = FIRST_PAUSE.saturating_mul(1 << self.failures.min(6)).min(LAST_PAUSE);
+        let least = failure.retry_after().clamp(FIRST_PAUSE, LAST_PAUSE);
+        // History that is gone is no fault of the API's: the list comes at once, unless it was so the last time too.
+        let pause = match failure {
+            Failure::Expired if self.failures == 0 => Duration::ZERO,
+            _ => doubled.mul_f64(1.0 - jitter() / 4.0).max(least),
+        };
+        self.failures = self.failures.saturating_add(1);
+        pause
+    }
+}
+
+/// A number from 0 to 1 that differs from call to call and from process to process.
+pub(super) fn jitter() -> f64 {
+    // Each state has keys of its own, the first of them random.
+    let random = RandomState::new().hash_one(()) >> 32;
+    f64::from(u32::try_from(random).unwrap_or(0)) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_bound_and_begin_anew_after_a_success() {
+        let mut backoff = Backoff::default();
+        let pauses: Vec<_> = (0..10).map(|_| backoff.pause(&Failure::Silent)).collect();
+        assert!(pauses.iter().all(|pause| (FIRST_PAUSE..=LAST_PAUSE).contains(pause)), "{pauses:?}");
+        assert!(pauses[9] >= LAST_PAUSE.mul_f64(0.75) && pauses[4] > pauses[1], "{pauses:?}");
+        backoff.reset();
+        assert_eq!(backoff.pause(&Failure::Silent), FIRST_PAUSE);
+    }
+
+    #[test]
+    fn lost_history_costs_no_pause_but_the_second_time() {
+        let mut backoff = Backoff::default();
+        assert_eq!(backoff.pause(&Failure::Expired), Duration::ZERO);
+        assert!(backoff.pause(&Failure::Expired) >= FIRST_PAUSE);
+    }
+
+    #[test]
+    fn the_api_is_left_alone_for_as_long_as_it_asks() {
+        let body = br#"{"code":429,"reason":"TooManyRequests","message":"later","details":{"retryAfterSeconds":20}}"#;
+        let status = Failure::Status(Status::of_answer(429, body));
+        assert_eq!(Backoff::default().pause(&status), Duration::from_secs(20));
+        assert_eq!(status.to_string(), "the Kubernetes API answered 429 TooManyRequests: later");
+    }
+
+    #[test]
+    fn an_answer_of_something_between_is_told_by_its_code_alone() {
+        let status = Status::of_answer(502, b"<html>who knows what</html>");
+        assert_eq!(status.to_string(), "the Kubernetes API answered 502 : ");
+    }
+}

@@ -1,0 +1,270 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
+use std::net::{Ipv4Addr, TcpListener};
+
+use rolegate_lab::kube::{Fault, KubeApi, PodBuilder, RecordedRequest, Resource, Verb};
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::config::ApiConfig;
+use crate::pods::watch::client;
+use crate::pods::watch::objects::PodObject;
+
+/// What came out, in words.
+type Told = mpsc::UnboundedReceiver<String>;
+
+struct Following {
+    api: KubeApi,
+    metrics: Metrics,
+    told: Told,
+    running: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.running.abort();
+    }
+}
+
+fn lab() -> KubeApi {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    KubeApi::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).unwrap()
+}
+
+async fn following(api: KubeApi) -> Following {
+    let client = client::connect(&ApiConfig { server: Some(api.url()), ..ApiConfig::default() }).await.unwrap();
+    let selection = Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields: "spec.nodeName=node-a".to_owned() };
+    let (metrics, (tell, told)) = (Metrics::new(), mpsc::unbounded_channel());
+    let running = tokio::spawn({
+        let metrics = metrics.clone();
+        async move {
+            let take = |event: Event<'_, PodObject>| {
+                let name = |metadata: &Metadata| metadata.name.clone().unwrap_or_default();
+                let words = match event {
+                    Event::Alive => return ControlFlow::Continue(()),
+                    Event::Listed { objects, new_history, .. } => {
+                        let mut names: Vec<_> = objects.iter().map(|object| name(&object.metadata)).collect();
+                        names.sort();
+                        format!("{} {}", if new_history { "new history" } else { "list" }, names.join(" "))
+                    }
+                    Event::Applied(object) => format!("applied {}", name(&object.metadata)),
+                    Event::Deleted(metadata) => format!("deleted {}", name(&metadata)),
+                    Event::Unreadable(metadata) => format!("unreadable {}", name(&metadata)),
+                    Event::Failed(failure) => format!("failed: {failure}"),
+                };
+                let _ = tell.send(words);
+                ControlFlow::Continue(())
+            };
+            follow(&client, &metrics, &selection, take).await;
+        }
+    });
+    Following { api, metrics, told, running }
+}
+
+impl Following {
+    async fn next(&mut self) -> String {
+        tokio::time::timeout(Duration::from_secs(20), self.told.recv()).await.expect("something is told").unwrap()
+    }
+
+    async fn expect(&mut self, words: &[&str]) {
+        for words in words {
+            assert_eq!(self.next().await, *words);
+        }
+    }
+
+    fn count(&self, metric: &str) -> u32 {
+        let text = String::from_utf8(self.metrics.render()).unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().unwrap())
+    }
+
+    fn requests(&self, verb: Verb) -> Vec<RecordedRequest> {
+        self.api.requests().into_iter().filter(|request| request.verb == Some(verb)).collect()
+    }
+}
+
+fn put(api: &KubeApi, name: &str) -> Value {
+    api.apply(Resource::Pods, PodBuilder::new("shop", name).node("node-a").build())
+}
+
+fn event(kind: &str, object: &Value) -> String {
+    serde_json::json!({ "type": kind, "object": object }).to_string()
+}
+
+const UNDECODABLE: &str = r#"rolegate_watch_undecodable_total{resource="pods"}"#;
+
+#[tokio::test]
+async fn a_list_comes_as_the_beginning_of_a_watch_and_what_changes_after_it() {
+    let api = lab();
+    put(&api, "a");
+    put(&api, "b");
+    let mut following = following(api).await;
+    following.expect(&["list a b"]).await;
+    put(&following.api, "c");
+    following.api.delete(Resource::Pods, Some("shop"), "a");
+    following.expect(&["applied c", "deleted a"]).await;
+    assert_eq!((following.requests(Verb::List).len(), following.requests(Verb::Watch).len()), (0, 1));
+}
+
+#[tokio::test]
+async fn where_lists_are_not_streamed_they_come_in_pages_and_that_is_remembered() {
+    let api = lab();
+    api.without_streaming_lists(true);
+    let names: Vec<_> = (100..220).map(|number| format!("pod-{number}")).collect();
+    names.iter().for_each(|name| drop(put(&api, name)));
+    let mut following = following(api).await;
+    following.expect(&[&format!("list {}", names.join(" "))]).await;
+    assert_eq!(following.requests(Verb::List).len(), 3);
+    following.api.wait_for_watchers(Resource::Pods, 1).await;
+    following.api.compact();
+    following.api.cut_connections();
+    following.next().await;
+    put(&following.api, "pod-220");
+    following.api.compact();
+    // From a version that is not kept any more, a list is read again; it is not asked for as a watch again.
+    loop {
+        if following.next().await.starts_with("list pod-100") {
+            break;
+        }
+    }
+    let streamed = following.requests(Verb::Watch).into_iter().filter(|request| request.query("sendInitialEvents").is_some());
+    assert_eq!(streamed.count(), 1);
+    assert_eq!(following.count(r#"rolegate_watch_errors_total{resource="pods"}"#), 1, "the cut alone");
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_read_does_not_stop_the_others_of_a_list() {
+    for streaming in [true, false] {
+        let api = lab();
+        api.without_streaming_lists(!streaming);
+        put(&api, "a");
+        let mut odd = put(&api, "b");
+        odd["status"]["phase"] = serde_json::json!({ "secret": 1 });
+        api.apply(Resource::Pods, odd);
+        put(&api, "c");
+        let mut following = following(api).await;
+        following.expect(&["list a c"]).await;
+        assert_eq!(following.count(UNDECODABLE), 1, "streaming: {streaming}");
+    }
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_read_does_not_stop_the_watch_and_is_not_known_any_more() {
+    let mut following = following(lab()).await;
+    following.expect(&["list "]).await;
+    let mut odd = put(&following.api, "b");
+    odd["spec"]["hostNetwork"] = "perhaps".into();
+    for line in [
+        event("MODIFIED", &odd),
+        "not json".to_owned(),
+        "{}".to_owned(),
+        event("SOMETHING", &odd),
+        event("ADDED", &serde_json::json!(17)),
+        // What is gone need not be read.
+        event("DELETED", &odd),
+    ] {
+        following.api.inject_raw_event(Resource::Pods, &line);
+    }
+    put(&following.api, "c");
+    following.expect(&["applied b", "unreadable b", "deleted b", "applied c"]).await;
+    assert_eq!(following.count(UNDECODABLE), 5);
+    assert_eq!(following.requests(Verb::Watch).len(), 1, "the watch is the same");
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_where_it_was_cut() {
+    let mut following = following(lab()).await;
+    following.expect(&["list "]).await;
+    let seen = put(&following.api, "a");
+    following.expect(&["applied a"]).await;
+    // A repeated event of long ago does not take it back.
+    let mut old = seen.clone();
+    old["metadata"]["resourceVersion"] = "1".into();
+    following.api.inject_raw_event(Resource::Pods, &event("ADDED", &old));
+    following.expect(&["applied a"]).await;
+    following.api.cut_connections();
+    put(&following.api, "b");
+    assert!(following.next().await.starts_with("failed: "));
+    following.expect(&["applied b"]).await;
+    let last = following.requests(Verb::Watch).pop().unwrap();
+    assert_eq!(last.query("resourceVersion"), seen["metadata"]["resourceVersion"].as_str());
+}
+
+#[tokio::test]
+async fn history_that_is_not_kept_is_made_up_by_a_list() {
+    let mut following = following(lab()).await;
+    following.expect(&["list "]).await;
+    following.api.inject_raw_event(
+        Resource::Pods,
+        r#"{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired","message":"too old resource version"}}"#,
+    );
+    let began = std::time::Instant::now();
+    assert!(following.next().await.starts_with("failed: "));
+    following.expect(&["list "]).await;
+    assert!(began.elapsed() < Duration::from_millis(800), "at once");
+    assert_eq!(following.count(r#"rolegate_watch_errors_total{resource="pods"}"#), 0, "it is no error");
+}
+
+#[tokio::test]
+async fn a_bookmark_of_an_earlier_state_asks_for_a_list_and_the_list_is_taken_when_it_stays_so() {
+    let api = lab();
+    put(&api, "a");
+    let mut following = following(api).await;
+    following.expect(&["list a"]).await;
+    let mut far = put(&following.api, "b");
+    far["metadata"]["resourceVersion"] = "1000000".into();
+    following.api.inject_raw_event(Resource::Pods, &event("MODIFIED", &far));
+    following.api.send_bookmark(Resource::Pods);
+    following.expect(&["applied b", "applied b"]).await;
+    assert!(following.next().await.contains("has not kept"));
+    for _ in 0..EARLIER_LISTS {
+        assert!(following.next().await.contains("earlier state"));
+    }
+    following.expect(&["new history a b"]).await;
+}
+
+#[tokio::test]
+async fn failures_are_counted_and_tried_again() {
+    let api = lab();
+    put(&api, "a");
+    api.fail_next(Fault { resource: Some(Resource::Pods), status: 503, times: 1, ..Fault::default() });
+    let mut following = following(api).await;
+    assert!(following.next().await.starts_with("failed: the Kubernetes API answered 503"));
+    following.expect(&["list a"]).await;
+    assert_eq!(following.requests(Verb::Watch).len(), 2, "nobody else tries again beneath");
+}
+
+#[tokio::test]
+async fn a_list_that_stalls_is_given_up_and_read_in_pages() {
+    let api = lab();
+    put(&api, "a");
+    api.stall(true);
+    let mut following = following(api).await;
+    following.api.wait_for_request(|request| request.path == "/api/v1/pods").await;
+    tokio::time::pause();
+    tokio::time::advance(client::ANSWER_TIMEOUT).await;
+    tokio::time::resume();
+    assert_eq!(following.next().await, "failed: the Kubernetes API does not answer");
+    following.api.stall(false);
+    following.expect(&["list a"]).await;
+}
+
+#[tokio::test]
+async fn a_watch_that_falls_silent_is_begun_anew() {
+    let api = lab();
+    api.set_bookmark_interval(Duration::from_secs(3600));
+    let mut following = following(api).await;
+    following.expect(&["list "]).await;
+    // What comes after the bookmark says that it has been read.
+    following.api.send_bookmark(Resource::Pods);
+    put(&following.api, "a");
+    following.expect(&["applied a"]).await;
+    tokio::time::pause();
+    tokio::time::advance(WATCH_SILENCE - Duration::from_secs(1)).await;
+    assert!(following.told.try_recv().is_err(), "a bookmark may be late");
+    tokio::time::advance(Duration::from_secs(1)).await;
+    tokio::time::resume();
+    assert_eq!(following.next().await, "failed: the Kubernetes API does not answer");
+    put(&following.api, "b");
+    following.expect(&["applied b"]).await;
+}

@@ -1,0 +1,186 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
+use std::net::{Ipv4Addr, TcpListener};
+
+use rolegate_lab::kube::{KubeApi, PodBuilder, Resource, Verb, namespace, service_account};
+
+use super::*;
+use crate::config::ApiConfig;
+use crate::pods::{Lookup, Surroundings, pods};
+use crate::readiness::Readiness;
+
+/// The watch of `node-a`, running.
+struct Running {
+    api: KubeApi,
+    pods: Pods,
+    metrics: Metrics,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn lab() -> KubeApi {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    KubeApi::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).unwrap()
+}
+
+async fn run(api: KubeApi, needs: Needs) -> Running {
+    let (writer, pods) = pods();
+    let metrics = Metrics::new();
+    let watch = Watch {
+        client: client::connect(&ApiConfig { server: Some(api.url()), ..ApiConfig::default() }).await.unwrap(),
+        node: "node-a".to_owned(),
+        node_addresses: Box::new(NodeAddresses::default),
+        annotations: AnnotationKeys {
+            role: "iam.amazonaws.com/role".to_owned(),
+            external_id: "iam.amazonaws.com/external-id".to_owned(),
+            allowed_roles: "iam.amazonaws.com/allowed-roles".to_owned(),
+        },
+        writer,
+        pods: pods.clone(),
+        needs,
+        metrics: metrics.clone(),
+    };
+    let task = tokio::spawn(watch.run(Readiness::default().step("the first list")));
+    Running { api, pods, metrics, task }
+}
+
+impl Running {
+    /// What is known around the pod at an address, once it is as wanted.
+    async fn around(&self, ip: &str, wanted: impl Fn(&Surroundings) -> bool) -> Surroundings {
+        let wait = Duration::from_secs(20);
+        match self.pods.wait_for_ip(ip.parse().unwrap(), wait, |_, around| wanted(around)).await {
+            Lookup::Found(_, around) if wanted(&around) => around,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn count(&self, metric: &str) -> u32 {
+        let text = String::from_utf8(self.metrics.render()).unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().unwrap())
+    }
+}
+
+fn put(api: &KubeApi, pod: PodBuilder) {
+    api.apply(Resource::Pods, pod.node("node-a").build());
+}
+
+const ACCOUNTS: Needs = Needs { namespaces: false, service_accounts: true };
+
+#[tokio::test]
+async fn service_accounts_are_known_of_pods_that_name_no_role_themselves() {
+    let api = lab();
+    let annotations = [("iam.amazonaws.com/role", "shop"), ("eks.amazonaws.com/role-arn", "arn:aws:iam::1:role/shop")];
+    api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &annotations));
+    put(&api, PodBuilder::new("shop", "web").ip("10.42.0.2").service_account("seller"));
+    put(&api, PodBuilder::new("shop", "own").ip("10.42.0.3").service_account("other").annotation("iam.amazonaws.com/role", "own"));
+    put(&api, PodBuilder::new("shop", "late").ip("10.42.0.4").service_account("late"));
+    put(&api, PodBuilder::new("shop", "host").service_account("system").host_network(true));
+    let running = run(api, ACCOUNTS).await;
+    let known = running.around("10.42.0.2", |around| around.service_account.is_some()).await;
+    let account = known.service_account.unwrap();
+    assert_eq!((account.role.as_deref(), account.eks_role.as_deref()), (Some("shop"), Some("arn:aws:iam::1:role/shop")));
+    assert!(!known.service_accounts_unavailable);
+    running.api.apply(Resource::ServiceAccounts, service_account("shop", "late", &[]));
+    running.around("10.42.0.4", |around| around.service_account.is_some()).await;
+    running.api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &[]));
+    running.around("10.42.0.2", |around| around.service_account.as_ref().is_some_and(|account| account.role.is_none())).await;
+    running.api.delete(Resource::ServiceAccounts, Some("shop"), "seller");
+    running.around("10.42.0.2", |around| around.service_account.is_none()).await;
+    let requests = running.api.requests();
+    let of_accounts = requests.iter().filter(|request| request.path == "/api/v1/namespaces/shop/serviceaccounts");
+    let mut asked: Vec<_> = of_accounts.filter_map(|request| request.query("fieldSelector")).collect();
+    asked.sort_unstable();
+    asked.dedup();
+    assert_eq!(asked, ["metadata.name=late", "metadata.name=seller"], "and no others");
+    assert_eq!(requests.iter().filter(|request| request.path == "/api/v1/namespaces").count(), 0);
+}
+
+#[tokio::test]
+async fn service_accounts_that_may_not_be_read_are_done_without_and_asked_for_later() {
+    let api = lab();
+    for verb in [Verb::List, Verb::Watch] {
+        api.deny(verb, "serviceaccounts");
+    }
+    api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &[]));
+    put(&api, PodBuilder::new("shop", "web").ip("10.42.0.2").service_account("seller"));
+    let running = run(api, ACCOUNTS).await;
+    let known = running.around("10.42.0.2", |around| around.service_accounts_unavailable).await;
+    assert_eq!(known.service_account, None);
+    let asked = |running: &Running| running.api.requests().iter().filter(|request| request.path.ends_with("/serviceaccounts")).count();
+    assert_eq!(asked(&running), 1);
+    for verb in [Verb::List, Verb::Watch] {
+        running.api.allow(verb, "serviceaccounts");
+    }
+    tokio::time::pause();
+    tokio::time::advance(around::FORBIDDEN_AGAIN).await;
+    tokio::time::resume();
+    let known = running.around("10.42.0.2", |around| around.service_account.is_some()).await;
+    assert!(!known.service_accounts_unavailable);
+}
+
+#[tokio::test]
+async fn namespaces_are_known_with_both_of_their_lists() {
+    let api = lab();
+    let annotations = [("iam.amazonaws.com/allowed-roles", "[]"), ("iam.amazonaws.com/permitted", ".*")];
+    api.apply(Resource::Namespaces, namespace("shop", &annotations));
+    put(&api, PodBuilder::new("shop", "web").ip("10.42.0.2"));
+    let running = run(api, Needs { namespaces: true, service_accounts: false }).await;
+    let known = running.around("10.42.0.2", |around| around.namespace.is_some()).await.namespace.unwrap();
+    assert_eq!((known.allowed_roles.as_deref(), known.permitted.as_deref()), (Some("[]"), Some(".*")));
+    // An earlier state that comes again is not what it is now.
+    let old = running.api.get(Resource::Namespaces, None, "shop").unwrap();
+    running.api.apply(Resource::Namespaces, namespace("shop", &[]));
+    let is_bare = |around: &Surroundings| around.namespace.as_ref().is_some_and(|namespace| namespace.permitted.is_none());
+    running.around("10.42.0.2", is_bare).await;
+    running.api.inject_raw_event(Resource::Namespaces, &serde_json::json!({ "type": "MODIFIED", "object": old }).to_string());
+    running.api.apply(Resource::Namespaces, namespace("shop", &[("iam.amazonaws.com/allowed-roles", "[]")]));
+    let is_new = |around: &Surroundings| around.namespace.as_ref().is_some_and(|namespace| namespace.allowed_roles.is_some());
+    assert!(is_bare(&running.around("10.42.0.2", is_new).await));
+    running.api.delete(Resource::Namespaces, None, "shop");
+    running.around("10.42.0.2", |around| around.namespace.is_none()).await;
+}
+
+#[tokio::test]
+async fn where_the_api_does_not_say_who_has_an_address_it_is_asked_again_but_not_soon() {
+    let api = lab();
+    api.deny(Verb::List, "pods");
+    put(&api, PodBuilder::new("shop", "a").ip("10.42.0.2"));
+    put(&api, PodBuilder::new("shop", "b").ip("10.42.0.2"));
+    let running = run(api, Needs::default()).await;
+    let mut pods = running.pods.clone();
+    let unanswered = r#"rolegate_ambiguous_addresses_total{outcome="unanswered"}"#;
+    while running.count(unanswered) == 0 {
+        pods.changed().await;
+    }
+    let asked = |running: &Running| running.api.requests().iter().filter(|request| request.verb == Some(Verb::List)).count();
+    assert_eq!(asked(&running), 2);
+    assert!(matches!(pods.by_ip("10.42.0.2".parse().unwrap()), Lookup::Ambiguous(_)), "both are refused meanwhile");
+    // Other changes are no reason to ask.
+    put(&running.api, PodBuilder::new("shop", "c").ip("10.42.0.3"));
+    running.around("10.42.0.3", |_| true).await;
+    assert_eq!(asked(&running), 2);
+    running.api.allow(Verb::List, "pods");
+    tokio::time::pause();
+    tokio::time::advance(doubts::ASK_AGAIN).await;
+    tokio::time::resume();
+    while running.count(r#"rolegate_ambiguous_addresses_total{outcome="confirmed"}"#) == 0 {
+        pods.changed().await;
+    }
+    assert_eq!(asked(&running), 4);
+    assert_eq!(running.count(unanswered), 1);
+}
+
+#[tokio::test]
+async fn a_pod_that_says_it_has_the_nodes_address_does_not_have_it() {
+    let api = lab();
+    put(&api, PodBuilder::new("shop", "liar").host_ip("10.0.0.10").ip("10.0.0.10"));
+    put(&api, PodBuilder::new("shop", "web").host_ip("10.0.0.10").ip("10.42.0.2"));
+    let running = run(api, Needs::default()).await;
+    running.around("10.42.0.2", |_| true).await;
+    assert_eq!(running.pods.by_ip("10.0.0.10".parse().unwrap()), Lookup::Unknown);
+}
