@@ -100,7 +100,8 @@ fn an_address_whose_last_pod_is_gone_without_the_watchs_word_goes_to_the_next_at
     world.fakes.pod("next", ip(2), Some("next-role"));
     let answers = |world: &World| {
         let answer = world.get(ip(2), ROLES);
-        assert!(answer.status == 200, "a pod that is known is not refused: {answer:?}");
+        // Between a token and its use the address may change hands: the token is then the last pod's.
+        assert!([200, 401].contains(&answer.status), "a pod that is known is not refused: {answer:?}");
         answer.text()
     };
     world.eventually(answers, |role| role == "next-role");
