@@ -82,7 +82,7 @@ fn an_address_that_two_living_pods_claim_is_refused_to_both() {
     world.eventually(|world| world.get(ip(2), ROLES).status, |status| *status == 404);
     let log = world.daemon.wait_for_log(|line| line["reason"] == "ambiguous-pod").unwrap();
     assert_eq!(log["pods"], "shop/impostor, shop/web");
-    assert_eq!(world.metric(r#"rolegate_ambiguous_addresses_total{outcome="confirmed"}"#), 1.0);
+    world.eventually(|world| world.metric(r#"rolegate_ambiguous_addresses_total{outcome="confirmed"}"#), |count| *count == 1.0);
     let asked = |world: &World, name: &str| {
         let of_one = |query: &str| query.contains(&format!("metadata.name={name}"));
         world.fakes.api.requests().iter().filter(|request| request.query("fieldSelector").is_some_and(of_one)).count()
@@ -105,7 +105,7 @@ fn an_address_whose_last_pod_is_gone_without_the_watchs_word_goes_to_the_next_at
         answer.text()
     };
     world.eventually(answers, |role| role == "next-role");
-    assert_eq!(world.metric(r#"rolegate_ambiguous_addresses_total{outcome="settled"}"#), 1.0);
+    world.eventually(|world| world.metric(r#"rolegate_ambiguous_addresses_total{outcome="settled"}"#), |count| *count == 1.0);
     // The late word of its end, and a repeated one of its life, change nothing.
     world.fakes.api.release_events(Resource::Pods, "web");
     world.fakes.pod("marker", ip(23), Some("db-role"));
