@@ -49,6 +49,8 @@ descriptions! {
         "Pods of this node that are known.";
     POD_WAITS = "histogram" "rolegate_pod_wait_seconds" ["outcome"]
         "Waits for the pod behind an address to become known, by whether it did.";
+    PODS_AWAITED = "gauge" "rolegate_pod_waits_in_flight" []
+        "Requests that wait for the pod behind their address to become known.";
     WATCH_ERRORS = "counter" "rolegate_watch_errors_total" ["resource"]
         "Failures of lists and watches of the Kubernetes API.";
     WATCH_UNDECODABLE = "counter" "rolegate_watch_undecodable_total" ["resource"]
@@ -85,6 +87,7 @@ struct Inner {
     connections_refused: IntCounterVec,
     pods: IntGauge,
     pod_waits: HistogramVec,
+    pods_awaited: IntGauge,
     watch_errors: IntCounterVec,
     watch_undecodable: IntCounterVec,
     watch_sign_of_life: IntGauge,
@@ -144,6 +147,7 @@ impl Metrics {
             connections_refused: register.counters(&CONNECTIONS_REFUSED),
             pods: register.gauge(&PODS),
             pod_waits: register.histograms(&POD_WAITS),
+            pods_awaited: register.gauge(&PODS_AWAITED),
             watch_errors: register.counters(&WATCH_ERRORS),
             watch_undecodable: register.counters(&WATCH_UNDECODABLE),
             watch_sign_of_life: register.gauge(&WATCH_SIGN_OF_LIFE),
@@ -201,6 +205,11 @@ impl Metrics {
     /// How many pods are known.
     pub fn pods_known(&self, count: usize) {
         self.0.pods.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// A request waits for its pod for as long as the answer lives.
+    pub fn pod_wait(&self) -> InFlight {
+        InFlight::new(&self.0.pods_awaited)
     }
 
     /// A request waited for its pod.
