@@ -123,6 +123,8 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     async fn answer(&self, ip: IpAddr, route: Route, headers: &HeaderMap) -> Outcome {
+        // From before the first look, so that no change after it is missed.
+        let seen = self.pods.generation();
         let (pod, around) = match self.identify(ip).await {
             Ok(found) => found,
             Err(refusal) => return self.refuse(ip, refusal),
@@ -146,7 +148,7 @@ impl<A: AssumeRole> Proxy<A> {
         match route {
             Route::RoleList => Outcome::Text(Bytes::copy_from_slice(request.role().name().as_bytes())),
             Route::InstanceProfile => self.document(documents::instance_profile(request.role(), self.clock.now())),
-            Route::Credentials { role } if role == request.role().name() => self.credentials(ip, pod, &request).await,
+            Route::Credentials { role } if role == request.role().name() => self.credentials(ip, pod, &request, seen).await,
             Route::Credentials { .. } => self.refuse(ip, Refusal::OtherRole(pod)),
             // Both are answered above.
             Route::NewToken { .. } | Route::Unknown => Outcome::NotFound,
@@ -205,10 +207,9 @@ impl<A: AssumeRole> Proxy<A> {
         }
     }
 
-    async fn credentials(&self, ip: IpAddr, pod: Arc<Pod>, request: &RoleRequest) -> Outcome {
-        let decided_at = self.pods.generation();
+    async fn credentials(&self, ip: IpAddr, pod: Arc<Pod>, request: &RoleRequest, seen: u64) -> Outcome {
         let answer = self.sessions.get(request).await;
-        if self.pods.generation() != decided_at && !self.still_holds(ip, &pod, request) {
+        if self.pods.generation() != seen && !self.still_holds(ip, &pod, request) {
             return self.refuse(ip, Refusal::Changed(pod));
         }
         match answer {
