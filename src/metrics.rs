@@ -48,6 +48,8 @@ descriptions! {
         "Pods of this node that are known.";
     POD_WAITS = "histogram" "rolegate_pod_wait_seconds" ["outcome"]
         "Waits for the pod behind an address to become known, by whether it did.";
+    POD_WAITING = "gauge" "rolegate_pod_waits_in_flight" []
+        "Requests that wait for the pod behind an address to become known.";
     WATCH_ERRORS = "counter" "rolegate_watch_errors_total" ["resource"]
         "Failures of lists and watches of the Kubernetes API.";
     SESSIONS = "counter" "rolegate_session_lookups_total" ["result"]
@@ -78,6 +80,7 @@ struct Inner {
     connections_refused: IntCounterVec,
     pods: IntGauge,
     pod_waits: HistogramVec,
+    pod_waiting: IntGauge,
     watch_errors: IntCounterVec,
     sessions: IntCounterVec,
     sts_requests: IntCounterVec,
@@ -132,6 +135,7 @@ impl Metrics {
             connections_refused: register.counters(&CONNECTIONS_REFUSED),
             pods: register.gauge(&PODS),
             pod_waits: register.histograms(&POD_WAITS),
+            pod_waiting: register.gauge(&POD_WAITING),
             watch_errors: register.counters(&WATCH_ERRORS),
             sessions: register.counters(&SESSIONS),
             sts_requests: register.counters(&STS_REQUESTS),
@@ -183,6 +187,11 @@ impl Metrics {
     /// How many pods are known.
     pub fn pods_known(&self, count: usize) {
         self.0.pods.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// A request waits for its pod for as long as the answer lives.
+    pub fn pod_wait(&self) -> InFlight {
+        InFlight::new(&self.0.pod_waiting)
     }
 
     /// A request waited for its pod.

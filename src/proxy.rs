@@ -159,7 +159,7 @@ impl<A: AssumeRole> Proxy<A> {
     async fn identify(&self, ip: IpAddr) -> Result<(Arc<Pod>, Surroundings), Refusal> {
         let mut lookup = self.pods.by_ip(ip);
         if lookup == Lookup::Unknown {
-            let began = Instant::now();
+            let (began, _waiting) = (Instant::now(), self.metrics.pod_wait());
             lookup = self.pods.wait_for_ip(ip, self.settings.pod_wait, |_, _| true).await;
             self.metrics.pod_waited(lookup != Lookup::Unknown, began.elapsed());
         }

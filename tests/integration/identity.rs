@@ -11,7 +11,7 @@ fn a_pod_that_appears_after_it_asked_is_answered() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=15s"));
     std::thread::scope(|scope| {
         let asked = scope.spawn(|| world.get(ip(9), ROLES));
-        world.eventually(|world| world.metric("rolegate_connections"), |open| *open == 1.0);
+        world.eventually(|world| world.metric("rolegate_pod_waits_in_flight"), |waiting| *waiting == 1.0);
         world.fakes.pod("late", ip(9), Some("late-role"));
         assert_eq!(asked.join().unwrap().text(), "late-role");
     });
@@ -26,7 +26,7 @@ fn a_pod_that_gets_its_address_after_it_asked_is_answered() {
     world.fakes.api.apply(Resource::Pods, without_address().build());
     std::thread::scope(|scope| {
         let asked = scope.spawn(|| world.get(ip(9), ROLES));
-        world.eventually(|world| world.metric("rolegate_connections"), |open| *open == 1.0);
+        world.eventually(|world| world.metric("rolegate_pod_waits_in_flight"), |waiting| *waiting == 1.0);
         world.fakes.api.apply(Resource::Pods, without_address().ip(&ip(9).to_string()).build());
         assert_eq!(asked.join().unwrap().text(), "late-role");
     });
@@ -129,7 +129,12 @@ fn audit_mode_serves_and_reports() {
     let setup = fakes.setup().argument("--namespace-restrictions=audit");
     let world = fakes.into_world(&setup);
     assert_eq!(world.get(ip(2), ROLES).text(), "web-role");
-    assert!(world.metric(r#"rolegate_audit_denials_total{reason="not-allowed-in-namespace"}"#) >= 1.0);
+    // It is served before the namespace is known, too, and reported as that then.
+    let ask = |world: &World| {
+        assert_eq!(world.get(ip(2), ROLES).text(), "web-role");
+        world.metric(r#"rolegate_audit_denials_total{reason="not-allowed-in-namespace"}"#)
+    };
+    world.eventually(ask, |count| *count >= 1.0);
     world.daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.starts_with("served in audit mode"))).unwrap();
 }
 
