@@ -130,6 +130,8 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     async fn answer(&self, ip: IpAddr, route: Route, headers: &HeaderMap) -> Outcome {
+        // From before the first look, so that no change after it is missed.
+        let seen = self.seen();
         let (pod, around) = match self.identify(ip).await {
             Ok(found) => found,
             Err(refusal) => return self.refuse(ip, refusal),
@@ -146,7 +148,6 @@ impl<A: AssumeRole> Proxy<A> {
             self.metrics.denied("path");
             return Outcome::NotFound;
         }
-        let seen = self.seen();
         let (pod, request) = match self.decide(ip, pod, around).await {
             Ok(allowed) => allowed,
             Err(refusal) => return self.refuse(ip, refusal),
