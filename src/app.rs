@@ -20,7 +20,7 @@ use crate::credentials::sts::{Aws, Sts};
 use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client};
-use crate::pods::{self, Needs, Pods};
+use crate::pods::{self, Pods};
 use crate::policy::Policy;
 use crate::proxy::token::Tokens;
 use crate::proxy::{Proxy, Settings};
@@ -74,7 +74,6 @@ impl App {
 
         // The first list, the rule and the identity of AWS are steps of their own: each may be late.
         let kube = client::connect(&config.pods.api).await?;
-        let needs = Needs { namespaces: config.roles.restrictions != Restrictions::Off, service_accounts: false };
         let (writer, pods) = pods::pods();
         let watch = Watch {
             client: kube.clone(),
@@ -82,7 +81,7 @@ impl App {
             annotations: config.pods.annotations.clone(),
             writer,
             pods: pods.clone(),
-            needs,
+            namespaces: config.roles.restrictions != Restrictions::Off,
             metrics: metrics.clone(),
         };
         tasks.spawn("pod watch", watch.run(readiness.step("the list of this node's pods")));

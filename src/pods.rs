@@ -13,21 +13,12 @@ pub mod index;
 pub mod watch;
 
 use index::Index;
-pub use index::{Claims, Namespace, Pod, PodUid, ServiceAccount, Surroundings};
+pub use index::{Claims, Namespace, Pod, PodUid, Surroundings};
 
 /// How many requests may wait for the watch at one time. Beyond it they are refused at once.
 pub const MAX_WAITING: usize = 1024;
 /// How many of them may be of one address, so that no pod or stranger takes the places of all.
 pub const MAX_WAITING_OF_ONE: usize = 64;
-
-/// Which objects besides pods decisions are made by: what is not needed is not read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Needs {
-    /// The namespaces of pods.
-    pub namespaces: bool,
-    /// The service accounts of pods without a role of their own.
-    pub service_accounts: bool,
-}
 
 /// Who has an address.
 #[derive(Clone, Debug, PartialEq)]

@@ -21,8 +21,6 @@ pub struct Pod {
     pub namespace: String,
     /// The name, unique in the namespace at one time.
     pub name: String,
-    /// `spec.serviceAccountName`.
-    pub service_account: String,
     /// The annotation that names its role, as it stands.
     pub role: Option<String>,
     /// The annotation with the external id, as it stands.
@@ -52,21 +50,6 @@ pub struct Namespace {
     pub name: String,
     /// The annotation with the list of allowed roles (kube2iam's), as it stands.
     pub allowed_roles: Option<String>,
-    /// The annotation with the expression of permitted roles (kiam's), as it stands.
-    pub permitted: Option<String>,
-}
-
-/// What is known of one service account.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServiceAccount {
-    /// The namespace.
-    pub namespace: String,
-    /// The name, unique in the namespace.
-    pub name: String,
-    /// The annotation that names the role of its pods, as it stands.
-    pub role: Option<String>,
-    /// The annotation that EKS reads for the same, as it stands.
-    pub eks_role: Option<String>,
 }
 
 /// What is known of the objects that a pod is decided by, besides the pod itself.
@@ -74,8 +57,6 @@ pub struct ServiceAccount {
 pub struct Surroundings {
     /// The pod's namespace.
     pub namespace: Option<Arc<Namespace>>,
-    /// The pod's service account.
-    pub service_account: Option<Arc<ServiceAccount>>,
 }
 
 /// Who claims an address.
@@ -98,7 +79,6 @@ pub struct Index {
     /// Two pods of one name cannot be there at one time; the API's events are ordered per name.
     by_name: HashMap<(String, String), PodUid>,
     namespaces: HashMap<String, Arc<Namespace>>,
-    service_accounts: HashMap<(String, String), Arc<ServiceAccount>>,
 }
 
 impl Index {
@@ -180,24 +160,9 @@ impl Index {
         self.namespaces.get(name).cloned()
     }
 
-    /// Sets what is known of a service account.
-    pub fn apply_service_account(&mut self, account: ServiceAccount) {
-        self.service_accounts.insert((account.namespace.clone(), account.name.clone()), Arc::new(account));
-    }
-
-    /// Forgets a service account.
-    pub fn delete_service_account(&mut self, namespace: &str, name: &str) {
-        self.service_accounts.remove(&(namespace.to_owned(), name.to_owned()));
-    }
-
     /// What is known of the objects that a pod is decided by.
     pub fn surroundings(&self, pod: &Pod) -> Surroundings {
-        let account = if self.service_accounts.is_empty() {
-            None
-        } else {
-            self.service_accounts.get(&(pod.namespace.clone(), pod.service_account.clone())).cloned()
-        };
-        Surroundings { namespace: self.namespace(&pod.namespace), service_account: account }
+        Surroundings { namespace: self.namespace(&pod.namespace) }
     }
 
     /// The namespaces that pods here are in.

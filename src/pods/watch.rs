@@ -13,7 +13,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use tracing::{debug, info, warn};
 
-use super::{Needs, Pod, PodUid, Pods, PodsWriter};
+use super::{Pod, PodUid, Pods, PodsWriter};
 use crate::config::AnnotationKeys;
 use crate::metrics::Metrics;
 use crate::readiness::Step;
@@ -41,8 +41,8 @@ pub struct Watch {
     pub writer: PodsWriter,
     /// The same pods, to see which namespaces they are in.
     pub pods: Pods,
-    /// Which objects besides pods are read.
-    pub needs: Needs,
+    /// Whether namespaces are read: what decisions do not need is not.
+    pub namespaces: bool,
     /// Where errors are counted.
     pub metrics: Metrics,
 }
@@ -51,7 +51,7 @@ impl Watch {
     /// Watches for ever; `first_list` is done when the first list is in. Errors are logged and tried again with backoff.
     pub async fn run(self, first_list: Step) {
         let writer = &self.writer;
-        if self.needs.namespaces {
+        if self.namespaces {
             tokio::join!(self.watch_pods(writer, first_list), namespaces::watch(&self, writer));
         } else {
             self.watch_pods(writer, first_list).await;
@@ -116,7 +116,6 @@ impl Watch {
             uid: PodUid(uid.into()),
             namespace: object.metadata.namespace.unwrap_or_default(),
             name,
-            service_account: object.service_account.unwrap_or_default(),
             role: annotations.remove(&self.annotations.role),
             external_id: annotations.remove(&self.annotations.external_id),
             session_name: annotations.remove(SESSION_NAME_KEY),

@@ -14,7 +14,6 @@ fn arn(name: &str) -> RoleArn {
 
 fn pod() -> Pod {
     Pod {
-        service_account: "default".to_owned(),
         uid: PodUid("uid-1".into()),
         namespace: "default".to_owned(),
         name: "web-7f9c-abcde".to_owned(),
@@ -43,11 +42,11 @@ fn policy() -> Policy {
 }
 
 fn namespace(list: Option<&str>) -> Namespace {
-    Namespace { name: "default".to_owned(), allowed_roles: list.map(str::to_owned), permitted: None }
+    Namespace { name: "default".to_owned(), allowed_roles: list.map(str::to_owned) }
 }
 
 fn around(namespace: Option<&Namespace>) -> Surroundings {
-    Surroundings { namespace: namespace.cloned().map(Arc::new), service_account: None }
+    Surroundings { namespace: namespace.cloned().map(Arc::new) }
 }
 
 fn allowed(policy: &Policy, pod: &Pod) -> RoleRequest {

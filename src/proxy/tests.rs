@@ -85,7 +85,6 @@ fn node_with(tokens: TokenMode, known: &[(&str, &str, Option<&str>)], change: im
 
 fn pod(name: &str, at: &str, role: Option<&str>) -> Pod {
     Pod {
-        service_account: "default".to_owned(),
         uid: PodUid(format!("uid-of-{name}").into()),
         namespace: "default".to_owned(),
         name: name.to_owned(),
@@ -429,7 +428,7 @@ async fn a_namespace_that_restrictions_need_is_waited_for_and_then_refused() {
     assert_eq!(node.ask("10.0.0.1", "GET", LIST, &[]).await.status, 404);
     assert_eq!(began.elapsed(), WAIT);
     let set = |list: &str| {
-        let namespace = Namespace { name: "default".to_owned(), allowed_roles: Some(list.to_owned()), permitted: None };
+        let namespace = Namespace { name: "default".to_owned(), allowed_roles: Some(list.to_owned()) };
         node.writer.write(|index| index.apply_namespace(namespace));
     };
     set(r#"["db"]"#);
@@ -456,7 +455,7 @@ async fn what_does_not_need_the_namespace_does_not_wait_for_it() {
 #[tokio::test(start_paused = true)]
 async fn in_audit_mode_the_pod_is_served_and_counted() {
     let node = node_with(TokenMode::Optional, &[WEB], |policy| policy.restrictions = Restrictions::Audit);
-    node.writer.write(|index| index.apply_namespace(Namespace { name: "default".to_owned(), allowed_roles: None, permitted: None }));
+    node.writer.write(|index| index.apply_namespace(Namespace { name: "default".to_owned(), allowed_roles: None }));
     assert_eq!(node.ask("10.0.0.1", "GET", LIST, &[]).await.body, "web");
     assert!(node.counted(r#"rolegate_audit_denials_total{reason="not-allowed-in-namespace"} 1"#));
 }

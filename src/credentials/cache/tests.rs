@@ -104,7 +104,6 @@ fn request(role: &str) -> RoleRequest {
         session_duration: Duration::from_secs(3600),
     };
     let pod = Pod {
-        service_account: "default".to_owned(),
         uid: PodUid("uid".into()),
         namespace: "default".to_owned(),
         name: "pod".to_owned(),

@@ -16,7 +16,6 @@ fn uid(text: &str) -> PodUid {
 /// A running pod; its name is its UID's first part, before a dash.
 fn pod(id: &str, ips: &[&str]) -> Pod {
     Pod {
-        service_account: "default".to_owned(),
         uid: uid(id),
         namespace: "default".to_owned(),
         name: id.split('-').next().unwrap().to_owned(),
@@ -192,7 +191,7 @@ fn events_may_be_repeated() {
 #[test]
 fn a_relist_replaces_every_pod_and_keeps_the_namespaces() {
     let mut index = index([pod("a", &[IP]), pod("b", &["10.0.0.2"])]);
-    index.apply_namespace(Namespace { name: "default".to_owned(), allowed_roles: None, permitted: None });
+    index.apply_namespace(Namespace { name: "default".to_owned(), allowed_roles: None });
     index.reset([pod("c", &[IP]), pod("b", &["10.0.0.2"])]);
     assert_eq!(claims(&index, IP), ["c"]);
     assert_eq!(claims(&index, "10.0.0.2"), ["b"]);
@@ -207,7 +206,7 @@ fn namespaces_come_change_and_go() {
     let mut index = Index::default();
     assert_eq!(index.namespace("a"), None);
     for list in [None, Some("[]".to_owned())] {
-        let namespace = Namespace { name: "a".to_owned(), allowed_roles: list, permitted: None };
+        let namespace = Namespace { name: "a".to_owned(), allowed_roles: list };
         index.apply_namespace(namespace.clone());
         assert_eq!(index.namespace("a").as_deref(), Some(&namespace));
     }

@@ -72,7 +72,7 @@ fn take(watch: &Watch, writer: &PodsWriter, name: &str, event: watcher::Result<E
             unlisted.remove(name);
             let mut annotations = object.metadata.annotations.clone().unwrap_or_default();
             let allowed_roles = annotations.remove(&watch.annotations.allowed_roles);
-            let namespace = Namespace { name: object.name_any(), allowed_roles, permitted: None };
+            let namespace = Namespace { name: object.name_any(), allowed_roles };
             writer.write(|index| index.apply_namespace(namespace));
         }
         Ok(Event::Delete(object)) => writer.write(|index| index.delete_namespace(&object.name_any())),

@@ -14,7 +14,6 @@ use serde::Deserialize;
 pub(super) struct PodObject {
     pub(super) metadata: ObjectMeta,
     pub(super) node_name: Option<String>,
-    pub(super) service_account: Option<String>,
     pub(super) host_network: bool,
     pub(super) phase: Option<String>,
     pub(super) ips: Vec<String>,
@@ -65,7 +64,6 @@ struct RawPod {
 #[serde(default, rename_all = "camelCase")]
 struct RawPodSpec {
     node_name: Option<String>,
-    service_account_name: Option<String>,
     host_network: Option<bool>,
 }
 
@@ -96,7 +94,6 @@ impl From<RawPod> for PodObject {
         Self {
             metadata: raw.metadata.into(),
             node_name: spec.node_name,
-            service_account: spec.service_account_name,
             host_network: spec.host_network.unwrap_or(false),
             phase: status.phase,
             ips,

@@ -8,7 +8,7 @@ use super::*;
 use crate::config::{AnnotationKeys, ApiConfig};
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client};
-use crate::pods::{Needs, Pod, PodUid, pods};
+use crate::pods::{Pod, PodUid, pods};
 
 fn decode(object: Value) -> PodObject {
     serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error}: {object}"))
@@ -30,7 +30,7 @@ async fn watch() -> Watch {
         },
         writer,
         pods,
-        needs: Needs::default(),
+        namespaces: false,
         metrics: Metrics::new(),
     }
 }
@@ -114,7 +114,6 @@ async fn a_pod_is_told_in_the_words_of_the_index() {
     let watch = watch().await;
     let builder = PodBuilder::new("team", "web-1").uid("uid-1").ips(["10.42.0.2", "2001:db8::2"]);
     let plain = Pod {
-        service_account: "default".to_owned(),
         uid: PodUid("uid-1".into()),
         namespace: "team".to_owned(),
         name: "web-1".to_owned(),
