@@ -23,7 +23,7 @@ use crate::pods::watch::{Watch, client};
 use crate::pods::{self, Needs, NodeAddresses, Pods};
 use crate::policy::session::SessionRules;
 use crate::policy::{Policy, Rules};
-use crate::proxy::token::Tokens;
+use crate::proxy::token::{KeyFile, Tokens};
 use crate::proxy::{Proxy, Settings};
 use crate::readiness::Readiness;
 use crate::redirect;
@@ -120,6 +120,9 @@ impl App {
             }
         };
         tasks.spawn("own identity", report_identity(prepared.sts));
+        if let Some(file) = prepared.key_file {
+            tasks.spawn("keys of session tokens", prepared.tokens.keep(file));
+        }
         let mut acceptor = tokio::spawn(prepared.server.serve(metadata));
         running.done();
         let ended = loop {
@@ -145,6 +148,8 @@ impl App {
 struct Prepared {
     server: Arc<Server<Sts>>,
     sts: Sts,
+    tokens: Tokens,
+    key_file: Option<KeyFile>,
 }
 
 /// Makes the way of a request, once AWS has told what it takes.
@@ -159,12 +164,19 @@ async fn prepare(config: &Config, pods: Pods, metrics: &Metrics, drain: &Drain) 
     info!(region = aws.region(), "STS of this region is used");
     let sessions = Sessions::new(sts.clone(), config.sessions.error_ttl, clock.clone(), metrics.clone());
     let settings = Settings { policy, tokens: config.server.tokens, pod_wait: config.pods.wait };
-    let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone())?, clock, metrics.clone());
+    let tokens = Tokens::new(clock.clone())?;
+    let key_file = config.server.token_key_file.clone().map(KeyFile::new);
+    if let Some(file) = &key_file
+        && let Err(error) = tokens.sync(file)
+    {
+        warn!("session tokens end with this process, until this is mended: {error}");
+    }
+    let proxy = Proxy::new(settings, pods, sessions, tokens.clone(), clock, metrics.clone());
     if config.server.accept_direct {
         warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
     }
     let server = Arc::new(Server::new(proxy, config.server.accept_direct, metrics.clone(), drain.clone()));
-    Ok(Prepared { server, sts })
+    Ok(Prepared { server, sts, tokens, key_file })
 }
 
 /// What no pod has for its own. Where whoever connects is served, loopback addresses are taken for pods'.

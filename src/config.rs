@@ -189,7 +189,7 @@ pub struct SessionsConfig {
 }
 
 /// The pod-facing port.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ServerConfig {
     /// `None`: every address, IPv6 and IPv4.
     pub address: Option<IpAddr>,
@@ -199,6 +199,8 @@ pub struct ServerConfig {
     pub accept_direct: bool,
     /// Whether requests without a token are refused.
     pub tokens: TokenMode,
+    /// Where the keys of session tokens are kept; without it, in memory.
+    pub token_key_file: Option<PathBuf>,
 }
 
 /// Whether IMDSv1 is served.

@@ -1,5 +1,6 @@
 //! Every metric, in one place. The names, labels and texts below are what `docs/metrics.md` documents; a test compares
-//! the two. No label ever holds an address, a pod or a role, so that their number is bounded.
+//! the two. No label ever holds an address, a pod or a role, and a namespace only where it says who
+//! would break by a change, so that their number is bounded.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -41,6 +42,8 @@ descriptions! {
         "Requests refused, by reason.";
     AUDITED = "counter" "rolegate_audit_denials_total" ["reason"]
         "Requests served that enforced namespace restrictions would have refused.";
+    IMDSV1 = "counter" "rolegate_imdsv1_requests_total" ["namespace", "outcome"]
+        "Requests of pods without a session token, by the pod's namespace and whether they were served or refused.";
     CONNECTIONS = "gauge" "rolegate_connections" []
         "Open connections of pods.";
     CONNECTIONS_REFUSED = "counter" "rolegate_connections_refused_total" ["reason"]
@@ -83,6 +86,7 @@ struct Inner {
     request_seconds: HistogramVec,
     denials: IntCounterVec,
     audited: IntCounterVec,
+    imdsv1: IntCounterVec,
     connections: IntGauge,
     connections_refused: IntCounterVec,
     pods: IntGauge,
@@ -143,6 +147,7 @@ impl Metrics {
             request_seconds: register.histograms(&REQUEST_SECONDS),
             denials: register.counters(&DENIALS),
             audited: register.counters(&AUDITED),
+            imdsv1: register.counters(&IMDSV1),
             connections: register.gauge(&CONNECTIONS),
             connections_refused: register.counters(&CONNECTIONS_REFUSED),
             pods: register.gauge(&PODS),
@@ -190,6 +195,11 @@ impl Metrics {
     /// A request was served that enforcement would have refused.
     pub fn audited(&self, reason: &'static str) {
         self.0.audited.with_label_values(&[reason]).inc();
+    }
+
+    /// A pod of this namespace asked without a session token.
+    pub fn without_token(&self, namespace: &str, served: bool) {
+        self.0.imdsv1.with_label_values(&[namespace, if served { "served" } else { "refused" }]).inc();
     }
 
     /// A connection of a pod is open for as long as the answer lives.

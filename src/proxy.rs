@@ -200,7 +200,11 @@ impl<A: AssumeRole> Proxy<A> {
     fn token_allows(&self, headers: &HeaderMap, pod: &Pod, ip: IpAddr) -> bool {
         let mut given = headers.get_all(route::TOKEN).iter();
         match (given.next(), given.next()) {
-            (None, _) => self.settings.tokens == TokenMode::Optional,
+            (None, _) => {
+                let served = self.settings.tokens == TokenMode::Optional;
+                self.metrics.without_token(&pod.namespace, served);
+                served
+            }
             (Some(token), None) => self.tokens.is_valid(token.as_bytes(), &pod.uid, ip),
             (Some(_), Some(_)) => false,
         }

@@ -146,6 +146,12 @@ const SERVING: &[Flag] = &[
     switch("accept-direct-connections", "Serve connections that no packet rule redirected; for tests and demonstrations, not for a node"),
     value("imds-tokens", "MODE", "required", "required: only IMDSv2 is served; optional: IMDSv1 too"),
     value(
+        "token-key-file",
+        "FILE",
+        "",
+        "Where the keys of session tokens are kept, so that tokens outlive the process; without it they end with it",
+    ),
+    value(
         "metadata-addr",
         "HOST[:PORT]",
         "169.254.169.254",

@@ -268,6 +268,7 @@ pub(super) fn server(source: &mut Source<'_>) -> ServerConfig {
         port: source.port("app-port", DEFAULT_APP_PORT),
         accept_direct: source.switch("accept-direct-connections"),
         tokens: source.choice("imds-tokens", &[("required", TokenMode::Required), ("optional", TokenMode::Optional)], TokenMode::Required),
+        token_key_file: source.text("token-key-file").map(PathBuf::from),
     }
 }
 

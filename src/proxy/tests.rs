@@ -498,3 +498,14 @@ async fn what_changed_while_sts_was_asked_is_not_served_as_it_was() {
     *node.sts.meanwhile.lock().unwrap() = Some(Box::new(move || writer.write(|index| index.apply(pod("db", "10.0.0.9", None)))));
     assert_eq!(node.ask("10.0.0.1", "GET", &format!("{LIST}web"), &[]).await.status, 200);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_without_a_token_is_counted_by_namespace() {
+    for (mode, outcome, status) in [(TokenMode::Optional, "served", 200), (TokenMode::Required, "refused", 401)] {
+        let node = node(mode, &[WEB]);
+        assert_eq!(node.ask("10.0.0.1", "GET", LIST, &[]).await.status, status);
+        let token = node.ask("10.0.0.1", "PUT", "/latest/api/token", &[(TTL, "60")]).await.body;
+        assert_eq!(node.ask("10.0.0.1", "GET", LIST, &[(TOKEN, &token)]).await.status, 200);
+        assert!(node.counted(&format!(r#"rolegate_imdsv1_requests_total{{namespace="default",outcome="{outcome}"}} 1"#)), "{outcome}");
+    }
+}

@@ -3,27 +3,40 @@
 //! Ours are stateless: 42 bytes in base64, of the same length as the real ones. They hold their expiry and a MAC over it,
 //! the pod's UID and its address, so that a token of one pod is nothing in the hands of another, and of a pod that has the
 //! address next neither. (Protocol: EC2 user guide, "Use IMDSv2"; the answer's TTL header is what SDKs need of it.)
+//!
+//! A Rust client sends a token that has become worthless again and again, for up to six hours. So the keys outlive the
+//! process, in a [`KeyFile`], and change each day without a token becoming worthless by it.
 
 use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use ring::hmac;
-use ring::rand::SystemRandom;
+use tracing::warn;
 
 use crate::credentials::Clock;
 use crate::pods::PodUid;
+
+mod file;
+mod keys;
+
+pub use file::{KeyFile, KeyFileError};
+use keys::Keys;
 
 /// First byte of a token: the form that follows.
 const FORM: u8 = 1;
 const MAC_AT: usize = 10;
 const LENGTH: usize = MAC_AT + 32;
+/// How often the file of the keys is looked at: often enough to learn of a key before another daemon uses it.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
-/// Makes and checks tokens with a key of this process.
+/// Makes and checks tokens; cheap to clone.
+#[derive(Clone)]
 pub struct Tokens {
-    key: hmac::Key,
+    keys: Arc<RwLock<Arc<Keys>>>,
     clock: Clock,
 }
 
@@ -35,17 +48,52 @@ pub struct NoRandomness;
 impl Tokens {
     /// With a fresh random key.
     pub fn new(clock: Clock) -> Result<Self, NoRandomness> {
-        let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).map_err(|_| NoRandomness)?;
-        Ok(Self { key, clock })
+        let keys = Keys::random(clock.now())?;
+        Ok(Self { keys: Arc::new(RwLock::new(Arc::new(keys))), clock })
+    }
+
+    /// Takes the keys of the file, which is made, or brought up to date, where that is needed. Blocks for as long as a
+    /// small file takes, at most about a second. If it fails, the keys stay as they are.
+    pub fn sync(&self, file: &KeyFile) -> Result<(), KeyFileError> {
+        let keys = file.sync(&self.keys(), self.clock.now())?;
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+        Ok(())
+    }
+
+    /// Keeps the keys and the file together for ever.
+    pub async fn keep(self, file: KeyFile) {
+        let mut failed = false;
+        loop {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            let (tokens, file) = (self.clone(), file.clone());
+            let synced = match tokio::task::spawn_blocking(move || tokens.sync(&file)).await {
+                Ok(synced) => synced,
+                // The process is ending.
+                Err(_) => return std::future::pending().await,
+            };
+            match synced {
+                Ok(()) => failed = false,
+                Err(error) if !std::mem::replace(&mut failed, true) => {
+                    warn!("the keys of session tokens are used on as they are: {error}");
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn keys(&self) -> Arc<Keys> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A token for this pod at this address.
     pub fn issue(&self, uid: &PodUid, ip: IpAddr, lives: Duration) -> String {
-        let expires_at = self.clock.now().as_second().saturating_add(i64::try_from(lives.as_secs()).unwrap_or(i64::MAX));
+        let (now, keys) = (self.clock.now(), self.keys());
+        let key = keys.in_use(now);
+        let expires_at = now.as_second().saturating_add(i64::try_from(lives.as_secs()).unwrap_or(i64::MAX));
         let mut token = [0; LENGTH];
-        token[0] = FORM;
+        (token[0], token[1]) = (FORM, key.id());
         token[2..MAC_AT].copy_from_slice(&expires_at.to_be_bytes());
-        let mac = hmac::sign(&self.key, &message(&token[..MAC_AT], uid, ip));
+        let mac = hmac::sign(key.mac(), &message(&token[..MAC_AT], uid, ip));
         token[MAC_AT..].copy_from_slice(mac.as_ref());
         URL_SAFE_NO_PAD.encode(token)
     }
@@ -58,8 +106,12 @@ impl Tokens {
             return false;
         }
         let (head, mac) = bytes.split_at(MAC_AT);
+        let keys = self.keys();
+        let Some(key) = keys.by_id(head[1]).filter(|_| head[0] == FORM) else {
+            return false;
+        };
         // In constant time.
-        if hmac::verify(&self.key, &message(head, uid, ip), mac).is_err() {
+        if hmac::verify(key.mac(), &message(head, uid, ip), mac).is_err() {
             return false;
         }
         let mut expires_at = [0; 8];
@@ -89,46 +141,4 @@ fn message(head: &[u8], uid: &PodUid, ip: IpAddr) -> Vec<u8> {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
-mod tests {
-    use super::*;
-
-    fn uid(text: &str) -> PodUid {
-        PodUid(text.into())
-    }
-
-    fn ip(text: &str) -> IpAddr {
-        text.parse().unwrap()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_token_is_good_for_its_pod_its_address_and_its_time() {
-        let clock = Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
-        let tokens = Tokens::new(clock.clone()).unwrap();
-        let token = tokens.issue(&uid("a"), ip("10.0.0.1"), Duration::from_secs(60));
-        assert_eq!(token.len(), 56);
-        let valid = |token: &str, of: &str, at: &str| tokens.is_valid(token.as_bytes(), &uid(of), ip(at));
-        assert!(valid(&token, "a", "10.0.0.1"));
-        assert!(!valid(&token, "b", "10.0.0.1"), "another pod");
-        assert!(!valid(&token, "a", "10.0.0.2"), "another address");
-        assert!(!Tokens::new(clock).unwrap().is_valid(token.as_bytes(), &uid("a"), ip("10.0.0.1")), "another key");
-        tokio::time::advance(Duration::from_secs(59)).await;
-        assert!(valid(&token, "a", "10.0.0.1"));
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(!valid(&token, "a", "10.0.0.1"), "expired");
-    }
-
-    #[tokio::test]
-    async fn a_changed_token_is_nothing() {
-        let tokens = Tokens::new(Clock::system()).unwrap();
-        let token = tokens.issue(&uid("a"), ip("10.0.0.1"), Duration::from_secs(60));
-        for at in 0..token.len() {
-            let mut changed = token.clone().into_bytes();
-            changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
-            assert!(!tokens.is_valid(&changed, &uid("a"), ip("10.0.0.1")), "byte {at}");
-        }
-        for strange in [String::new(), "A".repeat(56), token[..55].to_owned(), format!("{token}A"), format!("{token}="), "\u{0}".repeat(56)]
-        {
-            assert!(!tokens.is_valid(strange.as_bytes(), &uid("a"), ip("10.0.0.1")), "{strange:?}");
-        }
-    }
-}
+mod tests;

@@ -38,6 +38,11 @@ fn literals_after(text: &str, mark: &str) -> BTreeSet<String> {
     text.split(mark).skip(1).filter_map(|rest| rest.strip_prefix('"')?.split_once('"')).map(|(literal, _)| literal.to_owned()).collect()
 }
 
+/// Every text literal of a function whose only literals are what is meant.
+fn literals_in(code: &str) -> BTreeSet<String> {
+    code.split('"').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
 /// Every flag that a text names, as `--name` with nothing of a word before it.
 fn flags_in(text: &str) -> BTreeSet<String> {
     let is_of_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
@@ -148,6 +153,7 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_http_requests_total{code}", codes),
         ("rolegate_denials_total{reason}", reasons),
         ("rolegate_audit_denials_total{reason}", audited),
+        ("rolegate_imdsv1_requests_total{outcome}", literals_in(between(&metrics, "fn without_token", "\n    }\n"))),
         ("rolegate_connections_refused_total{reason}", literals_after(&server, "connection_refused(")),
         ("rolegate_pod_wait_seconds{outcome}", waits.concat_sets()),
         ("rolegate_watch_errors_total{resource}", literals_after(&watch, "resource: ")),

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rolegate_lab::daemon::Setup;
 use socket2::SockRef;
 
 use crate::world::{ROLES, TOKEN, World, connect, ip};
@@ -113,4 +114,29 @@ fn the_operators_port_serves_nothing_else_and_the_debug_page_only_when_asked() {
     for path in ["/metrics", "/healthz", "/readyz", "/debug/store"] {
         assert_ne!(world.get(ip(2), path).status, 200, "{path} on the pods' port");
     }
+}
+
+#[test]
+fn session_tokens_outlive_a_daemon_whose_keys_are_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let kept = format!("--token-key-file={}", directory.path().join("state/keys").display());
+    for (arguments, status) in [(vec![kept], 200), (vec![], 401)] {
+        let with = |setup: Setup| arguments.iter().fold(setup, Setup::argument);
+        let world = World::start_with(with);
+        let token = world.new_token(ip(2)).text();
+        let World { mut daemon, fakes } = world;
+        daemon.terminate().unwrap();
+        daemon.wait().unwrap();
+        let setup = with(fakes.setup());
+        let world = fakes.into_world(&setup);
+        assert_eq!(world.request(ip(2), "GET", ROLES, &[(TOKEN, &token)]).status, status, "{arguments:?}");
+        assert_eq!(world.request(ip(3), "GET", ROLES, &[(TOKEN, &token)]).status, 401, "another pod's");
+    }
+}
+
+#[test]
+fn a_daemon_whose_keys_cannot_be_kept_says_so_and_serves() {
+    let world = World::start_with(|setup| setup.argument("--token-key-file=/proc/rolegate/keys"));
+    world.document(ip(2), "web-role");
+    assert!(world.daemon.log().contains("session tokens end with this process"), "{}", world.daemon.log());
 }

@@ -1,0 +1,235 @@
+//! The keys of session tokens, and when each is in use: pure data, no I/O.
+//!
+//! A new key is there for a while before the first token is made with it, so that two daemons that share a file both know
+//! it by then. An old one is kept until the longest-lived token that was made with it has ended.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use ring::hmac;
+use ring::rand::{SecureRandom, SystemRandom};
+use zeroize::Zeroizing;
+
+use super::NoRandomness;
+use crate::proxy::route::MAX_TOKEN_TTL;
+
+/// How long tokens are made with one key.
+pub(super) const IN_USE: Duration = Duration::from_secs(24 * 3600);
+/// How long a key is there before tokens are made with it.
+pub(super) const ANNOUNCED: Duration = Duration::from_secs(300);
+/// The life of the longest-lived token, and some for clocks that differ.
+const KEPT: Duration = Duration::from_secs(MAX_TOKEN_TTL as u64 + 600);
+/// More keys than this are not ours.
+const MAX_KEYS: usize = 8;
+const SECRET: usize = 32;
+/// First line of the file.
+const HEADER: &str = "rolegate token keys 1";
+
+/// One key.
+pub(super) struct Key {
+    id: u8,
+    in_use_from: Timestamp,
+    secret: Zeroizing<[u8; SECRET]>,
+    mac: hmac::Key,
+}
+
+/// The keys, in the order in which they were made; at least one.
+pub(super) struct Keys(Vec<Key>);
+
+/// A file that does not hold keys.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it does not hold keys of session tokens")]
+pub(super) struct Damaged;
+
+impl Key {
+    fn new(id: u8, in_use_from: Timestamp, secret: Zeroizing<[u8; SECRET]>) -> Self {
+        let mac = hmac::Key::new(hmac::HMAC_SHA256, &*secret);
+        Self { id, in_use_from, secret, mac }
+    }
+
+    fn random(id: u8, in_use_from: Timestamp) -> Result<Self, NoRandomness> {
+        let mut secret = Zeroizing::new([0; SECRET]);
+        SystemRandom::new().fill(&mut *secret).map_err(|_| NoRandomness)?;
+        Ok(Self::new(id, in_use_from, secret))
+    }
+
+    /// What tells it from the others; it stands in every token.
+    pub(super) fn id(&self) -> u8 {
+        self.id
+    }
+
+    /// What signs with it.
+    pub(super) fn mac(&self) -> &hmac::Key {
+        &self.mac
+    }
+
+    fn again(&self) -> Self {
+        Self::new(self.id, self.in_use_from, self.secret.clone())
+    }
+}
+
+impl Keys {
+    /// One random key, in use at once.
+    pub(super) fn random(now: Timestamp) -> Result<Self, NoRandomness> {
+        Ok(Self(vec![Key::random(0, now)?]))
+    }
+
+    /// The key that tokens are made with now.
+    pub(super) fn in_use(&self, now: Timestamp) -> &Key {
+        // With a clock that went back, none may be in use yet: then it is the first.
+        self.0.iter().rev().find(|key| key.in_use_from <= now).unwrap_or(&self.0[0])
+    }
+
+    /// The key that a token names.
+    pub(super) fn by_id(&self, id: u8) -> Option<&Key> {
+        self.0.iter().find(|key| key.id == id)
+    }
+
+    /// The keys as they should be now, where that is not what these are.
+    pub(super) fn turned(&self, now: Timestamp) -> Result<Option<Self>, NoRandomness> {
+        let last = &self.0[self.0.len() - 1];
+        // A key of a time to come was made under a clock that was wrong.
+        let due = last.in_use_from + IN_USE <= now || last.in_use_from > now + ANNOUNCED;
+        // A key goes when the one after it has been in use for longer than a token lives.
+        let keep_from = self.0.iter().rposition(|key| key.in_use_from + KEPT <= now).unwrap_or(0);
+        if !due && keep_from == 0 {
+            return Ok(None);
+        }
+        let mut keys: Vec<Key> = self.0[keep_from..].iter().map(Key::again).collect();
+        if due {
+            let id = (0..=u8::MAX).map(|step| last.id.wrapping_add(1).wrapping_add(step)).find(|id| self.by_id(*id).is_none());
+            keys.push(Key::random(id.unwrap_or_default(), now + ANNOUNCED)?);
+            let surplus = keys.len().saturating_sub(MAX_KEYS);
+            keys.drain(..surplus);
+        }
+        Ok(Some(Self(keys)))
+    }
+
+    /// The text of a file with them.
+    pub(super) fn render(&self) -> Zeroizing<String> {
+        // Large enough, so that no copy of the secrets is left behind by growing.
+        let mut text = Zeroizing::new(String::with_capacity(4096));
+        text.push_str(HEADER);
+        for key in &self.0 {
+            let secret = Zeroizing::new(STANDARD.encode(&*key.secret));
+            text.push_str(&format!("\n{} {} ", key.id, key.in_use_from.as_second()));
+            text.push_str(&secret);
+        }
+        text.push('\n');
+        text
+    }
+
+    /// The keys in such a text.
+    pub(super) fn parse(text: &str) -> Result<Self, Damaged> {
+        let mut lines = text.strip_suffix('\n').ok_or(Damaged)?.split('\n');
+        if lines.next() != Some(HEADER) {
+            return Err(Damaged);
+        }
+        let mut keys: Vec<Key> = Vec::new();
+        for line in lines {
+            let mut fields = line.split(' ');
+            let (Some(id), Some(from), Some(secret), None) = (fields.next(), fields.next(), fields.next(), fields.next()) else {
+                return Err(Damaged);
+            };
+            let id = id.parse().map_err(|_| Damaged)?;
+            let from = from.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok()).ok_or(Damaged)?;
+            let mut bytes = Zeroizing::new([0; SECRET]);
+            if !matches!(STANDARD.decode_slice(secret, &mut *bytes), Ok(SECRET)) || keys.iter().any(|key| key.id == id) {
+                return Err(Damaged);
+            }
+            keys.push(Key::new(id, from, bytes));
+        }
+        if keys.is_empty() || keys.len() > MAX_KEYS { Err(Damaged) } else { Ok(Self(keys)) }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + seconds).unwrap()
+    }
+
+    const DAY: i64 = 24 * 3600;
+
+    fn ids(keys: &Keys) -> Vec<u8> {
+        keys.0.iter().map(Key::id).collect()
+    }
+
+    #[test]
+    fn a_text_gives_the_same_keys_back() {
+        let keys = Keys::random(at(0)).unwrap().turned(at(DAY)).unwrap().unwrap();
+        let again = Keys::parse(&keys.render()).unwrap();
+        assert_eq!(ids(&again), [0, 1]);
+        assert!(keys.0.iter().zip(&again.0).all(|(a, b)| a.secret == b.secret && a.in_use_from == b.in_use_from));
+    }
+
+    #[test]
+    fn what_is_not_such_a_text_is_damaged() {
+        let good = Keys::random(at(0)).unwrap().render();
+        let line = good.lines().nth(1).unwrap();
+        let many: String = (0..9).map(|id| format!("{id}{}\n", &line[1..])).collect();
+        for text in [
+            String::new(),
+            HEADER.to_owned(),
+            format!("{HEADER}\n"),
+            good[..good.len() - 1].to_owned(),
+            good[..good.len() - 4].to_owned() + "\n",
+            good.replace(" 1\n", " 2\n"),
+            format!("{HEADER}\n{line}\n{line}\n"),
+            format!("{HEADER}\n{line} more\n"),
+            format!("{HEADER}\n256{}\n", &line[1..]),
+            format!("{HEADER}\n{many}"),
+        ] {
+            assert_eq!(Keys::parse(&text).err(), Some(Damaged), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_new_key_is_known_before_it_is_used_and_an_old_one_as_long_as_its_tokens_live() {
+        let keys = Keys::random(at(0)).unwrap();
+        assert!(keys.turned(at(DAY - 1)).unwrap().is_none());
+        let keys = keys.turned(at(DAY)).unwrap().unwrap();
+        assert_eq!(ids(&keys), [0, 1]);
+        assert_eq!(keys.in_use(at(DAY + 299)).id(), 0, "others may not know it yet");
+        assert_eq!(keys.in_use(at(DAY + 300)).id(), 1);
+        let last_token_ends = DAY + 299 + i64::from(MAX_TOKEN_TTL);
+        assert!(keys.turned(at(last_token_ends)).unwrap().is_none(), "a token made with the old one may live");
+        let later = keys.turned(at(last_token_ends + 700)).unwrap().unwrap();
+        assert_eq!(ids(&later), [1]);
+        assert!(later.turned(at(last_token_ends + 701)).unwrap().is_none());
+    }
+
+    #[test]
+    fn after_a_long_time_or_a_wrong_clock_there_is_a_key_and_soon_a_new_one() {
+        let keys = Keys::random(at(0)).unwrap();
+        let after_a_year = keys.turned(at(365 * DAY)).unwrap().unwrap();
+        assert_eq!(ids(&after_a_year), [0, 1]);
+        assert_eq!(after_a_year.in_use(at(365 * DAY)).id(), 0);
+        let from_the_future = keys.turned(at(-365 * DAY)).unwrap().unwrap();
+        assert_eq!(from_the_future.in_use(at(-365 * DAY)).id(), 0);
+        assert_eq!(from_the_future.in_use(at(-365 * DAY + 300)).id(), 1);
+        assert!(from_the_future.turned(at(-365 * DAY + 1)).unwrap().is_none(), "one is enough");
+    }
+
+    #[test]
+    fn ids_go_round_and_the_keys_do_not_grow() {
+        let mut keys = Keys::random(at(0)).unwrap();
+        for day in 1..600 {
+            keys = keys.turned(at(day * DAY)).unwrap().unwrap();
+            assert!(keys.0.len() <= 3, "{:?}", ids(&keys));
+        }
+        let mut jumping = Keys::random(at(0)).unwrap();
+        for jump in 1..100 {
+            jumping = jumping.turned(at(-jump * DAY)).unwrap().unwrap();
+            assert!(jumping.0.len() <= MAX_KEYS);
+            let mut seen = ids(&jumping);
+            seen.dedup();
+            assert_eq!(seen.len(), jumping.0.len());
+        }
+    }
+}
