@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use crate::admin::Admin;
-use crate::config::{self, BaseRole, Config, DefaultRole, Restrictions, ServiceAccountRoles};
+use crate::config::{self, BaseRole, Config, DefaultRole, PatternFormat, Restrictions, ServiceAccountRoles};
 use crate::credentials::Clock;
 use crate::credentials::cache::Sessions;
 use crate::credentials::sts::{Aws, Sts};
@@ -21,8 +21,10 @@ use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client};
 use crate::pods::{self, Needs, NodeAddresses, Pods};
+use crate::policy::patterns::Patterns;
 use crate::policy::session::SessionRules;
 use crate::policy::{Policy, Rules};
+use crate::proxy::metadata::{Access, Metadata};
 use crate::proxy::token::{KeyFile, Tokens};
 use crate::proxy::{Proxy, Settings};
 use crate::readiness::Readiness;
@@ -120,6 +122,7 @@ impl App {
             }
         };
         tasks.spawn("own identity", report_identity(prepared.sts));
+        tasks.spawn("metadata", prepared.metadata.keep(config.metadata.address.clone(), metrics.clone()));
         if let Some(file) = prepared.key_file {
             tasks.spawn("keys of session tokens", prepared.tokens.keep(file));
         }
@@ -150,12 +153,13 @@ struct Prepared {
     sts: Sts,
     tokens: Tokens,
     key_file: Option<KeyFile>,
+    metadata: Metadata,
 }
 
 /// Makes the way of a request, once AWS has told what it takes.
 async fn prepare(config: &Config, pods: Pods, metrics: &Metrics, drain: &Drain) -> anyhow::Result<Prepared> {
     let clock = Clock::system();
-    let aws = Aws::load(&config.metadata_addr).await?;
+    let aws = Aws::load(&config.metadata.address).await?;
     let sts = aws.sts(clock.clone());
     let policy = Policy::new(rules(&aws, config).await?, sts.identity()).context("--allowed-roles")?;
     if !policy.allows_default_role() {
@@ -163,7 +167,10 @@ async fn prepare(config: &Config, pods: Pods, metrics: &Metrics, drain: &Drain) 
     }
     info!(region = aws.region(), "STS of this region is used");
     let sessions = Sessions::new(sts.clone(), config.sessions.error_ttl, clock.clone(), metrics.clone());
-    let settings = Settings { policy, tokens: config.server.tokens, pod_wait: config.pods.wait };
+    let node_info =
+        Patterns::new(PatternFormat::Glob, None, config.metadata.node_info_namespaces.clone()).context("--node-info-namespaces")?;
+    let access = Access::new(config.metadata.profile, node_info);
+    let settings = Settings { policy, tokens: config.server.tokens, pod_wait: config.pods.wait, access };
     let tokens = Tokens::new(clock.clone())?;
     let key_file = config.server.token_key_file.clone().map(KeyFile::new);
     if let Some(file) = &key_file
@@ -172,11 +179,12 @@ async fn prepare(config: &Config, pods: Pods, metrics: &Metrics, drain: &Drain) 
         warn!("session tokens end with this process, until this is mended: {error}");
     }
     let proxy = Proxy::new(settings, pods, sessions, tokens.clone(), clock, metrics.clone());
+    let metadata = proxy.values();
     if config.server.accept_direct {
         warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
     }
     let server = Arc::new(Server::new(proxy, config.server.accept_direct, metrics.clone(), drain.clone()));
-    Ok(Prepared { server, sts, tokens, key_file })
+    Ok(Prepared { server, sts, tokens, key_file, metadata })
 }
 
 /// What no pod has for its own. Where whoever connects is served, loopback addresses are taken for pods'.

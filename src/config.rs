@@ -56,8 +56,8 @@ pub struct Config {
     pub redirect: RedirectConfig,
     /// The logs.
     pub log: LogConfig,
-    /// `host:port` of the real metadata service.
-    pub metadata_addr: String,
+    /// The real metadata service, and what of it pods may read.
+    pub metadata: MetadataConfig,
     /// What the operator should know about the arguments; logged at start.
     pub warnings: Vec<String>,
 }
@@ -212,6 +212,28 @@ pub enum TokenMode {
     Optional,
 }
 
+/// The real metadata service, and what of it pods may read.
+#[derive(Clone, Debug)]
+pub struct MetadataConfig {
+    /// `host` or `host:port`.
+    pub address: String,
+    /// What every pod may read.
+    pub profile: MetadataProfile,
+    /// Patterns of the namespaces whose pods may read everything that there is for pods.
+    pub node_info_namespaces: Vec<String>,
+}
+
+/// What pods may read besides credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataProfile {
+    /// Nothing.
+    None,
+    /// Region, zone, partition, instance id and type, the unsigned identity document.
+    Base,
+    /// That, and the node's addresses, interfaces, tags and notices.
+    NodeInfo,
+}
+
 /// The operators' port.
 #[derive(Clone, Copy, Debug)]
 pub struct AdminConfig {
@@ -295,7 +317,7 @@ impl Config {
             admin: read::admin(&mut source),
             redirect: read::redirect(&mut source),
             log: read::log(&mut source),
-            metadata_addr: source.parse("metadata-addr", read::authority).unwrap_or_else(|| DEFAULT_METADATA_ADDR.to_owned()),
+            metadata: read::metadata(&mut source, &mut warnings),
             warnings: Vec::new(),
         };
         if config.server.port == config.admin.port && config.server.port != 0 {

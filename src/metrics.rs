@@ -64,6 +64,8 @@ descriptions! {
         "Addresses that several living pods claimed, by what the Kubernetes API said when it was asked.";
     SESSIONS = "counter" "rolegate_session_lookups_total" ["result"]
         "Lookups of sessions: hit, miss (STS was asked), shared (a request under way was joined), remembered (an earlier failure).";
+    METADATA_READS = "counter" "rolegate_metadata_reads_total" ["outcome"]
+        "Readings of a group of values from the real metadata service, by whether they came to their end.";
     STS_REQUESTS = "counter" "rolegate_sts_requests_total" ["outcome"]
         "AssumeRole requests by outcome.";
     STS_SECONDS = "histogram" "rolegate_sts_request_duration_seconds" []
@@ -99,6 +101,7 @@ struct Inner {
     watch_alive_at: Mutex<Instant>,
     ambiguous: IntCounterVec,
     sessions: IntCounterVec,
+    metadata_reads: IntCounterVec,
     sts_requests: IntCounterVec,
     sts_seconds: Histogram,
     sts_in_flight: IntGauge,
@@ -159,6 +162,7 @@ impl Metrics {
             watch_alive_at: Mutex::new(Instant::now()),
             ambiguous: register.counters(&AMBIGUOUS),
             sessions: register.counters(&SESSIONS),
+            metadata_reads: register.counters(&METADATA_READS),
             sts_requests: register.counters(&STS_REQUESTS),
             sts_seconds: register.histograms(&STS_SECONDS).with_label_values::<&str>(&[]),
             sts_in_flight: register.gauge(&STS_IN_FLIGHT),
@@ -255,6 +259,11 @@ impl Metrics {
     /// The counter of one result of session lookups.
     pub fn session_lookups(&self, result: &'static str) -> IntCounter {
         self.0.sessions.with_label_values(&[result])
+    }
+
+    /// A group of values was read from the real metadata service, or was not.
+    pub fn metadata_read(&self, outcome: &'static str) {
+        self.0.metadata_reads.with_label_values(&[outcome]).inc();
     }
 
     /// AssumeRole is under way for as long as the answer lives.

@@ -26,11 +26,13 @@ use crate::policy::{Decision, Denial, Policy, RoleRequest};
 
 mod complaints;
 pub mod documents;
+pub mod metadata;
 pub mod respond;
 pub mod route;
 pub mod token;
 
 use complaints::Complaints;
+use metadata::{Access, Found, Metadata};
 use respond::Outcome;
 use route::{Hosts, Rejection, Route};
 use token::Tokens;
@@ -44,6 +46,8 @@ pub struct Settings {
     pub tokens: TokenMode,
     /// The longest wait for the pod behind an address.
     pub pod_wait: Duration,
+    /// Which metadata a pod may read.
+    pub access: Access,
 }
 
 /// Answers the requests of this node's pods.
@@ -53,6 +57,7 @@ pub struct Proxy<A> {
     pods: Pods,
     sessions: Sessions<A>,
     tokens: Tokens,
+    metadata: Metadata,
     clock: Clock,
     metrics: Metrics,
     meters: Meters,
@@ -74,6 +79,7 @@ struct Meters {
     role_list: RouteMeters,
     credentials: RouteMeters,
     info: RouteMeters,
+    metadata: RouteMeters,
     unknown: RouteMeters,
     rejected: RouteMeters,
 }
@@ -105,15 +111,22 @@ fn found(lookup: Lookup) -> Result<(Arc<Pod>, Surroundings), Refusal> {
 impl<A: AssumeRole> Proxy<A> {
     /// A proxy over these parts.
     pub fn new(settings: Settings, pods: Pods, sessions: Sessions<A>, tokens: Tokens, clock: Clock, metrics: Metrics) -> Self {
+        let metadata = Metadata::new(settings.access.of_somebody());
         let meters = Meters {
             token: metrics.route("token"),
             role_list: metrics.route("role-list"),
             credentials: metrics.route("credentials"),
             info: metrics.route("info"),
+            metadata: metrics.route("metadata"),
             unknown: metrics.route("unknown"),
             rejected: metrics.route("rejected"),
         };
-        Self { settings, pods, sessions, tokens, clock, metrics, meters, complaints: Complaints::default() }
+        Self { settings, pods, sessions, tokens, metadata, clock, metrics, meters, complaints: Complaints::default() }
+    }
+
+    /// The values that pods are given besides credentials, for whoever keeps them true.
+    pub fn values(&self) -> Metadata {
+        self.metadata.clone()
     }
 
     /// The answer to one request.
@@ -144,10 +157,12 @@ impl<A: AssumeRole> Proxy<A> {
             self.metrics.denied("token");
             return Outcome::Unauthorized;
         }
-        if route == Route::Unknown {
-            self.metrics.denied("path");
-            return Outcome::NotFound;
-        }
+        let route = match route {
+            Route::Unknown => return self.no_such_path(),
+            Route::Versions => return Outcome::Text(Bytes::from(route::VERSIONS.join("\n"))),
+            Route::Metadata { path } => return self.metadata(&pod, &around, &path).await,
+            route => route,
+        };
         let (pod, request) = match self.decide(ip, pod, around).await {
             Ok(allowed) => allowed,
             Err(refusal) => return self.refuse(ip, refusal),
@@ -155,10 +170,34 @@ impl<A: AssumeRole> Proxy<A> {
         match route {
             Route::RoleList => Outcome::Text(Bytes::copy_from_slice(request.role().name().as_bytes())),
             Route::InstanceProfile => self.document(documents::instance_profile(request.role(), self.clock.now())),
-            Route::Credentials { role } if role == request.role().name() => self.credentials(ip, pod, &request, seen).await,
+            Route::Credentials { role, extended } if role == request.role().name() => {
+                self.credentials(ip, pod, &request, seen, extended).await
+            }
             Route::Credentials { .. } => self.refuse(ip, Refusal::OtherRole(pod)),
-            // Both are answered above.
-            Route::NewToken { .. } | Route::Unknown => Outcome::NotFound,
+            // All are answered above.
+            Route::NewToken { .. } | Route::Unknown | Route::Versions | Route::Metadata { .. } => Outcome::NotFound,
+        }
+    }
+
+    fn no_such_path(&self) -> Outcome {
+        self.metrics.denied("path");
+        Outcome::NotFound
+    }
+
+    /// A value, or the listing of a directory: of what this pod may read, its own role's documents included.
+    async fn metadata(&self, pod: &Pod, around: &Surroundings, path: &str) -> Outcome {
+        let leads = documents::DIRECTORIES.contains(&path);
+        let own = match leads.then(|| self.settings.policy.decide(pod, around)) {
+            Some(Decision::Allow { request, .. }) => documents::paths(request.role()),
+            _ => Vec::new(),
+        };
+        match self.metadata.find(path, self.settings.access.of(&pod.namespace), &own).await {
+            Found::Text(text) => Outcome::Text(text),
+            Found::Nothing => self.no_such_path(),
+            Found::Unavailable => {
+                self.metrics.denied("metadata");
+                Outcome::Failed
+            }
         }
     }
 
@@ -222,13 +261,14 @@ impl<A: AssumeRole> Proxy<A> {
         Seen { generation: self.pods.generation(), node: self.settings.policy.knows_node() }
     }
 
-    async fn credentials(&self, ip: IpAddr, pod: Arc<Pod>, request: &RoleRequest, seen: Seen) -> Outcome {
+    async fn credentials(&self, ip: IpAddr, pod: Arc<Pod>, request: &RoleRequest, seen: Seen, extended: bool) -> Outcome {
         let answer = self.sessions.get(request).await;
         let is_old = self.pods.generation() != seen.generation || (answer.is_ok() && !seen.node);
         if is_old && let Err(refusal) = self.look_again(ip, &pod, request) {
             return self.refuse(ip, refusal);
         }
         match answer {
+            Ok(credentials) if extended => self.document(documents::extended_credentials(&credentials, request.role())),
             Ok(credentials) => self.document(credentials.document(documents::credentials)),
             Err(error) => {
                 self.metrics.denied("sts");
@@ -312,6 +352,7 @@ impl<A: AssumeRole> Proxy<A> {
             Route::RoleList => &self.meters.role_list,
             Route::Credentials { .. } => &self.meters.credentials,
             Route::InstanceProfile => &self.meters.info,
+            Route::Versions | Route::Metadata { .. } => &self.meters.metadata,
             Route::Unknown => &self.meters.unknown,
         }
     }

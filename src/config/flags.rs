@@ -155,8 +155,16 @@ const SERVING: &[Flag] = &[
         "metadata-addr",
         "HOST[:PORT]",
         "169.254.169.254",
-        "The real metadata service, which the daemon itself asks for its region and account",
+        "The real metadata service, which the daemon itself asks for its region and account, and for what pods may read",
     ),
+    value(
+        "metadata-profile",
+        "PROFILE",
+        "base",
+        "What pods may read besides credentials: base (region, zone, partition, instance id and type, identity document), \
+         node-info (the node's addresses, interfaces, tags and notices as well), or none",
+    ),
+    list("node-info-namespaces", "NAME", "", "Namespaces whose pods may read node-info: a list, * stands for any text"),
 ];
 
 const REDIRECT: &[Flag] = &[

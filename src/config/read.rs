@@ -8,10 +8,10 @@ use secrecy::SecretString;
 use super::session::{Placeholder, SessionScope, SessionTag, SessionTemplate};
 use super::source::Source;
 use super::{
-    AdminConfig, AnnotationKeys, ApiConfig, BaseRole, DEFAULT_APP_PORT, DEFAULT_ERROR_TTL, DEFAULT_METRICS_PORT, DEFAULT_POD_WAIT,
-    DEFAULT_SESSION_DURATION, DefaultRole, InterfaceMatch, LONGEST_SDK_MARGIN, LogConfig, PatternFormat, PodsConfig, RedirectBackend,
-    RedirectConfig, Restrictions, RolesConfig, SESSION_DURATIONS, SHORTEST_ERROR_TTL, ServerConfig, ServiceAccountRoles, SessionsConfig,
-    TokenMode,
+    AdminConfig, AnnotationKeys, ApiConfig, BaseRole, DEFAULT_APP_PORT, DEFAULT_ERROR_TTL, DEFAULT_METADATA_ADDR, DEFAULT_METRICS_PORT,
+    DEFAULT_POD_WAIT, DEFAULT_SESSION_DURATION, DefaultRole, InterfaceMatch, LONGEST_SDK_MARGIN, LogConfig, MetadataConfig,
+    MetadataProfile, PatternFormat, PodsConfig, RedirectBackend, RedirectConfig, Restrictions, RolesConfig, SESSION_DURATIONS,
+    SHORTEST_ERROR_TTL, ServerConfig, ServiceAccountRoles, SessionsConfig, TokenMode,
 };
 use crate::role::{BaseArn, MAX_ARN_LENGTH, RoleArn};
 
@@ -270,6 +270,31 @@ pub(super) fn server(source: &mut Source<'_>) -> ServerConfig {
         tokens: source.choice("imds-tokens", &[("required", TokenMode::Required), ("optional", TokenMode::Optional)], TokenMode::Required),
         token_key_file: source.text("token-key-file").map(PathBuf::from),
     }
+}
+
+/// The real service, and what pods may read of it. Where the SDK is told that there is no metadata service, there is none for
+/// pods either, unless its address is given.
+pub(super) fn metadata(source: &mut Source<'_>, warnings: &mut Vec<String>) -> MetadataConfig {
+    let given = source.is_given("metadata-addr");
+    let address = source.parse("metadata-addr", authority).unwrap_or_else(|| DEFAULT_METADATA_ADDR.to_owned());
+    let profiles = [("base", MetadataProfile::Base), ("node-info", MetadataProfile::NodeInfo), ("none", MetadataProfile::None)];
+    let mut profile = source.choice("metadata-profile", &profiles, MetadataProfile::Base);
+    let mut node_info_namespaces = Vec::new();
+    for (place, pattern) in source.list("node-info-namespaces") {
+        // What a namespace's name is made of (RFC 1123 label), and the star.
+        if pattern.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'*')) {
+            node_info_namespaces.push(pattern);
+        } else {
+            source.mistake(format!("{place}={pattern:?}: expected the name of a namespace, with * for any text"));
+        }
+    }
+    let disabled = source.env("AWS_EC2_METADATA_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true"));
+    if disabled && !given && (profile != MetadataProfile::None || !node_info_namespaces.is_empty()) {
+        warnings
+            .push("AWS_EC2_METADATA_DISABLED is set: pods are given no metadata besides credentials; --metadata-addr gives it".to_owned());
+        (profile, node_info_namespaces) = (MetadataProfile::None, Vec::new());
+    }
+    MetadataConfig { address, profile, node_info_namespaces }
 }
 
 pub(super) fn admin(source: &mut Source<'_>) -> AdminConfig {

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 
 use clap::Command;
 use secrecy::ExposeSecret as _;
@@ -94,7 +95,12 @@ const CASES: &[Case] = &[
     ("metrics-bind-address", "::1", &[], |config| config.admin.address == Some("::1".parse().unwrap())),
     ("accept-direct-connections", "true", &[], |config| config.server.accept_direct),
     ("imds-tokens", "optional", &[], |config| config.server.tokens == TokenMode::Optional),
-    ("metadata-addr", "127.0.0.1:1338", &[], |config| config.metadata_addr == "127.0.0.1:1338"),
+    ("metadata-addr", "127.0.0.1:1338", &[], |config| config.metadata.address == "127.0.0.1:1338"),
+    ("metadata-profile", "node-info", &[], |config| config.metadata.profile == MetadataProfile::NodeInfo),
+    ("node-info-namespaces", "kube-system,monitoring-*", &[], |config| {
+        config.metadata.node_info_namespaces == ["kube-system", "monitoring-*"]
+    }),
+    ("token-key-file", "/run/keys", &[], |config| config.server.token_key_file.as_deref() == Some(Path::new("/run/keys"))),
     ("iptables", "true", &[], |config| config.redirect.backend == RedirectBackend::Iptables),
     ("redirect", "iptables", &[], |config| config.redirect.backend == RedirectBackend::Iptables),
     ("host-interface", "cali+", &[], |config| interface_names(config) == [("cali+", false)]),
@@ -171,7 +177,7 @@ fn without_flags_the_defaults_are_those_that_help_prints() {
     assert_eq!((config.server.address, config.admin.address), (None, None));
     assert_eq!(config.server.tokens, TokenMode::Required);
     assert!(!config.server.accept_direct && !config.admin.debug && !config.pods.api.insecure);
-    assert_eq!(config.metadata_addr, "169.254.169.254");
+    assert_eq!(config.metadata.address, "169.254.169.254");
     assert_eq!(config.sessions.duration, Duration::from_secs(3600));
     assert_eq!(config.sessions.error_ttl, Duration::from_secs(30));
     assert_eq!(config.pods.wait, Duration::from_secs(2));
@@ -521,11 +527,27 @@ fn a_backend_that_is_not_there_is_told_from_a_typing_error() {
 #[test]
 fn the_metadata_service_is_a_host_and_a_port() {
     for good in ["169.254.169.254", "127.0.0.1:1338", "[fd00:ec2::254]", "[::1]:80", "imds.test:80"] {
-        assert_eq!(config(&["--metadata-addr", good]).metadata_addr, good);
+        assert_eq!(config(&["--metadata-addr", good]).metadata.address, good);
     }
     for bad in ["", "http://169.254.169.254", "a/b", "a?b", "u@h", "host:", "host:port", "host:99999", ":80", "a b", "fd00:ec2::254"] {
         assert!(mistake(&[&format!("--metadata-addr={bad}")]).ends_with("expected HOST or HOST:PORT"), "{bad:?}");
     }
+}
+
+#[test]
+fn where_the_sdk_has_no_metadata_service_pods_have_none_unless_its_address_is_given() {
+    let disabled = |arguments: &[&str]| {
+        let mut all = vec!["--node=node-a"];
+        all.extend(arguments);
+        read(&all, &[("AWS_EC2_METADATA_DISABLED", "TRUE")]).unwrap()
+    };
+    let config = disabled(&["--node-info-namespaces=x"]);
+    assert_eq!((config.metadata.profile, config.metadata.node_info_namespaces.len()), (MetadataProfile::None, 0));
+    assert!(warned(&config, "AWS_EC2_METADATA_DISABLED is set"));
+    let config = disabled(&["--metadata-addr=127.0.0.1:1338"]);
+    assert_eq!(config.metadata.profile, MetadataProfile::Base);
+    assert!(mistake(&["--node-info-namespaces=Kube_System"]).contains("expected the name of a namespace"));
+    assert!(mistake(&["--metadata-profile=all"]).contains("expected one of base, node-info, none"));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use ring::digest;
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 use crate::credentials::Credentials;
 use crate::role::RoleArn;
@@ -26,6 +27,8 @@ struct CredentialDocument<'a> {
     secret_access_key: &'a str,
     token: &'a str,
     expiration: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account_id: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -39,6 +42,15 @@ struct InstanceProfileDocument {
 
 /// `security-credentials/ROLE`
 pub fn credentials(credentials: &Credentials) -> Result<Vec<u8>, serde_json::Error> {
+    render(credentials, None)
+}
+
+/// `security-credentials-extended/ROLE`: the same with the role's account (version 2.1 of the protocol).
+pub fn extended_credentials(credentials: &Credentials, role: &RoleArn) -> Result<Bytes, serde_json::Error> {
+    Ok(Bytes::from_owner(Zeroizing::new(render(credentials, Some(role.account()))?)))
+}
+
+fn render(credentials: &Credentials, account_id: Option<&str>) -> Result<Vec<u8>, serde_json::Error> {
     // Large enough for any session token, so that no copy of the secrets is left behind by growing.
     let mut text = Vec::with_capacity(DOCUMENT_CAPACITY);
     let document = CredentialDocument {
@@ -49,9 +61,18 @@ pub fn credentials(credentials: &Credentials) -> Result<Vec<u8>, serde_json::Err
         secret_access_key: credentials.secret_access_key.expose_secret(),
         token: credentials.session_token.expose_secret(),
         expiration: seconds(credentials.expires_at),
+        account_id,
     };
     serde_json::to_writer(&mut text, &document)?;
     Ok(text)
+}
+
+/// The directories that lead to the documents of a role, below the version.
+pub const DIRECTORIES: [&str; 3] = ["", "meta-data", "meta-data/iam"];
+
+/// Where a pod finds the documents of its role, below the version.
+pub fn paths(role: &RoleArn) -> Vec<String> {
+    vec!["meta-data/iam/info".to_owned(), format!("meta-data/iam/security-credentials/{}", role.name())]
 }
 
 /// `iam/info`: an instance profile of the pod's role's name. There is none really; SDKs look at the form and the account,

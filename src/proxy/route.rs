@@ -27,9 +27,8 @@ const MAX_TARGET: usize = 2048;
 /// The longest life of a token, in seconds: 6 hours (EC2 user guide, "Use IMDSv2").
 pub const MAX_TOKEN_TTL: u32 = 21_600;
 
-/// The versions that the metadata service lists (EC2 user guide, "Instance metadata categories").
-const VERSIONS: [&str; 26] = [
-    "latest",
+/// The versions that the metadata service lists, in its order (EC2 user guide, "Instance metadata categories").
+pub(super) const VERSIONS: [&str; 26] = [
     "1.0",
     "2007-01-19",
     "2007-03-01",
@@ -55,6 +54,7 @@ const VERSIONS: [&str; 26] = [
     "2020-10-27",
     "2021-01-03",
     "2021-03-23",
+    "latest",
 ];
 
 /// What is asked for.
@@ -65,15 +65,24 @@ pub enum Route {
         /// 1 to 21600.
         ttl_seconds: u32,
     },
-    /// `meta-data/iam/security-credentials/`
+    /// `meta-data/iam/security-credentials/`, and the extended one.
     RoleList,
     /// `meta-data/iam/security-credentials/ROLE`
     Credentials {
         /// As the client wrote it.
         role: String,
+        /// Below `security-credentials-extended/`: the document has the account, too.
+        extended: bool,
     },
     /// `meta-data/iam/info`
     InstanceProfile,
+    /// `/`
+    Versions,
+    /// Anything else of `meta-data` and `dynamic`, or a directory above them.
+    Metadata {
+        /// Below the version, without slashes at its ends.
+        path: String,
+    },
     /// Well-formed, and nothing that is served.
     Unknown,
 }
@@ -195,11 +204,16 @@ fn segments(uri: &Uri) -> Result<Vec<&str>, Rejection> {
 fn data(segments: &[&str]) -> Route {
     match segments {
         [version, rest @ ..] if VERSIONS.contains(version) => match rest {
-            ["meta-data", "iam", "security-credentials"] => Route::RoleList,
-            ["meta-data", "iam", "security-credentials", role] => Route::Credentials { role: (*role).to_owned() },
+            ["meta-data", "iam", "security-credentials" | "security-credentials-extended"] => Route::RoleList,
+            ["meta-data", "iam", list @ ("security-credentials" | "security-credentials-extended"), role] => {
+                Route::Credentials { role: (*role).to_owned(), extended: *list == "security-credentials-extended" }
+            }
             ["meta-data", "iam", "info"] => Route::InstanceProfile,
+            ["meta-data", "iam", _, ..] => Route::Unknown,
+            [] | ["meta-data" | "dynamic", ..] => Route::Metadata { path: rest.join("/") },
             _ => Route::Unknown,
         },
+        [] => Route::Versions,
         _ => Route::Unknown,
     }
 }

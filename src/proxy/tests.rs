@@ -8,11 +8,12 @@ use http_body_util::BodyExt as _;
 use tokio::time::advance;
 
 use super::*;
-use crate::config::Restrictions;
+use crate::config::{MetadataProfile, PatternFormat, Restrictions};
 use crate::credentials::{AssumeRoleError, Credentials};
 use crate::pods::index::Index;
 use crate::pods::{Namespace, PodUid, PodsWriter, pods};
 use crate::policy::Rules;
+use crate::policy::patterns::Patterns;
 use crate::role::CallerIdentity;
 
 mod identity;
@@ -89,7 +90,8 @@ fn node_of(
     }
     let metrics = Metrics::new();
     let sessions = Sessions::new(sts.clone(), Duration::from_secs(30), clock.clone(), metrics.clone());
-    let settings = Settings { policy, tokens, pod_wait: WAIT };
+    let access = Access::new(MetadataProfile::Base, Patterns::new(PatternFormat::Glob, None, Vec::new()).unwrap());
+    let settings = Settings { policy, tokens, pod_wait: WAIT, access };
     let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone()).unwrap(), clock, metrics);
     Node { proxy, writer: Arc::new(writer), sts }
 }
@@ -374,16 +376,13 @@ async fn the_instance_profile_is_the_pods_own() {
 async fn what_is_not_the_pods_own_is_not_there() {
     let node = node(TokenMode::Required, &[WEB]);
     for path in [
-        "/",
-        "/latest/",
-        "/latest/meta-data/",
         "/latest/user-data",
-        "/latest/dynamic/instance-identity/document",
         "/latest/dynamic/instance-identity/pkcs7",
         "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance",
-        "/latest/meta-data/iam/security-credentials-extended/",
-        "/latest/meta-data/iam/security-credentials-extended/web",
+        "/latest/meta-data/iam/security-credentials-extended/db",
+        "/latest/meta-data/iam/security-credentials/db",
         "/latest/meta-data/public-keys/",
+        "/latest/meta-data/ami-id",
         "/2099-01-01/meta-data/iam/security-credentials/",
         "/healthz",
         "/metrics",
@@ -508,4 +507,41 @@ async fn who_asks_without_a_token_is_counted_by_namespace() {
         assert_eq!(node.ask("10.0.0.1", "GET", LIST, &[(TOKEN, &token)]).await.status, 200);
         assert!(node.counted(&format!(r#"rolegate_imdsv1_requests_total{{namespace="default",outcome="{outcome}"}} 1"#)), "{outcome}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_extended_document_has_the_account_too() {
+    let node = node(TokenMode::Required, &[WEB]);
+    assert_eq!(node.get("10.0.0.1", "/latest/meta-data/iam/security-credentials-extended/").await.body, "web");
+    let document = |answer: Answer| serde_json::from_str::<serde_json::Value>(&answer.body).unwrap();
+    let extended = document(node.get("10.0.0.1", "/latest/meta-data/iam/security-credentials-extended/web").await);
+    let plain = document(node.get("10.0.0.1", "/latest/meta-data/iam/security-credentials/web").await);
+    assert_eq!((&extended["AccountId"], &plain["AccountId"]), (&"111122223333".into(), &serde_json::Value::Null));
+    assert_eq!(extended["AccessKeyId"], plain["AccessKeyId"]);
+    assert_eq!(node.sts.calls.load(Ordering::SeqCst), 1, "it is the same session");
+}
+
+#[tokio::test(start_paused = true)]
+async fn versions_and_directories_are_listed_by_what_the_pod_may_read() {
+    let node = node(TokenMode::Required, &[WEB, ("plain-1", "10.0.0.9", None)]);
+    let values = node.proxy.values();
+    values.set_for_test("meta-data/placement/region", "eu-central-1");
+    for path in ["/latest/meta-data/placement/region", "/2021-03-23/meta-data/placement/region/"] {
+        assert_eq!(node.get("10.0.0.9", path).await.body, "eu-central-1", "also without a role");
+    }
+    assert!(node.get("10.0.0.1", "/").await.body.ends_with("\n2021-03-23\nlatest"));
+    assert_eq!(node.get("10.0.0.1", "/latest").await.body, "meta-data");
+    assert_eq!(node.get("10.0.0.1", "/latest/meta-data/").await.body, "iam/\nplacement/");
+    assert_eq!(node.get("10.0.0.9", "/latest/meta-data/").await.body, "placement/");
+    assert_eq!(node.get("10.0.0.1", "/latest/meta-data/iam").await.body, "info\nsecurity-credentials/");
+    assert_eq!(node.get("10.0.0.9", "/latest/meta-data/iam").await.status, 404);
+    assert_eq!(node.ask("10.0.0.1", "GET", "/", &[(TOKEN, "INVALID")]).await.status, 401, "as fluent-bit finds out which version there is");
+    assert_eq!(node.ask("10.0.0.77", "GET", "/", &[]).await.status, 404, "nothing for strangers");
+}
+
+#[tokio::test(start_paused = true)]
+async fn metadata_that_could_not_be_read_yet_is_an_error_that_sdks_try_again() {
+    let node = node(TokenMode::Required, &[WEB]);
+    assert_eq!(node.get("10.0.0.1", "/latest/meta-data/placement/region").await.status, 500);
+    assert!(node.counted(r#"rolegate_denials_total{reason="metadata"} 1"#));
 }

@@ -113,7 +113,7 @@ impl Keys {
         let mut text = Zeroizing::new(String::with_capacity(4096));
         text.push_str(HEADER);
         for key in &self.0 {
-            let secret = Zeroizing::new(STANDARD.encode(&*key.secret));
+            let secret = Zeroizing::new(STANDARD.encode(key.secret.as_slice()));
             text.push_str(&format!("\n{} {} ", key.id, key.in_use_from.as_second()));
             text.push_str(&secret);
         }

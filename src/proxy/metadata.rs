@@ -1,0 +1,239 @@
+//! The metadata that pods are given: values of a [table](mod@table), read by the daemon ahead of any request.
+//!
+//! A pod's request is a look into memory. It never makes a question to the real service, so it cannot shape one, and a
+//! service that is slow or down slows nobody: what was read before is given on. Only what changes all the time is read
+//! while somebody asks for it, by the same background work.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::config::MetadataProfile;
+use crate::metrics::Metrics;
+use crate::policy::patterns::Patterns;
+
+pub mod table;
+mod upstream;
+
+use table::{GROUPS, Group, Names, Set};
+use upstream::{Upstream, UpstreamError};
+
+/// How long a request waits for a value that was never read yet: less than the most hurried SDK.
+const FIRST_WAIT: Duration = Duration::from_millis(400);
+/// What nobody asked for in this time is not read any more, where it is read only while asked for.
+const ASKED: Duration = Duration::from_secs(120);
+/// Turns after which such a value is too old to be given.
+const TURNS: u32 = 6;
+/// Pauses after failures.
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_AT_MOST: Duration = Duration::from_secs(60);
+/// Values of a directory whose names the service tells.
+const MAX_NAMES: usize = 256;
+
+/// What was read of one group.
+#[derive(Clone, Debug)]
+struct Read {
+    values: Arc<BTreeMap<String, Bytes>>,
+    at: Instant,
+}
+
+/// Which pods may read what.
+#[derive(Debug)]
+pub struct Access {
+    /// What every pod may.
+    pub everybody: &'static [Set],
+    /// The namespaces whose pods may read everything.
+    pub node_info: Patterns,
+}
+
+impl Access {
+    /// What every pod may read by a profile, and all of it the pods of these namespaces.
+    pub fn new(profile: MetadataProfile, node_info: Patterns) -> Self {
+        let everybody: &[Set] = match profile {
+            MetadataProfile::None => &[],
+            MetadataProfile::Base => &[Set::Base],
+            MetadataProfile::NodeInfo => &ALL,
+        };
+        Self { everybody, node_info }
+    }
+
+    /// What pods of a namespace may read.
+    pub fn of(&self, namespace: &str) -> &'static [Set] {
+        if self.node_info.find(namespace).is_some() { &ALL } else { self.everybody }
+    }
+
+    /// What somebody may read.
+    pub fn of_somebody(&self) -> Vec<Set> {
+        if self.node_info.count() > 0 { ALL.to_vec() } else { self.everybody.to_vec() }
+    }
+}
+
+const ALL: [Set; 2] = [Set::Base, Set::NodeInfo];
+
+/// What a path is to a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A value, or the listing of a directory.
+    Text(Bytes),
+    /// Nothing that this pod may read.
+    Nothing,
+    /// Something, and it could not be read.
+    Unavailable,
+}
+
+/// The values as they were read; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Metadata(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// One for each group; `None` until it was read.
+    read: watch::Sender<[Option<Read>; GROUPS.len()]>,
+    /// When each was last asked for.
+    asked: watch::Sender<[Option<Instant>; GROUPS.len()]>,
+    /// The sets that are read at all.
+    sets: Vec<Set>,
+}
+
+impl Metadata {
+    /// Nothing read yet; only values of these sets ever will be.
+    pub fn new(sets: Vec<Set>) -> Self {
+        let (read, asked) = (std::array::from_fn(|_| None), [None; GROUPS.len()]);
+        Self(Arc::new(Shared { read: watch::Sender::new(read), asked: watch::Sender::new(asked), sets }))
+    }
+
+    /// What a path below the version is, to a pod that may read `sets`. `own` are paths that it has beside these, of which
+    /// only the names are listed.
+    pub async fn find(&self, path: &str, sets: &[Set], own: &[String]) -> Found {
+        let may = |group: &Group| sets.contains(&group.set) && self.0.sets.contains(&group.set);
+        let wanted: Vec<usize> = (0..GROUPS.len()).filter(|at| may(&GROUPS[*at]) && GROUPS[*at].has(path)).collect();
+        for at in wanted.iter().copied().filter(|at| GROUPS[*at].while_asked) {
+            self.0.asked.send_modify(|asked| asked[at] = Some(Instant::now()));
+        }
+        let mut reads = self.0.read.subscribe();
+        let all_read = |reads: &[Option<Read>; GROUPS.len()]| wanted.iter().all(|at| current(&GROUPS[*at], reads[*at].as_ref()).is_some());
+        let read = match tokio::time::timeout(FIRST_WAIT, reads.wait_for(all_read)).await {
+            Ok(Ok(reads)) => reads.clone(),
+            _ => self.0.read.borrow().clone(),
+        };
+        let known: Vec<&Read> = wanted.iter().filter_map(|at| current(&GROUPS[*at], read[*at].as_ref())).collect();
+        if let Some(value) = known.iter().find_map(|read| read.values.get(path)) {
+            return Found::Text(value.clone());
+        }
+        let paths = known.iter().flat_map(|read| read.values.keys()).chain(own).map(String::as_str);
+        match table::listing(path, paths) {
+            Some(listing) => Found::Text(Bytes::from(listing)),
+            // Where not everything is known, there may be more than nothing.
+            None if known.len() < wanted.len() => Found::Unavailable,
+            None => Found::Nothing,
+        }
+    }
+
+    /// As if this one value of the base set were all that was read.
+    #[cfg(test)]
+    pub(super) fn set_for_test(&self, path: &str, value: &'static str) {
+        let values = Arc::new(BTreeMap::from([(path.to_owned(), Bytes::from_static(value.as_bytes()))]));
+        self.0.read.send_modify(|reads| reads[0] = Some(Read { values, at: Instant::now() }));
+    }
+
+    /// Reads for ever what is to be read, from the real service at this authority.
+    pub async fn keep(self, authority: String, metrics: Metrics) {
+        let upstream = Upstream::new(authority);
+        let read = (0..GROUPS.len()).filter(|at| self.0.sets.contains(&GROUPS[*at].set));
+        join_all(read.map(|at| self.keep_group(at, &upstream, &metrics))).await;
+        // Where nothing is to be read, that goes on for ever, too.
+        std::future::pending().await
+    }
+
+    async fn keep_group(&self, at: usize, upstream: &Upstream, metrics: &Metrics) {
+        let group = &GROUPS[at];
+        let (mut pause, mut failing) = (RETRY, false);
+        loop {
+            if group.while_asked {
+                let is_asked = |asked: &[Option<Instant>; GROUPS.len()]| asked[at].is_some_and(|asked| asked.elapsed() < ASKED);
+                // The sender lives in `self`.
+                let _ = self.0.asked.subscribe().wait_for(is_asked).await;
+            }
+            match read_group(group, upstream).await {
+                Ok(values) => {
+                    metrics.metadata_read("ok");
+                    if std::mem::replace(&mut failing, false) {
+                        info!(group = group.name, "the metadata service answers again");
+                    }
+                    let read = Read { values: Arc::new(values), at: Instant::now() };
+                    self.0.read.send_modify(|reads| reads[at] = Some(read));
+                    pause = RETRY;
+                    tokio::time::sleep(group.every).await;
+                }
+                Err(error) => {
+                    metrics.metadata_read("failed");
+                    if !std::mem::replace(&mut failing, true) {
+                        warn!(
+                            group = group.name,
+                            "the metadata service was asked in vain, and is asked again; pods are given what it said before: {error}; \
+                             check that the daemon reaches --metadata-addr, or give --metadata-profile=none"
+                        );
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(if group.while_asked { group.every } else { RETRY_AT_MOST });
+                }
+            }
+        }
+    }
+}
+
+/// What was read, where it is not too old to be given.
+fn current<'a>(group: &Group, read: Option<&'a Read>) -> Option<&'a Read> {
+    read.filter(|read| !group.while_asked || read.at.elapsed() < group.every * TURNS)
+}
+
+async fn read_group(group: &Group, upstream: &Upstream) -> Result<BTreeMap<String, Bytes>, UpstreamError> {
+    let mut values = BTreeMap::new();
+    let mut add = |path: String, value: Option<Bytes>| {
+        if let Some(value) = value {
+            values.insert(path, value);
+        }
+    };
+    for leaf in group.leaves {
+        add((*leaf).to_owned(), upstream.get(leaf).await?);
+    }
+    for tree in group.trees {
+        let directory = tree.path;
+        for name in names(directory, upstream).await? {
+            match tree.names {
+                Names::Leaves if table::is_name(&name) => {
+                    let path = format!("{directory}/{name}");
+                    let value = upstream.get(&path).await?;
+                    add(path, value);
+                }
+                Names::Interfaces(leaves) => {
+                    let Some(mac) = name.strip_suffix('/').filter(|name| table::is_mac(name)) else { continue };
+                    let directory = format!("{directory}/{mac}");
+                    let there = names(&directory, upstream).await?;
+                    for leaf in leaves.iter().filter(|leaf| there.iter().any(|name| name == *leaf)) {
+                        let path = format!("{directory}/{leaf}");
+                        let value = upstream.get(&path).await?;
+                        add(path, value);
+                    }
+                }
+                Names::Leaves => {}
+            }
+        }
+    }
+    Ok(values)
+}
+
+async fn names(directory: &str, upstream: &Upstream) -> Result<Vec<String>, UpstreamError> {
+    let listing = upstream.get(&format!("{directory}/")).await?.unwrap_or_default();
+    let text = std::str::from_utf8(&listing).map_err(|_| UpstreamError::Malformed)?;
+    Ok(text.lines().take(MAX_NAMES).map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,237 @@
+//! What of the real metadata service pods may be given: a table, and nothing beside it. (Categories: EC2 user guide,
+//! "Instance metadata categories".)
+//!
+//! Never in it: `iam`, `identity-credentials`, `user-data`, signed identity, public keys.
+
+use std::time::Duration;
+
+/// Who may read a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Set {
+    /// What region and identity providers of SDKs read.
+    Base,
+    /// What node agents read: topology, tags, notices.
+    NodeInfo,
+}
+
+/// Values that are read together.
+#[derive(Debug)]
+pub(super) struct Group {
+    /// For the log.
+    pub(super) name: &'static str,
+    pub(super) set: Set,
+    /// For how long what was read stays true enough.
+    pub(super) every: Duration,
+    /// Not read while nobody asks: it changes all the time. What is older than a few turns is not given out.
+    pub(super) while_asked: bool,
+    /// Paths below the version.
+    pub(super) leaves: &'static [&'static str],
+    /// Directories whose names are only known to the real service.
+    pub(super) trees: &'static [Tree],
+}
+
+/// A directory of which the service is asked for the names.
+#[derive(Debug)]
+pub(super) struct Tree {
+    /// Its path below the version.
+    pub(super) path: &'static str,
+    pub(super) names: Names,
+}
+
+/// Which names are taken from a directory.
+#[derive(Debug)]
+pub(super) enum Names {
+    /// Every leaf in it.
+    Leaves,
+    /// Interfaces by their hardware address, and of each these leaves.
+    Interfaces(&'static [&'static str]),
+}
+
+/// Does not change while the node runs, or hardly.
+const HOURLY: Duration = Duration::from_secs(3600);
+/// Changes when somebody changes it.
+const MINUTES: Duration = Duration::from_secs(300);
+/// As often as notices should be looked for (EC2 user guide, "Spot Instance interruption notices").
+const NOTICES: Duration = Duration::from_secs(5);
+
+/// Everything that a pod can be given of the real service.
+pub(super) const GROUPS: [Group; 3] = [
+    Group {
+        name: "base",
+        set: Set::Base,
+        every: HOURLY,
+        while_asked: false,
+        leaves: &[
+            "dynamic/instance-identity/document",
+            "meta-data/instance-id",
+            "meta-data/instance-life-cycle",
+            "meta-data/instance-type",
+            "meta-data/placement/availability-zone",
+            "meta-data/placement/availability-zone-id",
+            "meta-data/placement/region",
+            "meta-data/services/domain",
+            "meta-data/services/partition",
+        ],
+        trees: &[],
+    },
+    Group {
+        name: "node",
+        set: Set::NodeInfo,
+        every: MINUTES,
+        while_asked: false,
+        leaves: &[
+            "meta-data/ami-id",
+            "meta-data/hostname",
+            "meta-data/local-hostname",
+            "meta-data/local-ipv4",
+            "meta-data/mac",
+            "meta-data/reservation-id",
+            "meta-data/security-groups",
+        ],
+        trees: &[
+            Tree { path: "meta-data/block-device-mapping", names: Names::Leaves },
+            Tree {
+                path: "meta-data/network/interfaces/macs",
+                names: Names::Interfaces(&[
+                    "device-number",
+                    "interface-id",
+                    "ipv4-prefix",
+                    "ipv6-prefix",
+                    "ipv6s",
+                    "local-hostname",
+                    "local-ipv4s",
+                    "mac",
+                    "network-card",
+                    "owner-id",
+                    "security-group-ids",
+                    "security-groups",
+                    "subnet-id",
+                    "subnet-ipv4-cidr-block",
+                    "subnet-ipv6-cidr-blocks",
+                    "vpc-id",
+                    "vpc-ipv4-cidr-block",
+                    "vpc-ipv4-cidr-blocks",
+                    "vpc-ipv6-cidr-blocks",
+                ]),
+            },
+            Tree { path: "meta-data/tags/instance", names: Names::Leaves },
+        ],
+    },
+    Group {
+        name: "notices",
+        set: Set::NodeInfo,
+        every: NOTICES,
+        while_asked: true,
+        leaves: &[
+            "meta-data/autoscaling/target-lifecycle-state",
+            "meta-data/events/maintenance/history",
+            "meta-data/events/maintenance/scheduled",
+            "meta-data/events/recommendations/rebalance",
+            "meta-data/spot/instance-action",
+            "meta-data/spot/termination-time",
+        ],
+        trees: &[],
+    },
+];
+
+impl Group {
+    /// Whether a path could be a value of this group, or a directory on the way to one.
+    pub(super) fn has(&self, path: &str) -> bool {
+        let leads = |to: &str| is_in(to, path);
+        self.leaves.iter().any(|leaf| leads(leaf)) || self.trees.iter().any(|tree| leads(tree.path) || is_in(path, tree.path))
+    }
+}
+
+/// Whether `path` is `directory`, or below it.
+fn is_in(path: &str, directory: &str) -> bool {
+    path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || directory.is_empty())
+}
+
+/// Whether a name that the service lists may be part of a path: what its tags, devices and addresses are made of.
+pub(super) fn is_name(name: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"+-=._:@,".contains(&byte);
+    !name.is_empty() && name.len() <= 128 && name.bytes().all(good) && !matches!(name, "." | "..")
+}
+
+/// Whether a name is a hardware address, as the service writes them.
+pub(super) fn is_mac(name: &str) -> bool {
+    name.len() == 17
+        && name.bytes().enumerate().all(|(at, byte)| if at % 3 == 2 { byte == b':' } else { matches!(byte, b'0'..=b'9' | b'a'..=b'f') })
+}
+
+/// The listing of a directory: the names in it, one a line, directories among them with a slash. `paths` are the values
+/// that may be seen, in order. `None` where none of them is below it.
+pub(super) fn listing<'a>(directory: &str, paths: impl Iterator<Item = &'a str>) -> Option<String> {
+    let mut names: Vec<&str> = paths
+        .filter_map(|path| if directory.is_empty() { Some(path) } else { path.strip_prefix(directory)?.strip_prefix('/') })
+        .map(|rest| rest.find('/').map_or(rest, |slash| &rest[..=slash]))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    if directory.is_empty() {
+        // The real service lists the top without slashes.
+        names.iter_mut().for_each(|name| *name = name.trim_end_matches('/'));
+    }
+    (!names.is_empty()).then(|| names.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_the_nodes_credentials_identity_or_data_is_in_the_table() {
+        let never = ["iam", "identity-credentials", "user-data", "public-keys", "managed-ssh-keys", "pkcs7", "signature", "rsa2048"];
+        let mut seen = 0;
+        for group in &GROUPS {
+            for path in group.leaves.iter().copied().chain(group.trees.iter().map(|tree| tree.path)) {
+                assert!(path.starts_with("meta-data/") || path == "dynamic/instance-identity/document", "{path}");
+                assert!(path.split('/').all(|segment| is_name(segment) && !never.contains(&segment)), "{path}");
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 25);
+        for path in
+            ["meta-data/iam", "meta-data/iam/security-credentials/role", "user-data", "dynamic/instance-identity/pkcs7", "api/token"]
+        {
+            assert!(!GROUPS.iter().any(|group| group.has(path)), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_group_has_its_values_what_leads_to_them_and_what_is_in_its_trees() {
+        let of = |path: &str| GROUPS.iter().filter(|group| group.has(path)).map(|group| group.name).collect::<Vec<_>>();
+        assert_eq!(of("meta-data/placement"), ["base"]);
+        assert_eq!(of("meta-data/placement/region"), ["base"]);
+        assert_eq!(of("meta-data/placement/region/x"), [""; 0]);
+        assert_eq!(of("meta-data/placemen"), [""; 0]);
+        assert_eq!(of("meta-data"), ["base", "node", "notices"]);
+        assert_eq!(of(""), ["base", "node", "notices"]);
+        assert_eq!(of("meta-data/tags/instance/Name"), ["node"]);
+        assert_eq!(of("meta-data/spot"), ["notices"]);
+    }
+
+    #[test]
+    fn a_listing_has_each_name_once() {
+        let paths =
+            ["dynamic/instance-identity/document", "meta-data/instance-id", "meta-data/placement/region", "meta-data/placement/zone"];
+        let listing = |directory| listing(directory, paths.iter().copied());
+        assert_eq!(listing("").as_deref(), Some("dynamic\nmeta-data"));
+        assert_eq!(listing("meta-data").as_deref(), Some("instance-id\nplacement/"));
+        assert_eq!(listing("meta-data/placement").as_deref(), Some("region\nzone"));
+        assert_eq!(listing("meta-data/place"), None);
+        assert_eq!(listing("meta-data/instance-id"), None);
+    }
+
+    #[test]
+    fn names_of_the_service_are_looked_at_before_they_are_used() {
+        assert!(is_mac("0a:1b:2c:3d:4e:5f"));
+        for strange in ["", "0A:1b:2c:3d:4e:5f", "0a:1b:2c:3d:4e:5", "0a-1b-2c-3d-4e-5f", "../../../iam/secur"] {
+            assert!(!is_mac(strange), "{strange}");
+        }
+        assert!(is_name("kubernetes.io:cluster@x=y,z+1_-"));
+        for strange in ["", ".", "..", "a/b", "a b", "a%2f", "ä", "a\r\nb"] {
+            assert!(!is_name(strange), "{strange}");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
+use std::net::{Ipv4Addr, TcpListener};
+use std::time::Instant as RealInstant;
+
+use rolegate_lab::imds::{Imds, ImdsBehaviour};
+
+use super::*;
+
+const REGION: &str = "meta-data/placement/region";
+const SPOT: &str = "meta-data/spot/instance-action";
+const EVERYTHING: &[Set] = &ALL;
+const BASE: &[Set] = &[Set::Base];
+
+fn imds() -> Imds {
+    Imds::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).unwrap()
+}
+
+/// What is read of the service from now on.
+fn kept(imds: &Imds, sets: &[Set]) -> Metadata {
+    let metadata = Metadata::new(sets.to_vec());
+    tokio::spawn(metadata.clone().keep(imds.addr().to_string(), Metrics::new()));
+    metadata
+}
+
+fn text(text: &str) -> Found {
+    Found::Text(Bytes::copy_from_slice(text.as_bytes()))
+}
+
+/// Asks until it is so.
+async fn eventually(metadata: &Metadata, path: &str, sets: &[Set], wanted: &Found) {
+    let began = RealInstant::now();
+    loop {
+        let found = metadata.find(path, sets, &[]).await;
+        if found == *wanted {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "{path} stays {found:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_pod_reads_its_sets_and_nothing_else_of_the_service() {
+    let imds = imds();
+    let metadata = kept(&imds, EVERYTHING);
+    for (path, value, in_base) in [
+        (REGION, "eu-central-1", true),
+        ("meta-data/instance-type", "m7g.xlarge", true),
+        ("meta-data/ami-id", "ami-0123456789abcdef0", false),
+        ("meta-data/tags/instance/cluster", "lab", false),
+        ("meta-data/network/interfaces/macs/0a:1b:2c:3d:4e:5f/vpc-id", "vpc-0123456789abcdef0", false),
+        ("meta-data/block-device-mapping/root", "/dev/xvda", false),
+        ("meta-data/events/maintenance/history", "[]", false),
+    ] {
+        eventually(&metadata, path, EVERYTHING, &text(value)).await;
+        let of_base = metadata.find(path, BASE, &[]).await;
+        assert_eq!(of_base, if in_base { text(value) } else { Found::Nothing }, "{path}");
+        assert_eq!(metadata.find(path, &[], &[]).await, Found::Nothing, "{path}");
+    }
+    for path in [
+        "meta-data/iam",
+        "meta-data/iam/info",
+        "meta-data/iam/security-credentials/NODE-ROLE-MUST-NEVER-LEAK",
+        "meta-data/identity-credentials/ec2/info",
+        "meta-data/public-keys",
+        "meta-data/public-keys/0/openssh-key",
+        "meta-data/managed-ssh-keys/signer-cert",
+        "meta-data/profile",
+        "meta-data/placement/region/x",
+        "dynamic/instance-identity/pkcs7",
+        "dynamic/instance-identity/signature",
+        "user-data",
+        "meta-data/tags/instance/../../iam/info",
+        "meta-data//instance-id",
+    ] {
+        assert_eq!(metadata.find(path, EVERYTHING, &[]).await, Found::Nothing, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_service_is_asked_for_the_table_alone_in_words_of_our_own() {
+    let imds = imds();
+    imds.set("meta-data/tags/instance/with space", "odd");
+    imds.set("meta-data/network/interfaces/macs/evil/vpc-id", "odd");
+    let metadata = kept(&imds, EVERYTHING);
+    eventually(&metadata, SPOT, EVERYTHING, &text(r#"{"action":"terminate","time":"2030-01-01T00:00:00Z"}"#)).await;
+    eventually(&metadata, "meta-data/tags/instance/Name", EVERYTHING, &text("node-1")).await;
+    let requests = imds.requests();
+    assert!(requests.len() > 40, "{}", requests.len());
+    for request in &requests {
+        let names: Vec<_> = request.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+        match request.method.as_str() {
+            "PUT" => {
+                assert_eq!(request.target, "/latest/api/token");
+                assert_eq!(names, ["host", "connection", "x-aws-ec2-metadata-token-ttl-seconds"]);
+            }
+            "GET" => {
+                let path = request.target.strip_prefix("/latest/").unwrap().trim_end_matches('/');
+                assert!(GROUPS.iter().any(|group| group.has(path)), "{}", request.target);
+                assert!(!request.target.contains("evil") && !request.target.contains("odd") && !request.target.contains(' '));
+                assert_eq!(names, ["host", "connection", "x-aws-ec2-metadata-token"]);
+                assert!(request.had_valid_token);
+            }
+            other => panic!("{other}"),
+        }
+    }
+    let tokens = requests.iter().filter(|request| request.method == "PUT").count();
+    assert!(tokens <= 3, "one token serves many questions: {tokens}");
+}
+
+#[tokio::test]
+async fn what_was_read_is_given_on_while_the_service_is_gone() {
+    let imds = imds();
+    let metadata = kept(&imds, BASE);
+    eventually(&metadata, REGION, BASE, &text("eu-central-1")).await;
+    imds.shutdown();
+    imds.stopped().await;
+    assert_eq!(metadata.find(REGION, BASE, &[]).await, text("eu-central-1"));
+    assert_eq!(metadata.find("meta-data/placement", BASE, &[]).await, text("availability-zone\navailability-zone-id\nregion"));
+}
+
+#[tokio::test]
+async fn a_service_that_comes_late_is_waited_for_and_one_that_forgot_its_tokens_gets_new_ones() {
+    let imds = imds();
+    imds.set_behaviour(ImdsBehaviour::Status(503));
+    let metadata = kept(&imds, EVERYTHING);
+    imds.wait_for_requests(2).await;
+    assert_eq!(metadata.find(REGION, BASE, &[]).await, Found::Unavailable);
+    imds.set_behaviour(ImdsBehaviour::Normal);
+    eventually(&metadata, REGION, BASE, &text("eu-central-1")).await;
+    imds.forget_tokens();
+    eventually(&metadata, SPOT, EVERYTHING, &text(r#"{"action":"terminate","time":"2030-01-01T00:00:00Z"}"#)).await;
+}
+
+#[tokio::test]
+async fn notices_are_read_only_while_somebody_asks() {
+    let imds = imds();
+    let metadata = kept(&imds, EVERYTHING);
+    eventually(&metadata, "meta-data/tags/instance/Name", EVERYTHING, &text("node-1")).await;
+    let asked_for_spot = || imds.requests().iter().any(|request| request.target.contains("/spot/"));
+    assert!(!asked_for_spot());
+    assert_eq!(metadata.find(SPOT, BASE, &[]).await, Found::Nothing, "not by whom they are not for");
+    assert!(!asked_for_spot());
+    eventually(&metadata, SPOT, EVERYTHING, &text(r#"{"action":"terminate","time":"2030-01-01T00:00:00Z"}"#)).await;
+    assert!(asked_for_spot());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_never_read_is_waited_for_a_moment_and_old_notices_are_not_given() {
+    let metadata = Metadata::new(EVERYTHING.to_vec());
+    let began = Instant::now();
+    assert_eq!(metadata.find(REGION, BASE, &[]).await, Found::Unavailable);
+    assert_eq!(began.elapsed(), FIRST_WAIT);
+    assert_eq!(metadata.find("meta-data/nothing", BASE, &[]).await, Found::Nothing, "nobody will ever read it");
+    assert_eq!(began.elapsed(), FIRST_WAIT);
+
+    let notices = GROUPS.iter().position(|group| group.while_asked).unwrap();
+    let values = Arc::new(BTreeMap::from([(SPOT.to_owned(), Bytes::from_static(b"x"))]));
+    metadata.0.read.send_modify(|reads| reads[notices] = Some(Read { values, at: Instant::now() }));
+    tokio::time::advance(GROUPS[notices].every * TURNS - Duration::from_millis(1)).await;
+    assert_eq!(metadata.find(SPOT, EVERYTHING, &[]).await, text("x"));
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert_eq!(metadata.find(SPOT, EVERYTHING, &[]).await, Found::Unavailable);
+}
+
+#[tokio::test]
+async fn a_listing_has_what_the_pod_may_read_and_its_own() {
+    let imds = imds();
+    let metadata = kept(&imds, EVERYTHING);
+    eventually(&metadata, "meta-data/tags/instance/Name", EVERYTHING, &text("node-1")).await;
+    let own = ["meta-data/iam/info".to_owned(), "meta-data/iam/security-credentials/web".to_owned()];
+    let list = async |path: &str, sets: &[Set], own: &[String]| metadata.find(path, sets, own).await;
+    assert_eq!(list("", BASE, &own).await, text("dynamic\nmeta-data"));
+    assert_eq!(list("meta-data", BASE, &own).await, text("iam/\ninstance-id\ninstance-life-cycle\ninstance-type\nplacement/\nservices/"));
+    assert_eq!(list("meta-data", BASE, &[]).await, text("instance-id\ninstance-life-cycle\ninstance-type\nplacement/\nservices/"));
+    assert_eq!(list("meta-data/iam", &[], &own).await, text("info\nsecurity-credentials/"));
+    assert_eq!(list("meta-data", &[], &own).await, text("iam/"));
+    assert_eq!(list("", &[], &[]).await, Found::Nothing);
+    assert_eq!(list("dynamic/instance-identity", BASE, &[]).await, text("document"));
+    assert_eq!(list("meta-data/tags", EVERYTHING, &[]).await, text("instance/"));
+}
+
+#[test]
+fn access_is_by_profile_and_by_namespace() {
+    let patterns = |names: &[&str]| {
+        Patterns::new(crate::config::PatternFormat::Glob, None, names.iter().map(|name| (*name).to_owned()).collect()).unwrap()
+    };
+    let access = Access::new(MetadataProfile::Base, patterns(&["kube-*"]));
+    assert_eq!((access.of("shop"), access.of("kube-system"), access.of("my-kube-system")), (BASE, EVERYTHING, BASE));
+    assert_eq!(access.of_somebody(), EVERYTHING);
+    let none = Access::new(MetadataProfile::None, patterns(&[]));
+    assert!(none.of("kube-system").is_empty() && none.of_somebody().is_empty());
+    assert_eq!(Access::new(MetadataProfile::NodeInfo, patterns(&[])).of("shop"), EVERYTHING);
+}

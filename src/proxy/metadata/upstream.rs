@@ -1,0 +1,145 @@
+//! The real metadata service, asked by the daemon itself: the only place that does so for what pods read.
+//!
+//! Each question has a connection of its own, a method, path and headers of our own, and the session token that the
+//! service wants (IMDSv2; a hop limit of 1 is enough, as the daemon is in the node's own network). A body is never sent.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONNECTION, HOST};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use crate::proxy::route::{MAX_TOKEN_TTL, METADATA_PORT, TOKEN, TOKEN_TTL};
+
+/// Time of one question, its connection included: the service is on the node.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes of a value.
+const MAX_VALUE: usize = 64 * 1024;
+/// A token is renewed so long before its end.
+const TOKEN_MARGIN: Duration = Duration::from_secs(600);
+
+/// Why the service did not tell.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum UpstreamError {
+    #[error("it cannot be reached: {0}")]
+    Unreachable(String),
+    #[error("no answer in time")]
+    Silent,
+    #[error("it answered {0}")]
+    Status(StatusCode),
+    #[error("its answer cannot be used")]
+    Malformed,
+}
+
+/// The service at `--metadata-addr`.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    /// `host` or `host:port`.
+    authority: String,
+    token: Mutex<Option<Token>>,
+}
+
+struct Token {
+    text: Zeroizing<String>,
+    good_until: Instant,
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+impl Upstream {
+    pub(super) fn new(authority: String) -> Self {
+        Self { authority, token: Mutex::default() }
+    }
+
+    /// The text at a path below `latest/`; `None` where the service has nothing there.
+    pub(super) async fn get(&self, path: &str) -> Result<Option<Bytes>, UpstreamError> {
+        let mut again = true;
+        loop {
+            let token = self.token().await?;
+            let (status, body) = self.ask(Method::GET, path, Some(&token)).await?;
+            match status {
+                StatusCode::OK => return Ok(Some(body)),
+                StatusCode::NOT_FOUND => return Ok(None),
+                // The service has forgotten its tokens.
+                StatusCode::UNAUTHORIZED if again => {
+                    again = false;
+                    *self.token.lock().await = None;
+                }
+                status => return Err(UpstreamError::Status(status)),
+            }
+        }
+    }
+
+    async fn token(&self) -> Result<Zeroizing<String>, UpstreamError> {
+        let mut held = self.token.lock().await;
+        if let Some(token) = held.as_ref().filter(|token| Instant::now() < token.good_until) {
+            return Ok(token.text.clone());
+        }
+        let asked_at = Instant::now();
+        let (status, body) = self.ask(Method::PUT, "api/token", None).await?;
+        if status != StatusCode::OK {
+            return Err(UpstreamError::Status(status));
+        }
+        let text = std::str::from_utf8(&body).map_err(|_| UpstreamError::Malformed)?;
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(UpstreamError::Malformed);
+        }
+        let text = Zeroizing::new(text.to_owned());
+        let good_until = asked_at + Duration::from_secs(MAX_TOKEN_TTL.into()) - TOKEN_MARGIN;
+        *held = Some(Token { text: text.clone(), good_until });
+        Ok(text)
+    }
+
+    async fn ask(&self, method: Method, path: &str, token: Option<&str>) -> Result<(StatusCode, Bytes), UpstreamError> {
+        let request =
+            Request::builder().method(method).uri(format!("/latest/{path}")).header(HOST, &self.authority).header(CONNECTION, "close");
+        let request = match token {
+            Some(token) => request.header(TOKEN, token),
+            None => request.header(TOKEN_TTL, MAX_TOKEN_TTL),
+        };
+        let request = request.body(Empty::<Bytes>::new()).map_err(|_| UpstreamError::Malformed)?;
+        tokio::time::timeout(TIMEOUT, self.exchange(request)).await.map_err(|_| UpstreamError::Silent)?
+    }
+
+    async fn exchange(&self, request: Request<Empty<Bytes>>) -> Result<(StatusCode, Bytes), UpstreamError> {
+        let unreachable = |error: &dyn std::error::Error| UpstreamError::Unreachable(error.to_string());
+        let stream = match self.authority.parse::<http::uri::Authority>() {
+            Ok(authority) => {
+                let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+                TcpStream::connect((host, authority.port_u16().unwrap_or(METADATA_PORT))).await.map_err(|error| unreachable(&error))?
+            }
+            Err(error) => return Err(unreachable(&error)),
+        };
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(&error))?;
+        let answer = async {
+            let answer = sender.send_request(request).await.map_err(|error| unreachable(&error))?;
+            let (status, mut body) = (answer.status(), answer.into_body());
+            let mut bytes = BytesMut::new();
+            while let Some(frame) = body.frame().await {
+                let Ok(data) = frame.map_err(|error| unreachable(&error))?.into_data() else { continue };
+                if bytes.len() + data.len() > MAX_VALUE {
+                    return Err(UpstreamError::Malformed);
+                }
+                bytes.extend_from_slice(&data);
+            }
+            Ok((status, bytes.freeze()))
+        };
+        // The connection works only while it is polled, and ends with its one answer.
+        let (mut answer, mut connection) = (std::pin::pin!(answer), std::pin::pin!(connection));
+        tokio::select! {
+            answered = &mut answer => answered,
+            _ = &mut connection => answer.await,
+        }
+    }
+}
