@@ -183,7 +183,7 @@ async fn prepare(config: &Config, pods: Pods, metrics: &Metrics, drain: &Drain) 
     if config.server.accept_direct {
         warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
     }
-    let server = Arc::new(Server::new(proxy, config.server.accept_direct, metrics.clone(), drain.clone()));
+    let server = Arc::new(Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone()));
     Ok(Prepared { server, sts, tokens, key_file, metadata })
 }
 

@@ -201,6 +201,28 @@ pub struct ServerConfig {
     pub tokens: TokenMode,
     /// Where the keys of session tokens are kept; without it, in memory.
     pub token_key_file: Option<PathBuf>,
+    /// What pods may take of it.
+    pub limits: LimitsConfig,
+}
+
+/// What pods may take of their port. A connection has one request under way at a time, so that requests are limited with
+/// connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// Open connections, all pods together.
+    pub connections: usize,
+    /// Open connections of one pod.
+    pub connections_per_pod: usize,
+    /// New connections of one pod, per second; twice as many at once.
+    pub connection_rate: u32,
+    /// Time for a request's head to arrive, for the next request on an idle connection, and for an answer to be taken.
+    pub head_timeout: Duration,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self { connections: 4096, connections_per_pod: 128, connection_rate: 250, head_timeout: Duration::from_secs(5) }
+    }
 }
 
 /// Whether IMDSv1 is served.

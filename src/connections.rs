@@ -1,4 +1,5 @@
-//! What connections may take: how many there are, how many of them one source has, and how long an answer may stay unread.
+//! What connections may take: how many there are, how many of them one source has and how often it makes one, and how long
+//! an answer may stay unread.
 //! A pod that takes all it can get must leave the others theirs.
 
 use std::collections::HashMap;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tracing::debug;
 
 /// How long the kernel keeps what a peer does not take: that its window is shut is no reason to wait, nor that it says so
@@ -82,6 +83,53 @@ impl Drop for Permit {
                 open.by_source.remove(&self.source);
             }
         }
+    }
+}
+
+/// How often a source may connect: bursts of `burst`, and `per_second` in the long run.
+#[derive(Debug)]
+pub struct Rates {
+    per_second: f64,
+    burst: f64,
+    buckets: Mutex<HashMap<IpAddr, Bucket>>,
+}
+
+/// What a source has left, as of a time.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    left: f64,
+    at: Instant,
+}
+
+/// Sources that are remembered; with more, those that have not connected lately are forgotten, or all.
+const MAX_BUCKETS: usize = 4096;
+
+impl Rates {
+    /// Connections a second of each source; twice that at once.
+    pub fn new(per_second: u32) -> Self {
+        let per_second = f64::from(per_second);
+        Self { per_second, burst: 2.0 * per_second, buckets: Mutex::default() }
+    }
+
+    /// Whether this source may connect now. It counts.
+    pub fn admits(&self, source: IpAddr) -> bool {
+        let now = Instant::now();
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = |bucket: &Bucket| (bucket.left + (now - bucket.at).as_secs_f64() * self.per_second).min(self.burst);
+        if buckets.len() >= MAX_BUCKETS && !buckets.contains_key(&source) {
+            buckets.retain(|_, bucket| left(bucket) < self.burst);
+            if buckets.len() >= MAX_BUCKETS {
+                // So many at once are no pods of one node; whoever makes them up must not keep the others out.
+                buckets.clear();
+            }
+        }
+        let bucket = buckets.entry(source).or_insert(Bucket { left: self.burst, at: now });
+        *bucket = Bucket { left: left(bucket), at: now };
+        let admitted = bucket.left >= 1.0;
+        if admitted {
+            bucket.left -= 1.0;
+        }
+        admitted
     }
 }
 
@@ -159,7 +207,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Timely<S> {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::time::Instant;
 
     use super::*;
 
@@ -181,6 +228,34 @@ mod tests {
         permits.clear();
         assert!(limits.open.lock().unwrap().by_source.is_empty(), "sources that are gone are forgotten");
         assert_eq!(limits.open.lock().unwrap().all, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_that_connects_again_and_again_is_slowed_and_no_other_is() {
+        let rates = Rates::new(10);
+        let taken = |source| (0..100).filter(|_| rates.admits(source)).count();
+        assert_eq!(taken(source(1)), 20);
+        assert_eq!(taken(source(2)), 20);
+        tokio::time::advance(Duration::from_millis(1500)).await;
+        assert_eq!(taken(source(1)), 15);
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert_eq!(taken(source(1)), 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sources_are_forgotten_when_they_are_quiet() {
+        let rates = Rates::new(10);
+        let many = |from: u32| (from..from + 4096).map(|last| IpAddr::from((0x0a00_0000 + last).to_be_bytes()));
+        assert!(many(0).all(|source| rates.admits(source)));
+        for _ in 0..20 {
+            rates.admits(source(1));
+        }
+        assert!(!rates.admits(source(1)));
+        tokio::time::advance(Duration::from_millis(500)).await;
+        assert!(rates.admits(IpAddr::from([11, 0, 0, 1])), "a newcomer has room");
+        assert_eq!(rates.buckets.lock().unwrap().len(), 2, "the quiet ones are forgotten, and the busy one is not");
+        assert!(many(0).all(|source| source == IpAddr::from([10, 0, 0, 1]) || rates.admits(source)));
+        assert!(rates.buckets.lock().unwrap().len() <= MAX_BUCKETS);
     }
 
     #[tokio::test]

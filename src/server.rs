@@ -22,23 +22,18 @@ use nix::sys::socket::{getsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, warn};
 
-use crate::connections::{Exceeded, Limits, Timely};
+use crate::config::LimitsConfig;
+use crate::connections::{Exceeded, Limits, Rates, Timely};
 use crate::credentials::AssumeRole;
 use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::proxy::route::{Hosts, METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::proxy::{Origin, Proxy};
 
-/// Time for a request's head to arrive, for the next request on an idle connection, and for an answer to be taken.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
 /// Headers of a request.
 const MAX_HEADERS: usize = 64;
-/// Open connections, all pods together.
-const MAX_CONNECTIONS: usize = 4096;
-/// Open connections of one pod: no pod can take what the others need.
-const MAX_OF_SOURCE: usize = 128;
 /// Pause after a failed accept: it fails for lack of descriptors or memory, which a moment may bring back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// When stopping, the backlog is taken for empty after this time without a connection.
@@ -53,7 +48,9 @@ pub struct Server<A> {
     accept_direct: bool,
     metrics: Metrics,
     drain: Drain,
+    head_timeout: Duration,
     limits: Limits,
+    rates: Rates,
 }
 
 /// What a connection may be used for.
@@ -69,9 +66,17 @@ enum Admission {
 
 impl<A: AssumeRole> Server<A> {
     /// A server that hands the requests of pods to `proxy`.
-    pub fn new(proxy: Proxy<A>, accept_direct: bool, metrics: Metrics, drain: Drain) -> Self {
-        let limits = Limits::new(MAX_CONNECTIONS, MAX_OF_SOURCE);
-        Self { proxy: Arc::new(proxy), accept_direct, metrics, drain, limits }
+    pub fn new(proxy: Proxy<A>, accept_direct: bool, limits: LimitsConfig, metrics: Metrics, drain: Drain) -> Self {
+        let LimitsConfig { connections, connections_per_pod, connection_rate, head_timeout } = limits;
+        Self {
+            proxy: Arc::new(proxy),
+            accept_direct,
+            metrics,
+            drain,
+            head_timeout,
+            limits: Limits::new(connections, connections_per_pod),
+            rates: Rates::new(connection_rate),
+        }
     }
 
     /// Accepts until the drain begins; the connections that are open then live on in the drain.
@@ -103,12 +108,16 @@ impl<A: AssumeRole> Server<A> {
     }
 
     fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        if !self.rates.admits(peer.ip().to_canonical()) {
+            self.metrics.connection_refused("source-rate");
+            return debug!(source = %peer, "closed a connection: its source connects too often");
+        }
         let permit = match self.limits.admit(peer.ip().to_canonical()) {
             Ok(permit) => permit,
             Err(Exceeded::All) => return self.metrics.connection_refused("limit"),
             Err(Exceeded::Source) => {
                 self.metrics.connection_refused("source-limit");
-                debug!(source = %peer, "closed a connection: its source has {MAX_OF_SOURCE} open");
+                debug!(source = %peer, "closed a connection: its source has too many open");
                 return;
             }
         };
@@ -158,11 +167,11 @@ impl<A: AssumeRole> Server<A> {
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
+            .header_read_timeout(self.head_timeout)
             .max_buf_size(MAX_HEAD)
             .max_headers(MAX_HEADERS)
             .half_close(false)
-            .serve_connection(TokioIo::new(Timely::connection(stream, HEAD_TIMEOUT)), service);
+            .serve_connection(TokioIo::new(Timely::connection(stream, self.head_timeout)), service);
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,

@@ -34,7 +34,8 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// The daemon at `program`, on free ports, with the log in JSON, the node's identity as static keys, and nothing of
+    /// The daemon at `program`, on free ports, with the log in JSON, no limit of the rate at which pods connect (tests
+    /// connect as often as they can), the node's identity as static keys, and nothing of
     /// this process's environment but PATH.
     pub fn new(program: impl AsRef<Path>) -> Setup {
         let setup = Setup {
@@ -49,6 +50,7 @@ impl Setup {
             .argument("--app-port=0")
             .argument("--metrics-port=0")
             .argument("--log-format=json")
+            .argument("--limits-connection-rate=1000000")
             .env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin")
             .env("AWS_REGION", "eu-central-1")
             .env("AWS_ACCESS_KEY_ID", sts::NODE_ACCESS_KEY_ID)

@@ -151,6 +151,15 @@ const SERVING: &[Flag] = &[
         "",
         "Where the keys of session tokens are kept, so that tokens outlive the process; without it they end with it",
     ),
+    value("limits-connections", "NUMBER", "4096", "Open connections of all pods together; each has one request under way at a time"),
+    value("limits-connections-per-pod", "NUMBER", "128", "Open connections of one pod; more are closed before a byte is read"),
+    value("limits-connection-rate", "NUMBER", "250", "New connections of one pod per second, twice as many at once; more are closed"),
+    value(
+        "limits-head-timeout",
+        "DURATION",
+        "5s",
+        "Time for a request to arrive, for the next one on an idle connection, and for an answer to be taken",
+    ),
     value(
         "metadata-addr",
         "HOST[:PORT]",

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use secrecy::SecretString;
 
@@ -9,10 +10,15 @@ use super::session::{Placeholder, SessionScope, SessionTag, SessionTemplate};
 use super::source::Source;
 use super::{
     AdminConfig, AnnotationKeys, ApiConfig, BaseRole, DEFAULT_APP_PORT, DEFAULT_ERROR_TTL, DEFAULT_METADATA_ADDR, DEFAULT_METRICS_PORT,
-    DEFAULT_POD_WAIT, DEFAULT_SESSION_DURATION, DefaultRole, InterfaceMatch, LONGEST_SDK_MARGIN, LogConfig, MetadataConfig,
+    DEFAULT_POD_WAIT, DEFAULT_SESSION_DURATION, DefaultRole, InterfaceMatch, LONGEST_SDK_MARGIN, LimitsConfig, LogConfig, MetadataConfig,
     MetadataProfile, PatternFormat, PodsConfig, RedirectBackend, RedirectConfig, Restrictions, RolesConfig, SESSION_DURATIONS,
     SHORTEST_ERROR_TTL, ServerConfig, ServiceAccountRoles, SessionsConfig, TokenMode,
 };
+
+/// The largest limit that can be given.
+const MAX_LIMIT: u32 = 1_000_000;
+/// What a request may take at least and at most.
+const HEAD_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 use crate::role::{BaseArn, MAX_ARN_LENGTH, RoleArn};
 
 /// The most patterns of `--allowed-roles`.
@@ -269,7 +275,30 @@ pub(super) fn server(source: &mut Source<'_>) -> ServerConfig {
         accept_direct: source.switch("accept-direct-connections"),
         tokens: source.choice("imds-tokens", &[("required", TokenMode::Required), ("optional", TokenMode::Optional)], TokenMode::Required),
         token_key_file: source.text("token-key-file").map(PathBuf::from),
+        limits: limits(source),
     }
+}
+
+fn limits(source: &mut Source<'_>) -> LimitsConfig {
+    let default = LimitsConfig::default();
+    let number = |name: &str, default: u32, source: &mut Source<'_>| {
+        let given = source.parse(name, |text| match text.parse() {
+            Ok(number @ 1..=MAX_LIMIT) => Ok(number),
+            _ => Err(format!("expected a number from 1 to {MAX_LIMIT}")),
+        });
+        given.unwrap_or(default)
+    };
+    let connections = number("limits-connections", default.connections as u32, source);
+    let connections_per_pod = number("limits-connections-per-pod", (default.connections_per_pod as u32).min(connections), source);
+    let connection_rate = number("limits-connection-rate", default.connection_rate, source);
+    let head_timeout = source.duration("limits-head-timeout", default.head_timeout);
+    if connections_per_pod > connections {
+        source.mistake("--limits-connections-per-pod is more than --limits-connections: one pod could take what all need");
+    }
+    if !HEAD_TIMEOUTS.contains(&head_timeout) {
+        source.mistake("--limits-head-timeout: expected 100ms to 1m");
+    }
+    LimitsConfig { connections: connections as usize, connections_per_pod: connections_per_pod as usize, connection_rate, head_timeout }
 }
 
 /// The real service, and what pods may read of it. Where the SDK is told that there is no metadata service, there is none for

@@ -101,6 +101,10 @@ const CASES: &[Case] = &[
         config.metadata.node_info_namespaces == ["kube-system", "monitoring-*"]
     }),
     ("token-key-file", "/run/keys", &[], |config| config.server.token_key_file.as_deref() == Some(Path::new("/run/keys"))),
+    ("limits-connections", "100000", &[], |config| config.server.limits.connections == 100_000),
+    ("limits-connections-per-pod", "7", &[], |config| config.server.limits.connections_per_pod == 7),
+    ("limits-connection-rate", "9", &[], |config| config.server.limits.connection_rate == 9),
+    ("limits-head-timeout", "700ms", &[], |config| config.server.limits.head_timeout == Duration::from_millis(700)),
     ("iptables", "true", &[], |config| config.redirect.backend == RedirectBackend::Iptables),
     ("redirect", "iptables", &[], |config| config.redirect.backend == RedirectBackend::Iptables),
     ("host-interface", "cali+", &[], |config| interface_names(config) == [("cali+", false)]),
@@ -548,6 +552,16 @@ fn where_the_sdk_has_no_metadata_service_pods_have_none_unless_its_address_is_gi
     assert_eq!(config.metadata.profile, MetadataProfile::Base);
     assert!(mistake(&["--node-info-namespaces=Kube_System"]).contains("expected the name of a namespace"));
     assert!(mistake(&["--metadata-profile=all"]).contains("expected one of base, node-info, none"));
+}
+
+#[test]
+fn limits_are_numbers_that_make_sense_together() {
+    for bad in ["0", "-1", "many", "1000001", "1e3"] {
+        assert!(mistake(&[&format!("--limits-connections-per-pod={bad}")]).ends_with("expected a number from 1 to 1000000"), "{bad:?}");
+    }
+    assert!(mistake(&["--limits-connections=10", "--limits-connections-per-pod=11"]).contains("one pod could take what all need"));
+    assert_eq!(config(&["--limits-connections=10"]).server.limits.connections_per_pod, 10, "the default fits in");
+    assert!(mistake(&["--limits-head-timeout=0s"]).contains("100ms to 1m"));
 }
 
 #[test]

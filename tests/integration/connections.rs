@@ -61,6 +61,20 @@ fn a_pod_that_takes_all_connections_leaves_the_others_theirs() {
 }
 
 #[test]
+fn a_pod_that_connects_again_and_again_is_refused_early_and_no_other_is() {
+    let world = World::start_with(|setup| setup.argument("--limits-connection-rate=5"));
+    let answered = (0..100).filter(|_| {
+        let stream = world.connect(ip(2));
+        player::request(stream, "GET", "/latest/meta-data/", &[("Host", "169.254.169.254"), ("Connection", "close")]).is_ok()
+    });
+    let answered = answered.count();
+    assert!((10..100).contains(&answered), "{answered}");
+    let refused = world.metric(r#"rolegate_connections_refused_total{reason="source-rate"}"#);
+    assert_eq!(refused, (100 - answered) as f64);
+    world.document(ip(3), "db-role");
+}
+
+#[test]
 fn a_pod_that_asks_and_never_reads_is_not_waited_for() {
     let world = World::start();
     let stream = world.connect(ip(2));

@@ -154,6 +154,7 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_denials_total{reason}", reasons),
         ("rolegate_audit_denials_total{reason}", audited),
         ("rolegate_imdsv1_requests_total{outcome}", literals_in(between(&metrics, "fn without_token", "\n    }\n"))),
+        ("rolegate_metadata_reads_total{outcome}", literals_after(&read("src/proxy/metadata.rs"), "metadata_read(")),
         ("rolegate_connections_refused_total{reason}", literals_after(&server, "connection_refused(")),
         ("rolegate_pod_wait_seconds{outcome}", waits.concat_sets()),
         ("rolegate_watch_errors_total{resource}", literals_after(&watch, "resource: ")),
