@@ -21,6 +21,7 @@ use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client};
 use crate::pods::{self, Needs, NodeAddresses, Pods};
+use crate::policy::node::NodeIdentity;
 use crate::policy::session::SessionRules;
 use crate::policy::{Policy, Rules};
 use crate::proxy::token::Tokens;
@@ -31,16 +32,15 @@ use crate::role::{BaseArn, RoleArn};
 use crate::server::Server;
 use crate::tasks::Tasks;
 
+mod node;
 mod rule;
 
 /// Connections that the kernel keeps for us until they are accepted.
 const BACKLOG: i32 = 1024;
-/// Pause between questions that a late API or STS leaves open.
+/// Pause between questions that a late API leaves open.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// How long a failing start waits for the rule.
 const LAST_RULE: Duration = Duration::from_secs(30);
-/// The longest such pause.
-const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(300);
 
 /// The daemon, its ports bound.
 #[derive(Debug)]
@@ -119,7 +119,10 @@ impl App {
                 return Err(error);
             }
         };
-        tasks.spawn("own identity", report_identity(prepared.sts));
+        tasks.spawn("own identity", node::follow_identity(prepared.sts));
+        if !config.metadata_disabled {
+            tasks.spawn("instance role", node::follow_instance_role(prepared.aws, prepared.node));
+        }
         let mut acceptor = tokio::spawn(prepared.server.serve(metadata));
         running.done();
         let ended = loop {
@@ -145,14 +148,17 @@ impl App {
 struct Prepared {
     server: Arc<Server<Sts>>,
     sts: Sts,
+    aws: Aws,
+    node: NodeIdentity,
 }
 
 /// Makes the way of a request, once AWS has told what it takes.
 async fn prepare(config: &Config, pods: Pods, metrics: &Metrics, drain: &Drain) -> anyhow::Result<Prepared> {
     let clock = Clock::system();
     let aws = Aws::load(&config.metadata_addr).await?;
-    let sts = aws.sts(clock.clone());
-    let policy = Policy::new(rules(&aws, config).await?, sts.identity()).context("--allowed-roles")?;
+    let node = NodeIdentity::default();
+    let sts = aws.sts(clock.clone(), node.clone());
+    let policy = Policy::new(rules(&aws, config, &node).await?, node.clone()).context("--allowed-roles")?;
     if !policy.allows_default_role() {
         bail!("--default-role is not among --allowed-roles: every pod without a role would be refused; add it, or leave it out");
     }
@@ -164,7 +170,7 @@ async fn prepare(config: &Config, pods: Pods, metrics: &Metrics, drain: &Drain) 
         warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
     }
     let server = Arc::new(Server::new(proxy, config.server.accept_direct, metrics.clone(), drain.clone()));
-    Ok(Prepared { server, sts })
+    Ok(Prepared { server, sts, aws, node })
 }
 
 /// What no pod has for its own. Where whoever connects is served, loopback addresses are taken for pods'.
@@ -197,7 +203,7 @@ fn listen(address: Option<IpAddr>, port: u16, flag: &str) -> anyhow::Result<TcpL
     Ok(TcpListener::from_std(socket.into())?)
 }
 
-async fn rules(aws: &Aws, config: &Config) -> anyhow::Result<Rules> {
+async fn rules(aws: &Aws, config: &Config, node: &NodeIdentity) -> anyhow::Result<Rules> {
     let (roles, sessions) = (&config.roles, &config.sessions);
     let (base, mut instance_role) = match &roles.base {
         BaseRole::None => (None, None),
@@ -208,6 +214,7 @@ async fn rules(aws: &Aws, config: &Config) -> anyhow::Result<Rules> {
             (Some(base), Some(role))
         }
     };
+    node.set_instance_role(instance_role.clone());
     if let Some(base) = &base {
         info!(base = base.as_str(), "short role names are completed");
     }
@@ -217,6 +224,7 @@ async fn rules(aws: &Aws, config: &Config) -> anyhow::Result<Rules> {
         DefaultRole::NodeRole => {
             if instance_role.is_none() {
                 instance_role = Some(aws.discover_node_role(&aws.discover_base().await?, "--default-role").await?);
+                node.set_instance_role(instance_role.clone());
             }
             instance_role.clone()
         }
@@ -230,13 +238,13 @@ async fn rules(aws: &Aws, config: &Config) -> anyhow::Result<Rules> {
         service_accounts: roles.service_accounts,
         allowed_roles: roles.allowed.clone(),
         allow_node_role: roles.allow_node_role,
-        instance_role,
         restrictions: roles.restrictions,
         patterns: roles.patterns,
         sessions: SessionRules {
             cluster: sessions.cluster.clone().unwrap_or_default(),
             node: config.pods.node.clone(),
             name: sessions.name.clone(),
+            pod_may_name: sessions.pod_may_name,
             scope: sessions.scope,
             tags: sessions.tags.clone(),
         },
@@ -251,22 +259,4 @@ fn complete(role: &str, base: Option<&BaseArn>) -> anyhow::Result<RoleArn> {
         None => bail!("--default-role is a short name, and there is no base ARN"),
     };
     completed.context("--default-role")
-}
-
-/// Says who the daemon is to AWS, once it is known; until then, why not.
-async fn report_identity(sts: Sts) {
-    let mut pause = ASK_AGAIN;
-    loop {
-        match sts.caller_identity().await {
-            Ok(identity) => {
-                info!(arn = identity.as_str(), "the daemon's own AWS identity");
-                break;
-            }
-            Err(error) => warn!("the daemon's own AWS identity is not known yet: {error}"),
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(ASK_AGAIN_AT_MOST);
-    }
-    // Its work is done; the tasks of the process live as long as it.
-    std::future::pending().await
 }

@@ -58,6 +58,8 @@ pub struct Config {
     pub log: LogConfig,
     /// `host:port` of the real metadata service.
     pub metadata_addr: String,
+    /// Whether there is no such service, as the SDKs' variable `AWS_EC2_METADATA_DISABLED` says.
+    pub metadata_disabled: bool,
     /// What the operator should know about the arguments; logged at start.
     pub warnings: Vec<String>,
 }
@@ -180,6 +182,8 @@ pub struct SessionsConfig {
     pub cluster: Option<String>,
     /// What sessions are named.
     pub name: SessionTemplate,
+    /// Whether a pod's annotation names its session instead: where no template is given.
+    pub pod_may_name: bool,
     /// Who shares a session.
     pub scope: SessionScope,
     /// What STS is told about the pod beside the name; in the order of the enum, each once.
@@ -294,6 +298,7 @@ impl Config {
             redirect: read::redirect(&mut source),
             log: read::log(&mut source),
             metadata_addr: source.parse("metadata-addr", read::authority).unwrap_or_else(|| DEFAULT_METADATA_ADDR.to_owned()),
+            metadata_disabled: source.env("AWS_EC2_METADATA_DISABLED").is_some_and(|text| text.trim().eq_ignore_ascii_case("true")),
             warnings: Vec::new(),
         };
         if config.server.port == config.admin.port && config.server.port != 0 {

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use crate::policy::RoleRequest;
 
 pub mod cache;
+mod identity;
 pub mod sts;
 
 /// The credentials of one session. `Debug` shows no secret; the secrets are wiped when the last holder lets go.
@@ -80,13 +81,13 @@ pub enum AssumeRoleError {
     /// Too many requests of this account.
     #[error("STS throttles this account's requests; the session is asked for again after --iam-role-error-ttl")]
     Throttled,
-    /// The daemon's own credentials are missing, wrong or expired.
-    #[error(
-        "the daemon's own AWS credentials cannot be used: {message}; check the node's instance profile and that the daemon reaches the metadata service"
-    )]
+    /// The daemon's own credentials are missing, wrong or expired, or STS does not tell whose they are.
+    #[error("the daemon's own AWS identity cannot be used: {message}; {advice}")]
     OwnIdentity {
         /// What was found.
         message: String,
+        /// What to change.
+        advice: &'static str,
     },
     /// No answer.
     #[error("STS cannot be reached: {message}; check the node's route and DNS to the regional STS endpoint")]

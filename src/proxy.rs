@@ -91,7 +91,7 @@ enum Refusal {
 #[derive(Clone, Copy)]
 struct Seen {
     generation: u64,
-    node: bool,
+    node: u64,
 }
 
 fn found(lookup: Lookup) -> Result<(Arc<Pod>, Surroundings), Refusal> {
@@ -215,12 +215,15 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     fn seen(&self) -> Seen {
-        Seen { generation: self.pods.generation(), node: self.settings.policy.knows_node() }
+        Seen { generation: self.pods.generation(), node: self.settings.policy.node_version() }
     }
 
     async fn credentials(&self, ip: IpAddr, pod: Arc<Pod>, request: &RoleRequest, seen: Seen) -> Outcome {
         let answer = self.sessions.get(request).await;
-        let is_old = self.pods.generation() != seen.generation || (answer.is_ok() && !seen.node);
+        let policy = &self.settings.policy;
+        // A failure is told as one, also while nothing is known of the node.
+        let other_node = policy.node_version() != seen.node || !policy.knows_node();
+        let is_old = self.pods.generation() != seen.generation || (answer.is_ok() && other_node);
         if is_old && let Err(refusal) = self.look_again(ip, &pod, request) {
             return self.refuse(ip, refusal);
         }

@@ -117,7 +117,7 @@ const SESSIONS: &[Flag] = &[
         "TEMPLATE",
         "",
         "Name of a session in CloudTrail, of {cluster}, {node}, {namespace}, {pod}, {serviceaccount}, {role} and text; \
-         default {pod}, or {role} with --session-scope=role",
+         default {pod}, or {role} with --session-scope=role; where it is given, pods' session-name annotations are not used",
     ),
     value("session-scope", "SCOPE", "pod", "Who shares a session: pod, each has its own; role, pods of one role share one"),
     list(

@@ -211,7 +211,8 @@ pub(super) fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> S
     let scope = source.choice("session-scope", &[("pod", SessionScope::Pod), ("role", SessionScope::Role)], SessionScope::Pod);
     let name = session_name(scope, cluster.is_some(), source);
     let tags = session_tags(scope, cluster.is_some(), source);
-    SessionsConfig { duration, cluster, name, scope, tags, error_ttl }
+    let pod_may_name = source.text("session-name-template").is_none();
+    SessionsConfig { duration, cluster, name, pod_may_name, scope, tags, error_ttl }
 }
 
 fn session_name(scope: SessionScope, cluster_known: bool, source: &mut Source<'_>) -> SessionTemplate {

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
 
 use http::header::{CONNECTION, CONTENT_TYPE, SERVER};
 use http::{Request, StatusCode};
@@ -13,6 +13,7 @@ use crate::credentials::{AssumeRoleError, Credentials};
 use crate::pods::index::Index;
 use crate::pods::{Namespace, PodUid, PodsWriter, pods};
 use crate::policy::Rules;
+use crate::policy::node::NodeIdentity;
 use crate::role::CallerIdentity;
 
 mod identity;
@@ -67,17 +68,11 @@ fn node(tokens: TokenMode, known: &[(&str, &str, Option<&str>)]) -> Node {
 }
 
 fn node_with(tokens: TokenMode, known: &[(&str, &str, Option<&str>)], change: impl FnOnce(&mut Rules)) -> Node {
-    let identity = Arc::new(OnceLock::from(NODE.parse::<CallerIdentity>().unwrap()));
-    node_of(identity, tokens, known, change)
+    node_of(NODE.parse::<CallerIdentity>().unwrap().into(), tokens, known, change)
 }
 
 /// A node whose own identity is known once it is in `identity`.
-fn node_of(
-    identity: Arc<OnceLock<CallerIdentity>>,
-    tokens: TokenMode,
-    known: &[(&str, &str, Option<&str>)],
-    change: impl FnOnce(&mut Rules),
-) -> Node {
+fn node_of(identity: NodeIdentity, tokens: TokenMode, known: &[(&str, &str, Option<&str>)], change: impl FnOnce(&mut Rules)) -> Node {
     let clock = Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
     let sts = FakeSts { clock: clock.clone(), calls: Arc::default(), meanwhile: Arc::default() };
     let mut rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), ..Rules::default() };

@@ -96,7 +96,7 @@ fn sessions() -> (Arc<Sessions<FakeSts>>, FakeSts) {
 /// The request of a pod that has this role.
 fn request(role: &str) -> RoleRequest {
     let rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), ..Rules::default() };
-    let policy = Policy::new(rules, Arc::default()).unwrap();
+    let policy = Policy::new(rules, crate::policy::node::NodeIdentity::default()).unwrap();
     let pod = Pod {
         service_account: "default".to_owned(),
         uid: PodUid("uid".into()),

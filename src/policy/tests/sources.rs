@@ -79,8 +79,13 @@ fn a_role_of_a_service_account_is_limited_as_any_other() {
 }
 
 fn named(template: &str, scope: SessionScope) -> Rules {
-    let sessions =
-        SessionRules { cluster: "prod".to_owned(), node: "node-a".to_owned(), name: template.parse().unwrap(), scope, tags: vec![] };
+    let sessions = SessionRules {
+        cluster: "prod".to_owned(),
+        node: "node-a".to_owned(),
+        name: template.parse().unwrap(),
+        scope,
+        ..SessionRules::default()
+    };
     Rules { sessions, ..rules() }
 }
 
