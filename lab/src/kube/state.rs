@@ -1,6 +1,5 @@
 //! All that the server knows, and how it answers a request.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::certificates::Authorities;
 use super::discovery;
 use super::events::Events;
 use super::faults::{Behaviour, Verb};
@@ -23,7 +23,7 @@ use super::status::{ApiError, json_response};
 use super::store::Store;
 use super::subscription::Start;
 use super::watch::{Registration, WatchStream, bookmark_timer, error_response, unstalled};
-use crate::serve::{Body, Handler, full};
+use crate::serve::{Body, Handler, Peer, full};
 
 /// Who every client is, to the error messages.
 const USER: &str = "system:serviceaccount:kube-system:rolegate";
@@ -34,18 +34,20 @@ pub(super) struct State {
     behaviour: Mutex<Behaviour>,
     requests: Mutex<Vec<RecordedRequest>>,
     events: Mutex<Events>,
+    authorities: Mutex<Option<Authorities>>,
     stall: watch::Sender<bool>,
     /// Told of every change that a test may wait for.
     changes: watch::Sender<()>,
 }
 
 impl State {
-    pub(super) fn new() -> State {
+    pub(super) fn new(authorities: Option<Authorities>) -> State {
         State {
             store: Mutex::new(Store::new()),
             behaviour: Mutex::new(Behaviour::new()),
             requests: Mutex::default(),
             events: Mutex::default(),
+            authorities: Mutex::new(authorities),
             stall: watch::Sender::new(false),
             changes: watch::Sender::new(()),
         }
@@ -65,6 +67,11 @@ impl State {
 
     pub(super) fn events(&self) -> MutexGuard<'_, Events> {
         lock(&self.events)
+    }
+
+    /// None without TLS.
+    pub(super) fn authorities(&self) -> MutexGuard<'_, Option<Authorities>> {
+        lock(&self.authorities)
     }
 
     pub(super) fn stall(&self, on: bool) {
@@ -113,6 +120,9 @@ impl State {
             && !open
             && call.bearer() != Some(token)
         {
+            return Err(ApiError::unauthorized());
+        }
+        if behaviour.client_certificate && !open && call.client.is_none() {
             return Err(ApiError::unauthorized());
         }
         let resource = match &call.route {
@@ -229,7 +239,7 @@ impl State {
 }
 
 impl Handler for State {
-    async fn handle(self: Arc<Self>, _peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+    async fn handle(self: Arc<Self>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let body = match body.collect().await {
             Ok(body) => body.to_bytes(),
@@ -237,7 +247,9 @@ impl Handler for State {
                 return ApiError::bad_request(format!("the body broke off: {error}")).response();
             }
         };
-        let call = Call::read(parts, body);
+        let name = |certificate| self.authorities().as_ref().and_then(|authorities| authorities.name_of(certificate));
+        let client = peer.certificate.as_ref().and_then(name);
+        let call = Call::read(parts, body, client);
         self.requests().push(call.record());
         self.changed();
         unstalled(&mut self.stall.subscribe()).await;
