@@ -10,6 +10,7 @@ mod identity;
 mod kubernetes;
 mod lifecycle;
 mod policy;
+mod rotation;
 mod serving;
 mod sts;
 mod world;

@@ -58,6 +58,11 @@ impl Fakes {
         path.display().to_string()
     }
 
+    /// Where such files are.
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        self.files.path()
+    }
+
     /// The daemon for these fakes, not yet started.
     pub(crate) fn setup(&self) -> Setup {
         Setup::new(env!("CARGO_BIN_EXE_rolegate"))

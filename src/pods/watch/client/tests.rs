@@ -48,12 +48,62 @@ fn a_certificate_that_is_replaced_by_another_link_counts_as_changed() {
     }
     std::os::unix::fs::symlink("1.pem", &current).unwrap();
     let config = ApiConfig { kubeconfig: Some(with_certificate(&api, files.path())), ..ApiConfig::default() };
-    let first = fingerprint(&config);
-    assert_eq!(fingerprint(&config), first);
+    let first = fingerprint(&config, Path::new("/nonexistent"));
+    assert_eq!(fingerprint(&config, Path::new("/nonexistent")), first);
     // As the kubelet does it: a new link is renamed over the old one.
     std::os::unix::fs::symlink("2.pem", files.path().join("next")).unwrap();
     std::fs::rename(files.path().join("next"), &current).unwrap();
-    assert_ne!(fingerprint(&config), first);
+    assert_ne!(fingerprint(&config, Path::new("/nonexistent")), first);
+}
+
+#[test]
+fn the_service_accounts_token_and_the_clusters_ca_count_where_they_are_used() {
+    let files = tempfile::tempdir().unwrap();
+    let now = |api: &ApiConfig| fingerprint(api, files.path());
+    let in_pod = ApiConfig::default();
+    let by_server = ApiConfig { server: Some("https://127.0.0.1:6443".to_owned()), ..ApiConfig::default() };
+    let (mut last, elsewhere) = (now(&in_pod), now(&by_server));
+    for (name, text) in [("ca.crt", "first"), ("token", "first"), ("ca.crt", "second"), ("token", "second")] {
+        std::fs::write(files.path().join(name), text).unwrap();
+        assert_ne!(now(&in_pod), last, "{name}: {text}");
+        last = now(&in_pod);
+    }
+    assert_eq!(now(&by_server), elsewhere, "the service account is not read then");
+}
+
+/// What a plugin gives without an end is kept until the API refuses it.
+#[tokio::test]
+async fn a_token_of_a_plugin_that_is_refused_is_asked_for_anew() {
+    let (api, files) = (lab(), tempfile::tempdir().unwrap());
+    let token = files.path().join("token");
+    let credential = |token: &str| {
+        format!(r#"{{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{{"token":"{token}"}}}}"#)
+    };
+    std::fs::write(&token, credential("first")).unwrap();
+    let mut kubeconfig: serde_json::Value = serde_json::from_str(&api.kubeconfig()).unwrap();
+    kubeconfig["users"][0]["user"] = serde_json::json!({ "exec": {
+        "apiVersion": "client.authentication.k8s.io/v1", "command": "cat", "args": [token], "interactiveMode": "Never",
+    } });
+    let path = files.path().join("kubeconfig");
+    std::fs::write(&path, kubeconfig.to_string()).unwrap();
+    api.require_token(Some("first"));
+    let client = connect(&ApiConfig { kubeconfig: Some(path), ..ApiConfig::default() }).await.unwrap();
+    client.ask_whole("/api/v1/pods").await.unwrap();
+    api.require_token(Some("second"));
+    std::fs::write(&token, credential("second")).unwrap();
+    assert_eq!(client.ask_whole("/api/v1/pods").await.unwrap_err().code(), Some(401));
+    client.ask_whole("/api/v1/pods").await.unwrap();
+    // One that fails is said without what it wrote.
+    std::fs::write(&token, "not a credential but s3cr3t").unwrap();
+    let error = connect(&client.0.api).await.unwrap_err().to_string();
+    assert!(error.contains("exec plugin") && !error.contains("s3cr3t"), "{error}");
+    // Nor where it fails while its token is renewed.
+    let ended = credential("second").replace(r#""token""#, r#""expirationTimestamp":"2026-01-01T00:00:00Z","token""#);
+    std::fs::write(&token, ended).unwrap();
+    let client = connect(&client.0.api).await.unwrap();
+    std::fs::write(&token, "not a credential but s3cr3t").unwrap();
+    let error = client.ask_whole("/api/v1/pods").await.unwrap_err().to_string();
+    assert!(error.contains("exec plugin") && !error.contains("s3cr3t"), "{error}");
 }
 
 #[test]
