@@ -2,6 +2,8 @@
 
 use super::*;
 
+const PARTITIONS: [&str; 8] = ["aws", "aws-cn", "aws-us-gov", "aws-eusc", "aws-iso", "aws-iso-b", "aws-iso-e", "aws-iso-f"];
+
 #[test]
 fn the_ceiling_of_the_node_holds_for_every_role() {
     let ceiling = |patterns: &[&str]| Some(patterns.iter().map(|pattern| (*pattern).to_owned()).collect());
@@ -80,14 +82,15 @@ fn the_nodes_own_role_is_not_for_pods() {
 fn a_role_is_in_the_partition_of_the_node() {
     let role = |partition: &str| format!("arn:{partition}:iam::444455556666:role/web");
     let china = Rules { base: Some("arn:aws-cn:iam::111122223333:role/".parse().unwrap()), ..rules() };
-    for partition in ["aws", "aws-cn", "aws-us-gov", "aws-eusc", "aws-iso", "aws-iso-b", "aws-iso-e", "aws-iso-f"] {
+    for partition in PARTITIONS {
         let pod = pod_with(&role(partition));
         let caller = format!("arn:{partition}:sts::111122223333:assumed-role/nodes/i-0").parse::<CallerIdentity>().unwrap();
         let here = Policy::new(rules(), caller.into()).unwrap();
         assert!(matches!(decide_by(&here, &pod, &Surroundings::default()), Decision::Allow { .. }), "{partition}");
-        let other = if partition == "aws-iso" { "aws-iso-b" } else { "aws-iso" };
-        let elsewhere = decide_by(&here, &pod_with(&role(other)), &Surroundings::default());
-        assert_eq!(elsewhere, Decision::Deny(Denial::OtherPartition), "{other} in {partition}");
+        for other in PARTITIONS.iter().filter(|other| **other != partition) {
+            let elsewhere = decide_by(&here, &pod_with(&role(other)), &Surroundings::default());
+            assert_eq!(elsewhere, Decision::Deny(Denial::OtherPartition), "{other} in {partition}");
+        }
         // Until the node is known, by the base ARN.
         let early = Policy::new(china.clone(), NodeIdentity::default()).unwrap();
         let decision = decide_by(&early, &pod, &Surroundings::default());
