@@ -116,6 +116,32 @@ fn an_sts_that_cannot_be_reached_is_said() {
     assert!(log["message"].as_str().unwrap().contains("STS cannot be reached"), "{log}");
 }
 
+/// Before it is known who the daemon is, nobody gets anything; and however many ask, STS is not asked more often for that.
+#[test]
+fn an_sts_that_does_not_tell_who_the_daemon_is_is_not_hammered_and_no_role_is_blamed() {
+    let fakes = Fakes::new();
+    fakes.sts.set_behaviour(Behaviour::AccessDenied);
+    for number in 0..20_u8 {
+        fakes.pod(&format!("web-{number}"), ip(number + 2), Some(&format!("role-{number}")));
+    }
+    let setup = fakes.setup();
+    let world = fakes.into_world(&setup);
+    let began = std::time::Instant::now();
+    for number in 0..20_u8 {
+        assert_eq!(world.credentials(ip(number + 2), &format!("role-{number}")).status, 500);
+    }
+    // At the start, then after a second, after three, after seven, ...: at most one in a second.
+    let most = 2 + began.elapsed().as_secs() as usize;
+    let asked = world.fakes.sts.calls().len();
+    assert!((1..=most).contains(&asked), "{asked} questions, at most {most}");
+    assert_eq!(world.fakes.sts.assume_role_calls(), 0);
+    assert_eq!(world.metric(r#"rolegate_sts_requests_total{outcome="own-identity"}"#), 20.0, "{}", world.daemon.log());
+    let log = world.daemon.wait_for_log(|line| line["pod"] == "web-0").unwrap();
+    let message = log["message"].as_str().unwrap();
+    assert!(message.contains("must allow sts:GetCallerIdentity") && message.contains("VPC endpoint"), "{message}");
+    assert!(!message.contains("trust policy"), "{message}");
+}
+
 #[test]
 fn credentials_near_their_end_are_renewed_before_they_are_served() {
     let world = World::start();

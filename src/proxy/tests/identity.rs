@@ -9,7 +9,7 @@ async fn asked_early(role: &str, path: &str, becomes_known: bool) -> (Answer, No
     let identity = NodeIdentity::default();
     let node = node_of(identity.clone(), TokenMode::Optional, &[("web-1", "10.0.0.1", Some(role))], |rules| rules.base = None);
     if becomes_known {
-        *node.sts.meanwhile.lock().unwrap() = Some(Box::new(move || drop(identity.set_caller(NODE.parse().unwrap()))));
+        *node.sts.meanwhile.lock().unwrap() = Some(Box::new(move || assert!(identity.set_caller(NODE.parse().unwrap()))));
     }
     (node.ask("10.0.0.1", "GET", &format!("{LIST}{path}"), &[]).await, node)
 }
@@ -49,8 +49,8 @@ async fn what_was_decided_by_an_older_identity_is_decided_by_the_newer() {
         let web = [("web-1", "10.0.0.1", Some("web"))];
         let node = node_of(identity.clone(), TokenMode::Optional, &web, |_| {});
         *node.sts.meanwhile.lock().unwrap() = Some(Box::new(move || match of_instance {
-            true => drop(identity.set_instance_role(Some("arn:aws:iam::111122223333:role/web".parse().unwrap()))),
-            false => drop(identity.set_caller("arn:aws:sts::111122223333:assumed-role/web/s".parse().unwrap())),
+            true => assert!(identity.set_instance_role(Some("arn:aws:iam::111122223333:role/web".parse().unwrap()))),
+            false => assert!(identity.set_caller("arn:aws:sts::111122223333:assumed-role/web/s".parse().unwrap())),
         }));
         let answer = node.ask("10.0.0.1", "GET", &format!("{LIST}web"), &[]).await;
         assert_eq!((answer.status, answer.body.as_str()), (404, ""), "{of_instance}");
