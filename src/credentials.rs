@@ -89,6 +89,9 @@ pub enum AssumeRoleError {
         /// What to change.
         advice: &'static str,
     },
+    /// It is not known yet who the daemon is to STS, which was asked for that lately: nothing was asked now.
+    #[error("nothing is handed out before it is known who the daemon is at AWS: {0}")]
+    IdentityUnknown(Box<AssumeRoleError>),
     /// No answer.
     #[error("STS cannot be reached: {message}; check the node's route and DNS to the regional STS endpoint")]
     Unreachable {
@@ -111,9 +114,15 @@ impl AssumeRoleError {
             Self::Invalid { .. } => "invalid",
             Self::Throttled => "throttled",
             Self::OwnIdentity { .. } => "own-identity",
+            Self::IdentityUnknown(_) => "identity-unknown",
             Self::Unreachable { .. } => "unreachable",
             Self::Failed { .. } => "failed",
         }
+    }
+
+    /// Whether the failure is the answer for a while. One that cost STS nothing is not: the next asker may have better luck.
+    pub fn is_remembered(&self) -> bool {
+        !matches!(self, Self::IdentityUnknown(_))
     }
 }
 

@@ -204,7 +204,7 @@ impl AskIdentity for Client {
 impl AssumeRole for Sts {
     async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
         // What was decided before it was known is decided again with it, before a pod gets anything.
-        self.identity.known().await?;
+        self.identity.known().await.map_err(|error| AssumeRoleError::IdentityUnknown(Box::new(error)))?;
         let seconds = i32::try_from(request.duration().as_secs()).unwrap_or(3600);
         let tag = |tag: &policy::session::Tag| Tag::builder().key(tag.key()).value(tag.value()).build();
         let tags: Result<Vec<Tag>, _> = request.tags().iter().map(tag).collect();

@@ -263,6 +263,15 @@ async fn a_failure_is_the_answer_for_a_while_and_then_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn that_the_daemon_does_not_know_itself_yet_is_not_remembered() {
+    let (sessions, sts) = sessions();
+    sts.will(Answer::Error(AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Throttled))));
+    let error = sessions.get(&request("web")).await.unwrap_err();
+    assert_eq!(error.name(), "identity-unknown");
+    assert!(sessions.get(&request("web")).await.is_ok(), "as soon as it is known");
+}
+
+#[tokio::test(start_paused = true)]
 async fn all_who_wait_for_a_call_that_fails_are_told_and_no_one_asks_again() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Error(denied())).hold();
