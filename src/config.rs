@@ -12,6 +12,7 @@ use secrecy::SecretString;
 
 use crate::role::BaseArn;
 
+pub mod explain;
 pub mod flags;
 mod read;
 pub mod session;
@@ -284,15 +285,22 @@ impl Config {
     /// The configuration that flags and environment give.
     pub fn from_source(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut source = Source::new(matches, env);
+        let config = Self::read(&mut source, true);
+        let mistakes = source.into_mistakes();
+        if mistakes.is_empty() { Ok(config) } else { Err(ConfigError { mistakes }) }
+    }
+
+    /// All of it; what is wrong is noted in the source. Without `node_needed`, the node's name may be empty.
+    fn read(source: &mut Source<'_>, node_needed: bool) -> Self {
         let mut warnings = Vec::new();
         let config = Self {
-            pods: read::pods(&mut source),
-            roles: read::roles(&mut source),
-            sessions: read::sessions(&mut source, &mut warnings),
-            server: read::server(&mut source),
-            admin: read::admin(&mut source),
-            redirect: read::redirect(&mut source),
-            log: read::log(&mut source),
+            pods: read::pods(source, node_needed),
+            roles: read::roles(source),
+            sessions: read::sessions(source, &mut warnings),
+            server: read::server(source),
+            admin: read::admin(source),
+            redirect: read::redirect(source),
+            log: read::log(source),
             metadata_addr: source.parse("metadata-addr", read::authority).unwrap_or_else(|| DEFAULT_METADATA_ADDR.to_owned()),
             warnings: Vec::new(),
         };
@@ -303,7 +311,7 @@ impl Config {
                 config.server.port
             ));
         }
-        read::check_target(&config.redirect, config.server.address, &mut source);
+        read::check_target(&config.redirect, config.server.address, source);
         for (name, instead) in read::WITHOUT_EFFECT {
             if source.is_given(name) {
                 // Its value is still checked, so that a typing error does not hide.
@@ -321,8 +329,7 @@ impl Config {
                     .to_owned(),
             );
         }
-        let mistakes = source.into_mistakes();
-        if mistakes.is_empty() { Ok(Self { warnings, ..config }) } else { Err(ConfigError { mistakes }) }
+        Self { warnings, ..config }
     }
 }
 

@@ -57,6 +57,11 @@ impl<'a> Source<'a> {
         text.map(|text| Given { text, place: flag.env() }).into_iter().collect()
     }
 
+    /// Whether the setting stands on the command line, and is not empty there.
+    pub(super) fn is_argument(&self, name: &str) -> bool {
+        self.matches.get_many::<String>(name).is_some_and(|mut values| values.any(|text| !text.is_empty()))
+    }
+
     /// Whether the setting was given at all.
     pub(super) fn is_given(&self, name: &str) -> bool {
         !self.given(name).is_empty()

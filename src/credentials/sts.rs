@@ -26,7 +26,7 @@ use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use jiff::Timestamp;
 use secrecy::SecretString;
 
-use super::{AssumeRole, AssumeRoleError, Clock, Credentials};
+use super::{AssumeRole, AssumeRoleError, Clock, Credentials, StsOfNode};
 use crate::policy::{self, RoleRequest};
 use crate::role::{BaseArn, CallerIdentity, RoleArn};
 use crate::telemetry::chain;
@@ -200,6 +200,12 @@ impl AssumeRole for Sts {
         }
         let (secret, token) = (SecretString::from(given.secret_access_key), SecretString::from(given.session_token));
         Ok(Credentials::new(given.access_key_id, secret, token, self.clock.now(), expires_at))
+    }
+}
+
+impl StsOfNode for Sts {
+    async fn own_identity(&self) -> Result<String, AssumeRoleError> {
+        self.caller_identity().await.map(|identity| identity.as_str().to_owned())
     }
 }
 
