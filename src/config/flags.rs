@@ -195,9 +195,14 @@ const EXPLAIN: &[Flag] = &[
     switch("assume", "Ask STS for the role as well, once, and say what it answers; the credentials are dropped"),
 ];
 
-/// All flags, in the order of `--help`.
+/// All flags of the daemon, in the order of `--help`.
 pub fn all() -> impl Iterator<Item = &'static Flag> {
-    GROUPS.iter().chain([&OF_EXPLAIN]).flat_map(|(_, flags)| flags.iter())
+    GROUPS.iter().flat_map(|(_, flags)| flags.iter())
+}
+
+/// The flags of every subcommand.
+pub fn of_all_commands() -> impl Iterator<Item = &'static Flag> {
+    all().chain(OF_EXPLAIN.1)
 }
 
 /// Adds the flags to a clap command. Values stay texts here, so that the configuration can report every mistake at once.

@@ -42,7 +42,7 @@ impl<'a> Source<'a> {
     }
 
     fn flag(name: &str) -> &'static Flag {
-        let found = flags::all().find(|flag| flag.name == name);
+        let found = flags::of_all_commands().find(|flag| flag.name == name);
         #[expect(clippy::expect_used, reason = "a start-up invariant: every setting read has its line in the table")]
         found.expect("every setting stands in the table of flags")
     }

@@ -142,7 +142,8 @@ fn address(pod: &Arc<Pod>, ip: IpAddr, pods: &Pods) -> Result<(), (String, Unide
             Err((format!("claimed by {others} as well"), Unidentified { reason: AMBIGUOUS_POD, message }))
         }
         Lookup::Unknown if pods.is_node(ip) => {
-            let message = format!("the pod's address {ip} is the node's own, and the pod cannot be told from the node; see to the node's CNI");
+            let message =
+                format!("the pod's address {ip} is the node's own, and the pod cannot be told from the node; see to the node's CNI");
             Err(("the node's own".to_owned(), Unidentified { reason: UNKNOWN_POD, message }))
         }
         // The pod has gone since it was looked up.

@@ -22,8 +22,8 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
         By::Cluster => "by the settings given and what the Kubernetes API says",
     };
     writeln!(text, "{}", clean(&format!("pod {}/{}{place}, {by}", report.namespace, report.pod)))?;
-    section(text, "who asks", &report.identity)?;
-    section(text, "which role", &report.policy)?;
+    section(text, "who asks", &report.identity, report)?;
+    section(text, "which role", &report.policy, report)?;
     if let Some(request) = &report.request {
         writeln!(text, "\nwhat STS is asked for")?;
         let mut lines = vec![("role", request.role.clone()), ("session-name", request.session_name.clone())];
@@ -61,7 +61,7 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
-fn section(text: &mut String, title: &str, steps: &[Step]) -> std::fmt::Result {
+fn section(text: &mut String, title: &str, steps: &[Step], report: &Report) -> std::fmt::Result {
     if steps.is_empty() {
         return Ok(());
     }
@@ -72,8 +72,13 @@ fn section(text: &mut String, title: &str, steps: &[Step]) -> std::fmt::Result {
             Verdict::Refused => "no",
             Verdict::Skipped => "-",
         };
-        let both = if step.source.is_empty() || step.detail.is_empty() { "" } else { ": " };
-        line(text, mark, &step.what, &format!("{}{both}{}", step.source, step.detail))?;
+        // The sentence that the text ends with is not said twice.
+        let detail = match &report.reason {
+            Some(reason) if step.detail == report.message => reason,
+            _ => &step.detail,
+        };
+        let both = if step.source.is_empty() || detail.is_empty() { "" } else { ": " };
+        line(text, mark, &step.what, &format!("{}{both}{detail}", step.source))?;
     }
     Ok(())
 }

@@ -36,7 +36,9 @@ fn the_command_line_chooses_who_is_asked() {
 #[test]
 fn mistakes_are_reported_at_once() {
     let error = read(&["nonsense", "--admin-url=https://x", "--output=xml", "--assume=perhaps", "--kubeconfig=/k"], &[]).unwrap_err();
-    for wanted in ["expected NAMESPACE/POD", "give one of them", "http://127.0.0.1:9543", "expected one of text, json", "expected true or false"] {
+    for wanted in
+        ["expected NAMESPACE/POD", "give one of them", "http://127.0.0.1:9543", "expected one of text, json", "expected true or false"]
+    {
         assert!(error.to_string().contains(wanted), "{wanted}: {error}");
     }
     assert_eq!(error.mistakes.len(), 5, "{error}");

@@ -10,7 +10,7 @@ use super::objects::{OnlyMetadata, PodObject};
 use super::pod_of;
 use crate::config::AnnotationKeys;
 use crate::config::explain::PodName;
-use crate::pods::{self, Needs, Namespace, Pods, ServiceAccount};
+use crate::pods::{self, Namespace, Needs, Pods, ServiceAccount};
 
 /// What there was to see.
 #[derive(Debug)]
