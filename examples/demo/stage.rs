@@ -234,7 +234,7 @@ impl Stage {
         };
         let output = command.args(&arguments).output()?;
         let text = String::from_utf8(output.stdout)? + &String::from_utf8(output.stderr)?;
-        story.output(&text);
+        story.printed(&text);
         Ok((text, output.status.code().unwrap_or(-1)))
     }
 
