@@ -2,7 +2,7 @@
 //! and the real ports can be told; then serves.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -18,6 +18,8 @@ use crate::credentials::Clock;
 use crate::credentials::cache::Sessions;
 use crate::credentials::sts::{Aws, Sts};
 use crate::drain::Drain;
+use crate::explain::By;
+use crate::explain::explainer::Explainer;
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client};
 use crate::pods::{self, Needs, NodeAddresses, Pods};
@@ -32,6 +34,7 @@ use crate::role::{BaseArn, RoleArn};
 use crate::server::Server;
 use crate::tasks::Tasks;
 
+pub mod explain;
 mod node;
 mod rule;
 
@@ -93,14 +96,16 @@ impl App {
         };
         tasks.spawn("pod watch", watch.run(readiness.step("the list of this node's pods")));
         let debug = config.admin.debug.then(|| pods.clone());
-        tasks.spawn("metrics port", Admin { metrics: metrics.clone(), readiness: readiness.clone(), debug }.serve(admin));
+        let explainer = Arc::<OnceLock<_>>::default();
+        let of_admin = Admin { metrics: metrics.clone(), readiness: readiness.clone(), debug, explainer: explainer.clone() };
+        tasks.spawn("metrics port", of_admin.serve(admin));
 
         // At once: until the rule is there, pods reach the real service. What it brings waits for the acceptor.
         let rule = readiness.step("the packet rule");
         let rule = rule::place(&config.redirect, metadata_address, kube, &config.pods.node, rule);
         let mut rule = std::pin::pin!(rule.fuse());
         let mut stop = std::pin::pin!(stop);
-        let mut prepared = std::pin::pin!(prepare(&config, pods, &metrics, &drain));
+        let mut prepared = std::pin::pin!(prepare(&config, pods, &metrics, &drain, &explainer));
         let prepared = loop {
             tokio::select! {
                 placed = &mut rule, if !rule.is_terminated() => placed?,
@@ -153,17 +158,34 @@ struct Prepared {
 }
 
 /// Makes the way of a request, once AWS has told what it takes.
-async fn prepare(config: &Config, pods: Pods, metrics: &Metrics, drain: &Drain) -> anyhow::Result<Prepared> {
+async fn prepare(
+    config: &Config,
+    pods: Pods,
+    metrics: &Metrics,
+    drain: &Drain,
+    explainer: &OnceLock<Explainer<Sts>>,
+) -> anyhow::Result<Prepared> {
     let clock = Clock::system();
     let aws = Aws::load(&config.metadata_addr).await?;
     let node = NodeIdentity::default();
     let sts = aws.sts(clock.clone(), node.clone());
-    let policy = Policy::new(rules(&aws, config, &node).await?, node.clone()).context("--allowed-roles")?;
+    let policy = Policy::new(rules(Some(&aws), config, &node).await?, node.clone()).context("--allowed-roles")?;
     if !policy.allows_default_role() {
         bail!("--default-role is not among --allowed-roles: every pod without a role would be refused; add it, or leave it out");
     }
     info!(region = aws.region(), "STS of this region is used");
     let sessions = Sessions::new(sts.clone(), config.sessions.error_ttl, clock.clone(), metrics.clone());
+    let policy = Arc::new(policy);
+    // It is given once: this runs once.
+    let _ = explainer.set(Explainer {
+        node: config.pods.node.clone(),
+        by: By::Daemon,
+        policy: policy.clone(),
+        pods: pods.clone(),
+        sts: sts.clone(),
+        metrics: metrics.clone(),
+        asked: tokio::sync::Mutex::default(),
+    });
     let settings = Settings { policy, tokens: config.server.tokens, pod_wait: config.pods.wait };
     let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone())?, clock, metrics.clone());
     if config.server.accept_direct {
@@ -203,14 +225,16 @@ fn listen(address: Option<IpAddr>, port: u16, flag: &str) -> anyhow::Result<TcpL
     Ok(TcpListener::from_std(socket.into())?)
 }
 
-async fn rules(aws: &Aws, config: &Config, node: &NodeIdentity) -> anyhow::Result<Rules> {
+/// What pods may have. Without AWS, nothing may be discovered: see [`needs_aws`].
+async fn rules(aws: Option<&Aws>, config: &Config, node: &NodeIdentity) -> anyhow::Result<Rules> {
     let (roles, sessions) = (&config.roles, &config.sessions);
+    let aws = || aws.context("the metadata service is needed for what is to be discovered");
     let (base, mut instance_role) = match &roles.base {
         BaseRole::None => (None, None),
         BaseRole::Given(base) => (Some(base.clone()), None),
         BaseRole::Discover => {
-            let base = aws.discover_base().await?;
-            let role = aws.discover_node_role(&base, "--base-role-arn").await?;
+            let base = aws()?.discover_base().await?;
+            let role = aws()?.discover_node_role(&base, "--base-role-arn").await?;
             (Some(base), Some(role))
         }
     };
@@ -223,7 +247,7 @@ async fn rules(aws: &Aws, config: &Config, node: &NodeIdentity) -> anyhow::Resul
         DefaultRole::Given(role) => Some(complete(role, base.as_ref())?),
         DefaultRole::NodeRole => {
             if instance_role.is_none() {
-                instance_role = Some(aws.discover_node_role(&aws.discover_base().await?, "--default-role").await?);
+                instance_role = Some(aws()?.discover_node_role(&aws()?.discover_base().await?, "--default-role").await?);
                 node.set_instance_role(instance_role.clone());
             }
             instance_role.clone()
@@ -250,6 +274,11 @@ async fn rules(aws: &Aws, config: &Config, node: &NodeIdentity) -> anyhow::Resul
         },
         session_duration: sessions.duration,
     })
+}
+
+/// Whether the settings leave something to the metadata service.
+fn needs_aws(config: &Config) -> bool {
+    config.roles.base == BaseRole::Discover || config.roles.default == DefaultRole::NodeRole
 }
 
 fn complete(role: &str, base: Option<&BaseArn>) -> anyhow::Result<RoleArn> {

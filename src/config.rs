@@ -12,6 +12,7 @@ use secrecy::SecretString;
 
 use crate::role::BaseArn;
 
+pub mod explain;
 pub mod flags;
 mod read;
 pub mod session;
@@ -288,15 +289,22 @@ impl Config {
     /// The configuration that flags and environment give.
     pub fn from_source(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut source = Source::new(matches, env);
+        let config = Self::read(&mut source, true);
+        let mistakes = source.into_mistakes();
+        if mistakes.is_empty() { Ok(config) } else { Err(ConfigError { mistakes }) }
+    }
+
+    /// All of it; what is wrong is noted in the source. Without `node_needed`, the node's name may be empty.
+    fn read(source: &mut Source<'_>, node_needed: bool) -> Self {
         let mut warnings = Vec::new();
         let config = Self {
-            pods: read::pods(&mut source),
-            roles: read::roles(&mut source),
-            sessions: read::sessions(&mut source, &mut warnings),
-            server: read::server(&mut source),
-            admin: read::admin(&mut source),
-            redirect: read::redirect(&mut source),
-            log: read::log(&mut source),
+            pods: read::pods(source, node_needed),
+            roles: read::roles(source),
+            sessions: read::sessions(source, &mut warnings),
+            server: read::server(source),
+            admin: read::admin(source),
+            redirect: read::redirect(source),
+            log: read::log(source),
             metadata_addr: source.parse("metadata-addr", read::authority).unwrap_or_else(|| DEFAULT_METADATA_ADDR.to_owned()),
             metadata_disabled: source.env("AWS_EC2_METADATA_DISABLED").is_some_and(|text| text.trim().eq_ignore_ascii_case("true")),
             warnings: Vec::new(),
@@ -308,7 +316,7 @@ impl Config {
                 config.server.port
             ));
         }
-        read::check_target(&config.redirect, config.server.address, &mut source);
+        read::check_target(&config.redirect, config.server.address, source);
         for (name, instead) in read::WITHOUT_EFFECT {
             if source.is_given(name) {
                 // Its value is still checked, so that a typing error does not hide.
@@ -326,8 +334,7 @@ impl Config {
                     .to_owned(),
             );
         }
-        let mistakes = source.into_mistakes();
-        if mistakes.is_empty() { Ok(Self { warnings, ..config }) } else { Err(ConfigError { mistakes }) }
+        Self { warnings, ..config }
     }
 }
 

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::policy::RoleRequest;
 
+pub mod advice;
 pub mod cache;
 mod identity;
 pub mod sts;
@@ -130,6 +131,12 @@ impl AssumeRoleError {
 pub trait AssumeRole: Send + Sync + 'static {
     /// Asks for a session. One call is one question; nothing is remembered.
     fn assume_role(&self, request: &RoleRequest) -> impl Future<Output = Result<Credentials, AssumeRoleError>> + Send;
+}
+
+/// STS as the node's operator asks it: who the daemon is to it, too.
+pub trait StsOfNode: AssumeRole {
+    /// The ARN of who asks. Known from then on, where the policy compares roles with it.
+    fn own_identity(&self) -> impl Future<Output = Result<String, AssumeRoleError>> + Send;
 }
 
 /// The wall clock, injected so that expiry can be tested.

@@ -21,6 +21,7 @@
 //! - [`pods`]: the pods of this node by address, and their watch
 //! - [`policy`]: which role a pod may have
 //! - [`credentials`]: sessions of roles, and STS
+//! - [`explain`]: every step of a decision, for people
 //! - [`role`]: the names that AWS knows a session by
 //! - [`redirect`]: the packet rule
 //! - [`admin`], [`metrics`], [`readiness`], [`telemetry`]: what operators see
@@ -36,6 +37,7 @@ pub mod config;
 pub mod connections;
 pub mod credentials;
 pub mod drain;
+pub mod explain;
 pub mod metrics;
 pub mod pods;
 pub mod policy;

@@ -173,6 +173,19 @@ impl Pods {
         self.shared.read().all()
     }
 
+    /// The pod of this name, and what is known around it.
+    pub fn named(&self, namespace: &str, name: &str) -> Option<(Arc<Pod>, Surroundings)> {
+        let index = self.shared.read();
+        let pod = index.all().into_iter().find(|pod| pod.namespace == namespace && pod.name == name)?;
+        let around = index.surroundings(&pod);
+        Some((pod, around))
+    }
+
+    /// Whether an address is the node's own.
+    pub fn is_node(&self, ip: IpAddr) -> bool {
+        self.shared.read().is_node(ip)
+    }
+
     /// What is known of a namespace.
     pub fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
         self.shared.read().namespace(name)

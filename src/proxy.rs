@@ -39,7 +39,7 @@ use token::Tokens;
 #[derive(Debug)]
 pub struct Settings {
     /// Which role a pod may have.
-    pub policy: Policy,
+    pub policy: Arc<Policy>,
     /// Whether requests without a token are refused.
     pub tokens: TokenMode,
     /// The longest wait for the pod behind an address.

@@ -26,9 +26,11 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("use-regional-sts-endpoint", "the regional endpoint is always used"),
 ];
 
-pub(super) fn pods(source: &mut Source<'_>) -> PodsConfig {
+pub(super) fn pods(source: &mut Source<'_>, node_needed: bool) -> PodsConfig {
     let node = source.text("node").or_else(|| source.env("NODE_NAME")).unwrap_or_else(|| {
-        source.mistake("--node (or NODE_NAME) is missing: give this node's name, from the field spec.nodeName of the DaemonSet's pod");
+        if node_needed {
+            source.mistake("--node (or NODE_NAME) is missing: give this node's name, from the field spec.nodeName of the DaemonSet's pod");
+        }
         String::new()
     });
     if !node.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.')) {

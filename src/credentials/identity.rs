@@ -53,6 +53,11 @@ impl<A: AskIdentity> Inquiry<A> {
         Self { asker, node, failure: Mutex::default() }
     }
 
+    /// Where its answers are told.
+    pub(super) fn node(&self) -> &NodeIdentity {
+        &self.node
+    }
+
     /// Returns once it is known; the failure, while it cannot be had.
     pub(super) async fn known(&self) -> Result<(), AssumeRoleError> {
         if self.node.known().caller.is_some() {

@@ -28,7 +28,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 use super::identity::{AskIdentity, Inquiry};
-use super::{AssumeRole, AssumeRoleError, Clock, Credentials};
+use super::{AssumeRole, AssumeRoleError, Clock, Credentials, StsOfNode};
 use crate::policy::node::NodeIdentity;
 use crate::policy::{self, RoleRequest};
 use crate::role::{BaseArn, CallerIdentity, RoleArn};
@@ -236,6 +236,14 @@ impl AssumeRole for Sts {
         }
         let (secret, token) = (SecretString::from(given.secret_access_key), SecretString::from(given.session_token));
         Ok(Credentials::new(given.access_key_id, secret, token, self.clock.now(), expires_at))
+    }
+}
+
+impl StsOfNode for Sts {
+    async fn own_identity(&self) -> Result<String, AssumeRoleError> {
+        self.identity.known().await?;
+        let known = self.identity.node().known();
+        Ok(known.caller.as_ref().map(|caller| caller.as_str().to_owned()).unwrap_or_default())
     }
 }
 

@@ -23,6 +23,7 @@ mod failure;
 mod follow;
 mod lines;
 mod objects;
+pub mod snapshot;
 
 use follow::{Event, Selection, follow};
 use objects::PodObject;
@@ -151,28 +152,33 @@ impl Watch {
 
     /// The pod in the words of the index, and its version; `None` where it is no pod of this node.
     fn pod(&self, object: PodObject) -> Option<(Pod, Option<u64>)> {
-        let mut metadata = object.metadata;
-        let (version, terminating) = (metadata.version(), metadata.is_terminating());
-        let (uid, name) = (metadata.uid.take()?, metadata.name.take()?);
-        if object.node_name.as_deref() != Some(self.node.as_str()) {
-            warn!(pod = %name, "the API sent a pod of another node; it is ignored");
-            return None;
-        }
-        let pod = Pod {
-            uid: PodUid(uid.into()),
-            namespace: metadata.namespace.take().unwrap_or_default(),
-            name,
-            service_account: object.service_account.unwrap_or_default(),
-            role: metadata.take_annotation(&self.annotations.role),
-            external_id: metadata.take_annotation(&self.annotations.external_id),
-            session_name: metadata.take_annotation(SESSION_NAME_KEY),
-            ips: object.ips,
-            finished: matches!(object.phase.as_deref(), Some("Succeeded" | "Failed")),
-            terminating,
-            host_network: object.host_network,
-        };
-        Some((pod, version))
+        pod_of(object, &self.node, &self.annotations)
     }
+}
+
+/// A pod of `node` in the words of the index, and its version; `None` where it is of another one.
+fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option<(Pod, Option<u64>)> {
+    let mut metadata = object.metadata;
+    let (version, terminating) = (metadata.version(), metadata.is_terminating());
+    let (uid, name) = (metadata.uid.take()?, metadata.name.take()?);
+    if object.node_name.as_deref() != Some(node) {
+        warn!(pod = %name, "the API sent a pod of another node; it is ignored");
+        return None;
+    }
+    let pod = Pod {
+        uid: PodUid(uid.into()),
+        namespace: metadata.namespace.take().unwrap_or_default(),
+        name,
+        service_account: object.service_account.unwrap_or_default(),
+        role: metadata.take_annotation(&annotations.role),
+        external_id: metadata.take_annotation(&annotations.external_id),
+        session_name: metadata.take_annotation(SESSION_NAME_KEY),
+        ips: object.ips,
+        finished: matches!(object.phase.as_deref(), Some("Succeeded" | "Failed")),
+        terminating,
+        host_network: object.host_network,
+    };
+    Some((pod, version))
 }
 
 #[cfg(test)]

@@ -84,7 +84,7 @@ fn node_of(identity: NodeIdentity, tokens: TokenMode, known: &[(&str, &str, Opti
     }
     let metrics = Metrics::new();
     let sessions = Sessions::new(sts.clone(), Duration::from_secs(30), clock.clone(), metrics.clone());
-    let settings = Settings { policy, tokens, pod_wait: WAIT };
+    let settings = Settings { policy: Arc::new(policy), tokens, pod_wait: WAIT };
     let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone()).unwrap(), clock, metrics);
     Node { proxy, writer: Arc::new(writer), sts }
 }

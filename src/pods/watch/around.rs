@@ -17,9 +17,9 @@ use super::objects::{Metadata, OnlyMetadata};
 use crate::pods::{Namespace, ServiceAccount};
 
 /// Annotation of a namespace with the expression of permitted roles (kiam's).
-const PERMITTED_KEY: &str = "iam.amazonaws.com/permitted";
+pub(super) const PERMITTED_KEY: &str = "iam.amazonaws.com/permitted";
 /// Annotation of a service account that EKS reads.
-const EKS_ROLE_KEY: &str = "eks.amazonaws.com/role-arn";
+pub(super) const EKS_ROLE_KEY: &str = "eks.amazonaws.com/role-arn";
 /// How long service accounts are done without before it is seen whether they may be read by now.
 pub(super) const FORBIDDEN_AGAIN: Duration = Duration::from_secs(300);
 
