@@ -13,7 +13,7 @@ pub mod index;
 pub mod watch;
 
 use index::Index;
-pub use index::{Claims, Namespace, NodeAddresses, Pod, PodUid, ServiceAccount, Surroundings};
+pub use index::{Claims, Namespace, NodeAddresses, Pod, PodName, PodUid, ServiceAccount, Surroundings};
 
 /// How many requests may wait for the watch at one time. Beyond it they are refused at once.
 pub const MAX_WAITING: usize = 1024;
@@ -36,6 +36,8 @@ pub enum Lookup {
     Found(Arc<Pod>, Surroundings),
     /// More than one living pod claims it.
     Ambiguous(Vec<Arc<Pod>>),
+    /// A pod claims it whose present state cannot be read: nobody is served there. This is what it last was.
+    Unreadable(Arc<Pod>),
     /// No pod of this node, as far as is known.
     Unknown,
 }
@@ -127,6 +129,7 @@ impl Pods {
             }
             Claims::None => Lookup::Unknown,
             Claims::Several(pods) => Lookup::Ambiguous(pods),
+            Claims::Unreadable(pod) => Lookup::Unreadable(pod),
         }
     }
 
@@ -138,6 +141,7 @@ impl Pods {
         let is_enough = |lookup: &Lookup| match lookup {
             Lookup::Found(pod, around) => enough(pod, around),
             Lookup::Ambiguous(pods) => self.shared.read().is_confirmed(ip, pods),
+            Lookup::Unreadable(_) => true,
             Lookup::Unknown => self.shared.read().is_node(ip),
         };
         let found = self.by_ip(ip);

@@ -177,7 +177,7 @@ impl Policy {
     /// Whether enough is known for a decision that is not only about what is not known yet.
     pub fn can_decide(&self, pod: &Pod, around: &Surroundings) -> bool {
         let namespace = self.rules.restrictions != Restrictions::Enforce || around.namespace.is_some();
-        namespace && (pod.role.is_some() || self.service_account(pod, around).is_ok())
+        namespace && (pod.role.is_some() || self.service_account(pod, around) != Err(Denial::ServiceAccountUnknown))
     }
 
     /// Whether it is known who the daemon is at AWS. What was decided before that may be another node's partition, or the

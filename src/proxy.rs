@@ -82,6 +82,7 @@ struct Meters {
 enum Refusal {
     UnknownPod,
     AmbiguousPod(Vec<Arc<Pod>>),
+    UnreadablePod(Arc<Pod>),
     Denied(Arc<Pod>, Denial),
     OtherRole(Arc<Pod>),
     Changed(Arc<Pod>),
@@ -98,6 +99,7 @@ fn found(lookup: Lookup) -> Result<(Arc<Pod>, Surroundings), Refusal> {
     match lookup {
         Lookup::Found(pod, around) => Ok((pod, around)),
         Lookup::Ambiguous(pods) => Err(Refusal::AmbiguousPod(pods)),
+        Lookup::Unreadable(pod) => Err(Refusal::UnreadablePod(pod)),
         Lookup::Unknown => Err(Refusal::UnknownPod),
     }
 }
@@ -272,6 +274,7 @@ impl<A: AssumeRole> Proxy<A> {
         let reason = match &refusal {
             Refusal::UnknownPod => "unknown-pod",
             Refusal::AmbiguousPod(_) => "ambiguous-pod",
+            Refusal::UnreadablePod(_) => "unreadable-pod",
             Refusal::Denied(_, denial) => denial.name(),
             Refusal::OtherRole(_) => "other-role",
             Refusal::Changed(_) => "changed",
@@ -279,7 +282,9 @@ impl<A: AssumeRole> Proxy<A> {
         self.metrics.denied(reason);
         let new = match &refusal {
             Refusal::UnknownPod | Refusal::AmbiguousPod(_) => self.complaints.is_new(&ip, reason),
-            Refusal::Denied(pod, _) | Refusal::OtherRole(pod) | Refusal::Changed(pod) => self.complaints.is_new(&pod.uid, reason),
+            Refusal::Denied(pod, _) | Refusal::OtherRole(pod) | Refusal::Changed(pod) | Refusal::UnreadablePod(pod) => {
+                self.complaints.is_new(&pod.uid, reason)
+            }
         };
         if new {
             match refusal {
@@ -289,6 +294,10 @@ impl<A: AssumeRole> Proxy<A> {
                     let mut pods: Vec<_> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
                     pods.sort();
                     warn!(source = %ip, reason, pods = pods.join(", "), "refused: more than one pod claims this address");
+                }
+                Refusal::UnreadablePod(pod) => {
+                    warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
+                        "refused: the pod that has this address is now one that cannot be read; the line about its object has more");
                 }
                 Refusal::Denied(pod, denial) => {
                     warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: {denial}");

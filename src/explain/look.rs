@@ -11,6 +11,7 @@ use crate::policy::{self, Policy, RoleRequest};
 
 /// What the proxy calls an address that no pod has. A pod that has none is told by it.
 const UNKNOWN_POD: &str = "unknown-pod";
+const UNREADABLE_POD: &str = "unreadable-pod";
 /// What it calls one that several have.
 const AMBIGUOUS_POD: &str = "ambiguous-pod";
 
@@ -140,6 +141,12 @@ fn address(pod: &Arc<Pod>, ip: IpAddr, pods: &Pods) -> Result<(), (String, Unide
                  is not there any more"
             );
             Err((format!("claimed by {others} as well"), Unidentified { reason: AMBIGUOUS_POD, message }))
+        }
+        Lookup::Unreadable(other) => {
+            let whose =
+                if other.uid == pod.uid { "the pod".to_owned() } else { format!("pod {}, which has the address {ip}", name(&other)) };
+            let message = format!("{whose} is stored in a form that cannot be read, and nobody is served from there; see the daemon's log");
+            Err((format!("held by {}, whose object cannot be read", name(&other)), Unidentified { reason: UNREADABLE_POD, message }))
         }
         Lookup::Unknown if pods.is_node(ip) => {
             let message =

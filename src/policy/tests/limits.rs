@@ -182,6 +182,7 @@ fn reasons_have_names_of_their_own() {
         form(RoleName),
         form(TooLong),
         Denial::ServiceAccountUnknown,
+        Denial::ServiceAccountsForbidden,
         Denial::OtherPartition,
         Denial::NodeRole,
         Denial::NotAllowedOnNode,
