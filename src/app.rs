@@ -18,6 +18,8 @@ use crate::credentials::Clock;
 use crate::credentials::cache::Sessions;
 use crate::credentials::sts::{Aws, Sts};
 use crate::drain::Drain;
+use crate::events::Reporter;
+use crate::events::writer::Writer;
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client};
 use crate::pods::{self, Needs, NodeAddresses, Pods};
@@ -92,6 +94,14 @@ impl App {
             metrics: metrics.clone(),
         };
         tasks.spawn("pod watch", watch.run(readiness.step("the list of this node's pods")));
+        let events = if config.pods.events {
+            let (events, records) = Reporter::new(metrics.clone());
+            let (api, node, pods) = (kube.clone(), config.pods.node.clone(), pods.clone());
+            tasks.spawn("events", Writer { api, node, pods, records, clock: Clock::system(), metrics: metrics.clone() }.run());
+            events
+        } else {
+            Reporter::off(metrics.clone())
+        };
         let debug = config.admin.debug.then(|| pods.clone());
         tasks.spawn("metrics port", Admin { metrics: metrics.clone(), readiness: readiness.clone(), debug }.serve(admin));
 
@@ -100,7 +110,7 @@ impl App {
         let rule = rule::place(&config.redirect, metadata_address, kube, &config.pods.node, rule);
         let mut rule = std::pin::pin!(rule.fuse());
         let mut stop = std::pin::pin!(stop);
-        let mut prepared = std::pin::pin!(prepare(&config, pods, &metrics, &drain));
+        let mut prepared = std::pin::pin!(prepare(&config, pods, events, &metrics, &drain));
         let prepared = loop {
             tokio::select! {
                 placed = &mut rule, if !rule.is_terminated() => placed?,
@@ -148,7 +158,7 @@ struct Prepared {
 }
 
 /// Makes the way of a request, once AWS has told what it takes.
-async fn prepare(config: &Config, pods: Pods, metrics: &Metrics, drain: &Drain) -> anyhow::Result<Prepared> {
+async fn prepare(config: &Config, pods: Pods, events: Reporter, metrics: &Metrics, drain: &Drain) -> anyhow::Result<Prepared> {
     let clock = Clock::system();
     let aws = Aws::load(&config.metadata_addr).await?;
     let sts = aws.sts(clock.clone());
@@ -159,7 +169,7 @@ async fn prepare(config: &Config, pods: Pods, metrics: &Metrics, drain: &Drain) 
     info!(region = aws.region(), "STS of this region is used");
     let sessions = Sessions::new(sts.clone(), config.sessions.error_ttl, clock.clone(), metrics.clone());
     let settings = Settings { policy, tokens: config.server.tokens, pod_wait: config.pods.wait };
-    let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone())?, clock, metrics.clone());
+    let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone())?, clock, metrics.clone(), events);
     if config.server.accept_direct {
         warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
     }

@@ -59,6 +59,7 @@ pub(super) fn pods(source: &mut Source<'_>) -> PodsConfig {
             allowed_roles: source.annotation_key("namespace-key"),
         },
         wait: source.duration("backoff-max-elapsed-time", DEFAULT_POD_WAIT),
+        events: source.switch("events"),
     }
 }
 

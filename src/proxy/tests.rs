@@ -90,7 +90,8 @@ fn node_of(
     let metrics = Metrics::new();
     let sessions = Sessions::new(sts.clone(), Duration::from_secs(30), clock.clone(), metrics.clone());
     let settings = Settings { policy, tokens, pod_wait: WAIT };
-    let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone()).unwrap(), clock, metrics);
+    let events = Reporter::off(metrics.clone());
+    let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone()).unwrap(), clock, metrics, events);
     Node { proxy, writer: Arc::new(writer), sts }
 }
 
