@@ -111,8 +111,10 @@ impl Hash for Cause {
 /// Something to tell a pod.
 #[derive(Debug)]
 pub struct Record {
-    pod: Arc<Pod>,
-    cause: Cause,
+    /// Whom.
+    pub pod: Arc<Pod>,
+    /// What.
+    pub cause: Cause,
 }
 
 /// Where a request leaves what its pod should be told; cheap to clone.

@@ -19,8 +19,11 @@ impl World {
     /// Returns when every Event that was to be written before is: what comes first is written first.
     fn after_all_events(&self) {
         self.fakes.api.apply(Resource::Pods, pod("marker", ip(99), Some("")).build());
-        self.eventually(|world| world.get(ip(99), ROLES).status, |status| *status == 404);
-        self.events_of("marker", 1);
+        let ask = |world: &World| {
+            world.get(ip(99), ROLES);
+            world.fakes.api.events().iter().any(|event| event["regarding"]["name"] == "marker")
+        };
+        self.eventually(ask, |told| *told);
     }
 
     fn event_count(&self) -> usize {
