@@ -216,6 +216,18 @@ fn what_is_forbidden_is_tried_again_rarely_and_each_verb_by_itself() {
     assert_eq!(bed.idle(), Some(FORBIDDEN_AGAIN));
     bed.passed += FORBIDDEN_AGAIN;
     bed.written();
+
+    // And the other way round.
+    let mut bed = Bed::new();
+    bed.tell("web", NO_ROLE);
+    bed.written();
+    bed.tell("web", NO_ROLE);
+    bed.passed = SERIES_EVERY - SECOND;
+    bed.tell("db", NO_ROLE);
+    let create = bed.write();
+    bed.answer(&create, Answer::Forbidden);
+    bed.passed = SERIES_EVERY;
+    assert_eq!(bed.written().verb, Verb::Amend);
 }
 
 #[test]
