@@ -18,6 +18,8 @@ use crate::credentials::Clock;
 use crate::credentials::cache::Sessions;
 use crate::credentials::sts::{Aws, Sts};
 use crate::drain::Drain;
+use crate::events::Reporter;
+use crate::events::writer::Writer;
 use crate::explain::By;
 use crate::explain::explainer::Explainer;
 use crate::metrics::Metrics;
@@ -95,6 +97,14 @@ impl App {
             metrics: metrics.clone(),
         };
         tasks.spawn("pod watch", watch.run(readiness.step("the list of this node's pods")));
+        let events = if config.pods.events {
+            let (events, records) = Reporter::new(metrics.clone());
+            let (api, node, pods) = (kube.clone(), config.pods.node.clone(), pods.clone());
+            tasks.spawn("events", Writer { api, node, pods, records, clock: Clock::system(), metrics: metrics.clone() }.run());
+            events
+        } else {
+            Reporter::off(metrics.clone())
+        };
         let debug = config.admin.debug.then(|| pods.clone());
         let explainer = Arc::<OnceLock<_>>::default();
         let of_admin = Admin { metrics: metrics.clone(), readiness: readiness.clone(), debug, explainer: explainer.clone() };
@@ -105,7 +115,7 @@ impl App {
         let rule = rule::place(&config.redirect, metadata_address, kube, &config.pods.node, rule);
         let mut rule = std::pin::pin!(rule.fuse());
         let mut stop = std::pin::pin!(stop);
-        let mut prepared = std::pin::pin!(prepare(&config, pods, &metrics, &drain, &explainer));
+        let mut prepared = std::pin::pin!(prepare(&config, pods, events, &metrics, &drain, &explainer));
         let prepared = loop {
             tokio::select! {
                 placed = &mut rule, if !rule.is_terminated() => placed?,
@@ -161,6 +171,7 @@ struct Prepared {
 async fn prepare(
     config: &Config,
     pods: Pods,
+    events: Reporter,
     metrics: &Metrics,
     drain: &Drain,
     explainer: &OnceLock<Explainer<Sts>>,
@@ -187,7 +198,7 @@ async fn prepare(
         asked: tokio::sync::Mutex::default(),
     });
     let settings = Settings { policy, tokens: config.server.tokens, pod_wait: config.pods.wait };
-    let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone())?, clock, metrics.clone());
+    let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone())?, clock, metrics.clone(), events);
     if config.server.accept_direct {
         warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
     }

@@ -76,6 +76,8 @@ pub struct PodsConfig {
     pub annotations: AnnotationKeys,
     /// The longest wait of a request for its pod to become known.
     pub wait: Duration,
+    /// Whether pods' owners are told by Events why pods get nothing.
+    pub events: bool,
 }
 
 /// How the Kubernetes API is reached; with nothing set, by the pod's service account.

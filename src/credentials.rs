@@ -125,6 +125,26 @@ impl AssumeRoleError {
     pub fn is_remembered(&self) -> bool {
         !matches!(self, Self::IdentityUnknown(_))
     }
+
+    /// What the owner of a pod may know of it, and what to do. Not what STS says: that names the session of the node's role,
+    /// accounts, and what else is for the node's operators alone.
+    pub fn for_owner(&self) -> &'static str {
+        match self {
+            Self::Denied { .. } => {
+                "AWS does not let this node assume the pod's role; the role's trust policy must name the role of the nodes (and the \
+                 external id, if it asks for one), and the role of the nodes must be allowed sts:AssumeRole on it"
+            }
+            Self::Invalid { .. } => {
+                "AWS refuses the session that is asked for; mostly it is longer than the role's maximum session duration, which \
+                 the role must be given, or --session-duration be less"
+            }
+            Self::Throttled => "AWS throttles the requests of the nodes' account; it is asked again by itself",
+            Self::IdentityUnknown(error) => error.for_owner(),
+            Self::OwnIdentity { .. } => "the node's own AWS credentials cannot be used; the operators of the node find why in its log",
+            Self::Unreachable { .. } => "AWS STS cannot be reached from the node; the operators of the node find why in its log",
+            Self::Failed { .. } => "AWS STS gave no credentials for the pod's role; the operators of the node find why in its log",
+        }
+    }
 }
 
 /// Where sessions come from: STS, or a test's idea of it.

@@ -200,6 +200,11 @@ impl Pods {
         self.shared.read().ambiguous()
     }
 
+    /// Whether this pod is known.
+    pub fn contains(&self, uid: &PodUid) -> bool {
+        self.shared.read().contains(uid)
+    }
+
     /// How many pods are known.
     pub fn count(&self) -> usize {
         self.shared.read().len()

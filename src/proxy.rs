@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 use crate::config::TokenMode;
 use crate::credentials::cache::Sessions;
 use crate::credentials::{AssumeRole, Clock};
+use crate::events::{Cause, Reporter};
 use crate::metrics::{Metrics, RouteMeters};
 use crate::pods::{Lookup, Pod, Pods, Surroundings};
 use crate::policy::{Decision, Denial, Policy, RoleRequest};
@@ -57,6 +58,7 @@ pub struct Proxy<A> {
     metrics: Metrics,
     meters: Meters,
     complaints: Complaints,
+    events: Reporter,
 }
 
 /// Where a request came in.
@@ -106,7 +108,15 @@ fn found(lookup: Lookup) -> Result<(Arc<Pod>, Surroundings), Refusal> {
 
 impl<A: AssumeRole> Proxy<A> {
     /// A proxy over these parts.
-    pub fn new(settings: Settings, pods: Pods, sessions: Sessions<A>, tokens: Tokens, clock: Clock, metrics: Metrics) -> Self {
+    pub fn new(
+        settings: Settings,
+        pods: Pods,
+        sessions: Sessions<A>,
+        tokens: Tokens,
+        clock: Clock,
+        metrics: Metrics,
+        events: Reporter,
+    ) -> Self {
         let meters = Meters {
             token: metrics.route("token"),
             role_list: metrics.route("role-list"),
@@ -115,7 +125,7 @@ impl<A: AssumeRole> Proxy<A> {
             unknown: metrics.route("unknown"),
             rejected: metrics.route("rejected"),
         };
-        Self { settings, pods, sessions, tokens, clock, metrics, meters, complaints: Complaints::default() }
+        Self { settings, pods, sessions, tokens, clock, metrics, meters, complaints: Complaints::default(), events }
     }
 
     /// The answer to one request.
@@ -208,8 +218,12 @@ impl<A: AssumeRole> Proxy<A> {
         }
     }
 
-    fn audited(&self, pod: &Pod, request: &RoleRequest, denial: Denial) {
+    fn audited(&self, pod: &Arc<Pod>, request: &RoleRequest, denial: Denial) {
         self.metrics.audited(denial.name());
+        // Enforcement waits for the namespace: where it is only late, the owner has nothing to change.
+        if denial != Denial::NamespaceUnknown {
+            self.events.tell(pod, Cause::WouldBeDenied(denial));
+        }
         if self.complaints.is_new(&pod.uid, denial.name()) {
             warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
                 "served in audit mode; enforced restrictions would refuse: {denial}");
@@ -233,6 +247,7 @@ impl<A: AssumeRole> Proxy<A> {
             Ok(credentials) => self.document(credentials.document(documents::credentials)),
             Err(error) => {
                 self.metrics.denied("sts");
+                self.events.tell(&pod, Cause::assume_role_failed(&error));
                 if self.complaints.is_new(&pod.uid, error.name()) {
                     warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), "no credentials for the pod: {error}");
                 }
@@ -269,7 +284,7 @@ impl<A: AssumeRole> Proxy<A> {
         Outcome::Rejected(rejection)
     }
 
-    /// Counts and logs a refusal; the same one of the same pod is logged once in a while.
+    /// Counts and logs a refusal, and tells the pod's owner; the same one of the same pod is logged once in a while.
     fn refuse(&self, ip: IpAddr, refusal: Refusal) -> Outcome {
         let reason = match &refusal {
             Refusal::UnknownPod => "unknown-pod",
@@ -280,6 +295,13 @@ impl<A: AssumeRole> Proxy<A> {
             Refusal::Changed(_) => "changed",
         };
         self.metrics.denied(reason);
+        match &refusal {
+            Refusal::AmbiguousPod(pods) => pods.iter().for_each(|pod| self.events.tell(pod, Cause::AddressAmbiguous)),
+            Refusal::UnreadablePod(pod) => self.events.tell(pod, Cause::Unreadable),
+            Refusal::Denied(pod, denial) => self.events.tell(pod, Cause::Denied(*denial)),
+            // Nobody to tell, or nothing that the owner could change: both pass by themselves.
+            Refusal::UnknownPod | Refusal::OtherRole(_) | Refusal::Changed(_) => {}
+        }
         let new = match &refusal {
             Refusal::UnknownPod | Refusal::AmbiguousPod(_) => self.complaints.is_new(&ip, reason),
             Refusal::Denied(pod, _) | Refusal::OtherRole(pod) | Refusal::Changed(pod) | Refusal::UnreadablePod(pod) => {

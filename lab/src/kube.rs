@@ -301,6 +301,11 @@ impl KubeApi {
         self.state().stall(on);
     }
 
+    /// While on, writes of events are read and recorded but not answered; everything else is.
+    pub fn hold_event_writes(&self, on: bool) {
+        self.state().hold_event_writes(on);
+    }
+
     /// While on, new connections are accepted and reset at once.
     pub fn refuse_connections(&self, on: bool) {
         self.running.server.refuse(on);

@@ -38,6 +38,10 @@ const fn switch(name: &'static str, help: &'static str) -> Flag {
     Flag { name, value: None, default: "false", bare: true, list: false, help }
 }
 
+const fn on_switch(name: &'static str, help: &'static str) -> Flag {
+    Flag { name, value: None, default: "true", bare: true, list: false, help }
+}
+
 /// The flags, grouped as `--help` prints them.
 pub const GROUPS: &[(&str, &[Flag])] = &[
     ("Pods and the Kubernetes API", PODS),
@@ -65,6 +69,7 @@ const PODS: &[Flag] = &[
         "2s",
         "Longest time that a request from an address waits for the pod that has it to become known",
     ),
+    on_switch("events", "Tell pods' owners by Events on pods why they get no credentials; needs create and patch of them"),
     value("backoff-max-interval", "DURATION", "1s", "Accepted for kube2iam's sake, no effect: a waiting request is woken by the watch"),
     value("cache-resync-period", "DURATION", "30m", "Accepted for kube2iam's sake, no effect: the watch needs no resync"),
     switch(
@@ -219,7 +224,7 @@ fn add(mut command: Command, groups: &'static [(&'static str, &'static [Flag])])
     for (group, flags) in groups {
         for flag in *flags {
             let mut help = flag.help.to_owned();
-            if !flag.default.is_empty() && flag.value.is_some() {
+            if !flag.default.is_empty() && (flag.value.is_some() || flag.default == "true") {
                 help.push_str(&format!(" [default: {}]", flag.default));
             }
             help.push_str(&format!(" [env: {}]", flag.env()));

@@ -61,6 +61,7 @@ pub(super) fn pods(source: &mut Source<'_>, node_needed: bool) -> PodsConfig {
             allowed_roles: source.annotation_key("namespace-key"),
         },
         wait: source.duration("backoff-max-elapsed-time", DEFAULT_POD_WAIT),
+        events: source.switch("events"),
     }
 }
 

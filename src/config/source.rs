@@ -108,9 +108,10 @@ impl<'a> Source<'a> {
         ips
     }
 
-    /// A switch; absent is off.
+    /// A switch; absent is its default, which is mostly off.
     pub(super) fn switch(&mut self, name: &str) -> bool {
-        self.parse(name, boolean).unwrap_or(false)
+        let default = Self::flag(name).default == "true";
+        self.parse(name, boolean).unwrap_or(default)
     }
 
     /// A duration as kube2iam's flags are written: `15m`, `1h30m`, `500ms`, `0`.

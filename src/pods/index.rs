@@ -401,6 +401,11 @@ impl Index {
         pods
     }
 
+    /// Whether this pod is here.
+    pub fn contains(&self, uid: &PodUid) -> bool {
+        self.pods.contains_key(uid)
+    }
+
     /// How many pods there are.
     pub fn len(&self) -> usize {
         self.pods.len()

@@ -10,12 +10,14 @@ use tokio::time::advance;
 use super::*;
 use crate::config::Restrictions;
 use crate::credentials::{AssumeRoleError, Credentials};
+use crate::events::Record;
 use crate::pods::index::Index;
 use crate::pods::{Namespace, PodUid, PodsWriter, pods};
 use crate::policy::Rules;
 use crate::policy::node::NodeIdentity;
 use crate::role::CallerIdentity;
 
+mod events;
 mod identity;
 
 const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
@@ -60,6 +62,8 @@ struct Node {
     proxy: Proxy<FakeSts>,
     writer: Arc<PodsWriter>,
     sts: FakeSts,
+    /// What pods' owners are to be told.
+    records: Mutex<tokio::sync::mpsc::Receiver<Record>>,
 }
 
 /// A node with these pods: name, address, role.
@@ -85,8 +89,9 @@ fn node_of(identity: NodeIdentity, tokens: TokenMode, known: &[(&str, &str, Opti
     let metrics = Metrics::new();
     let sessions = Sessions::new(sts.clone(), Duration::from_secs(30), clock.clone(), metrics.clone());
     let settings = Settings { policy: Arc::new(policy), tokens, pod_wait: WAIT };
-    let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone()).unwrap(), clock, metrics);
-    Node { proxy, writer: Arc::new(writer), sts }
+    let (events, records) = Reporter::new(metrics.clone());
+    let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone()).unwrap(), clock, metrics, events);
+    Node { proxy, writer: Arc::new(writer), sts, records: Mutex::new(records) }
 }
 
 fn pod(name: &str, at: &str, role: Option<&str>) -> Pod {

@@ -138,8 +138,11 @@ fn every_value_of_a_label_is_documented() {
         denial.strip_prefix("Self::").is_some_and(|name| namespace.contains(&format!("Denial::{name}")) && line.contains("=> \""))
     });
     let audited = audited.flat_map(|line| literals_after(line, "=> ")).collect();
-    let mut outcomes = names(&credentials, "impl AssumeRoleError {");
+    let mut outcomes = literals_after(between(between(&credentials, "impl AssumeRoleError {", "\n}\n"), "fn name(", "\n    }\n"), "=> ");
     outcomes.extend(literals_after(&cache, "sts_answered("));
+    let (events, writer) = (read("src/events.rs"), read("src/events/writer.rs"));
+    let mut told = literals_after(&(events + &writer), "metrics.event(");
+    told.extend(literals_after(between(&writer, "let outcome = match (&answer, &result) {", "};"), "=> "));
     let mut lookups = literals_after(&cache, "session_lookups(");
     lookups.extend(literals_after(&cache, "session_lookups(if started { "));
     lookups.extend(literals_after(&cache, "} else { ").into_iter().filter(|word| word == "shared"));
@@ -159,6 +162,7 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_ambiguous_addresses_total{outcome}", names(&doubts, "impl Outcome {")),
         ("rolegate_session_lookups_total{result}", lookups),
         ("rolegate_sts_requests_total{outcome}", outcomes),
+        ("rolegate_events_total{outcome}", told),
     ];
     let (_, documented) = documented_metrics();
     for (label, values) in &real {
@@ -271,8 +275,26 @@ fn the_daemon_may_do_what_it_does_and_nothing_else() {
     let sources = ["src/pods/watch.rs", "src/pods/watch/around.rs"].map(read).concat();
     let followed = literals_after(&sources, "resource: ").into_iter().map(|resource| format!("{resource}: list, watch"));
     assert!(read("src/pods/watch/client.rs").contains("/api/v1/nodes/{}"));
-    let asked = followed.chain(["nodes: get".to_owned()]).collect();
+    let writer = read("src/events/writer.rs");
+    assert!(
+        writer.contains("/apis/events.k8s.io/v1/namespaces/{}/events")
+            && writer.contains("self.post(")
+            && writer.contains("self.merge_patch(")
+    );
+    assert!(text.contains("apiGroups: [events.k8s.io]"));
+    let asked = followed.chain(["nodes: get".to_owned(), "events: create, patch".to_owned()]).collect();
     same("rbac.yaml", &granted, &asked);
+}
+
+#[test]
+fn reasons_of_events_are_documented() {
+    let events = read("src/events.rs");
+    let real = literals_after(between(&events, "pub fn reason(self)", "\n    }\n"), "=> ");
+    let text = read("docs/operations.md");
+    let table = between(&text, "## Events on pods", "\n## ");
+    let documented =
+        table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(reason, _)| reason.to_owned()).collect();
+    same("docs/operations.md, Events on pods", &documented, &real);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod command_line;
 mod connections;
 mod corpus;
 mod docs;
+mod events;
 mod explain;
 mod identity;
 mod kubernetes;

@@ -36,6 +36,7 @@ pub(super) struct State {
     events: Mutex<Events>,
     authorities: Mutex<Option<Authorities>>,
     stall: watch::Sender<bool>,
+    hold_event_writes: watch::Sender<bool>,
     /// Told of every change that a test may wait for.
     changes: watch::Sender<()>,
 }
@@ -49,6 +50,7 @@ impl State {
             events: Mutex::default(),
             authorities: Mutex::new(authorities),
             stall: watch::Sender::new(false),
+            hold_event_writes: watch::Sender::new(false),
             changes: watch::Sender::new(()),
         }
     }
@@ -76,6 +78,10 @@ impl State {
 
     pub(super) fn stall(&self, on: bool) {
         self.stall.send_replace(on);
+    }
+
+    pub(super) fn hold_event_writes(&self, on: bool) {
+        self.hold_event_writes.send_replace(on);
     }
 
     pub(super) fn changed(&self) {
@@ -206,6 +212,7 @@ impl State {
     fn event(&self, call: &Call, verb: Verb, group: &str, namespace: &str, name: Option<&str>) -> Result<Response<Body>, ApiError> {
         let (code, event) = match (verb, name) {
             (Verb::Create, None) => {
+                self.require_living_namespace(namespace, call)?;
                 let version = self.store().next_version();
                 let created = self.events().create(group, namespace, version, call.json()?)?;
                 (StatusCode::CREATED, created)
@@ -219,6 +226,27 @@ impl State {
         };
         self.changed();
         Ok(json_response(code, &event))
+    }
+
+    /// Nothing is created in a namespace that is being deleted (the admission plugin NamespaceLifecycle). Unlike on a real
+    /// server, one that was never applied is taken to be there.
+    fn require_living_namespace(&self, namespace: &str, call: &Call) -> Result<(), ApiError> {
+        let key = (String::new(), namespace.to_owned());
+        let ends = self.store().get(Resource::Namespaces, &key).is_some_and(|object| object["status"]["phase"] == "Terminating");
+        if !ends {
+            return Ok(());
+        }
+        let event = call.json()?;
+        let name = event["metadata"]["name"].as_str().unwrap_or_default();
+        let message =
+            format!("events \"{name}\" is forbidden: unable to create new content in namespace {namespace} because it is being terminated");
+        Err(ApiError::new(403, "Forbidden", message).with_details(json!({
+            "name": name, "kind": "events",
+            "causes": [{
+                "reason": "NamespaceTerminating", "message": format!("namespace {namespace} is being terminated"),
+                "field": "metadata.namespace",
+            }],
+        })))
     }
 
     /// `SelfSubjectAccessReview`: may this client do that?
@@ -253,6 +281,9 @@ impl Handler for State {
         self.requests().push(call.record());
         self.changed();
         unstalled(&mut self.stall.subscribe()).await;
+        if matches!(call.route, Route::Events { .. }) {
+            unstalled(&mut self.hold_event_writes.subscribe()).await;
+        }
         let answer = self.answer(&call);
         answer.unwrap_or_else(|error| error.response())
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
-use http::header::ACCEPT;
+use http::header::{ACCEPT, CONTENT_TYPE};
 use http_body_util::BodyExt as _;
 use k8s_openapi::api::core::v1::Node;
 use kube::Config;
@@ -18,6 +18,7 @@ use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use secrecy::ExposeSecret as _;
 use tracing::{info, warn};
 
+pub(crate) use super::failure::jitter;
 use super::failure::{Failure, Status};
 use crate::config::ApiConfig;
 use crate::telemetry::chain;
@@ -137,7 +138,10 @@ impl Client {
     /// Asks, and has an answer once its head is there.
     pub(super) async fn ask(&self, target: &str) -> Result<Answer, Failure> {
         let request = Request::get(target).header(ACCEPT, "application/json").body(Body::empty());
-        let request = request.map_err(|_| Failure::Malformed("a request of ours"))?;
+        self.send(request.map_err(|_| Failure::Malformed("a request of ours"))?).await
+    }
+
+    async fn send(&self, request: Request<Body>) -> Result<Answer, Failure> {
         let client = self.current().await;
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.send(request)).await;
         let answer = answer.map_err(|_| Failure::Silent)?.map_err(|error| Failure::Unreachable(told(&error)))?;
@@ -157,6 +161,49 @@ impl Client {
     /// Asks for something small or for one page, and reads it whole.
     pub(super) async fn ask_whole(&self, target: &str) -> Result<Vec<u8>, Failure> {
         self.ask(target).await?.whole(MAX_ANSWER).await
+    }
+
+    /// Creates an object from JSON.
+    pub async fn post(&self, target: &str, object: Vec<u8>) -> Result<(), WriteError> {
+        self.write(Request::post(target).header(CONTENT_TYPE, "application/json"), object).await
+    }
+
+    /// Changes an object by a JSON merge patch.
+    pub async fn merge_patch(&self, target: &str, patch: Vec<u8>) -> Result<(), WriteError> {
+        self.write(Request::patch(target).header(CONTENT_TYPE, "application/merge-patch+json"), patch).await
+    }
+
+    async fn write(&self, request: http::request::Builder, body: Vec<u8>) -> Result<(), WriteError> {
+        let request = request.header(ACCEPT, "application/json").body(Body::from(body));
+        let request = request.map_err(|_| WriteError(Failure::Malformed("a request of ours")))?;
+        let sent = async {
+            // Read to its end, so that the connection serves again; nothing of it is needed.
+            self.send(request).await?.whole(MAX_ERROR).await.map(drop)
+        };
+        tokio::time::timeout(QUESTION_TIMEOUT, sent).await.unwrap_or(Err(Failure::Silent)).map_err(WriteError)
+    }
+}
+
+/// Why something was not written. The text is for the log.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct WriteError(Failure);
+
+impl WriteError {
+    /// The status that the API answered, where it did.
+    pub fn code(&self) -> Option<u16> {
+        self.0.code()
+    }
+
+    /// How long the API asks not to be asked.
+    pub fn retry_after(&self) -> Duration {
+        self.0.retry_after()
+    }
+
+    /// Whether nothing is created in the namespace any more, because it is being deleted (`NamespaceTerminatingCause`,
+    /// Kubernetes `core/v1`).
+    pub fn is_of_ending_namespace(&self) -> bool {
+        self.0.has_cause("NamespaceTerminating")
     }
 }
 
@@ -308,7 +355,7 @@ pub async fn node_addresses(client: &Client, node: &str) -> Result<Vec<IpAddr>, 
 }
 
 /// A value as it stands in a path or a query.
-pub(super) fn encode(value: &str) -> String {
+pub(crate) fn encode(value: &str) -> String {
     let mut encoded = String::with_capacity(value.len());
     for byte in value.bytes() {
         match byte {

@@ -50,10 +50,18 @@ impl Failure {
     }
 
     /// How long the API asks not to be asked.
-    fn retry_after(&self) -> Duration {
+    pub(super) fn retry_after(&self) -> Duration {
         match self {
             Self::Status(Status { details: Some(details), .. }) => Duration::from_secs(details.retry_after_seconds),
             _ => Duration::ZERO,
+        }
+    }
+
+    /// Whether the API gives this cause (`details.causes[].reason`).
+    pub(super) fn has_cause(&self, reason: &str) -> bool {
+        match self {
+            Self::Status(Status { details: Some(details), .. }) => details.causes.iter().any(|cause| cause.reason == reason),
+            _ => false,
         }
     }
 }
@@ -72,6 +80,13 @@ pub(super) struct Status {
 #[serde(default, rename_all = "camelCase")]
 struct Details {
     retry_after_seconds: u64,
+    causes: Vec<Cause>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Cause {
+    reason: String,
 }
 
 impl Status {
@@ -129,7 +144,7 @@ impl Backoff {
 }
 
 /// A number from 0 to 1 that differs from call to call and from process to process.
-pub(super) fn jitter() -> f64 {
+pub(crate) fn jitter() -> f64 {
     // Each state has keys of its own, the first of them random.
     let random = RandomState::new().hash_one(()) >> 32;
     f64::from(u32::try_from(random).unwrap_or(0)) / f64::from(u32::MAX)

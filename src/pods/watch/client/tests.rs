@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
 use std::net::{Ipv4Addr, TcpListener};
 
-use rolegate_lab::kube::KubeApi;
+use rolegate_lab::kube::{Fault, KubeApi, Resource, Verb};
 
 use super::*;
 
@@ -110,4 +110,41 @@ async fn a_token_of_a_plugin_that_is_refused_is_asked_for_anew() {
 fn values_stand_in_a_query_as_they_are_meant() {
     assert_eq!(encode("spec.nodeName=node-a"), "spec.nodeName%3Dnode-a");
     assert_eq!(encode("a b&c/ü"), "a%20b%26c%2F%C3%BC");
+}
+
+#[tokio::test]
+async fn objects_are_created_and_changed_and_refusals_are_told_apart() {
+    let api = lab();
+    let files = tempfile::tempdir().unwrap();
+    let path = files.path().join("kubeconfig");
+    std::fs::write(&path, api.kubeconfig()).unwrap();
+    let client = connect(&ApiConfig { kubeconfig: Some(path), ..ApiConfig::default() }).await.unwrap();
+    let event = |name: &str| {
+        let event = serde_json::json!({
+            "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": { "name": name }, "type": "Warning",
+            "eventTime": "2026-01-01T00:00:00.000000Z", "action": "A", "reason": "R", "note": "text",
+            "reportingController": "rolegate", "reportingInstance": "node-a", "regarding": { "namespace": "shop" },
+        });
+        event.to_string().into_bytes()
+    };
+    let events = "/apis/events.k8s.io/v1/namespaces/shop/events";
+    client.post(events, event("web.1")).await.unwrap();
+    let series = br#"{"series":{"count":2,"lastObservedTime":"2026-01-01T00:00:01.000000Z"}}"#.to_vec();
+    client.merge_patch(&format!("{events}/web.1"), series.clone()).await.unwrap();
+    assert_eq!((&api.events()[0]["reason"], &api.events()[0]["series"]["count"]), (&"R".into(), &2.into()));
+    assert_eq!(client.post(events, event("web.1")).await.unwrap_err().code(), Some(409));
+    assert_eq!(client.merge_patch(&format!("{events}/none"), series).await.unwrap_err().code(), Some(404));
+    api.deny(Verb::Create, "events");
+    let forbidden = client.post(events, event("web.2")).await.unwrap_err();
+    assert_eq!((forbidden.code(), forbidden.is_of_ending_namespace()), (Some(403), false));
+    api.allow(Verb::Create, "events");
+    api.fail_next(Fault { status: 429, retry_after: Some(7), ..Fault::default() });
+    assert_eq!(client.post(events, event("web.2")).await.unwrap_err().retry_after(), Duration::from_secs(7));
+    let mut ending = rolegate_lab::kube::namespace("shop", &[]);
+    ending["status"]["phase"] = "Terminating".into();
+    api.apply(Resource::Namespaces, ending);
+    let ending = client.post(events, event("web.2")).await.unwrap_err();
+    assert_eq!((ending.code(), ending.is_of_ending_namespace()), (Some(403), true));
+    api.shutdown();
+    assert_eq!(client.post(events, event("web.2")).await.unwrap_err().code(), None);
 }
