@@ -1,16 +1,19 @@
-//! The operators' port: `/metrics`, `/healthz`, `/readyz`, and with `--debug` `/debug/store`.
+//! The operators' port: `/metrics`, `/healthz`, `/readyz`, `/explain`, and with `--debug` `/debug/store`.
 //!
 //! Liveness is local: it says that the process answers. Readiness says that this node's pods can be served, or what is
-//! still to be done for that. The debug page tells which pod has which role, so it answers peers on loopback alone.
+//! still to be done for that. The explanation and the debug page tell which pod has which role, so they answer peers on
+//! loopback alone, and no page of a browser there. A GET of the explanation asks nobody; a POST with `assume=true` asks STS
+//! once, one at a time and one a second.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
+use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::server::conn::http1;
@@ -21,9 +24,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tracing::debug;
 
 use crate::connections::{Limits, Permit, Timely};
+use crate::credentials::StsOfNode;
+use crate::explain::explainer::Explainer;
+use crate::explain::{Decision, Report};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::readiness::Readiness;
+
+mod local;
+
+use local::{is_local, question};
 
 /// Connections at one time: the node's own, and those of all others together.
 const MAX_CONNECTIONS: usize = 64;
@@ -32,6 +42,11 @@ const MAX_OF_SOURCE: usize = 8;
 /// Time for a request's head to arrive, and for an answer to be taken.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// Status, type and body.
+type Page = (StatusCode, &'static str, Vec<u8>);
 
 /// Who may have how many connections. The kubelet's probes come from the node itself, and never wait for anybody else.
 #[derive(Debug)]
@@ -56,16 +71,18 @@ impl Room {
 
 /// The operators' port.
 #[derive(Debug)]
-pub struct Admin {
+pub struct Admin<A> {
     /// What is scraped.
     pub metrics: Metrics,
     /// What is not done yet.
     pub readiness: Readiness,
     /// For the debug page; `None` where it is off.
     pub debug: Option<Pods>,
+    /// For explanations, once the daemon knows by what it decides.
+    pub explainer: Arc<OnceLock<Explainer<A>>>,
 }
 
-impl Admin {
+impl<A: StsOfNode> Admin<A> {
     /// Serves for as long as the process.
     pub async fn serve(self, listener: TcpListener) {
         let admin = Arc::new(self);
@@ -93,7 +110,7 @@ impl Admin {
 
     async fn connection(&self, stream: TcpStream, peer: SocketAddr) {
         let service = service_fn(|request: Request<hyper::body::Incoming>| async move {
-            Ok::<_, Infallible>(self.answer(request.method(), request.uri().path(), peer))
+            Ok::<_, Infallible>(self.answer(&request.into_parts().0, peer).await)
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -104,20 +121,21 @@ impl Admin {
         }
     }
 
-    fn answer(&self, method: &Method, path: &str, peer: SocketAddr) -> Response<Full<Bytes>> {
-        const TEXT: &str = "text/plain; charset=utf-8";
-        let (status, kind, body) = match (method, path) {
+    async fn answer(&self, request: &Parts, peer: SocketAddr) -> Response<Full<Bytes>> {
+        const NOT_FOUND: Page = (StatusCode::NOT_FOUND, TEXT, Vec::new());
+        let (status, kind, body) = match (&request.method, request.uri.path()) {
             (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, "text/plain; version=0.0.4", self.metrics.render()),
             (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, TEXT, b"ok\n".to_vec()),
             (&Method::GET | &Method::HEAD, "/readyz") => match self.readiness.pending().as_slice() {
                 [] => (StatusCode::OK, TEXT, b"ready\n".to_vec()),
-                pending => (StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("waiting for: {}\n", pending.join(", ")).into_bytes()),
+                _ => (StatusCode::SERVICE_UNAVAILABLE, TEXT, self.waiting()),
             },
             (&Method::GET, "/debug/store") => match &self.debug {
-                Some(pods) if peer.ip().to_canonical().is_loopback() => (StatusCode::OK, "application/json", store(pods)),
-                _ => (StatusCode::NOT_FOUND, TEXT, Vec::new()),
+                Some(pods) if is_local(peer, &request.headers) => (StatusCode::OK, JSON, store(pods)),
+                _ => NOT_FOUND,
             },
-            (&Method::GET | &Method::HEAD, _) => (StatusCode::NOT_FOUND, TEXT, Vec::new()),
+            (&Method::GET | &Method::POST, "/explain") if is_local(peer, &request.headers) => self.explain(request).await,
+            (&Method::POST, "/explain") | (&Method::GET | &Method::HEAD, _) => NOT_FOUND,
             _ => (StatusCode::METHOD_NOT_ALLOWED, TEXT, Vec::new()),
         };
         let mut response = Response::new(Full::new(Bytes::from(body)));
@@ -125,6 +143,40 @@ impl Admin {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         response
     }
+
+    async fn explain(&self, request: &Parts) -> Page {
+        let asked = match question(&request.uri) {
+            Ok(asked) => asked,
+            Err(error) => return (StatusCode::BAD_REQUEST, TEXT, format!("{error}\n").into_bytes()),
+        };
+        let Some(explainer) = self.explainer.get() else {
+            return (StatusCode::SERVICE_UNAVAILABLE, TEXT, self.waiting());
+        };
+        // Only a POST changes anything outside.
+        let report = match asked.assume && request.method == Method::POST {
+            false => explainer.explain(&asked.pod),
+            true => match explainer.assume(&asked.pod).await {
+                Ok(report) => report,
+                Err(busy) => return (StatusCode::TOO_MANY_REQUESTS, TEXT, format!("{busy}\n").into_bytes()),
+            },
+        };
+        // A pod that is not known before the first list is no news.
+        if is_not_known(&report) && !self.readiness.pending().is_empty() {
+            return (StatusCode::SERVICE_UNAVAILABLE, TEXT, self.waiting());
+        }
+        match serde_json::to_vec(&report) {
+            Ok(body) => (StatusCode::OK, JSON, body),
+            Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, TEXT, Vec::new()),
+        }
+    }
+
+    fn waiting(&self) -> Vec<u8> {
+        format!("waiting for: {}\n", self.readiness.pending().join(", ")).into_bytes()
+    }
+}
+
+fn is_not_known(report: &Report) -> bool {
+    report.decision == Decision::Unknown && report.identity.is_empty()
 }
 
 /// What kube2iam's page of this name shows: role annotations and namespaces by address, namespaces' lists by name.
@@ -142,3 +194,6 @@ fn store(pods: &Pods) -> Vec<u8> {
     }
     json!({ "rolesByIP": roles, "namespaceByIP": namespaces, "rolesByNamespace": lists }).to_string().into_bytes()
 }
+
+#[cfg(test)]
+mod tests;

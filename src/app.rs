@@ -2,7 +2,7 @@
 //! and the real ports can be told; then serves.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -18,9 +18,14 @@ use crate::credentials::Clock;
 use crate::credentials::cache::Sessions;
 use crate::credentials::sts::{Aws, Sts};
 use crate::drain::Drain;
+use crate::events::Reporter;
+use crate::events::writer::Writer;
+use crate::explain::By;
+use crate::explain::explainer::Explainer;
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client};
 use crate::pods::{self, Needs, NodeAddresses, Pods};
+use crate::policy::node::NodeIdentity;
 use crate::policy::patterns::Patterns;
 use crate::policy::session::SessionRules;
 use crate::policy::{Policy, Rules};
@@ -33,16 +38,16 @@ use crate::role::{BaseArn, RoleArn};
 use crate::server::Server;
 use crate::tasks::Tasks;
 
+pub mod explain;
+mod node;
 mod rule;
 
 /// Connections that the kernel keeps for us until they are accepted.
 const BACKLOG: i32 = 1024;
-/// Pause between questions that a late API or STS leaves open.
+/// Pause between questions that a late API leaves open.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// How long a failing start waits for the rule.
 const LAST_RULE: Duration = Duration::from_secs(30);
-/// The longest such pause.
-const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(300);
 
 /// The daemon, its ports bound.
 #[derive(Debug)]
@@ -94,15 +99,25 @@ impl App {
             metrics: metrics.clone(),
         };
         tasks.spawn("pod watch", watch.run(readiness.step("the list of this node's pods")));
+        let events = if config.pods.events {
+            let (events, records) = Reporter::new(metrics.clone());
+            let (api, node, pods) = (kube.clone(), config.pods.node.clone(), pods.clone());
+            tasks.spawn("events", Writer { api, node, pods, records, clock: Clock::system(), metrics: metrics.clone() }.run());
+            events
+        } else {
+            Reporter::off(metrics.clone())
+        };
         let debug = config.admin.debug.then(|| pods.clone());
-        tasks.spawn("metrics port", Admin { metrics: metrics.clone(), readiness: readiness.clone(), debug }.serve(admin));
+        let explainer = Arc::<OnceLock<_>>::default();
+        let of_admin = Admin { metrics: metrics.clone(), readiness: readiness.clone(), debug, explainer: explainer.clone() };
+        tasks.spawn("metrics port", of_admin.serve(admin));
 
         // At once: until the rule is there, pods reach the real service. What it brings waits for the acceptor.
         let rule = readiness.step("the packet rule");
         let rule = rule::place(&config.redirect, metadata_address, kube, &config.pods.node, rule);
         let mut rule = std::pin::pin!(rule.fuse());
         let mut stop = std::pin::pin!(stop);
-        let mut prepared = std::pin::pin!(prepare(&config, pods, &metrics, &drain));
+        let mut prepared = std::pin::pin!(prepare(&config, pods, events, &metrics, &drain, &explainer));
         let prepared = loop {
             tokio::select! {
                 placed = &mut rule, if !rule.is_terminated() => placed?,
@@ -121,7 +136,10 @@ impl App {
                 return Err(error);
             }
         };
-        tasks.spawn("own identity", report_identity(prepared.sts));
+        tasks.spawn("own identity", node::follow_identity(prepared.sts));
+        if !config.metadata.disabled {
+            tasks.spawn("instance role", node::follow_instance_role(prepared.aws, prepared.node));
+        }
         tasks.spawn("metadata", prepared.metadata.keep(config.metadata.address.clone(), metrics.clone()));
         if let Some(file) = prepared.key_file {
             tasks.spawn("keys of session tokens", prepared.tokens.keep(file));
@@ -154,19 +172,40 @@ struct Prepared {
     tokens: Tokens,
     key_file: Option<KeyFile>,
     metadata: Metadata,
+    aws: Aws,
+    node: NodeIdentity,
 }
 
 /// Makes the way of a request, once AWS has told what it takes.
-async fn prepare(config: &Config, pods: Pods, metrics: &Metrics, drain: &Drain) -> anyhow::Result<Prepared> {
+async fn prepare(
+    config: &Config,
+    pods: Pods,
+    events: Reporter,
+    metrics: &Metrics,
+    drain: &Drain,
+    explainer: &OnceLock<Explainer<Sts>>,
+) -> anyhow::Result<Prepared> {
     let clock = Clock::system();
     let aws = Aws::load(&config.metadata.address).await?;
-    let sts = aws.sts(clock.clone());
-    let policy = Policy::new(rules(&aws, config).await?, sts.identity()).context("--allowed-roles")?;
+    let node = NodeIdentity::default();
+    let sts = aws.sts(clock.clone(), node.clone());
+    let policy = Policy::new(rules(Some(&aws), config, &node).await?, node.clone()).context("--allowed-roles")?;
     if !policy.allows_default_role() {
         bail!("--default-role is not among --allowed-roles: every pod without a role would be refused; add it, or leave it out");
     }
     info!(region = aws.region(), "STS of this region is used");
     let sessions = Sessions::new(sts.clone(), config.sessions.error_ttl, clock.clone(), metrics.clone());
+    let policy = Arc::new(policy);
+    // It is given once: this runs once.
+    let _ = explainer.set(Explainer {
+        node: config.pods.node.clone(),
+        by: By::Daemon,
+        policy: policy.clone(),
+        pods: pods.clone(),
+        sts: sts.clone(),
+        metrics: metrics.clone(),
+        asked: tokio::sync::Mutex::default(),
+    });
     let node_info =
         Patterns::new(PatternFormat::Glob, None, config.metadata.node_info_namespaces.clone()).context("--node-info-namespaces")?;
     let access = Access::new(config.metadata.profile, node_info);
@@ -178,13 +217,13 @@ async fn prepare(config: &Config, pods: Pods, metrics: &Metrics, drain: &Drain) 
     {
         warn!("session tokens end with this process, until this is mended: {error}");
     }
-    let proxy = Proxy::new(settings, pods, sessions, tokens.clone(), clock, metrics.clone());
+    let proxy = Proxy::new(settings, pods, sessions, tokens.clone(), clock, metrics.clone(), events);
     let metadata = proxy.values();
     if config.server.accept_direct {
         warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
     }
     let server = Arc::new(Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone()));
-    Ok(Prepared { server, sts, tokens, key_file, metadata })
+    Ok(Prepared { server, sts, aws, node, tokens, key_file, metadata })
 }
 
 /// What no pod has for its own. Where whoever connects is served, loopback addresses are taken for pods'.
@@ -217,17 +256,20 @@ fn listen(address: Option<IpAddr>, port: u16, flag: &str) -> anyhow::Result<TcpL
     Ok(TcpListener::from_std(socket.into())?)
 }
 
-async fn rules(aws: &Aws, config: &Config) -> anyhow::Result<Rules> {
+/// What pods may have. Without AWS, nothing may be discovered: see [`needs_aws`].
+async fn rules(aws: Option<&Aws>, config: &Config, node: &NodeIdentity) -> anyhow::Result<Rules> {
     let (roles, sessions) = (&config.roles, &config.sessions);
+    let aws = || aws.context("the metadata service is needed for what is to be discovered");
     let (base, mut instance_role) = match &roles.base {
         BaseRole::None => (None, None),
         BaseRole::Given(base) => (Some(base.clone()), None),
         BaseRole::Discover => {
-            let base = aws.discover_base().await?;
-            let role = aws.discover_node_role(&base, "--base-role-arn").await?;
+            let base = aws()?.discover_base().await?;
+            let role = aws()?.discover_node_role(&base, "--base-role-arn").await?;
             (Some(base), Some(role))
         }
     };
+    node.set_instance_role(instance_role.clone());
     if let Some(base) = &base {
         info!(base = base.as_str(), "short role names are completed");
     }
@@ -236,7 +278,8 @@ async fn rules(aws: &Aws, config: &Config) -> anyhow::Result<Rules> {
         DefaultRole::Given(role) => Some(complete(role, base.as_ref())?),
         DefaultRole::NodeRole => {
             if instance_role.is_none() {
-                instance_role = Some(aws.discover_node_role(&aws.discover_base().await?, "--default-role").await?);
+                instance_role = Some(aws()?.discover_node_role(&aws()?.discover_base().await?, "--default-role").await?);
+                node.set_instance_role(instance_role.clone());
             }
             instance_role.clone()
         }
@@ -250,18 +293,23 @@ async fn rules(aws: &Aws, config: &Config) -> anyhow::Result<Rules> {
         service_accounts: roles.service_accounts,
         allowed_roles: roles.allowed.clone(),
         allow_node_role: roles.allow_node_role,
-        instance_role,
         restrictions: roles.restrictions,
         patterns: roles.patterns,
         sessions: SessionRules {
             cluster: sessions.cluster.clone().unwrap_or_default(),
             node: config.pods.node.clone(),
             name: sessions.name.clone(),
+            pod_may_name: sessions.pod_may_name,
             scope: sessions.scope,
             tags: sessions.tags.clone(),
         },
         session_duration: sessions.duration,
     })
+}
+
+/// Whether the settings leave something to the metadata service.
+fn needs_aws(config: &Config) -> bool {
+    config.roles.base == BaseRole::Discover || config.roles.default == DefaultRole::NodeRole
 }
 
 fn complete(role: &str, base: Option<&BaseArn>) -> anyhow::Result<RoleArn> {
@@ -271,22 +319,4 @@ fn complete(role: &str, base: Option<&BaseArn>) -> anyhow::Result<RoleArn> {
         None => bail!("--default-role is a short name, and there is no base ARN"),
     };
     completed.context("--default-role")
-}
-
-/// Says who the daemon is to AWS, once it is known; until then, why not.
-async fn report_identity(sts: Sts) {
-    let mut pause = ASK_AGAIN;
-    loop {
-        match sts.caller_identity().await {
-            Ok(identity) => {
-                info!(arn = identity.as_str(), "the daemon's own AWS identity");
-                break;
-            }
-            Err(error) => warn!("the daemon's own AWS identity is not known yet: {error}"),
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(ASK_AGAIN_AT_MOST);
-    }
-    // Its work is done; the tasks of the process live as long as it.
-    std::future::pending().await
 }

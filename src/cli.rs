@@ -1,18 +1,26 @@
-//! Subcommands, and exit codes: 0 after an orderly end, 2 for wrong arguments, 1 for everything else.
+//! Subcommands, and exit codes: 0 after an orderly end, 2 for wrong arguments, 1 for everything else. `explain` ends with 0
+//! for a pod that gets its role, 1 for one that does not, 2 for wrong arguments, and 3 where that could not be found out.
 
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 use tracing::{error, info, warn};
 
 use crate::app::App;
+use crate::app::explain::explain;
+use crate::config::explain::{ExplainConfig, Output, POD};
 use crate::config::{Config, flags};
+use crate::explain::{Decision, Report, render};
 use crate::telemetry;
 
 /// Wrong arguments.
 const USAGE: u8 = 2;
+/// `explain`: the pod gets nothing.
+const DENIED: u8 = 1;
+/// `explain`: that could not be found out.
+const UNKNOWN: u8 = 3;
 
 /// The command line: the flags, for the subcommand `run` and for the program without a subcommand alike.
 pub fn command() -> Command {
@@ -23,8 +31,26 @@ pub fn command() -> Command {
         .after_help("Every flag is also the environment variable named beside it; the flag wins.")
         .max_term_width(120)
         .args_conflicts_with_subcommands(true)
-        .subcommand(flags::add_to(run));
+        .subcommand(flags::add_to(run))
+        .subcommand(explain_command());
     flags::add_to(program)
+}
+
+fn explain_command() -> Command {
+    let command = Command::new("explain")
+        .about("Say step by step which role a pod may have, and why, or why none")
+        .long_about(
+            "Says step by step which role a pod may have, and why, or why none.\n\n\
+             Without more it asks the daemon on this machine, whose settings and knowledge count: run it in the daemon's pod on \
+             the pod's node (kubectl exec), or give --admin-url the end of a kubectl port-forward to it. With --kubeconfig or \
+             --api-server it asks the Kubernetes API, and decides by the flags given here: give those of the daemon.\n\n\
+             With --assume STS is asked for the role once, by whom the daemon is to AWS, or by whom this command is where it asks \
+             the Kubernetes API.",
+        )
+        .after_help("Exit codes: 0 the pod gets its role, 1 it gets none, 2 wrong arguments, 3 it could not be found out.")
+        .max_term_width(120)
+        .arg(Arg::new(POD).required(true).help("The pod, such as shop/web-0"));
+    flags::add_to_explain(command)
 }
 
 /// Runs the program.
@@ -39,6 +65,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) ->
     };
     match matches.subcommand() {
         Some(("run", matches)) => run(matches, env),
+        Some(("explain", matches)) => explained(matches, env),
         _ => run(&matches, env),
     }
 }
@@ -64,12 +91,49 @@ fn run(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     }
 }
 
-fn serve(config: Config) -> anyhow::Result<()> {
+fn explained(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
+    let asked = match ExplainConfig::from_source(matches, env) {
+        Ok(asked) => asked,
+        Err(error) => {
+            say(&format!("rolegate: {error}\nrolegate explain --help says how to ask"));
+            return ExitCode::from(USAGE);
+        }
+    };
+    let output = asked.output;
+    let report = prepare().and_then(|()| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(explain(asked))
+    });
+    match report.and_then(|report| show(&report, output).map(|()| report)) {
+        Ok(Report { decision: Decision::Allowed, .. }) => ExitCode::SUCCESS,
+        Ok(Report { decision: Decision::Denied, .. }) => ExitCode::from(DENIED),
+        Ok(Report { decision: Decision::Unknown, .. }) => ExitCode::from(UNKNOWN),
+        Err(failure) => {
+            say(&format!("rolegate: not found out: {failure:#}"));
+            ExitCode::from(UNKNOWN)
+        }
+    }
+}
+
+fn show(report: &Report, output: Output) -> anyhow::Result<()> {
+    let text = match output {
+        Output::Text => render::text(report),
+        Output::Json => serde_json::to_string_pretty(report)? + "\n",
+    };
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+fn prepare() -> anyhow::Result<()> {
     // One TLS provider for Kubernetes and AWS alike, installed before either asks for one.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         anyhow::bail!("another TLS provider is installed already");
     }
     keep_out_of_core_dumps();
+    Ok(())
+}
+
+fn serve(config: Config) -> anyhow::Result<()> {
+    prepare()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let app = App::bind(config).await?;

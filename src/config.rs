@@ -12,6 +12,7 @@ use secrecy::SecretString;
 
 use crate::role::BaseArn;
 
+pub mod explain;
 pub mod flags;
 mod read;
 pub mod session;
@@ -73,6 +74,8 @@ pub struct PodsConfig {
     pub annotations: AnnotationKeys,
     /// The longest wait of a request for its pod to become known.
     pub wait: Duration,
+    /// Whether pods' owners are told by Events why pods get nothing.
+    pub events: bool,
 }
 
 /// How the Kubernetes API is reached; with nothing set, by the pod's service account.
@@ -180,6 +183,8 @@ pub struct SessionsConfig {
     pub cluster: Option<String>,
     /// What sessions are named.
     pub name: SessionTemplate,
+    /// Whether a pod's annotation names its session instead: where no template is given.
+    pub pod_may_name: bool,
     /// Who shares a session.
     pub scope: SessionScope,
     /// What STS is told about the pod beside the name; in the order of the enum, each once.
@@ -239,6 +244,8 @@ pub enum TokenMode {
 pub struct MetadataConfig {
     /// `host` or `host:port`.
     pub address: String,
+    /// Whether there is no such service, as the SDKs' variable `AWS_EC2_METADATA_DISABLED` says.
+    pub disabled: bool,
     /// What every pod may read.
     pub profile: MetadataProfile,
     /// Patterns of the namespaces whose pods may read everything that there is for pods.
@@ -330,16 +337,23 @@ impl Config {
     /// The configuration that flags and environment give.
     pub fn from_source(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut source = Source::new(matches, env);
+        let config = Self::read(&mut source, true);
+        let mistakes = source.into_mistakes();
+        if mistakes.is_empty() { Ok(config) } else { Err(ConfigError { mistakes }) }
+    }
+
+    /// All of it; what is wrong is noted in the source. Without `node_needed`, the node's name may be empty.
+    fn read(source: &mut Source<'_>, node_needed: bool) -> Self {
         let mut warnings = Vec::new();
         let config = Self {
-            pods: read::pods(&mut source),
-            roles: read::roles(&mut source),
-            sessions: read::sessions(&mut source, &mut warnings),
-            server: read::server(&mut source),
-            admin: read::admin(&mut source),
-            redirect: read::redirect(&mut source),
-            log: read::log(&mut source),
-            metadata: read::metadata(&mut source, &mut warnings),
+            pods: read::pods(source, node_needed),
+            roles: read::roles(source),
+            sessions: read::sessions(source, &mut warnings),
+            server: read::server(source),
+            admin: read::admin(source),
+            redirect: read::redirect(source),
+            log: read::log(source),
+            metadata: read::metadata(source, &mut warnings),
             warnings: Vec::new(),
         };
         if config.server.port == config.admin.port && config.server.port != 0 {
@@ -349,7 +363,7 @@ impl Config {
                 config.server.port
             ));
         }
-        read::check_target(&config.redirect, config.server.address, &mut source);
+        read::check_target(&config.redirect, config.server.address, source);
         for (name, instead) in read::WITHOUT_EFFECT {
             if source.is_given(name) {
                 // Its value is still checked, so that a typing error does not hide.
@@ -367,8 +381,7 @@ impl Config {
                     .to_owned(),
             );
         }
-        let mistakes = source.into_mistakes();
-        if mistakes.is_empty() { Ok(Self { warnings, ..config }) } else { Err(ConfigError { mistakes }) }
+        Self { warnings, ..config }
     }
 }
 

@@ -11,7 +11,9 @@ use zeroize::Zeroizing;
 
 use crate::policy::RoleRequest;
 
+pub mod advice;
 pub mod cache;
+mod identity;
 pub mod sts;
 
 /// The credentials of one session. `Debug` shows no secret; the secrets are wiped when the last holder lets go.
@@ -80,14 +82,17 @@ pub enum AssumeRoleError {
     /// Too many requests of this account.
     #[error("STS throttles this account's requests; the session is asked for again after --iam-role-error-ttl")]
     Throttled,
-    /// The daemon's own credentials are missing, wrong or expired.
-    #[error(
-        "the daemon's own AWS credentials cannot be used: {message}; check the node's instance profile and that the daemon reaches the metadata service"
-    )]
+    /// The daemon's own credentials are missing, wrong or expired, or STS does not tell whose they are.
+    #[error("the daemon's own AWS identity cannot be used: {message}; {advice}")]
     OwnIdentity {
         /// What was found.
         message: String,
+        /// What to change.
+        advice: &'static str,
     },
+    /// It is not known yet who the daemon is to STS, which was asked for that lately: nothing was asked now.
+    #[error("nothing is handed out before it is known who the daemon is at AWS: {0}")]
+    IdentityUnknown(Box<AssumeRoleError>),
     /// No answer.
     #[error("STS cannot be reached: {message}; check the node's route and DNS to the regional STS endpoint")]
     Unreachable {
@@ -110,8 +115,34 @@ impl AssumeRoleError {
             Self::Invalid { .. } => "invalid",
             Self::Throttled => "throttled",
             Self::OwnIdentity { .. } => "own-identity",
+            Self::IdentityUnknown(_) => "identity-unknown",
             Self::Unreachable { .. } => "unreachable",
             Self::Failed { .. } => "failed",
+        }
+    }
+
+    /// Whether the failure is the answer for a while. One that cost STS nothing is not: the next asker may have better luck.
+    pub fn is_remembered(&self) -> bool {
+        !matches!(self, Self::IdentityUnknown(_))
+    }
+
+    /// What the owner of a pod may know of it, and what to do. Not what STS says: that names the session of the node's role,
+    /// accounts, and what else is for the node's operators alone.
+    pub fn for_owner(&self) -> &'static str {
+        match self {
+            Self::Denied { .. } => {
+                "AWS does not let this node assume the pod's role; the role's trust policy must name the role of the nodes (and the \
+                 external id, if it asks for one), and the role of the nodes must be allowed sts:AssumeRole on it"
+            }
+            Self::Invalid { .. } => {
+                "AWS refuses the session that is asked for; mostly it is longer than the role's maximum session duration, which \
+                 the role must be given, or --session-duration be less"
+            }
+            Self::Throttled => "AWS throttles the requests of the nodes' account; it is asked again by itself",
+            Self::IdentityUnknown(error) => error.for_owner(),
+            Self::OwnIdentity { .. } => "the node's own AWS credentials cannot be used; the operators of the node find why in its log",
+            Self::Unreachable { .. } => "AWS STS cannot be reached from the node; the operators of the node find why in its log",
+            Self::Failed { .. } => "AWS STS gave no credentials for the pod's role; the operators of the node find why in its log",
         }
     }
 }
@@ -120,6 +151,12 @@ impl AssumeRoleError {
 pub trait AssumeRole: Send + Sync + 'static {
     /// Asks for a session. One call is one question; nothing is remembered.
     fn assume_role(&self, request: &RoleRequest) -> impl Future<Output = Result<Credentials, AssumeRoleError>> + Send;
+}
+
+/// STS as the node's operator asks it: who the daemon is to it, too.
+pub trait StsOfNode: AssumeRole {
+    /// The ARN of who asks. Known from then on, where the policy compares roles with it.
+    fn own_identity(&self) -> impl Future<Output = Result<String, AssumeRoleError>> + Send;
 }
 
 /// The wall clock, injected so that expiry can be tested.

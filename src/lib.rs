@@ -10,8 +10,8 @@
 //! ```
 //!
 //! A module imports what stands to its right, never back:
-//! `main → cli → config → app → {server, admin, redirect, pods::watch, credentials::sts} → proxy → {pods, policy,
-//! credentials} → role`. `scripts/check-boundaries` holds the code to it.
+//! `main → cli → config → app → {server, admin, redirect, pods::watch, credentials::sts, events::writer} → proxy → {events, pods,
+//! policy, credentials} → role`. `scripts/check-boundaries` holds the code to it.
 //!
 //! - [`cli`]: subcommands and exit codes
 //! - [`config`]: arguments and environment, validated
@@ -21,6 +21,8 @@
 //! - [`pods`]: the pods of this node by address, and their watch
 //! - [`policy`]: which role a pod may have
 //! - [`credentials`]: sessions of roles, and STS
+//! - [`events`]: what the owners of pods are told
+//! - [`explain`]: every step of a decision, for people
 //! - [`role`]: the names that AWS knows a session by
 //! - [`redirect`]: the packet rule
 //! - [`admin`], [`metrics`], [`readiness`], [`telemetry`]: what operators see
@@ -36,6 +38,8 @@ pub mod config;
 pub mod connections;
 pub mod credentials;
 pub mod drain;
+pub mod events;
+pub mod explain;
 pub mod metrics;
 pub mod pods;
 pub mod policy;

@@ -72,6 +72,8 @@ descriptions! {
         "Time of an AssumeRole request, the SDK's retries included.";
     STS_IN_FLIGHT = "gauge" "rolegate_sts_requests_in_flight" []
         "AssumeRole requests under way.";
+    EVENTS = "counter" "rolegate_events_total" ["outcome"]
+        "What was to be told to pods' owners as Events, by what became of it.";
 }
 
 /// Seconds; the SDKs give up after one, some after half of one.
@@ -105,6 +107,7 @@ struct Inner {
     sts_requests: IntCounterVec,
     sts_seconds: Histogram,
     sts_in_flight: IntGauge,
+    events: IntCounterVec,
 }
 
 /// Registers metrics; a name given twice is a mistake in this file, found by every test.
@@ -166,6 +169,7 @@ impl Metrics {
             sts_requests: register.counters(&STS_REQUESTS),
             sts_seconds: register.histograms(&STS_SECONDS).with_label_values::<&str>(&[]),
             sts_in_flight: register.gauge(&STS_IN_FLIGHT),
+            events: register.counters(&EVENTS),
             registry: register.0,
         }))
     }
@@ -204,6 +208,11 @@ impl Metrics {
     /// A pod of this namespace asked without a session token.
     pub fn without_token(&self, namespace: &str, served: bool) {
         self.0.imdsv1.with_label_values(&[namespace, if served { "served" } else { "refused" }]).inc();
+    }
+
+    /// This became of something that a pod's owner was to be told.
+    pub fn event(&self, outcome: &'static str) {
+        self.0.events.with_label_values(&[outcome]).inc();
     }
 
     /// A connection of a pod is open for as long as the answer lives.

@@ -13,7 +13,7 @@ pub mod index;
 pub mod watch;
 
 use index::Index;
-pub use index::{Claims, Namespace, NodeAddresses, Pod, PodUid, ServiceAccount, Surroundings};
+pub use index::{Claims, Namespace, NodeAddresses, Pod, PodName, PodUid, ServiceAccount, Surroundings};
 
 /// How many requests may wait for the watch at one time. Beyond it they are refused at once.
 pub const MAX_WAITING: usize = 1024;
@@ -36,6 +36,8 @@ pub enum Lookup {
     Found(Arc<Pod>, Surroundings),
     /// More than one living pod claims it.
     Ambiguous(Vec<Arc<Pod>>),
+    /// A pod claims it whose present state cannot be read: nobody is served there. This is what it last was.
+    Unreadable(Arc<Pod>),
     /// No pod of this node, as far as is known.
     Unknown,
 }
@@ -127,6 +129,7 @@ impl Pods {
             }
             Claims::None => Lookup::Unknown,
             Claims::Several(pods) => Lookup::Ambiguous(pods),
+            Claims::Unreadable(pod) => Lookup::Unreadable(pod),
         }
     }
 
@@ -138,6 +141,7 @@ impl Pods {
         let is_enough = |lookup: &Lookup| match lookup {
             Lookup::Found(pod, around) => enough(pod, around),
             Lookup::Ambiguous(pods) => self.shared.read().is_confirmed(ip, pods),
+            Lookup::Unreadable(_) => true,
             Lookup::Unknown => self.shared.read().is_node(ip),
         };
         let found = self.by_ip(ip);
@@ -173,6 +177,19 @@ impl Pods {
         self.shared.read().all()
     }
 
+    /// The pod of this name, and what is known around it.
+    pub fn named(&self, namespace: &str, name: &str) -> Option<(Arc<Pod>, Surroundings)> {
+        let index = self.shared.read();
+        let pod = index.all().into_iter().find(|pod| pod.namespace == namespace && pod.name == name)?;
+        let around = index.surroundings(&pod);
+        Some((pod, around))
+    }
+
+    /// Whether an address is the node's own.
+    pub fn is_node(&self, ip: IpAddr) -> bool {
+        self.shared.read().is_node(ip)
+    }
+
     /// What is known of a namespace.
     pub fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
         self.shared.read().namespace(name)
@@ -181,6 +198,11 @@ impl Pods {
     /// The addresses that several pods claim, with these.
     pub fn ambiguous(&self) -> Vec<(IpAddr, Vec<Arc<Pod>>)> {
         self.shared.read().ambiguous()
+    }
+
+    /// Whether this pod is known.
+    pub fn contains(&self, uid: &PodUid) -> bool {
+        self.shared.read().contains(uid)
     }
 
     /// How many pods are known.

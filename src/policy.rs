@@ -6,32 +6,34 @@
 //! way to ask for a role that was not allowed.
 //!
 //! Who the daemon itself is at AWS may become known after the first decision. Until then the role is not compared with it;
-//! what was decided so must be decided again before anything is handed out ([`Policy::knows_node`]).
+//! what was decided so must be decided again before anything is handed out ([`Policy::knows_node`]). It may also be another
+//! one later, with other keys: then the same holds ([`Policy::node_version`]).
 
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::ser::SerializeStruct as _;
 
 use crate::config::{PatternFormat, Restrictions, ServiceAccountRoles};
-use crate::pods::{Pod, Surroundings};
+use crate::pods::{Pod, PodUid, Surroundings};
 use crate::role::{BaseArn, CallerIdentity, ExternalId, RoleArn, SessionName};
 
 mod annotations;
 pub mod denial;
 mod namespace;
+pub mod node;
 pub mod patterns;
 pub mod session;
 pub mod trace;
 
 pub use denial::Denial;
 use namespace::Namespaces;
+use node::NodeIdentity;
 use patterns::{Mistake, Patterns};
 use session::{SessionRules, Tag};
 use trace::{Explanation, Silent, Trace, What, shown};
 
-/// Everything that AssumeRole will be told. It is the key of the session cache: two pods share a session only where all
-/// of it is equal.
+/// Everything that AssumeRole will be told, and with `--session-scope=pod` whom the session is for. It is the key of the
+/// session cache: two pods share a session only where all of it is equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RoleRequest {
     role: RoleArn,
@@ -39,6 +41,8 @@ pub struct RoleRequest {
     external_id: Option<ExternalId>,
     tags: Box<[Tag]>,
     duration: Duration,
+    /// The one pod whose session it is. STS is not told: pods of one name in two namespaces are told apart by it.
+    holder: Option<PodUid>,
 }
 
 impl RoleRequest {
@@ -66,16 +70,22 @@ impl RoleRequest {
     pub fn duration(&self) -> Duration {
         self.duration
     }
+
+    /// The one pod whose session it is; `None` where pods of one role share it.
+    pub fn holder(&self) -> Option<&PodUid> {
+        self.holder.as_ref()
+    }
 }
 
 impl serde::Serialize for RoleRequest {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("RoleRequest", 5)?;
+        let mut fields = serializer.serialize_struct("RoleRequest", 6)?;
         fields.serialize_field("role", &self.role)?;
         fields.serialize_field("session_name", &self.session_name)?;
         fields.serialize_field("external_id", &self.external_id)?;
         fields.serialize_field("tags", &self.tags)?;
         fields.serialize_field("duration_seconds", &self.duration.as_secs())?;
+        fields.serialize_field("pod_uid", &self.holder.as_ref().map(|uid| &*uid.0))?;
         fields.end()
     }
 }
@@ -108,8 +118,6 @@ pub struct Rules {
     pub allowed_roles: Option<Vec<String>>,
     /// Whether a pod may have the node's own role.
     pub allow_node_role: bool,
-    /// The role of the node's instance profile, where the metadata service was asked for it; its path is not known.
-    pub instance_role: Option<RoleArn>,
     /// Whether namespaces limit roles.
     pub restrictions: Restrictions,
     /// How their lists are written.
@@ -128,7 +136,6 @@ impl Default for Rules {
             service_accounts: ServiceAccountRoles::Off,
             allowed_roles: None,
             allow_node_role: false,
-            instance_role: None,
             restrictions: Restrictions::Off,
             patterns: PatternFormat::Glob,
             sessions: SessionRules::default(),
@@ -141,18 +148,18 @@ impl Default for Rules {
 #[derive(Debug)]
 pub struct Policy {
     rules: Rules,
-    caller: Arc<OnceLock<CallerIdentity>>,
+    node: NodeIdentity,
     allowed_roles: Option<Patterns>,
     namespaces: Namespaces,
 }
 
 impl Policy {
-    /// A policy. `caller` is filled when it is known. Fails if `allowed_roles` cannot be read.
-    pub fn new(rules: Rules, caller: Arc<OnceLock<CallerIdentity>>) -> Result<Self, Mistake> {
+    /// A policy. `node` is filled when it is known. Fails if `allowed_roles` cannot be read.
+    pub fn new(rules: Rules, node: NodeIdentity) -> Result<Self, Mistake> {
         let base = rules.base.as_ref().map(BaseArn::as_str);
         let allowed_roles = rules.allowed_roles.clone().map(|list| Patterns::new(PatternFormat::Glob, base, list)).transpose()?;
         let namespaces = Namespaces::new(rules.patterns, rules.base.clone());
-        Ok(Self { rules, caller, allowed_roles, namespaces })
+        Ok(Self { rules, node, allowed_roles, namespaces })
     }
 
     /// What `pod` may have, by what is known around it.
@@ -170,13 +177,18 @@ impl Policy {
     /// Whether enough is known for a decision that is not only about what is not known yet.
     pub fn can_decide(&self, pod: &Pod, around: &Surroundings) -> bool {
         let namespace = self.rules.restrictions != Restrictions::Enforce || around.namespace.is_some();
-        namespace && (pod.role.is_some() || self.service_account(pod, around).is_ok())
+        namespace && (pod.role.is_some() || self.service_account(pod, around) != Err(Denial::ServiceAccountUnknown))
     }
 
     /// Whether it is known who the daemon is at AWS. What was decided before that may be another node's partition, or the
     /// node's own role: it must be decided again before credentials are handed out.
     pub fn knows_node(&self) -> bool {
-        self.caller.get().is_some()
+        self.node.known().caller.is_some()
+    }
+
+    /// Another number when something else is known of the node: what was decided at an earlier one is to be decided again.
+    pub fn node_version(&self) -> u64 {
+        self.node.known().version
     }
 
     /// Whether the default role, if there is one, is below the ceiling of this node.
@@ -227,12 +239,14 @@ impl Policy {
         };
         let session_name = self.rules.sessions.name(pod, &role, trace)?;
         let tags = self.rules.sessions.tags(pod, trace);
-        Ok(RoleRequest { role, session_name, external_id, tags, duration: self.rules.session_duration })
+        let holder = self.rules.sessions.holder(pod);
+        Ok(RoleRequest { role, session_name, external_id, tags, duration: self.rules.session_duration, holder })
     }
 
     /// What the node says to a role, whoever asks for it.
     fn check_node(&self, role: &RoleArn, trace: &mut impl Trace) -> Result<(), Denial> {
-        let caller = self.caller.get();
+        let node = self.node.known();
+        let caller = node.caller.as_ref();
         let own = "the daemon's own AWS identity";
         let partition = caller.map(CallerIdentity::partition).or_else(|| self.rules.base.as_ref().map(BaseArn::partition));
         match partition {
@@ -245,7 +259,7 @@ impl Policy {
         }
         match caller {
             _ if self.rules.allow_node_role => trace.skip(What::NodeRole, || "--allow-node-role".to_owned(), || "on".to_owned()),
-            _ if self.rules.instance_role.as_ref().is_some_and(|own| own.has_name_of(role)) => {
+            _ if node.instance_role.as_ref().is_some_and(|own| own.has_name_of(role)) => {
                 trace.check(What::NodeRole, || "the node's instance profile".to_owned(), Err(Denial::NodeRole), |()| String::new())?;
             }
             None => trace.skip(What::NodeRole, || own.to_owned(), || "not known yet".to_owned()),

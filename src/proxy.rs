@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 use crate::config::TokenMode;
 use crate::credentials::cache::Sessions;
 use crate::credentials::{AssumeRole, Clock};
+use crate::events::{Cause, Reporter};
 use crate::metrics::{Metrics, RouteMeters};
 use crate::pods::{Lookup, Pod, Pods, Surroundings};
 use crate::policy::{Decision, Denial, Policy, RoleRequest};
@@ -41,7 +42,7 @@ use token::Tokens;
 #[derive(Debug)]
 pub struct Settings {
     /// Which role a pod may have.
-    pub policy: Policy,
+    pub policy: Arc<Policy>,
     /// Whether requests without a token are refused.
     pub tokens: TokenMode,
     /// The longest wait for the pod behind an address.
@@ -62,6 +63,7 @@ pub struct Proxy<A> {
     metrics: Metrics,
     meters: Meters,
     complaints: Complaints,
+    events: Reporter,
 }
 
 /// Where a request came in.
@@ -88,6 +90,7 @@ struct Meters {
 enum Refusal {
     UnknownPod,
     AmbiguousPod(Vec<Arc<Pod>>),
+    UnreadablePod(Arc<Pod>),
     Denied(Arc<Pod>, Denial),
     OtherRole(Arc<Pod>),
     Changed(Arc<Pod>),
@@ -97,20 +100,29 @@ enum Refusal {
 #[derive(Clone, Copy)]
 struct Seen {
     generation: u64,
-    node: bool,
+    node: u64,
 }
 
 fn found(lookup: Lookup) -> Result<(Arc<Pod>, Surroundings), Refusal> {
     match lookup {
         Lookup::Found(pod, around) => Ok((pod, around)),
         Lookup::Ambiguous(pods) => Err(Refusal::AmbiguousPod(pods)),
+        Lookup::Unreadable(pod) => Err(Refusal::UnreadablePod(pod)),
         Lookup::Unknown => Err(Refusal::UnknownPod),
     }
 }
 
 impl<A: AssumeRole> Proxy<A> {
     /// A proxy over these parts.
-    pub fn new(settings: Settings, pods: Pods, sessions: Sessions<A>, tokens: Tokens, clock: Clock, metrics: Metrics) -> Self {
+    pub fn new(
+        settings: Settings,
+        pods: Pods,
+        sessions: Sessions<A>,
+        tokens: Tokens,
+        clock: Clock,
+        metrics: Metrics,
+        events: Reporter,
+    ) -> Self {
         let metadata = Metadata::new(settings.access.of_somebody());
         let meters = Meters {
             token: metrics.route("token"),
@@ -121,7 +133,7 @@ impl<A: AssumeRole> Proxy<A> {
             unknown: metrics.route("unknown"),
             rejected: metrics.route("rejected"),
         };
-        Self { settings, pods, sessions, tokens, metadata, clock, metrics, meters, complaints: Complaints::default() }
+        Self { settings, pods, sessions, tokens, metadata, clock, metrics, meters, complaints: Complaints::default(), events }
     }
 
     /// The values that pods are given besides credentials, for whoever keeps them true.
@@ -249,8 +261,12 @@ impl<A: AssumeRole> Proxy<A> {
         }
     }
 
-    fn audited(&self, pod: &Pod, request: &RoleRequest, denial: Denial) {
+    fn audited(&self, pod: &Arc<Pod>, request: &RoleRequest, denial: Denial) {
         self.metrics.audited(denial.name());
+        // Enforcement waits for the namespace: where it is only late, the owner has nothing to change.
+        if denial != Denial::NamespaceUnknown {
+            self.events.tell(pod, Cause::WouldBeDenied(denial));
+        }
         if self.complaints.is_new(&pod.uid, denial.name()) {
             warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
                 "served in audit mode; enforced restrictions would refuse: {denial}");
@@ -258,12 +274,15 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     fn seen(&self) -> Seen {
-        Seen { generation: self.pods.generation(), node: self.settings.policy.knows_node() }
+        Seen { generation: self.pods.generation(), node: self.settings.policy.node_version() }
     }
 
     async fn credentials(&self, ip: IpAddr, pod: Arc<Pod>, request: &RoleRequest, seen: Seen, extended: bool) -> Outcome {
         let answer = self.sessions.get(request).await;
-        let is_old = self.pods.generation() != seen.generation || (answer.is_ok() && !seen.node);
+        let policy = &self.settings.policy;
+        // A failure is told as one, also while nothing is known of the node.
+        let other_node = policy.node_version() != seen.node || !policy.knows_node();
+        let is_old = self.pods.generation() != seen.generation || (answer.is_ok() && other_node);
         if is_old && let Err(refusal) = self.look_again(ip, &pod, request) {
             return self.refuse(ip, refusal);
         }
@@ -272,6 +291,7 @@ impl<A: AssumeRole> Proxy<A> {
             Ok(credentials) => self.document(credentials.document(documents::credentials)),
             Err(error) => {
                 self.metrics.denied("sts");
+                self.events.tell(&pod, Cause::assume_role_failed(&error));
                 if self.complaints.is_new(&pod.uid, error.name()) {
                     warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), "no credentials for the pod: {error}");
                 }
@@ -308,19 +328,29 @@ impl<A: AssumeRole> Proxy<A> {
         Outcome::Rejected(rejection)
     }
 
-    /// Counts and logs a refusal; the same one of the same pod is logged once in a while.
+    /// Counts and logs a refusal, and tells the pod's owner; the same one of the same pod is logged once in a while.
     fn refuse(&self, ip: IpAddr, refusal: Refusal) -> Outcome {
         let reason = match &refusal {
             Refusal::UnknownPod => "unknown-pod",
             Refusal::AmbiguousPod(_) => "ambiguous-pod",
+            Refusal::UnreadablePod(_) => "unreadable-pod",
             Refusal::Denied(_, denial) => denial.name(),
             Refusal::OtherRole(_) => "other-role",
             Refusal::Changed(_) => "changed",
         };
         self.metrics.denied(reason);
+        match &refusal {
+            Refusal::AmbiguousPod(pods) => pods.iter().for_each(|pod| self.events.tell(pod, Cause::AddressAmbiguous)),
+            Refusal::UnreadablePod(pod) => self.events.tell(pod, Cause::Unreadable),
+            Refusal::Denied(pod, denial) => self.events.tell(pod, Cause::Denied(*denial)),
+            // Nobody to tell, or nothing that the owner could change: both pass by themselves.
+            Refusal::UnknownPod | Refusal::OtherRole(_) | Refusal::Changed(_) => {}
+        }
         let new = match &refusal {
             Refusal::UnknownPod | Refusal::AmbiguousPod(_) => self.complaints.is_new(&ip, reason),
-            Refusal::Denied(pod, _) | Refusal::OtherRole(pod) | Refusal::Changed(pod) => self.complaints.is_new(&pod.uid, reason),
+            Refusal::Denied(pod, _) | Refusal::OtherRole(pod) | Refusal::Changed(pod) | Refusal::UnreadablePod(pod) => {
+                self.complaints.is_new(&pod.uid, reason)
+            }
         };
         if new {
             match refusal {
@@ -330,6 +360,10 @@ impl<A: AssumeRole> Proxy<A> {
                     let mut pods: Vec<_> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
                     pods.sort();
                     warn!(source = %ip, reason, pods = pods.join(", "), "refused: more than one pod claims this address");
+                }
+                Refusal::UnreadablePod(pod) => {
+                    warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
+                        "refused: the pod that has this address is now one that cannot be read; the line about its object has more");
                 }
                 Refusal::Denied(pod, denial) => {
                     warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: {denial}");

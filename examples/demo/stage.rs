@@ -20,6 +20,8 @@ pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 const NODE: &str = "node-1";
 /// The annotation that names a pod's role.
 pub(crate) const ANNOTATION: &str = "iam.amazonaws.com/role";
+/// The annotation with the roles of a namespace's pods.
+const ALLOWED_ROLES: &str = "iam.amazonaws.com/allowed-roles";
 
 /// What the pods are made of.
 #[derive(Debug)]
@@ -62,6 +64,7 @@ pub(crate) struct Stage {
     pub(crate) asked: usize,
     let_through: usize,
     node: Option<Node>,
+    program: PathBuf,
     setup: Setup,
     daemon: Option<Daemon>,
     _kube: KubeApi,
@@ -113,6 +116,7 @@ impl Stage {
         for role in ["web-role", "db-role"] {
             sts.add_role(Role::new(format!("arn:aws:iam::{NODE_ACCOUNT}:role/{role}")));
         }
+        kube.apply(Resource::Namespaces, kube::namespace("shop", &[(ALLOWED_ROLES, r#"["web-*", "db-*"]"#)]));
         kube.apply(Resource::Nodes, kube::node(NODE, &[&NODE_IP.to_string()]));
         let cast = Cast {
             web: pod(&kube, node.as_ref(), "web", 2, Some("web-role"))?,
@@ -122,6 +126,14 @@ impl Stage {
             stranger: place(node.as_ref(), "a stranger", 6)?,
         };
 
+        // These ask for nothing; the story asks about them.
+        let told = [("report", 7, "billing-role"), ("twin-a", 8, "web-role"), ("twin-b", 8, "web-role")];
+        for (name, host, role) in told {
+            let ip = Ipv4Addr::from_octets([cast.web.ip.octets()[0], cast.web.ip.octets()[1], cast.web.ip.octets()[2], host]);
+            let builder = PodBuilder::new("shop", name).node(NODE).ip(&ip.to_string());
+            kube.apply(Resource::Pods, builder.annotation(ANNOTATION, role).build());
+        }
+
         let scratch = tempfile::Builder::new().prefix("rolegate-demo-").tempdir()?;
         let log = scratch.path().join("rolegate.log");
         let setup = ["AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_EC2_METADATA_DISABLED"]
@@ -130,6 +142,7 @@ impl Stage {
             .argument(format!("--node={NODE}"))
             .argument(format!("--api-server={}", kube.url()))
             .argument("--auto-discover-base-arn")
+            .argument("--namespace-restrictions")
             .env("AWS_ENDPOINT_URL_STS", sts.url())
             .log_file(&log);
         let setup = match &node {
@@ -153,6 +166,7 @@ impl Stage {
             asked: 0,
             let_through: 0,
             node,
+            program: daemon.to_owned(),
             setup,
             daemon: None,
             _kube: kube,
@@ -204,6 +218,24 @@ impl Stage {
     /// What it says there.
     pub(crate) fn metrics(&self) -> Result<String, Failure> {
         Ok(self.daemon()?.get(self.node.as_ref().map(Node::ns), "/metrics")?.text())
+    }
+
+    /// Asks the daemon, on the node, why a pod gets what it gets, and shows the answer: what is printed, and the exit code.
+    pub(crate) fn explain(&self, story: &Story, pod: &str, more: &[&str]) -> Result<(String, i32), Failure> {
+        let url = format!("--admin-url=http://{}", self.daemon()?.metrics_address());
+        let program = self.program.display().to_string();
+        let arguments = [&["explain", pod, url.as_str()], more].concat();
+        let enter = self.enter_node();
+        let shown = enter.split(' ').chain([program.as_str()]).chain(arguments.iter().copied()).filter(|word| !word.is_empty());
+        story.command(&shown.map(str::to_owned).collect::<Vec<_>>());
+        let mut command = match &self.node {
+            Some(node) => node.ns().command(&program),
+            None => std::process::Command::new(&program),
+        };
+        let output = command.args(&arguments).output()?;
+        let text = String::from_utf8(output.stdout)? + &String::from_utf8(output.stderr)?;
+        story.printed(&text);
+        Ok((text, output.status.code().unwrap_or(-1)))
     }
 
     /// Sends a request, and shows it and its answer.

@@ -19,7 +19,8 @@ pub(crate) type Step = fn(&mut Story, &mut Stage, &Cast) -> Result<(), Failure>;
 
 /// The steps that the stage allows.
 pub(crate) fn of(stage: &Stage) -> Vec<Step> {
-    let everywhere: [Step; 9] = [start, own_role, other_role, no_role, stranger, node_secrets, no_token, bad_annotation, metrics];
+    let everywhere: [Step; 10] =
+        [start, own_role, other_role, no_role, stranger, node_secrets, no_token, bad_annotation, explained, metrics];
     if stage.has_namespaces() { [&[unprotected as Step], &everywhere[..], &[restart]].concat() } else { everywhere.to_vec() }
 }
 
@@ -168,8 +169,35 @@ fn bad_annotation(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(
     Ok(())
 }
 
+fn explained(story: &mut Story, stage: &mut Stage, _: &Cast) -> Result<(), Failure> {
+    story.heading(
+        "8. Why a pod gets what it gets",
+        "`rolegate explain` takes every step of the decision again, by the daemon's own settings and what it knows, and says what to \
+         change. The exit code is 0 for a pod that gets its role, and 1 for one that does not. The namespace shop allows its pods \
+         the roles web-* and db-*; shop/report names another one, and shop/twin-a and shop/twin-b claim the same address.",
+    );
+    let cases: [(&str, &[&str], i32, &str, &str); 4] = [
+        ("shop/web", &["--assume"], 0, "\nallowed: ", "it is allowed, and STS gives it the role when it is asked"),
+        ("shop/report", &[], 1, "\ndenied (not-allowed-in-namespace): ", "it is refused, and the namespace's annotation is what to change"),
+        ("shop/twin-a", &[], 1, "\ndenied (ambiguous-pod): ", "it is refused, and the other pod is named"),
+        ("shop/plain", &[], 1, "\ndenied (no-role): ", "it is refused, and what may name a role is said"),
+    ];
+    for (pod, more, code, line, expected) in cases {
+        let issued = stage.sts.issued().len();
+        let (text, ended) = stage.explain(story, pod, more)?;
+        let asked = stage.sts.issued().len() - issued;
+        let besides = match pod {
+            "shop/web" => text.contains("STS gives it to") && asked == 1,
+            "shop/twin-a" => text.contains("shop/twin-b") && asked == 0,
+            _ => asked == 0,
+        };
+        story.check(ended == code && text.contains(line) && besides, &format!("{pod}: {expected}"));
+    }
+    Ok(())
+}
+
 fn metrics(story: &mut Story, stage: &mut Stage, _: &Cast) -> Result<(), Failure> {
-    story.heading("8. The metrics show it", "Requests by what was asked for and the status answered, and refusals by reason.");
+    story.heading("9. The metrics show it", "Requests by what was asked for and the status answered, and refusals by reason.");
     let curl = format!("{} curl -s {}", stage.enter_node(), stage.metrics_url());
     let grep = format!("| grep -E '{COUNTERS}'");
     story.command(&curl.trim_start().split(' ').map(str::to_owned).chain([grep]).collect::<Vec<_>>());
@@ -187,7 +215,7 @@ fn metrics(story: &mut Story, stage: &mut Stage, _: &Cast) -> Result<(), Failure
 
 fn restart(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(), Failure> {
     story.heading(
-        "9. When rolegate is down, the node is still safe",
+        "10. When rolegate is down, the node is still safe",
         "It is stopped with SIGTERM. The packet rule stays: a pod's request finds a closed door, never the node's metadata service. \
          (This one cannot be repeated either: it is started again right away.)",
     );

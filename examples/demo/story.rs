@@ -53,6 +53,11 @@ impl Story {
         }
     }
 
+    /// What a program printed, line by line as it stands.
+    pub(crate) fn printed(&self, text: &str) {
+        text.lines().for_each(|line| println!("{}", format!("    {line}").trim_end()));
+    }
+
     /// Says whether it is as told.
     pub(crate) fn check(&mut self, as_told: bool, expected: &str) {
         let (mark, colour) = if as_told { ("\u{2713}", "32") } else { ("\u{2717} NOT AS TOLD:", "31") };

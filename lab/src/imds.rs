@@ -85,7 +85,33 @@ pub struct ImdsRequest {
     pub status: u16,
 }
 
+/// All that a node's daemon may ask for pods' sake where nothing but the base set is given to them, below `latest/`.
+const BASE: [&str; 9] = [
+    "dynamic/instance-identity/document",
+    "meta-data/instance-id",
+    "meta-data/instance-life-cycle",
+    "meta-data/instance-type",
+    "meta-data/placement/availability-zone",
+    "meta-data/placement/availability-zone-id",
+    "meta-data/placement/region",
+    "meta-data/services/domain",
+    "meta-data/services/partition",
+];
+
 impl ImdsRequest {
+    /// Whether this is a request for a token, or for a value of the base set, in the daemon's own words to the byte: no
+    /// header, query or body of anybody else.
+    pub fn is_for_base(&self) -> bool {
+        let path = self.target.strip_prefix("/latest/").unwrap_or_default();
+        let names: Vec<_> = self.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+        let header = match self.method.as_str() {
+            "PUT" if path == "api/token" => "x-aws-ec2-metadata-token-ttl-seconds",
+            "GET" if BASE.contains(&path) => "x-aws-ec2-metadata-token",
+            _ => return false,
+        };
+        names == ["host", "connection", header]
+    }
+
     /// The first value of a header, whatever the case of its name.
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut headers = self.headers.iter();

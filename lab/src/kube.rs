@@ -51,6 +51,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 pub use self::builders::{namespace, node, service_account};
+use self::certificates::Authorities;
+pub use self::certificates::ClientIdentity;
 pub use self::faults::{Fault, Verb};
 pub use self::objects::Resource;
 pub use self::pod::PodBuilder;
@@ -68,7 +70,6 @@ pub struct KubeApi {
 struct Running {
     server: Server,
     state: Arc<State>,
-    ca_pem: Option<String>,
 }
 
 impl KubeApi {
@@ -77,23 +78,24 @@ impl KubeApi {
     /// # Errors
     /// If the listener cannot be used.
     pub fn start(listener: TcpListener) -> io::Result<KubeApi> {
-        KubeApi::serve(listener, None, None)
+        KubeApi::serve(listener, None)
     }
 
     /// Serves TLS on `listener`, on the current tokio runtime, with a certificate of a CA of its own for `localhost`,
-    /// the loopback addresses and the listener's address.
+    /// the loopback addresses and the listener's address. Clients may have certificates of [`KubeApi::client_identity`].
     ///
     /// # Errors
     /// If the listener cannot be used, or no certificate can be made for its address.
     pub fn start_tls(listener: TcpListener) -> io::Result<KubeApi> {
-        let certificates = certificates::generate(listener.local_addr()?.ip())?;
-        KubeApi::serve(listener, Some(certificates.server), Some(certificates.ca_pem))
+        let authorities = Authorities::new(listener.local_addr()?.ip())?;
+        KubeApi::serve(listener, Some(authorities))
     }
 
-    fn serve(listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>, ca_pem: Option<String>) -> io::Result<KubeApi> {
-        let state = Arc::new(State::new());
+    fn serve(listener: TcpListener, authorities: Option<Authorities>) -> io::Result<KubeApi> {
+        let tls = authorities.as_ref().map(Authorities::server).transpose()?;
+        let state = Arc::new(State::new(authorities));
         let server = Server::start(listener, tls, Arc::clone(&state))?;
-        Ok(KubeApi { running: Arc::new(Running { server, state, ca_pem }) })
+        Ok(KubeApi { running: Arc::new(Running { server, state }) })
     }
 
     /// `http://ip:port` or `https://ip:port`; a loopback address if the listener is on the unspecified one.
@@ -105,7 +107,7 @@ impl KubeApi {
             IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
             _ => {}
         }
-        let scheme = match self.running.ca_pem {
+        let scheme = match self.ca_pem() {
             Some(_) => "https",
             None => "http",
         };
@@ -121,14 +123,14 @@ impl KubeApi {
     /// The certificate of the CA, if the server speaks TLS.
     #[must_use]
     pub fn ca_pem(&self) -> Option<String> {
-        self.running.ca_pem.clone()
+        self.state().authorities().as_ref().map(|authorities| authorities.ca_pem().to_owned())
     }
 
     /// A kubeconfig for this server as it is now: with the token, if one is required. It is JSON, which is YAML.
     #[must_use]
     pub fn kubeconfig(&self) -> String {
         let mut cluster = json!({ "server": self.url() });
-        if let Some(ca) = &self.running.ca_pem {
+        if let Some(ca) = self.ca_pem() {
             cluster["certificate-authority-data"] = STANDARD.encode(ca).into();
         }
         let user = match &self.state().behaviour().token {
@@ -151,9 +153,52 @@ impl KubeApi {
         self.state().behaviour().token = token.map(str::to_owned);
     }
 
+    /// Requires that a client has a certificate from now on; any other request is answered 401, but for health and version.
+    pub fn require_client_certificate(&self, on: bool) {
+        self.state().behaviour().client_certificate = on;
+    }
+
+    /// A certificate by which the server knows a client as `name`; see [`RecordedRequest::client`].
+    ///
+    /// # Errors
+    /// If the server does not speak TLS, or no certificate can be made.
+    pub fn client_identity(&self, name: &str) -> io::Result<ClientIdentity> {
+        self.state().authorities().as_mut().ok_or_else(no_tls)?.issue_to_client(name)
+    }
+
+    /// Replaces the CA of clients: certificates that were issued until now end the handshake from now on. Open connections
+    /// are not touched.
+    ///
+    /// # Errors
+    /// If the server does not speak TLS, or no certificate can be made.
+    pub fn replace_client_ca(&self) -> io::Result<()> {
+        self.replace(Authorities::replace_of_clients)
+    }
+
+    /// Replaces the CA of the server, and its certificate: see [`KubeApi::ca_pem`] for the new one. Open connections are not
+    /// touched.
+    ///
+    /// # Errors
+    /// If the server does not speak TLS, or no certificate can be made.
+    pub fn replace_server_ca(&self) -> io::Result<()> {
+        self.replace(Authorities::replace_of_server)
+    }
+
+    fn replace(&self, which: impl FnOnce(&mut Authorities) -> io::Result<()>) -> io::Result<()> {
+        let mut authorities = self.state().authorities();
+        let authorities = authorities.as_mut().ok_or_else(no_tls)?;
+        which(authorities)?;
+        self.running.server.set_tls(authorities.server()?);
+        Ok(())
+    }
+
     fn state(&self) -> &Arc<State> {
         &self.running.state
     }
+}
+
+fn no_tls() -> io::Error {
+    io::Error::other("this server does not speak TLS")
 }
 
 /// Objects.
@@ -254,6 +299,11 @@ impl KubeApi {
     /// caught up with.
     pub fn stall(&self, on: bool) {
         self.state().stall(on);
+    }
+
+    /// While on, writes of events are read and recorded but not answered; everything else is.
+    pub fn hold_event_writes(&self, on: bool) {
+        self.state().hold_event_writes(on);
     }
 
     /// While on, new connections are accepted and reset at once.

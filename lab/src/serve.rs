@@ -18,6 +18,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -36,8 +37,17 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 
 /// What answers the requests of a [`Server`].
 pub trait Handler: Send + Sync + 'static {
-    /// Answers one request of the client at `peer`.
-    fn handle(self: Arc<Self>, peer: SocketAddr, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+    /// Answers one request of this client.
+    fn handle(self: Arc<Self>, peer: Peer, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// The other end of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its address.
+    pub address: SocketAddr,
+    /// The certificate that it has proven to have, where it has: that of the client itself, without its chain.
+    pub certificate: Option<CertificateDer<'static>>,
 }
 
 /// A running HTTP server. It stops when this is dropped.
@@ -47,12 +57,20 @@ pub struct Server {
     control: Arc<Control>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Control {
     stop: CancellationToken,
     /// Cancelled, and replaced, by each cut.
     connections: Mutex<CancellationToken>,
     refuse: AtomicBool,
+    /// What the next handshake is made with.
+    tls: Mutex<Option<TlsAcceptor>>,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").field("refuse", &self.refuse).finish_non_exhaustive()
+    }
 }
 
 impl Server {
@@ -64,8 +82,8 @@ impl Server {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let control = Arc::new(Control::default());
-        tokio::spawn(accept(listener, tls.map(TlsAcceptor::from), handler, Arc::clone(&control)));
+        let control = Arc::new(Control { tls: Mutex::new(tls.map(TlsAcceptor::from)), ..Control::default() });
+        tokio::spawn(accept(listener, handler, Arc::clone(&control)));
         Ok(Server { address, control })
     }
 
@@ -73,6 +91,11 @@ impl Server {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Makes handshakes by this configuration from now on. Open connections are not touched.
+    pub fn set_tls(&self, tls: Arc<rustls::ServerConfig>) {
+        *self.control.tls() = Some(TlsAcceptor::from(tls));
     }
 
     /// Resets every open connection now, whatever was being sent.
@@ -103,9 +126,13 @@ impl Control {
     fn connections(&self) -> std::sync::MutexGuard<'_, CancellationToken> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn tls(&self) -> std::sync::MutexGuard<'_, Option<TlsAcceptor>> {
+        self.tls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-async fn accept<H: Handler>(listener: tokio::net::TcpListener, tls: Option<TlsAcceptor>, handler: Arc<H>, control: Arc<Control>) {
+async fn accept<H: Handler>(listener: tokio::net::TcpListener, handler: Arc<H>, control: Arc<Control>) {
     // Dropped when the loop ends, and every connection with it.
     let mut connections = JoinSet::new();
     loop {
@@ -132,14 +159,18 @@ async fn accept<H: Handler>(listener: tokio::net::TcpListener, tls: Option<TlsAc
         let _ = stream.set_nodelay(true);
         let cut = control.connections().clone();
         let socket = Socket { stream, cut: cut.clone() };
-        let (tls, handler) = (tls.clone(), Arc::clone(&handler));
+        let (tls, handler) = (control.tls().clone(), Arc::clone(&handler));
+        let peer = Peer { address: peer, certificate: None };
         connections.spawn(async move {
             let serve = async move {
                 match tls {
                     None => serve(socket, peer, handler).await,
                     Some(tls) => match tls.accept(socket).await {
-                        Ok(stream) => serve(stream, peer, handler).await,
-                        Err(error) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+                        Ok(stream) => {
+                            let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).cloned();
+                            serve(stream, Peer { certificate, ..peer }, handler).await;
+                        }
+                        Err(error) => tracing::debug!(peer = %peer.address, %error, "TLS handshake failed"),
                     },
                 }
             };
@@ -152,14 +183,15 @@ async fn accept<H: Handler>(listener: tokio::net::TcpListener, tls: Option<TlsAc
     }
 }
 
-async fn serve<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr, handler: Arc<H>) {
+async fn serve<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer, handler: Arc<H>) {
+    let address = peer.address;
     let service = service_fn(move |request| {
-        let handler = Arc::clone(&handler);
+        let (handler, peer) = (Arc::clone(&handler), peer.clone());
         async move { Ok::<_, std::convert::Infallible>(handler.handle(peer, request).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     if let Err(error) = connection.await {
-        tracing::debug!(%peer, %error, "connection ended");
+        tracing::debug!(peer = %address, %error, "connection ended");
     }
 }
 

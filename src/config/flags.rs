@@ -38,6 +38,10 @@ const fn switch(name: &'static str, help: &'static str) -> Flag {
     Flag { name, value: None, default: "false", bare: true, list: false, help }
 }
 
+const fn on_switch(name: &'static str, help: &'static str) -> Flag {
+    Flag { name, value: None, default: "true", bare: true, list: false, help }
+}
+
 /// The flags, grouped as `--help` prints them.
 pub const GROUPS: &[(&str, &[Flag])] = &[
     ("Pods and the Kubernetes API", PODS),
@@ -65,6 +69,7 @@ const PODS: &[Flag] = &[
         "2s",
         "Longest time that a request from an address waits for the pod that has it to become known",
     ),
+    on_switch("events", "Tell pods' owners by Events on pods why they get no credentials; needs create and patch of them"),
     value("backoff-max-interval", "DURATION", "1s", "Accepted for kube2iam's sake, no effect: a waiting request is woken by the watch"),
     value("cache-resync-period", "DURATION", "30m", "Accepted for kube2iam's sake, no effect: the watch needs no resync"),
     switch(
@@ -117,7 +122,7 @@ const SESSIONS: &[Flag] = &[
         "TEMPLATE",
         "",
         "Name of a session in CloudTrail, of {cluster}, {node}, {namespace}, {pod}, {serviceaccount}, {role} and text; \
-         default {pod}, or {role} with --session-scope=role",
+         default {pod}, or {role} with --session-scope=role; where it is given, pods' session-name annotations are not used",
     ),
     value("session-scope", "SCOPE", "pod", "Who shares a session: pod, each has its own; role, pods of one role share one"),
     list(
@@ -204,17 +209,45 @@ const LOGS: &[Flag] = &[
     switch("debug", "--log-level=debug, and /debug/store on the metrics port, for peers on the node's loopback only"),
 ];
 
-/// All flags, in the order of `--help`.
+/// The flags that only `rolegate explain` has, with the heading of them.
+pub const OF_EXPLAIN: (&str, &[Flag]) = ("Only for rolegate explain", EXPLAIN);
+
+const EXPLAIN: &[Flag] = &[
+    value(
+        "admin-url",
+        "URL",
+        "http://127.0.0.1:9543",
+        "The daemon that is asked, by its metrics port; by default the one of this machine at --metrics-port",
+    ),
+    value("output", "FORMAT", "text", "text or json"),
+    switch("assume", "Ask STS for the role as well, once, and say what it answers; the credentials are dropped"),
+];
+
+/// All flags of the daemon, in the order of `--help`.
 pub fn all() -> impl Iterator<Item = &'static Flag> {
     GROUPS.iter().flat_map(|(_, flags)| flags.iter())
 }
 
+/// The flags of every subcommand.
+pub fn of_all_commands() -> impl Iterator<Item = &'static Flag> {
+    all().chain(OF_EXPLAIN.1)
+}
+
 /// Adds the flags to a clap command. Values stay texts here, so that the configuration can report every mistake at once.
-pub fn add_to(mut command: Command) -> Command {
-    for (group, flags) in GROUPS {
+pub fn add_to(command: Command) -> Command {
+    add(command, GROUPS)
+}
+
+/// Adds those of `rolegate explain`, and all others: it decides by the same settings.
+pub fn add_to_explain(command: Command) -> Command {
+    add(add(command, &[OF_EXPLAIN]), GROUPS)
+}
+
+fn add(mut command: Command, groups: &'static [(&'static str, &'static [Flag])]) -> Command {
+    for (group, flags) in groups {
         for flag in *flags {
             let mut help = flag.help.to_owned();
-            if !flag.default.is_empty() && flag.value.is_some() {
+            if !flag.default.is_empty() && (flag.value.is_some() || flag.default == "true") {
                 help.push_str(&format!(" [default: {}]", flag.default));
             }
             help.push_str(&format!(" [env: {}]", flag.env()));

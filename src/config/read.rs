@@ -32,9 +32,11 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("use-regional-sts-endpoint", "the regional endpoint is always used"),
 ];
 
-pub(super) fn pods(source: &mut Source<'_>) -> PodsConfig {
+pub(super) fn pods(source: &mut Source<'_>, node_needed: bool) -> PodsConfig {
     let node = source.text("node").or_else(|| source.env("NODE_NAME")).unwrap_or_else(|| {
-        source.mistake("--node (or NODE_NAME) is missing: give this node's name, from the field spec.nodeName of the DaemonSet's pod");
+        if node_needed {
+            source.mistake("--node (or NODE_NAME) is missing: give this node's name, from the field spec.nodeName of the DaemonSet's pod");
+        }
         String::new()
     });
     if !node.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.')) {
@@ -65,6 +67,7 @@ pub(super) fn pods(source: &mut Source<'_>) -> PodsConfig {
             allowed_roles: source.annotation_key("namespace-key"),
         },
         wait: source.duration("backoff-max-elapsed-time", DEFAULT_POD_WAIT),
+        events: source.switch("events"),
     }
 }
 
@@ -217,7 +220,8 @@ pub(super) fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> S
     let scope = source.choice("session-scope", &[("pod", SessionScope::Pod), ("role", SessionScope::Role)], SessionScope::Pod);
     let name = session_name(scope, cluster.is_some(), source);
     let tags = session_tags(scope, cluster.is_some(), source);
-    SessionsConfig { duration, cluster, name, scope, tags, error_ttl }
+    let pod_may_name = source.text("session-name-template").is_none();
+    SessionsConfig { duration, cluster, name, pod_may_name, scope, tags, error_ttl }
 }
 
 fn session_name(scope: SessionScope, cluster_known: bool, source: &mut Source<'_>) -> SessionTemplate {
@@ -317,13 +321,13 @@ pub(super) fn metadata(source: &mut Source<'_>, warnings: &mut Vec<String>) -> M
             source.mistake(format!("{place}={pattern:?}: expected the name of a namespace, with * for any text"));
         }
     }
-    let disabled = source.env("AWS_EC2_METADATA_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true"));
+    let disabled = source.env("AWS_EC2_METADATA_DISABLED").is_some_and(|text| text.trim().eq_ignore_ascii_case("true"));
     if disabled && !given && (profile != MetadataProfile::None || !node_info_namespaces.is_empty()) {
         warnings
             .push("AWS_EC2_METADATA_DISABLED is set: pods are given no metadata besides credentials; --metadata-addr gives it".to_owned());
         (profile, node_info_namespaces) = (MetadataProfile::None, Vec::new());
     }
-    MetadataConfig { address, profile, node_info_namespaces }
+    MetadataConfig { address, disabled, profile, node_info_namespaces }
 }
 
 pub(super) fn admin(source: &mut Source<'_>) -> AdminConfig {

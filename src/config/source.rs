@@ -42,7 +42,7 @@ impl<'a> Source<'a> {
     }
 
     fn flag(name: &str) -> &'static Flag {
-        let found = flags::all().find(|flag| flag.name == name);
+        let found = flags::of_all_commands().find(|flag| flag.name == name);
         #[expect(clippy::expect_used, reason = "a start-up invariant: every setting read has its line in the table")]
         found.expect("every setting stands in the table of flags")
     }
@@ -55,6 +55,11 @@ impl<'a> Source<'a> {
         }
         let text = self.env(&flag.env()).filter(|text| !is_service_link(&flag.env(), text));
         text.map(|text| Given { text, place: flag.env() }).into_iter().collect()
+    }
+
+    /// Whether the setting stands on the command line, and is not empty there.
+    pub(super) fn is_argument(&self, name: &str) -> bool {
+        self.matches.get_many::<String>(name).is_some_and(|mut values| values.any(|text| !text.is_empty()))
     }
 
     /// Whether the setting was given at all.
@@ -103,9 +108,10 @@ impl<'a> Source<'a> {
         ips
     }
 
-    /// A switch; absent is off.
+    /// A switch; absent is its default, which is mostly off.
     pub(super) fn switch(&mut self, name: &str) -> bool {
-        self.parse(name, boolean).unwrap_or(false)
+        let default = Self::flag(name).default == "true";
+        self.parse(name, boolean).unwrap_or(default)
     }
 
     /// A duration as kube2iam's flags are written: `15m`, `1h30m`, `500ms`, `0`.

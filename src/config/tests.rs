@@ -59,6 +59,7 @@ const CASES: &[Case] = &[
     }),
     ("insecure", "true", &[], |config| config.pods.api.insecure),
     ("backoff-max-elapsed-time", "700ms", &[], |config| config.pods.wait == Duration::from_millis(700)),
+    ("events", "false", &[], |config| !config.pods.events),
     ("backoff-max-interval", "2s", &[], |config| warned(config, "--backoff-max-interval has no effect")),
     ("cache-resync-period", "1h", &[], |config| warned(config, "--cache-resync-period has no effect")),
     ("resolve-duplicate-cache-ips", "true", &[], |config| warned(config, "--resolve-duplicate-cache-ips has no effect")),
@@ -160,7 +161,7 @@ fn a_flag_wins_over_its_variable() {
 #[test]
 fn a_switch_is_on_alone_and_off_on_request() {
     for case @ (name, ..) in CASES {
-        if flags::all().any(|flag| flag.name == *name && flag.value.is_none()) {
+        if flags::all().any(|flag| flag.name == *name && flag.value.is_none() && flag.default == "false") {
             let (on, off) = (format!("--{name}"), format!("--{name}=false"));
             assert!(case.3(&read(&[beside(case), vec![&on]].concat(), &[]).unwrap()), "{on}");
             let given = read(&[beside(case), vec![&off]].concat(), &[]);
@@ -170,6 +171,9 @@ fn a_switch_is_on_alone_and_off_on_request() {
     }
     for (text, expected) in [("1", true), ("t", true), ("TRUE", true), ("0", false), ("F", false), ("False", false)] {
         assert_eq!(config(&[&format!("--insecure={text}")]).pods.api.insecure, expected, "{text}");
+    }
+    for (argument, expected) in [("--events", true), ("--events=true", true), ("--events=false", false), ("--debug", true)] {
+        assert_eq!(config(&[argument]).pods.events, expected, "{argument}");
     }
     assert_eq!(mistake(&["--insecure=yes"]), r#"--insecure="yes": expected true or false"#);
 }

@@ -75,7 +75,7 @@ impl Flight {
             None => Serves::Wait,
             Some((_, Ok(credentials))) if is_fresh(credentials, now) => Serves::Credentials(credentials.clone()),
             Some((_, Ok(credentials))) => Serves::Nothing(Some(credentials.clone())),
-            Some((at, Err(error))) if at.elapsed() < error_ttl => match &self.earlier {
+            Some((at, Err(error))) if error.is_remembered() && at.elapsed() < error_ttl => match &self.earlier {
                 Some(earlier) if is_usable(earlier, now) => Serves::Credentials(earlier.clone()),
                 _ => Serves::Failure(error.clone()),
             },
@@ -178,7 +178,10 @@ impl<A: AssumeRole> Sessions<A> {
                 }
                 Err(error) => {
                     metrics.sts_answered(error.name(), began.elapsed());
-                    warn!(role, session, outcome = error.name(), kept_until = ?kept.map(|kept| kept.expires_at), "cannot assume a role: {error}");
+                    // That the daemon does not know itself is told by whoever asks for it.
+                    if error.is_remembered() {
+                        warn!(role, session, outcome = error.name(), kept_until = ?kept.map(|kept| kept.expires_at), "cannot assume a role: {error}");
+                    }
                 }
             }
             land.send_replace(Some((Instant::now(), landing)));

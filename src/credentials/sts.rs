@@ -4,12 +4,13 @@
 //! The endpoint is regional: the SDK's default, of the region that the environment, the profile or the metadata service
 //! names.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::imds;
+use aws_config::imds::client::error::ImdsError;
 use aws_config::imds::region::ImdsRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
@@ -26,7 +27,9 @@ use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use jiff::Timestamp;
 use secrecy::SecretString;
 
-use super::{AssumeRole, AssumeRoleError, Clock, Credentials};
+use super::identity::{AskIdentity, Inquiry};
+use super::{AssumeRole, AssumeRoleError, Clock, Credentials, StsOfNode};
+use crate::policy::node::NodeIdentity;
 use crate::policy::{self, RoleRequest};
 use crate::role::{BaseArn, CallerIdentity, RoleArn};
 use crate::telemetry::chain;
@@ -41,9 +44,19 @@ const OPERATION_TIMEOUT: Duration = Duration::from_secs(8);
 const ATTEMPTS: u32 = 3;
 /// The longest text of STS that is repeated in a log line.
 const MAX_MESSAGE: usize = 500;
+/// The longest question to the metadata service that nothing waits for.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(3);
+/// The directory whose one member is the role of the instance.
+const INSTANCE_ROLE: &str = "/latest/meta-data/iam/security-credentials/";
+/// What to look at when the daemon's credentials are no good.
+const CHECK_CREDENTIALS: &str = "check the node's instance profile and that the daemon reaches the metadata service";
+/// What to look at when STS does not tell whose they are. Every identity has this permission by itself, so only a policy
+/// that stands above the identity's own can take it away.
+const CHECK_POLICIES: &str =
+    "the policy of the VPC endpoint for STS, where there is one, and the service control policies must allow sts:GetCallerIdentity";
 
 /// AWS as the daemon itself sees it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Aws {
     config: SdkConfig,
     metadata: imds::Client,
@@ -69,6 +82,12 @@ pub enum AwsError {
         reason: String,
         /// The flag that makes it unnecessary.
         instead: &'static str,
+    },
+    /// The metadata service did not tell the instance's role, for which nothing waits.
+    #[error("the role of this instance is not known, so a pod that names it is not refused for that: {reason}")]
+    InstanceRole {
+        /// What happened.
+        reason: String,
     },
 }
 
@@ -112,15 +131,16 @@ impl Aws {
         self.config.region().map_or("", |region| region.as_ref())
     }
 
-    /// STS, and who the daemon is to it, once that is known.
-    pub fn sts(&self, clock: Clock) -> Sts {
-        Sts { client: Client::new(&self.config), clock, identity: Arc::default() }
+    /// STS. Who the daemon is to it is told to `node`, once that is known.
+    pub fn sts(&self, clock: Clock, node: NodeIdentity) -> Sts {
+        let client = Client::new(&self.config);
+        Sts { client: client.clone(), clock, identity: Arc::new(Inquiry::new(client, node)) }
     }
 
     /// `arn:PARTITION:iam::ACCOUNT:role/` of the node, from its instance profile.
     pub async fn discover_base(&self) -> Result<BaseArn, AwsError> {
         let failed = |reason: String| AwsError::Discovery { what: "the base ARN", reason, instead: "--base-role-arn" };
-        let info = self.metadata.get("/latest/meta-data/iam/info").await.map_err(|error| failed(error.to_string()))?;
+        let info = self.metadata.get("/latest/meta-data/iam/info").await.map_err(|error| failed(reason(&error)))?;
         let info: serde_json::Value = serde_json::from_str(info.as_ref()).map_err(|_| failed("iam/info is not JSON".to_owned()))?;
         let arn = info.get("InstanceProfileArn").and_then(serde_json::Value::as_str);
         // arn:PARTITION:iam::ACCOUNT:instance-profile/NAME
@@ -133,8 +153,24 @@ impl Aws {
     /// The node's own role, completed with `base`. `instead` is the flag that makes it unnecessary.
     pub async fn discover_node_role(&self, base: &BaseArn, instead: &'static str) -> Result<RoleArn, AwsError> {
         let failed = |reason: String| AwsError::Discovery { what: "the node's role", reason, instead };
-        let name = self.metadata.get("/latest/meta-data/iam/security-credentials/").await.map_err(|error| failed(error.to_string()))?;
+        let name = self.metadata.get(INSTANCE_ROLE).await.map_err(|error| failed(reason(&error)))?;
         base.complete(name.as_ref().trim_end()).map_err(|error| failed(error.to_string()))
+    }
+
+    /// The role of this instance, whoever the daemon is; `None` where it has none. Answers in a few seconds.
+    pub async fn instance_role(&self) -> Result<Option<RoleArn>, AwsError> {
+        let failed = |reason: String| AwsError::InstanceRole { reason };
+        let ask = async {
+            match self.metadata.get(INSTANCE_ROLE).await {
+                Err(ImdsError::ErrorResponse(answer)) if answer.response().status().as_u16() == 404 => Ok(None),
+                Err(error) => Err(failed(reason(&error))),
+                Ok(name) => {
+                    let base = self.discover_base().await.map_err(|error| failed(error.to_string()))?;
+                    base.complete(name.as_ref().trim_end()).map(Some).map_err(|error| failed(error.to_string()))
+                }
+            }
+        };
+        tokio::time::timeout(METADATA_TIMEOUT, ask).await.unwrap_or_else(|_| Err(failed("no answer in time".to_owned())))
     }
 }
 
@@ -143,32 +179,32 @@ impl Aws {
 pub struct Sts {
     client: Client,
     clock: Clock,
-    identity: Arc<OnceLock<CallerIdentity>>,
+    identity: Arc<Inquiry<Client>>,
 }
 
 impl Sts {
-    /// Who the daemon itself is. STS is asked until it has told once: an identity stays the same role for the life of the
-    /// process, whatever keys it has.
-    pub async fn caller_identity(&self) -> Result<&CallerIdentity, AssumeRoleError> {
-        if let Some(known) = self.identity.get() {
-            return Ok(known);
-        }
-        let answer = self.client.get_caller_identity().send().await.map_err(|error| translate(&error))?;
-        let arn = answer.arn.unwrap_or_default();
-        let identity = arn.parse().map_err(|error| AssumeRoleError::Failed { message: format!("GetCallerIdentity: {error}") })?;
-        Ok(self.identity.get_or_init(|| identity))
+    /// Asks STS who the daemon is, and tells it to whoever decides; with the time after which to ask again. What is known
+    /// stays when it fails.
+    pub async fn renew_identity(&self) -> (Result<CallerIdentity, AssumeRoleError>, Duration) {
+        self.identity.renew().await
     }
+}
 
-    /// Where the identity is found once it is known.
-    pub fn identity(&self) -> Arc<OnceLock<CallerIdentity>> {
-        self.identity.clone()
+impl AskIdentity for Client {
+    async fn ask(&self) -> Result<CallerIdentity, AssumeRoleError> {
+        let answer = self.get_caller_identity().send().await.map_err(|error| match translate(&error) {
+            AssumeRoleError::Denied { message } => AssumeRoleError::OwnIdentity { message, advice: CHECK_POLICIES },
+            other => other,
+        })?;
+        let arn = answer.arn.unwrap_or_default();
+        arn.parse().map_err(|error| AssumeRoleError::Failed { message: format!("GetCallerIdentity: {error}") })
     }
 }
 
 impl AssumeRole for Sts {
     async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
         // What was decided before it was known is decided again with it, before a pod gets anything.
-        self.caller_identity().await?;
+        self.identity.known().await.map_err(|error| AssumeRoleError::IdentityUnknown(Box::new(error)))?;
         let seconds = i32::try_from(request.duration().as_secs()).unwrap_or(3600);
         let tag = |tag: &policy::session::Tag| Tag::builder().key(tag.key()).value(tag.value()).build();
         let tags: Result<Vec<Tag>, _> = request.tags().iter().map(tag).collect();
@@ -203,6 +239,14 @@ impl AssumeRole for Sts {
     }
 }
 
+impl StsOfNode for Sts {
+    async fn own_identity(&self) -> Result<String, AssumeRoleError> {
+        self.identity.known().await?;
+        let known = self.identity.node().known();
+        Ok(known.caller.as_ref().map(|caller| caller.as_str().to_owned()).unwrap_or_default())
+    }
+}
+
 /// The SDK's error in our words. Never its `Debug`, nor the body of an answer: that may hold credentials.
 fn translate<E>(error: &SdkError<E, HttpResponse>) -> AssumeRoleError
 where
@@ -227,7 +271,7 @@ where
                 | "MissingAuthenticationToken"
                 | "RequestExpired"
                 | "RequestTimeTooSkewed"
-                | "OptInRequired" => AssumeRoleError::OwnIdentity { message },
+                | "OptInRequired" => AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS },
                 "ValidationError" | "MalformedPolicyDocument" | "PackedPolicyTooLarge" => AssumeRoleError::Invalid { message },
                 _ => AssumeRoleError::Failed { message },
             }
@@ -238,11 +282,19 @@ where
             let message =
                 failure.as_connector_error().map_or_else(|| "the request was not sent".to_owned(), |error| bounded(&chain(error)));
             let own = failure.as_connector_error().is_some_and(|error| is_caused_by_credentials(error));
-            if own { AssumeRoleError::OwnIdentity { message } } else { AssumeRoleError::Unreachable { message } }
+            if own { AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS } } else { AssumeRoleError::Unreachable { message } }
         }
         SdkError::ConstructionFailure(_) => AssumeRoleError::Invalid { message: "the request could not be made".to_owned() },
         // Of a broken answer only this is said: its body may hold credentials.
         _ => AssumeRoleError::Failed { message: "its answer could not be read".to_owned() },
+    }
+}
+
+/// Of an answer only its status is said: what else is in it is not for the log.
+fn reason(error: &ImdsError) -> String {
+    match error {
+        ImdsError::ErrorResponse(answer) => format!("it answers {}", answer.response().status().as_u16()),
+        error => bounded(&chain(error)),
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! A pod *claims* the addresses of its `status.podIPs` unless it is finished (Succeeded, Failed) or runs in the host's
 //! network. A terminating pod keeps its claim until it is deleted, but yields to a pod that is not terminating: the
-//! address was given to that one. Two claims of equal standing are not told apart here: the answer is both of them. The
-//! node's own addresses are nobody's.
+//! address was given to that one. Two claims of equal standing are not told apart here: the answer is both of them. A pod
+//! whose present state cannot be read keeps its claim to what it last had, and is not served: nobody is at that address
+//! until it can be read again, or is gone. The node's own addresses are nobody's.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 mod known;
 mod tombstones;
 
-pub use known::{Claims, Namespace, NodeAddresses, Pod, PodUid, ServiceAccount, Surroundings};
+pub use known::{Claims, Namespace, NodeAddresses, Pod, PodName, PodUid, ServiceAccount, Surroundings};
 use tombstones::Tombstones;
 
 type Name = (String, String);
@@ -21,6 +22,14 @@ type Name = (String, String);
 #[derive(Debug)]
 struct Held {
     pod: Arc<Pod>,
+    version: Option<u64>,
+}
+
+/// A pod whose state at this version could not be read, and what it was before, where that is known.
+#[derive(Debug)]
+struct Unreadable {
+    last: Option<Arc<Pod>>,
+    name: Name,
     version: Option<u64>,
 }
 
@@ -34,7 +43,9 @@ pub struct Index {
     pods: HashMap<PodUid, Held>,
     /// Which pods name an address, whether or not they may claim it now.
     by_ip: HashMap<IpAddr, Vec<PodUid>>,
-    /// Two pods of one name cannot be there at one time.
+    /// Mostly none.
+    unreadable: HashMap<PodUid, Unreadable>,
+    /// Two pods of one name cannot be there at one time, be they readable or not.
     by_name: HashMap<Name, PodUid>,
     tombstones: Tombstones,
     /// The version of the last list: a pod that was not in it was not there then.
@@ -45,7 +56,7 @@ pub struct Index {
     confirmed: HashMap<IpAddr, Vec<PodUid>>,
     namespaces: HashMap<String, Arc<Namespace>>,
     service_accounts: HashMap<Name, Arc<ServiceAccount>>,
-    service_accounts_unavailable: bool,
+    forbidden_service_accounts: HashSet<Name>,
 }
 
 impl Index {
@@ -57,29 +68,74 @@ impl Index {
     /// Takes in a pod as it was at this version, unless something later is known of it.
     pub fn apply_at(&mut self, pod: Pod, version: Option<u64>) {
         let name = (pod.namespace.clone(), pod.name.clone());
-        if self.tombstones.cover(&pod.uid, &name, version) {
+        if self.is_news(&pod.uid, &name, version) {
+            self.hold(pod, name, version);
+        }
+    }
+
+    /// A pod has a state at this version that cannot be read: it is not known any more, and nobody gets the addresses that
+    /// it had.
+    pub fn unreadable_at(&mut self, pod: PodName, version: Option<u64>) {
+        let last = self.last_of(&pod.uid);
+        self.refuse(pod, version, last);
+    }
+
+    fn refuse(&mut self, pod: PodName, version: Option<u64>, last: Option<Arc<Pod>>) {
+        let PodName { uid, namespace, name } = pod;
+        let name = (namespace, name);
+        if !self.is_news(&uid, &name, version) {
             return;
         }
-        match self.pods.get(&pod.uid) {
-            Some(held) if is_older(version, held.version) => return,
+        // Where its version cannot be read either, what was before it is still before it.
+        let version = version.max(self.version_of(&uid).flatten());
+        self.remove(&uid);
+        self.by_name.insert(name.clone(), uid.clone());
+        self.unreadable.insert(uid, Unreadable { last, name, version });
+    }
+
+    /// Whether a state of this version is later than what is known of the pod, and the pod is not gone. Another pod that
+    /// is gone by that is removed.
+    fn is_news(&mut self, uid: &PodUid, name: &Name, version: Option<u64>) -> bool {
+        if self.tombstones.cover(uid, name, version) {
+            return false;
+        }
+        match self.version_of(uid) {
+            Some(known) if is_older(version, known) => return false,
             // It is in no list and not known: it was gone by the list's time.
-            None if is_older(version, self.listed_at) || version.is_some() && version == self.listed_at => return,
+            None if is_older(version, self.listed_at) || version.is_some() && version == self.listed_at => return false,
             _ => {}
         }
-        if let Some(other) = self.by_name.get(&name).filter(|other| **other != pod.uid).cloned() {
-            let version_of_other = self.pods.get(&other).and_then(|held| held.version);
+        if let Some(other) = self.by_name.get(name).filter(|other| *other != uid).cloned() {
+            let version_of_other = self.version_of(&other).flatten();
             if is_older(version, version_of_other) {
                 // The other had the name afterwards.
-                self.remove(&pod.uid);
-                self.tombstones.add(pod.uid, name, version);
-                return;
+                self.remove(uid);
+                self.tombstones.add(uid.clone(), name.clone(), version, version_of_other);
+                return false;
             }
             self.remove(&other);
             if version.is_some() && version_of_other.is_some() {
-                self.tombstones.add(other, name.clone(), version_of_other);
+                self.tombstones.add(other, name.clone(), version_of_other, version);
             }
         }
-        self.hold(pod, name, version);
+        true
+    }
+
+    /// The version of the last state of a pod that was heard of; `None` where none was.
+    fn version_of(&self, uid: &PodUid) -> Option<Option<u64>> {
+        let readable = self.pods.get(uid).map(|held| held.version);
+        readable.or_else(|| self.unreadable.get(uid).map(|unreadable| unreadable.version))
+    }
+
+    /// The last state of a pod that could be read.
+    fn last_of(&self, uid: &PodUid) -> Option<Arc<Pod>> {
+        let readable = self.pods.get(uid).map(|held| held.pod.clone());
+        readable.or_else(|| self.unreadable.get(uid).and_then(|unreadable| unreadable.last.clone()))
+    }
+
+    fn name_of(&self, uid: &PodUid) -> Option<Name> {
+        let readable = self.pods.get(uid).map(|held| (held.pod.namespace.clone(), held.pod.name.clone()));
+        readable.or_else(|| self.unreadable.get(uid).map(|unreadable| unreadable.name.clone()))
     }
 
     fn hold(&mut self, pod: Pod, name: Name, version: Option<u64>) {
@@ -95,7 +151,7 @@ impl Index {
         self.pods.insert(pod.uid.clone(), Held { pod: Arc::new(pod), version });
     }
 
-    /// Forgets a pod: what it is now is not known. That of another UID which has its name by now stays.
+    /// Forgets a pod. That of another UID which has its name by now stays.
     pub fn delete(&mut self, uid: &PodUid) {
         self.remove(uid);
     }
@@ -106,62 +162,103 @@ impl Index {
         let name = (namespace.to_owned(), name.to_owned());
         // A pod of the name that was seen before this one went had gone before.
         if let Some(other) = self.by_name.get(&name).cloned() {
-            let version_of_other = self.pods.get(&other).and_then(|held| held.version);
+            let version_of_other = self.version_of(&other).flatten();
             if is_older(version_of_other, version) {
                 self.remove(&other);
-                self.tombstones.add(other, name.clone(), version_of_other);
+                self.tombstones.add(other, name.clone(), version_of_other, version);
             }
         }
-        self.tombstones.add(uid.clone(), name, version);
+        self.tombstones.add(uid.clone(), name, version, version);
+    }
+
+    /// A pod was not there at this version, by the API's answer to a question about it. What was heard of it later stays.
+    pub fn gone_at(&mut self, uid: &PodUid, version: Option<u64>) {
+        let Some((name, seen)) = self.name_of(uid).zip(self.version_of(uid)) else {
+            return;
+        };
+        if !is_older(version, seen) {
+            self.remove(uid);
+            self.tombstones.add(uid.clone(), name, seen, version);
+        }
     }
 
     /// Replaces all pods at once, and all that was known of versions.
     pub fn reset(&mut self, pods: impl IntoIterator<Item = Pod>) {
-        self.replace_at(pods.into_iter().map(|pod| (pod, None)), None);
+        self.replace_at(pods.into_iter().map(|pod| (pod, None)), [], None);
     }
 
     /// Replaces all pods by those of a list of another history than what was known: the API's data was restored from an
     /// earlier state, and its versions began anew.
-    pub fn replace_at(&mut self, pods: impl IntoIterator<Item = (Pod, Option<u64>)>, version: Option<u64>) {
+    pub fn replace_at(
+        &mut self,
+        pods: impl IntoIterator<Item = (Pod, Option<u64>)>,
+        unreadable: impl IntoIterator<Item = (PodName, Option<u64>)>,
+        version: Option<u64>,
+    ) {
+        // A UID is the same pod in every history.
+        let with_last = |(pod, version): (PodName, Option<u64>)| (self.last_of(&pod.uid), pod, version);
+        let unreadable: Vec<_> = unreadable.into_iter().map(with_last).collect();
         self.pods.clear();
         self.by_ip.clear();
         self.by_name.clear();
+        self.unreadable.clear();
         self.tombstones.clear();
         self.listed_at = None;
         for (pod, version) in pods {
             self.apply_at(pod, version);
         }
+        for (last, pod, version) in unreadable {
+            self.refuse(pod, version, last);
+        }
         self.listed_at = version;
     }
 
-    /// Takes in a complete list, as of its version. Pods that are not in it are gone, but for those that are known to have
-    /// been there later. A list that is older than the last one is not taken.
-    pub fn list_at(&mut self, pods: impl IntoIterator<Item = (Pod, Option<u64>)>, version: Option<u64>) {
+    /// Takes in a complete list, as of its version, with the pods in it that could not be read. Pods that are not in it are
+    /// gone, but for those that are known to have been there later; pods that are in it are there, whatever was heard of
+    /// their end, but for those that are known to have gone later. A list that is older than the last one is not taken.
+    pub fn list_at(
+        &mut self,
+        pods: impl IntoIterator<Item = (Pod, Option<u64>)>,
+        unreadable: impl IntoIterator<Item = (PodName, Option<u64>)>,
+        version: Option<u64>,
+    ) {
         if is_older(version, self.listed_at) {
             return;
         }
-        let mut unlisted: HashSet<PodUid> = self.pods.keys().cloned().collect();
+        let list_version = version;
+        let mut unlisted: HashSet<PodUid> = self.pods.keys().chain(self.unreadable.keys()).cloned().collect();
         // Pods that are not known and in the list are there whatever the earlier list said.
         self.listed_at = None;
         for (pod, version) in pods {
             unlisted.remove(&pod.uid);
+            self.tombstones.lift(&pod.uid, list_version);
             self.apply_at(pod, version);
         }
+        for (pod, version) in unreadable {
+            unlisted.remove(&pod.uid);
+            self.tombstones.lift(&pod.uid, list_version);
+            self.unreadable_at(pod, version);
+        }
         for uid in unlisted {
-            let Some(held) = self.pods.get(&uid).filter(|held| !is_older(version, held.version)) else {
+            let Some((name, seen)) = self.name_of(&uid).zip(self.version_of(&uid)) else {
                 continue;
             };
-            let name = (held.pod.namespace.clone(), held.pod.name.clone());
-            let seen = held.version;
+            if is_older(list_version, seen) {
+                continue;
+            }
             self.remove(&uid);
-            if version.is_some() && seen.is_some() {
-                self.tombstones.add(uid, name, seen);
+            if list_version.is_some() && seen.is_some() {
+                self.tombstones.add(uid, name, seen, list_version);
             }
         }
-        self.listed_at = version;
+        self.listed_at = list_version;
     }
 
     fn remove(&mut self, uid: &PodUid) {
+        if let Some(name) = self.name_of(uid).filter(|name| self.by_name.get(name) == Some(uid)) {
+            self.by_name.remove(&name);
+        }
+        self.unreadable.remove(uid);
         let Some(Held { pod, .. }) = self.pods.remove(uid) else {
             return;
         };
@@ -172,10 +269,6 @@ impl Index {
                     self.by_ip.remove(ip);
                 }
             }
-        }
-        let name = (pod.namespace.clone(), pod.name.clone());
-        if self.by_name.get(&name) == Some(uid) {
-            self.by_name.remove(&name);
         }
     }
 
@@ -205,9 +298,15 @@ impl Index {
             return Claims::None;
         }
         let named = self.by_ip.get(&ip).map_or(&[][..], Vec::as_slice);
-        let claims = || named.iter().filter_map(|uid| self.pods.get(uid)).map(|held| &held.pod).filter(|pod| pod.claims(ip));
-        let (terminating, running): (Vec<_>, Vec<_>) = claims().partition(|pod| pod.terminating);
+        let readable = named.iter().filter_map(|uid| self.pods.get(uid)).map(|held| &held.pod);
+        // What has ended or begun to end does so still, whatever else of it cannot be read.
+        let unreadable = self.unreadable.values().filter_map(|unreadable| unreadable.last.as_ref());
+        let claims = readable.chain(unreadable).filter(|pod| pod.claims(ip));
+        let (terminating, running): (Vec<_>, Vec<_>) = claims.partition(|pod| pod.terminating);
         let standing = if running.is_empty() { terminating } else { running };
+        if let Some(pod) = standing.iter().find(|pod| self.unreadable.contains_key(&pod.uid)) {
+            return Claims::Unreadable((*pod).clone());
+        }
         match standing.as_slice() {
             [] => Claims::None,
             [pod] => Claims::One((*pod).clone()),
@@ -220,7 +319,7 @@ impl Index {
         let named_by_several = self.by_ip.iter().filter(|(_, uids)| uids.len() > 1).map(|(ip, _)| *ip);
         let several = named_by_several.filter_map(|ip| match self.by_ip(ip) {
             Claims::Several(pods) => Some((ip, pods)),
-            Claims::None | Claims::One(_) => None,
+            Claims::None | Claims::One(_) | Claims::Unreadable(_) => None,
         });
         several.collect()
     }
@@ -253,31 +352,34 @@ impl Index {
 
     /// Sets what is known of a service account.
     pub fn apply_service_account(&mut self, account: ServiceAccount) {
-        self.service_accounts.insert((account.namespace.clone(), account.name.clone()), Arc::new(account));
+        let name = (account.namespace.clone(), account.name.clone());
+        self.forbidden_service_accounts.remove(&name);
+        self.service_accounts.insert(name, Arc::new(account));
     }
 
     /// Forgets a service account.
     pub fn delete_service_account(&mut self, namespace: &str, name: &str) {
-        self.service_accounts.remove(&(namespace.to_owned(), name.to_owned()));
+        let name = (namespace.to_owned(), name.to_owned());
+        self.forbidden_service_accounts.remove(&name);
+        self.service_accounts.remove(&name);
+    }
+
+    /// A service account may not be read. What is known of it still holds.
+    pub fn forbid_service_account(&mut self, namespace: &str, name: &str) {
+        self.forbidden_service_accounts.insert((namespace.to_owned(), name.to_owned()));
     }
 
     /// What is known of the objects that a pod is decided by.
     pub fn surroundings(&self, pod: &Pod) -> Surroundings {
-        let account = if self.service_accounts.is_empty() {
-            None
-        } else {
-            self.service_accounts.get(&(pod.namespace.clone(), pod.service_account.clone())).cloned()
-        };
+        if self.service_accounts.is_empty() && self.forbidden_service_accounts.is_empty() {
+            return Surroundings { namespace: self.namespace(&pod.namespace), ..Surroundings::default() };
+        }
+        let name = (pod.namespace.clone(), pod.service_account.clone());
         Surroundings {
             namespace: self.namespace(&pod.namespace),
-            service_account: account,
-            service_accounts_unavailable: self.service_accounts_unavailable,
+            service_account: self.service_accounts.get(&name).cloned(),
+            service_account_forbidden: self.forbidden_service_accounts.contains(&name),
         }
-    }
-
-    /// Whether service accounts cannot be read at all.
-    pub fn set_service_accounts_unavailable(&mut self, unavailable: bool) {
-        self.service_accounts_unavailable = unavailable;
     }
 
     /// The namespaces that pods here are in.
@@ -297,6 +399,11 @@ impl Index {
         let mut pods: Vec<_> = self.pods.values().map(|held| held.pod.clone()).collect();
         pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         pods
+    }
+
+    /// Whether this pod is here.
+    pub fn contains(&self, uid: &PodUid) -> bool {
+        self.pods.contains_key(uid)
     }
 
     /// How many pods there are.

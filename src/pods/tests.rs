@@ -48,7 +48,7 @@ async fn settle() {
 fn found(lookup: &Lookup) -> Option<&str> {
     match lookup {
         Lookup::Found(pod, _) => Some(&pod.name),
-        Lookup::Ambiguous(_) | Lookup::Unknown => None,
+        Lookup::Ambiguous(_) | Lookup::Unreadable(_) | Lookup::Unknown => None,
     }
 }
 
@@ -81,6 +81,22 @@ async fn two_claims_are_waited_on_until_the_api_has_said_that_they_are_so() {
     confirm(&["a", "c"]);
     pods.wait_for_ip(ip("10.0.0.1"), wait, anything).await;
     assert_eq!(began.elapsed(), wait, "these two have not been asked about");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_of_a_pod_that_cannot_be_read_is_not_waited_for() {
+    let (writer, pods) = pods();
+    writer.write(|index| {
+        index.apply(pod("a", "10.0.0.1"));
+        let names = PodName { uid: PodUid("a".into()), namespace: "default".to_owned(), name: "a".to_owned() };
+        index.unreadable_at(names, None);
+        index.apply(pod("b", "10.0.0.1"));
+    });
+    let began = Instant::now();
+    let lookup = pods.wait_for_ip(ip("10.0.0.1"), LONG, anything).await;
+    assert!(matches!(lookup, Lookup::Unreadable(pod) if pod.name == "a"));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert!(pods.ambiguous().is_empty(), "the API has said all that it can");
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-use super::{Needs, NodeAddresses, Pod, PodUid, Pods, PodsWriter};
+use super::{Needs, NodeAddresses, Pod, PodName, PodUid, Pods, PodsWriter};
 use crate::config::AnnotationKeys;
 use crate::metrics::Metrics;
 use crate::readiness::Step;
@@ -23,9 +23,10 @@ mod failure;
 mod follow;
 mod lines;
 mod objects;
+pub mod snapshot;
 
 use follow::{Event, Selection, follow};
-use objects::PodObject;
+use objects::{Metadata, PodObject};
 
 /// Annotation with the session's name (kiam's name for it).
 pub const SESSION_NAME_KEY: &str = "iam.amazonaws.com/session-name";
@@ -75,9 +76,15 @@ impl Watch {
     }
 
     async fn watch_node_addresses(&self) {
-        let mut known = None;
+        let mut known: Option<NodeAddresses> = None;
         loop {
-            let now = (self.node_addresses)();
+            let mut now = (self.node_addresses)();
+            // A node has some as long as it is one: they could not be read.
+            if let Some(known) = &known
+                && now.ips.is_empty()
+            {
+                now.ips.clone_from(&known.ips);
+            }
             if known.as_ref() != Some(&now) {
                 debug!(addresses = ?now, "this node's own addresses");
                 self.writer.write(|index| index.set_node(now.clone()));
@@ -103,16 +110,17 @@ impl Watch {
             // What is known is used on.
             Event::Failed(_) => return,
             Event::Alive => return self.metrics.watch_alive(),
-            Event::Listed { objects, version, new_history } => {
+            Event::Listed { objects, unreadable, version, new_history } => {
                 let host_ips: Vec<_> = objects.iter().flat_map(|object| object.host_ips.iter().copied()).collect();
                 let pods: Vec<_> = objects.into_iter().filter_map(|object| self.pod(object)).collect();
+                let unreadable = unreadable.into_iter().filter_map(pod_name);
                 let count = pods.len();
                 if new_history {
                     warn!("the Kubernetes API's data is of an earlier state than before; everything that was known is replaced by it");
                 }
                 self.writer.write(|index| {
                     index.set_host_ips(host_ips);
-                    if new_history { index.replace_at(pods, version) } else { index.list_at(pods, version) }
+                    if new_history { index.replace_at(pods, unreadable, version) } else { index.list_at(pods, unreadable, version) }
                 });
                 match first_list.take() {
                     Some(step) => {
@@ -130,8 +138,8 @@ impl Watch {
                 self.writer.write(|index| index.delete_at(&PodUid(uid.into()), namespace, name, metadata.version()));
             }
             Event::Unreadable(metadata) => {
-                let Some(uid) = metadata.uid else { return };
-                self.writer.write(|index| index.delete(&PodUid(uid.into())));
+                let Some((pod, version)) = pod_name(metadata) else { return };
+                self.writer.write(|index| index.unreadable_at(pod, version));
             }
         }
         self.metrics.pods_known(self.pods.count());
@@ -151,28 +159,39 @@ impl Watch {
 
     /// The pod in the words of the index, and its version; `None` where it is no pod of this node.
     fn pod(&self, object: PodObject) -> Option<(Pod, Option<u64>)> {
-        let mut metadata = object.metadata;
-        let (version, terminating) = (metadata.version(), metadata.is_terminating());
-        let (uid, name) = (metadata.uid.take()?, metadata.name.take()?);
-        if object.node_name.as_deref() != Some(self.node.as_str()) {
-            warn!(pod = %name, "the API sent a pod of another node; it is ignored");
-            return None;
-        }
-        let pod = Pod {
-            uid: PodUid(uid.into()),
-            namespace: metadata.namespace.take().unwrap_or_default(),
-            name,
-            service_account: object.service_account.unwrap_or_default(),
-            role: metadata.take_annotation(&self.annotations.role),
-            external_id: metadata.take_annotation(&self.annotations.external_id),
-            session_name: metadata.take_annotation(SESSION_NAME_KEY),
-            ips: object.ips,
-            finished: matches!(object.phase.as_deref(), Some("Succeeded" | "Failed")),
-            terminating,
-            host_network: object.host_network,
-        };
-        Some((pod, version))
+        pod_of(object, &self.node, &self.annotations)
     }
+}
+
+/// A pod of `node` in the words of the index, and its version; `None` where it is of another one.
+fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option<(Pod, Option<u64>)> {
+    let mut metadata = object.metadata;
+    let (version, terminating) = (metadata.version(), metadata.is_terminating());
+    let (uid, name) = (metadata.uid.take()?, metadata.name.take()?);
+    if object.node_name.as_deref() != Some(node) {
+        warn!(pod = %name, "the API sent a pod of another node; it is ignored");
+        return None;
+    }
+    let pod = Pod {
+        uid: PodUid(uid.into()),
+        namespace: metadata.namespace.take().unwrap_or_default(),
+        name,
+        service_account: object.service_account.unwrap_or_default(),
+        role: metadata.take_annotation(&annotations.role),
+        external_id: metadata.take_annotation(&annotations.external_id),
+        session_name: metadata.take_annotation(SESSION_NAME_KEY),
+        ips: object.ips,
+        finished: matches!(object.phase.as_deref(), Some("Succeeded" | "Failed")),
+        terminating,
+        host_network: object.host_network,
+    };
+    Some((pod, version))
+}
+
+fn pod_name(metadata: Metadata) -> Option<(PodName, Option<u64>)> {
+    let version = metadata.version();
+    let (namespace, name) = (metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default());
+    Some((PodName { uid: PodUid(metadata.uid?.into()), namespace, name }, version))
 }
 
 #[cfg(test)]

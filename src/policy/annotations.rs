@@ -45,8 +45,8 @@ impl Policy {
         }
         match around.service_account.as_deref() {
             Some(account) => Ok(Some(account)),
-            // The operator has been told what the daemon may not read; waiting would not bring it.
-            None if around.service_accounts_unavailable => Ok(None),
+            // It may name a role; waiting would not bring it.
+            None if around.service_account_forbidden => Err(Denial::ServiceAccountsForbidden),
             None => Err(Denial::ServiceAccountUnknown),
         }
     }

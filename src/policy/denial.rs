@@ -82,6 +82,12 @@ pub enum Denial {
     /// The role may be named by a service account that is not known.
     #[error("the pod names no role, and its service account, which may name one, is not known yet")]
     ServiceAccountUnknown,
+    /// The role may be named by a service account that the daemon may not read.
+    #[error(
+        "the pod names no role, and its service account, which may name one, may not be read; add list and watch of \
+         serviceaccounts to the daemon's ClusterRole (see daemonset/rbac.yaml), or leave --service-account-roles out"
+    )]
+    ServiceAccountsForbidden,
     /// The role is of another part of AWS, whose sessions this node cannot make.
     #[error("the role is in another AWS partition than the node; name a role of the node's partition")]
     OtherPartition,
@@ -122,6 +128,7 @@ impl Denial {
             Self::BadRole(_, RoleMistake::NoBaseArn) => "no-base-arn",
             Self::BadRole(_, RoleMistake::Form(form)) => form_name(form),
             Self::ServiceAccountUnknown => "service-account-unknown",
+            Self::ServiceAccountsForbidden => "service-accounts-forbidden",
             Self::OtherPartition => "other-partition",
             Self::NodeRole => "node-role",
             Self::NotAllowedOnNode => "not-allowed-on-node",

@@ -11,7 +11,7 @@ use crate::config::PatternFormat;
 use crate::pods::Namespace;
 use crate::role::{BaseArn, RoleArn};
 
-/// How many annotations are kept compiled; with more, all are forgotten and compiled again as they are needed.
+/// How many annotations are kept compiled; with more, the one that was not asked for the longest is forgotten.
 const MAX_KEPT: usize = 64;
 
 /// The annotations of namespaces, each compiled once.
@@ -25,24 +25,44 @@ pub(super) struct Namespaces {
 
 /// What was compiled, by its text. A memory only: it changes how fast an answer is, never the answer.
 #[derive(Debug, Default)]
-struct Kept(Mutex<HashMap<Box<str>, Compiled>>);
+struct Kept(Mutex<Entries>);
+
+#[derive(Debug, Default)]
+struct Entries {
+    of: HashMap<Box<str>, (Compiled, u64)>,
+    /// Counts the questions: the time by which the one that was not asked for the longest is known.
+    asked: u64,
+}
 
 type Compiled = Arc<Result<Patterns, Mistake>>;
+
+impl Entries {
+    fn find(&mut self, text: &str) -> Option<Compiled> {
+        self.asked += 1;
+        let (compiled, asked) = self.of.get_mut(text)?;
+        *asked = self.asked;
+        Some(compiled.clone())
+    }
+
+    fn keep(&mut self, text: &str, compiled: Compiled) {
+        if self.of.len() >= MAX_KEPT && !self.of.contains_key(text) {
+            let oldest = self.of.iter().min_by_key(|(_, (_, asked))| *asked).map(|(text, _)| text.clone());
+            oldest.and_then(|oldest| self.of.remove(&oldest));
+        }
+        self.of.insert(text.into(), (compiled, self.asked));
+    }
+}
 
 impl Kept {
     fn get(&self, text: &str, compile: impl FnOnce(&str) -> Result<Patterns, Mistake>) -> Compiled {
         let kept = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(compiled) = kept().get(text) {
-            return compiled.clone();
+        if let Some(compiled) = kept().find(text) {
+            return compiled;
         }
         // Not under the lock: others must not wait for an expression that is long to compile.
         let compiled = Arc::new(compile(text));
         if !matches!(*compiled, Err(Mistake::TooLarge)) {
-            let mut kept = kept();
-            if kept.len() >= MAX_KEPT {
-                kept.clear();
-            }
-            kept.insert(text.into(), compiled.clone());
+            kept().keep(text, compiled.clone());
         }
         compiled
     }

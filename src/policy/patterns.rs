@@ -2,7 +2,7 @@
 //!
 //! A pattern that does not begin as an ARN is a short name: the base ARN is put before it, as in kube2iam.
 
-use regex::{RegexBuilder, RegexSet, RegexSetBuilder};
+use regex::{RegexSet, RegexSetBuilder};
 
 use crate::config::PatternFormat;
 
@@ -26,10 +26,11 @@ pub const MAX_TEXT: usize = 64 * 1024;
 pub const MAX_PATTERNS: usize = 256;
 /// The longest pattern, in bytes; an ARN has 2048 at most.
 pub const MAX_LENGTH: usize = 4096;
-/// What one compiled expression may take, in bytes: the annotation is written by others.
-const MAX_COMPILED: usize = 256 * 1024;
-/// What the expressions of one list may take together.
-const MAX_COMPILED_LIST: usize = 1024 * 1024;
+/// What the expressions of one list may take together, compiled, in bytes: the annotation is written by others. The work of
+/// compiling ends there, too, however many follow.
+const MAX_COMPILED: usize = 1024 * 1024;
+/// What may be kept of what was matched, to match faster.
+const MAX_MATCHING: usize = 256 * 1024;
 
 /// Patterns, ready to be matched.
 #[derive(Debug)]
@@ -101,19 +102,24 @@ fn completed(pattern: &str, base: Option<&str>) -> String {
 }
 
 fn expressions(base: Option<&str>, patterns: &[impl AsRef<str>]) -> Result<RegexSet, Mistake> {
-    let mut whole = Vec::with_capacity(patterns.len());
+    let compile = |patterns: &[String]| {
+        let mut set = RegexSetBuilder::new(patterns);
+        set.size_limit(MAX_COMPILED).dfa_size_limit(MAX_MATCHING).build().map_err(|_| Mistake::BadPattern)
+    };
+    // A set reads each by itself. One that is valid so cannot end the group that it is put in: `a)|(b` would leave the anchors.
+    let (mut alone, mut whole) = (Vec::with_capacity(patterns.len()), Vec::with_capacity(patterns.len()));
     for pattern in patterns {
         let pattern = pattern.as_ref().strip_prefix('^').unwrap_or(pattern.as_ref());
         let (base, pattern) = match base {
             Some(base) if !pattern.starts_with("arn:") => (regex::escape(base), pattern.strip_prefix('/').unwrap_or(pattern)),
             _ => (String::new(), pattern),
         };
-        // One that is valid by itself cannot end the group that it is put in: `a)|(b` would leave the anchors.
-        RegexBuilder::new(pattern).size_limit(MAX_COMPILED).build().map_err(|_| Mistake::BadPattern)?;
+        alone.push(pattern.to_owned());
         // A closing `$` of the author's is inside the group and changes nothing.
         whole.push(format!(r"\A{base}(?:{pattern})\z"));
     }
-    RegexSetBuilder::new(whole).size_limit(MAX_COMPILED_LIST).dfa_size_limit(MAX_COMPILED).build().map_err(|_| Mistake::BadPattern)
+    compile(&alone)?;
+    compile(&whole)
 }
 
 /// `*` stands for any text (also none), everything else for itself. Each part is looked for once, behind the one before, so

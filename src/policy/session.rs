@@ -3,7 +3,7 @@
 use super::Denial;
 use super::trace::{Trace, What, shown};
 use crate::config::session::{Piece, Placeholder, SessionScope, SessionTag, SessionTemplate};
-use crate::pods::Pod;
+use crate::pods::{Pod, PodUid};
 use crate::role::{RoleArn, SessionName};
 
 /// The longest value of a tag (`tagValueType` of the STS API), in characters.
@@ -18,6 +18,9 @@ pub struct SessionRules {
     pub node: String,
     /// What sessions are named.
     pub name: SessionTemplate,
+    /// Whether a pod may name its session by its annotation: not where the operator gives a template, by which CloudTrail
+    /// is to tell who did something.
+    pub pod_may_name: bool,
     /// Who shares a session.
     pub scope: SessionScope,
     /// In the order of the enum, each once.
@@ -27,7 +30,7 @@ pub struct SessionRules {
 impl Default for SessionRules {
     fn default() -> Self {
         let name = SessionTemplate::of(Placeholder::Pod);
-        Self { cluster: String::new(), node: String::new(), name, scope: SessionScope::Pod, tags: Vec::new() }
+        Self { cluster: String::new(), node: String::new(), name, pod_may_name: true, scope: SessionScope::Pod, tags: Vec::new() }
     }
 }
 
@@ -62,14 +65,12 @@ impl SessionRules {
         // A malformed one is a refusal, also where it is not used.
         let given = pod.session_name.as_deref().map(str::parse::<SessionName>).transpose().map_err(Denial::BadSessionName);
         if let Some(given) = trace_given(given, source, trace)? {
-            if self.scope == SessionScope::Pod {
-                return Ok(given);
-            }
-            trace.skip(
-                What::SessionName,
-                || "--session-scope".to_owned(),
-                || "role: pods of one role share a session and its name".to_owned(),
-            );
+            let (flag, why) = match self.scope {
+                SessionScope::Pod if self.pod_may_name => return Ok(given),
+                SessionScope::Pod => ("--session-name-template", "given: the annotation is not used"),
+                SessionScope::Role => ("--session-scope", "role: pods of one role share a session and its name"),
+            };
+            trace.skip(What::SessionName, || flag.to_owned(), || why.to_owned());
         }
         let mut text = String::new();
         for piece in self.name.pieces() {
@@ -85,6 +86,11 @@ impl SessionRules {
         }
         let name = SessionName::derived_from(&text);
         trace.check(What::SessionName, || "--session-name-template".to_owned(), Ok(name), |name| name.as_str().to_owned())
+    }
+
+    /// The one pod whose session it is, where pods share none.
+    pub(super) fn holder(&self, pod: &Pod) -> Option<PodUid> {
+        (self.scope == SessionScope::Pod).then(|| pod.uid.clone())
     }
 
     pub(super) fn tags(&self, pod: &Pod, trace: &mut impl Trace) -> Box<[Tag]> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::denial::{NamespaceList, RoleMistake, RoleSource};
 use super::trace::Verdict;
 use super::*;
+use crate::config::session::{Placeholder, SessionScope, SessionTemplate};
 use crate::pods::{Namespace, PodUid};
 use crate::role::ParseError;
 
@@ -45,7 +46,7 @@ fn rules() -> Rules {
 
 /// The policy of a node whose own identity is known.
 fn policy(rules: &Rules) -> Policy {
-    Policy::new(rules.clone(), Arc::new(OnceLock::from(NODE.parse::<CallerIdentity>().unwrap()))).unwrap()
+    Policy::new(rules.clone(), NODE.parse::<CallerIdentity>().unwrap().into()).unwrap()
 }
 
 /// The decision, which is the same with its steps and without.
@@ -180,11 +181,11 @@ fn the_session_lasts_as_long_as_the_operator_says() {
 
 /// The request is the key of the session cache: two of them are one key exactly where STS is told the same.
 #[test]
-fn requests_are_equal_where_sts_is_told_the_same() {
+fn requests_are_equal_where_sts_is_told_the_same_for_the_same_pod() {
     let same = allowed(&rules(), &pod_with("web"));
-    let of_another_pod = Pod { uid: PodUid("uid-2".into()), namespace: "other".to_owned(), ..pod_with("/web") };
-    assert_eq!(same, allowed(&rules(), &of_another_pod));
+    assert_eq!(same, allowed(&rules(), &pod_with("/web")));
     let different = [
+        allowed(&rules(), &Pod { uid: PodUid("uid-2".into()), namespace: "other".to_owned(), ..pod_with("/web") }),
         allowed(&rules(), &pod_with("web2")),
         allowed(&rules(), &pod_with("path/web")),
         allowed(&rules(), &pod_with("arn:aws:iam::444455556666:role/web")),
@@ -195,7 +196,31 @@ fn requests_are_equal_where_sts_is_told_the_same() {
         allowed(&Rules { session_duration: Duration::from_secs(3601), ..rules() }, &pod_with("web")),
     ];
     let keys: HashSet<_> = different.into_iter().chain([same.clone(), same]).collect();
-    assert_eq!(keys.len(), 9);
+    assert_eq!(keys.len(), 10);
+}
+
+#[test]
+fn pods_of_one_name_in_two_namespaces_share_a_session_only_where_the_scope_is_the_role() {
+    let other = Pod { uid: PodUid("uid-2".into()), namespace: "other".to_owned(), ..pod_with("web") };
+    let (one, two) = (allowed(&rules(), &pod_with("web")), allowed(&rules(), &other));
+    assert_eq!(one.session_name(), two.session_name(), "STS is told the same of both");
+    assert_ne!(one, two);
+    assert_eq!(two.holder(), Some(&other.uid));
+    let sessions = SessionRules { scope: SessionScope::Role, name: SessionTemplate::of(Placeholder::Role), ..SessionRules::default() };
+    let shared = Rules { sessions, ..rules() };
+    assert_eq!(allowed(&shared, &pod_with("web")), allowed(&shared, &other));
+}
+
+#[test]
+fn a_template_that_the_operator_gives_holds_for_pods_with_a_session_name_too() {
+    let named = Pod { session_name: Some("somebody-else".to_owned()), ..pod_with("web") };
+    let sessions = SessionRules { pod_may_name: false, name: SessionTemplate::of(Placeholder::Pod), ..SessionRules::default() };
+    let given = Rules { sessions, ..rules() };
+    assert_eq!(allowed(&given, &named).session_name().as_str(), "web-7f9c-abcde");
+    assert_eq!(allowed(&rules(), &named).session_name().as_str(), "somebody-else");
+    // One that cannot be read is a refusal, used or not.
+    let bad = Pod { session_name: Some("a b".to_owned()), ..pod_with("web") };
+    assert_eq!(denied(&given, &bad), Denial::BadSessionName(ParseError::SessionName));
 }
 
 #[test]

@@ -24,8 +24,24 @@ pub enum What {
     Namespace,
 }
 
+impl What {
+    /// The name for people, and the one that is serialized.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Role => "role",
+            Self::Partition => "partition",
+            Self::NodeRole => "node-role",
+            Self::AllowedRoles => "allowed-roles",
+            Self::ExternalId => "external-id",
+            Self::SessionName => "session-name",
+            Self::SessionTags => "session-tags",
+            Self::Namespace => "namespace",
+        }
+    }
+}
+
 /// What came of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// Nothing there, or nothing that it is asked for.

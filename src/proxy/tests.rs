@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
 
 use http::header::{CONNECTION, CONTENT_TYPE, SERVER};
 use http::{Request, StatusCode};
@@ -10,12 +10,15 @@ use tokio::time::advance;
 use super::*;
 use crate::config::{MetadataProfile, PatternFormat, Restrictions};
 use crate::credentials::{AssumeRoleError, Credentials};
+use crate::events::Record;
 use crate::pods::index::Index;
 use crate::pods::{Namespace, PodUid, PodsWriter, pods};
 use crate::policy::Rules;
+use crate::policy::node::NodeIdentity;
 use crate::policy::patterns::Patterns;
 use crate::role::CallerIdentity;
 
+mod events;
 mod identity;
 
 const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
@@ -60,6 +63,8 @@ struct Node {
     proxy: Proxy<FakeSts>,
     writer: Arc<PodsWriter>,
     sts: FakeSts,
+    /// What pods' owners are to be told.
+    records: Mutex<tokio::sync::mpsc::Receiver<Record>>,
 }
 
 /// A node with these pods: name, address, role.
@@ -68,17 +73,11 @@ fn node(tokens: TokenMode, known: &[(&str, &str, Option<&str>)]) -> Node {
 }
 
 fn node_with(tokens: TokenMode, known: &[(&str, &str, Option<&str>)], change: impl FnOnce(&mut Rules)) -> Node {
-    let identity = Arc::new(OnceLock::from(NODE.parse::<CallerIdentity>().unwrap()));
-    node_of(identity, tokens, known, change)
+    node_of(NODE.parse::<CallerIdentity>().unwrap().into(), tokens, known, change)
 }
 
 /// A node whose own identity is known once it is in `identity`.
-fn node_of(
-    identity: Arc<OnceLock<CallerIdentity>>,
-    tokens: TokenMode,
-    known: &[(&str, &str, Option<&str>)],
-    change: impl FnOnce(&mut Rules),
-) -> Node {
+fn node_of(identity: NodeIdentity, tokens: TokenMode, known: &[(&str, &str, Option<&str>)], change: impl FnOnce(&mut Rules)) -> Node {
     let clock = Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
     let sts = FakeSts { clock: clock.clone(), calls: Arc::default(), meanwhile: Arc::default() };
     let mut rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), ..Rules::default() };
@@ -91,9 +90,10 @@ fn node_of(
     let metrics = Metrics::new();
     let sessions = Sessions::new(sts.clone(), Duration::from_secs(30), clock.clone(), metrics.clone());
     let access = Access::new(MetadataProfile::Base, Patterns::new(PatternFormat::Glob, None, Vec::new()).unwrap());
-    let settings = Settings { policy, tokens, pod_wait: WAIT, access };
-    let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone()).unwrap(), clock, metrics);
-    Node { proxy, writer: Arc::new(writer), sts }
+    let settings = Settings { policy: Arc::new(policy), tokens, pod_wait: WAIT, access };
+    let (events, records) = Reporter::new(metrics.clone());
+    let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone()).unwrap(), clock, metrics, events);
+    Node { proxy, writer: Arc::new(writer), sts, records: Mutex::new(records) }
 }
 
 fn pod(name: &str, at: &str, role: Option<&str>) -> Pod {

@@ -39,6 +39,38 @@ fn what_is_not_a_role_arn_is_refused_with_the_reason() {
         ("arn:aws:iam::111122223333:role//web", Path),
         ("arn:aws:iam::111122223333:role/te am/web", Path),
         ("arn:aws:iam::111122223333:role/te\tam/web", Path),
+        // Other things than roles, and things that only look like one.
+        ("arn:aws:iam::111122223333:instance-profile/web", NotARoleArn),
+        ("arn:aws:iam::111122223333:assumed-role/web/session", NotARoleArn),
+        ("arn:aws:iam::111122223333:root", NotARoleArn),
+        ("arn:aws:sts::111122223333:role/web", NotARoleArn),
+        ("arn:aws:s3:::role/web", NotARoleArn),
+        ("arn:aws:s3::111122223333:role/web", NotARoleArn),
+        ("arn:aws:iam::111122223333:ROLE/web", NotARoleArn),
+        ("arn:aws:iam::111122223333: role/web", NotARoleArn),
+        ("arn:aws:iam::111122223333:role/web:db", RoleName),
+        ("xarn:aws:iam::111122223333:role/web", NotARoleArn),
+        // Line ends and zeros, at every place.
+        ("\narn:aws:iam::111122223333:role/web", NotARoleArn),
+        ("arn:aws\n:iam::111122223333:role/web", UnknownPartition),
+        ("arn:aws:iam::111122223333\n:role/web", Account),
+        ("arn:aws:iam::111122223333:role\n/web", NotARoleArn),
+        ("arn:aws:iam::111122223333:role/te\nam/web", Path),
+        ("arn:aws:iam::111122223333:role/team/\nweb", RoleName),
+        ("arn:aws:iam::111122223333:role/web\r\n", RoleName),
+        ("arn:aws:iam::111122223333:role/we\0b", RoleName),
+        ("arn:aws:iam::111122223333:role/web\narn:aws:iam::111122223333:role/db", Path),
+        // Wildcards.
+        ("arn:aws:iam::*:role/web", Account),
+        ("arn:aws:iam::11112222333?:role/web", Account),
+        ("arn:aws:iam::111122223333:role/*", RoleName),
+        ("arn:aws:iam::111122223333:role/we?", RoleName),
+        ("arn:aws*:iam::111122223333:role/web", UnknownPartition),
+        ("arn::iam::111122223333:role/web", UnknownPartition),
+        ("arn:AWS:iam::111122223333:role/web", UnknownPartition),
+        ("arn:aws-:iam::111122223333:role/web", UnknownPartition),
+        ("arn:aws-iso-c:iam::111122223333:role/web", UnknownPartition),
+        ("*", NotARoleArn),
         (&long, TooLong),
         (&long_name, RoleName),
     ] {
@@ -133,7 +165,39 @@ fn a_base_is_in_the_partition_of_its_roles() {
     }
 }
 
+/// Each partition has its own name, and none is taken for another that begins with it.
+#[test]
+fn every_partition_of_aws_is_known_by_its_name() {
+    let names = ["aws", "aws-cn", "aws-us-gov", "aws-eusc", "aws-iso", "aws-iso-b", "aws-iso-e", "aws-iso-f"];
+    let mut known = std::collections::HashSet::new();
+    for name in names {
+        let role: RoleArn = format!("arn:{name}:iam::111122223333:role/web").parse().unwrap();
+        let caller: CallerIdentity = format!("arn:{name}:sts::111122223333:assumed-role/web/session").parse().unwrap();
+        assert_eq!((role.partition().name(), caller.partition()), (name, role.partition()));
+        assert!(caller.is_session_of(&role));
+        known.insert(role.partition());
+        for other in names.iter().filter(|other| **other != name) {
+            let elsewhere: RoleArn = format!("arn:{other}:iam::111122223333:role/web").parse().unwrap();
+            assert!(!caller.is_session_of(&elsewhere) && !role.has_name_of(&elsewhere), "{name} and {other}");
+        }
+    }
+    assert_eq!(known.len(), names.len());
+}
+
+/// The form of a role's ARN, of the partitions and of the patterns of IAM.
+fn form() -> regex::Regex {
+    let partition = "aws|aws-cn|aws-us-gov|aws-eusc|aws-iso|aws-iso-b|aws-iso-e|aws-iso-f";
+    regex::Regex::new(&format!(r"\A(?-u)arn:({partition}):iam::[0-9]{{12}}:role(/[\x21-\x7e]+)*/[\w+=,.@-]{{1,64}}\z")).unwrap()
+}
+
 proptest::proptest! {
+    /// What is taken has that form. (The form has paths with empty segments besides, which are not taken.)
+    #[test]
+    fn a_role_arn_that_parses_has_the_form_of_iam(text in "arn:(aws|aws-cn|aws-iso|aws-mars|\\*|AWS)\n?:(iam|sts|s3):(|eu-west-1):([0-9]{12}|[0-9]{11}|\\*):(role|user|assumed-role)(/([a-z+=,.@_-]{1,8}|[*?: \n!~]|é)){1,4}\n?") {
+        let (taken, has_form) = (text.parse::<RoleArn>().is_ok(), form().is_match(&text));
+        proptest::prop_assert_eq!(taken, has_form && !text.contains("//"), "{:?}", text);
+    }
+
     #[test]
     fn no_text_makes_a_parser_panic(text in proptest::prop_oneof![
         proptest::string::string_regex("\\PC{0,80}").unwrap(),

@@ -75,7 +75,11 @@ fn every_flag_is_documented_as_it_is() {
         let name = flag.value.map_or_else(|| format!("--{}", flag.name), |value| format!("--{} {value}", flag.name));
         format!("{group}: {} | {} | {} | {}", code(&name), code(&flag.env()), code(flag.default), flag.help)
     };
-    let real = flags::GROUPS.iter().flat_map(|(group, flags)| flags.iter().map(move |flag| row(group, flag))).collect();
+    let real = flags::GROUPS
+        .iter()
+        .chain([&flags::OF_EXPLAIN])
+        .flat_map(|(group, flags)| flags.iter().map(move |flag| row(group, flag)))
+        .collect();
     same("docs/flags.md", &documented, &real);
 }
 
@@ -139,8 +143,11 @@ fn every_value_of_a_label_is_documented() {
         denial.strip_prefix("Self::").is_some_and(|name| namespace.contains(&format!("Denial::{name}")) && line.contains("=> \""))
     });
     let audited = audited.flat_map(|line| literals_after(line, "=> ")).collect();
-    let mut outcomes = names(&credentials, "impl AssumeRoleError {");
+    let mut outcomes = literals_after(between(between(&credentials, "impl AssumeRoleError {", "\n}\n"), "fn name(", "\n    }\n"), "=> ");
     outcomes.extend(literals_after(&cache, "sts_answered("));
+    let (events, writer) = (read("src/events.rs"), read("src/events/writer.rs"));
+    let mut told = literals_after(&(events + &writer), "metrics.event(");
+    told.extend(literals_after(between(&writer, "let outcome = match (&answer, &result) {", "};"), "=> "));
     let mut lookups = literals_after(&cache, "session_lookups(");
     lookups.extend(literals_after(&cache, "session_lookups(if started { "));
     lookups.extend(literals_after(&cache, "} else { ").into_iter().filter(|word| word == "shared"));
@@ -162,6 +169,7 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_ambiguous_addresses_total{outcome}", names(&doubts, "impl Outcome {")),
         ("rolegate_session_lookups_total{result}", lookups),
         ("rolegate_sts_requests_total{outcome}", outcomes),
+        ("rolegate_events_total{outcome}", told),
     ];
     let (_, documented) = documented_metrics();
     for (label, values) in &real {
@@ -230,11 +238,14 @@ const OF_OTHERS: &[&str] = &[
     "all-targets",
     "locked",
     "noflush",
+    "namespace",
+    "selector",
+    "field-selector",
 ];
 
 #[test]
 fn every_flag_that_is_named_exists() {
-    let real: BTreeSet<&str> = flags::all().map(|flag| flag.name).collect();
+    let real: BTreeSet<&str> = flags::of_all_commands().map(|flag| flag.name).collect();
     let manifest = read("daemonset/daemonset.yaml");
     let arguments = flags_in(&manifest);
     assert!(arguments.len() > 4, "the arguments of the manifest were found: {arguments:?}");
@@ -271,8 +282,26 @@ fn the_daemon_may_do_what_it_does_and_nothing_else() {
     let sources = ["src/pods/watch.rs", "src/pods/watch/around.rs"].map(read).concat();
     let followed = literals_after(&sources, "resource: ").into_iter().map(|resource| format!("{resource}: list, watch"));
     assert!(read("src/pods/watch/client.rs").contains("/api/v1/nodes/{}"));
-    let asked = followed.chain(["nodes: get".to_owned()]).collect();
+    let writer = read("src/events/writer.rs");
+    assert!(
+        writer.contains("/apis/events.k8s.io/v1/namespaces/{}/events")
+            && writer.contains("self.post(")
+            && writer.contains("self.merge_patch(")
+    );
+    assert!(text.contains("apiGroups: [events.k8s.io]"));
+    let asked = followed.chain(["nodes: get".to_owned(), "events: create, patch".to_owned()]).collect();
     same("rbac.yaml", &granted, &asked);
+}
+
+#[test]
+fn reasons_of_events_are_documented() {
+    let events = read("src/events.rs");
+    let real = literals_after(between(&events, "pub fn reason(self)", "\n    }\n"), "=> ");
+    let text = read("docs/operations.md");
+    let table = between(&text, "## Events on pods", "\n## ");
+    let documented =
+        table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(reason, _)| reason.to_owned()).collect();
+    same("docs/operations.md, Events on pods", &documented, &real);
 }
 
 #[test]
@@ -303,7 +332,7 @@ fn links_lead_to_files() {
             let path = here.with_file_name(path);
             assert!(path.is_file(), "{file}: {target} leads nowhere");
             let headings = fs::read_to_string(&path).unwrap();
-            let slug = |heading: &str| heading.to_lowercase().replace(['`', '.', ','], "").replace(' ', "-");
+            let slug = |heading: &str| heading.to_lowercase().replace(['`', '.', ',', '?'], "").replace(' ', "-");
             let found = headings.lines().filter_map(|line| line.strip_prefix("## ")).map(slug);
             assert!(
                 anchor.is_none_or(|anchor| found.collect::<Vec<_>>().iter().any(|slug| slug == anchor)),

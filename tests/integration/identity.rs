@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rolegate_lab::kube::{Resource, namespace};
+use rolegate_lab::kube::{Resource, Verb, namespace, service_account};
 
 use crate::world::{Fakes, ROLES, TOKEN, World, ip, pod};
 
@@ -113,6 +113,178 @@ fn an_address_whose_last_pod_is_gone_without_the_watchs_word_goes_to_the_next_at
     world.document(ip(2), "next-role");
 }
 
+/// Waits until everything that the watch was sent before now has been taken in: the watch is in order.
+fn settled(world: &World, name: &str, last: u8) {
+    world.fakes.pod(name, ip(last), Some("db-role"));
+    world.eventually(|world| world.get(ip(last), ROLES).status, |status| *status == 200);
+}
+
+#[test]
+fn a_status_that_takes_the_address_of_another_pod_brings_nobody_its_role_and_heals() {
+    let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
+    world.document(ip(2), "web-role");
+    let tokens = [ip(2), ip(3)].map(|from| (from, world.new_token(from).text()));
+    // Who may write a status says that db has web's address; the kubelet corrects it later.
+    world.fakes.pod("db", ip(2), Some("db-role"));
+    settled(&world, "marker", 23);
+    for (from, token) in &tokens {
+        for role in ["web-role", "db-role"] {
+            let answer = world.request(*from, "GET", &format!("{ROLES}{role}"), &[(TOKEN, token)]);
+            assert!(matches!(answer.status, 401 | 404), "{from} {role}: {answer:?}");
+        }
+        assert_eq!(world.get(*from, ROLES).status, 404, "{from}");
+    }
+    world.fakes.pod("db", ip(3), Some("db-role"));
+    settled(&world, "marker-2", 24);
+    world.document(ip(2), "web-role");
+    world.document(ip(3), "db-role");
+}
+
+#[test]
+fn an_address_with_a_new_pod_is_nobodys_while_the_last_ones_end_is_not_known_and_cannot_be_asked() {
+    let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
+    world.document(ip(2), "web-role");
+    world.fakes.api.deny(Verb::List, "pods");
+    world.fakes.api.hold_events(Resource::Pods, "web");
+    world.fakes.delete_pod("web");
+    world.fakes.pod("next", ip(2), Some("next-role"));
+    settled(&world, "marker", 23);
+    assert_eq!(world.get(ip(2), ROLES).status, 404);
+    assert_eq!(world.credentials(ip(2), "web-role").status, 404, "never the last one's role");
+    assert!(world.metric(r#"rolegate_denials_total{reason="ambiguous-pod"}"#) >= 1.0);
+    world.fakes.api.release_events(Resource::Pods, "web");
+    world.eventually(|world| world.get(ip(2), ROLES), |answer| answer.text() == "next-role");
+    world.document(ip(2), "next-role");
+}
+
+#[test]
+fn an_address_whose_next_pod_is_not_heard_of_yet_is_waited_on_and_has_no_role() {
+    let world = World::start_with(|setup| setup.argument("--default-role=default-role").argument("--backoff-max-elapsed-time=15s"));
+    world.document(ip(2), "web-role");
+    world.fakes.api.hold_events(Resource::Pods, "next");
+    world.fakes.pod("next", ip(2), Some("next-role"));
+    world.fakes.delete_pod("web");
+    settled(&world, "marker", 23);
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| world.get(ip(2), ROLES));
+        world.eventually(|world| world.metric("rolegate_pod_waits_in_flight"), |waiting| *waiting == 1.0);
+        world.fakes.api.release_events(Resource::Pods, "next");
+        assert_eq!(asked.join().unwrap().text(), "next-role");
+    });
+}
+
+#[test]
+fn a_terminating_pod_yields_its_address_to_the_next_before_its_end_is_heard_of() {
+    let world = World::start();
+    world.fakes.api.apply(Resource::Pods, pod("web", ip(2), Some("web-role")).terminating().build());
+    world.fakes.api.hold_events(Resource::Pods, "web");
+    world.fakes.delete_pod("web");
+    world.fakes.pod("next", ip(2), Some("next-role"));
+    settled(&world, "marker", 23);
+    world.document(ip(2), "next-role");
+    world.fakes.api.release_events(Resource::Pods, "web");
+    settled(&world, "marker-2", 24);
+    world.document(ip(2), "next-role");
+}
+
+#[test]
+fn a_pod_that_is_not_known_never_gets_the_default_role() {
+    let world = World::start_with(|setup| setup.argument("--default-role=default-role").argument("--backoff-max-elapsed-time=20ms"));
+    world.fakes.sts.add_role(rolegate_lab::sts::Role::new(crate::world::arn("default-role")));
+    assert_eq!(world.get(ip(4), ROLES).text(), "default-role", "a pod that is known and names none does");
+    world.fakes.api.hold_events(Resource::Pods, "late");
+    world.fakes.pod("late", ip(9), Some("late-role"));
+    for _ in 0..3 {
+        assert_eq!(world.get(ip(9), ROLES).status, 404);
+        assert_eq!(world.credentials(ip(9), "default-role").status, 404);
+    }
+    world.fakes.api.release_events(Resource::Pods, "late");
+    let ask = |world: &World| {
+        let answer = world.get(ip(9), ROLES);
+        assert!(answer.status != 200 || answer.text() == "late-role", "{answer:?}");
+        answer.status
+    };
+    world.eventually(ask, |status| *status == 200);
+}
+
+#[test]
+fn a_completed_job_leaves_its_address_to_the_pod_that_shares_it() {
+    let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
+    // The order in which they are heard of does not matter.
+    world.fakes.pod("job", ip(20), Some("web-role"));
+    world.eventually(|world| world.get(ip(20), ROLES).status, |status| *status == 200);
+    for (phase, name) in [("Succeeded", "job"), ("Failed", "job-2")] {
+        world.fakes.api.apply(Resource::Pods, pod(name, ip(20), Some("web-role")).phase(phase).build());
+    }
+    world.fakes.pod("server", ip(20), Some("server-role"));
+    settled(&world, "marker", 23);
+    world.document(ip(20), "server-role");
+    assert_eq!(world.credentials(ip(20), "web-role").status, 404);
+    world.fakes.delete_pod("server");
+    world.eventually(|world| world.get(ip(20), ROLES).status, |status| *status == 404);
+}
+
+#[test]
+fn a_pod_of_another_node_that_the_api_sends_all_the_same_is_not_known() {
+    let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
+    let far = |name: &str, last| pod(name, ip(last), Some("db-role")).node("node-b").uid(name).build();
+    let sent = |object: &serde_json::Value| {
+        let line = serde_json::json!({ "type": "ADDED", "object": object }).to_string();
+        world.fakes.api.inject_raw_event(Resource::Pods, &line);
+    };
+    for (name, last) in [("far", 22), ("far-2", 2)] {
+        let mut object = far(name, last);
+        object["metadata"]["resourceVersion"] = "1000".into();
+        sent(&object);
+    }
+    settled(&world, "marker", 23);
+    assert_eq!(world.get(ip(22), ROLES).status, 404);
+    world.document(ip(2), "web-role");
+}
+
+#[test]
+fn service_accounts_that_may_not_be_read_open_nothing() {
+    let fakes = Fakes::new();
+    fakes.sts.add_role(rolegate_lab::sts::Role::new(crate::world::arn("default-role")));
+    fakes.sts.add_role(rolegate_lab::sts::Role::new(crate::world::arn("seller-role")));
+    let account = |name: &str, role: &str| service_account("shop", name, &[("iam.amazonaws.com/role", role)]);
+    fakes.api.apply(Resource::ServiceAccounts, account("seller", "seller-role"));
+    let of_account = |name: &str, last, account: &str| {
+        fakes.api.apply(Resource::Pods, pod(name, ip(last), None).service_account(account).build());
+    };
+    of_account("known", 2, "seller");
+    of_account("plain", 3, "plain");
+    fakes.api.apply(Resource::ServiceAccounts, service_account("shop", "plain", &[]));
+    let setup = fakes.setup().argument("--service-account-roles").argument("--default-role=default-role");
+    let world = fakes.into_world(&setup.argument("--backoff-max-elapsed-time=60s"));
+    assert_eq!(world.get(ip(2), ROLES).text(), "seller-role");
+    assert_eq!(world.get(ip(3), ROLES).text(), "default-role");
+    for verb in [Verb::List, Verb::Watch] {
+        world.fakes.api.deny(verb, "serviceaccounts");
+    }
+    world.fakes.api.cut_connections();
+    world
+        .daemon
+        .wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.starts_with("service accounts may not be read")))
+        .unwrap();
+    assert_eq!(world.get(ip(2), ROLES).text(), "seller-role", "what is known still holds");
+    assert_eq!(world.get(ip(3), ROLES).text(), "default-role", "that it names none, too");
+    // One that is new may name a role: its pod does not get the default one, and does not wait for what will not come.
+    world.fakes.api.apply(Resource::ServiceAccounts, account("late", "seller-role"));
+    world.fakes.api.apply(Resource::Pods, pod("late", ip(9), None).service_account("late").build());
+    let began = std::time::Instant::now();
+    assert_eq!(world.get(ip(9), ROLES).status, 404);
+    assert!(began.elapsed() < Duration::from_secs(30), "it was refused when the API had refused");
+    assert!(world.metric(r#"rolegate_denials_total{reason="service-accounts-forbidden"}"#) >= 1.0);
+    let log = world.daemon.wait_for_log(|line| line["reason"] == "service-accounts-forbidden").unwrap();
+    let text = log["message"].as_str().unwrap();
+    assert!(text.contains("daemonset/rbac.yaml") && text.contains("--service-account-roles"), "{text}");
+    for verb in [Verb::List, Verb::Watch] {
+        world.fakes.api.allow(verb, "serviceaccounts");
+    }
+    assert_eq!(world.eventually(|world| world.get(ip(9), ROLES), |answer| answer.status == 200).text(), "seller-role");
+}
+
 #[test]
 fn a_deleted_pod_does_not_come_back_by_repeated_events() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
@@ -185,7 +357,7 @@ fn audit_mode_serves_and_reports() {
     // It is served before the namespace is known, too, and reported as that then.
     let ask = |world: &World| {
         assert_eq!(world.get(ip(2), ROLES).text(), "web-role");
-        world.metric(r#"rolegate_audit_denials_total{reason="not-allowed-in-namespace"}"#)
+        world.metric(r#"rolegate_audit_denials_total{reason="no-namespace-list"}"#)
     };
     world.eventually(ask, |count| *count >= 1.0);
     world.daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.starts_with("served in audit mode"))).unwrap();

@@ -46,6 +46,47 @@ fn what_was_missed_while_the_history_was_lost_is_made_up_by_a_relist() {
 }
 
 #[test]
+fn while_the_api_is_gone_nobody_new_is_served_and_an_address_goes_to_its_next_pod_afterwards() {
+    let world = World::start_with(|setup| setup.argument("--default-role=default-role").argument("--backoff-max-elapsed-time=20ms"));
+    world.document(ip(2), "web-role");
+    world.fakes.api.refuse_connections(true);
+    world.fakes.api.cut_connections();
+    world.fakes.pod("new", ip(9), Some("new-role"));
+    world.fakes.delete_pod("db");
+    world.fakes.pod("next", ip(3), Some("next-role"));
+    world.eventually(|world| world.metric(r#"rolegate_watch_errors_total{resource="pods"}"#), |errors| *errors >= 1.0);
+    world.document(ip(2), "web-role");
+    assert_eq!(world.get(ip(9), ROLES).status, 404, "nor the default role");
+    world.fakes.api.compact();
+    world.fakes.api.refuse_connections(false);
+    let ask = |world: &World| {
+        let answer = world.get(ip(3), ROLES);
+        assert!(answer.status != 200 || ["db-role", "next-role"].contains(&answer.text().as_str()), "{answer:?}");
+        answer.text()
+    };
+    world.eventually(ask, |role| role == "next-role");
+    assert_eq!(world.credentials(ip(3), "db-role").status, 404);
+    world.document(ip(9), "new-role");
+}
+
+#[test]
+fn an_api_that_was_restored_from_an_earlier_state_is_followed_again() {
+    let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
+    // A version that the server does not have any more is the last that was seen.
+    let mut far = world.fakes.api.get(Resource::Pods, Some("shop"), "db").unwrap();
+    far["metadata"]["resourceVersion"] = "1000000".into();
+    far["metadata"]["annotations"]["iam.amazonaws.com/role"] = "lost-role".into();
+    let line = serde_json::json!({ "type": "MODIFIED", "object": far }).to_string();
+    world.fakes.api.inject_raw_event(Resource::Pods, &line);
+    world.eventually(|world| world.get(ip(3), ROLES), |answer| answer.text() == "lost-role");
+    world.fakes.api.fail_next(Fault { resource: Some(Resource::Pods), verb: Some(Verb::Watch), status: 504, ..Fault::default() });
+    world.fakes.api.cut_connections();
+    world.fakes.delete_pod("web");
+    assert_eq!(world.eventually(|world| world.get(ip(3), ROLES), |answer| answer.text() != "lost-role").text(), "db-role");
+    assert_eq!(world.get(ip(2), ROLES).status, 404);
+}
+
+#[test]
 fn only_this_nodes_pods_are_asked_for_page_by_page() {
     let fakes = Fakes::new();
     for number in 0..120_u8 {
@@ -121,7 +162,7 @@ fn an_api_that_fails_now_and_then_is_asked_again() {
 }
 
 #[test]
-fn a_pod_that_cannot_be_read_is_refused_and_stands_in_nobodys_way() {
+fn a_pod_that_cannot_be_read_is_refused_and_keeps_no_other_from_its_own_address() {
     let fakes = Fakes::new();
     fakes.pod("before", ip(2), Some("web-role"));
     let mut odd = pod("odd", ip(5), Some("web-role")).build();
@@ -141,6 +182,15 @@ fn a_pod_that_cannot_be_read_is_refused_and_stands_in_nobodys_way() {
     world.eventually(|world| world.get(ip(6), ROLES).status, |status| *status == 200);
     assert_eq!(world.get(ip(5), ROLES).status, 404);
     assert_eq!(world.metric(r#"rolegate_watch_undecodable_total{resource="pods"}"#), 2.0);
+    // Nor does another get the address that it had, until it is gone.
+    world.fakes.pod("other", ip(5), Some("other-role"));
+    world.fakes.pod("marker", ip(7), Some("web-role"));
+    world.eventually(|world| world.get(ip(7), ROLES).status, |status| *status == 200);
+    assert_eq!(world.get(ip(5), ROLES).status, 404);
+    let refused = world.daemon.wait_for_log(|line| line["reason"] == "unreadable-pod").unwrap();
+    assert_eq!(refused["pod"], "odd");
+    world.fakes.delete_pod("odd");
+    assert_eq!(world.eventually(|world| world.get(ip(5), ROLES), |answer| answer.status == 200).text(), "other-role");
     let log = world.daemon.wait_for_log(|line| line["name"] == "odd").unwrap();
     assert_eq!((&log["level"], &log["namespace"]), (&"WARN".into(), &"shop".into()));
     assert!(!world.daemon.log().contains("perhaps"), "what it says is not in the log");

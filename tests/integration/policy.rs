@@ -1,10 +1,10 @@
 //! What the operator limits and adds, as the pods and STS see it.
 
 use rolegate_lab::imds::NODE_ROLE_NAME;
-use rolegate_lab::kube::{Resource, namespace};
+use rolegate_lab::kube::{PodBuilder, Resource, namespace};
 use rolegate_lab::sts::{Behaviour, Call, NODE_ROLE_ARN, Role};
 
-use crate::world::{Fakes, ROLES, World, arn, ip, pod};
+use crate::world::{Fakes, NODE, ROLES, World, arn, ip, pod};
 
 fn assume_role_calls(world: &World) -> Vec<Call> {
     world.fakes.sts.calls().into_iter().filter(|call| call.action == "AssumeRole").collect()
@@ -92,7 +92,7 @@ fn the_nodes_own_role_is_given_to_nobody() {
     assert!(denials(&world, "node-role") >= 3.0, "{}", world.daemon.log());
 }
 
-/// The first question of who the daemon is fails, and is asked again in seconds: a pod's request does not wait for that.
+/// The first question of who the daemon is fails, and is asked again in a second.
 #[test]
 fn the_daemon_knows_who_it_is_before_it_hands_out_anything() {
     let fakes = Fakes::new();
@@ -100,13 +100,90 @@ fn the_daemon_knows_who_it_is_before_it_hands_out_anything() {
     fakes.sts.set_behaviour(Behaviour::Then(vec![Behaviour::AccessDenied]));
     fakes.api.apply(Resource::Pods, pod("greedy", ip(2), Some(NODE_ROLE_ARN)).build());
     fakes.pod("web", ip(3), Some("web-role"));
-    let setup = fakes.setup();
+    let setup = fakes.setup().argument("--iam-role-error-ttl=1s");
     let world = fakes.into_world(&setup);
     let unknown = |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("identity is not known yet"));
     world.daemon.wait_for_log(unknown).unwrap();
-    assert_eq!(world.credentials(ip(2), NODE_ROLE_NAME).status, 404);
-    assert_eq!(denials(&world, "node-role"), 1.0, "{}", world.daemon.log());
+    let ask = |world: &World| world.credentials(ip(2), NODE_ROLE_NAME).status;
+    world.eventually(ask, |status| {
+        assert!([500, 404].contains(status), "{status}");
+        *status == 404
+    });
+    assert!(denials(&world, "node-role") >= 1.0, "{}", world.daemon.log());
     world.document(ip(3), "web-role");
+}
+
+/// The daemon is another than the node: by a token of its service account, or by keys of its own as here.
+#[test]
+fn the_role_of_the_instance_is_given_to_nobody_whoever_the_daemon_is() {
+    const DAEMON: &str = "arn:aws:sts::111122223333:assumed-role/daemon/rolegate";
+    let fakes = Fakes::new();
+    fakes.sts.add_caller("AKIADAEMON", "daemon-secret", None, DAEMON);
+    for role in [NODE_ROLE_ARN, &arn("web-role"), &arn("daemon")] {
+        fakes.sts.add_role(Role::new(role).trusted_by(["*"]));
+    }
+    for (number, name, role) in [(2, "greedy", NODE_ROLE_ARN), (3, "web", "web-role"), (4, "selfish", "/path/daemon")] {
+        fakes.api.apply(Resource::Pods, pod(name, ip(number), Some(role)).build());
+    }
+    let setup = fakes.setup().without_env("AWS_SESSION_TOKEN").without_env("AWS_EC2_METADATA_DISABLED");
+    let setup = setup.env("AWS_ACCESS_KEY_ID", "AKIADAEMON").env("AWS_SECRET_ACCESS_KEY", "daemon-secret");
+    let world = fakes.into_world(&setup);
+    let learnt = world.daemon.wait_for_log(|line| line["message"] == "the role of this instance").unwrap();
+    assert_eq!(learnt["role"], NODE_ROLE_ARN);
+    world.document(ip(3), "web-role");
+    for (number, role) in [(2, NODE_ROLE_NAME), (4, "daemon")] {
+        assert_eq!(world.credentials(ip(number), role).status, 404, "{role}");
+    }
+    assert_eq!(denials(&world, "node-role"), 2.0);
+    assert!(assume_role_calls(&world).iter().all(|call| call.role_arn == Some(arn("web-role"))));
+}
+
+#[test]
+fn a_metadata_service_that_does_not_answer_delays_nothing() {
+    let fakes = Fakes::new();
+    fakes.imds.set_behaviour(rolegate_lab::imds::ImdsBehaviour::Hang);
+    fakes.pod("web", ip(2), Some("web-role"));
+    let setup = fakes.setup().without_env("AWS_EC2_METADATA_DISABLED");
+    let world = fakes.into_world(&setup);
+    world.document(ip(2), "web-role");
+    let late = "the role of this instance is not known";
+    world.daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.contains(late))).unwrap();
+    let log = world.daemon.log();
+    assert!(log.find("the daemon's own AWS identity") < log.find(late), "the start did not wait: {log}");
+}
+
+#[test]
+fn a_metadata_service_that_is_switched_off_is_not_asked() {
+    let world = greedy("--metadata-profile=none");
+    assert_eq!(world.credentials(ip(2), NODE_ROLE_NAME).status, 404);
+    world.document(ip(3), "web-role");
+    assert!(world.fakes.imds.requests().is_empty());
+}
+
+#[test]
+fn pods_of_one_name_in_two_namespaces_have_a_session_each() {
+    let fakes = Fakes::new();
+    fakes.pod("web", ip(2), Some("web-role"));
+    let elsewhere = PodBuilder::new("other", "web").node(NODE).ip(&ip(3).to_string()).annotation("iam.amazonaws.com/role", "web-role");
+    fakes.api.apply(Resource::Pods, elsewhere.build());
+    let setup = fakes.setup();
+    let world = fakes.into_world(&setup);
+    assert_ne!(world.document(ip(2), "web-role")["AccessKeyId"], world.document(ip(3), "web-role")["AccessKeyId"]);
+}
+
+#[test]
+fn a_pod_names_its_session_where_the_operator_gives_no_template() {
+    for (argument, expected) in [("--session-scope=pod", "somebody-else"), ("--session-name-template={pod}", "web")] {
+        let fakes = Fakes::new();
+        fakes.sts.add_role(Role::new(arn("web-role")));
+        let named = pod("web", ip(2), Some("web-role")).annotation("iam.amazonaws.com/session-name", "somebody-else");
+        fakes.api.apply(Resource::Pods, named.build());
+        let setup = fakes.setup().argument(argument);
+        let world = fakes.into_world(&setup);
+        world.document(ip(2), "web-role");
+        let [call] = &assume_role_calls(&world)[..] else { panic!("one call") };
+        assert_eq!(call.session_name.as_deref(), Some(expected), "{argument}");
+    }
 }
 
 #[test]

@@ -103,7 +103,7 @@ fn a_daemon_without_credentials_of_its_own_says_so() {
         setup.env("HOME", "/nonexistent")
     });
     assert_eq!(world.credentials(ip(2), "web-role").status, 500);
-    assert_eq!(world.metric(r#"rolegate_sts_requests_total{outcome="own-identity"}"#), 1.0, "{}", world.daemon.log());
+    assert_eq!(world.metric(r#"rolegate_sts_requests_total{outcome="identity-unknown"}"#), 1.0, "{}", world.daemon.log());
 }
 
 #[test]
@@ -111,9 +111,35 @@ fn an_sts_that_cannot_be_reached_is_said() {
     let nobody = crate::world::loopback().local_addr().unwrap();
     let world = World::start_with(|setup| setup.env("AWS_ENDPOINT_URL_STS", format!("http://{nobody}")));
     assert_eq!(world.credentials(ip(2), "web-role").status, 500);
-    assert_eq!(world.metric(r#"rolegate_sts_requests_total{outcome="unreachable"}"#), 1.0);
+    assert_eq!(world.metric(r#"rolegate_sts_requests_total{outcome="identity-unknown"}"#), 1.0);
     let log = world.daemon.wait_for_log(|line| line["pod"] == "web").unwrap();
     assert!(log["message"].as_str().unwrap().contains("STS cannot be reached"), "{log}");
+}
+
+/// Before it is known who the daemon is, nobody gets anything; and however many ask, STS is not asked more often for that.
+#[test]
+fn an_sts_that_does_not_tell_who_the_daemon_is_is_not_hammered_and_no_role_is_blamed() {
+    let fakes = Fakes::new();
+    fakes.sts.set_behaviour(Behaviour::AccessDenied);
+    for number in 0..20_u8 {
+        fakes.pod(&format!("web-{number}"), ip(number + 2), Some(&format!("role-{number}")));
+    }
+    let setup = fakes.setup();
+    let world = fakes.into_world(&setup);
+    let began = std::time::Instant::now();
+    for number in 0..20_u8 {
+        assert_eq!(world.credentials(ip(number + 2), &format!("role-{number}")).status, 500);
+    }
+    // At the start, then after a second, after three, after seven, ...: at most one in a second.
+    let most = 2 + began.elapsed().as_secs() as usize;
+    let asked = world.fakes.sts.calls().len();
+    assert!((1..=most).contains(&asked), "{asked} questions, at most {most}");
+    assert_eq!(world.fakes.sts.assume_role_calls(), 0);
+    assert_eq!(world.metric(r#"rolegate_sts_requests_total{outcome="identity-unknown"}"#), 20.0, "{}", world.daemon.log());
+    let log = world.daemon.wait_for_log(|line| line["pod"] == "web-0").unwrap();
+    let message = log["message"].as_str().unwrap();
+    assert!(message.contains("must allow sts:GetCallerIdentity") && message.contains("VPC endpoint"), "{message}");
+    assert!(!message.contains("trust policy"), "{message}");
 }
 
 #[test]

@@ -58,6 +58,11 @@ impl Fakes {
         path.display().to_string()
     }
 
+    /// Where such files are.
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        self.files.path()
+    }
+
     /// The daemon for these fakes, not yet started.
     pub(crate) fn setup(&self) -> Setup {
         Setup::new(env!("CARGO_BIN_EXE_rolegate"))
@@ -115,6 +120,13 @@ impl World {
         fakes.pod("plain", ip(4), None);
         let setup = change(fakes.setup());
         fakes.into_world(&setup)
+    }
+
+    /// No request of a pod makes one to the real service, and none shapes one.
+    #[track_caller]
+    pub(crate) fn assert_that_the_table_alone_was_asked_for(&self) {
+        let others: Vec<_> = self.fakes.imds.requests().into_iter().filter(|request| !request.is_for_base()).collect();
+        assert!(others.is_empty(), "{others:#?}");
     }
 
     /// A connection from a pod's address.

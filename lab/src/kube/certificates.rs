@@ -1,54 +1,131 @@
-//! A certificate authority that lives as long as one server, and the certificate it gives it.
+//! The certificate authorities of one server: one for its own certificate, one for those of its clients. Either can be
+//! replaced while the server runs; what the old one signed is then worth nothing.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
-use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
 
-/// What a TLS server needs, and what its clients do.
-pub(super) struct Certificates {
-    pub(super) ca_pem: String,
-    pub(super) server: Arc<rustls::ServerConfig>,
+/// A client's certificate and key, as PEM.
+#[derive(Clone, Debug)]
+pub struct ClientIdentity {
+    /// The certificate.
+    pub certificate: String,
+    /// Its key.
+    pub key: String,
 }
 
-/// A fresh CA and a server certificate for `localhost`, the loopback addresses and `ip`.
-pub(super) fn generate(ip: IpAddr) -> io::Result<Certificates> {
-    let (ca_pem, chain, key) = issue(ip).map_err(io::Error::other)?;
-    let key = PrivateKeyDer::try_from(key).map_err(io::Error::other)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut server = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(io::Error::other)?;
-    server.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Certificates { ca_pem, server: Arc::new(server) })
+/// Signs and knows the certificates of one server.
+pub(super) struct Authorities {
+    ip: IpAddr,
+    of_server: Authority,
+    of_clients: Authority,
+    /// Whose the certificates are that were issued.
+    issued: HashMap<CertificateDer<'static>, String>,
 }
 
-type Issued = (String, Vec<rustls::pki_types::CertificateDer<'static>>, Vec<u8>);
+struct Authority {
+    pem: String,
+    der: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+}
 
-fn issue(ip: IpAddr) -> Result<Issued, rcgen::Error> {
-    let mut params = CertificateParams::new(Vec::new())?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.distinguished_name.push(DnType::CommonName, "lab-kubernetes-ca");
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let ca_key = KeyPair::generate()?;
-    let ca = params.self_signed(&ca_key)?;
-    let issuer = Issuer::new(params, ca_key);
-
-    let mut names: Vec<String> = ["localhost", "kubernetes", "kubernetes.default.svc", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
-    if !names.contains(&ip.to_string()) {
-        names.push(ip.to_string());
+impl std::fmt::Debug for Authorities {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authorities").field("issued", &self.issued.values()).finish_non_exhaustive()
     }
-    let mut params = CertificateParams::new(names)?;
-    params.distinguished_name.push(DnType::CommonName, "lab-kube-apiserver");
-    params.use_authority_key_identifier_extension = true;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    let key = KeyPair::generate()?;
-    let certificate = params.signed_by(&key, &issuer)?;
-    Ok((ca.pem(), vec![certificate.der().clone()], key.serialize_der()))
+}
+
+impl Authorities {
+    /// Fresh ones, for a server at `ip`.
+    pub(super) fn new(ip: IpAddr) -> io::Result<Authorities> {
+        let of_server = Authority::new("lab-kubernetes-ca").map_err(io::Error::other)?;
+        let of_clients = Authority::new("lab-client-ca").map_err(io::Error::other)?;
+        Ok(Authorities { ip, of_server, of_clients, issued: HashMap::new() })
+    }
+
+    /// What clients verify the server by.
+    pub(super) fn ca_pem(&self) -> &str {
+        &self.of_server.pem
+    }
+
+    /// Another authority for the server's certificate.
+    pub(super) fn replace_of_server(&mut self) -> io::Result<()> {
+        self.of_server = Authority::new("lab-kubernetes-ca").map_err(io::Error::other)?;
+        Ok(())
+    }
+
+    /// Another authority for the certificates of clients.
+    pub(super) fn replace_of_clients(&mut self) -> io::Result<()> {
+        self.of_clients = Authority::new("lab-client-ca").map_err(io::Error::other)?;
+        Ok(())
+    }
+
+    /// A certificate for the client of this name.
+    pub(super) fn issue_to_client(&mut self, name: &str) -> io::Result<ClientIdentity> {
+        let issued = self.of_clients.sign(name, Vec::new(), ExtendedKeyUsagePurpose::ClientAuth);
+        let (certificate, key) = issued.map_err(io::Error::other)?;
+        self.issued.insert(certificate.der().clone(), name.to_owned());
+        Ok(ClientIdentity { certificate: certificate.pem(), key: key.serialize_pem() })
+    }
+
+    /// Whose certificate it is.
+    pub(super) fn name_of(&self, certificate: &CertificateDer<'_>) -> Option<String> {
+        self.issued.get(certificate).cloned()
+    }
+
+    /// TLS with a fresh certificate for `localhost`, the loopback addresses and the server's. A client may have a certificate,
+    /// as at a real API server; one that its authority did not sign ends the handshake.
+    pub(super) fn server(&self) -> io::Result<Arc<rustls::ServerConfig>> {
+        let mut names = ["localhost", "kubernetes", "kubernetes.default.svc", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
+        if !names.contains(&self.ip.to_string()) {
+            names.push(self.ip.to_string());
+        }
+        let issued = self.of_server.sign("lab-kube-apiserver", names, ExtendedKeyUsagePurpose::ServerAuth);
+        let (certificate, key) = issued.map_err(io::Error::other)?;
+        let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(io::Error::other)?;
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.of_clients.der.clone()).map_err(io::Error::other)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).allow_unauthenticated();
+        let mut server = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .with_client_cert_verifier(clients.build().map_err(io::Error::other)?)
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .map_err(io::Error::other)?;
+        server.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Arc::new(server))
+    }
+}
+
+impl Authority {
+    fn new(name: &str) -> Result<Authority, rcgen::Error> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate()?;
+        let certificate = params.self_signed(&key)?;
+        Ok(Authority { pem: certificate.pem(), der: certificate.der().clone(), issuer: Issuer::new(params, key) })
+    }
+
+    fn sign(
+        &self,
+        name: &str,
+        alternatives: Vec<String>,
+        usage: ExtendedKeyUsagePurpose,
+    ) -> Result<(rcgen::Certificate, KeyPair), rcgen::Error> {
+        let mut params = CertificateParams::new(alternatives)?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate()?;
+        Ok((params.signed_by(&key, &self.issuer)?, key))
+    }
 }

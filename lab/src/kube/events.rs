@@ -13,6 +13,13 @@ pub(super) const NEW_GROUP: &str = "events.k8s.io";
 const NOTE_LIMIT: usize = 1024;
 /// `action`, `reason` and `reportingInstance` are at most this many bytes.
 const WORD_LIMIT: usize = 128;
+/// The names of objects are at most this many bytes.
+const NAME_LIMIT: usize = 253;
+/// What an update through the newer group must leave as it is (`ValidateEventUpdate`).
+const IMMUTABLE: [&str; 9] =
+    ["regarding", "related", "reason", "note", "type", "eventTime", "action", "reportingController", "reportingInstance"];
+/// What only the older group sets.
+const DEPRECATED: [&str; 4] = ["deprecatedFirstTimestamp", "deprecatedLastTimestamp", "deprecatedCount", "deprecatedSource"];
 
 /// The events that were posted, in order, with later patches applied.
 #[derive(Debug, Default)]
@@ -43,6 +50,10 @@ impl Events {
             metadata["name"] = format!("{prefix}{:05x}", self.events.len()).into();
         }
         validate(group, namespace, &event)?;
+        if group == NEW_GROUP {
+            validate_new(&event)?;
+            validate_series(&event)?;
+        }
         let name = event["metadata"]["name"].clone();
         if self.position(namespace, &name).is_some() {
             return Err(ApiError::new(409, "AlreadyExists", format!("events {name} already exists")));
@@ -63,6 +74,14 @@ impl Events {
         let mut event = self.events[at].clone();
         merge(&mut event, patch);
         validate(group, namespace, &event)?;
+        if group == NEW_GROUP {
+            if event["series"] != self.events[at]["series"] {
+                validate_series(&event)?;
+            }
+            if let Some(field) = IMMUTABLE.into_iter().find(|field| event[field] != self.events[at][field]) {
+                return Err(invalid(group, &event, field, "Invalid value: field is immutable"));
+            }
+        }
         self.events[at] = event.clone();
         Ok(event)
     }
@@ -72,17 +91,84 @@ impl Events {
     }
 }
 
-/// `ValidateEventCreate` of kubernetes' `pkg/apis/core/validation/events.go`.
+fn invalid(group: &str, event: &Value, field: &str, what: &str) -> ApiError {
+    let name = event["metadata"]["name"].as_str().unwrap_or_default();
+    let message = format!("Event \"{name}\" is invalid: {field}: {what}");
+    ApiError::new(422, "Invalid", message).with_details(json!({
+        "name": name, "group": group, "kind": "Event",
+        "causes": [{ "reason": "FieldValueInvalid", "message": what, "field": field }],
+    }))
+}
+
+/// What is checked of creations through the newer group alone. `ValidateEventCreate` of kubernetes'
+/// `pkg/apis/core/validation/events.go`, with what does not decode at all.
+fn validate_new(event: &Value) -> Result<(), ApiError> {
+    let invalid = |field: &str, what: &str| invalid(NEW_GROUP, event, field, what);
+    for (field, expected) in [("apiVersion", "events.k8s.io/v1"), ("kind", "Event")] {
+        if event[field] != expected {
+            return Err(ApiError::bad_request(format!("the {field} of the object is not {expected}")));
+        }
+    }
+    let name = event["metadata"]["name"].as_str().unwrap_or_default();
+    if !is_dns_subdomain(name) {
+        return Err(invalid("metadata.name", "Invalid value: a lowercase RFC 1123 subdomain is expected"));
+    }
+    if let Some(field) = DEPRECATED.into_iter().find(|field| !event[field].is_null()) {
+        return Err(invalid(field, "Invalid value: needs to be unset"));
+    }
+    if !is_micro_time(&event["eventTime"]) {
+        return Err(ApiError::bad_request("Event in version \"v1\" cannot be handled as a Event: parsing eventTime"));
+    }
+    // IsQualifiedName, without a prefix.
+    let controller = event["reportingController"].as_str().unwrap_or_default();
+    let name = controller.rsplit('/').next().unwrap_or_default();
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 63 || !name.chars().all(allowed) {
+        return Err(invalid("reportingController", "Invalid value: name part must consist of alphanumeric characters, '-', '_' or '.'"));
+    }
+    Ok(())
+}
+
+/// `validateV1EventSeries` of the same file.
+fn validate_series(event: &Value) -> Result<(), ApiError> {
+    let series = &event["series"];
+    if series.is_null() {
+        return Ok(());
+    }
+    let Some(count) = series["count"].as_i64().filter(|count| i32::try_from(*count).is_ok()) else {
+        return Err(ApiError::bad_request("Event in version \"v1\" cannot be handled as a Event: series.count is no int32"));
+    };
+    if count < 2 {
+        return Err(invalid(NEW_GROUP, event, "series.count", "Invalid value: \"\": should be at least 2"));
+    }
+    if series["lastObservedTime"].is_null() {
+        return Err(invalid(NEW_GROUP, event, "series.lastObservedTime", "Required value"));
+    }
+    if !is_micro_time(&series["lastObservedTime"]) {
+        return Err(ApiError::bad_request("Event in version \"v1\" cannot be handled as a Event: parsing series.lastObservedTime"));
+    }
+    Ok(())
+}
+
+/// RFC 3339 with exactly six digits of a second's fraction (`RFC3339Micro` of apimachinery).
+fn is_micro_time(value: &Value) -> bool {
+    let text = value.as_str().unwrap_or_default();
+    let fraction: String = text.split_once('.').map_or("", |(_, rest)| rest).chars().take_while(char::is_ascii_digit).collect();
+    fraction.len() == 6 && text.parse::<jiff::Timestamp>().is_ok()
+}
+
+fn is_dns_subdomain(name: &str) -> bool {
+    let is_label = |label: &str| {
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        !label.is_empty() && label.chars().all(inner) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    name.len() <= NAME_LIMIT && name.split('.').all(is_label)
+}
+
+/// `legacyValidateEvent` of the same file.
 fn validate(group: &str, namespace: &str, event: &Value) -> Result<(), ApiError> {
     let new = group == NEW_GROUP;
-    let invalid = |field: &str, what: &str| {
-        let name = event["metadata"]["name"].as_str().unwrap_or_default();
-        let message = format!("Event \"{name}\" is invalid: {field}: {what}");
-        ApiError::new(422, "Invalid", message).with_details(json!({
-            "name": name, "group": group, "kind": "Event",
-            "causes": [{ "reason": "FieldValueInvalid", "message": what, "field": field }],
-        }))
-    };
+    let invalid = |field: &str, what: &str| invalid(group, event, field, what);
     let regarding = if new { "regarding" } else { "involvedObject" };
     let about = event[regarding]["namespace"].as_str().unwrap_or_default();
     if about.is_empty() {

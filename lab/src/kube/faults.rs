@@ -63,6 +63,7 @@ impl Default for Fault {
 #[derive(Debug)]
 pub(super) struct Behaviour {
     pub(super) token: Option<String>,
+    pub(super) client_certificate: bool,
     pub(super) streaming_lists: bool,
     pub(super) bookmark_interval: Duration,
     faults: Vec<Fault>,
@@ -73,6 +74,7 @@ impl Behaviour {
     pub(super) fn new() -> Behaviour {
         Behaviour {
             token: None,
+            client_certificate: false,
             streaming_lists: true,
             // About that of a real server.
             bookmark_interval: Duration::from_secs(60),

@@ -26,6 +26,8 @@ pub struct RecordedRequest {
     pub user_agent: Option<String>,
     /// The body, if it was JSON; otherwise null.
     pub body: Value,
+    /// Whom the client's certificate was issued to, where it has one.
+    pub client: Option<String>,
     /// What it asks for, in the words of RBAC; none for paths that are no resources.
     pub verb: Option<Verb>,
     /// When it had been read.
@@ -123,10 +125,11 @@ pub(super) struct Call {
     body: Bytes,
     pub(super) route: Route,
     pub(super) verb: Option<Verb>,
+    pub(super) client: Option<String>,
 }
 
 impl Call {
-    pub(super) fn read(parts: Parts, body: Bytes) -> Call {
+    pub(super) fn read(parts: Parts, body: Bytes, client: Option<String>) -> Call {
         let query = parts.uri.query().unwrap_or_default().as_bytes();
         let query: Vec<_> = form_urlencoded::parse(query).into_owned().collect();
         let mut call = Call {
@@ -137,6 +140,7 @@ impl Call {
             headers: parts.headers,
             body,
             verb: None,
+            client,
         };
         call.verb = call.find_verb();
         call
@@ -166,6 +170,7 @@ impl Call {
             accept: self.header(&header::ACCEPT).map(str::to_owned),
             user_agent: self.header(&header::USER_AGENT).map(str::to_owned),
             body: serde_json::from_slice(&self.body).unwrap_or_default(),
+            client: self.client.clone(),
             verb: self.verb,
             at: Instant::now(),
         }

@@ -1,6 +1,5 @@
 //! All that the server knows, and how it answers a request.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::certificates::Authorities;
 use super::discovery;
 use super::events::Events;
 use super::faults::{Behaviour, Verb};
@@ -23,7 +23,7 @@ use super::status::{ApiError, json_response};
 use super::store::Store;
 use super::subscription::Start;
 use super::watch::{Registration, WatchStream, bookmark_timer, error_response, unstalled};
-use crate::serve::{Body, Handler, full};
+use crate::serve::{Body, Handler, Peer, full};
 
 /// Who every client is, to the error messages.
 const USER: &str = "system:serviceaccount:kube-system:rolegate";
@@ -34,19 +34,23 @@ pub(super) struct State {
     behaviour: Mutex<Behaviour>,
     requests: Mutex<Vec<RecordedRequest>>,
     events: Mutex<Events>,
+    authorities: Mutex<Option<Authorities>>,
     stall: watch::Sender<bool>,
+    hold_event_writes: watch::Sender<bool>,
     /// Told of every change that a test may wait for.
     changes: watch::Sender<()>,
 }
 
 impl State {
-    pub(super) fn new() -> State {
+    pub(super) fn new(authorities: Option<Authorities>) -> State {
         State {
             store: Mutex::new(Store::new()),
             behaviour: Mutex::new(Behaviour::new()),
             requests: Mutex::default(),
             events: Mutex::default(),
+            authorities: Mutex::new(authorities),
             stall: watch::Sender::new(false),
+            hold_event_writes: watch::Sender::new(false),
             changes: watch::Sender::new(()),
         }
     }
@@ -67,8 +71,17 @@ impl State {
         lock(&self.events)
     }
 
+    /// None without TLS.
+    pub(super) fn authorities(&self) -> MutexGuard<'_, Option<Authorities>> {
+        lock(&self.authorities)
+    }
+
     pub(super) fn stall(&self, on: bool) {
         self.stall.send_replace(on);
+    }
+
+    pub(super) fn hold_event_writes(&self, on: bool) {
+        self.hold_event_writes.send_replace(on);
     }
 
     pub(super) fn changed(&self) {
@@ -113,6 +126,9 @@ impl State {
             && !open
             && call.bearer() != Some(token)
         {
+            return Err(ApiError::unauthorized());
+        }
+        if behaviour.client_certificate && !open && call.client.is_none() {
             return Err(ApiError::unauthorized());
         }
         let resource = match &call.route {
@@ -196,6 +212,7 @@ impl State {
     fn event(&self, call: &Call, verb: Verb, group: &str, namespace: &str, name: Option<&str>) -> Result<Response<Body>, ApiError> {
         let (code, event) = match (verb, name) {
             (Verb::Create, None) => {
+                self.require_living_namespace(namespace, call)?;
                 let version = self.store().next_version();
                 let created = self.events().create(group, namespace, version, call.json()?)?;
                 (StatusCode::CREATED, created)
@@ -209,6 +226,27 @@ impl State {
         };
         self.changed();
         Ok(json_response(code, &event))
+    }
+
+    /// Nothing is created in a namespace that is being deleted (the admission plugin NamespaceLifecycle). Unlike on a real
+    /// server, one that was never applied is taken to be there.
+    fn require_living_namespace(&self, namespace: &str, call: &Call) -> Result<(), ApiError> {
+        let key = (String::new(), namespace.to_owned());
+        let ends = self.store().get(Resource::Namespaces, &key).is_some_and(|object| object["status"]["phase"] == "Terminating");
+        if !ends {
+            return Ok(());
+        }
+        let event = call.json()?;
+        let name = event["metadata"]["name"].as_str().unwrap_or_default();
+        let message =
+            format!("events \"{name}\" is forbidden: unable to create new content in namespace {namespace} because it is being terminated");
+        Err(ApiError::new(403, "Forbidden", message).with_details(json!({
+            "name": name, "kind": "events",
+            "causes": [{
+                "reason": "NamespaceTerminating", "message": format!("namespace {namespace} is being terminated"),
+                "field": "metadata.namespace",
+            }],
+        })))
     }
 
     /// `SelfSubjectAccessReview`: may this client do that?
@@ -229,7 +267,7 @@ impl State {
 }
 
 impl Handler for State {
-    async fn handle(self: Arc<Self>, _peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+    async fn handle(self: Arc<Self>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let body = match body.collect().await {
             Ok(body) => body.to_bytes(),
@@ -237,10 +275,15 @@ impl Handler for State {
                 return ApiError::bad_request(format!("the body broke off: {error}")).response();
             }
         };
-        let call = Call::read(parts, body);
+        let name = |certificate| self.authorities().as_ref().and_then(|authorities| authorities.name_of(certificate));
+        let client = peer.certificate.as_ref().and_then(name);
+        let call = Call::read(parts, body, client);
         self.requests().push(call.record());
         self.changed();
         unstalled(&mut self.stall.subscribe()).await;
+        if matches!(call.route, Route::Events { .. }) {
+            unstalled(&mut self.hold_event_writes.subscribe()).await;
+        }
         let answer = self.answer(&call);
         answer.unwrap_or_else(|error| error.response())
     }

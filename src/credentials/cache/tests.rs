@@ -96,7 +96,7 @@ fn sessions() -> (Arc<Sessions<FakeSts>>, FakeSts) {
 /// The request of a pod that has this role.
 fn request(role: &str) -> RoleRequest {
     let rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), ..Rules::default() };
-    let policy = Policy::new(rules, Arc::default()).unwrap();
+    let policy = Policy::new(rules, crate::policy::node::NodeIdentity::default()).unwrap();
     let pod = Pod {
         service_account: "default".to_owned(),
         uid: PodUid("uid".into()),
@@ -260,6 +260,15 @@ async fn a_failure_is_the_answer_for_a_while_and_then_tried_again() {
     assert_eq!(sts.calls(), 2);
     pass(30).await;
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_the_daemon_does_not_know_itself_yet_is_not_remembered() {
+    let (sessions, sts) = sessions();
+    sts.will(Answer::Error(AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Throttled))));
+    let error = sessions.get(&request("web")).await.unwrap_err();
+    assert_eq!(error.name(), "identity-unknown");
+    assert!(sessions.get(&request("web")).await.is_ok(), "as soon as it is known");
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,6 +8,17 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodUid(pub Box<str>);
 
+/// A pod of which nothing but its names is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodName {
+    /// Never used again for another pod.
+    pub uid: PodUid,
+    /// The namespace.
+    pub namespace: String,
+    /// The name, unique in the namespace at one time.
+    pub name: String,
+}
+
 /// What is known of one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
@@ -72,8 +83,8 @@ pub struct Surroundings {
     pub namespace: Option<Arc<Namespace>>,
     /// The pod's service account.
     pub service_account: Option<Arc<ServiceAccount>>,
-    /// Service accounts cannot be read here: one that is missing is not waited for.
-    pub service_accounts_unavailable: bool,
+    /// The API does not let us read the pod's service account: where it is not known, it is not waited for.
+    pub service_account_forbidden: bool,
 }
 
 /// Who claims an address.
@@ -85,6 +96,8 @@ pub enum Claims {
     One(Arc<Pod>),
     /// Pods of equal standing.
     Several(Vec<Arc<Pod>>),
+    /// A pod whose present state cannot be read, perhaps among others. This is what it last was.
+    Unreadable(Arc<Pod>),
 }
 
 /// The addresses of the node itself. No pod has one of them for its own: who asks from there is the node, or a pod in its

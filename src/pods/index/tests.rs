@@ -53,6 +53,7 @@ fn claims(index: &Index, at: &str) -> Vec<String> {
     let mut uids: Vec<_> = match index.by_ip(ip(at)) {
         Claims::None => vec![],
         Claims::One(pod) => vec![pod.uid.0.to_string()],
+        Claims::Unreadable(_) => vec!["unreadable".to_owned()],
         Claims::Several(pods) => {
             assert!(pods.len() > 1, "several are more than one");
             pods.iter().map(|pod| pod.uid.0.to_string()).collect()

@@ -1,33 +1,43 @@
 //! Pods that are gone for good: what keeps a late or repeated event from bringing one back.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
-use super::{Name, PodUid};
+use super::{Name, PodUid, is_older};
 
 /// How many are remembered. An event that is later than so many deletions is not expected from any API.
 pub(super) const MAX_TOMBSTONES: usize = 1024;
 
+#[derive(Debug)]
+struct Tombstone {
+    uid: PodUid,
+    name: Name,
+    /// A version at which the pod is known to have been there or to have gone.
+    seen: Option<u64>,
+}
+
 /// The last pods that were deleted. A UID is never used again, and two pods of one name are never there at one time.
 #[derive(Debug, Default)]
 pub(super) struct Tombstones {
-    order: VecDeque<(PodUid, Name)>,
-    uids: HashSet<PodUid>,
+    order: VecDeque<Tombstone>,
+    /// With the version by which the pod was gone.
+    uids: HashMap<PodUid, Option<u64>>,
     /// The latest version at which a pod of the name is known to have been there or to have gone, and how many tombstones
     /// have the name.
     names: HashMap<Name, (Option<u64>, usize)>,
 }
 
 impl Tombstones {
-    /// This pod will not come back.
-    pub(super) fn add(&mut self, uid: PodUid, name: Name, version: Option<u64>) {
-        if !self.uids.insert(uid.clone()) {
+    /// This pod, seen at one version, was gone by the other, and will not come back.
+    pub(super) fn add(&mut self, uid: PodUid, name: Name, seen: Option<u64>, gone_by: Option<u64>) {
+        if self.uids.contains_key(&uid) {
             return;
         }
+        self.uids.insert(uid.clone(), gone_by);
         let of_name = self.names.entry(name.clone()).or_default();
-        *of_name = (of_name.0.max(version), of_name.1 + 1);
-        self.order.push_back((uid, name));
+        *of_name = (of_name.0.max(seen), of_name.1 + 1);
+        self.order.push_back(Tombstone { uid, name, seen });
         if self.order.len() > MAX_TOMBSTONES
-            && let Some((uid, name)) = self.order.pop_front()
+            && let Some(Tombstone { uid, name, .. }) = self.order.pop_front()
         {
             self.uids.remove(&uid);
             if let Some(of_name) = self.names.get_mut(&name) {
@@ -42,7 +52,27 @@ impl Tombstones {
     /// Whether a pod, seen at this version, is one that is gone: itself, or one that had the name before another that is.
     pub(super) fn cover(&self, uid: &PodUid, name: &Name, version: Option<u64>) -> bool {
         let before = || self.names.get(name).and_then(|of_name| of_name.0).zip(version).is_some_and(|(gone, seen)| seen < gone);
-        self.uids.contains(uid) || before()
+        self.uids.contains_key(uid) || before()
+    }
+
+    /// A complete list of this version has the pod: it is not gone, unless it went after the list.
+    pub(super) fn lift(&mut self, uid: &PodUid, listed_at: Option<u64>) {
+        if self.uids.get(uid).is_none_or(|gone_by| is_older(listed_at, *gone_by)) {
+            return;
+        }
+        self.uids.remove(uid);
+        let Some(lifted) = self.order.iter().position(|tombstone| tombstone.uid == *uid).and_then(|at| self.order.remove(at)) else {
+            return;
+        };
+        let (mut seen, mut count) = (None, 0);
+        for other in self.order.iter().filter(|other| other.name == lifted.name) {
+            (seen, count) = (other.seen.max(seen), count + 1);
+        }
+        if count == 0 {
+            self.names.remove(&lifted.name);
+        } else {
+            self.names.insert(lifted.name, (seen, count));
+        }
     }
 
     pub(super) fn clear(&mut self) {

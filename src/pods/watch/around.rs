@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::sync::Once;
 
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
@@ -17,25 +17,14 @@ use super::objects::{Metadata, OnlyMetadata};
 use crate::pods::{Namespace, ServiceAccount};
 
 /// Annotation of a namespace with the expression of permitted roles (kiam's).
-const PERMITTED_KEY: &str = "iam.amazonaws.com/permitted";
+pub(super) const PERMITTED_KEY: &str = "iam.amazonaws.com/permitted";
 /// Annotation of a service account that EKS reads.
-const EKS_ROLE_KEY: &str = "eks.amazonaws.com/role-arn";
-/// How long service accounts are done without before it is seen whether they may be read by now.
-pub(super) const FORBIDDEN_AGAIN: Duration = Duration::from_secs(300);
+pub(super) const EKS_ROLE_KEY: &str = "eks.amazonaws.com/role-arn";
 
-/// Why an object is not followed any more.
-#[derive(Debug, PartialEq, Eq)]
-enum End {
-    /// No pod needs it.
-    Stopped,
-    /// The API does not let us.
-    Forbidden,
-}
-
-/// The objects that are followed now.
+/// The objects that are followed now, each until no pod needs it.
 struct Followed<'a, K> {
     stops: BTreeMap<K, CancellationToken>,
-    running: FuturesUnordered<BoxFuture<'a, End>>,
+    running: FuturesUnordered<BoxFuture<'a, ()>>,
 }
 
 impl<'a, K: Ord + Clone> Followed<'a, K> {
@@ -51,20 +40,14 @@ impl<'a, K: Ord + Clone> Followed<'a, K> {
     }
 
     /// Starts what is not running yet.
-    fn start<F: Future<Output = End> + Send + 'a>(&mut self, key: K, follow: impl FnOnce(K) -> F) {
+    fn start<F: Future<Output = ()> + Send + 'a>(&mut self, key: K, follow: impl FnOnce(K) -> F) {
         if self.stops.contains_key(&key) {
             return;
         }
         let stop = CancellationToken::new();
         self.stops.insert(key.clone(), stop.clone());
         let follow = follow(key);
-        self.running.push(Box::pin(async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => End::Stopped,
-                end = follow => end,
-            }
-        }));
+        self.running.push(Box::pin(async move { stop.run_until_cancelled(follow).await.unwrap_or_default() }));
     }
 }
 
@@ -85,7 +68,7 @@ pub(super) async fn watch_namespaces(watch: &Watch) {
     }
 }
 
-async fn watch_namespace(watch: &Watch, name: String) -> End {
+async fn watch_namespace(watch: &Watch, name: String) {
     let selection = Selection { resource: "namespaces", path: "/api/v1/namespaces".to_owned(), fields: format!("metadata.name={name}") };
     let mut latest = None;
     let take = |event: Event<'_, OnlyMetadata>| {
@@ -102,55 +85,41 @@ async fn watch_namespace(watch: &Watch, name: String) -> End {
         ControlFlow::Continue(())
     };
     follow(&watch.client, &watch.metrics, &selection, take).await;
-    End::Stopped
 }
 
-/// Watches the service accounts of pods without a role of their own for ever. Where they may not be read, they are done
-/// without.
+/// Watches the service accounts of pods without a role of their own for ever.
 pub(super) async fn watch_service_accounts(watch: &Watch) {
     let mut pods = watch.pods.clone();
-    let mut warned = false;
+    let warning = Once::new();
+    let mut followed = Followed::new();
     loop {
-        let mut followed = Followed::new();
-        loop {
-            let wanted = pods.service_accounts();
-            for (namespace, name) in followed.keep(&wanted) {
-                watch.writer.write(|index| index.delete_service_account(&namespace, &name));
-            }
-            wanted.into_iter().for_each(|account| followed.start(account, |account| watch_service_account(watch, account)));
-            tokio::select! {
-                () = pods.changed() => {}
-                Some(end) = followed.running.next() => if end == End::Forbidden { break },
-            }
+        let wanted = pods.service_accounts();
+        for (namespace, name) in followed.keep(&wanted) {
+            watch.writer.write(|index| index.delete_service_account(&namespace, &name));
         }
-        if !std::mem::replace(&mut warned, true) {
-            warn!(
-                "service accounts may not be read, and are done without: their role annotations have no effect; \
-                 add list and watch of serviceaccounts to the daemon's ClusterRole (see daemonset/rbac.yaml)"
-            );
+        wanted.into_iter().for_each(|account| followed.start(account, |account| watch_service_account(watch, account, &warning)));
+        tokio::select! {
+            () = pods.changed() => {}
+            Some(()) = followed.running.next() => {}
         }
-        let known: Vec<_> = followed.stops.into_keys().collect();
-        watch.writer.write(|index| {
-            index.set_service_accounts_unavailable(true);
-            known.iter().for_each(|(namespace, name)| index.delete_service_account(namespace, name));
-        });
-        tokio::time::sleep(FORBIDDEN_AGAIN).await;
     }
 }
 
-async fn watch_service_account(watch: &Watch, (namespace, name): (String, String)) -> End {
+async fn watch_service_account(watch: &Watch, (namespace, name): (String, String), warning: &Once) {
     let path = format!("/api/v1/namespaces/{}/serviceaccounts", encode(&namespace));
     let selection = Selection { resource: "serviceaccounts", path, fields: format!("metadata.name={name}") };
     let mut latest = None;
-    let mut end = End::Stopped;
     let take = |event: Event<'_, OnlyMetadata>| {
-        match &event {
-            Event::Failed(failure) if failure.code() == Some(403) => {
-                end = End::Forbidden;
-                return ControlFlow::Break(());
-            }
-            Event::Listed { .. } => watch.writer.write(|index| index.set_service_accounts_unavailable(false)),
-            _ => {}
+        // What is known of it still holds; where nothing is, its pods are refused. It is asked for again.
+        if matches!(&event, Event::Failed(failure) if failure.code() == Some(403)) {
+            warning.call_once(|| {
+                warn!(
+                    "service accounts may not be read: pods are refused that name no role and whose service account is not known; \
+                     add list and watch of serviceaccounts to the daemon's ClusterRole (see daemonset/rbac.yaml), or leave \
+                     --service-account-roles out"
+                );
+            });
+            watch.writer.write(|index| index.forbid_service_account(&namespace, &name));
         }
         match change(event, &name, &mut latest) {
             None => {}
@@ -165,7 +134,6 @@ async fn watch_service_account(watch: &Watch, (namespace, name): (String, String
         ControlFlow::Continue(())
     };
     follow(&watch.client, &watch.metrics, &selection, take).await;
-    end
 }
 
 /// What an event makes of the one object of this name: what it is now, or that it is not known; `None` where nothing

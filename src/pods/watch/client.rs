@@ -9,15 +9,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
-use http::header::ACCEPT;
+use http::header::{ACCEPT, CONTENT_TYPE};
 use http_body_util::BodyExt as _;
 use k8s_openapi::api::core::v1::Node;
 use kube::Config;
-use kube::client::Body;
+use kube::client::{AuthError, Body};
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use secrecy::ExposeSecret as _;
 use tracing::{info, warn};
 
+pub(crate) use super::failure::jitter;
 use super::failure::{Failure, Status};
 use crate::config::ApiConfig;
 use crate::telemetry::chain;
@@ -28,6 +29,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time of a question that something waits for.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest set-up of a client: an exec plugin is a program of its own.
+const SETUP_TIMEOUT: Duration = Duration::from_secs(30);
+/// What is still good for less is not used for a new connection.
+const LEAST_VALID: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
+/// Where a pod has its service account: kube's own path.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Bytes of an answer that is read whole: a page of 50 pods is some 600 kB, and the largest objects 3 MB each.
 const MAX_ANSWER: usize = 192 << 20;
 /// Bytes of an error's body that are read.
@@ -52,8 +59,9 @@ pub enum ClientError {
     Client(String),
 }
 
-/// The Kubernetes API; cheap to clone. Its identity is that of the files it was given, as they are now: when they change,
-/// the next connection is made with what they have become.
+/// The Kubernetes API; cheap to clone. Its identity is that of the files and the exec plugin it was given, as they are now:
+/// when they change, when a certificate of the plugin's ends, or when the API no longer knows the identity, the next
+/// connection is made with what they have become.
 #[derive(Clone)]
 pub struct Client(Arc<Shared>);
 
@@ -66,6 +74,8 @@ struct Shared {
 struct Connected {
     client: kube::Client,
     files: u64,
+    /// The API answered 401.
+    refused: bool,
 }
 
 impl std::fmt::Debug for Client {
@@ -76,28 +86,35 @@ impl std::fmt::Debug for Client {
 
 /// The client that the settings describe. Nothing is sent yet: an API that is not up is waited for by the watch.
 pub async fn connect(api: &ApiConfig) -> Result<Client, ClientError> {
-    let files = fingerprint(api);
-    let connected = Mutex::new(Connected { client: make(api).await?, files });
+    let files = fingerprint(api, Path::new(SERVICE_ACCOUNT));
+    let connected = Mutex::new(Connected { client: make(api).await?, files, refused: false });
     Ok(Client(Arc::new(Shared { api: api.clone(), connected, streaming_lists: AtomicBool::new(true) })))
 }
 
 impl Client {
     /// A client with the identity that the files have now.
     pub(super) async fn current(&self) -> kube::Client {
-        let files = fingerprint(&self.0.api);
-        if files == self.connected().files {
-            return self.connected().client.clone();
-        }
+        let files = fingerprint(&self.0.api, Path::new(SERVICE_ACCOUNT));
+        let (known, changed) = {
+            let connected = self.connected();
+            let changed = files != connected.files;
+            if !changed && !connected.refused && !is_ending(&connected.client) {
+                return connected.client.clone();
+            }
+            (connected.client.clone(), changed)
+        };
         match make(&self.0.api).await {
             Ok(client) => {
-                info!("the kubeconfig, or a file that it names, has changed; the Kubernetes API is asked with what it is now");
-                *self.connected() = Connected { client: client.clone(), files };
+                if changed {
+                    info!("the identity for the Kubernetes API has changed on disk; the API is asked with what it is now");
+                }
+                *self.connected() = Connected { client: client.clone(), files, refused: false };
                 client
             }
             // It may be half written. The files are looked at again with the next connection.
             Err(error) => {
-                warn!("the kubeconfig has changed, and what it is now cannot be used; what it was is used on: {error}");
-                self.connected().client.clone()
+                warn!("the identity for the Kubernetes API cannot be read anew; what it was is used on: {error}");
+                known
             }
         }
     }
@@ -121,14 +138,21 @@ impl Client {
     /// Asks, and has an answer once its head is there.
     pub(super) async fn ask(&self, target: &str) -> Result<Answer, Failure> {
         let request = Request::get(target).header(ACCEPT, "application/json").body(Body::empty());
-        let request = request.map_err(|_| Failure::Malformed("a request of ours"))?;
+        self.send(request.map_err(|_| Failure::Malformed("a request of ours"))?).await
+    }
+
+    async fn send(&self, request: Request<Body>) -> Result<Answer, Failure> {
         let client = self.current().await;
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.send(request)).await;
-        let answer = answer.map_err(|_| Failure::Silent)?.map_err(|error| Failure::Unreachable(chain(&error)))?;
+        let answer = answer.map_err(|_| Failure::Silent)?.map_err(|error| Failure::Unreachable(told(&error)))?;
         let status = answer.status();
         let mut answer = Answer(answer.into_body());
         if status.is_success() {
             return Ok(answer);
+        }
+        if status == http::StatusCode::UNAUTHORIZED {
+            // The identity may be one that a plugin gave, without saying for how long.
+            self.connected().refused = true;
         }
         let body = answer.whole(MAX_ERROR).await.unwrap_or_default();
         Err(Failure::Status(Status::of_answer(status.as_u16(), &body)))
@@ -137,6 +161,49 @@ impl Client {
     /// Asks for something small or for one page, and reads it whole.
     pub(super) async fn ask_whole(&self, target: &str) -> Result<Vec<u8>, Failure> {
         self.ask(target).await?.whole(MAX_ANSWER).await
+    }
+
+    /// Creates an object from JSON.
+    pub async fn post(&self, target: &str, object: Vec<u8>) -> Result<(), WriteError> {
+        self.write(Request::post(target).header(CONTENT_TYPE, "application/json"), object).await
+    }
+
+    /// Changes an object by a JSON merge patch.
+    pub async fn merge_patch(&self, target: &str, patch: Vec<u8>) -> Result<(), WriteError> {
+        self.write(Request::patch(target).header(CONTENT_TYPE, "application/merge-patch+json"), patch).await
+    }
+
+    async fn write(&self, request: http::request::Builder, body: Vec<u8>) -> Result<(), WriteError> {
+        let request = request.header(ACCEPT, "application/json").body(Body::from(body));
+        let request = request.map_err(|_| WriteError(Failure::Malformed("a request of ours")))?;
+        let sent = async {
+            // Read to its end, so that the connection serves again; nothing of it is needed.
+            self.send(request).await?.whole(MAX_ERROR).await.map(drop)
+        };
+        tokio::time::timeout(QUESTION_TIMEOUT, sent).await.unwrap_or(Err(Failure::Silent)).map_err(WriteError)
+    }
+}
+
+/// Why something was not written. The text is for the log.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct WriteError(Failure);
+
+impl WriteError {
+    /// The status that the API answered, where it did.
+    pub fn code(&self) -> Option<u16> {
+        self.0.code()
+    }
+
+    /// How long the API asks not to be asked.
+    pub fn retry_after(&self) -> Duration {
+        self.0.retry_after()
+    }
+
+    /// Whether nothing is created in the namespace any more, because it is being deleted (`NamespaceTerminatingCause`,
+    /// Kubernetes `core/v1`).
+    pub fn is_of_ending_namespace(&self) -> bool {
+        self.0.has_cause("NamespaceTerminating")
     }
 }
 
@@ -172,6 +239,19 @@ impl Answer {
     }
 }
 
+/// Whether the certificate that a plugin gave ends soon. Its tokens are renewed by the client itself.
+fn is_ending(client: &kube::Client) -> bool {
+    client.valid_until().as_ref().is_some_and(|end| *end < now() + LEAST_VALID)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the end of a certificate is a time of the wall clock, also to kube, which compares it with this one"
+)]
+fn now() -> jiff::Timestamp {
+    jiff::Timestamp::now()
+}
+
 async fn make(api: &ApiConfig) -> Result<kube::Client, ClientError> {
     let mut config = match (&api.kubeconfig, &api.server) {
         (Some(path), _) => {
@@ -197,29 +277,51 @@ async fn make(api: &ApiConfig) -> Result<kube::Client, ClientError> {
     if api.insecure {
         config.accept_invalid_certs = true;
     }
-    kube::Client::try_from(config).map_err(|error| ClientError::Client(chain(&error)))
+    // This runs an exec plugin, and waits for it: not where requests are served.
+    let made = tokio::task::spawn_blocking(move || kube::Client::try_from(config).map_err(|error| ClientError::Client(told(&error))));
+    match tokio::time::timeout(SETUP_TIMEOUT, made).await {
+        Ok(Ok(made)) => made,
+        Ok(Err(_)) => Err(ClientError::Client("its set-up panicked".to_owned())),
+        Err(_) => Err(ClientError::Client("the exec plugin of the kubeconfig does not end".to_owned())),
+    }
 }
 
-/// What the kubeconfig and the certificates that it names are now. A digest, so that no key is kept; a file that cannot
-/// be read counts as empty. Token files are read again by the client itself, and so is what a service account is given.
-fn fingerprint(api: &ApiConfig) -> u64 {
-    let mut digest = DefaultHasher::new();
-    let mut add = |path: &Path| std::fs::read(path).unwrap_or_default().hash(&mut digest);
-    if let Some(path) = &api.kubeconfig {
-        add(path);
-        named_by(path).iter().for_each(|path| add(path));
+/// What went wrong; of an exec plugin never its output, which is in kube's text and may hold a token.
+fn told(error: &kube::Error) -> String {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(now) = cause {
+        match now.downcast_ref() {
+            Some(AuthError::AuthExecRun { cmd, out }) => {
+                return format!("the exec plugin {cmd:?} of the kubeconfig failed, {}", out.status);
+            }
+            Some(AuthError::AuthExecParse(_)) => return "the exec plugin of the kubeconfig gave no ExecCredential".to_owned(),
+            _ => cause = now.source(),
+        }
     }
+    chain(error)
+}
+
+/// What the files are now that the identity comes from: the kubeconfig and what it names, or the service account's token and
+/// the API's certificate beside it. A digest, so that no key is kept; a file that cannot be read counts as empty.
+fn fingerprint(api: &ApiConfig, service_account: &Path) -> u64 {
+    let files = match &api.kubeconfig {
+        Some(path) => std::iter::once(path.clone()).chain(named_by(path)).collect(),
+        None if api.server.is_some() => Vec::new(),
+        None => vec![service_account.join("token"), service_account.join("ca.crt")],
+    };
+    let mut digest = DefaultHasher::new();
+    files.iter().for_each(|path| std::fs::read(path).unwrap_or_default().hash(&mut digest));
     digest.finish()
 }
 
-/// The certificates and keys that a kubeconfig names.
+/// The certificates, keys and tokens that a kubeconfig names.
 fn named_by(kubeconfig: &Path) -> Vec<PathBuf> {
     // Its paths are made absolute by this.
     let Ok(kubeconfig) = Kubeconfig::read_from(kubeconfig) else {
         return Vec::new();
     };
     let users = kubeconfig.auth_infos.into_iter().filter_map(|user| user.auth_info);
-    let of_users = users.flat_map(|user| [user.client_certificate, user.client_key]);
+    let of_users = users.flat_map(|user| [user.client_certificate, user.client_key, user.token_file]);
     let clusters = kubeconfig.clusters.into_iter().filter_map(|cluster| cluster.cluster);
     let of_clusters = clusters.map(|cluster| cluster.certificate_authority);
     of_users.chain(of_clusters).flatten().map(PathBuf::from).collect()
@@ -253,7 +355,7 @@ pub async fn node_addresses(client: &Client, node: &str) -> Result<Vec<IpAddr>, 
 }
 
 /// A value as it stands in a path or a query.
-pub(super) fn encode(value: &str) -> String {
+pub(crate) fn encode(value: &str) -> String {
     let mut encoded = String::with_capacity(value.len());
     for byte in value.bytes() {
         match byte {

@@ -68,10 +68,9 @@ pub(super) async fn settle(watch: &Watch) {
         let (due, later): (Vec<_>, Vec<_>) =
             open.partition(|(ip, _)| questions.get(ip).is_none_or(|question| question.asked_at.elapsed() >= ASK_AGAIN));
         if !due.is_empty() {
-            let asked_at = Instant::now();
             let mut answers = stream::iter(due).map(|(ip, claimants)| ask(watch, ip, claimants)).buffer_unordered(AT_ONCE);
-            while let Some((ip, confirmed)) = answers.next().await {
-                questions.insert(ip, Question { asked_at, confirmed });
+            while let Some((ip, question)) = answers.next().await {
+                questions.insert(ip, question);
                 let confirmed = questions.iter().map(|(ip, question)| (*ip, question.confirmed.clone())).collect();
                 watch.writer.write(|index| index.set_confirmed(confirmed));
             }
@@ -96,12 +95,14 @@ fn is_answered(question: Option<&Question>, claimants: &[Arc<Pod>]) -> bool {
     confirmed.len() == claimants.len() && claimants.iter().all(|pod| confirmed.contains(&pod.uid))
 }
 
-/// Asks about the pods that claim an address, and takes in what they are. Gives those that claim it by the API's word.
-async fn ask(watch: &Watch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr, Vec<PodUid>) {
+/// Asks about the pods that claim an address, and takes in what they are.
+async fn ask(watch: &Watch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr, Question) {
+    // Others may have been asked about before, and taken their time.
+    let asked_at = Instant::now();
     let mut answered = claimants.len() <= MAX_CLAIMANTS;
     for pod in claimants.iter().take(if answered { MAX_CLAIMANTS } else { 0 }) {
         match pod_now(watch, pod).await {
-            Ok(now) => take(watch, pod, now),
+            Ok((now, version)) => take(watch, pod, now, version),
             Err(failure) => {
                 debug!(namespace = %pod.namespace, pod = %pod.name, "what the pod is now could not be asked: {failure}");
                 answered = false;
@@ -115,39 +116,51 @@ async fn ask(watch: &Watch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr, Ve
             let confirmed = pods.iter().filter(|pod| claimants.iter().any(|asked| asked.uid == pod.uid)).map(|pod| pod.uid.clone());
             (Outcome::Confirmed, confirmed.collect())
         }
-        Lookup::Found(..) | Lookup::Unknown => (Outcome::Settled, Vec::new()),
+        Lookup::Found(..) | Lookup::Unreadable(_) | Lookup::Unknown => (Outcome::Settled, Vec::new()),
     };
     watch.metrics.ambiguous(outcome.name());
     let mut names: Vec<_> = claimants.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
     names.sort();
     info!(address = %ip, pods = names.join(", "), outcome = outcome.name(), "several pods claimed one address; the Kubernetes API was asked");
-    (ip, confirmed)
+    (ip, Question { asked_at, confirmed })
 }
 
-/// The pod of this node that has this one's name now, by a read of what the API has stored. It is a list of one, so that
-/// the permission to list is enough.
-async fn pod_now(watch: &Watch, pod: &Pod) -> Result<Option<PodObject>, Failure> {
+/// The pod of this node that has this one's name now, and the version of which that is so, by a read of what the API has
+/// stored. It is a list of one, so that the permission to list is enough.
+async fn pod_now(watch: &Watch, pod: &Pod) -> Result<(Option<PodObject>, Option<u64>), Failure> {
     let fields = format!("spec.nodeName={},metadata.namespace={},metadata.name={}", watch.node, pod.namespace, pod.name);
     let target = format!("/api/v1/pods?fieldSelector={}", encode(&fields));
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, watch.client.ask_whole(&target)).await;
     let list: PodList =
         serde_json::from_slice(&answer.unwrap_or(Err(Failure::Silent))?).map_err(|_| Failure::Malformed("a list that cannot be read"))?;
+    // Whatever else answers with JSON has said nothing of any pod.
+    if list.kind != "PodList" || list.metadata.resource_version.is_empty() {
+        return Err(Failure::Malformed("something that is no list of pods"));
+    }
     let is_named = |object: &PodObject| {
         let metadata = &object.metadata;
         metadata.name.as_deref() == Some(&*pod.name) && metadata.namespace.as_deref() == Some(&*pod.namespace)
     };
-    Ok(list.items.unwrap_or_default().into_iter().find(is_named))
+    Ok((list.items.unwrap_or_default().into_iter().find(is_named), list.metadata.resource_version.parse().ok()))
 }
 
 #[derive(Deserialize)]
 struct PodList {
+    kind: String,
+    metadata: ListMetadata,
     items: Option<Vec<PodObject>>,
 }
 
-fn take(watch: &Watch, pod: &Pod, now: Option<PodObject>) {
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListMetadata {
+    resource_version: String,
+}
+
+fn take(watch: &Watch, pod: &Pod, now: Option<PodObject>, version: Option<u64>) {
     let is_same = now.as_ref().is_some_and(|now| now.metadata.uid.as_deref() == Some(&*pod.uid.0));
     if !is_same {
-        watch.writer.write(|index| index.delete_at(&pod.uid, &pod.namespace, &pod.name, None));
+        watch.writer.write(|index| index.gone_at(&pod.uid, version));
     }
     if let Some(now) = now {
         watch.apply(now);

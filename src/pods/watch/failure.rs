@@ -35,6 +35,9 @@ pub(super) enum Failure {
     /// What was to be continued is not there any more: a list is needed.
     #[error("the Kubernetes API has not kept the changes since the last one seen")]
     Expired,
+    /// A change came of which not even the object's UID can be read. It may have been the end of any.
+    #[error("the Kubernetes API sent a change that cannot be read")]
+    Lost,
 }
 
 impl Failure {
@@ -47,10 +50,18 @@ impl Failure {
     }
 
     /// How long the API asks not to be asked.
-    fn retry_after(&self) -> Duration {
+    pub(super) fn retry_after(&self) -> Duration {
         match self {
             Self::Status(Status { details: Some(details), .. }) => Duration::from_secs(details.retry_after_seconds),
             _ => Duration::ZERO,
+        }
+    }
+
+    /// Whether the API gives this cause (`details.causes[].reason`).
+    pub(super) fn has_cause(&self, reason: &str) -> bool {
+        match self {
+            Self::Status(Status { details: Some(details), .. }) => details.causes.iter().any(|cause| cause.reason == reason),
+            _ => false,
         }
     }
 }
@@ -69,6 +80,13 @@ pub(super) struct Status {
 #[serde(default, rename_all = "camelCase")]
 struct Details {
     retry_after_seconds: u64,
+    causes: Vec<Cause>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Cause {
+    reason: String,
 }
 
 impl Status {
@@ -93,31 +111,40 @@ impl fmt::Display for Status {
 /// Pauses that grow while failures follow each other, and are not the same on every node.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
+    /// Since the last list that was complete.
     failures: u32,
+    /// Watches since the last one that lived: a list between them does not make them better.
+    short_watches: u32,
 }
 
 impl Backoff {
-    /// Something worked.
-    pub(super) fn reset(&mut self) {
+    /// A list came to its end.
+    pub(super) fn listed(&mut self) {
         self.failures = 0;
     }
 
-    /// The pause after one more failure.
-    pub(super) fn pause(&mut self, failure: &Failure) -> Duration {
-        let doubled = FIRST_PAUSE.saturating_mul(1 << self.failures.min(6)).min(LAST_PAUSE);
+    /// A watch lived long enough to have been of use.
+    pub(super) fn lived(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The pause after one more failure; whether it was of a watch that had begun, or could not go on from where it was.
+    pub(super) fn pause(&mut self, failure: &Failure, of_watch: bool) -> Duration {
+        let doubled = FIRST_PAUSE.saturating_mul(1 << self.failures.max(self.short_watches).min(6)).min(LAST_PAUSE);
         let least = failure.retry_after().clamp(FIRST_PAUSE, LAST_PAUSE);
         // History that is gone is no fault of the API's: the list comes at once, unless it was so the last time too.
         let pause = match failure {
-            Failure::Expired if self.failures == 0 => Duration::ZERO,
+            Failure::Expired | Failure::Lost if self.short_watches == 0 => Duration::ZERO,
             _ => doubled.mul_f64(1.0 - jitter() / 4.0).max(least),
         };
         self.failures = self.failures.saturating_add(1);
+        self.short_watches = self.short_watches.saturating_add(of_watch.into());
         pause
     }
 }
 
 /// A number from 0 to 1 that differs from call to call and from process to process.
-pub(super) fn jitter() -> f64 {
+pub(crate) fn jitter() -> f64 {
     // Each state has keys of its own, the first of them random.
     let random = RandomState::new().hash_one(()) >> 32;
     f64::from(u32::try_from(random).unwrap_or(0)) / f64::from(u32::MAX)
@@ -130,25 +157,42 @@ mod tests {
     #[test]
     fn pauses_grow_to_a_bound_and_begin_anew_after_a_success() {
         let mut backoff = Backoff::default();
-        let pauses: Vec<_> = (0..10).map(|_| backoff.pause(&Failure::Silent)).collect();
+        let pauses: Vec<_> = (0..10).map(|_| backoff.pause(&Failure::Silent, false)).collect();
         assert!(pauses.iter().all(|pause| (FIRST_PAUSE..=LAST_PAUSE).contains(pause)), "{pauses:?}");
         assert!(pauses[9] >= LAST_PAUSE.mul_f64(0.75) && pauses[4] > pauses[1], "{pauses:?}");
-        backoff.reset();
-        assert_eq!(backoff.pause(&Failure::Silent), FIRST_PAUSE);
+        backoff.listed();
+        assert_eq!(backoff.pause(&Failure::Silent, false), FIRST_PAUSE);
     }
 
     #[test]
     fn lost_history_costs_no_pause_but_the_second_time() {
+        for gone in [Failure::Expired, Failure::Lost] {
+            let mut backoff = Backoff::default();
+            backoff.pause(&Failure::Silent, false);
+            assert_eq!(backoff.pause(&gone, true), Duration::ZERO, "failures of another kind do not delay it");
+            assert!(backoff.pause(&gone, true) >= FIRST_PAUSE);
+        }
+    }
+
+    #[test]
+    fn lists_between_watches_that_do_not_live_shorten_no_pause() {
         let mut backoff = Backoff::default();
-        assert_eq!(backoff.pause(&Failure::Expired), Duration::ZERO);
-        assert!(backoff.pause(&Failure::Expired) >= FIRST_PAUSE);
+        let mut pause = || {
+            let pause = backoff.pause(&Failure::Expired, true);
+            backoff.listed();
+            pause
+        };
+        let pauses: Vec<_> = (0..10).map(|_| pause()).collect();
+        assert!(pauses[1] >= FIRST_PAUSE && pauses[4] > pauses[2] && pauses[9] >= LAST_PAUSE.mul_f64(0.75), "{pauses:?}");
+        backoff.lived();
+        assert_eq!(backoff.pause(&Failure::Expired, true), Duration::ZERO);
     }
 
     #[test]
     fn the_api_is_left_alone_for_as_long_as_it_asks() {
         let body = br#"{"code":429,"reason":"TooManyRequests","message":"later","details":{"retryAfterSeconds":20}}"#;
         let status = Failure::Status(Status::of_answer(429, body));
-        assert_eq!(Backoff::default().pause(&status), Duration::from_secs(20));
+        assert_eq!(Backoff::default().pause(&status, false), Duration::from_secs(20));
         assert_eq!(status.to_string(), "the Kubernetes API answered 429 TooManyRequests: later");
     }
 

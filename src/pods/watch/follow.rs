@@ -2,8 +2,8 @@
 //!
 //! A list is had as the beginning of a watch where the server does that (Kubernetes 1.32 and later: `sendInitialEvents`),
 //! and page by page where not. A watch goes on where the last one ended; when the server has not kept what came since, the
-//! list begins anew. A list is given out when it is complete. Each object is decoded by itself: one that cannot be is
-//! skipped, and does not stop the others. <https://kubernetes.io/docs/reference/using-api/api-concepts/>
+//! list begins anew, and also when a change cannot be told: it may have been a deletion. A list is given out when it is
+//! complete. Each object is decoded by itself: one that cannot be is told by its names, and does not stop the others. <https://kubernetes.io/docs/reference/using-api/api-concepts/>
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
@@ -28,8 +28,13 @@ const WATCH_SECONDS: (f64, f64) = (270.0, 40.0);
 const WATCH_SILENCE: Duration = Duration::from_secs(90);
 /// The same while a list comes.
 const LIST_SILENCE: Duration = Duration::from_secs(30);
-/// A watch that ends within this time, with nothing sent, has not worked.
+/// A watch that ends within this time has not worked.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
+/// One that lasts so long has.
+const LIVING_WATCH: Duration = Duration::from_secs(5);
+/// How many watches that go on from one version may bring nothing. Then the version may be one that the server does not
+/// have yet, because its data was restored from an earlier state; a list shows what it has.
+const FRUITLESS_WATCHES: u8 = 2;
 /// How often a list may show an earlier state than was known before it is taken for a new history.
 const EARLIER_LISTS: u8 = 2;
 
@@ -49,8 +54,9 @@ pub(super) struct Selection {
 pub(super) enum Event<'a, T> {
     /// Something was heard of the API.
     Alive,
-    /// These are all of them, as of a version. `new_history` says that versions began anew.
-    Listed { objects: Vec<T>, version: Option<u64>, new_history: bool },
+    /// These are all of them, as of a version; `unreadable` are those of which no more can be read. `new_history` says that
+    /// versions began anew.
+    Listed { objects: Vec<T>, unreadable: Vec<Metadata>, version: Option<u64>, new_history: bool },
     /// One is there, or is different now.
     Applied(T),
     /// One is gone for good.
@@ -70,13 +76,30 @@ pub(super) struct Follow<'a, T, F> {
     /// The version that the next watch goes on from; without one, a list is needed.
     position: Option<String>,
     /// The list that is coming in.
-    listing: Option<Vec<T>>,
+    listing: Option<Listing<T>>,
     /// The highest version seen.
     highest: Option<u64>,
     earlier_lists: u8,
+    /// Watches from one version that brought nothing.
+    fruitless: u8,
+    /// Whether the watch of this turn was begun by the server, and whether it brought anything.
+    begun: bool,
+    heard: bool,
     /// Whether this server sends them.
     bookmarks: bool,
     backoff: Backoff,
+}
+
+/// A list as far as it is there.
+struct Listing<T> {
+    objects: Vec<T>,
+    unreadable: Vec<Metadata>,
+}
+
+impl<T> Default for Listing<T> {
+    fn default() -> Self {
+        Self { objects: Vec::new(), unreadable: Vec::new() }
+    }
 }
 
 #[derive(Deserialize)]
@@ -119,6 +142,9 @@ pub(super) async fn follow<T: Object>(
         listing: None,
         highest: None,
         earlier_lists: 0,
+        fruitless: 0,
+        begun: false,
+        heard: false,
         bookmarks: false,
         backoff: Backoff::default(),
     };
@@ -128,31 +154,52 @@ pub(super) async fn follow<T: Object>(
 impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
     /// One list or one watch, and the pause that its failure asks for.
     async fn once(&mut self) -> ControlFlow<()> {
+        (self.begun, self.heard) = (false, false);
         let worked = match self.position.clone() {
             None if self.client.streams_lists() => self.watch(None).await,
             None => self.list().await,
             Some(position) => self.watch(Some(&position)).await,
         };
         self.listing = None;
+        if self.position.is_some() {
+            self.judge(&worked);
+        }
         let failure = match worked {
             Ok(flow) => return flow,
             Err(Failure::Status(status)) if status.code == 410 => Failure::Expired,
             Err(failure) => failure,
         };
         let Selection { resource, fields, .. } = self.selection;
-        match &failure {
-            Failure::Expired => {
-                self.position = None;
-                debug!(resource, fields, "{failure}; listing anew");
-            }
-            _ => {
-                self.metrics.watch_failed(resource);
-                warn!(resource, fields, error = %failure, "the Kubernetes API was asked in vain; it is asked again, and what is known is used");
-            }
+        let is_gone = matches!(failure, Failure::Expired | Failure::Lost);
+        if is_gone {
+            self.position = None;
+            debug!(resource, fields, "{failure}; listing anew");
+        } else {
+            self.metrics.watch_failed(resource);
+            warn!(resource, fields, error = %failure, "the Kubernetes API was asked in vain; it is asked again, and what is known is used");
         }
         (self.take)(Event::Failed(&failure))?;
-        tokio::time::sleep(self.backoff.pause(&failure)).await;
+        tokio::time::sleep(self.backoff.pause(&failure, self.begun || is_gone)).await;
         ControlFlow::Continue(())
+    }
+
+    /// Whether the position is still good, after a watch from it: a list is needed where it is not.
+    fn judge(&mut self, worked: &Result<ControlFlow<()>, Failure>) {
+        let failure = worked.as_ref().err();
+        // What is said of a version that is ahead of the server's: by the version, by the request, by the time it took.
+        let is_refused = matches!(failure.and_then(Failure::code), Some(400 | 422 | 504));
+        if self.heard {
+            self.fruitless = 0;
+        } else if self.begun || matches!(failure, Some(Failure::Silent)) {
+            self.fruitless += 1;
+        }
+        if is_refused || self.fruitless >= FRUITLESS_WATCHES {
+            let Selection { resource, fields, .. } = self.selection;
+            debug!(resource, fields, "watches from the last version seen bring nothing; listing anew");
+            (self.fruitless, self.position) = (0, None);
+            // What leads to a list and back to this is to take ever longer.
+            self.begun = true;
+        }
     }
 
     /// A list in pages. They all show the state of the first one.
@@ -160,22 +207,30 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         let Selection { path, fields, .. } = self.selection;
         let first = format!("{path}?limit={PAGE_SIZE}&fieldSelector={}", encode(fields));
         let mut target = first.clone();
-        let mut objects = Vec::new();
+        let mut list = Listing::default();
         loop {
             let body = self.client.ask_whole(&target).await?;
             if (self.take)(Event::Alive).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
             let page: Page<'_> = serde_json::from_slice(&body).map_err(|_| Failure::Malformed("a list that cannot be read"))?;
-            objects.extend(page.items.unwrap_or_default().into_iter().filter_map(|item| self.decode(item).ok()));
+            for item in page.items.unwrap_or_default() {
+                match self.decode(item) {
+                    Ok(object) => list.objects.push(object),
+                    Err(metadata) => list.unreadable.extend(metadata.map(|metadata| *metadata)),
+                }
+            }
             match page.metadata.r#continue.filter(|token| !token.is_empty()) {
                 Some(token) => target = format!("{first}&continue={}", encode(&token)),
-                None => return self.listed(objects, page.metadata.resource_version),
+                None => return self.listed(list, page.metadata.resource_version),
             }
         }
     }
 
-    fn listed(&mut self, objects: Vec<T>, version: String) -> Result<ControlFlow<()>, Failure> {
+    fn listed(&mut self, list: Listing<T>, version: String) -> Result<ControlFlow<()>, Failure> {
+        if version.is_empty() {
+            return Err(Failure::Malformed("a list without a version"));
+        }
         let number = version.parse().ok();
         let earlier = matches!((number, self.highest), (Some(number), Some(highest)) if number < highest);
         if earlier && self.earlier_lists < EARLIER_LISTS {
@@ -185,7 +240,10 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         self.earlier_lists = 0;
         self.highest = if earlier { number } else { self.highest.max(number) };
         self.position = Some(version);
-        Ok((self.take)(Event::Listed { objects, version: number, new_history: earlier }))
+        self.fruitless = 0;
+        self.backoff.listed();
+        let Listing { objects, unreadable } = list;
+        Ok((self.take)(Event::Listed { objects, unreadable, version: number, new_history: earlier }))
     }
 
     /// A watch from a version, or one that begins with a list.
@@ -201,10 +259,21 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         if (self.take)(Event::Alive).is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        self.listing = from.is_none().then(Vec::new);
-        let outcome = self.read(&mut answer).await;
-        // Whatever a list of this kind that never ends is due to, one in pages is another way.
-        if self.listing.is_some() && matches!(outcome, Ok(ControlFlow::Continue(())) | Err(Failure::Silent)) {
+        self.begun = true;
+        self.listing = from.is_none().then(Listing::default);
+        let began = Instant::now();
+        let outcome = self.read(&mut answer, began).await;
+        if began.elapsed() >= LIVING_WATCH {
+            self.backoff.lived();
+        }
+        // Whatever a list of this kind that never ends is due to, one in pages is another way. In one of those, an object
+        // that cannot be read is no change that is lost.
+        let is_endless = match &outcome {
+            Ok(ControlFlow::Continue(())) | Err(Failure::Silent | Failure::Lost) => true,
+            Err(Failure::Ended) => self.heard,
+            _ => false,
+        };
+        if self.listing.is_some() && is_endless {
             self.client.without_streaming_lists();
         }
         outcome
@@ -220,21 +289,18 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         format!("{path}?watch=true&allowWatchBookmarks=true&timeoutSeconds={seconds:.0}&fieldSelector={}&{start}", encode(fields))
     }
 
-    async fn read(&mut self, answer: &mut Answer) -> Result<ControlFlow<()>, Failure> {
-        let began = Instant::now();
+    async fn read(&mut self, answer: &mut Answer, began: Instant) -> Result<ControlFlow<()>, Failure> {
         let mut lines = Lines::default();
-        let mut heard = false;
         loop {
             let silence = if self.listing.is_some() { LIST_SILENCE } else { WATCH_SILENCE };
             let bytes = match answer.bytes(silence).await {
                 Ok(Some(bytes)) => bytes,
-                Ok(None) if !heard && began.elapsed() < SHORTEST_WATCH => return Err(Failure::Ended),
-                Ok(None) => break,
+                Ok(None) if began.elapsed() < SHORTEST_WATCH => return Err(Failure::Ended),
+                Ok(None) => return Ok(ControlFlow::Continue(())),
                 // A server without bookmarks has nothing to say where nothing happens.
-                Err(Failure::Silent) if !self.bookmarks && self.listing.is_none() => break,
+                Err(Failure::Silent) if !self.bookmarks && self.listing.is_none() => return Ok(ControlFlow::Continue(())),
                 Err(failure) => return Err(failure),
             };
-            heard = true;
             if (self.take)(Event::Alive).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
@@ -244,8 +310,6 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
                 }
             }
         }
-        self.backoff.reset();
-        Ok(ControlFlow::Continue(()))
     }
 
     fn line(&mut self, line: Line) -> Result<ControlFlow<()>, Failure> {
@@ -255,31 +319,34 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         };
         let Some(WatchLine { kind, object }) = parsed else {
             self.undecodable(None);
-            return Ok(ControlFlow::Continue(()));
+            return Err(Failure::Lost);
         };
         if kind == "ERROR" {
             return Err(Failure::Status(serde_json::from_str::<Status>(object.get()).unwrap_or_default()));
         }
-        if self.listing.is_none() {
-            self.backoff.reset();
-        }
+        self.heard = true;
+        let unreadable = |metadata: Option<Box<Metadata>>| metadata.ok_or(Failure::Lost);
         let event = match &*kind {
             "ADDED" | "MODIFIED" => match self.decode::<T>(object) {
                 Ok(object) => Event::Applied(object),
-                Err(Some(metadata)) => Event::Unreadable(*metadata),
-                Err(None) => return Ok(ControlFlow::Continue(())),
+                Err(metadata) => Event::Unreadable(*unreadable(metadata)?),
             },
+            // What is gone need not be read.
             "DELETED" => match self.decode::<OnlyMetadata>(object) {
                 Ok(object) => Event::Deleted(object.metadata),
-                Err(_) => return Ok(ControlFlow::Continue(())),
+                Err(metadata) => Event::Deleted(*unreadable(metadata)?),
             },
-            "BOOKMARK" => match self.decode::<OnlyMetadata>(object) {
+            "BOOKMARK" => match serde_json::from_str::<OnlyMetadata>(object.get()) {
                 Ok(object) => return self.bookmark(object.metadata),
-                Err(_) => return Ok(ControlFlow::Continue(())),
+                Err(_) => {
+                    self.undecodable(None);
+                    return Ok(ControlFlow::Continue(()));
+                }
             },
             _ => {
-                self.undecodable(None);
-                return Ok(ControlFlow::Continue(()));
+                let metadata = Metadata::of_any(object.get());
+                self.undecodable(metadata.as_ref());
+                Event::Unreadable(metadata.ok_or(Failure::Lost)?)
             }
         };
         Ok(self.event(event))
@@ -293,8 +360,13 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         };
         if let Some(list) = &mut self.listing {
             // Changes while the list comes are part of it.
-            list.retain(|object| object.metadata().uid != metadata.uid);
-            list.extend(if let Event::Applied(object) = event { Some(object) } else { None });
+            list.objects.retain(|object| object.metadata().uid != metadata.uid);
+            list.unreadable.retain(|other| other.uid != metadata.uid);
+            match event {
+                Event::Applied(object) => list.objects.push(object),
+                Event::Unreadable(metadata) => list.unreadable.push(metadata),
+                _ => {}
+            }
             return ControlFlow::Continue(());
         }
         // One that comes late, or again, does not take the watch back.
@@ -313,10 +385,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             return Ok(ControlFlow::Continue(()));
         };
         match self.listing.take() {
-            Some(list) if ends_list => {
-                self.backoff.reset();
-                return self.listed(list, version);
-            }
+            Some(list) if ends_list => return self.listed(list, version),
             Some(list) => self.listing = Some(list),
             // The API's data was restored from an earlier state, and what we wait for may be long in coming.
             None if matches!((number, self.highest), (Some(number), Some(highest)) if number < highest) => return Err(Failure::Expired),
@@ -329,13 +398,16 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// An object, or what can be said of one that is not what we take it for.
+    /// An object, or what can be said of one that is not what we take it for. Without a UID it is none.
     fn decode<O: Object>(&self, object: &RawValue) -> Result<O, Option<Box<Metadata>>> {
-        serde_json::from_str(object.get()).map_err(|_| {
-            let metadata = serde_json::from_str(object.get()).ok().map(|object: OnlyMetadata| Box::new(object.metadata));
-            self.undecodable(metadata.as_deref());
-            metadata
-        })
+        if let Ok(decoded) = serde_json::from_str::<O>(object.get())
+            && decoded.metadata().uid.is_some()
+        {
+            return Ok(decoded);
+        }
+        let metadata = Metadata::of_any(object.get());
+        self.undecodable(metadata.as_ref());
+        Err(metadata.map(Box::new))
     }
 
     fn undecodable(&self, metadata: Option<&Metadata>) {

@@ -26,6 +26,15 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
+    /// The names of an object that is not what it is taken for, and its version; `None` where it has no UID.
+    pub(super) fn of_any(object: &str) -> Option<Self> {
+        let object: serde_json::Value = serde_json::from_str(object).ok()?;
+        let text = |field: &str| object["metadata"][field].as_str().map(str::to_owned);
+        let uid = Some(text("uid").filter(|uid| !uid.is_empty())?);
+        let (name, namespace, resource_version) = (text("name"), text("namespace"), text("resourceVersion"));
+        Some(Self { name, namespace, uid, resource_version, ..Self::default() })
+    }
+
     /// The resource version, where it is a number: then it grows with every change.
     pub(super) fn version(&self) -> Option<u64> {
         self.resource_version.as_deref()?.parse().ok()

@@ -1,7 +1,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
 use std::net::{Ipv4Addr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rolegate_lab::kube::{KubeApi, PodBuilder, Resource, Verb, namespace, service_account};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::config::ApiConfig;
@@ -27,11 +30,10 @@ fn lab() -> KubeApi {
     KubeApi::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).unwrap()
 }
 
-async fn run(api: KubeApi, needs: Needs) -> Running {
-    let (writer, pods) = pods();
-    let metrics = Metrics::new();
-    let watch = Watch {
-        client: client::connect(&ApiConfig { server: Some(api.url()), ..ApiConfig::default() }).await.unwrap(),
+async fn watch(url: String, writer: PodsWriter, pods: Pods, needs: Needs) -> Watch {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Watch {
+        client: client::connect(&ApiConfig { server: Some(url), ..ApiConfig::default() }).await.unwrap(),
         node: "node-a".to_owned(),
         node_addresses: Box::new(NodeAddresses::default),
         annotations: AnnotationKeys {
@@ -40,10 +42,16 @@ async fn run(api: KubeApi, needs: Needs) -> Running {
             allowed_roles: "iam.amazonaws.com/allowed-roles".to_owned(),
         },
         writer,
-        pods: pods.clone(),
+        pods,
         needs,
-        metrics: metrics.clone(),
-    };
+        metrics: Metrics::new(),
+    }
+}
+
+async fn run(api: KubeApi, needs: Needs) -> Running {
+    let (writer, pods) = pods();
+    let watch = watch(api.url(), writer, pods.clone(), needs).await;
+    let metrics = watch.metrics.clone();
     let task = tokio::spawn(watch.run(Readiness::default().step("the first list")));
     Running { api, pods, metrics, task }
 }
@@ -84,7 +92,7 @@ async fn service_accounts_are_known_of_pods_that_name_no_role_themselves() {
     let known = running.around("10.42.0.2", |around| around.service_account.is_some()).await;
     let account = known.service_account.unwrap();
     assert_eq!((account.role.as_deref(), account.eks_role.as_deref()), (Some("shop"), Some("arn:aws:iam::1:role/shop")));
-    assert!(!known.service_accounts_unavailable);
+    assert!(!known.service_account_forbidden);
     running.api.apply(Resource::ServiceAccounts, service_account("shop", "late", &[]));
     running.around("10.42.0.4", |around| around.service_account.is_some()).await;
     running.api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &[]));
@@ -100,27 +108,48 @@ async fn service_accounts_are_known_of_pods_that_name_no_role_themselves() {
     assert_eq!(requests.iter().filter(|request| request.path == "/api/v1/namespaces").count(), 0);
 }
 
-#[tokio::test]
-async fn service_accounts_that_may_not_be_read_are_done_without_and_asked_for_later() {
-    let api = lab();
+fn may_read_accounts(api: &KubeApi, may: bool) {
     for verb in [Verb::List, Verb::Watch] {
-        api.deny(verb, "serviceaccounts");
+        if may { api.allow(verb, "serviceaccounts") } else { api.deny(verb, "serviceaccounts") }
     }
+}
+
+#[tokio::test]
+async fn a_service_account_that_may_not_be_read_is_said_to_be_and_asked_for_again() {
+    let api = lab();
+    may_read_accounts(&api, false);
     api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &[]));
     put(&api, PodBuilder::new("shop", "web").ip("10.42.0.2").service_account("seller"));
     let running = run(api, ACCOUNTS).await;
-    let known = running.around("10.42.0.2", |around| around.service_accounts_unavailable).await;
+    let known = running.around("10.42.0.2", |around| around.service_account_forbidden).await;
     assert_eq!(known.service_account, None);
-    let asked = |running: &Running| running.api.requests().iter().filter(|request| request.path.ends_with("/serviceaccounts")).count();
-    assert_eq!(asked(&running), 1);
-    for verb in [Verb::List, Verb::Watch] {
-        running.api.allow(verb, "serviceaccounts");
-    }
-    tokio::time::pause();
-    tokio::time::advance(around::FORBIDDEN_AGAIN).await;
-    tokio::time::resume();
+    may_read_accounts(&running.api, true);
     let known = running.around("10.42.0.2", |around| around.service_account.is_some()).await;
-    assert!(!known.service_accounts_unavailable);
+    assert!(!known.service_account_forbidden);
+}
+
+#[tokio::test]
+async fn service_accounts_that_may_not_be_read_any_more_stay_known_and_do_not_stop_others() {
+    let api = lab();
+    api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &[("iam.amazonaws.com/role", "shop")]));
+    put(&api, PodBuilder::new("shop", "web").ip("10.42.0.2").service_account("seller"));
+    let running = run(api, ACCOUNTS).await;
+    running.around("10.42.0.2", |around| around.service_account.is_some()).await;
+    may_read_accounts(&running.api, false);
+    running.api.cut_connections();
+    let known = running.around("10.42.0.2", |around| around.service_account_forbidden).await;
+    assert_eq!(known.service_account.unwrap().role.as_deref(), Some("shop"), "what is known still holds");
+    // One that is new is refused, and neither hurts the other.
+    running.api.apply(Resource::ServiceAccounts, service_account("shop", "late", &[]));
+    put(&running.api, PodBuilder::new("shop", "late").ip("10.42.0.3").service_account("late"));
+    let known = running.around("10.42.0.3", |around| around.service_account_forbidden).await;
+    assert_eq!(known.service_account, None);
+    running.around("10.42.0.2", |around| around.service_account.is_some()).await;
+    may_read_accounts(&running.api, true);
+    running.around("10.42.0.3", |around| around.service_account.is_some() && !around.service_account_forbidden).await;
+    running.api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &[("iam.amazonaws.com/role", "other")]));
+    let is_new = |around: &Surroundings| around.service_account.as_ref().is_some_and(|account| account.role.as_deref() == Some("other"));
+    running.around("10.42.0.2", is_new).await;
 }
 
 #[tokio::test]
@@ -183,4 +212,74 @@ async fn a_pod_that_says_it_has_the_nodes_address_does_not_have_it() {
     let running = run(api, Needs::default()).await;
     running.around("10.42.0.2", |_| true).await;
     assert_eq!(running.pods.by_ip("10.0.0.10".parse().unwrap()), Lookup::Unknown);
+}
+
+#[tokio::test]
+async fn something_that_is_no_list_of_pods_says_nothing_of_any() {
+    for answer in [
+        "{}",
+        r#"{"kind":"PodList","items":[]}"#,
+        r#"{"kind":"PodList","metadata":{"resourceVersion":""},"items":[]}"#,
+        r#"{"kind":"List","metadata":{"resourceVersion":"9"},"items":[]}"#,
+    ] {
+        let server = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let url = format!("http://{}", server.local_addr().unwrap());
+        let answering = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = server.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 4096]).await;
+                let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", answer.len());
+                let _ = stream.write_all((head + answer).as_bytes()).await;
+            }
+        });
+        let (writer, pods) = pods();
+        let watch = watch(url, writer, pods.clone(), Needs::default()).await;
+        let mut objects: Vec<PodObject> = Vec::new();
+        for name in ["a", "b"] {
+            let pod = PodBuilder::new("shop", name).node("node-a").uid(name).ip("10.42.0.2").build();
+            objects.push(serde_json::from_value(pod).unwrap());
+        }
+        objects.into_iter().for_each(|object| watch.apply(object));
+        let metrics = watch.metrics.clone();
+        let settling = tokio::spawn(async move { doubts::settle(&watch).await });
+        let mut changes = pods.clone();
+        let unanswered = async {
+            while !String::from_utf8(metrics.render()).unwrap().contains(r#"outcome="unanswered"} 1"#) {
+                changes.changed().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), unanswered).await.unwrap_or_else(|_| panic!("{answer} is no answer"));
+        assert!(matches!(pods.by_ip("10.42.0.2".parse().unwrap()), Lookup::Ambiguous(_)), "{answer}");
+        settling.abort();
+        answering.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_nodes_addresses_are_kept_where_they_cannot_be_read() {
+    let (writer, pods) = pods();
+    let read = Arc::new(AtomicU32::new(0));
+    let node_addresses = {
+        let read = read.clone();
+        move || match read.fetch_add(1, Ordering::Relaxed) {
+            1 => NodeAddresses::default(),
+            // One that is gone is gone, as long as there are others.
+            2 => NodeAddresses { ips: ["10.0.0.11".parse().unwrap()].into(), loopback: false },
+            _ => NodeAddresses { ips: ["10.0.0.10", "10.0.0.11"].map(|ip| ip.parse().unwrap()).into(), loopback: false },
+        }
+    };
+    let watch = Watch {
+        node_addresses: Box::new(node_addresses),
+        ..watch("http://127.0.0.1:1".to_owned(), writer, pods.clone(), Needs::default()).await
+    };
+    let watching = tokio::spawn(async move { watch.watch_node_addresses().await });
+    for (times, is_node) in [(1, true), (2, true), (3, false)] {
+        while read.load(Ordering::Relaxed) < times {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let began = tokio::time::Instant::now();
+        pods.wait_for_ip("10.0.0.10".parse().unwrap(), Duration::from_millis(1), |_, _| true).await;
+        assert_eq!(began.elapsed() == Duration::ZERO, is_node, "read {times} times: who has the node's address is not waited for");
+    }
+    watching.abort();
 }

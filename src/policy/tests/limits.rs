@@ -2,6 +2,8 @@
 
 use super::*;
 
+const PARTITIONS: [&str; 8] = ["aws", "aws-cn", "aws-us-gov", "aws-eusc", "aws-iso", "aws-iso-b", "aws-iso-e", "aws-iso-f"];
+
 #[test]
 fn the_ceiling_of_the_node_holds_for_every_role() {
     let ceiling = |patterns: &[&str]| Some(patterns.iter().map(|pattern| (*pattern).to_owned()).collect());
@@ -28,7 +30,7 @@ fn the_ceiling_of_the_node_holds_for_every_role() {
         }
     }
     let unreadable = Rules { allowed_roles: ceiling(&[""]), ..rules() };
-    assert_eq!(Policy::new(unreadable, Arc::default()).err(), Some(Mistake::BadPattern));
+    assert_eq!(Policy::new(unreadable, NodeIdentity::default()).err(), Some(Mistake::BadPattern));
 }
 
 #[test]
@@ -38,26 +40,36 @@ fn audit_mode_does_not_lift_the_limits_of_the_node() {
     assert_eq!(decide(&audit, &pod_with("nodes"), &Surroundings::default()), Decision::Deny(Denial::NodeRole));
 }
 
+/// A policy of a node that is `NODE`, on an instance with this role.
+fn policy_on(rules: &Rules, instance_role: Option<&str>) -> Policy {
+    let node = NodeIdentity::from(NODE.parse::<CallerIdentity>().unwrap());
+    node.set_instance_role(instance_role.map(arn));
+    Policy::new(rules.clone(), node).unwrap()
+}
+
 #[test]
 fn the_nodes_own_role_is_not_for_pods() {
-    let instance = Rules { instance_role: Some(arn("instance")), ..rules() };
-    for (rules, role, expected) in [
-        (rules(), "nodes", false),
-        (rules(), "path/nodes", false),
-        (rules(), "Nodes", false),
-        (rules(), "arn:aws:iam::444455556666:role/nodes", true),
-        (rules(), "nodes2", true),
-        (rules(), "nodes/web", true),
-        (instance.clone(), "instance", false),
-        (instance.clone(), "path/Instance", false),
-        (instance.clone(), "nodes", false),
-        (instance.clone(), "web", true),
-        (Rules { allow_node_role: true, ..instance.clone() }, "instance", true),
-        (Rules { allow_node_role: true, ..instance }, "nodes", true),
+    let allowing = Rules { allow_node_role: true, ..rules() };
+    for (rules, instance, role, expected) in [
+        (rules(), None, "nodes", false),
+        (rules(), None, "path/nodes", false),
+        (rules(), None, "Nodes", false),
+        (rules(), None, "arn:aws:iam::444455556666:role/nodes", true),
+        (rules(), None, "nodes2", true),
+        (rules(), None, "nodes/web", true),
+        (rules(), Some("instance"), "instance", false),
+        (rules(), Some("instance"), "path/Instance", false),
+        (rules(), Some("instance"), "nodes", false),
+        (rules(), Some("instance"), "web", true),
+        (rules(), Some("instance"), "arn:aws:iam::444455556666:role/instance", true),
+        (allowing.clone(), Some("instance"), "instance", true),
+        (allowing.clone(), Some("instance"), "nodes", true),
     ] {
-        let by_default =
-            Rules { default_role: Some(allowed(&Rules { allow_node_role: true, ..rules.clone() }, &pod_with(role)).role), ..rules.clone() };
-        for decision in [decide(&rules, &pod_with(role), &Surroundings::default()), decide(&by_default, &pod(), &Surroundings::default())] {
+        let by_default = Rules { default_role: Some(allowed(&allowing, &pod_with(role)).role), ..rules.clone() };
+        for decision in [
+            decide_by(&policy_on(&rules, instance), &pod_with(role), &Surroundings::default()),
+            decide_by(&policy_on(&by_default, instance), &pod(), &Surroundings::default()),
+        ] {
             match decision {
                 Decision::Allow { .. } => assert!(expected, "{role}"),
                 Decision::Deny(denial) => assert_eq!((denial, expected), (Denial::NodeRole, false), "{role}"),
@@ -70,16 +82,17 @@ fn the_nodes_own_role_is_not_for_pods() {
 fn a_role_is_in_the_partition_of_the_node() {
     let role = |partition: &str| format!("arn:{partition}:iam::444455556666:role/web");
     let china = Rules { base: Some("arn:aws-cn:iam::111122223333:role/".parse().unwrap()), ..rules() };
-    for partition in ["aws", "aws-cn", "aws-us-gov", "aws-eusc", "aws-iso", "aws-iso-b", "aws-iso-e", "aws-iso-f"] {
+    for partition in PARTITIONS {
         let pod = pod_with(&role(partition));
         let caller = format!("arn:{partition}:sts::111122223333:assumed-role/nodes/i-0").parse::<CallerIdentity>().unwrap();
-        let here = Policy::new(rules(), Arc::new(OnceLock::from(caller))).unwrap();
+        let here = Policy::new(rules(), caller.into()).unwrap();
         assert!(matches!(decide_by(&here, &pod, &Surroundings::default()), Decision::Allow { .. }), "{partition}");
-        let other = if partition == "aws-iso" { "aws-iso-b" } else { "aws-iso" };
-        let elsewhere = decide_by(&here, &pod_with(&role(other)), &Surroundings::default());
-        assert_eq!(elsewhere, Decision::Deny(Denial::OtherPartition), "{other} in {partition}");
+        for other in PARTITIONS.iter().filter(|other| **other != partition) {
+            let elsewhere = decide_by(&here, &pod_with(&role(other)), &Surroundings::default());
+            assert_eq!(elsewhere, Decision::Deny(Denial::OtherPartition), "{other} in {partition}");
+        }
         // Until the node is known, by the base ARN.
-        let early = Policy::new(china.clone(), Arc::default()).unwrap();
+        let early = Policy::new(china.clone(), NodeIdentity::default()).unwrap();
         let decision = decide_by(&early, &pod, &Surroundings::default());
         assert_eq!(matches!(decision, Decision::Allow { .. }), partition == "aws-cn", "{partition}");
     }
@@ -87,17 +100,29 @@ fn a_role_is_in_the_partition_of_the_node() {
 
 #[test]
 fn what_is_known_of_the_node_later_counts_from_then_on() {
-    let caller = Arc::new(OnceLock::new());
-    let policy = Policy::new(Rules { base: None, ..rules() }, caller.clone()).unwrap();
+    let node = NodeIdentity::default();
+    let policy = Policy::new(Rules { base: None, ..rules() }, node.clone()).unwrap();
     let (own, foreign) = (pod_with(&format!("{BASE}nodes")), pod_with("arn:aws-cn:iam::111122223333:role/web"));
     assert!(!policy.knows_node());
     for pod in [&own, &foreign] {
         assert!(matches!(decide_by(&policy, pod, &Surroundings::default()), Decision::Allow { .. }));
     }
-    caller.set(NODE.parse::<CallerIdentity>().unwrap()).unwrap();
+    let unknown = policy.node_version();
+    assert!(node.set_caller(NODE.parse().unwrap()));
     assert!(policy.knows_node());
     assert_eq!(decide_by(&policy, &own, &Surroundings::default()), Decision::Deny(Denial::NodeRole));
     assert_eq!(decide_by(&policy, &foreign, &Surroundings::default()), Decision::Deny(Denial::OtherPartition));
+    // Also when it is another one, by keys of another role, and when the instance's role becomes known.
+    let first = policy.node_version();
+    assert!(!node.set_caller(NODE.parse().unwrap()), "the same");
+    assert_eq!((policy.node_version() == first, first == unknown), (true, false));
+    assert!(node.set_caller("arn:aws:sts::111122223333:assumed-role/others/i-0f1e2d3c".parse().unwrap()));
+    assert!(matches!(decide_by(&policy, &own, &Surroundings::default()), Decision::Allow { .. }));
+    assert_eq!(decide_by(&policy, &pod_with(&format!("{BASE}others")), &Surroundings::default()), Decision::Deny(Denial::NodeRole));
+    let second = policy.node_version();
+    assert!(node.set_instance_role(Some(arn("nodes"))));
+    assert_eq!(decide_by(&policy, &own, &Surroundings::default()), Decision::Deny(Denial::NodeRole));
+    assert!(second != first && policy.node_version() != second);
     assert!(Denial::NodeRole.is_about_node() && Denial::OtherPartition.is_about_node() && !Denial::NoRole.is_about_node());
 }
 
@@ -157,6 +182,7 @@ fn reasons_have_names_of_their_own() {
         form(RoleName),
         form(TooLong),
         Denial::ServiceAccountUnknown,
+        Denial::ServiceAccountsForbidden,
         Denial::OtherPartition,
         Denial::NodeRole,
         Denial::NotAllowedOnNode,

@@ -21,6 +21,7 @@ fn a_role_comes_from_the_pod_then_its_service_account_then_the_default() {
     let bad = |source| Err(Denial::BadRole(source, RoleMistake::Empty));
     let unknown = Err(Denial::ServiceAccountUnknown);
     let nothing = Surroundings::default;
+    let forbidden = |around: Surroundings| Surroundings { service_account_forbidden: true, ..around };
     let both = || account(Some("account"), Some("eks"));
     for (service_accounts, default, pod_role, around, expected) in [
         (Own, Some("default"), Some("pod"), both(), Ok("pod")),
@@ -43,6 +44,11 @@ fn a_role_comes_from_the_pod_then_its_service_account_then_the_default() {
         // One that is not known may name a role.
         (Own, Some("default"), None, nothing(), unknown),
         (OwnAndEks, None, None, nothing(), unknown),
+        // Also where it may not be read, and what is known of it still holds.
+        (Own, Some("default"), None, forbidden(nothing()), Err(Denial::ServiceAccountsForbidden)),
+        (Own, Some("default"), None, forbidden(both()), Ok("account")),
+        (Own, Some("default"), Some("pod"), forbidden(nothing()), Ok("pod")),
+        (Off, Some("default"), None, forbidden(nothing()), Ok("default")),
     ] {
         let rules = Rules { service_accounts, default_role: default.map(arn), ..rules() };
         let pod = Pod { role: pod_role.map(str::to_owned), ..pod() };
@@ -79,8 +85,13 @@ fn a_role_of_a_service_account_is_limited_as_any_other() {
 }
 
 fn named(template: &str, scope: SessionScope) -> Rules {
-    let sessions =
-        SessionRules { cluster: "prod".to_owned(), node: "node-a".to_owned(), name: template.parse().unwrap(), scope, tags: vec![] };
+    let sessions = SessionRules {
+        cluster: "prod".to_owned(),
+        node: "node-a".to_owned(),
+        name: template.parse().unwrap(),
+        scope,
+        ..SessionRules::default()
+    };
     Rules { sessions, ..rules() }
 }
 

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use super::client::{Client, document, send_on, soon};
 use super::{apply_pod, names, start, version};
-use crate::kube::{Fault, KubeApi, Resource, Verb};
+use crate::kube::{ClientIdentity, Fault, KubeApi, Resource, Verb};
 
 #[tokio::test]
 async fn a_token_is_required() {
@@ -241,4 +241,54 @@ async fn shutdown_closes_everything() {
     assert_eq!(api.watchers(Resource::Pods), 0);
     let request = client.request(Method::GET, "/api/v1/pods", None);
     soon(client.send(request)).await.unwrap_err();
+}
+
+/// A connector with the roots of now, as this client.
+fn connector(api: &KubeApi, identity: &ClientIdentity) -> tokio_rustls::TlsConnector {
+    let ca = CertificateDer::from_pem_slice(api.ca_pem().unwrap().as_bytes()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(ca).unwrap();
+    let certificate = CertificateDer::from_pem_slice(identity.certificate.as_bytes()).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = builder.with_root_certificates(roots).with_client_auth_cert(vec![certificate], key).unwrap();
+    tokio_rustls::TlsConnector::from(Arc::new(config))
+}
+
+#[tokio::test]
+async fn clients_are_known_by_certificates_until_their_ca_is_replaced() {
+    let api = KubeApi::start_tls(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+    api.require_client_certificate(true);
+    let ask = async |connector: &tokio_rustls::TlsConnector| {
+        let stream = TcpStream::connect(api.addr()).await.unwrap();
+        let stream = soon(connector.connect(ServerName::try_from("127.0.0.1").unwrap(), stream)).await?;
+        let request = Client::new(api.addr()).request(Method::GET, "/api/v1/pods", None);
+        let (code, _) = document(soon(send_on(stream, request)).await?).await;
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(code)
+    };
+    let (one, two) = (api.client_identity("one").unwrap(), api.client_identity("two").unwrap());
+    assert_eq!(ask(&connector(&api, &one)).await.unwrap(), 200);
+    assert_eq!(ask(&connector(&api, &two)).await.unwrap(), 200);
+    api.replace_client_ca().unwrap();
+    assert!(ask(&connector(&api, &one)).await.is_err(), "its CA is not known any more");
+    let three = api.client_identity("three").unwrap();
+    let by_the_old = connector(&api, &three);
+    assert_eq!(ask(&by_the_old).await.unwrap(), 200);
+    api.replace_server_ca().unwrap();
+    assert!(ask(&by_the_old).await.is_err(), "the server is another to it");
+    assert_eq!(ask(&connector(&api, &three)).await.unwrap(), 200);
+    let clients: Vec<_> = api.requests().into_iter().map(|request| request.client.unwrap()).collect();
+    assert_eq!(clients, ["one", "two", "three", "three"]);
+}
+
+#[tokio::test]
+async fn who_has_no_certificate_is_not_let_in_where_one_is_required() {
+    let (api, client) = start();
+    api.require_client_certificate(true);
+    assert_eq!(client.get("/api/v1/pods").await.0, 401);
+    assert_eq!(client.get("/healthz").await.0, 200);
+    assert!(api.client_identity("one").is_err() && api.replace_client_ca().is_err(), "it does not speak TLS");
+    api.require_client_certificate(false);
+    client.get_ok("/api/v1/pods").await;
 }

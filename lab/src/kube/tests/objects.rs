@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 
 use super::client::{document, soon};
 use super::{apply_pod, start, version};
-use crate::kube::{PodBuilder, Resource, Verb, node};
+use crate::kube::{PodBuilder, Resource, Verb, namespace, node};
 
 /// An event of the newer group that a real server would take.
 fn event(name: &str) -> Value {
@@ -59,6 +59,15 @@ async fn events_that_a_real_server_refuses() {
         ("type", json!("Error"), 422),
         ("eventTime", Value::Null, 422),
         ("regarding", json!({ "namespace": "other" }), 422),
+        ("apiVersion", json!("v1"), 400),
+        ("eventTime", json!("2025-06-02T08:15:30Z"), 400),
+        ("reportingController", json!("role gate"), 422),
+        ("deprecatedCount", json!(3), 422),
+        ("series", json!({ "count": 1, "lastObservedTime": "2025-06-02T08:15:30.000000Z" }), 422),
+        ("series", json!({ "count": 2 }), 422),
+        ("series", json!({ "count": 2, "lastObservedTime": "2025-06-02T08:15:30.000Z" }), 400),
+        ("metadata", json!({ "name": "Web.1" }), 422),
+        ("metadata", json!({ "name": "a".repeat(254) }), 422),
         ("metadata", json!({ "name": "e", "namespace": "other" }), 400),
         ("metadata", json!("text"), 400),
     ] {
@@ -69,6 +78,53 @@ async fn events_that_a_real_server_refuses() {
     }
     assert_eq!(client.post(path, &json!([1])).await.0, 400);
     assert!(api.events().is_empty());
+}
+
+#[tokio::test]
+async fn what_an_event_says_stays_as_it_is() {
+    let (api, client) = start();
+    let path = "/apis/events.k8s.io/v1/namespaces/team/events";
+    assert_eq!(client.post(path, &event("a.1")).await.0, 201);
+    let time = "2025-06-02T08:16:30.000000Z";
+    for (patch, code) in [
+        (json!({ "note": "another" }), 422),
+        (json!({ "series": { "count": 1, "lastObservedTime": time } }), 422),
+        (json!({ "series": { "count": 3 } }), 422),
+        (json!({ "series": { "count": 3, "lastObservedTime": time } }), 200),
+    ] {
+        let (got, status) = client.patch(&format!("{path}/a.1"), &patch).await;
+        assert_eq!(got, code, "{patch}: {status}");
+    }
+    assert_eq!(api.events()[0]["series"]["count"], 3);
+    let strategic = ("application/json", &json!({}));
+    let request = client.request(Method::PATCH, &format!("{path}/a.1"), Some(strategic));
+    assert_eq!(document(soon(client.send(request)).await.unwrap()).await.0, 415);
+}
+
+#[tokio::test]
+async fn writes_of_events_are_held_and_nothing_else_is() {
+    let (api, client) = start();
+    api.hold_event_writes(true);
+    let path = "/apis/events.k8s.io/v1/namespaces/team/events";
+    let posting = tokio::spawn({
+        let client = client.clone();
+        async move { client.post(path, &event("a.1")).await.0 }
+    });
+    soon(api.wait_for_request(|request| request.verb == Some(Verb::Create))).await;
+    assert_eq!(client.get("/api/v1/pods").await.0, 200);
+    assert!(api.events().is_empty());
+    api.hold_event_writes(false);
+    assert_eq!(soon(posting).await.unwrap(), 201);
+}
+
+#[tokio::test]
+async fn nothing_is_created_in_a_namespace_that_ends() {
+    let (api, client) = start();
+    let mut ending = namespace("team", &[]);
+    ending["status"]["phase"] = "Terminating".into();
+    api.apply(Resource::Namespaces, ending);
+    let (code, status) = client.post("/apis/events.k8s.io/v1/namespaces/team/events", &event("a.1")).await;
+    assert_eq!((code, &status["details"]["causes"][0]["reason"]), (403, &json!("NamespaceTerminating")));
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ fn delete(index: &mut Index, version: u64, pod: &Pod) {
 }
 
 fn list(index: &mut Index, version: u64, pods: &[(u64, Pod)]) {
-    index.list_at(pods.iter().map(|(version, pod)| (at(*version, pod.clone()), Some(*version))), Some(version));
+    index.list_at(pods.iter().map(|(version, pod)| (at(*version, pod.clone()), Some(*version))), [], Some(version));
 }
 
 fn state(index: &Index) -> BTreeMap<String, u64> {
@@ -93,13 +93,126 @@ fn what_cannot_be_read_is_forgotten_until_it_can_be() {
     assert_eq!(claims(&index, IP), ["a"]);
 }
 
+fn names(pod: &Pod) -> PodName {
+    PodName { uid: pod.uid.clone(), namespace: pod.namespace.clone(), name: pod.name.clone() }
+}
+
+fn unreadable(index: &mut Index, version: u64, pod: &Pod) {
+    index.unreadable_at(names(pod), Some(version));
+}
+
+#[test]
+fn the_address_of_a_pod_that_cannot_be_read_is_nobodys_until_it_can_be_or_is_gone() {
+    let (a, b) = (pod("a", &[IP]), pod("b", &[IP]));
+    let known = || {
+        let mut index = Index::default();
+        apply(&mut index, 5, a.clone());
+        unreadable(&mut index, 7, &a);
+        apply(&mut index, 8, b.clone());
+        assert_eq!(claims(&index, IP), ["unreadable"]);
+        assert_eq!(state(&index), BTreeMap::from([("b".to_owned(), 8)]), "it is not known any more");
+        index
+    };
+    let mut index = known();
+    apply(&mut index, 6, a.clone());
+    assert_eq!(claims(&index, IP), ["unreadable"], "by what it was before");
+    apply(&mut index, 9, pod("a", &["10.0.0.2"]));
+    assert_eq!((claims(&index, IP), claims(&index, "10.0.0.2")), (vec!["b".to_owned()], vec!["a".to_owned()]));
+    let mut index = known();
+    delete(&mut index, 9, &a);
+    assert_eq!(claims(&index, IP), ["b"]);
+    let mut index = known();
+    index.gone_at(&a.uid, Some(6));
+    assert_eq!(claims(&index, IP), ["unreadable"]);
+    index.gone_at(&a.uid, Some(9));
+    assert_eq!(claims(&index, IP), ["b"]);
+    // A list in which it is, one in which it is not, and a pod that has its name by now.
+    let mut index = known();
+    index.list_at([(at(8, b.clone()), Some(8))], [(names(&a), Some(7))], Some(10));
+    assert_eq!(claims(&index, IP), ["unreadable"]);
+    list(&mut index, 11, &[(8, b.clone())]);
+    assert_eq!(claims(&index, IP), ["b"]);
+    let mut index = known();
+    apply(&mut index, 9, pod("a-2", &["10.0.0.2"]));
+    assert_eq!(claims(&index, IP), ["b"]);
+    assert_eq!(index.by_name.len(), index.len());
+    // The next state that cannot be read changes nothing, and in a new history it is the same pod.
+    let mut index = known();
+    unreadable(&mut index, 9, &a);
+    assert_eq!(claims(&index, IP), ["unreadable"]);
+    index.replace_at([(b.clone(), Some(1))], [(names(&a), Some(2))], Some(3));
+    assert_eq!(claims(&index, IP), ["unreadable"]);
+}
+
+#[test]
+fn a_pod_that_cannot_be_read_has_ended_or_begun_to_end_as_before() {
+    for (last, next) in [(finished(pod("a", &[IP])), "b"), (terminating(pod("a", &[IP])), "b"), (pod("a", &[IP]), "unreadable")] {
+        let mut index = Index::default();
+        apply(&mut index, 5, last.clone());
+        unreadable(&mut index, 6, &last);
+        apply(&mut index, 7, pod("b", &[IP]));
+        assert_eq!(claims(&index, IP), [next], "{last:?}");
+    }
+    let mut index = Index::default();
+    apply(&mut index, 5, terminating(pod("a", &[IP])));
+    unreadable(&mut index, 6, &pod("a", &[]));
+    assert_eq!(claims(&index, IP), ["unreadable"], "where there is no other");
+}
+
+#[test]
+fn a_list_brings_a_pod_back_that_was_wrongly_taken_for_gone() {
+    let (a, b) = (pod("a", &[IP]), pod("b", &["10.0.0.2"]));
+    let gone = || {
+        let mut index = Index::default();
+        list(&mut index, 10, &[(5, a.clone()), (6, b.clone())]);
+        index.gone_at(&a.uid, Some(20));
+        apply(&mut index, 21, a.clone());
+        assert!(claims(&index, IP).is_empty(), "no event does");
+        index
+    };
+    let mut index = gone();
+    list(&mut index, 19, &[(5, a.clone()), (6, b.clone())]);
+    assert!(claims(&index, IP).is_empty(), "nor a list of before");
+    list(&mut index, 20, &[(5, a.clone()), (6, b.clone())]);
+    assert_eq!(claims(&index, IP), ["a"]);
+    assert_eq!(index.tombstones.len(), 0);
+    // One that a list left out, one whose name another took, one without versions.
+    let mut index = Index::default();
+    list(&mut index, 10, &[(5, a.clone())]);
+    list(&mut index, 11, &[]);
+    list(&mut index, 12, &[(5, a.clone())]);
+    assert_eq!(claims(&index, IP), ["a"]);
+    index.delete_at(&a.uid, &a.namespace, &a.name, None);
+    list(&mut index, 13, &[(5, a.clone())]);
+    assert_eq!(claims(&index, IP), ["a"]);
+    // One that cannot be read is there as well.
+    let mut index = gone();
+    index.list_at([(at(6, b.clone()), Some(6))], [(names(&a), Some(22))], Some(22));
+    apply(&mut index, 23, a);
+    assert_eq!(claims(&index, IP), ["a"]);
+}
+
+#[test]
+fn what_lies_on_a_name_besides_stays_when_one_is_brought_back() {
+    let mut index = Index::default();
+    let (old, new) = (pod("db-1", &[IP]), pod("db-2", &["10.0.0.2"]));
+    apply(&mut index, 4, old.clone());
+    apply(&mut index, 6, new.clone());
+    index.gone_at(&new.uid, Some(20));
+    list(&mut index, 21, &[(6, new)]);
+    assert_eq!(claims(&index, "10.0.0.2"), ["db-2"]);
+    assert_eq!(index.tombstones.len(), 1);
+    apply(&mut index, 5, old);
+    assert!(claims(&index, IP).is_empty());
+}
+
 #[test]
 fn a_history_that_began_anew_replaces_everything() {
     let mut index = Index::default();
     let (a, b) = (pod("a", &[IP]), pod("b", &["10.0.0.2"]));
     list(&mut index, 100, &[(90, a.clone()), (91, b.clone())]);
     delete(&mut index, 101, &b);
-    index.replace_at([(at(40, b), Some(40))], Some(50));
+    index.replace_at([(at(40, b), Some(40))], [], Some(50));
     assert_eq!(state(&index), BTreeMap::from([("b".to_owned(), 40)]));
     apply(&mut index, 60, a);
     assert_eq!(index.len(), 2);
@@ -114,9 +227,9 @@ fn versions_that_are_no_numbers_are_taken_as_they_come() {
     index.delete_at(&uid("a"), "default", "a", None);
     index.apply_at(pod("a", &[IP]), None);
     assert!(index.is_empty(), "a UID that is gone is gone all the same");
-    index.list_at([(pod("b", &[IP]), None)], None);
-    index.list_at([(pod("c", &[IP]), None)], None);
-    index.list_at([(pod("b", &[IP]), None)], None);
+    index.list_at([(pod("b", &[IP]), None)], [], None);
+    index.list_at([(pod("c", &[IP]), None)], [], None);
+    index.list_at([(pod("b", &[IP]), None)], [], None);
     assert_eq!(claims(&index, IP), ["b"]);
 }
 
@@ -129,108 +242,215 @@ fn tombstones_are_bounded() {
     assert_eq!(index.tombstones.len(), tombstones::MAX_TOMBSTONES);
 }
 
-/// One change that the API made. Pods are made anew under few names; `death` is filled in when they go.
+/// One change that the API made. Pods are made anew under few names, with few addresses.
 #[derive(Clone, Debug)]
 struct Change {
     pod: Pod,
-    deleted: bool,
+    is: What,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Readable,
+    Unreadable,
+    Deleted,
+}
+
+/// A name, what happens to its pod, its addresses, and how it is.
+type Choice = (u8, u8, (u8, Option<u8>), (bool, bool, bool));
+
+fn any_choice() -> impl Strategy<Value = Choice> {
+    let addresses = (1..4_u8, prop::option::weighted(0.3, 1..3_u8));
+    (0..3_u8, 0..20_u8, addresses, (prop::bool::weighted(0.1), prop::bool::weighted(0.2), prop::bool::weighted(0.1)))
 }
 
 /// A history: what happened at each version, from 1 on.
-fn history(choices: &[(u8, bool, u8)]) -> Vec<Change> {
+fn history(choices: &[Choice]) -> Vec<Change> {
     let mut alive: BTreeMap<u8, Pod> = BTreeMap::new();
     let mut changes = Vec::new();
-    for (number, (name, delete, address)) in choices.iter().enumerate() {
+    for (number, (name, what, (v4, v6), flags)) in choices.iter().enumerate() {
         let generation = alive.get(name).map_or_else(|| format!("p{name}-{number}"), |pod| pod.uid.0.to_string());
         let version = u64::try_from(number).unwrap() + 1;
-        let deleted = *delete && alive.contains_key(name);
-        let pod = at(version, pod(&generation, &[&format!("10.0.0.{address}")]));
-        if deleted {
+        let addresses: Vec<_> = [Some(format!("10.0.0.{v4}")), v6.map(|v6| format!("2001:db8::{v6}"))].into_iter().flatten().collect();
+        let pod = pod(&generation, &addresses.iter().map(String::as_str).collect::<Vec<_>>());
+        let pod = at(version, Pod { finished: flags.0, terminating: flags.1, host_network: flags.2, ..pod });
+        let is = match what {
+            0..7 if alive.contains_key(name) => What::Deleted,
+            7..10 => What::Unreadable,
+            _ => What::Readable,
+        };
+        if is == What::Deleted {
             alive.remove(name)
         } else {
             alive.insert(*name, pod.clone())
         };
-        changes.push(Change { pod, deleted });
+        changes.push(Change { pod, is });
     }
     changes
 }
 
-/// The list as of a version.
-fn snapshot(changes: &[Change], version: usize) -> BTreeMap<PodUid, (u64, Pod)> {
+/// The list as of a version: of each pod the version of its last change.
+fn snapshot(changes: &[Change], version: usize) -> BTreeMap<PodUid, u64> {
     let mut alive = BTreeMap::new();
     for (number, change) in (1..).zip(&changes[..version]) {
-        if change.deleted {
+        if change.is == What::Deleted {
             alive.remove(&change.pod.uid)
         } else {
-            alive.insert(change.pod.uid.clone(), (number, change.pod.clone()))
+            alive.insert(change.pod.uid.clone(), number)
         };
     }
     alive
 }
 
+/// The last that was heard of a pod: at which version, whether it could be read, and the last state that could.
+#[derive(Clone, Default)]
+struct Last {
+    version: u64,
+    readable: bool,
+    pod: Option<Pod>,
+}
+
 /// What is known of a history by what was heard of it, found by looking through all of it.
 #[derive(Default)]
 struct Heard {
+    last: BTreeMap<PodUid, Last>,
+    /// Events and answers about one pod, and complete lists.
     events: Vec<usize>,
     lists: Vec<usize>,
+    /// Of these pods it was heard that they were gone by a version.
+    gone: Vec<(PodUid, usize)>,
 }
 
 impl Heard {
-    fn state(&self, changes: &[Change]) -> BTreeMap<String, u64> {
-        let mut known: BTreeMap<PodUid, u64> = BTreeMap::new();
-        let mut see = |uid: &PodUid, version: u64| {
-            let seen = known.entry(uid.clone()).or_default();
-            *seen = version.max(*seen);
-        };
-        let versioned = |version: &usize| (u64::try_from(*version).unwrap(), &changes[*version - 1]);
-        self.events.iter().map(versioned).filter(|(_, change)| !change.deleted).for_each(|(version, change)| see(&change.pod.uid, version));
-        self.lists.iter().flat_map(|version| snapshot(changes, *version)).for_each(|(uid, (version, _))| see(&uid, version));
-        let seen = known.clone();
+    fn see(&mut self, changes: &[Change], version: usize) {
+        let Change { pod, is } = &changes[version - 1];
+        let last = self.last.entry(pod.uid.clone()).or_default();
+        let number = u64::try_from(version).unwrap();
+        if *is != What::Deleted && number > last.version {
+            let readable = *is == What::Readable;
+            *last = Last { version: number, readable, pod: if readable { Some(pod.clone()) } else { last.pod.take() } };
+        }
+    }
+
+    /// The pods that are there, as far as is known.
+    fn alive<'a>(&'a self, changes: &'a [Change]) -> impl Iterator<Item = (&'a PodUid, &'a Last)> {
         let is_dead = |uid: &PodUid| {
-            let Some(death) = changes.iter().position(|change| change.deleted && change.pod.uid == *uid).map(|at| at + 1) else {
+            let death = changes.iter().position(|change| change.is == What::Deleted && change.pod.uid == *uid);
+            let Some(death) = death.map(|at| at + 1) else {
                 return false;
             };
             let name = &changes[death - 1].pod.name;
             let heard_of_next = self.events.iter().any(|version| *version >= death && changes[*version - 1].pod.name == *name);
-            let next_listed = seen.iter().any(|(other, version)| {
-                let is_next = usize::try_from(*version).unwrap() > death;
+            let next_seen = self.last.iter().any(|(other, last)| {
+                let is_next = usize::try_from(last.version).unwrap() > death;
                 is_next && changes.iter().any(|change| change.pod.uid == *other && change.pod.name == *name)
             });
-            heard_of_next || next_listed || self.lists.iter().any(|version| *version >= death)
+            let said = self.gone.iter().any(|(gone, version)| gone == uid && *version >= death);
+            heard_of_next || next_seen || said || self.lists.iter().any(|version| *version >= death)
         };
-        known.into_iter().filter(|(uid, _)| !is_dead(uid)).map(|(uid, version)| (uid.0.to_string(), version)).collect()
+        self.last.iter().filter(move |(uid, last)| last.version > 0 && !is_dead(uid))
     }
+
+    fn state(&self, changes: &[Change]) -> BTreeMap<String, u64> {
+        self.alive(changes).filter(|(_, last)| last.readable).map(|(uid, last)| (uid.0.to_string(), last.version)).collect()
+    }
+
+    fn claims(&self, changes: &[Change], at: &str) -> Vec<String> {
+        let holding = |terminating| {
+            let pods = self.alive(changes).filter_map(|(uid, last)| Some((uid, last.readable, last.pod.as_ref()?)));
+            let with = pods
+                .filter(|(_, _, pod)| !pod.finished && !pod.host_network && pod.terminating == terminating && pod.ips.contains(&ip(at)));
+            with.map(|(uid, readable, _)| (readable, uid.0.to_string())).collect::<Vec<_>>()
+        };
+        let running = holding(false);
+        let standing = if running.is_empty() { holding(true) } else { running };
+        if standing.iter().any(|(readable, _)| !readable) {
+            return vec!["unreadable".to_owned()];
+        }
+        standing.into_iter().map(|(_, uid)| uid).collect()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Hear {
+    Event,
+    List,
+    /// An answer about the pod of the change, as of another version.
+    Answer(prop::sample::Index),
 }
 
 proptest! {
     #[test]
     fn in_whatever_order_a_history_is_heard_nothing_goes_back(
-        choices in prop::collection::vec((0..3_u8, prop::bool::weighted(0.35), 1..4_u8), 1..30),
-        heard in prop::collection::vec((prop::bool::weighted(0.2), any::<prop::sample::Index>()), 0..60),
+        choices in prop::collection::vec(any_choice(), 1..30),
+        heard in prop::collection::vec((prop_oneof![
+            7 => Just(Hear::Event),
+            2 => Just(Hear::List),
+            1 => any::<prop::sample::Index>().prop_map(Hear::Answer),
+        ], any::<prop::sample::Index>()), 0..60),
     ) {
         let changes = history(&choices);
         let (mut index, mut model) = (Index::default(), Heard::default());
-        for (is_list, which) in heard {
+        let number = |version: usize| Some(u64::try_from(version).unwrap());
+        let take = |index: &mut Index, version: usize| {
+            let Change { pod, is } = changes[version - 1].clone();
+            match is {
+                What::Readable => index.apply_at(pod, number(version)),
+                What::Unreadable => index.unreadable_at(names(&pod), number(version)),
+                What::Deleted => index.delete_at(&pod.uid, &pod.namespace, &pod.name, number(version)),
+            }
+        };
+        for (hear, which) in heard {
             let version = which.index(changes.len()) + 1;
-            let number = u64::try_from(version).unwrap();
-            if is_list {
-                // A list that is older than the last is not taken.
-                if model.lists.iter().all(|earlier| *earlier <= version) {
-                    model.lists.push(version);
+            match hear {
+                Hear::Event => {
+                    model.events.push(version);
+                    model.see(&changes, version);
+                    take(&mut index, version);
                 }
-                let pods: Vec<_> = snapshot(&changes, version).into_values().map(|(at, pod)| (pod, Some(at))).collect();
-                index.list_at(pods, Some(number));
-            } else {
-                model.events.push(version);
-                let Change { pod, deleted } = changes[version - 1].clone();
-                if deleted {
-                    index.delete_at(&pod.uid, &pod.namespace, &pod.name, Some(number));
-                } else {
-                    index.apply_at(pod, Some(number));
+                Hear::List => {
+                    let listed = snapshot(&changes, version);
+                    // A list that is older than the last is not taken.
+                    if model.lists.iter().all(|earlier| *earlier <= version) {
+                        model.lists.push(version);
+                        listed.values().for_each(|at| model.see(&changes, usize::try_from(*at).unwrap()));
+                    }
+                    let of = |at: &u64| (changes[usize::try_from(*at).unwrap() - 1].clone(), Some(*at));
+                    let (readable, unreadable): (Vec<_>, Vec<_>) = listed.values().map(of).partition(|(change, _)| change.is == What::Readable);
+                    let pods = readable.into_iter().map(|(change, at)| (change.pod, at));
+                    let unreadable = unreadable.into_iter().map(|(change, at)| (names(&change.pod), at));
+                    index.list_at(pods, unreadable, number(version));
+                }
+                Hear::Answer(as_of) => {
+                    let asked = &changes[version - 1].pod;
+                    let as_of = as_of.index(changes.len()) + 1;
+                    let there = snapshot(&changes, as_of).into_values().map(|at| usize::try_from(at).unwrap());
+                    let now = there.into_iter().find(|at| changes[*at - 1].pod.name == asked.name);
+                    // One that cannot be read is no answer.
+                    if now.is_some_and(|at| changes[at - 1].is == What::Unreadable) {
+                        continue;
+                    }
+                    if now.is_none_or(|at| changes[at - 1].pod.uid != asked.uid) {
+                        let known = model.alive(&changes).any(|(uid, last)| *uid == asked.uid && last.version <= number(as_of).unwrap());
+                        if known {
+                            model.gone.push((asked.uid.clone(), as_of));
+                        }
+                        index.gone_at(&asked.uid, number(as_of));
+                    }
+                    if let Some(at) = now {
+                        model.events.push(at);
+                        model.see(&changes, at);
+                        take(&mut index, at);
+                    }
                 }
             }
-            prop_assert_eq!(state(&index), model.state(&changes), "after version {} (list: {})", version, is_list);
-            prop_assert_eq!(index.by_name.len(), index.len());
+            prop_assert_eq!(state(&index), model.state(&changes), "after version {} ({:?})", version, hear);
+            for at in ["10.0.0.1", "10.0.0.2", "10.0.0.3", "2001:db8::1", "2001:db8::2"] {
+                prop_assert_eq!(claims(&index, at), model.claims(&changes, at), "{} after version {} ({:?})", at, version, hear);
+            }
+            prop_assert_eq!(index.by_name.len(), index.len() + index.unreadable.len());
+            prop_assert_eq!(index.by_ip.values().flatten().collect::<BTreeSet<_>>().len(),
+                index.pods.values().filter(|held| !held.pod.ips.is_empty()).count(), "no address of one that is not there");
         }
     }
 }

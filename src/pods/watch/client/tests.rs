@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
 use std::net::{Ipv4Addr, TcpListener};
 
-use rolegate_lab::kube::KubeApi;
+use rolegate_lab::kube::{Fault, KubeApi, Resource, Verb};
 
 use super::*;
 
@@ -48,16 +48,103 @@ fn a_certificate_that_is_replaced_by_another_link_counts_as_changed() {
     }
     std::os::unix::fs::symlink("1.pem", &current).unwrap();
     let config = ApiConfig { kubeconfig: Some(with_certificate(&api, files.path())), ..ApiConfig::default() };
-    let first = fingerprint(&config);
-    assert_eq!(fingerprint(&config), first);
+    let first = fingerprint(&config, Path::new("/nonexistent"));
+    assert_eq!(fingerprint(&config, Path::new("/nonexistent")), first);
     // As the kubelet does it: a new link is renamed over the old one.
     std::os::unix::fs::symlink("2.pem", files.path().join("next")).unwrap();
     std::fs::rename(files.path().join("next"), &current).unwrap();
-    assert_ne!(fingerprint(&config), first);
+    assert_ne!(fingerprint(&config, Path::new("/nonexistent")), first);
+}
+
+#[test]
+fn the_service_accounts_token_and_the_clusters_ca_count_where_they_are_used() {
+    let files = tempfile::tempdir().unwrap();
+    let now = |api: &ApiConfig| fingerprint(api, files.path());
+    let in_pod = ApiConfig::default();
+    let by_server = ApiConfig { server: Some("https://127.0.0.1:6443".to_owned()), ..ApiConfig::default() };
+    let (mut last, elsewhere) = (now(&in_pod), now(&by_server));
+    for (name, text) in [("ca.crt", "first"), ("token", "first"), ("ca.crt", "second"), ("token", "second")] {
+        std::fs::write(files.path().join(name), text).unwrap();
+        assert_ne!(now(&in_pod), last, "{name}: {text}");
+        last = now(&in_pod);
+    }
+    assert_eq!(now(&by_server), elsewhere, "the service account is not read then");
+}
+
+/// What a plugin gives without an end is kept until the API refuses it.
+#[tokio::test]
+async fn a_token_of_a_plugin_that_is_refused_is_asked_for_anew() {
+    let (api, files) = (lab(), tempfile::tempdir().unwrap());
+    let token = files.path().join("token");
+    let credential = |token: &str| {
+        format!(r#"{{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{{"token":"{token}"}}}}"#)
+    };
+    std::fs::write(&token, credential("first")).unwrap();
+    let mut kubeconfig: serde_json::Value = serde_json::from_str(&api.kubeconfig()).unwrap();
+    kubeconfig["users"][0]["user"] = serde_json::json!({ "exec": {
+        "apiVersion": "client.authentication.k8s.io/v1", "command": "cat", "args": [token], "interactiveMode": "Never",
+    } });
+    let path = files.path().join("kubeconfig");
+    std::fs::write(&path, kubeconfig.to_string()).unwrap();
+    api.require_token(Some("first"));
+    let client = connect(&ApiConfig { kubeconfig: Some(path), ..ApiConfig::default() }).await.unwrap();
+    client.ask_whole("/api/v1/pods").await.unwrap();
+    api.require_token(Some("second"));
+    std::fs::write(&token, credential("second")).unwrap();
+    assert_eq!(client.ask_whole("/api/v1/pods").await.unwrap_err().code(), Some(401));
+    client.ask_whole("/api/v1/pods").await.unwrap();
+    // One that fails is said without what it wrote.
+    std::fs::write(&token, "not a credential but s3cr3t").unwrap();
+    let error = connect(&client.0.api).await.unwrap_err().to_string();
+    assert!(error.contains("exec plugin") && !error.contains("s3cr3t"), "{error}");
+    // Nor where it fails while its token is renewed.
+    let ended = credential("second").replace(r#""token""#, r#""expirationTimestamp":"2026-01-01T00:00:00Z","token""#);
+    std::fs::write(&token, ended).unwrap();
+    let client = connect(&client.0.api).await.unwrap();
+    std::fs::write(&token, "not a credential but s3cr3t").unwrap();
+    let error = client.ask_whole("/api/v1/pods").await.unwrap_err().to_string();
+    assert!(error.contains("exec plugin") && !error.contains("s3cr3t"), "{error}");
 }
 
 #[test]
 fn values_stand_in_a_query_as_they_are_meant() {
     assert_eq!(encode("spec.nodeName=node-a"), "spec.nodeName%3Dnode-a");
     assert_eq!(encode("a b&c/ü"), "a%20b%26c%2F%C3%BC");
+}
+
+#[tokio::test]
+async fn objects_are_created_and_changed_and_refusals_are_told_apart() {
+    let api = lab();
+    let files = tempfile::tempdir().unwrap();
+    let path = files.path().join("kubeconfig");
+    std::fs::write(&path, api.kubeconfig()).unwrap();
+    let client = connect(&ApiConfig { kubeconfig: Some(path), ..ApiConfig::default() }).await.unwrap();
+    let event = |name: &str| {
+        let event = serde_json::json!({
+            "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": { "name": name }, "type": "Warning",
+            "eventTime": "2026-01-01T00:00:00.000000Z", "action": "A", "reason": "R", "note": "text",
+            "reportingController": "rolegate", "reportingInstance": "node-a", "regarding": { "namespace": "shop" },
+        });
+        event.to_string().into_bytes()
+    };
+    let events = "/apis/events.k8s.io/v1/namespaces/shop/events";
+    client.post(events, event("web.1")).await.unwrap();
+    let series = br#"{"series":{"count":2,"lastObservedTime":"2026-01-01T00:00:01.000000Z"}}"#.to_vec();
+    client.merge_patch(&format!("{events}/web.1"), series.clone()).await.unwrap();
+    assert_eq!((&api.events()[0]["reason"], &api.events()[0]["series"]["count"]), (&"R".into(), &2.into()));
+    assert_eq!(client.post(events, event("web.1")).await.unwrap_err().code(), Some(409));
+    assert_eq!(client.merge_patch(&format!("{events}/none"), series).await.unwrap_err().code(), Some(404));
+    api.deny(Verb::Create, "events");
+    let forbidden = client.post(events, event("web.2")).await.unwrap_err();
+    assert_eq!((forbidden.code(), forbidden.is_of_ending_namespace()), (Some(403), false));
+    api.allow(Verb::Create, "events");
+    api.fail_next(Fault { status: 429, retry_after: Some(7), ..Fault::default() });
+    assert_eq!(client.post(events, event("web.2")).await.unwrap_err().retry_after(), Duration::from_secs(7));
+    let mut ending = rolegate_lab::kube::namespace("shop", &[]);
+    ending["status"]["phase"] = "Terminating".into();
+    api.apply(Resource::Namespaces, ending);
+    let ending = client.post(events, event("web.2")).await.unwrap_err();
+    assert_eq!((ending.code(), ending.is_of_ending_namespace()), (Some(403), true));
+    api.shutdown();
+    assert_eq!(client.post(events, event("web.2")).await.unwrap_err().code(), None);
 }

@@ -1,8 +1,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
 use std::net::{Ipv4Addr, TcpListener};
+use std::sync::{Arc, Mutex};
 
 use rolegate_lab::kube::{Fault, KubeApi, PodBuilder, RecordedRequest, Resource, Verb};
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::sync::mpsc;
 
 use super::*;
@@ -31,8 +33,47 @@ fn lab() -> KubeApi {
     KubeApi::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).unwrap()
 }
 
+/// Time passes at once for whatever waits, and no answer is missed that is on its way.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+/// When each request was had.
+type Asked = Arc<Mutex<Vec<Instant>>>;
+
+/// Follows a server that answers as it is told, and ends every answer at once.
+async fn following_canned(answer: impl Fn(&str) -> String + Send + 'static) -> (Following, Asked) {
+    let server = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let (url, asked) = (format!("http://{}", server.local_addr().unwrap()), Asked::default());
+    tokio::spawn({
+        let asked = asked.clone();
+        async move {
+            while let Ok((stream, _)) = server.accept().await {
+                let mut stream = BufReader::new(stream);
+                let mut target = String::new();
+                stream.read_line(&mut target).await.unwrap();
+                asked.lock().unwrap().push(Instant::now());
+                let mut header = String::new();
+                while stream.read_line(&mut header).await.unwrap() > 2 {
+                    header.clear();
+                }
+                let answer = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n".to_owned() + &answer(&target);
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        }
+    });
+    (following_at(lab(), url).await, asked)
+}
+
 async fn following(api: KubeApi) -> Following {
-    let client = client::connect(&ApiConfig { server: Some(api.url()), ..ApiConfig::default() }).await.unwrap();
+    let url = api.url();
+    following_at(api, url).await
+}
+
+async fn following_at(api: KubeApi, url: String) -> Following {
+    let client = client::connect(&ApiConfig { server: Some(url), ..ApiConfig::default() }).await.unwrap();
     let selection = Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields: "spec.nodeName=node-a".to_owned() };
     let (metrics, (tell, told)) = (Metrics::new(), mpsc::unbounded_channel());
     let running = tokio::spawn({
@@ -69,6 +110,14 @@ impl Following {
     async fn expect(&mut self, words: &[&str]) {
         for words in words {
             assert_eq!(self.next().await, *words);
+        }
+    }
+
+    /// Waits until so many watches have begun.
+    async fn watches(&self, number: usize) {
+        while self.requests(Verb::Watch).len() < number {
+            self.api.wait_for_watchers(Resource::Pods, 1).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
@@ -154,21 +203,130 @@ async fn an_object_that_cannot_be_read_does_not_stop_the_watch_and_is_not_known_
     following.expect(&["list "]).await;
     let mut odd = put(&following.api, "b");
     odd["spec"]["hostNetwork"] = "perhaps".into();
-    for line in [
-        event("MODIFIED", &odd),
-        "not json".to_owned(),
-        "{}".to_owned(),
-        event("SOMETHING", &odd),
-        event("ADDED", &serde_json::json!(17)),
-        // What is gone need not be read.
-        event("DELETED", &odd),
-    ] {
+    let mut odder = odd.clone();
+    odder["metadata"]["annotations"] = "none".into();
+    // What is gone need not be read.
+    for line in [event("MODIFIED", &odd), event("SOMETHING", &odd), event("ADDED", &odder), event("DELETED", &odder)] {
         following.api.inject_raw_event(Resource::Pods, &line);
     }
     put(&following.api, "c");
-    following.expect(&["applied b", "unreadable b", "deleted b", "applied c"]).await;
-    assert_eq!(following.count(UNDECODABLE), 5);
+    following.expect(&["applied b", "unreadable b", "unreadable b", "unreadable b", "deleted b", "applied c"]).await;
+    assert_eq!(following.count(UNDECODABLE), 4);
     assert_eq!(following.requests(Verb::Watch).len(), 1, "the watch is the same");
+}
+
+#[tokio::test]
+async fn a_change_of_which_not_even_the_uid_can_be_read_is_made_up_by_a_list() {
+    let without_uid = serde_json::json!({ "metadata": { "namespace": "shop", "name": "a" } });
+    for line in [
+        "not json".to_owned(),
+        "{}".to_owned(),
+        "x".repeat(9 << 20),
+        event("ADDED", &serde_json::json!(17)),
+        event("MODIFIED", &without_uid),
+        event("DELETED", &without_uid),
+        event("SOMETHING", &without_uid),
+    ] {
+        let api = lab();
+        put(&api, "a");
+        let mut following = following(api).await;
+        following.expect(&["list a"]).await;
+        // The watch is not told of this end.
+        following.api.hold_events(Resource::Pods, "a");
+        following.api.delete(Resource::Pods, Some("shop"), "a");
+        following.api.inject_raw_event(Resource::Pods, &line);
+        following.expect(&["failed: the Kubernetes API sent a change that cannot be read", "list "]).await;
+        assert_eq!(following.count(UNDECODABLE), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_line_that_cannot_be_read_while_a_list_comes_does_not_keep_the_list_from_coming() {
+    let streamed = format!("not json\n{}\n", event("BOOKMARK", &serde_json::json!({ "metadata": { "resourceVersion": "5" } })));
+    let page = r#"{"kind":"PodList","metadata":{"resourceVersion":"5"},"items":[17,{"metadata":{"name":"a","uid":"a"}}]}"#;
+    let (mut following, _) =
+        following_canned(move |target| if target.contains("watch=true") { streamed.clone() } else { page.to_owned() }).await;
+    following.expect(&["failed: the Kubernetes API sent a change that cannot be read", "list a"]).await;
+}
+
+#[tokio::test]
+async fn a_version_that_the_server_does_not_take_is_not_asked_for_again() {
+    for status in [400, 422, 504] {
+        let api = lab();
+        put(&api, "a");
+        let mut following = following(api).await;
+        following.expect(&["list a"]).await;
+        following.api.fail_next(Fault { resource: Some(Resource::Pods), verb: Some(Verb::Watch), status, ..Fault::default() });
+        following.api.cut_connections();
+        assert!(following.next().await.contains("cannot be reached"));
+        assert!(following.next().await.starts_with(&format!("failed: the Kubernetes API answered {status}")));
+        following.expect(&["list a"]).await;
+    }
+    // The same, said within a watch.
+    let mut following = following(lab()).await;
+    following.expect(&["list "]).await;
+    let too_large = r#"{"type":"ERROR","object":{"kind":"Status","code":504,"reason":"Timeout","message":"Too large resource version"}}"#;
+    following.api.inject_raw_event(Resource::Pods, too_large);
+    assert!(following.next().await.contains("504"));
+    following.expect(&["list "]).await;
+}
+
+#[tokio::test]
+async fn a_version_at_which_nothing_comes_is_given_up_for_a_list() {
+    let api = lab();
+    api.set_bookmark_interval(Duration::from_secs(36000));
+    put(&api, "a");
+    let mut following = following(api).await;
+    following.expect(&["list a"]).await;
+    following.api.send_bookmark(Resource::Pods);
+    // A version of the time before the API's data was restored.
+    let mut far = put(&following.api, "b");
+    far["metadata"]["resourceVersion"] = "1000000".into();
+    following.api.inject_raw_event(Resource::Pods, &event("MODIFIED", &far));
+    following.expect(&["applied b", "applied b"]).await;
+    following.api.cut_connections();
+    assert!(following.next().await.contains("cannot be reached"));
+    for watch in 2..2 + usize::from(FRUITLESS_WATCHES) {
+        following.watches(watch).await;
+        assert_eq!(following.requests(Verb::Watch).pop().unwrap().query("resourceVersion"), Some("1000000"));
+        put(&following.api, "c");
+        pass(WATCH_SILENCE).await;
+        assert_eq!(following.next().await, "failed: the Kubernetes API does not answer");
+    }
+    for _ in 0..EARLIER_LISTS {
+        assert!(following.next().await.contains("earlier state"));
+    }
+    following.expect(&["new history a b c"]).await;
+}
+
+#[tokio::test]
+async fn without_bookmarks_silence_is_no_failure_and_leads_to_a_list_after_a_while() {
+    let api = lab();
+    api.set_bookmark_interval(Duration::from_secs(36000));
+    put(&api, "a");
+    let mut following = following(api).await;
+    following.expect(&["list a"]).await;
+    for watch in 2..=2 + usize::from(FRUITLESS_WATCHES) {
+        pass(WATCH_SILENCE).await;
+        following.watches(watch).await;
+    }
+    following.expect(&["list a"]).await;
+    assert_eq!(following.count(r#"rolegate_watch_errors_total{resource="pods"}"#), 0);
+}
+
+#[tokio::test]
+async fn a_watch_that_ends_at_once_is_a_failure_whatever_it_sent() {
+    let pod = serde_json::json!({ "metadata": { "namespace": "shop", "name": "a", "uid": "a", "resourceVersion": "5" } });
+    let end = serde_json::json!({ "metadata": { "resourceVersion": "5", "annotations": { "k8s.io/initial-events-end": "true" } } });
+    let lines = format!("{}\n{}\n{}\n", event("ADDED", &pod), event("BOOKMARK", &end), event("MODIFIED", &pod));
+    let (mut following, asked) = following_canned(move |_| lines.clone()).await;
+    following.expect(&["list a", "applied a"]).await;
+    for _ in 0..2 {
+        following.expect(&["failed: the Kubernetes API ended the watch at once", "applied a", "applied a"]).await;
+    }
+    let asked = asked.lock().unwrap().clone();
+    let pauses: Vec<_> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(pauses[0] >= Duration::from_millis(600) && pauses[1] >= Duration::from_millis(1200), "{pauses:?}");
 }
 
 #[tokio::test]

@@ -1,0 +1,145 @@
+//! What `rolegate explain` is asked: about which pod, of whom, and in which form to answer.
+
+use std::fmt;
+use std::str::FromStr;
+
+use clap::ArgMatches;
+use http::uri::Authority;
+
+use super::source::Source;
+use super::{Config, ConfigError};
+
+/// The name of the argument that names the pod.
+pub const POD: &str = "NAMESPACE/POD";
+
+/// The longest name of an object (Kubernetes documentation, "Object Names and IDs").
+const MAX_NAME: usize = 253;
+
+/// A pod's namespace and name, each in the form that Kubernetes lets them have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodName {
+    namespace: String,
+    name: String,
+}
+
+/// Why a text names no pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected NAMESPACE/POD, such as shop/web-0: names of lower-case letters, digits, - and .")]
+pub struct NotAPodName;
+
+impl PodName {
+    /// The two names, where they may be such.
+    pub fn new(namespace: &str, name: &str) -> Result<Self, NotAPodName> {
+        let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'.');
+        let is_name = |text: &str| (1..=MAX_NAME).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with(['.', '-']);
+        if !is_name(namespace) || !is_name(name) {
+            return Err(NotAPodName);
+        }
+        Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The pod's name in it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl FromStr for PodName {
+    type Err = NotAPodName;
+
+    fn from_str(text: &str) -> Result<Self, NotAPodName> {
+        let (namespace, name) = text.split_once('/').ok_or(NotAPodName)?;
+        Self::new(namespace, name)
+    }
+}
+
+impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Who is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// The daemon whose metrics port this is, over plain HTTP.
+    Daemon(Authority),
+    /// The Kubernetes API; what it says is decided by the settings given to this command.
+    Cluster,
+}
+
+/// The form of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// For programs: one JSON object.
+    Json,
+}
+
+/// What `rolegate explain` is asked.
+#[derive(Debug)]
+pub struct ExplainConfig {
+    /// About this pod.
+    pub pod: PodName,
+    /// Who is asked.
+    pub asked: Asked,
+    /// The form of the answer.
+    pub output: Output,
+    /// Whether STS is asked, too.
+    pub assume: bool,
+    /// The settings to decide by, where the daemon is not asked. The node's name may be empty.
+    pub config: Config,
+    /// The node that was named on the command line.
+    pub node: Option<String>,
+}
+
+impl ExplainConfig {
+    /// What flags and environment ask. Where the API's address stands on the command line, the API is asked; else the
+    /// daemon: in its own container, its variables are there for its own sake.
+    pub fn from_source(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let mut source = Source::new(matches, env);
+        let config = Config::read(&mut source, false);
+        let text = matches.get_one::<String>(POD).map_or("", String::as_str);
+        let pod = match text.parse() {
+            Ok(pod) => Some(pod),
+            Err(error) => {
+                source.mistake(format!("{text:?}: {error}"));
+                None
+            }
+        };
+        let cluster = source.is_argument("kubeconfig") || source.is_argument("api-server");
+        if cluster && source.is_argument("admin-url") {
+            source.mistake("--admin-url asks the daemon, --kubeconfig and --api-server ask the Kubernetes API: give one of them");
+        }
+        let default = Authority::try_from(format!("127.0.0.1:{}", config.admin.port)).ok();
+        let url = if source.text("admin-url").is_some() { source.parse("admin-url", daemon) } else { default };
+        let output = source.choice("output", &[("text", Output::Text), ("json", Output::Json)], Output::Text);
+        let assume = source.switch("assume");
+        let node = source.is_argument("node").then(|| config.pods.node.clone());
+        let mistakes = source.into_mistakes();
+        match (pod, url) {
+            (Some(pod), Some(url)) if mistakes.is_empty() => {
+                let asked = if cluster { Asked::Cluster } else { Asked::Daemon(url) };
+                Ok(Self { pod, asked, output, assume, config, node })
+            }
+            _ => Err(ConfigError { mistakes }),
+        }
+    }
+}
+
+/// `http://HOST[:PORT]`.
+fn daemon(text: &str) -> Result<Authority, String> {
+    let expected = || "expected the URL of a daemon's metrics port, such as http://127.0.0.1:9543".to_owned();
+    let rest = text.strip_prefix("http://").ok_or_else(expected)?;
+    let authority = super::read::authority(rest.strip_suffix('/').unwrap_or(rest))?;
+    authority.parse().map_err(|_| expected())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! A failure of STS in the words of whoever has to mend it: what is wrong, and what to look at, in the order in which it is
+//! mostly found.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::AssumeRoleError;
+use crate::policy::RoleRequest;
+
+/// The longest session of a role that was assumed by a session of another (IAM user guide, "Role chaining").
+const LONGEST_CHAINED: Duration = Duration::from_secs(3600);
+
+/// What is wrong, and what to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advice {
+    /// A sentence without an end.
+    pub problem: String,
+    /// What to look at, in this order; one thing each.
+    pub check: Vec<String>,
+}
+
+impl fmt::Display for Advice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problem)?;
+        self.check.iter().enumerate().try_for_each(|(at, check)| write!(f, "; {}. {check}", at + 1))
+    }
+}
+
+impl AssumeRoleError {
+    /// What is wrong with this request, and what to look at. `who` asked, where that is known.
+    pub fn advice(&self, request: &RoleRequest, who: Option<&str>) -> Advice {
+        let (problem, check) = match self {
+            Self::Denied { message } => (format!("STS denies it: {message}"), denied(request, who)),
+            Self::Invalid { message } => (format!("STS refuses the request: {message}"), invalid(message, request)),
+            Self::Throttled => (
+                "STS throttles this account's requests".to_owned(),
+                vec!["ask again later; if it stays so, look in CloudTrail for who asks STS so often in this account and region".to_owned()],
+            ),
+            Self::IdentityUnknown(error) => return error.advice(request, who),
+            Self::OwnIdentity { message, advice } => (
+                format!("the AWS identity of who asks cannot be used: {message}"),
+                vec![
+                    (*advice).to_owned(),
+                    "the node has an instance profile, and its role exists".to_owned(),
+                    "the metadata service can be reached from where this runs (HttpEndpoint, HttpPutResponseHopLimit)".to_owned(),
+                    "the clock of the node is right".to_owned(),
+                ],
+            ),
+            Self::Unreachable { message } => (
+                format!("STS cannot be reached: {message}"),
+                vec!["route, DNS and firewall to the regional STS endpoint, or the VPC endpoint for it".to_owned()],
+            ),
+            Self::Failed { message } => {
+                (format!("STS failed: {message}"), vec!["ask again; if it stays so, see the state of AWS in this region".to_owned()])
+            }
+        };
+        Advice { problem, check }
+    }
+}
+
+/// AccessDenied does not tell why: not even whether there is such a role.
+fn denied(request: &RoleRequest, who: Option<&str>) -> Vec<String> {
+    let (role, who) = (request.role(), who.unwrap_or("who asks"));
+    let mut check = vec![
+        format!("the role {} exists in account {}, with this path", role.name(), role.account()),
+        format!("its trust policy allows sts:AssumeRole to the role of {who}"),
+        format!("that role's own policies allow sts:AssumeRole on {role}, and no permissions boundary or SCP takes it away"),
+        match request.external_id() {
+            Some(id) => format!(
+                "the external id {:?} was sent, from the pod's annotation: a condition on sts:ExternalId in the trust policy has the same",
+                id.as_str()
+            ),
+            None => "no external id was sent: the trust policy has no condition on sts:ExternalId; else give the pod the annotation for it"
+                .to_owned(),
+        },
+    ];
+    if !request.tags().is_empty() {
+        check.push("session tags were sent: the trust policy, and that role's own policies, allow sts:TagSession, too".to_owned());
+    }
+    check
+}
+
+fn invalid(message: &str, request: &RoleRequest) -> Vec<String> {
+    let duration = humantime::format_duration(request.duration());
+    if message.contains("role chaining") {
+        let longest = humantime::format_duration(LONGEST_CHAINED);
+        return vec![format!(
+            "--session-duration is {duration}, and who asks has its keys from AssumeRole itself: such sessions last {longest} at most"
+        )];
+    }
+    if message.contains("DurationSeconds") || message.contains("MaxSessionDuration") {
+        return vec![format!(
+            "--session-duration is {duration}: raise the role's maximum session duration (MaxSessionDuration) to it, or make the flag shorter"
+        )];
+    }
+    if message.contains("PackedPolicy") {
+        return vec!["the session's tags are too long together: give fewer --session-tags".to_owned()];
+    }
+    vec!["the role's ARN, the session's name and the tags against what STS says".to_owned()]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! Events on pods: `kubectl describe pod` tells a pod's owner why it got no credentials, without the node's log.
+//!
+//! [`Reporter`] is the narrow end that a request sees: it hands a small record to a bounded queue and never waits.
+//! [`writer`] is the other end, a task of its own: it decides by the `ledger` what is worth writing, and writes. What a note
+//! says is for people of the pod's namespace: it is made of our own sentences alone, and repeats nothing of annotations, of
+//! other pods, or of what STS said.
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::credentials::AssumeRoleError;
+use crate::metrics::Metrics;
+use crate::pods::Pod;
+use crate::policy::Denial;
+
+mod ledger;
+mod object;
+pub mod writer;
+
+/// Records that wait for the writer. It only moves them into memory, so that more are waiting means that it is stuck.
+const QUEUE: usize = 1024;
+/// The longest note that the API takes, in bytes (`NoteLengthLimit`, Kubernetes `pkg/apis/core/validation/events.go`).
+pub const MAX_NOTE: usize = 1024;
+
+/// What a pod is told about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Policy gives it no role.
+    Denied(Denial),
+    /// Audit mode serves it, and enforced restrictions would not.
+    WouldBeDenied(Denial),
+    /// Another pod claims its address.
+    AddressAmbiguous,
+    /// What it is now cannot be read.
+    Unreadable,
+    /// STS gives no credentials for its role.
+    AssumeRoleFailed {
+        /// The stable name of the failure.
+        name: &'static str,
+        /// What the pod's owner may know of it.
+        sentence: &'static str,
+    },
+    /// It names a role, and is in the node's network.
+    HostNetwork,
+}
+
+impl Cause {
+    /// STS gave no credentials.
+    pub fn assume_role_failed(error: &AssumeRoleError) -> Self {
+        Self::AssumeRoleFailed { name: error.name(), sentence: error.for_owner() }
+    }
+
+    /// The Event's `reason`: one stable word for each kind, to select and to alert by.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Denied(_) => "RoleDenied",
+            Self::WouldBeDenied(_) => "RoleWouldBeDenied",
+            Self::AddressAmbiguous => "AddressAmbiguous",
+            Self::Unreadable => "PodUnreadable",
+            Self::AssumeRoleFailed { .. } => "AssumeRoleFailed",
+            Self::HostNetwork => "HostNetworkNotServed",
+        }
+    }
+
+    /// The Event's `action`: what the daemon did.
+    fn action(self) -> &'static str {
+        match self {
+            Self::Denied(_) | Self::AddressAmbiguous | Self::Unreadable => "RefuseCredentials",
+            Self::WouldBeDenied(_) => "ServeCredentials",
+            Self::AssumeRoleFailed { .. } => "AssumeRole",
+            Self::HostNetwork => "LeaveAlone",
+        }
+    }
+
+    /// The stable name within its kind, as metrics and the log have it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Denied(denial) | Self::WouldBeDenied(denial) => denial.name(),
+            Self::AddressAmbiguous => "ambiguous-pod",
+            Self::Unreadable => "unreadable-pod",
+            Self::AssumeRoleFailed { name, .. } => name,
+            Self::HostNetwork => "host-network",
+        }
+    }
+
+    /// The Event's `note`: the stable name, and what to change.
+    fn note(self) -> String {
+        let name = self.name();
+        match self {
+            Self::Denied(denial) => format!("{name}: {denial}"),
+            Self::WouldBeDenied(denial) => {
+                format!("{name}: served, because restrictions are only reported yet; enforced, they refuse: {denial}")
+            }
+            Self::AddressAmbiguous => {
+                format!("{name}: another pod claims this pod's address, and neither is served until one of them is gone")
+            }
+            Self::Unreadable => format!(
+                "{name}: the node's daemon cannot read the pod's object as it is now, and serves nobody from its address; make it \
+                 anew, or ask the operators of the node to look in its log"
+            ),
+            Self::AssumeRoleFailed { sentence, .. } => format!("{name}: {sentence}"),
+            Self::HostNetwork => format!(
+                "{name}: the pod names a role and runs in the node's network, where it cannot be told from the node; it is not served, \
+                 and reaches the node's own metadata service; take hostNetwork away, or the annotation"
+            ),
+        }
+    }
+}
+
+/// Consistent with `Eq`: equal causes have equal names.
+impl Hash for Cause {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.reason(), self.name()).hash(state);
+    }
+}
+
+/// Something to tell a pod.
+#[derive(Debug)]
+pub struct Record {
+    /// Whom.
+    pub pod: Arc<Pod>,
+    /// What.
+    pub cause: Cause,
+}
+
+/// Where a request leaves what its pod should be told; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Reporter {
+    records: Option<mpsc::Sender<Record>>,
+    metrics: Metrics,
+}
+
+impl Reporter {
+    /// A reporter, and the end that the writer reads.
+    pub fn new(metrics: Metrics) -> (Self, mpsc::Receiver<Record>) {
+        let (records, receiver) = mpsc::channel(QUEUE);
+        (Self { records: Some(records), metrics }, receiver)
+    }
+
+    /// One that tells nobody anything.
+    pub fn off(metrics: Metrics) -> Self {
+        Self { records: None, metrics }
+    }
+
+    /// Tells a pod's owner. It never waits: where the queue is full, the record is dropped and counted.
+    pub fn tell(&self, pod: &Arc<Pod>, cause: Cause) {
+        if let Some(records) = &self.records
+            && records.try_send(Record { pod: pod.clone(), cause }).is_err()
+        {
+            self.metrics.event("dropped");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,346 @@
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says loudly what failed")]
+use proptest::prelude::*;
+
+use super::*;
+use crate::events::tests::pod;
+use crate::policy::Denial;
+
+const NO_ROLE: Cause = Cause::Denied(Denial::NoRole);
+const NODE_ROLE: Cause = Cause::Denied(Denial::NodeRole);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A ledger and its clock.
+struct Bed {
+    ledger: Ledger,
+    start: Instant,
+    passed: Duration,
+}
+
+impl Bed {
+    fn new() -> Self {
+        Self { ledger: Ledger::default(), start: Instant::now(), passed: Duration::ZERO }
+    }
+
+    fn now(&self) -> Now {
+        let wall: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        Now { instant: self.start + self.passed, wall: wall + self.passed }
+    }
+
+    fn tell(&mut self, name: &str, cause: Cause) -> Taken {
+        self.ledger.take(Record { pod: Arc::new(pod(name)), cause }, self.now())
+    }
+
+    fn next(&mut self) -> Next {
+        let now = self.now().instant;
+        self.ledger.tidy(now, |_| true);
+        self.ledger.next(now)
+    }
+
+    /// The write that is due now.
+    fn write(&mut self) -> Write {
+        match self.next() {
+            Next::Write(write) => write,
+            other => panic!("nothing is to be written: {other:?}"),
+        }
+    }
+
+    /// How long nothing is to be done.
+    fn idle(&mut self) -> Option<Duration> {
+        match self.next() {
+            Next::Write(write) => panic!("this is to be written: {write:?}"),
+            Next::At(at) => Some(at - self.now().instant),
+            Next::Nothing => None,
+        }
+    }
+
+    fn answer(&mut self, write: &Write, answer: Answer) {
+        let now = self.now();
+        self.ledger.answered(write, &answer, now, 0.0);
+    }
+
+    fn written(&mut self) -> Write {
+        let write = self.write();
+        self.answer(&write, Answer::Written);
+        write
+    }
+}
+
+#[test]
+fn the_first_is_written_at_once_and_repeats_as_a_series_after_five_minutes() {
+    let mut bed = Bed::new();
+    assert_eq!(bed.idle(), None);
+    assert_eq!(bed.tell("web", NO_ROLE), Taken::New);
+    let first = bed.written();
+    assert_eq!((first.verb, first.series, first.at), (Verb::Create, None, bed.now().wall));
+    for _ in 0..49 {
+        bed.passed += SECOND;
+        assert_eq!(bed.tell("web", NO_ROLE), Taken::Repeat);
+    }
+    let last = bed.now().wall;
+    assert_eq!(bed.idle(), Some(SERIES_EVERY - 49 * SECOND));
+    bed.passed = SERIES_EVERY;
+    let series = bed.written();
+    assert_eq!((series.verb, series.series, &series.name), (Verb::Amend, Some(Series { count: 50, last }), &first.name));
+    // Nothing is said of what was said.
+    assert_eq!(bed.idle(), Some(QUIET));
+    bed.passed += SECOND;
+    bed.tell("web", NO_ROLE);
+    assert_eq!(bed.idle(), Some(SERIES_EVERY - SECOND));
+}
+
+#[test]
+fn causes_and_pods_are_told_apart() {
+    let mut bed = Bed::new();
+    let told = [("web", NO_ROLE), ("web", NODE_ROLE), ("db", NO_ROLE), ("web", Cause::WouldBeDenied(Denial::NoRole))];
+    for (name, cause) in told {
+        assert_eq!(bed.tell(name, cause), Taken::New);
+    }
+    let mut names: Vec<_> = told.iter().map(|_| bed.written().name).collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), told.len(), "two of one moment have different names: {names:?}");
+    // The next pod of the name is another pod.
+    let next = Pod { uid: PodUid("another".into()), ..pod("web") };
+    assert_eq!(bed.ledger.take(Record { pod: Arc::new(next), cause: NO_ROLE }, bed.now()), Taken::New);
+}
+
+#[test]
+fn what_is_quiet_is_forgotten_and_is_a_first_one_again() {
+    let mut bed = Bed::new();
+    bed.tell("web", NO_ROLE);
+    let first = bed.written();
+    bed.passed = QUIET - SECOND;
+    assert_eq!(bed.idle(), Some(SECOND));
+    bed.passed = QUIET;
+    assert_eq!((bed.idle(), bed.ledger.len()), (None, 0));
+    assert_eq!(bed.tell("web", NO_ROLE), Taken::New);
+    let again = bed.written();
+    assert_eq!((again.verb, again.series), (Verb::Create, None));
+    assert_ne!(again.name, first.name);
+}
+
+#[test]
+fn repeats_before_the_first_write_are_in_it() {
+    let mut bed = Bed::new();
+    for _ in 0..3 {
+        bed.tell("web", NO_ROLE);
+    }
+    assert_eq!(bed.written().series.map(|series| series.count), Some(3));
+    assert_eq!(bed.idle(), Some(QUIET), "they are told");
+}
+
+#[test]
+fn repeats_while_a_write_is_under_way_are_told_later_and_not_beside_it() {
+    let mut bed = Bed::new();
+    bed.tell("web", NO_ROLE);
+    let write = bed.write();
+    bed.tell("web", NO_ROLE);
+    assert_eq!(bed.idle(), None);
+    bed.answer(&write, Answer::Written);
+    assert_eq!(bed.idle(), Some(SERIES_EVERY));
+}
+
+#[test]
+fn a_node_writes_25_at_once_and_then_one_a_second() {
+    let mut bed = Bed::new();
+    for number in 0..30 {
+        bed.tell(&format!("pod-{number}"), NO_ROLE);
+    }
+    let order: Vec<_> = (0..BURST).map(|_| bed.written().key.pod.name.clone()).collect();
+    assert_eq!(order.len(), 25);
+    for _ in 0..5 {
+        assert_eq!(bed.idle(), Some(INTERVAL));
+        bed.passed += INTERVAL;
+        bed.written();
+    }
+    // What was not used is there again, and not more.
+    bed.passed += Duration::from_secs(3600);
+    for number in 100..130 {
+        bed.tell(&format!("pod-{number}"), NO_ROLE);
+    }
+    (0..BURST).for_each(|_| drop(bed.written()));
+    assert_eq!(bed.idle(), Some(INTERVAL));
+}
+
+#[test]
+fn failures_pause_for_longer_and_longer_and_the_event_is_not_lost() {
+    let mut bed = Bed::new();
+    bed.tell("web", NO_ROLE);
+    let mut pauses = Vec::new();
+    for _ in 0..9 {
+        bed.tell("web", NO_ROLE);
+        let write = bed.write();
+        bed.answer(&write, Answer::Later(Duration::ZERO));
+        pauses.push(bed.idle().unwrap());
+        bed.passed += pauses[pauses.len() - 1];
+    }
+    assert_eq!(pauses[..4], [SECOND, 2 * SECOND, 4 * SECOND, 8 * SECOND]);
+    assert_eq!(pauses[8], SECOND * 256);
+    assert_eq!(bed.written().series.map(|series| series.count), Some(10));
+    bed.tell("db", NO_ROLE);
+    let write = bed.write();
+    bed.answer(&write, Answer::Later(30 * SECOND));
+    assert_eq!(bed.idle(), Some(30 * SECOND), "as long as the API asks, and from the first pause on again");
+}
+
+#[test]
+fn one_that_fails_does_not_stand_before_those_that_were_not_tried() {
+    let mut bed = Bed::new();
+    for name in ["bad", "good"] {
+        bed.tell(name, NO_ROLE);
+        bed.passed += SECOND;
+    }
+    let bad = bed.write();
+    assert_eq!(bad.key.pod.name, "bad");
+    bed.answer(&bad, Answer::Later(Duration::ZERO));
+    bed.passed += SECOND;
+    assert_eq!(bed.written().key.pod.name, "good");
+    assert_eq!(bed.written().key.pod.name, "bad");
+}
+
+#[test]
+fn what_is_forbidden_is_tried_again_rarely_and_each_verb_by_itself() {
+    let mut bed = Bed::new();
+    bed.tell("web", NO_ROLE);
+    bed.written();
+    bed.tell("web", NO_ROLE);
+    bed.passed = SERIES_EVERY;
+    let series = bed.write();
+    assert_eq!(series.verb, Verb::Amend);
+    bed.answer(&series, Answer::Forbidden);
+    bed.tell("db", NO_ROLE);
+    let create = bed.write();
+    assert_eq!((create.verb, &*create.key.pod.name), (Verb::Create, "db"));
+    bed.answer(&create, Answer::Forbidden);
+    bed.tell("another", NO_ROLE);
+    assert_eq!(bed.idle(), Some(FORBIDDEN_AGAIN));
+    bed.passed += FORBIDDEN_AGAIN;
+    bed.written();
+
+    // And the other way round.
+    let mut bed = Bed::new();
+    bed.tell("web", NO_ROLE);
+    bed.written();
+    bed.tell("web", NO_ROLE);
+    bed.passed = SERIES_EVERY - SECOND;
+    bed.tell("db", NO_ROLE);
+    let create = bed.write();
+    bed.answer(&create, Answer::Forbidden);
+    bed.passed = SERIES_EVERY;
+    assert_eq!(bed.written().verb, Verb::Amend);
+}
+
+#[test]
+fn a_series_whose_event_is_gone_begins_anew() {
+    let mut bed = Bed::new();
+    bed.tell("web", NO_ROLE);
+    let first = bed.written();
+    bed.tell("web", NO_ROLE);
+    bed.passed = SERIES_EVERY;
+    let series = bed.write();
+    bed.answer(&series, Answer::Missing);
+    // The node's rate holds, the five minutes do not.
+    let again = bed.written();
+    assert_eq!((again.verb, again.series.map(|series| series.count)), (Verb::Create, Some(2)));
+    assert_ne!(again.name, first.name);
+}
+
+#[test]
+fn what_will_never_be_taken_is_not_tried_again() {
+    let mut bed = Bed::new();
+    bed.tell("web", NO_ROLE);
+    let write = bed.write();
+    bed.answer(&write, Answer::Never);
+    assert_eq!(bed.tell("web", NO_ROLE), Taken::Repeat);
+    assert_eq!(bed.idle(), Some(QUIET), "until it is forgotten");
+}
+
+#[test]
+fn pods_that_are_gone_are_forgotten() {
+    let mut bed = Bed::new();
+    bed.tell("web", NO_ROLE);
+    bed.written();
+    bed.tell("db", NO_ROLE);
+    let now = bed.now().instant;
+    let (written, unwritten) = ("uid-of-web", "uid-of-db");
+    assert_eq!(bed.ledger.tidy(now, |uid| &*uid.0 != written), 0, "one that was told is not lost");
+    assert_eq!(bed.ledger.tidy(now, |uid| &*uid.0 != unwritten), 1);
+    assert_eq!((bed.ledger.len(), bed.idle()), (0, None));
+}
+
+#[test]
+fn memory_is_bounded() {
+    let mut bed = Bed::new();
+    for number in 0..MAX_ENTRIES {
+        assert_eq!(bed.tell(&format!("pod-{number}"), NO_ROLE), Taken::New);
+    }
+    assert_eq!(bed.tell("one-more", NO_ROLE), Taken::Full);
+    assert_eq!(bed.tell("pod-0", NO_ROLE), Taken::Repeat);
+    assert_eq!(bed.ledger.len(), MAX_ENTRIES);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Tell(u8, bool),
+    Wait(u16),
+    Serve(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..40_u8, any::<bool>()).prop_map(|(pod, other)| Step::Tell(pod, other)),
+        2 => (0..400_u16).prop_map(Step::Wait),
+        4 => (0..8_u8).prop_map(Step::Serve),
+    ]
+}
+
+proptest! {
+    /// Whatever comes in whatever order, and whatever the API says to it.
+    #[test]
+    fn the_rates_hold_and_nothing_is_told_twice(steps in proptest::collection::vec(step(), 1..300)) {
+        let mut bed = Bed::new();
+        let mut writes: Vec<Instant> = Vec::new();
+        let mut last_of: HashMap<Key, (Instant, Verb, u32)> = HashMap::new();
+        for step in steps {
+            match step {
+                Step::Tell(number, other) => {
+                    bed.tell(&format!("pod-{number}"), if other { NO_ROLE } else { NODE_ROLE });
+                }
+                Step::Wait(seconds) => bed.passed += Duration::from_secs(seconds.into()),
+                Step::Serve(kind) => {
+                    let Next::Write(write) = bed.next() else { continue };
+                    let now = bed.now().instant;
+                    writes.push(now);
+                    let count = write.series.map_or(1, |series| series.count);
+                    if let Some((at, _, told)) = last_of.get(&write.key) {
+                        match write.verb {
+                            Verb::Amend => {
+                                prop_assert!(now - *at >= SERIES_EVERY, "a series at most every five minutes");
+                                prop_assert!(count > *told, "a series tells of something new");
+                            }
+                            Verb::Create => prop_assert!(now - *at >= QUIET, "a first one once"),
+                        }
+                    } else {
+                        prop_assert_eq!(write.verb, Verb::Create);
+                    }
+                    let answer = match kind {
+                        0 => Answer::Later(Duration::ZERO),
+                        1 => Answer::Forbidden,
+                        _ => Answer::Written,
+                    };
+                    if answer == Answer::Written {
+                        last_of.insert(write.key.clone(), (now, write.verb, count));
+                    }
+                    bed.answer(&write, answer);
+                }
+            }
+            prop_assert!(bed.ledger.len() <= MAX_ENTRIES);
+        }
+        for (number, from) in writes.iter().enumerate() {
+            for (more, to) in writes[number..].iter().enumerate() {
+                let allowed = u64::from(BURST) + (*to - *from).as_secs();
+                prop_assert!((more as u64) < allowed, "{} writes in {:?}", more + 1, *to - *from);
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
+use super::*;
+use crate::pods::PodUid;
+use crate::policy::denial::{NamespaceList, RoleMistake, RoleSource};
+use crate::policy::patterns::Mistake;
+use crate::role::ParseError;
+
+pub(super) fn pod(name: &str) -> Pod {
+    Pod {
+        service_account: "default".to_owned(),
+        uid: PodUid(format!("uid-of-{name}").into()),
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+        role: None,
+        external_id: None,
+        session_name: None,
+        ips: Vec::new(),
+        finished: false,
+        terminating: false,
+        host_network: false,
+    }
+}
+
+const FORMS: [ParseError; 9] = [
+    ParseError::NotARoleArn,
+    ParseError::UnknownPartition,
+    ParseError::Account,
+    ParseError::Path,
+    ParseError::RoleName,
+    ParseError::SessionName,
+    ParseError::ExternalId,
+    ParseError::TooLong,
+    ParseError::NotAnIdentity,
+];
+
+fn denials() -> Vec<Denial> {
+    let sources = [RoleSource::Pod, RoleSource::ServiceAccount, RoleSource::EksServiceAccount, RoleSource::Default];
+    let mistakes = [RoleMistake::Empty, RoleMistake::Spaces, RoleMistake::ControlCharacters, RoleMistake::NoBaseArn];
+    let mistakes: Vec<_> = mistakes.into_iter().chain(FORMS.map(RoleMistake::Form)).collect();
+    let roles = sources.into_iter().flat_map(|source| mistakes.iter().map(move |mistake| Denial::BadRole(source, *mistake)));
+    let lists = [NamespaceList::Allowed, NamespaceList::Permitted].into_iter();
+    let lists =
+        lists.flat_map(|list| [Mistake::NotAList, Mistake::TooLarge, Mistake::BadPattern].map(|m| Denial::BadNamespaceList(list, m)));
+    let others = [
+        Denial::NoRole,
+        Denial::ServiceAccountUnknown,
+        Denial::ServiceAccountsForbidden,
+        Denial::OtherPartition,
+        Denial::NodeRole,
+        Denial::NotAllowedOnNode,
+        Denial::NamespaceUnknown,
+        Denial::NamespaceHasNoList,
+        Denial::NotAllowedInNamespace,
+    ];
+    let forms = FORMS.into_iter().flat_map(|form| [Denial::BadExternalId(form), Denial::BadSessionName(form)]);
+    roles.chain(lists).chain(others).chain(forms).collect()
+}
+
+/// Every failure of STS, with a message as STS writes it.
+pub(super) fn failures() -> Vec<AssumeRoleError> {
+    let message = || "User: arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e is not authorized to perform: sts:AssumeRole".to_owned();
+    vec![
+        AssumeRoleError::Denied { message: message() },
+        AssumeRoleError::Invalid { message: message() },
+        AssumeRoleError::Throttled,
+        AssumeRoleError::OwnIdentity { message: message(), advice: "look there" },
+        AssumeRoleError::Unreachable { message: message() },
+        AssumeRoleError::Failed { message: message() },
+        AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Unreachable { message: message() })),
+    ]
+}
+
+fn causes() -> Vec<Cause> {
+    let denied = denials().into_iter().flat_map(|denial| [Cause::Denied(denial), Cause::WouldBeDenied(denial)]);
+    let failed = failures();
+    let failed = failed.iter().map(Cause::assume_role_failed);
+    denied.chain(failed).chain([Cause::AddressAmbiguous, Cause::Unreadable, Cause::HostNetwork]).collect()
+}
+
+#[test]
+fn every_note_is_short_begins_with_its_stable_name_and_says_something() {
+    for cause in causes() {
+        let note = cause.note();
+        assert!(note.len() <= MAX_NOTE, "{} bytes: {note}", note.len());
+        let sentence = note.strip_prefix(cause.name()).and_then(|rest| rest.strip_prefix(": "));
+        assert!(sentence.is_some_and(|sentence| sentence.len() > 30), "{note}");
+        assert!(cause.reason().chars().all(|c| c.is_ascii_alphabetic()) && cause.reason().len() <= 128);
+        assert!(!cause.action().is_empty() && cause.action().len() <= 128);
+    }
+}
+
+/// STS says who asked: the session of the node's role.
+#[test]
+fn what_sts_says_is_not_repeated() {
+    for cause in failures().iter().map(Cause::assume_role_failed) {
+        let note = cause.note();
+        assert!(!note.contains("arn:") && !note.contains("111122223333") && !note.contains("i-0f1e"), "{note}");
+    }
+}
+
+#[test]
+fn equal_causes_have_equal_hashes() {
+    let hash =
+        |cause: Cause| std::hash::BuildHasher::hash_one(&std::hash::BuildHasherDefault::<std::hash::DefaultHasher>::default(), cause);
+    for (a, b) in causes().into_iter().zip(causes()) {
+        assert_eq!((a, hash(a)), (b, hash(b)));
+    }
+}
+
+#[tokio::test]
+async fn a_full_queue_drops_and_counts_and_never_waits() {
+    let metrics = Metrics::new();
+    let (reporter, mut records) = Reporter::new(metrics.clone());
+    let web = Arc::new(pod("web"));
+    for _ in 0..QUEUE + 3 {
+        reporter.tell(&web, Cause::AddressAmbiguous);
+    }
+    assert!(String::from_utf8_lossy(&metrics.render()).contains(r#"rolegate_events_total{outcome="dropped"} 3"#));
+    assert_eq!(records.recv().await.unwrap().pod.uid, web.uid);
+    Reporter::off(metrics.clone()).tell(&web, Cause::AddressAmbiguous);
+    assert_eq!(records.len(), QUEUE - 1);
+}

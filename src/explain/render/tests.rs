@@ -1,0 +1,111 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
+use super::*;
+use crate::explain::{Assumed, Request, Tag, VERSION};
+
+fn step(what: &str, source: &str, detail: &str, verdict: Verdict) -> Step {
+    Step { what: what.to_owned(), source: source.to_owned(), detail: detail.to_owned(), verdict }
+}
+
+fn report() -> Report {
+    Report {
+        version: VERSION,
+        namespace: "shop".to_owned(),
+        pod: "web-0".to_owned(),
+        node: "node-a".to_owned(),
+        by: By::Daemon,
+        decision: Decision::Allowed,
+        reason: None,
+        message: "the pod may have ROLE".to_owned(),
+        check: Vec::new(),
+        notes: Vec::new(),
+        identity: vec![step("address", "10.0.0.1", "this pod alone has it", Verdict::Passed)],
+        policy: vec![step("allowed-roles", "--allowed-roles", "not given", Verdict::Skipped)],
+        request: Some(Request {
+            role: "ROLE".to_owned(),
+            session_name: "web-0".to_owned(),
+            external_id: Some("id".to_owned()),
+            tags: vec![Tag { key: "key".to_owned(), value: "value".to_owned() }],
+            duration_seconds: 5400,
+        }),
+        assume: None,
+    }
+}
+
+#[test]
+fn every_part_has_its_lines() {
+    let assume = Some(Assumed {
+        identity: Some("WHO".into()),
+        outcome: "ok".into(),
+        access_key_id: Some("ASIA1".into()),
+        expires_at: Some("LATER".into()),
+    });
+    let expected = "\
+pod shop/web-0 on node node-a, by the settings of the daemon there and what it knows now
+
+who asks
+  ok  address        10.0.0.1: this pod alone has it
+
+which role
+  -   allowed-roles  --allowed-roles: not given
+
+what STS is asked for
+      role           ROLE
+      session-name   web-0
+      external-id    id
+      duration       1h 30m
+      tag            key=value
+
+what STS answers
+  ok  asked-by       WHO
+  ok  session        ASIA1, until LATER; its credentials were dropped
+
+note: by the way
+allowed: the pod may have ROLE
+";
+    assert_eq!(text(&Report { assume, notes: vec!["by the way".to_owned()], ..report() }), expected);
+}
+
+#[test]
+fn the_end_says_what_came_of_it() {
+    let refused = |decision, reason: &str, check: &[&str]| Report {
+        decision,
+        reason: Some(reason.to_owned()),
+        message: "change this".to_owned(),
+        check: check.iter().map(|&text| text.to_owned()).collect(),
+        ..report()
+    };
+    for (report, end) in [
+        (refused(Decision::Denied, "no-role", &[]), "\ndenied (no-role): change this\n"),
+        (refused(Decision::Unknown, "unknown-pod", &[]), "\nnot found out (unknown-pod): change this\n"),
+        (
+            refused(Decision::Denied, "sts-denied", &["one", "two"]),
+            "\ndenied (sts-denied): change this; check, in this order:\n  1. one\n  2. two\n",
+        ),
+    ] {
+        assert!(text(&report).ends_with(end), "{}", text(&report));
+    }
+}
+
+#[test]
+fn the_sentence_of_the_refusal_stands_once() {
+    let policy = vec![step("role", "--default-role", "change this", Verdict::Refused)];
+    let reason = Some("no-role".to_owned());
+    let text = text(&Report { decision: Decision::Denied, reason, message: "change this".to_owned(), policy, ..report() });
+    assert!(text.contains("  no  role           --default-role: no-role\n"), "{text}");
+    assert_eq!(text.matches("change this").count(), 1);
+}
+
+#[test]
+fn a_refusal_of_sts_is_a_line_of_its_own() {
+    let assume = Some(Assumed { identity: None, outcome: "own-identity".to_owned(), access_key_id: None, expires_at: None });
+    let text = text(&Report { assume, ..report() });
+    assert!(text.contains("  no  asked-by       not known\n  no  session        own-identity\n"), "{text}");
+}
+
+#[test]
+fn nothing_of_others_moves_the_cursor_and_empty_parts_are_left_out() {
+    let policy = vec![step("role\u{1b}[2J", "a\nb", "\r\u{7}", Verdict::Passed)];
+    let text = text(&Report { policy, identity: Vec::new(), request: None, notes: vec!["\u{1b}]0;x".to_owned()], ..report() });
+    assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+    assert!(text.contains("a?b: ??\n") && !text.contains("who asks") && !text.contains("STS"), "{text}");
+}

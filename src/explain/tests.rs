@@ -1,0 +1,137 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
+
+use super::*;
+use crate::config::{Restrictions, ServiceAccountRoles};
+use crate::pods::{NodeAddresses, Pod, PodUid, Pods, PodsWriter, pods};
+use crate::policy::{Policy, Rules};
+
+fn pod(name: &str, ips: &[&str]) -> Pod {
+    Pod {
+        uid: PodUid(name.into()),
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+        service_account: "default".to_owned(),
+        role: Some("arn:aws:iam::111122223333:role/web".to_owned()),
+        external_id: None,
+        session_name: None,
+        ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+        finished: false,
+        terminating: false,
+        host_network: false,
+    }
+}
+
+fn known(all: impl IntoIterator<Item = Pod>) -> (PodsWriter, Pods) {
+    let (writer, known) = pods();
+    writer.write(|index| index.reset(all));
+    (writer, known)
+}
+
+fn look_at(name: &str, pods: &Pods, rules: Rules) -> (Report, Option<RoleRequest>) {
+    let name = PodName::new("shop", name).unwrap();
+    look(&name, "node-a", By::Daemon, pods, &Policy::new(rules, crate::policy::node::NodeIdentity::default()).unwrap())
+}
+
+/// The verdict, its reason, and a part of its sentence.
+fn check(pods: &Pods, name: &str, decision: Decision, reason: Option<&str>, wanted: &str) -> Report {
+    let (report, request) = look_at(name, pods, Rules::default());
+    assert_eq!((report.decision, report.reason.as_deref()), (decision, reason), "{report:?}");
+    assert!(report.message.contains(wanted), "{report:?}");
+    assert_eq!(request.is_some(), decision == Decision::Allowed, "only an allowed pod has something to ask STS for");
+    assert_eq!(report.request.is_some(), request.is_some());
+    report
+}
+
+#[test]
+fn a_pod_is_told_by_an_address_that_it_alone_has() {
+    let leaving = Pod { terminating: true, ..pod("leaving", &["10.0.0.2"]) };
+    let (_writer, pods) = known([pod("web", &["10.0.0.1"]), leaving]);
+    check(&pods, "web", Decision::Allowed, None, "role/web");
+    let report = check(&pods, "leaving", Decision::Allowed, None, "role/web");
+    assert!(report.identity.iter().any(|step| step.detail.contains("its deletion has begun")));
+    check(&pods, "nobody", Decision::Unknown, Some("unknown-pod"), "--output wide");
+}
+
+#[test]
+fn what_keeps_a_pod_from_being_told_is_said_with_what_to_do() {
+    let finished = Pod { finished: true, ..pod("finished", &["10.0.0.2"]) };
+    let host = Pod { host_network: true, ..pod("host", &["10.0.0.3"]) };
+    let before = Pod { terminating: true, ..pod("before", &["10.0.0.5"]) };
+    let (writer, pods) = known([
+        finished,
+        host,
+        before,
+        pod("after", &["10.0.0.5"]),
+        pod("one", &["10.0.0.6"]),
+        pod("two", &["10.0.0.6"]),
+        pod("starting", &[]),
+        pod("node", &["10.0.0.7"]),
+    ]);
+    writer.write(|index| index.set_node(NodeAddresses { ips: ["10.0.0.7".parse().unwrap()].into(), loopback: true }));
+    for (name, reason, wanted) in [
+        ("finished", "unknown-pod", "has finished"),
+        ("host", "unknown-pod", "take hostNetwork out"),
+        ("before", "ambiguous-pod", "that of pod shop/after by now"),
+        ("one", "ambiguous-pod", "claimed by shop/two as well"),
+        ("starting", "unknown-pod", "kubectl describe pod"),
+        ("node", "unknown-pod", "the node's own"),
+    ] {
+        let report = check(&pods, name, Decision::Denied, Some(reason), wanted);
+        assert!(report.identity.iter().filter(|step| step.verdict == Verdict::Refused).count() == 1, "{report:?}");
+        assert!(!report.policy.is_empty(), "which role it may have is told nevertheless");
+    }
+    check(&pods, "after", Decision::Allowed, None, "role/web");
+}
+
+#[test]
+fn one_good_address_is_enough_and_the_other_is_noted() {
+    let (_writer, pods) = known([pod("web", &["10.0.0.1", "fd00::1"]), pod("other", &["fd00::1"])]);
+    let report = check(&pods, "web", Decision::Allowed, None, "role/web");
+    assert!(report.notes[0].contains("from one of its addresses are refused") && report.notes[0].contains("shop/other"), "{report:?}");
+}
+
+#[test]
+fn a_pod_that_is_refused_twice_is_told_both() {
+    let unannotated = Pod { role: None, ..pod("one", &["10.0.0.6"]) };
+    let (_writer, pods) = known([unannotated, pod("two", &["10.0.0.6"])]);
+    let report = check(&pods, "one", Decision::Denied, Some("ambiguous-pod"), "shop/two");
+    assert!(report.notes[0].contains("its role would be refused, too: neither the pod"), "{report:?}");
+}
+
+#[test]
+fn refusals_of_policy_have_its_own_words() {
+    let (_writer, pods) = known([pod("web", &["10.0.0.1"]), Pod { role: None, ..pod("plain", &["10.0.0.2"]) }]);
+    let restricted = || Rules { restrictions: Restrictions::Enforce, ..Rules::default() };
+    let accounts = Rules { service_accounts: ServiceAccountRoles::Own, ..Rules::default() };
+    for (name, rules, denial) in [
+        ("web", restricted(), Denial::NamespaceUnknown),
+        ("plain", Rules::default(), Denial::NoRole),
+        ("plain", accounts, Denial::ServiceAccountUnknown),
+    ] {
+        let (report, request) = look_at(name, &pods, rules);
+        assert!(request.is_none() && report.decision == Decision::Denied, "{report:?}");
+        assert_eq!((report.reason.as_deref(), report.message), (Some(denial.name()), denial.to_string()));
+    }
+    let audit = Rules { restrictions: Restrictions::Audit, ..Rules::default() };
+    let (report, request) = look_at("web", &pods, audit);
+    assert!(request.is_some() && report.notes[0].starts_with("served in audit mode alone"), "{report:?}");
+}
+
+#[test]
+fn steps_of_policy_have_the_names_that_it_serializes() {
+    use crate::policy::trace::What::*;
+    for what in [Role, Partition, NodeRole, AllowedRoles, ExternalId, SessionName, SessionTags, Namespace] {
+        assert_eq!(serde_json::to_value(what).unwrap(), what.name());
+    }
+}
+
+#[test]
+fn a_report_is_the_same_after_its_way_over_the_network() {
+    let (_writer, pods) = known([pod("web", &["10.0.0.1"])]);
+    let (report, _) = look_at("web", &pods, Rules::default());
+    let text = serde_json::to_string(&report).unwrap();
+    assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
+    for step in report.policy {
+        assert!(text.contains(&format!(r#""what":"{}""#, step.what)));
+    }
+}

@@ -1,0 +1,68 @@
+//! What is handed over for pods' owners, request by request.
+
+use super::*;
+
+impl Node {
+    /// Pods and causes since the last time this was asked.
+    fn told(&self) -> Vec<(String, Cause)> {
+        let mut records = self.records.lock().unwrap();
+        std::iter::from_fn(|| records.try_recv().ok()).map(|record| (record.pod.name.clone(), record.cause)).collect()
+    }
+
+    async fn ask_for(&self, role: &str) -> u16 {
+        self.ask("10.0.0.1", "GET", &format!("{LIST}{role}"), &[]).await.status
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denial_is_told_to_the_pod() {
+    let node = node(TokenMode::Optional, &[("web-1", "10.0.0.1", None)]);
+    assert_eq!(node.ask_for("").await, 404);
+    assert_eq!(node.told(), [("web-1".to_owned(), Cause::Denied(Denial::NoRole))]);
+    assert_eq!(node.ask_for("").await, 404);
+    assert_eq!(node.told().len(), 1, "each time: whether it is worth an Event is decided elsewhere");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_claimant_of_an_address_is_told() {
+    let node = node(TokenMode::Optional, &[WEB, ("db-1", "10.0.0.1", Some("db"))]);
+    assert_eq!(node.ask_for("").await, 404);
+    let mut told = node.told();
+    told.sort_by(|a, b| a.0.cmp(&b.0));
+    assert_eq!(told, ["db-1", "web-1"].map(|name| (name.to_owned(), Cause::AddressAmbiguous)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_of_sts_is_told_each_time_also_where_it_is_remembered() {
+    let node = node(TokenMode::Optional, &[("web-1", "10.0.0.1", Some("broken"))]);
+    for _ in 0..2 {
+        assert_eq!(node.ask_for("broken").await, 500);
+        let told = node.told();
+        assert!(matches!(&told[..], [(pod, Cause::AssumeRoleFailed { name: "denied", .. })] if pod == "web-1"), "{told:?}");
+    }
+    assert_eq!(node.sts.calls.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_audit_only_reports_is_told_but_not_that_the_namespace_is_late() {
+    let node = node_with(TokenMode::Optional, &[WEB], |rules| rules.restrictions = Restrictions::Audit);
+    assert_eq!(node.ask_for("").await, 200);
+    assert!(node.counted(r#"rolegate_audit_denials_total{reason="namespace-unknown"} 1"#));
+    assert_eq!(node.told(), []);
+    let namespace = Namespace { name: "default".to_owned(), allowed_roles: None, permitted: None };
+    node.writer.write(|index| index.apply_namespace(namespace));
+    assert_eq!(node.ask_for("").await, 200);
+    assert_eq!(node.told(), [("web-1".to_owned(), Cause::WouldBeDenied(Denial::NamespaceHasNoList))]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_passes_by_itself_or_is_about_no_pod_is_told_to_nobody() {
+    let node = node(TokenMode::Required, &[WEB]);
+    assert_eq!(node.ask("10.9.9.9", "GET", LIST, &[]).await.status, 404);
+    assert_eq!(node.ask_for("").await, 401);
+    assert_eq!(node.get("10.0.0.1", &format!("{LIST}another")).await.status, 404);
+    assert_eq!(node.get("10.0.0.1", "/latest/user-data").await.status, 404);
+    assert_eq!(node.ask("10.0.0.1", "POST", LIST, &[]).await.status, 405);
+    assert_eq!(node.get("10.0.0.1", &format!("{LIST}web")).await.status, 200);
+    assert_eq!(node.told(), []);
+}

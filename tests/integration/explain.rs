@@ -1,0 +1,505 @@
+//! `rolegate explain`, the real command: against a daemon, and against the Kubernetes API.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use rolegate_lab::daemon::{Daemon, Setup};
+use rolegate_lab::kube::{Fault, PodBuilder, Resource, Verb, namespace, service_account};
+use rolegate_lab::player;
+use rolegate_lab::sts::{Behaviour, Role};
+use serde_json::{Value, json};
+
+use crate::world::{Fakes, NODE, World, arn, connect, ip, loopback};
+
+const ROLE: &str = "iam.amazonaws.com/role";
+const ALLOWED: &str = "iam.amazonaws.com/allowed-roles";
+/// The node's identity in these tests: the lab's own has a name that is made for other tests.
+const KEY: &str = "ASIAEXPLAIN000000000";
+const SECRET: &str = "explain-secret-key-that-nobody-ever-sees";
+const NODES_ROLE: &str = "arn:aws:iam::123456789012:role/nodes";
+const NODES_SESSION: &str = "arn:aws:sts::123456789012:assumed-role/nodes/i-0f1e2d3c4b5a69788";
+
+/// What the command said, and how it ended.
+#[derive(Debug)]
+struct Said {
+    code: i32,
+    text: String,
+    error: String,
+}
+
+impl Said {
+    fn last_line(&self) -> &str {
+        self.text.lines().last().unwrap_or_default()
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// The scenes of the README: one cluster, one daemon, pods of every kind.
+struct Scene {
+    fakes: Fakes,
+    setup: Setup,
+}
+
+fn pod(name: &str, ip: &str, number: u8) -> PodBuilder {
+    PodBuilder::new("shop", name).node("node-1").ip(ip).uid(&format!("5f0c7f2e-3b1d-4b6e-9a51-00000000000{number}"))
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let fakes = Fakes::new();
+        fakes.sts.add_caller(KEY, SECRET, None, NODES_SESSION);
+        fakes.sts.add_role(role("pods/shop-web"));
+        let (api, annotated) = (&fakes.api, |pod: PodBuilder, role: &str| pod.annotation(ROLE, role).build());
+        let apply = |pod| api.apply(Resource::Pods, pod);
+        apply(annotated(pod("web-0", "10.42.0.7", 1), "pods/shop-web"));
+        apply(annotated(pod("report-1", "10.42.0.8", 2), "pods/billing"));
+        apply(annotated(pod("cache-a", "10.42.0.9", 3), "pods/shop-cache"));
+        apply(annotated(pod("cache-b", "10.42.0.9", 4), "pods/shop-cache"));
+        apply(pod("plain", "10.42.0.10", 5).build());
+        apply(annotated(pod("agent", "10.0.0.10", 6).host_network(true), "pods/shop-web"));
+        apply(annotated(pod("job", "10.42.0.11", 7).phase("Succeeded"), "pods/shop-web"));
+        apply(annotated(PodBuilder::new("shop", "starting").node("node-1").phase("Pending"), "pods/shop-web"));
+        apply(annotated(PodBuilder::new("shop", "elsewhere").node("node-2").ip("10.42.1.7"), "pods/shop-web"));
+        apply(PodBuilder::new("shop", "waiting").node("").phase("Pending").build());
+        api.apply(Resource::Namespaces, namespace("shop", &[(ALLOWED, r#"["pods/shop-*"]"#)]));
+        let setup = Setup::new(env!("CARGO_BIN_EXE_rolegate"))
+            .argument("--node=node-1")
+            .argument("--base-role-arn=arn:aws:iam::123456789012:role/")
+            .argument("--namespace-restrictions")
+            .argument("--metadata-bind-address=127.0.0.1")
+            .argument("--metrics-bind-address=127.0.0.1")
+            .argument(format!("--api-server={}", fakes.api.url()))
+            .env("AWS_ENDPOINT_URL_STS", fakes.sts.url())
+            .env("AWS_ACCESS_KEY_ID", KEY)
+            .env("AWS_SECRET_ACCESS_KEY", SECRET)
+            .without_env("AWS_SESSION_TOKEN");
+        Scene { fakes, setup }
+    }
+
+    fn daemon(&self) -> Daemon {
+        let daemon = self.setup.start().unwrap();
+        daemon.wait_ready(None).unwrap();
+        let identity = |line: &Value| line["message"] == "the daemon's own AWS identity";
+        daemon.wait_for_log(identity).unwrap();
+        // Namespaces come after the list of pods.
+        let deadline = std::time::Instant::now() + crate::world::PATIENCE;
+        while ask(&daemon, "shop/web-0", &[]).code != 0 {
+            assert!(std::time::Instant::now() < deadline, "{}", daemon.log());
+        }
+        daemon
+    }
+
+    /// Asks the Kubernetes API.
+    fn cluster(&self, pod: &str, more: &[&str]) -> Said {
+        let kubeconfig = format!("--kubeconfig={}", self.fakes.file("kubeconfig", &self.fakes.api.kubeconfig()));
+        let settings = ["--base-role-arn=arn:aws:iam::123456789012:role/", "--namespace-restrictions", &kubeconfig];
+        let sts = [("AWS_ENDPOINT_URL_STS", self.fakes.sts.url())];
+        explain(&[&[pod], &settings[..], more].concat(), &[("AWS_ENDPOINT_URL_STS", &sts[0].1)])
+    }
+}
+
+fn role(name: &str) -> Role {
+    Role::new(format!("arn:aws:iam::123456789012:role/{name}")).trusted_by([NODES_ROLE])
+}
+
+fn explain(arguments: &[&str], env: &[(&str, &str)]) -> Said {
+    let output = command(arguments, env).output().unwrap();
+    said(&output)
+}
+
+fn command(arguments: &[&str], env: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rolegate"));
+    command.arg("explain").args(arguments).env_clear();
+    // Whatever happens, no packet to the metadata address.
+    command.envs([("AWS_EC2_METADATA_DISABLED", "true"), ("AWS_REGION", "eu-central-1")]);
+    command.envs([("AWS_ACCESS_KEY_ID", KEY), ("AWS_SECRET_ACCESS_KEY", SECRET)]).envs(env.iter().copied());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn said(output: &Output) -> Said {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    Said { code: output.status.code().unwrap(), text: text(&output.stdout), error: text(&output.stderr) }
+}
+
+/// Asks a daemon.
+fn ask(daemon: &Daemon, pod: &str, more: &[&str]) -> Said {
+    let url = format!("--admin-url=http://{}", daemon.metrics_address());
+    explain(&[&[pod, url.as_str()], more].concat(), &[])
+}
+
+/// Asks STS by way of a daemon, which lets one question a second through.
+fn assume(daemon: &Daemon, pod: &str, more: &[&str]) -> Said {
+    let deadline = std::time::Instant::now() + crate::world::PATIENCE;
+    loop {
+        let said = ask(daemon, pod, &[&["--assume"], more].concat());
+        if !said.error.contains("one explanation a second") {
+            return said;
+        }
+        assert!(std::time::Instant::now() < deadline, "{said:?}");
+    }
+}
+
+/// What is to be known of each pod: its exit code, its reason, and a part of the sentence.
+const OUTCOMES: &[(&str, i32, &str, &str)] = &[
+    ("shop/web-0", 0, "", "the pod may have arn:aws:iam::123456789012:role/pods/shop-web"),
+    ("shop/report-1", 1, "not-allowed-in-namespace", "add the role to its allowed-roles or permitted annotation"),
+    ("shop/cache-a", 1, "ambiguous-pod", "claimed by shop/cache-b as well"),
+    ("shop/cache-b", 1, "ambiguous-pod", "claimed by shop/cache-a as well"),
+    ("shop/plain", 1, "no-role", "there is no --default-role"),
+    ("shop/agent", 1, "unknown-pod", "take hostNetwork out of its spec"),
+    ("shop/job", 1, "unknown-pod", "ask about the pod that runs in its place"),
+    ("shop/starting", 1, "unknown-pod", "kubectl describe pod --namespace shop starting"),
+    ("shop/nobody", 3, "unknown-pod", "check both names"),
+];
+
+fn check_outcomes(ask: impl Fn(&str, &[&str]) -> Said) {
+    for (pod, code, reason, wanted) in OUTCOMES {
+        let said = ask(pod, &[]);
+        assert_eq!(said.code, *code, "{pod}: {said:?}");
+        let reason = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+        let verdict = ["allowed", "denied", "", "not found out"][usize::try_from(*code).unwrap()];
+        assert!(said.last_line().starts_with(&format!("{verdict}{reason}: ")), "{pod}: {}", said.text);
+        assert!(said.last_line().contains(wanted), "{pod}: {}", said.text);
+        assert_eq!(said.error, "", "{pod}");
+        let json = ask(pod, &["--output=json"]);
+        assert_eq!(json.code, *code);
+        let decision = ["allowed", "denied", "", "unknown"][usize::try_from(*code).unwrap()];
+        assert_eq!(json.json()["decision"], decision, "{pod}");
+    }
+}
+
+#[test]
+fn a_daemon_explains_every_pod_by_what_it_knows() {
+    let scene = Scene::new();
+    let daemon = scene.daemon();
+    check_outcomes(|pod, more| ask(&daemon, pod, more));
+    let far = ask(&daemon, "shop/elsewhere", &[]);
+    assert_eq!(far.code, 3);
+    assert!(far.last_line().contains("kubectl get pod --namespace shop elsewhere --output wide"), "{}", far.text);
+    assert_eq!(scene.fakes.sts.assume_role_calls(), 0, "nobody is asked");
+}
+
+#[test]
+fn the_kubernetes_api_is_asked_where_there_is_a_kubeconfig() {
+    let scene = Scene::new();
+    check_outcomes(|pod, more| scene.cluster(pod, more));
+    for (pod, node) in [("shop/elsewhere", "node-2"), ("shop/web-0", "node-1")] {
+        let said = scene.cluster(pod, &[]);
+        assert_eq!(said.code, 0, "{said:?}");
+        assert!(said.text.starts_with(&format!("pod {pod} on node {node}, by the settings given")), "{}", said.text);
+        assert!(said.text.contains("not known yet") && said.text.contains("note: who asks STS is not known"), "{}", said.text);
+    }
+    let waiting = scene.cluster("shop/waiting", &[]);
+    assert!(waiting.code == 3 && waiting.last_line().contains("on no node yet"), "{waiting:?}");
+    assert!(scene.fakes.sts.calls().is_empty(), "AWS is not asked without --assume");
+    let other = scene.cluster("shop/web-0", &["--node=node-2"]);
+    assert!(other.code == 3 && other.error.contains("is on node node-1, not on node-2"), "{other:?}");
+}
+
+#[test]
+fn what_the_cluster_is_decided_by_are_the_flags_of_run() {
+    let scene = Scene::new();
+    let account = service_account("shop", "default", &[(ROLE, "pods/shop-web")]);
+    scene.fakes.api.apply(Resource::ServiceAccounts, account);
+    for (pod, flag, code, wanted) in [
+        ("shop/plain", "--service-account-roles", 0, "service account shop/default"),
+        ("shop/plain", "--default-role=pods/default", 0, "--default-role"),
+        ("shop/web-0", "--allowed-roles=pods/billing", 1, "no pattern of --allowed-roles"),
+        ("shop/report-1", "--namespace-restrictions=audit", 0, "served in audit mode alone"),
+        ("shop/web-0", "--iam-role-key=example.com/role", 1, "neither the pod"),
+        ("shop/web-0", "--session-tags=namespace,pod", 0, "kubernetes-pod-name=web-0"),
+        ("shop/web-0", "--app-port=8181", 0, "allowed"),
+    ] {
+        let said = scene.cluster(pod, &[flag]);
+        assert_eq!(said.code, code, "{flag}: {said:?}");
+        assert!(said.text.contains(wanted), "{flag}: {}", said.text);
+    }
+}
+
+#[test]
+fn an_api_that_does_not_tell_is_not_found_out() {
+    let scene = Scene::new();
+    for (verb, resource, wanted) in [(Verb::Get, "pods", "pod shop/web-0 cannot be read"), (Verb::Get, "namespaces", "namespace shop")] {
+        scene.fakes.api.deny(verb, resource);
+        let said = scene.cluster("shop/web-0", &[]);
+        assert!(said.code == 3 && said.error.contains(wanted) && said.error.contains("403"), "{said:?}");
+        scene.fakes.api.allow(verb, resource);
+    }
+    scene.fakes.api.fail_next(Fault { resource: Some(Resource::Pods), status: 500, times: 1, ..Fault::default() });
+    assert_eq!(scene.cluster("shop/web-0", &[]).code, 3);
+    let missing = explain(&["shop/web-0", "--kubeconfig=/does/not/exist"], &[]);
+    assert!(missing.code == 3 && missing.error.contains("cannot use the kubeconfig"), "{missing:?}");
+    let nobody = loopback().local_addr().unwrap();
+    let gone = explain(&["shop/web-0", &format!("--api-server=http://{nobody}")], &[]);
+    assert!(gone.code == 3 && gone.error.contains("the Kubernetes API cannot be reached"), "{gone:?}");
+}
+
+#[test]
+fn wrong_usage_is_told_apart() {
+    for (arguments, wanted) in [
+        (&["nonsense"][..], "expected NAMESPACE/POD"),
+        (&["shop/web/0"], "expected NAMESPACE/POD"),
+        (&[], "NAMESPACE/POD"),
+        (&["shop/web-0", "--output=xml"], "expected one of text, json"),
+        (&["shop/web-0", "--admin-url=ftp://x"], "http://127.0.0.1:9543"),
+        (&["shop/web-0", "--admin-url=http://127.0.0.1", "--kubeconfig=/k"], "give one of them"),
+        (&["shop/web-0", "--bogus"], "unexpected argument"),
+    ] {
+        let said = explain(arguments, &[]);
+        assert!(said.code == 2 && said.error.contains(wanted) && said.text.is_empty(), "{arguments:?}: {said:?}");
+    }
+    let help = explain(&["--help"], &[]);
+    assert!(help.code == 0 && help.text.contains("--assume") && help.text.contains("3 it could not be found out"), "{help:?}");
+}
+
+#[test]
+fn a_daemon_that_is_not_there_is_said_with_what_to_do() {
+    let nobody = loopback().local_addr().unwrap();
+    let said = explain(&["shop/web-0", &format!("--admin-url=http://{nobody}")], &[]);
+    assert!(said.code == 3 && said.text.is_empty(), "{said:?}");
+    for wanted in ["no daemon answers at", "kubectl exec", "kubectl port-forward", "--kubeconfig"] {
+        assert!(said.error.contains(wanted), "{wanted}: {said:?}");
+    }
+    // Something that is no daemon.
+    let fakes = Fakes::new();
+    let said = explain(&["shop/web-0", &format!("--admin-url={}", fakes.api.url())], &[]);
+    assert!(said.code == 3 && said.error.contains("does not explain"), "{said:?}");
+}
+
+#[test]
+fn a_daemon_that_knows_no_pods_yet_says_so() {
+    let scene = Scene::new();
+    scene.fakes.api.refuse_connections(true);
+    let daemon = scene.setup.start().unwrap();
+    let said = ask(&daemon, "shop/web-0", &[]);
+    assert!(said.code == 3 && said.error.contains("waiting for: ") && said.error.contains("the list of this node's pods"), "{said:?}");
+}
+
+#[test]
+fn sts_is_asked_once_and_its_answer_is_not_kept() {
+    let scene = Scene::new();
+    let daemon = scene.daemon();
+    let said = ask(&daemon, "shop/web-0", &["--assume"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let [issued] = &scene.fakes.sts.issued()[..] else { panic!("one session") };
+    assert_eq!((issued.session_name.as_str(), issued.role_arn.as_str()), ("web-0", "arn:aws:iam::123456789012:role/pods/shop-web"));
+    assert!(
+        said.text.contains(&issued.access_key_id) && said.last_line().contains(&format!("STS gives it to {NODES_SESSION}")),
+        "{}",
+        said.text
+    );
+    let everything = [said.text.as_str(), said.error.as_str(), &daemon.log()].concat();
+    assert!(!everything.contains(&issued.secret_access_key) && !everything.contains(&issued.session_token));
+    // Never by way of the cache: each question is one call.
+    assert_eq!(assume(&daemon, "shop/web-0", &[]).code, 0);
+    assert_eq!(scene.fakes.sts.assume_role_calls(), 2);
+    assert_eq!(daemon.metric(None, r#"rolegate_sts_requests_total{outcome="ok"}"#).unwrap(), 2.0);
+    assert_eq!(daemon.metric(None, r#"rolegate_session_lookups_total{result="miss"}"#).unwrap(), 0.0);
+    // A pod that is refused costs no call.
+    assert_eq!(ask(&daemon, "shop/report-1", &["--assume"]).code, 1);
+    assert_eq!(scene.fakes.sts.assume_role_calls(), 2);
+}
+
+#[test]
+fn one_question_to_sts_at_a_time_and_one_a_second() {
+    let scene = Scene::new();
+    let daemon = scene.daemon();
+    scene.fakes.sts.set_role_behaviour("arn:aws:iam::123456789012:role/pods/shop-web", Behaviour::Slow(Duration::from_millis(400)));
+    let url = format!("--admin-url=http://{}", daemon.metrics_address());
+    let first = command(&["shop/web-0", "--assume", &url], &[]).spawn().unwrap();
+    let arrived = scene.fakes.sts.wait_until(|calls| calls.iter().any(|call| call.action == "AssumeRole"));
+    scene.fakes.runtime.block_on(arrived);
+    let second = ask(&daemon, "shop/web-0", &["--assume"]);
+    assert!(second.code == 3 && second.error.contains("one at a time"), "{second:?}");
+    assert_eq!(ask(&daemon, "shop/web-0", &[]).code, 0, "without --assume nobody waits");
+    assert_eq!(said(&first.wait_with_output().unwrap()).code, 0);
+    assert_eq!(scene.fakes.sts.assume_role_calls(), 1);
+}
+
+#[test]
+fn every_refusal_of_sts_says_what_to_look_at() {
+    let scene = Scene::new();
+    let web = "arn:aws:iam::123456789012:role/pods/shop-web";
+    let with_id = pod("web-0", "10.42.0.7", 1).annotation(ROLE, "pods/shop-web").annotation("iam.amazonaws.com/external-id", "id-1");
+    let denied = ["exists in account 123456789012", &format!("to the role of {NODES_SESSION}"), &format!("sts:AssumeRole on {web}")];
+    let said = |more: &[&str]| scene.cluster("shop/web-0", &[&["--assume"], more].concat());
+
+    scene.fakes.sts.remove_role(web);
+    let answer = said(&["--session-tags=pod"]);
+    assert_eq!(answer.code, 1, "{answer:?}");
+    assert!(answer.text.contains("denied (sts-denied): STS denies it"), "{}", answer.text);
+    for wanted in denied.iter().copied().chain(["no external id was sent", "sts:TagSession"]) {
+        assert!(answer.text.contains(wanted), "{wanted}: {}", answer.text);
+    }
+    scene.fakes.sts.add_role(role("pods/shop-web").external_id("id-2"));
+    scene.fakes.api.apply(Resource::Pods, with_id.build());
+    let answer = said(&[]);
+    assert!(
+        answer.code == 1 && answer.text.contains(r#"the external id "id-1" was sent"#) && !answer.text.contains("TagSession"),
+        "{answer:?}"
+    );
+
+    scene.fakes.sts.add_role(role("pods/shop-web"));
+    let answer = said(&["--session-duration=2h"]);
+    assert!(answer.code == 1 && answer.text.contains("--session-duration is 2h: raise the role's maximum session duration"), "{answer:?}");
+    for (behaviour, name) in [
+        (Behaviour::Throttling, "throttled"),
+        (Behaviour::ExpiredToken, "own-identity"),
+        (Behaviour::CloseBeforeAnswer, "unreachable"),
+        (Behaviour::InternalFailure, "failed"),
+    ] {
+        scene.fakes.sts.set_role_behaviour(web, behaviour);
+        let answer = said(&["--output=json"]);
+        assert_eq!(answer.code, 3, "{answer:?}");
+        let report = answer.json();
+        assert_eq!((&report["decision"], &report["reason"]), (&json!("unknown"), &json!(format!("sts-{name}"))));
+        assert!(!report["check"].as_array().unwrap().is_empty());
+    }
+    scene.fakes.sts.set_role_behaviour(web, Behaviour::Normal);
+    let answer = said(&[]);
+    assert!(answer.code == 0 && answer.text.contains("note: STS was asked by the AWS identity of this command"), "{answer:?}");
+}
+
+#[test]
+fn a_daemon_translates_what_sts_says_as_well() {
+    let scene = Scene::new();
+    let daemon = scene.daemon();
+    let web = "arn:aws:iam::123456789012:role/pods/shop-web";
+    scene.fakes.sts.set_role_behaviour(web, Behaviour::AccessDenied);
+    let said = assume(&daemon, "shop/web-0", &[]);
+    assert!(said.code == 1 && said.text.contains("sts-denied") && said.last_line().starts_with("  4. "), "{said:?}");
+    scene.fakes.sts.set_role_behaviour(web, Behaviour::Throttling);
+    let said = assume(&daemon, "shop/web-0", &[]);
+    assert!(said.code == 3 && said.text.contains("not found out (sts-throttled)"), "{said:?}");
+}
+
+/// The node's own role is refused as soon as it is known who asks, before STS is asked for it.
+#[test]
+fn the_nodes_own_role_is_not_asked_for() {
+    let scene = Scene::new();
+    scene.fakes.sts.add_role(role("nodes"));
+    scene.fakes.api.apply(Resource::Pods, pod("web-0", "10.42.0.7", 1).annotation(ROLE, "nodes").build());
+    let said = scene.cluster("shop/web-0", &["--namespace-restrictions=false", "--assume"]);
+    assert!(said.code == 1 && said.last_line().starts_with("denied (node-role)"), "{said:?}");
+    assert_eq!(scene.fakes.sts.assume_role_calls(), 0);
+}
+
+/// The fields of a report, of all its parts; whoever reads them in a program counts on them.
+#[test]
+fn the_form_of_the_report_is_stable() {
+    let scene = Scene::new();
+    let daemon = scene.daemon();
+    let mut report = assume(&daemon, "shop/web-0", &["--output=json"]).json();
+    let session = report["assume"].take();
+    assert_eq!(session["outcome"], "ok");
+    assert_eq!((session["identity"].as_str(), session.as_object().unwrap().len()), (Some(NODES_SESSION), 4));
+    assert!(session["access_key_id"].as_str().unwrap().starts_with("ASIA") && session["expires_at"].as_str().unwrap().ends_with('Z'));
+    let (identity, policy) = (report["identity"].take(), report["policy"].take());
+    let step = json!({ "what": "address", "source": "10.42.0.7", "detail": "this pod alone has it", "verdict": "passed" });
+    assert_eq!(identity[3], step);
+    let names: Vec<_> = policy.as_array().unwrap().iter().map(|step| step["what"].as_str().unwrap()).collect();
+    assert_eq!(names, ["role", "partition", "node-role", "allowed-roles", "session-name", "namespace", "namespace"]);
+    let expected = json!({
+        "version": 1,
+        "namespace": "shop",
+        "pod": "web-0",
+        "node": "node-1",
+        "by": "daemon",
+        "decision": "allowed",
+        "reason": null,
+        "message": format!("the pod may have arn:aws:iam::123456789012:role/pods/shop-web; STS gives it to {NODES_SESSION}"),
+        "check": [],
+        "notes": [],
+        "identity": null,
+        "policy": null,
+        "request": {
+            "role": "arn:aws:iam::123456789012:role/pods/shop-web",
+            "session_name": "web-0",
+            "external_id": null,
+            "tags": [],
+            "duration_seconds": 3600,
+        },
+        "assume": null,
+    });
+    assert_eq!(report, expected);
+    let denied = ask(&daemon, "shop/plain", &["--output=json"]).json();
+    assert_eq!((&denied["decision"], &denied["reason"], &denied["request"]), (&json!("denied"), &json!("no-role"), &Value::Null));
+}
+
+/// One request to the metrics port.
+fn raw(from: std::net::IpAddr, to: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)]) -> u16 {
+    let headers: Vec<_> = headers.iter().copied().chain([("Connection", "close")]).collect();
+    player::request(connect(from, to).unwrap(), method, target, &headers).unwrap().status
+}
+
+#[test]
+fn pages_of_browsers_get_nothing() {
+    let world = World::start_with(|setup| setup.argument("--debug"));
+    let to = world.daemon.metrics_address();
+    let target = "/explain?namespace=shop&pod=web";
+    for (method, target, headers, status) in [
+        ("GET", target, &[("Host", "localhost:9543")][..], 200),
+        ("GET", target, &[("Host", "127.0.0.1")], 200),
+        ("GET", target, &[("Host", "[::1]:9543")], 200),
+        ("GET", target, &[("Host", "rebound.example.com")], 404),
+        ("GET", target, &[("Host", "127.0.0.1.example.com")], 404),
+        ("GET", target, &[("Host", "10.0.0.10:9543")], 404),
+        ("POST", target, &[("Host", "localhost"), ("Origin", "http://example.com")], 404),
+        ("GET", "/debug/store", &[("Host", "rebound.example.com")], 404),
+        ("GET", "/debug/store", &[("Host", "localhost")], 200),
+        ("GET", "/explain", &[("Host", "localhost")], 400),
+        ("GET", "/explain?namespace=shop&pod=../x", &[("Host", "localhost")], 400),
+        ("DELETE", target, &[("Host", "localhost")], 405),
+        // A GET asks nobody, whatever its query says.
+        ("GET", "/explain?namespace=shop&pod=web&assume=true", &[("Host", "localhost")], 200),
+    ] {
+        assert_eq!(raw(ip(1), to, method, target, headers), status, "{method} {target} {headers:?}");
+    }
+    assert_eq!(world.fakes.sts.assume_role_calls(), 0);
+}
+
+/// The README shows what the command prints, to the letter.
+#[test]
+fn the_readme_shows_what_is_printed() {
+    let scene = Scene::new();
+    let daemon = scene.daemon();
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let mut real = String::new();
+    for pod in ["shop/web-0", "shop/report-1", "shop/cache-a", "shop/plain"] {
+        let prompt = format!("$ kubectl exec -n kube-system rolegate-x7k2p -- rolegate explain {pod}\n");
+        for line in (prompt + &ask(&daemon, pod, &[]).text).lines() {
+            let _ = writeln!(real, "{}", format!("    {line}").trim_end());
+        }
+        real.push('\n');
+    }
+    let section = readme.split_once("## Why was my pod refused?").map_or("", |(_, rest)| rest);
+    let section = section.split_once("\n## ").map_or(section, |(section, _)| section);
+    // Its indented lines, and the empty ones between them.
+    let mut shown = String::new();
+    let mut inside = false;
+    for line in section.lines() {
+        inside = line.starts_with("    ") || inside && line.is_empty();
+        if inside {
+            let _ = writeln!(shown, "{line}");
+        }
+    }
+    assert_eq!(shown, real, "the README should show this:\n\n{real}");
+}
+
+/// A pod that the watch has seen change is explained as it is now.
+#[test]
+fn a_change_shows_in_the_next_explanation() {
+    let world = World::start();
+    let asked = |world: &World| ask(&world.daemon, "shop/plain", &[]).code;
+    assert_eq!(asked(&world), 1);
+    world.fakes.api.apply(Resource::Pods, crate::world::pod("plain", ip(4), Some("web-role")).build());
+    world.eventually(asked, |code| *code == 0);
+    let said = ask(&world.daemon, "shop/plain", &[]);
+    assert!(said.text.contains(&format!("on node {NODE}")) && said.text.contains(&arn("web-role")), "{}", said.text);
+}
