@@ -19,8 +19,9 @@ test: ## everything: installs what tests need, then check, the tests, the demo
 check: ## format, boundaries, lints, dependencies, documentation
 	scripts/check
 
-bench: ## how fast requests are served
+bench: ## how fast requests are served, and what one pod can do to another
 	cargo bench --locked --bench serve
+	cargo bench --locked --bench abuse
 
 tools: ## cargo-deny and shellcheck, which check uses where they are installed
 	cargo install --locked cargo-deny --version $(CARGO_DENY_VERSION)

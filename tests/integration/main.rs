@@ -15,4 +15,5 @@ mod policy;
 mod rotation;
 mod serving;
 mod sts;
+mod transcripts;
 mod world;
