@@ -305,6 +305,48 @@ fn reasons_of_events_are_documented() {
 }
 
 #[test]
+fn everything_that_pods_may_read_is_documented_and_nothing_else() {
+    let source = read("src/proxy/metadata/table.rs");
+    let groups = between(&source, "const GROUPS", "\n];");
+    let is_path = |text: &&str| text.starts_with("meta-data/") || text.starts_with("dynamic/");
+    let real: Vec<&str> = groups.split('"').filter(is_path).collect();
+    assert!(real.len() > 20, "{real:?}");
+    let text = read("docs/operations.md");
+    let rows = between(&text, "## Metadata for pods", "\n## ")
+        .lines()
+        .filter(|line| line.starts_with("| base ") || line.starts_with("| node-info "));
+    // The third column; what stands without its directory is beside the one before it.
+    let words = rows.flat_map(|row| row.split(" | ").nth(2).unwrap().split('`').skip(1).step_by(2));
+    let documented: Vec<&str> = words.map(|word| word.trim_start_matches("meta-data/").trim_end_matches('/')).collect();
+    let is = |path: &str, word: &str| {
+        let path = path.trim_start_matches("meta-data/");
+        path == word || path.ends_with(&format!("/{word}")) || path.starts_with(&format!("{word}/"))
+    };
+    for path in &real {
+        assert!(documented.iter().any(|word| is(path, word)), "{path} is not documented");
+    }
+    for word in documented {
+        assert!(real.iter().any(|path| is(path, word)), "{word} is documented, and not there");
+    }
+}
+
+#[test]
+fn the_limits_are_documented_as_they_are() {
+    let (operations, flags) = (read("docs/operations.md"), read("docs/flags.md"));
+    let limits: Vec<(&str, &str)> = between(&operations, "## Limits", "\n## ")
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `--")?.split_once("` | ")?.1.split_once(" |").map(|(default, _)| (line, default)))
+        .collect();
+    let all = flags.lines().filter(|line| line.starts_with("| `--limits-")).count();
+    assert_eq!(limits.len(), all);
+    for (line, default) in limits {
+        let name = line.split('`').nth(1).unwrap();
+        let flag = flags.lines().find(|line| line.starts_with(&format!("| `{name} "))).unwrap();
+        assert!(flag.contains(&format!("| `{default}` |")), "{line}");
+    }
+}
+
+#[test]
 fn the_manifest_gives_the_daemon_no_variables_of_services() {
     let manifest = read("daemonset/daemonset.yaml");
     assert!(manifest.lines().any(|line| line == "      enableServiceLinks: false"), "a Service's variables look like settings");

@@ -8,6 +8,7 @@ mod clients;
 use std::net::{IpAddr, TcpStream};
 use std::time::Duration;
 
+use rolegate::credentials::Clock;
 use rolegate_lab::imds::Imds;
 use rolegate_lab::player::{self, PlayLimits, Response};
 use serde_json::Value;
@@ -189,7 +190,7 @@ fn credentials(text: &str, account: Option<&str>) -> Result<(), String> {
         return Err("Code, Type or AccountId".to_owned());
     }
     is_time(&document["LastUpdated"])?;
-    let left = is_time(&document["Expiration"])?.duration_since(jiff::Timestamp::now());
+    let left = is_time(&document["Expiration"])?.duration_since(Clock::system().now());
     // botocore gives credentials up that have less left than this.
     if left < jiff::SignedDuration::from_mins(25) { Err(format!("{left:#} left")) } else { Ok(()) }
 }
