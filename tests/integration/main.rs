@@ -11,6 +11,7 @@ mod explain;
 mod identity;
 mod kubernetes;
 mod lifecycle;
+mod metadata;
 mod policy;
 mod rotation;
 mod serving;
