@@ -133,6 +133,20 @@ async fn a_service_that_comes_late_is_waited_for_and_one_that_forgot_its_tokens_
 }
 
 #[tokio::test]
+async fn one_value_that_the_service_cannot_give_keeps_no_other_back() {
+    let imds = imds();
+    let too_long = "x".repeat(70_000);
+    imds.set("meta-data/instance-type", &too_long);
+    let metadata = kept(&imds, BASE);
+    eventually(&metadata, REGION, BASE, &text("eu-central-1")).await;
+    assert_eq!(metadata.find("meta-data/instance-type", BASE, &[]).await, Found::Unavailable);
+    assert_eq!(metadata.find("meta-data/instance-typ", BASE, &[]).await, Found::Nothing);
+    imds.set("meta-data/instance-type", "m7g.xlarge");
+    eventually(&metadata, "meta-data/instance-type", BASE, &text("m7g.xlarge")).await;
+    assert_eq!(metadata.find("meta-data/nothing", BASE, &[]).await, Found::Nothing);
+}
+
+#[tokio::test]
 async fn notices_are_read_only_while_somebody_asks() {
     let imds = imds();
     let metadata = kept(&imds, EVERYTHING);
@@ -156,7 +170,7 @@ async fn what_was_never_read_is_waited_for_a_moment_and_old_notices_are_not_give
 
     let notices = GROUPS.iter().position(|group| group.while_asked).unwrap();
     let values = Arc::new(BTreeMap::from([(SPOT.to_owned(), Bytes::from_static(b"x"))]));
-    metadata.0.read.send_modify(|reads| reads[notices] = Some(Read { values, at: Instant::now() }));
+    metadata.0.read.send_modify(|reads| reads[notices] = Some(Read { values, partial: false, at: Instant::now() }));
     tokio::time::advance(GROUPS[notices].every * TURNS - Duration::from_millis(1)).await;
     assert_eq!(metadata.find(SPOT, EVERYTHING, &[]).await, text("x"));
     tokio::time::advance(Duration::from_millis(1)).await;

@@ -38,6 +38,17 @@ pub(super) enum UpstreamError {
     Malformed,
 }
 
+impl UpstreamError {
+    /// Whether the service as a whole does not answer; else it is one value of it.
+    pub(super) fn is_of_service(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Silent => true,
+            Self::Status(status) => *status == StatusCode::UNAUTHORIZED,
+            Self::Malformed => false,
+        }
+    }
+}
+
 /// The service at `--metadata-addr`.
 #[derive(Debug)]
 pub(super) struct Upstream {
