@@ -11,5 +11,6 @@ mod kubernetes;
 mod lifecycle;
 mod policy;
 mod serving;
+mod stress;
 mod sts;
 mod world;
