@@ -20,7 +20,7 @@ check: ## format, boundaries, lints, dependencies, documentation
 	scripts/check
 
 bench: ## how fast requests are served
-	cargo bench --locked --bench serve
+	cargo bench --locked --bench serve --bench decide --bench memory
 
 tools: ## cargo-deny and shellcheck, which check uses where they are installed
 	cargo install --locked cargo-deny --version $(CARGO_DENY_VERSION)
