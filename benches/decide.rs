@@ -255,7 +255,8 @@ fn pod(number: usize, version: u64) -> serde_json::Value {
     let mut pod = builder.build();
     pod["metadata"]["resourceVersion"] = version.to_string().into();
     let missing = POD_SIZE.saturating_sub(pod.to_string().len());
-    let variables = (0..missing / 140).map(|number| serde_json::json!({ "name": format!("SETTING_{number:04}"), "value": "y".repeat(100) }));
+    let variables =
+        (0..missing / 140).map(|number| serde_json::json!({ "name": format!("SETTING_{number:04}"), "value": "y".repeat(100) }));
     pod["spec"]["containers"][0]["env"].as_array_mut().unwrap().extend(variables);
     pod
 }

@@ -85,7 +85,8 @@ impl Index {
     fn hold(&mut self, pod: Pod, name: Name, version: Option<u64>) {
         self.remove(&pod.uid);
         for ip in &pod.ips {
-            let named = self.by_ip.entry(*ip).or_default();
+            // Nearly always one; a vector that grows by itself begins with room for four.
+            let named = self.by_ip.entry(*ip).or_insert_with(|| Vec::with_capacity(1));
             // An address that a pod names twice is one claim.
             if !named.contains(&pod.uid) {
                 named.push(pod.uid.clone());

@@ -89,7 +89,8 @@ impl Watch {
 
     async fn watch_pods(&self, first_list: Step) {
         let fields = format!("spec.nodeName={}", self.node);
-        let selection = Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields };
+        let annotations = vec![self.annotations.role.clone(), self.annotations.external_id.clone(), SESSION_NAME_KEY.to_owned()];
+        let selection = Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields, annotations };
         let mut first_list = Some(first_list);
         let take = |event: Event<'_, PodObject>| {
             self.take(event, &mut first_list);

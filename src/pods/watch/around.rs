@@ -86,7 +86,9 @@ pub(super) async fn watch_namespaces(watch: &Watch) {
 }
 
 async fn watch_namespace(watch: &Watch, name: String) -> End {
-    let selection = Selection { resource: "namespaces", path: "/api/v1/namespaces".to_owned(), fields: format!("metadata.name={name}") };
+    let annotations = vec![watch.annotations.allowed_roles.clone(), PERMITTED_KEY.to_owned()];
+    let fields = format!("metadata.name={name}");
+    let selection = Selection { resource: "namespaces", path: "/api/v1/namespaces".to_owned(), fields, annotations };
     let mut latest = None;
     let take = |event: Event<'_, OnlyMetadata>| {
         match change(event, &name, &mut latest) {
@@ -140,7 +142,8 @@ pub(super) async fn watch_service_accounts(watch: &Watch) {
 
 async fn watch_service_account(watch: &Watch, (namespace, name): (String, String)) -> End {
     let path = format!("/api/v1/namespaces/{}/serviceaccounts", encode(&namespace));
-    let selection = Selection { resource: "serviceaccounts", path, fields: format!("metadata.name={name}") };
+    let annotations = vec![watch.annotations.role.clone(), EKS_ROLE_KEY.to_owned()];
+    let selection = Selection { resource: "serviceaccounts", path, fields: format!("metadata.name={name}"), annotations };
     let mut latest = None;
     let mut end = End::Stopped;
     let take = |event: Event<'_, OnlyMetadata>| {

@@ -42,6 +42,8 @@ pub(super) struct Selection {
     pub(super) path: String,
     /// The field selector.
     pub(super) fields: String,
+    /// The annotations that are read of them. The others are let go as soon as an object is decoded.
+    pub(super) annotations: Vec<String>,
 }
 
 /// What becomes known.
@@ -167,7 +169,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
                 return Ok(ControlFlow::Break(()));
             }
             let page: Page<'_> = serde_json::from_slice(&body).map_err(|_| Failure::Malformed("a list that cannot be read"))?;
-            objects.extend(page.items.unwrap_or_default().into_iter().filter_map(|item| self.decode(item).ok()));
+            objects.extend(page.items.unwrap_or_default().into_iter().filter_map(|item| self.decode_lean(item).ok()));
             match page.metadata.r#continue.filter(|token| !token.is_empty()) {
                 Some(token) => target = format!("{first}&continue={}", encode(&token)),
                 None => return self.listed(objects, page.metadata.resource_version),
@@ -264,7 +266,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             self.backoff.reset();
         }
         let event = match &*kind {
-            "ADDED" | "MODIFIED" => match self.decode::<T>(object) {
+            "ADDED" | "MODIFIED" => match self.decode_lean(object) {
                 Ok(object) => Event::Applied(object),
                 Err(Some(metadata)) => Event::Unreadable(*metadata),
                 Err(None) => return Ok(ControlFlow::Continue(())),
@@ -327,6 +329,13 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// An object of the selection, with no more of it than is read.
+    fn decode_lean(&self, object: &RawValue) -> Result<T, Option<Box<Metadata>>> {
+        let mut object: T = self.decode(object)?;
+        object.metadata_mut().keep_annotations(&self.selection.annotations);
+        Ok(object)
     }
 
     /// An object, or what can be said of one that is not what we take it for.

@@ -188,3 +188,15 @@ async fn a_pod_without_a_uid_or_a_name_is_ignored() {
         assert!(watch.pod(decode(object)).is_none(), "{field}");
     }
 }
+
+#[test]
+fn annotations_that_nobody_reads_are_let_go() {
+    let builder = PodBuilder::new("team", "web-1").annotation("kubectl.kubernetes.io/last-applied-configuration", &"x".repeat(10_000));
+    let mut pod = decode(builder.annotation("iam.amazonaws.com/role", "web").annotation("other", "y").build());
+    pod.metadata.keep_annotations(&["iam.amazonaws.com/role".to_owned(), "not/there".to_owned()]);
+    let Some(Annotations(kept)) = &pod.metadata.annotations else { panic!("there are some") };
+    assert_eq!((kept.len(), kept.capacity()), (1, 1));
+    assert_eq!(pod.metadata.annotation("other"), None);
+    assert_eq!(pod.metadata.take_annotation("iam.amazonaws.com/role").as_deref(), Some("web"));
+    assert_eq!(pod.metadata.take_annotation("iam.amazonaws.com/role"), None);
+}
