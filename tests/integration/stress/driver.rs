@@ -281,18 +281,20 @@ impl Driver {
         self.mark();
         let wanted = format!("m-{}", self.markers);
         let deadline = Instant::now() + PATIENCE;
-        let wait = |condition: &mut dyn FnMut() -> bool| {
+        let watches = || self.api.watchers(Resource::Pods);
+        let wait = |what: &str, condition: &mut dyn FnMut() -> bool| {
             while !condition() {
-                assert!(Instant::now() < deadline, "the daemon does not take in what the API gives out:\n{}", world.daemon.log());
+                let now = Instant::now();
+                assert!(now < deadline, "{what} takes too long; the API has {} watches; the log:\n{}", watches(), world.daemon.log());
                 std::thread::sleep(Duration::from_millis(2));
             }
         };
-        wait(&mut || world.get(MARKER_IP, ROLES).text() == wanted);
+        wait("taking in what the API gives out", &mut || world.get(MARKER_IP, ROLES).text() == wanted);
         for Given { slot, life, number } in self.given.drain(..) {
             self.slots[slot].ledger.proven(life, number);
         }
         turns.add_permits(TURNS_OF_A_ROUND);
-        wait(&mut || turns.available_permits() == 0);
+        wait("asking", &mut || turns.available_permits() == 0);
     }
 
     fn count(&mut self, what: &'static str) {
