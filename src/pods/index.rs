@@ -6,6 +6,7 @@
 //! node's own addresses are nobody's.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -34,8 +35,10 @@ pub struct Index {
     pods: HashMap<PodUid, Held>,
     /// Which pods name an address, whether or not they may claim it now.
     by_ip: HashMap<IpAddr, Vec<PodUid>>,
-    /// Two pods of one name cannot be there at one time.
-    by_name: HashMap<Name, PodUid>,
+    /// Two pods of one name cannot be there at one time. By the name's digest: the names are in the pods already, and would
+    /// be a good part of what the index weighs.
+    by_name: HashMap<u64, PodUid>,
+    digests: RandomState,
     tombstones: Tombstones,
     /// The version of the last list: a pod that was not in it was not there then.
     listed_at: Option<u64>,
@@ -66,7 +69,7 @@ impl Index {
             None if is_older(version, self.listed_at) || version.is_some() && version == self.listed_at => return,
             _ => {}
         }
-        if let Some(other) = self.by_name.get(&name).filter(|other| **other != pod.uid).cloned() {
+        if let Some(other) = self.of_name(&name).filter(|other| *other != pod.uid) {
             let version_of_other = self.pods.get(&other).and_then(|held| held.version);
             if is_older(version, version_of_other) {
                 // The other had the name afterwards.
@@ -79,10 +82,21 @@ impl Index {
                 self.tombstones.add(other, name.clone(), version_of_other);
             }
         }
-        self.hold(pod, name, version);
+        self.hold(pod, version);
     }
 
-    fn hold(&mut self, pod: Pod, name: Name, version: Option<u64>) {
+    /// The pod that has this name.
+    fn of_name(&self, (namespace, name): &Name) -> Option<PodUid> {
+        let uid = self.by_name.get(&self.digest(namespace, name))?;
+        let pod = &self.pods.get(uid)?.pod;
+        (pod.namespace == *namespace && pod.name == *name).then(|| uid.clone())
+    }
+
+    fn digest(&self, namespace: &str, name: &str) -> u64 {
+        self.digests.hash_one((namespace, name))
+    }
+
+    fn hold(&mut self, pod: Pod, version: Option<u64>) {
         self.remove(&pod.uid);
         for ip in &pod.ips {
             // Nearly always one; a vector that grows by itself begins with room for four.
@@ -92,7 +106,7 @@ impl Index {
                 named.push(pod.uid.clone());
             }
         }
-        self.by_name.insert(name, pod.uid.clone());
+        self.by_name.insert(self.digest(&pod.namespace, &pod.name), pod.uid.clone());
         self.pods.insert(pod.uid.clone(), Held { pod: Arc::new(pod), version });
     }
 
@@ -106,7 +120,7 @@ impl Index {
         self.remove(uid);
         let name = (namespace.to_owned(), name.to_owned());
         // A pod of the name that was seen before this one went had gone before.
-        if let Some(other) = self.by_name.get(&name).cloned() {
+        if let Some(other) = self.of_name(&name) {
             let version_of_other = self.pods.get(&other).and_then(|held| held.version);
             if is_older(version_of_other, version) {
                 self.remove(&other);
@@ -174,9 +188,9 @@ impl Index {
                 }
             }
         }
-        let name = (pod.namespace.clone(), pod.name.clone());
-        if self.by_name.get(&name) == Some(uid) {
-            self.by_name.remove(&name);
+        let digest = self.digest(&pod.namespace, &pod.name);
+        if self.by_name.get(&digest) == Some(uid) {
+            self.by_name.remove(&digest);
         }
     }
 

@@ -106,8 +106,8 @@ impl Watch {
             Event::Alive => return self.metrics.watch_alive(),
             Event::Listed { objects, version, new_history } => {
                 let host_ips: Vec<_> = objects.iter().flat_map(|object| object.host_ips.iter().copied()).collect();
-                let pods: Vec<_> = objects.into_iter().filter_map(|object| self.pod(object)).collect();
-                let count = pods.len();
+                // One by one: whole lists in two forms at one time would be the most that the daemon ever holds.
+                let pods = objects.into_iter().filter_map(|object| self.pod(*object));
                 if new_history {
                     warn!("the Kubernetes API's data is of an earlier state than before; everything that was known is replaced by it");
                 }
@@ -115,6 +115,7 @@ impl Watch {
                     index.set_host_ips(host_ips);
                     if new_history { index.replace_at(pods, version) } else { index.list_at(pods, version) }
                 });
+                let count = self.pods.count();
                 match first_list.take() {
                     Some(step) => {
                         info!(node = %self.node, pods = count, "the pods of this node are known");
@@ -168,7 +169,7 @@ impl Watch {
             external_id: metadata.take_annotation(&self.annotations.external_id),
             session_name: metadata.take_annotation(SESSION_NAME_KEY),
             ips: object.ips,
-            finished: matches!(object.phase.as_deref(), Some("Succeeded" | "Failed")),
+            finished: object.finished,
             terminating,
             host_network: object.host_network,
         };

@@ -6,6 +6,8 @@
 //! skipped, and does not stop the others. <https://kubernetes.io/docs/reference/using-api/api-concepts/>
 
 use std::borrow::Cow;
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -51,8 +53,9 @@ pub(super) struct Selection {
 pub(super) enum Event<'a, T> {
     /// Something was heard of the API.
     Alive,
-    /// These are all of them, as of a version. `new_history` says that versions began anew.
-    Listed { objects: Vec<T>, version: Option<u64>, new_history: bool },
+    /// These are all of them, as of a version. `new_history` says that versions began anew. Each is an allocation of its own,
+    /// so that what is taken out makes room for what it becomes.
+    Listed { objects: Vec<Box<T>>, version: Option<u64>, new_history: bool },
     /// One is there, or is different now.
     Applied(T),
     /// One is gone for good.
@@ -72,13 +75,45 @@ pub(super) struct Follow<'a, T, F> {
     /// The version that the next watch goes on from; without one, a list is needed.
     position: Option<String>,
     /// The list that is coming in.
-    listing: Option<Vec<T>>,
+    listing: Option<Listing<T>>,
     /// The highest version seen.
     highest: Option<u64>,
     earlier_lists: u8,
     /// Whether this server sends them.
     bookmarks: bool,
     backoff: Backoff,
+}
+
+/// A list that comes as events.
+struct Listing<T> {
+    objects: Vec<Box<T>>,
+    /// Digests of the UIDs in it, so that one that is new need not be looked for among thousands.
+    uids: HashSet<u64>,
+}
+
+impl<T> Default for Listing<T> {
+    fn default() -> Self {
+        Self { objects: Vec::new(), uids: HashSet::new() }
+    }
+}
+
+impl<T: Object> Listing<T> {
+    fn add(&mut self, object: T) {
+        self.uids.insert(digest(object.metadata().uid.as_deref()));
+        self.objects.push(Box::new(object));
+    }
+
+    fn forget(&mut self, uid: Option<&str>) {
+        if self.uids.contains(&digest(uid)) {
+            self.objects.retain(|object| object.metadata().uid.as_deref() != uid);
+        }
+    }
+}
+
+fn digest(uid: Option<&str>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    uid.hash(&mut hasher);
+    hasher.finish()
 }
 
 #[derive(Deserialize)]
@@ -162,14 +197,14 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         let Selection { path, fields, .. } = self.selection;
         let first = format!("{path}?limit={PAGE_SIZE}&fieldSelector={}", encode(fields));
         let mut target = first.clone();
-        let mut objects = Vec::new();
+        let (mut objects, mut body) = (Vec::new(), Vec::new());
         loop {
-            let body = self.client.ask_whole(&target).await?;
+            self.client.ask_into(&target, &mut body).await?;
             if (self.take)(Event::Alive).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
             let page: Page<'_> = serde_json::from_slice(&body).map_err(|_| Failure::Malformed("a list that cannot be read"))?;
-            objects.extend(page.items.unwrap_or_default().into_iter().filter_map(|item| self.decode_lean(item).ok()));
+            objects.extend(page.items.unwrap_or_default().into_iter().filter_map(|item| self.decode_lean(item).ok()).map(Box::new));
             match page.metadata.r#continue.filter(|token| !token.is_empty()) {
                 Some(token) => target = format!("{first}&continue={}", encode(&token)),
                 None => return self.listed(objects, page.metadata.resource_version),
@@ -177,7 +212,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         }
     }
 
-    fn listed(&mut self, objects: Vec<T>, version: String) -> Result<ControlFlow<()>, Failure> {
+    fn listed(&mut self, objects: Vec<Box<T>>, version: String) -> Result<ControlFlow<()>, Failure> {
         let number = version.parse().ok();
         let earlier = matches!((number, self.highest), (Some(number), Some(highest)) if number < highest);
         if earlier && self.earlier_lists < EARLIER_LISTS {
@@ -203,7 +238,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         if (self.take)(Event::Alive).is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        self.listing = from.is_none().then(Vec::new);
+        self.listing = from.is_none().then(Listing::default);
         let outcome = self.read(&mut answer).await;
         // Whatever a list of this kind that never ends is due to, one in pages is another way.
         if self.listing.is_some() && matches!(outcome, Ok(ControlFlow::Continue(())) | Err(Failure::Silent)) {
@@ -295,8 +330,10 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         };
         if let Some(list) = &mut self.listing {
             // Changes while the list comes are part of it.
-            list.retain(|object| object.metadata().uid != metadata.uid);
-            list.extend(if let Event::Applied(object) = event { Some(object) } else { None });
+            list.forget(metadata.uid.as_deref());
+            if let Event::Applied(object) = event {
+                list.add(object);
+            }
             return ControlFlow::Continue(());
         }
         // One that comes late, or again, does not take the watch back.
@@ -317,7 +354,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         match self.listing.take() {
             Some(list) if ends_list => {
                 self.backoff.reset();
-                return self.listed(list, version);
+                return self.listed(list.objects, version);
             }
             Some(list) => self.listing = Some(list),
             // The API's data was restored from an earlier state, and what we wait for may be long in coming.

@@ -100,7 +100,8 @@ pub(super) struct PodObject {
     pub(super) node_name: Option<String>,
     pub(super) service_account: Option<String>,
     pub(super) host_network: bool,
-    pub(super) phase: Option<String>,
+    /// Succeeded or Failed.
+    pub(super) finished: bool,
     pub(super) ips: Vec<IpAddr>,
     pub(super) host_ips: Vec<IpAddr>,
 }
@@ -181,7 +182,7 @@ impl From<RawPod> for PodObject {
             node_name: spec.node_name,
             service_account: spec.service_account_name,
             host_network: spec.host_network.unwrap_or(false),
-            phase: status.phase,
+            finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             ips: addresses(status.pod_ips, status.pod_ip),
             host_ips: addresses(status.host_ips, status.host_ip),
         }
