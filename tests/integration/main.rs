@@ -10,6 +10,7 @@ mod identity;
 mod kubernetes;
 mod lifecycle;
 mod policy;
+mod properties;
 mod serving;
 mod stress;
 mod sts;
