@@ -29,7 +29,8 @@ bench: ## how fast requests are served, and what pods cost in time and memory
 fuzz: ## every fuzz target for FUZZ_SECONDS (60); needs a nightly toolchain and cargo-fuzz
 	cargo fuzz --version >/dev/null || cargo install --locked cargo-fuzz --version $(CARGO_FUZZ_VERSION)
 	set -e; for target in $(FUZZ_TARGETS); do \
-		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=5; \
+		mkdir -p fuzz/corpus/$$target; \
+		cargo +nightly fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=5; \
 	done
 
 tools: ## cargo-deny and shellcheck, which check uses where they are installed

@@ -211,7 +211,7 @@ impl Driver {
             assert!(self.api.delete(Resource::Pods, Some(NAMESPACE), &pod.name), "{} is not there", pod.name);
             return pod;
         }
-        let finished = if pod.life % 2 == 0 { "Succeeded" } else { "Failed" };
+        let finished = if pod.life.is_multiple_of(2) { "Succeeded" } else { "Failed" };
         let (phase, ip) = match state {
             State::Idle if pod.state == State::Absent => ("Pending", None),
             State::Idle => (finished, Some(self.slots[slot].ip)),
