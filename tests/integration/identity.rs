@@ -185,7 +185,7 @@ fn audit_mode_serves_and_reports() {
     // It is served before the namespace is known, too, and reported as that then.
     let ask = |world: &World| {
         assert_eq!(world.get(ip(2), ROLES).text(), "web-role");
-        world.metric(r#"rolegate_audit_denials_total{reason="not-allowed-in-namespace"}"#)
+        world.metric(r#"rolegate_audit_denials_total{reason="no-namespace-list"}"#)
     };
     world.eventually(ask, |count| *count >= 1.0);
     world.daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.starts_with("served in audit mode"))).unwrap();
