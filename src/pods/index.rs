@@ -7,6 +7,7 @@
 //! until it can be read again, or is gone. The node's own addresses are nobody's.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -45,8 +46,10 @@ pub struct Index {
     by_ip: HashMap<IpAddr, Vec<PodUid>>,
     /// Mostly none.
     unreadable: HashMap<PodUid, Unreadable>,
-    /// Two pods of one name cannot be there at one time, be they readable or not.
-    by_name: HashMap<Name, PodUid>,
+    /// Two pods of one name cannot be there at one time, be they readable or not. By the name's digest: the names are in the
+    /// pods already, and would be a good part of what the index weighs.
+    by_name: HashMap<u64, PodUid>,
+    digests: RandomState,
     tombstones: Tombstones,
     /// The version of the last list: a pod that was not in it was not there then.
     listed_at: Option<u64>,
@@ -69,7 +72,7 @@ impl Index {
     pub fn apply_at(&mut self, pod: Pod, version: Option<u64>) {
         let name = (pod.namespace.clone(), pod.name.clone());
         if self.is_news(&pod.uid, &name, version) {
-            self.hold(pod, name, version);
+            self.hold(pod, version);
         }
     }
 
@@ -89,7 +92,7 @@ impl Index {
         // Where its version cannot be read either, what was before it is still before it.
         let version = version.max(self.version_of(&uid).flatten());
         self.remove(&uid);
-        self.by_name.insert(name.clone(), uid.clone());
+        self.by_name.insert(self.digest(&name.0, &name.1), uid.clone());
         self.unreadable.insert(uid, Unreadable { last, name, version });
     }
 
@@ -105,7 +108,7 @@ impl Index {
             None if is_older(version, self.listed_at) || version.is_some() && version == self.listed_at => return false,
             _ => {}
         }
-        if let Some(other) = self.by_name.get(name).filter(|other| *other != uid).cloned() {
+        if let Some(other) = self.of_name(name).filter(|other| other != uid) {
             let version_of_other = self.version_of(&other).flatten();
             if is_older(version, version_of_other) {
                 // The other had the name afterwards.
@@ -138,16 +141,27 @@ impl Index {
         readable.or_else(|| self.unreadable.get(uid).map(|unreadable| unreadable.name.clone()))
     }
 
-    fn hold(&mut self, pod: Pod, name: Name, version: Option<u64>) {
+    /// The pod that has this name.
+    fn of_name(&self, name: &Name) -> Option<PodUid> {
+        let uid = self.by_name.get(&self.digest(&name.0, &name.1))?;
+        self.name_of(uid).filter(|other| other == name).map(|_| uid.clone())
+    }
+
+    fn digest(&self, namespace: &str, name: &str) -> u64 {
+        self.digests.hash_one((namespace, name))
+    }
+
+    fn hold(&mut self, pod: Pod, version: Option<u64>) {
         self.remove(&pod.uid);
         for ip in &pod.ips {
-            let named = self.by_ip.entry(*ip).or_default();
+            // Nearly always one; a vector that grows by itself begins with room for four.
+            let named = self.by_ip.entry(*ip).or_insert_with(|| Vec::with_capacity(1));
             // An address that a pod names twice is one claim.
             if !named.contains(&pod.uid) {
                 named.push(pod.uid.clone());
             }
         }
-        self.by_name.insert(name, pod.uid.clone());
+        self.by_name.insert(self.digest(&pod.namespace, &pod.name), pod.uid.clone());
         self.pods.insert(pod.uid.clone(), Held { pod: Arc::new(pod), version });
     }
 
@@ -161,7 +175,7 @@ impl Index {
         self.remove(uid);
         let name = (namespace.to_owned(), name.to_owned());
         // A pod of the name that was seen before this one went had gone before.
-        if let Some(other) = self.by_name.get(&name).cloned() {
+        if let Some(other) = self.of_name(&name) {
             let version_of_other = self.version_of(&other).flatten();
             if is_older(version_of_other, version) {
                 self.remove(&other);
@@ -255,8 +269,11 @@ impl Index {
     }
 
     fn remove(&mut self, uid: &PodUid) {
-        if let Some(name) = self.name_of(uid).filter(|name| self.by_name.get(name) == Some(uid)) {
-            self.by_name.remove(&name);
+        if let Some((namespace, name)) = self.name_of(uid) {
+            let digest = self.digest(&namespace, &name);
+            if self.by_name.get(&digest) == Some(uid) {
+                self.by_name.remove(&digest);
+            }
         }
         self.unreadable.remove(uid);
         let Some(Held { pod, .. }) = self.pods.remove(uid) else {

@@ -96,7 +96,8 @@ impl Watch {
 
     async fn watch_pods(&self, first_list: Step) {
         let fields = format!("spec.nodeName={}", self.node);
-        let selection = Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields };
+        let annotations = vec![self.annotations.role.clone(), self.annotations.external_id.clone(), SESSION_NAME_KEY.to_owned()];
+        let selection = Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields, annotations };
         let mut first_list = Some(first_list);
         let take = |event: Event<'_, PodObject>| {
             self.take(event, &mut first_list);
@@ -112,9 +113,9 @@ impl Watch {
             Event::Alive => return self.metrics.watch_alive(),
             Event::Listed { objects, unreadable, version, new_history } => {
                 let host_ips: Vec<_> = objects.iter().flat_map(|object| object.host_ips.iter().copied()).collect();
-                let pods: Vec<_> = objects.into_iter().filter_map(|object| self.pod(object)).collect();
+                // One by one: whole lists in two forms at one time would be the most that the daemon ever holds.
+                let pods = objects.into_iter().filter_map(|object| self.pod(*object));
                 let unreadable = unreadable.into_iter().filter_map(pod_name);
-                let count = pods.len();
                 if new_history {
                     warn!("the Kubernetes API's data is of an earlier state than before; everything that was known is replaced by it");
                 }
@@ -122,6 +123,7 @@ impl Watch {
                     index.set_host_ips(host_ips);
                     if new_history { index.replace_at(pods, unreadable, version) } else { index.list_at(pods, unreadable, version) }
                 });
+                let count = self.pods.count();
                 match first_list.take() {
                     Some(step) => {
                         info!(node = %self.node, pods = count, "the pods of this node are known");
@@ -181,7 +183,7 @@ fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option
         external_id: metadata.take_annotation(&annotations.external_id),
         session_name: metadata.take_annotation(SESSION_NAME_KEY),
         ips: object.ips,
-        finished: matches!(object.phase.as_deref(), Some("Succeeded" | "Failed")),
+        finished: object.finished,
         terminating,
         host_network: object.host_network,
     };

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// A pod's `metadata.uid`: the one name that is never used again.
+/// A pod's `metadata.uid`: the one name that is never used again. Cheap to clone: the index has it in three places.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PodUid(pub Box<str>);
+pub struct PodUid(pub Arc<str>);
 
 /// A pod of which nothing but its names is known.
 #[derive(Clone, Debug, PartialEq, Eq)]

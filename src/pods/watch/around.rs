@@ -69,7 +69,9 @@ pub(super) async fn watch_namespaces(watch: &Watch) {
 }
 
 async fn watch_namespace(watch: &Watch, name: String) {
-    let selection = Selection { resource: "namespaces", path: "/api/v1/namespaces".to_owned(), fields: format!("metadata.name={name}") };
+    let annotations = vec![watch.annotations.allowed_roles.clone(), PERMITTED_KEY.to_owned()];
+    let fields = format!("metadata.name={name}");
+    let selection = Selection { resource: "namespaces", path: "/api/v1/namespaces".to_owned(), fields, annotations };
     let mut latest = None;
     let take = |event: Event<'_, OnlyMetadata>| {
         match change(event, &name, &mut latest) {
@@ -107,7 +109,8 @@ pub(super) async fn watch_service_accounts(watch: &Watch) {
 
 async fn watch_service_account(watch: &Watch, (namespace, name): (String, String), warning: &Once) {
     let path = format!("/api/v1/namespaces/{}/serviceaccounts", encode(&namespace));
-    let selection = Selection { resource: "serviceaccounts", path, fields: format!("metadata.name={name}") };
+    let annotations = vec![watch.annotations.role.clone(), EKS_ROLE_KEY.to_owned()];
+    let selection = Selection { resource: "serviceaccounts", path, fields: format!("metadata.name={name}"), annotations };
     let mut latest = None;
     let take = |event: Event<'_, OnlyMetadata>| {
         // What is known of it still holds; where nothing is, its pods are refused. It is asked for again.

@@ -154,13 +154,23 @@ impl Client {
             // The identity may be one that a plugin gave, without saying for how long.
             self.connected().refused = true;
         }
-        let body = answer.whole(MAX_ERROR).await.unwrap_or_default();
+        let mut body = Vec::new();
+        // As much of it as there is says what it can.
+        let _ = answer.whole(MAX_ERROR, &mut body).await;
         Err(Failure::Status(Status::of_answer(status.as_u16(), &body)))
     }
 
-    /// Asks for something small or for one page, and reads it whole.
+    /// Asks for something small, and reads it whole.
     pub(super) async fn ask_whole(&self, target: &str) -> Result<Vec<u8>, Failure> {
-        self.ask(target).await?.whole(MAX_ANSWER).await
+        let mut body = Vec::new();
+        self.ask_into(target, &mut body).await?;
+        Ok(body)
+    }
+
+    /// The same into a buffer that was used before: the pages of a list need one of the same size each.
+    pub(super) async fn ask_into(&self, target: &str, body: &mut Vec<u8>) -> Result<(), Failure> {
+        body.clear();
+        self.ask(target).await?.whole(MAX_ANSWER, body).await
     }
 
     /// Creates an object from JSON.
@@ -178,7 +188,7 @@ impl Client {
         let request = request.map_err(|_| WriteError(Failure::Malformed("a request of ours")))?;
         let sent = async {
             // Read to its end, so that the connection serves again; nothing of it is needed.
-            self.send(request).await?.whole(MAX_ERROR).await.map(drop)
+            self.send(request).await?.whole(MAX_ERROR, &mut Vec::new()).await
         };
         tokio::time::timeout(QUESTION_TIMEOUT, sent).await.unwrap_or(Err(Failure::Silent)).map_err(WriteError)
     }
@@ -227,15 +237,14 @@ impl Answer {
         }
     }
 
-    async fn whole(&mut self, at_most: usize) -> Result<Vec<u8>, Failure> {
-        let mut body = Vec::new();
+    async fn whole(&mut self, at_most: usize, body: &mut Vec<u8>) -> Result<(), Failure> {
         while let Some(bytes) = self.bytes(ANSWER_TIMEOUT).await? {
             if body.len() + bytes.len() > at_most {
                 return Err(Failure::Malformed("an answer that is far too large"));
             }
             body.extend_from_slice(&bytes);
         }
-        Ok(body)
+        Ok(())
     }
 }
 

@@ -6,6 +6,8 @@
 //! complete. Each object is decoded by itself: one that cannot be is told by its names, and does not stop the others. <https://kubernetes.io/docs/reference/using-api/api-concepts/>
 
 use std::borrow::Cow;
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -47,6 +49,8 @@ pub(super) struct Selection {
     pub(super) path: String,
     /// The field selector.
     pub(super) fields: String,
+    /// The annotations that are read of them. The others are let go as soon as an object is decoded.
+    pub(super) annotations: Vec<String>,
 }
 
 /// What becomes known.
@@ -55,8 +59,8 @@ pub(super) enum Event<'a, T> {
     /// Something was heard of the API.
     Alive,
     /// These are all of them, as of a version; `unreadable` are those of which no more can be read. `new_history` says that
-    /// versions began anew.
-    Listed { objects: Vec<T>, unreadable: Vec<Metadata>, version: Option<u64>, new_history: bool },
+    /// versions began anew. Each object is an allocation of its own, so that what is taken out makes room for what it becomes.
+    Listed { objects: Vec<Box<T>>, unreadable: Vec<Metadata>, version: Option<u64>, new_history: bool },
     /// One is there, or is different now.
     Applied(T),
     /// One is gone for good.
@@ -92,14 +96,41 @@ pub(super) struct Follow<'a, T, F> {
 
 /// A list as far as it is there.
 struct Listing<T> {
-    objects: Vec<T>,
+    objects: Vec<Box<T>>,
     unreadable: Vec<Metadata>,
+    /// Digests of the UIDs in both, so that one that is new need not be looked for among thousands.
+    uids: HashSet<u64>,
 }
 
 impl<T> Default for Listing<T> {
     fn default() -> Self {
-        Self { objects: Vec::new(), unreadable: Vec::new() }
+        Self { objects: Vec::new(), unreadable: Vec::new(), uids: HashSet::new() }
     }
+}
+
+impl<T: Object> Listing<T> {
+    fn add(&mut self, object: T) {
+        self.uids.insert(digest(object.metadata().uid.as_deref()));
+        self.objects.push(Box::new(object));
+    }
+
+    fn add_unreadable(&mut self, metadata: Metadata) {
+        self.uids.insert(digest(metadata.uid.as_deref()));
+        self.unreadable.push(metadata);
+    }
+
+    fn forget(&mut self, uid: Option<&str>) {
+        if self.uids.contains(&digest(uid)) {
+            self.objects.retain(|object| object.metadata().uid.as_deref() != uid);
+            self.unreadable.retain(|metadata| metadata.uid.as_deref() != uid);
+        }
+    }
+}
+
+fn digest(uid: Option<&str>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    uid.hash(&mut hasher);
+    hasher.finish()
 }
 
 #[derive(Deserialize)]
@@ -207,16 +238,16 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         let Selection { path, fields, .. } = self.selection;
         let first = format!("{path}?limit={PAGE_SIZE}&fieldSelector={}", encode(fields));
         let mut target = first.clone();
-        let mut list = Listing::default();
+        let (mut list, mut body) = (Listing::default(), Vec::new());
         loop {
-            let body = self.client.ask_whole(&target).await?;
+            self.client.ask_into(&target, &mut body).await?;
             if (self.take)(Event::Alive).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
             let page: Page<'_> = serde_json::from_slice(&body).map_err(|_| Failure::Malformed("a list that cannot be read"))?;
             for item in page.items.unwrap_or_default() {
-                match self.decode(item) {
-                    Ok(object) => list.objects.push(object),
+                match self.decode_lean(item) {
+                    Ok(object) => list.objects.push(Box::new(object)),
                     Err(metadata) => list.unreadable.extend(metadata.map(|metadata| *metadata)),
                 }
             }
@@ -242,7 +273,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         self.position = Some(version);
         self.fruitless = 0;
         self.backoff.listed();
-        let Listing { objects, unreadable } = list;
+        let Listing { objects, unreadable, .. } = list;
         Ok((self.take)(Event::Listed { objects, unreadable, version: number, new_history: earlier }))
     }
 
@@ -327,7 +358,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         self.heard = true;
         let unreadable = |metadata: Option<Box<Metadata>>| metadata.ok_or(Failure::Lost);
         let event = match &*kind {
-            "ADDED" | "MODIFIED" => match self.decode::<T>(object) {
+            "ADDED" | "MODIFIED" => match self.decode_lean(object) {
                 Ok(object) => Event::Applied(object),
                 Err(metadata) => Event::Unreadable(*unreadable(metadata)?),
             },
@@ -360,11 +391,10 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         };
         if let Some(list) = &mut self.listing {
             // Changes while the list comes are part of it.
-            list.objects.retain(|object| object.metadata().uid != metadata.uid);
-            list.unreadable.retain(|other| other.uid != metadata.uid);
+            list.forget(metadata.uid.as_deref());
             match event {
-                Event::Applied(object) => list.objects.push(object),
-                Event::Unreadable(metadata) => list.unreadable.push(metadata),
+                Event::Applied(object) => list.add(object),
+                Event::Unreadable(metadata) => list.add_unreadable(metadata),
                 _ => {}
             }
             return ControlFlow::Continue(());
@@ -396,6 +426,13 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// An object of the selection, with no more of it than is read.
+    fn decode_lean(&self, object: &RawValue) -> Result<T, Option<Box<Metadata>>> {
+        let mut object: T = self.decode(object)?;
+        object.metadata_mut().keep_annotations(&self.selection.annotations);
+        Ok(object)
     }
 
     /// An object, or what can be said of one that is not what we take it for. Without a UID it is none.

@@ -1,16 +1,18 @@
 //! Pods, namespaces and service accounts with the fields that are read and no others: whole objects are most of the memory
 //! that a watch takes. What may be missing in one is optional here.
 
-use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 /// What every object has.
 pub(super) trait Object: DeserializeOwned {
     /// Its name and version.
     fn metadata(&self) -> &Metadata;
+    /// The same, to take from.
+    fn metadata_mut(&mut self) -> &mut Metadata;
 }
 
 /// `metadata`, without managed fields, labels and owners.
@@ -22,7 +24,33 @@ pub(super) struct Metadata {
     pub(super) uid: Option<String>,
     pub(super) resource_version: Option<String>,
     deletion_timestamp: Option<IgnoredAny>,
-    annotations: Option<BTreeMap<String, String>>,
+    annotations: Option<Annotations>,
+}
+
+/// A list and no map: one or two are kept of each object, and a map of so few weighs ten times as much.
+#[derive(Debug, Default)]
+struct Annotations(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Annotations {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct All;
+        impl<'de> Visitor<'de> for All {
+            type Value = Annotations;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("annotations")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Annotations, A::Error> {
+                let mut all = Vec::new();
+                while let Some(annotation) = map.next_entry()? {
+                    all.push(annotation);
+                }
+                Ok(Annotations(all))
+            }
+        }
+        deserializer.deserialize_map(All)
+    }
 }
 
 impl Metadata {
@@ -35,6 +63,15 @@ impl Metadata {
         Some(Self { name, namespace, uid, resource_version, ..Self::default() })
     }
 
+    /// Lets go of all annotations but these. What kubectl and controllers leave there is most of what an object weighs here,
+    /// and a list holds thousands of them until it is complete.
+    pub(super) fn keep_annotations(&mut self, keys: &[String]) {
+        if let Some(Annotations(all)) = &mut self.annotations {
+            all.retain(|(key, _)| keys.contains(key));
+            all.shrink_to_fit();
+        }
+    }
+
     /// The resource version, where it is a number: then it grows with every change.
     pub(super) fn version(&self) -> Option<u64> {
         self.resource_version.as_deref()?.parse().ok()
@@ -45,12 +82,15 @@ impl Metadata {
     }
 
     pub(super) fn annotation(&self, key: &str) -> Option<&str> {
-        self.annotations.as_ref()?.get(key).map(String::as_str)
+        let all = &self.annotations.as_ref()?.0;
+        all.iter().rfind(|(other, _)| other == key).map(|(_, value)| value.as_str())
     }
 
     /// The value of an annotation, out of it.
     pub(super) fn take_annotation(&mut self, key: &str) -> Option<String> {
-        self.annotations.as_mut()?.remove(key)
+        let all = &mut self.annotations.as_mut()?.0;
+        let at = all.iter().rposition(|(other, _)| other == key)?;
+        Some(all.swap_remove(at).1)
     }
 }
 
@@ -69,7 +109,8 @@ pub(super) struct PodObject {
     pub(super) node_name: Option<String>,
     pub(super) service_account: Option<String>,
     pub(super) host_network: bool,
-    pub(super) phase: Option<String>,
+    /// Succeeded or Failed.
+    pub(super) finished: bool,
     pub(super) ips: Vec<IpAddr>,
     pub(super) host_ips: Vec<IpAddr>,
 }
@@ -78,11 +119,19 @@ impl Object for OnlyMetadata {
     fn metadata(&self) -> &Metadata {
         &self.metadata
     }
+
+    fn metadata_mut(&mut self) -> &mut Metadata {
+        &mut self.metadata
+    }
 }
 
 impl Object for PodObject {
     fn metadata(&self) -> &Metadata {
         &self.metadata
+    }
+
+    fn metadata_mut(&mut self) -> &mut Metadata {
+        &mut self.metadata
     }
 }
 
@@ -128,7 +177,9 @@ fn addresses(all: Option<Vec<RawIp>>, first: Option<String>) -> Vec<IpAddr> {
     if texts.is_empty() {
         texts.extend(first);
     }
-    texts.iter().filter_map(|text| text.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical()).collect()
+    let ips = texts.iter().filter_map(|text| text.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical());
+    // Exactly as many places as addresses: pods are kept by the thousand.
+    Vec::from(ips.collect::<Box<[_]>>())
 }
 
 impl From<RawPod> for PodObject {
@@ -140,7 +191,7 @@ impl From<RawPod> for PodObject {
             node_name: spec.node_name,
             service_account: spec.service_account_name,
             host_network: spec.host_network.unwrap_or(false),
-            phase: status.phase,
+            finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             ips: addresses(status.pod_ips, status.pod_ip),
             host_ips: addresses(status.host_ips, status.host_ip),
         }

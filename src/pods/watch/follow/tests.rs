@@ -74,7 +74,8 @@ async fn following(api: KubeApi) -> Following {
 
 async fn following_at(api: KubeApi, url: String) -> Following {
     let client = client::connect(&ApiConfig { server: Some(url), ..ApiConfig::default() }).await.unwrap();
-    let selection = Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields: "spec.nodeName=node-a".to_owned() };
+    let selection =
+        Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields: "spec.nodeName=node-a".to_owned(), annotations: Vec::new() };
     let (metrics, (tell, told)) = (Metrics::new(), mpsc::unbounded_channel());
     let running = tokio::spawn({
         let metrics = metrics.clone();

@@ -59,7 +59,7 @@ fn of_a_whole_pod_the_fields_that_are_read_are_kept_and_no_others() {
     assert!(pod.metadata.is_terminating());
     assert_eq!(pod.metadata.annotation("iam.amazonaws.com/role"), Some("web"));
     assert_eq!(pod.node_name.as_deref(), Some("node-a"));
-    assert_eq!(pod.phase.as_deref(), Some("Running"));
+    assert!(!pod.finished);
     assert!(!pod.host_network);
     assert_eq!(pod.ips, ips(&["10.42.0.2", "2001:db8::2"]));
     assert_eq!(pod.host_ips, ips(&["10.0.0.10"]));
@@ -79,7 +79,7 @@ fn a_pod_of_which_much_is_missing_is_still_decoded() {
     ] {
         let pod = decode(object.clone());
         assert_eq!(pod.metadata.uid.as_deref(), Some("u"), "{object}");
-        assert!(pod.ips.is_empty() && !pod.host_network && pod.node_name.is_none() && pod.phase.is_none(), "{object}");
+        assert!(pod.ips.is_empty() && !pod.host_network && pod.node_name.is_none() && !pod.finished, "{object}");
     }
     for empty in [json!({}), json!({ "metadata": {} }), json!({ "metadata": { "annotations": null, "uid": null } })] {
         assert!(decode(empty).metadata.uid.is_none());
@@ -187,4 +187,16 @@ async fn a_pod_without_a_uid_or_a_name_is_ignored() {
         object["metadata"][field] = Value::Null;
         assert!(watch.pod(decode(object)).is_none(), "{field}");
     }
+}
+
+#[test]
+fn annotations_that_nobody_reads_are_let_go() {
+    let builder = PodBuilder::new("team", "web-1").annotation("kubectl.kubernetes.io/last-applied-configuration", &"x".repeat(10_000));
+    let mut pod = decode(builder.annotation("iam.amazonaws.com/role", "web").annotation("other", "y").build());
+    pod.metadata.keep_annotations(&["iam.amazonaws.com/role".to_owned(), "not/there".to_owned()]);
+    let Some(Annotations(kept)) = &pod.metadata.annotations else { panic!("there are some") };
+    assert_eq!((kept.len(), kept.capacity()), (1, 1));
+    assert_eq!(pod.metadata.annotation("other"), None);
+    assert_eq!(pod.metadata.take_annotation("iam.amazonaws.com/role").as_deref(), Some("web"));
+    assert_eq!(pod.metadata.take_annotation("iam.amazonaws.com/role"), None);
 }
