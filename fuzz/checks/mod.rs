@@ -11,7 +11,7 @@
 pub(crate) mod model;
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, FORWARDED, HOST, TRANSFER_ENCODING};
