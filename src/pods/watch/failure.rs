@@ -128,6 +128,12 @@ impl Backoff {
         *self = Self::default();
     }
 
+    /// A watch went on from where the last one was and brought something, however short it was: what comes next must not wait
+    /// long, and not come at once either.
+    pub(super) fn brought(&mut self) {
+        (self.failures, self.short_watches) = (self.failures.min(1), self.short_watches.min(1));
+    }
+
     /// The pause after one more failure; whether it was of a watch that had begun, or could not go on from where it was.
     pub(super) fn pause(&mut self, failure: &Failure, of_watch: bool) -> Duration {
         let doubled = FIRST_PAUSE.saturating_mul(1 << self.failures.max(self.short_watches).min(6)).min(LAST_PAUSE);
@@ -171,6 +177,16 @@ mod tests {
             backoff.pause(&Failure::Silent, false);
             assert_eq!(backoff.pause(&gone, true), Duration::ZERO, "failures of another kind do not delay it");
             assert!(backoff.pause(&gone, true) >= FIRST_PAUSE);
+        }
+    }
+
+    #[test]
+    fn short_watches_that_bring_something_are_paused_between_and_never_for_long() {
+        let mut backoff = Backoff::default();
+        for _ in 0..20 {
+            let pause = backoff.pause(&Failure::Silent, true);
+            assert!((FIRST_PAUSE.mul_f64(0.75)..=FIRST_PAUSE * 2).contains(&pause), "{pause:?}");
+            backoff.brought();
         }
     }
 

@@ -296,6 +296,8 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         let outcome = self.read(&mut answer, began).await;
         if began.elapsed() >= LIVING_WATCH {
             self.backoff.lived();
+        } else if from.is_some() && self.heard {
+            self.backoff.brought();
         }
         // Whatever a list of this kind that never ends is due to, one in pages is another way. In one of those, an object
         // that cannot be read is no change that is lost.
