@@ -15,7 +15,9 @@ fn is_match(expression: &'static str, compiled: &'static OnceLock<Regex>, text: 
 pub(crate) fn is_role_arn(text: &str) -> bool {
     static COMPILED: OnceLock<Regex> = OnceLock::new();
     let grammar = r"\Aarn:aws(-cn|-us-gov|-eusc|-iso|-iso-b|-iso-e|-iso-f)?:iam::[0-9]{12}:role/([!-.0-~]+/)*[A-Za-z0-9_+=,.@-]{1,64}\z";
-    text.len() <= 2048 && is_match(grammar, &COMPILED, text)
+    // `/` alone, or what stands between two of them: 512 characters with both.
+    let path = text.find(":role/").zip(text.rfind('/')).map_or(0, |(from, to)| to - (from + ":role".len()) + 1);
+    text.len() <= 2048 && path <= 512 && is_match(grammar, &COMPILED, text)
 }
 
 /// The hosts that clients of the metadata service write.
