@@ -104,6 +104,7 @@ fn node(count: usize, patterns: PatternFormat) -> (PodsWriter, Pods) {
                 ips: vec![address(number)],
                 finished: false,
                 terminating: false,
+                claims_until: None,
                 host_network: false,
             });
         }

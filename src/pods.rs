@@ -205,6 +205,11 @@ impl Pods {
         self.shared.read().contains(uid)
     }
 
+    /// When the next claim of a terminating pod ends.
+    pub fn next_claim_end(&self) -> Option<jiff::Timestamp> {
+        self.shared.read().next_claim_end()
+    }
+
     /// How many pods are known.
     pub fn count(&self) -> usize {
         self.shared.read().len()

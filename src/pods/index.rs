@@ -1,8 +1,8 @@
 //! Which pod has which address: pure data, no I/O.
 //!
 //! A pod *claims* the addresses of its `status.podIPs` unless it is finished (Succeeded, Failed) or runs in the host's
-//! network. A terminating pod keeps its claim until it is deleted, but yields to a pod that is not terminating: the
-//! address was given to that one. Two claims of equal standing are not told apart here: the answer is both of them. A pod
+//! network. A terminating pod keeps its claim until it is deleted or its time is over, but yields to a pod that is not
+//! terminating: the address was given to that one. Its time is told from outside ([`Index::end_claims`]). Two claims of equal standing are not told apart here: the answer is both of them. A pod
 //! whose present state cannot be read keeps its claim to what it last had, and is not served: nobody is at that address
 //! until it can be read again, or is gone. The node's own addresses are nobody's.
 
@@ -10,6 +10,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use jiff::Timestamp;
 
 mod known;
 mod tombstones;
@@ -53,6 +55,8 @@ pub struct Index {
     tombstones: Tombstones,
     /// The version of the last list: a pod that was not in it was not there then.
     listed_at: Option<u64>,
+    /// The latest time that was told: claims that end by it have ended.
+    now: Timestamp,
     node: NodeAddresses,
     host_ips: BTreeSet<IpAddr>,
     /// Addresses whose several claims are so by the API's own word.
@@ -289,6 +293,18 @@ impl Index {
         }
     }
 
+    /// It is this time now: claims that end by it end for good. A clock that is set back brings none back.
+    pub fn end_claims(&mut self, now: Timestamp) {
+        self.now = self.now.max(now);
+    }
+
+    /// When the next claim ends that has not ended by the time that was told.
+    pub fn next_claim_end(&self) -> Option<Timestamp> {
+        let pods = self.pods.values().map(|held| &held.pod);
+        let unreadable = self.unreadable.values().filter_map(|unreadable| unreadable.last.as_ref());
+        pods.chain(unreadable).filter_map(|pod| pod.claims_until).filter(|until| *until > self.now).min()
+    }
+
     /// Sets what pods say of their node's addresses. It counts where the node's interfaces are not known.
     pub fn set_host_ips(&mut self, ips: impl IntoIterator<Item = IpAddr>) {
         self.host_ips = ips.into_iter().collect();
@@ -318,7 +334,7 @@ impl Index {
         let readable = named.iter().filter_map(|uid| self.pods.get(uid)).map(|held| &held.pod);
         // What has ended or begun to end does so still, whatever else of it cannot be read.
         let unreadable = self.unreadable.values().filter_map(|unreadable| unreadable.last.as_ref());
-        let claims = readable.chain(unreadable).filter(|pod| pod.claims(ip));
+        let claims = readable.chain(unreadable).filter(|pod| pod.claims(ip, self.now));
         let (terminating, running): (Vec<_>, Vec<_>) = claims.partition(|pod| pod.terminating);
         let standing = if running.is_empty() { terminating } else { running };
         if let Some(pod) = standing.iter().find(|pod| self.unreadable.contains_key(&pod.uid)) {

@@ -9,6 +9,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tracing::{debug, info, warn};
 
 use super::{Needs, NodeAddresses, Pod, PodName, PodUid, Pods, PodsWriter};
@@ -32,6 +33,8 @@ use objects::{Metadata, PodObject};
 pub const SESSION_NAME_KEY: &str = "iam.amazonaws.com/session-name";
 /// How often the node's own addresses are looked at.
 const NODE_ADDRESSES_EVERY: Duration = Duration::from_secs(30);
+/// The longest time between two looks at the clock while claims are to end: it may be set, or the machine may sleep.
+const CLOCK_EVERY: Duration = Duration::from_secs(10);
 
 /// What the watch needs to run.
 pub struct Watch {
@@ -41,6 +44,8 @@ pub struct Watch {
     pub node: String,
     /// Tells the addresses of this node as they are now.
     pub node_addresses: Box<dyn Fn() -> NodeAddresses + Send + Sync>,
+    /// Tells the time of the wall clock: claims of terminating pods end by it.
+    pub now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     /// The annotations that are read.
     pub annotations: AnnotationKeys,
     /// Where the pods go.
@@ -72,7 +77,8 @@ impl Watch {
                 around::watch_service_accounts(&self).await;
             }
         };
-        tokio::join!(self.watch_node_addresses(), self.watch_pods(first_list), doubts::settle(&self), namespaces, service_accounts);
+        let pods = async { tokio::join!(self.watch_pods(first_list), self.end_claims(), doubts::settle(&self)) };
+        tokio::join!(self.watch_node_addresses(), pods, namespaces, service_accounts);
     }
 
     async fn watch_node_addresses(&self) {
@@ -91,6 +97,26 @@ impl Watch {
                 known = Some(now);
             }
             tokio::time::sleep(NODE_ADDRESSES_EVERY).await;
+        }
+    }
+
+    /// Ends the claims of terminating pods when their time is over, whatever is heard of them or not.
+    async fn end_claims(&self) {
+        let mut pods = self.pods.clone();
+        loop {
+            let now = (self.now)();
+            let left = match pods.next_claim_end() {
+                Some(end) if end <= now => {
+                    self.writer.write(|index| index.end_claims(now));
+                    continue;
+                }
+                Some(end) => Duration::try_from(end.duration_since(now)).unwrap_or_default().min(CLOCK_EVERY),
+                None => Duration::MAX,
+            };
+            tokio::select! {
+                () = pods.changed() => {}
+                () = tokio::time::sleep(left) => {}
+            }
         }
     }
 
@@ -120,6 +146,7 @@ impl Watch {
                     warn!("the Kubernetes API's data is of an earlier state than before; everything that was known is replaced by it");
                 }
                 self.writer.write(|index| {
+                    index.end_claims((self.now)());
                     index.set_host_ips(host_ips);
                     if new_history { index.replace_at(pods, unreadable, version) } else { index.list_at(pods, unreadable, version) }
                 });
@@ -153,6 +180,7 @@ impl Watch {
         if let Some((pod, version)) = self.pod(object) {
             debug!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid.0, "pod seen");
             self.writer.write(|index| {
+                index.end_claims((self.now)());
                 index.add_host_ips(host_ips);
                 index.apply_at(pod, version);
             });
@@ -168,7 +196,7 @@ impl Watch {
 /// A pod of `node` in the words of the index, and its version; `None` where it is of another one.
 fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option<(Pod, Option<u64>)> {
     let mut metadata = object.metadata;
-    let (version, terminating) = (metadata.version(), metadata.is_terminating());
+    let (version, claims_until) = (metadata.version(), metadata.claims_until);
     let (uid, name) = (metadata.uid.take()?, metadata.name.take()?);
     if object.node_name.as_deref() != Some(node) {
         warn!(pod = %name, "the API sent a pod of another node; it is ignored");
@@ -184,7 +212,8 @@ fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option
         session_name: metadata.take_annotation(SESSION_NAME_KEY),
         ips: object.ips,
         finished: object.finished,
-        terminating,
+        terminating: claims_until.is_some(),
+        claims_until,
         host_network: object.host_network,
     };
     Some((pod, version))

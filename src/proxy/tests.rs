@@ -106,6 +106,7 @@ fn pod(name: &str, at: &str, role: Option<&str>) -> Pod {
         ips: vec![at.parse().unwrap()],
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     }
 }

@@ -1,6 +1,7 @@
 //! One look at the Kubernetes API: a pod, the pods of its node, and what they are decided by, as they are now. It is taken in
 //! by the same index as what the watch brings, so that what is seen in it is what a daemon would see.
 
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::around::{EKS_ROLE_KEY, PERMITTED_KEY};
@@ -42,8 +43,14 @@ struct PodList {
     items: Vec<Box<serde_json::value::RawValue>>,
 }
 
-/// Looks at a pod and what is around it.
-pub async fn snapshot(client: &Client, pod: &PodName, annotations: &AnnotationKeys, needs: Needs) -> Result<Snapshot, SnapshotError> {
+/// Looks at a pod and what is around it; `now` is the time by which claims of terminating pods have ended.
+pub async fn snapshot(
+    client: &Client,
+    pod: &PodName,
+    annotations: &AnnotationKeys,
+    needs: Needs,
+    now: Timestamp,
+) -> Result<Snapshot, SnapshotError> {
     let path = format!("/api/v1/namespaces/{}/pods/{}", encode(pod.namespace()), encode(pod.name()));
     let Some(object) = get::<PodObject>(client, &path, || format!("pod {pod}")).await? else {
         return Ok(Snapshot::NoSuchPod);
@@ -54,6 +61,7 @@ pub async fn snapshot(client: &Client, pod: &PodName, annotations: &AnnotationKe
     let (writer, pods) = pods::pods();
     let (known, host_ips) = of_node(client, &node, annotations).await?;
     writer.write(|index| {
+        index.end_claims(now);
         index.set_host_ips(host_ips);
         index.reset(known);
     });

@@ -36,6 +36,7 @@ async fn watch(url: String, writer: PodsWriter, pods: Pods, needs: Needs) -> Wat
         client: client::connect(&ApiConfig { server: Some(url), ..ApiConfig::default() }).await.unwrap(),
         node: "node-a".to_owned(),
         node_addresses: Box::new(NodeAddresses::default),
+        now: Box::new(|| "2026-01-01T00:00:00Z".parse().unwrap()),
         annotations: AnnotationKeys {
             role: "iam.amazonaws.com/role".to_owned(),
             external_id: "iam.amazonaws.com/external-id".to_owned(),
@@ -282,4 +283,36 @@ async fn the_nodes_addresses_are_kept_where_they_cannot_be_read() {
         assert_eq!(began.elapsed() == Duration::ZERO, is_node, "read {times} times: who has the node's address is not waited for");
     }
     watching.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_claim_of_a_terminating_pod_ends_when_its_time_is_over_and_nothing_is_heard() {
+    let (writer, pods) = pods();
+    let clock = crate::credentials::Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
+    let now = clock.clone();
+    let watch =
+        Watch { now: Box::new(move || now.now()), ..watch("http://127.0.0.1:1".to_owned(), writer, pods.clone(), Needs::default()).await };
+    let pod = |name: &str, end: &str| PodBuilder::new("shop", name).node("node-a").uid(name).ip("10.42.0.2").terminating_at(end).build();
+    let is_found = || matches!(pods.by_ip("10.42.0.2".parse().unwrap()), Lookup::Found(..));
+    watch.apply(serde_json::from_value(pod("old", "2025-12-31T23:59:30Z")).unwrap());
+    assert!(!is_found(), "its time is over already when it is heard of");
+    watch.apply(serde_json::from_value(pod("web", "2026-01-01T00:00:30Z")).unwrap());
+    let (watch, pods_now) = (Arc::new(watch), pods.clone());
+    let ending = tokio::spawn({
+        let watch = watch.clone();
+        async move { watch.end_claims().await }
+    });
+    tokio::time::sleep(Duration::from_millis(59_900)).await;
+    assert!(is_found(), "in its grace period, and half a minute beyond");
+    let generation = pods_now.generation();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!is_found());
+    assert_eq!(pods_now.generation(), generation + 1, "what was decided before is decided again");
+    // One that comes while it waits for nothing.
+    watch.apply(serde_json::from_value(pod("next", "2026-01-01T00:01:00Z")).unwrap());
+    tokio::time::sleep(Duration::from_secs(29)).await;
+    assert!(is_found());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!is_found());
+    ending.abort();
 }

@@ -256,24 +256,25 @@ enum What {
     Deleted,
 }
 
-/// A name, what happens to its pod, its addresses, and how it is.
-type Choice = (u8, u8, (u8, Option<u8>), (bool, bool, bool));
+/// A name, what happens to its pod, its addresses, how it is, and until when a terminating one claims its addresses.
+type Choice = (u8, u8, (u8, Option<u8>), (bool, bool, bool), i64);
 
 fn any_choice() -> impl Strategy<Value = Choice> {
     let addresses = (1..4_u8, prop::option::weighted(0.3, 1..3_u8));
-    (0..3_u8, 0..20_u8, addresses, (prop::bool::weighted(0.1), prop::bool::weighted(0.2), prop::bool::weighted(0.1)))
+    (0..3_u8, 0..20_u8, addresses, (prop::bool::weighted(0.1), prop::bool::weighted(0.3), prop::bool::weighted(0.1)), 1..6_i64)
 }
 
 /// A history: what happened at each version, from 1 on.
 fn history(choices: &[Choice]) -> Vec<Change> {
     let mut alive: BTreeMap<u8, Pod> = BTreeMap::new();
     let mut changes = Vec::new();
-    for (number, (name, what, (v4, v6), flags)) in choices.iter().enumerate() {
+    for (number, (name, what, (v4, v6), flags, until)) in choices.iter().enumerate() {
         let generation = alive.get(name).map_or_else(|| format!("p{name}-{number}"), |pod| pod.uid.0.to_string());
         let version = u64::try_from(number).unwrap() + 1;
         let addresses: Vec<_> = [Some(format!("10.0.0.{v4}")), v6.map(|v6| format!("2001:db8::{v6}"))].into_iter().flatten().collect();
         let pod = pod(&generation, &addresses.iter().map(String::as_str).collect::<Vec<_>>());
-        let pod = at(version, Pod { finished: flags.0, terminating: flags.1, host_network: flags.2, ..pod });
+        let claims_until = flags.1.then(|| second(*until));
+        let pod = at(version, Pod { finished: flags.0, terminating: flags.1, claims_until, host_network: flags.2, ..pod });
         let is = match what {
             0..7 if alive.contains_key(name) => What::Deleted,
             7..10 => What::Unreadable,
@@ -319,6 +320,8 @@ struct Heard {
     lists: Vec<usize>,
     /// Of these pods it was heard that they were gone by a version.
     gone: Vec<(PodUid, usize)>,
+    /// The latest time that was told, in seconds.
+    now: i64,
 }
 
 impl Heard {
@@ -358,8 +361,10 @@ impl Heard {
     fn claims(&self, changes: &[Change], at: &str) -> Vec<String> {
         let holding = |terminating| {
             let pods = self.alive(changes).filter_map(|(uid, last)| Some((uid, last.readable, last.pod.as_ref()?)));
-            let with = pods
-                .filter(|(_, _, pod)| !pod.finished && !pod.host_network && pod.terminating == terminating && pod.ips.contains(&ip(at)));
+            let in_time = |pod: &Pod| pod.claims_until.is_none_or(|until| second(self.now) < until);
+            let with = pods.filter(|(_, _, pod)| {
+                !pod.finished && !pod.host_network && in_time(pod) && pod.terminating == terminating && pod.ips.contains(&ip(at))
+            });
             with.map(|(uid, readable, _)| (readable, uid.0.to_string())).collect::<Vec<_>>()
         };
         let running = holding(false);
@@ -377,6 +382,7 @@ enum Hear {
     List,
     /// An answer about the pod of the change, as of another version.
     Answer(prop::sample::Index),
+    Time(i64),
 }
 
 proptest! {
@@ -387,6 +393,7 @@ proptest! {
             7 => Just(Hear::Event),
             2 => Just(Hear::List),
             1 => any::<prop::sample::Index>().prop_map(Hear::Answer),
+            1 => (0..6_i64).prop_map(Hear::Time),
         ], any::<prop::sample::Index>()), 0..60),
     ) {
         let changes = history(&choices);
@@ -420,6 +427,10 @@ proptest! {
                     let pods = readable.into_iter().map(|(change, at)| (change.pod, at));
                     let unreadable = unreadable.into_iter().map(|(change, at)| (names(&change.pod), at));
                     index.list_at(pods, unreadable, number(version));
+                }
+                Hear::Time(now) => {
+                    model.now = model.now.max(now);
+                    index.end_claims(second(now));
                 }
                 Hear::Answer(as_of) => {
                     let asked = &changes[version - 1].pod;

@@ -24,6 +24,7 @@ async fn watch() -> Watch {
         client: client::connect(&api).await.unwrap(),
         node: "node-a".to_owned(),
         node_addresses: Box::new(NodeAddresses::default),
+        now: Box::new(|| "2026-01-01T00:00:00Z".parse().unwrap()),
         annotations: AnnotationKeys {
             role: "iam.amazonaws.com/role".to_owned(),
             external_id: "iam.amazonaws.com/external-id".to_owned(),
@@ -56,7 +57,7 @@ fn of_a_whole_pod_the_fields_that_are_read_are_kept_and_no_others() {
     assert_eq!(pod.metadata.namespace.as_deref(), Some("default"));
     assert_eq!(pod.metadata.resource_version.as_deref(), Some("17"));
     assert_eq!(pod.metadata.version(), Some(17));
-    assert!(pod.metadata.is_terminating());
+    assert!(pod.metadata.claims_until.is_some());
     assert_eq!(pod.metadata.annotation("iam.amazonaws.com/role"), Some("web"));
     assert_eq!(pod.node_name.as_deref(), Some("node-a"));
     assert!(!pod.finished);
@@ -129,14 +130,21 @@ async fn a_pod_is_told_in_the_words_of_the_index() {
         ips: ips(&["10.42.0.2", "2001:db8::2"]),
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     };
     let told = |builder: PodBuilder| watch.pod(decode(builder.build())).unwrap().0;
     assert_eq!(told(builder.clone()), plain);
     assert_eq!(told(builder.clone().phase("Pending")), plain);
-    assert_eq!(told(builder.clone().phase("Succeeded")), Pod { finished: true, ..plain.clone() });
-    assert_eq!(told(builder.clone().phase("Failed")), Pod { finished: true, ..plain.clone() });
-    assert_eq!(told(builder.clone().terminating()), Pod { terminating: true, ..plain.clone() });
+    let finished = Pod { finished: true, ips: ips(&[]), ..plain.clone() };
+    assert_eq!(told(builder.clone().phase("Succeeded")), finished);
+    assert_eq!(told(builder.clone().phase("Failed")), finished);
+    let ending = |until: Timestamp| Pod { terminating: true, claims_until: Some(until), ..plain.clone() };
+    let beyond = "2026-01-01T00:01:00Z".parse().unwrap();
+    assert_eq!(told(builder.clone().terminating_at("2026-01-01T00:00:30Z")), ending(beyond), "the grace period, and half a minute");
+    for odd in ["", "soon", "2026-01-01", "9999-12-30T22:00:00Z"] {
+        assert_eq!(told(builder.clone().terminating_at(odd)), ending(Timestamp::MIN), "{odd:?}");
+    }
     assert_eq!(told(builder.clone().host_network(true)), Pod { host_network: true, ..plain.clone() });
     let annotated = builder
         .annotation("iam.amazonaws.com/role", "web")
@@ -199,4 +207,30 @@ fn annotations_that_nobody_reads_are_let_go() {
     assert_eq!(pod.metadata.annotation("other"), None);
     assert_eq!(pod.metadata.take_annotation("iam.amazonaws.com/role").as_deref(), Some("web"));
     assert_eq!(pod.metadata.take_annotation("iam.amazonaws.com/role"), None);
+}
+
+#[test]
+fn addresses_without_a_network_are_left_out() {
+    let builder = || PodBuilder::new("team", "web-1").uid("uid-1").ip("10.42.0.2");
+    let ips_of = |builder: PodBuilder| decode(builder.build()).ips;
+    assert_eq!(ips_of(builder().without_network()), ips(&[]), "the condition says so");
+    assert_eq!(ips_of(builder().stopped()), ips(&["10.42.0.2"]), "its containers may be started again");
+    assert_eq!(ips_of(builder().terminating()), ips(&["10.42.0.2"]), "they still run");
+    assert_eq!(ips_of(builder().terminating().stopped()), ips(&[]), "they are not started again");
+    for kind in ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"] {
+        let mut object = builder().terminating().stopped().build();
+        object["status"][kind] = json!([{ "state": { "terminated": {} } }, { "state": { "running": {} } }]);
+        assert_eq!(decode(object).ips, ips(&["10.42.0.2"]), "one of {kind} runs");
+    }
+    for nothing in [Value::Null, json!([])] {
+        let mut object = builder().terminating().build();
+        object["status"]["containerStatuses"] = nothing;
+        // As before Kubernetes 1.29.
+        object["status"]["conditions"] = Value::Null;
+        assert_eq!(decode(object).ips, ips(&["10.42.0.2"]), "nothing is known of containers");
+    }
+    let mut object = builder().build();
+    object["status"]["conditions"] =
+        json!([{ "type": "PodReadyToStartContainers", "status": "Unknown" }, { "type": "Ready", "status": "False" }]);
+    assert_eq!(decode(object).ips, ips(&["10.42.0.2"]));
 }
