@@ -137,7 +137,7 @@ impl Watch {
             // What is known is used on.
             Event::Failed(_) => return,
             Event::Alive => return self.metrics.watch_alive(),
-            Event::Listed { objects, unreadable, version, new_history } => {
+            Event::Listed { objects, unreadable, version, new_history, incomplete } => {
                 let host_ips: Vec<_> = objects.iter().flat_map(|object| object.host_ips.iter().copied()).collect();
                 // One by one: whole lists in two forms at one time would be the most that the daemon ever holds.
                 let pods = objects.into_iter().filter_map(|object| self.pod(*object));
@@ -148,7 +148,10 @@ impl Watch {
                 self.writer.write(|index| {
                     index.end_claims((self.now)());
                     index.set_host_ips(host_ips);
-                    if new_history { index.replace_at(pods, unreadable, version) } else { index.list_at(pods, unreadable, version) }
+                    match new_history {
+                        true => index.replace_at(pods, unreadable, version, incomplete),
+                        false => index.list_at(pods, unreadable, version, incomplete),
+                    }
                 });
                 let count = self.pods.count();
                 match first_list.take() {

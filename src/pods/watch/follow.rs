@@ -37,6 +37,8 @@ const LIVING_WATCH: Duration = Duration::from_secs(5);
 /// How many watches that go on from one version may bring nothing. Then the version may be one that the server does not
 /// have yet, because its data was restored from an earlier state; a list shows what it has.
 const FRUITLESS_WATCHES: u8 = 2;
+/// How often a list may have an object of which not even the UID can be read before it is taken without.
+const NAMELESS_LISTS: u8 = 2;
 /// How often a list may show an earlier state than was known before it is taken for a new history.
 const EARLIER_LISTS: u8 = 2;
 
@@ -59,8 +61,8 @@ pub(super) enum Event<'a, T> {
     /// Something was heard of the API.
     Alive,
     /// These are all of them, as of a version; `unreadable` are those of which no more can be read. `new_history` says that
-    /// versions began anew. Each object is an allocation of its own, so that what is taken out makes room for what it becomes.
-    Listed { objects: Vec<Box<T>>, unreadable: Vec<Metadata>, version: Option<u64>, new_history: bool },
+    /// versions began anew, `incomplete` that there are objects besides of which not even a UID can be read. Each object is an allocation of its own, so that what is taken out makes room for what it becomes.
+    Listed { objects: Vec<Box<T>>, unreadable: Vec<Metadata>, version: Option<u64>, new_history: bool, incomplete: bool },
     /// One is there, or is different now.
     Applied(T),
     /// One is gone for good.
@@ -84,6 +86,8 @@ pub(super) struct Follow<'a, T, F> {
     /// The highest version seen.
     highest: Option<u64>,
     earlier_lists: u8,
+    /// Lists with an object without a UID.
+    nameless_lists: u8,
     /// Watches from one version that brought nothing.
     fruitless: u8,
     /// Whether the watch of this turn was begun by the server, and whether it brought anything.
@@ -98,13 +102,15 @@ pub(super) struct Follow<'a, T, F> {
 struct Listing<T> {
     objects: Vec<Box<T>>,
     unreadable: Vec<Metadata>,
+    /// Besides, there are some without a UID.
+    incomplete: bool,
     /// Digests of the UIDs in both, so that one that is new need not be looked for among thousands.
     uids: HashSet<u64>,
 }
 
 impl<T> Default for Listing<T> {
     fn default() -> Self {
-        Self { objects: Vec::new(), unreadable: Vec::new(), uids: HashSet::new() }
+        Self { objects: Vec::new(), unreadable: Vec::new(), incomplete: false, uids: HashSet::new() }
     }
 }
 
@@ -173,6 +179,7 @@ pub(super) async fn follow<T: Object>(
         listing: None,
         highest: None,
         earlier_lists: 0,
+        nameless_lists: 0,
         fruitless: 0,
         begun: false,
         heard: false,
@@ -248,7 +255,9 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             for item in page.items.unwrap_or_default() {
                 match self.decode_lean(item) {
                     Ok(object) => list.objects.push(Box::new(object)),
-                    Err(metadata) => list.unreadable.extend(metadata.map(|metadata| *metadata)),
+                    Err(Some(metadata)) => list.unreadable.push(*metadata),
+                    // A pod that is known may be this one: without it, it would count as gone.
+                    Err(None) => list.incomplete = true,
                 }
             }
             match page.metadata.r#continue.filter(|token| !token.is_empty()) {
@@ -268,13 +277,17 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             self.earlier_lists += 1;
             return Err(Failure::Earlier);
         }
-        self.earlier_lists = 0;
+        if list.incomplete && self.nameless_lists < NAMELESS_LISTS {
+            self.nameless_lists += 1;
+            return Err(Failure::Lost);
+        }
+        (self.earlier_lists, self.nameless_lists) = (0, 0);
         self.highest = if earlier { number } else { self.highest.max(number) };
         self.position = Some(version);
         self.fruitless = 0;
         self.backoff.listed();
-        let Listing { objects, unreadable, .. } = list;
-        Ok((self.take)(Event::Listed { objects, unreadable, version: number, new_history: earlier }))
+        let Listing { objects, unreadable, incomplete, .. } = list;
+        Ok((self.take)(Event::Listed { objects, unreadable, version: number, new_history: earlier, incomplete }))
     }
 
     /// A watch from a version, or one that begins with a list.
