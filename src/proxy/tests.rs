@@ -19,6 +19,7 @@ use crate::role::CallerIdentity;
 
 mod events;
 mod identity;
+mod waiting;
 
 const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const TOKEN: &str = "x-aws-ec2-metadata-token";
