@@ -19,6 +19,7 @@ use crate::readiness::Step;
 
 mod around;
 pub mod client;
+mod complaints;
 mod doubts;
 mod failure;
 mod follow;

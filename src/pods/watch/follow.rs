@@ -17,22 +17,21 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::client::{Answer, Client, encode};
+use super::complaints::Complaining;
 use super::failure::{Backoff, Failure, Status, jitter};
 use super::lines::{Line, Lines};
 use super::objects::{Metadata, Object, OnlyMetadata};
 use crate::metrics::Metrics;
 
-/// Objects in one page of a list: small, because a page is in memory whole.
-const PAGE_SIZE: u32 = 50;
+/// Objects in one page of a list: few, because a page is in memory whole, and an object may have some 1.5 MB (etcd's bound).
+const PAGE_SIZE: u32 = 20;
 /// How long the server is asked to keep a watch, and how much of that differs from watch to watch.
 const WATCH_SECONDS: (f64, f64) = (270.0, 40.0);
 /// A watch on which nothing comes for so long is dead: bookmarks come each minute, also where nothing happens.
 const WATCH_SILENCE: Duration = Duration::from_secs(90);
 /// The same while a list comes.
 const LIST_SILENCE: Duration = Duration::from_secs(30);
-/// A watch that ends within this time has not worked.
-const SHORTEST_WATCH: Duration = Duration::from_secs(1);
-/// One that lasts so long has.
+/// A watch that ends within this time has not worked; one that lasts longer has.
 const LIVING_WATCH: Duration = Duration::from_secs(5);
 /// How many watches that go on from one version may bring nothing. Then the version may be one that the server does not
 /// have yet, because its data was restored from an earlier state; a list shows what it has.
@@ -95,7 +94,10 @@ pub(super) struct Follow<'a, T, F> {
     heard: bool,
     /// Whether this server sends them.
     bookmarks: bool,
+    /// Objects in a page of a list.
+    page_size: u32,
     backoff: Backoff,
+    complaints: Complaining<'a>,
 }
 
 /// A list as far as it is there.
@@ -184,7 +186,9 @@ pub(super) async fn follow<T: Object>(
         begun: false,
         heard: false,
         bookmarks: false,
+        page_size: PAGE_SIZE,
         backoff: Backoff::default(),
+        complaints: client.complaints().of(selection.resource),
     };
     while follow.once().await.is_continue() {}
 }
@@ -214,7 +218,12 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             debug!(resource, fields, "{failure}; listing anew");
         } else {
             self.metrics.watch_failed(resource);
-            warn!(resource, fields, error = %failure, "the Kubernetes API was asked in vain; it is asked again, and what is known is used");
+            let told = "the Kubernetes API was asked in vain; it is asked again, and what is known is used";
+            if self.complaints.is_news(&failure) {
+                warn!(resource, fields, error = %failure, "{told}");
+            } else {
+                debug!(resource, fields, error = %failure, "{told}");
+            }
         }
         (self.take)(Event::Failed(&failure))?;
         tokio::time::sleep(self.backoff.pause(&failure, self.begun || is_gone)).await;
@@ -240,10 +249,26 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         }
     }
 
-    /// A list in pages. They all show the state of the first one.
+    /// A list in pages; in smaller ones where they are too large to be taken.
     async fn list(&mut self) -> Result<ControlFlow<()>, Failure> {
+        loop {
+            let listed = self.list_in_pages().await;
+            if !matches!(listed, Err(Failure::TooLarge | Failure::Slow)) || self.page_size == 1 {
+                return listed;
+            }
+            self.page_size = (self.page_size / 4).max(1);
+            let Selection { resource, fields, .. } = self.selection;
+            debug!(resource, fields, size = self.page_size, "a page of the list was too large; the list begins anew in smaller ones");
+            if matches!(listed, Err(Failure::Slow)) {
+                return listed;
+            }
+        }
+    }
+
+    /// A list in pages of one size. They all show the state of the first one.
+    async fn list_in_pages(&mut self) -> Result<ControlFlow<()>, Failure> {
         let Selection { path, fields, .. } = self.selection;
-        let first = format!("{path}?limit={PAGE_SIZE}&fieldSelector={}", encode(fields));
+        let first = format!("{path}?limit={}&fieldSelector={}", self.page_size, encode(fields));
         let mut target = first.clone();
         let (mut list, mut body) = (Listing::default(), Vec::new());
         loop {
@@ -309,6 +334,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         let outcome = self.read(&mut answer, began).await;
         if began.elapsed() >= LIVING_WATCH {
             self.backoff.lived();
+            self.complaints.worked();
         }
         // Whatever a list of this kind that never ends is due to, one in pages is another way. In one of those, an object
         // that cannot be read is no change that is lost.
@@ -339,7 +365,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             let silence = if self.listing.is_some() { LIST_SILENCE } else { WATCH_SILENCE };
             let bytes = match answer.bytes(silence).await {
                 Ok(Some(bytes)) => bytes,
-                Ok(None) if began.elapsed() < SHORTEST_WATCH => return Err(Failure::Ended),
+                Ok(None) if began.elapsed() < LIVING_WATCH => return Err(Failure::Ended),
                 Ok(None) => return Ok(ControlFlow::Continue(())),
                 // A server without bookmarks has nothing to say where nothing happens.
                 Err(Failure::Silent) if !self.bookmarks && self.listing.is_none() => return Ok(ControlFlow::Continue(())),
