@@ -28,10 +28,15 @@ mod objects;
 pub mod snapshot;
 
 use follow::{Event, Selection, follow};
-use objects::{Metadata, PodObject};
+use objects::{Annotation, Metadata, PodObject};
 
 /// Annotation with the session's name (kiam's name for it).
 pub const SESSION_NAME_KEY: &str = "iam.amazonaws.com/session-name";
+/// Bytes of the longest role, external id, session name and list of a namespace that policy takes.
+const MAX_ROLE: usize = 2048;
+const MAX_EXTERNAL_ID: usize = 1224;
+const MAX_SESSION_NAME: usize = 64;
+const MAX_LIST: usize = 64 << 10;
 /// How often the node's own addresses are looked at.
 const NODE_ADDRESSES_EVERY: Duration = Duration::from_secs(30);
 /// The longest time between two looks at the clock while claims are to end: it may be set, or the machine may sleep.
@@ -123,7 +128,11 @@ impl Watch {
 
     async fn watch_pods(&self, first_list: Step) {
         let fields = format!("spec.nodeName={}", self.node);
-        let annotations = vec![self.annotations.role.clone(), self.annotations.external_id.clone(), SESSION_NAME_KEY.to_owned()];
+        let annotations = vec![
+            Annotation::new(&self.annotations.role, MAX_ROLE),
+            Annotation::new(&self.annotations.external_id, MAX_EXTERNAL_ID),
+            Annotation::new(SESSION_NAME_KEY, MAX_SESSION_NAME),
+        ];
         let selection = Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields, annotations };
         let mut first_list = Some(first_list);
         let take = |event: Event<'_, PodObject>| {
@@ -211,9 +220,9 @@ fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option
         namespace: metadata.namespace.take().unwrap_or_default(),
         name,
         service_account: object.service_account.unwrap_or_default(),
-        role: metadata.take_annotation(&annotations.role),
-        external_id: metadata.take_annotation(&annotations.external_id),
-        session_name: metadata.take_annotation(SESSION_NAME_KEY),
+        role: metadata.take_annotation(&annotations.role, MAX_ROLE),
+        external_id: metadata.take_annotation(&annotations.external_id, MAX_EXTERNAL_ID),
+        session_name: metadata.take_annotation(SESSION_NAME_KEY, MAX_SESSION_NAME),
         ips: object.ips,
         finished: object.finished,
         terminating: claims_until.is_some(),

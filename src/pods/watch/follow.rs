@@ -20,7 +20,7 @@ use super::client::{Answer, Client, encode};
 use super::complaints::Complaining;
 use super::failure::{Backoff, Failure, Status, jitter};
 use super::lines::{Line, Lines};
-use super::objects::{Metadata, Object, OnlyMetadata};
+use super::objects::{Annotation, Metadata, Object, OnlyMetadata};
 use crate::metrics::Metrics;
 
 /// Objects in one page of a list: few, because a page is in memory whole, and an object may have some 1.5 MB (etcd's bound).
@@ -51,7 +51,7 @@ pub(super) struct Selection {
     /// The field selector.
     pub(super) fields: String,
     /// The annotations that are read of them. The others are let go as soon as an object is decoded.
-    pub(super) annotations: Vec<String>,
+    pub(super) annotations: Vec<Annotation>,
 }
 
 /// What becomes known.

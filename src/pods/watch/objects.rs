@@ -20,6 +20,29 @@ pub(super) trait Object: DeserializeOwned {
     fn metadata_mut(&mut self) -> &mut Metadata;
 }
 
+/// An annotation that is read.
+#[derive(Clone, Debug)]
+pub(super) struct Annotation {
+    pub(super) key: String,
+    /// The longest value that can be good, in bytes. One that is longer is refused by its length, and kept no longer than
+    /// that takes: a pod's author may write 256 KiB there.
+    pub(super) longest: usize,
+}
+
+impl Annotation {
+    pub(super) fn new(key: &str, longest: usize) -> Self {
+        Self { key: key.to_owned(), longest }
+    }
+}
+
+/// Lets go of what makes a text longer than it takes to be too long.
+fn cut(text: &mut String, longest: usize) {
+    if let Some(end) = (longest + 1..text.len()).find(|end| text.is_char_boundary(*end)) {
+        text.truncate(end);
+        text.shrink_to_fit();
+    }
+}
+
 /// `metadata`, without managed fields, labels and owners.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -79,9 +102,12 @@ impl Metadata {
 
     /// Lets go of all annotations but these. What kubectl and controllers leave there is most of what an object weighs here,
     /// and a list holds thousands of them until it is complete.
-    pub(super) fn keep_annotations(&mut self, keys: &[String]) {
+    pub(super) fn keep_annotations(&mut self, read: &[Annotation]) {
         if let Some(Annotations(all)) = &mut self.annotations {
-            all.retain(|(key, _)| keys.contains(key));
+            all.retain_mut(|(key, value)| {
+                let read = read.iter().find(|annotation| annotation.key == *key);
+                read.inspect(|annotation| cut(value, annotation.longest)).is_some()
+            });
             all.shrink_to_fit();
         }
     }
@@ -96,11 +122,13 @@ impl Metadata {
         all.iter().rfind(|(other, _)| other == key).map(|(_, value)| value.as_str())
     }
 
-    /// The value of an annotation, out of it.
-    pub(super) fn take_annotation(&mut self, key: &str) -> Option<String> {
+    /// The value of an annotation, out of it. One that is too long to be good is cut, and is too long still.
+    pub(super) fn take_annotation(&mut self, key: &str, longest: usize) -> Option<String> {
         let all = &mut self.annotations.as_mut()?.0;
         let at = all.iter().rposition(|(other, _)| other == key)?;
-        Some(all.swap_remove(at).1)
+        let mut value = all.swap_remove(at).1;
+        cut(&mut value, longest);
+        Some(value)
     }
 }
 

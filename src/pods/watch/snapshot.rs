@@ -8,7 +8,7 @@ use super::around::{EKS_ROLE_KEY, PERMITTED_KEY};
 use super::client::{Client, encode};
 use super::failure::Failure;
 use super::objects::{OnlyMetadata, PodObject};
-use super::pod_of;
+use super::{MAX_LIST, MAX_ROLE, pod_of};
 use crate::config::AnnotationKeys;
 use crate::config::explain::PodName;
 use crate::pods::{self, Namespace, Needs, Pods, ServiceAccount};
@@ -69,8 +69,8 @@ pub async fn snapshot(
         let path = format!("/api/v1/namespaces/{}", encode(pod.namespace()));
         let found = get::<OnlyMetadata>(client, &path, || format!("namespace {}", pod.namespace())).await?;
         if let Some(OnlyMetadata { mut metadata }) = found {
-            let allowed_roles = metadata.take_annotation(&annotations.allowed_roles);
-            let permitted = metadata.take_annotation(PERMITTED_KEY);
+            let allowed_roles = metadata.take_annotation(&annotations.allowed_roles, MAX_LIST);
+            let permitted = metadata.take_annotation(PERMITTED_KEY, MAX_LIST);
             let namespace = Namespace { name: pod.namespace().to_owned(), allowed_roles, permitted };
             writer.write(|index| index.apply_namespace(namespace));
         }
@@ -80,8 +80,8 @@ pub async fn snapshot(
         let path = format!("/api/v1/namespaces/{}/serviceaccounts/{}", encode(pod.namespace()), encode(&account));
         let what = || format!("service account {}/{account}", pod.namespace());
         if let Some(OnlyMetadata { mut metadata }) = get(client, &path, what).await? {
-            let role = metadata.take_annotation(&annotations.role);
-            let eks_role = metadata.take_annotation(EKS_ROLE_KEY);
+            let role = metadata.take_annotation(&annotations.role, MAX_ROLE);
+            let eks_role = metadata.take_annotation(EKS_ROLE_KEY, MAX_ROLE);
             let account = ServiceAccount { namespace: pod.namespace().to_owned(), name: account.clone(), role, eks_role };
             writer.write(|index| index.apply_service_account(account));
         }

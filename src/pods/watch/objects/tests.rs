@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::config::{AnnotationKeys, ApiConfig};
 use crate::metrics::Metrics;
-use crate::pods::watch::{Watch, client};
+use crate::pods::watch::{MAX_EXTERNAL_ID, MAX_LIST, MAX_ROLE, MAX_SESSION_NAME, SESSION_NAME_KEY, Watch, client};
 use crate::pods::{Needs, NodeAddresses, Pod, PodUid, pods};
 
 fn decode(object: Value) -> PodObject {
@@ -111,7 +111,7 @@ fn a_namespace_keeps_its_name_and_annotations() {
     let object = namespace("team", &[("iam.amazonaws.com/allowed-roles", "[]")]);
     let mut namespace: OnlyMetadata = serde_json::from_value(object).unwrap();
     assert_eq!(namespace.metadata.name.as_deref(), Some("team"));
-    assert_eq!(namespace.metadata.take_annotation("iam.amazonaws.com/allowed-roles").as_deref(), Some("[]"));
+    assert_eq!(namespace.metadata.take_annotation("iam.amazonaws.com/allowed-roles", 64).as_deref(), Some("[]"));
     assert!(serde_json::from_value::<OnlyMetadata>(json!({ "metadata": { "annotations": null } })).is_ok());
 }
 
@@ -201,12 +201,12 @@ async fn a_pod_without_a_uid_or_a_name_is_ignored() {
 fn annotations_that_nobody_reads_are_let_go() {
     let builder = PodBuilder::new("team", "web-1").annotation("kubectl.kubernetes.io/last-applied-configuration", &"x".repeat(10_000));
     let mut pod = decode(builder.annotation("iam.amazonaws.com/role", "web").annotation("other", "y").build());
-    pod.metadata.keep_annotations(&["iam.amazonaws.com/role".to_owned(), "not/there".to_owned()]);
+    pod.metadata.keep_annotations(&[Annotation::new("iam.amazonaws.com/role", 64), Annotation::new("not/there", 64)]);
     let Some(Annotations(kept)) = &pod.metadata.annotations else { panic!("there are some") };
     assert_eq!((kept.len(), kept.capacity()), (1, 1));
     assert_eq!(pod.metadata.annotation("other"), None);
-    assert_eq!(pod.metadata.take_annotation("iam.amazonaws.com/role").as_deref(), Some("web"));
-    assert_eq!(pod.metadata.take_annotation("iam.amazonaws.com/role"), None);
+    assert_eq!(pod.metadata.take_annotation("iam.amazonaws.com/role", 64).as_deref(), Some("web"));
+    assert_eq!(pod.metadata.take_annotation("iam.amazonaws.com/role", 64), None);
 }
 
 #[test]
@@ -233,4 +233,64 @@ fn addresses_without_a_network_are_left_out() {
     object["status"]["conditions"] =
         json!([{ "type": "PodReadyToStartContainers", "status": "Unknown" }, { "type": "Ready", "status": "False" }]);
     assert_eq!(decode(object).ips, ips(&["10.42.0.2"]));
+}
+
+#[tokio::test]
+async fn annotations_that_are_too_long_are_cut_and_are_refused_for_what_they_are() {
+    use crate::config::Restrictions;
+    use crate::pods::{Namespace, Surroundings};
+    use crate::policy::{Decision, Policy, Rules};
+    let watch = watch().await;
+    let base = Some("arn:aws:iam::111122223333:role/".parse().unwrap());
+    let policy = |restrictions| {
+        let rules = Rules { base: base.clone(), restrictions, ..Rules::default() };
+        Policy::new(rules, "arn:aws:sts::111122223333:assumed-role/nodes/i-0".parse::<crate::role::CallerIdentity>().unwrap().into())
+            .unwrap()
+    };
+    let denied = |pod: &Pod, around: &Surroundings, restrictions| match policy(restrictions).decide(pod, around) {
+        Decision::Deny(denial) => denial.name(),
+        Decision::Allow { .. } => "allowed",
+    };
+    let builder = || PodBuilder::new("team", "web-1").uid("uid-1").annotation("iam.amazonaws.com/role", "web");
+    let with = |key: &str, value: &str| watch.pod(decode(builder().annotation(key, value).build())).unwrap().0;
+    type Field = fn(&Pod) -> &Option<String>;
+    let annotations: [(&str, usize, &str, Field); 3] = [
+        ("iam.amazonaws.com/role", MAX_ROLE, "role-too-long", |pod| &pod.role),
+        ("iam.amazonaws.com/external-id", MAX_EXTERNAL_ID, "bad-external-id", |pod| &pod.external_id),
+        (SESSION_NAME_KEY, MAX_SESSION_NAME, "bad-session-name", |pod| &pod.session_name),
+    ];
+    for (key, longest, reason, field) in annotations {
+        let kept = |value: &str| field(&with(key, value)).clone().unwrap();
+        assert_eq!(kept(&"w".repeat(longest)).len(), longest);
+        for (value, left) in
+            [("w".repeat(longest + 1), 1), ("w".repeat(200_000), 1), ("w".repeat(longest - 1) + &"\u{1f600}".repeat(1000), 3)]
+        {
+            let cut = kept(&value);
+            assert!(cut.len() == longest + left && cut.capacity() <= cut.len() + 8, "{key}: {}", cut.len());
+            assert_eq!(denied(&with(key, &value), &Surroundings::default(), Restrictions::Off), reason);
+        }
+        // In a list it is cut before the list is complete.
+        let mut listed = decode(builder().annotation(key, &"w".repeat(200_000)).build());
+        listed.metadata.keep_annotations(&[Annotation::new(key, longest)]);
+        assert_eq!(listed.metadata.annotation(key).unwrap().len(), longest + 1);
+    }
+    let list = |value: String, key: &str| {
+        let mut object: OnlyMetadata = serde_json::from_value(namespace("team", &[(key, &value)])).unwrap();
+        object.metadata.take_annotation(key, MAX_LIST)
+    };
+    let good = format!("[\"web\"{}]", " ".repeat(MAX_LIST - 7));
+    for (text, permitted, reason) in [
+        (good.clone(), false, "allowed"),
+        (good + " ", false, "namespace-list-too-large"),
+        (format!("[\"web\"{}]", " ".repeat(200_000)), false, "namespace-list-too-large"),
+        ("x".repeat(200_000), true, "namespace-list-too-large"),
+    ] {
+        let text = list(text, "key");
+        let (allowed_roles, permitted) = if permitted { (None, text) } else { (text, None) };
+        let around = Surroundings {
+            namespace: Some(Namespace { name: "team".to_owned(), allowed_roles, permitted }.into()),
+            ..Surroundings::default()
+        };
+        assert_eq!(denied(&with("other", ""), &around, Restrictions::Enforce), reason);
+    }
 }
