@@ -447,12 +447,17 @@ impl Index {
 
     /// What is known of the objects that a pod is decided by.
     pub fn surroundings(&self, pod: &Pod) -> Surroundings {
+        self.around(&pod.namespace, &pod.service_account)
+    }
+
+    /// What is known of a namespace, and of a service account in it.
+    pub(super) fn around(&self, namespace: &str, service_account: &str) -> Surroundings {
         if self.service_accounts.is_empty() && self.forbidden_service_accounts.is_empty() {
-            return Surroundings { namespace: self.namespace(&pod.namespace), ..Surroundings::default() };
+            return Surroundings { namespace: self.namespace(namespace), ..Surroundings::default() };
         }
-        let name = (pod.namespace.clone(), pod.service_account.clone());
+        let name = (namespace.to_owned(), service_account.to_owned());
         Surroundings {
-            namespace: self.namespace(&pod.namespace),
+            namespace: self.namespace(namespace),
             service_account: self.service_accounts.get(&name).cloned(),
             service_account_forbidden: self.forbidden_service_accounts.contains(&name),
         }

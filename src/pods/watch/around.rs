@@ -141,7 +141,7 @@ async fn watch_service_account(watch: &Watch, (namespace, name): (String, String
 
 /// What an event makes of the one object of this name: what it is now, or that it is not known; `None` where nothing
 /// changes. Events that come late, or again, change nothing.
-fn change(event: Event<'_, OnlyMetadata>, name: &str, latest: &mut Option<u64>) -> Option<Option<Metadata>> {
+pub(super) fn change(event: Event<'_, OnlyMetadata>, name: &str, latest: &mut Option<u64>) -> Option<Option<Metadata>> {
     let is_named = |metadata: &Metadata| metadata.name.as_deref() == Some(name);
     let mut is_new = |version: Option<u64>| match (version, *latest) {
         (Some(version), Some(latest)) if version < latest => false,

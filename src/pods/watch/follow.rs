@@ -24,7 +24,7 @@ use super::objects::{Annotation, Metadata, Object, OnlyMetadata};
 use crate::metrics::Metrics;
 
 /// Objects in one page of a list: few, because a page is in memory whole, and an object may have some 1.5 MB (etcd's bound).
-const PAGE_SIZE: u32 = 20;
+pub(super) const PAGE_SIZE: u32 = 20;
 /// How long the server is asked to keep a watch, and how much of that differs from watch to watch.
 const WATCH_SECONDS: (f64, f64) = (270.0, 40.0);
 /// A watch on which nothing comes for so long is dead: bookmarks come each minute, also where nothing happens.

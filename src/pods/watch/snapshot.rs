@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::around::{EKS_ROLE_KEY, PERMITTED_KEY};
 use super::client::{Client, encode};
 use super::failure::Failure;
+use super::follow::PAGE_SIZE;
 use super::objects::{OnlyMetadata, PodObject};
 use super::{MAX_LIST, MAX_ROLE, pod_of};
 use crate::config::AnnotationKeys;
@@ -37,10 +38,18 @@ pub struct SnapshotError {
     failure: String,
 }
 
-#[derive(Deserialize)]
+/// A page of a list.
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct PodList {
-    #[serde(default)]
+    metadata: PageMetadata,
     items: Vec<Box<serde_json::value::RawValue>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct PageMetadata {
+    r#continue: Option<String>,
 }
 
 /// Looks at a pod and what is around it; `now` is the time by which claims of terminating pods have ended.
@@ -95,13 +104,19 @@ async fn of_node(
     node: &str,
     annotations: &AnnotationKeys,
 ) -> Result<(Vec<pods::Pod>, Vec<std::net::IpAddr>), SnapshotError> {
-    let target = format!("/api/v1/pods?fieldSelector={}", encode(&format!("spec.nodeName={node}")));
-    let list = get::<PodList>(client, &target, || format!("the list of the pods of node {node}")).await?;
-    let items = list.map(|list| list.items).unwrap_or_default();
-    let objects: Vec<PodObject> = items.iter().filter_map(|item| serde_json::from_str(item.get()).ok()).collect();
-    let host_ips = objects.iter().flat_map(|object| object.host_ips.iter().copied()).collect();
-    let known = objects.into_iter().filter_map(|object| pod_of(object, node, annotations)).map(|(pod, _)| pod).collect();
-    Ok((known, host_ips))
+    let first = format!("/api/v1/pods?limit={PAGE_SIZE}&fieldSelector={}", encode(&format!("spec.nodeName={node}")));
+    let (mut target, mut known, mut host_ips) = (first.clone(), Vec::new(), Vec::new());
+    loop {
+        let page = get::<PodList>(client, &target, || format!("the list of the pods of node {node}")).await?.unwrap_or_default();
+        for object in page.items.iter().filter_map(|item| serde_json::from_str::<PodObject>(item.get()).ok()) {
+            host_ips.extend(&object.host_ips);
+            known.extend(pod_of(object, node, annotations).map(|(pod, _)| pod));
+        }
+        match page.metadata.r#continue.filter(|token| !token.is_empty()) {
+            Some(token) => target = format!("{first}&continue={}", encode(&token)),
+            None => return Ok((known, host_ips)),
+        }
+    }
 }
 
 /// An object; `None` where the API has none.
