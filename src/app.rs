@@ -90,6 +90,7 @@ impl App {
             client: kube.clone(),
             node: config.pods.node.clone(),
             node_addresses: Box::new(node_addresses(config.server.accept_direct)),
+            now: Box::new(|| Clock::system().now()),
             annotations: config.pods.annotations.clone(),
             writer,
             pods: pods.clone(),

@@ -43,7 +43,7 @@ pub struct Settings {
     pub policy: Arc<Policy>,
     /// Whether requests without a token are refused.
     pub tokens: TokenMode,
-    /// The longest wait for the pod behind an address.
+    /// The longest wait for the pod behind an address, and for what its role depends on.
     pub pod_wait: Duration,
 }
 
@@ -144,6 +144,8 @@ impl<A: AssumeRole> Proxy<A> {
     async fn answer(&self, ip: IpAddr, route: Route, headers: &HeaderMap) -> Outcome {
         // From before the first look, so that no change after it is missed.
         let seen = self.seen();
+        // All that is waited for before the answer is decided is in this time.
+        let until = tokio::time::Instant::now() + self.settings.pod_wait;
         let (pod, around) = match self.identify(ip).await {
             Ok(found) => found,
             Err(refusal) => return self.refuse(ip, refusal),
@@ -160,7 +162,7 @@ impl<A: AssumeRole> Proxy<A> {
             self.metrics.denied("path");
             return Outcome::NotFound;
         }
-        let (pod, request) = match self.decide(ip, pod, around).await {
+        let (pod, request) = match self.decide(ip, pod, around, until).await {
             Ok(allowed) => allowed,
             Err(refusal) => return self.refuse(ip, refusal),
         };
@@ -186,11 +188,18 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     /// The role that the pod may have, waiting for what the decision needs where it is not known yet.
-    async fn decide(&self, ip: IpAddr, mut pod: Arc<Pod>, mut around: Surroundings) -> Result<(Arc<Pod>, RoleRequest), Refusal> {
+    async fn decide(
+        &self,
+        ip: IpAddr,
+        mut pod: Arc<Pod>,
+        mut around: Surroundings,
+        until: tokio::time::Instant,
+    ) -> Result<(Arc<Pod>, RoleRequest), Refusal> {
         let policy = &self.settings.policy;
         if !policy.can_decide(&pod, &around) {
             let enough = |pod: &Pod, around: &Surroundings| policy.can_decide(pod, around);
-            let (now, now_around) = found(self.pods.wait_for_ip(ip, self.settings.pod_wait, enough).await)?;
+            let (now, now_around) =
+                found(self.pods.wait_for_ip(ip, until.saturating_duration_since(tokio::time::Instant::now()), enough).await)?;
             // The token was the first one's.
             if now.uid != pod.uid {
                 return Err(Refusal::UnknownPod);

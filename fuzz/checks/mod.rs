@@ -106,6 +106,7 @@ pub(crate) fn annotations(written: &Written<'_>) {
         ips: Vec::new(),
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     };
     let namespace = Namespace { name: "shop".to_owned(), allowed_roles: owned(written.allowed_roles), permitted: owned(written.permitted) };

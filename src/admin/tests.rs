@@ -39,6 +39,7 @@ fn admin(answers: &Arc<tokio::sync::Semaphore>) -> Admin<Sts> {
             ips: vec!["10.0.0.1".parse().unwrap()],
             finished: false,
             terminating: false,
+            claims_until: None,
             host_network: false,
         });
     });

@@ -34,7 +34,7 @@ async fn of_cluster(asked: ExplainConfig) -> anyhow::Result<Report> {
     };
     let kube = client::connect(&config.pods.api).await?;
     let unknown = |node: &str, message| Report::unknown(&pod, node, By::Cluster, "unknown-pod", message);
-    let (node, pods) = match snapshot(&kube, &pod, &config.pods.annotations, needs).await? {
+    let (node, pods) = match snapshot(&kube, &pod, &config.pods.annotations, needs, Clock::system().now()).await? {
         Snapshot::NoSuchPod => return Ok(unknown("", format!("there is no pod {pod} in this cluster; check both names, and the context"))),
         Snapshot::NotScheduled => {
             let describe = format!("kubectl describe pod --namespace {} {}", pod.namespace(), pod.name());

@@ -17,6 +17,7 @@ pub(super) fn pod(name: &str) -> Pod {
         ips: Vec::new(),
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     }
 }

@@ -17,6 +17,7 @@ fn pod(name: &str, ips: &[&str]) -> Pod {
         ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     }
 }

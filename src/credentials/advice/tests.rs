@@ -18,6 +18,7 @@ fn request(external_id: Option<&str>, tags: &[SessionTag]) -> RoleRequest {
         ips: Vec::new(),
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     };
     let sessions = SessionRules { tags: tags.to_vec(), ..SessionRules::default() };

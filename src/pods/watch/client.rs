@@ -18,6 +18,7 @@ use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use secrecy::ExposeSecret as _;
 use tracing::{info, warn};
 
+use super::complaints::Complaints;
 pub(crate) use super::failure::jitter;
 use super::failure::{Failure, Status};
 use crate::config::ApiConfig;
@@ -29,14 +30,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time of a question that something waits for.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time of an answer that is read whole, however steadily it comes.
+const WHOLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest set-up of a client: an exec plugin is a program of its own.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(30);
 /// What is still good for less is not used for a new connection.
 const LEAST_VALID: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 /// Where a pod has its service account: kube's own path.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// Bytes of an answer that is read whole: a page of 50 pods is some 600 kB, and the largest objects 3 MB each.
-const MAX_ANSWER: usize = 192 << 20;
+/// Bytes of an answer that is read whole: a page of pods is some hundreds of kilobytes, and the largest objects 3 MB each.
+/// The daemon's memory limit is a few times this.
+const MAX_ANSWER: usize = 32 << 20;
 /// Bytes of an error's body that are read.
 const MAX_ERROR: usize = 64 << 10;
 
@@ -69,6 +73,7 @@ struct Shared {
     api: ApiConfig,
     connected: Mutex<Connected>,
     streaming_lists: AtomicBool,
+    complaints: Complaints,
 }
 
 struct Connected {
@@ -88,7 +93,7 @@ impl std::fmt::Debug for Client {
 pub async fn connect(api: &ApiConfig) -> Result<Client, ClientError> {
     let files = fingerprint(api, Path::new(SERVICE_ACCOUNT));
     let connected = Mutex::new(Connected { client: make(api).await?, files, refused: false });
-    Ok(Client(Arc::new(Shared { api: api.clone(), connected, streaming_lists: AtomicBool::new(true) })))
+    Ok(Client(Arc::new(Shared { api: api.clone(), connected, streaming_lists: AtomicBool::new(true), complaints: Complaints::default() })))
 }
 
 impl Client {
@@ -121,6 +126,11 @@ impl Client {
 
     fn connected(&self) -> MutexGuard<'_, Connected> {
         self.0.connected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which failures of what is asked here have been told.
+    pub(super) fn complaints(&self) -> &Complaints {
+        &self.0.complaints
     }
 
     /// Whether lists may be asked for as watches.
@@ -238,13 +248,16 @@ impl Answer {
     }
 
     async fn whole(&mut self, at_most: usize, body: &mut Vec<u8>) -> Result<(), Failure> {
-        while let Some(bytes) = self.bytes(ANSWER_TIMEOUT).await? {
-            if body.len() + bytes.len() > at_most {
-                return Err(Failure::Malformed("an answer that is far too large"));
+        let read = async {
+            while let Some(bytes) = self.bytes(ANSWER_TIMEOUT).await? {
+                if body.len() + bytes.len() > at_most {
+                    return Err(Failure::TooLarge);
+                }
+                body.extend_from_slice(&bytes);
             }
-            body.extend_from_slice(&bytes);
-        }
-        Ok(())
+            Ok(())
+        };
+        tokio::time::timeout(WHOLE_TIMEOUT, read).await.unwrap_or(Err(Failure::Slow))
     }
 }
 

@@ -17,26 +17,27 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::client::{Answer, Client, encode};
+use super::complaints::Complaining;
 use super::failure::{Backoff, Failure, Status, jitter};
 use super::lines::{Line, Lines};
-use super::objects::{Metadata, Object, OnlyMetadata};
+use super::objects::{Annotation, Metadata, Object, OnlyMetadata};
 use crate::metrics::Metrics;
 
-/// Objects in one page of a list: small, because a page is in memory whole.
-const PAGE_SIZE: u32 = 50;
+/// Objects in one page of a list: few, because a page is in memory whole, and an object may have some 1.5 MB (etcd's bound).
+pub(super) const PAGE_SIZE: u32 = 20;
 /// How long the server is asked to keep a watch, and how much of that differs from watch to watch.
 const WATCH_SECONDS: (f64, f64) = (270.0, 40.0);
 /// A watch on which nothing comes for so long is dead: bookmarks come each minute, also where nothing happens.
 const WATCH_SILENCE: Duration = Duration::from_secs(90);
 /// The same while a list comes.
 const LIST_SILENCE: Duration = Duration::from_secs(30);
-/// A watch that ends within this time has not worked.
-const SHORTEST_WATCH: Duration = Duration::from_secs(1);
-/// One that lasts so long has.
+/// A watch that ends within this time has not worked; one that lasts longer has.
 const LIVING_WATCH: Duration = Duration::from_secs(5);
 /// How many watches that go on from one version may bring nothing. Then the version may be one that the server does not
 /// have yet, because its data was restored from an earlier state; a list shows what it has.
 const FRUITLESS_WATCHES: u8 = 2;
+/// How often a list may have an object of which not even the UID can be read before it is taken without.
+const NAMELESS_LISTS: u8 = 2;
 /// How often a list may show an earlier state than was known before it is taken for a new history.
 const EARLIER_LISTS: u8 = 2;
 
@@ -50,7 +51,7 @@ pub(super) struct Selection {
     /// The field selector.
     pub(super) fields: String,
     /// The annotations that are read of them. The others are let go as soon as an object is decoded.
-    pub(super) annotations: Vec<String>,
+    pub(super) annotations: Vec<Annotation>,
 }
 
 /// What becomes known.
@@ -59,8 +60,8 @@ pub(super) enum Event<'a, T> {
     /// Something was heard of the API.
     Alive,
     /// These are all of them, as of a version; `unreadable` are those of which no more can be read. `new_history` says that
-    /// versions began anew. Each object is an allocation of its own, so that what is taken out makes room for what it becomes.
-    Listed { objects: Vec<Box<T>>, unreadable: Vec<Metadata>, version: Option<u64>, new_history: bool },
+    /// versions began anew, `incomplete` that there are objects besides of which not even a UID can be read. Each object is an allocation of its own, so that what is taken out makes room for what it becomes.
+    Listed { objects: Vec<Box<T>>, unreadable: Vec<Metadata>, version: Option<u64>, new_history: bool, incomplete: bool },
     /// One is there, or is different now.
     Applied(T),
     /// One is gone for good.
@@ -84,6 +85,8 @@ pub(super) struct Follow<'a, T, F> {
     /// The highest version seen.
     highest: Option<u64>,
     earlier_lists: u8,
+    /// Lists with an object without a UID.
+    nameless_lists: u8,
     /// Watches from one version that brought nothing.
     fruitless: u8,
     /// Whether the watch of this turn was begun by the server, and whether it brought anything.
@@ -91,20 +94,25 @@ pub(super) struct Follow<'a, T, F> {
     heard: bool,
     /// Whether this server sends them.
     bookmarks: bool,
+    /// Objects in a page of a list.
+    page_size: u32,
     backoff: Backoff,
+    complaints: Complaining<'a>,
 }
 
 /// A list as far as it is there.
 struct Listing<T> {
     objects: Vec<Box<T>>,
     unreadable: Vec<Metadata>,
+    /// Besides, there are some without a UID.
+    incomplete: bool,
     /// Digests of the UIDs in both, so that one that is new need not be looked for among thousands.
     uids: HashSet<u64>,
 }
 
 impl<T> Default for Listing<T> {
     fn default() -> Self {
-        Self { objects: Vec::new(), unreadable: Vec::new(), uids: HashSet::new() }
+        Self { objects: Vec::new(), unreadable: Vec::new(), incomplete: false, uids: HashSet::new() }
     }
 }
 
@@ -173,11 +181,14 @@ pub(super) async fn follow<T: Object>(
         listing: None,
         highest: None,
         earlier_lists: 0,
+        nameless_lists: 0,
         fruitless: 0,
         begun: false,
         heard: false,
         bookmarks: false,
+        page_size: PAGE_SIZE,
         backoff: Backoff::default(),
+        complaints: client.complaints().of(selection.resource),
     };
     while follow.once().await.is_continue() {}
 }
@@ -207,7 +218,12 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             debug!(resource, fields, "{failure}; listing anew");
         } else {
             self.metrics.watch_failed(resource);
-            warn!(resource, fields, error = %failure, "the Kubernetes API was asked in vain; it is asked again, and what is known is used");
+            let told = "the Kubernetes API was asked in vain; it is asked again, and what is known is used";
+            if self.complaints.is_news(&failure) {
+                warn!(resource, fields, error = %failure, "{told}");
+            } else {
+                debug!(resource, fields, error = %failure, "{told}");
+            }
         }
         (self.take)(Event::Failed(&failure))?;
         tokio::time::sleep(self.backoff.pause(&failure, self.begun || is_gone)).await;
@@ -233,10 +249,26 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         }
     }
 
-    /// A list in pages. They all show the state of the first one.
+    /// A list in pages; in smaller ones where they are too large to be taken.
     async fn list(&mut self) -> Result<ControlFlow<()>, Failure> {
+        loop {
+            let listed = self.list_in_pages().await;
+            if !matches!(listed, Err(Failure::TooLarge | Failure::Slow)) || self.page_size == 1 {
+                return listed;
+            }
+            self.page_size = (self.page_size / 4).max(1);
+            let Selection { resource, fields, .. } = self.selection;
+            debug!(resource, fields, size = self.page_size, "a page of the list was too large; the list begins anew in smaller ones");
+            if matches!(listed, Err(Failure::Slow)) {
+                return listed;
+            }
+        }
+    }
+
+    /// A list in pages of one size. They all show the state of the first one.
+    async fn list_in_pages(&mut self) -> Result<ControlFlow<()>, Failure> {
         let Selection { path, fields, .. } = self.selection;
-        let first = format!("{path}?limit={PAGE_SIZE}&fieldSelector={}", encode(fields));
+        let first = format!("{path}?limit={}&fieldSelector={}", self.page_size, encode(fields));
         let mut target = first.clone();
         let (mut list, mut body) = (Listing::default(), Vec::new());
         loop {
@@ -248,7 +280,9 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             for item in page.items.unwrap_or_default() {
                 match self.decode_lean(item) {
                     Ok(object) => list.objects.push(Box::new(object)),
-                    Err(metadata) => list.unreadable.extend(metadata.map(|metadata| *metadata)),
+                    Err(Some(metadata)) => list.unreadable.push(*metadata),
+                    // A pod that is known may be this one: without it, it would count as gone.
+                    Err(None) => list.incomplete = true,
                 }
             }
             match page.metadata.r#continue.filter(|token| !token.is_empty()) {
@@ -268,13 +302,17 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             self.earlier_lists += 1;
             return Err(Failure::Earlier);
         }
-        self.earlier_lists = 0;
+        if list.incomplete && self.nameless_lists < NAMELESS_LISTS {
+            self.nameless_lists += 1;
+            return Err(Failure::Lost);
+        }
+        (self.earlier_lists, self.nameless_lists) = (0, 0);
         self.highest = if earlier { number } else { self.highest.max(number) };
         self.position = Some(version);
         self.fruitless = 0;
         self.backoff.listed();
-        let Listing { objects, unreadable, .. } = list;
-        Ok((self.take)(Event::Listed { objects, unreadable, version: number, new_history: earlier }))
+        let Listing { objects, unreadable, incomplete, .. } = list;
+        Ok((self.take)(Event::Listed { objects, unreadable, version: number, new_history: earlier, incomplete }))
     }
 
     /// A watch from a version, or one that begins with a list.
@@ -296,6 +334,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         let outcome = self.read(&mut answer, began).await;
         if began.elapsed() >= LIVING_WATCH {
             self.backoff.lived();
+            self.complaints.worked();
         } else if from.is_some() && self.heard {
             self.backoff.brought();
         }
@@ -328,7 +367,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             let silence = if self.listing.is_some() { LIST_SILENCE } else { WATCH_SILENCE };
             let bytes = match answer.bytes(silence).await {
                 Ok(Some(bytes)) => bytes,
-                Ok(None) if began.elapsed() < SHORTEST_WATCH => return Err(Failure::Ended),
+                Ok(None) if began.elapsed() < LIVING_WATCH => return Err(Failure::Ended),
                 Ok(None) => return Ok(ControlFlow::Continue(())),
                 // A server without bookmarks has nothing to say where nothing happens.
                 Err(Failure::Silent) if !self.bookmarks && self.listing.is_none() => return Ok(ControlFlow::Continue(())),

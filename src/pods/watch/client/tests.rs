@@ -148,3 +148,26 @@ async fn objects_are_created_and_changed_and_refusals_are_told_apart() {
     api.shutdown();
     assert_eq!(client.post(events, event("web.2")).await.unwrap_err().code(), None);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_comes_without_end_is_not_waited_for() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let server = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let api = ApiConfig { server: Some(format!("http://{}", server.local_addr().unwrap())), ..ApiConfig::default() };
+    let trickling = tokio::spawn(async move {
+        let (mut stream, _) = server.accept().await.unwrap();
+        let _ = stream.read(&mut [0; 4096]).await;
+        let mut piece = &b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"[..];
+        while stream.write_all(piece).await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            piece = b" ";
+        }
+    });
+    let client = connect(&api).await.unwrap();
+    let began = tokio::time::Instant::now();
+    let failure = tokio::time::timeout(Duration::from_secs(600), client.ask_whole("/api/v1/pods")).await.expect("an end").unwrap_err();
+    assert!(matches!(failure, Failure::Slow), "{failure}");
+    assert!(began.elapsed() >= WHOLE_TIMEOUT && began.elapsed() < WHOLE_TIMEOUT * 2);
+    trickling.abort();
+}
