@@ -161,7 +161,8 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_watch_undecodable_total{resource}", literals_after(&watch, "resource: ")),
         ("rolegate_ambiguous_addresses_total{outcome}", names(&doubts, "impl Outcome {")),
         ("rolegate_session_lookups_total{result}", lookups),
-        ("rolegate_sts_requests_total{outcome}", outcomes),
+        ("rolegate_sts_requests_total{outcome}", outcomes.clone()),
+        ("rolegate_explain_sts_requests_total{outcome}", outcomes),
         ("rolegate_events_total{outcome}", told),
     ];
     let (_, documented) = documented_metrics();

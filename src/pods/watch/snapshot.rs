@@ -25,6 +25,8 @@ pub enum Snapshot {
         node: String,
         /// The pods there.
         pods: Pods,
+        /// How many more there are, which cannot be read.
+        left_out: usize,
     },
 }
 
@@ -52,7 +54,7 @@ pub async fn snapshot(client: &Client, pod: &PodName, annotations: &AnnotationKe
         return Ok(Snapshot::NotScheduled);
     };
     let (writer, pods) = pods::pods();
-    let (known, host_ips) = of_node(client, &node, annotations).await?;
+    let (known, host_ips, left_out) = of_node(client, &node, annotations).await?;
     writer.write(|index| {
         index.set_host_ips(host_ips);
         index.reset(known);
@@ -78,22 +80,24 @@ pub async fn snapshot(client: &Client, pod: &PodName, annotations: &AnnotationKe
             writer.write(|index| index.apply_service_account(account));
         }
     }
-    Ok(Snapshot::OnNode { node, pods })
+    Ok(Snapshot::OnNode { node, pods, left_out })
 }
 
-/// The pods of a node, and the addresses that they give for it. One that cannot be read is left out, as the watch does.
+/// The pods of a node, the addresses that they give for it, and how many cannot be read. These are left out: the watch holds
+/// the addresses that such a pod had before, and here there is no before.
 async fn of_node(
     client: &Client,
     node: &str,
     annotations: &AnnotationKeys,
-) -> Result<(Vec<pods::Pod>, Vec<std::net::IpAddr>), SnapshotError> {
+) -> Result<(Vec<pods::Pod>, Vec<std::net::IpAddr>, usize), SnapshotError> {
     let target = format!("/api/v1/pods?fieldSelector={}", encode(&format!("spec.nodeName={node}")));
     let list = get::<PodList>(client, &target, || format!("the list of the pods of node {node}")).await?;
     let items = list.map(|list| list.items).unwrap_or_default();
     let objects: Vec<PodObject> = items.iter().filter_map(|item| serde_json::from_str(item.get()).ok()).collect();
+    let left_out = items.len() - objects.len();
     let host_ips = objects.iter().flat_map(|object| object.host_ips.iter().copied()).collect();
     let known = objects.into_iter().filter_map(|object| pod_of(object, node, annotations)).map(|(pod, _)| pod).collect();
-    Ok((known, host_ips))
+    Ok((known, host_ips, left_out))
 }
 
 /// An object; `None` where the API has none.
