@@ -106,6 +106,57 @@ async fn a_token_of_a_plugin_that_is_refused_is_asked_for_anew() {
     assert!(error.contains("exec plugin") && !error.contains("s3cr3t"), "{error}");
 }
 
+/// A plugin that hangs is one process and one thread, however often and by however many its outcome is wanted.
+#[tokio::test]
+async fn a_plugin_that_hangs_is_run_once_and_its_outcome_is_used_when_it_comes() {
+    let (api, files) = (lab(), tempfile::tempdir().unwrap());
+    let (runs, pipe) = (files.path().join("runs"), files.path().join("pipe"));
+    let credential = r#"{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"first"}}"#;
+    std::fs::write(&pipe, credential).unwrap();
+    let mut kubeconfig: serde_json::Value = serde_json::from_str(&api.kubeconfig()).unwrap();
+    kubeconfig["users"][0]["user"] = serde_json::json!({ "exec": {
+        "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "interactiveMode": "Never",
+        "args": ["-c", "echo run >> \"$0\"; timeout 20 cat \"$1\"", runs, pipe],
+    } });
+    let path = files.path().join("kubeconfig");
+    std::fs::write(&path, kubeconfig.to_string()).unwrap();
+    let client = connect(&ApiConfig { kubeconfig: Some(path), ..ApiConfig::default() }).await.unwrap();
+    // From now on it waits for somebody who writes. A set-up runs it more than once.
+    std::fs::remove_file(&pipe).unwrap();
+    let held = files.path().join("held");
+    assert!(std::process::Command::new("mkfifo").arg(&held).status().unwrap().success());
+    std::fs::hard_link(&held, &pipe).unwrap();
+    let run = || std::fs::read_to_string(&runs).unwrap().lines().count();
+    let before = run();
+    client.connected().refused = true;
+    tokio::time::pause();
+    let began = Instant::now();
+    let asked = async {
+        tokio::join!(client.current(), client.current(), client.current());
+    };
+    let passes = async {
+        while run() == before {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::advance(SETUP_TIMEOUT + Duration::from_secs(1)).await;
+    };
+    tokio::join!(asked, passes);
+    client.current().await;
+    assert!(began.elapsed() < SETUP_TIMEOUT * 2, "nobody waits for it twice");
+    assert!(client.connected().refused && run() == before + 1, "what was known is used on, and it is not run again");
+    tokio::time::resume();
+    let answer = files.path().join("answer");
+    std::fs::write(&answer, credential).unwrap();
+    std::fs::rename(&answer, &pipe).unwrap();
+    std::fs::write(&held, credential).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while client.connected().refused {
+        client.current().await;
+        assert!(Instant::now() < deadline, "its outcome is used");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[test]
 fn values_stand_in_a_query_as_they_are_meant() {
     assert_eq!(encode("spec.nodeName=node-a"), "spec.nodeName%3Dnode-a");
