@@ -327,7 +327,7 @@ fn one_question_to_sts_at_a_time_and_one_a_second() {
     let arrived = scene.fakes.sts.wait_until(|calls| calls.iter().any(|call| call.action == "AssumeRole"));
     scene.fakes.runtime.block_on(arrived);
     let second = ask(&daemon, "shop/web-0", &["--assume"]);
-    assert!(second.code == 3 && second.error.contains("one at a time"), "{second:?}");
+    assert!(second.code == 3 && second.error.contains("one explanation at a time"), "{second:?}");
     assert_eq!(ask(&daemon, "shop/web-0", &[]).code, 0, "without --assume nobody waits");
     release.notify_one();
     assert_eq!(said(&first.wait_with_output().unwrap()).code, 0);
