@@ -110,22 +110,21 @@ async fn a_token_of_a_plugin_that_is_refused_is_asked_for_anew() {
 #[tokio::test]
 async fn a_plugin_that_hangs_is_run_once_and_its_outcome_is_used_when_it_comes() {
     let (api, files) = (lab(), tempfile::tempdir().unwrap());
-    let (runs, pipe) = (files.path().join("runs"), files.path().join("pipe"));
+    let [runs, hold, answer] = ["runs", "hold", "answer"].map(|name| files.path().join(name));
     let credential = r#"{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"first"}}"#;
-    std::fs::write(&pipe, credential).unwrap();
+    std::fs::write(&answer, credential).unwrap();
     let mut kubeconfig: serde_json::Value = serde_json::from_str(&api.kubeconfig()).unwrap();
     kubeconfig["users"][0]["user"] = serde_json::json!({ "exec": {
         "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "interactiveMode": "Never",
-        "args": ["-c", "echo run >> \"$0\"; timeout 20 cat \"$1\"", runs, pipe],
+        // It waits for as long as there is a file, and not for ever.
+        "args": ["-c", "echo run >> \"$0\"; n=0; while [ -e \"$1\" ] && [ $n -lt 1000 ]; do n=$((n+1)); sleep 0.02; done; cat \"$2\"",
+            runs, hold, answer],
     } });
     let path = files.path().join("kubeconfig");
     std::fs::write(&path, kubeconfig.to_string()).unwrap();
     let client = connect(&ApiConfig { kubeconfig: Some(path), ..ApiConfig::default() }).await.unwrap();
-    // From now on it waits for somebody who writes. A set-up runs it more than once.
-    std::fs::remove_file(&pipe).unwrap();
-    let held = files.path().join("held");
-    assert!(std::process::Command::new("mkfifo").arg(&held).status().unwrap().success());
-    std::fs::hard_link(&held, &pipe).unwrap();
+    // From now on it waits. A set-up runs it more than once.
+    std::fs::write(&hold, "").unwrap();
     let run = || std::fs::read_to_string(&runs).unwrap().lines().count();
     let before = run();
     client.connected().refused = true;
@@ -145,10 +144,7 @@ async fn a_plugin_that_hangs_is_run_once_and_its_outcome_is_used_when_it_comes()
     assert!(began.elapsed() < SETUP_TIMEOUT * 2, "nobody waits for it twice");
     assert!(client.connected().refused && run() == before + 1, "what was known is used on, and it is not run again");
     tokio::time::resume();
-    let answer = files.path().join("answer");
-    std::fs::write(&answer, credential).unwrap();
-    std::fs::rename(&answer, &pipe).unwrap();
-    std::fs::write(&held, credential).unwrap();
+    std::fs::remove_file(&hold).unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     while client.connected().refused {
         client.current().await;
