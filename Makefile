@@ -13,7 +13,7 @@ FUZZ_TARGETS := annotations arn host patterns route token
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## the whole system on this machine, with a fake cluster and a fake AWS
+demo: ## the whole system on this machine, with a fake cluster and a fake AWS; until Ctrl-C, or with DEMO_EXIT=1 until its end
 	cargo build --locked --workspace --bins --example demo
 	$(or $(CARGO_TARGET_DIR),target)/debug/examples/demo
 

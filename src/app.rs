@@ -21,7 +21,7 @@ use crate::drain::Drain;
 use crate::events::Reporter;
 use crate::events::writer::Writer;
 use crate::explain::By;
-use crate::explain::explainer::Explainer;
+use crate::explain::explainer::{Explainer, OfDaemon, Pace};
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client};
 use crate::pods::{self, Needs, NodeAddresses, Pods};
@@ -116,7 +116,7 @@ impl App {
         let rule = rule::place(&config.redirect, metadata_address, kube, &config.pods.node, rule);
         let mut rule = std::pin::pin!(rule.fuse());
         let mut stop = std::pin::pin!(stop);
-        let mut prepared = std::pin::pin!(prepare(&config, pods, events, &metrics, &drain, &explainer));
+        let mut prepared = std::pin::pin!(prepare(&config, pods, events, &metrics, &readiness, &drain, &explainer));
         let prepared = loop {
             tokio::select! {
                 placed = &mut rule, if !rule.is_terminated() => placed?,
@@ -174,6 +174,7 @@ async fn prepare(
     pods: Pods,
     events: Reporter,
     metrics: &Metrics,
+    readiness: &Readiness,
     drain: &Drain,
     explainer: &OnceLock<Explainer<Sts>>,
 ) -> anyhow::Result<Prepared> {
@@ -194,9 +195,10 @@ async fn prepare(
         by: By::Daemon,
         policy: policy.clone(),
         pods: pods.clone(),
-        sts: sts.clone(),
+        sts: sts.without_retries(),
         metrics: metrics.clone(),
-        asked: tokio::sync::Mutex::default(),
+        pace: Pace::default(),
+        daemon: Some(OfDaemon { readiness: readiness.clone(), sessions: sessions.clone() }),
     });
     let settings = Settings { policy, tokens: config.server.tokens, pod_wait: config.pods.wait };
     let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone())?, clock, metrics.clone(), events);

@@ -229,10 +229,7 @@ impl<A: AssumeRole> Proxy<A> {
 
     fn audited(&self, pod: &Arc<Pod>, request: &RoleRequest, denial: Denial) {
         self.metrics.audited(denial.name());
-        // Enforcement waits for the namespace: where it is only late, the owner has nothing to change.
-        if denial != Denial::NamespaceUnknown {
-            self.events.tell(pod, Cause::WouldBeDenied(denial));
-        }
+        self.events.tell(pod, Cause::would_be_denied(denial));
         if self.complaints.is_new(&pod.uid, denial.name()) {
             warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
                 "served in audit mode; enforced restrictions would refuse: {denial}");
@@ -307,7 +304,7 @@ impl<A: AssumeRole> Proxy<A> {
         match &refusal {
             Refusal::AmbiguousPod(pods) => pods.iter().for_each(|pod| self.events.tell(pod, Cause::AddressAmbiguous)),
             Refusal::UnreadablePod(pod) => self.events.tell(pod, Cause::Unreadable),
-            Refusal::Denied(pod, denial) => self.events.tell(pod, Cause::Denied(*denial)),
+            Refusal::Denied(pod, denial) => self.events.tell(pod, Cause::denied(*denial)),
             // Nobody to tell, or nothing that the owner could change: both pass by themselves.
             Refusal::UnknownPod | Refusal::OtherRole(_) | Refusal::Changed(_) => {}
         }

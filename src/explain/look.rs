@@ -12,6 +12,8 @@ use crate::policy::{self, Policy, RoleRequest};
 /// What the proxy calls an address that no pod has. A pod that has none is told by it.
 const UNKNOWN_POD: &str = "unknown-pod";
 const UNREADABLE_POD: &str = "unreadable-pod";
+/// What it is called, to the daemon, that nobody gets anything before it knows itself.
+const IDENTITY_UNKNOWN: &str = "identity-unknown";
 /// What it calls one that several have.
 const AMBIGUOUS_POD: &str = "ambiguous-pod";
 
@@ -60,11 +62,22 @@ pub fn look(name: &PodName, node: &str, by: By, pods: &Pods, policy: &Policy) ->
             request
         }
     };
-    if !policy.knows_node() {
-        report.notes.push("who asks STS is not known, and whether the role is the node's own was not compared with it".to_owned());
-    }
     (report.decision, report.reason) = (Decision::Allowed, None);
     report.message = format!("the pod may have {}", request.role());
+    match by {
+        _ if policy.knows_node() => {}
+        By::Daemon => {
+            (report.decision, report.reason) = (Decision::Unknown, Some(IDENTITY_UNKNOWN.to_owned()));
+            report.message = format!(
+                "{} as far as it can be told, but no pod gets credentials before STS has told who the daemon is at AWS; the daemon's log, \
+                 and --assume, say why it has not",
+                report.message
+            );
+        }
+        By::Cluster => {
+            report.notes.push("who asks STS is not known, and whether the role is the node's own was not compared with it".to_owned());
+        }
+    }
     report.request = Some(Request::of(&request));
     (report, Some(request))
 }

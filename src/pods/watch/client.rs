@@ -16,6 +16,8 @@ use kube::Config;
 use kube::client::{AuthError, Body};
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use secrecy::ExposeSecret as _;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::complaints::Complaints;
@@ -72,8 +74,19 @@ pub struct Client(Arc<Shared>);
 struct Shared {
     api: ApiConfig,
     connected: Mutex<Connected>,
+    /// The set-up that is under way; held while it is waited for, so that there is one at a time.
+    setup: tokio::sync::Mutex<Option<Setup>>,
     streaming_lists: AtomicBool,
     complaints: Complaints,
+}
+
+/// A client that is being made, in a thread of its own. A thread that hangs cannot be ended, so it is kept, and no other is
+/// begun beside it.
+struct Setup {
+    made: JoinHandle<Result<kube::Client, ClientError>>,
+    began: Instant,
+    /// Of what it is made.
+    files: u64,
 }
 
 struct Connected {
@@ -91,26 +104,27 @@ impl std::fmt::Debug for Client {
 
 /// The client that the settings describe. Nothing is sent yet: an API that is not up is waited for by the watch.
 pub async fn connect(api: &ApiConfig) -> Result<Client, ClientError> {
-    let files = fingerprint(api, Path::new(SERVICE_ACCOUNT));
-    let connected = Mutex::new(Connected { client: make(api).await?, files, refused: false });
-    Ok(Client(Arc::new(Shared { api: api.clone(), connected, streaming_lists: AtomicBool::new(true), complaints: Complaints::default() })))
+    let (client, files) = make(api, &mut None).await?;
+    let connected = Mutex::new(Connected { client, files, refused: false });
+    let (setup, complaints) = (tokio::sync::Mutex::default(), Complaints::default());
+    Ok(Client(Arc::new(Shared { api: api.clone(), connected, setup, streaming_lists: AtomicBool::new(true), complaints })))
 }
 
 impl Client {
     /// A client with the identity that the files have now.
     pub(super) async fn current(&self) -> kube::Client {
-        let files = fingerprint(&self.0.api, Path::new(SERVICE_ACCOUNT));
-        let (known, changed) = {
-            let connected = self.connected();
-            let changed = files != connected.files;
-            if !changed && !connected.refused && !is_ending(&connected.client) {
-                return connected.client.clone();
-            }
-            (connected.client.clone(), changed)
+        if let Ok(client) = self.known_good() {
+            return client;
+        }
+        let mut setup = self.0.setup.lock().await;
+        // Whoever was before may have brought a new one.
+        let known = match self.known_good() {
+            Ok(client) => return client,
+            Err(known) => known,
         };
-        match make(&self.0.api).await {
-            Ok(client) => {
-                if changed {
+        match make(&self.0.api, &mut setup).await {
+            Ok((client, files)) => {
+                if files != self.connected().files {
                     info!("the identity for the Kubernetes API has changed on disk; the API is asked with what it is now");
                 }
                 *self.connected() = Connected { client: client.clone(), files, refused: false };
@@ -122,6 +136,14 @@ impl Client {
                 known
             }
         }
+    }
+
+    /// The client that there is; `Err` where it should be another by now.
+    fn known_good(&self) -> Result<kube::Client, kube::Client> {
+        let files = fingerprint(&self.0.api, Path::new(SERVICE_ACCOUNT));
+        let connected = self.connected();
+        let client = connected.client.clone();
+        if files == connected.files && !connected.refused && !is_ending(&client) { Ok(client) } else { Err(client) }
     }
 
     fn connected(&self) -> MutexGuard<'_, Connected> {
@@ -274,7 +296,31 @@ fn now() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }
 
-async fn make(api: &ApiConfig) -> Result<kube::Client, ClientError> {
+/// A client, and of which files it is made: of the set-up that is under way, or of a new one. One that takes too long is left
+/// in `setup`, and whoever asks next does not wait for it again, but has it if it has come to its end.
+async fn make(api: &ApiConfig, setup: &mut Option<Setup>) -> Result<(kube::Client, u64), ClientError> {
+    let under_way = match setup {
+        Some(under_way) => under_way,
+        None => setup.insert(begin(api).await?),
+    };
+    let left = SETUP_TIMEOUT.saturating_sub(under_way.began.elapsed());
+    let made =
+        if left.is_zero() && !under_way.made.is_finished() { None } else { tokio::time::timeout(left, &mut under_way.made).await.ok() };
+    let Some(made) = made else {
+        return Err(ClientError::Client(
+            "the exec plugin of the kubeconfig does not end; it is not run again beside that: end its process".to_owned(),
+        ));
+    };
+    let files = under_way.files;
+    *setup = None;
+    match made {
+        Ok(made) => made.map(|client| (client, files)),
+        Err(_) => Err(ClientError::Client("its set-up panicked".to_owned())),
+    }
+}
+
+async fn begin(api: &ApiConfig) -> Result<Setup, ClientError> {
+    let files = fingerprint(api, Path::new(SERVICE_ACCOUNT));
     let mut config = match (&api.kubeconfig, &api.server) {
         (Some(path), _) => {
             let wrap =
@@ -301,11 +347,7 @@ async fn make(api: &ApiConfig) -> Result<kube::Client, ClientError> {
     }
     // This runs an exec plugin, and waits for it: not where requests are served.
     let made = tokio::task::spawn_blocking(move || kube::Client::try_from(config).map_err(|error| ClientError::Client(told(&error))));
-    match tokio::time::timeout(SETUP_TIMEOUT, made).await {
-        Ok(Ok(made)) => made,
-        Ok(Err(_)) => Err(ClientError::Client("its set-up panicked".to_owned())),
-        Err(_) => Err(ClientError::Client("the exec plugin of the kubeconfig does not end".to_owned())),
-    }
+    Ok(Setup { made, began: Instant::now(), files })
 }
 
 /// What went wrong; of an exec plugin never its output, which is in kube's text and may hold a token.
@@ -313,9 +355,8 @@ fn told(error: &kube::Error) -> String {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(now) = cause {
         match now.downcast_ref() {
-            Some(AuthError::AuthExecRun { cmd, out }) => {
-                return format!("the exec plugin {cmd:?} of the kubeconfig failed, {}", out.status);
-            }
+            // The command would be told with its arguments and its environment: a client's secret may be among them.
+            Some(AuthError::AuthExecRun { out, .. }) => return format!("the exec plugin of the kubeconfig failed, {}", out.status),
             Some(AuthError::AuthExecParse(_)) => return "the exec plugin of the kubeconfig gave no ExecCredential".to_owned(),
             _ => cause = now.source(),
         }

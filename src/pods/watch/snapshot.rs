@@ -27,6 +27,8 @@ pub enum Snapshot {
         node: String,
         /// The pods there.
         pods: Pods,
+        /// How many more there are, which cannot be read.
+        left_out: usize,
     },
 }
 
@@ -68,7 +70,7 @@ pub async fn snapshot(
         return Ok(Snapshot::NotScheduled);
     };
     let (writer, pods) = pods::pods();
-    let (known, host_ips) = of_node(client, &node, annotations).await?;
+    let (known, host_ips, left_out) = of_node(client, &node, annotations).await?;
     writer.write(|index| {
         index.end_claims(now);
         index.set_host_ips(host_ips);
@@ -95,26 +97,31 @@ pub async fn snapshot(
             writer.write(|index| index.apply_service_account(account));
         }
     }
-    Ok(Snapshot::OnNode { node, pods })
+    Ok(Snapshot::OnNode { node, pods, left_out })
 }
 
-/// The pods of a node, and the addresses that they give for it. One that cannot be read is left out, as the watch does.
+/// The pods of a node, the addresses that they give for it, and how many cannot be read. These are left out: the watch holds
+/// the addresses that such a pod had before, and here there is no before.
 async fn of_node(
     client: &Client,
     node: &str,
     annotations: &AnnotationKeys,
-) -> Result<(Vec<pods::Pod>, Vec<std::net::IpAddr>), SnapshotError> {
+) -> Result<(Vec<pods::Pod>, Vec<std::net::IpAddr>, usize), SnapshotError> {
     let first = format!("/api/v1/pods?limit={PAGE_SIZE}&fieldSelector={}", encode(&format!("spec.nodeName={node}")));
-    let (mut target, mut known, mut host_ips) = (first.clone(), Vec::new(), Vec::new());
+    let (mut target, mut known, mut host_ips, mut left_out) = (first.clone(), Vec::new(), Vec::new(), 0);
     loop {
         let page = get::<PodList>(client, &target, || format!("the list of the pods of node {node}")).await?.unwrap_or_default();
-        for object in page.items.iter().filter_map(|item| serde_json::from_str::<PodObject>(item.get()).ok()) {
+        for item in &page.items {
+            let Ok(object) = serde_json::from_str::<PodObject>(item.get()) else {
+                left_out += 1;
+                continue;
+            };
             host_ips.extend(&object.host_ips);
             known.extend(pod_of(object, node, annotations).map(|(pod, _)| pod));
         }
         match page.metadata.r#continue.filter(|token| !token.is_empty()) {
             Some(token) => target = format!("{first}&continue={}", encode(&token)),
-            None => return Ok((known, host_ips)),
+            None => return Ok((known, host_ips, left_out)),
         }
     }
 }
