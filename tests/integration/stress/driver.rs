@@ -219,7 +219,8 @@ impl Driver {
         };
         let mut object = object(&pod.name, &format!("uid-{}", pod.life), &format!("r-{}", pod.life), phase, ip);
         if state == State::Terminating {
-            object["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+            // Its grace period lasts longer than the test.
+            object["metadata"]["deletionTimestamp"] = "2125-01-01T00:00:00Z".into();
             object["metadata"]["deletionGracePeriodSeconds"] = 30.into();
         }
         self.api.apply(Resource::Pods, object);
