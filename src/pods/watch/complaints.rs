@@ -7,8 +7,14 @@ use std::sync::{Mutex, PoisonError};
 
 use super::failure::Failure;
 
-/// What failures are told apart by. Their texts name single objects.
-type Kind = (Discriminant<Failure>, Option<u16>);
+/// What failures are told apart by. The texts of what the API answers name single objects; that it cannot be reached has many
+/// causes, which nothing else tells apart.
+type Kind = (Discriminant<Failure>, Option<u16>, Option<String>);
+
+fn kind(failure: &Failure) -> Kind {
+    let text = matches!(failure, Failure::Unreachable(_)).then(|| failure.to_string());
+    (discriminant(failure), failure.code(), text)
+}
 
 /// How many selections of a resource fail in a way now.
 #[derive(Debug, Default)]
@@ -32,8 +38,8 @@ pub(super) struct Complaining<'a> {
 impl Complaining<'_> {
     /// Whether nothing of the resource fails in this way by now. From then on something does.
     pub(super) fn is_news(&mut self, failure: &Failure) -> bool {
-        let kind = (discriminant(failure), failure.code());
-        if !self.now.insert(kind) {
+        let kind = kind(failure);
+        if !self.now.insert(kind.clone()) {
             return false;
         }
         let mut all = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -81,6 +87,8 @@ mod tests {
         assert!(pods.is_news(&refused("pods")), "another resource");
         assert!(b.is_news(&Failure::Silent) && !a.is_news(&Failure::Silent), "another failure");
         assert!(a.is_news(&Failure::Status(Status::of_answer(503, b""))), "another answer");
+        let unreachable = |why: &str| Failure::Unreachable(why.to_owned());
+        assert!(a.is_news(&unreachable("reset")) && a.is_news(&unreachable("another CA")) && !b.is_news(&unreachable("reset")));
         a.worked();
         assert!(!a.is_news(&refused("a")), "the other still fails");
         a.worked();
