@@ -93,7 +93,11 @@ fn identity(pod: &Arc<Pod>, node: &str, pods: &Pods, report: &mut Report) -> Res
         let message = "the pod has finished, and has no address any more; ask about the pod that runs in its place";
         return Err(Unidentified { reason: UNKNOWN_POD, message: message.to_owned() });
     }
-    let phase = if pod.terminating { "its deletion has begun; it is served until it is gone" } else { "not finished" };
+    let phase = if pod.terminating {
+        "its deletion has begun; it is served while its containers run, and no longer than its grace period"
+    } else {
+        "not finished"
+    };
     note("phase", "", phase.to_owned(), Verdict::Passed);
     if pod.host_network {
         note("network", "", "the node's own (hostNetwork)".to_owned(), Verdict::Refused);
@@ -125,9 +129,10 @@ fn identity(pod: &Arc<Pod>, node: &str, pods: &Pods, report: &mut Report) -> Res
         Some(unidentified) => Err(unidentified),
         None if identified => Ok(()),
         None => {
-            note("address", "", "none yet".to_owned(), Verdict::Refused);
+            note("address", "", "none of its own: not yet, or not any more".to_owned(), Verdict::Refused);
             let message = format!(
-                "the pod has no address yet; kubectl describe pod --namespace {} {} says what it waits for",
+                "the pod has no address of its own, because its network is not there yet, or its containers have ended; kubectl describe \
+                 pod --namespace {} {} says what it waits for",
                 pod.namespace, pod.name
             );
             Err(Unidentified { reason: UNKNOWN_POD, message })
