@@ -21,7 +21,7 @@ use crate::drain::Drain;
 use crate::events::Reporter;
 use crate::events::writer::Writer;
 use crate::explain::By;
-use crate::explain::explainer::Explainer;
+use crate::explain::explainer::{Explainer, OfDaemon, Pace};
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client};
 use crate::pods::{self, Needs, NodeAddresses, Pods};
@@ -92,6 +92,7 @@ impl App {
             client: kube.clone(),
             node: config.pods.node.clone(),
             node_addresses: Box::new(node_addresses(config.server.accept_direct)),
+            now: Box::new(|| Clock::system().now()),
             annotations: config.pods.annotations.clone(),
             writer,
             pods: pods.clone(),
@@ -117,7 +118,7 @@ impl App {
         let rule = rule::place(&config.redirect, metadata_address, kube, &config.pods.node, rule);
         let mut rule = std::pin::pin!(rule.fuse());
         let mut stop = std::pin::pin!(stop);
-        let mut prepared = std::pin::pin!(prepare(&config, pods, events, &metrics, &drain, &explainer));
+        let mut prepared = std::pin::pin!(prepare(&config, pods, events, &metrics, &readiness, &drain, &explainer));
         let prepared = loop {
             tokio::select! {
                 placed = &mut rule, if !rule.is_terminated() => placed?,
@@ -182,6 +183,7 @@ async fn prepare(
     pods: Pods,
     events: Reporter,
     metrics: &Metrics,
+    readiness: &Readiness,
     drain: &Drain,
     explainer: &OnceLock<Explainer<Sts>>,
 ) -> anyhow::Result<Prepared> {
@@ -202,9 +204,10 @@ async fn prepare(
         by: By::Daemon,
         policy: policy.clone(),
         pods: pods.clone(),
-        sts: sts.clone(),
+        sts: sts.without_retries(),
         metrics: metrics.clone(),
-        asked: tokio::sync::Mutex::default(),
+        pace: Pace::default(),
+        daemon: Some(OfDaemon { readiness: readiness.clone(), sessions: sessions.clone() }),
     });
     let node_info =
         Patterns::new(PatternFormat::Glob, None, config.metadata.node_info_namespaces.clone()).context("--node-info-namespaces")?;

@@ -72,6 +72,8 @@ descriptions! {
         "Time of an AssumeRole request, the SDK's retries included.";
     STS_IN_FLIGHT = "gauge" "rolegate_sts_requests_in_flight" []
         "AssumeRole requests under way.";
+    STS_EXPLAINED = "counter" "rolegate_explain_sts_requests_total" ["outcome"]
+        "AssumeRole requests of rolegate explain --assume by outcome, which are not for pods and in no other metric.";
     EVENTS = "counter" "rolegate_events_total" ["outcome"]
         "What was to be told to pods' owners as Events, by what became of it.";
 }
@@ -107,6 +109,7 @@ struct Inner {
     sts_requests: IntCounterVec,
     sts_seconds: Histogram,
     sts_in_flight: IntGauge,
+    sts_explained: IntCounterVec,
     events: IntCounterVec,
 }
 
@@ -169,6 +172,7 @@ impl Metrics {
             sts_requests: register.counters(&STS_REQUESTS),
             sts_seconds: register.histograms(&STS_SECONDS).with_label_values::<&str>(&[]),
             sts_in_flight: register.gauge(&STS_IN_FLIGHT),
+            sts_explained: register.counters(&STS_EXPLAINED),
             events: register.counters(&EVENTS),
             registry: register.0,
         }))
@@ -176,8 +180,7 @@ impl Metrics {
 
     /// The text form that Prometheus scrapes, version 0.0.4.
     pub fn render(&self) -> Vec<u8> {
-        let silence = self.watch_alive_at().elapsed().as_secs();
-        self.0.watch_sign_of_life.set(i64::try_from(silence).unwrap_or(i64::MAX));
+        self.0.watch_sign_of_life.set(i64::try_from(self.watch_silence().as_secs()).unwrap_or(i64::MAX));
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.0.registry.gather(), &mut text) {
             tracing::error!(%error, "the metrics could not be written");
@@ -256,6 +259,11 @@ impl Metrics {
         *self.watch_alive_at() = Instant::now();
     }
 
+    /// How long the watch of this node's pods has not heard from the API.
+    pub fn watch_silence(&self) -> Duration {
+        self.watch_alive_at().elapsed()
+    }
+
     fn watch_alive_at(&self) -> MutexGuard<'_, Instant> {
         self.0.watch_alive_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -284,6 +292,11 @@ impl Metrics {
     pub fn sts_answered(&self, outcome: &'static str, took: Duration) {
         self.0.sts_requests.with_label_values(&[outcome]).inc();
         self.0.sts_seconds.observe(took.as_secs_f64());
+    }
+
+    /// AssumeRole ended that was asked for an explanation.
+    pub fn explained(&self, outcome: &'static str) {
+        self.0.sts_explained.with_label_values(&[outcome]).inc();
     }
 }
 

@@ -190,6 +190,12 @@ impl Pods {
         self.shared.read().is_node(ip)
     }
 
+    /// What is known of a namespace and a service account, whether or not there are pods of them.
+    #[cfg(test)]
+    pub(crate) fn around(&self, namespace: &str, service_account: &str) -> Surroundings {
+        self.shared.read().around(namespace, service_account)
+    }
+
     /// What is known of a namespace.
     pub fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
         self.shared.read().namespace(name)
@@ -203,6 +209,11 @@ impl Pods {
     /// Whether this pod is known.
     pub fn contains(&self, uid: &PodUid) -> bool {
         self.shared.read().contains(uid)
+    }
+
+    /// When the next claim of a terminating pod ends.
+    pub fn next_claim_end(&self) -> Option<jiff::Timestamp> {
+        self.shared.read().next_claim_end()
     }
 
     /// How many pods are known.

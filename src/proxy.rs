@@ -45,7 +45,7 @@ pub struct Settings {
     pub policy: Arc<Policy>,
     /// Whether requests without a token are refused.
     pub tokens: TokenMode,
-    /// The longest wait for the pod behind an address.
+    /// The longest wait for the pod behind an address, and for what its role depends on.
     pub pod_wait: Duration,
     /// Which metadata a pod may read.
     pub access: Access,
@@ -157,6 +157,8 @@ impl<A: AssumeRole> Proxy<A> {
     async fn answer(&self, ip: IpAddr, route: Route, headers: &HeaderMap) -> Outcome {
         // From before the first look, so that no change after it is missed.
         let seen = self.seen();
+        // All that is waited for before the answer is decided is in this time.
+        let until = tokio::time::Instant::now() + self.settings.pod_wait;
         let (pod, around) = match self.identify(ip).await {
             Ok(found) => found,
             Err(refusal) => return self.refuse(ip, refusal),
@@ -175,7 +177,7 @@ impl<A: AssumeRole> Proxy<A> {
             Route::Metadata { path } => return self.metadata(&pod, &around, &path).await,
             route => route,
         };
-        let (pod, request) = match self.decide(ip, pod, around).await {
+        let (pod, request) = match self.decide(ip, pod, around, until).await {
             Ok(allowed) => allowed,
             Err(refusal) => return self.refuse(ip, refusal),
         };
@@ -225,11 +227,18 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     /// The role that the pod may have, waiting for what the decision needs where it is not known yet.
-    async fn decide(&self, ip: IpAddr, mut pod: Arc<Pod>, mut around: Surroundings) -> Result<(Arc<Pod>, RoleRequest), Refusal> {
+    async fn decide(
+        &self,
+        ip: IpAddr,
+        mut pod: Arc<Pod>,
+        mut around: Surroundings,
+        until: tokio::time::Instant,
+    ) -> Result<(Arc<Pod>, RoleRequest), Refusal> {
         let policy = &self.settings.policy;
         if !policy.can_decide(&pod, &around) {
             let enough = |pod: &Pod, around: &Surroundings| policy.can_decide(pod, around);
-            let (now, now_around) = found(self.pods.wait_for_ip(ip, self.settings.pod_wait, enough).await)?;
+            let (now, now_around) =
+                found(self.pods.wait_for_ip(ip, until.saturating_duration_since(tokio::time::Instant::now()), enough).await)?;
             // The token was the first one's.
             if now.uid != pod.uid {
                 return Err(Refusal::UnknownPod);
@@ -263,10 +272,7 @@ impl<A: AssumeRole> Proxy<A> {
 
     fn audited(&self, pod: &Arc<Pod>, request: &RoleRequest, denial: Denial) {
         self.metrics.audited(denial.name());
-        // Enforcement waits for the namespace: where it is only late, the owner has nothing to change.
-        if denial != Denial::NamespaceUnknown {
-            self.events.tell(pod, Cause::WouldBeDenied(denial));
-        }
+        self.events.tell(pod, Cause::would_be_denied(denial));
         if self.complaints.is_new(&pod.uid, denial.name()) {
             warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
                 "served in audit mode; enforced restrictions would refuse: {denial}");
@@ -342,7 +348,7 @@ impl<A: AssumeRole> Proxy<A> {
         match &refusal {
             Refusal::AmbiguousPod(pods) => pods.iter().for_each(|pod| self.events.tell(pod, Cause::AddressAmbiguous)),
             Refusal::UnreadablePod(pod) => self.events.tell(pod, Cause::Unreadable),
-            Refusal::Denied(pod, denial) => self.events.tell(pod, Cause::Denied(*denial)),
+            Refusal::Denied(pod, denial) => self.events.tell(pod, Cause::denied(*denial)),
             // Nobody to tell, or nothing that the owner could change: both pass by themselves.
             Refusal::UnknownPod | Refusal::OtherRole(_) | Refusal::Changed(_) => {}
         }

@@ -33,8 +33,8 @@ const MAX_SESSIONS: u64 = 10_000;
 /// A session that nobody asked for in this time is forgotten.
 const IDLE: Duration = Duration::from_secs(2 * 3600);
 
-/// The sessions of this node's pods.
-#[derive(Debug)]
+/// The sessions of this node's pods; cheap to clone.
+#[derive(Clone, Debug)]
 pub struct Sessions<A> {
     sts: Arc<A>,
     flights: Cache<RoleRequest, Arc<Flight>>,
@@ -132,6 +132,14 @@ impl<A: AssumeRole> Sessions<A> {
         }
         let flight = self.board(request).await;
         self.landing_of(flight).await
+    }
+
+    /// The failure that would be the answer now, without asking anybody.
+    pub async fn remembered_failure(&self, request: &RoleRequest) -> Option<AssumeRoleError> {
+        match self.flights.get(request).await?.serves(self.clock.now(), self.error_ttl) {
+            Serves::Failure(error) => Some(error),
+            Serves::Credentials(_) | Serves::Wait | Serves::Nothing(_) => None,
+        }
     }
 
     /// The flight to wait for: a new one, unless another caller has started it meanwhile.

@@ -20,6 +20,7 @@ use crate::role::CallerIdentity;
 
 mod events;
 mod identity;
+mod waiting;
 
 const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const TOKEN: &str = "x-aws-ec2-metadata-token";
@@ -108,6 +109,7 @@ fn pod(name: &str, at: &str, role: Option<&str>) -> Pod {
         ips: vec![at.parse().unwrap()],
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     }
 }

@@ -168,7 +168,8 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_watch_undecodable_total{resource}", literals_after(&watch, "resource: ")),
         ("rolegate_ambiguous_addresses_total{outcome}", names(&doubts, "impl Outcome {")),
         ("rolegate_session_lookups_total{result}", lookups),
-        ("rolegate_sts_requests_total{outcome}", outcomes),
+        ("rolegate_sts_requests_total{outcome}", outcomes.clone()),
+        ("rolegate_explain_sts_requests_total{outcome}", outcomes),
         ("rolegate_events_total{outcome}", told),
     ];
     let (_, documented) = documented_metrics();
@@ -273,11 +274,12 @@ fn every_flag_that_is_named_exists() {
 #[test]
 fn the_daemon_may_do_what_it_does_and_nothing_else() {
     let text = read("daemonset/rbac.yaml");
+    let rules: String = text.lines().filter(|line| !line.trim_start().starts_with('#')).flat_map(|line| [line, "\n"]).collect();
     let value = |line: &str, key: &str| line.trim().strip_prefix(key).map(|list| list.trim_matches(['[', ']']).to_owned());
-    let resources = text.lines().filter_map(|line| value(line, "resources: "));
-    let verbs = text.lines().filter_map(|line| value(line, "verbs: "));
+    let resources = rules.lines().filter_map(|line| value(line, "resources: "));
+    let verbs = rules.lines().filter_map(|line| value(line, "verbs: "));
     let granted: BTreeSet<String> = resources.zip(verbs).map(|(resource, verbs)| format!("{resource}: {verbs}")).collect();
-    assert_eq!(text.matches("apiGroups: ").count(), granted.len(), "one line each for resources and verbs");
+    assert_eq!(rules.matches("apiGroups: ").count(), granted.len(), "one line each for resources and verbs");
     // What the sources ask for.
     let sources = ["src/pods/watch.rs", "src/pods/watch/around.rs"].map(read).concat();
     let followed = literals_after(&sources, "resource: ").into_iter().map(|resource| format!("{resource}: list, watch"));
@@ -289,7 +291,17 @@ fn the_daemon_may_do_what_it_does_and_nothing_else() {
             && writer.contains("self.merge_patch(")
     );
     assert!(text.contains("apiGroups: [events.k8s.io]"));
-    let asked = followed.chain(["nodes: get".to_owned(), "events: create, patch".to_owned()]).collect();
+    // What a flag alone needs is there to be switched on, and off by default.
+    let (by_flag, followed): (Vec<_>, Vec<_>) = followed.partition(|rule| rule.starts_with("serviceaccounts: "));
+    assert_eq!(by_flag, ["serviceaccounts: list, watch"]);
+    assert!(text.contains("With --service-account-roles") && !read("daemonset/daemonset.yaml").contains("--service-account-roles"));
+    for line in ["resources: [serviceaccounts]", "verbs: [list, watch]"] {
+        assert!(
+            text.lines().any(|of_file| of_file.trim_start_matches(['#', ' ']) == line && of_file.trim_start().starts_with('#')),
+            "{line}"
+        );
+    }
+    let asked = followed.into_iter().chain(["nodes: get".to_owned(), "events: create, patch".to_owned()]).collect();
     same("rbac.yaml", &granted, &asked);
 }
 

@@ -108,6 +108,7 @@ fn request(role: &str) -> RoleRequest {
         ips: Vec::new(),
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     };
     match policy.decide(&pod, &Surroundings::default()) {
