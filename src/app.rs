@@ -64,8 +64,8 @@ pub struct App {
 impl App {
     /// Takes the two ports.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
-        let metadata = listen(config.server.address, config.server.port, "--app-port")?;
-        let admin = listen(config.admin.address, config.admin.port, "--metrics-port")?;
+        let metadata = listen(config.server.address, config.server.port, "--app-port", true)?;
+        let admin = listen(config.admin.address, config.admin.port, "--metrics-port", false)?;
         Ok(Self { metadata_address: metadata.local_addr()?, metrics_address: admin.local_addr()?, metadata, admin, config })
     }
 
@@ -237,19 +237,21 @@ fn node_addresses(accept_direct: bool) -> impl Fn() -> NodeAddresses {
     }
 }
 
-/// A listening socket. Without an address, all of them: IPv6 and IPv4 in one where the node has IPv6.
-fn listen(address: Option<IpAddr>, port: u16, flag: &str) -> anyhow::Result<TcpListener> {
+/// A listening socket. Without an address, all of them: IPv6 and IPv4 in one where the node has IPv6. A port that is `shared`
+/// may be that of another daemon, too, while one takes over from the other (SO_REUSEPORT: of the same user alone).
+fn listen(address: Option<IpAddr>, port: u16, flag: &str, shared: bool) -> anyhow::Result<TcpListener> {
     let wanted = config::listen_address(address, port);
     let socket = match Socket::new(Domain::for_address(wanted), Type::STREAM, None) {
         Ok(socket) => socket,
         // A kernel without IPv6.
-        Err(_) if address.is_none() => return listen(Some(Ipv4Addr::UNSPECIFIED.into()), port, flag),
+        Err(_) if address.is_none() => return listen(Some(Ipv4Addr::UNSPECIFIED.into()), port, flag, shared),
         Err(error) => return Err(error).context("cannot make a socket"),
     };
     if address.is_none() && socket.set_only_v6(false).is_err() {
-        return listen(Some(Ipv4Addr::UNSPECIFIED.into()), port, flag);
+        return listen(Some(Ipv4Addr::UNSPECIFIED.into()), port, flag, shared);
     }
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
     let bound = socket.bind(&wanted.into()).and_then(|()| socket.listen(BACKLOG));
     bound.with_context(|| match address {

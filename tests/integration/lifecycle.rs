@@ -135,6 +135,27 @@ fn session_tokens_outlive_a_daemon_whose_keys_are_kept() {
 }
 
 #[test]
+fn two_daemons_share_the_port_and_the_tokens_while_one_takes_over_from_the_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let kept = format!("--token-key-file={}", directory.path().join("keys").display());
+    let mut world = World::start_with(|setup| setup.argument(&kept));
+    let token = world.new_token(ip(2)).text();
+    let port = world.daemon.metadata_address().port();
+    let next = world.fakes.setup().argument(&kept).argument(format!("--app-port={port}")).start().unwrap();
+    next.wait_ready(None).unwrap();
+    let served = |world: &World| {
+        let stream = connect(ip(2), next.metadata_address()).unwrap();
+        let answer = rolegate_lab::player::request(stream, "GET", ROLES, &[(TOKEN, &token), ("Connection", "close")]);
+        assert_eq!(answer.unwrap().text(), "web-role", "{}", world.daemon.log());
+    };
+    (0..50).for_each(|_| served(&world));
+    assert!(world.metric(r#"rolegate_http_requests_total{code="200",route="role-list"}"#) > 0.0, "both are asked");
+    world.daemon.terminate().unwrap();
+    assert!(world.daemon.wait().unwrap().success());
+    (0..50).for_each(|_| served(&world));
+}
+
+#[test]
 fn a_daemon_whose_keys_cannot_be_kept_says_so_and_serves() {
     let world = World::start_with(|setup| setup.argument("--token-key-file=/proc/rolegate/keys"));
     world.document(ip(2), "web-role");
