@@ -128,13 +128,12 @@ impl Metadata {
         if let Some(value) = known.iter().find_map(|read| read.values.get(path)) {
             return Found::Text(value.clone());
         }
-        let paths = known.iter().flat_map(|read| read.values.keys()).chain(own).map(String::as_str);
-        match table::listing(path, paths) {
-            Some(listing) => Found::Text(Bytes::from(listing)),
-            // Where not everything is known, there may be more than nothing.
-            None if known.len() < wanted.len() || known.iter().any(|read| read.partial) => Found::Unavailable,
-            None => Found::Nothing,
+        // Where not everything is known, there may be more than is seen.
+        if known.len() < wanted.len() || known.iter().any(|read| read.partial) {
+            return Found::Unavailable;
         }
+        let paths = known.iter().flat_map(|read| read.values.keys()).chain(own).map(String::as_str);
+        table::listing(path, paths).map_or(Found::Nothing, |listing| Found::Text(Bytes::from(listing)))
     }
 
     /// As if this one value of the base set were all that was read.
@@ -162,7 +161,8 @@ impl Metadata {
                 // The sender lives in `self`.
                 let _ = self.0.asked.subscribe().wait_for(is_asked).await;
             }
-            let earlier = self.0.read.borrow()[at].as_ref().map(|read| read.values.clone());
+            // What changes all the time is not given on as if it had just been read.
+            let earlier = self.0.read.borrow()[at].as_ref().filter(|_| !group.while_asked).map(|read| read.values.clone());
             let read = match read_group(group, upstream, earlier.as_deref()).await {
                 Ok((values, failure)) => {
                     let read = Read { values: Arc::new(values), partial: failure.is_some(), at: Instant::now() };

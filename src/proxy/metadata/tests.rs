@@ -147,6 +147,40 @@ async fn one_value_that_the_service_cannot_give_keeps_no_other_back() {
 }
 
 #[tokio::test]
+async fn a_service_that_throttles_is_asked_no_more_in_that_turn() {
+    let imds = imds();
+    imds.set_behaviour(ImdsBehaviour::Status(503));
+    let metadata = kept(&imds, BASE);
+    imds.wait_for_requests(2).await;
+    assert_eq!(
+        metadata.find("meta-data", BASE, &["meta-data/iam/info".to_owned()]).await,
+        Found::Unavailable,
+        "also what is known in part"
+    );
+    // Each turn is one question, for a token; turns are a second apart at least, and grow.
+    assert!(imds.requests().len() <= 4, "{:?}", imds.requests().len());
+}
+
+/// A reading that fails value by value leaves what was read to its age.
+#[tokio::test]
+async fn notices_of_before_are_not_given_as_new() {
+    let imds = imds();
+    let metadata = kept(&imds, EVERYTHING);
+    let notice = r#"{"action":"terminate","time":"2030-01-01T00:00:00Z"}"#;
+    eventually(&metadata, SPOT, EVERYTHING, &text(notice)).await;
+    let notices = GROUPS.iter().position(|group| group.while_asked).unwrap();
+    let read_at = || metadata.0.read.borrow()[notices].as_ref().map(|read| read.at);
+    let first = read_at();
+    // From now on each value fails by itself.
+    imds.set("meta-data/spot/instance-action", &"x".repeat(70_000));
+    while read_at() == first {
+        metadata.find(SPOT, EVERYTHING, &[]).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(metadata.find(SPOT, EVERYTHING, &[]).await, Found::Unavailable);
+}
+
+#[tokio::test]
 async fn notices_are_read_only_while_somebody_asks() {
     let imds = imds();
     let metadata = kept(&imds, EVERYTHING);
