@@ -28,12 +28,14 @@ use crate::policy::{Decision, Denial, Policy, RoleRequest};
 mod complaints;
 pub mod documents;
 pub mod metadata;
+mod refusal;
 pub mod respond;
 pub mod route;
 pub mod token;
 
 use complaints::Complaints;
 use metadata::{Access, Found, Metadata};
+use refusal::{Asked, Refusal};
 use respond::Outcome;
 use route::{Hosts, Rejection, Route};
 use token::Tokens;
@@ -84,16 +86,6 @@ struct Meters {
     metadata: RouteMeters,
     unknown: RouteMeters,
     rejected: RouteMeters,
-}
-
-/// Why a pod gets nothing, with what the operator should know.
-enum Refusal {
-    UnknownPod,
-    AmbiguousPod(Vec<Arc<Pod>>),
-    UnreadablePod(Arc<Pod>),
-    Denied(Arc<Pod>, Denial),
-    OtherRole(Arc<Pod>),
-    Changed(Arc<Pod>),
 }
 
 /// What a decision was made by; where it is another later, it is made again.
@@ -161,7 +153,7 @@ impl<A: AssumeRole> Proxy<A> {
         let until = tokio::time::Instant::now() + self.settings.pod_wait;
         let (pod, around) = match self.identify(ip).await {
             Ok(found) => found,
-            Err(refusal) => return self.refuse(ip, refusal),
+            Err(refusal) => return self.refuse(ip, refusal, Asked::by(&route)),
         };
         if let Route::NewToken { ttl_seconds } = route {
             let token = self.tokens.issue(&pod.uid, ip, Duration::from_secs(ttl_seconds.into()));
@@ -179,7 +171,7 @@ impl<A: AssumeRole> Proxy<A> {
         };
         let (pod, request) = match self.decide(ip, pod, around, until).await {
             Ok(allowed) => allowed,
-            Err(refusal) => return self.refuse(ip, refusal),
+            Err(refusal) => return self.refuse(ip, refusal, Asked::Value),
         };
         match route {
             Route::RoleList => Outcome::Text(Bytes::copy_from_slice(request.role().name().as_bytes())),
@@ -187,7 +179,7 @@ impl<A: AssumeRole> Proxy<A> {
             Route::Credentials { role, extended } if role == request.role().name() => {
                 self.credentials(ip, pod, &request, seen, extended).await
             }
-            Route::Credentials { .. } => self.refuse(ip, Refusal::OtherRole(pod)),
+            Route::Credentials { .. } => self.refuse(ip, Refusal::OtherRole(pod), Asked::Value),
             // All are answered above.
             Route::NewToken { .. } | Route::Unknown | Route::Versions | Route::Metadata { .. } => Outcome::NotFound,
         }
@@ -290,7 +282,7 @@ impl<A: AssumeRole> Proxy<A> {
         let other_node = policy.node_version() != seen.node || !policy.knows_node();
         let is_old = self.pods.generation() != seen.generation || (answer.is_ok() && other_node);
         if is_old && let Err(refusal) = self.look_again(ip, &pod, request) {
-            return self.refuse(ip, refusal);
+            return self.refuse(ip, refusal, Asked::Value);
         }
         match answer {
             Ok(credentials) if extended => self.document(documents::extended_credentials(&credentials, request.role())),
@@ -335,15 +327,8 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     /// Counts and logs a refusal, and tells the pod's owner; the same one of the same pod is logged once in a while.
-    fn refuse(&self, ip: IpAddr, refusal: Refusal) -> Outcome {
-        let reason = match &refusal {
-            Refusal::UnknownPod => "unknown-pod",
-            Refusal::AmbiguousPod(_) => "ambiguous-pod",
-            Refusal::UnreadablePod(_) => "unreadable-pod",
-            Refusal::Denied(_, denial) => denial.name(),
-            Refusal::OtherRole(_) => "other-role",
-            Refusal::Changed(_) => "changed",
-        };
+    fn refuse(&self, ip: IpAddr, refusal: Refusal, asked: Asked) -> Outcome {
+        let (reason, outcome) = (refusal.reason(), refusal.outcome(asked));
         self.metrics.denied(reason);
         match &refusal {
             Refusal::AmbiguousPod(pods) => pods.iter().for_each(|pod| self.events.tell(pod, Cause::AddressAmbiguous)),
@@ -359,31 +344,9 @@ impl<A: AssumeRole> Proxy<A> {
             }
         };
         if new {
-            match refusal {
-                Refusal::UnknownPod => warn!(source = %ip, reason,
-                    "refused: no pod of this node is known to have this address; a pod in the host's network cannot be served"),
-                Refusal::AmbiguousPod(pods) => {
-                    let mut pods: Vec<_> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
-                    pods.sort();
-                    warn!(source = %ip, reason, pods = pods.join(", "), "refused: more than one pod claims this address");
-                }
-                Refusal::UnreadablePod(pod) => {
-                    warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                        "refused: the pod that has this address is now one that cannot be read; the line about its object has more");
-                }
-                Refusal::Denied(pod, denial) => {
-                    warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: {denial}");
-                }
-                Refusal::Changed(pod) => {
-                    info!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                        "refused: the pod, or what it may have, changed while STS was asked");
-                }
-                Refusal::OtherRole(pod) => {
-                    info!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: the pod asked for a role that is not its own");
-                }
-            }
+            refusal.log(ip);
         }
-        Outcome::NotFound
+        outcome
     }
 
     fn meters(&self, route: &Route) -> &RouteMeters {

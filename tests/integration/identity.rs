@@ -367,7 +367,7 @@ fn audit_mode_serves_and_reports() {
 fn a_stranger_waits_no_longer_than_it_may() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=300ms"));
     let began = std::time::Instant::now();
-    assert_eq!(world.new_token(ip(200)).status, 404);
+    assert_eq!(world.new_token(ip(200)).status, 500);
     assert!(began.elapsed() >= Duration::from_millis(300), "the request was held for the pod to appear");
     assert_eq!(world.metric(r#"rolegate_pod_wait_seconds_count{outcome="unknown"}"#), 1.0);
 }
@@ -391,7 +391,7 @@ fn a_terminating_pod_is_served_while_it_runs_and_its_address_is_nobodys_once_it_
         world.fakes.pod("next", ip(2), Some("next-role"));
         settled(&world, &format!("ended-{number}"), 31 + 2 * u8::try_from(number).unwrap());
         assert_eq!(world.request(ip(2), "GET", &format!("{ROLES}web-role"), &[(TOKEN, &token)]).status, 404, "{number}");
-        assert_eq!(world.new_token(ip(2)).status, 404, "{number}");
+        assert_eq!(world.new_token(ip(2)).status, 500, "{number}");
         world.fakes.delete_pod("next");
     }
     world.fakes.pod("next", ip(2), Some("next-role"));

@@ -44,6 +44,25 @@ async fn a_pod_and_what_is_around_it_are_waited_for_in_one_time() {
             (answer.status, began.elapsed() <= WAIT + Duration::from_millis(10))
         };
         let (answer, ()) = tokio::join!(asked, later);
-        assert_eq!(answer, (if in_time { 200 } else { 404 }, true));
+        assert_eq!(answer, (if in_time { 200 } else { 500 }, true));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_known_yet_is_tried_again_and_what_is_denied_is_not() {
+    let paths = ["", "web"].map(|role| format!("{LIST}{role}"));
+    let accounts = node_with(TokenMode::Optional, &[("web-1", "10.0.0.1", None)], |rules| {
+        rules.service_accounts = crate::config::ServiceAccountRoles::Own;
+    });
+    for (reason, node) in [("namespace-unknown", enforcing(&[WEB])), ("service-account-unknown", accounts)] {
+        for path in &paths {
+            assert_eq!(node.ask("10.0.0.1", "GET", path, &[]).await.status, 500, "{reason} {path}");
+        }
+        assert!(node.counted(&format!(r#"rolegate_denials_total{{reason="{reason}"}} 2"#)), "{reason}");
+    }
+    let denied = enforcing(&[WEB]);
+    denied.writer.write(|index| index.apply_namespace(Namespace { name: "default".to_owned(), allowed_roles: None, permitted: None }));
+    for path in &paths {
+        assert_eq!(denied.ask("10.0.0.1", "GET", path, &[]).await.status, 404, "{path}");
     }
 }
