@@ -138,8 +138,9 @@ fn prepare() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn serve(config: Config) -> anyhow::Result<()> {
+fn serve(mut config: Config) -> anyhow::Result<()> {
     prepare()?;
+    fit_into_open_files(&mut config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(async {
         let app = App::bind(config).await?;
@@ -161,6 +162,34 @@ fn keep_out_of_core_dumps() {
     if let Err(error) = no_core.and_then(|()| prctl::set_dumpable(false)) {
         warn!(%error, "core dumps could not be switched off; a crash might write credentials to disk");
     }
+}
+
+/// Takes all the file descriptors that there are to have, and plans for no more connections than fit in.
+fn fit_into_open_files(config: &mut Config) {
+    let most = match most_open_files() {
+        Ok(most) => most,
+        Err(error) => {
+            return config.warnings.push(format!("the limit of open files is not known ({error}); it may be below what is needed"));
+        }
+    };
+    let asked = config.server.limits;
+    config.server.limits = asked.within(most);
+    if config.server.limits != asked {
+        config.warnings.push(format!(
+            "the limit of open files is {most}, too low for --limits-connections={}: {} are taken; raise the limit (LimitNOFILE of the \
+             container runtime), or give a lower one",
+            asked.connections, config.server.limits.connections
+        ));
+    }
+}
+
+/// The limit of open files, raised as far as it may be.
+fn most_open_files() -> nix::Result<u64> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    // Some kernels have no use for the hard one where it says "without limit"; the soft one is good then.
+    let most = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    Ok(most)
 }
 
 /// Returns at SIGTERM or SIGINT.

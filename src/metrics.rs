@@ -2,9 +2,11 @@
 //! the two. No label ever holds an address, a pod or a role, and a namespace only where it says who
 //! would break by a change, so that their number is bounded.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use prometheus::core::Collector as _;
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -48,6 +50,8 @@ descriptions! {
         "Open connections of pods.";
     CONNECTIONS_REFUSED = "counter" "rolegate_connections_refused_total" ["reason"]
         "Connections closed before a byte was read, by reason.";
+    CONNECTIONS_ENDED = "counter" "rolegate_connections_ended_total" ["reason"]
+        "Connections of pods that did not come to an orderly end, by reason.";
     PODS = "gauge" "rolegate_pods" []
         "Pods of this node that are known.";
     POD_WAITS = "histogram" "rolegate_pod_wait_seconds" ["outcome"]
@@ -95,6 +99,7 @@ struct Inner {
     imdsv1: IntCounterVec,
     connections: IntGauge,
     connections_refused: IntCounterVec,
+    connections_ended: IntCounterVec,
     pods: IntGauge,
     pod_waits: HistogramVec,
     pods_awaited: IntGauge,
@@ -159,6 +164,7 @@ impl Metrics {
             imdsv1: register.counters(&IMDSV1),
             connections: register.gauge(&CONNECTIONS),
             connections_refused: register.counters(&CONNECTIONS_REFUSED),
+            connections_ended: register.counters(&CONNECTIONS_ENDED),
             pods: register.gauge(&PODS),
             pod_waits: register.histograms(&POD_WAITS),
             pods_awaited: register.gauge(&PODS_AWAITED),
@@ -213,6 +219,21 @@ impl Metrics {
         self.0.imdsv1.with_label_values(&[namespace, if served { "served" } else { "refused" }]).inc();
     }
 
+    /// These are the namespaces that have pods here. What was counted of others goes: their number would grow for as long as
+    /// the process lives, on a node where namespaces come and go.
+    pub fn keep_namespaces(&self, namespaces: &BTreeSet<String>) {
+        for family in self.0.imdsv1.collect() {
+            for labels in family.get_metric().iter().map(|metric| metric.get_label()) {
+                let label = |name: &str| labels.iter().find(|label| label.name() == name).map_or("", |label| label.value());
+                let (namespace, outcome) = (label("namespace"), label("outcome"));
+                if !namespaces.contains(namespace) {
+                    // It was there just now, and nobody else takes one away.
+                    let _ = self.0.imdsv1.remove_label_values(&[namespace, outcome]);
+                }
+            }
+        }
+    }
+
     /// This became of something that a pod's owner was to be told.
     pub fn event(&self, outcome: &'static str) {
         self.0.events.with_label_values(&[outcome]).inc();
@@ -226,6 +247,11 @@ impl Metrics {
     /// A connection was closed before a byte was read.
     pub fn connection_refused(&self, reason: &'static str) {
         self.0.connections_refused.with_label_values(&[reason]).inc();
+    }
+
+    /// A connection did not come to an orderly end.
+    pub fn connection_ended(&self, reason: &'static str) {
+        self.0.connections_ended.with_label_values(&[reason]).inc();
     }
 
     /// How many pods are known.
@@ -355,6 +381,25 @@ mod tests {
         assert!(told(0));
         tokio::time::advance(Duration::from_secs(7)).await;
         assert!(told(7));
+    }
+
+    #[test]
+    fn what_was_counted_of_a_namespace_goes_with_its_last_pod() {
+        let metrics = Metrics::new();
+        let keep = |names: &[&str]| metrics.keep_namespaces(&names.iter().map(|name| (*name).to_owned()).collect());
+        let told = |name: &str| String::from_utf8_lossy(&metrics.render()).matches(&format!("namespace=\"{name}\"")).count();
+        keep(&["shop", "tools"]);
+        for name in ["shop", "tools"] {
+            metrics.without_token(name, true);
+            metrics.without_token(name, false);
+        }
+        keep(&["shop", "tools", "new"]);
+        assert_eq!((told("shop"), told("tools")), (2, 2));
+        keep(&["tools"]);
+        assert_eq!((told("shop"), told("tools")), (0, 2));
+        keep(&["shop", "tools"]);
+        metrics.without_token("shop", true);
+        assert_eq!(told("shop"), 1, "it begins anew");
     }
 
     #[test]

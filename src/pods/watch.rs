@@ -163,6 +163,7 @@ impl Watch {
                         false => index.list_at(pods, unreadable, version, incomplete),
                     }
                 });
+                self.metrics.keep_namespaces(&self.pods.namespaces());
                 let count = self.pods.count();
                 match first_list.take() {
                     Some(step) => {
@@ -178,6 +179,10 @@ impl Watch {
                 debug!(uid, "pod gone");
                 let (namespace, name) = (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
                 self.writer.write(|index| index.delete_at(&PodUid(uid.into()), namespace, name, metadata.version()));
+                let namespaces = self.pods.namespaces();
+                if !namespaces.contains(namespace) {
+                    self.metrics.keep_namespaces(&namespaces);
+                }
             }
             Event::Unreadable(metadata) => {
                 let Some((pod, version)) = pod_name(metadata) else { return };

@@ -135,7 +135,7 @@ fn every_value_of_a_label_is_documented() {
     let of_policy = names(&policy, "impl Denial {");
     let mut reasons: BTreeSet<String> = [of_policy.clone(), names(&route, "impl Rejection {")].concat_sets();
     reasons.extend(literals_after(&proxy, "metrics.denied("));
-    reasons.extend(literals_after(between(&proxy, "let reason = match &refusal {", "};"), "=> "));
+    reasons.extend(names(&read("src/proxy/refusal.rs"), "impl Refusal {"));
     reasons.extend(literals_after(between(&policy, "fn form_name(", "\n}\n"), "=> "));
     let namespace = read("src/policy/namespace.rs");
     let audited = between(&policy, "impl Denial {", "\n}\n").lines().filter(|line| {
@@ -163,6 +163,7 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_imdsv1_requests_total{outcome}", literals_in(between(&metrics, "fn without_token", "\n    }\n"))),
         ("rolegate_metadata_reads_total{outcome}", literals_after(&read("src/proxy/metadata.rs"), "metadata_read(")),
         ("rolegate_connections_refused_total{reason}", literals_after(&server, "connection_refused(")),
+        ("rolegate_connections_ended_total{reason}", literals_in(between(&server, "fn ended_by", "\n}\n"))),
         ("rolegate_pod_wait_seconds{outcome}", waits.concat_sets()),
         ("rolegate_watch_errors_total{resource}", literals_after(&watch, "resource: ")),
         ("rolegate_watch_undecodable_total{resource}", literals_after(&watch, "resource: ")),

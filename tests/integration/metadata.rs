@@ -28,6 +28,8 @@ fn node_info_is_for_the_pods_of_its_namespaces_and_never_what_the_node_keeps_to_
     let setup = fakes.setup().argument("--node-info-namespaces=sh*p,other");
     let world = fakes.into_world(&setup);
     world.eventually(|world| text(world, "/latest/meta-data/mac"), |answer| *answer == (200, "0a:1b:2c:3d:4e:5f".to_owned()));
+    // It is of another group of values, which may be read later.
+    world.eventually(|world| text(world, "/latest/meta-data/spot/instance-action").0, |status| *status == 200);
     for (path, value) in [
         ("/latest/meta-data/tags/instance/kubernetes.io:cluster", "owned"),
         ("/latest/meta-data/tags/instance/", "Name\ncluster\nkubernetes.io:cluster"),

@@ -13,7 +13,7 @@ use rolegate_lab::imds::Imds;
 use rolegate_lab::player::{self, PlayLimits, Response};
 use serde_json::Value;
 
-use crate::world::{ROLES, World, ip};
+use crate::world::{PATIENCE, ROLES, World, ip};
 use clients::CLIENTS;
 
 /// One client's way to its credentials and its region.
@@ -109,20 +109,34 @@ impl Client {
     }
 }
 
-/// The one answer to these bytes; a connection that the client keeps must stay open after it.
+/// The one answer to these bytes. A connection that the client wants closed must be closed after it; another must take one
+/// more request, so that the client may keep it.
 fn exchange(stream: &TcpStream, request: &str) -> Result<Response, String> {
-    let limits = PlayLimits { quiet: Duration::from_millis(10), ..PlayLimits::default() };
-    let transcript = player::play(stream, request.as_bytes(), limits).map_err(|error| error.to_string())?;
+    let wants_close = request.to_ascii_lowercase().contains("connection: close");
+    let play = |bytes: &str, max_responses| {
+        let limits = PlayLimits { quiet: if wants_close { PATIENCE } else { Duration::ZERO }, ..PlayLimits::answers(max_responses) };
+        player::play(stream, bytes.as_bytes(), limits).map_err(|error| error.to_string())
+    };
+    let transcript = play(request, 1)?;
     if let Some(secret) = Imds::node_credentials_leaked_in(&transcript.raw) {
         return Err(format!("{secret} leaked"));
     }
-    if transcript.closed != request.to_ascii_lowercase().contains("connection: close") {
-        return Err(format!("closed: {}", transcript.closed));
+    if wants_close && !transcript.closed {
+        return Err("the connection stays open".to_owned());
     }
-    match <[Response; 1]>::try_from(transcript.responses) {
-        Ok([answer]) if transcript.rest.is_empty() => Ok(answer),
-        Ok(_) | Err(_) => Err(format!("not one answer: {:?}", String::from_utf8_lossy(&transcript.raw))),
+    let answer = match <[Response; 1]>::try_from(transcript.responses) {
+        Ok([answer]) if transcript.rest.is_empty() => answer,
+        Ok(_) | Err(_) => return Err(format!("not one answer: {:?}", String::from_utf8_lossy(&transcript.raw))),
+    };
+    if !wants_close {
+        // Whatever came too late to be seen above comes before this answer.
+        let again = play("GET /latest/no-such-path HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n", 1)?;
+        let statuses: Vec<_> = again.responses.iter().map(|answer| answer.status).collect();
+        if !matches!(statuses.as_slice(), [401 | 404]) || !again.rest.is_empty() {
+            return Err(format!("not kept: {:?}", String::from_utf8_lossy(&again.raw)));
+        }
     }
+    Ok(answer)
 }
 
 impl Needs {
