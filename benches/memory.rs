@@ -147,6 +147,10 @@ fn daemon(url: &str, sts: &Sts) -> Memory {
         .argument("--metrics-bind-address=127.0.0.1")
         .env("AWS_ENDPOINT_URL_STS", sts.url())
         .env("TOKIO_WORKER_THREADS", WORKERS.to_string())
+        // As the images set them.
+        .env("MALLOC_ARENA_MAX", "1")
+        .env("MALLOC_TRIM_THRESHOLD_", "131072")
+        .env("MALLOC_MMAP_THRESHOLD_", "131072")
         .start()
         .unwrap();
     daemon.wait_ready(None).unwrap();
