@@ -58,7 +58,7 @@ pub struct Permit {
 
 impl Limits {
     /// At most `all` connections, and `per_source` of each source. The last quarter of all is for sources with fewer than
-    /// [`FEW`], so that some sources together cannot keep the others out.
+    /// four, so that some sources together cannot keep the others out.
     pub fn new(all: usize, per_source: usize) -> Self {
         Self { all, per_source, open: Arc::default() }
     }
