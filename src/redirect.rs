@@ -1,20 +1,42 @@
-//! The packet rule that brings the pods' metadata requests to the daemon.
+//! The packet rules that bring the pods' metadata requests to the daemon, and let them go nowhere else.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tracing::info;
 
+use self::rules::RuleSet;
 use crate::config::InterfaceMatch;
 
 pub mod iptables;
+pub mod program;
+pub mod rules;
 
 /// How long the program may wait for the lock on the tables.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
 
+/// What puts the rules into the kernel, and looks after them.
+pub trait Backend: Send + Sync {
+    /// Its name, as `--redirect` has it.
+    fn name(&self) -> &'static str;
+
+    /// The rules as a person would load them: the text of the backend's own program.
+    fn render(&self, rules: &RuleSet) -> String;
+
+    /// Makes the kernel's rules those wanted, whatever was there of ours: in one transaction for each table and family, so
+    /// that no packet meets half of them, and the guard's before the others'. What others own is not touched.
+    fn install(&self, rules: &RuleSet) -> impl Future<Output = Result<(), RedirectError>> + Send;
+
+    /// What is not as wanted, in words; nothing where all is. It changes nothing.
+    fn differences(&self, rules: &RuleSet) -> impl Future<Output = Result<Vec<String>, RedirectError>> + Send;
+
+    /// Takes away exactly what is ours, and says in words what that was; nothing where there was nothing.
+    fn remove(&self) -> impl Future<Output = Result<Vec<String>, RedirectError>> + Send;
+}
+
 /// The rule as data.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RuleSet {
+pub struct OneRule {
     /// Which interfaces the pods' requests come in on; empty means every one.
     pub interfaces: Vec<InterfaceMatch>,
     /// Where they are sent: an address of this node and the app port.
@@ -43,7 +65,7 @@ pub enum RedirectError {
 }
 
 /// Puts the rule in place. Doing it again changes nothing; an older rule of ours with another target is replaced.
-pub async fn install(rules: &RuleSet) -> Result<(), RedirectError> {
+pub async fn install(rules: &OneRule) -> Result<(), RedirectError> {
     iptables::install(rules, LOCK_WAIT).await?;
     info!(target_address = %rules.target, "the packet rule is in place: pods' metadata requests come here");
     Ok(())

@@ -11,13 +11,13 @@ use tracing::warn;
 use crate::config::{RedirectBackend, RedirectConfig};
 use crate::pods::watch::client::{self, Client};
 use crate::readiness::Step;
-use crate::redirect::{self, RuleSet};
+use crate::redirect::{self, OneRule};
 
 /// Places the rules, once the node's addresses are known.
 pub(super) async fn place(redirect: &RedirectConfig, bound: SocketAddr, kube: Client, node: &str, step: Step) -> anyhow::Result<()> {
     if redirect.backend == RedirectBackend::Iptables {
         let targets = targets(redirect, bound, &kube, node).await?;
-        let rules = |ip| RuleSet { interfaces: redirect.interfaces.clone(), target: SocketAddr::new(ip, bound.port()) };
+        let rules = |ip| OneRule { interfaces: redirect.interfaces.clone(), target: SocketAddr::new(ip, bound.port()) };
         redirect::install(&rules(targets.ipv4)).await?;
         match targets.ipv6 {
             Some(ip) => redirect::install(&rules(ip)).await?,

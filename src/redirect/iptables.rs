@@ -4,13 +4,10 @@
 //! mixed up with others'; one jump at the head of PREROUTING leads to it.
 
 use std::net::IpAddr;
-use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
-
-use super::{RedirectError, RuleSet};
+use super::program::run;
+use super::{OneRule, RedirectError};
 use crate::proxy::route::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 
 /// Our chain in the table `nat`.
@@ -27,7 +24,7 @@ fn programs(ip: IpAddr) -> (&'static str, &'static str) {
 /// What `iptables-restore --noflush` reads: our chain, whole (naming the chain empties it), and the jump to it at the head
 /// of PREROUTING. It is one transaction: with `moving`, the jump that is there already is taken out and put in again
 /// before anything that was inserted ahead of it, without a moment in which it is missing.
-pub fn render(rules: &RuleSet, moving: bool) -> String {
+pub fn render(rules: &OneRule, moving: bool) -> String {
     let mut text = format!("*nat\n:{CHAIN} - [0:0]\n");
     let dnat = format!("-p tcp -j DNAT --to-destination {}", rules.target);
     for interface in rules.interfaces.iter().filter(|interface| interface.negated) {
@@ -49,7 +46,7 @@ pub fn render(rules: &RuleSet, moving: bool) -> String {
 }
 
 /// The match of the jump to our chain.
-fn jump(rules: &RuleSet) -> Vec<String> {
+fn jump(rules: &OneRule) -> Vec<String> {
     let metadata = match rules.target.ip() {
         IpAddr::V4(_) => format!("{METADATA_IPV4}/32"),
         IpAddr::V6(_) => format!("{METADATA_IPV6}/128"),
@@ -59,34 +56,17 @@ fn jump(rules: &RuleSet) -> Vec<String> {
 }
 
 /// Puts our chain and the jump to it in place, whatever was there of them.
-pub async fn install(rules: &RuleSet, lock_wait: Duration) -> Result<(), RedirectError> {
+pub async fn install(rules: &OneRule, lock_wait: Duration) -> Result<(), RedirectError> {
     let (iptables, restore) = programs(rules.target.ip());
     let wait = lock_wait.as_secs().to_string();
     let mut check = ["-w", &wait, "-t", "nat", "-C", "PREROUTING"].map(str::to_owned).to_vec();
     check.extend(jump(rules));
     let is_there = match run(iptables, &check, "").await {
-        Ok(()) => true,
+        Ok(_) => true,
         Err(RedirectError::Refused { .. }) => false,
         Err(error) => return Err(error),
     };
-    run(restore, &["--noflush", "-w", &wait], &render(rules, is_there)).await
-}
-
-async fn run(program: &'static str, arguments: &[impl AsRef<std::ffi::OsStr>], input: &str) -> Result<(), RedirectError> {
-    let failed = |error: std::io::Error| RedirectError::Program { program, reason: error.to_string() };
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut child = command.spawn().map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A program that ended early says why on its standard error.
-        let _ = stdin.write_all(input.as_bytes()).await;
-    }
-    let output = child.wait_with_output().await.map_err(failed)?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let message = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-    Err(RedirectError::Refused { program, message: if message.is_empty() { output.status.to_string() } else { message } })
+    run(restore, &["--noflush", "-w", &wait], &render(rules, is_there)).await.map(drop)
 }
 
 #[cfg(test)]
@@ -95,9 +75,9 @@ mod tests {
     use super::*;
     use crate::config::InterfaceMatch;
 
-    fn rules(interfaces: &[(&str, bool)]) -> RuleSet {
+    fn rules(interfaces: &[(&str, bool)]) -> OneRule {
         let interfaces = interfaces.iter().map(|(name, negated)| InterfaceMatch { name: (*name).to_owned(), negated: *negated });
-        RuleSet { interfaces: interfaces.collect(), target: "10.0.0.1:8181".parse().unwrap() }
+        OneRule { interfaces: interfaces.collect(), target: "10.0.0.1:8181".parse().unwrap() }
     }
 
     fn chain_of(interfaces: &[(&str, bool)]) -> Vec<String> {
@@ -122,7 +102,7 @@ mod tests {
     /// The file that the repository ships is what the daemon makes, with the address of no one's node.
     #[test]
     fn the_shipped_rule_is_the_one_that_is_made() {
-        let rules = RuleSet { interfaces: Vec::new(), target: "192.0.2.1:8181".parse().unwrap() };
+        let rules = OneRule { interfaces: Vec::new(), target: "192.0.2.1:8181".parse().unwrap() };
         let made = render(&rules, false);
         let shipped: String = include_str!("../../iptables/redirect.rules")
             .lines()
