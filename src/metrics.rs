@@ -80,6 +80,14 @@ descriptions! {
         "AssumeRole requests of rolegate explain --assume by outcome, which are not for pods and in no other metric.";
     EVENTS = "counter" "rolegate_events_total" ["outcome"]
         "What was to be told to pods' owners as Events, by what became of it.";
+    REDIRECT_IN_PLACE = "gauge" "rolegate_redirect_in_place" []
+        "Whether the packet rules were as wanted when they were last compared: 1, or 0.";
+    REDIRECT_REPAIRS = "counter" "rolegate_redirect_repairs_total" ["outcome"]
+        "Repairs of packet rules that were found changed, by whether they succeeded.";
+    REDIRECT_CHECK_FAILURES = "counter" "rolegate_redirect_check_failures_total" []
+        "Comparisons of the packet rules that failed, so that it is not known whether they are as wanted.";
+    REDIRECT_FORGOTTEN = "counter" "rolegate_redirect_forgotten_connections_total" []
+        "Connections of pods to the real metadata service from before the packet rules, ended when the rules came.";
 }
 
 /// Seconds; the SDKs give up after one, some after half of one.
@@ -116,6 +124,10 @@ struct Inner {
     sts_in_flight: IntGauge,
     sts_explained: IntCounterVec,
     events: IntCounterVec,
+    redirect_in_place: IntGauge,
+    redirect_repairs: IntCounterVec,
+    redirect_check_failures: IntCounter,
+    redirect_forgotten: IntCounter,
 }
 
 /// Registers metrics; a name given twice is a mistake in this file, found by every test.
@@ -180,6 +192,10 @@ impl Metrics {
             sts_in_flight: register.gauge(&STS_IN_FLIGHT),
             sts_explained: register.counters(&STS_EXPLAINED),
             events: register.counters(&EVENTS),
+            redirect_in_place: register.gauge(&REDIRECT_IN_PLACE),
+            redirect_repairs: register.counters(&REDIRECT_REPAIRS),
+            redirect_check_failures: register.counters(&REDIRECT_CHECK_FAILURES).with_label_values::<&str>(&[]),
+            redirect_forgotten: register.counters(&REDIRECT_FORGOTTEN).with_label_values::<&str>(&[]),
             registry: register.0,
         }))
     }
@@ -237,6 +253,26 @@ impl Metrics {
     /// This became of something that a pod's owner was to be told.
     pub fn event(&self, outcome: &'static str) {
         self.0.events.with_label_values(&[outcome]).inc();
+    }
+
+    /// The packet rules are as wanted, or not.
+    pub fn redirect_in_place(&self, is: bool) {
+        self.0.redirect_in_place.set(i64::from(is));
+    }
+
+    /// Packet rules that had been changed were to be put right.
+    pub fn redirect_repaired(&self, succeeded: bool) {
+        self.0.redirect_repairs.with_label_values(&[if succeeded { "repaired" } else { "failed" }]).inc();
+    }
+
+    /// The packet rules could not be compared.
+    pub fn redirect_check_failed(&self) {
+        self.0.redirect_check_failures.inc();
+    }
+
+    /// So many connections from before the packet rules were ended.
+    pub fn redirect_forgot(&self, connections: u64) {
+        self.0.redirect_forgotten.inc_by(connections);
     }
 
     /// A connection of a pod is open for as long as the answer lives.

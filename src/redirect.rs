@@ -6,11 +6,16 @@ use std::time::Duration;
 use tracing::info;
 
 use self::rules::RuleSet;
+use self::standing::Standing;
 use crate::config::InterfaceMatch;
 
 pub mod iptables;
+pub mod keep;
+pub mod others;
 pub mod program;
 pub mod rules;
+pub mod standing;
+
 
 /// How long the program may wait for the lock on the tables.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
@@ -29,6 +34,9 @@ pub trait Backend: Send + Sync {
 
     /// What is not as wanted, in words; nothing where all is. It changes nothing.
     fn differences(&self, rules: &RuleSet) -> impl Future<Output = Result<Vec<String>, RedirectError>> + Send;
+
+    /// What stands of ours, whatever is wanted.
+    fn standing(&self) -> impl Future<Output = Result<Standing, RedirectError>> + Send;
 
     /// Takes away exactly what is ours, and says in words what that was; nothing where there was nothing.
     fn remove(&self) -> impl Future<Output = Result<Vec<String>, RedirectError>> + Send;

@@ -172,6 +172,7 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_sts_requests_total{outcome}", outcomes.clone()),
         ("rolegate_explain_sts_requests_total{outcome}", outcomes),
         ("rolegate_events_total{outcome}", told),
+        ("rolegate_redirect_repairs_total{outcome}", literals_in(between(&metrics, "fn redirect_repaired", "\n    }\n"))),
     ];
     let (_, documented) = documented_metrics();
     for (label, values) in &real {

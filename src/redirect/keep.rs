@@ -1,0 +1,316 @@
+//! Keeps the packet rules true: puts them in place, compares them again and again, and repairs what somebody changed.
+//!
+//! They are compared on an interval, and soon after the kernel says that somebody changed rules. Others change theirs in
+//! storms (a Service with a thousand endpoints), and a comparison is a program that runs: so notices are gathered for a moment,
+//! and comparisons have a pause between them. Our own repair is such a change, too: it is looked at once more, and nothing
+//! differs then.
+//!
+//! Of two daemons that want different rules, the one that started later has its way while it lives: see
+//! [`others`](super::others). Nothing is taken back from it, so nothing is taken back and forth.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{error, info, warn};
+
+use super::rules::{RuleSet, Targets};
+use super::{Backend, RedirectError};
+use crate::metrics::Metrics;
+use crate::readiness::{Readiness, Step};
+
+/// Notices of changes are gathered for so long before the rules are compared.
+const GATHER: Duration = Duration::from_millis(100);
+/// Pause between two comparisons, at least.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The same repair is logged once in this time.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
+/// What readiness waits for while the rules are wrong.
+const STEP: &str = "the repair of the packet rules";
+
+/// What the keeper needs besides the rules' backend.
+pub trait Surroundings: Send {
+    /// Returns when somebody has changed packet rules; never where that cannot be told. It may be left at any time.
+    fn changed(&mut self) -> impl Future<Output = ()> + Send;
+
+    /// Ends pods' connections to the metadata address that are older than the rules, and says how many these were.
+    fn forget(&mut self, targets: &Targets) -> impl Future<Output = Result<u64, RedirectError>> + Send;
+
+    /// Says to other daemons of this node that the rules are ours now.
+    fn claim(&mut self);
+
+    /// Whether a daemon that was started later has put rules of its own in place, and lives.
+    fn is_succeeded(&mut self) -> bool;
+}
+
+/// What keeps the rules true.
+#[derive(Debug)]
+pub struct Keeper<B, S> {
+    backend: B,
+    surroundings: S,
+    interval: Duration,
+    metrics: Metrics,
+    readiness: Readiness,
+    wanted: Wanted,
+    state: State,
+    /// Readiness waits for the end of a state that is wrong.
+    waiting: Option<Step>,
+    /// How often in a row something has failed.
+    failures: u32,
+    told: Option<Told>,
+}
+
+/// What is to be in place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// The guard at least: more than it stays as it is.
+    Guard,
+    /// Exactly these.
+    Exactly(RuleSet),
+}
+
+/// What is known of the rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    /// They are as wanted.
+    AsWanted,
+    /// They could not be compared, and this is why.
+    Unknown(String),
+    /// They are wrong and could not be repaired, and this is why.
+    Wrong(String),
+    /// They are those of another daemon.
+    AnotherDaemons,
+}
+
+/// A repair that was logged.
+#[derive(Debug)]
+struct Told {
+    differences: Vec<String>,
+    at: Instant,
+    /// Repairs of the same since then.
+    more: u64,
+}
+
+/// What a comparison found.
+enum Found {
+    AsWanted,
+    Different(Vec<String>),
+    AnotherDaemons(Vec<String>),
+}
+
+impl<B: Backend, S: Surroundings> Keeper<B, S> {
+    /// One that wants the guard at first.
+    pub fn new(backend: B, surroundings: S, interval: Duration, metrics: Metrics, readiness: Readiness) -> Self {
+        Self {
+            backend,
+            surroundings,
+            interval,
+            metrics,
+            readiness,
+            wanted: Wanted::Guard,
+            state: State::AsWanted,
+            waiting: None,
+            failures: 0,
+            told: None,
+        }
+    }
+
+    /// Puts the guard in place where there is none. Rules that serve pods already stay as they are.
+    ///
+    /// # Errors
+    /// If that fails: the node may be open.
+    pub async fn guard(&mut self) -> Result<(), RedirectError> {
+        self.wanted = Wanted::Guard;
+        if self.backend.standing().await?.is_guarded() {
+            info!(backend = self.backend.name(), "the guard is in place already: pods do not reach the real metadata service");
+            return Ok(());
+        }
+        self.backend.install(&RuleSet::guard_alone()).await?;
+        info!(backend = self.backend.name(), "the guard is in place: pods do not reach the real metadata service");
+        Ok(())
+    }
+
+    /// Puts these rules in place instead of what was there, in one step, and tries until that is done; the guard is there
+    /// meanwhile. What was open before them is ended then.
+    pub async fn place(&mut self, rules: RuleSet) {
+        let targets = rules.targets;
+        self.wanted = Wanted::Exactly(rules);
+        self.surroundings.claim();
+        while let Some(pause) = self.try_to_place().await {
+            sleep(pause).await;
+        }
+        let (backend, ipv4) = (self.backend.name(), targets.map(|targets| targets.ipv4.to_string()));
+        let ipv6 = targets.and_then(|targets| targets.ipv6).map(|ipv6| ipv6.to_string());
+        info!(backend, ipv4, ipv6, "the packet rules are in place: pods' metadata requests come here");
+        self.forget().await;
+    }
+
+    /// Looks after them for ever.
+    pub async fn keep(&mut self) {
+        let mut pause = self.interval;
+        loop {
+            self.wait(pause).await;
+            pause = self.check().await;
+        }
+    }
+
+    /// Until the next comparison: so long, or until soon after a change.
+    async fn wait(&mut self, pause: Duration) {
+        let compared_at = Instant::now();
+        tokio::select! {
+            () = sleep(pause) => return,
+            () = self.surroundings.changed() => {}
+        }
+        let mut gathered = std::pin::pin!(sleep_until((Instant::now() + GATHER).max(compared_at + PAUSE)));
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut gathered => return,
+                () = self.surroundings.changed() => {}
+            }
+        }
+    }
+
+    /// `None` when the rules are in place; else how long to wait before it is tried again.
+    async fn try_to_place(&mut self) -> Option<Duration> {
+        match self.compare().await {
+            Ok(Found::AsWanted) => self.is_as_wanted(),
+            Ok(Found::AnotherDaemons(differences)) => self.is_another_daemons(&differences),
+            Ok(Found::Different(_)) => match self.install().await {
+                Ok(()) => self.is_as_wanted(),
+                Err(error) => return Some(self.is_wrong(&error)),
+            },
+            Err(error) => return Some(self.is_unknown(&error)),
+        }
+        None
+    }
+
+    /// Compares and repairs once, and says how long to wait before the next time.
+    async fn check(&mut self) -> Duration {
+        match self.compare().await {
+            Ok(Found::AsWanted) => self.is_as_wanted(),
+            Ok(Found::AnotherDaemons(differences)) => self.is_another_daemons(&differences),
+            Ok(Found::Different(differences)) => {
+                let installed = self.install().await;
+                self.metrics.redirect_repaired(installed.is_ok());
+                if let Err(error) = installed {
+                    return self.is_wrong(&error);
+                }
+                self.tell_of_repair(differences);
+                self.is_as_wanted();
+                self.forget().await;
+            }
+            Err(error) => {
+                self.metrics.redirect_check_failed();
+                return self.is_unknown(&error);
+            }
+        }
+        self.interval
+    }
+
+    async fn compare(&mut self) -> Result<Found, RedirectError> {
+        let differences = match &self.wanted {
+            Wanted::Guard if self.backend.standing().await?.is_guarded() => Vec::new(),
+            Wanted::Guard => vec!["the guard is not there".to_owned()],
+            Wanted::Exactly(rules) => self.backend.differences(rules).await?,
+        };
+        Ok(if differences.is_empty() {
+            Found::AsWanted
+        } else if matches!(self.wanted, Wanted::Exactly(_)) && self.surroundings.is_succeeded() {
+            Found::AnotherDaemons(differences)
+        } else {
+            Found::Different(differences)
+        })
+    }
+
+    async fn install(&self) -> Result<(), RedirectError> {
+        match &self.wanted {
+            Wanted::Guard => self.backend.install(&RuleSet::guard_alone()).await,
+            Wanted::Exactly(rules) => self.backend.install(rules).await,
+        }
+    }
+
+    async fn forget(&mut self) {
+        let Wanted::Exactly(RuleSet { targets: Some(targets), .. }) = &self.wanted else { return };
+        match self.surroundings.forget(targets).await {
+            Ok(0) => {}
+            Ok(connections) => {
+                self.metrics.redirect_forgot(connections);
+                info!(connections, "pods' connections to the real metadata service, from before the packet rules, are ended");
+            }
+            Err(error) => warn!("connections from before the packet rules are left to the guard, which rejects them: {error}"),
+        }
+    }
+
+    fn is_as_wanted(&mut self) {
+        if self.state != State::AsWanted {
+            info!("the packet rules are as wanted again");
+        }
+        self.enter(State::AsWanted);
+        self.failures = 0;
+        self.metrics.redirect_in_place(matches!(self.wanted, Wanted::Exactly(_)));
+        if let Some(waiting) = self.waiting.take() {
+            waiting.done();
+        }
+    }
+
+    fn is_another_daemons(&mut self, differences: &[String]) {
+        if self.enter(State::AnotherDaemons) {
+            let differences = differences.join("; ");
+            warn!(differences, "a daemon that was started later has packet rules of its own in place; they are left to it while it lives");
+        }
+        self.failures = 0;
+        self.not_ready();
+    }
+
+    fn is_wrong(&mut self, error: &RedirectError) -> Duration {
+        let text = error.to_string();
+        if self.enter(State::Wrong(text.clone())) {
+            error!("the packet rules are not as wanted and could not be put right, which is tried again: {text}");
+        }
+        self.not_ready();
+        self.backoff()
+    }
+
+    fn is_unknown(&mut self, error: &RedirectError) -> Duration {
+        let text = error.to_string();
+        if self.enter(State::Unknown(text.clone())) {
+            warn!("the packet rules could not be compared, which is tried again: {text}");
+        }
+        self.backoff()
+    }
+
+    /// Whether this state is another than the one before.
+    fn enter(&mut self, state: State) -> bool {
+        let is_new = self.state != state;
+        self.state = state;
+        is_new
+    }
+
+    fn not_ready(&mut self) {
+        self.metrics.redirect_in_place(false);
+        if self.waiting.is_none() {
+            self.waiting = Some(self.readiness.step(STEP));
+        }
+    }
+
+    /// One second at first, then twice as long each time, and never longer than the interval.
+    fn backoff(&mut self) -> Duration {
+        let pause = PAUSE.saturating_mul(1 << self.failures.min(16));
+        self.failures = self.failures.saturating_add(1);
+        pause.min(self.interval).max(PAUSE)
+    }
+
+    fn tell_of_repair(&mut self, differences: Vec<String>) {
+        let now = Instant::now();
+        if let Some(told) = self.told.as_mut().filter(|told| told.differences == differences && now < told.at + TELL_AGAIN) {
+            told.more += 1;
+            return;
+        }
+        let repeated = self.told.take().filter(|told| told.differences == differences).map_or(0, |told| told.more);
+        warn!(differences = differences.join("; "), repeated, "somebody changed the packet rules; they are repaired");
+        self.told = Some(Told { differences, at: now, more: 0 });
+    }
+}
+
+#[cfg(test)]
+mod tests;

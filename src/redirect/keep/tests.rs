@@ -1,0 +1,277 @@
+#![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::Notify;
+
+use super::*;
+use crate::redirect::rules::Family;
+use crate::redirect::standing::Standing;
+
+const INTERVAL: Duration = Duration::from_secs(30);
+
+/// The kernel's rules, and what was done with them.
+#[derive(Clone, Default)]
+struct Kernel(Arc<Mutex<Inner>>, Arc<Notify>);
+
+#[derive(Default)]
+struct Inner {
+    rules: Option<RuleSet>,
+    installed: usize,
+    compared: Vec<Instant>,
+    held: bool,
+    blind: bool,
+    succeeded: bool,
+    forgotten: usize,
+    claimed: bool,
+}
+
+impl Kernel {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap()
+    }
+
+    /// Somebody does this to the rules, and the kernel says so.
+    fn change(&self, change: impl FnOnce(&mut Inner)) {
+        change(&mut self.inner());
+        self.1.notify_one();
+    }
+
+    fn read(&self) -> Result<Option<RuleSet>, RedirectError> {
+        let mut inner = self.inner();
+        inner.compared.push(Instant::now());
+        if inner.blind { Err(refused("no list")) } else { Ok(inner.rules.clone()) }
+    }
+}
+
+fn refused(message: &str) -> RedirectError {
+    RedirectError::Refused { program: "nft", message: message.to_owned() }
+}
+
+impl Backend for Kernel {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn render(&self, rules: &RuleSet) -> String {
+        format!("{rules:?}")
+    }
+
+    async fn install(&self, rules: &RuleSet) -> Result<(), RedirectError> {
+        if self.inner().held {
+            return Err(refused("the lock is held"));
+        }
+        self.change(|inner| {
+            inner.rules = Some(rules.clone());
+            inner.installed += 1;
+        });
+        Ok(())
+    }
+
+    async fn differences(&self, rules: &RuleSet) -> Result<Vec<String>, RedirectError> {
+        Ok(if self.read()?.as_ref() == Some(rules) { Vec::new() } else { vec!["the table is gone".to_owned()] })
+    }
+
+    async fn standing(&self) -> Result<Standing, RedirectError> {
+        let guards = if self.read()?.is_some() { Family::ALL.into() } else { [].into() };
+        Ok(Standing { guards, targets: [].into() })
+    }
+
+    async fn remove(&self) -> Result<Vec<String>, RedirectError> {
+        Ok(self.inner().rules.take().map(|_| "the table".to_owned()).into_iter().collect())
+    }
+}
+
+impl Surroundings for Kernel {
+    async fn changed(&mut self) {
+        self.1.notified().await;
+    }
+
+    async fn forget(&mut self, _targets: &Targets) -> Result<u64, RedirectError> {
+        self.inner().forgotten += 1;
+        Ok(3)
+    }
+
+    fn claim(&mut self) {
+        self.inner().claimed = true;
+    }
+
+    fn is_succeeded(&mut self) -> bool {
+        self.inner().succeeded
+    }
+}
+
+struct Bed {
+    kernel: Kernel,
+    metrics: Metrics,
+    readiness: Readiness,
+    keeper: Keeper<Kernel, Kernel>,
+}
+
+fn rules() -> RuleSet {
+    let targets = Targets { ipv4: "10.0.0.1:8181".parse().unwrap(), ipv6: None, refuse_direct: true };
+    RuleSet { interfaces: Vec::new(), targets: Some(targets) }
+}
+
+fn bed() -> Bed {
+    let (kernel, metrics, readiness) = (Kernel::default(), Metrics::new(), Readiness::default());
+    let keeper = Keeper::new(kernel.clone(), kernel.clone(), INTERVAL, metrics.clone(), readiness.clone());
+    Bed { kernel, metrics, readiness, keeper }
+}
+
+/// The keeper at work, its rules in place and its own change looked at.
+struct Kept {
+    kernel: Kernel,
+    metrics: Metrics,
+    readiness: Readiness,
+    work: tokio::task::JoinHandle<()>,
+}
+
+async fn kept() -> Kept {
+    let Bed { kernel, metrics, readiness, mut keeper } = bed();
+    keeper.place(rules()).await;
+    let work = tokio::spawn(async move { keeper.keep().await });
+    sleep(Duration::from_secs(5)).await;
+    kernel.inner().compared.clear();
+    Kept { kernel, metrics, readiness, work }
+}
+
+impl Kept {
+    fn metric(&self, line: &str) -> bool {
+        String::from_utf8_lossy(&self.metrics.render()).lines().any(|found| found == line)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.work.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_guard_is_put_where_there_is_none_and_nothing_that_serves_is_taken_away() {
+    let mut bed = bed();
+    bed.keeper.guard().await.unwrap();
+    assert_eq!(bed.kernel.inner().rules, Some(RuleSet::guard_alone()));
+    bed.keeper.guard().await.unwrap();
+    assert_eq!(bed.kernel.inner().installed, 1, "it is there");
+    bed.kernel.inner().rules = Some(rules());
+    bed.keeper.guard().await.unwrap();
+    assert_eq!(bed.kernel.inner().rules, Some(rules()), "a restart leaves what serves pods");
+    assert!(!bed.kernel.inner().claimed, "another daemon still has them");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_guard_is_repaired_while_the_targets_are_not_known() {
+    let mut bed = bed();
+    bed.keeper.guard().await.unwrap();
+    bed.kernel.change(|inner| inner.rules = None);
+    tokio::select! {
+        () = bed.keeper.keep() => {}
+        () = sleep(Duration::from_millis(1500)) => {}
+    }
+    assert_eq!(bed.kernel.inner().rules, Some(RuleSet::guard_alone()));
+    assert!(String::from_utf8_lossy(&bed.metrics.render()).contains("rolegate_redirect_in_place 0\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_that_are_there_already_are_not_put_in_place_again() {
+    let mut bed = bed();
+    bed.kernel.inner().rules = Some(rules());
+    bed.keeper.place(rules()).await;
+    let inner = bed.kernel.inner();
+    assert_eq!((inner.installed, inner.claimed, inner.forgotten), (0, true, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn placing_waits_for_a_lock_that_is_held() {
+    let mut bed = bed();
+    bed.kernel.inner().held = true;
+    let kernel = bed.kernel.clone();
+    let (_, ()) = tokio::join!(bed.keeper.place(rules()), async {
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(bed.readiness.pending(), [STEP]);
+        kernel.inner().held = false;
+    });
+    assert_eq!(bed.kernel.inner().rules, Some(rules()));
+    assert!(bed.readiness.pending().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_is_repaired_soon() {
+    let kept = kept().await;
+    kept.kernel.change(|inner| inner.rules = None);
+    sleep(GATHER + Duration::from_millis(1)).await;
+    assert_eq!(kept.kernel.inner().rules, Some(rules()));
+    assert_eq!(kept.kernel.inner().forgotten, 2, "what was opened meanwhile is ended");
+    assert!(kept.metric(r#"rolegate_redirect_repairs_total{outcome="repaired"} 1"#));
+    assert!(kept.metric("rolegate_redirect_in_place 1"));
+    assert!(kept.metric("rolegate_redirect_forgotten_connections_total 6"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_nobody_tells_of_is_repaired_on_the_interval() {
+    let kept = kept().await;
+    kept.kernel.inner().rules = Some(RuleSet::guard_alone());
+    sleep(INTERVAL).await;
+    assert_eq!(kept.kernel.inner().rules, Some(rules()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storm_of_changes_costs_one_comparison_a_second() {
+    let kept = kept().await;
+    for _ in 0..1000 {
+        kept.kernel.change(|_| {});
+        sleep(Duration::from_millis(10)).await;
+    }
+    sleep(INTERVAL / 2).await;
+    let compared = kept.kernel.inner().compared.clone();
+    assert!((9..=12).contains(&compared.len()), "{}", compared.len());
+    assert!(compared.windows(2).all(|two| two[1] - two[0] >= PAUSE));
+    assert_eq!(kept.kernel.inner().installed, 1, "nothing of ours was changed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_repaired_is_tried_again_and_again_and_readiness_waits_for_it() {
+    let kept = kept().await;
+    kept.kernel.change(|inner| (inner.rules, inner.held) = (None, true));
+    sleep(Duration::from_secs(120)).await;
+    assert_eq!(kept.readiness.pending(), [STEP]);
+    assert!(kept.metric("rolegate_redirect_in_place 0"));
+    let failed = kept.kernel.inner().compared.len();
+    assert!((5..=12).contains(&failed), "1, 2, 4, 8, 16, 30 seconds and so on: {failed}");
+    assert!(kept.metric(&format!(r#"rolegate_redirect_repairs_total{{outcome="failed"}} {failed}"#)));
+    kept.kernel.inner().held = false;
+    sleep(INTERVAL).await;
+    assert_eq!(kept.kernel.inner().rules, Some(rules()));
+    assert!(kept.readiness.pending().is_empty());
+    assert!(kept.metric("rolegate_redirect_in_place 1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_comparison_that_fails_is_counted_and_changes_nothing() {
+    let kept = kept().await;
+    kept.kernel.change(|inner| inner.blind = true);
+    sleep(Duration::from_millis(3500)).await;
+    assert!(kept.metric("rolegate_redirect_check_failures_total 3"), "at 0.1, 1.1 and 3.1 seconds");
+    assert!(kept.readiness.pending().is_empty());
+    assert_eq!(kept.kernel.inner().installed, 1);
+    kept.kernel.change(|inner| (inner.blind, inner.rules) = (false, None));
+    sleep(PAUSE + GATHER).await;
+    assert_eq!(kept.kernel.inner().rules, Some(rules()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rules_of_a_later_daemon_are_left_to_it_while_it_lives() {
+    let kept = kept().await;
+    let mut theirs = rules();
+    theirs.targets.as_mut().unwrap().ipv4.set_port(9191);
+    kept.kernel.change(|inner| (inner.rules, inner.succeeded) = (Some(theirs.clone()), true));
+    sleep(10 * INTERVAL).await;
+    assert_eq!(kept.kernel.inner().rules, Some(theirs));
+    assert_eq!(kept.readiness.pending(), [STEP]);
+    kept.kernel.inner().succeeded = false;
+    sleep(INTERVAL).await;
+    assert_eq!(kept.kernel.inner().rules, Some(rules()));
+    assert!(kept.readiness.pending().is_empty());
+}
