@@ -15,6 +15,7 @@ use crate::role::BaseArn;
 pub mod explain;
 pub mod flags;
 mod read;
+pub mod redirect;
 pub mod session;
 mod source;
 
@@ -31,12 +32,16 @@ pub const DEFAULT_SESSION_DURATION: Duration = Duration::from_secs(3600);
 pub const DEFAULT_ERROR_TTL: Duration = Duration::from_secs(30);
 /// Default of `--backoff-max-elapsed-time`.
 pub const DEFAULT_POD_WAIT: Duration = Duration::from_secs(2);
+/// Default of `--redirect-interval`.
+pub const DEFAULT_REDIRECT_INTERVAL: Duration = Duration::from_secs(30);
 /// Default of `--metadata-addr`.
 pub const DEFAULT_METADATA_ADDR: &str = "169.254.169.254";
 /// Shorter, a failure would be forgotten before the next request of an SDK that tries again: STS would be asked each time.
 const SHORTEST_ERROR_TTL: Duration = Duration::from_secs(1);
 /// SDKs renew credentials that have less left, the most careful of them: sessions are refreshed at half of their life.
 const LONGEST_SDK_MARGIN: Duration = Duration::from_secs(25 * 60);
+/// Shorter, comparing would be all that the node does; longer, it would hardly be a comparison.
+const REDIRECT_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 /// The shortest and the longest session that STS gives (API reference of AssumeRole, DurationSeconds).
 const SESSION_DURATIONS: std::ops::RangeInclusive<Duration> = Duration::from_secs(900)..=Duration::from_secs(43_200);
 
@@ -53,7 +58,7 @@ pub struct Config {
     pub server: ServerConfig,
     /// The operators' port.
     pub admin: AdminConfig,
-    /// The packet rule.
+    /// The packet rules.
     pub redirect: RedirectConfig,
     /// The logs.
     pub log: LogConfig,
@@ -289,23 +294,31 @@ pub struct AdminConfig {
     pub debug: bool,
 }
 
-/// The packet rule.
+/// The packet rules.
 #[derive(Clone, Debug)]
 pub struct RedirectConfig {
-    /// Who puts it in place.
+    /// What keeps them.
     pub backend: RedirectBackend,
-    /// Which interfaces it matches.
+    /// Which interfaces they match.
     pub interfaces: Vec<InterfaceMatch>,
-    /// Where it sends requests to: at most one address of each family. With none, the node's is found out at the start.
+    /// Where they send requests to: at most one address of each family. With none, the node's is found out at the start.
     pub host_ips: Vec<IpAddr>,
+    /// How often they are compared.
+    pub interval: Duration,
+    /// Whether they are removed at the daemon's orderly end.
+    pub remove_on_exit: bool,
 }
 
-/// Who puts the packet rule in place.
+/// What keeps the packet rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RedirectBackend {
-    /// Nobody here.
+    /// Nothing here.
     None,
-    /// The `iptables` program.
+    /// What works here.
+    Auto,
+    /// The `nft` program.
+    Nftables,
+    /// The `iptables` programs.
     Iptables,
 }
 

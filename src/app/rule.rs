@@ -15,7 +15,7 @@ use crate::redirect::{self, OneRule};
 
 /// Places the rules, once the node's addresses are known.
 pub(super) async fn place(redirect: &RedirectConfig, bound: SocketAddr, kube: Client, node: &str, step: Step) -> anyhow::Result<()> {
-    if redirect.backend == RedirectBackend::Iptables {
+    if redirect.backend == RedirectBackend::Iptables || redirect.backend == RedirectBackend::Auto {
         let targets = targets(redirect, bound, &kube, node).await?;
         let rules = |ip| OneRule { interfaces: redirect.interfaces.clone(), target: SocketAddr::new(ip, bound.port()) };
         redirect::install(&rules(targets.ipv4)).await?;

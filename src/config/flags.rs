@@ -182,11 +182,15 @@ const SERVING: &[Flag] = &[
 ];
 
 const REDIRECT: &[Flag] = &[
-    switch(
-        "iptables",
-        "Put the packet rule in place, at the start, that brings the pods' metadata requests here; the same as --redirect=auto",
+    switch("iptables", "Keep the packet rules that bring the pods' metadata requests here; the same as --redirect=auto"),
+    value("redirect", "BACKEND", "none", "What keeps those rules: nftables, iptables, auto (nftables where it works), or none"),
+    value("redirect-interval", "DURATION", "30s", "How often the rules are compared besides when somebody changes rules, 1s to 1h"),
+    value(
+        "redirect-on-exit",
+        "WHAT",
+        "keep",
+        "What becomes of the rules when the daemon ends in good order: keep, and pods are refused; or remove, and the node is open",
     ),
-    value("redirect", "BACKEND", "none", "Who puts that rule in place: auto, iptables, or none"),
     list(
         "host-interface",
         "NAME",
@@ -223,6 +227,17 @@ const EXPLAIN: &[Flag] = &[
     switch("assume", "Ask STS for the role as well, once, and say what it answers; the credentials are dropped"),
 ];
 
+/// The flags that only `rolegate redirect` has, with the heading of them.
+pub const OF_REDIRECT: (&str, &[Flag]) = ("Only for rolegate redirect", OF_REDIRECT_ALONE);
+
+const OF_REDIRECT_ALONE: &[Flag] = &[
+    switch("guard", "The guard alone: pods' requests to the metadata address are rejected, and go nowhere"),
+    switch("peers", "With remove: the rules that kube2iam and kiam left behind as well"),
+];
+
+/// Flags that `rolegate redirect` shares with the daemon, besides those of the packet rules.
+const SHARED_WITH_REDIRECT: &[&str] = &["app-port", "accept-direct-connections"];
+
 /// All flags of the daemon, in the order of `--help`.
 pub fn all() -> impl Iterator<Item = &'static Flag> {
     GROUPS.iter().flat_map(|(_, flags)| flags.iter())
@@ -230,7 +245,7 @@ pub fn all() -> impl Iterator<Item = &'static Flag> {
 
 /// The flags of every subcommand.
 pub fn of_all_commands() -> impl Iterator<Item = &'static Flag> {
-    all().chain(OF_EXPLAIN.1)
+    all().chain(OF_EXPLAIN.1).chain(OF_REDIRECT.1)
 }
 
 /// Adds the flags to a clap command. Values stay texts here, so that the configuration can report every mistake at once.
@@ -243,22 +258,28 @@ pub fn add_to_explain(command: Command) -> Command {
     add(add(command, &[OF_EXPLAIN]), GROUPS)
 }
 
-fn add(mut command: Command, groups: &'static [(&'static str, &'static [Flag])]) -> Command {
+/// Adds those of `rolegate redirect`, and those of the daemon that it reads.
+pub fn add_to_redirect(command: Command) -> Command {
+    let command = add(command, &[OF_REDIRECT, ("Packet rules", REDIRECT)]);
+    SERVING.iter().filter(|flag| SHARED_WITH_REDIRECT.contains(&flag.name)).fold(command, |command, flag| command.arg(arg(flag, "Serving")))
+}
+
+fn add(mut command: Command, groups: &[(&'static str, &'static [Flag])]) -> Command {
     for (group, flags) in groups {
         for flag in *flags {
-            let mut help = flag.help.to_owned();
-            if !flag.default.is_empty() && (flag.value.is_some() || flag.default == "true") {
-                help.push_str(&format!(" [default: {}]", flag.default));
-            }
-            help.push_str(&format!(" [env: {}]", flag.env()));
-            let arg = Arg::new(flag.name).long(flag.name).help(help).help_heading(*group).action(ArgAction::Append);
-            let arg = arg.value_name(flag.value.unwrap_or("BOOL"));
-            command = command.arg(if flag.bare {
-                arg.num_args(0..=1).require_equals(true).default_missing_value("true")
-            } else {
-                arg.num_args(1)
-            });
+            command = command.arg(arg(flag, group));
         }
     }
     command
+}
+
+fn arg(flag: &'static Flag, group: &'static str) -> Arg {
+    let mut help = flag.help.to_owned();
+    if !flag.default.is_empty() && (flag.value.is_some() || flag.default == "true") {
+        help.push_str(&format!(" [default: {}]", flag.default));
+    }
+    help.push_str(&format!(" [env: {}]", flag.env()));
+    let arg = Arg::new(flag.name).long(flag.name).help(help).help_heading(group).action(ArgAction::Append);
+    let arg = arg.value_name(flag.value.unwrap_or("BOOL"));
+    if flag.bare { arg.num_args(0..=1).require_equals(true).default_missing_value("true") } else { arg.num_args(1) }
 }

@@ -10,8 +10,8 @@ use super::session::{Placeholder, SessionScope, SessionTag, SessionTemplate};
 use super::source::Source;
 use super::{
     AdminConfig, AnnotationKeys, ApiConfig, BaseRole, DEFAULT_APP_PORT, DEFAULT_ERROR_TTL, DEFAULT_METADATA_ADDR, DEFAULT_METRICS_PORT,
-    DEFAULT_POD_WAIT, DEFAULT_SESSION_DURATION, DefaultRole, InterfaceMatch, LONGEST_SDK_MARGIN, LimitsConfig, LogConfig, MetadataConfig,
-    MetadataProfile, PatternFormat, PodsConfig, RedirectBackend, RedirectConfig, Restrictions, RolesConfig, SESSION_DURATIONS,
+    DEFAULT_POD_WAIT, DEFAULT_REDIRECT_INTERVAL, DEFAULT_SESSION_DURATION, DefaultRole, InterfaceMatch, LONGEST_SDK_MARGIN, LimitsConfig, LogConfig, MetadataConfig,
+    MetadataProfile, PatternFormat, PodsConfig, REDIRECT_INTERVALS, RedirectBackend, RedirectConfig, Restrictions, RolesConfig, SESSION_DURATIONS,
     SHORTEST_ERROR_TTL, ServerConfig, ServiceAccountRoles, SessionsConfig, TokenMode,
 };
 
@@ -349,13 +349,19 @@ pub(super) fn admin(source: &mut Source<'_>) -> AdminConfig {
 }
 
 pub(super) fn redirect(source: &mut Source<'_>) -> RedirectConfig {
-    let by_switch = if source.switch("iptables") { RedirectBackend::Iptables } else { RedirectBackend::None };
-    let backend = source.parse("redirect", |text| match text {
-        "auto" | "iptables" => Ok(RedirectBackend::Iptables),
-        "none" => Ok(RedirectBackend::None),
-        "nftables" => Err("this version has no nftables backend; use iptables, whose nft flavour works beside nftables".to_owned()),
-        _ => Err("expected one of auto, iptables, none".to_owned()),
-    });
+    let by_switch = if source.switch("iptables") { RedirectBackend::Auto } else { RedirectBackend::None };
+    let backends = [
+        ("auto", RedirectBackend::Auto),
+        ("nftables", RedirectBackend::Nftables),
+        ("iptables", RedirectBackend::Iptables),
+        ("none", RedirectBackend::None),
+    ];
+    let backend = source.choice("redirect", &backends, by_switch);
+    let interval = source.duration("redirect-interval", DEFAULT_REDIRECT_INTERVAL);
+    if !REDIRECT_INTERVALS.contains(&interval) {
+        source.mistake("--redirect-interval: expected 1s to 1h");
+    }
+    let remove_on_exit = source.choice("redirect-on-exit", &[("keep", false), ("remove", true)], false);
     let mut interfaces = Vec::new();
     for (place, item) in source.list("host-interface") {
         match interface(&item) {
@@ -370,7 +376,7 @@ pub(super) fn redirect(source: &mut Source<'_>) -> RedirectConfig {
     if [IpAddr::is_ipv4, IpAddr::is_ipv6].iter().any(|family| host_ips.iter().filter(|ip| family(ip)).count() > 1) {
         source.mistake("--host-ip: expected at most one IPv4 and one IPv6 address");
     }
-    RedirectConfig { backend: backend.unwrap_or(by_switch), interfaces, host_ips }
+    RedirectConfig { backend, interfaces, host_ips, interval, remove_on_exit }
 }
 
 /// A rule must lead to where the port is, and pods must be able to go there.

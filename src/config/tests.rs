@@ -6,6 +6,7 @@ use clap::Command;
 use secrecy::ExposeSecret as _;
 use tracing::Level;
 
+use super::redirect::{Action, RedirectCommand};
 use super::*;
 
 mod roles;
@@ -106,8 +107,10 @@ const CASES: &[Case] = &[
     ("limits-connections-per-pod", "7", &[], |config| config.server.limits.connections_per_pod == 7),
     ("limits-connection-rate", "9", &[], |config| config.server.limits.connection_rate == 9),
     ("limits-head-timeout", "700ms", &[], |config| config.server.limits.head_timeout == Duration::from_millis(700)),
-    ("iptables", "true", &[], |config| config.redirect.backend == RedirectBackend::Iptables),
+    ("iptables", "true", &[], |config| config.redirect.backend == RedirectBackend::Auto),
     ("redirect", "iptables", &[], |config| config.redirect.backend == RedirectBackend::Iptables),
+    ("redirect-interval", "5s", &[], |config| config.redirect.interval == Duration::from_secs(5)),
+    ("redirect-on-exit", "remove", &[], |config| config.redirect.remove_on_exit),
     ("host-interface", "cali+", &[], |config| interface_names(config) == [("cali+", false)]),
     ("host-ip", "10.0.0.1,fd00::1", &[], |config| config.redirect.host_ips == ips(&["10.0.0.1", "fd00::1"])),
     ("log-format", "json", &[], |config| config.log.json),
@@ -200,6 +203,7 @@ fn without_flags_the_defaults_are_those_that_help_prints() {
     assert_eq!((config.sessions.tags, config.sessions.cluster), (vec![], None));
     assert_eq!(config.redirect.backend, RedirectBackend::None);
     assert_eq!((config.redirect.interfaces, config.redirect.host_ips), (vec![], vec![]));
+    assert_eq!((config.redirect.interval, config.redirect.remove_on_exit), (Duration::from_secs(30), false));
     assert_eq!((config.log.json, config.log.level), (false, Level::INFO));
 }
 
@@ -240,7 +244,7 @@ fn the_arguments_of_a_kube2iam_daemonset_are_taken_as_they_are() {
     let config = config.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(config.roles.base, BaseRole::Discover);
     assert_eq!(config.roles.restrictions, Restrictions::Enforce);
-    assert_eq!(config.redirect.backend, RedirectBackend::Iptables);
+    assert_eq!(config.redirect.backend, RedirectBackend::Auto);
     assert_eq!(config.redirect.host_ips, ips(&["10.0.0.1"]));
     assert_eq!(interface_names(&config), [("eni+", false)]);
     assert_eq!(config.pods.node, "node-a");
@@ -425,7 +429,7 @@ fn a_rule_that_leads_nowhere_is_refused() {
         (vec!["--host-ip=10.0.0.1", "--metadata-bind-address=10.0.0.2"], "--host-ip=10.0.0.1 and --metadata-bind-address=10.0.0.2 differ"),
         (vec!["--host-ip=10.0.0.1,fd00::1", "--metadata-bind-address=fd00::2"], "--host-ip=fd00::1 and"),
     ] {
-        for backend in ["--iptables", "--redirect=auto", "--redirect=iptables"] {
+        for backend in ["--iptables", "--redirect=auto", "--redirect=nftables", "--redirect=iptables"] {
             let found = mistake(&[vec![backend], arguments.clone()].concat());
             assert!(found.starts_with(told), "{arguments:?}: {found}");
         }
@@ -524,14 +528,51 @@ fn interfaces_are_a_list() {
 }
 
 #[test]
-fn a_backend_that_is_not_there_is_told_from_a_typing_error() {
-    assert_eq!(
-        mistake(&["--redirect=nftables"]),
-        r#"--redirect="nftables": this version has no nftables backend; use iptables, whose nft flavour works beside nftables"#
-    );
-    assert_eq!(mistake(&["--redirect=ebtables"]), r#"--redirect="ebtables": expected one of auto, iptables, none"#);
-    assert_eq!(config(&["--redirect=auto"]).redirect.backend, RedirectBackend::Iptables);
-    assert_eq!(config(&["--redirect=none", "--iptables"]).redirect.backend, RedirectBackend::None);
+fn a_backend_is_one_of_those_that_are_there() {
+    for (given, backend) in [
+        (&["--redirect=auto"][..], RedirectBackend::Auto),
+        (&["--redirect=nftables"], RedirectBackend::Nftables),
+        (&["--iptables", "--redirect=iptables"], RedirectBackend::Iptables),
+        (&["--redirect=none", "--iptables"], RedirectBackend::None),
+        (&["--iptables"], RedirectBackend::Auto),
+    ] {
+        assert_eq!(config(given).redirect.backend, backend, "{given:?}");
+    }
+    assert_eq!(mistake(&["--redirect=ebtables"]), r#"--redirect="ebtables": expected one of auto, nftables, iptables, none"#);
+    for interval in ["0", "999ms", "61m"] {
+        assert_eq!(mistake(&["--redirect-interval", interval]), "--redirect-interval: expected 1s to 1h");
+    }
+    assert_eq!(mistake(&["--redirect-on-exit=drop"]), r#"--redirect-on-exit="drop": expected one of keep, remove"#);
+}
+
+/// What `rolegate redirect` reads of these arguments.
+fn redirect_command(action: Action, arguments: &[&str], env: &[(&str, &str)]) -> Result<RedirectCommand, String> {
+    let command = flags::add_to_redirect(clap::Command::new("redirect"));
+    let matches = command.try_get_matches_from([&["redirect"], arguments].concat()).unwrap();
+    let env = |name: &str| env.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned());
+    RedirectCommand::from_source(action, &matches, &env).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_rules_by_hand_are_told_by_the_daemons_flags() {
+    let by_hand = redirect_command(Action::Install, &[], &[]).unwrap();
+    assert_eq!((by_hand.redirect.backend, by_hand.port, by_hand.refuse_direct), (RedirectBackend::Auto, DEFAULT_APP_PORT, true));
+    assert!(!by_hand.guard && !by_hand.peers);
+    let variables = [("ROLEGATE_REDIRECT", "nftables"), ("ROLEGATE_HOST_IP", "10.0.0.1"), ("ROLEGATE_APP_PORT", "1234")];
+    let of_container = redirect_command(Action::Status, &["--guard", "--accept-direct-connections"], &variables).unwrap();
+    assert_eq!((of_container.redirect.backend, of_container.port), (RedirectBackend::Nftables, 1234));
+    assert_eq!(of_container.redirect.host_ips, ips(&["10.0.0.1"]));
+    assert!(of_container.guard && !of_container.refuse_direct);
+    assert!(redirect_command(Action::Remove, &["--peers"], &[]).unwrap().peers);
+    for (action, arguments, told) in [
+        (Action::Install, &["--redirect=none"][..], "then there are no rules"),
+        (Action::Install, &["--app-port=0"], "need the daemon's own port"),
+        (Action::Status, &["--peers"], "goes with remove alone"),
+        (Action::Install, &["--host-ip=127.0.0.1"], "no request of a pod can be sent there"),
+    ] {
+        let mistake = redirect_command(action, arguments, &[]).unwrap_err();
+        assert!(mistake.contains(told), "{arguments:?}: {mistake}");
+    }
 }
 
 #[test]

@@ -25,7 +25,7 @@ fn wrong_arguments_end_with_2_and_one_message() {
         (&["--node=a", "--app-port=seven"], "expected a port number"),
         (&["--node=a", "--session-duration=13h"], "STS gives sessions of 15m to 12h"),
         (&["--node=a", "--auto-discover-default-role"], "--allow-node-role"),
-        (&["--node=a", "--redirect=nftables"], "no nftables backend"),
+        (&["--node=a", "--redirect=ebtables"], "expected one of auto, nftables, iptables, none"),
         (&[], "--node (or NODE_NAME) is missing"),
         (&["run", "--node=a", "--metrics-port=8181"], "choose another --metrics-port"),
     ] {

@@ -77,7 +77,7 @@ fn every_flag_is_documented_as_it_is() {
     };
     let real = flags::GROUPS
         .iter()
-        .chain([&flags::OF_EXPLAIN])
+        .chain([&flags::OF_EXPLAIN, &flags::OF_REDIRECT])
         .flat_map(|(group, flags)| flags.iter().map(move |flag| row(group, flag)))
         .collect();
     same("docs/flags.md", &documented, &real);

@@ -1,0 +1,72 @@
+//! What `rolegate redirect` is to do, by the flags that the daemon has.
+
+use clap::ArgMatches;
+
+use super::source::Source;
+use super::{ConfigError, DEFAULT_APP_PORT, RedirectBackend, RedirectConfig, read};
+
+/// What is done with the packet rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// They are put in place.
+    Install,
+    /// They are taken away.
+    Remove,
+    /// They are compared, and told of in words.
+    Status,
+    /// They are printed.
+    Render,
+}
+
+/// What `rolegate redirect` is to do.
+#[derive(Clone, Debug)]
+pub struct RedirectCommand {
+    /// What.
+    pub action: Action,
+    /// The rules, as the daemon would be told.
+    pub redirect: RedirectConfig,
+    /// The app port.
+    pub port: u16,
+    /// Whether connections straight to it are dropped.
+    pub refuse_direct: bool,
+    /// The guard alone.
+    pub guard: bool,
+    /// What kube2iam and kiam left behind goes, too.
+    pub peers: bool,
+}
+
+impl Action {
+    /// Every one, by the name of its subcommand.
+    pub const ALL: [(&'static str, Self); 4] =
+        [("install", Self::Install), ("remove", Self::Remove), ("status", Self::Status), ("render", Self::Render)];
+}
+
+impl RedirectCommand {
+    /// What flags and environment ask for. Without `--redirect`, it is what works here.
+    ///
+    /// # Errors
+    /// Every mistake in them.
+    pub fn from_source(action: Action, matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let mut source = Source::new(matches, env);
+        let mut redirect = read::redirect(&mut source);
+        if !source.is_given("redirect") {
+            redirect.backend = RedirectBackend::Auto;
+        }
+        if redirect.backend == RedirectBackend::None {
+            source.mistake("--redirect=none: then there are no rules; give auto, nftables or iptables");
+        }
+        let port = source.port("app-port", DEFAULT_APP_PORT);
+        let (guard, peers) = (source.switch("guard"), source.switch("peers"));
+        if port == 0 && !guard {
+            source.mistake("--app-port=0: the rules need the daemon's own port");
+        }
+        if peers && action != Action::Remove {
+            source.mistake("--peers goes with remove alone: status tells of what peers left behind without it");
+        }
+        let refuse_direct = !source.switch("accept-direct-connections");
+        read::check_target(&redirect, None, &mut source);
+        let mistakes = source.into_mistakes();
+        let command = Self { action, redirect, port, refuse_direct, guard, peers };
+        if mistakes.is_empty() { Ok(command) } else { Err(ConfigError { mistakes }) }
+    }
+}
