@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 
 use super::rules::{RuleSet, Targets};
 use super::{Backend, RedirectError};
+use crate::config::InterfaceMatch;
 use crate::metrics::Metrics;
 use crate::readiness::{Readiness, Step};
 
@@ -59,11 +60,23 @@ pub struct Keeper<B, S> {
     told: Option<Told>,
 }
 
+/// What is known of the rules before it is known where they lead to.
+#[derive(Clone, Debug)]
+pub struct Like {
+    /// The interfaces that they match.
+    pub interfaces: Vec<InterfaceMatch>,
+    /// Whether connections straight to the app port are dropped.
+    pub refuse_direct: bool,
+    /// How often they are compared.
+    pub interval: Duration,
+}
+
 /// What is to be in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Wanted {
-    /// The guard at least: more than it stays as it is.
-    Guard,
+    /// The guard at least, and what else is there already. Where that has to be mended, it is by these: which interfaces are
+    /// redirected, and whether connections straight to the app port are dropped.
+    Guard { interfaces: Vec<InterfaceMatch>, refuse_direct: bool },
     /// Exactly these.
     Exactly(RuleSet),
 }
@@ -98,15 +111,16 @@ enum Found {
 }
 
 impl<B: Backend, S: Surroundings> Keeper<B, S> {
-    /// One that wants the guard at first.
-    pub fn new(backend: B, surroundings: S, interval: Duration, metrics: Metrics, readiness: Readiness) -> Self {
+    /// One that wants the guard at first, on a node that may have rules of ours like these already.
+    pub fn new(backend: B, surroundings: S, like: Like, metrics: Metrics, readiness: Readiness) -> Self {
+        let Like { interfaces, refuse_direct, interval } = like;
         Self {
             backend,
             surroundings,
             interval,
             metrics,
             readiness,
-            wanted: Wanted::Guard,
+            wanted: Wanted::Guard { interfaces, refuse_direct },
             state: State::AsWanted,
             waiting: None,
             failures: 0,
@@ -119,13 +133,13 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
     /// # Errors
     /// If that fails: the node may be open.
     pub async fn guard(&mut self) -> Result<(), RedirectError> {
-        self.wanted = Wanted::Guard;
+        let backend = self.backend.name();
         if self.backend.standing().await?.is_guarded() {
-            info!(backend = self.backend.name(), "the guard is in place already: pods do not reach the real metadata service");
+            info!(backend, "the guard is in place already: pods do not reach the real metadata service");
             return Ok(());
         }
-        self.backend.install(&RuleSet::guard_alone()).await?;
-        info!(backend = self.backend.name(), "the guard is in place: pods do not reach the real metadata service");
+        self.install().await?;
+        info!(backend, "the guard is in place: pods do not reach the real metadata service");
         Ok(())
     }
 
@@ -209,8 +223,8 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
 
     async fn compare(&mut self) -> Result<Found, RedirectError> {
         let differences = match &self.wanted {
-            Wanted::Guard if self.backend.standing().await?.is_guarded() => Vec::new(),
-            Wanted::Guard => vec!["the guard is not there".to_owned()],
+            Wanted::Guard { .. } if self.backend.standing().await?.is_guarded() => Vec::new(),
+            Wanted::Guard { .. } => vec!["the guard is not there, or not ahead of everything".to_owned()],
             Wanted::Exactly(rules) => self.backend.differences(rules).await?,
         };
         Ok(if differences.is_empty() {
@@ -224,7 +238,11 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
 
     async fn install(&self) -> Result<(), RedirectError> {
         match &self.wanted {
-            Wanted::Guard => self.backend.install(&RuleSet::guard_alone()).await,
+            Wanted::Guard { interfaces, refuse_direct } => {
+                let targets = self.backend.standing().await?.as_targets(*refuse_direct);
+                let interfaces = if targets.is_some() { interfaces.clone() } else { Vec::new() };
+                self.backend.install(&RuleSet { interfaces, targets }).await
+            }
             Wanted::Exactly(rules) => self.backend.install(rules).await,
         }
     }

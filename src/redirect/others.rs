@@ -14,6 +14,7 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
@@ -32,9 +33,14 @@ const ATTEMPTS: usize = 100;
 #[derive(Debug)]
 pub struct Turn {
     number: u64,
-    _runs: UnixListener,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    runs: Option<UnixListener>,
     rules: Option<UnixListener>,
-    /// Those that are known to be of our user: asking takes a place in their queue, which nobody empties.
+    /// Later ones that are known to be of our user: asking takes a place in their queue, which nobody empties.
     later: BTreeSet<u64>,
 }
 
@@ -47,7 +53,10 @@ impl Turn {
         for _ in 0..ATTEMPTS {
             let number = numbers(RUNS)?.into_iter().max().unwrap_or(0).saturating_add(1);
             match hold(RUNS, number) {
-                Ok(runs) => return Ok(Self { number, _runs: runs, rules: None, later: BTreeSet::new() }),
+                Ok(runs) => {
+                    let held = Held { runs: Some(runs), rules: None, later: BTreeSet::new() };
+                    return Ok(Self { number, held: Mutex::new(held) });
+                }
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
                 Err(error) => return Err(error),
             }
@@ -59,9 +68,10 @@ impl Turn {
     ///
     /// # Errors
     /// If the name cannot be taken.
-    pub fn claim_rules(&mut self) -> io::Result<()> {
-        if self.rules.is_none() {
-            self.rules = Some(hold(RULES, self.number)?);
+    pub fn claim_rules(&self) -> io::Result<()> {
+        let mut held = self.held();
+        if held.rules.is_none() {
+            held.rules = Some(hold(RULES, self.number)?);
         }
         Ok(())
     }
@@ -70,21 +80,29 @@ impl Turn {
     ///
     /// # Errors
     /// If names cannot be listed.
-    pub fn is_succeeded(&mut self) -> io::Result<bool> {
+    pub fn is_succeeded(&self) -> io::Result<bool> {
         let numbers: BTreeSet<u64> = numbers(RULES)?.into_iter().filter(|number| *number > self.number).collect();
-        self.later.retain(|number| numbers.contains(number));
-        if self.later.is_empty() {
-            self.later = numbers.into_iter().filter(|number| is_of_our_user(RULES, *number)).collect();
+        let later = &mut self.held().later;
+        later.retain(|number| numbers.contains(number));
+        if later.is_empty() {
+            *later = numbers.into_iter().filter(|number| is_of_our_user(RULES, *number)).collect();
         }
-        Ok(!self.later.is_empty())
+        Ok(!later.is_empty())
     }
 
-    /// Whether another daemon runs, whatever it has come to.
+    /// Gives the number back, and says whether another daemon runs, whatever it has come to. Of those that end at the same
+    /// time, the last hears that none does.
     ///
     /// # Errors
     /// If names cannot be listed.
-    pub fn has_company(&self) -> io::Result<bool> {
-        Ok(numbers(RUNS)?.into_iter().any(|number| number != self.number && is_of_our_user(RUNS, number)))
+    pub fn leave(&self) -> io::Result<bool> {
+        let mut held = self.held();
+        (held.runs, held.rules) = (None, None);
+        any()
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -99,12 +117,12 @@ fn is_of_our_user(prefix: &str, number: u64) -> bool {
     user().is_ok_and(|theirs| theirs.uid() == geteuid().as_raw())
 }
 
-/// Whether a daemon runs here.
+/// Whether a daemon of our user runs here.
 ///
 /// # Errors
 /// If names cannot be listed.
 pub fn any() -> io::Result<bool> {
-    Ok(!numbers(RUNS)?.is_empty())
+    Ok(numbers(RUNS)?.into_iter().any(|number| is_of_our_user(RUNS, number)))
 }
 
 fn hold(prefix: &str, number: u64) -> io::Result<UnixListener> {
@@ -143,18 +161,15 @@ mod tests {
     /// In one test, since the names are those of the whole machine's network.
     #[test]
     fn the_later_one_has_the_word_while_it_lives() {
-        let mut first = Turn::take().unwrap();
-        let mut second = Turn::take().unwrap();
+        let (first, second) = (Turn::take().unwrap(), Turn::take().unwrap());
         assert!(second.number > first.number);
-        assert!(first.has_company().unwrap() && second.has_company().unwrap());
-        second.claim_rules().unwrap();
         first.claim_rules().unwrap();
+        assert!(!second.is_succeeded().unwrap());
         second.claim_rules().unwrap();
-        assert!(first.is_succeeded().unwrap());
-        let later = numbers(RULES).unwrap().into_iter().any(|number| number > second.number);
-        assert_eq!(second.is_succeeded().unwrap(), later);
-        let number = second.number;
-        drop(second);
-        assert!(!numbers(RULES).unwrap().contains(&number), "it went with its daemon");
+        second.claim_rules().unwrap();
+        assert!(first.is_succeeded().unwrap() && first.is_succeeded().unwrap());
+        assert!(second.leave().unwrap(), "the first is here");
+        assert!(!numbers(RULES).unwrap().contains(&second.number), "its word went with it");
+        assert!(!first.is_succeeded().unwrap());
     }
 }

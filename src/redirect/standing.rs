@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use super::rules::Family;
+use super::rules::{Family, Targets};
 
 /// What stands of ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,5 +18,18 @@ impl Standing {
     /// Whether nothing that is forwarded to a metadata address would pass.
     pub fn is_guarded(&self) -> bool {
         Family::ALL.iter().all(|family| self.guards.contains(family))
+    }
+
+    /// Where requests are sent to, if IPv4's are.
+    pub fn as_targets(&self, refuse_direct: bool) -> Option<Targets> {
+        let ipv4 = self.targets.iter().find_map(|target| match target {
+            SocketAddr::V4(ipv4) => Some(*ipv4),
+            SocketAddr::V6(_) => None,
+        })?;
+        let ipv6 = self.targets.iter().find_map(|target| match target {
+            SocketAddr::V4(_) => None,
+            SocketAddr::V6(ipv6) => Some(*ipv6),
+        });
+        Some(Targets { ipv4, ipv6, refuse_direct })
     }
 }

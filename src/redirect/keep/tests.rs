@@ -20,6 +20,8 @@ struct Inner {
     installed: usize,
     compared: Vec<Instant>,
     held: bool,
+    /// Somebody's rule is ahead of the guard.
+    pushed: bool,
     blind: bool,
     succeeded: bool,
     forgotten: usize,
@@ -62,7 +64,7 @@ impl Backend for Kernel {
             return Err(refused("the lock is held"));
         }
         self.change(|inner| {
-            inner.rules = Some(rules.clone());
+            (inner.rules, inner.pushed) = (Some(rules.clone()), false);
             inner.installed += 1;
         });
         Ok(())
@@ -73,8 +75,10 @@ impl Backend for Kernel {
     }
 
     async fn standing(&self) -> Result<Standing, RedirectError> {
-        let guards = if self.read()?.is_some() { Family::ALL.into() } else { [].into() };
-        Ok(Standing { guards, targets: [].into() })
+        let rules = self.read()?;
+        let guards = if rules.is_some() && !self.inner().pushed { Family::ALL.into() } else { [].into() };
+        let targets = rules.and_then(|rules| rules.targets).map(|targets| targets.ipv4.into());
+        Ok(Standing { guards, targets: targets.into_iter().collect() })
     }
 
     async fn remove(&self) -> Result<Vec<String>, RedirectError> {
@@ -115,7 +119,8 @@ fn rules() -> RuleSet {
 
 fn bed() -> Bed {
     let (kernel, metrics, readiness) = (Kernel::default(), Metrics::new(), Readiness::default());
-    let keeper = Keeper::new(kernel.clone(), kernel.clone(), INTERVAL, metrics.clone(), readiness.clone());
+    let like = Like { interfaces: Vec::new(), refuse_direct: true, interval: INTERVAL };
+    let keeper = Keeper::new(kernel.clone(), kernel.clone(), like, metrics.clone(), readiness.clone());
     Bed { kernel, metrics, readiness, keeper }
 }
 
@@ -158,6 +163,10 @@ async fn the_guard_is_put_where_there_is_none_and_nothing_that_serves_is_taken_a
     bed.kernel.inner().rules = Some(rules());
     bed.keeper.guard().await.unwrap();
     assert_eq!(bed.kernel.inner().rules, Some(rules()), "a restart leaves what serves pods");
+    bed.kernel.inner().pushed = true;
+    bed.keeper.guard().await.unwrap();
+    assert_eq!((bed.kernel.inner().installed, bed.kernel.inner().pushed), (2, false));
+    assert_eq!(bed.kernel.inner().rules, Some(rules()), "nor does a repair of the guard take it away");
     assert!(!bed.kernel.inner().claimed, "another daemon still has them");
 }
 

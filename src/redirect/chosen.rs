@@ -1,0 +1,169 @@
+//! Which backend it is, and what of the node is beside the rules.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
+use std::sync::Arc;
+
+use tracing::{debug, info, warn};
+
+use super::changes::Changes;
+use super::conntrack;
+use super::iptables::Iptables;
+use super::keep::Surroundings;
+use super::nftables::{self, Nftables};
+use super::others::Turn;
+use super::rules::{RuleSet, Targets};
+use super::standing::Standing;
+use super::{Backend, RedirectError};
+use crate::config::{InterfaceMatch, RedirectBackend};
+
+/// One of the backends.
+#[derive(Debug)]
+pub enum Chosen {
+    /// By the program `nft`.
+    Nftables(Nftables),
+    /// By the programs `iptables` and `ip6tables`.
+    Iptables(Iptables),
+}
+
+impl Chosen {
+    /// Both, the preferred one first.
+    pub fn all() -> [Self; 2] {
+        [Self::Nftables(Nftables::default()), Self::Iptables(Iptables::default())]
+    }
+
+    /// The backend that is wanted, and with `auto` the first that works here: nftables where the kernel would take the rules
+    /// from the program `nft`, else iptables where its tables can be read. It changes nothing.
+    ///
+    /// # Errors
+    /// With `auto`, if neither works: why each does not.
+    pub async fn choose(wanted: RedirectBackend, interfaces: &[InterfaceMatch]) -> Result<Self, RedirectError> {
+        let [nftables, iptables] = Self::all();
+        match wanted {
+            RedirectBackend::Nftables => return Ok(nftables),
+            RedirectBackend::Iptables => return Ok(iptables),
+            RedirectBackend::Auto | RedirectBackend::None => {}
+        }
+        let without_nftables = match nftables::try_out(&sample(interfaces)).await {
+            Ok(()) => {
+                info!(backend = nftables.name(), "packet rules: the kernel takes them from the program nft");
+                return Ok(nftables);
+            }
+            Err(error) => error,
+        };
+        match iptables.standing().await {
+            Ok(_) => {
+                info!(backend = iptables.name(), "packet rules: nftables does not work here ({without_nftables})");
+                Ok(iptables)
+            }
+            Err(error) => Err(RedirectError::NoBackend { nftables: Box::new(without_nftables), iptables: Box::new(error) }),
+        }
+    }
+
+    /// Takes away what is ours of the other backend, once the rules of this one are in place.
+    pub async fn tidy(&self) {
+        for other in Self::all().into_iter().filter(|other| other.name() != self.name()) {
+            match other.remove().await {
+                Ok(removed) if removed.is_empty() => {}
+                Ok(removed) => info!(removed = removed.join("; "), "packet rules of ours that another backend had put in place are removed"),
+                // Without its program there is mostly nothing of it either.
+                Err(error @ RedirectError::Program { .. }) => debug!("{error}"),
+                Err(error) => warn!("whether {} holds packet rules of ours is not known: {error}", other.name()),
+            }
+        }
+    }
+}
+
+/// Rules like those that will be wanted, with addresses of nobody (RFC 5737, RFC 3849).
+fn sample(interfaces: &[InterfaceMatch]) -> RuleSet {
+    let ipv4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 1);
+    let ipv6 = Some(SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 1, 0, 0));
+    RuleSet { interfaces: interfaces.to_vec(), targets: Some(Targets { ipv4, ipv6, refuse_direct: true }) }
+}
+
+impl Backend for Chosen {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Nftables(backend) => backend.name(),
+            Self::Iptables(backend) => backend.name(),
+        }
+    }
+
+    fn render(&self, rules: &RuleSet) -> String {
+        match self {
+            Self::Nftables(backend) => backend.render(rules),
+            Self::Iptables(backend) => backend.render(rules),
+        }
+    }
+
+    async fn install(&self, rules: &RuleSet) -> Result<(), RedirectError> {
+        match self {
+            Self::Nftables(backend) => backend.install(rules).await,
+            Self::Iptables(backend) => backend.install(rules).await,
+        }
+    }
+
+    async fn differences(&self, rules: &RuleSet) -> Result<Vec<String>, RedirectError> {
+        match self {
+            Self::Nftables(backend) => backend.differences(rules).await,
+            Self::Iptables(backend) => backend.differences(rules).await,
+        }
+    }
+
+    async fn standing(&self) -> Result<Standing, RedirectError> {
+        match self {
+            Self::Nftables(backend) => backend.standing().await,
+            Self::Iptables(backend) => backend.standing().await,
+        }
+    }
+
+    async fn remove(&self) -> Result<Vec<String>, RedirectError> {
+        match self {
+            Self::Nftables(backend) => backend.remove().await,
+            Self::Iptables(backend) => backend.remove().await,
+        }
+    }
+}
+
+/// What the kernel and the other daemons say.
+#[derive(Debug)]
+pub struct System {
+    changes: Option<Changes>,
+    turn: Option<Arc<Turn>>,
+}
+
+impl System {
+    /// What can be had of it; what cannot is logged.
+    pub fn open(turn: Option<Arc<Turn>>) -> Self {
+        let changes = Changes::open()
+            .inspect_err(|error| warn!(%error, "changes of packet rules are not told of; they are compared on the interval alone"))
+            .ok();
+        Self { changes, turn }
+    }
+}
+
+impl Surroundings for System {
+    async fn changed(&mut self) {
+        match &mut self.changes {
+            Some(changes) => changes.changed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn forget(&mut self, targets: &Targets) -> Result<u64, RedirectError> {
+        conntrack::forget_earlier(targets).await
+    }
+
+    fn claim(&mut self) {
+        if let Some(Err(error)) = self.turn.as_ref().map(|turn| turn.claim_rules()) {
+            warn!(%error, "other daemons of this node are not told that the packet rules are this one's");
+        }
+    }
+
+    fn is_succeeded(&mut self) -> bool {
+        let Some(turn) = &self.turn else { return false };
+        turn.is_succeeded().unwrap_or_else(|error| {
+            debug!(%error, "other daemons of this node cannot be looked for");
+            false
+        })
+    }
+}
