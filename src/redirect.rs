@@ -8,7 +8,10 @@ use tracing::info;
 use self::rules::RuleSet;
 use crate::config::InterfaceMatch;
 
+pub mod changes;
+pub mod conntrack;
 pub mod iptables;
+pub mod nftables;
 pub mod program;
 pub mod rules;
 
@@ -61,6 +64,34 @@ pub enum RedirectError {
         program: &'static str,
         /// What it said.
         message: String,
+    },
+    /// The program and the right are there, and the kernel lacks what the rules need.
+    #[error(
+        "the kernel cannot hold the rules of {program}: {message}; that takes nf_tables, and Linux 5.2 or later for NAT of both families in one \
+         table: use --redirect=iptables"
+    )]
+    Kernel {
+        /// The program's name.
+        program: &'static str,
+        /// What it said.
+        message: String,
+    },
+    /// What the program lists is not what it is known to list.
+    #[error("cannot read what {program} lists: {message}; use another version of it, or --redirect=iptables")]
+    Unreadable {
+        /// Its name.
+        program: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+    /// Connections that were opened before the rules cannot be forgotten.
+    #[error(
+        "cannot run conntrack: {reason}; connections to the metadata service that were opened before the rules are rejected by the guard all \
+         the same; an image with the program conntrack ends them at once"
+    )]
+    Conntrack {
+        /// Why not.
+        reason: String,
     },
 }
 
