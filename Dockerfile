@@ -1,4 +1,4 @@
-# docker build --tag rolegate .                     the daemon with iptables, for --iptables
+# docker build --tag rolegate .                     the daemon with the programs that keep the packet rules
 # docker build --tag rolegate --target minimal .    the daemon alone, where the node's boot keeps the rule (see iptables/)
 #
 # It needs BuildKit: the registry and the build are cached in mounts, so that a second build compiles what changed.
@@ -23,11 +23,11 @@ USER 65532:65532
 ENV MALLOC_ARENA_MAX=1 MALLOC_TRIM_THRESHOLD_=131072 MALLOC_MMAP_THRESHOLD_=131072
 ENTRYPOINT ["/usr/local/bin/rolegate"]
 
-# Debian's iptables is of the nft flavour, which works beside legacy rules. It works for root alone, with the capability
+# nft, or iptables where the node has no nf_tables; conntrack ends the connections from before the rules. # Debian's iptables is of the nft flavour, which works beside legacy rules. It works for root alone, with the capability
 # NET_ADMIN: see daemonset/.
 FROM debian:bookworm-slim
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates iptables \
+    && apt-get install --yes --no-install-recommends ca-certificates conntrack iptables nftables \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /rolegate /usr/local/bin/rolegate
 # The C library's allocator gives large pieces back at once, and has one heap: see docs/performance.md.

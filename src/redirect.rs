@@ -9,13 +9,16 @@ use self::rules::RuleSet;
 use self::standing::Standing;
 use crate::config::InterfaceMatch;
 
+pub mod changes;
+pub mod chosen;
+pub mod conntrack;
 pub mod iptables;
 pub mod keep;
+pub mod nftables;
 pub mod others;
 pub mod program;
 pub mod rules;
 pub mod standing;
-
 
 /// How long the program may wait for the lock on the tables.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
@@ -69,6 +72,45 @@ pub enum RedirectError {
         program: &'static str,
         /// What it said.
         message: String,
+    },
+    /// The program and the right are there, and the kernel lacks what the rules need.
+    #[error(
+        "the kernel cannot hold the rules of {program}: {message}; that takes nf_tables, and Linux 5.2 or later for NAT of both families in one \
+         table: use --redirect=iptables"
+    )]
+    Kernel {
+        /// The program's name.
+        program: &'static str,
+        /// What it said.
+        message: String,
+    },
+    /// What the program lists is not what it is known to list.
+    #[error("cannot read what {program} lists: {message}; use another version of it, or --redirect=iptables")]
+    Unreadable {
+        /// Its name.
+        program: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+    /// Nothing here can hold the rules.
+    #[error(
+        "neither nftables nor iptables works here. nftables: {nftables}. iptables: {iptables}. Give the daemon one of them: an image with \
+         the programs, the capability NET_ADMIN (and NET_RAW for legacy iptables), and the host's network"
+    )]
+    NoBackend {
+        /// Why not the one.
+        nftables: Box<RedirectError>,
+        /// Why not the other.
+        iptables: Box<RedirectError>,
+    },
+    /// Connections that were opened before the rules cannot be forgotten.
+    #[error(
+        "cannot run conntrack: {reason}; connections to the metadata service that were opened before the rules are rejected by the guard all \
+         the same; an image with the program conntrack ends them at once"
+    )]
+    Conntrack {
+        /// Why not.
+        reason: String,
     },
 }
 

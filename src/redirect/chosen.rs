@@ -144,13 +144,18 @@ impl System {
 impl Surroundings for System {
     async fn changed(&mut self) {
         match &mut self.changes {
-            Some(changes) => changes.changed().await,
-            None => std::future::pending().await,
+            Some(changes) => match changes.changed().await {
+                Ok(()) => return,
+                Err(error) => warn!(%error, "changes of packet rules are not told of any more; they are compared on the interval alone"),
+            },
+            None => return std::future::pending().await,
         }
+        self.changes = None;
+        std::future::pending().await
     }
 
     async fn forget(&mut self, targets: &Targets) -> Result<u64, RedirectError> {
-        conntrack::forget_earlier(targets).await
+        conntrack::forget_earlier(*targets).await
     }
 
     fn claim(&mut self) {

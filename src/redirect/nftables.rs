@@ -1,0 +1,160 @@
+//! The rules through the program `nft`: a table of our own, of both families, ahead of both flavours of iptables.
+//!
+//! What is loaded is the text that [`Backend::render`] shows, in one transaction: the kernel goes from the old table to the
+//! new one between two packets. What is there is read as JSON, which has the same words in every version but for little
+//! (see [`listing`]).
+//!
+//! Facts: nft(8) and libnftables-json(5).
+
+use std::sync::{Mutex, PoisonError};
+
+use self::listing::Listing;
+use super::program::run;
+use super::rules::{Hook, Match, Rule, RuleSet};
+use super::standing::Standing;
+use super::{Backend, RedirectError};
+use crate::config::InterfaceMatch;
+
+mod listing;
+#[cfg(test)]
+mod tests;
+mod text;
+
+/// Our table's name, in the family `inet`.
+pub const TABLE: &str = "rolegate";
+/// The program.
+const NFT: &str = "nft";
+/// Before iptables' own, which are at -100 (NAT of destinations) and at 0 (filters), in either flavour.
+const AHEAD: i32 = -10;
+/// Where destinations are changed: `dstnat`.
+const DESTINATION_NAT: i32 = -100;
+/// What the program says of a table that is not there, and of a kernel that lacks a kind of chain.
+const NOT_THERE: &str = "No such file or directory";
+
+/// The backend.
+#[derive(Debug, Default)]
+pub struct Nftables {
+    /// What the program of this node lists where these rules are in place, if that is not word for word what was expected.
+    remembered: Mutex<Option<(RuleSet, Listing)>>,
+}
+
+/// What a chain of ours is.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// Its name. `redirect` and `fwd` cannot be: they are words of the language.
+    chain: &'static str,
+    kind: &'static str,
+    hook: &'static str,
+    priority: i32,
+}
+
+impl Place {
+    const fn of(hook: Hook) -> Self {
+        match hook {
+            Hook::Redirect => Self { chain: "redirection", kind: "nat", hook: "prerouting", priority: DESTINATION_NAT + AHEAD },
+            Hook::Guard => Self { chain: "guard", kind: "filter", hook: "forward", priority: AHEAD },
+            Hook::Direct => Self { chain: "direct", kind: "filter", hook: "input", priority: AHEAD },
+        }
+    }
+}
+
+impl Backend for Nftables {
+    fn name(&self) -> &'static str {
+        "nftables"
+    }
+
+    fn render(&self, rules: &RuleSet) -> String {
+        text::render(rules)
+    }
+
+    async fn install(&self, rules: &RuleSet) -> Result<(), RedirectError> {
+        refuse_what_cannot_be_quoted(rules)?;
+        run(NFT, &["-f", "-"], &text::render(rules)).await.map_err(of_the_kernel)?;
+        // The rules are in place. What comes now is only how they look; where it fails, the next comparison says so.
+        let wanted = Listing::of(rules);
+        let remembered = list().await.ok().flatten().filter(|found| *found != wanted && found.is_another_wording_of(&wanted));
+        *self.remembered.lock().unwrap_or_else(PoisonError::into_inner) = remembered.map(|found| (rules.clone(), found));
+        Ok(())
+    }
+
+    async fn differences(&self, rules: &RuleSet) -> Result<Vec<String>, RedirectError> {
+        let Some(found) = list().await? else { return Ok(vec![format!("the table inet {TABLE} is missing")]) };
+        let wanted = Listing::of(rules);
+        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let remembered = remembered.filter(|(of, _)| of == rules).map(|(_, listing)| listing);
+        Ok(if found == wanted { Vec::new() } else { found.differences(&remembered.unwrap_or(wanted)) })
+    }
+
+    async fn standing(&self) -> Result<Standing, RedirectError> {
+        Ok(list().await?.map(|found| found.standing()).unwrap_or_default())
+    }
+
+    async fn remove(&self) -> Result<Vec<String>, RedirectError> {
+        let Some(found) = list().await? else { return Ok(Vec::new()) };
+        match run(NFT, &["delete", "table", "inet", TABLE], "").await {
+            Ok(_) => Ok(vec![found.to_string()]),
+            // Somebody was faster.
+            Err(RedirectError::Refused { message, .. }) if message.contains(NOT_THERE) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether the kernel would take these rules from the program. Nothing is changed.
+///
+/// # Errors
+/// If it would not, or the program cannot be run.
+pub async fn try_out(rules: &RuleSet) -> Result<(), RedirectError> {
+    refuse_what_cannot_be_quoted(rules)?;
+    run(NFT, &["-c", "-f", "-"], &text::render(rules)).await.map(drop).map_err(of_the_kernel)
+}
+
+/// What our table holds; `None` where there is none.
+async fn list() -> Result<Option<Listing>, RedirectError> {
+    match run(NFT, &["-j", "list", "table", "inet", TABLE], "").await {
+        Ok(json) => Listing::read(&json).map(Some).map_err(|message| RedirectError::Unreadable { program: NFT, message }),
+        Err(RedirectError::Refused { message, .. }) if message.contains(NOT_THERE) => Ok(None),
+        Err(error) => Err(of_the_kernel(error)),
+    }
+}
+
+/// Tells a kernel that cannot hold the rules from a process that may not load them.
+fn of_the_kernel(error: RedirectError) -> RedirectError {
+    match error {
+        // What it names is in our own text, so that nothing can be missing but the kernel's support.
+        RedirectError::Refused { program, message } if message.contains("not supported") || message.contains(NOT_THERE) => {
+            RedirectError::Kernel { program, message }
+        }
+        error => error,
+    }
+}
+
+/// A string of the language ends at the next quote, and nothing can be put in front of that; no name that a configuration
+/// may hold has one.
+fn refuse_what_cannot_be_quoted(rules: &RuleSet) -> Result<(), RedirectError> {
+    let odd = |name: &str| name.is_empty() || name.chars().any(|c| matches!(c, '"' | '\\') || !c.is_ascii_graphic());
+    match rules.interfaces.iter().find(|interface| odd(&interface.name)) {
+        Some(interface) => {
+            Err(RedirectError::Refused { program: NFT, message: format!("{:?} is no interface that it can name", interface.name) })
+        }
+        None => Ok(()),
+    }
+}
+
+/// The rules of a hook, of both families, without what goes without saying: the language has no pattern for every interface.
+fn rules_of(rules: &RuleSet, hook: Hook) -> Vec<Rule> {
+    let every = |m: &Match, but: bool| matches!(m, Match::Interface(InterfaceMatch { name, negated }) if name == "+" && *negated == but);
+    let both = super::rules::Family::ALL.into_iter().flat_map(|family| rules.rules(hook, family));
+    let possible = both.filter(|rule| !rule.matches.iter().any(|m| every(m, true)));
+    possible.map(|rule| Rule { matches: rule.matches.into_iter().filter(|m| !every(m, false)).collect(), ..rule }).collect()
+}
+
+/// An interface's name as the language has it. iptables' closing `+` is a closing `*` there, and a name that ends with that
+/// itself has a backslash before it; elsewhere in a name neither means anything.
+fn pattern(name: &str) -> String {
+    match (name.strip_suffix('+'), name.strip_suffix('*')) {
+        (Some(prefix), _) => format!("{prefix}*"),
+        (None, Some(start)) => format!("{start}\\*"),
+        (None, None) => name.to_owned(),
+    }
+}

@@ -1,0 +1,312 @@
+//! What our table holds: read from `nft -j list table`, or made of the wanted rules, and compared.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+
+use serde_json::{Map, Value, json};
+
+use super::text::protocol;
+use super::{Place, TABLE, pattern, rules_of};
+use crate::redirect::rules::{Family, Hook, Match, Rule, RuleSet, Verdict};
+use crate::redirect::standing::Standing;
+
+/// How many of somebody else's rules a difference quotes.
+const QUOTED: usize = 3;
+
+/// A table, without what says nothing about packets: handles, counters, comments.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Listing {
+    /// It has flags: somebody put it to sleep.
+    flags: bool,
+    chains: BTreeMap<String, Chain>,
+    /// What else is in it: sets, maps and their like.
+    others: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Chain {
+    /// Where it hooks in, and how; nothing for one that packets only reach from another.
+    hook: String,
+    rules: Vec<Statements>,
+}
+
+/// The matches of a rule, and its verdict.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Statements(Vec<Value>);
+
+impl Listing {
+    /// What is expected where these rules are in place.
+    pub(super) fn of(rules: &RuleSet) -> Self {
+        let mut listing = Self::default();
+        for hook in Hook::ALL {
+            let rules = rules_of(rules, hook);
+            let Place { chain, kind, hook, priority } = Place::of(hook);
+            if !rules.is_empty() {
+                let hook = hooked(kind, hook, priority.into(), "accept");
+                listing.chains.insert(chain.to_owned(), Chain { hook, rules: rules.iter().map(Statements::of).collect() });
+            }
+        }
+        listing
+    }
+
+    /// Reads what the program lists. The error says what is wrong with it.
+    pub(super) fn read(json: &str) -> Result<Self, String> {
+        let listed: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        let objects = listed["nftables"].as_array().ok_or("there is no list `nftables` in it")?;
+        let mut listing = Self::default();
+        let mut rules = Vec::new();
+        for (kind, value) in objects.iter().filter_map(Value::as_object).flatten() {
+            match kind.as_str() {
+                "metainfo" => {}
+                "table" => listing.flags = value.get("flags").is_some(),
+                "chain" => {
+                    let chain = Chain { hook: hook(value), rules: Vec::new() };
+                    listing.chains.insert(text(&value["name"]), chain);
+                }
+                "rule" => rules.push(value),
+                kind => listing.others.push(format!("{kind} {}", text(&value["name"]))),
+            }
+        }
+        for rule in rules {
+            let statements = rule["expr"].as_array().ok_or("there is a rule without `expr`")?;
+            let chain = listing.chains.get_mut(&text(&rule["chain"])).ok_or("there is a rule of no chain")?;
+            chain.rules.push(Statements(statements.iter().filter_map(plain).collect()));
+        }
+        Ok(listing)
+    }
+
+    /// What differs from the wanted, in words.
+    pub(super) fn differences(&self, wanted: &Self) -> Vec<String> {
+        let mut said = Vec::new();
+        if self.flags && !wanted.flags {
+            said.push(format!("the table inet {TABLE} has a flag, such as `dormant`, with which its rules do nothing"));
+        }
+        for (name, wanted) in &wanted.chains {
+            match self.chains.get(name) {
+                None => said.push(format!("the chain {name} is missing")),
+                Some(found) => found.differences(name, wanted, &mut said),
+            }
+        }
+        let foreign = self.chains.keys().filter(|name| !wanted.chains.contains_key(*name)).map(|name| format!("chain {name}"));
+        for other in foreign.chain(self.others.iter().filter(|other| !wanted.others.contains(other)).cloned()) {
+            said.push(format!("the table inet {TABLE} has a {other} that is not wanted"));
+        }
+        said
+    }
+
+    /// What of it is in a packet's way, whatever is wanted. Only what rejects every packet to a metadata address is a guard,
+    /// and only in a chain in which nothing else stands.
+    pub(super) fn standing(&self) -> Standing {
+        let Place { chain, kind, hook, priority } = Place::of(Hook::Guard);
+        let guard = self.chains.get(chain).filter(|found| !self.flags && found.hook == hooked(kind, hook, priority.into(), "accept"));
+        let guard = guard.filter(|guard| guard.rules.iter().all(|rule| rule.0.last().is_some_and(|verdict| verdict.get("reject").is_some())));
+        let guards = |family: &Family| {
+            let metadata = json!(family.metadata());
+            guard.is_some_and(|guard| {
+                guard.rules.iter().any(|rule| match rule.0.split_last() {
+                    Some((verdict, matches)) => {
+                        let of_family = |one: &Value| one["match"]["op"] == "==" && one["match"]["right"] == metadata;
+                        let all = *verdict == json!({"reject": null}) && matches.iter().all(|one| of_family(one) || is_protocol(one));
+                        all && matches.iter().any(of_family)
+                    }
+                    None => false,
+                })
+            })
+        };
+        let targets = self.chains.get(Place::of(Hook::Redirect).chain).into_iter().flat_map(|chain| &chain.rules).filter_map(|rule| {
+            let dnat = &rule.0.last()?["dnat"];
+            Some(SocketAddr::new(dnat["addr"].as_str()?.parse().ok()?, dnat["port"].as_u64()?.try_into().ok()?))
+        });
+        Standing { guards: Family::ALL.into_iter().filter(guards).collect(), targets: targets.collect() }
+    }
+
+    /// Whether this, listed right after the wanted rules were loaded, is how another version of the program words them.
+    ///
+    /// It may be remembered then as what the wanted rules look like, so nothing may pass that somebody changed in between:
+    /// no chain and no rule may be missing or be there besides, and every rule must have the wanted verdict and every wanted
+    /// value, each with its operator. Only what a version adds or leaves out by itself may differ: the names of the fields,
+    /// and the protocol that another match or the verdict demands anyway.
+    pub(super) fn is_another_wording_of(&self, wanted: &Self) -> bool {
+        let same_chain = |(name, wanted): (&String, &Chain)| {
+            let Some(found) = self.chains.get(name) else { return false };
+            let mut pairs = found.rules.iter().zip(&wanted.rules);
+            found.hook == wanted.hook && found.rules.len() == wanted.rules.len() && pairs.all(|(found, wanted)| found.rewords(wanted))
+        };
+        !self.flags && self.others.is_empty() && self.chains.len() == wanted.chains.len() && wanted.chains.iter().all(same_chain)
+    }
+}
+
+/// What it is, for a person: what was taken away.
+impl fmt::Display for Listing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let chains: Vec<_> = self.chains.iter().map(|(name, chain)| format!("{name} ({})", count(chain.rules.len()))).collect();
+        let chains = if chains.is_empty() { "no chain".to_owned() } else { format!("the chains {}", chains.join(", ")) };
+        write!(f, "the table inet {TABLE} with {chains}")
+    }
+}
+
+impl Chain {
+    fn differences(&self, name: &str, wanted: &Self, said: &mut Vec<String>) {
+        if self.hook != wanted.hook {
+            let hook = if self.hook.is_empty() { "nowhere" } else { &self.hook };
+            said.push(format!("the chain {name} is hooked in otherwise: {hook}; wanted: {}", wanted.hook));
+        }
+        let (have, want) = (self.rules.len(), wanted.rules.len());
+        if have < want {
+            said.push(format!("the chain {name} has {} of {want}", count(have)));
+        } else if have > want {
+            said.push(format!("the chain {name} has {} instead of {want}", count(have)));
+        }
+        let foreign: Vec<_> = self.rules.iter().filter(|rule| !wanted.rules.contains(rule)).collect();
+        let missing = wanted.rules.iter().filter(|rule| !self.rules.contains(rule));
+        for rule in foreign.iter().take(QUOTED) {
+            said.push(format!("in the chain {name} is another rule: {rule}"));
+        }
+        for rule in missing.take(QUOTED) {
+            said.push(format!("in the chain {name} this rule is missing: {rule}"));
+        }
+        if have == want && foreign.is_empty() && self.rules != wanted.rules {
+            said.push(format!("the rules of the chain {name} stand in another order"));
+        }
+    }
+}
+
+impl Statements {
+    fn of(rule: &Rule) -> Self {
+        let matches = rule.matches.iter().map(|one| {
+            let (operator, left, right) = match one {
+                Match::To(ip) => ("==", json!({"payload": {"protocol": protocol(*ip), "field": "daddr"}}), json!(ip)),
+                Match::Tcp => ("==", json!({"meta": {"key": "l4proto"}}), json!("tcp")),
+                Match::TcpPort(port) => ("==", json!({"payload": {"protocol": "tcp", "field": "dport"}}), json!(port)),
+                Match::Interface(interface) => {
+                    let operator = if interface.negated { "!=" } else { "==" };
+                    (operator, json!({"meta": {"key": "iifname"}}), json!(pattern(&interface.name)))
+                }
+                Match::NotOpenedTo(ip) => ("!=", json!({"ct": {"key": format!("{} daddr", protocol(*ip)), "dir": "original"}}), json!(ip)),
+            };
+            json!({"match": {"op": operator, "left": left, "right": right}})
+        });
+        let verdict = match rule.verdict {
+            Verdict::Dnat(target) => json!({"dnat": {"addr": target.ip(), "port": target.port()}}),
+            Verdict::Return => json!({"return": null}),
+            Verdict::Reset => json!({"reject": {"type": "tcp reset"}}),
+            Verdict::Reject => json!({"reject": null}),
+            Verdict::Drop => json!({"drop": null}),
+        };
+        Self(matches.chain([verdict]).collect())
+    }
+
+    /// See [`Listing::is_another_wording_of`].
+    fn rewords(&self, wanted: &Self) -> bool {
+        let (Some((verdict, matches)), Some((wanted_verdict, wanted_matches))) = (self.0.split_last(), wanted.0.split_last()) else {
+            return false;
+        };
+        let mut rest: Vec<_> = matches.iter().collect();
+        for wanted in wanted_matches {
+            let same = |one: &&Value| one["match"]["op"] == wanted["match"]["op"] && one["match"]["right"] == wanted["match"]["right"];
+            match rest.iter().position(same) {
+                Some(at) => drop(rest.remove(at)),
+                // A reset is an answer to TCP alone.
+                None if is_protocol(wanted) && wanted_verdict["reject"]["type"] == "tcp reset" => {}
+                None => return false,
+            }
+        }
+        verdict == wanted_verdict && rest.into_iter().all(is_protocol)
+    }
+}
+
+impl fmt::Display for Statements {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<_> = self.0.iter().map(words).collect();
+        f.write_str(&words.join(" "))
+    }
+}
+
+/// "1 rule", "2 rules".
+fn count(rules: usize) -> String {
+    format!("{rules} rule{}", if rules == 1 { "" } else { "s" })
+}
+
+fn hooked(kind: &str, hook: &str, priority: i64, policy: &str) -> String {
+    format!("type {kind} hook {hook} priority {priority} policy {policy}")
+}
+
+fn hook(chain: &Value) -> String {
+    let (Some(kind), Some(hook), Some(priority)) = (chain["type"].as_str(), chain["hook"].as_str(), chain["prio"].as_i64()) else {
+        return String::new();
+    };
+    // The kernel's own policy, where the program does not say it.
+    hooked(kind, hook, priority, chain["policy"].as_str().unwrap_or("accept"))
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// A statement without what tells nothing; `None` where nothing is left.
+fn plain(statement: &Value) -> Option<Value> {
+    let (kind, value) = statement.as_object().and_then(only)?;
+    match kind.as_str() {
+        "counter" | "comment" => None,
+        // The address says it too, and older versions leave it out.
+        "dnat" => {
+            let mut value = value.clone();
+            if let Some(fields) = value.as_object_mut() {
+                fields.remove("family");
+            }
+            Some(json!({"dnat": value}))
+        }
+        // What `reject` alone means: versions differ in which of these names they list it under.
+        "reject" if value["expr"] == "port-unreachable" => Some(json!({"reject": null})),
+        _ => Some(statement.clone()),
+    }
+}
+
+fn only(object: &Map<String, Value>) -> Option<(&String, &Value)> {
+    object.iter().next()
+}
+
+/// Whether it matches the protocol of TCP or of a family, which versions add to and leave out of a rule that demands it
+/// anyway.
+fn is_protocol(statement: &Value) -> bool {
+    let one = &statement["match"];
+    let key = one["left"]["meta"]["key"].as_str();
+    let names: &[&str] = match key {
+        Some("l4proto") => &["tcp", "6"],
+        Some("nfproto") => &["ipv4", "ipv6"],
+        Some("protocol") => &["ip", "ip6"],
+        _ => return false,
+    };
+    one["op"] == "==" && names.contains(&text(&one["right"]).as_str())
+}
+
+/// A statement in the words of the language; as it was listed where it is none of ours.
+fn words(statement: &Value) -> String {
+    let known = || {
+        let (kind, value) = statement.as_object().and_then(only)?;
+        match kind.as_str() {
+            "match" => {
+                let (kind, left) = value["left"].as_object().and_then(only)?;
+                let left = match kind.as_str() {
+                    "meta" => text(&left["key"]).replace("l4proto", "meta l4proto"),
+                    "payload" => format!("{} {}", left["protocol"].as_str()?, left["field"].as_str()?),
+                    "ct" if left["dir"].is_string() => format!("ct {} {}", text(&left["dir"]), text(&left["key"])),
+                    "ct" => format!("ct {}", text(&left["key"])),
+                    _ => return None,
+                };
+                let operator = if value["op"] == "!=" { "!= " } else { "" };
+                Some(format!("{left} {operator}{}", text(&value["right"])))
+            }
+            "dnat" => {
+                let ip: std::net::IpAddr = value["addr"].as_str()?.parse().ok()?;
+                let port = u16::try_from(value["port"].as_u64()?).ok()?;
+                Some(format!("dnat {} to {}", protocol(ip), std::net::SocketAddr::new(ip, port)))
+            }
+            "reject" if value["type"] == "tcp reset" => Some("reject with tcp reset".to_owned()),
+            kind if value.is_null() => Some(kind.to_owned()),
+            _ => None,
+        }
+    };
+    known().unwrap_or_else(|| statement.to_string())
+}

@@ -1,0 +1,234 @@
+#![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+
+use super::*;
+use crate::redirect::rules::Targets;
+
+fn interface(name: &str, negated: bool) -> InterfaceMatch {
+    InterfaceMatch { name: name.to_owned(), negated }
+}
+
+fn full(interfaces: &[(&str, bool)]) -> RuleSet {
+    let targets =
+        Targets { ipv4: "192.0.2.1:8181".parse().unwrap(), ipv6: Some("[2001:db8::1]:8181".parse().unwrap()), refuse_direct: true };
+    RuleSet { interfaces: interfaces.iter().map(|(name, negated)| interface(name, *negated)).collect(), targets: Some(targets) }
+}
+
+fn without_comments(text: &str) -> String {
+    text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect()
+}
+
+/// The rules of the chain `redirection` for IPv4.
+fn redirection(interfaces: &[(&str, bool)]) -> Vec<String> {
+    let text = text::render(&full(interfaces));
+    let rules = text.lines().map(str::trim).filter(|line| line.contains("ip daddr 169.254.169.254 tcp dport 80"));
+    rules.map(|rule| rule.replace("ip daddr 169.254.169.254 tcp dport 80 ", "")).collect()
+}
+
+/// What version 1.0.6 lists where the whole rule set is in place, with a counter and a comment that somebody might add.
+fn listed() -> String {
+    let mut objects = vec![r#"{"metainfo": {"version": "1.0.6", "json_schema_version": 1}}"#.to_owned()];
+    objects.push(r#"{"table": {"family": "inet", "name": "rolegate", "handle": 2}}"#.to_owned());
+    for (name, kind, hook, prio) in
+        [("redirection", "nat", "prerouting", -110), ("guard", "filter", "forward", -10), ("direct", "filter", "input", -10)]
+    {
+        objects.push(format!(
+            r#"{{"chain": {{"family": "inet", "table": "rolegate", "name": "{name}", "handle": 1, "type": "{kind}", "hook": "{hook}", "prio": {prio}, "policy": "accept"}}}}"#
+        ));
+    }
+    let lo = r#"{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "lo"}}"#;
+    let not_lo = lo.replace("==", "!=");
+    let http = r#"{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 80}}"#;
+    let port = http.replace("80", "8181");
+    let tcp = r#"{"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}}"#;
+    for (ip, address, target, icmp) in [("ip", "169.254.169.254", "192.0.2.1", "icmp"), ("ip6", "fd00:ec2::254", "2001:db8::1", "icmpv6")] {
+        let to = format!(
+            r#"{{"match": {{"op": "==", "left": {{"payload": {{"protocol": "{ip}", "field": "daddr"}}}}, "right": "{address}"}}}}"#
+        );
+        let opened =
+            format!(r#"{{"match": {{"op": "!=", "left": {{"ct": {{"key": "{ip} daddr", "dir": "original"}}}}, "right": "{address}"}}}}"#);
+        for (chain, expr) in [
+            ("redirection", format!(r#"{lo}, {to}, {http}, {{"return": null}}"#)),
+            ("redirection", format!(r#"{to}, {http}, {{"dnat": {{"family": "{ip}", "addr": "{target}", "port": 8181}}}}"#)),
+            ("guard", format!(r#"{to}, {tcp}, {{"counter": {{"packets": 3, "bytes": 180}}}}, {{"reject": {{"type": "tcp reset"}}}}"#)),
+            ("guard", format!(r#"{to}, {{"reject": {{"type": "{icmp}", "expr": "port-unreachable"}}}}"#)),
+            ("direct", format!(r#"{not_lo}, {port}, {opened}, {{"drop": null}}"#)),
+        ] {
+            objects.push(format!(
+                r#"{{"rule": {{"family": "inet", "table": "rolegate", "chain": "{chain}", "handle": 4, "comment": "x", "expr": [{expr}]}}}}"#
+            ));
+        }
+    }
+    format!(r#"{{"nftables": [{}]}}"#, objects.join(", "))
+}
+
+/// The same with something replaced that is in it.
+fn changed(from: &str, to: &str) -> Listing {
+    let listed = listed();
+    assert!(listed.contains(from), "{from}");
+    Listing::read(&listed.replacen(from, to, 1)).unwrap()
+}
+
+#[test]
+fn the_shipped_files_are_what_is_made() {
+    assert_eq!(without_comments(include_str!("../../../iptables/rolegate.nft")), text::render(&full(&[])));
+    assert_eq!(without_comments(include_str!("../../../iptables/guard.nft")), text::render(&RuleSet::guard_alone()));
+}
+
+#[test]
+fn interfaces_are_named_as_the_language_has_them() {
+    let dnat = "dnat ip to 192.0.2.1:8181";
+    let lo = "iifname \"lo\" return".to_owned();
+    assert_eq!(redirection(&[]), [lo.clone(), dnat.to_owned()]);
+    let named = [("cni0", false), ("eni+", false), ("odd*", false), ("odd*+", false), ("a*b+c", false), ("$x;{#", false)];
+    let patterns = ["cni0", "eni*", "odd\\*", "odd**", "a*b+c", "$x;{#"];
+    let rules = patterns.map(|pattern| format!("iifname \"{pattern}\" {dnat}"));
+    assert_eq!(redirection(&named), [std::slice::from_ref(&lo), &rules].concat());
+    assert_eq!(
+        redirection(&[("eth0", true), ("ens+", true)]),
+        [lo, "iifname \"eth0\" return".to_owned(), "iifname \"ens*\" return".to_owned(), dnat.to_owned()]
+    );
+}
+
+/// The language has no pattern for every interface.
+#[test]
+fn a_pattern_of_every_interface_is_no_match() {
+    let dnat = "dnat ip to 192.0.2.1:8181";
+    assert_eq!(redirection(&[("+", false)]), ["iifname \"lo\" return", dnat]);
+    assert_eq!(redirection(&[("+", true)]), ["iifname \"lo\" return", "return", dnat]);
+}
+
+#[test]
+fn a_name_that_would_end_the_string_is_refused() {
+    for name in ["a\"b", "a\\", "a b", "a\nb", "", "\u{e9}"] {
+        let error = refuse_what_cannot_be_quoted(&full(&[(name, false)])).unwrap_err();
+        assert!(matches!(error, RedirectError::Refused { program: "nft", .. }), "{error}");
+    }
+    refuse_what_cannot_be_quoted(&full(&[("veth+", true), ("$x;{}#", false)])).unwrap();
+}
+
+/// A rule says of which family its packets are by an address.
+#[test]
+fn every_rule_has_an_address() {
+    for rule in Hook::ALL.into_iter().flat_map(|hook| rules_of(&full(&[("eth0", true), ("cni0", false)]), hook)) {
+        assert!(rule.matches.iter().any(|one| matches!(one, Match::To(_) | Match::NotOpenedTo(_))), "{rule:?}");
+    }
+}
+
+#[test]
+fn what_was_listed_is_what_was_wanted() {
+    let found = Listing::read(&listed()).unwrap();
+    assert_eq!(found, Listing::of(&full(&[])));
+    assert_eq!(found.differences(&Listing::of(&full(&[]))), [""; 0]);
+    assert_eq!(found.to_string(), "the table inet rolegate with the chains direct (2 rules), guard (4 rules), redirection (4 rules)");
+}
+
+#[test]
+fn a_listing_that_is_none_is_an_error() {
+    for json in
+        ["", "{}", "[]", r#"{"nftables": [{"rule": {"chain": "guard"}}]}"#, r#"{"nftables": [{"rule": {"chain": "guard", "expr": []}}]}"#]
+    {
+        assert!(Listing::read(json).is_err(), "{json}");
+    }
+}
+
+#[test]
+fn differences_are_said_in_words() {
+    let wanted = Listing::of(&full(&[]));
+    let said = |from: &str, to: &str| changed(from, to).differences(&wanted).join("\n");
+    assert_eq!(said(r#""handle": 2"#, r#""handle": 2, "flags": "dormant""#).lines().count(), 1);
+    assert!(
+        said(r#""prio": -10,"#, r#""prio": 300,"#)
+            .starts_with("the chain guard is hooked in otherwise: type filter hook forward priority 300")
+    );
+    assert!(said(r#""policy": "accept""#, r#""policy": "drop""#).contains("the chain redirection is hooked in otherwise"));
+    assert_eq!(
+        said("192.0.2.1", "192.0.2.9"),
+        "in the chain redirection is another rule: ip daddr 169.254.169.254 tcp dport 80 dnat ip to 192.0.2.9:8181\n\
+         in the chain redirection this rule is missing: ip daddr 169.254.169.254 tcp dport 80 dnat ip to 192.0.2.1:8181"
+    );
+    assert_eq!(
+        said(r#"{"reject": {"type": "tcp reset"}}"#, r#"{"accept": null}"#),
+        "in the chain guard is another rule: ip daddr 169.254.169.254 meta l4proto tcp accept\n\
+         in the chain guard this rule is missing: ip daddr 169.254.169.254 meta l4proto tcp reject with tcp reset"
+    );
+    let alone = Listing::of(&RuleSet::guard_alone());
+    assert_eq!(alone.differences(&wanted), ["the chain direct is missing", "the chain redirection is missing"]);
+    assert_eq!(wanted.differences(&alone)[0], "the table inet rolegate has a chain direct that is not wanted");
+    let nothing = Listing::read(r#"{"nftables": [{"chain": {"name": "guard"}}, {"set": {"name": "s"}}]}"#).unwrap();
+    assert_eq!(
+        nothing.differences(&alone)[..2],
+        [
+            "the chain guard is hooked in otherwise: nowhere; wanted: type filter hook forward priority -10 policy accept",
+            "the chain guard has 0 rules of 4"
+        ]
+    );
+    assert_eq!(nothing.differences(&alone).last().unwrap(), "the table inet rolegate has a set s that is not wanted");
+}
+
+#[test]
+fn the_order_of_rules_counts() {
+    let listed = listed();
+    // The two rules of the guard for IPv4 change places.
+    let (first, second) = (listed.find("tcp reset").unwrap(), listed.find(r#""expr": "port-unreachable""#).unwrap());
+    let object = |at: usize| {
+        let start = listed[..at].rfind(r#"{"rule""#).unwrap();
+        (start, start + listed[start..].find("]}}").unwrap() + 3)
+    };
+    let ((a, b), (c, d)) = (object(first), object(second));
+    let swapped = format!("{}{}{}{}{}", &listed[..a], &listed[c..d], &listed[b..c], &listed[a..b], &listed[d..]);
+    let found = Listing::read(&swapped).unwrap();
+    assert_eq!(found.differences(&Listing::of(&full(&[]))), ["the rules of the chain guard stand in another order"]);
+    assert!(!found.is_another_wording_of(&Listing::of(&full(&[]))));
+}
+
+#[test]
+fn another_versions_words_may_be_remembered() {
+    let wanted = Listing::of(&full(&[]));
+    let tcp = r#"{"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}}, "#;
+    let ipv4 = r#"{"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}}, "#;
+    for (from, to) in [
+        (tcp, ""),
+        (tcp, &tcp.replace("\"tcp\"", "6")),
+        (r#"{"key": "ip daddr", "dir": "original"}"#, r#"{"key": "daddr", "family": "ip", "dir": "original"}"#),
+        (r#"[{"match": {"op": "!=", "#, &format!(r#"[{ipv4}{{"match": {{"op": "!=", "#)),
+    ] {
+        let found = changed(from, to);
+        assert!(found != wanted && found.is_another_wording_of(&wanted), "{from} → {to}");
+    }
+}
+
+#[test]
+fn what_lacks_something_is_never_remembered() {
+    let wanted = Listing::of(&full(&[]));
+    let established = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}}, "#;
+    for (from, to) in [
+        (r#""handle": 2"#, r#""handle": 2, "flags": "dormant""#),
+        (r#""prio": -10,"#, r#""prio": 300,"#),
+        (r#""right": "lo""#, r#""right": "lo*""#),
+        (r#""right": "lo""#, r#""right": "eth0""#),
+        (r#""op": "!=""#, r#""op": "==""#),
+        ("192.0.2.1", "192.0.2.9"),
+        (r#""right": 80"#, r#""right": 81"#),
+        (r#"{"reject": {"type": "tcp reset"}}"#, r#"{"accept": null}"#),
+        (r#"{"drop": null}"#, r#"{"accept": null}"#),
+        (r#"{"reject": {"type": "tcp reset"}}"#, &format!(r#"{established}{{"reject": {{"type": "tcp reset"}}}}"#)),
+        (r#""right": "tcp""#, r#""right": "udp""#),
+    ] {
+        let found = changed(from, to);
+        assert!(found != wanted && !found.is_another_wording_of(&wanted), "{from} → {to}");
+    }
+    assert!(!Listing::of(&RuleSet::guard_alone()).is_another_wording_of(&wanted));
+    assert!(!wanted.is_another_wording_of(&Listing::of(&RuleSet::guard_alone())));
+    assert!(!Listing::default().is_another_wording_of(&wanted));
+    assert!(!Listing::of(&full(&[("eth0", true)])).is_another_wording_of(&wanted));
+}
+
+#[test]
+fn a_kernel_that_cannot_is_told_from_a_process_that_may_not() {
+    let refused = |message: &str| of_the_kernel(RedirectError::Refused { program: NFT, message: message.to_owned() });
+    for message in ["Error: Could not process rule: Operation not supported", "Error: Could not process rule: No such file or directory"] {
+        let error = refused(message);
+        assert!(matches!(error, RedirectError::Kernel { .. }) && error.to_string().contains("--redirect=iptables"), "{error}");
+    }
+    assert!(matches!(refused("Operation not permitted (you must be root)"), RedirectError::Refused { .. }));
+}

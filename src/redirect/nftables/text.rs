@@ -1,0 +1,64 @@
+//! The rules as text for `nft -f`.
+
+use std::net::IpAddr;
+
+use super::{Place, TABLE, pattern, rules_of};
+use crate::redirect::rules::{Hook, Match, Rule, RuleSet, Verdict};
+
+/// One transaction that leaves our table with these rules, whatever it held: only a table that is there can be deleted, so
+/// it is added first.
+pub(super) fn render(rules: &RuleSet) -> String {
+    let mut text = format!("table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
+    for hook in Hook::ALL {
+        let rules = rules_of(rules, hook);
+        if rules.is_empty() {
+            continue;
+        }
+        let Place { chain, kind, hook, priority } = Place::of(hook);
+        text.push_str(&format!("\tchain {chain} {{\n\t\ttype {kind} hook {hook} priority {priority}; policy accept;\n"));
+        for rule in rules {
+            text.push_str(&format!("\t\t{}\n", self::rule(&rule)));
+        }
+        text.push_str("\t}\n");
+    }
+    text.push_str("}\n");
+    text
+}
+
+fn rule(rule: &Rule) -> String {
+    let mut words: Vec<_> = rule.matches.iter().map(one_match).collect();
+    words.push(verdict(rule.verdict));
+    words.join(" ")
+}
+
+fn one_match(one: &Match) -> String {
+    match one {
+        Match::To(ip) => format!("{} daddr {ip}", protocol(*ip)),
+        Match::Tcp => "meta l4proto tcp".to_owned(),
+        Match::TcpPort(port) => format!("tcp dport {port}"),
+        Match::Interface(interface) => {
+            let operator = if interface.negated { "!= " } else { "" };
+            format!("iifname {operator}\"{}\"", pattern(&interface.name))
+        }
+        Match::NotOpenedTo(ip) => format!("ct original {} daddr != {ip}", protocol(*ip)),
+    }
+}
+
+fn verdict(verdict: Verdict) -> String {
+    match verdict {
+        Verdict::Dnat(target) => format!("dnat {} to {target}", protocol(target.ip())),
+        Verdict::Return => "return".to_owned(),
+        Verdict::Reset => "reject with tcp reset".to_owned(),
+        // "Port unreachable" of the packet's family.
+        Verdict::Reject => "reject".to_owned(),
+        Verdict::Drop => "drop".to_owned(),
+    }
+}
+
+/// The name of a family's protocol.
+pub(super) const fn protocol(ip: IpAddr) -> &'static str {
+    match ip {
+        IpAddr::V4(_) => "ip",
+        IpAddr::V6(_) => "ip6",
+    }
+}
