@@ -115,7 +115,7 @@ impl App {
 
         // At once: until the rule is there, pods reach the real service. What it brings waits for the acceptor.
         let rule = readiness.step("the packet rule");
-        let rule = rule::place(&config.redirect, metadata_address, kube, &config.pods.node, rule);
+        let rule = rule::place(&config.redirect, config.server.accept_direct, metadata_address, kube, &config.pods.node, rule);
         let mut rule = std::pin::pin!(rule.fuse());
         let mut stop = std::pin::pin!(stop);
         let mut prepared = std::pin::pin!(prepare(&config, pods, events, &metrics, &readiness, &drain, &explainer));

@@ -1,19 +1,13 @@
 //! The packet rules that bring the pods' metadata requests to the daemon, and let them go nowhere else.
 
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
-
-use tracing::info;
+use std::net::IpAddr;
 
 use self::rules::RuleSet;
-use crate::config::InterfaceMatch;
 
 pub mod iptables;
+pub mod peers;
 pub mod program;
 pub mod rules;
-
-/// How long the program may wait for the lock on the tables.
-const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 /// What puts the rules into the kernel, and looks after them.
 pub trait Backend: Send + Sync {
@@ -32,15 +26,6 @@ pub trait Backend: Send + Sync {
 
     /// Takes away exactly what is ours, and says in words what that was; nothing where there was nothing.
     fn remove(&self) -> impl Future<Output = Result<Vec<String>, RedirectError>> + Send;
-}
-
-/// The rule as data.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OneRule {
-    /// Which interfaces the pods' requests come in on; empty means every one.
-    pub interfaces: Vec<InterfaceMatch>,
-    /// Where they are sent: an address of this node and the app port.
-    pub target: SocketAddr,
 }
 
 /// Why there is no rule.
@@ -62,13 +47,23 @@ pub enum RedirectError {
         /// What it said.
         message: String,
     },
-}
-
-/// Puts the rule in place. Doing it again changes nothing; an older rule of ours with another target is replaced.
-pub async fn install(rules: &OneRule) -> Result<(), RedirectError> {
-    iptables::install(rules, LOCK_WAIT).await?;
-    info!(target_address = %rules.target, "the packet rule is in place: pods' metadata requests come here");
-    Ok(())
+    /// Another program holds the lock on the tables of iptables, or the lock cannot be had.
+    #[error(
+        "{program} cannot have the lock on the tables ({message}); see who holds the node's /run/xtables.lock (`fuser` tells), \
+         or mount it writable if it cannot be opened; nothing was changed, and it will be tried again"
+    )]
+    Locked {
+        /// The program that waited.
+        program: &'static str,
+        /// What it said.
+        message: String,
+    },
+    /// The kernel has IPv6, and the rules for it are not there.
+    #[error(
+        "pods' IPv6 requests are not guarded: {0}; give the daemon what it needs for ip6tables, or switch IPv6 off in the node's \
+         kernel (ipv6.disable=1)"
+    )]
+    Ipv6(#[source] Box<RedirectError>),
 }
 
 /// The addresses of all interfaces of this node.
