@@ -34,9 +34,13 @@ use crate::proxy::token::{KeyFile, Tokens};
 use crate::proxy::{Proxy, Settings};
 use crate::readiness::Readiness;
 use crate::redirect;
+use crate::redirect::chosen::{Chosen, System};
+use crate::redirect::keep::Keeper;
 use crate::role::{BaseArn, RoleArn};
 use crate::server::Server;
 use crate::tasks::Tasks;
+
+use self::rule::PacketRules;
 
 pub mod explain;
 mod node;
@@ -46,8 +50,6 @@ mod rule;
 const BACKLOG: i32 = 1024;
 /// Pause between questions that a late API leaves open.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// How long a failing start waits for the rule.
-const LAST_RULE: Duration = Duration::from_secs(30);
 
 /// The daemon, its ports bound.
 #[derive(Debug)]
@@ -59,27 +61,45 @@ pub struct App {
     metadata: TcpListener,
     admin: TcpListener,
     config: Config,
+    rules: Option<PacketRules>,
+    metrics: Metrics,
+    readiness: Readiness,
 }
 
 impl App {
-    /// Takes the two ports.
+    /// Puts the guard of the packet rules in place, and takes the two ports: a daemon that cannot start, and is started again
+    /// and again, must not leave the node open.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
+        let (metrics, readiness) = (Metrics::new(), Readiness::default());
+        let rules = PacketRules::guard(&config.redirect, config.server.accept_direct, &metrics, &readiness).await?;
         let metadata = listen(config.server.address, config.server.port, "--app-port", true)?;
         let admin = listen(config.admin.address, config.admin.port, "--metrics-port", false)?;
-        Ok(Self { metadata_address: metadata.local_addr()?, metrics_address: admin.local_addr()?, metadata, admin, config })
+        let (metadata_address, metrics_address) = (metadata.local_addr()?, admin.local_addr()?);
+        Ok(Self { metadata_address, metrics_address, metadata, admin, config, rules, metrics, readiness })
     }
 
     /// Serves until `stop`, then finishes what is under way.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { metadata_address, metrics_address, metadata, admin, config } = self;
+        let leaving = self.rules.as_ref().filter(|_| self.config.redirect.remove_on_exit).map(PacketRules::leaving);
+        let mut tasks = Tasks::default();
+        self.serve_with(&mut tasks, stop).await?;
+        if let Some(leaving) = leaving {
+            // What keeps the rules would take their end for somebody's change.
+            tasks.end().await;
+            leaving.remove().await;
+        }
+        Ok(())
+    }
+
+    async fn serve_with(self, tasks: &mut Tasks, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let Self { metadata_address, metrics_address, metadata, admin, config, rules, metrics, readiness } = self;
         let version = env!("CARGO_PKG_VERSION");
         info!(version, node = %config.pods.node, %metadata_address, %metrics_address, "rolegate starts");
         for warning in &config.warnings {
             warn!("{warning}");
         }
-        let (metrics, readiness, drain) = (Metrics::new(), Readiness::default(), Drain::default());
+        let drain = Drain::default();
         let running = readiness.step("the daemon's start");
-        let mut tasks = Tasks::default();
 
         // The first list, the rule and the identity of AWS are steps of their own: each may be late.
         let kube = client::connect(&config.pods.api).await?;
@@ -113,28 +133,26 @@ impl App {
         let of_admin = Admin { metrics: metrics.clone(), readiness: readiness.clone(), debug, explainer: explainer.clone() };
         tasks.spawn("metrics port", of_admin.serve(admin));
 
-        // At once: until the rule is there, pods reach the real service. What it brings waits for the acceptor.
-        let rule = readiness.step("the packet rule");
-        let rule = rule::place(&config.redirect, metadata_address, kube, &config.pods.node, rule);
-        let mut rule = std::pin::pin!(rule.fuse());
+        // At once: until then pods are refused. What the rules bring waits for the acceptor.
+        let placed = readiness.step("the packet rules");
+        let place = async {
+            match rules {
+                Some(rules) => rules.place(&config.redirect, metadata_address, kube, &config.pods.node, placed).await.map(Some),
+                None => {
+                    placed.done();
+                    Ok(None)
+                }
+            }
+        };
+        let mut place = std::pin::pin!(place.fuse());
         let mut stop = std::pin::pin!(stop);
         let mut prepared = std::pin::pin!(prepare(&config, pods, events, &metrics, &readiness, &drain, &explainer));
         let prepared = loop {
             tokio::select! {
-                placed = &mut rule, if !rule.is_terminated() => placed?,
-                prepared = &mut prepared => break prepared,
+                placed = &mut place, if !place.is_terminated() => keep(tasks, placed?),
+                prepared = &mut prepared => break prepared?,
                 ended = tasks.first_ended() => return Err(ended.into()),
                 () = &mut stop => return Ok(()),
-            }
-        };
-        let prepared = match prepared {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                // A daemon that cannot start, and is started again and again, must not leave the node open.
-                if !rule.is_terminated() {
-                    let _ = tokio::time::timeout(LAST_RULE, rule).await;
-                }
-                return Err(error);
             }
         };
         tasks.spawn("own identity", node::follow_identity(prepared.sts));
@@ -149,7 +167,10 @@ impl App {
         running.done();
         let ended = loop {
             tokio::select! {
-                placed = &mut rule, if !rule.is_terminated() => if let Err(error) = placed { break Err(error) },
+                placed = &mut place, if !place.is_terminated() => match placed {
+                    Ok(keeper) => keep(tasks, keeper),
+                    Err(error) => break Err(error),
+                },
                 ended = tasks.first_ended() => break Err(ended.into()),
                 acceptor = &mut acceptor => break Err(anyhow::anyhow!("the acceptor ended: {acceptor:?}")),
                 () = &mut stop => break Ok(()),
@@ -163,6 +184,13 @@ impl App {
             drain.finish().await;
         }
         ended
+    }
+}
+
+/// The packet rules are kept true from now on.
+fn keep(tasks: &mut Tasks, keeper: Option<Keeper<Arc<Chosen>, System>>) {
+    if let Some(mut keeper) = keeper {
+        tasks.spawn("packet rules", async move { keeper.keep().await });
     }
 }
 

@@ -1,9 +1,7 @@
 //! The packet rules that bring the pods' metadata requests to the daemon, and let them go nowhere else.
 
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
-
-use tracing::info;
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use self::rules::RuleSet;
 use self::standing::Standing;
@@ -16,12 +14,10 @@ pub mod iptables;
 pub mod keep;
 pub mod nftables;
 pub mod others;
+pub mod peers;
 pub mod program;
 pub mod rules;
 pub mod standing;
-
-/// How long the program may wait for the lock on the tables.
-const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 /// What puts the rules into the kernel, and looks after them.
 pub trait Backend: Send + Sync {
@@ -45,13 +41,30 @@ pub trait Backend: Send + Sync {
     fn remove(&self) -> impl Future<Output = Result<Vec<String>, RedirectError>> + Send;
 }
 
-/// The rule as data.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OneRule {
-    /// Which interfaces the pods' requests come in on; empty means every one.
-    pub interfaces: Vec<InterfaceMatch>,
-    /// Where they are sent: an address of this node and the app port.
-    pub target: SocketAddr,
+impl<B: Backend> Backend for Arc<B> {
+    fn name(&self) -> &'static str {
+        B::name(self)
+    }
+
+    fn render(&self, rules: &RuleSet) -> String {
+        B::render(self, rules)
+    }
+
+    async fn install(&self, rules: &RuleSet) -> Result<(), RedirectError> {
+        B::install(self, rules).await
+    }
+
+    async fn differences(&self, rules: &RuleSet) -> Result<Vec<String>, RedirectError> {
+        B::differences(self, rules).await
+    }
+
+    async fn standing(&self) -> Result<Standing, RedirectError> {
+        B::standing(self).await
+    }
+
+    async fn remove(&self) -> Result<Vec<String>, RedirectError> {
+        B::remove(self).await
+    }
 }
 
 /// Why there is no rule.
@@ -84,6 +97,17 @@ pub enum RedirectError {
         /// What it said.
         message: String,
     },
+    /// Another program holds the lock on the tables of iptables, or the lock cannot be had.
+    #[error(
+        "{program} cannot have the lock on the tables ({message}); see who holds the node's /run/xtables.lock (`fuser` tells), \
+         or mount it writable if it cannot be opened; nothing was changed, and it will be tried again"
+    )]
+    Locked {
+        /// The program that waited.
+        program: &'static str,
+        /// What it said.
+        message: String,
+    },
     /// What the program lists is not what it is known to list.
     #[error("cannot read what {program} lists: {message}; use another version of it, or --redirect=iptables")]
     Unreadable {
@@ -112,13 +136,22 @@ pub enum RedirectError {
         /// Why not.
         reason: String,
     },
+    /// The kernel has IPv6, and the rules for it are not there.
+    #[error(
+        "pods' IPv6 requests are not guarded: {0}; give the daemon what it needs for ip6tables, or switch IPv6 off in the node's \
+         kernel (ipv6.disable=1)"
+    )]
+    Ipv6(#[source] Box<RedirectError>),
 }
 
-/// Puts the rule in place. Doing it again changes nothing; an older rule of ours with another target is replaced.
-pub async fn install(rules: &OneRule) -> Result<(), RedirectError> {
-    iptables::install(rules, LOCK_WAIT).await?;
-    info!(target_address = %rules.target, "the packet rule is in place: pods' metadata requests come here");
-    Ok(())
+/// Patterns that no interface of this node fits at the moment.
+pub fn without_interface(patterns: &[InterfaceMatch]) -> Vec<&InterfaceMatch> {
+    let names: Vec<_> = nix::ifaddrs::getifaddrs().map(|all| all.map(|one| one.interface_name).collect()).unwrap_or_default();
+    let fits = |pattern: &InterfaceMatch, name: &String| match pattern.name.strip_suffix('+') {
+        Some(prefix) => name.starts_with(prefix),
+        None => *name == pattern.name,
+    };
+    patterns.iter().filter(|pattern| !names.iter().any(|name| fits(pattern, name))).collect()
 }
 
 /// The addresses of all interfaces of this node.

@@ -42,6 +42,11 @@ impl Tasks {
             }
         }
     }
+
+    /// Ends them all, and waits until they have.
+    pub async fn end(&mut self) {
+        self.running.shutdown().await;
+    }
 }
 
 #[cfg(test)]

@@ -10,9 +10,9 @@ use super::session::{Placeholder, SessionScope, SessionTag, SessionTemplate};
 use super::source::Source;
 use super::{
     AdminConfig, AnnotationKeys, ApiConfig, BaseRole, DEFAULT_APP_PORT, DEFAULT_ERROR_TTL, DEFAULT_METADATA_ADDR, DEFAULT_METRICS_PORT,
-    DEFAULT_POD_WAIT, DEFAULT_REDIRECT_INTERVAL, DEFAULT_SESSION_DURATION, DefaultRole, InterfaceMatch, LONGEST_SDK_MARGIN, LimitsConfig, LogConfig, MetadataConfig,
-    MetadataProfile, PatternFormat, PodsConfig, REDIRECT_INTERVALS, RedirectBackend, RedirectConfig, Restrictions, RolesConfig, SESSION_DURATIONS,
-    SHORTEST_ERROR_TTL, ServerConfig, ServiceAccountRoles, SessionsConfig, TokenMode,
+    DEFAULT_POD_WAIT, DEFAULT_REDIRECT_INTERVAL, DEFAULT_SESSION_DURATION, DefaultRole, InterfaceMatch, LONGEST_SDK_MARGIN, LimitsConfig,
+    LogConfig, MetadataConfig, MetadataProfile, PatternFormat, PodsConfig, REDIRECT_INTERVALS, RedirectBackend, RedirectConfig,
+    Restrictions, RolesConfig, SESSION_DURATIONS, SHORTEST_ERROR_TTL, ServerConfig, ServiceAccountRoles, SessionsConfig, TokenMode,
 };
 
 /// The largest limit that can be given.

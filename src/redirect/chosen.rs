@@ -64,7 +64,9 @@ impl Chosen {
         for other in Self::all().into_iter().filter(|other| other.name() != self.name()) {
             match other.remove().await {
                 Ok(removed) if removed.is_empty() => {}
-                Ok(removed) => info!(removed = removed.join("; "), "packet rules of ours that another backend had put in place are removed"),
+                Ok(removed) => {
+                    info!(removed = removed.join("; "), "packet rules of ours that another backend had put in place are removed")
+                }
                 // Without its program there is mostly nothing of it either.
                 Err(error @ RedirectError::Program { .. }) => debug!("{error}"),
                 Err(error) => warn!("whether {} holds packet rules of ours is not known: {error}", other.name()),

@@ -1,114 +1,292 @@
-//! The rule through the `iptables` program, of whichever flavour the image has.
+//! The rules through the `iptables` program, of whichever flavour the image has.
 //!
-//! A chain of our own holds the rule, so that it is replaced in one transaction (`iptables-restore --noflush`) and never
-//! mixed up with others'; one jump at the head of PREROUTING leads to it.
+//! Chains of our own hold the rules, so that they are replaced in one transaction for each table
+//! (`iptables-restore --noflush`) and never mixed up with others'; one narrow jump at the head of PREROUTING, FORWARD and
+//! INPUT leads to each, so that a packet that has nothing to do with the metadata service meets one comparison.
+//!
+//! The kernel has two sets of such tables side by side: those of the nft flavour and those of the legacy one. The rules are
+//! in that of the program called `iptables`. What an earlier image of the other flavour left behind is taken away too, but
+//! for its guard: it can do no harm, and two daemons that each take away the other's guard would leave the node open.
 
-use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio::sync::OnceCell;
+use tracing::{debug, info, warn};
+
+use self::listing::{Difference, Listing};
+use self::program::Flavour;
+use self::text::{Chain, ORDER, Place};
 use super::program::run;
-use super::{OneRule, RedirectError};
-use crate::proxy::route::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
+use super::rules::{Family, Hook, RuleSet};
+use super::standing::Standing;
+use super::{Backend, RedirectError};
 
-/// Our chain in the table `nat`.
-pub const CHAIN: &str = "ROLEGATE";
-
-/// The names of the programs for a family of addresses.
-fn programs(ip: IpAddr) -> (&'static str, &'static str) {
-    match ip {
-        IpAddr::V4(_) => ("iptables", "iptables-restore"),
-        IpAddr::V6(_) => ("ip6tables", "ip6tables-restore"),
-    }
-}
-
-/// What `iptables-restore --noflush` reads: our chain, whole (naming the chain empties it), and the jump to it at the head
-/// of PREROUTING. It is one transaction: with `moving`, the jump that is there already is taken out and put in again
-/// before anything that was inserted ahead of it, without a moment in which it is missing.
-pub fn render(rules: &OneRule, moving: bool) -> String {
-    let mut text = format!("*nat\n:{CHAIN} - [0:0]\n");
-    let dnat = format!("-p tcp -j DNAT --to-destination {}", rules.target);
-    for interface in rules.interfaces.iter().filter(|interface| interface.negated) {
-        text.push_str(&format!("-A {CHAIN} -i {} -j RETURN\n", interface.name));
-    }
-    let named: Vec<_> = rules.interfaces.iter().filter(|interface| !interface.negated).collect();
-    for interface in &named {
-        text.push_str(&format!("-A {CHAIN} -i {} {dnat}\n", interface.name));
-    }
-    if named.is_empty() {
-        text.push_str(&format!("-A {CHAIN} {dnat}\n"));
-    }
-    let jump = jump(rules).join(" ");
-    if moving {
-        text.push_str(&format!("-D PREROUTING {jump}\n"));
-    }
-    text.push_str(&format!("-I PREROUTING 1 {jump}\nCOMMIT\n"));
-    text
-}
-
-/// The match of the jump to our chain.
-fn jump(rules: &OneRule) -> Vec<String> {
-    let metadata = match rules.target.ip() {
-        IpAddr::V4(_) => format!("{METADATA_IPV4}/32"),
-        IpAddr::V6(_) => format!("{METADATA_IPV6}/128"),
-    };
-    let port = METADATA_PORT.to_string();
-    ["-p", "tcp", "-d", &metadata, "--dport", &port, "-j", CHAIN].map(str::to_owned).to_vec()
-}
-
-/// Puts our chain and the jump to it in place, whatever was there of them.
-pub async fn install(rules: &OneRule, lock_wait: Duration) -> Result<(), RedirectError> {
-    let (iptables, restore) = programs(rules.target.ip());
-    let wait = lock_wait.as_secs().to_string();
-    let mut check = ["-w", &wait, "-t", "nat", "-C", "PREROUTING"].map(str::to_owned).to_vec();
-    check.extend(jump(rules));
-    let is_there = match run(iptables, &check, "").await {
-        Ok(_) => true,
-        Err(RedirectError::Refused { .. }) => false,
-        Err(error) => return Err(error),
-    };
-    run(restore, &["--noflush", "-w", &wait], &render(rules, is_there)).await.map(drop)
-}
-
+pub(super) mod listing;
+pub mod program;
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
-mod tests {
-    use super::*;
-    use crate::config::InterfaceMatch;
+mod tests;
+mod text;
 
-    fn rules(interfaces: &[(&str, bool)]) -> OneRule {
-        let interfaces = interfaces.iter().map(|(name, negated)| InterfaceMatch { name: (*name).to_owned(), negated: *negated });
-        OneRule { interfaces: interfaces.collect(), target: "10.0.0.1:8181".parse().unwrap() }
+/// How long the program may wait for the lock on the tables, unless told otherwise.
+pub const LOCK_WAIT: Duration = Duration::from_secs(30);
+/// What a kernel with IPv6 has, even where no interface has an address.
+const IPV6_OF_THE_KERNEL: &str = "/proc/net/if_inet6";
+/// What of the other flavour would send requests elsewhere or drop them; its guard would do what ours does.
+const HARMFUL: [Hook; 2] = [Hook::Redirect, Hook::Direct];
+/// How often the tables are written if others change them meanwhile.
+const ATTEMPTS: usize = 5;
+
+/// The backend.
+#[derive(Debug)]
+pub struct Iptables {
+    flavour: Option<Flavour>,
+    found: OnceCell<Flavour>,
+    lock_wait: Duration,
+    ipv6: PathBuf,
+}
+
+impl Default for Iptables {
+    fn default() -> Self {
+        Self { flavour: None, found: OnceCell::new(), lock_wait: LOCK_WAIT, ipv6: IPV6_OF_THE_KERNEL.into() }
+    }
+}
+
+impl Iptables {
+    /// With the programs of this flavour by name, and not those that are called `iptables`.
+    #[must_use]
+    pub fn with_flavour(mut self, flavour: Flavour) -> Self {
+        self.flavour = Some(flavour);
+        self
     }
 
-    fn chain_of(interfaces: &[(&str, bool)]) -> Vec<String> {
-        let text = render(&rules(interfaces), false);
-        text.lines().filter(|line| line.starts_with("-A")).map(str::to_owned).collect()
+    /// Waiting this long for the lock on the tables (rounded up to seconds).
+    #[must_use]
+    pub fn with_lock_wait(mut self, wait: Duration) -> Self {
+        self.lock_wait = wait;
+        self
     }
 
-    #[test]
-    fn every_interface_is_matched_unless_some_are_named() {
-        let dnat = "-p tcp -j DNAT --to-destination 10.0.0.1:8181";
-        assert_eq!(chain_of(&[]), [format!("-A ROLEGATE {dnat}")]);
-        assert_eq!(
-            chain_of(&[("cni0", false), ("eni+", false)]),
-            [format!("-A ROLEGATE -i cni0 {dnat}"), format!("-A ROLEGATE -i eni+ {dnat}")]
-        );
-        assert_eq!(
-            chain_of(&[("eth0", true), ("eth1", true)]),
-            ["-A ROLEGATE -i eth0 -j RETURN".to_owned(), "-A ROLEGATE -i eth1 -j RETURN".to_owned(), format!("-A ROLEGATE {dnat}"),]
-        );
+    fn wait(&self) -> String {
+        self.lock_wait.as_millis().div_ceil(1000).max(1).to_string()
     }
 
-    /// The file that the repository ships is what the daemon makes, with the address of no one's node.
-    #[test]
-    fn the_shipped_rule_is_the_one_that_is_made() {
-        let rules = OneRule { interfaces: Vec::new(), target: "192.0.2.1:8181".parse().unwrap() };
-        let made = render(&rules, false);
-        let shipped: String = include_str!("../../iptables/redirect.rules")
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .map(|line| format!("{line}\n"))
-            .collect();
-        assert_eq!(shipped, made);
+    /// The families that the kernel has.
+    fn families(&self) -> &'static [Family] {
+        if self.ipv6.exists() { &Family::ALL } else { &[Family::V4] }
     }
+
+    /// The flavour that is not ours.
+    async fn other(&self) -> Result<Flavour, RedirectError> {
+        match self.flavour {
+            Some(flavour) => Ok(flavour.other()),
+            None => Ok(self.found.get_or_try_init(program::flavour).await?.other()),
+        }
+    }
+
+    async fn list(&self, flavour: Option<Flavour>, family: Family) -> Result<Listing, RedirectError> {
+        let programs = program::of(flavour, family);
+        let listing = Listing::parse(&run(programs.save, &[] as &[&str], "").await?);
+        match listing.unreadable.first() {
+            None => Ok(listing),
+            Some(table) => Err(RedirectError::Refused {
+                program: programs.save,
+                message: format!("the table {table} holds rules that it cannot read, made with nft: use --redirect=nftables"),
+            }),
+        }
+    }
+
+    async fn restore(&self, flavour: Option<Flavour>, family: Family, text: &str) -> Result<(), RedirectError> {
+        run(program::of(flavour, family).restore, &["--noflush", "-w", &self.wait()], text).await.map(drop).map_err(program::explained)
+    }
+
+    async fn differences_of(&self, rules: &RuleSet, family: Family, present: &Listing) -> Result<Vec<String>, RedirectError> {
+        let differences = ORDER.iter().flat_map(|hook| present.differences(&Chain::wanted(rules, *hook, family)));
+        self.ask_about(family, differences.collect()).await
+    }
+
+    /// Those that are differences also to the program, in words.
+    async fn ask_about(&self, family: Family, differences: Vec<Difference>) -> Result<Vec<String>, RedirectError> {
+        let programs = program::of(self.flavour, family);
+        let mut words = Vec::new();
+        for difference in differences {
+            if let Some((table, rules)) = difference.ask
+                && self.has_all(family, table, &rules).await?
+            {
+                continue;
+            }
+            words.push(format!("{}, {}", programs.iptables, difference.words));
+        }
+        Ok(words)
+    }
+
+    /// Whether the program says that it has these rules.
+    async fn has_all(&self, family: Family, table: listing::Table, rules: &[String]) -> Result<bool, RedirectError> {
+        let (iptables, wait) = (program::of(self.flavour, family).iptables, self.wait());
+        for rule in rules {
+            let arguments = ["-w", &wait, "-t", table.name(), "-C"].into_iter().chain(rule.split_whitespace()).collect::<Vec<_>>();
+            match run(iptables, &arguments, "").await.map_err(program::explained) {
+                Ok(_) => {}
+                Err(RedirectError::Refused { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Compares and writes, until nothing differs: two daemons may be at it at once.
+    async fn install_family(&self, rules: &RuleSet, family: Family) -> Result<(), RedirectError> {
+        let mut refused = None;
+        for _attempt in 0..ATTEMPTS {
+            let present = self.list(self.flavour, family).await?;
+            if self.differences_of(rules, family, &present).await?.is_empty() {
+                return Ok(());
+            }
+            match self.restore(self.flavour, family, &text::install(rules, family, &present)).await {
+                Ok(()) => refused = None,
+                // What should have been replaced may have gone meanwhile.
+                Err(error @ RedirectError::Refused { .. }) => refused = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        let differences = self.differences_of(rules, family, &self.list(self.flavour, family).await?).await?;
+        match (differences.is_empty(), refused) {
+            (true, _) => Ok(()),
+            (false, Some(error)) => Err(error),
+            (false, None) => Err(RedirectError::Refused {
+                program: program::of(self.flavour, family).restore,
+                message: format!("the rules were written {ATTEMPTS} times and are still not as wanted: {}", differences.join("; ")),
+            }),
+        }
+    }
+
+    /// What is ours of the other flavour, in words. An image that has one flavour alone cannot tell.
+    async fn elsewhere(&self, family: Family, hooks: &[Hook]) -> Result<Vec<String>, RedirectError> {
+        let other = self.other().await?;
+        let program = program::of(Some(other), family).iptables;
+        match self.list(Some(other), family).await {
+            Ok(present) => {
+                let remains = hooks.iter().flat_map(|hook| present.remains(Place::of(*hook)));
+                Ok(remains.map(|what| format!("{program}: {what}")).collect())
+            }
+            Err(RedirectError::Program { .. }) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The same of what could send requests elsewhere. Tables that this process may not read, or that this kernel does not
+    /// have, are not known to hold any.
+    async fn left_over(&self, family: Family) -> Vec<String> {
+        let looked = self.elsewhere(family, &HARMFUL).await;
+        looked.inspect_err(|error| debug!(%error, "the tables of the other flavour of iptables cannot be read")).unwrap_or_default()
+    }
+
+    /// Takes away what is ours of one flavour and family, and says what it was.
+    async fn remove_of(&self, flavour: Option<Flavour>, family: Family, hooks: &[Hook]) -> Result<Vec<String>, RedirectError> {
+        let programs = program::of(flavour, family);
+        let mut said = Vec::new();
+        let mut refused = None;
+        for _attempt in 0..ATTEMPTS {
+            let present = self.list(flavour, family).await?;
+            let remains: Vec<_> = hooks.iter().flat_map(|hook| present.remains(Place::of(*hook))).collect();
+            if remains.is_empty() {
+                return Ok(said);
+            }
+            match self.restore(flavour, family, &text::remove(hooks, &present)).await {
+                Ok(()) => said.extend(remains.into_iter().map(|what| format!("{}: {what}", programs.iptables))),
+                Err(error @ RedirectError::Refused { .. }) => refused = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        match refused {
+            Some(error) => Err(error),
+            None => Err(RedirectError::Refused {
+                program: programs.restore,
+                message: format!("our rules were taken away {ATTEMPTS} times and came back: is a daemon running on this node?"),
+            }),
+        }
+    }
+}
+
+/// An error of IPv6 says what it means.
+fn of_family(family: Family, error: RedirectError) -> RedirectError {
+    match family {
+        Family::V4 => error,
+        Family::V6 => RedirectError::Ipv6(Box::new(error)),
+    }
+}
+
+impl Backend for Iptables {
+    fn name(&self) -> &'static str {
+        "iptables"
+    }
+
+    fn render(&self, rules: &RuleSet) -> String {
+        let part = |family| format!("# {} --noflush\n{}", program::of(None, family).restore, render(rules, family));
+        Family::ALL.map(part).join("\n")
+    }
+
+    async fn install(&self, rules: &RuleSet) -> Result<(), RedirectError> {
+        // One family's failure does not leave the other open.
+        let mut result = Ok(());
+        for family in self.families() {
+            let installed = self.install_family(rules, *family).await.map_err(|error| of_family(*family, error));
+            result = result.and(installed);
+        }
+        result?;
+        for family in self.families() {
+            let words = self.left_over(*family).await;
+            if words.is_empty() {
+                continue;
+            }
+            match self.remove_of(Some(self.other().await?), *family, &HARMFUL).await {
+                Ok(said) => info!(removed = said.join("; "), "rules of ours of the other flavour of iptables were taken away"),
+                Err(error) => warn!(%error, rules = words.join("; "), "rules of ours of the other flavour of iptables are in the way"),
+            }
+        }
+        Ok(())
+    }
+
+    async fn differences(&self, rules: &RuleSet) -> Result<Vec<String>, RedirectError> {
+        let mut words = Vec::new();
+        for family in self.families() {
+            let present = self.list(self.flavour, *family).await.map_err(|error| of_family(*family, error))?;
+            words.extend(self.differences_of(rules, *family, &present).await.map_err(|error| of_family(*family, error))?);
+            words.extend(self.left_over(*family).await.into_iter().map(|what| format!("{what} is left over")));
+        }
+        Ok(words)
+    }
+
+    async fn standing(&self) -> Result<Standing, RedirectError> {
+        let mut standing = Standing { guards: Family::ALL.into(), ..Standing::default() };
+        for family in self.families() {
+            let present = self.list(self.flavour, *family).await.map_err(|error| of_family(*family, error))?;
+            // There is but one guard, whatever else is wanted.
+            let guard = Chain::wanted(&RuleSet::guard_alone(), Hook::Guard, *family);
+            if !self.ask_about(*family, present.differences(&guard)).await?.is_empty() {
+                standing.guards.remove(family);
+            }
+            standing.targets.extend(present.targets(Place::of(Hook::Redirect)));
+        }
+        Ok(standing)
+    }
+
+    async fn remove(&self) -> Result<Vec<String>, RedirectError> {
+        let hooks = [Hook::Redirect, Hook::Direct, Hook::Guard];
+        let mut said = Vec::new();
+        for family in self.families() {
+            said.extend(self.remove_of(self.flavour, *family, &hooks).await.map_err(|error| of_family(*family, error))?);
+            match self.elsewhere(*family, &hooks).await {
+                Ok(words) if words.is_empty() => {}
+                Ok(_) => said.extend(self.remove_of(Some(self.other().await?), *family, &hooks).await?),
+                Err(error) => warn!(%error, "cannot tell whether the other flavour of iptables has rules of ours"),
+            }
+        }
+        Ok(said)
+    }
+}
+
+/// What `iptables-restore --noflush`, or `ip6tables-restore`, reads on a node that has nothing of ours.
+pub fn render(rules: &RuleSet, family: Family) -> String {
+    text::install(rules, family, &Listing::default())
 }

@@ -100,7 +100,8 @@ impl Listing {
     pub(super) fn standing(&self) -> Standing {
         let Place { chain, kind, hook, priority } = Place::of(Hook::Guard);
         let guard = self.chains.get(chain).filter(|found| !self.flags && found.hook == hooked(kind, hook, priority.into(), "accept"));
-        let guard = guard.filter(|guard| guard.rules.iter().all(|rule| rule.0.last().is_some_and(|verdict| verdict.get("reject").is_some())));
+        let guard =
+            guard.filter(|guard| guard.rules.iter().all(|rule| rule.0.last().is_some_and(|verdict| verdict.get("reject").is_some())));
         let guards = |family: &Family| {
             let metadata = json!(family.metadata());
             guard.is_some_and(|guard| {
@@ -301,7 +302,7 @@ fn words(statement: &Value) -> String {
             "dnat" => {
                 let ip: std::net::IpAddr = value["addr"].as_str()?.parse().ok()?;
                 let port = u16::try_from(value["port"].as_u64()?).ok()?;
-                Some(format!("dnat {} to {}", protocol(ip), std::net::SocketAddr::new(ip, port)))
+                Some(format!("dnat {} to {}", protocol(ip), SocketAddr::new(ip, port)))
             }
             "reject" if value["type"] == "tcp reset" => Some("reject with tcp reset".to_owned()),
             kind if value.is_null() => Some(kind.to_owned()),

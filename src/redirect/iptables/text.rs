@@ -1,0 +1,147 @@
+//! The wanted rules in the words of `iptables`: pure.
+
+use std::net::IpAddr;
+
+use super::listing::{Listing, Table};
+use crate::config::InterfaceMatch;
+use crate::proxy::route::METADATA_PORT;
+use crate::redirect::rules::{Family, Hook, LOOPBACK, Match, Rule, RuleSet, Verdict};
+
+/// The hooks in the order in which they are put in: the guard before all else.
+pub(super) const ORDER: [Hook; 3] = [Hook::Guard, Hook::Direct, Hook::Redirect];
+
+/// A chain of ours, and the jump to it at the head of a chain of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Chain {
+    /// Where both are, and how they are called.
+    pub(super) place: Place,
+    /// What the jump matches, without its target.
+    pub(super) entry: String,
+    /// The chain's rules; none where there is to be no such chain.
+    pub(super) rules: Vec<String>,
+}
+
+/// Where the chain of a hook is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The table.
+    pub(super) table: Table,
+    /// The kernel's chain.
+    pub(super) from: &'static str,
+    /// Ours.
+    pub(super) chain: &'static str,
+}
+
+impl Place {
+    pub(super) const fn of(hook: Hook) -> Self {
+        match hook {
+            Hook::Guard => Self { table: Table::Filter, from: "FORWARD", chain: "ROLEGATE-GUARD" },
+            Hook::Direct => Self { table: Table::Filter, from: "INPUT", chain: "ROLEGATE-DIRECT" },
+            Hook::Redirect => Self { table: Table::Nat, from: "PREROUTING", chain: "ROLEGATE" },
+        }
+    }
+}
+
+impl Chain {
+    /// What one hook is to have for a family.
+    pub(super) fn wanted(rules: &RuleSet, hook: Hook, family: Family) -> Self {
+        let to_metadata = match_words(&Match::To(family.metadata()));
+        // Every packet of the node meets these, and most of them only these.
+        let entry = match hook {
+            Hook::Guard => to_metadata,
+            Hook::Redirect => format!("{to_metadata} {}", match_words(&Match::TcpPort(METADATA_PORT))),
+            Hook::Direct => {
+                let port = rules.targets.map_or(0, |targets| targets.ipv4.port());
+                let not_loopback = InterfaceMatch { name: LOOPBACK.to_owned(), negated: true };
+                [Match::Interface(not_loopback), Match::TcpPort(port)].each_ref().map(match_words).join(" ")
+            }
+        };
+        Self { place: Place::of(hook), entry, rules: rules.rules(hook, family).iter().map(rule_words).collect() }
+    }
+
+    /// The jump, without the chain that it is in.
+    pub(super) fn jump(&self) -> String {
+        format!("{} -j {}", self.entry, self.place.chain)
+    }
+}
+
+/// What `iptables-restore --noflush` reads to make these the rules of a family, given what is there.
+///
+/// Each table is one transaction, and filter is the first: the guard is there before requests are sent anywhere. Naming a
+/// chain empties it; jumps that are there are taken out and one is put in at the head within the same transaction, so that
+/// there is no moment without.
+pub(super) fn install(rules: &RuleSet, family: Family, present: &Listing) -> String {
+    let chains = ORDER.map(|hook| Chain::wanted(rules, hook, family));
+    tables([Table::Filter, Table::Nat], |table| {
+        chains.iter().filter(|chain| chain.place.table == table).flat_map(|chain| change(chain, present)).collect()
+    })
+}
+
+/// What it reads to take away the chains of these hooks and every jump to them; nothing where there are none. Requests stop
+/// coming here before the guard goes.
+pub(super) fn remove(hooks: &[Hook], present: &Listing) -> String {
+    let places: Vec<_> = hooks.iter().copied().map(Place::of).collect();
+    tables([Table::Nat, Table::Filter], |table| {
+        places.iter().filter(|place| place.table == table).flat_map(|place| removal(*place, present)).collect()
+    })
+}
+
+fn tables(order: [Table; 2], lines: impl Fn(Table) -> Vec<String>) -> String {
+    let mut text = String::new();
+    for table in order {
+        let lines = lines(table);
+        if !lines.is_empty() {
+            text.push_str(&format!("*{}\n{}\nCOMMIT\n", table.name(), lines.join("\n")));
+        }
+    }
+    text
+}
+
+fn change(chain: &Chain, present: &Listing) -> Vec<String> {
+    if chain.rules.is_empty() {
+        return removal(chain.place, present);
+    }
+    let Place { table, from, chain: name } = chain.place;
+    let mut lines = vec![format!(":{name} - [0:0]")];
+    lines.extend(chain.rules.iter().map(|rule| format!("-A {name} {rule}")));
+    lines.extend(present.jumps(table, name).map(|jump| jump.deletion()));
+    lines.push(format!("-I {from} 1 {}", chain.jump()));
+    lines
+}
+
+fn removal(place: Place, present: &Listing) -> Vec<String> {
+    let mut lines: Vec<_> = present.jumps(place.table, place.chain).map(|jump| jump.deletion()).collect();
+    if present.has_chain(place.table, place.chain) {
+        lines.extend([format!("-F {}", place.chain), format!("-X {}", place.chain)]);
+    }
+    lines
+}
+
+fn rule_words(rule: &Rule) -> String {
+    let mut words: Vec<_> = rule.matches.iter().map(match_words).collect();
+    words.push(match rule.verdict {
+        Verdict::Dnat(target) => format!("-j DNAT --to-destination {target}"),
+        Verdict::Return => "-j RETURN".to_owned(),
+        Verdict::Reset => "-j REJECT --reject-with tcp-reset".to_owned(),
+        Verdict::Reject => match rule.family {
+            Family::V4 => "-j REJECT --reject-with icmp-port-unreachable".to_owned(),
+            Family::V6 => "-j REJECT --reject-with icmp6-port-unreachable".to_owned(),
+        },
+        Verdict::Drop => "-j DROP".to_owned(),
+    });
+    words.join(" ")
+}
+
+fn match_words(one: &Match) -> String {
+    match one {
+        Match::To(ip) => format!("-d {}", host(*ip)),
+        Match::Tcp => "-p tcp".to_owned(),
+        Match::TcpPort(port) => format!("-p tcp -m tcp --dport {port}"),
+        Match::Interface(InterfaceMatch { name, negated }) => format!("{}-i {name}", if *negated { "! " } else { "" }),
+        Match::NotOpenedTo(ip) => format!("-m conntrack ! --ctorigdst {}", host(*ip)),
+    }
+}
+
+fn host(ip: IpAddr) -> String {
+    format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })
+}

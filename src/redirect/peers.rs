@@ -1,0 +1,126 @@
+//! The rule that kube2iam and kiam leave behind when they are uninstalled.
+//!
+//! Both append one rule to PREROUTING of the table `nat`, and both make the same:
+//! `-p tcp -d 169.254.169.254 --dport 80 -j DNAT --to-destination HOST:PORT [!] -i INTERFACE` (kube2iam's
+//! `iptables/iptables.go`, kiam's `cmd/kiam/iptables.go`). A rule with anything more or less is somebody else's, and is left
+//! alone.
+
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use tracing::debug;
+
+use super::RedirectError;
+use super::iptables::listing::{Listing, Table, canonical, same};
+use super::iptables::program::{self, Flavour};
+use super::program::run;
+use super::rules::Family;
+use crate::proxy::route::{METADATA_IPV4, METADATA_PORT};
+
+/// A rule of theirs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOver {
+    /// The flavour of iptables in whose tables it is.
+    pub flavour: Flavour,
+    /// The program that takes it away.
+    pub program: &'static str,
+    /// The rule, behind the words `-A PREROUTING`.
+    pub rule: String,
+    /// Where it sends requests to.
+    pub target: SocketAddrV4,
+}
+
+/// The rules of theirs, in the tables of both flavours. Tables that cannot be read, as the program is not there or may not,
+/// are passed over; if that is so of both flavours it is an error.
+///
+/// # Errors
+/// If neither flavour's tables can be read.
+pub async fn find() -> Result<Vec<LeftOver>, RedirectError> {
+    let mut found = Vec::new();
+    let mut failures = Vec::new();
+    for flavour in Flavour::ALL {
+        let programs = program::of(Some(flavour), Family::V4);
+        match run(programs.save, &[] as &[&str], "").await {
+            Ok(text) => found.extend(Listing::parse(&text).chain(Table::Nat, "PREROUTING").filter_map(|rule| {
+                Some(LeftOver { flavour, program: programs.iptables, target: target(&rule.words)?, rule: rule.words.clone() })
+            })),
+            Err(error) => {
+                debug!(%error, "the rules of one flavour of iptables cannot be read");
+                failures.push(error);
+            }
+        }
+    }
+    match failures.pop() {
+        Some(error) if failures.len() + 1 == Flavour::ALL.len() => Err(error),
+        _ => Ok(found),
+    }
+}
+
+/// Takes their rules away, and says in words what they were; nothing where there were none.
+///
+/// # Errors
+/// If the tables cannot be read or written. Rules that were taken away before stay away.
+pub async fn remove(lock_wait: Duration) -> Result<Vec<String>, RedirectError> {
+    let mut said = Vec::new();
+    let wait = lock_wait.as_millis().div_ceil(1000).max(1).to_string();
+    for left in find().await? {
+        let restore = program::of(Some(left.flavour), Family::V4).restore;
+        let text = format!("*nat\n-D PREROUTING {}\nCOMMIT\n", left.rule);
+        run(restore, &["--noflush", "-w", &wait], &text).await.map_err(program::explained)?;
+        said.push(format!(
+            "{}: the rule of kube2iam or kiam that sent requests to {}: `-A PREROUTING {}`",
+            left.program, left.target, left.rule
+        ));
+    }
+    Ok(said)
+}
+
+/// Where a rule sends requests to, if it is one of theirs.
+fn target(rule: &str) -> Option<SocketAddrV4> {
+    let words = canonical(rule);
+    let value = |option: &str| words.iter().find_map(|word| word.strip_prefix(option)?.strip_prefix(' '));
+    let target: SocketAddrV4 = value("--to-destination")?.parse().ok()?;
+    let interface = match (value("-i"), value("! -i")) {
+        (Some(name), None) => format!("-i {name}"),
+        (None, Some(name)) => format!("! -i {name}"),
+        _ => return None,
+    };
+    let theirs = format!("-d {METADATA_IPV4}/32 {interface} -p tcp -m tcp --dport {METADATA_PORT} -j DNAT --to-destination {target}");
+    same(rule, &theirs).then_some(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::target;
+
+    #[test]
+    fn their_rules_are_known_by_their_whole_shape() {
+        for rule in [
+            "-d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8181",
+            "-d 169.254.169.254/32 ! -i eth0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8181",
+            "-i cali+ -p tcp -d 169.254.169.254 --dport 80 -j DNAT --to-destination 10.0.0.1:8181",
+        ] {
+            assert_eq!(target(rule), "10.0.0.1:8181".parse().ok(), "{rule}");
+        }
+    }
+
+    #[test]
+    fn a_rule_of_any_other_shape_is_not_theirs() {
+        for rule in [
+            "-d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8181",
+            "-d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport 443 -j DNAT --to-destination 10.0.0.1:8181",
+            "-d 169.254.169.254/32 -i docker0 -p udp -m udp --dport 80 -j DNAT --to-destination 10.0.0.1:8181",
+            "-d 169.254.169.254/31 -i docker0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8181",
+            "! -d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8181",
+            "-d 169.254.169.254/32 -i docker0 -o eth0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8181",
+            "-s 10.0.0.0/8 -d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8181",
+            "-d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8181 --random",
+            "-d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1",
+            "-d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport 80 -m comment --comment mine -j DNAT --to-destination 10.0.0.1:8181",
+            "-d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 8181",
+            "-d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport 80 -j ROLEGATE",
+        ] {
+            assert_eq!(target(rule), None, "{rule}");
+        }
+    }
+}
