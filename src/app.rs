@@ -33,8 +33,8 @@ use crate::proxy::metadata::{Access, Metadata};
 use crate::proxy::token::{KeyFile, Tokens};
 use crate::proxy::{Proxy, Settings};
 use crate::readiness::Readiness;
-use crate::redirect;
 use crate::redirect::chosen::{Chosen, System};
+use crate::redirect::interface_addresses;
 use crate::redirect::keep::Keeper;
 use crate::role::{BaseArn, RoleArn};
 use crate::server::Server;
@@ -44,6 +44,7 @@ use self::rule::PacketRules;
 
 pub mod explain;
 mod node;
+pub mod redirect;
 mod rule;
 
 /// Connections that the kernel keeps for us until they are accepted.
@@ -260,7 +261,7 @@ async fn prepare(
 /// What no pod has for its own. Where whoever connects is served, loopback addresses are taken for pods'.
 fn node_addresses(accept_direct: bool) -> impl Fn() -> NodeAddresses {
     move || {
-        let ips = redirect::interface_addresses().into_iter().filter(|ip| !ip.is_loopback()).collect();
+        let ips = interface_addresses().into_iter().filter(|ip| !ip.is_loopback()).collect();
         NodeAddresses { ips, loopback: !accept_direct }
     }
 }

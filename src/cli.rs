@@ -1,5 +1,6 @@
 //! Subcommands, and exit codes: 0 after an orderly end, 2 for wrong arguments, 1 for everything else. `explain` ends with 0
-//! for a pod that may have its role, 1 for one that does not, 2 for wrong arguments, and 3 where that could not be found out.
+//! for a pod that may have its role, 1 for one that does not, 2 for wrong arguments, and 3 where that could not be found out;
+//! `redirect status` does so for rules that are as wanted and for others.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -11,16 +12,20 @@ use tracing::{error, info, warn};
 
 use crate::app::App;
 use crate::app::explain::explain;
+use crate::app::redirect::redirect;
 use crate::config::explain::{ExplainConfig, Output, POD};
+use crate::config::redirect::{Action, RedirectCommand};
 use crate::config::{Config, flags};
 use crate::explain::{Decision, Report, render};
 use crate::telemetry;
 
 /// Wrong arguments.
 const USAGE: u8 = 2;
+/// `redirect status`: the rules are not as wanted.
+const DIFFERENT: u8 = 1;
 /// `explain`: the pod may have nothing.
 const DENIED: u8 = 1;
-/// `explain`: that could not be found out.
+/// `explain` and `redirect status`: that could not be found out.
 const UNKNOWN: u8 = 3;
 
 /// The command line: the flags, for the subcommand `run` and for the program without a subcommand alike.
@@ -33,7 +38,8 @@ pub fn command() -> Command {
         .max_term_width(120)
         .args_conflicts_with_subcommands(true)
         .subcommand(flags::add_to(run))
-        .subcommand(explain_command());
+        .subcommand(explain_command())
+        .subcommand(redirect_command());
     flags::add_to(program)
 }
 
@@ -57,6 +63,30 @@ fn explain_command() -> Command {
     flags::add_to_explain(command)
 }
 
+fn redirect_command() -> Command {
+    let about = |action| match action {
+        Action::Install => "Put the rules in place, or the guard alone; again, it changes nothing",
+        Action::Remove => "Remove exactly what is rolegate's; pods then reach the real metadata service",
+        Action::Status => "Tell what a pod's packet would meet, and what is not as wanted",
+        Action::Render => "Print the rules as the program of the backend reads them (nftables, unless --redirect=iptables)",
+    };
+    let actions = Action::ALL.map(|(name, action)| flags::add_to_redirect(Command::new(name).about(about(action)).max_term_width(120)));
+    Command::new("redirect")
+        .about("Install, remove, look at or print the packet rules of this node")
+        .long_about(
+            "Installs, removes, looks at or prints the packet rules of this node, for its boot, for hooks and for people. It asks \
+             neither Kubernetes nor AWS; give it the daemon's flags. Without --redirect it takes what works here, as auto does.",
+        )
+        .after_help(
+            "Exit codes: 0 done, or the rules are as wanted; 1 it failed, or (status) the rules are not as wanted; 2 wrong arguments; \
+             3 (status) it could not be found out.",
+        )
+        .max_term_width(120)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands(actions)
+}
+
 /// Runs the program.
 pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     let matches = match command().try_get_matches_from(arguments) {
@@ -70,6 +100,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) ->
     match matches.subcommand() {
         Some(("run", matches)) => run(matches, env),
         Some(("explain", matches)) => explained(matches, env),
+        Some(("redirect", matches)) => redirected(matches, env),
         _ => run(&matches, env),
     }
 }
@@ -117,6 +148,36 @@ fn explained(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Exit
         Err(failure) => {
             say(&format!("rolegate: not found out: {failure:#}"));
             ExitCode::from(UNKNOWN)
+        }
+    }
+}
+
+fn redirected(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
+    let named = matches.subcommand().and_then(|(name, matches)| {
+        let action = Action::ALL.into_iter().find(|(action, _)| *action == name)?.1;
+        Some((action, matches))
+    });
+    let Some((action, matches)) = named else { return ExitCode::from(USAGE) };
+    let command = match RedirectCommand::from_source(action, matches, env) {
+        Ok(command) => command,
+        Err(error) => {
+            say(&format!("rolegate: {error}\nrolegate redirect --help says how to ask"));
+            return ExitCode::from(USAGE);
+        }
+    };
+    let done = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let told = runtime.block_on(redirect(command))?;
+        let text: String = told.lines.iter().map(|line| format!("{line}\n")).collect();
+        std::io::stdout().write_all(text.as_bytes())?;
+        anyhow::Ok(told)
+    };
+    match done() {
+        Ok(told) if told.as_wanted => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::from(DIFFERENT),
+        Err(failure) => {
+            say(&format!("rolegate: {failure:#}"));
+            if action == Action::Status { ExitCode::from(UNKNOWN) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod peers;
 pub mod program;
 pub mod rules;
 pub mod standing;
+pub mod status;
 
 /// What puts the rules into the kernel, and looks after them.
 pub trait Backend: Send + Sync {

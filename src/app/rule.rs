@@ -94,7 +94,10 @@ impl PacketRules {
         };
         self.keeper.place(RuleSet { interfaces: redirect.interfaces.clone(), targets: Some(targets) }).await;
         step.done();
-        self.backend.tidy().await;
+        let removed = self.backend.tidy().await;
+        if !removed.is_empty() {
+            info!(removed = removed.join("; "), "packet rules of ours that another backend had put in place are removed");
+        }
         Ok(self.keeper)
     }
 }

@@ -59,19 +59,19 @@ impl Chosen {
         }
     }
 
-    /// Takes away what is ours of the other backend, once the rules of this one are in place.
-    pub async fn tidy(&self) {
+    /// Takes away what is ours of the other backend, once the rules of this one are in place, and says what that was. What fails
+    /// is logged.
+    pub async fn tidy(&self) -> Vec<String> {
+        let mut said = Vec::new();
         for other in Self::all().into_iter().filter(|other| other.name() != self.name()) {
             match other.remove().await {
-                Ok(removed) if removed.is_empty() => {}
-                Ok(removed) => {
-                    info!(removed = removed.join("; "), "packet rules of ours that another backend had put in place are removed")
-                }
+                Ok(removed) => said.extend(removed),
                 // Without its program there is mostly nothing of it either.
                 Err(error @ RedirectError::Program { .. }) => debug!("{error}"),
                 Err(error) => warn!("whether {} holds packet rules of ours is not known: {error}", other.name()),
             }
         }
+        said
     }
 }
 

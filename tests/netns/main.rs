@@ -6,5 +6,6 @@
 mod bed;
 mod connections;
 mod interfaces;
+mod keep;
 mod lifetime;
 mod node_address;

@@ -1,0 +1,177 @@
+//! `rolegate redirect`: the packet rules by hand, for a node's boot, for hooks and for people. It asks neither Kubernetes nor AWS.
+
+use std::net::{SocketAddrV4, SocketAddrV6};
+
+use anyhow::{Context as _, bail};
+
+use super::rule::given_addresses;
+use crate::config::RedirectBackend;
+use crate::config::redirect::{Action, RedirectCommand};
+use crate::redirect::chosen::Chosen;
+use crate::redirect::rules::{RuleSet, Targets};
+use crate::redirect::standing::Standing;
+use crate::redirect::status::{Seen, Told, tell};
+use crate::redirect::{self, Backend as _, RedirectError, conntrack, iptables, others, peers};
+
+/// Does what is asked, and says in words what was done or found.
+pub async fn redirect(command: RedirectCommand) -> anyhow::Result<Told> {
+    let lines = match command.action {
+        Action::Install => install(&command).await?,
+        Action::Remove => remove(&command).await?,
+        Action::Status => return status(&command).await,
+        Action::Render => vec![render(&command)?],
+    };
+    Ok(Told { lines, as_wanted: true })
+}
+
+/// What the flags say.
+fn wanted(command: &RedirectCommand) -> anyhow::Result<RuleSet> {
+    if command.guard {
+        return Ok(RuleSet::guard_alone());
+    }
+    let (ipv4, ipv6) = given_addresses(&command.redirect).context(
+        "this node's IPv4 address is not known: give it as --host-ip, or name an interface that has one with --host-interface; \
+         --guard needs none",
+    )?;
+    let ipv6 = ipv6.map(|ip| SocketAddrV6::new(ip, command.port, 0, 0));
+    let targets = Targets { ipv4: SocketAddrV4::new(ipv4, command.port), ipv6, refuse_direct: command.refuse_direct };
+    Ok(RuleSet { interfaces: command.redirect.interfaces.clone(), targets: Some(targets) })
+}
+
+async fn choose(command: &RedirectCommand) -> Result<Chosen, RedirectError> {
+    Chosen::choose(command.redirect.backend, &command.redirect.interfaces).await
+}
+
+async fn install(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
+    let rules = wanted(command)?;
+    let backend = choose(command).await?;
+    let differences = backend.differences(&rules).await?;
+    let mut lines = missing(command);
+    if differences.is_empty() {
+        lines.push(format!("{}: the rules are in place already", backend.name()));
+    } else {
+        backend.install(&rules).await?;
+        lines.extend(differences.iter().map(|difference| format!("{}: put right: {difference}", backend.name())));
+        lines.push(format!("{}: the rules are in place", backend.name()));
+    }
+    if let Some(targets) = rules.targets {
+        match conntrack::forget_earlier(targets).await {
+            Ok(0) => {}
+            Ok(connections) => lines.push(format!("connections to the real metadata service from before, now ended: {connections}")),
+            Err(error) => lines.push(format!("connections from before are left to the guard: {error}")),
+        }
+    }
+    lines.extend(backend.tidy().await.into_iter().map(|removed| format!("removed: {removed}")));
+    Ok(lines)
+}
+
+/// The backends that are asked for.
+fn asked(command: &RedirectCommand) -> Vec<Chosen> {
+    let name = match command.redirect.backend {
+        RedirectBackend::Nftables => "nftables",
+        RedirectBackend::Iptables => "iptables",
+        RedirectBackend::Auto | RedirectBackend::None => return Chosen::all().into(),
+    };
+    Chosen::all().into_iter().filter(|backend| backend.name() == name).collect()
+}
+
+async fn remove(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
+    let (mut lines, mut failures) = (Vec::new(), Vec::new());
+    let backends = asked(command);
+    let (all, mut without_program) = (backends.len(), 0);
+    for backend in backends {
+        match backend.remove().await {
+            Ok(removed) => lines.extend(removed.into_iter().map(|what| format!("removed: {what}"))),
+            // What was never installed has left nothing, mostly.
+            Err(error @ RedirectError::Program { .. }) => {
+                without_program += 1;
+                lines.push(format!("{}: {error}", backend.name()));
+            }
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    if command.peers {
+        match peers::remove(iptables::LOCK_WAIT).await {
+            Ok(removed) => lines.extend(removed.into_iter().map(|what| format!("removed: {what}"))),
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    if without_program == all {
+        failures.append(&mut lines);
+    }
+    if !failures.is_empty() {
+        bail!("{}", failures.join("; "));
+    }
+    if others::any().unwrap_or(false) {
+        lines.push("a daemon runs on this node: it puts its rules in place again".to_owned());
+    }
+    if lines.is_empty() {
+        lines.push("there was nothing to remove".to_owned());
+    }
+    Ok(lines)
+}
+
+async fn status(command: &RedirectCommand) -> anyhow::Result<Told> {
+    let backend = choose(command).await?;
+    let mut standing = backend.standing().await?;
+    let other = Chosen::all().into_iter().find(|other| other.name() != backend.name());
+    let mut elsewhere = match &other {
+        Some(other) => Some((other.name(), other.standing().await.map_err(|error| error.to_string()))),
+        None => None,
+    };
+    // With `auto` it is told what is there, wherever it is.
+    let mut looked_at = &backend;
+    if let (RedirectBackend::Auto, Some(other), Some((_, Ok(there)))) = (command.redirect.backend, &other, &elsewhere)
+        && standing == Standing::default()
+        && *there != Standing::default()
+    {
+        let there = std::mem::replace(&mut standing, there.clone());
+        elsewhere = Some((backend.name(), Ok(there)));
+        looked_at = other;
+    }
+    let wanted = wanted_as_it_is(command, &standing);
+    let differences = looked_at.differences(&wanted).await?;
+    let peers =
+        peers::find().await.map(|all| all.into_iter().map(|left| format!("{}: -A PREROUTING {}", left.program, left.rule)).collect());
+    let seen = Seen {
+        standing,
+        backend: looked_at.name(),
+        differences,
+        elsewhere,
+        peers: peers.map_err(|error| error.to_string()),
+        addresses: redirect::interface_addresses(),
+        daemon: others::any().ok(),
+    };
+    let mut told = tell(&wanted, &seen);
+    // The guard alone is closed, and serves nobody.
+    told.as_wanted &= command.guard || !seen.standing.targets.is_empty();
+    told.lines.extend(missing(command));
+    Ok(told)
+}
+
+/// What the flags say; where they leave it open which address of the node it is, that which is there.
+fn wanted_as_it_is(command: &RedirectCommand, standing: &Standing) -> RuleSet {
+    if let Ok(rules) = wanted(command) {
+        return rules;
+    }
+    let targets = standing.as_targets(command.refuse_direct).map(|mut targets| {
+        targets.ipv4.set_port(command.port);
+        targets.ipv6.iter_mut().for_each(|ipv6| ipv6.set_port(command.port));
+        targets
+    });
+    RuleSet { interfaces: if targets.is_some() { command.redirect.interfaces.clone() } else { Vec::new() }, targets }
+}
+
+fn render(command: &RedirectCommand) -> anyhow::Result<String> {
+    let rules = wanted(command)?;
+    let [backend, ..] = &asked(command)[..] else { bail!("there is no such backend") };
+    Ok(backend.render(&rules).trim_end().to_owned())
+}
+
+/// Patterns of interfaces that none has.
+fn missing(command: &RedirectCommand) -> Vec<String> {
+    let missing = redirect::without_interface(&command.redirect.interfaces).into_iter();
+    missing
+        .map(|one| format!("no interface fits --host-interface={}{} at the moment", if one.negated { "!" } else { "" }, one.name))
+        .collect()
+}

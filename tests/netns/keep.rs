@@ -1,0 +1,249 @@
+//! The rules kept true: the guard before everything, repairs, what becomes of them at the end, and by hand.
+
+use std::io::{self, ErrorKind};
+use std::net::TcpListener;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use rolegate_lab::daemon::Setup;
+use rolegate_lab::node::{NODE_IP, find_program};
+
+use crate::bed::{Bed, METADATA, METADATA6, PATIENCE, Pod, fetch};
+
+const BACKENDS: [&str; 2] = ["nftables", "iptables"];
+
+/// Takes all that is ours out of the kernel, as somebody does who flushes everything.
+fn flush(bed: &Bed, backend: &str) {
+    let command = match backend {
+        "nftables" => "nft delete table inet rolegate",
+        _ => {
+            "iptables -F && iptables -t nat -F && iptables -X && iptables -t nat -X && \
+             ip6tables -F && ip6tables -t nat -F && ip6tables -X && ip6tables -t nat -X"
+        }
+    };
+    bed.node.ns().sh(command).unwrap();
+}
+
+fn setup(bed: &Bed, backend: &str) -> Setup {
+    bed.setup_with_ip().argument(format!("--redirect={backend}"))
+}
+
+/// `rolegate redirect` on the node.
+fn by_hand(bed: &Bed, arguments: &[&str]) -> Output {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", bed.node.ns().path())).arg("--").arg(env!("CARGO_BIN_EXE_rolegate")).arg("redirect").args(arguments);
+    command.env_clear().env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin").output().unwrap()
+}
+
+/// The same, to be done with this exit code; what it said.
+#[track_caller]
+fn by_hand_ends(bed: &Bed, arguments: &[&str], code: i32) -> String {
+    let output = by_hand(bed, arguments);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+    said
+}
+
+/// Pods are rejected at both addresses, and the metadata service sees nothing of it.
+#[track_caller]
+fn assert_closed(bed: &Bed, pod: &Pod) {
+    let before = bed.metadata_requests_of(pod);
+    for address in [METADATA, METADATA6] {
+        assert_eq!(pod.connect(address, PATIENCE).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{address}");
+    }
+    assert_eq!(bed.metadata_requests_of(pod), before);
+}
+
+/// Until this is so; the error says what was last.
+#[track_caller]
+fn wait_until<T>(mut is: impl FnMut() -> io::Result<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match is() {
+            Ok(found) => return found,
+            Err(error) if Instant::now() > deadline => panic!("{error}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+/// The rules lead to this port.
+#[track_caller]
+fn wait_until_as_wanted(bed: &Bed, backend: &str, port: u16) {
+    let (redirect, port, ip) = (format!("--redirect={backend}"), format!("--app-port={port}"), format!("--host-ip={NODE_IP}"));
+    wait_until(|| match by_hand(bed, &["status", &redirect, &port, &ip]) {
+        Output { status, .. } if status.success() => Ok(()),
+        output => Err(io::Error::other(String::from_utf8_lossy(&output.stdout).into_owned())),
+    });
+}
+
+#[test]
+fn what_somebody_flushed_is_repaired() {
+    for backend in BACKENDS {
+        let Some(bed) = Bed::new() else { return };
+        let pod = bed.pod("web", "veth");
+        // Changes of these flavours are told of by the kernel, so that nothing waits for the interval.
+        let daemon = bed.start(&setup(&bed, backend).argument("--redirect-interval=1h"));
+        bed.assert_served(&pod, METADATA);
+        flush(&bed, backend);
+        let repaired = daemon.wait_for_log(|line| line["message"] == "somebody changed the packet rules; they are repaired").unwrap();
+        assert!(repaired["differences"].as_str().unwrap().contains("missing"), "{repaired}");
+        bed.assert_served(&pod, METADATA);
+        assert_eq!(daemon.metric(Some(bed.node.ns()), "rolegate_redirect_in_place").unwrap(), 1.0);
+        let repairs = daemon.metric(Some(bed.node.ns()), "rolegate_redirect_repairs_total{outcome=\"repaired\"}").unwrap();
+        assert!(repairs >= 1.0, "{repairs}");
+    }
+}
+
+/// Somebody's rules for the metadata address, put ahead of ours.
+#[test]
+fn what_somebody_put_ahead_is_behind_again() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    let daemon = bed.start(&setup(&bed, "iptables"));
+    bed.node.ns().sh("iptables -I FORWARD 1 -j ACCEPT && iptables -t nat -I PREROUTING 1 -j ACCEPT").unwrap();
+    wait_until_as_wanted(&bed, "iptables", daemon.metadata_address().port());
+    bed.assert_served(&pod, METADATA);
+}
+
+/// Neither the Kubernetes API nor AWS says a word: the start goes no further than what needs neither.
+#[test]
+fn the_guard_is_there_before_anybody_is_asked() {
+    for backend in BACKENDS {
+        let Some(bed) = Bed::new() else { return };
+        let pod = bed.pod("web", "veth");
+        let silent: TcpListener = bed.node.ns().tcp_listener((NODE_IP, 0).into()).unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap());
+        bed.assert_not_redirected(&pod);
+        let setup = bed.setup().argument(format!("--redirect={backend}")).argument(format!("--api-server={url}"));
+        let mut daemon = setup.env("AWS_ENDPOINT_URL_STS", url).start().unwrap();
+        assert_closed(&bed, &pod);
+        flush(&bed, backend);
+        for address in [METADATA, METADATA6] {
+            wait_until(|| match pod.connect(address, PATIENCE) {
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
+                other => Err(io::Error::other(format!("{other:?}"))),
+            });
+        }
+        daemon.terminate().unwrap();
+        assert_eq!(daemon.wait().unwrap().code(), Some(0), "{}", daemon.log());
+        assert_closed(&bed, &pod);
+    }
+}
+
+#[test]
+fn a_guard_of_the_boot_is_taken_over_without_a_moment_open() {
+    for backend in BACKENDS {
+        let Some(bed) = Bed::new() else { return };
+        let pod = bed.pod("web", "veth");
+        let redirect = format!("--redirect={backend}");
+        by_hand_ends(&bed, &["install", "--guard", &redirect], 0);
+        assert!(by_hand_ends(&bed, &["status", "--guard", &redirect], 0).contains("the guard stands alone"));
+        assert_closed(&bed, &pod);
+        let before = bed.metadata_requests_of(&pod);
+        let daemon = std::thread::scope(|scope| {
+            let started = scope.spawn(|| bed.start(&setup(&bed, backend)));
+            while !started.is_finished() {
+                // Refused, or served; what it is told apart by is what the metadata service saw.
+                let _ = fetch(&pod, METADATA);
+            }
+            started.join().unwrap()
+        });
+        assert_eq!(bed.metadata_requests_of(&pod), before);
+        bed.assert_served(&pod, METADATA);
+        drop(daemon);
+        // What serves pods is not taken away by a start that comes to nothing.
+        let log = bed.start_in_vain(&setup(&bed, backend).without_env("AWS_REGION"));
+        assert!(log.contains("no AWS region"), "{log}");
+        assert_eq!(bed.metadata_requests_of(&pod), before);
+    }
+}
+
+#[test]
+fn rules_are_removed_at_the_end_where_that_is_asked_for() {
+    for backend in BACKENDS {
+        let Some(bed) = Bed::new() else { return };
+        let pod = bed.pod("web", "veth");
+        let mut daemon = bed.start(&setup(&bed, backend).argument("--redirect-on-exit=remove"));
+        bed.assert_served(&pod, METADATA);
+        daemon.terminate().unwrap();
+        assert_eq!(daemon.wait().unwrap().code(), Some(0), "{}", daemon.log());
+        assert!(daemon.log().contains("the packet rules are removed"), "{}", daemon.log());
+        bed.assert_not_redirected(&pod);
+    }
+}
+
+#[test]
+fn the_end_of_one_daemon_does_not_undo_the_rules_of_the_other() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    let setup = setup(&bed, "nftables").argument("--app-port=8181").argument("--redirect-on-exit=remove");
+    let (mut first, mut second) = (bed.start(&setup), bed.start(&setup));
+    for daemon in [&mut second, &mut first] {
+        bed.assert_served(&pod, METADATA);
+        daemon.terminate().unwrap();
+        assert_eq!(daemon.wait().unwrap().code(), Some(0), "{}", daemon.log());
+    }
+    assert!(second.log().contains("another daemon runs on this node"), "{}", second.log());
+    bed.assert_not_redirected(&pod);
+}
+
+#[test]
+fn of_two_daemons_with_other_ports_the_later_has_its_way_while_it_lives() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    let start = |port: u16| bed.start(&setup(&bed, "nftables").argument(format!("--app-port={port}")).argument("--redirect-interval=1s"));
+    let first = start(8181);
+    let second = start(8282);
+    first.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.contains("a daemon that was started later"))).unwrap();
+    bed.assert_served(&pod, METADATA);
+    wait_until_as_wanted(&bed, "nftables", 8282);
+    // Killed.
+    drop(second);
+    wait_until_as_wanted(&bed, "nftables", 8181);
+    bed.assert_served(&pod, METADATA);
+    first.wait_ready(Some(bed.node.ns())).unwrap();
+}
+
+#[test]
+fn rules_are_installed_looked_at_and_removed_by_hand() {
+    for backend in BACKENDS {
+        let Some(bed) = Bed::new() else { return };
+        let pod = bed.pod("web", "veth");
+        let (redirect, ip) = (format!("--redirect={backend}"), format!("--host-ip={NODE_IP}"));
+        let flags = [redirect.as_str(), ip.as_str(), "--app-port=8181"];
+        let ask = |action: &str, code: i32| by_hand_ends(&bed, &[&[action], &flags[..]].concat(), code);
+        assert!(ask("status", 1).contains("THE NODE IS OPEN"));
+        assert!(ask("install", 0).contains("the rules are in place\n"));
+        assert!(ask("install", 0).contains("the rules are in place already"));
+        assert_closed(&bed, &pod);
+        let told = ask("status", 0);
+        assert!(told.contains("port 80 leads to the daemon at 10.42.0.1:8181") && told.contains("no daemon runs"), "{told}");
+        assert!(by_hand_ends(&bed, &["status", &redirect], 0).contains("10.42.0.1:8181"), "without the address, what is there");
+        assert!(by_hand_ends(&bed, &["status", &redirect, &ip, "--app-port=9000"], 1).contains("not as wanted"));
+        bed.node
+            .ns()
+            .sh("iptables -t nat -A PREROUTING -p tcp -d 169.254.169.254 --dport 80 -i cni0 -j DNAT --to-destination 10.0.0.9:8181")
+            .unwrap();
+        assert!(ask("status", 0).contains("left behind by kube2iam or kiam"));
+        assert!(ask("render", 0).contains("10.42.0.1:8181"));
+        let removed = by_hand_ends(&bed, &["remove", &redirect, "--peers"], 0);
+        assert!(removed.contains("removed: ") && removed.contains("10.0.0.9"), "{removed}");
+        assert!(by_hand_ends(&bed, &["remove", &redirect], 0).contains("there was nothing to remove"));
+        assert_eq!(bed.node.ns().sh("iptables -t nat -S PREROUTING").unwrap().trim(), "-P PREROUTING ACCEPT");
+        bed.assert_not_redirected(&pod);
+    }
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_said_with_code_3() {
+    let Some(bed) = Bed::new() else { return };
+    let mut command = Command::new(find_program("nsenter").unwrap());
+    command.arg(format!("--net={}", bed.node.ns().path())).args(["--", env!("CARGO_BIN_EXE_rolegate"), "redirect", "status"]);
+    let output = command.env_clear().env("PATH", "/does/not/exist").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("neither nftables nor iptables works here") && said.contains("cannot run nft"), "{said}");
+    by_hand_ends(&bed, &["install"], 1);
+    by_hand_ends(&bed, &["install", "--redirect=none"], 2);
+}
