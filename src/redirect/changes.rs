@@ -31,7 +31,10 @@ impl Changes {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, NFTABLES))?;
-        Ok(Self { socket: AsyncFd::register(socket)? })
+        // What replaces it is unsafe, for the sake of types that let go of their descriptor too early; this one owns it.
+        #[allow(deprecated, reason = "an OwnedFd stays what it is until it is dropped, which is after its registration ends")]
+        let socket = AsyncFd::new(socket)?;
+        Ok(Self { socket })
     }
 
     /// Returns when something has changed since it last returned. Changes that came together are one; one's own are among

@@ -7,4 +7,5 @@ mod bed;
 mod connections;
 mod interfaces;
 mod lifetime;
+mod nftables;
 mod node_address;
