@@ -23,8 +23,9 @@ USER 65532:65532
 ENV MALLOC_ARENA_MAX=1 MALLOC_TRIM_THRESHOLD_=131072 MALLOC_MMAP_THRESHOLD_=131072
 ENTRYPOINT ["/usr/local/bin/rolegate"]
 
-# nft, or iptables where the node has no nf_tables; conntrack ends the connections from before the rules. # Debian's iptables is of the nft flavour, which works beside legacy rules. It works for root alone, with the capability
-# NET_ADMIN: see daemonset/.
+# nft keeps the rules, or iptables where the node has no nf_tables: Debian's is of the nft flavour, which works beside legacy
+# rules. conntrack ends the connections from before the rules. They work for root alone, with the capability NET_ADMIN: see
+# daemonset/.
 FROM debian:bookworm-slim
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates conntrack iptables nftables \

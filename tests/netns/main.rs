@@ -8,4 +8,5 @@ mod connections;
 mod interfaces;
 mod keep;
 mod lifetime;
+mod nftables;
 mod node_address;
