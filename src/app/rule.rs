@@ -16,7 +16,14 @@ use crate::redirect::rules::{RuleSet, Targets};
 use crate::redirect::{self, Backend as _};
 
 /// Places the rules, once the node's addresses are known.
-pub(super) async fn place(redirect: &RedirectConfig, direct: bool, bound: SocketAddr, kube: Client, node: &str, step: Step) -> anyhow::Result<()> {
+pub(super) async fn place(
+    redirect: &RedirectConfig,
+    direct: bool,
+    bound: SocketAddr,
+    kube: Client,
+    node: &str,
+    step: Step,
+) -> anyhow::Result<()> {
     if redirect.backend == RedirectBackend::Iptables {
         let found = targets(redirect, bound, &kube, node).await?;
         let (IpAddr::V4(ipv4), ipv6) = (found.ipv4, found.ipv6) else { bail!("{} is not an IPv4 address", found.ipv4) };

@@ -67,7 +67,10 @@ pub async fn remove(lock_wait: Duration) -> Result<Vec<String>, RedirectError> {
         let restore = program::of(Some(left.flavour), Family::V4).restore;
         let text = format!("*nat\n-D PREROUTING {}\nCOMMIT\n", left.rule);
         run(restore, &["--noflush", "-w", &wait], &text).await.map_err(program::explained)?;
-        said.push(format!("{}: the rule of kube2iam or kiam that sent requests to {}: `-A PREROUTING {}`", left.program, left.target, left.rule));
+        said.push(format!(
+            "{}: the rule of kube2iam or kiam that sent requests to {}: `-A PREROUTING {}`",
+            left.program, left.target, left.rule
+        ));
     }
     Ok(said)
 }

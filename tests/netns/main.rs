@@ -6,5 +6,7 @@
 mod bed;
 mod connections;
 mod interfaces;
+mod iptables;
+mod iptables_packets;
 mod lifetime;
 mod node_address;

@@ -9,8 +9,7 @@ use crate::redirect::rules::Targets;
 
 fn rule_set(interfaces: &[(&str, bool)]) -> RuleSet {
     let interfaces = interfaces.iter().map(|(name, negated)| InterfaceMatch { name: (*name).to_owned(), negated: *negated });
-    let targets =
-        Targets { ipv4: "192.0.2.1:8181".parse().unwrap(), ipv6: "[2001:db8::1]:8181".parse().ok(), refuse_direct: true };
+    let targets = Targets { ipv4: "192.0.2.1:8181".parse().unwrap(), ipv6: "[2001:db8::1]:8181".parse().ok(), refuse_direct: true };
     RuleSet { interfaces: interfaces.collect(), targets: Some(targets) }
 }
 
@@ -73,7 +72,8 @@ fn interfaces_are_named_left_out_or_all_meant() {
         let text = render(&rule_set(interfaces), Family::V4);
         text.lines().filter(|line| line.starts_with("-A ROLEGATE ")).map(str::to_owned).collect()
     };
-    let rule = |interface: &str, verdict: &str| format!("-A ROLEGATE {interface}-d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j {verdict}");
+    let rule =
+        |interface: &str, verdict: &str| format!("-A ROLEGATE {interface}-d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j {verdict}");
     let dnat = "DNAT --to-destination 192.0.2.1:8181";
     assert_eq!(redirect(&[]), [rule("-i lo ", "RETURN"), rule("", dnat)]);
     assert_eq!(redirect(&[("cni0", false), ("eni+", false)]), [rule("-i lo ", "RETURN"), rule("-i cni0 ", dnat), rule("-i eni+ ", dnat)]);
@@ -172,7 +172,13 @@ fn what_is_there_is_replaced_and_what_is_too_much_taken_away() {
     assert_eq!(jumps, ["-D PREROUTING -p tcp -j ROLEGATE", &format!("-D PREROUTING {jump}"), &format!("-I PREROUTING 1 {jump}")]);
 
     let guard = text::install(&RuleSet::guard_alone(), Family::V4, &Listing::parse(LISTED));
-    for line in ["-F ROLEGATE", "-X ROLEGATE", "-F ROLEGATE-DIRECT", "-X ROLEGATE-DIRECT", "-A ROLEGATE-GUARD -d 169.254.169.254/32 -p tcp -j REJECT --reject-with tcp-reset"] {
+    for line in [
+        "-F ROLEGATE",
+        "-X ROLEGATE",
+        "-F ROLEGATE-DIRECT",
+        "-X ROLEGATE-DIRECT",
+        "-A ROLEGATE-GUARD -d 169.254.169.254/32 -p tcp -j REJECT --reject-with tcp-reset",
+    ] {
         assert!(guard.lines().any(|is| is == line), "{line}:\n{guard}");
     }
 }
