@@ -6,7 +6,7 @@
 //!                                 peer IP)  request)├─▶ credentials  get them
 //!                                                   └─▶ respond      the one place that makes answers
 //! behind them:  pods ◀── kube watch      credentials ◀── STS AssumeRole
-//! beside them:  redirect (the packet rule)      admin (health, metrics)      telemetry
+//! beside them:  redirect (the packet rules)     admin (health, metrics)      telemetry
 //! ```
 //!
 //! A module imports what stands to its right, never back:
@@ -24,7 +24,7 @@
 //! - [`events`]: what the owners of pods are told
 //! - [`explain`]: every step of a decision, for people
 //! - [`role`]: the names that AWS knows a session by
-//! - [`redirect`]: the packet rule
+//! - [`redirect`]: the packet rules, and what keeps them true
 //! - [`admin`], [`metrics`], [`readiness`], [`telemetry`]: what operators see
 //! - [`connections`]: what connections may take
 //! - [`drain`], [`tasks`]: the end of the service, and of what runs beside it

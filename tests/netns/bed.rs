@@ -12,6 +12,7 @@ use rolegate_lab::node::{IMDS_IP, IMDS_IP6, NODE_IP, Netns, Node, PodNs, PodOpti
 use rolegate_lab::player::{self, Response};
 use rolegate_lab::sts::{Role, Sts};
 use serde_json::Value;
+use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 /// The port of the metadata service.
@@ -23,7 +24,7 @@ pub(crate) const METADATA: SocketAddr = SocketAddr::new(IpAddr::V4(IMDS_IP), MET
 /// Its IPv6 address.
 pub(crate) const METADATA6: SocketAddr = SocketAddr::new(IpAddr::V6(IMDS_IP6), METADATA_PORT);
 /// Programs that the rules need.
-const PROGRAMS: [&str; 4] = ["iptables", "iptables-restore", "ip6tables", "ip6tables-restore"];
+const PROGRAMS: [&str; 6] = ["iptables", "iptables-restore", "iptables-save", "ip6tables", "ip6tables-restore", "ip6tables-save"];
 
 /// The node and everything that the daemon on it talks to.
 #[derive(Debug)]
@@ -108,7 +109,7 @@ impl Bed {
             .env("AWS_ENDPOINT_URL_STS", self.sts.url())
             .argument("--node=node-a")
             .argument(format!("--api-server={}", self.api.url()))
-            .argument("--iptables")
+            .argument("--redirect=iptables")
     }
 
     /// The same, with the node's address.
@@ -157,6 +158,14 @@ impl Bed {
         assert_eq!(self.metadata_requests_of(pod), before + 3);
     }
 
+    /// A new connection of the pod to the metadata address is refused by the node, and never reaches the service.
+    #[track_caller]
+    pub(crate) fn assert_refused(&self, pod: &Pod) {
+        let before = self.metadata_requests_of(pod);
+        assert_eq!(pod.connect(METADATA, PATIENCE).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(self.metadata_requests_of(pod), before);
+    }
+
     /// How many requests from the pod's addresses the metadata service saw.
     pub(crate) fn metadata_requests_of(&self, pod: &Pod) -> usize {
         let own = [IpAddr::from(pod.ip), IpAddr::from(pod.ip6)];
@@ -173,6 +182,28 @@ impl Bed {
         let targets = rest.iter().filter_map(|line| Some(line.split_once("--to-destination ")?.1.trim().to_owned())).collect();
         Rules { prerouting, targets }
     }
+}
+
+/// A directory that has the programs of one flavour by their plain names, and those of both by their own: what an image
+/// brings. `None`, with the reason said, where this machine lacks one.
+pub(crate) fn image(flavour: &str) -> Option<TempDir> {
+    let image = tempfile::tempdir().unwrap();
+    for family in ["iptables", "ip6tables"] {
+        for part in ["", "-restore", "-save"] {
+            for (name, of_flavour) in [
+                (format!("{family}{part}"), format!("{family}-{flavour}{part}")),
+                (format!("{family}-nft{part}"), format!("{family}-nft{part}")),
+                (format!("{family}-legacy{part}"), format!("{family}-legacy{part}")),
+            ] {
+                let Some(program) = find_program(&of_flavour) else {
+                    skip(format!("the program `{of_flavour}` is not installed"));
+                    return None;
+                };
+                std::os::unix::fs::symlink(program, image.path().join(name)).unwrap();
+            }
+        }
+    }
+    Some(image)
 }
 
 /// What the table `nat` holds.

@@ -1,4 +1,4 @@
-//! Which interfaces the rule matches.
+//! Which interfaces are redirected; what comes in on others is rejected, as the guard knows no interfaces.
 
 use crate::bed::{Bed, METADATA};
 
@@ -16,7 +16,7 @@ fn a_prefix_covers_its_own_interfaces_alone() {
     let (covered, left_out) = (bed.pod("web", "veth"), bed.pod("trunk", "vlan"));
     let _daemon = bed.start(&bed.setup_with_ip().argument("--host-interface=veth+"));
     bed.assert_served(&covered, METADATA);
-    bed.assert_not_redirected(&left_out);
+    bed.assert_refused(&left_out);
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn a_list_covers_what_it_names() {
     let _daemon = bed.start(&bed.setup_with_ip().argument(list));
     bed.assert_served(&first, METADATA);
     bed.assert_served(&second, METADATA);
-    bed.assert_not_redirected(&left_out);
+    bed.assert_refused(&left_out);
 }
 
 #[test]
@@ -38,5 +38,5 @@ fn a_negated_name_leaves_out_that_interface_alone() {
     let _daemon = bed.start(&bed.setup_with_ip().argument(all_but));
     bed.assert_served(&first, METADATA);
     bed.assert_served(&second, METADATA);
-    bed.assert_not_redirected(&left_out);
+    bed.assert_refused(&left_out);
 }

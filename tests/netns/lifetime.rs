@@ -1,22 +1,12 @@
 //! The rule across the daemon's life: put in place twice, left behind, not to be had.
 
-use std::io::ErrorKind;
-
 use rolegate_lab::daemon::Setup;
 use rolegate_lab::node::{NODE_IP, find_program, skip};
 
-use crate::bed::{Bed, METADATA, PATIENCE, Pod};
+use crate::bed::{Bed, METADATA, image};
 
 fn on_port(bed: &Bed, port: u16) -> Setup {
     bed.setup_with_ip().argument(format!("--app-port={port}"))
-}
-
-/// A new connection of the pod to the metadata address is refused by the node, and never reaches the service.
-#[track_caller]
-fn assert_refused(bed: &Bed, pod: &Pod) {
-    let before = bed.metadata_requests_of(pod);
-    assert_eq!(pod.connect(METADATA, PATIENCE).unwrap_err().kind(), ErrorKind::ConnectionRefused);
-    assert_eq!(bed.metadata_requests_of(pod), before);
 }
 
 #[test]
@@ -29,7 +19,7 @@ fn the_rule_stays_when_the_daemon_ends() {
     let rules = bed.rules("iptables");
     daemon.terminate().unwrap();
     assert_eq!(daemon.wait().unwrap().code(), Some(0), "{}", daemon.log());
-    assert_refused(&bed, &pod);
+    bed.assert_refused(&pod);
     assert_eq!(bed.rules("iptables"), rules);
 }
 
@@ -38,7 +28,7 @@ fn the_rule_stays_when_the_daemon_is_killed() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     drop(bed.start(&bed.setup_with_ip()));
-    assert_refused(&bed, &pod);
+    bed.assert_refused(&pod);
 }
 
 #[test]
@@ -53,7 +43,7 @@ fn a_restart_leaves_one_jump_and_the_new_target() {
         assert_eq!(rules.targets, [format!("{NODE_IP}:{port}")]);
         daemon.terminate().unwrap();
         daemon.wait().unwrap();
-        assert_refused(&bed, &pod);
+        bed.assert_refused(&pod);
     }
 }
 
@@ -63,21 +53,14 @@ fn either_flavour_of_the_program_will_do() {
     for flavour in ["nft", "legacy"] {
         let Some(bed) = Bed::new() else { return };
         let pod = bed.pod("web", "veth");
-        let image = tempfile::tempdir().unwrap();
-        for (name, of_flavour) in [("iptables", format!("iptables-{flavour}")), ("iptables-restore", format!("iptables-{flavour}-restore"))]
-        {
-            let Some(program) = find_program(&of_flavour) else {
-                return skip(format!("the program `{of_flavour}` is not installed"));
-            };
-            std::os::unix::fs::symlink(program, image.path().join(name)).unwrap();
-        }
+        let Some(image) = image(flavour) else { return };
         let setup = bed.setup_with_ip().env("PATH", image.path().to_str().unwrap());
         for _start in 0..2 {
             let _daemon = bed.start(&setup);
             bed.assert_served(&pod, METADATA);
             assert_eq!(bed.rules(&format!("iptables-{flavour}")).jumps(), 1, "{flavour}");
         }
-        assert_refused(&bed, &pod);
+        bed.assert_refused(&pod);
     }
 }
 
@@ -123,7 +106,7 @@ fn a_start_that_fails_leaves_the_rule_behind() {
     let error = bed.start_in_vain(&bed.setup_with_ip().without_env("AWS_REGION"));
     assert!(error.contains("no AWS region"), "{error}");
     assert_eq!(bed.rules("iptables").jumps(), 1);
-    assert_refused(&bed, &pod);
+    bed.assert_refused(&pod);
 }
 
 #[test]
@@ -142,6 +125,6 @@ fn without_the_capability_the_daemon_says_so_and_ends() {
         return skip("the program `setpriv` is not installed");
     }
     let error = bed.start_in_vain(&bed.setup_with_ip().by_way_of(["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", "--"]));
-    assert!(error.contains("iptables-restore refused the rule") && error.contains("NET_ADMIN"), "{error}");
+    assert!(error.contains("iptables-save refused the rule") && error.contains("NET_ADMIN"), "{error}");
     assert_eq!(bed.rules("iptables").jumps(), 0);
 }

@@ -6,6 +6,8 @@
 mod bed;
 mod connections;
 mod interfaces;
+mod iptables;
+mod iptables_packets;
 mod keep;
 mod lifetime;
 mod nftables;

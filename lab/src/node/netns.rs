@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::error::NodeError;
@@ -80,6 +81,24 @@ impl Netns {
             Ok(f())
         })?
         .map_err(failed(&self.label, "enter it"))
+    }
+
+    /// As [`Netns::run`], with an empty `/run` besides: what programs that it starts lock there, like the `xtables.lock` of
+    /// iptables, is not the machine's.
+    ///
+    /// # Errors
+    /// If the namespace cannot be entered, or no mount namespace can be made; the closure does not run then.
+    pub fn run_with_own_locks<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> Result<T, NodeError> {
+        let fd = Arc::clone(&self.fd);
+        on_a_thread(&self.label, move || {
+            setns(&*fd, CloneFlags::CLONE_NEWNET)?;
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            let none = None::<&str>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+            mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none)?;
+            Ok(f())
+        })?
+        .map_err(failed(&self.label, "enter it with a /run of its own"))
     }
 
     /// A listener inside, in blocking mode; for tokio, `set_nonblocking(true)` and `from_std`.

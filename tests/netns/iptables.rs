@@ -1,0 +1,277 @@
+//! The backend itself, without the daemon: what it writes, sees, repairs and takes away, in both flavours and families.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rolegate::redirect::iptables::Iptables;
+use rolegate::redirect::iptables::program::Flavour;
+use rolegate::redirect::rules::{RuleSet, Targets};
+use rolegate::redirect::{Backend as _, RedirectError, peers};
+use rolegate_lab::node::{NODE_IP, NODE_IP6, Netns, Node, available_or_skip, find_program, skip};
+
+const FLAVOURS: [(Flavour, &str); 2] = [(Flavour::Nft, "nft"), (Flavour::Legacy, "legacy")];
+
+fn node() -> Option<Node> {
+    let programs = ["iptables-nft-save", "iptables-legacy-save", "ip6tables-nft-save", "ip6tables-legacy-save", "flock"];
+    if !available_or_skip() {
+        return None;
+    }
+    if let Some(missing) = programs.iter().find(|program| find_program(program).is_none()) {
+        skip(format!("the program `{missing}` is not installed"));
+        return None;
+    }
+    Some(Node::new().unwrap())
+}
+
+fn rules() -> RuleSet {
+    let targets =
+        Targets { ipv4: format!("{NODE_IP}:8181").parse().unwrap(), ipv6: format!("[{NODE_IP6}]:8181").parse().ok(), refuse_direct: true };
+    RuleSet { interfaces: Vec::new(), targets: Some(targets) }
+}
+
+/// What the backend does, inside.
+fn inside<T: Send + 'static, F: Future<Output = T>>(ns: &Netns, work: impl FnOnce() -> F + Send + 'static) -> T {
+    ns.run_with_own_locks(move || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work())).unwrap()
+}
+
+#[track_caller]
+fn install(ns: &Netns, flavour: Flavour, rules: RuleSet) {
+    inside(ns, move || async move { Iptables::default().with_flavour(flavour).install(&rules).await }).unwrap();
+}
+
+#[track_caller]
+fn differences(ns: &Netns, flavour: Flavour, rules: RuleSet) -> Vec<String> {
+    inside(ns, move || async move { Iptables::default().with_flavour(flavour).differences(&rules).await }).unwrap()
+}
+
+#[track_caller]
+fn remove(ns: &Netns, flavour: Flavour) -> Vec<String> {
+    inside(ns, move || async move { Iptables::default().with_flavour(flavour).remove().await }).unwrap()
+}
+
+/// The rules and chains of both families, in the words of the program, without its comments and counters.
+fn saved(ns: &Netns, flavour: &str) -> Vec<String> {
+    let text = ns.sh(&format!("iptables-{flavour}-save; ip6tables-{flavour}-save")).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines.map(|line| line.split(" [").next().unwrap_or_default().to_owned()).collect()
+}
+
+fn ours(ns: &Netns, flavour: &str) -> Vec<String> {
+    saved(ns, flavour).into_iter().filter(|line| line.contains("ROLEGATE")).collect()
+}
+
+#[test]
+fn installing_twice_changes_nothing_and_removing_leaves_nothing() {
+    let Some(node) = node() else { return };
+    for (flavour, name) in FLAVOURS {
+        node.ns()
+            .sh(&format!("iptables-{name} -w 30 -A FORWARD -j ACCEPT; ip6tables-{name} -w 30 -t nat -A PREROUTING -j RETURN"))
+            .unwrap();
+        let before: Vec<_> = saved(node.ns(), name).into_iter().filter(|line| line.starts_with("-A")).collect();
+        assert_eq!(differences(node.ns(), flavour, rules()).len(), 12);
+        install(node.ns(), flavour, rules());
+        assert_eq!(differences(node.ns(), flavour, rules()), [""; 0]);
+        let once = saved(node.ns(), name);
+        install(node.ns(), flavour, rules());
+        assert_eq!(saved(node.ns(), name), once);
+
+        let said = remove(node.ns(), flavour);
+        assert_eq!(said.len(), 12, "{said:?}");
+        assert!(said[0].contains("the jump from PREROUTING to ROLEGATE of the table nat"), "{said:?}");
+        let after: Vec<_> = saved(node.ns(), name).into_iter().filter(|line| line.starts_with("-A") || line.contains("ROLEGATE")).collect();
+        assert_eq!(after, before);
+        assert_eq!(remove(node.ns(), flavour), [""; 0]);
+    }
+}
+
+#[test]
+fn what_others_change_is_said_and_repaired() {
+    let Some(node) = node() else { return };
+    for (flavour, name) in FLAVOURS {
+        for (family, elsewhere) in [("iptables", "192.0.2.9:1"), ("ip6tables", "[2001:db8::9]:1")] {
+            let program = format!("{family}-{name} -w 30");
+            install(node.ns(), flavour, rules());
+            let target = "-p tcp -j DNAT --to-destination";
+            for (change, said) in [
+                ("-F".to_owned(), "FORWARD has no jump to ROLEGATE-GUARD"),
+                ("-t nat -F".to_owned(), "PREROUTING has no jump to ROLEGATE"),
+                (format!("-F FORWARD; {program} -F ROLEGATE-GUARD; {program} -X ROLEGATE-GUARD"), "the chain ROLEGATE-GUARD is missing"),
+                (
+                    format!("-t nat -F PREROUTING; {program} -t nat -F ROLEGATE; {program} -t nat -X ROLEGATE"),
+                    "the chain ROLEGATE is missing",
+                ),
+                ("-D INPUT 1".to_owned(), "INPUT has no jump to ROLEGATE-DIRECT"),
+                ("-I FORWARD 1 -i cni0 -j ACCEPT".to_owned(), "ahead of our jump in FORWARD is `-A FORWARD -i cni0 -j ACCEPT`"),
+                (format!("-t nat -I PREROUTING 1 -i x {target} {elsewhere}"), "ahead of our jump in PREROUTING is `-A PREROUTING -i x"),
+                (format!("-t nat -R ROLEGATE 2 {target} {elsewhere}"), "ROLEGATE has the rule `-p tcp -j DNAT --to-destination"),
+                ("-t nat -D ROLEGATE 1".to_owned(), "ROLEGATE has 1 rules where 2 are wanted"),
+                ("-I ROLEGATE-GUARD 1 -j RETURN".to_owned(), "ROLEGATE-GUARD has 3 rules where 2 are wanted"),
+                ("-A ROLEGATE-DIRECT -j RETURN".to_owned(), "ROLEGATE-DIRECT has 2 rules where 1 are wanted"),
+                ("-A FORWARD -j ROLEGATE-GUARD".to_owned(), "2 rules lead to ROLEGATE-GUARD where one should"),
+                ("-A OUTPUT -j ROLEGATE-GUARD".to_owned(), "2 rules lead to ROLEGATE-GUARD where one should"),
+            ] {
+                node.ns().sh(&format!("{program} {change}")).unwrap();
+                let found = differences(node.ns(), flavour, rules());
+                assert!(found.iter().any(|words| words.starts_with(family) && words.contains(said)), "{program} {change}: {found:?}");
+                install(node.ns(), flavour, rules());
+                assert_eq!(differences(node.ns(), flavour, rules()), [""; 0], "{program} {change}");
+            }
+            let others = saved(node.ns(), name);
+            assert!(others.iter().any(|line| line.starts_with("-A PREROUTING -i x -p tcp -j DNAT")), "{others:?}");
+        }
+        remove(node.ns(), flavour);
+    }
+}
+
+/// What versions before the guard made, with its jump there twice.
+#[test]
+fn an_older_form_of_ours_is_taken_over() {
+    let Some(node) = node() else { return };
+    for (flavour, name) in FLAVOURS {
+        node.ns()
+            .sh(&format!(
+                "iptables-{name} -w 30 -t nat -N ROLEGATE
+                 iptables-{name} -w 30 -t nat -A ROLEGATE -p tcp -j DNAT --to-destination 10.42.0.1:8282
+                 for i in 1 2; do iptables-{name} -w 30 -t nat -I PREROUTING 1 -p tcp -d 169.254.169.254/32 --dport 80 -j ROLEGATE; done"
+            ))
+            .unwrap();
+        install(node.ns(), flavour, rules());
+        let jumps: Vec<_> = ours(node.ns(), name).into_iter().filter(|line| line.starts_with("-A PREROUTING -d 169")).collect();
+        assert_eq!(jumps, ["-A PREROUTING -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j ROLEGATE"]);
+        assert!(!ours(node.ns(), name).iter().any(|line| line.contains("8282")));
+        remove(node.ns(), flavour);
+    }
+}
+
+#[test]
+fn the_guard_alone_leaves_no_redirect_and_its_file_can_be_loaded_again() {
+    let Some(node) = node() else { return };
+    for (flavour, name) in FLAVOURS {
+        let boot = |family: &str, to: &str, file: &str| {
+            let file = format!("{}/iptables/{file}", env!("CARGO_MANIFEST_DIR"));
+            let text = std::fs::read_to_string(&file).unwrap();
+            let documented = text.lines().find_map(|line| line.strip_prefix("#   ")).unwrap();
+            assert!(documented.contains(&format!(" -d {to} ")), "{documented}");
+            let script =
+                documented.replace(&format!("{family} "), &format!("{family}-{name} ")).replace("-restore", &format!("-{name}-restore"));
+            let script = script.replace(file.rsplit('/').next().unwrap(), &file);
+            node.ns().sh(&script).unwrap();
+        };
+        for _time in 0..2 {
+            boot("iptables", "169.254.169.254/32", "guard.rules");
+            boot("ip6tables", "fd00:ec2::254/128", "guard6.rules");
+            assert_eq!(differences(node.ns(), flavour, RuleSet::guard_alone()), [""; 0]);
+        }
+        let guard = ours(node.ns(), name);
+        install(node.ns(), flavour, rules());
+        assert!(ours(node.ns(), name).len() > guard.len());
+        install(node.ns(), flavour, RuleSet::guard_alone());
+        assert_eq!(ours(node.ns(), name), guard);
+        remove(node.ns(), flavour);
+    }
+}
+
+#[test]
+fn what_the_other_flavour_has_of_ours_is_said_and_taken_away_but_for_its_guard() {
+    let Some(node) = node() else { return };
+    for [(before, old), (now, new)] in [[FLAVOURS[1], FLAVOURS[0]], FLAVOURS] {
+        install(node.ns(), before, rules());
+        let found = differences(node.ns(), now, rules());
+        let left = format!("iptables-{old}: the chain ROLEGATE of the table nat with its 2 rules is left over");
+        assert!(found.contains(&left), "{found:?}");
+        install(node.ns(), now, rules());
+        assert_eq!(differences(node.ns(), now, rules()), [""; 0]);
+        let remains = ours(node.ns(), old);
+        assert!(!remains.is_empty() && remains.iter().all(|line| line.contains("ROLEGATE-GUARD")), "{remains:?}");
+        let said = remove(node.ns(), now);
+        assert!(said.iter().any(|words| words.starts_with(&format!("ip6tables-{old}: the chain ROLEGATE-GUARD"))), "{said:?}");
+        assert_eq!((ours(node.ns(), old), ours(node.ns(), new)), (Vec::new(), Vec::new()));
+    }
+}
+
+#[test]
+fn the_rules_of_kube2iam_and_kiam_are_found_and_no_others() {
+    let Some(node) = node() else { return };
+    let to = "-d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.42.0.1";
+    for (_, name) in FLAVOURS {
+        node.ns()
+            .sh(&format!(
+                "iptables-{name} -w 30 -t nat -A PREROUTING -i docker0 {to}:8181
+                 iptables-{name} -w 30 -t nat -A PREROUTING ! -i eth0 {to}:3100
+                 iptables-{name} -w 30 -t nat -A PREROUTING {to}:1
+                 iptables-{name} -w 30 -t nat -A PREROUTING -i docker0 -s 10.0.0.0/8 {to}:2"
+            ))
+            .unwrap();
+    }
+    let found = inside(node.ns(), || async { peers::find().await }).unwrap();
+    let targets: Vec<_> = found.iter().map(|left| (left.program, left.target.to_string())).collect();
+    let both =
+        ["iptables-nft", "iptables-legacy"].map(|program| [(program, "10.42.0.1:8181".to_owned()), (program, "10.42.0.1:3100".to_owned())]);
+    assert_eq!(targets, both.concat());
+    let said = inside(node.ns(), || async { peers::remove(Duration::from_secs(30)).await }).unwrap();
+    assert!(said.len() == 4 && said[0].contains("10.42.0.1:8181"), "{said:?}");
+    for (_, name) in FLAVOURS {
+        let left: Vec<_> = saved(node.ns(), name).into_iter().filter(|line| line.starts_with("-A")).collect();
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert!(left[0].ends_with(":1") && left[1].ends_with(":2"), "{left:?}");
+    }
+    assert_eq!(inside(node.ns(), || async { peers::remove(Duration::from_secs(30)).await }).unwrap(), [""; 0]);
+}
+
+/// Others that write as fast as they can are waited for, and lose nothing by it.
+#[test]
+fn twenty_others_at_once_are_waited_for() {
+    const OTHERS: usize = 20;
+    const RULES: usize = 10;
+    let Some(node) = node() else { return };
+    for (flavour, name) in FLAVOURS {
+        let found = inside(node.ns(), move || async move {
+            let one = |number: usize| {
+                let script = format!(
+                    "i=0; while [ $i -lt {RULES} ]; do iptables-{name} -w 60 -t nat -A POSTROUTING -d 10.{number}.0.$i -j RETURN || exit 1; i=$((i+1)); done"
+                );
+                Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).spawn().unwrap()
+            };
+            let mut others: Vec<Child> = (0..OTHERS).map(one).collect();
+            let backend = Iptables::default().with_flavour(flavour).with_lock_wait(Duration::from_secs(60));
+            for _time in 0..3 {
+                backend.install(&rules()).await.unwrap();
+                backend.remove().await.unwrap();
+            }
+            backend.install(&rules()).await.unwrap();
+            assert!(others.iter_mut().all(|other| other.wait().unwrap().success()));
+            backend.differences(&rules()).await.unwrap()
+        });
+        assert_eq!(found, [""; 0]);
+        let others = saved(node.ns(), name).into_iter().filter(|line| line.starts_with("-A POSTROUTING")).count();
+        assert_eq!(others, OTHERS * RULES);
+        remove(node.ns(), flavour);
+    }
+}
+
+#[test]
+fn a_lock_that_is_held_for_too_long_leaves_what_was_there() {
+    let Some(node) = node() else { return };
+    install(node.ns(), Flavour::Legacy, RuleSet::guard_alone());
+    let before = ours(node.ns(), "legacy");
+    let error = inside(node.ns(), || async {
+        let holds = ["-x", "/run/xtables.lock", "-c", "echo held; read line"];
+        let mut holder = Command::new("flock").args(holds).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(holder.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "held\n");
+        let backend = Iptables::default().with_flavour(Flavour::Legacy).with_lock_wait(Duration::from_secs(1));
+        let error = backend.install(&rules()).await.unwrap_err();
+        let removal = backend.remove().await.unwrap_err();
+        assert!(matches!(removal, RedirectError::Locked { .. }), "{removal}");
+        drop(holder.stdin.take());
+        holder.wait().unwrap();
+        error
+    });
+    assert!(matches!(error, RedirectError::Locked { .. }), "{error}");
+    assert!(error.to_string().contains("lock") && error.to_string().contains("tried again"), "{error}");
+    assert_eq!(ours(node.ns(), "legacy"), before);
+    install(node.ns(), Flavour::Legacy, rules());
+    assert_eq!(differences(node.ns(), Flavour::Legacy, rules()), [""; 0]);
+}
