@@ -142,7 +142,7 @@ pub enum RedirectError {
         "pods' IPv6 requests are not guarded: {0}; give the daemon what it needs for ip6tables, or switch IPv6 off in the node's \
          kernel (ipv6.disable=1)"
     )]
-    Ipv6(#[source] Box<RedirectError>),
+    Ipv6(Box<RedirectError>),
 }
 
 /// Patterns that no interface of this node fits at the moment.

@@ -119,6 +119,16 @@ impl Setup {
 
     /// Starts it, and returns when it has said which ports it bound.
     pub fn start(&self) -> io::Result<Daemon> {
+        let mut daemon = self.spawn()?;
+        let started = daemon.wait_for_log(|line| line["message"] == "rolegate starts")?;
+        let address = |name: &str| started[name].as_str().and_then(|text| text.parse().ok());
+        daemon.metadata = address("metadata_address");
+        daemon.metrics = address("metrics_address");
+        Ok(daemon)
+    }
+
+    /// Starts it, and waits for nothing: for one that is to end before it binds a port. Its ports are not known.
+    pub fn spawn(&self) -> io::Result<Daemon> {
         let append = |path| OpenOptions::new().create(true).append(true).open(path);
         let mut copy = self.log_file.as_ref().map(append).transpose()?;
         let mut child = self.command().stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
@@ -136,12 +146,7 @@ impl Setup {
                 log.end();
             });
         }
-        let mut daemon = Daemon { child, log, metadata: None, metrics: None };
-        let started = daemon.wait_for_log(|line| line["message"] == "rolegate starts")?;
-        let address = |name: &str| started[name].as_str().and_then(|text| text.parse().ok());
-        daemon.metadata = address("metadata_address");
-        daemon.metrics = address("metrics_address");
-        Ok(daemon)
+        Ok(Daemon { child, log, metadata: None, metrics: None })
     }
 }
 

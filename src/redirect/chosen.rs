@@ -51,7 +51,8 @@ impl Chosen {
             Err(error) => error,
         };
         match iptables.standing().await {
-            Ok(_) => {
+            // That IPv6 is left open is said when the rules are put in place, which closes IPv4.
+            Ok(_) | Err(RedirectError::Ipv6(_)) => {
                 info!(backend = iptables.name(), "packet rules: nftables does not work here ({without_nftables})");
                 Ok(iptables)
             }

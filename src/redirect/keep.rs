@@ -134,11 +134,15 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
     /// If that fails: the node may be open.
     pub async fn guard(&mut self) -> Result<(), RedirectError> {
         let backend = self.backend.name();
-        if self.backend.standing().await?.is_guarded() {
-            info!(backend, "the guard is in place already: pods do not reach the real metadata service");
-            return Ok(());
+        match self.backend.standing().await {
+            Ok(standing) if standing.is_guarded() => {
+                info!(backend, "the guard is in place already: pods do not reach the real metadata service");
+                return Ok(());
+            }
+            Ok(_) => self.install().await?,
+            // One family may be there to be closed all the same.
+            Err(_) => self.backend.install(&RuleSet::guard_alone()).await?,
         }
-        self.install().await?;
         info!(backend, "the guard is in place: pods do not reach the real metadata service");
         Ok(())
     }

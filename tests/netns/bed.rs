@@ -126,7 +126,7 @@ impl Bed {
 
     /// Starts the daemon, which has to give up, and returns the one error that it logged.
     pub(crate) fn start_in_vain(&self, setup: &Setup) -> String {
-        let mut daemon = setup.start().unwrap();
+        let mut daemon = setup.spawn().unwrap();
         let status = daemon.wait().unwrap();
         let log = daemon.log();
         assert_eq!(status.code(), Some(1), "{log}");
