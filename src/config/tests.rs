@@ -547,7 +547,7 @@ fn a_backend_is_one_of_those_that_are_there() {
 
 /// What `rolegate redirect` reads of these arguments.
 fn redirect_command(action: Action, arguments: &[&str], env: &[(&str, &str)]) -> Result<RedirectCommand, String> {
-    let command = flags::add_to_redirect(clap::Command::new("redirect"));
+    let command = flags::add_to_redirect(Command::new("redirect"));
     let matches = command.try_get_matches_from([&["redirect"], arguments].concat()).unwrap();
     let env = |name: &str| env.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned());
     RedirectCommand::from_source(action, &matches, &env).map_err(|error| error.to_string())

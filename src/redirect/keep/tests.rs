@@ -165,7 +165,11 @@ async fn the_guard_is_put_where_there_is_none_and_nothing_that_serves_is_taken_a
     assert_eq!(bed.kernel.inner().rules, Some(rules()), "a restart leaves what serves pods");
     bed.kernel.inner().pushed = true;
     bed.keeper.guard().await.unwrap();
-    assert_eq!((bed.kernel.inner().installed, bed.kernel.inner().pushed), (2, false));
+    let found = {
+        let inner = bed.kernel.inner();
+        (inner.installed, inner.pushed)
+    };
+    assert_eq!(found, (2, false));
     assert_eq!(bed.kernel.inner().rules, Some(rules()), "nor does a repair of the guard take it away");
     assert!(!bed.kernel.inner().claimed, "another daemon still has them");
 }
