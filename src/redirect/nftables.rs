@@ -2,7 +2,7 @@
 //!
 //! What is loaded is the text that [`Backend::render`] shows, in one transaction: the kernel goes from the old table to the
 //! new one between two packets. What is there is read as JSON, which has the same words in every version but for little
-//! (see [`listing`]).
+//! (see `listing`).
 //!
 //! Facts: nft(8) and libnftables-json(5).
 
