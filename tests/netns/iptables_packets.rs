@@ -174,7 +174,8 @@ fn an_old_connection_to_the_real_service_is_cut() {
     });
 }
 
-/// Where the metadata service is on the node's own loopback, as some fakes of it are, the node still reaches it.
+/// Where the metadata service is on the node's own loopback, as some fakes of it are, the node still reaches it. The kernel
+/// decides on such a connection where it leaves: a redirect that stood there would take it.
 #[test]
 fn the_nodes_loopback_is_not_redirected() {
     each_flavour(|bed, setup, _| {
@@ -183,6 +184,8 @@ fn the_nodes_loopback_is_not_redirected() {
             bed.node.ns().sh(&format!("ip addr add {ip} dev lo nodad 2>/dev/null || ip addr add {ip} dev lo")).unwrap();
             let here = bed.node.ns().tcp_listener(SocketAddr::new(ip, 80)).unwrap();
             let stream = bed.node.ns().connect(SocketAddr::new(ip, 80), PATIENCE).unwrap();
+            // Where the connection is here, it waits already.
+            here.set_nonblocking(true).unwrap();
             let (_, peer) = here.accept().unwrap();
             assert_eq!(stream.local_addr().unwrap(), peer);
         }
