@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use crate::admin::Admin;
-use crate::config::{self, BaseRole, Config, DefaultRole, PatternFormat, Restrictions, ServiceAccountRoles};
+use crate::config::{self, BaseRole, Config, DefaultRole, PatternFormat, RedirectBackend, Restrictions, ServiceAccountRoles};
 use crate::credentials::Clock;
 use crate::credentials::cache::Sessions;
 use crate::credentials::sts::{Aws, Sts};
@@ -34,6 +34,7 @@ use crate::proxy::token::{KeyFile, Tokens};
 use crate::proxy::{Proxy, Settings};
 use crate::readiness::Readiness;
 use crate::redirect;
+use crate::redirect::probe::{Ability, Probes, STEP, SelfTest};
 use crate::role::{BaseArn, RoleArn};
 use crate::server::Server;
 use crate::tasks::Tasks;
@@ -46,6 +47,10 @@ mod rule;
 const BACKLOG: i32 = 1024;
 /// Pause between questions that a late API leaves open.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// A step of the start: everything that serves pods is made.
+const START: &str = "the daemon's start";
+/// A step of the start: the packet rules are in place.
+const RULE: &str = "the packet rule";
 /// How long a failing start waits for the rule.
 const LAST_RULE: Duration = Duration::from_secs(30);
 
@@ -59,6 +64,7 @@ pub struct App {
     metadata: TcpListener,
     admin: TcpListener,
     config: Config,
+    self_test: Ability,
 }
 
 impl App {
@@ -66,19 +72,35 @@ impl App {
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
         let metadata = listen(config.server.address, config.server.port, "--app-port", true)?;
         let admin = listen(config.admin.address, config.admin.port, "--metrics-port", false)?;
-        Ok(Self { metadata_address: metadata.local_addr()?, metrics_address: admin.local_addr()?, metadata, admin, config })
+        Ok(Self {
+            metadata_address: metadata.local_addr()?,
+            metrics_address: admin.local_addr()?,
+            metadata,
+            admin,
+            config,
+            self_test: Ability::Off,
+        })
+    }
+
+    /// With the self-test, whose helper has to be started before there are threads.
+    #[must_use]
+    pub fn with_self_test(self, self_test: Ability) -> Self {
+        Self { self_test, ..self }
     }
 
     /// Serves until `stop`, then finishes what is under way.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { metadata_address, metrics_address, metadata, admin, config } = self;
+        let Self { metadata_address, metrics_address, metadata, admin, config, self_test } = self;
         let version = env!("CARGO_PKG_VERSION");
         info!(version, node = %config.pods.node, %metadata_address, %metrics_address, "rolegate starts");
         for warning in &config.warnings {
             warn!("{warning}");
         }
         let (metrics, readiness, drain) = (Metrics::new(), Readiness::default(), Drain::default());
-        let running = readiness.step("the daemon's start");
+        let running = readiness.step(START);
+        // Ready only when it has passed, where it can be done.
+        let self_test_step = matches!(self_test, Ability::Able(_)).then(|| readiness.step(STEP));
+        let probes = Probes::default();
         let mut tasks = Tasks::default();
 
         // The first list, the rule and the identity of AWS are steps of their own: each may be late.
@@ -114,11 +136,11 @@ impl App {
         tasks.spawn("metrics port", of_admin.serve(admin));
 
         // At once: until the rule is there, pods reach the real service. What it brings waits for the acceptor.
-        let rule = readiness.step("the packet rule");
-        let rule = rule::place(&config.redirect, metadata_address, kube, &config.pods.node, rule);
+        let rule = readiness.step(RULE);
+        let rule = rule::place(&config.redirect, metadata_address, kube, &config.pods.node, &probes, rule);
         let mut rule = std::pin::pin!(rule.fuse());
         let mut stop = std::pin::pin!(stop);
-        let mut prepared = std::pin::pin!(prepare(&config, pods, events, &metrics, &readiness, &drain, &explainer));
+        let mut prepared = std::pin::pin!(prepare(&config, pods.clone(), events, &probes, &metrics, &readiness, &drain, &explainer));
         let prepared = loop {
             tokio::select! {
                 placed = &mut rule, if !rule.is_terminated() => placed?,
@@ -145,6 +167,17 @@ impl App {
         if let Some(file) = prepared.key_file {
             tasks.spawn("keys of session tokens", prepared.tokens.keep(file));
         }
+        let self_test = SelfTest {
+            ability: self_test,
+            config: config.self_test,
+            interfaces: config.redirect.interfaces.clone(),
+            has_rules: config.redirect.backend != RedirectBackend::None,
+            pods,
+            probes: probes.clone(),
+            metrics: metrics.clone(),
+            readiness: readiness.clone(),
+        };
+        tasks.spawn("self-test", self_test.run(self_test_step, &[START, RULE]));
         let mut acceptor = tokio::spawn(prepared.server.serve(metadata));
         running.done();
         let ended = loop {
@@ -182,6 +215,7 @@ async fn prepare(
     config: &Config,
     pods: Pods,
     events: Reporter,
+    probes: &Probes,
     metrics: &Metrics,
     readiness: &Readiness,
     drain: &Drain,
@@ -225,7 +259,8 @@ async fn prepare(
     if config.server.accept_direct {
         warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
     }
-    let server = Arc::new(Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone()));
+    let server =
+        Arc::new(Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone(), probes.clone()));
     Ok(Prepared { server, sts, aws, node, tokens, key_file, metadata })
 }
 

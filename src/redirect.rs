@@ -9,6 +9,7 @@ use self::rules::RuleSet;
 use crate::config::InterfaceMatch;
 
 pub mod iptables;
+pub mod probe;
 pub mod program;
 pub mod rules;
 

@@ -30,6 +30,7 @@ use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::proxy::route::{Hosts, METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::proxy::{Origin, Proxy};
+use crate::redirect::probe::Probes;
 
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
@@ -53,6 +54,7 @@ pub struct Server<A> {
     limits: Limits,
     rates: Rates,
     accepting: Accepting,
+    probes: Probes,
 }
 
 /// Whether connections can be accepted: told when it changes, as it may stay so for long.
@@ -100,7 +102,7 @@ enum Admission {
 
 impl<A: AssumeRole> Server<A> {
     /// A server that hands the requests of pods to `proxy`.
-    pub fn new(proxy: Proxy<A>, accept_direct: bool, limits: LimitsConfig, metrics: Metrics, drain: Drain) -> Self {
+    pub fn new(proxy: Proxy<A>, accept_direct: bool, limits: LimitsConfig, metrics: Metrics, drain: Drain, probes: Probes) -> Self {
         let LimitsConfig { connections, connections_per_pod, connection_rate, head_timeout } = limits;
         Self {
             proxy: Arc::new(proxy),
@@ -111,6 +113,7 @@ impl<A: AssumeRole> Server<A> {
             head_timeout,
             limits: Limits::new(connections, connections_per_pod),
             rates: Rates::new(connection_rate),
+            probes,
         }
     }
 
@@ -146,6 +149,12 @@ impl<A: AssumeRole> Server<A> {
     }
 
     fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let from = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        if Probes::is_source(from.ip()) && original_destination(&stream).is_some_and(is_metadata) {
+            // The self-test's, which only wants to be seen: told first, then closed.
+            self.probes.arrived(from);
+            return drop(stream);
+        }
         if !self.rates.admits(peer.ip().to_canonical()) {
             self.metrics.connection_refused("source-rate");
             return debug!(source = %peer, "closed a connection: its source connects too often");

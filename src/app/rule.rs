@@ -11,14 +11,24 @@ use tracing::warn;
 use crate::config::{RedirectBackend, RedirectConfig};
 use crate::pods::watch::client::{self, Client};
 use crate::readiness::Step;
+use crate::redirect::probe::{Probes, Wanted};
 use crate::redirect::{self, OneRule};
 
 /// Places the rules, once the node's addresses are known.
-pub(super) async fn place(redirect: &RedirectConfig, bound: SocketAddr, kube: Client, node: &str, step: Step) -> anyhow::Result<()> {
+pub(super) async fn place(
+    redirect: &RedirectConfig,
+    bound: SocketAddr,
+    kube: Client,
+    node: &str,
+    probes: &Probes,
+    step: Step,
+) -> anyhow::Result<()> {
     if redirect.backend == RedirectBackend::Iptables {
         let targets = targets(redirect, bound, &kube, node).await?;
         let rules = |ip| OneRule { interfaces: redirect.interfaces.clone(), target: SocketAddr::new(ip, bound.port()) };
         redirect::install(&rules(targets.ipv4)).await?;
+        // The guard is not among these rules.
+        probes.set_wanted(Wanted { ipv6: targets.ipv6.is_some(), guard: false });
         match targets.ipv6 {
             Some(ip) => redirect::install(&rules(ip)).await?,
             None => warn!(

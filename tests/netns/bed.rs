@@ -34,7 +34,7 @@ pub(crate) struct Bed {
     pub(crate) api: KubeApi,
     sts: Sts,
     imds: [Imds; 2],
-    _runtime: Runtime,
+    runtime: Runtime,
 }
 
 /// A pod with a role of its own.
@@ -86,7 +86,7 @@ impl Bed {
         let imds = [METADATA, METADATA6].map(|address| Imds::start(node.imds().unwrap().tcp_listener(address).unwrap()).unwrap());
         imds.iter().for_each(|imds| imds.set_tokens_required(false));
         drop(guard);
-        Some(Bed { node, api, sts, imds, _runtime: runtime })
+        Some(Bed { node, api, sts, imds, runtime })
     }
 
     /// A pod whose end of the veth on the node is called `interface_prefix` and a number.
@@ -155,6 +155,16 @@ impl Bed {
         let fetched = fetch(pod, METADATA).unwrap();
         assert_eq!(fetched.role, rolegate_lab::imds::NODE_ROLE_NAME);
         assert_eq!(self.metadata_requests_of(pod), before + 3);
+    }
+
+    /// Where fakes run.
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// How many requests the metadata service saw of anybody.
+    pub(crate) fn metadata_requests(&self) -> usize {
+        self.imds.iter().map(|imds| imds.requests().len()).sum()
     }
 
     /// How many requests from the pod's addresses the metadata service saw.

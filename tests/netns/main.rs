@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails where an unwrap does")]
 
 mod bed;
+mod capabilities;
 mod connections;
 mod interfaces;
 mod lifetime;
 mod node_address;
+mod selftest;
