@@ -140,7 +140,7 @@ impl App {
         let rule = rule::place(&config.redirect, metadata_address, kube, &config.pods.node, &probes, rule);
         let mut rule = std::pin::pin!(rule.fuse());
         let mut stop = std::pin::pin!(stop);
-        let mut prepared = std::pin::pin!(prepare(&config, pods.clone(), events, &probes, &metrics, &readiness, &drain, &explainer));
+        let mut prepared = std::pin::pin!(prepare(&config, pods.clone(), events, &metrics, &readiness, &drain, &explainer));
         let prepared = loop {
             tokio::select! {
                 placed = &mut rule, if !rule.is_terminated() => placed?,
@@ -178,7 +178,7 @@ impl App {
             readiness: readiness.clone(),
         };
         tasks.spawn("self-test", self_test.run(self_test_step, &[START, RULE]));
-        let mut acceptor = tokio::spawn(prepared.server.serve(metadata));
+        let mut acceptor = tokio::spawn(Arc::new(prepared.server.with_probes(probes.clone())).serve(metadata));
         running.done();
         let ended = loop {
             tokio::select! {
@@ -201,7 +201,7 @@ impl App {
 
 /// What serves pods, and what it asks.
 struct Prepared {
-    server: Arc<Server<Sts>>,
+    server: Server<Sts>,
     sts: Sts,
     tokens: Tokens,
     key_file: Option<KeyFile>,
@@ -215,7 +215,6 @@ async fn prepare(
     config: &Config,
     pods: Pods,
     events: Reporter,
-    probes: &Probes,
     metrics: &Metrics,
     readiness: &Readiness,
     drain: &Drain,
@@ -259,8 +258,7 @@ async fn prepare(
     if config.server.accept_direct {
         warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
     }
-    let server =
-        Arc::new(Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone(), probes.clone()));
+    let server = Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone());
     Ok(Prepared { server, sts, aws, node, tokens, key_file, metadata })
 }
 

@@ -102,7 +102,7 @@ enum Admission {
 
 impl<A: AssumeRole> Server<A> {
     /// A server that hands the requests of pods to `proxy`.
-    pub fn new(proxy: Proxy<A>, accept_direct: bool, limits: LimitsConfig, metrics: Metrics, drain: Drain, probes: Probes) -> Self {
+    pub fn new(proxy: Proxy<A>, accept_direct: bool, limits: LimitsConfig, metrics: Metrics, drain: Drain) -> Self {
         let LimitsConfig { connections, connections_per_pod, connection_rate, head_timeout } = limits;
         Self {
             proxy: Arc::new(proxy),
@@ -113,8 +113,14 @@ impl<A: AssumeRole> Server<A> {
             head_timeout,
             limits: Limits::new(connections, connections_per_pod),
             rates: Rates::new(connection_rate),
-            probes,
+            probes: Probes::default(),
         }
+    }
+
+    /// Tells these what arrives of the self-test.
+    #[must_use]
+    pub fn with_probes(self, probes: Probes) -> Self {
+        Self { probes, ..self }
     }
 
     /// Accepts until the drain begins; the connections that are open then live on in the drain.

@@ -294,7 +294,7 @@ impl Running {
     ) -> Result<bool, HelperEnded> {
         let (of, asked) = (interfaces.to_vec(), move |netlink: &mut Netlink, of: Vec<InterfaceMatch>| place::place(&of, &pods, netlink));
         let failure = match blocking(move || asked(&mut Netlink::open()?, of)).await {
-            Ok(Ok(place)) => self.test(place, probes).await.err(),
+            Ok(Ok(place)) => self.test_afresh(place, probes).await.err(),
             Ok(Err(reason)) => {
                 self.unavailable(&reason, mode);
                 return Ok(true);
@@ -343,6 +343,20 @@ impl Running {
         }
     }
 
+    /// An interface that is old may be what is wrong: somebody took it away, or a bridge has another address.
+    async fn test_afresh(&mut self, place: Place, probes: &Probes) -> Result<(), Failure> {
+        let is_old = self.made.is_some();
+        match self.test(place.clone(), probes).await {
+            Err(Failure::Ended) => Err(Failure::Ended),
+            Err(failure) if is_old => {
+                debug!("the self-test is repeated with a new interface: {failure}");
+                self.unmake().await;
+                self.test(place, probes).await
+            }
+            ended => ended,
+        }
+    }
+
     async fn test(&mut self, place: Place, probes: &Probes) -> Result<(), Failure> {
         let number = match &self.made {
             Some(made) if made.place == place => made.number,
@@ -381,7 +395,11 @@ impl Running {
     async fn unmake(&mut self) {
         if let Some(made) = self.made.take() {
             // It logs by itself what could not be taken away.
-            let _ = blocking(move || Ok(drop(made))).await;
+            let _ = blocking(move || {
+                drop(made);
+                Ok(())
+            })
+            .await;
         }
     }
 
@@ -468,8 +486,8 @@ fn mac(number: u8, is_inside: bool) -> Mac {
 fn make(place: Place, pid: u32) -> io::Result<(Made, Mac)> {
     let mut netlink = Netlink::open()?;
     let first = (RandomState::new().hash_one(pid) % u64::from(NUMBERS)) as u8;
+    (0..NUMBERS).for_each(|number| sweep(&mut netlink, number));
     for number in (0..NUMBERS).map(|number| (first + number) % NUMBERS) {
-        sweep(&mut netlink, number)?;
         match make_numbered(&mut netlink, place.clone(), number, pid) {
             // Another daemon's, or a pod's.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -480,7 +498,7 @@ fn make(place: Place, pid: u32) -> io::Result<(Made, Mac)> {
 }
 
 /// Takes away the way to a test's address that a daemon left at a bridge when it was killed. Its interface is gone.
-fn sweep(netlink: &mut Netlink, number: u8) -> io::Result<()> {
+fn sweep(netlink: &mut Netlink, number: u8) {
     for family in Family::ALL {
         let Ok(Some(way)) = netlink.way_to(source(family, number)) else { continue };
         let is_bridge = netlink.link_at(way.interface).is_ok_and(|link| link.kind.as_deref() == Some("bridge"));
@@ -490,7 +508,6 @@ fn sweep(netlink: &mut Netlink, number: u8) -> io::Result<()> {
             let _ = netlink.delete_route(source(family, number), way.interface);
         }
     }
-    Ok(())
 }
 
 /// What the port of a bridge is called: no rule looks at it.
@@ -519,7 +536,8 @@ fn make_numbered(netlink: &mut Netlink, place: Place, number: u8, pid: u32) -> i
             Ok(()) => {}
         }
     }
-    let gateway_mac = bridge.and_then(|bridge| bridge.mac).unwrap_or(mac(number, false));
+    // A bridge may have taken that of its new port just now.
+    let gateway_mac = netlink.link_at(via)?.mac.unwrap_or(mac(number, false));
     // Not before: where another has the ways, they are not ours to take away.
     made.bridge = index_of_bridge;
     Ok((made, gateway_mac))
