@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use crate::admin::Admin;
-use crate::config::{self, BaseRole, Config, DefaultRole, PatternFormat, Restrictions, ServiceAccountRoles};
+use crate::config::{self, BaseRole, Config, DefaultRole, PatternFormat, RedirectBackend, Restrictions, ServiceAccountRoles};
 use crate::credentials::Clock;
 use crate::credentials::cache::Sessions;
 use crate::credentials::sts::{Aws, Sts};
@@ -36,6 +36,7 @@ use crate::readiness::Readiness;
 use crate::redirect::chosen::{Chosen, System};
 use crate::redirect::interface_addresses;
 use crate::redirect::keep::Keeper;
+use crate::redirect::probe::{Ability, Probes, STEP, SelfTest};
 use crate::role::{BaseArn, RoleArn};
 use crate::server::Server;
 use crate::tasks::Tasks;
@@ -51,6 +52,10 @@ mod rule;
 const BACKLOG: i32 = 1024;
 /// Pause between questions that a late API leaves open.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// A step of the start: everything that serves pods is made.
+const START: &str = "the daemon's start";
+/// A step of the start: the packet rules are in place.
+const RULES: &str = "the packet rules";
 
 /// The daemon, its ports bound.
 #[derive(Debug)]
@@ -65,6 +70,7 @@ pub struct App {
     rules: Option<PacketRules>,
     metrics: Metrics,
     readiness: Readiness,
+    self_test: Ability,
 }
 
 impl App {
@@ -76,7 +82,14 @@ impl App {
         let metadata = listen(config.server.address, config.server.port, "--app-port", true)?;
         let admin = listen(config.admin.address, config.admin.port, "--metrics-port", false)?;
         let (metadata_address, metrics_address) = (metadata.local_addr()?, admin.local_addr()?);
-        Ok(Self { metadata_address, metrics_address, metadata, admin, config, rules, metrics, readiness })
+        let self_test = Ability::Off;
+        Ok(Self { metadata_address, metrics_address, metadata, admin, config, rules, metrics, readiness, self_test })
+    }
+
+    /// With the self-test, whose helper has to be started before there are threads.
+    #[must_use]
+    pub fn with_self_test(self, self_test: Ability) -> Self {
+        Self { self_test, ..self }
     }
 
     /// Serves until `stop`, then finishes what is under way.
@@ -93,14 +106,17 @@ impl App {
     }
 
     async fn serve_with(self, tasks: &mut Tasks, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { metadata_address, metrics_address, metadata, admin, config, rules, metrics, readiness } = self;
+        let Self { metadata_address, metrics_address, metadata, admin, config, rules, metrics, readiness, self_test } = self;
         let version = env!("CARGO_PKG_VERSION");
         info!(version, node = %config.pods.node, %metadata_address, %metrics_address, "rolegate starts");
         for warning in &config.warnings {
             warn!("{warning}");
         }
         let drain = Drain::default();
-        let running = readiness.step("the daemon's start");
+        let running = readiness.step(START);
+        // Ready only when it has passed, where it can be done.
+        let self_test_step = matches!(self_test, Ability::Able(_)).then(|| readiness.step(STEP));
+        let probes = Probes::default();
 
         // The first list, the rule and the identity of AWS are steps of their own: each may be late.
         let kube = client::connect(&config.pods.api).await?;
@@ -135,10 +151,10 @@ impl App {
         tasks.spawn("metrics port", of_admin.serve(admin));
 
         // At once: until then pods are refused. What the rules bring waits for the acceptor.
-        let placed = readiness.step("the packet rules");
+        let placed = readiness.step(RULES);
         let place = async {
             match rules {
-                Some(rules) => rules.place(&config.redirect, metadata_address, kube, &config.pods.node, placed).await.map(Some),
+                Some(rules) => rules.place(&config.redirect, metadata_address, kube, &config.pods.node, &probes, placed).await.map(Some),
                 None => {
                     placed.done();
                     Ok(None)
@@ -147,7 +163,7 @@ impl App {
         };
         let mut place = std::pin::pin!(place.fuse());
         let mut stop = std::pin::pin!(stop);
-        let mut prepared = std::pin::pin!(prepare(&config, pods, events, &metrics, &readiness, &drain, &explainer));
+        let mut prepared = std::pin::pin!(prepare(&config, pods.clone(), events, &metrics, &readiness, &drain, &explainer));
         let prepared = loop {
             tokio::select! {
                 placed = &mut place, if !place.is_terminated() => keep(tasks, placed?),
@@ -164,7 +180,18 @@ impl App {
         if let Some(file) = prepared.key_file {
             tasks.spawn("keys of session tokens", prepared.tokens.keep(file));
         }
-        let mut acceptor = tokio::spawn(prepared.server.serve(metadata));
+        let self_test = SelfTest {
+            ability: self_test,
+            config: config.self_test,
+            interfaces: config.redirect.interfaces.clone(),
+            has_rules: config.redirect.backend != RedirectBackend::None,
+            pods,
+            probes: probes.clone(),
+            metrics: metrics.clone(),
+            readiness: readiness.clone(),
+        };
+        tasks.spawn("self-test", self_test.run(self_test_step, &[START, RULES]));
+        let mut acceptor = tokio::spawn(Arc::new(prepared.server.with_probes(probes.clone())).serve(metadata));
         running.done();
         let ended = loop {
             tokio::select! {
@@ -197,7 +224,7 @@ fn keep(tasks: &mut Tasks, keeper: Option<Keeper<Arc<Chosen>, System>>) {
 
 /// What serves pods, and what it asks.
 struct Prepared {
-    server: Arc<Server<Sts>>,
+    server: Server<Sts>,
     sts: Sts,
     tokens: Tokens,
     key_file: Option<KeyFile>,
@@ -254,7 +281,7 @@ async fn prepare(
     if config.server.accept_direct {
         warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
     }
-    let server = Arc::new(Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone()));
+    let server = Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone());
     Ok(Prepared { server, sts, aws, node, tokens, key_file, metadata })
 }
 

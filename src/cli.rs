@@ -13,10 +13,12 @@ use tracing::{error, info, warn};
 use crate::app::App;
 use crate::app::explain::explain;
 use crate::app::redirect::redirect;
+use crate::capabilities::{self, Need};
 use crate::config::explain::{ExplainConfig, Output, POD};
 use crate::config::redirect::{Action, RedirectCommand};
-use crate::config::{Config, flags};
+use crate::config::{Config, RedirectBackend, flags};
 use crate::explain::{Decision, Report, render};
+use crate::redirect::probe::{self, Ability, helper};
 use crate::telemetry;
 
 /// Wrong arguments.
@@ -39,7 +41,9 @@ pub fn command() -> Command {
         .args_conflicts_with_subcommands(true)
         .subcommand(flags::add_to(run))
         .subcommand(explain_command())
-        .subcommand(redirect_command());
+        .subcommand(redirect_command())
+        // The daemon starts it, nobody else.
+        .subcommand(Command::new(helper::SUBCOMMAND).hide(true));
     flags::add_to(program)
 }
 
@@ -101,6 +105,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) ->
         Some(("run", matches)) => run(matches, env),
         Some(("explain", matches)) => explained(matches, env),
         Some(("redirect", matches)) => redirected(matches, env),
+        Some((helper::SUBCOMMAND, _)) => match helper::child(std::io::stdin().lock(), std::io::stdout()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        },
         _ => run(&matches, env),
     }
 }
@@ -202,9 +210,10 @@ fn prepare() -> anyhow::Result<()> {
 fn serve(mut config: Config) -> anyhow::Result<()> {
     prepare()?;
     fit_into_open_files(&mut config);
+    let self_test = restrict(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(async {
-        let app = App::bind(config).await?;
+        let app = App::bind(config).await?.with_self_test(self_test);
         app.serve(stop_signal()?).await
     });
     end(runtime);
@@ -223,6 +232,22 @@ fn keep_out_of_core_dumps() {
     if let Err(error) = no_core.and_then(|()| prctl::set_dumpable(false)) {
         warn!(%error, "core dumps could not be switched off; a crash might write credentials to disk");
     }
+}
+
+/// Starts what takes more rights than the daemon is to have, and drops these. It holds for the threads that come after.
+fn restrict(config: &Config) -> anyhow::Result<Ability> {
+    let has_rules = config.redirect.backend != RedirectBackend::None;
+    let self_test = probe::ability(&config.self_test, &config.redirect.interfaces, has_rules);
+    let self_test = self_test.map_err(|reason| anyhow::anyhow!("--self-test=on, and it cannot be done: {reason}; or leave it at auto"))?;
+    let mut needs = vec![Need::Port(config.server.port), Need::Port(config.admin.port)];
+    if has_rules {
+        needs.push(Need::Rules);
+    }
+    if matches!(self_test, Ability::Able(_)) {
+        needs.push(Need::Interfaces);
+    }
+    capabilities::keep(&needs);
+    Ok(self_test)
 }
 
 /// Takes all the file descriptors that there are to have, and plans for no more connections than fit in.

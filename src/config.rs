@@ -34,6 +34,10 @@ pub const DEFAULT_ERROR_TTL: Duration = Duration::from_secs(30);
 pub const DEFAULT_POD_WAIT: Duration = Duration::from_secs(2);
 /// Default of `--redirect-interval`.
 pub const DEFAULT_REDIRECT_INTERVAL: Duration = Duration::from_secs(30);
+/// Default of `--self-test-interval`.
+pub const DEFAULT_SELF_TEST_INTERVAL: Duration = Duration::from_secs(60);
+/// What it may be.
+const SELF_TEST_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 /// Default of `--metadata-addr`.
 pub const DEFAULT_METADATA_ADDR: &str = "169.254.169.254";
 /// Shorter, a failure would be forgotten before the next request of an SDK that tries again: STS would be asked each time.
@@ -60,6 +64,8 @@ pub struct Config {
     pub admin: AdminConfig,
     /// The packet rules.
     pub redirect: RedirectConfig,
+    /// The test of it.
+    pub self_test: SelfTestConfig,
     /// The logs.
     pub log: LogConfig,
     /// The real metadata service, and what of it pods may read.
@@ -322,6 +328,26 @@ pub enum RedirectBackend {
     Iptables,
 }
 
+/// The test whether pods' requests arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SelfTestConfig {
+    /// Whether it is done.
+    pub mode: SelfTestMode,
+    /// The time between two.
+    pub interval: Duration,
+}
+
+/// Whether the self-test is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelfTestMode {
+    /// Of our own rules, where it can be done.
+    Auto,
+    /// Of whatever rules there are.
+    On,
+    /// Not at all.
+    Off,
+}
+
 /// `NAME`, `NAME+` or `!NAME`, as `iptables -i` reads names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterfaceMatch {
@@ -380,6 +406,7 @@ impl Config {
             server: read::server(source, &mut warnings),
             admin: read::admin(source),
             redirect: read::redirect(source),
+            self_test: read::self_test(source),
             log: read::log(source),
             metadata: read::metadata(source, &mut warnings),
             warnings: Vec::new(),

@@ -26,6 +26,7 @@
 //! - [`role`]: the names that AWS knows a session by
 //! - [`redirect`]: the packet rules, and what keeps them true
 //! - [`admin`], [`metrics`], [`readiness`], [`telemetry`]: what operators see
+//! - [`capabilities`]: what the process may do to the node
 //! - [`connections`]: what connections may take
 //! - [`drain`], [`tasks`]: the end of the service, and of what runs beside it
 
@@ -33,6 +34,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod capabilities;
 pub mod cli;
 pub mod config;
 pub mod connections;

@@ -78,6 +78,12 @@ descriptions! {
         "AssumeRole requests under way.";
     STS_EXPLAINED = "counter" "rolegate_explain_sts_requests_total" ["outcome"]
         "AssumeRole requests of rolegate explain --assume by outcome, which are not for pods and in no other metric.";
+    SELF_TEST = "gauge" "rolegate_self_test" ["state"]
+        "How the last self-test ended: 1 for its state, 0 for the others.";
+    SELF_TEST_FAILURES = "counter" "rolegate_self_test_failures_total" ["reason"]
+        "Self-tests that did not pass, by reason.";
+    PODS_OUTSIDE = "gauge" "rolegate_pods_outside_interfaces" []
+        "Addresses of pods behind interfaces that --host-interface leaves out.";
     EVENTS = "counter" "rolegate_events_total" ["outcome"]
         "What was to be told to pods' owners as Events, by what became of it.";
     REDIRECT_IN_PLACE = "gauge" "rolegate_redirect_in_place" []
@@ -128,6 +134,9 @@ struct Inner {
     redirect_repairs: IntCounterVec,
     redirect_check_failures: IntCounter,
     redirect_forgotten: IntCounter,
+    self_test: IntGaugeVec,
+    self_test_failures: IntCounterVec,
+    pods_outside: IntGauge,
 }
 
 /// Registers metrics; a name given twice is a mistake in this file, found by every test.
@@ -196,6 +205,9 @@ impl Metrics {
             redirect_repairs: register.counters(&REDIRECT_REPAIRS),
             redirect_check_failures: register.counters(&REDIRECT_CHECK_FAILURES).with_label_values::<&str>(&[]),
             redirect_forgotten: register.counters(&REDIRECT_FORGOTTEN).with_label_values::<&str>(&[]),
+            self_test: register.add(IntGaugeVec::new(Opts::new(SELF_TEST.name, SELF_TEST.help), SELF_TEST.labels)),
+            self_test_failures: register.counters(&SELF_TEST_FAILURES),
+            pods_outside: register.gauge(&PODS_OUTSIDE),
             registry: register.0,
         }))
     }
@@ -273,6 +285,23 @@ impl Metrics {
     /// So many connections from before the packet rules were ended.
     pub fn redirect_forgot(&self, connections: u64) {
         self.0.redirect_forgotten.inc_by(connections);
+    }
+
+    /// The self-test ended so: this state alone is 1 among these.
+    pub fn self_test(&self, state: &'static str, all: impl IntoIterator<Item = &'static str>) {
+        for one in all {
+            self.0.self_test.with_label_values(&[one]).set(i64::from(one == state));
+        }
+    }
+
+    /// A self-test did not pass.
+    pub fn self_test_failed(&self, reason: &'static str) {
+        self.0.self_test_failures.with_label_values(&[reason]).inc();
+    }
+
+    /// So many addresses of pods are behind interfaces that the rules leave out.
+    pub fn pods_outside(&self, count: usize) {
+        self.0.pods_outside.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// A connection of a pod is open for as long as the answer lives.

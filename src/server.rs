@@ -30,6 +30,7 @@ use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::proxy::route::{Hosts, METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::proxy::{Origin, Proxy};
+use crate::redirect::probe::Probes;
 
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
@@ -53,6 +54,7 @@ pub struct Server<A> {
     limits: Limits,
     rates: Rates,
     accepting: Accepting,
+    probes: Probes,
 }
 
 /// Whether connections can be accepted: told when it changes, as it may stay so for long.
@@ -111,7 +113,14 @@ impl<A: AssumeRole> Server<A> {
             head_timeout,
             limits: Limits::new(connections, connections_per_pod),
             rates: Rates::new(connection_rate),
+            probes: Probes::default(),
         }
+    }
+
+    /// Tells these what arrives of the self-test.
+    #[must_use]
+    pub fn with_probes(self, probes: Probes) -> Self {
+        Self { probes, ..self }
     }
 
     /// Accepts until the drain begins; the connections that are open then live on in the drain.
@@ -146,6 +155,12 @@ impl<A: AssumeRole> Server<A> {
     }
 
     fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let from = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        if Probes::is_source(from.ip()) && original_destination(&stream).is_some_and(is_metadata) {
+            // The self-test's, which only wants to be seen: told first, then closed.
+            self.probes.arrived(from);
+            return drop(stream);
+        }
         if !self.rates.admits(peer.ip().to_canonical()) {
             self.metrics.connection_refused("source-rate");
             return debug!(source = %peer, "closed a connection: its source connects too often");

@@ -18,6 +18,7 @@ use crate::readiness::{Readiness, Step};
 use crate::redirect::chosen::{Chosen, System};
 use crate::redirect::keep::{Keeper, Like};
 use crate::redirect::others::Turn;
+use crate::redirect::probe::{Probes, Wanted};
 use crate::redirect::rules::{RuleSet, Targets};
 use crate::redirect::{self, Backend as _};
 
@@ -74,6 +75,7 @@ impl PacketRules {
         bound: SocketAddr,
         kube: Client,
         node: &str,
+        probes: &Probes,
         step: Step,
     ) -> anyhow::Result<Keeper<Arc<Chosen>, System>> {
         warn_of_missing(&redirect.interfaces);
@@ -93,6 +95,7 @@ impl PacketRules {
             refuse_direct: self.refuse_direct,
         };
         self.keeper.place(RuleSet { interfaces: redirect.interfaces.clone(), targets: Some(targets) }).await;
+        probes.set_wanted(Wanted { ipv6: targets.ipv6.is_some(), guard: true });
         step.done();
         let removed = self.backend.tidy().await;
         if !removed.is_empty() {

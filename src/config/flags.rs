@@ -204,6 +204,14 @@ const REDIRECT: &[Flag] = &[
         "Addresses of this node that the rules send requests to: an IPv4 one, and an IPv6 one if it has one; \
          default: the address bound, else the node's in the API, else that of --host-interface",
     ),
+    value(
+        "self-test",
+        "MODE",
+        "auto",
+        "Whether a test from a namespace like a pod's shows that requests arrive here: auto, with rules of ours where it can be done; \
+         on, also with rules of others, and an error where it cannot be done; or off",
+    ),
+    value("self-test-interval", "DURATION", "1m", "Time between two self-tests, and between two looks at the pods' interfaces; 1s to 1h"),
 ];
 
 const LOGS: &[Flag] = &[

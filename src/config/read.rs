@@ -10,9 +10,10 @@ use super::session::{Placeholder, SessionScope, SessionTag, SessionTemplate};
 use super::source::Source;
 use super::{
     AdminConfig, AnnotationKeys, ApiConfig, BaseRole, DEFAULT_APP_PORT, DEFAULT_ERROR_TTL, DEFAULT_METADATA_ADDR, DEFAULT_METRICS_PORT,
-    DEFAULT_POD_WAIT, DEFAULT_REDIRECT_INTERVAL, DEFAULT_SESSION_DURATION, DefaultRole, InterfaceMatch, LONGEST_SDK_MARGIN, LimitsConfig,
-    LogConfig, MetadataConfig, MetadataProfile, PatternFormat, PodsConfig, REDIRECT_INTERVALS, RedirectBackend, RedirectConfig,
-    Restrictions, RolesConfig, SESSION_DURATIONS, SHORTEST_ERROR_TTL, ServerConfig, ServiceAccountRoles, SessionsConfig, TokenMode,
+    DEFAULT_POD_WAIT, DEFAULT_REDIRECT_INTERVAL, DEFAULT_SELF_TEST_INTERVAL, DEFAULT_SESSION_DURATION, DefaultRole, InterfaceMatch,
+    LONGEST_SDK_MARGIN, LimitsConfig, LogConfig, MetadataConfig, MetadataProfile, PatternFormat, PodsConfig, REDIRECT_INTERVALS,
+    RedirectBackend, RedirectConfig, Restrictions, RolesConfig, SELF_TEST_INTERVALS, SESSION_DURATIONS, SHORTEST_ERROR_TTL, SelfTestConfig,
+    SelfTestMode, ServerConfig, ServiceAccountRoles, SessionsConfig, TokenMode,
 };
 
 /// The largest limit that can be given.
@@ -377,6 +378,16 @@ pub(super) fn redirect(source: &mut Source<'_>) -> RedirectConfig {
         source.mistake("--host-ip: expected at most one IPv4 and one IPv6 address");
     }
     RedirectConfig { backend, interfaces, host_ips, interval, remove_on_exit }
+}
+
+pub(super) fn self_test(source: &mut Source<'_>) -> SelfTestConfig {
+    let modes = [("auto", SelfTestMode::Auto), ("on", SelfTestMode::On), ("off", SelfTestMode::Off)];
+    let mode = source.choice("self-test", &modes, SelfTestMode::Auto);
+    let interval = source.duration("self-test-interval", DEFAULT_SELF_TEST_INTERVAL);
+    if !SELF_TEST_INTERVALS.contains(&interval) {
+        source.mistake("--self-test-interval: expected 1s to 1h");
+    }
+    SelfTestConfig { mode, interval }
 }
 
 /// A rule must lead to where the port is, and pods must be able to go there.

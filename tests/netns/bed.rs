@@ -35,7 +35,7 @@ pub(crate) struct Bed {
     pub(crate) api: KubeApi,
     sts: Sts,
     imds: [Imds; 2],
-    _runtime: Runtime,
+    runtime: Runtime,
 }
 
 /// A pod with a role of its own.
@@ -87,7 +87,7 @@ impl Bed {
         let imds = [METADATA, METADATA6].map(|address| Imds::start(node.imds().unwrap().tcp_listener(address).unwrap()).unwrap());
         imds.iter().for_each(|imds| imds.set_tokens_required(false));
         drop(guard);
-        Some(Bed { node, api, sts, imds, _runtime: runtime })
+        Some(Bed { node, api, sts, imds, runtime })
     }
 
     /// A pod whose end of the veth on the node is called `interface_prefix` and a number.
@@ -164,6 +164,16 @@ impl Bed {
         let before = self.metadata_requests_of(pod);
         assert_eq!(pod.connect(METADATA, PATIENCE).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         assert_eq!(self.metadata_requests_of(pod), before);
+    }
+
+    /// Where fakes run.
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// How many requests the metadata service saw of anybody.
+    pub(crate) fn metadata_requests(&self) -> usize {
+        self.imds.iter().map(|imds| imds.requests().len()).sum()
     }
 
     /// How many requests from the pod's addresses the metadata service saw.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails where an unwrap does")]
 
 mod bed;
+mod capabilities;
 mod connections;
 mod interfaces;
 mod iptables;
@@ -12,3 +13,4 @@ mod keep;
 mod lifetime;
 mod nftables;
 mod node_address;
+mod selftest;

@@ -1,0 +1,609 @@
+//! The self-test: proof that a packet of a pod arrives at this daemon.
+//!
+//! A [`helper`] process has a network namespace like a pod's, tied to the node by a veth like a pod's ([`place`]). From there
+//! it connects to the metadata address, and the daemon must see that connection at its acceptor, by the source address, which
+//! nobody else has. The daemon closes it at once; nothing is ever sent on it, so that a rule that lets it through brings
+//! the real service a bare connection and no request. A connection to another port of that address must not come to be.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+use tracing::{debug, error, info, warn};
+
+use self::helper::{Answer, Helper, INSIDE, Order, Spoken};
+use self::netlink::{Mac, Netlink, Veth};
+use self::place::{NoPlace, Outside, Place};
+use crate::config::{InterfaceMatch, SelfTestConfig, SelfTestMode};
+use crate::metrics::Metrics;
+use crate::pods::Pods;
+use crate::proxy::route::METADATA_PORT;
+use crate::readiness::{Readiness, Step};
+use crate::redirect::rules::Family;
+
+pub mod helper;
+pub mod netlink;
+pub mod place;
+
+/// The step of readiness.
+pub const STEP: &str = "the self-test";
+/// So many daemons can test at one time on one node, as in a rolling update; each takes a number by chance.
+const NUMBERS: u8 = 96;
+/// 192.0.0.32 to 192.0.0.127, of which each test takes one. 192.0.0.0/24 is for protocols that the IETF gives addresses of it
+/// (RFC 6890, 2.1), and of this part none is given (IANA IPv4 Special-Purpose Address Registry): no host, no pod and no
+/// network of a cloud has one, and no router has a way to them. Others would not do: 198.18.0.0/15 is in use for pods, and
+/// 169.254.0.0/16 for services of nodes.
+const FIRST_IPV4: u32 = u32::from_be_bytes([192, 0, 0, 32]);
+/// What the namespace takes for its gateway; nobody is asked who has it.
+const GATEWAY_IPV4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 31);
+/// The same of IPv6. The prefix is of 40 random bits (RFC 4193, 3.2.2) and a subnet: that a network has it is one in a million
+/// millions.
+const FIRST_IPV6: u128 = 0xfd5e_91c7_3ab4_7e57 << 64;
+/// Of the link alone.
+const GATEWAY_IPV6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// A port of the metadata address that is none of its own.
+const OTHER_PORT: u16 = 81;
+/// How long a connection may take.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause after a test that did not pass.
+const AGAIN: Duration = Duration::from_secs(2);
+/// Two daemons that share the port share the connections, too: by chance, another gets so many of ours at the most.
+const TRIES: usize = 24;
+
+/// What the rules that are in place have, as the test is to find them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Requests to the IPv6 address arrive, too; else they must be rejected.
+    pub ipv6: bool,
+    /// What does not arrive is rejected.
+    pub guard: bool,
+}
+
+/// Between the acceptor, the rules and the test; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Probes(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    seen: broadcast::Sender<SocketAddr>,
+    wanted: Mutex<Wanted>,
+}
+
+impl Default for Probes {
+    fn default() -> Self {
+        let wanted = Mutex::new(Wanted { ipv6: false, guard: true });
+        Self(Arc::new(Shared { seen: broadcast::Sender::new(TRIES * 2), wanted }))
+    }
+}
+
+impl Probes {
+    /// Whether an address is that of a test, this daemon's or another's.
+    pub fn is_source(ip: IpAddr) -> bool {
+        match ip {
+            IpAddr::V4(ip) => (FIRST_IPV4..FIRST_IPV4 + u32::from(NUMBERS)).contains(&ip.to_bits()),
+            IpAddr::V6(ip) => (FIRST_IPV6..FIRST_IPV6 + u128::from(NUMBERS)).contains(&ip.to_bits()),
+        }
+    }
+
+    /// A connection from there to the metadata address arrived.
+    pub fn arrived(&self, from: SocketAddr) {
+        // Without a test of ours that waits, it was another daemon's.
+        let _ = self.0.seen.send(from);
+    }
+
+    /// These are the rules that are in place.
+    pub fn set_wanted(&self, wanted: Wanted) {
+        *self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
+    }
+
+    fn wanted(&self) -> Wanted {
+        *self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether the test can be done.
+#[derive(Debug, Default)]
+pub enum Ability {
+    /// It is not wanted.
+    #[default]
+    Off,
+    /// It is not possible, for this reason.
+    Unable(String),
+    /// By this child.
+    Able(Helper),
+}
+
+/// What is to be done, and can be; the helper is started. To be called while the process has one thread and its capabilities.
+///
+/// # Errors
+/// What is missing, where the test must be done.
+pub fn ability(config: &SelfTestConfig, interfaces: &[InterfaceMatch], has_rules: bool) -> Result<Ability, String> {
+    let reason = match config.mode {
+        SelfTestMode::Off => return Ok(Ability::Off),
+        // Rules that are not ours are tested where that is asked for.
+        SelfTestMode::Auto if !has_rules => return Ok(Ability::Off),
+        SelfTestMode::Auto | SelfTestMode::On => match place::never(interfaces) {
+            Some(never) => never.to_string(),
+            None => match Helper::start() {
+                Ok(helper) => return Ok(Ability::Able(helper)),
+                Err(error) => error.to_string(),
+            },
+        },
+    };
+    match config.mode {
+        SelfTestMode::On => Err(reason),
+        SelfTestMode::Auto | SelfTestMode::Off => Ok(Ability::Unable(reason)),
+    }
+}
+
+/// How the last test ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Everything arrived that should.
+    Passed,
+    /// Something did not.
+    Failed,
+    /// It could not be done.
+    Unavailable,
+    /// It is not wanted.
+    Off,
+}
+
+impl State {
+    /// Every one.
+    pub const ALL: [Self; 4] = [Self::Passed, Self::Failed, Self::Unavailable, Self::Off];
+
+    /// As the metric names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Failed => "failed",
+            Self::Unavailable => "unavailable",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// Why a test did not pass.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(
+        "a pod's connection to {0} went elsewhere: THE REAL METADATA SERVICE MAY ANSWER PODS. The packet rule is missing, does not match \
+         the pods' interfaces (--host-interface), or another comes first; rules that another program keeps must lead to this daemon"
+    )]
+    Missed(SocketAddr),
+    #[error("a pod's connection to {0} was refused: the rules reject it or lead to another address or port than this daemon's")]
+    Refused(SocketAddr),
+    #[error("a pod's connection to {0} got no answer: something drops it, or the answers to it")]
+    TimedOut(SocketAddr),
+    #[error("a pod's connection to {0} found no way: this node does not take packets for it in")]
+    Unreachable(SocketAddr),
+    #[error("a pod can connect to {0}, which must be rejected: the guard is missing, or a rule that accepts comes first")]
+    Open(SocketAddr),
+    #[error("the namespace of the test could not be tied to the node: {0}")]
+    NotMade(io::Error),
+    #[error("the helper process ended; the daemon has to be started anew to have another")]
+    Ended,
+}
+
+impl Failure {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Missed(_) => "missed",
+            Self::Refused(_) => "refused",
+            Self::TimedOut(_) => "timeout",
+            Self::Unreachable(_) => "unreachable",
+            Self::Open(_) => "open",
+            Self::NotMade(_) => "not-made",
+            Self::Ended => "helper",
+        }
+    }
+}
+
+/// The test, and the look at the pods' interfaces, which needs no helper.
+#[derive(Debug)]
+pub struct SelfTest {
+    /// Whether the test can be done.
+    pub ability: Ability,
+    /// How it was asked for.
+    pub config: SelfTestConfig,
+    /// Which interfaces the rules match.
+    pub interfaces: Vec<InterfaceMatch>,
+    /// Whether the rules are ours, so that the interfaces are theirs.
+    pub has_rules: bool,
+    /// Whose interfaces are looked at and imitated.
+    pub pods: Pods,
+    /// Where what arrives is told.
+    pub probes: Probes,
+    /// Where the outcome is told.
+    pub metrics: Metrics,
+    /// Not ready while a pod's request would not arrive.
+    pub readiness: Readiness,
+}
+
+impl SelfTest {
+    /// Runs for as long as the process, from when these steps of the start are done. With a test that can be done, `step` is
+    /// done when it passes first.
+    pub async fn run(self, step: Option<Step>, after: &[&str]) {
+        let Self { ability, config, interfaces, has_rules, pods, probes, metrics, readiness } = self;
+        let mut running = match ability {
+            Ability::Off => Err(State::Off),
+            Ability::Unable(reason) => {
+                warn!(
+                    "the self-test is not done: {reason}. Whether pods' requests arrive is shown by nothing else; --self-test=off is \
+                     to say that this is known"
+                );
+                Err(State::Unavailable)
+            }
+            Ability::Able(helper) => match helper.speak() {
+                Ok(helper) => Ok(Running { helper, made: None, failing: None, metrics: metrics.clone(), readiness, step }),
+                Err(error) => return error!(%error, "the self-test's helper process cannot be spoken to"),
+            },
+        };
+        let state = running.as_ref().err().copied();
+        tell(&metrics, state.unwrap_or(State::Unavailable));
+        if let Ok(running) = &running {
+            running.readiness.done(after).await;
+        }
+        let mut look = Look { outside: Outside::default(), told: Default::default() };
+        loop {
+            let ips = place::addresses(&pods);
+            if has_rules && !interfaces.is_empty() {
+                look = look.at(interfaces.clone(), ips.clone(), &metrics).await;
+            }
+            let pause = match &mut running {
+                Err(_) => config.interval,
+                Ok(running) => match running.round(&interfaces, ips, &probes, config.mode).await {
+                    Ok(true) => config.interval,
+                    Ok(false) => config.interval.min(AGAIN),
+                    // The process ends with this task, and is started anew.
+                    Err(HelperEnded) => return,
+                },
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+/// There is no helper any more.
+struct HelperEnded;
+
+/// A test that can be done.
+#[derive(Debug)]
+struct Running {
+    // Before the helper, whose end takes the interface away by itself.
+    made: Option<Made>,
+    helper: Spoken,
+    failing: Option<&'static str>,
+    metrics: Metrics,
+    readiness: Readiness,
+    step: Option<Step>,
+}
+
+impl Running {
+    /// One test, and what is told of it; whether it passed, or need not be repeated soon.
+    async fn round(
+        &mut self,
+        interfaces: &[InterfaceMatch],
+        pods: Vec<IpAddr>,
+        probes: &Probes,
+        mode: SelfTestMode,
+    ) -> Result<bool, HelperEnded> {
+        let (of, asked) = (interfaces.to_vec(), move |netlink: &mut Netlink, of: Vec<InterfaceMatch>| place::place(&of, &pods, netlink));
+        let failure = match blocking(move || asked(&mut Netlink::open()?, of)).await {
+            Ok(Ok(place)) => self.test_afresh(place, probes).await.err(),
+            Ok(Err(reason)) => {
+                self.unavailable(&reason, mode);
+                return Ok(true);
+            }
+            Err(error) => Some(Failure::NotMade(error)),
+        };
+        let Some(failure) = failure else {
+            if self.failing.take().is_some() {
+                info!("the self-test passes again: pods' requests arrive here");
+            } else if self.step.is_some() {
+                info!("the self-test passed: pods' requests arrive here");
+            }
+            if let Some(step) = self.step.take() {
+                step.done();
+            }
+            tell(&self.metrics, State::Passed);
+            return Ok(true);
+        };
+        tell(&self.metrics, State::Failed);
+        self.metrics.self_test_failed(failure.name());
+        if self.failing.replace(failure.name()) == Some(failure.name()) {
+            debug!(reason = failure.name(), "the self-test still fails: {failure}");
+        } else {
+            error!(reason = failure.name(), "the self-test failed: {failure}");
+        }
+        if self.step.is_none() {
+            self.step = Some(self.readiness.step(STEP));
+        }
+        // Whatever was wrong with it, the next one is made afresh.
+        self.unmake().await;
+        if matches!(failure, Failure::Ended) { Err(HelperEnded) } else { Ok(false) }
+    }
+
+    /// No interface like the pods' can be made. Where none is there yet, there are no pods either, and nothing to wait for.
+    fn unavailable(&mut self, reason: &NoPlace, mode: SelfTestMode) {
+        tell(&self.metrics, State::Unavailable);
+        let forever = matches!(reason, NoPlace::Never(_));
+        let name = if forever { "never" } else { "not-yet" };
+        if self.failing.replace(name) != Some(name) {
+            warn!("the self-test is not done: {reason}");
+        }
+        if !(forever && mode == SelfTestMode::On)
+            && let Some(step) = self.step.take()
+        {
+            step.done();
+        }
+    }
+
+    /// An interface that is old may be what is wrong: somebody took it away, or a bridge has another address.
+    async fn test_afresh(&mut self, place: Place, probes: &Probes) -> Result<(), Failure> {
+        let is_old = self.made.is_some();
+        match self.test(place.clone(), probes).await {
+            Err(Failure::Ended) => Err(Failure::Ended),
+            Err(failure) if is_old => {
+                debug!("the self-test is repeated with a new interface: {failure}");
+                self.unmake().await;
+                self.test(place, probes).await
+            }
+            ended => ended,
+        }
+    }
+
+    async fn test(&mut self, place: Place, probes: &Probes) -> Result<(), Failure> {
+        let number = match &self.made {
+            Some(made) if made.place == place => made.number,
+            _ => self.make(place).await?,
+        };
+        let Wanted { ipv6, guard } = probes.wanted();
+        for family in Family::ALL {
+            let own = source(family, number);
+            let to = |port| SocketAddr::new(family.metadata(), port);
+            if family == Family::V4 || ipv6 {
+                self.arrives(own, to(METADATA_PORT), probes).await?;
+            } else if guard {
+                self.is_rejected(to(METADATA_PORT)).await?;
+            }
+            if guard {
+                self.is_rejected(to(OTHER_PORT)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn make(&mut self, place: Place) -> Result<u8, Failure> {
+        self.unmake().await;
+        let pid = self.helper.pid();
+        let (made, gateway_mac) = blocking(move || make(place, pid)).await.map_err(Failure::NotMade)?;
+        let number = made.number;
+        self.made = Some(made);
+        let order = Order::SetUp {
+            addresses: Family::ALL.map(|family| source(family, number)).to_vec(),
+            gateways: vec![GATEWAY_IPV4.into(), GATEWAY_IPV6.into()],
+            gateway_mac,
+        };
+        self.order(&order).await.map(|_| number)
+    }
+
+    async fn unmake(&mut self) {
+        if let Some(made) = self.made.take() {
+            // It logs by itself what could not be taken away.
+            let _ = blocking(move || {
+                drop(made);
+                Ok(())
+            })
+            .await;
+        }
+    }
+
+    /// The daemon sees the connection.
+    async fn arrives(&mut self, own: IpAddr, to: SocketAddr, probes: &Probes) -> Result<(), Failure> {
+        for _ in 0..TRIES {
+            let mut seen = probes.0.seen.subscribe();
+            let (port, closed) = match self.order(&Order::Connect { to, timeout: TIMEOUT }).await? {
+                Answer::Closed { port } => (port, true),
+                Answer::Open { port } => (port, false),
+                Answer::Refused => return Err(Failure::Refused(to)),
+                Answer::TimedOut => return Err(Failure::TimedOut(to)),
+                Answer::Unreachable | Answer::Done => return Err(Failure::Unreachable(to)),
+            };
+            // It is told before it is closed.
+            while let Ok(from) = seen.try_recv() {
+                if from == SocketAddr::new(own, port) {
+                    return Ok(());
+                }
+            }
+            if !closed {
+                return Err(Failure::Missed(to));
+            }
+            // Closed at once, as another daemon on this port does with a test that is not its own.
+        }
+        Err(Failure::Missed(to))
+    }
+
+    async fn is_rejected(&mut self, to: SocketAddr) -> Result<(), Failure> {
+        match self.order(&Order::Connect { to, timeout: TIMEOUT }).await? {
+            Answer::Closed { .. } | Answer::Open { .. } => Err(Failure::Open(to)),
+            Answer::Refused | Answer::TimedOut | Answer::Unreachable | Answer::Done => Ok(()),
+        }
+    }
+
+    async fn order(&mut self, order: &Order) -> Result<Answer, Failure> {
+        self.helper.order(order).await.map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => Failure::Ended,
+            _ => Failure::NotMade(error),
+        })
+    }
+}
+
+/// The interface of a test, and the ways to it; gone when dropped.
+#[derive(Debug)]
+struct Made {
+    place: Place,
+    number: u8,
+    index: u32,
+    /// Where the ways are, if that is not the interface itself, with which they would go.
+    bridge: Option<u32>,
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let taken = Netlink::open().and_then(|mut netlink| {
+            if let Some(bridge) = self.bridge {
+                // That of IPv6 is there where the node has IPv6.
+                let _ = Family::ALL.map(|family| netlink.delete_route(source(family, self.number), bridge));
+            }
+            netlink.delete_link(self.index)
+        });
+        if let Err(error) = taken {
+            debug!(%error, "the interface of the self-test was gone already");
+        }
+    }
+}
+
+/// The source address of a test.
+fn source(family: Family, number: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::from_bits(FIRST_IPV4 + u32::from(number)).into(),
+        Family::V6 => Ipv6Addr::from_bits(FIRST_IPV6 + u128::from(number)).into(),
+    }
+}
+
+/// Locally administered, and higher than others: a bridge that has no address of its own takes the lowest of its ports, and must
+/// not change it for the test.
+fn mac(number: u8, is_inside: bool) -> Mac {
+    [0xfe, 0x72, 0x6f, 0x6c, u8::from(is_inside), number]
+}
+
+/// Makes the interface, and says what the namespace has to take for the address of its gateway.
+fn make(place: Place, pid: u32) -> io::Result<(Made, Mac)> {
+    let mut netlink = Netlink::open()?;
+    let first = (RandomState::new().hash_one(pid) % u64::from(NUMBERS)) as u8;
+    (0..NUMBERS).for_each(|number| sweep(&mut netlink, number));
+    for number in (0..NUMBERS).map(|number| (first + number) % NUMBERS) {
+        match make_numbered(&mut netlink, place.clone(), number, pid) {
+            // Another daemon's, or a pod's.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            done => return done,
+        }
+    }
+    Err(io::Error::other("every name or address for it is in use"))
+}
+
+/// Takes away the way to a test's address that a daemon left at a bridge when it was killed. Its interface is gone.
+fn sweep(netlink: &mut Netlink, number: u8) {
+    for family in Family::ALL {
+        let Ok(Some(way)) = netlink.way_to(source(family, number)) else { continue };
+        let is_bridge = netlink.link_at(way.interface).is_ok_and(|link| link.kind.as_deref() == Some("bridge"));
+        let port = netlink.link(&place::interface_name(PORT, number));
+        if is_bridge && !way.by_gateway && port.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            // Where only an unrelated wider route leads there, there is nothing to delete.
+            let _ = netlink.delete_route(source(family, number), way.interface);
+        }
+    }
+}
+
+/// What the port of a bridge is called: no rule looks at it.
+const PORT: &str = "rolegate";
+
+fn make_numbered(netlink: &mut Netlink, place: Place, number: u8, pid: u32) -> io::Result<(Made, Mac)> {
+    let (name, bridge) = match &place {
+        Place::Prefix(prefix) => (place::interface_name(prefix, number), None),
+        Place::Bridge(bridge) => (place::interface_name(PORT, number), Some(netlink.link(bridge)?)),
+    };
+    let index_of_bridge = bridge.as_ref().map(|bridge| bridge.index);
+    let peer_mac = mac(number, true);
+    let veth = Veth { name: &name, mac: mac(number, false), bridge: index_of_bridge, peer_name: INSIDE, peer_mac, peer_of: pid };
+    netlink.add_veth(veth)?;
+    let index = netlink.link(&name)?.index;
+    // From here on a failure takes the interface away.
+    let mut made = Made { place, number, index, bridge: None };
+    netlink.set_up(index)?;
+    let via = index_of_bridge.unwrap_or(index);
+    for family in Family::ALL {
+        let ip = source(family, number);
+        let led = netlink.add_route(ip, via).and_then(|()| netlink.add_neighbour(ip, peer_mac, via));
+        match led {
+            Err(error) if family == Family::V4 || error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
+            Err(error) => debug!(%error, "no IPv6 for the self-test"),
+            Ok(()) => {}
+        }
+    }
+    // A bridge may have taken that of its new port just now.
+    let gateway_mac = netlink.link_at(via)?.mac.unwrap_or(mac(number, false));
+    // Not before: where another has the ways, they are not ours to take away.
+    made.bridge = index_of_bridge;
+    Ok((made, gateway_mac))
+}
+
+/// The look at the pods' interfaces, and which of them were told of.
+#[derive(Debug)]
+struct Look {
+    outside: Outside,
+    told: std::collections::BTreeSet<String>,
+}
+
+impl Look {
+    async fn at(mut self, interfaces: Vec<InterfaceMatch>, pods: Vec<IpAddr>, metrics: &Metrics) -> Self {
+        let looked = blocking(move || {
+            let found = Netlink::open().and_then(|mut netlink| self.outside.look(&interfaces, &pods, &mut netlink));
+            Ok((self, found))
+        });
+        let (mut look, found) = match looked.await {
+            Ok((look, Ok(found))) => (look, found),
+            Ok((look, Err(error))) => {
+                debug!(%error, "the routes to pods could not be read");
+                return look;
+            }
+            Err(error) => {
+                debug!(%error, "the routes to pods could not be read");
+                return Self { outside: Outside::default(), told: Default::default() };
+            }
+        };
+        let addresses: std::collections::BTreeSet<_> = found.iter().map(|(ip, _)| *ip).collect();
+        metrics.pods_outside(addresses.len());
+        for (address, interface) in found {
+            if look.told.insert(interface.clone()) {
+                warn!(
+                    %interface, %address,
+                    "pods are behind an interface that --host-interface leaves out: their metadata requests do not come here. Add it, or \
+                     leave --host-interface out, which takes every one"
+                );
+            }
+        }
+        look
+    }
+}
+
+fn tell(metrics: &Metrics, state: State) {
+    metrics.self_test(state.name(), State::ALL.map(State::name));
+}
+
+/// Asks the kernel something that may have to wait for others who change interfaces.
+async fn blocking<T: Send + 'static>(ask: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(ask).await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_addresses_of_tests_are_told_from_others() {
+        for number in [0, 1, NUMBERS - 1] {
+            assert!(Family::ALL.iter().all(|family| Probes::is_source(source(*family, number))), "{number}");
+        }
+        for other in ["192.0.0.31", "192.0.0.128", "192.0.0.170", "10.0.0.1", "fd5e:91c7:3ab4:7e57::60", "fd5e:91c7:3ab4:7e56::1", "::1"] {
+            assert!(other.parse().is_ok_and(|ip| !Probes::is_source(ip)), "{other}");
+        }
+        assert_eq!(source(Family::V4, 0).to_string(), "192.0.0.32");
+        assert_eq!(source(Family::V6, 1).to_string(), "fd5e:91c7:3ab4:7e57::1");
+    }
+}

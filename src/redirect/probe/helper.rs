@@ -1,0 +1,231 @@
+//! The child process that has the namespace: how it is started and spoken to, and what it does.
+//!
+//! A process with threads cannot go into another network namespace and come back by safe means, and it should not have the
+//! right to. So the daemon starts its own program again before it has threads, and while it has the capability; the child goes
+//! into a network namespace of its own, drops what it has no need of, and does what it is told on its standard input, one JSON
+//! line each. It ends with that input: however the daemon ends, nothing of the test is left. The namespace goes with
+//! the child, and with the namespace the veth pair.
+
+use std::io::{self, BufRead, BufReader, Read as _, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, unshare};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
+use tokio::net::unix::pipe;
+
+use super::netlink::{Mac, Netlink};
+use crate::capabilities::{self, Need};
+
+/// The hidden subcommand that the child is.
+pub const SUBCOMMAND: &str = "self-test-namespace";
+/// The interface inside, called as a pod's.
+pub const INSIDE: &str = "eth0";
+/// What the child may take beside the time that a connection may.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why there is no helper.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// The veth pair could not be made.
+    #[error("the capability NET_ADMIN is missing")]
+    NetAdmin,
+    /// The child has no namespace.
+    #[error(
+        "a network namespace cannot be made ({0}): it takes the capability SYS_ADMIN, which is dropped when it is made, or a kernel \
+         and a seccomp profile that allow user namespaces"
+    )]
+    Namespace(String),
+    /// There is no child.
+    #[error("the helper process cannot be started: {0}")]
+    Start(io::Error),
+}
+
+/// What the child is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Order {
+    /// Make the interface inside a pod's: its addresses, and where all packets go.
+    SetUp { addresses: Vec<IpAddr>, gateways: Vec<IpAddr>, gateway_mac: Mac },
+    /// Open a connection, send nothing, and see whether the other side closes it.
+    Connect { to: SocketAddr, timeout: Duration },
+}
+
+/// What it answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Answer {
+    /// It is in its namespace, or has done what it was told.
+    Done,
+    /// It is connected from this port, and the other side closed the connection without a byte.
+    Closed { port: u16 },
+    /// It is connected from this port, and the other side waits.
+    Open { port: u16 },
+    /// It was refused.
+    Refused,
+    /// No way leads there, or so it was told by a packet.
+    Unreachable,
+    /// Nothing came back.
+    TimedOut,
+}
+
+/// As it is sent: an answer, or why there is none.
+type Line = Result<Answer, String>;
+
+/// The child, as the daemon started it.
+#[derive(Debug)]
+pub struct Helper {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: Option<BufReader<ChildStdout>>,
+}
+
+/// The child, spoken to.
+#[derive(Debug)]
+pub(super) struct Spoken {
+    // It is killed and waited for when dropped.
+    helper: Helper,
+    orders: pipe::Sender,
+    answers: tokio::io::Lines<tokio::io::BufReader<pipe::Receiver>>,
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Helper {
+    /// Starts it, and waits until it has its namespace.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn start() -> Result<Self, Unavailable> {
+        if !capabilities::has_net_admin() {
+            return Err(Unavailable::NetAdmin);
+        }
+        let mut command = Command::new("/proc/self/exe");
+        // It has no use for the credentials that may be in the environment, and a terminal's signals are not for it.
+        command.arg0("rolegate").arg(SUBCOMMAND).env_clear().process_group(0);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(Unavailable::Start)?;
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take().map(BufReader::new));
+        let mut helper = Self { child, stdin, stdout };
+        let mut line = String::new();
+        if let Some(stdout) = &mut helper.stdout {
+            stdout.read_line(&mut line).map_err(Unavailable::Start)?;
+        }
+        match serde_json::from_str::<Line>(&line) {
+            Ok(Ok(_)) => Ok(helper),
+            Ok(Err(reason)) => Err(Unavailable::Namespace(reason)),
+            Err(_) => Err(Unavailable::Start(io::Error::other("it ended without a word"))),
+        }
+    }
+
+    /// Ties it to the runtime that this is called in.
+    pub(super) fn speak(mut self) -> io::Result<Spoken> {
+        let (Some(stdin), Some(stdout)) = (self.stdin.take(), self.stdout.take()) else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        // It speaks only when spoken to: nothing is in the buffer.
+        let (stdin, stdout) = (OwnedFd::from(stdin), OwnedFd::from(stdout.into_inner()));
+        let orders = pipe::Sender::from_owned_fd(stdin)?;
+        let answers = tokio::io::BufReader::new(pipe::Receiver::from_owned_fd(stdout)?).lines();
+        Ok(Spoken { helper: self, orders, answers })
+    }
+}
+
+impl Spoken {
+    /// Its process id.
+    pub(super) fn pid(&self) -> u32 {
+        self.helper.child.id()
+    }
+
+    /// Has it do something. An error of the kind `BrokenPipe` means that it is no more.
+    pub(super) async fn order(&mut self, order: &Order) -> io::Result<Answer> {
+        let may_take = PATIENCE + if let Order::Connect { timeout, .. } = order { *timeout * 2 } else { Duration::ZERO };
+        let mut line = serde_json::to_string(order)?;
+        line.push('\n');
+        let exchange = async {
+            self.orders.write_all(line.as_bytes()).await?;
+            self.answers.next_line().await?.ok_or_else(|| io::Error::from(io::ErrorKind::BrokenPipe))
+        };
+        // One that hangs cannot be asked again: its late answer would be taken for the next.
+        let answer = tokio::time::timeout(may_take, exchange).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))??;
+        serde_json::from_str::<Line>(&answer)?.map_err(io::Error::other)
+    }
+}
+
+/// What the child does, from its start to the end of its input.
+pub fn child(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
+    let mut say = |line: &Line| -> io::Result<()> {
+        let mut text = serde_json::to_string(line)?;
+        text.push('\n');
+        output.write_all(text.as_bytes())?;
+        output.flush()
+    };
+    if let Err(error) = enter_namespace() {
+        return say(&Err(error.to_string()));
+    }
+    capabilities::keep(&[Need::Interfaces]);
+    say(&Ok(Answer::Done))?;
+    for line in input.lines() {
+        let answer = match serde_json::from_str(&line?)? {
+            Order::SetUp { addresses, gateways, gateway_mac } => {
+                set_up(&addresses, &gateways, gateway_mac).map(|()| Answer::Done).map_err(|error| error.to_string())
+            }
+            Order::Connect { to, timeout } => connect(to, timeout).map_err(|error| error.to_string()),
+        };
+        say(&answer)?;
+    }
+    Ok(())
+}
+
+/// A network namespace of its own, by right or in a user namespace; in either the interface of loopback is switched on, which
+/// shows that interfaces can be changed there (some systems make user namespaces without that right).
+fn enter_namespace() -> io::Result<()> {
+    if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
+            .map_err(|in_user_namespace| io::Error::other(format!("{error}; in a user namespace: {in_user_namespace}")))?;
+    }
+    let mut netlink = Netlink::open()?;
+    let loopback = netlink.link("lo")?;
+    netlink.set_up(loopback.index)
+}
+
+fn set_up(addresses: &[IpAddr], gateways: &[IpAddr], gateway_mac: Mac) -> io::Result<()> {
+    let mut netlink = Netlink::open()?;
+    let link = netlink.link(INSIDE)?;
+    netlink.set_up(link.index)?;
+    addresses.iter().try_for_each(|ip| netlink.add_address(link.index, *ip))?;
+    for gateway in gateways {
+        netlink.add_neighbour(*gateway, gateway_mac, link.index)?;
+        netlink.add_default_route(*gateway, link.index)?;
+    }
+    Ok(())
+}
+
+fn connect(to: SocketAddr, timeout: Duration) -> io::Result<Answer> {
+    use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, PermissionDenied, TimedOut, WouldBlock};
+    let mut stream = match TcpStream::connect_timeout(&to, timeout) {
+        Ok(stream) => stream,
+        Err(error) => {
+            return match error.kind() {
+                ConnectionRefused => Ok(Answer::Refused),
+                TimedOut => Ok(Answer::TimedOut),
+                HostUnreachable | NetworkUnreachable | PermissionDenied => Ok(Answer::Unreachable),
+                _ => Err(error),
+            };
+        }
+    };
+    let port = stream.local_addr()?.port();
+    stream.set_read_timeout(Some(timeout))?;
+    // Nothing is sent. Whoever speaks first, or waits, is not this node's daemon.
+    Ok(match stream.read(&mut [0]) {
+        Ok(1..) => Answer::Open { port },
+        Ok(0) => Answer::Closed { port },
+        Err(error) if matches!(error.kind(), WouldBlock | TimedOut) => Answer::Open { port },
+        Err(_) => Answer::Closed { port },
+    })
+}

@@ -1,0 +1,216 @@
+//! Where the probe's end on the node stands, so that its packets come in as a pod's do; and whether the pods' own packets come
+//! in where the rules look. Pure, but for what is asked of the kernel through [`Netlink`].
+
+use std::collections::HashSet;
+use std::io;
+use std::net::IpAddr;
+
+use super::netlink::Netlink;
+use crate::config::InterfaceMatch;
+use crate::pods::Pods;
+use crate::redirect::rules::LOOPBACK;
+
+/// The longest name of an interface.
+const NAME_MAX: usize = 15;
+/// What the interface is called where no rule asks for a name: none that a CNI plugin looks after.
+const OWN_NAMES: [&str; 3] = ["rolegate", "selftest", "rg"];
+/// Names that belong to programs which drop the packets of interfaces that they did not make themselves, ahead of everything
+/// that the test is about: Calico's Felix ("Unknown interface", chains cali-from-wl-dispatch), Cilium.
+const WATCHED: [(&str, &str); 2] = [("cali", "Calico"), ("lxc", "Cilium")];
+
+/// How the probe is tied to the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// By an interface whose name begins with this.
+    Prefix(String),
+    /// As a port of this bridge.
+    Bridge(String),
+}
+
+/// Why there is no place for it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoPlace {
+    /// Never.
+    #[error("{0}")]
+    Never(String),
+    /// Not now: no pod is there either.
+    #[error("there is no interface {0} yet, which --host-interface names")]
+    NotYet(String),
+}
+
+/// Whether the rules bring what comes in on this interface to the daemon.
+pub fn fits(interfaces: &[InterfaceMatch], name: &str) -> bool {
+    let is = |interface: &InterfaceMatch| match interface.name.strip_suffix('+') {
+        Some(prefix) => name.starts_with(prefix),
+        None => name == interface.name,
+    };
+    let left_out = interfaces.iter().any(|interface| interface.negated && is(interface));
+    let mut named = interfaces.iter().filter(|interface| !interface.negated).peekable();
+    name != LOOPBACK && !left_out && (named.peek().is_none() || named.any(is))
+}
+
+/// Why the interfaces of the pods can never be imitated here, whatever the node has.
+pub fn never(interfaces: &[InterfaceMatch]) -> Option<NoPlace> {
+    let first = interfaces.iter().find(|interface| !interface.negated)?;
+    let (_, owner) = WATCHED.iter().find(|(prefix, _)| first.name.starts_with(prefix))?;
+    Some(NoPlace::Never(format!(
+        "{owner} drops the packets of interfaces like {} that it did not make itself, so that a test could not pass",
+        first.name
+    )))
+}
+
+/// Where the probe is to stand: by the first of the interfaces that are named, else beside the pods.
+pub fn place(interfaces: &[InterfaceMatch], pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Result<Place, NoPlace>> {
+    if let Some(never) = never(interfaces) {
+        return Ok(Err(never));
+    }
+    let mut missing = None;
+    for interface in interfaces.iter().filter(|interface| !interface.negated) {
+        if let Some(prefix) = interface.name.strip_suffix('+') {
+            return Ok(Ok(Place::Prefix(prefix.to_owned())));
+        }
+        match is_bridge(netlink, &interface.name) {
+            Ok(true) => return Ok(Ok(Place::Bridge(interface.name.clone()))),
+            Ok(false) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => missing = Some(interface.name.clone()),
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(missing) = missing {
+        return Ok(Err(NoPlace::NotYet(missing)));
+    }
+    if interfaces.iter().any(|interface| !interface.negated) {
+        return Ok(Err(NoPlace::Never(
+            "--host-interface names single interfaces and no bridge, so that none like them can be made; name a prefix (NAME+)".to_owned(),
+        )));
+    }
+    for ip in pods {
+        let Some(name) = interface_to(netlink, *ip)? else { continue };
+        if fits(interfaces, &name) && is_bridge(netlink, &name).unwrap_or(false) {
+            return Ok(Ok(Place::Bridge(name)));
+        }
+    }
+    let own = OWN_NAMES.iter().find(|name| fits(interfaces, &interface_name(name, 0)));
+    Ok(own
+        .map(|name| Place::Prefix((*name).to_owned()))
+        .ok_or_else(|| NoPlace::Never("--host-interface leaves out every name that the test's interface could have".to_owned())))
+}
+
+/// The name of the interface of this number among those that begin so.
+pub fn interface_name(prefix: &str, number: u8) -> String {
+    let suffix = format!("rg{number:02x}");
+    let room = NAME_MAX.saturating_sub(prefix.len()).min(suffix.len());
+    format!("{prefix}{}", &suffix[suffix.len() - room..])
+}
+
+fn is_bridge(netlink: &mut Netlink, name: &str) -> io::Result<bool> {
+    Ok(netlink.link(name)?.kind.as_deref() == Some("bridge"))
+}
+
+/// The interface that an address of this node's own network is behind. One by way of a gateway leads elsewhere: that of a pod
+/// whose network is gone, or a device of a CNI plugin that the pods' packets do not come in by (Cilium's cilium_host).
+fn interface_to(netlink: &mut Netlink, ip: IpAddr) -> io::Result<Option<String>> {
+    let Some(way) = netlink.way_to(ip)?.filter(|way| !way.by_gateway) else { return Ok(None) };
+    match nix::net::if_::if_indextoname(way.interface) {
+        Ok(name) => Ok(Some(name.to_string_lossy().into_owned())),
+        // It was taken away just now.
+        Err(_) => Ok(None),
+    }
+}
+
+/// The addresses of the pods that have a network of their own here.
+pub fn addresses(pods: &Pods) -> Vec<IpAddr> {
+    let living = pods.all().into_iter().filter(|pod| !pod.finished && !pod.host_network);
+    living.flat_map(|pod| pod.ips.clone()).collect()
+}
+
+/// Looks for pods that the rules' interfaces leave out. Their requests would be rejected by the guard.
+#[derive(Debug, Default)]
+pub struct Outside {
+    /// Seen once. A pod's own route may not be there yet, or be gone already, so that one look does not count.
+    suspected: HashSet<(IpAddr, String)>,
+}
+
+impl Outside {
+    /// The pods' addresses that were outside at this look and the last one, each with its interface.
+    pub fn look(&mut self, interfaces: &[InterfaceMatch], pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Vec<(IpAddr, String)>> {
+        let mut outside = HashSet::new();
+        for ip in pods {
+            if let Some(name) = interface_to(netlink, *ip)?.filter(|name| !fits(interfaces, name)) {
+                outside.insert((*ip, name));
+            }
+        }
+        let mut confirmed: Vec<_> = outside.intersection(&self.suspected).cloned().collect();
+        confirmed.sort();
+        self.suspected = outside;
+        Ok(confirmed)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+mod tests {
+    use super::*;
+
+    fn list(names: &[&str]) -> Vec<InterfaceMatch> {
+        let one = |text: &&str| match text.strip_prefix('!') {
+            Some(name) => InterfaceMatch { name: name.to_owned(), negated: true },
+            None => InterfaceMatch { name: (*text).to_owned(), negated: false },
+        };
+        names.iter().map(one).collect()
+    }
+
+    #[test]
+    fn interfaces_fit_as_the_rules_have_them() {
+        let cases: [(&[&str], &[&str], &[&str]); 4] = [
+            (&[], &["eth0", "veth1", "x"], &["lo"]),
+            (&["eni+", "cni0"], &["eni1", "eni", "cni0"], &["cni01", "veth1", "en", "lo"]),
+            (&["!eth0", "!vlan+"], &["eth1", "eth01", "eni1"], &["eth0", "vlan", "vlan.7", "lo"]),
+            (&["+"], &["eth0", "anything"], &["lo"]),
+        ];
+        for (patterns, good, bad) in cases {
+            for (names, wanted) in [(good, true), (bad, false)] {
+                names.iter().for_each(|name| assert_eq!(fits(&list(patterns), name), wanted, "{name} in {patterns:?}"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_is_like_the_first_that_is_named() {
+        let mut netlink = Netlink::open().unwrap();
+        let mut of = |patterns: &[&str]| place(&list(patterns), &[], &mut netlink).unwrap();
+        let prefix = |name: &str| Ok(Place::Prefix(name.to_owned()));
+        assert_eq!(of(&["eni+", "veth+"]), prefix("eni"));
+        assert_eq!(of(&["!eni+"]), prefix("rolegate"));
+        assert_eq!(of(&["!rolegate+"]), prefix("selftest"));
+        assert_eq!(of(&[]), prefix("rolegate"));
+        // One that is there and no bridge is passed by, for one that can be imitated.
+        assert_eq!(of(&["lo", "veth+"]), prefix("veth"));
+        assert!(matches!(of(&["lo"]), Err(NoPlace::Never(reason)) if reason.contains("name a prefix")));
+        assert_eq!(of(&["no-such-bridge"]), Err(NoPlace::NotYet("no-such-bridge".to_owned())));
+        for (watched, owner) in [("cali+", "Calico"), ("lxc+", "Cilium")] {
+            assert!(matches!(of(&[watched]), Err(NoPlace::Never(reason)) if reason.contains(owner)));
+        }
+    }
+
+    #[test]
+    fn names_are_as_long_as_may_be() {
+        assert_eq!(interface_name("eni", 7), "enirg07");
+        assert_eq!(interface_name("a-long-prefix", 0x5f), "a-long-prefix5f");
+        assert_eq!(interface_name("a-longer-prefi", 0x5f), "a-longer-prefif");
+        for prefix in OWN_NAMES {
+            assert!(fits(&[], &interface_name(prefix, 0)));
+        }
+    }
+
+    #[test]
+    fn one_look_is_no_proof() {
+        let mut netlink = Netlink::open().unwrap();
+        let loopback = "127.0.0.9".parse().unwrap();
+        let (mut outside, pods) = (Outside::default(), [loopback]);
+        assert_eq!(outside.look(&list(&["eni+"]), &pods, &mut netlink).unwrap(), []);
+        assert_eq!(outside.look(&list(&["eni+"]), &pods, &mut netlink).unwrap(), [(loopback, "lo".to_owned())]);
+        assert_eq!(outside.look(&list(&["eni+"]), &[], &mut netlink).unwrap(), []);
+        assert_eq!(outside.look(&list(&["eni+"]), &pods, &mut netlink).unwrap(), [], "it begins anew");
+    }
+}
