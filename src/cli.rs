@@ -1,5 +1,6 @@
 //! Subcommands, and exit codes: 0 after an orderly end, 2 for wrong arguments, 1 for everything else. `explain` ends with 0
 //! for a pod that may have its role, 1 for one that does not, 2 for wrong arguments, and 3 where that could not be found out.
+//! `probe` ends with 0 where the daemon is as asked, and with 1 where it is not or does not answer.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -12,8 +13,10 @@ use tracing::{error, info, warn};
 use crate::app::App;
 use crate::app::explain::explain;
 use crate::config::explain::{ExplainConfig, Output, POD};
+use crate::config::probe::{ProbeConfig, QUESTION};
 use crate::config::{Config, flags};
 use crate::explain::{Decision, Report, render};
+use crate::probe;
 use crate::telemetry;
 
 /// Wrong arguments.
@@ -33,7 +36,8 @@ pub fn command() -> Command {
         .max_term_width(120)
         .args_conflicts_with_subcommands(true)
         .subcommand(flags::add_to(run))
-        .subcommand(explain_command());
+        .subcommand(explain_command())
+        .subcommand(probe_command());
     flags::add_to(program)
 }
 
@@ -57,6 +61,15 @@ fn explain_command() -> Command {
     flags::add_to_explain(command)
 }
 
+fn probe_command() -> Command {
+    let command = Command::new("probe")
+        .about("Ask the daemon of this pod whether it is ready, for the kubelet's exec probes")
+        .after_help("Exit codes: 0 it is, 1 it is not or does not answer, 2 wrong arguments.")
+        .max_term_width(120)
+        .arg(Arg::new(QUESTION).help("ready (the default): this node's pods can be served; live: the process answers"));
+    flags::add_to_probe(command)
+}
+
 /// Runs the program.
 pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     let matches = match command().try_get_matches_from(arguments) {
@@ -70,6 +83,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) ->
     match matches.subcommand() {
         Some(("run", matches)) => run(matches, env),
         Some(("explain", matches)) => explained(matches, env),
+        Some(("probe", matches)) => probed(matches, env),
         _ => run(&matches, env),
     }
 }
@@ -117,6 +131,27 @@ fn explained(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Exit
         Err(failure) => {
             say(&format!("rolegate: not found out: {failure:#}"));
             ExitCode::from(UNKNOWN)
+        }
+    }
+}
+
+fn probed(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
+    let asked = match ProbeConfig::from_source(matches, env) {
+        Ok(asked) => asked,
+        Err(error) => {
+            say(&format!("rolegate: {error}\nrolegate probe --help says how to ask"));
+            return ExitCode::from(USAGE);
+        }
+    };
+    match probe::ask(&asked.socket, asked.question) {
+        Ok(answer) => {
+            // Nobody is left to tell if the output is closed.
+            let _ = writeln!(std::io::stdout(), "{}", answer.text);
+            if answer.good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            say(&format!("rolegate: {error}"));
+            ExitCode::FAILURE
         }
     }
 }

@@ -26,6 +26,8 @@
 //! - [`role`]: the names that AWS knows a session by
 //! - [`redirect`]: the packet rule
 //! - [`admin`], [`metrics`], [`readiness`], [`telemetry`]: what operators see
+//! - [`handover`], [`unix_socket`]: the pods' socket goes from one daemon to the next
+//! - [`probe`]: the kubelet's questions to the daemon of its own pod
 //! - [`connections`]: what connections may take
 //! - [`drain`], [`tasks`]: the end of the service, and of what runs beside it
 
@@ -40,9 +42,11 @@ pub mod credentials;
 pub mod drain;
 pub mod events;
 pub mod explain;
+pub mod handover;
 pub mod metrics;
 pub mod pods;
 pub mod policy;
+pub mod probe;
 pub mod proxy;
 pub mod readiness;
 pub mod redirect;
@@ -50,3 +54,4 @@ pub mod role;
 pub mod server;
 pub mod tasks;
 pub mod telemetry;
+pub mod unix_socket;

@@ -1,11 +1,13 @@
 //! Which steps of the start are still to be done. The daemon is ready when none is left, and not any more once it drains.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use tokio::sync::watch;
 
 /// The steps of the start; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<BTreeSet<&'static str>>>);
+pub struct Readiness(Arc<watch::Sender<BTreeSet<&'static str>>>);
 
 /// One step of the start. Dropped without [`Step::done`] it stays pending: a step that failed is not done.
 #[derive(Debug)]
@@ -18,24 +20,30 @@ pub struct Step {
 impl Readiness {
     /// Adds a step that has to be done before the daemon is ready.
     pub fn step(&self, name: &'static str) -> Step {
-        self.lock().insert(name);
+        self.0.send_modify(|pending| {
+            pending.insert(name);
+        });
         Step { name, readiness: self.clone() }
     }
 
     /// What is not done yet; empty means ready.
     pub fn pending(&self) -> Vec<&'static str> {
-        self.lock().iter().copied().collect()
+        self.0.borrow().iter().copied().collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<&'static str>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns when the step of this name is not pending.
+    pub async fn finished(&self, name: &str) {
+        // It cannot be closed: the sender is ours.
+        let _ = self.0.subscribe().wait_for(|pending| !pending.contains(name)).await;
     }
 }
 
 impl Step {
     /// The step is done.
     pub fn done(self) {
-        self.readiness.lock().remove(self.name);
+        self.readiness.0.send_modify(|pending| {
+            pending.remove(self.name);
+        });
     }
 }
 
@@ -52,5 +60,15 @@ mod tests {
         assert_eq!(readiness.pending(), ["second"]);
         drop(second);
         assert_eq!(readiness.pending(), ["second"]);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_step_waits_for_no_other() {
+        let readiness = Readiness::default();
+        let (first, _second) = (readiness.step("first"), readiness.step("second"));
+        let mut waiting = std::pin::pin!(readiness.finished("first"));
+        assert!(futures_util::poll!(waiting.as_mut()).is_pending());
+        first.done();
+        waiting.await;
     }
 }

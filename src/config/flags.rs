@@ -156,6 +156,13 @@ const SERVING: &[Flag] = &[
         "",
         "Where the keys of session tokens are kept, so that tokens outlive the process; without it they end with it",
     ),
+    value(
+        "handover-socket",
+        "PATH",
+        "",
+        "Unix socket, in a directory of the node, at which the daemon before gives its listening socket, and this one offers it to the next",
+    ),
+    value("probe-socket", "PATH", "", "Unix socket, in a directory of the pod, at which rolegate probe asks this very daemon"),
     value("limits-connections", "NUMBER", "4096", "Open connections of all pods together; each has one request under way at a time"),
     value("limits-connections-per-pod", "NUMBER", "128", "Open connections of one pod; more are closed before a byte is read"),
     value("limits-connection-rate", "NUMBER", "250", "New connections of one pod per second, twice as many at once; more are closed"),
@@ -223,6 +230,11 @@ const EXPLAIN: &[Flag] = &[
     switch("assume", "Ask STS for the role as well, once, and say what it answers; the credentials are dropped"),
 ];
 
+/// The flag of `rolegate probe`, which is the daemon's as well.
+pub fn add_to_probe(command: Command) -> Command {
+    all().filter(|flag| flag.name == "probe-socket").fold(command, |command, flag| command.arg(argument("Flags", flag)))
+}
+
 /// All flags of the daemon, in the order of `--help`.
 pub fn all() -> impl Iterator<Item = &'static Flag> {
     GROUPS.iter().flat_map(|(_, flags)| flags.iter())
@@ -246,19 +258,19 @@ pub fn add_to_explain(command: Command) -> Command {
 fn add(mut command: Command, groups: &'static [(&'static str, &'static [Flag])]) -> Command {
     for (group, flags) in groups {
         for flag in *flags {
-            let mut help = flag.help.to_owned();
-            if !flag.default.is_empty() && (flag.value.is_some() || flag.default == "true") {
-                help.push_str(&format!(" [default: {}]", flag.default));
-            }
-            help.push_str(&format!(" [env: {}]", flag.env()));
-            let arg = Arg::new(flag.name).long(flag.name).help(help).help_heading(*group).action(ArgAction::Append);
-            let arg = arg.value_name(flag.value.unwrap_or("BOOL"));
-            command = command.arg(if flag.bare {
-                arg.num_args(0..=1).require_equals(true).default_missing_value("true")
-            } else {
-                arg.num_args(1)
-            });
+            command = command.arg(argument(group, flag));
         }
     }
     command
+}
+
+fn argument(group: &'static str, flag: &'static Flag) -> Arg {
+    let mut help = flag.help.to_owned();
+    if !flag.default.is_empty() && (flag.value.is_some() || flag.default == "true") {
+        help.push_str(&format!(" [default: {}]", flag.default));
+    }
+    help.push_str(&format!(" [env: {}]", flag.env()));
+    let arg = Arg::new(flag.name).long(flag.name).help(help).help_heading(group).action(ArgAction::Append);
+    let arg = arg.value_name(flag.value.unwrap_or("BOOL"));
+    if flag.bare { arg.num_args(0..=1).require_equals(true).default_missing_value("true") } else { arg.num_args(1) }
 }
