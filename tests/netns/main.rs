@@ -8,3 +8,4 @@ mod connections;
 mod interfaces;
 mod lifetime;
 mod node_address;
+mod overlap;
