@@ -330,10 +330,8 @@ fn the_metrics_port_of_another_program_is_an_error_where_nothing_is_taken_over()
     let node = Shared::new();
     let other = loopback();
     let port = other.local_addr().unwrap().port();
-    let output = node.fakes.setup().argument(format!("--metrics-port={port}")).command().output().unwrap();
-    let log = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{log}");
-    assert!(log.contains("choose another --metrics-port"), "{log}");
+    let error = node.fakes.setup().argument(format!("--metrics-port={port}")).start().unwrap_err().to_string();
+    assert!(error.contains("choose another --metrics-port"), "{error}");
     let daemon = node.start_with(None, |setup| setup.argument(format!("--metrics-port={port}")));
     daemon.log_has("the metrics port is in use");
     daemon.wait_ready();

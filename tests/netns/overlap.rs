@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rolegate_lab::daemon::Daemon;
+use rolegate_lab::daemon::{Daemon, Setup};
 use rolegate_lab::load::{Connections, Load, Tally};
 use socket2::SockRef;
 
@@ -30,10 +30,13 @@ impl State {
     }
 
     fn start(&self, bed: &Bed, number: usize) -> Generation {
+        self.start_with(bed.setup_with_ip(), number)
+    }
+
+    fn start_with(&self, setup: Setup, number: usize) -> Generation {
         let at = |name: &str| self.0.path().join(name);
         let probe = at(&format!("probe-{number}"));
-        let setup = bed
-            .setup_with_ip()
+        let setup = setup
             .argument(format!("--app-port={PORT}"))
             .argument(format!("--metrics-port={METRICS_PORT}"))
             .argument(format!("--handover-socket={}", at("handover").display()))
@@ -159,4 +162,19 @@ fn a_kill_of_the_only_daemon_is_refused_connections_until_the_next_one_serves() 
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     }
     assert_eq!(bed.metadata_requests_of(&pod), 0);
+}
+
+/// It has the same address and port, and nobody of this node comes in by it.
+#[test]
+fn the_socket_of_another_network_is_not_taken() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    let state = State::new();
+    let elsewhere = state.start_with(bed.setup_with_ip().argument("--redirect=none").inside(bed.node.imds().unwrap()), 0);
+    elsewhere.log_has("the pods' socket is offered");
+    let daemon = state.start(&bed, 1);
+    daemon.log_has("the pods' socket is not taken over");
+    assert!(daemon.daemon.log().contains("it is of another network"), "{}", daemon.daemon.log());
+    daemon.wait_offered();
+    bed.assert_served(&pod, METADATA);
 }
