@@ -5,6 +5,8 @@
 //! loopback alone, no page of a browser there, and nothing that says it was sent on by a proxy; the explanation wants a header
 //! of its own besides. A GET of it asks nobody; a POST with `assume=true` asks STS once, one at a time, one a second, and more
 //! rarely while STS gives nothing.
+//!
+//! The probe socket answers the two probes alone: this daemon's own, also while the port is that of another.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -21,7 +23,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::debug;
 
 use crate::connections::{Limits, Permit, Timely};
@@ -40,6 +42,8 @@ use local::{is_local, question};
 const MAX_CONNECTIONS: usize = 64;
 /// Connections of one other source: pods reach this port too.
 const MAX_OF_SOURCE: usize = 8;
+/// Connections at the probe socket: the kubelet asks one question at a time.
+const MAX_PROBES: usize = 16;
 /// Time for a request's head to arrive, and for an answer to be taken.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -48,6 +52,8 @@ const JSON: &str = "application/json";
 
 /// Status, type and body.
 type Page = (StatusCode, &'static str, Vec<u8>);
+
+const NOT_FOUND: Page = (StatusCode::NOT_FOUND, TEXT, Vec::new());
 
 /// Who may have how many connections. The kubelet's probes come from the node itself, and never wait for anybody else.
 #[derive(Debug)]
@@ -85,8 +91,8 @@ pub struct Admin<A> {
 
 impl<A: StsOfNode> Admin<A> {
     /// Serves for as long as the process.
-    pub async fn serve(self, listener: TcpListener) {
-        let admin = Arc::new(self);
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) {
+        let admin = self;
         let room = Room::new();
         let mut running = tokio::task::JoinSet::new();
         loop {
@@ -109,9 +115,53 @@ impl<A: StsOfNode> Admin<A> {
         }
     }
 
+    /// Serves the two probes, and nothing else, to this user's own processes, for as long as the process.
+    pub async fn serve_probes(self: Arc<Self>, listener: UnixListener) {
+        let mut running = tokio::task::JoinSet::new();
+        loop {
+            while running.try_join_next().is_some() {}
+            match listener.accept().await {
+                Ok((stream, _)) if running.len() < MAX_PROBES => {
+                    let admin = self.clone();
+                    running.spawn(async move { admin.probes(stream).await });
+                }
+                Ok(_) => debug!("a probe was not heard: there are too many at one time"),
+                Err(error) => {
+                    debug!(%error, "a probe could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn probes(&self, stream: UnixStream) {
+        let service = service_fn(|request: Request<hyper::body::Incoming>| async move {
+            Ok::<_, Infallible>(respond(self.probed(&request.into_parts().0).unwrap_or(NOT_FOUND)))
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(TokioIo::new(Timely::new(stream, HEAD_TIMEOUT)), service);
+        if let Err(error) = connection.await {
+            debug!(%error, "a probe ended early");
+        }
+    }
+
+    /// The answer to a probe, where it is one.
+    fn probed(&self, request: &Parts) -> Option<Page> {
+        match (&request.method, request.uri.path()) {
+            (&Method::GET | &Method::HEAD, "/healthz") => Some((StatusCode::OK, TEXT, b"ok\n".to_vec())),
+            (&Method::GET | &Method::HEAD, "/readyz") => Some(match self.readiness.pending().as_slice() {
+                [] => (StatusCode::OK, TEXT, b"ready\n".to_vec()),
+                _ => (StatusCode::SERVICE_UNAVAILABLE, TEXT, self.waiting()),
+            }),
+            _ => None,
+        }
+    }
+
     async fn connection(&self, stream: TcpStream, peer: SocketAddr) {
         let service = service_fn(|request: Request<hyper::body::Incoming>| async move {
-            Ok::<_, Infallible>(self.answer(&request.into_parts().0, peer).await)
+            Ok::<_, Infallible>(respond(self.answer(&request.into_parts().0, peer).await))
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -122,15 +172,12 @@ impl<A: StsOfNode> Admin<A> {
         }
     }
 
-    async fn answer(&self, request: &Parts, peer: SocketAddr) -> Response<Full<Bytes>> {
-        const NOT_FOUND: Page = (StatusCode::NOT_FOUND, TEXT, Vec::new());
-        let (status, kind, body) = match (&request.method, request.uri.path()) {
+    async fn answer(&self, request: &Parts, peer: SocketAddr) -> Page {
+        if let Some(page) = self.probed(request) {
+            return page;
+        }
+        match (&request.method, request.uri.path()) {
             (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, "text/plain; version=0.0.4", self.metrics.render()),
-            (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, TEXT, b"ok\n".to_vec()),
-            (&Method::GET | &Method::HEAD, "/readyz") => match self.readiness.pending().as_slice() {
-                [] => (StatusCode::OK, TEXT, b"ready\n".to_vec()),
-                _ => (StatusCode::SERVICE_UNAVAILABLE, TEXT, self.waiting()),
-            },
             (&Method::GET, "/debug/store") => match &self.debug {
                 Some(pods) if is_local(peer, &request.headers) => (StatusCode::OK, JSON, store(pods)),
                 _ => NOT_FOUND,
@@ -140,11 +187,7 @@ impl<A: StsOfNode> Admin<A> {
             }
             (&Method::POST, "/explain") | (&Method::GET | &Method::HEAD, _) => NOT_FOUND,
             _ => (StatusCode::METHOD_NOT_ALLOWED, TEXT, Vec::new()),
-        };
-        let mut response = Response::new(Full::new(Bytes::from(body)));
-        *response.status_mut() = status;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-        response
+        }
     }
 
     async fn explain(&self, request: &Parts) -> Page {
@@ -180,6 +223,13 @@ impl<A: StsOfNode> Admin<A> {
     fn waiting(&self) -> Vec<u8> {
         format!("waiting for: {}\n", self.readiness.pending().join(", ")).into_bytes()
     }
+}
+
+fn respond((status, kind, body): Page) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
 }
 
 fn is_not_known(report: &Report) -> bool {

@@ -1,19 +1,20 @@
 //! The composition root: what there is, and who gets it. Binds first, so that a port in use is known before anything else
 //! and the real ports can be told; then serves.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use futures_util::FutureExt as _;
 use futures_util::future::FusedFuture as _;
-use socket2::{Domain, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tracing::{info, warn};
 
 use crate::admin::Admin;
-use crate::config::{self, BaseRole, Config, DefaultRole, PatternFormat, RedirectBackend, Restrictions, ServiceAccountRoles};
+use crate::config::{BaseRole, Config, DefaultRole, PatternFormat, RedirectBackend, Restrictions, ServiceAccountRoles, listen_address};
 use crate::credentials::Clock;
 use crate::credentials::cache::Sessions;
 use crate::credentials::sts::{Aws, Sts};
@@ -22,6 +23,7 @@ use crate::events::Reporter;
 use crate::events::writer::Writer;
 use crate::explain::By;
 use crate::explain::explainer::{Explainer, OfDaemon, Pace};
+use crate::handover::{self, Queue};
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client};
 use crate::pods::{self, Needs, NodeAddresses, Pods};
@@ -32,7 +34,7 @@ use crate::policy::{Policy, Rules};
 use crate::proxy::metadata::{Access, Metadata};
 use crate::proxy::token::{KeyFile, Tokens};
 use crate::proxy::{Proxy, Settings};
-use crate::readiness::Readiness;
+use crate::readiness::{Readiness, Step};
 use crate::redirect::chosen::{Chosen, System};
 use crate::redirect::interface_addresses;
 use crate::redirect::keep::Keeper;
@@ -40,16 +42,22 @@ use crate::redirect::probe::{Ability, Probes, STEP, SelfTest};
 use crate::role::{BaseArn, RoleArn};
 use crate::server::Server;
 use crate::tasks::Tasks;
+use crate::unix_socket;
 
 use self::rule::PacketRules;
 
+mod door;
 pub mod explain;
 mod node;
 pub mod redirect;
 mod rule;
 
-/// Connections that the kernel keeps for us until they are accepted.
-const BACKLOG: i32 = 1024;
+use door::Door;
+
+/// The step of the start after which this node's pods are known.
+const PODS_KNOWN: &str = "the list of this node's pods";
+/// How soon it is looked again whether AWS has told who the daemon is.
+const IDENTITY_AGAIN: Duration = Duration::from_millis(50);
 /// Pause between questions that a late API leaves open.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// A step of the start: everything that serves pods is made.
@@ -64,8 +72,10 @@ pub struct App {
     pub metadata_address: SocketAddr,
     /// Where operators are served.
     pub metrics_address: SocketAddr,
-    metadata: TcpListener,
-    admin: TcpListener,
+    metadata: Door,
+    /// Without it, another daemon has the port as yet.
+    admin: Option<TcpListener>,
+    probe_socket: Option<UnixListener>,
     config: Config,
     rules: Option<PacketRules>,
     metrics: Metrics,
@@ -74,16 +84,25 @@ pub struct App {
 }
 
 impl App {
-    /// Puts the guard of the packet rules in place, and takes the two ports: a daemon that cannot start, and is started again
-    /// and again, must not leave the node open.
+    /// Puts the guard of the packet rules in place, and takes the two ports and the socket for probes: a daemon that cannot
+    /// start, and is started again and again, must not leave the node open.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
         let (metrics, readiness) = (Metrics::new(), Readiness::default());
         let rules = PacketRules::guard(&config.redirect, config.server.accept_direct, &metrics, &readiness).await?;
-        let metadata = listen(config.server.address, config.server.port, "--app-port", true)?;
-        let admin = listen(config.admin.address, config.admin.port, "--metrics-port", false)?;
-        let (metadata_address, metrics_address) = (metadata.local_addr()?, admin.local_addr()?);
-        let self_test = Ability::Off;
-        Ok(Self { metadata_address, metrics_address, metadata, admin, config, rules, metrics, readiness, self_test })
+        let metadata = Door::find(&config.server).await?;
+        let admin = match door::listen_for_operators(config.admin.address, config.admin.port) {
+            // The daemon before has it until it ends.
+            Err(error) if config.server.handover_socket.is_some() && door::is_in_use(&error) => None,
+            bound => Some(bound?),
+        };
+        let probe_socket = config.admin.probe_socket.as_deref().map(unix_socket::place).transpose().context("--probe-socket")?;
+        let probe_socket = probe_socket.map(|(listener, _)| listener);
+        let metrics_address = match &admin {
+            Some(admin) => admin.local_addr()?,
+            None => listen_address(config.admin.address, config.admin.port),
+        };
+        let (metadata_address, self_test) = (metadata.address()?, Ability::Off);
+        Ok(Self { metadata_address, metrics_address, metadata, admin, probe_socket, config, rules, metrics, readiness, self_test })
     }
 
     /// With the self-test, whose helper has to be started before there are threads.
@@ -106,7 +125,18 @@ impl App {
     }
 
     async fn serve_with(self, tasks: &mut Tasks, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { metadata_address, metrics_address, metadata, admin, config, rules, metrics, readiness, self_test } = self;
+        let Self {
+            metadata_address,
+            metrics_address,
+            metadata: mut door,
+            admin,
+            probe_socket,
+            config,
+            rules,
+            metrics,
+            readiness,
+            self_test,
+        } = self;
         let version = env!("CARGO_PKG_VERSION");
         info!(version, node = %config.pods.node, %metadata_address, %metrics_address, "rolegate starts");
         for warning in &config.warnings {
@@ -136,7 +166,7 @@ impl App {
             needs,
             metrics: metrics.clone(),
         };
-        tasks.spawn("pod watch", watch.run(readiness.step("the list of this node's pods")));
+        tasks.spawn("pod watch", watch.run(readiness.step(PODS_KNOWN)));
         let events = if config.pods.events {
             let (events, records) = Reporter::new(metrics.clone());
             let (api, node, pods) = (kube.clone(), config.pods.node.clone(), pods.clone());
@@ -148,7 +178,18 @@ impl App {
         let debug = config.admin.debug.then(|| pods.clone());
         let explainer = Arc::<OnceLock<_>>::default();
         let of_admin = Admin { metrics: metrics.clone(), readiness: readiness.clone(), debug, explainer: explainer.clone() };
-        tasks.spawn("metrics port", of_admin.serve(admin));
+        let of_admin = Arc::new(of_admin);
+        if let Some(listener) = probe_socket {
+            tasks.spawn("probe socket", of_admin.clone().serve_probes(listener));
+        }
+        let (address, port) = (config.admin.address, config.admin.port);
+        tasks.spawn("metrics port", async move {
+            let listener = match admin {
+                Some(listener) => listener,
+                None => door::wait_for_operators(address, port).await,
+            };
+            of_admin.serve(listener).await;
+        });
 
         // At once: until then pods are refused. What the rules bring waits for the acceptor.
         let placed = readiness.step(RULES);
@@ -168,13 +209,15 @@ impl App {
             tokio::select! {
                 placed = &mut place, if !place.is_terminated() => keep(tasks, placed?),
                 prepared = &mut prepared => break prepared?,
+                // Whoever listened there is gone before this daemon can serve: connections wait here from now on.
+                listening = door.listen_when_alone() => listening?,
                 ended = tasks.first_ended() => return Err(ended.into()),
                 () = &mut stop => return Ok(()),
             }
         };
         tasks.spawn("own identity", node::follow_identity(prepared.sts));
         if !config.metadata.disabled {
-            tasks.spawn("instance role", node::follow_instance_role(prepared.aws, prepared.node));
+            tasks.spawn("instance role", node::follow_instance_role(prepared.aws, prepared.node.clone()));
         }
         tasks.spawn("metadata", prepared.metadata.keep(config.metadata.address.clone(), metrics.clone()));
         if let Some(file) = prepared.key_file {
@@ -191,8 +234,9 @@ impl App {
             readiness: readiness.clone(),
         };
         tasks.spawn("self-test", self_test.run(self_test_step, &[START, RULES]));
-        let mut acceptor = tokio::spawn(Arc::new(prepared.server.with_probes(probes.clone())).serve(metadata));
-        running.done();
+        let server = Arc::new(prepared.server.with_probes(probes.clone()));
+        let entrance = Entrance { door, server, node: prepared.node, readiness: readiness.clone(), drain: drain.clone() };
+        let mut acceptor = tokio::spawn(entrance.serve(config.server.handover_socket.clone(), running));
         let ended = loop {
             tokio::select! {
                 placed = &mut place, if !place.is_terminated() => match placed {
@@ -200,7 +244,10 @@ impl App {
                     Err(error) => break Err(error),
                 },
                 ended = tasks.first_ended() => break Err(ended.into()),
-                acceptor = &mut acceptor => break Err(anyhow::anyhow!("the acceptor ended: {acceptor:?}")),
+                acceptor = &mut acceptor => break Err(match acceptor {
+                    Ok(Err(error)) => error,
+                    ended => anyhow::anyhow!("the acceptor ended: {ended:?}"),
+                }),
                 () = &mut stop => break Ok(()),
             }
         };
@@ -208,7 +255,7 @@ impl App {
         let _stopping = readiness.step("the end of the daemon");
         drain.begin();
         if ended.is_ok() {
-            acceptor.await.context("the acceptor ended")?;
+            acceptor.await.context("the acceptor ended")??;
             drain.finish().await;
         }
         ended
@@ -219,6 +266,51 @@ impl App {
 fn keep(tasks: &mut Tasks, keeper: Option<Keeper<Arc<Chosen>, System>>) {
     if let Some(mut keeper) = keeper {
         tasks.spawn("packet rules", async move { keeper.keep().await });
+    }
+}
+
+/// The pod-facing port, until the drain begins.
+struct Entrance {
+    door: Door,
+    server: Arc<Server<Sts>>,
+    node: NodeIdentity,
+    readiness: Readiness,
+    drain: Drain,
+}
+
+impl Entrance {
+    /// Accepts when it is time to, and offers the socket to the next daemon meanwhile.
+    async fn serve(self, handover_socket: Option<PathBuf>, running: Step) -> anyhow::Result<()> {
+        let Self { door, server, node, readiness, drain } = self;
+        let able = async {
+            readiness.done(&[PODS_KNOWN]).await;
+            // Without it every pod is refused, and the other daemon may know it.
+            while node.known().caller.is_none() {
+                tokio::time::sleep(IDENTITY_AGAIN).await;
+            }
+        };
+        let (listener, giver) = tokio::select! {
+            opened = door.open(able) => opened?,
+            () = drain.begun() => return Ok(()),
+        };
+        running.done();
+        let queue = Queue::default();
+        let socket = listener.as_fd().try_clone_to_owned()?;
+        let offer = async {
+            let offer = async {
+                match handover_socket {
+                    Some(path) => handover::offer(path, socket, queue.clone(), giver).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // From then on the others know that nothing is accepted here, and a newcomer is given nothing.
+            tokio::select! {
+                () = offer => {}
+                () = drain.begun() => {}
+            }
+        };
+        tokio::join!(server.serve(listener, &queue), offer);
+        Ok(())
     }
 }
 
@@ -291,30 +383,6 @@ fn node_addresses(accept_direct: bool) -> impl Fn() -> NodeAddresses {
         let ips = interface_addresses().into_iter().filter(|ip| !ip.is_loopback()).collect();
         NodeAddresses { ips, loopback: !accept_direct }
     }
-}
-
-/// A listening socket. Without an address, all of them: IPv6 and IPv4 in one where the node has IPv6. A port that is `shared`
-/// may be that of another daemon, too, while one takes over from the other (SO_REUSEPORT: of the same user alone).
-fn listen(address: Option<IpAddr>, port: u16, flag: &str, shared: bool) -> anyhow::Result<TcpListener> {
-    let wanted = config::listen_address(address, port);
-    let socket = match Socket::new(Domain::for_address(wanted), Type::STREAM, None) {
-        Ok(socket) => socket,
-        // A kernel without IPv6.
-        Err(_) if address.is_none() => return listen(Some(Ipv4Addr::UNSPECIFIED.into()), port, flag, shared),
-        Err(error) => return Err(error).context("cannot make a socket"),
-    };
-    if address.is_none() && socket.set_only_v6(false).is_err() {
-        return listen(Some(Ipv4Addr::UNSPECIFIED.into()), port, flag, shared);
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(shared)?;
-    socket.set_nonblocking(true)?;
-    let bound = socket.bind(&wanted.into()).and_then(|()| socket.listen(BACKLOG));
-    bound.with_context(|| match address {
-        Some(address) => format!("cannot listen on {address} port {port}; choose another {flag} or stop what uses it"),
-        None => format!("cannot listen on port {port}; choose another {flag} or stop what uses it"),
-    })?;
-    Ok(TcpListener::from_std(socket.into())?)
 }
 
 /// What pods may have. Without AWS, nothing may be discovered: see [`needs_aws`].

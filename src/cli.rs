@@ -1,6 +1,7 @@
 //! Subcommands, and exit codes: 0 after an orderly end, 2 for wrong arguments, 1 for everything else. `explain` ends with 0
 //! for a pod that may have its role, 1 for one that does not, 2 for wrong arguments, and 3 where that could not be found out;
-//! `redirect status` does so for rules that are as wanted and for others.
+//! `redirect status` does so for rules that are as wanted and for others. `probe` ends with 0 where the daemon is as asked, and
+//! with 1 where it is not or does not answer.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -15,10 +16,12 @@ use crate::app::explain::explain;
 use crate::app::redirect::redirect;
 use crate::capabilities::{self, Need};
 use crate::config::explain::{ExplainConfig, Output, POD};
+use crate::config::probe::{ProbeConfig, QUESTION};
 use crate::config::redirect::{Action, RedirectCommand};
 use crate::config::{Config, RedirectBackend, flags};
 use crate::explain::{Decision, Report, render};
-use crate::redirect::probe::{self, Ability, helper};
+use crate::probe;
+use crate::redirect::probe::{self as self_test, Ability, helper};
 use crate::telemetry;
 
 /// Wrong arguments.
@@ -42,6 +45,7 @@ pub fn command() -> Command {
         .subcommand(flags::add_to(run))
         .subcommand(explain_command())
         .subcommand(redirect_command())
+        .subcommand(probe_command())
         // The daemon starts it, nobody else.
         .subcommand(Command::new(helper::SUBCOMMAND).hide(true));
     flags::add_to(program)
@@ -91,6 +95,15 @@ fn redirect_command() -> Command {
         .subcommands(actions)
 }
 
+fn probe_command() -> Command {
+    let command = Command::new("probe")
+        .about("Ask the daemon of this pod whether it is ready, for the kubelet's exec probes")
+        .after_help("Exit codes: 0 it is, 1 it is not or does not answer, 2 wrong arguments.")
+        .max_term_width(120)
+        .arg(Arg::new(QUESTION).help("ready (the default): this node's pods can be served; live: the process answers"));
+    flags::add_to_probe(command)
+}
+
 /// Runs the program.
 pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     let matches = match command().try_get_matches_from(arguments) {
@@ -109,6 +122,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) ->
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         },
+        Some(("probe", matches)) => probed(matches, env),
         _ => run(&matches, env),
     }
 }
@@ -190,6 +204,27 @@ fn redirected(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Exi
     }
 }
 
+fn probed(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
+    let asked = match ProbeConfig::from_source(matches, env) {
+        Ok(asked) => asked,
+        Err(error) => {
+            say(&format!("rolegate: {error}\nrolegate probe --help says how to ask"));
+            return ExitCode::from(USAGE);
+        }
+    };
+    match probe::ask(&asked.socket, asked.question) {
+        Ok(answer) => {
+            // Nobody is left to tell if the output is closed.
+            let _ = writeln!(std::io::stdout(), "{}", answer.text);
+            if answer.good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            say(&format!("rolegate: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn show(report: &Report, output: Output) -> anyhow::Result<()> {
     let text = match output {
         Output::Text => render::text(report),
@@ -237,7 +272,7 @@ fn keep_out_of_core_dumps() {
 /// Starts what takes more rights than the daemon is to have, and drops these. It holds for the threads that come after.
 fn restrict(config: &Config) -> anyhow::Result<Ability> {
     let has_rules = config.redirect.backend != RedirectBackend::None;
-    let self_test = probe::ability(&config.self_test, &config.redirect.interfaces, has_rules);
+    let self_test = self_test::ability(&config.self_test, &config.redirect.interfaces, has_rules);
     let self_test = self_test.map_err(|reason| anyhow::anyhow!("--self-test=on, and it cannot be done: {reason}; or leave it at auto"))?;
     let mut needs = vec![Need::Port(config.server.port), Need::Port(config.admin.port)];
     if has_rules {

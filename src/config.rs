@@ -14,6 +14,7 @@ use crate::role::BaseArn;
 
 pub mod explain;
 pub mod flags;
+pub mod probe;
 mod read;
 pub mod redirect;
 pub mod session;
@@ -217,6 +218,8 @@ pub struct ServerConfig {
     pub tokens: TokenMode,
     /// Where the keys of session tokens are kept; without it, in memory.
     pub token_key_file: Option<PathBuf>,
+    /// Where the listening socket is taken over from the daemon before, and offered to the next.
+    pub handover_socket: Option<PathBuf>,
     /// What pods may take of it.
     pub limits: LimitsConfig,
 }
@@ -290,7 +293,7 @@ pub enum MetadataProfile {
 }
 
 /// The operators' port.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct AdminConfig {
     /// `None`: every address, IPv6 and IPv4.
     pub address: Option<IpAddr>,
@@ -298,6 +301,8 @@ pub struct AdminConfig {
     pub port: u16,
     /// `/debug/store`, for peers on loopback.
     pub debug: bool,
+    /// Where `rolegate probe` asks.
+    pub probe_socket: Option<PathBuf>,
 }
 
 /// The packet rules.

@@ -165,7 +165,8 @@ impl Timely<TcpStream> {
 }
 
 impl<S> Timely<S> {
-    fn new(stream: S, timeout: Duration) -> Self {
+    /// The same for a stream that is not of TCP.
+    pub fn new(stream: S, timeout: Duration) -> Self {
         Self { stream, timeout, late: None }
     }
 

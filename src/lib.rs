@@ -27,6 +27,8 @@
 //! - [`redirect`]: the packet rules, and what keeps them true
 //! - [`admin`], [`metrics`], [`readiness`], [`telemetry`]: what operators see
 //! - [`capabilities`]: what the process may do to the node
+//! - [`handover`], [`unix_socket`]: the pods' socket goes from one daemon to the next
+//! - [`probe`]: the kubelet's questions to the daemon of its own pod
 //! - [`connections`]: what connections may take
 //! - [`drain`], [`tasks`]: the end of the service, and of what runs beside it
 
@@ -42,9 +44,11 @@ pub mod credentials;
 pub mod drain;
 pub mod events;
 pub mod explain;
+pub mod handover;
 pub mod metrics;
 pub mod pods;
 pub mod policy;
+pub mod probe;
 pub mod proxy;
 pub mod readiness;
 pub mod redirect;
@@ -52,3 +56,4 @@ pub mod role;
 pub mod server;
 pub mod tasks;
 pub mod telemetry;
+pub mod unix_socket;

@@ -1,19 +1,13 @@
 //! Which steps of the start are still to be done. The daemon is ready when none is left, and not any more once it drains.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 /// The steps of the start; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Steps>);
-
-#[derive(Debug, Default)]
-struct Steps {
-    pending: Mutex<BTreeSet<&'static str>>,
-    fewer: Notify,
-}
+pub struct Readiness(Arc<watch::Sender<BTreeSet<&'static str>>>);
 
 /// One step of the start. Dropped without [`Step::done`] it stays pending: a step that failed is not done.
 #[derive(Debug)]
@@ -26,38 +20,30 @@ pub struct Step {
 impl Readiness {
     /// Adds a step that has to be done before the daemon is ready.
     pub fn step(&self, name: &'static str) -> Step {
-        self.lock().insert(name);
+        self.0.send_modify(|pending| {
+            pending.insert(name);
+        });
         Step { name, readiness: self.clone() }
     }
 
     /// What is not done yet; empty means ready.
     pub fn pending(&self) -> Vec<&'static str> {
-        self.lock().iter().copied().collect()
+        self.0.borrow().iter().copied().collect()
     }
 
     /// Returns when none of these is to be done.
     pub async fn done(&self, names: &[&str]) {
-        loop {
-            let mut fewer = std::pin::pin!(self.0.fewer.notified());
-            // From here on none is missed.
-            fewer.as_mut().enable();
-            if !self.lock().iter().any(|pending| names.contains(pending)) {
-                return;
-            }
-            fewer.await;
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<&'static str>> {
-        self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        // It cannot be closed: the sender is ours.
+        let _ = self.0.subscribe().wait_for(|pending| !pending.iter().any(|name| names.contains(name))).await;
     }
 }
 
 impl Step {
     /// The step is done.
     pub fn done(self) {
-        self.readiness.lock().remove(self.name);
-        self.readiness.0.fewer.notify_waiters();
+        self.readiness.0.send_modify(|pending| {
+            pending.remove(self.name);
+        });
     }
 }
 

@@ -27,6 +27,7 @@ use crate::config::LimitsConfig;
 use crate::connections::{Exceeded, Limits, Rates, Timely};
 use crate::credentials::AssumeRole;
 use crate::drain::Drain;
+use crate::handover::Queue;
 use crate::metrics::Metrics;
 use crate::proxy::route::{Hosts, METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::proxy::{Origin, Proxy};
@@ -124,12 +125,16 @@ impl<A: AssumeRole> Server<A> {
     }
 
     /// Accepts until the drain begins; the connections that are open then live on in the drain.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener) {
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, queue: &Queue) {
         loop {
             tokio::select! {
                 accepted = listener.accept() => self.accepted(accepted).await,
                 () = self.drain.begun() => break,
             }
+        }
+        // Another daemon accepts from the same queue: what is in it is for that one.
+        if queue.is_shared() {
+            return;
         }
         // What the kernel has accepted for us already would be reset when the listener closes.
         let backlog = async {

@@ -7,6 +7,7 @@ pub mod daemon;
 mod http_server;
 pub mod imds;
 pub mod kube;
+pub mod load;
 pub mod node;
 pub mod player;
 pub mod serve;

@@ -1,5 +1,4 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says loudly what failed")]
-use http_body_util::BodyExt as _;
 
 use super::*;
 use crate::credentials::cache::Sessions;
@@ -74,9 +73,8 @@ async fn ask(admin: &Admin<Sts>, peer: &str, method: Method, target: &str, heade
     if target.starts_with("/explain") && !headers.contains(&(HEADER, NOT_SENT)) {
         request = request.header(HEADER, "1");
     }
-    let answer = admin.answer(&request.body(()).unwrap().into_parts().0, peer.parse().unwrap()).await;
-    let status = answer.status();
-    (status, String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
+    let (status, _, body) = admin.answer(&request.body(()).unwrap().into_parts().0, peer.parse().unwrap()).await;
+    (status, String::from_utf8(body).unwrap())
 }
 
 /// Of a header that the requests of this file have otherwise.

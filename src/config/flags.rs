@@ -156,6 +156,13 @@ const SERVING: &[Flag] = &[
         "",
         "Where the keys of session tokens are kept, so that tokens outlive the process; without it they end with it",
     ),
+    value(
+        "handover-socket",
+        "PATH",
+        "",
+        "Unix socket, in a directory of the node, at which the daemon before gives its listening socket, and this one offers it to the next",
+    ),
+    value("probe-socket", "PATH", "", "Unix socket, in a directory of the pod, at which rolegate probe asks this very daemon"),
     value("limits-connections", "NUMBER", "4096", "Open connections of all pods together; each has one request under way at a time"),
     value("limits-connections-per-pod", "NUMBER", "128", "Open connections of one pod; more are closed before a byte is read"),
     value("limits-connection-rate", "NUMBER", "250", "New connections of one pod per second, twice as many at once; more are closed"),
@@ -245,6 +252,11 @@ const OF_REDIRECT_ALONE: &[Flag] = &[
 
 /// Flags that `rolegate redirect` shares with the daemon, besides those of the packet rules.
 const SHARED_WITH_REDIRECT: &[&str] = &["app-port", "accept-direct-connections"];
+
+/// The flag of `rolegate probe`, which is the daemon's as well.
+pub fn add_to_probe(command: Command) -> Command {
+    all().filter(|flag| flag.name == "probe-socket").fold(command, |command, flag| command.arg(arg(flag, "Flags")))
+}
 
 /// All flags of the daemon, in the order of `--help`.
 pub fn all() -> impl Iterator<Item = &'static Flag> {

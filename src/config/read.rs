@@ -280,8 +280,16 @@ pub(super) fn server(source: &mut Source<'_>, warnings: &mut Vec<String>) -> Ser
         accept_direct: source.switch("accept-direct-connections"),
         tokens: source.choice("imds-tokens", &[("required", TokenMode::Required), ("optional", TokenMode::Optional)], TokenMode::Required),
         token_key_file: source.text("token-key-file").map(PathBuf::from),
+        handover_socket: source.text("handover-socket").map(PathBuf::from),
         limits: limits(source),
     };
+    if server.handover_socket.is_some() && server.token_key_file.is_none() {
+        warnings.push(
+            "--handover-socket without --token-key-file: each daemon refuses the session tokens of the other while two overlap; give both \
+             the same file"
+                .to_owned(),
+        );
+    }
     if server.tokens == TokenMode::Required && server.token_key_file.is_none() {
         warnings.push(
             "--token-key-file is missing: session tokens end with this process, and some SDKs fail then until they ask for others, \
@@ -346,6 +354,7 @@ pub(super) fn admin(source: &mut Source<'_>) -> AdminConfig {
         address: source.ip("metrics-bind-address"),
         port: source.port("metrics-port", DEFAULT_METRICS_PORT),
         debug: source.switch("debug"),
+        probe_socket: source.text("probe-socket").map(PathBuf::from),
     }
 }
 

@@ -102,6 +102,8 @@ const CASES: &[Case] = &[
     ("node-info-namespaces", "kube-system,monitoring-*", &[], |config| {
         config.metadata.node_info_namespaces == ["kube-system", "monitoring-*"]
     }),
+    ("handover-socket", "/run/handover", &[], |config| config.server.handover_socket.as_deref() == Some(Path::new("/run/handover"))),
+    ("probe-socket", "/run/probe", &[], |config| config.admin.probe_socket.as_deref() == Some(Path::new("/run/probe"))),
     ("token-key-file", "/run/keys", &[], |config| config.server.token_key_file.as_deref() == Some(Path::new("/run/keys"))),
     ("limits-connections", "100000", &[], |config| config.server.limits.connections == 100_000),
     ("limits-connections-per-pod", "7", &[], |config| config.server.limits.connections_per_pod == 7),
@@ -642,6 +644,9 @@ fn tokens_that_end_with_the_process_are_warned_of_where_they_are_needed() {
     assert!(warned(&config(&[]), warning));
     assert!(!warned(&config(&["--imds-tokens=optional"]), warning));
     assert!(!warned(&config(&["--token-key-file=/run/rolegate/keys"]), warning));
+    let of_each = "each daemon refuses the session tokens of the other";
+    assert!(warned(&config(&["--handover-socket=/run/rolegate/handover"]), of_each));
+    assert!(!warned(&config(&["--handover-socket=/run/rolegate/handover", "--token-key-file=/run/rolegate/keys"]), of_each));
 }
 
 #[test]

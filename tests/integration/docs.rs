@@ -251,7 +251,7 @@ const OF_OTHERS: &[&str] = &[
 #[test]
 fn every_flag_that_is_named_exists() {
     let real: BTreeSet<&str> = flags::of_all_commands().map(|flag| flag.name).collect();
-    let manifest = read("daemonset/daemonset.yaml");
+    let manifest = read("daemonset/daemonset.yaml") + &read("daemonset/surge/daemonset.yaml");
     let arguments = flags_in(&manifest);
     assert!(arguments.len() > 4, "the arguments of the manifest were found: {arguments:?}");
     let unknown: Vec<_> = arguments.iter().filter(|name| !real.contains(name.as_str())).collect();

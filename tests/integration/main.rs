@@ -12,6 +12,7 @@ mod identity;
 mod kubernetes;
 mod lifecycle;
 mod metadata;
+mod overlap;
 mod policy;
 mod properties;
 mod rotation;

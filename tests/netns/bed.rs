@@ -62,6 +62,13 @@ impl Deref for Pod {
     }
 }
 
+impl Pod {
+    /// The name of its role.
+    pub(crate) fn role(&self) -> &str {
+        &self.role
+    }
+}
+
 impl Bed {
     /// A fresh one; `None`, with the reason said, where this machine cannot have it.
     pub(crate) fn new() -> Option<Bed> {
@@ -147,6 +154,14 @@ impl Bed {
         let session = issued.iter().find(|issued| issued.access_key_id == fetched.access_key_id).expect("a key that STS issued");
         assert_eq!((&session.role_arn, session.session_name.as_str()), (&arn, pod.name.as_str()));
         assert_eq!(self.metadata_requests_of(pod), before, "the pod reached the metadata service");
+    }
+
+    /// STS gave this key for this role.
+    #[track_caller]
+    pub(crate) fn assert_issued(&self, access_key_id: &str, role: &str) {
+        let issued = self.sts.issued();
+        let session = issued.iter().find(|issued| issued.access_key_id == access_key_id).expect("a key that STS issued");
+        assert_eq!(session.role_arn, arn(role));
     }
 
     /// The pod's request goes to the metadata service itself.

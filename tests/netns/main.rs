@@ -13,4 +13,5 @@ mod keep;
 mod lifetime;
 mod nftables;
 mod node_address;
+mod overlap;
 mod selftest;

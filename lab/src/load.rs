@@ -1,0 +1,198 @@
+//! Clients that ask for their credentials again and again, and forgive nothing: every connection that is refused, reset or
+//! closed without an answer is a failure, and so is every answer but the right one.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use serde_json::Value;
+
+/// Where a pod's credentials are.
+const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
+/// Requests with one session token; then another is asked for. So it is shown to whoever answers meanwhile.
+const REQUESTS_OF_TOKEN: usize = 100;
+/// Requests on a connection that is kept.
+const REQUESTS_OF_CONNECTION: usize = 100;
+/// Failures that are kept to be shown.
+const MAX_SHOWN: usize = 20;
+
+/// Whether a client makes a connection for each request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connections {
+    /// It does.
+    New,
+    /// It keeps one until the other side says `Connection: close`, or for a hundred requests.
+    Kept,
+}
+
+/// Clients that are at it until [`Load::finish`].
+#[derive(Debug, Default)]
+pub struct Load {
+    shared: Arc<Shared>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    over: AtomicBool,
+    answered: AtomicUsize,
+    tally: Mutex<Tally>,
+}
+
+/// What became of the requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Those that were answered rightly.
+    pub answered: usize,
+    /// Connections that were made.
+    pub connections: usize,
+    /// How many were not.
+    pub failed: usize,
+    /// The first of those, in words.
+    pub failures: Vec<String>,
+    /// Each access key id that was given, with the role that its client has.
+    pub keys: BTreeSet<(String, String)>,
+}
+
+impl Load {
+    /// Starts a client whose pod has `role`, on a thread of its own, with connections made by `connect`. Called inside a
+    /// network namespace, the client stays inside.
+    pub fn start(&mut self, role: &str, connections: Connections, connect: impl Fn() -> io::Result<TcpStream> + Send + 'static) {
+        self.clients.push(self.starter()(role, connections, Box::new(connect)));
+    }
+
+    /// What starts a client elsewhere (on a thread of a namespace); its handle is for [`Load::add`].
+    pub fn starter(&self) -> impl Fn(&str, Connections, Connect) -> JoinHandle<()> + Send + 'static {
+        let shared = self.shared.clone();
+        move |role, connections, connect| {
+            let (shared, role) = (shared.clone(), role.to_owned());
+            std::thread::spawn(move || Client { role, connections, connect, token: String::new(), asked: 0 }.run(&shared))
+        }
+    }
+
+    /// Takes a client in.
+    pub fn add(&mut self, client: JoinHandle<()>) {
+        self.clients.push(client);
+    }
+
+    /// Requests that were answered rightly until now.
+    pub fn answered(&self) -> usize {
+        self.shared.answered.load(Ordering::SeqCst)
+    }
+
+    /// Waits until so many more were.
+    ///
+    /// # Panics
+    /// If a client failed, or has ended.
+    pub fn wait_for_more(&self, more: usize) {
+        let wanted = self.answered() + more;
+        while self.answered() < wanted {
+            assert!(self.clients.iter().all(|client| !client.is_finished()), "a client has ended");
+            assert_eq!(self.tally().failures, Vec::<String>::new(), "after {} answers", self.answered());
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+
+    /// What has become of the requests until now.
+    pub fn tally(&self) -> Tally {
+        self.shared.tally.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends the clients, each after the request under way.
+    ///
+    /// # Panics
+    /// If a client did.
+    pub fn finish(self) -> Tally {
+        self.shared.over.store(true, Ordering::SeqCst);
+        for client in self.clients {
+            if let Err(panic) = client.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+        let mut tally = self.shared.tally.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        tally.answered = self.shared.answered.load(Ordering::SeqCst);
+        tally
+    }
+}
+
+/// How a client connects.
+pub type Connect = Box<dyn Fn() -> io::Result<TcpStream> + Send>;
+
+struct Client {
+    role: String,
+    connections: Connections,
+    connect: Connect,
+    token: String,
+    asked: usize,
+}
+
+impl Client {
+    fn run(mut self, shared: &Shared) {
+        let is_over = || shared.over.load(Ordering::SeqCst);
+        let note = |note: &mut dyn FnMut(&mut Tally)| note(&mut shared.tally.lock().unwrap_or_else(PoisonError::into_inner));
+        while !is_over() {
+            note(&mut |tally| tally.connections += 1);
+            if let Err(error) = self.connection(shared) {
+                note(&mut |tally| {
+                    tally.failed += 1;
+                    if tally.failures.len() < MAX_SHOWN {
+                        tally.failures.push(format!("{}, after {} requests: {error}", self.role, self.asked));
+                    }
+                });
+            }
+        }
+    }
+
+    fn connection(&mut self, shared: &Shared) -> io::Result<()> {
+        let mut stream = (self.connect)()?;
+        let most = if self.connections == Connections::New { 1 } else { REQUESTS_OF_CONNECTION };
+        for _ in 0..most {
+            let closes = if self.asked.is_multiple_of(REQUESTS_OF_TOKEN) {
+                let head = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token-ttl-seconds: 21600\r\n\r\n";
+                let (body, closes) = exchange(&mut stream, head)?;
+                self.token = body;
+                closes
+            } else {
+                let (role, token) = (&self.role, &self.token);
+                let head = format!("GET {ROLES}{role} HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n");
+                let (body, closes) = exchange(&mut stream, &head)?;
+                let document: Value = serde_json::from_str(&body).map_err(io::Error::other)?;
+                let key = document["AccessKeyId"].as_str().filter(|_| document["Code"] == "Success");
+                let key = key.ok_or_else(|| io::Error::other("the document has no credentials"))?.to_owned();
+                shared.tally.lock().unwrap_or_else(PoisonError::into_inner).keys.insert((key, role.clone()));
+                closes
+            };
+            self.asked += 1;
+            shared.answered.fetch_add(1, Ordering::SeqCst);
+            if closes || shared.over.load(Ordering::SeqCst) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One request on an open connection: the body of its answer, and whether the other side closes the connection then.
+fn exchange(stream: &mut TcpStream, head: &str) -> io::Result<(String, bool)> {
+    stream.write_all(head.as_bytes())?;
+    let (mut answer, mut chunk) = (Vec::new(), [0; 4096]);
+    loop {
+        match stream.read(&mut chunk)? {
+            0 => return Err(io::Error::other(format!("closed after {} bytes of an answer", answer.len()))),
+            count => answer.extend_from_slice(&chunk[..count]),
+        }
+        let text = String::from_utf8_lossy(&answer);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let lower = head.to_ascii_lowercase();
+        let length = lower.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+        if length.is_some_and(|length| body.len() >= length) {
+            if !head.starts_with("HTTP/1.1 200 ") {
+                return Err(io::Error::other(head.to_owned()));
+            }
+            return Ok((body.to_owned(), lower.contains("connection: close")));
+        }
+    }
+}

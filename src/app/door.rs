@@ -1,0 +1,199 @@
+//! The ports: taken from the daemon before where it gives its own, else bound; and when what comes in is accepted.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use socket2::{Domain, Socket, Type};
+use tokio::net::TcpListener;
+use tracing::{info, warn};
+
+use crate::config::{self, ServerConfig};
+use crate::handover::{self, Giver, Taken};
+
+/// Connections that the kernel keeps for us until they are accepted.
+const BACKLOG: i32 = 1024;
+/// Between two looks at a port that somebody else has.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// The pod-facing port, before anything is accepted.
+#[derive(Debug)]
+pub(super) enum Door {
+    /// Ours alone, as far as is known: it listens, and is accepted from as soon as may be.
+    Own(StdListener),
+    /// Another daemon listens at this port on a socket of its own. The kernel would give us half of its connections, so ours
+    /// is bound and does not listen before they can be served.
+    Beside(Socket, SocketAddr),
+    /// The socket of a daemon that serves on: who is not accepted here is accepted there.
+    Shared(Taken),
+}
+
+impl Door {
+    /// The port, as the configuration has it.
+    pub(super) async fn find(config: &ServerConfig) -> anyhow::Result<Self> {
+        let (socket, wanted) = unbound(config.address, config.port)?;
+        if let Some(path) = config.handover_socket.as_deref().filter(|_| wanted.port() != 0) {
+            match handover::take(path, wanted).await {
+                Ok(Some(taken)) => {
+                    info!(path = %path.display(), "the pods' socket is taken over from the daemon that serves");
+                    return Ok(Self::Shared(taken));
+                }
+                Ok(None) => {}
+                Err(error) => not_taken(path, &error),
+            }
+        }
+        socket.set_reuse_address(true)?;
+        let others = listens(wanted);
+        // A port that may be that of another daemon, too, while one takes over from the other (of the same user alone).
+        socket.set_reuse_port(true)?;
+        bind(&socket, wanted, "--app-port")?;
+        if others {
+            warn!("another daemon listens at the app port, and its socket was not taken over; this one listens when it can serve");
+            return Ok(Self::Beside(socket, wanted));
+        }
+        listen(&socket, wanted, "--app-port")?;
+        Ok(Self::Own(socket.into()))
+    }
+
+    /// Where it is.
+    pub(super) fn address(&self) -> io::Result<SocketAddr> {
+        match self {
+            Self::Own(socket) => socket.local_addr(),
+            Self::Beside(_, wanted) => Ok(*wanted),
+            Self::Shared(taken) => taken.socket.local_addr(),
+        }
+    }
+
+    /// Listens as soon as nobody else does: connections then wait for us. Returns when that is done.
+    pub(super) async fn listen_when_alone(&mut self) -> anyhow::Result<()> {
+        let Self::Beside(socket, wanted) = self else { return std::future::pending().await };
+        while listens(*wanted) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        listen(socket, *wanted, "--app-port")?;
+        info!("nobody listens at the app port any more: this daemon does now");
+        *self = Self::Own(socket.try_clone()?.into());
+        Ok(())
+    }
+
+    /// The listener, when connections are to be accepted from it: at once where nobody else does, else when this daemon is
+    /// `able` to serve, or the other is gone.
+    pub(super) async fn open(mut self, able: impl Future<Output = ()>) -> anyhow::Result<(TcpListener, Option<Giver>)> {
+        let mut able = std::pin::pin!(able);
+        tokio::select! {
+            biased;
+            () = &mut able => {}
+            alone = self.alone() => alone?,
+        }
+        let (socket, giver) = match self {
+            Self::Own(socket) => (socket, None),
+            Self::Beside(socket, wanted) => {
+                listen(&socket, wanted, "--app-port")?;
+                (socket.into(), None)
+            }
+            Self::Shared(Taken { socket, mut giver }) => {
+                giver.accepting().await;
+                (socket, Some(giver))
+            }
+        };
+        Ok((TcpListener::from_std(socket)?, giver))
+    }
+
+    /// Returns when nobody else accepts.
+    async fn alone(&mut self) -> anyhow::Result<()> {
+        match self {
+            Self::Own(_) => Ok(()),
+            Self::Beside(..) => self.listen_when_alone().await,
+            Self::Shared(taken) => {
+                taken.giver.gone().await;
+                info!("the daemon before accepts no more: this one does now");
+                Ok(())
+            }
+        }
+    }
+}
+
+fn not_taken(path: &Path, error: &handover::HandoverError) {
+    warn!(path = %path.display(), "--handover-socket: the pods' socket is not taken over, and this daemon makes its own: {error}");
+}
+
+/// The port of operators.
+pub(super) fn listen_for_operators(address: Option<IpAddr>, port: u16) -> anyhow::Result<TcpListener> {
+    let (socket, wanted) = unbound(address, port)?;
+    socket.set_reuse_address(true)?;
+    bind(&socket, wanted, "--metrics-port")?;
+    listen(&socket, wanted, "--metrics-port")?;
+    Ok(TcpListener::from_std(socket.into())?)
+}
+
+/// The same, as soon as the daemon before, or whoever else has the port, lets go of it.
+pub(super) async fn wait_for_operators(address: Option<IpAddr>, port: u16) -> TcpListener {
+    warn!(
+        port,
+        "the metrics port is in use, by the daemon before this one or another program: it is tried again until it is free; \
+         rolegate probe answers meanwhile where --probe-socket is given"
+    );
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        if let Ok(listener) = listen_for_operators(address, port) {
+            info!(port, "the metrics port is free, and taken");
+            return listener;
+        }
+    }
+}
+
+/// Whether a port is in use, of all that [`listen_for_operators`] may fail for.
+pub(super) fn is_in_use(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+}
+
+/// A socket, and what it is to be bound to. Without an address, all of them: IPv6 and IPv4 in one where the node has IPv6.
+fn unbound(address: Option<IpAddr>, port: u16) -> anyhow::Result<(Socket, SocketAddr)> {
+    let wanted = config::listen_address(address, port);
+    let socket = match Socket::new(Domain::for_address(wanted), Type::STREAM, None) {
+        Ok(socket) => socket,
+        // A kernel without IPv6.
+        Err(_) if address.is_none() => return unbound(Some(Ipv4Addr::UNSPECIFIED.into()), port),
+        Err(error) => return Err(error).context("cannot make a socket"),
+    };
+    if address.is_none() && socket.set_only_v6(false).is_err() {
+        return unbound(Some(Ipv4Addr::UNSPECIFIED.into()), port);
+    }
+    socket.set_nonblocking(true)?;
+    Ok((socket, wanted))
+}
+
+fn bind(socket: &Socket, wanted: SocketAddr, flag: &str) -> anyhow::Result<()> {
+    socket.bind(&wanted.into()).with_context(|| cannot_listen(wanted, flag))
+}
+
+fn listen(socket: &Socket, wanted: SocketAddr, flag: &str) -> anyhow::Result<()> {
+    socket.listen(BACKLOG).with_context(|| cannot_listen(wanted, flag))
+}
+
+fn cannot_listen(wanted: SocketAddr, flag: &str) -> String {
+    let port = wanted.port();
+    if wanted.ip().is_unspecified() {
+        format!("cannot listen on port {port}; choose another {flag} or stop what uses it")
+    } else {
+        format!("cannot listen on {} port {port}; choose another {flag} or stop what uses it", wanted.ip())
+    }
+}
+
+/// Whether somebody listens there: with SO_REUSEADDR, and without SO_REUSEPORT, a port can be bound unless somebody listens
+/// (socket(7)).
+fn listens(address: SocketAddr) -> bool {
+    let tried = unbound(Some(address.ip()), address.port()).and_then(|(socket, _)| {
+        if address.is_ipv6() && address.ip().is_unspecified() {
+            socket.set_only_v6(false)?;
+        }
+        socket.set_reuse_address(true)?;
+        Ok(socket.bind(&address.into())?)
+    });
+    address.port() != 0 && tried.is_err_and(|error| is_in_use(&error))
+}
+
+#[cfg(test)]
+mod tests;

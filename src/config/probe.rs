@@ -1,0 +1,62 @@
+//! What `rolegate probe` is asked.
+
+use std::path::PathBuf;
+
+use clap::ArgMatches;
+
+use super::ConfigError;
+use super::source::Source;
+
+/// The name of the argument that says what is asked.
+pub const QUESTION: &str = "QUESTION";
+
+/// What a daemon can be asked by its probe socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// Whether this node's pods can be served.
+    Ready,
+    /// Whether the process answers.
+    Live,
+}
+
+impl Question {
+    /// The words for them.
+    pub const NAMES: [(&str, Question); 2] = [("ready", Question::Ready), ("live", Question::Live)];
+
+    /// The page that answers it.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Ready => "/readyz",
+            Self::Live => "/healthz",
+        }
+    }
+}
+
+/// What `rolegate probe` is asked.
+#[derive(Debug)]
+pub struct ProbeConfig {
+    /// Where the daemon listens.
+    pub socket: PathBuf,
+    /// What it is asked.
+    pub question: Question,
+}
+
+impl ProbeConfig {
+    /// What arguments and environment ask.
+    pub fn from_source(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let mut source = Source::new(matches, env);
+        let word = matches.get_one::<String>(QUESTION).map_or("ready", String::as_str);
+        let question = Question::NAMES.iter().find(|(name, _)| *name == word).map(|(_, question)| *question);
+        if question.is_none() {
+            source.mistake(format!("{word:?}: expected ready or live"));
+        }
+        let socket = source.text("probe-socket").map(PathBuf::from);
+        if socket.is_none() {
+            source.mistake("--probe-socket is missing: give the path that the daemon was started with");
+        }
+        match (socket, question) {
+            (Some(socket), Some(question)) => Ok(Self { socket, question }),
+            _ => Err(ConfigError { mistakes: source.into_mistakes() }),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+use std::fs;
+use std::net::TcpStream;
+use std::os::fd::AsFd as _;
+
+use super::*;
+
+fn listener() -> (StdListener, SocketAddr) {
+    let socket = StdListener::bind(("127.0.0.1", 0)).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
+struct Bed {
+    _directory: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl Bed {
+    fn new() -> Bed {
+        let directory = tempfile::tempdir().unwrap();
+        Bed { path: directory.path().join("handover"), _directory: directory }
+    }
+
+    /// Offers a descriptor until dropped.
+    fn offer(&self, fd: impl std::os::fd::AsFd, giver: Option<Giver>) -> (JoinSet<()>, Queue) {
+        let (mut offers, queue) = (JoinSet::new(), Queue::default());
+        offers.spawn(offer(self.path.clone(), fd.as_fd().try_clone_to_owned().unwrap(), queue.clone(), giver));
+        (offers, queue)
+    }
+
+    async fn offered_instead_of(&self, before: Option<u64>) -> Option<u64> {
+        eventually(|| unix_socket::inode(&self.path).is_some() && unix_socket::inode(&self.path) != before).await;
+        unix_socket::inode(&self.path)
+    }
+
+    async fn refused(&self, fd: impl std::os::fd::AsFd, wanted: SocketAddr) -> String {
+        let (_offers, _) = self.offer(fd, None);
+        self.offered_instead_of(None).await;
+        let error = take(&self.path, wanted).await.unwrap_err().to_string();
+        fs::remove_file(&self.path).unwrap();
+        error
+    }
+}
+
+async fn eventually(is_so: impl Fn() -> bool) {
+    let waited = timeout(Duration::from_secs(20), async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    waited.await.expect("it never was so");
+}
+
+#[tokio::test]
+async fn the_socket_outlives_who_gave_it_and_loses_no_connection() {
+    let bed = Bed::new();
+    assert!(take(&bed.path, ([127, 0, 0, 1], 1).into()).await.unwrap().is_none(), "nobody offers");
+    let (first, address) = listener();
+    let (offers, queue) = bed.offer(&first, None);
+    bed.offered_instead_of(None).await;
+    let _waiting = TcpStream::connect(address).unwrap();
+    let Taken { socket, mut giver } = take(&bed.path, address).await.unwrap().unwrap();
+    assert!(!queue.is_shared(), "the newcomer does not accept yet");
+    giver.accepting().await;
+    eventually(|| queue.is_shared()).await;
+    drop((first, offers));
+    giver.gone().await;
+    socket.accept().expect("what waited in the queue before");
+    let _new = TcpStream::connect(address).unwrap();
+    socket.accept().unwrap();
+    assert!(take(&bed.path, address).await.unwrap().is_none(), "what the first left behind answers nobody");
+}
+
+#[tokio::test]
+async fn each_knows_whether_another_accepts_and_only_the_living_count() {
+    let bed = Bed::new();
+    let (socket, address) = listener();
+    let (first, queue_of_first) = bed.offer(&socket, None);
+    let inode = bed.offered_instead_of(None).await;
+    drop(take(&bed.path, address).await.unwrap());
+    let mut taken = take(&bed.path, address).await.unwrap().unwrap();
+    taken.giver.accepting().await;
+    let (second, queue_of_second) = bed.offer(&taken.socket, Some(taken.giver));
+    let inode = bed.offered_instead_of(inode).await;
+    eventually(|| queue_of_first.is_shared() && queue_of_second.is_shared()).await;
+    drop(second);
+    eventually(|| !queue_of_first.is_shared()).await;
+    // The socket at the path is that of one who is gone: who is still there offers again.
+    bed.offered_instead_of(inode).await;
+    eventually_taken(&bed, address).await;
+    drop(first);
+    eventually(|| !queue_of_second.is_shared()).await;
+}
+
+async fn eventually_taken(bed: &Bed, address: SocketAddr) {
+    let taken = timeout(Duration::from_secs(20), async {
+        while take(&bed.path, address).await.unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    taken.await.expect("nobody offers");
+}
+
+#[tokio::test]
+async fn only_the_socket_that_is_wanted_is_taken() {
+    let bed = Bed::new();
+    let (socket, address) = listener();
+    let other = SocketAddr::new(address.ip(), address.port() ^ 1);
+    let error = bed.refused(&socket, other).await;
+    assert!(error.contains(&format!("it has {address}, and {other} is wanted")), "{error}");
+    let error = bed.refused(&socket, SocketAddr::new([0, 0, 0, 0].into(), address.port())).await;
+    assert!(error.contains("is wanted"), "{error}");
+    let not_tcp = "it does not listen for TCP connections";
+    let connected = TcpStream::connect(address).unwrap();
+    let datagram = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let of_unix = std::os::unix::net::UnixListener::bind(bed.path.with_extension("other")).unwrap();
+    for (what, fd) in [("connected", connected.as_fd()), ("datagram", datagram.as_fd()), ("of Unix", of_unix.as_fd())] {
+        let error = bed.refused(fd, address).await;
+        assert!(error.contains(not_tcp), "{what}: {error}");
+    }
+    let file = tempfile::tempfile().unwrap();
+    let error = bed.refused(&file, address).await;
+    assert!(error.contains("it does not listen"), "a file: {error}");
+}
+
+#[tokio::test]
+async fn a_socket_of_ipv6_alone_is_not_taken_for_one_of_both() {
+    let socket = Socket::new(socket2::Domain::IPV6, Type::STREAM, None).unwrap();
+    socket.set_only_v6(true).unwrap();
+    socket.bind(&SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 0)).into()).unwrap();
+    socket.listen(1).unwrap();
+    let wanted = socket.local_addr().unwrap().as_socket().unwrap();
+    let error = Bed::new().refused(&socket, wanted).await;
+    assert!(error.contains("no connections of IPv4"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_that_hangs_keeps_nobody_from_a_start() {
+    let bed = Bed::new();
+    let _hangs = unix_socket::place(&bed.path).unwrap();
+    assert!(matches!(take(&bed.path, ([127, 0, 0, 1], 1).into()).await, Err(HandoverError::TimedOut)));
+}
+
+#[tokio::test]
+async fn who_speaks_otherwise_is_not_understood() {
+    let bed = Bed::new();
+    let (listener, _) = unix_socket::place(&bed.path).unwrap();
+    for (said, expected) in [(&b""[..], "ended before"), (&[GIVEN], "in another way"), (b"HTTP", "in another way")] {
+        let (taken, ()) = tokio::join!(take(&bed.path, ([127, 0, 0, 1], 1).into()), async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(said).await.unwrap();
+        });
+        let error = taken.unwrap_err().to_string();
+        assert!(error.contains(expected), "{said:?}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_ours_is_not_asked() {
+    let bed = Bed::new();
+    fs::write(&bed.path, "").unwrap();
+    assert!(matches!(take(&bed.path, ([127, 0, 0, 1], 1).into()).await, Err(HandoverError::Path(PlaceError::Foreign(_)))));
+    let shared = Path::new("/tmp/rolegate-handover");
+    assert!(matches!(take(shared, ([127, 0, 0, 1], 1).into()).await, Err(HandoverError::Path(PlaceError::Exposed(_)))));
+}

@@ -1,0 +1,369 @@
+//! Two daemons of one node: the later one takes over, and no request is lost.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use rolegate_lab::daemon::{Daemon, Setup};
+use rolegate_lab::kube::KubeApi;
+use rolegate_lab::load::{Connections, Load, Tally};
+use rolegate_lab::node::{find_program, skip};
+use socket2::SockRef;
+
+use crate::world::{Fakes, PATIENCE, arn, connect, ip, loopback};
+
+/// A node: what its daemons share.
+struct Shared {
+    fakes: Fakes,
+    directory: tempfile::TempDir,
+    probes: std::cell::Cell<usize>,
+}
+
+/// One of them, and where it is probed.
+struct Generation {
+    daemon: Daemon,
+    probe: PathBuf,
+}
+
+impl Shared {
+    fn new() -> Shared {
+        let fakes = Fakes::new();
+        fakes.pod("web", ip(2), Some("web-role"));
+        fakes.pod("db", ip(3), Some("db-role"));
+        Shared { fakes, directory: tempfile::tempdir().unwrap(), probes: std::cell::Cell::default() }
+    }
+
+    fn handover(&self) -> PathBuf {
+        self.directory.path().join("state").join("handover")
+    }
+
+    /// On free ports, or those of a daemon that runs.
+    fn setup(&self, after: Option<&Generation>) -> (Setup, PathBuf) {
+        self.probes.set(self.probes.get() + 1);
+        let probe = self.directory.path().join(format!("probe-{}", self.probes.get()));
+        let setup = self
+            .fakes
+            .setup()
+            .argument(format!("--handover-socket={}", self.handover().display()))
+            .argument(format!("--token-key-file={}", self.directory.path().join("state").join("keys").display()))
+            .argument(format!("--probe-socket={}", probe.display()));
+        let setup = match after {
+            None => setup,
+            Some(Generation { daemon, .. }) => setup
+                .argument(format!("--app-port={}", daemon.metadata_address().port()))
+                .argument(format!("--metrics-port={}", daemon.metrics_address().port())),
+        };
+        (setup, probe)
+    }
+
+    fn start(&self, after: Option<&Generation>) -> Generation {
+        self.start_with(after, |setup| setup)
+    }
+
+    fn start_with(&self, after: Option<&Generation>, change: impl FnOnce(Setup) -> Setup) -> Generation {
+        let (setup, probe) = self.setup(after);
+        Generation { daemon: change(setup).start().unwrap(), probe }
+    }
+
+    /// Clients of both pods, of both kinds.
+    fn load(&self, address: SocketAddr) -> Load {
+        let mut load = Load::default();
+        for (last, role) in [(2, "web-role"), (3, "db-role")] {
+            for connections in [Connections::New, Connections::New, Connections::Kept] {
+                load.start(role, connections, move || {
+                    let stream = connect(ip(last), address)?;
+                    // Thousands of closed connections would use up the ports: end with a reset.
+                    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+                    Ok(stream)
+                });
+            }
+        }
+        load
+    }
+
+    /// Nothing failed, and every key was given by STS for the role of the pod that got it.
+    #[track_caller]
+    fn assert_right(&self, tally: &Tally) {
+        assert_eq!((tally.failed, tally.failures.as_slice()), (0, &[][..]), "{tally:#?}");
+        let issued = self.fakes.sts.issued();
+        for (key, role) in &tally.keys {
+            let session = issued.iter().find(|issued| issued.access_key_id == *key).expect("a key that STS issued");
+            assert_eq!(session.role_arn, arn(role));
+        }
+        let roles = tally.keys.iter().map(|(_, role)| role.as_str());
+        assert_eq!(roles.collect::<std::collections::BTreeSet<_>>(), ["db-role", "web-role"].into());
+    }
+}
+
+impl Generation {
+    fn probe(&self, question: &str) -> Output {
+        probe(&self.probe, question)
+    }
+
+    fn wait_ready(&self) {
+        eventually(|| self.probe("ready").status.success(), &self.daemon);
+    }
+
+    fn log_has(&self, message: &str) {
+        self.daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.contains(message))).unwrap();
+    }
+
+    /// It serves, and can be taken over from.
+    fn wait_offered(&self) {
+        self.wait_ready();
+        self.log_has("the pods' socket is offered");
+    }
+
+    fn terminate(mut self) -> String {
+        self.daemon.terminate().unwrap();
+        assert!(self.daemon.wait().unwrap().success(), "{}", self.daemon.log());
+        self.daemon.log()
+    }
+}
+
+fn probe(socket: &Path, question: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_rolegate")).args(["probe", question]).env("ROLEGATE_PROBE_SOCKET", socket).output().unwrap()
+}
+
+#[track_caller]
+fn eventually(is_so: impl Fn() -> bool, daemon: &Daemon) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it never was so\n{}", daemon.log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn served(from: IpAddr, address: SocketAddr) -> bool {
+    let headers = [("X-aws-ec2-metadata-token-ttl-seconds", "60"), ("Connection", "close")];
+    connect(from, address)
+        .and_then(|stream| rolegate_lab::player::request(stream, "PUT", "/latest/api/token", &headers))
+        .is_ok_and(|answer| answer.status == 200)
+}
+
+#[test]
+fn three_generations_follow_one_another_under_load_and_no_request_fails() {
+    let node = Shared::new();
+    let mut last = node.start(None);
+    last.wait_offered();
+    let address = last.daemon.metadata_address();
+    let load = node.load(address);
+    load.wait_for_more(300);
+    for _ in 0..3 {
+        let next = node.start(Some(&last));
+        next.log_has("is taken over from the daemon that serves");
+        next.wait_offered();
+        last.log_has("another daemon accepts the pods' connections as well");
+        // Both serve.
+        load.wait_for_more(300);
+        last.terminate();
+        load.wait_for_more(300);
+        next.log_has("the metrics port is free, and taken");
+        next.daemon.wait_ready(None).unwrap();
+        assert!(next.daemon.metric(None, r#"rolegate_http_requests_total{code="200",route="credentials"}"#).unwrap() > 0.0);
+        last = next;
+    }
+    node.assert_right(&load.finish());
+    last.terminate();
+    assert!(!served(ip(2), address), "the socket closes with the last one");
+}
+
+#[test]
+fn a_killed_daemon_takes_nothing_with_it_while_another_holds_the_socket() {
+    let node = Shared::new();
+    let first = node.start(None);
+    first.wait_offered();
+    let address = first.daemon.metadata_address();
+    let second = node.start(Some(&first));
+    second.wait_offered();
+    // What is under way in a killed process is lost; what comes then is not.
+    drop(first.daemon);
+    let load = node.load(address);
+    load.wait_for_more(300);
+    node.assert_right(&load.finish());
+}
+
+/// It knows no pods, and would have them wait.
+#[test]
+fn a_newcomer_that_is_never_ready_takes_no_request_and_its_end_hurts_nobody() {
+    let node = Shared::new();
+    let first = node.start(None);
+    first.wait_offered();
+    let address = first.daemon.metadata_address();
+    let load = node.load(address);
+    let silent = {
+        let _inside = node.fakes.runtime.enter();
+        KubeApi::start(loopback()).unwrap()
+    };
+    silent.stall(true);
+    let kubeconfig = format!("--kubeconfig={}", node.fakes.file("silent", &silent.kubeconfig()));
+    for ends_by_itself in [true, false] {
+        let next = node.start_with(Some(&first), |setup| setup.argument(&kubeconfig));
+        next.log_has("is taken over from the daemon that serves");
+        load.wait_for_more(500);
+        let answer = next.probe("ready");
+        let text = String::from_utf8(answer.stdout).unwrap();
+        assert_eq!(answer.status.code(), Some(1), "{text}");
+        assert!(text.contains("waiting for:") && text.contains("the list of this node's pods"), "{text}");
+        assert!(next.probe("live").status.success());
+        assert!(first.daemon.get(None, "/readyz").unwrap().status == 200, "the port is the first one's");
+        match ends_by_itself {
+            true => drop(next.terminate()),
+            false => drop(next),
+        }
+        load.wait_for_more(500);
+    }
+    assert!(!first.daemon.log().contains("another daemon accepts"), "{}", first.daemon.log());
+    node.assert_right(&load.finish());
+    // It still can be taken over from.
+    let next = node.start(Some(&first));
+    next.wait_offered();
+    first.terminate();
+    assert!(served(ip(2), address));
+}
+
+/// Nobody answers until it is there again, and then it is as before.
+#[test]
+fn after_a_kill_of_the_only_daemon_the_next_one_serves() {
+    let node = Shared::new();
+    let first = node.start(None);
+    first.wait_offered();
+    let address = first.daemon.metadata_address();
+    let (setup, probe) = node.setup(Some(&first));
+    drop(first.daemon);
+    assert!(!served(ip(2), address), "refused");
+    let next = Generation { daemon: setup.start().unwrap(), probe };
+    assert_eq!(next.daemon.metadata_address(), address);
+    next.wait_offered();
+    let load = node.load(address);
+    load.wait_for_more(100);
+    node.assert_right(&load.finish());
+}
+
+/// Whatever stands at the path, a daemon comes up beside the one that runs, and is given nothing before it can serve.
+#[test]
+fn what_is_not_the_daemons_own_is_neither_taken_nor_replaced() {
+    let node = Shared::new();
+    let first = node.start(None);
+    first.wait_offered();
+    let (path, state) = (node.handover(), node.handover().parent().unwrap().to_owned());
+    // It is the first one's socket by another name: whoever follows the link gets it.
+    let real = state.join("real");
+    std::fs::hard_link(&path, &real).unwrap();
+    let put = |make: &dyn Fn(&Path)| {
+        let beside = state.join("beside");
+        make(&beside);
+        std::fs::rename(&beside, &path).unwrap();
+    };
+    let check = |expected: &str| {
+        let before = std::fs::symlink_metadata(&path).unwrap();
+        let next = node.start(Some(&first));
+        next.log_has("the pods' socket is not taken over");
+        assert!(next.daemon.log().contains(expected), "{expected}: {}", next.daemon.log());
+        next.log_has("another daemon listens at the app port");
+        next.wait_ready();
+        next.log_has("cannot take over without a gap");
+        assert!((0..20).all(|_| served(ip(2), first.daemon.metadata_address())), "{expected}");
+        let after = std::fs::symlink_metadata(&path).unwrap();
+        assert_eq!((after.ino(), after.mode()), (before.ino(), before.mode()), "{expected}: it is left alone");
+        next.terminate();
+    };
+    put(&|beside| std::fs::write(beside, "precious").unwrap());
+    check("is no socket of the daemon's own");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    put(&|beside| symlink(&real, beside).unwrap());
+    check("is no socket of the daemon's own");
+    std::fs::rename(&real, &path).unwrap();
+    std::fs::set_permissions(&state, std::fs::Permissions::from_mode(0o777)).unwrap();
+    check("others may write to it");
+}
+
+#[test]
+fn the_socket_of_another_port_is_not_taken() {
+    let node = Shared::new();
+    let first = node.start(None);
+    first.wait_offered();
+    let (setup, probe) = node.setup(None);
+    let port = loopback().local_addr().unwrap().port();
+    let next = Generation { daemon: setup.argument(format!("--app-port={port}")).start().unwrap(), probe };
+    let (has, wanted) = (first.daemon.metadata_address(), SocketAddr::new(first.daemon.metadata_address().ip(), port));
+    next.log_has("the pods' socket is not taken over");
+    assert!(next.daemon.log().contains(&format!("it has {has}, and {wanted} is wanted")), "{}", next.daemon.log());
+    next.wait_ready();
+    assert!(served(ip(2), has) && served(ip(2), wanted));
+}
+
+#[test]
+fn another_user_is_given_nothing_and_gives_nothing() {
+    if !nix::unistd::geteuid().is_root() || find_program("setpriv").is_none() {
+        return skip("this needs root and the program `setpriv`");
+    }
+    let node = Shared::new();
+    let state = node.handover().parent().unwrap().to_owned();
+    std::fs::create_dir(&state).unwrap();
+    for directory in [node.directory.path(), state.as_path(), node.fakes.directory()] {
+        chown(directory, Some(65534), None).unwrap();
+    }
+    let (setup, probe) = node.setup(None);
+    chown(node.fakes.directory().join("kubeconfig"), Some(65534), None).unwrap();
+    let setup = setup.by_way_of(["setpriv", "--reuid=65534", "--clear-groups", "--"]);
+    let first = Generation { daemon: setup.start().unwrap(), probe };
+    first.log_has("the pods' socket is offered");
+    // Root may connect to every socket.
+    let stream = UnixStream::connect(node.handover()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!((&stream).read(&mut [0; 8]).unwrap(), 0, "nothing comes");
+    first.log_has("asked for by another user");
+    // And root takes nothing of it. Both cannot share a port: the kernel lets one user alone do that.
+    let port = loopback().local_addr().unwrap().port();
+    let next = node.start_with(Some(&first), |setup| setup.argument(format!("--app-port={port}")));
+    next.log_has("the pods' socket is not taken over");
+    assert!(next.daemon.log().contains("is not the daemon's own, or others may write to it"), "{}", next.daemon.log());
+}
+
+#[test]
+fn the_metrics_port_of_another_program_is_an_error_where_nothing_is_taken_over() {
+    let node = Shared::new();
+    let other = loopback();
+    let port = other.local_addr().unwrap().port();
+    let error = node.fakes.setup().argument(format!("--metrics-port={port}")).start().unwrap_err().to_string();
+    assert!(error.contains("choose another --metrics-port"), "{error}");
+    let daemon = node.start_with(None, |setup| setup.argument(format!("--metrics-port={port}")));
+    daemon.log_has("the metrics port is in use");
+    daemon.wait_ready();
+    assert_eq!(daemon.daemon.log().matches("the metrics port is in use").count(), 1);
+    drop(other);
+    daemon.log_has("the metrics port is free, and taken");
+    daemon.daemon.wait_ready(None).unwrap();
+}
+
+#[test]
+fn a_probe_tells_by_its_exit_code() {
+    let node = Shared::new();
+    let daemon = node.start(None);
+    daemon.wait_ready();
+    assert_eq!(daemon.probe("ready").stdout, b"ready\n");
+    assert_eq!((daemon.probe("live").status.code(), daemon.probe("live").stdout), (Some(0), b"ok\n".to_vec()));
+    assert_eq!(daemon.probe("happy").status.code(), Some(2));
+    let without = Command::new(env!("CARGO_BIN_EXE_rolegate")).arg("probe").output().unwrap();
+    assert_eq!(without.status.code(), Some(2));
+    let nowhere = probe(&node.directory.path().join("nowhere"), "live");
+    let text = String::from_utf8(nowhere.stderr).unwrap();
+    assert_eq!(nowhere.status.code(), Some(1));
+    assert!(text.contains("no daemon answers at"), "{text}");
+    // Pods' roles are not told there.
+    for path in ["/metrics", "/debug/store", "/explain"] {
+        let mut stream = UnixStream::connect(&daemon.probe).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
+    }
+    let path = daemon.probe.clone();
+    daemon.terminate();
+    assert_eq!(probe(&path, "live").status.code(), Some(1), "nobody answers any more");
+}

@@ -1,0 +1,180 @@
+//! Two daemons of a node, behind the real rule: while one follows the other, no request of a pod is lost, and none goes to
+//! the metadata service.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rolegate_lab::daemon::{Daemon, Setup};
+use rolegate_lab::load::{Connections, Load, Tally};
+use socket2::SockRef;
+
+use crate::bed::{Bed, METADATA, PATIENCE, Pod};
+
+/// Requests of the whole rolling update, at least.
+const REQUESTS: usize = 20_000;
+const PORT: u16 = 8181;
+const METRICS_PORT: u16 = 9543;
+
+/// A daemon and where it is probed.
+struct Generation {
+    daemon: Daemon,
+    probe: PathBuf,
+}
+
+struct State(tempfile::TempDir);
+
+impl State {
+    fn new() -> State {
+        State(tempfile::tempdir().unwrap())
+    }
+
+    fn start(&self, bed: &Bed, number: usize) -> Generation {
+        self.start_with(bed.setup_with_ip(), number)
+    }
+
+    fn start_with(&self, setup: Setup, number: usize) -> Generation {
+        let at = |name: &str| self.0.path().join(name);
+        let probe = at(&format!("probe-{number}"));
+        let setup = setup
+            .argument(format!("--app-port={PORT}"))
+            .argument(format!("--metrics-port={METRICS_PORT}"))
+            .argument(format!("--handover-socket={}", at("handover").display()))
+            .argument(format!("--token-key-file={}", at("keys").display()))
+            .argument(format!("--probe-socket={}", probe.display()));
+        Generation { daemon: setup.start().unwrap(), probe }
+    }
+}
+
+impl Generation {
+    /// It serves, and can be taken over from.
+    fn wait_offered(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        let ready = || {
+            let mut probe = Command::new(env!("CARGO_BIN_EXE_rolegate"));
+            probe.args(["probe", "ready"]).env("ROLEGATE_PROBE_SOCKET", &self.probe).output().unwrap().status.success()
+        };
+        while !ready() {
+            assert!(Instant::now() < deadline, "not ready\n{}", self.daemon.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.log_has("the pods' socket is offered");
+    }
+
+    fn log_has(&self, message: &str) {
+        self.daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.contains(message))).unwrap();
+    }
+}
+
+/// Clients of both kinds in the pod's own network.
+fn ask(load: &mut Load, pod: &Pod) {
+    for connections in [Connections::New, Connections::New, Connections::Kept] {
+        let (start, role) = (load.starter(), pod.role().to_owned());
+        let connect = || {
+            let stream = std::net::TcpStream::connect_timeout(&METADATA, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            // Thousands of closed connections would use up the ports: end with a reset.
+            SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+            Ok(stream)
+        };
+        load.add(pod.run(move || start(&role, connections, Box::new(connect))).unwrap());
+    }
+}
+
+#[track_caller]
+fn assert_right(bed: &Bed, tally: &Tally) {
+    assert_eq!((tally.failed, tally.failures.as_slice()), (0, &[][..]), "{tally:#?}");
+    assert!(!tally.keys.is_empty());
+    tally.keys.iter().for_each(|(key, role)| bed.assert_issued(key, role));
+}
+
+#[test]
+fn a_rolling_update_loses_no_request_of_twenty_thousand() {
+    let Some(bed) = Bed::new() else { return };
+    let pods = [bed.pod("web", "veth"), bed.pod("worker", "cali")];
+    let state = State::new();
+    let mut last = state.start(&bed, 0);
+    last.wait_offered();
+    let mut load = Load::default();
+    pods.iter().for_each(|pod| ask(&mut load, pod));
+    const GENERATIONS: usize = 3;
+    for number in 1..=GENERATIONS {
+        load.wait_for_more(REQUESTS / GENERATIONS / 3);
+        let next = state.start(&bed, number);
+        next.log_has("is taken over from the daemon that serves");
+        next.wait_offered();
+        last.log_has("another daemon accepts the pods' connections as well");
+        load.wait_for_more(REQUESTS / GENERATIONS / 3);
+        last.daemon.terminate().unwrap();
+        assert!(last.daemon.wait().unwrap().success(), "{}", last.daemon.log());
+        load.wait_for_more(REQUESTS / GENERATIONS / 3 + GENERATIONS);
+        next.log_has("the metrics port is free, and taken");
+        last = next;
+    }
+    let tally = load.finish();
+    assert_right(&bed, &tally);
+    assert!(tally.answered >= REQUESTS, "{}", tally.answered);
+    pods.iter().for_each(|pod| assert_eq!(bed.metadata_requests_of(pod), 0, "{} reached the metadata service", pod.name));
+    assert_eq!(bed.rules("iptables").jumps(), 1);
+}
+
+/// What it had accepted is lost with it, and nothing else; afterwards it is as if it had never been.
+#[test]
+fn a_kill_of_the_old_daemon_while_two_overlap_costs_what_it_had_under_way_alone() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    let state = State::new();
+    let first = state.start(&bed, 0);
+    first.wait_offered();
+    let second = state.start(&bed, 1);
+    second.wait_offered();
+    let mut load = Load::default();
+    ask(&mut load, &pod);
+    load.wait_for_more(500);
+    drop(first.daemon);
+    second.log_has("the metrics port is free, and taken");
+    let failed = load.tally().failed;
+    assert!(failed <= 3, "each of three clients has one connection: {:?}", load.tally());
+    let before = load.answered();
+    while load.answered() < before + 500 {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let tally = load.finish();
+    assert_eq!(tally.failed, failed, "{tally:#?}");
+    assert_eq!(bed.metadata_requests_of(&pod), 0);
+}
+
+/// Refusals last as long as the restart, and there is never another answer than the right one.
+#[test]
+fn a_kill_of_the_only_daemon_is_refused_connections_until_the_next_one_serves() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    let state = State::new();
+    for number in 0..3 {
+        let daemon = state.start(&bed, number);
+        daemon.wait_offered();
+        let mut load = Load::default();
+        ask(&mut load, &pod);
+        load.wait_for_more(100);
+        assert_right(&bed, &load.finish());
+        drop(daemon.daemon);
+        let refused = pod.connect(METADATA, PATIENCE).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    }
+    assert_eq!(bed.metadata_requests_of(&pod), 0);
+}
+
+/// It has the same address and port, and nobody of this node comes in by it.
+#[test]
+fn the_socket_of_another_network_is_not_taken() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    let state = State::new();
+    let elsewhere = state.start_with(bed.setup_with_ip().argument("--redirect=none").inside(bed.node.imds().unwrap()), 0);
+    elsewhere.log_has("the pods' socket is offered");
+    let daemon = state.start(&bed, 1);
+    daemon.log_has("the pods' socket is not taken over");
+    assert!(daemon.daemon.log().contains("it is of another network"), "{}", daemon.daemon.log());
+    daemon.wait_offered();
+    bed.assert_served(&pod, METADATA);
+}
