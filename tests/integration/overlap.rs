@@ -318,6 +318,10 @@ fn another_user_is_given_nothing_and_gives_nothing() {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!((&stream).read(&mut [0; 8]).unwrap(), 0, "nothing comes");
     first.log_has("asked for by another user");
+    // The daemon gives up root's way around permissions: all but the socket is root's again.
+    for own in [node.directory.path(), node.fakes.directory(), &node.fakes.directory().join("kubeconfig")] {
+        chown(own, Some(0), None).unwrap();
+    }
     // And root takes nothing of it. Both cannot share a port: the kernel lets one user alone do that.
     let port = loopback().local_addr().unwrap().port();
     let next = node.start_with(Some(&first), |setup| setup.argument(format!("--app-port={port}")));
