@@ -47,7 +47,7 @@ fn ping(client: &Netns, to: IpAddr) -> Result<(), ErrorKind> {
 }
 
 /// The fate of one datagram, told by an answer or an error.
-fn datagram(client: &Netns, server: &UdpSocket) -> Result<(), ErrorKind> {
+pub(crate) fn datagram(client: &Netns, server: &UdpSocket) -> Result<(), ErrorKind> {
     let to = server.local_addr().unwrap();
     let any = SocketAddr::new(if to.is_ipv4() { "0.0.0.0" } else { "::" }.parse().unwrap(), 0);
     let socket = client.run(move || UdpSocket::bind(any)).unwrap().unwrap();

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails where an unwrap does")]
 
 mod bed;
+mod boot;
 mod capabilities;
 mod connections;
 mod interfaces;

@@ -1,0 +1,358 @@
+//! What a node runs before its kubelet: the script, the unit and the user data of `iptables/`, and the daemon that takes their
+//! guard over.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use rolegate_lab::daemon::Setup;
+use rolegate_lab::node::{NODE_IP, NODE_IP6, find_program, skip};
+use tempfile::TempDir;
+
+use crate::bed::{Bed, METADATA, METADATA6, PATIENCE, Pod, fetch, image};
+use crate::iptables_packets::datagram;
+
+/// The script, as the unit and the user data have it.
+const INSTALLED: &str = "/usr/local/sbin/rolegate-guard";
+/// EC2 takes so much user data, before it is encoded, and the cluster needs most of it.
+const USER_DATA_SHARE: usize = 16 * 1024 / 2;
+/// How often a pod is served before it stops asking.
+const SERVED: usize = 20;
+
+/// What a node has to set rules with.
+struct Kind {
+    name: &'static str,
+    /// A directory with these programs and nothing else.
+    programs: TempDir,
+    backend: &'static str,
+    /// What a firewall does that begins anew.
+    flush: &'static str,
+    /// All rules of the node.
+    list: &'static str,
+}
+
+impl Kind {
+    /// Every one that this machine has the programs for; the others are skipped, with the reason said.
+    fn all() -> Vec<Kind> {
+        let nft = || {
+            let Some(program) = find_program("nft") else {
+                skip("the program `nft` is not installed");
+                return None;
+            };
+            let programs = tempfile::tempdir().unwrap();
+            symlink(program, programs.path().join("nft")).unwrap();
+            Some(programs)
+        };
+        let kind = |name, programs: Option<TempDir>, backend, flush, list| Some(Kind { name, programs: programs?, backend, flush, list });
+        [
+            kind("nft", nft(), "nftables", "nft flush ruleset", "nft list ruleset"),
+            kind("iptables-nft", image("nft"), "iptables", "nft flush ruleset", "nft list ruleset"),
+            kind(
+                "iptables-legacy",
+                image("legacy"),
+                "iptables",
+                "for program in iptables-legacy ip6tables-legacy; do $program -w 30 -F; $program -w 30 -X; done",
+                "iptables-legacy -w 30 -S; ip6tables-legacy -w 30 -S",
+            ),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    fn path(&self) -> &str {
+        self.programs.path().to_str().unwrap()
+    }
+
+    fn setup(&self, bed: &Bed) -> Setup {
+        let setup = bed.setup_with_ip().argument(format!("--host-ip={NODE_IP6}")).argument(format!("--redirect={}", self.backend));
+        setup.env("PATH", self.path())
+    }
+
+    /// `rolegate redirect status` on the node.
+    fn status(&self, bed: &Bed, arguments: &[&str]) -> Output {
+        let redirect = format!("--redirect={}", self.backend);
+        let arguments = [&["redirect", "status", redirect.as_str()], arguments].concat();
+        on_node(bed, self.path(), Path::new(env!("CARGO_BIN_EXE_rolegate"))).args(arguments).output().unwrap()
+    }
+}
+
+/// A file of the repository.
+fn shipped(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("iptables").join(name)
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(shipped(name)).unwrap()
+}
+
+/// A program in the node's network, with these programs alone to be found.
+fn on_node(bed: &Bed, path: &str, program: &Path) -> Command {
+    let mut command = Command::new(find_program("nsenter").unwrap());
+    command.arg(format!("--net={}", bed.node.ns().path())).arg("--").arg(program).env_clear().env("PATH", path);
+    command
+}
+
+fn guard(bed: &Bed, path: &str) -> Output {
+    on_node(bed, path, &shipped("rolegate-guard")).output().unwrap()
+}
+
+#[track_caller]
+fn boot(bed: &Bed, kind: &Kind) {
+    let output = guard(bed, kind.path());
+    assert!(output.status.success() && output.stderr.is_empty(), "{}: {output:?}", kind.name);
+}
+
+#[track_caller]
+fn assert_ends(output: &Output, code: i32, words: &str) {
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(code) && said.contains(words), "{:?}: {said}", output.status);
+}
+
+/// Has the metadata service's kernel count what arrives there from a pod, of any port and protocol.
+fn count_packets_of(bed: &Bed, pod: &Pod) {
+    let rules = format!(
+        "nft -f - <<'END'\ntable inet seen {{\nchain from_pod {{\ntype filter hook prerouting priority -300;\n\
+         ip saddr {} counter\nip6 saddr {} counter\n}}\n}}\nEND",
+        pod.ip, pod.ip6
+    );
+    bed.node.imds().unwrap().sh(&rules).unwrap();
+}
+
+/// How many packets these were, both families together.
+fn packets(bed: &Bed) -> u64 {
+    let listed = bed.node.imds().unwrap().sh("nft list table inet seen").unwrap();
+    let counts: Vec<u64> = listed.split("counter packets ").skip(1).map(|rest| rest.split(' ').next().unwrap().parse().unwrap()).collect();
+    assert_eq!(counts.len(), 2, "{listed}");
+    counts.iter().sum()
+}
+
+/// A request, and a try of another port and of another protocol, in both families.
+fn try_everything(pod: &Pod) -> bool {
+    let served = [METADATA, METADATA6].map(|address| {
+        let _ = pod.connect(SocketAddr::new(address.ip(), 443), PATIENCE);
+        let any: IpAddr = if address.is_ipv4() { "0.0.0.0" } else { "::" }.parse().unwrap();
+        let socket = pod.run(move || UdpSocket::bind((any, 0))).unwrap().unwrap();
+        let _ = socket.send_to(b"?", SocketAddr::new(address.ip(), 53));
+        fetch(pod, address).is_ok()
+    });
+    served == [true; 2]
+}
+
+#[test]
+fn a_node_that_ran_the_guard_at_its_boot_is_closed_to_pods_and_open_to_itself() {
+    for kind in Kind::all() {
+        let Some(bed) = Bed::new() else { return };
+        let (pod, imds) = (bed.pod("web", "veth"), bed.node.imds().unwrap());
+        bed.assert_not_redirected(&pod);
+        let servers = [METADATA, METADATA6].map(|address| {
+            let (tcp, udp) = (SocketAddr::new(address.ip(), 443), SocketAddr::new(address.ip(), 53));
+            (imds.tcp_listener(tcp).unwrap(), imds.run(move || UdpSocket::bind(udp)).unwrap().unwrap())
+        });
+        for (listener, socket) in &servers {
+            pod.connect(listener.local_addr().unwrap(), PATIENCE).unwrap();
+            assert_eq!(datagram(&pod, socket), Ok(()), "{}", kind.name);
+        }
+        count_packets_of(&bed, &pod);
+        let mut listed = Vec::new();
+        for _time in 0..2 {
+            boot(&bed, &kind);
+            for address in [METADATA, METADATA6] {
+                assert_eq!(pod.connect(address, PATIENCE).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{} {address}", kind.name);
+                assert!(fetch(bed.node.ns(), address).is_ok(), "{}: the node's own process, {address}", kind.name);
+            }
+            for (listener, socket) in &servers {
+                let address = listener.local_addr().unwrap();
+                assert_eq!(pod.connect(address, PATIENCE).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{} {address}", kind.name);
+                assert_eq!(datagram(&pod, socket), Err(ErrorKind::ConnectionRefused), "{} {address}", kind.name);
+            }
+            assert_ends(&kind.status(&bed, &["--guard"]), 0, "the guard stands alone");
+            // Counters of packets aside.
+            let rules = bed.node.ns().sh(kind.list).unwrap();
+            listed.push(
+                rules.split("packets").map(|part| part.trim_start_matches(|c: char| !c.is_alphabetic()).to_owned()).collect::<String>(),
+            );
+        }
+        assert_eq!(listed[0], listed[1], "{}", kind.name);
+        assert_eq!(packets(&bed), 0, "{}", kind.name);
+    }
+}
+
+#[test]
+fn the_daemon_takes_the_guard_over_under_load() {
+    for kind in Kind::all() {
+        let Some(bed) = Bed::new() else { return };
+        let pod = bed.pod("web", "veth");
+        count_packets_of(&bed, &pod);
+        try_everything(&pod);
+        assert!(packets(&bed) >= 6, "{}: packets are not counted", kind.name);
+        boot(&bed, &kind);
+        let before = packets(&bed);
+        let refused_at_first = !try_everything(&pod);
+        let daemon = std::thread::scope(|scope| {
+            let load = scope.spawn(|| {
+                let mut served = 0;
+                while served < SERVED {
+                    served += usize::from(try_everything(&pod));
+                }
+            });
+            let daemon = bed.start(&kind.setup(&bed));
+            load.join().unwrap();
+            daemon
+        });
+        assert!(refused_at_first, "{}", kind.name);
+        assert_eq!(packets(&bed), before, "{}: a packet of the pod got through", kind.name);
+        bed.assert_served(&pod, METADATA);
+        bed.assert_served(&pod, METADATA6);
+
+        let (port, ips) = (format!("--app-port={}", daemon.metadata_address().port()), format!("--host-ip={NODE_IP},{NODE_IP6}"));
+        let wanted = [port.as_str(), ips.as_str()];
+        assert_ends(&kind.status(&bed, &wanted), 0, "port 80 leads to the daemon");
+        let rules = bed.node.ns().sh(kind.list).unwrap();
+        let guards = if kind.backend == "nftables" { ("chain guard {", 1) } else { ("-j ROLEGATE-GUARD", 2) };
+        if kind.name != "iptables-nft" {
+            assert_eq!(rules.matches(guards.0).count(), guards.1, "{}: {rules}", kind.name);
+        }
+        // Somebody runs it once more.
+        boot(&bed, &kind);
+        assert_ends(&kind.status(&bed, &wanted), 0, "port 80 leads to the daemon");
+        bed.assert_served(&pod, METADATA);
+        assert_eq!(packets(&bed), before, "{}", kind.name);
+    }
+}
+
+#[test]
+fn a_guard_that_a_firewall_flushed_is_there_again_when_the_daemon_starts() {
+    for kind in Kind::all() {
+        let Some(bed) = Bed::new() else { return };
+        let pod = bed.pod("web", "veth");
+        boot(&bed, &kind);
+        bed.assert_refused(&pod);
+        bed.node.ns().sh(kind.flush).unwrap();
+        bed.assert_not_redirected(&pod);
+        // It gets no further than its guard: nobody says where its API is.
+        let mut daemon = kind.setup(&bed).argument("--api-server=http://127.0.0.1:9").start().unwrap();
+        bed.assert_refused(&pod);
+        daemon.terminate().unwrap();
+        daemon.wait().unwrap();
+        bed.node.ns().sh(kind.flush).unwrap();
+        boot(&bed, &kind);
+        bed.assert_refused(&pod);
+        let _daemon = bed.start(&kind.setup(&bed));
+        bed.assert_served(&pod, METADATA);
+        bed.assert_served(&pod, METADATA6);
+    }
+}
+
+#[test]
+fn what_does_not_work_is_not_called_closed() {
+    let (Some(bed), Some(image)) = (Bed::new(), image("nft")) else { return };
+    let pod = bed.pod("web", "veth");
+    assert_ends(&guard(&bed, "/does/not/exist"), 1, "THE NODE IS OPEN: there is no nft that works here, and no iptables");
+    // An nft that the kernel refuses is no reason to do nothing.
+    symlink(find_program("false").unwrap(), image.path().join("nft")).unwrap();
+    fs::remove_file(image.path().join("ip6tables-restore")).unwrap();
+    assert_ends(&guard(&bed, image.path().to_str().unwrap()), 1, "THE NODE IS OPEN: iptables did not take the rules for  IPv6");
+    bed.assert_refused(&pod);
+    symlink(find_program("ip6tables-nft-restore").unwrap(), image.path().join("ip6tables-restore")).unwrap();
+    assert_ends(&guard(&bed, image.path().to_str().unwrap()), 0, "by iptables");
+    assert_eq!(pod.connect(METADATA6, PATIENCE).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+}
+
+/// The one entry of `bootcmd`, as YAML has it.
+fn boot_command() -> String {
+    let text = read("cloud-init.yaml");
+    assert!(text.starts_with("#cloud-config\n"), "{text}");
+    let (head, block) = text.split_once("bootcmd:\n  - |\n").unwrap();
+    assert!(!head.contains("runcmd:") && !head.contains("write_files:"), "{head}");
+    let line =
+        |line: &str| if line.is_empty() { String::new() } else { line.strip_prefix("    ").expect("a line of the block").to_owned() };
+    block.lines().map(line).map(|line| line + "\n").collect()
+}
+
+#[test]
+fn the_user_data_holds_the_files_and_leaves_room() {
+    let command = boot_command();
+    for (name, path) in [("rolegate-guard", INSTALLED), ("rolegate-guard.service", "/etc/systemd/system/rolegate-guard.service")] {
+        let written = format!("cat >{path} <<'END-OF-FILE'\n{}END-OF-FILE\n", read(name));
+        assert!(command.contains(&written), "{name} is another one in cloud-init.yaml");
+        assert!(!read(name).contains("END-OF-FILE"));
+    }
+    assert!(command.ends_with(&format!("\n{INSTALLED}\n")), "the script is the last, so that its end is the command's");
+    assert!(read("cloud-init.yaml").len() < USER_DATA_SHARE);
+}
+
+/// Run as cloud-init does, where what it writes is nobody else's.
+#[test]
+fn the_user_data_closes_the_node_and_has_the_kubelet_require_the_guard() {
+    let programs = ["nft", "systemctl", "unshare", "mount"];
+    if let Some(missing) = programs.iter().find(|program| find_program(program).is_none()) {
+        return skip(format!("the program `{missing}` is not installed"));
+    }
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    bed.assert_not_redirected(&pod);
+    let script = format!(
+        "mount --make-rprivate / && mount -t tmpfs tmpfs /usr/local && mount -t tmpfs tmpfs /etc/systemd/system\n({})\necho status $?\n\
+         cat {INSTALLED}\nls -l {INSTALLED}\nls /etc/systemd/system/*.requires",
+        boot_command()
+    );
+    let mut command = bed.node.ns().command("unshare");
+    let output = command.args(["--mount", "sh", "-c", &script]).env("SYSTEMD_OFFLINE", "1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("status 0\n"), "{output:?}");
+    assert!(said.contains(&read("rolegate-guard")) && said.contains("-rwxr-xr-x"), "{said}");
+    for unit in ["kubelet", "k3s", "k3s-agent", "rke2-server", "rke2-agent"] {
+        assert!(said.contains(&format!("/etc/systemd/system/{unit}.service.requires:\nrolegate-guard.service")), "{said}");
+    }
+    bed.assert_refused(&pod);
+    assert_eq!(pod.connect(METADATA6, PATIENCE).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+}
+
+/// The values of a key of the unit, in its order.
+fn values<'a>(unit: &'a str, section: &str, key: &str) -> Vec<&'a str> {
+    let (_, rest) = unit.split_once(&format!("[{section}]\n")).expect("the section");
+    let section = rest.split("\n[").next().unwrap();
+    let lines = section.lines().filter_map(|line| line.split_once('=')).filter(|(name, _)| *name == key);
+    lines.flat_map(|(_, value)| value.split_whitespace()).collect()
+}
+
+#[test]
+fn the_unit_is_ahead_of_every_kubelet_which_requires_it() {
+    let unit = read("rolegate-guard.service");
+    let (before, required) = (values(&unit, "Unit", "Before"), values(&unit, "Install", "RequiredBy"));
+    assert!(required.contains(&"kubelet.service"), "{required:?}");
+    // Without the order, a failure comes too late.
+    assert!(required.iter().all(|kubelet| before.contains(kubelet)), "{required:?} {before:?}");
+    let after = values(&unit, "Unit", "After");
+    for firewall in ["nftables.service", "firewalld.service"] {
+        assert!(after.contains(&firewall), "{after:?}");
+    }
+    assert!(!before.contains(&"network-pre.target"), "cloud-init and this would wait for each other");
+    assert_eq!((values(&unit, "Service", "Type"), values(&unit, "Service", "RemainAfterExit")), (vec!["oneshot"], vec!["yes"]));
+    assert_eq!((values(&unit, "Service", "ExecStart"), values(&unit, "Service", "ExecReload")), (vec![INSTALLED], vec![INSTALLED]));
+    assert!(values(&unit, "Service", "ExecStop").is_empty() && values(&unit, "Service", "ExecStopPost").is_empty());
+    assert_eq!(values(&unit, "Unit", "RefuseManualStop"), ["yes"]);
+}
+
+/// With a kubelet that requires it, as `systemctl enable` makes it do.
+#[test]
+fn systemd_takes_the_unit() {
+    let Some(analyze) = find_program("systemd-analyze") else { return skip("the program `systemd-analyze` is not installed") };
+    let units = tempfile::tempdir().unwrap();
+    let at = |name: &str| units.path().join(name);
+    // The script is not installed on this machine.
+    let text = read("rolegate-guard.service").replace(INSTALLED, shipped("rolegate-guard").to_str().unwrap());
+    fs::write(at("rolegate-guard.service"), text).unwrap();
+    let kubelet = "[Unit]\nAfter=network-online.target containerd.service\nWants=network-online.target\n[Service]\nExecStart=/bin/sh\n";
+    fs::write(at("kubelet.service"), kubelet).unwrap();
+    fs::create_dir(at("kubelet.service.requires")).unwrap();
+    symlink("../rolegate-guard.service", at("kubelet.service.requires/rolegate-guard.service")).unwrap();
+    let mut command = Command::new(analyze);
+    command.args(["--man=no", "verify"]).args([at("kubelet.service"), at("rolegate-guard.service")]);
+    let output = command.env("SYSTEMD_UNIT_PATH", format!("{}:", units.path().display())).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
