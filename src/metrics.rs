@@ -80,6 +80,8 @@ descriptions! {
         "AssumeRole requests of rolegate explain --assume by outcome, which are not for pods and in no other metric.";
     EVENTS = "counter" "rolegate_events_total" ["outcome"]
         "What was to be told to pods' owners as Events, by what became of it.";
+    STARTUP_TAINT = "counter" "rolegate_startup_taint_looks_total" ["outcome"]
+        "Looks at this node for the start-up taint, by what came of them.";
 }
 
 /// Seconds; the SDKs give up after one, some after half of one.
@@ -116,6 +118,7 @@ struct Inner {
     sts_in_flight: IntGauge,
     sts_explained: IntCounterVec,
     events: IntCounterVec,
+    startup_taint: IntCounterVec,
 }
 
 /// Registers metrics; a name given twice is a mistake in this file, found by every test.
@@ -180,6 +183,7 @@ impl Metrics {
             sts_in_flight: register.gauge(&STS_IN_FLIGHT),
             sts_explained: register.counters(&STS_EXPLAINED),
             events: register.counters(&EVENTS),
+            startup_taint: register.counters(&STARTUP_TAINT),
             registry: register.0,
         }))
     }
@@ -237,6 +241,11 @@ impl Metrics {
     /// This became of something that a pod's owner was to be told.
     pub fn event(&self, outcome: &'static str) {
         self.0.events.with_label_values(&[outcome]).inc();
+    }
+
+    /// This came of a look for the start-up taint.
+    pub fn startup_taint(&self, outcome: &'static str) {
+        self.0.startup_taint.with_label_values(&[outcome]).inc();
     }
 
     /// A connection of a pod is open for as long as the answer lives.
