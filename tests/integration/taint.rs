@@ -1,6 +1,6 @@
 //! The start-up taint: kept until the daemon can serve, then removed, and nothing else of the node touched.
 
-use rolegate_lab::daemon::Setup;
+use rolegate_lab::daemon::{Daemon, Setup};
 use rolegate_lab::kube::{Fault, RecordedRequest, Resource, Verb, node};
 use rolegate_lab::sts::Behaviour;
 use serde_json::{Value, json};
@@ -197,19 +197,20 @@ fn the_next_daemon_removes_it_again() {
     assert_eq!(world.fakes.taints(), Vec::<Value>::new());
 }
 
+/// A second daemon with the flag, started when the first serves, tells that there was time enough to ask.
 #[test]
 fn without_the_flag_no_node_is_asked_for() {
     let fakes = Fakes::tainted(&[taint(KEY, "NoSchedule")]);
     let setup = fakes.setup();
     let world = fakes.into_world(&setup);
-    // It knows itself and serves: with the flag it would have asked.
     world.document(ip(2), "web-role");
-    world.fakes.pod("late", ip(3), Some("late-role"));
-    world.eventually(|world| world.get(ip(3), crate::world::ROLES).status, |status| *status == 200);
-    assert_eq!((world.fakes.of_node().len(), world.fakes.taints().len()), (0, 1));
-    for outcome in ["absent", "removed", "conflict", "forbidden", "failed"] {
-        assert_eq!(world.looks(outcome), 0.0);
-    }
+    let second = world.fakes.with_taint().start().unwrap();
+    second.wait_ready(None).unwrap();
+    let removed = |daemon: &Daemon| daemon.metric(None, r#"rolegate_startup_taint_looks_total{outcome="removed"}"#).unwrap();
+    world.eventually(|_| removed(&second), |count| *count == 1.0);
+    let asked: Vec<_> = world.fakes.of_node().iter().map(|request| request.verb.unwrap()).collect();
+    assert_eq!(asked, [Verb::Get, Verb::Patch], "those of the second");
+    assert!(!String::from_utf8_lossy(&world.daemon.get(None, "/metrics").unwrap().body).contains("rolegate_startup_taint_looks_total{"));
 }
 
 /// The API's memory is enough for what is seldom so; the first look is of the node as it is.
