@@ -103,7 +103,7 @@ impl Api for Fake {
             if !state.patch_codes.is_empty() {
                 return Err(refusal(state.patch_codes.remove(0), state.retry_after));
             }
-            if patch["metadata"]["resourceVersion"] != state.version.to_string() {
+            if patch["metadata"]["resourceVersion"].as_str() != Some(&*state.version.to_string()) {
                 return Err(refusal(409, Duration::ZERO));
             }
             state.taints = patch["spec"]["taints"].as_array().unwrap().clone();
