@@ -41,6 +41,7 @@ use crate::redirect::keep::Keeper;
 use crate::redirect::probe::{Ability, Probes, STEP, SelfTest};
 use crate::role::{BaseArn, RoleArn};
 use crate::server::Server;
+use crate::startup_taint::StartupTaint;
 use crate::tasks::Tasks;
 use crate::unix_socket;
 
@@ -191,6 +192,7 @@ impl App {
             of_admin.serve(listener).await;
         });
 
+        let taint_api = kube.clone();
         // At once: until then pods are refused. What the rules bring waits for the acceptor.
         let placed = readiness.step(RULES);
         let place = async {
@@ -220,6 +222,14 @@ impl App {
             tasks.spawn("instance role", node::follow_instance_role(prepared.aws, prepared.node.clone()));
         }
         tasks.spawn("metadata", prepared.metadata.keep(config.metadata.address.clone(), metrics.clone()));
+        if let Some(key) = config.pods.startup_taint.clone() {
+            let (api, node, identity) = (taint_api, config.pods.node.clone(), prepared.node.clone());
+            let taint = StartupTaint { api, node, key, readiness: readiness.clone(), metrics: metrics.clone() };
+            tasks.spawn("start-up taint", async move {
+                identified(&identity).await;
+                taint.run().await;
+            });
+        }
         if let Some(file) = prepared.key_file {
             tasks.spawn("keys of session tokens", prepared.tokens.keep(file));
         }
@@ -284,10 +294,8 @@ impl Entrance {
         let Self { door, server, node, readiness, drain } = self;
         let able = async {
             readiness.done(&[PODS_KNOWN]).await;
-            // Without it every pod is refused, and the other daemon may know it.
-            while node.known().caller.is_none() {
-                tokio::time::sleep(IDENTITY_AGAIN).await;
-            }
+            // The other daemon may know it.
+            identified(&node).await;
         };
         let (listener, giver) = tokio::select! {
             opened = door.open(able) => opened?,
@@ -311,6 +319,13 @@ impl Entrance {
         };
         tokio::join!(server.serve(listener, &queue), offer);
         Ok(())
+    }
+}
+
+/// Returns when AWS has told who the daemon is: without that every pod is refused.
+async fn identified(node: &NodeIdentity) {
+    while node.known().caller.is_none() {
+        tokio::time::sleep(IDENTITY_AGAIN).await;
     }
 }
 

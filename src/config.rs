@@ -88,6 +88,8 @@ pub struct PodsConfig {
     pub wait: Duration,
     /// Whether pods' owners are told by Events why pods get nothing.
     pub events: bool,
+    /// The key of the taints that keep pods off this node until the daemon is ready.
+    pub startup_taint: Option<String>,
 }
 
 /// How the Kubernetes API is reached; with nothing set, by the pod's service account.

@@ -30,6 +30,7 @@
 //! - [`handover`], [`unix_socket`]: the pods' socket goes from one daemon to the next
 //! - [`probe`]: the kubelet's questions to the daemon of its own pod
 //! - [`connections`]: what connections may take
+//! - [`startup_taint`]: keeps pods off the node until the daemon is ready
 //! - [`drain`], [`tasks`]: the end of the service, and of what runs beside it
 
 #![forbid(unsafe_code)]
@@ -54,6 +55,7 @@ pub mod readiness;
 pub mod redirect;
 pub mod role;
 pub mod server;
+pub mod startup_taint;
 pub mod tasks;
 pub mod telemetry;
 pub mod unix_socket;

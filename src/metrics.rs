@@ -94,6 +94,8 @@ descriptions! {
         "Comparisons of the packet rules that failed, so that it is not known whether they are as wanted.";
     REDIRECT_FORGOTTEN = "counter" "rolegate_redirect_forgotten_connections_total" []
         "Connections of pods to the real metadata service from before the packet rules, ended when the rules came.";
+    STARTUP_TAINT = "counter" "rolegate_startup_taint_looks_total" ["outcome"]
+        "Looks at this node for the start-up taint, by what came of them.";
 }
 
 /// Seconds; the SDKs give up after one, some after half of one.
@@ -137,6 +139,7 @@ struct Inner {
     self_test: IntGaugeVec,
     self_test_failures: IntCounterVec,
     pods_outside: IntGauge,
+    startup_taint: IntCounterVec,
 }
 
 /// Registers metrics; a name given twice is a mistake in this file, found by every test.
@@ -208,6 +211,7 @@ impl Metrics {
             self_test: register.add(IntGaugeVec::new(Opts::new(SELF_TEST.name, SELF_TEST.help), SELF_TEST.labels)),
             self_test_failures: register.counters(&SELF_TEST_FAILURES),
             pods_outside: register.gauge(&PODS_OUTSIDE),
+            startup_taint: register.counters(&STARTUP_TAINT),
             registry: register.0,
         }))
     }
@@ -302,6 +306,11 @@ impl Metrics {
     /// So many addresses of pods are behind interfaces that the rules leave out.
     pub fn pods_outside(&self, count: usize) {
         self.0.pods_outside.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// This came of a look for the start-up taint.
+    pub fn startup_taint(&self, outcome: &'static str) {
+        self.0.startup_taint.with_label_values(&[outcome]).inc();
     }
 
     /// A connection of a pod is open for as long as the answer lives.

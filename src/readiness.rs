@@ -31,6 +31,17 @@ impl Readiness {
         self.0.borrow().iter().copied().collect()
     }
 
+    /// Whether nothing is left to be done.
+    pub fn is_ready(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+
+    /// Returns when nothing is left to be done: at once, where that is so now.
+    pub async fn ready(&self) {
+        // It cannot be closed: the sender is ours.
+        let _ = self.0.subscribe().wait_for(BTreeSet::is_empty).await;
+    }
+
     /// Returns when none of these is to be done.
     pub async fn done(&self, names: &[&str]) {
         // It cannot be closed: the sender is ours.
@@ -72,5 +83,19 @@ mod tests {
             step.done();
         }
         assert!(futures_util::poll!(waiting.as_mut()).is_ready());
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_all_waits_for_the_last_and_for_what_is_added_later() {
+        let readiness = Readiness::default();
+        let (first, second) = (readiness.step("first"), readiness.step("second"));
+        let mut waiting = std::pin::pin!(readiness.ready());
+        first.done();
+        assert!(futures_util::poll!(waiting.as_mut()).is_pending() && !readiness.is_ready());
+        second.done();
+        waiting.await;
+        assert!(readiness.is_ready());
+        let _later = readiness.step("later");
+        assert!(futures_util::poll!(std::pin::pin!(readiness.ready())).is_pending() && !readiness.is_ready());
     }
 }

@@ -306,6 +306,12 @@ impl KubeApi {
         self.state().hold_event_writes(on);
     }
 
+    /// While on, patches of nodes are read and recorded but not answered nor made; everything else is. What changes a node
+    /// meanwhile is between a client's look at it and its patch.
+    pub fn hold_node_patches(&self, on: bool) {
+        self.state().hold_node_patches(on);
+    }
+
     /// While on, new connections are accepted and reset at once.
     pub fn refuse_connections(&self, on: bool) {
         self.running.server.refuse(on);

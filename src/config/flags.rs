@@ -70,6 +70,12 @@ const PODS: &[Flag] = &[
         "Longest time that a request from an address waits for the pod that has it to become known",
     ),
     on_switch("events", "Tell pods' owners by Events on pods why they get no credentials; needs create and patch of them"),
+    value(
+        "startup-taint",
+        "KEY",
+        "",
+        "Key of the taints that are removed from this node when the daemon is ready; needs get and patch of nodes",
+    ),
     value("backoff-max-interval", "DURATION", "1s", "Accepted for kube2iam's sake, no effect: a waiting request is woken by the watch"),
     value("cache-resync-period", "DURATION", "30m", "Accepted for kube2iam's sake, no effect: the watch needs no resync"),
     switch(

@@ -69,6 +69,7 @@ pub(super) fn pods(source: &mut Source<'_>, node_needed: bool) -> PodsConfig {
         },
         wait: source.duration("backoff-max-elapsed-time", DEFAULT_POD_WAIT),
         events: source.switch("events"),
+        startup_taint: source.taint_key("startup-taint"),
     }
 }
 

@@ -136,6 +136,12 @@ impl<'a> Source<'a> {
         self.parse(name, annotation_key).unwrap_or_else(|| default.to_owned())
     }
 
+    /// The key of a taint; none where it is empty.
+    pub(super) fn taint_key(&mut self, name: &str) -> Option<String> {
+        self.text(name)?;
+        self.parse(name, taint_key)
+    }
+
     /// One of a closed set of words.
     pub(super) fn choice<T: Copy>(&mut self, name: &str, choices: &[(&str, T)], default: T) -> T {
         let parsed = self.parse(name, |text| {
@@ -176,4 +182,27 @@ fn annotation_key(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
     let good = !text.is_empty() && text.len() <= 317 && text.chars().all(allowed) && text.matches('/').count() <= 1;
     if good { Ok(text.to_owned()) } else { Err("expected an annotation key such as iam.amazonaws.com/role".to_owned()) }
+}
+
+/// Prefixes of the taints that Kubernetes and the tools that make nodes put on and take away themselves.
+const TAINTS_OF_OTHERS: &[&str] =
+    &["node.kubernetes.io/", "node-role.kubernetes.io/", "node.cloudprovider.kubernetes.io/", "node.cluster.x-k8s.io/", "karpenter.sh/"];
+
+/// `[PREFIX/]NAME` as Kubernetes validates the keys of taints (`IsQualifiedName` of apimachinery): a DNS subdomain of at most
+/// 253 characters, and a name of at most 63.
+fn taint_key(text: &str) -> Result<String, String> {
+    let (prefix, name) = text.split_once('/').map_or((None, text), |(prefix, name)| (Some(prefix), name));
+    let is_end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let of_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let good_name = name.len() <= 63 && name.chars().all(of_name) && is_end(name.chars().next()) && is_end(name.chars().last());
+    let of_label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let is_label = |label: &str| label.chars().all(of_label) && is_end(label.chars().next()) && is_end(label.chars().last());
+    let good_prefix = prefix.is_none_or(|prefix| prefix.len() <= 253 && prefix.split('.').all(is_label));
+    if !good_name || !good_prefix {
+        return Err("expected the key of a taint, without value and effect, such as example.com/rolegate".to_owned());
+    }
+    match TAINTS_OF_OTHERS.iter().find(|prefix| text.starts_with(**prefix)) {
+        Some(prefix) => Err(format!("taints with {prefix} are not rolegate's to remove; give the nodes one of your own")),
+        None => Ok(text.to_owned()),
+    }
 }

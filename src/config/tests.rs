@@ -61,6 +61,7 @@ const CASES: &[Case] = &[
     ("insecure", "true", &[], |config| config.pods.api.insecure),
     ("backoff-max-elapsed-time", "700ms", &[], |config| config.pods.wait == Duration::from_millis(700)),
     ("events", "false", &[], |config| !config.pods.events),
+    ("startup-taint", "example.com/rolegate", &[], |config| config.pods.startup_taint.as_deref() == Some("example.com/rolegate")),
     ("backoff-max-interval", "2s", &[], |config| warned(config, "--backoff-max-interval has no effect")),
     ("cache-resync-period", "1h", &[], |config| warned(config, "--cache-resync-period has no effect")),
     ("resolve-duplicate-cache-ips", "true", &[], |config| warned(config, "--resolve-duplicate-cache-ips has no effect")),
@@ -311,6 +312,40 @@ fn every_mistake_is_told_at_once() {
     let text = error.to_string();
     assert!(text.starts_with("14 mistakes in the arguments:\n  --node"), "{text}");
     assert!(expected.iter().all(|mistake| text.contains(mistake)), "{text}");
+}
+
+#[test]
+fn the_start_up_taint_is_a_key_as_kubernetes_has_them() {
+    let longest = format!("{0}.{0}.{0}.{1}/{2}", "a".repeat(63), "b".repeat(61), "C".repeat(63));
+    for key in ["rolegate", "a", "startup-taint.cluster-autoscaler.kubernetes.io/rolegate", "example.com/Not_Ready.1", &longest] {
+        let config = config(&[&format!("--startup-taint={key}")]);
+        assert_eq!(config.pods.startup_taint.as_deref(), Some(key));
+    }
+    assert_eq!(config(&["--startup-taint="]).pods.startup_taint, None, "manifests leave variables empty");
+    let (long_prefix, long_name) = (format!("a{longest}"), format!("{longest}c"));
+    for key in [
+        "example.com/rolegate=true:NoSchedule",
+        "rolegate:NoSchedule",
+        "two words",
+        "/rolegate",
+        "example.com/",
+        "a/b/c",
+        "-rolegate",
+        "rolegate-",
+        "Example.com/rolegate",
+        "example..com/rolegate",
+        "-example.com/rolegate",
+        "r\u{f6}legate",
+        &long_prefix,
+        &long_name,
+    ] {
+        let mistake = mistake(&[&format!("--startup-taint={key}")]);
+        assert!(mistake.contains("expected the key of a taint, without value and effect"), "{mistake}");
+    }
+    for key in ["node.kubernetes.io/not-ready", "node.cloudprovider.kubernetes.io/uninitialized", "karpenter.sh/unregistered"] {
+        let mistake = mistake(&[&format!("--startup-taint={key}")]);
+        assert!(mistake.contains("not rolegate's to remove"), "{mistake}");
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::ledger::{Answer, Ledger, Next, Now, Taken, Verb, Write};
 use super::{Cause, Record, object};
 use crate::credentials::Clock;
 use crate::metrics::Metrics;
-use crate::pods::watch::client::{Client, WriteError, encode, jitter};
+use crate::pods::watch::client::{Client, RequestError, encode, jitter};
 use crate::pods::{Pod, PodUid, Pods};
 
 /// The least time between two looks at all pods.
@@ -42,8 +42,8 @@ pub struct Refusal {
     pub text: String,
 }
 
-impl From<WriteError> for Refusal {
-    fn from(error: WriteError) -> Self {
+impl From<RequestError> for Refusal {
+    fn from(error: RequestError) -> Self {
         Self {
             code: error.code(),
             namespace_ends: error.is_of_ending_namespace(),

@@ -148,6 +148,9 @@ fn every_value_of_a_label_is_documented() {
     let (events, writer) = (read("src/events.rs"), read("src/events/writer.rs"));
     let mut told = literals_after(&(events + &writer), "metrics.event(");
     told.extend(literals_after(between(&writer, "let outcome = match (&answer, &result) {", "};"), "=> "));
+    let taint = read("src/startup_taint.rs");
+    let mut looks = literals_after(&taint, "metrics.startup_taint(");
+    looks.extend(literals_in(between(&taint, "let outcome = ", ";")));
     let mut lookups = literals_after(&cache, "session_lookups(");
     lookups.extend(literals_after(&cache, "session_lookups(if started { "));
     lookups.extend(literals_after(&cache, "} else { ").into_iter().filter(|word| word == "shared"));
@@ -175,6 +178,7 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_redirect_repairs_total{outcome}", literals_in(between(&metrics, "fn redirect_repaired", "\n    }\n"))),
         ("rolegate_self_test{state}", names(&probe, "impl State {")),
         ("rolegate_self_test_failures_total{reason}", names(&probe, "impl Failure {")),
+        ("rolegate_startup_taint_looks_total{outcome}", looks),
     ];
     let (_, documented) = documented_metrics();
     for (label, values) in &real {
@@ -247,12 +251,15 @@ const OF_OTHERS: &[&str] = &[
     "selector",
     "field-selector",
     "now",
+    "register-with-taints",
+    "ignore-taint",
 ];
 
 #[test]
 fn every_flag_that_is_named_exists() {
     let real: BTreeSet<&str> = flags::of_all_commands().map(|flag| flag.name).collect();
-    let manifest = read("daemonset/daemonset.yaml") + &read("daemonset/surge/daemonset.yaml");
+    let manifest =
+        ["daemonset/daemonset.yaml", "daemonset/surge/daemonset.yaml", "daemonset/startup-taint/daemonset.yaml"].map(read).concat();
     let arguments = flags_in(&manifest);
     assert!(arguments.len() > 4, "the arguments of the manifest were found: {arguments:?}");
     let unknown: Vec<_> = arguments.iter().filter(|name| !real.contains(name.as_str())).collect();
@@ -309,6 +316,27 @@ fn the_daemon_may_do_what_it_does_and_nothing_else() {
     }
     let asked = followed.into_iter().chain(["nodes: get".to_owned(), "events: create, patch".to_owned()]).collect();
     same("rbac.yaml", &granted, &asked);
+}
+
+#[test]
+fn the_start_up_taints_rule_is_shipped_with_its_flag_alone() {
+    let (base, rule) = (read("daemonset/rbac.yaml"), read("daemonset/startup-taint/rbac.yaml"));
+    let lines = |text: &str| text.lines().map(|line| line.trim().trim_start_matches("- ").to_owned()).collect::<Vec<_>>();
+    let of_rule = lines(&rule);
+    assert_eq!(rule.matches("apiGroups: ").count(), 1);
+    for line in ["apiGroups: [\"\"]", "resources: [nodes]", "verbs: [get, patch]", "name: rolegate-startup-taint"] {
+        assert!(of_rule.iter().any(|of_file| of_file == line), "{line}");
+    }
+    assert!(!lines(&base).iter().any(|line| line == "verbs: [get, patch]"));
+    // The warning of a missing permission says the same.
+    let source = read("src/startup_taint.rs");
+    assert!(source.contains("resources: [nodes], verbs: [get, patch]") && source.contains("daemonset/startup-taint"));
+    assert!(!read("daemonset/daemonset.yaml").contains("--startup-taint"));
+    // The key that the documentation tells for nodes is the one that the component removes.
+    let component = read("daemonset/startup-taint/daemonset.yaml");
+    let key = between(&component, "--startup-taint=", "\n");
+    assert!(read("docs/operations.md").contains(&format!("`{key}:NoSchedule`")), "{key}");
+    assert!(key.len() <= 63, "EKS takes no longer keys in node groups");
 }
 
 #[test]

@@ -19,5 +19,6 @@ mod rotation;
 mod serving;
 mod stress;
 mod sts;
+mod taint;
 mod transcripts;
 mod world;

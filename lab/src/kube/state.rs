@@ -37,6 +37,7 @@ pub(super) struct State {
     authorities: Mutex<Option<Authorities>>,
     stall: watch::Sender<bool>,
     hold_event_writes: watch::Sender<bool>,
+    hold_node_patches: watch::Sender<bool>,
     /// Told of every change that a test may wait for.
     changes: watch::Sender<()>,
 }
@@ -51,6 +52,7 @@ impl State {
             authorities: Mutex::new(authorities),
             stall: watch::Sender::new(false),
             hold_event_writes: watch::Sender::new(false),
+            hold_node_patches: watch::Sender::new(false),
             changes: watch::Sender::new(()),
         }
     }
@@ -82,6 +84,10 @@ impl State {
 
     pub(super) fn hold_event_writes(&self, on: bool) {
         self.hold_event_writes.send_replace(on);
+    }
+
+    pub(super) fn hold_node_patches(&self, on: bool) {
+        self.hold_node_patches.send_replace(on);
     }
 
     pub(super) fn changed(&self) {
@@ -283,6 +289,9 @@ impl Handler for State {
         unstalled(&mut self.stall.subscribe()).await;
         if matches!(call.route, Route::Events { .. }) {
             unstalled(&mut self.hold_event_writes.subscribe()).await;
+        }
+        if matches!(call.route, Route::Objects { resource: Resource::Nodes, .. }) && call.verb == Some(Verb::Patch) {
+            unstalled(&mut self.hold_node_patches.subscribe()).await;
         }
         let answer = self.answer(&call);
         answer.unwrap_or_else(|error| error.response())

@@ -205,33 +205,38 @@ impl Client {
         self.ask(target).await?.whole(MAX_ANSWER, body).await
     }
 
+    /// Reads an object whole.
+    pub async fn get(&self, target: &str) -> Result<Vec<u8>, RequestError> {
+        tokio::time::timeout(QUESTION_TIMEOUT, self.ask_whole(target)).await.unwrap_or(Err(Failure::Silent)).map_err(RequestError)
+    }
+
     /// Creates an object from JSON.
-    pub async fn post(&self, target: &str, object: Vec<u8>) -> Result<(), WriteError> {
+    pub async fn post(&self, target: &str, object: Vec<u8>) -> Result<(), RequestError> {
         self.write(Request::post(target).header(CONTENT_TYPE, "application/json"), object).await
     }
 
     /// Changes an object by a JSON merge patch.
-    pub async fn merge_patch(&self, target: &str, patch: Vec<u8>) -> Result<(), WriteError> {
+    pub async fn merge_patch(&self, target: &str, patch: Vec<u8>) -> Result<(), RequestError> {
         self.write(Request::patch(target).header(CONTENT_TYPE, "application/merge-patch+json"), patch).await
     }
 
-    async fn write(&self, request: http::request::Builder, body: Vec<u8>) -> Result<(), WriteError> {
+    async fn write(&self, request: http::request::Builder, body: Vec<u8>) -> Result<(), RequestError> {
         let request = request.header(ACCEPT, "application/json").body(Body::from(body));
-        let request = request.map_err(|_| WriteError(Failure::Malformed("a request of ours")))?;
+        let request = request.map_err(|_| RequestError(Failure::Malformed("a request of ours")))?;
         let sent = async {
             // Read to its end, so that the connection serves again; nothing of it is needed.
             self.send(request).await?.whole(MAX_ERROR, &mut Vec::new()).await
         };
-        tokio::time::timeout(QUESTION_TIMEOUT, sent).await.unwrap_or(Err(Failure::Silent)).map_err(WriteError)
+        tokio::time::timeout(QUESTION_TIMEOUT, sent).await.unwrap_or(Err(Failure::Silent)).map_err(RequestError)
     }
 }
 
-/// Why something was not written. The text is for the log.
+/// Why a question was not answered, or something was not written. The text is for the log.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct WriteError(Failure);
+pub struct RequestError(Failure);
 
-impl WriteError {
+impl RequestError {
     /// The status that the API answered, where it did.
     pub fn code(&self) -> Option<u16> {
         self.0.code()

@@ -159,6 +159,26 @@ async fn a_node_is_patched() {
 }
 
 #[tokio::test]
+async fn patches_of_nodes_are_held_and_meet_what_changed_meanwhile() {
+    let (api, client) = start();
+    let stored = api.apply(Resource::Nodes, node("node-a", &[]));
+    api.hold_node_patches(true);
+    let patch = json!({ "metadata": { "resourceVersion": version(&stored).to_string() }, "spec": { "unschedulable": true } });
+    let patching = tokio::spawn({
+        let client = client.clone();
+        async move { client.patch("/api/v1/nodes/node-a", &patch).await.0 }
+    });
+    soon(api.wait_for_request(|request| request.verb == Some(Verb::Patch))).await;
+    assert_eq!(client.get("/api/v1/nodes/node-a").await.1, stored);
+    let mut changed = stored.clone();
+    changed["spec"]["podCIDR"] = "10.42.1.0/24".into();
+    let changed = api.apply(Resource::Nodes, changed);
+    api.hold_node_patches(false);
+    assert_eq!(soon(patching).await.unwrap(), 409);
+    assert_eq!(client.get("/api/v1/nodes/node-a").await.1, changed);
+}
+
+#[tokio::test]
 async fn what_the_server_says_of_itself() {
     let (_api, client) = start();
     assert_eq!(client.get("/healthz").await, (200, json!("ok")));

@@ -1,0 +1,265 @@
+//! The start-up taint: a node is registered with it, so that no pod is put there before this daemon can serve it, and the
+//! daemon takes it away when it is ready.
+//!
+//! A taint is an entry of the list `spec.taints` of the node, which others change, too. So the list is read, and written
+//! without ours by a merge patch that names the `resourceVersion` it was read at: had anybody changed the node since, the API
+//! answers 409 and nothing is written (Kubernetes documentation, "API concepts", resource versions).
+//!
+//! The taint may come back: the node's object is deleted and registered anew, or somebody puts it on again. Therefore the
+//! node is looked at from time to time, by a read that the API answers from its memory. Nothing is removed while the daemon
+//! is not ready.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tracing::{debug, info, warn};
+
+use crate::metrics::Metrics;
+use crate::pods::watch::client::{Client, RequestError, encode, jitter};
+use crate::readiness::Readiness;
+
+/// Between two looks at a node that does not have it; a quarter more or less.
+const LOOK_EVERY: Duration = Duration::from_secs(600);
+/// The pause after the first failure; it doubles with each more.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest.
+const LAST_PAUSE: Duration = Duration::from_secs(120);
+/// Tries without a pause, where somebody else changes the node between a look and a patch.
+const TRIES_AT_ONCE: u32 = 5;
+
+/// Where the node's object is: the Kubernetes API, or a test's idea of it.
+pub trait Api: Send + Sync + 'static {
+    /// Reads the object of a node.
+    fn read(&self, node: &str, freshness: Freshness) -> impl Future<Output = Result<Vec<u8>, Refusal>> + Send;
+    /// Changes it by a merge patch.
+    fn patch(&self, node: &str, patch: Vec<u8>) -> impl Future<Output = Result<(), Refusal>> + Send;
+}
+
+/// How new what is read has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// As it is now.
+    Now,
+    /// As the API server remembers it, which costs it next to nothing.
+    Remembered,
+}
+
+/// Why something was not read or written.
+#[derive(Debug)]
+pub struct Refusal {
+    /// What the API answered, where it did.
+    pub code: Option<u16>,
+    /// How long the API asks not to be asked.
+    pub retry_after: Duration,
+    /// For the log.
+    pub text: String,
+}
+
+impl From<RequestError> for Refusal {
+    fn from(error: RequestError) -> Self {
+        Self { code: error.code(), retry_after: error.retry_after(), text: error.to_string() }
+    }
+}
+
+impl Api for Client {
+    async fn read(&self, node: &str, freshness: Freshness) -> Result<Vec<u8>, Refusal> {
+        let query = match freshness {
+            Freshness::Now => "",
+            Freshness::Remembered => "?resourceVersion=0",
+        };
+        Ok(self.get(&format!("{}{query}", target(node))).await?)
+    }
+
+    async fn patch(&self, node: &str, patch: Vec<u8>) -> Result<(), Refusal> {
+        Ok(self.merge_patch(&target(node), patch).await?)
+    }
+}
+
+fn target(node: &str) -> String {
+    format!("/api/v1/nodes/{}", encode(node))
+}
+
+/// Keeps this node free of the start-up taint, while the daemon is ready.
+#[derive(Debug)]
+pub struct StartupTaint<A> {
+    /// Where the node's object is.
+    pub api: A,
+    /// This node's name.
+    pub node: String,
+    /// The taint's key, of whatever value and effect.
+    pub key: String,
+    /// Whether the daemon is ready.
+    pub readiness: Readiness,
+    /// Where looks are counted.
+    pub metrics: Metrics,
+}
+
+/// What came of a look at the node.
+enum Seen {
+    /// It does not have the taint.
+    Absent,
+    /// It had these.
+    Removed(Vec<String>),
+    /// It has it, and the daemon has ceased to be ready.
+    NotReady,
+}
+
+impl<A: Api> StartupTaint<A> {
+    /// Looks for as long as the process lives.
+    pub async fn run(self) {
+        let (mut freshness, mut failures, mut has_looked) = (Freshness::Now, 0, false);
+        // What was said, by what the API answered, since it last worked.
+        let mut told = HashSet::new();
+        loop {
+            self.readiness.ready().await;
+            let pause = match self.look(freshness).await {
+                Ok(Seen::NotReady) => continue,
+                Ok(seen) => {
+                    let key = &self.key;
+                    match seen {
+                        Seen::Removed(taints) => {
+                            self.metrics.startup_taint("removed");
+                            info!(taints = taints.join(", "), "the start-up taint is removed from this node: it takes pods");
+                        }
+                        _ => {
+                            self.metrics.startup_taint("absent");
+                            if has_looked {
+                                debug!(key, "this node does not have the start-up taint");
+                            } else {
+                                info!(key, "this node does not have the start-up taint");
+                            }
+                        }
+                    }
+                    (freshness, failures, has_looked) = (Freshness::Remembered, 0, true);
+                    told.clear();
+                    LOOK_EVERY.mul_f64(0.75 + jitter() / 2.0)
+                }
+                Err(refusal) => {
+                    let outcome = if refusal.code == Some(403) { "forbidden" } else { "failed" };
+                    self.metrics.startup_taint(outcome);
+                    self.complain(&refusal, told.insert(refusal.code));
+                    let doubled = FIRST_PAUSE.saturating_mul(1 << failures.min(7)).min(LAST_PAUSE);
+                    (freshness, failures) = (Freshness::Now, failures + 1);
+                    doubled.mul_f64(1.0 - jitter() / 4.0).max(refusal.retry_after.min(LAST_PAUSE))
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Looks once, and removes what is there.
+    async fn look(&self, mut freshness: Freshness) -> Result<Seen, Refusal> {
+        let mut tries = 1;
+        loop {
+            let object = self.api.read(&self.node, freshness).await?;
+            let Some(removal) = removal(&object, &self.key).map_err(|error| unreadable(&error))? else {
+                return Ok(Seen::Absent);
+            };
+            if !self.readiness.is_ready() {
+                return Ok(Seen::NotReady);
+            }
+            match self.api.patch(&self.node, removal.patch).await {
+                Ok(()) => return Ok(Seen::Removed(removal.taints)),
+                // Somebody was faster: their change stays, and ours is made of it.
+                Err(refusal) if refusal.code == Some(409) && tries < TRIES_AT_ONCE => {
+                    self.metrics.startup_taint("conflict");
+                    (freshness, tries) = (Freshness::Now, tries + 1);
+                }
+                Err(refusal) => return Err(refusal),
+            }
+        }
+    }
+
+    fn complain(&self, refusal: &Refusal, is_news: bool) {
+        let (key, text) = (&self.key, &refusal.text);
+        if !is_news {
+            debug!(key, "the start-up taint is still not removed from this node: {text}");
+        } else if refusal.code == Some(403) {
+            // The text of the refusal says where to look.
+            warn!(
+                key,
+                "the start-up taint cannot be looked for on this node or removed from it, and keeps pods away if it is there: {text}, as \
+                 'apiGroups: [\"\"], resources: [nodes], verbs: [get, patch]', which daemonset/startup-taint has; it is tried again"
+            );
+        } else {
+            warn!(
+                key,
+                "the start-up taint is not looked for or removed yet, and keeps pods off this node if it is there: {text}; it is tried again"
+            );
+        }
+    }
+}
+
+fn unreadable(error: &RemovalError) -> Refusal {
+    Refusal { code: None, retry_after: Duration::ZERO, text: error.to_string() }
+}
+
+/// How a node gets rid of its start-up taint.
+struct Removal {
+    /// What goes, as kubectl writes taints.
+    taints: Vec<String>,
+    /// The merge patch that leaves the others.
+    patch: Vec<u8>,
+}
+
+/// Why it cannot be said what to change.
+#[derive(Debug, thiserror::Error)]
+enum RemovalError {
+    #[error("the node's object cannot be read")]
+    Unreadable(#[source] serde_json::Error),
+    /// A patch without it would be made whatever has changed.
+    #[error("the node's object has no resourceVersion")]
+    NoVersion,
+}
+
+/// A node, as far as it is read. Taints are kept as they came: what this version does not know of them is written back.
+#[derive(Deserialize)]
+struct Node {
+    #[serde(default)]
+    metadata: Metadata,
+    #[serde(default)]
+    spec: Spec,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Metadata {
+    resource_version: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Spec {
+    taints: Option<Vec<Value>>,
+}
+
+/// What to change in a node that has taints of this key; none where it has not.
+fn removal(object: &[u8], key: &str) -> Result<Option<Removal>, RemovalError> {
+    let node: Node = serde_json::from_slice(object).map_err(RemovalError::Unreadable)?;
+    let (ours, others): (Vec<_>, Vec<_>) = node.spec.taints.unwrap_or_default().into_iter().partition(|taint| taint["key"] == key);
+    if ours.is_empty() {
+        return Ok(None);
+    }
+    if node.metadata.resource_version.is_empty() {
+        return Err(RemovalError::NoVersion);
+    }
+    let patch = json!({ "metadata": { "resourceVersion": node.metadata.resource_version }, "spec": { "taints": others } });
+    Ok(Some(Removal { taints: ours.iter().map(|taint| Written(taint).to_string()).collect(), patch: patch.to_string().into_bytes() }))
+}
+
+/// A taint as kubectl writes it: `key=value:effect`, or `key:effect`.
+struct Written<'a>(&'a Value);
+
+impl fmt::Display for Written<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |field: &str| self.0[field].as_str().unwrap_or_default();
+        let equals = if text("value").is_empty() { "" } else { "=" };
+        write!(f, "{}{equals}{}:{}", text("key"), text("value"), text("effect"))
+    }
+}
+
+#[cfg(test)]
+mod tests;
