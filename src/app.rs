@@ -15,7 +15,9 @@ use tracing::{info, warn};
 use crate::admin::Admin;
 use crate::config::{self, BaseRole, Config, DefaultRole, PatternFormat, Restrictions, ServiceAccountRoles};
 use crate::credentials::Clock;
-use crate::credentials::cache::Sessions;
+use crate::credentials::cache::{self, Sessions};
+use crate::credentials::gate::Limits;
+use crate::credentials::refresh::Refresh;
 use crate::credentials::sts::{Aws, Sts};
 use crate::drain::Drain;
 use crate::events::Reporter;
@@ -136,6 +138,7 @@ impl App {
                 return Err(error);
             }
         };
+        tasks.spawn("sessions", prepared.refresh.run());
         tasks.spawn("own identity", node::follow_identity(prepared.sts));
         if !config.metadata.disabled {
             tasks.spawn("instance role", node::follow_instance_role(prepared.aws, prepared.node));
@@ -168,6 +171,7 @@ impl App {
 /// What serves pods, and what it asks.
 struct Prepared {
     server: Arc<Server<Sts>>,
+    refresh: Refresh<Sts>,
     sts: Sts,
     tokens: Tokens,
     key_file: Option<KeyFile>,
@@ -186,7 +190,7 @@ async fn prepare(
     explainer: &OnceLock<Explainer<Sts>>,
 ) -> anyhow::Result<Prepared> {
     let clock = Clock::system();
-    let aws = Aws::load(&config.metadata.address).await?;
+    let aws = Aws::load(&config.metadata.address, config.sessions.timeout).await?;
     let node = NodeIdentity::default();
     let sts = aws.sts(clock.clone(), node.clone());
     let policy = Policy::new(rules(Some(&aws), config, &node).await?, node.clone()).context("--allowed-roles")?;
@@ -194,8 +198,18 @@ async fn prepare(
         bail!("--default-role is not among --allowed-roles: every pod without a role would be refused; add it, or leave it out");
     }
     info!(region = aws.region(), "STS of this region is used");
-    let sessions = Sessions::new(sts.clone(), config.sessions.error_ttl, clock.clone(), metrics.clone());
     let policy = Arc::new(policy);
+    let of_sts = &config.sessions;
+    let limits = Limits { rate: of_sts.rate, concurrency: of_sts.concurrency };
+    let of_cache = cache::Settings { error_ttl: of_sts.error_ttl, timeout: of_sts.timeout, limits };
+    let sessions = Sessions::new(sts.clone(), of_cache, clock.clone(), metrics.clone());
+    let refresh = Refresh {
+        pods: pods.clone(),
+        policy: policy.clone(),
+        sessions: sessions.clone(),
+        prefetch: of_sts.prefetch,
+        spread: of_sts.prefetch_spread,
+    };
     // It is given once: this runs once.
     let _ = explainer.set(Explainer {
         node: config.pods.node.clone(),
@@ -223,7 +237,7 @@ async fn prepare(
         warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
     }
     let server = Arc::new(Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone()));
-    Ok(Prepared { server, sts, aws, node, tokens, key_file, metadata })
+    Ok(Prepared { server, refresh, sts, aws, node, tokens, key_file, metadata })
 }
 
 /// What no pod has for its own. Where whoever connects is served, loopback addresses are taken for pods'.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -13,7 +14,10 @@ use crate::policy::RoleRequest;
 
 pub mod advice;
 pub mod cache;
+pub mod gate;
 mod identity;
+mod jitter;
+pub mod refresh;
 pub mod sts;
 
 /// The credentials of one session. `Debug` shows no secret; the secrets are wiped when the last holder lets go.
@@ -42,6 +46,11 @@ impl Credentials {
         expires_at: Timestamp,
     ) -> Self {
         Self { access_key_id, secret_access_key, session_token, issued_at, expires_at, document: OnceLock::new() }
+    }
+
+    /// How long they last in all.
+    pub fn life(&self) -> Duration {
+        self.expires_at.duration_since(self.issued_at).unsigned_abs()
     }
 
     /// The document of these credentials: rendered by the first caller, the same bytes for everybody after.
@@ -126,6 +135,11 @@ impl AssumeRoleError {
         !matches!(self, Self::IdentityUnknown(_))
     }
 
+    /// Whether it is an answer about this one role, and no sign that STS does not work.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Denied { .. } | Self::Invalid { .. })
+    }
+
     /// What the owner of a pod may know of it, and what to do. Not what STS says: that names the session of the node's role,
     /// accounts, and what else is for the node's operators alone.
     pub fn for_owner(&self) -> &'static str {
@@ -187,3 +201,6 @@ impl fmt::Debug for Clock {
         write!(f, "Clock({})", self.now())
     }
 }
+
+#[cfg(test)]
+mod tests;

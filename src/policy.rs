@@ -191,6 +191,11 @@ impl Policy {
         self.node.known().version
     }
 
+    /// Calls this whenever that number is another. For one listener.
+    pub fn on_node_change(&self, tell: impl Fn() + Send + Sync + 'static) {
+        self.node.on_change(tell);
+    }
+
     /// Whether the default role, if there is one, is below the ceiling of this node.
     pub fn allows_default_role(&self) -> bool {
         match (&self.rules.default_role, &self.allowed_roles) {

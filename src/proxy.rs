@@ -56,7 +56,7 @@ pub struct Settings {
 pub struct Proxy<A> {
     settings: Settings,
     pods: Pods,
-    sessions: Sessions<A>,
+    sessions: Arc<Sessions<A>>,
     tokens: Tokens,
     metadata: Metadata,
     clock: Clock,
@@ -117,7 +117,7 @@ impl<A: AssumeRole> Proxy<A> {
     pub fn new(
         settings: Settings,
         pods: Pods,
-        sessions: Sessions<A>,
+        sessions: Arc<Sessions<A>>,
         tokens: Tokens,
         clock: Clock,
         metrics: Metrics,

@@ -10,9 +10,10 @@ use super::session::{Placeholder, SessionScope, SessionTag, SessionTemplate};
 use super::source::Source;
 use super::{
     AdminConfig, AnnotationKeys, ApiConfig, BaseRole, DEFAULT_APP_PORT, DEFAULT_ERROR_TTL, DEFAULT_METADATA_ADDR, DEFAULT_METRICS_PORT,
-    DEFAULT_POD_WAIT, DEFAULT_SESSION_DURATION, DefaultRole, InterfaceMatch, LONGEST_SDK_MARGIN, LimitsConfig, LogConfig, MetadataConfig,
-    MetadataProfile, PatternFormat, PodsConfig, RedirectBackend, RedirectConfig, Restrictions, RolesConfig, SESSION_DURATIONS,
-    SHORTEST_ERROR_TTL, ServerConfig, ServiceAccountRoles, SessionsConfig, TokenMode,
+    DEFAULT_POD_WAIT, DEFAULT_PREFETCH_SPREAD, DEFAULT_SESSION_DURATION, DEFAULT_STS_CONCURRENCY, DEFAULT_STS_RATE, DEFAULT_STS_TIMEOUT,
+    DefaultRole, InterfaceMatch, LONGEST_SDK_MARGIN, LimitsConfig, LogConfig, MetadataConfig, MetadataProfile, PatternFormat, PodsConfig,
+    RedirectBackend, RedirectConfig, Restrictions, RolesConfig, SESSION_DURATIONS, SHORTEST_ERROR_TTL, STS_TIMEOUTS, ServerConfig,
+    ServiceAccountRoles, SessionsConfig, TokenMode,
 };
 
 /// The largest limit that can be given.
@@ -221,7 +222,24 @@ pub(super) fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> S
     let name = session_name(scope, cluster.is_some(), source);
     let tags = session_tags(scope, cluster.is_some(), source);
     let pod_may_name = source.text("session-name-template").is_none();
-    SessionsConfig { duration, cluster, name, pod_may_name, scope, tags, error_ttl }
+    let timeout = source.duration("sts-timeout", DEFAULT_STS_TIMEOUT);
+    if !STS_TIMEOUTS.contains(&timeout) {
+        source.mistake("--sts-timeout: expected 100ms to 1m");
+    }
+    SessionsConfig {
+        duration,
+        cluster,
+        name,
+        pod_may_name,
+        scope,
+        tags,
+        error_ttl,
+        timeout,
+        rate: limit("sts-rate", DEFAULT_STS_RATE, source),
+        concurrency: limit("sts-concurrency", DEFAULT_STS_CONCURRENCY, source) as usize,
+        prefetch: source.switch("prefetch"),
+        prefetch_spread: source.duration("prefetch-spread", DEFAULT_PREFETCH_SPREAD),
+    }
 }
 
 fn session_name(scope: SessionScope, cluster_known: bool, source: &mut Source<'_>) -> SessionTemplate {
@@ -283,18 +301,20 @@ pub(super) fn server(source: &mut Source<'_>) -> ServerConfig {
     }
 }
 
+/// A number of things that are limited.
+fn limit(name: &str, default: u32, source: &mut Source<'_>) -> u32 {
+    let given = source.parse(name, |text| match text.parse() {
+        Ok(number @ 1..=MAX_LIMIT) => Ok(number),
+        _ => Err(format!("expected a number from 1 to {MAX_LIMIT}")),
+    });
+    given.unwrap_or(default)
+}
+
 fn limits(source: &mut Source<'_>) -> LimitsConfig {
     let default = LimitsConfig::default();
-    let number = |name: &str, default: u32, source: &mut Source<'_>| {
-        let given = source.parse(name, |text| match text.parse() {
-            Ok(number @ 1..=MAX_LIMIT) => Ok(number),
-            _ => Err(format!("expected a number from 1 to {MAX_LIMIT}")),
-        });
-        given.unwrap_or(default)
-    };
-    let connections = number("limits-connections", default.connections as u32, source);
-    let connections_per_pod = number("limits-connections-per-pod", (default.connections_per_pod as u32).min(connections), source);
-    let connection_rate = number("limits-connection-rate", default.connection_rate, source);
+    let connections = limit("limits-connections", default.connections as u32, source);
+    let connections_per_pod = limit("limits-connections-per-pod", (default.connections_per_pod as u32).min(connections), source);
+    let connection_rate = limit("limits-connection-rate", default.connection_rate, source);
     let head_timeout = source.duration("limits-head-timeout", default.head_timeout);
     if connections_per_pod > connections {
         source.mistake("--limits-connections-per-pod is more than --limits-connections: one pod could take what all need");

@@ -1,24 +1,32 @@
 //! Sessions by everything that STS is told: one request under way for a key, expiry honoured, failures remembered.
 //!
 //! An entry is a *flight*: a request to STS, under way or landed. It runs in a task of its own, so that a caller who gives
-//! up does not end it for the others. A flight that landed well is served until its credentials come close to their end;
-//! the next caller then starts another, and the old one is kept for the case that STS fails. A flight that failed is the
-//! answer for `error_ttl`, so that one broken role costs one call in that time, however many ask.
+//! up does not end it for the others, and goes through the [gate](super::gate). A flight that landed well is served until
+//! its credentials come close to their end; mostly another took its place long before ([`super::refresh`]). If not, the next
+//! caller starts one, and what there was is kept for the case that STS fails. A flight that failed is the answer for
+//! `error_ttl`, and for longer if it goes on failing, so that one broken role costs one call in that time, however many ask.
+//!
+//! A session is here for the pods that need it: who follows the pods forgets it with the last of them.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use moka::future::Cache;
-use moka::ops::compute::Op;
 use prometheus::IntCounter;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{AssumeRole, AssumeRoleError, Clock, Credentials};
-use crate::metrics::Metrics;
+use super::gate::{Cause, Gate, Limits};
+use super::{AssumeRole, AssumeRoleError, Clock};
+use crate::metrics::{Holdings, Metrics};
 use crate::policy::RoleRequest;
+
+mod flight;
+
+use flight::{Before, Flight, Landed, Serves, is_usable, remaining, remembered_for};
+pub use flight::{Landing, Standing};
 
 /// Nothing with less left is served while STS works: the SDKs with the longest margin (botocore) refresh, and refresh
 /// again and again, below it.
@@ -28,75 +36,32 @@ pub const LEAST_USABLE: Duration = Duration::from_secs(5);
 /// How long a caller waits for a renewal while earlier credentials are still good: SDKs give up after a second, some after
 /// half of one.
 pub const PATIENCE_WITH_EARLIER: Duration = Duration::from_millis(400);
-/// Sessions held at most: far more than a node has pods.
-const MAX_SESSIONS: u64 = 10_000;
-/// A session that nobody asked for in this time is forgotten.
-const IDLE: Duration = Duration::from_secs(2 * 3600);
+
+/// How the cache treats STS.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How long the first failure of a session is remembered.
+    pub error_ttl: Duration,
+    /// The longest wait of a caller.
+    pub timeout: Duration,
+    /// What the node allows itself.
+    pub limits: Limits,
+}
 
 /// The sessions of this node's pods.
 #[derive(Debug)]
 pub struct Sessions<A> {
     sts: Arc<A>,
-    flights: Cache<RoleRequest, Arc<Flight>>,
-    error_ttl: Duration,
+    /// Held for moments alone, and never over a wait.
+    flights: RwLock<HashMap<Arc<RoleRequest>, Arc<Flight>>>,
+    gate: Gate,
+    settings: Settings,
     clock: Clock,
     metrics: Metrics,
     hits: IntCounter,
-}
-
-/// What a flight brought.
-type Landing = Result<Arc<Credentials>, AssumeRoleError>;
-
-/// A request to STS, under way or landed.
-#[derive(Debug)]
-struct Flight {
-    landed: watch::Receiver<Option<(Instant, Landing)>>,
-    /// What the flight before brought, for the case that this one fails.
-    earlier: Option<Arc<Credentials>>,
-}
-
-/// How a flight that exists serves a caller now.
-enum Serves {
-    /// These credentials.
-    Credentials(Arc<Credentials>),
-    /// It is under way: wait for it.
-    Wait,
-    /// It failed lately.
-    Failure(AssumeRoleError),
-    /// Not at all: another one is needed; what it brought may still serve if that one fails.
-    Nothing(Option<Arc<Credentials>>),
-}
-
-impl Flight {
-    fn serves(&self, now: Timestamp, error_ttl: Duration) -> Serves {
-        let landed = self.landed.borrow();
-        match &*landed {
-            None if self.landed.has_changed().is_err() => Serves::Nothing(self.earlier.clone()),
-            None => Serves::Wait,
-            Some((_, Ok(credentials))) if is_fresh(credentials, now) => Serves::Credentials(credentials.clone()),
-            Some((_, Ok(credentials))) => Serves::Nothing(Some(credentials.clone())),
-            Some((at, Err(error))) if error.is_remembered() && at.elapsed() < error_ttl => match &self.earlier {
-                Some(earlier) if is_usable(earlier, now) => Serves::Credentials(earlier.clone()),
-                _ => Serves::Failure(error.clone()),
-            },
-            Some((_, Err(_))) => Serves::Nothing(self.earlier.clone()),
-        }
-    }
-}
-
-/// With enough left to be served while STS works. A session shorter than an hour is fresh in its first half.
-fn is_fresh(credentials: &Credentials, now: Timestamp) -> bool {
-    let length = credentials.expires_at.duration_since(credentials.issued_at);
-    let least = LEAST_REMAINING.min(length.unsigned_abs() / 2);
-    remaining(credentials, now) > least
-}
-
-fn is_usable(credentials: &Credentials, now: Timestamp) -> bool {
-    remaining(credentials, now) > LEAST_USABLE
-}
-
-fn remaining(credentials: &Credentials, now: Timestamp) -> Duration {
-    Duration::try_from(credentials.expires_at.duration_since(now)).unwrap_or(Duration::ZERO)
+    late: IntCounter,
+    /// Who is told which flights have landed.
+    follower: OnceLock<mpsc::UnboundedSender<Arc<RoleRequest>>>,
 }
 
 fn ended() -> AssumeRoleError {
@@ -105,16 +70,31 @@ fn ended() -> AssumeRoleError {
 
 impl<A: AssumeRole> Sessions<A> {
     /// No sessions yet.
-    pub fn new(sts: A, error_ttl: Duration, clock: Clock, metrics: Metrics) -> Self {
-        let flights = Cache::builder().max_capacity(MAX_SESSIONS).time_to_idle(IDLE).build();
-        let hits = metrics.session_lookups("hit");
-        Self { sts: Arc::new(sts), flights, error_ttl, clock, metrics, hits }
+    pub fn new(sts: A, settings: Settings, clock: Clock, metrics: Metrics) -> Arc<Self> {
+        let (hits, late) = (metrics.session_lookups("hit"), metrics.session_served_late());
+        let gate = Gate::new(settings.limits, metrics.clone());
+        let (flights, follower) = (RwLock::default(), OnceLock::new());
+        let sessions = Arc::new(Self { sts: Arc::new(sts), flights, gate, settings, clock, metrics, hits, late, follower });
+        let weak = Arc::downgrade(&sessions);
+        sessions.metrics.sessions_from(move || weak.upgrade().map_or_else(Holdings::default, |sessions| sessions.holdings()));
+        sessions
     }
 
     /// The credentials of the session that `request` describes.
     pub async fn get(&self, request: &RoleRequest) -> Landing {
-        if let Some(flight) = self.flights.get(request).await {
-            match flight.serves(self.clock.now(), self.error_ttl) {
+        let landing = self.find(request).await;
+        if let Ok(credentials) = &landing
+            && remaining(credentials, self.clock.now()) < LEAST_REMAINING
+        {
+            self.late.inc();
+        }
+        landing
+    }
+
+    async fn find(&self, request: &RoleRequest) -> Landing {
+        let flight = self.read().get(request).cloned();
+        if let Some(flight) = flight {
+            match flight.serves(self.clock.now()) {
                 Serves::Credentials(credentials) => {
                     self.hits.inc();
                     return Ok(credentials);
@@ -130,42 +110,105 @@ impl<A: AssumeRole> Sessions<A> {
                 Serves::Nothing(_) => {}
             }
         }
-        let flight = self.board(request).await;
+        let flight = self.board(request);
         self.landing_of(flight).await
     }
 
     /// The flight to wait for: a new one, unless another caller has started it meanwhile.
-    async fn board(&self, request: &RoleRequest) -> Arc<Flight> {
-        let compute = |entry: Option<moka::Entry<RoleRequest, Arc<Flight>>>| {
-            let earlier = match entry.map(|entry| entry.into_value().serves(self.clock.now(), self.error_ttl)) {
-                None => Some(None),
-                Some(Serves::Nothing(earlier)) => Some(earlier),
-                Some(_) => None,
-            };
-            let op = match earlier {
-                Some(earlier) => Op::Put(Arc::new(self.depart(request.clone(), earlier))),
-                None => Op::Nop,
-            };
-            std::future::ready(op)
+    fn board(&self, request: &RoleRequest) -> Arc<Flight> {
+        let mut flights = self.write();
+        let before = match flights.get(request).map(|flight| (flight, flight.serves(self.clock.now()))) {
+            None => Before::default(),
+            Some((_, Serves::Nothing(before))) => before,
+            Some((flight, _)) => {
+                self.metrics.session_lookups("shared").inc();
+                return flight.clone();
+            }
         };
-        let result = self.flights.entry_by_ref(request).and_compute_with(compute).await;
-        let started = matches!(result, moka::ops::compute::CompResult::Inserted(_) | moka::ops::compute::CompResult::ReplacedWith(_));
-        self.metrics.session_lookups(if started { "miss" } else { "shared" }).inc();
-        match result.into_entry() {
-            Some(entry) => entry.into_value(),
-            // Only a removal leaves no entry, and nothing here removes.
-            None => Arc::new(self.depart(request.clone(), None)),
+        self.metrics.session_lookups("miss").inc();
+        let request = flights.get_key_value(request).map_or_else(|| Arc::new(request.clone()), |(request, _)| request.clone());
+        let flight = Arc::new(self.depart(request.clone(), before, Cause::Demand));
+        flights.insert(request, flight.clone());
+        flight
+    }
+
+    /// Asks STS ahead of need, unless it failed lately; whether it is being asked now. What is held goes on being served.
+    pub(super) fn ahead(&self, request: &Arc<RoleRequest>) -> bool {
+        let mut flights = self.write();
+        let before = match flights.get(request) {
+            None => Before::default(),
+            Some(flight) => match flight.next() {
+                Some(before) => before,
+                None => return matches!(flight.standing(self.clock.now()), Standing::UnderWay),
+            },
+        };
+        let held = before.earlier.as_ref().is_some_and(|earlier| is_usable(earlier, self.clock.now()));
+        let cause = if held { Cause::Renewal } else { Cause::Prefetch };
+        flights.insert(request.clone(), Arc::new(self.depart(request.clone(), before, cause)));
+        true
+    }
+
+    /// Where a session stands; `None` where STS was never asked for it.
+    pub(super) fn standing(&self, request: &RoleRequest) -> Option<Standing> {
+        Some(self.read().get(request)?.standing(self.clock.now()))
+    }
+
+    /// Lets go of a session that no pod needs: its secrets are wiped, what waits at the gate is withdrawn, and what STS may
+    /// still answer is dropped.
+    pub(super) fn forget(&self, request: &RoleRequest) {
+        let forgotten = self.write().remove(request);
+        if let Some(flight) = forgotten {
+            self.gate.withdraw(flight.ticket);
         }
     }
 
+    /// The sessions that STS was asked for, but for those that are wanted.
+    pub(super) fn others(&self, is_wanted: impl Fn(&RoleRequest) -> bool) -> Vec<Arc<RoleRequest>> {
+        self.read().keys().filter(|request| !is_wanted(request)).cloned().collect()
+    }
+
+    /// The keys of all flights that land from now on, whoever asked. For one follower.
+    pub(super) fn landings(&self) -> mpsc::UnboundedReceiver<Arc<RoleRequest>> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        // A second follower would get nothing, and end at once.
+        let _ = self.follower.set(sender);
+        receiver
+    }
+
+    fn holdings(&self) -> Holdings {
+        let now = self.clock.now();
+        let ends = self.read().values().filter_map(|flight| flight.held(now)).map(|held| remaining(&held, now)).collect::<Vec<_>>();
+        Holdings { sessions: ends.len(), earliest_end: ends.into_iter().min() }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<Arc<RoleRequest>, Arc<Flight>>> {
+        // A map that every writer leaves whole.
+        self.flights.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<Arc<RoleRequest>, Arc<Flight>>> {
+        self.flights.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Starts a request to STS in a task of its own.
-    fn depart(&self, request: RoleRequest, earlier: Option<Arc<Credentials>>) -> Flight {
+    fn depart(&self, request: Arc<RoleRequest>, Before { earlier, failures }: Before, cause: Cause) -> Flight {
         let (land, landed) = watch::channel(None);
         let (sts, metrics, clock, kept) = (self.sts.clone(), self.metrics.clone(), self.clock.clone(), earlier.clone());
+        let (error_ttl, follower) = (self.settings.error_ttl, self.follower.get().cloned());
+        let (ticket, turn) = self.gate.queue(cause);
         // Not a background task: it ends with its answer, and a panic in it drops `land`, which its callers see.
         tokio::spawn(async move {
-            let (began, _in_flight) = (Instant::now(), metrics.sts_request());
-            let landing = match sts.assume_role(&request).await {
+            // Told also when it ends by a panic.
+            let _told = follower.map(|follower| Told { follower, request: request.clone() });
+            // Dropped before that, so that it is known then that nothing comes any more.
+            let land = land;
+            let Ok(permit) = turn.await else {
+                return;
+            };
+            let (began, _in_flight, cause) = (Instant::now(), metrics.sts_request(), permit.cause().name());
+            let answer = sts.assume_role(&request).await;
+            permit.answered(request.role(), &answer);
+            let landing = match answer {
                 // A failure as others are: remembered, and no reason to let go of what there is.
                 Ok(credentials) if !is_usable(&credentials, clock.now()) => Err(ended()),
                 answer => answer.map(Arc::new),
@@ -173,23 +216,27 @@ impl<A: AssumeRole> Sessions<A> {
             let (role, session) = (request.role().as_str(), request.session_name().as_str());
             match &landing {
                 Ok(credentials) => {
-                    metrics.sts_answered("ok", began.elapsed());
-                    info!(role, session, access_key_id = %credentials.access_key_id, expires_at = %credentials.expires_at, "assumed a role");
+                    metrics.sts_answered("ok", cause, began.elapsed());
+                    info!(role, session, cause, access_key_id = %credentials.access_key_id, expires_at = %credentials.expires_at, "assumed a role");
                 }
                 Err(error) => {
-                    metrics.sts_answered(error.name(), began.elapsed());
+                    metrics.sts_answered(error.name(), cause, began.elapsed());
                     // That the daemon does not know itself is told by whoever asks for it.
                     if error.is_remembered() {
-                        warn!(role, session, outcome = error.name(), kept_until = ?kept.map(|kept| kept.expires_at), "cannot assume a role: {error}");
+                        let kept_until = kept.filter(|kept| is_usable(kept, clock.now())).map(|kept| kept.expires_at);
+                        warn!(role, session, cause, outcome = error.name(), ?kept_until, "cannot assume a role: {error}");
                     }
                 }
             }
-            land.send_replace(Some((Instant::now(), landing)));
+            let remembered = landing.as_ref().err().map_or(Duration::ZERO, |error| remembered_for(error, failures, error_ttl));
+            land.send_replace(Some(Landed { landing, until: Instant::now() + remembered }));
         });
-        Flight { landed, earlier }
+        Flight { landed, earlier, failures, ticket }
     }
 
     async fn landing_of(&self, flight: Arc<Flight>) -> Landing {
+        let began = Instant::now();
+        self.gate.raise(flight.ticket);
         let earlier = || flight.earlier.as_ref().filter(|earlier| is_usable(earlier, self.clock.now())).cloned();
         let mut landed = flight.landed.clone();
         if earlier().is_some() && tokio::time::timeout(PATIENCE_WITH_EARLIER, landed.wait_for(Option::is_some)).await.is_err() {
@@ -198,9 +245,14 @@ impl<A: AssumeRole> Sessions<A> {
                 return Ok(earlier);
             }
         }
-        let landing = match landed.wait_for(Option::is_some).await {
-            Ok(landing) => landing.as_ref().map(|(_, landing)| landing.clone()),
-            Err(_) => None,
+        let landing = match tokio::time::timeout_at(began + self.settings.timeout, landed.wait_for(Option::is_some)).await {
+            Ok(Ok(landed)) => landed.as_ref().map(|landed| landed.landing.clone()),
+            Ok(Err(_)) => None,
+            // The request goes on: its answer is for those who ask next.
+            Err(_) => Some(Err(self
+                .gate
+                .trouble()
+                .unwrap_or_else(|| AssumeRoleError::Unreachable { message: "no session within --sts-timeout".to_owned() }))),
         };
         match landing {
             Some(Ok(credentials)) if is_usable(&credentials, self.clock.now()) => Ok(credentials),
@@ -208,6 +260,24 @@ impl<A: AssumeRole> Sessions<A> {
             Some(Err(error)) => earlier().ok_or(error),
             None => earlier().ok_or_else(|| AssumeRoleError::Failed { message: "the request to it ended without an answer".to_owned() }),
         }
+    }
+
+    /// The wall clock.
+    pub(super) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+}
+
+/// Tells the follower when dropped.
+struct Told {
+    follower: mpsc::UnboundedSender<Arc<RoleRequest>>,
+    request: Arc<RoleRequest>,
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        // Gone at the end of the process.
+        let _ = self.follower.send(self.request.clone());
     }
 }
 

@@ -4,15 +4,14 @@
 //! Nothing is handed out before it is known, so every session waits for this one answer. While STS does not give it, it is
 //! asked by pauses that grow; whoever needs it meanwhile has the failure at once, and no pod can make STS be asked more.
 
-use std::collections::hash_map::RandomState;
 use std::future::Future;
-use std::hash::BuildHasher as _;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::AssumeRoleError;
+use super::jitter::spread;
 use crate::policy::node::NodeIdentity;
 use crate::role::CallerIdentity;
 
@@ -99,14 +98,6 @@ impl<A: AskIdentity> Inquiry<A> {
             }
         }
     }
-}
-
-/// Up to a quarter less, another on every node: they must not all ask at the same time.
-fn spread(pause: Duration) -> Duration {
-    // Each state has keys of its own, the first of them random.
-    let random = RandomState::new().hash_one(()) >> 32;
-    let jitter = f64::from(u32::try_from(random).unwrap_or(0)) / f64::from(u32::MAX);
-    pause.mul_f64(1.0 - jitter / 4.0)
 }
 
 #[cfg(test)]

@@ -38,8 +38,6 @@ use crate::telemetry::chain;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time of one attempt.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Time of all attempts together: what a pod waits at the longest.
-const OPERATION_TIMEOUT: Duration = Duration::from_secs(8);
 /// Attempts, the first included.
 const ATTEMPTS: u32 = 3;
 /// The longest text of STS that is repeated in a log line.
@@ -92,8 +90,9 @@ pub enum AwsError {
 }
 
 impl Aws {
-    /// Loads region, endpoints and the credentials chain. `metadata_addr` is `host` or `host:port`.
-    pub async fn load(metadata_addr: &str) -> Result<Self, AwsError> {
+    /// Loads region, endpoints and the credentials chain. `metadata_addr` is `host` or `host:port`,
+    /// `timeout` the time of all attempts together.
+    pub async fn load(metadata_addr: &str, timeout: Duration) -> Result<Self, AwsError> {
         let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
         let provider = ProviderConfig::default().with_http_client(http.clone());
         let metadata = imds::Client::builder()
@@ -116,9 +115,9 @@ impl Aws {
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
             .timeout_config(
                 TimeoutConfig::builder()
-                    .connect_timeout(CONNECT_TIMEOUT)
-                    .operation_attempt_timeout(ATTEMPT_TIMEOUT)
-                    .operation_timeout(OPERATION_TIMEOUT)
+                    .connect_timeout(CONNECT_TIMEOUT.min(timeout))
+                    .operation_attempt_timeout(ATTEMPT_TIMEOUT.min(timeout))
+                    .operation_timeout(timeout)
                     .build(),
             )
             .load()

@@ -83,13 +83,13 @@ impl<A: StsOfNode> Explainer<A> {
         let (role, session) = (request.role().as_str(), request.session_name().as_str());
         match answer {
             Ok(credentials) => {
-                self.metrics.sts_answered("ok", began.elapsed());
+                self.metrics.sts_answered("ok", "explain", began.elapsed());
                 info!(role, session, access_key_id = %credentials.access_key_id, expires_at = %credentials.expires_at,
                     "assumed a role for an explanation; its credentials are dropped");
                 Ok(Session { access_key_id: credentials.access_key_id.clone(), expires_at: credentials.expires_at.to_string() })
             }
             Err(error) => {
-                self.metrics.sts_answered(error.name(), began.elapsed());
+                self.metrics.sts_answered(error.name(), "explain", began.elapsed());
                 warn!(role, session, outcome = error.name(), "cannot assume a role for an explanation: {error}");
                 Err(error)
             }

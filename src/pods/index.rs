@@ -50,6 +50,8 @@ pub struct Index {
     tombstones: Tombstones,
     /// The version of the last list: a pod that was not in it was not there then.
     listed_at: Option<u64>,
+    /// There was a complete list.
+    listed: bool,
     node: NodeAddresses,
     host_ips: BTreeSet<IpAddr>,
     /// Addresses whose several claims are so by the API's own word.
@@ -211,6 +213,7 @@ impl Index {
             self.refuse(pod, version, last);
         }
         self.listed_at = version;
+        self.listed = true;
     }
 
     /// Takes in a complete list, as of its version, with the pods in it that could not be read. Pods that are not in it are
@@ -252,6 +255,12 @@ impl Index {
             }
         }
         self.listed_at = list_version;
+        self.listed = true;
+    }
+
+    /// Whether all pods were listed once.
+    pub fn is_listed(&self) -> bool {
+        self.listed
     }
 
     fn remove(&mut self, uid: &PodUid) {
@@ -399,6 +408,11 @@ impl Index {
         let mut pods: Vec<_> = self.pods.values().map(|held| held.pod.clone()).collect();
         pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         pods
+    }
+
+    /// All pods, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.values().map(|held| &held.pod)
     }
 
     /// Whether this pod is here.

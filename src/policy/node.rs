@@ -1,6 +1,7 @@
 //! What is known of the node itself at AWS, as it becomes known.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::fmt;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use crate::role::{CallerIdentity, RoleArn};
 
@@ -8,7 +9,22 @@ use crate::role::{CallerIdentity, RoleArn};
 /// another later; each change has a number, by which a decision that was made before it is told. Cheap to clone: every
 /// clone is the same knowledge.
 #[derive(Clone, Debug, Default)]
-pub struct NodeIdentity(Arc<RwLock<Arc<Known>>>);
+pub struct NodeIdentity(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    known: RwLock<Arc<Known>>,
+    listener: OnceLock<Listener>,
+}
+
+/// Who is told of changes.
+struct Listener(Box<dyn Fn() + Send + Sync>);
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Listener")
+    }
+}
 
 /// What is known at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,7 +40,7 @@ pub struct Known {
 impl NodeIdentity {
     /// What is known now.
     pub fn known(&self) -> Arc<Known> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.known.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Who the daemon is from now on; true if that was not known.
@@ -37,13 +53,22 @@ impl NodeIdentity {
         self.change(|known| std::mem::replace(&mut known.instance_role, role.clone()) != role)
     }
 
+    /// Calls this after each change from now on. For one listener: the first stays.
+    pub fn on_change(&self, tell: impl Fn() + Send + Sync + 'static) {
+        let _ = self.0.listener.set(Listener(Box::new(tell)));
+    }
+
     fn change(&self, change: impl FnOnce(&mut Known) -> bool) -> bool {
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.known.write().unwrap_or_else(PoisonError::into_inner);
         let mut next = Known::clone(&known);
         let changed = change(&mut next);
         if changed {
             next.version += 1;
             *known = Arc::new(next);
+            drop(known);
+            if let Some(Listener(tell)) = self.0.listener.get() {
+                tell();
+            }
         }
         changed
     }

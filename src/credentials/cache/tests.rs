@@ -1,130 +1,20 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
-use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 
 use futures_util::future::join_all;
-use tokio::sync::Semaphore;
 use tokio::time::advance;
 
 use super::*;
-use crate::pods::{Pod, PodUid, Surroundings};
-use crate::policy::{Decision, Policy, Rules};
+use crate::credentials::tests::{Answer, FakeSts, HOUR, denied, request, settle};
 
 const ERROR_TTL: Duration = Duration::from_secs(30);
-const START: &str = "2026-01-01T00:00:00Z";
-const HOUR: i64 = 3600;
-
-/// What STS answers to one call.
-#[derive(Clone)]
-enum Answer {
-    /// A session of so many seconds from now on.
-    Session(i64),
-    Error(AssumeRoleError),
-    Panic,
-}
-
-/// An STS that answers what the test says; beyond that, sessions of an hour.
-#[derive(Clone)]
-struct FakeSts(Arc<State>);
-
-struct State {
-    clock: Clock,
-    calls: Mutex<Vec<RoleRequest>>,
-    answers: Mutex<VecDeque<Answer>>,
-    /// Each call takes one permit with it before it answers.
-    gate: Semaphore,
-}
-
-impl FakeSts {
-    fn calls(&self) -> usize {
-        self.0.calls.lock().unwrap().len()
-    }
-
-    fn will(&self, answer: Answer) -> &Self {
-        self.0.answers.lock().unwrap().push_back(answer);
-        self
-    }
-
-    /// Calls stay without an answer from now on.
-    fn hold(&self) {
-        self.0.gate.forget_permits(Semaphore::MAX_PERMITS);
-    }
-
-    fn release(&self) {
-        self.0.gate.add_permits(Semaphore::MAX_PERMITS / 2);
-    }
-}
-
-impl AssumeRole for FakeSts {
-    async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
-        let number = {
-            let mut calls = self.0.calls.lock().unwrap_or_else(PoisonError::into_inner);
-            calls.push(request.clone());
-            calls.len()
-        };
-        self.0.gate.acquire().await.unwrap().forget();
-        let answer = self.0.answers.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        match answer.unwrap_or(Answer::Session(HOUR)) {
-            Answer::Session(seconds) => {
-                let issued_at = self.0.clock.now();
-                Ok(Credentials::new(
-                    format!("ASIA{number}"),
-                    "secret".to_owned().into(),
-                    "token".to_owned().into(),
-                    issued_at,
-                    issued_at + jiff::SignedDuration::from_secs(seconds),
-                ))
-            }
-            Answer::Error(error) => Err(error),
-            Answer::Panic => panic!("the test wants it"),
-        }
-    }
-}
+const SETTINGS: Settings =
+    Settings { error_ttl: ERROR_TTL, timeout: Duration::from_secs(60), limits: Limits { rate: 1000, concurrency: 1000 } };
 
 /// Sessions over an STS that answers at once, on tokio's clock.
 fn sessions() -> (Arc<Sessions<FakeSts>>, FakeSts) {
-    let clock = Clock::following_tokio(START.parse().unwrap());
-    let sts = FakeSts(Arc::new(State {
-        clock: clock.clone(),
-        calls: Mutex::default(),
-        answers: Mutex::default(),
-        gate: Semaphore::new(Semaphore::MAX_PERMITS / 2),
-    }));
-    (Arc::new(Sessions::new(sts.clone(), ERROR_TTL, clock, Metrics::new())), sts)
-}
-
-/// The request of a pod that has this role.
-fn request(role: &str) -> RoleRequest {
-    let rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), ..Rules::default() };
-    let policy = Policy::new(rules, crate::policy::node::NodeIdentity::default()).unwrap();
-    let pod = Pod {
-        service_account: "default".to_owned(),
-        uid: PodUid("uid".into()),
-        namespace: "default".to_owned(),
-        name: "pod".to_owned(),
-        role: Some(role.to_owned()),
-        external_id: None,
-        session_name: None,
-        ips: Vec::new(),
-        finished: false,
-        terminating: false,
-        host_network: false,
-    };
-    match policy.decide(&pod, &Surroundings::default()) {
-        Decision::Allow { request, .. } => request,
-        Decision::Deny(denial) => panic!("{denial}"),
-    }
-}
-
-fn denied() -> AssumeRoleError {
-    AssumeRoleError::Denied { message: "no".to_owned() }
-}
-
-/// Runs everything else that can run, without time passing.
-async fn settle() {
-    for _ in 0..50 {
-        tokio::task::yield_now().await;
-    }
+    let sts = FakeSts::new();
+    let clock = sts.clock();
+    (Sessions::new(sts.clone(), SETTINGS, clock, Metrics::new()), sts)
 }
 
 async fn pass(seconds: u64) {
@@ -172,7 +62,7 @@ async fn askers_on_many_threads_are_one_call_too() {
 async fn askers_who_all_found_no_session_start_one_call() {
     let (sessions, sts) = sessions();
     let key = request("web");
-    let flights = join_all((0..1000).map(|_| sessions.board(&key))).await;
+    let flights: Vec<_> = (0..1000).map(|_| sessions.board(&key)).collect();
     assert!(flights.iter().all(|flight| Arc::ptr_eq(flight, &flights[0])));
     settle().await;
     assert_eq!(sts.calls(), 1);
@@ -242,7 +132,7 @@ async fn each_key_has_its_own_session() {
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
     assert_eq!(key(&sessions.get(&request("db")).await), "ASIA2");
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
-    assert_eq!(*sts.0.calls.lock().unwrap(), [request("web"), request("db")], "STS is told what was decided");
+    assert_eq!(sts.requests(), [request("web"), request("db")], "STS is told what was decided");
 }
 
 #[tokio::test(start_paused = true)]
@@ -258,7 +148,11 @@ async fn a_failure_is_the_answer_for_a_while_and_then_tried_again() {
     pass(1).await;
     assert_eq!(sessions.get(&request("web")).await.unwrap_err(), AssumeRoleError::Throttled);
     assert_eq!(sts.calls(), 2);
-    pass(30).await;
+    // The second in a row is remembered for longer, less a part of it by chance.
+    pass(44).await;
+    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), AssumeRoleError::Throttled);
+    assert_eq!(sts.calls(), 2);
+    pass(16).await;
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA3");
 }
 
@@ -311,22 +205,16 @@ async fn a_role_that_fails_or_hangs_does_not_touch_another() {
 #[tokio::test(start_paused = true)]
 async fn when_a_renewal_fails_the_session_is_served_until_just_before_its_end() {
     let (sessions, sts) = sessions();
-    for _ in 0..1000 {
-        sts.will(Answer::Error(denied()));
-    }
-    sts.0.answers.lock().unwrap().push_front(Answer::Session(HOUR));
+    sts.will(Answer::Session(HOUR)).always(Answer::Error(denied()));
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
     pass(35 * 60).await;
     // In steps that do not meet the time of the errors, to six seconds before the end.
-    let mut calls = 1;
     for second in 0..25 * 60 - 5 {
         assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1", "{second} s after it stopped being fresh");
-        if second % 30 == 0 {
-            calls += 1;
-        }
-        assert_eq!(sts.calls(), calls, "one call in the time that a failure is remembered, {second}");
         pass(1).await;
     }
+    // At 0, then 30 seconds later, 45 to 60, 90 to 120, and every 3 to 4 minutes.
+    assert!((9..=12).contains(&sts.calls()), "{} calls", sts.calls());
     assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied(), "five seconds before its end");
     pass(60).await;
     assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied(), "after its end");
@@ -343,7 +231,7 @@ async fn a_renewal_that_works_again_takes_over() {
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
     pass(30).await;
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1", "kept over a second failure");
-    pass(30).await;
+    pass(60).await;
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA4");
     assert_eq!(sts.calls(), 4);
 }

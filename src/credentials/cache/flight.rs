@@ -1,0 +1,155 @@
+//! One request to STS, under way or landed, and how it serves whoever asks now.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::{LEAST_REMAINING, LEAST_USABLE};
+use crate::credentials::gate::Ticket;
+use crate::credentials::{AssumeRoleError, Credentials, jitter};
+
+/// Failures that follow each other double the time that they are remembered, this often.
+const DOUBLINGS: u32 = 3;
+
+/// What a flight brought.
+pub type Landing = Result<Arc<Credentials>, AssumeRoleError>;
+
+/// A request to STS, under way or landed.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub(super) landed: watch::Receiver<Option<Landed>>,
+    /// What the flight before brought, for the case that this one fails.
+    pub(super) earlier: Option<Arc<Credentials>>,
+    /// How many failed before it, one after the other.
+    pub(super) failures: u32,
+    /// Its place at the gate.
+    pub(super) ticket: Ticket,
+}
+
+/// The end of a flight.
+#[derive(Debug)]
+pub(super) struct Landed {
+    pub(super) landing: Landing,
+    /// Until when a failure is the answer.
+    pub(super) until: Instant,
+}
+
+/// How a flight that exists serves a caller now.
+pub(super) enum Serves {
+    /// These credentials.
+    Credentials(Arc<Credentials>),
+    /// It is under way: wait for it.
+    Wait,
+    /// It failed lately.
+    Failure(AssumeRoleError),
+    /// Not at all: another one is needed.
+    Nothing(Before),
+}
+
+/// What a flight takes over from the one before it.
+#[derive(Default)]
+pub(super) struct Before {
+    pub(super) earlier: Option<Arc<Credentials>>,
+    pub(super) failures: u32,
+}
+
+/// Where a session stands, for whoever renews it.
+#[derive(Clone, Debug)]
+pub enum Standing {
+    /// STS is being asked.
+    UnderWay,
+    /// It is here.
+    Held(Arc<Credentials>),
+    /// STS failed: it is not asked again before this time.
+    Failed {
+        /// When it may be asked again.
+        until: Instant,
+        /// Whether it was a refusal, with nothing held that is still good.
+        hopeless: bool,
+    },
+}
+
+impl Flight {
+    pub(super) fn serves(&self, now: Timestamp) -> Serves {
+        let fresh = || self.earlier.as_ref().filter(|earlier| is_fresh(earlier, now)).cloned();
+        let usable = || self.earlier.as_ref().filter(|earlier| is_usable(earlier, now)).cloned();
+        match &*self.landed.borrow() {
+            None => match fresh() {
+                // A renewal keeps nobody waiting.
+                Some(earlier) => Serves::Credentials(earlier),
+                None if self.landed.has_changed().is_err() => Serves::Nothing(self.before(0)),
+                // Nor does one that is tried again: STS does not work.
+                None if self.failures > 0 => usable().map_or(Serves::Wait, Serves::Credentials),
+                None => Serves::Wait,
+            },
+            Some(Landed { landing: Ok(credentials), .. }) if is_fresh(credentials, now) => Serves::Credentials(credentials.clone()),
+            Some(Landed { landing: Ok(credentials), .. }) => Serves::Nothing(Before { earlier: Some(credentials.clone()), failures: 0 }),
+            Some(Landed { landing: Err(error), until }) => match fresh() {
+                Some(earlier) => Serves::Credentials(earlier),
+                None if Instant::now() < *until => usable().map_or_else(|| Serves::Failure(error.clone()), Serves::Credentials),
+                None => Serves::Nothing(self.before(1)),
+            },
+        }
+    }
+
+    fn before(&self, more: u32) -> Before {
+        Before { earlier: self.earlier.clone(), failures: self.failures.saturating_add(more) }
+    }
+
+    /// What the next flight takes over, if it may begin ahead of need.
+    pub(super) fn next(&self) -> Option<Before> {
+        match &*self.landed.borrow() {
+            None if self.landed.has_changed().is_ok() => None,
+            None => Some(self.before(0)),
+            Some(Landed { landing: Ok(credentials), .. }) => Some(Before { earlier: Some(credentials.clone()), failures: 0 }),
+            Some(Landed { landing: Err(_), until }) => (*until <= Instant::now()).then(|| self.before(1)),
+        }
+    }
+
+    pub(super) fn standing(&self, now: Timestamp) -> Standing {
+        let usable = self.earlier.as_ref().is_some_and(|earlier| is_usable(earlier, now));
+        match &*self.landed.borrow() {
+            None if self.landed.has_changed().is_ok() => Standing::UnderWay,
+            // It ended without an answer: a panic.
+            None => Standing::Failed { until: Instant::now(), hopeless: !usable },
+            Some(Landed { landing: Ok(credentials), .. }) => Standing::Held(credentials.clone()),
+            Some(Landed { landing: Err(error), until }) => Standing::Failed { until: *until, hopeless: error.is_refusal() && !usable },
+        }
+    }
+
+    /// The credentials that would be served if nothing else came.
+    pub(super) fn held(&self, now: Timestamp) -> Option<Arc<Credentials>> {
+        let landed = self.landed.borrow();
+        let credentials = match &*landed {
+            Some(Landed { landing: Ok(credentials), .. }) => Some(credentials),
+            _ => self.earlier.as_ref(),
+        };
+        credentials.filter(|credentials| is_usable(credentials, now)).cloned()
+    }
+}
+
+/// How long a failure is the answer, after so many before it: at first `error_ttl`, then more and more, and not the same on
+/// every node.
+pub(super) fn remembered_for(error: &AssumeRoleError, failures: u32, error_ttl: Duration) -> Duration {
+    match failures {
+        _ if !error.is_remembered() => Duration::ZERO,
+        0 => error_ttl,
+        more => jitter::spread(error_ttl.saturating_mul(1 << more.min(DOUBLINGS))),
+    }
+}
+
+/// With enough left to be served while STS works. A session shorter than an hour is fresh in its first half.
+pub(super) fn is_fresh(credentials: &Credentials, now: Timestamp) -> bool {
+    remaining(credentials, now) > LEAST_REMAINING.min(credentials.life() / 2)
+}
+
+pub(super) fn is_usable(credentials: &Credentials, now: Timestamp) -> bool {
+    remaining(credentials, now) > LEAST_USABLE
+}
+
+pub(super) fn remaining(credentials: &Credentials, now: Timestamp) -> Duration {
+    Duration::try_from(credentials.expires_at.duration_since(now)).unwrap_or(Duration::ZERO)
+}

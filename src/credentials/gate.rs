@@ -1,0 +1,316 @@
+//! The gate in front of STS: how many requests this node makes at one time, how many in a second, and which first.
+//!
+//! STS's quota is the whole account's. So a node goes through one gate: a request that a pod waits for before one that is
+//! made ahead of need, and that before a renewal, which has time. What is made ahead leaves room for pods that may come.
+//!
+//! Throttling and outages are everybody's, and slow the whole gate: the pace is halved with each that was met at the present
+//! pace, and grows again by a part with each answer that STS gives, slowly also by itself. Refusals are answers: they slow
+//! nothing. A failure may also be one role's alone, so that it counts only when another role meets one too, with no answer
+//! between them.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::{AssumeRoleError, jitter};
+use crate::metrics::Metrics;
+use crate::role::RoleArn;
+
+/// The slowest pace, as a part of the full one: with 20 requests a second, one in 13 seconds.
+const SLOWEST: f64 = 1.0 / 256.0;
+/// What one answer gives back of the pace.
+const RECOVERY: f64 = 1.0 / 16.0;
+/// The time in which all of the pace comes back by itself.
+const FORGIVEN: Duration = Duration::from_secs(3600);
+/// The part of the requests under way that may be made ahead of need.
+const AHEAD: f64 = 0.75;
+
+/// Why STS is asked. The first goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// A pod waits.
+    Demand,
+    /// A pod is here that may ask.
+    Prefetch,
+    /// A session comes to half of its life.
+    Renewal,
+}
+
+impl Cause {
+    /// All, in their order.
+    pub const ALL: [Self; 3] = [Self::Demand, Self::Prefetch, Self::Renewal];
+
+    /// The stable name: a metric's label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Demand => "demand",
+            Self::Prefetch => "prefetch",
+            Self::Renewal => "renewal",
+        }
+    }
+}
+
+/// What the node allows itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests in a second; twice as many at once.
+    pub rate: u32,
+    /// Requests under way.
+    pub concurrency: usize,
+}
+
+/// The gate; cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Gate(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    limits: Limits,
+    metrics: Metrics,
+    state: Mutex<State>,
+}
+
+/// A place in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ticket(u64);
+
+#[derive(Debug)]
+struct State {
+    /// Requests that may be made at once; below zero, there is longer to wait.
+    tokens: f64,
+    counted_at: Instant,
+    /// From [`SLOWEST`] to 1.
+    pace: f64,
+    /// Grows when the pace is lowered: what was begun before says nothing of the new pace.
+    epoch: u64,
+    /// The last failure that may be one role's alone, by a hash of the role; none since an answer.
+    suspect: Option<u64>,
+    /// What lowered the pace, until STS answers.
+    trouble: Option<AssumeRoleError>,
+    under_way: usize,
+    waiting: BTreeMap<(Cause, u64), oneshot::Sender<Permit>>,
+    next_ticket: u64,
+    timer: Option<(Instant, AbortHandle)>,
+}
+
+/// Leave to ask STS once, until dropped.
+#[derive(Debug)]
+pub(super) struct Permit {
+    gate: Gate,
+    cause: Cause,
+    epoch: u64,
+}
+
+impl State {
+    /// Tokens that can be saved up.
+    fn most(&self, limits: Limits) -> f64 {
+        (2.0 * f64::from(limits.rate) * self.pace).max(1.0)
+    }
+
+    fn count(&mut self, limits: Limits, now: Instant) {
+        let passed = now.saturating_duration_since(self.counted_at).as_secs_f64();
+        self.counted_at = now;
+        let before = self.pace;
+        self.pace = (self.pace + passed / FORGIVEN.as_secs_f64()).min(1.0);
+        let on_average = f64::midpoint(before, self.pace);
+        self.tokens = (self.tokens + passed * f64::from(limits.rate) * on_average).min(self.most(limits));
+    }
+
+    /// Tokens that there must be for this request to be made.
+    fn needed(&self, limits: Limits, cause: Cause) -> f64 {
+        match cause {
+            Cause::Demand => 1.0,
+            Cause::Prefetch | Cause::Renewal => (self.most(limits) / 2.0).max(1.0),
+        }
+    }
+
+    fn has_room(&self, limits: Limits, cause: Cause) -> bool {
+        let all = (part(limits.concurrency, self.pace)).max(1);
+        let most = if cause == Cause::Demand { all } else { part(all, AHEAD).max(1) };
+        self.under_way < most
+    }
+}
+
+/// A part of a number, rounded down.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a small number and a part of it")]
+fn part(of: usize, part: f64) -> usize {
+    (of as f64 * part) as usize
+}
+
+impl Gate {
+    /// An open gate.
+    pub(super) fn new(limits: Limits, metrics: Metrics) -> Self {
+        let state = State {
+            tokens: 2.0 * f64::from(limits.rate),
+            counted_at: Instant::now(),
+            pace: 1.0,
+            epoch: 0,
+            suspect: None,
+            trouble: None,
+            under_way: 0,
+            waiting: BTreeMap::new(),
+            next_ticket: 0,
+            timer: None,
+        };
+        Self(Arc::new(Inner { limits, metrics, state: Mutex::new(state) }))
+    }
+
+    /// Takes a place in the queue. The turn comes by the receiver; that ends without one where the place is withdrawn.
+    pub(super) fn queue(&self, cause: Cause) -> (Ticket, oneshot::Receiver<Permit>) {
+        let (sender, turn) = oneshot::channel();
+        let ticket = {
+            let mut state = self.lock();
+            let ticket = state.next_ticket;
+            state.next_ticket += 1;
+            state.waiting.insert((cause, ticket), sender);
+            self.0.metrics.sts_queue(cause.name()).inc();
+            Ticket(ticket)
+        };
+        self.dispatch();
+        (ticket, turn)
+    }
+
+    /// A pod waits for it now. Without effect where its turn has come.
+    pub(super) fn raise(&self, ticket: Ticket) {
+        {
+            let mut state = self.lock();
+            let Some((cause, sender)) = take(&mut state, ticket) else {
+                return;
+            };
+            self.0.metrics.sts_queue(cause.name()).dec();
+            self.0.metrics.sts_queue(Cause::Demand.name()).inc();
+            state.waiting.insert((Cause::Demand, ticket.0), sender);
+        }
+        self.dispatch();
+    }
+
+    /// Nobody needs it any more. A place that a pod waits for is kept: the pod is told what becomes of it.
+    pub(super) fn withdraw(&self, ticket: Ticket) {
+        let taken = take(&mut self.lock(), ticket);
+        if let Some((cause, _)) = taken {
+            self.0.metrics.sts_queue(cause.name()).dec();
+        }
+        // What stood behind it may need fewer tokens, or a timer.
+        self.dispatch();
+    }
+
+    /// What keeps the gate from its full pace, where STS has not answered since.
+    pub(super) fn trouble(&self) -> Option<AssumeRoleError> {
+        self.lock().trouble.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Plain data that every holder leaves whole.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets in who may go now, and sets the timer for who is next.
+    fn dispatch(&self) {
+        let mut turns = Vec::new();
+        {
+            let (limits, now) = (self.0.limits, Instant::now());
+            let mut state = self.lock();
+            state.count(limits, now);
+            while let Some(&(cause, ticket)) = state.waiting.keys().next()
+                && state.has_room(limits, cause)
+            {
+                let short = state.needed(limits, cause) - state.tokens;
+                // Less than a request in a million seconds is a matter of rounding.
+                if short > 1e-6 {
+                    let wait = Duration::from_secs_f64(short / (f64::from(limits.rate) * state.pace)) + Duration::from_millis(1);
+                    self.wake_at(&mut state, now + wait);
+                    break;
+                }
+                if let Some(sender) = state.waiting.remove(&(cause, ticket)) {
+                    state.tokens -= 1.0;
+                    state.under_way += 1;
+                    turns.push((sender, Permit { gate: self.clone(), cause, epoch: state.epoch }));
+                }
+            }
+        }
+        for (sender, permit) in turns {
+            self.0.metrics.sts_queue(permit.cause.name()).dec();
+            // Who has gone gives the permit back by dropping it.
+            let _ = sender.send(permit);
+        }
+    }
+
+    fn wake_at(&self, state: &mut State, at: Instant) {
+        match &state.timer {
+            Some((earlier, _)) if *earlier <= at && *earlier > Instant::now() => return,
+            Some((_, timer)) => timer.abort(),
+            None => {}
+        }
+        let gate = Arc::downgrade(&self.0);
+        // Not a background task: it ends with its time.
+        let timer = tokio::spawn(async move {
+            tokio::time::sleep_until(at).await;
+            if let Some(inner) = gate.upgrade() {
+                let gate = Self(inner);
+                gate.lock().timer = None;
+                gate.dispatch();
+            }
+        });
+        state.timer = Some((at, timer.abort_handle()));
+    }
+}
+
+fn take(state: &mut State, Ticket(ticket): Ticket) -> Option<(Cause, oneshot::Sender<Permit>)> {
+    [Cause::Prefetch, Cause::Renewal].into_iter().find_map(|cause| Some((cause, state.waiting.remove(&(cause, ticket))?)))
+}
+
+impl Permit {
+    /// Why STS is asked.
+    pub(super) fn cause(&self) -> Cause {
+        self.cause
+    }
+
+    /// What STS answered about this role. Lets the next in.
+    pub(super) fn answered<T>(self, role: &RoleArn, answer: &Result<T, AssumeRoleError>) {
+        let mut state = self.gate.lock();
+        match answer {
+            Ok(_) | Err(AssumeRoleError::Denied { .. } | AssumeRoleError::Invalid { .. }) => {
+                state.suspect = None;
+                if self.epoch == state.epoch {
+                    state.pace = (state.pace + RECOVERY).min(1.0);
+                    state.trouble = None;
+                }
+            }
+            // It cost STS nothing.
+            Err(AssumeRoleError::IdentityUnknown(_)) => {}
+            Err(_) if self.epoch != state.epoch => {}
+            Err(error @ AssumeRoleError::Throttled) => slow_down(&mut state, error),
+            Err(error @ (AssumeRoleError::OwnIdentity { .. } | AssumeRoleError::Unreachable { .. } | AssumeRoleError::Failed { .. })) => {
+                let mut hasher = DefaultHasher::new();
+                role.hash(&mut hasher);
+                let role = hasher.finish();
+                if state.suspect.replace(role).is_some_and(|other| other != role) {
+                    slow_down(&mut state, error);
+                }
+            }
+        }
+    }
+}
+
+fn slow_down(state: &mut State, error: &AssumeRoleError) {
+    state.epoch += 1;
+    state.pace = (state.pace / 2.0).max(SLOWEST);
+    // What was saved up is gone, and up to one more, so that nodes do not come back together.
+    state.tokens = state.tokens.min(0.0) - jitter::fraction();
+    state.trouble = Some(error.clone());
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.gate.lock().under_way -= 1;
+        self.gate.dispatch();
+    }
+}
+
+#[cfg(test)]
+mod tests;
