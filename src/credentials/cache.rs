@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::gate::{Cause, Gate, Limits};
-use super::{AssumeRole, AssumeRoleError, Clock};
+use super::{AssumeRole, AssumeRoleError, Clock, Credentials};
 use crate::metrics::{Holdings, Metrics};
 use crate::policy::RoleRequest;
 
@@ -127,7 +127,8 @@ impl<A: AssumeRole> Sessions<A> {
         };
         self.metrics.session_lookups("miss").inc();
         let request = flights.get_key_value(request).map_or_else(|| Arc::new(request.clone()), |(request, _)| request.clone());
-        let flight = Arc::new(self.depart(request.clone(), before, Cause::Demand));
+        let cause = if self.waits_for(&before.earlier, before.failures) { Cause::Demand } else { Cause::Renewal };
+        let flight = Arc::new(self.depart(request.clone(), before, cause));
         flights.insert(request, flight.clone());
         flight
     }
@@ -234,10 +235,21 @@ impl<A: AssumeRole> Sessions<A> {
         Flight { landed, earlier, failures, ticket }
     }
 
+    /// Whether a caller waits for a new session: not where the one before is still good, and STS does not work.
+    fn waits_for(&self, earlier: &Option<Arc<Credentials>>, failures: u32) -> bool {
+        let usable = earlier.as_ref().is_some_and(|earlier| is_usable(earlier, self.clock.now()));
+        !usable || (failures == 0 && self.gate.trouble().is_none())
+    }
+
     async fn landing_of(&self, flight: Arc<Flight>) -> Landing {
         let began = Instant::now();
-        self.gate.raise(flight.ticket);
         let earlier = || flight.earlier.as_ref().filter(|earlier| is_usable(earlier, self.clock.now())).cloned();
+        if !self.waits_for(&flight.earlier, flight.failures)
+            && let Some(earlier) = earlier()
+        {
+            return Ok(earlier);
+        }
+        self.gate.raise(flight.ticket);
         let mut landed = flight.landed.clone();
         if earlier().is_some() && tokio::time::timeout(PATIENCE_WITH_EARLIER, landed.wait_for(Option::is_some)).await.is_err() {
             // Credentials that are still good in the caller's time are better than fresh ones after it.

@@ -299,7 +299,7 @@ fn sts_is_asked_once_and_its_answer_is_not_kept() {
     // Never by way of the cache: each question is one call.
     assert_eq!(assume(&daemon, "shop/web-0", &[]).code, 0);
     assert_eq!(scene.fakes.sts.assume_role_calls(), 2);
-    assert_eq!(daemon.metric(None, r#"rolegate_sts_requests_total{outcome="ok"}"#).unwrap(), 2.0);
+    assert_eq!(daemon.metric(None, r#"rolegate_sts_requests_total{cause="explain",outcome="ok"}"#).unwrap(), 2.0);
     assert_eq!(daemon.metric(None, r#"rolegate_session_lookups_total{result="miss"}"#).unwrap(), 0.0);
     // A pod that is refused costs no call.
     assert_eq!(ask(&daemon, "shop/report-1", &["--assume"]).code, 1);

@@ -49,7 +49,7 @@ fn a_refusal_is_an_empty_500_is_remembered_and_hurts_no_other_role() {
     }
     assert_eq!(world.fakes.sts.assume_role_calls(), 1);
     world.document(ip(3), "db-role");
-    assert_eq!(world.metric(r#"rolegate_sts_requests_total{outcome="denied"}"#), 1.0);
+    assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="denied"}"#), 1.0);
     assert_eq!(world.metric(r#"rolegate_session_lookups_total{result="remembered"}"#), 19.0);
     let log = world
         .daemon
@@ -89,7 +89,7 @@ fn every_way_in_which_sts_can_fail_is_a_500_and_told_apart_in_the_metrics() {
                 world.fakes.sts.set_role_behaviour(&arn("web-role"), behaviour.clone());
                 let answer = world.credentials(ip(2), "web-role");
                 assert_eq!((answer.status, answer.body.len()), (500, 0), "{behaviour:?}");
-                let counted = world.metric(&format!(r#"rolegate_sts_requests_total{{outcome="{outcome}"}}"#));
+                let counted = world.metric(&format!(r#"rolegate_sts_requests_total{{cause="demand",outcome="{outcome}"}}"#));
                 assert_eq!(counted, 1.0, "{behaviour:?} is not {outcome}:\n{}", world.daemon.log());
             });
         }
@@ -103,7 +103,7 @@ fn a_daemon_without_credentials_of_its_own_says_so() {
         setup.env("HOME", "/nonexistent")
     });
     assert_eq!(world.credentials(ip(2), "web-role").status, 500);
-    assert_eq!(world.metric(r#"rolegate_sts_requests_total{outcome="identity-unknown"}"#), 1.0, "{}", world.daemon.log());
+    assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="identity-unknown"}"#), 1.0, "{}", world.daemon.log());
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn an_sts_that_cannot_be_reached_is_said() {
     let nobody = crate::world::loopback().local_addr().unwrap();
     let world = World::start_with(|setup| setup.env("AWS_ENDPOINT_URL_STS", format!("http://{nobody}")));
     assert_eq!(world.credentials(ip(2), "web-role").status, 500);
-    assert_eq!(world.metric(r#"rolegate_sts_requests_total{outcome="identity-unknown"}"#), 1.0);
+    assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="identity-unknown"}"#), 1.0);
     let log = world.daemon.wait_for_log(|line| line["pod"] == "web").unwrap();
     assert!(log["message"].as_str().unwrap().contains("STS cannot be reached"), "{log}");
 }
@@ -135,7 +135,7 @@ fn an_sts_that_does_not_tell_who_the_daemon_is_is_not_hammered_and_no_role_is_bl
     let asked = world.fakes.sts.calls().len();
     assert!((1..=most).contains(&asked), "{asked} questions, at most {most}");
     assert_eq!(world.fakes.sts.assume_role_calls(), 0);
-    assert_eq!(world.metric(r#"rolegate_sts_requests_total{outcome="identity-unknown"}"#), 20.0, "{}", world.daemon.log());
+    assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="identity-unknown"}"#), 20.0, "{}", world.daemon.log());
     let log = world.daemon.wait_for_log(|line| line["pod"] == "web-0").unwrap();
     let message = log["message"].as_str().unwrap();
     assert!(message.contains("must allow sts:GetCallerIdentity") && message.contains("VPC endpoint"), "{message}");

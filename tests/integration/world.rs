@@ -63,13 +63,15 @@ impl Fakes {
         self.files.path()
     }
 
-    /// The daemon for these fakes, not yet started.
+    /// The daemon for these fakes, not yet started. It asks STS when a pod asks: tests count calls; those of prefetch switch it
+    /// on.
     pub(crate) fn setup(&self) -> Setup {
         Setup::new(env!("CARGO_BIN_EXE_rolegate"))
             .argument(format!("--node={NODE}"))
             .argument(format!("--kubeconfig={}", self.file("kubeconfig", &self.api.kubeconfig())))
             .argument("--base-role-arn=arn:aws:iam::111122223333:role/")
             .argument("--accept-direct-connections")
+            .argument("--prefetch=false")
             .argument("--metadata-bind-address=127.0.0.1")
             .argument("--metrics-bind-address=127.0.0.1")
             .argument(format!("--metadata-addr={}", self.imds.addr()))

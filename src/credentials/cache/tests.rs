@@ -231,7 +231,10 @@ async fn a_renewal_that_works_again_takes_over() {
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
     pass(30).await;
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1", "kept over a second failure");
+    settle().await;
     pass(60).await;
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1", "nobody waits for a third");
+    settle().await;
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA4");
     assert_eq!(sts.calls(), 4);
 }
