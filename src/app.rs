@@ -18,7 +18,7 @@ use crate::credentials::Clock;
 use crate::credentials::cache::{self, Sessions};
 use crate::credentials::gate::Limits;
 use crate::credentials::refresh::Refresh;
-use crate::credentials::sts::{Aws, Sts};
+use crate::credentials::sts::{Aws, AwsError, Sts};
 use crate::drain::Drain;
 use crate::events::Reporter;
 use crate::events::writer::Writer;
@@ -36,7 +36,7 @@ use crate::proxy::token::{KeyFile, Tokens};
 use crate::proxy::{Proxy, Settings};
 use crate::readiness::Readiness;
 use crate::redirect;
-use crate::role::{BaseArn, RoleArn};
+use crate::role::{BaseArn, RoleArn, SessionName};
 use crate::server::Server;
 use crate::tasks::Tasks;
 
@@ -190,7 +190,7 @@ async fn prepare(
     explainer: &OnceLock<Explainer<Sts>>,
 ) -> anyhow::Result<Prepared> {
     let clock = Clock::system();
-    let aws = Aws::load(&config.metadata.address, config.sessions.timeout).await?;
+    let aws = load_aws(config).await?;
     let node = NodeIdentity::default();
     let sts = aws.sts(clock.clone(), node.clone());
     let policy = Policy::new(rules(Some(&aws), config, &node).await?, node.clone()).context("--allowed-roles")?;
@@ -238,6 +238,15 @@ async fn prepare(
     }
     let server = Arc::new(Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone()));
     Ok(Prepared { server, refresh, sts, aws, node, tokens, key_file, metadata })
+}
+
+async fn load_aws(config: &Config) -> Result<Aws, AwsError> {
+    let session = SessionName::derived_from(&format!("rolegate-{}", config.pods.node));
+    let between = config.sessions.between.as_ref().map(|role| (role, &session));
+    if let Some((role, _)) = between {
+        info!(%role, "pods' roles are assumed by this one");
+    }
+    Aws::load(&config.metadata.address, config.sessions.timeout, between).await
 }
 
 /// What no pod has for its own. Where whoever connects is served, loopback addresses are taken for pods'.

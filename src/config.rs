@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 use secrecy::SecretString;
 
-use crate::role::BaseArn;
+use crate::role::{BaseArn, RoleArn};
 
 pub mod explain;
 pub mod flags;
@@ -201,6 +201,8 @@ pub struct SessionsConfig {
     pub tags: Vec<SessionTag>,
     /// How long the first failure of a session is remembered.
     pub error_ttl: Duration,
+    /// The role that pods' roles are assumed by; `None`: the daemon's own identity.
+    pub between: Option<RoleArn>,
     /// The longest wait of a request for STS.
     pub timeout: Duration,
     /// Requests to STS in a second.

@@ -14,6 +14,7 @@ use crate::policy::RoleRequest;
 
 pub mod advice;
 pub mod cache;
+mod duration;
 pub mod gate;
 mod identity;
 mod jitter;

@@ -8,7 +8,6 @@ use super::{needs_aws, rules};
 use crate::config::explain::{Asked, ExplainConfig};
 use crate::config::{Restrictions, ServiceAccountRoles};
 use crate::credentials::Clock;
-use crate::credentials::sts::Aws;
 use crate::explain::explainer::Explainer;
 use crate::explain::{By, Report, admin, look};
 use crate::metrics::Metrics;
@@ -46,7 +45,7 @@ async fn of_cluster(asked: ExplainConfig) -> anyhow::Result<Report> {
         bail!("pod {pod} is on node {node}, not on {given}; leave --node out, or give the flags of the daemon on that node");
     }
     config.pods.node = node.clone();
-    let aws = if assume || needs_aws(&config) { Some(Aws::load(&config.metadata.address, config.sessions.timeout).await?) } else { None };
+    let aws = if assume || needs_aws(&config) { Some(super::load_aws(&config).await?) } else { None };
     let of_node = NodeIdentity::default();
     let rules = rules(aws.as_ref(), &config, &of_node).await?;
     let report = match aws.filter(|_| assume) {

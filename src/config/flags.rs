@@ -132,6 +132,12 @@ const SESSIONS: &[Flag] = &[
         "Session tags that STS is told: a list of cluster, namespace, service-account, pod, pod-uid, node; \
          roles must trust the node's for sts:TagSession, too",
     ),
+    value(
+        "assume-role-arn",
+        "ARN",
+        "",
+        "Role between the node's and the pods': it is assumed first, and assumes theirs; sessions last 1h at most",
+    ),
     value("cluster-name", "NAME", "", "Name of the cluster, for session names and tags"),
     value("iam-role-session-ttl", "DURATION", "", "kube2iam's way to say --session-duration: sessions last twice this value"),
     value(

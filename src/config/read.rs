@@ -22,6 +22,8 @@ const MAX_LIMIT: u32 = 1_000_000;
 const HEAD_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 use crate::role::{BaseArn, MAX_ARN_LENGTH, RoleArn};
 
+/// The longest session that a role's session gets (IAM User Guide, role chaining).
+const LONGEST_CHAINED: Duration = Duration::from_secs(3600);
 /// The most patterns of `--allowed-roles`.
 const MAX_ALLOWED_ROLES: usize = 256;
 
@@ -226,6 +228,16 @@ pub(super) fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> S
     if !STS_TIMEOUTS.contains(&timeout) {
         source.mistake("--sts-timeout: expected 100ms to 1m");
     }
+    let between = source.text("assume-role-arn").and_then(|_| {
+        source.parse("assume-role-arn", |text| text.parse::<RoleArn>().map_err(|error| format!("expected the ARN of a role: {error}")))
+    });
+    if between.is_some() && duration > LONGEST_CHAINED {
+        warnings.push(format!(
+            "with --assume-role-arn sessions last 1h at most, for it is role chaining: {flag} is {}",
+            humantime::format_duration(duration)
+        ));
+        duration = LONGEST_CHAINED;
+    }
     SessionsConfig {
         duration,
         cluster,
@@ -235,6 +247,7 @@ pub(super) fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> S
         tags,
         error_ttl,
         timeout,
+        between,
         rate: limit("sts-rate", DEFAULT_STS_RATE, source),
         concurrency: limit("sts-concurrency", DEFAULT_STS_CONCURRENCY, source) as usize,
         prefetch: source.switch("prefetch"),

@@ -2,9 +2,10 @@
 //!
 //! The daemon's own identity is the SDK's default chain, with the metadata service at `--metadata-addr` as its last link.
 //! The endpoint is regional: the SDK's default, of the region that the environment, the profile or the metadata service
-//! names.
+//! names; the SDKs' variables for FIPS, dual-stack and other endpoints count.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
@@ -16,23 +17,31 @@ use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
+use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sts::Client;
+use aws_sdk_sts::config::SharedCredentialsProvider;
 use aws_sdk_sts::config::http::HttpResponse;
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sts::types::Tag;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use jiff::Timestamp;
 use secrecy::SecretString;
+use tracing::warn;
 
+use super::duration::Durations;
 use super::identity::{AskIdentity, Inquiry};
 use super::{AssumeRole, AssumeRoleError, Clock, Credentials, StsOfNode};
 use crate::policy::node::NodeIdentity;
 use crate::policy::{self, RoleRequest};
-use crate::role::{BaseArn, CallerIdentity, RoleArn};
+use crate::role::{BaseArn, CallerIdentity, RoleArn, SessionName};
 use crate::telemetry::chain;
+
+mod observer;
+
+use observer::{Date, Endpoint};
 
 /// Time to connect to STS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -91,8 +100,9 @@ pub enum AwsError {
 
 impl Aws {
     /// Loads region, endpoints and the credentials chain. `metadata_addr` is `host` or `host:port`,
-    /// `timeout` the time of all attempts together.
-    pub async fn load(metadata_addr: &str, timeout: Duration) -> Result<Self, AwsError> {
+    /// `timeout` the time of all attempts together, `between` the role that pods' roles are assumed by, if not by the daemon's
+    /// own, and its session's name.
+    pub async fn load(metadata_addr: &str, timeout: Duration, between: Option<(&RoleArn, &SessionName)>) -> Result<Self, AwsError> {
         let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
         let provider = ProviderConfig::default().with_http_client(http.clone());
         let metadata = imds::Client::builder()
@@ -122,6 +132,14 @@ impl Aws {
             )
             .load()
             .await;
+        let config = match between {
+            None => config,
+            Some((role, session)) => {
+                // Renewed by the SDK before it ends, as the daemon's own.
+                let provider = AssumeRoleProvider::builder(role.as_str()).session_name(session.as_str()).configure(&config).build().await;
+                config.into_builder().credentials_provider(SharedCredentialsProvider::new(provider)).build()
+            }
+        };
         Ok(Self { config, metadata })
     }
 
@@ -132,8 +150,10 @@ impl Aws {
 
     /// STS. Who the daemon is to it is told to `node`, once that is known.
     pub fn sts(&self, clock: Clock, node: NodeIdentity) -> Sts {
-        let client = Client::new(&self.config);
-        Sts { client: client.clone(), clock, identity: Arc::new(Inquiry::new(client, node)) }
+        let config = aws_sdk_sts::config::Builder::from(&self.config).interceptor(Endpoint::default()).build();
+        let client = Client::from_conf(config);
+        let identity = Arc::new(Inquiry::new(client.clone(), node));
+        Sts { client, clock, identity, durations: Arc::default(), clock_told: Arc::default() }
     }
 
     /// `arn:PARTITION:iam::ACCOUNT:role/` of the node, from its instance profile.
@@ -179,6 +199,9 @@ pub struct Sts {
     client: Client,
     clock: Clock,
     identity: Arc<Inquiry<Client>>,
+    durations: Arc<Durations>,
+    /// That the clocks are apart is said once.
+    clock_told: Arc<AtomicBool>,
 }
 
 impl Sts {
@@ -204,7 +227,39 @@ impl AssumeRole for Sts {
     async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
         // What was decided before it was known is decided again with it, before a pod gets anything.
         self.identity.known().await.map_err(|error| AssumeRoleError::IdentityUnknown(Box::new(error)))?;
-        let seconds = i32::try_from(request.duration().as_secs()).unwrap_or(3600);
+        let date = Date::default();
+        let ask = |duration| self.ask(request, duration, date.clone());
+        let given = self.durations.ask(request.role(), request.duration(), ask).await?;
+        let expires_at = Timestamp::new(given.expiration.secs(), 0).map_err(|_| incomplete())?;
+        let texts = [&given.access_key_id, &given.secret_access_key, &given.session_token];
+        // By this node's clock, which pods share: what they take the time from that is left.
+        let now = self.clock.now();
+        let ahead = date.ahead_of(now);
+        if !ahead.is_zero() && !self.clock_told.swap(true, Ordering::Relaxed) {
+            warn!(
+                seconds = ahead.as_secs(),
+                "STS's clock is ahead of this node's (behind it, if negative); expirations are told by the node's"
+            );
+        }
+        let expires_at = expires_at.checked_sub(ahead).map_err(|_| incomplete())?;
+        // The SDK takes an answer that was cut short for a whole one: the fields are then empty, the time is 1970.
+        if expires_at <= now {
+            return Err(AssumeRoleError::Failed {
+                message: format!("its credentials ended at {expires_at} already; check the node's clock"),
+            });
+        }
+        if texts.iter().any(|text| text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return Err(incomplete());
+        }
+        let (secret, token) = (SecretString::from(given.secret_access_key), SecretString::from(given.session_token));
+        Ok(Credentials::new(given.access_key_id, secret, token, now, expires_at))
+    }
+}
+
+impl Sts {
+    /// One question to STS, and when it was there.
+    async fn ask(&self, request: &RoleRequest, duration: Duration, date: Date) -> Result<aws_sdk_sts::types::Credentials, AssumeRoleError> {
+        let seconds = i32::try_from(duration.as_secs()).unwrap_or(3600);
         let tag = |tag: &policy::session::Tag| Tag::builder().key(tag.key()).value(tag.value()).build();
         let tags: Result<Vec<Tag>, _> = request.tags().iter().map(tag).collect();
         let tags = tags.map_err(|_| AssumeRoleError::Invalid { message: "its tags could not be made".to_owned() })?;
@@ -217,25 +272,17 @@ impl AssumeRole for Sts {
             // None of them is transitive.
             .set_tags((!tags.is_empty()).then_some(tags))
             .duration_seconds(seconds)
+            .customize()
+            .interceptor(date)
             .send()
             .await
             .map_err(|error| translate(&error))?;
-        let incomplete = || AssumeRoleError::Failed { message: "its answer has no whole credentials".to_owned() };
-        let given = answer.credentials.ok_or_else(incomplete)?;
-        let expires_at = Timestamp::new(given.expiration.secs(), 0).map_err(|_| incomplete())?;
-        let texts = [&given.access_key_id, &given.secret_access_key, &given.session_token];
-        // The SDK takes an answer that was cut short for a whole one: the fields are then empty, the time is 1970.
-        if expires_at <= self.clock.now() {
-            return Err(AssumeRoleError::Failed {
-                message: format!("its credentials ended at {expires_at} already; check the node's clock"),
-            });
-        }
-        if texts.iter().any(|text| text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic())) {
-            return Err(incomplete());
-        }
-        let (secret, token) = (SecretString::from(given.secret_access_key), SecretString::from(given.session_token));
-        Ok(Credentials::new(given.access_key_id, secret, token, self.clock.now(), expires_at))
+        answer.credentials.ok_or_else(incomplete)
     }
+}
+
+fn incomplete() -> AssumeRoleError {
+    AssumeRoleError::Failed { message: "its answer has no whole credentials".to_owned() }
 }
 
 impl StsOfNode for Sts {

@@ -1,0 +1,122 @@
+//! Sessions that last less than was asked for, where the role does not allow it.
+//!
+//! A role has a maximum (`MaxSessionDuration`), and a caller who is a role's session itself gets one hour at most (IAM User
+//! Guide, "Roles terms and concepts", role chaining). STS says either with a `ValidationError`. Then an hour is asked for, at
+//! once, and first from then on; after half a day the role may have been changed, and the whole duration is tried again.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::AssumeRoleError;
+use crate::role::RoleArn;
+
+/// What every role allows, and every caller gets.
+pub(super) const ALWAYS_ALLOWED: Duration = Duration::from_secs(3600);
+/// How long it is remembered that a role allows no more.
+const REMEMBERED: Duration = Duration::from_secs(12 * 3600);
+/// What the two messages of STS have in common: "The requested DurationSeconds exceeds the MaxSessionDuration set for this
+/// role.", and "... exceeds the 1 hour session limit for roles assumed by role chaining".
+const TOO_LONG: &str = "DurationSeconds exceeds";
+
+/// Which roles allow no more than an hour.
+#[derive(Debug, Default)]
+pub(super) struct Durations(Mutex<HashMap<RoleArn, Instant>>);
+
+impl Durations {
+    /// Asks for a session of this role and duration, and for one of an hour where that is too long.
+    pub(super) async fn ask<T, F>(&self, role: &RoleArn, wanted: Duration, ask: impl Fn(Duration) -> F) -> Result<T, AssumeRoleError>
+    where
+        F: Future<Output = Result<T, AssumeRoleError>>,
+    {
+        if wanted <= ALWAYS_ALLOWED {
+            return ask(wanted).await;
+        }
+        if self.is_short(role) {
+            return ask(ALWAYS_ALLOWED).await;
+        }
+        match ask(wanted).await {
+            Err(AssumeRoleError::Invalid { message }) if message.contains(TOO_LONG) => {
+                let known = self.lock().insert(role.clone(), Instant::now() + REMEMBERED);
+                if known.is_none() {
+                    warn!(%role, "sessions of this role last 1 hour, not what --session-duration asks for: {message}; raise the role's \
+                        maximum session duration, or lower --session-duration (with --assume-role-arn it is 1 hour always)");
+                }
+                ask(ALWAYS_ALLOWED).await
+            }
+            answer => answer,
+        }
+    }
+
+    fn is_short(&self, role: &RoleArn) -> bool {
+        self.lock().get(role).is_some_and(|until| Instant::now() < *until)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<RoleArn, Instant>> {
+        // A map that every writer leaves whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+    use tokio::time::advance;
+
+    use super::*;
+
+    const HOURS: fn(u64) -> Duration = |hours| Duration::from_secs(hours * 3600);
+
+    fn role(name: &str) -> RoleArn {
+        format!("arn:aws:iam::111122223333:role/{name}").parse().unwrap()
+    }
+
+    /// STS, for roles that allow so much; and what was asked.
+    async fn ask(
+        durations: &Durations,
+        name: &str,
+        wanted: Duration,
+        most: Duration,
+    ) -> (Result<Duration, AssumeRoleError>, Vec<Duration>) {
+        let asked = Mutex::new(Vec::new());
+        let role = role(name);
+        let answer = durations.ask(&role, wanted, |duration| {
+            asked.lock().unwrap().push(duration);
+            let message = "ValidationError: The requested DurationSeconds exceeds the MaxSessionDuration set for this role.".to_owned();
+            std::future::ready(if duration > most { Err(AssumeRoleError::Invalid { message }) } else { Ok(duration) })
+        });
+        let answer = answer.await;
+        (answer, asked.into_inner().unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn too_long_a_session_is_asked_for_once_and_an_hour_from_then_on() {
+        let durations = Durations::default();
+        let (twelve, one) = (HOURS(12), HOURS(1));
+        assert_eq!(ask(&durations, "web", twelve, one).await, (Ok(one), vec![twelve, one]));
+        assert_eq!(ask(&durations, "web", twelve, one).await, (Ok(one), vec![one]));
+        assert_eq!(ask(&durations, "db", twelve, twelve).await, (Ok(twelve), vec![twelve]), "another role");
+        advance(REMEMBERED).await;
+        assert_eq!(ask(&durations, "web", twelve, twelve).await, (Ok(twelve), vec![twelve]), "the role was changed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_refusals_and_short_sessions_are_not_tried_again() {
+        let durations = Durations::default();
+        let (half, one) = (HOURS(1) / 2, HOURS(1));
+        assert!(matches!(ask(&durations, "web", one, half).await, (Err(AssumeRoleError::Invalid { .. }), asked) if asked == [one]));
+        let message = "ValidationError: the tags are too large".to_owned();
+        let asked = Mutex::new(0);
+        let role = role("db");
+        let answer = durations.ask(&role, HOURS(2), |_| {
+            *asked.lock().unwrap() += 1;
+            std::future::ready(Err::<(), _>(AssumeRoleError::Invalid { message: message.clone() }))
+        });
+        assert!(answer.await.is_err());
+        assert_eq!(*asked.lock().unwrap(), 1);
+    }
+}
