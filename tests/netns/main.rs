@@ -5,6 +5,7 @@
 
 mod bed;
 mod connections;
+mod endpoints;
 mod interfaces;
 mod lifetime;
 mod node_address;
