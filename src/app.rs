@@ -81,6 +81,7 @@ impl App {
         }
         let (metrics, readiness, drain) = (Metrics::new(), Readiness::default(), Drain::default());
         let running = readiness.step("the daemon's start");
+        let identity = readiness.step("the daemon's own AWS identity");
         let mut tasks = Tasks::default();
 
         // The first list, the rule and the identity of AWS are steps of their own: each may be late.
@@ -139,7 +140,7 @@ impl App {
             }
         };
         tasks.spawn("sessions", prepared.refresh.run());
-        tasks.spawn("own identity", node::follow_identity(prepared.sts));
+        tasks.spawn("own identity", node::follow_identity(prepared.sts, identity));
         if !config.metadata.disabled {
             tasks.spawn("instance role", node::follow_instance_role(prepared.aws, prepared.node));
         }

@@ -7,6 +7,7 @@ use tracing::{debug, info, warn};
 
 use crate::credentials::sts::{Aws, Sts};
 use crate::policy::node::NodeIdentity;
+use crate::readiness::Step;
 
 /// How long the role of the instance is not asked for again: its profile may be replaced.
 const INSTANCE_ROLE_KNOWN: Duration = Duration::from_secs(3600);
@@ -15,11 +16,18 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause.
 const LAST_PAUSE: Duration = Duration::from_secs(300);
 
-/// Asks who the daemon is to AWS until it is known, and each hour then. Says so when it is another.
-pub(super) async fn follow_identity(sts: Sts) {
+/// Asks who the daemon is to AWS until it is known, and each hour then. Says so when it is another. `step` is done when it is
+/// known first: before, no pod gets anything.
+pub(super) async fn follow_identity(sts: Sts, step: Step) {
+    let mut step = Some(step);
     let mut told = None;
     loop {
         let (asked, pause) = sts.renew_identity().await;
+        if asked.is_ok()
+            && let Some(step) = step.take()
+        {
+            step.done();
+        }
         match asked {
             Ok(identity) if told.as_ref() == Some(&identity) => debug!("the daemon's own AWS identity is the same"),
             Ok(identity) => {

@@ -86,7 +86,8 @@ impl<A: StsOfNode> Explainer<A> {
                 self.metrics.sts_answered("ok", "explain", began.elapsed());
                 info!(role, session, access_key_id = %credentials.access_key_id, expires_at = %credentials.expires_at,
                     "assumed a role for an explanation; its credentials are dropped");
-                Ok(Session { access_key_id: credentials.access_key_id.clone(), expires_at: credentials.expires_at.to_string() })
+                let (access_key_id, expires_at) = (credentials.access_key_id.clone(), credentials.expires_at.to_string());
+                Ok(Session { access_key_id, expires_at, life: credentials.life() })
             }
             Err(error) => {
                 self.metrics.sts_answered(error.name(), "explain", began.elapsed());

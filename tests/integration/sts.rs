@@ -98,7 +98,7 @@ fn every_way_in_which_sts_can_fail_is_a_500_and_told_apart_in_the_metrics() {
 
 #[test]
 fn a_daemon_without_credentials_of_its_own_says_so() {
-    let world = World::start_with(|setup| {
+    let world = World::start_without_identity(|setup| {
         let setup = setup.without_env("AWS_ACCESS_KEY_ID").without_env("AWS_SECRET_ACCESS_KEY").without_env("AWS_SESSION_TOKEN");
         setup.env("HOME", "/nonexistent")
     });
@@ -109,7 +109,7 @@ fn a_daemon_without_credentials_of_its_own_says_so() {
 #[test]
 fn an_sts_that_cannot_be_reached_is_said() {
     let nobody = crate::world::loopback().local_addr().unwrap();
-    let world = World::start_with(|setup| setup.env("AWS_ENDPOINT_URL_STS", format!("http://{nobody}")));
+    let world = World::start_without_identity(|setup| setup.env("AWS_ENDPOINT_URL_STS", format!("http://{nobody}")));
     assert_eq!(world.credentials(ip(2), "web-role").status, 500);
     assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="identity-unknown"}"#), 1.0);
     let log = world.daemon.wait_for_log(|line| line["pod"] == "web").unwrap();
@@ -125,7 +125,7 @@ fn an_sts_that_does_not_tell_who_the_daemon_is_is_not_hammered_and_no_role_is_bl
         fakes.pod(&format!("web-{number}"), ip(number + 2), Some(&format!("role-{number}")));
     }
     let setup = fakes.setup();
-    let world = fakes.into_world(&setup);
+    let world = fakes.into_world_without_identity(&setup);
     let began = std::time::Instant::now();
     for number in 0..20_u8 {
         assert_eq!(world.credentials(ip(number + 2), &format!("role-{number}")).status, 500);
