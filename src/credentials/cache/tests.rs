@@ -401,3 +401,51 @@ async fn while_a_renewal_is_slow_what_is_still_good_is_served_in_the_callers_tim
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
     assert_eq!(sts.calls(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_and_what_is_served_late_is_counted() {
+    let (sessions, sts) = sessions();
+    let told = |line: &str| String::from_utf8(sessions.metrics.render()).unwrap().lines().any(|told| told == line);
+    assert!(told("rolegate_sessions 0") && !String::from_utf8(sessions.metrics.render()).unwrap().contains("\nrolegate_session_earliest"));
+    sessions.get(&request("web")).await.unwrap();
+    pass(600).await;
+    sessions.get(&request("db")).await.unwrap();
+    assert!(told("rolegate_sessions 2") && told("rolegate_session_earliest_expiry_seconds 3000"));
+    assert!(told("rolegate_sessions_served_late_total 0"));
+    sts.always(Answer::Error(denied()));
+    pass(26 * 60).await;
+    sessions.get(&request("web")).await.unwrap();
+    assert!(told("rolegate_sessions_served_late_total 1"));
+    pass(25 * 60).await;
+    assert!(told("rolegate_sessions 1") && told("rolegate_session_earliest_expiry_seconds 540"), "one has ended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_longer_than_the_time_for_it_and_the_answer_is_for_the_next() {
+    let (sessions, sts) = sessions();
+    sts.hold();
+    let began = Instant::now();
+    let error = sessions.get(&request("web")).await.unwrap_err();
+    assert_eq!((began.elapsed(), error.name()), (SETTINGS.timeout, "unreachable"));
+    sts.release();
+    settle().await;
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(sts.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_ahead_of_need_keeps_nobody_waiting() {
+    let (sessions, sts) = sessions();
+    sessions.get(&request("web")).await.unwrap();
+    pass(30 * 60).await;
+    sts.hold();
+    assert!(sessions.ahead(&Arc::new(request("web"))));
+    settle().await;
+    for _ in 0..60 {
+        let began = Instant::now();
+        assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        pass(1).await;
+    }
+    assert_eq!(sts.calls(), 2);
+}
