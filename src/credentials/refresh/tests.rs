@@ -184,7 +184,7 @@ async fn pods_that_were_here_before_are_spread_and_one_that_asks_goes_first() {
         pass(MINUTE).await;
         let more = node.sts.calls() - calls;
         calls = node.sts.calls();
-        assert!((1..=30).contains(&more), "{more} in minute {minute}");
+        assert!(more <= 30, "{more} in minute {minute}");
     }
     assert_eq!(calls, 100);
 }
