@@ -6,13 +6,16 @@
 //! caller starts one, and what there was is kept for the case that STS fails. A flight that failed is the answer for
 //! `error_ttl`, and for longer if it goes on failing, so that one broken role costs one call in that time, however many ask.
 //!
-//! A session is here for the pods that need it: who follows the pods forgets it with the last of them.
+//! A session is here for the pods that need it: who follows the pods forgets it with the last of them. moka lets go of what
+//! was removed when its pending tasks are run and no thread looks at it any more, so that they are run at once, and again at
+//! every sweep.
 
-use std::collections::HashMap;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use moka::future::Cache;
+use moka::ops::compute::{CompResult, Op};
 use prometheus::IntCounter;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -37,6 +40,11 @@ pub const LEAST_USABLE: Duration = Duration::from_secs(5);
 /// half of one.
 pub const PATIENCE_WITH_EARLIER: Duration = Duration::from_millis(400);
 
+/// Sessions held at most: far more than a node has pods.
+const MAX_SESSIONS: u64 = 10_000;
+/// How often moka is asked to let go of what was removed, before it is left to the next sweep. Mostly twice is enough.
+const ROUNDS_OF_CLEANING: u32 = 64;
+
 /// How the cache treats STS.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -52,8 +60,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Sessions<A> {
     sts: Arc<A>,
-    /// Held for moments alone, and never over a wait.
-    flights: RwLock<HashMap<Arc<RoleRequest>, Arc<Flight>>>,
+    flights: Cache<RoleRequest, Arc<Flight>>,
     gate: Gate,
     settings: Settings,
     clock: Clock,
@@ -73,7 +80,7 @@ impl<A: AssumeRole> Sessions<A> {
     pub fn new(sts: A, settings: Settings, clock: Clock, metrics: Metrics) -> Arc<Self> {
         let (hits, late) = (metrics.session_lookups("hit"), metrics.session_served_late());
         let gate = Gate::new(settings.limits, metrics.clone());
-        let (flights, follower) = (RwLock::default(), OnceLock::new());
+        let (flights, follower) = (Cache::builder().max_capacity(MAX_SESSIONS).build(), OnceLock::new());
         let sessions = Arc::new(Self { sts: Arc::new(sts), flights, gate, settings, clock, metrics, hits, late, follower });
         let weak = Arc::downgrade(&sessions);
         sessions.metrics.sessions_from(move || weak.upgrade().map_or_else(Holdings::default, |sessions| sessions.holdings()));
@@ -92,8 +99,7 @@ impl<A: AssumeRole> Sessions<A> {
     }
 
     async fn find(&self, request: &RoleRequest) -> Landing {
-        let flight = self.read().get(request).cloned();
-        if let Some(flight) = flight {
+        if let Some(flight) = self.flights.get(request).await {
             match flight.serves(self.clock.now()) {
                 Serves::Credentials(credentials) => {
                     self.hits.inc();
@@ -110,62 +116,96 @@ impl<A: AssumeRole> Sessions<A> {
                 Serves::Nothing(_) => {}
             }
         }
-        let flight = self.board(request);
+        let flight = self.board(request).await;
         self.landing_of(flight).await
     }
 
     /// The flight to wait for: a new one, unless another caller has started it meanwhile.
-    fn board(&self, request: &RoleRequest) -> Arc<Flight> {
-        let mut flights = self.write();
-        let before = match flights.get(request).map(|flight| (flight, flight.serves(self.clock.now()))) {
-            None => Before::default(),
-            Some((_, Serves::Nothing(before))) => before,
-            Some((flight, _)) => {
-                self.metrics.session_lookups("shared").inc();
-                return flight.clone();
-            }
-        };
-        self.metrics.session_lookups("miss").inc();
-        let request = flights.get_key_value(request).map_or_else(|| Arc::new(request.clone()), |(request, _)| request.clone());
-        let cause = if self.waits_for(&before.earlier, before.failures) { Cause::Demand } else { Cause::Renewal };
-        let flight = Arc::new(self.depart(request.clone(), before, cause));
-        flights.insert(request, flight.clone());
+    async fn board(&self, request: &RoleRequest) -> Arc<Flight> {
+        let (flight, is_new) = self
+            .start(request, |flight| {
+                let before = match flight.map(|flight| flight.serves(self.clock.now())) {
+                    None => Before::default(),
+                    Some(Serves::Nothing(before)) => before,
+                    Some(_) => return None,
+                };
+                let cause = if self.waits_for(&before.earlier, before.failures) { Cause::Demand } else { Cause::Renewal };
+                Some((before, cause))
+            })
+            .await;
+        self.metrics.session_lookups(if is_new { "miss" } else { "shared" }).inc();
         flight
     }
 
     /// Asks STS ahead of need, unless it failed lately; whether it is being asked now. What is held goes on being served.
-    pub(super) fn ahead(&self, request: &Arc<RoleRequest>) -> bool {
-        let mut flights = self.write();
-        let before = match flights.get(request) {
-            None => Before::default(),
-            Some(flight) => match flight.next() {
-                Some(before) => before,
-                None => return matches!(flight.standing(self.clock.now()), Standing::UnderWay),
-            },
+    pub(super) async fn ahead(&self, request: &RoleRequest) -> bool {
+        let (flight, _) = self
+            .start(request, |flight| {
+                let before = flight.map_or_else(|| Some(Before::default()), Flight::next)?;
+                let held = before.earlier.as_ref().is_some_and(|earlier| is_usable(earlier, self.clock.now()));
+                Some((before, if held { Cause::Renewal } else { Cause::Prefetch }))
+            })
+            .await;
+        matches!(flight.standing(self.clock.now()), Standing::UnderWay)
+    }
+
+    /// Starts a flight where `wanted` says with what, by the one that is here; no other caller does so at the same time. The
+    /// flight that is here then, and whether it is the new one.
+    async fn start(
+        &self,
+        request: &RoleRequest,
+        wanted: impl Fn(Option<&Flight>) -> Option<(Before, Cause)> + Send,
+    ) -> (Arc<Flight>, bool) {
+        let depart = |(before, cause)| Arc::new(self.depart(Arc::new(request.clone()), before, cause));
+        let compute = |entry: Option<moka::Entry<RoleRequest, Arc<Flight>>>| {
+            let op = wanted(entry.as_ref().map(|entry| &**entry.value())).map_or(Op::Nop, |wanted| Op::Put(depart(wanted)));
+            std::future::ready(op)
         };
-        let held = before.earlier.as_ref().is_some_and(|earlier| is_usable(earlier, self.clock.now()));
-        let cause = if held { Cause::Renewal } else { Cause::Prefetch };
-        flights.insert(request.clone(), Arc::new(self.depart(request.clone(), before, cause)));
-        true
+        let result = self.flights.entry_by_ref(request).and_compute_with(compute).await;
+        let is_new = matches!(result, CompResult::Inserted(_) | CompResult::ReplacedWith(_));
+        match result.into_entry() {
+            Some(entry) => (entry.into_value(), is_new),
+            // Not met: where there is none, one is started.
+            None => (depart((Before::default(), Cause::Demand)), true),
+        }
     }
 
     /// Where a session stands; `None` where STS was never asked for it.
-    pub(super) fn standing(&self, request: &RoleRequest) -> Option<Standing> {
-        Some(self.read().get(request)?.standing(self.clock.now()))
+    pub(super) async fn standing(&self, request: &RoleRequest) -> Option<Standing> {
+        Some(self.flights.get(request).await?.standing(self.clock.now()))
     }
 
-    /// Lets go of a session that no pod needs: its secrets are wiped, what waits at the gate is withdrawn, and what STS may
+    /// Lets go of sessions that no pod needs: their secrets are wiped, what waits at the gate is withdrawn, and what STS may
     /// still answer is dropped.
-    pub(super) fn forget(&self, request: &RoleRequest) {
-        let forgotten = self.write().remove(request);
-        if let Some(flight) = forgotten {
-            self.gate.withdraw(flight.ticket);
+    pub(super) async fn forget(&self, requests: &[Arc<RoleRequest>]) {
+        let mut forgotten = Vec::new();
+        for request in requests {
+            if let Some(flight) = self.flights.remove(&**request).await {
+                self.gate.withdraw(flight.ticket);
+                forgotten.push(Arc::downgrade(&flight));
+            }
         }
+        if forgotten.is_empty() {
+            return;
+        }
+        for _ in 0..ROUNDS_OF_CLEANING {
+            self.clean().await;
+            if forgotten.iter().all(|flight| Weak::strong_count(flight) == 0) {
+                return;
+            }
+            // Another thread looks at the table, or a pod is still being told.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Lets go of the memory of what was removed or replaced, where no thread looks at it any more.
+    pub(super) async fn clean(&self) {
+        self.flights.run_pending_tasks().await;
     }
 
     /// The sessions that STS was asked for, but for those that are wanted.
     pub(super) fn others(&self, is_wanted: impl Fn(&RoleRequest) -> bool) -> Vec<Arc<RoleRequest>> {
-        self.read().keys().filter(|request| !is_wanted(request)).cloned().collect()
+        self.flights.iter().map(|(request, _)| request).filter(|request| !is_wanted(request)).collect()
     }
 
     /// The keys of all flights that land from now on, whoever asked. For one follower.
@@ -178,17 +218,8 @@ impl<A: AssumeRole> Sessions<A> {
 
     fn holdings(&self) -> Holdings {
         let now = self.clock.now();
-        let ends = self.read().values().filter_map(|flight| flight.held(now)).map(|held| remaining(&held, now)).collect::<Vec<_>>();
+        let ends = self.flights.iter().filter_map(|(_, flight)| flight.held(now)).map(|held| remaining(&held, now)).collect::<Vec<_>>();
         Holdings { sessions: ends.len(), earliest_end: ends.into_iter().min() }
-    }
-
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<Arc<RoleRequest>, Arc<Flight>>> {
-        // A map that every writer leaves whole.
-        self.flights.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<Arc<RoleRequest>, Arc<Flight>>> {
-        self.flights.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts a request to STS in a task of its own.

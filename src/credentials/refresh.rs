@@ -91,7 +91,7 @@ impl<A: AssumeRole> Refresh<A> {
         self.policy.on_node_change(move || changed.notify_one());
         let mut sweep = tokio::time::interval_at(Instant::now() + SWEEP, SWEEP);
         let mut follower = Follower::new(self);
-        let mut decisions = follower.look();
+        let mut decisions = follower.look().await;
         loop {
             let next = follower.due.keys().next().map(|(at, _)| *at);
             let due = async {
@@ -105,11 +105,11 @@ impl<A: AssumeRole> Refresh<A> {
                 decisions = 0;
             }
             tokio::select! {
-                () = pods.changed() => decisions = follower.look(),
-                () = node.notified() => decisions = follower.look(),
-                Some(request) = landings.recv() => follower.schedule(&request),
-                () = due => follower.begin(),
-                _ = sweep.tick() => follower.sweep(),
+                () = pods.changed() => decisions = follower.look().await,
+                () = node.notified() => decisions = follower.look().await,
+                Some(request) = landings.recv() => follower.schedule(&request).await,
+                () = due => follower.begin().await,
+                _ = sweep.tick() => follower.sweep().await,
             }
         }
     }
@@ -131,7 +131,7 @@ impl<A: AssumeRole> Follower<A> {
 
     /// Decides about the pods that are new, have changed, or are in another world, and lets go of what none of them needs;
     /// how many it decided about.
-    fn look(&mut self) -> usize {
+    async fn look(&mut self) -> usize {
         self.looks += 1;
         let (look, node_version) = (self.looks, self.of.policy.node_version());
         let (is_listed, pods) = self.of.pods.with_surroundings();
@@ -156,7 +156,10 @@ impl<A: AssumeRole> Follower<A> {
                 (Some(request), Some(before)) if request == *before => Some(before),
                 (wants, before) => {
                     given_up.extend(before);
-                    wants.map(|request| self.want(request, early))
+                    match wants {
+                        Some(request) => Some(self.want(request, early).await),
+                        None => None,
+                    }
                 }
             };
             self.followed.insert(pod.uid.clone(), Followed { pod, around, node_version, early, decided, wants, look });
@@ -168,7 +171,7 @@ impl<A: AssumeRole> Follower<A> {
             }
             stays
         });
-        given_up.iter().for_each(|request| self.give_up(request));
+        self.give_up(&given_up).await;
         self.listed |= is_listed;
         decisions
     }
@@ -188,12 +191,12 @@ impl<A: AssumeRole> Follower<A> {
     }
 
     /// One more pod needs this session.
-    fn want(&mut self, request: RoleRequest, early: bool) -> Arc<RoleRequest> {
+    async fn want(&mut self, request: RoleRequest, early: bool) -> Arc<RoleRequest> {
         let request = self.wanted.get_key_value(&request).map_or_else(|| Arc::new(request), |(request, _)| request.clone());
         self.wanted.entry(request.clone()).or_default().pods += 1;
-        if self.of.sessions.standing(&request).is_some() {
+        if self.of.sessions.standing(&request).await.is_some() {
             if self.wanted.get(&request).is_some_and(|wanted| wanted.due.is_none()) {
-                self.schedule(&request);
+                self.schedule(&request).await;
             }
         } else if self.of.prefetch {
             let late = if early { self.of.spread.mul_f64(jitter::fraction()) } else { Duration::ZERO };
@@ -205,25 +208,29 @@ impl<A: AssumeRole> Follower<A> {
         request
     }
 
-    /// One pod less needs this session.
-    fn give_up(&mut self, request: &Arc<RoleRequest>) {
-        let Some(wanted) = self.wanted.get_mut(request) else {
-            return;
-        };
-        wanted.pods -= 1;
-        if wanted.pods == 0 {
-            if let Some(due) = wanted.due {
-                self.due.remove(&due);
+    /// One pod less needs each of these sessions.
+    async fn give_up(&mut self, given_up: &[Arc<RoleRequest>]) {
+        let mut unneeded = Vec::new();
+        for request in given_up {
+            let Some(wanted) = self.wanted.get_mut(request) else {
+                continue;
+            };
+            wanted.pods -= 1;
+            if wanted.pods == 0 {
+                if let Some(due) = wanted.due {
+                    self.due.remove(&due);
+                }
+                self.wanted.remove(request);
+                unneeded.push(request.clone());
             }
-            self.wanted.remove(request);
-            self.of.sessions.forget(request);
         }
+        self.of.sessions.forget(&unneeded).await;
     }
 
     /// Sets when STS is to be asked next, by where the session stands.
-    fn schedule(&mut self, request: &Arc<RoleRequest>) {
+    async fn schedule(&mut self, request: &Arc<RoleRequest>) {
         let now = Instant::now();
-        let at = match self.of.sessions.standing(request) {
+        let at = match self.of.sessions.standing(request).await {
             // It is told when it lands.
             Some(Standing::UnderWay) | None => return,
             Some(Standing::Held(credentials)) => now + self.until_renewal(&credentials),
@@ -252,7 +259,7 @@ impl<A: AssumeRole> Follower<A> {
     }
 
     /// Asks STS for what is due.
-    fn begin(&mut self) {
+    async fn begin(&mut self) {
         let now = Instant::now();
         while let Some(first) = self.due.first_entry()
             && first.key().0 <= now
@@ -261,18 +268,19 @@ impl<A: AssumeRole> Follower<A> {
             if let Some(wanted) = self.wanted.get_mut(&request) {
                 wanted.due = None;
             }
-            if !self.of.sessions.ahead(&request) {
+            if !self.of.sessions.ahead(&request).await {
                 // It failed meanwhile, for a pod that asked.
-                self.schedule(&request);
+                self.schedule(&request).await;
             }
         }
     }
 
     /// Forgets the sessions that were asked for and that no pod needs, at this look and the one before.
-    fn sweep(&mut self) {
+    async fn sweep(&mut self) {
         let strays = self.of.sessions.others(|request| self.wanted.contains_key(request));
         let (old, new): (Vec<_>, Vec<_>) = strays.into_iter().partition(|request| self.strays.contains(request));
-        old.iter().for_each(|request| self.of.sessions.forget(request));
+        self.of.sessions.forget(&old).await;
+        self.of.sessions.clean().await;
         self.strays = new.into_iter().collect();
     }
 }

@@ -62,7 +62,7 @@ async fn askers_on_many_threads_are_one_call_too() {
 async fn askers_who_all_found_no_session_start_one_call() {
     let (sessions, sts) = sessions();
     let key = request("web");
-    let flights: Vec<_> = (0..1000).map(|_| sessions.board(&key)).collect();
+    let flights = join_all((0..1000).map(|_| sessions.board(&key))).await;
     assert!(flights.iter().all(|flight| Arc::ptr_eq(flight, &flights[0])));
     settle().await;
     assert_eq!(sts.calls(), 1);
@@ -439,7 +439,7 @@ async fn a_renewal_ahead_of_need_keeps_nobody_waiting() {
     sessions.get(&request("web")).await.unwrap();
     pass(30 * 60).await;
     sts.hold();
-    assert!(sessions.ahead(&Arc::new(request("web"))));
+    assert!(sessions.ahead(&request("web")).await);
     settle().await;
     for _ in 0..60 {
         let began = Instant::now();
