@@ -28,7 +28,7 @@ use crate::policy::RoleRequest;
 
 mod flight;
 
-use flight::{Before, Flight, Landed, Serves, is_usable, remaining, remembered_for};
+use flight::{Before, Flight, Landed, Serves, is_fresh, is_usable, patience, remaining, remembered_for};
 pub use flight::{Landing, Standing};
 
 /// Nothing with less left is served while STS works: the SDKs with the longest margin (botocore) refresh, and refresh
@@ -208,6 +208,16 @@ impl<A: AssumeRole> Sessions<A> {
         self.flights.iter().map(|(request, _)| request).filter(|request| !is_wanted(request)).collect()
     }
 
+    /// How long a renewal of what is held gives way to others: not at all, unless STS throttles and there is time. The others may
+    /// be another node's.
+    pub(super) fn gives_way(&self, standing: &Standing) -> Option<Duration> {
+        let Standing::Held(held) = standing else {
+            return None;
+        };
+        let now = self.clock.now();
+        (is_fresh(held, now) && self.gate.is_slow()).then(|| patience(held, now))
+    }
+
     /// The keys of all flights that land from now on, whoever asked. For one follower.
     pub(super) fn landings(&self) -> mpsc::UnboundedReceiver<Arc<RoleRequest>> {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -227,7 +237,7 @@ impl<A: AssumeRole> Sessions<A> {
         let (land, landed) = watch::channel(None);
         let (sts, metrics, clock, kept) = (self.sts.clone(), self.metrics.clone(), self.clock.clone(), earlier.clone());
         let (error_ttl, follower) = (self.settings.error_ttl, self.follower.get().cloned());
-        let (ticket, turn) = self.gate.queue(cause);
+        let (ticket, turn) = self.gate.queue(cause, earlier.as_ref().map(|earlier| earlier.expires_at));
         // Not a background task: it ends with its answer, and a panic in it drops `land`, which its callers see.
         tokio::spawn(async move {
             // Told also when it ends by a panic.
@@ -255,12 +265,17 @@ impl<A: AssumeRole> Sessions<A> {
                     metrics.sts_answered(error.name(), cause, began.elapsed());
                     // That the daemon does not know itself is told by whoever asks for it.
                     if error.is_remembered() {
-                        let kept_until = kept.filter(|kept| is_usable(kept, clock.now())).map(|kept| kept.expires_at);
+                        let kept_until = kept.as_ref().filter(|kept| is_usable(kept, clock.now())).map(|kept| kept.expires_at);
                         warn!(role, session, cause, outcome = error.name(), ?kept_until, "cannot assume a role: {error}");
                     }
                 }
             }
-            let remembered = landing.as_ref().err().map_or(Duration::ZERO, |error| remembered_for(error, failures, error_ttl));
+            let held = kept.filter(|kept| is_usable(kept, clock.now()));
+            let remembered = match (&landing, held) {
+                (Ok(_), _) => Duration::ZERO,
+                (Err(AssumeRoleError::Throttled), Some(held)) => patience(&held, clock.now()),
+                (Err(error), _) => remembered_for(error, failures, error_ttl),
+            };
             land.send_replace(Some(Landed { landing, until: Instant::now() + remembered }));
         });
         Flight { landed, earlier, failures, ticket }

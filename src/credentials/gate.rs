@@ -1,7 +1,8 @@
 //! The gate in front of STS: how many requests this node makes at one time, how many in a second, and which first.
 //!
 //! STS's quota is the whole account's. So a node goes through one gate: a request that a pod waits for before one that is
-//! made ahead of need, and that before a renewal, which has time. What is made ahead leaves room for pods that may come.
+//! made ahead of need, and that before a renewal, which has time: the less of it, the earlier. What is made ahead leaves room for
+//! pods that may come.
 //!
 //! Throttling and outages are everybody's, and slow the whole gate: the pace is halved with each that was met at the present
 //! pace, and grows again by a part with each answer that STS gives, slowly also by itself. Refusals are answers: they slow
@@ -13,6 +14,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -23,6 +25,8 @@ use crate::role::RoleArn;
 
 /// The slowest pace, as a part of the full one: with 20 requests a second, one in 13 seconds.
 const SLOWEST: f64 = 1.0 / 256.0;
+/// The pace, as a part of the full one, below which what has time gives way.
+const SLOW: f64 = 0.25;
 /// What one answer gives back of the pace.
 const RECOVERY: f64 = 1.0 / 16.0;
 /// The time in which all of the pace comes back by itself.
@@ -75,9 +79,12 @@ struct Inner {
     state: Mutex<State>,
 }
 
-/// A place in the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ticket(u64);
+/// A place in the queue: what ends first goes first, and then who came first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ticket {
+    ends: Timestamp,
+    number: u64,
+}
 
 #[derive(Debug)]
 struct State {
@@ -93,7 +100,7 @@ struct State {
     /// What lowered the pace, until STS answers.
     trouble: Option<AssumeRoleError>,
     under_way: usize,
-    waiting: BTreeMap<(Cause, u64), oneshot::Sender<Permit>>,
+    waiting: BTreeMap<(Cause, Ticket), oneshot::Sender<Permit>>,
     next_ticket: u64,
     timer: Option<(Instant, AbortHandle)>,
 }
@@ -160,16 +167,17 @@ impl Gate {
         Self(Arc::new(Inner { limits, metrics, state: Mutex::new(state) }))
     }
 
-    /// Takes a place in the queue. The turn comes by the receiver; that ends without one where the place is withdrawn.
-    pub(super) fn queue(&self, cause: Cause) -> (Ticket, oneshot::Receiver<Permit>) {
+    /// Takes a place in the queue, for a session that goes on until `ends` without this; `None`: there is none. The turn comes by
+    /// the receiver; that ends without one where the place is withdrawn.
+    pub(super) fn queue(&self, cause: Cause, ends: Option<Timestamp>) -> (Ticket, oneshot::Receiver<Permit>) {
         let (sender, turn) = oneshot::channel();
         let ticket = {
             let mut state = self.lock();
-            let ticket = state.next_ticket;
+            let ticket = Ticket { ends: ends.unwrap_or(Timestamp::MIN), number: state.next_ticket };
             state.next_ticket += 1;
             state.waiting.insert((cause, ticket), sender);
             self.0.metrics.sts_queue(cause.name()).inc();
-            Ticket(ticket)
+            ticket
         };
         self.dispatch();
         (ticket, turn)
@@ -184,7 +192,7 @@ impl Gate {
             };
             self.0.metrics.sts_queue(cause.name()).dec();
             self.0.metrics.sts_queue(Cause::Demand.name()).inc();
-            state.waiting.insert((Cause::Demand, ticket.0), sender);
+            state.waiting.insert((Cause::Demand, ticket), sender);
         }
         self.dispatch();
     }
@@ -202,6 +210,13 @@ impl Gate {
     /// What keeps the gate from its full pace, where STS has not answered since.
     pub(super) fn trouble(&self) -> Option<AssumeRoleError> {
         self.lock().trouble.clone()
+    }
+
+    /// Whether so little is let in that it is for those who need it soon.
+    pub(super) fn is_slow(&self) -> bool {
+        let mut state = self.lock();
+        state.count(self.0.limits, Instant::now());
+        state.pace < SLOW
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -260,7 +275,7 @@ impl Gate {
     }
 }
 
-fn take(state: &mut State, Ticket(ticket): Ticket) -> Option<(Cause, oneshot::Sender<Permit>)> {
+fn take(state: &mut State, ticket: Ticket) -> Option<(Cause, oneshot::Sender<Permit>)> {
     [Cause::Prefetch, Cause::Renewal].into_iter().find_map(|cause| Some((cause, state.waiting.remove(&(cause, ticket))?)))
 }
 

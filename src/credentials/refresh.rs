@@ -268,6 +268,11 @@ impl<A: AssumeRole> Follower<A> {
             if let Some(wanted) = self.wanted.get_mut(&request) {
                 wanted.due = None;
             }
+            let standing = self.of.sessions.standing(&request).await;
+            if let Some(later) = standing.and_then(|standing| self.of.sessions.gives_way(&standing)) {
+                self.set_due(&request, now + later);
+                continue;
+            }
             if !self.of.sessions.ahead(&request).await {
                 // It failed meanwhile, for a pod that asked.
                 self.schedule(&request).await;

@@ -13,6 +13,8 @@ use crate::credentials::{AssumeRoleError, Credentials, jitter};
 
 /// Failures that follow each other double the time that they are remembered, this often.
 const DOUBLINGS: u32 = 3;
+/// The shortest time that a session which STS throttles is left alone.
+const LEAST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a flight brought.
 pub type Landing = Result<Arc<Credentials>, AssumeRoleError>;
@@ -129,6 +131,15 @@ impl Flight {
         };
         credentials.filter(|credentials| is_usable(credentials, now)).cloned()
     }
+}
+
+/// How long a session that STS throttles is left alone while it is still good: most of all where it has long to live, so that
+/// what STS does answer goes to those that end soon, on whatever node. Half of what is left; below a quarter of its life,
+/// less by the square of it.
+pub(super) fn patience(held: &Credentials, now: Timestamp) -> Duration {
+    let left = remaining(held, now);
+    let part = (4.0 * left.as_secs_f64() / held.life().as_secs_f64().max(1.0)).min(1.0);
+    jitter::spread((left / 2).mul_f64(part * part).max(LEAST_PATIENCE))
 }
 
 /// How long a failure is the answer, after so many before it: at first `error_ttl`, then more and more, and not the same on

@@ -45,7 +45,7 @@ async fn pass(millis: u64) {
 /// One request and its answer, waiting for its turn; how long that took.
 async fn ask(gate: &Gate, cause: Cause, name: &str, answer: &Result<(), AssumeRoleError>) -> Duration {
     let began = Instant::now();
-    let (_, turn) = gate.queue(cause);
+    let (_, turn) = gate.queue(cause, None);
     turn.await.unwrap().answered(&role(name), answer);
     began.elapsed()
 }
@@ -53,7 +53,7 @@ async fn ask(gate: &Gate, cause: Cause, name: &str, answer: &Result<(), AssumeRo
 #[tokio::test(start_paused = true)]
 async fn so_many_are_under_way_and_no_more() {
     let gate = gate(LIMITS);
-    let mut turns: Vec<_> = (0..6).map(|_| gate.queue(Cause::Demand).1).collect();
+    let mut turns: Vec<_> = (0..6).map(|_| gate.queue(Cause::Demand, None).1).collect();
     let mut permits: Vec<_> = turns.iter_mut().filter_map(come).collect();
     assert_eq!(permits.len(), 4);
     permits.pop();
@@ -66,7 +66,7 @@ async fn so_many_are_under_way_and_no_more() {
 #[tokio::test(start_paused = true)]
 async fn so_many_are_begun_in_a_second_and_twice_as_many_at_once() {
     let gate = gate(Limits { rate: 10, concurrency: 1000 });
-    let mut turns: Vec<_> = (0..60).map(|_| gate.queue(Cause::Demand).1).collect();
+    let mut turns: Vec<_> = (0..60).map(|_| gate.queue(Cause::Demand, None).1).collect();
     let begun = |turns: &mut Vec<oneshot::Receiver<Permit>>| {
         turns.retain_mut(|turn| come(turn).is_none());
         60 - turns.len()
@@ -85,10 +85,10 @@ async fn so_many_are_begun_in_a_second_and_twice_as_many_at_once() {
 #[tokio::test(start_paused = true)]
 async fn pods_that_wait_go_first_and_renewals_last() {
     let gate = gate(Limits { rate: 1000, concurrency: 1 });
-    let (_, first) = gate.queue(Cause::Renewal);
+    let (_, first) = gate.queue(Cause::Renewal, None);
     let mut running = Some(first.await.unwrap());
     let mut turns =
-        [Cause::Renewal, Cause::Prefetch, Cause::Demand, Cause::Renewal, Cause::Demand].map(|cause| (cause, gate.queue(cause).1));
+        [Cause::Renewal, Cause::Prefetch, Cause::Demand, Cause::Renewal, Cause::Demand].map(|cause| (cause, gate.queue(cause, None).1));
     let mut order = Vec::new();
     while order.len() < turns.len() {
         running.take();
@@ -102,9 +102,9 @@ async fn pods_that_wait_go_first_and_renewals_last() {
 #[tokio::test(start_paused = true)]
 async fn what_a_pod_comes_to_wait_for_is_raised() {
     let gate = gate(Limits { rate: 1000, concurrency: 1 });
-    let running = gate.queue(Cause::Demand).1.await.unwrap();
-    let (_, mut first) = gate.queue(Cause::Prefetch);
-    let (ticket, mut second) = gate.queue(Cause::Renewal);
+    let running = gate.queue(Cause::Demand, None).1.await.unwrap();
+    let (_, mut first) = gate.queue(Cause::Prefetch, None);
+    let (ticket, mut second) = gate.queue(Cause::Renewal, None);
     gate.raise(ticket);
     drop(running);
     assert!(come(&mut first).is_none());
@@ -114,9 +114,9 @@ async fn what_a_pod_comes_to_wait_for_is_raised() {
 #[tokio::test(start_paused = true)]
 async fn what_nobody_needs_leaves_the_queue_unless_a_pod_waits() {
     let gate = gate(Limits { rate: 1000, concurrency: 1 });
-    let running = gate.queue(Cause::Demand).1.await.unwrap();
-    let (withdrawn, first) = gate.queue(Cause::Prefetch);
-    let (kept, mut second) = gate.queue(Cause::Demand);
+    let running = gate.queue(Cause::Demand, None).1.await.unwrap();
+    let (withdrawn, first) = gate.queue(Cause::Prefetch, None);
+    let (kept, mut second) = gate.queue(Cause::Demand, None);
     gate.withdraw(withdrawn);
     gate.withdraw(kept);
     assert!(first.await.is_err());
@@ -127,15 +127,15 @@ async fn what_nobody_needs_leaves_the_queue_unless_a_pod_waits() {
 #[tokio::test(start_paused = true)]
 async fn what_is_made_ahead_leaves_room_for_pods_that_come() {
     let gate = gate(Limits { rate: 100, concurrency: 4 });
-    let mut ahead: Vec<_> = (0..4).map(|_| gate.queue(Cause::Prefetch).1).collect();
+    let mut ahead: Vec<_> = (0..4).map(|_| gate.queue(Cause::Prefetch, None).1).collect();
     let under_way: Vec<_> = ahead.iter_mut().filter_map(come).collect();
     assert_eq!(under_way.len(), 3);
-    assert!(come(&mut gate.queue(Cause::Demand).1).is_some());
+    assert!(come(&mut gate.queue(Cause::Demand, None).1).is_some());
 
     let gate = self::gate(Limits { rate: 10, concurrency: 1000 });
-    let mut ahead: Vec<_> = (0..60).map(|_| gate.queue(Cause::Renewal).1).collect();
+    let mut ahead: Vec<_> = (0..60).map(|_| gate.queue(Cause::Renewal, None).1).collect();
     assert_eq!(ahead.iter_mut().filter_map(come).count(), 11, "half of what may be made at once is left");
-    let mut turns: Vec<_> = (0..60).map(|_| gate.queue(Cause::Demand).1).collect();
+    let mut turns: Vec<_> = (0..60).map(|_| gate.queue(Cause::Demand, None).1).collect();
     assert_eq!(turns.iter_mut().filter_map(come).count(), 9);
 }
 
@@ -160,7 +160,7 @@ async fn throttling_slows_the_gate_and_answers_let_it_recover() {
 #[tokio::test(start_paused = true)]
 async fn requests_that_were_throttled_together_count_once() {
     let gate = gate(LIMITS);
-    let turns: Vec<_> = (0..4).map(|_| gate.queue(Cause::Demand).1).collect();
+    let turns: Vec<_> = (0..4).map(|_| gate.queue(Cause::Demand, None).1).collect();
     for turn in turns {
         turn.await.unwrap().answered(&role("web"), &throttled());
     }
@@ -216,11 +216,11 @@ async fn what_nobody_tries_is_forgiven_in_time() {
 #[tokio::test(start_paused = true)]
 async fn a_request_that_panics_gives_its_place_back() {
     let gate = gate(Limits { rate: 1000, concurrency: 1 });
-    let permit = gate.queue(Cause::Demand).1.await.unwrap();
+    let permit = gate.queue(Cause::Demand, None).1.await.unwrap();
     let broken = tokio::spawn(async move {
         let _permit = permit;
         panic!("the test wants it");
     });
     assert!(broken.await.is_err());
-    assert!(timeout(Duration::from_secs(1), gate.queue(Cause::Demand).1).await.is_ok());
+    assert!(timeout(Duration::from_secs(1), gate.queue(Cause::Demand, None).1).await.is_ok());
 }
