@@ -19,8 +19,8 @@ test: ## everything: installs what tests need, then check, the tests, the demo
 check: ## format, boundaries, lints, dependencies, documentation
 	scripts/check
 
-bench: ## how fast requests are served
-	cargo bench --locked --bench serve
+bench: ## how fast requests are served, and what a session costs
+	cargo bench --locked --bench serve --bench sessions
 
 tools: ## cargo-deny and shellcheck, which check uses where they are installed
 	cargo install --locked cargo-deny --version $(CARGO_DENY_VERSION)

@@ -21,8 +21,9 @@ use super::{AssumeRole, Credentials, jitter};
 use crate::pods::{Pod, PodUid, Pods, Surroundings};
 use crate::policy::{Decision, Policy, RoleRequest};
 
-/// Of a session's life, how much earlier than at its half it may be renewed: less than half of an hour by up to 6 minutes.
-const EARLIER: f64 = 0.1;
+/// Of a session's life, how much earlier than at its half it may be renewed: of an hour, after 18 to 30 minutes. So the sessions of a
+/// fleet that was started at once drift apart, and enough is left of each for an hour in which STS does half of what is needed.
+const EARLIER: f64 = 0.2;
 /// The shortest pause before a session is tried again.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 /// The pause before STS is asked again, ahead of need, for what it refused: whoever mends the role has a pod that asks.

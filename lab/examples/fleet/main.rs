@@ -34,7 +34,10 @@ fn main() -> ExitCode {
     let quota = QUOTA * nodes as f64 / NODES as f64;
     println!("{nodes} nodes with {PODS} pods each, of {ROLES} roles; a session for each pod; a quota of {quota:.1} calls a second");
     if nodes != NODES {
-        println!("(a part of {NODES} nodes, with its part of the {QUOTA:.0} calls a second of an account and region; the peak is over {} seconds, in which it does what the whole does in one)", window(nodes));
+        println!(
+            "(a part of {NODES} nodes, with its part of the {QUOTA:.0} calls a second of an account and region; the peak is over {} seconds, in which it does what the whole does in one)",
+            window(nodes)
+        );
     }
     let report = run(nodes, quota);
     let missed = report.missed();
@@ -76,7 +79,10 @@ fn run(nodes: usize, quota: f64) -> Report {
 }
 
 fn heads() {
-    println!("\n{:<30} {:>6} {:>8} {:>7} {:>7} {:>10} {:>9} {:>12} {:>9}", "", "min", "quota/s", "peak/s", "mean/s", "throttled", "requests", "waited > 1 s", "without");
+    println!(
+        "\n{:<30} {:>6} {:>8} {:>7} {:>7} {:>10} {:>9} {:>12} {:>9}",
+        "", "min", "quota/s", "peak/s", "mean/s", "throttled", "requests", "waited > 1 s", "without"
+    );
 }
 
 fn shown(phase: Phase, window: usize) -> Phase {
@@ -125,7 +131,10 @@ impl Report {
 /// The same pods with kube2iam, and with one call for each request.
 fn compare(nodes: usize, report: &Report) {
     println!("\nbeside others, with the same pods, quota and throttled hour ({:.1} calls a second):", report.need / 2.0);
-    println!("{:<30} {:>12} {:>12} {:>14} {:>14} {:>14}", "", "cold peak/s", "calm mean/s", "cold: without", "hour: calls/s", "hour: without");
+    println!(
+        "{:<30} {:>12} {:>12} {:>14} {:>14} {:>14}",
+        "", "cold peak/s", "calm mean/s", "cold: without", "hour: calls/s", "hour: without"
+    );
     let row = |name: &str, cold: f64, calm: f64, cold_without: usize, hour: f64, without: usize| {
         println!("{name:<30} {cold:>12.1} {calm:>12.1} {cold_without:>14} {hour:>14.1} {without:>14}");
     };
@@ -135,7 +144,14 @@ fn compare(nodes: usize, report: &Report) {
     for (name, way) in [("kube2iam's way", Way::Kube2iam), ("one call per request", Way::CallPerRequest)] {
         let seen = others::simulate(way, nodes, report.quota, report.need / 2.0);
         let an_hour = |calls: &sts::Calls| calls.total() as f64 / Duration::as_secs_f64(&HOUR);
-        row(name, seen.cold.peak(report.window), an_hour(&seen.steady), seen.cold_without, an_hour(&seen.throttled), seen.throttled_without);
+        row(
+            name,
+            seen.cold.peak(report.window),
+            an_hour(&seen.steady),
+            seen.cold_without,
+            an_hour(&seen.throttled),
+            seen.throttled_without,
+        );
     }
 }
 

@@ -35,17 +35,13 @@ const KEPT: Duration = Duration::from_secs(900);
 /// A cold start, an hour of calm, and an hour with `share` of what was called in that.
 pub(crate) fn simulate(way: Way, nodes: usize, quota: f64, throttled_to: f64) -> Seen {
     let mut chance = Chance::new(3);
-    let mut asks: BinaryHeap<Reverse<(Duration, usize)>> = (0..nodes * PODS).map(|pod| Reverse((BOOT.mul_f64(chance.fraction()), pod))).collect();
+    let mut asks: BinaryHeap<Reverse<(Duration, usize)>> =
+        (0..nodes * PODS).map(|pod| Reverse((BOOT.mul_f64(chance.fraction()), pod))).collect();
     let roles: Vec<usize> = (0..nodes * PODS).map(|_| chance.below(ROLES)).collect();
     let mut kept: HashMap<(usize, usize), Duration> = HashMap::new();
     let mut quota = Quota::new(quota, window(nodes), Duration::ZERO);
-    let mut seen = Seen {
-        cold: Calls::default(),
-        cold_without: 0,
-        steady: Calls::default(),
-        throttled: Calls::default(),
-        throttled_without: 0,
-    };
+    let mut seen =
+        Seen { cold: Calls::default(), cold_without: 0, steady: Calls::default(), throttled: Calls::default(), throttled_without: 0 };
     let (mut cold_without, mut throttled_without) = (HashSet::new(), HashSet::new());
     let mut is_throttled = false;
     while let Some(Reverse((now, pod))) = asks.pop()

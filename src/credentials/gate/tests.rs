@@ -140,6 +140,19 @@ async fn what_is_made_ahead_leaves_room_for_pods_that_come() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_ends_first_goes_first() {
+    let gate = gate(Limits { rate: 1000, concurrency: 1 });
+    let first = gate.queue(Cause::Demand, None).1.await.unwrap();
+    let ends = |minutes: i64| Some(Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_mins(minutes));
+    let (mut late, mut soon) = (gate.queue(Cause::Renewal, ends(30)).1, gate.queue(Cause::Renewal, ends(5)).1);
+    drop(first);
+    let soon = come(&mut soon).expect("it ends first");
+    assert!(come(&mut late).is_none());
+    drop(soon);
+    assert!(come(&mut late).is_some());
+}
+
+#[tokio::test(start_paused = true)]
 async fn throttling_slows_the_gate_and_answers_let_it_recover() {
     let gate = gate(LIMITS);
     for _ in 0..7 {
