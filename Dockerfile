@@ -19,6 +19,8 @@ FROM scratch AS minimal
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /rolegate /usr/local/bin/rolegate
 USER 65532:65532
+# The C library's allocator gives large pieces back at once, and has one heap: see docs/performance.md.
+ENV MALLOC_ARENA_MAX=1 MALLOC_TRIM_THRESHOLD_=131072 MALLOC_MMAP_THRESHOLD_=131072
 ENTRYPOINT ["/usr/local/bin/rolegate"]
 
 # Debian's iptables is of the nft flavour, which works beside legacy rules. It works for root alone, with the capability
@@ -28,4 +30,6 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates iptables \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /rolegate /usr/local/bin/rolegate
+# The C library's allocator gives large pieces back at once, and has one heap: see docs/performance.md.
+ENV MALLOC_ARENA_MAX=1 MALLOC_TRIM_THRESHOLD_=131072 MALLOC_MMAP_THRESHOLD_=131072
 ENTRYPOINT ["/usr/local/bin/rolegate"]

@@ -200,6 +200,7 @@ fn pod(number: usize) -> Pod {
         ips: Vec::new(),
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Liveness is local: it says that the process answers. Readiness says that this node's pods can be served, or what is
 //! still to be done for that. The explanation and the debug page tell which pod has which role, so they answer peers on
-//! loopback alone, and no page of a browser there. A GET of the explanation asks nobody; a POST with `assume=true` asks STS
-//! once, one at a time and one a second.
+//! loopback alone, no page of a browser there, and nothing that says it was sent on by a proxy; the explanation wants a header
+//! of its own besides. A GET of it asks nobody; a POST with `assume=true` asks STS once, one at a time, one a second, and more
+//! rarely while STS gives nothing.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -26,7 +27,7 @@ use tracing::debug;
 use crate::connections::{Limits, Permit, Timely};
 use crate::credentials::StsOfNode;
 use crate::explain::explainer::Explainer;
-use crate::explain::{Decision, Report};
+use crate::explain::{Decision, HEADER, Report};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::readiness::Readiness;
@@ -134,7 +135,9 @@ impl<A: StsOfNode> Admin<A> {
                 Some(pods) if is_local(peer, &request.headers) => (StatusCode::OK, JSON, store(pods)),
                 _ => NOT_FOUND,
             },
-            (&Method::GET | &Method::POST, "/explain") if is_local(peer, &request.headers) => self.explain(request).await,
+            (&Method::GET | &Method::POST, "/explain") if is_local(peer, &request.headers) && request.headers.contains_key(HEADER) => {
+                self.explain(request).await
+            }
             (&Method::POST, "/explain") | (&Method::GET | &Method::HEAD, _) => NOT_FOUND,
             _ => (StatusCode::METHOD_NOT_ALLOWED, TEXT, Vec::new()),
         };
@@ -153,8 +156,12 @@ impl<A: StsOfNode> Admin<A> {
             return (StatusCode::SERVICE_UNAVAILABLE, TEXT, self.waiting());
         };
         // Only a POST changes anything outside.
-        let report = match asked.assume && request.method == Method::POST {
-            false => explainer.explain(&asked.pod),
+        if asked.assume && request.method != Method::POST {
+            let refusal = "assume=true asks STS, which a GET does not: send it as a POST, or leave it out\n";
+            return (StatusCode::METHOD_NOT_ALLOWED, TEXT, refusal.into());
+        }
+        let report = match asked.assume {
+            false => explainer.explain(&asked.pod).await,
             true => match explainer.assume(&asked.pod).await {
                 Ok(report) => report,
                 Err(busy) => return (StatusCode::TOO_MANY_REQUESTS, TEXT, format!("{busy}\n").into_bytes()),

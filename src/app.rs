@@ -23,7 +23,7 @@ use crate::drain::Drain;
 use crate::events::Reporter;
 use crate::events::writer::Writer;
 use crate::explain::By;
-use crate::explain::explainer::Explainer;
+use crate::explain::explainer::{Explainer, OfDaemon, Pace};
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client};
 use crate::pods::{self, Needs, NodeAddresses, Pods};
@@ -66,8 +66,8 @@ pub struct App {
 impl App {
     /// Takes the two ports.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
-        let metadata = listen(config.server.address, config.server.port, "--app-port")?;
-        let admin = listen(config.admin.address, config.admin.port, "--metrics-port")?;
+        let metadata = listen(config.server.address, config.server.port, "--app-port", true)?;
+        let admin = listen(config.admin.address, config.admin.port, "--metrics-port", false)?;
         Ok(Self { metadata_address: metadata.local_addr()?, metrics_address: admin.local_addr()?, metadata, admin, config })
     }
 
@@ -95,6 +95,7 @@ impl App {
             client: kube.clone(),
             node: config.pods.node.clone(),
             node_addresses: Box::new(node_addresses(config.server.accept_direct)),
+            now: Box::new(|| Clock::system().now()),
             annotations: config.pods.annotations.clone(),
             writer,
             pods: pods.clone(),
@@ -120,7 +121,7 @@ impl App {
         let rule = rule::place(&config.redirect, metadata_address, kube, &config.pods.node, rule);
         let mut rule = std::pin::pin!(rule.fuse());
         let mut stop = std::pin::pin!(stop);
-        let mut prepared = std::pin::pin!(prepare(&config, pods, events, &metrics, &drain, &explainer));
+        let mut prepared = std::pin::pin!(prepare(&config, pods, events, &metrics, &readiness, &drain, &explainer));
         let prepared = loop {
             tokio::select! {
                 placed = &mut rule, if !rule.is_terminated() => placed?,
@@ -187,6 +188,7 @@ async fn prepare(
     pods: Pods,
     events: Reporter,
     metrics: &Metrics,
+    readiness: &Readiness,
     drain: &Drain,
     explainer: &OnceLock<Explainer<Sts>>,
 ) -> anyhow::Result<Prepared> {
@@ -217,9 +219,10 @@ async fn prepare(
         by: By::Daemon,
         policy: policy.clone(),
         pods: pods.clone(),
-        sts: sts.clone(),
+        sts: sts.without_retries(),
         metrics: metrics.clone(),
-        asked: tokio::sync::Mutex::default(),
+        pace: Pace::default(),
+        daemon: Some(OfDaemon { readiness: readiness.clone(), sessions: sessions.clone() }),
     });
     let node_info =
         Patterns::new(PatternFormat::Glob, None, config.metadata.node_info_namespaces.clone()).context("--node-info-namespaces")?;
@@ -258,19 +261,21 @@ fn node_addresses(accept_direct: bool) -> impl Fn() -> NodeAddresses {
     }
 }
 
-/// A listening socket. Without an address, all of them: IPv6 and IPv4 in one where the node has IPv6.
-fn listen(address: Option<IpAddr>, port: u16, flag: &str) -> anyhow::Result<TcpListener> {
+/// A listening socket. Without an address, all of them: IPv6 and IPv4 in one where the node has IPv6. A port that is `shared`
+/// may be that of another daemon, too, while one takes over from the other (SO_REUSEPORT: of the same user alone).
+fn listen(address: Option<IpAddr>, port: u16, flag: &str, shared: bool) -> anyhow::Result<TcpListener> {
     let wanted = config::listen_address(address, port);
     let socket = match Socket::new(Domain::for_address(wanted), Type::STREAM, None) {
         Ok(socket) => socket,
         // A kernel without IPv6.
-        Err(_) if address.is_none() => return listen(Some(Ipv4Addr::UNSPECIFIED.into()), port, flag),
+        Err(_) if address.is_none() => return listen(Some(Ipv4Addr::UNSPECIFIED.into()), port, flag, shared),
         Err(error) => return Err(error).context("cannot make a socket"),
     };
     if address.is_none() && socket.set_only_v6(false).is_err() {
-        return listen(Some(Ipv4Addr::UNSPECIFIED.into()), port, flag);
+        return listen(Some(Ipv4Addr::UNSPECIFIED.into()), port, flag, shared);
     }
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
     let bound = socket.bind(&wanted.into()).and_then(|()| socket.listen(BACKLOG));
     bound.with_context(|| match address {

@@ -1,11 +1,12 @@
 //! Subcommands, and exit codes: 0 after an orderly end, 2 for wrong arguments, 1 for everything else. `explain` ends with 0
-//! for a pod that gets its role, 1 for one that does not, 2 for wrong arguments, and 3 where that could not be found out.
+//! for a pod that may have its role, 1 for one that does not, 2 for wrong arguments, and 3 where that could not be found out.
 
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Arg, ArgMatches, Command};
+use tokio::runtime::Runtime;
 use tracing::{error, info, warn};
 
 use crate::app::App;
@@ -17,7 +18,7 @@ use crate::telemetry;
 
 /// Wrong arguments.
 const USAGE: u8 = 2;
-/// `explain`: the pod gets nothing.
+/// `explain`: the pod may have nothing.
 const DENIED: u8 = 1;
 /// `explain`: that could not be found out.
 const UNKNOWN: u8 = 3;
@@ -47,7 +48,10 @@ fn explain_command() -> Command {
              With --assume STS is asked for the role once, by whom the daemon is to AWS, or by whom this command is where it asks \
              the Kubernetes API.",
         )
-        .after_help("Exit codes: 0 the pod gets its role, 1 it gets none, 2 wrong arguments, 3 it could not be found out.")
+        .after_help(
+            "Exit codes: 0 the pod may have its role (with --assume: STS gives it), 1 it may not, 2 wrong arguments, 3 it could not be \
+             found out.",
+        )
         .max_term_width(120)
         .arg(Arg::new(POD).required(true).help("The pod, such as shop/web-0"));
     flags::add_to_explain(command)
@@ -102,7 +106,9 @@ fn explained(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Exit
     let output = asked.output;
     let report = prepare().and_then(|()| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(explain(asked))
+        let report = runtime.block_on(explain(asked));
+        end(runtime);
+        report
     });
     match report.and_then(|report| show(&report, output).map(|()| report)) {
         Ok(Report { decision: Decision::Allowed, .. }) => ExitCode::SUCCESS,
@@ -132,13 +138,21 @@ fn prepare() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn serve(config: Config) -> anyhow::Result<()> {
+fn serve(mut config: Config) -> anyhow::Result<()> {
     prepare()?;
+    fit_into_open_files(&mut config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let app = App::bind(config).await?;
         app.serve(stop_signal()?).await
-    })
+    });
+    end(runtime);
+    served
+}
+
+/// Does not wait for threads that wait for other programs: an exec plugin that hangs must not keep the process.
+fn end(runtime: Runtime) {
+    runtime.shutdown_background();
 }
 
 /// The process holds credentials: it leaves no core dump, and nobody but root reads its memory.
@@ -148,6 +162,34 @@ fn keep_out_of_core_dumps() {
     if let Err(error) = no_core.and_then(|()| prctl::set_dumpable(false)) {
         warn!(%error, "core dumps could not be switched off; a crash might write credentials to disk");
     }
+}
+
+/// Takes all the file descriptors that there are to have, and plans for no more connections than fit in.
+fn fit_into_open_files(config: &mut Config) {
+    let most = match most_open_files() {
+        Ok(most) => most,
+        Err(error) => {
+            return config.warnings.push(format!("the limit of open files is not known ({error}); it may be below what is needed"));
+        }
+    };
+    let asked = config.server.limits;
+    config.server.limits = asked.within(most);
+    if config.server.limits != asked {
+        config.warnings.push(format!(
+            "the limit of open files is {most}, too low for --limits-connections={}: {} are taken; raise the limit (LimitNOFILE of the \
+             container runtime), or give a lower one",
+            asked.connections, config.server.limits.connections
+        ));
+    }
+}
+
+/// The limit of open files, raised as far as it may be.
+fn most_open_files() -> nix::Result<u64> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    // Some kernels have no use for the hard one where it says "without limit"; the soft one is good then.
+    let most = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    Ok(most)
 }
 
 /// Returns at SIGTERM or SIGINT.

@@ -252,6 +252,21 @@ impl Default for LimitsConfig {
     }
 }
 
+/// File descriptors for everything but pods' connections: listeners, the Kubernetes API, AWS, the metrics port's connections.
+const OTHER_DESCRIPTORS: u64 = 256;
+
+impl LimitsConfig {
+    /// The same, with no more connections than so many file descriptors are enough for: at the last of them nothing could be
+    /// accepted, and neither AWS nor the Kubernetes API be asked.
+    pub fn within(self, descriptors: u64) -> Self {
+        let room = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(descriptors / 4).max(1);
+        let connections = self.connections.min(usize::try_from(room).unwrap_or(usize::MAX));
+        let per_pod = self.connections_per_pod;
+        let connections_per_pod = if connections < self.connections && per_pod >= connections { (connections / 4).max(1) } else { per_pod };
+        Self { connections, connections_per_pod, ..self }
+    }
+}
+
 /// Whether IMDSv1 is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenMode {
@@ -371,7 +386,7 @@ impl Config {
             pods: read::pods(source, node_needed),
             roles: read::roles(source),
             sessions: read::sessions(source, &mut warnings),
-            server: read::server(source),
+            server: read::server(source, &mut warnings),
             admin: read::admin(source),
             redirect: read::redirect(source),
             log: read::log(source),

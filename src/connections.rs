@@ -20,6 +20,9 @@ use tracing::debug;
 /// again and again (tcp(7), TCP_USER_TIMEOUT). It ends also what was written before the process was done with it.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// What a source may have also when most connections are in use.
+const FEW: usize = 4;
+
 /// How many connections may be open; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -40,6 +43,8 @@ struct Open {
 pub enum Exceeded {
     /// That of all sources together.
     All,
+    /// What is left is for sources that have few.
+    Room,
     /// That of its own source.
     Source,
 }
@@ -52,7 +57,8 @@ pub struct Permit {
 }
 
 impl Limits {
-    /// At most `all` connections, and `per_source` of each source.
+    /// At most `all` connections, and `per_source` of each source. The last quarter of all is for sources with fewer than
+    /// four, so that some sources together cannot keep the others out.
     pub fn new(all: usize, per_source: usize) -> Self {
         Self { all, per_source, open: Arc::default() }
     }
@@ -61,11 +67,15 @@ impl Limits {
     pub fn admit(&self, source: IpAddr) -> Result<Permit, Exceeded> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         // Its own limit first: that is the one that tells who takes too much.
-        if open.by_source.get(&source).is_some_and(|count| *count >= self.per_source) {
+        let own = open.by_source.get(&source).copied().unwrap_or(0);
+        if own >= self.per_source {
             return Err(Exceeded::Source);
         }
         if open.all >= self.all {
             return Err(Exceeded::All);
+        }
+        if own >= FEW && open.all > self.all - self.all.div_ceil(4) {
+            return Err(Exceeded::Room);
         }
         open.all += 1;
         *open.by_source.entry(source).or_default() += 1;
@@ -228,6 +238,22 @@ mod tests {
         permits.clear();
         assert!(limits.open.lock().unwrap().by_source.is_empty(), "sources that are gone are forgotten");
         assert_eq!(limits.open.lock().unwrap().all, 0);
+    }
+
+    #[test]
+    fn sources_that_take_all_they_can_get_together_leave_room_for_those_with_few() {
+        let limits = Limits::new(4096, 128);
+        // More than all by their own limits alone.
+        let mut taken: Vec<_> = (0..32 * 128).filter_map(|n: usize| limits.admit(source((n / 128) as u8)).ok()).collect();
+        assert_eq!(limits.admit(source(0)).unwrap_err(), Exceeded::Source);
+        assert_eq!(limits.admit(source(31)).unwrap_err(), Exceeded::Room);
+        for other in 100..200 {
+            taken.extend((0..FEW).map(|_| limits.admit(source(other)).unwrap()));
+            assert_eq!(limits.admit(source(other)).unwrap_err(), Exceeded::Room, "{other}");
+        }
+        // With room again, there is no difference.
+        taken.drain(..1500);
+        taken.push(limits.admit(source(31)).unwrap());
     }
 
     #[tokio::test(start_paused = true)]

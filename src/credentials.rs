@@ -141,23 +141,20 @@ impl AssumeRoleError {
         matches!(self, Self::Denied { .. } | Self::Invalid { .. })
     }
 
-    /// What the owner of a pod may know of it, and what to do. Not what STS says: that names the session of the node's role,
-    /// accounts, and what else is for the node's operators alone.
-    pub fn for_owner(&self) -> &'static str {
+    /// What the owner of a pod may know of it, and what to do; `None` where there is nothing that the owner could do. Not what
+    /// STS says: that names the session of the node's role, accounts, and what else is for the node's operators alone.
+    pub fn for_owner(&self) -> Option<&'static str> {
         match self {
-            Self::Denied { .. } => {
+            Self::Denied { .. } => Some(
                 "AWS does not let this node assume the pod's role; the role's trust policy must name the role of the nodes (and the \
-                 external id, if it asks for one), and the role of the nodes must be allowed sts:AssumeRole on it"
-            }
-            Self::Invalid { .. } => {
+                 external id, if it asks for one), and the role of the nodes must be allowed sts:AssumeRole on it",
+            ),
+            Self::Invalid { .. } => Some(
                 "AWS refuses the session that is asked for; mostly it is longer than the role's maximum session duration, which \
-                 the role must be given, or --session-duration be less"
-            }
-            Self::Throttled => "AWS throttles the requests of the nodes' account; it is asked again by itself",
-            Self::IdentityUnknown(error) => error.for_owner(),
-            Self::OwnIdentity { .. } => "the node's own AWS credentials cannot be used; the operators of the node find why in its log",
-            Self::Unreachable { .. } => "AWS STS cannot be reached from the node; the operators of the node find why in its log",
-            Self::Failed { .. } => "AWS STS gave no credentials for the pod's role; the operators of the node find why in its log",
+                 the role must be given, or --session-duration be less",
+            ),
+            // These are the node's, for all of its pods at one time.
+            Self::Throttled | Self::OwnIdentity { .. } | Self::IdentityUnknown(_) | Self::Unreachable { .. } | Self::Failed { .. } => None,
         }
     }
 }

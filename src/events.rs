@@ -29,6 +29,9 @@ pub const MAX_NOTE: usize = 1024;
 pub enum Cause {
     /// Policy gives it no role.
     Denied(Denial),
+    /// Policy gives it no role, for what the node is: which role the node has itself, in which partition it is and what its
+    /// ceiling is are not told, or whoever may write annotations could find it out role by role.
+    RefusedOnNode,
     /// Audit mode serves it, and enforced restrictions would not.
     WouldBeDenied(Denial),
     /// Another pod claims its address.
@@ -47,15 +50,39 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// STS gave no credentials.
-    pub fn assume_role_failed(error: &AssumeRoleError) -> Self {
-        Self::AssumeRoleFailed { name: error.name(), sentence: error.for_owner() }
+    /// Policy gives it no role. `None` where the owner has nothing to change: what is only not known yet passes by itself.
+    pub fn denied(denial: Denial) -> Option<Self> {
+        match denial {
+            Denial::NamespaceUnknown | Denial::ServiceAccountUnknown => None,
+            Denial::NodeRole | Denial::OtherPartition | Denial::NotAllowedOnNode => Some(Self::RefusedOnNode),
+            Denial::NoRole
+            | Denial::BadRole(..)
+            | Denial::ServiceAccountsForbidden
+            | Denial::BadExternalId(_)
+            | Denial::BadSessionName(_)
+            | Denial::NamespaceHasNoList
+            | Denial::BadNamespaceList(..)
+            | Denial::NotAllowedInNamespace => Some(Self::Denied(denial)),
+        }
+    }
+
+    /// Enforced restrictions would give it no role. `None` where the owner has nothing to change.
+    pub fn would_be_denied(denial: Denial) -> Option<Self> {
+        Self::denied(denial).map(|cause| match cause {
+            Self::Denied(denial) => Self::WouldBeDenied(denial),
+            other => other,
+        })
+    }
+
+    /// STS gave no credentials. `None` where the owner has nothing to change.
+    pub fn assume_role_failed(error: &AssumeRoleError) -> Option<Self> {
+        error.for_owner().map(|sentence| Self::AssumeRoleFailed { name: error.name(), sentence })
     }
 
     /// The Event's `reason`: one stable word for each kind, to select and to alert by.
     pub fn reason(self) -> &'static str {
         match self {
-            Self::Denied(_) => "RoleDenied",
+            Self::Denied(_) | Self::RefusedOnNode => "RoleDenied",
             Self::WouldBeDenied(_) => "RoleWouldBeDenied",
             Self::AddressAmbiguous => "AddressAmbiguous",
             Self::Unreadable => "PodUnreadable",
@@ -67,17 +94,18 @@ impl Cause {
     /// The Event's `action`: what the daemon did.
     fn action(self) -> &'static str {
         match self {
-            Self::Denied(_) | Self::AddressAmbiguous | Self::Unreadable => "RefuseCredentials",
+            Self::Denied(_) | Self::RefusedOnNode | Self::AddressAmbiguous | Self::Unreadable => "RefuseCredentials",
             Self::WouldBeDenied(_) => "ServeCredentials",
             Self::AssumeRoleFailed { .. } => "AssumeRole",
             Self::HostNetwork => "LeaveAlone",
         }
     }
 
-    /// The stable name within its kind, as metrics and the log have it.
+    /// The stable name within its kind: that of metrics and the log, but where it would tell of the node.
     fn name(self) -> &'static str {
         match self {
             Self::Denied(denial) | Self::WouldBeDenied(denial) => denial.name(),
+            Self::RefusedOnNode => "refused-on-node",
             Self::AddressAmbiguous => "ambiguous-pod",
             Self::Unreadable => "unreadable-pod",
             Self::AssumeRoleFailed { name, .. } => name,
@@ -90,6 +118,10 @@ impl Cause {
         let name = self.name();
         match self {
             Self::Denied(denial) => format!("{name}: {denial}"),
+            Self::RefusedOnNode => format!(
+                "{name}: this node does not give out the role; name a role that is made for pods, or ask the operators of the node, whose \
+                 log has the reason"
+            ),
             Self::WouldBeDenied(denial) => {
                 format!("{name}: served, because restrictions are only reported yet; enforced, they refuse: {denial}")
             }
@@ -144,9 +176,11 @@ impl Reporter {
         Self { records: None, metrics }
     }
 
-    /// Tells a pod's owner. It never waits: where the queue is full, the record is dropped and counted.
-    pub fn tell(&self, pod: &Arc<Pod>, cause: Cause) {
+    /// Tells a pod's owner, where there is something to tell. It never waits: where the queue is full, the record is dropped
+    /// and counted.
+    pub fn tell(&self, pod: &Arc<Pod>, cause: impl Into<Option<Cause>>) {
         if let Some(records) = &self.records
+            && let Some(cause) = cause.into()
             && records.try_send(Record { pod: pod.clone(), cause }).is_err()
         {
             self.metrics.event("dropped");

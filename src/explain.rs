@@ -23,6 +23,10 @@ pub use look::look;
 /// The version of the report's form; it grows when a field changes its meaning or goes.
 pub const VERSION: u32 = 1;
 
+/// The header of a question to a daemon. A page of a browser cannot send it without asking first, nor can a URL alone that
+/// something on the node is made to fetch.
+pub const HEADER: &str = "x-rolegate-explain";
+
 /// What is known about a pod and its role, with every step to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -98,8 +102,8 @@ pub struct Request {
     pub role: String,
     /// The session's name.
     pub session_name: String,
-    /// The external id, where one is sent.
-    pub external_id: Option<String>,
+    /// Whether an external id is sent. Its value is for the role's account alone.
+    pub external_id: bool,
     /// The session's tags.
     pub tags: Vec<Tag>,
     /// How long the session is to last.
@@ -200,7 +204,7 @@ impl Request {
         Self {
             role: request.role().to_string(),
             session_name: request.session_name().as_str().to_owned(),
-            external_id: request.external_id().map(|id| id.as_str().to_owned()),
+            external_id: request.external_id().is_some(),
             tags: request.tags().iter().map(|tag| Tag { key: tag.key().to_owned(), value: tag.value().to_owned() }).collect(),
             duration_seconds: request.duration().as_secs(),
         }

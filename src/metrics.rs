@@ -2,9 +2,11 @@
 //! the two. No label ever holds an address, a pod or a role, and a namespace only where it says who
 //! would break by a change, so that their number is bounded.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use prometheus::core::Collector as _;
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -48,6 +50,8 @@ descriptions! {
         "Open connections of pods.";
     CONNECTIONS_REFUSED = "counter" "rolegate_connections_refused_total" ["reason"]
         "Connections closed before a byte was read, by reason.";
+    CONNECTIONS_ENDED = "counter" "rolegate_connections_ended_total" ["reason"]
+        "Connections of pods that did not come to an orderly end, by reason.";
     PODS = "gauge" "rolegate_pods" []
         "Pods of this node that are known.";
     POD_WAITS = "histogram" "rolegate_pod_wait_seconds" ["outcome"]
@@ -80,6 +84,8 @@ descriptions! {
         "Time of an AssumeRole request, the SDK's retries included.";
     STS_IN_FLIGHT = "gauge" "rolegate_sts_requests_in_flight" []
         "AssumeRole requests under way.";
+    STS_EXPLAINED = "counter" "rolegate_explain_sts_requests_total" ["outcome"]
+        "AssumeRole requests of rolegate explain --assume by outcome, which are not for pods and in no other metric.";
     EVENTS = "counter" "rolegate_events_total" ["outcome"]
         "What was to be told to pods' owners as Events, by what became of it.";
 }
@@ -101,6 +107,7 @@ struct Inner {
     imdsv1: IntCounterVec,
     connections: IntGauge,
     connections_refused: IntCounterVec,
+    connections_ended: IntCounterVec,
     pods: IntGauge,
     pod_waits: HistogramVec,
     pods_awaited: IntGauge,
@@ -121,6 +128,7 @@ struct Inner {
     sts_queue: IntGaugeVec,
     sts_seconds: Histogram,
     sts_in_flight: IntGauge,
+    sts_explained: IntCounterVec,
     events: IntCounterVec,
 }
 
@@ -195,6 +203,7 @@ impl Metrics {
             imdsv1: register.counters(&IMDSV1),
             connections: register.gauge(&CONNECTIONS),
             connections_refused: register.counters(&CONNECTIONS_REFUSED),
+            connections_ended: register.counters(&CONNECTIONS_ENDED),
             pods: register.gauge(&PODS),
             pod_waits: register.histograms(&POD_WAITS),
             pods_awaited: register.gauge(&PODS_AWAITED),
@@ -213,6 +222,7 @@ impl Metrics {
             sts_queue: register.gauges(&STS_QUEUE),
             sts_seconds: register.histograms(&STS_SECONDS).with_label_values::<&str>(&[]),
             sts_in_flight: register.gauge(&STS_IN_FLIGHT),
+            sts_explained: register.counters(&STS_EXPLAINED),
             events: register.counters(&EVENTS),
             registry: register.0,
         }))
@@ -220,8 +230,6 @@ impl Metrics {
 
     /// The text form that Prometheus scrapes, version 0.0.4.
     pub fn render(&self) -> Vec<u8> {
-        let silence = self.watch_alive_at().elapsed().as_secs();
-        self.0.watch_sign_of_life.set(i64::try_from(silence).unwrap_or(i64::MAX));
         if let Some(HoldingsSource(source)) = self.0.holdings.get() {
             let Holdings { sessions, earliest_end } = source();
             self.0.sessions_held.set(i64::try_from(sessions).unwrap_or(i64::MAX));
@@ -230,6 +238,7 @@ impl Metrics {
                 self.0.earliest_end.with_label_values::<&str>(&[]).set(i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
             }
         }
+        self.0.watch_sign_of_life.set(i64::try_from(self.watch_silence().as_secs()).unwrap_or(i64::MAX));
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.0.registry.gather(), &mut text) {
             tracing::error!(%error, "the metrics could not be written");
@@ -262,6 +271,21 @@ impl Metrics {
         self.0.imdsv1.with_label_values(&[namespace, if served { "served" } else { "refused" }]).inc();
     }
 
+    /// These are the namespaces that have pods here. What was counted of others goes: their number would grow for as long as
+    /// the process lives, on a node where namespaces come and go.
+    pub fn keep_namespaces(&self, namespaces: &BTreeSet<String>) {
+        for family in self.0.imdsv1.collect() {
+            for labels in family.get_metric().iter().map(|metric| metric.get_label()) {
+                let label = |name: &str| labels.iter().find(|label| label.name() == name).map_or("", |label| label.value());
+                let (namespace, outcome) = (label("namespace"), label("outcome"));
+                if !namespaces.contains(namespace) {
+                    // It was there just now, and nobody else takes one away.
+                    let _ = self.0.imdsv1.remove_label_values(&[namespace, outcome]);
+                }
+            }
+        }
+    }
+
     /// This became of something that a pod's owner was to be told.
     pub fn event(&self, outcome: &'static str) {
         self.0.events.with_label_values(&[outcome]).inc();
@@ -275,6 +299,11 @@ impl Metrics {
     /// A connection was closed before a byte was read.
     pub fn connection_refused(&self, reason: &'static str) {
         self.0.connections_refused.with_label_values(&[reason]).inc();
+    }
+
+    /// A connection did not come to an orderly end.
+    pub fn connection_ended(&self, reason: &'static str) {
+        self.0.connections_ended.with_label_values(&[reason]).inc();
     }
 
     /// How many pods are known.
@@ -306,6 +335,11 @@ impl Metrics {
     /// The watch of this node's pods heard from the API just now.
     pub fn watch_alive(&self) {
         *self.watch_alive_at() = Instant::now();
+    }
+
+    /// How long the watch of this node's pods has not heard from the API.
+    pub fn watch_silence(&self) -> Duration {
+        self.watch_alive_at().elapsed()
     }
 
     fn watch_alive_at(&self) -> MutexGuard<'_, Instant> {
@@ -351,6 +385,11 @@ impl Metrics {
     pub fn sts_answered(&self, outcome: &'static str, cause: &'static str, took: Duration) {
         self.0.sts_requests.with_label_values(&[cause, outcome]).inc();
         self.0.sts_seconds.observe(took.as_secs_f64());
+    }
+
+    /// AssumeRole ended that was asked for an explanation.
+    pub fn explained(&self, outcome: &'static str) {
+        self.0.sts_explained.with_label_values(&[outcome]).inc();
     }
 }
 
@@ -409,6 +448,25 @@ mod tests {
         assert!(told(0));
         tokio::time::advance(Duration::from_secs(7)).await;
         assert!(told(7));
+    }
+
+    #[test]
+    fn what_was_counted_of_a_namespace_goes_with_its_last_pod() {
+        let metrics = Metrics::new();
+        let keep = |names: &[&str]| metrics.keep_namespaces(&names.iter().map(|name| (*name).to_owned()).collect());
+        let told = |name: &str| String::from_utf8_lossy(&metrics.render()).matches(&format!("namespace=\"{name}\"")).count();
+        keep(&["shop", "tools"]);
+        for name in ["shop", "tools"] {
+            metrics.without_token(name, true);
+            metrics.without_token(name, false);
+        }
+        keep(&["shop", "tools", "new"]);
+        assert_eq!((told("shop"), told("tools")), (2, 2));
+        keep(&["tools"]);
+        assert_eq!((told("shop"), told("tools")), (0, 2));
+        keep(&["shop", "tools"]);
+        metrics.without_token("shop", true);
+        assert_eq!(told("shop"), 1, "it begins anew");
     }
 
     #[test]

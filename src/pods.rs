@@ -177,11 +177,11 @@ impl Pods {
         self.shared.read().all()
     }
 
-    /// Every pod with what is known around it, in no order, for whoever follows them all; and whether there was a complete
-    /// list of them.
-    pub fn with_surroundings(&self) -> (bool, Vec<(Arc<Pod>, Surroundings)>) {
+    /// Every pod that may ask, now or when it has an address, with what is known around it, in no order; and whether there
+    /// was a complete list of them.
+    pub fn that_may_ask(&self) -> (bool, Vec<(Arc<Pod>, Surroundings)>) {
         let index = self.shared.read();
-        (index.is_listed(), index.iter().map(|pod| (pod.clone(), index.surroundings(pod))).collect())
+        (index.is_listed(), index.with_addresses().map(|pod| (pod.clone(), index.surroundings(pod))).collect())
     }
 
     /// The pod of this name, and what is known around it.
@@ -197,6 +197,12 @@ impl Pods {
         self.shared.read().is_node(ip)
     }
 
+    /// What is known of a namespace and a service account, whether or not there are pods of them.
+    #[cfg(test)]
+    pub(crate) fn around(&self, namespace: &str, service_account: &str) -> Surroundings {
+        self.shared.read().around(namespace, service_account)
+    }
+
     /// What is known of a namespace.
     pub fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
         self.shared.read().namespace(name)
@@ -210,6 +216,11 @@ impl Pods {
     /// Whether this pod is known.
     pub fn contains(&self, uid: &PodUid) -> bool {
         self.shared.read().contains(uid)
+    }
+
+    /// When the next claim of a terminating pod ends.
+    pub fn next_claim_end(&self) -> Option<jiff::Timestamp> {
+        self.shared.read().next_claim_end()
     }
 
     /// How many pods are known.

@@ -28,12 +28,14 @@ use crate::policy::{Decision, Denial, Policy, RoleRequest};
 mod complaints;
 pub mod documents;
 pub mod metadata;
+mod refusal;
 pub mod respond;
 pub mod route;
 pub mod token;
 
 use complaints::Complaints;
 use metadata::{Access, Found, Metadata};
+use refusal::{Asked, Refusal};
 use respond::Outcome;
 use route::{Hosts, Rejection, Route};
 use token::Tokens;
@@ -45,7 +47,7 @@ pub struct Settings {
     pub policy: Arc<Policy>,
     /// Whether requests without a token are refused.
     pub tokens: TokenMode,
-    /// The longest wait for the pod behind an address.
+    /// The longest wait for the pod behind an address, and for what its role depends on.
     pub pod_wait: Duration,
     /// Which metadata a pod may read.
     pub access: Access,
@@ -84,16 +86,6 @@ struct Meters {
     metadata: RouteMeters,
     unknown: RouteMeters,
     rejected: RouteMeters,
-}
-
-/// Why a pod gets nothing, with what the operator should know.
-enum Refusal {
-    UnknownPod,
-    AmbiguousPod(Vec<Arc<Pod>>),
-    UnreadablePod(Arc<Pod>),
-    Denied(Arc<Pod>, Denial),
-    OtherRole(Arc<Pod>),
-    Changed(Arc<Pod>),
 }
 
 /// What a decision was made by; where it is another later, it is made again.
@@ -157,9 +149,11 @@ impl<A: AssumeRole> Proxy<A> {
     async fn answer(&self, ip: IpAddr, route: Route, headers: &HeaderMap) -> Outcome {
         // From before the first look, so that no change after it is missed.
         let seen = self.seen();
+        // All that is waited for before the answer is decided is in this time.
+        let until = tokio::time::Instant::now() + self.settings.pod_wait;
         let (pod, around) = match self.identify(ip).await {
             Ok(found) => found,
-            Err(refusal) => return self.refuse(ip, refusal),
+            Err(refusal) => return self.refuse(ip, refusal, Asked::by(&route)),
         };
         if let Route::NewToken { ttl_seconds } = route {
             let token = self.tokens.issue(&pod.uid, ip, Duration::from_secs(ttl_seconds.into()));
@@ -175,9 +169,9 @@ impl<A: AssumeRole> Proxy<A> {
             Route::Metadata { path } => return self.metadata(&pod, &around, &path).await,
             route => route,
         };
-        let (pod, request) = match self.decide(ip, pod, around).await {
+        let (pod, request) = match self.decide(ip, pod, around, until).await {
             Ok(allowed) => allowed,
-            Err(refusal) => return self.refuse(ip, refusal),
+            Err(refusal) => return self.refuse(ip, refusal, Asked::Value),
         };
         match route {
             Route::RoleList => Outcome::Text(Bytes::copy_from_slice(request.role().name().as_bytes())),
@@ -185,7 +179,7 @@ impl<A: AssumeRole> Proxy<A> {
             Route::Credentials { role, extended } if role == request.role().name() => {
                 self.credentials(ip, pod, &request, seen, extended).await
             }
-            Route::Credentials { .. } => self.refuse(ip, Refusal::OtherRole(pod)),
+            Route::Credentials { .. } => self.refuse(ip, Refusal::OtherRole(pod), Asked::Value),
             // All are answered above.
             Route::NewToken { .. } | Route::Unknown | Route::Versions | Route::Metadata { .. } => Outcome::NotFound,
         }
@@ -225,11 +219,18 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     /// The role that the pod may have, waiting for what the decision needs where it is not known yet.
-    async fn decide(&self, ip: IpAddr, mut pod: Arc<Pod>, mut around: Surroundings) -> Result<(Arc<Pod>, RoleRequest), Refusal> {
+    async fn decide(
+        &self,
+        ip: IpAddr,
+        mut pod: Arc<Pod>,
+        mut around: Surroundings,
+        until: tokio::time::Instant,
+    ) -> Result<(Arc<Pod>, RoleRequest), Refusal> {
         let policy = &self.settings.policy;
         if !policy.can_decide(&pod, &around) {
             let enough = |pod: &Pod, around: &Surroundings| policy.can_decide(pod, around);
-            let (now, now_around) = found(self.pods.wait_for_ip(ip, self.settings.pod_wait, enough).await)?;
+            let (now, now_around) =
+                found(self.pods.wait_for_ip(ip, until.saturating_duration_since(tokio::time::Instant::now()), enough).await)?;
             // The token was the first one's.
             if now.uid != pod.uid {
                 return Err(Refusal::UnknownPod);
@@ -263,10 +264,7 @@ impl<A: AssumeRole> Proxy<A> {
 
     fn audited(&self, pod: &Arc<Pod>, request: &RoleRequest, denial: Denial) {
         self.metrics.audited(denial.name());
-        // Enforcement waits for the namespace: where it is only late, the owner has nothing to change.
-        if denial != Denial::NamespaceUnknown {
-            self.events.tell(pod, Cause::WouldBeDenied(denial));
-        }
+        self.events.tell(pod, Cause::would_be_denied(denial));
         if self.complaints.is_new(&pod.uid, denial.name()) {
             warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
                 "served in audit mode; enforced restrictions would refuse: {denial}");
@@ -284,7 +282,7 @@ impl<A: AssumeRole> Proxy<A> {
         let other_node = policy.node_version() != seen.node || !policy.knows_node();
         let is_old = self.pods.generation() != seen.generation || (answer.is_ok() && other_node);
         if is_old && let Err(refusal) = self.look_again(ip, &pod, request) {
-            return self.refuse(ip, refusal);
+            return self.refuse(ip, refusal, Asked::Value);
         }
         match answer {
             Ok(credentials) if extended => self.document(documents::extended_credentials(&credentials, request.role())),
@@ -329,20 +327,13 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     /// Counts and logs a refusal, and tells the pod's owner; the same one of the same pod is logged once in a while.
-    fn refuse(&self, ip: IpAddr, refusal: Refusal) -> Outcome {
-        let reason = match &refusal {
-            Refusal::UnknownPod => "unknown-pod",
-            Refusal::AmbiguousPod(_) => "ambiguous-pod",
-            Refusal::UnreadablePod(_) => "unreadable-pod",
-            Refusal::Denied(_, denial) => denial.name(),
-            Refusal::OtherRole(_) => "other-role",
-            Refusal::Changed(_) => "changed",
-        };
+    fn refuse(&self, ip: IpAddr, refusal: Refusal, asked: Asked) -> Outcome {
+        let (reason, outcome) = (refusal.reason(), refusal.outcome(asked));
         self.metrics.denied(reason);
         match &refusal {
             Refusal::AmbiguousPod(pods) => pods.iter().for_each(|pod| self.events.tell(pod, Cause::AddressAmbiguous)),
             Refusal::UnreadablePod(pod) => self.events.tell(pod, Cause::Unreadable),
-            Refusal::Denied(pod, denial) => self.events.tell(pod, Cause::Denied(*denial)),
+            Refusal::Denied(pod, denial) => self.events.tell(pod, Cause::denied(*denial)),
             // Nobody to tell, or nothing that the owner could change: both pass by themselves.
             Refusal::UnknownPod | Refusal::OtherRole(_) | Refusal::Changed(_) => {}
         }
@@ -353,31 +344,9 @@ impl<A: AssumeRole> Proxy<A> {
             }
         };
         if new {
-            match refusal {
-                Refusal::UnknownPod => warn!(source = %ip, reason,
-                    "refused: no pod of this node is known to have this address; a pod in the host's network cannot be served"),
-                Refusal::AmbiguousPod(pods) => {
-                    let mut pods: Vec<_> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
-                    pods.sort();
-                    warn!(source = %ip, reason, pods = pods.join(", "), "refused: more than one pod claims this address");
-                }
-                Refusal::UnreadablePod(pod) => {
-                    warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                        "refused: the pod that has this address is now one that cannot be read; the line about its object has more");
-                }
-                Refusal::Denied(pod, denial) => {
-                    warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: {denial}");
-                }
-                Refusal::Changed(pod) => {
-                    info!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                        "refused: the pod, or what it may have, changed while STS was asked");
-                }
-                Refusal::OtherRole(pod) => {
-                    info!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: the pod asked for a role that is not its own");
-                }
-            }
+            refusal.log(ip);
         }
-        Outcome::NotFound
+        outcome
     }
 
     fn meters(&self, route: &Route) -> &RouteMeters {

@@ -19,8 +19,8 @@ pub enum ParseError {
     /// The account is not twelve digits.
     #[error("the account of a role ARN has exactly 12 digits")]
     Account,
-    /// The path has characters outside `!` to `~`, or an empty segment.
-    #[error("the path of a role has printable ASCII characters only and no empty segment")]
+    /// The path has more than 512 characters, some outside `!` to `~`, or an empty segment.
+    #[error("the path of a role has at most 512 characters, printable ASCII ones only, and no empty segment")]
     Path,
     /// `[A-Za-z0-9_+=,.@-]{1,64}`.
     #[error("a role name has 1 to 64 characters of A-Z a-z 0-9 _ + = , . @ -")]
@@ -41,6 +41,9 @@ pub enum ParseError {
 
 /// The longest ARN that AWS takes, in bytes (`arnType` of the STS API).
 pub const MAX_ARN_LENGTH: usize = 2048;
+
+/// The longest path of a role, in bytes, with its first slash (`pathType` of the IAM API).
+const MAX_PATH_LENGTH: usize = 512;
 
 /// A part of AWS with its own accounts, endpoints and ARNs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -144,7 +147,9 @@ impl FromStr for RoleArn {
         check_account(account)?;
         let mut segments = path.split('/');
         let name = segments.next_back().unwrap_or_default();
-        if !segments.all(|segment| !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_graphic())) {
+        if path.len() - name.len() > MAX_PATH_LENGTH - 1
+            || !segments.all(|segment| !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_graphic()))
+        {
             return Err(ParseError::Path);
         }
         if !is_name(name, 1..=64) {

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::LimitsConfig;
 use crate::connections::{Exceeded, Limits, Rates, Timely};
@@ -51,6 +52,39 @@ pub struct Server<A> {
     head_timeout: Duration,
     limits: Limits,
     rates: Rates,
+    accepting: Accepting,
+}
+
+/// Whether connections can be accepted: told when it changes, as it may stay so for long.
+#[derive(Debug)]
+struct Accepting {
+    fails: AtomicBool,
+    metrics: Metrics,
+}
+
+impl Accepting {
+    fn new(metrics: Metrics) -> Self {
+        Self { fails: AtomicBool::new(false), metrics }
+    }
+
+    /// It failed; the answer is whether it did not before.
+    fn failed(&self, error: &std::io::Error) -> bool {
+        self.metrics.connection_refused("accept-failed");
+        let is_news = !self.fails.swap(true, Ordering::Relaxed);
+        if is_news {
+            warn!(%error, "connections cannot be accepted; trying again and again. Where files are short (EMFILE, ENFILE), raise the limit of open files");
+        }
+        is_news
+    }
+
+    /// It worked; the answer is whether it did not before.
+    fn worked(&self) -> bool {
+        let is_news = self.fails.swap(false, Ordering::Relaxed);
+        if is_news {
+            info!("connections are accepted again");
+        }
+        is_news
+    }
 }
 
 /// What a connection may be used for.
@@ -71,6 +105,7 @@ impl<A: AssumeRole> Server<A> {
         Self {
             proxy: Arc::new(proxy),
             accept_direct,
+            accepting: Accepting::new(metrics.clone()),
             metrics,
             drain,
             head_timeout,
@@ -99,9 +134,12 @@ impl<A: AssumeRole> Server<A> {
 
     async fn accepted(self: &Arc<Self>, accepted: std::io::Result<(TcpStream, SocketAddr)>) {
         match accepted {
-            Ok((stream, peer)) => self.take(stream, peer),
+            Ok((stream, peer)) => {
+                self.accepting.worked();
+                self.take(stream, peer);
+            }
             Err(error) => {
-                warn!(%error, "a connection could not be accepted; trying again");
+                self.accepting.failed(&error);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -115,6 +153,7 @@ impl<A: AssumeRole> Server<A> {
         let permit = match self.limits.admit(peer.ip().to_canonical()) {
             Ok(permit) => permit,
             Err(Exceeded::All) => return self.metrics.connection_refused("limit"),
+            Err(Exceeded::Room) => return self.metrics.connection_refused("room"),
             Err(Exceeded::Source) => {
                 self.metrics.connection_refused("source-limit");
                 debug!(source = %peer, "closed a connection: its source has too many open");
@@ -184,8 +223,23 @@ impl<A: AssumeRole> Server<A> {
             }
         };
         if let Err(error) = ended {
-            debug!(%error, "a connection ended early");
+            let reason = ended_by(&error);
+            self.metrics.connection_ended(reason);
+            debug!(%error, reason, "a connection ended early");
         }
+    }
+}
+
+/// Why a connection ended before its peer was done with it.
+fn ended_by(error: &hyper::Error) -> &'static str {
+    // An answer that is not taken in time is an error of the stream.
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    if error.is_timeout() || source.is_some_and(|source| source.kind() == std::io::ErrorKind::TimedOut) {
+        "timeout"
+    } else if error.is_parse() {
+        "malformed"
+    } else {
+        "peer"
     }
 }
 
@@ -212,4 +266,22 @@ fn original_destination(stream: &impl AsFd) -> Option<SocketAddr> {
 
 fn is_metadata(address: SocketAddr) -> bool {
     address.port() == METADATA_PORT && [IpAddr::V4(METADATA_IPV4), IpAddr::V6(METADATA_IPV6)].contains(&address.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_nothing_can_be_accepted_is_told_once_and_counted_each_time() {
+        let metrics = Metrics::new();
+        let accepting = Accepting::new(metrics.clone());
+        let failed = || accepting.failed(&std::io::Error::from_raw_os_error(24));
+        assert!(!accepting.worked(), "nothing was wrong");
+        assert_eq!([failed(), failed(), failed()], [true, false, false]);
+        assert_eq!([accepting.worked(), accepting.worked()], [true, false]);
+        assert!(failed(), "it is news again");
+        let text = String::from_utf8(metrics.render()).unwrap_or_default();
+        assert!(text.contains(r#"rolegate_connections_refused_total{reason="accept-failed"} 4"#), "{text}");
+    }
 }

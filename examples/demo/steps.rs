@@ -105,7 +105,7 @@ fn stranger(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(), Fai
          for news from Kubernetes.",
     );
     let answer = stage.ask(story, &Ask::token(&cast.stranger));
-    story.check(answer.is_bare(404), "404, and nothing in it");
+    story.check(answer.is_bare(500), "500, and nothing in it: an SDK asks for a token again");
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{HOST, ORIGIN};
+use http::header::{HOST, HeaderName};
 use http::uri::Authority;
 use http::{HeaderMap, Uri};
 
@@ -15,15 +15,22 @@ pub(super) struct Question {
     pub(super) assume: bool,
 }
 
+/// What only proxies and browsers send. A proxy on the node is itself a peer on loopback, whoever it speaks for.
+const OF_OTHERS: [&str; 4] = ["forwarded", "via", "x-real-ip", "origin"];
+/// How more of these begin.
+const STARTS_OF_OTHERS: [&str; 2] = ["x-forwarded-", "sec-fetch-"];
+
 /// Whether the peer is on the node's loopback, and speaks for a person. A page in a browser there may be anybody's: one
-/// whose name was pointed at this address names itself in `Host`, and any other in `Origin`.
+/// whose name was pointed at this address names itself in `Host`, and any other in `Origin`. What a proxy sends on is
+/// known by the headers that proxies add; one that adds none cannot be told.
 pub(super) fn is_local(peer: SocketAddr, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(HOST).iter();
     let named = match (hosts.next().and_then(|host| host.to_str().ok()), hosts.next()) {
         (Some(host), None) => is_loopback_name(host),
         _ => false,
     };
-    peer.ip().to_canonical().is_loopback() && named && !headers.contains_key(ORIGIN)
+    let of_others = |name: &HeaderName| OF_OTHERS.contains(&name.as_str()) || STARTS_OF_OTHERS.iter().any(|s| name.as_str().starts_with(s));
+    peer.ip().to_canonical().is_loopback() && named && !headers.keys().any(of_others)
 }
 
 fn is_loopback_name(host: &str) -> bool {

@@ -2,14 +2,17 @@
 use http_body_util::BodyExt as _;
 
 use super::*;
-use crate::credentials::{AssumeRole, AssumeRoleError, Credentials};
+use crate::credentials::cache::{self, Sessions};
+use crate::credentials::gate::Limits;
+use crate::credentials::{AssumeRole, AssumeRoleError, Clock, Credentials};
 use crate::explain::By;
-use crate::explain::explainer::ASK_AGAIN;
+use crate::explain::explainer::{ASK_AGAIN, LAST_PAUSE, OfDaemon, Pace};
 use crate::pods::{Pod, PodUid, pods};
+use crate::policy::node::NodeIdentity;
 use crate::policy::{Policy, RoleRequest, Rules};
 
 /// Answers as often as it is let, and denies.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Sts(Arc<tokio::sync::Semaphore>);
 
 impl AssumeRole for Sts {
@@ -39,20 +42,30 @@ fn admin(answers: &Arc<tokio::sync::Semaphore>) -> Admin<Sts> {
             ips: vec!["10.0.0.1".parse().unwrap()],
             finished: false,
             terminating: false,
+            claims_until: None,
             host_network: false,
         });
     });
-    let metrics = Metrics::new();
+    let (metrics, readiness) = (Metrics::new(), Readiness::default());
+    let node: NodeIdentity = "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e".parse::<crate::role::CallerIdentity>().unwrap().into();
+    let clock = Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
+    let of_cache = cache::Settings {
+        error_ttl: Duration::from_secs(30),
+        timeout: Duration::from_secs(60),
+        limits: Limits { rate: 1000, concurrency: 1000 },
+    };
+    let sessions = Sessions::new(Sts(answers.clone()), of_cache, clock, metrics.clone());
     let explainer = Explainer {
         node: "node-a".to_owned(),
         by: By::Daemon,
-        policy: Arc::new(Policy::new(Rules::default(), crate::policy::node::NodeIdentity::default()).unwrap()),
+        policy: Arc::new(Policy::new(Rules::default(), node).unwrap()),
         pods: pods.clone(),
         sts: Sts(answers.clone()),
         metrics: metrics.clone(),
-        asked: tokio::sync::Mutex::default(),
+        pace: Pace::default(),
+        daemon: Some(OfDaemon { readiness: readiness.clone(), sessions }),
     };
-    Admin { metrics, readiness: Readiness::default(), debug: Some(pods), explainer: Arc::new(OnceLock::from(explainer)) }
+    Admin { metrics, readiness, debug: Some(pods), explainer: Arc::new(OnceLock::from(explainer)) }
 }
 
 async fn status(admin: &Admin<Sts>, peer: &str, method: Method, target: &str, headers: &[(&str, &str)]) -> StatusCode {
@@ -61,14 +74,19 @@ async fn status(admin: &Admin<Sts>, peer: &str, method: Method, target: &str, he
 
 async fn ask(admin: &Admin<Sts>, peer: &str, method: Method, target: &str, headers: &[(&str, &str)]) -> (StatusCode, String) {
     let mut request = Request::builder().method(method).uri(target);
-    for (name, value) in headers {
+    for (name, value) in headers.iter().filter(|(_, value)| *value != NOT_SENT) {
         request = request.header(*name, *value);
+    }
+    if target.starts_with("/explain") && !headers.contains(&(HEADER, NOT_SENT)) {
+        request = request.header(HEADER, "1");
     }
     let answer = admin.answer(&request.body(()).unwrap().into_parts().0, peer.parse().unwrap()).await;
     let status = answer.status();
     (status, String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
 }
 
+/// Of a header that the requests of this file have otherwise.
+const NOT_SENT: &str = "not sent";
 const WEB: &str = "/explain?namespace=shop&pod=web";
 const LOCAL: &[(&str, &str)] = &[("Host", "localhost:9543")];
 const ASSUME: &str = "/explain?namespace=shop&pod=web&assume=true";
@@ -109,12 +127,96 @@ async fn only_requests_to_a_name_of_loopback_are_answered() {
     assert_eq!(of(vec![("Host", "localhost"), ("Origin", "null")]).await, 404, "a page of a browser");
 }
 
+/// A reverse proxy in the node's network is a peer on loopback, and may name a loopback address in `Host`.
+#[tokio::test]
+async fn what_a_proxy_or_a_browser_sends_on_is_not_answered() {
+    let admin = admin(&none());
+    let names = [
+        "Forwarded",
+        "X-Forwarded-For",
+        "X-Forwarded-Host",
+        "x-forwarded-anything",
+        "X-Real-IP",
+        "Via",
+        "Sec-Fetch-Site",
+        "Sec-Fetch-Mode",
+    ];
+    for target in [WEB, "/debug/store"] {
+        for name in names {
+            let headers = [("Host", "localhost"), (name, "1")];
+            assert_eq!(status(&admin, "127.0.0.1:1", Method::GET, target, &headers).await, 404, "{target} {name}");
+        }
+        assert_eq!(status(&admin, "127.0.0.1:1", Method::GET, target, &[("Host", "localhost"), ("X-Forward", "1")]).await, 200, "{target}");
+    }
+    // The header of the command, which a URL alone cannot send.
+    let without = [("Host", "localhost"), (HEADER, NOT_SENT)];
+    for (method, target, expected) in [(Method::GET, WEB, 404), (Method::POST, ASSUME, 404), (Method::GET, "/debug/store", 200)] {
+        assert_eq!(status(&admin, "127.0.0.1:1", method, target, &without).await, expected, "{target}");
+    }
+}
+
 #[tokio::test]
 async fn a_get_never_asks_sts() {
     // STS would refuse.
-    let (status, body) = ask(&admin(&Arc::new(tokio::sync::Semaphore::new(1))), "127.0.0.1:1", Method::GET, ASSUME, LOCAL).await;
+    let admin = admin(&Arc::new(tokio::sync::Semaphore::new(1)));
+    let (status, body) = ask(&admin, "127.0.0.1:1", Method::GET, ASSUME, LOCAL).await;
+    assert!(status == StatusCode::METHOD_NOT_ALLOWED && body.contains("send it as a POST"), "{status} {body}");
+    let (status, body) = ask(&admin, "127.0.0.1:1", Method::GET, WEB, LOCAL).await;
     let report: Report = serde_json::from_str(&body).unwrap();
     assert_eq!((status, report.decision, report.assume), (StatusCode::OK, Decision::Allowed, None));
+}
+
+/// What keeps a pod from its credentials although it may have them.
+#[tokio::test(start_paused = true)]
+async fn the_state_of_the_daemon_is_noted() {
+    let answers = none();
+    let admin = admin(&answers);
+    let notes = || async {
+        let (_, body) = ask(&admin, "127.0.0.1:1", Method::GET, WEB, LOCAL).await;
+        serde_json::from_str::<Report>(&body).unwrap().notes
+    };
+    assert_eq!(notes().await, [""; 0]);
+    let step = admin.readiness.step("the packet rule");
+    assert!(matches!(&notes().await[..], [note] if note.contains("waits for: the packet rule")), "{:?}", notes().await);
+    step.done();
+    tokio::time::advance(Duration::from_secs(200)).await;
+    assert!(matches!(&notes().await[..], [note] if note.contains("Kubernetes API for 3m 20s")), "{:?}", notes().await);
+    admin.metrics.watch_alive();
+    // A pod asked, and STS denied it.
+    let explainer = admin.explainer.get().unwrap();
+    let (_, request) = crate::explain::look(&"shop/web".parse().unwrap(), "node-a", By::Daemon, &explainer.pods, &explainer.policy);
+    answers.add_permits(1);
+    explainer.daemon.as_ref().unwrap().sessions.get(&request.unwrap()).await.unwrap_err();
+    assert!(matches!(&notes().await[..], [note] if note.contains("STS denies it")), "{:?}", notes().await);
+    tokio::time::advance(Duration::from_secs(30)).await;
+    assert_eq!(notes().await, [""; 0], "what is not remembered any more is not told");
+}
+
+/// One who asks and asks for a role that STS denies does not get the node's account throttled.
+#[tokio::test(start_paused = true)]
+async fn sts_is_asked_more_and_more_rarely_while_it_denies() {
+    let admin = admin(&Arc::new(tokio::sync::Semaphore::new(100)));
+    let mut pauses = Vec::new();
+    for _ in 0..8 {
+        assert_eq!(status(&admin, "127.0.0.1:1", Method::POST, ASSUME, LOCAL).await, 200);
+        let asked = tokio::time::Instant::now();
+        loop {
+            let (status, body) = ask(&admin, "127.0.0.1:1", Method::POST, ASSUME, LOCAL).await;
+            if status == 200 {
+                break;
+            }
+            assert!(status == 429 && body.contains("ask again in"), "{body}");
+            tokio::time::advance(Duration::from_millis(500)).await;
+        }
+        pauses.push(asked.elapsed().as_secs());
+        // The answer that ended the wait was a failure, too.
+        tokio::time::advance(LAST_PAUSE).await;
+    }
+    assert_eq!(pauses[..3], [2, 8, 32]);
+    assert_eq!(pauses[3..], [60; 5]);
+    let text = String::from_utf8(admin.metrics.render()).unwrap();
+    assert!(text.contains(r#"rolegate_explain_sts_requests_total{outcome="denied"} 16"#), "{text}");
+    assert!(!text.contains("rolegate_sts_requests_total"), "they are not for pods: {text}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -135,7 +237,8 @@ async fn sts_is_asked_once_at_a_time_and_once_a_second() {
     };
     tokio::join!(first, second);
     answers.add_permits(1);
-    assert_eq!(post().await, 429, "one a second");
+    tokio::time::sleep(ASK_AGAIN).await;
+    assert_eq!(post().await, 429, "after a failure two seconds");
     tokio::time::sleep(ASK_AGAIN).await;
     assert_eq!(post().await, 200);
 }

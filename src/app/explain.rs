@@ -5,10 +5,10 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 
 use super::{needs_aws, rules};
-use crate::config::explain::{Asked, ExplainConfig};
+use crate::config::explain::{Asked, Cluster, ExplainConfig, PodName};
 use crate::config::{Restrictions, ServiceAccountRoles};
 use crate::credentials::Clock;
-use crate::explain::explainer::Explainer;
+use crate::explain::explainer::{Explainer, Pace};
 use crate::explain::{By, Report, admin, look};
 use crate::metrics::Metrics;
 use crate::pods::Needs;
@@ -19,27 +19,29 @@ use crate::policy::node::NodeIdentity;
 
 /// The report that was asked for.
 pub async fn explain(asked: ExplainConfig) -> anyhow::Result<Report> {
-    match &asked.asked {
-        Asked::Daemon(daemon) => Ok(admin::ask(daemon, &asked.pod, asked.assume).await?),
-        Asked::Cluster => of_cluster(asked).await,
+    let ExplainConfig { pod, asked, assume, .. } = asked;
+    match asked {
+        Asked::Daemon(daemon) => Ok(admin::ask(&daemon, &pod, assume).await?),
+        Asked::Cluster(cluster) => of_cluster(*cluster, pod, assume).await,
     }
 }
 
-async fn of_cluster(asked: ExplainConfig) -> anyhow::Result<Report> {
-    let ExplainConfig { pod, mut config, assume, node: node_given, .. } = asked;
+async fn of_cluster(cluster: Cluster, pod: PodName, assume: bool) -> anyhow::Result<Report> {
+    let Cluster { mut config, node: node_given } = cluster;
     let needs = Needs {
         namespaces: config.roles.restrictions != Restrictions::Off,
         service_accounts: config.roles.service_accounts != ServiceAccountRoles::Off,
     };
     let kube = client::connect(&config.pods.api).await?;
     let unknown = |node: &str, message| Report::unknown(&pod, node, By::Cluster, "unknown-pod", message);
-    let (node, pods) = match snapshot(&kube, &pod, &config.pods.annotations, needs).await? {
+    let now = Clock::system().now();
+    let (node, pods, left_out) = match snapshot(&kube, &pod, &config.pods.annotations, needs, now).await? {
         Snapshot::NoSuchPod => return Ok(unknown("", format!("there is no pod {pod} in this cluster; check both names, and the context"))),
         Snapshot::NotScheduled => {
             let describe = format!("kubectl describe pod --namespace {} {}", pod.namespace(), pod.name());
             return Ok(unknown("", format!("the pod is on no node yet; {describe} says what it waits for")));
         }
-        Snapshot::OnNode { node, pods } => (node, pods),
+        Snapshot::OnNode { node, pods, left_out } => (node, pods, left_out),
     };
     if let Some(given) = node_given.filter(|given| *given != node) {
         bail!("pod {pod} is on node {node}, not on {given}; leave --node out, or give the flags of the daemon on that node");
@@ -48,18 +50,25 @@ async fn of_cluster(asked: ExplainConfig) -> anyhow::Result<Report> {
     let aws = if assume || needs_aws(&config) { Some(super::load_aws(&config).await?) } else { None };
     let of_node = NodeIdentity::default();
     let rules = rules(aws.as_ref(), &config, &of_node).await?;
-    let report = match aws.filter(|_| assume) {
+    let mut report = match aws.filter(|_| assume) {
         None => look(&pod, &node, By::Cluster, &pods, &Policy::new(rules, of_node).context("--allowed-roles")?).0,
         Some(aws) => {
-            let sts = aws.sts(Clock::system(), of_node.clone());
+            let sts = aws.sts(Clock::system(), of_node.clone()).without_retries();
             let policy = Arc::new(Policy::new(rules, of_node).context("--allowed-roles")?);
-            let asked = tokio::sync::Mutex::default();
-            let mut report = Explainer { node, by: By::Cluster, policy, pods, sts, metrics: Metrics::new(), asked }.assume(&pod).await?;
+            let (metrics, pace) = (Metrics::new(), Pace::default());
+            let explainer = Explainer { node, by: By::Cluster, policy, pods, sts, metrics, pace, daemon: None };
+            let mut report = explainer.assume(&pod).await?;
             if report.assume.is_some() {
                 report.notes.push("STS was asked by the AWS identity of this command, which may be another than the daemon's".to_owned());
             }
             report
         }
     };
+    if left_out > 0 {
+        report.notes.push(format!(
+            "pods of node {} that cannot be read, and are left out here: {left_out}; the daemon refuses requests from their addresses",
+            report.node
+        ));
+    }
     Ok(report)
 }

@@ -11,6 +11,8 @@ use crate::readiness::Step;
 
 /// How long the role of the instance is not asked for again: its profile may be replaced.
 const INSTANCE_ROLE_KNOWN: Duration = Duration::from_secs(3600);
+/// How soon it is asked for again where there was none.
+const NO_ROLE_AGAIN: Duration = Duration::from_secs(60);
 /// The pause after the first failure; it doubles with each more.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause.
@@ -45,15 +47,25 @@ pub(super) async fn follow_identity(sts: Sts, step: Step) {
 /// pods do not get the instance's role then either.
 pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
     let mut failed = FIRST_PAUSE;
-    let mut told = false;
+    let (mut told, mut missing) = (false, 0_u8);
     loop {
         match aws.instance_role().await {
+            // While a profile is replaced there is none for a moment. What was known is refused to pods until there
+            // was none for some time.
+            Ok(None) if missing < 2 && node.known().instance_role.is_some() => {
+                missing += 1;
+                tokio::time::sleep(NO_ROLE_AGAIN).await;
+            }
             Ok(role) => {
                 if node.set_instance_role(role.clone()) || !told {
                     info!(role = role.as_ref().map_or("none", |role| role.as_str()), "the role of this instance");
                 }
+                let again = if role.is_some() { INSTANCE_ROLE_KNOWN } else { NO_ROLE_AGAIN };
                 (failed, told) = (FIRST_PAUSE, true);
-                tokio::time::sleep(INSTANCE_ROLE_KNOWN).await;
+                if role.is_some() {
+                    missing = 0;
+                }
+                tokio::time::sleep(again).await;
             }
             Err(error) => {
                 // Nothing is wrong with a node that is not on EC2, or that keeps its daemon from the metadata service.

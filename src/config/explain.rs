@@ -7,7 +7,7 @@ use clap::ArgMatches;
 use http::uri::Authority;
 
 use super::source::Source;
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, DEFAULT_METRICS_PORT};
 
 /// The name of the argument that names the pod.
 pub const POD: &str = "NAMESPACE/POD";
@@ -65,12 +65,21 @@ impl fmt::Display for PodName {
 }
 
 /// Who is asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Asked {
     /// The daemon whose metrics port this is, over plain HTTP.
     Daemon(Authority),
     /// The Kubernetes API; what it says is decided by the settings given to this command.
-    Cluster,
+    Cluster(Box<Cluster>),
+}
+
+/// What the Kubernetes API is asked by.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The settings to decide by. The node's name may be empty.
+    pub config: Config,
+    /// The node that was named on the command line.
+    pub node: Option<String>,
 }
 
 /// The form of the answer.
@@ -93,18 +102,14 @@ pub struct ExplainConfig {
     pub output: Output,
     /// Whether STS is asked, too.
     pub assume: bool,
-    /// The settings to decide by, where the daemon is not asked. The node's name may be empty.
-    pub config: Config,
-    /// The node that was named on the command line.
-    pub node: Option<String>,
 }
 
 impl ExplainConfig {
     /// What flags and environment ask. Where the API's address stands on the command line, the API is asked; else the
-    /// daemon: in its own container, its variables are there for its own sake.
+    /// daemon: in its own container, its variables are there for its own sake, and those that do not say how to ask it are not
+    /// read.
     pub fn from_source(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut source = Source::new(matches, env);
-        let config = Config::read(&mut source, false);
         let text = matches.get_one::<String>(POD).map_or("", String::as_str);
         let pod = match text.parse() {
             Ok(pod) => Some(pod),
@@ -117,17 +122,24 @@ impl ExplainConfig {
         if cluster && source.is_argument("admin-url") {
             source.mistake("--admin-url asks the daemon, --kubeconfig and --api-server ask the Kubernetes API: give one of them");
         }
-        let default = Authority::try_from(format!("127.0.0.1:{}", config.admin.port)).ok();
-        let url = if source.text("admin-url").is_some() { source.parse("admin-url", daemon) } else { default };
+        let asked = if cluster {
+            let config = Config::read(&mut source, false);
+            if source.is_argument("admin-url") {
+                source.parse("admin-url", daemon);
+            }
+            let node = source.is_argument("node").then(|| config.pods.node.clone());
+            Some(Asked::Cluster(Box::new(Cluster { config, node })))
+        } else if source.text("admin-url").is_some() {
+            source.parse("admin-url", daemon).map(Asked::Daemon)
+        } else {
+            let port = source.port("metrics-port", DEFAULT_METRICS_PORT);
+            Authority::try_from(format!("127.0.0.1:{port}")).ok().map(Asked::Daemon)
+        };
         let output = source.choice("output", &[("text", Output::Text), ("json", Output::Json)], Output::Text);
         let assume = source.switch("assume");
-        let node = source.is_argument("node").then(|| config.pods.node.clone());
         let mistakes = source.into_mistakes();
-        match (pod, url) {
-            (Some(pod), Some(url)) if mistakes.is_empty() => {
-                let asked = if cluster { Asked::Cluster } else { Asked::Daemon(url) };
-                Ok(Self { pod, asked, output, assume, config, node })
-            }
+        match (pod, asked) {
+            (Some(pod), Some(asked)) if mistakes.is_empty() => Ok(Self { pod, asked, output, assume }),
             _ => Err(ConfigError { mistakes }),
         }
     }

@@ -303,15 +303,23 @@ fn session_tags(scope: SessionScope, cluster_known: bool, source: &mut Source<'_
     tags
 }
 
-pub(super) fn server(source: &mut Source<'_>) -> ServerConfig {
-    ServerConfig {
+pub(super) fn server(source: &mut Source<'_>, warnings: &mut Vec<String>) -> ServerConfig {
+    let server = ServerConfig {
         address: source.ip("metadata-bind-address"),
         port: source.port("app-port", DEFAULT_APP_PORT),
         accept_direct: source.switch("accept-direct-connections"),
         tokens: source.choice("imds-tokens", &[("required", TokenMode::Required), ("optional", TokenMode::Optional)], TokenMode::Required),
         token_key_file: source.text("token-key-file").map(PathBuf::from),
         limits: limits(source),
+    };
+    if server.tokens == TokenMode::Required && server.token_key_file.is_none() {
+        warnings.push(
+            "--token-key-file is missing: session tokens end with this process, and some SDKs fail then until they ask for others, \
+             which may be hours; give it a file that outlives the process"
+                .to_owned(),
+        );
     }
+    server
 }
 
 /// A number of things that are limited.
@@ -326,11 +334,13 @@ fn limit(name: &str, default: u32, source: &mut Source<'_>) -> u32 {
 fn limits(source: &mut Source<'_>) -> LimitsConfig {
     let default = LimitsConfig::default();
     let connections = limit("limits-connections", default.connections as u32, source);
-    let connections_per_pod = limit("limits-connections-per-pod", (default.connections_per_pod as u32).min(connections), source);
+    // One pod must not be able to take most of few.
+    let per_pod = (default.connections_per_pod as u32).min(connections / 4).max(1);
+    let connections_per_pod = limit("limits-connections-per-pod", per_pod, source);
     let connection_rate = limit("limits-connection-rate", default.connection_rate, source);
     let head_timeout = source.duration("limits-head-timeout", default.head_timeout);
-    if connections_per_pod > connections {
-        source.mistake("--limits-connections-per-pod is more than --limits-connections: one pod could take what all need");
+    if connections_per_pod > connections || (connections_per_pod == connections && connections > 1) {
+        source.mistake("--limits-connections-per-pod is not less than --limits-connections: one pod could take what all need");
     }
     if !HEAD_TIMEOUTS.contains(&head_timeout) {
         source.mistake("--limits-head-timeout: expected 100ms to 1m");

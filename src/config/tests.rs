@@ -262,6 +262,8 @@ fn the_arguments_of_a_kube2iam_daemonset_are_taken_as_they_are() {
         "--iam-role-session-ttl is doubled, as in kube2iam: sessions last 30m; --session-duration says it literally",
         "sessions of 30m are short: below 50m, pods are also given credentials with less than 25m left, which some SDKs renew again \
          and again",
+        "--token-key-file is missing: session tokens end with this process, and some SDKs fail then until they ask for others, which may \
+         be hours; give it a file that outlives the process",
         "--backoff-max-interval has no effect: a waiting request is woken by the watch, not by polling",
         "--cache-resync-period has no effect: the watch needs no resync",
         "--resolve-duplicate-cache-ips has no effect: pods that claim one address are always told apart or refused",
@@ -575,8 +577,37 @@ fn limits_are_numbers_that_make_sense_together() {
         assert!(mistake(&[&format!("--limits-connections-per-pod={bad}")]).ends_with("expected a number from 1 to 1000000"), "{bad:?}");
     }
     assert!(mistake(&["--limits-connections=10", "--limits-connections-per-pod=11"]).contains("one pod could take what all need"));
-    assert_eq!(config(&["--limits-connections=10"]).server.limits.connections_per_pod, 10, "the default fits in");
+    assert!(mistake(&["--limits-connections=10", "--limits-connections-per-pod=10"]).contains("one pod could take what all need"));
+    for (all, per_pod) in [(1, 1), (2, 1), (7, 1), (10, 2), (100, 25), (512, 128), (100_000, 128)] {
+        let limits = config(&[&format!("--limits-connections={all}")]).server.limits;
+        assert_eq!((limits.connections, limits.connections_per_pod), (all, per_pod), "the default fits in");
+    }
     assert!(mistake(&["--limits-head-timeout=0s"]).contains("100ms to 1m"));
+}
+
+#[test]
+fn no_more_connections_than_files_may_be_open() {
+    let limits = |connections, connections_per_pod| LimitsConfig { connections, connections_per_pod, ..LimitsConfig::default() };
+    for (asked, descriptors, given) in [
+        (limits(4096, 128), 4096 + 256, limits(4096, 128)),
+        (limits(4096, 128), u64::MAX, limits(4096, 128)),
+        (limits(4096, 128), 4096 + 255, limits(4095, 128)),
+        (limits(4096, 128), 1024, limits(768, 128)),
+        (limits(4096, 1024), 1024, limits(768, 192)),
+        (limits(4096, 128), 300, limits(75, 18)),
+        (limits(4096, 128), 0, limits(1, 1)),
+        (limits(1, 1), 1024, limits(1, 1)),
+    ] {
+        assert_eq!(asked.within(descriptors), given, "{descriptors}");
+    }
+}
+
+#[test]
+fn tokens_that_end_with_the_process_are_warned_of_where_they_are_needed() {
+    let warning = "session tokens end with this process";
+    assert!(warned(&config(&[]), warning));
+    assert!(!warned(&config(&["--imds-tokens=optional"]), warning));
+    assert!(!warned(&config(&["--token-key-file=/run/rolegate/keys"]), warning));
 }
 
 #[test]

@@ -120,6 +120,14 @@ impl<A: AssumeRole> Sessions<A> {
         self.landing_of(flight).await
     }
 
+    /// The failure that would be the answer now, without asking anybody.
+    pub async fn remembered_failure(&self, request: &RoleRequest) -> Option<AssumeRoleError> {
+        match self.flights.get(request).await?.serves(self.clock.now()) {
+            Serves::Failure(error) => Some(error),
+            Serves::Credentials(_) | Serves::Wait | Serves::Nothing(_) => None,
+        }
+    }
+
     /// The flight to wait for: a new one, unless another caller has started it meanwhile.
     async fn board(&self, request: &RoleRequest) -> Arc<Flight> {
         let (flight, is_new) = self

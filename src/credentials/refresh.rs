@@ -135,7 +135,7 @@ impl<A: AssumeRole> Follower<A> {
     async fn look(&mut self) -> usize {
         self.looks += 1;
         let (look, node_version) = (self.looks, self.of.policy.node_version());
-        let (is_listed, pods) = self.of.pods.with_surroundings();
+        let (is_listed, pods) = self.of.pods.that_may_ask();
         let early = !self.listed;
         // Given up after the new ones are taken: pods may share one.
         let (mut given_up, mut decisions) = (Vec::new(), 0);
@@ -179,9 +179,6 @@ impl<A: AssumeRole> Follower<A> {
 
     /// What a pod may have; `None` while it cannot be told.
     fn decide(&self, pod: &Pod, around: &Surroundings) -> Option<Option<RoleRequest>> {
-        if pod.finished || pod.host_network {
-            return Some(None);
-        }
         if !self.of.policy.knows_node() || !self.of.policy.can_decide(pod, around) {
             return None;
         }

@@ -205,6 +205,12 @@ pub struct Sts {
 }
 
 impl Sts {
+    /// The same STS, asked once where it would else be asked again after a failure: for questions that no pod waits for.
+    pub fn without_retries(&self) -> Self {
+        let config = self.client.config().to_builder().retry_config(RetryConfig::disabled()).build();
+        Self { client: Client::from_conf(config), ..self.clone() }
+    }
+
     /// Asks STS who the daemon is, and tells it to whoever decides; with the time after which to ask again. What is known
     /// stays when it fails.
     pub async fn renew_identity(&self) -> (Result<CallerIdentity, AssumeRoleError>, Duration) {

@@ -142,6 +142,7 @@ pub(super) fn request(role: &str) -> RoleRequest {
         ips: Vec::new(),
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     };
     match policy.decide(&pod, &Surroundings::default()) {

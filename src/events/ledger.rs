@@ -4,7 +4,7 @@
 //! [`SERIES_EVERY`], as client-go does it, but rarely. What has been quiet for [`QUIET`] is forgotten; the next time is a
 //! first one again. Over all stands the node's own rate, and pauses while the API does not take what it is sent.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +21,8 @@ pub(super) const SERIES_EVERY: Duration = Duration::from_secs(5 * 60);
 pub(super) const QUIET: Duration = Duration::from_secs(15 * 60);
 /// Causes that are remembered: some for each pod of a node.
 pub(super) const MAX_ENTRIES: usize = 1024;
+/// Causes of one pod that are remembered: what an owner may change by and by, and no more by changing it again and again.
+pub(super) const MAX_OF_POD: usize = 6;
 /// Writes at one time, where there were none for a while.
 pub(super) const BURST: u32 = 25;
 /// The time for one more.
@@ -70,7 +72,7 @@ pub(super) enum Taken {
 }
 
 /// What a write does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Verb {
     Create,
     Amend,
@@ -158,8 +160,41 @@ pub(super) struct Ledger {
     /// Names that were given: each has another number.
     named: u64,
     failures: u32,
-    creates_paused_until: Option<Instant>,
-    amends_paused_until: Option<Instant>,
+    creates: Pauses,
+    amends: Pauses,
+}
+
+/// How long a verb is not tried, everywhere and in single namespaces. A namespace may refuse by itself, by an admission webhook,
+/// say; where two do so and nothing was taken between, it is the daemon that may not.
+#[derive(Debug, Default)]
+struct Pauses {
+    until: Option<Instant>,
+    of_namespaces: HashMap<String, Instant>,
+    /// Namespaces in which it was forbidden since it was last taken anywhere.
+    forbidden: BTreeSet<String>,
+}
+
+impl Pauses {
+    /// The end of the pause for writes in a namespace.
+    fn until(&self, namespace: &str) -> Option<Instant> {
+        self.until.max(self.of_namespaces.get(namespace).copied())
+    }
+
+    fn pause(&mut self, until: Instant) {
+        self.until = self.until.max(Some(until));
+    }
+
+    fn forbid(&mut self, namespace: &str, until: Instant) {
+        self.forbidden.insert(namespace.to_owned());
+        self.of_namespaces.insert(namespace.to_owned(), until);
+        if self.is_forbidden_everywhere() {
+            self.pause(until);
+        }
+    }
+
+    fn is_forbidden_everywhere(&self) -> bool {
+        self.forbidden.len() > 1
+    }
 }
 
 impl Ledger {
@@ -171,7 +206,8 @@ impl Ledger {
             (entry.last, entry.stirred) = (now.wall, now.instant);
             return Taken::Repeat;
         }
-        if self.entries.len() >= MAX_ENTRIES {
+        let of_pod = || self.entries.keys().filter(|known| known.pod.uid == key.pod.uid).count();
+        if self.entries.len() >= MAX_ENTRIES || of_pod() >= MAX_OF_POD {
             return Taken::Full;
         }
         let entry = Entry {
@@ -210,7 +246,8 @@ impl Ledger {
     pub(super) fn next(&mut self, now: Instant) -> Next {
         let due = self.entries.iter().filter_map(|(key, entry)| entry.due().map(|(verb, at)| (key, verb, at)));
         // What was to be written first comes first, also after a pause.
-        let first = due.map(|(key, verb, at)| (at.max(self.paused_until(verb).unwrap_or(at)), at, key, verb)).min_by_key(|it| (it.0, it.1));
+        let ready = |key: &Key, verb, at| self.pauses(verb).until(&key.pod.namespace).map_or(at, |until| until.max(at));
+        let first = due.map(|(key, verb, at)| (ready(key, verb, at), at, key, verb)).min_by_key(|it| (it.0, it.1));
         let quiet_at = self.entries.values().filter(|entry| !entry.in_flight).map(|entry| entry.stirred + QUIET).min();
         let Some((ready_at, _, key, verb)) = first else {
             return quiet_at.map_or(Next::Nothing, Next::At);
@@ -234,11 +271,23 @@ impl Ledger {
         self.full_at?.checked_sub(INTERVAL * (BURST - 1))
     }
 
-    fn paused_until(&self, verb: Verb) -> Option<Instant> {
+    fn pauses(&self, verb: Verb) -> &Pauses {
         match verb {
-            Verb::Create => self.creates_paused_until,
-            Verb::Amend => self.amends_paused_until,
+            Verb::Create => &self.creates,
+            Verb::Amend => &self.amends,
         }
+    }
+
+    fn pauses_mut(&mut self, verb: Verb) -> &mut Pauses {
+        match verb {
+            Verb::Create => &mut self.creates,
+            Verb::Amend => &mut self.amends,
+        }
+    }
+
+    /// Whether this is forbidden in more than one namespace, and was taken in none since.
+    pub(super) fn is_forbidden_everywhere(&self, verb: Verb) -> bool {
+        self.pauses(verb).is_forbidden_everywhere()
     }
 
     /// Takes in what the API said to a write. `jitter` is from 0 to 1, and shortens pauses by up to a quarter.
@@ -256,15 +305,16 @@ impl Ledger {
                 None
             }
         };
-        if let Some(pause) = pause {
-            let until = Some(now.instant + pause);
-            // What failed would fail for the other verb too; what is forbidden may be so for one of them alone.
-            if *answer != Answer::Forbidden || write.verb == Verb::Create {
-                self.creates_paused_until = self.creates_paused_until.max(until);
+        match (answer, pause.map(|pause| now.instant + pause)) {
+            // It may be so for one of the verbs alone.
+            (Answer::Forbidden, Some(until)) => self.pauses_mut(write.verb).forbid(&write.key.pod.namespace, until),
+            // What failed would fail for the other verb too.
+            (_, Some(until)) => {
+                self.creates.pause(until);
+                self.amends.pause(until);
             }
-            if *answer != Answer::Forbidden || write.verb == Verb::Amend {
-                self.amends_paused_until = self.amends_paused_until.max(until);
-            }
+            (Answer::Written, None) => self.pauses_mut(write.verb).forbidden.clear(),
+            (_, None) => {}
         }
         let anew = (*answer == Answer::Missing).then(|| self.name(&write.key.pod, now.wall));
         let Some(entry) = self.entries.get_mut(&write.key) else {
@@ -294,6 +344,9 @@ impl Ledger {
     /// Lets go of what has been quiet, and of pods that are gone. Gives the number of those that were never written.
     pub(super) fn tidy(&mut self, now: Instant, is_here: impl Fn(&PodUid) -> bool) -> usize {
         let mut lost = 0;
+        for pauses in [&mut self.creates, &mut self.amends] {
+            pauses.of_namespaces.retain(|_, until| *until > now);
+        }
         self.entries.retain(|key, entry| {
             let keep = entry.in_flight || now < entry.stirred + QUIET && is_here(&key.pod.uid);
             lost += usize::from(!keep && entry.stage == Stage::New);

@@ -17,6 +17,7 @@ pub(super) fn pod(name: &str) -> Pod {
         ips: Vec::new(),
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     }
 }
@@ -33,27 +34,42 @@ const FORMS: [ParseError; 9] = [
     ParseError::NotAnIdentity,
 ];
 
-fn denials() -> Vec<Denial> {
+/// Every denial. It does not compile where a variant is missing.
+macro_rules! denials {
+    ($($variant:pat => $all:expr;)*) => {
+        fn denials() -> Vec<Denial> {
+            let _: fn(Denial) = |denial| match denial { $($variant => {})* };
+            [$(Vec::from_iter($all)),*].concat()
+        }
+    };
+}
+
+denials! {
+    Denial::NoRole => [Denial::NoRole];
+    Denial::BadRole(..) => bad_roles();
+    Denial::ServiceAccountUnknown => [Denial::ServiceAccountUnknown];
+    Denial::ServiceAccountsForbidden => [Denial::ServiceAccountsForbidden];
+    Denial::OtherPartition => [Denial::OtherPartition];
+    Denial::NodeRole => [Denial::NodeRole];
+    Denial::NotAllowedOnNode => [Denial::NotAllowedOnNode];
+    Denial::BadExternalId(_) => FORMS.map(Denial::BadExternalId);
+    Denial::BadSessionName(_) => FORMS.map(Denial::BadSessionName);
+    Denial::NamespaceUnknown => [Denial::NamespaceUnknown];
+    Denial::NamespaceHasNoList => [Denial::NamespaceHasNoList];
+    Denial::BadNamespaceList(..) => bad_lists();
+    Denial::NotAllowedInNamespace => [Denial::NotAllowedInNamespace];
+}
+
+fn bad_roles() -> Vec<Denial> {
     let sources = [RoleSource::Pod, RoleSource::ServiceAccount, RoleSource::EksServiceAccount, RoleSource::Default];
     let mistakes = [RoleMistake::Empty, RoleMistake::Spaces, RoleMistake::ControlCharacters, RoleMistake::NoBaseArn];
     let mistakes: Vec<_> = mistakes.into_iter().chain(FORMS.map(RoleMistake::Form)).collect();
-    let roles = sources.into_iter().flat_map(|source| mistakes.iter().map(move |mistake| Denial::BadRole(source, *mistake)));
+    sources.into_iter().flat_map(|source| mistakes.iter().map(move |mistake| Denial::BadRole(source, *mistake))).collect()
+}
+
+fn bad_lists() -> Vec<Denial> {
     let lists = [NamespaceList::Allowed, NamespaceList::Permitted].into_iter();
-    let lists =
-        lists.flat_map(|list| [Mistake::NotAList, Mistake::TooLarge, Mistake::BadPattern].map(|m| Denial::BadNamespaceList(list, m)));
-    let others = [
-        Denial::NoRole,
-        Denial::ServiceAccountUnknown,
-        Denial::ServiceAccountsForbidden,
-        Denial::OtherPartition,
-        Denial::NodeRole,
-        Denial::NotAllowedOnNode,
-        Denial::NamespaceUnknown,
-        Denial::NamespaceHasNoList,
-        Denial::NotAllowedInNamespace,
-    ];
-    let forms = FORMS.into_iter().flat_map(|form| [Denial::BadExternalId(form), Denial::BadSessionName(form)]);
-    roles.chain(lists).chain(others).chain(forms).collect()
+    lists.flat_map(|list| [Mistake::NotAList, Mistake::TooLarge, Mistake::BadPattern].map(|m| Denial::BadNamespaceList(list, m))).collect()
 }
 
 /// Every failure of STS, with a message as STS writes it.
@@ -71,9 +87,9 @@ pub(super) fn failures() -> Vec<AssumeRoleError> {
 }
 
 fn causes() -> Vec<Cause> {
-    let denied = denials().into_iter().flat_map(|denial| [Cause::Denied(denial), Cause::WouldBeDenied(denial)]);
+    let denied = denials().into_iter().flat_map(|denial| [Cause::denied(denial), Cause::would_be_denied(denial)]).flatten();
     let failed = failures();
-    let failed = failed.iter().map(Cause::assume_role_failed);
+    let failed = failed.iter().filter_map(Cause::assume_role_failed);
     denied.chain(failed).chain([Cause::AddressAmbiguous, Cause::Unreadable, Cause::HostNetwork]).collect()
 }
 
@@ -89,10 +105,33 @@ fn every_note_is_short_begins_with_its_stable_name_and_says_something() {
     }
 }
 
+#[test]
+fn owners_are_told_of_what_they_can_change_alone() {
+    for denial in denials() {
+        let passes = matches!(denial, Denial::NamespaceUnknown | Denial::ServiceAccountUnknown);
+        assert_eq!((Cause::denied(denial).is_none(), Cause::would_be_denied(denial).is_none()), (passes, passes), "{denial:?}");
+    }
+    let told: Vec<_> = failures().iter().filter_map(Cause::assume_role_failed).map(Cause::name).collect();
+    assert_eq!(told, ["denied", "invalid"]);
+}
+
+/// Whoever may write annotations could else find out the node's role, its partition and its ceiling.
+#[test]
+fn what_the_node_is_cannot_be_read_from_an_event() {
+    let of_node = [Denial::NodeRole, Denial::OtherPartition, Denial::NotAllowedOnNode].map(Cause::denied);
+    for cause in of_node {
+        assert_eq!(cause, Some(Cause::RefusedOnNode), "one cause, so that a change from one to the other is no new Event");
+    }
+    let note = Cause::RefusedOnNode.note();
+    for denial in [Denial::NodeRole, Denial::OtherPartition, Denial::NotAllowedOnNode] {
+        assert!(!note.contains(denial.name()) && !note.contains(&denial.to_string()), "{note}");
+    }
+}
+
 /// STS says who asked: the session of the node's role.
 #[test]
 fn what_sts_says_is_not_repeated() {
-    for cause in failures().iter().map(Cause::assume_role_failed) {
+    for cause in failures().iter().filter_map(Cause::assume_role_failed) {
         let note = cause.note();
         assert!(!note.contains("arn:") && !note.contains("111122223333") && !note.contains("i-0f1e"), "{note}");
     }

@@ -93,7 +93,10 @@ struct Desk {
     /// Pods in the node's network that have been told so: they are once.
     told_hosts: HashSet<PodUid>,
     looked_at: Instant,
+    /// Whether it was said that the daemon may not write, since it last could.
     has_warned: bool,
+    /// Namespaces of which that was said alone.
+    warned_of: HashSet<String>,
 }
 
 impl<A: Api> Writer<A> {
@@ -108,6 +111,7 @@ impl<A: Api> Writer<A> {
             told_hosts: HashSet::new(),
             looked_at: Instant::now(),
             has_warned: false,
+            warned_of: HashSet::new(),
         };
         let mut look_at = Some(Instant::now());
         let mut received = Vec::with_capacity(AT_ONCE);
@@ -232,6 +236,7 @@ impl Desk {
         let here: HashSet<&PodUid> = pods.iter().map(|pod| &pod.uid).collect();
         self.tidy(|uid| here.contains(uid));
         self.told_hosts.retain(|uid| here.contains(uid));
+        self.warned_of.retain(|namespace| pods.iter().any(|pod| pod.namespace == *namespace));
         for pod in pods.iter().filter(|pod| pod.host_network && pod.role.is_some() && !pod.finished) {
             self.see_in_node_network(pod);
         }
@@ -255,12 +260,25 @@ impl Desk {
             _ => "failed",
         };
         self.metrics.event(outcome);
-        let Err(refusal) = result else { return };
         let (namespace, pod) = (&write.key.pod.namespace, &write.key.pod.name);
-        if answer == Answer::Forbidden && !self.has_warned {
+        let Err(refusal) = result else {
+            self.has_warned = false;
+            self.warned_of.remove(namespace);
+            return;
+        };
+        // The text of the refusal says where to look.
+        if answer == Answer::Forbidden && self.ledger.is_forbidden_everywhere(write.verb) && !self.has_warned {
             self.has_warned = true;
             warn!(
-                "Events on pods cannot be written, and pods are served all the same: {}; the daemon's ClusterRole lacks the rule                  'apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]'; --events=false goes without",
+                "Events on pods cannot be written in any namespace, and pods are served all the same: {}; the rule is 'apiGroups: \
+                 [events.k8s.io], resources: [events], verbs: [create, patch]'; --events=false goes without",
+                refusal.text
+            );
+        } else if answer == Answer::Forbidden && !self.has_warned && self.warned_of.insert(namespace.clone()) {
+            warn!(%namespace,
+                "Events on pods of one namespace cannot be written, and pods are served all the same: {}, as 'apiGroups: \
+                 [events.k8s.io], resources: [events], verbs: [create, patch]'; if it is allowed there, see what else refuses them in \
+                 this namespace, such as an admission webhook; --events=false goes without",
                 refusal.text
             );
         } else {

@@ -15,7 +15,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::{Report, VERSION};
+use super::{HEADER, Report, VERSION};
 use crate::config::explain::PodName;
 
 /// Time to connect.
@@ -77,6 +77,7 @@ async fn exchange(stream: TcpStream, daemon: &Authority, pod: &PodName, assume: 
     let query = format!("/explain?namespace={}&pod={}", pod.namespace(), pod.name());
     let (method, target) = if assume { (Method::POST, format!("{query}&assume=true")) } else { (Method::GET, query) };
     let request = Request::builder().method(method).uri(target).header(HOST, daemon.as_str()).header(CONTENT_LENGTH, "0");
+    let request = request.header(HEADER, "1");
     let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     let answer = async {

@@ -9,13 +9,19 @@ use tracing::{info, warn};
 
 use super::{By, Report, Session, look};
 use crate::config::explain::PodName;
+use crate::credentials::cache::Sessions;
 use crate::credentials::{AssumeRoleError, StsOfNode};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::policy::{Policy, RoleRequest};
+use crate::readiness::Readiness;
 
-/// The least time from one question to STS to the next.
+/// The least time from one question to STS to the next. It doubles with each failure.
 pub const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// The longest.
+pub const LAST_PAUSE: Duration = Duration::from_secs(60);
+/// The watch is told to be silent after this. The API is heard of each minute, also where nothing happens.
+const SILENT: Duration = Duration::from_secs(180);
 
 /// Explains by one policy and one set of pods.
 #[derive(Debug)]
@@ -28,48 +34,110 @@ pub struct Explainer<A> {
     pub policy: Arc<Policy>,
     /// What is known of pods.
     pub pods: Pods,
-    /// What is asked with `--assume`.
+    /// What is asked with `--assume`, once each time.
     pub sts: A,
     /// Where questions to STS are counted.
     pub metrics: Metrics,
-    /// When STS was asked last; held while it is asked.
-    pub asked: Mutex<Option<Instant>>,
+    /// When STS may be asked again.
+    pub pace: Pace,
+    /// What a daemon knows besides; `None` where the Kubernetes API is asked.
+    pub daemon: Option<OfDaemon<A>>,
+}
+
+/// What a daemon knows besides, of itself.
+#[derive(Debug)]
+pub struct OfDaemon<A> {
+    /// What is still to be done.
+    pub readiness: Readiness,
+    /// The sessions, of which failures are told.
+    pub sessions: Arc<Sessions<A>>,
+}
+
+/// When STS may be asked for explanations: one at a time, and more and more rarely while it gives nothing.
+#[derive(Debug, Default)]
+pub struct Pace(Mutex<Paced>);
+
+#[derive(Debug, Default)]
+struct Paced {
+    not_before: Option<Instant>,
+    failures: u32,
+}
+
+impl Paced {
+    fn answered(&mut self, gave: bool) {
+        self.failures = if gave { 0 } else { self.failures.saturating_add(1) };
+        let pause = ASK_AGAIN.saturating_mul(1 << self.failures.min(16)).min(LAST_PAUSE);
+        self.not_before = Some(Instant::now() + pause);
+    }
 }
 
 /// STS is being asked for another explanation, or was a moment ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("STS is asked for one explanation a second, and one at a time; ask again in a second")]
-pub struct Busy;
+#[error(
+    "STS is asked for one explanation at a time, one a second, and more rarely while it gives nothing; ask again in {} s",
+    .0.as_secs_f64().ceil()
+)]
+pub struct Busy(Duration);
 
 impl<A: StsOfNode> Explainer<A> {
     /// Explains, and asks nobody.
-    pub fn explain(&self, pod: &PodName) -> Report {
-        self.look(pod).0
+    pub async fn explain(&self, pod: &PodName) -> Report {
+        let (mut report, request) = self.look(pod);
+        self.note_state(&mut report, request.as_ref()).await;
+        report
+    }
+
+    /// What keeps a pod that may have its role from getting it all the same.
+    async fn note_state(&self, report: &mut Report, request: Option<&RoleRequest>) {
+        let Some(daemon) = &self.daemon else { return };
+        let pending = daemon.readiness.pending();
+        if !pending.is_empty() {
+            report.notes.push(format!("the daemon is not ready; it waits for: {}", pending.join(", ")));
+        }
+        let silence = self.metrics.watch_silence();
+        if silence >= SILENT {
+            let silence = humantime::format_duration(Duration::from_secs(silence.as_secs()));
+            report.notes.push(format!(
+                "the watch of this node's pods has not heard from the Kubernetes API for {silence}: what has changed since is not known"
+            ));
+        }
+        if let Some(request) = request
+            && let Some(error) = daemon.sessions.remembered_failure(request).await
+        {
+            report.notes.push(format!(
+                "STS gave no credentials for this session lately, and pods are answered so until it is asked again: {error}"
+            ));
+        }
     }
 
     /// Explains and, where the pod may have its role, asks STS for it once. The session cache is passed by, so that what STS
     /// says is what it says now; the credentials are dropped before this returns.
     pub async fn assume(&self, pod: &PodName) -> Result<Report, Busy> {
         // A pod that is refused costs STS nothing.
-        let (report, request) = self.look(pod);
+        let (_, request) = self.look(pod);
         if request.is_none() {
-            return Ok(report);
+            return Ok(self.explain(pod).await);
         }
-        let mut asked = self.asked.try_lock().map_err(|_| Busy)?;
-        if asked.is_some_and(|last| last.elapsed() < ASK_AGAIN) {
-            return Err(Busy);
+        let mut pace = self.pace.0.try_lock().map_err(|_| Busy(ASK_AGAIN))?;
+        let wait = pace.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+        if !wait.is_zero() {
+            return Err(Busy(wait));
         }
-        *asked = Some(Instant::now());
+        let failures = pace.failures;
+        // Where the asker goes away meanwhile, it counts as a failure.
+        pace.answered(false);
         let who = self.sts.own_identity().await;
         // Who asks is part of the decision: it is made again with what is known now.
         let (mut report, request) = self.look(pod);
+        self.note_state(&mut report, request.as_ref()).await;
         let Some(request) = request else { return Ok(report) };
         let answer = match &who {
             Ok(_) => self.ask(&request).await,
             Err(error) => Err(error.clone()),
         };
+        pace.failures = failures;
+        pace.answered(answer.is_ok());
         report.asked(&request, who.ok(), answer);
-        *asked = Some(Instant::now());
         Ok(report)
     }
 
@@ -78,19 +146,18 @@ impl<A: StsOfNode> Explainer<A> {
     }
 
     async fn ask(&self, request: &RoleRequest) -> Result<Session, AssumeRoleError> {
-        let (began, _in_flight) = (Instant::now(), self.metrics.sts_request());
         let answer = self.sts.assume_role(request).await;
         let (role, session) = (request.role().as_str(), request.session_name().as_str());
         match answer {
             Ok(credentials) => {
-                self.metrics.sts_answered("ok", "explain", began.elapsed());
+                self.metrics.explained("ok");
                 info!(role, session, access_key_id = %credentials.access_key_id, expires_at = %credentials.expires_at,
                     "assumed a role for an explanation; its credentials are dropped");
                 let (access_key_id, expires_at) = (credentials.access_key_id.clone(), credentials.expires_at.to_string());
                 Ok(Session { access_key_id, expires_at, life: credentials.life() })
             }
             Err(error) => {
-                self.metrics.sts_answered(error.name(), "explain", began.elapsed());
+                self.metrics.explained(error.name());
                 warn!(role, session, outcome = error.name(), "cannot assume a role for an explanation: {error}");
                 Err(error)
             }

@@ -12,6 +12,8 @@ use crate::policy::{self, Policy, RoleRequest};
 /// What the proxy calls an address that no pod has. A pod that has none is told by it.
 const UNKNOWN_POD: &str = "unknown-pod";
 const UNREADABLE_POD: &str = "unreadable-pod";
+/// What it is called, to the daemon, that nobody gets anything before it knows itself.
+const IDENTITY_UNKNOWN: &str = "identity-unknown";
 /// What it calls one that several have.
 const AMBIGUOUS_POD: &str = "ambiguous-pod";
 
@@ -60,11 +62,22 @@ pub fn look(name: &PodName, node: &str, by: By, pods: &Pods, policy: &Policy) ->
             request
         }
     };
-    if !policy.knows_node() {
-        report.notes.push("who asks STS is not known, and whether the role is the node's own was not compared with it".to_owned());
-    }
     (report.decision, report.reason) = (Decision::Allowed, None);
     report.message = format!("the pod may have {}", request.role());
+    match by {
+        _ if policy.knows_node() => {}
+        By::Daemon => {
+            (report.decision, report.reason) = (Decision::Unknown, Some(IDENTITY_UNKNOWN.to_owned()));
+            report.message = format!(
+                "{} as far as it can be told, but no pod gets credentials before STS has told who the daemon is at AWS; the daemon's log, \
+                 and --assume, say why it has not",
+                report.message
+            );
+        }
+        By::Cluster => {
+            report.notes.push("who asks STS is not known, and whether the role is the node's own was not compared with it".to_owned());
+        }
+    }
     report.request = Some(Request::of(&request));
     (report, Some(request))
 }
@@ -80,7 +93,11 @@ fn identity(pod: &Arc<Pod>, node: &str, pods: &Pods, report: &mut Report) -> Res
         let message = "the pod has finished, and has no address any more; ask about the pod that runs in its place";
         return Err(Unidentified { reason: UNKNOWN_POD, message: message.to_owned() });
     }
-    let phase = if pod.terminating { "its deletion has begun; it is served until it is gone" } else { "not finished" };
+    let phase = if pod.terminating {
+        "its deletion has begun; it is served while its containers run, and no longer than its grace period"
+    } else {
+        "not finished"
+    };
     note("phase", "", phase.to_owned(), Verdict::Passed);
     if pod.host_network {
         note("network", "", "the node's own (hostNetwork)".to_owned(), Verdict::Refused);
@@ -112,9 +129,10 @@ fn identity(pod: &Arc<Pod>, node: &str, pods: &Pods, report: &mut Report) -> Res
         Some(unidentified) => Err(unidentified),
         None if identified => Ok(()),
         None => {
-            note("address", "", "none yet".to_owned(), Verdict::Refused);
+            note("address", "", "none of its own: not yet, or not any more".to_owned(), Verdict::Refused);
             let message = format!(
-                "the pod has no address yet; kubectl describe pod --namespace {} {} says what it waits for",
+                "the pod has no address of its own, because its network is not there yet, or its containers have ended; kubectl describe \
+                 pod --namespace {} {} says what it waits for",
                 pod.namespace, pod.name
             );
             Err(Unidentified { reason: UNKNOWN_POD, message })

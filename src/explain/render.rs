@@ -27,7 +27,7 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
     if let Some(request) = &report.request {
         writeln!(text, "\nwhat STS is asked for")?;
         let mut lines = vec![("role", request.role.clone()), ("session-name", request.session_name.clone())];
-        lines.push(("external-id", request.external_id.clone().unwrap_or_else(|| "none".to_owned())));
+        lines.push(("external-id", if request.external_id { "one is sent" } else { "none" }.to_owned()));
         lines.push(("duration", humantime::format_duration(Duration::from_secs(request.duration_seconds)).to_string()));
         lines.extend(request.tags.iter().map(|tag| ("tag", format!("{}={}", tag.key, tag.value))));
         for (what, value) in lines {

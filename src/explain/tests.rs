@@ -3,6 +3,7 @@
 use super::*;
 use crate::config::{Restrictions, ServiceAccountRoles};
 use crate::pods::{NodeAddresses, Pod, PodUid, Pods, PodsWriter, pods};
+use crate::policy::node::NodeIdentity;
 use crate::policy::{Policy, Rules};
 
 fn pod(name: &str, ips: &[&str]) -> Pod {
@@ -17,6 +18,7 @@ fn pod(name: &str, ips: &[&str]) -> Pod {
         ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     }
 }
@@ -27,9 +29,14 @@ fn known(all: impl IntoIterator<Item = Pod>) -> (PodsWriter, Pods) {
     (writer, known)
 }
 
+/// A node whose daemon knows itself.
+fn known_node() -> NodeIdentity {
+    "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e".parse::<crate::role::CallerIdentity>().unwrap().into()
+}
+
 fn look_at(name: &str, pods: &Pods, rules: Rules) -> (Report, Option<RoleRequest>) {
     let name = PodName::new("shop", name).unwrap();
-    look(&name, "node-a", By::Daemon, pods, &Policy::new(rules, crate::policy::node::NodeIdentity::default()).unwrap())
+    look(&name, "node-a", By::Daemon, pods, &Policy::new(rules, known_node()).unwrap())
 }
 
 /// The verdict, its reason, and a part of its sentence.
@@ -50,6 +57,35 @@ fn a_pod_is_told_by_an_address_that_it_alone_has() {
     let report = check(&pods, "leaving", Decision::Allowed, None, "role/web");
     assert!(report.identity.iter().any(|step| step.detail.contains("its deletion has begun")));
     check(&pods, "nobody", Decision::Unknown, Some("unknown-pod"), "--output wide");
+}
+
+/// No pod gets credentials before that.
+#[test]
+fn a_daemon_that_does_not_know_itself_yet_allows_nothing() {
+    let (_writer, pods) = known([pod("web", &["10.0.0.1"]), Pod { role: None, ..pod("plain", &["10.0.0.2"]) }]);
+    let policy = Policy::new(Rules::default(), NodeIdentity::default()).unwrap();
+    let look_at = |name, by| look(&PodName::new("shop", name).unwrap(), "node-a", by, &pods, &policy);
+    let (report, request) = look_at("web", By::Daemon);
+    assert_eq!((report.decision, report.reason.as_deref()), (Decision::Unknown, Some("identity-unknown")), "{report:?}");
+    assert!(report.message.contains("role/web") && report.message.contains("--assume"), "{report:?}");
+    assert!(request.is_some(), "with --assume STS is asked who the daemon is, and the look is taken again");
+    assert_eq!(look_at("plain", By::Daemon).0.decision, Decision::Denied, "what it may not have it will not get");
+    // By the cluster's objects, nobody has asked who asks.
+    let (report, _) = look_at("web", By::Cluster);
+    assert!(report.decision == Decision::Allowed && report.notes[0].starts_with("who asks STS is not known"), "{report:?}");
+}
+
+#[test]
+fn the_value_of_an_external_id_is_nowhere() {
+    let secret = Pod { external_id: Some("s3cr3t-id".to_owned()), ..pod("web", &["10.0.0.1"]) };
+    let (_writer, pods) = known([secret]);
+    let (mut report, request) = look_at("web", &pods, Rules::default());
+    let request = request.unwrap();
+    report.asked(&request, None, Err(AssumeRoleError::Denied { message: "no".to_owned() }));
+    assert!(report.request.as_ref().is_some_and(|request| request.external_id), "{report:?}");
+    for text in [serde_json::to_string(&report).unwrap(), serde_json::to_string(&request).unwrap(), render::text(&report)] {
+        assert!(text.contains("external") && !text.contains("s3cr3t"), "{text}");
+    }
 }
 
 #[test]

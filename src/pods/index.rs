@@ -1,14 +1,18 @@
 //! Which pod has which address: pure data, no I/O.
 //!
 //! A pod *claims* the addresses of its `status.podIPs` unless it is finished (Succeeded, Failed) or runs in the host's
-//! network. A terminating pod keeps its claim until it is deleted, but yields to a pod that is not terminating: the
-//! address was given to that one. Two claims of equal standing are not told apart here: the answer is both of them. A pod
+//! network. A terminating pod keeps its claim until it is deleted or its time is over, but yields to a pod that is not
+//! terminating: the address was given to that one. Its time is told from outside ([`Index::end_claims`]). Two claims of equal standing are not told apart here: the answer is both of them. A pod
 //! whose present state cannot be read keeps its claim to what it last had, and is not served: nobody is at that address
-//! until it can be read again, or is gone. The node's own addresses are nobody's.
+//! until it can be read again, or is gone. Where it is not known which address such a pod has, it may be any that a
+//! terminating pod had. The node's own addresses are nobody's.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use jiff::Timestamp;
 
 mod known;
 mod tombstones;
@@ -45,13 +49,19 @@ pub struct Index {
     by_ip: HashMap<IpAddr, Vec<PodUid>>,
     /// Mostly none.
     unreadable: HashMap<PodUid, Unreadable>,
-    /// Two pods of one name cannot be there at one time, be they readable or not.
-    by_name: HashMap<Name, PodUid>,
+    /// The last list had an object of which not even a UID could be read: it may be any pod.
+    incomplete: bool,
+    /// Two pods of one name cannot be there at one time, be they readable or not. By the name's digest: the names are in the
+    /// pods already, and would be a good part of what the index weighs.
+    by_name: HashMap<u64, PodUid>,
+    digests: RandomState,
     tombstones: Tombstones,
     /// The version of the last list: a pod that was not in it was not there then.
     listed_at: Option<u64>,
     /// There was a complete list.
     listed: bool,
+    /// The latest time that was told: claims that end by it have ended.
+    now: Timestamp,
     node: NodeAddresses,
     host_ips: BTreeSet<IpAddr>,
     /// Addresses whose several claims are so by the API's own word.
@@ -71,7 +81,7 @@ impl Index {
     pub fn apply_at(&mut self, pod: Pod, version: Option<u64>) {
         let name = (pod.namespace.clone(), pod.name.clone());
         if self.is_news(&pod.uid, &name, version) {
-            self.hold(pod, name, version);
+            self.hold(pod, version);
         }
     }
 
@@ -91,7 +101,7 @@ impl Index {
         // Where its version cannot be read either, what was before it is still before it.
         let version = version.max(self.version_of(&uid).flatten());
         self.remove(&uid);
-        self.by_name.insert(name.clone(), uid.clone());
+        self.by_name.insert(self.digest(&name.0, &name.1), uid.clone());
         self.unreadable.insert(uid, Unreadable { last, name, version });
     }
 
@@ -107,7 +117,7 @@ impl Index {
             None if is_older(version, self.listed_at) || version.is_some() && version == self.listed_at => return false,
             _ => {}
         }
-        if let Some(other) = self.by_name.get(name).filter(|other| *other != uid).cloned() {
+        if let Some(other) = self.of_name(name).filter(|other| other != uid) {
             let version_of_other = self.version_of(&other).flatten();
             if is_older(version, version_of_other) {
                 // The other had the name afterwards.
@@ -140,16 +150,27 @@ impl Index {
         readable.or_else(|| self.unreadable.get(uid).map(|unreadable| unreadable.name.clone()))
     }
 
-    fn hold(&mut self, pod: Pod, name: Name, version: Option<u64>) {
+    /// The pod that has this name.
+    fn of_name(&self, name: &Name) -> Option<PodUid> {
+        let uid = self.by_name.get(&self.digest(&name.0, &name.1))?;
+        self.name_of(uid).filter(|other| other == name).map(|_| uid.clone())
+    }
+
+    fn digest(&self, namespace: &str, name: &str) -> u64 {
+        self.digests.hash_one((namespace, name))
+    }
+
+    fn hold(&mut self, pod: Pod, version: Option<u64>) {
         self.remove(&pod.uid);
         for ip in &pod.ips {
-            let named = self.by_ip.entry(*ip).or_default();
+            // Nearly always one; a vector that grows by itself begins with room for four.
+            let named = self.by_ip.entry(*ip).or_insert_with(|| Vec::with_capacity(1));
             // An address that a pod names twice is one claim.
             if !named.contains(&pod.uid) {
                 named.push(pod.uid.clone());
             }
         }
-        self.by_name.insert(name, pod.uid.clone());
+        self.by_name.insert(self.digest(&pod.namespace, &pod.name), pod.uid.clone());
         self.pods.insert(pod.uid.clone(), Held { pod: Arc::new(pod), version });
     }
 
@@ -163,7 +184,7 @@ impl Index {
         self.remove(uid);
         let name = (namespace.to_owned(), name.to_owned());
         // A pod of the name that was seen before this one went had gone before.
-        if let Some(other) = self.by_name.get(&name).cloned() {
+        if let Some(other) = self.of_name(&name) {
             let version_of_other = self.version_of(&other).flatten();
             if is_older(version_of_other, version) {
                 self.remove(&other);
@@ -186,7 +207,7 @@ impl Index {
 
     /// Replaces all pods at once, and all that was known of versions.
     pub fn reset(&mut self, pods: impl IntoIterator<Item = Pod>) {
-        self.replace_at(pods.into_iter().map(|pod| (pod, None)), [], None);
+        self.replace_at(pods.into_iter().map(|pod| (pod, None)), [], None, false);
     }
 
     /// Replaces all pods by those of a list of another history than what was known: the API's data was restored from an
@@ -196,10 +217,12 @@ impl Index {
         pods: impl IntoIterator<Item = (Pod, Option<u64>)>,
         unreadable: impl IntoIterator<Item = (PodName, Option<u64>)>,
         version: Option<u64>,
+        incomplete: bool,
     ) {
         // A UID is the same pod in every history.
         let with_last = |(pod, version): (PodName, Option<u64>)| (self.last_of(&pod.uid), pod, version);
         let unreadable: Vec<_> = unreadable.into_iter().map(with_last).collect();
+        let before = if incomplete { self.with_last() } else { Vec::new() };
         self.pods.clear();
         self.by_ip.clear();
         self.by_name.clear();
@@ -212,18 +235,37 @@ impl Index {
         for (last, pod, version) in unreadable {
             self.refuse(pod, version, last);
         }
+        for (pod, last) in before {
+            let is_listed = self.version_of(&pod.uid).is_some();
+            if !is_listed && self.of_name(&(pod.namespace.clone(), pod.name.clone())).is_none() {
+                self.refuse(pod, None, last);
+            }
+        }
+        self.incomplete = incomplete;
         self.listed_at = version;
         self.listed = true;
+    }
+
+    /// Every pod by its names, with the last state of it that could be read.
+    fn with_last(&self) -> Vec<(PodName, Option<Arc<Pod>>)> {
+        let names = |uid: &PodUid| {
+            let (namespace, name) = self.name_of(uid)?;
+            Some((PodName { uid: uid.clone(), namespace, name }, self.last_of(uid)))
+        };
+        self.pods.keys().chain(self.unreadable.keys()).filter_map(names).collect()
     }
 
     /// Takes in a complete list, as of its version, with the pods in it that could not be read. Pods that are not in it are
     /// gone, but for those that are known to have been there later; pods that are in it are there, whatever was heard of
     /// their end, but for those that are known to have gone later. A list that is older than the last one is not taken.
+    /// Where it is `incomplete`, by an object that is nobody's by what can be read of it, pods that are not in it may be there
+    /// as well: their state counts as one that cannot be read.
     pub fn list_at(
         &mut self,
         pods: impl IntoIterator<Item = (Pod, Option<u64>)>,
         unreadable: impl IntoIterator<Item = (PodName, Option<u64>)>,
         version: Option<u64>,
+        incomplete: bool,
     ) {
         if is_older(version, self.listed_at) {
             return;
@@ -249,11 +291,18 @@ impl Index {
             if is_older(list_version, seen) {
                 continue;
             }
+            if incomplete {
+                let last = self.last_of(&uid);
+                let (namespace, name) = name;
+                self.refuse(PodName { uid, namespace, name }, seen, last);
+                continue;
+            }
             self.remove(&uid);
             if list_version.is_some() && seen.is_some() {
                 self.tombstones.add(uid, name, seen, list_version);
             }
         }
+        self.incomplete = incomplete;
         self.listed_at = list_version;
         self.listed = true;
     }
@@ -264,8 +313,11 @@ impl Index {
     }
 
     fn remove(&mut self, uid: &PodUid) {
-        if let Some(name) = self.name_of(uid).filter(|name| self.by_name.get(name) == Some(uid)) {
-            self.by_name.remove(&name);
+        if let Some((namespace, name)) = self.name_of(uid) {
+            let digest = self.digest(&namespace, &name);
+            if self.by_name.get(&digest) == Some(uid) {
+                self.by_name.remove(&digest);
+            }
         }
         self.unreadable.remove(uid);
         let Some(Held { pod, .. }) = self.pods.remove(uid) else {
@@ -279,6 +331,18 @@ impl Index {
                 }
             }
         }
+    }
+
+    /// It is this time now: claims that end by it end for good. A clock that is set back brings none back.
+    pub fn end_claims(&mut self, now: Timestamp) {
+        self.now = self.now.max(now);
+    }
+
+    /// When the next claim ends that has not ended by the time that was told.
+    pub fn next_claim_end(&self) -> Option<Timestamp> {
+        let pods = self.pods.values().map(|held| &held.pod);
+        let unreadable = self.unreadable.values().filter_map(|unreadable| unreadable.last.as_ref());
+        pods.chain(unreadable).filter_map(|pod| pod.claims_until).filter(|until| *until > self.now).min()
     }
 
     /// Sets what pods say of their node's addresses. It counts where the node's interfaces are not known.
@@ -310,9 +374,14 @@ impl Index {
         let readable = named.iter().filter_map(|uid| self.pods.get(uid)).map(|held| &held.pod);
         // What has ended or begun to end does so still, whatever else of it cannot be read.
         let unreadable = self.unreadable.values().filter_map(|unreadable| unreadable.last.as_ref());
-        let claims = readable.chain(unreadable).filter(|pod| pod.claims(ip));
+        let claims = readable.chain(unreadable).filter(|pod| pod.claims(ip, self.now));
         let (terminating, running): (Vec<_>, Vec<_>) = claims.partition(|pod| pod.terminating);
-        let standing = if running.is_empty() { terminating } else { running };
+        let standing = match running.is_empty() {
+            false => running,
+            // It may have been given to the pod that cannot be read.
+            true if self.is_anyone_anywhere() => Vec::new(),
+            true => terminating,
+        };
         if let Some(pod) = standing.iter().find(|pod| self.unreadable.contains_key(&pod.uid)) {
             return Claims::Unreadable((*pod).clone());
         }
@@ -321,6 +390,13 @@ impl Index {
             [pod] => Claims::One((*pod).clone()),
             pods => Claims::Several(pods.iter().map(|pod| (*pod).clone()).collect()),
         }
+    }
+
+    /// Whether there is a pod that cannot be read and may have any address. One that was read when it had begun to end gets
+    /// none any more.
+    fn is_anyone_anywhere(&self) -> bool {
+        let may_have_any = |last: &Arc<Pod>| last.may_claim(self.now) && !last.terminating && last.ips.is_empty();
+        self.incomplete || self.unreadable.values().any(|unreadable| unreadable.last.as_ref().is_none_or(may_have_any))
     }
 
     /// The addresses that more than one pod claims.
@@ -380,12 +456,17 @@ impl Index {
 
     /// What is known of the objects that a pod is decided by.
     pub fn surroundings(&self, pod: &Pod) -> Surroundings {
+        self.around(&pod.namespace, &pod.service_account)
+    }
+
+    /// What is known of a namespace, and of a service account in it.
+    pub(super) fn around(&self, namespace: &str, service_account: &str) -> Surroundings {
         if self.service_accounts.is_empty() && self.forbidden_service_accounts.is_empty() {
-            return Surroundings { namespace: self.namespace(&pod.namespace), ..Surroundings::default() };
+            return Surroundings { namespace: self.namespace(namespace), ..Surroundings::default() };
         }
-        let name = (pod.namespace.clone(), pod.service_account.clone());
+        let name = (namespace.to_owned(), service_account.to_owned());
         Surroundings {
-            namespace: self.namespace(&pod.namespace),
+            namespace: self.namespace(namespace),
             service_account: self.service_accounts.get(&name).cloned(),
             service_account_forbidden: self.forbidden_service_accounts.contains(&name),
         }
@@ -410,9 +491,9 @@ impl Index {
         pods
     }
 
-    /// All pods, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Pod>> {
-        self.pods.values().map(|held| &held.pod)
+    /// The pods that have addresses of their own, or may come to have them; in no order.
+    pub fn with_addresses(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.values().map(|held| &held.pod).filter(|pod| pod.may_claim(self.now))
     }
 
     /// Whether this pod is here.

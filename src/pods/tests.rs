@@ -22,6 +22,7 @@ fn pod(uid: &str, at: &str) -> Pod {
         ips: vec![ip(at)],
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     }
 }

@@ -9,6 +9,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tracing::{debug, info, warn};
 
 use super::{Needs, NodeAddresses, Pod, PodName, PodUid, Pods, PodsWriter};
@@ -18,6 +19,7 @@ use crate::readiness::Step;
 
 mod around;
 pub mod client;
+mod complaints;
 mod doubts;
 mod failure;
 mod follow;
@@ -26,12 +28,19 @@ mod objects;
 pub mod snapshot;
 
 use follow::{Event, Selection, follow};
-use objects::{Metadata, PodObject};
+use objects::{Annotation, Metadata, PodObject};
 
 /// Annotation with the session's name (kiam's name for it).
 pub const SESSION_NAME_KEY: &str = "iam.amazonaws.com/session-name";
+/// Bytes of the longest role, external id, session name and list of a namespace that policy takes.
+const MAX_ROLE: usize = 2048;
+const MAX_EXTERNAL_ID: usize = 1224;
+const MAX_SESSION_NAME: usize = 64;
+const MAX_LIST: usize = 64 << 10;
 /// How often the node's own addresses are looked at.
 const NODE_ADDRESSES_EVERY: Duration = Duration::from_secs(30);
+/// The longest time between two looks at the clock while claims are to end: it may be set, or the machine may sleep.
+const CLOCK_EVERY: Duration = Duration::from_secs(10);
 
 /// What the watch needs to run.
 pub struct Watch {
@@ -41,6 +50,8 @@ pub struct Watch {
     pub node: String,
     /// Tells the addresses of this node as they are now.
     pub node_addresses: Box<dyn Fn() -> NodeAddresses + Send + Sync>,
+    /// Tells the time of the wall clock: claims of terminating pods end by it.
+    pub now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     /// The annotations that are read.
     pub annotations: AnnotationKeys,
     /// Where the pods go.
@@ -72,7 +83,8 @@ impl Watch {
                 around::watch_service_accounts(&self).await;
             }
         };
-        tokio::join!(self.watch_node_addresses(), self.watch_pods(first_list), doubts::settle(&self), namespaces, service_accounts);
+        let pods = async { tokio::join!(self.watch_pods(first_list), self.end_claims(), doubts::settle(&self)) };
+        tokio::join!(self.watch_node_addresses(), pods, namespaces, service_accounts);
     }
 
     async fn watch_node_addresses(&self) {
@@ -94,9 +106,34 @@ impl Watch {
         }
     }
 
+    /// Ends the claims of terminating pods when their time is over, whatever is heard of them or not.
+    async fn end_claims(&self) {
+        let mut pods = self.pods.clone();
+        loop {
+            let now = (self.now)();
+            let left = match pods.next_claim_end() {
+                Some(end) if end <= now => {
+                    self.writer.write(|index| index.end_claims(now));
+                    continue;
+                }
+                Some(end) => Duration::try_from(end.duration_since(now)).unwrap_or_default().min(CLOCK_EVERY),
+                None => Duration::MAX,
+            };
+            tokio::select! {
+                () = pods.changed() => {}
+                () = tokio::time::sleep(left) => {}
+            }
+        }
+    }
+
     async fn watch_pods(&self, first_list: Step) {
         let fields = format!("spec.nodeName={}", self.node);
-        let selection = Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields };
+        let annotations = vec![
+            Annotation::new(&self.annotations.role, MAX_ROLE),
+            Annotation::new(&self.annotations.external_id, MAX_EXTERNAL_ID),
+            Annotation::new(SESSION_NAME_KEY, MAX_SESSION_NAME),
+        ];
+        let selection = Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields, annotations };
         let mut first_list = Some(first_list);
         let take = |event: Event<'_, PodObject>| {
             self.take(event, &mut first_list);
@@ -110,18 +147,24 @@ impl Watch {
             // What is known is used on.
             Event::Failed(_) => return,
             Event::Alive => return self.metrics.watch_alive(),
-            Event::Listed { objects, unreadable, version, new_history } => {
+            Event::Listed { objects, unreadable, version, new_history, incomplete } => {
                 let host_ips: Vec<_> = objects.iter().flat_map(|object| object.host_ips.iter().copied()).collect();
-                let pods: Vec<_> = objects.into_iter().filter_map(|object| self.pod(object)).collect();
+                // One by one: whole lists in two forms at one time would be the most that the daemon ever holds.
+                let pods = objects.into_iter().filter_map(|object| self.pod(*object));
                 let unreadable = unreadable.into_iter().filter_map(pod_name);
-                let count = pods.len();
                 if new_history {
                     warn!("the Kubernetes API's data is of an earlier state than before; everything that was known is replaced by it");
                 }
                 self.writer.write(|index| {
+                    index.end_claims((self.now)());
                     index.set_host_ips(host_ips);
-                    if new_history { index.replace_at(pods, unreadable, version) } else { index.list_at(pods, unreadable, version) }
+                    match new_history {
+                        true => index.replace_at(pods, unreadable, version, incomplete),
+                        false => index.list_at(pods, unreadable, version, incomplete),
+                    }
                 });
+                self.metrics.keep_namespaces(&self.pods.namespaces());
+                let count = self.pods.count();
                 match first_list.take() {
                     Some(step) => {
                         info!(node = %self.node, pods = count, "the pods of this node are known");
@@ -136,6 +179,10 @@ impl Watch {
                 debug!(uid, "pod gone");
                 let (namespace, name) = (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
                 self.writer.write(|index| index.delete_at(&PodUid(uid.into()), namespace, name, metadata.version()));
+                let namespaces = self.pods.namespaces();
+                if !namespaces.contains(namespace) {
+                    self.metrics.keep_namespaces(&namespaces);
+                }
             }
             Event::Unreadable(metadata) => {
                 let Some((pod, version)) = pod_name(metadata) else { return };
@@ -151,6 +198,7 @@ impl Watch {
         if let Some((pod, version)) = self.pod(object) {
             debug!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid.0, "pod seen");
             self.writer.write(|index| {
+                index.end_claims((self.now)());
                 index.add_host_ips(host_ips);
                 index.apply_at(pod, version);
             });
@@ -166,7 +214,7 @@ impl Watch {
 /// A pod of `node` in the words of the index, and its version; `None` where it is of another one.
 fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option<(Pod, Option<u64>)> {
     let mut metadata = object.metadata;
-    let (version, terminating) = (metadata.version(), metadata.is_terminating());
+    let (version, claims_until) = (metadata.version(), metadata.claims_until);
     let (uid, name) = (metadata.uid.take()?, metadata.name.take()?);
     if object.node_name.as_deref() != Some(node) {
         warn!(pod = %name, "the API sent a pod of another node; it is ignored");
@@ -177,12 +225,13 @@ fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option
         namespace: metadata.namespace.take().unwrap_or_default(),
         name,
         service_account: object.service_account.unwrap_or_default(),
-        role: metadata.take_annotation(&annotations.role),
-        external_id: metadata.take_annotation(&annotations.external_id),
-        session_name: metadata.take_annotation(SESSION_NAME_KEY),
+        role: metadata.take_annotation(&annotations.role, MAX_ROLE),
+        external_id: metadata.take_annotation(&annotations.external_id, MAX_EXTERNAL_ID),
+        session_name: metadata.take_annotation(SESSION_NAME_KEY, MAX_SESSION_NAME),
         ips: object.ips,
-        finished: matches!(object.phase.as_deref(), Some("Succeeded" | "Failed")),
-        terminating,
+        finished: object.finished,
+        terminating: claims_until.is_some(),
+        claims_until,
         host_network: object.host_network,
     };
     Some((pod, version))

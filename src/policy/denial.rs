@@ -143,6 +143,11 @@ impl Denial {
         }
     }
 
+    /// Whether it is for lack of knowledge, which may come: nothing is decided yet.
+    pub fn may_pass(self) -> bool {
+        matches!(self, Self::ServiceAccountUnknown | Self::NamespaceUnknown)
+    }
+
     /// Whether it comes from who the daemon is at AWS, which may become known after a decision.
     pub fn is_about_node(self) -> bool {
         matches!(self, Self::OtherPartition | Self::NodeRole)

@@ -2,6 +2,9 @@
 //!
 //! A pattern that does not begin as an ARN is a short name: the base ARN is put before it, as in kube2iam.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
 use regex::{RegexSet, RegexSetBuilder};
 
 use crate::config::PatternFormat;
@@ -43,7 +46,32 @@ pub struct Patterns {
 #[derive(Debug)]
 enum Matcher {
     Globs(Vec<String>),
-    Expressions(RegexSet),
+    Expressions(RegexSet, Matched),
+}
+
+/// What expressions matched lately: the first of them, by ARN. An expression that its author made slow costs its time once for
+/// a role, and not at each request of a pod.
+#[derive(Debug, Default)]
+struct Matched(Mutex<HashMap<Box<str>, Option<usize>>>);
+
+/// ARNs that are remembered; with more, all are forgotten.
+const MAX_MATCHED: usize = 256;
+
+impl Matched {
+    fn first(&self, set: &RegexSet, arn: &str) -> Option<usize> {
+        let kept = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = kept().get(arn) {
+            return *at;
+        }
+        // Not under the lock: it may take long.
+        let at = set.matches(arn).iter().next();
+        let mut kept = kept();
+        if kept.len() >= MAX_MATCHED {
+            kept.clear();
+        }
+        kept.insert(arn.into(), at);
+        at
+    }
 }
 
 impl Patterns {
@@ -60,7 +88,7 @@ impl Patterns {
         if text.len() > MAX_LENGTH {
             return Err(Mistake::TooLarge);
         }
-        let matcher = Matcher::Expressions(expressions(None, &[text])?);
+        let matcher = Matcher::Expressions(expressions(None, &[text])?, Matched::default());
         Ok(Self { written: vec![text.to_owned()], matcher })
     }
 
@@ -74,7 +102,7 @@ impl Patterns {
         }
         let matcher = match format {
             PatternFormat::Glob => Matcher::Globs(written.iter().map(|pattern| completed(pattern, base)).collect()),
-            PatternFormat::Regexp => Matcher::Expressions(expressions(base, &written)?),
+            PatternFormat::Regexp => Matcher::Expressions(expressions(base, &written)?, Matched::default()),
         };
         Ok(Self { written, matcher })
     }
@@ -83,7 +111,7 @@ impl Patterns {
     pub fn find(&self, arn: &str) -> Option<&str> {
         let at = match &self.matcher {
             Matcher::Globs(globs) => globs.iter().position(|pattern| glob(pattern, arn)),
-            Matcher::Expressions(set) => set.matches(arn).iter().next(),
+            Matcher::Expressions(set, matched) => matched.first(set, arn),
         };
         at.and_then(|at| self.written.get(at)).map(String::as_str)
     }

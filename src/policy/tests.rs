@@ -32,6 +32,7 @@ fn pod() -> Pod {
         ips: vec!["10.0.0.1".parse().unwrap()],
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     }
 }

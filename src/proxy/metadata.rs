@@ -40,6 +40,8 @@ const MAX_NAMES: usize = 256;
 #[derive(Clone, Debug)]
 struct Read {
     values: Arc<BTreeMap<String, Bytes>>,
+    /// Whether some of them could not be read.
+    partial: bool,
     at: Instant,
 }
 
@@ -126,20 +128,19 @@ impl Metadata {
         if let Some(value) = known.iter().find_map(|read| read.values.get(path)) {
             return Found::Text(value.clone());
         }
-        let paths = known.iter().flat_map(|read| read.values.keys()).chain(own).map(String::as_str);
-        match table::listing(path, paths) {
-            Some(listing) => Found::Text(Bytes::from(listing)),
-            // Where not everything is known, there may be more than nothing.
-            None if known.len() < wanted.len() => Found::Unavailable,
-            None => Found::Nothing,
+        // Where not everything is known, there may be more than is seen.
+        if known.len() < wanted.len() || known.iter().any(|read| read.partial) {
+            return Found::Unavailable;
         }
+        let paths = known.iter().flat_map(|read| read.values.keys()).chain(own).map(String::as_str);
+        table::listing(path, paths).map_or(Found::Nothing, |listing| Found::Text(Bytes::from(listing)))
     }
 
     /// As if this one value of the base set were all that was read.
     #[cfg(test)]
     pub(super) fn set_for_test(&self, path: &str, value: &'static str) {
         let values = Arc::new(BTreeMap::from([(path.to_owned(), Bytes::from_static(value.as_bytes()))]));
-        self.0.read.send_modify(|reads| reads[0] = Some(Read { values, at: Instant::now() }));
+        self.0.read.send_modify(|reads| reads[0] = Some(Read { values, partial: false, at: Instant::now() }));
     }
 
     /// Reads for ever what is to be read, from the real service at this authority.
@@ -160,14 +161,22 @@ impl Metadata {
                 // The sender lives in `self`.
                 let _ = self.0.asked.subscribe().wait_for(is_asked).await;
             }
-            match read_group(group, upstream).await {
-                Ok(values) => {
+            // What changes all the time is not given on as if it had just been read.
+            let earlier = self.0.read.borrow()[at].as_ref().filter(|_| !group.while_asked).map(|read| read.values.clone());
+            let read = match read_group(group, upstream, earlier.as_deref()).await {
+                Ok((values, failure)) => {
+                    let read = Read { values: Arc::new(values), partial: failure.is_some(), at: Instant::now() };
+                    self.0.read.send_modify(|reads| reads[at] = Some(read));
+                    failure.map_or(Ok(()), Err)
+                }
+                Err(error) => Err(error),
+            };
+            match read {
+                Ok(()) => {
                     metrics.metadata_read("ok");
                     if std::mem::replace(&mut failing, false) {
                         info!(group = group.name, "the metadata service answers again");
                     }
-                    let read = Read { values: Arc::new(values), at: Instant::now() };
-                    self.0.read.send_modify(|reads| reads[at] = Some(read));
                     pause = RETRY;
                     tokio::time::sleep(group.every).await;
                 }
@@ -193,40 +202,75 @@ fn current<'a>(group: &Group, read: Option<&'a Read>) -> Option<&'a Read> {
     read.filter(|read| !group.while_asked || read.at.elapsed() < group.every * TURNS)
 }
 
-async fn read_group(group: &Group, upstream: &Upstream) -> Result<BTreeMap<String, Bytes>, UpstreamError> {
-    let mut values = BTreeMap::new();
-    let mut add = |path: String, value: Option<Bytes>| {
-        if let Some(value) = value {
-            values.insert(path, value);
-        }
-    };
+/// The values of a group. One that the service cannot give is what it was `earlier`, and the failure is told with the others;
+/// a service that does not answer ends it.
+async fn read_group(
+    group: &Group,
+    upstream: &Upstream,
+    earlier: Option<&BTreeMap<String, Bytes>>,
+) -> Result<(BTreeMap<String, Bytes>, Option<UpstreamError>), UpstreamError> {
+    let mut reading = Reading { upstream, earlier, values: BTreeMap::new(), failure: None };
     for leaf in group.leaves {
-        add((*leaf).to_owned(), upstream.get(leaf).await?);
+        reading.value((*leaf).to_owned()).await?;
     }
     for tree in group.trees {
         let directory = tree.path;
-        for name in names(directory, upstream).await? {
+        for name in reading.names(directory).await? {
             match tree.names {
-                Names::Leaves if table::is_name(&name) => {
-                    let path = format!("{directory}/{name}");
-                    let value = upstream.get(&path).await?;
-                    add(path, value);
-                }
+                Names::Leaves if table::is_name(&name) => reading.value(format!("{directory}/{name}")).await?,
                 Names::Interfaces(leaves) => {
                     let Some(mac) = name.strip_suffix('/').filter(|name| table::is_mac(name)) else { continue };
                     let directory = format!("{directory}/{mac}");
-                    let there = names(&directory, upstream).await?;
+                    let there = reading.names(&directory).await?;
                     for leaf in leaves.iter().filter(|leaf| there.iter().any(|name| name == *leaf)) {
-                        let path = format!("{directory}/{leaf}");
-                        let value = upstream.get(&path).await?;
-                        add(path, value);
+                        reading.value(format!("{directory}/{leaf}")).await?;
                     }
                 }
                 Names::Leaves => {}
             }
         }
     }
-    Ok(values)
+    Ok((reading.values, reading.failure))
+}
+
+/// A group that is being read.
+struct Reading<'a> {
+    upstream: &'a Upstream,
+    earlier: Option<&'a BTreeMap<String, Bytes>>,
+    values: BTreeMap<String, Bytes>,
+    failure: Option<UpstreamError>,
+}
+
+impl Reading<'_> {
+    async fn value(&mut self, path: String) -> Result<(), UpstreamError> {
+        let value = match self.upstream.get(&path).await {
+            Ok(value) => value,
+            Err(error) if error.is_of_service() => return Err(error),
+            Err(error) => {
+                self.failure = Some(error);
+                self.earlier.and_then(|earlier| earlier.get(&path)).cloned()
+            }
+        };
+        if let Some(value) = value {
+            self.values.insert(path, value);
+        }
+        Ok(())
+    }
+
+    /// The names in a directory. Where they cannot be had, those below it are what they were.
+    async fn names(&mut self, directory: &str) -> Result<Vec<String>, UpstreamError> {
+        match names(directory, self.upstream).await {
+            Ok(names) => Ok(names),
+            Err(error) if error.is_of_service() => Err(error),
+            Err(error) => {
+                let below = |path: &str| path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'));
+                let earlier = self.earlier.into_iter().flatten().filter(|(path, _)| below(path));
+                self.values.extend(earlier.map(|(path, value)| (path.clone(), value.clone())));
+                self.failure = Some(error);
+                Ok(Vec::new())
+            }
+        }
+    }
 }
 
 async fn names(directory: &str, upstream: &Upstream) -> Result<Vec<String>, UpstreamError> {

@@ -2,7 +2,8 @@
 //!
 //! Every refusal has an empty body: clients that take any body for data (aws-c-auth) find none, and nothing is told to a
 //! pod that the operator's log does not keep to itself. The statuses are those that SDKs act rightly on: 404 where there
-//! is no role (the chain goes on), 401 for a token, 500 and no other where STS fails (retried, or the old credentials kept).
+//! is no role (the chain goes on), 401 for a token, 500 and no other where STS fails or something is not known yet (retried, or
+//! the old credentials kept).
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
@@ -29,7 +30,7 @@ pub enum Outcome {
     Unauthorized,
     /// Not here, or not for this pod.
     NotFound,
-    /// The role is allowed, and there are no credentials to give.
+    /// Not now: there are no credentials to give for an allowed role, or it is not known yet what to answer.
     Failed,
 }
 

@@ -14,7 +14,7 @@ use crate::credentials::gate::Limits;
 use crate::credentials::{AssumeRoleError, Credentials};
 use crate::events::Record;
 use crate::pods::index::Index;
-use crate::pods::{Namespace, PodUid, PodsWriter, pods};
+use crate::pods::{Namespace, PodName, PodUid, PodsWriter, pods};
 use crate::policy::Rules;
 use crate::policy::node::NodeIdentity;
 use crate::policy::patterns::Patterns;
@@ -22,6 +22,7 @@ use crate::role::CallerIdentity;
 
 mod events;
 mod identity;
+mod waiting;
 
 const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const TOKEN: &str = "x-aws-ec2-metadata-token";
@@ -112,6 +113,7 @@ fn pod(name: &str, at: &str, role: Option<&str>) -> Pod {
         ips: vec![at.parse().unwrap()],
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     }
 }
@@ -299,7 +301,9 @@ async fn an_unknown_address_gets_nothing_also_where_there_is_a_default_role() {
     for path in PATHS.iter().chain(&["/latest/meta-data/iam/security-credentials/default"]) {
         assert_eq!(node.ask("10.0.0.9", "GET", path, &[]).await.status, 404, "{path}");
     }
-    assert_eq!(node.ask("10.0.0.9", "PUT", "/latest/api/token", &[(TTL, "60")]).await.status, 404);
+    // SDKs that are told 404 here never ask for a token again.
+    assert_eq!(node.ask("10.0.0.9", "PUT", "/latest/api/token", &[(TTL, "60")]).await.status, 500);
+    assert!(node.counted(r#"rolegate_denials_total{reason="unknown-pod"} 10"#));
     assert_eq!(began.elapsed(), WAIT * 10, "each was held for as long as the pod might have become known");
     assert_eq!(node.sts.calls.load(Ordering::SeqCst), 0);
     // A pod that is known and names no role has it.
@@ -324,12 +328,29 @@ async fn a_request_that_comes_before_its_pod_is_held_until_the_pod_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_is_unknown_and_then_known_has_a_token_when_it_tries_again() {
+    let node = node(TokenMode::Required, &[]);
+    let put = async || node.ask("10.0.0.1", "PUT", "/latest/api/token", &[(TTL, "60")]).await.status;
+    assert_eq!(put().await, 500);
+    assert_eq!(put().await, 500);
+    node.writer.write(|index| index.apply(pod("web-1", "10.0.0.1", Some("web"))));
+    assert_eq!(put().await, 200);
+    assert_eq!(node.get("10.0.0.1", LIST).await.body, "web");
+    // Its next state cannot be read: the claim is there, and nobody is served.
+    let name = PodName { uid: PodUid("uid-of-web-1".into()), namespace: "default".to_owned(), name: "web-1".to_owned() };
+    node.writer.write(|index| index.unreadable_at(name, None));
+    assert_eq!(put().await, 500);
+    assert_eq!(node.ask("10.0.0.1", "GET", LIST, &[]).await.status, 404);
+    assert!(node.counted(r#"rolegate_denials_total{reason="unreadable-pod"} 2"#));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_address_that_two_pods_claim_gets_nothing() {
     let node = node(TokenMode::Optional, &[WEB, ("liar", "10.0.0.1", Some("web"))]);
     for path in PATHS {
         assert_eq!(node.ask("10.0.0.1", "GET", path, &[]).await.status, 404, "{path}");
     }
-    assert_eq!(node.ask("10.0.0.1", "PUT", "/latest/api/token", &[(TTL, "60")]).await.status, 404);
+    assert_eq!(node.ask("10.0.0.1", "PUT", "/latest/api/token", &[(TTL, "60")]).await.status, 500);
     assert_eq!(node.sts.calls.load(Ordering::SeqCst), 0);
     assert!(node.counted(r#"rolegate_denials_total{reason="ambiguous-pod"} 9"#));
 }
@@ -440,7 +461,7 @@ async fn no_header_says_who_asks() {
 async fn a_namespace_that_restrictions_need_is_waited_for_and_then_refused() {
     let node = node_with(TokenMode::Optional, &[WEB], |rules| rules.restrictions = Restrictions::Enforce);
     let began = tokio::time::Instant::now();
-    assert_eq!(node.ask("10.0.0.1", "GET", LIST, &[]).await.status, 404);
+    assert_eq!(node.ask("10.0.0.1", "GET", LIST, &[]).await.status, 500, "nothing is decided yet");
     assert_eq!(began.elapsed(), WAIT);
     let set = |list: &str| {
         let namespace = Namespace { name: "default".to_owned(), allowed_roles: Some(list.to_owned()), permitted: None };
@@ -492,7 +513,7 @@ async fn what_changed_while_sts_was_asked_is_not_served_as_it_was() {
         let (writer, uid) = (node.writer.clone(), uid.clone());
         *node.sts.meanwhile.lock().unwrap() = Some(Box::new(move || writer.write(|index| change(index, &uid))));
         let answer = node.ask("10.0.0.1", "GET", &format!("{LIST}web"), &[]).await;
-        assert_eq!((answer.status, answer.body.as_str()), (404, ""), "{what}");
+        assert_eq!((answer.status, answer.body.as_str()), (500, ""), "{what}");
         assert!(node.counted(r#"rolegate_denials_total{reason="changed"} 1"#), "{what}");
     }
     // What has nothing to do with it does not matter.

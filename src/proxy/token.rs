@@ -68,6 +68,8 @@ impl Tokens {
             let (tokens, file) = (self.clone(), file.clone());
             let synced = match tokio::task::spawn_blocking(move || tokens.sync(&file)).await {
                 Ok(synced) => synced,
+                // A mistake of ours is loud, as in every task.
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 // The process is ending.
                 Err(_) => return std::future::pending().await,
             };

@@ -221,3 +221,10 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn a_path_has_512_characters_with_its_slashes() {
+    let of_length = |length: usize| format!("arn:aws:iam::111122223333:role/{}/web", "a".repeat(length - 2));
+    assert!(of_length(512).parse::<RoleArn>().is_ok());
+    assert_eq!(of_length(513).parse::<RoleArn>(), Err(ParseError::Path));
+}

@@ -10,6 +10,7 @@ mod bytes;
 mod kit;
 mod moto;
 mod rust_client;
+mod tokens;
 
 use std::process::Output;
 

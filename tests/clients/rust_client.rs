@@ -80,7 +80,8 @@ async fn client(sts: String) -> (i32, Value) {
     (0, answer)
 }
 
-fn in_the_machines_own_namespace() -> bool {
+/// Whether this thread is where the machine's own metadata address may be.
+pub(crate) fn in_the_machines_own_namespace() -> bool {
     // A network namespace is known by the inode behind its /proc/net.
     let inode = |process: &str| std::fs::metadata(format!("/proc/{process}/net/dev")).unwrap().ino();
     inode("1") == inode("thread-self")

@@ -135,7 +135,7 @@ fn every_value_of_a_label_is_documented() {
     let of_policy = names(&policy, "impl Denial {");
     let mut reasons: BTreeSet<String> = [of_policy.clone(), names(&route, "impl Rejection {")].concat_sets();
     reasons.extend(literals_after(&proxy, "metrics.denied("));
-    reasons.extend(literals_after(between(&proxy, "let reason = match &refusal {", "};"), "=> "));
+    reasons.extend(names(&read("src/proxy/refusal.rs"), "impl Refusal {"));
     reasons.extend(literals_after(between(&policy, "fn form_name(", "\n}\n"), "=> "));
     let namespace = read("src/policy/namespace.rs");
     let audited = between(&policy, "impl Denial {", "\n}\n").lines().filter(|line| {
@@ -164,17 +164,16 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_imdsv1_requests_total{outcome}", literals_in(between(&metrics, "fn without_token", "\n    }\n"))),
         ("rolegate_metadata_reads_total{outcome}", literals_after(&read("src/proxy/metadata.rs"), "metadata_read(")),
         ("rolegate_connections_refused_total{reason}", literals_after(&server, "connection_refused(")),
+        ("rolegate_connections_ended_total{reason}", literals_in(between(&server, "fn ended_by", "\n}\n"))),
         ("rolegate_pod_wait_seconds{outcome}", waits.concat_sets()),
         ("rolegate_watch_errors_total{resource}", literals_after(&watch, "resource: ")),
         ("rolegate_watch_undecodable_total{resource}", literals_after(&watch, "resource: ")),
         ("rolegate_ambiguous_addresses_total{outcome}", names(&doubts, "impl Outcome {")),
         ("rolegate_session_lookups_total{result}", lookups),
-        ("rolegate_sts_requests_total{outcome}", outcomes),
-        (
-            "rolegate_sts_requests_total{cause}",
-            [causes.clone(), literals_after(&read("src/explain/explainer.rs"), "\"ok\", ")].concat_sets(),
-        ),
+        ("rolegate_sts_requests_total{cause}", causes.clone()),
         ("rolegate_sts_queue{cause}", causes),
+        ("rolegate_sts_requests_total{outcome}", outcomes.clone()),
+        ("rolegate_explain_sts_requests_total{outcome}", outcomes),
         ("rolegate_events_total{outcome}", told),
     ];
     let (_, documented) = documented_metrics();
@@ -279,11 +278,12 @@ fn every_flag_that_is_named_exists() {
 #[test]
 fn the_daemon_may_do_what_it_does_and_nothing_else() {
     let text = read("daemonset/rbac.yaml");
+    let rules: String = text.lines().filter(|line| !line.trim_start().starts_with('#')).flat_map(|line| [line, "\n"]).collect();
     let value = |line: &str, key: &str| line.trim().strip_prefix(key).map(|list| list.trim_matches(['[', ']']).to_owned());
-    let resources = text.lines().filter_map(|line| value(line, "resources: "));
-    let verbs = text.lines().filter_map(|line| value(line, "verbs: "));
+    let resources = rules.lines().filter_map(|line| value(line, "resources: "));
+    let verbs = rules.lines().filter_map(|line| value(line, "verbs: "));
     let granted: BTreeSet<String> = resources.zip(verbs).map(|(resource, verbs)| format!("{resource}: {verbs}")).collect();
-    assert_eq!(text.matches("apiGroups: ").count(), granted.len(), "one line each for resources and verbs");
+    assert_eq!(rules.matches("apiGroups: ").count(), granted.len(), "one line each for resources and verbs");
     // What the sources ask for.
     let sources = ["src/pods/watch.rs", "src/pods/watch/around.rs"].map(read).concat();
     let followed = literals_after(&sources, "resource: ").into_iter().map(|resource| format!("{resource}: list, watch"));
@@ -295,7 +295,17 @@ fn the_daemon_may_do_what_it_does_and_nothing_else() {
             && writer.contains("self.merge_patch(")
     );
     assert!(text.contains("apiGroups: [events.k8s.io]"));
-    let asked = followed.chain(["nodes: get".to_owned(), "events: create, patch".to_owned()]).collect();
+    // What a flag alone needs is there to be switched on, and off by default.
+    let (by_flag, followed): (Vec<_>, Vec<_>) = followed.partition(|rule| rule.starts_with("serviceaccounts: "));
+    assert_eq!(by_flag, ["serviceaccounts: list, watch"]);
+    assert!(text.contains("With --service-account-roles") && !read("daemonset/daemonset.yaml").contains("--service-account-roles"));
+    for line in ["resources: [serviceaccounts]", "verbs: [list, watch]"] {
+        assert!(
+            text.lines().any(|of_file| of_file.trim_start_matches(['#', ' ']) == line && of_file.trim_start().starts_with('#')),
+            "{line}"
+        );
+    }
+    let asked = followed.into_iter().chain(["nodes: get".to_owned(), "events: create, patch".to_owned()]).collect();
     same("rbac.yaml", &granted, &asked);
 }
 
@@ -308,6 +318,48 @@ fn reasons_of_events_are_documented() {
     let documented =
         table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(reason, _)| reason.to_owned()).collect();
     same("docs/operations.md, Events on pods", &documented, &real);
+}
+
+#[test]
+fn everything_that_pods_may_read_is_documented_and_nothing_else() {
+    let source = read("src/proxy/metadata/table.rs");
+    let groups = between(&source, "const GROUPS", "\n];");
+    let is_path = |text: &&str| text.starts_with("meta-data/") || text.starts_with("dynamic/");
+    let real: Vec<&str> = groups.split('"').filter(is_path).collect();
+    assert!(real.len() > 20, "{real:?}");
+    let text = read("docs/operations.md");
+    let rows = between(&text, "## Metadata for pods", "\n## ")
+        .lines()
+        .filter(|line| line.starts_with("| base ") || line.starts_with("| node-info "));
+    // The third column; what stands without its directory is beside the one before it.
+    let words = rows.flat_map(|row| row.split(" | ").nth(2).unwrap().split('`').skip(1).step_by(2));
+    let documented: Vec<&str> = words.map(|word| word.trim_start_matches("meta-data/").trim_end_matches('/')).collect();
+    let is = |path: &str, word: &str| {
+        let path = path.trim_start_matches("meta-data/");
+        path == word || path.ends_with(&format!("/{word}")) || path.starts_with(&format!("{word}/"))
+    };
+    for path in &real {
+        assert!(documented.iter().any(|word| is(path, word)), "{path} is not documented");
+    }
+    for word in documented {
+        assert!(real.iter().any(|path| is(path, word)), "{word} is documented, and not there");
+    }
+}
+
+#[test]
+fn the_limits_are_documented_as_they_are() {
+    let (operations, flags) = (read("docs/operations.md"), read("docs/flags.md"));
+    let limits: Vec<(&str, &str)> = between(&operations, "## Limits", "\n## ")
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `--")?.split_once("` | ")?.1.split_once(" |").map(|(default, _)| (line, default)))
+        .collect();
+    let all = flags.lines().filter(|line| line.starts_with("| `--limits-")).count();
+    assert_eq!(limits.len(), all);
+    for (line, default) in limits {
+        let name = line.split('`').nth(1).unwrap();
+        let flag = flags.lines().find(|line| line.starts_with(&format!("| `{name} "))).unwrap();
+        assert!(flag.contains(&format!("| `{default}` |")), "{line}");
+    }
 }
 
 #[test]

@@ -35,6 +35,8 @@ fn reason_and_note(event: &Value) -> (&str, &str) {
     (event["reason"].as_str().unwrap(), event["note"].as_str().unwrap())
 }
 
+const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/";
+
 fn is_event(request: &RecordedRequest) -> bool {
     request.path.starts_with("/apis/events.k8s.io/v1/namespaces/shop/events")
 }
@@ -55,10 +57,11 @@ fn a_refused_pod_gets_one_event_however_often_it_asks() {
     let (reason, note) = reason_and_note(event);
     assert!(reason == "RoleDenied" && note.starts_with("no-role: "), "{event}");
     assert_eq!(world.fakes.api.requests().iter().filter(|request| is_event(request)).count(), 2, "that one, and the marker's");
+    // An Event is there before it is counted.
+    world.eventually(|world| world.metric(r#"rolegate_events_total{outcome="written"}"#), |count| *count == 2.0);
     let suppressed = world.metric(r#"rolegate_events_total{outcome="suppressed"}"#);
     let folded = event["series"]["count"].as_f64().unwrap_or(1.0);
     assert!(suppressed >= 49.0 && folded <= 50.0, "{suppressed}, {event}");
-    assert_eq!(world.metric(r#"rolegate_events_total{outcome="written"}"#), 2.0);
 }
 
 #[test]
@@ -186,7 +189,7 @@ fn nobody_waits_for_an_api_that_does_not_take_events() {
 }
 
 #[test]
-fn a_missing_permission_is_one_warning_and_the_service_goes_on() {
+fn a_missing_permission_is_said_once_and_the_service_goes_on() {
     let fakes = Fakes::new();
     fakes.api.deny(Verb::Create, "events");
     fakes.pod("web", ip(2), Some("web-role"));
@@ -195,20 +198,61 @@ fn a_missing_permission_is_one_warning_and_the_service_goes_on() {
     let setup = fakes.setup();
     let world = fakes.into_world(&setup);
     assert_eq!(world.get(ip(4), ROLES).status, 404);
-    let is_warning = |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("Events on pods cannot be written"));
-    let warning = world.daemon.wait_for_log(is_warning).unwrap();
-    let text = warning["message"].as_str().unwrap();
-    for wanted in ["events.k8s.io", "create, patch", "daemonset/rbac.yaml", "--events=false"] {
-        assert!(text.contains(wanted), "{wanted} is not in {text}");
-    }
-    assert_eq!(warning["level"], "WARN");
+    let warned = |start: &str| {
+        let warning = world.daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.starts_with(start))).unwrap();
+        let text = warning["message"].as_str().unwrap();
+        for wanted in ["events.k8s.io", "create, patch", "--events=false"] {
+            assert!(text.contains(wanted), "{wanted} is not in {text}");
+        }
+        assert_eq!((text.matches("daemonset/rbac.yaml").count(), text.contains("  ")), (1, false), "one advice, one sentence: {text}");
+        assert_eq!(warning["level"], "WARN");
+        warning
+    };
+    let warning = warned("Events on pods of one namespace cannot be written");
+    assert_eq!(warning["namespace"], "shop");
     for _ in 0..5 {
         assert_eq!(world.get(ip(5), ROLES).status, 404);
         world.document(ip(2), "web-role");
     }
     world.eventually(|world| world.metric(r#"rolegate_events_total{outcome="suppressed"}"#), |count| *count == 4.0);
-    assert_eq!(world.daemon.log().matches("Events on pods cannot be written").count(), 1);
+    assert_eq!(world.daemon.log().matches("cannot be written").count(), 1);
     assert_eq!(world.fakes.api.requests().iter().filter(|request| is_event(request)).count(), 1, "and it is not tried again and again");
+    // Another namespace is tried, and then none any more.
+    let tries = |world: &World| world.fakes.api.requests().iter().filter(|request| request.path.starts_with(EVENTS)).count();
+    for (namespace, ip) in [("second", ip(6)), ("third", ip(7))] {
+        let mut elsewhere = pod("plain", ip, None).build();
+        elsewhere["metadata"]["namespace"] = namespace.into();
+        elsewhere["metadata"]["uid"] = format!("uid-in-{namespace}").into();
+        world.fakes.api.apply(Resource::Pods, elsewhere);
+        let refused = |world: &World| world.metric(r#"rolegate_denials_total{reason="no-role"}"#);
+        let before = refused(&world);
+        world.eventually(
+            |world| {
+                world.get(ip, ROLES);
+                refused(world)
+            },
+            |count| *count > before,
+        );
+        warned("Events on pods cannot be written in any namespace");
+    }
+    assert_eq!((tries(&world), world.daemon.log().matches("cannot be written").count()), (2, 2));
+}
+
+/// One namespace refuses by a rule of its own.
+#[test]
+fn a_namespace_that_takes_no_events_does_not_silence_the_others() {
+    let world = World::start();
+    let mut elsewhere = pod("strict", ip(6), None).build();
+    elsewhere["metadata"]["namespace"] = "strict".into();
+    world.fakes.api.apply(Resource::Pods, elsewhere);
+    world.fakes.api.fail_next(Fault { verb: Some(Verb::Create), status: 403, reason: "Forbidden".to_owned(), ..Fault::default() });
+    let tried = |world: &World| {
+        world.get(ip(6), ROLES);
+        world.metric(r#"rolegate_events_total{outcome="failed"}"#)
+    };
+    world.eventually(tried, |count| *count == 1.0);
+    assert_eq!(world.get(ip(4), ROLES).status, 404);
+    assert_eq!(world.events_of("plain", 1).len(), 1);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rolegate_lab::daemon::{Daemon, Setup};
@@ -10,6 +11,7 @@ use rolegate_lab::kube::{Fault, PodBuilder, Resource, Verb, namespace, service_a
 use rolegate_lab::player;
 use rolegate_lab::sts::{Behaviour, Role};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use crate::world::{Fakes, NODE, World, arn, connect, ip, loopback};
 
@@ -138,10 +140,11 @@ fn assume(daemon: &Daemon, pod: &str, more: &[&str]) -> Said {
     let deadline = std::time::Instant::now() + crate::world::PATIENCE;
     loop {
         let said = ask(daemon, pod, &[&["--assume"], more].concat());
-        if !said.error.contains("one explanation a second") {
-            return said;
-        }
+        // How long to wait is said, so that no process is started in vain.
+        let Some((_, rest)) = said.error.split_once("ask again in ") else { return said };
+        let seconds = rest.split(' ').next().and_then(|seconds| seconds.parse().ok()).unwrap_or_else(|| panic!("{said:?}"));
         assert!(std::time::Instant::now() < deadline, "{said:?}");
+        std::thread::sleep(Duration::from_secs(seconds));
     }
 }
 
@@ -255,7 +258,13 @@ fn wrong_usage_is_told_apart() {
         assert!(said.code == 2 && said.error.contains(wanted) && said.text.is_empty(), "{arguments:?}: {said:?}");
     }
     let help = explain(&["--help"], &[]);
-    assert!(help.code == 0 && help.text.contains("--assume") && help.text.contains("3 it could not be found out"), "{help:?}");
+    assert!(
+        help.code == 0
+            && help.text.contains("--assume")
+            && help.text.contains("0 the pod may have its role")
+            && help.text.contains("3 it could not be"),
+        "{help:?}"
+    );
 }
 
 #[test]
@@ -299,7 +308,8 @@ fn sts_is_asked_once_and_its_answer_is_not_kept() {
     // Never by way of the cache: each question is one call.
     assert_eq!(assume(&daemon, "shop/web-0", &[]).code, 0);
     assert_eq!(scene.fakes.sts.assume_role_calls(), 2);
-    assert_eq!(daemon.metric(None, r#"rolegate_sts_requests_total{cause="explain",outcome="ok"}"#).unwrap(), 2.0);
+    assert_eq!(daemon.metric(None, r#"rolegate_explain_sts_requests_total{outcome="ok"}"#).unwrap(), 2.0);
+    assert_eq!(daemon.metric(None, r#"rolegate_sts_requests_total{outcome="ok"}"#).unwrap(), 0.0);
     assert_eq!(daemon.metric(None, r#"rolegate_session_lookups_total{result="miss"}"#).unwrap(), 0.0);
     // A pod that is refused costs no call.
     assert_eq!(ask(&daemon, "shop/report-1", &["--assume"]).code, 1);
@@ -310,14 +320,16 @@ fn sts_is_asked_once_and_its_answer_is_not_kept() {
 fn one_question_to_sts_at_a_time_and_one_a_second() {
     let scene = Scene::new();
     let daemon = scene.daemon();
-    scene.fakes.sts.set_role_behaviour("arn:aws:iam::123456789012:role/pods/shop-web", Behaviour::Slow(Duration::from_millis(400)));
+    let release = Arc::new(Notify::new());
+    scene.fakes.sts.set_role_behaviour("arn:aws:iam::123456789012:role/pods/shop-web", Behaviour::Held(release.clone()));
     let url = format!("--admin-url=http://{}", daemon.metrics_address());
     let first = command(&["shop/web-0", "--assume", &url], &[]).spawn().unwrap();
     let arrived = scene.fakes.sts.wait_until(|calls| calls.iter().any(|call| call.action == "AssumeRole"));
     scene.fakes.runtime.block_on(arrived);
     let second = ask(&daemon, "shop/web-0", &["--assume"]);
-    assert!(second.code == 3 && second.error.contains("one at a time"), "{second:?}");
+    assert!(second.code == 3 && second.error.contains("one explanation at a time"), "{second:?}");
     assert_eq!(ask(&daemon, "shop/web-0", &[]).code, 0, "without --assume nobody waits");
+    release.notify_one();
     assert_eq!(said(&first.wait_with_output().unwrap()).code, 0);
     assert_eq!(scene.fakes.sts.assume_role_calls(), 1);
 }
@@ -341,7 +353,10 @@ fn every_refusal_of_sts_says_what_to_look_at() {
     scene.fakes.api.apply(Resource::Pods, with_id.build());
     let answer = said(&[]);
     assert!(
-        answer.code == 1 && answer.text.contains(r#"the external id "id-1" was sent"#) && !answer.text.contains("TagSession"),
+        answer.code == 1
+            && answer.text.contains("an external id was sent")
+            && !answer.text.contains("id-1")
+            && !answer.text.contains("TagSession"),
         "{answer:?}"
     );
 
@@ -356,8 +371,9 @@ fn every_refusal_of_sts_says_what_to_look_at() {
         (Behaviour::InternalFailure, "failed"),
     ] {
         scene.fakes.sts.set_role_behaviour(web, behaviour);
+        let before = scene.fakes.sts.assume_role_calls();
         let answer = said(&["--output=json"]);
-        assert_eq!(answer.code, 3, "{answer:?}");
+        assert_eq!((answer.code, scene.fakes.sts.assume_role_calls() - before), (3, 1), "asked once: {answer:?}");
         let report = answer.json();
         assert_eq!((&report["decision"], &report["reason"]), (&json!("unknown"), &json!(format!("sts-{name}"))));
         assert!(!report["check"].as_array().unwrap().is_empty());
@@ -422,7 +438,7 @@ fn the_form_of_the_report_is_stable() {
         "request": {
             "role": "arn:aws:iam::123456789012:role/pods/shop-web",
             "session_name": "web-0",
-            "external_id": null,
+            "external_id": false,
             "tags": [],
             "duration_seconds": 3600,
         },
@@ -435,7 +451,7 @@ fn the_form_of_the_report_is_stable() {
 
 /// One request to the metrics port.
 fn raw(from: std::net::IpAddr, to: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)]) -> u16 {
-    let headers: Vec<_> = headers.iter().copied().chain([("Connection", "close")]).collect();
+    let headers: Vec<_> = headers.iter().copied().chain([("Connection", "close"), ("X-Rolegate-Explain", "1")]).collect();
     player::request(connect(from, to).unwrap(), method, target, &headers).unwrap().status
 }
 
@@ -457,8 +473,11 @@ fn pages_of_browsers_get_nothing() {
         ("GET", "/explain", &[("Host", "localhost")], 400),
         ("GET", "/explain?namespace=shop&pod=../x", &[("Host", "localhost")], 400),
         ("DELETE", target, &[("Host", "localhost")], 405),
+        // By way of a proxy.
+        ("GET", target, &[("Host", "localhost"), ("X-Forwarded-For", "10.0.0.1")], 404),
+        ("GET", "/debug/store", &[("Host", "localhost"), ("Via", "1.1 proxy")], 404),
         // A GET asks nobody, whatever its query says.
-        ("GET", "/explain?namespace=shop&pod=web&assume=true", &[("Host", "localhost")], 200),
+        ("GET", "/explain?namespace=shop&pod=web&assume=true", &[("Host", "localhost")], 405),
     ] {
         assert_eq!(raw(ip(1), to, method, target, headers), status, "{method} {target} {headers:?}");
     }

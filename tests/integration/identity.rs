@@ -367,7 +367,36 @@ fn audit_mode_serves_and_reports() {
 fn a_stranger_waits_no_longer_than_it_may() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=300ms"));
     let began = std::time::Instant::now();
-    assert_eq!(world.new_token(ip(200)).status, 404);
+    assert_eq!(world.new_token(ip(200)).status, 500);
     assert!(began.elapsed() >= Duration::from_millis(300), "the request was held for the pod to appear");
     assert_eq!(world.metric(r#"rolegate_pod_wait_seconds_count{outcome="unknown"}"#), 1.0);
+}
+
+#[test]
+fn a_terminating_pod_is_served_while_it_runs_and_its_address_is_nobodys_once_it_has_stopped() {
+    let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
+    let web = || pod("web", ip(2), Some("web-role"));
+    // The next pod of the address has it from the CNI, and is not heard of.
+    world.fakes.api.hold_events(Resource::Pods, "next");
+    for (number, ended) in
+        [web().terminating().stopped(), web().terminating().without_network(), web().terminating_at("2026-01-01T00:00:00Z")]
+            .into_iter()
+            .enumerate()
+    {
+        world.fakes.api.apply(Resource::Pods, web().terminating().build());
+        settled(&world, &format!("running-{number}"), 30 + 2 * u8::try_from(number).unwrap());
+        world.document(ip(2), "web-role");
+        let token = world.new_token(ip(2)).text();
+        world.fakes.api.apply(Resource::Pods, ended.build());
+        world.fakes.pod("next", ip(2), Some("next-role"));
+        settled(&world, &format!("ended-{number}"), 31 + 2 * u8::try_from(number).unwrap());
+        assert_eq!(world.request(ip(2), "GET", &format!("{ROLES}web-role"), &[(TOKEN, &token)]).status, 404, "{number}");
+        assert_eq!(world.new_token(ip(2)).status, 500, "{number}");
+        world.fakes.delete_pod("next");
+    }
+    world.fakes.pod("next", ip(2), Some("next-role"));
+    world.fakes.api.release_events(Resource::Pods, "next");
+    world.eventually(|world| world.get(ip(2), ROLES), |answer| answer.text() == "next-role");
+    // What was held back tells of several pods of this name: a token may be of one that is gone by the next request.
+    world.eventually(|world| world.credentials(ip(2), "next-role").status, |status| *status == 200);
 }

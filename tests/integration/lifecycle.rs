@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rolegate_lab::daemon::Setup;
 use socket2::SockRef;
 
-use crate::world::{ROLES, TOKEN, World, connect, ip};
+use crate::world::{Fakes, ROLES, TOKEN, World, connect, ip};
 
 /// One request on an open connection. `None`: the connection ended before a byte of an answer.
 fn ask(stream: &mut TcpStream, request: &str) -> Option<String> {
@@ -135,8 +135,60 @@ fn session_tokens_outlive_a_daemon_whose_keys_are_kept() {
 }
 
 #[test]
+fn two_daemons_share_the_port_and_the_tokens_while_one_takes_over_from_the_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let kept = format!("--token-key-file={}", directory.path().join("keys").display());
+    let mut world = World::start_with(|setup| setup.argument(&kept));
+    let token = world.new_token(ip(2)).text();
+    let port = world.daemon.metadata_address().port();
+    let next = world.fakes.setup().argument(&kept).argument(format!("--app-port={port}")).start().unwrap();
+    next.wait_ready(None).unwrap();
+    let served = |world: &World| {
+        let stream = connect(ip(2), next.metadata_address()).unwrap();
+        let answer = rolegate_lab::player::request(stream, "GET", ROLES, &[(TOKEN, &token), ("Connection", "close")]);
+        assert_eq!(answer.unwrap().text(), "web-role", "{}", world.daemon.log());
+    };
+    (0..50).for_each(|_| served(&world));
+    assert!(world.metric(r#"rolegate_http_requests_total{code="200",route="role-list"}"#) > 0.0, "both are asked");
+    world.daemon.terminate().unwrap();
+    assert!(world.daemon.wait().unwrap().success());
+    (0..50).for_each(|_| served(&world));
+}
+
+#[test]
 fn a_daemon_whose_keys_cannot_be_kept_says_so_and_serves() {
     let world = World::start_with(|setup| setup.argument("--token-key-file=/proc/rolegate/keys"));
     world.document(ip(2), "web-role");
     assert!(world.daemon.log().contains("session tokens end with this process"), "{}", world.daemon.log());
+}
+
+/// The thread that waits for the plugin cannot be ended, and the process must not wait for it.
+#[test]
+fn an_exec_plugin_that_hangs_does_not_keep_the_process_from_ending() {
+    let fakes = Fakes::new();
+    fakes.api.require_token(Some("first"));
+    let credential = |token: &str| {
+        format!(r#"{{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{{"token":"{token}"}}}}"#)
+    };
+    let pipe = fakes.file("pipe", &credential("first"));
+    let runs = fakes.file("runs", "");
+    let mut kubeconfig: serde_json::Value = serde_json::from_str(&fakes.api.kubeconfig()).unwrap();
+    kubeconfig["users"][0]["user"] = serde_json::json!({ "exec": {
+        "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "interactiveMode": "Never",
+        "args": ["-c", "echo run >> \"$0\"; timeout 60 cat \"$1\"", runs, pipe],
+    } });
+    let kubeconfig = format!("--kubeconfig={}", fakes.file("with-plugin", &kubeconfig.to_string()));
+    let setup = fakes.setup().argument(kubeconfig);
+    let mut world = fakes.into_world(&setup);
+    let run = || std::fs::read_to_string(&runs).unwrap().lines().count();
+    let before = run();
+    // From now on it waits for somebody who writes.
+    std::fs::remove_file(&pipe).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    world.fakes.api.require_token(Some("second"));
+    world.fakes.api.cut_connections();
+    world.eventually(|_| run(), |count| *count > before);
+    world.daemon.terminate().unwrap();
+    let ended = world.daemon.wait();
+    assert!(ended.unwrap().success(), "{}", world.daemon.log());
 }

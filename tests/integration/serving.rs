@@ -52,7 +52,7 @@ fn a_pod_without_a_role_and_a_stranger_get_nothing() {
         let answer = world.request(ip(200), "GET", target, &[]);
         assert_eq!((answer.status, answer.body.len()), (404, 0), "{target}");
     }
-    assert_eq!(world.new_token(ip(200)).status, 404);
+    assert_eq!(world.new_token(ip(200)).status, 500);
     assert_eq!(world.fakes.sts.assume_role_calls(), 0);
     assert_eq!(world.metric(r#"rolegate_denials_total{reason="no-role"}"#), 3.0);
     assert_eq!(world.metric(r#"rolegate_denials_total{reason="unknown-pod"}"#), 4.0);

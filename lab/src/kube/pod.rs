@@ -22,7 +22,9 @@ pub struct PodBuilder {
     service_account: String,
     phase: String,
     host_network: bool,
-    terminating: bool,
+    terminating: Option<String>,
+    stopped: bool,
+    without_network: bool,
 }
 
 impl PodBuilder {
@@ -41,7 +43,9 @@ impl PodBuilder {
             service_account: "default".to_owned(),
             phase: "Running".to_owned(),
             host_network: false,
-            terminating: false,
+            terminating: None,
+            stopped: false,
+            without_network: false,
         }
     }
 
@@ -114,10 +118,31 @@ impl PodBuilder {
         self
     }
 
-    /// With a `deletionTimestamp`: asked to go, still there.
+    /// With a `deletionTimestamp` half a minute ahead: asked to go, still there.
     #[must_use]
-    pub fn terminating(mut self) -> PodBuilder {
-        self.terminating = true;
+    pub fn terminating(self) -> PodBuilder {
+        let end = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(30);
+        self.terminating_at(&end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+    }
+
+    /// With this `deletionTimestamp`, which is when its grace period ends.
+    #[must_use]
+    pub fn terminating_at(mut self, deletion_timestamp: &str) -> PodBuilder {
+        self.terminating = Some(deletion_timestamp.to_owned());
+        self
+    }
+
+    /// None of its containers runs any more, as their statuses say.
+    #[must_use]
+    pub fn stopped(mut self) -> PodBuilder {
+        self.stopped = true;
+        self
+    }
+
+    /// Its sandbox is gone, as the condition `PodReadyToStartContainers` says; its addresses are still in the status.
+    #[must_use]
+    pub fn without_network(mut self) -> PodBuilder {
+        self.without_network = true;
         self
     }
 
@@ -140,8 +165,8 @@ impl PodBuilder {
         if let Some(uid) = &self.uid {
             pod["metadata"]["uid"] = uid.as_str().into();
         }
-        if self.terminating {
-            pod["metadata"]["deletionTimestamp"] = "2025-06-02T09:00:30Z".into();
+        if let Some(end) = &self.terminating {
+            pod["metadata"]["deletionTimestamp"] = end.as_str().into();
             pod["metadata"]["deletionGracePeriodSeconds"] = 30.into();
         }
         pod
@@ -224,7 +249,9 @@ impl PodBuilder {
     }
 
     fn status(&self) -> Value {
-        let running = self.phase == "Running";
+        let running = self.phase == "Running" && !self.stopped;
+        // While init containers run, a pod is pending and has its addresses.
+        let has_network = self.phase == "Running" || self.phase == "Pending" && !self.ips.is_empty();
         let condition = |kind: &str, on: bool| {
             let status = if on { "True" } else { "False" };
             json!({ "type": kind, "status": status, "lastProbeTime": null, "lastTransitionTime": CREATED })
@@ -233,7 +260,7 @@ impl PodBuilder {
         let mut status = json!({
             "phase": self.phase,
             "conditions": [
-                condition("PodReadyToStartContainers", running),
+                condition("PodReadyToStartContainers", has_network && !self.without_network),
                 condition("Initialized", scheduled),
                 condition("Ready", running),
                 condition("ContainersReady", running),
@@ -245,7 +272,8 @@ impl PodBuilder {
             status["hostIP"] = self.host_ip.as_str().into();
             status["hostIPs"] = json!([{ "ip": self.host_ip }]);
             status["startTime"] = CREATED.into();
-            status["containerStatuses"] = json!([container_status("main", running), container_status("sidecar", running),]);
+            status["containerStatuses"] =
+                json!([container_status("main", running, self.stopped), container_status("sidecar", running, self.stopped),]);
         }
         let ips = match self.ips.is_empty() && self.host_network {
             true => std::slice::from_ref(&self.host_ip),
@@ -285,9 +313,10 @@ fn container(name: &str, image: &str) -> Value {
     })
 }
 
-fn container_status(name: &str, running: bool) -> Value {
+fn container_status(name: &str, running: bool, stopped: bool) -> Value {
     let state = match running {
         true => json!({ "running": { "startedAt": CREATED } }),
+        false if stopped => json!({ "terminated": { "exitCode": 0, "reason": "Completed", "startedAt": CREATED, "finishedAt": CREATED } }),
         false => json!({ "waiting": { "reason": "ContainerCreating" } }),
     };
     json!({

@@ -55,12 +55,12 @@ impl WatchStream {
     pub(super) fn response(self) -> Response<Body> {
         let lines = stream::unfold(self, |mut watch| async move {
             let line = watch.next().await?;
-            Some((Ok::<_, io::Error>(Frame::data(line)), watch))
+            Some((line.map(Frame::data), watch))
         });
         stream_response(StreamBody::new(lines).boxed_unsync())
     }
 
-    async fn next(&mut self) -> Option<Bytes> {
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
         loop {
             unstalled(&mut self.stall).await;
             let item = tokio::select! {
@@ -75,11 +75,12 @@ impl WatchStream {
             };
             let Some(item) = item else {
                 // The server took the watch away because it is cutting the connection. An end of the stream now could
-                // still reach the client, as a clean one.
-                return std::future::pending().await;
+                // still reach the client, as a clean one; and a connection that is so new that it was not cut must not
+                // stay open without its watch.
+                return Some(Err(io::ErrorKind::ConnectionReset.into()));
             };
             unstalled(&mut self.stall).await;
-            return Some(self.line(item));
+            return Some(Ok(self.line(item)));
         }
     }
 

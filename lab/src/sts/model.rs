@@ -1,8 +1,10 @@
 //! What the fake STS knows: roles, callers, behaviours; and what it tells: calls and issued credentials.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use tokio::sync::Notify;
 
 use super::NODE_ROLE_ARN;
 
@@ -66,7 +68,7 @@ impl Role {
 }
 
 /// How the service answers a call whose signature is right.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub enum Behaviour {
     /// As AWS does.
     #[default]
@@ -99,6 +101,8 @@ pub enum Behaviour {
     CloseMidBody,
     /// Never answers.
     Hang,
+    /// Answers normally once this is notified.
+    Held(Arc<Notify>),
     /// Answers normally after this time.
     Slow(Duration),
     /// Issues credentials of this lifetime, whatever was asked for (AWS gives no less than 900 s).

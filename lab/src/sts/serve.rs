@@ -72,6 +72,7 @@ async fn call(state: Arc<State>, request: Request<Incoming>) -> Result<Response<
             return Err(Closed);
         }
         Behaviour::Hang => pending::<()>().await,
+        Behaviour::Held(release) => release.notified().await,
         Behaviour::Slow(delay) => tokio::time::sleep(*delay).await,
         _ => {}
     }

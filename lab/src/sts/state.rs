@@ -119,7 +119,7 @@ impl Known {
         let of_role = role_arn
             .and_then(|arn| self.role_behaviours.get_mut(arn))
             .map(Behaviour::take)
-            .filter(|behaviour| *behaviour != Behaviour::Normal);
+            .filter(|behaviour| !matches!(behaviour, Behaviour::Normal));
         of_role.unwrap_or_else(|| self.behaviour.take())
     }
 

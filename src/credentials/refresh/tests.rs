@@ -87,6 +87,7 @@ fn pod(name: &str, role: &str) -> Pod {
         ips: Vec::new(),
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     }
 }
@@ -275,6 +276,21 @@ async fn a_finished_pod_and_one_that_may_not_any_more_lose_theirs_too() {
     assert!(held.upgrade().is_some());
     pass(31 * MINUTE).await;
     assert_eq!(node.sts.calls(), 4);
+}
+
+/// A finalizer may hold its object for days.
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_end_is_over_loses_it_though_its_object_stays() {
+    let node = node().await;
+    let until = node.sts.clock().now() + Duration::from_secs(MINUTE);
+    node.apply(Pod { terminating: true, claims_until: Some(until), ..pod("stuck", "web") }).await;
+    let held = node.held(&pod("stuck", "web")).await;
+    pass(MINUTE).await;
+    node.writer.write(|index| index.end_claims(until));
+    settle().await;
+    node.is_wiped(&held).await;
+    pass(3600).await;
+    assert_eq!(node.sts.calls(), 1);
 }
 
 #[tokio::test(start_paused = true)]

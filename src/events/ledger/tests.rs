@@ -27,7 +27,12 @@ impl Bed {
     }
 
     fn tell(&mut self, name: &str, cause: Cause) -> Taken {
-        self.ledger.take(Record { pod: Arc::new(pod(name)), cause }, self.now())
+        self.tell_in("shop", name, cause)
+    }
+
+    fn tell_in(&mut self, namespace: &str, name: &str, cause: Cause) -> Taken {
+        let pod = Pod { namespace: namespace.to_owned(), ..pod(name) };
+        self.ledger.take(Record { pod: Arc::new(pod), cause }, self.now())
     }
 
     fn next(&mut self) -> Next {
@@ -228,6 +233,58 @@ fn what_is_forbidden_is_tried_again_rarely_and_each_verb_by_itself() {
     bed.answer(&create, Answer::Forbidden);
     bed.passed = SERIES_EVERY;
     assert_eq!(bed.written().verb, Verb::Amend);
+}
+
+/// A namespace that takes no Events, for a webhook or a quota of its own, is no reason to tell the others nothing.
+#[test]
+fn what_one_namespace_forbids_does_not_silence_the_others() {
+    let mut bed = Bed::new();
+    bed.tell_in("strict", "one", NO_ROLE);
+    let one = bed.write();
+    bed.answer(&one, Answer::Forbidden);
+    bed.tell_in("strict", "two", NO_ROLE);
+    bed.tell_in("shop", "web", NO_ROLE);
+    assert_eq!(bed.written().key.pod.namespace, "shop");
+    assert_eq!(bed.idle(), Some(FORBIDDEN_AGAIN), "nothing more in the strict one");
+    assert!(!bed.ledger.is_forbidden_everywhere(Verb::Create));
+    // Another one that refuses, after one that did not.
+    bed.tell_in("stricter", "three", NO_ROLE);
+    let three = bed.write();
+    bed.answer(&three, Answer::Forbidden);
+    assert!(!bed.ledger.is_forbidden_everywhere(Verb::Create));
+    bed.tell_in("shop", "db", NO_ROLE);
+    assert_eq!(bed.written().key.pod.name, "db");
+}
+
+#[test]
+fn what_two_namespaces_forbid_one_after_the_other_is_forbidden_everywhere() {
+    let mut bed = Bed::new();
+    for namespace in ["a", "b"] {
+        bed.tell_in(namespace, namespace, NO_ROLE);
+        let write = bed.write();
+        bed.answer(&write, Answer::Forbidden);
+    }
+    assert!(bed.ledger.is_forbidden_everywhere(Verb::Create) && !bed.ledger.is_forbidden_everywhere(Verb::Amend));
+    bed.passed += SECOND;
+    bed.tell_in("c", "c", NO_ROLE);
+    assert_eq!(bed.idle(), Some(FORBIDDEN_AGAIN - SECOND));
+    bed.passed += FORBIDDEN_AGAIN;
+    assert_eq!(bed.written().key.pod.name, "c", "what was not tried comes first");
+    assert!(!bed.ledger.is_forbidden_everywhere(Verb::Create));
+}
+
+#[test]
+fn a_pod_has_a_few_causes_at_one_time() {
+    let mut bed = Bed::new();
+    let causes = [Denial::NoRole, Denial::ServiceAccountsForbidden, Denial::NamespaceHasNoList, Denial::NotAllowedInNamespace];
+    let causes: Vec<_> = causes.into_iter().flat_map(|denial| [Cause::Denied(denial), Cause::WouldBeDenied(denial)]).collect();
+    let taken: Vec<_> = causes.iter().map(|cause| bed.tell("web", *cause)).collect();
+    assert_eq!(taken[..MAX_OF_POD], [Taken::New; MAX_OF_POD]);
+    assert_eq!(taken[MAX_OF_POD..], [Taken::Full; 2]);
+    assert_eq!((bed.tell("web", causes[0]), bed.tell("db", causes[7])), (Taken::Repeat, Taken::New));
+    bed.passed = QUIET;
+    assert_eq!(bed.ledger.tidy(bed.now().instant, |_| true), MAX_OF_POD + 1);
+    assert_eq!(bed.tell("web", causes[7]), Taken::New);
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn report() -> Report {
         request: Some(Request {
             role: "ROLE".to_owned(),
             session_name: "web-0".to_owned(),
-            external_id: Some("id".to_owned()),
+            external_id: true,
             tags: vec![Tag { key: "key".to_owned(), value: "value".to_owned() }],
             duration_seconds: 5400,
         }),
@@ -51,7 +51,7 @@ which role
 what STS is asked for
       role           ROLE
       session-name   web-0
-      external-id    id
+      external-id    one is sent
       duration       1h 30m
       tag            key=value
 

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// A pod's `metadata.uid`: the one name that is never used again.
+use jiff::Timestamp;
+
+/// A pod's `metadata.uid`: the one name that is never used again. Cheap to clone: the index has it in three places.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PodUid(pub Box<str>);
+pub struct PodUid(pub Arc<str>);
 
 /// A pod of which nothing but its names is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,19 +38,27 @@ pub struct Pod {
     pub external_id: Option<String>,
     /// The annotation with the session's name, as it stands.
     pub session_name: Option<String>,
-    /// `status.podIPs`.
+    /// The addresses that are its own now: `status.podIPs`, while it has a network that they are of.
     pub ips: Vec<IpAddr>,
     /// Phase Succeeded or Failed: it has no address any more, whatever its status says.
     pub finished: bool,
     /// Its deletion has begun.
     pub terminating: bool,
+    /// When it has no address any more, whatever else is heard of it; `None` while its deletion has not begun.
+    pub claims_until: Option<Timestamp>,
     /// It has the node's address, and is not told from the node.
     pub host_network: bool,
 }
 
 impl Pod {
-    pub(super) fn claims(&self, ip: IpAddr) -> bool {
-        !self.finished && !self.host_network && self.ips.contains(&ip)
+    /// Whether it claims this address at this time.
+    pub(super) fn claims(&self, ip: IpAddr, now: Timestamp) -> bool {
+        self.may_claim(now) && self.ips.contains(&ip)
+    }
+
+    /// Whether it has addresses of its own at this time, be they known or not.
+    pub(super) fn may_claim(&self, now: Timestamp) -> bool {
+        !self.finished && !self.host_network && self.claims_until.is_none_or(|until| now < until)
     }
 }
 

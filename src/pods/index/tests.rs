@@ -28,12 +28,21 @@ fn pod(id: &str, ips: &[&str]) -> Pod {
         ips: ips.iter().copied().map(ip).collect(),
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     }
 }
 
 fn terminating(pod: Pod) -> Pod {
     Pod { terminating: true, ..pod }
+}
+
+fn second(number: i64) -> Timestamp {
+    Timestamp::from_second(number).unwrap()
+}
+
+fn ending(pod: Pod, until: i64) -> Pod {
+    Pod { claims_until: Some(second(until)), ..terminating(pod) }
 }
 
 fn finished(pod: Pod) -> Pod {
@@ -109,6 +118,30 @@ fn a_terminating_pod_yields_to_one_that_is_not() {
     for pods in [[terminating(pod("old", &[IP])), pod("new", &[IP])], [pod("new", &[IP]), terminating(pod("old", &[IP]))]] {
         assert_eq!(claims(&index(pods), IP), ["new"]);
     }
+}
+
+#[test]
+fn a_terminating_pod_claims_nothing_once_its_time_is_over() {
+    let mut index = index([ending(pod("a", &[IP]), 20), ending(pod("b", &["10.0.0.2"]), 30), pod("c", &["10.0.0.3"])]);
+    let claimed = |index: &Index| [IP, "10.0.0.2", "10.0.0.3"].map(|at| claims(index, at).len());
+    assert_eq!((claimed(&index), index.next_claim_end()), ([1, 1, 1], Some(second(20))));
+    index.end_claims(second(19));
+    assert_eq!((claimed(&index), index.next_claim_end()), ([1, 1, 1], Some(second(20))));
+    index.end_claims(second(20));
+    assert_eq!((claimed(&index), index.next_claim_end()), ([0, 1, 1], Some(second(30))));
+    // Neither a clock that is set back nor another word of it brings its claim back.
+    index.end_claims(second(5));
+    index.apply(ending(pod("a", &[IP]), 20));
+    assert_eq!(claimed(&index), [0, 1, 1]);
+    // What it is cannot be read: it has ended by what it was before.
+    index.unreadable_at(PodName { uid: uid("b"), namespace: "default".to_owned(), name: "b".to_owned() }, None);
+    assert_eq!((claims(&index, "10.0.0.2"), index.next_claim_end()), (vec!["unreadable".to_owned()], Some(second(30))));
+    index.end_claims(second(1000));
+    assert_eq!((claimed(&index), index.next_claim_end()), ([0, 0, 1], None));
+    assert!(
+        claims(&self::index([Pod { claims_until: Some(Timestamp::MIN), ..pod("d", &[IP]) }]), IP).is_empty(),
+        "before any time is told"
+    );
 }
 
 #[test]

@@ -10,10 +10,10 @@ use futures_util::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::Watch;
 use super::client::encode;
 use super::follow::{Event, Selection, follow};
-use super::objects::{Metadata, OnlyMetadata};
+use super::objects::{Annotation, Metadata, OnlyMetadata};
+use super::{MAX_LIST, MAX_ROLE, Watch};
 use crate::pods::{Namespace, ServiceAccount};
 
 /// Annotation of a namespace with the expression of permitted roles (kiam's).
@@ -69,14 +69,16 @@ pub(super) async fn watch_namespaces(watch: &Watch) {
 }
 
 async fn watch_namespace(watch: &Watch, name: String) {
-    let selection = Selection { resource: "namespaces", path: "/api/v1/namespaces".to_owned(), fields: format!("metadata.name={name}") };
+    let annotations = vec![Annotation::new(&watch.annotations.allowed_roles, MAX_LIST), Annotation::new(PERMITTED_KEY, MAX_LIST)];
+    let fields = format!("metadata.name={name}");
+    let selection = Selection { resource: "namespaces", path: "/api/v1/namespaces".to_owned(), fields, annotations };
     let mut latest = None;
     let take = |event: Event<'_, OnlyMetadata>| {
         match change(event, &name, &mut latest) {
             None => {}
             Some(Some(mut metadata)) => {
-                let allowed_roles = metadata.take_annotation(&watch.annotations.allowed_roles);
-                let permitted = metadata.take_annotation(PERMITTED_KEY);
+                let allowed_roles = metadata.take_annotation(&watch.annotations.allowed_roles, MAX_LIST);
+                let permitted = metadata.take_annotation(PERMITTED_KEY, MAX_LIST);
                 let namespace = Namespace { name: name.clone(), allowed_roles, permitted };
                 watch.writer.write(|index| index.apply_namespace(namespace));
             }
@@ -107,7 +109,8 @@ pub(super) async fn watch_service_accounts(watch: &Watch) {
 
 async fn watch_service_account(watch: &Watch, (namespace, name): (String, String), warning: &Once) {
     let path = format!("/api/v1/namespaces/{}/serviceaccounts", encode(&namespace));
-    let selection = Selection { resource: "serviceaccounts", path, fields: format!("metadata.name={name}") };
+    let annotations = vec![Annotation::new(&watch.annotations.role, MAX_ROLE), Annotation::new(EKS_ROLE_KEY, MAX_ROLE)];
+    let selection = Selection { resource: "serviceaccounts", path, fields: format!("metadata.name={name}"), annotations };
     let mut latest = None;
     let take = |event: Event<'_, OnlyMetadata>| {
         // What is known of it still holds; where nothing is, its pods are refused. It is asked for again.
@@ -124,8 +127,8 @@ async fn watch_service_account(watch: &Watch, (namespace, name): (String, String
         match change(event, &name, &mut latest) {
             None => {}
             Some(Some(mut metadata)) => {
-                let role = metadata.take_annotation(&watch.annotations.role);
-                let eks_role = metadata.take_annotation(EKS_ROLE_KEY);
+                let role = metadata.take_annotation(&watch.annotations.role, MAX_ROLE);
+                let eks_role = metadata.take_annotation(EKS_ROLE_KEY, MAX_ROLE);
                 let account = ServiceAccount { namespace: namespace.clone(), name: name.clone(), role, eks_role };
                 watch.writer.write(|index| index.apply_service_account(account));
             }
@@ -138,7 +141,7 @@ async fn watch_service_account(watch: &Watch, (namespace, name): (String, String
 
 /// What an event makes of the one object of this name: what it is now, or that it is not known; `None` where nothing
 /// changes. Events that come late, or again, change nothing.
-fn change(event: Event<'_, OnlyMetadata>, name: &str, latest: &mut Option<u64>) -> Option<Option<Metadata>> {
+pub(super) fn change(event: Event<'_, OnlyMetadata>, name: &str, latest: &mut Option<u64>) -> Option<Option<Metadata>> {
     let is_named = |metadata: &Metadata| metadata.name.as_deref() == Some(name);
     let mut is_new = |version: Option<u64>| match (version, *latest) {
         (Some(version), Some(latest)) if version < latest => false,

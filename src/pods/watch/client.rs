@@ -16,8 +16,11 @@ use kube::Config;
 use kube::client::{AuthError, Body};
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use secrecy::ExposeSecret as _;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::complaints::Complaints;
 pub(crate) use super::failure::jitter;
 use super::failure::{Failure, Status};
 use crate::config::ApiConfig;
@@ -29,14 +32,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time of a question that something waits for.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time of an answer that is read whole, however steadily it comes.
+const WHOLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest set-up of a client: an exec plugin is a program of its own.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(30);
 /// What is still good for less is not used for a new connection.
 const LEAST_VALID: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 /// Where a pod has its service account: kube's own path.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// Bytes of an answer that is read whole: a page of 50 pods is some 600 kB, and the largest objects 3 MB each.
-const MAX_ANSWER: usize = 192 << 20;
+/// Bytes of an answer that is read whole: a page of pods is some hundreds of kilobytes, and the largest objects 3 MB each.
+/// The daemon's memory limit is a few times this.
+const MAX_ANSWER: usize = 32 << 20;
 /// Bytes of an error's body that are read.
 const MAX_ERROR: usize = 64 << 10;
 
@@ -68,7 +74,19 @@ pub struct Client(Arc<Shared>);
 struct Shared {
     api: ApiConfig,
     connected: Mutex<Connected>,
+    /// The set-up that is under way; held while it is waited for, so that there is one at a time.
+    setup: tokio::sync::Mutex<Option<Setup>>,
     streaming_lists: AtomicBool,
+    complaints: Complaints,
+}
+
+/// A client that is being made, in a thread of its own. A thread that hangs cannot be ended, so it is kept, and no other is
+/// begun beside it.
+struct Setup {
+    made: JoinHandle<Result<kube::Client, ClientError>>,
+    began: Instant,
+    /// Of what it is made.
+    files: u64,
 }
 
 struct Connected {
@@ -86,26 +104,27 @@ impl std::fmt::Debug for Client {
 
 /// The client that the settings describe. Nothing is sent yet: an API that is not up is waited for by the watch.
 pub async fn connect(api: &ApiConfig) -> Result<Client, ClientError> {
-    let files = fingerprint(api, Path::new(SERVICE_ACCOUNT));
-    let connected = Mutex::new(Connected { client: make(api).await?, files, refused: false });
-    Ok(Client(Arc::new(Shared { api: api.clone(), connected, streaming_lists: AtomicBool::new(true) })))
+    let (client, files) = make(api, &mut None).await?;
+    let connected = Mutex::new(Connected { client, files, refused: false });
+    let (setup, complaints) = (tokio::sync::Mutex::default(), Complaints::default());
+    Ok(Client(Arc::new(Shared { api: api.clone(), connected, setup, streaming_lists: AtomicBool::new(true), complaints })))
 }
 
 impl Client {
     /// A client with the identity that the files have now.
     pub(super) async fn current(&self) -> kube::Client {
-        let files = fingerprint(&self.0.api, Path::new(SERVICE_ACCOUNT));
-        let (known, changed) = {
-            let connected = self.connected();
-            let changed = files != connected.files;
-            if !changed && !connected.refused && !is_ending(&connected.client) {
-                return connected.client.clone();
-            }
-            (connected.client.clone(), changed)
+        if let Ok(client) = self.known_good() {
+            return client;
+        }
+        let mut setup = self.0.setup.lock().await;
+        // Whoever was before may have brought a new one.
+        let known = match self.known_good() {
+            Ok(client) => return client,
+            Err(known) => known,
         };
-        match make(&self.0.api).await {
-            Ok(client) => {
-                if changed {
+        match make(&self.0.api, &mut setup).await {
+            Ok((client, files)) => {
+                if files != self.connected().files {
                     info!("the identity for the Kubernetes API has changed on disk; the API is asked with what it is now");
                 }
                 *self.connected() = Connected { client: client.clone(), files, refused: false };
@@ -119,8 +138,21 @@ impl Client {
         }
     }
 
+    /// The client that there is; `Err` where it should be another by now.
+    fn known_good(&self) -> Result<kube::Client, kube::Client> {
+        let files = fingerprint(&self.0.api, Path::new(SERVICE_ACCOUNT));
+        let connected = self.connected();
+        let client = connected.client.clone();
+        if files == connected.files && !connected.refused && !is_ending(&client) { Ok(client) } else { Err(client) }
+    }
+
     fn connected(&self) -> MutexGuard<'_, Connected> {
         self.0.connected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which failures of what is asked here have been told.
+    pub(super) fn complaints(&self) -> &Complaints {
+        &self.0.complaints
     }
 
     /// Whether lists may be asked for as watches.
@@ -154,13 +186,23 @@ impl Client {
             // The identity may be one that a plugin gave, without saying for how long.
             self.connected().refused = true;
         }
-        let body = answer.whole(MAX_ERROR).await.unwrap_or_default();
+        let mut body = Vec::new();
+        // As much of it as there is says what it can.
+        let _ = answer.whole(MAX_ERROR, &mut body).await;
         Err(Failure::Status(Status::of_answer(status.as_u16(), &body)))
     }
 
-    /// Asks for something small or for one page, and reads it whole.
+    /// Asks for something small, and reads it whole.
     pub(super) async fn ask_whole(&self, target: &str) -> Result<Vec<u8>, Failure> {
-        self.ask(target).await?.whole(MAX_ANSWER).await
+        let mut body = Vec::new();
+        self.ask_into(target, &mut body).await?;
+        Ok(body)
+    }
+
+    /// The same into a buffer that was used before: the pages of a list need one of the same size each.
+    pub(super) async fn ask_into(&self, target: &str, body: &mut Vec<u8>) -> Result<(), Failure> {
+        body.clear();
+        self.ask(target).await?.whole(MAX_ANSWER, body).await
     }
 
     /// Creates an object from JSON.
@@ -178,7 +220,7 @@ impl Client {
         let request = request.map_err(|_| WriteError(Failure::Malformed("a request of ours")))?;
         let sent = async {
             // Read to its end, so that the connection serves again; nothing of it is needed.
-            self.send(request).await?.whole(MAX_ERROR).await.map(drop)
+            self.send(request).await?.whole(MAX_ERROR, &mut Vec::new()).await
         };
         tokio::time::timeout(QUESTION_TIMEOUT, sent).await.unwrap_or(Err(Failure::Silent)).map_err(WriteError)
     }
@@ -227,15 +269,17 @@ impl Answer {
         }
     }
 
-    async fn whole(&mut self, at_most: usize) -> Result<Vec<u8>, Failure> {
-        let mut body = Vec::new();
-        while let Some(bytes) = self.bytes(ANSWER_TIMEOUT).await? {
-            if body.len() + bytes.len() > at_most {
-                return Err(Failure::Malformed("an answer that is far too large"));
+    async fn whole(&mut self, at_most: usize, body: &mut Vec<u8>) -> Result<(), Failure> {
+        let read = async {
+            while let Some(bytes) = self.bytes(ANSWER_TIMEOUT).await? {
+                if body.len() + bytes.len() > at_most {
+                    return Err(Failure::TooLarge);
+                }
+                body.extend_from_slice(&bytes);
             }
-            body.extend_from_slice(&bytes);
-        }
-        Ok(body)
+            Ok(())
+        };
+        tokio::time::timeout(WHOLE_TIMEOUT, read).await.unwrap_or(Err(Failure::Slow))
     }
 }
 
@@ -252,7 +296,31 @@ fn now() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }
 
-async fn make(api: &ApiConfig) -> Result<kube::Client, ClientError> {
+/// A client, and of which files it is made: of the set-up that is under way, or of a new one. One that takes too long is left
+/// in `setup`, and whoever asks next does not wait for it again, but has it if it has come to its end.
+async fn make(api: &ApiConfig, setup: &mut Option<Setup>) -> Result<(kube::Client, u64), ClientError> {
+    let under_way = match setup {
+        Some(under_way) => under_way,
+        None => setup.insert(begin(api).await?),
+    };
+    let left = SETUP_TIMEOUT.saturating_sub(under_way.began.elapsed());
+    let made =
+        if left.is_zero() && !under_way.made.is_finished() { None } else { tokio::time::timeout(left, &mut under_way.made).await.ok() };
+    let Some(made) = made else {
+        return Err(ClientError::Client(
+            "the exec plugin of the kubeconfig does not end; it is not run again beside that: end its process".to_owned(),
+        ));
+    };
+    let files = under_way.files;
+    *setup = None;
+    match made {
+        Ok(made) => made.map(|client| (client, files)),
+        Err(_) => Err(ClientError::Client("its set-up panicked".to_owned())),
+    }
+}
+
+async fn begin(api: &ApiConfig) -> Result<Setup, ClientError> {
+    let files = fingerprint(api, Path::new(SERVICE_ACCOUNT));
     let mut config = match (&api.kubeconfig, &api.server) {
         (Some(path), _) => {
             let wrap =
@@ -279,11 +347,7 @@ async fn make(api: &ApiConfig) -> Result<kube::Client, ClientError> {
     }
     // This runs an exec plugin, and waits for it: not where requests are served.
     let made = tokio::task::spawn_blocking(move || kube::Client::try_from(config).map_err(|error| ClientError::Client(told(&error))));
-    match tokio::time::timeout(SETUP_TIMEOUT, made).await {
-        Ok(Ok(made)) => made,
-        Ok(Err(_)) => Err(ClientError::Client("its set-up panicked".to_owned())),
-        Err(_) => Err(ClientError::Client("the exec plugin of the kubeconfig does not end".to_owned())),
-    }
+    Ok(Setup { made, began: Instant::now(), files })
 }
 
 /// What went wrong; of an exec plugin never its output, which is in kube's text and may hold a token.
@@ -291,9 +355,8 @@ fn told(error: &kube::Error) -> String {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(now) = cause {
         match now.downcast_ref() {
-            Some(AuthError::AuthExecRun { cmd, out }) => {
-                return format!("the exec plugin {cmd:?} of the kubeconfig failed, {}", out.status);
-            }
+            // The command would be told with its arguments and its environment: a client's secret may be among them.
+            Some(AuthError::AuthExecRun { out, .. }) => return format!("the exec plugin of the kubeconfig failed, {}", out.status),
             Some(AuthError::AuthExecParse(_)) => return "the exec plugin of the kubeconfig gave no ExecCredential".to_owned(),
             _ => cause = now.source(),
         }

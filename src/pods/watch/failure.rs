@@ -10,6 +10,8 @@ use serde::Deserialize;
 const FIRST_PAUSE: Duration = Duration::from_millis(800);
 /// The longest.
 const LAST_PAUSE: Duration = Duration::from_secs(30);
+/// Characters of what the API says that are told.
+const MAX_MESSAGE: usize = 500;
 
 /// Why there is no answer, or no good one. The text of it is for the log; bodies of answers are not repeated.
 #[derive(Debug, thiserror::Error)]
@@ -23,10 +25,16 @@ pub(super) enum Failure {
     /// The connection is there, and nothing comes.
     #[error("the Kubernetes API does not answer")]
     Silent,
+    /// It comes too slowly.
+    #[error("the Kubernetes API does not come to the end of its answer")]
+    Slow,
+    /// An answer of more bytes than are taken.
+    #[error("the Kubernetes API sent an answer that is far too large")]
+    TooLarge,
     /// What came is not what the API sends.
     #[error("the Kubernetes API sent {0}")]
     Malformed(&'static str),
-    /// A watch ended as soon as it had begun.
+    /// A watch ended as soon as it had begun, or not long after.
     #[error("the Kubernetes API ended the watch at once")]
     Ended,
     /// A list that shows an earlier state than what is known.
@@ -104,8 +112,13 @@ impl fmt::Display for Status {
             403 => "; allow it in the daemon's ClusterRole (see daemonset/rbac.yaml)",
             _ => "",
         };
-        write!(f, "the Kubernetes API answered {} {}: {}{advice}", self.code, self.reason, self.message)
+        write!(f, "the Kubernetes API answered {} {}: {}{advice}", self.code, bounded(&self.reason), bounded(&self.message))
     }
+}
+
+/// A text from outside for a log line: of bounded length, without control characters.
+fn bounded(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect()
 }
 
 /// Pauses that grow while failures follow each other, and are not the same on every node.
@@ -126,6 +139,12 @@ impl Backoff {
     /// A watch lived long enough to have been of use.
     pub(super) fn lived(&mut self) {
         *self = Self::default();
+    }
+
+    /// A watch went on from where the last one was and brought something, however short it was: what comes next must not wait
+    /// long, and not come at once either.
+    pub(super) fn brought(&mut self) {
+        (self.failures, self.short_watches) = (self.failures.min(1), self.short_watches.min(1));
     }
 
     /// The pause after one more failure; whether it was of a watch that had begun, or could not go on from where it was.
@@ -175,6 +194,16 @@ mod tests {
     }
 
     #[test]
+    fn short_watches_that_bring_something_are_paused_between_and_never_for_long() {
+        let mut backoff = Backoff::default();
+        for _ in 0..20 {
+            let pause = backoff.pause(&Failure::Silent, true);
+            assert!((FIRST_PAUSE.mul_f64(0.75)..=FIRST_PAUSE * 2).contains(&pause), "{pause:?}");
+            backoff.brought();
+        }
+    }
+
+    #[test]
     fn lists_between_watches_that_do_not_live_shorten_no_pause() {
         let mut backoff = Backoff::default();
         let mut pause = || {
@@ -194,6 +223,14 @@ mod tests {
         let status = Failure::Status(Status::of_answer(429, body));
         assert_eq!(Backoff::default().pause(&status, false), Duration::from_secs(20));
         assert_eq!(status.to_string(), "the Kubernetes API answered 429 TooManyRequests: later");
+    }
+
+    #[test]
+    fn what_the_api_says_is_told_in_one_line_and_not_without_end() {
+        let long = "x".repeat(10_000);
+        let body = serde_json::json!({ "reason": "a\u{1b}[31m\nb", "message": format!("\r\n\u{7f}\u{85}{long}") });
+        let told = Status::of_answer(500, body.to_string().as_bytes()).to_string();
+        assert_eq!(told, format!("the Kubernetes API answered 500 a[31mb: {}", &long[..500]));
     }
 
     #[test]

@@ -6,6 +6,8 @@
 //! complete. Each object is decoded by itself: one that cannot be is told by its names, and does not stop the others. <https://kubernetes.io/docs/reference/using-api/api-concepts/>
 
 use std::borrow::Cow;
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -15,26 +17,27 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::client::{Answer, Client, encode};
+use super::complaints::Complaining;
 use super::failure::{Backoff, Failure, Status, jitter};
 use super::lines::{Line, Lines};
-use super::objects::{Metadata, Object, OnlyMetadata};
+use super::objects::{Annotation, Metadata, Object, OnlyMetadata};
 use crate::metrics::Metrics;
 
-/// Objects in one page of a list: small, because a page is in memory whole.
-const PAGE_SIZE: u32 = 50;
+/// Objects in one page of a list: few, because a page is in memory whole, and an object may have some 1.5 MB (etcd's bound).
+pub(super) const PAGE_SIZE: u32 = 20;
 /// How long the server is asked to keep a watch, and how much of that differs from watch to watch.
 const WATCH_SECONDS: (f64, f64) = (270.0, 40.0);
 /// A watch on which nothing comes for so long is dead: bookmarks come each minute, also where nothing happens.
 const WATCH_SILENCE: Duration = Duration::from_secs(90);
 /// The same while a list comes.
 const LIST_SILENCE: Duration = Duration::from_secs(30);
-/// A watch that ends within this time has not worked.
-const SHORTEST_WATCH: Duration = Duration::from_secs(1);
-/// One that lasts so long has.
+/// A watch that ends within this time has not worked; one that lasts longer has.
 const LIVING_WATCH: Duration = Duration::from_secs(5);
 /// How many watches that go on from one version may bring nothing. Then the version may be one that the server does not
 /// have yet, because its data was restored from an earlier state; a list shows what it has.
 const FRUITLESS_WATCHES: u8 = 2;
+/// How often a list may have an object of which not even the UID can be read before it is taken without.
+const NAMELESS_LISTS: u8 = 2;
 /// How often a list may show an earlier state than was known before it is taken for a new history.
 const EARLIER_LISTS: u8 = 2;
 
@@ -47,6 +50,8 @@ pub(super) struct Selection {
     pub(super) path: String,
     /// The field selector.
     pub(super) fields: String,
+    /// The annotations that are read of them. The others are let go as soon as an object is decoded.
+    pub(super) annotations: Vec<Annotation>,
 }
 
 /// What becomes known.
@@ -55,8 +60,8 @@ pub(super) enum Event<'a, T> {
     /// Something was heard of the API.
     Alive,
     /// These are all of them, as of a version; `unreadable` are those of which no more can be read. `new_history` says that
-    /// versions began anew.
-    Listed { objects: Vec<T>, unreadable: Vec<Metadata>, version: Option<u64>, new_history: bool },
+    /// versions began anew, `incomplete` that there are objects besides of which not even a UID can be read. Each object is an allocation of its own, so that what is taken out makes room for what it becomes.
+    Listed { objects: Vec<Box<T>>, unreadable: Vec<Metadata>, version: Option<u64>, new_history: bool, incomplete: bool },
     /// One is there, or is different now.
     Applied(T),
     /// One is gone for good.
@@ -80,6 +85,8 @@ pub(super) struct Follow<'a, T, F> {
     /// The highest version seen.
     highest: Option<u64>,
     earlier_lists: u8,
+    /// Lists with an object without a UID.
+    nameless_lists: u8,
     /// Watches from one version that brought nothing.
     fruitless: u8,
     /// Whether the watch of this turn was begun by the server, and whether it brought anything.
@@ -87,19 +94,51 @@ pub(super) struct Follow<'a, T, F> {
     heard: bool,
     /// Whether this server sends them.
     bookmarks: bool,
+    /// Objects in a page of a list.
+    page_size: u32,
     backoff: Backoff,
+    complaints: Complaining<'a>,
 }
 
 /// A list as far as it is there.
 struct Listing<T> {
-    objects: Vec<T>,
+    objects: Vec<Box<T>>,
     unreadable: Vec<Metadata>,
+    /// Besides, there are some without a UID.
+    incomplete: bool,
+    /// Digests of the UIDs in both, so that one that is new need not be looked for among thousands.
+    uids: HashSet<u64>,
 }
 
 impl<T> Default for Listing<T> {
     fn default() -> Self {
-        Self { objects: Vec::new(), unreadable: Vec::new() }
+        Self { objects: Vec::new(), unreadable: Vec::new(), incomplete: false, uids: HashSet::new() }
     }
+}
+
+impl<T: Object> Listing<T> {
+    fn add(&mut self, object: T) {
+        self.uids.insert(digest(object.metadata().uid.as_deref()));
+        self.objects.push(Box::new(object));
+    }
+
+    fn add_unreadable(&mut self, metadata: Metadata) {
+        self.uids.insert(digest(metadata.uid.as_deref()));
+        self.unreadable.push(metadata);
+    }
+
+    fn forget(&mut self, uid: Option<&str>) {
+        if self.uids.contains(&digest(uid)) {
+            self.objects.retain(|object| object.metadata().uid.as_deref() != uid);
+            self.unreadable.retain(|metadata| metadata.uid.as_deref() != uid);
+        }
+    }
+}
+
+fn digest(uid: Option<&str>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    uid.hash(&mut hasher);
+    hasher.finish()
 }
 
 #[derive(Deserialize)]
@@ -142,11 +181,14 @@ pub(super) async fn follow<T: Object>(
         listing: None,
         highest: None,
         earlier_lists: 0,
+        nameless_lists: 0,
         fruitless: 0,
         begun: false,
         heard: false,
         bookmarks: false,
+        page_size: PAGE_SIZE,
         backoff: Backoff::default(),
+        complaints: client.complaints().of(selection.resource),
     };
     while follow.once().await.is_continue() {}
 }
@@ -176,7 +218,12 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             debug!(resource, fields, "{failure}; listing anew");
         } else {
             self.metrics.watch_failed(resource);
-            warn!(resource, fields, error = %failure, "the Kubernetes API was asked in vain; it is asked again, and what is known is used");
+            let told = "the Kubernetes API was asked in vain; it is asked again, and what is known is used";
+            if self.complaints.is_news(&failure) {
+                warn!(resource, fields, error = %failure, "{told}");
+            } else {
+                debug!(resource, fields, error = %failure, "{told}");
+            }
         }
         (self.take)(Event::Failed(&failure))?;
         tokio::time::sleep(self.backoff.pause(&failure, self.begun || is_gone)).await;
@@ -202,22 +249,40 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         }
     }
 
-    /// A list in pages. They all show the state of the first one.
+    /// A list in pages; in smaller ones where they are too large to be taken.
     async fn list(&mut self) -> Result<ControlFlow<()>, Failure> {
-        let Selection { path, fields, .. } = self.selection;
-        let first = format!("{path}?limit={PAGE_SIZE}&fieldSelector={}", encode(fields));
-        let mut target = first.clone();
-        let mut list = Listing::default();
         loop {
-            let body = self.client.ask_whole(&target).await?;
+            let listed = self.list_in_pages().await;
+            if !matches!(listed, Err(Failure::TooLarge | Failure::Slow)) || self.page_size == 1 {
+                return listed;
+            }
+            self.page_size = (self.page_size / 4).max(1);
+            let Selection { resource, fields, .. } = self.selection;
+            debug!(resource, fields, size = self.page_size, "a page of the list was too large; the list begins anew in smaller ones");
+            if matches!(listed, Err(Failure::Slow)) {
+                return listed;
+            }
+        }
+    }
+
+    /// A list in pages of one size. They all show the state of the first one.
+    async fn list_in_pages(&mut self) -> Result<ControlFlow<()>, Failure> {
+        let Selection { path, fields, .. } = self.selection;
+        let first = format!("{path}?limit={}&fieldSelector={}", self.page_size, encode(fields));
+        let mut target = first.clone();
+        let (mut list, mut body) = (Listing::default(), Vec::new());
+        loop {
+            self.client.ask_into(&target, &mut body).await?;
             if (self.take)(Event::Alive).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
             let page: Page<'_> = serde_json::from_slice(&body).map_err(|_| Failure::Malformed("a list that cannot be read"))?;
             for item in page.items.unwrap_or_default() {
-                match self.decode(item) {
-                    Ok(object) => list.objects.push(object),
-                    Err(metadata) => list.unreadable.extend(metadata.map(|metadata| *metadata)),
+                match self.decode_lean(item) {
+                    Ok(object) => list.objects.push(Box::new(object)),
+                    Err(Some(metadata)) => list.unreadable.push(*metadata),
+                    // A pod that is known may be this one: without it, it would count as gone.
+                    Err(None) => list.incomplete = true,
                 }
             }
             match page.metadata.r#continue.filter(|token| !token.is_empty()) {
@@ -237,13 +302,17 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             self.earlier_lists += 1;
             return Err(Failure::Earlier);
         }
-        self.earlier_lists = 0;
+        if list.incomplete && self.nameless_lists < NAMELESS_LISTS {
+            self.nameless_lists += 1;
+            return Err(Failure::Lost);
+        }
+        (self.earlier_lists, self.nameless_lists) = (0, 0);
         self.highest = if earlier { number } else { self.highest.max(number) };
         self.position = Some(version);
         self.fruitless = 0;
         self.backoff.listed();
-        let Listing { objects, unreadable } = list;
-        Ok((self.take)(Event::Listed { objects, unreadable, version: number, new_history: earlier }))
+        let Listing { objects, unreadable, incomplete, .. } = list;
+        Ok((self.take)(Event::Listed { objects, unreadable, version: number, new_history: earlier, incomplete }))
     }
 
     /// A watch from a version, or one that begins with a list.
@@ -265,6 +334,9 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         let outcome = self.read(&mut answer, began).await;
         if began.elapsed() >= LIVING_WATCH {
             self.backoff.lived();
+            self.complaints.worked();
+        } else if from.is_some() && self.heard {
+            self.backoff.brought();
         }
         // Whatever a list of this kind that never ends is due to, one in pages is another way. In one of those, an object
         // that cannot be read is no change that is lost.
@@ -295,7 +367,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             let silence = if self.listing.is_some() { LIST_SILENCE } else { WATCH_SILENCE };
             let bytes = match answer.bytes(silence).await {
                 Ok(Some(bytes)) => bytes,
-                Ok(None) if began.elapsed() < SHORTEST_WATCH => return Err(Failure::Ended),
+                Ok(None) if began.elapsed() < LIVING_WATCH => return Err(Failure::Ended),
                 Ok(None) => return Ok(ControlFlow::Continue(())),
                 // A server without bookmarks has nothing to say where nothing happens.
                 Err(Failure::Silent) if !self.bookmarks && self.listing.is_none() => return Ok(ControlFlow::Continue(())),
@@ -327,7 +399,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         self.heard = true;
         let unreadable = |metadata: Option<Box<Metadata>>| metadata.ok_or(Failure::Lost);
         let event = match &*kind {
-            "ADDED" | "MODIFIED" => match self.decode::<T>(object) {
+            "ADDED" | "MODIFIED" => match self.decode_lean(object) {
                 Ok(object) => Event::Applied(object),
                 Err(metadata) => Event::Unreadable(*unreadable(metadata)?),
             },
@@ -360,11 +432,10 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         };
         if let Some(list) = &mut self.listing {
             // Changes while the list comes are part of it.
-            list.objects.retain(|object| object.metadata().uid != metadata.uid);
-            list.unreadable.retain(|other| other.uid != metadata.uid);
+            list.forget(metadata.uid.as_deref());
             match event {
-                Event::Applied(object) => list.objects.push(object),
-                Event::Unreadable(metadata) => list.unreadable.push(metadata),
+                Event::Applied(object) => list.add(object),
+                Event::Unreadable(metadata) => list.add_unreadable(metadata),
                 _ => {}
             }
             return ControlFlow::Continue(());
@@ -396,6 +467,13 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// An object of the selection, with no more of it than is read.
+    fn decode_lean(&self, object: &RawValue) -> Result<T, Option<Box<Metadata>>> {
+        let mut object: T = self.decode(object)?;
+        object.metadata_mut().keep_annotations(&self.selection.annotations);
+        Ok(object)
     }
 
     /// An object, or what can be said of one that is not what we take it for. Without a UID it is none.

@@ -1,16 +1,46 @@
 //! Pods, namespaces and service accounts with the fields that are read and no others: whole objects are most of the memory
 //! that a watch takes. What may be missing in one is optional here.
 
-use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
+
+/// How long a pod may take beyond its grace period to end. The kubelet gives a container two seconds more at the least, and
+/// what comes then is not for a container to delay.
+const BEYOND_GRACE: SignedDuration = SignedDuration::from_secs(30);
 
 /// What every object has.
 pub(super) trait Object: DeserializeOwned {
     /// Its name and version.
     fn metadata(&self) -> &Metadata;
+    /// The same, to take from.
+    fn metadata_mut(&mut self) -> &mut Metadata;
+}
+
+/// An annotation that is read.
+#[derive(Clone, Debug)]
+pub(super) struct Annotation {
+    pub(super) key: String,
+    /// The longest value that can be good, in bytes. One that is longer is refused by its length, and kept no longer than
+    /// that takes: a pod's author may write 256 KiB there.
+    pub(super) longest: usize,
+}
+
+impl Annotation {
+    pub(super) fn new(key: &str, longest: usize) -> Self {
+        Self { key: key.to_owned(), longest }
+    }
+}
+
+/// Lets go of what makes a text longer than it takes to be too long.
+fn cut(text: &mut String, longest: usize) {
+    if let Some(end) = (longest + 1..text.len()).find(|end| text.is_char_boundary(*end)) {
+        text.truncate(end);
+        text.shrink_to_fit();
+    }
 }
 
 /// `metadata`, without managed fields, labels and owners.
@@ -21,8 +51,43 @@ pub(super) struct Metadata {
     pub(super) namespace: Option<String>,
     pub(super) uid: Option<String>,
     pub(super) resource_version: Option<String>,
-    deletion_timestamp: Option<IgnoredAny>,
-    annotations: Option<BTreeMap<String, String>>,
+    /// When the claims of a pod end whose deletion has begun.
+    #[serde(rename = "deletionTimestamp", deserialize_with = "claims_until")]
+    pub(super) claims_until: Option<Timestamp>,
+    annotations: Option<Annotations>,
+}
+
+/// `metadata.deletionTimestamp` is when the grace period ends. One that is no time is taken for long ago.
+fn claims_until<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+    let end = |given: serde_json::Value| given.as_str()?.parse::<Timestamp>().ok()?.checked_add(BEYOND_GRACE).ok();
+    let given = Option::<serde_json::Value>::deserialize(deserializer)?;
+    Ok(given.map(|given| end(given).unwrap_or(Timestamp::MIN)))
+}
+
+/// A list and no map: one or two are kept of each object, and a map of so few weighs ten times as much.
+#[derive(Debug, Default)]
+struct Annotations(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Annotations {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct All;
+        impl<'de> Visitor<'de> for All {
+            type Value = Annotations;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("annotations")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Annotations, A::Error> {
+                let mut all = Vec::new();
+                while let Some(annotation) = map.next_entry()? {
+                    all.push(annotation);
+                }
+                Ok(Annotations(all))
+            }
+        }
+        deserializer.deserialize_map(All)
+    }
 }
 
 impl Metadata {
@@ -35,22 +100,35 @@ impl Metadata {
         Some(Self { name, namespace, uid, resource_version, ..Self::default() })
     }
 
+    /// Lets go of all annotations but these. What kubectl and controllers leave there is most of what an object weighs here,
+    /// and a list holds thousands of them until it is complete.
+    pub(super) fn keep_annotations(&mut self, read: &[Annotation]) {
+        if let Some(Annotations(all)) = &mut self.annotations {
+            all.retain_mut(|(key, value)| {
+                let read = read.iter().find(|annotation| annotation.key == *key);
+                read.inspect(|annotation| cut(value, annotation.longest)).is_some()
+            });
+            all.shrink_to_fit();
+        }
+    }
+
     /// The resource version, where it is a number: then it grows with every change.
     pub(super) fn version(&self) -> Option<u64> {
         self.resource_version.as_deref()?.parse().ok()
     }
 
-    pub(super) fn is_terminating(&self) -> bool {
-        self.deletion_timestamp.is_some()
-    }
-
     pub(super) fn annotation(&self, key: &str) -> Option<&str> {
-        self.annotations.as_ref()?.get(key).map(String::as_str)
+        let all = &self.annotations.as_ref()?.0;
+        all.iter().rfind(|(other, _)| other == key).map(|(_, value)| value.as_str())
     }
 
-    /// The value of an annotation, out of it.
-    pub(super) fn take_annotation(&mut self, key: &str) -> Option<String> {
-        self.annotations.as_mut()?.remove(key)
+    /// The value of an annotation, out of it. One that is too long to be good is cut, and is too long still.
+    pub(super) fn take_annotation(&mut self, key: &str, longest: usize) -> Option<String> {
+        let all = &mut self.annotations.as_mut()?.0;
+        let at = all.iter().rposition(|(other, _)| other == key)?;
+        let mut value = all.swap_remove(at).1;
+        cut(&mut value, longest);
+        Some(value)
     }
 }
 
@@ -69,7 +147,9 @@ pub(super) struct PodObject {
     pub(super) node_name: Option<String>,
     pub(super) service_account: Option<String>,
     pub(super) host_network: bool,
-    pub(super) phase: Option<String>,
+    /// Succeeded or Failed.
+    pub(super) finished: bool,
+    /// None while it has no network that they are of.
     pub(super) ips: Vec<IpAddr>,
     pub(super) host_ips: Vec<IpAddr>,
 }
@@ -78,11 +158,19 @@ impl Object for OnlyMetadata {
     fn metadata(&self) -> &Metadata {
         &self.metadata
     }
+
+    fn metadata_mut(&mut self) -> &mut Metadata {
+        &mut self.metadata
+    }
 }
 
 impl Object for PodObject {
     fn metadata(&self) -> &Metadata {
         &self.metadata
+    }
+
+    fn metadata_mut(&mut self) -> &mut Metadata {
+        &mut self.metadata
     }
 }
 
@@ -103,9 +191,13 @@ struct RawPodSpec {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 struct RawPodStatus {
     phase: Option<String>,
+    conditions: Option<Vec<RawCondition>>,
+    container_statuses: Option<Vec<RawContainerStatus>>,
+    init_container_statuses: Option<Vec<RawContainerStatus>>,
+    ephemeral_container_statuses: Option<Vec<RawContainerStatus>>,
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
     #[serde(rename = "podIPs")]
@@ -114,6 +206,43 @@ struct RawPodStatus {
     host_ip: Option<String>,
     #[serde(rename = "hostIPs")]
     host_ips: Option<Vec<RawIp>>,
+}
+
+#[derive(Deserialize)]
+struct RawCondition {
+    r#type: Option<String>,
+    status: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RawContainerStatus {
+    state: Option<RawContainerState>,
+}
+
+#[derive(Deserialize)]
+struct RawContainerState {
+    running: Option<IgnoredAny>,
+}
+
+impl RawPodStatus {
+    /// Whether the pod's network is gone or not made yet: the kubelet keeps the last addresses in the status then, and the
+    /// CNI may have given them to another pod. The condition is of Kubernetes 1.29 and later, and of the same look at the
+    /// sandbox as the addresses
+    /// (<https://kubernetes.io/docs/concepts/workloads/pods/pod-condition/>).
+    fn has_no_network(&self) -> bool {
+        let is_false = |condition: &RawCondition| {
+            condition.r#type.as_deref() == Some("PodReadyToStartContainers") && condition.status.as_deref() == Some("False")
+        };
+        self.conditions.iter().flatten().any(is_false)
+    }
+
+    /// Whether there are containers, and none of any kind runs.
+    fn has_stopped(&self) -> bool {
+        let kinds = [&self.container_statuses, &self.init_container_statuses, &self.ephemeral_container_statuses];
+        let mut containers = kinds.into_iter().flatten().flatten().peekable();
+        let is_running = |container: &RawContainerStatus| container.state.as_ref().is_some_and(|state| state.running.is_some());
+        containers.peek().is_some() && !containers.any(is_running)
+    }
 }
 
 #[derive(Deserialize)]
@@ -128,20 +257,24 @@ fn addresses(all: Option<Vec<RawIp>>, first: Option<String>) -> Vec<IpAddr> {
     if texts.is_empty() {
         texts.extend(first);
     }
-    texts.iter().filter_map(|text| text.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical()).collect()
+    let ips = texts.iter().filter_map(|text| text.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical());
+    // Exactly as many places as addresses: pods are kept by the thousand.
+    Vec::from(ips.collect::<Box<[_]>>())
 }
 
 impl From<RawPod> for PodObject {
     fn from(raw: RawPod) -> Self {
         let spec = raw.spec.unwrap_or_default();
         let status = raw.status.unwrap_or_default();
+        // No container is started any more once the deletion has begun.
+        let has_none = status.has_no_network() || raw.metadata.claims_until.is_some() && status.has_stopped();
         Self {
             metadata: raw.metadata,
             node_name: spec.node_name,
             service_account: spec.service_account_name,
             host_network: spec.host_network.unwrap_or(false),
-            phase: status.phase,
-            ips: addresses(status.pod_ips, status.pod_ip),
+            finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            ips: if has_none { Vec::new() } else { addresses(status.pod_ips, status.pod_ip) },
             host_ips: addresses(status.host_ips, status.host_ip),
         }
     }

@@ -1,13 +1,15 @@
 //! One look at the Kubernetes API: a pod, the pods of its node, and what they are decided by, as they are now. It is taken in
 //! by the same index as what the watch brings, so that what is seen in it is what a daemon would see.
 
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::around::{EKS_ROLE_KEY, PERMITTED_KEY};
 use super::client::{Client, encode};
 use super::failure::Failure;
+use super::follow::PAGE_SIZE;
 use super::objects::{OnlyMetadata, PodObject};
-use super::pod_of;
+use super::{MAX_LIST, MAX_ROLE, pod_of};
 use crate::config::AnnotationKeys;
 use crate::config::explain::PodName;
 use crate::pods::{self, Namespace, Needs, Pods, ServiceAccount};
@@ -25,6 +27,8 @@ pub enum Snapshot {
         node: String,
         /// The pods there.
         pods: Pods,
+        /// How many more there are, which cannot be read.
+        left_out: usize,
     },
 }
 
@@ -36,14 +40,28 @@ pub struct SnapshotError {
     failure: String,
 }
 
-#[derive(Deserialize)]
+/// A page of a list.
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct PodList {
-    #[serde(default)]
+    metadata: PageMetadata,
     items: Vec<Box<serde_json::value::RawValue>>,
 }
 
-/// Looks at a pod and what is around it.
-pub async fn snapshot(client: &Client, pod: &PodName, annotations: &AnnotationKeys, needs: Needs) -> Result<Snapshot, SnapshotError> {
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct PageMetadata {
+    r#continue: Option<String>,
+}
+
+/// Looks at a pod and what is around it; `now` is the time by which claims of terminating pods have ended.
+pub async fn snapshot(
+    client: &Client,
+    pod: &PodName,
+    annotations: &AnnotationKeys,
+    needs: Needs,
+    now: Timestamp,
+) -> Result<Snapshot, SnapshotError> {
     let path = format!("/api/v1/namespaces/{}/pods/{}", encode(pod.namespace()), encode(pod.name()));
     let Some(object) = get::<PodObject>(client, &path, || format!("pod {pod}")).await? else {
         return Ok(Snapshot::NoSuchPod);
@@ -52,8 +70,9 @@ pub async fn snapshot(client: &Client, pod: &PodName, annotations: &AnnotationKe
         return Ok(Snapshot::NotScheduled);
     };
     let (writer, pods) = pods::pods();
-    let (known, host_ips) = of_node(client, &node, annotations).await?;
+    let (known, host_ips, left_out) = of_node(client, &node, annotations).await?;
     writer.write(|index| {
+        index.end_claims(now);
         index.set_host_ips(host_ips);
         index.reset(known);
     });
@@ -61,8 +80,8 @@ pub async fn snapshot(client: &Client, pod: &PodName, annotations: &AnnotationKe
         let path = format!("/api/v1/namespaces/{}", encode(pod.namespace()));
         let found = get::<OnlyMetadata>(client, &path, || format!("namespace {}", pod.namespace())).await?;
         if let Some(OnlyMetadata { mut metadata }) = found {
-            let allowed_roles = metadata.take_annotation(&annotations.allowed_roles);
-            let permitted = metadata.take_annotation(PERMITTED_KEY);
+            let allowed_roles = metadata.take_annotation(&annotations.allowed_roles, MAX_LIST);
+            let permitted = metadata.take_annotation(PERMITTED_KEY, MAX_LIST);
             let namespace = Namespace { name: pod.namespace().to_owned(), allowed_roles, permitted };
             writer.write(|index| index.apply_namespace(namespace));
         }
@@ -72,28 +91,39 @@ pub async fn snapshot(client: &Client, pod: &PodName, annotations: &AnnotationKe
         let path = format!("/api/v1/namespaces/{}/serviceaccounts/{}", encode(pod.namespace()), encode(&account));
         let what = || format!("service account {}/{account}", pod.namespace());
         if let Some(OnlyMetadata { mut metadata }) = get(client, &path, what).await? {
-            let role = metadata.take_annotation(&annotations.role);
-            let eks_role = metadata.take_annotation(EKS_ROLE_KEY);
+            let role = metadata.take_annotation(&annotations.role, MAX_ROLE);
+            let eks_role = metadata.take_annotation(EKS_ROLE_KEY, MAX_ROLE);
             let account = ServiceAccount { namespace: pod.namespace().to_owned(), name: account.clone(), role, eks_role };
             writer.write(|index| index.apply_service_account(account));
         }
     }
-    Ok(Snapshot::OnNode { node, pods })
+    Ok(Snapshot::OnNode { node, pods, left_out })
 }
 
-/// The pods of a node, and the addresses that they give for it. One that cannot be read is left out, as the watch does.
+/// The pods of a node, the addresses that they give for it, and how many cannot be read. These are left out: the watch holds
+/// the addresses that such a pod had before, and here there is no before.
 async fn of_node(
     client: &Client,
     node: &str,
     annotations: &AnnotationKeys,
-) -> Result<(Vec<pods::Pod>, Vec<std::net::IpAddr>), SnapshotError> {
-    let target = format!("/api/v1/pods?fieldSelector={}", encode(&format!("spec.nodeName={node}")));
-    let list = get::<PodList>(client, &target, || format!("the list of the pods of node {node}")).await?;
-    let items = list.map(|list| list.items).unwrap_or_default();
-    let objects: Vec<PodObject> = items.iter().filter_map(|item| serde_json::from_str(item.get()).ok()).collect();
-    let host_ips = objects.iter().flat_map(|object| object.host_ips.iter().copied()).collect();
-    let known = objects.into_iter().filter_map(|object| pod_of(object, node, annotations)).map(|(pod, _)| pod).collect();
-    Ok((known, host_ips))
+) -> Result<(Vec<pods::Pod>, Vec<std::net::IpAddr>, usize), SnapshotError> {
+    let first = format!("/api/v1/pods?limit={PAGE_SIZE}&fieldSelector={}", encode(&format!("spec.nodeName={node}")));
+    let (mut target, mut known, mut host_ips, mut left_out) = (first.clone(), Vec::new(), Vec::new(), 0);
+    loop {
+        let page = get::<PodList>(client, &target, || format!("the list of the pods of node {node}")).await?.unwrap_or_default();
+        for item in &page.items {
+            let Ok(object) = serde_json::from_str::<PodObject>(item.get()) else {
+                left_out += 1;
+                continue;
+            };
+            host_ips.extend(&object.host_ips);
+            known.extend(pod_of(object, node, annotations).map(|(pod, _)| pod));
+        }
+        match page.metadata.r#continue.filter(|token| !token.is_empty()) {
+            Some(token) => target = format!("{first}&continue={}", encode(&token)),
+            None => return Ok((known, host_ips, left_out)),
+        }
+    }
 }
 
 /// An object; `None` where the API has none.

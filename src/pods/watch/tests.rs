@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rolegate_lab::kube::{KubeApi, PodBuilder, Resource, Verb, namespace, service_account};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use super::objects::OnlyMetadata;
 use super::*;
 use crate::config::ApiConfig;
 use crate::pods::{Lookup, Surroundings, pods};
@@ -36,6 +37,7 @@ async fn watch(url: String, writer: PodsWriter, pods: Pods, needs: Needs) -> Wat
         client: client::connect(&ApiConfig { server: Some(url), ..ApiConfig::default() }).await.unwrap(),
         node: "node-a".to_owned(),
         node_addresses: Box::new(NodeAddresses::default),
+        now: Box::new(|| "2026-01-01T00:00:00Z".parse().unwrap()),
         annotations: AnnotationKeys {
             role: "iam.amazonaws.com/role".to_owned(),
             external_id: "iam.amazonaws.com/external-id".to_owned(),
@@ -282,4 +284,108 @@ async fn the_nodes_addresses_are_kept_where_they_cannot_be_read() {
         assert_eq!(began.elapsed() == Duration::ZERO, is_node, "read {times} times: who has the node's address is not waited for");
     }
     watching.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_claim_of_a_terminating_pod_ends_when_its_time_is_over_and_nothing_is_heard() {
+    let (writer, pods) = pods();
+    let clock = crate::credentials::Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
+    let now = clock.clone();
+    let watch =
+        Watch { now: Box::new(move || now.now()), ..watch("http://127.0.0.1:1".to_owned(), writer, pods.clone(), Needs::default()).await };
+    let pod = |name: &str, end: &str| PodBuilder::new("shop", name).node("node-a").uid(name).ip("10.42.0.2").terminating_at(end).build();
+    let is_found = || matches!(pods.by_ip("10.42.0.2".parse().unwrap()), Lookup::Found(..));
+    watch.apply(serde_json::from_value(pod("old", "2025-12-31T23:59:30Z")).unwrap());
+    assert!(!is_found(), "its time is over already when it is heard of");
+    watch.apply(serde_json::from_value(pod("web", "2026-01-01T00:00:30Z")).unwrap());
+    let (watch, pods_now) = (Arc::new(watch), pods.clone());
+    let ending = tokio::spawn({
+        let watch = watch.clone();
+        async move { watch.end_claims().await }
+    });
+    tokio::time::sleep(Duration::from_millis(59_900)).await;
+    assert!(is_found(), "in its grace period, and half a minute beyond");
+    let generation = pods_now.generation();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!is_found());
+    assert_eq!(pods_now.generation(), generation + 1, "what was decided before is decided again");
+    // One that comes while it waits for nothing.
+    watch.apply(serde_json::from_value(pod("next", "2026-01-01T00:01:00Z")).unwrap());
+    tokio::time::sleep(Duration::from_secs(29)).await;
+    assert!(is_found());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!is_found());
+    ending.abort();
+}
+
+fn listed(objects: Vec<OnlyMetadata>, version: u64) -> Event<'static, OnlyMetadata> {
+    let objects = objects.into_iter().map(Box::new).collect();
+    Event::Listed { objects, unreadable: Vec::new(), version: Some(version), new_history: false, incomplete: false }
+}
+
+#[test]
+fn events_that_come_late_change_nothing() {
+    let object = |version: u64, role: &str| -> OnlyMetadata {
+        let annotations = serde_json::json!({ "role": role });
+        let metadata = serde_json::json!({ "name": "seller", "resourceVersion": version.to_string(), "annotations": annotations });
+        serde_json::from_value(serde_json::json!({ "metadata": metadata })).unwrap()
+    };
+    let metadata = |version: u64| object(version, "").metadata;
+    let mut latest = None;
+    // In words: what the object is now, `gone`, or `same`.
+    let mut change = |event: Event<'_, OnlyMetadata>| match around::change(event, "seller", &mut latest) {
+        None => "same".to_owned(),
+        Some(None) => "gone".to_owned(),
+        Some(Some(metadata)) => metadata.annotation("role").unwrap().to_owned(),
+    };
+    assert_eq!(change(listed(vec![object(5, "first")], 10)), "first");
+    assert_eq!(change(Event::Applied(object(9, "earlier"))), "same");
+    assert_eq!(change(Event::Deleted(metadata(9))), "same");
+    assert_eq!(change(Event::Unreadable(metadata(9))), "same");
+    assert_eq!(change(Event::Applied(object(12, "second"))), "second");
+    assert_eq!(change(Event::Applied(object(11, "earlier"))), "same");
+    assert_eq!(change(Event::Deleted(metadata(14))), "gone");
+    assert_eq!(change(Event::Applied(object(13, "earlier"))), "same", "it does not come back");
+    assert_eq!(change(Event::Applied(object(15, "third"))), "third");
+    assert_eq!(change(Event::Unreadable(metadata(16))), "gone");
+    assert_eq!(change(listed(vec![], 20)), "gone");
+    assert_eq!(change(Event::Applied(object(19, "earlier"))), "same");
+    assert_eq!(change(Event::Alive), "same");
+    let mut other = object(30, "other");
+    other.metadata.name = Some("another".to_owned());
+    assert_eq!(change(Event::Applied(other)), "same");
+    assert_eq!(change(Event::Applied(object(21, "fourth"))), "fourth", "another's version says nothing of this one's");
+}
+
+#[tokio::test]
+async fn what_was_known_around_pods_that_are_gone_is_not_known_of_the_next() {
+    let api = lab();
+    let role = [("iam.amazonaws.com/role", "shop"), ("iam.amazonaws.com/permitted", ".*")];
+    let pod = |name: &str, ip: &str| PodBuilder::new("shop", name).ip(ip).service_account("seller");
+    api.apply(Resource::Namespaces, namespace("shop", &role));
+    api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &role));
+    put(&api, pod("web", "10.42.0.2"));
+    let running = run(api, Needs { namespaces: true, service_accounts: true }).await;
+    running.around("10.42.0.2", |around| around.namespace.is_some() && around.service_account.is_some()).await;
+    // While no pod needs them they are not watched, and may become anything.
+    running.api.delete(Resource::Pods, Some("shop"), "web");
+    let mut pods = running.pods.clone();
+    let known = |pods: &Pods| {
+        let around = pods.around("shop", "seller");
+        (around.namespace.is_some(), around.service_account.is_some())
+    };
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while known(&pods) != (false, false) {
+            pods.changed().await;
+        }
+    })
+    .await
+    .expect("neither is known");
+    // The API says nothing of them when the next pod comes.
+    for resource in ["namespaces", "serviceaccounts"] {
+        [Verb::List, Verb::Watch].into_iter().for_each(|verb| running.api.deny(verb, resource));
+    }
+    put(&running.api, pod("next", "10.42.0.3"));
+    let around = running.around("10.42.0.3", |around| around.service_account_forbidden).await;
+    assert_eq!((around.namespace, around.service_account), (None, None), "nothing of before");
 }

@@ -173,3 +173,18 @@ proptest::proptest! {
         proptest::prop_assert_eq!(glob(&pattern, &text), expected);
     }
 }
+
+#[test]
+fn what_expressions_matched_is_remembered_as_it_was_and_not_without_bound() {
+    let patterns = Patterns::new(PatternFormat::Regexp, None, vec!["arn:a[0-9]*".to_owned(), "arn:b".to_owned()]).unwrap();
+    for _ in 0..2 {
+        assert_eq!(patterns.find("arn:a1"), Some("arn:a[0-9]*"));
+        assert_eq!(patterns.find("arn:b"), Some("arn:b"));
+        assert_eq!(patterns.find("arn:c"), None);
+    }
+    for number in 0..3 * MAX_MATCHED {
+        assert!(patterns.find(&format!("arn:a{number}")).is_some());
+    }
+    let Matcher::Expressions(_, matched) = &patterns.matcher else { panic!("they are expressions") };
+    assert!(matched.0.lock().unwrap().len() <= MAX_MATCHED);
+}

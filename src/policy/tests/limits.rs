@@ -224,5 +224,5 @@ fn an_explanation_names_every_step_and_ends_with_the_refusal() {
     let allowed = serde_json::to_value(policy(&rules).explain(&pod_with("web"), &around(Some(&namespace(Some(r#"["web"]"#)))))).unwrap();
     let request = &allowed["decision"]["allow"]["request"];
     assert_eq!(request["role"], "arn:aws:iam::111122223333:role/web");
-    assert_eq!((&request["duration_seconds"], &request["external_id"]), (&3600.into(), &serde_json::Value::Null));
+    assert_eq!((&request["duration_seconds"], &request["external_id"]), (&3600.into(), &serde_json::Value::Bool(false)));
 }

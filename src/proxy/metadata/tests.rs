@@ -133,6 +133,54 @@ async fn a_service_that_comes_late_is_waited_for_and_one_that_forgot_its_tokens_
 }
 
 #[tokio::test]
+async fn one_value_that_the_service_cannot_give_keeps_no_other_back() {
+    let imds = imds();
+    let too_long = "x".repeat(70_000);
+    imds.set("meta-data/instance-type", &too_long);
+    let metadata = kept(&imds, BASE);
+    eventually(&metadata, REGION, BASE, &text("eu-central-1")).await;
+    assert_eq!(metadata.find("meta-data/instance-type", BASE, &[]).await, Found::Unavailable);
+    assert_eq!(metadata.find("meta-data/instance-typ", BASE, &[]).await, Found::Nothing);
+    imds.set("meta-data/instance-type", "m7g.xlarge");
+    eventually(&metadata, "meta-data/instance-type", BASE, &text("m7g.xlarge")).await;
+    assert_eq!(metadata.find("meta-data/nothing", BASE, &[]).await, Found::Nothing);
+}
+
+#[tokio::test]
+async fn a_service_that_throttles_is_asked_no_more_in_that_turn() {
+    let imds = imds();
+    imds.set_behaviour(ImdsBehaviour::Status(503));
+    let metadata = kept(&imds, BASE);
+    imds.wait_for_requests(2).await;
+    assert_eq!(
+        metadata.find("meta-data", BASE, &["meta-data/iam/info".to_owned()]).await,
+        Found::Unavailable,
+        "also what is known in part"
+    );
+    // Each turn is one question, for a token; turns are a second apart at least, and grow.
+    assert!(imds.requests().len() <= 4, "{:?}", imds.requests().len());
+}
+
+/// A reading that fails value by value leaves what was read to its age.
+#[tokio::test]
+async fn notices_of_before_are_not_given_as_new() {
+    let imds = imds();
+    let metadata = kept(&imds, EVERYTHING);
+    let notice = r#"{"action":"terminate","time":"2030-01-01T00:00:00Z"}"#;
+    eventually(&metadata, SPOT, EVERYTHING, &text(notice)).await;
+    let notices = GROUPS.iter().position(|group| group.while_asked).unwrap();
+    let read_at = || metadata.0.read.borrow()[notices].as_ref().map(|read| read.at);
+    let first = read_at();
+    // From now on each value fails by itself.
+    imds.set("meta-data/spot/instance-action", &"x".repeat(70_000));
+    while read_at() == first {
+        metadata.find(SPOT, EVERYTHING, &[]).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(metadata.find(SPOT, EVERYTHING, &[]).await, Found::Unavailable);
+}
+
+#[tokio::test]
 async fn notices_are_read_only_while_somebody_asks() {
     let imds = imds();
     let metadata = kept(&imds, EVERYTHING);
@@ -156,7 +204,7 @@ async fn what_was_never_read_is_waited_for_a_moment_and_old_notices_are_not_give
 
     let notices = GROUPS.iter().position(|group| group.while_asked).unwrap();
     let values = Arc::new(BTreeMap::from([(SPOT.to_owned(), Bytes::from_static(b"x"))]));
-    metadata.0.read.send_modify(|reads| reads[notices] = Some(Read { values, at: Instant::now() }));
+    metadata.0.read.send_modify(|reads| reads[notices] = Some(Read { values, partial: false, at: Instant::now() }));
     tokio::time::advance(GROUPS[notices].every * TURNS - Duration::from_millis(1)).await;
     assert_eq!(metadata.find(SPOT, EVERYTHING, &[]).await, text("x"));
     tokio::time::advance(Duration::from_millis(1)).await;

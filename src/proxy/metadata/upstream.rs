@@ -34,8 +34,23 @@ pub(super) enum UpstreamError {
     Silent,
     #[error("it answered {0}")]
     Status(StatusCode),
+    #[error("it gives no session token: it answered {0}")]
+    NoToken(StatusCode),
     #[error("its answer cannot be used")]
     Malformed,
+}
+
+impl UpstreamError {
+    /// Whether the service as a whole does not answer; else it is one value of it.
+    pub(super) fn is_of_service(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Silent | Self::NoToken(_) => true,
+            // It limits how often it is asked (EC2 user guide, "Query throttling"): the next value would be one question more.
+            Self::Status(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS) => true,
+            Self::Status(status) => *status == StatusCode::SERVICE_UNAVAILABLE,
+            Self::Malformed => false,
+        }
+    }
 }
 
 /// The service at `--metadata-addr`.
@@ -89,7 +104,7 @@ impl Upstream {
         let asked_at = Instant::now();
         let (status, body) = self.ask(Method::PUT, "api/token", None).await?;
         if status != StatusCode::OK {
-            return Err(UpstreamError::Status(status));
+            return Err(UpstreamError::NoToken(status));
         }
         let text = std::str::from_utf8(&body).map_err(|_| UpstreamError::Malformed)?;
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {

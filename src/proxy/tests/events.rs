@@ -66,3 +66,12 @@ async fn what_passes_by_itself_or_is_about_no_pod_is_told_to_nobody() {
     assert_eq!(node.get("10.0.0.1", &format!("{LIST}web")).await.status, 200);
     assert_eq!(node.told(), []);
 }
+
+/// What is the node's to mend is told by its log: an outage of STS would else be an Event on each of its pods.
+#[tokio::test(start_paused = true)]
+async fn what_its_owner_cannot_change_is_told_to_no_pod() {
+    let node = node_with(TokenMode::Optional, &[WEB], |rules| rules.restrictions = Restrictions::Enforce);
+    assert_eq!(node.ask_for("").await, 500);
+    assert!(node.counted(r#"rolegate_denials_total{reason="namespace-unknown"} 1"#));
+    assert_eq!(node.told(), []);
+}

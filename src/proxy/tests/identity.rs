@@ -37,7 +37,7 @@ async fn a_failure_of_sts_is_told_as_one_while_the_node_is_not_known() {
 #[tokio::test(start_paused = true)]
 async fn nothing_is_handed_out_while_the_node_is_not_known() {
     let (answer, node) = asked_early("arn:aws:iam::111122223333:role/web", "web", false).await;
-    assert_eq!((answer.status, answer.body.as_str()), (404, ""));
+    assert_eq!((answer.status, answer.body.as_str()), (500, ""));
     assert_eq!(node.sts.calls.load(Ordering::SeqCst), 1);
 }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use nix::libc::{ELOOP, O_NOFOLLOW};
+use nix::libc::{ELOOP, O_NOFOLLOW, O_NONBLOCK};
 use nix::unistd::geteuid;
 use tracing::warn;
 use zeroize::Zeroizing;
@@ -75,7 +75,7 @@ impl KeyFile {
             Found::Keys(keys) => (keys, false),
             Found::Nothing => (Keys::parse(&current.render()).unwrap_or(Keys::random(now)?), true),
             Found::Damaged => {
-                warn!(path = %self.path.display(), "--token-key-file does not hold keys; it is written anew, and earlier session tokens end");
+                warn!(path = %self.path.display(), "--token-key-file does not hold keys; it is written anew; session tokens of a daemon before this one end");
                 (Keys::parse(&current.render()).unwrap_or(Keys::random(now)?), true)
             }
             Found::Exposed => {
@@ -97,7 +97,7 @@ impl KeyFile {
     }
 
     fn read(&self) -> io::Result<Found> {
-        let file = match OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(&self.path) {
+        let file = match OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
             // A symbolic link.
@@ -120,8 +120,13 @@ impl KeyFile {
     /// A file of its own, which others cannot open: a directory could be locked by whoever may read it.
     fn lock(&self) -> Result<Lock, KeyFileError> {
         let path = self.beside(".lock");
-        let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).custom_flags(O_NOFOLLOW).open(&path);
+        let opened =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(&path);
         let file = opened.map_err(|error| failed("cannot open", &path, error))?;
+        let metadata = file.metadata().map_err(|error| failed("cannot read", &path, error))?;
+        if !metadata.is_file() || metadata.uid() != geteuid().as_raw() {
+            return Err(failed("cannot lock", &path, io::Error::other("it is no file of the daemon's own; remove it")));
+        }
         for _ in 0..LOCK_TRIES {
             match file.try_lock() {
                 Ok(()) => return Ok(Lock(file)),
@@ -145,7 +150,7 @@ impl KeyFile {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).custom_flags(O_NOFOLLOW).open(&beside)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(&beside)?;
         file.write_all(keys.render().as_bytes())?;
         file.sync_all()?;
         std::fs::rename(&beside, &self.path)?;

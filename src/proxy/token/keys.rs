@@ -24,6 +24,9 @@ const KEPT: Duration = Duration::from_secs(MAX_TOKEN_TTL as u64 + 600);
 /// More keys than this are not ours.
 const MAX_KEYS: usize = 8;
 const SECRET: usize = 32;
+/// When a key can have come into use, in seconds of Unix time: from 1970 to about 2500. What lies outside was not written here,
+/// and could not be reckoned with.
+const TIMES: std::ops::Range<i64> = 0..16_725_225_600;
 /// First line of the file.
 const HEADER: &str = "rolegate token keys 1";
 
@@ -134,7 +137,8 @@ impl Keys {
                 return Err(Damaged);
             };
             let id = id.parse().map_err(|_| Damaged)?;
-            let from = from.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok()).ok_or(Damaged)?;
+            let from = from.parse().ok().filter(|seconds| TIMES.contains(seconds));
+            let from = from.and_then(|seconds| Timestamp::from_second(seconds).ok()).ok_or(Damaged)?;
             let mut bytes = Zeroizing::new([0; SECRET]);
             if !matches!(STANDARD.decode_slice(secret, &mut *bytes), Ok(SECRET)) || keys.iter().any(|key| key.id == id) {
                 return Err(Damaged);
@@ -183,6 +187,8 @@ mod tests {
             format!("{HEADER}\n{line}\n{line}\n"),
             format!("{HEADER}\n{line} more\n"),
             format!("{HEADER}\n256{}\n", &line[1..]),
+            good.replace(" 1800000000 ", " 253402207200 "),
+            good.replace(" 1800000000 ", " -1 "),
             format!("{HEADER}\n{many}"),
         ] {
             assert_eq!(Keys::parse(&text).err(), Some(Damaged), "{text:?}");

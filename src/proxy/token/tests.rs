@@ -189,6 +189,20 @@ async fn a_lock_that_is_never_let_go_is_not_waited_for() {
     assert!(error.to_string().contains("cannot lock"), "{error}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_pipe_in_the_files_place_is_not_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys");
+    let pipe = |path: &Path| assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    pipe(&path);
+    let token = token_of(&started(&path, at(0)));
+    assert!(std::fs::symlink_metadata(&path).unwrap().is_file(), "it is made anew");
+    assert!(knows(&started(&path, at(1)), &token));
+    let other = directory.path().join("other");
+    pipe(&directory.path().join("other.lock"));
+    assert!(Tokens::new(at(0)).unwrap().sync(&KeyFile::new(other)).is_err());
+}
+
 #[test]
 fn a_token_of_another_form_is_nothing() {
     let tokens = Tokens::new(Clock::system()).unwrap();

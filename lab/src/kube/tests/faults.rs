@@ -51,6 +51,17 @@ async fn a_cut_breaks_watches_and_idle_connections() {
 }
 
 #[tokio::test]
+async fn a_watch_that_is_taken_away_is_broken_also_where_its_connection_came_after_the_cut() {
+    let (api, client) = start();
+    let mut watch = client.watch("/api/v1/pods?watch=true").await;
+    apply_pod(&api, "a", "node-a");
+    watch.expect(&[("ADDED", "a")]).await;
+    // What a cut does last.
+    api.state().store().close_watches();
+    watch.line().await.unwrap_err();
+}
+
+#[tokio::test]
 async fn a_stall_answers_later() {
     let (api, client) = start();
     let mut watch = client.watch("/api/v1/pods?watch=true").await;

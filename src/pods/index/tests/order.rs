@@ -17,7 +17,11 @@ fn delete(index: &mut Index, version: u64, pod: &Pod) {
 }
 
 fn list(index: &mut Index, version: u64, pods: &[(u64, Pod)]) {
-    index.list_at(pods.iter().map(|(version, pod)| (at(*version, pod.clone()), Some(*version))), [], Some(version));
+    index.list_at(pods.iter().map(|(version, pod)| (at(*version, pod.clone()), Some(*version))), [], Some(version), false);
+}
+
+fn incomplete_list(index: &mut Index, version: u64, pods: &[(u64, Pod)]) {
+    index.list_at(pods.iter().map(|(version, pod)| (at(*version, pod.clone()), Some(*version))), [], Some(version), true);
 }
 
 fn state(index: &Index) -> BTreeMap<String, u64> {
@@ -128,7 +132,7 @@ fn the_address_of_a_pod_that_cannot_be_read_is_nobodys_until_it_can_be_or_is_gon
     assert_eq!(claims(&index, IP), ["b"]);
     // A list in which it is, one in which it is not, and a pod that has its name by now.
     let mut index = known();
-    index.list_at([(at(8, b.clone()), Some(8))], [(names(&a), Some(7))], Some(10));
+    index.list_at([(at(8, b.clone()), Some(8))], [(names(&a), Some(7))], Some(10), false);
     assert_eq!(claims(&index, IP), ["unreadable"]);
     list(&mut index, 11, &[(8, b.clone())]);
     assert_eq!(claims(&index, IP), ["b"]);
@@ -140,7 +144,7 @@ fn the_address_of_a_pod_that_cannot_be_read_is_nobodys_until_it_can_be_or_is_gon
     let mut index = known();
     unreadable(&mut index, 9, &a);
     assert_eq!(claims(&index, IP), ["unreadable"]);
-    index.replace_at([(b.clone(), Some(1))], [(names(&a), Some(2))], Some(3));
+    index.replace_at([(b.clone(), Some(1))], [(names(&a), Some(2))], Some(3), false);
     assert_eq!(claims(&index, IP), ["unreadable"]);
 }
 
@@ -157,6 +161,65 @@ fn a_pod_that_cannot_be_read_has_ended_or_begun_to_end_as_before() {
     apply(&mut index, 5, terminating(pod("a", &[IP])));
     unreadable(&mut index, 6, &pod("a", &[]));
     assert_eq!(claims(&index, IP), ["unreadable"], "where there is no other");
+}
+
+#[test]
+fn a_pod_that_cannot_be_read_may_have_any_address_of_a_terminating_one_where_its_own_is_not_known() {
+    let web = ending(pod("web", &[IP]), 20);
+    for (last, served) in [
+        (None, false),
+        (Some(pod("next", &[])), false),
+        (Some(pod("next", &["10.0.0.2"])), true),
+        (Some(finished(pod("next", &[]))), true),
+        (Some(terminating(pod("next", &[]))), true),
+        (Some(Pod { host_network: true, ..pod("next", &[]) }), true),
+    ] {
+        let mut index = index([web.clone(), pod("db", &["10.0.0.3"])]);
+        if let Some(last) = last.clone() {
+            apply(&mut index, 5, last);
+        }
+        unreadable(&mut index, 6, &pod("next", &[]));
+        assert_eq!(claims(&index, IP) == ["web"], served, "{last:?}");
+        assert_eq!(claims(&index, IP).is_empty(), !served, "{last:?}");
+        assert_eq!(claims(&index, "10.0.0.3"), ["db"], "one that is not terminating has its own");
+        delete(&mut index, 7, &pod("next", &[]));
+        assert_eq!(claims(&index, IP), ["web"]);
+    }
+}
+
+#[test]
+fn of_a_list_that_is_not_complete_nobody_is_gone_and_who_is_missing_is_not_served() {
+    let (a, b, web) = (pod("a", &[IP]), pod("b", &["10.0.0.2"]), ending(pod("web", &["10.0.0.3"]), 20));
+    for new_history in [false, true] {
+        let mut index = Index::default();
+        list(&mut index, 10, &[(5, a.clone()), (6, b.clone()), (7, web.clone())]);
+        if new_history {
+            index.replace_at([(at(1, b.clone()), Some(1)), (at(2, web.clone()), Some(2))], [], Some(3), true);
+        } else {
+            incomplete_list(&mut index, 20, &[(6, b.clone()), (7, web.clone())]);
+        }
+        assert_eq!(claims(&index, IP), ["unreadable"], "who it was may be the one that cannot be read");
+        assert_eq!(claims(&index, "10.0.0.2"), ["b"]);
+        assert!(claims(&index, "10.0.0.3").is_empty(), "it may be there that it is");
+        list(&mut index, 30, &[(6, b.clone()), (7, web.clone())]);
+        assert!(claims(&index, IP).is_empty());
+        assert_eq!((claims(&index, "10.0.0.3"), index.unreadable.len()), (vec!["web".to_owned()], 0));
+    }
+    // One whose name another has by now is gone all the same; what is heard of one later is so.
+    for new_history in [false, true] {
+        let mut index = Index::default();
+        list(&mut index, 10, &[(5, pod("db-1", &[IP])), (6, b.clone())]);
+        if new_history {
+            index.replace_at([(at(1, pod("db-2", &["10.0.0.9"])), Some(1))], [], Some(3), true);
+        } else {
+            incomplete_list(&mut index, 20, &[(15, pod("db-2", &["10.0.0.9"]))]);
+        }
+        assert!(claims(&index, IP).is_empty());
+        assert_eq!((claims(&index, "10.0.0.9"), claims(&index, "10.0.0.2")), (vec!["db-2".to_owned()], vec!["unreadable".to_owned()]));
+        apply(&mut index, 25, b.clone());
+        assert_eq!(claims(&index, "10.0.0.2"), ["b"]);
+        assert_eq!(index.by_name.len(), 2);
+    }
 }
 
 #[test]
@@ -187,7 +250,7 @@ fn a_list_brings_a_pod_back_that_was_wrongly_taken_for_gone() {
     assert_eq!(claims(&index, IP), ["a"]);
     // One that cannot be read is there as well.
     let mut index = gone();
-    index.list_at([(at(6, b.clone()), Some(6))], [(names(&a), Some(22))], Some(22));
+    index.list_at([(at(6, b.clone()), Some(6))], [(names(&a), Some(22))], Some(22), false);
     apply(&mut index, 23, a);
     assert_eq!(claims(&index, IP), ["a"]);
 }
@@ -212,7 +275,7 @@ fn a_history_that_began_anew_replaces_everything() {
     let (a, b) = (pod("a", &[IP]), pod("b", &["10.0.0.2"]));
     list(&mut index, 100, &[(90, a.clone()), (91, b.clone())]);
     delete(&mut index, 101, &b);
-    index.replace_at([(at(40, b), Some(40))], [], Some(50));
+    index.replace_at([(at(40, b), Some(40))], [], Some(50), false);
     assert_eq!(state(&index), BTreeMap::from([("b".to_owned(), 40)]));
     apply(&mut index, 60, a);
     assert_eq!(index.len(), 2);
@@ -227,9 +290,9 @@ fn versions_that_are_no_numbers_are_taken_as_they_come() {
     index.delete_at(&uid("a"), "default", "a", None);
     index.apply_at(pod("a", &[IP]), None);
     assert!(index.is_empty(), "a UID that is gone is gone all the same");
-    index.list_at([(pod("b", &[IP]), None)], [], None);
-    index.list_at([(pod("c", &[IP]), None)], [], None);
-    index.list_at([(pod("b", &[IP]), None)], [], None);
+    index.list_at([(pod("b", &[IP]), None)], [], None, false);
+    index.list_at([(pod("c", &[IP]), None)], [], None, false);
+    index.list_at([(pod("b", &[IP]), None)], [], None, false);
     assert_eq!(claims(&index, IP), ["b"]);
 }
 
@@ -256,24 +319,26 @@ enum What {
     Deleted,
 }
 
-/// A name, what happens to its pod, its addresses, and how it is.
-type Choice = (u8, u8, (u8, Option<u8>), (bool, bool, bool));
+/// A name, what happens to its pod, its addresses, how it is, and until when a terminating one claims its addresses.
+type Choice = (u8, u8, (u8, Option<u8>), (bool, bool, bool), i64);
 
 fn any_choice() -> impl Strategy<Value = Choice> {
-    let addresses = (1..4_u8, prop::option::weighted(0.3, 1..3_u8));
-    (0..3_u8, 0..20_u8, addresses, (prop::bool::weighted(0.1), prop::bool::weighted(0.2), prop::bool::weighted(0.1)))
+    let addresses = (0..4_u8, prop::option::weighted(0.3, 1..3_u8));
+    (0..3_u8, 0..20_u8, addresses, (prop::bool::weighted(0.1), prop::bool::weighted(0.3), prop::bool::weighted(0.1)), 1..6_i64)
 }
 
 /// A history: what happened at each version, from 1 on.
 fn history(choices: &[Choice]) -> Vec<Change> {
     let mut alive: BTreeMap<u8, Pod> = BTreeMap::new();
     let mut changes = Vec::new();
-    for (number, (name, what, (v4, v6), flags)) in choices.iter().enumerate() {
+    for (number, (name, what, (v4, v6), flags, until)) in choices.iter().enumerate() {
         let generation = alive.get(name).map_or_else(|| format!("p{name}-{number}"), |pod| pod.uid.0.to_string());
         let version = u64::try_from(number).unwrap() + 1;
-        let addresses: Vec<_> = [Some(format!("10.0.0.{v4}")), v6.map(|v6| format!("2001:db8::{v6}"))].into_iter().flatten().collect();
+        let addresses: Vec<_> =
+            [(*v4 > 0).then(|| format!("10.0.0.{v4}")), v6.map(|v6| format!("2001:db8::{v6}"))].into_iter().flatten().collect();
         let pod = pod(&generation, &addresses.iter().map(String::as_str).collect::<Vec<_>>());
-        let pod = at(version, Pod { finished: flags.0, terminating: flags.1, host_network: flags.2, ..pod });
+        let claims_until = flags.1.then(|| second(*until));
+        let pod = at(version, Pod { finished: flags.0, terminating: flags.1, claims_until, host_network: flags.2, ..pod });
         let is = match what {
             0..7 if alive.contains_key(name) => What::Deleted,
             7..10 => What::Unreadable,
@@ -319,6 +384,8 @@ struct Heard {
     lists: Vec<usize>,
     /// Of these pods it was heard that they were gone by a version.
     gone: Vec<(PodUid, usize)>,
+    /// The latest time that was told, in seconds.
+    now: i64,
 }
 
 impl Heard {
@@ -358,12 +425,23 @@ impl Heard {
     fn claims(&self, changes: &[Change], at: &str) -> Vec<String> {
         let holding = |terminating| {
             let pods = self.alive(changes).filter_map(|(uid, last)| Some((uid, last.readable, last.pod.as_ref()?)));
-            let with = pods
-                .filter(|(_, _, pod)| !pod.finished && !pod.host_network && pod.terminating == terminating && pod.ips.contains(&ip(at)));
+            let in_time = |pod: &Pod| pod.claims_until.is_none_or(|until| second(self.now) < until);
+            let with = pods.filter(|(_, _, pod)| {
+                !pod.finished && !pod.host_network && in_time(pod) && pod.terminating == terminating && pod.ips.contains(&ip(at))
+            });
             with.map(|(uid, readable, _)| (readable, uid.0.to_string())).collect::<Vec<_>>()
         };
         let running = holding(false);
-        let standing = if running.is_empty() { holding(true) } else { running };
+        let may_have_any = |last: &Last| match &last.pod {
+            None => true,
+            Some(pod) => pod.ips.is_empty() && !pod.finished && !pod.host_network && !pod.terminating,
+        };
+        let anyone_anywhere = self.alive(changes).any(|(_, last)| !last.readable && may_have_any(last));
+        let standing = match running.is_empty() {
+            false => running,
+            true if anyone_anywhere => Vec::new(),
+            true => holding(true),
+        };
         if standing.iter().any(|(readable, _)| !readable) {
             return vec!["unreadable".to_owned()];
         }
@@ -377,6 +455,7 @@ enum Hear {
     List,
     /// An answer about the pod of the change, as of another version.
     Answer(prop::sample::Index),
+    Time(i64),
 }
 
 proptest! {
@@ -387,6 +466,7 @@ proptest! {
             7 => Just(Hear::Event),
             2 => Just(Hear::List),
             1 => any::<prop::sample::Index>().prop_map(Hear::Answer),
+            1 => (0..6_i64).prop_map(Hear::Time),
         ], any::<prop::sample::Index>()), 0..60),
     ) {
         let changes = history(&choices);
@@ -419,7 +499,11 @@ proptest! {
                     let (readable, unreadable): (Vec<_>, Vec<_>) = listed.values().map(of).partition(|(change, _)| change.is == What::Readable);
                     let pods = readable.into_iter().map(|(change, at)| (change.pod, at));
                     let unreadable = unreadable.into_iter().map(|(change, at)| (names(&change.pod), at));
-                    index.list_at(pods, unreadable, number(version));
+                    index.list_at(pods, unreadable, number(version), false);
+                }
+                Hear::Time(now) => {
+                    model.now = model.now.max(now);
+                    index.end_claims(second(now));
                 }
                 Hear::Answer(as_of) => {
                     let asked = &changes[version - 1].pod;

@@ -106,6 +106,70 @@ async fn a_token_of_a_plugin_that_is_refused_is_asked_for_anew() {
     assert!(error.contains("exec plugin") && !error.contains("s3cr3t"), "{error}");
 }
 
+/// Its arguments and its environment may hold a secret, and what it writes too.
+#[tokio::test]
+async fn of_a_plugin_that_fails_nothing_is_told_but_that_it_did() {
+    let (api, files) = (lab(), tempfile::tempdir().unwrap());
+    let mut kubeconfig: serde_json::Value = serde_json::from_str(&api.kubeconfig()).unwrap();
+    kubeconfig["users"][0]["user"] = serde_json::json!({ "exec": {
+        "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "interactiveMode": "Never",
+        "args": ["-c", "echo s3cr3t; echo s3cr3t >&2; exit 3", "--client-secret=s3cr3t"],
+        "env": [{ "name": "CLIENT_SECRET", "value": "s3cr3t" }],
+    } });
+    let path = files.path().join("kubeconfig");
+    std::fs::write(&path, kubeconfig.to_string()).unwrap();
+    let error = connect(&ApiConfig { kubeconfig: Some(path), ..ApiConfig::default() }).await.unwrap_err();
+    let told = format!("{error} {error:?}");
+    assert!(told.contains("exec plugin") && told.contains("exit status: 3") && !told.contains("s3cr3t"), "{told}");
+}
+
+/// A plugin that hangs is one process and one thread, however often and by however many its outcome is wanted.
+#[tokio::test]
+async fn a_plugin_that_hangs_is_run_once_and_its_outcome_is_used_when_it_comes() {
+    let (api, files) = (lab(), tempfile::tempdir().unwrap());
+    let [runs, hold, answer] = ["runs", "hold", "answer"].map(|name| files.path().join(name));
+    let credential = r#"{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"first"}}"#;
+    std::fs::write(&answer, credential).unwrap();
+    let mut kubeconfig: serde_json::Value = serde_json::from_str(&api.kubeconfig()).unwrap();
+    kubeconfig["users"][0]["user"] = serde_json::json!({ "exec": {
+        "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "interactiveMode": "Never",
+        // It waits for as long as there is a file, and not for ever.
+        "args": ["-c", "echo run >> \"$0\"; n=0; while [ -e \"$1\" ] && [ $n -lt 1000 ]; do n=$((n+1)); sleep 0.02; done; cat \"$2\"",
+            runs, hold, answer],
+    } });
+    let path = files.path().join("kubeconfig");
+    std::fs::write(&path, kubeconfig.to_string()).unwrap();
+    let client = connect(&ApiConfig { kubeconfig: Some(path), ..ApiConfig::default() }).await.unwrap();
+    // From now on it waits. A set-up runs it more than once.
+    std::fs::write(&hold, "").unwrap();
+    let run = || std::fs::read_to_string(&runs).unwrap().lines().count();
+    let before = run();
+    client.connected().refused = true;
+    tokio::time::pause();
+    let began = Instant::now();
+    let asked = async {
+        tokio::join!(client.current(), client.current(), client.current());
+    };
+    let passes = async {
+        while run() == before {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::advance(SETUP_TIMEOUT + Duration::from_secs(1)).await;
+    };
+    tokio::join!(asked, passes);
+    client.current().await;
+    assert!(began.elapsed() < SETUP_TIMEOUT * 2, "nobody waits for it twice");
+    assert!(client.connected().refused && run() == before + 1, "what was known is used on, and it is not run again");
+    tokio::time::resume();
+    std::fs::remove_file(&hold).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while client.connected().refused {
+        client.current().await;
+        assert!(Instant::now() < deadline, "its outcome is used");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[test]
 fn values_stand_in_a_query_as_they_are_meant() {
     assert_eq!(encode("spec.nodeName=node-a"), "spec.nodeName%3Dnode-a");
@@ -147,4 +211,27 @@ async fn objects_are_created_and_changed_and_refusals_are_told_apart() {
     assert_eq!((ending.code(), ending.is_of_ending_namespace()), (Some(403), true));
     api.shutdown();
     assert_eq!(client.post(events, event("web.2")).await.unwrap_err().code(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_comes_without_end_is_not_waited_for() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let server = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let api = ApiConfig { server: Some(format!("http://{}", server.local_addr().unwrap())), ..ApiConfig::default() };
+    let trickling = tokio::spawn(async move {
+        let (mut stream, _) = server.accept().await.unwrap();
+        let _ = stream.read(&mut [0; 4096]).await;
+        let mut piece = &b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"[..];
+        while stream.write_all(piece).await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            piece = b" ";
+        }
+    });
+    let client = connect(&api).await.unwrap();
+    let began = Instant::now();
+    let failure = tokio::time::timeout(Duration::from_secs(600), client.ask_whole("/api/v1/pods")).await.expect("an end").unwrap_err();
+    assert!(matches!(failure, Failure::Slow), "{failure}");
+    assert!(began.elapsed() >= WHOLE_TIMEOUT && began.elapsed() < WHOLE_TIMEOUT * 2);
+    trickling.abort();
 }

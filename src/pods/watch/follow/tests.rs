@@ -45,6 +45,11 @@ type Asked = Arc<Mutex<Vec<Instant>>>;
 
 /// Follows a server that answers as it is told, and ends every answer at once.
 async fn following_canned(answer: impl Fn(&str) -> String + Send + 'static) -> (Following, Asked) {
+    following_canned_for(Duration::ZERO, answer).await
+}
+
+/// The same with answers that end after a while.
+async fn following_canned_for(open: Duration, answer: impl Fn(&str) -> String + Send + 'static) -> (Following, Asked) {
     let server = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let (url, asked) = (format!("http://{}", server.local_addr().unwrap()), Asked::default());
     tokio::spawn({
@@ -60,7 +65,10 @@ async fn following_canned(answer: impl Fn(&str) -> String + Send + 'static) -> (
                     header.clear();
                 }
                 let answer = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n".to_owned() + &answer(&target);
-                stream.write_all(answer.as_bytes()).await.unwrap();
+                // Who has read enough goes.
+                let _ = stream.write_all(answer.as_bytes()).await;
+                let _ = stream.flush().await;
+                tokio::time::sleep(open).await;
             }
         }
     });
@@ -74,7 +82,8 @@ async fn following(api: KubeApi) -> Following {
 
 async fn following_at(api: KubeApi, url: String) -> Following {
     let client = client::connect(&ApiConfig { server: Some(url), ..ApiConfig::default() }).await.unwrap();
-    let selection = Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields: "spec.nodeName=node-a".to_owned() };
+    let selection =
+        Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields: "spec.nodeName=node-a".to_owned(), annotations: Vec::new() };
     let (metrics, (tell, told)) = (Metrics::new(), mpsc::unbounded_channel());
     let running = tokio::spawn({
         let metrics = metrics.clone();
@@ -83,10 +92,11 @@ async fn following_at(api: KubeApi, url: String) -> Following {
                 let name = |metadata: &Metadata| metadata.name.clone().unwrap_or_default();
                 let words = match event {
                     Event::Alive => return ControlFlow::Continue(()),
-                    Event::Listed { objects, new_history, .. } => {
+                    Event::Listed { objects, new_history, incomplete, .. } => {
                         let mut names: Vec<_> = objects.iter().map(|object| name(&object.metadata)).collect();
                         names.sort();
-                        format!("{} {}", if new_history { "new history" } else { "list" }, names.join(" "))
+                        let kind = if new_history { "new history" } else { "list" };
+                        format!("{}{kind} {}", if incomplete { "incomplete " } else { "" }, names.join(" "))
                     }
                     Event::Applied(object) => format!("applied {}", name(&object.metadata)),
                     Event::Deleted(metadata) => format!("deleted {}", name(&metadata)),
@@ -163,7 +173,7 @@ async fn where_lists_are_not_streamed_they_come_in_pages_and_that_is_remembered(
     names.iter().for_each(|name| drop(put(&api, name)));
     let mut following = following(api).await;
     following.expect(&[&format!("list {}", names.join(" "))]).await;
-    assert_eq!(following.requests(Verb::List).len(), 3);
+    assert_eq!(following.requests(Verb::List).len(), 6);
     following.api.wait_for_watchers(Resource::Pods, 1).await;
     following.api.compact();
     following.api.cut_connections();
@@ -246,7 +256,9 @@ async fn a_line_that_cannot_be_read_while_a_list_comes_does_not_keep_the_list_fr
     let page = r#"{"kind":"PodList","metadata":{"resourceVersion":"5"},"items":[17,{"metadata":{"name":"a","uid":"a"}}]}"#;
     let (mut following, _) =
         following_canned(move |target| if target.contains("watch=true") { streamed.clone() } else { page.to_owned() }).await;
-    following.expect(&["failed: the Kubernetes API sent a change that cannot be read", "list a"]).await;
+    let lost = "failed: the Kubernetes API sent a change that cannot be read";
+    // Nor does an object in it that is nobody's by what can be read of it, but not before it was asked for again.
+    following.expect(&[lost, lost, lost, "incomplete list a"]).await;
 }
 
 #[tokio::test]
@@ -327,6 +339,35 @@ async fn a_watch_that_ends_at_once_is_a_failure_whatever_it_sent() {
     let asked = asked.lock().unwrap().clone();
     let pauses: Vec<_> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(pauses[0] >= Duration::from_millis(600) && pauses[1] >= Duration::from_millis(1200), "{pauses:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_ends_soon_after_its_begin_is_a_failure_too() {
+    let pod = serde_json::json!({ "metadata": { "namespace": "shop", "name": "a", "uid": "a", "resourceVersion": "5" } });
+    let end = serde_json::json!({ "metadata": { "resourceVersion": "5", "annotations": { "k8s.io/initial-events-end": "true" } } });
+    let lines = format!("{}\n{}\n{}\n", event("ADDED", &pod), event("BOOKMARK", &end), event("MODIFIED", &pod));
+    for (seconds, next) in [(4, "failed: the Kubernetes API ended the watch at once"), (6, "applied a")] {
+        let lines = lines.clone();
+        let (mut following, _) = following_canned_for(Duration::from_secs(seconds), move |_| lines.clone()).await;
+        following.expect(&["list a", "applied a", next]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_list_whose_pages_are_too_large_is_read_in_smaller_ones() {
+    let page = r#"{"kind":"PodList","metadata":{"resourceVersion":"5"},"items":[{"metadata":{"name":"a","uid":"a"}}]}"#;
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let limits = asked.clone();
+    let (mut following, _) = following_canned(move |target| {
+        let Some(limit) = target.split_once("limit=").and_then(|(_, rest)| rest.split_once('&')).map(|(limit, _)| limit.to_owned()) else {
+            return "not json\n".to_owned();
+        };
+        limits.lock().unwrap().push(limit.clone());
+        if limit == "1" { page.to_owned() } else { " ".repeat(33 << 20) }
+    })
+    .await;
+    following.expect(&["failed: the Kubernetes API sent a change that cannot be read", "list a"]).await;
+    assert_eq!(*asked.lock().unwrap(), ["20", "5", "1"]);
 }
 
 #[tokio::test]

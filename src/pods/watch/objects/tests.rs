@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::config::{AnnotationKeys, ApiConfig};
 use crate::metrics::Metrics;
-use crate::pods::watch::{Watch, client};
+use crate::pods::watch::{MAX_EXTERNAL_ID, MAX_LIST, MAX_ROLE, MAX_SESSION_NAME, SESSION_NAME_KEY, Watch, client};
 use crate::pods::{Needs, NodeAddresses, Pod, PodUid, pods};
 
 fn decode(object: Value) -> PodObject {
@@ -24,6 +24,7 @@ async fn watch() -> Watch {
         client: client::connect(&api).await.unwrap(),
         node: "node-a".to_owned(),
         node_addresses: Box::new(NodeAddresses::default),
+        now: Box::new(|| "2026-01-01T00:00:00Z".parse().unwrap()),
         annotations: AnnotationKeys {
             role: "iam.amazonaws.com/role".to_owned(),
             external_id: "iam.amazonaws.com/external-id".to_owned(),
@@ -56,10 +57,10 @@ fn of_a_whole_pod_the_fields_that_are_read_are_kept_and_no_others() {
     assert_eq!(pod.metadata.namespace.as_deref(), Some("default"));
     assert_eq!(pod.metadata.resource_version.as_deref(), Some("17"));
     assert_eq!(pod.metadata.version(), Some(17));
-    assert!(pod.metadata.is_terminating());
+    assert!(pod.metadata.claims_until.is_some());
     assert_eq!(pod.metadata.annotation("iam.amazonaws.com/role"), Some("web"));
     assert_eq!(pod.node_name.as_deref(), Some("node-a"));
-    assert_eq!(pod.phase.as_deref(), Some("Running"));
+    assert!(!pod.finished);
     assert!(!pod.host_network);
     assert_eq!(pod.ips, ips(&["10.42.0.2", "2001:db8::2"]));
     assert_eq!(pod.host_ips, ips(&["10.0.0.10"]));
@@ -79,7 +80,7 @@ fn a_pod_of_which_much_is_missing_is_still_decoded() {
     ] {
         let pod = decode(object.clone());
         assert_eq!(pod.metadata.uid.as_deref(), Some("u"), "{object}");
-        assert!(pod.ips.is_empty() && !pod.host_network && pod.node_name.is_none() && pod.phase.is_none(), "{object}");
+        assert!(pod.ips.is_empty() && !pod.host_network && pod.node_name.is_none() && !pod.finished, "{object}");
     }
     for empty in [json!({}), json!({ "metadata": {} }), json!({ "metadata": { "annotations": null, "uid": null } })] {
         assert!(decode(empty).metadata.uid.is_none());
@@ -110,7 +111,7 @@ fn a_namespace_keeps_its_name_and_annotations() {
     let object = namespace("team", &[("iam.amazonaws.com/allowed-roles", "[]")]);
     let mut namespace: OnlyMetadata = serde_json::from_value(object).unwrap();
     assert_eq!(namespace.metadata.name.as_deref(), Some("team"));
-    assert_eq!(namespace.metadata.take_annotation("iam.amazonaws.com/allowed-roles").as_deref(), Some("[]"));
+    assert_eq!(namespace.metadata.take_annotation("iam.amazonaws.com/allowed-roles", 64).as_deref(), Some("[]"));
     assert!(serde_json::from_value::<OnlyMetadata>(json!({ "metadata": { "annotations": null } })).is_ok());
 }
 
@@ -129,14 +130,21 @@ async fn a_pod_is_told_in_the_words_of_the_index() {
         ips: ips(&["10.42.0.2", "2001:db8::2"]),
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     };
     let told = |builder: PodBuilder| watch.pod(decode(builder.build())).unwrap().0;
     assert_eq!(told(builder.clone()), plain);
     assert_eq!(told(builder.clone().phase("Pending")), plain);
-    assert_eq!(told(builder.clone().phase("Succeeded")), Pod { finished: true, ..plain.clone() });
-    assert_eq!(told(builder.clone().phase("Failed")), Pod { finished: true, ..plain.clone() });
-    assert_eq!(told(builder.clone().terminating()), Pod { terminating: true, ..plain.clone() });
+    let finished = Pod { finished: true, ips: ips(&[]), ..plain.clone() };
+    assert_eq!(told(builder.clone().phase("Succeeded")), finished);
+    assert_eq!(told(builder.clone().phase("Failed")), finished);
+    let ending = |until: Timestamp| Pod { terminating: true, claims_until: Some(until), ..plain.clone() };
+    let beyond = "2026-01-01T00:01:00Z".parse().unwrap();
+    assert_eq!(told(builder.clone().terminating_at("2026-01-01T00:00:30Z")), ending(beyond), "the grace period, and half a minute");
+    for odd in ["", "soon", "2026-01-01", "9999-12-30T22:00:00Z"] {
+        assert_eq!(told(builder.clone().terminating_at(odd)), ending(Timestamp::MIN), "{odd:?}");
+    }
     assert_eq!(told(builder.clone().host_network(true)), Pod { host_network: true, ..plain.clone() });
     let annotated = builder
         .annotation("iam.amazonaws.com/role", "web")
@@ -186,5 +194,103 @@ async fn a_pod_without_a_uid_or_a_name_is_ignored() {
         let mut object = PodBuilder::new("team", "web-1").uid("uid-1").ip("10.42.0.2").build();
         object["metadata"][field] = Value::Null;
         assert!(watch.pod(decode(object)).is_none(), "{field}");
+    }
+}
+
+#[test]
+fn annotations_that_nobody_reads_are_let_go() {
+    let builder = PodBuilder::new("team", "web-1").annotation("kubectl.kubernetes.io/last-applied-configuration", &"x".repeat(10_000));
+    let mut pod = decode(builder.annotation("iam.amazonaws.com/role", "web").annotation("other", "y").build());
+    pod.metadata.keep_annotations(&[Annotation::new("iam.amazonaws.com/role", 64), Annotation::new("not/there", 64)]);
+    let Some(Annotations(kept)) = &pod.metadata.annotations else { panic!("there are some") };
+    assert_eq!((kept.len(), kept.capacity()), (1, 1));
+    assert_eq!(pod.metadata.annotation("other"), None);
+    assert_eq!(pod.metadata.take_annotation("iam.amazonaws.com/role", 64).as_deref(), Some("web"));
+    assert_eq!(pod.metadata.take_annotation("iam.amazonaws.com/role", 64), None);
+}
+
+#[test]
+fn addresses_without_a_network_are_left_out() {
+    let builder = || PodBuilder::new("team", "web-1").uid("uid-1").ip("10.42.0.2");
+    let ips_of = |builder: PodBuilder| decode(builder.build()).ips;
+    assert_eq!(ips_of(builder().without_network()), ips(&[]), "the condition says so");
+    assert_eq!(ips_of(builder().stopped()), ips(&["10.42.0.2"]), "its containers may be started again");
+    assert_eq!(ips_of(builder().terminating()), ips(&["10.42.0.2"]), "they still run");
+    assert_eq!(ips_of(builder().terminating().stopped()), ips(&[]), "they are not started again");
+    for kind in ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"] {
+        let mut object = builder().terminating().stopped().build();
+        object["status"][kind] = json!([{ "state": { "terminated": {} } }, { "state": { "running": {} } }]);
+        assert_eq!(decode(object).ips, ips(&["10.42.0.2"]), "one of {kind} runs");
+    }
+    for nothing in [Value::Null, json!([])] {
+        let mut object = builder().terminating().build();
+        object["status"]["containerStatuses"] = nothing;
+        // As before Kubernetes 1.29.
+        object["status"]["conditions"] = Value::Null;
+        assert_eq!(decode(object).ips, ips(&["10.42.0.2"]), "nothing is known of containers");
+    }
+    let mut object = builder().build();
+    object["status"]["conditions"] =
+        json!([{ "type": "PodReadyToStartContainers", "status": "Unknown" }, { "type": "Ready", "status": "False" }]);
+    assert_eq!(decode(object).ips, ips(&["10.42.0.2"]));
+}
+
+#[tokio::test]
+async fn annotations_that_are_too_long_are_cut_and_are_refused_for_what_they_are() {
+    use crate::config::Restrictions;
+    use crate::pods::{Namespace, Surroundings};
+    use crate::policy::{Decision, Policy, Rules};
+    let watch = watch().await;
+    let base = Some("arn:aws:iam::111122223333:role/".parse().unwrap());
+    let policy = |restrictions| {
+        let rules = Rules { base: base.clone(), restrictions, ..Rules::default() };
+        Policy::new(rules, "arn:aws:sts::111122223333:assumed-role/nodes/i-0".parse::<crate::role::CallerIdentity>().unwrap().into())
+            .unwrap()
+    };
+    let denied = |pod: &Pod, around: &Surroundings, restrictions| match policy(restrictions).decide(pod, around) {
+        Decision::Deny(denial) => denial.name(),
+        Decision::Allow { .. } => "allowed",
+    };
+    let builder = || PodBuilder::new("team", "web-1").uid("uid-1").annotation("iam.amazonaws.com/role", "web");
+    let with = |key: &str, value: &str| watch.pod(decode(builder().annotation(key, value).build())).unwrap().0;
+    type Field = fn(&Pod) -> &Option<String>;
+    let annotations: [(&str, usize, &str, Field); 3] = [
+        ("iam.amazonaws.com/role", MAX_ROLE, "role-too-long", |pod| &pod.role),
+        ("iam.amazonaws.com/external-id", MAX_EXTERNAL_ID, "bad-external-id", |pod| &pod.external_id),
+        (SESSION_NAME_KEY, MAX_SESSION_NAME, "bad-session-name", |pod| &pod.session_name),
+    ];
+    for (key, longest, reason, field) in annotations {
+        let kept = |value: &str| field(&with(key, value)).clone().unwrap();
+        assert_eq!(kept(&"w".repeat(longest)).len(), longest);
+        for (value, left) in
+            [("w".repeat(longest + 1), 1), ("w".repeat(200_000), 1), ("w".repeat(longest - 1) + &"\u{1f600}".repeat(1000), 3)]
+        {
+            let cut = kept(&value);
+            assert!(cut.len() == longest + left && cut.capacity() <= cut.len() + 8, "{key}: {}", cut.len());
+            assert_eq!(denied(&with(key, &value), &Surroundings::default(), Restrictions::Off), reason);
+        }
+        // In a list it is cut before the list is complete.
+        let mut listed = decode(builder().annotation(key, &"w".repeat(200_000)).build());
+        listed.metadata.keep_annotations(&[Annotation::new(key, longest)]);
+        assert_eq!(listed.metadata.annotation(key).unwrap().len(), longest + 1);
+    }
+    let list = |value: String, key: &str| {
+        let mut object: OnlyMetadata = serde_json::from_value(namespace("team", &[(key, &value)])).unwrap();
+        object.metadata.take_annotation(key, MAX_LIST)
+    };
+    let good = format!("[\"web\"{}]", " ".repeat(MAX_LIST - 7));
+    for (text, permitted, reason) in [
+        (good.clone(), false, "allowed"),
+        (good + " ", false, "namespace-list-too-large"),
+        (format!("[\"web\"{}]", " ".repeat(200_000)), false, "namespace-list-too-large"),
+        ("x".repeat(200_000), true, "namespace-list-too-large"),
+    ] {
+        let text = list(text, "key");
+        let (allowed_roles, permitted) = if permitted { (None, text) } else { (text, None) };
+        let around = Surroundings {
+            namespace: Some(Namespace { name: "team".to_owned(), allowed_roles, permitted }.into()),
+            ..Surroundings::default()
+        };
+        assert_eq!(denied(&with("other", ""), &around, Restrictions::Enforce), reason);
     }
 }

@@ -1,0 +1,267 @@
+//! What a request costs before credentials: who asks, and which role that pod may have. And what the watch costs: one
+//! event, and a complete list.
+//!
+//! Requests are measured on the index and the policy themselves, with as many pods as small, large and very large nodes
+//! have. Events and lists come from a server of this program, as bytes that were made beforehand, through the real watch:
+//! HTTP, lines, decoding, index.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark says loudly what failed")]
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use rolegate::config::{AnnotationKeys, ApiConfig, PatternFormat, Restrictions};
+use rolegate::metrics::Metrics;
+use rolegate::pods::watch::{Watch, client};
+use rolegate::pods::{Lookup, Namespace, Needs, NodeAddresses, Pod, PodUid, Pods, PodsWriter, pods};
+use rolegate::policy::node::NodeIdentity;
+use rolegate::policy::{Decision, Policy, Rules};
+use rolegate::readiness::Readiness;
+use rolegate::role::CallerIdentity;
+use rolegate_lab::kube::PodBuilder;
+
+const PODS: [usize; 3] = [110, 1000, 10_000];
+const NODE: &str = "node-a";
+const CALLER: &str = "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e2d3c";
+const BASE: &str = "arn:aws:iam::111122223333:role/";
+/// Namespaces of the pods, and patterns that each of them has.
+const NAMESPACES: usize = 40;
+const PATTERNS: usize = 10;
+/// Pods of the list that is measured, and bytes of each as JSON.
+const LISTED: usize = 1000;
+const POD_SIZE: usize = 12 * 1024;
+/// Events that are sent at once.
+const EVENTS: usize = 1000;
+
+fn main() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut criterion = Criterion::default().configure_from_args().sample_size(20).measurement_time(Duration::from_secs(3));
+    decisions(&mut criterion);
+    events(&mut criterion);
+    lists(&mut criterion);
+    criterion.final_summary();
+}
+
+fn address(number: usize) -> IpAddr {
+    let [_, a, b, c] = u32::try_from(number).unwrap().to_be_bytes();
+    Ipv4Addr::new(10, a + 1, b, c).into()
+}
+
+fn decisions(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("who asks, and what may it have");
+    let kinds = [
+        ("no restrictions", Restrictions::Off, PatternFormat::Glob),
+        ("globs", Restrictions::Enforce, PatternFormat::Glob),
+        ("regular expressions", Restrictions::Enforce, PatternFormat::Regexp),
+    ];
+    for (name, restrictions, patterns) in kinds {
+        let rules = Rules { base: Some(BASE.parse().unwrap()), restrictions, patterns, ..Rules::default() };
+        let identity = NodeIdentity::default();
+        identity.set_caller(CALLER.parse::<CallerIdentity>().unwrap());
+        let policy = Policy::new(rules, identity).unwrap();
+        for count in PODS {
+            let (_writer, pods) = node(count, patterns);
+            let mut number = 0;
+            group.bench_with_input(BenchmarkId::new(name, format!("{count} pods")), &pods, |bencher, pods| {
+                bencher.iter(|| {
+                    // A step that meets them all, far apart.
+                    number = (number + 7919) % count;
+                    let Lookup::Found(pod, around) = pods.by_ip(address(number)) else { panic!("the pod is known") };
+                    let decision = policy.decide(&pod, &around);
+                    assert!(matches!(decision, Decision::Allow { .. }), "{decision:?}");
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+/// The pods of a node in their namespaces, each of which allows its own roles by the last of its patterns.
+fn node(count: usize, patterns: PatternFormat) -> (PodsWriter, Pods) {
+    let (writer, pods) = pods();
+    let any = if patterns == PatternFormat::Glob { "*" } else { ".*" };
+    writer.write(|index| {
+        for number in 0..NAMESPACES {
+            let others = (1..PATTERNS).map(|other| format!("other-{other}-{any}"));
+            let list: Vec<String> = others.chain([format!("team-{number}-{any}")]).collect();
+            let allowed_roles = Some(serde_json::to_string(&list).unwrap());
+            index.apply_namespace(Namespace { name: format!("team-{number}"), allowed_roles, permitted: None });
+        }
+        for number in 0..count {
+            let team = number % NAMESPACES;
+            index.apply(Pod {
+                uid: PodUid(format!("5f3c1e2a-7b64-4d0e-9a51-{number:012x}").into()),
+                namespace: format!("team-{team}"),
+                name: format!("web-7f9c8d6b5-{number:05}"),
+                service_account: "default".to_owned(),
+                role: Some(format!("team-{team}-web")),
+                external_id: None,
+                session_name: None,
+                ips: vec![address(number)],
+                finished: false,
+                terminating: false,
+                claims_until: None,
+                host_network: false,
+            });
+        }
+    });
+    (writer, pods)
+}
+
+/// One event, by the time of many that come together.
+fn events(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("a watch event of a pod of 12 KB");
+    group.throughput(Throughput::Elements(1));
+    for count in PODS {
+        let api = Api::start(count);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (_running, pods) = runtime.block_on(api.follow());
+        let mut version = u64::try_from(count).unwrap() + 1;
+        group.bench_function(format!("{count} pods known"), |bencher| {
+            bencher.iter_custom(|events| {
+                let mut took = Duration::ZERO;
+                for _ in 0..events.div_ceil(EVENTS as u64) {
+                    let lines: String = (0..EVENTS)
+                        .map(|event| {
+                            version += 1;
+                            line("MODIFIED", &pod(event % count, version))
+                        })
+                        .collect();
+                    let before = pods.generation();
+                    let began = Instant::now();
+                    api.send.send(lines.into_bytes()).unwrap();
+                    runtime.block_on(async {
+                        let mut pods = pods.clone();
+                        while pods.generation() < before + EVENTS as u64 {
+                            pods.changed().await;
+                        }
+                    });
+                    took += began.elapsed();
+                }
+                let measured = events.div_ceil(EVENTS as u64) * EVENTS as u64;
+                took.mul_f64(events as f64 / measured as f64)
+            });
+        });
+    }
+    group.finish();
+}
+
+fn lists(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("a list of 1000 pods of 12 KB");
+    let api = Api::start(LISTED);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    group.throughput(Throughput::Elements(LISTED as u64));
+    group.bench_function("streamed", |bencher| {
+        bencher.iter(|| {
+            let (running, pods) = runtime.block_on(api.follow());
+            assert_eq!(pods.count(), LISTED);
+            running.abort();
+        });
+    });
+    group.finish();
+}
+
+/// An API that streams one list, and then the lines that it is told to.
+struct Api {
+    address: SocketAddr,
+    send: Sender<Vec<u8>>,
+}
+
+impl Api {
+    fn start(count: usize) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let list: String = (0..count).map(|number| line("ADDED", &pod(number, 1 + number as u64))).collect();
+        let end = format!(
+            r#"{{"type":"BOOKMARK","object":{{"kind":"Pod","apiVersion":"v1","metadata":{{"resourceVersion":"{}","annotations":{{"k8s.io/initial-events-end":"true"}}}}}}}}"#,
+            count + 1
+        );
+        let list: Arc<[u8]> = (list + &end + "\n").into_bytes().into();
+        let (send, lines) = channel();
+        let lines = Arc::new(Mutex::new(lines));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (list, lines) = (list.clone(), lines.clone());
+                std::thread::spawn(move || answer(stream.unwrap(), &list, &lines));
+            }
+        });
+        Self { address, send }
+    }
+
+    /// The real watch of it, with its list in.
+    async fn follow(&self) -> (tokio::task::JoinHandle<()>, Pods) {
+        let (writer, pods) = pods();
+        let server = Some(format!("http://{}", self.address));
+        let annotation = |name: &str| format!("iam.amazonaws.com/{name}");
+        let watch = Watch {
+            client: client::connect(&ApiConfig { server, ..ApiConfig::default() }).await.unwrap(),
+            node: NODE.to_owned(),
+            node_addresses: Box::new(NodeAddresses::default),
+            now: Box::new(|| rolegate::credentials::Clock::system().now()),
+            annotations: AnnotationKeys {
+                role: annotation("role"),
+                external_id: annotation("external-id"),
+                allowed_roles: annotation("allowed-roles"),
+            },
+            writer,
+            pods: pods.clone(),
+            needs: Needs::default(),
+            metrics: Metrics::new(),
+        };
+        let readiness = Readiness::default();
+        let running = tokio::spawn(watch.run(readiness.step("the list")));
+        let mut changes = pods.clone();
+        while !readiness.pending().is_empty() {
+            changes.changed().await;
+        }
+        (running, pods)
+    }
+}
+
+/// Answers the requests of one connection: a list that goes on as a watch, with a body that ends with the connection.
+fn answer(stream: std::net::TcpStream, list: &[u8], lines: &Mutex<Receiver<Vec<u8>>>) {
+    let mut request = BufReader::new(stream.try_clone().unwrap());
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if request.read_line(&mut head).unwrap_or(0) == 0 {
+            return;
+        }
+    }
+    assert!(head.contains("sendInitialEvents=true"), "{head}");
+    let mut stream = stream;
+    let head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n";
+    if stream.write_all(head).and_then(|()| stream.write_all(list)).is_err() {
+        return;
+    }
+    let lines = lines.lock().unwrap();
+    while let Ok(more) = lines.recv() {
+        if stream.write_all(&more).is_err() {
+            return;
+        }
+    }
+}
+
+fn line(kind: &str, object: &serde_json::Value) -> String {
+    format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n")
+}
+
+/// A pod of [`POD_SIZE`] bytes.
+fn pod(number: usize, version: u64) -> serde_json::Value {
+    let builder = PodBuilder::new(&format!("team-{}", number % NAMESPACES), &format!("web-7f9c8d6b5-{number:05}"))
+        .node(NODE)
+        .uid(&format!("5f3c1e2a-7b64-4d0e-9a51-{number:012x}"))
+        .ip(&address(number).to_string())
+        .annotation("iam.amazonaws.com/role", "web-role")
+        .annotation("kubectl.kubernetes.io/last-applied-configuration", &"x".repeat(2000));
+    let mut pod = builder.build();
+    pod["metadata"]["resourceVersion"] = version.to_string().into();
+    let missing = POD_SIZE.saturating_sub(pod.to_string().len());
+    let variables =
+        (0..missing / 140).map(|number| serde_json::json!({ "name": format!("SETTING_{number:04}"), "value": "y".repeat(100) }));
+    pod["spec"]["containers"][0]["env"].as_array_mut().unwrap().extend(variables);
+    pod
+}

@@ -1,0 +1,154 @@
+//! The rules once more, as simply as they can be written, for nothing but comparison.
+
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+
+use regex::Regex;
+
+use super::{BASE, Written};
+
+fn is_match(expression: &'static str, compiled: &'static OnceLock<Regex>, text: &str) -> bool {
+    compiled.get_or_init(|| Regex::new(expression).unwrap()).is_match(text)
+}
+
+/// The grammar of a role's ARN: IAM's `arnType`, `pathType` and `roleNameType`, and the partitions that there are.
+pub(crate) fn is_role_arn(text: &str) -> bool {
+    static COMPILED: OnceLock<Regex> = OnceLock::new();
+    let grammar = r"\Aarn:aws(-cn|-us-gov|-eusc|-iso|-iso-b|-iso-e|-iso-f)?:iam::[0-9]{12}:role/([!-.0-~]+/)*[A-Za-z0-9_+=,.@-]{1,64}\z";
+    // `/` alone, or what stands between two of them: 512 characters with both.
+    let path = text.find(":role/").zip(text.rfind('/')).map_or(0, |(from, to)| to - (from + ":role".len()) + 1);
+    text.len() <= 2048 && path <= 512 && is_match(grammar, &COMPILED, text)
+}
+
+/// The hosts that clients of the metadata service write.
+pub(crate) fn is_host(value: &[u8]) -> bool {
+    let hosts = ["169.254.169.254", "169.254.169.254:80", "[fd00:ec2::254]", "[fd00:ec2::254]:80", "fd00:ec2::254"];
+    hosts.iter().any(|host| host.as_bytes() == value)
+}
+
+/// A short name behind the base; an ARN as it is.
+pub(crate) fn completed(name: &str, base: &str) -> String {
+    if name.starts_with("arn:") { name.to_owned() } else { format!("{base}{}", name.strip_prefix('/').unwrap_or(name)) }
+}
+
+/// Whether a pattern of `*` and text is the whole text: by a table of which beginning matches which.
+pub(crate) fn glob(pattern: &str, text: &str) -> bool {
+    let text: Vec<char> = text.chars().collect();
+    let mut reached = vec![false; text.len() + 1];
+    reached[0] = true;
+    for part in pattern.chars() {
+        let mut next = vec![false; text.len() + 1];
+        for at in 0..=text.len() {
+            if part == '*' {
+                next[at] = reached[at] || at > 0 && next[at - 1];
+            } else if at > 0 {
+                next[at] = reached[at - 1] && text[at - 1] == part;
+            }
+        }
+        reached = next;
+    }
+    reached[text.len()]
+}
+
+enum Node {
+    Char(char),
+    Any,
+    Star(Box<Node>),
+    Sequence(Vec<Node>),
+    Either(Vec<Node>),
+}
+
+/// Whether an expression of letters, `.`, `*`, `|` and groups is the whole text; `None` for any other expression.
+pub(crate) fn expression(pattern: &str, text: &str) -> Option<bool> {
+    let mut rest = pattern.chars().peekable();
+    if pattern.len() > 64 || text.len() > 128 {
+        return None;
+    }
+    let node = either(&mut rest)?;
+    let text: Vec<char> = text.chars().collect();
+    rest.next().is_none().then(|| ends(&node, &text, 0).contains(&text.len()))
+}
+
+fn either(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<Node> {
+    let mut branches = Vec::new();
+    loop {
+        let mut sequence = Vec::new();
+        while let Some(next) = rest.next_if(|next| !matches!(next, '|' | ')')) {
+            let node = match next {
+                '(' => {
+                    let inner = (rest.peek() != Some(&'?')).then(|| either(rest))??;
+                    rest.next_if_eq(&')')?;
+                    inner
+                }
+                '.' => Node::Any,
+                '*' => Node::Star(Box::new(sequence.pop()?)),
+                next if next.is_ascii_alphanumeric() || "/:-".contains(next) => Node::Char(next),
+                _ => return None,
+            };
+            // A question mark behind a star, and others like it, are another language.
+            sequence.push(node);
+        }
+        branches.push(Node::Sequence(sequence));
+        if rest.next_if_eq(&'|').is_none() {
+            return Some(Node::Either(branches));
+        }
+    }
+}
+
+/// Where the matches that begin at `start` end.
+fn ends(node: &Node, text: &[char], start: usize) -> BTreeSet<usize> {
+    match node {
+        Node::Char(expected) => (text.get(start) == Some(expected)).then_some(start + 1).into_iter().collect(),
+        Node::Any => text.get(start).filter(|next| **next != '\n').map(|_| start + 1).into_iter().collect(),
+        Node::Either(branches) => branches.iter().flat_map(|branch| ends(branch, text, start)).collect(),
+        Node::Sequence(parts) => {
+            parts.iter().fold(BTreeSet::from([start]), |starts, part| starts.iter().flat_map(|start| ends(part, text, *start)).collect())
+        }
+        Node::Star(inner) => {
+            let mut all = BTreeSet::from([start]);
+            let mut new = vec![start];
+            while let Some(from) = new.pop() {
+                new.extend(ends(inner, text, from).into_iter().filter(|end| all.insert(*end)));
+            }
+            all
+        }
+    }
+}
+
+/// The role that may be allowed for what is written, in a node of account 111122223333 whose own role is `nodes`, with
+/// namespace restrictions.
+pub(crate) fn allowed_role(written: &Written<'_>) -> Option<String> {
+    static NAME: OnceLock<Regex> = OnceLock::new();
+    static ID: OnceLock<Regex> = OnceLock::new();
+    let role = completed(written.role?, BASE);
+    let (beginning, name) = role.rsplit_once('/')?;
+    let is_node = beginning.starts_with("arn:aws:iam::111122223333:") && name.eq_ignore_ascii_case("nodes");
+    let session_name = written.session_name.is_none_or(|name| is_match(r"\A[A-Za-z0-9_+=,.@-]{2,64}\z", &NAME, name));
+    let external_id = written.external_id.is_none_or(|id| is_match(r"\A[A-Za-z0-9_+=,.@:/-]{2,}\z", &ID, id) && id.len() <= 1224);
+    let by_list = match written.allowed_roles {
+        None => false,
+        Some(text) => {
+            let patterns: Vec<String> = serde_json::from_str(text).ok()?;
+            patterns.iter().any(|pattern| if written.regexp { whole_short(pattern, &role) } else { glob(&completed(pattern, BASE), &role) })
+        }
+    };
+    let by_expression = match written.permitted {
+        None => false,
+        Some(expression) => whole(expression, "", &role)?,
+    };
+    let good = is_role_arn(&role) && role.starts_with("arn:aws:") && !is_node && session_name && external_id;
+    (good && (by_list || by_expression)).then_some(role)
+}
+
+fn whole_short(pattern: &str, role: &str) -> bool {
+    let pattern = pattern.strip_prefix('^').unwrap_or(pattern);
+    let (base, pattern) = if pattern.starts_with("arn:") { ("", pattern) } else { (BASE, pattern.strip_prefix('/').unwrap_or(pattern)) };
+    whole(pattern, base, role).unwrap_or(false)
+}
+
+/// Whether a valid expression is the whole of what is behind the base; `None` where it is no expression.
+fn whole(expression: &str, base: &str, role: &str) -> Option<bool> {
+    Regex::new(expression).ok()?;
+    let anchored = Regex::new(&format!(r"\A(?:{expression})\z")).ok()?;
+    Some(role.strip_prefix(base).is_some_and(|behind| anchored.is_match(behind)))
+}

@@ -1,0 +1,7 @@
+//! Session tokens. See `checks::token`.
+#![no_main]
+
+#[path = "../checks/mod.rs"]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::token(data));

@@ -1,0 +1,93 @@
+//! Why a pod gets nothing, and the one place that says what it is told.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::respond::Outcome;
+use super::route::Route;
+use crate::pods::Pod;
+use crate::policy::Denial;
+
+/// Why a pod gets nothing, with what the operator should know.
+pub(super) enum Refusal {
+    UnknownPod,
+    AmbiguousPod(Vec<Arc<Pod>>),
+    UnreadablePod(Arc<Pod>),
+    Denied(Arc<Pod>, Denial),
+    OtherRole(Arc<Pod>),
+    Changed(Arc<Pod>),
+}
+
+/// What was asked for: clients draw other conclusions from the same status of each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// A session token.
+    Token,
+    /// Everything else.
+    Value,
+}
+
+impl Asked {
+    pub(super) fn by(route: &Route) -> Self {
+        if matches!(route, Route::NewToken { .. }) { Self::Token } else { Self::Value }
+    }
+}
+
+impl Refusal {
+    /// The stable name: a metric's label.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::UnknownPod => "unknown-pod",
+            Self::AmbiguousPod(_) => "ambiguous-pod",
+            Self::UnreadablePod(_) => "unreadable-pod",
+            Self::Denied(_, denial) => denial.name(),
+            Self::OtherRole(_) => "other-role",
+            Self::Changed(_) => "changed",
+        }
+    }
+
+    /// What the pod is told. To 404 SDKs say "no role here" and go on with their chain; 500 they try again, or keep what they
+    /// have. So what is decided is 404, and what may be known a moment later is 500.
+    ///
+    /// A stranger that asks for a value is told 404: it is mostly one that never becomes known, such as a pod in the host's
+    /// network. A token is never 404: the SDKs of .NET, Go and C++ and s3fs take that for a service without tokens, and ask
+    /// without one for as long as they live.
+    pub(super) fn outcome(&self, asked: Asked) -> Outcome {
+        match self {
+            Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) if asked == Asked::Token => Outcome::Failed,
+            Self::Changed(_) => Outcome::Failed,
+            Self::Denied(_, denial) if denial.may_pass() => Outcome::Failed,
+            Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) | Self::Denied(..) | Self::OtherRole(_) => Outcome::NotFound,
+        }
+    }
+
+    /// Tells the operator.
+    pub(super) fn log(&self, ip: IpAddr) {
+        let reason = self.reason();
+        match self {
+            Self::UnknownPod => warn!(source = %ip, reason,
+                "refused: no pod of this node is known to have this address; a pod in the host's network cannot be served"),
+            Self::AmbiguousPod(pods) => {
+                let mut pods: Vec<_> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+                pods.sort();
+                warn!(source = %ip, reason, pods = pods.join(", "), "refused: more than one pod claims this address");
+            }
+            Self::UnreadablePod(pod) => {
+                warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
+                    "refused: the pod that has this address is now one that cannot be read; the line about its object has more");
+            }
+            Self::Denied(pod, denial) => {
+                warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: {denial}");
+            }
+            Self::Changed(pod) => {
+                info!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
+                    "refused: the pod, or what it may have, changed while STS was asked");
+            }
+            Self::OtherRole(pod) => {
+                info!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: the pod asked for a role that is not its own");
+            }
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The checks of the fuzz targets, on inputs that proptest makes: near what is right, because what is far from it is refused
+//! at the first byte.
+
+use http::Version;
+use proptest::option;
+use proptest::prelude::*;
+
+#[path = "../../fuzz/checks/mod.rs"]
+mod checks;
+
+const ROLE: &str = "(arn:aws(-cn)?:iam::(111122223333|444455556666):role/)?(/|team/|web|Nodes|nodes|[a-z*.^|()]|[ \n\u{e9}]){0,5}";
+const LIST: &str = r#"\[("(arn:aws:iam::111122223333:role/)?(\*|\.\*|web|team/|[a-z/(|)^]){0,4}",?){0,2}\]"#;
+const EXPRESSION: &str = r"(arn:aws:iam::111122223333:role/|\.\*|web|nodes|team/|[a-z*.|()/^$]){0,5}";
+
+fn headers() -> impl Strategy<Value = Vec<(&'static [u8], Vec<u8>)>> {
+    let name = prop::sample::select(vec![
+        &b"host"[..],
+        b"content-length",
+        b"transfer-encoding",
+        b"forwarded",
+        b"x-forwarded-for",
+        b"x-aws-ec2-metadata-token-ttl-seconds",
+    ]);
+    let known = prop::sample::select(vec![&b"169.254.169.254"[..], b"169.254.169.254:80", b"0", b"1", b"21600", b"21601", b"+5", b""]);
+    let value = prop_oneof![4 => known.prop_map(<[u8]>::to_vec), 1 => prop::collection::vec(any::<u8>(), 0..8)];
+    prop::collection::vec((name, value), 0..3)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn role_arns_have_their_grammar(text in "(arn|aws)?(arn:aws(-cn|-iso-f|-mars)?:iam:(eu)?:[0-9]{11,13}:role/)?([a-zA-Z0-9_+=,.@/!~: \u{e9}-]|//){0,70}") {
+        checks::arn(&text);
+    }
+
+    #[test]
+    fn patterns_match_as_a_naive_matcher_does(
+        regexp: bool,
+        pattern in "(arn:aws:iam::111122223333:role/)?[abw/*.|()^$?+\\[\\]\\\\]{0,8}",
+        text in "(arn:aws:iam::(111122223333|444455556666):role/)?[abw/]{0,6}",
+    ) {
+        checks::pattern(regexp, &pattern, &text);
+    }
+
+    #[test]
+    fn nothing_is_allowed_that_a_plain_reading_does_not_allow(
+        role in option::weighted(0.9, ROLE),
+        external_id in option::weighted(0.2, "[a:/ ]{0,4}"),
+        session_name in option::weighted(0.2, "[a:/ ]{0,4}"),
+        allowed_roles in option::weighted(0.7, LIST),
+        permitted in option::weighted(0.3, EXPRESSION),
+        regexp: bool,
+    ) {
+        let [role, external_id, session_name, allowed_roles, permitted] =
+            [&role, &external_id, &session_name, &allowed_roles, &permitted].map(|text| text.as_deref());
+        checks::annotations(&checks::Written { role, external_id, session_name, allowed_roles, permitted, regexp });
+    }
+
+    #[test]
+    fn every_request_is_refused_or_is_of_the_table(
+        method in "(GET|HEAD|PUT|POST|CONNECT|OPTIONS|get)",
+        target in "(http://169.254.169.254)?/(latest|1.0|2021-03-23|LATEST)?/?(meta-data|api|%6d)?/?/?(iam|token|\\.\\.)?/?(security-credentials|info)?(/|/web|/\\.|/a;b|\\?q|\u{e9}){0,2}",
+        headers in headers(),
+        named: bool,
+        version in prop::sample::select(vec![Version::HTTP_10, Version::HTTP_11]),
+    ) {
+        let host: &[(&[u8], &[u8])] = if named { &[(b"host", b"169.254.169.254")] } else { &[] };
+        let headers: Vec<_> = host.iter().copied().chain(headers.iter().map(|(name, value)| (*name, value.as_slice()))).collect();
+        checks::route(method.as_bytes(), target.as_bytes(), &headers, version);
+    }
+
+    #[test]
+    fn only_what_the_daemon_made_is_a_token(data in prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..8),
+        "[A-Za-z0-9_=-]{56}".prop_map(String::into_bytes),
+    ]) {
+        checks::token(&data);
+    }
+
+    #[test]
+    fn a_host_is_one_of_those_that_clients_write(value in prop_oneof![
+        "(169.254.169.254|\\[fd00:ec2::254\\]|fd00:ec2::254|127.0.0.1|localhost)(:80|:8181|:080|\\.|)".prop_map(String::into_bytes),
+        prop::collection::vec(any::<u8>(), 0..20),
+    ]) {
+        checks::host(&value);
+    }
+}
