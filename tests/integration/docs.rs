@@ -149,7 +149,7 @@ fn every_value_of_a_label_is_documented() {
     let mut told = literals_after(&(events + &writer), "metrics.event(");
     told.extend(literals_after(between(&writer, "let outcome = match (&answer, &result) {", "};"), "=> "));
     let mut lookups = literals_after(&cache, "session_lookups(");
-    lookups.extend(literals_after(&cache, "session_lookups(if started { "));
+    lookups.extend(literals_after(&cache, "session_lookups(if is_new { "));
     lookups.extend(literals_after(&cache, "} else { ").into_iter().filter(|word| word == "shared"));
     let causes = names(&read("src/credentials/gate.rs"), "impl Cause {");
     let waits =
