@@ -104,7 +104,7 @@ fn memory(runtime: &Runtime) {
     runtime.block_on(async {
         for number in 0..MANY {
             let credentials = sessions.get(&request(&policy, number)).await.unwrap();
-            credentials.document(|_| Ok::<_, ()>(vec![b'd'; 1100])).unwrap();
+            credentials.document(|_| Ok::<_, ()>(vec![b'd'; 1100].into())).unwrap();
         }
     });
     let grown = resident().saturating_sub(before);

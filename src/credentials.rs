@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 use secrecy::SecretString;
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::policy::RoleRequest;
@@ -31,14 +32,17 @@ pub struct Credentials {
     pub session_token: SecretString,
     /// When STS gave them.
     pub issued_at: Timestamp,
-    /// When they end.
+    /// When they end, by the wall clock.
     pub expires_at: Timestamp,
-    /// The document that pods are given, made at the first request for it and wiped like the rest.
+    /// The same by the clock that nobody sets.
+    ends: Instant,
+    /// The documents that pods are given, each made at the first request for it and wiped like the rest.
     document: OnceLock<Bytes>,
+    extended: OnceLock<Bytes>,
 }
 
 impl Credentials {
-    /// Credentials that STS has just given.
+    /// Credentials that STS has just given: at `issued_at`, which is now.
     pub fn new(
         access_key_id: String,
         secret_access_key: SecretString,
@@ -46,7 +50,16 @@ impl Credentials {
         issued_at: Timestamp,
         expires_at: Timestamp,
     ) -> Self {
-        Self { access_key_id, secret_access_key, session_token, issued_at, expires_at, document: OnceLock::new() }
+        let ends = Instant::now() + Duration::try_from(expires_at.duration_since(issued_at)).unwrap_or(Duration::ZERO);
+        let (document, extended) = (OnceLock::new(), OnceLock::new());
+        Self { access_key_id, secret_access_key, session_token, issued_at, expires_at, ends, document, extended }
+    }
+
+    /// How long they are still good, at this time of the wall clock. That clock may be set back, which makes nothing last
+    /// longer; and the other one stands still while the machine sleeps. So the lesser of the two counts.
+    pub fn remaining(&self, now: Timestamp) -> Duration {
+        let by_wall = Duration::try_from(self.expires_at.duration_since(now)).unwrap_or(Duration::ZERO);
+        by_wall.min(self.ends.saturating_duration_since(Instant::now()))
     }
 
     /// How long they last in all.
@@ -55,13 +68,23 @@ impl Credentials {
     }
 
     /// The document of these credentials: rendered by the first caller, the same bytes for everybody after.
-    pub fn document<E>(&self, render: impl FnOnce(&Self) -> Result<Vec<u8>, E>) -> Result<Bytes, E> {
-        if let Some(document) = self.document.get() {
-            return Ok(document.clone());
-        }
-        let rendered = Bytes::from_owner(Zeroizing::new(render(self)?));
-        Ok(self.document.get_or_init(|| rendered).clone())
+    pub fn document<E>(&self, render: impl FnOnce(&Self) -> Result<Zeroizing<Vec<u8>>, E>) -> Result<Bytes, E> {
+        rendered_once(&self.document, || render(self))
     }
+
+    /// The same for the document that names the account, too.
+    pub fn extended_document<E>(&self, render: impl FnOnce(&Self) -> Result<Zeroizing<Vec<u8>>, E>) -> Result<Bytes, E> {
+        rendered_once(&self.extended, || render(self))
+    }
+}
+
+fn rendered_once<E>(document: &OnceLock<Bytes>, render: impl FnOnce() -> Result<Zeroizing<Vec<u8>>, E>) -> Result<Bytes, E> {
+    if let Some(document) = document.get() {
+        return Ok(document.clone());
+    }
+    // It is kept: in no more room than it takes.
+    let fitting = Bytes::from_owner(Zeroizing::new(render()?.as_slice().to_vec()));
+    Ok(document.get_or_init(|| fitting).clone())
 }
 
 impl fmt::Debug for Credentials {
@@ -184,7 +207,7 @@ impl Clock {
 
     /// A clock that begins at `start` and goes on as tokio's does, which a test can pause and advance.
     pub fn following_tokio(start: Timestamp) -> Self {
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         Self(std::sync::Arc::new(move || start + began.elapsed()))
     }
 

@@ -285,7 +285,9 @@ impl<A: AssumeRole> Proxy<A> {
             return self.refuse(ip, refusal, Asked::Value);
         }
         match answer {
-            Ok(credentials) if extended => self.document(documents::extended_credentials(&credentials, request.role())),
+            Ok(credentials) if extended => {
+                self.document(credentials.extended_document(|credentials| documents::extended_credentials(credentials, request.role())))
+            }
             Ok(credentials) => self.document(credentials.document(documents::credentials)),
             Err(error) => {
                 self.metrics.denied("sts");

@@ -353,7 +353,10 @@ fn sessions_last_from_15_minutes_to_12_hours() {
         ("--session-duration=12h1s", "--session-duration is 12h 1s: STS gives"),
         ("--iam-role-session-ttl=7m", "twice --iam-role-session-ttl is 14m: STS gives"),
         ("--iam-role-session-ttl=7h", "twice --iam-role-session-ttl is 14h: STS gives"),
-        ("--iam-role-session-ttl=18446744073709551615s", "twice --iam-role-session-ttl is"),
+        (
+            "--iam-role-session-ttl=18446744073709551615s",
+            "--iam-role-session-ttl=\"18446744073709551615s\": expected a duration of a day at most",
+        ),
     ] {
         let found = mistake(&[argument]);
         assert!(found.starts_with(told), "{argument}: {found}");
@@ -644,6 +647,8 @@ fn what_is_asked_of_sts_has_its_bounds() {
     for (argument, said) in [
         ("--sts-timeout=99ms", "100ms to 1m"),
         ("--sts-timeout=61s", "100ms to 1m"),
+        ("--prefetch-spread=25h", "a day at most"),
+        ("--iam-role-error-ttl=1000y", "a day at most"),
         ("--sts-rate=0", "a number from 1"),
         ("--sts-concurrency=0", "a number from 1"),
         ("--sts-concurrency=many", "a number from 1"),

@@ -28,7 +28,7 @@ use crate::policy::RoleRequest;
 
 mod flight;
 
-use flight::{Before, Flight, Landed, Serves, is_fresh, is_usable, patience, remaining, remembered_for};
+use flight::{Before, Flight, Landed, Serves, State, is_fresh, is_usable, patience, remembered_for};
 pub use flight::{Landing, Standing};
 
 /// Nothing with less left is served while STS works: the SDKs with the longest margin (botocore) refresh, and refresh
@@ -91,7 +91,7 @@ impl<A: AssumeRole> Sessions<A> {
     pub async fn get(&self, request: &RoleRequest) -> Landing {
         let landing = self.find(request).await;
         if let Ok(credentials) = &landing
-            && remaining(credentials, self.clock.now()) < LEAST_REMAINING
+            && credentials.remaining(self.clock.now()) < LEAST_REMAINING
         {
             self.late.inc();
         }
@@ -137,7 +137,7 @@ impl<A: AssumeRole> Sessions<A> {
                     Some(Serves::Nothing(before)) => before,
                     Some(_) => return None,
                 };
-                let cause = if self.waits_for(&before.earlier, before.failures) { Cause::Demand } else { Cause::Renewal };
+                let cause = if self.waits_for(before.earlier.as_deref(), before.failures) { Cause::Demand } else { Cause::Renewal };
                 Some((before, cause))
             })
             .await;
@@ -149,7 +149,7 @@ impl<A: AssumeRole> Sessions<A> {
     pub(super) async fn ahead(&self, request: &RoleRequest) -> bool {
         let (flight, _) = self
             .start(request, |flight| {
-                let before = flight.map_or_else(|| Some(Before::default()), Flight::next)?;
+                let before = flight.map_or_else(|| Some(Before::default()), |flight| flight.next(self.clock.now()))?;
                 let held = before.earlier.as_ref().is_some_and(|earlier| is_usable(earlier, self.clock.now()));
                 Some((before, if held { Cause::Renewal } else { Cause::Prefetch }))
             })
@@ -236,16 +236,16 @@ impl<A: AssumeRole> Sessions<A> {
 
     fn holdings(&self) -> Holdings {
         let now = self.clock.now();
-        let ends = self.flights.iter().filter_map(|(_, flight)| flight.held(now)).map(|held| remaining(&held, now)).collect::<Vec<_>>();
-        Holdings { sessions: ends.len(), earliest_end: ends.into_iter().min() }
+        let last = self.flights.iter().filter_map(|(_, flight)| flight.lasts(now)).collect::<Vec<_>>();
+        Holdings { sessions: last.iter().filter(|last| !last.is_zero()).count(), earliest_end: last.into_iter().min() }
     }
 
     /// Starts a request to STS in a task of its own.
-    fn depart(&self, request: Arc<RoleRequest>, Before { earlier, failures }: Before, cause: Cause) -> Flight {
-        let (land, landed) = watch::channel(None);
-        let (sts, metrics, clock, kept) = (self.sts.clone(), self.metrics.clone(), self.clock.clone(), earlier.clone());
+    fn depart(&self, request: Arc<RoleRequest>, Before { earlier, failures, lapsed }: Before, cause: Cause) -> Flight {
+        let (sts, metrics, clock) = (self.sts.clone(), self.metrics.clone(), self.clock.clone());
         let (error_ttl, follower) = (self.settings.error_ttl, self.follower.get().cloned());
         let (ticket, turn) = self.gate.queue(cause, earlier.as_ref().map(|earlier| earlier.expires_at));
+        let (land, state) = watch::channel(State { earlier, lapsed, landed: None });
         // Not a background task: it ends with its answer, and a panic in it drops `land`, which its callers see.
         tokio::spawn(async move {
             // Told also when it ends by a panic.
@@ -273,46 +273,59 @@ impl<A: AssumeRole> Sessions<A> {
                     metrics.sts_answered(error.name(), cause, began.elapsed());
                     // That the daemon does not know itself is told by whoever asks for it.
                     if error.is_remembered() {
-                        let kept_until = kept.as_ref().filter(|kept| is_usable(kept, clock.now())).map(|kept| kept.expires_at);
+                        let kept_until =
+                            land.borrow().earlier.as_ref().filter(|kept| is_usable(kept, clock.now())).map(|kept| kept.expires_at);
                         warn!(role, session, cause, outcome = error.name(), ?kept_until, "cannot assume a role: {error}");
                     }
                 }
             }
-            let held = kept.filter(|kept| is_usable(kept, clock.now()));
-            let remembered = match (&landing, held) {
-                (Ok(_), _) => Duration::ZERO,
-                (Err(AssumeRoleError::Throttled), Some(held)) => patience(&held, clock.now()),
-                (Err(error), _) => remembered_for(error, failures, error_ttl),
-            };
-            land.send_replace(Some(Landed { landing, until: Instant::now() + remembered }));
+            land.send_modify(|State { earlier, lapsed, landed }| {
+                let held = earlier.as_ref().filter(|held| is_usable(held, clock.now()));
+                let remembered = match (&landing, held) {
+                    (Ok(_), _) => Duration::ZERO,
+                    (Err(AssumeRoleError::Throttled), Some(held)) => patience(held, clock.now()),
+                    (Err(error), _) => remembered_for(error, failures, error_ttl),
+                };
+                if landing.is_ok() {
+                    (*earlier, *lapsed) = (None, false);
+                } else if held.is_none() {
+                    *lapsed |= earlier.take().is_some();
+                }
+                *landed = Some(Landed { landing, until: Instant::now() + remembered });
+            });
         });
-        Flight { landed, earlier, failures, ticket }
+        Flight { state, failures, ticket }
     }
 
     /// Whether a caller waits for a new session: not where the one before is still good, and STS does not work.
-    fn waits_for(&self, earlier: &Option<Arc<Credentials>>, failures: u32) -> bool {
-        let usable = earlier.as_ref().is_some_and(|earlier| is_usable(earlier, self.clock.now()));
+    fn waits_for(&self, earlier: Option<&Credentials>, failures: u32) -> bool {
+        let usable = earlier.is_some_and(|earlier| is_usable(earlier, self.clock.now()));
         !usable || (failures == 0 && self.gate.trouble().is_none())
     }
 
     async fn landing_of(&self, flight: Arc<Flight>) -> Landing {
         let began = Instant::now();
-        let earlier = || flight.earlier.as_ref().filter(|earlier| is_usable(earlier, self.clock.now())).cloned();
-        if !self.waits_for(&flight.earlier, flight.failures)
-            && let Some(earlier) = earlier()
+        // Kept for as long as this caller waits: the flight lets go of it when it lands well.
+        let earlier = flight.earlier(self.clock.now());
+        let is_held = |earlier: &Arc<Credentials>| is_usable(earlier, self.clock.now());
+        if !self.waits_for(earlier.as_deref(), flight.failures)
+            && let Some(earlier) = earlier
         {
             return Ok(earlier);
         }
         self.gate.raise(flight.ticket);
-        let mut landed = flight.landed.clone();
-        if earlier().is_some() && tokio::time::timeout(PATIENCE_WITH_EARLIER, landed.wait_for(Option::is_some)).await.is_err() {
+        let mut state = flight.state.clone();
+        let patience = PATIENCE_WITH_EARLIER.min(self.settings.timeout);
+        if let Some(earlier) = &earlier
+            && tokio::time::timeout(patience, state.wait_for(|state| state.landed.is_some())).await.is_err()
+            && is_held(earlier)
+        {
             // Credentials that are still good in the caller's time are better than fresh ones after it.
-            if let Some(earlier) = earlier() {
-                return Ok(earlier);
-            }
+            return Ok(earlier.clone());
         }
-        let landing = match tokio::time::timeout_at(began + self.settings.timeout, landed.wait_for(Option::is_some)).await {
-            Ok(Ok(landed)) => landed.as_ref().map(|landed| landed.landing.clone()),
+        let landed = state.wait_for(|state| state.landed.is_some());
+        let landing = match tokio::time::timeout_at(began + self.settings.timeout, landed).await {
+            Ok(Ok(state)) => state.landed.as_ref().map(|landed| landed.landing.clone()),
             Ok(Err(_)) => None,
             // The request goes on: its answer is for those who ask next.
             Err(_) => Some(Err(self
@@ -323,8 +336,10 @@ impl<A: AssumeRole> Sessions<A> {
         match landing {
             Some(Ok(credentials)) if is_usable(&credentials, self.clock.now()) => Ok(credentials),
             Some(Ok(_)) => Err(ended()),
-            Some(Err(error)) => earlier().ok_or(error),
-            None => earlier().ok_or_else(|| AssumeRoleError::Failed { message: "the request to it ended without an answer".to_owned() }),
+            Some(Err(error)) => earlier.filter(is_held).ok_or(error),
+            None => earlier
+                .filter(is_held)
+                .ok_or_else(|| AssumeRoleError::Failed { message: "the request to it ended without an answer".to_owned() }),
         }
     }
 

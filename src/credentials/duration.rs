@@ -28,25 +28,32 @@ const TOO_LONG: &str = "DurationSeconds exceeds";
 pub(super) struct Durations(Mutex<HashMap<RoleArn, Instant>>);
 
 impl Durations {
-    /// Asks for a session of this role and duration, and for one of an hour where that is too long.
-    pub(super) async fn ask<T, F>(&self, role: &RoleArn, wanted: Duration, ask: impl Fn(Duration) -> F) -> Result<T, AssumeRoleError>
+    /// Asks for a session of this role and duration, and for one of an hour where that is too long. What came, and the duration
+    /// that it was asked for with.
+    pub(super) async fn ask<T, F>(
+        &self,
+        role: &RoleArn,
+        wanted: Duration,
+        ask: impl Fn(Duration) -> F,
+    ) -> Result<(T, Duration), AssumeRoleError>
     where
         F: Future<Output = Result<T, AssumeRoleError>>,
     {
+        let of = async |duration| Ok((ask(duration).await?, duration));
         if wanted <= ALWAYS_ALLOWED {
-            return ask(wanted).await;
+            return of(wanted).await;
         }
         if self.is_short(role) {
-            return ask(ALWAYS_ALLOWED).await;
+            return of(ALWAYS_ALLOWED).await;
         }
-        match ask(wanted).await {
+        match of(wanted).await {
             Err(AssumeRoleError::Invalid { message }) if message.contains(TOO_LONG) => {
                 let known = self.lock().insert(role.clone(), Instant::now() + REMEMBERED);
                 if known.is_none() {
                     warn!(%role, "sessions of this role last 1 hour, not what --session-duration asks for: {message}; raise the role's \
                         maximum session duration, or lower --session-duration (with --assume-role-arn it is 1 hour always)");
                 }
-                ask(ALWAYS_ALLOWED).await
+                of(ALWAYS_ALLOWED).await
             }
             answer => answer,
         }
@@ -89,7 +96,10 @@ mod tests {
             let message = "ValidationError: The requested DurationSeconds exceeds the MaxSessionDuration set for this role.".to_owned();
             std::future::ready(if duration > most { Err(AssumeRoleError::Invalid { message }) } else { Ok(duration) })
         });
-        let answer = answer.await;
+        let answer = answer.await.map(|(session, asked_for)| {
+            assert_eq!(session, asked_for);
+            session
+        });
         (answer, asked.into_inner().unwrap())
     }
 

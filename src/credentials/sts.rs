@@ -29,6 +29,7 @@ use aws_sdk_sts::types::Tag;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use jiff::Timestamp;
 use secrecy::SecretString;
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::duration::Durations;
@@ -234,8 +235,9 @@ impl AssumeRole for Sts {
         // What was decided before it was known is decided again with it, before a pod gets anything.
         self.identity.known().await.map_err(|error| AssumeRoleError::IdentityUnknown(Box::new(error)))?;
         let date = Date::default();
+        let (sent, began) = (self.clock.now(), Instant::now());
         let ask = |duration| self.ask(request, duration, date.clone());
-        let given = self.durations.ask(request.role(), request.duration(), ask).await?;
+        let (given, duration) = self.durations.ask(request.role(), request.duration(), ask).await?;
         let expires_at = Timestamp::new(given.expiration.secs(), 0).map_err(|_| incomplete())?;
         let texts = [&given.access_key_id, &given.secret_access_key, &given.session_token];
         // By this node's clock, which pods share: what they take the time from that is left.
@@ -248,6 +250,8 @@ impl AssumeRole for Sts {
             );
         }
         let expires_at = expires_at.checked_sub(ahead).map_err(|_| incomplete())?;
+        let asked = Asked { sent, duration, took: began.elapsed() };
+        let expires_at = asked.at_the_latest(now).ok_or_else(incomplete)?.min(expires_at);
         // The SDK takes an answer that was cut short for a whole one: the fields are then empty, the time is 1970.
         if expires_at <= now {
             return Err(AssumeRoleError::Failed {
@@ -284,6 +288,27 @@ impl Sts {
             .await
             .map_err(|error| translate(&error))?;
         answer.credentials.ok_or_else(incomplete)
+    }
+}
+
+/// One question to STS.
+struct Asked {
+    /// When, by the wall clock.
+    sent: Timestamp,
+    /// The session's duration.
+    duration: Duration,
+    /// The time that passed until the answer, by the clock that nobody sets.
+    took: Duration,
+}
+
+impl Asked {
+    /// The latest end of the session that came, at the time of the answer. STS gave it after it was asked, so that it ends no
+    /// later than its duration after that, by whichever clock: the date of the answer may be wrong, and the clock may have been
+    /// set meanwhile, or the machine have slept.
+    fn at_the_latest(&self, now: Timestamp) -> Option<Timestamp> {
+        let by_wall = self.sent.checked_add(self.duration).ok()?;
+        let by_time_passed = now.checked_add(self.duration.saturating_sub(self.took)).ok()?;
+        Some(by_wall.min(by_time_passed))
     }
 }
 
@@ -357,4 +382,23 @@ fn is_caused_by_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
 /// A text from outside for a log line: of bounded length, without control characters.
 fn bounded(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+    use super::*;
+
+    #[test]
+    fn a_session_ends_its_duration_after_it_was_asked_for_whatever_clocks_say() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let at = |text: &str| -> Timestamp { format!("2026-01-01T{text}Z").parse().unwrap() };
+        let took = Duration::from_secs(1);
+        let asked = |sent: &str| Asked { sent: at(sent), duration: HOUR, took };
+        assert_eq!(asked("12:00:00").at_the_latest(at("12:00:01")).unwrap(), at("13:00:00"));
+        // The machine slept for two hours with the answer on its way.
+        assert_eq!(asked("12:00:00").at_the_latest(at("14:00:01")).unwrap(), at("13:00:00"));
+        // The clock was set back by ten minutes meanwhile.
+        assert_eq!(asked("12:00:00").at_the_latest(at("11:50:01")).unwrap(), at("12:50:00"));
+    }
 }

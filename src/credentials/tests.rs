@@ -161,3 +161,33 @@ pub(super) async fn settle() {
         tokio::task::yield_now().await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn neither_a_clock_that_is_set_nor_a_machine_that_sleeps_makes_credentials_last() {
+    const LIFE: Duration = Duration::from_secs(3600);
+    let noon: Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
+    let minutes = |minutes: i64| noon + jiff::SignedDuration::from_mins(minutes);
+    let credentials = Credentials::new("ASIA1".to_owned(), "secret".into(), "token".into(), noon, noon + LIFE);
+    assert_eq!(credentials.remaining(noon), LIFE);
+    assert_eq!(credentials.remaining(minutes(-10)), LIFE, "the wall clock was set back");
+    assert_eq!(credentials.remaining(minutes(61)), Duration::ZERO, "time in which the machine slept, or the clock was set on");
+    tokio::time::advance(Duration::from_secs(50 * 60)).await;
+    assert_eq!(credentials.remaining(minutes(40)), Duration::from_secs(600), "set back by ten minutes, at fifty");
+    assert_eq!(credentials.remaining(minutes(55)), Duration::from_secs(300), "set on by five");
+}
+
+#[test]
+fn a_document_is_rendered_once_and_takes_no_more_room_than_it_has_bytes() {
+    let now: Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
+    let credentials = Credentials::new("ASIA1".to_owned(), "secret".into(), "token".into(), now, now);
+    let rendered = std::cell::Cell::new(0);
+    let render = |text: &'static str| {
+        rendered.set(rendered.get() + 1);
+        Ok::<_, ()>(Zeroizing::new(text.as_bytes().to_vec()))
+    };
+    for _ in 0..2 {
+        assert_eq!(credentials.document(|_| render("plain")).unwrap(), "plain");
+        assert_eq!(credentials.extended_document(|_| render("extended")).unwrap(), "extended");
+    }
+    assert_eq!(rendered.get(), 2);
+}

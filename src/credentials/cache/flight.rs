@@ -22,13 +22,22 @@ pub type Landing = Result<Arc<Credentials>, AssumeRoleError>;
 /// A request to STS, under way or landed.
 #[derive(Debug)]
 pub(super) struct Flight {
-    pub(super) landed: watch::Receiver<Option<Landed>>,
-    /// What the flight before brought, for the case that this one fails.
-    pub(super) earlier: Option<Arc<Credentials>>,
+    pub(super) state: watch::Receiver<State>,
     /// How many failed before it, one after the other.
     pub(super) failures: u32,
     /// Its place at the gate.
     pub(super) ticket: Ticket,
+}
+
+/// Where a flight is.
+#[derive(Debug)]
+pub(super) struct State {
+    /// What the flight before brought, for the case that this one fails: let go when it does not.
+    pub(super) earlier: Option<Arc<Credentials>>,
+    /// There were credentials, which have ended with nothing after them.
+    pub(super) lapsed: bool,
+    /// Its end, once it is there.
+    pub(super) landed: Option<Landed>,
 }
 
 /// The end of a flight.
@@ -56,6 +65,7 @@ pub(super) enum Serves {
 pub(super) struct Before {
     pub(super) earlier: Option<Arc<Credentials>>,
     pub(super) failures: u32,
+    pub(super) lapsed: bool,
 }
 
 /// Where a session stands, for whoever renews it.
@@ -76,68 +86,89 @@ pub enum Standing {
 
 impl Flight {
     pub(super) fn serves(&self, now: Timestamp) -> Serves {
-        let fresh = || self.earlier.as_ref().filter(|earlier| is_fresh(earlier, now)).cloned();
-        let usable = || self.earlier.as_ref().filter(|earlier| is_usable(earlier, now)).cloned();
-        match &*self.landed.borrow() {
+        let state = self.state.borrow();
+        let State { earlier, landed, .. } = &*state;
+        let fresh = || earlier.as_ref().filter(|earlier| is_fresh(earlier, now)).cloned();
+        let usable = || earlier.as_ref().filter(|earlier| is_usable(earlier, now)).cloned();
+        match landed {
             None => match fresh() {
                 // A renewal keeps nobody waiting.
                 Some(earlier) => Serves::Credentials(earlier),
-                None if self.landed.has_changed().is_err() => Serves::Nothing(self.before(0)),
+                None if self.has_crashed() => Serves::Nothing(self.after_failure(&state, 0, now)),
                 // Nor does one that is tried again: STS does not work.
                 None if self.failures > 0 => usable().map_or(Serves::Wait, Serves::Credentials),
                 None => Serves::Wait,
             },
             Some(Landed { landing: Ok(credentials), .. }) if is_fresh(credentials, now) => Serves::Credentials(credentials.clone()),
-            Some(Landed { landing: Ok(credentials), .. }) => Serves::Nothing(Before { earlier: Some(credentials.clone()), failures: 0 }),
+            Some(Landed { landing: Ok(credentials), .. }) => Serves::Nothing(after(credentials, now)),
             Some(Landed { landing: Err(error), until }) => match fresh() {
                 Some(earlier) => Serves::Credentials(earlier),
                 None if Instant::now() < *until => usable().map_or_else(|| Serves::Failure(error.clone()), Serves::Credentials),
-                None => Serves::Nothing(self.before(1)),
+                None => Serves::Nothing(self.after_failure(&state, 1, now)),
             },
         }
     }
 
-    fn before(&self, more: u32) -> Before {
-        Before { earlier: self.earlier.clone(), failures: self.failures.saturating_add(more) }
+    /// Whether nothing comes any more, though nothing came: its task ended by a panic.
+    fn has_crashed(&self) -> bool {
+        self.state.has_changed().is_err()
+    }
+
+    fn after_failure(&self, State { earlier, lapsed, .. }: &State, more: u32, now: Timestamp) -> Before {
+        let before = earlier.as_ref().map(|earlier| after(earlier, now)).unwrap_or_default();
+        Before { failures: self.failures.saturating_add(more), lapsed: *lapsed || before.lapsed, ..before }
     }
 
     /// What the next flight takes over, if it may begin ahead of need.
-    pub(super) fn next(&self) -> Option<Before> {
-        match &*self.landed.borrow() {
-            None if self.landed.has_changed().is_ok() => None,
-            None => Some(self.before(0)),
-            Some(Landed { landing: Ok(credentials), .. }) => Some(Before { earlier: Some(credentials.clone()), failures: 0 }),
-            Some(Landed { landing: Err(_), until }) => (*until <= Instant::now()).then(|| self.before(1)),
+    pub(super) fn next(&self, now: Timestamp) -> Option<Before> {
+        let state = self.state.borrow();
+        match &state.landed {
+            None => self.has_crashed().then(|| self.after_failure(&state, 0, now)),
+            Some(Landed { landing: Ok(credentials), .. }) => Some(after(credentials, now)),
+            Some(Landed { landing: Err(_), until }) => (*until <= Instant::now()).then(|| self.after_failure(&state, 1, now)),
         }
     }
 
     pub(super) fn standing(&self, now: Timestamp) -> Standing {
-        let usable = self.earlier.as_ref().is_some_and(|earlier| is_usable(earlier, now));
-        match &*self.landed.borrow() {
-            None if self.landed.has_changed().is_ok() => Standing::UnderWay,
-            // It ended without an answer: a panic.
-            None => Standing::Failed { until: Instant::now(), hopeless: !usable },
+        let State { earlier, landed, .. } = &*self.state.borrow();
+        let usable = earlier.as_ref().is_some_and(|earlier| is_usable(earlier, now));
+        match landed {
+            None if self.has_crashed() => Standing::Failed { until: Instant::now(), hopeless: !usable },
+            None => Standing::UnderWay,
             Some(Landed { landing: Ok(credentials), .. }) => Standing::Held(credentials.clone()),
             Some(Landed { landing: Err(error), until }) => Standing::Failed { until: *until, hopeless: error.is_refusal() && !usable },
         }
     }
 
-    /// The credentials that would be served if nothing else came.
-    pub(super) fn held(&self, now: Timestamp) -> Option<Arc<Credentials>> {
-        let landed = self.landed.borrow();
-        let credentials = match &*landed {
-            Some(Landed { landing: Ok(credentials), .. }) => Some(credentials),
-            _ => self.earlier.as_ref(),
-        };
-        credentials.filter(|credentials| is_usable(credentials, now)).cloned()
+    /// What the flight before brought, while it is still good.
+    pub(super) fn earlier(&self, now: Timestamp) -> Option<Arc<Credentials>> {
+        self.state.borrow().earlier.as_ref().filter(|earlier| is_usable(earlier, now)).cloned()
     }
+
+    /// How long the credentials last that would be served if nothing else came: nothing where they have ended, `None` where
+    /// there never were any.
+    pub(super) fn lasts(&self, now: Timestamp) -> Option<Duration> {
+        let State { earlier, lapsed, landed } = &*self.state.borrow();
+        let credentials = match landed {
+            Some(Landed { landing: Ok(credentials), .. }) => Some(credentials),
+            _ => earlier.as_ref(),
+        };
+        let held = credentials.map(|credentials| if is_usable(credentials, now) { credentials.remaining(now) } else { Duration::ZERO });
+        held.or_else(|| lapsed.then_some(Duration::ZERO))
+    }
+}
+
+/// What a flight takes over that follows these credentials: themselves, if they are still good.
+fn after(credentials: &Arc<Credentials>, now: Timestamp) -> Before {
+    let earlier = is_usable(credentials, now).then(|| credentials.clone());
+    Before { lapsed: earlier.is_none(), earlier, failures: 0 }
 }
 
 /// How long a session that STS throttles is left alone while it is still good: most of all where it has long to live, so that
 /// what STS does answer goes to those that end soon, on whatever node. Half of what is left; below a quarter of its life,
 /// less by the square of it.
 pub(super) fn patience(held: &Credentials, now: Timestamp) -> Duration {
-    let left = remaining(held, now);
+    let left = held.remaining(now);
     let part = (4.0 * left.as_secs_f64() / held.life().as_secs_f64().max(1.0)).min(1.0);
     jitter::spread((left / 2).mul_f64(part * part).max(LEAST_PATIENCE))
 }
@@ -154,13 +185,9 @@ pub(super) fn remembered_for(error: &AssumeRoleError, failures: u32, error_ttl: 
 
 /// With enough left to be served while STS works. A session shorter than an hour is fresh in its first half.
 pub(super) fn is_fresh(credentials: &Credentials, now: Timestamp) -> bool {
-    remaining(credentials, now) > LEAST_REMAINING.min(credentials.life() / 2)
+    credentials.remaining(now) > LEAST_REMAINING.min(credentials.life() / 2)
 }
 
 pub(super) fn is_usable(credentials: &Credentials, now: Timestamp) -> bool {
-    remaining(credentials, now) > LEAST_USABLE
-}
-
-pub(super) fn remaining(credentials: &Credentials, now: Timestamp) -> Duration {
-    Duration::try_from(credentials.expires_at.duration_since(now)).unwrap_or(Duration::ZERO)
+    credentials.remaining(now) > LEAST_USABLE
 }

@@ -417,7 +417,12 @@ async fn what_is_held_and_what_is_served_late_is_counted() {
     sessions.get(&request("web")).await.unwrap();
     assert!(told("rolegate_sessions_served_late_total 1"));
     pass(25 * 60).await;
-    assert!(told("rolegate_sessions 1") && told("rolegate_session_earliest_expiry_seconds 540"), "one has ended");
+    assert!(told("rolegate_sessions 1") && told("rolegate_session_earliest_expiry_seconds 0"), "one has ended, with none after it");
+    sts.always(Answer::Session(HOUR));
+    pass(10 * 60).await;
+    sessions.get(&request("web")).await.unwrap();
+    sessions.get(&request("db")).await.unwrap();
+    assert!(told("rolegate_sessions 2") && told("rolegate_session_earliest_expiry_seconds 3600"));
 }
 
 #[tokio::test(start_paused = true)]
