@@ -71,7 +71,7 @@ fn every_failure_has_something_to_look_at() {
     let message = || "x".to_owned();
     use AssumeRoleError::*;
     for error in
-        [Throttled, OwnIdentity { message: message(), advice: "look" }, Unreachable { message: message() }, Failed { message: message() }]
+        [Throttled, OwnIdentity { message: message(), advice: "look".into() }, Unreachable { message: message() }, Failed { message: message() }]
     {
         assert!(!error.advice(&request(None, &[]), None).check.is_empty(), "{error:?}");
     }
