@@ -85,7 +85,7 @@ descriptions! {
     STS_IN_FLIGHT = "gauge" "rolegate_sts_requests_in_flight" []
         "AssumeRole requests under way.";
     OWN_CREDENTIALS_DROPPED = "counter" "rolegate_own_credentials_dropped_total" []
-        "Times that STS took credentials of the daemon's own no more before they ended by the node's clock, and others were fetched.";
+        "Times that STS took the daemon's own credentials no more before they ended by the node's clock, so that others were fetched.";
     STS_EXPLAINED = "counter" "rolegate_explain_sts_requests_total" ["outcome"]
         "AssumeRole requests of rolegate explain --assume by outcome, which are not for pods and in no other metric.";
     EVENTS = "counter" "rolegate_events_total" ["outcome"]
