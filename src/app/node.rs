@@ -19,7 +19,7 @@ const OWN_CREDENTIALS: &str = "AWS credentials of the daemon's own that serve";
 /// For how long they must have been refused for that.
 const REFUSED_FOR_LONG: Duration = Duration::from_secs(300);
 /// How soon after an answer it is asked anew at the earliest, whatever comes of assuming roles.
-const DOUBTED_AGAIN: Duration = Duration::from_secs(60);
+const DOUBTED_AGAIN: Duration = Duration::from_secs(10);
 
 /// How long the role of the instance is not asked for again: its profile may be replaced.
 const INSTANCE_ROLE_KNOWN: Duration = Duration::from_secs(3600);

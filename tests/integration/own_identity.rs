@@ -211,3 +211,19 @@ fn a_role_between_that_cannot_be_renewed_tells_an_outage_from_a_refusal() {
         assert_eq!(counted, 1.0, "{behaviour:?} is not {outcome}: {}", world.daemon.log());
     }
 }
+
+/// Nobody waits for the hour in which it would be asked for anyway.
+#[test]
+fn a_role_that_cannot_be_assumed_for_the_daemons_own_sake_has_its_identity_asked_for() {
+    let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
+    let setup = setup_with_a_role_between(&fakes);
+    let world = fakes.into_world(&setup);
+    world.fakes.sts.set_role_behaviour(&arn("between"), Behaviour::AccessDenied);
+    world.fakes.sts.expire(&last_key_of(&world, &arn("between")));
+    assert_eq!(world.credentials(ip(4), "web-role").status, 500);
+    let anew = |line: &serde_json::Value| {
+        line["message"].as_str().is_some_and(|text| text.contains("could not be asked for anew") && text.contains("--assume-role-arn"))
+    };
+    world.daemon.wait_for_log(anew).unwrap();
+    assert_eq!(world.daemon.get(None, "/readyz").unwrap().status, 200, "not for long yet");
+}

@@ -8,7 +8,7 @@
 
 use std::error::Error;
 use std::future::Future;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use aws_credential_types::provider::error::CredentialsError;
@@ -38,9 +38,11 @@ const CHECK_POLICIES: &str =
     "the policy of the VPC endpoint for STS, where there is one, and the service control policies must allow sts:GetCallerIdentity";
 
 /// One identity of the daemon's, and STS as it is asked by it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Own {
-    signer: RwLock<Signer>,
+    signer: Arc<RwLock<Signer>>,
+    /// Whether a question is asked again after a failure.
+    asks_again: bool,
     /// The role between, where this is its session.
     between: Option<RoleArn>,
     /// Where the base identity is told, for advice.
@@ -60,16 +62,13 @@ struct Signer {
 impl Own {
     /// Asks by `client`, whose credentials are those of the role between if one is given.
     pub(super) fn new(client: Client, between: Option<RoleArn>, node: NodeIdentity, metrics: Metrics) -> Self {
-        Self { signer: RwLock::new(Signer { client, number: 0, dropped_at: None }), between, node, metrics }
+        let signer = Arc::new(RwLock::new(Signer { client, number: 0, dropped_at: None }));
+        Self { signer, asks_again: true, between, node, metrics }
     }
 
-    /// The same identity, whose questions are not asked again after a failure of STS.
+    /// The same identity with the same credentials, whose questions are asked once, whatever comes of them.
     pub(super) fn without_retries(&self) -> Self {
-        let mut signer = self.signer();
-        let config = signer.client.config().to_builder().retry_config(RetryConfig::disabled()).build();
-        signer.client = Client::from_conf(config);
-        let (between, node, metrics) = (self.between.clone(), self.node.clone(), self.metrics.clone());
-        Self { signer: RwLock::new(signer), between, node, metrics }
+        Self { asks_again: false, ..self.clone() }
     }
 
     /// Asks STS; once more, with new credentials, where it takes the ones that were kept no more.
@@ -80,7 +79,7 @@ impl Own {
     {
         let signer = self.signer();
         match question(signer.client).await {
-            Err(error) if takes_them_no_more(&error) && self.drop_credentials(signer.number) => {
+            Err(error) if takes_them_no_more(&error) && self.drop_credentials(signer.number) && self.asks_again => {
                 let again = question(self.signer().client).await;
                 again.map_err(|error| self.explain(&error))
             }
@@ -89,7 +88,12 @@ impl Own {
     }
 
     fn signer(&self) -> Signer {
-        self.signer.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut signer = self.signer.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if !self.asks_again {
+            let config = signer.client.config().to_builder().retry_config(RetryConfig::disabled()).build();
+            signer.client = Client::from_conf(config);
+        }
+        signer
     }
 
     /// Lets go of the credentials with this number; whether others are there now.
@@ -136,7 +140,7 @@ impl Own {
     }
 }
 
-impl AskIdentity for std::sync::Arc<Own> {
+impl AskIdentity for Arc<Own> {
     async fn ask(&self) -> Result<CallerIdentity, AssumeRoleError> {
         let answer = Own::ask(self, |client| async move { client.get_caller_identity().send().await }).await;
         let answer = answer.map_err(|error| match error {
