@@ -141,7 +141,7 @@ impl App {
             }
         };
         tasks.spawn("sessions", prepared.refresh.run());
-        tasks.spawn("own identity", node::follow_identity(prepared.sts, identity));
+        tasks.spawn("own identity", node::follow_identity(prepared.sts, identity, readiness.clone()));
         if !config.metadata.disabled {
             tasks.spawn("instance role", node::follow_instance_role(prepared.aws, prepared.node));
         }
@@ -195,7 +195,7 @@ async fn prepare(
     let clock = Clock::system();
     let aws = load_aws(config).await?;
     let node = NodeIdentity::default();
-    let sts = aws.sts(clock.clone(), node.clone());
+    let sts = aws.sts(clock.clone(), node.clone(), metrics.clone());
     let policy = Policy::new(rules(Some(&aws), config, &node).await?, node.clone()).context("--allowed-roles")?;
     if !policy.allows_default_role() {
         bail!("--default-role is not among --allowed-roles: every pod without a role would be refused; add it, or leave it out");

@@ -1,5 +1,6 @@
 //! Credentials of a role session, and where they come from.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::sync::OnceLock;
@@ -121,7 +122,7 @@ pub enum AssumeRoleError {
         /// What was found.
         message: String,
         /// What to change.
-        advice: &'static str,
+        advice: Cow<'static, str>,
     },
     /// It is not known yet who the daemon is to STS, which was asked for that lately: nothing was asked now.
     #[error("nothing is handed out before it is known who the daemon is at AWS: {0}")]

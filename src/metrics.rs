@@ -84,6 +84,8 @@ descriptions! {
         "Time of an AssumeRole request, the SDK's retries included.";
     STS_IN_FLIGHT = "gauge" "rolegate_sts_requests_in_flight" []
         "AssumeRole requests under way.";
+    OWN_CREDENTIALS_DROPPED = "counter" "rolegate_own_credentials_dropped_total" []
+        "Times that STS took the daemon's own credentials no more before they ended by the node's clock, so that others were fetched.";
     STS_EXPLAINED = "counter" "rolegate_explain_sts_requests_total" ["outcome"]
         "AssumeRole requests of rolegate explain --assume by outcome, which are not for pods and in no other metric.";
     EVENTS = "counter" "rolegate_events_total" ["outcome"]
@@ -128,6 +130,7 @@ struct Inner {
     sts_queue: IntGaugeVec,
     sts_seconds: Histogram,
     sts_in_flight: IntGauge,
+    own_credentials_dropped: IntCounter,
     sts_explained: IntCounterVec,
     events: IntCounterVec,
 }
@@ -222,6 +225,7 @@ impl Metrics {
             sts_queue: register.gauges(&STS_QUEUE),
             sts_seconds: register.histograms(&STS_SECONDS).with_label_values::<&str>(&[]),
             sts_in_flight: register.gauge(&STS_IN_FLIGHT),
+            own_credentials_dropped: register.counter(&OWN_CREDENTIALS_DROPPED),
             sts_explained: register.counters(&STS_EXPLAINED),
             events: register.counters(&EVENTS),
             registry: register.0,
@@ -385,6 +389,11 @@ impl Metrics {
     pub fn sts_answered(&self, outcome: &'static str, cause: &'static str, took: Duration) {
         self.0.sts_requests.with_label_values(&[cause, outcome]).inc();
         self.0.sts_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Credentials of the daemon's own were dropped, which STS took no more.
+    pub fn own_credentials_dropped(&self) {
+        self.0.own_credentials_dropped.inc();
     }
 
     /// AssumeRole ended that was asked for an explanation.

@@ -20,7 +20,6 @@ use aws_config::retry::RetryConfig;
 use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
-use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sts::Client;
 use aws_sdk_sts::config::SharedCredentialsProvider;
 use aws_sdk_sts::config::http::HttpResponse;
@@ -29,20 +28,25 @@ use aws_sdk_sts::types::Tag;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use jiff::Timestamp;
 use secrecy::SecretString;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::advice::CHECK_CREDENTIALS;
 use super::duration::Durations;
-use super::identity::{AskIdentity, Inquiry};
+use super::identity::Inquiry;
 use super::{AssumeRole, AssumeRoleError, Clock, Credentials, StsOfNode};
-use crate::policy::node::NodeIdentity;
+use crate::metrics::Metrics;
+use crate::policy::node::{Known, NodeIdentity};
 use crate::policy::{self, RoleRequest};
 use crate::role::{BaseArn, CallerIdentity, RoleArn, SessionName};
 use crate::telemetry::chain;
 
 mod observer;
+mod own;
 
 use observer::{Date, Endpoint};
+use own::Own;
 
 /// Time to connect to STS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -56,17 +60,14 @@ const MAX_MESSAGE: usize = 500;
 const METADATA_TIMEOUT: Duration = Duration::from_secs(3);
 /// The directory whose one member is the role of the instance.
 const INSTANCE_ROLE: &str = "/latest/meta-data/iam/security-credentials/";
-/// What to look at when the daemon's credentials are no good.
-const CHECK_CREDENTIALS: &str = "check the node's instance profile and that the daemon reaches the metadata service";
-/// What to look at when STS does not tell whose they are. Every identity has this permission by itself, so only a policy
-/// that stands above the identity's own can take it away.
-const CHECK_POLICIES: &str =
-    "the policy of the VPC endpoint for STS, where there is one, and the service control policies must allow sts:GetCallerIdentity";
 
 /// AWS as the daemon itself sees it.
 #[derive(Clone, Debug)]
 pub struct Aws {
+    /// By the daemon's own credentials.
     config: SdkConfig,
+    /// By those of the role between, where there is one: it assumes the pods'.
+    between: Option<(RoleArn, SdkConfig)>,
     metadata: imds::Client,
 }
 
@@ -133,15 +134,16 @@ impl Aws {
             )
             .load()
             .await;
-        let config = match between {
-            None => config,
+        let between = match between {
+            None => None,
             Some((role, session)) => {
                 // Renewed by the SDK before it ends, as the daemon's own.
                 let provider = AssumeRoleProvider::builder(role.as_str()).session_name(session.as_str()).configure(&config).build().await;
-                config.into_builder().credentials_provider(SharedCredentialsProvider::new(provider)).build()
+                let config = config.clone().into_builder().credentials_provider(SharedCredentialsProvider::new(provider)).build();
+                Some((role.clone(), config))
             }
         };
-        Ok(Self { config, metadata })
+        Ok(Self { config, between, metadata })
     }
 
     /// The region in use.
@@ -150,11 +152,17 @@ impl Aws {
     }
 
     /// STS. Who the daemon is to it is told to `node`, once that is known.
-    pub fn sts(&self, clock: Clock, node: NodeIdentity) -> Sts {
-        let config = aws_sdk_sts::config::Builder::from(&self.config).interceptor(Endpoint::default()).build();
-        let client = Client::from_conf(config);
-        let identity = Arc::new(Inquiry::new(client.clone(), node));
-        Sts { client, clock, identity, durations: Arc::default(), clock_told: Arc::default() }
+    pub fn sts(&self, clock: Clock, node: NodeIdentity, metrics: Metrics) -> Sts {
+        let endpoint = Endpoint::default();
+        let own = |config: &SdkConfig, between: Option<&RoleArn>| {
+            let config = aws_sdk_sts::config::Builder::from(config).interceptor(endpoint.clone()).build();
+            Arc::new(Own::new(Client::from_conf(config), between.cloned(), node.clone(), metrics.clone()))
+        };
+        let base = own(&self.config, None);
+        let between = self.between.as_ref().map(|(role, config)| own(config, Some(role)));
+        let asker = between.as_ref().unwrap_or(&base).clone();
+        let identity = Arc::new(Inquiry::new(base, between, node.clone()));
+        Sts { asker, clock, identity, doubt: Arc::default(), durations: Arc::default(), clock_told: Arc::default() }
     }
 
     /// `arn:PARTITION:iam::ACCOUNT:role/` of the node, from its instance profile.
@@ -197,9 +205,11 @@ impl Aws {
 /// STS as the data path sees it: one question.
 #[derive(Clone, Debug)]
 pub struct Sts {
-    client: Client,
+    asker: Arc<Own>,
     clock: Clock,
-    identity: Arc<Inquiry<Client>>,
+    identity: Arc<Inquiry<Arc<Own>>>,
+    /// That the daemon's own credentials did not serve.
+    doubt: Arc<Notify>,
     durations: Arc<Durations>,
     /// That the clocks are apart is said once.
     clock_told: Arc<AtomicBool>,
@@ -208,25 +218,19 @@ pub struct Sts {
 impl Sts {
     /// The same STS, asked once where it would else be asked again after a failure: for questions that no pod waits for.
     pub fn without_retries(&self) -> Self {
-        let config = self.client.config().to_builder().retry_config(RetryConfig::disabled()).build();
-        Self { client: Client::from_conf(config), ..self.clone() }
+        Self { asker: Arc::new(self.asker.without_retries()), ..self.clone() }
     }
 
     /// Asks STS who the daemon is, and tells it to whoever decides; with the time after which to ask again. What is known
     /// stays when it fails.
-    pub async fn renew_identity(&self) -> (Result<CallerIdentity, AssumeRoleError>, Duration) {
+    pub async fn renew_identity(&self) -> (Result<Arc<Known>, AssumeRoleError>, Duration) {
         self.identity.renew().await
     }
-}
 
-impl AskIdentity for Client {
-    async fn ask(&self) -> Result<CallerIdentity, AssumeRoleError> {
-        let answer = self.get_caller_identity().send().await.map_err(|error| match translate(&error) {
-            AssumeRoleError::Denied { message } => AssumeRoleError::OwnIdentity { message, advice: CHECK_POLICIES },
-            other => other,
-        })?;
-        let arn = answer.arn.unwrap_or_default();
-        arn.parse().map_err(|error| AssumeRoleError::Failed { message: format!("GetCallerIdentity: {error}") })
+    /// Returns once a role could not be assumed for the sake of the daemon's own credentials, since this returned last. For one
+    /// listener.
+    pub async fn doubted(&self) {
+        self.doubt.notified().await;
     }
 }
 
@@ -273,21 +277,22 @@ impl Sts {
         let tag = |tag: &policy::session::Tag| Tag::builder().key(tag.key()).value(tag.value()).build();
         let tags: Result<Vec<Tag>, _> = request.tags().iter().map(tag).collect();
         let tags = tags.map_err(|_| AssumeRoleError::Invalid { message: "its tags could not be made".to_owned() })?;
-        let answer = self
-            .client
-            .assume_role()
-            .role_arn(request.role().as_str())
-            .role_session_name(request.session_name().as_str())
-            .set_external_id(request.external_id().map(|id| id.as_str().to_owned()))
-            // None of them is transitive.
-            .set_tags((!tags.is_empty()).then_some(tags))
-            .duration_seconds(seconds)
-            .customize()
-            .interceptor(date)
-            .send()
-            .await
-            .map_err(|error| translate(&error))?;
-        answer.credentials.ok_or_else(incomplete)
+        let question = |client: Client| {
+            let question = client
+                .assume_role()
+                .role_arn(request.role().as_str())
+                .role_session_name(request.session_name().as_str())
+                .set_external_id(request.external_id().map(|id| id.as_str().to_owned()))
+                // None of them is transitive.
+                .set_tags((!tags.is_empty()).then(|| tags.clone()))
+                .duration_seconds(seconds);
+            question.customize().interceptor(date.clone()).send()
+        };
+        let answer = self.asker.ask(question).await;
+        if let Err(AssumeRoleError::OwnIdentity { .. }) = &answer {
+            self.doubt.notify_one();
+        }
+        answer?.credentials.ok_or_else(incomplete)
     }
 }
 
@@ -320,7 +325,7 @@ impl StsOfNode for Sts {
     async fn own_identity(&self) -> Result<String, AssumeRoleError> {
         self.identity.known().await?;
         let known = self.identity.node().known();
-        Ok(known.caller.as_ref().map(|caller| caller.as_str().to_owned()).unwrap_or_default())
+        Ok(known.asker().map(CallerIdentity::as_str).unwrap_or_default().to_owned())
     }
 }
 
@@ -348,7 +353,7 @@ where
                 | "MissingAuthenticationToken"
                 | "RequestExpired"
                 | "RequestTimeTooSkewed"
-                | "OptInRequired" => AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS },
+                | "OptInRequired" => AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS.into() },
                 "ValidationError" | "MalformedPolicyDocument" | "PackedPolicyTooLarge" => AssumeRoleError::Invalid { message },
                 _ => AssumeRoleError::Failed { message },
             }
@@ -358,8 +363,8 @@ where
         SdkError::DispatchFailure(failure) => {
             let message =
                 failure.as_connector_error().map_or_else(|| "the request was not sent".to_owned(), |error| bounded(&chain(error)));
-            let own = failure.as_connector_error().is_some_and(|error| is_caused_by_credentials(error));
-            if own { AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS } } else { AssumeRoleError::Unreachable { message } }
+            let own = failure.as_connector_error().and_then(|error| own::without_credentials(error, &message));
+            own.unwrap_or(AssumeRoleError::Unreachable { message })
         }
         SdkError::ConstructionFailure(_) => AssumeRoleError::Invalid { message: "the request could not be made".to_owned() },
         // Of a broken answer only this is said: its body may hold credentials.
@@ -373,10 +378,6 @@ fn reason(error: &ImdsError) -> String {
         ImdsError::ErrorResponse(answer) => format!("it answers {}", answer.response().status().as_u16()),
         error => bounded(&chain(error)),
     }
-}
-
-fn is_caused_by_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
-    error.is::<CredentialsError>() || error.source().is_some_and(is_caused_by_credentials)
 }
 
 /// A text from outside for a log line: of bounded length, without control characters.

@@ -13,6 +13,7 @@ mod identity;
 mod kubernetes;
 mod lifecycle;
 mod metadata;
+mod own_identity;
 mod policy;
 mod properties;
 mod rotation;

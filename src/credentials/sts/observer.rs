@@ -13,8 +13,8 @@ use tracing::info;
 const NOT_APART: SignedDuration = SignedDuration::from_secs(30);
 
 /// Says once where STS is.
-#[derive(Debug, Default)]
-pub(super) struct Endpoint(OnceLock<()>);
+#[derive(Clone, Debug, Default)]
+pub(super) struct Endpoint(Arc<OnceLock<()>>);
 
 impl Intercept for Endpoint {
     fn name(&self) -> &'static str {
