@@ -160,7 +160,7 @@ impl Fleet {
             on.writer.write(|index| index.apply(pod));
         } else {
             // A list that grows until the daemon is there to see it whole.
-            on.writer.write(|index| index.reset(index.iter().map(|pod| Pod::clone(pod)).chain([pod]).collect::<Vec<_>>()));
+            on.writer.write(|index| index.reset(index.all().iter().map(|pod| Pod::clone(pod)).chain([pod]).collect::<Vec<_>>()));
         }
         let (met, chance) = (self.met.clone(), Chance::new(number));
         let task = tokio::task::spawn_local(live(on, request, number, after, met, chance));
@@ -292,6 +292,7 @@ fn pod(number: u64, role: usize) -> Pod {
         ips: Vec::new(),
         finished: false,
         terminating: false,
+        claims_until: None,
         host_network: false,
     }
 }
