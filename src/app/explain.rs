@@ -53,7 +53,7 @@ async fn of_cluster(cluster: Cluster, pod: PodName, assume: bool) -> anyhow::Res
     let mut report = match aws.filter(|_| assume) {
         None => look(&pod, &node, By::Cluster, &pods, &Policy::new(rules, of_node).context("--allowed-roles")?).0,
         Some(aws) => {
-            let sts = aws.sts(Clock::system(), of_node.clone()).without_retries();
+            let sts = aws.sts(Clock::system(), of_node.clone());
             let policy = Arc::new(Policy::new(rules, of_node).context("--allowed-roles")?);
             let (metrics, pace) = (Metrics::new(), Pace::default());
             let explainer = Explainer { node, by: By::Cluster, policy, pods, sts, metrics, pace, daemon: None };

@@ -47,7 +47,7 @@ use observer::{Date, Endpoint};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time of one attempt.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Attempts, the first included.
+/// Attempts to learn who the daemon is, the first included.
 const ATTEMPTS: u32 = 3;
 /// The longest text of STS that is repeated in a log line.
 const MAX_MESSAGE: usize = 500;
@@ -151,8 +151,9 @@ impl Aws {
     /// STS. Who the daemon is to it is told to `node`, once that is known.
     pub fn sts(&self, clock: Clock, node: NodeIdentity) -> Sts {
         let config = aws_sdk_sts::config::Builder::from(&self.config).interceptor(Endpoint::default()).build();
-        let client = Client::from_conf(config);
-        let identity = Arc::new(Inquiry::new(client.clone(), node));
+        let identity = Arc::new(Inquiry::new(Client::from_conf(config.clone()), node));
+        // The gate and its pauses are what asks again: so that each request passes the gate, and is counted.
+        let client = Client::from_conf(config.to_builder().retry_config(RetryConfig::disabled()).build());
         Sts { client, clock, identity, durations: Arc::default(), clock_told: Arc::default() }
     }
 
@@ -205,12 +206,6 @@ pub struct Sts {
 }
 
 impl Sts {
-    /// The same STS, asked once where it would else be asked again after a failure: for questions that no pod waits for.
-    pub fn without_retries(&self) -> Self {
-        let config = self.client.config().to_builder().retry_config(RetryConfig::disabled()).build();
-        Self { client: Client::from_conf(config), ..self.clone() }
-    }
-
     /// Asks STS who the daemon is, and tells it to whoever decides; with the time after which to ask again. What is known
     /// stays when it fails.
     pub async fn renew_identity(&self) -> (Result<CallerIdentity, AssumeRoleError>, Duration) {
@@ -222,6 +217,7 @@ impl AskIdentity for Client {
     async fn ask(&self) -> Result<CallerIdentity, AssumeRoleError> {
         let answer = self.get_caller_identity().send().await.map_err(|error| match translate(&error) {
             AssumeRoleError::Denied { message } => AssumeRoleError::OwnIdentity { message, advice: CHECK_POLICIES },
+            AssumeRoleError::Invalid { message } => AssumeRoleError::Failed { message },
             other => other,
         })?;
         let arn = answer.arn.unwrap_or_default();
@@ -311,9 +307,14 @@ where
             let message = bounded(&format!("{code}: {message} (request id {request_id})"));
             match code {
                 "AccessDenied" | "AccessDeniedException" => AssumeRoleError::Denied { message },
-                "Throttling" | "ThrottlingException" | "TooManyRequestsException" | "RequestLimitExceeded" | "SlowDown" => {
-                    AssumeRoleError::Throttled
-                }
+                "Throttling"
+                | "ThrottlingException"
+                | "ThrottledException"
+                | "RequestThrottled"
+                | "RequestThrottledException"
+                | "TooManyRequestsException"
+                | "RequestLimitExceeded"
+                | "SlowDown" => AssumeRoleError::Throttled,
                 "ExpiredToken"
                 | "ExpiredTokenException"
                 | "InvalidClientTokenId"
@@ -324,8 +325,13 @@ where
                 | "RequestExpired"
                 | "RequestTimeTooSkewed"
                 | "OptInRequired" => AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS },
-                "ValidationError" | "MalformedPolicyDocument" | "PackedPolicyTooLarge" => AssumeRoleError::Invalid { message },
-                _ => AssumeRoleError::Failed { message },
+                "RequestTimeout" | "RequestTimeoutException" => AssumeRoleError::Failed { message },
+                // By the status: what the owner of some account may cause is an answer about that role, whatever its name.
+                _ => match context.raw().status().as_u16() {
+                    429 => AssumeRoleError::Throttled,
+                    400..=499 => AssumeRoleError::Invalid { message },
+                    _ => AssumeRoleError::Failed { message },
+                },
             }
         }
         SdkError::TimeoutError(_) => AssumeRoleError::Unreachable { message: "no answer in time".to_owned() },
@@ -358,3 +364,6 @@ fn is_caused_by_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
 fn bounded(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect()
 }
+
+#[cfg(test)]
+pub(in crate::credentials) mod tests;
