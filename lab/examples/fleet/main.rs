@@ -22,7 +22,7 @@ use fleet::{Fleet, NODES, PODS, Phase, QUOTA, ROLES, window};
 use others::{COLD, HOUR, Way};
 
 /// The calls of the throttled hour, at most, as a multiple of the calm hour's.
-const MOST_OFFERED: f64 = 1.6;
+const MOST_OFFERED: f64 = 1.5;
 
 /// All phases, in their order.
 struct Report {
