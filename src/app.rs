@@ -219,7 +219,7 @@ async fn prepare(
         by: By::Daemon,
         policy: policy.clone(),
         pods: pods.clone(),
-        sts: sts.without_retries(),
+        sts: sts.asked_once(),
         metrics: metrics.clone(),
         pace: Pace::default(),
         daemon: Some(OfDaemon { readiness: readiness.clone(), sessions: sessions.clone() }),

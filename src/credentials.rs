@@ -113,6 +113,12 @@ pub enum AssumeRoleError {
         /// What STS says.
         message: String,
     },
+    /// The session is longer than STS gives for this role. The next question is for a shorter one.
+    #[error("STS gives no session of --session-duration for this role: {message}; one of 1 hour is asked for")]
+    TooLong {
+        /// What STS says.
+        message: String,
+    },
     /// Too many requests of this account.
     #[error("STS throttles this account's requests; the session is asked for again after --iam-role-error-ttl")]
     Throttled,
@@ -147,6 +153,7 @@ impl AssumeRoleError {
         match self {
             Self::Denied { .. } => "denied",
             Self::Invalid { .. } => "invalid",
+            Self::TooLong { .. } => "too-long",
             Self::Throttled => "throttled",
             Self::OwnIdentity { .. } => "own-identity",
             Self::IdentityUnknown(_) => "identity-unknown",
@@ -162,7 +169,7 @@ impl AssumeRoleError {
 
     /// Whether it is an answer about this one role, and no sign that STS does not work.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Denied { .. } | Self::Invalid { .. })
+        matches!(self, Self::Denied { .. } | Self::Invalid { .. } | Self::TooLong { .. })
     }
 
     /// What the owner of a pod may know of it, and what to do; `None` where there is nothing that the owner could do. Not what
@@ -173,7 +180,7 @@ impl AssumeRoleError {
                 "AWS does not let this node assume the pod's role; the role's trust policy must name the role of the nodes (and the \
                  external id, if it asks for one), and the role of the nodes must be allowed sts:AssumeRole on it",
             ),
-            Self::Invalid { .. } => Some(
+            Self::Invalid { .. } | Self::TooLong { .. } => Some(
                 "AWS refuses the session that is asked for; mostly it is longer than the role's maximum session duration, which \
                  the role must be given, or --session-duration be less",
             ),
@@ -185,7 +192,8 @@ impl AssumeRoleError {
 
 /// Where sessions come from: STS, or a test's idea of it.
 pub trait AssumeRole: Send + Sync + 'static {
-    /// Asks for a session. One call is one question; nothing is remembered.
+    /// Asks for a session. One call is one question, and one request to STS; nothing is remembered but how long a session may be:
+    /// after [`AssumeRoleError::TooLong`] the next call asks for less.
     fn assume_role(&self, request: &RoleRequest) -> impl Future<Output = Result<Credentials, AssumeRoleError>> + Send;
 }
 

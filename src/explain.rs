@@ -173,7 +173,7 @@ impl Report {
             Err(error) => {
                 assumed.outcome = error.name().to_owned();
                 // Whether the role can be had is found out by these two alone; the others say something of the way there.
-                let refused = matches!(error, AssumeRoleError::Denied { .. } | AssumeRoleError::Invalid { .. });
+                let refused = error.is_refusal();
                 self.decision = if refused { Decision::Denied } else { Decision::Unknown };
                 self.reason = Some(format!("sts-{}", error.name()));
                 let advice = error.advice(request, assumed.identity.as_deref());

@@ -81,7 +81,7 @@ descriptions! {
     STS_QUEUE = "gauge" "rolegate_sts_queue" ["cause"]
         "AssumeRole requests that wait for their turn at this node's gate, by why they are made.";
     STS_SECONDS = "histogram" "rolegate_sts_request_duration_seconds" []
-        "Time of an AssumeRole request, the SDK's retries included.";
+        "Time of an AssumeRole request.";
     STS_IN_FLIGHT = "gauge" "rolegate_sts_requests_in_flight" []
         "AssumeRole requests under way.";
     OWN_CREDENTIALS_DROPPED = "counter" "rolegate_own_credentials_dropped_total" []

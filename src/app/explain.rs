@@ -54,7 +54,7 @@ async fn of_cluster(cluster: Cluster, pod: PodName, assume: bool) -> anyhow::Res
         None => look(&pod, &node, By::Cluster, &pods, &Policy::new(rules, of_node).context("--allowed-roles")?).0,
         Some(aws) => {
             let (metrics, pace) = (Metrics::new(), Pace::default());
-            let sts = aws.sts(Clock::system(), of_node.clone(), metrics.clone()).without_retries();
+            let sts = aws.sts(Clock::system(), of_node.clone(), metrics.clone()).asked_once();
             let policy = Arc::new(Policy::new(rules, of_node).context("--allowed-roles")?);
             let explainer = Explainer { node, by: By::Cluster, policy, pods, sts, metrics, pace, daemon: None };
             let mut report = explainer.assume(&pod).await?;

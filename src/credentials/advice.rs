@@ -34,7 +34,9 @@ impl AssumeRoleError {
     pub fn advice(&self, request: &RoleRequest, who: Option<&str>) -> Advice {
         let (problem, check) = match self {
             Self::Denied { message } => (format!("STS denies it: {message}"), denied(request, who)),
-            Self::Invalid { message } => (format!("STS refuses the request: {message}"), invalid(message, request)),
+            Self::Invalid { message } | Self::TooLong { message } => {
+                (format!("STS refuses the request: {message}"), invalid(message, request))
+            }
             Self::Throttled => (
                 "STS throttles this account's requests".to_owned(),
                 vec!["ask again later; if it stays so, look in CloudTrail for who asks STS so often in this account and region".to_owned()],
@@ -94,6 +96,12 @@ fn invalid(message: &str, request: &RoleRequest) -> Vec<String> {
     if message.contains("DurationSeconds") || message.contains("MaxSessionDuration") {
         return vec![format!(
             "--session-duration is {duration}: raise the role's maximum session duration (MaxSessionDuration) to it, or make the flag shorter"
+        )];
+    }
+    if message.contains("RegionDisabled") {
+        return vec![format!(
+            "STS is not active for this region in account {}: whoever owns it activates it (IAM, Account settings)",
+            request.role().account()
         )];
     }
     if message.contains("PackedPolicy") {

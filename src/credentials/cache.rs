@@ -21,14 +21,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::gate::{Cause, Gate, Limits};
-use super::{AssumeRole, AssumeRoleError, Clock, Credentials};
+use super::gate::{Cause, Gate, Limits, NEARLY_ENDED};
+use super::{AssumeRole, AssumeRoleError, Clock, Credentials, jitter};
 use crate::metrics::{Holdings, Metrics};
 use crate::policy::RoleRequest;
 
 mod flight;
 
-use flight::{Before, Flight, Landed, Serves, State, is_fresh, is_usable, patience, remembered_for};
+use flight::{Before, Flight, Landed, Serves, State, is_usable, pause, remembered_for};
 pub use flight::{Landing, Standing};
 
 /// Nothing with less left is served while STS works: the SDKs with the longest margin (botocore) refresh, and refresh
@@ -40,6 +40,8 @@ pub const LEAST_USABLE: Duration = Duration::from_secs(5);
 /// half of one.
 pub const PATIENCE_WITH_EARLIER: Duration = Duration::from_millis(400);
 
+/// How often it is looked at again whether a renewal still gives way, less up to a quarter.
+const LOOKED_AT_AGAIN: Duration = Duration::from_secs(4 * 60);
 /// Sessions held at most: far more than a node has pods.
 const MAX_SESSIONS: u64 = 10_000;
 /// How often moka is asked to let go of what was removed, before it is left to the next sweep. Mostly twice is enough.
@@ -100,8 +102,9 @@ impl<A: AssumeRole> Sessions<A> {
 
     async fn find(&self, request: &RoleRequest) -> Landing {
         if let Some(flight) = self.flights.get(request).await {
-            match flight.serves(self.clock.now()) {
+            match flight.serves(self.clock.now(), || self.gate.is_slow()) {
                 Serves::Credentials(credentials) => {
+                    self.raise_if_nearly_ended(&flight, &credentials);
                     self.hits.inc();
                     return Ok(credentials);
                 }
@@ -122,7 +125,7 @@ impl<A: AssumeRole> Sessions<A> {
 
     /// The failure that would be the answer now, without asking anybody.
     pub async fn remembered_failure(&self, request: &RoleRequest) -> Option<AssumeRoleError> {
-        match self.flights.get(request).await?.serves(self.clock.now()) {
+        match self.flights.get(request).await?.serves(self.clock.now(), || self.gate.is_slow()) {
             Serves::Failure(error) => Some(error),
             Serves::Credentials(_) | Serves::Wait | Serves::Nothing(_) => None,
         }
@@ -132,7 +135,7 @@ impl<A: AssumeRole> Sessions<A> {
     async fn board(&self, request: &RoleRequest) -> Arc<Flight> {
         let (flight, is_new) = self
             .start(request, |flight| {
-                let before = match flight.map(|flight| flight.serves(self.clock.now())) {
+                let before = match flight.map(|flight| flight.serves(self.clock.now(), || self.gate.is_slow())) {
                     None => Before::default(),
                     Some(Serves::Nothing(before)) => before,
                     Some(_) => return None,
@@ -216,14 +219,18 @@ impl<A: AssumeRole> Sessions<A> {
         self.flights.iter().map(|(request, _)| request).filter(|request| !is_wanted(request)).collect()
     }
 
-    /// How long a renewal of what is held gives way to others: not at all, unless STS throttles and there is time. The others may
-    /// be another node's.
-    pub(super) fn gives_way(&self, standing: &Standing) -> Option<Duration> {
-        let Standing::Held(held) = standing else {
-            return None;
-        };
-        let now = self.clock.now();
-        (is_fresh(held, now) && self.gate.is_slow()).then(|| patience(held, now))
+    /// After which time it is looked at again whether STS is asked ahead of need: `None` where nothing is against it. While STS
+    /// throttles, what has time gives way; when it does not any more, that is seen soon.
+    pub(super) async fn gives_way(&self, request: &RoleRequest) -> Option<Duration> {
+        let until = self.flights.get(request).await?.gives_way(self.clock.now(), || self.gate.is_slow())?;
+        Some(until.saturating_duration_since(Instant::now()).min(jitter::spread(LOOKED_AT_AGAIN)))
+    }
+
+    /// A caller has met credentials whose renewal must not wait for its place much longer.
+    fn raise_if_nearly_ended(&self, flight: &Flight, served: &Credentials) {
+        if served.remaining(self.clock.now()) < NEARLY_ENDED {
+            self.gate.raise(flight.ticket);
+        }
     }
 
     /// The keys of all flights that land from now on, whoever asked. For one follower.
@@ -243,8 +250,8 @@ impl<A: AssumeRole> Sessions<A> {
     /// Starts a request to STS in a task of its own.
     fn depart(&self, request: Arc<RoleRequest>, Before { earlier, failures, lapsed }: Before, cause: Cause) -> Flight {
         let (sts, metrics, clock) = (self.sts.clone(), self.metrics.clone(), self.clock.clone());
-        let (error_ttl, follower) = (self.settings.error_ttl, self.follower.get().cloned());
-        let (ticket, turn) = self.gate.queue(cause, earlier.as_ref().map(|earlier| earlier.expires_at));
+        let (settings, follower) = (self.settings, self.follower.get().cloned());
+        let (ticket, turn) = self.gate.queue(cause, earlier.as_ref().map(|earlier| earlier.remaining(self.clock.now())));
         let (land, state) = watch::channel(State { earlier, lapsed, landed: None });
         // Not a background task: it ends with its answer, and a panic in it drops `land`, which its callers see.
         tokio::spawn(async move {
@@ -252,12 +259,31 @@ impl<A: AssumeRole> Sessions<A> {
             let _told = follower.map(|follower| Told { follower, request: request.clone() });
             // Dropped before that, so that it is known then that nothing comes any more.
             let land = land;
-            let Ok(permit) = turn.await else {
+            let Ok(mut permit) = turn.await else {
                 return;
             };
-            let (began, _in_flight, cause) = (Instant::now(), metrics.sts_request(), permit.cause().name());
-            let answer = sts.assume_role(&request).await;
-            permit.answered(request.role(), &answer);
+            let (first, mut questions) = (Instant::now(), 0);
+            let (began, cause, answer) = loop {
+                questions += 1;
+                let (began, in_flight, cause) = (Instant::now(), metrics.sts_request(), permit.cause().name());
+                let answer = sts.assume_role(&request).await;
+                drop(in_flight);
+                permit.answered(request.role(), &answer);
+                let is_needed = failures == 0 && land.borrow().earlier.as_ref().is_none_or(|kept| !is_usable(kept, clock.now()));
+                let is_late = first.elapsed() >= settings.timeout;
+                match answer {
+                    Err(error) if !is_late && permit.is_asked_again(&error, questions, is_needed) => {
+                        metrics.sts_answered(error.name(), cause, began.elapsed());
+                        info!(role = request.role().as_str(), cause, outcome = error.name(), "STS is asked once more: {error}");
+                        let Ok(next) = permit.again().await else {
+                            return;
+                        };
+                        permit = next;
+                    }
+                    answer => break (began, cause, answer),
+                }
+            };
+            drop(permit);
             let landing = match answer {
                 // A failure as others are: remembered, and no reason to let go of what there is.
                 Ok(credentials) if !is_usable(&credentials, clock.now()) => Err(ended()),
@@ -283,8 +309,8 @@ impl<A: AssumeRole> Sessions<A> {
                 let held = earlier.as_ref().filter(|held| is_usable(held, clock.now()));
                 let remembered = match (&landing, held) {
                     (Ok(_), _) => Duration::ZERO,
-                    (Err(AssumeRoleError::Throttled), Some(held)) => patience(held, clock.now()),
-                    (Err(error), _) => remembered_for(error, failures, error_ttl),
+                    (Err(AssumeRoleError::Throttled), Some(held)) => pause(held, clock.now(), failures, settings.error_ttl),
+                    (Err(error), _) => remembered_for(error, failures, settings.error_ttl),
                 };
                 if landing.is_ok() {
                     (*earlier, *lapsed) = (None, false);
@@ -294,7 +320,7 @@ impl<A: AssumeRole> Sessions<A> {
                 *landed = Some(Landed { landing, until: Instant::now() + remembered });
             });
         });
-        Flight { state, failures, ticket }
+        Flight { state, failures, ticket, patient_until: OnceLock::new() }
     }
 
     /// Whether a caller waits for a new session: not where the one before is still good, and STS does not work.
@@ -311,6 +337,7 @@ impl<A: AssumeRole> Sessions<A> {
         if !self.waits_for(earlier.as_deref(), flight.failures)
             && let Some(earlier) = earlier
         {
+            self.raise_if_nearly_ended(&flight, &earlier);
             return Ok(earlier);
         }
         self.gate.raise(flight.ticket);

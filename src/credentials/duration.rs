@@ -1,8 +1,8 @@
 //! Sessions that last less than was asked for, where the role does not allow it.
 //!
 //! A role has a maximum (`MaxSessionDuration`), and a caller who is a role's session itself gets one hour at most (IAM User
-//! Guide, "Roles terms and concepts", role chaining). STS says either with a `ValidationError`. Then an hour is asked for, at
-//! once, and first from then on; after half a day the role may have been changed, and the whole duration is tried again.
+//! Guide, "Roles terms and concepts", role chaining). STS says either with a `ValidationError`. Then an hour is asked for, by the
+//! next question, and by all from then on; after half a day the role may have been changed, and the whole duration is tried again.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -28,18 +28,18 @@ const TOO_LONG: &str = "DurationSeconds exceeds";
 pub(super) struct Durations(Mutex<HashMap<RoleArn, Instant>>);
 
 impl Durations {
-    /// Asks for a session of this role and duration, and for one of an hour where that is too long. What came, and the duration
-    /// that it was asked for with.
+    /// Asks once for a session of this role: of this duration, or of an hour where it is known that this is too long. What came,
+    /// and the duration that it was asked for with. What is learnt now is told by [`AssumeRoleError::TooLong`].
     pub(super) async fn ask<T, F>(
         &self,
         role: &RoleArn,
         wanted: Duration,
-        ask: impl Fn(Duration) -> F,
+        ask: impl FnOnce(Duration) -> F,
     ) -> Result<(T, Duration), AssumeRoleError>
     where
         F: Future<Output = Result<T, AssumeRoleError>>,
     {
-        let of = async |duration| Ok((ask(duration).await?, duration));
+        let of = async move |duration| Ok((ask(duration).await?, duration));
         if wanted <= ALWAYS_ALLOWED {
             return of(wanted).await;
         }
@@ -53,7 +53,7 @@ impl Durations {
                     warn!(%role, "sessions of this role last 1 hour, not what --session-duration asks for: {message}; raise the role's \
                         maximum session duration, or lower --session-duration (with --assume-role-arn it is 1 hour always)");
                 }
-                of(ALWAYS_ALLOWED).await
+                Err(AssumeRoleError::TooLong { message })
             }
             answer => answer,
         }
@@ -83,50 +83,40 @@ mod tests {
     }
 
     /// STS, for roles that allow so much; and what was asked.
-    async fn ask(
-        durations: &Durations,
-        name: &str,
-        wanted: Duration,
-        most: Duration,
-    ) -> (Result<Duration, AssumeRoleError>, Vec<Duration>) {
-        let asked = Mutex::new(Vec::new());
+    async fn ask(durations: &Durations, name: &str, wanted: Duration, most: Duration) -> (Result<(), &'static str>, Duration) {
+        let mut asked = Vec::new();
         let role = role(name);
         let answer = durations.ask(&role, wanted, |duration| {
-            asked.lock().unwrap().push(duration);
+            asked.push(duration);
             let message = "ValidationError: The requested DurationSeconds exceeds the MaxSessionDuration set for this role.".to_owned();
-            std::future::ready(if duration > most { Err(AssumeRoleError::Invalid { message }) } else { Ok(duration) })
+            std::future::ready(if duration > most { Err(AssumeRoleError::Invalid { message }) } else { Ok(()) })
         });
-        let answer = answer.await.map(|(session, asked_for)| {
-            assert_eq!(session, asked_for);
-            session
-        });
-        (answer, asked.into_inner().unwrap())
+        let answer = answer.await.map(|((), asked_for)| assert_eq!(asked_for, asked[0])).map_err(|error| error.name());
+        assert_eq!(asked.len(), 1, "one question");
+        (answer, asked[0])
     }
 
     #[tokio::test(start_paused = true)]
     async fn too_long_a_session_is_asked_for_once_and_an_hour_from_then_on() {
         let durations = Durations::default();
         let (twelve, one) = (HOURS(12), HOURS(1));
-        assert_eq!(ask(&durations, "web", twelve, one).await, (Ok(one), vec![twelve, one]));
-        assert_eq!(ask(&durations, "web", twelve, one).await, (Ok(one), vec![one]));
-        assert_eq!(ask(&durations, "db", twelve, twelve).await, (Ok(twelve), vec![twelve]), "another role");
+        assert_eq!(ask(&durations, "web", twelve, one).await, (Err("too-long"), twelve));
+        assert_eq!(ask(&durations, "web", twelve, one).await, (Ok(()), one));
+        assert_eq!(ask(&durations, "web", twelve, one).await, (Ok(()), one));
+        assert_eq!(ask(&durations, "db", twelve, twelve).await, (Ok(()), twelve), "another role");
         advance(REMEMBERED).await;
-        assert_eq!(ask(&durations, "web", twelve, twelve).await, (Ok(twelve), vec![twelve]), "the role was changed");
+        assert_eq!(ask(&durations, "web", twelve, twelve).await, (Ok(()), twelve), "the role was changed");
     }
 
     #[tokio::test(start_paused = true)]
     async fn other_refusals_and_short_sessions_are_not_tried_again() {
         let durations = Durations::default();
         let (half, one) = (HOURS(1) / 2, HOURS(1));
-        assert!(matches!(ask(&durations, "web", one, half).await, (Err(AssumeRoleError::Invalid { .. }), asked) if asked == [one]));
+        assert_eq!(ask(&durations, "web", one, half).await, (Err("invalid"), one));
         let message = "ValidationError: the tags are too large".to_owned();
-        let asked = Mutex::new(0);
+        let refused = AssumeRoleError::Invalid { message };
         let role = role("db");
-        let answer = durations.ask(&role, HOURS(2), |_| {
-            *asked.lock().unwrap() += 1;
-            std::future::ready(Err::<(), _>(AssumeRoleError::Invalid { message: message.clone() }))
-        });
-        assert!(answer.await.is_err());
-        assert_eq!(*asked.lock().unwrap(), 1);
+        let answer = durations.ask(&role, HOURS(2), |_| std::future::ready(Err::<(), _>(refused.clone())));
+        assert_eq!(answer.await, Err(refused));
     }
 }

@@ -1,20 +1,20 @@
 //! The gate in front of STS: how many requests this node makes at one time, how many in a second, and which first.
 //!
 //! STS's quota is the whole account's. So a node goes through one gate: a request that a pod waits for before one that is
-//! made ahead of need, and that before a renewal, which has time: the less of it, the earlier. What is made ahead leaves room for
-//! pods that may come.
+//! made ahead of need, and that before a renewal, which has time: the less of it, the earlier, and at last before what is made
+//! ahead, too. What is made ahead leaves room for pods that may come.
 //!
 //! Throttling and outages are everybody's, and slow the whole gate: the pace is halved with each that was met at the present
 //! pace, and grows again by a part with each answer that STS gives, slowly also by itself. Refusals are answers: they slow
-//! nothing. A failure may also be one role's alone, so that it counts only when another role meets one too, with no answer
-//! between them.
+//! nothing. Nor do failures of the daemon's own identity, which STS does not work for. Any other failure may be one account's
+//! alone, and be in its owner's hands. It counts when roles of two accounts meet one, with no answer between them; where STS
+//! was not heard about another account for long, those of two roles are enough.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -29,8 +29,10 @@ const SLOWEST: f64 = 1.0 / 128.0;
 const SLOW: f64 = 0.25;
 /// What one answer gives back of the pace.
 const RECOVERY: f64 = 1.0 / 16.0;
-/// The time in which all of the pace comes back by itself.
+/// The time in which all of the pace comes back by itself, and in which an answer about an account is one of lately.
 const FORGIVEN: Duration = Duration::from_secs(3600);
+/// A session with less left is nearly ended: its renewal goes before what is made ahead.
+pub(super) const NEARLY_ENDED: Duration = Duration::from_secs(5 * 60);
 /// The part of the requests under way that may be made ahead of need.
 const AHEAD: f64 = 0.75;
 
@@ -82,7 +84,7 @@ struct Inner {
 /// A place in the queue: what ends first goes first, and then who came first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket {
-    ends: Timestamp,
+    ends: Option<Instant>,
     number: u64,
 }
 
@@ -95,8 +97,10 @@ struct State {
     pace: f64,
     /// Grows when the pace is lowered: what was begun before says nothing of the new pace.
     epoch: u64,
-    /// The last failure that may be one role's alone, by a hash of the role; none since an answer.
-    suspect: Option<u64>,
+    /// Whose failure was the last that may be one account's alone; none since an answer.
+    suspect: Option<Whose>,
+    /// The accounts that STS answered about last, and when: two that differ.
+    answered: [Option<(u64, Instant)>; 2],
     /// What lowered the pace, until STS answers.
     trouble: Option<AssumeRoleError>,
     under_way: usize,
@@ -110,7 +114,27 @@ struct State {
 pub(super) struct Permit {
     gate: Gate,
     cause: Cause,
+    ticket: Ticket,
     epoch: u64,
+}
+
+/// A role and its account, by their hashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Whose {
+    account: u64,
+    role: u64,
+}
+
+impl Whose {
+    fn of(role: &RoleArn) -> Self {
+        Self { account: hash(role.account()), role: hash(role) }
+    }
+}
+
+fn hash(of: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
 }
 
 impl State {
@@ -141,6 +165,40 @@ impl State {
         let most = if cause == Cause::Demand { all } else { part(all, AHEAD).max(1) };
         self.under_way < most
     }
+
+    /// Who goes next: a pod that waits; then the renewal that ends first, if it is nearly ended; then what is made ahead.
+    fn next(&self, now: Instant) -> Option<(Cause, Ticket)> {
+        let first = *self.waiting.keys().next()?;
+        let renewal = || self.waiting.range((Cause::Renewal, Ticket::FIRST)..).next().map(|(place, _)| *place);
+        let ends_soon = |ticket: &Ticket| ticket.ends.is_some_and(|ends| ends.saturating_duration_since(now) < NEARLY_ENDED);
+        match first.0 {
+            Cause::Prefetch => Some(renewal().filter(|(_, ticket)| ends_soon(ticket)).unwrap_or(first)),
+            Cause::Demand | Cause::Renewal => Some(first),
+        }
+    }
+
+    /// STS answered about a role of this account.
+    fn heard_about(&mut self, account: u64, now: Instant) {
+        self.suspect = None;
+        let [last, before] = self.answered;
+        let before = if last.is_some_and(|(other, _)| other != account) { last } else { before };
+        self.answered = [Some((account, now)), before];
+    }
+
+    /// Whether this failure, after the one before it, is everybody's.
+    fn is_outage(&mut self, whose: Whose, now: Instant) -> bool {
+        let Some(before) = self.suspect.replace(whose) else {
+            return false;
+        };
+        let lately = |at: Instant| now.saturating_duration_since(at) < FORGIVEN;
+        let others = self.answered.iter().flatten().any(|(account, at)| *account != whose.account && lately(*at));
+        before.account != whose.account || (before.role != whose.role && !others)
+    }
+}
+
+impl Ticket {
+    /// Before all others.
+    const FIRST: Self = Self { ends: None, number: 0 };
 }
 
 /// A part of a number, rounded down.
@@ -158,6 +216,7 @@ impl Gate {
             pace: 1.0,
             epoch: 0,
             suspect: None,
+            answered: [None; 2],
             trouble: None,
             under_way: 0,
             waiting: BTreeMap::new(),
@@ -167,20 +226,27 @@ impl Gate {
         Self(Arc::new(Inner { limits, metrics, state: Mutex::new(state) }))
     }
 
-    /// Takes a place in the queue, for a session that goes on until `ends` without this; `None`: there is none. The turn comes by
+    /// Takes a place in the queue, for a session that has so much left without this; `None`: there is none. The turn comes by
     /// the receiver; that ends without one where the place is withdrawn.
-    pub(super) fn queue(&self, cause: Cause, ends: Option<Timestamp>) -> (Ticket, oneshot::Receiver<Permit>) {
-        let (sender, turn) = oneshot::channel();
+    pub(super) fn queue(&self, cause: Cause, left: Option<Duration>) -> (Ticket, oneshot::Receiver<Permit>) {
         let ticket = {
             let mut state = self.lock();
-            let ticket = Ticket { ends: ends.unwrap_or(Timestamp::MIN), number: state.next_ticket };
+            let ticket = Ticket { ends: left.map(|left| Instant::now() + left), number: state.next_ticket };
             state.next_ticket += 1;
-            state.waiting.insert((cause, ticket), sender);
-            self.0.metrics.sts_queue(cause.name()).inc();
             ticket
         };
+        (ticket, self.queue_as(cause, ticket))
+    }
+
+    fn queue_as(&self, cause: Cause, ticket: Ticket) -> oneshot::Receiver<Permit> {
+        let (sender, turn) = oneshot::channel();
+        {
+            let mut state = self.lock();
+            state.waiting.insert((cause, ticket), sender);
+            self.0.metrics.sts_queue(cause.name()).inc();
+        }
         self.dispatch();
-        (ticket, turn)
+        turn
     }
 
     /// A pod waits for it now. Without effect where its turn has come.
@@ -231,7 +297,7 @@ impl Gate {
             let (limits, now) = (self.0.limits, Instant::now());
             let mut state = self.lock();
             state.count(limits, now);
-            while let Some(&(cause, ticket)) = state.waiting.keys().next()
+            while let Some((cause, ticket)) = state.next(now)
                 && state.has_room(limits, cause)
             {
                 let short = state.needed(limits, cause) - state.tokens;
@@ -244,7 +310,7 @@ impl Gate {
                 if let Some(sender) = state.waiting.remove(&(cause, ticket)) {
                     state.tokens -= 1.0;
                     state.under_way += 1;
-                    turns.push((sender, Permit { gate: self.clone(), cause, epoch: state.epoch }));
+                    turns.push((sender, Permit { gate: self.clone(), cause, ticket, epoch: state.epoch }));
                 }
             }
         }
@@ -285,30 +351,51 @@ impl Permit {
         self.cause
     }
 
-    /// What STS answered about this role. Lets the next in.
-    pub(super) fn answered<T>(self, role: &RoleArn, answer: &Result<T, AssumeRoleError>) {
+    /// What STS answered about this role.
+    pub(super) fn answered<T>(&self, role: &RoleArn, answer: &Result<T, AssumeRoleError>) {
+        let (whose, now) = (Whose::of(role), Instant::now());
         let mut state = self.gate.lock();
         match answer {
-            Ok(_) | Err(AssumeRoleError::Denied { .. } | AssumeRoleError::Invalid { .. }) => {
-                state.suspect = None;
+            Err(error) if !error.is_refusal() => match error {
+                // It cost STS nothing: others may be asked for instead.
+                AssumeRoleError::IdentityUnknown(_) => state.tokens = (state.tokens + 1.0).min(state.most(self.gate.0.limits)),
+                // Whoever renews them has them for all.
+                AssumeRoleError::OwnIdentity { .. } => {}
+                _ if self.epoch != state.epoch => {}
+                AssumeRoleError::Throttled => slow_down(&mut state, error),
+                _ => {
+                    if state.is_outage(whose, now) {
+                        slow_down(&mut state, error);
+                    }
+                }
+            },
+            _ => {
+                state.heard_about(whose.account, now);
                 if self.epoch == state.epoch {
                     state.pace = (state.pace + RECOVERY).min(1.0);
                     state.trouble = None;
                 }
             }
-            // It cost STS nothing.
-            Err(AssumeRoleError::IdentityUnknown(_)) => {}
-            Err(_) if self.epoch != state.epoch => {}
-            Err(error @ AssumeRoleError::Throttled) => slow_down(&mut state, error),
-            Err(error @ (AssumeRoleError::OwnIdentity { .. } | AssumeRoleError::Unreachable { .. } | AssumeRoleError::Failed { .. })) => {
-                let mut hasher = DefaultHasher::new();
-                role.hash(&mut hasher);
-                let role = hasher.finish();
-                if state.suspect.replace(role).is_some_and(|other| other != role) {
-                    slow_down(&mut state, error);
-                }
-            }
         }
+    }
+
+    /// Whether the next question may have a better answer than this one, and is worth it now: for a shorter session; or after a lost
+    /// connection or a failure, once, where it `is_needed` and it is not known that all meet the same.
+    pub(super) fn is_asked_again(&self, error: &AssumeRoleError, questions: u32, is_needed: bool) -> bool {
+        match error {
+            AssumeRoleError::TooLong { .. } => questions <= 2,
+            AssumeRoleError::Unreachable { .. } | AssumeRoleError::Failed { .. } => {
+                let trouble = self.gate.trouble();
+                let is_outage = matches!(trouble, Some(AssumeRoleError::Unreachable { .. } | AssumeRoleError::Failed { .. }));
+                questions == 1 && is_needed && !is_outage
+            }
+            _ => false,
+        }
+    }
+
+    /// Leave to ask once more, for the same reason, when its turn comes again.
+    pub(super) fn again(self) -> oneshot::Receiver<Permit> {
+        self.gate.queue_as(self.cause, self.ticket)
     }
 }
 

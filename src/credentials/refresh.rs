@@ -266,8 +266,7 @@ impl<A: AssumeRole> Follower<A> {
             if let Some(wanted) = self.wanted.get_mut(&request) {
                 wanted.due = None;
             }
-            let standing = self.of.sessions.standing(&request).await;
-            if let Some(later) = standing.and_then(|standing| self.of.sessions.gives_way(&standing)) {
+            if let Some(later) = self.of.sessions.gives_way(&request).await {
                 self.set_due(&request, now + later);
                 continue;
             }

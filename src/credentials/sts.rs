@@ -52,7 +52,7 @@ use own::Own;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time of one attempt.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Attempts, the first included.
+/// Attempts to learn who the daemon is, the first included.
 const ATTEMPTS: u32 = 3;
 /// The longest text of STS that is repeated in a log line.
 const MAX_MESSAGE: usize = 500;
@@ -160,7 +160,8 @@ impl Aws {
         };
         let base = own(&self.config, None);
         let between = self.between.as_ref().map(|(role, config)| own(config, Some(role)));
-        let asker = between.as_ref().unwrap_or(&base).clone();
+        // The gate and its pauses are what asks again: so that each request passes the gate, and is counted.
+        let asker = Arc::new(between.as_ref().unwrap_or(&base).without_retries());
         let identity = Arc::new(Inquiry::new(base, between, node.clone()));
         Sts { asker, clock, identity, doubt: Arc::default(), durations: Arc::default(), clock_told: Arc::default() }
     }
@@ -216,9 +217,9 @@ pub struct Sts {
 }
 
 impl Sts {
-    /// The same STS, asked once where it would else be asked again after a failure: for questions that no pod waits for.
-    pub fn without_retries(&self) -> Self {
-        Self { asker: Arc::new(self.asker.without_retries()), ..self.clone() }
+    /// The same STS, asked once where it would else be asked again with new credentials: for questions that no pod waits for.
+    pub fn asked_once(&self) -> Self {
+        Self { asker: Arc::new(self.asker.asked_once()), ..self.clone() }
     }
 
     /// Asks STS who the daemon is, and tells it to whoever decides; with the time after which to ask again. What is known
@@ -341,9 +342,14 @@ where
             let message = bounded(&format!("{code}: {message} (request id {request_id})"));
             match code {
                 "AccessDenied" | "AccessDeniedException" => AssumeRoleError::Denied { message },
-                "Throttling" | "ThrottlingException" | "TooManyRequestsException" | "RequestLimitExceeded" | "SlowDown" => {
-                    AssumeRoleError::Throttled
-                }
+                "Throttling"
+                | "ThrottlingException"
+                | "ThrottledException"
+                | "RequestThrottled"
+                | "RequestThrottledException"
+                | "TooManyRequestsException"
+                | "RequestLimitExceeded"
+                | "SlowDown" => AssumeRoleError::Throttled,
                 "ExpiredToken"
                 | "ExpiredTokenException"
                 | "InvalidClientTokenId"
@@ -354,8 +360,13 @@ where
                 | "RequestExpired"
                 | "RequestTimeTooSkewed"
                 | "OptInRequired" => AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS.into() },
-                "ValidationError" | "MalformedPolicyDocument" | "PackedPolicyTooLarge" => AssumeRoleError::Invalid { message },
-                _ => AssumeRoleError::Failed { message },
+                "RequestTimeout" | "RequestTimeoutException" => AssumeRoleError::Failed { message },
+                // By the status: what the owner of some account may cause is an answer about that role, whatever its name.
+                _ => match context.raw().status().as_u16() {
+                    429 => AssumeRoleError::Throttled,
+                    400..=499 => AssumeRoleError::Invalid { message },
+                    _ => AssumeRoleError::Failed { message },
+                },
             }
         }
         SdkError::TimeoutError(_) => AssumeRoleError::Unreachable { message: "no answer in time".to_owned() },
@@ -386,20 +397,4 @@ fn bounded(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
-    use super::*;
-
-    #[test]
-    fn a_session_ends_its_duration_after_it_was_asked_for_whatever_clocks_say() {
-        const HOUR: Duration = Duration::from_secs(3600);
-        let at = |text: &str| -> Timestamp { format!("2026-01-01T{text}Z").parse().unwrap() };
-        let took = Duration::from_secs(1);
-        let asked = |sent: &str| Asked { sent: at(sent), duration: HOUR, took };
-        assert_eq!(asked("12:00:00").at_the_latest(at("12:00:01")).unwrap(), at("13:00:00"));
-        // The machine slept for two hours with the answer on its way.
-        assert_eq!(asked("12:00:00").at_the_latest(at("14:00:01")).unwrap(), at("13:00:00"));
-        // The clock was set back by ten minutes meanwhile.
-        assert_eq!(asked("12:00:00").at_the_latest(at("11:50:01")).unwrap(), at("12:50:00"));
-    }
-}
+pub(in crate::credentials) mod tests;

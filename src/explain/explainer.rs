@@ -146,7 +146,11 @@ impl<A: StsOfNode> Explainer<A> {
     }
 
     async fn ask(&self, request: &RoleRequest) -> Result<Session, AssumeRoleError> {
-        let answer = self.sts.assume_role(request).await;
+        let mut answer = self.sts.assume_role(request).await;
+        if let Err(error @ AssumeRoleError::TooLong { .. }) = &answer {
+            self.metrics.explained(error.name());
+            answer = self.sts.assume_role(request).await;
+        }
         let (role, session) = (request.role().as_str(), request.session_name().as_str());
         match answer {
             Ok(credentials) => {

@@ -1,26 +1,18 @@
 //! STS as a whole account sees it: a quota of calls in a second, and an answer after a while. It stands behind the cache where
-//! the SDK does, and tries again as the SDK does.
+//! the SDK does, which asks once for each question, as in the daemon.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rolegate::credentials::{AssumeRole, AssumeRoleError, Clock, Credentials};
 use rolegate::policy::RoleRequest;
-use tokio::time::Instant;
 
 use crate::chance::Chance;
 
-/// Attempts of the SDK for one request, the first included, as in the daemon's client.
-const ATTEMPTS: u32 = 3;
-/// Time of all attempts together: `--sts-timeout`.
+/// `--sts-timeout`.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long sessions last.
 pub(crate) const SESSION: jiff::SignedDuration = jiff::SignedDuration::from_secs(3600);
-
-/// What the SDK has for second attempts, what one costs, and what an answer to a first one brings back (its standard way).
-const TOKENS: u32 = 500;
-const COST: u32 = 5;
-const BROUGHT: u32 = 1;
 
 /// One account's STS, on tokio's clock; cheap to clone.
 #[derive(Clone)]
@@ -29,7 +21,6 @@ pub(crate) struct Sts(Arc<Inner>);
 /// The SDK of one node.
 pub(crate) struct Client {
     sts: Sts,
-    tokens: Mutex<u32>,
 }
 
 struct Inner {
@@ -118,13 +109,13 @@ impl Sts {
     }
 
     /// One HTTP call: how long its answer takes, and whether it is a session.
-    fn call(&self) -> (Duration, bool, f64) {
+    fn call(&self) -> (Duration, bool) {
         let (now, phase) = (crate::fleet::since_start(), crate::fleet::since_phase());
         let mut state = self.lock();
         let is_answered = state.quota.take(now);
         state.calls.count(phase, is_answered);
         let latency = if is_answered { state.chance.between(60.0, 160.0) } else { state.chance.between(5.0, 20.0) };
-        (Duration::from_secs_f64(latency / 1000.0), is_answered, state.chance.fraction())
+        (Duration::from_secs_f64(latency / 1000.0), is_answered)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -134,42 +125,19 @@ impl Sts {
 
 impl Client {
     pub(crate) fn new(sts: Sts) -> Self {
-        Self { sts, tokens: Mutex::new(TOKENS) }
-    }
-
-    /// Whether there may be one more attempt.
-    fn pay(&self) -> bool {
-        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = tokens.checked_sub(COST);
-        *tokens = left.unwrap_or(*tokens);
-        left.is_some()
-    }
-
-    fn bring_back(&self, brought: u32) {
-        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        *tokens = (*tokens + brought).min(TOKENS);
+        Self { sts }
     }
 }
 
 impl AssumeRole for Client {
     async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
-        let began = Instant::now();
-        for attempt in 0..ATTEMPTS {
-            let (latency, is_answered, chance) = self.sts.call();
-            tokio::time::sleep(latency).await;
-            if is_answered {
-                self.bring_back(if attempt == 0 { BROUGHT } else { COST });
-                let now = self.sts.0.clock.now();
-                let key = format!("ASIA{}", request.session_name().as_str());
-                return Ok(Credentials::new(key, "s".repeat(40).into(), "t".repeat(800).into(), now, now + SESSION));
-            }
-            // The SDK's standard way: up to 1 s before the second attempt, up to 2 s before the third.
-            let pause = Duration::from_secs(1 << attempt).mul_f64(chance);
-            if attempt + 1 == ATTEMPTS || began.elapsed() + pause > TIMEOUT || !self.pay() {
-                break;
-            }
-            tokio::time::sleep(pause).await;
+        let (latency, is_answered) = self.sts.call();
+        tokio::time::sleep(latency).await;
+        if !is_answered {
+            return Err(AssumeRoleError::Throttled);
         }
-        Err(AssumeRoleError::Throttled)
+        let now = self.sts.0.clock.now();
+        let key = format!("ASIA{}", request.session_name().as_str());
+        Ok(Credentials::new(key, "s".repeat(40).into(), "t".repeat(800).into(), now, now + SESSION))
     }
 }

@@ -1,6 +1,6 @@
 //! One request to STS, under way or landed, and how it serves whoever asks now.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -13,6 +13,8 @@ use crate::credentials::{AssumeRoleError, Credentials, jitter};
 
 /// Failures that follow each other double the time that they are remembered, this often.
 const DOUBLINGS: u32 = 3;
+/// The longest pause of a session that was throttled by an STS which works otherwise.
+const SOON: Duration = Duration::from_secs(10 * 60);
 /// The shortest time that a session which STS throttles is left alone.
 const LEAST_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -27,6 +29,8 @@ pub(super) struct Flight {
     pub(super) failures: u32,
     /// Its place at the gate.
     pub(super) ticket: Ticket,
+    /// Until when what is held does without STS while that throttles; set when it is first wanted to.
+    pub(super) patient_until: OnceLock<Instant>,
 }
 
 /// Where a flight is.
@@ -85,7 +89,8 @@ pub enum Standing {
 }
 
 impl Flight {
-    pub(super) fn serves(&self, now: Timestamp) -> Serves {
+    /// How it serves a caller now; `is_slow` tells whether STS throttles this node.
+    pub(super) fn serves(&self, now: Timestamp, is_slow: impl Fn() -> bool) -> Serves {
         let state = self.state.borrow();
         let State { earlier, landed, .. } = &*state;
         let fresh = || earlier.as_ref().filter(|earlier| is_fresh(earlier, now)).cloned();
@@ -104,7 +109,10 @@ impl Flight {
             Some(Landed { landing: Err(error), until }) => match fresh() {
                 Some(earlier) => Serves::Credentials(earlier),
                 None if Instant::now() < *until => usable().map_or_else(|| Serves::Failure(error.clone()), Serves::Credentials),
-                None => Serves::Nothing(self.after_failure(&state, 1, now)),
+                None => match usable().filter(|held| self.patience(error, held, now, is_slow).is_some()) {
+                    Some(earlier) => Serves::Credentials(earlier),
+                    None => Serves::Nothing(self.after_failure(&state, u32::from(error.is_remembered()), now)),
+                },
             },
         }
     }
@@ -125,7 +133,9 @@ impl Flight {
         match &state.landed {
             None => self.has_crashed().then(|| self.after_failure(&state, 0, now)),
             Some(Landed { landing: Ok(credentials), .. }) => Some(after(credentials, now)),
-            Some(Landed { landing: Err(_), until }) => (*until <= Instant::now()).then(|| self.after_failure(&state, 1, now)),
+            Some(Landed { landing: Err(error), until }) => {
+                (*until <= Instant::now()).then(|| self.after_failure(&state, u32::from(error.is_remembered()), now))
+            }
         }
     }
 
@@ -143,6 +153,28 @@ impl Flight {
     /// What the flight before brought, while it is still good.
     pub(super) fn earlier(&self, now: Timestamp) -> Option<Arc<Credentials>> {
         self.state.borrow().earlier.as_ref().filter(|earlier| is_usable(earlier, now)).cloned()
+    }
+
+    /// Until when a renewal of what is held gives way, while STS throttles: those that have time, to those that have none,
+    /// which may be another node's.
+    pub(super) fn gives_way(&self, now: Timestamp, is_slow: impl Fn() -> bool) -> Option<Instant> {
+        let State { earlier, landed, .. } = &*self.state.borrow();
+        match landed {
+            Some(Landed { landing: Ok(held), .. }) if is_fresh(held, now) => self.patience(&AssumeRoleError::Throttled, held, now, is_slow),
+            Some(Landed { landing: Err(error), .. }) => {
+                self.patience(error, earlier.as_ref().filter(|held| is_usable(held, now))?, now, is_slow)
+            }
+            _ => None,
+        }
+    }
+
+    /// Not for longer than STS throttles this node.
+    fn patience(&self, error: &AssumeRoleError, held: &Credentials, now: Timestamp, is_slow: impl Fn() -> bool) -> Option<Instant> {
+        if !matches!(error, AssumeRoleError::Throttled) || !is_slow() {
+            return None;
+        }
+        let until = *self.patient_until.get_or_init(|| Instant::now() + patience(held, now));
+        (Instant::now() < until).then_some(until)
     }
 
     /// How long the credentials last that would be served if nothing else came: nothing where they have ended, `None` where
@@ -171,6 +203,16 @@ pub(super) fn patience(held: &Credentials, now: Timestamp) -> Duration {
     let left = held.remaining(now);
     let part = (4.0 * left.as_secs_f64() / held.life().as_secs_f64().max(1.0)).min(1.0);
     jitter::spread((left / 2).mul_f64(part * part).max(LEAST_PATIENCE))
+}
+
+/// How long a session that STS throttled once is left alone, where STS works otherwise: another time for each, with enough left to
+/// try again while it is fresh.
+pub(super) fn pause(held: &Credentials, now: Timestamp, failures: u32, error_ttl: Duration) -> Duration {
+    let fresh_for = held.remaining(now).saturating_sub(LEAST_REMAINING.min(held.life() / 2));
+    if fresh_for.is_zero() {
+        return remembered_for(&AssumeRoleError::Throttled, failures, error_ttl).min(patience(held, now));
+    }
+    fresh_for.min(SOON).mul_f64(0.25 + jitter::fraction() / 2.0).max(LEAST_PATIENCE)
 }
 
 /// How long a failure is the answer, after so many before it: at first `error_ttl`, then more and more, and not the same on

@@ -454,3 +454,80 @@ async fn a_renewal_ahead_of_need_keeps_nobody_waiting() {
     }
     assert_eq!(sts.calls(), 2);
 }
+
+fn lost() -> Answer {
+    Answer::Error(AssumeRoleError::Unreachable { message: "connection reset".to_owned() })
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_lost_connection_costs_a_pod_nothing() {
+    let (sessions, sts) = sessions();
+    sts.will(lost());
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    sts.will(lost()).will(lost());
+    assert_eq!(sessions.get(&request("db")).await.unwrap_err().name(), "unreachable");
+    assert_eq!(sts.calls(), 4, "twice and no more");
+    // Nor is it asked twice for what is tried again, is throttled, or is held.
+    pass(30).await;
+    sts.will(lost());
+    assert_eq!(sessions.get(&request("db")).await.unwrap_err().name(), "unreachable");
+    assert_eq!(sts.calls(), 5);
+    sts.will(Answer::Error(AssumeRoleError::Throttled));
+    assert_eq!(sessions.get(&request("other")).await.unwrap_err().name(), "throttled");
+    assert_eq!(sts.calls(), 6);
+    pass(36 * 60).await;
+    sts.will(lost());
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    settle().await;
+    assert_eq!(sts.calls(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_too_long_is_asked_for_again_at_once() {
+    let (sessions, sts) = sessions();
+    sts.will(Answer::Error(AssumeRoleError::TooLong { message: "no".to_owned() }));
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    let told = String::from_utf8(sessions.metrics.render()).unwrap();
+    for outcome in ["too-long", "ok"] {
+        let line = format!("rolegate_sts_requests_total{{cause=\"demand\",outcome=\"{outcome}\"}} 1");
+        assert!(told.lines().any(|told| told == line), "{line} is not in {told}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_the_daemon_does_not_know_itself_yet_is_no_failure_of_the_session() {
+    let (sessions, sts) = sessions();
+    for _ in 0..5 {
+        sts.will(Answer::Error(AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Throttled))));
+        assert_eq!(sessions.get(&request("web")).await.unwrap_err().name(), "identity-unknown");
+        sts.will(Answer::Error(AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Throttled))));
+        sessions.ahead(&request("web")).await;
+        settle().await;
+    }
+    sts.will(Answer::Error(denied()));
+    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied());
+    // Remembered as the first failure is.
+    pass(30).await;
+    assert!(sessions.get(&request("web")).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_waits_is_raised_by_a_caller_who_meets_what_is_nearly_ended() {
+    let sts = FakeSts::new();
+    let settings = Settings { limits: Limits { rate: 1000, concurrency: 1 }, ..SETTINGS };
+    let sessions = Sessions::new(sts.clone(), settings, sts.clock(), Metrics::new());
+    sts.will(Answer::Session(HOUR));
+    sessions.get(&request("web")).await.unwrap();
+    pass(57 * 60).await;
+    sts.will(Answer::Error(AssumeRoleError::Throttled));
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    pass(60).await;
+    // The renewal that is tried again stands behind another request; a caller meets it.
+    sts.hold();
+    sessions.ahead(&request("other")).await;
+    assert!(sessions.ahead(&request("web")).await);
+    let waiting = |cause: Cause| sessions.metrics.sts_queue(cause.name()).get();
+    assert_eq!((waiting(Cause::Renewal), waiting(Cause::Demand)), (1, 0));
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!((waiting(Cause::Renewal), waiting(Cause::Demand)), (0, 1));
+}

@@ -143,7 +143,7 @@ async fn what_is_made_ahead_leaves_room_for_pods_that_come() {
 async fn what_ends_first_goes_first() {
     let gate = gate(Limits { rate: 1000, concurrency: 1 });
     let first = gate.queue(Cause::Demand, None).1.await.unwrap();
-    let ends = |minutes: i64| Some(Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_mins(minutes));
+    let ends = |minutes: u64| Some(Duration::from_secs(minutes * 60));
     let (mut late, mut soon) = (gate.queue(Cause::Renewal, ends(30)).1, gate.queue(Cause::Renewal, ends(5)).1);
     drop(first);
     let soon = come(&mut soon).expect("it ends first");
@@ -236,4 +236,87 @@ async fn a_request_that_panics_gives_its_place_back() {
     });
     assert!(broken.await.is_err());
     assert!(timeout(Duration::from_secs(1), gate.queue(Cause::Demand, None).1).await.is_ok());
+}
+
+async fn ask_about(gate: &Gate, account: &str, name: &str, answer: &Result<(), AssumeRoleError>) {
+    let role: RoleArn = format!("arn:aws:iam::{account}:role/{name}").parse().unwrap();
+    gate.queue(Cause::Demand, None).1.await.unwrap().answered(&role, answer);
+}
+
+const OURS: &str = "111122223333";
+const THEIRS: &str = "444455556666";
+
+#[tokio::test(start_paused = true)]
+async fn failures_of_one_account_slow_nothing_where_sts_answers_about_others() {
+    let gate = gate(LIMITS);
+    ask_about(&gate, OURS, "web", &ok()).await;
+    for number in 0..40 {
+        ask_about(&gate, THEIRS, &format!("role-{number}"), &failed()).await;
+    }
+    assert_eq!(gate.trouble(), None);
+    ask_about(&gate, OURS, "web", &failed()).await;
+    assert_eq!(gate.trouble().unwrap().name(), "unreachable", "both accounts");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_recognised_where_all_roles_are_of_one_account() {
+    let gate = gate(LIMITS);
+    ask_about(&gate, THEIRS, "old", &ok()).await;
+    for number in 0..10 {
+        ask_about(&gate, OURS, &format!("role-{number}"), &ok()).await;
+    }
+    pass(FORGIVEN.as_millis().try_into().unwrap()).await;
+    ask_about(&gate, OURS, "role-1", &failed()).await;
+    assert_eq!(gate.trouble(), None);
+    ask_about(&gate, OURS, "role-2", &failed()).await;
+    assert_eq!(gate.trouble().unwrap().name(), "unreachable");
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_the_daemon_cannot_be_known_costs_no_turn_and_slows_nothing() {
+    let gate = gate(LIMITS);
+    let unknown: Result<(), _> = Err(AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Throttled)));
+    let own: Result<(), _> = Err(AssumeRoleError::OwnIdentity { message: "expired".to_owned(), advice: "".into() });
+    for number in 0..100 {
+        assert_eq!(ask(&gate, Cause::Demand, &format!("role-{number}"), &unknown).await, Duration::ZERO);
+    }
+    for number in 0..20 {
+        assert_eq!(ask(&gate, Cause::Demand, &format!("role-{number}"), &own).await, Duration::ZERO);
+    }
+    assert!(ask(&gate, Cause::Demand, "web", &ok()).await > Duration::ZERO, "these were requests");
+    assert_eq!(gate.trouble(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_goes_before_what_is_made_ahead_when_it_is_nearly_ended() {
+    let gate = gate(Limits { rate: 1000, concurrency: 1 });
+    let first = gate.queue(Cause::Demand, None).1.await.unwrap();
+    let mut prefetch = gate.queue(Cause::Prefetch, None).1;
+    let mut waits = gate.queue(Cause::Demand, None).1;
+    // It comes with time enough, and stands there until it has not.
+    let mut renewal = gate.queue(Cause::Renewal, Some(NEARLY_ENDED + Duration::from_secs(60))).1;
+    drop(first);
+    let demand = come(&mut waits).expect("a pod waits");
+    pass(59 * 1000).await;
+    let other = gate.queue(Cause::Demand, None).1;
+    drop(demand);
+    let other = other.await.unwrap();
+    pass(2 * 1000).await;
+    drop(other);
+    let renewal = come(&mut renewal).expect("it is nearly ended");
+    assert!(come(&mut prefetch).is_none());
+    drop(renewal);
+    assert!(come(&mut prefetch).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_question_is_a_request_like_another() {
+    let gate = gate(LIMITS);
+    for _ in 0..20 {
+        ask(&gate, Cause::Demand, "web", &ok()).await;
+    }
+    let permit = gate.queue(Cause::Demand, None).1.await.unwrap();
+    let began = Instant::now();
+    permit.again().await.unwrap();
+    assert!(began.elapsed() >= Duration::from_millis(100), "{:?}", began.elapsed());
 }

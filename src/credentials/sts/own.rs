@@ -41,7 +41,9 @@ const CHECK_POLICIES: &str =
 #[derive(Clone, Debug)]
 pub(super) struct Own {
     signer: Arc<RwLock<Signer>>,
-    /// Whether a question is asked again after a failure.
+    /// Whether the SDK asks again after a failure.
+    retries: bool,
+    /// Whether a question is asked again with new credentials.
     asks_again: bool,
     /// The role between, where this is its session.
     between: Option<RoleArn>,
@@ -63,12 +65,17 @@ impl Own {
     /// Asks by `client`, whose credentials are those of the role between if one is given.
     pub(super) fn new(client: Client, between: Option<RoleArn>, node: NodeIdentity, metrics: Metrics) -> Self {
         let signer = Arc::new(RwLock::new(Signer { client, number: 0, dropped_at: None }));
-        Self { signer, asks_again: true, between, node, metrics }
+        Self { signer, retries: true, asks_again: true, between, node, metrics }
     }
 
-    /// The same identity with the same credentials, whose questions are asked once, whatever comes of them.
+    /// The same identity with the same credentials, without retries of the SDK.
     pub(super) fn without_retries(&self) -> Self {
-        Self { asks_again: false, ..self.clone() }
+        Self { retries: false, ..self.clone() }
+    }
+
+    /// The same, and what is asked is asked once, whatever comes of it.
+    pub(super) fn asked_once(&self) -> Self {
+        Self { asks_again: false, ..self.without_retries() }
     }
 
     /// Asks STS; once more, with new credentials, where it takes the ones that were kept no more.
@@ -89,7 +96,7 @@ impl Own {
 
     fn signer(&self) -> Signer {
         let mut signer = self.signer.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if !self.asks_again {
+        if !self.retries {
             let config = signer.client.config().to_builder().retry_config(RetryConfig::disabled()).build();
             signer.client = Client::from_conf(config);
         }
@@ -145,6 +152,7 @@ impl AskIdentity for Arc<Own> {
         let answer = Own::ask(self, |client| async move { client.get_caller_identity().send().await }).await;
         let answer = answer.map_err(|error| match error {
             AssumeRoleError::Denied { message } => AssumeRoleError::OwnIdentity { message, advice: CHECK_POLICIES.into() },
+            AssumeRoleError::Invalid { message } => AssumeRoleError::Failed { message },
             other => other,
         })?;
         let arn = answer.arn.unwrap_or_default();
