@@ -27,8 +27,8 @@ use crate::role::RoleArn;
 const SLOWEST: f64 = 1.0 / 128.0;
 /// The pace, as a part of the full one, below which what has time gives way.
 const SLOW: f64 = 0.25;
-/// What one answer gives back of the pace.
-const RECOVERY: f64 = 1.0 / 16.0;
+/// What one answer gives back of the pace: little, so that a node whose STS throttles goes on leaving it to those that end soon.
+const RECOVERY: f64 = 1.0 / 64.0;
 /// The time in which all of the pace comes back by itself, and in which an answer about an account is one of lately.
 const FORGIVEN: Duration = Duration::from_secs(3600);
 /// A session with less left is nearly ended: its renewal goes before what is made ahead.

@@ -16,7 +16,7 @@ const DOUBLINGS: u32 = 3;
 /// The longest pause of a session that was throttled by an STS which works otherwise.
 const SOON: Duration = Duration::from_secs(10 * 60);
 /// The shortest time that a session which STS throttles is left alone.
-const LEAST_PATIENCE: Duration = Duration::from_secs(5);
+const LEAST_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a flight brought.
 pub type Landing = Result<Arc<Credentials>, AssumeRoleError>;
@@ -221,6 +221,8 @@ pub(super) fn remembered_for(error: &AssumeRoleError, failures: u32, error_ttl: 
     match failures {
         _ if !error.is_remembered() => Duration::ZERO,
         0 => error_ttl,
+        // The gate's pace is what bounds these: who has nothing left does not wait longer and longer besides.
+        _ if matches!(error, AssumeRoleError::Throttled) => jitter::spread(error_ttl),
         more => jitter::spread(error_ttl.saturating_mul(1 << more.min(DOUBLINGS))),
     }
 }

@@ -138,7 +138,8 @@ async fn each_key_has_its_own_session() {
 #[tokio::test(start_paused = true)]
 async fn a_failure_is_the_answer_for_a_while_and_then_tried_again() {
     let (sessions, sts) = sessions();
-    sts.will(Answer::Error(denied())).will(Answer::Error(AssumeRoleError::Throttled));
+    let invalid = || AssumeRoleError::Invalid { message: "no".to_owned() };
+    sts.will(Answer::Error(denied())).will(Answer::Error(invalid()));
     assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied());
     pass(29).await;
     for _ in 0..100 {
@@ -146,14 +147,26 @@ async fn a_failure_is_the_answer_for_a_while_and_then_tried_again() {
     }
     assert_eq!(sts.calls(), 1);
     pass(1).await;
-    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), AssumeRoleError::Throttled);
+    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), invalid());
     assert_eq!(sts.calls(), 2);
     // The second in a row is remembered for longer, less a part of it by chance.
     pass(44).await;
-    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), AssumeRoleError::Throttled);
+    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), invalid());
     assert_eq!(sts.calls(), 2);
     pass(16).await;
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA3");
+}
+
+/// The gate's pace is what bounds these.
+#[tokio::test(start_paused = true)]
+async fn throttling_that_goes_on_is_not_remembered_for_longer_and_longer() {
+    let (sessions, sts) = sessions();
+    sts.always(Answer::Error(AssumeRoleError::Throttled));
+    for calls in 1..8 {
+        assert_eq!(sessions.get(&request("web")).await.unwrap_err(), AssumeRoleError::Throttled);
+        assert_eq!(sts.calls(), calls);
+        pass(30).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
