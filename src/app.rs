@@ -16,8 +16,10 @@ use tracing::{info, warn};
 use crate::admin::Admin;
 use crate::config::{BaseRole, Config, DefaultRole, PatternFormat, RedirectBackend, Restrictions, ServiceAccountRoles, listen_address};
 use crate::credentials::Clock;
-use crate::credentials::cache::Sessions;
-use crate::credentials::sts::{Aws, Sts};
+use crate::credentials::cache::{self, Sessions};
+use crate::credentials::gate::Limits;
+use crate::credentials::refresh::Refresh;
+use crate::credentials::sts::{Aws, AwsError, Sts};
 use crate::drain::Drain;
 use crate::events::Reporter;
 use crate::events::writer::Writer;
@@ -39,7 +41,7 @@ use crate::redirect::chosen::{Chosen, System};
 use crate::redirect::interface_addresses;
 use crate::redirect::keep::Keeper;
 use crate::redirect::probe::{Ability, Probes, STEP, SelfTest};
-use crate::role::{BaseArn, RoleArn};
+use crate::role::{BaseArn, RoleArn, SessionName};
 use crate::server::Server;
 use crate::startup_taint::StartupTaint;
 use crate::tasks::Tasks;
@@ -145,6 +147,7 @@ impl App {
         }
         let drain = Drain::default();
         let running = readiness.step(START);
+        let identity = readiness.step("the daemon's own AWS identity");
         // Ready only when it has passed, where it can be done.
         let self_test_step = matches!(self_test, Ability::Able(_)).then(|| readiness.step(STEP));
         let probes = Probes::default();
@@ -217,7 +220,8 @@ impl App {
                 () = &mut stop => return Ok(()),
             }
         };
-        tasks.spawn("own identity", node::follow_identity(prepared.sts));
+        tasks.spawn("sessions", prepared.refresh.run());
+        tasks.spawn("own identity", node::follow_identity(prepared.sts, identity, readiness.clone()));
         if !config.metadata.disabled {
             tasks.spawn("instance role", node::follow_instance_role(prepared.aws, prepared.node.clone()));
         }
@@ -324,7 +328,7 @@ impl Entrance {
 
 /// Returns when AWS has told who the daemon is: without that every pod is refused.
 async fn identified(node: &NodeIdentity) {
-    while node.known().caller.is_none() {
+    while !node.known().has_all_callers() {
         tokio::time::sleep(IDENTITY_AGAIN).await;
     }
 }
@@ -332,6 +336,7 @@ async fn identified(node: &NodeIdentity) {
 /// What serves pods, and what it asks.
 struct Prepared {
     server: Server<Sts>,
+    refresh: Refresh<Sts>,
     sts: Sts,
     tokens: Tokens,
     key_file: Option<KeyFile>,
@@ -351,23 +356,33 @@ async fn prepare(
     explainer: &OnceLock<Explainer<Sts>>,
 ) -> anyhow::Result<Prepared> {
     let clock = Clock::system();
-    let aws = Aws::load(&config.metadata.address).await?;
+    let aws = load_aws(config).await?;
     let node = NodeIdentity::default();
-    let sts = aws.sts(clock.clone(), node.clone());
+    let sts = aws.sts(clock.clone(), node.clone(), metrics.clone());
     let policy = Policy::new(rules(Some(&aws), config, &node).await?, node.clone()).context("--allowed-roles")?;
     if !policy.allows_default_role() {
         bail!("--default-role is not among --allowed-roles: every pod without a role would be refused; add it, or leave it out");
     }
     info!(region = aws.region(), "STS of this region is used");
-    let sessions = Sessions::new(sts.clone(), config.sessions.error_ttl, clock.clone(), metrics.clone());
     let policy = Arc::new(policy);
+    let of_sts = &config.sessions;
+    let limits = Limits { rate: of_sts.rate, concurrency: of_sts.concurrency };
+    let of_cache = cache::Settings { error_ttl: of_sts.error_ttl, timeout: of_sts.timeout, limits };
+    let sessions = Sessions::new(sts.clone(), of_cache, clock.clone(), metrics.clone());
+    let refresh = Refresh {
+        pods: pods.clone(),
+        policy: policy.clone(),
+        sessions: sessions.clone(),
+        prefetch: of_sts.prefetch,
+        spread: of_sts.prefetch_spread,
+    };
     // It is given once: this runs once.
     let _ = explainer.set(Explainer {
         node: config.pods.node.clone(),
         by: By::Daemon,
         policy: policy.clone(),
         pods: pods.clone(),
-        sts: sts.without_retries(),
+        sts: sts.asked_once(),
         metrics: metrics.clone(),
         pace: Pace::default(),
         daemon: Some(OfDaemon { readiness: readiness.clone(), sessions: sessions.clone() }),
@@ -389,7 +404,16 @@ async fn prepare(
         warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
     }
     let server = Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone());
-    Ok(Prepared { server, sts, aws, node, tokens, key_file, metadata })
+    Ok(Prepared { server, refresh, sts, aws, node, tokens, key_file, metadata })
+}
+
+async fn load_aws(config: &Config) -> Result<Aws, AwsError> {
+    let session = SessionName::derived_from(&format!("rolegate-{}", config.pods.node));
+    let between = config.sessions.between.as_ref().map(|role| (role, &session));
+    if let Some((role, _)) = between {
+        info!(%role, "pods' roles are assumed by this one");
+    }
+    Aws::load(&config.metadata.address, config.sessions.timeout, between).await
 }
 
 /// What no pod has for its own. Where whoever connects is served, loopback addresses are taken for pods'.

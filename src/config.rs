@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 use secrecy::SecretString;
 
-use crate::role::BaseArn;
+use crate::role::{BaseArn, RoleArn};
 
 pub mod explain;
 pub mod flags;
@@ -31,6 +31,14 @@ pub const DEFAULT_METRICS_PORT: u16 = 9543;
 pub const DEFAULT_SESSION_DURATION: Duration = Duration::from_secs(3600);
 /// Default of `--iam-role-error-ttl`.
 pub const DEFAULT_ERROR_TTL: Duration = Duration::from_secs(30);
+/// Default of `--sts-timeout`.
+pub const DEFAULT_STS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Default of `--sts-rate`.
+pub const DEFAULT_STS_RATE: u32 = 20;
+/// Default of `--sts-concurrency`.
+pub const DEFAULT_STS_CONCURRENCY: u32 = 16;
+/// Default of `--prefetch-spread`.
+pub const DEFAULT_PREFETCH_SPREAD: Duration = Duration::from_secs(600);
 /// Default of `--backoff-max-elapsed-time`.
 pub const DEFAULT_POD_WAIT: Duration = Duration::from_secs(2);
 /// Default of `--redirect-interval`.
@@ -43,6 +51,8 @@ const SELF_TEST_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_s
 pub const DEFAULT_METADATA_ADDR: &str = "169.254.169.254";
 /// Shorter, a failure would be forgotten before the next request of an SDK that tries again: STS would be asked each time.
 const SHORTEST_ERROR_TTL: Duration = Duration::from_secs(1);
+/// What a request may wait for STS at least and at most.
+const STS_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 /// SDKs renew credentials that have less left, the most careful of them: sessions are refreshed at half of their life.
 const LONGEST_SDK_MARGIN: Duration = Duration::from_secs(25 * 60);
 /// Shorter, comparing would be all that the node does; longer, it would hardly be a comparison.
@@ -203,8 +213,20 @@ pub struct SessionsConfig {
     pub scope: SessionScope,
     /// What STS is told about the pod beside the name; in the order of the enum, each once.
     pub tags: Vec<SessionTag>,
-    /// How long a failure is remembered.
+    /// How long the first failure of a session is remembered.
     pub error_ttl: Duration,
+    /// The role that pods' roles are assumed by; `None`: the daemon's own identity.
+    pub between: Option<RoleArn>,
+    /// The longest wait of a request for STS.
+    pub timeout: Duration,
+    /// Requests to STS in a second.
+    pub rate: u32,
+    /// Requests to STS under way.
+    pub concurrency: usize,
+    /// Whether sessions are fetched before a pod asks.
+    pub prefetch: bool,
+    /// The time over which the sessions of pods that were here before the daemon are fetched.
+    pub prefetch_spread: Duration,
 }
 
 /// The pod-facing port.

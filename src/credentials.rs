@@ -1,19 +1,26 @@
 //! Credentials of a role session, and where they come from.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use secrecy::SecretString;
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::policy::RoleRequest;
 
 pub mod advice;
 pub mod cache;
+mod duration;
+pub mod gate;
 mod identity;
+mod jitter;
+pub mod refresh;
 pub mod sts;
 
 /// The credentials of one session. `Debug` shows no secret; the secrets are wiped when the last holder lets go.
@@ -26,14 +33,17 @@ pub struct Credentials {
     pub session_token: SecretString,
     /// When STS gave them.
     pub issued_at: Timestamp,
-    /// When they end.
+    /// When they end, by the wall clock.
     pub expires_at: Timestamp,
-    /// The document that pods are given, made at the first request for it and wiped like the rest.
+    /// The same by the clock that nobody sets.
+    ends: Instant,
+    /// The documents that pods are given, each made at the first request for it and wiped like the rest.
     document: OnceLock<Bytes>,
+    extended: OnceLock<Bytes>,
 }
 
 impl Credentials {
-    /// Credentials that STS has just given.
+    /// Credentials that STS has just given: at `issued_at`, which is now.
     pub fn new(
         access_key_id: String,
         secret_access_key: SecretString,
@@ -41,17 +51,41 @@ impl Credentials {
         issued_at: Timestamp,
         expires_at: Timestamp,
     ) -> Self {
-        Self { access_key_id, secret_access_key, session_token, issued_at, expires_at, document: OnceLock::new() }
+        let ends = Instant::now() + Duration::try_from(expires_at.duration_since(issued_at)).unwrap_or(Duration::ZERO);
+        let (document, extended) = (OnceLock::new(), OnceLock::new());
+        Self { access_key_id, secret_access_key, session_token, issued_at, expires_at, ends, document, extended }
+    }
+
+    /// How long they are still good, at this time of the wall clock. That clock may be set back, which makes nothing last
+    /// longer; and the other one stands still while the machine sleeps. So the lesser of the two counts.
+    pub fn remaining(&self, now: Timestamp) -> Duration {
+        let by_wall = Duration::try_from(self.expires_at.duration_since(now)).unwrap_or(Duration::ZERO);
+        by_wall.min(self.ends.saturating_duration_since(Instant::now()))
+    }
+
+    /// How long they last in all.
+    pub fn life(&self) -> Duration {
+        self.expires_at.duration_since(self.issued_at).unsigned_abs()
     }
 
     /// The document of these credentials: rendered by the first caller, the same bytes for everybody after.
-    pub fn document<E>(&self, render: impl FnOnce(&Self) -> Result<Vec<u8>, E>) -> Result<Bytes, E> {
-        if let Some(document) = self.document.get() {
-            return Ok(document.clone());
-        }
-        let rendered = Bytes::from_owner(Zeroizing::new(render(self)?));
-        Ok(self.document.get_or_init(|| rendered).clone())
+    pub fn document<E>(&self, render: impl FnOnce(&Self) -> Result<Zeroizing<Vec<u8>>, E>) -> Result<Bytes, E> {
+        rendered_once(&self.document, || render(self))
     }
+
+    /// The same for the document that names the account, too.
+    pub fn extended_document<E>(&self, render: impl FnOnce(&Self) -> Result<Zeroizing<Vec<u8>>, E>) -> Result<Bytes, E> {
+        rendered_once(&self.extended, || render(self))
+    }
+}
+
+fn rendered_once<E>(document: &OnceLock<Bytes>, render: impl FnOnce() -> Result<Zeroizing<Vec<u8>>, E>) -> Result<Bytes, E> {
+    if let Some(document) = document.get() {
+        return Ok(document.clone());
+    }
+    // It is kept: in no more room than it takes.
+    let fitting = Bytes::from_owner(Zeroizing::new(render()?.as_slice().to_vec()));
+    Ok(document.get_or_init(|| fitting).clone())
 }
 
 impl fmt::Debug for Credentials {
@@ -79,6 +113,12 @@ pub enum AssumeRoleError {
         /// What STS says.
         message: String,
     },
+    /// The session is longer than STS gives for this role. The next question is for a shorter one.
+    #[error("STS gives no session of --session-duration for this role: {message}; one of 1 hour is asked for")]
+    TooLong {
+        /// What STS says.
+        message: String,
+    },
     /// Too many requests of this account.
     #[error("STS throttles this account's requests; the session is asked for again after --iam-role-error-ttl")]
     Throttled,
@@ -88,7 +128,7 @@ pub enum AssumeRoleError {
         /// What was found.
         message: String,
         /// What to change.
-        advice: &'static str,
+        advice: Cow<'static, str>,
     },
     /// It is not known yet who the daemon is to STS, which was asked for that lately: nothing was asked now.
     #[error("nothing is handed out before it is known who the daemon is at AWS: {0}")]
@@ -113,6 +153,7 @@ impl AssumeRoleError {
         match self {
             Self::Denied { .. } => "denied",
             Self::Invalid { .. } => "invalid",
+            Self::TooLong { .. } => "too-long",
             Self::Throttled => "throttled",
             Self::OwnIdentity { .. } => "own-identity",
             Self::IdentityUnknown(_) => "identity-unknown",
@@ -126,6 +167,11 @@ impl AssumeRoleError {
         !matches!(self, Self::IdentityUnknown(_))
     }
 
+    /// Whether it is an answer about this one role, and no sign that STS does not work.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Denied { .. } | Self::Invalid { .. } | Self::TooLong { .. })
+    }
+
     /// What the owner of a pod may know of it, and what to do; `None` where there is nothing that the owner could do. Not what
     /// STS says: that names the session of the node's role, accounts, and what else is for the node's operators alone.
     pub fn for_owner(&self) -> Option<&'static str> {
@@ -134,7 +180,7 @@ impl AssumeRoleError {
                 "AWS does not let this node assume the pod's role; the role's trust policy must name the role of the nodes (and the \
                  external id, if it asks for one), and the role of the nodes must be allowed sts:AssumeRole on it",
             ),
-            Self::Invalid { .. } => Some(
+            Self::Invalid { .. } | Self::TooLong { .. } => Some(
                 "AWS refuses the session that is asked for; mostly it is longer than the role's maximum session duration, which \
                  the role must be given, or --session-duration be less",
             ),
@@ -146,7 +192,8 @@ impl AssumeRoleError {
 
 /// Where sessions come from: STS, or a test's idea of it.
 pub trait AssumeRole: Send + Sync + 'static {
-    /// Asks for a session. One call is one question; nothing is remembered.
+    /// Asks for a session. One call is one question, and one request to STS; nothing is remembered but how long a session may be:
+    /// after [`AssumeRoleError::TooLong`] the next call asks for less.
     fn assume_role(&self, request: &RoleRequest) -> impl Future<Output = Result<Credentials, AssumeRoleError>> + Send;
 }
 
@@ -169,7 +216,7 @@ impl Clock {
 
     /// A clock that begins at `start` and goes on as tokio's does, which a test can pause and advance.
     pub fn following_tokio(start: Timestamp) -> Self {
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         Self(std::sync::Arc::new(move || start + began.elapsed()))
     }
 
@@ -184,3 +231,6 @@ impl fmt::Debug for Clock {
         write!(f, "Clock({})", self.now())
     }
 }
+
+#[cfg(test)]
+mod tests;

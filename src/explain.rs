@@ -4,6 +4,8 @@
 //! from, and which role it may have of the same policy, which notes its steps. A [`Report`] is what came of both. It is made
 //! in the daemon, or from what the Kubernetes API says; it holds texts alone, and nothing that could be asked of STS.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::explain::PodName;
@@ -157,13 +159,21 @@ impl Report {
         match answer {
             Ok(session) => {
                 self.message = format!("{}; STS gives it to {}", self.message, asker(&assumed.identity));
+                if session.life + A_MINUTE < request.duration() {
+                    self.notes.push(format!(
+                        "its sessions last {}, not the {} of --session-duration: raise the role's maximum session duration, or make \
+                         the flag shorter (with a role between the node's and the pods', they never last more than 1h)",
+                        humantime::format_duration(Duration::from_secs(session.life.as_secs().next_multiple_of(60))),
+                        humantime::format_duration(request.duration()),
+                    ));
+                }
                 assumed.access_key_id = Some(session.access_key_id);
                 assumed.expires_at = Some(session.expires_at);
             }
             Err(error) => {
                 assumed.outcome = error.name().to_owned();
                 // Whether the role can be had is found out by these two alone; the others say something of the way there.
-                let refused = matches!(error, AssumeRoleError::Denied { .. } | AssumeRoleError::Invalid { .. });
+                let refused = error.is_refusal();
                 self.decision = if refused { Decision::Denied } else { Decision::Unknown };
                 self.reason = Some(format!("sts-{}", error.name()));
                 let advice = error.advice(request, assumed.identity.as_deref());
@@ -179,7 +189,11 @@ impl Report {
 struct Session {
     access_key_id: String,
     expires_at: String,
+    life: Duration,
 }
+
+/// What an answer takes, and more, is no difference of durations.
+const A_MINUTE: Duration = Duration::from_secs(60);
 
 fn asker(identity: &Option<String>) -> &str {
     identity.as_deref().unwrap_or("whoever asked")

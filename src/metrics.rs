@@ -3,7 +3,7 @@
 //! would break by a change, so that their number is bounded.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use prometheus::core::Collector as _;
@@ -70,12 +70,22 @@ descriptions! {
         "Lookups of sessions: hit, miss (STS was asked), shared (a request under way was joined), remembered (an earlier failure).";
     METADATA_READS = "counter" "rolegate_metadata_reads_total" ["outcome"]
         "Readings of a group of values from the real metadata service, by whether they came to their end.";
-    STS_REQUESTS = "counter" "rolegate_sts_requests_total" ["outcome"]
-        "AssumeRole requests by outcome.";
+    SESSIONS_HELD = "gauge" "rolegate_sessions" []
+        "Sessions that are held and have not ended, at the time of the scrape.";
+    EARLIEST_END = "gauge" "rolegate_session_earliest_expiry_seconds" []
+        "Seconds until the first of the sessions that are held ends, at the time of the scrape; absent where none is held.";
+    SERVED_LATE = "counter" "rolegate_sessions_served_late_total" []
+        "Times that credentials with less than 25 minutes left were served.";
+    STS_REQUESTS = "counter" "rolegate_sts_requests_total" ["cause", "outcome"]
+        "AssumeRole requests by why they were made and by outcome.";
+    STS_QUEUE = "gauge" "rolegate_sts_queue" ["cause"]
+        "AssumeRole requests that wait for their turn at this node's gate, by why they are made.";
     STS_SECONDS = "histogram" "rolegate_sts_request_duration_seconds" []
-        "Time of an AssumeRole request, the SDK's retries included.";
+        "Time of an AssumeRole request.";
     STS_IN_FLIGHT = "gauge" "rolegate_sts_requests_in_flight" []
         "AssumeRole requests under way.";
+    OWN_CREDENTIALS_DROPPED = "counter" "rolegate_own_credentials_dropped_total" []
+        "Times that STS took the daemon's own credentials no more before they ended by the node's clock, so that others were fetched.";
     STS_EXPLAINED = "counter" "rolegate_explain_sts_requests_total" ["outcome"]
         "AssumeRole requests of rolegate explain --assume by outcome, which are not for pods and in no other metric.";
     SELF_TEST = "gauge" "rolegate_self_test" ["state"]
@@ -127,9 +137,16 @@ struct Inner {
     ambiguous: IntCounterVec,
     sessions: IntCounterVec,
     metadata_reads: IntCounterVec,
+    sessions_held: IntGauge,
+    earliest_end: IntGaugeVec,
+    served_late: IntCounter,
+    /// Who counts the sessions at a scrape.
+    holdings: OnceLock<HoldingsSource>,
     sts_requests: IntCounterVec,
+    sts_queue: IntGaugeVec,
     sts_seconds: Histogram,
     sts_in_flight: IntGauge,
+    own_credentials_dropped: IntCounter,
     sts_explained: IntCounterVec,
     events: IntCounterVec,
     redirect_in_place: IntGauge,
@@ -140,6 +157,23 @@ struct Inner {
     self_test_failures: IntCounterVec,
     pods_outside: IntGauge,
     startup_taint: IntCounterVec,
+}
+
+/// What is held at one time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holdings {
+    /// Sessions that have not ended.
+    pub sessions: usize,
+    /// The time until the first of them does.
+    pub earliest_end: Option<Duration>,
+}
+
+struct HoldingsSource(Box<dyn Fn() -> Holdings + Send + Sync>);
+
+impl std::fmt::Debug for HoldingsSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HoldingsSource")
+    }
 }
 
 /// Registers metrics; a name given twice is a mistake in this file, found by every test.
@@ -156,6 +190,14 @@ impl Registrar {
 
     fn counters(&self, description: &Description) -> IntCounterVec {
         self.add(IntCounterVec::new(Opts::new(description.name, description.help), description.labels))
+    }
+
+    fn counter(&self, description: &Description) -> IntCounter {
+        self.add(IntCounter::new(description.name, description.help))
+    }
+
+    fn gauges(&self, description: &Description) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(Opts::new(description.name, description.help), description.labels))
     }
 
     fn gauge(&self, description: &Description) -> IntGauge {
@@ -178,7 +220,7 @@ impl Metrics {
     /// Fresh metrics, all zero.
     pub fn new() -> Self {
         let register = Registrar(Registry::new());
-        let build_info: IntGaugeVec = register.add(IntGaugeVec::new(Opts::new(BUILD_INFO.name, BUILD_INFO.help), BUILD_INFO.labels));
+        let build_info = register.gauges(&BUILD_INFO);
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Self(Arc::new(Inner {
             requests: register.counters(&REQUESTS),
@@ -199,9 +241,15 @@ impl Metrics {
             ambiguous: register.counters(&AMBIGUOUS),
             sessions: register.counters(&SESSIONS),
             metadata_reads: register.counters(&METADATA_READS),
+            sessions_held: register.gauge(&SESSIONS_HELD),
+            earliest_end: register.gauges(&EARLIEST_END),
+            served_late: register.counter(&SERVED_LATE),
+            holdings: OnceLock::new(),
             sts_requests: register.counters(&STS_REQUESTS),
+            sts_queue: register.gauges(&STS_QUEUE),
             sts_seconds: register.histograms(&STS_SECONDS).with_label_values::<&str>(&[]),
             sts_in_flight: register.gauge(&STS_IN_FLIGHT),
+            own_credentials_dropped: register.counter(&OWN_CREDENTIALS_DROPPED),
             sts_explained: register.counters(&STS_EXPLAINED),
             events: register.counters(&EVENTS),
             redirect_in_place: register.gauge(&REDIRECT_IN_PLACE),
@@ -218,6 +266,14 @@ impl Metrics {
 
     /// The text form that Prometheus scrapes, version 0.0.4.
     pub fn render(&self) -> Vec<u8> {
+        if let Some(HoldingsSource(source)) = self.0.holdings.get() {
+            let Holdings { sessions, earliest_end } = source();
+            self.0.sessions_held.set(i64::try_from(sessions).unwrap_or(i64::MAX));
+            self.0.earliest_end.reset();
+            if let Some(end) = earliest_end {
+                self.0.earliest_end.with_label_values::<&str>(&[]).set(i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
+            }
+        }
         self.0.watch_sign_of_life.set(i64::try_from(self.watch_silence().as_secs()).unwrap_or(i64::MAX));
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.0.registry.gather(), &mut text) {
@@ -383,15 +439,35 @@ impl Metrics {
         self.0.metadata_reads.with_label_values(&[outcome]).inc();
     }
 
+    /// Who counts the sessions that are held, at each scrape. The first stays.
+    pub fn sessions_from(&self, source: impl Fn() -> Holdings + Send + Sync + 'static) {
+        let _ = self.0.holdings.set(HoldingsSource(Box::new(source)));
+    }
+
+    /// The counter of credentials that were served with less than 25 minutes left.
+    pub fn session_served_late(&self) -> IntCounter {
+        self.0.served_late.clone()
+    }
+
+    /// AssumeRole requests that wait for their turn, of one cause.
+    pub fn sts_queue(&self, cause: &'static str) -> IntGauge {
+        self.0.sts_queue.with_label_values(&[cause])
+    }
+
     /// AssumeRole is under way for as long as the answer lives.
     pub fn sts_request(&self) -> InFlight {
         InFlight::new(&self.0.sts_in_flight)
     }
 
     /// AssumeRole ended.
-    pub fn sts_answered(&self, outcome: &'static str, took: Duration) {
-        self.0.sts_requests.with_label_values(&[outcome]).inc();
+    pub fn sts_answered(&self, outcome: &'static str, cause: &'static str, took: Duration) {
+        self.0.sts_requests.with_label_values(&[cause, outcome]).inc();
         self.0.sts_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Credentials of the daemon's own were dropped, which STS took no more.
+    pub fn own_credentials_dropped(&self) {
+        self.0.own_credentials_dropped.inc();
     }
 
     /// AssumeRole ended that was asked for an explanation.
@@ -424,7 +500,7 @@ pub struct RouteMeters {
     route: &'static str,
     seconds: Histogram,
     requests: IntCounterVec,
-    answered: [std::sync::OnceLock<IntCounter>; STATUSES.len()],
+    answered: [OnceLock<IntCounter>; STATUSES.len()],
 }
 
 /// The statuses that pods are answered.

@@ -177,6 +177,13 @@ impl Pods {
         self.shared.read().all()
     }
 
+    /// Every pod that may ask, now or when it has an address, with what is known around it, in no order; and whether there
+    /// was a complete list of them.
+    pub fn that_may_ask(&self) -> (bool, Vec<(Arc<Pod>, Surroundings)>) {
+        let index = self.shared.read();
+        (index.is_listed(), index.with_addresses().map(|pod| (pod.clone(), index.surroundings(pod))).collect())
+    }
+
     /// The pod of this name, and what is known around it.
     pub fn named(&self, namespace: &str, name: &str) -> Option<(Arc<Pod>, Surroundings)> {
         let index = self.shared.read();

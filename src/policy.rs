@@ -5,7 +5,8 @@
 //! namespace's. Only this module makes a [`RoleRequest`], and only a [`RoleRequest`] opens the credential cache: there is no
 //! way to ask for a role that was not allowed.
 //!
-//! Who the daemon itself is at AWS may become known after the first decision. Until then the role is not compared with it;
+//! Who the daemon itself is at AWS, by its own credentials and by those of a role between, may become known after the first
+//! decision. Until then the role is not compared with it;
 //! what was decided so must be decided again before anything is handed out ([`Policy::knows_node`]). It may also be another
 //! one later, with other keys: then the same holds ([`Policy::node_version`]).
 
@@ -15,7 +16,7 @@ use serde::ser::SerializeStruct as _;
 
 use crate::config::{PatternFormat, Restrictions, ServiceAccountRoles};
 use crate::pods::{Pod, PodUid, Surroundings};
-use crate::role::{BaseArn, CallerIdentity, ExternalId, RoleArn, SessionName};
+use crate::role::{BaseArn, ExternalId, RoleArn, SessionName};
 
 mod annotations;
 pub mod denial;
@@ -27,7 +28,7 @@ pub mod trace;
 
 pub use denial::Denial;
 use namespace::Namespaces;
-use node::NodeIdentity;
+use node::{BETWEEN, NodeIdentity, OWN};
 use patterns::{Mistake, Patterns};
 use session::{SessionRules, Tag};
 use trace::{Explanation, Silent, Trace, What, shown};
@@ -181,14 +182,19 @@ impl Policy {
     }
 
     /// Whether it is known who the daemon is at AWS. What was decided before that may be another node's partition, or the
-    /// node's own role: it must be decided again before credentials are handed out.
+    /// node's own role: it must be decided again before credentials are handed out. With a role between, both are known.
     pub fn knows_node(&self) -> bool {
-        self.node.known().caller.is_some()
+        self.node.known().has_all_callers()
     }
 
     /// Another number when something else is known of the node: what was decided at an earlier one is to be decided again.
     pub fn node_version(&self) -> u64 {
         self.node.known().version
+    }
+
+    /// Calls this whenever that number is another. For one listener.
+    pub fn on_node_change(&self, tell: impl Fn() + Send + Sync + 'static) {
+        self.node.on_change(tell);
     }
 
     /// Whether the default role, if there is one, is below the ceiling of this node.
@@ -246,26 +252,29 @@ impl Policy {
     /// What the node says to a role, whoever asks for it.
     fn check_node(&self, role: &RoleArn, trace: &mut impl Trace) -> Result<(), Denial> {
         let node = self.node.known();
-        let caller = node.caller.as_ref();
-        let own = "the daemon's own AWS identity";
-        let partition = caller.map(CallerIdentity::partition).or_else(|| self.rules.base.as_ref().map(BaseArn::partition));
-        match partition {
-            None => trace.skip(What::Partition, || own.to_owned(), || "not known yet".to_owned()),
-            Some(partition) => {
+        // A role between is in the same partition: no other could be assumed.
+        let caller = node.callers().next().map(|(source, caller)| (source, caller.partition()));
+        match caller.or_else(|| self.rules.base.as_ref().map(|base| ("the base ARN", base.partition()))) {
+            None => trace.skip(What::Partition, || OWN.to_owned(), || "not known yet".to_owned()),
+            Some((source, partition)) => {
                 let same = if role.partition() == partition { Ok(()) } else { Err(Denial::OtherPartition) };
-                let source = || if caller.is_some() { own } else { "the base ARN" }.to_owned();
-                trace.check(What::Partition, source, same, |()| partition.name().to_owned())?;
+                trace.check(What::Partition, || source.to_owned(), same, |()| partition.name().to_owned())?;
             }
         }
-        match caller {
+        match () {
             _ if self.rules.allow_node_role => trace.skip(What::NodeRole, || "--allow-node-role".to_owned(), || "on".to_owned()),
             _ if node.instance_role.as_ref().is_some_and(|own| own.has_name_of(role)) => {
                 trace.check(What::NodeRole, || "the node's instance profile".to_owned(), Err(Denial::NodeRole), |()| String::new())?;
             }
-            None => trace.skip(What::NodeRole, || own.to_owned(), || "not known yet".to_owned()),
-            Some(caller) => {
-                let other = if caller.is_session_of(role) { Err(Denial::NodeRole) } else { Ok(()) };
-                trace.check(What::NodeRole, || own.to_owned(), other, |()| format!("{} is another", caller.as_str()))?;
+            () => {
+                for (source, caller) in node.callers() {
+                    let other = if caller.is_session_of(role) { Err(Denial::NodeRole) } else { Ok(()) };
+                    trace.check(What::NodeRole, || source.to_owned(), other, |()| format!("{} is another", caller.as_str()))?;
+                }
+                if !node.has_all_callers() {
+                    let missing = || if node.caller.is_none() { OWN } else { BETWEEN }.to_owned();
+                    trace.skip(What::NodeRole, missing, || "not known yet".to_owned());
+                }
             }
         }
         match &self.allowed_roles {

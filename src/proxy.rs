@@ -58,7 +58,7 @@ pub struct Settings {
 pub struct Proxy<A> {
     settings: Settings,
     pods: Pods,
-    sessions: Sessions<A>,
+    sessions: Arc<Sessions<A>>,
     tokens: Tokens,
     metadata: Metadata,
     clock: Clock,
@@ -109,7 +109,7 @@ impl<A: AssumeRole> Proxy<A> {
     pub fn new(
         settings: Settings,
         pods: Pods,
-        sessions: Sessions<A>,
+        sessions: Arc<Sessions<A>>,
         tokens: Tokens,
         clock: Clock,
         metrics: Metrics,
@@ -285,7 +285,9 @@ impl<A: AssumeRole> Proxy<A> {
             return self.refuse(ip, refusal, Asked::Value);
         }
         match answer {
-            Ok(credentials) if extended => self.document(documents::extended_credentials(&credentials, request.role())),
+            Ok(credentials) if extended => {
+                self.document(credentials.extended_document(|credentials| documents::extended_credentials(credentials, request.role())))
+            }
             Ok(credentials) => self.document(credentials.document(documents::credentials)),
             Err(error) => {
                 self.metrics.denied("sts");

@@ -1,7 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says loudly what failed")]
 
 use super::*;
-use crate::credentials::cache::Sessions;
+use crate::credentials::cache::{self, Sessions};
+use crate::credentials::gate::Limits;
 use crate::credentials::{AssumeRole, AssumeRoleError, Clock, Credentials};
 use crate::explain::By;
 use crate::explain::explainer::{ASK_AGAIN, LAST_PAUSE, OfDaemon, Pace};
@@ -47,7 +48,12 @@ fn admin(answers: &Arc<tokio::sync::Semaphore>) -> Admin<Sts> {
     let (metrics, readiness) = (Metrics::new(), Readiness::default());
     let node: NodeIdentity = "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e".parse::<crate::role::CallerIdentity>().unwrap().into();
     let clock = Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
-    let sessions = Sessions::new(Sts(answers.clone()), Duration::from_secs(30), clock, metrics.clone());
+    let of_cache = cache::Settings {
+        error_ttl: Duration::from_secs(30),
+        timeout: Duration::from_secs(60),
+        limits: Limits { rate: 1000, concurrency: 1000 },
+    };
+    let sessions = Sessions::new(Sts(answers.clone()), of_cache, clock, metrics.clone());
     let explainer = Explainer {
         node: "node-a".to_owned(),
         by: By::Daemon,

@@ -8,7 +8,6 @@ use super::{needs_aws, rules};
 use crate::config::explain::{Asked, Cluster, ExplainConfig, PodName};
 use crate::config::{Restrictions, ServiceAccountRoles};
 use crate::credentials::Clock;
-use crate::credentials::sts::Aws;
 use crate::explain::explainer::{Explainer, Pace};
 use crate::explain::{By, Report, admin, look};
 use crate::metrics::Metrics;
@@ -48,15 +47,15 @@ async fn of_cluster(cluster: Cluster, pod: PodName, assume: bool) -> anyhow::Res
         bail!("pod {pod} is on node {node}, not on {given}; leave --node out, or give the flags of the daemon on that node");
     }
     config.pods.node = node.clone();
-    let aws = if assume || needs_aws(&config) { Some(Aws::load(&config.metadata.address).await?) } else { None };
+    let aws = if assume || needs_aws(&config) { Some(super::load_aws(&config).await?) } else { None };
     let of_node = NodeIdentity::default();
     let rules = rules(aws.as_ref(), &config, &of_node).await?;
     let mut report = match aws.filter(|_| assume) {
         None => look(&pod, &node, By::Cluster, &pods, &Policy::new(rules, of_node).context("--allowed-roles")?).0,
         Some(aws) => {
-            let sts = aws.sts(Clock::system(), of_node.clone()).without_retries();
-            let policy = Arc::new(Policy::new(rules, of_node).context("--allowed-roles")?);
             let (metrics, pace) = (Metrics::new(), Pace::default());
+            let sts = aws.sts(Clock::system(), of_node.clone(), metrics.clone()).asked_once();
+            let policy = Arc::new(Policy::new(rules, of_node).context("--allowed-roles")?);
             let explainer = Explainer { node, by: By::Cluster, policy, pods, sts, metrics, pace, daemon: None };
             let mut report = explainer.assume(&pod).await?;
             if report.assume.is_some() {

@@ -1,12 +1,25 @@
 //! What the daemon learns of its node at AWS while it serves: who it is itself, and which role the instance has. Both are
 //! refused to pods; both may change.
 
+use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::{debug, info, warn};
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
 
+use crate::credentials::AssumeRoleError;
 use crate::credentials::sts::{Aws, Sts};
-use crate::policy::node::NodeIdentity;
+use crate::policy::node::{Known, NodeIdentity};
+use crate::readiness::{Readiness, Step};
+use crate::role::CallerIdentity;
+
+/// What is pending while the daemon's own credentials do not serve for long.
+const OWN_CREDENTIALS: &str = "AWS credentials of the daemon's own that serve";
+/// For how long they must have been refused for that.
+const REFUSED_FOR_LONG: Duration = Duration::from_secs(300);
+/// How soon after an answer it is asked anew at the earliest, whatever comes of assuming roles.
+const DOUBTED_AGAIN: Duration = Duration::from_secs(10);
 
 /// How long the role of the instance is not asked for again: its profile may be replaced.
 const INSTANCE_ROLE_KNOWN: Duration = Duration::from_secs(3600);
@@ -17,21 +30,95 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause.
 const LAST_PAUSE: Duration = Duration::from_secs(300);
 
-/// Asks who the daemon is to AWS until it is known, and each hour then. Says so when it is another.
-pub(super) async fn follow_identity(sts: Sts) {
+/// Who tells the daemon who it is: STS, or a test's idea of it.
+pub(super) trait Who: Send + Sync + 'static {
+    /// See [`Sts::renew_identity`].
+    fn renew_identity(&self) -> impl Future<Output = (Result<Arc<Known>, AssumeRoleError>, Duration)> + Send;
+    /// See [`Sts::doubted`].
+    fn doubted(&self) -> impl Future<Output = ()> + Send;
+}
+
+impl Who for Sts {
+    async fn renew_identity(&self) -> (Result<Arc<Known>, AssumeRoleError>, Duration) {
+        Self::renew_identity(self).await
+    }
+
+    async fn doubted(&self) {
+        Self::doubted(self).await;
+    }
+}
+
+/// Asks who the daemon is to AWS until it is known, and each hour then, or when a role could not be assumed for the sake of the
+/// daemon's own credentials. Says so when it is another. `step` is done when it is known first: before, no pod gets anything.
+pub(super) async fn follow_identity(sts: impl Who, step: Step, readiness: Readiness) {
+    let mut step = Some(step);
     let mut told = None;
+    let mut trust = Trust { readiness, refused_since: None, lost: None };
     loop {
         let (asked, pause) = sts.renew_identity().await;
-        match asked {
-            Ok(identity) if told.as_ref() == Some(&identity) => debug!("the daemon's own AWS identity is the same"),
-            Ok(identity) => {
-                info!(arn = identity.as_str(), "the daemon's own AWS identity");
-                told = Some(identity);
+        if asked.is_ok()
+            && let Some(step) = step.take()
+        {
+            step.done();
+        }
+        // Before it is known first, the step says so.
+        if step.is_none() {
+            trust.heard(asked.as_ref().err());
+        }
+        match &asked {
+            Ok(known) => {
+                let callers = (known.caller.clone(), known.between.clone());
+                if told.as_ref() == Some(&callers) {
+                    debug!("the daemon's own AWS identity is the same");
+                } else {
+                    if let Some(between) = known.asker().filter(|asker| known.caller.as_ref() != Some(asker)) {
+                        info!(arn = between.as_str(), "the role between, by which pods' roles are assumed");
+                    }
+                    info!(arn = known.caller.as_ref().map_or("", CallerIdentity::as_str), "the daemon's own AWS identity");
+                    told = Some(callers);
+                }
             }
             Err(error) if told.is_none() => warn!("the daemon's own AWS identity is not known yet: {error}"),
             Err(error) => warn!("the daemon's own AWS identity could not be asked for anew: {error}"),
         }
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = async { tokio::time::sleep(DOUBTED_AGAIN).await; sts.doubted().await }, if asked.is_ok() => {}
+        }
+    }
+}
+
+/// Whether the daemon's own credentials serve, for readiness. An outage of STS says nothing of them, and neither does
+/// throttling: only what is said against them counts.
+#[derive(Debug)]
+struct Trust {
+    readiness: Readiness,
+    /// When they were refused first, with no good answer since.
+    refused_since: Option<Instant>,
+    /// Held for as long as that keeps the daemon from being ready.
+    lost: Option<Step>,
+}
+
+impl Trust {
+    fn heard(&mut self, error: Option<&AssumeRoleError>) {
+        match error {
+            None => {
+                self.refused_since = None;
+                if let Some(step) = self.lost.take() {
+                    info!("the daemon's own AWS credentials serve again");
+                    step.done();
+                }
+            }
+            Some(error @ AssumeRoleError::OwnIdentity { .. }) => {
+                let since = *self.refused_since.get_or_insert_with(Instant::now);
+                if self.lost.is_none() && since.elapsed() >= REFUSED_FOR_LONG {
+                    let minutes = since.elapsed().as_secs() / 60;
+                    error!(minutes, "the daemon is not ready any more: its own AWS credentials do not serve for so long: {error}");
+                    self.lost = Some(self.readiness.step(OWN_CREDENTIALS));
+                }
+            }
+            Some(_) => {}
+        }
     }
 }
 
@@ -72,3 +159,6 @@ pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -138,14 +138,31 @@ const SESSIONS: &[Flag] = &[
         "Session tags that STS is told: a list of cluster, namespace, service-account, pod, pod-uid, node; \
          roles must trust the node's for sts:TagSession, too",
     ),
+    value(
+        "assume-role-arn",
+        "ARN",
+        "",
+        "Role between the node's and the pods': it is assumed first, and assumes theirs; sessions last 1h at most",
+    ),
     value("cluster-name", "NAME", "", "Name of the cluster, for session names and tags"),
     value("iam-role-session-ttl", "DURATION", "", "kube2iam's way to say --session-duration: sessions last twice this value"),
     value(
         "iam-role-error-ttl",
         "DURATION",
         "30s",
-        "How long a failure of STS is remembered before the same session is asked for again; 1s at least",
+        "How long a failure of STS is remembered before the same session is asked for again, up to 8 times as long if it goes on; \
+         1s at least",
     ),
+    on_switch("prefetch", "Fetch a pod's session when the pod appears; without it, when it asks first"),
+    value(
+        "prefetch-spread",
+        "DURATION",
+        "10m",
+        "Time over which the sessions of pods that were here before the daemon are fetched, unless they ask; 0 for at once",
+    ),
+    value("sts-timeout", "DURATION", "5s", "Longest time that a request of a pod waits for STS, all attempts included; 100ms to 1m"),
+    value("sts-rate", "NUMBER", "20", "Requests of this node to STS per second, twice as many at once; those that pods wait for go first"),
+    value("sts-concurrency", "NUMBER", "16", "Requests of this node to STS under way"),
     switch("use-regional-sts-endpoint", "Accepted for kube2iam's sake, no effect: the regional endpoint is always used"),
 ];
 

@@ -10,10 +10,11 @@ use super::session::{Placeholder, SessionScope, SessionTag, SessionTemplate};
 use super::source::Source;
 use super::{
     AdminConfig, AnnotationKeys, ApiConfig, BaseRole, DEFAULT_APP_PORT, DEFAULT_ERROR_TTL, DEFAULT_METADATA_ADDR, DEFAULT_METRICS_PORT,
-    DEFAULT_POD_WAIT, DEFAULT_REDIRECT_INTERVAL, DEFAULT_SELF_TEST_INTERVAL, DEFAULT_SESSION_DURATION, DefaultRole, InterfaceMatch,
-    LONGEST_SDK_MARGIN, LimitsConfig, LogConfig, MetadataConfig, MetadataProfile, PatternFormat, PodsConfig, REDIRECT_INTERVALS,
-    RedirectBackend, RedirectConfig, Restrictions, RolesConfig, SELF_TEST_INTERVALS, SESSION_DURATIONS, SHORTEST_ERROR_TTL, SelfTestConfig,
-    SelfTestMode, ServerConfig, ServiceAccountRoles, SessionsConfig, TokenMode,
+    DEFAULT_POD_WAIT, DEFAULT_PREFETCH_SPREAD, DEFAULT_REDIRECT_INTERVAL, DEFAULT_SELF_TEST_INTERVAL, DEFAULT_SESSION_DURATION,
+    DEFAULT_STS_CONCURRENCY, DEFAULT_STS_RATE, DEFAULT_STS_TIMEOUT, DefaultRole, InterfaceMatch, LONGEST_SDK_MARGIN, LimitsConfig,
+    LogConfig, MetadataConfig, MetadataProfile, PatternFormat, PodsConfig, REDIRECT_INTERVALS, RedirectBackend, RedirectConfig,
+    Restrictions, RolesConfig, SELF_TEST_INTERVALS, SESSION_DURATIONS, SHORTEST_ERROR_TTL, STS_TIMEOUTS, SelfTestConfig, SelfTestMode,
+    ServerConfig, ServiceAccountRoles, SessionsConfig, TokenMode,
 };
 
 /// The largest limit that can be given.
@@ -22,6 +23,8 @@ const MAX_LIMIT: u32 = 1_000_000;
 const HEAD_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 use crate::role::{BaseArn, MAX_ARN_LENGTH, RoleArn};
 
+/// The longest session that a role's session gets (IAM User Guide, role chaining).
+const LONGEST_CHAINED: Duration = Duration::from_secs(3600);
 /// The most patterns of `--allowed-roles`.
 const MAX_ALLOWED_ROLES: usize = 256;
 
@@ -223,7 +226,35 @@ pub(super) fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> S
     let name = session_name(scope, cluster.is_some(), source);
     let tags = session_tags(scope, cluster.is_some(), source);
     let pod_may_name = source.text("session-name-template").is_none();
-    SessionsConfig { duration, cluster, name, pod_may_name, scope, tags, error_ttl }
+    let timeout = source.duration("sts-timeout", DEFAULT_STS_TIMEOUT);
+    if !STS_TIMEOUTS.contains(&timeout) {
+        source.mistake("--sts-timeout: expected 100ms to 1m");
+    }
+    let between = source.text("assume-role-arn").and_then(|_| {
+        source.parse("assume-role-arn", |text| text.parse::<RoleArn>().map_err(|error| format!("expected the ARN of a role: {error}")))
+    });
+    if between.is_some() && duration > LONGEST_CHAINED {
+        warnings.push(format!(
+            "with --assume-role-arn sessions last 1h at most, for it is role chaining: {flag} is {}",
+            humantime::format_duration(duration)
+        ));
+        duration = LONGEST_CHAINED;
+    }
+    SessionsConfig {
+        duration,
+        cluster,
+        name,
+        pod_may_name,
+        scope,
+        tags,
+        error_ttl,
+        timeout,
+        between,
+        rate: limit("sts-rate", DEFAULT_STS_RATE, source),
+        concurrency: limit("sts-concurrency", DEFAULT_STS_CONCURRENCY, source) as usize,
+        prefetch: source.switch("prefetch"),
+        prefetch_spread: source.duration("prefetch-spread", DEFAULT_PREFETCH_SPREAD),
+    }
 }
 
 fn session_name(scope: SessionScope, cluster_known: bool, source: &mut Source<'_>) -> SessionTemplate {
@@ -301,20 +332,22 @@ pub(super) fn server(source: &mut Source<'_>, warnings: &mut Vec<String>) -> Ser
     server
 }
 
+/// A number of things that are limited.
+fn limit(name: &str, default: u32, source: &mut Source<'_>) -> u32 {
+    let given = source.parse(name, |text| match text.parse() {
+        Ok(number @ 1..=MAX_LIMIT) => Ok(number),
+        _ => Err(format!("expected a number from 1 to {MAX_LIMIT}")),
+    });
+    given.unwrap_or(default)
+}
+
 fn limits(source: &mut Source<'_>) -> LimitsConfig {
     let default = LimitsConfig::default();
-    let number = |name: &str, default: u32, source: &mut Source<'_>| {
-        let given = source.parse(name, |text| match text.parse() {
-            Ok(number @ 1..=MAX_LIMIT) => Ok(number),
-            _ => Err(format!("expected a number from 1 to {MAX_LIMIT}")),
-        });
-        given.unwrap_or(default)
-    };
-    let connections = number("limits-connections", default.connections as u32, source);
+    let connections = limit("limits-connections", default.connections as u32, source);
     // One pod must not be able to take most of few.
     let per_pod = (default.connections_per_pod as u32).min(connections / 4).max(1);
-    let connections_per_pod = number("limits-connections-per-pod", per_pod, source);
-    let connection_rate = number("limits-connection-rate", default.connection_rate, source);
+    let connections_per_pod = limit("limits-connections-per-pod", per_pod, source);
+    let connection_rate = limit("limits-connection-rate", default.connection_rate, source);
     let head_timeout = source.duration("limits-head-timeout", default.head_timeout);
     if connections_per_pod > connections || (connections_per_pod == connections && connections > 1) {
         source.mistake("--limits-connections-per-pod is not less than --limits-connections: one pod could take what all need");

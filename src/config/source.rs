@@ -7,6 +7,9 @@ use clap::ArgMatches;
 
 use super::flags::{self, Flag};
 
+/// No setting means more, and clocks can count it.
+const LONGEST_DURATION: Duration = Duration::from_secs(24 * 3600);
+
 /// Texts of the settings: the flag where it was given, else its environment variable.
 pub(super) struct Source<'a> {
     matches: &'a ArgMatches,
@@ -174,7 +177,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
-    humantime::parse_duration(text).map_err(|_| "expected a duration such as 30s, 15m or 1h30m".to_owned())
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration <= LONGEST_DURATION => Ok(duration),
+        Ok(_) => Err("expected a duration of a day at most".to_owned()),
+        Err(_) => Err("expected a duration such as 30s, 15m or 1h30m".to_owned()),
+    }
 }
 
 /// `[PREFIX/]NAME` as Kubernetes validates the keys of annotations, without its finer points.

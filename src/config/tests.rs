@@ -90,6 +90,14 @@ const CASES: &[Case] = &[
     ("iam-role-session-ttl", "15m", &[], |config| {
         config.sessions.duration == Duration::from_secs(1800) && warned(config, "--iam-role-session-ttl is doubled")
     }),
+    ("prefetch", "false", &[], |config| !config.sessions.prefetch),
+    ("prefetch-spread", "0", &[], |config| config.sessions.prefetch_spread.is_zero()),
+    ("sts-timeout", "2s", &[], |config| config.sessions.timeout == Duration::from_secs(2)),
+    ("sts-rate", "7", &[], |config| config.sessions.rate == 7),
+    ("sts-concurrency", "3", &[], |config| config.sessions.concurrency == 3),
+    ("assume-role-arn", "arn:aws:iam::111122223333:role/between", &[], |config| {
+        config.sessions.between.as_ref().is_some_and(|role| role.name() == "between")
+    }),
     ("iam-role-error-ttl", "5s", &[], |config| config.sessions.error_ttl == Duration::from_secs(5)),
     ("use-regional-sts-endpoint", "true", &[], |config| warned(config, "--use-regional-sts-endpoint has no effect")),
     ("app-port", "8888", &[], |config| config.server.port == 8888),
@@ -196,6 +204,9 @@ fn without_flags_the_defaults_are_those_that_help_prints() {
     assert_eq!(config.metadata.address, "169.254.169.254");
     assert_eq!(config.sessions.duration, Duration::from_secs(3600));
     assert_eq!(config.sessions.error_ttl, Duration::from_secs(30));
+    assert!(config.sessions.prefetch && config.sessions.between.is_none());
+    assert_eq!(config.sessions.prefetch_spread, Duration::from_secs(600));
+    assert_eq!((config.sessions.timeout, config.sessions.rate, config.sessions.concurrency), (Duration::from_secs(5), 20, 16));
     assert_eq!(config.pods.wait, Duration::from_secs(2));
     assert_eq!(config.pods.annotations.role, "iam.amazonaws.com/role");
     assert_eq!(config.pods.annotations.external_id, "iam.amazonaws.com/external-id");
@@ -387,7 +398,10 @@ fn sessions_last_from_15_minutes_to_12_hours() {
         ("--session-duration=12h1s", "--session-duration is 12h 1s: STS gives"),
         ("--iam-role-session-ttl=7m", "twice --iam-role-session-ttl is 14m: STS gives"),
         ("--iam-role-session-ttl=7h", "twice --iam-role-session-ttl is 14h: STS gives"),
-        ("--iam-role-session-ttl=18446744073709551615s", "twice --iam-role-session-ttl is"),
+        (
+            "--iam-role-session-ttl=18446744073709551615s",
+            "--iam-role-session-ttl=\"18446744073709551615s\": expected a duration of a day at most",
+        ),
     ] {
         let found = mistake(&[argument]);
         assert!(found.starts_with(told), "{argument}: {found}");
@@ -711,4 +725,31 @@ fn the_last_of_two_values_counts() {
 fn without_an_address_every_address_is_listened_on() {
     assert_eq!(listen_address(None, 80), "[::]:80".parse().unwrap());
     assert_eq!(listen_address(Some("10.0.0.1".parse().unwrap()), 80), "10.0.0.1:80".parse().unwrap());
+}
+
+#[test]
+fn what_is_asked_of_sts_has_its_bounds() {
+    for (argument, said) in [
+        ("--sts-timeout=99ms", "100ms to 1m"),
+        ("--sts-timeout=61s", "100ms to 1m"),
+        ("--prefetch-spread=25h", "a day at most"),
+        ("--iam-role-error-ttl=1000y", "a day at most"),
+        ("--sts-rate=0", "a number from 1"),
+        ("--sts-concurrency=0", "a number from 1"),
+        ("--sts-concurrency=many", "a number from 1"),
+        ("--assume-role-arn=between", "the ARN of a role"),
+    ] {
+        let mistake = mistake(&[argument]);
+        assert!(mistake.contains(said), "{mistake}");
+    }
+}
+
+#[test]
+fn by_a_role_between_sessions_last_an_hour_at_most() {
+    let between = "--assume-role-arn=arn:aws:iam::111122223333:role/between";
+    for (duration, seconds, told) in [("12h", 3600, true), ("1h", 3600, false), ("30m", 1800, false)] {
+        let config = config(&[between, &format!("--session-duration={duration}")]);
+        assert_eq!(config.sessions.duration, Duration::from_secs(seconds));
+        assert_eq!(warned(&config, "role chaining"), told, "{duration}");
+    }
 }

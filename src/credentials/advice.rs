@@ -10,6 +10,9 @@ use crate::policy::RoleRequest;
 /// The longest session of a role that was assumed by a session of another (IAM user guide, "Role chaining").
 const LONGEST_CHAINED: Duration = Duration::from_secs(3600);
 
+/// What to look at when the daemon's credentials are no good.
+pub(super) const CHECK_CREDENTIALS: &str = "check the node's instance profile and that the daemon reaches the metadata service";
+
 /// What is wrong, and what to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Advice {
@@ -31,21 +34,25 @@ impl AssumeRoleError {
     pub fn advice(&self, request: &RoleRequest, who: Option<&str>) -> Advice {
         let (problem, check) = match self {
             Self::Denied { message } => (format!("STS denies it: {message}"), denied(request, who)),
-            Self::Invalid { message } => (format!("STS refuses the request: {message}"), invalid(message, request)),
+            Self::Invalid { message } | Self::TooLong { message } => {
+                (format!("STS refuses the request: {message}"), invalid(message, request))
+            }
             Self::Throttled => (
                 "STS throttles this account's requests".to_owned(),
                 vec!["ask again later; if it stays so, look in CloudTrail for who asks STS so often in this account and region".to_owned()],
             ),
             Self::IdentityUnknown(error) => return error.advice(request, who),
-            Self::OwnIdentity { message, advice } => (
-                format!("the AWS identity of who asks cannot be used: {message}"),
-                vec![
-                    (*advice).to_owned(),
-                    "the node has an instance profile, and its role exists".to_owned(),
-                    "the metadata service can be reached from where this runs (HttpEndpoint, HttpPutResponseHopLimit)".to_owned(),
-                    "the clock of the node is right".to_owned(),
-                ],
-            ),
+            Self::OwnIdentity { message, advice } => {
+                let more = [
+                    "the node has an instance profile, and its role exists",
+                    "the metadata service can be reached from where this runs (HttpEndpoint, HttpPutResponseHopLimit)",
+                    "the clock of the node is right",
+                ];
+                // Where it is something else, that is all.
+                let more = more.into_iter().filter(|_| advice == CHECK_CREDENTIALS).map(str::to_owned);
+                let check = std::iter::once(advice.to_string()).chain(more).collect();
+                (format!("the AWS identity of who asks cannot be used: {message}"), check)
+            }
             Self::Unreachable { message } => (
                 format!("STS cannot be reached: {message}"),
                 vec!["route, DNS and firewall to the regional STS endpoint, or the VPC endpoint for it".to_owned()],
@@ -89,6 +96,12 @@ fn invalid(message: &str, request: &RoleRequest) -> Vec<String> {
     if message.contains("DurationSeconds") || message.contains("MaxSessionDuration") {
         return vec![format!(
             "--session-duration is {duration}: raise the role's maximum session duration (MaxSessionDuration) to it, or make the flag shorter"
+        )];
+    }
+    if message.contains("RegionDisabled") {
+        return vec![format!(
+            "STS is not active for this region in account {}: whoever owns it activates it (IAM, Account settings)",
+            request.role().account()
         )];
     }
     if message.contains("PackedPolicy") {

@@ -1,22 +1,24 @@
 //! Who the daemon itself is at AWS: asked once for all who need to know it, and anew each hour, because keys may be rotated
-//! to those of another role.
+//! to those of another role. With a role between, it is two: its own identity, and that role's session. Pods get neither, so
+//! both must be known.
 //!
 //! Nothing is handed out before it is known, so every session waits for this one answer. While STS does not give it, it is
 //! asked by pauses that grow; whoever needs it meanwhile has the failure at once, and no pod can make STS be asked more.
 
-use std::collections::hash_map::RandomState;
 use std::future::Future;
-use std::hash::BuildHasher as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::AssumeRoleError;
-use crate::policy::node::NodeIdentity;
+use super::jitter::{fraction, spread};
+use crate::policy::node::{Known, NodeIdentity};
 use crate::role::CallerIdentity;
 
-/// The pause after the first failure; it doubles with each more.
+/// The shortest pause after the first failure; it doubles with each more. Up to as much is added by chance: what a fleet that
+/// was started at once asks again is spread from the first time on.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause.
 const LAST_PAUSE: Duration = Duration::from_secs(60);
@@ -32,7 +34,8 @@ pub(super) trait AskIdentity: Send + Sync + 'static {
 /// The question, shared by all who ask it.
 #[derive(Debug)]
 pub(super) struct Inquiry<A> {
-    asker: A,
+    own: A,
+    between: Option<A>,
     node: NodeIdentity,
     /// Held while the question is under way: who comes meanwhile waits for the same answer.
     failure: Mutex<Option<Failure>>,
@@ -48,9 +51,13 @@ struct Failure {
 }
 
 impl<A: AskIdentity> Inquiry<A> {
-    /// An inquiry whose answers are told to `node`.
-    pub(super) fn new(asker: A, node: NodeIdentity) -> Self {
-        Self { asker, node, failure: Mutex::default() }
+    /// An inquiry by the daemon's own credentials, and by those of a role between where there is one. Its answers are told to
+    /// `node`.
+    pub(super) fn new(own: A, between: Option<A>, node: NodeIdentity) -> Self {
+        if between.is_some() {
+            node.expect_between();
+        }
+        Self { own, between, node, failure: Mutex::default() }
     }
 
     /// Where its answers are told.
@@ -60,12 +67,12 @@ impl<A: AskIdentity> Inquiry<A> {
 
     /// Returns once it is known; the failure, while it cannot be had.
     pub(super) async fn known(&self) -> Result<(), AssumeRoleError> {
-        if self.node.known().caller.is_some() {
+        if self.node.known().has_all_callers() {
             return Ok(());
         }
         let mut failure = self.failure.lock().await;
         match &*failure {
-            _ if self.node.known().caller.is_some() => Ok(()),
+            _ if self.node.known().has_all_callers() => Ok(()),
             Some(failure) if Instant::now() < failure.until => Err(failure.error.clone()),
             _ => self.ask(&mut failure).await.map(drop),
         }
@@ -73,7 +80,7 @@ impl<A: AskIdentity> Inquiry<A> {
 
     /// Asks whatever is known, unless that failed just now; with the time after which to ask again. What is known stays
     /// when it fails.
-    pub(super) async fn renew(&self) -> (Result<CallerIdentity, AssumeRoleError>, Duration) {
+    pub(super) async fn renew(&self) -> (Result<Arc<Known>, AssumeRoleError>, Duration) {
         let mut failure = self.failure.lock().await;
         let asked = match &*failure {
             Some(failure) if Instant::now() < failure.until => Err(failure.error.clone()),
@@ -83,30 +90,34 @@ impl<A: AskIdentity> Inquiry<A> {
         (asked, pause)
     }
 
-    async fn ask(&self, failure: &mut Option<Failure>) -> Result<CallerIdentity, AssumeRoleError> {
-        match self.asker.ask().await {
-            Ok(caller) => {
-                self.node.set_caller(caller.clone());
+    async fn ask(&self, failure: &mut Option<Failure>) -> Result<Arc<Known>, AssumeRoleError> {
+        match self.ask_all().await {
+            Ok(()) => {
                 *failure = None;
-                Ok(caller)
+                Ok(self.node.known())
             }
             Err(error) => {
                 let count = failure.as_ref().map_or(0, |failure| failure.count).saturating_add(1);
-                let doubled = FIRST_PAUSE.saturating_mul(1 << (count - 1).min(6)).min(LAST_PAUSE);
-                let until = Instant::now() + spread(doubled).max(FIRST_PAUSE);
+                let until = Instant::now() + pause_after(count);
                 *failure = Some(Failure { error: error.clone(), until, count });
                 Err(error)
             }
         }
     }
+
+    /// Each answer counts by itself, also where the next fails: what is known is refused to pods.
+    async fn ask_all(&self) -> Result<(), AssumeRoleError> {
+        self.node.set_caller(self.own.ask().await?);
+        if let Some(between) = &self.between {
+            self.node.set_between(between.ask().await?);
+        }
+        Ok(())
+    }
 }
 
-/// Up to a quarter less, another on every node: they must not all ask at the same time.
-fn spread(pause: Duration) -> Duration {
-    // Each state has keys of its own, the first of them random.
-    let random = RandomState::new().hash_one(()) >> 32;
-    let jitter = f64::from(u32::try_from(random).unwrap_or(0)) / f64::from(u32::MAX);
-    pause.mul_f64(1.0 - jitter / 4.0)
+fn pause_after(failures: u32) -> Duration {
+    let pause = FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(6)).mul_f64(1.0 + fraction());
+    if pause < LAST_PAUSE { pause } else { spread(LAST_PAUSE) }
 }
 
 #[cfg(test)]

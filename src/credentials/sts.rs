@@ -2,9 +2,10 @@
 //!
 //! The daemon's own identity is the SDK's default chain, with the metadata service at `--metadata-addr` as its last link.
 //! The endpoint is regional: the SDK's default, of the region that the environment, the profile or the metadata service
-//! names.
+//! names; the SDKs' variables for FIPS, dual-stack and other endpoints count.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
@@ -16,31 +17,42 @@ use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
+use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
-use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sts::Client;
+use aws_sdk_sts::config::SharedCredentialsProvider;
 use aws_sdk_sts::config::http::HttpResponse;
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sts::types::Tag;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use jiff::Timestamp;
 use secrecy::SecretString;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tracing::warn;
 
-use super::identity::{AskIdentity, Inquiry};
+use super::advice::CHECK_CREDENTIALS;
+use super::duration::Durations;
+use super::identity::Inquiry;
 use super::{AssumeRole, AssumeRoleError, Clock, Credentials, StsOfNode};
-use crate::policy::node::NodeIdentity;
+use crate::metrics::Metrics;
+use crate::policy::node::{Known, NodeIdentity};
 use crate::policy::{self, RoleRequest};
-use crate::role::{BaseArn, CallerIdentity, RoleArn};
+use crate::role::{BaseArn, CallerIdentity, RoleArn, SessionName};
 use crate::telemetry::chain;
+
+mod observer;
+mod own;
+
+use observer::{Date, Endpoint};
+use own::Own;
 
 /// Time to connect to STS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time of one attempt.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Time of all attempts together: what a pod waits at the longest.
-const OPERATION_TIMEOUT: Duration = Duration::from_secs(8);
-/// Attempts, the first included.
+/// Attempts to learn who the daemon is, the first included.
 const ATTEMPTS: u32 = 3;
 /// The longest text of STS that is repeated in a log line.
 const MAX_MESSAGE: usize = 500;
@@ -48,17 +60,14 @@ const MAX_MESSAGE: usize = 500;
 const METADATA_TIMEOUT: Duration = Duration::from_secs(3);
 /// The directory whose one member is the role of the instance.
 const INSTANCE_ROLE: &str = "/latest/meta-data/iam/security-credentials/";
-/// What to look at when the daemon's credentials are no good.
-const CHECK_CREDENTIALS: &str = "check the node's instance profile and that the daemon reaches the metadata service";
-/// What to look at when STS does not tell whose they are. Every identity has this permission by itself, so only a policy
-/// that stands above the identity's own can take it away.
-const CHECK_POLICIES: &str =
-    "the policy of the VPC endpoint for STS, where there is one, and the service control policies must allow sts:GetCallerIdentity";
 
 /// AWS as the daemon itself sees it.
 #[derive(Clone, Debug)]
 pub struct Aws {
+    /// By the daemon's own credentials.
     config: SdkConfig,
+    /// By those of the role between, where there is one: it assumes the pods'.
+    between: Option<(RoleArn, SdkConfig)>,
     metadata: imds::Client,
 }
 
@@ -92,8 +101,10 @@ pub enum AwsError {
 }
 
 impl Aws {
-    /// Loads region, endpoints and the credentials chain. `metadata_addr` is `host` or `host:port`.
-    pub async fn load(metadata_addr: &str) -> Result<Self, AwsError> {
+    /// Loads region, endpoints and the credentials chain. `metadata_addr` is `host` or `host:port`,
+    /// `timeout` the time of all attempts together, `between` the role that pods' roles are assumed by, if not by the daemon's
+    /// own, and its session's name.
+    pub async fn load(metadata_addr: &str, timeout: Duration, between: Option<(&RoleArn, &SessionName)>) -> Result<Self, AwsError> {
         let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
         let provider = ProviderConfig::default().with_http_client(http.clone());
         let metadata = imds::Client::builder()
@@ -116,14 +127,23 @@ impl Aws {
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
             .timeout_config(
                 TimeoutConfig::builder()
-                    .connect_timeout(CONNECT_TIMEOUT)
-                    .operation_attempt_timeout(ATTEMPT_TIMEOUT)
-                    .operation_timeout(OPERATION_TIMEOUT)
+                    .connect_timeout(CONNECT_TIMEOUT.min(timeout))
+                    .operation_attempt_timeout(ATTEMPT_TIMEOUT.min(timeout))
+                    .operation_timeout(timeout)
                     .build(),
             )
             .load()
             .await;
-        Ok(Self { config, metadata })
+        let between = match between {
+            None => None,
+            Some((role, session)) => {
+                // Renewed by the SDK before it ends, as the daemon's own.
+                let provider = AssumeRoleProvider::builder(role.as_str()).session_name(session.as_str()).configure(&config).build().await;
+                let config = config.clone().into_builder().credentials_provider(SharedCredentialsProvider::new(provider)).build();
+                Some((role.clone(), config))
+            }
+        };
+        Ok(Self { config, between, metadata })
     }
 
     /// The region in use.
@@ -132,9 +152,18 @@ impl Aws {
     }
 
     /// STS. Who the daemon is to it is told to `node`, once that is known.
-    pub fn sts(&self, clock: Clock, node: NodeIdentity) -> Sts {
-        let client = Client::new(&self.config);
-        Sts { client: client.clone(), clock, identity: Arc::new(Inquiry::new(client, node)) }
+    pub fn sts(&self, clock: Clock, node: NodeIdentity, metrics: Metrics) -> Sts {
+        let endpoint = Endpoint::default();
+        let own = |config: &SdkConfig, between: Option<&RoleArn>| {
+            let config = aws_sdk_sts::config::Builder::from(config).interceptor(endpoint.clone()).build();
+            Arc::new(Own::new(Client::from_conf(config), between.cloned(), node.clone(), metrics.clone()))
+        };
+        let base = own(&self.config, None);
+        let between = self.between.as_ref().map(|(role, config)| own(config, Some(role)));
+        // The gate and its pauses are what asks again: so that each request passes the gate, and is counted.
+        let asker = Arc::new(between.as_ref().unwrap_or(&base).without_retries());
+        let identity = Arc::new(Inquiry::new(base, between, node.clone()));
+        Sts { asker, clock, identity, doubt: Arc::default(), durations: Arc::default(), clock_told: Arc::default() }
     }
 
     /// `arn:PARTITION:iam::ACCOUNT:role/` of the node, from its instance profile.
@@ -177,33 +206,32 @@ impl Aws {
 /// STS as the data path sees it: one question.
 #[derive(Clone, Debug)]
 pub struct Sts {
-    client: Client,
+    asker: Arc<Own>,
     clock: Clock,
-    identity: Arc<Inquiry<Client>>,
+    identity: Arc<Inquiry<Arc<Own>>>,
+    /// That the daemon's own credentials did not serve.
+    doubt: Arc<Notify>,
+    durations: Arc<Durations>,
+    /// That the clocks are apart is said once.
+    clock_told: Arc<AtomicBool>,
 }
 
 impl Sts {
-    /// The same STS, asked once where it would else be asked again after a failure: for questions that no pod waits for.
-    pub fn without_retries(&self) -> Self {
-        let config = self.client.config().to_builder().retry_config(RetryConfig::disabled()).build();
-        Self { client: Client::from_conf(config), clock: self.clock.clone(), identity: self.identity.clone() }
+    /// The same STS, asked once where it would else be asked again with new credentials: for questions that no pod waits for.
+    pub fn asked_once(&self) -> Self {
+        Self { asker: Arc::new(self.asker.asked_once()), ..self.clone() }
     }
 
     /// Asks STS who the daemon is, and tells it to whoever decides; with the time after which to ask again. What is known
     /// stays when it fails.
-    pub async fn renew_identity(&self) -> (Result<CallerIdentity, AssumeRoleError>, Duration) {
+    pub async fn renew_identity(&self) -> (Result<Arc<Known>, AssumeRoleError>, Duration) {
         self.identity.renew().await
     }
-}
 
-impl AskIdentity for Client {
-    async fn ask(&self) -> Result<CallerIdentity, AssumeRoleError> {
-        let answer = self.get_caller_identity().send().await.map_err(|error| match translate(&error) {
-            AssumeRoleError::Denied { message } => AssumeRoleError::OwnIdentity { message, advice: CHECK_POLICIES },
-            other => other,
-        })?;
-        let arn = answer.arn.unwrap_or_default();
-        arn.parse().map_err(|error| AssumeRoleError::Failed { message: format!("GetCallerIdentity: {error}") })
+    /// Returns once a role could not be assumed for the sake of the daemon's own credentials, since this returned last. For one
+    /// listener.
+    pub async fn doubted(&self) {
+        self.doubt.notified().await;
     }
 }
 
@@ -211,28 +239,26 @@ impl AssumeRole for Sts {
     async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
         // What was decided before it was known is decided again with it, before a pod gets anything.
         self.identity.known().await.map_err(|error| AssumeRoleError::IdentityUnknown(Box::new(error)))?;
-        let seconds = i32::try_from(request.duration().as_secs()).unwrap_or(3600);
-        let tag = |tag: &policy::session::Tag| Tag::builder().key(tag.key()).value(tag.value()).build();
-        let tags: Result<Vec<Tag>, _> = request.tags().iter().map(tag).collect();
-        let tags = tags.map_err(|_| AssumeRoleError::Invalid { message: "its tags could not be made".to_owned() })?;
-        let answer = self
-            .client
-            .assume_role()
-            .role_arn(request.role().as_str())
-            .role_session_name(request.session_name().as_str())
-            .set_external_id(request.external_id().map(|id| id.as_str().to_owned()))
-            // None of them is transitive.
-            .set_tags((!tags.is_empty()).then_some(tags))
-            .duration_seconds(seconds)
-            .send()
-            .await
-            .map_err(|error| translate(&error))?;
-        let incomplete = || AssumeRoleError::Failed { message: "its answer has no whole credentials".to_owned() };
-        let given = answer.credentials.ok_or_else(incomplete)?;
+        let date = Date::default();
+        let (sent, began) = (self.clock.now(), Instant::now());
+        let ask = |duration| self.ask(request, duration, date.clone());
+        let (given, duration) = self.durations.ask(request.role(), request.duration(), ask).await?;
         let expires_at = Timestamp::new(given.expiration.secs(), 0).map_err(|_| incomplete())?;
         let texts = [&given.access_key_id, &given.secret_access_key, &given.session_token];
+        // By this node's clock, which pods share: what they take the time from that is left.
+        let now = self.clock.now();
+        let ahead = date.ahead_of(now);
+        if !ahead.is_zero() && !self.clock_told.swap(true, Ordering::Relaxed) {
+            warn!(
+                seconds = ahead.as_secs(),
+                "STS's clock is ahead of this node's (behind it, if negative); expirations are told by the node's"
+            );
+        }
+        let expires_at = expires_at.checked_sub(ahead).map_err(|_| incomplete())?;
+        let asked = Asked { sent, duration, took: began.elapsed() };
+        let expires_at = asked.at_the_latest(now).ok_or_else(incomplete)?.min(expires_at);
         // The SDK takes an answer that was cut short for a whole one: the fields are then empty, the time is 1970.
-        if expires_at <= self.clock.now() {
+        if expires_at <= now {
             return Err(AssumeRoleError::Failed {
                 message: format!("its credentials ended at {expires_at} already; check the node's clock"),
             });
@@ -241,15 +267,66 @@ impl AssumeRole for Sts {
             return Err(incomplete());
         }
         let (secret, token) = (SecretString::from(given.secret_access_key), SecretString::from(given.session_token));
-        Ok(Credentials::new(given.access_key_id, secret, token, self.clock.now(), expires_at))
+        Ok(Credentials::new(given.access_key_id, secret, token, now, expires_at))
     }
+}
+
+impl Sts {
+    /// One question to STS, and when it was there.
+    async fn ask(&self, request: &RoleRequest, duration: Duration, date: Date) -> Result<aws_sdk_sts::types::Credentials, AssumeRoleError> {
+        let seconds = i32::try_from(duration.as_secs()).unwrap_or(3600);
+        let tag = |tag: &policy::session::Tag| Tag::builder().key(tag.key()).value(tag.value()).build();
+        let tags: Result<Vec<Tag>, _> = request.tags().iter().map(tag).collect();
+        let tags = tags.map_err(|_| AssumeRoleError::Invalid { message: "its tags could not be made".to_owned() })?;
+        let question = |client: Client| {
+            let question = client
+                .assume_role()
+                .role_arn(request.role().as_str())
+                .role_session_name(request.session_name().as_str())
+                .set_external_id(request.external_id().map(|id| id.as_str().to_owned()))
+                // None of them is transitive.
+                .set_tags((!tags.is_empty()).then(|| tags.clone()))
+                .duration_seconds(seconds);
+            question.customize().interceptor(date.clone()).send()
+        };
+        let answer = self.asker.ask(question).await;
+        if let Err(AssumeRoleError::OwnIdentity { .. }) = &answer {
+            self.doubt.notify_one();
+        }
+        answer?.credentials.ok_or_else(incomplete)
+    }
+}
+
+/// One question to STS.
+struct Asked {
+    /// When, by the wall clock.
+    sent: Timestamp,
+    /// The session's duration.
+    duration: Duration,
+    /// The time that passed until the answer, by the clock that nobody sets.
+    took: Duration,
+}
+
+impl Asked {
+    /// The latest end of the session that came, at the time of the answer. STS gave it after it was asked, so that it ends no
+    /// later than its duration after that, by whichever clock: the date of the answer may be wrong, and the clock may have been
+    /// set meanwhile, or the machine have slept.
+    fn at_the_latest(&self, now: Timestamp) -> Option<Timestamp> {
+        let by_wall = self.sent.checked_add(self.duration).ok()?;
+        let by_time_passed = now.checked_add(self.duration.saturating_sub(self.took)).ok()?;
+        Some(by_wall.min(by_time_passed))
+    }
+}
+
+fn incomplete() -> AssumeRoleError {
+    AssumeRoleError::Failed { message: "its answer has no whole credentials".to_owned() }
 }
 
 impl StsOfNode for Sts {
     async fn own_identity(&self) -> Result<String, AssumeRoleError> {
         self.identity.known().await?;
         let known = self.identity.node().known();
-        Ok(known.caller.as_ref().map(|caller| caller.as_str().to_owned()).unwrap_or_default())
+        Ok(known.asker().map(CallerIdentity::as_str).unwrap_or_default().to_owned())
     }
 }
 
@@ -265,9 +342,14 @@ where
             let message = bounded(&format!("{code}: {message} (request id {request_id})"));
             match code {
                 "AccessDenied" | "AccessDeniedException" => AssumeRoleError::Denied { message },
-                "Throttling" | "ThrottlingException" | "TooManyRequestsException" | "RequestLimitExceeded" | "SlowDown" => {
-                    AssumeRoleError::Throttled
-                }
+                "Throttling"
+                | "ThrottlingException"
+                | "ThrottledException"
+                | "RequestThrottled"
+                | "RequestThrottledException"
+                | "TooManyRequestsException"
+                | "RequestLimitExceeded"
+                | "SlowDown" => AssumeRoleError::Throttled,
                 "ExpiredToken"
                 | "ExpiredTokenException"
                 | "InvalidClientTokenId"
@@ -277,9 +359,14 @@ where
                 | "MissingAuthenticationToken"
                 | "RequestExpired"
                 | "RequestTimeTooSkewed"
-                | "OptInRequired" => AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS },
-                "ValidationError" | "MalformedPolicyDocument" | "PackedPolicyTooLarge" => AssumeRoleError::Invalid { message },
-                _ => AssumeRoleError::Failed { message },
+                | "OptInRequired" => AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS.into() },
+                "RequestTimeout" | "RequestTimeoutException" => AssumeRoleError::Failed { message },
+                // By the status: what the owner of some account may cause is an answer about that role, whatever its name.
+                _ => match context.raw().status().as_u16() {
+                    429 => AssumeRoleError::Throttled,
+                    400..=499 => AssumeRoleError::Invalid { message },
+                    _ => AssumeRoleError::Failed { message },
+                },
             }
         }
         SdkError::TimeoutError(_) => AssumeRoleError::Unreachable { message: "no answer in time".to_owned() },
@@ -287,8 +374,8 @@ where
         SdkError::DispatchFailure(failure) => {
             let message =
                 failure.as_connector_error().map_or_else(|| "the request was not sent".to_owned(), |error| bounded(&chain(error)));
-            let own = failure.as_connector_error().is_some_and(|error| is_caused_by_credentials(error));
-            if own { AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS } } else { AssumeRoleError::Unreachable { message } }
+            let own = failure.as_connector_error().and_then(|error| own::without_credentials(error, &message));
+            own.unwrap_or(AssumeRoleError::Unreachable { message })
         }
         SdkError::ConstructionFailure(_) => AssumeRoleError::Invalid { message: "the request could not be made".to_owned() },
         // Of a broken answer only this is said: its body may hold credentials.
@@ -304,11 +391,10 @@ fn reason(error: &ImdsError) -> String {
     }
 }
 
-fn is_caused_by_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
-    error.is::<CredentialsError>() || error.source().is_some_and(is_caused_by_credentials)
-}
-
 /// A text from outside for a log line: of bounded length, without control characters.
 fn bounded(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect()
 }
+
+#[cfg(test)]
+pub(in crate::credentials) mod tests;

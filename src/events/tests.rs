@@ -79,7 +79,7 @@ pub(super) fn failures() -> Vec<AssumeRoleError> {
         AssumeRoleError::Denied { message: message() },
         AssumeRoleError::Invalid { message: message() },
         AssumeRoleError::Throttled,
-        AssumeRoleError::OwnIdentity { message: message(), advice: "look there" },
+        AssumeRoleError::OwnIdentity { message: message(), advice: "look there".into() },
         AssumeRoleError::Unreachable { message: message() },
         AssumeRoleError::Failed { message: message() },
         AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Unreachable { message: message() })),

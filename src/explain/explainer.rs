@@ -50,7 +50,7 @@ pub struct OfDaemon<A> {
     /// What is still to be done.
     pub readiness: Readiness,
     /// The sessions, of which failures are told.
-    pub sessions: Sessions<A>,
+    pub sessions: Arc<Sessions<A>>,
 }
 
 /// When STS may be asked for explanations: one at a time, and more and more rarely while it gives nothing.
@@ -146,14 +146,19 @@ impl<A: StsOfNode> Explainer<A> {
     }
 
     async fn ask(&self, request: &RoleRequest) -> Result<Session, AssumeRoleError> {
-        let answer = self.sts.assume_role(request).await;
+        let mut answer = self.sts.assume_role(request).await;
+        if let Err(error @ AssumeRoleError::TooLong { .. }) = &answer {
+            self.metrics.explained(error.name());
+            answer = self.sts.assume_role(request).await;
+        }
         let (role, session) = (request.role().as_str(), request.session_name().as_str());
         match answer {
             Ok(credentials) => {
                 self.metrics.explained("ok");
                 info!(role, session, access_key_id = %credentials.access_key_id, expires_at = %credentials.expires_at,
                     "assumed a role for an explanation; its credentials are dropped");
-                Ok(Session { access_key_id: credentials.access_key_id.clone(), expires_at: credentials.expires_at.to_string() })
+                let (access_key_id, expires_at) = (credentials.access_key_id.clone(), credentials.expires_at.to_string());
+                Ok(Session { access_key_id, expires_at, life: credentials.life() })
             }
             Err(error) => {
                 self.metrics.explained(error.name());

@@ -58,6 +58,8 @@ pub struct Index {
     tombstones: Tombstones,
     /// The version of the last list: a pod that was not in it was not there then.
     listed_at: Option<u64>,
+    /// There was a complete list.
+    listed: bool,
     /// The latest time that was told: claims that end by it have ended.
     now: Timestamp,
     node: NodeAddresses,
@@ -241,6 +243,7 @@ impl Index {
         }
         self.incomplete = incomplete;
         self.listed_at = version;
+        self.listed = true;
     }
 
     /// Every pod by its names, with the last state of it that could be read.
@@ -301,6 +304,12 @@ impl Index {
         }
         self.incomplete = incomplete;
         self.listed_at = list_version;
+        self.listed = true;
+    }
+
+    /// Whether all pods were listed once.
+    pub fn is_listed(&self) -> bool {
+        self.listed
     }
 
     fn remove(&mut self, uid: &PodUid) {
@@ -480,6 +489,11 @@ impl Index {
         let mut pods: Vec<_> = self.pods.values().map(|held| held.pod.clone()).collect();
         pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         pods
+    }
+
+    /// The pods that have addresses of their own, or may come to have them; in no order.
+    pub fn with_addresses(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.values().map(|held| &held.pod).filter(|pod| pod.may_claim(self.now))
     }
 
     /// Whether this pod is here.

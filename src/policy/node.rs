@@ -1,33 +1,110 @@
 //! What is known of the node itself at AWS, as it becomes known.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::fmt;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use crate::role::{CallerIdentity, RoleArn};
 
-/// Who the daemon is, and which role its instance has. Either may become known after the first decision, and may be
-/// another later; each change has a number, by which a decision that was made before it is told. Cheap to clone: every
+/// What the identity of the daemon's own credentials is called where a decision is explained.
+pub(super) const OWN: &str = "the daemon's own AWS identity";
+/// The same of the role between.
+pub(super) const BETWEEN: &str = "the role of --assume-role-arn";
+
+/// Who the daemon is, by its own credentials and by those of a role between, and which role its instance has. Each may
+/// become known after the first decision, and may be another later; each change has a number, by which a decision that was made before it is told. Cheap to clone: every
 /// clone is the same knowledge.
 #[derive(Clone, Debug, Default)]
-pub struct NodeIdentity(Arc<RwLock<Arc<Known>>>);
+pub struct NodeIdentity(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    known: RwLock<Arc<Known>>,
+    listener: OnceLock<Listener>,
+}
+
+/// Who is told of changes.
+struct Listener(Box<dyn Fn() + Send + Sync>);
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Listener")
+    }
+}
+
+/// Who the daemon is as a session of the role between its own and the pods'.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Between {
+    /// There is no such role.
+    #[default]
+    None,
+    /// There is one, and STS has not told yet.
+    Unknown,
+    /// This one.
+    Known(CallerIdentity),
+}
 
 /// What is known at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Known {
-    /// Who the daemon is to STS.
+    /// Who the daemon is to STS by its own credentials.
     pub caller: Option<CallerIdentity>,
+    /// Who it is by the credentials of the role between.
+    pub between: Between,
     /// The role of the instance, whoever the daemon is; its path is not known.
     pub instance_role: Option<RoleArn>,
     /// Grows with each change.
     pub version: u64,
 }
 
+impl Known {
+    /// Everybody that the daemon is to STS, as far as that is known: each with what it is called where a decision is explained.
+    pub fn callers(&self) -> impl Iterator<Item = (&'static str, &CallerIdentity)> {
+        let between = match &self.between {
+            Between::Known(caller) => Some((BETWEEN, caller)),
+            Between::None | Between::Unknown => None,
+        };
+        self.caller.as_ref().map(|caller| (OWN, caller)).into_iter().chain(between)
+    }
+
+    /// Whether nobody is missing there.
+    pub fn has_all_callers(&self) -> bool {
+        self.caller.is_some() && self.between != Between::Unknown
+    }
+
+    /// Who asks for pods' roles.
+    pub fn asker(&self) -> Option<&CallerIdentity> {
+        match &self.between {
+            Between::None => self.caller.as_ref(),
+            Between::Unknown => None,
+            Between::Known(caller) => Some(caller),
+        }
+    }
+}
+
 impl NodeIdentity {
     /// What is known now.
     pub fn known(&self) -> Arc<Known> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.known.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Who the daemon is from now on; true if that was not known.
+    /// That there is a role between: from now on, not all is known before it is.
+    pub fn expect_between(&self) {
+        self.change(|known| {
+            let first = known.between == Between::None;
+            if first {
+                known.between = Between::Unknown;
+            }
+            first
+        });
+    }
+
+    /// Who the daemon is as a session of the role between from now on; true if that was not known.
+    pub fn set_between(&self, caller: CallerIdentity) -> bool {
+        let between = Between::Known(caller);
+        self.change(|known| std::mem::replace(&mut known.between, between.clone()) != between)
+    }
+
+    /// Who the daemon is by its own credentials from now on; true if that was not known.
     pub fn set_caller(&self, caller: CallerIdentity) -> bool {
         self.change(|known| known.caller.replace(caller.clone()).as_ref() != Some(&caller))
     }
@@ -37,13 +114,22 @@ impl NodeIdentity {
         self.change(|known| std::mem::replace(&mut known.instance_role, role.clone()) != role)
     }
 
+    /// Calls this after each change from now on. For one listener: the first stays.
+    pub fn on_change(&self, tell: impl Fn() + Send + Sync + 'static) {
+        let _ = self.0.listener.set(Listener(Box::new(tell)));
+    }
+
     fn change(&self, change: impl FnOnce(&mut Known) -> bool) -> bool {
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.known.write().unwrap_or_else(PoisonError::into_inner);
         let mut next = Known::clone(&known);
         let changed = change(&mut next);
         if changed {
             next.version += 1;
             *known = Arc::new(next);
+            drop(known);
+            if let Some(Listener(tell)) = self.0.listener.get() {
+                tell();
+            }
         }
         changed
     }

@@ -8,7 +8,7 @@ use super::trace::Verdict;
 use super::*;
 use crate::config::session::{Placeholder, SessionScope, SessionTemplate};
 use crate::pods::{Namespace, PodUid};
-use crate::role::ParseError;
+use crate::role::{CallerIdentity, ParseError};
 
 mod limits;
 mod sources;

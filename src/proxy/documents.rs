@@ -41,18 +41,18 @@ struct InstanceProfileDocument {
 }
 
 /// `security-credentials/ROLE`
-pub fn credentials(credentials: &Credentials) -> Result<Vec<u8>, serde_json::Error> {
+pub fn credentials(credentials: &Credentials) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
     render(credentials, None)
 }
 
 /// `security-credentials-extended/ROLE`: the same with the role's account (version 2.1 of the protocol).
-pub fn extended_credentials(credentials: &Credentials, role: &RoleArn) -> Result<Bytes, serde_json::Error> {
-    Ok(Bytes::from_owner(Zeroizing::new(render(credentials, Some(role.account()))?)))
+pub fn extended_credentials(credentials: &Credentials, role: &RoleArn) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
+    render(credentials, Some(role.account()))
 }
 
-fn render(credentials: &Credentials, account_id: Option<&str>) -> Result<Vec<u8>, serde_json::Error> {
+fn render(credentials: &Credentials, account_id: Option<&str>) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
     // Large enough for any session token, so that no copy of the secrets is left behind by growing.
-    let mut text = Vec::with_capacity(DOCUMENT_CAPACITY);
+    let mut text = Zeroizing::new(Vec::with_capacity(DOCUMENT_CAPACITY));
     let document = CredentialDocument {
         code: "Success",
         last_updated: seconds(credentials.issued_at),
@@ -63,7 +63,7 @@ fn render(credentials: &Credentials, account_id: Option<&str>) -> Result<Vec<u8>
         expiration: seconds(credentials.expires_at),
         account_id,
     };
-    serde_json::to_writer(&mut text, &document)?;
+    serde_json::to_writer(&mut *text, &document)?;
     Ok(text)
 }
 
@@ -117,7 +117,7 @@ mod tests {
             r#"{"Code":"Success","LastUpdated":"2026-01-01T00:00:00Z","Type":"AWS-HMAC","AccessKeyId":"ASIAEXAMPLE","#,
             r#""SecretAccessKey":"secret/key+\"","Token":"token==","Expiration":"2026-01-01T01:00:00Z"}"#
         );
-        assert_eq!(String::from_utf8(document.unwrap()).unwrap(), expected);
+        assert_eq!(std::str::from_utf8(&document.unwrap()).unwrap(), expected);
     }
 
     #[test]

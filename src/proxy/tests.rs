@@ -9,6 +9,8 @@ use tokio::time::advance;
 
 use super::*;
 use crate::config::{MetadataProfile, PatternFormat, Restrictions};
+use crate::credentials::cache;
+use crate::credentials::gate::Limits;
 use crate::credentials::{AssumeRoleError, Credentials};
 use crate::events::Record;
 use crate::pods::index::Index;
@@ -89,7 +91,9 @@ fn node_of(identity: NodeIdentity, tokens: TokenMode, known: &[(&str, &str, Opti
         writer.write(|index| index.apply(pod(name, at, *role)));
     }
     let metrics = Metrics::new();
-    let sessions = Sessions::new(sts.clone(), Duration::from_secs(30), clock.clone(), metrics.clone());
+    let limits = Limits { rate: 1000, concurrency: 1000 };
+    let of_cache = cache::Settings { error_ttl: Duration::from_secs(30), timeout: Duration::from_secs(60), limits };
+    let sessions = Sessions::new(sts.clone(), of_cache, clock.clone(), metrics.clone());
     let access = Access::new(MetadataProfile::Base, Patterns::new(PatternFormat::Glob, None, Vec::new()).unwrap());
     let settings = Settings { policy: Arc::new(policy), tokens, pod_wait: WAIT, access };
     let (events, records) = Reporter::new(metrics.clone());

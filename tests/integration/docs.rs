@@ -152,8 +152,9 @@ fn every_value_of_a_label_is_documented() {
     let mut looks = literals_after(&taint, "metrics.startup_taint(");
     looks.extend(literals_in(between(&taint, "let outcome = ", ";")));
     let mut lookups = literals_after(&cache, "session_lookups(");
-    lookups.extend(literals_after(&cache, "session_lookups(if started { "));
+    lookups.extend(literals_after(&cache, "session_lookups(if is_new { "));
     lookups.extend(literals_after(&cache, "} else { ").into_iter().filter(|word| word == "shared"));
+    let causes = names(&read("src/credentials/gate.rs"), "impl Cause {");
     let waits =
         [literals_after(&metrics, "let outcome = if found { "), literals_after(between(&metrics, "fn pod_waited", "\n    }\n"), "else { ")];
     let codes = between(&metrics, "const STATUSES", ";\n\nimpl").split('(').skip(1).flat_map(|pair| literals_after(pair, ", ")).collect();
@@ -172,6 +173,8 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_watch_undecodable_total{resource}", literals_after(&watch, "resource: ")),
         ("rolegate_ambiguous_addresses_total{outcome}", names(&doubts, "impl Outcome {")),
         ("rolegate_session_lookups_total{result}", lookups),
+        ("rolegate_sts_requests_total{cause}", causes.clone()),
+        ("rolegate_sts_queue{cause}", causes),
         ("rolegate_sts_requests_total{outcome}", outcomes.clone()),
         ("rolegate_explain_sts_requests_total{outcome}", outcomes),
         ("rolegate_events_total{outcome}", told),

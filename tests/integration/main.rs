@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says loudly what failed")]
 
+mod ahead;
 mod command_line;
 mod connections;
 mod corpus;
@@ -13,6 +14,7 @@ mod kubernetes;
 mod lifecycle;
 mod metadata;
 mod overlap;
+mod own_identity;
 mod policy;
 mod properties;
 mod rotation;

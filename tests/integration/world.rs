@@ -63,13 +63,15 @@ impl Fakes {
         self.files.path()
     }
 
-    /// The daemon for these fakes, not yet started.
+    /// The daemon for these fakes, not yet started. It asks STS when a pod asks: tests count calls; those of prefetch switch it
+    /// on.
     pub(crate) fn setup(&self) -> Setup {
         Setup::new(env!("CARGO_BIN_EXE_rolegate"))
             .argument(format!("--node={NODE}"))
             .argument(format!("--kubeconfig={}", self.file("kubeconfig", &self.api.kubeconfig())))
             .argument("--base-role-arn=arn:aws:iam::111122223333:role/")
             .argument("--accept-direct-connections")
+            .argument("--prefetch=false")
             .argument("--metadata-bind-address=127.0.0.1")
             .argument("--metrics-bind-address=127.0.0.1")
             .argument(format!("--metadata-addr={}", self.imds.addr()))
@@ -93,6 +95,16 @@ impl Fakes {
         daemon.wait_ready(None).unwrap();
         World { daemon, fakes: self }
     }
+
+    /// A daemon that waits for nothing but to know itself.
+    pub(crate) fn into_world_without_identity(self, setup: &Setup) -> World {
+        let daemon = setup.start().unwrap();
+        let world = World { daemon, fakes: self };
+        let ready = |world: &World| world.daemon.get(None, "/readyz").map(|answer| (answer.status, answer.text()));
+        let wanted = |(status, text): &(u16, String)| *status == 503 && text.trim() == "waiting for: the daemon's own AWS identity";
+        world.eventually(|world| ready(world).unwrap_or_default(), wanted);
+        world
+    }
 }
 
 pub(crate) fn pod(name: &str, ip: IpAddr, role: Option<&str>) -> PodBuilder {
@@ -114,12 +126,24 @@ impl World {
     }
 
     pub(crate) fn start_with(change: impl FnOnce(Setup) -> Setup) -> World {
+        let fakes = World::pods();
+        let setup = change(fakes.setup());
+        fakes.into_world(&setup)
+    }
+
+    /// The same, with a daemon that does not get to know itself.
+    pub(crate) fn start_without_identity(change: impl FnOnce(Setup) -> Setup) -> World {
+        let fakes = World::pods();
+        let setup = change(fakes.setup());
+        fakes.into_world_without_identity(&setup)
+    }
+
+    fn pods() -> Fakes {
         let fakes = Fakes::new();
         fakes.pod("web", ip(2), Some("web-role"));
         fakes.pod("db", ip(3), Some("db-role"));
         fakes.pod("plain", ip(4), None);
-        let setup = change(fakes.setup());
-        fakes.into_world(&setup)
+        fakes
     }
 
     /// No request of a pod makes one to the real service, and none shapes one.

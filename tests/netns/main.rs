@@ -7,6 +7,7 @@ mod bed;
 mod boot;
 mod capabilities;
 mod connections;
+mod endpoints;
 mod interfaces;
 mod iptables;
 mod iptables_packets;

@@ -37,6 +37,12 @@ impl Fault {
         Fault::new(403, "InvalidClientTokenId", message)
     }
 
+    pub(super) fn region_disabled() -> Fault {
+        let message = "STS is not activated in this region for account:444455556666. Your account administrator can activate STS in \
+                       this region using the IAM Console.";
+        Fault::new(403, "RegionDisabledException", message)
+    }
+
     pub(super) fn service_unavailable() -> Fault {
         let message = "Service Unavailable";
         Fault::new(503, "ServiceUnavailable", message)

@@ -81,6 +81,8 @@ pub enum Behaviour {
     ExpiredToken,
     /// 403 `InvalidClientTokenId`.
     InvalidClientTokenId,
+    /// 403 `RegionDisabledException`: STS is not active in this region for the role's account.
+    RegionDisabled,
     /// 503 `ServiceUnavailable`.
     ServiceUnavailable,
     /// 500 `InternalFailure`.

@@ -118,6 +118,7 @@ fn forced(behaviour: &Behaviour, caller: &Identity, form: &Form) -> Option<Fault
         Behaviour::Throttling => Some(Fault::throttling()),
         Behaviour::ExpiredToken => Some(Fault::expired_token()),
         Behaviour::InvalidClientTokenId => Some(Fault::invalid_client_token_id()),
+        Behaviour::RegionDisabled => Some(Fault::region_disabled()),
         Behaviour::ServiceUnavailable => Some(Fault::service_unavailable()),
         Behaviour::InternalFailure => Some(Fault::internal_failure()),
         _ => None,

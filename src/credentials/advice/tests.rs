@@ -70,9 +70,12 @@ fn a_duration_that_is_too_long_is_told_by_its_limit() {
 fn every_failure_has_something_to_look_at() {
     let message = || "x".to_owned();
     use AssumeRoleError::*;
-    for error in
-        [Throttled, OwnIdentity { message: message(), advice: "look" }, Unreachable { message: message() }, Failed { message: message() }]
-    {
+    for error in [
+        Throttled,
+        OwnIdentity { message: message(), advice: "look".into() },
+        Unreachable { message: message() },
+        Failed { message: message() },
+    ] {
         assert!(!error.advice(&request(None, &[]), None).check.is_empty(), "{error:?}");
     }
 }

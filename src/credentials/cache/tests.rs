@@ -1,131 +1,20 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
-use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 
 use futures_util::future::join_all;
-use tokio::sync::Semaphore;
 use tokio::time::advance;
 
 use super::*;
-use crate::pods::{Pod, PodUid, Surroundings};
-use crate::policy::{Decision, Policy, Rules};
+use crate::credentials::tests::{Answer, FakeSts, HOUR, denied, request, settle};
 
 const ERROR_TTL: Duration = Duration::from_secs(30);
-const START: &str = "2026-01-01T00:00:00Z";
-const HOUR: i64 = 3600;
-
-/// What STS answers to one call.
-#[derive(Clone)]
-enum Answer {
-    /// A session of so many seconds from now on.
-    Session(i64),
-    Error(AssumeRoleError),
-    Panic,
-}
-
-/// An STS that answers what the test says; beyond that, sessions of an hour.
-#[derive(Clone)]
-struct FakeSts(Arc<State>);
-
-struct State {
-    clock: Clock,
-    calls: Mutex<Vec<RoleRequest>>,
-    answers: Mutex<VecDeque<Answer>>,
-    /// Each call takes one permit with it before it answers.
-    gate: Semaphore,
-}
-
-impl FakeSts {
-    fn calls(&self) -> usize {
-        self.0.calls.lock().unwrap().len()
-    }
-
-    fn will(&self, answer: Answer) -> &Self {
-        self.0.answers.lock().unwrap().push_back(answer);
-        self
-    }
-
-    /// Calls stay without an answer from now on.
-    fn hold(&self) {
-        self.0.gate.forget_permits(Semaphore::MAX_PERMITS);
-    }
-
-    fn release(&self) {
-        self.0.gate.add_permits(Semaphore::MAX_PERMITS / 2);
-    }
-}
-
-impl AssumeRole for FakeSts {
-    async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
-        let number = {
-            let mut calls = self.0.calls.lock().unwrap_or_else(PoisonError::into_inner);
-            calls.push(request.clone());
-            calls.len()
-        };
-        self.0.gate.acquire().await.unwrap().forget();
-        let answer = self.0.answers.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        match answer.unwrap_or(Answer::Session(HOUR)) {
-            Answer::Session(seconds) => {
-                let issued_at = self.0.clock.now();
-                Ok(Credentials::new(
-                    format!("ASIA{number}"),
-                    "secret".to_owned().into(),
-                    "token".to_owned().into(),
-                    issued_at,
-                    issued_at + jiff::SignedDuration::from_secs(seconds),
-                ))
-            }
-            Answer::Error(error) => Err(error),
-            Answer::Panic => panic!("the test wants it"),
-        }
-    }
-}
+const SETTINGS: Settings =
+    Settings { error_ttl: ERROR_TTL, timeout: Duration::from_secs(60), limits: Limits { rate: 1000, concurrency: 1000 } };
 
 /// Sessions over an STS that answers at once, on tokio's clock.
 fn sessions() -> (Arc<Sessions<FakeSts>>, FakeSts) {
-    let clock = Clock::following_tokio(START.parse().unwrap());
-    let sts = FakeSts(Arc::new(State {
-        clock: clock.clone(),
-        calls: Mutex::default(),
-        answers: Mutex::default(),
-        gate: Semaphore::new(Semaphore::MAX_PERMITS / 2),
-    }));
-    (Arc::new(Sessions::new(sts.clone(), ERROR_TTL, clock, Metrics::new())), sts)
-}
-
-/// The request of a pod that has this role.
-fn request(role: &str) -> RoleRequest {
-    let rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), ..Rules::default() };
-    let policy = Policy::new(rules, crate::policy::node::NodeIdentity::default()).unwrap();
-    let pod = Pod {
-        service_account: "default".to_owned(),
-        uid: PodUid("uid".into()),
-        namespace: "default".to_owned(),
-        name: "pod".to_owned(),
-        role: Some(role.to_owned()),
-        external_id: None,
-        session_name: None,
-        ips: Vec::new(),
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-    };
-    match policy.decide(&pod, &Surroundings::default()) {
-        Decision::Allow { request, .. } => request,
-        Decision::Deny(denial) => panic!("{denial}"),
-    }
-}
-
-fn denied() -> AssumeRoleError {
-    AssumeRoleError::Denied { message: "no".to_owned() }
-}
-
-/// Runs everything else that can run, without time passing.
-async fn settle() {
-    for _ in 0..50 {
-        tokio::task::yield_now().await;
-    }
+    let sts = FakeSts::new();
+    let clock = sts.clock();
+    (Sessions::new(sts.clone(), SETTINGS, clock, Metrics::new()), sts)
 }
 
 async fn pass(seconds: u64) {
@@ -243,13 +132,14 @@ async fn each_key_has_its_own_session() {
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
     assert_eq!(key(&sessions.get(&request("db")).await), "ASIA2");
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
-    assert_eq!(*sts.0.calls.lock().unwrap(), [request("web"), request("db")], "STS is told what was decided");
+    assert_eq!(sts.requests(), [request("web"), request("db")], "STS is told what was decided");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_is_the_answer_for_a_while_and_then_tried_again() {
     let (sessions, sts) = sessions();
-    sts.will(Answer::Error(denied())).will(Answer::Error(AssumeRoleError::Throttled));
+    let invalid = || AssumeRoleError::Invalid { message: "no".to_owned() };
+    sts.will(Answer::Error(denied())).will(Answer::Error(invalid()));
     assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied());
     pass(29).await;
     for _ in 0..100 {
@@ -257,10 +147,26 @@ async fn a_failure_is_the_answer_for_a_while_and_then_tried_again() {
     }
     assert_eq!(sts.calls(), 1);
     pass(1).await;
-    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), AssumeRoleError::Throttled);
+    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), invalid());
     assert_eq!(sts.calls(), 2);
-    pass(30).await;
+    // The second in a row is remembered for longer, less a part of it by chance.
+    pass(44).await;
+    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), invalid());
+    assert_eq!(sts.calls(), 2);
+    pass(16).await;
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA3");
+}
+
+/// The gate's pace is what bounds these.
+#[tokio::test(start_paused = true)]
+async fn throttling_that_goes_on_is_not_remembered_for_longer_and_longer() {
+    let (sessions, sts) = sessions();
+    sts.always(Answer::Error(AssumeRoleError::Throttled));
+    for calls in 1..8 {
+        assert_eq!(sessions.get(&request("web")).await.unwrap_err(), AssumeRoleError::Throttled);
+        assert_eq!(sts.calls(), calls);
+        pass(30).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -312,22 +218,16 @@ async fn a_role_that_fails_or_hangs_does_not_touch_another() {
 #[tokio::test(start_paused = true)]
 async fn when_a_renewal_fails_the_session_is_served_until_just_before_its_end() {
     let (sessions, sts) = sessions();
-    for _ in 0..1000 {
-        sts.will(Answer::Error(denied()));
-    }
-    sts.0.answers.lock().unwrap().push_front(Answer::Session(HOUR));
+    sts.will(Answer::Session(HOUR)).always(Answer::Error(denied()));
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
     pass(35 * 60).await;
     // In steps that do not meet the time of the errors, to six seconds before the end.
-    let mut calls = 1;
     for second in 0..25 * 60 - 5 {
         assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1", "{second} s after it stopped being fresh");
-        if second % 30 == 0 {
-            calls += 1;
-        }
-        assert_eq!(sts.calls(), calls, "one call in the time that a failure is remembered, {second}");
         pass(1).await;
     }
+    // At 0, then 30 seconds later, 45 to 60, 90 to 120, and every 3 to 4 minutes.
+    assert!((9..=12).contains(&sts.calls()), "{} calls", sts.calls());
     assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied(), "five seconds before its end");
     pass(60).await;
     assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied(), "after its end");
@@ -344,7 +244,10 @@ async fn a_renewal_that_works_again_takes_over() {
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
     pass(30).await;
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1", "kept over a second failure");
-    pass(30).await;
+    settle().await;
+    pass(60).await;
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1", "nobody waits for a third");
+    settle().await;
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA4");
     assert_eq!(sts.calls(), 4);
 }
@@ -510,4 +413,134 @@ async fn while_a_renewal_is_slow_what_is_still_good_is_served_in_the_callers_tim
     settle().await;
     assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
     assert_eq!(sts.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_and_what_is_served_late_is_counted() {
+    let (sessions, sts) = sessions();
+    let told = |line: &str| String::from_utf8(sessions.metrics.render()).unwrap().lines().any(|told| told == line);
+    assert!(told("rolegate_sessions 0") && !String::from_utf8(sessions.metrics.render()).unwrap().contains("\nrolegate_session_earliest"));
+    sessions.get(&request("web")).await.unwrap();
+    pass(600).await;
+    sessions.get(&request("db")).await.unwrap();
+    assert!(told("rolegate_sessions 2") && told("rolegate_session_earliest_expiry_seconds 3000"));
+    assert!(told("rolegate_sessions_served_late_total 0"));
+    sts.always(Answer::Error(denied()));
+    pass(26 * 60).await;
+    sessions.get(&request("web")).await.unwrap();
+    assert!(told("rolegate_sessions_served_late_total 1"));
+    pass(25 * 60).await;
+    assert!(told("rolegate_sessions 1") && told("rolegate_session_earliest_expiry_seconds 0"), "one has ended, with none after it");
+    sts.always(Answer::Session(HOUR));
+    pass(10 * 60).await;
+    sessions.get(&request("web")).await.unwrap();
+    sessions.get(&request("db")).await.unwrap();
+    assert!(told("rolegate_sessions 2") && told("rolegate_session_earliest_expiry_seconds 3600"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_longer_than_the_time_for_it_and_the_answer_is_for_the_next() {
+    let (sessions, sts) = sessions();
+    sts.hold();
+    let began = Instant::now();
+    let error = sessions.get(&request("web")).await.unwrap_err();
+    assert_eq!((began.elapsed(), error.name()), (SETTINGS.timeout, "unreachable"));
+    sts.release();
+    settle().await;
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(sts.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_ahead_of_need_keeps_nobody_waiting() {
+    let (sessions, sts) = sessions();
+    sessions.get(&request("web")).await.unwrap();
+    pass(30 * 60).await;
+    sts.hold();
+    assert!(sessions.ahead(&request("web")).await);
+    settle().await;
+    for _ in 0..60 {
+        let began = Instant::now();
+        assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        pass(1).await;
+    }
+    assert_eq!(sts.calls(), 2);
+}
+
+fn lost() -> Answer {
+    Answer::Error(AssumeRoleError::Unreachable { message: "connection reset".to_owned() })
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_lost_connection_costs_a_pod_nothing() {
+    let (sessions, sts) = sessions();
+    sts.will(lost());
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    sts.will(lost()).will(lost());
+    assert_eq!(sessions.get(&request("db")).await.unwrap_err().name(), "unreachable");
+    assert_eq!(sts.calls(), 4, "twice and no more");
+    // Nor is it asked twice for what is tried again, is throttled, or is held.
+    pass(30).await;
+    sts.will(lost());
+    assert_eq!(sessions.get(&request("db")).await.unwrap_err().name(), "unreachable");
+    assert_eq!(sts.calls(), 5);
+    sts.will(Answer::Error(AssumeRoleError::Throttled));
+    assert_eq!(sessions.get(&request("other")).await.unwrap_err().name(), "throttled");
+    assert_eq!(sts.calls(), 6);
+    pass(36 * 60).await;
+    sts.will(lost());
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    settle().await;
+    assert_eq!(sts.calls(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_too_long_is_asked_for_again_at_once() {
+    let (sessions, sts) = sessions();
+    sts.will(Answer::Error(AssumeRoleError::TooLong { message: "no".to_owned() }));
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    let told = String::from_utf8(sessions.metrics.render()).unwrap();
+    for outcome in ["too-long", "ok"] {
+        let line = format!("rolegate_sts_requests_total{{cause=\"demand\",outcome=\"{outcome}\"}} 1");
+        assert!(told.lines().any(|told| told == line), "{line} is not in {told}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_the_daemon_does_not_know_itself_yet_is_no_failure_of_the_session() {
+    let (sessions, sts) = sessions();
+    for _ in 0..5 {
+        sts.will(Answer::Error(AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Throttled))));
+        assert_eq!(sessions.get(&request("web")).await.unwrap_err().name(), "identity-unknown");
+        sts.will(Answer::Error(AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Throttled))));
+        sessions.ahead(&request("web")).await;
+        settle().await;
+    }
+    sts.will(Answer::Error(denied()));
+    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied());
+    // Remembered as the first failure is.
+    pass(30).await;
+    assert!(sessions.get(&request("web")).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_waits_is_raised_by_a_caller_who_meets_what_is_nearly_ended() {
+    let sts = FakeSts::new();
+    let settings = Settings { limits: Limits { rate: 1000, concurrency: 1 }, ..SETTINGS };
+    let sessions = Sessions::new(sts.clone(), settings, sts.clock(), Metrics::new());
+    sts.will(Answer::Session(HOUR));
+    sessions.get(&request("web")).await.unwrap();
+    pass(57 * 60).await;
+    sts.will(Answer::Error(AssumeRoleError::Throttled));
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    pass(60).await;
+    // The renewal that is tried again stands behind another request; a caller meets it.
+    sts.hold();
+    sessions.ahead(&request("other")).await;
+    assert!(sessions.ahead(&request("web")).await);
+    let waiting = |cause: Cause| sessions.metrics.sts_queue(cause.name()).get();
+    assert_eq!((waiting(Cause::Renewal), waiting(Cause::Demand)), (1, 0));
+    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!((waiting(Cause::Renewal), waiting(Cause::Demand)), (0, 1));
 }

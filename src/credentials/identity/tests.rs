@@ -26,10 +26,13 @@ impl AskIdentity for Arc<Fake> {
     }
 }
 
+fn fake(answers: &[&'static str]) -> Arc<Fake> {
+    Arc::new(Fake { answers: std::sync::Mutex::new(answers.iter().copied().collect()), ..Fake::default() })
+}
+
 fn inquiry(answers: &[&'static str]) -> (Inquiry<Arc<Fake>>, Arc<Fake>, NodeIdentity) {
-    let fake = Arc::new(Fake { answers: std::sync::Mutex::new(answers.iter().copied().collect()), ..Fake::default() });
-    let node = NodeIdentity::default();
-    (Inquiry::new(fake.clone(), node.clone()), fake, node)
+    let (fake, node) = (fake(answers), NodeIdentity::default());
+    (Inquiry::new(fake.clone(), None, node.clone()), fake, node)
 }
 
 fn calls(fake: &Fake) -> usize {
@@ -56,7 +59,7 @@ async fn a_failure_is_the_answer_at_once_until_its_pause_is_over() {
     let began = Instant::now();
     assert_eq!((inquiry.known().await, inquiry.renew().await.0), (Err(AssumeRoleError::Throttled), Err(AssumeRoleError::Throttled)));
     assert_eq!((began.elapsed(), calls(&fake)), (Duration::ZERO, 1));
-    advance(Duration::from_millis(1001)).await;
+    advance(Duration::from_millis(2001)).await;
     assert!(inquiry.known().await.is_err());
     assert_eq!(calls(&fake), 2);
 }
@@ -73,7 +76,7 @@ async fn pauses_grow_from_a_second_to_a_minute() {
     let calls = fake.calls.lock().unwrap();
     // The question itself takes a second.
     let pauses: Vec<_> = calls.windows(2).map(|two| two[1] - two[0] - Duration::from_secs(1)).collect();
-    assert!((1.0..1.2).contains(&pauses[0].as_secs_f64()) && pauses[3] > pauses[1], "{pauses:?}");
+    assert!((1.0..2.2).contains(&pauses[0].as_secs_f64()) && pauses[3] > pauses[1], "{pauses:?}");
     assert!(pauses[10..].iter().all(|pause| (45.0..60.2).contains(&pause.as_secs_f64())), "{pauses:?}");
     assert!(pauses[10..].windows(2).any(|two| two[0].abs_diff(two[1]) > Duration::from_millis(200)), "they differ: {pauses:?}");
     assert!((55..90).contains(&calls.len()), "{}", calls.len());
@@ -91,16 +94,60 @@ async fn an_asker_that_goes_away_leaves_the_question_to_the_next() {
 async fn what_is_known_is_asked_anew_and_stays_when_that_fails() {
     let (inquiry, fake, node) = inquiry(&[NODES, OTHERS]);
     let (first, pause) = inquiry.renew().await;
-    assert_eq!(first, Ok(NODES.parse().unwrap()));
+    assert_eq!(first.unwrap().caller, Some(NODES.parse().unwrap()));
     assert!((KNOWN.mul_f64(0.75)..=KNOWN).contains(&pause), "{pause:?}");
     let version = node.known().version;
-    assert_eq!(inquiry.renew().await.0, Ok(OTHERS.parse().unwrap()));
+    assert_eq!(inquiry.renew().await.0.unwrap().caller, Some(OTHERS.parse().unwrap()));
     assert_eq!(caller(&node).as_deref(), Some(OTHERS));
     assert_ne!(node.known().version, version);
     let (failed, pause) = inquiry.renew().await;
-    assert!(failed.is_err() && pause <= FIRST_PAUSE, "{pause:?}");
+    assert!(failed.is_err() && pause <= 2 * FIRST_PAUSE, "{pause:?}");
     // Nobody is kept waiting, nor told of it.
     let began = Instant::now();
     assert_eq!((inquiry.known().await, began.elapsed()), (Ok(()), Duration::ZERO));
     assert_eq!((calls(&fake), caller(&node).as_deref()), (3, Some(OTHERS)));
+}
+
+/// A fleet that is started at once does not ask again at once.
+#[tokio::test(start_paused = true)]
+async fn no_two_nodes_ask_again_at_the_same_time() {
+    let mut pauses = Vec::new();
+    for _ in 0..100 {
+        let (inquiry, _, _) = inquiry(&[]);
+        pauses.push(inquiry.renew().await.1);
+    }
+    pauses.sort();
+    assert!(pauses.iter().all(|pause| (FIRST_PAUSE..=2 * FIRST_PAUSE).contains(pause)), "{pauses:?}");
+    assert!(pauses[75] - pauses[25] > FIRST_PAUSE / 4, "{pauses:?}");
+    pauses.dedup();
+    assert!(pauses.len() > 90, "{pauses:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_role_between_both_are_known_or_nothing_is() {
+    let (own, between, node) = (fake(&[NODES, NODES]), fake(&[]), NodeIdentity::default());
+    let inquiry = Inquiry::new(own.clone(), Some(between.clone()), node.clone());
+    assert_eq!(inquiry.known().await, Err(AssumeRoleError::Throttled));
+    assert_eq!((caller(&node).as_deref(), node.known().has_all_callers()), (Some(NODES), false), "what is known already counts");
+    advance(2 * FIRST_PAUSE).await;
+    between.answers.lock().unwrap().push_back(OTHERS);
+    assert_eq!(inquiry.known().await, Ok(()));
+    assert!(node.known().has_all_callers() && node.known().asker() == Some(&OTHERS.parse().unwrap()));
+    assert_eq!((calls(&own), calls(&between)), (2, 2));
+    // The other way round: the role's session is had, and who the daemon is by its own credentials is not.
+    let (own, between, node) = (fake(&[]), fake(&[OTHERS]), NodeIdentity::default());
+    let inquiry = Inquiry::new(own.clone(), Some(between), node.clone());
+    assert_eq!(inquiry.known().await, Err(AssumeRoleError::Throttled));
+    node.set_between(OTHERS.parse().unwrap());
+    assert!(!node.known().has_all_callers() && inquiry.known().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_base_identity_counts_also_while_the_role_between_is_not_had() {
+    let (own, between, node) = (fake(&[NODES, OTHERS]), fake(&[NODES]), NodeIdentity::default());
+    let inquiry = Inquiry::new(own, Some(between), node.clone());
+    assert!(inquiry.renew().await.0.is_ok());
+    assert_eq!(inquiry.renew().await.0, Err(AssumeRoleError::Throttled));
+    assert_eq!(caller(&node).as_deref(), Some(OTHERS));
+    assert!(node.known().has_all_callers(), "the session that was had still serves");
 }

@@ -126,6 +126,51 @@ fn what_is_known_of_the_node_later_counts_from_then_on() {
     assert!(Denial::NodeRole.is_about_node() && Denial::OtherPartition.is_about_node() && !Denial::NoRole.is_about_node());
 }
 
+/// A session of a role between, on a node that is `NODE`.
+#[test]
+fn with_a_role_between_neither_it_nor_the_base_role_is_for_pods() {
+    let (node, between) = (NodeIdentity::default(), "arn:aws:sts::111122223333:assumed-role/between/rolegate-node-a");
+    node.expect_between();
+    let early = node.known().version;
+    node.expect_between();
+    assert_eq!(node.known().version, early);
+    let policy = Policy::new(rules(), node.clone()).unwrap();
+    let denied = |role: &str| decide_by(&policy, &pod_with(role), &Surroundings::default()) == Decision::Deny(Denial::NodeRole);
+    assert!(!policy.knows_node());
+    // The one alone is not enough, in whatever order they become known; but what is known is refused.
+    assert!(node.set_between(between.parse().unwrap()));
+    assert!(!policy.knows_node() && denied("path/between"));
+    assert!(node.set_caller(NODE.parse().unwrap()));
+    assert!(policy.knows_node());
+    for (role, expected) in [("nodes", true), ("path/Nodes", true), ("between", true), ("web", false), ("nodes2", false)] {
+        assert_eq!(denied(role), expected, "{role}");
+    }
+    let steps = policy.explain(&pod_with("web"), &Surroundings::default()).steps;
+    let sources: Vec<_> = steps.iter().filter(|step| step.what == What::NodeRole).map(|step| step.source.as_str()).collect();
+    assert_eq!(sources, ["the daemon's own AWS identity", "the role of --assume-role-arn"]);
+    // Another session of the role between, and another base role: decided again.
+    let version = policy.node_version();
+    assert!(!node.set_between(between.parse().unwrap()) && policy.node_version() == version);
+    assert!(node.set_caller("arn:aws:sts::111122223333:assumed-role/others/i-0".parse().unwrap()));
+    assert!(policy.node_version() != version && denied("others") && !denied("nodes") && denied("between"));
+    let allowing = Policy::new(Rules { allow_node_role: true, ..rules() }, node).unwrap();
+    for role in ["others", "between"] {
+        assert!(matches!(decide_by(&allowing, &pod_with(role), &Surroundings::default()), Decision::Allow { .. }), "{role}");
+    }
+}
+
+#[test]
+fn the_base_role_is_refused_while_the_role_between_is_not_known() {
+    let node = NodeIdentity::from(NODE.parse::<CallerIdentity>().unwrap());
+    node.expect_between();
+    let policy = Policy::new(rules(), node).unwrap();
+    assert!(!policy.knows_node());
+    assert_eq!(decide_by(&policy, &pod_with("nodes"), &Surroundings::default()), Decision::Deny(Denial::NodeRole));
+    let steps = policy.explain(&pod_with("web"), &Surroundings::default()).steps;
+    let told: Vec<_> = steps.iter().filter(|step| step.what == What::NodeRole).map(|step| (step.verdict, step.source.as_str())).collect();
+    assert_eq!(told, [(Verdict::Passed, "the daemon's own AWS identity"), (Verdict::Skipped, "the role of --assume-role-arn")]);
+}
+
 #[test]
 fn either_annotation_of_a_namespace_allows_and_a_bad_one_allows_nothing() {
     use Denial::*;

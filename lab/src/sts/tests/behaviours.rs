@@ -11,6 +11,7 @@ async fn errors() {
         (Behaviour::Throttling, 400, "Throttling", "Sender"),
         (Behaviour::ExpiredToken, 403, "ExpiredToken", "Sender"),
         (Behaviour::InvalidClientTokenId, 403, "InvalidClientTokenId", "Sender"),
+        (Behaviour::RegionDisabled, 403, "RegionDisabledException", "Sender"),
         (Behaviour::ServiceUnavailable, 503, "ServiceUnavailable", "Receiver"),
         (Behaviour::InternalFailure, 500, "InternalFailure", "Receiver"),
     ] {

@@ -1,0 +1,273 @@
+//! The session cache by itself: what a request costs that finds its session, what one costs that does not, the memory of a
+//! session. And the proxy before it: how much longer requests for held sessions take while STS does not answer.
+//!
+//! The last is the measured side of a promise: pods whose sessions are held never wait for STS. Pods ask on a schedule, whether
+//! or not those before them were answered, and each time counts from when it was meant to be asked. It is looked at in one run,
+//! as the ratio of two percentiles, and the run ends with status 1 where it is above 2.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use criterion::Criterion;
+use http::request::Parts;
+use rolegate::config::{MetadataProfile, PatternFormat, TokenMode};
+use rolegate::credentials::cache::{Sessions, Settings};
+use rolegate::credentials::gate::Limits;
+use rolegate::credentials::refresh::Refresh;
+use rolegate::credentials::{AssumeRole, AssumeRoleError, Clock, Credentials};
+use rolegate::events::Reporter;
+use rolegate::metrics::Metrics;
+use rolegate::pods::{Pod, PodUid, Surroundings, pods};
+use rolegate::policy::node::NodeIdentity;
+use rolegate::policy::patterns::Patterns;
+use rolegate::policy::{Decision, Policy, RoleRequest, Rules};
+use rolegate::proxy::metadata::Access;
+use rolegate::proxy::route::Hosts;
+use rolegate::proxy::token::Tokens;
+use rolegate::proxy::{Origin, Proxy};
+use rolegate::role::CallerIdentity;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+
+/// Pods of the node that is looked at.
+const PODS: usize = 300;
+/// STS does not answer for so long, and answers for as long before.
+const STALL: Duration = Duration::from_secs(60);
+/// Between two requests of the schedule.
+const EVERY: Duration = Duration::from_millis(1);
+/// How old the first sessions are: they are renewed at 18 to 30 minutes, half of them soon, the others in the minutes that are
+/// measured and after them.
+const AGE: jiff::SignedDuration = jiff::SignedDuration::from_mins(24);
+/// The longest time of a request to STS (`--sts-timeout`).
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// How much longer requests may take while STS does not answer.
+const MOST: f64 = 2.0;
+/// Sessions whose memory is measured.
+const MANY: usize = 5_000;
+
+/// An STS that answers at once, until it is stalled.
+#[derive(Clone)]
+struct Sts {
+    clock: Clock,
+    is_stalled: Arc<AtomicBool>,
+    calls: Arc<AtomicU64>,
+    /// Requests that had no answer in time.
+    lost: Arc<AtomicU64>,
+    /// Whether the sessions that it gives are of [`AGE`] already.
+    gives_old: Arc<AtomicBool>,
+}
+
+impl Sts {
+    fn new() -> Self {
+        let (is_stalled, calls, lost, gives_old) = Default::default();
+        Self { clock: Clock::system(), is_stalled, calls, lost, gives_old }
+    }
+}
+
+impl AssumeRole for Sts {
+    async fn assume_role(&self, _request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        if self.is_stalled.load(Ordering::Relaxed) {
+            tokio::time::sleep(TIMEOUT).await;
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            return Err(AssumeRoleError::Unreachable { message: "no answer in time".to_owned() });
+        }
+        let now = self.clock.now();
+        let issued_at = if self.gives_old.load(Ordering::Relaxed) { now - AGE } else { now };
+        let (secret, token) = ("s".repeat(40).into(), "t".repeat(800).into());
+        Ok(Credentials::new("ASIAEXAMPLE000000000".to_owned(), secret, token, issued_at, issued_at + jiff::SignedDuration::from_hours(1)))
+    }
+}
+
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let mut criterion = Criterion::default().configure_from_args().sample_size(20).measurement_time(Duration::from_secs(5));
+    // First: what others gave back would be taken for nothing.
+    memory(&runtime);
+    hit_and_miss(&runtime, &mut criterion);
+    let is_kept = stall(&runtime);
+    criterion.final_summary();
+    if is_kept { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn sessions(sts: &Sts) -> Arc<Sessions<Sts>> {
+    let limits = Limits { rate: 1_000_000_000, concurrency: 1_000_000 };
+    let settings = Settings { error_ttl: Duration::from_secs(30), timeout: Duration::from_secs(5), limits };
+    Sessions::new(sts.clone(), settings, sts.clock.clone(), Metrics::new())
+}
+
+fn hit_and_miss(runtime: &Runtime, criterion: &mut Criterion) {
+    let (policy, sts) = (policy(), Sts::new());
+    let (sessions, held) = (sessions(&sts), request(&policy, 0));
+    runtime.block_on(sessions.get(&held)).unwrap();
+    criterion.bench_function("hit", |bencher| bencher.to_async(runtime).iter(|| async { sessions.get(&held).await.unwrap() }));
+    let mut number = 1;
+    criterion.bench_function("miss, STS answers at once", |bencher| {
+        bencher.iter_custom(|misses| {
+            let requests: Vec<_> = (0..misses).map(|more| request(&policy, number + usize::try_from(more).unwrap())).collect();
+            number += requests.len();
+            runtime.block_on(async {
+                let began = Instant::now();
+                for request in &requests {
+                    sessions.get(request).await.unwrap();
+                }
+                began.elapsed()
+            })
+        });
+    });
+}
+
+/// What the process grows by for a session, its key and its document included.
+fn memory(runtime: &Runtime) {
+    let (policy, sts) = (policy(), Sts::new());
+    let sessions = sessions(&sts);
+    let before = resident();
+    runtime.block_on(async {
+        for number in 0..MANY {
+            let credentials = sessions.get(&request(&policy, number)).await.unwrap();
+            credentials.document(|_| Ok::<_, ()>(vec![b'd'; 1100].into())).unwrap();
+        }
+    });
+    let grown = resident().saturating_sub(before);
+    println!("memory of a session, of {MANY}: {} bytes", grown / MANY as u64);
+}
+
+/// The resident memory of this process, in bytes.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
+}
+
+/// A node whose sessions come to half of their lives: first STS answers, then it does not, with renewals under way. Whether
+/// requests took as long as before.
+fn stall(runtime: &Runtime) -> bool {
+    let (sts, policy) = (Sts::new(), policy());
+    let (healthy, stalled, lost) = runtime.block_on(async {
+        let (writer, pods) = pods();
+        writer.write(|index| (0..PODS).for_each(|number| index.apply(pod(number))));
+        let (metrics, clock) = (Metrics::new(), sts.clock.clone());
+        let settings = Settings { error_ttl: Duration::from_secs(30), timeout: TIMEOUT, limits: Limits { rate: 20, concurrency: 16 } };
+        let sessions = Sessions::new(sts.clone(), settings, clock.clone(), metrics.clone());
+        let access = Access::new(MetadataProfile::Base, Patterns::new(PatternFormat::Glob, None, Vec::new()).unwrap());
+        let of_proxy = rolegate::proxy::Settings { policy: policy.clone(), tokens: TokenMode::Optional, pod_wait: TIMEOUT, access };
+        let (events, _records) = Reporter::new(metrics.clone());
+        let tokens = Tokens::new(clock.clone()).unwrap();
+        let proxy = Arc::new(Proxy::new(of_proxy, pods.clone(), sessions.clone(), tokens, clock, metrics, events));
+        // All are asked for once, and are old already; then the renewal begins.
+        sts.gives_old.store(true, Ordering::Relaxed);
+        for number in 0..PODS {
+            assert_eq!(ask(&proxy, number).await, http::StatusCode::OK);
+        }
+        sts.gives_old.store(false, Ordering::Relaxed);
+        let before = sts.calls.load(Ordering::Relaxed);
+        let refresh = tokio::spawn(Refresh { pods, policy, sessions, prefetch: true, spread: Duration::ZERO }.run());
+        // What is due already is renewed first, so that the two minutes have the same to do.
+        while sts.calls.load(Ordering::Relaxed) < before + PODS as u64 / 3 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let healthy = on_schedule(&proxy, STALL).await;
+        sts.is_stalled.store(true, Ordering::Relaxed);
+        let stalled = on_schedule(&proxy, STALL).await;
+        refresh.abort();
+        (healthy, stalled, sts.lost.load(Ordering::Relaxed))
+    });
+    assert!(lost > 0, "no renewal met the stalled STS: nothing was measured");
+    let ratio = stalled.p99.as_secs_f64() / healthy.p99.as_secs_f64();
+    println!("requests for held sessions, one every {EVERY:?} from {PODS} pods in turn, through the proxy:");
+    for (name, times) in [("STS answers", &healthy), ("STS is stalled", &stalled)] {
+        println!("  {name:<16} p50 {:?}   p99 {:?}   most {:?}   of {}", times.p50, times.p99, times.most, times.count);
+    }
+    println!("  ratio of the two p99: {ratio:.2}, {MOST} at the most; {lost} renewals were under way without an answer");
+    ratio <= MOST
+}
+
+/// The times of requests.
+struct Times {
+    p50: Duration,
+    p99: Duration,
+    most: Duration,
+    count: usize,
+}
+
+/// Asks on a schedule for so long, as pods that know nothing of each other.
+async fn on_schedule(proxy: &Arc<Proxy<Sts>>, lasts: Duration) -> Times {
+    let (runtime, proxy) = (tokio::runtime::Handle::current(), proxy.clone());
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    // A thread of its own, whose clock is finer than the runtime's, and which the runtime cannot hold up.
+    let schedule = std::thread::spawn(move || {
+        let began = Instant::now();
+        for number in 0.. {
+            let meant = EVERY * number;
+            if meant >= lasts {
+                break;
+            }
+            std::thread::sleep(meant.saturating_sub(began.elapsed()));
+            let (proxy, sender) = (proxy.clone(), sender.clone());
+            runtime.spawn(async move {
+                let status = ask(&proxy, usize::try_from(number).unwrap() * 7 % PODS).await;
+                let _ = sender.send((status, (began + meant).elapsed()));
+            });
+        }
+    });
+    let mut took = Vec::new();
+    while let Some((status, time)) = receiver.recv().await {
+        assert_eq!(status, http::StatusCode::OK, "a pod was without credentials");
+        took.push(time);
+    }
+    schedule.join().unwrap();
+    took.sort_unstable();
+    let at = |part: usize| took[(took.len() * part / 100).min(took.len() - 1)];
+    Times { p50: at(50), p99: at(99), most: at(100), count: took.len() }
+}
+
+/// One request of a pod for its credentials.
+async fn ask(proxy: &Proxy<Sts>, number: usize) -> http::StatusCode {
+    let origin = Origin { ip: address(number), hosts: Hosts::default() };
+    proxy.handle(&origin, &credentials_of_web()).await.status()
+}
+
+fn credentials_of_web() -> Parts {
+    let request = http::Request::get("/latest/meta-data/iam/security-credentials/web").header("host", "169.254.169.254");
+    request.body(()).unwrap().into_parts().0
+}
+
+fn address(number: usize) -> IpAddr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 1, 0).to_bits() + u32::try_from(number).unwrap()).into()
+}
+
+fn policy() -> Arc<Policy> {
+    let identity = NodeIdentity::default();
+    identity.set_caller("arn:aws:sts::111122223333:assumed-role/nodes/i-0".parse::<CallerIdentity>().unwrap());
+    let rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), ..Rules::default() };
+    Arc::new(Policy::new(rules, identity).unwrap())
+}
+
+fn request(policy: &Policy, number: usize) -> RoleRequest {
+    match policy.decide(&pod(number), &Surroundings::default()) {
+        Decision::Allow { request, .. } => request,
+        Decision::Deny(denial) => panic!("{denial}"),
+    }
+}
+
+fn pod(number: usize) -> Pod {
+    Pod {
+        service_account: "default".to_owned(),
+        uid: PodUid(format!("0b6c21b0-6a2e-4b4e-9c58-{number:012}").into()),
+        namespace: "default".to_owned(),
+        name: format!("pod-{number}"),
+        role: Some("web".to_owned()),
+        external_id: None,
+        session_name: None,
+        ips: vec![address(number % PODS)],
+        finished: false,
+        terminating: false,
+        claims_until: None,
+        host_network: false,
+    }
+}

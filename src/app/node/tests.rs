@@ -1,0 +1,135 @@
+#![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+use std::sync::Mutex;
+
+use tokio::sync::Notify;
+
+use super::*;
+
+const SELF: &str = "the daemon's own AWS identity";
+
+/// STS, which answers all who ask the same until a test says otherwise.
+#[derive(Debug, Default)]
+struct Fake {
+    error: Mutex<Option<AssumeRoleError>>,
+    calls: Mutex<Vec<Instant>>,
+    doubt: Notify,
+}
+
+impl Who for Arc<Fake> {
+    async fn renew_identity(&self) -> (Result<Arc<Known>, AssumeRoleError>, Duration) {
+        self.calls.lock().unwrap().push(Instant::now());
+        match self.error.lock().unwrap().clone() {
+            Some(error) => (Err(error), Duration::from_secs(60)),
+            None => (Ok(Arc::default()), Duration::from_secs(3600)),
+        }
+    }
+
+    async fn doubted(&self) {
+        self.doubt.notified().await;
+    }
+}
+
+impl Fake {
+    fn answers(&self, error: Option<AssumeRoleError>) {
+        *self.error.lock().unwrap() = error;
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.lock().unwrap().len()
+    }
+}
+
+fn refused() -> Option<AssumeRoleError> {
+    Some(AssumeRoleError::OwnIdentity { message: "ExpiredToken".to_owned(), advice: "look".into() })
+}
+
+fn start() -> (Arc<Fake>, Readiness) {
+    let (fake, readiness) = (Arc::new(Fake::default()), Readiness::default());
+    tokio::spawn(follow_identity(fake.clone(), readiness.step(SELF), readiness.clone()));
+    (fake, readiness)
+}
+
+/// So much later, with all done that is due until then.
+async fn pass(minutes: u64) {
+    tokio::time::sleep(Duration::from_secs(60 * minutes) + Duration::from_millis(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn credentials_that_are_refused_for_long_end_readiness_until_they_serve() {
+    let (fake, readiness) = start();
+    pass(1).await;
+    assert!(readiness.pending().is_empty());
+    // A role could not be assumed for it.
+    fake.answers(refused());
+    fake.doubt.notify_one();
+    pass(7).await;
+    assert_eq!(readiness.pending(), [OWN_CREDENTIALS]);
+    // An outage now says nothing new.
+    fake.answers(Some(AssumeRoleError::Throttled));
+    pass(5).await;
+    assert_eq!(readiness.pending(), [OWN_CREDENTIALS]);
+    fake.answers(None);
+    pass(1).await;
+    assert!(readiness.pending().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn readiness_lasts_until_they_were_refused_for_minutes() {
+    let (fake, readiness) = start();
+    pass(59).await;
+    fake.answers(refused());
+    // Asked and refused first at the whole hour.
+    pass(5).await;
+    assert!(fake.calls() > 2 && readiness.pending().is_empty());
+    pass(2).await;
+    assert_eq!(readiness.pending(), [OWN_CREDENTIALS]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_sts_does_not_end_readiness() {
+    let (fake, readiness) = start();
+    pass(1).await;
+    let message = || "x".to_owned();
+    use AssumeRoleError::*;
+    for outage in [Throttled, Unreachable { message: message() }, Failed { message: message() }] {
+        fake.answers(Some(outage));
+        pass(180).await;
+        assert!(readiness.pending().is_empty());
+    }
+    fake.answers(None);
+    pass(2).await;
+    // One good answer, and the minutes count anew.
+    for _ in 0..3 {
+        fake.answers(refused());
+        fake.doubt.notify_one();
+        pass(4).await;
+        assert!(readiness.pending().is_empty());
+        fake.answers(None);
+        pass(2).await;
+        assert!(readiness.pending().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn before_the_first_success_the_start_is_what_is_pending() {
+    let (fake, readiness) = (Arc::new(Fake::default()), Readiness::default());
+    fake.answers(refused());
+    tokio::spawn(follow_identity(fake.clone(), readiness.step(SELF), readiness.clone()));
+    pass(60).await;
+    assert_eq!(readiness.pending(), [SELF]);
+    fake.answers(None);
+    pass(1).await;
+    assert!(readiness.pending().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fails_for_the_daemons_own_credentials_has_them_asked_for_every_ten_seconds_at_most() {
+    let (fake, _readiness) = start();
+    pass(30).await;
+    assert_eq!(fake.calls(), 1);
+    for _ in 0..600 {
+        fake.doubt.notify_one();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!((55..=62).contains(&fake.calls()), "{}", fake.calls());
+}

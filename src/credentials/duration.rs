@@ -1,0 +1,122 @@
+//! Sessions that last less than was asked for, where the role does not allow it.
+//!
+//! A role has a maximum (`MaxSessionDuration`), and a caller who is a role's session itself gets one hour at most (IAM User
+//! Guide, "Roles terms and concepts", role chaining). STS says either with a `ValidationError`. Then an hour is asked for, by the
+//! next question, and by all from then on; after half a day the role may have been changed, and the whole duration is tried again.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::AssumeRoleError;
+use crate::role::RoleArn;
+
+/// What every role allows, and every caller gets.
+pub(super) const ALWAYS_ALLOWED: Duration = Duration::from_secs(3600);
+/// How long it is remembered that a role allows no more.
+const REMEMBERED: Duration = Duration::from_secs(12 * 3600);
+/// What the two messages of STS have in common: "The requested DurationSeconds exceeds the MaxSessionDuration set for this
+/// role.", and "... exceeds the 1 hour session limit for roles assumed by role chaining".
+const TOO_LONG: &str = "DurationSeconds exceeds";
+
+/// Which roles allow no more than an hour.
+#[derive(Debug, Default)]
+pub(super) struct Durations(Mutex<HashMap<RoleArn, Instant>>);
+
+impl Durations {
+    /// Asks once for a session of this role: of this duration, or of an hour where it is known that this is too long. What came,
+    /// and the duration that it was asked for with. What is learnt now is told by [`AssumeRoleError::TooLong`].
+    pub(super) async fn ask<T, F>(
+        &self,
+        role: &RoleArn,
+        wanted: Duration,
+        ask: impl FnOnce(Duration) -> F,
+    ) -> Result<(T, Duration), AssumeRoleError>
+    where
+        F: Future<Output = Result<T, AssumeRoleError>>,
+    {
+        let of = async move |duration| Ok((ask(duration).await?, duration));
+        if wanted <= ALWAYS_ALLOWED {
+            return of(wanted).await;
+        }
+        if self.is_short(role) {
+            return of(ALWAYS_ALLOWED).await;
+        }
+        match of(wanted).await {
+            Err(AssumeRoleError::Invalid { message }) if message.contains(TOO_LONG) => {
+                let known = self.lock().insert(role.clone(), Instant::now() + REMEMBERED);
+                if known.is_none() {
+                    warn!(%role, "sessions of this role last 1 hour, not what --session-duration asks for: {message}; raise the role's \
+                        maximum session duration, or lower --session-duration (with --assume-role-arn it is 1 hour always)");
+                }
+                Err(AssumeRoleError::TooLong { message })
+            }
+            answer => answer,
+        }
+    }
+
+    fn is_short(&self, role: &RoleArn) -> bool {
+        self.lock().get(role).is_some_and(|until| Instant::now() < *until)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<RoleArn, Instant>> {
+        // A map that every writer leaves whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+    use tokio::time::advance;
+
+    use super::*;
+
+    const HOURS: fn(u64) -> Duration = |hours| Duration::from_secs(hours * 3600);
+
+    fn role(name: &str) -> RoleArn {
+        format!("arn:aws:iam::111122223333:role/{name}").parse().unwrap()
+    }
+
+    /// STS, for roles that allow so much; and what was asked.
+    async fn ask(durations: &Durations, name: &str, wanted: Duration, most: Duration) -> (Result<(), &'static str>, Duration) {
+        let mut asked = Vec::new();
+        let role = role(name);
+        let answer = durations.ask(&role, wanted, |duration| {
+            asked.push(duration);
+            let message = "ValidationError: The requested DurationSeconds exceeds the MaxSessionDuration set for this role.".to_owned();
+            std::future::ready(if duration > most { Err(AssumeRoleError::Invalid { message }) } else { Ok(()) })
+        });
+        let answer = answer.await.map(|((), asked_for)| assert_eq!(asked_for, asked[0])).map_err(|error| error.name());
+        assert_eq!(asked.len(), 1, "one question");
+        (answer, asked[0])
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn too_long_a_session_is_asked_for_once_and_an_hour_from_then_on() {
+        let durations = Durations::default();
+        let (twelve, one) = (HOURS(12), HOURS(1));
+        assert_eq!(ask(&durations, "web", twelve, one).await, (Err("too-long"), twelve));
+        assert_eq!(ask(&durations, "web", twelve, one).await, (Ok(()), one));
+        assert_eq!(ask(&durations, "web", twelve, one).await, (Ok(()), one));
+        assert_eq!(ask(&durations, "db", twelve, twelve).await, (Ok(()), twelve), "another role");
+        advance(REMEMBERED).await;
+        assert_eq!(ask(&durations, "web", twelve, twelve).await, (Ok(()), twelve), "the role was changed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_refusals_and_short_sessions_are_not_tried_again() {
+        let durations = Durations::default();
+        let (half, one) = (HOURS(1) / 2, HOURS(1));
+        assert_eq!(ask(&durations, "web", one, half).await, (Err("invalid"), one));
+        let message = "ValidationError: the tags are too large".to_owned();
+        let refused = AssumeRoleError::Invalid { message };
+        let role = role("db");
+        let answer = durations.ask(&role, HOURS(2), |_| std::future::ready(Err::<(), _>(refused.clone())));
+        assert_eq!(answer.await, Err(refused));
+    }
+}

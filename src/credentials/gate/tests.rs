@@ -1,0 +1,322 @@
+#![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+use tokio::time::{advance, timeout};
+
+use super::*;
+
+const LIMITS: Limits = Limits { rate: 10, concurrency: 4 };
+
+fn gate(limits: Limits) -> Gate {
+    Gate::new(limits, Metrics::new())
+}
+
+fn role(name: &str) -> RoleArn {
+    format!("arn:aws:iam::111122223333:role/{name}").parse().unwrap()
+}
+
+fn ok() -> Result<(), AssumeRoleError> {
+    Ok(())
+}
+
+fn failed() -> Result<(), AssumeRoleError> {
+    Err(AssumeRoleError::Unreachable { message: "no answer".to_owned() })
+}
+
+fn throttled() -> Result<(), AssumeRoleError> {
+    Err(AssumeRoleError::Throttled)
+}
+
+/// The turn, if it has come.
+fn come(turn: &mut oneshot::Receiver<Permit>) -> Option<Permit> {
+    turn.try_recv().ok()
+}
+
+/// Lets the runtime's tasks run, without time passing.
+async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn pass(millis: u64) {
+    advance(Duration::from_millis(millis)).await;
+    settle().await;
+}
+
+/// One request and its answer, waiting for its turn; how long that took.
+async fn ask(gate: &Gate, cause: Cause, name: &str, answer: &Result<(), AssumeRoleError>) -> Duration {
+    let began = Instant::now();
+    let (_, turn) = gate.queue(cause, None);
+    turn.await.unwrap().answered(&role(name), answer);
+    began.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_many_are_under_way_and_no_more() {
+    let gate = gate(LIMITS);
+    let mut turns: Vec<_> = (0..6).map(|_| gate.queue(Cause::Demand, None).1).collect();
+    let mut permits: Vec<_> = turns.iter_mut().filter_map(come).collect();
+    assert_eq!(permits.len(), 4);
+    permits.pop();
+    assert_eq!(turns.iter_mut().filter_map(come).collect::<Vec<_>>().len(), 1, "one went, one comes");
+    drop(permits);
+    // A permit that its asker did not wait for is given back.
+    assert!(turns.iter_mut().any(|turn| come(turn).is_some()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_many_are_begun_in_a_second_and_twice_as_many_at_once() {
+    let gate = gate(Limits { rate: 10, concurrency: 1000 });
+    let mut turns: Vec<_> = (0..60).map(|_| gate.queue(Cause::Demand, None).1).collect();
+    let begun = |turns: &mut Vec<oneshot::Receiver<Permit>>| {
+        turns.retain_mut(|turn| come(turn).is_none());
+        60 - turns.len()
+    };
+    assert_eq!(begun(&mut turns), 20);
+    for (second, expected) in [(1, 30), (2, 40), (3, 50)] {
+        // A timer for each, with a millisecond of rounding.
+        for _ in 0..1001 {
+            pass(1).await;
+        }
+        let count = begun(&mut turns);
+        assert!((expected - 1..=expected).contains(&count), "{count} after {second} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_wait_go_first_and_renewals_last() {
+    let gate = gate(Limits { rate: 1000, concurrency: 1 });
+    let (_, first) = gate.queue(Cause::Renewal, None);
+    let mut running = Some(first.await.unwrap());
+    let mut turns =
+        [Cause::Renewal, Cause::Prefetch, Cause::Demand, Cause::Renewal, Cause::Demand].map(|cause| (cause, gate.queue(cause, None).1));
+    let mut order = Vec::new();
+    while order.len() < turns.len() {
+        running.take();
+        let (cause, permit) = turns.iter_mut().find_map(|(cause, turn)| Some((*cause, come(turn)?))).unwrap();
+        order.push(cause);
+        running = Some(permit);
+    }
+    assert_eq!(order, [Cause::Demand, Cause::Demand, Cause::Prefetch, Cause::Renewal, Cause::Renewal]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_pod_comes_to_wait_for_is_raised() {
+    let gate = gate(Limits { rate: 1000, concurrency: 1 });
+    let running = gate.queue(Cause::Demand, None).1.await.unwrap();
+    let (_, mut first) = gate.queue(Cause::Prefetch, None);
+    let (ticket, mut second) = gate.queue(Cause::Renewal, None);
+    gate.raise(ticket);
+    drop(running);
+    assert!(come(&mut first).is_none());
+    assert_eq!(come(&mut second).unwrap().cause(), Cause::Demand);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_needs_leaves_the_queue_unless_a_pod_waits() {
+    let gate = gate(Limits { rate: 1000, concurrency: 1 });
+    let running = gate.queue(Cause::Demand, None).1.await.unwrap();
+    let (withdrawn, first) = gate.queue(Cause::Prefetch, None);
+    let (kept, mut second) = gate.queue(Cause::Demand, None);
+    gate.withdraw(withdrawn);
+    gate.withdraw(kept);
+    assert!(first.await.is_err());
+    drop(running);
+    assert!(come(&mut second).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_made_ahead_leaves_room_for_pods_that_come() {
+    let gate = gate(Limits { rate: 100, concurrency: 4 });
+    let mut ahead: Vec<_> = (0..4).map(|_| gate.queue(Cause::Prefetch, None).1).collect();
+    let under_way: Vec<_> = ahead.iter_mut().filter_map(come).collect();
+    assert_eq!(under_way.len(), 3);
+    assert!(come(&mut gate.queue(Cause::Demand, None).1).is_some());
+
+    let gate = self::gate(Limits { rate: 10, concurrency: 1000 });
+    let mut ahead: Vec<_> = (0..60).map(|_| gate.queue(Cause::Renewal, None).1).collect();
+    assert_eq!(ahead.iter_mut().filter_map(come).count(), 11, "half of what may be made at once is left");
+    let mut turns: Vec<_> = (0..60).map(|_| gate.queue(Cause::Demand, None).1).collect();
+    assert_eq!(turns.iter_mut().filter_map(come).count(), 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ends_first_goes_first() {
+    let gate = gate(Limits { rate: 1000, concurrency: 1 });
+    let first = gate.queue(Cause::Demand, None).1.await.unwrap();
+    let ends = |minutes: u64| Some(Duration::from_secs(minutes * 60));
+    let (mut late, mut soon) = (gate.queue(Cause::Renewal, ends(30)).1, gate.queue(Cause::Renewal, ends(5)).1);
+    drop(first);
+    let soon = come(&mut soon).expect("it ends first");
+    assert!(come(&mut late).is_none());
+    drop(soon);
+    assert!(come(&mut late).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn throttling_slows_the_gate_and_answers_let_it_recover() {
+    let gate = gate(LIMITS);
+    for _ in 0..7 {
+        ask(&gate, Cause::Demand, "web", &throttled()).await;
+    }
+    assert_eq!(gate.trouble(), Some(AssumeRoleError::Throttled));
+    // Halved seven times: one in 12.8 seconds, and more than that by chance.
+    let slow = ask(&gate, Cause::Demand, "web", &ok()).await;
+    assert!((Duration::from_secs(10)..Duration::from_secs(27)).contains(&slow), "{slow:?}");
+    assert_eq!(gate.trouble(), None);
+    let began = Instant::now();
+    for _ in 0..40 {
+        ask(&gate, Cause::Demand, "web", &ok()).await;
+    }
+    assert!(began.elapsed() < Duration::from_secs(24), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_were_throttled_together_count_once() {
+    let gate = gate(LIMITS);
+    let turns: Vec<_> = (0..4).map(|_| gate.queue(Cause::Demand, None).1).collect();
+    for turn in turns {
+        turn.await.unwrap().answered(&role("web"), &throttled());
+    }
+    let waited = ask(&gate, Cause::Demand, "web", &ok()).await;
+    assert!(waited <= Duration::from_millis(410), "{waited:?}: at half of the pace, from up to one below nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_slows_the_gate_and_one_broken_role_does_not() {
+    let gate = gate(LIMITS);
+    for _ in 0..20 {
+        ask(&gate, Cause::Demand, "broken", &failed()).await;
+    }
+    assert_eq!(gate.trouble(), None);
+    pass(2000).await;
+    assert_eq!(ask(&gate, Cause::Demand, "web", &ok()).await, Duration::ZERO);
+    // Between answers for others it never counts.
+    for _ in 0..5 {
+        ask(&gate, Cause::Demand, "broken", &failed()).await;
+        ask(&gate, Cause::Demand, "web", &ok()).await;
+    }
+    assert_eq!(gate.trouble(), None);
+    ask(&gate, Cause::Demand, "broken", &failed()).await;
+    ask(&gate, Cause::Demand, "web", &failed()).await;
+    assert_eq!(gate.trouble().unwrap().name(), "unreachable");
+    assert!(ask(&gate, Cause::Demand, "web", &ok()).await > Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_slow_nothing() {
+    let gate = gate(LIMITS);
+    for number in 0..15 {
+        let denied: Result<(), _> = Err(AssumeRoleError::Denied { message: "no".to_owned() });
+        let invalid: Result<(), _> = Err(AssumeRoleError::Invalid { message: "no".to_owned() });
+        let refusal = if number % 2 == 0 { denied } else { invalid };
+        assert_eq!(ask(&gate, Cause::Demand, &format!("role-{number}"), &refusal).await, Duration::ZERO);
+    }
+    assert_eq!(gate.trouble(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_tries_is_forgiven_in_time() {
+    let gate = gate(LIMITS);
+    for _ in 0..8 {
+        ask(&gate, Cause::Demand, "web", &throttled()).await;
+    }
+    pass(3600 * 1000).await;
+    for _ in 0..20 {
+        assert_eq!(ask(&gate, Cause::Demand, "web", &ok()).await, Duration::ZERO);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_panics_gives_its_place_back() {
+    let gate = gate(Limits { rate: 1000, concurrency: 1 });
+    let permit = gate.queue(Cause::Demand, None).1.await.unwrap();
+    let broken = tokio::spawn(async move {
+        let _permit = permit;
+        panic!("the test wants it");
+    });
+    assert!(broken.await.is_err());
+    assert!(timeout(Duration::from_secs(1), gate.queue(Cause::Demand, None).1).await.is_ok());
+}
+
+async fn ask_about(gate: &Gate, account: &str, name: &str, answer: &Result<(), AssumeRoleError>) {
+    let role: RoleArn = format!("arn:aws:iam::{account}:role/{name}").parse().unwrap();
+    gate.queue(Cause::Demand, None).1.await.unwrap().answered(&role, answer);
+}
+
+const OURS: &str = "111122223333";
+const THEIRS: &str = "444455556666";
+
+#[tokio::test(start_paused = true)]
+async fn failures_of_one_account_slow_nothing_where_sts_answers_about_others() {
+    let gate = gate(LIMITS);
+    ask_about(&gate, OURS, "web", &ok()).await;
+    for number in 0..40 {
+        ask_about(&gate, THEIRS, &format!("role-{number}"), &failed()).await;
+    }
+    assert_eq!(gate.trouble(), None);
+    ask_about(&gate, OURS, "web", &failed()).await;
+    assert_eq!(gate.trouble().unwrap().name(), "unreachable", "both accounts");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_recognised_where_all_roles_are_of_one_account() {
+    let gate = gate(LIMITS);
+    ask_about(&gate, THEIRS, "old", &ok()).await;
+    for number in 0..10 {
+        ask_about(&gate, OURS, &format!("role-{number}"), &ok()).await;
+    }
+    pass(FORGIVEN.as_millis().try_into().unwrap()).await;
+    ask_about(&gate, OURS, "role-1", &failed()).await;
+    assert_eq!(gate.trouble(), None);
+    ask_about(&gate, OURS, "role-2", &failed()).await;
+    assert_eq!(gate.trouble().unwrap().name(), "unreachable");
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_the_daemon_cannot_be_known_costs_no_turn_and_slows_nothing() {
+    let gate = gate(LIMITS);
+    let unknown: Result<(), _> = Err(AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Throttled)));
+    let own: Result<(), _> = Err(AssumeRoleError::OwnIdentity { message: "expired".to_owned(), advice: "".into() });
+    for number in 0..100 {
+        assert_eq!(ask(&gate, Cause::Demand, &format!("role-{number}"), &unknown).await, Duration::ZERO);
+    }
+    for number in 0..20 {
+        assert_eq!(ask(&gate, Cause::Demand, &format!("role-{number}"), &own).await, Duration::ZERO);
+    }
+    assert!(ask(&gate, Cause::Demand, "web", &ok()).await > Duration::ZERO, "these were requests");
+    assert_eq!(gate.trouble(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_goes_before_what_is_made_ahead_when_it_is_nearly_ended() {
+    let gate = gate(Limits { rate: 1000, concurrency: 1 });
+    let first = gate.queue(Cause::Demand, None).1.await.unwrap();
+    let mut prefetch = gate.queue(Cause::Prefetch, None).1;
+    let mut waits = gate.queue(Cause::Demand, None).1;
+    // It comes with time enough, and stands there until it has not.
+    let mut renewal = gate.queue(Cause::Renewal, Some(NEARLY_ENDED + Duration::from_secs(60))).1;
+    drop(first);
+    let demand = come(&mut waits).expect("a pod waits");
+    pass(59 * 1000).await;
+    let other = gate.queue(Cause::Demand, None).1;
+    drop(demand);
+    let other = other.await.unwrap();
+    pass(2 * 1000).await;
+    drop(other);
+    let renewal = come(&mut renewal).expect("it is nearly ended");
+    assert!(come(&mut prefetch).is_none());
+    drop(renewal);
+    assert!(come(&mut prefetch).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_question_is_a_request_like_another() {
+    let gate = gate(LIMITS);
+    for _ in 0..20 {
+        ask(&gate, Cause::Demand, "web", &ok()).await;
+    }
+    let permit = gate.queue(Cause::Demand, None).1.await.unwrap();
+    let began = Instant::now();
+    permit.again().await.unwrap();
+    assert!(began.elapsed() >= Duration::from_millis(100), "{:?}", began.elapsed());
+}

@@ -1,0 +1,95 @@
+//! What is seen of requests to STS beside their answers: where they go, and what time it is there.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use aws_sdk_sts::config::interceptors::{BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef};
+use aws_sdk_sts::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_sts::error::BoxError;
+use jiff::fmt::rfc2822::DateTimeParser;
+use jiff::{SignedDuration, Timestamp};
+use tracing::info;
+
+/// The `Date` of an answer has whole seconds, and is some time on its way: less apart than this is not taken for a difference.
+const NOT_APART: SignedDuration = SignedDuration::from_secs(30);
+
+/// Says once where STS is.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Endpoint(Arc<OnceLock<()>>);
+
+impl Intercept for Endpoint {
+    fn name(&self) -> &'static str {
+        "endpoint"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        if self.0.set(()).is_ok() {
+            info!(endpoint = context.request().uri(), "STS is asked here");
+        }
+        Ok(())
+    }
+}
+
+/// The time at STS, by its last answer to one request.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Date(Arc<Mutex<Option<Timestamp>>>);
+
+impl Date {
+    /// How far STS's clock is ahead of this one, which says `now`: nothing where that is not known, or is little.
+    pub(super) fn ahead_of(&self, now: Timestamp) -> SignedDuration {
+        let date = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        apart(date, now)
+    }
+}
+
+impl Intercept for Date {
+    fn name(&self) -> &'static str {
+        "date"
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = context.response().headers().get("date").and_then(parse);
+        Ok(())
+    }
+}
+
+/// The date of an HTTP header (RFC 9110, 5.6.7), in the form that is still sent.
+fn parse(text: &str) -> Option<Timestamp> {
+    DateTimeParser::new().parse_timestamp(text).ok()
+}
+
+fn apart(date: Option<Timestamp>, now: Timestamp) -> SignedDuration {
+    let ahead = date.map_or(SignedDuration::ZERO, |date| date.duration_since(now));
+    if ahead.abs() < NOT_APART { SignedDuration::ZERO } else { ahead }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_far_off_is_told_from_a_slow_answer() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        for (header, seconds) in [
+            ("Thu, 01 Jan 2026 00:10:00 GMT", 600),
+            ("Wed, 31 Dec 2025 23:50:00 GMT", -600),
+            ("Thu, 01 Jan 2026 00:00:29 GMT", 0),
+            ("Wed, 31 Dec 2025 23:59:31 GMT", 0),
+            ("Thu, 01 Jan 2026 00:00:31 GMT", 31),
+            ("soon", 0),
+        ] {
+            assert_eq!(apart(parse(header), now).as_secs(), seconds, "{header}");
+        }
+        assert_eq!(apart(None, now), SignedDuration::ZERO);
+    }
+}

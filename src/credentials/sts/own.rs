@@ -1,0 +1,206 @@
+//! The daemon's own credentials at STS, as the SDK keeps them: what happens when STS takes them no more, and what is said where
+//! there are none.
+//!
+//! The SDK keeps them until they end by this node's clock. STS goes by its own: a node that is ten minutes behind would send
+//! credentials that have ended for ten minutes of each hour. So what STS refuses is dropped, and the question is asked once
+//! more with new ones. Where those are refused as well, they are not dropped again for a while: each question then costs one
+//! request, not two.
+
+use std::error::Error;
+use std::future::Future;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_sts::Client;
+use aws_sdk_sts::config::IdentityCache;
+use aws_sdk_sts::config::http::HttpResponse;
+use aws_sdk_sts::config::retry::RetryConfig;
+use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_sts::operation::assume_role::AssumeRoleError as AssumeRoleFault;
+use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError as WebIdentityFault;
+use tokio::time::Instant;
+use tracing::info;
+
+use super::translate;
+use crate::credentials::AssumeRoleError;
+use crate::credentials::advice::CHECK_CREDENTIALS;
+use crate::credentials::identity::AskIdentity;
+use crate::metrics::Metrics;
+use crate::policy::node::NodeIdentity;
+use crate::role::{CallerIdentity, RoleArn};
+
+/// How long new credentials are not dropped, whatever STS says to them.
+const NOT_DROPPED_AGAIN: Duration = Duration::from_secs(60);
+/// What to look at when STS does not tell whose they are. Every identity has this permission by itself, so only a policy
+/// that stands above the identity's own can take it away.
+const CHECK_POLICIES: &str =
+    "the policy of the VPC endpoint for STS, where there is one, and the service control policies must allow sts:GetCallerIdentity";
+
+/// One identity of the daemon's, and STS as it is asked by it.
+#[derive(Clone, Debug)]
+pub(super) struct Own {
+    signer: Arc<RwLock<Signer>>,
+    /// Whether the SDK asks again after a failure.
+    retries: bool,
+    /// Whether a question is asked again with new credentials.
+    asks_again: bool,
+    /// The role between, where this is its session.
+    between: Option<RoleArn>,
+    /// Where the base identity is told, for advice.
+    node: NodeIdentity,
+    metrics: Metrics,
+}
+
+/// A client and the credentials that it keeps.
+#[derive(Clone, Debug)]
+struct Signer {
+    client: Client,
+    /// How often its credentials were dropped.
+    number: u64,
+    dropped_at: Option<Instant>,
+}
+
+impl Own {
+    /// Asks by `client`, whose credentials are those of the role between if one is given.
+    pub(super) fn new(client: Client, between: Option<RoleArn>, node: NodeIdentity, metrics: Metrics) -> Self {
+        let signer = Arc::new(RwLock::new(Signer { client, number: 0, dropped_at: None }));
+        Self { signer, retries: true, asks_again: true, between, node, metrics }
+    }
+
+    /// The same identity with the same credentials, without retries of the SDK.
+    pub(super) fn without_retries(&self) -> Self {
+        Self { retries: false, ..self.clone() }
+    }
+
+    /// The same, and what is asked is asked once, whatever comes of it.
+    pub(super) fn asked_once(&self) -> Self {
+        Self { asks_again: false, ..self.without_retries() }
+    }
+
+    /// Asks STS; once more, with new credentials, where it takes the ones that were kept no more.
+    pub(super) async fn ask<T, E, F>(&self, question: impl Fn(Client) -> F) -> Result<T, AssumeRoleError>
+    where
+        F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+        E: ProvideErrorMetadata + Error + 'static,
+    {
+        let signer = self.signer();
+        match question(signer.client).await {
+            Err(error) if takes_them_no_more(&error) && self.drop_credentials(signer.number) && self.asks_again => {
+                let again = question(self.signer().client).await;
+                again.map_err(|error| self.explain(&error))
+            }
+            answer => answer.map_err(|error| self.explain(&error)),
+        }
+    }
+
+    fn signer(&self) -> Signer {
+        let mut signer = self.signer.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if !self.retries {
+            let config = signer.client.config().to_builder().retry_config(RetryConfig::disabled()).build();
+            signer.client = Client::from_conf(config);
+        }
+        signer
+    }
+
+    /// Lets go of the credentials with this number; whether others are there now.
+    fn drop_credentials(&self, number: u64) -> bool {
+        let mut signer = self.signer.write().unwrap_or_else(PoisonError::into_inner);
+        if signer.number != number {
+            return true;
+        }
+        if signer.dropped_at.is_some_and(|at| at.elapsed() < NOT_DROPPED_AGAIN) {
+            return false;
+        }
+        let config = signer.client.config().to_builder().identity_cache(IdentityCache::lazy().build()).build();
+        *signer = Signer { client: Client::from_conf(config), number: number + 1, dropped_at: Some(Instant::now()) };
+        drop(signer);
+        self.metrics.own_credentials_dropped();
+        info!(
+            between = self.between.is_some(),
+            "STS takes the daemon's own credentials no more: others are fetched; check the node's clock, if this is often"
+        );
+        true
+    }
+
+    /// The error in our words. That the role between is refused has words of its own: it is no fault of the base credentials.
+    fn explain<E>(&self, error: &SdkError<E, HttpResponse>) -> AssumeRoleError
+    where
+        E: ProvideErrorMetadata + Error + 'static,
+    {
+        let role = self.between.as_ref();
+        match role.and_then(|role| Some((role, refusal_of_credentials(error)?))) {
+            None => translate(error),
+            Some((role, message)) => {
+                let node = self.node.known();
+                let base = node.caller.as_ref().map_or("not known yet", CallerIdentity::as_str);
+                AssumeRoleError::OwnIdentity {
+                    message: format!("the role of --assume-role-arn, {role}, cannot be assumed: {message}"),
+                    advice: format!(
+                        "the trust policy of {role} must allow sts:AssumeRole to the daemon's base identity ({base}), and the \
+                         policies of that identity must allow sts:AssumeRole on {role}; or change --assume-role-arn"
+                    )
+                    .into(),
+                }
+            }
+        }
+    }
+}
+
+impl AskIdentity for Arc<Own> {
+    async fn ask(&self) -> Result<CallerIdentity, AssumeRoleError> {
+        let answer = Own::ask(self, |client| async move { client.get_caller_identity().send().await }).await;
+        let answer = answer.map_err(|error| match error {
+            AssumeRoleError::Denied { message } => AssumeRoleError::OwnIdentity { message, advice: CHECK_POLICIES.into() },
+            AssumeRoleError::Invalid { message } => AssumeRoleError::Failed { message },
+            other => other,
+        })?;
+        let arn = answer.arn.unwrap_or_default();
+        arn.parse().map_err(|error| AssumeRoleError::Failed { message: format!("GetCallerIdentity: {error}") })
+    }
+}
+
+fn takes_them_no_more<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
+    let code = error.as_service_error().and_then(ProvideErrorMetadata::code);
+    matches!(code, Some("ExpiredToken" | "ExpiredTokenException" | "InvalidClientTokenId"))
+}
+
+/// Why there were no credentials to sign a question with, where that is what was wrong. They may come from STS themselves: when
+/// it cannot be reached or throttles, nothing is wrong with the daemon's identity.
+pub(super) fn without_credentials(error: &(dyn Error + 'static), message: &str) -> Option<AssumeRoleError> {
+    match asked_for_them(error) {
+        Some(AssumeRoleError::Denied { message } | AssumeRoleError::Invalid { message }) => {
+            Some(AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS.into() })
+        }
+        Some(other) => Some(other),
+        None => causes(error)
+            .any(|cause| cause.is::<CredentialsError>())
+            .then(|| AssumeRoleError::OwnIdentity { message: message.to_owned(), advice: CHECK_CREDENTIALS.into() }),
+    }
+}
+
+/// What STS said against giving the credentials by which a question was to be signed.
+fn refusal_of_credentials<E>(error: &SdkError<E, HttpResponse>) -> Option<String> {
+    let SdkError::DispatchFailure(failure) = error else { return None };
+    match asked_for_them(failure.as_connector_error()?)? {
+        AssumeRoleError::Denied { message } | AssumeRoleError::Invalid { message } => Some(message),
+        _ => None,
+    }
+}
+
+/// What STS answered to who asked it for credentials to sign with; `None` where it was not asked.
+fn asked_for_them(error: &(dyn Error + 'static)) -> Option<AssumeRoleError> {
+    causes(error).find_map(|cause| {
+        let role = cause.downcast_ref::<SdkError<AssumeRoleFault, HttpResponse>>().map(translate);
+        role.or_else(|| cause.downcast_ref::<SdkError<WebIdentityFault, HttpResponse>>().map(translate))
+    })
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    let mut next = Some(error);
+    std::iter::from_fn(move || {
+        let cause = next?;
+        next = cause.source();
+        Some(cause)
+    })
+}

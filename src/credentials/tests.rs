@@ -1,0 +1,193 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
+//! An STS for the tests of the modules below, on tokio's clock.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::*;
+use crate::pods::{Pod, PodUid, Surroundings};
+use crate::policy::{Decision, Policy, Rules};
+
+pub(super) const START: &str = "2026-01-01T00:00:00Z";
+pub(super) const HOUR: i64 = 3600;
+
+/// What STS answers to one call.
+#[derive(Clone)]
+pub(super) enum Answer {
+    /// A session of so many seconds from now on.
+    Session(i64),
+    Error(AssumeRoleError),
+    Panic,
+}
+
+/// An STS that answers what the test says; beyond that, sessions of an hour.
+#[derive(Clone)]
+pub(super) struct FakeSts(Arc<State>);
+
+struct State {
+    clock: Clock,
+    calls: Mutex<Vec<(Instant, RoleRequest)>>,
+    answers: Mutex<VecDeque<Answer>>,
+    always: Mutex<Option<Answer>>,
+    of_roles: Mutex<HashMap<String, Answer>>,
+    /// Each call takes one permit with it before it answers.
+    gate: Semaphore,
+}
+
+impl FakeSts {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(State {
+            clock: Clock::following_tokio(START.parse().unwrap()),
+            calls: Mutex::default(),
+            answers: Mutex::default(),
+            always: Mutex::default(),
+            of_roles: Mutex::default(),
+            gate: Semaphore::new(Semaphore::MAX_PERMITS / 2),
+        }))
+    }
+
+    pub(super) fn clock(&self) -> Clock {
+        self.0.clock.clone()
+    }
+
+    pub(super) fn calls(&self) -> usize {
+        self.0.calls.lock().unwrap().len()
+    }
+
+    pub(super) fn requests(&self) -> Vec<RoleRequest> {
+        self.0.calls.lock().unwrap().iter().map(|(_, request)| request.clone()).collect()
+    }
+
+    /// When it was asked for this role.
+    pub(super) fn calls_for(&self, role: &str) -> Vec<Instant> {
+        let calls = self.0.calls.lock().unwrap();
+        calls.iter().filter(|(_, request)| request.role().name() == role).map(|(at, _)| *at).collect()
+    }
+
+    /// What the next call is answered; after all that was said so, what `always` says.
+    pub(super) fn will(&self, answer: Answer) -> &Self {
+        self.0.answers.lock().unwrap().push_back(answer);
+        self
+    }
+
+    /// What calls are answered from now on.
+    pub(super) fn always(&self, answer: Answer) -> &Self {
+        *self.0.always.lock().unwrap() = Some(answer);
+        self
+    }
+
+    /// What calls for this role are answered from now on.
+    pub(super) fn for_role(&self, role: &str, answer: Answer) -> &Self {
+        self.0.of_roles.lock().unwrap().insert(role.to_owned(), answer);
+        self
+    }
+
+    /// Calls stay without an answer from now on.
+    pub(super) fn hold(&self) {
+        self.0.gate.forget_permits(Semaphore::MAX_PERMITS);
+    }
+
+    pub(super) fn release(&self) {
+        self.0.gate.add_permits(Semaphore::MAX_PERMITS / 2);
+    }
+
+    fn answer(&self, request: &RoleRequest) -> Answer {
+        let of_role = self.0.of_roles.lock().unwrap_or_else(PoisonError::into_inner).get(request.role().name()).cloned();
+        let next = || self.0.answers.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let always = || self.0.always.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        of_role.or_else(next).or_else(always).unwrap_or(Answer::Session(HOUR))
+    }
+}
+
+impl AssumeRole for FakeSts {
+    async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
+        let number = {
+            let mut calls = self.0.calls.lock().unwrap_or_else(PoisonError::into_inner);
+            calls.push((Instant::now(), request.clone()));
+            calls.len()
+        };
+        self.0.gate.acquire().await.unwrap().forget();
+        match self.answer(request) {
+            Answer::Session(seconds) => {
+                let issued_at = self.0.clock.now();
+                Ok(Credentials::new(
+                    format!("ASIA{number}"),
+                    "secret".to_owned().into(),
+                    "token".to_owned().into(),
+                    issued_at,
+                    issued_at + jiff::SignedDuration::from_secs(seconds),
+                ))
+            }
+            Answer::Error(error) => Err(error),
+            Answer::Panic => panic!("the test wants it"),
+        }
+    }
+}
+
+/// The request of a pod that has this role.
+pub(super) fn request(role: &str) -> RoleRequest {
+    let rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), ..Rules::default() };
+    let policy = Policy::new(rules, crate::policy::node::NodeIdentity::default()).unwrap();
+    let pod = Pod {
+        service_account: "default".to_owned(),
+        uid: PodUid("uid".into()),
+        namespace: "default".to_owned(),
+        name: "pod".to_owned(),
+        role: Some(role.to_owned()),
+        external_id: None,
+        session_name: None,
+        ips: Vec::new(),
+        finished: false,
+        terminating: false,
+        claims_until: None,
+        host_network: false,
+    };
+    match policy.decide(&pod, &Surroundings::default()) {
+        Decision::Allow { request, .. } => request,
+        Decision::Deny(denial) => panic!("{denial}"),
+    }
+}
+
+pub(super) fn denied() -> AssumeRoleError {
+    AssumeRoleError::Denied { message: "no".to_owned() }
+}
+
+/// Runs everything else that can run, without time passing.
+pub(super) async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn neither_a_clock_that_is_set_nor_a_machine_that_sleeps_makes_credentials_last() {
+    const LIFE: Duration = Duration::from_secs(3600);
+    let noon: Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
+    let minutes = |minutes: i64| noon + jiff::SignedDuration::from_mins(minutes);
+    let credentials = Credentials::new("ASIA1".to_owned(), "secret".into(), "token".into(), noon, noon + LIFE);
+    assert_eq!(credentials.remaining(noon), LIFE);
+    assert_eq!(credentials.remaining(minutes(-10)), LIFE, "the wall clock was set back");
+    assert_eq!(credentials.remaining(minutes(61)), Duration::ZERO, "time in which the machine slept, or the clock was set on");
+    tokio::time::advance(Duration::from_secs(50 * 60)).await;
+    assert_eq!(credentials.remaining(minutes(40)), Duration::from_secs(600), "set back by ten minutes, at fifty");
+    assert_eq!(credentials.remaining(minutes(55)), Duration::from_secs(300), "set on by five");
+}
+
+#[test]
+fn a_document_is_rendered_once_and_takes_no_more_room_than_it_has_bytes() {
+    let now: Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
+    let credentials = Credentials::new("ASIA1".to_owned(), "secret".into(), "token".into(), now, now);
+    let rendered = std::cell::Cell::new(0);
+    let render = |text: &'static str| {
+        rendered.set(rendered.get() + 1);
+        Ok::<_, ()>(Zeroizing::new(text.as_bytes().to_vec()))
+    };
+    for _ in 0..2 {
+        assert_eq!(credentials.document(|_| render("plain")).unwrap(), "plain");
+        assert_eq!(credentials.extended_document(|_| render("extended")).unwrap(), "extended");
+    }
+    assert_eq!(rendered.get(), 2);
+}

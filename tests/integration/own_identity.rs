@@ -1,0 +1,231 @@
+//! The daemon's own identity at STS: with a role between, that is two, and pods get neither; and what it does when STS takes
+//! its credentials no more.
+
+use rolegate_lab::daemon::Setup;
+use rolegate_lab::imds::NODE_ROLE_NAME;
+use rolegate_lab::kube::Resource;
+use rolegate_lab::sts::{Behaviour, Call, NODE_ACCESS_KEY_ID, NODE_ROLE_ARN, NODE_SESSION_ARN, Role};
+
+use crate::world::{Fakes, World, arn, ip, pod};
+
+const DROPPED: &str = "rolegate_own_credentials_dropped_total";
+
+/// Pods of three roles, the base identity's, the one between and another. Each of them would be given to whoever asks, so that
+/// it is the daemon's policy alone that keeps them.
+fn fakes_with_a_role_between(base_role: &str) -> Fakes {
+    let fakes = Fakes::new();
+    for role in [base_role, &arn("between"), &arn("web-role"), &arn("db-role")] {
+        fakes.sts.add_role(Role::new(role).trusted_by(["*"]));
+    }
+    for (number, name, role) in [(2, "greedy", base_role), (3, "thief", "between"), (4, "web", "web-role"), (5, "db", "db-role")] {
+        fakes.api.apply(Resource::Pods, pod(name, ip(number), Some(role)).build());
+    }
+    fakes
+}
+
+fn setup_with_a_role_between(fakes: &Fakes) -> Setup {
+    fakes.setup().argument(format!("--assume-role-arn={}", arn("between"))).argument("--iam-role-error-ttl=1s")
+}
+
+fn calls_for(world: &World, role: &str) -> Vec<Call> {
+    world.fakes.sts.calls().into_iter().filter(|call| call.role_arn.as_deref() == Some(role)).collect()
+}
+
+fn denied(world: &World) -> f64 {
+    world.metric(r#"rolegate_denials_total{reason="node-role"}"#)
+}
+
+/// The access key id of the role's session that was given last.
+fn last_key_of(world: &World, role: &str) -> String {
+    let issued = world.fakes.sts.issued();
+    issued.iter().rev().find(|issued| issued.role_arn == role).unwrap().access_key_id.clone()
+}
+
+#[test]
+fn with_a_role_between_the_base_role_is_given_to_nobody_whatever_the_daemon_has_it_from() {
+    const DAEMON: &str = "arn:aws:sts::111122223333:assumed-role/daemon/rolegate";
+    for (base_role, metadata) in [(NODE_ROLE_ARN.to_owned(), false), (NODE_ROLE_ARN.to_owned(), true), (arn("daemon"), false)] {
+        let fakes = fakes_with_a_role_between(&base_role);
+        let mut setup = setup_with_a_role_between(&fakes);
+        if metadata {
+            for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_EC2_METADATA_DISABLED"] {
+                setup = setup.without_env(name);
+            }
+            // What the role of the instance would be known from: who the daemon is must be enough.
+            fakes.imds.set("/latest/meta-data/iam/info", "{}");
+        } else {
+            setup = setup.env("AWS_EC2_METADATA_DISABLED", "true");
+        }
+        if base_role != NODE_ROLE_ARN {
+            fakes.sts.add_caller("AKIADAEMON", "daemon-secret", None, DAEMON);
+            let keys = setup.without_env("AWS_SESSION_TOKEN").env("AWS_ACCESS_KEY_ID", "AKIADAEMON");
+            setup = keys.env("AWS_SECRET_ACCESS_KEY", "daemon-secret");
+        }
+        let world = fakes.into_world(&setup);
+        for (number, role) in [(2, base_role.rsplit('/').next().unwrap()), (3, "between")] {
+            assert_eq!(world.credentials(ip(number), role).status, 404, "{role}: {}", world.daemon.log());
+        }
+        assert_eq!(denied(&world), 2.0, "{base_role}: {}", world.daemon.log());
+        world.document(ip(4), "web-role");
+        assert_eq!(calls_for(&world, &base_role).len(), 0);
+        let identities: Vec<_> = world.fakes.sts.calls().into_iter().filter(|call| call.action == "GetCallerIdentity").collect();
+        let callers: Vec<_> = identities.iter().map(|call| call.caller_arn.clone().unwrap()).collect();
+        let base = if base_role == NODE_ROLE_ARN { NODE_SESSION_ARN } else { DAEMON };
+        assert!(callers.len() == 2 && callers[0] == base && callers[1].contains(":assumed-role/between/"), "{callers:?}");
+        let between = world.daemon.wait_for_log(|line| line["message"] == "the role between, by which pods' roles are assumed").unwrap();
+        assert_eq!(between["arn"], callers[1].as_str());
+    }
+}
+
+#[test]
+fn the_base_role_is_for_pods_where_the_operator_says_so_beside_a_role_between() {
+    let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
+    let setup = setup_with_a_role_between(&fakes).argument("--allow-node-role");
+    let world = fakes.into_world(&setup);
+    world.document(ip(2), NODE_ROLE_NAME);
+    world.document(ip(3), "between");
+}
+
+#[test]
+fn readiness_waits_for_the_role_between_and_the_log_says_what_to_mend() {
+    let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
+    fakes.sts.set_role_behaviour(&arn("between"), Behaviour::AccessDenied);
+    let setup = setup_with_a_role_between(&fakes);
+    let world = fakes.into_world_without_identity(&setup);
+    let not_known = |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("identity is not known yet"));
+    let line = world.daemon.wait_for_log(not_known).unwrap();
+    let message = line["message"].as_str().unwrap();
+    let role = arn("between");
+    for part in [
+        format!("the role of --assume-role-arn, {role}, cannot be assumed: AccessDenied"),
+        format!("the trust policy of {role}"),
+        format!("the daemon's base identity ({NODE_SESSION_ARN})"),
+    ] {
+        assert!(message.contains(&part), "{part} is not in {message}");
+    }
+    assert!(!message.contains("instance profile"), "that is not what is wrong: {message}");
+    assert_eq!(world.credentials(ip(2), NODE_ROLE_NAME).status, 404, "the base identity is known");
+    assert_eq!(world.credentials(ip(4), "web-role").status, 500);
+    assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="identity-unknown"}"#), 1.0);
+    world.fakes.sts.set_role_behaviour(&role, Behaviour::Normal);
+    world.daemon.wait_ready(None).unwrap();
+    world.eventually(|world| world.credentials(ip(4), "web-role").status, |status| *status == 200);
+    assert_eq!(world.credentials(ip(3), "between").status, 404);
+}
+
+#[test]
+fn readiness_waits_for_the_base_identity_also_where_the_role_between_is_had() {
+    let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
+    // The role between is given, and nobody is told who he is.
+    fakes.sts.set_behaviour(Behaviour::AccessDenied);
+    for role in ["between", "web-role"] {
+        fakes.sts.set_role_behaviour(&arn(role), Behaviour::Slow(std::time::Duration::ZERO));
+    }
+    let setup = setup_with_a_role_between(&fakes);
+    let world = fakes.into_world_without_identity(&setup);
+    assert_eq!(world.credentials(ip(4), "web-role").status, 500);
+    assert_eq!(world.fakes.sts.assume_role_calls(), 0);
+    world.fakes.sts.set_behaviour(Behaviour::Normal);
+    world.daemon.wait_ready(None).unwrap();
+    assert_eq!(world.credentials(ip(2), NODE_ROLE_NAME).status, 404);
+}
+
+/// The node's clock is ten minutes behind: by it, the session goes on.
+#[test]
+fn a_session_of_the_role_between_that_has_ended_by_stss_clock_is_dropped_and_the_pod_served() {
+    let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
+    fakes.sts.set_clock_skew(600);
+    let setup = setup_with_a_role_between(&fakes);
+    let world = fakes.into_world(&setup);
+    world.document(ip(4), "web-role");
+    let ended = last_key_of(&world, &arn("between"));
+    world.fakes.sts.expire(&ended);
+    world.document(ip(5), "db-role");
+    let outcomes: Vec<_> = calls_for(&world, &arn("db-role")).into_iter().map(|call| call.outcome).collect();
+    assert_eq!(outcomes, ["ExpiredToken", "ok"], "one more, with new credentials");
+    assert_eq!(calls_for(&world, &arn("between")).len(), 2);
+    assert_ne!(last_key_of(&world, &arn("between")), ended);
+    assert_eq!(world.metric(DROPPED), 1.0);
+    assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="ok"}"#), 2.0);
+    assert_eq!(world.daemon.get(None, "/readyz").unwrap().status, 200);
+}
+
+#[test]
+fn credentials_of_the_instance_that_sts_takes_no_more_are_read_again() {
+    let fakes = Fakes::new();
+    fakes.pod("web", ip(4), Some("web-role"));
+    fakes.pod("db", ip(5), Some("db-role"));
+    let mut setup = fakes.setup();
+    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_EC2_METADATA_DISABLED"] {
+        setup = setup.without_env(name);
+    }
+    let world = fakes.into_world(&setup);
+    world.document(ip(4), "web-role");
+    // By the node's clock they last for hours.
+    let path = format!("/latest/meta-data/iam/security-credentials/{NODE_ROLE_NAME}");
+    let reads = |world: &World| world.fakes.imds.requests().iter().filter(|request| request.target == path).count();
+    let before = reads(&world);
+    world.fakes.sts.add_caller("ASIANEWKEYS", "new-secret", Some("new-token"), NODE_SESSION_ARN);
+    let end = rolegate::credentials::Clock::system().now() + std::time::Duration::from_secs(6 * 3600);
+    let document = serde_json::json!({
+        "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z", "Expiration": end.to_string(),
+        "AccessKeyId": "ASIANEWKEYS", "SecretAccessKey": "new-secret", "Token": "new-token",
+    });
+    world.fakes.imds.set(&path, &document.to_string());
+    world.fakes.sts.expire(NODE_ACCESS_KEY_ID);
+    world.document(ip(5), "db-role");
+    assert_eq!((world.metric(DROPPED), reads(&world) - before), (1.0, 1));
+}
+
+/// Where new ones are refused as well, each question costs STS one request and not two.
+#[test]
+fn credentials_that_are_refused_again_and_again_are_not_dropped_each_time() {
+    let world = World::start();
+    for role in ["web-role", "db-role"] {
+        world.fakes.sts.set_role_behaviour(&arn(role), Behaviour::InvalidClientTokenId);
+    }
+    for (number, role) in [(2, "web-role"), (3, "db-role")] {
+        assert_eq!(world.credentials(ip(number), role).status, 500);
+    }
+    assert_eq!((calls_for(&world, &arn("web-role")).len(), calls_for(&world, &arn("db-role")).len()), (2, 1));
+    assert_eq!(world.metric(DROPPED), 1.0);
+    assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="own-identity"}"#), 2.0);
+}
+
+/// What keeps the role between from being renewed is told as what it is: an outage is nothing against the daemon's identity.
+#[test]
+fn a_role_between_that_cannot_be_renewed_tells_an_outage_from_a_refusal() {
+    for (behaviour, outcome) in [
+        (Behaviour::AccessDenied, "own-identity"),
+        (Behaviour::Throttling, "throttled"),
+        (Behaviour::ServiceUnavailable, "failed"),
+        (Behaviour::CloseBeforeAnswer, "unreachable"),
+    ] {
+        let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
+        let setup = setup_with_a_role_between(&fakes).argument("--sts-timeout=30s");
+        let world = fakes.into_world(&setup);
+        world.fakes.sts.set_role_behaviour(&arn("between"), behaviour.clone());
+        world.fakes.sts.expire(&last_key_of(&world, &arn("between")));
+        assert_eq!(world.credentials(ip(4), "web-role").status, 500);
+        let counted = world.metric(&format!(r#"rolegate_sts_requests_total{{cause="demand",outcome="{outcome}"}}"#));
+        // What may be better at once is asked once more.
+        let asked = if matches!(outcome, "failed" | "unreachable") { 2.0 } else { 1.0 };
+        assert_eq!(counted, asked, "{behaviour:?} is not {outcome}: {}", world.daemon.log());
+    }
+}
+
+/// Nobody waits for the hour in which it would be asked for anyway.
+#[test]
+fn a_role_that_cannot_be_assumed_for_the_daemons_own_sake_has_its_identity_asked_for() {
+    let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
+    let setup = setup_with_a_role_between(&fakes);
+    let world = fakes.into_world(&setup);
+    world.fakes.sts.set_role_behaviour(&arn("between"), Behaviour::AccessDenied);
+    world.fakes.sts.expire(&last_key_of(&world, &arn("between")));
+    assert_eq!(world.credentials(ip(4), "web-role").status, 500);
+    let anew = |line: &serde_json::Value| {
+        line["message"].as_str().is_some_and(|text| text.contains("could not be asked for anew") && text.contains("--assume-role-arn"))
+    };
+    world.daemon.wait_for_log(anew).unwrap();
+    assert_eq!(world.daemon.get(None, "/readyz").unwrap().status, 200, "not for long yet");
+}
