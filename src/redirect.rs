@@ -138,6 +138,17 @@ pub enum RedirectError {
         /// Why not.
         reason: String,
     },
+    /// The same, as they are too many or the machine is too slow.
+    #[error(
+        "conntrack was not done after {deadline:?}, and has ended {forgotten} connections; those to the metadata service that are left from \
+         before the rules are rejected by the guard all the same; see how many there are (conntrack -L -d 169.254.169.254)"
+    )]
+    ConntrackSlow {
+        /// How long it was waited for.
+        deadline: std::time::Duration,
+        /// Connections that were ended by then.
+        forgotten: u64,
+    },
     /// The kernel has IPv6, and the rules for it are not there.
     #[error(
         "pods' IPv6 requests are not guarded: {0}; give the daemon what it needs for ip6tables, or switch IPv6 off in the node's \

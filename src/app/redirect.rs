@@ -11,7 +11,7 @@ use crate::redirect::chosen::Chosen;
 use crate::redirect::rules::{RuleSet, Targets};
 use crate::redirect::standing::Standing;
 use crate::redirect::status::{Seen, Told, tell};
-use crate::redirect::{self, Backend as _, RedirectError, conntrack, iptables, others, peers};
+use crate::redirect::{self, Backend as _, RedirectError, conntrack, iptables, nftables, others, peers};
 
 /// Does what is asked, and says in words what was done or found.
 pub async fn redirect(command: RedirectCommand) -> anyhow::Result<Told> {
@@ -145,6 +145,8 @@ async fn status(command: &RedirectCommand) -> anyhow::Result<Told> {
     let mut told = tell(&wanted, &seen);
     // The guard alone is closed, and serves nobody.
     told.as_wanted &= command.guard || !seen.standing.targets.is_empty();
+    let nat = if seen.backend == "nftables" { nftables::OUR_NAT } else { nftables::DESTINATION_NAT };
+    told.lines.extend(nftables::ahead_of(nat).await);
     told.lines.extend(missing(command));
     Ok(told)
 }

@@ -4,18 +4,38 @@
 //! the answer is kept, so that one without it goes on past a new rule, for days. The guard rejects its packets; with the
 //! entry gone its next packet meets the rules as a first one, and the client hears at once that it has to connect again.
 //!
+//! A pod can open connections by the ten thousand, each with an entry of its own. So what is deleted is named by who opened it and
+//! who answers, however many entries that are, and all of it ends by a deadline: until it does, nothing else of the rules is
+//! looked after.
+//!
 //! Facts: conntrack(8). It exits with 1 where there was nothing to delete.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
 
 use super::program::run;
 use super::rules::{Family, Targets};
 use super::{RedirectError, interface_addresses};
 
 const CONNTRACK: &str = "conntrack";
+/// How long all of it may take.
+const DEADLINE: Duration = Duration::from_secs(10);
 /// What the program says where there is nothing to delete.
 const NOTHING: &str = "0 flow entries have been deleted";
+
+/// Entries that are deleted at one go.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Earlier {
+    protocol: &'static str,
+    source: IpAddr,
+    destination: IpAddr,
+    answers: IpAddr,
+    /// The port that answers, where another port of the same address is the daemon's.
+    port: Option<u16>,
+}
 
 /// A connection's entry, as far as it says whether the connection is to go on.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,19 +54,30 @@ struct Entry {
 /// Those that lead to it stay, and so do those of the node's own processes.
 ///
 /// # Errors
-/// If the program is missing or refuses. The guard holds all the same.
+/// If the program is missing, refuses, or takes too long. The guard holds all the same.
 pub async fn forget_earlier(targets: Targets) -> Result<u64, RedirectError> {
     let own: BTreeSet<_> = interface_addresses().into_iter().collect();
+    let deadline = Instant::now() + DEADLINE;
     let mut forgotten = 0;
     for family in Family::ALL {
         let metadata = family.metadata().to_string();
-        let listed = conntrack(&["-L", "-f", name(family), "--orig-dst", &metadata]).await?;
-        let earlier: BTreeSet<_> = listed.lines().filter_map(Entry::read).filter(|entry| entry.is_earlier(targets, &own)).collect();
-        for entry in earlier {
-            forgotten += entry.delete(family).await?;
+        let listed = conntrack(&["-L", "-f", name(family), "--orig-dst", &metadata], deadline, forgotten).await?;
+        for earlier in earlier(&listed, targets, &own) {
+            forgotten += earlier.delete(family, deadline, forgotten).await?;
         }
     }
     Ok(forgotten)
+}
+
+/// What of a list is to be deleted.
+fn earlier(listed: &str, targets: Targets, own: &BTreeSet<IpAddr>) -> BTreeSet<Earlier> {
+    let is_target = |ip: IpAddr| ip == IpAddr::V4(*targets.ipv4.ip()) || targets.ipv6.is_some_and(|ipv6| ip == IpAddr::V6(*ipv6.ip()));
+    let entries = listed.lines().filter_map(Entry::read).filter(|entry| entry.is_earlier(targets, own));
+    let earlier = entries.map(|Entry { protocol, source, destination, answers }| {
+        let port = is_target(answers.ip()).then_some(answers.port());
+        Earlier { protocol, source, destination, answers: answers.ip(), port }
+    });
+    earlier.collect()
 }
 
 impl Entry {
@@ -66,16 +97,19 @@ impl Entry {
         let to_metadata = Family::ALL.into_iter().any(|family| self.destination == family.metadata());
         to_metadata && !own.contains(&self.source) && !(self.protocol == "tcp" && to_daemon)
     }
+}
 
-    /// Deletes all that are like it: what they differ in says nothing about whether they are to go on.
-    async fn delete(&self, family: Family) -> Result<u64, RedirectError> {
-        let (source, destination) = (self.source.to_string(), self.destination.to_string());
-        let (answers, port) = (self.answers.ip().to_string(), self.answers.port().to_string());
-        let from_to = ["-D", "-f", name(family), "-p", self.protocol, "--orig-src", &source, "--orig-dst", &destination];
-        let answered = ["--reply-src", &answers, "--reply-port-src", &port];
-        match conntrack(&[from_to.as_slice(), &answered].concat()).await {
+impl Earlier {
+    /// Deletes them, and says how many they were.
+    async fn delete(&self, family: Family, deadline: Instant, before: u64) -> Result<u64, RedirectError> {
+        let [source, destination, answers] = [self.source, self.destination, self.answers].map(|ip| ip.to_string());
+        let port = self.port.map(|port| port.to_string());
+        let mut arguments = vec!["-D", "-f", name(family), "-p", self.protocol, "--orig-src", &source, "--orig-dst", &destination];
+        arguments.extend(["--reply-src", &answers]);
+        arguments.extend(port.iter().flat_map(|port| ["--reply-port-src", port.as_str()]));
+        match conntrack(&arguments, deadline, before).await {
             // It prints each that it deletes.
-            Ok(deleted) => Ok(deleted.lines().filter(|line| Self::read(line).is_some()).count() as u64),
+            Ok(deleted) => Ok(deleted.lines().filter(|line| Entry::read(line).is_some()).count() as u64),
             // It ended by itself.
             Err(RedirectError::Refused { message, .. }) if message.contains(NOTHING) => Ok(0),
             Err(error) => Err(error),
@@ -90,8 +124,9 @@ const fn name(family: Family) -> &'static str {
     }
 }
 
-async fn conntrack(arguments: &[&str]) -> Result<String, RedirectError> {
-    run(CONNTRACK, arguments, "").await.map_err(|error| match error {
+async fn conntrack(arguments: &[&str], deadline: Instant, forgotten: u64) -> Result<String, RedirectError> {
+    let ran = timeout_at(deadline, run(CONNTRACK, arguments, "")).await;
+    ran.unwrap_or(Err(RedirectError::ConntrackSlow { deadline: DEADLINE, forgotten })).map_err(|error| match error {
         RedirectError::Program { reason, .. } => RedirectError::Conntrack { reason },
         error => error,
     })
@@ -149,6 +184,24 @@ mod tests {
         assert_eq!(is_earlier(own), Some(false));
         let elsewhere = "tcp 6 9 ESTABLISHED src=10.1.0.2 dst=10.9.0.1 sport=4 dport=80 src=10.9.0.1 dst=10.1.0.2 sport=80 dport=4 use=1";
         assert_eq!(is_earlier(elsewhere), Some(false));
+    }
+
+    /// However many connections a pod has opened, they are few programs to run, and none of them hits what the daemon serves.
+    #[test]
+    fn entries_that_differ_in_their_ports_alone_are_deleted_at_one_go() {
+        let mut listed = String::new();
+        for port in 1..2000 {
+            listed += &format!(
+                "udp 17 29 src=10.1.0.2 dst=169.254.169.254 sport=9 dport={port} src=169.254.169.254 dst=10.1.0.2 sport={port} dport=9 use=1\n"
+            );
+        }
+        for answers in ["10.0.0.1 dst=10.1.0.2 sport=8181", "10.0.0.1 dst=10.1.0.2 sport=8282", "169.254.169.254 dst=10.1.0.2 sport=80"] {
+            listed += &format!("tcp 6 9 ESTABLISHED src=10.1.0.2 dst=169.254.169.254 sport=4 dport=80 src={answers} dport=4 use=1\n");
+        }
+        let found = earlier(&listed, targets(), &BTreeSet::new());
+        let said: Vec<_> = found.iter().map(|one| (one.protocol, one.answers.to_string(), one.port)).collect();
+        let [service, daemon] = ["169.254.169.254", "10.0.0.1"].map(str::to_owned);
+        assert_eq!(said, [("tcp", daemon, Some(8282)), ("tcp", service.clone(), None), ("udp", service, None)]);
     }
 
     #[test]

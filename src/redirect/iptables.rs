@@ -4,18 +4,32 @@
 //! (`iptables-restore --noflush`) and never mixed up with others'; one narrow jump at the head of PREROUTING, FORWARD and
 //! INPUT leads to each, so that a packet that has nothing to do with the metadata service meets one comparison.
 //!
+//! A rule of somebody else's that accepts packets ahead of the guard opens it, until the next comparison. So the guard has a
+//! backstop in the table `security`, which has rules on hardly any node and comes after `filter`, whose verdicts have no say
+//! there: it drops what passed. It cannot reject, so such a packet is answered by nothing. A kernel without that table has
+//! the backstop in `mangle`, ahead of the guard: nothing gets through, and a pod's try of another port than the redirected
+//! one is a timeout instead of a refusal.
+//!
+//! A comparison asks the nft flavour for the chains that matter, one by one: its cost does not follow how many rules others
+//! have. The legacy flavour's program reads a whole table from the kernel for each chain that it is asked for, so all is read
+//! at once; nobody says there that rules have changed, and it is compared on the interval alone.
+//!
 //! The kernel has two sets of such tables side by side: those of the nft flavour and those of the legacy one. The rules are
 //! in that of the program called `iptables`. What an earlier image of the other flavour left behind is taken away too, but
 //! for its guard: it can do no harm, and two daemons that each take away the other's guard would leave the node open.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use self::listing::{Difference, Listing};
+use self::listing::{Difference, Listing, Table};
 use self::program::Flavour;
+use self::read::Look;
 use self::text::{Chain, ORDER, Place};
 use super::program::run;
 use super::rules::{Family, Hook, RuleSet};
@@ -24,6 +38,7 @@ use super::{Backend, RedirectError};
 
 pub(super) mod listing;
 pub mod program;
+mod read;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -34,6 +49,9 @@ pub const LOCK_WAIT: Duration = Duration::from_secs(30);
 const IPV6_OF_THE_KERNEL: &str = "/proc/net/if_inet6";
 /// What of the other flavour would send requests elsewhere or drop them; its guard would do what ours does.
 const HARMFUL: [Hook; 2] = [Hook::Redirect, Hook::Direct];
+/// How often the tables of the other flavour are looked at: what is there of ours was left behind by an earlier image, and
+/// nobody puts more there.
+const LOOK_ELSEWHERE: Duration = Duration::from_secs(600);
 /// How often the tables are written if others change them meanwhile.
 const ATTEMPTS: usize = 5;
 
@@ -44,11 +62,22 @@ pub struct Iptables {
     found: OnceCell<Flavour>,
     lock_wait: Duration,
     ipv6: PathBuf,
+    /// When the other flavour had nothing of ours.
+    clean_elsewhere: Mutex<Option<Instant>>,
+    /// It was said that the kernel has no table `security`.
+    told_of_mangle: OnceLock<()>,
 }
 
 impl Default for Iptables {
     fn default() -> Self {
-        Self { flavour: None, found: OnceCell::new(), lock_wait: LOCK_WAIT, ipv6: IPV6_OF_THE_KERNEL.into() }
+        Self {
+            flavour: None,
+            found: OnceCell::new(),
+            lock_wait: LOCK_WAIT,
+            ipv6: IPV6_OF_THE_KERNEL.into(),
+            clean_elsewhere: Mutex::new(None),
+            told_of_mangle: OnceLock::new(),
+        }
     }
 }
 
@@ -76,23 +105,11 @@ impl Iptables {
         if self.ipv6.exists() { &Family::ALL } else { &[Family::V4] }
     }
 
-    /// The flavour that is not ours.
-    async fn other(&self) -> Result<Flavour, RedirectError> {
+    /// The flavour of our rules.
+    async fn own(&self) -> Result<Flavour, RedirectError> {
         match self.flavour {
-            Some(flavour) => Ok(flavour.other()),
-            None => Ok(self.found.get_or_try_init(program::flavour).await?.other()),
-        }
-    }
-
-    async fn list(&self, flavour: Option<Flavour>, family: Family) -> Result<Listing, RedirectError> {
-        let programs = program::of(flavour, family);
-        let listing = Listing::parse(&run(programs.save, &[] as &[&str], "").await?);
-        match listing.unreadable.first() {
-            None => Ok(listing),
-            Some(table) => Err(RedirectError::Refused {
-                program: programs.save,
-                message: format!("the table {table} holds rules that it cannot read, made with nft: use --redirect=nftables"),
-            }),
+            Some(flavour) => Ok(flavour),
+            None => self.found.get_or_try_init(program::flavour).await.copied(),
         }
     }
 
@@ -101,7 +118,7 @@ impl Iptables {
     }
 
     async fn differences_of(&self, rules: &RuleSet, family: Family, present: &Listing) -> Result<Vec<String>, RedirectError> {
-        let differences = ORDER.iter().flat_map(|hook| present.differences(&Chain::wanted(rules, *hook, family)));
+        let differences = ORDER.iter().flat_map(|hook| present.differences(&Chain::wanted(rules, *hook, family, present.backstop)));
         self.ask_about(family, differences.collect()).await
     }
 
@@ -121,7 +138,7 @@ impl Iptables {
     }
 
     /// Whether the program says that it has these rules.
-    async fn has_all(&self, family: Family, table: listing::Table, rules: &[String]) -> Result<bool, RedirectError> {
+    async fn has_all(&self, family: Family, table: Table, rules: &[String]) -> Result<bool, RedirectError> {
         let (iptables, wait) = (program::of(self.flavour, family).iptables, self.wait());
         for rule in rules {
             let arguments = ["-w", &wait, "-t", table.name(), "-C"].into_iter().chain(rule.split_whitespace()).collect::<Vec<_>>();
@@ -137,9 +154,11 @@ impl Iptables {
     /// Compares and writes, until nothing differs: two daemons may be at it at once.
     async fn install_family(&self, rules: &RuleSet, family: Family) -> Result<(), RedirectError> {
         let mut refused = None;
-        for _attempt in 0..ATTEMPTS {
-            let present = self.list(self.flavour, family).await?;
+        for attempt in 0..ATTEMPTS {
+            // What was refused may be so as a chain of ours is in use where it was not looked for.
+            let present = self.list(family, if attempt == 0 { Look::Ours } else { Look::Everywhere }).await?;
             if self.differences_of(rules, family, &present).await?.is_empty() {
+                self.tell_of_backstop(family, present.backstop);
                 return Ok(());
             }
             match self.restore(self.flavour, family, &text::install(rules, family, &present)).await {
@@ -149,7 +168,7 @@ impl Iptables {
                 Err(error) => return Err(error),
             }
         }
-        let differences = self.differences_of(rules, family, &self.list(self.flavour, family).await?).await?;
+        let differences = self.differences_of(rules, family, &self.list(family, Look::Everywhere).await?).await?;
         match (differences.is_empty(), refused) {
             (true, _) => Ok(()),
             (false, Some(error)) => Err(error),
@@ -162,11 +181,11 @@ impl Iptables {
 
     /// What is ours of the other flavour, in words. An image that has one flavour alone cannot tell.
     async fn elsewhere(&self, family: Family, hooks: &[Hook]) -> Result<Vec<String>, RedirectError> {
-        let other = self.other().await?;
+        let other = self.own().await?.other();
         let program = program::of(Some(other), family).iptables;
-        match self.list(Some(other), family).await {
+        match self.list_all(Some(other), family).await {
             Ok(present) => {
-                let remains = hooks.iter().flat_map(|hook| present.remains(Place::of(*hook)));
+                let remains = Place::all(hooks).into_iter().flat_map(|place| present.remains(place));
                 Ok(remains.map(|what| format!("{program}: {what}")).collect())
             }
             Err(RedirectError::Program { .. }) => Ok(Vec::new()),
@@ -181,14 +200,58 @@ impl Iptables {
         looked.inspect_err(|error| debug!(%error, "the tables of the other flavour of iptables cannot be read")).unwrap_or_default()
     }
 
+    /// The same, of both families, if it is time to look; what was found is looked at again the next time.
+    async fn rarely_left_over(&self) -> Vec<String> {
+        let clean = *self.clean_elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        if clean.is_some_and(|at| at.elapsed() < LOOK_ELSEWHERE) {
+            return Vec::new();
+        }
+        let mut words = Vec::new();
+        for family in self.families() {
+            words.extend(self.left_over(*family).await.into_iter().map(|what| format!("{what} is left over")));
+        }
+        *self.clean_elsewhere.lock().unwrap_or_else(PoisonError::into_inner) = words.is_empty().then(Instant::now);
+        words
+    }
+
+    async fn differences_in(&self, rules: &RuleSet, family: Family) -> Result<Vec<String>, RedirectError> {
+        let present = self.list(family, Look::Ours).await?;
+        self.differences_of(rules, family, &present).await
+    }
+
+    /// Whether a family's guard is whole; whether it is closed, as either its guard or its backstop is; and where its requests
+    /// are sent to.
+    async fn standing_in(&self, family: Family) -> Result<(bool, bool, Vec<SocketAddr>), RedirectError> {
+        let present = self.list(family, Look::Ours).await?;
+        let mut whole = [false; 2];
+        for (whole, hook) in whole.iter_mut().zip([Hook::Guard, Hook::Backstop]) {
+            // There is but one guard, whatever else is wanted.
+            let wanted = Chain::wanted(&RuleSet::guard_alone(), hook, family, present.backstop);
+            *whole = self.ask_about(family, present.differences(&wanted)).await?.is_empty();
+        }
+        let targets = present.targets(Place::of(Hook::Redirect, present.backstop)).collect();
+        Ok((whole == [true; 2], whole.contains(&true), targets))
+    }
+
+    /// Says once what a backstop ahead of the guard means for pods.
+    fn tell_of_backstop(&self, family: Family, backstop: Table) {
+        if backstop == Table::Mangle && self.told_of_mangle.set(()).is_ok() {
+            let program = program::of(self.flavour, family).iptables;
+            warn!(
+                "the kernel has no table `security` for {program}: what pods send to other ports of the metadata address is dropped, by the \
+                 table `mangle`, and not refused; load the module iptable_security (and ip6table_security), or use --redirect=nftables"
+            );
+        }
+    }
+
     /// Takes away what is ours of one flavour and family, and says what it was.
     async fn remove_of(&self, flavour: Option<Flavour>, family: Family, hooks: &[Hook]) -> Result<Vec<String>, RedirectError> {
         let programs = program::of(flavour, family);
         let mut said = Vec::new();
         let mut refused = None;
         for _attempt in 0..ATTEMPTS {
-            let present = self.list(flavour, family).await?;
-            let remains: Vec<_> = hooks.iter().flat_map(|hook| present.remains(Place::of(*hook))).collect();
+            let present = self.list_all(flavour, family).await?;
+            let remains: Vec<_> = Place::all(hooks).into_iter().flat_map(|place| present.remains(place)).collect();
             if remains.is_empty() {
                 return Ok(said);
             }
@@ -231,6 +294,9 @@ impl Backend for Iptables {
         let mut result = Ok(());
         for family in self.families() {
             let installed = self.install_family(rules, *family).await.map_err(|error| of_family(*family, error));
+            if let (Err(_), Err(error)) = (&result, &installed) {
+                warn!(%error, "the other family's rules are not in place either");
+            }
             result = result.and(installed);
         }
         result?;
@@ -239,7 +305,7 @@ impl Backend for Iptables {
             if words.is_empty() {
                 continue;
             }
-            match self.remove_of(Some(self.other().await?), *family, &HARMFUL).await {
+            match self.remove_of(Some(self.own().await?.other()), *family, &HARMFUL).await {
                 Ok(said) => info!(removed = said.join("; "), "rules of ours of the other flavour of iptables were taken away"),
                 Err(error) => warn!(%error, rules = words.join("; "), "rules of ours of the other flavour of iptables are in the way"),
             }
@@ -248,37 +314,56 @@ impl Backend for Iptables {
     }
 
     async fn differences(&self, rules: &RuleSet) -> Result<Vec<String>, RedirectError> {
-        let mut words = Vec::new();
+        let (mut words, mut failure) = (Vec::new(), None);
         for family in self.families() {
-            let present = self.list(self.flavour, *family).await.map_err(|error| of_family(*family, error))?;
-            words.extend(self.differences_of(rules, *family, &present).await.map_err(|error| of_family(*family, error))?);
-            words.extend(self.left_over(*family).await.into_iter().map(|what| format!("{what} is left over")));
+            // What is wrong with one family is known, and is to be repaired, also while the other cannot be read.
+            match self.differences_in(rules, *family).await.map_err(|error| of_family(*family, error)) {
+                Ok(differences) => words.extend(differences),
+                Err(error) => failure = failure.or(Some(error)),
+            }
         }
-        Ok(words)
+        words.extend(self.rarely_left_over().await);
+        match failure {
+            Some(error) if words.is_empty() => Err(error),
+            failure => Ok(words.into_iter().chain(failure.map(|error| error.to_string())).collect()),
+        }
     }
 
     async fn standing(&self) -> Result<Standing, RedirectError> {
         let mut standing = Standing { guards: Family::ALL.into(), ..Standing::default() };
+        let mut failures = Vec::new();
         for family in self.families() {
-            let present = self.list(self.flavour, *family).await.map_err(|error| of_family(*family, error))?;
-            // There is but one guard, whatever else is wanted.
-            let guard = Chain::wanted(&RuleSet::guard_alone(), Hook::Guard, *family);
-            if !self.ask_about(*family, present.differences(&guard)).await?.is_empty() {
-                standing.guards.remove(family);
+            match self.standing_in(*family).await.map_err(|error| of_family(*family, error)) {
+                Ok((whole, closed, targets)) => {
+                    if !closed {
+                        standing.guards.remove(family);
+                    } else if !whole {
+                        standing.weak.insert(*family);
+                    }
+                    standing.targets.extend(targets);
+                }
+                Err(error) => {
+                    standing.guards.remove(family);
+                    failures.push((*family, error));
+                }
             }
-            standing.targets.extend(present.targets(Place::of(Hook::Redirect)));
         }
-        Ok(standing)
+        let unknown: Vec<_> = failures.iter().map(|(family, _)| *family).collect();
+        match failures.into_iter().next() {
+            // Where another family is known to be open, that can be mended all the same.
+            Some((_, error)) if standing.is_guarded_but_for(&unknown) => Err(error),
+            _ => Ok(standing),
+        }
     }
 
     async fn remove(&self) -> Result<Vec<String>, RedirectError> {
-        let hooks = [Hook::Redirect, Hook::Direct, Hook::Guard];
+        let hooks = [Hook::Redirect, Hook::Direct, Hook::Guard, Hook::Backstop];
         let mut said = Vec::new();
         for family in self.families() {
             said.extend(self.remove_of(self.flavour, *family, &hooks).await.map_err(|error| of_family(*family, error))?);
             match self.elsewhere(*family, &hooks).await {
                 Ok(words) if words.is_empty() => {}
-                Ok(_) => said.extend(self.remove_of(Some(self.other().await?), *family, &hooks).await?),
+                Ok(_) => said.extend(self.remove_of(Some(self.own().await?.other()), *family, &hooks).await?),
                 Err(error) => warn!(%error, "cannot tell whether the other flavour of iptables has rules of ours"),
             }
         }

@@ -26,8 +26,10 @@ pub const TABLE: &str = "rolegate";
 const NFT: &str = "nft";
 /// Before iptables' own, which are at -100 (NAT of destinations) and at 0 (filters), in either flavour.
 const AHEAD: i32 = -10;
-/// Where destinations are changed: `dstnat`.
-const DESTINATION_NAT: i32 = -100;
+/// Where destinations are changed: `dstnat`, where those of iptables are.
+pub const DESTINATION_NAT: i32 = -100;
+/// Where our chain of NAT is.
+pub const OUR_NAT: i32 = DESTINATION_NAT + AHEAD;
 /// What the program says of a table that is not there, and of a kernel that lacks a kind of chain.
 const NOT_THERE: &str = "No such file or directory";
 
@@ -49,12 +51,14 @@ struct Place {
 }
 
 impl Place {
-    const fn of(hook: Hook) -> Self {
-        match hook {
-            Hook::Redirect => Self { chain: "redirection", kind: "nat", hook: "prerouting", priority: DESTINATION_NAT + AHEAD },
+    /// `None` for the backstop: an accept of another chain has no say here, so there is nothing that it would catch.
+    const fn of(hook: Hook) -> Option<Self> {
+        Some(match hook {
+            Hook::Redirect => Self { chain: "redirection", kind: "nat", hook: "prerouting", priority: OUR_NAT },
             Hook::Guard => Self { chain: "guard", kind: "filter", hook: "forward", priority: AHEAD },
             Hook::Direct => Self { chain: "direct", kind: "filter", hook: "input", priority: AHEAD },
-        }
+            Hook::Backstop => return None,
+        })
     }
 }
 
@@ -107,6 +111,16 @@ impl Backend for Nftables {
 pub async fn try_out(rules: &RuleSet) -> Result<(), RedirectError> {
     refuse_what_cannot_be_quoted(rules)?;
     run(NFT, &["-c", "-f", "-"], &text::render(rules)).await.map(drop).map_err(of_the_kernel)
+}
+
+/// Chains of others that may send connections elsewhere before a packet meets ours, in words; ours are at this priority. It is
+/// no difference, as they are not ours to change: what they send elsewhere does not come to the daemon. Nothing where the
+/// program cannot tell.
+pub async fn ahead_of(priority: i32) -> Vec<String> {
+    match run(NFT, &["-j", "list", "chains"], "").await {
+        Ok(json) => listing::nat_ahead_of(&json, priority),
+        Err(_) => Vec::new(),
+    }
 }
 
 /// What our table holds; `None` where there is none.

@@ -1,11 +1,13 @@
 //! The wanted packet rules as data: pure, and the same whatever program puts them into the kernel.
 //!
-//! Three hooks of the kernel have rules of ours:
+//! Our rules are of four kinds, by what they are there for:
 //!
 //! - **redirect**, where packets enter the node and their destination may be changed: TCP to port 80 of the metadata address
 //!   goes to the daemon, whatever interface it comes in on but the node's own loopback;
 //! - **guard**, where packets are passed on from one interface to another: whatever still goes to a metadata address, of
 //!   any port and protocol, is rejected;
+//! - **backstop**, at the same place and after it: what passed the guard all the same, as somebody's rule ahead of it let it
+//!   through, is dropped. A backend that nobody can get ahead of needs none;
 //! - **direct**, where packets come in for the node itself: a connection to the app port that was not redirected from the
 //!   metadata address is dropped.
 //!
@@ -56,6 +58,8 @@ pub enum Hook {
     Redirect,
     /// Between interfaces.
     Guard,
+    /// There, too, after everybody's filters.
+    Backstop,
     /// To a socket of the node.
     Direct,
 }
@@ -116,7 +120,7 @@ impl Family {
 
 impl Hook {
     /// Every one.
-    pub const ALL: [Self; 3] = [Self::Redirect, Self::Guard, Self::Direct];
+    pub const ALL: [Self; 4] = [Self::Redirect, Self::Guard, Self::Backstop, Self::Direct];
 }
 
 impl RuleSet {
@@ -130,6 +134,7 @@ impl RuleSet {
         match hook {
             Hook::Redirect => self.redirect(family),
             Hook::Guard => guard(family),
+            Hook::Backstop => vec![Rule { family, matches: vec![Match::To(family.metadata())], verdict: Verdict::Drop }],
             Hook::Direct => self.direct(family),
         }
     }

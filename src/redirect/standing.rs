@@ -10,14 +10,21 @@ use super::rules::{Family, Targets};
 pub struct Standing {
     /// The families whose guard is in a packet's way.
     pub guards: BTreeSet<Family>,
+    /// Those of them whose guard is closed and not whole: it is to be put in place again.
+    pub weak: BTreeSet<Family>,
     /// Where requests are sent to.
     pub targets: BTreeSet<SocketAddr>,
 }
 
 impl Standing {
-    /// Whether nothing that is forwarded to a metadata address would pass.
+    /// Whether nothing that is forwarded to a metadata address would pass, and the guard is whole.
     pub fn is_guarded(&self) -> bool {
-        Family::ALL.iter().all(|family| self.guards.contains(family))
+        self.is_guarded_but_for(&[])
+    }
+
+    /// The same, whatever is with these families.
+    pub fn is_guarded_but_for(&self, unknown: &[Family]) -> bool {
+        Family::ALL.iter().all(|family| unknown.contains(family) || (self.guards.contains(family) && !self.weak.contains(family)))
     }
 
     /// Where requests are sent to, if IPv4's are.

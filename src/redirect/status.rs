@@ -124,7 +124,7 @@ mod tests {
 
     fn seen() -> Seen {
         Seen {
-            standing: Standing { guards: Family::ALL.into(), targets: ["10.0.0.1:8181".parse().unwrap()].into() },
+            standing: Standing { guards: Family::ALL.into(), targets: ["10.0.0.1:8181".parse().unwrap()].into(), ..Standing::default() },
             backend: "nftables",
             elsewhere: Some(("iptables", Ok(Standing::default()))),
             peers: Ok(Vec::new()),
@@ -145,7 +145,7 @@ mod tests {
     fn what_a_packet_meets_is_said() {
         assert_told(&full(), &seen(), true, "169.254.169.254: port 80 leads to the daemon at 10.0.0.1:8181, other ports are rejected");
         assert_told(&full(), &seen(), true, "fd00:ec2::254: every packet is rejected");
-        let alone = Seen { standing: Standing { guards: Family::ALL.into(), targets: [].into() }, ..seen() };
+        let alone = Seen { standing: Standing { guards: Family::ALL.into(), ..Standing::default() }, ..seen() };
         assert_told(&RuleSet::guard_alone(), &alone, true, "the guard stands alone");
         let nobody = Seen { daemon: Some(false), ..seen() };
         assert_told(&full(), &nobody, true, "no daemon runs");

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use rolegate_lab::daemon::Setup;
 use rolegate_lab::node::{NODE_IP, NODE_IP6, find_program, skip};
@@ -54,7 +55,8 @@ impl Kind {
                 "iptables-legacy",
                 image("legacy"),
                 "iptables",
-                "for program in iptables-legacy ip6tables-legacy; do $program -w 30 -F; $program -w 30 -X; done",
+                "for table in filter security; do for program in iptables-legacy ip6tables-legacy; do \
+                 $program -w 30 -t $table -F; $program -w 30 -t $table -X; done; done",
                 "iptables-legacy -w 30 -S; ip6tables-legacy -w 30 -S",
             ),
         ]
@@ -96,7 +98,7 @@ fn on_node(bed: &Bed, path: &str, program: &Path) -> Command {
     command
 }
 
-fn guard(bed: &Bed, path: &str) -> Output {
+pub(crate) fn guard(bed: &Bed, path: &str) -> Output {
     on_node(bed, path, &shipped("rolegate-guard")).output().unwrap()
 }
 
@@ -113,7 +115,7 @@ fn assert_ends(output: &Output, code: i32, words: &str) {
 }
 
 /// Has the metadata service's kernel count what arrives there from a pod, of any port and protocol.
-fn count_packets_of(bed: &Bed, pod: &Pod) {
+pub(crate) fn count_packets_of(bed: &Bed, pod: &Pod) {
     let rules = format!(
         "nft -f - <<'END'\ntable inet seen {{\nchain from_pod {{\ntype filter hook prerouting priority -300;\n\
          ip saddr {} counter\nip6 saddr {} counter\n}}\n}}\nEND",
@@ -123,7 +125,7 @@ fn count_packets_of(bed: &Bed, pod: &Pod) {
 }
 
 /// How many packets these were, both families together.
-fn packets(bed: &Bed) -> u64 {
+pub(crate) fn packets(bed: &Bed) -> u64 {
     let listed = bed.node.imds().unwrap().sh("nft list table inet seen").unwrap();
     let counts: Vec<u64> = listed.split("counter packets ").skip(1).map(|rest| rest.split(' ').next().unwrap().parse().unwrap()).collect();
     assert_eq!(counts.len(), 2, "{listed}");
@@ -132,12 +134,17 @@ fn packets(bed: &Bed) -> u64 {
 
 /// A request, and a try of another port and of another protocol, in both families.
 fn try_everything(pod: &Pod) -> bool {
+    try_everything_for(pod, PATIENCE)
+}
+
+/// The same, giving up on a connection after that long.
+pub(crate) fn try_everything_for(pod: &Pod, patience: Duration) -> bool {
     let served = [METADATA, METADATA6].map(|address| {
-        let _ = pod.connect(SocketAddr::new(address.ip(), 443), PATIENCE);
+        let _ = pod.connect(SocketAddr::new(address.ip(), 443), patience);
         let any: IpAddr = if address.is_ipv4() { "0.0.0.0" } else { "::" }.parse().unwrap();
         let socket = pod.run(move || UdpSocket::bind((any, 0))).unwrap().unwrap();
         let _ = socket.send_to(b"?", SocketAddr::new(address.ip(), 53));
-        fetch(pod, address).is_ok()
+        pod.connect(address, patience).is_ok() && fetch(pod, address).is_ok()
     });
     served == [true; 2]
 }

@@ -83,7 +83,10 @@ fn nothing_of_a_pod_reaches_the_metadata_address_by_any_port_or_protocol() {
             bed.assert_served(&pod, metadata);
             drop(daemon);
             // As before, for the other family's turn.
-            bed.node.ns().sh(&format!("iptables-{flavour} -w 30 -D FORWARD 1; ip6tables-{flavour} -w 30 -D FORWARD 1")).unwrap();
+            for (family, _) in FAMILIES {
+                let program = format!("{family}-{flavour} -w 30");
+                bed.node.ns().sh(&format!("{program} -D FORWARD 1; {program} -t security -F")).unwrap();
+            }
         }
     });
 }
@@ -168,7 +171,7 @@ fn an_old_connection_to_the_real_service_is_cut() {
             drop(daemon);
             for (family, _) in FAMILIES {
                 let program = format!("{family}-{flavour} -w 30");
-                bed.node.ns().sh(&format!("{program} -D FORWARD 1; {program} -t nat -D PREROUTING 1")).unwrap();
+                bed.node.ns().sh(&format!("{program} -D FORWARD 1; {program} -t security -F; {program} -t nat -D PREROUTING 1")).unwrap();
             }
         }
     });
@@ -232,7 +235,7 @@ fn without_ip6tables_the_daemon_says_that_ipv6_is_open_and_ends() {
         std::fs::remove_file(image.path().join(program)).unwrap();
     }
     let error = bed.start_in_vain(&bed.setup_with_ip().env("PATH", image.path().to_str().unwrap()));
-    assert!(error.contains("IPv6 requests are not guarded") && error.contains("cannot run ip6tables-save"), "{error}");
+    assert!(error.contains("IPv6 requests are not guarded") && error.contains("cannot run ip6tables"), "{error}");
     // The other family is closed all the same.
     bed.assert_refused(&pod);
 }

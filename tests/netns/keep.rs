@@ -29,7 +29,7 @@ fn setup(bed: &Bed, backend: &str) -> Setup {
 }
 
 /// `rolegate redirect` on the node.
-fn by_hand(bed: &Bed, arguments: &[&str]) -> Output {
+pub(crate) fn by_hand(bed: &Bed, arguments: &[&str]) -> Output {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net={}", bed.node.ns().path())).arg("--").arg(env!("CARGO_BIN_EXE_rolegate")).arg("redirect").args(arguments);
     command.env_clear().env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin").output().unwrap()
@@ -87,7 +87,10 @@ fn what_somebody_flushed_is_repaired() {
         bed.assert_served(&pod, METADATA);
         flush(&bed, backend);
         let repaired = daemon.wait_for_log(|line| line["message"] == "somebody changed the packet rules; they are repaired").unwrap();
-        assert!(repaired["differences"].as_str().unwrap().contains("missing"), "{repaired}");
+        // The flush may be half done when it is heard of.
+        let differences = repaired["differences"].as_str().unwrap();
+        assert!(["missing", "ROLEGATE"].iter().any(|words| differences.contains(words)), "{repaired}");
+        wait_until_as_wanted(&bed, backend, daemon.metadata_address().port());
         bed.assert_served(&pod, METADATA);
         assert_eq!(daemon.metric(Some(bed.node.ns()), "rolegate_redirect_in_place").unwrap(), 1.0);
         let repairs = daemon.metric(Some(bed.node.ns()), "rolegate_redirect_repairs_total{outcome=\"repaired\"}").unwrap();

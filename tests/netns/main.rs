@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails where an unwrap does")]
 
+mod backstop;
 mod bed;
 mod boot;
 mod capabilities;

@@ -1,4 +1,4 @@
-//! What `iptables-save` prints, and what of it is not as wanted: pure.
+//! What `iptables-save` prints of all tables and `iptables -S` of one chain, and what of it is not as wanted: pure.
 //!
 //! Versions and flavours of the program write the same rule in different ways (`-p tcp` or `-p tcp -m tcp`, an address with
 //! or without its mask, one order of the matches or another), so rules are compared by their words and not as text.
@@ -14,21 +14,32 @@ pub(crate) enum Table {
     Filter,
     /// Where connections go.
     Nat,
+    /// What comes after all filters: labels of Linux' security modules, mostly.
+    Security,
+    /// What is changed about packets, before all filters.
+    Mangle,
 }
 
 impl Table {
+    /// Those that can hold something of ours.
+    const ALL: [Self; 4] = [Self::Filter, Self::Nat, Self::Security, Self::Mangle];
+
     /// Its name for the program.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Filter => "filter",
             Self::Nat => "nat",
+            Self::Security => "security",
+            Self::Mangle => "mangle",
         }
     }
 }
 
 /// The rules of one family in one flavour.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Listing {
+    /// Where this kernel can have the backstop.
+    pub(super) backstop: Table,
     chains: Vec<(Table, String)>,
     rules: Vec<Listed>,
     /// Tables that the program cannot read, as another one filled them.
@@ -53,10 +64,22 @@ impl Listed {
     }
 
     /// The chain, or the fate, that it sends packets to.
-    fn target(&self) -> Option<&str> {
-        let mut words = self.words.split_whitespace();
-        words.find(|word| matches!(*word, "-j" | "-g"))?;
-        words.next()
+    fn target(&self) -> Option<String> {
+        self.value_of(&["-j", "-g"])
+    }
+
+    /// What stands behind one of these options.
+    fn value_of(&self, options: &[&str]) -> Option<String> {
+        let mut words = words(&self.words).into_iter();
+        while let Some(word) = words.next() {
+            match word {
+                Word::Bare(option) if options.contains(&option.as_str()) => return words.next().map(Word::into_text),
+                // Anybody may write anything there.
+                Word::Bare(option) if option == "--comment" => drop(words.next()),
+                _ => {}
+            }
+        }
+        None
     }
 }
 
@@ -70,6 +93,12 @@ pub(super) struct Difference {
     pub(super) ask: Option<(Table, Vec<String>)>,
 }
 
+impl Default for Listing {
+    fn default() -> Self {
+        Self { backstop: Table::Security, chains: Vec::new(), rules: Vec::new(), unreadable: Vec::new() }
+    }
+}
+
 impl Listing {
     /// Reads what `iptables-save` printed, of the tables that matter here.
     pub(crate) fn parse(text: &str) -> Self {
@@ -77,7 +106,7 @@ impl Listing {
         let mut table = None;
         for line in text.lines() {
             if let Some(name) = line.strip_prefix('*') {
-                table = [Table::Filter, Table::Nat].into_iter().find(|table| table.name() == name.trim());
+                table = Table::ALL.into_iter().find(|table| table.name() == name.trim());
             } else if line.starts_with('#') && line.contains("is incompatible") {
                 listing.unreadable.extend(line.split(['`', '\'']).nth(1).map(str::to_owned));
             } else if let (Some(table), Some(chain)) = (table, line.strip_prefix(':')) {
@@ -87,6 +116,22 @@ impl Listing {
             }
         }
         listing
+    }
+
+    /// Adds what `iptables -S` printed of a chain.
+    pub(super) fn add(&mut self, table: Table, text: &str) {
+        for line in text.lines() {
+            let Some((option, (chain, words))) =
+                line.split_once(' ').map(|(option, rest)| (option, rest.split_once(' ').unwrap_or((rest, ""))))
+            else {
+                continue;
+            };
+            match option {
+                "-P" | "-N" => self.chains.push((table, chain.to_owned())),
+                "-A" => self.rules.push(Listed { table, chain: chain.to_owned(), words: words.trim().to_owned() }),
+                _ => {}
+            }
+        }
     }
 
     pub(super) fn has_chain(&self, table: Table, chain: &str) -> bool {
@@ -100,16 +145,12 @@ impl Listing {
 
     /// The rules of any chain that lead to this one.
     pub(super) fn jumps(&self, table: Table, chain: &str) -> impl Iterator<Item = &Listed> {
-        self.rules.iter().filter(move |rule| rule.table == table && rule.target() == Some(chain))
+        self.rules.iter().filter(move |rule| rule.table == table && rule.target().as_deref() == Some(chain))
     }
 
     /// Where the chain of the redirect sends requests to.
     pub(super) fn targets(&self, place: Place) -> impl Iterator<Item = SocketAddr> {
-        let target = |rule: &Listed| {
-            let mut words = rule.words.split_whitespace();
-            words.find(|word| *word == "--to-destination")?;
-            words.next()?.parse().ok()
-        };
+        let target = |rule: &Listed| rule.value_of(&["--to-destination"])?.parse().ok();
         self.chain(place.table, place.chain).filter_map(target)
     }
 
@@ -176,6 +217,48 @@ impl Listing {
     }
 }
 
+/// A word of a rule.
+enum Word {
+    /// As it is: an option or a value.
+    Bare(String),
+    /// A value that somebody chose, without its quotes.
+    Quoted(String),
+}
+
+impl Word {
+    fn into_text(self) -> String {
+        match self {
+            Self::Bare(text) | Self::Quoted(text) => text,
+        }
+    }
+}
+
+/// A rule's words. The programs put double quotes around what has anything but letters, digits, `-` and `_` and is free text,
+/// with a backslash before a quote, an apostrophe or a backslash within (`xtables_save_string` of libxtables).
+fn words(rule: &str) -> Vec<Word> {
+    let mut words = Vec::new();
+    let mut rest = rule.chars().peekable();
+    while let Some(first) = rest.next() {
+        if first.is_whitespace() {
+            continue;
+        }
+        let mut word = String::new();
+        if first == '"' {
+            while let Some(c) = rest.next().filter(|c| *c != '"') {
+                word.extend(if c == '\\' { rest.next() } else { Some(c) });
+            }
+            words.push(Word::Quoted(word));
+        } else {
+            word.push(first);
+            while let Some(c) = rest.next_if(|c| !c.is_whitespace()) {
+                word.push(c);
+            }
+            words.push(Word::Bare(word));
+        }
+    }
+    words
+}
+
 /// Whether both are the same rule.
 pub(crate) fn same(one: &str, other: &str) -> bool {
     canonical(one) == canonical(other)
@@ -185,14 +268,15 @@ pub(crate) fn same(one: &str, other: &str) -> bool {
 pub(crate) fn canonical(rule: &str) -> Vec<String> {
     let mut options: Vec<String> = Vec::new();
     let mut negated = false;
-    for word in rule.split_whitespace() {
-        match options.last_mut() {
-            _ if word == "!" => negated = true,
-            Some(option) if !word.starts_with('-') => {
-                option.push(' ');
-                option.push_str(&plain(word));
+    for word in words(rule) {
+        match (word, options.last_mut()) {
+            (Word::Bare(word), _) if word == "!" => negated = true,
+            (Word::Bare(word), last) if word.starts_with('-') || last.is_none() => {
+                options.push(format!("{}{word}", if std::mem::take(&mut negated) { "! " } else { "" }));
             }
-            _ => options.push(format!("{}{word}", if std::mem::take(&mut negated) { "! " } else { "" })),
+            (Word::Bare(word), Some(option)) => option.push_str(&format!(" {}", plain(&word))),
+            (Word::Quoted(text), Some(option)) => option.push_str(&format!(" {text:?}")),
+            (word, None) => options.push(word.into_text()),
         }
     }
     // They say no more than the protocol does.

@@ -14,7 +14,7 @@ fn rule_set(interfaces: &[(&str, bool)]) -> RuleSet {
 }
 
 fn differences(listing: &Listing, rules: &RuleSet) -> Vec<String> {
-    let chains = ORDER.map(|hook| Chain::wanted(rules, hook, Family::V4));
+    let chains = ORDER.map(|hook| Chain::wanted(rules, hook, Family::V4, listing.backstop));
     chains.iter().flat_map(|chain| listing.differences(chain)).map(|difference| difference.words).collect()
 }
 
@@ -32,6 +32,12 @@ const LISTED: &str = "\
 -A ROLEGATE-DIRECT ! -i lo -p tcp -m tcp --dport 8181 -m conntrack ! --ctorigdst 169.254.169.254 -j DROP
 -A ROLEGATE-GUARD -d 169.254.169.254/32 -p tcp -j REJECT --reject-with tcp-reset
 -A ROLEGATE-GUARD -d 169.254.169.254/32 -j REJECT --reject-with icmp-port-unreachable
+COMMIT
+*security
+:FORWARD ACCEPT [0:0]
+:ROLEGATE-BACKSTOP - [0:0]
+-A FORWARD -d 169.254.169.254/32 -j ROLEGATE-BACKSTOP
+-A ROLEGATE-BACKSTOP -d 169.254.169.254/32 -j DROP
 COMMIT
 *nat
 :PREROUTING ACCEPT [0:0]
@@ -143,14 +149,14 @@ fn each_change_is_said_in_words() {
     }
     let missing = differences(&Listing::default(), &rule_set(&[]));
     assert_eq!(missing[..2], ["table filter: the chain ROLEGATE-GUARD is missing", "table filter: FORWARD has no jump to ROLEGATE-GUARD"]);
-    assert_eq!(missing.len(), 6);
+    assert_eq!(missing.len(), 8);
 }
 
 /// Only what the program could have written in another way is asked for; an order that is known to be wrong is not.
 #[test]
 fn the_program_is_asked_about_what_is_not_understood_alone() {
     let odd = LISTED.replace("--reject-with icmp-port-unreachable", "--reject-with 3");
-    let guard = Chain::wanted(&rule_set(&[]), Hook::Guard, Family::V4);
+    let guard = Chain::wanted(&rule_set(&[]), Hook::Guard, Family::V4, Table::Security);
     let [difference] = &Listing::parse(&odd).differences(&guard)[..] else { panic!("not one difference") };
     let rule = "ROLEGATE-GUARD -d 169.254.169.254/32 -j REJECT --reject-with icmp-port-unreachable";
     assert_eq!(difference.ask, Some((Table::Filter, vec![rule.to_owned()])));
@@ -158,9 +164,70 @@ fn the_program_is_asked_about_what_is_not_understood_alone() {
     let mut lines: Vec<_> = LISTED.lines().collect();
     let first = lines.iter().position(|line| line.starts_with("-A ROLEGATE ")).unwrap();
     lines.swap(first, first + 1);
-    let redirect = Chain::wanted(&rule_set(&[]), Hook::Redirect, Family::V4);
+    let redirect = Chain::wanted(&rule_set(&[]), Hook::Redirect, Family::V4, Table::Security);
     let [difference] = &Listing::parse(&lines.join("\n")).differences(&redirect)[..] else { panic!("not one difference") };
     assert_eq!(difference.ask, None);
+}
+
+/// A rule of somebody else's may say anything in its comment.
+#[test]
+fn what_stands_in_quotes_is_no_jump_of_ours() {
+    let foreign = [
+        r#"-A FORWARD -d 10.0.0.0/8 -m comment --comment "see -j ROLEGATE-GUARD above" -j ACCEPT"#,
+        r#"-A FORWARD -m comment --comment "a \" -j ROLEGATE-GUARD" -j ACCEPT"#,
+        r#"-A INPUT -m comment --comment -j -j ACCEPT"#,
+    ];
+    let text = LISTED.replace("COMMIT\n*security", &format!("{}\nCOMMIT\n*security", foreign.join("\n")));
+    let listing = Listing::parse(&text);
+    assert_eq!(differences(&listing, &rule_set(&[])), [""; 0]);
+    for written in [text::install(&rule_set(&[]), Family::V4, &listing), text::remove(&Hook::ALL, &listing)] {
+        assert!(!written.contains("comment"), "{written}");
+    }
+    // One of ours to which somebody added one is ours.
+    let own = LISTED.replace("-j ROLEGATE-GUARD", r#"-m comment --comment "x -j ACCEPT" -j ROLEGATE-GUARD"#);
+    let [difference] = &differences(&Listing::parse(&own), &rule_set(&[]))[..] else { panic!("not one difference") };
+    assert!(difference.starts_with("table filter: the jump to ROLEGATE-GUARD is not the wanted one"), "{difference}");
+    assert!(
+        text::remove(&Hook::ALL, &Listing::parse(&own)).contains(r#"-D FORWARD -d 169.254.169.254/32 -m comment --comment "x -j ACCEPT""#)
+    );
+}
+
+/// What the nft flavour prints of single chains is the same as what it prints of all.
+#[test]
+fn chains_are_read_one_by_one() {
+    let mut listing = Listing::default();
+    for (table, chain, text) in [
+        (Table::Filter, "FORWARD", "-P FORWARD ACCEPT\n-A FORWARD -d 169.254.169.254/32 -j ROLEGATE-GUARD\n"),
+        (
+            Table::Filter,
+            "ROLEGATE-GUARD",
+            "-N ROLEGATE-GUARD\n-A ROLEGATE-GUARD -d 169.254.169.254/32 -p tcp -j REJECT --reject-with tcp-reset\n\
+             -A ROLEGATE-GUARD -d 169.254.169.254/32 -j REJECT --reject-with icmp-port-unreachable\n",
+        ),
+        (Table::Security, "FORWARD", "-P FORWARD ACCEPT\n"),
+        (Table::Security, "ROLEGATE-BACKSTOP", "-N ROLEGATE-BACKSTOP\n"),
+    ] {
+        listing.add(table, text);
+        assert!(listing.has_chain(table, chain));
+    }
+    assert_eq!(
+        differences(&listing, &RuleSet::guard_alone()),
+        [
+            "table security: ROLEGATE-BACKSTOP has 0 rules where 1 are wanted: nothing",
+            "table security: FORWARD has no jump to ROLEGATE-BACKSTOP"
+        ]
+    );
+}
+
+#[test]
+fn a_kernel_without_the_table_security_has_its_backstop_in_mangle() {
+    let mut without = Listing::default();
+    without.backstop = Table::Mangle;
+    let text = text::install(&RuleSet::guard_alone(), Family::V4, &without);
+    assert_eq!(text, render(&RuleSet::guard_alone(), Family::V4).replace("*security", "*mangle"));
+    let both = LISTED.to_owned() + &LISTED.replace("*security", "*mangle");
+    let removed = text::remove(&[Hook::Backstop], &Listing::parse(&both));
+    assert!(removed.contains("*mangle\n-D FORWARD") && removed.contains("*security\n-D FORWARD"), "{removed}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::proxy::route::METADATA_PORT;
 use crate::redirect::rules::{Family, Hook, LOOPBACK, Match, Rule, RuleSet, Verdict};
 
 /// The hooks in the order in which they are put in: the guard before all else.
-pub(super) const ORDER: [Hook; 3] = [Hook::Guard, Hook::Direct, Hook::Redirect];
+pub(super) const ORDER: [Hook; 4] = [Hook::Guard, Hook::Backstop, Hook::Direct, Hook::Redirect];
 
 /// A chain of ours, and the jump to it at the head of a chain of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,22 +33,34 @@ pub(super) struct Place {
 }
 
 impl Place {
-    pub(super) const fn of(hook: Hook) -> Self {
+    /// `backstop` is the table that the kernel can have the backstop in. It is `security`, which comes after `filter`, so that
+    /// what the guard rejects hears of it at once; without that, `mangle`, which comes before.
+    pub(super) const fn of(hook: Hook, backstop: Table) -> Self {
         match hook {
+            Hook::Backstop => Self { table: backstop, from: "FORWARD", chain: "ROLEGATE-BACKSTOP" },
             Hook::Guard => Self { table: Table::Filter, from: "FORWARD", chain: "ROLEGATE-GUARD" },
             Hook::Direct => Self { table: Table::Filter, from: "INPUT", chain: "ROLEGATE-DIRECT" },
             Hook::Redirect => Self { table: Table::Nat, from: "PREROUTING", chain: "ROLEGATE" },
         }
     }
+
+    /// Every one that can have something of these hooks.
+    pub(super) fn all(hooks: &[Hook]) -> Vec<Self> {
+        let one = |hook: &Hook| match hook {
+            Hook::Backstop => [Table::Security, Table::Mangle].map(|table| Self::of(*hook, table)).to_vec(),
+            _ => vec![Self::of(*hook, Table::Security)],
+        };
+        hooks.iter().flat_map(one).collect()
+    }
 }
 
 impl Chain {
     /// What one hook is to have for a family.
-    pub(super) fn wanted(rules: &RuleSet, hook: Hook, family: Family) -> Self {
+    pub(super) fn wanted(rules: &RuleSet, hook: Hook, family: Family, backstop: Table) -> Self {
         let to_metadata = match_words(&Match::To(family.metadata()));
         // Every packet of the node meets these, and most of them only these.
         let entry = match hook {
-            Hook::Guard => to_metadata,
+            Hook::Guard | Hook::Backstop => to_metadata,
             Hook::Redirect => format!("{to_metadata} {}", match_words(&Match::TcpPort(METADATA_PORT))),
             Hook::Direct => {
                 let port = rules.targets.map_or(0, |targets| targets.ipv4.port());
@@ -56,7 +68,7 @@ impl Chain {
                 [Match::Interface(not_loopback), Match::TcpPort(port)].each_ref().map(match_words).join(" ")
             }
         };
-        Self { place: Place::of(hook), entry, rules: rules.rules(hook, family).iter().map(rule_words).collect() }
+        Self { place: Place::of(hook, backstop), entry, rules: rules.rules(hook, family).iter().map(rule_words).collect() }
     }
 
     /// The jump, without the chain that it is in.
@@ -67,12 +79,13 @@ impl Chain {
 
 /// What `iptables-restore --noflush` reads to make these the rules of a family, given what is there.
 ///
-/// Each table is one transaction, and filter is the first: the guard is there before requests are sent anywhere. Naming a
+/// Each table is one transaction, and filter is the first: the guard is there before requests are sent anywhere, also where
+/// a later table is refused. Naming a
 /// chain empties it; jumps that are there are taken out and one is put in at the head within the same transaction, so that
 /// there is no moment without.
 pub(super) fn install(rules: &RuleSet, family: Family, present: &Listing) -> String {
-    let chains = ORDER.map(|hook| Chain::wanted(rules, hook, family));
-    tables([Table::Filter, Table::Nat], |table| {
+    let chains = ORDER.map(|hook| Chain::wanted(rules, hook, family, present.backstop));
+    tables([Table::Filter, Table::Security, Table::Mangle, Table::Nat], |table| {
         chains.iter().filter(|chain| chain.place.table == table).flat_map(|chain| change(chain, present)).collect()
     })
 }
@@ -80,13 +93,13 @@ pub(super) fn install(rules: &RuleSet, family: Family, present: &Listing) -> Str
 /// What it reads to take away the chains of these hooks and every jump to them; nothing where there are none. Requests stop
 /// coming here before the guard goes.
 pub(super) fn remove(hooks: &[Hook], present: &Listing) -> String {
-    let places: Vec<_> = hooks.iter().copied().map(Place::of).collect();
-    tables([Table::Nat, Table::Filter], |table| {
+    let places = Place::all(hooks);
+    tables([Table::Nat, Table::Filter, Table::Mangle, Table::Security], |table| {
         places.iter().filter(|place| place.table == table).flat_map(|place| removal(*place, present)).collect()
     })
 }
 
-fn tables(order: [Table; 2], lines: impl Fn(Table) -> Vec<String>) -> String {
+fn tables(order: [Table; 4], lines: impl Fn(Table) -> Vec<String>) -> String {
     let mut text = String::new();
     for table in order {
         let lines = lines(table);

@@ -78,7 +78,7 @@ impl Backend for Kernel {
         let rules = self.read()?;
         let guards = if rules.is_some() && !self.inner().pushed { Family::ALL.into() } else { [].into() };
         let targets = rules.and_then(|rules| rules.targets).map(|targets| targets.ipv4.into());
-        Ok(Standing { guards, targets: targets.into_iter().collect() })
+        Ok(Standing { guards, targets: targets.into_iter().collect(), ..Standing::default() })
     }
 
     async fn remove(&self) -> Result<Vec<String>, RedirectError> {

@@ -41,8 +41,7 @@ impl Listing {
         let mut listing = Self::default();
         for hook in Hook::ALL {
             let rules = rules_of(rules, hook);
-            let Place { chain, kind, hook, priority } = Place::of(hook);
-            if !rules.is_empty() {
+            if let Some(Place { chain, kind, hook, priority }) = Place::of(hook).filter(|_| !rules.is_empty()) {
                 let hook = hooked(kind, hook, priority.into(), "accept");
                 listing.chains.insert(chain.to_owned(), Chain { hook, rules: rules.iter().map(Statements::of).collect() });
             }
@@ -95,31 +94,25 @@ impl Listing {
         said
     }
 
-    /// What of it is in a packet's way, whatever is wanted. Only what rejects every packet to a metadata address is a guard,
-    /// and only in a chain in which nothing else stands.
+    /// What of it is in a packet's way, whatever is wanted. A guard is what has the guard's rules, and only in a chain in which
+    /// nothing else stands.
     pub(super) fn standing(&self) -> Standing {
-        let Place { chain, kind, hook, priority } = Place::of(Hook::Guard);
-        let guard = self.chains.get(chain).filter(|found| !self.flags && found.hook == hooked(kind, hook, priority.into(), "accept"));
-        let guard =
-            guard.filter(|guard| guard.rules.iter().all(|rule| rule.0.last().is_some_and(|verdict| verdict.get("reject").is_some())));
+        let wanted = Self::of(&RuleSet::guard_alone());
+        let chains = Place::of(Hook::Guard).and_then(|place| Some((self.chains.get(place.chain)?, wanted.chains.get(place.chain)?)));
+        let guard = chains.filter(|(found, wanted)| {
+            let is_ours = |rule: &Statements| wanted.rules.iter().any(|wanted| rule.says(wanted));
+            !self.flags && found.hook == wanted.hook && found.rules.iter().all(is_ours)
+        });
         let guards = |family: &Family| {
-            let metadata = json!(family.metadata());
-            guard.is_some_and(|guard| {
-                guard.rules.iter().any(|rule| match rule.0.split_last() {
-                    Some((verdict, matches)) => {
-                        let of_family = |one: &Value| one["match"]["op"] == "==" && one["match"]["right"] == metadata;
-                        let all = *verdict == json!({"reject": null}) && matches.iter().all(|one| of_family(one) || is_protocol(one));
-                        all && matches.iter().any(of_family)
-                    }
-                    None => false,
-                })
-            })
+            let rules = RuleSet::guard_alone().rules(Hook::Guard, *family);
+            guard.is_some_and(|(found, _)| rules.iter().all(|rule| found.rules.iter().any(|found| found.says(&Statements::of(rule)))))
         };
-        let targets = self.chains.get(Place::of(Hook::Redirect).chain).into_iter().flat_map(|chain| &chain.rules).filter_map(|rule| {
+        let redirect = Place::of(Hook::Redirect).and_then(|place| self.chains.get(place.chain));
+        let targets = redirect.into_iter().flat_map(|chain| &chain.rules).filter_map(|rule| {
             let dnat = &rule.0.last()?["dnat"];
             Some(SocketAddr::new(dnat["addr"].as_str()?.parse().ok()?, dnat["port"].as_u64()?.try_into().ok()?))
         });
-        Standing { guards: Family::ALL.into_iter().filter(guards).collect(), targets: targets.collect() }
+        Standing { guards: Family::ALL.into_iter().filter(guards).collect(), targets: targets.collect(), ..Standing::default() }
     }
 
     /// Whether this, listed right after the wanted rules were loaded, is how another version of the program words them.
@@ -198,6 +191,25 @@ impl Statements {
         Self(matches.chain([verdict]).collect())
     }
 
+    /// Whether this is the wanted rule of the guard, but for what a version of the program adds to it or leaves out by itself:
+    /// the family, which the address says too, and TCP before a reset, which is an answer to TCP alone.
+    fn says(&self, wanted: &Self) -> bool {
+        let bare = |rule: &Self| {
+            let resets = rule.0.last().is_some_and(|verdict| verdict["reject"]["type"] == "tcp reset");
+            let family = if wanted.0.iter().any(|one| one["match"]["left"]["payload"]["protocol"] == "ip6") { "6" } else { "4" };
+            let goes_without_saying = |one: &&Value| {
+                let of_family = match text(&one["match"]["right"]).as_str() {
+                    "tcp" | "6" => resets,
+                    "ip6" | "ipv6" => family == "6",
+                    _ => family == "4",
+                };
+                is_protocol(one) && of_family
+            };
+            rule.0.iter().filter(|one| !goes_without_saying(one)).cloned().collect::<Vec<_>>()
+        };
+        bare(self) == bare(wanted)
+    }
+
     /// See [`Listing::is_another_wording_of`].
     fn rewords(&self, wanted: &Self) -> bool {
         let (Some((verdict, matches)), Some((wanted_verdict, wanted_matches))) = (self.0.split_last(), wanted.0.split_last()) else {
@@ -222,6 +234,26 @@ impl fmt::Display for Statements {
         let words: Vec<_> = self.0.iter().map(words).collect();
         f.write_str(&words.join(" "))
     }
+}
+
+/// The chains of a list of all tables that change destinations ahead of this priority, but for our own, in words.
+pub(super) fn nat_ahead_of(json: &str, priority: i32) -> Vec<String> {
+    let listed: Value = serde_json::from_str(json).unwrap_or_default();
+    let chains = listed["nftables"].as_array().into_iter().flatten().map(|object| &object["chain"]);
+    let ahead = chains.filter(|chain| {
+        let is_ours = chain["family"] == "inet" && chain["table"] == TABLE;
+        let is_nat = chain["type"] == "nat" && chain["hook"] == "prerouting";
+        is_nat && !is_ours && chain["prio"].as_i64().is_some_and(|prio| prio < priority.into())
+    });
+    let words = ahead.map(|chain| {
+        let [family, table, name] = ["family", "table", "name"].map(|field| text(&chain[field]));
+        format!(
+            "the chain {name} of the table {family} {table} changes destinations at priority {}, ahead of ours at {priority}: what it \
+             does to a pod's packet comes first",
+            chain["prio"]
+        )
+    });
+    words.collect()
 }
 
 /// "1 rule", "2 rules".

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 
 use super::*;
-use crate::redirect::rules::Targets;
+use crate::redirect::rules::{Family, Targets};
 
 fn interface(name: &str, negated: bool) -> InterfaceMatch {
     InterfaceMatch { name: name.to_owned(), negated }
@@ -231,4 +231,47 @@ fn a_kernel_that_cannot_is_told_from_a_process_that_may_not() {
         assert!(matches!(error, RedirectError::Kernel { .. }) && error.to_string().contains("--redirect=iptables"), "{error}");
     }
     assert!(matches!(refused("Operation not permitted (you must be root)"), RedirectError::Refused { .. }));
+}
+
+#[test]
+fn chains_of_nat_ahead_of_ours_are_named() {
+    let chain = |table: &str, kind: &str, hook: &str, prio: i32| {
+        format!(r#"{{"chain": {{"family": "inet", "table": "{table}", "name": "c", "type": "{kind}", "hook": "{hook}", "prio": {prio}}}}}"#)
+    };
+    let chains = [
+        chain("ahead", "nat", "prerouting", -111),
+        chain("iptables", "nat", "prerouting", -100),
+        chain("marks", "filter", "prerouting", -300),
+        chain("leaving", "nat", "output", -300),
+        chain(TABLE, "nat", "prerouting", -300),
+    ];
+    let json = format!(r#"{{"nftables": [{{"metainfo": {{}}}}, {}]}}"#, chains.join(", "));
+    let [said] = &listing::nat_ahead_of(&json, OUR_NAT)[..] else { panic!("not one") };
+    assert!(said.starts_with("the chain c of the table inet ahead changes destinations at priority -111, ahead of ours at -110"), "{said}");
+    assert_eq!(listing::nat_ahead_of("", OUR_NAT), [""; 0]);
+}
+
+#[test]
+fn only_what_rejects_every_packet_to_the_address_is_a_guard() {
+    let guards = |found: &Listing| found.standing().guards.into_iter().collect::<Vec<_>>();
+    assert_eq!(guards(&Listing::read(&listed()).unwrap()), Family::ALL);
+    let tcp = r#"{"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}}, "#;
+    let plain = r#"{"reject": {"type": "icmp", "expr": "port-unreachable"}}"#;
+    let to = r#"{"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "daddr"}}, "right": "169.254.169.254"}}, "#;
+    let both = format!("{to}{plain}");
+    for (case, from, into) in [
+        ("to somewhere else", both.clone(), both.replace("daddr", "saddr")),
+        ("TCP alone", both.clone(), format!("{to}{tcp}{plain}")),
+        ("another operator", both.clone(), both.replace("==", "!=")),
+        ("a port", both.clone(), both.replace("daddr", "dport")),
+    ] {
+        assert_eq!(guards(&changed(&from, &into)), [], "{case}: what stands in the guard's chain is not all the guard's");
+    }
+    // Whatever is in the chain besides could be an accept.
+    assert_eq!(guards(&changed(plain, r#"{"accept": null}"#)), []);
+    // Versions leave this out.
+    assert_eq!(guards(&changed(tcp, "")), Family::ALL);
+    let ipv4 = r#"{"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}}, "#;
+    assert_eq!(guards(&changed(&both, &format!("{ipv4}{both}"))), Family::ALL);
+    assert_eq!(guards(&changed(&both, &format!("{}{both}", ipv4.replace("ipv4", "ipv6")))), []);
 }

@@ -11,10 +11,7 @@ pub(super) fn render(rules: &RuleSet) -> String {
     let mut text = format!("table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
     for hook in Hook::ALL {
         let rules = rules_of(rules, hook);
-        if rules.is_empty() {
-            continue;
-        }
-        let Place { chain, kind, hook, priority } = Place::of(hook);
+        let Some(Place { chain, kind, hook, priority }) = Place::of(hook).filter(|_| !rules.is_empty()) else { continue };
         text.push_str(&format!("\tchain {chain} {{\n\t\ttype {kind} hook {hook} priority {priority}; policy accept;\n"));
         for rule in rules {
             text.push_str(&format!("\t\t{}\n", self::rule(&rule)));
