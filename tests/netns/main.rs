@@ -5,14 +5,18 @@
 
 mod bed;
 mod boot;
+mod bridge;
 mod capabilities;
 mod connections;
 mod interfaces;
 mod iptables;
 mod iptables_packets;
 mod keep;
+mod kinds;
 mod lifetime;
+mod neighbours;
 mod nftables;
 mod node_address;
 mod overlap;
 mod selftest;
+mod upstream;
