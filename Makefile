@@ -23,8 +23,8 @@ test: ## everything: installs what tests need, then check, the tests, the demo
 check: ## format, boundaries, lints, dependencies, documentation
 	scripts/check
 
-bench: ## how fast requests are served, what a session and what pods cost, what one pod can do to another
-	cargo bench --locked --bench serve --bench sessions --bench decide --bench memory --bench abuse
+bench: ## how fast requests are served, what a session and pods cost, what one pod can do to another, how soon the rules hold
+	cargo bench --locked --bench serve --bench sessions --bench decide --bench memory --bench abuse --bench rules
 
 fuzz: ## every fuzz target for FUZZ_SECONDS (60); needs a nightly toolchain and cargo-fuzz
 	cargo fuzz --version >/dev/null || cargo install --locked cargo-fuzz --version $(CARGO_FUZZ_VERSION)

@@ -6,6 +6,14 @@
 //!   pod 10.42.0.3 ── eth0 ═ veth2 ─┘   (on lo, forwards)            (with_imds only)
 //! ```
 //!
+//! Pods may also share a bridge, as the CNI plugin of that name has it ([`Node::add_bridge`]):
+//!
+//! ```text
+//!   pod 10.42.128.2 ── eth0 ═ veth3 ─┐
+//!                                    cni0 10.42.128.1/24 on the node
+//!   pod 10.42.128.3 ── eth0 ═ veth4 ─┘
+//! ```
+//!
 //! None of these namespaces has a route out, so no packet to the metadata address can leave the machine. They have no
 //! names either: each is kept alive by a file descriptor of this process, and the kernel takes it away, with its
 //! interfaces and rules, when the process ends, however it ends. Nothing is global, so any number of nodes with the
@@ -44,6 +52,8 @@ const IMDS_INTERFACE: &str = "imds";
 /// The node's end of every veth: the next hop of the default IPv6 route. The node's address on `lo` cannot be, as
 /// neighbour discovery answers only for addresses of the interface itself.
 const GATEWAY_IP6: &str = "fe80::1";
+/// The third byte of the addresses behind a node's bridge, which are 10.42.128.0/24 and fd00:42::8000/120.
+const BRIDGE_NET: u8 = 128;
 /// The longest name of a network interface.
 const INTERFACE_NAME_MAX: usize = 15;
 
@@ -65,6 +75,19 @@ pub struct PodOptions<'a> {
     /// An address of 10.42.0.0/16 that no living pod has, for example one that a dropped pod had. The IPv6 address
     /// follows from it. `None`: the next address that no pod ever had.
     pub ip: Option<Ipv4Addr>,
+    /// The bridge that the node's end of the veth is a port of. `None`: the pod is tied to the node alone, and has routes.
+    pub bridge: Option<&'a Bridge>,
+}
+
+/// A bridge of the node, the next hop of the pods that are its ports.
+#[derive(Debug)]
+pub struct Bridge {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub ip: Ipv4Addr,
+    /// Its IPv6 address.
+    pub ip6: Ipv6Addr,
 }
 
 /// A pod: a namespace whose `eth0` has the pod's addresses and whose default route is the node.
@@ -98,7 +121,7 @@ struct ClaimsState {
 
 impl Default for PodOptions<'_> {
     fn default() -> Self {
-        Self { name: "pod", interface_prefix: "veth", ip: None }
+        Self { name: "pod", interface_prefix: "veth", ip: None, bridge: None }
     }
 }
 
@@ -173,15 +196,32 @@ impl Node {
         self.add_pod_with(PodOptions { name, ..PodOptions::default() })
     }
 
+    /// Adds a bridge for pods, with the first address of a network of its own: a node has one at most.
+    ///
+    /// # Errors
+    /// If there is one already, or it cannot be made.
+    pub fn add_bridge(&self, name: &str) -> Result<Bridge, NodeError> {
+        let [a, b, ..] = NODE_IP.octets();
+        let (ip, _) = self.claims.claim(Some(Ipv4Addr::new(a, b, BRIDGE_NET, 1)), 0)?;
+        let bridge = Bridge { name: name.to_owned(), ip, ip6: ip6_of(ip) };
+        self.ns.ip_batch(&format!(
+            "link add {name} type bridge\n\
+             addr add {ip}/24 dev {name}\n\
+             addr add {ip6}/120 dev {name} nodad\n\
+             link set {name} up\n",
+            ip6 = bridge.ip6,
+        ))?;
+        Ok(bridge)
+    }
+
     /// Adds a pod.
     ///
     /// # Errors
     /// If the address is not of 10.42.0.0/16, is the node's or a living pod's, if the interface's name would be too
     /// long, or if the namespace cannot be made or set up.
     pub fn add_pod_with(&self, options: PodOptions<'_>) -> Result<PodNs, NodeError> {
-        let (ip, number) = self.claims.claim(options.ip)?;
-        let [.., high, low] = ip.octets();
-        let ip6 = Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, u16::from_be_bytes([high, low]));
+        let (ip, number) = self.claims.claim(options.ip, if options.bridge.is_some() { BRIDGE_NET } else { 0 })?;
+        let ip6 = ip6_of(ip);
         // From here on a failure drops the pod, which releases the claim.
         let pod = PodNs {
             name: options.name.to_owned(),
@@ -197,13 +237,25 @@ impl Node {
             return Err(NodeError::InterfaceName(interface.clone()));
         }
         // In this order both ends are up when the routes that need them are added.
+        let path = pod.ns.path();
+        let made = format!("link add {interface} type veth peer name eth0 netns {path}\n");
+        if let Some(bridge) = options.bridge {
+            self.ns.ip_batch(&format!("{made}link set {interface} master {} up\n", bridge.name))?;
+            pod.ns.ip_batch(&format!(
+                "addr add {ip}/24 dev eth0\n\
+                 addr add {ip6}/120 dev eth0 nodad\n\
+                 link set eth0 up\n\
+                 route add default via {} dev eth0\n\
+                 route add default via {} dev eth0\n",
+                bridge.ip, bridge.ip6,
+            ))?;
+            return Ok(pod);
+        }
         self.ns.ip_batch(&format!(
-            "link add {interface} type veth peer name eth0 netns {path}\n\
-             addr add {GATEWAY_IP6}/64 dev {interface} nodad\n\
+            "{made}addr add {GATEWAY_IP6}/64 dev {interface} nodad\n\
              link set {interface} up\n\
              route add {ip}/32 dev {interface}\n\
              route add {ip6}/128 dev {interface}\n",
-            path = pod.ns.path(),
         ))?;
         pod.ns.ip_batch(&format!(
             "addr add {ip}/32 dev eth0\n\
@@ -223,7 +275,8 @@ impl PodNs {
         &self.ns
     }
 
-    /// The name of the node's end of the pod's veth: what PREROUTING sees as the input interface.
+    /// The name of the node's end of the pod's veth: what PREROUTING sees as the input interface, unless it is a
+    /// bridge's port: then it sees the bridge.
     pub fn host_interface(&self) -> &str {
         &self.interface
     }
@@ -254,11 +307,12 @@ impl Claims {
     }
 
     /// An address, and a number that no other interface of the node has.
-    fn claim(&self, wanted: Option<Ipv4Addr>) -> Result<(Ipv4Addr, u32), NodeError> {
+    /// Where no address is wanted, the first free one whose third byte is `net` or more.
+    fn claim(&self, wanted: Option<Ipv4Addr>, net: u8) -> Result<(Ipv4Addr, u32), NodeError> {
         let mut state = self.state();
         let ip = match wanted {
             Some(ip) => ip,
-            None => (2..u16::MAX)
+            None => (u16::from_be_bytes([net, 2])..u16::MAX)
                 .map(|host| {
                     let [high, low] = host.to_be_bytes();
                     Ipv4Addr::new(10, 42, high, low)
@@ -281,4 +335,10 @@ impl Claims {
     fn release(&self, ip: Ipv4Addr) {
         self.state().now.remove(&ip);
     }
+}
+
+/// The IPv6 address that goes with one of 10.42.0.0/16.
+fn ip6_of(ip: Ipv4Addr) -> Ipv6Addr {
+    let [.., high, low] = ip.octets();
+    Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, u16::from_be_bytes([high, low]))
 }

@@ -11,7 +11,7 @@ use rolegate_lab::node::{NODE_IP6, find_program, skip};
 use tempfile::TempDir;
 
 use crate::bed::{Bed, METADATA, METADATA6, PATIENCE, Pod, fetch, image};
-use crate::boot::{count_packets_of, guard, packets, try_everything_for};
+use crate::boot::{guard, try_everything_for};
 use crate::keep::by_hand;
 
 const FAMILIES: [&str; 2] = ["iptables", "ip6tables"];
@@ -23,11 +23,11 @@ fn each_flavour(test: impl Fn(&Bed, &Pod, &TempDir, &str)) {
     for flavour in ["nft", "legacy"] {
         let (Some(bed), Some(image)) = (Bed::new(), image(flavour)) else { return };
         let pod = bed.pod("web", "veth");
-        count_packets_of(&bed, &pod);
+        bed.count_packets_of_pods();
         try_everything_for(&pod, IN_VAIN);
-        assert!(packets(&bed) >= 6, "{flavour}: packets are not counted");
+        assert!(bed.packets_of_pods() >= 6, "{flavour}: packets are not counted");
         bed.node.imds().unwrap().sh("nft reset counters table inet seen >/dev/null; nft delete table inet seen").unwrap();
-        count_packets_of(&bed, &pod);
+        bed.count_packets_of_pods();
         test(&bed, &pod, &image, flavour);
     }
 }
@@ -46,7 +46,7 @@ fn accept_ahead(bed: &Bed, flavour: &str) {
 #[track_caller]
 fn assert_closed(bed: &Bed, pod: &Pod, case: &str) {
     assert!(!try_everything_for(pod, IN_VAIN), "{case}");
-    assert_eq!(packets(bed), 0, "{case}: a packet of the pod got through");
+    assert_eq!(bed.packets_of_pods(), 0, "{case}: a packet of the pod got through");
     for address in [METADATA, METADATA6] {
         assert!(fetch(bed.node.ns(), address).is_ok(), "{case}: the node's own process, {address}");
     }
@@ -99,7 +99,7 @@ fn an_accept_ahead_of_a_running_daemons_guard_opens_nothing() {
         for _time in 0..5 {
             accept_ahead(bed, flavour);
             try_everything_for(pod, IN_VAIN);
-            assert_eq!(packets(bed), 0, "{flavour}: a packet of the pod got through");
+            assert_eq!(bed.packets_of_pods(), 0, "{flavour}: a packet of the pod got through");
         }
         if flavour == "legacy" {
             let forward = bed.node.ns().sh("iptables-legacy -w 30 -S FORWARD").unwrap();
@@ -164,7 +164,7 @@ fn a_kernel_without_the_table_security_is_closed_by_mangle() {
         assert!(daemon.log().contains("has no table `security`"), "{}", daemon.log());
         accept_ahead(bed, flavour);
         try_everything_for(pod, IN_VAIN);
-        assert_eq!(packets(bed), 0, "{flavour}: a packet of the pod got through");
+        assert_eq!(bed.packets_of_pods(), 0, "{flavour}: a packet of the pod got through");
         assert_eq!(bed.node.ns().sh(&mangle).unwrap().matches("-j ROLEGATE-BACKSTOP").count(), 2);
     });
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use rolegate_lab::daemon::{Daemon, Setup};
 use rolegate_lab::imds::Imds;
 use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
-use rolegate_lab::node::{IMDS_IP, IMDS_IP6, NODE_IP, Netns, Node, PodNs, PodOptions, available_or_skip, find_program, skip};
+use rolegate_lab::node::{
+    Bridge, IMDS_IP, IMDS_IP6, NODE_IP, NODE_IP6, Netns, Node, PodNs, PodOptions, available_or_skip, find_program, skip,
+};
 use rolegate_lab::player::{self, Response};
 use rolegate_lab::sts::{Role, Sts};
 use serde_json::Value;
@@ -99,14 +101,7 @@ impl Bed {
 
     /// A pod whose end of the veth on the node is called `interface_prefix` and a number.
     pub(crate) fn pod(&self, name: &str, interface_prefix: &str) -> Pod {
-        let ns = self.node.add_pod_with(PodOptions { name, interface_prefix, ip: None }).unwrap();
-        let role = format!("role-of-{name}");
-        let arn = arn(&role);
-        self.sts.add_role(Role::new(&arn));
-        let (ip, ip6) = (ns.ip.to_string(), ns.ip6.to_string());
-        let object = PodBuilder::new("team-a", name).ips([ip.as_str(), ip6.as_str()]).annotation("iam.amazonaws.com/role", &arn);
-        self.api.apply(Resource::Pods, object.build());
-        Pod { ns, role }
+        self.pod_with(PodOptions { name, interface_prefix, ..PodOptions::default() })
     }
 
     /// The daemon, keeping the rule; without an address for it.
@@ -196,6 +191,41 @@ impl Bed {
         let own = [IpAddr::from(pod.ip), IpAddr::from(pod.ip6)];
         let requests = self.imds.iter().flat_map(Imds::requests);
         requests.filter(|request| own.contains(&request.peer.ip())).count()
+    }
+
+    /// A pod whose end of the veth is a port of this bridge.
+    pub(crate) fn pod_at(&self, name: &str, bridge: &Bridge) -> Pod {
+        self.pod_with(PodOptions { name, bridge: Some(bridge), ..PodOptions::default() })
+    }
+
+    /// A pod of the API that is made so.
+    fn pod_with(&self, options: PodOptions<'_>) -> Pod {
+        let (name, ns) = (options.name, self.node.add_pod_with(options).unwrap());
+        let role = format!("role-of-{name}");
+        let arn = arn(&role);
+        self.sts.add_role(Role::new(&arn));
+        let (ip, ip6) = (ns.ip.to_string(), ns.ip6.to_string());
+        let object = PodBuilder::new("team-a", name).ips([ip.as_str(), ip6.as_str()]).annotation("iam.amazonaws.com/role", &arn);
+        self.api.apply(Resource::Pods, object.build());
+        Pod { ns, role }
+    }
+
+    /// Has the metadata service's kernel count what arrives there from pods or neighbours, of any port and protocol.
+    pub(crate) fn count_packets_of_pods(&self) {
+        let rules = format!(
+            "nft -f - <<'END'\ntable inet seen {{\nchain of_others {{\ntype filter hook prerouting priority -300;\n\
+             ip saddr 10.42.0.0/16 ip saddr != {NODE_IP} counter\nip6 saddr fd00:42::/64 ip6 saddr != {NODE_IP6} counter\n}}\n}}\nEND"
+        );
+        self.node.imds().unwrap().sh(&rules).unwrap();
+    }
+
+    /// How many packets these were until now, both families together.
+    pub(crate) fn packets_of_pods(&self) -> u64 {
+        let listed = self.node.imds().unwrap().sh("nft list table inet seen").unwrap();
+        let counts = listed.split("counter packets ").skip(1).map(|rest| rest.split(' ').next().unwrap().parse::<u64>().unwrap());
+        let counts: Vec<u64> = counts.collect();
+        assert_eq!(counts.len(), 2, "{listed}");
+        counts.iter().sum()
     }
 
     /// The rules of PREROUTING, and where ours sends requests to.

@@ -7,80 +7,23 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rolegate_lab::daemon::Setup;
 use rolegate_lab::node::{NODE_IP, NODE_IP6, find_program, skip};
-use tempfile::TempDir;
 
 use crate::bed::{Bed, METADATA, METADATA6, PATIENCE, Pod, fetch, image};
 use crate::iptables_packets::datagram;
+use crate::kinds::{Kind, on_node};
 
 /// The script, as the unit and the user data have it.
 const INSTALLED: &str = "/usr/local/sbin/rolegate-guard";
 /// EC2 takes so much user data, before it is encoded, and the cluster needs most of it.
 const USER_DATA_SHARE: usize = 16 * 1024 / 2;
-/// How often a pod is served before it stops asking.
+/// Clients of a pod at once.
+const CLIENTS_OF_POD: usize = 3;
+/// How often a client is served before it stops asking.
 const SERVED: usize = 20;
-
-/// What a node has to set rules with.
-struct Kind {
-    name: &'static str,
-    /// A directory with these programs and nothing else.
-    programs: TempDir,
-    backend: &'static str,
-    /// What a firewall does that begins anew.
-    flush: &'static str,
-    /// All rules of the node.
-    list: &'static str,
-}
-
-impl Kind {
-    /// Every one that this machine has the programs for; the others are skipped, with the reason said.
-    fn all() -> Vec<Kind> {
-        let nft = || {
-            let Some(program) = find_program("nft") else {
-                skip("the program `nft` is not installed");
-                return None;
-            };
-            let programs = tempfile::tempdir().unwrap();
-            symlink(program, programs.path().join("nft")).unwrap();
-            Some(programs)
-        };
-        let kind = |name, programs: Option<TempDir>, backend, flush, list| Some(Kind { name, programs: programs?, backend, flush, list });
-        [
-            kind("nft", nft(), "nftables", "nft flush ruleset", "nft list ruleset"),
-            kind("iptables-nft", image("nft"), "iptables", "nft flush ruleset", "nft list ruleset"),
-            kind(
-                "iptables-legacy",
-                image("legacy"),
-                "iptables",
-                "for table in filter security; do for program in iptables-legacy ip6tables-legacy; do \
-                 $program -w 30 -t $table -F; $program -w 30 -t $table -X; done; done",
-                "iptables-legacy -w 30 -S; ip6tables-legacy -w 30 -S",
-            ),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
-
-    fn path(&self) -> &str {
-        self.programs.path().to_str().unwrap()
-    }
-
-    fn setup(&self, bed: &Bed) -> Setup {
-        let setup = bed.setup_with_ip().argument(format!("--host-ip={NODE_IP6}")).argument(format!("--redirect={}", self.backend));
-        setup.env("PATH", self.path())
-    }
-
-    /// `rolegate redirect status` on the node.
-    fn status(&self, bed: &Bed, arguments: &[&str]) -> Output {
-        let redirect = format!("--redirect={}", self.backend);
-        let arguments = [&["redirect", "status", redirect.as_str()], arguments].concat();
-        on_node(bed, self.path(), Path::new(env!("CARGO_BIN_EXE_rolegate"))).args(arguments).output().unwrap()
-    }
-}
 
 /// A file of the repository.
 fn shipped(name: &str) -> PathBuf {
@@ -89,13 +32,6 @@ fn shipped(name: &str) -> PathBuf {
 
 fn read(name: &str) -> String {
     fs::read_to_string(shipped(name)).unwrap()
-}
-
-/// A program in the node's network, with these programs alone to be found.
-fn on_node(bed: &Bed, path: &str, program: &Path) -> Command {
-    let mut command = Command::new(find_program("nsenter").unwrap());
-    command.arg(format!("--net={}", bed.node.ns().path())).arg("--").arg(program).env_clear().env("PATH", path);
-    command
 }
 
 pub(crate) fn guard(bed: &Bed, path: &str) -> Output {
@@ -112,24 +48,6 @@ fn boot(bed: &Bed, kind: &Kind) {
 fn assert_ends(output: &Output, code: i32, words: &str) {
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(code) && said.contains(words), "{:?}: {said}", output.status);
-}
-
-/// Has the metadata service's kernel count what arrives there from a pod, of any port and protocol.
-pub(crate) fn count_packets_of(bed: &Bed, pod: &Pod) {
-    let rules = format!(
-        "nft -f - <<'END'\ntable inet seen {{\nchain from_pod {{\ntype filter hook prerouting priority -300;\n\
-         ip saddr {} counter\nip6 saddr {} counter\n}}\n}}\nEND",
-        pod.ip, pod.ip6
-    );
-    bed.node.imds().unwrap().sh(&rules).unwrap();
-}
-
-/// How many packets these were, both families together.
-pub(crate) fn packets(bed: &Bed) -> u64 {
-    let listed = bed.node.imds().unwrap().sh("nft list table inet seen").unwrap();
-    let counts: Vec<u64> = listed.split("counter packets ").skip(1).map(|rest| rest.split(' ').next().unwrap().parse().unwrap()).collect();
-    assert_eq!(counts.len(), 2, "{listed}");
-    counts.iter().sum()
 }
 
 /// A request, and a try of another port and of another protocol, in both families.
@@ -163,7 +81,7 @@ fn a_node_that_ran_the_guard_at_its_boot_is_closed_to_pods_and_open_to_itself() 
             pod.connect(listener.local_addr().unwrap(), PATIENCE).unwrap();
             assert_eq!(datagram(&pod, socket), Ok(()), "{}", kind.name);
         }
-        count_packets_of(&bed, &pod);
+        bed.count_packets_of_pods();
         let mut listed = Vec::new();
         for _time in 0..2 {
             boot(&bed, &kind);
@@ -184,7 +102,7 @@ fn a_node_that_ran_the_guard_at_its_boot_is_closed_to_pods_and_open_to_itself() 
             );
         }
         assert_eq!(listed[0], listed[1], "{}", kind.name);
-        assert_eq!(packets(&bed), 0, "{}", kind.name);
+        assert_eq!(bed.packets_of_pods(), 0, "{}", kind.name);
     }
 }
 
@@ -192,28 +110,42 @@ fn a_node_that_ran_the_guard_at_its_boot_is_closed_to_pods_and_open_to_itself() 
 fn the_daemon_takes_the_guard_over_under_load() {
     for kind in Kind::all() {
         let Some(bed) = Bed::new() else { return };
-        let pod = bed.pod("web", "veth");
-        count_packets_of(&bed, &pod);
-        try_everything(&pod);
-        assert!(packets(&bed) >= 6, "{}: packets are not counted", kind.name);
+        let pods = [bed.pod("web", "veth"), bed.pod("worker", "cali")];
+        bed.count_packets_of_pods();
+        assert!(!pods.iter().any(|pod| !try_everything(pod)), "{}: there is nothing in the way yet", kind.name);
+        assert!(bed.packets_of_pods() >= 12, "{}: packets are not counted", kind.name);
         boot(&bed, &kind);
-        let before = packets(&bed);
-        let refused_at_first = !try_everything(&pod);
+        let before = bed.packets_of_pods();
+        let refused_at_first = !pods.iter().any(try_everything);
+        // Those who were refused, and are refused still.
+        let tries = AtomicUsize::new(0);
         let daemon = std::thread::scope(|scope| {
-            let load = scope.spawn(|| {
-                let mut served = 0;
-                while served < SERVED {
-                    served += usize::from(try_everything(&pod));
-                }
-            });
+            let load: Vec<_> = pods
+                .iter()
+                .flat_map(|pod| [pod; CLIENTS_OF_POD])
+                .map(|pod| {
+                    scope.spawn(|| {
+                        let mut served = 0;
+                        while served < SERVED {
+                            served += usize::from(try_everything(pod));
+                            tries.fetch_add(1, Ordering::SeqCst);
+                        }
+                    })
+                })
+                .collect();
+            while tries.load(Ordering::SeqCst) < load.len() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             let daemon = bed.start(&kind.setup(&bed));
-            load.join().unwrap();
+            load.into_iter().for_each(|client| client.join().unwrap());
             daemon
         });
         assert!(refused_at_first, "{}", kind.name);
-        assert_eq!(packets(&bed), before, "{}: a packet of the pod got through", kind.name);
-        bed.assert_served(&pod, METADATA);
-        bed.assert_served(&pod, METADATA6);
+        assert_eq!(bed.packets_of_pods(), before, "{}: a packet of a pod got through", kind.name);
+        for pod in &pods {
+            bed.assert_served(pod, METADATA);
+            bed.assert_served(pod, METADATA6);
+        }
 
         let (port, ips) = (format!("--app-port={}", daemon.metadata_address().port()), format!("--host-ip={NODE_IP},{NODE_IP6}"));
         let wanted = [port.as_str(), ips.as_str()];
@@ -226,8 +158,8 @@ fn the_daemon_takes_the_guard_over_under_load() {
         // Somebody runs it once more.
         boot(&bed, &kind);
         assert_ends(&kind.status(&bed, &wanted), 0, "port 80 leads to the daemon");
-        bed.assert_served(&pod, METADATA);
-        assert_eq!(packets(&bed), before, "{}", kind.name);
+        pods.iter().for_each(|pod| bed.assert_served(pod, METADATA));
+        assert_eq!(bed.packets_of_pods(), before, "{}", kind.name);
     }
 }
 

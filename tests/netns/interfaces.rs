@@ -1,6 +1,13 @@
 //! Which interfaces are redirected; what comes in on others is rejected, as the guard knows no interfaces.
 
-use crate::bed::{Bed, METADATA};
+use std::io::ErrorKind;
+
+use crate::bed::{Bed, METADATA, METADATA6, PATIENCE};
+use crate::kinds::Kind;
+
+/// How interfaces of pods may be called, but for a number that follows: those of EC2's trunks and of network plugins, VLANs by
+/// their usual name, and what else the kernel takes. None is longer than the kernel allows with two digits more.
+const NAMES: [&str; 10] = ["vlan123", "eni0a1b2c3d4e5", "cali0123456789", "eth0.", "a-b_c", "v*", "v+", "$x;{}@~", "[ö]", "-"];
 
 #[test]
 fn every_interface_is_covered_unless_some_are_named() {
@@ -39,4 +46,42 @@ fn a_negated_name_leaves_out_that_interface_alone() {
     bed.assert_served(&first, METADATA);
     bed.assert_served(&second, METADATA);
     bed.assert_refused(&left_out);
+}
+
+#[test]
+fn oddly_named_interfaces_are_covered_like_any_other() {
+    for kind in Kind::all() {
+        let Some(bed) = Bed::new() else { return };
+        let pods: Vec<_> = NAMES.into_iter().enumerate().map(|(number, name)| bed.pod(&format!("pod-{number}"), name)).collect();
+        bed.count_packets_of_pods();
+        let _daemon = bed.start(&kind.setup(&bed));
+        for pod in &pods {
+            for metadata in [METADATA, METADATA6] {
+                bed.assert_served(pod, metadata);
+                let other = std::net::SocketAddr::new(metadata.ip(), 443);
+                let (interface, refused) = (pod.host_interface(), ErrorKind::ConnectionRefused);
+                assert_eq!(pod.connect(other, PATIENCE).unwrap_err().kind(), refused, "{} {interface}", kind.name);
+            }
+        }
+        assert_eq!(bed.packets_of_pods(), 0, "{}", kind.name);
+    }
+}
+
+/// The name is taken as it is written, whatever its characters mean to a shell, or in the language of the rules.
+#[test]
+fn an_odd_name_that_is_given_is_that_interface_alone() {
+    const GIVEN: [&str; 7] = ["vlan123", "eni0a1b2c3d4e5", "cali0123456789", "eth0.", "a-b_c", "v*", "$x;{}@~"];
+    for kind in Kind::all() {
+        let Some(bed) = Bed::new() else { return };
+        let pods: Vec<_> = GIVEN.into_iter().enumerate().map(|(number, name)| bed.pod(&format!("pod-{number}"), name)).collect();
+        for (number, covered) in pods.iter().enumerate() {
+            let left_out = &pods[(number + 1) % pods.len()];
+            let _daemon = bed.start(&kind.setup(&bed).argument(format!("--host-interface={}", covered.host_interface())));
+            let case = format!("{} {}", kind.name, covered.host_interface());
+            for metadata in [METADATA, METADATA6] {
+                bed.assert_served(covered, metadata);
+                assert_eq!(left_out.connect(metadata, PATIENCE).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{case}");
+            }
+        }
+    }
 }

@@ -9,6 +9,7 @@ use rolegate_lab::daemon::Setup;
 use rolegate_lab::node::{NODE_IP, find_program};
 
 use crate::bed::{Bed, METADATA, METADATA6, PATIENCE, Pod, fetch};
+use crate::kinds::Kind;
 
 const BACKENDS: [&str; 2] = ["nftables", "iptables"];
 
@@ -96,6 +97,28 @@ fn what_somebody_flushed_is_repaired() {
         let repairs = daemon.metric(Some(bed.node.ns()), "rolegate_redirect_repairs_total{outcome=\"repaired\"}").unwrap();
         assert!(repairs >= 1.0, "{repairs}");
     }
+}
+
+/// The kernel tells nobody of changes of this flavour.
+#[test]
+fn what_somebody_flushed_by_legacy_iptables_is_repaired_on_the_interval() {
+    let Some(bed) = Bed::new() else { return };
+    let Some(kind) = Kind::all().into_iter().find(|kind| kind.name == "iptables-legacy") else { return };
+    let pod = bed.pod("web", "veth");
+    let daemon = bed.start(&kind.setup(&bed).argument("--redirect-interval=1s"));
+    bed.assert_served(&pod, METADATA);
+    for time in 1..=2 {
+        bed.node.ns().sh(kind.flush).unwrap();
+        wait_until(|| match daemon.metric(Some(bed.node.ns()), "rolegate_redirect_repairs_total{outcome=\"repaired\"}")? {
+            repairs if repairs >= f64::from(time) => Ok(()),
+            repairs => Err(io::Error::other(format!("{repairs} repairs\n{}", daemon.log()))),
+        });
+        bed.assert_served(&pod, METADATA);
+        bed.assert_served(&pod, METADATA6);
+        assert_eq!(pod.connect((METADATA.ip(), 443).into(), PATIENCE).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
+    assert!(daemon.log().contains("somebody changed the packet rules; they are repaired"), "{}", daemon.log());
+    assert_eq!(daemon.metric(Some(bed.node.ns()), "rolegate_redirect_in_place").unwrap(), 1.0);
 }
 
 /// Somebody's rules for the metadata address, put ahead of ours.

@@ -13,6 +13,9 @@ use crate::bed::{Bed, METADATA, PATIENCE, Pod};
 
 /// Requests of the whole rolling update, at least.
 const REQUESTS: usize = 20_000;
+/// Daemons that follow the first one.
+const GENERATIONS: usize = 3;
+const BACKENDS: [&str; 2] = ["iptables", "nftables"];
 const PORT: u16 = 8181;
 const METRICS_PORT: u16 = 9543;
 
@@ -29,8 +32,8 @@ impl State {
         State(tempfile::tempdir().unwrap())
     }
 
-    fn start(&self, bed: &Bed, number: usize) -> Generation {
-        self.start_with(bed.setup_with_ip(), number)
+    fn start(&self, bed: &Bed, backend: &str, number: usize) -> Generation {
+        self.start_with(bed.setup_with_ip().argument(format!("--redirect={backend}")), number)
     }
 
     fn start_with(&self, setup: Setup, number: usize) -> Generation {
@@ -88,19 +91,19 @@ fn assert_right(bed: &Bed, tally: &Tally) {
     tally.keys.iter().for_each(|(key, role)| bed.assert_issued(key, role));
 }
 
-#[test]
-fn a_rolling_update_loses_no_request_of_twenty_thousand() {
+/// The daemons follow each other, the first with the first backend and each with the next.
+fn roll(backends: [&str; GENERATIONS + 1]) {
     let Some(bed) = Bed::new() else { return };
     let pods = [bed.pod("web", "veth"), bed.pod("worker", "cali")];
+    bed.count_packets_of_pods();
     let state = State::new();
-    let mut last = state.start(&bed, 0);
+    let mut last = state.start(&bed, backends[0], 0);
     last.wait_offered();
     let mut load = Load::default();
     pods.iter().for_each(|pod| ask(&mut load, pod));
-    const GENERATIONS: usize = 3;
-    for number in 1..=GENERATIONS {
+    for (number, backend) in backends.into_iter().enumerate().skip(1) {
         load.wait_for_more(REQUESTS / GENERATIONS / 3);
-        let next = state.start(&bed, number);
+        let next = state.start(&bed, backend, number);
         next.log_has("is taken over from the daemon that serves");
         next.wait_offered();
         last.log_has("another daemon accepts the pods' connections as well");
@@ -114,54 +117,82 @@ fn a_rolling_update_loses_no_request_of_twenty_thousand() {
     let tally = load.finish();
     assert_right(&bed, &tally);
     assert!(tally.answered >= REQUESTS, "{}", tally.answered);
-    pods.iter().for_each(|pod| assert_eq!(bed.metadata_requests_of(pod), 0, "{} reached the metadata service", pod.name));
-    assert_eq!(bed.rules("iptables").jumps(), 1);
+    assert_eq!(bed.packets_of_pods(), 0, "pods reached the metadata service");
+    assert_eq!(stands(&bed), [backends[GENERATIONS]]);
+}
+
+/// The backends that have rules of ours.
+fn stands(bed: &Bed) -> Vec<&'static str> {
+    let tables = bed.node.ns().sh("nft list tables").unwrap();
+    let nftables = tables.lines().any(|line| line == "table inet rolegate").then_some("nftables");
+    let iptables = (bed.rules("iptables").jumps() == 1).then_some("iptables");
+    nftables.into_iter().chain(iptables).collect()
+}
+
+#[test]
+fn a_rolling_update_loses_no_request_of_twenty_thousand() {
+    roll(["iptables"; GENERATIONS + 1]);
+}
+
+#[test]
+fn nor_does_one_with_nftables() {
+    roll(["nftables"; GENERATIONS + 1]);
+}
+
+/// The new daemon takes the rules of the old one away, which does not put them back.
+#[test]
+fn nor_does_one_that_changes_the_backend() {
+    roll(["iptables", "nftables", "iptables", "nftables"]);
 }
 
 /// What it had accepted is lost with it, and nothing else; afterwards it is as if it had never been.
 #[test]
 fn a_kill_of_the_old_daemon_while_two_overlap_costs_what_it_had_under_way_alone() {
-    let Some(bed) = Bed::new() else { return };
-    let pod = bed.pod("web", "veth");
-    let state = State::new();
-    let first = state.start(&bed, 0);
-    first.wait_offered();
-    let second = state.start(&bed, 1);
-    second.wait_offered();
-    let mut load = Load::default();
-    ask(&mut load, &pod);
-    load.wait_for_more(500);
-    drop(first.daemon);
-    second.log_has("the metrics port is free, and taken");
-    let failed = load.tally().failed;
-    assert!(failed <= 3, "each of three clients has one connection: {:?}", load.tally());
-    let before = load.answered();
-    while load.answered() < before + 500 {
-        std::thread::sleep(Duration::from_millis(2));
+    for backend in BACKENDS {
+        let Some(bed) = Bed::new() else { return };
+        let pod = bed.pod("web", "veth");
+        let state = State::new();
+        let first = state.start(&bed, backend, 0);
+        first.wait_offered();
+        let second = state.start(&bed, backend, 1);
+        second.wait_offered();
+        let mut load = Load::default();
+        ask(&mut load, &pod);
+        load.wait_for_more(500);
+        drop(first.daemon);
+        second.log_has("the metrics port is free, and taken");
+        let failed = load.tally().failed;
+        assert!(failed <= 3, "each of three clients has one connection: {:?}", load.tally());
+        let before = load.answered();
+        while load.answered() < before + 500 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let tally = load.finish();
+        assert_eq!(tally.failed, failed, "{tally:#?}");
+        assert_eq!(bed.metadata_requests_of(&pod), 0);
     }
-    let tally = load.finish();
-    assert_eq!(tally.failed, failed, "{tally:#?}");
-    assert_eq!(bed.metadata_requests_of(&pod), 0);
 }
 
 /// Refusals last as long as the restart, and there is never another answer than the right one.
 #[test]
 fn a_kill_of_the_only_daemon_is_refused_connections_until_the_next_one_serves() {
-    let Some(bed) = Bed::new() else { return };
-    let pod = bed.pod("web", "veth");
-    let state = State::new();
-    for number in 0..3 {
-        let daemon = state.start(&bed, number);
-        daemon.wait_offered();
-        let mut load = Load::default();
-        ask(&mut load, &pod);
-        load.wait_for_more(100);
-        assert_right(&bed, &load.finish());
-        drop(daemon.daemon);
-        let refused = pod.connect(METADATA, PATIENCE).unwrap_err();
-        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    for backend in BACKENDS {
+        let Some(bed) = Bed::new() else { return };
+        let pod = bed.pod("web", "veth");
+        let state = State::new();
+        for number in 0..3 {
+            let daemon = state.start(&bed, backend, number);
+            daemon.wait_offered();
+            let mut load = Load::default();
+            ask(&mut load, &pod);
+            load.wait_for_more(100);
+            assert_right(&bed, &load.finish());
+            drop(daemon.daemon);
+            let refused = pod.connect(METADATA, PATIENCE).unwrap_err();
+            assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        }
+        assert_eq!(bed.metadata_requests_of(&pod), 0);
     }
-    assert_eq!(bed.metadata_requests_of(&pod), 0);
 }
 
 /// It has the same address and port, and nobody of this node comes in by it.
@@ -172,7 +203,7 @@ fn the_socket_of_another_network_is_not_taken() {
     let state = State::new();
     let elsewhere = state.start_with(bed.setup_with_ip().argument("--redirect=none").inside(bed.node.imds().unwrap()), 0);
     elsewhere.log_has("the pods' socket is offered");
-    let daemon = state.start(&bed, 1);
+    let daemon = state.start(&bed, "iptables", 1);
     daemon.log_has("the pods' socket is not taken over");
     assert!(daemon.daemon.log().contains("it is of another network"), "{}", daemon.daemon.log());
     daemon.wait_offered();

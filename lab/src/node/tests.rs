@@ -63,6 +63,38 @@ fn a_pod_reaches_the_node_with_its_own_address() {
 }
 
 #[test]
+fn pods_of_a_bridge_reach_the_node_the_others_and_the_metadata_service() {
+    if !available_or_skip() {
+        return;
+    }
+    let node = Node::with_imds().unwrap();
+    let bridge = node.add_bridge("cni0").unwrap();
+    assert!(matches!(node.add_bridge("cni1"), Err(NodeError::Address { .. })));
+    let pod = |name| node.add_pod_with(PodOptions { name, bridge: Some(&bridge), ..PodOptions::default() }).unwrap();
+    let (a, b, beside) = (pod("a"), pod("b"), node.add_pod("beside").unwrap());
+    assert_eq!(
+        (a.ip.to_string(), b.ip6.to_string(), beside.ip.to_string()),
+        ("10.42.128.2".into(), "fd00:42::8003".into(), "10.42.0.2".into())
+    );
+    let imds = node.imds().unwrap();
+    for (server, ips) in [
+        (node.ns(), [IpAddr::from(node.ip()), node.ip6().into()]),
+        (node.ns(), [bridge.ip.into(), bridge.ip6.into()]),
+        (b.ns(), [b.ip.into(), b.ip6.into()]),
+        (beside.ns(), [beside.ip.into(), beside.ip6.into()]),
+        (imds, [IMDS_IP.into(), IMDS_IP6.into()]),
+    ] {
+        for (ip, own) in ips.into_iter().zip([IpAddr::from(a.ip), a.ip6.into()]) {
+            let target = SocketAddr::new(ip, PORT);
+            assert_eq!(seen_by(server.tcp_listener(target).unwrap(), &a, target).unwrap(), (own, target));
+        }
+    }
+    assert!(node.ns().sh("ip -o link show master cni0").unwrap().contains(a.host_interface()));
+    drop((a, b));
+    assert_eq!(node.ns().sh("ip -o link show master cni0").unwrap(), "");
+}
+
+#[test]
 fn pods_reach_each_other_through_the_node() {
     if !available_or_skip() {
         return;
@@ -116,7 +148,7 @@ fn a_dnat_rule_brings_metadata_traffic_to_the_node() {
         return skip("the program `iptables` is not installed");
     }
     let node = Node::with_imds().unwrap();
-    let pod = node.add_pod_with(PodOptions { name: "a", interface_prefix: "eni", ip: None }).unwrap();
+    let pod = node.add_pod_with(PodOptions { name: "a", interface_prefix: "eni", ..PodOptions::default() }).unwrap();
     assert_eq!(pod.host_interface(), "eni1");
     node.ns()
         .sh("iptables -w 5 -t nat -A PREROUTING -i eni+ -d 169.254.169.254/32 -p tcp --dport 80 \

@@ -211,7 +211,7 @@ fn a_direct_connection_is_dropped_but_the_nodes_own() {
 fn an_interface_with_an_odd_name_is_itself_alone() {
     let Some(node) = node() else { return };
     let listener = node.ns().tcp_listener((NODE_IP, PORT).into()).unwrap();
-    let pod = |name, interface_prefix| node.add_pod_with(PodOptions { name, interface_prefix, ip: None }).unwrap();
+    let pod = |name, interface_prefix| node.add_pod_with(PodOptions { name, interface_prefix, ..PodOptions::default() }).unwrap();
     let (odd, alike): (PodNs, PodNs) = (pod("odd", "odd"), pod("alike", "odd*"));
     let rename =
         format!("ip link set {} down; ip link set {0} name 'odd*' up; ip route add {}/32 dev 'odd*'", odd.host_interface(), odd.ip);

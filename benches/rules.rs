@@ -1,0 +1,229 @@
+//! How long pods wait for the packet rules: at a start, after somebody flushed them, and when the daemon was killed.
+//!
+//! Each run is a daemon of its own on a node of its own, made of network namespaces with nothing else in them. What is timed:
+//!
+//! - *start to guard*: from the start of the process until it says that the guard is in place;
+//! - *start to ready*: until its readiness says so: the rules are in place, the self-test passed, the pods are known;
+//! - *flush to repaired*: from just before somebody takes all rules away until the daemon says that they are repaired. It has run
+//!   for a while by then, so that it does not pause for an earlier comparison;
+//! - *kill to served*: from SIGKILL until a pod has its credentials from the daemon that is started at once. What a kubelet takes
+//!   to start a container comes on top.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::symlink;
+use std::time::{Duration, Instant};
+
+use rolegate_lab::daemon::{Daemon, Setup};
+use rolegate_lab::imds::Imds;
+use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
+use rolegate_lab::node::reexec_in_user_namespace_if_needed;
+use rolegate_lab::node::{IMDS_IP, IMDS_IP6, NODE_IP, NODE_IP6, Netns, Node, PodNs, available, find_program};
+use rolegate_lab::player;
+use rolegate_lab::sts::{Role, Sts};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// Daemons that are started of each kind; a run has one more, after its kill.
+const RUNS: u32 = 10;
+/// How long anything may take before the benchmark gives up.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// How long a daemon is left alone before its rules are flushed. Each run adds a tenth of a second, so that it is another part of
+/// the interval each time.
+const QUIET: Duration = Duration::from_millis(1500);
+const APP_PORT: u16 = 8181;
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9543);
+const METADATA: SocketAddr = SocketAddr::new(IpAddr::V4(IMDS_IP), 80);
+const ROLE: &str = "web-role";
+
+/// What sets the rules.
+struct Kind {
+    name: &'static str,
+    backend: &'static str,
+    /// The flavour that `iptables` is.
+    flavour: Option<&'static str>,
+    interval: &'static str,
+    flush: &'static str,
+}
+
+const KINDS: [Kind; 3] = [
+    Kind { name: "nftables", backend: "nftables", flavour: None, interval: "30s", flush: "nft flush ruleset" },
+    Kind { name: "iptables, nft", backend: "iptables", flavour: Some("nft"), interval: "30s", flush: "nft flush ruleset" },
+    Kind {
+        name: "iptables, legacy, --redirect-interval=1s",
+        backend: "iptables",
+        flavour: Some("legacy"),
+        interval: "1s",
+        flush: "for program in iptables-legacy ip6tables-legacy; do for table in filter nat; do \
+                $program -w 30 -t $table -F; $program -w 30 -t $table -X; done; done",
+    },
+];
+
+/// What is timed, in its order.
+const TIMES: [&str; 4] = ["start to guard", "start to ready", "flush to repaired", "kill to served"];
+
+fn main() {
+    let possible = reexec_in_user_namespace_if_needed().map_err(|error| error.to_string());
+    if let Err(why) = possible.and_then(|()| available().map_err(|error| error.to_string())) {
+        println!("the packet rules are not measured: there can be no network namespaces here: {why}");
+        return;
+    }
+    println!("median / worst of {RUNS} runs:");
+    println!("| | {} |\n|---|---|---|---|---|", TIMES.join(" | "));
+    for kind in &KINDS {
+        let programs = match kind.programs() {
+            Ok(programs) => programs,
+            Err(missing) => {
+                println!("| {} | not measured: the program `{missing}` is not installed | | | |", kind.name);
+                continue;
+            }
+        };
+        let mut times = [const { Vec::new() }; TIMES.len()];
+        for run in 0..RUNS {
+            let took = World::new().run(kind, &programs, run);
+            times.iter_mut().zip(took).for_each(|(times, took)| times.push(took));
+        }
+        println!("| {} | {} |", kind.name, times.map(median_and_worst).join(" | "));
+    }
+}
+
+fn median_and_worst(mut times: Vec<Duration>) -> String {
+    times.sort();
+    let text = |time: Duration| {
+        if time < Duration::from_secs(1) { format!("{} ms", time.as_millis()) } else { format!("{:.1} s", time.as_secs_f64()) }
+    };
+    format!("{} / {}", text(times[times.len() / 2]), text(times[times.len() - 1]))
+}
+
+impl Kind {
+    /// A directory with what the daemon may run, by the plain names; or what is missing for it.
+    fn programs(&self) -> Result<TempDir, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let link = |name: &str, of: String| {
+            let program = find_program(&of).ok_or(of)?;
+            symlink(program, directory.path().join(name)).unwrap();
+            Ok::<(), String>(())
+        };
+        match self.flavour {
+            None => link("nft", "nft".to_owned())?,
+            Some(flavour) => {
+                for family in ["iptables", "ip6tables"] {
+                    for part in ["", "-restore", "-save"] {
+                        link(&format!("{family}{part}"), format!("{family}-{flavour}{part}"))?;
+                    }
+                }
+                // By which the flushing is done.
+                find_program("nft").ok_or("nft")?;
+            }
+        }
+        // Without it a start logs a warning, and takes less time than on a node.
+        link("conntrack", "conntrack".to_owned())?;
+        Ok(directory)
+    }
+}
+
+/// A node, what the daemon on it talks to, and one pod.
+struct World {
+    node: Node,
+    pod: PodNs,
+    api: KubeApi,
+    sts: Sts,
+    _imds: [Imds; 2],
+    _runtime: Runtime,
+}
+
+impl World {
+    fn new() -> World {
+        let node = Node::with_imds().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let inside = runtime.enter();
+        let on_node = || node.ns().tcp_listener((NODE_IP, 0).into()).unwrap();
+        let (api, sts) = (KubeApi::start(on_node()).unwrap(), Sts::start(on_node()).unwrap());
+        let behind = node.imds().unwrap();
+        let imds = [IpAddr::from(IMDS_IP), IMDS_IP6.into()].map(|ip| Imds::start(behind.tcp_listener((ip, 80).into()).unwrap()).unwrap());
+        drop(inside);
+        let pod = node.add_pod("web").unwrap();
+        let arn = format!("arn:aws:iam::111122223333:role/{ROLE}");
+        sts.add_role(Role::new(&arn));
+        let object = PodBuilder::new("shop", "web").node("node-a").ip(&pod.ip.to_string()).annotation("iam.amazonaws.com/role", &arn);
+        api.apply(Resource::Pods, object.build());
+        World { node, pod, api, sts, _imds: imds, _runtime: runtime }
+    }
+
+    fn setup(&self, kind: &Kind, programs: &TempDir) -> Setup {
+        Setup::new(env!("CARGO_BIN_EXE_rolegate"))
+            .inside(self.node.ns())
+            .env("AWS_ENDPOINT_URL_STS", self.sts.url())
+            .env("PATH", programs.path().to_str().unwrap())
+            .argument("--node=node-a")
+            .argument(format!("--api-server={}", self.api.url()))
+            .argument(format!("--host-ip={NODE_IP},{NODE_IP6}"))
+            .argument(format!("--redirect={}", kind.backend))
+            .argument(format!("--redirect-interval={}", kind.interval))
+            // In place of the free ones that tests get: a daemon that is started again has the same.
+            .argument(format!("--app-port={APP_PORT}"))
+            .argument(format!("--metrics-port={}", METRICS.port()))
+    }
+
+    /// One daemon, and the one after it; the times in the order of [`TIMES`].
+    fn run(&self, kind: &Kind, programs: &TempDir, run: u32) -> [Duration; TIMES.len()] {
+        let setup = self.setup(kind, programs);
+        let began = Instant::now();
+        let daemon = setup.spawn().unwrap();
+        wait_for_message(&daemon, "the guard is in place: ");
+        let guarded = began.elapsed();
+        wait_for(&daemon, || is_ready(self.node.ns()));
+        let ready = began.elapsed();
+        assert_eq!(role_of(&self.pod).unwrap(), ROLE);
+
+        std::thread::sleep(QUIET + run * Duration::from_millis(100));
+        let began = Instant::now();
+        self.node.ns().sh(kind.flush).unwrap();
+        wait_for_message(&daemon, "somebody changed the packet rules; they are repaired");
+        let repaired = began.elapsed();
+        assert_eq!(role_of(&self.pod).unwrap(), ROLE);
+
+        let began = Instant::now();
+        // By SIGKILL, and waited for.
+        drop(daemon);
+        let daemon = setup.spawn().unwrap();
+        wait_for(&daemon, || role_of(&self.pod).is_ok_and(|role| role == ROLE));
+        [guarded, ready, repaired, began.elapsed()]
+    }
+}
+
+fn wait_for_message(daemon: &Daemon, wanted: &str) {
+    daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|message| message.starts_with(wanted))).unwrap();
+}
+
+fn wait_for(daemon: &Daemon, is: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is() {
+        assert!(Instant::now() < deadline, "it did not come to pass\n{}", daemon.log());
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+fn is_ready(node: &Netns) -> bool {
+    let answer = node.connect(METRICS, PATIENCE).and_then(|stream| player::request(stream, "GET", "/readyz", &[("Host", "localhost")]));
+    answer.is_ok_and(|answer| answer.status == 200)
+}
+
+/// The role whose credentials the pod is given, as an SDK asks for them.
+fn role_of(pod: &Netns) -> io::Result<String> {
+    const LIST: &str = "/latest/meta-data/iam/security-credentials/";
+    let stream = pod.connect(METADATA, PATIENCE)?;
+    let ask = |method: &str, path: &str, header: (&str, &str)| {
+        let answer = player::request(&stream, method, path, &[("Host", "169.254.169.254"), header])?;
+        if answer.status == 200 { Ok(answer.text()) } else { Err(io::Error::other(format!("{method} {path}: {}", answer.status))) }
+    };
+    let token = ask("PUT", "/latest/api/token", ("X-aws-ec2-metadata-token-ttl-seconds", "60"))?;
+    let with_token = ("X-aws-ec2-metadata-token", token.as_str());
+    let role = ask("GET", LIST, with_token)?;
+    ask("GET", &format!("{LIST}{role}"), with_token)?;
+    Ok(role)
+}

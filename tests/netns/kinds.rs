@@ -1,0 +1,79 @@
+//! What a node can set rules with: each kind that this machine has, one after the other.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use rolegate_lab::daemon::Setup;
+use rolegate_lab::node::{NODE_IP6, find_program, skip};
+use tempfile::TempDir;
+
+use crate::bed::{Bed, image};
+
+/// What a node has to set rules with.
+pub(crate) struct Kind {
+    pub(crate) name: &'static str,
+    /// A directory with these programs and nothing else.
+    programs: TempDir,
+    pub(crate) backend: &'static str,
+    /// What a firewall does that begins anew.
+    pub(crate) flush: &'static str,
+    /// All rules of the node.
+    pub(crate) list: &'static str,
+}
+
+impl Kind {
+    /// Every one that this machine has the programs for; the others are skipped, with the reason said.
+    pub(crate) fn all() -> Vec<Kind> {
+        let nft = || {
+            let Some(program) = find_program("nft") else {
+                skip("the program `nft` is not installed");
+                return None;
+            };
+            let programs = tempfile::tempdir().unwrap();
+            symlink(program, programs.path().join("nft")).unwrap();
+            Some(programs)
+        };
+        let kind = |name, programs: Option<TempDir>, backend, flush, list| Some(Kind { name, programs: programs?, backend, flush, list });
+        [
+            kind("nft", nft(), "nftables", "nft flush ruleset", "nft list ruleset"),
+            kind("iptables-nft", image("nft"), "iptables", "nft flush ruleset", "nft list ruleset"),
+            kind(
+                "iptables-legacy",
+                image("legacy"),
+                "iptables",
+                "for program in iptables-legacy ip6tables-legacy; do for table in filter security nat; do \
+                 $program -w 30 -t $table -F; $program -w 30 -t $table -X; done; done",
+                "iptables-legacy -w 30 -S; ip6tables-legacy -w 30 -S",
+            ),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    /// Where its programs are.
+    pub(crate) fn path(&self) -> &str {
+        self.programs.path().to_str().unwrap()
+    }
+
+    /// The daemon with this backend and these programs, for both families.
+    pub(crate) fn setup(&self, bed: &Bed) -> Setup {
+        let setup = bed.setup_with_ip().argument(format!("--host-ip={NODE_IP6}")).argument(format!("--redirect={}", self.backend));
+        setup.env("PATH", self.path())
+    }
+
+    /// `rolegate redirect status` on the node.
+    pub(crate) fn status(&self, bed: &Bed, arguments: &[&str]) -> Output {
+        let redirect = format!("--redirect={}", self.backend);
+        let arguments = [&["redirect", "status", redirect.as_str()], arguments].concat();
+        on_node(bed, self.path(), Path::new(env!("CARGO_BIN_EXE_rolegate"))).args(arguments).output().unwrap()
+    }
+}
+
+/// A program in the node's network, with these programs alone to be found.
+pub(crate) fn on_node(bed: &Bed, path: &str, program: &Path) -> Command {
+    let mut command = Command::new(find_program("nsenter").unwrap());
+    command.arg(format!("--net={}", bed.node.ns().path())).arg("--").arg(program).env_clear().env("PATH", path);
+    command
+}

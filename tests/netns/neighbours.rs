@@ -1,0 +1,187 @@
+//! Others on the node's network, and others who set rules on the node.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use rolegate_lab::node::{NODE_IP, NODE_IP6, PodNs, PodOptions};
+use rolegate_lab::player::request;
+
+use crate::bed::{Bed, METADATA, METADATA6, PATIENCE, fetch};
+use crate::kinds::Kind;
+
+/// How long a dropped connection is tried.
+const IN_VAIN: Duration = Duration::from_millis(700);
+
+/// Another node, behind an uplink of this one: nothing that the Kubernetes API has as a pod of this node.
+fn neighbour(bed: &Bed) -> PodNs {
+    bed.node.add_pod_with(PodOptions { name: "neighbour", interface_prefix: "uplink", ..PodOptions::default() }).unwrap()
+}
+
+/// Neither straight to the app port, nor by way of this node as its gateway.
+#[test]
+fn a_neighbour_of_the_node_gets_nothing_of_the_daemon_or_of_the_service() {
+    for kind in Kind::all() {
+        let Some(bed) = Bed::new() else { return };
+        let (pod, neighbour) = (bed.pod("web", "veth"), neighbour(&bed));
+        bed.count_packets_of_pods();
+        let daemon = bed.start(&kind.setup(&bed));
+        let (app, metrics) = (daemon.metadata_address().port(), daemon.metrics_address().port());
+        for (metadata, node) in [(METADATA, IpAddr::from(NODE_IP)), (METADATA6, NODE_IP6.into())] {
+            let (app, metrics) = (SocketAddr::new(node, app), SocketAddr::new(node, metrics));
+            for from in [&neighbour, &*pod] {
+                assert_eq!(from.connect(app, IN_VAIN).unwrap_err().kind(), ErrorKind::TimedOut, "{} {app} from {}", kind.name, from.name);
+            }
+            // It is the port that is shut, and not the node.
+            assert_eq!(request(neighbour.connect(metrics, PATIENCE).unwrap(), "GET", "/healthz", &[]).unwrap().status, 200);
+            assert_eq!(request(bed.node.ns().connect(app, PATIENCE).unwrap(), "GET", "/healthz", &[]).unwrap().status, 200);
+            assert!(fetch(&neighbour, metadata).is_err(), "{} {metadata}", kind.name);
+            let other = SocketAddr::new(metadata.ip(), 443);
+            assert_eq!(neighbour.connect(other, PATIENCE).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{} {other}", kind.name);
+            bed.assert_served(&pod, metadata);
+        }
+        assert_eq!(bed.packets_of_pods(), 0, "{}", kind.name);
+    }
+}
+
+/// DNAT of the metadata address to somebody else, in the programs of kube-proxy's modes.
+fn claims() -> [(&'static str, String); 3] {
+    let iptables = |flavour: &str| {
+        let family = |program: &str, metadata: IpAddr, to: String| {
+            let program = format!("{program}-{flavour} -w 30 -t nat");
+            format!(
+                "{program} -N KUBE-SERVICES; {program} -I PREROUTING 1 -j KUBE-SERVICES; \
+                 {program} -A KUBE-SERVICES -d {metadata} -p tcp --dport 80 -j DNAT --to-destination {to}\n"
+            )
+        };
+        family("iptables", METADATA.ip(), format!("{NODE_IP}:1")) + &family("ip6tables", METADATA6.ip(), format!("[{NODE_IP6}]:1"))
+    };
+    [("iptables-nft", iptables("nft")), ("iptables-legacy", iptables("legacy")), ("nft", nft_claim("dstnat"))]
+}
+
+fn nft_claim(priority: &str) -> String {
+    format!(
+        "nft -f - <<'END'\ntable inet kube-proxy {{\nchain nat-prerouting {{\ntype nat hook prerouting priority {priority};\n\
+         ip daddr {} tcp dport 80 dnat ip to {NODE_IP}:1\nip6 daddr {} tcp dport 80 dnat ip6 to [{NODE_IP6}]:1\n}}\n}}\nEND",
+        METADATA.ip(),
+        METADATA6.ip()
+    )
+}
+
+/// A Service may have the metadata address among its `externalIPs`, before the daemon comes or after it.
+#[test]
+fn a_service_that_claims_the_metadata_address_does_not_get_the_requests() {
+    for kind in Kind::all() {
+        for (theirs, claim) in claims() {
+            // iptables has one place for NAT, where the later of two tables comes first; the rules of iptables itself are
+            // brought back ahead of others, and a table of its own is what --redirect=nftables is for.
+            if kind.backend == "iptables" && theirs == "nft" {
+                continue;
+            }
+            let Some(bed) = Bed::new() else { return };
+            let pod = bed.pod("web", "veth");
+            let case = format!("{}, theirs by {theirs}", kind.name);
+            bed.node.ns().sh(&claim).unwrap();
+            for address in [METADATA, METADATA6] {
+                assert_eq!(pod.connect(address, PATIENCE).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{case} {address}");
+            }
+            bed.count_packets_of_pods();
+            let _daemon = bed.start(&kind.setup(&bed));
+            for address in [METADATA, METADATA6] {
+                bed.assert_served(&pod, address);
+            }
+            assert_eq!(bed.packets_of_pods(), 0, "{case}");
+        }
+    }
+}
+
+/// Ahead of every rule of ours: nobody can be served then, and the daemon does not call itself ready.
+#[test]
+fn rules_ahead_of_all_of_ours_are_noticed_and_open_nothing() {
+    for kind in Kind::all() {
+        let Some(bed) = Bed::new() else { return };
+        let pod = bed.pod("web", "veth");
+        bed.count_packets_of_pods();
+        let daemon = bed.start(&kind.setup(&bed).argument("--self-test=on").argument("--self-test-interval=1s"));
+        bed.assert_served(&pod, METADATA);
+        bed.node.ns().sh(&nft_claim("dstnat - 50")).unwrap();
+        for address in [METADATA, METADATA6] {
+            assert_eq!(pod.connect(address, PATIENCE).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{} {address}", kind.name);
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while daemon.get(Some(bed.node.ns()), "/readyz").unwrap().status == 200 {
+            assert!(Instant::now() < deadline, "{}: it is ready\n{}", kind.name, daemon.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(daemon.get(Some(bed.node.ns()), "/readyz").unwrap().text().contains("the self-test"));
+        bed.node.ns().sh("nft delete table inet kube-proxy").unwrap();
+        daemon.wait_ready(Some(bed.node.ns())).unwrap();
+        bed.assert_served(&pod, METADATA);
+        assert_eq!(bed.packets_of_pods(), 0, "{}", kind.name);
+    }
+}
+
+/// A Service of somebody whose endpoint is the metadata service: the packet has its address only after that.
+#[test]
+fn a_service_that_leads_to_the_metadata_address_leads_nowhere() {
+    for kind in Kind::all() {
+        let Some(bed) = Bed::new() else { return };
+        let pod = bed.pod("web", "veth");
+        let services: [SocketAddr; 2] = ["10.43.0.1:8000".parse().unwrap(), "[fd00:43::1]:8000".parse().unwrap()];
+        bed.node
+            .ns()
+            .sh(&format!(
+                "nft -f - <<'END'\ntable inet kube-proxy {{\nchain nat-prerouting {{\ntype nat hook prerouting priority dstnat - 50;\n\
+                 ip daddr 10.43.0.1 tcp dport 8000 dnat ip to {METADATA}\nip6 daddr fd00:43::1 tcp dport 8000 dnat ip6 to {METADATA6}\n\
+                 }}\n}}\nEND"
+            ))
+            .unwrap();
+        bed.count_packets_of_pods();
+        services.iter().for_each(|service| drop(pod.connect(*service, PATIENCE).unwrap()));
+        let _daemon = bed.start(&kind.setup(&bed));
+        let before = bed.packets_of_pods();
+        for service in services {
+            assert_eq!(pod.connect(service, PATIENCE).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{} {service}", kind.name);
+        }
+        assert_eq!(bed.packets_of_pods(), before, "{}", kind.name);
+    }
+}
+
+/// Network plugins and kube-proxy set rules while the node comes up, each with the lock for a while.
+#[test]
+fn a_daemon_starts_while_twenty_others_set_rules() {
+    const OTHERS: usize = 20;
+    const RULES: usize = 10;
+    for kind in Kind::all() {
+        let Some(bed) = Bed::new() else { return };
+        let pod = bed.pod("web", "veth");
+        // The rules of others are those of the same flavour where there is one.
+        let program = if kind.name == "iptables-legacy" { "iptables-legacy" } else { "iptables-nft" };
+        let (setup, namespace) = (kind.setup(&bed), bed.node.ns().path());
+        // With a lock of their own, that of the machine is not held up.
+        let (daemon, mut others) = bed
+            .node
+            .ns()
+            .run_with_own_locks(move || {
+                let other = |number: usize| -> Child {
+                    let rule = format!("{program} -w 60 -t nat -A POSTROUTING -d 198.51.100.{number} -j RETURN");
+                    let script = format!("for rule in $(seq {RULES}); do {rule}; done");
+                    let mut command = std::process::Command::new("nsenter");
+                    command.arg(format!("--net={namespace}")).args(["--", "sh", "-ec", &script]);
+                    command.env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin");
+                    command.stdin(Stdio::null()).spawn().unwrap()
+                };
+                let others: Vec<_> = (1..=OTHERS).map(other).collect();
+                (setup.start().unwrap(), others)
+            })
+            .unwrap();
+        daemon.wait_ready(Some(bed.node.ns())).unwrap();
+        bed.assert_served(&pod, METADATA);
+        assert!(others.iter_mut().all(|other| other.wait().unwrap().success()), "{}", kind.name);
+        bed.assert_served(&pod, METADATA);
+        bed.assert_served(&pod, METADATA6);
+        let set = bed.node.ns().sh(&format!("{program} -w 30 -t nat -S POSTROUTING")).unwrap();
+        assert_eq!(set.matches("-A POSTROUTING -d 198.51.100.").count(), OTHERS * RULES, "{}: {set}", kind.name);
+    }
+}
