@@ -67,6 +67,8 @@ pub struct Keeper<B, S> {
     told: Option<Told>,
     /// What was last taken back although a later daemon lives, and when.
     taken_back: Option<(Vec<String>, Instant)>,
+    /// Somebody has changed rules since they were last compared.
+    heard: bool,
 }
 
 /// What is known of the rules before it is known where they lead to.
@@ -136,6 +138,7 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
             failures: 0,
             told: None,
             taken_back: None,
+            heard: false,
         }
     }
 
@@ -204,15 +207,16 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
         }
     }
 
-    /// Until the next comparison: so long, or until soon after a change, or after the end of the daemon that has the rules.
+    /// Until the next comparison: so long, or until soon after a change, or after the end of the daemon that has the rules. Left
+    /// before that, it forgets no change.
     async fn wait(&mut self, pause: Duration) {
         let compared_at = Instant::now();
         let end = compared_at + pause;
-        loop {
+        while !self.heard {
             let look = if self.state == State::AnotherDaemons { end.min(Instant::now() + PAUSE) } else { end };
             tokio::select! {
                 () = sleep_until(look) => if look == end || !self.surroundings.is_succeeded() { return },
-                () = self.surroundings.changed() => break,
+                () = self.surroundings.changed() => self.heard = true,
             }
         }
         let mut gathered = std::pin::pin!(sleep_until((Instant::now() + GATHER).max(compared_at + PAUSE)));
@@ -274,6 +278,7 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
     }
 
     async fn compare(&mut self) -> Result<Found, RedirectError> {
+        self.heard = false;
         let rules = match &self.wanted {
             Wanted::Guard { .. } => {
                 let standing = self.backend.standing().await?;

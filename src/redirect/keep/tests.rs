@@ -396,4 +396,14 @@ async fn the_guard_is_kept_during_other_work() {
         "done"
     });
     assert_eq!(done.await, "done");
+    // A change that was heard of when the work was done.
+    bed.keeper.keep_during(sleep(PAUSE)).await;
+    let kernel = bed.kernel.clone();
+    let heard = async {
+        kernel.change(|inner| inner.rules = None);
+        sleep(GATHER / 2).await;
+    };
+    bed.keeper.keep_during(heard).await;
+    bed.keeper.keep_during(sleep(PAUSE + GATHER)).await;
+    assert_eq!(bed.kernel.inner().rules, Some(RuleSet::guard_alone()));
 }
