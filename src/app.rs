@@ -91,8 +91,8 @@ impl App {
     /// start, and is started again and again, must not leave the node open.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
         let (metrics, readiness) = (Metrics::new(), Readiness::default());
-        let rules = PacketRules::guard(&config.redirect, config.server.accept_direct, &metrics, &readiness).await?;
-        let metadata = Door::find(&config.server).await?;
+        let mut rules = PacketRules::guard(&config.redirect, config.server.accept_direct, &metrics, &readiness).await?;
+        let metadata = guarded(&mut rules, Door::find(&config.server)).await?;
         let admin = match door::listen_for_operators(config.admin.address, config.admin.port) {
             // The daemon before has it until it ends.
             Err(error) if config.server.handover_socket.is_some() && door::is_in_use(&error) => None,
@@ -135,7 +135,7 @@ impl App {
             admin,
             probe_socket,
             config,
-            rules,
+            mut rules,
             metrics,
             readiness,
             self_test,
@@ -153,7 +153,7 @@ impl App {
         let probes = Probes::default();
 
         // The first list, the rule and the identity of AWS are steps of their own: each may be late.
-        let kube = client::connect(&config.pods.api).await?;
+        let kube = guarded(&mut rules, client::connect(&config.pods.api)).await?;
         let needs = Needs {
             namespaces: config.roles.restrictions != Restrictions::Off,
             service_accounts: config.roles.service_accounts != ServiceAccountRoles::Off,
@@ -273,6 +273,14 @@ impl App {
             drain.finish().await;
         }
         ended
+    }
+}
+
+/// Does this, and keeps the guard meanwhile.
+async fn guarded<T>(rules: &mut Option<PacketRules>, work: impl Future<Output = T>) -> T {
+    match rules {
+        Some(rules) => rules.keep_during(work).await,
+        None => work.await,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use self::rules::RuleSet;
 use self::standing::Standing;
@@ -79,6 +80,17 @@ pub enum RedirectError {
         program: &'static str,
         /// Why not.
         reason: String,
+    },
+    /// The program does not end.
+    #[error(
+        "{program} had not ended after {} seconds and was killed; it hangs, as on a node that is short of memory or I/O: look at the node          (`ps`, `dmesg`); it will be tried again",
+        patience.as_secs()
+    )]
+    Hung {
+        /// Its name.
+        program: &'static str,
+        /// How long it was waited for.
+        patience: Duration,
     },
     /// The program refused.
     #[error("{program} refused the rule: {message}; the daemon needs the capability NET_ADMIN and the host's network")]

@@ -17,6 +17,7 @@ use crate::redirect::{self, Backend as _, RedirectError, conntrack, iptables, nf
 pub async fn redirect(command: RedirectCommand) -> anyhow::Result<Told> {
     let lines = match command.action {
         Action::Install => install(&command).await?,
+        Action::Remove if command.peers => remove_of_peers().await?,
         Action::Remove => remove(&command).await?,
         Action::Status => return status(&command).await,
         Action::Render => vec![render(&command)?],
@@ -45,8 +46,21 @@ async fn choose(command: &RedirectCommand) -> Result<Chosen, RedirectError> {
 async fn install(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
     let rules = wanted(command)?;
     let backend = choose(command).await?;
-    let differences = backend.differences(&rules).await?;
     let mut lines = missing(command);
+    let differences = match backend.differences(&rules).await {
+        Ok(differences) => differences,
+        Err(unread) => {
+            // What can be closed is closed: one family may be there, and what is there need not be read to be replaced.
+            let what = match backend.install(&rules).await {
+                Ok(()) => "the rules were put in place, and cannot be compared",
+                Err(error) if error.to_string() != unread.to_string() => {
+                    bail!("{unread}; nor could all rules be put in place all the same: {error}")
+                }
+                Err(_) => "what else could be put in place is",
+            };
+            return Err(anyhow::Error::new(unread).context(what));
+        }
+    };
     if differences.is_empty() {
         lines.push(format!("{}: the rules are in place already", backend.name()));
     } else {
@@ -75,7 +89,28 @@ fn asked(command: &RedirectCommand) -> Vec<Chosen> {
     Chosen::all().into_iter().filter(|backend| backend.name() == name).collect()
 }
 
+/// What kube2iam and kiam left behind, and nothing of ours: that is how one comes from them, with the daemon at work.
+async fn remove_of_peers() -> anyhow::Result<Vec<String>> {
+    let removed = peers::remove(iptables::LOCK_WAIT).await?;
+    let mut lines: Vec<_> = removed.into_iter().map(|what| format!("removed: {what}")).collect();
+    if lines.is_empty() {
+        lines.push("kube2iam and kiam left nothing to remove".to_owned());
+    }
+    Ok(lines)
+}
+
 async fn remove(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
+    let daemon = others::any();
+    if !command.force {
+        match &daemon {
+            Ok(false) => {}
+            Ok(true) => bail!(
+                "a daemon runs on this node: without its rules the node would be open until it puts them back. Stop it first, or give \
+                 --force; --peers removes what kube2iam and kiam left behind, and nothing of ours"
+            ),
+            Err(error) => bail!("whether a daemon runs on this node cannot be found out ({error}): stop it, and give --force"),
+        }
+    }
     let (mut lines, mut failures) = (Vec::new(), Vec::new());
     let backends = asked(command);
     let (all, mut without_program) = (backends.len(), 0);
@@ -90,19 +125,13 @@ async fn remove(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
             Err(error) => failures.push(error.to_string()),
         }
     }
-    if command.peers {
-        match peers::remove(iptables::LOCK_WAIT).await {
-            Ok(removed) => lines.extend(removed.into_iter().map(|what| format!("removed: {what}"))),
-            Err(error) => failures.push(error.to_string()),
-        }
-    }
     if without_program == all {
         failures.append(&mut lines);
     }
     if !failures.is_empty() {
         bail!("{}", failures.join("; "));
     }
-    if others::any().unwrap_or(false) {
+    if daemon.unwrap_or(true) {
         lines.push("a daemon runs on this node: it puts its rules in place again".to_owned());
     }
     if lines.is_empty() {

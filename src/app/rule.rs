@@ -67,8 +67,13 @@ impl PacketRules {
         Leaving { backend: self.backend.clone(), turn: self.turn.clone() }
     }
 
+    /// Keeps the guard until this is done.
+    pub(super) async fn keep_during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        self.keeper.keep_during(work).await
+    }
+
     /// Places the rules, once the node's addresses are known, and keeps the guard until then. What keeps the rules then is the
-    /// answer.
+    /// answer; it does not come while a later daemon has rules of its own in place.
     pub(super) async fn place(
         mut self,
         redirect: &RedirectConfig,
@@ -79,10 +84,7 @@ impl PacketRules {
         step: Step,
     ) -> anyhow::Result<Keeper<Arc<Chosen>, System>> {
         warn_of_missing(&redirect.interfaces);
-        let found = tokio::select! {
-            found = addresses(redirect, bound, &kube, node) => found?,
-            () = self.keeper.keep() => bail!("the keeper of the guard ended"),
-        };
+        let found = self.keeper.keep_during(addresses(redirect, bound, &kube, node)).await?;
         if found.ipv6.is_none() {
             info!(
                 "requests to the metadata service's IPv6 address are rejected: no IPv6 address of this node is known; \

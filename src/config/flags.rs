@@ -270,7 +270,8 @@ pub const OF_REDIRECT: (&str, &[Flag]) = ("Only for rolegate redirect", OF_REDIR
 
 const OF_REDIRECT_ALONE: &[Flag] = &[
     switch("guard", "The guard alone: pods' requests to the metadata address are rejected, and go nowhere"),
-    switch("peers", "With remove: the rules that kube2iam and kiam left behind as well"),
+    switch("peers", "With remove: the rules that kube2iam and kiam left behind, and nothing of ours"),
+    switch("force", "With remove: also while a daemon runs on the node, which needs the rules"),
 ];
 
 /// Flags that `rolegate redirect` shares with the daemon, besides those of the packet rules.

@@ -31,8 +31,10 @@ pub struct RedirectCommand {
     pub refuse_direct: bool,
     /// The guard alone.
     pub guard: bool,
-    /// What kube2iam and kiam left behind goes, too.
+    /// What kube2iam and kiam left behind goes, and nothing of ours.
     pub peers: bool,
+    /// The rules are removed although a daemon needs them.
+    pub force: bool,
 }
 
 impl Action {
@@ -56,17 +58,20 @@ impl RedirectCommand {
             source.mistake("--redirect=none: then there are no rules; give auto, nftables or iptables");
         }
         let port = source.port("app-port", DEFAULT_APP_PORT);
-        let (guard, peers) = (source.switch("guard"), source.switch("peers"));
+        let (guard, peers, force) = (source.switch("guard"), source.switch("peers"), source.switch("force"));
         if port == 0 && !guard {
             source.mistake("--app-port=0: the rules need the daemon's own port");
         }
         if peers && action != Action::Remove {
             source.mistake("--peers goes with remove alone: status tells of what peers left behind without it");
         }
+        if force && action != Action::Remove {
+            source.mistake("--force goes with remove alone: nothing else takes away what a daemon needs");
+        }
         let refuse_direct = !source.switch("accept-direct-connections");
         read::check_target(&redirect, None, &mut source);
         let mistakes = source.into_mistakes();
-        let command = Self { action, redirect, port, refuse_direct, guard, peers };
+        let command = Self { action, redirect, port, refuse_direct, guard, peers, force };
         if mistakes.is_empty() { Ok(command) } else { Err(ConfigError { mistakes }) }
     }
 }

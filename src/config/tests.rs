@@ -619,10 +619,12 @@ fn the_rules_by_hand_are_told_by_the_daemons_flags() {
     assert_eq!(of_container.redirect.host_ips, ips(&["10.0.0.1"]));
     assert!(of_container.guard && !of_container.refuse_direct);
     assert!(redirect_command(Action::Remove, &["--peers"], &[]).unwrap().peers);
+    assert!(redirect_command(Action::Remove, &["--force"], &[]).unwrap().force);
     for (action, arguments, told) in [
         (Action::Install, &["--redirect=none"][..], "then there are no rules"),
         (Action::Install, &["--app-port=0"], "need the daemon's own port"),
         (Action::Status, &["--peers"], "goes with remove alone"),
+        (Action::Install, &["--force"], "goes with remove alone"),
         (Action::Install, &["--host-ip=127.0.0.1"], "no request of a pod can be sent there"),
     ] {
         let mistake = redirect_command(action, arguments, &[]).unwrap_err();

@@ -146,15 +146,29 @@ impl System {
 
 impl Surroundings for System {
     async fn changed(&mut self) {
-        match &mut self.changes {
-            Some(changes) => match changes.changed().await {
-                Ok(()) => return,
-                Err(error) => warn!(%error, "changes of packet rules are not told of any more; they are compared on the interval alone"),
-            },
-            None => return std::future::pending().await,
+        let Self { changes, turn } = self;
+        let told = async {
+            if let Some(open) = changes {
+                match open.changed().await {
+                    Ok(()) => return,
+                    Err(error) => {
+                        warn!(%error, "changes of packet rules are not told of any more; they are compared on the interval alone");
+                        *changes = None;
+                    }
+                }
+            }
+            std::future::pending().await
+        };
+        let answer = async {
+            match turn {
+                Some(turn) => turn.answer().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = told => {}
+            never = answer => match never {},
         }
-        self.changes = None;
-        std::future::pending().await
     }
 
     async fn forget(&mut self, targets: &Targets) -> Result<u64, RedirectError> {

@@ -6,14 +6,17 @@
 //! differs then.
 //!
 //! Of two daemons that want different rules, the one that started later has its way while it lives: see
-//! [`others`](super::others). Nothing is taken back from it, so nothing is taken back and forth.
+//! [`others`](super::others). Nothing is taken back from it, so nothing is taken back and forth. But only whole rules are
+//! left to it, that lead elsewhere, behind a guard that stands; and others if it puts them back itself. One that hangs keeps
+//! nobody from repairing.
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use super::rules::{RuleSet, Targets};
+use super::standing::Standing;
 use super::{Backend, RedirectError};
 use crate::config::InterfaceMatch;
 use crate::metrics::Metrics;
@@ -25,8 +28,12 @@ const GATHER: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_secs(1);
 /// The same repair is logged once in this time.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
+/// After so many comparisons in a row that failed, nobody knows what the rules are.
+const FAILURES: u32 = 3;
 /// What readiness waits for while the rules are wrong.
 const STEP: &str = "the repair of the packet rules";
+/// What differs where that is missing which is wanted in any case.
+const NO_GUARD: &str = "the guard is not there, or not ahead of everything";
 
 /// What the keeper needs besides the rules' backend.
 pub trait Surroundings: Send {
@@ -36,7 +43,7 @@ pub trait Surroundings: Send {
     /// Ends pods' connections to the metadata address that are older than the rules, and says how many these were.
     fn forget(&mut self, targets: &Targets) -> impl Future<Output = Result<u64, RedirectError>> + Send;
 
-    /// Says to other daemons of this node that the rules are ours now.
+    /// Says to other daemons of this node that the rules are ours now. They are.
     fn claim(&mut self);
 
     /// Whether a daemon that was started later has put rules of its own in place, and lives.
@@ -58,6 +65,10 @@ pub struct Keeper<B, S> {
     /// How often in a row something has failed.
     failures: u32,
     told: Option<Told>,
+    /// What was last taken back although a later daemon lives, and when.
+    taken_back: Option<(Vec<String>, Instant)>,
+    /// Somebody has changed rules since they were last compared.
+    heard: bool,
 }
 
 /// What is known of the rules before it is known where they lead to.
@@ -106,7 +117,8 @@ struct Told {
 /// What a comparison found.
 enum Found {
     AsWanted,
-    Different(Vec<String>),
+    /// These differ, and this repairs them.
+    Different(Vec<String>, RuleSet),
     AnotherDaemons(Vec<String>),
 }
 
@@ -125,6 +137,8 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
             waiting: None,
             failures: 0,
             told: None,
+            taken_back: None,
+            heard: false,
         }
     }
 
@@ -139,7 +153,7 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
                 info!(backend, "the guard is in place already: pods do not reach the real metadata service");
                 return Ok(());
             }
-            Ok(_) => self.install().await?,
+            Ok(standing) => self.backend.install(&self.repair(&standing)).await?,
             // One family may be there to be closed all the same.
             Err(_) => self.backend.install(&RuleSet::guard_alone()).await?,
         }
@@ -147,15 +161,15 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
         Ok(())
     }
 
-    /// Puts these rules in place instead of what was there, in one step, and tries until that is done; the guard is there
-    /// meanwhile. What was open before them is ended then.
+    /// Puts these rules in place instead of what was there, in one step, and tries until that is done; the guard is kept
+    /// meanwhile. What was open before them is ended then. While a later daemon has rules of its own in place it waits.
     pub async fn place(&mut self, rules: RuleSet) {
         let targets = rules.targets;
         self.wanted = Wanted::Exactly(rules);
-        self.surroundings.claim();
-        while let Some(pause) = self.try_to_place().await {
-            sleep(pause).await;
+        while let Err(pause) = self.try_to_place().await {
+            self.wait(pause).await;
         }
+        self.surroundings.claim();
         let (backend, ipv4) = (self.backend.name(), targets.map(|targets| targets.ipv4.to_string()));
         let ipv6 = targets.and_then(|targets| targets.ipv6).map(|ipv6| ipv6.to_string());
         info!(backend, ipv4, ipv6, "the packet rules are in place: pods' metadata requests come here");
@@ -171,12 +185,39 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
         }
     }
 
-    /// Until the next comparison: so long, or until soon after a change.
+    /// Looks after them until this is done. A repair that was begun by then is finished first.
+    pub async fn keep_during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        let mut pause = self.interval;
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = self.wait(pause) => {}
+            }
+            let mut check = std::pin::pin!(self.check());
+            pause = tokio::select! {
+                biased;
+                done = &mut work => {
+                    check.await;
+                    return done;
+                }
+                pause = &mut check => pause,
+            };
+        }
+    }
+
+    /// Until the next comparison: so long, or until soon after a change, or after the end of the daemon that has the rules. Left
+    /// before that, it forgets no change.
     async fn wait(&mut self, pause: Duration) {
         let compared_at = Instant::now();
-        tokio::select! {
-            () = sleep(pause) => return,
-            () = self.surroundings.changed() => {}
+        let end = compared_at + pause;
+        while !self.heard {
+            let look = if self.state == State::AnotherDaemons { end.min(Instant::now() + PAUSE) } else { end };
+            tokio::select! {
+                () = sleep_until(look) => if look == end || !self.surroundings.is_succeeded() { return },
+                () = self.surroundings.changed() => self.heard = true,
+            }
         }
         let mut gathered = std::pin::pin!(sleep_until((Instant::now() + GATHER).max(compared_at + PAUSE)));
         loop {
@@ -188,18 +229,25 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
         }
     }
 
-    /// `None` when the rules are in place; else how long to wait before it is tried again.
-    async fn try_to_place(&mut self) -> Option<Duration> {
+    /// If the rules are not in place then: how long to wait before it is tried again.
+    async fn try_to_place(&mut self) -> Result<(), Duration> {
         match self.compare().await {
-            Ok(Found::AsWanted) => self.is_as_wanted(),
-            Ok(Found::AnotherDaemons(differences)) => self.is_another_daemons(&differences),
-            Ok(Found::Different(_)) => match self.install().await {
-                Ok(()) => self.is_as_wanted(),
-                Err(error) => return Some(self.is_wrong(&error)),
-            },
-            Err(error) => return Some(self.is_unknown(&error)),
+            Ok(Found::AsWanted) => {}
+            Ok(Found::AnotherDaemons(differences)) => {
+                self.is_another_daemons(&differences);
+                return Err(self.interval);
+            }
+            Ok(Found::Different(differences, repair)) => {
+                self.backend.install(&repair).await.map_err(|error| self.is_wrong(&error))?;
+                if !self.is_all(&repair) {
+                    self.is_another_daemons(&differences);
+                    return Err(self.interval);
+                }
+            }
+            Err(error) => return Err(self.is_unknown(&error)),
         }
-        None
+        self.is_as_wanted();
+        Ok(())
     }
 
     /// Compares and repairs once, and says how long to wait before the next time.
@@ -207,15 +255,19 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
         match self.compare().await {
             Ok(Found::AsWanted) => self.is_as_wanted(),
             Ok(Found::AnotherDaemons(differences)) => self.is_another_daemons(&differences),
-            Ok(Found::Different(differences)) => {
-                let installed = self.install().await;
+            Ok(Found::Different(differences, repair)) => {
+                let installed = self.backend.install(&repair).await;
                 self.metrics.redirect_repaired(installed.is_ok());
                 if let Err(error) = installed {
                     return self.is_wrong(&error);
                 }
-                self.tell_of_repair(differences);
-                self.is_as_wanted();
-                self.forget().await;
+                self.tell_of_repair(&differences);
+                if self.is_all(&repair) {
+                    self.is_as_wanted();
+                    self.forget().await;
+                } else {
+                    self.is_another_daemons(&differences);
+                }
             }
             Err(error) => {
                 self.metrics.redirect_check_failed();
@@ -226,28 +278,73 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
     }
 
     async fn compare(&mut self) -> Result<Found, RedirectError> {
-        let differences = match &self.wanted {
-            Wanted::Guard { .. } if self.backend.standing().await?.is_guarded() => Vec::new(),
-            Wanted::Guard { .. } => vec!["the guard is not there, or not ahead of everything".to_owned()],
-            Wanted::Exactly(rules) => self.backend.differences(rules).await?,
+        self.heard = false;
+        let rules = match &self.wanted {
+            Wanted::Guard { .. } => {
+                let standing = self.backend.standing().await?;
+                return Ok(if standing.is_guarded() {
+                    Found::AsWanted
+                } else {
+                    Found::Different(vec![NO_GUARD.to_owned()], self.repair(&standing))
+                });
+            }
+            Wanted::Exactly(rules) => rules.clone(),
         };
-        Ok(if differences.is_empty() {
-            Found::AsWanted
-        } else if matches!(self.wanted, Wanted::Exactly(_)) && self.surroundings.is_succeeded() {
-            Found::AnotherDaemons(differences)
-        } else {
-            Found::Different(differences)
-        })
+        let differences = self.backend.differences(&rules).await?;
+        if differences.is_empty() {
+            return Ok(Found::AsWanted);
+        }
+        if !self.surroundings.is_succeeded() {
+            self.taken_back = None;
+            return Ok(Found::Different(differences, rules));
+        }
+        let standing = self.backend.standing().await?;
+        let theirs = standing.as_targets(true).filter(|theirs| rules.targets.is_none_or(|ours| !leads_to_the_same(theirs, &ours)));
+        match (standing.is_guarded(), theirs) {
+            // The guard is put back, and what serves pods stays.
+            (false, Some(_)) => Ok(Found::Different(differences, self.repair(&standing))),
+            (true, Some(theirs)) if self.are_whole(&rules, theirs).await? => Ok(Found::AnotherDaemons(differences)),
+            (true, _) if !standing.targets.is_empty() && self.came_back(&differences) => Ok(Found::AnotherDaemons(differences)),
+            _ => {
+                self.taken_back = Some((differences.clone(), Instant::now()));
+                Ok(Found::Different(differences, rules))
+            }
+        }
     }
 
-    async fn install(&self) -> Result<(), RedirectError> {
-        match &self.wanted {
-            Wanted::Guard { interfaces, refuse_direct } => {
-                let targets = self.backend.standing().await?.as_targets(*refuse_direct);
-                let interfaces = if targets.is_some() { interfaces.clone() } else { Vec::new() };
-                self.backend.install(&RuleSet { interfaces, targets }).await
+    /// Whether nothing is missing of the rules that lead there.
+    async fn are_whole(&self, rules: &RuleSet, targets: Targets) -> Result<bool, RedirectError> {
+        for refuse_direct in [true, false] {
+            let theirs = RuleSet { interfaces: rules.interfaces.clone(), targets: Some(Targets { refuse_direct, ..targets }) };
+            if self.backend.differences(&theirs).await?.is_empty() {
+                return Ok(true);
             }
-            Wanted::Exactly(rules) => self.backend.install(rules).await,
+        }
+        Ok(false)
+    }
+
+    /// Whether just these were taken back a short time ago: the later daemon is alive, and wants them.
+    fn came_back(&mut self, differences: &[String]) -> bool {
+        let now = Instant::now();
+        let taken_back = self.taken_back.as_mut().filter(|(last, at)| *last == differences && now <= *at + self.interval + PAUSE + GATHER);
+        taken_back.map(|(_, at)| *at = now).is_some()
+    }
+
+    /// The guard, with what serves pods already.
+    fn repair(&self, standing: &Standing) -> RuleSet {
+        let (interfaces, refuse_direct) = match &self.wanted {
+            Wanted::Guard { interfaces, refuse_direct } => (interfaces, *refuse_direct),
+            Wanted::Exactly(rules) => (&rules.interfaces, rules.targets.is_some_and(|targets| targets.refuse_direct)),
+        };
+        let targets = standing.as_targets(refuse_direct);
+        RuleSet { interfaces: if targets.is_some() { interfaces.clone() } else { Vec::new() }, targets }
+    }
+
+    /// Whether nothing is wanted that is not among these.
+    fn is_all(&self, repair: &RuleSet) -> bool {
+        match &self.wanted {
+            Wanted::Guard { .. } => true,
+            Wanted::Exactly(rules) => rules == repair,
         }
     }
 
@@ -298,6 +395,9 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
         if self.enter(State::Unknown(text.clone())) {
             warn!("the packet rules could not be compared, which is tried again: {text}");
         }
+        if self.failures + 1 >= FAILURES {
+            self.not_ready();
+        }
         self.backoff()
     }
 
@@ -322,7 +422,7 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
         pause.min(self.interval).max(PAUSE)
     }
 
-    fn tell_of_repair(&mut self, differences: Vec<String>) {
+    fn tell_of_repair(&mut self, differences: &[String]) {
         let now = Instant::now();
         if let Some(told) = self.told.as_mut().filter(|told| told.differences == differences && now < told.at + TELL_AGAIN) {
             told.more += 1;
@@ -330,8 +430,13 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
         }
         let repeated = self.told.take().filter(|told| told.differences == differences).map_or(0, |told| told.more);
         warn!(differences = differences.join("; "), repeated, "somebody changed the packet rules; they are repaired");
-        self.told = Some(Told { differences, at: now, more: 0 });
+        self.told = Some(Told { differences: differences.to_vec(), at: now, more: 0 });
     }
+}
+
+/// Whether requests come to the same place, as far as both say.
+fn leads_to_the_same(one: &Targets, other: &Targets) -> bool {
+    (one.ipv4, one.ipv6) == (other.ipv4, other.ipv6)
 }
 
 #[cfg(test)]

@@ -4,30 +4,40 @@
 //! new one has another port), the one that was started later has the word while it lives, and the other leaves the rules to
 //! it: two that take them from each other would cut off every pod, for ever.
 //!
-//! Each daemon has a number, one more than the highest that lives, and holds it as an abstract Unix socket's name (unix(7)).
-//! Such names belong to a network namespace, as packet rules do; they need no file, they are in `/proc/net/unix` for all to
-//! see, and the kernel takes them away with the process, however it ends. Whoever holds a name must be of the same user
-//! as we are: the kernel says who (SO_PEERCRED), and the app port may be shared on the same condition.
+//! Each daemon has a number, the time at which it started, and holds it as an abstract Unix socket's name (unix(7)). Such names
+//! belong to a network namespace, as packet rules do; they need no file, they are in `/proc/net/unix` for all to see, and the
+//! kernel takes them away with the process, however it ends.
+//!
+//! Any process of the network may take such names, also many, and may connect to ours. So the kernel says of which user the
+//! holder is (SO_PEERCRED), as one may share the app port on the same condition; names end with a time in nanoseconds, so that
+//! nobody takes them before us; what connects is let in and sent away, so that the next one can ask; and where it cannot be
+//! asked who holds a name, nobody is succeeded by it, and rules that a daemon might need are not removed.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::net::{SocketAddr, UnixListener as StdListener};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 
+use nix::errno::Errno;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::geteuid;
+use tokio::net::UnixListener;
 
 /// What a name of a daemon that runs begins with; its number follows.
 const RUNS: &str = "rolegate/daemon/";
-/// The same of one that has put its rules in place.
+/// The same of one that has put its rules in place; the time of that follows behind a slash.
 const RULES: &str = "rolegate/rules/";
 /// Names of sockets that live.
 const NAMES: &str = "/proc/self/net/unix";
-/// How often a number is looked for that another daemon has not taken just then.
-const ATTEMPTS: usize = 100;
+/// A stream socket that listens, in the columns `Flags` and `Type` there: others have its name, too, and answer nobody.
+const LISTENS: [&str; 2] = ["00010000", "0001"];
 
 /// This daemon's number, held until it is dropped.
 #[derive(Debug)]
@@ -40,28 +50,28 @@ pub struct Turn {
 struct Held {
     runs: Option<UnixListener>,
     rules: Option<UnixListener>,
-    /// Later ones that are known to be of our user: asking takes a place in their queue, which nobody empties.
-    later: BTreeSet<u64>,
+}
+
+/// Who holds a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holder {
+    OurUser,
+    AnotherUser,
+    /// Not any more.
+    Nobody,
+    /// It cannot be asked: too many do, say.
+    Unknown,
 }
 
 impl Turn {
-    /// Takes the next number.
+    /// Takes a number, which is higher than those of all before. Needs a runtime with I/O.
     ///
     /// # Errors
-    /// If names cannot be listed or taken.
+    /// If no name can be taken.
     pub fn take() -> io::Result<Self> {
-        for _ in 0..ATTEMPTS {
-            let number = numbers(RUNS)?.into_iter().max().unwrap_or(0).saturating_add(1);
-            match hold(RUNS, number) {
-                Ok(runs) => {
-                    let held = Held { runs: Some(runs), rules: None, later: BTreeSet::new() };
-                    return Ok(Self { number, held: Mutex::new(held) });
-                }
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(io::Error::other("other daemons take every number"))
+        let number = now()?;
+        let runs = hold(&format!("{RUNS}{number}"))?;
+        Ok(Self { number, held: Mutex::new(Held { runs: Some(runs), rules: None }) })
     }
 
     /// Says to the others that the rules are this daemon's now.
@@ -71,7 +81,7 @@ impl Turn {
     pub fn claim_rules(&self) -> io::Result<()> {
         let mut held = self.held();
         if held.rules.is_none() {
-            held.rules = Some(hold(RULES, self.number)?);
+            held.rules = Some(hold(&format!("{RULES}{}/{}", self.number, now()?))?);
         }
         Ok(())
     }
@@ -81,17 +91,24 @@ impl Turn {
     /// # Errors
     /// If names cannot be listed.
     pub fn is_succeeded(&self) -> io::Result<bool> {
-        let numbers: BTreeSet<u64> = numbers(RULES)?.into_iter().filter(|number| *number > self.number).collect();
-        let later = &mut self.held().later;
-        later.retain(|number| numbers.contains(number));
-        if later.is_empty() {
-            *later = numbers.into_iter().filter(|number| is_of_our_user(RULES, *number)).collect();
-        }
-        Ok(!later.is_empty())
+        let later = names(RULES)?.into_iter().filter(|(number, _)| *number > self.number);
+        Ok(later.into_iter().any(|(_, name)| holder(&name) == Holder::OurUser))
     }
 
-    /// Gives the number back, and says whether another daemon runs, whatever it has come to. Of those that end at the same
-    /// time, the last hears that none does.
+    /// Lets those in who want to know who holds the names, and sends them away. It may be left at any time.
+    pub async fn answer(&self) -> Infallible {
+        poll_fn(|context| {
+            let held = self.held();
+            for listener in held.runs.iter().chain(&held.rules) {
+                while let Poll::Ready(Ok(_)) = listener.poll_accept(context) {}
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Gives the number back, and says whether another daemon runs, or may run, whatever it has come to. Of those that end at
+    /// the same time, the last hears that none does.
     ///
     /// # Errors
     /// If names cannot be listed.
@@ -106,70 +123,131 @@ impl Turn {
     }
 }
 
-/// Whether the holder of a name is of our user. One that lets nobody in is not: it would be somebody else's trick.
-fn is_of_our_user(prefix: &str, number: u64) -> bool {
-    let user = || {
-        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-        connect(stream.as_raw_fd(), &UnixAddr::new_abstract(format!("{prefix}{number}").as_bytes())?)?;
-        getsockopt(&stream, PeerCredentials)
-    };
-    user().is_ok_and(|theirs| theirs.uid() == geteuid().as_raw())
-}
-
-/// Whether a daemon of our user runs here.
+/// Whether a daemon of our user runs here, or may run: a name whose holder cannot be asked counts.
 ///
 /// # Errors
 /// If names cannot be listed.
 pub fn any() -> io::Result<bool> {
-    Ok(numbers(RUNS)?.into_iter().any(|number| is_of_our_user(RUNS, number)))
+    Ok(names(RUNS)?.into_iter().any(|(_, name)| matches!(holder(&name), Holder::OurUser | Holder::Unknown)))
 }
 
-fn hold(prefix: &str, number: u64) -> io::Result<UnixListener> {
-    UnixListener::bind_addr(&SocketAddr::from_abstract_name(format!("{prefix}{number}"))?)
+/// Nanoseconds since the node's boot: the same clock for all daemons, and one that is never set.
+fn now() -> io::Result<u64> {
+    let since_boot = std::time::Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?);
+    u64::try_from(since_boot.as_nanos()).map_err(io::Error::other)
 }
 
-/// The numbers of the names that begin so.
-fn numbers(prefix: &str) -> io::Result<Vec<u64>> {
-    Ok(numbers_in(&std::fs::read_to_string(NAMES)?, prefix))
+fn hold(name: &str) -> io::Result<UnixListener> {
+    let listener = StdListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
 }
 
-/// The last column of `/proc/net/unix`, in which `@` stands for the zero that abstract names begin with. Sockets that were
-/// accepted have the name of their listener; those are closed soon.
-fn numbers_in(names: &str, prefix: &str) -> Vec<u64> {
-    let number = |line: &str| line.split_whitespace().nth(7)?.strip_prefix('@')?.strip_prefix(prefix)?.parse().ok();
-    names.lines().filter_map(number).collect()
+fn holder(name: &str) -> Holder {
+    let user = || {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        connect(stream.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
+        Ok(getsockopt(&stream, PeerCredentials)?.uid())
+    };
+    holder_of(user(), geteuid().as_raw())
+}
+
+fn holder_of(user: Result<u32, Errno>, ours: u32) -> Holder {
+    match user {
+        Ok(user) if user == ours => Holder::OurUser,
+        Ok(_) => Holder::AnotherUser,
+        Err(Errno::ECONNREFUSED) => Holder::Nobody,
+        Err(_) => Holder::Unknown,
+    }
+}
+
+/// The numbers and names of those that begin so.
+fn names(prefix: &str) -> io::Result<BTreeSet<(u64, String)>> {
+    Ok(names_in(&std::fs::read_to_string(NAMES)?, prefix))
+}
+
+/// The last column of `/proc/net/unix`, in which `@` stands for the zero that abstract names begin with.
+fn names_in(table: &str, prefix: &str) -> BTreeSet<(u64, String)> {
+    let name = |line: &str| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        let [_, _, _, flags, kind, _, _, name] = columns[..] else { return None };
+        let name = name.strip_prefix('@').filter(|_| [flags, kind] == LISTENS)?;
+        let number = name.strip_prefix(prefix)?.split('/').next()?.parse().ok()?;
+        Some((number, name.to_owned()))
+    };
+    table.lines().filter_map(name).collect()
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
-    fn numbers_are_read_from_abstract_names_alone() {
-        let names = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+    fn names_are_read_of_abstract_sockets_that_listen_alone() {
+        let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
             0000000000000000: 00000002 00000000 00010000 0001 01 17001 @rolegate/daemon/7\n\
+            0000000000000000: 00000002 00000000 00000000 0001 03 17006 @rolegate/daemon/6\n\
             0000000000000000: 00000002 00000000 00010000 0001 01 17002 /tmp/rolegate/daemon/8\n\
             0000000000000000: 00000002 00000000 00010000 0001 01 17003 @rolegate/daemon/x\n\
             0000000000000000: 00000002 00000000 00010000 0001 01 17004\n\
-            0000000000000000: 00000002 00000000 00010000 0001 01 17005 @rolegate/rules/9\n";
-        assert_eq!(numbers_in(names, RUNS), [7]);
-        assert_eq!(numbers_in(names, RULES), [9]);
+            0000000000000000: 00000002 00000000 00010000 0001 01 17005 @rolegate/rules/9/12\n";
+        assert_eq!(names_in(table, RUNS), [(7, "rolegate/daemon/7".to_owned())].into());
+        assert_eq!(names_in(table, RULES), [(9, "rolegate/rules/9/12".to_owned())].into());
+    }
+
+    #[test]
+    fn who_cannot_be_asked_is_not_nobody() {
+        assert_eq!(holder_of(Ok(0), 0), Holder::OurUser);
+        assert_eq!(holder_of(Ok(65534), 0), Holder::AnotherUser);
+        assert_eq!(holder_of(Err(Errno::ECONNREFUSED), 0), Holder::Nobody);
+        for errno in [Errno::EAGAIN, Errno::EMFILE, Errno::EPROTOTYPE] {
+            assert_eq!(holder_of(Err(errno), 0), Holder::Unknown, "{errno}");
+        }
+    }
+
+    /// Fills a listener's queue, as anybody may.
+    fn fill(name: &str) {
+        while holder(name) != Holder::Unknown {}
     }
 
     /// In one test, since the names are those of the whole machine's network.
-    #[test]
-    fn the_later_one_has_the_word_while_it_lives() {
+    #[tokio::test]
+    async fn the_later_one_has_the_word_while_it_lives() {
+        // Somebody has the last number.
+        let last = StdListener::bind_addr(&SocketAddr::from_abstract_name(format!("{RUNS}{}", u64::MAX)).unwrap()).unwrap();
         let (first, second) = (Turn::take().unwrap(), Turn::take().unwrap());
-        assert!(second.number > first.number);
+        drop(last);
+        assert!(first.number < second.number && second.number < u64::MAX);
         first.claim_rules().unwrap();
         assert!(!second.is_succeeded().unwrap());
+        // The name is not one that somebody could have taken before.
+        let guessed = StdListener::bind_addr(&SocketAddr::from_abstract_name(format!("{RULES}{}", second.number)).unwrap()).unwrap();
         second.claim_rules().unwrap();
         second.claim_rules().unwrap();
+        drop(guessed);
         assert!(first.is_succeeded().unwrap() && first.is_succeeded().unwrap());
-        assert!(second.leave().unwrap(), "the first is here");
-        assert!(!numbers(RULES).unwrap().contains(&second.number), "its word went with it");
+
+        let claim = names(RULES).unwrap().into_iter().find(|(number, _)| *number == second.number).unwrap().1;
+        fill(&claim);
+        assert!(!first.is_succeeded().unwrap(), "one that hangs, or hides who it is");
+        fill(&format!("{RUNS}{}", first.number));
+        assert!(any().unwrap(), "one that hangs is there");
+        let answered = tokio::time::timeout(Duration::from_secs(60), async {
+            while !first.is_succeeded().unwrap() {
+                tokio::task::yield_now().await;
+            }
+        });
+        tokio::select! {
+            answered = answered => answered.unwrap(),
+            never = second.answer() => match never {},
+        }
+
+        assert!(second.leave().unwrap(), "the first is here, if nobody can ask it");
+        assert!(names(RULES).unwrap().iter().all(|(number, _)| *number != second.number), "its word went with it");
         assert!(!first.is_succeeded().unwrap());
     }
 }

@@ -1,26 +1,63 @@
 //! Runs the programs that know the kernel's rules.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use super::RedirectError;
+use super::iptables::LOCK_WAIT;
 
-/// Runs a program to its end with this input, and returns what it printed. One that this future leaves is killed.
+/// How long a program may take, a wait for the lock on the tables included. What hangs must not end all repair.
+const PATIENCE: Duration = LOCK_WAIT.saturating_add(Duration::from_secs(30));
+
+/// Runs a program to its end with this input, and returns what it printed. One that takes more than a minute is killed, and so
+/// is one that this future leaves.
 pub async fn run(program: &'static str, arguments: &[impl AsRef<std::ffi::OsStr>], input: &str) -> Result<String, RedirectError> {
     let failed = |error: std::io::Error| RedirectError::Program { program, reason: error.to_string() };
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A program that ended early says why on its standard error.
-        let _ = stdin.write_all(input.as_bytes()).await;
-    }
-    let output = child.wait_with_output().await.map_err(failed)?;
+    let stdin = child.stdin.take();
+    let ended = tokio::time::timeout(PATIENCE, async {
+        if let Some(mut stdin) = stdin {
+            // A program that ended early says why on its standard error.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+        child.wait_with_output().await
+    });
+    let output = ended.await.map_err(|_elapsed| RedirectError::Hung { program, patience: PATIENCE })?.map_err(failed)?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let message = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
     Err(RedirectError::Refused { program, message: if message.is_empty() { output.status.to_string() } else { message } })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+mod tests {
+    use super::*;
+
+    /// Whether a process runs that was started with this argument.
+    fn runs(argument: &str) -> bool {
+        let lines = std::fs::read_dir("/proc").unwrap().filter_map(|entry| std::fs::read(entry.ok()?.path().join("cmdline")).ok());
+        lines.into_iter().any(|line| line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_program_that_hangs_is_killed() {
+        let argument = format!("3600.{}", std::process::id());
+        let began = tokio::time::Instant::now();
+        // More than a pipe holds, and it reads nothing.
+        let error = run("sleep", &[&argument], &"x".repeat(1 << 20)).await.unwrap_err();
+        assert_eq!(began.elapsed().as_secs(), 60);
+        assert!(matches!(error, RedirectError::Hung { program: "sleep", .. }), "{error}");
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while runs(&argument) {
+            assert!(std::time::Instant::now() < deadline, "it runs on");
+            tokio::task::yield_now().await;
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rolegate_lab::daemon::Setup;
 use rolegate_lab::node::{NODE_IP, find_program};
 
-use crate::bed::{Bed, METADATA, METADATA6, PATIENCE, Pod, fetch};
+use crate::bed::{Bed, METADATA, METADATA6, PATIENCE, Pod, fetch, image};
 use crate::kinds::Kind;
 
 const BACKENDS: [&str; 2] = ["nftables", "iptables"];
@@ -218,7 +218,7 @@ fn the_end_of_one_daemon_does_not_undo_the_rules_of_the_other() {
 fn of_two_daemons_with_other_ports_the_later_has_its_way_while_it_lives() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
-    let start = |port: u16| bed.start(&setup(&bed, "nftables").argument(format!("--app-port={port}")).argument("--redirect-interval=1s"));
+    let start = |port: u16| bed.start(&setup(&bed, "nftables").argument(format!("--app-port={port}")));
     let first = start(8181);
     let second = start(8282);
     first.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.contains("a daemon that was started later"))).unwrap();
@@ -255,10 +255,60 @@ fn rules_are_installed_looked_at_and_removed_by_hand() {
         assert!(ask("render", 0).contains("10.42.0.1:8181"));
         let removed = by_hand_ends(&bed, &["remove", &redirect, "--peers"], 0);
         assert!(removed.contains("removed: ") && removed.contains("10.0.0.9"), "{removed}");
+        assert_closed(&bed, &pod);
+        assert!(by_hand_ends(&bed, &["remove", "--peers"], 0).contains("nothing to remove"));
+        assert!(by_hand_ends(&bed, &["remove", &redirect], 0).contains("removed: "));
         assert!(by_hand_ends(&bed, &["remove", &redirect], 0).contains("there was nothing to remove"));
         assert_eq!(bed.node.ns().sh("iptables -t nat -S PREROUTING").unwrap().trim(), "-P PREROUTING ACCEPT");
         bed.assert_not_redirected(&pod);
     }
+}
+
+#[test]
+fn what_a_daemon_needs_is_not_removed_by_hand_unless_forced() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    let daemon = bed.start(&setup(&bed, "nftables"));
+    assert!(by_hand_ends(&bed, &["remove"], 1).contains("a daemon runs on this node"));
+    by_hand_ends(&bed, &["remove", "--peers"], 0);
+    bed.assert_served(&pod, METADATA);
+    assert_eq!(daemon.metric(Some(bed.node.ns()), "rolegate_redirect_repairs_total{outcome=\"repaired\"}").unwrap(), 0.0);
+    assert!(by_hand_ends(&bed, &["remove", "--force"], 0).contains("it puts its rules in place again"));
+    drop(daemon);
+    by_hand_ends(&bed, &["remove"], 0);
+}
+
+/// Tables of one family that cannot be read are no reason to leave the other open.
+#[test]
+fn ipv4_is_closed_by_hand_where_ipv6_cannot_be() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    let Some(image) = image("nft") else { return };
+    let broken = image.path().join("ip6tables-save");
+    std::fs::remove_file(&broken).unwrap();
+    std::os::unix::fs::symlink(find_program("false").unwrap(), broken).unwrap();
+    let mut command = Command::new(find_program("nsenter").unwrap());
+    command.arg(format!("--net={}", bed.node.ns().path())).args(["--", env!("CARGO_BIN_EXE_rolegate"), "redirect", "install", "--guard"]);
+    let output = command.arg("--redirect=iptables").env_clear().env("PATH", image.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("pods' IPv6 requests are not guarded"), "{said}");
+    bed.assert_refused(&pod);
+}
+
+/// The one that has the word, and hangs.
+#[test]
+fn a_later_daemon_that_hangs_does_not_end_all_repair() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    let start = |port: u16| bed.start(&setup(&bed, "nftables").argument(format!("--app-port={port}")));
+    let first = start(8181);
+    let second = start(8282);
+    first.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.contains("a daemon that was started later"))).unwrap();
+    assert!(Command::new("kill").args(["-STOP", &second.pid().to_string()]).status().unwrap().success());
+    flush(&bed, "nftables");
+    wait_until_as_wanted(&bed, "nftables", 8181);
+    bed.assert_served(&pod, METADATA);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
 use super::*;
 use crate::redirect::rules::Family;
@@ -39,6 +40,12 @@ impl Kernel {
         self.1.notify_one();
     }
 
+    /// Whether the rules were claimed, and how often connections were ended.
+    fn done(&self) -> (bool, usize) {
+        let inner = self.inner();
+        (inner.claimed, inner.forgotten)
+    }
+
     fn read(&self) -> Result<Option<RuleSet>, RedirectError> {
         let mut inner = self.inner();
         inner.compared.push(Instant::now());
@@ -71,7 +78,9 @@ impl Backend for Kernel {
     }
 
     async fn differences(&self, rules: &RuleSet) -> Result<Vec<String>, RedirectError> {
-        Ok(if self.read()?.as_ref() == Some(rules) { Vec::new() } else { vec!["the table is gone".to_owned()] })
+        let found = self.read()?;
+        let pushed = self.inner().pushed;
+        Ok(if found.as_ref() == Some(rules) && !pushed { Vec::new() } else { vec![format!("{found:?}, {pushed}")] })
     }
 
     async fn standing(&self) -> Result<Standing, RedirectError> {
@@ -265,26 +274,136 @@ async fn what_cannot_be_repaired_is_tried_again_and_again_and_readiness_waits_fo
 async fn a_comparison_that_fails_is_counted_and_changes_nothing() {
     let kept = kept().await;
     kept.kernel.change(|inner| inner.blind = true);
-    sleep(Duration::from_millis(3500)).await;
-    assert!(kept.metric("rolegate_redirect_check_failures_total 3"), "at 0.1, 1.1 and 3.1 seconds");
+    sleep(Duration::from_millis(2500)).await;
+    assert!(kept.metric("rolegate_redirect_check_failures_total 2"), "at 0.1 and 1.1 seconds");
     assert!(kept.readiness.pending().is_empty());
+    assert!(kept.metric("rolegate_redirect_in_place 1"));
+    sleep(PAUSE).await;
+    assert!(kept.metric("rolegate_redirect_check_failures_total 3"), "at 3.1 seconds");
+    assert_eq!(kept.readiness.pending(), [STEP], "nobody knows what the rules are");
+    assert!(kept.metric("rolegate_redirect_in_place 0"));
     assert_eq!(kept.kernel.inner().installed, 1);
     kept.kernel.change(|inner| (inner.blind, inner.rules) = (false, None));
     sleep(PAUSE + GATHER).await;
     assert_eq!(kept.kernel.inner().rules, Some(rules()));
+    assert!(kept.readiness.pending().is_empty());
+    assert!(kept.metric("rolegate_redirect_in_place 1"));
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_rules_of_a_later_daemon_are_left_to_it_while_it_lives() {
     let kept = kept().await;
-    let mut theirs = rules();
-    theirs.targets.as_mut().unwrap().ipv4.set_port(9191);
-    kept.kernel.change(|inner| (inner.rules, inner.succeeded) = (Some(theirs.clone()), true));
-    sleep(10 * INTERVAL).await;
-    assert_eq!(kept.kernel.inner().rules, Some(theirs));
+    kept.kernel.change(|inner| (inner.rules, inner.succeeded) = (Some(theirs()), true));
+    sleep(10 * INTERVAL + PAUSE / 2).await;
+    assert_eq!(kept.kernel.inner().rules, Some(theirs()));
+    assert_eq!(kept.kernel.inner().forgotten, 1, "nor are connections that it serves ended");
     assert_eq!(kept.readiness.pending(), [STEP]);
+    // Killed.
     kept.kernel.inner().succeeded = false;
-    sleep(INTERVAL).await;
+    sleep(PAUSE).await;
     assert_eq!(kept.kernel.inner().rules, Some(rules()));
     assert!(kept.readiness.pending().is_empty());
+}
+
+/// Those of a daemon with another port.
+fn theirs() -> RuleSet {
+    let mut theirs = rules();
+    theirs.targets.as_mut().unwrap().ipv4.set_port(9191);
+    theirs
+}
+
+/// It hangs, or is none.
+#[tokio::test(start_paused = true)]
+async fn a_later_daemon_that_does_nothing_keeps_nobody_from_repairing() {
+    let kept = kept().await;
+    for gone in [None, Some(RuleSet::guard_alone())] {
+        for _again in 0..2 {
+            kept.kernel.change(|inner| (inner.rules, inner.succeeded) = (gone.clone(), true));
+            sleep(PAUSE + GATHER).await;
+            assert_eq!(kept.kernel.inner().rules, Some(rules()), "{gone:?}");
+        }
+    }
+    kept.kernel.change(|inner| inner.pushed = true);
+    sleep(PAUSE + GATHER).await;
+    assert!(!kept.kernel.inner().pushed);
+    let mut less = rules();
+    less.targets.as_mut().unwrap().refuse_direct = false;
+    kept.kernel.change(|inner| inner.rules = Some(less));
+    sleep(PAUSE + GATHER).await;
+    assert_eq!(kept.kernel.inner().rules, Some(rules()), "they lead here, and something is missing");
+    assert!(kept.readiness.pending().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_guard_is_put_back_also_while_a_later_daemon_has_the_rules() {
+    let kept = kept().await;
+    kept.kernel.change(|inner| (inner.rules, inner.succeeded, inner.pushed) = (Some(theirs()), true, true));
+    sleep(PAUSE + GATHER).await;
+    assert!(!kept.kernel.inner().pushed);
+    assert_eq!(kept.kernel.inner().rules, Some(theirs()), "what serves pods stays");
+    assert_eq!(kept.kernel.inner().forgotten, 1);
+    assert!(kept.metric(r#"rolegate_redirect_repairs_total{outcome="repaired"} 1"#));
+    assert_eq!(kept.readiness.pending(), [STEP]);
+}
+
+/// The later one has other interfaces, which nobody can tell from a rule that somebody changed, but for this.
+#[tokio::test(start_paused = true)]
+async fn what_comes_back_is_what_a_later_daemon_wants() {
+    let kept = kept().await;
+    let others = RuleSet { interfaces: vec![InterfaceMatch { name: "eth0".to_owned(), negated: true }], ..rules() };
+    kept.kernel.change(|inner| (inner.rules, inner.succeeded) = (Some(others.clone()), true));
+    sleep(PAUSE + GATHER).await;
+    assert_eq!(kept.kernel.inner().rules, Some(rules()));
+    kept.kernel.change(|inner| inner.rules = Some(others.clone()));
+    sleep(10 * INTERVAL).await;
+    assert_eq!(kept.kernel.inner().rules, Some(others));
+    assert_eq!(kept.readiness.pending(), [STEP]);
+    kept.kernel.inner().succeeded = false;
+    sleep(PAUSE).await;
+    assert_eq!(kept.kernel.inner().rules, Some(rules()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_claimed_or_ended_before_the_rules_are_in_place() {
+    let mut bed = bed();
+    let kernel = bed.kernel.clone();
+    kernel.change(|inner| (inner.rules, inner.succeeded) = (Some(theirs()), true));
+    let (_, ()) = tokio::join!(bed.keeper.place(rules()), async {
+        sleep(3 * INTERVAL + PAUSE / 2).await;
+        assert_eq!(kernel.inner().rules, Some(theirs()));
+        kernel.change(|inner| (inner.succeeded, inner.held) = (false, true));
+        sleep(INTERVAL).await;
+        assert_eq!(kernel.done(), (false, 0));
+        kernel.change(|inner| inner.held = false);
+        sleep(PAUSE + GATHER).await;
+        assert_eq!(kernel.inner().rules, Some(rules()), "it waits no longer than until somebody changes something");
+    });
+    assert_eq!(kernel.done(), (true, 1));
+    assert!(bed.readiness.pending().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_guard_is_kept_during_other_work() {
+    let mut bed = bed();
+    bed.keeper.guard().await.unwrap();
+    let kernel = bed.kernel.clone();
+    let done = bed.keeper.keep_during(async {
+        for _again in 0..2 {
+            kernel.change(|inner| inner.rules = None);
+            sleep(PAUSE + GATHER).await;
+            assert_eq!(kernel.inner().rules, Some(RuleSet::guard_alone()));
+        }
+        "done"
+    });
+    assert_eq!(done.await, "done");
+    // A change that was heard of when the work was done.
+    bed.keeper.keep_during(sleep(PAUSE)).await;
+    let kernel = bed.kernel.clone();
+    let heard = async {
+        kernel.change(|inner| inner.rules = None);
+        sleep(GATHER / 2).await;
+    };
+    bed.keeper.keep_during(heard).await;
+    bed.keeper.keep_during(sleep(PAUSE + GATHER)).await;
+    assert_eq!(bed.kernel.inner().rules, Some(RuleSet::guard_alone()));
 }
