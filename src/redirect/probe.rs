@@ -3,7 +3,8 @@
 //! A [`helper`] process has a network namespace like a pod's, tied to the node by a veth like a pod's ([`place`]). From there
 //! it connects to the metadata address, and the daemon must see that connection at its acceptor, by the source address, which
 //! nobody else has. The daemon closes it at once; nothing is ever sent on it, so that a rule that lets it through brings
-//! the real service a bare connection and no request. A connection to another port of that address must not come to be.
+//! the real service a bare connection and no request. A connection to another port of that address must not come to be, and
+//! the guard must say so: a [`datagram`] there must bring an ICMP error of this node. That nothing comes back proves nothing.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use tracing::{debug, error, info, warn};
 
+use self::datagram::Said;
 use self::helper::{Answer, Helper, INSIDE, Order, Spoken};
 use self::netlink::{Mac, Netlink, Veth};
 use self::place::{NoPlace, Outside, Place};
@@ -22,8 +24,10 @@ use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::proxy::route::METADATA_PORT;
 use crate::readiness::{Readiness, Step};
-use crate::redirect::rules::Family;
+use crate::redirect::{self, rules::Family};
 
+pub mod bypass;
+mod datagram;
 pub mod helper;
 pub mod netlink;
 pub mod place;
@@ -48,18 +52,21 @@ const GATEWAY_IPV6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 const OTHER_PORT: u16 = 81;
 /// How long a connection may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the guard's ICMP error may take. The node has no IPv6 address to send it from, mostly, in the two seconds at the
+/// most after the interface is made (RFC 4862, 5.4.2).
+const GUARD_TIMEOUT: Duration = Duration::from_secs(3);
+/// Whether the node passes IPv6 packets on; there is no such file without IPv6.
+const FORWARDS_IPV6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 /// Pause after a test that did not pass.
 const AGAIN: Duration = Duration::from_secs(2);
 /// Two daemons that share the port share the connections, too: by chance, another gets so many of ours at the most.
 const TRIES: usize = 24;
 
-/// What the rules that are in place have, as the test is to find them.
+/// What the rules that are in place have, as the test is to find them, beside the guard, which is always wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// Requests to the IPv6 address arrive, too; else they must be rejected.
     pub ipv6: bool,
-    /// What does not arrive is rejected.
-    pub guard: bool,
 }
 
 /// Between the acceptor, the rules and the test; cheap to clone.
@@ -74,7 +81,7 @@ struct Shared {
 
 impl Default for Probes {
     fn default() -> Self {
-        let wanted = Mutex::new(Wanted { ipv6: false, guard: true });
+        let wanted = Mutex::new(Wanted { ipv6: false });
         Self(Arc::new(Shared { seen: broadcast::Sender::new(TRIES * 2), wanted }))
     }
 }
@@ -183,6 +190,16 @@ enum Failure {
     Unreachable(SocketAddr),
     #[error("a pod can connect to {0}, which must be rejected: the guard is missing, or a rule that accepts comes first")]
     Open(SocketAddr),
+    #[error(
+        "a pod's packet to {to} was passed on: {by} says what became of it, and not this node's guard. THE REAL METADATA SERVICE MAY BE OPEN \
+         TO PODS: the guard is missing, or a rule that accepts comes first"
+    )]
+    Unguarded { to: SocketAddr, by: IpAddr },
+    #[error(
+        "a pod's packet to {0} got no answer, and the guard gives one: THE REAL METADATA SERVICE MAY BE OPEN TO PODS. The guard is missing, a \
+         rule that accepts or drops comes first, or the guard of others drops and does not reject"
+    )]
+    Unproven(SocketAddr),
     #[error("the namespace of the test could not be tied to the node: {0}")]
     NotMade(io::Error),
     #[error("the helper process ended; the daemon has to be started anew to have another")]
@@ -197,6 +214,8 @@ impl Failure {
             Self::TimedOut(_) => "timeout",
             Self::Unreachable(_) => "unreachable",
             Self::Open(_) => "open",
+            Self::Unguarded { .. } => "guard-missing",
+            Self::Unproven(_) => "guard-unknown",
             Self::NotMade(_) => "not-made",
             Self::Ended => "helper",
         }
@@ -358,38 +377,36 @@ impl Running {
     }
 
     async fn test(&mut self, place: Place, probes: &Probes) -> Result<(), Failure> {
-        let number = match &self.made {
-            Some(made) if made.place == place => made.number,
+        let (number, has_ipv6) = match &self.made {
+            Some(made) if made.place == place => (made.number, made.has_ipv6),
             _ => self.make(place).await?,
         };
-        let Wanted { ipv6, guard } = probes.wanted();
+        let Wanted { ipv6 } = probes.wanted();
         for family in Family::ALL {
-            let own = source(family, number);
-            let to = |port| SocketAddr::new(family.metadata(), port);
-            if family == Family::V4 || ipv6 {
-                self.arrives(own, to(METADATA_PORT), probes).await?;
-            } else if guard {
-                self.is_rejected(to(METADATA_PORT)).await?;
+            let is_redirected = family == Family::V4 || ipv6;
+            if is_redirected {
+                self.arrives(source(family, number), SocketAddr::new(family.metadata(), METADATA_PORT), probes).await?;
             }
-            if guard {
-                self.is_rejected(to(OTHER_PORT)).await?;
+            // What no packet passes needs no guard; with IPv6 off, it would get no answer either.
+            if family == Family::V4 || (has_ipv6 && forwards_ipv6()) {
+                self.is_guarded(family, is_redirected).await?;
             }
         }
         Ok(())
     }
 
-    async fn make(&mut self, place: Place) -> Result<u8, Failure> {
+    async fn make(&mut self, place: Place) -> Result<(u8, bool), Failure> {
         self.unmake().await;
         let pid = self.helper.pid();
         let (made, gateway_mac) = blocking(move || make(place, pid)).await.map_err(Failure::NotMade)?;
-        let number = made.number;
+        let (number, has_ipv6) = (made.number, made.has_ipv6);
         self.made = Some(made);
         let order = Order::SetUp {
             addresses: Family::ALL.map(|family| source(family, number)).to_vec(),
             gateways: vec![GATEWAY_IPV4.into(), GATEWAY_IPV6.into()],
             gateway_mac,
         };
-        self.order(&order).await.map(|_| number)
+        self.order(&order).await.map(|_| (number, has_ipv6))
     }
 
     async fn unmake(&mut self) {
@@ -412,7 +429,7 @@ impl Running {
                 Answer::Open { port } => (port, false),
                 Answer::Refused => return Err(Failure::Refused(to)),
                 Answer::TimedOut => return Err(Failure::TimedOut(to)),
-                Answer::Unreachable | Answer::Done => return Err(Failure::Unreachable(to)),
+                Answer::Unreachable | Answer::Told { .. } | Answer::Done => return Err(Failure::Unreachable(to)),
             };
             // It is told before it is closed.
             while let Ok(from) = seen.try_recv() {
@@ -428,10 +445,28 @@ impl Running {
         Err(Failure::Missed(to))
     }
 
-    async fn is_rejected(&mut self, to: SocketAddr) -> Result<(), Failure> {
-        match self.order(&Order::Connect { to, timeout: TIMEOUT }).await? {
-            Answer::Closed { .. } | Answer::Open { .. } => Err(Failure::Open(to)),
-            Answer::Refused | Answer::TimedOut | Answer::Unreachable | Answer::Done => Ok(()),
+    /// The guard rejects what is not redirected. A connection that is refused may have been refused by the service itself;
+    /// one that the guard has to do with never waits in vain.
+    async fn is_guarded(&mut self, family: Family, is_redirected: bool) -> Result<(), Failure> {
+        let ports = [METADATA_PORT, OTHER_PORT].into_iter().skip(usize::from(is_redirected));
+        for to in ports.map(|port| SocketAddr::new(family.metadata(), port)) {
+            match self.order(&Order::Connect { to, timeout: TIMEOUT }).await? {
+                Answer::Closed { .. } | Answer::Open { .. } => return Err(Failure::Open(to)),
+                Answer::TimedOut | Answer::Done => return Err(Failure::Unproven(to)),
+                Answer::Refused | Answer::Unreachable | Answer::Told { .. } => {}
+            }
+        }
+        let to = SocketAddr::new(family.metadata(), OTHER_PORT);
+        match self.order(&Order::Datagram { to, timeout: GUARD_TIMEOUT }).await? {
+            Answer::Told { by, kind, code } => {
+                let is_of_node = by != to.ip() && redirect::interface_addresses().contains(&by);
+                match datagram::said(family == Family::V4, kind, code) {
+                    Said::Rejected | Said::NoWay if is_of_node => Ok(()),
+                    _ => Err(Failure::Unguarded { to, by }),
+                }
+            }
+            Answer::Open { .. } | Answer::Closed { .. } => Err(Failure::Unguarded { to, by: to.ip() }),
+            Answer::TimedOut | Answer::Refused | Answer::Unreachable | Answer::Done => Err(Failure::Unproven(to)),
         }
     }
 
@@ -451,6 +486,8 @@ struct Made {
     index: u32,
     /// Where the ways are, if that is not the interface itself, with which they would go.
     bridge: Option<u32>,
+    /// Whether packets of IPv6 come in by it: not where the node has IPv6 switched off.
+    has_ipv6: bool,
 }
 
 impl Drop for Made {
@@ -524,7 +561,7 @@ fn make_numbered(netlink: &mut Netlink, place: Place, number: u8, pid: u32) -> i
     netlink.add_veth(veth)?;
     let index = netlink.link(&name)?.index;
     // From here on a failure takes the interface away.
-    let mut made = Made { place, number, index, bridge: None };
+    let mut made = Made { place, number, index, bridge: None, has_ipv6: true };
     netlink.set_up(index)?;
     let via = index_of_bridge.unwrap_or(index);
     for family in Family::ALL {
@@ -532,7 +569,10 @@ fn make_numbered(netlink: &mut Netlink, place: Place, number: u8, pid: u32) -> i
         let led = netlink.add_route(ip, via).and_then(|()| netlink.add_neighbour(ip, peer_mac, via));
         match led {
             Err(error) if family == Family::V4 || error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
-            Err(error) => debug!(%error, "no IPv6 for the self-test"),
+            Err(error) => {
+                made.has_ipv6 = false;
+                debug!(%error, "no IPv6 for the self-test");
+            }
             Ok(()) => {}
         }
     }
@@ -580,6 +620,10 @@ impl Look {
         }
         look
     }
+}
+
+fn forwards_ipv6() -> bool {
+    std::fs::read_to_string(FORWARDS_IPV6).is_ok_and(|text| text.trim() != "0")
 }
 
 fn tell(metrics: &Metrics, state: State) {
