@@ -286,10 +286,13 @@ fn the_self_test_of_the_manifests_has_what_it_takes() {
     // The other name is refused by the API server beside this.
     assert!(!component.contains("value: CAP_") && read("daemonset/daemonset.yaml").contains("allowPrivilegeEscalation: false"));
     let listed = read("daemonset/kustomization.yaml");
-    let components: BTreeSet<_> = std::fs::read_dir("daemonset").unwrap().filter_map(|entry| {
-        let entry = entry.unwrap();
-        entry.file_type().unwrap().is_dir().then(|| entry.file_name().into_string().unwrap())
-    }).collect();
+    let components: BTreeSet<_> = std::fs::read_dir("daemonset")
+        .unwrap()
+        .filter_map(|entry| {
+            let entry = entry.unwrap();
+            entry.file_type().unwrap().is_dir().then(|| entry.file_name().into_string().unwrap())
+        })
+        .collect();
     for name in components {
         assert!(listed.contains(&format!("#   - {name}\n")), "daemonset/kustomization.yaml names {name}");
         assert!(read("docs/operations.md").contains(&format!("`daemonset/{name}/`")), "docs/operations.md says what {name} is for");
