@@ -6,7 +6,6 @@
 //! the real service a bare connection and no request. A connection to another port of that address must not come to be, and
 //! the guard must say so: a [`datagram`] there must bring an ICMP error of this node. That nothing comes back proves nothing.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,8 +15,9 @@ use tokio::sync::broadcast;
 use tracing::{debug, error, info, warn};
 
 use self::datagram::Said;
-use self::helper::{Answer, Helper, INSIDE, Order, Spoken};
-use self::netlink::{Mac, Netlink, Veth};
+use self::helper::{Answer, Helper, Order, Spoken};
+use self::made::{Made, make};
+use self::netlink::Netlink;
 use self::place::{NoPlace, Outside, Place};
 use crate::config::{InterfaceMatch, SelfTestConfig, SelfTestMode};
 use crate::metrics::Metrics;
@@ -29,6 +29,7 @@ use crate::redirect::{self, rules::Family};
 pub mod bypass;
 mod datagram;
 pub mod helper;
+mod made;
 pub mod netlink;
 pub mod place;
 
@@ -478,109 +479,12 @@ impl Running {
     }
 }
 
-/// The interface of a test, and the ways to it; gone when dropped.
-#[derive(Debug)]
-struct Made {
-    place: Place,
-    number: u8,
-    index: u32,
-    /// Where the ways are, if that is not the interface itself, with which they would go.
-    bridge: Option<u32>,
-    /// Whether packets of IPv6 come in by it: not where the node has IPv6 switched off.
-    has_ipv6: bool,
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        let taken = Netlink::open().and_then(|mut netlink| {
-            if let Some(bridge) = self.bridge {
-                // That of IPv6 is there where the node has IPv6.
-                let _ = Family::ALL.map(|family| netlink.delete_route(source(family, self.number), bridge));
-            }
-            netlink.delete_link(self.index)
-        });
-        if let Err(error) = taken {
-            debug!(%error, "the interface of the self-test was gone already");
-        }
-    }
-}
-
 /// The source address of a test.
 fn source(family: Family, number: u8) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::from_bits(FIRST_IPV4 + u32::from(number)).into(),
         Family::V6 => Ipv6Addr::from_bits(FIRST_IPV6 + u128::from(number)).into(),
     }
-}
-
-/// Locally administered, and higher than others: a bridge that has no address of its own takes the lowest of its ports, and must
-/// not change it for the test.
-fn mac(number: u8, is_inside: bool) -> Mac {
-    [0xfe, 0x72, 0x6f, 0x6c, u8::from(is_inside), number]
-}
-
-/// Makes the interface, and says what the namespace has to take for the address of its gateway.
-fn make(place: Place, pid: u32) -> io::Result<(Made, Mac)> {
-    let mut netlink = Netlink::open()?;
-    let first = (RandomState::new().hash_one(pid) % u64::from(NUMBERS)) as u8;
-    (0..NUMBERS).for_each(|number| sweep(&mut netlink, number));
-    for number in (0..NUMBERS).map(|number| (first + number) % NUMBERS) {
-        match make_numbered(&mut netlink, place.clone(), number, pid) {
-            // Another daemon's, or a pod's.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            done => return done,
-        }
-    }
-    Err(io::Error::other("every name or address for it is in use"))
-}
-
-/// Takes away the way to a test's address that a daemon left at a bridge when it was killed. Its interface is gone.
-fn sweep(netlink: &mut Netlink, number: u8) {
-    for family in Family::ALL {
-        let Ok(Some(way)) = netlink.way_to(source(family, number)) else { continue };
-        let is_bridge = netlink.link_at(way.interface).is_ok_and(|link| link.kind.as_deref() == Some("bridge"));
-        let port = netlink.link(&place::interface_name(PORT, number));
-        if is_bridge && !way.by_gateway && port.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-            // Where only an unrelated wider route leads there, there is nothing to delete.
-            let _ = netlink.delete_route(source(family, number), way.interface);
-        }
-    }
-}
-
-/// What the port of a bridge is called: no rule looks at it.
-const PORT: &str = "rolegate";
-
-fn make_numbered(netlink: &mut Netlink, place: Place, number: u8, pid: u32) -> io::Result<(Made, Mac)> {
-    let (name, bridge) = match &place {
-        Place::Prefix(prefix) => (place::interface_name(prefix, number), None),
-        Place::Bridge(bridge) => (place::interface_name(PORT, number), Some(netlink.link(bridge)?)),
-    };
-    let index_of_bridge = bridge.as_ref().map(|bridge| bridge.index);
-    let peer_mac = mac(number, true);
-    let veth = Veth { name: &name, mac: mac(number, false), bridge: index_of_bridge, peer_name: INSIDE, peer_mac, peer_of: pid };
-    netlink.add_veth(veth)?;
-    let index = netlink.link(&name)?.index;
-    // From here on a failure takes the interface away.
-    let mut made = Made { place, number, index, bridge: None, has_ipv6: true };
-    netlink.set_up(index)?;
-    let via = index_of_bridge.unwrap_or(index);
-    for family in Family::ALL {
-        let ip = source(family, number);
-        let led = netlink.add_route(ip, via).and_then(|()| netlink.add_neighbour(ip, peer_mac, via));
-        match led {
-            Err(error) if family == Family::V4 || error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
-            Err(error) => {
-                made.has_ipv6 = false;
-                debug!(%error, "no IPv6 for the self-test");
-            }
-            Ok(()) => {}
-        }
-    }
-    // A bridge may have taken that of its new port just now.
-    let gateway_mac = netlink.link_at(via)?.mac.unwrap_or(mac(number, false));
-    // Not before: where another has the ways, they are not ours to take away.
-    made.bridge = index_of_bridge;
-    Ok((made, gateway_mac))
 }
 
 /// The look at the pods' interfaces, and which of them were told of.

@@ -286,7 +286,7 @@ fn the_self_test_of_the_manifests_has_what_it_takes() {
     // The other name is refused by the API server beside this.
     assert!(!component.contains("value: CAP_") && read("daemonset/daemonset.yaml").contains("allowPrivilegeEscalation: false"));
     let listed = read("daemonset/kustomization.yaml");
-    let components: BTreeSet<_> = std::fs::read_dir("daemonset")
+    let components: BTreeSet<_> = fs::read_dir("daemonset")
         .unwrap()
         .filter_map(|entry| {
             let entry = entry.unwrap();
