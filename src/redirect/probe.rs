@@ -4,7 +4,7 @@
 //! it connects to the metadata address, and the daemon must see that connection at its acceptor, by the source address, which
 //! nobody else has. The daemon closes it at once; nothing is ever sent on it, so that a rule that lets it through brings
 //! the real service a bare connection and no request. A connection to another port of that address must not come to be, and
-//! the guard must say so: a [`datagram`] there must bring an ICMP error of this node. That nothing comes back proves nothing.
+//! the guard must say so: a datagram there must bring an ICMP error of this node. That nothing comes back proves nothing.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
