@@ -157,7 +157,7 @@ pub enum RedirectError {
     )]
     ConntrackSlow {
         /// How long it was waited for.
-        deadline: std::time::Duration,
+        deadline: Duration,
         /// Connections that were ended by then.
         forgotten: u64,
     },

@@ -97,7 +97,7 @@ impl PacketRules {
             refuse_direct: self.refuse_direct,
         };
         self.keeper.place(RuleSet { interfaces: redirect.interfaces.clone(), targets: Some(targets) }).await;
-        probes.set_wanted(Wanted { ipv6: targets.ipv6.is_some(), guard: true });
+        probes.set_wanted(Wanted { ipv6: targets.ipv6.is_some() });
         step.done();
         let removed = self.backend.tidy().await;
         if !removed.is_empty() {

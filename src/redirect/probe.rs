@@ -3,9 +3,9 @@
 //! A [`helper`] process has a network namespace like a pod's, tied to the node by a veth like a pod's ([`place`]). From there
 //! it connects to the metadata address, and the daemon must see that connection at its acceptor, by the source address, which
 //! nobody else has. The daemon closes it at once; nothing is ever sent on it, so that a rule that lets it through brings
-//! the real service a bare connection and no request. A connection to another port of that address must not come to be.
+//! the real service a bare connection and no request. A connection to another port of that address must not come to be, and
+//! the guard must say so: a datagram there must bring an ICMP error of this node. That nothing comes back proves nothing.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,17 +14,22 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use tracing::{debug, error, info, warn};
 
-use self::helper::{Answer, Helper, INSIDE, Order, Spoken};
-use self::netlink::{Mac, Netlink, Veth};
+use self::datagram::Said;
+use self::helper::{Answer, Helper, Order, Spoken};
+use self::made::{Made, make};
+use self::netlink::Netlink;
 use self::place::{NoPlace, Outside, Place};
 use crate::config::{InterfaceMatch, SelfTestConfig, SelfTestMode};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::proxy::route::METADATA_PORT;
 use crate::readiness::{Readiness, Step};
-use crate::redirect::rules::Family;
+use crate::redirect::{self, rules::Family};
 
+pub mod bypass;
+mod datagram;
 pub mod helper;
+mod made;
 pub mod netlink;
 pub mod place;
 
@@ -48,18 +53,21 @@ const GATEWAY_IPV6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 const OTHER_PORT: u16 = 81;
 /// How long a connection may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the guard's ICMP error may take. The node has no IPv6 address to send it from, mostly, in the two seconds at the
+/// most after the interface is made (RFC 4862, 5.4.2).
+const GUARD_TIMEOUT: Duration = Duration::from_secs(3);
+/// Whether the node passes IPv6 packets on; there is no such file without IPv6.
+const FORWARDS_IPV6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 /// Pause after a test that did not pass.
 const AGAIN: Duration = Duration::from_secs(2);
 /// Two daemons that share the port share the connections, too: by chance, another gets so many of ours at the most.
 const TRIES: usize = 24;
 
-/// What the rules that are in place have, as the test is to find them.
+/// What the rules that are in place have, as the test is to find them, beside the guard, which is always wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// Requests to the IPv6 address arrive, too; else they must be rejected.
     pub ipv6: bool,
-    /// What does not arrive is rejected.
-    pub guard: bool,
 }
 
 /// Between the acceptor, the rules and the test; cheap to clone.
@@ -74,7 +82,7 @@ struct Shared {
 
 impl Default for Probes {
     fn default() -> Self {
-        let wanted = Mutex::new(Wanted { ipv6: false, guard: true });
+        let wanted = Mutex::new(Wanted { ipv6: false });
         Self(Arc::new(Shared { seen: broadcast::Sender::new(TRIES * 2), wanted }))
     }
 }
@@ -183,6 +191,16 @@ enum Failure {
     Unreachable(SocketAddr),
     #[error("a pod can connect to {0}, which must be rejected: the guard is missing, or a rule that accepts comes first")]
     Open(SocketAddr),
+    #[error(
+        "a pod's packet to {to} was passed on: {by} says what became of it, and not this node's guard. THE REAL METADATA SERVICE MAY BE OPEN \
+         TO PODS: the guard is missing, or a rule that accepts comes first"
+    )]
+    Unguarded { to: SocketAddr, by: IpAddr },
+    #[error(
+        "a pod's packet to {0} got no answer, and the guard gives one: THE REAL METADATA SERVICE MAY BE OPEN TO PODS. The guard is missing, a \
+         rule that accepts or drops comes first, or the guard of others drops and does not reject"
+    )]
+    Unproven(SocketAddr),
     #[error("the namespace of the test could not be tied to the node: {0}")]
     NotMade(io::Error),
     #[error("the helper process ended; the daemon has to be started anew to have another")]
@@ -197,6 +215,8 @@ impl Failure {
             Self::TimedOut(_) => "timeout",
             Self::Unreachable(_) => "unreachable",
             Self::Open(_) => "open",
+            Self::Unguarded { .. } => "guard-missing",
+            Self::Unproven(_) => "guard-unknown",
             Self::NotMade(_) => "not-made",
             Self::Ended => "helper",
         }
@@ -358,38 +378,36 @@ impl Running {
     }
 
     async fn test(&mut self, place: Place, probes: &Probes) -> Result<(), Failure> {
-        let number = match &self.made {
-            Some(made) if made.place == place => made.number,
+        let (number, has_ipv6) = match &self.made {
+            Some(made) if made.place == place => (made.number, made.has_ipv6),
             _ => self.make(place).await?,
         };
-        let Wanted { ipv6, guard } = probes.wanted();
+        let Wanted { ipv6 } = probes.wanted();
         for family in Family::ALL {
-            let own = source(family, number);
-            let to = |port| SocketAddr::new(family.metadata(), port);
-            if family == Family::V4 || ipv6 {
-                self.arrives(own, to(METADATA_PORT), probes).await?;
-            } else if guard {
-                self.is_rejected(to(METADATA_PORT)).await?;
+            let is_redirected = family == Family::V4 || ipv6;
+            if is_redirected {
+                self.arrives(source(family, number), SocketAddr::new(family.metadata(), METADATA_PORT), probes).await?;
             }
-            if guard {
-                self.is_rejected(to(OTHER_PORT)).await?;
+            // What no packet passes needs no guard; with IPv6 off, it would get no answer either.
+            if family == Family::V4 || (has_ipv6 && forwards_ipv6()) {
+                self.is_guarded(family, is_redirected).await?;
             }
         }
         Ok(())
     }
 
-    async fn make(&mut self, place: Place) -> Result<u8, Failure> {
+    async fn make(&mut self, place: Place) -> Result<(u8, bool), Failure> {
         self.unmake().await;
         let pid = self.helper.pid();
         let (made, gateway_mac) = blocking(move || make(place, pid)).await.map_err(Failure::NotMade)?;
-        let number = made.number;
+        let (number, has_ipv6) = (made.number, made.has_ipv6);
         self.made = Some(made);
         let order = Order::SetUp {
             addresses: Family::ALL.map(|family| source(family, number)).to_vec(),
             gateways: vec![GATEWAY_IPV4.into(), GATEWAY_IPV6.into()],
             gateway_mac,
         };
-        self.order(&order).await.map(|_| number)
+        self.order(&order).await.map(|_| (number, has_ipv6))
     }
 
     async fn unmake(&mut self) {
@@ -412,7 +430,7 @@ impl Running {
                 Answer::Open { port } => (port, false),
                 Answer::Refused => return Err(Failure::Refused(to)),
                 Answer::TimedOut => return Err(Failure::TimedOut(to)),
-                Answer::Unreachable | Answer::Done => return Err(Failure::Unreachable(to)),
+                Answer::Unreachable | Answer::Told { .. } | Answer::Done => return Err(Failure::Unreachable(to)),
             };
             // It is told before it is closed.
             while let Ok(from) = seen.try_recv() {
@@ -428,10 +446,28 @@ impl Running {
         Err(Failure::Missed(to))
     }
 
-    async fn is_rejected(&mut self, to: SocketAddr) -> Result<(), Failure> {
-        match self.order(&Order::Connect { to, timeout: TIMEOUT }).await? {
-            Answer::Closed { .. } | Answer::Open { .. } => Err(Failure::Open(to)),
-            Answer::Refused | Answer::TimedOut | Answer::Unreachable | Answer::Done => Ok(()),
+    /// The guard rejects what is not redirected. A connection that is refused may have been refused by the service itself;
+    /// one that the guard has to do with never waits in vain.
+    async fn is_guarded(&mut self, family: Family, is_redirected: bool) -> Result<(), Failure> {
+        let ports = [METADATA_PORT, OTHER_PORT].into_iter().skip(usize::from(is_redirected));
+        for to in ports.map(|port| SocketAddr::new(family.metadata(), port)) {
+            match self.order(&Order::Connect { to, timeout: TIMEOUT }).await? {
+                Answer::Closed { .. } | Answer::Open { .. } => return Err(Failure::Open(to)),
+                Answer::TimedOut | Answer::Done => return Err(Failure::Unproven(to)),
+                Answer::Refused | Answer::Unreachable | Answer::Told { .. } => {}
+            }
+        }
+        let to = SocketAddr::new(family.metadata(), OTHER_PORT);
+        match self.order(&Order::Datagram { to, timeout: GUARD_TIMEOUT }).await? {
+            Answer::Told { by, kind, code } => {
+                let is_of_node = by != to.ip() && redirect::interface_addresses().contains(&by);
+                match datagram::said(family == Family::V4, kind, code) {
+                    Said::Rejected | Said::NoWay if is_of_node => Ok(()),
+                    _ => Err(Failure::Unguarded { to, by }),
+                }
+            }
+            Answer::Open { .. } | Answer::Closed { .. } => Err(Failure::Unguarded { to, by: to.ip() }),
+            Answer::TimedOut | Answer::Refused | Answer::Unreachable | Answer::Done => Err(Failure::Unproven(to)),
         }
     }
 
@@ -443,104 +479,12 @@ impl Running {
     }
 }
 
-/// The interface of a test, and the ways to it; gone when dropped.
-#[derive(Debug)]
-struct Made {
-    place: Place,
-    number: u8,
-    index: u32,
-    /// Where the ways are, if that is not the interface itself, with which they would go.
-    bridge: Option<u32>,
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        let taken = Netlink::open().and_then(|mut netlink| {
-            if let Some(bridge) = self.bridge {
-                // That of IPv6 is there where the node has IPv6.
-                let _ = Family::ALL.map(|family| netlink.delete_route(source(family, self.number), bridge));
-            }
-            netlink.delete_link(self.index)
-        });
-        if let Err(error) = taken {
-            debug!(%error, "the interface of the self-test was gone already");
-        }
-    }
-}
-
 /// The source address of a test.
 fn source(family: Family, number: u8) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::from_bits(FIRST_IPV4 + u32::from(number)).into(),
         Family::V6 => Ipv6Addr::from_bits(FIRST_IPV6 + u128::from(number)).into(),
     }
-}
-
-/// Locally administered, and higher than others: a bridge that has no address of its own takes the lowest of its ports, and must
-/// not change it for the test.
-fn mac(number: u8, is_inside: bool) -> Mac {
-    [0xfe, 0x72, 0x6f, 0x6c, u8::from(is_inside), number]
-}
-
-/// Makes the interface, and says what the namespace has to take for the address of its gateway.
-fn make(place: Place, pid: u32) -> io::Result<(Made, Mac)> {
-    let mut netlink = Netlink::open()?;
-    let first = (RandomState::new().hash_one(pid) % u64::from(NUMBERS)) as u8;
-    (0..NUMBERS).for_each(|number| sweep(&mut netlink, number));
-    for number in (0..NUMBERS).map(|number| (first + number) % NUMBERS) {
-        match make_numbered(&mut netlink, place.clone(), number, pid) {
-            // Another daemon's, or a pod's.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            done => return done,
-        }
-    }
-    Err(io::Error::other("every name or address for it is in use"))
-}
-
-/// Takes away the way to a test's address that a daemon left at a bridge when it was killed. Its interface is gone.
-fn sweep(netlink: &mut Netlink, number: u8) {
-    for family in Family::ALL {
-        let Ok(Some(way)) = netlink.way_to(source(family, number)) else { continue };
-        let is_bridge = netlink.link_at(way.interface).is_ok_and(|link| link.kind.as_deref() == Some("bridge"));
-        let port = netlink.link(&place::interface_name(PORT, number));
-        if is_bridge && !way.by_gateway && port.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-            // Where only an unrelated wider route leads there, there is nothing to delete.
-            let _ = netlink.delete_route(source(family, number), way.interface);
-        }
-    }
-}
-
-/// What the port of a bridge is called: no rule looks at it.
-const PORT: &str = "rolegate";
-
-fn make_numbered(netlink: &mut Netlink, place: Place, number: u8, pid: u32) -> io::Result<(Made, Mac)> {
-    let (name, bridge) = match &place {
-        Place::Prefix(prefix) => (place::interface_name(prefix, number), None),
-        Place::Bridge(bridge) => (place::interface_name(PORT, number), Some(netlink.link(bridge)?)),
-    };
-    let index_of_bridge = bridge.as_ref().map(|bridge| bridge.index);
-    let peer_mac = mac(number, true);
-    let veth = Veth { name: &name, mac: mac(number, false), bridge: index_of_bridge, peer_name: INSIDE, peer_mac, peer_of: pid };
-    netlink.add_veth(veth)?;
-    let index = netlink.link(&name)?.index;
-    // From here on a failure takes the interface away.
-    let mut made = Made { place, number, index, bridge: None };
-    netlink.set_up(index)?;
-    let via = index_of_bridge.unwrap_or(index);
-    for family in Family::ALL {
-        let ip = source(family, number);
-        let led = netlink.add_route(ip, via).and_then(|()| netlink.add_neighbour(ip, peer_mac, via));
-        match led {
-            Err(error) if family == Family::V4 || error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
-            Err(error) => debug!(%error, "no IPv6 for the self-test"),
-            Ok(()) => {}
-        }
-    }
-    // A bridge may have taken that of its new port just now.
-    let gateway_mac = netlink.link_at(via)?.mac.unwrap_or(mac(number, false));
-    // Not before: where another has the ways, they are not ours to take away.
-    made.bridge = index_of_bridge;
-    Ok((made, gateway_mac))
 }
 
 /// The look at the pods' interfaces, and which of them were told of.
@@ -580,6 +524,10 @@ impl Look {
         }
         look
     }
+}
+
+fn forwards_ipv6() -> bool {
+    std::fs::read_to_string(FORWARDS_IPV6).is_ok_and(|text| text.trim() != "0")
 }
 
 fn tell(metrics: &Metrics, state: State) {

@@ -261,8 +261,9 @@ const OF_OTHERS: &[&str] = &[
 #[test]
 fn every_flag_that_is_named_exists() {
     let real: BTreeSet<&str> = flags::of_all_commands().map(|flag| flag.name).collect();
-    let manifest =
-        ["daemonset/daemonset.yaml", "daemonset/surge/daemonset.yaml", "daemonset/startup-taint/daemonset.yaml"].map(read).concat();
+    let components =
+        ["surge", "startup-taint", "self-test"].map(|component| read(&format!("daemonset/{component}/daemonset.yaml"))).concat();
+    let manifest = read("daemonset/daemonset.yaml") + &components;
     let arguments = flags_in(&manifest);
     assert!(arguments.len() > 4, "the arguments of the manifest were found: {arguments:?}");
     let unknown: Vec<_> = arguments.iter().filter(|name| !real.contains(name.as_str())).collect();
@@ -284,6 +285,28 @@ fn every_flag_that_is_named_exists() {
         let named = flags_in(&read(file));
         let unknown: Vec<_> = named.iter().filter(|name| !real.contains(name.as_str()) && !OF_OTHERS.contains(&name.as_str())).collect();
         assert!(unknown.is_empty(), "{file}: no such flags: {unknown:?}");
+    }
+}
+
+#[test]
+fn the_self_test_of_the_manifests_has_what_it_takes() {
+    let component = read("daemonset/self-test/daemonset.yaml");
+    // It makes the test a condition of the start, so that the capability cannot be given in vain.
+    assert!(flags_in(&component).contains("self-test") && component.contains("value: --self-test=on\n"), "{component}");
+    assert!(component.contains("capabilities/add/-\n  value: SYS_ADMIN\n"), "{component}");
+    // The other name is refused by the API server beside this.
+    assert!(!component.contains("value: CAP_") && read("daemonset/daemonset.yaml").contains("allowPrivilegeEscalation: false"));
+    let listed = read("daemonset/kustomization.yaml");
+    let components: BTreeSet<_> = fs::read_dir("daemonset")
+        .unwrap()
+        .filter_map(|entry| {
+            let entry = entry.unwrap();
+            entry.file_type().unwrap().is_dir().then(|| entry.file_name().into_string().unwrap())
+        })
+        .collect();
+    for name in components {
+        assert!(listed.contains(&format!("#   - {name}\n")), "daemonset/kustomization.yaml names {name}");
+        assert!(read("docs/operations.md").contains(&format!("`daemonset/{name}/`")), "docs/operations.md says what {name} is for");
     }
 }
 

@@ -12,6 +12,8 @@ const PASSED: &str = r#"rolegate_self_test{state="passed"}"#;
 const FAILED: &str = r#"rolegate_self_test{state="failed"}"#;
 const UNAVAILABLE: &str = r#"rolegate_self_test{state="unavailable"}"#;
 const MISSED: &str = r#"rolegate_self_test_failures_total{reason="missed"}"#;
+const GUARD_MISSING: &str = r#"rolegate_self_test_failures_total{reason="guard-missing"}"#;
+const GUARD_UNKNOWN: &str = r#"rolegate_self_test_failures_total{reason="guard-unknown"}"#;
 const OPEN: &str = r#"rolegate_self_test_failures_total{reason="open"}"#;
 
 fn often(setup: Setup) -> Setup {
@@ -49,6 +51,12 @@ fn metric(bed: &Bed, daemon: &Daemon, name: &str) -> f64 {
 
 fn is_ready(bed: &Bed, daemon: &Daemon) -> bool {
     daemon.get(Some(bed.node.ns()), "/readyz").unwrap().status == 200
+}
+
+/// The guard as a node has it from its boot on, by this backend.
+fn boot_guard(bed: &Bed, backend: &str) {
+    let program = env!("CARGO_BIN_EXE_rolegate");
+    bed.node.ns().sh(&format!("{program} redirect install --guard --redirect={backend}")).unwrap();
 }
 
 /// The interfaces and routes of tests on the node.
@@ -125,6 +133,208 @@ fn another_port_that_is_open_fails_it() {
     assert!(!is_ready(&bed, &daemon));
     guard(&bed);
     wait_for("the daemon is ready again", &daemon, || is_ready(&bed, &daemon));
+}
+
+/// On a node of EC2 nobody listens at other ports of the metadata service, and no answer of it finds the way to the test's
+/// addresses: neither a refusal nor silence is the guard's doing.
+#[test]
+fn only_the_guard_is_taken_for_the_guard() {
+    for backend in ["nftables", "iptables"] {
+        let Some(bed) = Bed::new() else { return };
+        redirect(&bed);
+        boot_guard(&bed, backend);
+        let daemon = bed.start(&under_own_rules(&bed));
+        assert_eq!(metric(&bed, &daemon, PASSED), 1.0);
+        let open = match backend {
+            "nftables" => [
+                // One family at a time.
+                "nft flush chain inet rolegate guard && nft add rule inet rolegate guard ip6 daddr fd00:ec2::254 reject",
+                "nft flush chain inet rolegate guard && nft add rule inet rolegate guard ip daddr 169.254.169.254 reject",
+            ],
+            _ => ["iptables -F ROLEGATE-GUARD", "ip6tables -F ROLEGATE-GUARD"],
+        };
+        let no_way_back = "ip route add blackhole 192.0.0.0/24 && ip -6 route add blackhole fd5e:91c7:3ab4:7e57::/64";
+        let way_back = "ip route del blackhole 192.0.0.0/24 && ip -6 route del blackhole fd5e:91c7:3ab4:7e57::/64";
+        for (family, open) in ["IPv4", "IPv6"].into_iter().zip(open) {
+            for answers in [true, false] {
+                if !answers {
+                    bed.node.imds().unwrap().sh(no_way_back).unwrap();
+                }
+                // With an answer of IPv6 the service itself is seen, which listens at port 80 there.
+                let reason = match (answers, family) {
+                    (true, "IPv4") => GUARD_MISSING,
+                    (true, _) => OPEN,
+                    (false, _) => GUARD_UNKNOWN,
+                };
+                let before = metric(&bed, &daemon, reason);
+                bed.node.ns().sh(open).unwrap();
+                wait_for(&format!("{backend}, {family}, answers: {answers}"), &daemon, || metric(&bed, &daemon, reason) > before);
+                assert!(!is_ready(&bed, &daemon) && metric(&bed, &daemon, FAILED) == 1.0);
+                boot_guard(&bed, backend);
+                wait_for("it passes with the guard", &daemon, || is_ready(&bed, &daemon));
+                assert_eq!(metric(&bed, &daemon, PASSED), 1.0);
+                if !answers {
+                    bed.node.imds().unwrap().sh(way_back).unwrap();
+                }
+            }
+        }
+        assert_unnoticed(&bed, &daemon);
+    }
+}
+
+/// What the node itself says of a packet that it has passed on already, since nobody has the address, is not the guard's.
+#[test]
+fn a_metadata_service_that_is_not_there_is_no_guard() {
+    let Some(bed) = Bed::new() else { return };
+    redirect(&bed);
+    boot_guard(&bed, "nftables");
+    let daemon = bed.start(&under_own_rules(&bed));
+    // Nobody answers the question for its neighbour's address.
+    bed.node
+        .ns()
+        .sh("ip link del imds && ip link add imds type veth peer name nobody && ip link set imds up && ip link set nobody up")
+        .unwrap();
+    bed.node.ns().sh("ip route add 169.254.169.254/32 dev imds").unwrap();
+    bed.node.ns().sh("echo 50 > /proc/sys/net/ipv4/neigh/imds/retrans_time_ms").unwrap();
+    wait_for("it passes again with the guard", &daemon, || is_ready(&bed, &daemon) && metric(&bed, &daemon, PASSED) == 1.0);
+    bed.node.ns().sh("nft delete table inet rolegate").unwrap();
+    wait_for("the guard is missed", &daemon, || metric(&bed, &daemon, GUARD_MISSING) > 0.0);
+    daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.contains(&format!("passed on: {NODE_IP} says")))).unwrap();
+    boot_guard(&bed, "nftables");
+    wait_for("it passes again", &daemon, || is_ready(&bed, &daemon));
+}
+
+/// Programs that the daemon finds by PATH, until they are taken away.
+fn programs() -> tempfile::TempDir {
+    let programs = tempfile::tempdir().unwrap();
+    put_programs(&programs);
+    programs
+}
+
+const PROGRAMS: [&str; 8] =
+    ["nft", "conntrack", "iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"];
+
+fn put_programs(to: &tempfile::TempDir) {
+    for name in PROGRAMS {
+        if let Some(program) = find_program(name) {
+            std::os::unix::fs::symlink(program, to.path().join(name)).unwrap();
+        }
+    }
+}
+
+fn take_programs(from: &tempfile::TempDir) {
+    for name in PROGRAMS {
+        // Not each is on every machine.
+        let _ = std::fs::remove_file(from.path().join(name));
+    }
+}
+
+#[test]
+fn rules_that_cannot_be_repaired_fail_it_until_they_are() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    let programs = programs();
+    let setup = often(bed.setup_with_ip()).argument("--redirect=auto").argument("--redirect-interval=1s");
+    let daemon = bed.start(&setup.env("PATH", programs.path().to_str().unwrap()));
+    assert_eq!(metric(&bed, &daemon, PASSED), 1.0);
+    let chosen = bed.node.ns().sh("nft list tables").unwrap();
+    assert!(chosen.contains("table inet rolegate"), "{chosen}");
+
+    // The guard of its own rules is looked for, too: with the redirect alone it does not pass.
+    take_programs(&programs);
+    bed.node.ns().sh("nft delete chain inet rolegate guard").unwrap();
+    wait_for("the missing guard is seen", &daemon, || metric(&bed, &daemon, GUARD_MISSING) > 0.0);
+    assert!(!is_ready(&bed, &daemon) && metric(&bed, &daemon, FAILED) == 1.0);
+    bed.node.ns().sh("nft delete table inet rolegate").unwrap();
+    wait_for("the missing redirect is seen", &daemon, || metric(&bed, &daemon, MISSED) > 0.0);
+
+    put_programs(&programs);
+    wait_for("it passes after the repair", &daemon, || is_ready(&bed, &daemon) && metric(&bed, &daemon, PASSED) == 1.0);
+    assert_eq!(metric(&bed, &daemon, FAILED), 0.0);
+    bed.assert_served(&pod, METADATA);
+}
+
+/// How many packets came in by each interface of a test.
+fn received(bed: &Bed) -> Vec<(String, u64)> {
+    let links: serde_json::Value = serde_json::from_str(&bed.node.ns().sh("ip -json -stats link").unwrap()).unwrap();
+    let links = links.as_array().unwrap().iter().filter_map(|link| {
+        let name = link["ifname"].as_str()?.starts_with("rolegaterg").then(|| link["ifname"].as_str())??;
+        Some((name.to_owned(), link["stats64"]["rx"]["packets"].as_u64()?))
+    });
+    links.collect()
+}
+
+/// As in a rolling update. Each gets some of the other's connections, and none takes them for its own or is led astray.
+#[test]
+fn two_daemons_test_at_the_same_time() {
+    let Some(bed) = Bed::new() else { return };
+    let setup = often(bed.setup_with_ip()).argument("--app-port=8181");
+    let (first, second) = (bed.start(&setup), bed.start(&setup));
+    let before = received(&bed);
+    assert_eq!(before.len(), 2, "{before:?}");
+    // One test is some ten packets.
+    let went_on = || {
+        let now = received(&bed);
+        before.iter().all(|(name, packets)| now.iter().any(|(other, more)| other == name && *more > packets + 30))
+    };
+    wait_for("both test again and again by the same interfaces", &first, went_on);
+    for daemon in [&first, &second] {
+        assert_eq!((metric(&bed, daemon, PASSED), metric(&bed, daemon, FAILED)), (1.0, 0.0), "{}", daemon.log());
+        assert!(!daemon.log().contains("the self-test failed"), "{}", daemon.log());
+        assert!(is_ready(&bed, daemon));
+    }
+    assert_unnoticed(&bed, &first);
+    drop(first);
+    wait_for("one interface is left", &second, || received(&bed).len() == 1);
+    assert_eq!(metric(&bed, &second, PASSED), 1.0, "{}", second.log());
+}
+
+/// Where packets of pods may go past every rule, the test's own interface is no witness.
+#[test]
+fn it_is_not_passed_where_pods_packets_may_pass_netfilter_by() {
+    let Some(bed) = Bed::new() else { return };
+    let calico = bed.pod("web", "cali");
+    let setup = || bed.setup_with_ip().argument("--self-test-interval=1s");
+    let daemon = bed.start(&setup());
+    assert_eq!(metric(&bed, &daemon, PASSED), 1.0, "{}", daemon.log());
+    let on = calico.host_interface();
+    let cases = [
+        ("ip link add cilium_host type veth peer name cilium_net".to_owned(), "ip link del cilium_host".to_owned(), "Cilium"),
+        ("ip link add bpfin.cali type veth peer name bpfout.cali".to_owned(), "ip link del bpfin.cali".to_owned(), "Calico"),
+        (format!("tc qdisc add dev {on} clsact"), format!("tc qdisc del dev {on} clsact"), "Calico"),
+        // It is the way to all pods.
+        (
+            format!(
+                "ip link add shim link imds type macvlan && ip link set shim up && ip route replace {} dev shim && \
+                 ip -6 route del {ip6} dev {on} && ip -6 route add {ip6} dev shim",
+                calico.ip,
+                ip6 = calico.ip6
+            ),
+            format!("ip link del shim && ip route replace {} dev {on} && ip -6 route add {} dev {on}", calico.ip, calico.ip6),
+            "macvlan",
+        ),
+    ];
+    for (begin, end, said) in cases {
+        if let Err(error) = bed.node.ns().sh(&begin) {
+            skip(format!("this kernel cannot do `{begin}`: {error}"));
+            continue;
+        }
+        wait_for(&begin, &daemon, || metric(&bed, &daemon, UNAVAILABLE) == 1.0 && metric(&bed, &daemon, PASSED) == 0.0);
+        daemon
+            .wait_for_log(|line| {
+                line["level"] == "WARN"
+                    && line["message"].as_str().is_some_and(|text| text.contains("the self-test is not done") && text.contains(said))
+            })
+            .unwrap();
+        assert!(is_ready(&bed, &daemon), "pods are served as before");
+        bed.node.ns().sh(&end).unwrap();
+        wait_for(&end, &daemon, || metric(&bed, &daemon, PASSED) == 1.0);
+    }
+    drop(daemon);
+    bed.node.ns().sh("ip link add cilium_host type veth peer name cilium_net").unwrap();
+    let daemon = often(bed.setup_with_ip()).start().unwrap();
+    wait_for("it is said", &daemon, || daemon.log().contains("the self-test is not done"));
+    assert!(!is_ready(&bed, &daemon), "--self-test=on wants it");
 }
 
 #[test]
@@ -241,6 +451,24 @@ fn without_the_right_to_namespaces_auto_says_so_and_goes_on() {
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("--self-test=on, and it cannot be done: a network namespace cannot be made"), "{text}");
+}
+
+/// What the manifests' component gives a container that may not have more rights than it was given.
+#[test]
+fn net_admin_and_sys_admin_are_enough_and_the_latter_is_gone_afterwards() {
+    let Some(bed) = Bed::new() else { return };
+    if find_program("setpriv").is_none() {
+        return skip("the program `setpriv` is not installed");
+    }
+    const NET_ADMIN: u64 = 1 << 12;
+    let setup = often(bed.setup_with_ip()).by_way_of(["setpriv", "--no-new-privs", "--bounding-set=-all,+net_admin,+sys_admin"]);
+    let daemon = bed.start(&setup);
+    assert_eq!(metric(&bed, &daemon, PASSED), 1.0);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    for set in ["CapEff:", "CapPrm:"] {
+        let has = status.lines().find_map(|line| line.strip_prefix(set)).unwrap();
+        assert_eq!(u64::from_str_radix(has.trim(), 16).unwrap(), NET_ADMIN, "{status}");
+    }
 }
 
 /// By a user namespace, where the kernel lets everybody make one.

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 
+use super::datagram;
 use super::netlink::{Mac, Netlink};
 use crate::capabilities::{self, Need};
 
@@ -52,6 +53,8 @@ pub(super) enum Order {
     SetUp { addresses: Vec<IpAddr>, gateways: Vec<IpAddr>, gateway_mac: Mac },
     /// Open a connection, send nothing, and see whether the other side closes it.
     Connect { to: SocketAddr, timeout: Duration },
+    /// Send an empty datagram, and see who says what of it.
+    Datagram { to: SocketAddr, timeout: Duration },
 }
 
 /// What it answers.
@@ -69,6 +72,8 @@ pub(super) enum Answer {
     Unreachable,
     /// Nothing came back.
     TimedOut,
+    /// An ICMP error of this kind and code came back, from there.
+    Told { by: IpAddr, kind: u8, code: u8 },
 }
 
 /// As it is sent: an answer, or why there is none.
@@ -144,7 +149,11 @@ impl Spoken {
 
     /// Has it do something. An error of the kind `BrokenPipe` means that it is no more.
     pub(super) async fn order(&mut self, order: &Order) -> io::Result<Answer> {
-        let may_take = PATIENCE + if let Order::Connect { timeout, .. } = order { *timeout * 2 } else { Duration::ZERO };
+        let may_take = PATIENCE
+            + match order {
+                Order::Connect { timeout, .. } | Order::Datagram { timeout, .. } => *timeout * 2,
+                Order::SetUp { .. } => Duration::ZERO,
+            };
         let mut line = serde_json::to_string(order)?;
         line.push('\n');
         let exchange = async {
@@ -176,6 +185,7 @@ pub fn child(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
                 set_up(&addresses, &gateways, gateway_mac).map(|()| Answer::Done).map_err(|error| error.to_string())
             }
             Order::Connect { to, timeout } => connect(to, timeout).map_err(|error| error.to_string()),
+            Order::Datagram { to, timeout } => datagram::send(to, timeout).map_err(|error| error.to_string()),
         };
         say(&answer)?;
     }

@@ -23,6 +23,7 @@ const RECEIVED: usize = 32 * 1024;
 const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
+const NLM_F_ECHO: u16 = 8;
 const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
@@ -37,6 +38,11 @@ const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_DELNEIGH: u16 = 29;
+const RTM_GETQDISC: u16 = 38;
+const TCA_KIND: u16 = 1;
+const TCMSG: usize = 20;
+/// Where `clsact` and `ingress` are attached (linux/pkt_sched.h, TC_H_CLSACT).
+const TC_H_INGRESS: u32 = 0xffff_fff1;
 const RT_TABLE_MAIN: u8 = 254;
 const RTPROT_BOOT: u8 = 3;
 const RT_SCOPE_UNIVERSE: u8 = 0;
@@ -190,6 +196,10 @@ fn interface_message(index: u32, flags: u32) -> [u8; IFINFOMSG] {
     fixed
 }
 
+fn text(zero_terminated: &[u8]) -> String {
+    String::from_utf8_lossy(zero_terminated).trim_end_matches('\0').to_owned()
+}
+
 fn zero_terminated(text: &str) -> Vec<u8> {
     let mut bytes = text.as_bytes().to_vec();
     bytes.push(0);
@@ -259,7 +269,7 @@ impl Netlink {
                 IFLA_MASTER => link.master = number(value),
                 IFLA_LINKINFO => {
                     let name = attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND).map(|(_, name)| name);
-                    link.kind = name.map(|name| String::from_utf8_lossy(name).trim_end_matches('\0').to_owned());
+                    link.kind = name.map(text);
                 }
                 _ => {}
             }
@@ -331,6 +341,26 @@ impl Netlink {
         Ok(interface.map(|interface| Way { interface, by_gateway }))
     }
 
+    /// What kind of queueing discipline packets that come in on the interface meet, such as `clsact`, where programs are
+    /// attached; `None` where there is none, or the kernel has none.
+    pub fn ingress_kind(&mut self, index: u32) -> io::Result<Option<String>> {
+        let mut fixed = [0; TCMSG];
+        fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+        fixed[12..16].copy_from_slice(&TC_H_INGRESS.to_ne_bytes());
+        // Older kernels answer only with the one flag, and where there was one before they say nothing without the other.
+        let answer = match self.ask(Message::new(RTM_GETQDISC, NLM_F_ECHO | NLM_F_ACK, &fixed)) {
+            Ok(answer) => answer,
+            Err(error) => {
+                return match error.raw_os_error().map(Errno::from_raw) {
+                    Some(Errno::ENOENT | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENODEV) => Ok(None),
+                    _ => Err(error),
+                };
+            }
+        };
+        let kind = attributes(answer.get(TCMSG..).unwrap_or_default()).find(|(kind, _)| *kind == TCA_KIND);
+        Ok(kind.map(|(_, name)| text(name)))
+    }
+
     /// Sends a request, and returns what its answer holds after the header; nothing where it was only acknowledged.
     fn ask(&mut self, message: Message) -> io::Result<Vec<u8>> {
         self.sequence = self.sequence.wrapping_add(1);
@@ -381,6 +411,7 @@ mod tests {
         assert_eq!(netlink.link_at(loopback.index).unwrap(), loopback);
         let way = netlink.way_to("127.0.0.1".parse().unwrap()).unwrap();
         assert_eq!(way, Some(Way { interface: loopback.index, by_gateway: false }));
+        assert_eq!(netlink.ingress_kind(loopback.index).unwrap(), None);
         assert_eq!(netlink.link("no-such-link").unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 
+use super::bypass;
 use super::netlink::Netlink;
 use crate::config::InterfaceMatch;
 use crate::pods::Pods;
@@ -64,6 +65,9 @@ pub fn place(interfaces: &[InterfaceMatch], pods: &[IpAddr], netlink: &mut Netli
     if let Some(never) = never(interfaces) {
         return Ok(Err(never));
     }
+    if let Some(bypass) = bypass::look(pods, netlink)? {
+        return Ok(Err(NoPlace::Never(bypass.to_string())));
+    }
     let mut missing = None;
     for interface in interfaces.iter().filter(|interface| !interface.negated) {
         if let Some(prefix) = interface.name.strip_suffix('+') {
@@ -109,7 +113,7 @@ fn is_bridge(netlink: &mut Netlink, name: &str) -> io::Result<bool> {
 
 /// The interface that an address of this node's own network is behind. One by way of a gateway leads elsewhere: that of a pod
 /// whose network is gone, or a device of a CNI plugin that the pods' packets do not come in by (Cilium's cilium_host).
-fn interface_to(netlink: &mut Netlink, ip: IpAddr) -> io::Result<Option<String>> {
+pub(super) fn interface_to(netlink: &mut Netlink, ip: IpAddr) -> io::Result<Option<String>> {
     let Some(way) = netlink.way_to(ip)?.filter(|way| !way.by_gateway) else { return Ok(None) };
     match nix::net::if_::if_indextoname(way.interface) {
         Ok(name) => Ok(Some(name.to_string_lossy().into_owned())),

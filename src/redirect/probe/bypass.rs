@@ -1,0 +1,149 @@
+//! Signs that the pods' packets may go another way than the test's: past netfilter, so that no rule sees them. The test's own
+//! interface is like none of these, and would pass there while pods reach the real metadata service.
+//!
+//! What is looked at takes no capability: names and kinds of interfaces, and whether one has a place for programs. Whether
+//! the programs there do pass netfilter by cannot be seen from outside, and is not guessed.
+
+use std::io;
+use std::net::IpAddr;
+
+use super::netlink::Netlink;
+use super::place::interface_to;
+use crate::redirect::rules::LOOPBACK;
+
+/// Interfaces that only one data plane makes, on every node where it works.
+const OWN: [(&str, &str); 2] = [
+    // It stands in each of Cilium's modes with interfaces for pods; programs on these may lead packets straight to another
+    // interface ("eBPF host routing").
+    ("cilium_host", "Cilium"),
+    // Calico's eBPF data plane, for services as the node's own processes reach them.
+    ("bpfin.cali", "Calico's eBPF data plane"),
+];
+
+/// How pods' packets may pass netfilter by.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Bypass {
+    /// By programs.
+    #[error(
+        "{owner} handles pods' packets (interface {interface}) and may forward them where packet rules see nothing; a test by an interface \
+         of another kind would pass all the same. Have the packets go through the host's stack (docs/boot.md, \"Where packets pass the rules by\"), \
+         and keep hop limit 1 and a network policy against the metadata address"
+    )]
+    Programs {
+        /// Whose programs.
+        owner: &'static str,
+        /// By which that is seen.
+        interface: String,
+    },
+    /// They leave the node beside its stack.
+    #[error(
+        "the pods are behind {interface}, by which packets come from outside or that is a part of such a one (macvlan, ipvlan): what pods \
+         send leaves the node where packet rules see nothing. Keep hop limit 1, and a network policy against the metadata address"
+    )]
+    Beside {
+        /// The way to the pods.
+        interface: String,
+    },
+}
+
+/// An interface, as far as it matters here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Way {
+    name: String,
+    kind: Option<String>,
+    /// What its incoming packets meet.
+    ingress: Option<String>,
+}
+
+/// Whether there is a sign of it on this node, whose pods have these addresses.
+pub fn look(pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Option<Bypass>> {
+    for (name, owner) in OWN {
+        match netlink.link(name) {
+            Ok(_) => return Ok(Some(Bypass::Programs { owner, interface: name.to_owned() })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let mut ways: Vec<Way> = Vec::new();
+    for ip in pods {
+        let Some(name) = interface_to(netlink, *ip)? else { continue };
+        if name == LOOPBACK || ways.iter().any(|way| way.name == name) {
+            continue;
+        }
+        let link = match netlink.link(&name) {
+            Ok(link) => link,
+            // Its pod ended just now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        ways.push(Way { name, kind: link.kind, ingress: netlink.ingress_kind(link.index)? });
+    }
+    Ok(of(&ways))
+}
+
+fn of(ways: &[Way]) -> Option<Bypass> {
+    if let Some((way, owner)) = ways.iter().find_map(|way| Some((way, programs(way)?))) {
+        return Some(Bypass::Programs { owner, interface: way.name.clone() });
+    }
+    // One alone may be a pod whose own interface is gone, so that a wider route has it.
+    let first = ways.first().filter(|_| ways.iter().all(is_beside))?;
+    Some(Bypass::Beside { interface: first.name.clone() })
+}
+
+fn programs(way: &Way) -> Option<&'static str> {
+    match way.kind.as_deref() {
+        Some("netkit") => Some("a program at the pods' netkit interfaces"),
+        Some("openvswitch") => Some("Open vSwitch"),
+        _ if way.name.starts_with("lxc") => Some("Cilium"),
+        // Its iptables and nftables data planes attach nothing there. Of other plugins, programs there are mostly network
+        // policies, which let a packet go on or not (AWS VPC CNI).
+        _ if way.name.starts_with("cali") && way.ingress.as_deref() == Some("clsact") => Some("Calico's eBPF data plane"),
+        _ => None,
+    }
+}
+
+/// A device without a kind is no virtual one.
+fn is_beside(way: &Way) -> bool {
+    matches!(way.kind.as_deref(), None | Some("macvlan" | "macvtap" | "ipvlan" | "ipvtap"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn way(name: &str, kind: &str, ingress: &str) -> Way {
+        let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        Way { name: name.to_owned(), kind: some(kind), ingress: some(ingress) }
+    }
+
+    #[test]
+    fn a_way_past_netfilter_is_told_from_others() {
+        let (veth, physical) = (way("eni1", "veth", "clsact"), way("eth0", "", ""));
+        for good in [
+            vec![],
+            vec![veth.clone()],
+            vec![way("cali1", "veth", "")],
+            vec![way("cali1", "veth", "ingress")],
+            vec![way("cni0", "bridge", "")],
+            vec![physical.clone(), veth.clone()],
+        ] {
+            assert_eq!(of(&good), None, "{good:?}");
+        }
+        for bad in [
+            way("cali1", "veth", "clsact"),
+            way("lxc1", "veth", ""),
+            way("lxc1", "netkit", ""),
+            way("pod1", "netkit", ""),
+            way("antrea-gw0", "openvswitch", ""),
+        ] {
+            let name = bad.name.clone();
+            assert!(
+                matches!(of(&[veth.clone(), bad]), Some(Bypass::Programs { interface, .. }) if interface == name),
+                "{name}, also beside a good one"
+            );
+        }
+        for beside in [physical, way("shim", "macvlan", ""), way("shim", "ipvlan", "")] {
+            assert_eq!(of(std::slice::from_ref(&beside)), Some(Bypass::Beside { interface: beside.name.clone() }));
+        }
+    }
+}

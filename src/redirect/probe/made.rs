@@ -1,0 +1,109 @@
+//! The interface of a test on the node, and the ways to it: how they are made, and taken away again.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::io;
+
+use tracing::debug;
+
+use super::helper::INSIDE;
+use super::netlink::{Mac, Netlink, Veth};
+use super::place::{self, Place};
+use super::{NUMBERS, source};
+use crate::redirect::rules::Family;
+
+/// The interface of a test, and the ways to it; gone when dropped.
+#[derive(Debug)]
+pub(super) struct Made {
+    pub(super) place: Place,
+    pub(super) number: u8,
+    index: u32,
+    /// Where the ways are, if that is not the interface itself, with which they would go.
+    bridge: Option<u32>,
+    /// Whether packets of IPv6 come in by it: not where the node has IPv6 switched off.
+    pub(super) has_ipv6: bool,
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let taken = Netlink::open().and_then(|mut netlink| {
+            if let Some(bridge) = self.bridge {
+                // That of IPv6 is there where the node has IPv6.
+                let _ = Family::ALL.map(|family| netlink.delete_route(source(family, self.number), bridge));
+            }
+            netlink.delete_link(self.index)
+        });
+        if let Err(error) = taken {
+            debug!(%error, "the interface of the self-test was gone already");
+        }
+    }
+}
+
+/// Locally administered, and higher than others: a bridge that has no address of its own takes the lowest of its ports, and must
+/// not change it for the test.
+fn mac(number: u8, is_inside: bool) -> Mac {
+    [0xfe, 0x72, 0x6f, 0x6c, u8::from(is_inside), number]
+}
+
+/// Makes the interface, and says what the namespace has to take for the address of its gateway.
+pub(super) fn make(place: Place, pid: u32) -> io::Result<(Made, Mac)> {
+    let mut netlink = Netlink::open()?;
+    let first = (RandomState::new().hash_one(pid) % u64::from(NUMBERS)) as u8;
+    (0..NUMBERS).for_each(|number| sweep(&mut netlink, number));
+    for number in (0..NUMBERS).map(|number| (first + number) % NUMBERS) {
+        match make_numbered(&mut netlink, place.clone(), number, pid) {
+            // Another daemon's, or a pod's.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            done => return done,
+        }
+    }
+    Err(io::Error::other("every name or address for it is in use"))
+}
+
+/// Takes away the way to a test's address that a daemon left at a bridge when it was killed. Its interface is gone.
+fn sweep(netlink: &mut Netlink, number: u8) {
+    for family in Family::ALL {
+        let Ok(Some(way)) = netlink.way_to(source(family, number)) else { continue };
+        let is_bridge = netlink.link_at(way.interface).is_ok_and(|link| link.kind.as_deref() == Some("bridge"));
+        let port = netlink.link(&place::interface_name(PORT, number));
+        if is_bridge && !way.by_gateway && port.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            // Where only an unrelated wider route leads there, there is nothing to delete.
+            let _ = netlink.delete_route(source(family, number), way.interface);
+        }
+    }
+}
+
+/// What the port of a bridge is called: no rule looks at it.
+const PORT: &str = "rolegate";
+
+fn make_numbered(netlink: &mut Netlink, place: Place, number: u8, pid: u32) -> io::Result<(Made, Mac)> {
+    let (name, bridge) = match &place {
+        Place::Prefix(prefix) => (place::interface_name(prefix, number), None),
+        Place::Bridge(bridge) => (place::interface_name(PORT, number), Some(netlink.link(bridge)?)),
+    };
+    let index_of_bridge = bridge.as_ref().map(|bridge| bridge.index);
+    let peer_mac = mac(number, true);
+    let veth = Veth { name: &name, mac: mac(number, false), bridge: index_of_bridge, peer_name: INSIDE, peer_mac, peer_of: pid };
+    netlink.add_veth(veth)?;
+    let index = netlink.link(&name)?.index;
+    // From here on a failure takes the interface away.
+    let mut made = Made { place, number, index, bridge: None, has_ipv6: true };
+    netlink.set_up(index)?;
+    let via = index_of_bridge.unwrap_or(index);
+    for family in Family::ALL {
+        let ip = source(family, number);
+        let led = netlink.add_route(ip, via).and_then(|()| netlink.add_neighbour(ip, peer_mac, via));
+        match led {
+            Err(error) if family == Family::V4 || error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
+            Err(error) => {
+                made.has_ipv6 = false;
+                debug!(%error, "no IPv6 for the self-test");
+            }
+            Ok(()) => {}
+        }
+    }
+    // A bridge may have taken that of its new port just now.
+    let gateway_mac = netlink.link_at(via)?.mac.unwrap_or(mac(number, false));
+    // Not before: where another has the ways, they are not ours to take away.
+    made.bridge = index_of_bridge;
+    Ok((made, gateway_mac))
+}
