@@ -40,6 +40,11 @@ pub trait Backend: Send + Sync {
     /// What stands of ours, whatever is wanted.
     fn standing(&self) -> impl Future<Output = Result<Standing, RedirectError>> + Send;
 
+    /// What stands of ours by another backend, as far as that can be found out.
+    fn standing_elsewhere(&self) -> impl Future<Output = Standing> + Send {
+        std::future::ready(Standing::default())
+    }
+
     /// Takes away exactly what is ours, and says in words what that was; nothing where there was nothing.
     fn remove(&self) -> impl Future<Output = Result<Vec<String>, RedirectError>> + Send;
 }
@@ -59,6 +64,10 @@ impl<B: Backend> Backend for Arc<B> {
 
     async fn differences(&self, rules: &RuleSet) -> Result<Vec<String>, RedirectError> {
         B::differences(self, rules).await
+    }
+
+    async fn standing_elsewhere(&self) -> Standing {
+        B::standing_elsewhere(self).await
     }
 
     async fn standing(&self) -> Result<Standing, RedirectError> {

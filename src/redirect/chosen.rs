@@ -119,6 +119,14 @@ impl Backend for Chosen {
         }
     }
 
+    async fn standing_elsewhere(&self) -> Standing {
+        let found = match self {
+            Self::Nftables(_) => Iptables::default().standing().await,
+            Self::Iptables(_) => Nftables::default().standing().await,
+        };
+        found.inspect_err(|error| debug!("what the other backend holds of ours is not known: {error}")).unwrap_or_default()
+    }
+
     async fn remove(&self) -> Result<Vec<String>, RedirectError> {
         match self {
             Self::Nftables(backend) => backend.remove().await,

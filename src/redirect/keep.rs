@@ -299,6 +299,13 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
             return Ok(Found::Different(differences, rules));
         }
         let standing = self.backend.standing().await?;
+        if standing.targets.is_empty() {
+            // The later daemon may have its rules by another backend, and have removed these.
+            let elsewhere = self.backend.standing_elsewhere().await;
+            if elsewhere.is_guarded() && !elsewhere.targets.is_empty() {
+                return Ok(Found::AnotherDaemons(differences));
+            }
+        }
         let theirs = standing.as_targets(true).filter(|theirs| rules.targets.is_none_or(|ours| !leads_to_the_same(theirs, &ours)));
         match (standing.is_guarded(), theirs) {
             // The guard is put back, and what serves pods stays.

@@ -158,7 +158,7 @@ fn a_kernel_without_the_table_security_is_closed_by_mangle() {
         assert_closed(bed, pod, flavour);
         let mangle = format!("iptables-{flavour} -w 30 -t mangle -S FORWARD; ip6tables-{flavour} -w 30 -t mangle -S FORWARD");
         assert_eq!(bed.node.ns().sh(&mangle).unwrap().matches("-j ROLEGATE-BACKSTOP").count(), 2);
-        let daemon = bed.start(&setup(bed, image).argument("--redirect-interval=1h"));
+        let daemon = bed.start(&setup(bed, image).argument("--redirect-interval=1h").argument("--self-test=off"));
         bed.assert_served(pod, METADATA);
         bed.assert_served(pod, METADATA6);
         assert!(daemon.log().contains("has no table `security`"), "{}", daemon.log());

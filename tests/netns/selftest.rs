@@ -151,7 +151,10 @@ fn only_the_guard_is_taken_for_the_guard() {
                 "nft flush chain inet rolegate guard && nft add rule inet rolegate guard ip6 daddr fd00:ec2::254 reject",
                 "nft flush chain inet rolegate guard && nft add rule inet rolegate guard ip daddr 169.254.169.254 reject",
             ],
-            _ => ["iptables -F ROLEGATE-GUARD", "ip6tables -F ROLEGATE-GUARD"],
+            _ => [
+                "iptables -F ROLEGATE-GUARD && iptables -t security -F ROLEGATE-BACKSTOP",
+                "ip6tables -F ROLEGATE-GUARD && ip6tables -t security -F ROLEGATE-BACKSTOP",
+            ],
         };
         let no_way_back = "ip route add blackhole 192.0.0.0/24 && ip -6 route add blackhole fd5e:91c7:3ab4:7e57::/64";
         let way_back = "ip route del blackhole 192.0.0.0/24 && ip -6 route del blackhole fd5e:91c7:3ab4:7e57::/64";

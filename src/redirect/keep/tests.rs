@@ -27,6 +27,8 @@ struct Inner {
     succeeded: bool,
     forgotten: usize,
     claimed: bool,
+    /// Another backend has rules of ours that are whole.
+    elsewhere: bool,
 }
 
 impl Kernel {
@@ -81,6 +83,11 @@ impl Backend for Kernel {
         let found = self.read()?;
         let pushed = self.inner().pushed;
         Ok(if found.as_ref() == Some(rules) && !pushed { Vec::new() } else { vec![format!("{found:?}, {pushed}")] })
+    }
+
+    async fn standing_elsewhere(&self) -> Standing {
+        let targets = ["10.0.0.1:8181".parse().unwrap()].into();
+        if self.inner().elsewhere { Standing { guards: Family::ALL.into(), targets, ..Standing::default() } } else { Standing::default() }
     }
 
     async fn standing(&self) -> Result<Standing, RedirectError> {
@@ -302,6 +309,20 @@ async fn the_rules_of_a_later_daemon_are_left_to_it_while_it_lives() {
     kept.kernel.inner().succeeded = false;
     sleep(PAUSE).await;
     assert_eq!(kept.kernel.inner().rules, Some(rules()));
+    assert!(kept.readiness.pending().is_empty());
+}
+
+/// It took ours away, once its own were in place.
+#[tokio::test(start_paused = true)]
+async fn a_later_daemon_may_have_its_rules_by_another_backend() {
+    let kept = kept().await;
+    kept.kernel.change(|inner| (inner.rules, inner.succeeded, inner.elsewhere) = (None, true, true));
+    sleep(3 * INTERVAL).await;
+    assert_eq!(kept.kernel.inner().rules, None, "they are not put back beside its own");
+    assert_eq!(kept.readiness.pending(), [STEP]);
+    kept.kernel.inner().elsewhere = false;
+    sleep(INTERVAL).await;
+    assert_eq!(kept.kernel.inner().rules, Some(rules()), "nobody has any");
     assert!(kept.readiness.pending().is_empty());
 }
 
