@@ -23,8 +23,8 @@ use super::{AssumeRoleError, jitter};
 use crate::metrics::Metrics;
 use crate::role::RoleArn;
 
-/// The slowest pace, as a part of the full one: with 20 requests a second, one in 6 seconds.
-const SLOWEST: f64 = 1.0 / 128.0;
+/// The slowest pace, as a part of the full one: with 20 requests a second, one in 3 seconds.
+const SLOWEST: f64 = 1.0 / 64.0;
 /// The pace, as a part of the full one, below which what has time gives way.
 const SLOW: f64 = 0.25;
 /// What one answer gives back of the pace: little, so that a node whose STS throttles goes on leaving it to those that end soon.

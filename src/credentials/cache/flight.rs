@@ -16,7 +16,7 @@ const DOUBLINGS: u32 = 3;
 /// The longest pause of a session that was throttled by an STS which works otherwise.
 const SOON: Duration = Duration::from_secs(10 * 60);
 /// The shortest time that a session which STS throttles is left alone.
-const LEAST_PATIENCE: Duration = Duration::from_secs(3);
+const LEAST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a flight brought.
 pub type Landing = Result<Arc<Credentials>, AssumeRoleError>;
