@@ -541,7 +541,8 @@ async fn an_hour_of_throttling_is_not_made_worse() {
     }
     pass(3600).await;
     let calls = node.sts.calls();
-    assert!((30..=600).contains(&calls), "{calls} in an hour, for 50 roles");
+    // The slowest pace is one in 3.2 seconds.
+    assert!((30..=1125).contains(&calls), "{calls} in an hour, for 50 roles");
     node.sts.always(Answer::Session(HOUR));
     pass(6 * MINUTE).await;
     for number in 0..50 {
