@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 
-use super::{needs_aws, rules};
+use super::prepare::{load_aws, needs_aws, rules};
 use crate::config::explain::{Asked, Cluster, ExplainConfig, PodName};
 use crate::config::{Restrictions, ServiceAccountRoles};
 use crate::credentials::Clock;
@@ -47,7 +47,7 @@ async fn of_cluster(cluster: Cluster, pod: PodName, assume: bool) -> anyhow::Res
         bail!("pod {pod} is on node {node}, not on {given}; leave --node out, or give the flags of the daemon on that node");
     }
     config.pods.node = node.clone();
-    let aws = if assume || needs_aws(&config) { Some(super::load_aws(&config).await?) } else { None };
+    let aws = if assume || needs_aws(&config) { Some(load_aws(&config).await?) } else { None };
     let of_node = NodeIdentity::default();
     let rules = rules(aws.as_ref(), &config, &of_node).await?;
     let mut report = match aws.filter(|_| assume) {

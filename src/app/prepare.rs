@@ -1,0 +1,177 @@
+//! The way of a request, made of what the configuration says and AWS tells.
+
+use std::sync::{Arc, OnceLock};
+
+use anyhow::{Context as _, bail};
+use tracing::{info, warn};
+
+use crate::config::{BaseRole, Config, DefaultRole, PatternFormat};
+use crate::credentials::Clock;
+use crate::credentials::cache::{self, Sessions};
+use crate::credentials::gate::Limits;
+use crate::credentials::refresh::Refresh;
+use crate::credentials::sts::{Aws, AwsError, Sts};
+use crate::drain::Drain;
+use crate::events::Reporter;
+use crate::explain::By;
+use crate::explain::explainer::{Explainer, OfDaemon, Pace};
+use crate::metrics::Metrics;
+use crate::pods::Pods;
+use crate::policy::node::NodeIdentity;
+use crate::policy::patterns::Patterns;
+use crate::policy::session::SessionRules;
+use crate::policy::{Policy, Rules};
+use crate::proxy::metadata::{Access, Metadata};
+use crate::proxy::token::{KeyFile, Tokens};
+use crate::proxy::{Proxy, Settings};
+use crate::readiness::Readiness;
+use crate::role::{BaseArn, RoleArn, SessionName};
+use crate::server::Server;
+
+/// What serves pods, and what it asks.
+pub(super) struct Prepared {
+    pub(super) server: Server<Sts>,
+    pub(super) refresh: Refresh<Sts>,
+    pub(super) sts: Sts,
+    pub(super) tokens: Tokens,
+    pub(super) key_file: Option<KeyFile>,
+    pub(super) metadata: Metadata,
+    pub(super) aws: Aws,
+    pub(super) node: NodeIdentity,
+}
+
+/// Makes the way of a request, once AWS has told what it takes.
+pub(super) async fn prepare(
+    config: &Config,
+    pods: Pods,
+    events: Reporter,
+    metrics: &Metrics,
+    readiness: &Readiness,
+    drain: &Drain,
+    explainer: &OnceLock<Explainer<Sts>>,
+) -> anyhow::Result<Prepared> {
+    let clock = Clock::system();
+    let aws = load_aws(config).await?;
+    let node = NodeIdentity::default();
+    let sts = aws.sts(clock.clone(), node.clone(), metrics.clone());
+    let policy = Policy::new(rules(Some(&aws), config, &node).await?, node.clone()).context("--allowed-roles")?;
+    if !policy.allows_default_role() {
+        bail!("--default-role is not among --allowed-roles: every pod without a role would be refused; add it, or leave it out");
+    }
+    info!(region = aws.region(), "STS of this region is used");
+    let policy = Arc::new(policy);
+    let of_sts = &config.sessions;
+    let limits = Limits { rate: of_sts.rate, concurrency: of_sts.concurrency };
+    let of_cache = cache::Settings { error_ttl: of_sts.error_ttl, timeout: of_sts.timeout, limits };
+    let sessions = Sessions::new(sts.clone(), of_cache, clock.clone(), metrics.clone());
+    let refresh = Refresh {
+        pods: pods.clone(),
+        policy: policy.clone(),
+        sessions: sessions.clone(),
+        prefetch: of_sts.prefetch,
+        spread: of_sts.prefetch_spread,
+    };
+    // It is given once: this runs once.
+    let _ = explainer.set(Explainer {
+        node: config.pods.node.clone(),
+        by: By::Daemon,
+        policy: policy.clone(),
+        pods: pods.clone(),
+        sts: sts.asked_once(),
+        metrics: metrics.clone(),
+        pace: Pace::default(),
+        daemon: Some(OfDaemon { readiness: readiness.clone(), sessions: sessions.clone() }),
+    });
+    let node_info =
+        Patterns::new(PatternFormat::Glob, None, config.metadata.node_info_namespaces.clone()).context("--node-info-namespaces")?;
+    let access = Access::new(config.metadata.profile, node_info);
+    let settings = Settings { policy, tokens: config.server.tokens, pod_wait: config.pods.wait, access };
+    let tokens = Tokens::new(clock.clone())?;
+    let key_file = config.server.token_key_file.clone().map(KeyFile::new);
+    if let Some(file) = &key_file
+        && let Err(error) = tokens.sync(file)
+    {
+        warn!("session tokens end with this process, until this is mended: {error}");
+    }
+    let proxy = Proxy::new(settings, pods, sessions, tokens.clone(), clock, metrics.clone(), events);
+    let metadata = proxy.values();
+    if config.server.accept_direct {
+        warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
+    }
+    let server = Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone());
+    Ok(Prepared { server, refresh, sts, aws, node, tokens, key_file, metadata })
+}
+
+pub(super) async fn load_aws(config: &Config) -> Result<Aws, AwsError> {
+    let session = SessionName::derived_from(&format!("rolegate-{}", config.pods.node));
+    let between = config.sessions.between.as_ref().map(|role| (role, &session));
+    if let Some((role, _)) = between {
+        info!(%role, "pods' roles are assumed by this one");
+    }
+    Aws::load(&config.metadata.address, config.sessions.timeout, between).await
+}
+
+/// What pods may have. Without AWS, nothing may be discovered: see [`needs_aws`].
+pub(super) async fn rules(aws: Option<&Aws>, config: &Config, node: &NodeIdentity) -> anyhow::Result<Rules> {
+    let (roles, sessions) = (&config.roles, &config.sessions);
+    let aws = || aws.context("the metadata service is needed for what is to be discovered");
+    let (base, mut instance_role) = match &roles.base {
+        BaseRole::None => (None, None),
+        BaseRole::Given(base) => (Some(base.clone()), None),
+        BaseRole::Discover => {
+            let base = aws()?.discover_base().await?;
+            let role = aws()?.discover_node_role(&base, "--base-role-arn").await?;
+            (Some(base), Some(role))
+        }
+    };
+    node.set_instance_role(instance_role.clone());
+    if let Some(base) = &base {
+        info!(base = base.as_str(), "short role names are completed");
+    }
+    let default_role = match &roles.default {
+        DefaultRole::None => None,
+        DefaultRole::Given(role) => Some(complete(role, base.as_ref())?),
+        DefaultRole::NodeRole => {
+            if instance_role.is_none() {
+                instance_role = Some(aws()?.discover_node_role(&aws()?.discover_base().await?, "--default-role").await?);
+                node.set_instance_role(instance_role.clone());
+            }
+            instance_role.clone()
+        }
+    };
+    if let (DefaultRole::NodeRole, Some(role)) = (&roles.default, &default_role) {
+        warn!(%role, "--auto-discover-default-role: every pod without a role gets the node's own");
+    }
+    Ok(Rules {
+        base,
+        default_role,
+        service_accounts: roles.service_accounts,
+        allowed_roles: roles.allowed.clone(),
+        allow_node_role: roles.allow_node_role,
+        restrictions: roles.restrictions,
+        patterns: roles.patterns,
+        sessions: SessionRules {
+            cluster: sessions.cluster.clone().unwrap_or_default(),
+            node: config.pods.node.clone(),
+            name: sessions.name.clone(),
+            pod_may_name: sessions.pod_may_name,
+            scope: sessions.scope,
+            tags: sessions.tags.clone(),
+        },
+        session_duration: sessions.duration,
+    })
+}
+
+/// Whether the settings leave something to the metadata service.
+pub(super) fn needs_aws(config: &Config) -> bool {
+    config.roles.base == BaseRole::Discover || config.roles.default == DefaultRole::NodeRole
+}
+
+fn complete(role: &str, base: Option<&BaseArn>) -> anyhow::Result<RoleArn> {
+    let completed = match base {
+        _ if role.starts_with("arn:") => role.parse(),
+        Some(base) => base.complete(role),
+        None => bail!("--default-role is a short name, and there is no base ARN"),
+    };
+    completed.context("--default-role")
+}
