@@ -115,7 +115,7 @@ fn the_taint_stays_while_sts_does_not_say_who_the_daemon_is() {
     let fakes = Fakes::tainted(&[taint(KEY, "NoSchedule")]);
     fakes.sts.set_behaviour(Behaviour::ServiceUnavailable);
     let setup = fakes.with_taint();
-    let world = fakes.into_world(&setup);
+    let world = fakes.into_world_without_identity(&setup);
     world.daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.contains("identity is not known yet"))).unwrap();
     assert_eq!((world.fakes.of_node().len(), world.fakes.taints().len()), (0, 1));
     world.fakes.sts.set_behaviour(Behaviour::Normal);
