@@ -42,8 +42,9 @@ impl Kind {
                 "iptables-legacy",
                 image("legacy"),
                 "iptables",
-                "for program in iptables-legacy ip6tables-legacy; do for table in filter security nat; do \
-                 $program -w 30 -t $table -F; $program -w 30 -t $table -X; done; done",
+                // A table at a time: where a daemon repairs meanwhile, a chain that is in use could not be deleted.
+                r"for program in iptables-legacy-restore ip6tables-legacy-restore; do
+                printf '*filter\nCOMMIT\n*security\nCOMMIT\n*nat\nCOMMIT\n' | $program -w 30; done",
                 "iptables-legacy -w 30 -S; ip6tables-legacy -w 30 -S",
             ),
         ]
