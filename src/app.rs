@@ -21,8 +21,10 @@ use crate::drain::Drain;
 use crate::events::Reporter;
 use crate::events::writer::Writer;
 use crate::handover::{self, Queue};
+use crate::links::boot::booted;
+use crate::links::witness::Blind;
 use crate::metrics::Metrics;
-use crate::pods::watch::{Watch, client};
+use crate::pods::watch::{Watch, client, second_witness};
 use crate::pods::{self, Needs, NodeAddresses};
 use crate::policy::node::NodeIdentity;
 use crate::readiness::{Readiness, Step};
@@ -148,7 +150,8 @@ impl App {
             namespaces: config.roles.restrictions != Restrictions::Off,
             service_accounts: config.roles.service_accounts != ServiceAccountRoles::Off,
         };
-        let (writer, pods) = pods::pods();
+        let witness = Arc::new(Blind::default());
+        let (writer, pods) = pods::pods_with(witness, booted());
         let watch = Watch {
             client: kube.clone(),
             node: config.pods.node.clone(),
@@ -161,6 +164,10 @@ impl App {
             metrics: metrics.clone(),
         };
         tasks.spawn("pod watch", watch.run(readiness.step(PODS_KNOWN)));
+        tasks.spawn("pins of pods' links", second_witness::keep_pins(pods.clone()));
+        if let Some(max) = config.pods.max_staleness {
+            tasks.spawn("staleness of the API", second_witness::bound_staleness(pods.clone(), metrics.clone(), readiness.clone(), max));
+        }
         let events = if config.pods.events {
             let (events, records) = Reporter::new(metrics.clone());
             let (api, node, pods) = (kube.clone(), config.pods.node.clone(), pods.clone());

@@ -41,6 +41,10 @@ pub const DEFAULT_STS_CONCURRENCY: u32 = 16;
 pub const DEFAULT_PREFETCH_SPREAD: Duration = Duration::from_secs(600);
 /// Default of `--backoff-max-elapsed-time`.
 pub const DEFAULT_POD_WAIT: Duration = Duration::from_secs(2);
+/// Default of `--max-staleness`.
+pub const DEFAULT_MAX_STALENESS: Duration = Duration::from_secs(900);
+/// Shorter, pods would be refused while nothing is wrong: a watch that brings nothing is given up after 90 seconds.
+const SHORT_STALENESS: Duration = Duration::from_secs(180);
 /// Default of `--redirect-interval`.
 pub const DEFAULT_REDIRECT_INTERVAL: Duration = Duration::from_secs(30);
 /// Default of `--self-test-interval`.
@@ -96,6 +100,9 @@ pub struct PodsConfig {
     pub annotations: AnnotationKeys,
     /// The longest wait of a request for its pod to become known.
     pub wait: Duration,
+    /// How long after the last sign of life from the API pods are served whose claims nothing on the node confirms; `None`: for
+    /// ever.
+    pub max_staleness: Option<Duration>,
     /// Whether pods' owners are told by Events why pods get nothing.
     pub events: bool,
     /// The key of the taints that keep pods off this node until the daemon is ready.
@@ -429,7 +436,7 @@ impl Config {
     fn read(source: &mut Source<'_>, node_needed: bool) -> Self {
         let mut warnings = Vec::new();
         let config = Self {
-            pods: read::pods(source, node_needed),
+            pods: read::pods(source, node_needed, &mut warnings),
             roles: read::roles(source),
             sessions: read::sessions(source, &mut warnings),
             server: read::server(source, &mut warnings),

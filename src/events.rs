@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::credentials::AssumeRoleError;
 use crate::metrics::Metrics;
-use crate::pods::Pod;
+use crate::pods::{Objection, Pod};
 use crate::policy::Denial;
 
 mod ledger;
@@ -38,6 +38,8 @@ pub enum Cause {
     AddressAmbiguous,
     /// What it is now cannot be read.
     Unreadable,
+    /// What the node sees at its address contradicts its claim.
+    Objected(Objection),
     /// STS gives no credentials for its role.
     AssumeRoleFailed {
         /// The stable name of the failure.
@@ -74,6 +76,15 @@ impl Cause {
         })
     }
 
+    /// The node objects to its claim. `None` where the owner has nothing to change.
+    pub fn objected(objection: Objection) -> Option<Self> {
+        match objection {
+            Objection::LinkChanged | Objection::OtherPodAttached => Some(Self::Objected(objection)),
+            // An Event cannot be written while the API is out of reach, and a reboot passes by itself.
+            Objection::BeforeBoot | Objection::Stale => None,
+        }
+    }
+
     /// STS gave no credentials. `None` where the owner has nothing to change.
     pub fn assume_role_failed(error: &AssumeRoleError) -> Option<Self> {
         error.for_owner().map(|sentence| Self::AssumeRoleFailed { name: error.name(), sentence })
@@ -86,6 +97,7 @@ impl Cause {
             Self::WouldBeDenied(_) => "RoleWouldBeDenied",
             Self::AddressAmbiguous => "AddressAmbiguous",
             Self::Unreadable => "PodUnreadable",
+            Self::Objected(_) => "AddressContested",
             Self::AssumeRoleFailed { .. } => "AssumeRoleFailed",
             Self::HostNetwork => "HostNetworkNotServed",
         }
@@ -94,7 +106,7 @@ impl Cause {
     /// The Event's `action`: what the daemon did.
     fn action(self) -> &'static str {
         match self {
-            Self::Denied(_) | Self::RefusedOnNode | Self::AddressAmbiguous | Self::Unreadable => "RefuseCredentials",
+            Self::Denied(_) | Self::RefusedOnNode | Self::AddressAmbiguous | Self::Unreadable | Self::Objected(_) => "RefuseCredentials",
             Self::WouldBeDenied(_) => "ServeCredentials",
             Self::AssumeRoleFailed { .. } => "AssumeRole",
             Self::HostNetwork => "LeaveAlone",
@@ -108,6 +120,7 @@ impl Cause {
             Self::RefusedOnNode => "refused-on-node",
             Self::AddressAmbiguous => "ambiguous-pod",
             Self::Unreadable => "unreadable-pod",
+            Self::Objected(objection) => objection.name(),
             Self::AssumeRoleFailed { name, .. } => name,
             Self::HostNetwork => "host-network",
         }
@@ -131,6 +144,14 @@ impl Cause {
             Self::Unreadable => format!(
                 "{name}: the node's daemon cannot read the pod's object as it is now, and serves nobody from its address; make it \
                  anew, or ask the operators of the node to look in its log"
+            ),
+            Self::Objected(Objection::LinkChanged) => format!(
+                "{name}: another network interface or MAC address than this pod's leads to its address, so nobody is served from it; if the \
+                 pod's network was not made anew just now, ask the operators of the node who uses its address"
+            ),
+            Self::Objected(_) => format!(
+                "{name}: the node's record says that another pod has this pod's address, so nobody is served from it; if this stays, make \
+                 the pod anew, or ask the operators of the node"
             ),
             Self::AssumeRoleFailed { sentence, .. } => format!("{name}: {sentence}"),
             Self::HostNetwork => format!(

@@ -46,6 +46,7 @@ pub mod drain;
 pub mod events;
 pub mod explain;
 pub mod handover;
+pub mod links;
 pub mod metrics;
 pub mod pods;
 pub mod policy;

@@ -10,15 +10,24 @@ use std::time::Duration;
 use tokio::sync::watch as signal;
 
 pub mod index;
+mod pins;
 pub mod watch;
+mod witness;
 
 use index::Index;
-pub use index::{Claims, Namespace, NodeAddresses, Pod, PodName, PodUid, ServiceAccount, Surroundings};
+pub use index::{Claims, Namespace, NodeAddresses, Pod, PodName, PodUid, Sandbox, ServiceAccount, Surroundings};
+pub use witness::Objection;
+use witness::{Judged, Node};
+
+use crate::links::witness::{Blind, Witness};
 
 /// How many requests may wait for the watch at one time. Beyond it they are refused at once.
 pub const MAX_WAITING: usize = 1024;
 /// How many of them may be of one address, so that no pod or stranger takes the places of all.
 pub const MAX_WAITING_OF_ONE: usize = 64;
+
+/// Addresses that are pinned before others get their turn.
+const PINNED_AT_ONCE: usize = 16;
 
 /// Which objects besides pods decisions are made by: what is not needed is not read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +47,8 @@ pub enum Lookup {
     Ambiguous(Vec<Arc<Pod>>),
     /// A pod claims it whose present state cannot be read: nobody is served there. This is what it last was.
     Unreadable(Arc<Pod>),
+    /// This pod has it by the API's word, and the node itself objects: nobody is served there.
+    Objected(Arc<Pod>, Objection),
     /// No pod of this node, as far as is known.
     Unknown,
 }
@@ -52,6 +63,7 @@ pub struct Pods {
 #[derive(Debug)]
 struct Shared {
     index: RwLock<Index>,
+    node: Node,
     waiting: Mutex<HashMap<IpAddr, usize>>,
 }
 
@@ -102,10 +114,16 @@ pub struct PodsWriter {
     changed: signal::Sender<u64>,
 }
 
-/// An empty set of pods: the end to write and the end to read.
+/// An empty set of pods of which the API alone tells: the end to write and the end to read.
 pub fn pods() -> (PodsWriter, Pods) {
+    pods_with(Arc::new(Blind::default()), None)
+}
+
+/// An empty set of pods whose addresses are compared with what the node itself sees. Pods whose containers started before
+/// `booted` have lost their network.
+pub fn pods_with(witness: Arc<dyn Witness>, booted: Option<jiff::Timestamp>) -> (PodsWriter, Pods) {
     let (changed, changes) = signal::channel(0);
-    let shared = Arc::new(Shared { index: RwLock::default(), waiting: Mutex::default() });
+    let shared = Arc::new(Shared { index: RwLock::default(), node: Node::new(witness, booted), waiting: Mutex::default() });
     (PodsWriter { shared: shared.clone(), changed }, Pods { shared, changes })
 }
 
@@ -118,19 +136,30 @@ impl PodsWriter {
     }
 }
 
+fn lookup(index: &Index, judged: Judged) -> Lookup {
+    match judged {
+        Judged::Claims(Claims::One(pod)) => {
+            let around = index.surroundings(&pod);
+            Lookup::Found(pod, around)
+        }
+        Judged::Claims(Claims::None) => Lookup::Unknown,
+        Judged::Claims(Claims::Several(pods)) => Lookup::Ambiguous(pods),
+        Judged::Claims(Claims::Unreadable(pod)) => Lookup::Unreadable(pod),
+        Judged::Objected(pod, objection) => Lookup::Objected(pod, objection),
+    }
+}
+
 impl Pods {
     /// Who has this address now.
     pub fn by_ip(&self, ip: IpAddr) -> Lookup {
         let index = self.shared.read();
-        match index.by_ip(ip) {
-            Claims::One(pod) => {
-                let around = index.surroundings(&pod);
-                Lookup::Found(pod, around)
-            }
-            Claims::None => Lookup::Unknown,
-            Claims::Several(pods) => Lookup::Ambiguous(pods),
-            Claims::Unreadable(pod) => Lookup::Unreadable(pod),
+        if let Some(judged) = self.shared.node.known(&index, ip) {
+            return lookup(&index, judged);
         }
+        drop(index);
+        let view = self.shared.node.view(ip);
+        let index = self.shared.read();
+        lookup(&index, self.shared.node.judge(&index, ip, &view))
     }
 
     /// Who has this address, waiting at most `at_most` for it to become known, for the API's word on it where several pods
@@ -142,6 +171,8 @@ impl Pods {
             Lookup::Found(pod, around) => enough(pod, around),
             Lookup::Ambiguous(pods) => self.shared.read().is_confirmed(ip, pods),
             Lookup::Unreadable(_) => true,
+            // The API or the node may be about to tell of a change; not so where nothing has been heard of the API for long.
+            Lookup::Objected(_, objection) => *objection == Objection::Stale,
             Lookup::Unknown => self.shared.read().is_node(ip),
         };
         let found = self.by_ip(ip);
@@ -151,13 +182,20 @@ impl Pods {
         let Some(_waiting) = self.shared.wait(ip) else {
             return found;
         };
-        let mut changes = self.changes.clone();
+        let (mut changes, mut seen) = (self.changes.clone(), self.shared.node.witness().changes());
         let complete = async {
             loop {
                 changes.mark_unchanged();
+                seen.mark_unchanged();
                 let found = self.by_ip(ip);
-                if is_enough(&found) || changes.changed().await.is_err() {
+                if is_enough(&found) {
                     return found;
+                }
+                tokio::select! {
+                    changed = changes.changed() => if changed.is_err() {
+                        return found;
+                    },
+                    Ok(()) = seen.changed() => {}
                 }
             }
         };
@@ -169,7 +207,41 @@ impl Pods {
 
     /// Grows with every change: what was decided at one number still holds while it is the same.
     pub fn generation(&self) -> u64 {
-        *self.changes.borrow()
+        // Both only grow, so that their sum changes with each.
+        self.changes.borrow().wrapping_add(self.shared.node.witness().generation())
+    }
+
+    /// Takes in every change of the node's links that the kernel has announced by now. Whoever identifies the peer of a new
+    /// connection does this first: what the peer's packets needed to get here was announced before.
+    pub fn catch_up(&self) {
+        self.shared.node.witness().catch_up();
+    }
+
+    /// Compares every pod's addresses with what the node sees, pins those that are not pinned yet, and forgets the pins of
+    /// pods that are gone. A claim is pinned when it appears: later, another pod might be there.
+    pub async fn pin(&self) {
+        let addresses: Vec<_> = {
+            let index = self.shared.read();
+            self.shared.node.pins().keep(|uid| index.knows(uid));
+            index.with_addresses().flat_map(|pod| pod.ips.iter().copied()).collect()
+        };
+        for (done, ip) in addresses.into_iter().enumerate() {
+            self.by_ip(ip);
+            if done % PINNED_AT_ONCE == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Tells of changes of what the node sees.
+    pub fn witness_changes(&self) -> signal::Receiver<u64> {
+        self.shared.node.witness().changes()
+    }
+
+    /// Tells whether nothing was heard of the API for longer than the operator allows: then pods are served only where the node
+    /// itself confirms their claims.
+    pub fn set_stale(&self, stale: bool) {
+        self.shared.node.set_stale(stale);
     }
 
     /// Every pod, for status pages; in the order of namespace and name.

@@ -100,6 +100,7 @@ fn found(lookup: Lookup) -> Result<(Arc<Pod>, Surroundings), Refusal> {
         Lookup::Found(pod, around) => Ok((pod, around)),
         Lookup::Ambiguous(pods) => Err(Refusal::AmbiguousPod(pods)),
         Lookup::Unreadable(pod) => Err(Refusal::UnreadablePod(pod)),
+        Lookup::Objected(pod, objection) => Err(Refusal::Objected(pod, objection)),
         Lookup::Unknown => Err(Refusal::UnknownPod),
     }
 }
@@ -335,15 +336,18 @@ impl<A: AssumeRole> Proxy<A> {
         match &refusal {
             Refusal::AmbiguousPod(pods) => pods.iter().for_each(|pod| self.events.tell(pod, Cause::AddressAmbiguous)),
             Refusal::UnreadablePod(pod) => self.events.tell(pod, Cause::Unreadable),
+            Refusal::Objected(pod, objection) => self.events.tell(pod, Cause::objected(*objection)),
             Refusal::Denied(pod, denial) => self.events.tell(pod, Cause::denied(*denial)),
             // Nobody to tell, or nothing that the owner could change: both pass by themselves.
             Refusal::UnknownPod | Refusal::OtherRole(_) | Refusal::Changed(_) => {}
         }
         let new = match &refusal {
             Refusal::UnknownPod | Refusal::AmbiguousPod(_) => self.complaints.is_new(&ip, reason),
-            Refusal::Denied(pod, _) | Refusal::OtherRole(pod) | Refusal::Changed(pod) | Refusal::UnreadablePod(pod) => {
-                self.complaints.is_new(&pod.uid, reason)
-            }
+            Refusal::Denied(pod, _)
+            | Refusal::OtherRole(pod)
+            | Refusal::Changed(pod)
+            | Refusal::UnreadablePod(pod)
+            | Refusal::Objected(pod, _) => self.complaints.is_new(&pod.uid, reason),
         };
         if new {
             refusal.log(ip);

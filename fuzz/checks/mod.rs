@@ -108,6 +108,7 @@ pub(crate) fn annotations(written: &Written<'_>) {
         terminating: false,
         claims_until: None,
         host_network: false,
+        sandbox: Default::default(),
     };
     let namespace = Namespace { name: "shop".to_owned(), allowed_roles: owned(written.allowed_roles), permitted: owned(written.permitted) };
     let around = Surroundings { namespace: Some(Arc::new(namespace)), ..Surroundings::default() };

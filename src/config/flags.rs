@@ -69,6 +69,12 @@ const PODS: &[Flag] = &[
         "2s",
         "Longest time that a request from an address waits for the pod that has it to become known",
     ),
+    value(
+        "max-staleness",
+        "DURATION",
+        "15m",
+        "How long after the last sign of life from the API a pod is served whose address nothing on this node confirms; 0 for ever",
+    ),
     on_switch("events", "Tell pods' owners by Events on pods why they get no credentials; needs create and patch of them"),
     value(
         "startup-taint",

@@ -9,12 +9,12 @@ use secrecy::SecretString;
 use super::session::{Placeholder, SessionScope, SessionTag, SessionTemplate};
 use super::source::Source;
 use super::{
-    AdminConfig, AnnotationKeys, ApiConfig, BaseRole, DEFAULT_APP_PORT, DEFAULT_ERROR_TTL, DEFAULT_METADATA_ADDR, DEFAULT_METRICS_PORT,
-    DEFAULT_POD_WAIT, DEFAULT_PREFETCH_SPREAD, DEFAULT_REDIRECT_INTERVAL, DEFAULT_SELF_TEST_INTERVAL, DEFAULT_SESSION_DURATION,
-    DEFAULT_STS_CONCURRENCY, DEFAULT_STS_RATE, DEFAULT_STS_TIMEOUT, DefaultRole, InterfaceMatch, LONGEST_SDK_MARGIN, LimitsConfig,
-    LogConfig, MetadataConfig, MetadataProfile, PatternFormat, PodsConfig, REDIRECT_INTERVALS, RedirectBackend, RedirectConfig,
-    Restrictions, RolesConfig, SELF_TEST_INTERVALS, SESSION_DURATIONS, SHORTEST_ERROR_TTL, STS_TIMEOUTS, SelfTestConfig, SelfTestMode,
-    ServerConfig, ServiceAccountRoles, SessionsConfig, TokenMode,
+    AdminConfig, AnnotationKeys, ApiConfig, BaseRole, DEFAULT_APP_PORT, DEFAULT_ERROR_TTL, DEFAULT_MAX_STALENESS, DEFAULT_METADATA_ADDR,
+    DEFAULT_METRICS_PORT, DEFAULT_POD_WAIT, DEFAULT_PREFETCH_SPREAD, DEFAULT_REDIRECT_INTERVAL, DEFAULT_SELF_TEST_INTERVAL,
+    DEFAULT_SESSION_DURATION, DEFAULT_STS_CONCURRENCY, DEFAULT_STS_RATE, DEFAULT_STS_TIMEOUT, DefaultRole, InterfaceMatch,
+    LONGEST_SDK_MARGIN, LimitsConfig, LogConfig, MetadataConfig, MetadataProfile, PatternFormat, PodsConfig, REDIRECT_INTERVALS,
+    RedirectBackend, RedirectConfig, Restrictions, RolesConfig, SELF_TEST_INTERVALS, SESSION_DURATIONS, SHORT_STALENESS,
+    SHORTEST_ERROR_TTL, STS_TIMEOUTS, SelfTestConfig, SelfTestMode, ServerConfig, ServiceAccountRoles, SessionsConfig, TokenMode,
 };
 
 /// The largest limit that can be given.
@@ -36,7 +36,7 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("use-regional-sts-endpoint", "the regional endpoint is always used"),
 ];
 
-pub(super) fn pods(source: &mut Source<'_>, node_needed: bool) -> PodsConfig {
+pub(super) fn pods(source: &mut Source<'_>, node_needed: bool, warnings: &mut Vec<String>) -> PodsConfig {
     let node = source.text("node").or_else(|| source.env("NODE_NAME")).unwrap_or_else(|| {
         if node_needed {
             source.mistake("--node (or NODE_NAME) is missing: give this node's name, from the field spec.nodeName of the DaemonSet's pod");
@@ -71,9 +71,23 @@ pub(super) fn pods(source: &mut Source<'_>, node_needed: bool) -> PodsConfig {
             allowed_roles: source.annotation_key("namespace-key"),
         },
         wait: source.duration("backoff-max-elapsed-time", DEFAULT_POD_WAIT),
+        max_staleness: max_staleness(source, warnings),
         events: source.switch("events"),
         startup_taint: source.taint_key("startup-taint"),
     }
+}
+
+fn max_staleness(source: &mut Source<'_>, warnings: &mut Vec<String>) -> Option<Duration> {
+    let longest = source.duration("max-staleness", DEFAULT_MAX_STALENESS);
+    if !longest.is_zero() && longest < SHORT_STALENESS {
+        warnings.push(format!(
+            "--max-staleness is {}: below {}, pods may be refused while nothing is wrong, because the Kubernetes API is silent for \
+             a minute or more where nothing happens",
+            humantime::format_duration(longest),
+            humantime::format_duration(SHORT_STALENESS),
+        ));
+    }
+    (!longest.is_zero()).then_some(longest)
 }
 
 pub(super) fn roles(source: &mut Source<'_>) -> RolesConfig {

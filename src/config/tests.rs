@@ -52,6 +52,7 @@ fn ips(texts: &[&str]) -> Vec<IpAddr> {
 const BASE: &str = "arn:aws:iam::111122223333:role/";
 
 const CASES: &[Case] = &[
+    ("max-staleness", "5m", &[], |config| config.pods.max_staleness == Some(Duration::from_secs(300))),
     ("node", "node-b", &[], |config| config.pods.node == "node-b"),
     ("kubeconfig", "/etc/kube/config", &[], |config| config.pods.api.kubeconfig == Some("/etc/kube/config".into())),
     ("api-server", "https://10.0.0.1:6443", &[], |config| config.pods.api.server.as_deref() == Some("https://10.0.0.1:6443")),
@@ -754,4 +755,13 @@ fn by_a_role_between_sessions_last_an_hour_at_most() {
         assert_eq!(config.sessions.duration, Duration::from_secs(seconds));
         assert_eq!(warned(&config, "role chaining"), told, "{duration}");
     }
+}
+
+#[test]
+fn staleness_may_have_no_bound_and_a_short_one_is_warned_about() {
+    assert_eq!(config(&[]).pods.max_staleness, Some(DEFAULT_MAX_STALENESS));
+    assert_eq!(config(&["--max-staleness=0"]).pods.max_staleness, None);
+    assert!(!warned(&config(&["--max-staleness=0"]), "--max-staleness"));
+    assert!(!warned(&config(&["--max-staleness=3m"]), "--max-staleness"));
+    assert!(warned(&config(&["--max-staleness=2m"]), "--max-staleness"));
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{By, Decision, Report, Request, Step, refusal};
 use crate::config::explain::PodName;
-use crate::pods::{Lookup, Pod, Pods};
+use crate::pods::{Lookup, Objection, Pod, Pods};
 use crate::policy::trace::{Explanation, Verdict};
 use crate::policy::{self, Policy, RoleRequest};
 
@@ -166,6 +166,10 @@ fn address(pod: &Arc<Pod>, ip: IpAddr, pods: &Pods) -> Result<(), (String, Unide
             let message = format!("{whose} is stored in a form that cannot be read, and nobody is served from there; see the daemon's log");
             Err((format!("held by {}, whose object cannot be read", name(&other)), Unidentified { reason: UNREADABLE_POD, message }))
         }
+        Lookup::Objected(other, objection) => {
+            let message = format!("{}: {}", name(&other), objected(objection));
+            Err((objected(objection).to_owned(), Unidentified { reason: objection.name(), message }))
+        }
         Lookup::Unknown if pods.is_node(ip) => {
             let message =
                 format!("the pod's address {ip} is the node's own, and the pod cannot be told from the node; see to the node's CNI");
@@ -175,6 +179,25 @@ fn address(pod: &Arc<Pod>, ip: IpAddr, pods: &Pods) -> Result<(), (String, Unide
         Lookup::Unknown => {
             let message = format!("nobody has the address {ip} now: the pod has just gone; ask again");
             Err(("nobody has it now".to_owned(), Unidentified { reason: UNKNOWN_POD, message }))
+        }
+    }
+}
+
+/// What the node found that contradicts a pod's claim to an address.
+fn objected(objection: Objection) -> &'static str {
+    match objection {
+        Objection::LinkChanged => {
+            "another network interface, bridge port or MAC address than the pod's leads to the address; nobody is served from it until the \
+             Kubernetes API confirms a new network of the pod, or the pod's own link is back"
+        }
+        Objection::OtherPodAttached => {
+            "a CNI result places another pod at the address; nobody is served from it until the Kubernetes API agrees with the node"
+        }
+        Objection::BeforeBoot => {
+            "all that the Kubernetes API knows of the pod is from before the node was booted; the kubelet has to report first"
+        }
+        Objection::Stale => {
+            "nothing was heard from the Kubernetes API for longer than --max-staleness, and nothing on the node confirms the address"
         }
     }
 }

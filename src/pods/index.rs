@@ -17,7 +17,7 @@ use jiff::Timestamp;
 mod known;
 mod tombstones;
 
-pub use known::{Claims, Namespace, NodeAddresses, Pod, PodName, PodUid, ServiceAccount, Surroundings};
+pub use known::{Claims, Namespace, NodeAddresses, Pod, PodName, PodUid, Sandbox, ServiceAccount, Surroundings};
 use tombstones::Tombstones;
 
 type Name = (String, String);
@@ -392,6 +392,15 @@ impl Index {
         }
     }
 
+    /// The readable pod of this UID, or where that is not known of this name, if it may have addresses.
+    pub(super) fn that_may_claim(&self, uid: Option<&str>, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        let uid = match uid {
+            Some(uid) => PodUid(uid.into()),
+            None => self.of_name(&(namespace.to_owned(), name.to_owned()))?,
+        };
+        self.pods.get(&uid).map(|held| &held.pod).filter(|pod| pod.may_claim(self.now)).cloned()
+    }
+
     /// Whether there is a pod that cannot be read and may have any address. One that was read when it had begun to end gets
     /// none any more.
     fn is_anyone_anywhere(&self) -> bool {
@@ -494,6 +503,11 @@ impl Index {
     /// The pods that have addresses of their own, or may come to have them; in no order.
     pub fn with_addresses(&self) -> impl Iterator<Item = &Arc<Pod>> {
         self.pods.values().map(|held| &held.pod).filter(|pod| pod.may_claim(self.now))
+    }
+
+    /// Whether anything is known of this pod, be it readable or not.
+    pub(super) fn knows(&self, uid: &PodUid) -> bool {
+        self.version_of(uid).is_some()
     }
 
     /// Whether this pod is here.

@@ -10,7 +10,7 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-fn pod(uid: &str, at: &str) -> Pod {
+pub(super) fn pod(uid: &str, at: &str) -> Pod {
     Pod {
         service_account: "default".to_owned(),
         uid: PodUid(uid.into()),
@@ -24,6 +24,7 @@ fn pod(uid: &str, at: &str) -> Pod {
         terminating: false,
         claims_until: None,
         host_network: false,
+        sandbox: Default::default(),
     }
 }
 
@@ -49,7 +50,7 @@ async fn settle() {
 fn found(lookup: &Lookup) -> Option<&str> {
     match lookup {
         Lookup::Found(pod, _) => Some(&pod.name),
-        Lookup::Ambiguous(_) | Lookup::Unreadable(_) | Lookup::Unknown => None,
+        Lookup::Ambiguous(_) | Lookup::Unreadable(_) | Lookup::Objected(..) | Lookup::Unknown => None,
     }
 }
 

@@ -25,6 +25,7 @@ mod failure;
 mod follow;
 mod lines;
 mod objects;
+pub mod second_witness;
 pub mod snapshot;
 
 use follow::{Event, Selection, follow};
@@ -233,6 +234,7 @@ fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option
         terminating: claims_until.is_some(),
         claims_until,
         host_network: object.host_network,
+        sandbox: object.sandbox,
     };
     Some((pod, version))
 }

@@ -34,6 +34,7 @@ fn pod() -> Pod {
         terminating: false,
         claims_until: None,
         host_network: false,
+        sandbox: Default::default(),
     }
 }
 

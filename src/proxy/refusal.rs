@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::respond::Outcome;
 use super::route::Route;
-use crate::pods::Pod;
+use crate::pods::{Objection, Pod};
 use crate::policy::Denial;
 
 /// Why a pod gets nothing, with what the operator should know.
@@ -15,6 +15,7 @@ pub(super) enum Refusal {
     UnknownPod,
     AmbiguousPod(Vec<Arc<Pod>>),
     UnreadablePod(Arc<Pod>),
+    Objected(Arc<Pod>, Objection),
     Denied(Arc<Pod>, Denial),
     OtherRole(Arc<Pod>),
     Changed(Arc<Pod>),
@@ -42,6 +43,7 @@ impl Refusal {
             Self::UnknownPod => "unknown-pod",
             Self::AmbiguousPod(_) => "ambiguous-pod",
             Self::UnreadablePod(_) => "unreadable-pod",
+            Self::Objected(_, objection) => objection.name(),
             Self::Denied(_, denial) => denial.name(),
             Self::OtherRole(_) => "other-role",
             Self::Changed(_) => "changed",
@@ -57,7 +59,8 @@ impl Refusal {
     pub(super) fn outcome(&self, asked: Asked) -> Outcome {
         match self {
             Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) if asked == Asked::Token => Outcome::Failed,
-            Self::Changed(_) => Outcome::Failed,
+            // The API or the node is behind: SDKs ask again.
+            Self::Changed(_) | Self::Objected(..) => Outcome::Failed,
             Self::Denied(_, denial) if denial.may_pass() => Outcome::Failed,
             Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) | Self::Denied(..) | Self::OtherRole(_) => Outcome::NotFound,
         }
@@ -78,6 +81,11 @@ impl Refusal {
                 warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
                     "refused: the pod that has this address is now one that cannot be read; the line about its object has more");
             }
+            Self::Objected(pod, objection) => {
+                let (event, advice) = ("identity-objection", advice(*objection));
+                warn!(event, namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
+                    "refused: {advice}");
+            }
             Self::Denied(pod, denial) => {
                 warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: {denial}");
             }
@@ -88,6 +96,28 @@ impl Refusal {
             Self::OtherRole(pod) => {
                 info!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: the pod asked for a role that is not its own");
             }
+        }
+    }
+}
+
+/// What the node found, and what the operator should do.
+fn advice(objection: Objection) -> &'static str {
+    match objection {
+        Objection::LinkChanged => {
+            "another network interface, bridge port or MAC address than the pod's leads to this address now; unless the pod's network \
+             is being made anew, another pod uses its address: find out which, and drop the NET_RAW capability from pods on bridge networks"
+        }
+        Objection::OtherPodAttached => {
+            "a CNI result places another pod at this address; the Kubernetes API is behind, or the pod's status was changed by somebody \
+             who should not be able to: check who may patch pods/status"
+        }
+        Objection::BeforeBoot => {
+            "all containers that the Kubernetes API knows of the pod started before this node was booted; waiting for the kubelet to \
+             report its present state"
+        }
+        Objection::Stale => {
+            "nothing was heard from the Kubernetes API for longer than --max-staleness, and nothing on this node confirms that the \
+             address is still the pod's; check the connection to the API server"
         }
     }
 }

@@ -25,6 +25,7 @@ pub struct PodBuilder {
     terminating: Option<String>,
     stopped: bool,
     without_network: bool,
+    started: String,
 }
 
 impl PodBuilder {
@@ -46,7 +47,15 @@ impl PodBuilder {
             terminating: None,
             stopped: false,
             without_network: false,
+            started: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         }
+    }
+
+    /// When its network was made and its containers were started; without it, that is when the builder was made.
+    #[must_use]
+    pub fn started_at(mut self, time: &str) -> PodBuilder {
+        time.clone_into(&mut self.started);
+        self
     }
 
     /// Without one, the server gives a uid to a new pod and keeps that of a pod it replaces.
@@ -254,7 +263,7 @@ impl PodBuilder {
         let has_network = self.phase == "Running" || self.phase == "Pending" && !self.ips.is_empty();
         let condition = |kind: &str, on: bool| {
             let status = if on { "True" } else { "False" };
-            json!({ "type": kind, "status": status, "lastProbeTime": null, "lastTransitionTime": CREATED })
+            json!({ "type": kind, "status": status, "lastProbeTime": null, "lastTransitionTime": self.started })
         };
         let scheduled = !self.node.is_empty();
         let mut status = json!({
@@ -272,8 +281,7 @@ impl PodBuilder {
             status["hostIP"] = self.host_ip.as_str().into();
             status["hostIPs"] = json!([{ "ip": self.host_ip }]);
             status["startTime"] = CREATED.into();
-            status["containerStatuses"] =
-                json!([container_status("main", running, self.stopped), container_status("sidecar", running, self.stopped),]);
+            status["containerStatuses"] = json!([self.container_status("main", running), self.container_status("sidecar", running)]);
         }
         let ips = match self.ips.is_empty() && self.host_network {
             true => std::slice::from_ref(&self.host_ip),
@@ -285,6 +293,27 @@ impl PodBuilder {
             status["podIPs"] = all.into();
         }
         status
+    }
+
+    fn container_status(&self, name: &str, running: bool) -> Value {
+        let state = match running {
+            true => json!({ "running": { "startedAt": self.started } }),
+            false if self.stopped => {
+                json!({ "terminated": { "exitCode": 0, "reason": "Completed", "startedAt": self.started, "finishedAt": self.started } })
+            }
+            false => json!({ "waiting": { "reason": "ContainerCreating" } }),
+        };
+        json!({
+            "name": name,
+            "state": state,
+            "lastState": {},
+            "ready": running,
+            "restartCount": 0,
+            "image": "registry.example.com/team/app:1.42.0",
+            "imageID": "registry.example.com/team/app@sha256:5b0bcabd1ed22e9fb1310cf6c2dec7cdef19f0ad69efa1f392e94a4333501270",
+            "containerID": "containerd://2f1e8a0b7d1c4c1f9c6f7a7a3f0a7e9d5c1b1b9e8d7f6a5b4c3d2e1f0a9b8c7d",
+            "started": running,
+        })
     }
 }
 
@@ -310,24 +339,5 @@ fn container(name: &str, image: &str) -> Value {
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
         "imagePullPolicy": "IfNotPresent",
-    })
-}
-
-fn container_status(name: &str, running: bool, stopped: bool) -> Value {
-    let state = match running {
-        true => json!({ "running": { "startedAt": CREATED } }),
-        false if stopped => json!({ "terminated": { "exitCode": 0, "reason": "Completed", "startedAt": CREATED, "finishedAt": CREATED } }),
-        false => json!({ "waiting": { "reason": "ContainerCreating" } }),
-    };
-    json!({
-        "name": name,
-        "state": state,
-        "lastState": {},
-        "ready": running,
-        "restartCount": 0,
-        "image": "registry.example.com/team/app:1.42.0",
-        "imageID": "registry.example.com/team/app@sha256:5b0bcabd1ed22e9fb1310cf6c2dec7cdef19f0ad69efa1f392e94a4333501270",
-        "containerID": "containerd://2f1e8a0b7d1c4c1f9c6f7a7a3f0a7e9d5c1b1b9e8d7f6a5b4c3d2e1f0a9b8c7d",
-        "started": running,
     })
 }

@@ -48,6 +48,28 @@ pub struct Pod {
     pub claims_until: Option<Timestamp>,
     /// It has the node's address, and is not told from the node.
     pub host_network: bool,
+    /// What the API says of the network that its addresses are of.
+    pub sandbox: Sandbox,
+}
+
+/// What the API says of the network namespace of a pod. The node's clock made all times in it, to the second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sandbox {
+    /// Since when there is the present one. A later time is another network namespace, with another link.
+    pub since: Option<Timestamp>,
+    /// The latest time at which something of the pod is known to have started.
+    pub started: Option<Timestamp>,
+}
+
+impl Sandbox {
+    /// Whether this is certainly a later one than `other`.
+    pub(in crate::pods) fn is_later_than(self, other: Self) -> bool {
+        match (self.since, other.since) {
+            (Some(since), Some(before)) => since > before,
+            (Some(_), None) => true,
+            (None, _) => false,
+        }
+    }
 }
 
 impl Pod {

@@ -30,6 +30,7 @@ fn pod(id: &str, ips: &[&str]) -> Pod {
         terminating: false,
         claims_until: None,
         host_network: false,
+        sandbox: Default::default(),
     }
 }
 

@@ -116,7 +116,7 @@ async fn ask(watch: &Watch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr, Qu
             let confirmed = pods.iter().filter(|pod| claimants.iter().any(|asked| asked.uid == pod.uid)).map(|pod| pod.uid.clone());
             (Outcome::Confirmed, confirmed.collect())
         }
-        Lookup::Found(..) | Lookup::Unreadable(_) | Lookup::Unknown => (Outcome::Settled, Vec::new()),
+        Lookup::Found(..) | Lookup::Unreadable(_) | Lookup::Objected(..) | Lookup::Unknown => (Outcome::Settled, Vec::new()),
     };
     watch.metrics.ambiguous(outcome.name());
     let mut names: Vec<_> = claimants.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
+
+use crate::pods::Sandbox;
 
 /// How long a pod may take beyond its grace period to end. The kubelet gives a container two seconds more at the least, and
 /// what comes then is not for a container to delay.
@@ -152,6 +154,7 @@ pub(super) struct PodObject {
     /// None while it has no network that they are of.
     pub(super) ips: Vec<IpAddr>,
     pub(super) host_ips: Vec<IpAddr>,
+    pub(super) sandbox: Sandbox,
 }
 
 impl Object for OnlyMetadata {
@@ -209,9 +212,27 @@ struct RawPodStatus {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct RawCondition {
     r#type: Option<String>,
     status: Option<String>,
+    last_transition_time: Option<Time>,
+}
+
+impl RawCondition {
+    /// Whether this is the condition that the pod has a network, with this status.
+    fn is_network(&self, status: &str) -> bool {
+        self.r#type.as_deref() == Some("PodReadyToStartContainers") && self.status.as_deref() == Some(status)
+    }
+}
+
+/// A time; `None` where it is something else.
+struct Time(Option<Timestamp>);
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(serde_json::Value::deserialize(deserializer)?.as_str().and_then(|time| time.parse().ok())))
+    }
 }
 
 #[derive(Deserialize)]
@@ -221,7 +242,13 @@ struct RawContainerStatus {
 
 #[derive(Deserialize)]
 struct RawContainerState {
-    running: Option<IgnoredAny>,
+    running: Option<RawRunning>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct RawRunning {
+    started_at: Option<Time>,
 }
 
 impl RawPodStatus {
@@ -230,16 +257,30 @@ impl RawPodStatus {
     /// sandbox as the addresses
     /// (<https://kubernetes.io/docs/concepts/workloads/pods/pod-condition/>).
     fn has_no_network(&self) -> bool {
-        let is_false = |condition: &RawCondition| {
-            condition.r#type.as_deref() == Some("PodReadyToStartContainers") && condition.status.as_deref() == Some("False")
-        };
-        self.conditions.iter().flatten().any(is_false)
+        self.conditions.iter().flatten().any(|condition| condition.is_network("False"))
+    }
+
+    fn containers(&self) -> impl Iterator<Item = &RawContainerStatus> {
+        [&self.container_statuses, &self.init_container_statuses, &self.ephemeral_container_statuses].into_iter().flatten().flatten()
+    }
+
+    /// What the status says of the pod's network namespace. The condition changes with it, and its time is the time of that
+    /// (Kubernetes 1.29 and later). Without the condition, it cannot be newer than the container that runs for the longest
+    /// time: all are started anew in a new one.
+    fn sandbox(&self) -> Sandbox {
+        let time = |time: &Option<Time>| time.as_ref().and_then(|time| time.0);
+        let network = self.conditions.iter().flatten().find(|condition| condition.is_network("True"));
+        let network = network.and_then(|condition| time(&condition.last_transition_time));
+        let running = self.containers().filter_map(|container| container.state.as_ref()?.running.as_ref());
+        let (first, last) = running.filter_map(|running| time(&running.started_at)).fold((None, None), |(first, last), started| {
+            (Some(first.map_or(started, |first: Timestamp| first.min(started))), last.max(Some(started)))
+        });
+        Sandbox { since: network.or(first), started: last.max(network) }
     }
 
     /// Whether there are containers, and none of any kind runs.
     fn has_stopped(&self) -> bool {
-        let kinds = [&self.container_statuses, &self.init_container_statuses, &self.ephemeral_container_statuses];
-        let mut containers = kinds.into_iter().flatten().flatten().peekable();
+        let mut containers = self.containers().peekable();
         let is_running = |container: &RawContainerStatus| container.state.as_ref().is_some_and(|state| state.running.is_some());
         containers.peek().is_some() && !containers.any(is_running)
     }
@@ -267,6 +308,7 @@ impl From<RawPod> for PodObject {
         let spec = raw.spec.unwrap_or_default();
         let status = raw.status.unwrap_or_default();
         // No container is started any more once the deletion has begun.
+        let sandbox = status.sandbox();
         let has_none = status.has_no_network() || raw.metadata.claims_until.is_some() && status.has_stopped();
         Self {
             metadata: raw.metadata,
@@ -276,6 +318,7 @@ impl From<RawPod> for PodObject {
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             ips: if has_none { Vec::new() } else { addresses(status.pod_ips, status.pod_ip) },
             host_ips: addresses(status.host_ips, status.host_ip),
+            sandbox,
         }
     }
 }

@@ -118,7 +118,8 @@ fn a_namespace_keeps_its_name_and_annotations() {
 #[tokio::test]
 async fn a_pod_is_told_in_the_words_of_the_index() {
     let watch = watch().await;
-    let builder = PodBuilder::new("team", "web-1").uid("uid-1").ips(["10.42.0.2", "2001:db8::2"]);
+    let builder = PodBuilder::new("team", "web-1").uid("uid-1").ips(["10.42.0.2", "2001:db8::2"]).started_at("2026-01-01T00:00:00Z");
+    let started = Some("2026-01-01T00:00:00Z".parse().unwrap());
     let plain = Pod {
         service_account: "default".to_owned(),
         uid: PodUid("uid-1".into()),
@@ -132,11 +133,12 @@ async fn a_pod_is_told_in_the_words_of_the_index() {
         terminating: false,
         claims_until: None,
         host_network: false,
+        sandbox: Sandbox { since: started, started },
     };
     let told = |builder: PodBuilder| watch.pod(decode(builder.build())).unwrap().0;
     assert_eq!(told(builder.clone()), plain);
     assert_eq!(told(builder.clone().phase("Pending")), plain);
-    let finished = Pod { finished: true, ips: ips(&[]), ..plain.clone() };
+    let finished = Pod { finished: true, ips: ips(&[]), sandbox: Sandbox::default(), ..plain.clone() };
     assert_eq!(told(builder.clone().phase("Succeeded")), finished);
     assert_eq!(told(builder.clone().phase("Failed")), finished);
     let ending = |until: Timestamp| Pod { terminating: true, claims_until: Some(until), ..plain.clone() };
@@ -292,5 +294,29 @@ async fn annotations_that_are_too_long_are_cut_and_are_refused_for_what_they_are
             ..Surroundings::default()
         };
         assert_eq!(denied(&with("other", ""), &around, Restrictions::Enforce), reason);
+    }
+}
+
+#[test]
+fn the_age_of_a_pods_network_is_that_of_its_condition_or_of_its_oldest_running_container() {
+    let at = |second: u32| format!("2026-01-01T00:00:{second:02}Z");
+    let running = |second: u32| json!({ "state": { "running": { "startedAt": at(second) } } });
+    let network =
+        |status: &str, second: u32| json!([{ "type": "PodReadyToStartContainers", "status": status, "lastTransitionTime": at(second) }]);
+    let sandbox = |status: Value| {
+        let object = json!({ "metadata": { "uid": "1" }, "status": status });
+        let Sandbox { since, started } = serde_json::from_value::<PodObject>(object).unwrap().sandbox;
+        [since, started].map(|time| time.map(|time| time.to_string()))
+    };
+    let known = |since: u32, started: u32| [Some(at(since)), Some(at(started))];
+    assert_eq!(sandbox(json!({})), [None, None]);
+    assert_eq!(sandbox(json!({ "conditions": network("True", 5) })), known(5, 5));
+    assert_eq!(sandbox(json!({ "conditions": network("False", 5) })), [None, None]);
+    let containers = json!([running(7), running(9), { "state": { "waiting": {} } }, { "state": null }, {}]);
+    assert_eq!(sandbox(json!({ "containerStatuses": containers })), known(7, 9));
+    assert_eq!(sandbox(json!({ "containerStatuses": containers, "initContainerStatuses": [running(6)] })), known(6, 9));
+    assert_eq!(sandbox(json!({ "containerStatuses": containers, "conditions": network("True", 5) })), known(5, 9));
+    for odd in [json!(null), json!(7), json!("soon"), json!({})] {
+        assert_eq!(sandbox(json!({ "containerStatuses": [{ "state": { "running": { "startedAt": odd } } }] })), [None, None], "{odd}");
     }
 }

@@ -1,0 +1,109 @@
+//! The second witness: what this node itself sees at an address, to be compared with what the Kubernetes API says.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::{Link, LinkKind};
+
+/// What this node sees at an address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sight {
+    /// The link that leads to the address; `None` where nothing does, or where it is not known.
+    pub link: Option<Link>,
+    /// The pods that CNI results place at the address, with links that exist. Mostly none or one.
+    pub attached: Vec<Attached>,
+}
+
+/// A pod that a CNI result places at an address, and the link that the result names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The pod's UID; runtimes before 2021 do not record it.
+    pub uid: Option<Arc<str>>,
+    /// The pod's namespace.
+    pub namespace: Arc<str>,
+    /// The pod's name.
+    pub pod: Arc<str>,
+    /// The link to the pod.
+    pub link: Link,
+}
+
+/// Sees what is at an address. A trait, so that decisions are tested without a kernel.
+pub trait Witness: fmt::Debug + Send + Sync {
+    /// Grows whenever what is seen at any address may have changed. Cheap: it is read for each request.
+    fn generation(&self) -> u64;
+    /// What is at an address now.
+    fn at(&self, ip: IpAddr) -> Sight;
+    /// Whether an interface is still a port of a bridge.
+    fn is_port(&self, bridge: u32, port: u32) -> bool;
+    /// Takes in every change that the kernel has announced by now.
+    fn catch_up(&self);
+    /// Tells of changes: a new value each time that [`Witness::generation`] grows.
+    fn changes(&self) -> watch::Receiver<u64>;
+}
+
+/// A witness that sees nothing: every claim stands as the API tells it.
+#[derive(Debug)]
+pub struct Blind(watch::Sender<u64>);
+
+impl Default for Blind {
+    fn default() -> Self {
+        Self(watch::channel(0).0)
+    }
+}
+
+impl Witness for Blind {
+    fn generation(&self) -> u64 {
+        0
+    }
+
+    fn at(&self, _: IpAddr) -> Sight {
+        Sight::default()
+    }
+
+    fn is_port(&self, _: u32, _: u32) -> bool {
+        false
+    }
+
+    fn catch_up(&self) {}
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.0.subscribe()
+    }
+}
+
+impl Link {
+    /// Whether this link identifies one pod: as long as it is the same, so is the pod behind it.
+    pub fn is_exclusive(&self) -> bool {
+        match self.kind {
+            LinkKind::Own => true,
+            LinkKind::Bridge { port, .. } => port.is_some(),
+            LinkKind::Shared => false,
+        }
+    }
+
+    /// What is known of a pod's link when `now` is seen where this one was seen before: both together, where they agree.
+    /// `None` where they contradict each other. `is_port` says whether an interface is still a port of this bridge.
+    pub fn followed_by(self, now: Option<Self>, is_port: impl Fn(u32, u32) -> bool) -> Option<Self> {
+        let same = |before: Option<u32>, now: Option<u32>| before.is_none() || now.is_none() || before == now;
+        match (self.kind, now) {
+            // An interface that many share says little: whatever says more replaces it.
+            (LinkKind::Shared, now) => Some(now.unwrap_or(self)),
+            (LinkKind::Own, Some(now)) => (now == self).then_some(now),
+            (LinkKind::Bridge { mac: mac_before, port: port_before }, Some(Self { interface, kind: LinkKind::Bridge { mac, port } })) => {
+                let same_mac = mac_before.is_none() || mac.is_none() || mac_before == mac;
+                // A port that the bridge has forgotten for now is still the pod's; one that is gone is not.
+                let has_port = port_before.is_none_or(|port| is_port(interface, port));
+                let agrees = interface == self.interface && same_mac && same(port_before, port) && has_port;
+                let kind = LinkKind::Bridge { mac: mac_before.or(mac), port: port_before.or(port) };
+                agrees.then_some(Self { interface, kind })
+            }
+            (LinkKind::Own | LinkKind::Bridge { .. }, _) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

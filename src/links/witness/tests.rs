@@ -1,0 +1,62 @@
+use super::*;
+
+const BRIDGE: u32 = 3;
+
+fn own(interface: u32) -> Link {
+    Link { interface, kind: LinkKind::Own }
+}
+
+fn shared(interface: u32) -> Link {
+    Link { interface, kind: LinkKind::Shared }
+}
+
+fn bridge(mac: Option<u8>, port: Option<u32>) -> Link {
+    Link { interface: BRIDGE, kind: LinkKind::Bridge { mac: mac.map(|last| [2, 0, 0, 0, 0, last]), port } }
+}
+
+/// Ports 10 to 19 exist.
+fn followed(before: Link, now: Option<Link>) -> Option<Link> {
+    before.followed_by(now, |bridge, port| bridge == BRIDGE && (10..20).contains(&port))
+}
+
+#[test]
+fn a_link_of_a_pods_own_stays_the_same_or_contradicts() {
+    assert_eq!(followed(own(7), Some(own(7))), Some(own(7)));
+    for other in [None, Some(own(8)), Some(shared(7)), Some(shared(2)), Some(bridge(None, None))] {
+        assert_eq!(followed(own(7), other), None, "{other:?}");
+    }
+}
+
+#[test]
+fn on_a_bridge_another_mac_or_port_contradicts_and_what_is_learned_is_kept() {
+    let known = bridge(Some(1), Some(10));
+    assert_eq!(followed(bridge(None, None), Some(known)), Some(known));
+    assert_eq!(followed(bridge(Some(1), None), Some(bridge(None, Some(10)))), Some(known));
+    assert_eq!(followed(known, Some(bridge(None, None))), Some(known), "forgotten by the kernel, and not by us");
+    for other in [
+        Some(bridge(Some(2), Some(10))),
+        Some(bridge(Some(1), Some(11))),
+        Some(bridge(Some(2), None)),
+        Some(Link { interface: 4, ..known }),
+        Some(own(BRIDGE)),
+        Some(shared(2)),
+        None,
+    ] {
+        assert_eq!(followed(known, other), None, "{other:?}");
+    }
+}
+
+#[test]
+fn a_port_that_is_gone_ends_the_link() {
+    let gone = bridge(Some(1), Some(30));
+    assert_eq!(followed(gone, Some(bridge(Some(1), None))), None);
+}
+
+#[test]
+fn an_interface_that_many_share_is_replaced_by_whatever_says_more() {
+    assert_eq!(followed(shared(2), Some(own(7))), Some(own(7)));
+    assert_eq!(followed(shared(2), Some(shared(4))), Some(shared(4)));
+    assert_eq!(followed(shared(2), None), Some(shared(2)));
+    assert!(!shared(2).is_exclusive() && !bridge(Some(1), None).is_exclusive());
+    assert!(own(7).is_exclusive() && bridge(None, Some(10)).is_exclusive());
+}

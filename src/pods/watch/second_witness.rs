@@ -1,0 +1,73 @@
+//! What keeps the second witness of pods' claims up to date: the pins of their links, and how long ago the API was heard.
+
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use crate::metrics::Metrics;
+use crate::pods::Pods;
+use crate::readiness::{Readiness, Step};
+
+/// The shortest time between two looks at all pods: changes often come together.
+const PIN_AGAIN: Duration = Duration::from_millis(50);
+/// How often the silence of the API is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long the API must have been heard again before claims count as confirmed by it: what had changed comes first.
+const SETTLED: Duration = Duration::from_secs(3);
+/// What readiness waits for while nothing is heard of the API.
+const SIGN_OF_LIFE: &str = "a sign of life from the Kubernetes API";
+
+/// Pins pods' addresses to their links for as long as the process.
+pub async fn keep_pins(mut pods: Pods) {
+    let mut seen = pods.witness_changes();
+    loop {
+        pods.pin().await;
+        tokio::select! {
+            () = pods.changed() => {}
+            Ok(()) = seen.changed() => {}
+        }
+        tokio::time::sleep(PIN_AGAIN).await;
+    }
+}
+
+/// Watches how long nothing was heard of the API, for as long as the process. After half of `max`, the daemon is not ready;
+/// after all of it, pods are served only where the node itself confirms their claims.
+pub async fn bound_staleness(pods: Pods, metrics: Metrics, readiness: Readiness, max: Duration) {
+    let (mut silent, mut stale): (Option<Step>, bool) = (None, false);
+    let mut heard = Duration::ZERO;
+    loop {
+        let silence = metrics.watch_silence();
+        if silence >= max / 2 && silent.is_none() {
+            warn!(
+                event = "api-silent",
+                seconds = silence.as_secs(),
+                "nothing heard from the Kubernetes API for half of --max-staleness; not ready, serving from the last known state; \
+                 check the connection to the API server"
+            );
+            silent = Some(readiness.step(SIGN_OF_LIFE));
+        }
+        if silence < max / 2
+            && let Some(step) = silent.take()
+        {
+            step.done();
+        }
+        heard = if silence < max { heard.saturating_add(LOOK_EVERY) } else { Duration::ZERO };
+        if silence >= max && !stale {
+            stale = true;
+            pods.set_stale(true);
+            warn!(
+                event = "api-stale",
+                seconds = silence.as_secs(),
+                "nothing heard from the Kubernetes API for --max-staleness; refusing pods whose addresses nothing on this node confirms"
+            );
+        } else if stale && heard > SETTLED {
+            stale = false;
+            pods.set_stale(false);
+            info!(event = "api-heard-again", "heard from the Kubernetes API again; serving pods as it says");
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,36 @@
+#![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+use super::*;
+use crate::pods::tests::pod;
+use crate::pods::{Lookup, Objection, pods};
+
+const MAX: Duration = Duration::from_secs(900);
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_api_first_ends_readiness_and_then_the_claims_that_nothing_confirms() {
+    let (writer, pods) = pods();
+    writer.write(|index| index.apply(pod("a", "10.0.0.1")));
+    let (metrics, readiness) = (Metrics::new(), Readiness::default());
+    let watching = bound_staleness(pods.clone(), metrics.clone(), readiness.clone(), MAX);
+    let checking = async {
+        let is_served = || matches!(pods.by_ip("10.0.0.1".parse().unwrap()), Lookup::Found(..));
+        let second = Duration::from_secs(1);
+        tokio::time::sleep(MAX / 2 - second).await;
+        assert!(readiness.is_ready() && is_served());
+        tokio::time::sleep(2 * second).await;
+        assert!(!readiness.is_ready() && is_served());
+        tokio::time::sleep(MAX / 2 - 2 * second).await;
+        assert!(is_served());
+        tokio::time::sleep(2 * second).await;
+        assert!(matches!(pods.by_ip("10.0.0.1".parse().unwrap()), Lookup::Objected(_, Objection::Stale)));
+        metrics.watch_alive();
+        tokio::time::sleep(2 * second).await;
+        assert!(readiness.is_ready());
+        assert!(!is_served(), "what has changed meanwhile has to arrive first");
+        tokio::time::sleep(SETTLED).await;
+        assert!(is_served());
+    };
+    tokio::select! {
+        () = checking => {}
+        () = watching => {}
+    }
+}

@@ -1,0 +1,177 @@
+//! Two witnesses: what the API says of an address, compared with what the node itself sees there.
+//!
+//! The API says which pod has an address; it may be late, out of reach, or misled by whoever may write pods' status. The node
+//! sees which link leads to the address, and what the CNI plugins recorded. Where the two contradict each other, nobody is
+//! served. Where the node's record names a pod that the API knows here, the record decides.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use jiff::Timestamp;
+
+use super::index::{Claims, Index, Pod};
+use super::pins::{Comparison, Pins};
+use crate::links::Link;
+use crate::links::witness::{Attached, Sight, Witness};
+
+/// Why the claim of a pod to an address does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Objection {
+    /// Another link leads to the address than the one that it is pinned to, or none.
+    LinkChanged,
+    /// A CNI result places another pod at the address.
+    OtherPodAttached,
+    /// All that is known of the pod is from before the node's last boot.
+    BeforeBoot,
+    /// Nothing was heard of the API for too long, and the node itself does not confirm the claim.
+    Stale,
+}
+
+impl Objection {
+    /// Every objection.
+    pub const ALL: [Self; 4] = [Self::LinkChanged, Self::OtherPodAttached, Self::BeforeBoot, Self::Stale];
+
+    /// The stable name: a metric's label, and the reason in the log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LinkChanged => "link-changed",
+            Self::OtherPodAttached => "cni-result-conflict",
+            Self::BeforeBoot => "before-boot",
+            Self::Stale => "api-stale",
+        }
+    }
+}
+
+/// What the node itself knows.
+#[derive(Debug)]
+pub(super) struct Node {
+    witness: Arc<dyn Witness>,
+    pins: Pins,
+    /// When the node was booted; `None` where that is not known.
+    booted: Option<Timestamp>,
+    /// Nothing was heard of the API for longer than the operator allows.
+    stale: AtomicBool,
+}
+
+/// What the node sees at an address, and as of when.
+#[derive(Debug)]
+pub(super) struct View {
+    generation: u64,
+    sight: Sight,
+}
+
+/// An address as both witnesses see it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Judged {
+    /// As the API says.
+    Claims(Claims),
+    /// The API says that this pod has it, and the node objects.
+    Objected(Arc<Pod>, Objection),
+}
+
+impl Node {
+    pub(super) fn new(witness: Arc<dyn Witness>, booted: Option<Timestamp>) -> Self {
+        Self { witness, pins: Pins::default(), booted, stale: AtomicBool::new(false) }
+    }
+
+    pub(super) fn witness(&self) -> &Arc<dyn Witness> {
+        &self.witness
+    }
+
+    pub(super) fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    pub(super) fn set_stale(&self, stale: bool) {
+        self.stale.store(stale, Ordering::Relaxed);
+    }
+
+    /// The answer where nothing has changed since both were compared last, or where the node's view would change nothing.
+    pub(super) fn known(&self, index: &Index, ip: IpAddr) -> Option<Judged> {
+        let claims = index.by_ip(ip);
+        let is_known = match &claims {
+            Claims::One(pod) => !self.is_stale() && self.pins.agree(pod, ip, self.witness.generation()),
+            // Nothing that the node sees makes a pod readable, or gives it an address of the node's.
+            Claims::Unreadable(_) => true,
+            Claims::None => index.is_node(ip),
+            Claims::Several(_) => false,
+        };
+        is_known.then_some(Judged::Claims(claims))
+    }
+
+    /// What the node sees at an address. It may ask the kernel, so the index is not to be locked meanwhile.
+    pub(super) fn view(&self, ip: IpAddr) -> View {
+        // Read first: what changes meanwhile makes the comparison one of an earlier generation.
+        let generation = self.witness.generation();
+        View { generation, sight: self.witness.at(ip) }
+    }
+
+    /// Compares what the API says of an address with what the node sees there.
+    pub(super) fn judge(&self, index: &Index, ip: IpAddr, View { generation, sight }: &View) -> Judged {
+        let claims = index.by_ip(ip);
+        if matches!(claims, Claims::Unreadable(_)) || index.is_node(ip) {
+            return Judged::Claims(claims);
+        }
+        let (claims, expected) = match compare(index, claims, &sight.attached, ip) {
+            Ok(compared) => compared,
+            Err(pod) => return Judged::Objected(pod, Objection::OtherPodAttached),
+        };
+        let Claims::One(pod) = claims else {
+            return Judged::Claims(claims);
+        };
+        let is_old = |booted| pod.sandbox.started.is_some_and(|started| started < booted);
+        if expected.is_none() && self.booted.is_some_and(is_old) {
+            return Judged::Objected(pod, Objection::BeforeBoot);
+        }
+        // Whoever is there now may not be who was there when the API was heard last.
+        if self.is_stale() && expected.is_none() && !self.pins.is_exclusive(&pod.uid, ip) {
+            return Judged::Objected(pod, Objection::Stale);
+        }
+        match self.pins.compare(&pod, ip, sight.link, expected, *generation, |bridge, port| self.witness.is_port(bridge, port)) {
+            Comparison::Changed => Judged::Objected(pod, Objection::LinkChanged),
+            Comparison::Same => Judged::Claims(Claims::One(pod)),
+        }
+    }
+
+    fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Relaxed)
+    }
+}
+
+/// The claims to an address, corrected by the CNI results that place pods there, and the link that such a result names for
+/// the pod. The error is the pod that the API names, where the results name another one that does not have the address by
+/// the API's word.
+fn compare(index: &Index, claims: Claims, attached: &[Attached], ip: IpAddr) -> Result<(Claims, Option<Link>), Arc<Pod>> {
+    let is = |attached: &Attached, pod: &Pod| match &attached.uid {
+        Some(uid) => **uid == *pod.uid.0,
+        None => *attached.namespace == *pod.namespace && *attached.pod == *pod.name,
+    };
+    // Results that name the pod that the API names confirm it, whatever else is left over from before.
+    if let Claims::One(pod) = &claims
+        && let Some(attached) = attached.iter().find(|attached| is(attached, pod))
+    {
+        return Ok((claims, Some(attached.link)));
+    }
+    // More than one is no evidence: some are left over from before.
+    let [attached] = attached else {
+        return Ok((claims, None));
+    };
+    if let Claims::Several(pods) = &claims
+        && let Some(pod) = pods.iter().find(|pod| is(attached, pod))
+    {
+        return Ok((Claims::One(pod.clone()), Some(attached.link)));
+    }
+    let known = index.that_may_claim(attached.uid.as_deref(), &attached.namespace, &attached.pod);
+    // The kubelet reports a pod's address later than the CNI plugin records it.
+    if let Some(pod) = known.filter(|pod| pod.ips.is_empty() || pod.ips.contains(&ip)) {
+        return Ok((Claims::One(pod), Some(attached.link)));
+    }
+    match claims {
+        Claims::One(pod) => Err(pod),
+        claims => Ok((claims, None)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

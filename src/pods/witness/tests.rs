@@ -1,0 +1,334 @@
+#![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::*;
+use crate::links::LinkKind;
+use crate::pods::index::{PodUid, Sandbox};
+use crate::pods::tests::pod;
+use crate::pods::{Lookup, Pods, PodsWriter, pods_with};
+
+const BOOT: i64 = 1000;
+
+/// A node on which tests say what is seen.
+#[derive(Debug)]
+struct Fake {
+    sights: Mutex<HashMap<IpAddr, Sight>>,
+    generation: AtomicU64,
+    looks: AtomicU64,
+    changes: watch::Sender<u64>,
+}
+
+impl Fake {
+    fn see(&self, at: &str, sight: Sight) {
+        self.sights.lock().unwrap_or_else(PoisonError::into_inner).insert(ip(at), sight);
+        let generation = self.generation.fetch_add(1, Ordering::SeqCst) + 1;
+        self.changes.send_replace(generation);
+    }
+
+    /// The link of this interface leads there.
+    fn link(&self, at: &str, interface: u32) {
+        self.see(at, Sight { link: Some(own(interface)), attached: Vec::new() });
+    }
+
+    /// So it does, and the CNI recorded these pods there, at this interface.
+    fn attach(&self, at: &str, interface: u32, uids: &[&str]) {
+        let attached = |uid: &&str| Attached { uid: Some((*uid).into()), ..by_name(uid, interface) };
+        self.see(at, Sight { link: Some(own(interface)), attached: uids.iter().map(attached).collect() });
+    }
+}
+
+impl Witness for Fake {
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    fn at(&self, ip: IpAddr) -> Sight {
+        self.looks.fetch_add(1, Ordering::SeqCst);
+        self.sights.lock().unwrap_or_else(PoisonError::into_inner).get(&ip).cloned().unwrap_or_default()
+    }
+
+    fn is_port(&self, _: u32, _: u32) -> bool {
+        true
+    }
+
+    fn catch_up(&self) {}
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn own(interface: u32) -> Link {
+    Link { interface, kind: LinkKind::Own }
+}
+
+fn by_name(name: &str, interface: u32) -> Attached {
+    Attached { uid: None, namespace: "default".into(), pod: name.into(), link: own(interface) }
+}
+
+/// A node that was booted at [`BOOT`], and its pods.
+fn node() -> (Arc<Fake>, PodsWriter, Pods) {
+    let (changes, _) = watch::channel(0);
+    let fake = Arc::new(Fake { sights: Mutex::default(), generation: AtomicU64::new(0), looks: AtomicU64::new(0), changes });
+    let (writer, pods) = pods_with(fake.clone(), Some(Timestamp::from_second(BOOT).unwrap()));
+    (fake, writer, pods)
+}
+
+fn started(pod: Pod, at: i64) -> Pod {
+    let at = Some(Timestamp::from_second(at).unwrap());
+    Pod { sandbox: Sandbox { since: at, started: at }, ..pod }
+}
+
+fn without_address(uid: &str) -> Pod {
+    Pod { ips: Vec::new(), ..pod(uid, "::1") }
+}
+
+fn apply(writer: &PodsWriter, pods: impl IntoIterator<Item = Pod>) {
+    writer.write(|index| pods.into_iter().for_each(|pod| index.apply(pod)));
+}
+
+fn found(pods: &Pods, at: &str) -> Result<String, Option<Objection>> {
+    match pods.by_ip(ip(at)) {
+        Lookup::Found(pod, _) => Ok(pod.name.clone()),
+        Lookup::Objected(_, objection) => Err(Some(objection)),
+        Lookup::Ambiguous(_) | Lookup::Unreadable(_) | Lookup::Unknown => Err(None),
+    }
+}
+
+fn is(name: &str) -> Result<String, Option<Objection>> {
+    Ok(name.to_owned())
+}
+
+#[test]
+fn a_pod_is_refused_while_another_link_leads_to_its_address() {
+    let (node, writer, pods) = node();
+    node.link("10.0.0.1", 7);
+    apply(&writer, [pod("a", "10.0.0.1")]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"));
+    node.link("10.0.0.1", 8);
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)));
+    node.see("10.0.0.1", Sight::default());
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)), "nothing leads there any more");
+    node.link("10.0.0.1", 7);
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"));
+}
+
+#[test]
+fn the_api_confirms_a_new_network_of_the_same_pod() {
+    let (node, writer, pods) = node();
+    node.link("10.0.0.1", 7);
+    apply(&writer, [started(pod("a", "10.0.0.1"), BOOT + 1)]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"));
+    node.link("10.0.0.1", 8);
+    // Something else of the pod changes.
+    apply(&writer, [Pod { role: Some("other".to_owned()), ..started(pod("a", "10.0.0.1"), BOOT + 1) }]);
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)));
+    apply(&writer, [started(pod("a", "10.0.0.1"), BOOT + 2)]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"));
+}
+
+#[tokio::test]
+async fn a_claim_is_pinned_when_it_appears_so_that_no_later_pod_inherits_it() {
+    let (node, writer, pods) = node();
+    node.link("10.0.0.1", 7);
+    apply(&writer, [pod("a", "10.0.0.1")]);
+    pods.pin().await;
+    // It is deleted, which the API does not tell; another pod gets its address, and is the first to ask.
+    node.link("10.0.0.1", 8);
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)));
+    writer.write(|index| index.delete(&PodUid("a".into())));
+    apply(&writer, [pod("b", "10.0.0.1")]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("b"));
+}
+
+#[test]
+fn the_kernel_is_asked_once_while_nothing_changes() {
+    let (node, writer, pods) = node();
+    node.link("10.0.0.1", 7);
+    apply(&writer, [pod("a", "10.0.0.1")]);
+    for _ in 0..100 {
+        assert_eq!(found(&pods, "10.0.0.1"), is("a"));
+    }
+    assert_eq!(node.looks.load(Ordering::SeqCst), 1);
+    node.link("10.0.0.2", 9);
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"));
+    assert_eq!(node.looks.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn a_forged_status_gives_nobody_another_pods_address() {
+    let (node, writer, pods) = node();
+    node.attach("10.0.0.1", 7, &["victim"]);
+    // Before the victim's own status has its address, and after.
+    apply(&writer, [pod("liar", "10.0.0.1"), without_address("victim")]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("victim"));
+    apply(&writer, [pod("victim", "10.0.0.1")]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("victim"), "the liar does not even keep the victim from its role");
+    // The victim is another node's, or not known yet.
+    writer.write(|index| index.delete(&PodUid("victim".into())));
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::OtherPodAttached)));
+}
+
+#[test]
+fn a_pod_that_claims_two_addresses_has_the_one_that_the_node_recorded() {
+    let (node, writer, pods) = node();
+    node.attach("10.0.0.1", 7, &["a"]);
+    node.attach("10.0.0.2", 8, &["b"]);
+    let both = Pod { ips: vec![ip("10.0.0.1"), ip("10.0.0.2")], ..pod("a", "10.0.0.1") };
+    apply(&writer, [both, pod("b", "10.0.0.2")]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"));
+    assert_eq!(found(&pods, "10.0.0.2"), is("b"));
+    // By the API's word `b` has another address by now: then nobody is certain.
+    apply(&writer, [pod("b", "10.0.0.3")]);
+    assert_eq!(found(&pods, "10.0.0.2"), Err(Some(Objection::OtherPodAttached)));
+}
+
+#[test]
+fn a_new_pod_is_identified_by_the_record_before_its_status_has_its_address() {
+    let (node, writer, pods) = node();
+    apply(&writer, [without_address("a")]);
+    assert_eq!(found(&pods, "10.0.0.1"), Err(None));
+    node.attach("10.0.0.1", 7, &["a"]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"));
+    node.see("10.0.0.2", Sight { link: Some(own(8)), attached: vec![by_name("a", 8)] });
+    assert_eq!(found(&pods, "10.0.0.2"), is("a"), "a runtime that does not record UIDs");
+    node.attach("10.0.0.3", 9, &["unknown"]);
+    assert_eq!(found(&pods, "10.0.0.3"), Err(None), "the API does not know it");
+    for gone in [
+        Pod { finished: true, ..without_address("a") },
+        Pod { host_network: true, ..without_address("a") },
+        Pod { terminating: true, claims_until: Some(Timestamp::MIN), ..without_address("a") },
+    ] {
+        apply(&writer, [gone.clone()]);
+        assert_eq!(found(&pods, "10.0.0.1"), Err(None), "{gone:?}");
+    }
+}
+
+#[test]
+fn an_address_of_the_node_is_nobodys_whatever_was_recorded() {
+    let (node, writer, pods) = node();
+    node.attach("10.0.0.9", 7, &["a"]);
+    apply(&writer, [without_address("a")]);
+    let addresses = crate::pods::NodeAddresses { ips: [ip("10.0.0.9")].into(), loopback: true };
+    writer.write(|index| index.set_node(addresses));
+    assert_eq!(found(&pods, "10.0.0.9"), Err(None));
+}
+
+#[test]
+fn records_that_disagree_are_no_evidence_against_anybody() {
+    let (node, writer, pods) = node();
+    node.attach("10.0.0.1", 7, &["old", "a"]);
+    apply(&writer, [pod("a", "10.0.0.1")]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"));
+    node.attach("10.0.0.1", 7, &["old", "older"]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"));
+    apply(&writer, [pod("b", "10.0.0.1")]);
+    assert_eq!(found(&pods, "10.0.0.1"), Err(None), "two claims, as without records");
+    node.attach("10.0.0.1", 7, &["old", "a"]);
+    assert_eq!(found(&pods, "10.0.0.1"), Err(None));
+}
+
+#[test]
+fn another_pod_at_the_address_during_an_outage_does_not_get_the_role_of_the_one_before() {
+    let (node, writer, pods) = node();
+    node.attach("10.0.0.1", 7, &["a"]);
+    apply(&writer, [pod("a", "10.0.0.1")]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"));
+    node.attach("10.0.0.1", 8, &["b"]);
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::OtherPodAttached)));
+    apply(&writer, [without_address("b")]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("b"), "the API knows it by now");
+}
+
+#[test]
+fn a_record_that_the_link_contradicts_is_not_believed_and_neither_is_the_link() {
+    let (node, writer, pods) = node();
+    // On a bridge, the record names the pod's own MAC address; the neighbour that answers has another.
+    let bridge = |last| Link { interface: 3, kind: LinkKind::Bridge { mac: Some([2, 0, 0, 0, 0, last]), port: None } };
+    let attached = Attached { uid: Some("a".into()), link: bridge(1), ..by_name("a", 3) };
+    node.see("10.0.0.1", Sight { link: Some(bridge(2)), attached: vec![attached.clone()] });
+    apply(&writer, [pod("a", "10.0.0.1")]);
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)), "also when it is seen for the first time");
+    node.see("10.0.0.1", Sight { link: Some(bridge(1)), attached: vec![attached] });
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"));
+}
+
+#[test]
+fn after_a_reboot_no_claim_counts_until_the_api_tells_of_something_that_started_since() {
+    let (node, writer, pods) = node();
+    node.link("10.0.0.1", 7);
+    apply(&writer, [started(pod("a", "10.0.0.1"), BOOT - 1)]);
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::BeforeBoot)));
+    apply(&writer, [started(pod("a", "10.0.0.1"), BOOT + 20)]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"));
+    // A record whose link is there is of this boot.
+    apply(&writer, [started(pod("b", "10.0.0.2"), BOOT - 1)]);
+    node.attach("10.0.0.2", 8, &["b"]);
+    assert_eq!(found(&pods, "10.0.0.2"), is("b"));
+    apply(&writer, [pod("c", "10.0.0.3")]);
+    assert_eq!(found(&pods, "10.0.0.3"), is("c"), "the API says nothing of the time");
+}
+
+#[test]
+fn without_the_api_pods_are_served_only_where_the_node_confirms_them() {
+    let (node, writer, pods) = node();
+    node.link("10.0.0.1", 7);
+    let shared = Link { interface: 2, kind: LinkKind::Shared };
+    node.see("10.0.0.2", Sight { link: Some(shared), attached: Vec::new() });
+    apply(&writer, [pod("pinned", "10.0.0.1"), pod("shared", "10.0.0.2"), pod("blind", "10.0.0.3"), pod("recorded", "10.0.0.4")]);
+    let all = |pods: &Pods| ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"].map(|at| found(pods, at));
+    assert_eq!(all(&pods), ["pinned", "shared", "blind", "recorded"].map(is));
+    pods.set_stale(true);
+    node.attach("10.0.0.4", 9, &["recorded"]);
+    let stale = || Err(Some(Objection::Stale));
+    assert_eq!(all(&pods), [is("pinned"), stale(), stale(), is("recorded")]);
+    // What was not pinned while the API was heard is not pinned now.
+    node.link("10.0.0.3", 10);
+    assert_eq!(found(&pods, "10.0.0.3"), stale());
+    node.link("10.0.0.1", 11);
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)));
+    pods.set_stale(false);
+    assert_eq!(found(&pods, "10.0.0.3"), is("blind"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_waits_for_the_node_to_agree_and_not_where_the_api_is_silent() {
+    let (node, writer, pods) = node();
+    node.link("10.0.0.1", 7);
+    apply(&writer, [pod("a", "10.0.0.1"), pod("b", "10.0.0.2")]);
+    pods.pin().await;
+    node.link("10.0.0.1", 8);
+    let waiting = pods.wait_for_ip(ip("10.0.0.1"), Duration::from_secs(2), |_, _| true);
+    let back = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        node.link("10.0.0.1", 7);
+    };
+    let began = tokio::time::Instant::now();
+    let (lookup, ()) = tokio::join!(waiting, back);
+    assert!(matches!(lookup, Lookup::Found(pod, _) if pod.name == "a"));
+    assert_eq!(began.elapsed(), Duration::from_secs(1));
+    pods.set_stale(true);
+    let began = tokio::time::Instant::now();
+    let lookup = pods.wait_for_ip(ip("10.0.0.2"), Duration::from_secs(2), |_, _| true).await;
+    assert!(matches!(lookup, Lookup::Objected(_, Objection::Stale)));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[test]
+fn every_change_of_what_the_node_sees_makes_decisions_be_made_anew() {
+    let (node, writer, pods) = node();
+    let before = pods.generation();
+    node.link("10.0.0.1", 7);
+    let between = pods.generation();
+    apply(&writer, [pod("a", "10.0.0.1")]);
+    assert!(before < between && between < pods.generation());
+}
