@@ -136,6 +136,7 @@ fn every_value_of_a_label_is_documented() {
     let mut reasons: BTreeSet<String> = [of_policy.clone(), names(&route, "impl Rejection {")].concat_sets();
     reasons.extend(literals_after(&proxy, "metrics.denied("));
     reasons.extend(names(&read("src/proxy/refusal.rs"), "impl Refusal {"));
+    reasons.extend(names(&read("src/pods/witness.rs"), "impl Objection {"));
     reasons.extend(literals_after(between(&policy, "fn form_name(", "\n}\n"), "=> "));
     let namespace = read("src/policy/namespace.rs");
     let audited = between(&policy, "impl Denial {", "\n}\n").lines().filter(|line| {

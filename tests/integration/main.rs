@@ -23,4 +23,5 @@ mod stress;
 mod sts;
 mod taint;
 mod transcripts;
+mod witness;
 mod world;
