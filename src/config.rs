@@ -96,6 +96,8 @@ pub struct PodsConfig {
     pub annotations: AnnotationKeys,
     /// The longest wait of a request for its pod to become known.
     pub wait: Duration,
+    /// The directory of the results of CNI plugins; an absolute path.
+    pub cni_results: Option<PathBuf>,
     /// Whether pods' owners are told by Events why pods get nothing.
     pub events: bool,
     /// The key of the taints that keep pods off this node until the daemon is ready.

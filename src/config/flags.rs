@@ -69,6 +69,13 @@ const PODS: &[Flag] = &[
         "2s",
         "Longest time that a request from an address waits for the pod that has it to become known",
     ),
+    value(
+        "cni-results",
+        "DIR",
+        "",
+        "Directory of the node, such as /var/lib/cni/results, in which the container runtime caches the results of CNI plugins: \
+         a second source of which pod has which address; without it, the Kubernetes API alone",
+    ),
     on_switch("events", "Tell pods' owners by Events on pods why they get no credentials; needs create and patch of them"),
     value(
         "startup-taint",

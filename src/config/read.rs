@@ -71,6 +71,7 @@ pub(super) fn pods(source: &mut Source<'_>, node_needed: bool) -> PodsConfig {
             allowed_roles: source.annotation_key("namespace-key"),
         },
         wait: source.duration("backoff-max-elapsed-time", DEFAULT_POD_WAIT),
+        cni_results: source.directory("cni-results"),
         events: source.switch("events"),
         startup_taint: source.taint_key("startup-taint"),
     }

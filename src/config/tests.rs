@@ -60,6 +60,7 @@ const CASES: &[Case] = &[
     }),
     ("insecure", "true", &[], |config| config.pods.api.insecure),
     ("backoff-max-elapsed-time", "700ms", &[], |config| config.pods.wait == Duration::from_millis(700)),
+    ("cni-results", "/var/lib/cni/results", &[], |config| config.pods.cni_results == Some("/var/lib/cni/results".into())),
     ("events", "false", &[], |config| !config.pods.events),
     ("startup-taint", "example.com/rolegate", &[], |config| config.pods.startup_taint.as_deref() == Some("example.com/rolegate")),
     ("backoff-max-interval", "2s", &[], |config| warned(config, "--backoff-max-interval has no effect")),
@@ -753,5 +754,14 @@ fn by_a_role_between_sessions_last_an_hour_at_most() {
         let config = config(&[between, &format!("--session-duration={duration}")]);
         assert_eq!(config.sessions.duration, Duration::from_secs(seconds));
         assert_eq!(warned(&config, "role chaining"), told, "{duration}");
+    }
+}
+
+#[test]
+fn the_directory_of_cni_results_is_an_absolute_path() {
+    assert_eq!(config(&["--cni-results="]).pods.cni_results, None, "manifests leave variables empty");
+    for path in ["results", "./results", "../var/lib/cni/results", "file:///var/lib/cni/results"] {
+        let mistake = mistake(&[&format!("--cni-results={path}")]);
+        assert!(mistake.starts_with(&format!("--cni-results={path:?}: expected an absolute path")), "{mistake}");
     }
 }

@@ -1,0 +1,3 @@
+//! What the node itself sees of its pods.
+
+pub mod cni;
