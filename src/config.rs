@@ -103,6 +103,8 @@ pub struct PodsConfig {
     /// How long after the last sign of life from the API pods are served whose claims nothing on the node confirms; `None`: for
     /// ever.
     pub max_staleness: Option<Duration>,
+    /// The directory of the results of CNI plugins; an absolute path.
+    pub cni_results: Option<PathBuf>,
     /// Whether pods' owners are told by Events why pods get nothing.
     pub events: bool,
     /// The key of the taints that keep pods off this node until the daemon is ready.

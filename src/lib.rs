@@ -19,6 +19,7 @@
 //! - [`server`]: connections, and which are let in
 //! - [`proxy`]: one request, from its head to its answer
 //! - [`pods`]: the pods of this node by address, and their watch
+//! - [`links`]: what the node itself sees of its pods
 //! - [`policy`]: which role a pod may have
 //! - [`credentials`]: sessions of roles, and STS
 //! - [`events`]: what the owners of pods are told

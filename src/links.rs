@@ -1,6 +1,7 @@
 //! What the node itself sees of pods: which link leads to an address, and what the CNI plugins recorded about it.
 
 pub mod boot;
+pub mod cni;
 pub mod witness;
 
 /// The MAC address of an interface.

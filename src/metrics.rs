@@ -104,6 +104,8 @@ descriptions! {
         "Comparisons of the packet rules that failed, so that it is not known whether they are as wanted.";
     REDIRECT_FORGOTTEN = "counter" "rolegate_redirect_forgotten_connections_total" []
         "Connections of pods to the real metadata service from before the packet rules, ended when the rules came.";
+    CNI_RESULTS = "gauge" "rolegate_cni_result_files" ["state"]
+        "Files in the directory of --cni-results, by whether they are used or ignored.";
     STARTUP_TAINT = "counter" "rolegate_startup_taint_looks_total" ["outcome"]
         "Looks at this node for the start-up taint, by what came of them.";
 }
@@ -156,6 +158,7 @@ struct Inner {
     self_test: IntGaugeVec,
     self_test_failures: IntCounterVec,
     pods_outside: IntGauge,
+    cni_results: IntGaugeVec,
     startup_taint: IntCounterVec,
 }
 
@@ -259,6 +262,7 @@ impl Metrics {
             self_test: register.add(IntGaugeVec::new(Opts::new(SELF_TEST.name, SELF_TEST.help), SELF_TEST.labels)),
             self_test_failures: register.counters(&SELF_TEST_FAILURES),
             pods_outside: register.gauge(&PODS_OUTSIDE),
+            cni_results: register.gauges(&CNI_RESULTS),
             startup_taint: register.counters(&STARTUP_TAINT),
             registry: register.0,
         }))
@@ -362,6 +366,13 @@ impl Metrics {
     /// So many addresses of pods are behind interfaces that the rules leave out.
     pub fn pods_outside(&self, count: usize) {
         self.0.pods_outside.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Sets how many files of CNI results are used and how many are ignored.
+    pub fn cni_results(&self, used: usize, ignored: usize) {
+        for (state, count) in [("used", used), ("ignored", ignored)] {
+            self.0.cni_results.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     /// This came of a look for the start-up taint.

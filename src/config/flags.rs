@@ -75,6 +75,13 @@ const PODS: &[Flag] = &[
         "15m",
         "How long after the last sign of life from the API a pod is served whose address nothing on this node confirms; 0 for ever",
     ),
+    value(
+        "cni-results",
+        "DIR",
+        "",
+        "Directory of the node, such as /var/lib/cni/results, in which the container runtime caches the results of CNI plugins: \
+         a second source of which pod has which address; without it, the Kubernetes API alone",
+    ),
     on_switch("events", "Tell pods' owners by Events on pods why they get no credentials; needs create and patch of them"),
     value(
         "startup-taint",

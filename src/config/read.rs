@@ -72,6 +72,7 @@ pub(super) fn pods(source: &mut Source<'_>, node_needed: bool, warnings: &mut Ve
         },
         wait: source.duration("backoff-max-elapsed-time", DEFAULT_POD_WAIT),
         max_staleness: max_staleness(source, warnings),
+        cni_results: source.directory("cni-results"),
         events: source.switch("events"),
         startup_taint: source.taint_key("startup-taint"),
     }

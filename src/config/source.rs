@@ -1,6 +1,7 @@
 //! Where settings come from, and the list of what is wrong with them.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ArgMatches;
@@ -131,6 +132,15 @@ impl<'a> Source<'a> {
     pub(super) fn ip(&mut self, name: &str) -> Option<IpAddr> {
         self.text(name)?;
         self.parse(name, |text| text.parse().map_err(|_| "expected an IP address".to_owned()))
+    }
+
+    /// The absolute path of a directory; none where it is empty.
+    pub(super) fn directory(&mut self, name: &str) -> Option<PathBuf> {
+        self.text(name)?;
+        self.parse(name, |text| {
+            let path = PathBuf::from(text);
+            if path.is_absolute() { Ok(path) } else { Err("expected an absolute path, such as /var/lib/cni/results".to_owned()) }
+        })
     }
 
     /// An annotation key.

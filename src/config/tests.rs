@@ -61,6 +61,7 @@ const CASES: &[Case] = &[
     }),
     ("insecure", "true", &[], |config| config.pods.api.insecure),
     ("backoff-max-elapsed-time", "700ms", &[], |config| config.pods.wait == Duration::from_millis(700)),
+    ("cni-results", "/var/lib/cni/results", &[], |config| config.pods.cni_results == Some("/var/lib/cni/results".into())),
     ("events", "false", &[], |config| !config.pods.events),
     ("startup-taint", "example.com/rolegate", &[], |config| config.pods.startup_taint.as_deref() == Some("example.com/rolegate")),
     ("backoff-max-interval", "2s", &[], |config| warned(config, "--backoff-max-interval has no effect")),
@@ -764,4 +765,13 @@ fn staleness_may_have_no_bound_and_a_short_one_is_warned_about() {
     assert!(!warned(&config(&["--max-staleness=0"]), "--max-staleness"));
     assert!(!warned(&config(&["--max-staleness=3m"]), "--max-staleness"));
     assert!(warned(&config(&["--max-staleness=2m"]), "--max-staleness"));
+}
+
+#[test]
+fn the_directory_of_cni_results_is_an_absolute_path() {
+    assert_eq!(config(&["--cni-results="]).pods.cni_results, None, "manifests leave variables empty");
+    for path in ["results", "./results", "../var/lib/cni/results", "file:///var/lib/cni/results"] {
+        let mistake = mistake(&[&format!("--cni-results={path}")]);
+        assert!(mistake.starts_with(&format!("--cni-results={path:?}: expected an absolute path")), "{mistake}");
+    }
 }

@@ -1,0 +1,150 @@
+//! The second witness of which pod has which address: the results of CNI plugins that the container runtime caches.
+//!
+//! # The files
+//!
+//! libcni writes one JSON file for each network, container and interface when a plugin's `ADD` has succeeded, and removes it
+//! after `DEL`. The directory is `/var/lib/cni/results`, mode 0700, the files are `NETWORK-CONTAINER-INTERFACE`, mode 0600
+//! (containernetworking/cni, `libcni/api.go`: `cacheAdd`, `cacheDel`, `getCacheFilePath`). It writes in place (truncate, write,
+//! close), so a file may be seen empty or in part; a node that loses power leaves empty ones (containernetworking/cni#1055).
+//!
+//! - Since libcni 0.8 a file is a `cachedInfo`: `kind` (`cniCacheV1`), `containerId`, `config` (base64), `ifName`,
+//!   `networkName`, `netns`, `cniArgs` (pairs), `capabilityArgs` and `result`. Earlier ones hold the result alone, which names
+//!   no pod, and are ignored.
+//! - `cniArgs` has `K8S_POD_NAMESPACE`, `K8S_POD_NAME`, `K8S_POD_INFRA_CONTAINER_ID` and, in containerd and CRI-O
+//!   since the middle of 2021, `K8S_POD_UID` (containerd/containerd#5640, `internal/cri/server/sandbox_run.go`: `toCNILabels`;
+//!   cri-o/cri-o#5026; cri-o/ocicni, `pkg/ocicni/ocicni.go`: `buildCNIRuntimeConf`). For a static pod it is the UID that the
+//!   kubelet derives from the manifest, which the API's mirror pod has as the annotation `kubernetes.io/config.hash` and not as
+//!   its UID (k8snetworkplumbingwg/multus-cni#773). Pods in the host's network have no file. cri-dockerd passes no UID, and caches below `/var/lib/cni/cache/results`
+//!   (Mirantis/cri-dockerd, `network/cni/cni.go`), as the dockershim did. Multus caches what it delegates below
+//!   `/var/lib/cni/multus/results`, and passes each pair on twice.
+//! - `capabilityArgs` has the pod's annotations (`io.kubernetes.cri.pod-annotations`), whatever they are: a pod's author
+//!   decides how large its file is.
+//! - The runtime's loopback network has files of its own (`cni-loopback-…-lo`).
+//! - Until libcni 1.2.1 `DelNetworkList` removed a file only where the configuration's `cniVersion` was 0.4.0 or later
+//!   (containernetworking/cni#1095), and no version removes a file when the node restarts (Bottlerocket does so itself). A
+//!   directory may hold thousands of files of pods that are long gone (cri-o/cri-o#4296).
+//!
+//! # Results
+//!
+//! Versions 0.3.0 to 1.1.0 have `interfaces` (those of the node without `sandbox`) and `ips`, whose `interface` is an index;
+//! 0.1.0 and 0.2.0 have `ip4` and `ip6` (containernetworking/cni, `pkg/types`).
+//!
+//! | plugin | interfaces of the node | of the pod |
+//! |---|---|---|
+//! | bridge, also behind flannel and kubenet | the bridge and the veth | with MAC |
+//! | ptp | the veth | with MAC |
+//! | AWS VPC CNI (`cmd/routed-eni-cni-plugin/cni.go`) | `eni…`, or `vlan…` with security groups for pods | without MAC; `dummy…` is no interface, its name is too long for one, and its `mac` is a VLAN |
+//! | Calico (projectcalico/calico#10351) | `cali…` | not named, and no index, in most versions |
+//! | Cilium | `lxc…` | with MAC |
+//! | macvlan, ipvlan | none | with MAC |
+//!
+//! # Rules
+//!
+//! A file that cannot be understood is ignored: it is no evidence, neither for nor against a pod. So is everything where the
+//! directory cannot be read or watched. What a file said counts until the kernel tells of its change; a file that cannot be
+//! understood after a change says nothing any more.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use tokio::sync::watch as signal;
+
+mod attachment;
+mod directory;
+mod keep;
+mod parse;
+mod table;
+
+pub use attachment::Attachment;
+use table::{Change, Table};
+
+/// The most files that are read. Beyond it, those that were written last count: a node has at most some hundred pods, and
+/// files that nobody removes are older than those of the pods that live.
+pub const MAX_FILES: usize = 4096;
+
+/// The attachments that the result files describe; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Results(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    table: RwLock<Table>,
+    /// The table's, so that a node without files pays for no lock.
+    used: AtomicUsize,
+    generation: AtomicU64,
+    changed: signal::Sender<u64>,
+}
+
+impl Default for Results {
+    fn default() -> Self {
+        Self::none()
+    }
+}
+
+impl Results {
+    /// No results, until [`Results::keep`] reads some.
+    pub fn none() -> Self {
+        Self::with_room(MAX_FILES)
+    }
+
+    fn with_room(room: usize) -> Self {
+        Self(Arc::new(Inner {
+            table: RwLock::new(Table::new(room)),
+            used: AtomicUsize::new(0),
+            generation: AtomicU64::new(0),
+            changed: signal::Sender::new(0),
+        }))
+    }
+
+    /// Calls `look` with the attachments that name this address, the one written last first; usually none or one. The table
+    /// is locked for reading meanwhile: `look` must be quick, and must not call other methods of this handle.
+    pub fn look<T>(&self, ip: IpAddr, look: impl FnOnce(&[Arc<Attachment>]) -> T) -> T {
+        if self.count() == 0 {
+            return look(&[]);
+        }
+        look(self.read().of(ip.to_canonical()))
+    }
+
+    /// Returns the attachments that name this address, the one written last first.
+    pub fn of(&self, ip: IpAddr) -> Vec<Arc<Attachment>> {
+        self.look(ip, <[_]>::to_vec)
+    }
+
+    /// Returns how many attachments are known.
+    pub fn count(&self) -> usize {
+        self.0.used.load(Ordering::Acquire)
+    }
+
+    /// Returns a number that grows with every change: what was concluded at one number still holds while it is the same, if
+    /// the number was taken before the attachments were looked at.
+    pub fn generation(&self) -> u64 {
+        self.0.generation.load(Ordering::Acquire)
+    }
+
+    /// Returns a receiver of the generation, which wakes with every change.
+    pub fn changes(&self) -> signal::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
+    /// The table is plain data that every writer leaves whole, so a panic elsewhere does not spoil it.
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.0.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the table, and wakes whoever waits where that was news.
+    fn write(&self, change: impl FnOnce(&mut Table) -> Change) -> Change {
+        let mut table = self.0.table.write().unwrap_or_else(PoisonError::into_inner);
+        let change = change(&mut table);
+        self.0.used.store(table.used(), Ordering::Release);
+        if change.is_news {
+            let generation = self.0.generation.fetch_add(1, Ordering::AcqRel) + 1;
+            drop(table);
+            self.0.changed.send_modify(|last| *last = generation.max(*last));
+        }
+        change
+    }
+}
+
+#[cfg(test)]
+mod tests;

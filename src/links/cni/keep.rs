@@ -1,0 +1,259 @@
+//! Keeps the results as the directory is.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info, warn};
+
+use super::attachment::Attachment;
+use super::directory::{Directory, Found, Heard, Watch};
+use super::parse::{Ignored, parse};
+use super::table::{Change, Table};
+use super::{MAX_FILES, Results};
+use crate::metrics::Metrics;
+
+/// The most names of a directory that are looked at.
+const MAX_NAMES: usize = 16 * MAX_FILES;
+/// Files that are read, and names that are looked at, before other tasks have a turn.
+const FILES_AT_ONCE: usize = 8;
+const NAMES_AT_ONCE: usize = 256;
+/// Names of the files of the runtime's loopback network: of each pod, without an address of it, and mostly never removed.
+const LOOPBACK: [&[u8]; 2] = [b"cni-loopback-", b"kubenet-loopback-"];
+
+/// The pauses of the keeper.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pauses {
+    /// Before a directory that is not there, or cannot be read, is tried again.
+    pub(super) retry: Duration,
+    /// Between two comparisons of what is at the path with what is watched.
+    pub(super) compare: Duration,
+    /// Before a directory that was replaced is read.
+    pub(super) replaced: Duration,
+    /// Before a directory with more files than are read is read again: some of the others may be gone.
+    pub(super) full: Duration,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self {
+            retry: Duration::from_secs(2),
+            compare: Duration::from_secs(15),
+            replaced: Duration::from_millis(50),
+            full: Duration::from_secs(300),
+        }
+    }
+}
+
+impl Results {
+    /// Reads the directory and follows its changes, for as long as the process lives. A directory that does not exist yet is
+    /// waited for, one that is replaced is read anew.
+    pub async fn keep(self, dir: PathBuf, metrics: Metrics) {
+        self.keep_with(dir, metrics, Pauses::default()).await;
+    }
+
+    pub(super) async fn keep_with(self, dir: PathBuf, metrics: Metrics, pauses: Pauses) {
+        let mut keeper = Keeper { results: self, dir, metrics, pauses, said: Said::default() };
+        loop {
+            let pause = match keeper.follow().await {
+                Ok(()) => pauses.replaced,
+                Err(error) => {
+                    keeper.complain(&error);
+                    keeper.publish(|table| {
+                        let change = Change { is_news: table.used() > 0, is_full: false };
+                        *table = table.empty();
+                        change
+                    });
+                    pauses.retry
+                }
+            };
+            sleep(pause).await;
+        }
+    }
+}
+
+struct Keeper {
+    results: Results,
+    dir: PathBuf,
+    metrics: Metrics,
+    pauses: Pauses,
+    said: Said,
+}
+
+/// What the log has been told, so that it is said once.
+#[derive(Default)]
+struct Said {
+    directory: Option<io::ErrorKind>,
+    file: bool,
+    full: bool,
+}
+
+impl Keeper {
+    /// Reads the directory and follows it; returns when another one is at its place.
+    async fn follow(&mut self) -> io::Result<()> {
+        // The watch comes first: what changes while the directory is read is heard of.
+        let mut watch = Watch::begin(&self.dir)?;
+        let directory = Directory::open(&self.dir)?;
+        let identity = directory.identity;
+        self.read_all(directory).await?;
+        let mut read_at = Instant::now();
+        self.said.directory = None;
+        info!(event = "cni-results-read", path = %self.dir.display(), attachments = self.results.count(), "read the CNI results");
+        loop {
+            let heard = match timeout(self.pauses.compare, watch.heard()).await {
+                Ok(heard) => heard?,
+                Err(_elapsed) => Heard::Files(Vec::new()),
+            };
+            // Not held open: the kernel would not say that it is removed.
+            let directory = Directory::open(&self.dir)?;
+            if directory.identity != identity {
+                return Ok(());
+            }
+            let is_due = self.said.full && read_at.elapsed() >= self.pauses.full;
+            match heard {
+                Heard::Gone => return Ok(()),
+                Heard::Files(names) if !is_due => self.read_some(&directory, names).await,
+                Heard::Files(_) | Heard::Overflow => {
+                    self.read_all(directory).await?;
+                    read_at = Instant::now();
+                }
+            }
+        }
+    }
+
+    /// Reads everything, and replaces what was known when that is done.
+    async fn read_all(&mut self, directory: Directory) -> io::Result<()> {
+        let mut table = self.results.read().empty();
+        let (mut names, mut is_full) = self.list(&directory).await?;
+        if names.len() > MAX_FILES {
+            names.select_nth_unstable_by_key(MAX_FILES, |(_, found)| std::cmp::Reverse(found.written));
+            names.truncate(MAX_FILES);
+            is_full = true;
+        }
+        for (place, (name, found)) in names.into_iter().enumerate() {
+            if place % FILES_AT_ONCE == FILES_AT_ONCE - 1 {
+                yield_now().await;
+            }
+            let attachment = self.read_one(&directory, &name, found);
+            is_full |= table.put(name.as_bytes(), attachment).is_full;
+        }
+        self.publish(|known| {
+            let change = Change { is_news: !known.is_same(&table), is_full };
+            *known = table;
+            change
+        });
+        if !is_full {
+            self.said.full = false;
+        }
+        Ok(())
+    }
+
+    /// The files that may be results.
+    async fn list(&self, directory: &Directory) -> io::Result<(Vec<(CString, Found)>, bool)> {
+        let mut names = Vec::new();
+        for (place, entry) in directory.entries()?.enumerate() {
+            if place >= MAX_NAMES {
+                return Ok((names, true));
+            }
+            if place % NAMES_AT_ONCE == NAMES_AT_ONCE - 1 {
+                yield_now().await;
+            }
+            let entry = entry?;
+            let name = entry.file_name();
+            if may_be_result(name)
+                && let Some(found) = directory.find(name)?
+            {
+                names.push((name.to_owned(), found));
+            }
+        }
+        Ok((names, false))
+    }
+
+    /// Reads the files of these names again, or forgets them.
+    async fn read_some(&mut self, directory: &Directory, mut names: Vec<CString>) {
+        names.sort_unstable();
+        names.dedup();
+        for names in names.chunks(FILES_AT_ONCE) {
+            for name in names.iter().filter(|name| may_be_result(name)) {
+                match directory.find(name) {
+                    Ok(None) => self.publish(|table| Change { is_news: table.remove(name.as_bytes()), is_full: false }),
+                    Ok(Some(found)) => {
+                        let attachment = self.read_one(directory, name, found);
+                        self.publish(|table| table.put(name.as_bytes(), attachment));
+                    }
+                    Err(_) => self.publish(|table| table.put(name.as_bytes(), None)),
+                }
+            }
+            yield_now().await;
+        }
+    }
+
+    /// What a file says; `None` where it is ignored.
+    fn read_one(&mut self, directory: &Directory, name: &CStr, found: Found) -> Option<Attachment> {
+        let read = directory.read(name, found).and_then(|(bytes, written)| {
+            let file_name = name.to_str().map_err(|_| Ignored::Foreign)?;
+            parse(file_name, &bytes, written)
+        });
+        let (path, file) = (self.dir.display(), name.to_string_lossy());
+        match read {
+            Ok(attachment) => Some(attachment),
+            Err(Ignored::Unreadable) if !self.said.file => {
+                self.said.file = true;
+                warn!(
+                    event = "cni-result-file-unreadable", %path, ?file,
+                    "cannot read a CNI result; it is ignored, and so are others like it; check that the daemon runs as root and that no security module denies it"
+                );
+                None
+            }
+            Err(reason) => {
+                debug!(event = "cni-result-ignored", %path, ?file, %reason, "a CNI result is ignored");
+                None
+            }
+        }
+    }
+
+    /// Changes the table that others see, and counts.
+    fn publish(&mut self, change: impl FnOnce(&mut Table) -> Change) {
+        let mut counts = (0, 0);
+        let change = self.results.write(|table| {
+            let change = change(table);
+            counts = (table.used(), table.ignored());
+            change
+        });
+        self.metrics.cni_results(counts.0, counts.1);
+        if change.is_full && !self.said.full {
+            self.said.full = true;
+            warn!(
+                event = "cni-results-too-many", path = %self.dir.display(), limit = MAX_FILES,
+                "there are more CNI results than rolegate reads; those written first are ignored; remove files of pods that no longer exist"
+            );
+        }
+    }
+
+    fn complain(&mut self, error: &io::Error) {
+        if self.said.directory.replace(error.kind()) == Some(error.kind()) {
+            return;
+        }
+        let path = self.dir.display();
+        if error.kind() == io::ErrorKind::NotFound {
+            info!(
+                event = "cni-results-missing", %path,
+                "the directory of CNI results does not exist; pods are identified by the Kubernetes API alone until it appears"
+            );
+        } else {
+            warn!(
+                event = "cni-results-unreadable", %path, %error,
+                "cannot read or watch the directory of CNI results; pods are identified by the Kubernetes API alone until that succeeds; \
+                 mount the directory for the daemon, and check fs.inotify.max_user_instances"
+            );
+        }
+    }
+}
+
+fn may_be_result(name: &CStr) -> bool {
+    let name = name.to_bytes();
+    !name.starts_with(b".") && !LOOPBACK.iter().any(|prefix| name.starts_with(prefix))
+}
