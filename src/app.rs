@@ -21,8 +21,10 @@ use crate::drain::Drain;
 use crate::events::Reporter;
 use crate::events::writer::Writer;
 use crate::handover::{self, Queue};
+use crate::links::Links;
 use crate::links::boot::booted;
-use crate::links::witness::Blind;
+use crate::links::cni::Results;
+use crate::links::view::View;
 use crate::metrics::Metrics;
 use crate::pods::watch::{Watch, client, second_witness};
 use crate::pods::{self, Needs, NodeAddresses};
@@ -150,8 +152,14 @@ impl App {
             namespaces: config.roles.restrictions != Restrictions::Off,
             service_accounts: config.roles.service_accounts != ServiceAccountRoles::Off,
         };
-        let witness = Arc::new(Blind::default());
-        let (writer, pods) = pods::pods_with(witness, booted());
+        let (links, results) = (open_links(), Results::none());
+        let view = View::new(links.clone(), results.clone());
+        let (writer, pods) = pods::pods_with(Arc::new(view.clone()), booted());
+        tasks.spawn("links of the node", async move { links.keep().await });
+        tasks.spawn("view of the node", view.keep());
+        if let Some(directory) = config.pods.cni_results.clone() {
+            tasks.spawn("CNI results", results.keep(directory, metrics.clone()));
+        }
         let watch = Watch {
             client: kube.clone(),
             node: config.pods.node.clone(),
@@ -279,6 +287,17 @@ async fn guarded<T>(rules: &mut Option<PacketRules>, work: impl Future<Output = 
         Some(rules) => rules.keep_during(work).await,
         None => work.await,
     }
+}
+
+/// The table of the node's links. Without it pods are told by what the API says alone.
+fn open_links() -> Links {
+    Links::open().unwrap_or_else(|error| {
+        warn!(
+            event = "links-unavailable", %error,
+            "cannot read the network interfaces, routes and neighbours of this node; not comparing pods' addresses with them"
+        );
+        Links::none()
+    })
 }
 
 /// The packet rules are kept true from now on.

@@ -29,6 +29,8 @@
 //! - [`admin`], [`metrics`], [`readiness`], [`telemetry`]: what operators see
 //! - [`capabilities`]: what the process may do to the node
 //! - [`handover`], [`unix_socket`]: the pods' socket goes from one daemon to the next
+//! - [`links`]: what leads to an address on this node
+//! - [`netlink`]: questions to the kernel about interfaces, routes and neighbours
 //! - [`probe`]: the kubelet's questions to the daemon of its own pod
 //! - [`connections`]: what connections may take
 //! - [`startup_taint`]: keeps pods off the node until the daemon is ready
@@ -49,6 +51,7 @@ pub mod explain;
 pub mod handover;
 pub mod links;
 pub mod metrics;
+pub mod netlink;
 pub mod pods;
 pub mod policy;
 pub mod probe;

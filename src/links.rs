@@ -1,33 +1,405 @@
-//! What the node itself sees of pods: which link leads to an address, and what the CNI plugins recorded about it.
+//! What leads to an address on this node: the interface of the kernel's route and, on a bridge, the neighbour's link-layer
+//! address and the port that the bridge has it behind.
+//!
+//! A pod is known by its source address. On a bridge, a pod with the capability NET_RAW can take another pod's address: by
+//! forged ARP or neighbour discovery, so that the node sends packets for the address to the link-layer address of the
+//! attacker; or by frames with the link-layer address of the victim, so that the bridge sends them to the port of the attacker.
+//! Either changes what leads to the address. Who compares it with what it was before notices.
+//!
+//! [`Links`] asks the kernel when an address is asked for, and keeps the answer until the kernel announces a change that
+//! concerns it. So its size follows the addresses that are asked for, whatever the pods send. Facts about Linux that this rests
+//! on, each of them tried in `tests/netns/links.rs`:
+//!
+//! - A change of a neighbour's link-layer address is announced under the lock of the neighbour (`__neigh_update`, Linux 6.18), and
+//!   so is a move of an address between the ports of a bridge, before the frame that caused it goes on (`br_fdb_update`).
+//!   Whoever reads the notifications after a handshake sees what it depended on.
+//! - IPv4 routes vanish without a word with an interface that is switched off, and IPv6 routes with a notification each. The
+//!   interface itself is announced in either case.
+//! - A route is announced with its table; whatever table it is in, it can only matter to addresses of its network. Rules and next
+//!   hop objects may matter to every address.
+//! - Where a queue of notifications overflows, the reader is told once, and nothing more is queued until it has read everything
+//!   (`netlink_overrun`). Until then no answer is kept, and the kernel is asked each time.
+//! - The number of an interface is not used again before the kernel has counted through all of them.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use self::feed::{Feed, Turn};
+use self::table::{Found, Kind, Known, Queue, Table, classify};
+use crate::netlink::Netlink;
+
+pub use crate::netlink::Mac;
 
 pub mod boot;
 pub mod cni;
+mod event;
+mod feed;
+mod table;
+pub mod view;
 pub mod witness;
 
-/// The MAC address of an interface.
-pub type Mac = [u8; 6];
+/// How often the kernel is asked again for an address about which it announced something while it was asked.
+const TRIES: usize = 3;
+/// The most notifications that are read at one go, of each queue. The rest is left to the next turn.
+const AT_ONE_GO: usize = 1024;
+/// The pause after a turn that read so many: it bounds what a pod that never stops can take of a processor.
+const BREATHER: Duration = Duration::from_millis(5);
+/// The pause before the notifications are subscribed to again after an error.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What leads to an address on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// The interface of the kernel's route, by its number, which is never used again in the life of a network namespace.
+    /// The number of the interface of the kernel's route; 0 where it has several.
     pub interface: u32,
-    /// What kind of link it is.
+    /// What kind of way it is.
     pub kind: LinkKind,
 }
 
-/// What kind of link leads to an address.
+/// Kinds of ways to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkKind {
-    /// The interface leads to this one pod.
+    /// The interface leads to one pod: it is an end of a pair (veth, netkit) and no port of a bridge, and it has a route for this
+    /// address alone, without a gateway.
     Own,
-    /// A bridge: the neighbour's MAC address and the port that the bridge has learned it on; `None` where not known.
+    /// A bridge of the node.
     Bridge {
-        /// The neighbour's MAC address.
+        /// The neighbour's link-layer address, if it is known.
         mac: Option<Mac>,
-        /// The port of the bridge, by its interface number.
+        /// The number of the port that the bridge has it behind, if it is known. In a bridge that tells VLANs apart it is looked
+        /// for in the bridge's default VLAN.
         port: Option<u32>,
+        /// The generation in which the kernel last announced another link-layer address or another port than was known
+        /// before, even if it went back since then; 0 if it never did.
+        moved: u64,
     },
-    /// An interface that many addresses share.
+    /// It is shared by many, such as an uplink, a gateway or Cilium's `cilium_host`: it says little about who is there.
     Shared,
 }
+
+/// Whether something leads to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// It is not known: there is no table, or the kernel did not answer.
+    Unknown,
+    /// Nothing does: there is no route, or one that forbids it or leads to the node itself.
+    Nowhere,
+    /// This does.
+    By(Link),
+}
+
+impl Reach {
+    /// What leads there, if that is known.
+    pub fn link(self) -> Option<Link> {
+        match self {
+            Self::By(link) => Some(link),
+            Self::Unknown | Self::Nowhere => None,
+        }
+    }
+}
+
+/// The table of links; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Links(Option<Arc<Shared>>);
+
+#[derive(Debug)]
+struct Shared {
+    /// Taken for a moment at a time, and never while the kernel is asked.
+    table: RwLock<Table>,
+    /// For questions, one at a time. Taken after the feed, where both are.
+    netlink: Mutex<Netlink>,
+    /// Whoever reads a notification takes it in before he lets go: what was read is in the table for the next one.
+    feed: Mutex<Feed>,
+    generation: AtomicU64,
+    has_bridges: AtomicBool,
+    overflows: AtomicU64,
+    has_failed: AtomicBool,
+    changes: watch::Sender<u64>,
+}
+
+impl Links {
+    /// Subscribes to notifications in the network namespace of the calling thread, and reads which interfaces there are. Needs no
+    /// capability; with NET_ADMIN the queues are larger than the node allows otherwise. [`Links::keep`] has to run from then on.
+    ///
+    /// # Errors
+    /// If there is no netlink, or no descriptor is left.
+    pub fn open() -> io::Result<Self> {
+        let feed = Feed::open()?;
+        let mut netlink = Netlink::open()?;
+        // What changes from here on is announced.
+        let interfaces = netlink.links()?;
+        let shared = Shared {
+            table: RwLock::default(),
+            netlink: Mutex::new(netlink),
+            feed: Mutex::new(feed),
+            generation: AtomicU64::new(0),
+            has_bridges: AtomicBool::new(false),
+            overflows: AtomicU64::new(0),
+            has_failed: AtomicBool::new(false),
+            changes: watch::Sender::new(0),
+        };
+        shared.change(|table| table.set_links(&interfaces));
+        Ok(Self(Some(Arc::new(shared))))
+    }
+
+    /// Creates a table for a node that cannot be asked: everything is [`Reach::Unknown`].
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// Whether the node is asked at all.
+    pub fn is_open(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Returns what leads to the address now, as far as notifications have been taken in ([`Links::catch_up`]). Asks the kernel
+    /// only where there is no answer, or a notification made it stale. On a bridge the kernel may then have to wait for others
+    /// who change interfaces (see [`crate::netlink`]).
+    ///
+    /// To be called for addresses of pods alone: each one is remembered.
+    pub fn of(&self, ip: IpAddr) -> Reach {
+        let Some(shared) = &self.0 else { return Reach::Unknown };
+        let ip = ip.to_canonical();
+        if let Some(reach) = shared.table().fresh(ip) {
+            return reach;
+        }
+        if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() { Reach::Nowhere } else { shared.resolve(ip) }
+    }
+
+    /// Forgets all addresses but these, which pods have.
+    pub fn keep_only(&self, addresses: &HashSet<IpAddr>) {
+        if let Some(shared) = &self.0 {
+            shared.change(|table| table.keep_only(addresses));
+        }
+    }
+
+    /// Returns a number that changes whenever the answer for any address may have changed. To be read before [`Links::of`]:
+    /// whoever compared an answer at this number need not compare it again while the number stays.
+    pub fn generation(&self) -> u64 {
+        self.0.as_ref().map_or(0, |shared| shared.generation.load(Ordering::Acquire))
+    }
+
+    /// Takes in what the kernel has announced by now, without waiting: one system call where there is nothing new, two if there
+    /// are bridges. While there is too much to read, no answer is kept, so that [`Links::of`] needs none of it.
+    pub fn catch_up(&self) {
+        let Some(shared) = &self.0 else { return };
+        for queue in [Queue::Topology, Queue::Neighbours] {
+            if (queue == Queue::Neighbours && !self.has_bridges()) || shared.table().is_behind(queue) {
+                continue;
+            }
+            if let Err(error) = shared.take_in(queue) {
+                // The keeper gets it as well, and repairs what can be repaired.
+                debug!(%error, "notifications about the node's network cannot be read");
+                shared.fall_behind();
+            }
+        }
+    }
+
+    /// Whether any bridge has ports. Without one, nothing that a pod sends changes what leads to an address.
+    pub fn has_bridges(&self) -> bool {
+        self.0.as_ref().is_some_and(|shared| shared.has_bridges.load(Ordering::Relaxed))
+    }
+
+    /// Returns how often notifications were lost or too many to be read at once. Where it grows, a pod is flooding a bridge.
+    pub fn overflows(&self) -> u64 {
+        self.0.as_ref().map_or(0, |shared| shared.overflows.load(Ordering::Relaxed))
+    }
+
+    /// Returns the number of the interface of this name.
+    pub fn named(&self, name: &str) -> Option<u32> {
+        self.0.as_ref()?.table().named(name)
+    }
+
+    /// Returns the name of an interface.
+    pub fn name_of(&self, interface: u32) -> Option<String> {
+        self.0.as_ref()?.table().link(interface).map(|known| known.name.clone().into())
+    }
+
+    /// Returns the interface that this one is a part of, such as the bridge that it is a port of.
+    pub fn master_of(&self, interface: u32) -> Option<u32> {
+        self.0.as_ref()?.table().link(interface)?.master
+    }
+
+    /// Whether this interface is an end of a pair, and no port of a bridge.
+    pub fn is_free_pair(&self, interface: u32) -> bool {
+        let Some(shared) = &self.0 else { return false };
+        shared.table().link(interface).is_some_and(|known| known.kind == Kind::Pair && known.master.is_none())
+    }
+
+    /// Returns a receiver of the generation, which is told when notifications changed it. Without a table it never is.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        match &self.0 {
+            Some(shared) => shared.changes.subscribe(),
+            None => watch::Sender::new(0).subscribe(),
+        }
+    }
+
+    /// Keeps the table current, for as long as the process. Needs a runtime with I/O and time.
+    pub async fn keep(&self) {
+        let Some(shared) = &self.0 else { return std::future::pending().await };
+        loop {
+            let Err(error) = shared.follow().await;
+            warn!(
+                event = "network-notifications-failed", %error,
+                "notifications about the node's network cannot be read; asking the kernel at each request and subscribing again"
+            );
+            shared.fall_behind();
+            tokio::time::sleep(AGAIN).await;
+            match Feed::open() {
+                Ok(feed) => *shared.feed() = feed,
+                Err(error) => debug!(%error, "notifications about the node's network cannot be subscribed to"),
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn table(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn feed(&self) -> MutexGuard<'_, Feed> {
+        self.feed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn netlink(&self) -> MutexGuard<'_, Netlink> {
+        self.netlink.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the table. A reader that sees the new generation sees the change as well.
+    fn change<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = change(&mut table);
+        self.generation.store(table.generation(), Ordering::Release);
+        self.has_bridges.store(table.has_bridges(), Ordering::Relaxed);
+        changed
+    }
+
+    fn fall_behind(&self) {
+        self.change(|table| [Queue::Topology, Queue::Neighbours].map(|queue| table.fall_behind(queue)));
+    }
+
+    fn resolve(&self, ip: IpAddr) -> Reach {
+        let mut netlink = self.netlink();
+        let mut last = Reach::Unknown;
+        for _ in 0..TRIES {
+            // Another may have asked for it in the meantime.
+            if let Some(reach) = self.table().fresh(ip) {
+                return reach;
+            }
+            self.change(|table| table.ask(ip));
+            let found = match self.ask(&mut netlink, ip) {
+                Ok(found) => found,
+                Err(error) => {
+                    self.change(|table| table.give_up(ip));
+                    if !self.has_failed.swap(true, Ordering::Relaxed) {
+                        warn!(
+                            event = "route-lookup-failed", %ip, %error,
+                            "the kernel did not say what leads to an address; treating it as unknown until it does"
+                        );
+                    }
+                    return Reach::Unknown;
+                }
+            };
+            self.has_failed.store(false, Ordering::Relaxed);
+            let (reach, is_settled) = self.change(|table| {
+                let (reach, is_kept) = table.answer(ip, found);
+                (reach, is_kept || table.is_behind(Queue::Topology) || table.is_behind(Queue::Neighbours))
+            });
+            last = reach;
+            if is_settled {
+                break;
+            }
+        }
+        last
+    }
+
+    fn ask(&self, netlink: &mut Netlink, ip: IpAddr) -> io::Result<Found> {
+        let Some(route) = netlink.route_to(ip)? else { return Ok(Found::Nowhere) };
+        let mut known = self.table().link(route.interface).cloned();
+        if known.is_none() && route.interface != 0 {
+            // It may be so new that its notification is not read yet.
+            known = match netlink.link_at(route.interface) {
+                Ok(interface) => Some(Known::of(&interface)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => return Err(error),
+            };
+        }
+        let Found::Bridge { interface, .. } = classify(route, known.as_ref()) else { return Ok(classify(route, known.as_ref())) };
+        let vlan = known.and_then(|known| if let Kind::Bridge { vlan } = known.kind { vlan } else { None });
+        let Some(mac) = netlink.neighbour(interface, ip)? else { return Ok(Found::Bridge { interface, mac: None, port: None }) };
+        self.change(|table| table.saw_mac(ip, interface, mac));
+        Ok(Found::Bridge { interface, mac: Some(mac), port: netlink.port_of(interface, mac, vlan)? })
+    }
+
+    /// Reads notifications, up to a bound, and takes them in.
+    fn take_in(&self, queue: Queue) -> io::Result<Turn> {
+        let before = self.generation.load(Ordering::Acquire);
+        let turn = {
+            let mut feed = self.feed();
+            let was_behind = self.table().is_behind(queue);
+            let turn = feed.read(queue, AT_ONE_GO, |event| self.change(|table| table.apply(&event)))?;
+            if turn != (Turn::Empty { lost: false }) {
+                // From here on nobody needs what is in the queue.
+                self.change(|table| table.fall_behind(queue));
+                if !was_behind {
+                    self.overflows.fetch_add(1, Ordering::Relaxed);
+                    debug!(?queue, "more notifications about the node's network than can be read at once");
+                }
+            }
+            if let Turn::Empty { lost } = turn {
+                // The kernel queued nothing after what was lost, so that all that was read is from before.
+                let interfaces = if lost && queue == Queue::Topology { Some(self.netlink().links()?) } else { None };
+                if lost || was_behind {
+                    self.change(|table| {
+                        // A question that is under way may have been answered from before.
+                        table.fall_behind(queue);
+                        interfaces.iter().for_each(|interfaces| table.set_links(interfaces));
+                        table.catch_up(queue);
+                    });
+                }
+                feed.is_complete(queue);
+            }
+            turn
+        };
+        let after = self.generation.load(Ordering::Acquire);
+        if after != before {
+            self.changes.send_replace(after);
+        }
+        Ok(turn)
+    }
+
+    /// Follows the notifications for as long as they can be read.
+    async fn follow(&self) -> Result<std::convert::Infallible, io::Error> {
+        let (topology, neighbours) = self.feed().register()?;
+        for queue in [Queue::Topology, Queue::Neighbours] {
+            // What changed before a new subscription is not announced in it.
+            if self.table().is_behind(queue) {
+                self.feed().lose(queue);
+            }
+            self.take_in(queue)?;
+        }
+        loop {
+            let (queue, mut ready) = tokio::select! {
+                // Changes of the topology are rare, and matter most.
+                biased;
+                ready = topology.readable() => (Queue::Topology, ready?),
+                ready = neighbours.readable() => (Queue::Neighbours, ready?),
+            };
+            match self.take_in(queue)? {
+                Turn::Empty { .. } => ready.clear_ready(),
+                Turn::More => tokio::time::sleep(BREATHER).await,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

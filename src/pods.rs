@@ -222,8 +222,11 @@ impl Pods {
     pub async fn pin(&self) {
         let addresses: Vec<_> = {
             let index = self.shared.read();
-            self.shared.node.pins().keep(|uid| index.knows(uid));
-            index.with_addresses().flat_map(|pod| pod.ips.iter().copied()).collect()
+            let mut pinned = self.shared.node.pins().keep(|uid| index.knows(uid));
+            let addresses: Vec<_> = index.with_addresses().flat_map(|pod| pod.ips.iter().copied()).collect();
+            pinned.extend(&addresses);
+            self.shared.node.witness().keep(&pinned);
+            addresses
         };
         for (done, ip) in addresses.into_iter().enumerate() {
             self.by_ip(ip);

@@ -1,5 +1,6 @@
 //! The second witness: what this node itself sees at an address, to be compared with what the Kubernetes API says.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -36,8 +37,12 @@ pub trait Witness: fmt::Debug + Send + Sync {
     fn generation(&self) -> u64;
     /// What is at an address now.
     fn at(&self, ip: IpAddr) -> Sight;
+    /// Whether a CNI result places anybody at an address. Cheap: it is asked for addresses that nobody has, too.
+    fn has_record(&self, ip: IpAddr) -> bool;
     /// Whether an interface is still a port of a bridge.
     fn is_port(&self, bridge: u32, port: u32) -> bool;
+    /// Forgets what was asked of all addresses but these.
+    fn keep(&self, addresses: &HashSet<IpAddr>);
     /// Takes in every change that the kernel has announced by now.
     fn catch_up(&self);
     /// Tells of changes: a new value each time that [`Witness::generation`] grows.
@@ -63,9 +68,15 @@ impl Witness for Blind {
         Sight::default()
     }
 
+    fn has_record(&self, _: IpAddr) -> bool {
+        false
+    }
+
     fn is_port(&self, _: u32, _: u32) -> bool {
         false
     }
+
+    fn keep(&self, _: &HashSet<IpAddr>) {}
 
     fn catch_up(&self) {}
 
@@ -84,6 +95,14 @@ impl Link {
         }
     }
 
+    /// Whether another MAC address or port was announced between `self` and `now`, even if the link is the same again.
+    pub fn moved_until(self, now: Self) -> bool {
+        match (self.kind, now.kind) {
+            (LinkKind::Bridge { moved: before, .. }, LinkKind::Bridge { moved, .. }) => moved > before,
+            _ => false,
+        }
+    }
+
     /// What is known of a pod's link when `now` is seen where this one was seen before: both together, where they agree.
     /// `None` where they contradict each other. `is_port` says whether an interface is still a port of this bridge.
     pub fn followed_by(self, now: Option<Self>, is_port: impl Fn(u32, u32) -> bool) -> Option<Self> {
@@ -92,12 +111,15 @@ impl Link {
             // An interface that many share says little: whatever says more replaces it.
             (LinkKind::Shared, now) => Some(now.unwrap_or(self)),
             (LinkKind::Own, Some(now)) => (now == self).then_some(now),
-            (LinkKind::Bridge { mac: mac_before, port: port_before }, Some(Self { interface, kind: LinkKind::Bridge { mac, port } })) => {
+            (
+                LinkKind::Bridge { mac: mac_before, port: port_before, .. },
+                Some(Self { interface, kind: LinkKind::Bridge { mac, port, moved } }),
+            ) => {
                 let same_mac = mac_before.is_none() || mac.is_none() || mac_before == mac;
                 // A port that the bridge has forgotten for now is still the pod's; one that is gone is not.
                 let has_port = port_before.is_none_or(|port| is_port(interface, port));
                 let agrees = interface == self.interface && same_mac && same(port_before, port) && has_port;
-                let kind = LinkKind::Bridge { mac: mac_before.or(mac), port: port_before.or(port) };
+                let kind = LinkKind::Bridge { mac: mac_before.or(mac), port: port_before.or(port), moved };
                 agrees.then_some(Self { interface, kind })
             }
             (LinkKind::Own | LinkKind::Bridge { .. }, _) => None,

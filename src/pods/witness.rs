@@ -94,7 +94,7 @@ impl Node {
             Claims::One(pod) => !self.is_stale() && self.pins.agree(pod, ip, self.witness.generation()),
             // Nothing that the node sees makes a pod readable, or gives it an address of the node's.
             Claims::Unreadable(_) => true,
-            Claims::None => index.is_node(ip),
+            Claims::None => index.is_node(ip) || !self.witness.has_record(ip),
             Claims::Several(_) => false,
         };
         is_known.then_some(Judged::Claims(claims))

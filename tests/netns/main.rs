@@ -16,6 +16,7 @@ mod iptables_packets;
 mod keep;
 mod kinds;
 mod lifetime;
+mod links;
 mod neighbours;
 mod nftables;
 mod node_address;

@@ -11,7 +11,7 @@ fn shared(interface: u32) -> Link {
 }
 
 fn bridge(mac: Option<u8>, port: Option<u32>) -> Link {
-    Link { interface: BRIDGE, kind: LinkKind::Bridge { mac: mac.map(|last| [2, 0, 0, 0, 0, last]), port } }
+    Link { interface: BRIDGE, kind: LinkKind::Bridge { mac: mac.map(|last| [2, 0, 0, 0, 0, last]), port, moved: 0 } }
 }
 
 /// Ports 10 to 19 exist.
@@ -59,4 +59,12 @@ fn an_interface_that_many_share_is_replaced_by_whatever_says_more() {
     assert_eq!(followed(shared(2), None), Some(shared(2)));
     assert!(!shared(2).is_exclusive() && !bridge(Some(1), None).is_exclusive());
     assert!(own(7).is_exclusive() && bridge(None, Some(10)).is_exclusive());
+}
+
+#[test]
+fn a_link_that_was_another_in_between_has_moved() {
+    let moved = |moved| Link { interface: BRIDGE, kind: LinkKind::Bridge { mac: None, port: None, moved } };
+    assert!(moved(1).moved_until(moved(2)));
+    assert!(!moved(2).moved_until(moved(2)) && !moved(2).moved_until(moved(0)), "what was forgotten has not moved");
+    assert!(!own(7).moved_until(own(8)) && !moved(1).moved_until(own(7)));
 }

@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -20,6 +20,7 @@ struct Fake {
     sights: Mutex<HashMap<IpAddr, Sight>>,
     generation: AtomicU64,
     looks: AtomicU64,
+    kept: Mutex<HashSet<IpAddr>>,
     changes: watch::Sender<u64>,
 }
 
@@ -52,8 +53,16 @@ impl Witness for Fake {
         self.sights.lock().unwrap_or_else(PoisonError::into_inner).get(&ip).cloned().unwrap_or_default()
     }
 
+    fn has_record(&self, ip: IpAddr) -> bool {
+        self.sights.lock().unwrap_or_else(PoisonError::into_inner).get(&ip).is_some_and(|sight| !sight.attached.is_empty())
+    }
+
     fn is_port(&self, _: u32, _: u32) -> bool {
         true
+    }
+
+    fn keep(&self, addresses: &HashSet<IpAddr>) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = addresses.clone();
     }
 
     fn catch_up(&self) {}
@@ -78,7 +87,13 @@ fn by_name(name: &str, interface: u32) -> Attached {
 /// A node that was booted at [`BOOT`], and its pods.
 fn node() -> (Arc<Fake>, PodsWriter, Pods) {
     let (changes, _) = watch::channel(0);
-    let fake = Arc::new(Fake { sights: Mutex::default(), generation: AtomicU64::new(0), looks: AtomicU64::new(0), changes });
+    let fake = Arc::new(Fake {
+        sights: Mutex::default(),
+        generation: AtomicU64::new(0),
+        looks: AtomicU64::new(0),
+        kept: Mutex::default(),
+        changes,
+    });
     let (writer, pods) = pods_with(fake.clone(), Some(Timestamp::from_second(BOOT).unwrap()));
     (fake, writer, pods)
 }
@@ -253,7 +268,7 @@ fn another_pod_at_the_address_during_an_outage_does_not_get_the_role_of_the_one_
 fn a_record_that_the_link_contradicts_is_not_believed_and_neither_is_the_link() {
     let (node, writer, pods) = node();
     // On a bridge, the record names the pod's own MAC address; the neighbour that answers has another.
-    let bridge = |last| Link { interface: 3, kind: LinkKind::Bridge { mac: Some([2, 0, 0, 0, 0, last]), port: None } };
+    let bridge = |last| Link { interface: 3, kind: LinkKind::Bridge { mac: Some([2, 0, 0, 0, 0, last]), port: None, moved: 0 } };
     let attached = Attached { uid: Some("a".into()), link: bridge(1), ..by_name("a", 3) };
     node.see("10.0.0.1", Sight { link: Some(bridge(2)), attached: vec![attached.clone()] });
     apply(&writer, [pod("a", "10.0.0.1")]);
@@ -331,4 +346,43 @@ fn every_change_of_what_the_node_sees_makes_decisions_be_made_anew() {
     let between = pods.generation();
     apply(&writer, [pod("a", "10.0.0.1")]);
     assert!(before < between && between < pods.generation());
+}
+
+#[tokio::test]
+async fn an_address_that_nobody_has_is_never_asked_for_and_one_that_somebody_had_is_forgotten() {
+    let (node, writer, pods) = node();
+    assert_eq!(found(&pods, "10.0.0.1"), Err(None));
+    assert_eq!(node.looks.load(Ordering::SeqCst), 0, "a stranger may invent any number of addresses");
+    node.attach("10.0.0.2", 8, &["b"]);
+    apply(&writer, [pod("a", "10.0.0.1"), without_address("b")]);
+    assert_eq!(found(&pods, "10.0.0.2"), is("b"));
+    pods.pin().await;
+    let kept = || node.kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    assert_eq!(kept(), HashSet::from([ip("10.0.0.1"), ip("10.0.0.2")]));
+    writer.write(|index| ["a", "b"].iter().for_each(|uid| index.delete(&PodUid((*uid).into()))));
+    pods.pin().await;
+    assert_eq!(kept(), HashSet::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_that_moved_and_came_back_is_not_trusted_for_a_while() {
+    let (node, writer, pods) = node();
+    let see = |moved| {
+        let kind = LinkKind::Bridge { mac: Some([2, 0, 0, 0, 0, 1]), port: Some(7), moved };
+        node.see("10.0.0.1", Sight { link: Some(Link { interface: 3, kind }), attached: Vec::new() });
+    };
+    see(5);
+    apply(&writer, [pod("a", "10.0.0.1")]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"));
+    see(6);
+    for _ in 0..3 {
+        assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)));
+    }
+    tokio::time::advance(Duration::from_secs(100)).await;
+    see(7);
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)));
+    tokio::time::advance(Duration::from_secs(100)).await;
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)), "each time anew");
+    tokio::time::advance(Duration::from_secs(21)).await;
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"));
 }

@@ -1,0 +1,132 @@
+//! The two queues of notifications. They are apart so that what pods can cause does not push out what the node's network is.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::event::Event;
+use super::table::Queue;
+use crate::netlink::Notifications;
+use crate::netlink::message::messages;
+
+/// Groups of linux/rtnetlink.h, `RTNLGRP_…`, as bits.
+const fn group(number: u32) -> u32 {
+    1 << (number - 1)
+}
+
+const LINK: u32 = group(1);
+const NEIGH: u32 = group(3);
+const IPV4_IFADDR: u32 = group(5);
+const IPV4_ROUTE: u32 = group(7);
+const IPV4_RULE: u32 = group(8);
+const IPV6_ROUTE: u32 = group(11);
+const IPV6_RULE: u32 = group(19);
+const NEXTHOP: u32 = group(32);
+
+/// Room for the notifications of some thousand interfaces that come and go at once.
+const TOPOLOGY_QUEUE: usize = 4 << 20;
+/// Room for more than a thousand neighbours. More would only take longer to be read when a pod fills it.
+const NEIGHBOURS_QUEUE: usize = 1 << 20;
+/// The longest notification: one of an interface, with the statistics of it.
+const LONGEST: usize = 32 * 1024;
+
+/// How a turn of reading ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Everything is read; `lost` says that notifications were lost since that was so the last time.
+    Empty { lost: bool },
+    /// There is more.
+    More,
+}
+
+/// The queues.
+#[derive(Debug)]
+pub(super) struct Feed {
+    topology: Side,
+    neighbours: Side,
+    buffer: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Side {
+    notifications: Arc<Notifications>,
+    lost: bool,
+}
+
+/// Keeps the descriptor open for as long as it is registered with the runtime.
+#[derive(Debug)]
+pub(super) struct Registered(Arc<Notifications>);
+
+impl AsRawFd for Registered {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Side {
+    fn open(groups: u32, queue: usize) -> io::Result<Self> {
+        Ok(Self { notifications: Arc::new(Notifications::open(groups, queue)?), lost: false })
+    }
+
+    fn register(&self) -> io::Result<AsyncFd<Registered>> {
+        // What replaces it is unsafe, for the sake of types that let go of their descriptor too early; this one holds it.
+        #[allow(deprecated, reason = "the descriptor stays open until it is dropped, which is after its registration ends")]
+        AsyncFd::with_interest(Registered(Arc::clone(&self.notifications)), Interest::READABLE)
+    }
+}
+
+impl Feed {
+    /// Subscribes in the network namespace of the calling thread.
+    pub(super) fn open() -> io::Result<Self> {
+        let topology = LINK | IPV4_IFADDR | IPV4_ROUTE | IPV4_RULE | IPV6_ROUTE | IPV6_RULE | NEXTHOP;
+        Ok(Self {
+            topology: Side::open(topology, TOPOLOGY_QUEUE)?,
+            neighbours: Side::open(NEIGH, NEIGHBOURS_QUEUE)?,
+            buffer: vec![0; LONGEST],
+        })
+    }
+
+    /// Registers both with the runtime: that of the topology, and that of the neighbours.
+    pub(super) fn register(&self) -> io::Result<(AsyncFd<Registered>, AsyncFd<Registered>)> {
+        Ok((self.topology.register()?, self.neighbours.register()?))
+    }
+
+    /// Says that notifications of this queue were lost.
+    pub(super) fn lose(&mut self, queue: Queue) {
+        self.side(queue).lost = true;
+    }
+
+    /// Says that what was lost has been made up for.
+    pub(super) fn is_complete(&mut self, queue: Queue) {
+        self.side(queue).lost = false;
+    }
+
+    fn side(&mut self, queue: Queue) -> &mut Side {
+        match queue {
+            Queue::Topology => &mut self.topology,
+            Queue::Neighbours => &mut self.neighbours,
+        }
+    }
+
+    /// Reads so many notifications at the most, and hands over what they say.
+    pub(super) fn read(&mut self, queue: Queue, most: usize, mut take_in: impl FnMut(Event)) -> io::Result<Turn> {
+        let side = match queue {
+            Queue::Topology => &mut self.topology,
+            Queue::Neighbours => &mut self.neighbours,
+        };
+        for _ in 0..most {
+            match side.notifications.next(&mut self.buffer) {
+                Ok(Some(bytes)) => messages(bytes).filter_map(|message| Event::read(&message)).for_each(&mut take_in),
+                Ok(None) => return Ok(Turn::Empty { lost: side.lost }),
+                // What is still in the queue is from before that.
+                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => side.lost = true,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Turn::More)
+    }
+}

@@ -1,0 +1,282 @@
+#![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+
+use super::*;
+use crate::links::event::Network;
+
+const BRIDGE: u32 = 3;
+const MAC: Mac = [2, 0, 0, 0, 0, 1];
+const OTHER: Mac = [2, 0, 0, 0, 0, 2];
+
+fn ip(last: u8) -> IpAddr {
+    [10, 0, 0, last].into()
+}
+
+fn interface(index: u32, kind: &str, master: Option<u32>) -> Interface {
+    let kind = Some(kind.to_owned()).filter(|kind| !kind.is_empty());
+    Interface { index, name: format!("if{index}"), mac: None, kind, master, is_up: true, vlan: None }
+}
+
+/// A bridge with two ports, and a pair.
+fn table() -> Table {
+    let mut table = Table::default();
+    table.set_links(&[
+        interface(BRIDGE, "bridge", None),
+        interface(7, "veth", Some(BRIDGE)),
+        interface(8, "veth", Some(BRIDGE)),
+        interface(9, "veth", None),
+    ]);
+    table
+}
+
+fn on_bridge(mac: Option<Mac>, port: Option<u32>) -> Found {
+    Found::Bridge { interface: BRIDGE, mac, port }
+}
+
+fn put(table: &mut Table, ip: IpAddr, found: Found) -> Reach {
+    table.ask(ip);
+    let (reach, is_kept) = table.answer(ip, found);
+    assert!(is_kept);
+    assert_eq!(table.fresh(ip), Some(reach));
+    reach
+}
+
+/// Whether a change has another generation, and whether the answer is still good.
+#[track_caller]
+fn assert_stale(table: &mut Table, ip: IpAddr, event: &Event, wanted: bool) {
+    let before = table.generation();
+    table.apply(event);
+    assert_eq!((table.generation() != before, table.fresh(ip).is_none()), (wanted, wanted), "{event:?}");
+}
+
+fn moved(reach: Reach) -> u64 {
+    match reach {
+        Reach::By(Link { kind: LinkKind::Bridge { moved, .. }, .. }) => moved,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn neighbour(mac: Option<Mac>) -> Event {
+    Event::Neighbour { interface: BRIDGE, ip: ip(1), mac }
+}
+
+fn forwarding(mac: Mac, port: Option<u32>) -> Event {
+    Event::Forwarding { bridge: BRIDGE, mac, vlan: None, port }
+}
+
+#[test]
+fn a_route_says_what_kind_of_link_it_is() {
+    let route = |interface| Route { interface, by_gateway: false, for_one: true, is_unicast: true };
+    let table = table();
+    let of = |route: Route| classify(route, table.link(route.interface));
+    assert_eq!(of(route(9)), Found::Own { interface: 9 });
+    assert_eq!(of(Route { for_one: false, ..route(9) }), Found::Shared { interface: 9 }, "Cilium's cilium_host");
+    assert_eq!(of(Route { by_gateway: true, ..route(9) }), Found::Shared { interface: 9 });
+    assert_eq!(of(route(7)), Found::Shared { interface: 7 }, "a port of a bridge");
+    assert_eq!(of(Route { for_one: false, ..route(BRIDGE) }), on_bridge(None, None));
+    assert_eq!(of(Route { by_gateway: true, ..route(BRIDGE) }), Found::Shared { interface: BRIDGE });
+    assert_eq!(of(Route { is_unicast: false, ..route(9) }), Found::Nowhere);
+    assert_eq!(of(route(0)), Found::Shared { interface: 0 }, "several next hops");
+    for kind in ["ipvlan", "macvlan", "openvswitch", "vlan", ""] {
+        assert_eq!(classify(route(5), Some(&Known::of(&interface(5, kind, None)))), Found::Shared { interface: 5 }, "{kind}");
+    }
+    assert_eq!(classify(route(5), Some(&Known::of(&interface(5, "netkit", None)))), Found::Own { interface: 5 });
+}
+
+#[test]
+fn only_what_concerns_an_address_makes_its_answer_stale() {
+    let mut table = table();
+    let own = put(&mut table, ip(1), Found::Own { interface: 9 });
+    assert_eq!(own, Reach::By(Link { interface: 9, kind: LinkKind::Own }));
+    let network = |last, prefix| Event::Routes(Network { ip: ip(last), prefix });
+    let down = Interface { is_up: false, ..interface(9, "veth", None) };
+    let renamed = Interface { name: "eth9".into(), ..interface(9, "veth", None) };
+    for (event, wanted) in [
+        (network(2, 32), false),
+        (network(1, 32), true),
+        (network(0, 24), true),
+        (network(0, 0), true),
+        (Event::AllRoutes, true),
+        // An interface that is new, and others that are as they were.
+        (Event::Interface(interface(10, "veth", None)), false),
+        (Event::Interface(interface(9, "veth", None)), false),
+        (Event::Interface(renamed), false),
+        (Event::Interface(Interface { is_up: false, ..interface(7, "veth", Some(BRIDGE)) }), false),
+        // It comes up again.
+        (Event::Interface(interface(7, "veth", Some(BRIDGE))), true),
+        (Event::Interface(down), true),
+        (Event::Interface(interface(9, "veth", Some(BRIDGE))), true),
+        (Event::Port { interface: 9, bridge: Some(BRIDGE) }, false),
+        (Event::Port { interface: 9, bridge: None }, true),
+        (Event::Gone(8), false),
+        (Event::Gone(9), true),
+        (neighbour(Some(MAC)), false),
+        (forwarding(MAC, Some(7)), false),
+    ] {
+        put(&mut table, ip(1), Found::Own { interface: 9 });
+        assert_stale(&mut table, ip(1), &event, wanted);
+    }
+    put(&mut table, ip(1), Found::Nowhere);
+    assert_stale(&mut table, ip(1), &network(1, 32), true);
+}
+
+#[test]
+fn a_neighbour_that_is_only_confirmed_changes_nothing() {
+    let mut table = table();
+    put(&mut table, ip(1), on_bridge(Some(MAC), Some(7)));
+    for event in [
+        neighbour(Some(MAC)),
+        forwarding(MAC, Some(7)),
+        Event::Neighbour { interface: 9, ip: ip(1), mac: Some(OTHER) },
+        Event::Neighbour { interface: BRIDGE, ip: ip(2), mac: Some(OTHER) },
+        forwarding(OTHER, Some(8)),
+        Event::Forwarding { bridge: 4, mac: MAC, vlan: None, port: Some(8) },
+        Event::Forwarding { bridge: BRIDGE, mac: MAC, vlan: Some(5), port: Some(8) },
+    ] {
+        assert_stale(&mut table, ip(1), &event, false);
+    }
+}
+
+#[test]
+fn another_address_or_port_is_remembered_even_where_it_goes_back() {
+    let mut table = table();
+    let all = on_bridge(Some(MAC), Some(7));
+    let first = put(&mut table, ip(1), all);
+    assert_eq!(first, Reach::By(Link { interface: BRIDGE, kind: LinkKind::Bridge { mac: Some(MAC), port: Some(7), moved: 0 } }));
+    for (there, back) in [(neighbour(Some(OTHER)), neighbour(Some(MAC))), (forwarding(MAC, Some(8)), forwarding(MAC, Some(7)))] {
+        let before = moved(put(&mut table, ip(1), all));
+        assert_stale(&mut table, ip(1), &there, true);
+        table.apply(&back);
+        let after = moved(put(&mut table, ip(1), all));
+        assert!(after > before && after <= table.generation(), "{there:?}");
+        assert_eq!(moved(put(&mut table, ip(1), all)), after, "it stays");
+    }
+    // One that was not announced is seen in the answer.
+    let before = moved(put(&mut table, ip(1), all));
+    assert!(moved(put(&mut table, ip(1), on_bridge(Some(MAC), Some(8)))) > before);
+}
+
+#[test]
+fn what_is_forgotten_is_not_known_and_has_not_moved() {
+    let mut table = table();
+    let all = on_bridge(Some(MAC), Some(7));
+    for (gone, left, again) in [
+        (neighbour(None), on_bridge(None, None), neighbour(Some(MAC))),
+        (forwarding(MAC, None), on_bridge(Some(MAC), None), forwarding(MAC, Some(7))),
+    ] {
+        put(&mut table, ip(1), all);
+        assert_stale(&mut table, ip(1), &gone, true);
+        assert_eq!(moved(put(&mut table, ip(1), left)), 0);
+        assert_stale(&mut table, ip(1), &again, true);
+        assert_eq!(moved(put(&mut table, ip(1), all)), 0);
+    }
+}
+
+#[test]
+fn in_a_bridge_with_vlans_its_own_vlan_counts() {
+    let mut table = table();
+    table.set_links(&[Interface { vlan: Some(5), ..interface(BRIDGE, "bridge", None) }, interface(7, "veth", Some(BRIDGE))]);
+    put(&mut table, ip(1), on_bridge(Some(MAC), Some(7)));
+    let event = |vlan| Event::Forwarding { bridge: BRIDGE, mac: MAC, vlan, port: Some(8) };
+    assert_stale(&mut table, ip(1), &event(Some(6)), false);
+    assert_stale(&mut table, ip(1), &event(None), false);
+    assert_stale(&mut table, ip(1), &event(Some(5)), true);
+}
+
+#[test]
+fn what_is_announced_while_the_kernel_is_asked_counts() {
+    let mut table = table();
+    let all = on_bridge(Some(MAC), Some(7));
+    for event in [neighbour(Some(MAC)), Event::Routes(Network { ip: ip(0), prefix: 24 }), Event::Gone(9)] {
+        table.ask(ip(1));
+        table.apply(&event);
+        let before = table.generation();
+        let (reach, is_kept) = table.answer(ip(1), all);
+        assert!(!is_kept && reach.link().is_some(), "{event:?}");
+        assert_eq!((table.fresh(ip(1)), table.generation() > before), (None, true), "nobody may hold on to it");
+    }
+    // The port was asked for after the link-layer address was known.
+    table.ask(ip(1));
+    table.saw_mac(ip(1), BRIDGE, MAC);
+    table.apply(&forwarding(MAC, Some(8)));
+    assert!(!table.answer(ip(1), all).1);
+    // What is about others is no reason to ask again.
+    table.ask(ip(1));
+    table.saw_mac(ip(1), BRIDGE, MAC);
+    table.apply(&forwarding(OTHER, Some(8)));
+    table.apply(&Event::Neighbour { interface: BRIDGE, ip: ip(2), mac: Some(OTHER) });
+    assert!(table.answer(ip(1), all).1);
+    // Where it is not answered, it is asked again.
+    table.ask(ip(1));
+    table.give_up(ip(1));
+    assert_eq!(table.fresh(ip(1)), None);
+}
+
+#[test]
+fn while_notifications_are_unread_nothing_is_kept_that_they_are_about() {
+    let mut table = table();
+    let all = on_bridge(Some(MAC), Some(7));
+    put(&mut table, ip(1), all);
+    put(&mut table, ip(2), Found::Own { interface: 9 });
+    let before = table.generation();
+    table.fall_behind(Queue::Neighbours);
+    assert!(table.generation() > before && table.is_behind(Queue::Neighbours) && !table.is_behind(Queue::Topology));
+    assert_eq!((table.fresh(ip(1)), table.fresh(ip(2)).is_some()), (None, true));
+    table.ask(ip(1));
+    assert!(!table.answer(ip(1), all).1);
+    table.catch_up(Queue::Neighbours);
+    put(&mut table, ip(1), all);
+    table.fall_behind(Queue::Topology);
+    assert_eq!((table.fresh(ip(1)), table.fresh(ip(2))), (None, None));
+    table.ask(ip(2));
+    assert!(!table.answer(ip(2), Found::Own { interface: 9 }).1);
+    table.catch_up(Queue::Topology);
+    put(&mut table, ip(2), Found::Own { interface: 9 });
+}
+
+#[test]
+fn the_table_is_bounded_whatever_is_announced_and_asked() {
+    let mut table = table();
+    put(&mut table, ip(1), on_bridge(Some(MAC), Some(7)));
+    for number in 0..50_000_u32 {
+        let [_, a, b, c] = number.to_be_bytes();
+        let mac = [6, 0, 0, a, b, c];
+        table.apply(&neighbour(Some(mac)));
+        table.apply(&Event::Neighbour { interface: BRIDGE, ip: [10, a, b, c].into(), mac: Some(mac) });
+        table.apply(&forwarding(mac, Some(8)));
+    }
+    let (records, macs, links) = table.sizes();
+    assert!(records == 1 && macs <= 2 + SPARE_MACS && links == 4, "{records} {macs} {links}");
+    let last = [0, 0, 255, 255].into();
+    let before = table.generation();
+    for number in 0..RECORDS * 2 {
+        put(&mut table, std::net::Ipv4Addr::from_bits(number.try_into().unwrap()).into(), Found::Shared { interface: 9 });
+    }
+    assert!(table.sizes().0 <= RECORDS && table.generation() > before, "what was forgotten has to be compared again");
+    put(&mut table, last, Found::Nowhere);
+    table.keep_only(&HashSet::from([last]));
+    assert_eq!(table.fresh(last), Some(Reach::Nowhere));
+    let before = table.generation();
+    table.keep_only(&HashSet::new());
+    assert_eq!(table.fresh(last), None);
+    assert!(table.generation() > before);
+}
+
+#[test]
+fn bridges_count_where_they_have_ports() {
+    let mut table = Table::default();
+    table.set_links(&[interface(BRIDGE, "bridge", None), interface(7, "veth", None)]);
+    assert!(!table.has_bridges());
+    table.apply(&Event::Port { interface: 7, bridge: Some(BRIDGE) });
+    assert!(table.has_bridges());
+    assert_eq!((table.named("if7"), table.link(7).unwrap().master), (Some(7), Some(BRIDGE)));
+    table.apply(&Event::Gone(BRIDGE));
+    assert!(!table.has_bridges());
+    assert_eq!(table.named("if3"), None);
+    table.apply(&Event::Port { interface: 70, bridge: Some(BRIDGE) });
+    assert!(table.link(70).is_none(), "it is not known yet");
+}
+
+#[test]
+fn a_record_is_small() {
+    assert!(size_of::<(IpAddr, Record)>() <= 72, "{}", size_of::<(IpAddr, Record)>());
+}

@@ -1,0 +1,99 @@
+//! The node's own view of its pods: the kernel's links and the CNI's results together.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::cni::{Attachment, Results};
+use super::witness::{Attached, Sight, Witness};
+use super::{Link, LinkKind, Links};
+
+/// The node's view of its pods; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct View {
+    links: Links,
+    results: Results,
+    changed: Arc<watch::Sender<u64>>,
+}
+
+impl View {
+    /// Creates a view of these two.
+    pub fn new(links: Links, results: Results) -> Self {
+        Self { links, results, changed: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// Passes on that something has changed, for as long as the process.
+    pub async fn keep(self) {
+        let (mut links, mut results) = (self.links.changes(), self.results.changes());
+        loop {
+            // A source that has ended tells nothing any more; the other one still does.
+            tokio::select! {
+                Ok(()) = links.changed() => {}
+                Ok(()) = results.changed() => {}
+                else => std::future::pending::<()>().await,
+            }
+            self.changed.send_replace(self.generation());
+        }
+    }
+
+    /// The link that a result names for its pod, where that link exists and `seen` leads to it; otherwise the result is left over
+    /// from a pod that is gone, and says nothing.
+    fn link_of(&self, attachment: &Attachment, seen: Link) -> Option<Link> {
+        let mut interfaces = attachment.host_interfaces().filter_map(|name| self.links.named(name));
+        match seen.kind {
+            LinkKind::Own => interfaces.any(|interface| interface == seen.interface).then_some(seen),
+            LinkKind::Bridge { moved, .. } => {
+                let port = interfaces.find(|interface| self.is_port(seen.interface, *interface))?;
+                let kind = LinkKind::Bridge { mac: attachment.mac(), port: Some(port), moved };
+                Some(Link { interface: seen.interface, kind })
+            }
+            // The kernel's route does not tell pods apart, but the interface of this one is there.
+            LinkKind::Shared => {
+                interfaces.any(|interface| self.links.is_free_pair(interface) && interface != seen.interface).then_some(seen)
+            }
+        }
+    }
+}
+
+impl Witness for View {
+    fn generation(&self) -> u64 {
+        // Both only grow, so that their sum changes with each.
+        self.links.generation().wrapping_add(self.results.generation())
+    }
+
+    fn at(&self, ip: IpAddr) -> Sight {
+        let link = self.links.of(ip).link();
+        let attached = self.results.of(ip);
+        let attached = attached.iter().filter_map(|attachment| {
+            Some(Attached {
+                uid: attachment.uid().map(Into::into),
+                namespace: attachment.namespace().into(),
+                pod: attachment.pod().into(),
+                link: self.link_of(attachment, link?)?,
+            })
+        });
+        Sight { link, attached: attached.collect() }
+    }
+
+    fn has_record(&self, ip: IpAddr) -> bool {
+        self.results.look(ip, |attachments| !attachments.is_empty())
+    }
+
+    fn is_port(&self, bridge: u32, port: u32) -> bool {
+        self.links.master_of(port) == Some(bridge)
+    }
+
+    fn keep(&self, addresses: &HashSet<IpAddr>) {
+        self.links.keep_only(addresses);
+    }
+
+    fn catch_up(&self) {
+        self.links.catch_up();
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}

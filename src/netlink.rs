@@ -1,0 +1,394 @@
+//! Questions to the kernel about interfaces, routes and neighbours, and its notifications (rtnetlink(7)). No program is needed
+//! for them, and none of the questions needs a capability.
+//!
+//! Which requests wait for the kernel's lock of the network configuration (`rtnl_mutex`), which others may hold for tens of
+//! milliseconds while they add or remove interfaces: those about interfaces, and those about the forwarding database of a
+//! bridge (`rtnl_fdb_get`). Questions for a route do not (kernel 4.14), nor do those for a neighbour (kernel 6.18; before, they
+//! do).
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, ReceiveTimeout};
+use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt, socket};
+use nix::sys::time::{TimeVal, TimeValLike as _};
+
+pub(crate) mod message;
+
+use self::message::{
+    IFF_LOWER_UP, IFF_RUNNING, IFF_UP, IFINFOMSG, IFLA_ADDRESS, IFLA_BR_VLAN_DEFAULT_PVID, IFLA_BR_VLAN_FILTERING, IFLA_EXT_MASK,
+    IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, NDA_DST, NDA_LLADDR, NDA_MASTER, NDA_VLAN, NDMSG, NLM_F_DUMP,
+    NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NUD_PERMANENT, RT_SCOPE_UNIVERSE, RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_VIA,
+    RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_F_FIB_MATCH, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTMSG, RTN_UNICAST, Request,
+    attribute, attributes, bridge_family, family, interface_message, messages, neighbour_message, number, octets, prefix_of_one,
+    route_message, short, text, zero_terminated,
+};
+pub use self::message::{Mac, Message};
+
+/// How long the kernel may take: it answers while it is asked, after waiting for others that change interfaces.
+const PATIENCE_SECONDS: i64 = 10;
+/// The longest message that is received: one of a link, with the statistics of it.
+const RECEIVED: usize = 32 * 1024;
+/// How often a dump is repeated that the kernel says was incomplete, before what came is taken.
+const DUMPS: usize = 5;
+
+/// A socket for questions to the network namespace that it was opened in.
+#[derive(Debug)]
+pub struct Netlink {
+    socket: OwnedFd,
+    sequence: u32,
+}
+
+/// What the kernel says of an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its number.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub mac: Option<Mac>,
+    /// What kind of virtual interface it is, such as `bridge`.
+    pub kind: Option<String>,
+    /// The interface that it is a part of, such as the bridge that it is a port of.
+    pub master: Option<u32>,
+    /// Whether it is switched on and has a carrier.
+    pub is_up: bool,
+    /// Of a bridge that tells VLANs apart: the VLAN of its own packets and of those without a tag, unless somebody set another
+    /// one for a port.
+    pub vlan: Option<u16>,
+}
+
+impl Interface {
+    /// Reads the body of a message about an interface.
+    pub(crate) fn read(body: &[u8]) -> Option<Self> {
+        const IS_UP: u32 = IFF_UP | IFF_RUNNING | IFF_LOWER_UP;
+        let index = number(body.get(4..8)?)?;
+        let is_up = number(body.get(8..12)?)? & IS_UP == IS_UP;
+        let mut interface = Self { index, name: String::new(), mac: None, kind: None, master: None, is_up, vlan: None };
+        for (kind, value) in attributes(body.get(IFINFOMSG..)?) {
+            match kind {
+                IFLA_IFNAME => interface.name = text(value),
+                IFLA_ADDRESS => interface.mac = value.try_into().ok(),
+                IFLA_MASTER => interface.master = number(value),
+                IFLA_LINKINFO => {
+                    interface.kind = attribute(value, IFLA_INFO_KIND).map(text);
+                    if interface.kind.as_deref() == Some("bridge") {
+                        interface.vlan = attribute(value, IFLA_INFO_DATA).and_then(vlan_of_bridge);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Some(interface)
+    }
+}
+
+fn vlan_of_bridge(data: &[u8]) -> Option<u16> {
+    let filters = attribute(data, IFLA_BR_VLAN_FILTERING)? != [0];
+    attribute(data, IFLA_BR_VLAN_DEFAULT_PVID).and_then(short).filter(|_| filters)
+}
+
+/// The way to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// The interface's number.
+    pub interface: u32,
+    /// Whether it leads to another router first.
+    pub by_gateway: bool,
+}
+
+/// The entry of the kernel's tables that leads to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The number of the interface; 0 where there are several.
+    pub interface: u32,
+    /// Whether it leads to another router first.
+    pub by_gateway: bool,
+    /// Whether it is for this address alone.
+    pub for_one: bool,
+    /// Whether it leads elsewhere than to the node itself, and to one receiver.
+    pub is_unicast: bool,
+}
+
+impl Netlink {
+    /// Opens a socket in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// If there is no netlink, or no descriptor is left.
+    pub fn open() -> io::Result<Self> {
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Returns the interface of this name.
+    ///
+    /// # Errors
+    /// Of the kind `NotFound` where there is none.
+    pub fn link(&mut self, name: &str) -> io::Result<Interface> {
+        self.one_link(Request::new(RTM_GETLINK, 0, &interface_message(0, 0)).attribute(IFLA_IFNAME, &zero_terminated(name)))
+    }
+
+    /// Returns the interface of this number.
+    ///
+    /// # Errors
+    /// Of the kind `NotFound` where there is none.
+    pub fn link_at(&mut self, index: u32) -> io::Result<Interface> {
+        self.one_link(Request::new(RTM_GETLINK, 0, &interface_message(index, 0)))
+    }
+
+    fn one_link(&mut self, request: Request) -> io::Result<Interface> {
+        let answer = self.ask(request).map_err(|error| match error.raw_os_error() {
+            Some(code) if code == Errno::ENODEV as i32 => io::ErrorKind::NotFound.into(),
+            _ => error,
+        })?;
+        Interface::read(&answer).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Returns every interface.
+    ///
+    /// # Errors
+    /// If the kernel gives none.
+    pub fn links(&mut self) -> io::Result<Vec<Interface>> {
+        let mask = RTEXT_FILTER_SKIP_STATS.to_ne_bytes();
+        for _ in 1..DUMPS {
+            let request = Request::new(RTM_GETLINK, NLM_F_DUMP, &interface_message(0, 0)).attribute(IFLA_EXT_MASK, &mask);
+            if let (links, true) = self.dump(request, Interface::read)? {
+                return Ok(links);
+            }
+        }
+        let request = Request::new(RTM_GETLINK, NLM_F_DUMP, &interface_message(0, 0)).attribute(IFLA_EXT_MASK, &mask);
+        // What changes so often is announced as well.
+        Ok(self.dump(request, Interface::read)?.0)
+    }
+
+    /// Returns the way that a packet of this node to the address would take; `None` where there is none.
+    ///
+    /// # Errors
+    /// If the kernel does not answer.
+    pub fn way_to(&mut self, ip: IpAddr) -> io::Result<Option<Way>> {
+        let Some(answer) = self.ask_route(ip, 0)? else { return Ok(None) };
+        let (interface, by_gateway) = next_hop(&answer);
+        Ok(interface.map(|interface| Way { interface, by_gateway }))
+    }
+
+    /// Returns the route that a packet of this node to the address would take; `None` where none does, or one that forbids it.
+    /// It obeys policy routing, as `ip route get fibmatch` does, and takes a kernel of 4.13 or later.
+    ///
+    /// # Errors
+    /// If the kernel does not answer.
+    pub fn route_to(&mut self, ip: IpAddr) -> io::Result<Option<Route>> {
+        let Some(answer) = self.ask_route(ip, RTM_F_FIB_MATCH)? else { return Ok(None) };
+        let (interface, by_gateway) = next_hop(&answer);
+        let flags = answer.get(8..12).and_then(number).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Some(Route {
+            interface: interface.unwrap_or_default(),
+            by_gateway,
+            // An older kernel ignores the flag of the request, and every answer is for one address.
+            for_one: answer.get(1) == Some(&prefix_of_one(ip)) && flags & RTM_F_CLONED == 0,
+            is_unicast: answer.get(7) == Some(&RTN_UNICAST),
+        }))
+    }
+
+    fn ask_route(&mut self, ip: IpAddr, flags: u32) -> io::Result<Option<Vec<u8>>> {
+        use io::ErrorKind::{HostUnreachable, InvalidInput, NetworkUnreachable, PermissionDenied};
+        let fixed = route_message(family(ip), prefix_of_one(ip), RT_SCOPE_UNIVERSE, flags);
+        match self.ask(Request::new(RTM_GETROUTE, 0, &fixed).attribute(RTA_DST, &octets(ip))) {
+            Ok(answer) => Ok(Some(answer)),
+            // No route or one of the kind `unreachable`, `prohibit` or `blackhole`, in this order.
+            Err(error) if matches!(error.kind(), NetworkUnreachable | HostUnreachable | PermissionDenied | InvalidInput) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the address of the link layer that the kernel has for a neighbour; `None` where it has none, or not yet. Takes a
+    /// kernel of 5.0 or later.
+    ///
+    /// # Errors
+    /// If the kernel does not answer.
+    pub fn neighbour(&mut self, interface: u32, ip: IpAddr) -> io::Result<Option<Mac>> {
+        let fixed = neighbour_message(family(ip), interface, 0);
+        let answer = self.ask_for_entry(Request::new(RTM_GETNEIGH, 0, &fixed).attribute(NDA_DST, &octets(ip)))?;
+        // It is there only where the entry is valid (neigh_fill_info, NUD_VALID).
+        Ok(answer.and_then(|answer| attribute(answer.get(NDMSG..)?, NDA_LLADDR)?.try_into().ok()))
+    }
+
+    /// Returns the number of the port that a bridge has an address behind, as it learned or was told; `None` where it has none.
+    /// Takes a kernel of 5.0 or later.
+    ///
+    /// # Errors
+    /// If the kernel does not answer.
+    pub fn port_of(&mut self, bridge: u32, mac: Mac, vlan: Option<u16>) -> io::Result<Option<u32>> {
+        let mut request = Request::new(RTM_GETNEIGH, 0, &neighbour_message(bridge_family(), 0, 0))
+            .attribute(NDA_MASTER, &bridge.to_ne_bytes())
+            .attribute(NDA_LLADDR, &mac);
+        if let Some(vlan) = vlan {
+            request = request.attribute(NDA_VLAN, &vlan.to_ne_bytes());
+        }
+        let answer = self.ask_for_entry(request)?;
+        Ok(answer.and_then(|answer| Forwarding::read(&answer)).and_then(|entry| entry.port))
+    }
+
+    fn ask_for_entry(&mut self, request: Request) -> io::Result<Option<Vec<u8>>> {
+        match self.ask(request) {
+            Ok(answer) => Ok(Some(answer)),
+            // The interface may just be gone.
+            Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::ENOENT | Errno::ENODEV) => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Sends a request, and returns what its answer holds after the header; nothing where it was only acknowledged.
+    pub(crate) fn ask(&mut self, request: Request) -> io::Result<Vec<u8>> {
+        self.send(request)?;
+        let mut received = vec![0; RECEIVED];
+        loop {
+            let length = self.receive(&mut received)?;
+            let first = messages(&received[..length]).next();
+            // Others are late answers to questions that were given up.
+            if let Some(message) = first.filter(|message| message.sequence == self.sequence) {
+                return if message.kind == NLMSG_ERROR { outcome(message.body).map(|()| Vec::new()) } else { Ok(message.body.to_vec()) };
+            }
+        }
+    }
+
+    /// Returns what every message of the answer reads as, and whether the answer is complete.
+    fn dump<T>(&mut self, request: Request, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<(Vec<T>, bool)> {
+        self.send(request)?;
+        let (mut received, mut entries, mut is_complete) = (vec![0; RECEIVED], Vec::new(), true);
+        loop {
+            let length = self.receive(&mut received)?;
+            for message in messages(&received[..length]).filter(|message| message.sequence == self.sequence) {
+                is_complete &= message.flags & NLM_F_DUMP_INTR == 0;
+                match message.kind {
+                    NLMSG_DONE => return Ok((entries, is_complete)),
+                    NLMSG_ERROR => outcome(message.body)?,
+                    _ => entries.extend(read(message.body)),
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, request: Request) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        sendto(self.socket.as_raw_fd(), &request.finish(self.sequence), &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        Ok(())
+    }
+
+    fn receive(&self, received: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match recv(self.socket.as_raw_fd(), received, MsgFlags::empty()) {
+                Ok(length) => return Ok(length),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+fn outcome(body: &[u8]) -> io::Result<()> {
+    match body.get(0..4).and_then(number).ok_or(io::ErrorKind::InvalidData)?.cast_signed() {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code.saturating_neg())),
+    }
+}
+
+/// The interface of a route that has one, and whether it leads to another router.
+fn next_hop(route: &[u8]) -> (Option<u32>, bool) {
+    let (mut interface, mut by_gateway) = (None, false);
+    for (kind, value) in attributes(route.get(RTMSG..).unwrap_or_default()) {
+        match kind {
+            RTA_OIF => interface = number(value),
+            RTA_GATEWAY | RTA_VIA => by_gateway = true,
+            _ => {}
+        }
+    }
+    (interface, by_gateway)
+}
+
+/// An entry of a bridge's forwarding database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Forwarding {
+    /// The number of the bridge.
+    pub(crate) bridge: u32,
+    /// Which address it is for.
+    pub(crate) mac: Mac,
+    /// In which VLAN, if the bridge tells them apart.
+    pub(crate) vlan: Option<u16>,
+    /// The number of the port; `None` for an address of the bridge's or of a port's own.
+    pub(crate) port: Option<u32>,
+}
+
+impl Forwarding {
+    /// Reads the body of a message about such an entry. Others of the same family are `None`: VXLAN and network cards have
+    /// databases of their own, which no bridge uses.
+    pub(crate) fn read(body: &[u8]) -> Option<Self> {
+        let (port, state) = (number(body.get(4..8)?)?, short(body.get(8..10)?)?);
+        let (mut bridge, mut mac, mut vlan) = (None, None, None);
+        for (kind, value) in attributes(body.get(NDMSG..)?) {
+            match kind {
+                NDA_MASTER => bridge = number(value),
+                NDA_LLADDR => mac = value.try_into().ok(),
+                NDA_VLAN => vlan = short(value),
+                _ => {}
+            }
+        }
+        let bridge = bridge?;
+        let is_own = port == bridge || state & NUD_PERMANENT != 0;
+        Some(Self { bridge, mac: mac?, vlan, port: Some(port).filter(|_| !is_own) })
+    }
+}
+
+/// A subscription to notifications of the network namespace that it was opened in.
+#[derive(Debug)]
+pub struct Notifications {
+    socket: OwnedFd,
+}
+
+impl AsRawFd for Notifications {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl Notifications {
+    /// Subscribes to groups of notifications: `RTNLGRP_…` of linux/rtnetlink.h, each as a bit, of which the first is group 1. The
+    /// kernel ignores groups that it does not have. The queue takes this many bytes, or what the node allows
+    /// (`net.core.rmem_max`).
+    ///
+    /// # Errors
+    /// If there is no netlink, or no descriptor is left.
+    pub fn open(groups: u32, queue: usize) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+        // The second does without the capability NET_ADMIN.
+        setsockopt(&socket, RcvBufForce, &queue).or_else(|_| setsockopt(&socket, RcvBuf, &queue))?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        Ok(Self { socket })
+    }
+
+    /// Returns what the kernel announced next; `None` where there is nothing more. One that does not fit is cut off.
+    ///
+    /// # Errors
+    /// With `ENOBUFS` once when the queue overflowed; the kernel then announces nothing until the queue has been read to its end
+    /// (`netlink_overrun`, `NETLINK_S_CONGESTED`).
+    pub fn next<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
+        loop {
+            match recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(length) => return Ok(Some(buffer.get(..length).unwrap_or_default())),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
