@@ -101,10 +101,10 @@ impl Found {
 impl From<Stat> for Found {
     fn from(stat: Stat) -> Self {
         // Times before 1970 are as old as can be.
-        let (seconds, rest) = (u64::try_from(stat.st_mtime).unwrap_or(0), u64::try_from(stat.st_mtime_nsec).unwrap_or(0));
+        let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
         Self {
             is_regular: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
-            written: seconds.saturating_mul(1_000_000_000).saturating_add(rest),
+            written: seconds.saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec),
             size: u64::try_from(stat.st_size).unwrap_or(u64::MAX),
         }
     }

@@ -253,7 +253,7 @@ async fn another_directory_behind_the_path_is_found_by_comparison() {
 async fn of_too_many_files_the_last_written_count() {
     let root = root();
     let dir = root.path().join("results");
-    let begun = SystemTime::now() - Duration::from_secs(100_000);
+    let begun = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
     for number in 1..=5000 {
         let path = write(&dir, &pod(number));
         fs::File::options().write(true).open(path).unwrap().set_modified(begun + Duration::from_secs(u64::from(number))).unwrap();

@@ -24,10 +24,12 @@ fn mac(attachment: &Attachment) -> String {
     attachment.mac().map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":")).unwrap_or_default()
 }
 
+/// Network, result, addresses, interfaces of the host, MAC.
+type Case = (&'static str, &'static str, &'static [&'static str], &'static [&'static str], &'static str);
+
 #[test]
 fn each_plugins_result_is_read() {
-    // Network, result, addresses, interfaces of the host, MAC.
-    let cases: [(&str, &str, &[&str], &[&str], &str); 8] = [
+    let cases: [Case; 8] = [
         ("bridge", files::BRIDGE, &["10.85.0.5", "1100:200::5"], &["cni0", "veth1f9d3c7a"], "0a:58:0a:55:00:05"),
         ("myptp", files::PTP, &["172.16.29.7"], &["veth77a1b2c3"], "5e:01:02:03:04:05"),
         ("aws-cni", files::AWS, &["10.0.1.186"], &["eni8ad4b4c2f1a"], ""),
