@@ -39,6 +39,8 @@ fn bridged() -> Option<(Node, Bridge, [PodNs; 2])> {
     // Without an address of its own a bridge takes the lowest of its ports, and forgets its neighbours when that is another one.
     // CNI's bridge plugin sees to it as well.
     node.ns().sh("ip link set cni0 address 0a:00:00:00:00:01").unwrap();
+    // Who is silent in a test is not asked whether it is still there.
+    node.ns().sh("for f in 4 6; do echo 3600 >/proc/sys/net/ipv$f/neigh/cni0/delay_first_probe_time; done").unwrap();
     let pods = ["victim", "attacker"].map(|name| pod_at(&node, &bridge, name, None));
     Some((node, bridge, pods))
 }
@@ -55,6 +57,11 @@ fn speak(pod: &PodNs, bridge: &Bridge) {
         let refused = pod.connect(SocketAddr::new(ip, PORT), PATIENCE).unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     }
+}
+
+/// Has a pod send nothing of its own accord from here on.
+fn silence(pod: &PodNs) {
+    pod.sh("ip link set eth0 arp off; echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6").unwrap();
 }
 
 fn ips(pod: &PodNs) -> [IpAddr; 2] {
@@ -116,15 +123,19 @@ fn port(node: &Node, bridge: &Bridge, mac: Mac) -> Option<u32> {
 /// Sends forged ARP, and waits until the node believes it.
 fn forge(node: &Node, bridge: &Bridge, by: &PodNs, ip: Ipv4Addr) {
     let mac = mac_of(by);
-    send(by, [arp(mac, ip, bridge.ip)]);
-    until("the neighbour is another", || neighbour(node, bridge, ip.into()) == Some(mac));
+    until("the neighbour is another", || {
+        send(by, [arp(mac, ip, bridge.ip)]);
+        neighbour(node, bridge, ip.into()) == Some(mac)
+    });
 }
 
 /// Sends a frame from this link-layer address, and waits until the bridge has it behind the port of the sender.
 fn steal(node: &Node, bridge: &Bridge, by: &PodNs, mac: Mac) {
     let wanted = Some(number(node.ns(), by.host_interface()));
-    send(by, [frame(mac)]);
-    until("the port is another", || port(node, bridge, mac) == wanted);
+    until("the port is another", || {
+        send(by, [frame(mac)]);
+        port(node, bridge, mac) == wanted
+    });
 }
 
 /// Sends frames from inside a pod, each from a link-layer address of its own choice.
@@ -313,6 +324,7 @@ fn a_pod_at_a_bridge_has_an_address_and_a_port() {
 fn forged_arp_is_another_link_even_where_it_is_taken_back() {
     let Some((node, bridge, [victim, attacker])) = bridged() else { return };
     let links = links(&node);
+    silence(&victim);
     let ip = victim.ip.into();
     let known = now(&links, ip);
     let attackers = (Some(mac_of(&attacker)), Some(number(node.ns(), attacker.host_interface())));
@@ -339,6 +351,7 @@ fn forged_arp_is_another_link_even_where_it_is_taken_back() {
 fn forged_neighbour_discovery_is_another_link() {
     let Some((node, bridge, [victim, attacker])) = bridged() else { return };
     let links = links(&node);
+    silence(&victim);
     let ip = victim.ip6.into();
     let known = now(&links, ip);
     assert_announced(&links, || {
@@ -359,6 +372,7 @@ fn forged_neighbour_discovery_is_another_link() {
 fn a_stolen_link_layer_address_is_another_port_even_where_it_goes_back() {
     let Some((node, bridge, [victim, attacker])) = bridged() else { return };
     let links = links(&node);
+    silence(&victim);
     let [ip, ip6] = ips(&victim);
     let known = [ip, ip6].map(|ip| now(&links, ip));
     let stolen = mac_of(&victim);
@@ -382,6 +396,7 @@ fn a_stolen_link_layer_address_is_another_port_even_where_it_goes_back() {
 fn a_flood_of_others_changes_nothing() {
     let Some((node, bridge, [victim, attacker])) = bridged() else { return };
     let links = links(&node);
+    silence(&victim);
     let [ip, ip6] = ips(&victim);
     let known = [ip, ip6].map(|ip| now(&links, ip));
     let before = links.generation();
@@ -406,6 +421,7 @@ fn a_flood_of_others_changes_nothing() {
 fn what_is_lost_in_a_flood_is_asked_for() {
     let Some((node, bridge, [victim, attacker])) = bridged() else { return };
     let links = links(&node);
+    silence(&victim);
     let ip = victim.ip.into();
     let known = now(&links, ip);
     let (before, stolen) = (links.generation(), mac_of(&victim));
