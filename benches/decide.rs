@@ -106,6 +106,7 @@ fn node(count: usize, patterns: PatternFormat) -> (PodsWriter, Pods) {
                 terminating: false,
                 claims_until: None,
                 host_network: false,
+                may_have_net_raw: false,
             });
         }
     });

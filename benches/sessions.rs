@@ -269,5 +269,6 @@ fn pod(number: usize) -> Pod {
         terminating: false,
         claims_until: None,
         host_network: false,
+        may_have_net_raw: false,
     }
 }

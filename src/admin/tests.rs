@@ -43,6 +43,7 @@ fn admin(answers: &Arc<tokio::sync::Semaphore>) -> Admin<Sts> {
             terminating: false,
             claims_until: None,
             host_network: false,
+            may_have_net_raw: false,
         });
     });
     let (metrics, readiness) = (Metrics::new(), Readiness::default());

@@ -144,6 +144,7 @@ pub(super) fn request(role: &str) -> RoleRequest {
         terminating: false,
         claims_until: None,
         host_network: false,
+        may_have_net_raw: false,
     };
     match policy.decide(&pod, &Surroundings::default()) {
         Decision::Allow { request, .. } => request,

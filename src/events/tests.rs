@@ -19,6 +19,7 @@ pub(super) fn pod(name: &str) -> Pod {
         terminating: false,
         claims_until: None,
         host_network: false,
+        may_have_net_raw: false,
     }
 }
 

@@ -20,6 +20,7 @@ fn pod(name: &str, ips: &[&str]) -> Pod {
         terminating: false,
         claims_until: None,
         host_network: false,
+        may_have_net_raw: false,
     }
 }
 

@@ -24,6 +24,7 @@ fn pod(uid: &str, at: &str) -> Pod {
         terminating: false,
         claims_until: None,
         host_network: false,
+        may_have_net_raw: false,
     }
 }
 

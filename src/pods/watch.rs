@@ -233,6 +233,7 @@ fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option
         terminating: claims_until.is_some(),
         claims_until,
         host_network: object.host_network,
+        may_have_net_raw: object.may_have_net_raw,
     };
     Some((pod, version))
 }

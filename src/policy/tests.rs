@@ -34,6 +34,7 @@ fn pod() -> Pod {
         terminating: false,
         claims_until: None,
         host_network: false,
+        may_have_net_raw: false,
     }
 }
 

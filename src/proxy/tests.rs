@@ -115,6 +115,7 @@ fn pod(name: &str, at: &str, role: Option<&str>) -> Pod {
         terminating: false,
         claims_until: None,
         host_network: false,
+        may_have_net_raw: false,
     }
 }
 

@@ -294,6 +294,7 @@ fn pod(number: u64, role: usize) -> Pod {
         terminating: false,
         claims_until: None,
         host_network: false,
+        may_have_net_raw: false,
     }
 }
 

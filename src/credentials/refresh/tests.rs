@@ -89,6 +89,7 @@ fn pod(name: &str, role: &str) -> Pod {
         terminating: false,
         claims_until: None,
         host_network: false,
+        may_have_net_raw: false,
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Pod {
     pub claims_until: Option<Timestamp>,
     /// It has the node's address, and is not told from the node.
     pub host_network: bool,
+    /// One of its containers may have the capability `NET_RAW`: it is privileged, adds it, or does not drop it.
+    pub may_have_net_raw: bool,
 }
 
 impl Pod {

@@ -30,6 +30,7 @@ fn pod(id: &str, ips: &[&str]) -> Pod {
         terminating: false,
         claims_until: None,
         host_network: false,
+        may_have_net_raw: false,
     }
 }
 
@@ -275,6 +276,7 @@ fn any_pod() -> impl Strategy<Value = Pod> {
         finished: flags.0,
         terminating: flags.1,
         host_network: flags.2,
+        may_have_net_raw: false,
         ..pod(&format!("p{name}-{generation}"), &ips)
     })
 }
