@@ -320,6 +320,18 @@ fn the_daemon_starts_with_the_arguments_of_the_manifests() {
     assert!(configured(&all).server.handover_socket.is_some());
 }
 
+/// The daemon reads what the CNI wrote, and must not be able to write it; the directory may be made after the daemon has started.
+#[test]
+fn the_manifest_mounts_the_parent_of_the_cnis_results_for_reading() {
+    let manifest = read("daemonset/daemonset.yaml");
+    let mount = between(&manifest, "            - name: cni\n", "          # No CPU limit");
+    assert_eq!(mount, "              mountPath: /var/lib/cni\n              readOnly: true\n");
+    let volume = between(&manifest, "        - name: cni\n          hostPath:\n", "DirectoryOrCreate\n");
+    assert_eq!(volume, "            path: /var/lib/cni\n            type: ");
+    let results = arguments_of(&manifest).into_iter().find_map(|argument| argument.strip_prefix("--cni-results=").map(str::to_owned));
+    assert_eq!(results.as_deref(), Some("/var/lib/cni/results"));
+}
+
 #[test]
 fn the_self_test_of_the_manifests_has_what_it_takes() {
     let component = read("daemonset/self-test/daemonset.yaml");
