@@ -107,6 +107,7 @@ fn node(count: usize, patterns: PatternFormat) -> (PodsWriter, Pods) {
                 claims_until: None,
                 host_network: false,
                 sandbox: Default::default(),
+                may_have_net_raw: false,
             });
         }
     });

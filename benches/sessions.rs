@@ -270,5 +270,6 @@ fn pod(number: usize) -> Pod {
         claims_until: None,
         host_network: false,
         sandbox: Default::default(),
+        may_have_net_raw: false,
     }
 }

@@ -226,7 +226,7 @@ impl App {
             }
         };
         tasks.spawn("sessions", prepared.refresh.run());
-        tasks.spawn("own identity", node::follow_identity(prepared.sts, identity, readiness.clone()));
+        tasks.spawn("own identity", node::follow_identity(prepared.sts, prepared.policy, identity, readiness.clone()));
         if !config.metadata.disabled {
             tasks.spawn("instance role", node::follow_instance_role(prepared.aws, prepared.node.clone()));
         }

@@ -56,7 +56,7 @@ impl Cause {
     pub fn denied(denial: Denial) -> Option<Self> {
         match denial {
             Denial::NamespaceUnknown | Denial::ServiceAccountUnknown => None,
-            Denial::NodeRole | Denial::OtherPartition | Denial::NotAllowedOnNode => Some(Self::RefusedOnNode),
+            Denial::NodeRole | Denial::ForeignAccount | Denial::OtherPartition | Denial::NotAllowedOnNode => Some(Self::RefusedOnNode),
             Denial::NoRole
             | Denial::BadRole(..)
             | Denial::ServiceAccountsForbidden

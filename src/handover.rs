@@ -30,6 +30,8 @@ use tracing::{info, warn};
 
 use crate::unix_socket::{self, Found, PlaceError};
 
+mod listeners;
+
 /// What comes with the socket: the version of this exchange.
 const GIVEN: u8 = 1;
 /// What the newcomer says when it accepts.
@@ -139,9 +141,14 @@ pub async fn take(path: &Path, wanted: SocketAddr) -> Result<Option<Taken>, Hand
 }
 
 /// Offers the socket at `path`, for as long as this is polled. `giver` is who gave it to us. Where nobody can be asked at the
-/// path any more, because a daemon that offered it after us has ended, it is offered again.
+/// path any more, because a daemon that offered it after us has ended, it is offered again. Meanwhile it is reported when
+/// somebody listens beside the socket.
 pub async fn offer(path: PathBuf, socket: OwnedFd, queue: Queue, giver: Option<Giver>) {
     let socket = Arc::new(socket);
+    tokio::join!(listeners::watch(socket.clone()), keep_offered(path, socket, queue, giver));
+}
+
+async fn keep_offered(path: PathBuf, socket: Arc<OwnedFd>, queue: Queue, giver: Option<Giver>) {
     let mut others = JoinSet::new();
     if let Some(mut giver) = giver {
         let other = queue.join();
@@ -267,23 +274,11 @@ fn check(given: OwnedFd, wanted: SocketAddr) -> Result<StdListener, HandoverErro
     if wanted.is_ipv6() && wanted.ip().is_unspecified() && socket.only_v6()? {
         return wrong("it takes no connections of IPv4");
     }
-    if !["/proc/self/net/tcp", "/proc/self/net/tcp6"].iter().any(|table| lists(table, inode)) {
+    if !listeners::has(inode) {
         return wrong("it is of another network");
     }
     socket.set_nonblocking(true)?;
     Ok(socket.into())
-}
-
-/// Whether this network's table of sockets (proc(5), `/proc/net/tcp`) has a listener with this inode.
-fn lists(table: &str, inode: u64) -> bool {
-    const LISTENS: &str = "0A";
-    let inode = inode.to_string();
-    std::fs::read_to_string(table).is_ok_and(|table| {
-        table.lines().any(|line| {
-            let mut words = line.split_ascii_whitespace();
-            words.nth(3) == Some(LISTENS) && words.nth(5) == Some(&inode)
-        })
-    })
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use crate::role::{BaseArn, ExternalId, RoleArn, SessionName};
 
 mod annotations;
 pub mod denial;
+pub mod discovered;
 mod namespace;
 pub mod node;
 pub mod patterns;
@@ -27,6 +28,7 @@ pub mod session;
 pub mod trace;
 
 pub use denial::Denial;
+use discovered::Discovered;
 use namespace::Namespaces;
 use node::{BETWEEN, NodeIdentity, OWN};
 use patterns::{Mistake, Patterns};
@@ -113,6 +115,8 @@ pub struct Rules {
     pub base: Option<BaseArn>,
     /// The role of pods that name none.
     pub default_role: Option<RoleArn>,
+    /// Which of the two the metadata service named.
+    pub discovered: Discovered,
     /// Which annotations of service accounts name roles.
     pub service_accounts: ServiceAccountRoles,
     /// Patterns of the roles that this node's pods may have at all; `None`: every role.
@@ -134,6 +138,7 @@ impl Default for Rules {
         Self {
             base: None,
             default_role: None,
+            discovered: Discovered::default(),
             service_accounts: ServiceAccountRoles::Off,
             allowed_roles: None,
             allow_node_role: false,
@@ -252,6 +257,7 @@ impl Policy {
     /// What the node says to a role, whoever asks for it.
     fn check_node(&self, role: &RoleArn, trace: &mut impl Trace) -> Result<(), Denial> {
         let node = self.node.known();
+        self.check_account(role, &node, trace)?;
         // A role between is in the same partition: no other could be assumed.
         let caller = node.callers().next().map(|(source, caller)| (source, caller.partition()));
         match caller.or_else(|| self.rules.base.as_ref().map(|base| ("the base ARN", base.partition()))) {

@@ -187,6 +187,11 @@ impl BaseArn {
         self.0.split(':').nth(1).and_then(|name| name.parse().ok()).unwrap_or(Partition::Aws)
     }
 
+    /// The twelve digits of the account of the roles under it.
+    pub fn account(&self) -> &str {
+        self.0.split(':').nth(4).unwrap_or_default()
+    }
+
     /// The prefix, with its closing slash.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -229,11 +234,16 @@ impl CallerIdentity {
         self.partition
     }
 
+    /// Whether this identity is of the account. Accounts of two partitions may have the same digits.
+    pub fn is_of_account(&self, partition: Partition, account: &str) -> bool {
+        self.partition == partition && *self.account == *account
+    }
+
     /// Whether this identity is a session of the role. A session's ARN has the role's name and not its path: see
     /// [`RoleArn::has_name_of`].
     pub fn is_session_of(&self, role: &RoleArn) -> bool {
         let same_name = self.role_name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(role.name()));
-        same_name && self.partition == role.partition() && *self.account == *role.account()
+        same_name && self.is_of_account(role.partition(), role.account())
     }
 }
 

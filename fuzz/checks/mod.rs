@@ -109,6 +109,7 @@ pub(crate) fn annotations(written: &Written<'_>) {
         claims_until: None,
         host_network: false,
         sandbox: Default::default(),
+        may_have_net_raw: false,
     };
     let namespace = Namespace { name: "shop".to_owned(), allowed_roles: owned(written.allowed_roles), permitted: owned(written.permitted) };
     let around = Surroundings { namespace: Some(Arc::new(namespace)), ..Surroundings::default() };

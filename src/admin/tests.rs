@@ -44,6 +44,7 @@ fn admin(answers: &Arc<tokio::sync::Semaphore>) -> Admin<Sts> {
             claims_until: None,
             host_network: false,
             sandbox: Default::default(),
+            may_have_net_raw: false,
         });
     });
     let (metrics, readiness) = (Metrics::new(), Readiness::default());

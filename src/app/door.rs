@@ -31,10 +31,19 @@ pub(super) enum Door {
 }
 
 impl Door {
-    /// The port, as the configuration has it.
+    /// The port, as the configuration has it. Without `--handover-socket` nobody else can listen there while this daemon does;
+    /// with it, other processes of the same user can, so that the next daemon gets in also where the handover fails.
     pub(super) async fn find(config: &ServerConfig) -> anyhow::Result<Self> {
         let (socket, wanted) = unbound(config.address, config.port)?;
-        if let Some(path) = config.handover_socket.as_deref().filter(|_| wanted.port() != 0) {
+        socket.set_reuse_address(true)?;
+        let Some(path) = config.handover_socket.as_deref() else {
+            // Never with SO_REUSEPORT: the kernel would give a share of the pods' connections to whoever of this user, mostly
+            // root, binds the same port with it.
+            bind(&socket, wanted, "--app-port")?;
+            listen(&socket, wanted, "--app-port")?;
+            return Ok(Self::Own(socket.into()));
+        };
+        if wanted.port() != 0 {
             match handover::take(path, wanted).await {
                 Ok(Some(taken)) => {
                     info!(path = %path.display(), "the pods' socket is taken over from the daemon that serves");
@@ -44,11 +53,10 @@ impl Door {
                 Err(error) => not_taken(path, &error),
             }
         }
-        socket.set_reuse_address(true)?;
         let others = listens(wanted);
-        // A port that may be that of another daemon, too, while one takes over from the other (of the same user alone).
+        // The kernel allows it among sockets of one effective user, all of them with this option (socket(7)).
         socket.set_reuse_port(true)?;
-        bind(&socket, wanted, "--app-port")?;
+        bind(&socket, wanted, "--app-port").map_err(not_shared)?;
         if others {
             warn!("another daemon listens at the app port, and its socket was not taken over; this one listens when it can serve");
             return Ok(Self::Beside(socket, wanted));
@@ -117,6 +125,18 @@ impl Door {
 
 fn not_taken(path: &Path, error: &handover::HandoverError) {
     warn!(path = %path.display(), "--handover-socket: the pods' socket is not taken over, and this daemon makes its own: {error}");
+}
+
+/// Says what keeps a daemon that may share its port from binding it.
+fn not_shared(error: anyhow::Error) -> anyhow::Error {
+    if is_in_use(&error) {
+        error.context(
+            "the app port is in use, and not shared: who has it is another program, or a daemon that was started without \
+             --handover-socket, which must end first",
+        )
+    } else {
+        error
+    }
 }
 
 /// The port of operators.

@@ -10,12 +10,16 @@ use tracing::{debug, error, info, warn};
 
 use crate::credentials::AssumeRoleError;
 use crate::credentials::sts::{Aws, Sts};
+use crate::policy::Policy;
+use crate::policy::discovered::ForeignAccount;
 use crate::policy::node::{Known, NodeIdentity};
 use crate::readiness::{Readiness, Step};
 use crate::role::CallerIdentity;
 
 /// What is pending while the daemon's own credentials do not serve for long.
 const OWN_CREDENTIALS: &str = "AWS credentials of the daemon's own that serve";
+/// What is pending while the metadata service names an account that is not the daemon's own.
+const OWN_ACCOUNT: &str = "a base ARN of the daemon's own account";
 /// For how long they must have been refused for that.
 const REFUSED_FOR_LONG: Duration = Duration::from_secs(300);
 /// How soon after an answer it is asked anew at the earliest, whatever comes of assuming roles.
@@ -50,12 +54,15 @@ impl Who for Sts {
 
 /// Asks who the daemon is to AWS until it is known, and each hour then, or when a role could not be assumed for the sake of the
 /// daemon's own credentials. Says so when it is another. `step` is done when it is known first: before, no pod gets anything.
-pub(super) async fn follow_identity(sts: impl Who, step: Step, readiness: Readiness) {
+pub(super) async fn follow_identity(sts: impl Who, policy: Arc<Policy>, step: Step, readiness: Readiness) {
     let mut step = Some(step);
     let mut told = None;
+    let mut account = Account { readiness: readiness.clone(), refused: None };
     let mut trust = Trust { readiness, refused_since: None, lost: None };
     loop {
         let (asked, pause) = sts.renew_identity().await;
+        // Also where the role between is not known: it does not count for this.
+        account.compare(policy.foreign_account());
         if asked.is_ok()
             && let Some(step) = step.take()
         {
@@ -84,6 +91,41 @@ pub(super) async fn follow_identity(sts: impl Who, step: Step, readiness: Readin
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = async { tokio::time::sleep(DOUBTED_AGAIN).await; sts.doubted().await }, if asked.is_ok() => {}
+        }
+    }
+}
+
+/// Whether the account that the metadata service named is the daemon's own, for readiness: a rollout must not go on with daemons
+/// that refuse what the ones before gave.
+#[derive(Debug)]
+struct Account {
+    readiness: Readiness,
+    /// The account that is refused now; the step is held for as long.
+    refused: Option<(ForeignAccount, Step)>,
+}
+
+impl Account {
+    fn compare(&mut self, foreign: Option<ForeignAccount>) {
+        match (foreign, self.refused.take()) {
+            (Some(foreign), Some((before, step))) if foreign == before => self.refused = Some((foreign, step)),
+            (Some(foreign), before) => {
+                error!(
+                    event = "foreign-account",
+                    account = &*foreign.account,
+                    partition = foreign.partition.name(),
+                    identity = foreign.identity.as_str(),
+                    "the metadata service names another AWS account than that of the daemon's own identity; refusing the roles of that \
+                     account to all pods, not ready; set --base-role-arn (and --default-role) in place of --auto-discover-..., or find \
+                     out what answers at --metadata-addr"
+                );
+                let step = before.map_or_else(|| self.readiness.step(OWN_ACCOUNT), |(_, step)| step);
+                self.refused = Some((foreign, step));
+            }
+            (None, Some((_, step))) => {
+                info!(event = "own-account", "the account that the metadata service names is that of the daemon's own identity again");
+                step.done();
+            }
+            (None, None) => {}
         }
     }
 }

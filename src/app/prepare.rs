@@ -17,6 +17,7 @@ use crate::explain::By;
 use crate::explain::explainer::{Explainer, OfDaemon, Pace};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
+use crate::policy::discovered::Discovered;
 use crate::policy::node::NodeIdentity;
 use crate::policy::patterns::Patterns;
 use crate::policy::session::SessionRules;
@@ -38,6 +39,7 @@ pub(super) struct Prepared {
     pub(super) metadata: Metadata,
     pub(super) aws: Aws,
     pub(super) node: NodeIdentity,
+    pub(super) policy: Arc<Policy>,
 }
 
 /// Makes the way of a request, once AWS has told what it takes.
@@ -85,7 +87,7 @@ pub(super) async fn prepare(
     let node_info =
         Patterns::new(PatternFormat::Glob, None, config.metadata.node_info_namespaces.clone()).context("--node-info-namespaces")?;
     let access = Access::new(config.metadata.profile, node_info);
-    let settings = Settings { policy, tokens: config.server.tokens, pod_wait: config.pods.wait, access };
+    let settings = Settings { policy: policy.clone(), tokens: config.server.tokens, pod_wait: config.pods.wait, access };
     let tokens = Tokens::new(clock.clone())?;
     let key_file = config.server.token_key_file.clone().map(KeyFile::new);
     if let Some(file) = &key_file
@@ -99,7 +101,7 @@ pub(super) async fn prepare(
         warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
     }
     let server = Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone());
-    Ok(Prepared { server, refresh, sts, aws, node, tokens, key_file, metadata })
+    Ok(Prepared { server, refresh, sts, aws, node, policy, tokens, key_file, metadata })
 }
 
 pub(super) async fn load_aws(config: &Config) -> Result<Aws, AwsError> {
@@ -145,6 +147,7 @@ pub(super) async fn rules(aws: Option<&Aws>, config: &Config, node: &NodeIdentit
     Ok(Rules {
         base,
         default_role,
+        discovered: Discovered { base: roles.base == BaseRole::Discover, default_role: roles.default == DefaultRole::NodeRole },
         service_accounts: roles.service_accounts,
         allowed_roles: roles.allowed.clone(),
         allow_node_role: roles.allow_node_role,

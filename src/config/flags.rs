@@ -101,7 +101,11 @@ const ROLES: &[Flag] = &[
     value("iam-role-key", "KEY", "iam.amazonaws.com/role", "Annotation of a pod that names its role (an ARN or a short name)"),
     value("iam-external-id", "KEY", "iam.amazonaws.com/external-id", "Annotation of a pod with the external id for its role"),
     value("base-role-arn", "ARN", "", "Prefix of short role names, such as arn:aws:iam::123456789012:role/"),
-    switch("auto-discover-base-arn", "Take account and partition of --base-role-arn from the metadata service's iam/info"),
+    switch(
+        "auto-discover-base-arn",
+        "Take account and partition of --base-role-arn from the metadata service's iam/info; refused where they are not those of the \
+         daemon's own identity at STS",
+    ),
     value("default-role", "ROLE", "", "Role of a pod without a role annotation; never used for a pod that is not known yet"),
     switch("auto-discover-default-role", "Make the node's own role the default; refused unless --allow-node-role stands beside it"),
     switch(
@@ -140,8 +144,8 @@ const SESSIONS: &[Flag] = &[
         "session-name-template",
         "TEMPLATE",
         "",
-        "Name of a session in CloudTrail, of {cluster}, {node}, {namespace}, {pod}, {serviceaccount}, {role} and text; \
-         default {pod}, or {role} with --session-scope=role; where it is given, pods' session-name annotations are not used",
+        "Name of a session in CloudTrail, of {cluster}, {node}, {namespace}, {pod}, {serviceaccount}, {role} and text, at \
+         most 64 characters; default {pod}, or {role} with --session-scope=role; where it is given, pods' session-name annotations are not used",
     ),
     value("session-scope", "SCOPE", "pod", "Who shares a session: pod, each has its own; role, pods of one role share one"),
     list(
@@ -196,7 +200,8 @@ const SERVING: &[Flag] = &[
         "handover-socket",
         "PATH",
         "",
-        "Unix socket, in a directory of the node, at which the daemon before gives its listening socket, and this one offers it to the next",
+        "Unix socket, in a directory of the node, at which the daemon before gives its listening socket, and this one offers it to the next; \
+         only with it can other processes of the daemon's user bind the app port, too (SO_REUSEPORT)",
     ),
     value("probe-socket", "PATH", "", "Unix socket, in a directory of the pod, at which rolegate probe asks this very daemon"),
     value("limits-connections", "NUMBER", "4096", "Open connections of all pods together; each has one request under way at a time"),

@@ -145,6 +145,7 @@ pub(super) fn request(role: &str) -> RoleRequest {
         claims_until: None,
         host_network: false,
         sandbox: Default::default(),
+        may_have_net_raw: false,
     };
     match policy.decide(&pod, &Surroundings::default()) {
         Decision::Allow { request, .. } => request,

@@ -20,6 +20,7 @@ pub(super) fn pod(name: &str) -> Pod {
         claims_until: None,
         host_network: false,
         sandbox: Default::default(),
+        may_have_net_raw: false,
     }
 }
 
@@ -50,6 +51,7 @@ denials! {
     Denial::BadRole(..) => bad_roles();
     Denial::ServiceAccountUnknown => [Denial::ServiceAccountUnknown];
     Denial::ServiceAccountsForbidden => [Denial::ServiceAccountsForbidden];
+    Denial::ForeignAccount => [Denial::ForeignAccount];
     Denial::OtherPartition => [Denial::OtherPartition];
     Denial::NodeRole => [Denial::NodeRole];
     Denial::NotAllowedOnNode => [Denial::NotAllowedOnNode];
@@ -119,12 +121,12 @@ fn owners_are_told_of_what_they_can_change_alone() {
 /// Whoever may write annotations could else find out the node's role, its partition and its ceiling.
 #[test]
 fn what_the_node_is_cannot_be_read_from_an_event() {
-    let of_node = [Denial::NodeRole, Denial::OtherPartition, Denial::NotAllowedOnNode].map(Cause::denied);
+    let of_node = [Denial::NodeRole, Denial::ForeignAccount, Denial::OtherPartition, Denial::NotAllowedOnNode].map(Cause::denied);
     for cause in of_node {
         assert_eq!(cause, Some(Cause::RefusedOnNode), "one cause, so that a change from one to the other is no new Event");
     }
     let note = Cause::RefusedOnNode.note();
-    for denial in [Denial::NodeRole, Denial::OtherPartition, Denial::NotAllowedOnNode] {
+    for denial in [Denial::NodeRole, Denial::ForeignAccount, Denial::OtherPartition, Denial::NotAllowedOnNode] {
         assert!(!note.contains(denial.name()) && !note.contains(&denial.to_string()), "{note}");
     }
 }

@@ -21,6 +21,7 @@ fn pod(name: &str, ips: &[&str]) -> Pod {
         claims_until: None,
         host_network: false,
         sandbox: Default::default(),
+        may_have_net_raw: false,
     }
 }
 

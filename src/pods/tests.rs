@@ -25,6 +25,7 @@ pub(super) fn pod(uid: &str, at: &str) -> Pod {
         claims_until: None,
         host_network: false,
         sandbox: Default::default(),
+        may_have_net_raw: false,
     }
 }
 

@@ -235,6 +235,7 @@ fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option
         claims_until,
         host_network: object.host_network,
         sandbox: object.sandbox,
+        may_have_net_raw: object.may_have_net_raw,
     };
     Some((pod, version))
 }

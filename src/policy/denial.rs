@@ -88,6 +88,12 @@ pub enum Denial {
          serviceaccounts to the daemon's ClusterRole (see daemonset/rbac.yaml), or leave --service-account-roles out"
     )]
     ServiceAccountsForbidden,
+    /// The role is of the account that the metadata service named, and the daemon's own credentials are of another.
+    #[error(
+        "the role is in the AWS account that the metadata service names, and the daemon's own identity is in another; \
+         give --base-role-arn (or --default-role) in place of --auto-discover-..., or check what answers at --metadata-addr"
+    )]
+    ForeignAccount,
     /// The role is of another part of AWS, whose sessions this node cannot make.
     #[error("the role is in another AWS partition than the node; name a role of the node's partition")]
     OtherPartition,
@@ -129,6 +135,7 @@ impl Denial {
             Self::BadRole(_, RoleMistake::Form(form)) => form_name(form),
             Self::ServiceAccountUnknown => "service-account-unknown",
             Self::ServiceAccountsForbidden => "service-accounts-forbidden",
+            Self::ForeignAccount => "foreign-account",
             Self::OtherPartition => "other-partition",
             Self::NodeRole => "node-role",
             Self::NotAllowedOnNode => "not-allowed-on-node",
@@ -150,7 +157,7 @@ impl Denial {
 
     /// Whether it comes from who the daemon is at AWS, which may become known after a decision.
     pub fn is_about_node(self) -> bool {
-        matches!(self, Self::OtherPartition | Self::NodeRole)
+        matches!(self, Self::ForeignAccount | Self::OtherPartition | Self::NodeRole)
     }
 }
 

@@ -72,20 +72,46 @@ impl SessionRules {
             };
             trace.skip(What::SessionName, || flag.to_owned(), || why.to_owned());
         }
-        let mut text = String::new();
-        for piece in self.name.pieces() {
-            text.push_str(match piece {
-                Piece::Text(text) => text,
-                Piece::Field(Placeholder::Cluster) => &self.cluster,
-                Piece::Field(Placeholder::Node) => &self.node,
-                Piece::Field(Placeholder::Namespace) => &pod.namespace,
-                Piece::Field(Placeholder::Pod) => &pod.name,
-                Piece::Field(Placeholder::ServiceAccount) => &pod.service_account,
-                Piece::Field(Placeholder::Role) => role.name(),
-            });
-        }
-        let name = SessionName::derived_from(&text);
+        let name = SessionName::derived_from(&self.name_text(pod, role));
         trace.check(What::SessionName, || "--session-name-template".to_owned(), Ok(name), |name| name.as_str().to_owned())
+    }
+
+    /// Returns what the template says. Where that is too long, the names that a pod's author chooses lose their fronts: the pod's
+    /// first, then the service account's, then the role's. The namespace stays whole, so that no pod gets a name that reads like that
+    /// of another namespace's pod.
+    fn name_text(&self, pod: &Pod, role: &RoleArn) -> String {
+        let values = || self.name.pieces().iter().map(|piece| self.value(piece, pod, role));
+        let text: String = values().collect();
+        // Each character becomes one of the name's.
+        let length = text.chars().count();
+        if length <= SessionName::MAX_LENGTH {
+            return text;
+        }
+        let mut values: Vec<&str> = values().collect();
+        let mut excess = length - SessionName::MAX_LENGTH;
+        for field in [Placeholder::Pod, Placeholder::ServiceAccount, Placeholder::Role] {
+            for (piece, value) in self.name.pieces().iter().zip(&mut values) {
+                if excess > 0 && *piece == Piece::Field(field) {
+                    let cut = value.chars().count().min(excess);
+                    *value = value.char_indices().nth(cut).map_or("", |(at, _)| &value[at..]);
+                    excess -= cut;
+                }
+            }
+        }
+        values.concat()
+    }
+
+    /// What a part of the template stands for.
+    fn value<'a>(&'a self, piece: &'a Piece, pod: &'a Pod, role: &'a RoleArn) -> &'a str {
+        match piece {
+            Piece::Text(text) => text,
+            Piece::Field(Placeholder::Cluster) => &self.cluster,
+            Piece::Field(Placeholder::Node) => &self.node,
+            Piece::Field(Placeholder::Namespace) => &pod.namespace,
+            Piece::Field(Placeholder::Pod) => &pod.name,
+            Piece::Field(Placeholder::ServiceAccount) => &pod.service_account,
+            Piece::Field(Placeholder::Role) => role.name(),
+        }
     }
 
     /// The one pod whose session it is, where pods share none.

@@ -35,6 +35,7 @@ fn pod() -> Pod {
         claims_until: None,
         host_network: false,
         sandbox: Default::default(),
+        may_have_net_raw: false,
     }
 }
 

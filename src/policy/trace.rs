@@ -8,6 +8,8 @@ use super::{Decision, Denial};
 pub enum What {
     /// Which role is asked for.
     Role,
+    /// Whether an account that the metadata service named is the daemon's own.
+    Account,
     /// Whether it is in the node's partition.
     Partition,
     /// Whether it is the node's own.
@@ -29,6 +31,7 @@ impl What {
     pub fn name(self) -> &'static str {
         match self {
             Self::Role => "role",
+            Self::Account => "account",
             Self::Partition => "partition",
             Self::NodeRole => "node-role",
             Self::AllowedRoles => "allowed-roles",

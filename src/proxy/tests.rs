@@ -116,6 +116,7 @@ fn pod(name: &str, at: &str, role: Option<&str>) -> Pod {
         claims_until: None,
         host_network: false,
         sandbox: Default::default(),
+        may_have_net_raw: false,
     }
 }
 

@@ -289,6 +289,50 @@ fn every_flag_that_is_named_exists() {
     }
 }
 
+/// The arguments of a manifest, without its comments; the kubelet fills in what stands for a field of the pod.
+fn arguments_of(manifest: &str) -> Vec<String> {
+    let lines = manifest.lines().map(|line| line.trim().trim_start_matches("- ").trim_start_matches("value: "));
+    let arguments = lines.filter(|line| line.starts_with("--"));
+    arguments.map(|argument| argument.replace("$(NODE_NAME)", "node-a").replace("$(HOST_IP)", "10.0.0.1")).collect()
+}
+
+/// What the manifest's arguments mean; panics where the daemon would not start with them.
+fn configured(arguments: &[String]) -> config::Config {
+    let all = std::iter::once("rolegate").chain(arguments.iter().map(String::as_str));
+    let matches = flags::add_to(clap::Command::new("rolegate")).try_get_matches_from(all).unwrap();
+    config::Config::from_source(&matches, &|_| None).unwrap()
+}
+
+#[test]
+fn the_daemon_starts_with_the_arguments_of_the_manifests() {
+    let base = arguments_of(&read("daemonset/daemonset.yaml"));
+    assert!(base.len() > 5 && base.iter().any(|argument| argument == "--node=node-a"), "{base:?}");
+    let config = configured(&base);
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    assert_eq!(config.sessions.name, "{namespace}.{pod}".parse().unwrap());
+    assert!(!config.sessions.pod_may_name, "CloudTrail tells who it was");
+    assert_eq!(config.server.handover_socket, None, "the port is shared where two daemons overlap, and not else");
+    assert_eq!(configured(&["--node=node-a".to_owned()]).sessions.name, "{pod}".parse().unwrap(), "as before, without a manifest");
+    let mut all = base;
+    for component in ["surge", "startup-taint", "self-test"] {
+        all.extend(arguments_of(&read(&format!("daemonset/{component}/daemonset.yaml"))));
+        configured(&all);
+    }
+    assert!(configured(&all).server.handover_socket.is_some());
+}
+
+/// The daemon reads what the CNI wrote, and must not be able to write it; the directory may be made after the daemon has started.
+#[test]
+fn the_manifest_mounts_the_parent_of_the_cnis_results_for_reading() {
+    let manifest = read("daemonset/daemonset.yaml");
+    let mount = between(&manifest, "            - name: cni\n", "          # No CPU limit");
+    assert_eq!(mount, "              mountPath: /var/lib/cni\n              readOnly: true\n");
+    let volume = between(&manifest, "        - name: cni\n          hostPath:\n", "DirectoryOrCreate\n");
+    assert_eq!(volume, "            path: /var/lib/cni\n            type: ");
+    let results = arguments_of(&manifest).into_iter().find_map(|argument| argument.strip_prefix("--cni-results=").map(str::to_owned));
+    assert_eq!(results.as_deref(), Some("/var/lib/cni/results"));
+}
+
 #[test]
 fn the_self_test_of_the_manifests_has_what_it_takes() {
     let component = read("daemonset/self-test/daemonset.yaml");

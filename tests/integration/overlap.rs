@@ -1,6 +1,6 @@
 //! Two daemons of one node: the later one takes over, and no request is lost.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,7 @@ use rolegate_lab::daemon::{Daemon, Setup};
 use rolegate_lab::kube::KubeApi;
 use rolegate_lab::load::{Connections, Load, Tally};
 use rolegate_lab::node::{find_program, skip};
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::world::{Fakes, PATIENCE, arn, connect, ip, loopback};
 
@@ -343,6 +343,52 @@ fn the_metrics_port_of_another_program_is_an_error_where_nothing_is_taken_over()
     drop(other);
     daemon.log_has("the metrics port is free, and taken");
     daemon.daemon.wait_ready(None).unwrap();
+}
+
+/// What another process of the daemon's user would do to get a share of a port's connections.
+fn bind_beside(address: SocketAddr) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(16)?;
+    Ok(socket)
+}
+
+#[test]
+fn nobody_shares_the_ports_of_a_daemon_that_hands_nothing_over() {
+    let node = Shared::new();
+    let daemon = node.fakes.setup().start().unwrap();
+    daemon.wait_ready(None).unwrap();
+    for address in [daemon.metadata_address(), daemon.metrics_address()] {
+        assert_eq!(bind_beside(address).unwrap_err().kind(), ErrorKind::AddrInUse, "{address}");
+    }
+    // Nor does a second daemon, whatever it is told.
+    let port = format!("--app-port={}", daemon.metadata_address().port());
+    let error = node.fakes.setup().argument(&port).start().unwrap_err().to_string();
+    assert!(error.contains("choose another --app-port"), "{error}");
+    let (setup, _) = node.setup(None);
+    let error = setup.argument(&port).start().unwrap_err().to_string();
+    assert!(error.contains("choose another --app-port") && error.contains("started without --handover-socket"), "{error}");
+    assert!(served(ip(2), daemon.metadata_address()));
+}
+
+#[test]
+fn who_listens_beside_a_daemon_that_may_be_followed_is_in_the_log() {
+    let node = Shared::new();
+    let first = node.start(None);
+    first.wait_offered();
+    assert_eq!(bind_beside(first.daemon.metrics_address()).unwrap_err().kind(), ErrorKind::AddrInUse);
+    let thief = bind_beside(first.daemon.metadata_address()).unwrap();
+    // It is there already when this one looks first.
+    let next = node.start(Some(&first));
+    next.wait_offered();
+    let line = next.daemon.wait_for_log(|line| line["event"] == "app-port-shared").unwrap();
+    assert_eq!((&line["sockets"], &line["level"]), (&1.into(), &"WARN".into()), "{line}");
+    drop(thief);
+    let alone = node.start(Some(&next));
+    alone.wait_offered();
+    assert!(!alone.daemon.log().contains("app-port-shared"), "the socket that all of them hold is one: {}", alone.daemon.log());
 }
 
 #[test]

@@ -229,3 +229,68 @@ fn a_role_that_cannot_be_assumed_for_the_daemons_own_sake_has_its_identity_asked
     world.daemon.wait_for_log(anew).unwrap();
     assert_eq!(world.daemon.get(None, "/readyz").unwrap().status, 200, "not for long yet");
 }
+
+/// Short names are completed with what the metadata service names. A metadata service that names `account`.
+fn discovering(account: &str) -> (Fakes, Setup) {
+    let fakes = Fakes::new();
+    let profile = format!(
+        r#"{{"Code":"Success","InstanceProfileArn":"arn:aws:iam::{account}:instance-profile/nodes","InstanceProfileId":"AIPAEXAMPLE"}}"#
+    );
+    fakes.imds.set("/latest/meta-data/iam/info", &profile);
+    let setup = fakes.setup().argument("--base-role-arn=").argument("--auto-discover-base-arn").without_env("AWS_EC2_METADATA_DISABLED");
+    (fakes, setup)
+}
+
+fn is_not_ready(world: &World) {
+    let ready = |world: &World| world.daemon.get(None, "/readyz").map(|answer| (answer.status, answer.text())).unwrap_or_default();
+    let wanted = |(status, text): &(u16, String)| *status == 503 && text.trim() == "waiting for: a base ARN of the daemon's own account";
+    world.eventually(ready, wanted);
+}
+
+/// Whoever answers at the metadata address chooses the account of every short name.
+#[test]
+fn a_base_arn_of_another_account_than_the_daemons_own_names_no_role() {
+    const FORGED: &str = "999999999999";
+    let in_full = format!("arn:aws:iam::{FORGED}:role/web-role");
+    for between in [false, true] {
+        let (fakes, mut setup) = discovering(FORGED);
+        for role in [&in_full, &arn("web-role"), &arn("db-role")] {
+            fakes.sts.add_role(Role::new(role).trusted_by(["*"]));
+        }
+        if between {
+            // That the role between is of the account does not vouch for it.
+            let hub = format!("arn:aws:iam::{FORGED}:role/hub");
+            fakes.sts.add_role(Role::new(&hub).trusted_by(["*"]));
+            setup = setup.argument(format!("--assume-role-arn={hub}"));
+        }
+        for (number, name, role) in [(2, "short", "web-role"), (3, "full", &in_full), (4, "own", &arn("db-role"))] {
+            fakes.api.apply(Resource::Pods, pod(name, ip(number), Some(role)).build());
+        }
+        fakes.pod("plain", ip(5), None);
+        let world = World { daemon: setup.argument("--default-role=web-role").start().unwrap(), fakes };
+        is_not_ready(&world);
+        let line = world.daemon.wait_for_log(|line| line["event"] == "foreign-account").unwrap();
+        assert_eq!((line["account"].as_str(), line["level"].as_str()), (Some(FORGED), Some("ERROR")), "{line}");
+        assert_eq!(line["identity"], NODE_SESSION_ARN);
+        for number in [2, 3, 5] {
+            assert_eq!(world.credentials(ip(number), "web-role").status, 404, "{number}: {}", world.daemon.log());
+        }
+        assert_eq!(world.metric(r#"rolegate_denials_total{reason="foreign-account"}"#), 3.0, "{}", world.daemon.log());
+        assert_eq!(calls_for(&world, &in_full).len(), 0, "STS was not asked");
+        // What names another account in full does not depend on it.
+        world.document(ip(4), "db-role");
+    }
+}
+
+#[test]
+fn a_base_arn_of_the_daemons_own_account_is_believed_and_one_that_is_given_needs_no_word() {
+    let (fakes, setup) = discovering("111122223333");
+    fakes.pod("web", ip(2), Some("web-role"));
+    let world = fakes.into_world(&setup);
+    world.document(ip(2), "web-role");
+    let (fakes, setup) = discovering("999999999999");
+    fakes.pod("web", ip(2), Some("web-role"));
+    let setup = setup.argument("--auto-discover-base-arn=false").argument("--base-role-arn=arn:aws:iam::111122223333:role/");
+    let world = fakes.into_world(&setup);
+    world.document(ip(2), "web-role");
+}

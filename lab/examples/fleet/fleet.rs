@@ -295,6 +295,7 @@ fn pod(number: u64, role: usize) -> Pod {
         claims_until: None,
         host_network: false,
         sandbox: Default::default(),
+        may_have_net_raw: false,
     }
 }
 

@@ -22,6 +22,7 @@ pub struct PodBuilder {
     service_account: String,
     phase: String,
     host_network: bool,
+    without_net_raw: bool,
     terminating: Option<String>,
     stopped: bool,
     without_network: bool,
@@ -44,6 +45,7 @@ impl PodBuilder {
             service_account: "default".to_owned(),
             phase: "Running".to_owned(),
             host_network: false,
+            without_net_raw: false,
             terminating: None,
             stopped: false,
             without_network: false,
@@ -120,6 +122,13 @@ impl PodBuilder {
         self
     }
 
+    /// Its containers drop the capability `NET_RAW`.
+    #[must_use]
+    pub fn without_net_raw(mut self) -> PodBuilder {
+        self.without_net_raw = true;
+        self
+    }
+
     /// On the host network, its addresses are the node's unless some are given.
     #[must_use]
     pub fn host_network(mut self, on: bool) -> PodBuilder {
@@ -165,6 +174,11 @@ impl PodBuilder {
             "spec": self.spec(),
             "status": self.status(),
         });
+        if self.without_net_raw {
+            for container in pod["spec"]["containers"].as_array_mut().into_iter().flatten() {
+                container["securityContext"] = json!({ "capabilities": { "drop": ["NET_RAW"] } });
+            }
+        }
         if self.host_network {
             pod["spec"]["hostNetwork"] = true.into();
         }

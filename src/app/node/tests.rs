@@ -4,6 +4,8 @@ use std::sync::Mutex;
 use tokio::sync::Notify;
 
 use super::*;
+use crate::policy::Rules;
+use crate::policy::discovered::Discovered;
 
 const SELF: &str = "the daemon's own AWS identity";
 
@@ -45,8 +47,18 @@ fn refused() -> Option<AssumeRoleError> {
 
 fn start() -> (Arc<Fake>, Readiness) {
     let (fake, readiness) = (Arc::new(Fake::default()), Readiness::default());
-    tokio::spawn(follow_identity(fake.clone(), readiness.step(SELF), readiness.clone()));
+    tokio::spawn(follow_identity(fake.clone(), policy(&NodeIdentity::default()), readiness.step(SELF), readiness.clone()));
     (fake, readiness)
+}
+
+/// Short names are completed with what the metadata service named.
+fn policy(node: &NodeIdentity) -> Arc<Policy> {
+    let rules = Rules {
+        base: Some("arn:aws:iam::999999999999:role/".parse().unwrap()),
+        discovered: Discovered { base: true, default_role: false },
+        ..Rules::default()
+    };
+    Arc::new(Policy::new(rules, node.clone()).unwrap())
 }
 
 /// So much later, with all done that is due until then.
@@ -114,7 +126,7 @@ async fn an_outage_of_sts_does_not_end_readiness() {
 async fn before_the_first_success_the_start_is_what_is_pending() {
     let (fake, readiness) = (Arc::new(Fake::default()), Readiness::default());
     fake.answers(refused());
-    tokio::spawn(follow_identity(fake.clone(), readiness.step(SELF), readiness.clone()));
+    tokio::spawn(follow_identity(fake.clone(), policy(&NodeIdentity::default()), readiness.step(SELF), readiness.clone()));
     pass(60).await;
     assert_eq!(readiness.pending(), [SELF]);
     fake.answers(None);
@@ -132,4 +144,31 @@ async fn what_fails_for_the_daemons_own_credentials_has_them_asked_for_every_ten
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     assert!((55..=62).contains(&fake.calls()), "{}", fake.calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_whose_account_is_not_the_discovered_one_is_not_ready_until_it_is() {
+    let (fake, readiness, node) = (Arc::new(Fake::default()), Readiness::default(), NodeIdentity::default());
+    let of = |account: &str| format!("arn:aws:sts::{account}:assumed-role/nodes/i-0f1e2d3c").parse().unwrap();
+    node.set_caller(of("111122223333"));
+    tokio::spawn(follow_identity(fake.clone(), policy(&node), readiness.step(SELF), readiness.clone()));
+    // It is never ready in between.
+    let ready = readiness.clone();
+    let never = tokio::spawn(async move { ready.ready().await });
+    pass(1).await;
+    assert_eq!(readiness.pending(), [OWN_ACCOUNT]);
+    assert!(!never.is_finished());
+    // Other keys, of another account that is not the discovered one either.
+    for account in ["444455556666", "999999999999"] {
+        node.set_caller(of(account));
+        fake.doubt.notify_one();
+        pass(1).await;
+        let pending: &[&str] = if account == "999999999999" { &[] } else { &[OWN_ACCOUNT] };
+        assert_eq!(readiness.pending(), pending);
+    }
+    assert!(never.is_finished());
+    node.set_caller(of("111122223333"));
+    fake.doubt.notify_one();
+    pass(1).await;
+    assert_eq!(readiness.pending(), [OWN_ACCOUNT]);
 }

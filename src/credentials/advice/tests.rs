@@ -21,6 +21,7 @@ fn request(external_id: Option<&str>, tags: &[SessionTag]) -> RoleRequest {
         claims_until: None,
         host_network: false,
         sandbox: Default::default(),
+        may_have_net_raw: false,
     };
     let sessions = SessionRules { tags: tags.to_vec(), ..SessionRules::default() };
     let policy = Policy::new(Rules { sessions, ..Rules::default() }, crate::policy::node::NodeIdentity::default()).unwrap();

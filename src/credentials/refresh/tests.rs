@@ -90,6 +90,7 @@ fn pod(name: &str, role: &str) -> Pod {
         claims_until: None,
         host_network: false,
         sandbox: Default::default(),
+        may_have_net_raw: false,
     }
 }
 

@@ -50,6 +50,8 @@ pub struct Pod {
     pub host_network: bool,
     /// What the API says of the network that its addresses are of.
     pub sandbox: Sandbox,
+    /// One of its containers may have the capability `NET_RAW`: it is privileged, adds it, or does not drop it.
+    pub may_have_net_raw: bool,
 }
 
 /// What the API says of the network namespace of a pod. The node's clock made all times in it, to the second.

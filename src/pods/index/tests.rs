@@ -31,6 +31,7 @@ fn pod(id: &str, ips: &[&str]) -> Pod {
         claims_until: None,
         host_network: false,
         sandbox: Default::default(),
+        may_have_net_raw: false,
     }
 }
 
@@ -276,6 +277,7 @@ fn any_pod() -> impl Strategy<Value = Pod> {
         finished: flags.0,
         terminating: flags.1,
         host_network: flags.2,
+        may_have_net_raw: false,
         ..pod(&format!("p{name}-{generation}"), &ips)
     })
 }

@@ -10,6 +10,10 @@ use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 
 use crate::pods::Sandbox;
 
+mod net_raw;
+
+use net_raw::AnyNetRaw;
+
 /// How long a pod may take beyond its grace period to end. The kubelet gives a container two seconds more at the least, and
 /// what comes then is not for a container to delay.
 const BEYOND_GRACE: SignedDuration = SignedDuration::from_secs(30);
@@ -149,6 +153,8 @@ pub(super) struct PodObject {
     pub(super) node_name: Option<String>,
     pub(super) service_account: Option<String>,
     pub(super) host_network: bool,
+    /// Whether a container of it may send packets that it has made whole itself.
+    pub(super) may_have_net_raw: bool,
     /// Succeeded or Failed.
     pub(super) finished: bool,
     /// None while it has no network that they are of.
@@ -191,6 +197,15 @@ struct RawPodSpec {
     node_name: Option<String>,
     service_account_name: Option<String>,
     host_network: Option<bool>,
+    containers: Option<AnyNetRaw>,
+    init_containers: Option<AnyNetRaw>,
+    ephemeral_containers: Option<AnyNetRaw>,
+}
+
+impl RawPodSpec {
+    fn may_have_net_raw(&self) -> bool {
+        [&self.containers, &self.init_containers, &self.ephemeral_containers].into_iter().flatten().any(|kind| kind.0)
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -312,6 +327,7 @@ impl From<RawPod> for PodObject {
         let has_none = status.has_no_network() || raw.metadata.claims_until.is_some() && status.has_stopped();
         Self {
             metadata: raw.metadata,
+            may_have_net_raw: spec.may_have_net_raw(),
             node_name: spec.node_name,
             service_account: spec.service_account_name,
             host_network: spec.host_network.unwrap_or(false),

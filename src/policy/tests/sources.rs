@@ -104,7 +104,7 @@ fn sessions_are_named_by_the_template() {
         ("{serviceaccount}@{role}", "robot@web"),
         ("a b/{pod}", "a-b-web-0"),
         ("x", "pod-x"),
-        (&format!("{}{{pod}}", "n".repeat(100)), &format!("{}web-0", "n".repeat(59))),
+        (&format!("{}.{{pod}}", "n".repeat(60)), &format!("{}.b-0", "n".repeat(60))),
     ] {
         assert_eq!(allowed(&named(template, SessionScope::Pod), &pod).session_name().as_str(), expected, "{template}");
     }

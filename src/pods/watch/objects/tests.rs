@@ -134,6 +134,7 @@ async fn a_pod_is_told_in_the_words_of_the_index() {
         claims_until: None,
         host_network: false,
         sandbox: Sandbox { since: started, started },
+        may_have_net_raw: true,
     };
     let told = |builder: PodBuilder| watch.pod(decode(builder.build())).unwrap().0;
     assert_eq!(told(builder.clone()), plain);
@@ -147,6 +148,7 @@ async fn a_pod_is_told_in_the_words_of_the_index() {
     for odd in ["", "soon", "2026-01-01", "9999-12-30T22:00:00Z"] {
         assert_eq!(told(builder.clone().terminating_at(odd)), ending(Timestamp::MIN), "{odd:?}");
     }
+    assert_eq!(told(builder.clone().without_net_raw()), Pod { may_have_net_raw: false, ..plain.clone() });
     assert_eq!(told(builder.clone().host_network(true)), Pod { host_network: true, ..plain.clone() });
     let annotated = builder
         .annotation("iam.amazonaws.com/role", "web")

@@ -1,0 +1,114 @@
+//! The sockets that listen in this network, as the kernel lists them (proc(5), `/proc/net/tcp`).
+//!
+//! A port that is bound with `SO_REUSEPORT` can be bound again by every process of the same effective user, and the kernel gives
+//! each of the sockets a share of the connections. Which program has the other socket, this process cannot see: it may be in
+//! another PID namespace. That there is one, it can.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+const TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
+/// The state of a socket that listens.
+const LISTEN: &str = "0A";
+/// Time between two looks at who listens.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// One socket that listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Listener {
+    address: SocketAddr,
+    inode: u64,
+}
+
+/// Returns whether the socket with this inode listens in this network.
+pub(super) fn has(inode: u64) -> bool {
+    listeners().iter().any(|listener| listener.inode == inode)
+}
+
+/// Reports, until dropped, when other sockets than this one get a share of its connections.
+pub(super) async fn watch(socket: Arc<OwnedFd>) {
+    let mut reported = Vec::new();
+    loop {
+        let asked = socket.clone();
+        let found = tokio::task::spawn_blocking(move || others(&asked)).await;
+        if let Ok(Ok((address, found))) = found
+            && found != reported
+        {
+            if found.is_empty() {
+                info!(event = "app-port-alone", %address, "no other socket listens at the app port any more");
+            } else {
+                warn!(
+                    event = "app-port-shared",
+                    %address,
+                    sockets = found.len(),
+                    "other sockets listen at the app port and get a share of the pods' connections; expected for a short time after a \
+                     handover that failed, else find their owner with 'ss --listening --tcp --processes' on the node and stop it"
+                );
+            }
+            reported = found;
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Returns the socket's address, and the inodes of others that get a share of its connections.
+fn others(socket: &OwnedFd) -> std::io::Result<(SocketAddr, Vec<u64>)> {
+    let own = std::fs::File::from(socket.try_clone()?).metadata()?.ino();
+    let address = socket2::SockRef::from(socket).local_addr()?.as_socket();
+    let address = address.ok_or_else(|| std::io::Error::other("no address of IP"))?;
+    let mut inodes: Vec<_> =
+        listeners().into_iter().filter(|other| other.inode != own && takes_from(other.address, address)).map(|other| other.inode).collect();
+    inodes.sort_unstable();
+    inodes.dedup();
+    Ok((address, inodes))
+}
+
+/// Returns whether a socket at `other` gets connections that a socket at `own` would get without it: the one with the more
+/// specific address gets them, and those with the same address share.
+fn takes_from(other: SocketAddr, own: SocketAddr) -> bool {
+    let (ip, own_ip) = (other.ip().to_canonical(), own.ip().to_canonical());
+    other.port() == own.port() && (own_ip.is_unspecified() || ip == own_ip)
+}
+
+fn listeners() -> Vec<Listener> {
+    TABLES.iter().filter_map(|table| std::fs::read_to_string(table).ok()).flat_map(|table| parse(&table)).collect()
+}
+
+/// The columns are: number, local address, remote address, state, queues, timer, retransmits, user, timeout, inode.
+fn parse(table: &str) -> Vec<Listener> {
+    let listener = |line: &str| {
+        let mut words = line.split_ascii_whitespace();
+        let (address, state) = (words.nth(1)?, words.nth(1)?);
+        let inode = words.nth(5)?.parse().ok()?;
+        (state == LISTEN).then_some(Listener { address: parse_address(address)?, inode })
+    };
+    table.lines().filter_map(listener).collect()
+}
+
+/// `ADDRESS:PORT` in hexadecimal digits; the address in words of 32 bits, each in the byte order of the machine.
+fn parse_address(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |at: usize| Some(u32::from_str_radix(address.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
+    let ip = match address.len() {
+        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
+        32 => {
+            let mut bytes = [0; 16];
+            for (number, chunk) in bytes.chunks_exact_mut(4).enumerate() {
+                chunk.copy_from_slice(&word(number * 8)?);
+            }
+            IpAddr::V6(Ipv6Addr::from(bytes))
+        }
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+#[cfg(test)]
+mod tests;

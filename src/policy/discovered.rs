@@ -1,0 +1,72 @@
+//! What the metadata service names of AWS accounts, compared with what STS says.
+//!
+//! `--auto-discover-base-arn` and `--auto-discover-default-role` take the account from `iam/info`, over plain HTTP: whoever answers
+//! there chooses it. STS says which account the daemon's own credentials are of. Where the two differ, no role that was named with
+//! the account of `iam/info` is given.
+//!
+//! The daemon's own credentials alone count, not those of the role between: `iam/info` tells the account of the instance profile,
+//! which is where the daemon's own come from, while a role between is often of another account on purpose. Where the daemon has
+//! credentials of another account than the instance, the operator names the base ARN.
+
+use super::Policy;
+use super::denial::Denial;
+use super::node::{Known, OWN};
+use super::trace::{Trace, What};
+use crate::role::{BaseArn, CallerIdentity, Partition, RoleArn};
+
+/// Which rules the metadata service named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Discovered {
+    /// What short names are completed with.
+    pub base: bool,
+    /// The role of pods that name none.
+    pub default_role: bool,
+}
+
+/// An account that the metadata service named, and that is not the daemon's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignAccount {
+    /// The partition of the account.
+    pub partition: Partition,
+    /// The twelve digits of the account.
+    pub account: Box<str>,
+    /// Who the daemon is to STS by its own credentials.
+    pub identity: CallerIdentity,
+}
+
+impl Policy {
+    /// Returns the account whose roles are refused because it is not that of the daemon's own identity, once that is known.
+    pub fn foreign_account(&self) -> Option<ForeignAccount> {
+        let identity = self.node.known().caller.clone()?;
+        let base = self.rules.base.as_ref().filter(|_| self.rules.discovered.base).map(|base| (base.partition(), base.account()));
+        let default = self.rules.default_role.as_ref().filter(|_| self.rules.discovered.default_role);
+        let default = default.map(|role| (role.partition(), role.account()));
+        let (partition, account) =
+            base.into_iter().chain(default).find(|(partition, account)| !identity.is_of_account(*partition, account))?;
+        Some(ForeignAccount { partition, account: account.into(), identity })
+    }
+
+    /// Refuses a role that was named with an account that is not the daemon's own. Every role under a discovered base ARN is one,
+    /// also where the pod names it in full: the lists of namespaces and `--allowed-roles` are completed with that base, too.
+    pub(super) fn check_account(&self, role: &RoleArn, node: &Known, trace: &mut impl Trace) -> Result<(), Denial> {
+        let rules = &self.rules;
+        let under = |base: &BaseArn| role.as_str().starts_with(base.as_str());
+        let by_base = rules.discovered.base && rules.base.as_ref().is_some_and(under);
+        let by_default = rules.discovered.default_role && rules.default_role.as_ref() == Some(role);
+        match &node.caller {
+            _ if !by_base && !by_default => Ok(()),
+            // Decided again with it, before anything is handed out.
+            None => {
+                trace.skip(What::Account, || OWN.to_owned(), || "not known yet".to_owned());
+                Ok(())
+            }
+            Some(caller) => {
+                let own = if caller.is_of_account(role.partition(), role.account()) { Ok(()) } else { Err(Denial::ForeignAccount) };
+                trace.check(What::Account, || OWN.to_owned(), own, |()| format!("of the account of iam/info, {}", role.account()))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

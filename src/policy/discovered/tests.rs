@@ -1,0 +1,130 @@
+#![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+use super::super::node::NodeIdentity;
+use super::super::trace::Verdict;
+use super::super::{Decision, Rules};
+use super::*;
+use crate::config::Restrictions;
+use crate::pods::{Namespace, Pod, PodUid, Surroundings};
+
+const OWN_BASE: &str = "arn:aws:iam::111122223333:role/";
+const OTHER_BASE: &str = "arn:aws:iam::999999999999:role/";
+const NODE: &str = "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e2d3c";
+/// The same digits, in another partition.
+const NODE_IN_CHINA: &str = "arn:aws-cn:sts::999999999999:assumed-role/nodes/i-0f1e2d3c";
+
+fn pod(role: Option<&str>) -> Pod {
+    Pod {
+        uid: PodUid("uid-1".into()),
+        namespace: "shop".to_owned(),
+        name: "web-0".to_owned(),
+        service_account: "default".to_owned(),
+        role: role.map(str::to_owned),
+        external_id: None,
+        session_name: None,
+        ips: Vec::new(),
+        finished: false,
+        terminating: false,
+        claims_until: None,
+        host_network: false,
+        may_have_net_raw: false,
+    }
+}
+
+fn node(identity: &str) -> NodeIdentity {
+    identity.parse::<CallerIdentity>().unwrap().into()
+}
+
+fn discovered(base: &str) -> Rules {
+    let discovered = Discovered { base: true, default_role: false };
+    Rules { base: Some(base.parse().unwrap()), discovered, ..Rules::default() }
+}
+
+fn decide(rules: &Rules, node: &NodeIdentity, role: Option<&str>) -> Result<String, Denial> {
+    let policy = Policy::new(rules.clone(), node.clone()).unwrap();
+    let list = Namespace { name: "shop".to_owned(), allowed_roles: Some(r#"["*"]"#.to_owned()), permitted: None };
+    let around = Surroundings { namespace: Some(list.into()), ..Surroundings::default() };
+    let decision = policy.decide(&pod(role), &around);
+    assert_eq!(policy.explain(&pod(role), &around).decision, decision);
+    match decision {
+        Decision::Allow { request, .. } => Ok(request.role().to_string()),
+        Decision::Deny(denial) => Err(denial),
+    }
+}
+
+#[test]
+fn a_base_that_is_not_of_the_daemons_account_names_no_role() {
+    for (identity, base, allowed) in
+        [(NODE, OWN_BASE, true), (NODE, OTHER_BASE, false), (NODE_IN_CHINA, OTHER_BASE, false), (NODE_IN_CHINA, OWN_BASE, false)]
+    {
+        let (rules, node) = (discovered(base), node(identity));
+        let web = format!("{base}web");
+        let expected = if allowed { Ok(web.clone()) } else { Err(Denial::ForeignAccount) };
+        assert_eq!(decide(&rules, &node, Some("web")), expected, "{identity} {base}");
+        // What the namespace allows is completed with the same base.
+        let enforced = Rules { restrictions: Restrictions::Enforce, ..rules.clone() };
+        assert_eq!(decide(&enforced, &node, Some("web")), expected, "{identity} {base}");
+        assert_eq!(decide(&enforced, &node, Some(&web)), expected, "{identity} {base}, in full");
+        let ceiling = Rules { allowed_roles: Some(vec!["*".to_owned()]), ..rules.clone() };
+        assert_eq!(decide(&ceiling, &node, Some(&web)), expected, "{identity} {base}, in full");
+        let default = Rules { default_role: Some(web.parse().unwrap()), ..rules.clone() };
+        assert_eq!(decide(&default, &node, None), expected, "{identity} {base}");
+        let found = Policy::new(rules, node).unwrap().foreign_account();
+        assert_eq!(found.map(|found| (found.account.to_string(), found.identity.as_str().to_owned())), {
+            let account = base.split(':').nth(4).unwrap().to_owned();
+            (!allowed).then(|| (account, identity.to_owned()))
+        });
+    }
+}
+
+#[test]
+fn what_the_operator_names_needs_no_word_of_the_metadata_service() {
+    let (given, node) = (Rules { discovered: Discovered::default(), ..discovered(OTHER_BASE) }, node(NODE));
+    assert_eq!(decide(&given, &node, Some("web")), Ok(format!("{OTHER_BASE}web")));
+    assert_eq!(Policy::new(given, node.clone()).unwrap().foreign_account(), None);
+    // Roles that are named in full, and are not of the account that is refused.
+    for role in [format!("{OWN_BASE}web"), "arn:aws:iam::444455556666:role/web".to_owned()] {
+        assert_eq!(decide(&discovered(OTHER_BASE), &node, Some(&role)), Ok(role));
+    }
+}
+
+#[test]
+fn a_default_role_of_another_account_is_not_given_where_it_was_discovered() {
+    let default = |discovered| Rules {
+        base: Some(OWN_BASE.parse().unwrap()),
+        default_role: Some(format!("{OTHER_BASE}nodes").parse().unwrap()),
+        discovered,
+        allow_node_role: true,
+        ..Rules::default()
+    };
+    let node = node(NODE);
+    let by_hand = default(Discovered::default());
+    assert_eq!(decide(&by_hand, &node, None), Ok(format!("{OTHER_BASE}nodes")));
+    let discovered = default(Discovered { base: false, default_role: true });
+    assert_eq!(decide(&discovered, &node, None), Err(Denial::ForeignAccount));
+    assert_eq!(decide(&discovered, &node, Some("web")), Ok(format!("{OWN_BASE}web")), "the base is the operator's");
+    assert!(Policy::new(discovered, node).unwrap().foreign_account().is_some());
+}
+
+#[test]
+fn the_daemons_own_credentials_count_and_not_the_role_between() {
+    let node = node(NODE);
+    node.set_between("arn:aws:sts::999999999999:assumed-role/hub/rolegate".parse().unwrap());
+    assert_eq!(decide(&discovered(OTHER_BASE), &node, Some("web")), Err(Denial::ForeignAccount));
+    assert_eq!(decide(&discovered(OWN_BASE), &node, Some("web")), Ok(format!("{OWN_BASE}web")));
+}
+
+/// The decision is made again when who the daemon is becomes known, and each time that it changes.
+#[test]
+fn what_becomes_known_of_the_daemon_counts_from_then_on() {
+    let (node, pod, around) = (NodeIdentity::default(), pod(Some("web")), Surroundings::default());
+    let policy = Policy::new(discovered(OTHER_BASE), node.clone()).unwrap();
+    let denied = || policy.decide(&pod, &around) == Decision::Deny(Denial::ForeignAccount);
+    assert!(!denied() && !policy.knows_node() && policy.foreign_account().is_none());
+    let steps = policy.explain(&pod, &around).steps;
+    assert!(steps.iter().any(|step| step.what == What::Account && step.verdict == Verdict::Skipped), "{steps:?}");
+    let version = policy.node_version();
+    node.set_caller(NODE.parse().unwrap());
+    assert!(denied() && policy.node_version() != version && Denial::ForeignAccount.is_about_node());
+    node.set_caller("arn:aws:sts::999999999999:assumed-role/nodes/i-1".parse().unwrap());
+    assert!(!denied() && policy.foreign_account().is_none());
+}
