@@ -199,7 +199,7 @@ impl Bed {
     }
 
     /// A pod of the API that is made so.
-    fn pod_with(&self, options: PodOptions<'_>) -> Pod {
+    pub(crate) fn pod_with(&self, options: PodOptions<'_>) -> Pod {
         let (name, ns) = (options.name, self.node.add_pod_with(options).unwrap());
         let role = format!("role-of-{name}");
         let arn = arn(&role);

@@ -68,7 +68,7 @@ fn ips(pod: &PodNs) -> [IpAddr; 2] {
     [pod.ip.into(), pod.ip6.into()]
 }
 
-fn number(ns: &Netns, interface: &str) -> u32 {
+pub(crate) fn number(ns: &Netns, interface: &str) -> u32 {
     ns.sh(&format!("ip -o link show {interface}")).unwrap().split(':').next().unwrap().parse().unwrap()
 }
 
@@ -76,7 +76,7 @@ fn own(node: &Node, pod: &PodNs) -> Reach {
     Reach::By(Link { interface: number(node.ns(), pod.host_interface()), kind: LinkKind::Own })
 }
 
-fn mac_of(pod: &PodNs) -> Mac {
+pub(crate) fn mac_of(pod: &PodNs) -> Mac {
     let text = pod.sh("ip -o link show eth0").unwrap();
     let mac = text.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
     let octets: Vec<u8> = mac.split(':').map(|octet| u8::from_str_radix(octet, 16).unwrap()).collect();
@@ -121,7 +121,7 @@ fn port(node: &Node, bridge: &Bridge, mac: Mac) -> Option<u32> {
 }
 
 /// Sends forged ARP, and waits until the node believes it.
-fn forge(node: &Node, bridge: &Bridge, by: &PodNs, ip: Ipv4Addr) {
+pub(crate) fn forge(node: &Node, bridge: &Bridge, by: &PodNs, ip: Ipv4Addr) {
     let mac = mac_of(by);
     until("the neighbour is another", || {
         send(by, [arp(mac, ip, bridge.ip)]);
@@ -130,7 +130,7 @@ fn forge(node: &Node, bridge: &Bridge, by: &PodNs, ip: Ipv4Addr) {
 }
 
 /// Sends a frame from this link-layer address, and waits until the bridge has it behind the port of the sender.
-fn steal(node: &Node, bridge: &Bridge, by: &PodNs, mac: Mac) {
+pub(crate) fn steal(node: &Node, bridge: &Bridge, by: &PodNs, mac: Mac) {
     let wanted = Some(number(node.ns(), by.host_interface()));
     until("the port is another", || {
         send(by, [frame(mac)]);

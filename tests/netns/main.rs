@@ -10,6 +10,7 @@ mod bridge;
 mod capabilities;
 mod connections;
 mod endpoints;
+mod forgery;
 mod interfaces;
 mod iptables;
 mod iptables_packets;

@@ -27,6 +27,7 @@ fn pod(role: Option<&str>) -> Pod {
         claims_until: None,
         host_network: false,
         may_have_net_raw: false,
+        sandbox: Default::default(),
     }
 }
 

@@ -37,6 +37,7 @@ fn name(template: &str, namespace: &str, pod: &str, role: &str) -> String {
         claims_until: None,
         host_network: false,
         may_have_net_raw: false,
+        sandbox: Default::default(),
     };
     let role = format!("arn:aws:iam::111122223333:role/{role}").parse().unwrap();
     rules.name(&pod, &role, &mut super::super::trace::Silent).unwrap().as_str().to_owned()

@@ -1,0 +1,195 @@
+//! Attacks on identity: pods that use another pod's address, and pods' objects that claim one. In each, the real daemon serves
+//! everybody their own role or nothing.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Instant;
+
+use rolegate_lab::daemon::Daemon;
+use rolegate_lab::kube::{PodBuilder, Resource};
+use rolegate_lab::node::{Bridge, PodNs, PodOptions};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::bed::{Bed, METADATA, PATIENCE, Pod, fetch};
+use crate::links::{forge, mac_of, steal};
+
+/// A node with pods at a bridge, and the daemon.
+struct Bridged {
+    daemon: Daemon,
+    victim: Pod,
+    attacker: Pod,
+    other: Pod,
+    bridge: Bridge,
+    bed: Bed,
+}
+
+fn bridged() -> Option<Bridged> {
+    let bed = Bed::new()?;
+    let bridge = bed.node.add_bridge("cni0").unwrap();
+    // Without an address of its own a bridge takes the lowest of its ports, and forgets its neighbours when that changes.
+    bed.node.ns().sh("ip link set cni0 address 0a:00:00:00:00:01").unwrap();
+    // A neighbour that answered just now is protected for a moment (locktime); an attacker would only have to wait.
+    bed.node.ns().sh("echo 0 >/proc/sys/net/ipv4/neigh/cni0/locktime").unwrap();
+    let [victim, attacker, other] = ["victim", "attacker", "other"].map(|name| bed.pod_at(name, &bridge));
+    let daemon = bed.start(&bed.setup_with_ip().argument("--backoff-max-elapsed-time=100ms"));
+    for pod in [&victim, &attacker, &other] {
+        bed.assert_served(pod, METADATA);
+    }
+    Some(Bridged { daemon, victim, attacker, other, bridge, bed })
+}
+
+/// The pod has the other pod's address instead of its own.
+fn take_address(attacker: &Pod, victim: &Pod, bridge: &Bridge) {
+    let (own, theirs, gateway) = (attacker.ip, victim.ip, bridge.ip);
+    attacker.sh(&format!("ip addr del {own}/24 dev eth0; ip addr add {theirs}/24 dev eth0; ip route add default via {gateway}")).unwrap();
+}
+
+/// The pod sends nothing of its own accord any more.
+fn silence(pod: &PodNs) {
+    pod.sh("ip link set eth0 arp off; echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6").unwrap();
+}
+
+/// Asks again and again after `attack`: the daemon answers, and gives nothing.
+#[track_caller]
+fn assert_gets_nothing(pod: &PodNs, attack: impl Fn()) {
+    for _ in 0..10 {
+        attack();
+        match fetch(pod, METADATA) {
+            Ok(fetched) => panic!("the attacker got the role {:?}", fetched.role),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::Other, "an answer with a status: {error}"),
+        }
+    }
+}
+
+#[test]
+fn forged_arp_on_a_bridge_gets_nobody_another_pods_role() {
+    let Some(Bridged { daemon, victim, attacker, other, bridge, bed }) = bridged() else { return };
+    silence(&victim);
+    take_address(&attacker, &victim, &bridge);
+    assert_gets_nothing(&attacker, || forge(&bed.node, &bridge, &attacker, victim.ip));
+    let refused = daemon.wait_for_log(|line| line["reason"] == "link-changed").unwrap();
+    assert_eq!((&refused["pod"], &refused["event"]), (&"victim".into(), &"identity-objection".into()));
+    assert!(daemon.metric(Some(bed.node.ns()), r#"rolegate_denials_total{reason="link-changed"}"#).unwrap() >= 1.0);
+    let reported = || bed.api.events().iter().any(|event| event["reason"] == "AddressContested" && event["regarding"]["name"] == "victim");
+    until("the victim's owner is told", reported);
+    bed.assert_served(&other, METADATA);
+}
+
+#[test]
+fn a_stolen_mac_address_on_a_bridge_gets_nobody_another_pods_role() {
+    let Some(Bridged { daemon, victim, attacker, other, bridge, bed }) = bridged() else { return };
+    silence(&victim);
+    let stolen = mac_of(&victim);
+    let mac = stolen.map(|octet| format!("{octet:02x}")).join(":");
+    attacker.sh(&format!("ip link set eth0 down; ip link set eth0 address {mac}; ip link set eth0 up")).unwrap();
+    take_address(&attacker, &victim, &bridge);
+    assert_gets_nothing(&attacker, || steal(&bed.node, &bridge, &attacker, stolen));
+    daemon.wait_for_log(|line| line["reason"] == "link-changed" && line["pod"] == "victim").unwrap();
+    bed.assert_served(&other, METADATA);
+}
+
+#[test]
+fn the_next_pod_at_the_address_of_a_deleted_one_never_gets_its_role_while_the_api_is_away() {
+    let Some(bed) = Bed::new() else { return };
+    let before = bed.pod("before", "veth");
+    let daemon = bed.start(&bed.setup_with_ip().argument("--backoff-max-elapsed-time=100ms"));
+    bed.assert_served(&before, METADATA);
+    bed.api.refuse_connections(true);
+    bed.api.cut_connections();
+    let ip = before.ip;
+    drop(before);
+    // The API would tell of it, if it could be heard.
+    let after = bed.pod_with(PodOptions { name: "after", interface_prefix: "veth", ip: Some(ip), ..PodOptions::default() });
+    assert_gets_nothing(&after, || {});
+    daemon.wait_for_log(|line| line["reason"] == "link-changed" && line["pod"] == "before").unwrap();
+    assert!(bed.api.delete(Resource::Pods, Some("team-a"), "before"));
+    bed.api.refuse_connections(false);
+    until("the new pod is served", || fetch(&after, METADATA).is_ok());
+    bed.assert_served(&after, METADATA);
+}
+
+#[test]
+fn an_address_is_not_served_once_nothing_leads_there() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    let daemon = bed.start(&bed.setup_with_ip().argument("--backoff-max-elapsed-time=100ms"));
+    bed.assert_served(&pod, METADATA);
+    // Another interface takes over the route; the pod is the same.
+    let other = bed.pod("other", "veth");
+    let (ip, own, another) = (pod.ip, pod.host_interface(), other.host_interface());
+    bed.node.ns().sh(&format!("ip route replace {ip}/32 dev {another}")).unwrap();
+    other.sh(&format!("ip addr add {ip}/32 dev eth0; ip route replace default via 10.42.0.1 src {ip}")).unwrap();
+    assert_gets_nothing(&other, || {});
+    daemon.wait_for_log(|line| line["reason"] == "link-changed" && line["pod"] == "web").unwrap();
+    bed.node.ns().sh(&format!("ip route replace {ip}/32 dev {own}")).unwrap();
+    bed.assert_served(&pod, METADATA);
+}
+
+/// Records a pod's attachment as libcni does.
+fn record(results: &Path, bed: &Bed, pod: &Pod) {
+    let object = bed.api.get(Resource::Pods, Some("team-a"), &pod.name).unwrap();
+    let mac = mac_of(pod).map(|octet| format!("{octet:02x}")).join(":");
+    let result = json!({
+        "kind": "cniCacheV1", "containerId": pod.name, "config": "", "ifName": "eth0", "networkName": "pods",
+        "cniArgs": [
+            ["IgnoreUnknown", "1"], ["K8S_POD_NAMESPACE", "team-a"], ["K8S_POD_NAME", pod.name],
+            ["K8S_POD_INFRA_CONTAINER_ID", pod.name], ["K8S_POD_UID", object["metadata"]["uid"]],
+        ],
+        "result": {
+            "cniVersion": "1.0.0",
+            "interfaces": [{ "name": pod.host_interface() }, { "name": "eth0", "mac": mac, "sandbox": "/run/netns/pod" }],
+            "ips": [{ "interface": 1, "address": format!("{}/32", pod.ip) }, { "interface": 1, "address": format!("{}/128", pod.ip6) }],
+        },
+    });
+    std::fs::write(results.join(format!("pods-{}-eth0", pod.name)), result.to_string()).unwrap();
+}
+
+/// A pod's object with these addresses in its status.
+fn with_status(pod: &Pod, ips: &[IpAddr]) -> serde_json::Value {
+    let texts: Vec<_> = ips.iter().map(ToString::to_string).collect();
+    let arn = format!("arn:aws:iam::123456789012:role/{}", pod.role());
+    let builder = PodBuilder::new("team-a", &pod.name).ips(texts.iter().map(String::as_str));
+    builder.annotation("iam.amazonaws.com/role", &arn).build()
+}
+
+#[test]
+fn a_forged_status_gains_nothing_where_cni_results_are_read() {
+    let Some(bed) = Bed::new() else { return };
+    let results = TempDir::new().unwrap();
+    let (victim, liar) = (bed.pod("victim", "veth"), bed.pod("liar", "veth"));
+    [&victim, &liar].iter().for_each(|pod| record(results.path(), &bed, pod));
+    let setup = bed.setup_with_ip().argument("--backoff-max-elapsed-time=100ms");
+    let daemon = bed.start(&setup.argument(format!("--cni-results={}", results.path().display())));
+    let files = |daemon: &Daemon| daemon.metric(Some(bed.node.ns()), r#"rolegate_cni_result_files{state="used"}"#).unwrap();
+    until("both files are read", || files(&daemon) == 2.0);
+    // The liar claims the victim's address besides its own, then alone; the victim's status loses its address.
+    let marker = |name: &str| {
+        let marker = bed.pod(name, "veth");
+        until("the watch has come so far", || fetch(&marker, METADATA).is_ok());
+    };
+    bed.api.apply(Resource::Pods, with_status(&liar, &[liar.ip.into(), victim.ip.into()]));
+    marker("first");
+    bed.assert_served(&victim, METADATA);
+    bed.assert_served(&liar, METADATA);
+    bed.api.apply(Resource::Pods, with_status(&victim, &[]));
+    marker("second");
+    bed.assert_served(&victim, METADATA);
+    bed.api.apply(Resource::Pods, with_status(&liar, &[victim.ip.into()]));
+    marker("third");
+    bed.assert_served(&victim, METADATA);
+    // By its status the victim is elsewhere: then nobody is certain, and nobody is served.
+    bed.api.apply(Resource::Pods, with_status(&victim, &[IpAddr::from([10, 42, 99, 99])]));
+    marker("fourth");
+    assert_gets_nothing(&victim, || {});
+    daemon.wait_for_log(|line| line["reason"] == "cni-result-conflict").unwrap();
+}
+
+fn until(what: &str, reached: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !reached() {
+        assert!(began.elapsed() < PATIENCE, "never: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
