@@ -29,7 +29,7 @@
 //! - [`capabilities`]: what the process may do to the node
 //! - [`handover`], [`unix_socket`]: the pods' socket goes from one daemon to the next
 //! - [`probe`]: the kubelet's questions to the daemon of its own pod
-//! - [`connections`]: what connections may take
+//! - [`connections`], [`shares`]: what connections may take, and how what is short is shared
 //! - [`startup_taint`]: keeps pods off the node until the daemon is ready
 //! - [`drain`], [`tasks`]: the end of the service, and of what runs beside it
 
@@ -55,6 +55,7 @@ pub mod readiness;
 pub mod redirect;
 pub mod role;
 pub mod server;
+pub mod shares;
 pub mod startup_taint;
 pub mod tasks;
 pub mod telemetry;
