@@ -6,6 +6,10 @@
 //! of its own besides. A GET of it asks nobody; a POST with `assume=true` asks STS once, one at a time, one a second, and more
 //! rarely while STS gives nothing.
 //!
+//! Pods reach this port as well. What they may take of it is small, and counted by pod; the node itself is not limited, so
+//! that the kubelet's probes never wait for anybody. The metrics are rendered once a second at most, whoever asks, and name
+//! namespaces to the node itself alone, unless the operator wants it otherwise.
+//!
 //! The probe socket answers the two probes alone: this daemon's own, also while the port is that of another.
 
 use std::collections::BTreeMap;
@@ -26,7 +30,7 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::debug;
 
-use crate::connections::{Limits, Permit, Timely};
+use crate::connections::{Admitted, Closing, Limit, Limits, Permit, Port, Rates, Record, Settings, Source, Timely};
 use crate::credentials::StsOfNode;
 use crate::explain::explainer::Explainer;
 use crate::explain::{Decision, HEADER, Report};
@@ -35,13 +39,18 @@ use crate::pods::Pods;
 use crate::readiness::Readiness;
 
 mod local;
+mod rendered;
 
 use local::{is_local, question};
+pub use rendered::Rendered;
 
-/// Connections at one time: the node's own, and those of all others together.
-const MAX_CONNECTIONS: usize = 64;
-/// Connections of one other source: pods reach this port too.
-const MAX_OF_SOURCE: usize = 8;
+/// Connections at one time. Pods of this node share theirs, and so do addresses that no pod of this node has: mostly those
+/// of scrapers on other nodes.
+const CONNECTIONS: Settings = Settings { all: 32, per_source: 4, node: 64, unknown: 64, per_unknown: 8, waiting: 0 };
+/// New connections of one source a second.
+const CONNECTION_RATE: u32 = 50;
+/// Requests of one source a second, on all its connections. Further ones wait.
+const REQUEST_RATE: u32 = 10;
 /// Connections at the probe socket: the kubelet asks one question at a time.
 const MAX_PROBES: usize = 16;
 /// Time for a request's head to arrive, and for an answer to be taken.
@@ -51,28 +60,31 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
 /// Status, type and body.
-type Page = (StatusCode, &'static str, Vec<u8>);
+type Page = (StatusCode, &'static str, Bytes);
 
-const NOT_FOUND: Page = (StatusCode::NOT_FOUND, TEXT, Vec::new());
+const NOT_FOUND: Page = (StatusCode::NOT_FOUND, TEXT, Bytes::new());
 
-/// Who may have how many connections. The kubelet's probes come from the node itself, and never wait for anybody else.
+/// What each source may take.
 #[derive(Debug)]
 struct Room {
-    node: Limits,
-    others: Limits,
+    limits: Limits,
+    connections: Rates,
+    requests: Rates,
 }
 
 impl Room {
     fn new() -> Self {
-        Self { node: Limits::new(MAX_CONNECTIONS, MAX_CONNECTIONS), others: Limits::new(MAX_CONNECTIONS, MAX_OF_SOURCE) }
+        Self { limits: Limits::new(CONNECTIONS), connections: Rates::new(CONNECTION_RATE), requests: Rates::new(REQUEST_RATE) }
     }
 
-    fn admit(&self, stream: &TcpStream, peer: SocketAddr) -> Option<Permit> {
-        let (peer, local) = (peer.ip().to_canonical(), stream.local_addr().ok()?.ip().to_canonical());
-        // Only the node itself can connect to one of its addresses from the same address.
-        let from_the_node = peer == local || peer == IpAddr::V4(Ipv4Addr::LOCALHOST) || peer == IpAddr::V6(Ipv6Addr::LOCALHOST);
-        let limits = if from_the_node { &self.node } else { &self.others };
-        limits.admit(peer).ok()
+    fn admit(&self, source: &Source, who: impl Fn(IpAddr) -> Source) -> Result<Permit, Limit> {
+        self.connections.admits(source)?;
+        match self.limits.admit(source, who) {
+            Admitted::Open(permit) => Ok(permit),
+            Admitted::Refused(limit) => Err(limit),
+            // Nothing waits here: the settings have no places for that.
+            Admitted::Wait(_) => Err(Limit::Source),
+        }
     }
 }
 
@@ -83,28 +95,41 @@ pub struct Admin<A> {
     pub metrics: Metrics,
     /// What is not done yet.
     pub readiness: Readiness,
-    /// For the debug page; `None` where it is off.
-    pub debug: Option<Pods>,
+    /// Who connects, and what the debug page shows.
+    pub pods: Pods,
+    /// Whether there is a debug page.
+    pub debug: bool,
+    /// Whether the metrics name namespaces to others than the node itself.
+    pub namespace_labels: bool,
+    /// Where it is noted whose connections a limit closed.
+    pub record: Record,
     /// For explanations, once the daemon knows by what it decides.
     pub explainer: Arc<OnceLock<Explainer<A>>>,
+    /// The metrics, as they were rendered last.
+    pub rendered: Rendered,
 }
 
 impl<A: StsOfNode> Admin<A> {
     /// Serves for as long as the process.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
         let admin = self;
-        let room = Room::new();
+        let room = Arc::new(Room::new());
         let mut running = tokio::task::JoinSet::new();
         loop {
             while running.try_join_next().is_some() {}
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    if let Some(permit) = room.admit(&stream, peer) {
-                        let admin = admin.clone();
-                        running.spawn(async move {
-                            admin.connection(stream, peer).await;
-                            drop(permit);
-                        });
+                    let Ok(local) = stream.local_addr() else { continue };
+                    let source = admin.source(peer.ip(), local.ip());
+                    match room.admit(&source, |ip| admin.source_of(ip)) {
+                        Ok(permit) => {
+                            let (admin, room) = (admin.clone(), room.clone());
+                            running.spawn(async move { admin.connection(stream, peer, source, permit, &room).await });
+                        }
+                        Err(limit) => {
+                            admin.metrics.metrics_port_refused(limit.name());
+                            admin.record.closed(&source, Port::Metrics, limit);
+                        }
                     }
                 }
                 Err(error) => {
@@ -113,6 +138,17 @@ impl<A: StsOfNode> Admin<A> {
                 }
             }
         }
+    }
+
+    fn source(&self, peer: IpAddr, local: IpAddr) -> Source {
+        let (peer, local) = (peer.to_canonical(), local.to_canonical());
+        // Only the node itself can connect to one of its addresses from the same address.
+        let is_node = peer == local || peer == IpAddr::V4(Ipv4Addr::LOCALHOST) || peer == IpAddr::V6(Ipv6Addr::LOCALHOST);
+        if is_node { Source::Node } else { self.source_of(peer) }
+    }
+
+    fn source_of(&self, ip: IpAddr) -> Source {
+        Source::of(ip, self.pods.by_ip(ip))
     }
 
     /// Serves the two probes, and nothing else, to this user's own processes, for as long as the process.
@@ -150,50 +186,70 @@ impl<A: StsOfNode> Admin<A> {
     /// The answer to a probe, where it is one.
     fn probed(&self, request: &Parts) -> Option<Page> {
         match (&request.method, request.uri.path()) {
-            (&Method::GET | &Method::HEAD, "/healthz") => Some((StatusCode::OK, TEXT, b"ok\n".to_vec())),
+            (&Method::GET | &Method::HEAD, "/healthz") => Some((StatusCode::OK, TEXT, Bytes::from_static(b"ok\n"))),
             (&Method::GET | &Method::HEAD, "/readyz") => Some(match self.readiness.pending().as_slice() {
-                [] => (StatusCode::OK, TEXT, b"ready\n".to_vec()),
+                [] => (StatusCode::OK, TEXT, Bytes::from_static(b"ready\n")),
                 _ => (StatusCode::SERVICE_UNAVAILABLE, TEXT, self.waiting()),
             }),
             _ => None,
         }
     }
 
-    async fn connection(&self, stream: TcpStream, peer: SocketAddr) {
+    async fn connection(&self, stream: TcpStream, peer: SocketAddr, source: Source, permit: Permit, room: &Room) {
+        let (source, permit) = (&source, &permit);
         let service = service_fn(|request: Request<hyper::body::Incoming>| async move {
-            Ok::<_, Infallible>(respond(self.answer(&request.into_parts().0, peer).await))
+            permit.request_begins();
+            // One request of a connection is under way at a time, so that this slows the connection down.
+            tokio::time::sleep(room.requests.delay(source)).await;
+            let response = respond(self.answer(&request.into_parts().0, peer, source).await);
+            permit.request_ends();
+            Ok::<_, Infallible>(response)
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .serve_connection(TokioIo::new(Timely::connection(stream, HEAD_TIMEOUT)), service);
-        if let Err(error) = connection.await {
-            debug!(%error, "a connection to the metrics port ended early");
+        let displaced = async { while permit.closing().await != Closing::Displaced {} };
+        tokio::select! {
+            ended = connection => if let Err(error) = ended {
+                debug!(%error, "a connection to the metrics port ended early");
+            },
+            () = displaced => debug!(%peer, "a connection to the metrics port gave its place to another source"),
         }
     }
 
-    async fn answer(&self, request: &Parts, peer: SocketAddr) -> Page {
+    async fn answer(&self, request: &Parts, peer: SocketAddr, source: &Source) -> Page {
         if let Some(page) = self.probed(request) {
             return page;
         }
         match (&request.method, request.uri.path()) {
-            (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, "text/plain; version=0.0.4", self.metrics.render()),
-            (&Method::GET, "/debug/store") => match &self.debug {
-                Some(pods) if is_local(peer, &request.headers) => (StatusCode::OK, JSON, store(pods)),
-                _ => NOT_FOUND,
-            },
+            (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, "text/plain; version=0.0.4", self.metrics_for(source).await),
+            (&Method::GET, "/debug/store") if self.debug && is_local(peer, &request.headers) => (StatusCode::OK, JSON, store(&self.pods)),
             (&Method::GET | &Method::POST, "/explain") if is_local(peer, &request.headers) && request.headers.contains_key(HEADER) => {
                 self.explain(request).await
             }
             (&Method::POST, "/explain") | (&Method::GET | &Method::HEAD, _) => NOT_FOUND,
-            _ => (StatusCode::METHOD_NOT_ALLOWED, TEXT, Vec::new()),
+            _ => (StatusCode::METHOD_NOT_ALLOWED, TEXT, Bytes::new()),
         }
+    }
+
+    /// The metrics as they are now for the node itself, and as they were within the last second for others.
+    async fn metrics_for(&self, source: &Source) -> Bytes {
+        if *source == Source::Node {
+            return self.metrics.render().into();
+        }
+        self.rendered
+            .get(|| {
+                self.metrics.rendering();
+                if self.namespace_labels { self.metrics.render() } else { self.metrics.render_without_namespaces() }
+            })
+            .await
     }
 
     async fn explain(&self, request: &Parts) -> Page {
         let asked = match question(&request.uri) {
             Ok(asked) => asked,
-            Err(error) => return (StatusCode::BAD_REQUEST, TEXT, format!("{error}\n").into_bytes()),
+            Err(error) => return (StatusCode::BAD_REQUEST, TEXT, format!("{error}\n").into()),
         };
         let Some(explainer) = self.explainer.get() else {
             return (StatusCode::SERVICE_UNAVAILABLE, TEXT, self.waiting());
@@ -207,7 +263,7 @@ impl<A: StsOfNode> Admin<A> {
             false => explainer.explain(&asked.pod).await,
             true => match explainer.assume(&asked.pod).await {
                 Ok(report) => report,
-                Err(busy) => return (StatusCode::TOO_MANY_REQUESTS, TEXT, format!("{busy}\n").into_bytes()),
+                Err(busy) => return (StatusCode::TOO_MANY_REQUESTS, TEXT, format!("{busy}\n").into()),
             },
         };
         // A pod that is not known before the first list is no news.
@@ -215,18 +271,18 @@ impl<A: StsOfNode> Admin<A> {
             return (StatusCode::SERVICE_UNAVAILABLE, TEXT, self.waiting());
         }
         match serde_json::to_vec(&report) {
-            Ok(body) => (StatusCode::OK, JSON, body),
-            Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, TEXT, Vec::new()),
+            Ok(body) => (StatusCode::OK, JSON, body.into()),
+            Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, TEXT, Bytes::new()),
         }
     }
 
-    fn waiting(&self) -> Vec<u8> {
-        format!("waiting for: {}\n", self.readiness.pending().join(", ")).into_bytes()
+    fn waiting(&self) -> Bytes {
+        format!("waiting for: {}\n", self.readiness.pending().join(", ")).into()
     }
 }
 
 fn respond((status, kind, body): Page) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+    let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
@@ -237,7 +293,7 @@ fn is_not_known(report: &Report) -> bool {
 }
 
 /// What kube2iam's page of this name shows: role annotations and namespaces by address, namespaces' lists by name.
-fn store(pods: &Pods) -> Vec<u8> {
+fn store(pods: &Pods) -> Bytes {
     let (mut roles, mut namespaces, mut lists) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for pod in pods.all() {
         for ip in pod.ips.iter().filter(|_| !pod.finished && !pod.host_network) {
@@ -249,7 +305,7 @@ fn store(pods: &Pods) -> Vec<u8> {
             lists.insert(pod.namespace.clone(), list.unwrap_or_default());
         }
     }
-    json!({ "rolesByIP": roles, "namespaceByIP": namespaces, "rolesByNamespace": lists }).to_string().into_bytes()
+    json!({ "rolesByIP": roles, "namespaceByIP": namespaces, "rolesByNamespace": lists }).to_string().into()
 }
 
 #[cfg(test)]

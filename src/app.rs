@@ -13,8 +13,9 @@ use futures_util::future::FusedFuture as _;
 use tokio::net::{TcpListener, UnixListener};
 use tracing::{info, warn};
 
-use crate::admin::Admin;
+use crate::admin::{Admin, Rendered};
 use crate::config::{Config, RedirectBackend, Restrictions, ServiceAccountRoles, listen_address};
+use crate::connections::Record;
 use crate::credentials::Clock;
 use crate::credentials::sts::Sts;
 use crate::drain::Drain;
@@ -184,10 +185,21 @@ impl App {
         } else {
             Reporter::off(metrics.clone())
         };
-        let debug = config.admin.debug.then(|| pods.clone());
-        let explainer = Arc::<OnceLock<_>>::default();
-        let of_admin = Admin { metrics: metrics.clone(), readiness: readiness.clone(), debug, explainer: explainer.clone() };
-        let of_admin = Arc::new(of_admin);
+        let (explainer, record) = (Arc::<OnceLock<_>>::default(), Record::default());
+        metrics.pod_waits_refused_from({
+            let pods = pods.clone();
+            move || pods.waits_turned_away()
+        });
+        let of_admin = Arc::new(Admin {
+            metrics: metrics.clone(),
+            readiness: readiness.clone(),
+            pods: pods.clone(),
+            debug: config.admin.debug,
+            namespace_labels: config.admin.namespace_labels,
+            record: record.clone(),
+            explainer: explainer.clone(),
+            rendered: Rendered::default(),
+        });
         if let Some(listener) = probe_socket {
             tasks.spawn("probe socket", of_admin.clone().serve_probes(listener));
         }
@@ -214,7 +226,7 @@ impl App {
         };
         let mut place = std::pin::pin!(place.fuse());
         let mut stop = std::pin::pin!(stop);
-        let mut prepared = std::pin::pin!(prepare(&config, pods.clone(), events, &metrics, &readiness, &drain, &explainer));
+        let mut prepared = std::pin::pin!(prepare(&config, pods.clone(), events, &metrics, &readiness, &drain, &explainer, record));
         let prepared = loop {
             tokio::select! {
                 placed = &mut place, if !place.is_terminated() => keep(tasks, placed?),

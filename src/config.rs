@@ -281,11 +281,24 @@ impl Default for LimitsConfig {
 const OTHER_DESCRIPTORS: u64 = 256;
 
 impl LimitsConfig {
+    /// Open connections of all addresses together that no pod of this node is known to have. They have places of their own,
+    /// and so little that invented addresses cost nobody else anything.
+    pub fn unknown(&self) -> usize {
+        (self.connections / 32).clamp(8, 128)
+    }
+
+    /// Connections beyond a limit that wait for a place.
+    pub fn waiting(&self) -> usize {
+        (self.connections / 16).clamp(8, 1024)
+    }
+
     /// The same, with no more connections than so many file descriptors are enough for: at the last of them nothing could be
     /// accepted, and neither AWS nor the Kubernetes API be asked.
     pub fn within(self, descriptors: u64) -> Self {
         let room = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(descriptors / 4).max(1);
-        let connections = self.connections.min(usize::try_from(room).unwrap_or(usize::MAX));
+        // Each of the connections takes one, and so do a thirty-second of them of unknown sources, and a sixteenth that wait.
+        let most = usize::try_from(room).unwrap_or(usize::MAX).saturating_mul(32) / 35;
+        let connections = self.connections.min(most.max(1));
         let per_pod = self.connections_per_pod;
         let connections_per_pod = if connections < self.connections && per_pod >= connections { (connections / 4).max(1) } else { per_pod };
         Self { connections, connections_per_pod, ..self }
@@ -334,6 +347,8 @@ pub struct AdminConfig {
     pub port: u16,
     /// `/debug/store`, for peers on loopback.
     pub debug: bool,
+    /// Whether metrics name namespaces to peers that are not on this node.
+    pub namespace_labels: bool,
     /// Where `rolegate probe` asks.
     pub probe_socket: Option<PathBuf>,
 }

@@ -32,7 +32,7 @@
 //! - [`links`]: what leads to an address on this node
 //! - [`netlink`]: questions to the kernel about interfaces, routes and neighbours
 //! - [`probe`]: the kubelet's questions to the daemon of its own pod
-//! - [`connections`]: what connections may take
+//! - [`connections`], [`shares`]: what connections may take, and how what is short is shared
 //! - [`startup_taint`]: keeps pods off the node until the daemon is ready
 //! - [`drain`], [`tasks`]: the end of the service, and of what runs beside it
 
@@ -60,6 +60,7 @@ pub mod readiness;
 pub mod redirect;
 pub mod role;
 pub mod server;
+pub mod shares;
 pub mod startup_taint;
 pub mod tasks;
 pub mod telemetry;

@@ -7,10 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use prometheus::core::Collector as _;
-use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-};
+use prometheus::proto::MetricFamily;
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::time::Instant;
+
+mod render;
+
+use render::{text, without_namespaces};
 
 /// A metric as it is documented.
 #[derive(Debug)]
@@ -48,12 +51,20 @@ descriptions! {
         "Requests of pods without a session token, by the pod's namespace and whether they were served or refused.";
     CONNECTIONS = "gauge" "rolegate_connections" []
         "Open connections of pods.";
+    CONNECTIONS_WAITING = "gauge" "rolegate_connections_waiting" []
+        "Connections of pods beyond a limit that wait, unread, for a place.";
     CONNECTIONS_REFUSED = "counter" "rolegate_connections_refused_total" ["reason"]
         "Connections closed before a byte was read, by reason.";
     CONNECTIONS_ENDED = "counter" "rolegate_connections_ended_total" ["reason"]
         "Connections of pods that did not come to an orderly end, by reason.";
+    METRICS_REFUSED = "counter" "rolegate_metrics_port_refused_total" ["reason"]
+        "Connections to the metrics port closed before a byte was read, by reason.";
+    METRICS_RENDERINGS = "counter" "rolegate_metrics_renderings_total" []
+        "Renderings of the metrics for others than the node itself: at most one a second.";
     PODS = "gauge" "rolegate_pods" []
         "Pods of this node that are known.";
+    POD_WAITS_REFUSED = "counter" "rolegate_pod_waits_refused_total" []
+        "Requests that did not wait for their pod, or not to the end, because too many wait.";
     POD_WAITS = "histogram" "rolegate_pod_wait_seconds" ["outcome"]
         "Waits for the pod behind an address to become known, by whether it did.";
     PODS_AWAITED = "gauge" "rolegate_pod_waits_in_flight" []
@@ -126,9 +137,15 @@ struct Inner {
     audited: IntCounterVec,
     imdsv1: IntCounterVec,
     connections: IntGauge,
+    connections_waiting: IntGauge,
     connections_refused: IntCounterVec,
     connections_ended: IntCounterVec,
+    metrics_refused: IntCounterVec,
+    metrics_renderings: IntCounter,
     pods: IntGauge,
+    pod_waits_refused: IntCounter,
+    /// Who counts them.
+    pod_waits_source: OnceLock<CountSource>,
     pod_waits: HistogramVec,
     pods_awaited: IntGauge,
     watch_errors: IntCounterVec,
@@ -169,6 +186,15 @@ pub struct Holdings {
     pub sessions: usize,
     /// The time until the first of them does.
     pub earliest_end: Option<Duration>,
+}
+
+/// A count that is kept elsewhere and read when the metrics are rendered.
+struct CountSource(Box<dyn Fn() -> u64 + Send + Sync>);
+
+impl std::fmt::Debug for CountSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CountSource")
+    }
 }
 
 struct HoldingsSource(Box<dyn Fn() -> Holdings + Send + Sync>);
@@ -232,9 +258,14 @@ impl Metrics {
             audited: register.counters(&AUDITED),
             imdsv1: register.counters(&IMDSV1),
             connections: register.gauge(&CONNECTIONS),
+            connections_waiting: register.gauge(&CONNECTIONS_WAITING),
             connections_refused: register.counters(&CONNECTIONS_REFUSED),
             connections_ended: register.counters(&CONNECTIONS_ENDED),
+            metrics_refused: register.counters(&METRICS_REFUSED),
+            metrics_renderings: register.counter(&METRICS_RENDERINGS),
             pods: register.gauge(&PODS),
+            pod_waits_refused: register.counter(&POD_WAITS_REFUSED),
+            pod_waits_source: OnceLock::new(),
             pod_waits: register.histograms(&POD_WAITS),
             pods_awaited: register.gauge(&PODS_AWAITED),
             watch_errors: register.counters(&WATCH_ERRORS),
@@ -270,6 +301,15 @@ impl Metrics {
 
     /// The text form that Prometheus scrapes, version 0.0.4.
     pub fn render(&self) -> Vec<u8> {
+        text(&self.gather())
+    }
+
+    /// Like [`Self::render`], without namespaces: series that differ in the namespace alone are added up.
+    pub fn render_without_namespaces(&self) -> Vec<u8> {
+        text(&self.gather().into_iter().map(without_namespaces).collect::<Vec<_>>())
+    }
+
+    fn gather(&self) -> Vec<MetricFamily> {
         if let Some(HoldingsSource(source)) = self.0.holdings.get() {
             let Holdings { sessions, earliest_end } = source();
             self.0.sessions_held.set(i64::try_from(sessions).unwrap_or(i64::MAX));
@@ -278,12 +318,11 @@ impl Metrics {
                 self.0.earliest_end.with_label_values::<&str>(&[]).set(i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
             }
         }
-        self.0.watch_sign_of_life.set(i64::try_from(self.watch_silence().as_secs()).unwrap_or(i64::MAX));
-        let mut text = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.0.registry.gather(), &mut text) {
-            tracing::error!(%error, "the metrics could not be written");
+        if let Some(CountSource(count)) = self.0.pod_waits_source.get() {
+            self.0.pod_waits_refused.inc_by(count().saturating_sub(self.0.pod_waits_refused.get()));
         }
-        text
+        self.0.watch_sign_of_life.set(i64::try_from(self.watch_silence().as_secs()).unwrap_or(i64::MAX));
+        self.0.registry.gather()
     }
 
     /// The meters of one route.
@@ -385,6 +424,21 @@ impl Metrics {
         InFlight::new(&self.0.connections)
     }
 
+    /// A connection of a pod waits for a place for as long as the answer lives.
+    pub fn connection_waits(&self) -> InFlight {
+        InFlight::new(&self.0.connections_waiting)
+    }
+
+    /// A connection to the metrics port was closed before a byte was read.
+    pub fn metrics_port_refused(&self, reason: &'static str) {
+        self.0.metrics_refused.with_label_values(&[reason]).inc();
+    }
+
+    /// The metrics are about to be rendered for somebody who is not the node itself.
+    pub fn rendering(&self) {
+        self.0.metrics_renderings.inc();
+    }
+
     /// A connection was closed before a byte was read.
     pub fn connection_refused(&self, reason: &'static str) {
         self.0.connections_refused.with_label_values(&[reason]).inc();
@@ -403,6 +457,11 @@ impl Metrics {
     /// A request waits for its pod for as long as the answer lives.
     pub fn pod_wait(&self) -> InFlight {
         InFlight::new(&self.0.pods_awaited)
+    }
+
+    /// Who counts the requests that were not let wait for their pod, at each scrape. The first stays.
+    pub fn pod_waits_refused_from(&self, source: impl Fn() -> u64 + Send + Sync + 'static) {
+        let _ = self.0.pod_waits_source.set(CountSource(Box::new(source)));
     }
 
     /// A request waited for its pod.

@@ -2,29 +2,26 @@
 //!
 //! [`Pods`] is the read handle that a request is answered from. [`PodsWriter`] is its other end; only the watch holds it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::watch as signal;
 
 pub mod index;
 mod pins;
+pub mod waiting;
 pub mod watch;
 mod witness;
 
 use index::Index;
 pub use index::{Claims, Namespace, NodeAddresses, Pod, PodName, PodUid, Sandbox, ServiceAccount, Surroundings};
+use waiting::Places;
 pub use witness::Objection;
 use witness::{Judged, Node};
 
 use crate::links::witness::{Blind, Witness};
-
-/// How many requests may wait for the watch at one time. Beyond it they are refused at once.
-pub const MAX_WAITING: usize = 1024;
-/// How many of them may be of one address, so that no pod or stranger takes the places of all.
-pub const MAX_WAITING_OF_ONE: usize = 64;
 
 /// Addresses that are pinned before others get their turn.
 const PINNED_AT_ONCE: usize = 16;
@@ -64,46 +61,13 @@ pub struct Pods {
 struct Shared {
     index: RwLock<Index>,
     node: Node,
-    waiting: Mutex<HashMap<IpAddr, usize>>,
-}
-
-/// A place among those who wait, until dropped.
-struct Waiting<'a> {
-    shared: &'a Shared,
-    ip: IpAddr,
+    waiting: Places,
 }
 
 impl Shared {
     /// The index is plain data that every writer leaves whole, so a panic elsewhere does not spoil it.
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A place to wait in, where there is one.
-    fn wait(&self, ip: IpAddr) -> Option<Waiting<'_>> {
-        let mut waiting = self.waiting();
-        let of_one = waiting.get(&ip).copied().unwrap_or(0);
-        if of_one >= MAX_WAITING_OF_ONE || waiting.values().sum::<usize>() >= MAX_WAITING {
-            return None;
-        }
-        waiting.insert(ip, of_one + 1);
-        Some(Waiting { shared: self, ip })
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let mut waiting = self.shared.waiting();
-        if let Some(count) = waiting.get_mut(&self.ip) {
-            *count -= 1;
-            if *count == 0 {
-                waiting.remove(&self.ip);
-            }
-        }
     }
 }
 
@@ -123,7 +87,7 @@ pub fn pods() -> (PodsWriter, Pods) {
 /// `booted` have lost their network.
 pub fn pods_with(witness: Arc<dyn Witness>, booted: Option<jiff::Timestamp>) -> (PodsWriter, Pods) {
     let (changed, changes) = signal::channel(0);
-    let shared = Arc::new(Shared { index: RwLock::default(), node: Node::new(witness, booted), waiting: Mutex::default() });
+    let shared = Arc::new(Shared { index: RwLock::default(), node: Node::new(witness, booted), waiting: Places::default() });
     (PodsWriter { shared: shared.clone(), changed }, Pods { shared, changes })
 }
 
@@ -164,8 +128,8 @@ impl Pods {
 
     /// Who has this address, waiting at most `at_most` for it to become known, for the API's word on it where several pods
     /// claim it, and for what is known of its pod to be `enough`. The watch's events wake the wait. An address of the node
-    /// itself is not waited for: it never becomes a pod's. At most [`MAX_WAITING`] requests wait at one time, and at most
-    /// [`MAX_WAITING_OF_ONE`] of one address; the others are answered by what is known.
+    /// itself is not waited for: it never becomes a pod's. The number of requests that wait is bounded, see [`waiting`]; those
+    /// without a place are answered by what is known.
     pub async fn wait_for_ip(&self, ip: IpAddr, at_most: Duration, enough: impl Fn(&Pod, &Surroundings) -> bool) -> Lookup {
         let is_enough = |lookup: &Lookup| match lookup {
             Lookup::Found(pod, around) => enough(pod, around),
@@ -179,7 +143,7 @@ impl Pods {
         if is_enough(&found) {
             return found;
         }
-        let Some(_waiting) = self.shared.wait(ip) else {
+        let Some(place) = self.shared.waiting.take(ip, found != Lookup::Unknown) else {
             return found;
         };
         let (mut changes, mut seen) = (self.changes.clone(), self.shared.node.witness().changes());
@@ -199,10 +163,17 @@ impl Pods {
                 }
             }
         };
-        match tokio::time::timeout(at_most, complete).await {
-            Ok(found) => found,
-            Err(_) => self.by_ip(ip),
+        tokio::select! {
+            biased;
+            found = complete => found,
+            () = tokio::time::sleep(at_most) => self.by_ip(ip),
+            () = place.lost() => self.by_ip(ip),
         }
+    }
+
+    /// How many requests were not let wait for their pod, or not to the end, since the start.
+    pub fn waits_turned_away(&self) -> u64 {
+        self.shared.waiting.turned_away()
     }
 
     /// Grows with every change: what was decided at one number still holds while it is the same.

@@ -134,6 +134,11 @@ impl<A: AssumeRole> Proxy<A> {
         self.metadata.clone()
     }
 
+    /// The pods of this node.
+    pub fn pods(&self) -> &Pods {
+        &self.pods
+    }
+
     /// The answer to one request.
     pub async fn handle(&self, origin: &Origin, request: &Parts) -> Response<Full<Bytes>> {
         let began = Instant::now();

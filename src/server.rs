@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,14 +18,14 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
 use crate::config::LimitsConfig;
-use crate::connections::{Exceeded, Limits, Rates, Timely};
+use crate::connections::{Admitted, Closing, Limit, Limits, Permit, Port, Rates, Record, Settings, Source, Timely};
 use crate::credentials::AssumeRole;
 use crate::drain::Drain;
 use crate::handover::Queue;
@@ -39,6 +40,8 @@ const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 /// Pause after a failed accept: it fails for lack of descriptors or memory, which a moment may bring back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Connections of the node itself, which probes the port.
+const MAX_OF_NODE: usize = 64;
 /// When stopping, the backlog is taken for empty after this time without a connection.
 const LAST_ACCEPT: Duration = Duration::from_millis(20);
 /// How long the last look at the backlog may take at all.
@@ -54,6 +57,7 @@ pub struct Server<A> {
     head_timeout: Duration,
     limits: Limits,
     rates: Rates,
+    record: Record,
     accepting: Accepting,
     probes: Probes,
 }
@@ -102,9 +106,18 @@ enum Admission {
 }
 
 impl<A: AssumeRole> Server<A> {
-    /// A server that hands the requests of pods to `proxy`.
-    pub fn new(proxy: Proxy<A>, accept_direct: bool, limits: LimitsConfig, metrics: Metrics, drain: Drain) -> Self {
+    /// A server that hands the requests of pods to `proxy`, and notes in `record` whose connections a limit closes.
+    pub fn new(proxy: Proxy<A>, accept_direct: bool, limits: LimitsConfig, metrics: Metrics, drain: Drain, record: Record) -> Self {
         let LimitsConfig { connections, connections_per_pod, connection_rate, head_timeout } = limits;
+        let unknown = limits.unknown();
+        let settings = Settings {
+            all: connections,
+            per_source: connections_per_pod,
+            node: MAX_OF_NODE,
+            unknown,
+            per_unknown: (unknown / 2).min(connections_per_pod).max(1),
+            waiting: limits.waiting(),
+        };
         Self {
             proxy: Arc::new(proxy),
             accept_direct,
@@ -112,8 +125,9 @@ impl<A: AssumeRole> Server<A> {
             metrics,
             drain,
             head_timeout,
-            limits: Limits::new(connections, connections_per_pod),
+            limits: Limits::new(settings),
             rates: Rates::new(connection_rate),
+            record,
             probes: Probes::default(),
         }
     }
@@ -166,31 +180,58 @@ impl<A: AssumeRole> Server<A> {
             self.probes.arrived(from);
             return drop(stream);
         }
-        if !self.rates.admits(peer.ip().to_canonical()) {
-            self.metrics.connection_refused("source-rate");
-            return debug!(source = %peer, "closed a connection: its source connects too often");
-        }
-        let permit = match self.limits.admit(peer.ip().to_canonical()) {
-            Ok(permit) => permit,
-            Err(Exceeded::All) => return self.metrics.connection_refused("limit"),
-            Err(Exceeded::Room) => return self.metrics.connection_refused("room"),
-            Err(Exceeded::Source) => {
-                self.metrics.connection_refused("source-limit");
-                debug!(source = %peer, "closed a connection: its source has too many open");
-                return;
-            }
-        };
         let admission = self.admit(&stream, peer);
         if matches!(admission, Admission::Refused) {
             self.metrics.connection_refused("not-redirected");
             debug!(source = %peer, "closed a connection that was not redirected from the metadata address");
             return;
         }
+        // What the handshake depended on was announced before: a forged neighbour, for one.
+        self.proxy.pods().catch_up();
+        let source = if matches!(admission, Admission::Probe) { Source::Node } else { self.source(from.ip()) };
+        if let Err(limit) = self.rates.admits(&source) {
+            return self.refused(&source, limit);
+        }
         let server = self.clone();
-        self.drain.track(async move {
-            let _open = (permit, server.metrics.connection());
-            server.connection(stream, admission).await;
-        });
+        match self.limits.admit(&source, |ip| self.source(ip)) {
+            Admitted::Open(permit) => self.drain.track(async move { server.open(stream, admission, permit).await }),
+            Admitted::Wait(waiting) => self.drain.track(async move {
+                let place = {
+                    let _waits = server.metrics.connection_waits();
+                    waiting.place().await
+                };
+                match place {
+                    Ok(permit) => server.open(stream, admission, permit).await,
+                    Err(limit) => server.refused(&source, limit),
+                }
+            }),
+            Admitted::Refused(limit) => self.refused(&source, limit),
+        }
+    }
+
+    /// Who connects from this address, by what is known now.
+    fn source(&self, ip: IpAddr) -> Source {
+        Source::of(ip, self.proxy.pods().by_ip(ip))
+    }
+
+    /// Counts and notes a connection that a limit closes.
+    fn refused(&self, source: &Source, limit: Limit) {
+        self.metrics.connection_refused(limit.name());
+        self.record.closed(source, Port::Metadata, limit);
+    }
+
+    async fn open(&self, stream: TcpStream, admission: Admission, permit: Permit) {
+        let _open = self.metrics.connection();
+        self.connection(stream, admission, &permit).await;
+    }
+
+    /// Counts the connection for its pod, where that has become known since.
+    fn settle(&self, admission: &Admission, permit: &Permit) {
+        if let Admission::Pod(origin) = admission
+            && permit.is_unknown()
+        {
+            permit.settle(&self.source(origin.ip));
+        }
     }
 
     /// What the kernel says of a connection decides what it may be used for.
@@ -211,15 +252,18 @@ impl<A: AssumeRole> Server<A> {
         if from_the_node { Admission::Probe } else { Admission::Refused }
     }
 
-    async fn connection(&self, stream: TcpStream, admission: Admission) {
+    async fn connection(&self, stream: TcpStream, admission: Admission, permit: &Permit) {
         let admission = &admission;
         let service = service_fn(|request: Request<Incoming>| async move {
+            permit.request_begins();
+            self.settle(admission, permit);
             let (request, _) = request.into_parts();
             let mut response = match admission {
                 Admission::Pod(origin) => self.proxy.handle(origin, &request).await,
                 Admission::Probe | Admission::Refused => probe(&request),
             };
-            if self.drain.has_begun() {
+            self.settle(admission, permit);
+            if permit.request_ends() || self.drain.has_begun() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
@@ -234,19 +278,42 @@ impl<A: AssumeRole> Server<A> {
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = self.drain.closing() => {
-                connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = connection.as_mut() => ended,
-                    () = self.drain.forced() => Ok(()),
+            closing = permit.closing() => {
+                self.metrics.connection_ended(ended_for(closing));
+                if closing == Closing::Displaced {
+                    return;
                 }
+                self.finish(connection.as_mut()).await
             }
+            () = self.drain.closing() => self.finish(connection.as_mut()).await,
         };
         if let Err(error) = ended {
             let reason = ended_by(&error);
             self.metrics.connection_ended(reason);
             debug!(%error, reason, "a connection ended early");
         }
+    }
+
+    /// Ends a connection in good order: a request that has arrived is still answered.
+    async fn finish<S>(&self, mut connection: Pin<&mut Connection<S>>) -> hyper::Result<()>
+    where
+        S: HttpService<Incoming, ResBody = Full<Bytes>, Error = Infallible>,
+    {
+        connection.as_mut().graceful_shutdown();
+        tokio::select! {
+            ended = connection => ended,
+            () = self.drain.forced() => Ok(()),
+        }
+    }
+}
+
+type Connection<S> = http1::Connection<TokioIo<Timely<TcpStream>>, S>;
+
+/// Why the daemon ended a connection itself.
+fn ended_for(closing: Closing) -> &'static str {
+    match closing {
+        Closing::MadeRoom => "made-room",
+        Closing::Displaced => "displaced",
     }
 }
 

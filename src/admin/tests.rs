@@ -64,9 +64,11 @@ fn admin(answers: &Arc<tokio::sync::Semaphore>) -> Admin<Sts> {
         sts: Sts(answers.clone()),
         metrics: metrics.clone(),
         pace: Pace::default(),
-        daemon: Some(OfDaemon { readiness: readiness.clone(), sessions }),
+        daemon: Some(OfDaemon { readiness: readiness.clone(), sessions, limits: Record::default() }),
     };
-    Admin { metrics, readiness, debug: Some(pods), explainer: Arc::new(OnceLock::from(explainer)) }
+    let record = explainer.daemon.as_ref().unwrap().limits.clone();
+    let explainer = Arc::new(OnceLock::from(explainer));
+    Admin { metrics, readiness, pods, debug: true, namespace_labels: false, record, explainer, rendered: Rendered::default() }
 }
 
 async fn status(admin: &Admin<Sts>, peer: &str, method: Method, target: &str, headers: &[(&str, &str)]) -> StatusCode {
@@ -81,8 +83,10 @@ async fn ask(admin: &Admin<Sts>, peer: &str, method: Method, target: &str, heade
     if target.starts_with("/explain") && !headers.contains(&(HEADER, NOT_SENT)) {
         request = request.header(HEADER, "1");
     }
-    let (status, _, body) = admin.answer(&request.body(()).unwrap().into_parts().0, peer.parse().unwrap()).await;
-    (status, String::from_utf8(body).unwrap())
+    let peer: SocketAddr = peer.parse().unwrap();
+    let source = admin.source(peer.ip(), "10.0.0.99".parse().unwrap());
+    let (status, _, body) = admin.answer(&request.body(()).unwrap().into_parts().0, peer, &source).await;
+    (status, String::from_utf8(body.to_vec()).unwrap())
 }
 
 /// Of a header that the requests of this file have otherwise.
@@ -241,6 +245,88 @@ async fn sts_is_asked_once_at_a_time_and_once_a_second() {
     assert_eq!(post().await, 429, "after a failure two seconds");
     tokio::time::sleep(ASK_AGAIN).await;
     assert_eq!(post().await, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn namespaces_are_for_the_node_itself_unless_the_operator_wants_it_otherwise() {
+    let mut admin = admin(&none());
+    admin.metrics.without_token("shop", true);
+    let metrics = async |admin: &Admin<Sts>, peer: &str| ask(admin, peer, Method::GET, "/metrics", &[]).await.1;
+    // A pod of this node, one of another node, or a scraper there.
+    for peer in ["10.0.0.1:1", "10.9.0.1:1", "127.5.0.9:1", "[::ffff:10.0.0.1]:1"] {
+        let text = metrics(&admin, peer).await;
+        assert!(!text.contains("shop") && text.contains(r#"rolegate_imdsv1_requests_total{outcome="served"} 1"#), "{peer}: {text}");
+    }
+    for peer in ["127.0.0.1:1", "[::1]:1", "10.0.0.99:1", "[::ffff:10.0.0.99]:1"] {
+        assert!(metrics(&admin, peer).await.contains(r#"{namespace="shop",outcome="served"} 1"#), "{peer}");
+    }
+    admin.namespace_labels = true;
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(metrics(&admin, "10.9.0.1:1").await.contains(r#"{namespace="shop",outcome="served"} 1"#));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_metrics_are_rendered_once_a_second_for_all_but_the_node_itself() {
+    let admin = admin(&none());
+    let metrics = async |peer: &str| ask(&admin, peer, Method::GET, "/metrics", &[]).await.1;
+    let first = metrics("10.0.0.1:1").await;
+    assert!(first.contains("rolegate_metrics_renderings_total 1\n"), "{first}");
+    admin.metrics.denied("no-role");
+    for peer in ["10.0.0.1:2", "10.0.0.2:1", "10.9.0.1:1"] {
+        assert_eq!(metrics(peer).await, first);
+    }
+    let now = metrics("127.0.0.1:1").await;
+    assert!(
+        now.contains(r#"rolegate_denials_total{reason="no-role"} 1"#) && now.contains("rolegate_metrics_renderings_total 1\n"),
+        "{now}"
+    );
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let second = metrics("10.0.0.1:1").await;
+    assert!(second.contains("no-role") && second.contains("rolegate_metrics_renderings_total 2\n"), "{second}");
+}
+
+/// Which limits closed connections of the pod, and what to do about it.
+#[tokio::test(start_paused = true)]
+async fn limits_that_closed_connections_of_the_pod_are_noted() {
+    let admin = admin(&none());
+    let source = admin.source("10.0.0.1".parse().unwrap(), "10.0.0.99".parse().unwrap());
+    admin.record.closed(&source, Port::Metadata, Limit::Source);
+    admin.record.closed(&source, Port::Metadata, Limit::Source);
+    tokio::time::advance(Duration::from_secs(100)).await;
+    let notes = || async {
+        let (_, body) = ask(&admin, "127.0.0.1:1", Method::GET, WEB, LOCAL).await;
+        serde_json::from_str::<Report>(&body).unwrap().notes
+    };
+    let of_pod = notes().await;
+    assert!(
+        matches!(&of_pod[..], [note] if ["2 connections", "1m 40s", "source-limit"].iter().all(|part| note.contains(part))),
+        "{of_pod:?}"
+    );
+    tokio::time::advance(Duration::from_secs(600)).await;
+    admin.metrics.watch_alive();
+    assert_eq!(notes().await, [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_may_take_little_of_this_port_and_the_node_itself_what_it_needs() {
+    let (admin, room) = (admin(&none()), Room::new());
+    let local = "10.0.0.99".parse().unwrap();
+    let of = |text: &str| admin.source(text.parse().unwrap(), local);
+    let hold =
+        |source: &Source, count: usize| (0..count).map_while(|_| room.admit(source, |ip| admin.source_of(ip)).ok()).collect::<Vec<_>>();
+    let (pod, node) = (of("10.0.0.1"), of("10.0.0.99"));
+    let of_pod = hold(&pod, 100);
+    assert_eq!((of_pod.len(), room.admit(&pod, |ip| admin.source_of(ip)).unwrap_err()), (4, Limit::Source));
+    let flood: Vec<_> = (1..=200).flat_map(|last| hold(&of(&format!("10.9.0.{last}")), 1)).collect();
+    assert!(flood.len() >= 20);
+    assert_eq!(hold(&node, 100).len(), 64);
+    tokio::time::advance(Duration::from_secs(10)).await;
+    let scraper = hold(&of("10.8.0.1"), 1);
+    assert_eq!((scraper.len(), futures_util::FutureExt::now_or_never(scraper[0].closing())), (1, None));
+    // Requests beyond the rate wait, on whichever connection.
+    let delays: Vec<_> = (0..30).map(|_| room.requests.delay(&pod)).collect();
+    assert!(delays[..20].iter().all(Duration::is_zero) && delays[29] == Duration::from_secs(1), "{delays:?}");
+    assert!(room.requests.delay(&node).is_zero());
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use tracing::{info, warn};
 
 use crate::config::{BaseRole, Config, DefaultRole, PatternFormat};
+use crate::connections::Record;
 use crate::credentials::Clock;
 use crate::credentials::cache::{self, Sessions};
 use crate::credentials::gate::Limits;
@@ -51,6 +52,7 @@ pub(super) async fn prepare(
     readiness: &Readiness,
     drain: &Drain,
     explainer: &OnceLock<Explainer<Sts>>,
+    record: Record,
 ) -> anyhow::Result<Prepared> {
     let clock = Clock::system();
     let aws = load_aws(config).await?;
@@ -82,7 +84,7 @@ pub(super) async fn prepare(
         sts: sts.asked_once(),
         metrics: metrics.clone(),
         pace: Pace::default(),
-        daemon: Some(OfDaemon { readiness: readiness.clone(), sessions: sessions.clone() }),
+        daemon: Some(OfDaemon { readiness: readiness.clone(), sessions: sessions.clone(), limits: record.clone() }),
     });
     let node_info =
         Patterns::new(PatternFormat::Glob, None, config.metadata.node_info_namespaces.clone()).context("--node-info-namespaces")?;
@@ -100,7 +102,7 @@ pub(super) async fn prepare(
     if config.server.accept_direct {
         warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
     }
-    let server = Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone());
+    let server = Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone(), record);
     Ok(Prepared { server, refresh, sts, aws, node, policy, tokens, key_file, metadata })
 }
 

@@ -188,6 +188,10 @@ const SERVING: &[Flag] = &[
     value("metadata-bind-address", "IP", "", "Address of the app port; without it, every address of the node"),
     value("metrics-port", "PORT", "9543", "Port of /metrics, /healthz and /readyz; 0 takes a free one; never the app port"),
     value("metrics-bind-address", "IP", "", "Address of the metrics port; without it, every address of the node"),
+    switch(
+        "metrics-namespace-labels",
+        "Name namespaces in the metrics for everybody who reaches the metrics port; without it, for the node itself only",
+    ),
     switch("accept-direct-connections", "Serve connections that no packet rule redirected; for tests and demonstrations, not for a node"),
     value("imds-tokens", "MODE", "required", "required: only IMDSv2 is served; optional: IMDSv1 too"),
     value(
@@ -205,7 +209,12 @@ const SERVING: &[Flag] = &[
     ),
     value("probe-socket", "PATH", "", "Unix socket, in a directory of the pod, at which rolegate probe asks this very daemon"),
     value("limits-connections", "NUMBER", "4096", "Open connections of all pods together; each has one request under way at a time"),
-    value("limits-connections-per-pod", "NUMBER", "128", "Open connections of one pod; more are closed before a byte is read"),
+    value(
+        "limits-connections-per-pod",
+        "NUMBER",
+        "128",
+        "Open connections of one pod; more wait for a second at most, and are closed then before a byte is read",
+    ),
     value("limits-connection-rate", "NUMBER", "250", "New connections of one pod per second, twice as many at once; more are closed"),
     value(
         "limits-head-timeout",

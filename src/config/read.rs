@@ -403,6 +403,7 @@ pub(super) fn admin(source: &mut Source<'_>) -> AdminConfig {
         address: source.ip("metrics-bind-address"),
         port: source.port("metrics-port", DEFAULT_METRICS_PORT),
         debug: source.switch("debug"),
+        namespace_labels: source.switch("metrics-namespace-labels"),
         probe_socket: source.text("probe-socket").map(PathBuf::from),
     }
 }

@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use super::{By, Report, Session, look};
 use crate::config::explain::PodName;
+use crate::connections::Record;
 use crate::credentials::cache::Sessions;
 use crate::credentials::{AssumeRoleError, StsOfNode};
 use crate::metrics::Metrics;
@@ -51,6 +52,8 @@ pub struct OfDaemon<A> {
     pub readiness: Readiness,
     /// The sessions, of which failures are told.
     pub sessions: Arc<Sessions<A>>,
+    /// Which limits closed connections of pods.
+    pub limits: Record,
 }
 
 /// When STS may be asked for explanations: one at a time, and more and more rarely while it gives nothing.
@@ -100,6 +103,9 @@ impl<A: StsOfNode> Explainer<A> {
             report.notes.push(format!(
                 "the watch of this node's pods has not heard from the Kubernetes API for {silence}: what has changed since is not known"
             ));
+        }
+        if let Some((pod, _)) = self.pods.named(&report.namespace, &report.pod) {
+            report.notes.extend(daemon.limits.of(&pod.uid).iter().map(ToString::to_string));
         }
         if let Some(request) = request
             && let Some(error) = daemon.sessions.remembered_failure(request).await

@@ -1,7 +1,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
+use std::collections::HashMap;
+
 use futures_util::future::join_all;
 use tokio::time::{Instant, advance};
 
+use super::waiting::{MAX_UNKNOWN_WAITING, MAX_UNKNOWN_WAITING_OF_ONE, MAX_WAITING_OF_ONE};
 use super::*;
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -206,19 +209,23 @@ async fn a_namespace_that_stays_unknown_leaves_the_pod_found_without_it() {
     assert_eq!(began.elapsed(), Duration::from_secs(2));
 }
 
+fn wait(pods: &Pods, at: IpAddr) -> tokio::task::JoinHandle<Lookup> {
+    let pods = pods.clone();
+    tokio::spawn(async move { pods.wait_for_ip(at, LONG, anything).await })
+}
+
+fn waiters(pods: &Pods, at: IpAddr, count: usize) -> Vec<tokio::task::JoinHandle<Lookup>> {
+    (0..count).map(|_| wait(pods, at)).collect()
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_more_than_so_many_wait_at_one_time() {
     let (writer, pods) = pods();
-    let waiters: Vec<_> = (0..MAX_WAITING_OF_ONE)
-        .map(|_| {
-            let pods = pods.clone();
-            tokio::spawn(async move { pods.wait_for_ip(ip("10.0.0.1"), LONG, anything).await })
-        })
-        .collect();
+    let waiters = waiters(&pods, ip("10.0.0.1"), MAX_UNKNOWN_WAITING_OF_ONE);
     settle().await;
     let began = Instant::now();
     assert_eq!(pods.wait_for_ip(ip("10.0.0.1"), LONG, anything).await, Lookup::Unknown);
-    assert_eq!(began.elapsed(), Duration::ZERO, "one more is refused at once");
+    assert_eq!((began.elapsed(), pods.waits_turned_away()), (Duration::ZERO, 1), "one more is answered at once");
     writer.write(|index| index.apply(pod("b", "10.0.0.2")));
     assert_eq!(found(&pods.wait_for_ip(ip("10.0.0.2"), LONG, anything).await), Some("b"), "who is known needs no place");
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
@@ -231,41 +238,69 @@ async fn no_more_than_so_many_wait_at_one_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_address_does_not_take_the_places_of_others() {
-    let (_writer, pods) = pods();
-    let wait = |last: usize| {
-        let pods = pods.clone();
-        let ip = IpAddr::from([10, 0, 1, u8::try_from(last).unwrap()]);
-        tokio::spawn(async move { pods.wait_for_ip(ip, LONG, anything).await })
-    };
-    let addresses = MAX_WAITING / MAX_WAITING_OF_ONE;
-    let waiters: Vec<_> = (0..addresses).flat_map(|address| vec![address; MAX_WAITING_OF_ONE]).map(wait).collect();
+async fn two_unknown_addresses_with_all_places_give_them_to_others() {
+    let (writer, pods) = pods();
+    let greedy: Vec<_> = ["10.0.0.1", "10.0.0.2"].into_iter().flat_map(|at| waiters(&pods, ip(at), MAX_UNKNOWN_WAITING_OF_ONE)).collect();
     settle().await;
-    assert_eq!(pods.shared.waiting().values().sum::<usize>(), MAX_WAITING);
-    let began = Instant::now();
-    assert_eq!(wait(addresses).await.unwrap(), Lookup::Unknown);
-    assert_eq!(began.elapsed(), Duration::ZERO, "all places are taken");
-    waiters[0].abort();
+    assert_eq!(pods.shared.waiting.taken(), MAX_UNKNOWN_WAITING);
+    let honest: Vec<_> = (10..40).map(|last| wait(&pods, IpAddr::from([10, 0, 0, last]))).collect();
     settle().await;
-    let late = wait(addresses);
+    assert_eq!(pods.shared.waiting.taken(), MAX_UNKNOWN_WAITING);
+    assert!(honest.iter().all(|waiter| !waiter.is_finished()));
+    assert_eq!(greedy.iter().filter(|waiter| waiter.is_finished()).count(), honest.len(), "those that gave way are answered");
+    writer.write(|index| (10..40).for_each(|last| index.apply(pod(&format!("p{last}"), &format!("10.0.0.{last}")))));
+    for (waiter, last) in honest.into_iter().zip(10..40) {
+        assert_eq!(found(&waiter.await.unwrap()), Some(&*format!("p{last}")));
+    }
+}
+
+/// A pod invents addresses of its network; a pod that is new, in another network, still waits for its status.
+#[tokio::test(start_paused = true)]
+async fn invented_ipv6_addresses_count_together() {
+    let (writer, pods) = pods();
+    let honest = [wait(&pods, ip("10.0.0.1")), wait(&pods, ip("fd00:1::1"))];
     settle().await;
-    assert!(!late.is_finished());
+    for last in 0..1100 {
+        wait(&pods, IpAddr::from(std::net::Ipv6Addr::from_bits((0xfd00_u128 << 112) + last)));
+    }
+    settle().await;
+    assert_eq!(pods.shared.waiting.taken(), MAX_UNKNOWN_WAITING);
+    writer.write(|index| index.apply(pod("a", "10.0.0.1")));
+    writer.write(|index| index.apply(pod("b", "fd00:1::1")));
+    let lookups = join_all(honest).await;
+    assert_eq!(lookups.iter().map(|lookup| found(lookup.as_ref().unwrap())).collect::<Vec<_>>(), [Some("a"), Some("b")]);
+}
+
+/// A known pod that waits for its namespace does not need the places of unknown addresses.
+#[tokio::test(start_paused = true)]
+async fn unknown_addresses_take_no_place_of_a_known_pod() {
+    let (writer, pods) = pods();
+    writer.write(|index| index.apply(pod("a", "10.0.1.1")));
+    for last in 0..=255 {
+        wait(&pods, IpAddr::from([10, 0, 0, last]));
+    }
+    settle().await;
+    let known: Vec<_> = (0..MAX_WAITING_OF_ONE)
+        .map(|_| {
+            let pods = pods.clone();
+            tokio::spawn(async move { pods.wait_for_ip(ip("10.0.1.1"), LONG, with_namespace).await })
+        })
+        .collect();
+    settle().await;
+    assert_eq!(pods.shared.waiting.taken(), MAX_UNKNOWN_WAITING + MAX_WAITING_OF_ONE);
+    writer.write(|index| index.apply_namespace(namespace("default")));
+    assert!(join_all(known).await.into_iter().all(|lookup| found(&lookup.unwrap()) == Some("a")));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_waiter_that_gives_up_makes_place() {
     let (_writer, pods) = pods();
-    let waiters: Vec<_> = (0..MAX_WAITING_OF_ONE)
-        .map(|_| {
-            let pods = pods.clone();
-            tokio::spawn(async move { pods.wait_for_ip(ip("10.0.0.1"), LONG, anything).await })
-        })
-        .collect();
+    let waiters = waiters(&pods, ip("10.0.0.1"), MAX_UNKNOWN_WAITING_OF_ONE);
     settle().await;
-    assert_eq!(pods.shared.waiting()[&ip("10.0.0.1")], MAX_WAITING_OF_ONE);
+    assert_eq!(pods.shared.waiting.taken(), MAX_UNKNOWN_WAITING_OF_ONE);
     waiters.iter().for_each(|waiter| waiter.abort());
     join_all(waiters).await;
-    assert!(pods.shared.waiting().is_empty());
+    assert_eq!(pods.shared.waiting.taken(), 0);
 }
 
 #[tokio::test(start_paused = true)]

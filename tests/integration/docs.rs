@@ -160,6 +160,9 @@ fn every_value_of_a_label_is_documented() {
         [literals_after(&metrics, "let outcome = if found { "), literals_after(between(&metrics, "fn pod_waited", "\n    }\n"), "else { ")];
     let codes = between(&metrics, "const STATUSES", ";\n\nimpl").split('(').skip(1).flat_map(|pair| literals_after(pair, ", ")).collect();
 
+    let limits = literals_after(between(&read("src/connections/record.rs"), "pub fn name(self)", "\n    }\n"), "=> ");
+    let ended = ["fn ended_by", "fn ended_for"].map(|function| literals_in(between(&server, function, "\n}\n")));
+
     let real = [
         ("rolegate_http_requests_total{route}", literals_after(&proxy, "metrics.route(")),
         ("rolegate_http_requests_total{code}", codes),
@@ -167,8 +170,10 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_audit_denials_total{reason}", audited),
         ("rolegate_imdsv1_requests_total{outcome}", literals_in(between(&metrics, "fn without_token", "\n    }\n"))),
         ("rolegate_metadata_reads_total{outcome}", literals_after(&read("src/proxy/metadata.rs"), "metadata_read(")),
-        ("rolegate_connections_refused_total{reason}", literals_after(&server, "connection_refused(")),
-        ("rolegate_connections_ended_total{reason}", literals_in(between(&server, "fn ended_by", "\n}\n"))),
+        ("rolegate_connections_refused_total{reason}", [literals_after(&server, "connection_refused("), limits.clone()].concat_sets()),
+        ("rolegate_connections_ended_total{reason}", ended.concat_sets()),
+        // A source has too few connections on that port for it to leave the last ones to others.
+        ("rolegate_metrics_port_refused_total{reason}", limits.into_iter().filter(|limit| limit != "room").collect()),
         ("rolegate_pod_wait_seconds{outcome}", waits.concat_sets()),
         ("rolegate_watch_errors_total{resource}", literals_after(&watch, "resource: ")),
         ("rolegate_watch_undecodable_total{resource}", literals_after(&watch, "resource: ")),

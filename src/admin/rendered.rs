@@ -1,0 +1,50 @@
+//! The metrics as text, rendered once a second at most.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+/// How long a rendering is served.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The last rendering. Requests that come while it is made wait for it, and share it.
+#[derive(Debug, Default)]
+pub struct Rendered(Mutex<Option<(Instant, Bytes)>>);
+
+impl Rendered {
+    pub(super) async fn get(&self, render: impl FnOnce() -> Vec<u8>) -> Bytes {
+        let mut last = self.0.lock().await;
+        if let Some((at, text)) = &*last
+            && at.elapsed() < FRESH
+        {
+            return text.clone();
+        }
+        let text = Bytes::from(render());
+        *last = Some((Instant::now(), text.clone()));
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_asks_within_a_second_gets_the_same() {
+        let (rendered, count) = (Rendered::default(), AtomicUsize::new(0));
+        let ask = || rendered.get(|| format!("{}", count.fetch_add(1, Ordering::SeqCst)).into_bytes());
+        assert!(join_all((0..8).map(|_| ask())).await.iter().all(|text| text == "0"));
+        for _ in 0..30 {
+            tokio::time::advance(Duration::from_millis(100)).await;
+            ask().await;
+        }
+        assert_eq!(count.load(Ordering::SeqCst), 4);
+        assert_eq!(ask().await, "3");
+    }
+}

@@ -1,0 +1,320 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says loudly what failed")]
+
+use futures_util::FutureExt as _;
+
+use super::*;
+
+const SETTINGS: Settings = Settings { all: 4096, per_source: 128, node: 64, unknown: 128, per_unknown: 64, waiting: 256 };
+
+fn nobody(ip: IpAddr) -> Source {
+    Source::Unknown(ip)
+}
+
+fn open(limits: &Limits, source: &Source) -> Permit {
+    match limits.admit(source, nobody) {
+        Admitted::Open(permit) => permit,
+        other => panic!("{source:?}: {other:?}"),
+    }
+}
+
+fn wait(limits: &Limits, source: &Source) -> Waiting {
+    match limits.admit(source, nobody) {
+        Admitted::Wait(waiting) => waiting,
+        other => panic!("{source:?}: {other:?}"),
+    }
+}
+
+/// The limit that a connection would wait for, or be refused by.
+fn limit(limits: &Limits, source: &Source) -> Option<Limit> {
+    match limits.admit(source, nobody) {
+        Admitted::Open(_) => None,
+        Admitted::Wait(waiting) => Some(waiting.limit),
+        Admitted::Refused(limit) => Some(limit),
+    }
+}
+
+fn pod(namespace: &str, name: impl ToString) -> Source {
+    Source::pod(namespace, &name.to_string())
+}
+
+fn unknown(last: u32) -> Source {
+    Source::Unknown(IpAddr::from((0x0a00_0000 + last).to_be_bytes()))
+}
+
+fn unknown_v6(last: u128) -> Source {
+    Source::Unknown(IpAddr::from(std::net::Ipv6Addr::from_bits((0xfd00 << 112) + last)))
+}
+
+fn all(limits: &Limits) -> usize {
+    limits.0.lock().all
+}
+
+fn unknown_open(limits: &Limits) -> usize {
+    limits.0.lock().unknown.len()
+}
+
+fn closing(permit: &Permit) -> Option<Closing> {
+    permit.closing().now_or_never()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_has_its_limit_and_all_have_one_together() {
+    let limits = Limits::new(Settings { all: 5, per_source: 3, waiting: 0, ..SETTINGS });
+    let (one, other) = (pod("shop", 1), pod("shop", 2));
+    let mut permits: Vec<_> = (0..3).map(|_| open(&limits, &one)).collect();
+    assert_eq!(limit(&limits, &one), Some(Limit::Source));
+    permits.extend((0..2).map(|_| open(&limits, &other)));
+    assert_eq!(limit(&limits, &other), Some(Limit::All));
+    assert_eq!(limit(&limits, &one), Some(Limit::Source), "the one who takes too much is told apart");
+    let _node = open(&limits, &Source::Node);
+    permits.remove(0);
+    permits.push(open(&limits, &one));
+    assert_eq!(limit(&limits, &one), Some(Limit::Source));
+    permits.clear();
+    drop(_node);
+    let state = limits.0.lock();
+    assert!(state.accounts.is_empty() && state.all == 0, "sources that are gone are forgotten");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_take_all_they_can_get_together_leave_room_for_those_with_few() {
+    let limits = Limits::new(SETTINGS);
+    let mut taken: Vec<_> = (0..32)
+        .flat_map(|n| (0..128).map(move |_| n))
+        .filter_map(|n| match limits.admit(&pod(&format!("ns{n}"), n), nobody) {
+            Admitted::Open(permit) => Some(permit),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(limit(&limits, &pod("ns0", 0)), Some(Limit::Source));
+    assert_eq!(limit(&limits, &pod("ns31", 31)), Some(Limit::Room));
+    for other in 100..200 {
+        let other = pod(&format!("ns{other}"), other);
+        taken.extend((0..FEW).map(|_| open(&limits, &other)));
+        assert_eq!(limit(&limits, &other), Some(Limit::Room), "{other:?}");
+    }
+    // With room again, there is no difference.
+    taken.drain(..1500);
+    taken.push(open(&limits, &pod("ns31", 31)));
+}
+
+/// A namespace may have any number of pods, each of which has few connections.
+#[tokio::test(start_paused = true)]
+async fn many_pods_of_one_namespace_leave_room_for_other_namespaces() {
+    let limits = Limits::new(SETTINGS);
+    let mut taken = Vec::new();
+    for (namespace, pods) in [("greedy", 1000), ("greedy-too", 400)] {
+        for n in 0..pods {
+            for _ in 0..FEW {
+                if let Admitted::Open(permit) = limits.admit(&pod(namespace, n), nobody) {
+                    taken.push(permit);
+                }
+            }
+        }
+    }
+    assert!(taken.len() < 4096, "{}", taken.len());
+    assert_eq!(limit(&limits, &pod("greedy", "new")), Some(Limit::Namespace));
+    for n in 0..60 {
+        taken.extend((0..FEW).map(|_| open(&limits, &pod("shop", n))));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_addresses_of_a_pod_count_together() {
+    let limits = Limits::new(Settings { per_source: 2, waiting: 0, ..SETTINGS });
+    // The server asks who an address is: both of a pod's are the same source.
+    let web = pod("shop", "web");
+    let _permits = [open(&limits, &web), open(&limits, &web.clone())];
+    assert_eq!(limit(&limits, &web), Some(Limit::Source));
+}
+
+#[tokio::test(start_paused = true)]
+async fn unknown_addresses_have_one_small_budget_and_take_nothing_of_pods() {
+    let limits = Limits::new(SETTINGS);
+    let flood: Vec<_> = (0..1100).map(|last| open(&limits, &unknown(last))).collect();
+    let displaced = flood.iter().filter(|permit| closing(permit) == Some(Closing::Displaced)).count();
+    assert_eq!((displaced, unknown_open(&limits)), (1100 - 128, 128));
+    let web = pod("shop", "web");
+    let pods: Vec<_> = (0..128).map(|_| open(&limits, &web)).collect();
+    assert!(pods.iter().all(|permit| closing(permit).is_none()));
+    drop(flood);
+    assert!(limits.0.lock().unknown.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_unknown_address_does_not_keep_the_others_out() {
+    let limits = Limits::new(SETTINGS);
+    let greedy: Vec<_> = [1, 2].into_iter().flat_map(|last| (0..64).map(move |_| last)).map(|last| open(&limits, &unknown(last))).collect();
+    assert_eq!(limit(&limits, &unknown(1)), Some(Limit::Unknown));
+    let honest: Vec<_> = (10..40).map(|last| open(&limits, &unknown(last))).collect();
+    assert!(honest.iter().all(|permit| closing(permit).is_none()));
+    assert_eq!(greedy.iter().filter(|permit| closing(permit).is_some()).count(), honest.len());
+}
+
+/// Addresses of IPv6 can be invented without end; they are of one network.
+#[tokio::test(start_paused = true)]
+async fn a_flood_from_an_ipv6_network_displaces_no_other_network() {
+    let limits = Limits::new(SETTINGS);
+    let honest: Vec<_> = (0..100).map(|last| open(&limits, &unknown(last))).collect();
+    let _flood: Vec<_> = (0..1100).map(|last| open(&limits, &unknown_v6(last))).collect();
+    assert!(honest.iter().all(|permit| closing(permit).is_none()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_becomes_a_pods_is_counted_for_the_pod() {
+    let limits = Limits::new(Settings { unknown: 2, per_source: 3, waiting: 0, ..SETTINGS });
+    let web = pod("shop", "web");
+    let early = [open(&limits, &unknown(1)), open(&limits, &unknown(2))];
+    assert!(early[0].is_unknown());
+    early[0].settle(&web);
+    assert!(!early[0].is_unknown());
+    assert_eq!((unknown_open(&limits), all(&limits)), (1, 1));
+    let third = open(&limits, &unknown(3));
+    assert_eq!(closing(&third), None);
+    // The second one was not looked at since its pod is known. It is not displaced, but counted for the pod.
+    let fourth = match limits.admit(&unknown(4), |ip| if unknown(2) == Source::Unknown(ip) { web.clone() } else { nobody(ip) }) {
+        Admitted::Open(permit) => permit,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(early.iter().chain([&third, &fourth]).filter_map(closing).count(), 0);
+    assert_eq!(all(&limits), 2);
+    let _own = open(&limits, &web);
+    assert_eq!(limit(&limits, &web), Some(Limit::Source));
+    drop(early);
+    assert_eq!(all(&limits), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_beyond_the_pods_limit_waits_for_one_to_end() {
+    let limits = Limits::new(Settings { per_source: 2, ..SETTINGS });
+    let web = pod("shop", "web");
+    let mut permits = vec![open(&limits, &web), open(&limits, &web)];
+    permits.iter().for_each(Permit::request_begins);
+    let mut waiting = std::pin::pin!(wait(&limits, &web).place());
+    tokio::time::advance(Duration::from_millis(900)).await;
+    assert!(waiting.as_mut().now_or_never().is_none());
+    assert_eq!(limits.waiting(), 1);
+    permits.pop();
+    let permit = waiting.now_or_never().unwrap().unwrap();
+    assert_eq!((limits.waiting(), all(&limits)), (0, 2));
+    drop((permit, permits));
+    assert_eq!(all(&limits), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wait_ends_after_a_second() {
+    let limits = Limits::new(Settings { per_source: 1, ..SETTINGS });
+    let web = pod("shop", "web");
+    let busy = open(&limits, &web);
+    busy.request_begins();
+    let began = Instant::now();
+    assert_eq!(wait(&limits, &web).place().await.unwrap_err(), Limit::Source);
+    assert_eq!((began.elapsed(), limits.waiting()), (WAIT, 0));
+    assert_eq!(closing(&busy), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_idle_connection_of_the_pod_makes_room() {
+    let limits = Limits::new(Settings { per_source: 3, ..SETTINGS });
+    let (web, db) = (pod("shop", "web"), pod("shop", "db"));
+    let permits = [open(&limits, &web), open(&limits, &web), open(&limits, &web)];
+    let other = open(&limits, &db);
+    permits.iter().chain([&other]).for_each(Permit::request_begins);
+    for answered in [&other, &permits[1], &permits[0]] {
+        assert!(!answered.request_ends());
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    let _waiting = [wait(&limits, &web), wait(&limits, &web), wait(&limits, &web)];
+    assert_eq!(permits.each_ref().map(closing), [Some(Closing::MadeRoom), Some(Closing::MadeRoom), None], "the third one is busy");
+    assert_eq!(closing(&other), None, "it is another pod's");
+    assert!(permits[2].request_ends(), "its answer says that it ends, as somebody waits");
+    other.request_begins();
+    assert!(!other.request_ends());
+}
+
+/// One that was answered a moment ago is likely to be used again, and is not closed under its client's hands.
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_not_closed_before_it_is_idle_for_a_while() {
+    let limits = Limits::new(Settings { per_source: 1, ..SETTINGS });
+    let web = pod("shop", "web");
+    let first = open(&limits, &web);
+    first.request_begins();
+    first.request_ends();
+    let mut waiting = std::pin::pin!(wait(&limits, &web).place());
+    assert!(waiting.as_mut().now_or_never().is_none());
+    assert_eq!(closing(&first), None);
+    tokio::time::advance(IDLE_GRACE).await;
+    assert!(waiting.as_mut().now_or_never().is_none());
+    assert_eq!(closing(&first), Some(Closing::MadeRoom));
+    drop(first);
+    assert!(waiting.now_or_never().unwrap().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_without_a_request_is_closed_at_once_where_its_place_is_needed() {
+    let limits = Limits::new(Settings { per_source: 1, ..SETTINGS });
+    let web = pod("shop", "web");
+    let silent = open(&limits, &web);
+    tokio::time::advance(FRESH_GRACE).await;
+    let _waiting = wait(&limits, &web);
+    assert_eq!(closing(&silent), Some(Closing::Displaced), "half a head would keep it open");
+    silent.request_begins();
+    assert_eq!(closing(&silent), Some(Closing::MadeRoom), "a request that has just arrived is answered");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_all_places_are_taken_the_largest_namespace_and_pod_make_room() {
+    let limits = Limits::new(Settings { all: 8, per_source: 4, ..SETTINGS });
+    let (a1, a2, b) = (pod("a", 1), pod("a", 2), pod("b", 1));
+    let of_a1: Vec<_> = (0..3).map(|_| open(&limits, &a1)).collect();
+    let of_a2 = [open(&limits, &a2), open(&limits, &a2)];
+    // The last place would not be for the larger namespace.
+    let of_b = [open(&limits, &b), open(&limits, &b), open(&limits, &b)];
+    of_b.iter().chain(&of_a1).chain(&of_a2).for_each(Permit::request_begins);
+    for permit in of_b.iter().chain(&of_a1).chain(&of_a2) {
+        permit.request_ends();
+        tokio::time::advance(IDLE_GRACE).await;
+    }
+    let newcomer = pod("c", 1);
+    let mut waiting = std::pin::pin!(wait(&limits, &newcomer).place());
+    assert_eq!(of_a1.iter().map(closing).collect::<Vec<_>>(), [Some(Closing::MadeRoom), None, None]);
+    assert_eq!(of_b.iter().chain(&of_a2).filter_map(closing).count(), 0);
+    drop(of_a1);
+    assert!(waiting.as_mut().now_or_never().unwrap().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_is_bounded_for_each_pod_and_shared_fairly() {
+    let limits = Limits::new(Settings { per_source: 2, waiting: 8, ..SETTINGS });
+    let mut open_ones = Vec::new();
+    let mut waiting = Vec::new();
+    for name in ["a", "b", "c", "d"] {
+        let pod = pod("greedy", name);
+        open_ones.extend([open(&limits, &pod), open(&limits, &pod)]);
+        waiting.extend([wait(&limits, &pod), wait(&limits, &pod)]);
+        assert_eq!(limit(&limits, &pod), Some(Limit::Source));
+    }
+    open_ones.iter().for_each(Permit::request_begins);
+    let web = pod("shop", "web");
+    let of_web = [open(&limits, &web), open(&limits, &web)];
+    let last = wait(&limits, &web);
+    assert_eq!(limits.waiting(), 8);
+    assert_eq!(waiting.remove(0).place().now_or_never().unwrap().unwrap_err(), Limit::Source, "the oldest of the largest gave way");
+    drop(of_web);
+    assert!(last.place().now_or_never().unwrap().is_ok());
+    drop(waiting);
+    assert_eq!(limits.waiting(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_that_was_granted_to_one_who_is_gone_is_free_again() {
+    let limits = Limits::new(Settings { per_source: 1, ..SETTINGS });
+    let web = pod("shop", "web");
+    let first = open(&limits, &web);
+    let gone = wait(&limits, &web);
+    drop(first);
+    assert_eq!(all(&limits), 1, "it is granted");
+    drop(gone);
+    assert_eq!((all(&limits), limits.waiting()), (0, 0));
+    open(&limits, &web);
+}

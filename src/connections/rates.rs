@@ -1,0 +1,227 @@
+//! How often a source may connect.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::record::Limit;
+use super::source::{Key, Source};
+use crate::shares::Network;
+
+/// Sources that are remembered. With more, those that have not connected lately are forgotten.
+const MAX_BUCKETS: usize = 4096;
+/// Time between two looks for sources that can be forgotten.
+const PRUNE_AGAIN: Duration = Duration::from_secs(1);
+/// What an unknown network may have used lately and still connect while all unknown ones together connect too often.
+const FEW_LATELY: f64 = 8.0;
+
+/// How often each source may connect, or ask: `per_second` in the long run, and twice that at once.
+///
+/// Unknown networks have twice of that together, and each of them no more than a known source. The last quarter of it is
+/// for networks that have hardly connected lately.
+#[derive(Debug)]
+pub struct Rates {
+    rate: Rate,
+    common: Rate,
+    known: Mutex<Buckets<Key>>,
+    unknown: Mutex<(Option<Bucket>, Buckets<Network>)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    per_second: f64,
+    burst: f64,
+}
+
+/// What a source has left, as of a time.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    left: f64,
+    at: Instant,
+}
+
+#[derive(Debug)]
+struct Buckets<K> {
+    of: HashMap<K, Bucket>,
+    pruned: Option<Instant>,
+}
+
+impl<K> Default for Buckets<K> {
+    fn default() -> Self {
+        Self { of: HashMap::new(), pruned: None }
+    }
+}
+
+impl Rate {
+    fn refilled(self, bucket: Option<Bucket>, now: Instant) -> Bucket {
+        let left = bucket.map_or(self.burst, |bucket| (bucket.left + (now - bucket.at).as_secs_f64() * self.per_second).min(self.burst));
+        Bucket { left, at: now }
+    }
+
+    /// The bucket of `key`, refilled. `None` where there are too many buckets to remember this one.
+    fn bucket<'a, K: Eq + Hash>(&self, buckets: &'a mut Buckets<K>, key: K, now: Instant) -> Option<&'a mut Bucket> {
+        let is_full = |buckets: &Buckets<K>| buckets.of.len() >= MAX_BUCKETS && !buckets.of.contains_key(&key);
+        if is_full(buckets) {
+            // Looking at all of them for each invented address would be the worst of the flood.
+            if buckets.pruned.is_none_or(|at| now - at >= PRUNE_AGAIN) {
+                buckets.pruned = Some(now);
+                buckets.of.retain(|_, bucket| self.refilled(Some(*bucket), now).left < self.burst);
+            }
+            if is_full(buckets) {
+                return None;
+            }
+        }
+        let bucket = buckets.of.entry(key).or_insert(Bucket { left: self.burst, at: now });
+        *bucket = self.refilled(Some(*bucket), now);
+        Some(bucket)
+    }
+}
+
+impl Rates {
+    /// So many a second of each source.
+    pub fn new(per_second: u32) -> Self {
+        let per_second = f64::from(per_second);
+        let rate = |times: f64| Rate { per_second: times * per_second, burst: times * 2.0 * per_second };
+        Self { rate: rate(1.0), common: rate(2.0), known: Mutex::default(), unknown: Mutex::default() }
+    }
+
+    /// Whether this source may connect now, or which limit it exceeds. A connection that may be made is counted. The node
+    /// itself may always connect.
+    pub fn admits(&self, source: &Source) -> Result<(), Limit> {
+        match source.key() {
+            Ok(Key::Node) => Ok(()),
+            Ok(key) => self.admits_known(key),
+            Err(ip) => self.admits_unknown(ip),
+        }
+    }
+
+    fn admits_known(&self, key: Key) -> Result<(), Limit> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // There are not that many pods on a node.
+        let Some(bucket) = self.rate.bucket(&mut known, key, Instant::now()) else { return Ok(()) };
+        if bucket.left < 1.0 {
+            return Err(Limit::SourceRate);
+        }
+        bucket.left -= 1.0;
+        Ok(())
+    }
+
+    fn admits_unknown(&self, ip: IpAddr) -> Result<(), Limit> {
+        let now = Instant::now();
+        let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+        let (common, networks) = &mut *unknown;
+        let common = common.insert(self.common.refilled(*common, now));
+        let mut network = self.rate.bucket(networks, ip.into(), now);
+        let left = network.as_ref().map_or(self.rate.burst, |network| network.left);
+        let is_quiet = left + FEW_LATELY >= self.rate.burst;
+        if left < 1.0 || common.left < 1.0 || (common.left < self.common.burst / 4.0 && !is_quiet) {
+            return Err(Limit::UnknownRate);
+        }
+        common.left -= 1.0;
+        if let Some(network) = &mut network {
+            network.left -= 1.0;
+        }
+        Ok(())
+    }
+
+    /// How long a request of this source must wait for its turn. It is counted now, so that the next one waits longer. The
+    /// node itself never waits.
+    pub fn delay(&self, source: &Source) -> Duration {
+        let now = Instant::now();
+        match source.key() {
+            Ok(Key::Node) => Duration::ZERO,
+            Ok(key) => {
+                let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                self.rate.bucket(&mut known, key, now).map_or(Duration::ZERO, |bucket| self.rate.reserve(bucket))
+            }
+            Err(ip) => {
+                let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+                self.rate.bucket(&mut unknown.1, ip.into(), now).map_or(Duration::ZERO, |bucket| self.rate.reserve(bucket))
+            }
+        }
+    }
+}
+
+impl Rate {
+    /// Takes one from the bucket, also where it is empty. Requests that were given up do not add up without bound.
+    fn reserve(self, bucket: &mut Bucket) -> Duration {
+        bucket.left = (bucket.left - 1.0).max(-self.burst);
+        Duration::from_secs_f64((-bucket.left / self.per_second).max(0.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(rates: &Rates, source: &Source) -> usize {
+        (0..100).filter(|_| rates.admits(source).is_ok()).count()
+    }
+
+    fn unknown(bits: u128) -> Source {
+        Source::Unknown(IpAddr::from(std::net::Ipv6Addr::from_bits(bits)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_connects_again_and_again_is_slowed_and_no_other_is() {
+        let rates = Rates::new(10);
+        let (web, db) = (Source::pod("shop", "web"), Source::pod("shop", "db"));
+        assert_eq!((taken(&rates, &web), rates.admits(&web)), (20, Err(Limit::SourceRate)));
+        assert_eq!(taken(&rates, &db), 20);
+        tokio::time::advance(Duration::from_millis(1500)).await;
+        assert_eq!(taken(&rates, &web), 15);
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert_eq!(taken(&rates, &web), 20);
+        assert_eq!(taken(&rates, &Source::Node), 100, "the node itself is not limited");
+    }
+
+    /// Node.js opens a connection for each request that is under way.
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_of_a_pod_is_within_the_default() {
+        let rates = Rates::new(crate::config::LimitsConfig::default().connection_rate);
+        let web = Source::pod("shop", "web");
+        assert!((0..200).all(|_| rates.admits(&web).is_ok()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn invented_addresses_have_one_rate_together_and_leave_the_last_quarter_to_others() {
+        let rates = Rates::new(100);
+        let flood = |network: u128| (0..1100).filter(|last| rates.admits(&unknown((network << 64) + last)).is_ok()).count();
+        assert_eq!(flood(1), 200, "a network has no more than a pod");
+        assert!((95..=105).contains(&flood(2)), "of 400 for all of them, the last 100 are for others");
+        assert_eq!(rates.admits(&unknown(1 << 64)).unwrap_err(), Limit::UnknownRate);
+        for newcomer in 10..20 {
+            assert_eq!(rates.admits(&unknown(newcomer << 64)), Ok(()), "{newcomer}");
+        }
+        assert!(flood(3) < 20);
+        assert_eq!(taken(&rates, &Source::pod("shop", "web")), 100, "pods have nothing to do with it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_remembered_of_sources_is_bounded_and_the_quiet_ones_are_forgotten() {
+        let rates = Rates::new(1000);
+        for network in 0..2 * MAX_BUCKETS as u128 {
+            let _ = rates.admits(&unknown(network << 64));
+        }
+        let remembered = || rates.unknown.lock().unwrap_or_else(PoisonError::into_inner).1.of.len();
+        assert_eq!(remembered(), MAX_BUCKETS);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(rates.admits(&unknown(u128::MAX)), Ok(()));
+        assert_eq!(remembered(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_beyond_the_rate_wait_for_their_turn() {
+        let rates = Rates::new(10);
+        for source in [Source::pod("shop", "web"), unknown(1)] {
+            let delays: Vec<_> = (0..23).map(|_| rates.delay(&source).as_millis()).collect();
+            assert_eq!((delays[..20].iter().sum::<u128>(), &delays[20..]), (0, &[100, 200, 300][..]));
+            assert!((0..1000).all(|_| rates.delay(&source) <= Duration::from_secs(2)), "what was given up does not add up");
+        }
+        assert_eq!(rates.delay(&Source::Node), Duration::ZERO);
+    }
+}

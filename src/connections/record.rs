@@ -1,0 +1,225 @@
+//! Which limits closed connections lately, and whose: for the log and for `rolegate explain`.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::source::{Key, Source};
+use crate::pods::PodUid;
+
+/// Time between two log lines about one limit of one source.
+const QUIET: Duration = Duration::from_secs(60);
+/// How long it is remembered that a limit closed connections.
+const REMEMBERED: Duration = Duration::from_secs(600);
+/// How many limits of how many sources are remembered.
+const MAX_REMEMBERED: usize = 1024;
+
+/// A limit of connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Limit {
+    /// The number of connections of all sources together.
+    All,
+    /// The last places, which are for sources that have few connections.
+    Room,
+    /// The last places, which are for namespaces that have few connections.
+    Namespace,
+    /// The number of connections of one source.
+    Source,
+    /// The number of connections of addresses that no pod is known to have.
+    Unknown,
+    /// New connections of one source.
+    SourceRate,
+    /// New connections of addresses that no pod is known to have.
+    UnknownRate,
+}
+
+/// A port that has limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Port {
+    /// The pods' one.
+    Metadata,
+    /// The operators' one.
+    Metrics,
+}
+
+impl Limit {
+    /// The stable name: a metric's label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::All => "limit",
+            Self::Room => "room",
+            Self::Namespace => "namespace-room",
+            Self::Source => "source-limit",
+            Self::Unknown => "unknown-limit",
+            Self::SourceRate => "source-rate",
+            Self::UnknownRate => "unknown-rate",
+        }
+    }
+
+    /// What happened, and what the operator can do.
+    fn advice(self, port: Port) -> &'static str {
+        match (port, self) {
+            (Port::Metrics, _) => {
+                "the metrics port allows few connections and requests of one source; scrape it from one place, and seldom"
+            }
+            (_, Self::All) => "--limits-connections are open on this node; find the pods with most connections, or raise the limit",
+            (_, Self::Room) => "most of --limits-connections are open on this node, and the rest is for pods with fewer connections",
+            (_, Self::Namespace) => {
+                "most of --limits-connections are open on this node, and the rest is for namespaces with fewer connections"
+            }
+            (_, Self::Source) => {
+                "the pod has --limits-connections-per-pod open, and none became free within a second; reuse connections, or raise the limit"
+            }
+            (_, Self::SourceRate) => "the pod connects more often than --limits-connection-rate; reuse connections, or raise the limit",
+            (_, Self::Unknown | Self::UnknownRate) => {
+                "addresses that no pod of this node is known to have connect too often, or hold too many connections; a pod that invents \
+                 addresses does this, and so do many pods that start at one time"
+            }
+        }
+    }
+}
+
+impl Port {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Metadata => "app",
+            Self::Metrics => "metrics",
+        }
+    }
+}
+
+/// Connections of one source that one limit closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bite {
+    /// Where.
+    pub port: Port,
+    /// Which limit.
+    pub limit: Limit,
+    /// How many connections.
+    pub connections: u64,
+    /// The time since the last of them.
+    pub ago: Duration,
+}
+
+impl std::fmt::Display for Bite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (port, limit, ago) = (self.port.name(), self.limit.name(), humantime::format_duration(Duration::from_secs(self.ago.as_secs())));
+        let advice = self.limit.advice(self.port);
+        write!(f, "{} connections of this pod to the {port} port were closed, the last one {ago} ago ({limit}): {advice}", self.connections)
+    }
+}
+
+/// What is remembered; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Record(Arc<Mutex<HashMap<(Who, Port, Limit), Entry>>>);
+
+/// All unknown addresses are one: they could be invented to fill the record, and the log.
+type Who = Option<Key>;
+
+#[derive(Debug)]
+struct Entry {
+    connections: u64,
+    /// Those that no log line counts yet.
+    untold: u64,
+    told_at: Option<Instant>,
+    last: Instant,
+}
+
+impl Record {
+    /// A limit closed a connection of this source. Logs it, once in a while for the same limit and source.
+    pub fn closed(&self, source: &Source, port: Port, limit: Limit) {
+        let Some(connections) = self.note(source, port, limit) else { return };
+        let (limit, advice, port) = (limit.name(), limit.advice(port), port.name());
+        match source {
+            Source::Pod(pod) => {
+                warn!(event = "connection-limit", port, limit, namespace = %pod.namespace, pod = %pod.name, connections,
+                    "closed connections of a pod: {advice}");
+            }
+            Source::Disputed(ip) | Source::Unknown(ip) => {
+                warn!(event = "connection-limit", port, limit, source = %ip, connections, "closed connections: {advice}");
+            }
+            Source::Node => warn!(event = "connection-limit", port, limit, connections, "closed connections of the node itself: {advice}"),
+        }
+    }
+
+    /// Remembers it. Returns how many connections a log line should count, if one is due.
+    fn note(&self, source: &Source, port: Port, limit: Limit) -> Option<u64> {
+        let now = Instant::now();
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (source.key().ok(), port, limit);
+        if entries.len() >= MAX_REMEMBERED && !entries.contains_key(&key) {
+            entries.retain(|_, entry| now - entry.last < REMEMBERED);
+            if entries.len() >= MAX_REMEMBERED {
+                // More pods than a node has. The log says some again.
+                entries.clear();
+            }
+        }
+        let entry = entries.entry(key).or_insert(Entry { connections: 0, untold: 0, told_at: None, last: now });
+        if now - entry.last >= REMEMBERED {
+            entry.connections = 0;
+        }
+        entry.connections += 1;
+        entry.untold += 1;
+        entry.last = now;
+        if entry.told_at.is_some_and(|at| now - at < QUIET) {
+            return None;
+        }
+        entry.told_at = Some(now);
+        Some(std::mem::take(&mut entry.untold))
+    }
+
+    /// Which limits closed connections of this pod lately, the latest first.
+    pub fn of(&self, uid: &PodUid) -> Vec<Bite> {
+        let now = Instant::now();
+        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_pod = entries.iter().filter(|((who, ..), _)| matches!(who, Some(Key::Pod(of)) if of == uid));
+        let mut bites: Vec<_> = of_pod
+            .map(|((_, port, limit), entry)| Bite { port: *port, limit: *limit, connections: entry.connections, ago: now - entry.last })
+            .filter(|bite| bite.ago < REMEMBERED)
+            .collect();
+        bites.sort_by_key(|bite| (bite.ago, bite.limit.name()));
+        bites
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_is_logged_once_a_minute_for_each_pod_and_forgotten_later() {
+        let record = Record::default();
+        let (web, db) = (Source::pod("shop", "web"), Source::pod("shop", "db"));
+        let note = |source, limit| record.note(source, Port::Metadata, limit);
+        assert_eq!([note(&web, Limit::Source), note(&web, Limit::Source), note(&web, Limit::Source)], [Some(1), None, None]);
+        assert_eq!([note(&db, Limit::Source), note(&web, Limit::SourceRate)], [Some(1), Some(1)], "each pod and each limit has its line");
+        tokio::time::advance(QUIET).await;
+        assert_eq!(note(&web, Limit::Source), Some(3), "with those that the line before did not count");
+        let uid = PodUid("shop/web".into());
+        let bites = |_| record.of(&uid).into_iter().map(|bite| (bite.limit, bite.connections, bite.ago)).collect::<Vec<_>>();
+        assert_eq!(bites(()), [(Limit::Source, 4, Duration::ZERO), (Limit::SourceRate, 1, QUIET)]);
+        assert_eq!(record.of(&PodUid("shop/other".into())), []);
+        tokio::time::advance(REMEMBERED - Duration::from_secs(1)).await;
+        assert_eq!(bites(()).len(), 1);
+        tokio::time::advance(REMEMBERED).await;
+        assert_eq!(bites(()), []);
+        assert_eq!((note(&web, Limit::Source), bites(())[0].1), (Some(1), 1), "it begins anew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn invented_addresses_fill_neither_the_record_nor_the_log() {
+        let record = Record::default();
+        let lines = (0..5000_u32).filter_map(|last| {
+            let source = Source::Unknown(std::net::IpAddr::from(last.to_be_bytes()));
+            record.note(&source, Port::Metadata, Limit::Unknown)
+        });
+        assert_eq!(lines.count(), 1);
+        for pod in 0..3 * MAX_REMEMBERED {
+            record.note(&Source::pod("shop", &pod.to_string()), Port::Metadata, Limit::Source);
+        }
+        assert!(record.0.lock().unwrap_or_else(PoisonError::into_inner).len() <= MAX_REMEMBERED);
+    }
+}

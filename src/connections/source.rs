@@ -1,0 +1,80 @@
+//! What limits count by.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::pods::{Lookup, Pod, PodUid};
+
+/// Who makes a connection, as far as limits are concerned.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// A pod of this node. All its addresses count together.
+    Pod(Arc<Pod>),
+    /// An address that several pods of this node claim, or one whose claim the node itself objects to.
+    Disputed(IpAddr),
+    /// The node itself.
+    Node,
+    /// An address that no pod of this node is known to have.
+    Unknown(IpAddr),
+}
+
+/// A known source, as a key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    Pod(PodUid),
+    Disputed(IpAddr),
+    Node,
+}
+
+impl Source {
+    /// The source behind an address, by what is known of it.
+    pub fn of(ip: IpAddr, lookup: Lookup) -> Self {
+        match lookup {
+            Lookup::Found(pod, _) | Lookup::Unreadable(pod) => Self::Pod(pod),
+            // Whoever connects may not be the pod: it must not use up what is the pod's.
+            Lookup::Ambiguous(_) | Lookup::Objected(..) => Self::Disputed(ip),
+            Lookup::Unknown => Self::Unknown(ip),
+        }
+    }
+
+    /// The namespace, where the source is a pod; otherwise empty.
+    pub fn namespace(&self) -> &str {
+        match self {
+            Self::Pod(pod) => &pod.namespace,
+            Self::Disputed(_) | Self::Node | Self::Unknown(_) => "",
+        }
+    }
+
+    /// The key of a known source, or the address of an unknown one.
+    pub(super) fn key(&self) -> Result<Key, IpAddr> {
+        match self {
+            Self::Pod(pod) => Ok(Key::Pod(pod.uid.clone())),
+            Self::Disputed(ip) => Ok(Key::Disputed(*ip)),
+            Self::Node => Ok(Key::Node),
+            Self::Unknown(ip) => Err(*ip),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Source {
+    /// A pod of this name in this namespace.
+    pub(crate) fn pod(namespace: &str, name: &str) -> Self {
+        Self::Pod(Arc::new(Pod {
+            uid: PodUid(format!("{namespace}/{name}").into()),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            service_account: String::new(),
+            role: None,
+            external_id: None,
+            session_name: None,
+            ips: Vec::new(),
+            finished: false,
+            terminating: false,
+            claims_until: None,
+            host_network: false,
+            sandbox: Default::default(),
+            may_have_net_raw: false,
+        }))
+    }
+}

@@ -1,0 +1,196 @@
+//! A bounded number of places, shared fairly. While places are free, anyone enters. When all are taken, the holder of the
+//! most places gives one up to a newcomer that holds fewer.
+//!
+//! Holders are counted at two levels: members, and groups of members. So many members of one group together lose places
+//! before a member of a small group does.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::net::IpAddr;
+
+/// The places, each with a value of type `T`.
+#[derive(Debug)]
+pub struct Shares<G, M, T> {
+    all: usize,
+    each: usize,
+    /// By id. Ids grow, so that the first entry is the oldest.
+    held: BTreeMap<u64, Held<G, M, T>>,
+}
+
+#[derive(Debug)]
+struct Held<G, M, T> {
+    group: G,
+    member: M,
+    value: T,
+}
+
+/// Why a newcomer gets no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// Its member has as many as a member may have.
+    Member,
+    /// All places are taken, and no other member has more than this one.
+    All,
+}
+
+/// An entry that gave its place to a newcomer.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Displaced<M, T> {
+    /// The id that it had.
+    pub id: u64,
+    /// Whose it was.
+    pub member: M,
+    /// What it held.
+    pub value: T,
+}
+
+impl<G: Clone + Eq + Hash, M: Clone + Eq + Hash, T> Shares<G, M, T> {
+    /// At most `all` places, and `each` of one member.
+    pub fn new(all: usize, each: usize) -> Self {
+        Self { all, each, held: BTreeMap::new() }
+    }
+
+    /// Takes a place under a new `id`, which is larger than all before. Returns the entry that gave way, if one had to.
+    pub fn enter(&mut self, id: u64, group: G, member: M, value: T) -> Result<Option<Displaced<M, T>>, Full> {
+        if self.held_by(&member) >= self.each {
+            return Err(Full::Member);
+        }
+        let displaced = match self.held.len() < self.all {
+            true => None,
+            false => Some(self.displace(&group, &member).ok_or(Full::All)?),
+        };
+        self.held.insert(id, Held { group, member, value });
+        Ok(displaced)
+    }
+
+    /// Gives a place up.
+    pub fn leave(&mut self, id: u64) -> Option<T> {
+        self.held.remove(&id).map(|held| held.value)
+    }
+
+    /// The entry with this id.
+    pub fn get(&self, id: u64) -> Option<&T> {
+        self.held.get(&id).map(|held| &held.value)
+    }
+
+    /// The entries, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
+        self.held.iter().map(|(id, held)| (*id, &held.value))
+    }
+
+    /// How many places are taken.
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether no place is taken.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// How many places a member has.
+    pub fn held_by(&self, member: &M) -> usize {
+        self.held.values().filter(|held| held.member == *member).count()
+    }
+
+    /// Removes the oldest entry of the largest member of the largest group, the newcomer counted in. Of equals, the one
+    /// that is not the newcomer's, and the one with the oldest entry. `None` where that is the newcomer itself.
+    fn displace(&mut self, group: &G, member: &M) -> Option<Displaced<M, T>> {
+        let newcomer = std::iter::once((group, u64::MAX));
+        let largest_group = largest(self.held.iter().map(|(id, held)| (&held.group, *id)).chain(newcomer))?.clone();
+        let of_group = self.held.iter().filter(|(_, held)| held.group == largest_group).map(|(id, held)| (&held.member, *id));
+        let newcomer = (*group == largest_group).then_some((member, u64::MAX));
+        let largest_member = largest(of_group.chain(newcomer))?;
+        // One that has more than the others makes no room for itself.
+        if largest_member == member {
+            return None;
+        }
+        let id = *self.held.iter().find(|(_, held)| held.group == largest_group && held.member == *largest_member)?.0;
+        self.held.remove(&id).map(|held| Displaced { id, member: held.member, value: held.value })
+    }
+}
+
+/// The key that occurs most often; of equals the one with the smallest id.
+fn largest<K: Eq + Hash>(entries: impl Iterator<Item = (K, u64)>) -> Option<K> {
+    let mut counts: HashMap<K, (usize, u64)> = HashMap::new();
+    for (key, id) in entries {
+        let (count, oldest) = counts.entry(key).or_insert((0, id));
+        *count += 1;
+        *oldest = (*oldest).min(id);
+    }
+    counts.into_iter().max_by_key(|(_, (count, oldest))| (*count, std::cmp::Reverse(*oldest))).map(|(key, _)| key)
+}
+
+/// The network that an address counts for among unknown ones. A host can have every address of an IPv6 /64, and invent
+/// them; in IPv4 each address stands for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Network {
+    /// One IPv4 address.
+    V4(u32),
+    /// The upper half of an IPv6 address.
+    V6(u64),
+}
+
+impl From<IpAddr> for Network {
+    fn from(ip: IpAddr) -> Self {
+        match ip.to_canonical() {
+            IpAddr::V4(ip) => Self::V4(ip.to_bits()),
+            IpAddr::V6(ip) => Self::V6((ip.to_bits() >> 64) as u64),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shares(all: usize, each: usize) -> Shares<char, (char, u32), ()> {
+        Shares::new(all, each)
+    }
+
+    #[test]
+    fn a_member_has_its_limit_while_there_is_room() {
+        let mut shares = shares(10, 2);
+        assert_eq!(shares.enter(1, 'a', ('a', 1), ()), Ok(None));
+        assert_eq!(shares.enter(2, 'a', ('a', 1), ()), Ok(None));
+        assert_eq!(shares.enter(3, 'a', ('a', 1), ()), Err(Full::Member));
+        assert_eq!(shares.enter(4, 'a', ('a', 2), ()), Ok(None));
+        assert_eq!((shares.leave(1), shares.leave(1), shares.len()), (Some(()), None, 2));
+        assert_eq!(shares.enter(5, 'a', ('a', 1), ()), Ok(None));
+    }
+
+    #[test]
+    fn the_largest_member_of_the_largest_group_gives_way_and_the_oldest_of_its_entries_first() {
+        let mut shares = shares(6, 9);
+        for (id, member) in [('a', 1), ('b', 1), ('a', 2), ('b', 2), ('b', 2), ('b', 3)].into_iter().enumerate() {
+            assert_eq!(shares.enter(id as u64, member.0, member, ()), Ok(None));
+        }
+        let displaced = |displaced: Result<Option<Displaced<(char, u32), ()>>, Full>| displaced.map(|displaced| displaced.map(|d| d.id));
+        assert_eq!(displaced(shares.enter(10, 'c', ('c', 1), ())), Ok(Some(3)), "b has four, and its second member two of them");
+        assert_eq!(displaced(shares.enter(11, 'c', ('c', 2), ())), Ok(Some(1)), "now each member of b has one");
+        // Two of each group are left, and a third one of c would make it the largest.
+        assert_eq!(displaced(shares.enter(12, 'c', ('c', 1), ())), Err(Full::All), "it has the most itself");
+        assert_eq!(displaced(shares.enter(13, 'c', ('c', 3), ())), Ok(Some(10)), "within its own group, the oldest");
+    }
+
+    #[test]
+    fn a_flood_of_members_of_one_group_never_displaces_another_group() {
+        let mut shares = shares(8, 4);
+        assert_eq!(shares.enter(0, 'h', ('h', 0), ()), Ok(None));
+        for id in 1..1000 {
+            let entered = shares.enter(id, 'f', ('f', id as u32), ());
+            assert!(!matches!(entered, Ok(Some(Displaced { member: ('h', _), .. }))), "{id}");
+        }
+        assert!(shares.get(0).is_some() && shares.len() == 8);
+        assert!(matches!(shares.enter(1001, 'n', ('n', 0), ()), Ok(Some(Displaced { member: ('f', _), .. }))));
+    }
+
+    #[test]
+    fn addresses_of_an_ipv6_network_count_together() {
+        let network = |text: &str| Network::from(text.parse::<IpAddr>().unwrap_or(IpAddr::from([0, 0, 0, 0])));
+        assert_eq!(network("fd00::1"), network("fd00::ffff:2"));
+        assert_ne!(network("fd00::1"), network("fd00:0:0:1::1"));
+        assert_ne!(network("10.0.0.1"), network("10.0.0.2"));
+        assert_eq!(network("::ffff:10.0.0.1"), network("10.0.0.1"));
+    }
+}

@@ -1,0 +1,226 @@
+//! Those who flood the daemon: with addresses that no pod has, with scrapes of the metrics, and with an honest burst.
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rolegate_lab::player;
+
+use crate::world::{ROLES, TOKEN, World, connect, ip};
+
+/// An address that no pod has.
+fn stranger(n: usize) -> IpAddr {
+    IpAddr::from([127, 9, u8::try_from(n >> 8).unwrap(), u8::try_from(n & 255).unwrap()])
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn refused(world: &World) -> f64 {
+    let of = |reason| world.daemon.metric(None, &format!("rolegate_connections_refused_total{{reason=\"{reason}\"}}")).unwrap_or(0.0);
+    ["limit", "room", "namespace-room", "source-limit", "source-rate"].into_iter().map(of).sum()
+}
+
+/// 1,100 addresses that one pod invents: known pods and new ones are served, each with its own role.
+#[test]
+fn invented_addresses_starve_neither_known_pods_nor_new_ones() {
+    // Strangers hold their places for as long as this test takes.
+    let patient = ["--limits-head-timeout=1m", "--backoff-max-elapsed-time=20s"];
+    let world = World::start_with(|setup| patient.into_iter().fold(setup, |setup, argument| setup.argument(argument)));
+    let address = world.daemon.metadata_address();
+    let token = world.new_token(ip(2)).text();
+    // Connections are accepted in their order: what is asked below comes after all of these.
+    let ask = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n";
+    let flood: Vec<TcpStream> = (0..1100)
+        .map(|n| {
+            let mut stream = connect(stranger(n), address).unwrap();
+            // One that gave its place up already takes nothing.
+            let _ = stream.write_all(ask.as_bytes());
+            stream
+        })
+        .collect();
+    for _ in 0..20 {
+        let answer = world.request(ip(2), "GET", &format!("{ROLES}web-role"), &[(TOKEN, &token)]);
+        assert_eq!(answer.status, 200, "{}", world.daemon.log());
+    }
+    world.eventually(|world| world.metric("rolegate_connections"), |open| *open <= 128.0 + 1.0);
+    let displaced = |world: &World| world.metric(r#"rolegate_connections_ended_total{reason="displaced"}"#);
+    world.eventually(displaced, |displaced| *displaced == 1100.0 - 128.0);
+
+    // Pods that ask before they are known, all at one time, while the strangers hold their places.
+    thread::scope(|scope| {
+        let asking: Vec<_> = (100..120)
+            .map(|last| {
+                let world = &world;
+                scope.spawn(move || (last, world.document(ip(last), &format!("new-{last}"))))
+            })
+            .collect();
+        world.eventually(displaced, |displaced| *displaced == 1100.0 - 128.0 + 20.0);
+        for last in 100..120 {
+            world.fakes.pod(&format!("new-{last}"), ip(last), Some(&format!("new-{last}")));
+        }
+        let keys: BTreeSet<String> = asking
+            .into_iter()
+            .map(|asking| {
+                let (last, document) = asking.join().unwrap();
+                assert_eq!(document["Code"], "Success", "{last}");
+                document["AccessKeyId"].as_str().unwrap().to_owned()
+            })
+            .collect();
+        assert_eq!(keys.len(), 20, "each has a session of its own");
+    });
+    assert_eq!(refused(&world), 0.0, "no limit of a pod had to do with it");
+    drop(flood);
+    world.eventually(|world| world.metric("rolegate_connections"), |open| *open == 0.0);
+}
+
+/// One stranger that takes all it can get does not keep another one out.
+#[test]
+fn a_stranger_with_many_connections_is_refused_and_named_in_the_log() {
+    let world = World::start();
+    let address = world.daemon.metadata_address();
+    let greedy: Vec<_> = (0..200).map(|_| connect(stranger(1), address).unwrap()).collect();
+    world.document(ip(2), "web-role");
+    assert_eq!(world.metric(r#"rolegate_connections_refused_total{reason="unknown-limit"}"#), 200.0 - 64.0);
+    let lines =
+        || world.daemon.log().lines().filter(|line| line.contains(r#""event":"connection-limit""#)).map(str::to_owned).collect::<Vec<_>>();
+    let lines = world.eventually(|_| lines(), |lines| !lines.is_empty());
+    assert!(lines.len() == 1 && lines[0].contains(r#""limit":"unknown-limit""#) && lines[0].contains("127.9.0.1"), "{lines:?}");
+    drop(greedy);
+}
+
+/// Eight connections of a pod that scrape as fast as they can: one rendering a second, and a rate of requests.
+#[test]
+fn whoever_scrapes_without_end_costs_one_rendering_a_second() {
+    let world = World::start();
+    let address = world.daemon.metrics_address();
+    // The pod may have four connections there. The others are closed.
+    let scraped = |from: IpAddr| -> BTreeSet<String> {
+        let mut bodies = BTreeSet::new();
+        let Ok(mut stream) = connect(from, address) else { return bodies };
+        let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        // Pipelined: five at one time, again and again.
+        for _ in 0..3 {
+            if stream.write_all(request.repeat(5).as_bytes()).is_err() {
+                return bodies;
+            }
+            for _ in 0..5 {
+                match answer(&mut stream) {
+                    Some(body) => bodies.insert(body),
+                    None => return bodies,
+                };
+            }
+        }
+        bodies
+    };
+    let began = Instant::now();
+    let bodies: Vec<_> = thread::scope(|scope| {
+        let scraping: Vec<_> = (0..8).map(|_| scope.spawn(|| scraped(ip(2)))).collect();
+        // Meanwhile another pod and the node itself get their answers, and the node's own is not an old one.
+        let scraper = player::request(connect(ip(3), address).unwrap(), "GET", "/metrics", &[("Connection", "close")]).unwrap();
+        assert_eq!(scraper.status, 200);
+        world.document(ip(3), "db-role");
+        assert!(text(&world.daemon.get(None, "/metrics").unwrap().body).contains(r#"route="credentials""#));
+        scraping.into_iter().map(|scraping| scraping.join().unwrap()).collect()
+    });
+    let took = began.elapsed();
+    assert_eq!(bodies.iter().filter(|bodies| !bodies.is_empty()).count(), 4, "{took:?}");
+    let different: BTreeSet<_> = bodies.into_iter().flatten().collect();
+    // Four connections with 15 requests each, 20 of them at once and ten a second after that.
+    assert!(took >= Duration::from_millis(3900), "{took:?}");
+    let most = took.as_secs_f64().floor() + 1.0;
+    assert!(different.len() as f64 <= most, "{} different answers in {took:?}", different.len());
+    let renderings = world.metric("rolegate_metrics_renderings_total");
+    assert!((1.0..=most + 1.0).contains(&renderings), "{renderings} renderings in {took:?}");
+    assert_eq!(world.metric(r#"rolegate_metrics_port_refused_total{reason="source-limit"}"#), 4.0);
+}
+
+/// Reads one answer with `content-length`, and returns its body.
+fn answer(stream: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).ok()?;
+        head.push(byte[0]);
+    }
+    let head = text(&head).to_ascii_lowercase();
+    assert!(head.starts_with("http/1.1 200 "), "{head}");
+    let length: usize = head.lines().find_map(|line| line.strip_prefix("content-length: "))?.parse().ok()?;
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).ok()?;
+    Some(text(&body))
+}
+
+#[test]
+fn pods_are_told_of_no_namespace_by_the_metrics() {
+    let scrape = |world: &World, from| {
+        text(
+            &player::request(connect(from, world.daemon.metrics_address()).unwrap(), "GET", "/metrics", &[("Connection", "close")])
+                .unwrap()
+                .body,
+        )
+    };
+    for (argument, shown) in [("--metrics-namespace-labels=false", false), ("--metrics-namespace-labels", true)] {
+        let world = World::start_with(|setup| setup.argument(argument).argument("--imds-tokens=optional"));
+        assert_eq!(world.request(ip(2), "GET", ROLES, &[]).status, 200);
+        let (pod, elsewhere, node) =
+            (scrape(&world, ip(3)), scrape(&world, stranger(1)), text(&world.daemon.get(None, "/metrics").unwrap().body));
+        assert!(node.contains(r#"rolegate_imdsv1_requests_total{namespace="shop",outcome="served"} 1"#), "{node}");
+        for of_others in [pod, elsewhere] {
+            assert_eq!(of_others.contains("shop"), shown, "{argument}: {of_others}");
+            let sum = r#"rolegate_imdsv1_requests_total{outcome="served"} 1"#;
+            assert_eq!(of_others.contains(sum), !shown, "{argument}: {of_others}");
+        }
+    }
+}
+
+/// A Node.js process asks on 200 connections at one time, all of which it keeps.
+#[test]
+fn a_burst_of_200_connections_of_one_pod_is_answered() {
+    // With the rate that the daemon has by default.
+    let world = World::start_with(|setup| setup.argument("--limits-connection-rate=250"));
+    let token = world.new_token(ip(2)).text();
+    let request = format!("GET {ROLES}web-role HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n");
+    let streams: Vec<_> = (0..200)
+        .map(|_| {
+            let mut stream = world.connect(ip(2));
+            stream.write_all(request.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    let answered = streams.into_iter().map(|mut stream| {
+        let body = answer(&mut stream).unwrap_or_default();
+        (stream, body)
+    });
+    let answered: Vec<_> = answered.collect();
+    assert_eq!(answered.iter().filter(|(_, body)| body.contains("AccessKeyId")).count(), 200, "{}", world.daemon.log());
+    assert_eq!(refused(&world), 0.0);
+    assert_eq!(world.metric("rolegate_connections_waiting"), 0.0);
+}
+
+/// Connections that are kept and idle make room for new ones of their pod, and for those of others where all places are taken.
+#[test]
+fn idle_connections_make_room() {
+    let world = World::start_with(|setup| {
+        setup.argument("--limits-connections=16").argument("--limits-connections-per-pod=10").argument("--limits-head-timeout=1m")
+    });
+    let token = world.new_token(ip(2)).text();
+    let request = format!("GET {ROLES}web-role HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n");
+    let mut kept: Vec<TcpStream> = Vec::new();
+    for _ in 0..15 {
+        let mut stream = world.connect(ip(2));
+        stream.write_all(request.as_bytes()).unwrap();
+        assert!(answer(&mut stream).is_some(), "{}", world.daemon.log());
+        kept.push(stream);
+    }
+    assert!(world.metric(r#"rolegate_connections_ended_total{reason="made-room"}"#) >= 1.0);
+    // Another pod has few; it gets a place whatever the first one keeps.
+    for _ in 0..8 {
+        world.document(ip(3), "db-role");
+    }
+    assert_eq!(refused(&world), 0.0, "{}", world.daemon.log());
+    drop(kept);
+}
