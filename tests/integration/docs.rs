@@ -187,6 +187,7 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_redirect_repairs_total{outcome}", literals_in(between(&metrics, "fn redirect_repaired", "\n    }\n"))),
         ("rolegate_self_test{state}", names(&probe, "impl State {")),
         ("rolegate_self_test_failures_total{reason}", names(&probe, "impl Failure {")),
+        ("rolegate_cni_result_files{state}", literals_in(between(&metrics, "fn cni_results", "\n    }\n"))),
         ("rolegate_startup_taint_looks_total{outcome}", looks),
     ];
     let (_, documented) = documented_metrics();

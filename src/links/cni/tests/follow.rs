@@ -41,7 +41,8 @@ fn begin(root: TempDir) -> Kept {
 fn begin_with(root: TempDir, compare: Duration) -> Kept {
     let (results, metrics) = (Results::none(), Metrics::new());
     let short = Duration::from_millis(5);
-    let pauses = Pauses { retry: short, compare, replaced: short, full: short };
+    // Reading thousands of files takes longer than a short pause: nothing else would be done.
+    let pauses = Pauses { retry: short, compare, replaced: short, full: Duration::from_secs(1) };
     let task = tokio::spawn(results.clone().keep_with(root.path().join("results"), metrics.clone(), pauses));
     Kept { results, metrics, root, task }
 }
