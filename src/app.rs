@@ -154,7 +154,7 @@ impl App {
             service_accounts: config.roles.service_accounts != ServiceAccountRoles::Off,
         };
         let (links, results) = (open_links(), Results::none());
-        let view = View::new(links.clone(), results.clone());
+        let view = View::new(links.clone(), results.clone(), booted());
         let (writer, pods) = pods::pods_with(Arc::new(view.clone()), booted());
         tasks.spawn("links of the node", async move { links.keep().await });
         tasks.spawn("view of the node", view.keep());
@@ -173,7 +173,7 @@ impl App {
             metrics: metrics.clone(),
         };
         tasks.spawn("pod watch", watch.run(readiness.step(PODS_KNOWN)));
-        tasks.spawn("pins of pods' links", second_witness::keep_pins(pods.clone()));
+        tasks.spawn("pins of pods' links", second_witness::keep_pins(pods.clone(), metrics.clone()));
         if let Some(max) = config.pods.max_staleness {
             tasks.spawn("staleness of the API", second_witness::bound_staleness(pods.clone(), metrics.clone(), readiness.clone(), max));
         }

@@ -8,7 +8,7 @@
 //!
 //! [`Links`] asks the kernel when an address is asked for, and keeps the answer until the kernel announces a change that
 //! concerns it. So its size follows the addresses that are asked for, whatever the pods send. Facts about Linux that this rests
-//! on, each of them tried in `tests/netns/links.rs`:
+//! on; `tests/netns/links.rs` shows them at work:
 //!
 //! - A change of a neighbour's link-layer address is announced under the lock of the neighbour (`__neigh_update`, Linux 6.18), and
 //!   so is a move of an address between the ports of a bridge, before the frame that caused it goes on (`br_fdb_update`).
@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use self::feed::{Feed, Turn};
@@ -71,7 +72,9 @@ pub enum LinkKind {
     Own,
     /// A bridge of the node.
     Bridge {
-        /// The neighbour's link-layer address, if it is known.
+        /// The neighbour's link-layer address, if it is known. Right after a handshake it mostly is. The kernel forgets it where
+        /// its table of neighbours is full, which is one for all network namespaces (`gc_thresh3`), and all of a bridge when the
+        /// bridge takes another link-layer address.
         mac: Option<Mac>,
         /// The number of the port that the bridge has it behind, if it is known. In a bridge that tells VLANs apart it is looked
         /// for in the bridge's default VLAN.
@@ -107,7 +110,11 @@ impl Reach {
 
 /// The table of links; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Links(Option<Arc<Shared>>);
+pub struct Links {
+    /// `None` where the node is not asked.
+    shared: Option<Arc<Shared>>,
+    changes: watch::Sender<u64>,
+}
 
 #[derive(Debug)]
 struct Shared {
@@ -146,17 +153,17 @@ impl Links {
             changes: watch::Sender::new(0),
         };
         shared.change(|table| table.set_links(&interfaces));
-        Ok(Self(Some(Arc::new(shared))))
+        Ok(Self { changes: shared.changes.clone(), shared: Some(Arc::new(shared)) })
     }
 
     /// Creates a table for a node that cannot be asked: everything is [`Reach::Unknown`].
     pub fn none() -> Self {
-        Self(None)
+        Self { shared: None, changes: watch::Sender::new(0) }
     }
 
     /// Whether the node is asked at all.
     pub fn is_open(&self) -> bool {
-        self.0.is_some()
+        self.shared.is_some()
     }
 
     /// Returns what leads to the address now, as far as notifications have been taken in ([`Links::catch_up`]). Asks the kernel
@@ -165,7 +172,7 @@ impl Links {
     ///
     /// To be called for addresses of pods alone: each one is remembered.
     pub fn of(&self, ip: IpAddr) -> Reach {
-        let Some(shared) = &self.0 else { return Reach::Unknown };
+        let Some(shared) = &self.shared else { return Reach::Unknown };
         let ip = ip.to_canonical();
         if let Some(reach) = shared.table().fresh(ip) {
             return reach;
@@ -175,7 +182,7 @@ impl Links {
 
     /// Forgets all addresses but these, which pods have.
     pub fn keep_only(&self, addresses: &HashSet<IpAddr>) {
-        if let Some(shared) = &self.0 {
+        if let Some(shared) = &self.shared {
             shared.change(|table| table.keep_only(addresses));
         }
     }
@@ -183,13 +190,13 @@ impl Links {
     /// Returns a number that changes whenever the answer for any address may have changed. To be read before [`Links::of`]:
     /// whoever compared an answer at this number need not compare it again while the number stays.
     pub fn generation(&self) -> u64 {
-        self.0.as_ref().map_or(0, |shared| shared.generation.load(Ordering::Acquire))
+        self.shared.as_ref().map_or(0, |shared| shared.generation.load(Ordering::Acquire))
     }
 
     /// Takes in what the kernel has announced by now, without waiting: one system call where there is nothing new, two if there
     /// are bridges. While there is too much to read, no answer is kept, so that [`Links::of`] needs none of it.
     pub fn catch_up(&self) {
-        let Some(shared) = &self.0 else { return };
+        let Some(shared) = &self.shared else { return };
         for queue in [Queue::Topology, Queue::Neighbours] {
             if (queue == Queue::Neighbours && !self.has_bridges()) || shared.table().is_behind(queue) {
                 continue;
@@ -204,52 +211,55 @@ impl Links {
 
     /// Whether any bridge has ports. Without one, nothing that a pod sends changes what leads to an address.
     pub fn has_bridges(&self) -> bool {
-        self.0.as_ref().is_some_and(|shared| shared.has_bridges.load(Ordering::Relaxed))
+        self.shared.as_ref().is_some_and(|shared| shared.has_bridges.load(Ordering::Relaxed))
     }
 
     /// Returns how often notifications were lost or too many to be read at once. Where it grows, a pod is flooding a bridge.
     pub fn overflows(&self) -> u64 {
-        self.0.as_ref().map_or(0, |shared| shared.overflows.load(Ordering::Relaxed))
+        self.shared.as_ref().map_or(0, |shared| shared.overflows.load(Ordering::Relaxed))
     }
 
     /// Returns the number of the interface of this name.
     pub fn named(&self, name: &str) -> Option<u32> {
-        self.0.as_ref()?.table().named(name)
+        self.shared.as_ref()?.table().named(name)
     }
 
     /// Returns the name of an interface.
     pub fn name_of(&self, interface: u32) -> Option<String> {
-        self.0.as_ref()?.table().link(interface).map(|known| known.name.clone().into())
+        self.shared.as_ref()?.table().link(interface).map(|known| known.name.clone().into())
     }
 
     /// Returns the interface that this one is a part of, such as the bridge that it is a port of.
     pub fn master_of(&self, interface: u32) -> Option<u32> {
-        self.0.as_ref()?.table().link(interface)?.master
+        self.shared.as_ref()?.table().link(interface)?.master
     }
 
     /// Whether this interface is an end of a pair, and no port of a bridge.
     pub fn is_free_pair(&self, interface: u32) -> bool {
-        let Some(shared) = &self.0 else { return false };
+        let Some(shared) = &self.shared else { return false };
         shared.table().link(interface).is_some_and(|known| known.kind == Kind::Pair && known.master.is_none())
     }
 
-    /// Returns a receiver of the generation, which is told when notifications changed it. Without a table it never is.
+    /// Returns a receiver of the generation, which is told when notifications changed it. Without a table nothing ever does.
     pub fn changes(&self) -> watch::Receiver<u64> {
-        match &self.0 {
-            Some(shared) => shared.changes.subscribe(),
-            None => watch::Sender::new(0).subscribe(),
-        }
+        self.changes.subscribe()
     }
 
     /// Keeps the table current, for as long as the process. Needs a runtime with I/O and time.
     pub async fn keep(&self) {
-        let Some(shared) = &self.0 else { return std::future::pending().await };
+        let Some(shared) = &self.shared else { return std::future::pending().await };
+        let mut is_told = false;
         loop {
+            let begun = Instant::now();
             let Err(error) = shared.follow().await;
-            warn!(
-                event = "network-notifications-failed", %error,
-                "notifications about the node's network cannot be read; asking the kernel at each request and subscribing again"
-            );
+            // One that went well for a while is a failure of its own.
+            is_told &= begun.elapsed() <= 2 * AGAIN;
+            if !std::mem::replace(&mut is_told, true) {
+                warn!(
+                    event = "network-notifications-failed", %error,
+                    "notifications about the node's network cannot be read; asking the kernel at each request and subscribing again"
+                );
+            }
             shared.fall_behind();
             tokio::time::sleep(AGAIN).await;
             match Feed::open() {

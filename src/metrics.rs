@@ -65,6 +65,8 @@ descriptions! {
         "Pods of this node that are known.";
     POD_WAITS_REFUSED = "counter" "rolegate_pod_waits_refused_total" []
         "Requests that did not wait for their pod, or not to the end, because too many wait.";
+    PODS_THAT_MAY_FORGE = "gauge" "rolegate_pods_with_net_raw_on_bridges" []
+        "Pods behind a bridge that may have the capability NET_RAW.";
     POD_WAITS = "histogram" "rolegate_pod_wait_seconds" ["outcome"]
         "Waits for the pod behind an address to become known, by whether it did.";
     PODS_AWAITED = "gauge" "rolegate_pod_waits_in_flight" []
@@ -143,6 +145,7 @@ struct Inner {
     metrics_refused: IntCounterVec,
     metrics_renderings: IntCounter,
     pods: IntGauge,
+    pods_that_may_forge: IntGauge,
     pod_waits_refused: IntCounter,
     /// Who counts them.
     pod_waits_source: OnceLock<CountSource>,
@@ -264,6 +267,7 @@ impl Metrics {
             metrics_refused: register.counters(&METRICS_REFUSED),
             metrics_renderings: register.counter(&METRICS_RENDERINGS),
             pods: register.gauge(&PODS),
+            pods_that_may_forge: register.gauge(&PODS_THAT_MAY_FORGE),
             pod_waits_refused: register.counter(&POD_WAITS_REFUSED),
             pod_waits_source: OnceLock::new(),
             pod_waits: register.histograms(&POD_WAITS),
@@ -452,6 +456,11 @@ impl Metrics {
     /// How many pods are known.
     pub fn pods_known(&self, count: usize) {
         self.0.pods.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// So many pods are behind a bridge and may have the capability NET_RAW.
+    pub fn pods_that_may_forge(&self, count: usize) {
+        self.0.pods_that_may_forge.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// A request waits for its pod for as long as the answer lives.

@@ -189,8 +189,9 @@ impl Pods {
     }
 
     /// Compares every pod's addresses with what the node sees, pins those that are not pinned yet, and forgets the pins of
-    /// pods that are gone. A claim is pinned when it appears: later, another pod might be there.
-    pub async fn pin(&self) {
+    /// pods that are gone. A claim is pinned when it appears: later, another pod might be there. Returns how many pods are behind
+    /// a bridge and may have the capability `NET_RAW`, with which they can forge what leads to others' addresses there.
+    pub async fn pin(&self) -> usize {
         let addresses: Vec<_> = {
             let index = self.shared.read();
             let mut pinned = self.shared.node.pins().keep(|uid| index.knows(uid));
@@ -205,6 +206,9 @@ impl Pods {
                 tokio::task::yield_now().await;
             }
         }
+        let index = self.shared.read();
+        let may_forge = |pod: &&Arc<Pod>| pod.may_have_net_raw && self.shared.node.pins().is_behind_bridge(&pod.uid);
+        index.with_addresses().filter(may_forge).count()
     }
 
     /// Tells of changes of what the node sees.

@@ -9,6 +9,7 @@ fn without_a_table_nothing_is_known() {
     links.catch_up();
     links.keep_only(&HashSet::new());
     assert_eq!((links.of(ip), links.generation(), links.has_bridges(), links.is_open()), (Reach::Unknown, 0, false, false));
+    assert_eq!(links.changes().has_changed().ok(), Some(false), "nobody is woken again and again");
     assert_eq!((links.named("lo"), links.name_of(1), links.master_of(1)), (None, None, None));
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::cni::{Attachment, Results};
@@ -15,13 +16,15 @@ use super::{Link, LinkKind, Links};
 pub struct View {
     links: Links,
     results: Results,
+    /// When the node was booted; `None` where that is not known.
+    booted: Option<Timestamp>,
     changed: Arc<watch::Sender<u64>>,
 }
 
 impl View {
-    /// Creates a view of these two.
-    pub fn new(links: Links, results: Results) -> Self {
-        Self { links, results, changed: Arc::new(watch::Sender::new(0)) }
+    /// Creates a view of these two. Results from before `booted` are left over from another life of the node.
+    pub fn new(links: Links, results: Results, booted: Option<Timestamp>) -> Self {
+        Self { links, results, booted, changed: Arc::new(watch::Sender::new(0)) }
     }
 
     /// Passes on that something has changed, for as long as the process.
@@ -41,6 +44,9 @@ impl View {
     /// The link that a result names for its pod, where that link exists and `seen` leads to it; otherwise the result is left over
     /// from a pod that is gone, and says nothing.
     fn link_of(&self, attachment: &Attachment, seen: Link) -> Option<Link> {
+        if self.booted.is_some_and(|booted| attachment.written() < booted) {
+            return None;
+        }
         let mut interfaces = attachment.host_interfaces().filter_map(|name| self.links.named(name));
         match seen.kind {
             LinkKind::Own => interfaces.any(|interface| interface == seen.interface).then_some(seen),

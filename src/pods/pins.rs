@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::index::{Pod, PodUid, Sandbox};
-use crate::links::Link;
+use crate::links::{Link, LinkKind};
 
 /// No generation of a witness: a pin with it has to be compared.
 const NEVER: u64 = u64::MAX;
@@ -94,6 +94,12 @@ impl Pins {
         let pins = self.read();
         let pin = pins.get(uid).and_then(|pins| pins.iter().find(|pin| pin.ip == ip));
         pin.and_then(|pin| pin.link).is_some_and(|link| link.is_exclusive())
+    }
+
+    /// Whether any address of the pod is behind a bridge.
+    pub(super) fn is_behind_bridge(&self, uid: &PodUid) -> bool {
+        let is_bridge = |link: Link| matches!(link.kind, LinkKind::Bridge { .. });
+        self.read().get(uid).is_some_and(|pins| pins.iter().any(|pin| pin.link.is_some_and(is_bridge)))
     }
 
     /// Forgets the pods that `is_there` does not know. Returns the addresses that are pinned still.

@@ -153,8 +153,14 @@ fn compare(index: &Index, claims: Claims, attached: &[Attached], ip: IpAddr) -> 
     {
         return Ok((claims, Some(attached.link)));
     }
-    // More than one is no evidence: some are left over from before.
-    let [attached] = attached else {
+    // A result of the same name with another UID is no evidence: runtimes know a static pod by another UID than the API does.
+    let is_named_alike = |attached: &&Attached| match &claims {
+        Claims::One(pod) => *attached.namespace == *pod.namespace && *attached.pod == *pod.name,
+        Claims::None | Claims::Several(_) | Claims::Unreadable(_) => false,
+    };
+    let mut attached = attached.iter().filter(|attached| !is_named_alike(attached));
+    // More than one is no evidence either: some are left over from before.
+    let (Some(attached), None) = (attached.next(), attached.next()) else {
         return Ok((claims, None));
     };
     if let Claims::Several(pods) = &claims

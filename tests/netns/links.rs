@@ -13,10 +13,10 @@ use rolegate_lab::node::{Bridge, Netns, Node, PodNs, PodOptions, available_or_sk
 
 use crate::bed::PATIENCE;
 
+mod lost;
+
 /// Where nobody listens. That nobody does is an answer, too.
 const PORT: u16 = 9;
-/// More than any queue of notifications holds.
-const FLOOD: u32 = 30_000;
 
 /// The links of a node.
 fn links(node: &Node) -> Links {
@@ -389,121 +389,4 @@ fn a_stolen_link_layer_address_is_another_port_even_where_it_goes_back() {
         assert_eq!((parts(now).0, parts(now).1), (parts(known).0, parts(known).1));
         assert_eq!(confirmed(known, now), None, "it was elsewhere in between");
     }
-}
-
-/// Ten thousand forged answers in the names of others, and as many link-layer addresses that nobody has.
-#[test]
-fn a_flood_of_others_changes_nothing() {
-    let Some((node, bridge, [victim, attacker])) = bridged() else { return };
-    let links = links(&node);
-    silence(&victim);
-    let [ip, ip6] = ips(&victim);
-    let known = [ip, ip6].map(|ip| now(&links, ip));
-    let before = links.generation();
-    node.ns().sh("echo 0 >/proc/sys/net/ipv4/neigh/cni0/locktime").unwrap();
-    let ([a, b, c, _], target) = (bridge.ip.octets(), bridge.ip);
-    // The kernel's table of neighbours is one for all namespaces: more names than these would push out those of other tests.
-    let sender = move |number: u32| Ipv4Addr::new(a, b, c, 200 + (number % 50) as u8);
-    for part in 0..100_u32 {
-        let frames = (part * 100..(part + 1) * 100).map(|number| arp(invented(number), sender(number), target));
-        send(&attacker, frames.collect::<Vec<_>>());
-        let last = part * 100 + 99;
-        until("the node believes it", || neighbour(&node, &bridge, sender(last).into()) == Some(invented(last)));
-        links.catch_up();
-    }
-    assert_eq!(links.overflows(), 0, "they were read as they came");
-    assert_eq!([ip, ip6].map(|ip| now(&links, ip)), known);
-    assert_eq!(links.generation(), before, "nothing that is known of anybody changed");
-}
-
-/// So much is announced that the kernel gives up telling, and what matters is lost.
-#[test]
-fn what_is_lost_in_a_flood_is_asked_for() {
-    let Some((node, bridge, [victim, attacker])) = bridged() else { return };
-    let links = links(&node);
-    silence(&victim);
-    let ip = victim.ip.into();
-    let known = now(&links, ip);
-    let (before, stolen) = (links.generation(), mac_of(&victim));
-    send(&attacker, (0..FLOOD).map(invented).map(frame));
-    steal(&node, &bridge, &attacker, stolen);
-    let port = number(node.ns(), attacker.host_interface());
-    assert_eq!(links.generation(), before, "nobody has read it");
-    links.catch_up();
-    assert!(links.overflows() > 0 && links.generation() > before);
-    assert_eq!(parts(links.of(ip).link().unwrap()).1, Some(port), "the kernel is asked");
-    assert_eq!(confirmed(known, links.of(ip).link().unwrap()), None);
-    let before = links.generation();
-    links.of(ip);
-    assert_ne!(links.generation(), before, "nobody may hold on to an answer");
-
-    // Where it is kept current, it is read to its end, and answers are kept again.
-    let keeper = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    keeper.spawn({
-        let links = links.clone();
-        async move { links.keep().await }
-    });
-    until("answers are kept again", || {
-        let before = links.generation();
-        links.of(ip);
-        links.of(ip);
-        links.generation() == before
-    });
-    let overflows = links.overflows();
-    let known = now(&links, ip);
-    steal(&node, &bridge, &victim, stolen);
-    assert_eq!(confirmed(known, now(&links, ip)), None, "{:?}", links.of(ip));
-    assert_eq!(links.overflows(), overflows);
-}
-
-#[test]
-fn lost_news_of_interfaces_are_made_up_for() {
-    let Some(node) = node() else { return };
-    let pod = node.add_pod("pod").unwrap();
-    let links = links(&node);
-    assert_eq!(Reach::By(now(&links, pod.ip.into())), own(&node, &pod));
-    // More than the queue holds, and then the end of the pod.
-    let veth = pod.host_interface();
-    node.ns()
-        .sh(&format!(
-            "i=0; while [ $i -lt {FLOOD} ]; do echo \"route replace 10.43.$((i / 256)).$((i % 256)) dev {veth}\"; i=$((i + 1)); done \
-             | ip -batch -; ip link add late type veth peer name other"
-        ))
-        .unwrap();
-    let ip = pod.ip;
-    drop(pod);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.spawn({
-        let links = links.clone();
-        async move { links.keep().await }
-    });
-    until("what was lost is known", || {
-        links.named("late").is_some() && links.named("veth1").is_none() && links.of(ip.into()) == Reach::Nowhere
-    });
-    assert!(links.overflows() > 0);
-}
-
-#[test]
-fn a_keeper_tells_of_changes() {
-    let Some(node) = node() else { return };
-    let pod = node.add_pod("pod").unwrap();
-    let links = links(&node);
-    let known = links.of(pod.ip.into());
-    let mut changes = links.changes();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        tokio::select! {
-            () = links.keep() => panic!("it goes on for ever"),
-            changed = tokio::time::timeout(PATIENCE, async {
-                let ip = pod.ip.into();
-                changes.mark_unchanged();
-                node.ns().sh(&format!("ip link set {} down", pod.host_interface())).unwrap();
-                // Nobody catches up but the keeper.
-                while links.of(ip) == known {
-                    changes.changed().await.unwrap();
-                }
-            }) => changed.unwrap(),
-        }
-    });
-    assert_eq!(links.of(pod.ip.into()), Reach::Nowhere);
 }

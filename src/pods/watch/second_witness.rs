@@ -17,11 +17,22 @@ const SETTLED: Duration = Duration::from_secs(3);
 /// What readiness waits for while nothing is heard of the API.
 const SIGN_OF_LIFE: &str = "a sign of life from the Kubernetes API";
 
-/// Pins pods' addresses to their links for as long as the process.
-pub async fn keep_pins(mut pods: Pods) {
+/// Pins pods' addresses to their links for as long as the process, and reports pods that could forge those of others.
+pub async fn keep_pins(mut pods: Pods, metrics: Metrics) {
     let mut seen = pods.witness_changes();
+    let mut warned = false;
     loop {
-        pods.pin().await;
+        let may_forge = pods.pin().await;
+        metrics.pods_that_may_forge(may_forge);
+        if may_forge > 0 && !warned {
+            warned = true;
+            warn!(
+                event = "net-raw-on-bridge",
+                pods = may_forge,
+                "pods behind a bridge may have the capability NET_RAW, with which a pod can disturb others and, without --cni-results, take \
+                 the address of a pod that has sent nothing yet; drop NET_RAW from pods, or use a network plugin that routes to each pod"
+            );
+        }
         tokio::select! {
             () = pods.changed() => {}
             Ok(()) = seen.changed() => {}

@@ -386,3 +386,16 @@ async fn a_link_that_moved_and_came_back_is_not_trusted_for_a_while() {
     tokio::time::advance(Duration::from_secs(21)).await;
     assert_eq!(found(&pods, "10.0.0.1"), is("a"));
 }
+
+#[test]
+fn a_static_pod_whose_record_has_another_uid_is_served_as_the_api_says() {
+    let (node, writer, pods) = node();
+    let attached = Attached { uid: Some("hash-of-its-manifest".into()), ..by_name("static", 7) };
+    node.see("10.0.0.1", Sight { link: Some(own(7)), attached: vec![attached] });
+    apply(&writer, [pod("static", "10.0.0.1")]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("static"));
+    // It is no evidence for the pod either.
+    pods.set_stale(true);
+    apply(&writer, [Pod { uid: PodUid("static-2".into()), ..pod("static", "10.0.0.1") }]);
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::Stale)));
+}
