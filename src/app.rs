@@ -50,7 +50,7 @@ pub mod redirect;
 mod rule;
 
 use door::Door;
-use prepare::prepare;
+use prepare::{SharedWithAdmin, prepare};
 
 /// The step of the start after which this node's pods are known.
 const PODS_KNOWN: &str = "the list of this node's pods";
@@ -226,7 +226,8 @@ impl App {
         };
         let mut place = std::pin::pin!(place.fuse());
         let mut stop = std::pin::pin!(stop);
-        let mut prepared = std::pin::pin!(prepare(&config, pods.clone(), events, &metrics, &readiness, &drain, &explainer, record));
+        let shared = SharedWithAdmin { explainer: &explainer, record };
+        let mut prepared = std::pin::pin!(prepare(&config, pods.clone(), events, &metrics, &readiness, &drain, shared));
         let prepared = loop {
             tokio::select! {
                 placed = &mut place, if !place.is_terminated() => keep(tasks, placed?),

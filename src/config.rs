@@ -282,9 +282,9 @@ const OTHER_DESCRIPTORS: u64 = 256;
 
 impl LimitsConfig {
     /// Open connections of all addresses together that no pod of this node is known to have. They have places of their own,
-    /// and so little that invented addresses cost nobody else anything.
+    /// so few that invented addresses cost nobody else anything.
     pub fn unknown(&self) -> usize {
-        (self.connections / 32).clamp(8, 128)
+        (self.connections / 16).clamp(8, 256)
     }
 
     /// Connections beyond a limit that wait for a place.
@@ -296,8 +296,8 @@ impl LimitsConfig {
     /// accepted, and neither AWS nor the Kubernetes API be asked.
     pub fn within(self, descriptors: u64) -> Self {
         let room = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(descriptors / 4).max(1);
-        // Each of the connections takes one, and so do a thirty-second of them of unknown sources, and a sixteenth that wait.
-        let most = usize::try_from(room).unwrap_or(usize::MAX).saturating_mul(32) / 35;
+        // Each of the connections takes one, and so do a sixteenth of them of unknown sources, and a sixteenth that wait.
+        let most = usize::try_from(room).unwrap_or(usize::MAX).saturating_mul(8) / 9;
         let connections = self.connections.min(most.max(1));
         let per_pod = self.connections_per_pod;
         let connections_per_pod = if connections < self.connections && per_pod >= connections { (connections / 4).max(1) } else { per_pod };

@@ -115,7 +115,7 @@ impl<A: AssumeRole> Server<A> {
             per_source: connections_per_pod,
             node: MAX_OF_NODE,
             unknown,
-            per_unknown: (unknown / 2).min(connections_per_pod).max(1),
+            per_unknown: (unknown / 4).min(connections_per_pod).max(1),
             waiting: limits.waiting(),
         };
         Self {

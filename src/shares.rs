@@ -165,7 +165,7 @@ mod tests {
         for (id, member) in [('a', 1), ('b', 1), ('a', 2), ('b', 2), ('b', 2), ('b', 3)].into_iter().enumerate() {
             assert_eq!(shares.enter(id as u64, member.0, member, ()), Ok(None));
         }
-        let displaced = |displaced: Result<Option<Displaced<(char, u32), ()>>, Full>| displaced.map(|displaced| displaced.map(|d| d.id));
+        let displaced = |entered: Result<Option<Displaced<_, _>>, Full>| entered.map(|displaced| displaced.map(|displaced| displaced.id));
         assert_eq!(displaced(shares.enter(10, 'c', ('c', 1), ())), Ok(Some(3)), "b has four, and its second member two of them");
         assert_eq!(displaced(shares.enter(11, 'c', ('c', 2), ())), Ok(Some(1)), "now each member of b has one");
         // Two of each group are left, and a third one of c would make it the largest.

@@ -43,6 +43,13 @@ pub(super) struct Prepared {
     pub(super) policy: Arc<Policy>,
 }
 
+/// What the operators' port has of the way of a request.
+pub(super) struct SharedWithAdmin<'a> {
+    /// Set once.
+    pub(super) explainer: &'a OnceLock<Explainer<Sts>>,
+    pub(super) record: Record,
+}
+
 /// Makes the way of a request, once AWS has told what it takes.
 pub(super) async fn prepare(
     config: &Config,
@@ -51,10 +58,9 @@ pub(super) async fn prepare(
     metrics: &Metrics,
     readiness: &Readiness,
     drain: &Drain,
-    explainer: &OnceLock<Explainer<Sts>>,
-    record: Record,
+    shared: SharedWithAdmin<'_>,
 ) -> anyhow::Result<Prepared> {
-    let clock = Clock::system();
+    let (clock, SharedWithAdmin { explainer, record }) = (Clock::system(), shared);
     let aws = load_aws(config).await?;
     let node = NodeIdentity::default();
     let sts = aws.sts(clock.clone(), node.clone(), metrics.clone());

@@ -164,6 +164,9 @@ impl Limits {
         let key = match source.key() {
             Ok(key) => key,
             Err(ip) => {
+                if state.unknown.len() >= self.0.settings.unknown {
+                    state.make_room_for_unknown(self.0.now());
+                }
                 return match state.unknown.enter(slot.id, ip.into(), ip, slot.clone()) {
                     Ok(None) => Admitted::Open(permit()),
                     Ok(Some(displaced)) => {
@@ -292,6 +295,15 @@ impl State {
             idle.max_by_key(|(idle, _)| *idle).map(|(_, slot)| slot.clone())
         };
         if let Some(slot) = accounts.iter().find_map(longest) {
+            slot.close(MADE_ROOM);
+        }
+    }
+
+    /// Closes the unknown source's connection that is idle longest, if one is: before one with a request under way gives way.
+    fn make_room_for_unknown(&mut self, now: u64) {
+        let idle = self.unknown.iter().filter_map(|(id, slot)| Some((slot.idle_for(now)?, id)));
+        let longest = idle.max_by_key(|(idle, _)| *idle).map(|(_, id)| id);
+        if let Some(slot) = longest.and_then(|id| self.unknown.leave(id)) {
             slot.close(MADE_ROOM);
         }
     }

@@ -114,7 +114,9 @@ impl std::fmt::Display for Bite {
 
 /// What is remembered; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Record(Arc<Mutex<HashMap<(Who, Port, Limit), Entry>>>);
+pub struct Record(Arc<Mutex<Entries>>);
+
+type Entries = HashMap<(Who, Port, Limit), Entry>;
 
 /// All unknown addresses are one: they could be invented to fill the record, and the log.
 type Who = Option<Key>;

@@ -238,9 +238,12 @@ async fn no_more_than_so_many_wait_at_one_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_unknown_addresses_with_all_places_give_them_to_others() {
+async fn four_unknown_addresses_with_all_places_give_them_to_others() {
     let (writer, pods) = pods();
-    let greedy: Vec<_> = ["10.0.0.1", "10.0.0.2"].into_iter().flat_map(|at| waiters(&pods, ip(at), MAX_UNKNOWN_WAITING_OF_ONE)).collect();
+    let greedy: Vec<_> = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]
+        .into_iter()
+        .flat_map(|at| waiters(&pods, ip(at), MAX_UNKNOWN_WAITING_OF_ONE))
+        .collect();
     settle().await;
     assert_eq!(pods.shared.waiting.taken(), MAX_UNKNOWN_WAITING);
     let honest: Vec<_> = (10..40).map(|last| wait(&pods, IpAddr::from([10, 0, 0, last]))).collect();

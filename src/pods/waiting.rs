@@ -19,8 +19,9 @@ use crate::shares::{Network, Shares};
 pub const MAX_WAITING: usize = 1024;
 /// How many of them may be of one address.
 pub const MAX_WAITING_OF_ONE: usize = 64;
-/// How many requests from addresses that no pod is known to have may wait at one time.
-pub const MAX_UNKNOWN_WAITING: usize = 128;
+/// How many requests from addresses that no pod is known to have may wait at one time: as many as a node may have pods,
+/// which may all start at one time.
+pub const MAX_UNKNOWN_WAITING: usize = 256;
 /// How many of those may be of one address.
 pub const MAX_UNKNOWN_WAITING_OF_ONE: usize = 64;
 /// Time between two log lines about requests that did not get a place.

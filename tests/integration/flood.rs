@@ -46,9 +46,9 @@ fn invented_addresses_starve_neither_known_pods_nor_new_ones() {
         let answer = world.request(ip(2), "GET", &format!("{ROLES}web-role"), &[(TOKEN, &token)]);
         assert_eq!(answer.status, 200, "{}", world.daemon.log());
     }
-    world.eventually(|world| world.metric("rolegate_connections"), |open| *open <= 128.0 + 1.0);
+    world.eventually(|world| world.metric("rolegate_connections"), |open| *open <= 256.0 + 1.0);
     let displaced = |world: &World| world.metric(r#"rolegate_connections_ended_total{reason="displaced"}"#);
-    world.eventually(displaced, |displaced| *displaced == 1100.0 - 128.0);
+    world.eventually(displaced, |displaced| *displaced == 1100.0 - 256.0);
 
     // Pods that ask before they are known, all at one time, while the strangers hold their places.
     thread::scope(|scope| {
@@ -58,7 +58,7 @@ fn invented_addresses_starve_neither_known_pods_nor_new_ones() {
                 scope.spawn(move || (last, world.document(ip(last), &format!("new-{last}"))))
             })
             .collect();
-        world.eventually(displaced, |displaced| *displaced == 1100.0 - 128.0 + 20.0);
+        world.eventually(displaced, |displaced| *displaced == 1100.0 - 256.0 + 20.0);
         for last in 100..120 {
             world.fakes.pod(&format!("new-{last}"), ip(last), Some(&format!("new-{last}")));
         }

@@ -151,6 +151,21 @@ async fn one_unknown_address_does_not_keep_the_others_out() {
     assert_eq!(greedy.iter().filter(|permit| closing(permit).is_some()).count(), honest.len());
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_of_an_unknown_address_gives_way_before_a_request() {
+    let limits = Limits::new(Settings { unknown: 3, ..SETTINGS });
+    let [asks, idle, silent] = [1, 2, 3].map(|last| open(&limits, &unknown(last)));
+    [&asks, &idle].into_iter().for_each(Permit::request_begins);
+    idle.request_ends();
+    tokio::time::advance(IDLE_GRACE).await;
+    let _fourth = open(&limits, &unknown(4));
+    assert_eq!([&asks, &idle, &silent].map(closing), [None, Some(Closing::MadeRoom), None]);
+    tokio::time::advance(FRESH_GRACE).await;
+    let _fifth = open(&limits, &unknown(5));
+    assert_eq!([&asks, &silent].map(closing), [None, Some(Closing::Displaced)]);
+    assert_eq!(unknown_open(&limits), 3);
+}
+
 /// Addresses of IPv6 can be invented without end; they are of one network.
 #[tokio::test(start_paused = true)]
 async fn a_flood_from_an_ipv6_network_displaces_no_other_network() {
