@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -63,7 +64,10 @@ impl Clients {
     /// Has the clients of these addresses get credentials. Each address is one pod's, beyond doubt.
     pub(super) fn get_credentials(&mut self, world: &World, slots: &[usize]) {
         self.owed += slots.len();
-        world.fakes.runtime.block_on(join_all(slots.iter().map(|slot| async { self.all[*slot].lock().await.get_credentials().await })));
+        for slots in slots.chunks(AT_ONCE) {
+            let get = slots.iter().map(|slot| async { self.all[*slot].lock().await.get_credentials().await });
+            world.fakes.runtime.block_on(join_all(get));
+        }
     }
 
     /// What all of them have seen, each with its ledger, when they have stopped.
@@ -82,6 +86,11 @@ impl Clients {
 
 /// One in so many lists of roles is followed by a request for the credentials.
 const CREDENTIALS_OF: u64 = 16;
+/// How often credentials that are due are tried for.
+const MOST_TRIES: usize = 300;
+const BETWEEN_TRIES: Duration = Duration::from_secs(1);
+/// How many clients get credentials at one time.
+const AT_ONCE: usize = 16;
 
 /// One address, and who asks from there.
 pub(super) struct Client {
@@ -107,6 +116,8 @@ pub(super) struct Seen {
     pub(super) paid: usize,
     /// Access keys that were handed out, to be judged when it is known whose they are.
     pub(super) keys: Vec<(String, Span)>,
+    /// Whose credentials STS must have failed to give, as nothing else can excuse that they were refused; and what it is if not.
+    pub(super) excused: Vec<(Life, String)>,
     pub(super) violations: Vec<String>,
 }
 
@@ -122,6 +133,11 @@ enum Got {
     Refused {
         what: &'static str,
         status: u16,
+        fresh: bool,
+    },
+    /// Credentials of this pod were answered with 500: STS failed, or the pod changed while it was asked.
+    Failed {
+        life: Life,
         fresh: bool,
     },
     /// Nothing more was asked for.
@@ -144,19 +160,29 @@ impl Client {
         let began = self.ledger.now();
         let fresh = self.token.is_none() || self.random.one_in(3);
         let further = self.random.one_in(CREDENTIALS_OF);
-        if let Got::Refused { what, status, fresh: true } = self.steps(fresh, further).await {
-            self.was_refused(what, status, began);
+        match self.steps(fresh, further).await {
+            Got::Refused { what, status, fresh: true } => self.was_refused(what, status, began),
+            Got::Failed { life, fresh: true } => self.has_failed(life, began),
+            _ => {}
         }
     }
 
-    /// The same with all steps, where the address is one pod's beyond doubt, and will be until this has returned.
+    /// The same with all steps, where the address is one pod's beyond doubt, and will be until this has returned. Where STS
+    /// fails, it is tried again, as SDKs do: a call may take longer than the daemon allows it, on a slow machine.
     async fn get_credentials(&mut self) {
         let began = self.ledger.now();
-        let got = self.steps(true, true).await;
+        let mut got = self.steps(true, true).await;
+        for _ in 0..MOST_TRIES {
+            let Got::Failed { life, .. } = got else { break };
+            self.has_failed(life, began);
+            tokio::time::sleep(BETWEEN_TRIES).await;
+            got = self.steps(true, true).await;
+        }
         let span = Span { from: began, to: self.ledger.now() };
         match got {
             Got::Credentials if self.ledger.must_be(span).is_some() => self.seen.paid += 1,
             Got::Refused { what, status, .. } => self.violation(format!("{what} was refused with {status} when it was due"), span),
+            Got::Failed { .. } => self.violation("credentials that were due could not be had".to_owned(), span),
             _ => self.violation("the address is not one pod's beyond doubt when its credentials are due".to_owned(), span),
         }
     }
@@ -191,7 +217,10 @@ impl Client {
         if document.status != 200 {
             // With this token the pod was known a moment ago.
             let fresh = fresh || self.ledger.must_be(Span { from: sent, to: self.ledger.now() }) == life_of(&answer.body);
-            return Got::Refused { what: "credentials", status: document.status, fresh };
+            return match (document.status, life_of(&answer.body)) {
+                (500, Some(life)) => Got::Failed { life, fresh },
+                (status, _) => Got::Refused { what: "credentials", status, fresh },
+            };
         }
         self.keep_key(&document.body, Span { from: sent, to: self.ledger.now() });
         Got::Credentials
@@ -222,6 +251,14 @@ impl Client {
         self.seen.refused += 1;
         if self.ledger.must_be(span).is_some() {
             self.violation(format!("{what} was refused with {status}"), span);
+        }
+    }
+
+    fn has_failed(&mut self, life: Life, began: usize) {
+        let span = Span { from: began, to: self.ledger.now() };
+        self.seen.refused += 1;
+        if self.ledger.must_be(span).is_some() {
+            self.seen.excused.push((life, format!("credentials were refused with 500\n{}", self.ledger.describe(span))));
         }
     }
 
