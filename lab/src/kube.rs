@@ -339,14 +339,14 @@ impl KubeApi {
         self.state().store().compact();
     }
 
-    /// Withholds the events of the objects of that name from watches; those of others still flow. Gets and lists show
-    /// the objects as they are.
+    /// Withholds the events of the objects of that name from watches, as if these were behind; those of others still flow.
+    /// Gets and lists show the objects as they are.
     pub fn hold_events(&self, resource: Resource, name: &str) {
         self.state().store().hold(resource, name);
     }
 
-    /// Sends the events that were withheld, as if the changes had been made just now: each has a new resource version,
-    /// later than that of everything that was sent meanwhile.
+    /// Sends the events that were withheld. Each has the resource version of its change, as gets and lists have shown it:
+    /// earlier than that of what was sent meanwhile. A watch that resumes from any version before this call gets them, too.
     pub fn release_events(&self, resource: Resource, name: &str) {
         self.state().store().release(resource, name);
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use super::documents::{at_version, complete, merge, now, uid_of};
+use super::documents::{complete, merge, now, uid_of};
 use super::objects::Resource;
 use super::selector::Selector;
 use super::status::ApiError;
@@ -110,7 +110,7 @@ impl Store {
         let object = Arc::new(object);
         let objects = self.objects.entry(resource).or_default();
         objects.insert(key.clone(), Arc::clone(&object));
-        self.changed(Change { version, resource, key, previous, current: Some(Arc::clone(&object)) });
+        self.changed(Change { version, published: version, resource, key, previous, current: Some(Arc::clone(&object)) });
         object
     }
 
@@ -137,7 +137,8 @@ impl Store {
             return false;
         };
         self.version += 1;
-        self.changed(Change { version: self.version, resource, key: key.clone(), previous: Some(previous), current: None });
+        let version = self.version;
+        self.changed(Change { version, published: version, resource, key: key.clone(), previous: Some(previous), current: None });
         true
     }
 
@@ -158,7 +159,7 @@ impl Store {
         if self.history.len() > HISTORY
             && let Some(oldest) = self.history.pop_front()
         {
-            self.compacted = oldest.version;
+            self.compacted = oldest.published;
         }
     }
 
@@ -166,8 +167,8 @@ impl Store {
         self.holds.insert((resource, name.to_owned()));
     }
 
-    /// Publishes what was held back, as if it had been written now: with new versions, so that no client that resumes
-    /// from the version of an event it did get can miss it.
+    /// Publishes what was held back. Each change keeps the version at which it was made, by which lists have shown it all
+    /// the while; it is published at a later one, so that no client that resumes from what it did get can miss it.
     pub(super) fn release(&mut self, resource: Resource, name: &str) {
         self.holds.remove(&(resource, name.to_owned()));
         let held = std::mem::take(&mut self.held);
@@ -177,17 +178,7 @@ impl Store {
                 continue;
             }
             self.version += 1;
-            change.version = self.version;
-            if let Some(current) = &mut change.current {
-                let fresh = Arc::new(at_version(current, self.version));
-                let objects = self.objects.entry(resource).or_default();
-                if let Some(stored) = objects.get_mut(&change.key)
-                    && Arc::ptr_eq(stored, current)
-                {
-                    *stored = Arc::clone(&fresh);
-                }
-                *current = fresh;
-            }
+            change.published = self.version;
             self.publish(change);
         }
     }
@@ -230,8 +221,10 @@ impl Store {
         if version < self.compacted {
             return Err(ApiError::too_old(version, self.compacted));
         }
-        let later = self.history.iter().rev();
-        let mut later = later.take_while(|change| change.version > version).filter(|change| change.resource == resource).peekable();
+        // The changes of one object are in order: those that are held back are its last ones.
+        let published = self.history.iter().rev().take_while(|change| change.published > version);
+        let later = self.held.iter().rev().chain(published);
+        let mut later = later.filter(|change| change.version > version && change.resource == resource).peekable();
         let current = self.objects.get(&resource);
         if later.peek().is_none() {
             return Ok(current.map_or_else(|| Cow::Owned(Objects::new()), Cow::Borrowed));
@@ -262,7 +255,8 @@ impl Store {
         if after < self.compacted {
             return Err(ApiError::too_old(after, self.compacted));
         }
-        let watch = Watch { resource, selector, after, bookmarks, sender };
+        let resumed = matches!(start, Start::After(_));
+        let watch = Watch { resource, selector, after, resumed, bookmarks, sender };
         if let Start::Everything { mark_end } = start {
             let objects = self.objects.get(&resource).into_iter().flatten();
             for (_, object) in objects.filter(|(_, object)| watch.selector.matches(object)) {

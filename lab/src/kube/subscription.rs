@@ -13,7 +13,10 @@ use super::store::Key;
 /// A change of one object.
 #[derive(Debug, Clone)]
 pub(super) struct Change {
+    /// When it was made: the version that the object has by it, or had last.
     pub(super) version: u64,
+    /// When watches are sent it: later, where it was held back.
+    pub(super) published: u64,
     pub(super) resource: Resource,
     pub(super) key: Key,
     pub(super) previous: Option<Arc<Value>>,
@@ -27,6 +30,9 @@ pub(super) struct Watch {
     pub(super) selector: Selector,
     /// It is sent the changes after this version.
     pub(super) after: u64,
+    /// Whether it goes on from a version that its client has got to. What was held back is not in what the client has seen;
+    /// it is in the list that any other watch begins with.
+    pub(super) resumed: bool,
     /// Whether it asked for bookmarks.
     pub(super) bookmarks: bool,
     pub(super) sender: mpsc::UnboundedSender<Item>,
@@ -55,7 +61,8 @@ impl Watch {
     /// Sends the event that a change is to this watch, if any: an object that comes to match its selector is added to
     /// it, one that ceases to match is deleted from it. Sending fails only to a client that is gone.
     pub(super) fn send(&self, change: &Change) {
-        if change.resource != self.resource || change.version <= self.after {
+        let at = if self.resumed { change.published } else { change.version };
+        if change.resource != self.resource || at <= self.after {
             return;
         }
         let matching = |object: &Option<Arc<Value>>| {

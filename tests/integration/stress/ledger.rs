@@ -101,6 +101,11 @@ impl Ledger {
         holders.all(|holder| holder == Some(first)).then_some(first)
     }
 
+    /// The pod whose address it is now, beyond doubt.
+    pub(super) fn must_be_now(&self) -> Option<Life> {
+        self.inner.lock().unwrap().moments.last().and_then(must_be)
+    }
+
     /// What was possible in a span, for messages.
     pub(super) fn describe(&self, span: Span) -> String {
         let inner = self.inner.lock().unwrap();
@@ -174,4 +179,19 @@ fn a_pod_that_runs_goes_before_one_that_ends_and_two_that_run_are_nobody() {
         ledger.proven(life, ledger.told(life, State::Idle));
     }
     assert_eq!(ledger.must_be(now()), Some(1));
+}
+
+#[test]
+fn a_claim_to_the_address_of_a_pod_that_runs_brings_it_to_nobody() {
+    let ledger = Ledger::new();
+    let now = || Span { from: ledger.now(), to: ledger.now() };
+    ledger.proven(1, ledger.told(1, State::Running));
+    let claimed = ledger.told(2, State::Running);
+    assert_eq!((ledger.may_be(1, now()), ledger.may_be(2, now()), ledger.must_be_now()), (true, false, None));
+    ledger.proven(2, claimed);
+    assert_eq!((ledger.may_be(1, now()), ledger.may_be(2, now()), ledger.must_be_now()), (false, false, None));
+    let withdrawn = ledger.told(2, State::Absent);
+    assert_eq!((ledger.may_be(1, now()), ledger.may_be(2, now()), ledger.must_be_now()), (true, false, None));
+    ledger.proven(2, withdrawn);
+    assert_eq!(ledger.must_be_now(), Some(1));
 }

@@ -136,19 +136,56 @@ async fn held_events_come_when_released_and_are_not_missed() {
     // What was written can be read.
     let list = client.get_ok("/api/v1/pods").await;
     assert_eq!(list["items"][0]["spec"]["nodeName"], "node-b");
-    // One that resumes behind the held event gets it too: it comes with a later version.
+    // One that resumes behind the held event gets it too, and again until it has got further. One that began with a list
+    // has it in that.
     let mut resumed = client.watch(&path(other)).await;
+    let mut listed = client.watch("/api/v1/pods?watch=true").await;
+    listed.expect(&[("ADDED", "late"), ("ADDED", "other")]).await;
     api.release_events(Resource::Pods, "late");
-    for watch in [&mut watch, &mut resumed] {
+    let mut resumed_again = client.watch(&path(other)).await;
+    for watch in [&mut watch, &mut resumed, &mut resumed_again] {
         let (kind, object) = watch.event().await;
         assert_eq!((kind.as_str(), &object["spec"]["nodeName"]), ("MODIFIED", &json!("node-b")));
-        assert!(version(&object) > other && other > written);
+        assert_eq!(version(&object), written, "it is the version that the list has shown");
     }
-    let stored = api.get(Resource::Pods, Some("team"), "late").unwrap();
-    assert_eq!(version(&stored), api.resource_version());
+    listed.expect_silence().await;
+    assert!(api.resource_version() > other);
+    client.watch(&path(api.resource_version())).await.expect_silence().await;
     // It is over.
     apply_pod(&api, "late", "node-c");
     watch.expect(&[("MODIFIED", "late")]).await;
+}
+
+#[tokio::test]
+async fn what_is_shown_at_a_version_is_the_same_whether_or_not_events_were_held() {
+    let (api, client) = start();
+    let start = apply_pod(&api, "late", "node-a");
+    let mut watch = client.watch(&format!("/api/v1/pods?watch=true&resourceVersion={start}")).await;
+    api.hold_events(Resource::Pods, "late");
+    assert!(api.delete(Resource::Pods, Some("team"), "late"));
+    let deleted = api.resource_version();
+    let next = apply_pod(&api, "late", "node-b");
+    let other = apply_pod(&api, "other", "node-a");
+    let at = |version| format!("/api/v1/pods?resourceVersion={version}&resourceVersionMatch=Exact");
+    let seen = || async {
+        let mut seen = Vec::new();
+        for version in start..=other {
+            let list = client.get_ok(&at(version)).await;
+            seen.push(list["items"].as_array().unwrap().iter().map(|item| item["metadata"].clone()).collect::<Vec<_>>());
+        }
+        seen
+    };
+    let while_held = seen().await;
+    assert_eq!(while_held.iter().map(Vec::len).collect::<Vec<_>>(), [1, 0, 1, 2]);
+    api.release_events(Resource::Pods, "late");
+    assert_eq!(seen().await, while_held);
+    assert_eq!(client.get_ok("/api/v1/pods").await["items"][0]["metadata"], while_held[3][0]);
+    // A pod that a list has shown was not there before the last one of its name had gone.
+    watch.expect(&[("ADDED", "other")]).await;
+    for (expected, at) in [("DELETED", deleted), ("ADDED", next)] {
+        let (kind, object) = watch.event().await;
+        assert_eq!((kind.as_str(), version(&object)), (expected, at));
+    }
 }
 
 #[tokio::test]

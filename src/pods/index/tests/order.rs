@@ -87,6 +87,24 @@ fn of_two_pods_of_one_name_the_later_is_there() {
     }
 }
 
+/// The watch is behind the answer to a question: two pods of one name, one after the other, and a third at their address.
+#[test]
+fn a_late_deletion_keeps_the_next_pod_of_the_name_and_its_claim() {
+    let mut index = Index::default();
+    let (first, next, beside) = (pod("web-1", &[IP]), pod("web-2", &[IP]), pod("other", &[IP]));
+    apply(&mut index, 5, first.clone());
+    apply(&mut index, 9, beside);
+    // The answer, of version 10: the first one is gone, and the next has its name since 7.
+    index.gone_at(&first.uid, Some(10));
+    apply(&mut index, 7, next.clone());
+    assert_eq!(claims(&index, IP), ["other", "web-2"]);
+    // What the watch sends late.
+    delete(&mut index, 6, &first);
+    assert_eq!(claims(&index, IP), ["other", "web-2"]);
+    apply(&mut index, 7, next);
+    assert_eq!(claims(&index, IP), ["other", "web-2"]);
+}
+
 #[test]
 fn what_cannot_be_read_is_forgotten_until_it_can_be() {
     let mut index = Index::default();

@@ -1,0 +1,159 @@
+//! What goes wrong in a round, or who does wrong in it.
+//!
+//! A move is one more of [`ALL`]. It says nothing of what is right: that follows from what it puts into the ledger.
+
+use std::mem::take;
+
+use rolegate_lab::kube::{Fault, Resource, Verb};
+
+use super::ADDRESSES;
+use super::cluster::Cluster;
+use super::driver::Stage;
+use super::tenants::{AnnotationLoop, ForgedStatus};
+
+/// Clients that ask while the API cannot be reached.
+const TURNS_OF_AN_OUTAGE: usize = 100;
+/// Pods that are deleted while the API cannot be reached, besides those of the round's changes.
+const DELETED_IN_AN_OUTAGE: usize = 8;
+/// Clients that must get their credentials meanwhile.
+const CREDENTIALS_OF_AN_OUTAGE: usize = 8;
+
+/// One thing that is unusual in one round.
+pub(super) trait Move {
+    /// Before the round's changes.
+    fn begin(&mut self, stage: &mut Stage<'_>);
+
+    /// After the changes, before the daemon is to show that it knows them: what keeps it from them ends here.
+    fn calm(&mut self, _stage: &mut Stage<'_>) {}
+
+    /// When all that the round has changed is known, and clients have asked. What is not to last ends here.
+    fn end(&mut self, _stage: &mut Stage<'_>) {}
+}
+
+/// A move by its name in the tally.
+type Named = (&'static str, fn() -> Box<dyn Move>);
+
+const ALL: [Named; 8] = [
+    ("watches cut", || Box::new(Cut)),
+    ("history lost", || Box::new(HistoryLost)),
+    ("stalled", || Box::new(Stall)),
+    ("errors", || Box::new(Errors)),
+    ("API away", || Box::new(Outage::default())),
+    ("annotation loop", || Box::new(AnnotationLoop::default())),
+    ("forged status", || Box::new(ForgedStatus::default())),
+    PAGES,
+];
+
+/// Only once, and late: the daemon remembers it.
+const PAGES: Named = ("lists in pages from here", || Box::new(Pages));
+
+/// Deals every move once before any comes again.
+pub(super) struct Deck {
+    left: Vec<Named>,
+    paged: bool,
+}
+
+impl Deck {
+    pub(super) fn new() -> Self {
+        Self { left: Vec::new(), paged: false }
+    }
+
+    pub(super) fn deal(&mut self, cluster: &mut Cluster, is_late: bool) -> Box<dyn Move> {
+        if self.left.is_empty() {
+            let may_be = |named: &&Named| named.0 != PAGES.0 || is_late && !self.paged;
+            self.left = ALL.iter().filter(may_be).copied().collect();
+            self.paged |= is_late;
+        }
+        let at = cluster.any_of(self.left.len());
+        let (name, make) = self.left.swap_remove(at);
+        cluster.count(name);
+        make()
+    }
+}
+
+struct Cut;
+
+impl Move for Cut {
+    fn begin(&mut self, stage: &mut Stage<'_>) {
+        stage.cluster.api.cut_connections();
+    }
+}
+
+struct HistoryLost;
+
+impl Move for HistoryLost {
+    fn begin(&mut self, stage: &mut Stage<'_>) {
+        stage.cluster.api.refuse_connections(true);
+        stage.cluster.api.cut_connections();
+    }
+
+    fn calm(&mut self, stage: &mut Stage<'_>) {
+        stage.cluster.api.compact();
+        stage.cluster.api.refuse_connections(false);
+    }
+}
+
+struct Stall;
+
+impl Move for Stall {
+    fn begin(&mut self, stage: &mut Stage<'_>) {
+        stage.cluster.api.stall(true);
+    }
+
+    fn calm(&mut self, stage: &mut Stage<'_>) {
+        stage.cluster.api.stall(false);
+    }
+}
+
+struct Errors;
+
+impl Move for Errors {
+    fn begin(&mut self, stage: &mut Stage<'_>) {
+        let (verb, status) = if stage.cluster.random.one_in(2) { (Verb::Watch, 500) } else { (Verb::List, 503) };
+        let api = &stage.cluster.api;
+        api.fail_next(Fault { resource: Some(Resource::Pods), verb: Some(verb), status, ..Fault::default() });
+        api.compact();
+        api.cut_connections();
+    }
+}
+
+struct Pages;
+
+impl Move for Pages {
+    fn begin(&mut self, stage: &mut Stage<'_>) {
+        let api = &stage.cluster.api;
+        api.without_streaming_lists(true);
+        api.compact();
+        api.cut_connections();
+    }
+}
+
+/// The API cannot be reached while pods go and others come, and while all of them ask.
+#[derive(Default)]
+struct Outage {
+    deleted: Vec<usize>,
+}
+
+impl Move for Outage {
+    fn begin(&mut self, stage: &mut Stage<'_>) {
+        stage.cluster.api.refuse_connections(true);
+        stage.cluster.api.cut_connections();
+        let mut running = stage.cluster.undisputed(ADDRESSES.into());
+        while self.deleted.len() < DELETED_IN_AN_OUTAGE && !running.is_empty() {
+            let at = stage.cluster.any_of(running.len());
+            let slot = running.swap_remove(at);
+            if let Some(pod) = stage.cluster.slots[slot].current.take() {
+                stage.cluster.end(slot, pod, super::ledger::State::Absent, "deleted while the API is away");
+                self.deleted.push(slot);
+            }
+        }
+    }
+
+    fn calm(&mut self, stage: &mut Stage<'_>) {
+        stage.clients.ask(stage.world, &take(&mut self.deleted));
+        stage.clients.allow(TURNS_OF_AN_OUTAGE);
+        stage.serve_some(CREDENTIALS_OF_AN_OUTAGE);
+        stage.clients.wait_for_turns(stage.world);
+        stage.cluster.api.refuse_connections(false);
+    }
+}
