@@ -11,6 +11,7 @@ mod events;
 mod explain;
 mod identity;
 mod kubernetes;
+mod large_objects;
 mod lifecycle;
 mod metadata;
 mod overlap;

@@ -353,21 +353,46 @@ async fn a_watch_that_ends_soon_after_its_begin_is_a_failure_too() {
     }
 }
 
-#[tokio::test]
-async fn a_list_whose_pages_are_too_large_is_read_in_smaller_ones() {
-    let page = r#"{"kind":"PodList","metadata":{"resourceVersion":"5"},"items":[{"metadata":{"name":"a","uid":"a"}}]}"#;
-    let asked = Arc::new(Mutex::new(Vec::new()));
-    let limits = asked.clone();
-    let (mut following, _) = following_canned(move |target| {
-        let Some(limit) = target.split_once("limit=").and_then(|(_, rest)| rest.split_once('&')).map(|(limit, _)| limit.to_owned()) else {
-            return "not json\n".to_owned();
-        };
-        limits.lock().unwrap().push(limit.clone());
-        if limit == "1" { page.to_owned() } else { " ".repeat(33 << 20) }
-    })
-    .await;
-    following.expect(&["failed: the Kubernetes API sent a change that cannot be read", "list a"]).await;
-    assert_eq!(*asked.lock().unwrap(), ["20", "5", "1"]);
+#[tokio::test(start_paused = true)]
+async fn a_list_whose_pages_take_too_long_is_read_in_smaller_ones() {
+    let server = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let url = format!("http://{}", server.local_addr().unwrap());
+    let (limits, mut asked) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = server.accept().await {
+            let mut stream = BufReader::new(stream);
+            let mut target = String::new();
+            stream.read_line(&mut target).await.unwrap();
+            let limit = target.split_once("limit=").and_then(|(_, rest)| rest.split_once('&')).map(|(limit, _)| limit.to_owned());
+            let answer = match limit.as_deref() {
+                None => "HTTP/1.1 422 Unprocessable Entity\r\nConnection: close\r\n\r\n",
+                Some("1") => {
+                    "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"metadata\":{\"resourceVersion\":\"5\"},\"items\":[{\"metadata\":{\"name\":\"a\",\"uid\":\"a\"}}]}"
+                }
+                Some(_) => "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"items\":[",
+            };
+            let trickles = limit.as_deref().is_some_and(|limit| limit != "1");
+            limits.send(limit).unwrap();
+            tokio::spawn(async move {
+                let mut piece = answer;
+                while stream.write_all(piece.as_bytes()).await.is_ok() && trickles {
+                    tokio::time::sleep(Duration::from_secs(20)).await;
+                    piece = " ";
+                }
+            });
+        }
+    });
+    let mut following = following_at(lab(), url).await;
+    let mut told = String::new();
+    while told != "list a" {
+        // Time goes by of itself, and the pages take minutes of it.
+        told = following.told.recv().await.unwrap();
+    }
+    let mut all = Vec::new();
+    while let Ok(limit) = asked.try_recv() {
+        all.extend(limit);
+    }
+    assert_eq!(all, ["20", "5", "1"]);
 }
 
 #[tokio::test]
