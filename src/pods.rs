@@ -213,7 +213,7 @@ impl Pods {
         self.shared.read().ambiguous()
     }
 
-    /// Whether this pod is known.
+    /// Whether this pod is here, be it readable or not.
     pub fn contains(&self, uid: &PodUid) -> bool {
         self.shared.read().contains(uid)
     }

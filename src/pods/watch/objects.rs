@@ -269,9 +269,8 @@ impl RawPodStatus {
     /// sandbox as the addresses
     /// (<https://kubernetes.io/docs/concepts/workloads/pods/pod-condition/>).
     fn has_no_network(&self) -> bool {
-        let is_false = |condition: &RawCondition| {
-            condition.r#type.as_deref() == Some(READY_TO_START) && condition.status.as_deref() == Some("False")
-        };
+        let is_false =
+            |condition: &RawCondition| condition.r#type.as_deref() == Some(READY_TO_START) && condition.status.as_deref() == Some("False");
         self.conditions.iter().flatten().any(is_false)
     }
 

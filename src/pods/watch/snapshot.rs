@@ -65,7 +65,8 @@ pub async fn snapshot(
     });
     if needs.namespaces {
         let path = format!("/api/v1/namespaces/{}", encode(pod.namespace()));
-        let found = get::<OnlyMetadata>(client, &path, &namespace_annotations(annotations), || format!("namespace {}", pod.namespace())).await?;
+        let found =
+            get::<OnlyMetadata>(client, &path, &namespace_annotations(annotations), || format!("namespace {}", pod.namespace())).await?;
         if let Some(OnlyMetadata { mut metadata }) = found {
             let allowed_roles = metadata.take_annotation(&annotations.allowed_roles, MAX_LIST);
             let permitted = metadata.take_annotation(PERMITTED_KEY, MAX_LIST);

@@ -79,7 +79,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_object_is_reported_once_in_a_while_and_the_reports_are_bounded() {
         let mut reports = Reports::default();
-        assert!(reports.is_due(Some("a"), Why::Malformed) && reports.is_due(Some("b"), Why::Malformed) && reports.is_due(None, Why::Malformed));
+        assert!(
+            reports.is_due(Some("a"), Why::Malformed) && reports.is_due(Some("b"), Why::Malformed) && reports.is_due(None, Why::Malformed)
+        );
         assert!(!reports.is_due(Some("a"), Why::Malformed) && !reports.is_due(None, Why::Malformed));
         assert!(reports.is_due(Some("a"), Why::TooLarge), "for another reason");
         for number in 0..2 * MAX_REPORTS {

@@ -61,7 +61,10 @@ fn what_is_not_read_is_left_out_whatever_it_is() {
         (r#"{"z":{"a":[{"a":"\\"}]},"a":null,"y":-1.5e3,"b":{"z":true,"c":"\u003c","a":"2"}}"#, r#"{"a":null,"b":{"c":"\u003c"}}"#),
         // A key may be escaped.
         (r#"{"\u0061":"1","a\u0062":"2"}"#, r#"{"\u0061":"1"}"#),
-        (r#"{"d":[{"e":"x"},{"e":"no"},{"e":"x"},{},{"e":"never"},{"e":"\u0078"},{"e":"yes"}]}"#, r#"{"d":[{"e":"x"},{"e":""},{},{"e":"\u0078"},{"e":"yes"}]}"#),
+        (
+            r#"{"d":[{"e":"x"},{"e":"no"},{"e":"x"},{},{"e":"never"},{"e":"\u0078"},{"e":"yes"}]}"#,
+            r#"{"d":[{"e":"x"},{"e":""},{},{"e":"\u0078"},{"e":"yes"}]}"#,
+        ),
         (r#"{"f":{"a":"1"}}"#, r#"{"f":{}}"#),
         (r#"{"f":[1,2]}"#, r#"{"f":[]}"#),
         (r#"{"f":"[{"}"#, r#"{"f":""}"#),
@@ -84,8 +87,18 @@ fn what_is_no_document_is_said_to_be_none() {
         assert_eq!(Filter::once(&fields, &whole[..end]), Document::Broken, "{end}");
     }
     for broken in [
-        r#"{"a":}"#, r#"{"a" "1"}"#, r#"{a:1}"#, r#"{"a":"1""b":2}"#, r#"{"b":[1}"#, r#"{"b":[1 2]}"#, r#"{"a":"1"}}"#, r#"{"a":"1"}{}"#, "}", ",",
-        r#"{"c":,}"#, r#"{"a":"1"]"#,
+        r#"{"a":}"#,
+        r#"{"a" "1"}"#,
+        r#"{a:1}"#,
+        r#"{"a":"1""b":2}"#,
+        r#"{"b":[1}"#,
+        r#"{"b":[1 2]}"#,
+        r#"{"a":"1"}}"#,
+        r#"{"a":"1"}{}"#,
+        "}",
+        ",",
+        r#"{"c":,}"#,
+        r#"{"a":"1"]"#,
     ] {
         assert_eq!(Filter::once(&fields, broken.as_bytes()), Document::Broken, "{broken}");
     }
@@ -224,9 +237,32 @@ fn any_value() -> impl Strategy<Value = Value> {
     };
     let keys = || {
         let names = vec![
-            "metadata", "spec", "status", "annotations", "name", "namespace", "uid", "resourceVersion", "deletionTimestamp", ROLE, "other",
-            "nodeName", "hostNetwork", "serviceAccountName", "phase", "podIP", "podIPs", "ip", "conditions", "type", "state", "running",
-            "containerStatuses", "x", "{\"", "\u{1f600}",
+            "metadata",
+            "spec",
+            "status",
+            "annotations",
+            "name",
+            "namespace",
+            "uid",
+            "resourceVersion",
+            "deletionTimestamp",
+            ROLE,
+            "other",
+            "nodeName",
+            "hostNetwork",
+            "serviceAccountName",
+            "phase",
+            "podIP",
+            "podIPs",
+            "ip",
+            "conditions",
+            "type",
+            "state",
+            "running",
+            "containerStatuses",
+            "x",
+            "{\"",
+            "\u{1f600}",
         ];
         select(names).prop_map(str::to_owned)
     };
@@ -247,7 +283,8 @@ fn any_value() -> impl Strategy<Value = Value> {
 /// A pod as far as it is read, whose fields are mostly of their types.
 fn any_pod() -> impl Strategy<Value = Value> {
     let text = || prop_oneof![4 => "(<|\"|\\\\|\u{2028}|\u{1f600}|[a-z0-9.:]){0,9}".prop_map(Value::from), 1 => Just(Value::Null), 1 => any_value()];
-    let annotations = (text(), text(), any_value()).prop_map(|(role, other, odd)| json!({ ROLE: role, "other": other, "odd": odd.to_string() }));
+    let annotations =
+        (text(), text(), any_value()).prop_map(|(role, other, odd)| json!({ ROLE: role, "other": other, "odd": odd.to_string() }));
     let metadata = (text(), text(), text(), text(), annotations, any_value()).prop_map(|(name, uid, version, namespace, annotations, odd)| {
         json!({ "name": name, "uid": uid, "resourceVersion": version, "namespace": namespace, "annotations": annotations, "managedFields": odd })
     });
@@ -265,9 +302,9 @@ fn any_pod() -> impl Strategy<Value = Value> {
             json!({ "phase": phase, "conditions": conditions, "containerStatuses": containers, "podIPs": ips })
         },
     );
-    (metadata, status, text(), any_value()).prop_map(|(metadata, status, node, odd)| {
-        json!({ "metadata": metadata, "status": status, "spec": { "nodeName": node, "containers": odd } })
-    })
+    (metadata, status, text(), any_value()).prop_map(
+        |(metadata, status, node, odd)| json!({ "metadata": metadata, "status": status, "spec": { "nodeName": node, "containers": odd } }),
+    )
 }
 
 /// JSON of a value with the members of objects in another order.
