@@ -146,6 +146,7 @@ impl<'a> Filter<'a> {
         while let Some(&byte) = bytes.first() {
             let read = match self.state {
                 State::Skipped(skipped) => self.skip(skipped, bytes),
+                State::Text(text) if text.is_cut => self.skip_text(text, bytes),
                 State::Broken => bytes.len(),
                 _ => self.read(byte).into(),
             };
@@ -438,6 +439,30 @@ impl<'a> Filter<'a> {
         self.state = State::Text(Text { begin, longest, one_of, length: 0, escape: Escape::None, is_halved: false, is_cut: false });
     }
 
+    /// Skips the rest of a string that is cut, as much as is there; returns how much that was.
+    fn skip_text(&mut self, mut text: Text, bytes: &[u8]) -> usize {
+        let mut read = 0;
+        while let Some(rest) = bytes.get(read..).filter(|rest| !rest.is_empty()) {
+            if text.escape != Escape::None {
+                text.escape = Escape::None;
+                read += 1;
+                continue;
+            }
+            let Some(next) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')) else {
+                read = bytes.len();
+                break;
+            };
+            read += next + 1;
+            if rest[next] == b'"' {
+                self.end_text(&text);
+                return read;
+            }
+            text.escape = Escape::Begun;
+        }
+        self.state = State::Text(text);
+        read
+    }
+
     fn text(&mut self, mut text: Text, byte: u8) -> bool {
         match text.escape {
             Escape::None if byte == b'"' => {
@@ -446,7 +471,11 @@ impl<'a> Filter<'a> {
             }
             Escape::None => {
                 let is_within_character = byte & 0xC0 == 0x80 || text.is_halved;
-                text.is_cut |= text.length > text.longest && !is_within_character;
+                if text.length > text.longest && !is_within_character {
+                    // Read again as what is left out.
+                    self.state = State::Text(Text { is_cut: true, ..text });
+                    return false;
+                }
                 if byte == b'\\' {
                     text.escape = Escape::Begun;
                 } else {
@@ -479,9 +508,7 @@ impl<'a> Filter<'a> {
                 }
             }
         }
-        if !text.is_cut {
-            self.kept.push(byte);
-        }
+        self.kept.push(byte);
         self.state = State::Text(text);
         true
     }

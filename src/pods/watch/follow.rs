@@ -263,7 +263,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             let mut answer = self.client.ask_filtered(&target, &self.fields.1).await?;
             while let Some(items) = answer.items().await? {
                 for item in items {
-                    match self.decode_lean(&item.json, item.truncated) {
+                    match self.decode_lean(&item.json, item.truncated.then_some(Why::TooLarge)) {
                         Ok(object) => list.objects.push(Box::new(object)),
                         Err(Some(metadata)) => list.unreadable.push(*metadata),
                         // A pod that is known may be this one: without it, it would count as gone.
@@ -331,7 +331,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         // Whatever a list of this kind that never ends is due to, one in pages is another way. In one of those, an object
         // that cannot be read is no change that is lost.
         let is_endless = match &outcome {
-            Ok(ControlFlow::Continue(())) | Err(Failure::Silent | Failure::Lost) => true,
+            Ok(ControlFlow::Continue(())) | Err(Failure::Silent | Failure::Lost | Failure::Slow | Failure::TooLarge) => true,
             Err(Failure::Ended) => self.heard,
             _ => false,
         };
@@ -378,13 +378,13 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
     fn line(&mut self, line: Line) -> Result<ControlFlow<()>, Failure> {
         let Line::Read(Excerpt { json, truncated }) = line else { return self.lost() };
         let identity;
-        let (WatchLine { kind, object }, truncated) = match serde_json::from_slice(&json) {
-            Ok(line) => (line, truncated),
+        let (WatchLine { kind, object }, flaw) = match serde_json::from_slice(&json) {
+            Ok(line) => (line, truncated.then_some(Why::TooLarge)),
             // The fields that are read are not well-formed: those that identify the object may be.
             Err(_) => {
                 identity = identity_of(&json);
                 match serde_json::from_str(&identity) {
-                    Ok(line) => (line, truncated),
+                    Ok(line) => (line, Some(Why::Malformed)),
                     Err(_) => return self.lost(),
                 }
             }
@@ -396,12 +396,12 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         self.heard = true;
         let unreadable = |metadata: Option<Box<Metadata>>| metadata.ok_or(Failure::Lost);
         let event = match &*kind {
-            "ADDED" | "MODIFIED" => match self.decode_lean(object, truncated) {
+            "ADDED" | "MODIFIED" => match self.decode_lean(object, flaw) {
                 Ok(object) => Event::Applied(object),
                 Err(metadata) => Event::Unreadable(*unreadable(metadata)?),
             },
             // What is gone need not be read.
-            "DELETED" => match self.decode::<OnlyMetadata>(object, false) {
+            "DELETED" => match self.decode::<OnlyMetadata>(object, None) {
                 Ok(object) => Event::Deleted(object.metadata),
                 Err(metadata) => Event::Deleted(*unreadable(metadata)?),
             },
@@ -473,22 +473,23 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
     }
 
     /// An object of the selection, with no more of it than is read.
-    fn decode_lean(&mut self, object: &[u8], truncated: bool) -> Result<T, Option<Box<Metadata>>> {
-        let mut object: T = self.decode(object, truncated)?;
+    fn decode_lean(&mut self, object: &[u8], flaw: Option<Why>) -> Result<T, Option<Box<Metadata>>> {
+        let mut object: T = self.decode(object, flaw)?;
         object.metadata_mut().keep_annotations(&self.selection.annotations);
         Ok(object)
     }
 
-    /// An object, or what can be said of one that is not what we take it for. Without a UID it is none.
-    fn decode<O: Object>(&mut self, object: &[u8], truncated: bool) -> Result<O, Option<Box<Metadata>>> {
-        if !truncated
+    /// An object, or what can be said of one that is not what we take it for, or of which a `flaw` is known. Without a UID it is
+    /// none.
+    fn decode<O: Object>(&mut self, object: &[u8], flaw: Option<Why>) -> Result<O, Option<Box<Metadata>>> {
+        if flaw.is_none()
             && let Ok(decoded) = serde_json::from_slice::<O>(object)
             && decoded.metadata().uid.is_some()
         {
             return Ok(decoded);
         }
         let metadata = Metadata::of_any(object);
-        self.undecodable(metadata.as_ref(), if truncated { Why::TooLarge } else { Why::Malformed });
+        self.undecodable(metadata.as_ref(), flaw.unwrap_or(Why::Malformed));
         Err(metadata.map(Box::new))
     }
 
