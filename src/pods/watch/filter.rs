@@ -9,13 +9,17 @@
 
 use super::fields::{Field, Member};
 
+mod skip;
+mod text;
+
+use skip::{Skipped, is_begin_of_literal, is_end_of_literal};
+use text::Text;
+
 /// Bytes that are kept of one document before what does not identify it is left out. The most is read of a namespace: two
 /// lists of 64 KiB, each character of them escaped by six. No document of a real API server has more.
 const MAX_KEPT: usize = 1 << 20;
 /// Bytes of a key, escaped. An annotation's has at most 317 characters.
 const MAX_KEY: usize = 4 << 10;
-/// Bytes of a number or a literal.
-const MAX_LITERAL: usize = 64;
 /// Elements of an array that others are compared with. The arrays that are read have few different ones.
 const MAX_DIFFERENT: usize = 16;
 
@@ -90,34 +94,6 @@ struct Container<'a> {
     begin: Option<usize>,
     /// Where elements are that differ from each other.
     different: Vec<(usize, usize)>,
-}
-
-/// A string that is being kept.
-#[derive(Clone, Copy, Debug)]
-struct Text {
-    begin: usize,
-    longest: usize,
-    one_of: Option<&'static [&'static str]>,
-    /// Bytes so far, as they are without escapes.
-    length: usize,
-    escape: Escape,
-    /// The last character is the first half of a surrogate pair.
-    is_halved: bool,
-    is_cut: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Escape {
-    None,
-    Begun,
-    Unicode { digits: u8, code: u32 },
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Skipped {
-    depth: u64,
-    in_string: bool,
-    escaped: bool,
 }
 
 impl<'a> Filter<'a> {
@@ -373,172 +349,10 @@ impl<'a> Filter<'a> {
             _ => {}
         }
     }
-
-    fn without_contents(&mut self, kept: &[u8], byte: u8) {
-        self.kept.extend_from_slice(kept);
-        self.begin_skipped(byte);
-    }
-
-    fn begin_skipped(&mut self, byte: u8) {
-        self.state = match byte {
-            b'{' | b'[' => State::Skipped(Skipped { depth: 1, in_string: false, escaped: false }),
-            b'"' => State::Skipped(Skipped { depth: 0, in_string: true, escaped: false }),
-            _ if is_begin_of_literal(byte) => State::SkippedLiteral,
-            _ => State::Broken,
-        };
-    }
-
-    /// Skips as much as is there; returns how much that was.
-    fn skip(&mut self, mut skipped: Skipped, bytes: &[u8]) -> usize {
-        let mut read = 0;
-        while let Some(rest) = bytes.get(read..).filter(|rest| !rest.is_empty()) {
-            if skipped.escaped {
-                skipped.escaped = false;
-                read += 1;
-                continue;
-            }
-            let next = match skipped.in_string {
-                true => rest.iter().position(|byte| matches!(byte, b'"' | b'\\')),
-                false => rest.iter().position(|byte| matches!(byte, b'"' | b'{' | b'}' | b'[' | b']')),
-            };
-            let Some(next) = next else {
-                read = bytes.len();
-                break;
-            };
-            read += next + 1;
-            match rest[next] {
-                b'\\' => skipped.escaped = true,
-                b'"' => skipped.in_string = !skipped.in_string,
-                b'{' | b'[' => skipped.depth = skipped.depth.saturating_add(1),
-                _ => skipped.depth = skipped.depth.saturating_sub(1),
-            }
-            if skipped.depth == 0 && !skipped.in_string && !skipped.escaped {
-                self.end_value();
-                return read;
-            }
-        }
-        self.state = State::Skipped(skipped);
-        read
-    }
-
-    fn literal(&mut self, length: usize, byte: u8) -> bool {
-        if is_end_of_literal(byte) {
-            self.end_value();
-            return false;
-        }
-        if length < MAX_LITERAL {
-            self.kept.push(byte);
-            self.state = State::Literal { length: length + 1 };
-        }
-        true
-    }
-
-    fn begin_text(&mut self, longest: usize, one_of: Option<&'static [&'static str]>) {
-        let begin = self.kept.len();
-        self.kept.push(b'"');
-        self.state = State::Text(Text { begin, longest, one_of, length: 0, escape: Escape::None, is_halved: false, is_cut: false });
-    }
-
-    /// Skips the rest of a string that is cut, as much as is there; returns how much that was.
-    fn skip_text(&mut self, mut text: Text, bytes: &[u8]) -> usize {
-        let mut read = 0;
-        while let Some(rest) = bytes.get(read..).filter(|rest| !rest.is_empty()) {
-            if text.escape != Escape::None {
-                text.escape = Escape::None;
-                read += 1;
-                continue;
-            }
-            let Some(next) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')) else {
-                read = bytes.len();
-                break;
-            };
-            read += next + 1;
-            if rest[next] == b'"' {
-                self.end_text(&text);
-                return read;
-            }
-            text.escape = Escape::Begun;
-        }
-        self.state = State::Text(text);
-        read
-    }
-
-    fn text(&mut self, mut text: Text, byte: u8) -> bool {
-        match text.escape {
-            Escape::None if byte == b'"' => {
-                self.end_text(&text);
-                return true;
-            }
-            Escape::None => {
-                let is_within_character = byte & 0xC0 == 0x80 || text.is_halved;
-                if text.length > text.longest && !is_within_character {
-                    // Read again as what is left out.
-                    self.state = State::Text(Text { is_cut: true, ..text });
-                    return false;
-                }
-                if byte == b'\\' {
-                    text.escape = Escape::Begun;
-                } else {
-                    text.length += 1;
-                    text.is_halved = false;
-                }
-            }
-            Escape::Begun if byte == b'u' => text.escape = Escape::Unicode { digits: 0, code: 0 },
-            Escape::Begun => {
-                text.length += 1;
-                (text.escape, text.is_halved) = (Escape::None, false);
-            }
-            Escape::Unicode { digits, code } => {
-                let Some(digit) = char::from(byte).to_digit(16) else {
-                    // No escape: decoding fails of it.
-                    text.escape = Escape::None;
-                    self.state = State::Text(text);
-                    return false;
-                };
-                let code = code << 4 | digit;
-                text.escape = Escape::Unicode { digits: digits + 1, code };
-                if digits == 3 {
-                    text.length += match code {
-                        0..0x80 => 1,
-                        // Each half of a pair that has four bytes.
-                        0x80..0x800 | 0xD800..0xE000 => 2,
-                        _ => 3,
-                    };
-                    (text.escape, text.is_halved) = (Escape::None, (0xD800..0xDC00).contains(&code));
-                }
-            }
-        }
-        self.kept.push(byte);
-        self.state = State::Text(text);
-        true
-    }
-
-    fn end_text(&mut self, text: &Text) {
-        if let Some(values) = text.one_of {
-            let value = &self.kept[text.begin + 1..];
-            let matters = match value.contains(&b'\\') {
-                false => values.iter().any(|one| one.as_bytes() == value),
-                true => unescaped(value).is_some_and(|value| values.contains(&&*value)),
-            };
-            if !matters {
-                self.kept.truncate(text.begin + 1);
-            }
-        }
-        self.kept.push(b'"');
-        self.end_value();
-    }
 }
 
 fn unescaped(text: &[u8]) -> Option<String> {
     serde_json::from_slice(&[b"\"", text, b"\""].concat()).ok()
-}
-
-fn is_begin_of_literal(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'-'
-}
-
-fn is_end_of_literal(byte: u8) -> bool {
-    byte.is_ascii_whitespace() || matches!(byte, b',' | b']' | b'}')
 }
 
 #[cfg(test)]
