@@ -231,7 +231,7 @@ fn large_objects_are_read_like_small_ones() {
     let notes = "<".repeat(1_450_000);
     for number in 1..=4 {
         // Four of these in a page of the list are more than is held of any answer.
-        let large = pod(&format!("large-{number}"), &format!("10.42.1.{number}"), number);
+        let large = PodBuilder::new("shop", &format!("large-{number}")).node("node-1").ip(&format!("10.42.1.{number}"));
         scene.fakes.api.apply(Resource::Pods, large.annotation(ROLE, "pods/shop-web").annotation("notes", &notes).build());
     }
     let allowed = [(ALLOWED, r#"["pods/*"]"#), ("notes", &notes)];
