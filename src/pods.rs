@@ -194,7 +194,7 @@ impl Pods {
     pub async fn pin(&self) -> usize {
         let addresses: Vec<_> = {
             let index = self.shared.read();
-            let mut pinned = self.shared.node.pins().keep(|uid| index.knows(uid));
+            let mut pinned = self.shared.node.pins().keep(|uid| index.contains(uid));
             let addresses: Vec<_> = index.with_addresses().flat_map(|pod| pod.ips.iter().copied()).collect();
             pinned.extend(&addresses);
             self.shared.node.witness().keep(&pinned);
@@ -263,7 +263,7 @@ impl Pods {
         self.shared.read().ambiguous()
     }
 
-    /// Whether this pod is known.
+    /// Whether this pod is here, be it readable or not.
     pub fn contains(&self, uid: &PodUid) -> bool {
         self.shared.read().contains(uid)
     }

@@ -234,7 +234,9 @@ impl Desk {
         self.looked_at = Instant::now();
         let pods = self.pods.all();
         let here: HashSet<&PodUid> = pods.iter().map(|pod| &pod.uid).collect();
-        self.tidy(|uid| here.contains(uid));
+        let known = self.pods.clone();
+        // A pod that cannot be read is not among them, and is told of that.
+        self.tidy(|uid| here.contains(uid) || known.contains(uid));
         self.told_hosts.retain(|uid| here.contains(uid));
         self.warned_of.retain(|namespace| pods.iter().any(|pod| pod.namespace == *namespace));
         for pod in pods.iter().filter(|pod| pod.host_network && pod.role.is_some() && !pod.finished) {

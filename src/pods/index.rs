@@ -505,14 +505,9 @@ impl Index {
         self.pods.values().map(|held| &held.pod).filter(|pod| pod.may_claim(self.now))
     }
 
-    /// Whether anything is known of this pod, be it readable or not.
-    pub(super) fn knows(&self, uid: &PodUid) -> bool {
-        self.version_of(uid).is_some()
-    }
-
-    /// Whether this pod is here.
+    /// Whether this pod is here, be it readable or not.
     pub fn contains(&self, uid: &PodUid) -> bool {
-        self.pods.contains_key(uid)
+        self.pods.contains_key(uid) || self.unreadable.contains_key(uid)
     }
 
     /// How many pods there are.

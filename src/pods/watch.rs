@@ -17,16 +17,20 @@ use crate::config::AnnotationKeys;
 use crate::metrics::Metrics;
 use crate::readiness::Step;
 
+mod answer;
 mod around;
 pub mod client;
 mod complaints;
 mod doubts;
 mod failure;
+mod fields;
+mod filter;
 mod follow;
 mod lines;
 mod objects;
 pub mod second_witness;
 pub mod snapshot;
+mod unreadable;
 
 use follow::{Event, Selection, follow};
 use objects::{Annotation, Metadata, PodObject};
@@ -129,11 +133,7 @@ impl Watch {
 
     async fn watch_pods(&self, first_list: Step) {
         let fields = format!("spec.nodeName={}", self.node);
-        let annotations = vec![
-            Annotation::new(&self.annotations.role, MAX_ROLE),
-            Annotation::new(&self.annotations.external_id, MAX_EXTERNAL_ID),
-            Annotation::new(SESSION_NAME_KEY, MAX_SESSION_NAME),
-        ];
+        let annotations = pod_annotations(&self.annotations);
         let selection = Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields, annotations };
         let mut first_list = Some(first_list);
         let take = |event: Event<'_, PodObject>| {
@@ -185,10 +185,7 @@ impl Watch {
                     self.metrics.keep_namespaces(&namespaces);
                 }
             }
-            Event::Unreadable(metadata) => {
-                let Some((pod, version)) = pod_name(metadata) else { return };
-                self.writer.write(|index| index.unreadable_at(pod, version));
-            }
+            Event::Unreadable(metadata) => self.unreadable(metadata),
         }
         self.metrics.pods_known(self.pods.count());
     }
@@ -206,10 +203,26 @@ impl Watch {
         }
     }
 
+    /// Takes in that a pod is there of which no more can be read.
+    fn unreadable(&self, metadata: Metadata) {
+        if let Some((pod, version)) = pod_name(metadata) {
+            self.writer.write(|index| index.unreadable_at(pod, version));
+        }
+    }
+
     /// The pod in the words of the index, and its version; `None` where it is no pod of this node.
     fn pod(&self, object: PodObject) -> Option<(Pod, Option<u64>)> {
         pod_of(object, &self.node, &self.annotations)
     }
+}
+
+/// The annotations of a pod that are read.
+fn pod_annotations(keys: &AnnotationKeys) -> Vec<Annotation> {
+    vec![
+        Annotation::new(&keys.role, MAX_ROLE),
+        Annotation::new(&keys.external_id, MAX_EXTERNAL_ID),
+        Annotation::new(SESSION_NAME_KEY, MAX_SESSION_NAME),
+    ]
 }
 
 /// A pod of `node` in the words of the index, and its version; `None` where it is of another one.

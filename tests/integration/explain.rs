@@ -226,6 +226,21 @@ fn what_the_cluster_is_decided_by_are_the_flags_of_run() {
 }
 
 #[test]
+fn large_objects_are_read_like_small_ones() {
+    let scene = Scene::new();
+    let notes = "<".repeat(1_450_000);
+    for number in 1..=4 {
+        // Four of these in a page of the list are more than is held of any answer.
+        let large = PodBuilder::new("shop", &format!("large-{number}")).node("node-1").ip(&format!("10.42.1.{number}"));
+        scene.fakes.api.apply(Resource::Pods, large.annotation(ROLE, "pods/shop-web").annotation("notes", &notes).build());
+    }
+    let allowed = [(ALLOWED, r#"["pods/*"]"#), ("notes", &notes)];
+    scene.fakes.api.apply(Resource::Namespaces, namespace("shop", &allowed));
+    let said = scene.cluster("shop/large-1", &[]);
+    assert_eq!(said.code, 0, "{said:?}");
+}
+
+#[test]
 fn an_api_that_does_not_tell_is_not_found_out() {
     let scene = Scene::new();
     for (verb, resource, wanted) in [(Verb::Get, "pods", "pod shop/web-0 cannot be read"), (Verb::Get, "namespaces", "namespace shop")] {

@@ -12,6 +12,7 @@ mod explain;
 mod flood;
 mod identity;
 mod kubernetes;
+mod large_objects;
 mod lifecycle;
 mod metadata;
 mod overlap;

@@ -211,7 +211,10 @@ fn the_end_of_one_daemon_does_not_undo_the_rules_of_the_other() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     let setup = setup(&bed, "nftables").argument("--app-port=8181").argument("--redirect-on-exit=remove");
-    let (mut first, mut second) = (bed.start(&setup), bed.start(&setup));
+    // A port is shared by those alone who are to hand it over; each here by a socket of its own.
+    let sockets = tempfile::TempDir::new().unwrap();
+    let start = |name: &str| bed.start(&setup.clone().argument(format!("--handover-socket={}", sockets.path().join(name).display())));
+    let (mut first, mut second) = (start("first"), start("second"));
     for daemon in [&mut second, &mut first] {
         bed.assert_served(&pod, METADATA);
         daemon.terminate().unwrap();

@@ -272,7 +272,10 @@ fn received(bed: &Bed) -> Vec<(String, u64)> {
 fn two_daemons_test_at_the_same_time() {
     let Some(bed) = Bed::new() else { return };
     let setup = often(bed.setup_with_ip()).argument("--app-port=8181");
-    let (first, second) = (bed.start(&setup), bed.start(&setup));
+    // A port is shared by those alone who are to hand it over; each here by a socket of its own.
+    let sockets = tempfile::TempDir::new().unwrap();
+    let start = |name: &str| bed.start(&setup.clone().argument(format!("--handover-socket={}", sockets.path().join(name).display())));
+    let (first, second) = (start("first"), start("second"));
     let before = received(&bed);
     assert_eq!(before.len(), 2, "{before:?}");
     // One test is some ten packets.

@@ -4,6 +4,7 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::documents::encode;
 use super::objects::ResourceInfo;
 use crate::serve::{Body, full};
 
@@ -137,7 +138,7 @@ impl ApiError {
 
 /// An answer of one JSON document.
 pub(super) fn json_response(code: StatusCode, document: &Value) -> Response<Body> {
-    let mut response = Response::new(full(document.to_string()));
+    let mut response = Response::new(full(encode(document)));
     *response.status_mut() = code;
     response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
     response

@@ -10,10 +10,12 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
+use super::documents::encode;
 use super::objects::{Resource, Shape};
 use super::state::State;
 use super::status::ApiError;
@@ -103,8 +105,12 @@ pub(super) fn error_response(error: &ApiError) -> Response<Body> {
 }
 
 fn event_line(kind: &str, object: &Value) -> Bytes {
-    let event = json!({ "type": kind, "object": object });
-    Bytes::from(event.to_string() + "\n")
+    #[derive(Serialize)]
+    struct Event<'a> {
+        r#type: &'a str,
+        object: &'a Value,
+    }
+    Bytes::from(encode(&Event { r#type: kind, object }) + "\n")
 }
 
 fn stream_response(body: Body) -> Response<Body> {

@@ -138,6 +138,7 @@ fn a_terminating_pod_claims_nothing_once_its_time_is_over() {
     // What it is cannot be read: it has ended by what it was before.
     index.unreadable_at(PodName { uid: uid("b"), namespace: "default".to_owned(), name: "b".to_owned() }, None);
     assert_eq!((claims(&index, "10.0.0.2"), index.next_claim_end()), (vec!["unreadable".to_owned()], Some(second(30))));
+    assert!(index.contains(&uid("b")), "it is here, and is told why it is refused");
     index.end_claims(second(1000));
     assert_eq!((claimed(&index), index.next_claim_end()), ([0, 0, 1], None));
     assert!(

@@ -14,12 +14,23 @@ use super::client::encode;
 use super::follow::{Event, Selection, follow};
 use super::objects::{Annotation, Metadata, OnlyMetadata};
 use super::{MAX_LIST, MAX_ROLE, Watch};
+use crate::config::AnnotationKeys;
 use crate::pods::{Namespace, ServiceAccount};
 
 /// Annotation of a namespace with the expression of permitted roles (kiam's).
 pub(super) const PERMITTED_KEY: &str = "iam.amazonaws.com/permitted";
 /// Annotation of a service account that EKS reads.
 pub(super) const EKS_ROLE_KEY: &str = "eks.amazonaws.com/role-arn";
+
+/// The annotations of a namespace that are read.
+pub(super) fn namespace_annotations(keys: &AnnotationKeys) -> Vec<Annotation> {
+    vec![Annotation::new(&keys.allowed_roles, MAX_LIST), Annotation::new(PERMITTED_KEY, MAX_LIST)]
+}
+
+/// The annotations of a service account that are read.
+pub(super) fn account_annotations(keys: &AnnotationKeys) -> Vec<Annotation> {
+    vec![Annotation::new(&keys.role, MAX_ROLE), Annotation::new(EKS_ROLE_KEY, MAX_ROLE)]
+}
 
 /// The objects that are followed now, each until no pod needs it.
 struct Followed<'a, K> {
@@ -69,7 +80,7 @@ pub(super) async fn watch_namespaces(watch: &Watch) {
 }
 
 async fn watch_namespace(watch: &Watch, name: String) {
-    let annotations = vec![Annotation::new(&watch.annotations.allowed_roles, MAX_LIST), Annotation::new(PERMITTED_KEY, MAX_LIST)];
+    let annotations = namespace_annotations(&watch.annotations);
     let fields = format!("metadata.name={name}");
     let selection = Selection { resource: "namespaces", path: "/api/v1/namespaces".to_owned(), fields, annotations };
     let mut latest = None;
@@ -109,7 +120,7 @@ pub(super) async fn watch_service_accounts(watch: &Watch) {
 
 async fn watch_service_account(watch: &Watch, (namespace, name): (String, String), warning: &Once) {
     let path = format!("/api/v1/namespaces/{}/serviceaccounts", encode(&namespace));
-    let annotations = vec![Annotation::new(&watch.annotations.role, MAX_ROLE), Annotation::new(EKS_ROLE_KEY, MAX_ROLE)];
+    let annotations = account_annotations(&watch.annotations);
     let selection = Selection { resource: "serviceaccounts", path, fields: format!("metadata.name={name}"), annotations };
     let mut latest = None;
     let take = |event: Event<'_, OnlyMetadata>| {

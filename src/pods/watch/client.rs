@@ -20,9 +20,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::answer::FilteredAnswer;
 use super::complaints::Complaints;
 pub(crate) use super::failure::jitter;
 use super::failure::{Failure, Status};
+use super::fields::Field;
 use crate::config::ApiConfig;
 use crate::telemetry::chain;
 
@@ -40,8 +42,8 @@ const SETUP_TIMEOUT: Duration = Duration::from_secs(30);
 const LEAST_VALID: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 /// Where a pod has its service account: kube's own path.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// Bytes of an answer that is read whole: a page of pods is some hundreds of kilobytes, and the largest objects 3 MB each.
-/// The daemon's memory limit is a few times this.
+/// Bytes of an answer that is kept whole: one object that no tenant writes, such as a node. Objects that tenants write are
+/// never kept whole: see [`Client::ask_filtered`].
 const MAX_ANSWER: usize = 32 << 20;
 /// Bytes of an error's body that are read.
 const MAX_ERROR: usize = 64 << 10;
@@ -192,17 +194,17 @@ impl Client {
         Err(Failure::Status(Status::of_answer(status.as_u16(), &body)))
     }
 
-    /// Asks for something small, and reads it whole.
+    /// Asks for something that no tenant writes, and reads it whole.
     pub(super) async fn ask_whole(&self, target: &str) -> Result<Vec<u8>, Failure> {
         let mut body = Vec::new();
-        self.ask_into(target, &mut body).await?;
+        self.ask(target).await?.whole(MAX_ANSWER, &mut body).await?;
         Ok(body)
     }
 
-    /// The same into a buffer that was used before: the pages of a list need one of the same size each.
-    pub(super) async fn ask_into(&self, target: &str, body: &mut Vec<u8>) -> Result<(), Failure> {
-        body.clear();
-        self.ask(target).await?.whole(MAX_ANSWER, body).await
+    /// Asks for a JSON document of any size, of which these fields are read.
+    pub(super) async fn ask_filtered<'a>(&self, target: &str, fields: &'a Field) -> Result<FilteredAnswer<'a>, Failure> {
+        let answer = self.ask(target).await?;
+        Ok(FilteredAnswer::new(answer, fields, Instant::now() + WHOLE_TIMEOUT))
     }
 
     /// Reads an object whole.

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
-use serde::Deserialize;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::Watch;
 use super::client::encode;
 use super::failure::Failure;
-use super::objects::PodObject;
+use super::fields;
+use super::objects::{Metadata, PodObject};
+use super::{Watch, pod_annotations};
 use crate::pods::{Lookup, Pod, PodUid};
 
 /// The time between two questions about one address.
@@ -125,45 +125,67 @@ async fn ask(watch: &Watch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr, Qu
     (ip, Question { asked_at, confirmed })
 }
 
+/// What has a pod's name now.
+enum Now {
+    /// Nothing on this node.
+    Nobody,
+    /// A pod, perhaps of another UID.
+    Pod(Box<PodObject>),
+    /// A pod of which no more can be read.
+    Unreadable(Box<Metadata>),
+}
+
 /// The pod of this node that has this one's name now, and the version of which that is so, by a read of what the API has
 /// stored. It is a list of one, so that the permission to list is enough.
-async fn pod_now(watch: &Watch, pod: &Pod) -> Result<(Option<PodObject>, Option<u64>), Failure> {
+async fn pod_now(watch: &Watch, pod: &Pod) -> Result<(Now, Option<u64>), Failure> {
     let fields = format!("spec.nodeName={},metadata.namespace={},metadata.name={}", watch.node, pod.namespace, pod.name);
     let target = format!("/api/v1/pods?fieldSelector={}", encode(&fields));
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, watch.client.ask_whole(&target)).await;
-    let list: PodList =
-        serde_json::from_slice(&answer.unwrap_or(Err(Failure::Silent))?).map_err(|_| Failure::Malformed("a list that cannot be read"))?;
+    tokio::time::timeout(ANSWER_TIMEOUT, list_of(watch, pod, &target)).await.unwrap_or(Err(Failure::Silent))
+}
+
+async fn list_of(watch: &Watch, pod: &Pod, target: &str) -> Result<(Now, Option<u64>), Failure> {
+    let fields = fields::page::<PodObject>(&pod_annotations(&watch.annotations));
+    let mut answer = watch.client.ask_filtered(target, &fields).await?;
+    let is_named =
+        |metadata: &Metadata| metadata.name.as_deref() == Some(&*pod.name) && metadata.namespace.as_deref() == Some(&*pod.namespace);
+    let mut now = Now::Nobody;
+    while let Some(items) = answer.items().await? {
+        for item in items {
+            match serde_json::from_slice::<PodObject>(&item.json) {
+                Ok(object) if !item.truncated => {
+                    if is_named(&object.metadata) {
+                        now = Now::Pod(Box::new(object));
+                    }
+                }
+                _ => match Metadata::of_any(&item.json) {
+                    Some(metadata) if is_named(&metadata) => now = Now::Unreadable(Box::new(metadata)),
+                    Some(_) => {}
+                    None => return Err(Failure::Malformed("a list with an object that cannot be read")),
+                },
+            }
+        }
+    }
+    let page = answer.page()?;
     // Whatever else answers with JSON has said nothing of any pod.
-    if list.kind != "PodList" || list.metadata.resource_version.is_empty() {
+    if page.kind != "PodList" || page.version().is_empty() {
         return Err(Failure::Malformed("something that is no list of pods"));
     }
-    let is_named = |object: &PodObject| {
-        let metadata = &object.metadata;
-        metadata.name.as_deref() == Some(&*pod.name) && metadata.namespace.as_deref() == Some(&*pod.namespace)
+    Ok((now, page.version().parse().ok()))
+}
+
+fn take(watch: &Watch, pod: &Pod, now: Now, version: Option<u64>) {
+    let uid = match &now {
+        Now::Nobody => None,
+        Now::Pod(object) => object.metadata.uid.as_deref(),
+        Now::Unreadable(metadata) => metadata.uid.as_deref(),
     };
-    Ok((list.items.unwrap_or_default().into_iter().find(is_named), list.metadata.resource_version.parse().ok()))
-}
-
-#[derive(Deserialize)]
-struct PodList {
-    kind: String,
-    metadata: ListMetadata,
-    items: Option<Vec<PodObject>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ListMetadata {
-    resource_version: String,
-}
-
-fn take(watch: &Watch, pod: &Pod, now: Option<PodObject>, version: Option<u64>) {
-    let is_same = now.as_ref().is_some_and(|now| now.metadata.uid.as_deref() == Some(&*pod.uid.0));
-    if !is_same {
+    if uid != Some(&*pod.uid.0) {
         watch.writer.write(|index| index.gone_at(&pod.uid, version));
     }
-    if let Some(now) = now {
-        watch.apply(now);
+    match now {
+        Now::Nobody => {}
+        Now::Pod(object) => watch.apply(*object),
+        Now::Unreadable(metadata) => watch.unreadable(*metadata),
     }
     watch.metrics.pods_known(watch.pods.count());
 }

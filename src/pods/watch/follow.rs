@@ -19,11 +19,14 @@ use tracing::{debug, warn};
 use super::client::{Answer, Client, encode};
 use super::complaints::Complaining;
 use super::failure::{Backoff, Failure, Status, jitter};
+use super::fields::{self, Field, INITIAL_EVENTS_END};
+use super::filter::{Document, Excerpt, Filter};
 use super::lines::{Line, Lines};
 use super::objects::{Annotation, Metadata, Object, OnlyMetadata};
+use super::unreadable::{Reports, Why};
 use crate::metrics::Metrics;
 
-/// Objects in one page of a list: few, because a page is in memory whole, and an object may have some 1.5 MB (etcd's bound).
+/// Objects in one page of a list: few, because an object may have some 10 MB as JSON, and a page has a time to come in.
 pub(super) const PAGE_SIZE: u32 = 20;
 /// How long the server is asked to keep a watch, and how much of that differs from watch to watch.
 const WATCH_SECONDS: (f64, f64) = (270.0, 40.0);
@@ -77,6 +80,8 @@ pub(super) struct Follow<'a, T, F> {
     client: &'a Client,
     metrics: &'a Metrics,
     selection: &'a Selection,
+    /// What is read of a line of a watch, and of a page of a list.
+    fields: &'a (Field, Field),
     take: F,
     /// The version that the next watch goes on from; without one, a list is needed.
     position: Option<String>,
@@ -98,6 +103,7 @@ pub(super) struct Follow<'a, T, F> {
     page_size: u32,
     backoff: Backoff,
     complaints: Complaining<'a>,
+    reports: Reports,
 }
 
 /// A list as far as it is there.
@@ -149,22 +155,6 @@ struct WatchLine<'a> {
     object: &'a RawValue,
 }
 
-#[derive(Deserialize)]
-struct Page<'a> {
-    metadata: PageMetadata,
-    // Null where there are none, by some servers.
-    #[serde(borrow)]
-    items: Option<Vec<&'a RawValue>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct PageMetadata {
-    resource_version: String,
-    #[serde(default)]
-    r#continue: Option<String>,
-}
-
 /// Follows until `take` says that it is enough.
 pub(super) async fn follow<T: Object>(
     client: &Client,
@@ -172,10 +162,12 @@ pub(super) async fn follow<T: Object>(
     selection: &Selection,
     take: impl FnMut(Event<'_, T>) -> ControlFlow<()>,
 ) {
+    let fields = (fields::line::<T>(&selection.annotations), fields::page::<T>(&selection.annotations));
     let mut follow = Follow {
         client,
         metrics,
         selection,
+        fields: &fields,
         take,
         position: None,
         listing: None,
@@ -189,6 +181,7 @@ pub(super) async fn follow<T: Object>(
         page_size: PAGE_SIZE,
         backoff: Backoff::default(),
         complaints: client.complaints().of(selection.resource),
+        reports: Reports::default(),
     };
     while follow.once().await.is_continue() {}
 }
@@ -249,20 +242,15 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         }
     }
 
-    /// A list in pages; in smaller ones where they are too large to be taken.
+    /// A list in pages; in smaller ones after those that take too long to come.
     async fn list(&mut self) -> Result<ControlFlow<()>, Failure> {
-        loop {
-            let listed = self.list_in_pages().await;
-            if !matches!(listed, Err(Failure::TooLarge | Failure::Slow)) || self.page_size == 1 {
-                return listed;
-            }
+        let listed = self.list_in_pages().await;
+        if matches!(listed, Err(Failure::Slow)) && self.page_size > 1 {
             self.page_size = (self.page_size / 4).max(1);
             let Selection { resource, fields, .. } = self.selection;
-            debug!(resource, fields, size = self.page_size, "a page of the list was too large; the list begins anew in smaller ones");
-            if matches!(listed, Err(Failure::Slow)) {
-                return listed;
-            }
+            debug!(resource, fields, size = self.page_size, "a page of the list took too long; the list begins anew in smaller ones");
         }
+        listed
     }
 
     /// A list in pages of one size. They all show the state of the first one.
@@ -270,24 +258,26 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         let Selection { path, fields, .. } = self.selection;
         let first = format!("{path}?limit={}&fieldSelector={}", self.page_size, encode(fields));
         let mut target = first.clone();
-        let (mut list, mut body) = (Listing::default(), Vec::new());
+        let mut list = Listing::default();
         loop {
-            self.client.ask_into(&target, &mut body).await?;
+            let mut answer = self.client.ask_filtered(&target, &self.fields.1).await?;
+            while let Some(items) = answer.items().await? {
+                for item in items {
+                    match self.decode_lean(&item.json, item.truncated.then_some(Why::TooLarge)) {
+                        Ok(object) => list.objects.push(Box::new(object)),
+                        Err(Some(metadata)) => list.unreadable.push(*metadata),
+                        // A pod that is known may be this one: without it, it would count as gone.
+                        Err(None) => list.incomplete = true,
+                    }
+                }
+            }
             if (self.take)(Event::Alive).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
-            let page: Page<'_> = serde_json::from_slice(&body).map_err(|_| Failure::Malformed("a list that cannot be read"))?;
-            for item in page.items.unwrap_or_default() {
-                match self.decode_lean(item) {
-                    Ok(object) => list.objects.push(Box::new(object)),
-                    Err(Some(metadata)) => list.unreadable.push(*metadata),
-                    // A pod that is known may be this one: without it, it would count as gone.
-                    Err(None) => list.incomplete = true,
-                }
-            }
-            match page.metadata.r#continue.filter(|token| !token.is_empty()) {
-                Some(token) => target = format!("{first}&continue={}", encode(&token)),
-                None => return self.listed(list, page.metadata.resource_version),
+            let page = answer.page()?;
+            match page.continue_token() {
+                Some(token) => target = format!("{first}&continue={}", encode(token)),
+                None => return self.listed(list, page.version().to_owned()),
             }
         }
     }
@@ -341,7 +331,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         // Whatever a list of this kind that never ends is due to, one in pages is another way. In one of those, an object
         // that cannot be read is no change that is lost.
         let is_endless = match &outcome {
-            Ok(ControlFlow::Continue(())) | Err(Failure::Silent | Failure::Lost) => true,
+            Ok(ControlFlow::Continue(())) | Err(Failure::Silent | Failure::Lost | Failure::Slow | Failure::TooLarge) => true,
             Err(Failure::Ended) => self.heard,
             _ => false,
         };
@@ -362,7 +352,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
     }
 
     async fn read(&mut self, answer: &mut Answer, began: Instant) -> Result<ControlFlow<()>, Failure> {
-        let mut lines = Lines::default();
+        let mut lines = Lines::of(&self.fields.0);
         loop {
             let silence = if self.listing.is_some() { LIST_SILENCE } else { WATCH_SILENCE };
             let bytes = match answer.bytes(silence).await {
@@ -381,47 +371,60 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
                     return Ok(ControlFlow::Break(()));
                 }
             }
+            lines.check()?;
         }
     }
 
     fn line(&mut self, line: Line) -> Result<ControlFlow<()>, Failure> {
-        let parsed = match &line {
-            Line::Whole(text) => serde_json::from_slice::<WatchLine<'_>>(text).ok(),
-            Line::TooLong => None,
+        let Line::Read(Excerpt { json, truncated }) = line else { return self.lost() };
+        let identity;
+        let (WatchLine { kind, object }, flaw) = match serde_json::from_slice(&json) {
+            Ok(line) => (line, truncated.then_some(Why::TooLarge)),
+            // The fields that are read are not well-formed: those that identify the object may be.
+            Err(_) => {
+                identity = identity_of(&json);
+                match serde_json::from_str(&identity) {
+                    Ok(line) => (line, Some(Why::Malformed)),
+                    Err(_) => return self.lost(),
+                }
+            }
         };
-        let Some(WatchLine { kind, object }) = parsed else {
-            self.undecodable(None);
-            return Err(Failure::Lost);
-        };
+        let object = object.get().as_bytes();
         if kind == "ERROR" {
-            return Err(Failure::Status(serde_json::from_str::<Status>(object.get()).unwrap_or_default()));
+            return Err(Failure::Status(serde_json::from_slice::<Status>(object).unwrap_or_default()));
         }
         self.heard = true;
         let unreadable = |metadata: Option<Box<Metadata>>| metadata.ok_or(Failure::Lost);
         let event = match &*kind {
-            "ADDED" | "MODIFIED" => match self.decode_lean(object) {
+            "ADDED" | "MODIFIED" => match self.decode_lean(object, flaw) {
                 Ok(object) => Event::Applied(object),
                 Err(metadata) => Event::Unreadable(*unreadable(metadata)?),
             },
             // What is gone need not be read.
-            "DELETED" => match self.decode::<OnlyMetadata>(object) {
+            "DELETED" => match self.decode::<OnlyMetadata>(object, None) {
                 Ok(object) => Event::Deleted(object.metadata),
                 Err(metadata) => Event::Deleted(*unreadable(metadata)?),
             },
-            "BOOKMARK" => match serde_json::from_str::<OnlyMetadata>(object.get()) {
+            "BOOKMARK" => match serde_json::from_slice::<OnlyMetadata>(object) {
                 Ok(object) => return self.bookmark(object.metadata),
                 Err(_) => {
-                    self.undecodable(None);
+                    self.undecodable(None, Why::Malformed);
                     return Ok(ControlFlow::Continue(()));
                 }
             },
             _ => {
-                let metadata = Metadata::of_any(object.get());
-                self.undecodable(metadata.as_ref());
+                let metadata = Metadata::of_any(object);
+                self.undecodable(metadata.as_ref(), Why::Malformed);
                 Event::Unreadable(metadata.ok_or(Failure::Lost)?)
             }
         };
         Ok(self.event(event))
+    }
+
+    /// A line of which nothing can be read may have been the end of any object.
+    fn lost(&mut self) -> Result<ControlFlow<()>, Failure> {
+        self.undecodable(None, Why::Malformed);
+        Err(Failure::Lost)
     }
 
     fn event(&mut self, event: Event<'_, T>) -> ControlFlow<()> {
@@ -450,7 +453,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
     }
 
     fn bookmark(&mut self, metadata: Metadata) -> Result<ControlFlow<()>, Failure> {
-        let ends_list = metadata.annotation("k8s.io/initial-events-end") == Some("true");
+        let ends_list = metadata.annotation(INITIAL_EVENTS_END) == Some("true");
         let number = metadata.version();
         let Some(version) = metadata.resource_version else {
             return Ok(ControlFlow::Continue(()));
@@ -470,35 +473,37 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
     }
 
     /// An object of the selection, with no more of it than is read.
-    fn decode_lean(&self, object: &RawValue) -> Result<T, Option<Box<Metadata>>> {
-        let mut object: T = self.decode(object)?;
+    fn decode_lean(&mut self, object: &[u8], flaw: Option<Why>) -> Result<T, Option<Box<Metadata>>> {
+        let mut object: T = self.decode(object, flaw)?;
         object.metadata_mut().keep_annotations(&self.selection.annotations);
         Ok(object)
     }
 
-    /// An object, or what can be said of one that is not what we take it for. Without a UID it is none.
-    fn decode<O: Object>(&self, object: &RawValue) -> Result<O, Option<Box<Metadata>>> {
-        if let Ok(decoded) = serde_json::from_str::<O>(object.get())
+    /// An object, or what can be said of one that is not what we take it for, or of which a `flaw` is known. Without a UID it is
+    /// none.
+    fn decode<O: Object>(&mut self, object: &[u8], flaw: Option<Why>) -> Result<O, Option<Box<Metadata>>> {
+        if flaw.is_none()
+            && let Ok(decoded) = serde_json::from_slice::<O>(object)
             && decoded.metadata().uid.is_some()
         {
             return Ok(decoded);
         }
-        let metadata = Metadata::of_any(object.get());
-        self.undecodable(metadata.as_ref());
+        let metadata = Metadata::of_any(object);
+        self.undecodable(metadata.as_ref(), flaw.unwrap_or(Why::Malformed));
         Err(metadata.map(Box::new))
     }
 
-    fn undecodable(&self, metadata: Option<&Metadata>) {
-        let resource = self.selection.resource;
-        self.metrics.watch_undecodable(resource);
-        let name = |of: fn(&Metadata) -> &Option<String>| metadata.and_then(|metadata| of(metadata).as_deref()).unwrap_or_default();
-        let (namespace, name) = (name(|metadata| &metadata.namespace), name(|metadata| &metadata.name));
-        warn!(
-            resource,
-            namespace,
-            name,
-            "the Kubernetes API sent an object that cannot be read; it is left out, and a pod whose state is not known is refused"
-        );
+    fn undecodable(&mut self, metadata: Option<&Metadata>, why: Why) {
+        self.metrics.watch_undecodable(self.selection.resource);
+        self.reports.report(self.selection.resource, metadata, why);
+    }
+}
+
+/// What identifies the object of a line, as text that can be decoded.
+fn identity_of(line: &[u8]) -> String {
+    match Filter::once(&fields::identity_of_line(), line) {
+        Document::Complete(identity) => String::from_utf8_lossy(&identity.json).into_owned(),
+        Document::Empty | Document::Broken => String::new(),
     }
 }
 

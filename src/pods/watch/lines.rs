@@ -1,52 +1,72 @@
 //! The body of a watch: one JSON document a line.
 
-use bytes::Bytes;
+use std::time::Duration;
 
-/// Bytes of a line. The API takes objects of at most 3 MB.
-const MAX_LINE: usize = 8 << 20;
+use tokio::time::Instant;
 
-/// Puts lines together from what comes in pieces.
-#[derive(Debug, Default)]
-pub(super) struct Lines {
-    partial: Vec<u8>,
-    too_long: bool,
+use super::failure::Failure;
+use super::fields::Field;
+use super::filter::{Document, Excerpt, Filter};
+
+/// Bytes of a line. The API server takes requests of 3 MiB and etcd takes objects of 1.5 MiB, which are some 10 MB where each
+/// character is escaped. What is far beyond that, even where an operator has raised these limits, is no object.
+const MAX_LINE: u64 = 256 << 20;
+/// How long a line may take to come.
+const LINE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Puts lines together from what comes in pieces, with no more of them in memory than is read.
+#[derive(Debug)]
+pub(super) struct Lines<'a> {
+    filter: Filter<'a>,
+    length: u64,
+    began: Option<Instant>,
 }
 
-/// A whole line, or word of one that was too long to keep.
+/// A line that has ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line {
-    Whole(Vec<u8>),
-    TooLong,
+    /// What is read of it.
+    Read(Excerpt),
+    /// It is no JSON document.
+    Broken,
 }
 
-impl Lines {
+impl<'a> Lines<'a> {
+    /// Lines of which these fields are read.
+    pub(super) fn of(fields: &'a Field) -> Self {
+        Self { filter: Filter::new(fields), length: 0, began: None }
+    }
+
     /// The lines that these bytes complete. A line without an end is never given out: the connection broke in it.
-    pub(super) fn take(&mut self, bytes: &Bytes) -> Vec<Line> {
+    pub(super) fn take(&mut self, bytes: &[u8]) -> Vec<Line> {
         let mut lines = Vec::new();
-        let mut rest = &bytes[..];
+        let mut rest = bytes;
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            self.add(&rest[..end]);
+            self.filter.feed(&rest[..end]);
             rest = &rest[end + 1..];
-            let line = std::mem::take(&mut self.partial);
-            if std::mem::take(&mut self.too_long) {
-                lines.push(Line::TooLong);
-            } else if !line.is_empty() {
-                lines.push(Line::Whole(line));
+            (self.length, self.began) = (0, None);
+            match self.filter.finish() {
+                Document::Empty => {}
+                Document::Complete(excerpt) => lines.push(Line::Read(excerpt)),
+                Document::Broken => lines.push(Line::Broken),
             }
         }
-        self.add(rest);
+        self.filter.feed(rest);
+        self.length += rest.len() as u64;
+        if self.length > 0 && self.began.is_none() {
+            self.began = Some(Instant::now());
+        }
         lines
     }
 
-    fn add(&mut self, bytes: &[u8]) {
-        if self.too_long {
-            return;
+    /// Fails where the line that is coming is not going to end: it is no object that does that.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        if self.length > MAX_LINE {
+            return Err(Failure::TooLarge);
         }
-        if self.partial.len() + bytes.len() > MAX_LINE {
-            self.too_long = true;
-            self.partial = Vec::new();
-        } else {
-            self.partial.extend_from_slice(bytes);
+        match self.began {
+            Some(began) if began.elapsed() > LINE_TIMEOUT => Err(Failure::Slow),
+            _ => Ok(()),
         }
     }
 }
@@ -55,27 +75,58 @@ impl Lines {
 mod tests {
     use super::*;
 
-    fn whole(texts: &[&str]) -> Vec<Line> {
-        texts.iter().map(|text| Line::Whole(text.as_bytes().to_vec())).collect()
+    fn read(text: &str) -> Line {
+        Line::Read(Excerpt { json: text.as_bytes().to_vec(), truncated: false })
     }
 
     #[test]
     fn lines_are_the_same_however_they_are_cut() {
-        let text = b"one\ntwo\n\nthree\nnot the end";
+        let text = br#"{"n":1}
+{"n":"two","m":[3]}
+
+{"n":3
+{"n":4} x
+17
+{"n":6"#;
+        let fields = Field::object([("n", Field::text())]);
         for size in 1..=text.len() {
-            let mut lines = Lines::default();
-            let got: Vec<_> = text.chunks(size).flat_map(|piece| lines.take(&Bytes::copy_from_slice(piece))).collect();
-            assert_eq!(got, whole(&["one", "two", "three"]), "pieces of {size}");
+            let mut lines = Lines::of(&fields);
+            let got: Vec<_> = text.chunks(size).flat_map(|piece| lines.take(piece)).collect();
+            let wanted = [read(r#"{"n":1}"#), read(r#"{"n":"two"}"#), Line::Broken, Line::Broken, read("17")];
+            assert_eq!(got, wanted, "pieces of {size}");
         }
     }
 
-    #[test]
-    fn a_line_that_is_too_long_does_not_harm_the_next() {
-        let mut lines = Lines::default();
-        let piece = Bytes::from(vec![b'x'; MAX_LINE / 2 + 1]);
-        assert_eq!(lines.take(&piece), []);
-        assert_eq!(lines.take(&piece), []);
-        assert!(lines.partial.is_empty(), "it is not kept");
-        assert_eq!(lines.take(&Bytes::from_static(b"xx\nnext\n")), [Line::TooLong, Line::Whole(b"next".to_vec())]);
+    #[tokio::test(start_paused = true)]
+    async fn a_line_that_never_ends_is_no_line_and_takes_no_memory() {
+        let fields = Field::object([("n", Field::text())]);
+        let piece = vec![b'x'; 64 << 10];
+        for begin in ["", "{", "{\"n\":\"", "{\"n\":", "{\"", "{\"m\":\"", "[[[", "{\"m\":[1"] {
+            let mut lines = Lines::of(&fields);
+            assert_eq!(lines.take(begin.as_bytes()), []);
+            for _ in 0..64 {
+                assert_eq!(lines.take(&piece), []);
+            }
+            assert!(lines.check().is_ok(), "an object may be large");
+            assert!(lines.filter.memory() < 64 << 10, "{begin}: {}", lines.filter.memory());
+            lines.length += MAX_LINE;
+            assert!(matches!(lines.check(), Err(Failure::TooLarge)));
+            let next = lines.take(b"\n{\"n\":1}\n");
+            assert!(next.ends_with(&[read(r#"{"n":1}"#)]) && lines.check().is_ok(), "it does not harm the next: {next:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_that_trickles_is_given_up() {
+        let fields = Field::object([("n", Field::text())]);
+        let mut lines = Lines::of(&fields);
+        for _ in 0..9 {
+            lines.take(b"{\n[");
+            tokio::time::advance(LINE_TIMEOUT).await;
+            assert!(lines.check().is_ok(), "each line has its own time");
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        lines.take(b"[");
+        assert!(matches!(lines.check(), Err(Failure::Slow)));
     }
 }

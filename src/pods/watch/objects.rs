@@ -1,6 +1,7 @@
 //! Pods, namespaces and service accounts with the fields that are read and no others: whole objects are most of the memory
 //! that a watch takes. What may be missing in one is optional here.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -14,6 +15,9 @@ mod net_raw;
 
 use net_raw::AnyNetRaw;
 
+use super::fields::{self, Field, Member};
+use super::filter::{Document, Filter};
+
 /// How long a pod may take beyond its grace period to end. The kubelet gives a container two seconds more at the least, and
 /// what comes then is not for a container to delay.
 const BEYOND_GRACE: SignedDuration = SignedDuration::from_secs(30);
@@ -24,6 +28,8 @@ pub(super) trait Object: DeserializeOwned {
     fn metadata(&self) -> &Metadata;
     /// The same, to take from.
     fn metadata_mut(&mut self) -> &mut Metadata;
+    /// The fields that are read of it, with these annotations. Decoding sees no others.
+    fn members(annotations: &[Annotation]) -> Vec<Member>;
 }
 
 /// An annotation that is read.
@@ -97,9 +103,11 @@ impl<'de> Deserialize<'de> for Annotations {
 }
 
 impl Metadata {
-    /// The names of an object that is not what it is taken for, and its version; `None` where it has no UID.
-    pub(super) fn of_any(object: &str) -> Option<Self> {
-        let object: serde_json::Value = serde_json::from_str(object).ok()?;
+    /// The names of an object that is not what it is taken for, and its version; `None` where it has no UID. Nothing else of
+    /// the object matters, be it well-formed or not.
+    pub(super) fn of_any(object: &[u8]) -> Option<Self> {
+        let Document::Complete(identity) = Filter::once(&fields::identity_of_object(), object) else { return None };
+        let object: serde_json::Value = serde_json::from_str(&String::from_utf8_lossy(&identity.json)).ok()?;
         let text = |field: &str| object["metadata"][field].as_str().map(str::to_owned);
         let uid = Some(text("uid").filter(|uid| !uid.is_empty())?);
         let (name, namespace, resource_version) = (text("name"), text("namespace"), text("resourceVersion"));
@@ -171,6 +179,10 @@ impl Object for OnlyMetadata {
     fn metadata_mut(&mut self) -> &mut Metadata {
         &mut self.metadata
     }
+
+    fn members(annotations: &[Annotation]) -> Vec<Member> {
+        vec![fields::metadata(annotations)]
+    }
 }
 
 impl Object for PodObject {
@@ -181,7 +193,44 @@ impl Object for PodObject {
     fn metadata_mut(&mut self) -> &mut Metadata {
         &mut self.metadata
     }
+
+    /// Every field of [`RawPod`] and of what it is made of.
+    fn members(annotations: &[Annotation]) -> Vec<Member> {
+        let condition = || {
+            let status = Field::OneOf(&["False", "True"]);
+            Field::object([("type", Field::OneOf(&[READY_TO_START])), ("status", status), ("lastTransitionTime", Field::text())])
+        };
+        let state = || Field::object([("running", Field::object([("startedAt", Field::text())]))]);
+        let containers = || Field::array(Field::object([("state", state())]));
+        let addresses = || Field::array(Field::object([("ip", Field::text())]));
+        let spec = [
+            ("nodeName", Field::text()),
+            ("serviceAccountName", Field::text()),
+            ("hostNetwork", Field::text()),
+            ("containers", net_raw::containers()),
+            ("initContainers", net_raw::containers()),
+            ("ephemeralContainers", net_raw::containers()),
+        ];
+        let status = [
+            ("phase", Field::OneOf(&FINISHED)),
+            ("conditions", Field::array(condition())),
+            ("containerStatuses", containers()),
+            ("initContainerStatuses", containers()),
+            ("ephemeralContainerStatuses", containers()),
+            ("podIP", Field::text()),
+            ("podIPs", addresses()),
+            ("hostIP", Field::text()),
+            ("hostIPs", addresses()),
+        ];
+        let rest = fields::members([("spec", Field::object(spec)), ("status", Field::object(status))]);
+        std::iter::once(fields::metadata(annotations)).chain(rest).collect()
+    }
 }
+
+/// The phases of a pod that has no claim any more.
+const FINISHED: [&str; 2] = ["Succeeded", "Failed"];
+/// The condition that says whether a pod has a network.
+const READY_TO_START: &str = "PodReadyToStartContainers";
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
@@ -237,7 +286,7 @@ struct RawCondition {
 impl RawCondition {
     /// Whether this is the condition that the pod has a network, with this status.
     fn is_network(&self, status: &str) -> bool {
-        self.r#type.as_deref() == Some("PodReadyToStartContainers") && self.status.as_deref() == Some(status)
+        self.r#type.as_deref() == Some(READY_TO_START) && self.status.as_deref() == Some(status)
     }
 }
 
@@ -306,16 +355,17 @@ struct RawIp {
     ip: Option<String>,
 }
 
-/// All addresses; the single one counts where there is no list, of which it is the first. One that is no address is left
-/// out: nothing is then found by it.
+/// All addresses, each of them once; the single one counts where there is no list, of which it is the first. One that is no
+/// address is left out: nothing is then found by it.
 fn addresses(all: Option<Vec<RawIp>>, first: Option<String>) -> Vec<IpAddr> {
     let mut texts: Vec<String> = all.unwrap_or_default().into_iter().filter_map(|ip| ip.ip).collect();
     if texts.is_empty() {
         texts.extend(first);
     }
     let ips = texts.iter().filter_map(|text| text.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical());
+    let mut seen = HashSet::new();
     // Exactly as many places as addresses: pods are kept by the thousand.
-    Vec::from(ips.collect::<Box<[_]>>())
+    Vec::from(ips.filter(|ip| seen.insert(*ip)).collect::<Box<[_]>>())
 }
 
 impl From<RawPod> for PodObject {
@@ -331,7 +381,7 @@ impl From<RawPod> for PodObject {
             node_name: spec.node_name,
             service_account: spec.service_account_name,
             host_network: spec.host_network.unwrap_or(false),
-            finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            finished: status.phase.is_some_and(|phase| FINISHED.contains(&&*phase)),
             ips: if has_none { Vec::new() } else { addresses(status.pod_ips, status.pod_ip) },
             host_ips: addresses(status.host_ips, status.host_ip),
             sandbox,

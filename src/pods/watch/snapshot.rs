@@ -2,14 +2,15 @@
 //! by the same index as what the watch brings, so that what is seen in it is what a daemon would see.
 
 use jiff::Timestamp;
-use serde::Deserialize;
 
-use super::around::{EKS_ROLE_KEY, PERMITTED_KEY};
+use super::around::{EKS_ROLE_KEY, PERMITTED_KEY, account_annotations, namespace_annotations};
 use super::client::{Client, encode};
 use super::failure::Failure;
+use super::fields;
+use super::filter::Excerpt;
 use super::follow::PAGE_SIZE;
-use super::objects::{OnlyMetadata, PodObject};
-use super::{MAX_LIST, MAX_ROLE, pod_of};
+use super::objects::{Annotation, Object, OnlyMetadata, PodObject};
+use super::{MAX_LIST, MAX_ROLE, pod_annotations, pod_of};
 use crate::config::AnnotationKeys;
 use crate::config::explain::PodName;
 use crate::pods::{self, Namespace, Needs, Pods, ServiceAccount};
@@ -40,20 +41,6 @@ pub struct SnapshotError {
     failure: String,
 }
 
-/// A page of a list.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct PodList {
-    metadata: PageMetadata,
-    items: Vec<Box<serde_json::value::RawValue>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct PageMetadata {
-    r#continue: Option<String>,
-}
-
 /// Looks at a pod and what is around it; `now` is the time by which claims of terminating pods have ended.
 pub async fn snapshot(
     client: &Client,
@@ -63,7 +50,7 @@ pub async fn snapshot(
     now: Timestamp,
 ) -> Result<Snapshot, SnapshotError> {
     let path = format!("/api/v1/namespaces/{}/pods/{}", encode(pod.namespace()), encode(pod.name()));
-    let Some(object) = get::<PodObject>(client, &path, || format!("pod {pod}")).await? else {
+    let Some(object) = get::<PodObject>(client, &path, &[], || format!("pod {pod}")).await? else {
         return Ok(Snapshot::NoSuchPod);
     };
     let Some(node) = object.node_name.filter(|node| !node.is_empty()) else {
@@ -78,7 +65,8 @@ pub async fn snapshot(
     });
     if needs.namespaces {
         let path = format!("/api/v1/namespaces/{}", encode(pod.namespace()));
-        let found = get::<OnlyMetadata>(client, &path, || format!("namespace {}", pod.namespace())).await?;
+        let found =
+            get::<OnlyMetadata>(client, &path, &namespace_annotations(annotations), || format!("namespace {}", pod.namespace())).await?;
         if let Some(OnlyMetadata { mut metadata }) = found {
             let allowed_roles = metadata.take_annotation(&annotations.allowed_roles, MAX_LIST);
             let permitted = metadata.take_annotation(PERMITTED_KEY, MAX_LIST);
@@ -90,7 +78,7 @@ pub async fn snapshot(
     if needs.service_accounts && !account.is_empty() {
         let path = format!("/api/v1/namespaces/{}/serviceaccounts/{}", encode(pod.namespace()), encode(&account));
         let what = || format!("service account {}/{account}", pod.namespace());
-        if let Some(OnlyMetadata { mut metadata }) = get(client, &path, what).await? {
+        if let Some(OnlyMetadata { mut metadata }) = get(client, &path, &account_annotations(annotations), what).await? {
             let role = metadata.take_annotation(&annotations.role, MAX_ROLE);
             let eks_role = metadata.take_annotation(EKS_ROLE_KEY, MAX_ROLE);
             let account = ServiceAccount { namespace: pod.namespace().to_owned(), name: account.clone(), role, eks_role };
@@ -109,29 +97,48 @@ async fn of_node(
 ) -> Result<(Vec<pods::Pod>, Vec<std::net::IpAddr>, usize), SnapshotError> {
     let first = format!("/api/v1/pods?limit={PAGE_SIZE}&fieldSelector={}", encode(&format!("spec.nodeName={node}")));
     let (mut target, mut known, mut host_ips, mut left_out) = (first.clone(), Vec::new(), Vec::new(), 0);
+    let fields = fields::page::<PodObject>(&pod_annotations(annotations));
+    let failed = |failure| failed(&format!("the list of the pods of node {node}"), failure);
     loop {
-        let page = get::<PodList>(client, &target, || format!("the list of the pods of node {node}")).await?.unwrap_or_default();
-        for item in &page.items {
-            let Ok(object) = serde_json::from_str::<PodObject>(item.get()) else {
-                left_out += 1;
-                continue;
-            };
-            host_ips.extend(&object.host_ips);
-            known.extend(pod_of(object, node, annotations).map(|(pod, _)| pod));
+        let mut answer = client.ask_filtered(&target, &fields).await.map_err(failed)?;
+        while let Some(items) = answer.items().await.map_err(failed)? {
+            for item in items {
+                let object = serde_json::from_slice::<PodObject>(&item.json).ok().filter(|_| !item.truncated);
+                let Some(object) = object else {
+                    left_out += 1;
+                    continue;
+                };
+                host_ips.extend(&object.host_ips);
+                known.extend(pod_of(object, node, annotations).map(|(pod, _)| pod));
+            }
         }
-        match page.metadata.r#continue.filter(|token| !token.is_empty()) {
-            Some(token) => target = format!("{first}&continue={}", encode(&token)),
+        let page = answer.page().map_err(failed)?;
+        match page.continue_token() {
+            Some(token) => target = format!("{first}&continue={}", encode(token)),
             None => return Ok((known, host_ips, left_out)),
         }
     }
 }
 
 /// An object; `None` where the API has none.
-async fn get<T: for<'a> Deserialize<'a>>(client: &Client, target: &str, what: impl Fn() -> String) -> Result<Option<T>, SnapshotError> {
-    let failed = |failure: Failure| SnapshotError { what: what(), failure: failure.to_string() };
-    match client.ask_whole(target).await {
-        Ok(answer) => serde_json::from_slice(&answer).map(Some).map_err(|_| failed(Failure::Malformed("what is no such object"))),
+async fn get<T: Object>(
+    client: &Client,
+    target: &str,
+    annotations: &[Annotation],
+    what: impl Fn() -> String,
+) -> Result<Option<T>, SnapshotError> {
+    let fields = fields::object::<T>(annotations);
+    let object = async { client.ask_filtered(target, &fields).await?.object().await };
+    match object.await {
+        Ok(Excerpt { json, truncated }) => match serde_json::from_slice(&json) {
+            Ok(object) if !truncated => Ok(Some(object)),
+            _ => Err(failed(&what(), Failure::Malformed("what is no such object"))),
+        },
         Err(failure) if failure.code() == Some(404) => Ok(None),
-        Err(failure) => Err(failed(failure)),
+        Err(failure) => Err(failed(&what(), failure)),
     }
+}
+
+fn failed(what: &str, failure: Failure) -> SnapshotError {
+    SnapshotError { what: what.to_owned(), failure: failure.to_string() }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rolegate_lab::kube::{KubeApi, PodBuilder, Resource, Verb, namespace, service_account};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::objects::OnlyMetadata;
@@ -255,6 +256,46 @@ async fn something_that_is_no_list_of_pods_says_nothing_of_any() {
         settling.abort();
         answering.abort();
     }
+}
+
+/// Two pods at one address, of which the API says nothing at first; what it says then of one of them is not in the watch.
+async fn ask_again_about(changed: Value) -> Running {
+    let api = lab();
+    put(&api, PodBuilder::new("shop", "web").ip("10.42.0.2"));
+    put(&api, PodBuilder::new("shop", "odd").ip("10.42.0.2"));
+    api.deny(Verb::List, "pods");
+    let running = run(api, Needs::default()).await;
+    let mut pods = running.pods.clone();
+    while running.count(r#"rolegate_ambiguous_addresses_total{outcome="unanswered"}"#) == 0 {
+        pods.changed().await;
+    }
+    running.api.hold_events(Resource::Pods, "odd");
+    running.api.apply(Resource::Pods, changed);
+    running.api.allow(Verb::List, "pods");
+    tokio::time::pause();
+    tokio::time::advance(doubts::ASK_AGAIN).await;
+    tokio::time::resume();
+    while running.count(r#"rolegate_ambiguous_addresses_total{outcome="settled"}"#) == 0 {
+        pods.changed().await;
+    }
+    running
+}
+
+#[tokio::test]
+async fn the_api_is_asked_about_pods_of_any_size() {
+    // More than is held of any answer.
+    let large = PodBuilder::new("shop", "odd").node("node-a").ip("10.42.0.3").annotation("notes", &"<".repeat(6 << 20));
+    let running = ask_again_about(large.build()).await;
+    running.around("10.42.0.2", |_| true).await;
+    running.around("10.42.0.3", |_| true).await;
+}
+
+#[tokio::test]
+async fn a_claimant_that_cannot_be_read_is_there_and_nobody_is_served() {
+    let mut odd = PodBuilder::new("shop", "odd").node("node-a").ip("10.42.0.2").build();
+    odd["spec"]["hostNetwork"] = "perhaps".into();
+    let running = ask_again_about(odd).await;
+    assert!(matches!(running.pods.by_ip("10.42.0.2".parse().unwrap()), Lookup::Unreadable(pod) if pod.name == "odd"));
 }
 
 #[tokio::test(start_paused = true)]

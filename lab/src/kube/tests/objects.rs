@@ -18,6 +18,23 @@ fn event(name: &str) -> Value {
 }
 
 #[tokio::test]
+async fn json_is_escaped_as_go_does_it() {
+    use http_body_util::BodyExt as _;
+    let (api, client) = start();
+    let odd = "<>&\u{2028}\u{2029}\"\\\u{1}\u{e9}";
+    api.apply(Resource::Pods, PodBuilder::new("team", "odd").annotation("odd", odd).build());
+    let escaped = r#""odd":"\u003c\u003e\u0026\u2028\u2029\"\\\u0001"#.to_owned() + "\u{e9}\"";
+    for path in ["/api/v1/pods", "/api/v1/namespaces/team/pods/odd", "/api/v1/pods?watch=true&timeoutSeconds=1"] {
+        let response = soon(client.send(client.request(Method::GET, path, None))).await.unwrap();
+        let body = soon(response.into_body().collect()).await.unwrap().to_bytes();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        assert!(text.contains(&escaped), "{path}: {text}");
+    }
+    let read = client.get_ok("/api/v1/namespaces/team/pods/odd").await;
+    assert_eq!(read["metadata"]["annotations"]["odd"], odd);
+}
+
+#[tokio::test]
 async fn events_of_both_groups_are_kept() {
     let (api, client) = start();
     let path = "/apis/events.k8s.io/v1/namespaces/team/events";

@@ -82,8 +82,8 @@ async fn following(api: KubeApi) -> Following {
 
 async fn following_at(api: KubeApi, url: String) -> Following {
     let client = client::connect(&ApiConfig { server: Some(url), ..ApiConfig::default() }).await.unwrap();
-    let selection =
-        Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields: "spec.nodeName=node-a".to_owned(), annotations: Vec::new() };
+    let (path, fields, annotations) = ("/api/v1/pods".to_owned(), "spec.nodeName=node-a".to_owned(), vec![Annotation::new("role", 2048)]);
+    let selection = Selection { resource: "pods", path, fields, annotations };
     let (metrics, (tell, told)) = (Metrics::new(), mpsc::unbounded_channel());
     let running = tokio::spawn({
         let metrics = metrics.clone();
@@ -225,13 +225,115 @@ async fn an_object_that_cannot_be_read_does_not_stop_the_watch_and_is_not_known_
     assert_eq!(following.requests(Verb::Watch).len(), 1, "the watch is the same");
 }
 
+/// A line of a watch with members in this order.
+fn line(members: &[(&str, &str)]) -> String {
+    format!("{{{}}}", members.iter().map(|(key, value)| format!("\"{key}\":{value}")).collect::<Vec<_>>().join(","))
+}
+
+#[tokio::test]
+async fn neither_the_size_nor_the_depth_nor_the_order_of_an_object_matters() {
+    let mut following = following(lab()).await;
+    following.expect(&["list "]).await;
+    let deep = "[".repeat(100_000) + &"]".repeat(100_000);
+    let long = format!("\"{}\"", "\\u003c".repeat(1_500_000));
+    let spec = r#"{"nodeName":"node-a"}"#;
+    for (number, kind) in ["ADDED", "MODIFIED", "DELETED"].into_iter().enumerate() {
+        let kind_of = format!("\"{kind}\"");
+        let names = [("uid", "\"u\""), ("name", "\"fat\""), ("namespace", "\"shop\""), ("resourceVersion", "\"900\"")];
+        let annotations = line(&[("notes", &long), ("role", "\"web\"")]);
+        let before = line(&[&[("managedFields", &*deep), ("annotations", &annotations)], &names[..]].concat());
+        let after = line(&[&names[..], &[("annotations", &annotations), ("managedFields", &deep)]].concat());
+        for (metadata, object_first) in [(&before, true), (&after, false)] {
+            let object = line(&[("status", r#"{"x":[{"metadata":{"uid":"another"}}]}"#), ("spec", spec), ("metadata", metadata)]);
+            let members = [("type", &*kind_of), ("object", &*object)];
+            let sent = if object_first { line(&[members[1], members[0]]) } else { line(&members) };
+            following.api.inject_raw_event(Resource::Pods, &sent);
+            following.expect(&[&format!("{} fat", if number == 2 { "deleted" } else { "applied" })]).await;
+        }
+    }
+    put(&following.api, "next");
+    following.expect(&["applied next"]).await;
+    assert_eq!((following.requests(Verb::Watch).len(), following.count(UNDECODABLE)), (1, 0));
+}
+
+#[tokio::test]
+async fn whatever_is_wrong_with_an_object_costs_that_object_alone() {
+    let mut following = following(lab()).await;
+    following.expect(&["list "]).await;
+    let many = (0..100_000).map(|number| format!(r#"{{"ip":"{number}"}}"#)).collect::<Vec<_>>().join(",");
+    let crowded = format!(r#"{{"podIPs":[{many}]}}"#);
+    let metadata = |annotations: &str| format!(r#"{{"annotations":{annotations},"name":"odd","uid":"u","resourceVersion":"900"}}"#);
+    let sound = metadata("{}");
+    let mut lines = Vec::new();
+    for kind in ["\"ADDED\"", "\"MODIFIED\""] {
+        for (spec, status, metadata) in [
+            ("{}", &*crowded, &sound),
+            ("[]", "{}", &sound),
+            ("{}", "7", &sound),
+            ("{}", r#"{"podIPs":{}}"#, &sound),
+            (r#"{"nodeName":7}"#, "{}", &sound),
+            (r#"{"nodeName":"a","nodeName":"b"}"#, "{}", &sound),
+            (r#"{"nodeName":tru}"#, "{}", &sound),
+            ("{}", "{}", &metadata(r#"{"role":"\ud800"}"#)),
+            ("{}", "{}", &metadata(r#"{"role":"\q"}"#)),
+            ("{}", "{}", &metadata(r#"{"role":7}"#)),
+            ("{}", "{}", &metadata("[[[]]]")),
+        ] {
+            lines.push(line(&[("object", &line(&[("status", status), ("spec", spec), ("metadata", metadata)])), ("type", kind)]));
+        }
+    }
+    for line in &lines {
+        following.api.inject_raw_event(Resource::Pods, line);
+        assert_eq!(following.next().await, "unreadable odd", "{}", &line[..line.len().min(300)]);
+    }
+    // What is gone need not be read.
+    let gone = lines[0].replace("ADDED", "DELETED");
+    following.api.inject_raw_event(Resource::Pods, &gone);
+    following.expect(&["deleted odd"]).await;
+    put(&following.api, "next");
+    following.expect(&["applied next"]).await;
+    assert_eq!(following.requests(Verb::Watch).len(), 1);
+    assert_eq!(usize::try_from(following.count(UNDECODABLE)).unwrap(), lines.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_line_that_does_not_end_is_given_up() {
+    for listed in [true, false] {
+        let server = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let url = format!("http://{}", server.local_addr().unwrap());
+        let end = serde_json::json!({ "metadata": { "resourceVersion": "5", "annotations": { "k8s.io/initial-events-end": "true" } } });
+        let begin = if listed { event("BOOKMARK", &end) + "\n{" } else { "{".to_owned() };
+        let serving = tokio::spawn(async move {
+            while let Ok((mut stream, _)) = server.accept().await {
+                // What is sent comes at once, by the clock that stands still.
+                stream.set_nodelay(true).unwrap();
+                let begin = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n".to_owned() + &begin;
+                tokio::spawn(async move {
+                    let mut piece = begin.as_str();
+                    while stream.write_all(piece.as_bytes()).await.is_ok() {
+                        tokio::time::sleep(Duration::from_secs(20)).await;
+                        piece = "[";
+                    }
+                });
+            }
+        });
+        let mut following = following_at(lab(), url).await;
+        if listed {
+            assert_eq!(following.told.recv().await.unwrap(), "list ");
+        }
+        let told = following.told.recv().await.unwrap();
+        assert!(told.contains("does not come to the end"), "listed: {listed}: {told}");
+        serving.abort();
+    }
+}
+
 #[tokio::test]
 async fn a_change_of_which_not_even_the_uid_can_be_read_is_made_up_by_a_list() {
     let without_uid = serde_json::json!({ "metadata": { "namespace": "shop", "name": "a" } });
     for line in [
         "not json".to_owned(),
         "{}".to_owned(),
-        "x".repeat(9 << 20),
+        r#"{"type":"MODIFIED","object":{"metadata":{"uid":"a","name":"#.to_owned(),
         event("ADDED", &serde_json::json!(17)),
         event("MODIFIED", &without_uid),
         event("DELETED", &without_uid),
@@ -353,21 +455,47 @@ async fn a_watch_that_ends_soon_after_its_begin_is_a_failure_too() {
     }
 }
 
-#[tokio::test]
-async fn a_list_whose_pages_are_too_large_is_read_in_smaller_ones() {
-    let page = r#"{"kind":"PodList","metadata":{"resourceVersion":"5"},"items":[{"metadata":{"name":"a","uid":"a"}}]}"#;
-    let asked = Arc::new(Mutex::new(Vec::new()));
-    let limits = asked.clone();
-    let (mut following, _) = following_canned(move |target| {
-        let Some(limit) = target.split_once("limit=").and_then(|(_, rest)| rest.split_once('&')).map(|(limit, _)| limit.to_owned()) else {
-            return "not json\n".to_owned();
-        };
-        limits.lock().unwrap().push(limit.clone());
-        if limit == "1" { page.to_owned() } else { " ".repeat(33 << 20) }
-    })
-    .await;
-    following.expect(&["failed: the Kubernetes API sent a change that cannot be read", "list a"]).await;
-    assert_eq!(*asked.lock().unwrap(), ["20", "5", "1"]);
+#[tokio::test(start_paused = true)]
+async fn a_list_whose_pages_take_too_long_is_read_in_smaller_ones() {
+    let server = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let url = format!("http://{}", server.local_addr().unwrap());
+    let (limits, mut asked) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = server.accept().await {
+            stream.set_nodelay(true).unwrap();
+            let mut stream = BufReader::new(stream);
+            let mut target = String::new();
+            stream.read_line(&mut target).await.unwrap();
+            let limit = target.split_once("limit=").and_then(|(_, rest)| rest.split_once('&')).map(|(limit, _)| limit.to_owned());
+            let answer = match limit.as_deref() {
+                None => "HTTP/1.1 422 Unprocessable Entity\r\nConnection: close\r\n\r\n",
+                Some("1") => {
+                    "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"metadata\":{\"resourceVersion\":\"5\"},\"items\":[{\"metadata\":{\"name\":\"a\",\"uid\":\"a\"}}]}"
+                }
+                Some(_) => "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"items\":[",
+            };
+            let trickles = limit.as_deref().is_some_and(|limit| limit != "1");
+            limits.send(limit).unwrap();
+            tokio::spawn(async move {
+                let mut piece = answer;
+                while stream.write_all(piece.as_bytes()).await.is_ok() && trickles {
+                    tokio::time::sleep(Duration::from_secs(20)).await;
+                    piece = " ";
+                }
+            });
+        }
+    });
+    let mut following = following_at(lab(), url).await;
+    let mut told = String::new();
+    while told != "list a" {
+        // Time goes by of itself, and the pages take minutes of it.
+        told = following.told.recv().await.unwrap();
+    }
+    let mut all = Vec::new();
+    while let Ok(limit) = asked.try_recv() {
+        all.extend(limit);
+    }
+    assert_eq!(all, ["20", "5", "1"]);
 }
 
 #[tokio::test]

@@ -10,6 +10,8 @@ use std::marker::PhantomData;
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 
+use super::super::fields::Field;
+
 /// Whether one of a list of containers may have it. The list itself is not kept, not even while it is read.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct AnyNetRaw(pub(super) bool);
@@ -18,6 +20,17 @@ impl<'de> Deserialize<'de> for AnyNetRaw {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         any(deserializer, Container::may_have_net_raw).map(Self)
     }
+}
+
+/// Bytes of a capability's name that can matter.
+const MAX_NAME: usize = 32;
+
+/// What is read of a list of containers: the fields of [`Container`].
+pub(super) fn containers() -> Field {
+    let names = || Field::array(Field::Scalar(MAX_NAME));
+    let capabilities = Field::object([("add", names()), ("drop", names())]);
+    let context = Field::object([("privileged", Field::text()), ("capabilities", capabilities)]);
+    Field::array(Field::object([("securityContext", context)]))
 }
 
 #[derive(Default, Deserialize)]

@@ -1,0 +1,81 @@
+//! Answers of one JSON document of any size, of which a few fields are read.
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use tokio::time::Instant;
+
+use super::client::{ANSWER_TIMEOUT, Answer};
+use super::failure::Failure;
+use super::fields::Field;
+use super::filter::{Document, Excerpt, Filter};
+
+/// An answer that is filtered as it comes in.
+pub(super) struct FilteredAnswer<'a> {
+    answer: Answer,
+    filter: Filter<'a>,
+    deadline: Instant,
+}
+
+/// A page of a list, without its items.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Page {
+    pub(super) kind: String,
+    metadata: PageMetadata,
+    /// They were handed out before. Null where there are none, by some servers.
+    #[serde(rename = "items")]
+    _items: Option<Vec<IgnoredAny>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct PageMetadata {
+    resource_version: String,
+    r#continue: Option<String>,
+}
+
+impl<'a> FilteredAnswer<'a> {
+    /// An answer that ends by the deadline.
+    pub(super) fn new(answer: Answer, fields: &'a Field, deadline: Instant) -> Self {
+        Self { answer, filter: Filter::new(fields), deadline }
+    }
+
+    /// The next items of a list, perhaps none yet; `None` at the end of the answer.
+    pub(super) async fn items(&mut self) -> Result<Option<Vec<Excerpt>>, Failure> {
+        let bytes = tokio::time::timeout_at(self.deadline, self.answer.bytes(ANSWER_TIMEOUT)).await.unwrap_or(Err(Failure::Slow))?;
+        Ok(bytes.map(|bytes| {
+            self.filter.feed(&bytes);
+            self.filter.take_items()
+        }))
+    }
+
+    /// The page, after its items.
+    pub(super) fn page(mut self) -> Result<Page, Failure> {
+        let page = match self.filter.finish() {
+            Document::Complete(Excerpt { json, truncated: false }) => serde_json::from_slice(&json).ok(),
+            Document::Complete(_) | Document::Empty | Document::Broken => None,
+        };
+        page.ok_or(Failure::Malformed("a list that cannot be read"))
+    }
+
+    /// An object, once it is complete.
+    pub(super) async fn object(mut self) -> Result<Excerpt, Failure> {
+        while self.items().await?.is_some() {}
+        match self.filter.finish() {
+            Document::Complete(excerpt) => Ok(excerpt),
+            Document::Empty | Document::Broken => Err(Failure::Malformed("what is no such object")),
+        }
+    }
+}
+
+impl Page {
+    /// The version of the state that the list shows; empty where the answer is no list.
+    pub(super) fn version(&self) -> &str {
+        &self.metadata.resource_version
+    }
+
+    /// The token for the next page, if there is one.
+    pub(super) fn continue_token(&self) -> Option<&str> {
+        self.metadata.r#continue.as_deref().filter(|token| !token.is_empty())
+    }
+}

@@ -1,0 +1,123 @@
+//! The fields of the API's JSON documents that are read, as data for [`Filter`](super::filter::Filter).
+
+use super::objects::{Annotation, Object};
+
+/// Bytes of a name, a UID, a version or an address. The API's own are at most 253 characters long.
+pub(super) const MAX_TEXT: usize = 512;
+/// Bytes of the token that continues a list: base64 of a version and a key of etcd.
+const MAX_CONTINUE: usize = 8 << 10;
+/// Bytes of the message of a `Status`.
+const MAX_MESSAGE: usize = 2 << 10;
+/// The annotation of the bookmark that ends a streamed list.
+pub(super) const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+/// What is kept of a JSON value. A value of another type than the field's is kept as a value of that other type without its
+/// contents, so that decoding fails as it would with the whole document.
+#[derive(Debug)]
+pub(super) enum Field {
+    /// An object of which these members are kept.
+    Object(Vec<Member>),
+    /// An array. An element that is equal to an earlier one may be left out.
+    Array(Box<Field>),
+    /// An array whose elements are handed out one by one, as documents of their own.
+    Items(Box<Field>),
+    /// A string, a number, a boolean or null. Of a longer string, as much is kept as it takes to be longer than this many
+    /// bytes.
+    Scalar(usize),
+    /// A string that matters where it is one of these. It is kept as an empty string otherwise.
+    OneOf(&'static [&'static str]),
+}
+
+/// A member of an object.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) key: String,
+    pub(super) field: Field,
+    /// Kept even where the document has more of the other fields than may be kept.
+    pub(super) identifies: bool,
+}
+
+impl Field {
+    /// A name, or another short value.
+    pub(super) fn text() -> Self {
+        Self::Scalar(MAX_TEXT)
+    }
+
+    /// An object with these members.
+    pub(super) fn object<const N: usize>(named: [(&str, Self); N]) -> Self {
+        Self::Object(members(named))
+    }
+
+    /// An array of such elements.
+    pub(super) fn array(element: Self) -> Self {
+        Self::Array(Box::new(element))
+    }
+
+    fn identity<const N: usize>(named: [(&str, Self); N]) -> Self {
+        Self::Object(identifying(named))
+    }
+}
+
+/// Members of an object.
+pub(super) fn members<const N: usize>(named: [(&str, Field); N]) -> Vec<Member> {
+    named.into_iter().map(|(key, field)| Member { key: key.to_owned(), field, identifies: false }).collect()
+}
+
+fn identifying<const N: usize>(named: [(&str, Field); N]) -> Vec<Member> {
+    members(named).into_iter().map(|member| Member { identifies: true, ..member }).collect()
+}
+
+fn names() -> Vec<Member> {
+    identifying(["name", "namespace", "uid", "resourceVersion"].map(|name| (name, Field::text())))
+}
+
+/// The member `metadata`, with what is read of every object and these annotations.
+pub(super) fn metadata(annotations: &[Annotation]) -> Member {
+    let read = annotations.iter().map(|annotation| (annotation.key.clone(), annotation.longest));
+    let all = read.chain([(INITIAL_EVENTS_END.to_owned(), MAX_TEXT)]);
+    let annotations = all.map(|(key, longest)| Member { key, field: Field::Scalar(longest), identifies: false }).collect();
+    let others = members([("deletionTimestamp", Field::text()), ("annotations", Field::Object(annotations))]);
+    let field = Field::Object(names().into_iter().chain(others).collect());
+    Member { key: "metadata".to_owned(), field, identifies: true }
+}
+
+/// An object.
+pub(super) fn object<T: Object>(annotations: &[Annotation]) -> Field {
+    Field::Object(T::members(annotations))
+}
+
+/// What identifies an object, and nothing else.
+pub(super) fn identity_of_object() -> Field {
+    Field::identity([("metadata", Field::Object(names()))])
+}
+
+/// What identifies the object of a line of a watch, and the type of the event.
+pub(super) fn identity_of_line() -> Field {
+    Field::identity([("type", Field::text()), ("object", identity_of_object())])
+}
+
+/// A line of a watch: an event of an object, or an error, whose object is a `Status`.
+pub(super) fn line<T: Object>(annotations: &[Annotation]) -> Field {
+    let members = T::members(annotations).into_iter().chain(status()).collect();
+    Field::identity([("type", Field::text()), ("object", Field::Object(members))])
+}
+
+/// A page of a list.
+pub(super) fn page<T: Object>(annotations: &[Annotation]) -> Field {
+    Field::object([
+        ("kind", Field::text()),
+        ("metadata", Field::object([("resourceVersion", Field::text()), ("continue", Field::Scalar(MAX_CONTINUE))])),
+        ("items", Field::Items(Box::new(object::<T>(annotations)))),
+    ])
+}
+
+/// The members of a `Status` that are read, besides those that every object has.
+fn status() -> Vec<Member> {
+    let causes = Field::array(Field::object([("reason", Field::text())]));
+    members([
+        ("code", Field::text()),
+        ("reason", Field::text()),
+        ("message", Field::Scalar(MAX_MESSAGE)),
+        ("details", Field::object([("retryAfterSeconds", Field::text()), ("causes", causes)])),
+    ])
+}

@@ -1,0 +1,359 @@
+//! Reads a JSON document as it comes in, and keeps the fields that are read of it.
+//!
+//! A document may be of any size: a pod's author decides how long its annotations are, and the API server writes `<` as
+//! `\u003c`. What is not kept is skipped in constant memory, however long or deeply nested it is: nested values are counted,
+//! and no call recurses. The order of the fields does not matter. What is kept is a JSON document again, which decodes to the
+//! same as the whole would; strings that are too long to be good are cut to where they still are.
+//!
+//! Skipped values are not validated beyond their end: the fields that are read are there, or they are not.
+
+use super::fields::{Field, Member};
+
+mod skip;
+mod text;
+
+use skip::{Skipped, is_begin_of_literal, is_end_of_literal};
+use text::Text;
+
+/// Bytes that are kept of one document before what does not identify it is left out. The most is read of a namespace: two
+/// lists of 64 KiB, each character of them escaped by six. No document of a real API server has more.
+const MAX_KEPT: usize = 1 << 20;
+/// Bytes of a key, escaped. An annotation's has at most 317 characters.
+const MAX_KEY: usize = 4 << 10;
+/// Elements of an array that others are compared with. The arrays that are read have few different ones.
+const MAX_DIFFERENT: usize = 16;
+
+/// What was kept of a document.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Excerpt {
+    /// A JSON document.
+    pub(super) json: Vec<u8>,
+    /// There was more to keep than may be kept: beyond that, only what identifies the object is there.
+    pub(super) truncated: bool,
+}
+
+/// What a document was.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Document {
+    /// Nothing but white space.
+    Empty,
+    /// One value.
+    Complete(Excerpt),
+    /// Something else, or the beginning of a value.
+    Broken,
+}
+
+/// A filter of one document after another.
+#[derive(Debug)]
+pub(super) struct Filter<'a> {
+    root: &'a Field,
+    state: State<'a>,
+    /// The containers around the present position that are kept: no more than the fields are deep.
+    containers: Vec<Container<'a>>,
+    kept: Vec<u8>,
+    truncated: bool,
+    /// Where the item begins that is being read, and whether it had more than may be kept.
+    item: Option<(usize, bool)>,
+    items: Vec<Excerpt>,
+    key: Vec<u8>,
+}
+
+/// What comes next, or what is being read.
+#[derive(Clone, Copy, Debug)]
+enum State<'a> {
+    /// A value; `None` where it is not kept.
+    Value(Option<&'a Field>),
+    /// A key, or the end of the object.
+    Key,
+    /// The rest of a key.
+    InKey { escaped: bool },
+    /// The colon after a key.
+    Colon(Option<&'a Field>),
+    /// An element, or the end of the array.
+    Element,
+    /// The rest of a string that is kept.
+    Text(Text),
+    /// The rest of a number or a literal that is kept.
+    Literal { length: usize },
+    /// The rest of a value that is not.
+    Skipped(Skipped),
+    /// The rest of a number or a literal that is not.
+    SkippedLiteral,
+    /// A comma or the end of the container; nothing at the end of the document.
+    AfterValue,
+    /// No JSON.
+    Broken,
+}
+
+#[derive(Debug)]
+struct Container<'a> {
+    field: &'a Field,
+    /// Members or elements that were kept.
+    count: usize,
+    /// Where the present one begins, with the comma before it, if it is kept.
+    begin: Option<usize>,
+    /// Where elements are that differ from each other.
+    different: Vec<(usize, usize)>,
+}
+
+impl<'a> Filter<'a> {
+    pub(super) fn new(root: &'a Field) -> Self {
+        Self {
+            root,
+            state: State::Value(Some(root)),
+            containers: Vec::new(),
+            kept: Vec::new(),
+            truncated: false,
+            item: None,
+            items: Vec::new(),
+            key: Vec::new(),
+        }
+    }
+
+    /// Keeps these fields of a document that is there whole.
+    pub(super) fn once(root: &'a Field, json: &[u8]) -> Document {
+        let mut filter = Self::new(root);
+        filter.feed(json);
+        filter.finish()
+    }
+
+    /// Reads on.
+    pub(super) fn feed(&mut self, mut bytes: &[u8]) {
+        while let Some(&byte) = bytes.first() {
+            let read = match self.state {
+                State::Skipped(skipped) => self.skip(skipped, bytes),
+                State::Text(text) if text.is_cut => self.skip_text(text, bytes),
+                State::Broken => bytes.len(),
+                _ => self.read(byte).into(),
+            };
+            bytes = &bytes[read..];
+        }
+    }
+
+    /// The items of a [`Field::Items`] that are complete since the last call.
+    pub(super) fn take_items(&mut self) -> Vec<Excerpt> {
+        std::mem::take(&mut self.items)
+    }
+
+    /// Ends a document. The next bytes are of another one.
+    pub(super) fn finish(&mut self) -> Document {
+        if self.containers.is_empty() && matches!(self.state, State::Literal { .. } | State::SkippedLiteral) {
+            self.state = State::AfterValue;
+        }
+        let document = match self.state {
+            State::Value(_) if self.containers.is_empty() && self.kept.is_empty() => Document::Empty,
+            State::AfterValue if self.containers.is_empty() => {
+                Document::Complete(Excerpt { json: std::mem::take(&mut self.kept), truncated: self.truncated })
+            }
+            _ => Document::Broken,
+        };
+        *self = Self::new(self.root);
+        document
+    }
+
+    /// Bytes of memory that it holds.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        let items: usize = self.items.iter().map(|item| item.json.capacity()).sum();
+        self.kept.capacity() + self.key.capacity() + items + self.containers.capacity() * size_of::<Container<'_>>()
+    }
+
+    /// Reads one byte; `false` where the byte is to be read again, in the state that is next.
+    fn read(&mut self, byte: u8) -> bool {
+        match self.state {
+            State::Text(text) => return self.text(text, byte),
+            State::Literal { length } => return self.literal(length, byte),
+            State::SkippedLiteral if is_end_of_literal(byte) => {
+                self.state = State::AfterValue;
+                return false;
+            }
+            State::SkippedLiteral | State::Broken | State::Skipped(_) => {}
+            State::InKey { escaped } => self.in_key(escaped, byte),
+            _ if byte.is_ascii_whitespace() => {}
+            State::Value(field) => self.value(field, byte),
+            State::Element if byte == b']' => self.close(),
+            State::Element => {
+                let field = self.begin_element();
+                self.value(field, byte);
+            }
+            State::Key => match byte {
+                b'"' => {
+                    self.key.clear();
+                    self.state = State::InKey { escaped: false };
+                }
+                b'}' => self.close(),
+                _ => self.state = State::Broken,
+            },
+            State::Colon(field) if byte == b':' => self.state = State::Value(field),
+            State::Colon(_) => self.state = State::Broken,
+            State::AfterValue => self.after_value(byte),
+        }
+        true
+    }
+
+    fn after_value(&mut self, byte: u8) {
+        let is_object = self.containers.last().map(|container| matches!(container.field, Field::Object(_)));
+        self.state = match (is_object, byte) {
+            (Some(true), b',') => State::Key,
+            (Some(false), b',') => State::Element,
+            (Some(true), b'}') | (Some(false), b']') => return self.close(),
+            _ => State::Broken,
+        };
+    }
+
+    fn in_key(&mut self, escaped: bool, byte: u8) {
+        if byte == b'"' && !escaped {
+            let member = self.begin_member();
+            self.state = State::Colon(member);
+            return;
+        }
+        // One that is too long is none of those that are kept.
+        if self.key.len() <= MAX_KEY {
+            self.key.push(byte);
+        }
+        self.state = State::InKey { escaped: byte == b'\\' && !escaped };
+    }
+
+    /// The field of the member whose key was read; `None` where it is not kept.
+    fn begin_member(&mut self) -> Option<&'a Field> {
+        let container = self.containers.last_mut()?;
+        container.begin = None;
+        let Field::Object(members) = container.field else { return None };
+        if self.key.len() > MAX_KEY {
+            return None;
+        }
+        let member = match self.key.contains(&b'\\') {
+            false => members.iter().find(|member| member.key.as_bytes() == self.key)?,
+            true => {
+                let key = unescaped(&self.key)?;
+                members.iter().find(|member| member.key == key)?
+            }
+        };
+        if !self.has_room(member.identifies) {
+            return None;
+        }
+        let Member { field, .. } = member;
+        let begin = self.kept.len();
+        let container = self.containers.last_mut()?;
+        container.begin = Some(begin);
+        if container.count > 0 {
+            self.kept.push(b',');
+        }
+        container.count += 1;
+        self.kept.push(b'"');
+        self.kept.extend_from_slice(&self.key);
+        self.kept.extend_from_slice(b"\":");
+        Some(field)
+    }
+
+    /// The field of the element that begins; `None` where it is not kept.
+    fn begin_element(&mut self) -> Option<&'a Field> {
+        let begin = self.kept.len();
+        let container = self.containers.last_mut()?;
+        container.begin = None;
+        let field = match container.field {
+            Field::Array(element) => element,
+            Field::Items(element) => {
+                container.begin = Some(begin);
+                self.item = Some((begin, false));
+                return Some(element);
+            }
+            _ => return None,
+        };
+        if !self.has_room(false) {
+            return None;
+        }
+        let container = self.containers.last_mut()?;
+        container.begin = Some(begin);
+        if container.count > 0 {
+            self.kept.push(b',');
+        }
+        container.count += 1;
+        Some(field)
+    }
+
+    /// Whether more may be kept; notes that it was not.
+    fn has_room(&mut self, identifies: bool) -> bool {
+        let begin = self.item.map_or(0, |(begin, _)| begin);
+        let room = if identifies { 2 * MAX_KEPT } else { MAX_KEPT };
+        if self.kept.len() - begin <= room {
+            return true;
+        }
+        match &mut self.item {
+            Some((_, truncated)) => *truncated = true,
+            None => self.truncated = true,
+        }
+        false
+    }
+
+    /// A value begins with this byte.
+    fn value(&mut self, field: Option<&'a Field>, byte: u8) {
+        let Some(field) = field else { return self.begin_skipped(byte) };
+        match (byte, field) {
+            (b'{', Field::Object(_)) => self.open(field, State::Key, byte),
+            (b'[', Field::Array(_) | Field::Items(_)) => self.open(field, State::Element, byte),
+            // serde takes an array for a struct.
+            (b'[', Field::Object(_)) => self.without_contents(b"0", byte),
+            (b'{', _) => self.without_contents(b"{}", byte),
+            (b'[', _) => self.without_contents(b"[]", byte),
+            (b'"', Field::Scalar(longest)) => self.begin_text(*longest, None),
+            (b'"', Field::OneOf(values)) => {
+                let longest = values.iter().map(|value| value.len()).max().unwrap_or_default();
+                self.begin_text(longest, Some(values));
+            }
+            (b'"', _) => self.without_contents(b"\"\"", byte),
+            _ if is_begin_of_literal(byte) => {
+                self.kept.push(byte);
+                self.state = State::Literal { length: 1 };
+            }
+            _ => self.state = State::Broken,
+        }
+    }
+
+    fn open(&mut self, field: &'a Field, state: State<'a>, byte: u8) {
+        self.kept.push(byte);
+        self.containers.push(Container { field, count: 0, begin: None, different: Vec::new() });
+        self.state = state;
+    }
+
+    fn close(&mut self) {
+        let Some(container) = self.containers.pop() else {
+            self.state = State::Broken;
+            return;
+        };
+        self.kept.push(if matches!(container.field, Field::Object(_)) { b'}' } else { b']' });
+        self.end_value();
+    }
+
+    /// A value has ended, be it kept or not.
+    fn end_value(&mut self) {
+        self.state = State::AfterValue;
+        let Some(container) = self.containers.last_mut() else { return };
+        let Some(begin) = container.begin.take() else { return };
+        match container.field {
+            Field::Items(_) => {
+                let json = self.kept.split_off(begin);
+                let truncated = self.item.take().is_some_and(|(_, truncated)| truncated);
+                self.items.push(Excerpt { json, truncated });
+            }
+            Field::Array(_) => {
+                let element = begin + usize::from(container.count > 1);
+                let earlier = |&(begin, end): &(usize, usize)| self.kept[begin..end] == self.kept[element..];
+                if container.different.iter().any(earlier) {
+                    container.count -= 1;
+                    self.kept.truncate(begin);
+                } else if container.different.len() < MAX_DIFFERENT {
+                    container.different.push((element, self.kept.len()));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn unescaped(text: &[u8]) -> Option<String> {
+    serde_json::from_slice(&[b"\"", text, b"\""].concat()).ok()
+}
+
+#[cfg(test)]
+mod tests;

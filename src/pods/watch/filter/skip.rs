@@ -1,0 +1,83 @@
+//! Values that are skipped, and the few short ones that are kept as they are.
+
+use super::{Filter, State};
+
+/// Bytes of a number or a literal.
+const MAX_LITERAL: usize = 64;
+
+/// Where a value is being skipped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Skipped {
+    depth: u64,
+    in_string: bool,
+    escaped: bool,
+}
+
+impl Filter<'_> {
+    pub(super) fn without_contents(&mut self, kept: &[u8], byte: u8) {
+        self.kept.extend_from_slice(kept);
+        self.begin_skipped(byte);
+    }
+
+    pub(super) fn begin_skipped(&mut self, byte: u8) {
+        self.state = match byte {
+            b'{' | b'[' => State::Skipped(Skipped { depth: 1, in_string: false, escaped: false }),
+            b'"' => State::Skipped(Skipped { depth: 0, in_string: true, escaped: false }),
+            _ if is_begin_of_literal(byte) => State::SkippedLiteral,
+            _ => State::Broken,
+        };
+    }
+
+    /// Skips as much as is there; returns how much that was.
+    pub(super) fn skip(&mut self, mut skipped: Skipped, bytes: &[u8]) -> usize {
+        let mut read = 0;
+        while let Some(rest) = bytes.get(read..).filter(|rest| !rest.is_empty()) {
+            if skipped.escaped {
+                skipped.escaped = false;
+                read += 1;
+                continue;
+            }
+            let next = match skipped.in_string {
+                true => rest.iter().position(|byte| matches!(byte, b'"' | b'\\')),
+                false => rest.iter().position(|byte| matches!(byte, b'"' | b'{' | b'}' | b'[' | b']')),
+            };
+            let Some(next) = next else {
+                read = bytes.len();
+                break;
+            };
+            read += next + 1;
+            match rest[next] {
+                b'\\' => skipped.escaped = true,
+                b'"' => skipped.in_string = !skipped.in_string,
+                b'{' | b'[' => skipped.depth = skipped.depth.saturating_add(1),
+                _ => skipped.depth = skipped.depth.saturating_sub(1),
+            }
+            if skipped.depth == 0 && !skipped.in_string && !skipped.escaped {
+                self.end_value();
+                return read;
+            }
+        }
+        self.state = State::Skipped(skipped);
+        read
+    }
+
+    pub(super) fn literal(&mut self, length: usize, byte: u8) -> bool {
+        if is_end_of_literal(byte) {
+            self.end_value();
+            return false;
+        }
+        if length < MAX_LITERAL {
+            self.kept.push(byte);
+            self.state = State::Literal { length: length + 1 };
+        }
+        true
+    }
+}
+
+pub(super) fn is_begin_of_literal(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'-'
+}
+
+pub(super) fn is_end_of_literal(byte: u8) -> bool {
+    byte.is_ascii_whitespace() || matches!(byte, b',' | b']' | b'}')
+}

@@ -1,0 +1,121 @@
+//! Strings that are kept, and cut where they are too long.
+
+use super::{Filter, State, unescaped};
+
+/// A string that is being kept.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Text {
+    begin: usize,
+    longest: usize,
+    one_of: Option<&'static [&'static str]>,
+    /// Bytes so far, as they are without escapes.
+    length: usize,
+    escape: Escape,
+    /// The last character is the first half of a surrogate pair.
+    is_halved: bool,
+    pub(super) is_cut: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Escape {
+    None,
+    Begun,
+    Unicode { digits: u8, code: u32 },
+}
+
+impl Filter<'_> {
+    pub(super) fn begin_text(&mut self, longest: usize, one_of: Option<&'static [&'static str]>) {
+        let begin = self.kept.len();
+        self.kept.push(b'"');
+        self.state = State::Text(Text { begin, longest, one_of, length: 0, escape: Escape::None, is_halved: false, is_cut: false });
+    }
+
+    /// Skips the rest of a string that is cut, as much as is there; returns how much that was.
+    pub(super) fn skip_text(&mut self, mut text: Text, bytes: &[u8]) -> usize {
+        let mut read = 0;
+        while let Some(rest) = bytes.get(read..).filter(|rest| !rest.is_empty()) {
+            if text.escape != Escape::None {
+                text.escape = Escape::None;
+                read += 1;
+                continue;
+            }
+            let Some(next) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')) else {
+                read = bytes.len();
+                break;
+            };
+            read += next + 1;
+            if rest[next] == b'"' {
+                self.end_text(&text);
+                return read;
+            }
+            text.escape = Escape::Begun;
+        }
+        self.state = State::Text(text);
+        read
+    }
+
+    pub(super) fn text(&mut self, mut text: Text, byte: u8) -> bool {
+        match text.escape {
+            Escape::None if byte == b'"' => {
+                self.end_text(&text);
+                return true;
+            }
+            Escape::None => {
+                let is_within_character = byte & 0xC0 == 0x80 || text.is_halved;
+                if text.length > text.longest && !is_within_character {
+                    // Read again as what is left out.
+                    self.state = State::Text(Text { is_cut: true, ..text });
+                    return false;
+                }
+                if byte == b'\\' {
+                    text.escape = Escape::Begun;
+                } else {
+                    text.length += 1;
+                    text.is_halved = false;
+                }
+            }
+            Escape::Begun if byte == b'u' => text.escape = Escape::Unicode { digits: 0, code: 0 },
+            Escape::Begun => {
+                text.length += 1;
+                (text.escape, text.is_halved) = (Escape::None, false);
+            }
+            Escape::Unicode { digits, code } => {
+                let Some(digit) = char::from(byte).to_digit(16) else {
+                    // No escape: decoding fails of it.
+                    text.escape = Escape::None;
+                    self.state = State::Text(text);
+                    return false;
+                };
+                let code = code << 4 | digit;
+                text.escape = Escape::Unicode { digits: digits + 1, code };
+                if digits == 3 {
+                    text.length += match code {
+                        0..0x80 => 1,
+                        // Each half of a pair that has four bytes.
+                        0x80..0x800 | 0xD800..0xE000 => 2,
+                        _ => 3,
+                    };
+                    (text.escape, text.is_halved) = (Escape::None, (0xD800..0xDC00).contains(&code));
+                }
+            }
+        }
+        self.kept.push(byte);
+        self.state = State::Text(text);
+        true
+    }
+
+    pub(super) fn end_text(&mut self, text: &Text) {
+        if let Some(values) = text.one_of {
+            let value = &self.kept[text.begin + 1..];
+            let matters = match value.contains(&b'\\') {
+                false => values.iter().any(|one| one.as_bytes() == value),
+                true => unescaped(value).is_some_and(|value| values.contains(&&*value)),
+            };
+            if !matters {
+                self.kept.truncate(text.begin + 1);
+            }
+        }
+        self.kept.push(b'"');
+        self.end_value();
+    }
+}

@@ -1,0 +1,96 @@
+//! The log lines of objects that cannot be read. An object may change twice a second, and not become readable.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::objects::Metadata;
+
+/// Between two log lines of one object.
+const REPORT_AGAIN: Duration = Duration::from_secs(600);
+/// Objects that are remembered. Beyond it, what is not is logged at debug level only.
+const MAX_REPORTS: usize = 256;
+
+/// Why an object cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Why {
+    /// It has more of the fields that are read than may be kept.
+    TooLarge,
+    /// It is not what the API sends.
+    Malformed,
+}
+
+/// Which objects were logged, by their UIDs, and when.
+#[derive(Debug, Default)]
+pub(super) struct Reports(HashMap<(Option<String>, Why), Instant>);
+
+impl Reports {
+    /// Logs that an object cannot be read, unless that was logged lately.
+    pub(super) fn report(&mut self, resource: &'static str, metadata: Option<&Metadata>, why: Why) {
+        let text = |of: fn(&Metadata) -> &Option<String>| metadata.and_then(|metadata| of(metadata).as_deref()).unwrap_or_default();
+        let (namespace, name, uid) = (text(|it| &it.namespace), text(|it| &it.name), text(|it| &it.uid));
+        let is_due = self.is_due(metadata.and_then(|metadata| metadata.uid.as_deref()), why);
+        match why {
+            _ if !is_due => debug!(resource, namespace, name, uid, ?why, "an object still cannot be read"),
+            Why::TooLarge => warn!(
+                event = "object-too-large",
+                resource,
+                namespace,
+                name,
+                uid,
+                "an object from the Kubernetes API has more entries in the fields that rolegate reads than any real object; a pod \
+                 like this gets no credentials until it is smaller; check who writes its status and annotations"
+            ),
+            Why::Malformed => warn!(
+                event = "object-unreadable",
+                resource,
+                namespace,
+                name,
+                uid,
+                "an object from the Kubernetes API cannot be decoded; a pod like this gets no credentials until it can be; check what \
+                 stands between rolegate and the API server"
+            ),
+        }
+    }
+
+    fn is_due(&mut self, uid: Option<&str>, why: Why) -> bool {
+        let key = (uid.map(str::to_owned), why);
+        let is_recent = |at: &Instant| at.elapsed() < REPORT_AGAIN;
+        if self.0.get(&key).is_some_and(is_recent) {
+            return false;
+        }
+        if self.0.len() >= MAX_REPORTS {
+            self.0.retain(|_, at| is_recent(at));
+        }
+        if self.0.len() >= MAX_REPORTS {
+            return false;
+        }
+        self.0.insert(key, Instant::now());
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_object_is_reported_once_in_a_while_and_the_reports_are_bounded() {
+        let mut reports = Reports::default();
+        assert!(
+            reports.is_due(Some("a"), Why::Malformed) && reports.is_due(Some("b"), Why::Malformed) && reports.is_due(None, Why::Malformed)
+        );
+        assert!(!reports.is_due(Some("a"), Why::Malformed) && !reports.is_due(None, Why::Malformed));
+        assert!(reports.is_due(Some("a"), Why::TooLarge), "for another reason");
+        for number in 0..2 * MAX_REPORTS {
+            reports.is_due(Some(&number.to_string()), Why::Malformed);
+        }
+        assert_eq!(reports.0.len(), MAX_REPORTS);
+        assert!(!reports.is_due(Some("one more"), Why::Malformed));
+        tokio::time::advance(REPORT_AGAIN).await;
+        assert!(reports.is_due(Some("one more"), Why::Malformed) && reports.is_due(Some("a"), Why::Malformed));
+        assert_eq!(reports.0.len(), 2);
+    }
+}
