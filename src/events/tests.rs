@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
 use super::*;
+use crate::credentials::not_asked::NotAsked;
 use crate::pods::PodUid;
 use crate::policy::denial::{NamespaceList, RoleMistake, RoleSource};
 use crate::policy::patterns::Mistake;
@@ -82,6 +83,11 @@ pub(super) fn failures() -> Vec<AssumeRoleError> {
         AssumeRoleError::OwnIdentity { message: message(), advice: "look there".into() },
         AssumeRoleError::Unreachable { message: message() },
         AssumeRoleError::Failed { message: message() },
+        AssumeRoleError::OtherRole { message: message() },
+        AssumeRoleError::NotAsked(NotAsked::TooManyChanges),
+        AssumeRoleError::NotAsked(NotAsked::QueueFull),
+        AssumeRoleError::NotAsked(NotAsked::Queued { others: 7 }),
+        AssumeRoleError::NotAsked(NotAsked::Superseded),
         AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Unreachable { message: message() })),
     ]
 }
