@@ -9,6 +9,7 @@ mod corpus;
 mod docs;
 mod events;
 mod explain;
+mod fairness;
 mod identity;
 mod kubernetes;
 mod lifecycle;
