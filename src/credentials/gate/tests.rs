@@ -2,6 +2,7 @@
 use tokio::time::{advance, timeout};
 
 use super::*;
+use crate::role::RoleArn;
 
 const LIMITS: Limits = Limits { rate: 10, max_rate: 10, concurrency: 4 };
 
