@@ -138,9 +138,13 @@ impl<A: AssumeRole> Sessions<A> {
         self.landing_of(flight, &caller).await
     }
 
-    /// The failure that would be the answer now, without asking anybody.
-    pub async fn remembered_failure(&self, request: &RoleRequest) -> Option<AssumeRoleError> {
-        match self.flights.get(request).await?.serves(self.clock.now(), || self.gate.is_slow()) {
+    /// The failure that would be the answer to this pod now, without asking anybody.
+    pub async fn remembered_failure(&self, request: &RoleRequest, pod: &Pod) -> Option<AssumeRoleError> {
+        let Some(flight) = self.flights.get(request).await else {
+            let is_turned_away = self.gate.has_no_more(&Caller::of(pod));
+            return is_turned_away.then_some(AssumeRoleError::NotAsked(NotAsked::TooManyChanges));
+        };
+        match flight.serves(self.clock.now(), || self.gate.is_slow()) {
             Serves::Failure(error) => Some(error),
             Serves::Credentials(_) | Serves::Wait | Serves::Nothing(_) => None,
         }

@@ -329,6 +329,11 @@ impl Gate {
         self.dispatch();
     }
 
+    /// Whether a new session of this pod would be turned away for what the pod did before.
+    pub(super) fn has_no_more(&self, caller: &Caller) -> bool {
+        self.lock().allowances.wait(&caller.uid, true, Instant::now()).is_some()
+    }
+
     /// How many others wait for the same cause, where this one still waits for its turn.
     pub(super) fn waits_with(&self, ticket: Ticket) -> Option<usize> {
         let state = self.lock();

@@ -118,7 +118,7 @@ fn owners_are_told_of_what_they_can_change_alone() {
         assert_eq!((Cause::denied(denial).is_none(), Cause::would_be_denied(denial).is_none()), (passes, passes), "{denial:?}");
     }
     let told: Vec<_> = failures().iter().filter_map(Cause::assume_role_failed).map(Cause::name).collect();
-    assert_eq!(told, ["denied", "invalid"]);
+    assert_eq!(told, ["denied", "invalid", "too-many-changes", "queue-full"]);
 }
 
 /// Whoever may write annotations could else find out the node's role, its partition and its ceiling.

@@ -143,6 +143,9 @@ async fn a_shared_session_is_fetched_whatever_one_of_its_pods_did() {
         node.apply(pod("loud", &format!("role-{number}"))).await;
     }
     assert_eq!(node.sts.calls(), 5);
+    let last = pod("loud", "role-19");
+    let told = node.sessions.remembered_failure(&node.request(&last), &last).await;
+    assert_eq!(told, Some(AssumeRoleError::NotAsked(NotAsked::TooManyChanges)), "for whoever explains it");
     node.writer.write(|index| {
         index.apply(pod("loud", "web"));
         index.apply(pod("quiet", "web"));
