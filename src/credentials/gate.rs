@@ -1,10 +1,10 @@
 //! The gate in front of STS: how many requests this node makes at one time, how many in a second, and which first.
 //!
-//! STS's quota is the whole account's. So a node goes through one gate, whose [`pace`] follows what STS answers. The
-//! [`queue`] in front of it says who is next: fairly by namespace and pod, so that nobody can fill it for others. What is made
+//! STS's quota is the whole account's. So a node goes through one gate, whose `pace` follows what STS answers. The
+//! `queue` in front of it says who is next: fairly by namespace and pod, so that nobody can fill it for others. What is made
 //! ahead of need leaves room for pods that may come.
 //!
-//! A pod has an [`allowance`] of new sessions, and a namespace a number of places: what is beyond them is turned away, counted
+//! A pod has an `allowance` of new sessions, and a namespace a number of places: what is beyond them is turned away, counted
 //! and logged with the pod.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
