@@ -96,25 +96,26 @@ fn main() -> ExitCode {
 }
 
 fn sessions(sts: &Sts) -> Arc<Sessions<Sts>> {
-    let limits = Limits { rate: 1_000_000_000, concurrency: 1_000_000 };
+    let limits = Limits { rate: 1_000_000_000, max_rate: 1_000_000_000, concurrency: 1_000_000 };
     let settings = Settings { error_ttl: Duration::from_secs(30), timeout: Duration::from_secs(5), limits };
     Sessions::new(sts.clone(), settings, sts.clock.clone(), Metrics::new())
 }
 
 fn hit_and_miss(runtime: &Runtime, criterion: &mut Criterion) {
     let (policy, sts) = (policy(), Sts::new());
-    let (sessions, held) = (sessions(&sts), request(&policy, 0));
-    runtime.block_on(sessions.get(&held)).unwrap();
-    criterion.bench_function("hit", |bencher| bencher.to_async(runtime).iter(|| async { sessions.get(&held).await.unwrap() }));
+    let (sessions, held, holder) = (sessions(&sts), request(&policy, 0), pod(0));
+    runtime.block_on(sessions.get(&held, &holder)).unwrap();
+    criterion.bench_function("hit", |bencher| bencher.to_async(runtime).iter(|| async { sessions.get(&held, &holder).await.unwrap() }));
     let mut number = 1;
     criterion.bench_function("miss, STS answers at once", |bencher| {
         bencher.iter_custom(|misses| {
-            let requests: Vec<_> = (0..misses).map(|more| request(&policy, number + usize::try_from(more).unwrap())).collect();
+            let numbers = (0..misses).map(|more| number + usize::try_from(more).unwrap());
+            let requests: Vec<_> = numbers.map(|number| (request(&policy, number), pod(number))).collect();
             number += requests.len();
             runtime.block_on(async {
                 let began = Instant::now();
-                for request in &requests {
-                    sessions.get(request).await.unwrap();
+                for (request, pod) in &requests {
+                    sessions.get(request, pod).await.unwrap();
                 }
                 began.elapsed()
             })
@@ -129,7 +130,7 @@ fn memory(runtime: &Runtime) {
     let before = resident();
     runtime.block_on(async {
         for number in 0..MANY {
-            let credentials = sessions.get(&request(&policy, number)).await.unwrap();
+            let credentials = sessions.get(&request(&policy, number), &pod(number)).await.unwrap();
             credentials.document(|_| Ok::<_, ()>(vec![b'd'; 1100].into())).unwrap();
         }
     });
@@ -152,7 +153,8 @@ fn stall(runtime: &Runtime) -> bool {
         let (writer, pods) = pods();
         writer.write(|index| (0..PODS).for_each(|number| index.apply(pod(number))));
         let (metrics, clock) = (Metrics::new(), sts.clock.clone());
-        let settings = Settings { error_ttl: Duration::from_secs(30), timeout: TIMEOUT, limits: Limits { rate: 20, concurrency: 16 } };
+        let limits = Limits { rate: 20, max_rate: 100, concurrency: 16 };
+        let settings = Settings { error_ttl: Duration::from_secs(30), timeout: TIMEOUT, limits };
         let sessions = Sessions::new(sts.clone(), settings, clock.clone(), metrics.clone());
         let access = Access::new(MetadataProfile::Base, Patterns::new(PatternFormat::Glob, None, Vec::new()).unwrap());
         let of_proxy = rolegate::proxy::Settings { policy: policy.clone(), tokens: TokenMode::Optional, pod_wait: TIMEOUT, access };

@@ -35,6 +35,8 @@ pub const DEFAULT_ERROR_TTL: Duration = Duration::from_secs(30);
 pub const DEFAULT_STS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Default of `--sts-rate`.
 pub const DEFAULT_STS_RATE: u32 = 20;
+/// Default of `--sts-max-rate`, as a multiple of `--sts-rate`.
+pub const DEFAULT_STS_RISE: u32 = 5;
 /// Default of `--sts-concurrency`.
 pub const DEFAULT_STS_CONCURRENCY: u32 = 16;
 /// Default of `--prefetch-spread`.
@@ -230,6 +232,8 @@ pub struct SessionsConfig {
     pub timeout: Duration,
     /// Requests to STS in a second.
     pub rate: u32,
+    /// Requests to STS in a second, at most, while STS answers well.
+    pub max_rate: u32,
     /// Requests to STS under way.
     pub concurrency: usize,
     /// Whether sessions are fetched before a pod asks.

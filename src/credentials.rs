@@ -13,13 +13,16 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::policy::RoleRequest;
+use not_asked::NotAsked;
 
 pub mod advice;
 pub mod cache;
+pub mod caller;
 mod duration;
 pub mod gate;
 mod identity;
 mod jitter;
+pub mod not_asked;
 pub mod refresh;
 pub mod sts;
 
@@ -139,6 +142,15 @@ pub enum AssumeRoleError {
         /// What happened.
         message: String,
     },
+    /// STS gave a session of another role, account, partition or name than was requested.
+    #[error("STS answered for another session than the one that was requested: {message}")]
+    OtherRole {
+        /// What the answer is for.
+        message: String,
+    },
+    /// STS was not asked.
+    #[error("{0}")]
+    NotAsked(NotAsked),
     /// Everything else that STS may answer.
     #[error("STS failed: {message}")]
     Failed {
@@ -146,6 +158,10 @@ pub enum AssumeRoleError {
         message: String,
     },
 }
+
+/// What to look at where STS answers for another role.
+pub(in crate::credentials) const CHECK_ENDPOINT: &str =
+    "check what stands between this node and STS: AWS_ENDPOINT_URL_STS, HTTPS_PROXY, the VPC endpoint and its DNS name";
 
 impl AssumeRoleError {
     /// The stable name: a metric's label.
@@ -158,13 +174,24 @@ impl AssumeRoleError {
             Self::OwnIdentity { .. } => "own-identity",
             Self::IdentityUnknown(_) => "identity-unknown",
             Self::Unreachable { .. } => "unreachable",
+            Self::OtherRole { .. } => "other-role",
+            Self::NotAsked(why) => why.name(),
             Self::Failed { .. } => "failed",
+        }
+    }
+
+    /// What to change, where the message does not say it.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::OtherRole { .. } => Some(CHECK_ENDPOINT),
+            Self::NotAsked(why) => Some(why.advice()),
+            _ => None,
         }
     }
 
     /// Whether the failure is the answer for a while. One that cost STS nothing is not: the next asker may have better luck.
     pub fn is_remembered(&self) -> bool {
-        !matches!(self, Self::IdentityUnknown(_))
+        !matches!(self, Self::IdentityUnknown(_) | Self::NotAsked(_))
     }
 
     /// Whether it is an answer about this one role, and no sign that STS does not work.
@@ -184,8 +211,14 @@ impl AssumeRoleError {
                 "AWS refuses the session that is asked for; mostly it is longer than the role's maximum session duration, which \
                  the role must be given, or --session-duration be less",
             ),
+            Self::NotAsked(why) => why.for_owner(),
             // These are the node's, for all of its pods at one time.
-            Self::Throttled | Self::OwnIdentity { .. } | Self::IdentityUnknown(_) | Self::Unreachable { .. } | Self::Failed { .. } => None,
+            Self::Throttled
+            | Self::OwnIdentity { .. }
+            | Self::IdentityUnknown(_)
+            | Self::Unreachable { .. }
+            | Self::OtherRole { .. }
+            | Self::Failed { .. } => None,
         }
     }
 }

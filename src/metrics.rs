@@ -93,6 +93,8 @@ descriptions! {
         "AssumeRole requests by why they were made and by outcome.";
     STS_QUEUE = "gauge" "rolegate_sts_queue" ["cause"]
         "AssumeRole requests that wait for their turn at this node's gate, by why they are made.";
+    STS_TURNED_AWAY = "counter" "rolegate_sts_turned_away_total" ["reason"]
+        "Requests for sessions that ended without a request to STS, by reason.";
     STS_SECONDS = "histogram" "rolegate_sts_request_duration_seconds" []
         "Time of an AssumeRole request.";
     STS_IN_FLIGHT = "gauge" "rolegate_sts_requests_in_flight" []
@@ -166,6 +168,7 @@ struct Inner {
     holdings: OnceLock<HoldingsSource>,
     sts_requests: IntCounterVec,
     sts_queue: IntGaugeVec,
+    sts_turned_away: IntCounterVec,
     sts_seconds: Histogram,
     sts_in_flight: IntGauge,
     own_credentials_dropped: IntCounter,
@@ -285,6 +288,7 @@ impl Metrics {
             holdings: OnceLock::new(),
             sts_requests: register.counters(&STS_REQUESTS),
             sts_queue: register.gauges(&STS_QUEUE),
+            sts_turned_away: register.counters(&STS_TURNED_AWAY),
             sts_seconds: register.histograms(&STS_SECONDS).with_label_values::<&str>(&[]),
             sts_in_flight: register.gauge(&STS_IN_FLIGHT),
             own_credentials_dropped: register.counter(&OWN_CREDENTIALS_DROPPED),
@@ -531,6 +535,11 @@ impl Metrics {
     /// AssumeRole requests that wait for their turn, of one cause.
     pub fn sts_queue(&self, cause: &'static str) -> IntGauge {
         self.0.sts_queue.with_label_values(&[cause])
+    }
+
+    /// A request for a session ended without a request to STS.
+    pub fn sts_turned_away(&self, reason: &'static str) {
+        self.0.sts_turned_away.with_label_values(&[reason]).inc();
     }
 
     /// AssumeRole is under way for as long as the answer lives.

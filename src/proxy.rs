@@ -282,7 +282,7 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     async fn credentials(&self, ip: IpAddr, pod: Arc<Pod>, request: &RoleRequest, seen: Seen, extended: bool) -> Outcome {
-        let answer = self.sessions.get(request).await;
+        let answer = self.sessions.get(request, &pod).await;
         let policy = &self.settings.policy;
         // A failure is told as one, also while nothing is known of the node.
         let other_node = policy.node_version() != seen.node || !policy.knows_node();
@@ -299,7 +299,8 @@ impl<A: AssumeRole> Proxy<A> {
                 self.metrics.denied("sts");
                 self.events.tell(&pod, Cause::assume_role_failed(&error));
                 if self.complaints.is_new(&pod.uid, error.name()) {
-                    warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), "no credentials for the pod: {error}");
+                    warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), advice = error.remedy(),
+                        "no credentials for the pod: {error}");
                 }
                 Outcome::Failed
             }

@@ -53,7 +53,7 @@ fn admin(answers: &Arc<tokio::sync::Semaphore>) -> Admin<Sts> {
     let of_cache = cache::Settings {
         error_ttl: Duration::from_secs(30),
         timeout: Duration::from_secs(60),
-        limits: Limits { rate: 1000, concurrency: 1000 },
+        limits: Limits { rate: 1000, max_rate: 1000, concurrency: 1000 },
     };
     let sessions = Sessions::new(Sts(answers.clone()), of_cache, clock, metrics.clone());
     let explainer = Explainer {
@@ -190,7 +190,7 @@ async fn the_state_of_the_daemon_is_noted() {
     let explainer = admin.explainer.get().unwrap();
     let (_, request) = crate::explain::look(&"shop/web".parse().unwrap(), "node-a", By::Daemon, &explainer.pods, &explainer.policy);
     answers.add_permits(1);
-    explainer.daemon.as_ref().unwrap().sessions.get(&request.unwrap()).await.unwrap_err();
+    explainer.daemon.as_ref().unwrap().sessions.get(&request.unwrap(), &explainer.pods.all()[0]).await.unwrap_err();
     assert!(matches!(&notes().await[..], [note] if note.contains("STS denies it")), "{:?}", notes().await);
     tokio::time::advance(Duration::from_secs(30)).await;
     assert_eq!(notes().await, [""; 0], "what is not remembered any more is not told");

@@ -71,7 +71,7 @@ pub(super) async fn prepare(
     info!(region = aws.region(), "STS of this region is used");
     let policy = Arc::new(policy);
     let of_sts = &config.sessions;
-    let limits = Limits { rate: of_sts.rate, concurrency: of_sts.concurrency };
+    let limits = Limits { rate: of_sts.rate, max_rate: of_sts.max_rate, concurrency: of_sts.concurrency };
     let of_cache = cache::Settings { error_ttl: of_sts.error_ttl, timeout: of_sts.timeout, limits };
     let sessions = Sessions::new(sts.clone(), of_cache, clock.clone(), metrics.clone());
     let refresh = Refresh {

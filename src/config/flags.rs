@@ -179,7 +179,13 @@ const SESSIONS: &[Flag] = &[
     ),
     value("sts-timeout", "DURATION", "5s", "Longest time that a request of a pod waits for STS, all attempts included; 100ms to 1m"),
     value("sts-rate", "NUMBER", "20", "Requests of this node to STS per second, twice as many at once; those that pods wait for go first"),
-    value("sts-concurrency", "NUMBER", "16", "Requests of this node to STS under way"),
+    value(
+        "sts-max-rate",
+        "NUMBER",
+        "",
+        "Requests per second that --sts-rate rises to while STS answers quickly and requests wait; default 5 times --sts-rate",
+    ),
+    value("sts-concurrency", "NUMBER", "16", "Requests of this node to STS under way; it rises with the rate, by the same factor"),
     switch("use-regional-sts-endpoint", "Accepted for kube2iam's sake, no effect: the regional endpoint is always used"),
 ];
 

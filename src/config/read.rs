@@ -11,10 +11,11 @@ use super::source::Source;
 use super::{
     AdminConfig, AnnotationKeys, ApiConfig, BaseRole, DEFAULT_APP_PORT, DEFAULT_ERROR_TTL, DEFAULT_MAX_STALENESS, DEFAULT_METADATA_ADDR,
     DEFAULT_METRICS_PORT, DEFAULT_POD_WAIT, DEFAULT_PREFETCH_SPREAD, DEFAULT_REDIRECT_INTERVAL, DEFAULT_SELF_TEST_INTERVAL,
-    DEFAULT_SESSION_DURATION, DEFAULT_STS_CONCURRENCY, DEFAULT_STS_RATE, DEFAULT_STS_TIMEOUT, DefaultRole, InterfaceMatch,
-    LONGEST_SDK_MARGIN, LimitsConfig, LogConfig, MetadataConfig, MetadataProfile, PatternFormat, PodsConfig, REDIRECT_INTERVALS,
-    RedirectBackend, RedirectConfig, Restrictions, RolesConfig, SELF_TEST_INTERVALS, SESSION_DURATIONS, SHORT_STALENESS,
-    SHORTEST_ERROR_TTL, STS_TIMEOUTS, SelfTestConfig, SelfTestMode, ServerConfig, ServiceAccountRoles, SessionsConfig, TokenMode,
+    DEFAULT_SESSION_DURATION, DEFAULT_STS_CONCURRENCY, DEFAULT_STS_RATE, DEFAULT_STS_RISE, DEFAULT_STS_TIMEOUT, DefaultRole,
+    InterfaceMatch, LONGEST_SDK_MARGIN, LimitsConfig, LogConfig, MetadataConfig, MetadataProfile, PatternFormat, PodsConfig,
+    REDIRECT_INTERVALS, RedirectBackend, RedirectConfig, Restrictions, RolesConfig, SELF_TEST_INTERVALS, SESSION_DURATIONS,
+    SHORT_STALENESS, SHORTEST_ERROR_TTL, STS_TIMEOUTS, SelfTestConfig, SelfTestMode, ServerConfig, ServiceAccountRoles, SessionsConfig,
+    TokenMode,
 };
 
 /// The largest limit that can be given.
@@ -255,6 +256,11 @@ pub(super) fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> S
         ));
         duration = LONGEST_CHAINED;
     }
+    let rate = limit("sts-rate", DEFAULT_STS_RATE, source);
+    let max_rate = limit("sts-max-rate", rate.saturating_mul(DEFAULT_STS_RISE), source);
+    if max_rate < rate {
+        source.mistake("--sts-max-rate is less than --sts-rate; give the same number for a rate that does not rise");
+    }
     SessionsConfig {
         duration,
         cluster,
@@ -265,7 +271,8 @@ pub(super) fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> S
         error_ttl,
         timeout,
         between,
-        rate: limit("sts-rate", DEFAULT_STS_RATE, source),
+        rate,
+        max_rate,
         concurrency: limit("sts-concurrency", DEFAULT_STS_CONCURRENCY, source) as usize,
         prefetch: source.switch("prefetch"),
         prefetch_spread: source.duration("prefetch-spread", DEFAULT_PREFETCH_SPREAD),

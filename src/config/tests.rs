@@ -95,7 +95,8 @@ const CASES: &[Case] = &[
     ("prefetch", "false", &[], |config| !config.sessions.prefetch),
     ("prefetch-spread", "0", &[], |config| config.sessions.prefetch_spread.is_zero()),
     ("sts-timeout", "2s", &[], |config| config.sessions.timeout == Duration::from_secs(2)),
-    ("sts-rate", "7", &[], |config| config.sessions.rate == 7),
+    ("sts-rate", "7", &[], |config| config.sessions.rate == 7 && config.sessions.max_rate == 35),
+    ("sts-max-rate", "20", &[], |config| config.sessions.max_rate == 20),
     ("sts-concurrency", "3", &[], |config| config.sessions.concurrency == 3),
     ("assume-role-arn", "arn:aws:iam::111122223333:role/between", &[], |config| {
         config.sessions.between.as_ref().is_some_and(|role| role.name() == "between")
@@ -742,6 +743,7 @@ fn what_is_asked_of_sts_has_its_bounds() {
         ("--prefetch-spread=25h", "a day at most"),
         ("--iam-role-error-ttl=1000y", "a day at most"),
         ("--sts-rate=0", "a number from 1"),
+        ("--sts-max-rate=19", "less than --sts-rate"),
         ("--sts-concurrency=0", "a number from 1"),
         ("--sts-concurrency=many", "a number from 1"),
         ("--assume-role-arn=between", "the ARN of a role"),

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::AssumeRoleError;
+use super::{AssumeRoleError, CHECK_ENDPOINT};
 use crate::policy::RoleRequest;
 
 /// The longest session of a role that was assumed by a session of another (IAM user guide, "Role chaining").
@@ -57,6 +57,10 @@ impl AssumeRoleError {
                 format!("STS cannot be reached: {message}"),
                 vec!["route, DNS and firewall to the regional STS endpoint, or the VPC endpoint for it".to_owned()],
             ),
+            Self::OtherRole { message } => {
+                (format!("STS answered for another session than the one that was requested: {message}"), vec![CHECK_ENDPOINT.to_owned()])
+            }
+            Self::NotAsked(why) => (why.to_string(), vec![why.advice().to_owned()]),
             Self::Failed { message } => {
                 (format!("STS failed: {message}"), vec!["ask again; if it stays so, see the state of AWS in this region".to_owned()])
             }

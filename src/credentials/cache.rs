@@ -17,18 +17,21 @@ use jiff::Timestamp;
 use moka::future::Cache;
 use moka::ops::compute::{CompResult, Op};
 use prometheus::IntCounter;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tracing::{info, warn};
 
-use super::gate::{Cause, Gate, Limits, NEARLY_ENDED};
+use super::caller::Caller;
+use super::gate::{Cause, Gate, Limits, NEARLY_ENDED, TurnedAway};
+use super::not_asked::NotAsked;
 use super::{AssumeRole, AssumeRoleError, Clock, Credentials, jitter};
 use crate::metrics::{Holdings, Metrics};
+use crate::pods::Pod;
 use crate::policy::RoleRequest;
 
+mod departure;
 mod flight;
 
-use flight::{Before, Flight, Landed, Serves, State, is_usable, pause, remembered_for};
+use flight::{Before, Flight, Serves, is_usable};
 pub use flight::{Landing, Standing};
 
 /// Nothing with less left is served while STS works: the SDKs with the longest margin (botocore) refresh, and refresh
@@ -73,6 +76,17 @@ pub struct Sessions<A> {
     follower: OnceLock<mpsc::UnboundedSender<Arc<RoleRequest>>>,
 }
 
+/// What became of a request ahead of need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ahead {
+    /// STS is being asked, or will be.
+    UnderWay,
+    /// It failed lately, and is not asked.
+    NotBegun,
+    /// It may be tried again after this time: the queue had no place for it.
+    Later(Duration),
+}
+
 fn ended() -> AssumeRoleError {
     AssumeRoleError::Failed { message: "it gave credentials that have ended; check the node's clock".to_owned() }
 }
@@ -89,9 +103,9 @@ impl<A: AssumeRole> Sessions<A> {
         sessions
     }
 
-    /// The credentials of the session that `request` describes.
-    pub async fn get(&self, request: &RoleRequest) -> Landing {
-        let landing = self.find(request).await;
+    /// The credentials of the session that `request` describes, for a pod that asks for them.
+    pub async fn get(&self, request: &RoleRequest, pod: &Pod) -> Landing {
+        let landing = self.find(request, pod).await;
         if let Ok(credentials) = &landing
             && credentials.remaining(self.clock.now()) < LEAST_REMAINING
         {
@@ -100,11 +114,11 @@ impl<A: AssumeRole> Sessions<A> {
         landing
     }
 
-    async fn find(&self, request: &RoleRequest) -> Landing {
+    async fn find(&self, request: &RoleRequest, pod: &Pod) -> Landing {
         if let Some(flight) = self.flights.get(request).await {
             match flight.serves(self.clock.now(), || self.gate.is_slow()) {
                 Serves::Credentials(credentials) => {
-                    self.raise_if_nearly_ended(&flight, &credentials);
+                    self.raise_if_nearly_ended(&flight, &credentials, || Caller::of(pod));
                     self.hits.inc();
                     return Ok(credentials);
                 }
@@ -114,27 +128,32 @@ impl<A: AssumeRole> Sessions<A> {
                 }
                 Serves::Wait => {
                     self.metrics.session_lookups("shared").inc();
-                    return self.landing_of(flight).await;
+                    return self.landing_of(flight, &Caller::of(pod)).await;
                 }
                 Serves::Nothing(_) => {}
             }
         }
-        let flight = self.board(request).await;
-        self.landing_of(flight).await
+        let caller = Caller::of(pod);
+        let flight = self.board(request, &caller).await.map_err(AssumeRoleError::NotAsked)?;
+        self.landing_of(flight, &caller).await
     }
 
-    /// The failure that would be the answer now, without asking anybody.
-    pub async fn remembered_failure(&self, request: &RoleRequest) -> Option<AssumeRoleError> {
-        match self.flights.get(request).await?.serves(self.clock.now(), || self.gate.is_slow()) {
+    /// The failure that would be the answer to this pod now, without asking anybody.
+    pub async fn remembered_failure(&self, request: &RoleRequest, pod: &Pod) -> Option<AssumeRoleError> {
+        let Some(flight) = self.flights.get(request).await else {
+            let is_turned_away = self.gate.has_no_more(&Caller::of(pod));
+            return is_turned_away.then_some(AssumeRoleError::NotAsked(NotAsked::TooManyChanges));
+        };
+        match flight.serves(self.clock.now(), || self.gate.is_slow()) {
             Serves::Failure(error) => Some(error),
             Serves::Credentials(_) | Serves::Wait | Serves::Nothing(_) => None,
         }
     }
 
     /// The flight to wait for: a new one, unless another caller has started it meanwhile.
-    async fn board(&self, request: &RoleRequest) -> Arc<Flight> {
-        let (flight, is_new) = self
-            .start(request, |flight| {
+    async fn board(&self, request: &RoleRequest, caller: &Arc<Caller>) -> Result<Arc<Flight>, NotAsked> {
+        let started = self
+            .start(request, std::slice::from_ref(caller), |flight| {
                 let before = match flight.map(|flight| flight.serves(self.clock.now(), || self.gate.is_slow())) {
                     None => Before::default(),
                     Some(Serves::Nothing(before)) => before,
@@ -144,40 +163,65 @@ impl<A: AssumeRole> Sessions<A> {
                 Some((before, cause))
             })
             .await;
-        self.metrics.session_lookups(if is_new { "miss" } else { "shared" }).inc();
-        flight
+        match started {
+            Ok((flight, is_new)) => {
+                self.metrics.session_lookups(if is_new { "miss" } else { "shared" }).inc();
+                Ok(flight)
+            }
+            Err(turned_away) => {
+                self.metrics.session_lookups("turned-away").inc();
+                Err(turned_away.why)
+            }
+        }
     }
 
-    /// Asks STS ahead of need, unless it failed lately; whether it is being asked now. What is held goes on being served.
-    pub(super) async fn ahead(&self, request: &RoleRequest) -> bool {
-        let (flight, _) = self
-            .start(request, |flight| {
+    /// Asks STS ahead of need, for the pods that need the session, unless it failed lately. What is held goes on being served.
+    pub(super) async fn ahead(&self, request: &RoleRequest, callers: &[Arc<Caller>]) -> Ahead {
+        let started = self
+            .start(request, callers, |flight| {
                 let before = flight.map_or_else(|| Some(Before::default()), |flight| flight.next(self.clock.now()))?;
                 let held = before.earlier.as_ref().is_some_and(|earlier| is_usable(earlier, self.clock.now()));
                 Some((before, if held { Cause::Renewal } else { Cause::Prefetch }))
             })
             .await;
-        matches!(flight.standing(self.clock.now()), Standing::UnderWay)
+        match started {
+            Ok((flight, _)) if matches!(flight.standing(self.clock.now()), Standing::UnderWay) => Ahead::UnderWay,
+            Ok(_) => Ahead::NotBegun,
+            Err(turned_away) => Ahead::Later(turned_away.after),
+        }
     }
 
-    /// Starts a flight where `wanted` says with what, by the one that is here; no other caller does so at the same time. The
-    /// flight that is here then, and whether it is the new one.
+    /// Starts a flight for these pods where `wanted` says with what, by the one that is here; no other caller does so at the same
+    /// time. The flight that is here then, and whether it is the new one.
     async fn start(
         &self,
         request: &RoleRequest,
+        callers: &[Arc<Caller>],
         wanted: impl Fn(Option<&Flight>) -> Option<(Before, Cause)> + Send,
-    ) -> (Arc<Flight>, bool) {
-        let depart = |(before, cause)| Arc::new(self.depart(Arc::new(request.clone()), before, cause));
+    ) -> Result<(Arc<Flight>, bool), TurnedAway> {
+        let depart = |(before, cause), is_new| self.depart(Arc::new(request.clone()), before, cause, callers, is_new).map(Arc::new);
+        let mut turned_away = None;
         let compute = |entry: Option<moka::Entry<RoleRequest, Arc<Flight>>>| {
-            let op = wanted(entry.as_ref().map(|entry| &**entry.value())).map_or(Op::Nop, |wanted| Op::Put(depart(wanted)));
+            let wanted = wanted(entry.as_ref().map(|entry| &**entry.value()));
+            let op = match wanted.map(|wanted| depart(wanted, entry.is_none())) {
+                None => Op::Nop,
+                Some(Ok(flight)) => Op::Put(flight),
+                Some(Err(why)) => {
+                    turned_away = Some(why);
+                    Op::Nop
+                }
+            };
             std::future::ready(op)
         };
         let result = self.flights.entry_by_ref(request).and_compute_with(compute).await;
+        if let Some(why) = turned_away {
+            return Err(why);
+        }
         let is_new = matches!(result, CompResult::Inserted(_) | CompResult::ReplacedWith(_));
         match result.into_entry() {
-            Some(entry) => (entry.into_value(), is_new),
+            Some(entry) => Ok((entry.into_value(), is_new)),
             // Not met: where there is none, one is started.
-            None => (depart((Before::default(), Cause::Demand)), true),
+            None => Ok((depart((Before::default(), Cause::Demand), true)?, true)),
         }
     }
 
@@ -227,9 +271,9 @@ impl<A: AssumeRole> Sessions<A> {
     }
 
     /// A caller has met credentials whose renewal must not wait for its place much longer.
-    fn raise_if_nearly_ended(&self, flight: &Flight, served: &Credentials) {
+    fn raise_if_nearly_ended(&self, flight: &Flight, served: &Credentials, caller: impl FnOnce() -> Arc<Caller>) {
         if served.remaining(self.clock.now()) < NEARLY_ENDED {
-            self.gate.raise(flight.ticket);
+            self.gate.raise(flight.ticket, &caller());
         }
     }
 
@@ -247,89 +291,13 @@ impl<A: AssumeRole> Sessions<A> {
         Holdings { sessions: last.iter().filter(|last| !last.is_zero()).count(), earliest_end: last.into_iter().min() }
     }
 
-    /// Starts a request to STS in a task of its own.
-    fn depart(&self, request: Arc<RoleRequest>, Before { earlier, failures, lapsed }: Before, cause: Cause) -> Flight {
-        let (sts, metrics, clock) = (self.sts.clone(), self.metrics.clone(), self.clock.clone());
-        let (settings, follower) = (self.settings, self.follower.get().cloned());
-        let (ticket, turn) = self.gate.queue(cause, earlier.as_ref().map(|earlier| earlier.remaining(self.clock.now())));
-        let (land, state) = watch::channel(State { earlier, lapsed, landed: None });
-        // Not a background task: it ends with its answer, and a panic in it drops `land`, which its callers see.
-        tokio::spawn(async move {
-            // Told also when it ends by a panic.
-            let _told = follower.map(|follower| Told { follower, request: request.clone() });
-            // Dropped before that, so that it is known then that nothing comes any more.
-            let land = land;
-            let Ok(mut permit) = turn.await else {
-                return;
-            };
-            let (first, mut questions) = (Instant::now(), 0);
-            let (began, cause, answer) = loop {
-                questions += 1;
-                let (began, in_flight, cause) = (Instant::now(), metrics.sts_request(), permit.cause().name());
-                let answer = sts.assume_role(&request).await;
-                drop(in_flight);
-                permit.answered(request.role(), &answer);
-                let is_needed = failures == 0 && land.borrow().earlier.as_ref().is_none_or(|kept| !is_usable(kept, clock.now()));
-                let is_late = first.elapsed() >= settings.timeout;
-                match answer {
-                    Err(error) if !is_late && permit.is_asked_again(&error, questions, is_needed) => {
-                        metrics.sts_answered(error.name(), cause, began.elapsed());
-                        info!(role = request.role().as_str(), cause, outcome = error.name(), "STS is asked once more: {error}");
-                        let Ok(next) = permit.again().await else {
-                            return;
-                        };
-                        permit = next;
-                    }
-                    answer => break (began, cause, answer),
-                }
-            };
-            drop(permit);
-            let landing = match answer {
-                // A failure as others are: remembered, and no reason to let go of what there is.
-                Ok(credentials) if !is_usable(&credentials, clock.now()) => Err(ended()),
-                answer => answer.map(Arc::new),
-            };
-            let (role, session) = (request.role().as_str(), request.session_name().as_str());
-            match &landing {
-                Ok(credentials) => {
-                    metrics.sts_answered("ok", cause, began.elapsed());
-                    info!(role, session, cause, access_key_id = %credentials.access_key_id, expires_at = %credentials.expires_at, "assumed a role");
-                }
-                Err(error) => {
-                    metrics.sts_answered(error.name(), cause, began.elapsed());
-                    // That the daemon does not know itself is told by whoever asks for it.
-                    if error.is_remembered() {
-                        let kept_until =
-                            land.borrow().earlier.as_ref().filter(|kept| is_usable(kept, clock.now())).map(|kept| kept.expires_at);
-                        warn!(role, session, cause, outcome = error.name(), ?kept_until, "cannot assume a role: {error}");
-                    }
-                }
-            }
-            land.send_modify(|State { earlier, lapsed, landed }| {
-                let held = earlier.as_ref().filter(|held| is_usable(held, clock.now()));
-                let remembered = match (&landing, held) {
-                    (Ok(_), _) => Duration::ZERO,
-                    (Err(AssumeRoleError::Throttled), Some(held)) => pause(held, clock.now(), failures, settings.error_ttl),
-                    (Err(error), _) => remembered_for(error, failures, settings.error_ttl),
-                };
-                if landing.is_ok() {
-                    (*earlier, *lapsed) = (None, false);
-                } else if held.is_none() {
-                    *lapsed |= earlier.take().is_some();
-                }
-                *landed = Some(Landed { landing, until: Instant::now() + remembered });
-            });
-        });
-        Flight { state, failures, ticket, patient_until: OnceLock::new() }
-    }
-
     /// Whether a caller waits for a new session: not where the one before is still good, and STS does not work.
     fn waits_for(&self, earlier: Option<&Credentials>, failures: u32) -> bool {
         let usable = earlier.is_some_and(|earlier| is_usable(earlier, self.clock.now()));
         !usable || (failures == 0 && self.gate.trouble().is_none())
     }
 
-    async fn landing_of(&self, flight: Arc<Flight>) -> Landing {
+    async fn landing_of(&self, flight: Arc<Flight>, caller: &Arc<Caller>) -> Landing {
         let began = Instant::now();
         // Kept for as long as this caller waits: the flight lets go of it when it lands well.
         let earlier = flight.earlier(self.clock.now());
@@ -337,10 +305,10 @@ impl<A: AssumeRole> Sessions<A> {
         if !self.waits_for(earlier.as_deref(), flight.failures)
             && let Some(earlier) = earlier
         {
-            self.raise_if_nearly_ended(&flight, &earlier);
+            self.raise_if_nearly_ended(&flight, &earlier, || caller.clone());
             return Ok(earlier);
         }
-        self.gate.raise(flight.ticket);
+        self.gate.raise(flight.ticket, caller);
         let mut state = flight.state.clone();
         let patience = PATIENCE_WITH_EARLIER.min(self.settings.timeout);
         if let Some(earlier) = &earlier
@@ -355,10 +323,7 @@ impl<A: AssumeRole> Sessions<A> {
             Ok(Ok(state)) => state.landed.as_ref().map(|landed| landed.landing.clone()),
             Ok(Err(_)) => None,
             // The request goes on: its answer is for those who ask next.
-            Err(_) => Some(Err(self
-                .gate
-                .trouble()
-                .unwrap_or_else(|| AssumeRoleError::Unreachable { message: "no session within --sts-timeout".to_owned() }))),
+            Err(_) => Some(Err(self.out_of_time(&flight))),
         };
         match landing {
             Some(Ok(credentials)) if is_usable(&credentials, self.clock.now()) => Ok(credentials),
@@ -370,22 +335,24 @@ impl<A: AssumeRole> Sessions<A> {
         }
     }
 
+    /// Why a caller who waited for `--sts-timeout` got nothing.
+    fn out_of_time(&self, flight: &Flight) -> AssumeRoleError {
+        if let Some(trouble) = self.gate.trouble() {
+            return trouble;
+        }
+        match self.gate.waits_with(flight.ticket) {
+            Some(others) => {
+                let why = NotAsked::Queued { others };
+                self.metrics.sts_turned_away(why.name());
+                AssumeRoleError::NotAsked(why)
+            }
+            None => AssumeRoleError::Unreachable { message: "no session within --sts-timeout".to_owned() },
+        }
+    }
+
     /// The wall clock.
     pub(super) fn now(&self) -> Timestamp {
         self.clock.now()
-    }
-}
-
-/// Tells the follower when dropped.
-struct Told {
-    follower: mpsc::UnboundedSender<Arc<RoleRequest>>,
-    request: Arc<RoleRequest>,
-}
-
-impl Drop for Told {
-    fn drop(&mut self) {
-        // Gone at the end of the process.
-        let _ = self.follower.send(self.request.clone());
     }
 }
 

@@ -1,40 +1,42 @@
 //! The gate in front of STS: how many requests this node makes at one time, how many in a second, and which first.
 //!
-//! STS's quota is the whole account's. So a node goes through one gate: a request that a pod waits for before one that is
-//! made ahead of need, and that before a renewal, which has time: the less of it, the earlier, and at last before what is made
-//! ahead, too. What is made ahead leaves room for pods that may come.
+//! STS's quota is the whole account's. So a node goes through one gate, whose `pace` follows what STS answers. The
+//! `queue` in front of it says who is next: fairly by namespace and pod, so that nobody can fill it for others. What is made
+//! ahead of need leaves room for pods that may come.
 //!
-//! Throttling and outages are everybody's, and slow the whole gate: the pace is halved with each that was met at the present
-//! pace, and grows again by a part with each answer that STS gives, slowly also by itself. Refusals are answers: they slow
-//! nothing. Nor do failures of the daemon's own identity, which STS does not work for. Any other failure may be one account's
-//! alone, and be in its owner's hands. It counts when roles of two accounts meet one, with no answer between them; where STS
-//! was not heard about another account for long, those of two roles are enough.
+//! A pod has an `allowance` of new sessions, and a namespace a number of places: what is beyond them is turned away, counted
+//! and logged with the pod.
 
-use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tracing::warn;
 
+use super::caller::Caller;
+use super::not_asked::NotAsked;
 use super::{AssumeRoleError, jitter};
 use crate::metrics::Metrics;
-use crate::role::RoleArn;
 
-/// The slowest pace, as a part of the full one: with 20 requests a second, one in 3 seconds.
-const SLOWEST: f64 = 1.0 / 64.0;
-/// The pace, as a part of the full one, below which what has time gives way.
-const SLOW: f64 = 0.25;
-/// What one answer gives back of the pace: little, so that a node whose STS throttles goes on leaving it to those that end soon.
-const RECOVERY: f64 = 1.0 / 64.0;
-/// The time in which all of the pace comes back by itself, and in which an answer about an account is one of lately.
-const FORGIVEN: Duration = Duration::from_secs(3600);
-/// A session with less left is nearly ended: its renewal goes before what is made ahead.
+mod allowance;
+mod lane;
+mod pace;
+mod permit;
+mod queue;
+
+use allowance::Allowances;
+use pace::Pace;
+pub(super) use permit::Permit;
+use queue::{PLACES_OF_NAMESPACE, Place, Queue, Why};
+
+/// A session with less left is nearly ended: its renewal goes before what is made ahead, and has turns of its own.
 pub(super) const NEARLY_ENDED: Duration = Duration::from_secs(5 * 60);
 /// The part of the requests under way that may be made ahead of need.
 const AHEAD: f64 = 0.75;
+/// The pause, less up to a quarter, before a request ahead of need is tried again for which the queue had no place.
+const QUEUE_WAS_FULL: Duration = Duration::from_secs(10);
 
 /// Why STS is asked. The first goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,7 +68,9 @@ impl Cause {
 pub struct Limits {
     /// Requests in a second; twice as many at once.
     pub rate: u32,
-    /// Requests under way.
+    /// Requests in a second to which the rate rises while STS answers quickly and requests wait. Not less than `rate`.
+    pub max_rate: u32,
+    /// Requests under way, at `rate`. It rises with the rate, by the same factor.
     pub concurrency: usize,
 }
 
@@ -76,213 +80,277 @@ pub(super) struct Gate(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    limits: Limits,
     metrics: Metrics,
     state: Mutex<State>,
 }
 
-/// A place in the queue: what ends first goes first, and then who came first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Ticket {
-    ends: Option<Instant>,
-    number: u64,
+/// A place in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Ticket(u64);
+
+/// What a place leads to: leave to ask STS once, or why there is none.
+pub(super) type Turn = Result<Permit, NotAsked>;
+
+/// A request as it comes to the gate.
+#[derive(Debug)]
+pub(super) struct Application<'a> {
+    /// Why STS is asked.
+    pub(super) cause: Cause,
+    /// How long the session lasts that is held; `None` where none is.
+    pub(super) left: Option<Duration>,
+    /// The pods that need the session. One at least, where none is held.
+    pub(super) callers: &'a [Arc<Caller>],
+    /// Whether it is for a session that STS was not asked for before.
+    pub(super) is_new: bool,
+}
+
+/// A request was turned away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TurnedAway {
+    /// Why.
+    pub(super) why: NotAsked,
+    /// When it may be tried again.
+    pub(super) after: Duration,
 }
 
 #[derive(Debug)]
 struct State {
-    /// Requests that may be made at once; below zero, there is longer to wait.
-    tokens: f64,
-    counted_at: Instant,
-    /// From [`SLOWEST`] to 1.
-    pace: f64,
-    /// Grows when the pace is lowered: what was begun before says nothing of the new pace.
-    epoch: u64,
-    /// Whose failure was the last that may be one account's alone; none since an answer.
-    suspect: Option<Whose>,
-    /// The accounts that STS answered about last, and when: two that differ.
-    answered: [Option<(u64, Instant)>; 2],
-    /// What lowered the pace, until STS answers.
-    trouble: Option<AssumeRoleError>,
+    pace: Pace,
+    queue: Queue,
+    allowances: Allowances,
     under_way: usize,
-    waiting: BTreeMap<(Cause, Ticket), oneshot::Sender<Permit>>,
     next_ticket: u64,
     timer: Option<(Instant, AbortHandle)>,
 }
 
-/// Leave to ask STS once, until dropped.
-#[derive(Debug)]
-pub(super) struct Permit {
-    gate: Gate,
-    cause: Cause,
-    ticket: Ticket,
-    epoch: u64,
-}
-
-/// A role and its account, by their hashes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Whose {
-    account: u64,
-    role: u64,
-}
-
-impl Whose {
-    fn of(role: &RoleArn) -> Self {
-        Self { account: hash(role.account()), role: hash(role) }
-    }
-}
-
-fn hash(of: impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    of.hash(&mut hasher);
-    hasher.finish()
-}
-
 impl State {
-    /// Tokens that can be saved up.
-    fn most(&self, limits: Limits) -> f64 {
-        (2.0 * f64::from(limits.rate) * self.pace).max(1.0)
-    }
-
-    fn count(&mut self, limits: Limits, now: Instant) {
-        let passed = now.saturating_duration_since(self.counted_at).as_secs_f64();
-        self.counted_at = now;
-        let before = self.pace;
-        self.pace = (self.pace + passed / FORGIVEN.as_secs_f64()).min(1.0);
-        let on_average = f64::midpoint(before, self.pace);
-        self.tokens = (self.tokens + passed * f64::from(limits.rate) * on_average).min(self.most(limits));
-    }
-
     /// Tokens that there must be for this request to be made.
-    fn needed(&self, limits: Limits, cause: Cause) -> f64 {
-        match cause {
-            Cause::Demand => 1.0,
-            Cause::Prefetch | Cause::Renewal => (self.most(limits) / 2.0).max(1.0),
+    fn needed(&self, why: Why) -> f64 {
+        match why {
+            Why::Waits | Why::EndsSoon => 1.0,
+            Why::Ahead | Why::Renews => (self.pace.most() / 2.0).max(1.0),
         }
     }
 
-    fn has_room(&self, limits: Limits, cause: Cause) -> bool {
-        let all = (part(limits.concurrency, self.pace)).max(1);
-        let most = if cause == Cause::Demand { all } else { part(all, AHEAD).max(1) };
+    fn has_room(&self, why: Why) -> bool {
+        let all = self.pace.concurrency();
+        let most = match why {
+            Why::Waits | Why::EndsSoon => all,
+            Why::Ahead | Why::Renews => pace::part(all, AHEAD).max(1),
+        };
         self.under_way < most
     }
 
-    /// Who goes next: a pod that waits; then the renewal that ends first, if it is nearly ended; then what is made ahead.
-    fn next(&self, now: Instant) -> Option<(Cause, Ticket)> {
-        let first = *self.waiting.keys().next()?;
-        let renewal = || self.waiting.range((Cause::Renewal, Ticket::FIRST)..).next().map(|(place, _)| *place);
-        let ends_soon = |ticket: &Ticket| ticket.ends.is_some_and(|ends| ends.saturating_duration_since(now) < NEARLY_ENDED);
-        match first.0 {
-            Cause::Prefetch => Some(renewal().filter(|(_, ticket)| ends_soon(ticket)).unwrap_or(first)),
-            Cause::Demand | Cause::Renewal => Some(first),
+    /// The pods by whose turns a request for a session that is not held may go: the first of each namespace that has a place
+    /// left, in their order.
+    fn admitted(&self, callers: &[Arc<Caller>], is_new: bool, now: Instant) -> Result<Vec<Arc<Caller>>, TurnedAway> {
+        let (mut admitted, mut after): (Vec<Arc<Caller>>, Option<Duration>) = (Vec::new(), None);
+        let mut is_full = false;
+        for caller in callers {
+            if admitted.iter().any(|other| other.namespace == caller.namespace) {
+                continue;
+            }
+            match self.allowances.wait(&caller.uid, is_new, now) {
+                Some(wait) => after = Some(after.map_or(wait, |after| after.min(wait))),
+                None if self.queue.of_namespace(&caller.namespace) >= PLACES_OF_NAMESPACE => is_full = true,
+                None => admitted.push(caller.clone()),
+            }
+        }
+        match after {
+            _ if !admitted.is_empty() => Ok(admitted),
+            Some(after) if !is_full => Err(TurnedAway { why: NotAsked::TooManyChanges, after }),
+            _ => Err(queue_full()),
         }
     }
 
-    /// STS answered about a role of this account.
-    fn heard_about(&mut self, account: u64, now: Instant) {
-        self.suspect = None;
-        let [last, before] = self.answered;
-        let before = if last.is_some_and(|(other, _)| other != account) { last } else { before };
-        self.answered = [Some((account, now)), before];
+    /// A pod needs one session at a time. Where its places are taken, the request that waits for it alone is for one that it
+    /// needed before, and makes room.
+    fn supersede(&mut self, caller: &Caller, is_new: bool, now: Instant) -> Option<Place> {
+        if !self.allowances.lacks_place_alone(&caller.uid, is_new, now) {
+            return None;
+        }
+        let ticket = self.queue.waiting_for_alone(caller)?;
+        self.withdraw(ticket, now)
     }
 
-    /// Whether this failure, after the one before it, is everybody's.
-    fn is_outage(&mut self, whose: Whose, now: Instant) -> bool {
-        let Some(before) = self.suspect.replace(whose) else {
-            return false;
-        };
-        let lately = |at: Instant| now.saturating_duration_since(at) < FORGIVEN;
-        let others = self.answered.iter().flatten().any(|(account, at)| *account != whose.account && lately(*at));
-        before.account != whose.account || (before.role != whose.role && !others)
+    /// Takes a place out, with what it counts for.
+    fn withdraw(&mut self, ticket: Ticket, now: Instant) -> Option<Place> {
+        let place = self.queue.remove(ticket)?;
+        if place.is_counted() {
+            for caller in &place.callers {
+                self.allowances.leave_place(&caller.uid);
+            }
+        }
+        if let Some(first) = place.callers.first()
+            && place.is_charged
+        {
+            self.allowances.refund(&first.uid, now);
+        }
+        Some(place)
     }
 }
 
-impl Ticket {
-    /// Before all others.
-    const FIRST: Self = Self { ends: None, number: 0 };
-}
-
-/// A part of a number, rounded down.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a small number and a part of it")]
-fn part(of: usize, part: f64) -> usize {
-    (of as f64 * part) as usize
+fn queue_full() -> TurnedAway {
+    TurnedAway { why: NotAsked::QueueFull, after: jitter::spread(QUEUE_WAS_FULL) }
 }
 
 impl Gate {
     /// An open gate.
     pub(super) fn new(limits: Limits, metrics: Metrics) -> Self {
         let state = State {
-            tokens: 2.0 * f64::from(limits.rate),
-            counted_at: Instant::now(),
-            pace: 1.0,
-            epoch: 0,
-            suspect: None,
-            answered: [None; 2],
-            trouble: None,
+            pace: Pace::new(limits),
+            queue: Queue::default(),
+            allowances: Allowances::default(),
             under_way: 0,
-            waiting: BTreeMap::new(),
             next_ticket: 0,
             timer: None,
         };
-        Self(Arc::new(Inner { limits, metrics, state: Mutex::new(state) }))
+        Self(Arc::new(Inner { metrics, state: Mutex::new(state) }))
     }
 
-    /// Takes a place in the queue, for a session that has so much left without this; `None`: there is none. The turn comes by
-    /// the receiver; that ends without one where the place is withdrawn.
-    pub(super) fn queue(&self, cause: Cause, left: Option<Duration>) -> (Ticket, oneshot::Receiver<Permit>) {
-        let ticket = {
+    /// Takes a place in the queue. The turn comes by the receiver, also where the place is withdrawn.
+    pub(super) fn queue(&self, application: &Application<'_>) -> Result<(Ticket, oneshot::Receiver<Turn>), TurnedAway> {
+        let Application { cause, left, callers, is_new } = *application;
+        let now = Instant::now();
+        let (mut given_up, mut superseded) = (None, None);
+        let taken = {
             let mut state = self.lock();
-            let ticket = Ticket { ends: left.map(|left| Instant::now() + left), number: state.next_ticket };
-            state.next_ticket += 1;
-            ticket
+            if let ([caller], None) = (callers, left) {
+                superseded = state.supersede(caller, is_new, now);
+            }
+            let admitted = if left.is_some() { Ok(callers.to_vec()) } else { state.admitted(callers, is_new, now) };
+            let admitted = admitted.and_then(|admitted| {
+                let Some(first) = admitted.first().filter(|_| left.is_none()) else {
+                    return Ok(admitted);
+                };
+                let ticket = state.queue.to_give_up(&first.namespace).ok_or_else(queue_full)?;
+                given_up = ticket.and_then(|ticket| state.withdraw(ticket, now));
+                Ok(admitted)
+            });
+            admitted.map(|admitted| {
+                if left.is_none() {
+                    for caller in &admitted {
+                        state.allowances.take_place(&caller.uid, now);
+                    }
+                }
+                let is_charged = left.is_none() && is_new;
+                if let Some(first) = admitted.first().filter(|_| is_charged) {
+                    state.allowances.charge(&first.uid, now);
+                }
+                let ticket = Ticket(state.next_ticket);
+                state.next_ticket += 1;
+                let ends = left.map(|left| now + left);
+                let (sender, turn) = oneshot::channel();
+                state.queue.insert(ticket, Place { cause, ends, callers: admitted, is_charged, sender });
+                (ticket, turn)
+            })
         };
-        (ticket, self.queue_as(cause, ticket))
+        if let Some(place) = superseded {
+            self.end(place, NotAsked::Superseded);
+        }
+        if let Some(place) = given_up {
+            self.end(place, NotAsked::QueueFull);
+        }
+        match &taken {
+            Ok(_) => {
+                self.0.metrics.sts_queue(cause.name()).inc();
+                self.dispatch();
+            }
+            Err(turned_away) => self.turn_away(turned_away.why, callers.first()),
+        }
+        taken
     }
 
-    fn queue_as(&self, cause: Cause, ticket: Ticket) -> oneshot::Receiver<Permit> {
-        let (sender, turn) = oneshot::channel();
-        {
-            let mut state = self.lock();
-            state.waiting.insert((cause, ticket), sender);
-            self.0.metrics.sts_queue(cause.name()).inc();
+    /// Ends a request that was taken out of the queue.
+    fn end(&self, place: Place, why: NotAsked) {
+        self.0.metrics.sts_queue(place.cause.name()).dec();
+        match why {
+            NotAsked::Superseded => self.0.metrics.sts_turned_away(why.name()),
+            _ => self.turn_away(why, place.callers.first()),
         }
-        self.dispatch();
-        turn
+        // Who has gone does not hear it.
+        let _ = place.sender.send(Err(why));
+    }
+
+    /// Counts and logs that a request was turned away.
+    fn turn_away(&self, why: NotAsked, caller: Option<&Arc<Caller>>) {
+        self.0.metrics.sts_turned_away(why.name());
+        let Some(caller) = caller else { return };
+        // A full queue is its namespace's, whose pods may be many.
+        let subject = if why == NotAsked::QueueFull { &caller.namespace } else { &caller.uid.0 };
+        if self.lock().allowances.is_log_due(subject, Instant::now()) {
+            warn!(
+                event = "sts-request-turned-away",
+                namespace = &*caller.namespace,
+                pod = &*caller.name,
+                uid = &*caller.uid.0,
+                reason = why.name(),
+                advice = why.advice(),
+                "turned away a request for a session; trying again later: {why}"
+            );
+        }
     }
 
     /// A pod waits for it now. Without effect where its turn has come.
-    pub(super) fn raise(&self, ticket: Ticket) {
+    pub(super) fn raise(&self, ticket: Ticket, caller: &Arc<Caller>) {
         {
+            let now = Instant::now();
             let mut state = self.lock();
-            let Some((cause, sender)) = take(&mut state, ticket) else {
+            let Some(place) = state.queue.get(ticket) else { return };
+            let is_known = place.callers.iter().any(|other| other.uid == caller.uid);
+            let is_counted = place.is_counted();
+            // Where the pod's places are taken, the request goes by the turns of the others.
+            let joins = !is_known && (!is_counted || state.allowances.wait(&caller.uid, false, now).is_none());
+            if place.cause == Cause::Demand && !joins {
                 return;
-            };
-            self.0.metrics.sts_queue(cause.name()).dec();
+            }
+            let Some(mut place) = state.queue.remove(ticket) else { return };
+            if joins {
+                if is_counted {
+                    state.allowances.take_place(&caller.uid, now);
+                }
+                place.callers.push(caller.clone());
+            }
+            self.0.metrics.sts_queue(place.cause.name()).dec();
             self.0.metrics.sts_queue(Cause::Demand.name()).inc();
-            state.waiting.insert((Cause::Demand, ticket), sender);
+            place.cause = Cause::Demand;
+            state.queue.insert(ticket, place);
         }
         self.dispatch();
     }
 
-    /// Nobody needs it any more. A place that a pod waits for is kept: the pod is told what becomes of it.
+    /// No pod needs it any more. Without effect where its turn has come.
     pub(super) fn withdraw(&self, ticket: Ticket) {
-        let taken = take(&mut self.lock(), ticket);
-        if let Some((cause, _)) = taken {
-            self.0.metrics.sts_queue(cause.name()).dec();
+        let taken = self.lock().withdraw(ticket, Instant::now());
+        if let Some(place) = taken {
+            self.end(place, NotAsked::Superseded);
         }
         // What stood behind it may need fewer tokens, or a timer.
         self.dispatch();
     }
 
+    /// Whether a new session of this pod would be turned away for what the pod did before.
+    pub(super) fn has_no_more(&self, caller: &Caller) -> bool {
+        self.lock().allowances.wait(&caller.uid, true, Instant::now()).is_some()
+    }
+
+    /// How many others wait for the same cause, where this one still waits for its turn.
+    pub(super) fn waits_with(&self, ticket: Ticket) -> Option<usize> {
+        let state = self.lock();
+        let cause = state.queue.get(ticket)?.cause;
+        Some(state.queue.of_cause(cause).saturating_sub(1))
+    }
+
     /// What keeps the gate from its full pace, where STS has not answered since.
     pub(super) fn trouble(&self) -> Option<AssumeRoleError> {
-        self.lock().trouble.clone()
+        self.lock().pace.trouble()
     }
 
     /// Whether so little is let in that it is for those who need it soon.
     pub(super) fn is_slow(&self) -> bool {
         let mut state = self.lock();
-        state.count(self.0.limits, Instant::now());
-        state.pace < SLOW
+        state.pace.count(Instant::now());
+        state.pace.is_slow()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -294,30 +362,38 @@ impl Gate {
     fn dispatch(&self) {
         let mut turns = Vec::new();
         {
-            let (limits, now) = (self.0.limits, Instant::now());
+            let now = Instant::now();
             let mut state = self.lock();
-            state.count(limits, now);
-            while let Some((cause, ticket)) = state.next(now)
-                && state.has_room(limits, cause)
+            state.pace.count(now);
+            while let Some((ticket, why)) = state.queue.next(now)
+                && state.has_room(why)
             {
-                let short = state.needed(limits, cause) - state.tokens;
-                // Less than a request in a million seconds is a matter of rounding.
-                if short > 1e-6 {
-                    let wait = Duration::from_secs_f64(short / (f64::from(limits.rate) * state.pace)) + Duration::from_millis(1);
+                if state.queue.get(ticket).is_some_and(|place| place.sender.is_closed()) {
+                    // Whoever waited for it has gone.
+                    if let Some(place) = state.withdraw(ticket, now) {
+                        self.0.metrics.sts_queue(place.cause.name()).dec();
+                    }
+                    continue;
+                }
+                if let Some(wait) = state.pace.until(state.needed(why)) {
                     self.wake_at(&mut state, now + wait);
                     break;
                 }
-                if let Some(sender) = state.waiting.remove(&(cause, ticket)) {
-                    state.tokens -= 1.0;
-                    state.under_way += 1;
-                    turns.push((sender, Permit { gate: self.clone(), cause, ticket, epoch: state.epoch }));
+                let Some(mut place) = state.queue.take(ticket, why) else { break };
+                state.pace.take();
+                state.under_way += 1;
+                if place.is_counted() {
+                    let others = place.callers.drain(1.min(place.callers.len())..);
+                    others.for_each(|other| state.allowances.leave_place(&other.uid));
                 }
+                let Place { cause, ends, callers, sender, .. } = place;
+                turns.push((sender, Permit { gate: self.clone(), cause, ticket, ends, callers, epoch: state.pace.epoch(), began: now }));
             }
         }
         for (sender, permit) in turns {
             self.0.metrics.sts_queue(permit.cause.name()).dec();
             // Who has gone gives the permit back by dropping it.
-            let _ = sender.send(permit);
+            let _ = sender.send(Ok(permit));
         }
     }
 
@@ -338,79 +414,6 @@ impl Gate {
             }
         });
         state.timer = Some((at, timer.abort_handle()));
-    }
-}
-
-fn take(state: &mut State, ticket: Ticket) -> Option<(Cause, oneshot::Sender<Permit>)> {
-    [Cause::Prefetch, Cause::Renewal].into_iter().find_map(|cause| Some((cause, state.waiting.remove(&(cause, ticket))?)))
-}
-
-impl Permit {
-    /// Why STS is asked.
-    pub(super) fn cause(&self) -> Cause {
-        self.cause
-    }
-
-    /// What STS answered about this role.
-    pub(super) fn answered<T>(&self, role: &RoleArn, answer: &Result<T, AssumeRoleError>) {
-        let (whose, now) = (Whose::of(role), Instant::now());
-        let mut state = self.gate.lock();
-        match answer {
-            Err(error) if !error.is_refusal() => match error {
-                // It cost STS nothing: others may be asked for instead.
-                AssumeRoleError::IdentityUnknown(_) => state.tokens = (state.tokens + 1.0).min(state.most(self.gate.0.limits)),
-                // Whoever renews them has them for all.
-                AssumeRoleError::OwnIdentity { .. } => {}
-                _ if self.epoch != state.epoch => {}
-                AssumeRoleError::Throttled => slow_down(&mut state, error),
-                _ => {
-                    if state.is_outage(whose, now) {
-                        slow_down(&mut state, error);
-                    }
-                }
-            },
-            _ => {
-                state.heard_about(whose.account, now);
-                if self.epoch == state.epoch {
-                    state.pace = (state.pace + RECOVERY).min(1.0);
-                    state.trouble = None;
-                }
-            }
-        }
-    }
-
-    /// Whether the next question may have a better answer than this one, and is worth it now: for a shorter session; or after a lost
-    /// connection or a failure, once, where it `is_needed` and it is not known that all meet the same.
-    pub(super) fn is_asked_again(&self, error: &AssumeRoleError, questions: u32, is_needed: bool) -> bool {
-        match error {
-            AssumeRoleError::TooLong { .. } => questions <= 2,
-            AssumeRoleError::Unreachable { .. } | AssumeRoleError::Failed { .. } => {
-                let trouble = self.gate.trouble();
-                let is_outage = matches!(trouble, Some(AssumeRoleError::Unreachable { .. } | AssumeRoleError::Failed { .. }));
-                questions == 1 && is_needed && !is_outage
-            }
-            _ => false,
-        }
-    }
-
-    /// Leave to ask once more, for the same reason, when its turn comes again.
-    pub(super) fn again(self) -> oneshot::Receiver<Permit> {
-        self.gate.queue_as(self.cause, self.ticket)
-    }
-}
-
-fn slow_down(state: &mut State, error: &AssumeRoleError) {
-    state.epoch += 1;
-    state.pace = (state.pace / 2.0).max(SLOWEST);
-    // What was saved up is gone, and up to one more, so that nodes do not come back together.
-    state.tokens = state.tokens.min(0.0) - jitter::fraction();
-    state.trouble = Some(error.clone());
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.gate.lock().under_way -= 1;
-        self.gate.dispatch();
     }
 }
 

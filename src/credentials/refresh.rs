@@ -16,7 +16,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::cache::{Sessions, Standing};
+use super::cache::{Ahead, Sessions, Standing};
+use super::caller::Caller;
 use super::{AssumeRole, Credentials, jitter};
 use crate::pods::{Pod, PodUid, Pods, Surroundings};
 use crate::policy::{Decision, Policy, RoleRequest};
@@ -50,6 +51,7 @@ pub struct Refresh<A> {
 #[derive(Debug)]
 struct Followed {
     pod: Arc<Pod>,
+    caller: Arc<Caller>,
     around: Surroundings,
     node_version: u64,
     /// It was here before the daemon.
@@ -64,7 +66,8 @@ struct Followed {
 /// A session that is needed.
 #[derive(Debug, Default)]
 struct Wanted {
-    pods: usize,
+    /// By whom.
+    pods: HashMap<PodUid, Arc<Caller>>,
     due: Option<(Instant, u64)>,
 }
 
@@ -141,13 +144,13 @@ impl<A: AssumeRole> Follower<A> {
         let (mut given_up, mut decisions) = (Vec::new(), 0);
         for (pod, around) in pods {
             let known = self.followed.get_mut(&pod.uid);
-            let (early, before) = match known {
+            let (early, before, caller) = match known {
                 Some(known) if known.decided && known.is_of(&pod, &around, node_version) => {
                     known.look = look;
                     continue;
                 }
-                Some(known) => (known.early, known.wants.take()),
-                None => (early, None),
+                Some(known) => (known.early, known.wants.take(), known.caller.clone()),
+                None => (early, None, Caller::of(&pod)),
             };
             decisions += 1;
             let verdict = self.decide(&pod, &around);
@@ -156,19 +159,19 @@ impl<A: AssumeRole> Follower<A> {
             let wants = match (wants, before) {
                 (Some(request), Some(before)) if request == *before => Some(before),
                 (wants, before) => {
-                    given_up.extend(before);
+                    given_up.extend(before.map(|before| (before, caller.uid.clone())));
                     match wants {
-                        Some(request) => Some(self.want(request, early).await),
+                        Some(request) => Some(self.want(request, &caller, early).await),
                         None => None,
                     }
                 }
             };
-            self.followed.insert(pod.uid.clone(), Followed { pod, around, node_version, early, decided, wants, look });
+            self.followed.insert(pod.uid.clone(), Followed { pod, caller, around, node_version, early, decided, wants, look });
         }
-        self.followed.retain(|_, followed| {
+        self.followed.retain(|uid, followed| {
             let stays = followed.look == look;
             if !stays {
-                given_up.extend(followed.wants.take());
+                given_up.extend(followed.wants.take().map(|request| (request, uid.clone())));
             }
             stays
         });
@@ -189,9 +192,9 @@ impl<A: AssumeRole> Follower<A> {
     }
 
     /// One more pod needs this session.
-    async fn want(&mut self, request: RoleRequest, early: bool) -> Arc<RoleRequest> {
+    async fn want(&mut self, request: RoleRequest, caller: &Arc<Caller>, early: bool) -> Arc<RoleRequest> {
         let request = self.wanted.get_key_value(&request).map_or_else(|| Arc::new(request), |(request, _)| request.clone());
-        self.wanted.entry(request.clone()).or_default().pods += 1;
+        self.wanted.entry(request.clone()).or_default().pods.insert(caller.uid.clone(), caller.clone());
         if self.of.sessions.standing(&request).await.is_some() {
             if self.wanted.get(&request).is_some_and(|wanted| wanted.due.is_none()) {
                 self.schedule(&request).await;
@@ -207,14 +210,14 @@ impl<A: AssumeRole> Follower<A> {
     }
 
     /// One pod less needs each of these sessions.
-    async fn give_up(&mut self, given_up: &[Arc<RoleRequest>]) {
+    async fn give_up(&mut self, given_up: &[(Arc<RoleRequest>, PodUid)]) {
         let mut unneeded = Vec::new();
-        for request in given_up {
+        for (request, uid) in given_up {
             let Some(wanted) = self.wanted.get_mut(request) else {
                 continue;
             };
-            wanted.pods -= 1;
-            if wanted.pods == 0 {
+            wanted.pods.remove(uid);
+            if wanted.pods.is_empty() {
                 if let Some(due) = wanted.due {
                     self.due.remove(&due);
                 }
@@ -263,16 +266,20 @@ impl<A: AssumeRole> Follower<A> {
             && first.key().0 <= now
         {
             let request = first.remove();
+            let mut callers = Vec::new();
             if let Some(wanted) = self.wanted.get_mut(&request) {
                 wanted.due = None;
+                callers.extend(wanted.pods.values().cloned());
             }
             if let Some(later) = self.of.sessions.gives_way(&request).await {
                 self.set_due(&request, now + later);
                 continue;
             }
-            if !self.of.sessions.ahead(&request).await {
+            match self.of.sessions.ahead(&request, &callers).await {
+                Ahead::UnderWay => {}
                 // It failed meanwhile, for a pod that asked.
-                self.schedule(&request).await;
+                Ahead::NotBegun => self.schedule(&request).await,
+                Ahead::Later(after) => self.set_due(&request, now + after),
             }
         }
     }

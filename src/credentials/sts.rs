@@ -30,12 +30,12 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::advice::CHECK_CREDENTIALS;
 use super::duration::Durations;
 use super::identity::Inquiry;
-use super::{AssumeRole, AssumeRoleError, Clock, Credentials, StsOfNode};
+use super::{AssumeRole, AssumeRoleError, CHECK_ENDPOINT, Clock, Credentials, StsOfNode};
 use crate::metrics::Metrics;
 use crate::policy::node::{Known, NodeIdentity};
 use crate::policy::{self, RoleRequest};
@@ -44,6 +44,7 @@ use crate::telemetry::chain;
 
 mod observer;
 mod own;
+mod whose;
 
 use observer::{Date, Endpoint};
 use own::Own;
@@ -293,7 +294,17 @@ impl Sts {
         if let Err(AssumeRoleError::OwnIdentity { .. }) = &answer {
             self.doubt.notify_one();
         }
-        answer?.credentials.ok_or_else(incomplete)
+        let answer = answer?;
+        whose::check(request, answer.assumed_role_user()).inspect_err(|error| {
+            error!(
+                event = "sts-answered-for-another-role",
+                role = request.role().as_str(),
+                session = request.session_name().as_str(),
+                advice = CHECK_ENDPOINT,
+                "discarded credentials from STS: {error}"
+            );
+        })?;
+        answer.credentials.ok_or_else(incomplete)
     }
 }
 

@@ -35,6 +35,8 @@ struct State {
     of_roles: Mutex<HashMap<String, Answer>>,
     /// Each call takes one permit with it before it answers.
     gate: Semaphore,
+    /// How long an answer takes.
+    latency: Mutex<Duration>,
 }
 
 impl FakeSts {
@@ -46,6 +48,7 @@ impl FakeSts {
             always: Mutex::default(),
             of_roles: Mutex::default(),
             gate: Semaphore::new(Semaphore::MAX_PERMITS / 2),
+            latency: Mutex::default(),
         }))
     }
 
@@ -94,6 +97,11 @@ impl FakeSts {
         self.0.gate.add_permits(Semaphore::MAX_PERMITS / 2);
     }
 
+    /// Calls are answered after this time from now on.
+    pub(super) fn set_latency(&self, latency: Duration) {
+        *self.0.latency.lock().unwrap() = latency;
+    }
+
     fn answer(&self, request: &RoleRequest) -> Answer {
         let of_role = self.0.of_roles.lock().unwrap_or_else(PoisonError::into_inner).get(request.role().name()).cloned();
         let next = || self.0.answers.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
@@ -110,6 +118,10 @@ impl AssumeRole for FakeSts {
             calls.len()
         };
         self.0.gate.acquire().await.unwrap().forget();
+        let latency = *self.0.latency.lock().unwrap_or_else(PoisonError::into_inner);
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
         match self.answer(request) {
             Answer::Session(seconds) => {
                 let issued_at = self.0.clock.now();
@@ -131,9 +143,17 @@ impl AssumeRole for FakeSts {
 pub(super) fn request(role: &str) -> RoleRequest {
     let rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), ..Rules::default() };
     let policy = Policy::new(rules, crate::policy::node::NodeIdentity::default()).unwrap();
-    let pod = Pod {
+    match policy.decide(&pod(role), &Surroundings::default()) {
+        Decision::Allow { request, .. } => request,
+        Decision::Deny(denial) => panic!("{denial}"),
+    }
+}
+
+/// The one pod that has this role.
+pub(super) fn pod(role: &str) -> Pod {
+    Pod {
         service_account: "default".to_owned(),
-        uid: PodUid("uid".into()),
+        uid: PodUid(format!("uid-of-{role}").into()),
         namespace: "default".to_owned(),
         name: "pod".to_owned(),
         role: Some(role.to_owned()),
@@ -146,10 +166,6 @@ pub(super) fn request(role: &str) -> RoleRequest {
         host_network: false,
         sandbox: Default::default(),
         may_have_net_raw: false,
-    };
-    match policy.decide(&pod, &Surroundings::default()) {
-        Decision::Allow { request, .. } => request,
-        Decision::Deny(denial) => panic!("{denial}"),
     }
 }
 

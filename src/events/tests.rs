@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
 use super::*;
+use crate::credentials::not_asked::NotAsked;
 use crate::pods::PodUid;
 use crate::policy::denial::{NamespaceList, RoleMistake, RoleSource};
 use crate::policy::patterns::Mistake;
@@ -85,6 +86,11 @@ pub(super) fn failures() -> Vec<AssumeRoleError> {
         AssumeRoleError::OwnIdentity { message: message(), advice: "look there".into() },
         AssumeRoleError::Unreachable { message: message() },
         AssumeRoleError::Failed { message: message() },
+        AssumeRoleError::OtherRole { message: message() },
+        AssumeRoleError::NotAsked(NotAsked::TooManyChanges),
+        AssumeRoleError::NotAsked(NotAsked::QueueFull),
+        AssumeRoleError::NotAsked(NotAsked::Queued { others: 7 }),
+        AssumeRoleError::NotAsked(NotAsked::Superseded),
         AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Unreachable { message: message() })),
     ]
 }
@@ -115,7 +121,7 @@ fn owners_are_told_of_what_they_can_change_alone() {
         assert_eq!((Cause::denied(denial).is_none(), Cause::would_be_denied(denial).is_none()), (passes, passes), "{denial:?}");
     }
     let told: Vec<_> = failures().iter().filter_map(Cause::assume_role_failed).map(Cause::name).collect();
-    assert_eq!(told, ["denied", "invalid"]);
+    assert_eq!(told, ["denied", "invalid", "too-many-changes", "queue-full"]);
 }
 
 /// Whoever may write annotations could else find out the node's role, its partition and its ceiling.

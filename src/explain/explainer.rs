@@ -86,12 +86,12 @@ impl<A: StsOfNode> Explainer<A> {
     /// Explains, and asks nobody.
     pub async fn explain(&self, pod: &PodName) -> Report {
         let (mut report, request) = self.look(pod);
-        self.note_state(&mut report, request.as_ref()).await;
+        self.note_state(&mut report, pod, request.as_ref()).await;
         report
     }
 
     /// What keeps a pod that may have its role from getting it all the same.
-    async fn note_state(&self, report: &mut Report, request: Option<&RoleRequest>) {
+    async fn note_state(&self, report: &mut Report, name: &PodName, request: Option<&RoleRequest>) {
         let Some(daemon) = &self.daemon else { return };
         let pending = daemon.readiness.pending();
         if !pending.is_empty() {
@@ -108,11 +108,17 @@ impl<A: StsOfNode> Explainer<A> {
             report.notes.extend(daemon.limits.of(&pod.uid).iter().map(ToString::to_string));
         }
         if let Some(request) = request
-            && let Some(error) = daemon.sessions.remembered_failure(request).await
+            && let Some((pod, _)) = self.pods.named(name.namespace(), name.name())
+            && let Some(error) = daemon.sessions.remembered_failure(request, &pod).await
         {
-            report.notes.push(format!(
-                "STS gave no credentials for this session lately, and pods are answered so until it is asked again: {error}"
-            ));
+            report.notes.push(match error {
+                AssumeRoleError::NotAsked(why) => {
+                    format!("a request of this pod for a session is turned away now: {why}; {}", why.advice())
+                }
+                error => {
+                    format!("STS gave no credentials for this session lately, and pods are answered so until it is asked again: {error}")
+                }
+            });
         }
     }
 
@@ -135,7 +141,7 @@ impl<A: StsOfNode> Explainer<A> {
         let who = self.sts.own_identity().await;
         // Who asks is part of the decision: it is made again with what is known now.
         let (mut report, request) = self.look(pod);
-        self.note_state(&mut report, request.as_ref()).await;
+        self.note_state(&mut report, pod, request.as_ref()).await;
         let Some(request) = request else { return Ok(report) };
         let answer = match &who {
             Ok(_) => self.ask(&request).await,

@@ -91,7 +91,7 @@ fn node_of(identity: NodeIdentity, tokens: TokenMode, known: &[(&str, &str, Opti
         writer.write(|index| index.apply(pod(name, at, *role)));
     }
     let metrics = Metrics::new();
-    let limits = Limits { rate: 1000, concurrency: 1000 };
+    let limits = Limits { rate: 1000, max_rate: 1000, concurrency: 1000 };
     let of_cache = cache::Settings { error_ttl: Duration::from_secs(30), timeout: Duration::from_secs(60), limits };
     let sessions = Sessions::new(sts.clone(), of_cache, clock.clone(), metrics.clone());
     let access = Access::new(MetadataProfile::Base, Patterns::new(PatternFormat::Glob, None, Vec::new()).unwrap());

@@ -145,7 +145,7 @@ fn every_value_of_a_label_is_documented() {
     });
     let audited = audited.flat_map(|line| literals_after(line, "=> ")).collect();
     let mut outcomes = literals_after(between(between(&credentials, "impl AssumeRoleError {", "\n}\n"), "fn name(", "\n    }\n"), "=> ");
-    outcomes.extend(literals_after(&cache, "sts_answered("));
+    outcomes.extend(literals_after(&read("src/credentials/cache/departure.rs"), "sts_answered("));
     let (events, writer) = (read("src/events.rs"), read("src/events/writer.rs"));
     let mut told = literals_after(&(events + &writer), "metrics.event(");
     told.extend(literals_after(between(&writer, "let outcome = match (&answer, &result) {", "};"), "=> "));
@@ -156,6 +156,8 @@ fn every_value_of_a_label_is_documented() {
     lookups.extend(literals_after(&cache, "session_lookups(if is_new { "));
     lookups.extend(literals_after(&cache, "} else { ").into_iter().filter(|word| word == "shared"));
     let causes = names(&read("src/credentials/gate.rs"), "impl Cause {");
+    let not_asked = read("src/credentials/not_asked.rs");
+    let not_asked = literals_after(between(between(&not_asked, "impl NotAsked {", "\n}\n"), "fn name(", "\n    }\n"), "=> ");
     let waits =
         [literals_after(&metrics, "let outcome = if found { "), literals_after(between(&metrics, "fn pod_waited", "\n    }\n"), "else { ")];
     let codes = between(&metrics, "const STATUSES", ";\n\nimpl").split('(').skip(1).flat_map(|pair| literals_after(pair, ", ")).collect();
@@ -181,6 +183,7 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_session_lookups_total{result}", lookups),
         ("rolegate_sts_requests_total{cause}", causes.clone()),
         ("rolegate_sts_queue{cause}", causes),
+        ("rolegate_sts_turned_away_total{reason}", not_asked),
         ("rolegate_sts_requests_total{outcome}", outcomes.clone()),
         ("rolegate_explain_sts_requests_total{outcome}", outcomes),
         ("rolegate_events_total{outcome}", told),

@@ -9,6 +9,7 @@ mod corpus;
 mod docs;
 mod events;
 mod explain;
+mod fairness;
 mod flood;
 mod identity;
 mod kubernetes;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rolegate::config::{DEFAULT_ERROR_TTL, DEFAULT_PREFETCH_SPREAD, DEFAULT_STS_CONCURRENCY, DEFAULT_STS_RATE};
+use rolegate::config::{DEFAULT_ERROR_TTL, DEFAULT_PREFETCH_SPREAD, DEFAULT_STS_CONCURRENCY, DEFAULT_STS_RATE, DEFAULT_STS_RISE};
 use rolegate::credentials::Clock;
 use rolegate::credentials::cache::{Sessions, Settings};
 use rolegate::credentials::gate::Limits;
@@ -138,7 +138,8 @@ impl Fleet {
 
     /// The daemon of a node, with nothing held.
     fn start(&self, node: &Node) {
-        let limits = Limits { rate: DEFAULT_STS_RATE, concurrency: usize::try_from(DEFAULT_STS_CONCURRENCY).unwrap_or(1) };
+        let (rate, max_rate) = (DEFAULT_STS_RATE, DEFAULT_STS_RATE * DEFAULT_STS_RISE);
+        let limits = Limits { rate, max_rate, concurrency: usize::try_from(DEFAULT_STS_CONCURRENCY).unwrap_or(1) };
         let settings = Settings { error_ttl: DEFAULT_ERROR_TTL, timeout: TIMEOUT, limits };
         let sessions = Sessions::new(Client::new(self.sts.clone()), settings, self.clock.clone(), self.metrics.clone());
         let (pods, policy) = (node.pods.clone(), node.policy.clone());
@@ -157,13 +158,14 @@ impl Fleet {
             return;
         };
         if lock(&on.refresh).is_some() {
-            on.writer.write(|index| index.apply(pod));
+            on.writer.write(|index| index.apply(pod.clone()));
         } else {
             // A list that grows until the daemon is there to see it whole.
-            on.writer.write(|index| index.reset(index.all().iter().map(|pod| Pod::clone(pod)).chain([pod]).collect::<Vec<_>>()));
+            let known = |pod: &Arc<Pod>| Pod::clone(pod);
+            on.writer.write(|index| index.reset(index.all().iter().map(known).chain([pod.clone()]).collect::<Vec<_>>()));
         }
         let (met, chance) = (self.met.clone(), Chance::new(number));
-        let task = tokio::task::spawn_local(live(on, request, number, after, met, chance));
+        let task = tokio::task::spawn_local(live(on, (pod, request), number, after, met, chance));
         self.living.push(Living { node, uid, task });
     }
 
@@ -251,7 +253,7 @@ impl Node {
 }
 
 /// A pod: asks when it is started, and again and again.
-async fn live(node: Rc<Node>, request: RoleRequest, number: u64, after: Duration, met: Arc<Mutex<Met>>, mut chance: Chance) {
+async fn live(node: Rc<Node>, (pod, request): (Pod, RoleRequest), number: u64, after: Duration, met: Arc<Mutex<Met>>, mut chance: Chance) {
     tokio::time::sleep(after).await;
     loop {
         let began = Instant::now();
@@ -263,7 +265,7 @@ async fn live(node: Rc<Node>, request: RoleRequest, number: u64, after: Duration
                 None => tokio::time::sleep(Duration::from_millis(500)).await,
             }
         };
-        let is_given = sessions.get(&request).await.is_ok();
+        let is_given = sessions.get(&request, &pod).await.is_ok();
         let waited = began.elapsed();
         {
             let mut met = lock(&met);

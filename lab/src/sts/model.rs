@@ -109,6 +109,8 @@ pub enum Behaviour {
     Slow(Duration),
     /// Issues credentials of this lifetime, whatever was asked for (AWS gives no less than 900 s).
     ExpiresIn(Duration),
+    /// Issues credentials of a session of the role with this ARN, whatever was asked for, and says so (AWS does not).
+    AnswersFor(String),
     /// One of these per call, then normal.
     Then(Vec<Behaviour>),
 }

@@ -23,7 +23,7 @@ use super::answer::{Fault, result_document, without_element};
 use super::assume::Form;
 use super::model::{Behaviour, Call, Identity};
 use super::signature::{Presented, header};
-use super::state::{OpenCall, State};
+use super::state::{Changed, OpenCall, State};
 
 /// More than any request that AWS accepts.
 const LARGEST_BODY: usize = 256 * 1024;
@@ -85,7 +85,7 @@ fn answer(state: &State, open: OpenCall, form: &Form, caller: Result<Identity, F
     let now = known.now();
     let result = caller.and_then(|caller| match forced(behaviour, &caller, form) {
         Some(fault) => Err(fault),
-        None => known.answer(form, &caller, lifetime(behaviour)),
+        None => known.answer(form, &caller, changed(behaviour)),
     });
     drop(known);
     match result {
@@ -125,10 +125,11 @@ fn forced(behaviour: &Behaviour, caller: &Identity, form: &Form) -> Option<Fault
     }
 }
 
-fn lifetime(behaviour: &Behaviour) -> Option<SignedDuration> {
+fn changed(behaviour: &Behaviour) -> Changed<'_> {
     match behaviour {
-        Behaviour::ExpiresIn(lifetime) => SignedDuration::try_from(*lifetime).ok(),
-        _ => None,
+        Behaviour::ExpiresIn(lifetime) => Changed { lifetime: SignedDuration::try_from(*lifetime).ok(), ..Changed::default() },
+        Behaviour::AnswersFor(role_arn) => Changed { role_arn: Some(role_arn), ..Changed::default() },
+        _ => Changed::default(),
     }
 }
 

@@ -124,14 +124,9 @@ impl Known {
     }
 
     /// The result element of an action, and the access key id that it gives out.
-    pub(super) fn answer(
-        &mut self,
-        form: &Form,
-        caller: &Identity,
-        lifetime: Option<SignedDuration>,
-    ) -> Result<(String, Option<String>), Fault> {
+    pub(super) fn answer(&mut self, form: &Form, caller: &Identity, changed: Changed<'_>) -> Result<(String, Option<String>), Fault> {
         match form.get("Action").unwrap_or_default() {
-            "AssumeRole" => self.assume_role(form, caller, lifetime),
+            "AssumeRole" => self.assume_role(form, caller, changed),
             "GetCallerIdentity" => Ok((caller_identity(caller), None)),
             "" => Err(Fault::new(400, "MissingAction", "The request must contain the parameter Action.")),
             action => {
@@ -141,14 +136,14 @@ impl Known {
         }
     }
 
-    fn assume_role(&mut self, form: &Form, caller: &Identity, lifetime: Option<SignedDuration>) -> Result<(String, Option<String>), Fault> {
+    fn assume_role(&mut self, form: &Form, caller: &Identity, changed: Changed<'_>) -> Result<(String, Option<String>), Fault> {
         let request = Request::parse(form)?;
         let unknown = self.unknown_roles_allowed.then(|| Role::new(&request.role_arn));
         let role = self.roles.get(&request.role_arn).or(unknown.as_ref());
         request.authorize(caller, role)?;
         let asked = SignedDuration::from_secs(request.duration_seconds.into());
-        let session =
-            Session::new(&request.role_arn, &request.session_name, self.issued.len() as u64 + 1, self.now(), lifetime.unwrap_or(asked));
+        let (role, lifetime) = (changed.role_arn.unwrap_or(&request.role_arn), changed.lifetime.unwrap_or(asked));
+        let session = Session::new(role, &request.session_name, self.issued.len() as u64 + 1, self.now(), lifetime);
         let Session { issued, caller } = session;
         let user = elements(&[("AssumedRoleId", &caller.identity.user_id), ("Arn", &caller.identity.arn)]);
         let credentials = elements(&[
@@ -163,6 +158,13 @@ impl Known {
         self.issued.push(issued);
         Ok((result, Some(access_key_id)))
     }
+}
+
+/// What a behaviour makes of a session, other than was asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Changed<'a> {
+    pub(super) lifetime: Option<SignedDuration>,
+    pub(super) role_arn: Option<&'a str>,
 }
 
 fn caller_identity(caller: &Identity) -> String {

@@ -4,17 +4,24 @@ use futures_util::future::join_all;
 use tokio::time::advance;
 
 use super::*;
-use crate::credentials::tests::{Answer, FakeSts, HOUR, denied, request, settle};
+use crate::credentials::tests::{Answer, FakeSts, HOUR, denied, pod, request, settle};
 
 const ERROR_TTL: Duration = Duration::from_secs(30);
 const SETTINGS: Settings =
-    Settings { error_ttl: ERROR_TTL, timeout: Duration::from_secs(60), limits: Limits { rate: 1000, concurrency: 1000 } };
+    Settings { error_ttl: ERROR_TTL, timeout: Duration::from_secs(60), limits: Limits { rate: 1000, max_rate: 1000, concurrency: 1000 } };
 
 /// Sessions over an STS that answers at once, on tokio's clock.
 fn sessions() -> (Arc<Sessions<FakeSts>>, FakeSts) {
     let sts = FakeSts::new();
     let clock = sts.clock();
     (Sessions::new(sts.clone(), SETTINGS, clock, Metrics::new()), sts)
+}
+
+impl Sessions<FakeSts> {
+    /// A request of the one pod that has this role.
+    async fn ask(&self, request: &RoleRequest) -> Landing {
+        self.get(request, &pod(request.role().name())).await
+    }
 }
 
 async fn pass(seconds: u64) {
@@ -35,7 +42,7 @@ async fn a_thousand_askers_are_one_call_and_get_the_same_credentials() {
     let askers: Vec<_> = (0..1000)
         .map(|_| {
             let sessions = sessions.clone();
-            tokio::spawn(async move { sessions.get(&request("web")).await })
+            tokio::spawn(async move { sessions.ask(&request("web")).await })
         })
         .collect();
     settle().await;
@@ -51,7 +58,7 @@ async fn askers_on_many_threads_are_one_call_too() {
     let (sessions, sts) = sessions();
     let askers = (0..1000).map(|_| {
         let sessions = sessions.clone();
-        tokio::spawn(async move { sessions.get(&request("web")).await })
+        tokio::spawn(async move { sessions.ask(&request("web")).await })
     });
     let answers: Vec<_> = join_all(askers.collect::<Vec<_>>()).await.into_iter().map(|answer| answer.unwrap().unwrap()).collect();
     assert_eq!(sts.calls(), 1);
@@ -62,7 +69,9 @@ async fn askers_on_many_threads_are_one_call_too() {
 async fn askers_who_all_found_no_session_start_one_call() {
     let (sessions, sts) = sessions();
     let key = request("web");
-    let flights = join_all((0..1000).map(|_| sessions.board(&key))).await;
+    let caller = Caller::of(&pod("web"));
+    let flights = join_all((0..1000).map(|_| sessions.board(&key, &caller))).await;
+    let flights: Vec<_> = flights.into_iter().map(Result::unwrap).collect();
     assert!(flights.iter().all(|flight| Arc::ptr_eq(flight, &flights[0])));
     settle().await;
     assert_eq!(sts.calls(), 1);
@@ -74,7 +83,7 @@ async fn the_first_asker_may_go_away() {
     sts.hold();
     let ask = || {
         let sessions = sessions.clone();
-        tokio::spawn(async move { sessions.get(&request("web")).await })
+        tokio::spawn(async move { sessions.ask(&request("web")).await })
     };
     let first = ask();
     settle().await;
@@ -96,42 +105,42 @@ async fn a_call_that_all_askers_have_left_is_not_made_again() {
     sts.hold();
     let asker = tokio::spawn({
         let sessions = sessions.clone();
-        async move { sessions.get(&request("web")).await }
+        async move { sessions.ask(&request("web")).await }
     });
     settle().await;
     asker.abort();
     let _ = asker.await;
     sts.release();
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     assert_eq!(sts.calls(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_fresh_session_is_served_without_a_call() {
     let (sessions, sts) = sessions();
-    let first = sessions.get(&request("web")).await.unwrap();
+    let first = sessions.ask(&request("web")).await.unwrap();
     // 25 minutes and a second are left.
     pass(35 * 60 - 1).await;
-    assert!(Arc::ptr_eq(&first, &sessions.get(&request("web")).await.unwrap()));
+    assert!(Arc::ptr_eq(&first, &sessions.ask(&request("web")).await.unwrap()));
     assert_eq!(sts.calls(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn below_25_minutes_another_session_is_asked_for_and_served() {
     let (sessions, sts) = sessions();
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     pass(35 * 60).await;
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA2");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA2");
     assert_eq!(sts.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn each_key_has_its_own_session() {
     let (sessions, sts) = sessions();
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
-    assert_eq!(key(&sessions.get(&request("db")).await), "ASIA2");
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.ask(&request("db")).await), "ASIA2");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     assert_eq!(sts.requests(), [request("web"), request("db")], "STS is told what was decided");
 }
 
@@ -140,21 +149,21 @@ async fn a_failure_is_the_answer_for_a_while_and_then_tried_again() {
     let (sessions, sts) = sessions();
     let invalid = || AssumeRoleError::Invalid { message: "no".to_owned() };
     sts.will(Answer::Error(denied())).will(Answer::Error(invalid()));
-    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied());
+    assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), denied());
     pass(29).await;
     for _ in 0..100 {
-        assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied());
+        assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), denied());
     }
     assert_eq!(sts.calls(), 1);
     pass(1).await;
-    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), invalid());
+    assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), invalid());
     assert_eq!(sts.calls(), 2);
     // The second in a row is remembered for longer, less a part of it by chance.
     pass(44).await;
-    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), invalid());
+    assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), invalid());
     assert_eq!(sts.calls(), 2);
     pass(16).await;
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA3");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA3");
 }
 
 /// The gate's pace is what bounds these.
@@ -163,7 +172,7 @@ async fn throttling_that_goes_on_is_not_remembered_for_longer_and_longer() {
     let (sessions, sts) = sessions();
     sts.always(Answer::Error(AssumeRoleError::Throttled));
     for calls in 1..8 {
-        assert_eq!(sessions.get(&request("web")).await.unwrap_err(), AssumeRoleError::Throttled);
+        assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), AssumeRoleError::Throttled);
         assert_eq!(sts.calls(), calls);
         pass(30).await;
     }
@@ -173,9 +182,9 @@ async fn throttling_that_goes_on_is_not_remembered_for_longer_and_longer() {
 async fn that_the_daemon_does_not_know_itself_yet_is_not_remembered() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Error(AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Throttled))));
-    let error = sessions.get(&request("web")).await.unwrap_err();
+    let error = sessions.ask(&request("web")).await.unwrap_err();
     assert_eq!(error.name(), "identity-unknown");
-    assert!(sessions.get(&request("web")).await.is_ok(), "as soon as it is known");
+    assert!(sessions.ask(&request("web")).await.is_ok(), "as soon as it is known");
 }
 
 #[tokio::test(start_paused = true)]
@@ -185,7 +194,7 @@ async fn all_who_wait_for_a_call_that_fails_are_told_and_no_one_asks_again() {
     let askers: Vec<_> = (0..100)
         .map(|_| {
             let sessions = sessions.clone();
-            tokio::spawn(async move { sessions.get(&request("web")).await })
+            tokio::spawn(async move { sessions.ask(&request("web")).await })
         })
         .collect();
     settle().await;
@@ -200,16 +209,16 @@ async fn all_who_wait_for_a_call_that_fails_are_told_and_no_one_asks_again() {
 async fn a_role_that_fails_or_hangs_does_not_touch_another() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Error(denied()));
-    assert!(sessions.get(&request("broken")).await.is_err());
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    assert!(sessions.ask(&request("broken")).await.is_err());
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA2");
     sts.hold();
     let hanging = tokio::spawn({
         let sessions = sessions.clone();
-        async move { sessions.get(&request("hanging")).await }
+        async move { sessions.ask(&request("hanging")).await }
     });
     settle().await;
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
-    assert!(sessions.get(&request("broken")).await.is_err());
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA2");
+    assert!(sessions.ask(&request("broken")).await.is_err());
     assert!(!hanging.is_finished());
     sts.release();
     assert_eq!(key(&hanging.await.unwrap()), "ASIA3");
@@ -219,36 +228,36 @@ async fn a_role_that_fails_or_hangs_does_not_touch_another() {
 async fn when_a_renewal_fails_the_session_is_served_until_just_before_its_end() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Session(HOUR)).always(Answer::Error(denied()));
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     pass(35 * 60).await;
     // In steps that do not meet the time of the errors, to six seconds before the end.
     for second in 0..25 * 60 - 5 {
-        assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1", "{second} s after it stopped being fresh");
+        assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1", "{second} s after it stopped being fresh");
         pass(1).await;
     }
     // At 0, then 30 seconds later, 45 to 60, 90 to 120, and every 3 to 4 minutes.
     assert!((9..=12).contains(&sts.calls()), "{} calls", sts.calls());
-    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied(), "five seconds before its end");
+    assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), denied(), "five seconds before its end");
     pass(60).await;
-    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied(), "after its end");
+    assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), denied(), "after its end");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_renewal_that_works_again_takes_over() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Session(HOUR)).will(Answer::Error(denied())).will(Answer::Error(denied()));
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     for _ in 0..2 {
         pass(36 * 60 / 2).await;
     }
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     pass(30).await;
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1", "kept over a second failure");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1", "kept over a second failure");
     settle().await;
     pass(60).await;
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1", "nobody waits for a third");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1", "nobody waits for a third");
     settle().await;
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA4");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA4");
     assert_eq!(sts.calls(), 4);
 }
 
@@ -256,50 +265,50 @@ async fn a_renewal_that_works_again_takes_over() {
 async fn a_session_that_ended_while_its_renewal_was_under_way_is_not_served() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Session(HOUR)).will(Answer::Error(denied()));
-    sessions.get(&request("web")).await.unwrap();
+    sessions.ask(&request("web")).await.unwrap();
     pass(60 * 60 - 10).await;
     sts.hold();
     let asker = tokio::spawn({
         let sessions = sessions.clone();
-        async move { sessions.get(&request("web")).await }
+        async move { sessions.ask(&request("web")).await }
     });
     settle().await;
     assert_eq!(sts.calls(), 2);
     pass(6).await;
     sts.release();
     assert_eq!(asker.await.unwrap().unwrap_err(), denied());
-    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied());
+    assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), denied());
     assert_eq!(sts.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_renewal_that_hangs_keeps_nobody_from_the_session_that_is_still_good() {
     let (sessions, sts) = sessions();
-    sessions.get(&request("web")).await.unwrap();
+    sessions.ask(&request("web")).await.unwrap();
     pass(40 * 60).await;
     sts.hold();
     for _ in 0..3 {
         let began = Instant::now();
-        assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+        assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
         assert_eq!(began.elapsed(), PATIENCE_WITH_EARLIER);
     }
     assert_eq!(sts.calls(), 2, "one call is under way");
     sts.release();
     settle().await;
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA2");
     assert_eq!(sts.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn whoever_waits_while_the_session_ends_gets_what_the_renewal_brings() {
     let (sessions, sts) = sessions();
-    sessions.get(&request("web")).await.unwrap();
+    sessions.ask(&request("web")).await.unwrap();
     // A moment before the session is not served any more.
     advance(Duration::from_millis(60 * 60 * 1000 - 5200)).await;
     sts.hold();
     let asker = tokio::spawn({
         let sessions = sessions.clone();
-        async move { sessions.get(&request("web")).await }
+        async move { sessions.ask(&request("web")).await }
     });
     settle().await;
     advance(PATIENCE_WITH_EARLIER * 2).await;
@@ -313,22 +322,22 @@ async fn whoever_waits_while_the_session_ends_gets_what_the_renewal_brings() {
 async fn a_session_that_has_ended_is_never_served() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Session(HOUR)).will(Answer::Error(denied()));
-    sessions.get(&request("web")).await.unwrap();
+    sessions.ask(&request("web")).await.unwrap();
     pass(61 * 60).await;
-    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied());
+    assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), denied());
     pass(30).await;
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA3");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA3");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_short_session_is_renewed_at_half_of_its_life() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Session(900));
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     pass(449).await;
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     pass(1).await;
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA2");
     assert_eq!(sts.calls(), 2);
 }
 
@@ -337,15 +346,15 @@ async fn credentials_that_have_ended_on_arrival_are_a_failure() {
     for seconds in [-HOUR, 0, 5] {
         let (sessions, sts) = sessions();
         sts.will(Answer::Session(seconds));
-        let error = sessions.get(&request("web")).await.unwrap_err();
+        let error = sessions.ask(&request("web")).await.unwrap_err();
         assert!(error.to_string().contains("check the node's clock"), "{error}");
         // As every failure, it is not asked about again for a while.
-        assert_eq!(sessions.get(&request("web")).await.unwrap_err(), error);
+        assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), error);
         pass(29).await;
-        assert_eq!(sessions.get(&request("web")).await.unwrap_err(), error);
+        assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), error);
         assert_eq!(sts.calls(), 1, "{seconds}");
         pass(1).await;
-        assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+        assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA2");
     }
 }
 
@@ -353,10 +362,10 @@ async fn credentials_that_have_ended_on_arrival_are_a_failure() {
 async fn a_renewal_that_has_ended_on_arrival_leaves_the_session_in_place() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Session(HOUR)).will(Answer::Session(-1));
-    sessions.get(&request("web")).await.unwrap();
+    sessions.ask(&request("web")).await.unwrap();
     pass(40 * 60).await;
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     assert_eq!(sts.calls(), 2);
 }
 
@@ -367,7 +376,7 @@ async fn a_call_that_panics_is_an_error_and_the_next_one_works() {
     let askers: Vec<_> = (0..10)
         .map(|_| {
             let sessions = sessions.clone();
-            tokio::spawn(async move { sessions.get(&request("web")).await })
+            tokio::spawn(async move { sessions.ask(&request("web")).await })
         })
         .collect();
     settle().await;
@@ -377,24 +386,24 @@ async fn a_call_that_panics_is_an_error_and_the_next_one_works() {
         assert!(matches!(&error, AssumeRoleError::Failed { message } if message.contains("without an answer")), "{error}");
     }
     assert_eq!(sts.calls(), 1);
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA2");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_renewal_that_panics_leaves_the_session_in_place() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Session(HOUR)).will(Answer::Panic).will(Answer::Error(denied()));
-    sessions.get(&request("web")).await.unwrap();
+    sessions.ask(&request("web")).await.unwrap();
     pass(40 * 60).await;
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1", "the call panicked");
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1", "the next one failed");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1", "the call panicked");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1", "the next one failed");
     assert_eq!(sts.calls(), 3);
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_secret_is_shown() {
     let (sessions, _) = sessions();
-    let credentials = sessions.get(&request("web")).await.unwrap();
+    let credentials = sessions.ask(&request("web")).await.unwrap();
     let shown = format!("{credentials:?}");
     assert!(shown.contains("ASIA1") && !shown.contains("secret\"") && !shown.contains("token\""), "{shown}");
 }
@@ -402,16 +411,16 @@ async fn no_secret_is_shown() {
 #[tokio::test(start_paused = true)]
 async fn while_a_renewal_is_slow_what_is_still_good_is_served_in_the_callers_time() {
     let (sessions, sts) = sessions();
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     pass(36 * 60).await;
     sts.hold();
     let began = Instant::now();
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     assert_eq!(began.elapsed(), PATIENCE_WITH_EARLIER);
     assert_eq!(sts.calls(), 2);
     sts.release();
     settle().await;
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA2");
     assert_eq!(sts.calls(), 2);
 }
 
@@ -420,21 +429,21 @@ async fn what_is_held_and_what_is_served_late_is_counted() {
     let (sessions, sts) = sessions();
     let told = |line: &str| String::from_utf8(sessions.metrics.render()).unwrap().lines().any(|told| told == line);
     assert!(told("rolegate_sessions 0") && !String::from_utf8(sessions.metrics.render()).unwrap().contains("\nrolegate_session_earliest"));
-    sessions.get(&request("web")).await.unwrap();
+    sessions.ask(&request("web")).await.unwrap();
     pass(600).await;
-    sessions.get(&request("db")).await.unwrap();
+    sessions.ask(&request("db")).await.unwrap();
     assert!(told("rolegate_sessions 2") && told("rolegate_session_earliest_expiry_seconds 3000"));
     assert!(told("rolegate_sessions_served_late_total 0"));
     sts.always(Answer::Error(denied()));
     pass(26 * 60).await;
-    sessions.get(&request("web")).await.unwrap();
+    sessions.ask(&request("web")).await.unwrap();
     assert!(told("rolegate_sessions_served_late_total 1"));
     pass(25 * 60).await;
     assert!(told("rolegate_sessions 1") && told("rolegate_session_earliest_expiry_seconds 0"), "one has ended, with none after it");
     sts.always(Answer::Session(HOUR));
     pass(10 * 60).await;
-    sessions.get(&request("web")).await.unwrap();
-    sessions.get(&request("db")).await.unwrap();
+    sessions.ask(&request("web")).await.unwrap();
+    sessions.ask(&request("db")).await.unwrap();
     assert!(told("rolegate_sessions 2") && told("rolegate_session_earliest_expiry_seconds 3600"));
 }
 
@@ -443,25 +452,25 @@ async fn nobody_waits_for_longer_than_the_time_for_it_and_the_answer_is_for_the_
     let (sessions, sts) = sessions();
     sts.hold();
     let began = Instant::now();
-    let error = sessions.get(&request("web")).await.unwrap_err();
+    let error = sessions.ask(&request("web")).await.unwrap_err();
     assert_eq!((began.elapsed(), error.name()), (SETTINGS.timeout, "unreachable"));
     sts.release();
     settle().await;
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     assert_eq!(sts.calls(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_renewal_ahead_of_need_keeps_nobody_waiting() {
     let (sessions, sts) = sessions();
-    sessions.get(&request("web")).await.unwrap();
+    sessions.ask(&request("web")).await.unwrap();
     pass(30 * 60).await;
     sts.hold();
-    assert!(sessions.ahead(&request("web")).await);
+    assert_eq!(sessions.ahead(&request("web"), &[Caller::of(&pod("web"))]).await, Ahead::UnderWay);
     settle().await;
     for _ in 0..60 {
         let began = Instant::now();
-        assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+        assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
         assert_eq!(began.elapsed(), Duration::ZERO);
         pass(1).await;
     }
@@ -476,21 +485,21 @@ fn lost() -> Answer {
 async fn one_lost_connection_costs_a_pod_nothing() {
     let (sessions, sts) = sessions();
     sts.will(lost());
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA2");
     sts.will(lost()).will(lost());
-    assert_eq!(sessions.get(&request("db")).await.unwrap_err().name(), "unreachable");
+    assert_eq!(sessions.ask(&request("db")).await.unwrap_err().name(), "unreachable");
     assert_eq!(sts.calls(), 4, "twice and no more");
     // Nor is it asked twice for what is tried again, is throttled, or is held.
     pass(30).await;
     sts.will(lost());
-    assert_eq!(sessions.get(&request("db")).await.unwrap_err().name(), "unreachable");
+    assert_eq!(sessions.ask(&request("db")).await.unwrap_err().name(), "unreachable");
     assert_eq!(sts.calls(), 5);
     sts.will(Answer::Error(AssumeRoleError::Throttled));
-    assert_eq!(sessions.get(&request("other")).await.unwrap_err().name(), "throttled");
+    assert_eq!(sessions.ask(&request("other")).await.unwrap_err().name(), "throttled");
     assert_eq!(sts.calls(), 6);
     pass(36 * 60).await;
     sts.will(lost());
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA2");
     settle().await;
     assert_eq!(sts.calls(), 7);
 }
@@ -499,7 +508,7 @@ async fn one_lost_connection_costs_a_pod_nothing() {
 async fn a_session_that_is_too_long_is_asked_for_again_at_once() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Error(AssumeRoleError::TooLong { message: "no".to_owned() }));
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA2");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA2");
     let told = String::from_utf8(sessions.metrics.render()).unwrap();
     for outcome in ["too-long", "ok"] {
         let line = format!("rolegate_sts_requests_total{{cause=\"demand\",outcome=\"{outcome}\"}} 1");
@@ -512,35 +521,35 @@ async fn that_the_daemon_does_not_know_itself_yet_is_no_failure_of_the_session()
     let (sessions, sts) = sessions();
     for _ in 0..5 {
         sts.will(Answer::Error(AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Throttled))));
-        assert_eq!(sessions.get(&request("web")).await.unwrap_err().name(), "identity-unknown");
+        assert_eq!(sessions.ask(&request("web")).await.unwrap_err().name(), "identity-unknown");
         sts.will(Answer::Error(AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Throttled))));
-        sessions.ahead(&request("web")).await;
+        sessions.ahead(&request("web"), &[Caller::of(&pod("web"))]).await;
         settle().await;
     }
     sts.will(Answer::Error(denied()));
-    assert_eq!(sessions.get(&request("web")).await.unwrap_err(), denied());
+    assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), denied());
     // Remembered as the first failure is.
     pass(30).await;
-    assert!(sessions.get(&request("web")).await.is_ok());
+    assert!(sessions.ask(&request("web")).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_renewal_that_waits_is_raised_by_a_caller_who_meets_what_is_nearly_ended() {
     let sts = FakeSts::new();
-    let settings = Settings { limits: Limits { rate: 1000, concurrency: 1 }, ..SETTINGS };
+    let settings = Settings { limits: Limits { rate: 1000, max_rate: 1000, concurrency: 1 }, ..SETTINGS };
     let sessions = Sessions::new(sts.clone(), settings, sts.clock(), Metrics::new());
     sts.will(Answer::Session(HOUR));
-    sessions.get(&request("web")).await.unwrap();
+    sessions.ask(&request("web")).await.unwrap();
     pass(57 * 60).await;
     sts.will(Answer::Error(AssumeRoleError::Throttled));
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     pass(60).await;
     // The renewal that is tried again stands behind another request; a caller meets it.
     sts.hold();
-    sessions.ahead(&request("other")).await;
-    assert!(sessions.ahead(&request("web")).await);
+    sessions.ahead(&request("other"), &[Caller::of(&pod("other"))]).await;
+    assert_eq!(sessions.ahead(&request("web"), &[Caller::of(&pod("web"))]).await, Ahead::UnderWay);
     let waiting = |cause: Cause| sessions.metrics.sts_queue(cause.name()).get();
     assert_eq!((waiting(Cause::Renewal), waiting(Cause::Demand)), (1, 0));
-    assert_eq!(key(&sessions.get(&request("web")).await), "ASIA1");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     assert_eq!((waiting(Cause::Renewal), waiting(Cause::Demand)), (0, 1));
 }

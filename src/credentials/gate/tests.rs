@@ -2,8 +2,9 @@
 use tokio::time::{advance, timeout};
 
 use super::*;
+use crate::role::RoleArn;
 
-const LIMITS: Limits = Limits { rate: 10, concurrency: 4 };
+const LIMITS: Limits = Limits { rate: 10, max_rate: 10, concurrency: 4 };
 
 fn gate(limits: Limits) -> Gate {
     Gate::new(limits, Metrics::new())
@@ -26,8 +27,33 @@ fn throttled() -> Result<(), AssumeRoleError> {
 }
 
 /// The turn, if it has come.
-fn come(turn: &mut oneshot::Receiver<Permit>) -> Option<Permit> {
-    turn.try_recv().ok()
+fn come(turn: &mut oneshot::Receiver<Turn>) -> Option<Permit> {
+    turn.try_recv().ok()?.ok()
+}
+
+fn pod(namespace: &str, name: &str) -> Arc<Caller> {
+    let uid = crate::pods::PodUid(format!("uid-of-{namespace}-{name}").into());
+    Arc::new(Caller { uid, namespace: namespace.into(), name: name.into() })
+}
+
+/// A place for a new session of this pod.
+fn apply(gate: &Gate, cause: Cause, caller: &Arc<Caller>) -> Result<(Ticket, oneshot::Receiver<Turn>), TurnedAway> {
+    gate.queue(&Application { cause, left: None, callers: std::slice::from_ref(caller), is_new: true })
+}
+
+/// A place: for renewals, of a session with time; else for the new session of a pod that has no other.
+fn place(gate: &Gate, cause: Cause) -> (Ticket, oneshot::Receiver<Turn>) {
+    static PODS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    if cause == Cause::Renewal {
+        return renewal(gate, Duration::from_secs(1800));
+    }
+    let number = PODS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    apply(gate, cause, &pod("default", &number.to_string())).unwrap()
+}
+
+/// A place for the renewal of a session that has so much left.
+fn renewal(gate: &Gate, left: Duration) -> (Ticket, oneshot::Receiver<Turn>) {
+    gate.queue(&Application { cause: Cause::Renewal, left: Some(left), callers: &[], is_new: false }).unwrap()
 }
 
 /// Lets the runtime's tasks run, without time passing.
@@ -45,15 +71,15 @@ async fn pass(millis: u64) {
 /// One request and its answer, waiting for its turn; how long that took.
 async fn ask(gate: &Gate, cause: Cause, name: &str, answer: &Result<(), AssumeRoleError>) -> Duration {
     let began = Instant::now();
-    let (_, turn) = gate.queue(cause, None);
-    turn.await.unwrap().answered(&role(name), answer);
+    let (_, turn) = place(gate, cause);
+    turn.await.unwrap().unwrap().answered(&role(name), answer);
     began.elapsed()
 }
 
 #[tokio::test(start_paused = true)]
 async fn so_many_are_under_way_and_no_more() {
     let gate = gate(LIMITS);
-    let mut turns: Vec<_> = (0..6).map(|_| gate.queue(Cause::Demand, None).1).collect();
+    let mut turns: Vec<_> = (0..6).map(|_| place(&gate, Cause::Demand).1).collect();
     let mut permits: Vec<_> = turns.iter_mut().filter_map(come).collect();
     assert_eq!(permits.len(), 4);
     permits.pop();
@@ -65,9 +91,9 @@ async fn so_many_are_under_way_and_no_more() {
 
 #[tokio::test(start_paused = true)]
 async fn so_many_are_begun_in_a_second_and_twice_as_many_at_once() {
-    let gate = gate(Limits { rate: 10, concurrency: 1000 });
-    let mut turns: Vec<_> = (0..60).map(|_| gate.queue(Cause::Demand, None).1).collect();
-    let begun = |turns: &mut Vec<oneshot::Receiver<Permit>>| {
+    let gate = gate(Limits { rate: 10, max_rate: 10, concurrency: 1000 });
+    let mut turns: Vec<_> = (0..60).map(|_| place(&gate, Cause::Demand).1).collect();
+    let begun = |turns: &mut Vec<oneshot::Receiver<Turn>>| {
         turns.retain_mut(|turn| come(turn).is_none());
         60 - turns.len()
     };
@@ -84,11 +110,11 @@ async fn so_many_are_begun_in_a_second_and_twice_as_many_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn pods_that_wait_go_first_and_renewals_last() {
-    let gate = gate(Limits { rate: 1000, concurrency: 1 });
-    let (_, first) = gate.queue(Cause::Renewal, None);
-    let mut running = Some(first.await.unwrap());
+    let gate = gate(Limits { rate: 1000, max_rate: 1000, concurrency: 1 });
+    let (_, first) = place(&gate, Cause::Renewal);
+    let mut running = Some(first.await.unwrap().unwrap());
     let mut turns =
-        [Cause::Renewal, Cause::Prefetch, Cause::Demand, Cause::Renewal, Cause::Demand].map(|cause| (cause, gate.queue(cause, None).1));
+        [Cause::Renewal, Cause::Prefetch, Cause::Demand, Cause::Renewal, Cause::Demand].map(|cause| (cause, place(&gate, cause).1));
     let mut order = Vec::new();
     while order.len() < turns.len() {
         running.take();
@@ -101,50 +127,52 @@ async fn pods_that_wait_go_first_and_renewals_last() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_pod_comes_to_wait_for_is_raised() {
-    let gate = gate(Limits { rate: 1000, concurrency: 1 });
-    let running = gate.queue(Cause::Demand, None).1.await.unwrap();
-    let (_, mut first) = gate.queue(Cause::Prefetch, None);
-    let (ticket, mut second) = gate.queue(Cause::Renewal, None);
-    gate.raise(ticket);
+    let gate = gate(Limits { rate: 1000, max_rate: 1000, concurrency: 1 });
+    let running = place(&gate, Cause::Demand).1.await.unwrap().unwrap();
+    let (_, mut first) = place(&gate, Cause::Prefetch);
+    let (ticket, mut second) = place(&gate, Cause::Renewal);
+    gate.raise(ticket, &pod("other", "asks"));
     drop(running);
     assert!(come(&mut first).is_none());
     assert_eq!(come(&mut second).unwrap().cause(), Cause::Demand);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nobody_needs_leaves_the_queue_unless_a_pod_waits() {
-    let gate = gate(Limits { rate: 1000, concurrency: 1 });
-    let running = gate.queue(Cause::Demand, None).1.await.unwrap();
-    let (withdrawn, first) = gate.queue(Cause::Prefetch, None);
-    let (kept, mut second) = gate.queue(Cause::Demand, None);
-    gate.withdraw(withdrawn);
-    gate.withdraw(kept);
-    assert!(first.await.is_err());
+async fn what_nobody_needs_leaves_the_queue_and_who_waits_for_it_is_told() {
+    let gate = gate(Limits { rate: 1000, max_rate: 1000, concurrency: 1 });
+    let running = place(&gate, Cause::Demand).1.await.unwrap().unwrap();
+    for cause in [Cause::Prefetch, Cause::Demand, Cause::Renewal] {
+        let (withdrawn, turn) = place(&gate, cause);
+        gate.withdraw(withdrawn);
+        assert_eq!(turn.await.unwrap().unwrap_err(), NotAsked::Superseded, "{cause:?}");
+        assert_eq!(gate.0.metrics.sts_queue(cause.name()).get(), 0, "{cause:?}");
+    }
+    let (_, mut next) = place(&gate, Cause::Prefetch);
     drop(running);
-    assert!(come(&mut second).is_some());
+    assert!(come(&mut next).is_some());
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_made_ahead_leaves_room_for_pods_that_come() {
-    let gate = gate(Limits { rate: 100, concurrency: 4 });
-    let mut ahead: Vec<_> = (0..4).map(|_| gate.queue(Cause::Prefetch, None).1).collect();
+    let gate = gate(Limits { rate: 100, max_rate: 100, concurrency: 4 });
+    let mut ahead: Vec<_> = (0..4).map(|_| place(&gate, Cause::Prefetch).1).collect();
     let under_way: Vec<_> = ahead.iter_mut().filter_map(come).collect();
     assert_eq!(under_way.len(), 3);
-    assert!(come(&mut gate.queue(Cause::Demand, None).1).is_some());
+    assert!(come(&mut place(&gate, Cause::Demand).1).is_some());
 
-    let gate = self::gate(Limits { rate: 10, concurrency: 1000 });
-    let mut ahead: Vec<_> = (0..60).map(|_| gate.queue(Cause::Renewal, None).1).collect();
+    let gate = self::gate(Limits { rate: 10, max_rate: 10, concurrency: 1000 });
+    let mut ahead: Vec<_> = (0..60).map(|_| place(&gate, Cause::Renewal).1).collect();
     assert_eq!(ahead.iter_mut().filter_map(come).count(), 11, "half of what may be made at once is left");
-    let mut turns: Vec<_> = (0..60).map(|_| gate.queue(Cause::Demand, None).1).collect();
+    let mut turns: Vec<_> = (0..60).map(|_| place(&gate, Cause::Demand).1).collect();
     assert_eq!(turns.iter_mut().filter_map(come).count(), 9);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_ends_first_goes_first() {
-    let gate = gate(Limits { rate: 1000, concurrency: 1 });
-    let first = gate.queue(Cause::Demand, None).1.await.unwrap();
-    let ends = |minutes: u64| Some(Duration::from_secs(minutes * 60));
-    let (mut late, mut soon) = (gate.queue(Cause::Renewal, ends(30)).1, gate.queue(Cause::Renewal, ends(5)).1);
+    let gate = gate(Limits { rate: 1000, max_rate: 1000, concurrency: 1 });
+    let first = place(&gate, Cause::Demand).1.await.unwrap().unwrap();
+    let ends = |minutes: u64| Duration::from_secs(minutes * 60);
+    let (mut late, mut soon) = (renewal(&gate, ends(30)).1, renewal(&gate, ends(5)).1);
     drop(first);
     let soon = come(&mut soon).expect("it ends first");
     assert!(come(&mut late).is_none());
@@ -173,9 +201,9 @@ async fn throttling_slows_the_gate_and_answers_let_it_recover() {
 #[tokio::test(start_paused = true)]
 async fn requests_that_were_throttled_together_count_once() {
     let gate = gate(LIMITS);
-    let turns: Vec<_> = (0..4).map(|_| gate.queue(Cause::Demand, None).1).collect();
+    let turns: Vec<_> = (0..4).map(|_| place(&gate, Cause::Demand).1).collect();
     for turn in turns {
-        turn.await.unwrap().answered(&role("web"), &throttled());
+        turn.await.unwrap().unwrap().answered(&role("web"), &throttled());
     }
     let waited = ask(&gate, Cause::Demand, "web", &ok()).await;
     assert!(waited <= Duration::from_millis(410), "{waited:?}: at half of the pace, from up to one below nothing");
@@ -228,19 +256,19 @@ async fn what_nobody_tries_is_forgiven_in_time() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_panics_gives_its_place_back() {
-    let gate = gate(Limits { rate: 1000, concurrency: 1 });
-    let permit = gate.queue(Cause::Demand, None).1.await.unwrap();
+    let gate = gate(Limits { rate: 1000, max_rate: 1000, concurrency: 1 });
+    let permit = place(&gate, Cause::Demand).1.await.unwrap().unwrap();
     let broken = tokio::spawn(async move {
         let _permit = permit;
         panic!("the test wants it");
     });
     assert!(broken.await.is_err());
-    assert!(timeout(Duration::from_secs(1), gate.queue(Cause::Demand, None).1).await.is_ok());
+    assert!(timeout(Duration::from_secs(1), place(&gate, Cause::Demand).1).await.unwrap().unwrap().is_ok());
 }
 
 async fn ask_about(gate: &Gate, account: &str, name: &str, answer: &Result<(), AssumeRoleError>) {
     let role: RoleArn = format!("arn:aws:iam::{account}:role/{name}").parse().unwrap();
-    gate.queue(Cause::Demand, None).1.await.unwrap().answered(&role, answer);
+    place(gate, Cause::Demand).1.await.unwrap().unwrap().answered(&role, answer);
 }
 
 const OURS: &str = "111122223333";
@@ -265,7 +293,7 @@ async fn an_outage_is_recognised_where_all_roles_are_of_one_account() {
     for number in 0..10 {
         ask_about(&gate, OURS, &format!("role-{number}"), &ok()).await;
     }
-    pass(FORGIVEN.as_millis().try_into().unwrap()).await;
+    pass(pace::FORGIVEN.as_millis().try_into().unwrap()).await;
     ask_about(&gate, OURS, "role-1", &failed()).await;
     assert_eq!(gate.trouble(), None);
     ask_about(&gate, OURS, "role-2", &failed()).await;
@@ -289,18 +317,18 @@ async fn that_the_daemon_cannot_be_known_costs_no_turn_and_slows_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_renewal_goes_before_what_is_made_ahead_when_it_is_nearly_ended() {
-    let gate = gate(Limits { rate: 1000, concurrency: 1 });
-    let first = gate.queue(Cause::Demand, None).1.await.unwrap();
-    let mut prefetch = gate.queue(Cause::Prefetch, None).1;
-    let mut waits = gate.queue(Cause::Demand, None).1;
+    let gate = gate(Limits { rate: 1000, max_rate: 1000, concurrency: 1 });
+    let first = place(&gate, Cause::Demand).1.await.unwrap().unwrap();
+    let mut prefetch = place(&gate, Cause::Prefetch).1;
+    let mut waits = place(&gate, Cause::Demand).1;
     // It comes with time enough, and stands there until it has not.
-    let mut renewal = gate.queue(Cause::Renewal, Some(NEARLY_ENDED + Duration::from_secs(60))).1;
+    let mut renewal = renewal(&gate, NEARLY_ENDED + Duration::from_secs(60)).1;
     drop(first);
     let demand = come(&mut waits).expect("a pod waits");
     pass(59 * 1000).await;
-    let other = gate.queue(Cause::Demand, None).1;
+    let other = place(&gate, Cause::Demand).1;
     drop(demand);
-    let other = other.await.unwrap();
+    let other = other.await.unwrap().unwrap();
     pass(2 * 1000).await;
     drop(other);
     let renewal = come(&mut renewal).expect("it is nearly ended");
@@ -315,8 +343,11 @@ async fn a_second_question_is_a_request_like_another() {
     for _ in 0..20 {
         ask(&gate, Cause::Demand, "web", &ok()).await;
     }
-    let permit = gate.queue(Cause::Demand, None).1.await.unwrap();
+    let permit = place(&gate, Cause::Demand).1.await.unwrap().unwrap();
     let began = Instant::now();
-    permit.again().await.unwrap();
+    permit.again().await.unwrap().unwrap();
     assert!(began.elapsed() >= Duration::from_millis(100), "{:?}", began.elapsed());
 }
+
+mod fair;
+mod rising;

@@ -54,8 +54,8 @@ async fn node_with(options: Options) -> Node {
     let identity = NodeIdentity::default();
     let policy = Arc::new(Policy::new(options.rules, identity.clone()).unwrap());
     let (writer, pods) = pods();
-    let settings =
-        Settings { error_ttl: Duration::from_secs(30), timeout: Duration::from_secs(5), limits: Limits { rate: 20, concurrency: 16 } };
+    let limits = Limits { rate: 20, max_rate: 100, concurrency: 16 };
+    let settings = Settings { error_ttl: Duration::from_secs(30), timeout: Duration::from_secs(5), limits };
     let sessions = Sessions::new(sts.clone(), settings, sts.clock(), Metrics::new());
     writer.write(|index| index.reset(options.before));
     let refresh = Refresh {
@@ -128,7 +128,7 @@ impl Node {
     /// A pod's request: what it gets, and at once.
     async fn ask(&self, pod: &Pod) -> Result<Arc<Credentials>, AssumeRoleError> {
         let began = Instant::now();
-        let landing = self.sessions.get(&self.request(pod)).await;
+        let landing = self.sessions.get(&self.request(pod), pod).await;
         assert_eq!(began.elapsed(), Duration::ZERO, "a pod waited");
         landing
     }
@@ -511,8 +511,8 @@ async fn roles_whose_account_has_no_sts_in_this_region_slow_no_other() {
         }
     });
     pass(1).await;
-    let (began, ours) = (Instant::now(), node.request(&pod("ours-new", "ours-new")));
-    node.sessions.get(&ours).await.unwrap();
+    let (began, ours) = (Instant::now(), pod("ours-new", "ours-new"));
+    node.sessions.get(&node.request(&ours), &ours).await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
@@ -598,3 +598,5 @@ async fn a_change_of_one_pod_among_a_thousand_leaves_the_others_alone() {
     assert_eq!(follower.look().await, 1000, "the node is another");
     assert_eq!(follower.wanted.len(), 1000);
 }
+
+mod crowd;

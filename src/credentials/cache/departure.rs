@@ -1,0 +1,124 @@
+//! How a flight departs: a request to STS in a task of its own, from its place at the gate to its landing.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::flight::{Before, Flight, Landed, State, is_usable, pause, remembered_for};
+use super::{Sessions, ended};
+use crate::credentials::caller::Caller;
+use crate::credentials::gate::{Application, Cause, TurnedAway};
+use crate::credentials::not_asked::NotAsked;
+use crate::credentials::{AssumeRole, AssumeRoleError};
+use crate::policy::RoleRequest;
+
+impl<A: AssumeRole> Sessions<A> {
+    /// Starts a request to STS in a task of its own.
+    pub(super) fn depart(
+        &self,
+        request: Arc<RoleRequest>,
+        Before { earlier, failures, lapsed }: Before,
+        cause: Cause,
+        callers: &[Arc<Caller>],
+        is_new: bool,
+    ) -> Result<Flight, TurnedAway> {
+        let (sts, metrics, clock) = (self.sts.clone(), self.metrics.clone(), self.clock.clone());
+        let (settings, follower) = (self.settings, self.follower.get().cloned());
+        let left = earlier.as_ref().map(|earlier| earlier.remaining(self.clock.now()));
+        let (ticket, turn) = self.gate.queue(&Application { cause, left, callers, is_new })?;
+        let (land, state) = watch::channel(State { earlier, lapsed, landed: None });
+        // Not a background task: it ends with its answer, and a panic in it drops `land`, which its callers see.
+        tokio::spawn(async move {
+            // Told also when it ends by a panic.
+            let _told = follower.map(|follower| Told { follower, request: request.clone() });
+            // Dropped before that, so that it is known then that nothing comes any more.
+            let land = land;
+            let mut permit = match turn.await {
+                Ok(Ok(permit)) => permit,
+                Ok(Err(why)) => return not_asked(&land, why),
+                // The gate is gone.
+                Err(_) => return,
+            };
+            let (first, mut questions) = (Instant::now(), 0);
+            let (began, cause, answer) = loop {
+                questions += 1;
+                let (began, in_flight, cause) = (Instant::now(), metrics.sts_request(), permit.cause().name());
+                let answer = sts.assume_role(&request).await;
+                drop(in_flight);
+                permit.answered(request.role(), &answer);
+                let is_needed = failures == 0 && land.borrow().earlier.as_ref().is_none_or(|kept| !is_usable(kept, clock.now()));
+                let is_late = first.elapsed() >= settings.timeout;
+                match answer {
+                    Err(error) if !is_late && permit.is_asked_again(&error, questions, is_needed) => {
+                        metrics.sts_answered(error.name(), cause, began.elapsed());
+                        info!(role = request.role().as_str(), cause, outcome = error.name(), "STS is asked once more: {error}");
+                        permit = match permit.again().await {
+                            Ok(Ok(permit)) => permit,
+                            Ok(Err(why)) => return not_asked(&land, why),
+                            Err(_) => return,
+                        };
+                    }
+                    answer => break (began, cause, answer),
+                }
+            };
+            drop(permit);
+            let landing = match answer {
+                // A failure as others are: remembered, and no reason to let go of what there is.
+                Ok(credentials) if !is_usable(&credentials, clock.now()) => Err(ended()),
+                answer => answer.map(Arc::new),
+            };
+            let (role, session) = (request.role().as_str(), request.session_name().as_str());
+            match &landing {
+                Ok(credentials) => {
+                    metrics.sts_answered("ok", cause, began.elapsed());
+                    info!(role, session, cause, access_key_id = %credentials.access_key_id, expires_at = %credentials.expires_at, "assumed a role");
+                }
+                Err(error) => {
+                    metrics.sts_answered(error.name(), cause, began.elapsed());
+                    // That the daemon does not know itself is told by whoever asks for it.
+                    if error.is_remembered() {
+                        let kept_until =
+                            land.borrow().earlier.as_ref().filter(|kept| is_usable(kept, clock.now())).map(|kept| kept.expires_at);
+                        warn!(role, session, cause, outcome = error.name(), ?kept_until, "cannot assume a role: {error}");
+                    }
+                }
+            }
+            land.send_modify(|State { earlier, lapsed, landed }| {
+                let held = earlier.as_ref().filter(|held| is_usable(held, clock.now()));
+                let remembered = match (&landing, held) {
+                    (Ok(_), _) => Duration::ZERO,
+                    (Err(AssumeRoleError::Throttled), Some(held)) => pause(held, clock.now(), failures, settings.error_ttl),
+                    (Err(error), _) => remembered_for(error, failures, settings.error_ttl),
+                };
+                if landing.is_ok() {
+                    (*earlier, *lapsed) = (None, false);
+                } else if held.is_none() {
+                    *lapsed |= earlier.take().is_some();
+                }
+                *landed = Some(Landed { landing, until: Instant::now() + remembered });
+            });
+        });
+        Ok(Flight { state, failures, ticket, patient_until: OnceLock::new() })
+    }
+}
+
+/// The flight ends without a request to STS. That is nothing to remember.
+fn not_asked(land: &watch::Sender<State>, why: NotAsked) {
+    land.send_modify(|state| state.landed = Some(Landed { landing: Err(AssumeRoleError::NotAsked(why)), until: Instant::now() }));
+}
+
+/// Tells the follower when dropped.
+struct Told {
+    follower: mpsc::UnboundedSender<Arc<RoleRequest>>,
+    request: Arc<RoleRequest>,
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        // Gone at the end of the process.
+        let _ = self.follower.send(self.request.clone());
+    }
+}

@@ -1,0 +1,132 @@
+//! How many new sessions one pod may cause.
+//!
+//! A pod needs one session, and another one when its role, session name or external ID changes. Who may edit the pod can change
+//! them without end. So a pod has [`PLACES`] in the queue and under way together, and [`BURST`] new sessions at once, one more
+//! each [`REFILL`]. Someone who corrects a role a few times stays far below that, and so does a pod whose containers restart:
+//! its session stays. A failed session that is requested again is not new: that is bounded by how long the failure is remembered.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::pods::PodUid;
+
+/// Requests of one pod in the queue and under way, for sessions that are not held.
+pub(in crate::credentials) const PLACES: usize = 2;
+/// New sessions that a pod may cause at once.
+pub(in crate::credentials) const BURST: u32 = 5;
+/// The time after which a pod may cause one more.
+pub(in crate::credentials) const REFILL: Duration = Duration::from_secs(10);
+/// The pause before a request is tried again that found the pod's places taken: they may be free at any time.
+const PLACES_TAKEN: Duration = Duration::from_secs(1);
+/// Between two log lines about the same pod, or namespace.
+const QUIET: Duration = Duration::from_secs(60);
+/// How many pods are known before those are forgotten that use nothing of their allowance.
+const KEPT: usize = 1024;
+
+/// The allowances of all pods that use a part of theirs.
+#[derive(Debug, Default)]
+pub(super) struct Allowances {
+    pods: HashMap<PodUid, Allowance>,
+    /// When a pod, or a namespace, was last in the log.
+    logged: HashMap<Box<str>, Instant>,
+    forget_at: usize,
+}
+
+#[derive(Debug)]
+struct Allowance {
+    /// New sessions that it may still cause, as of `counted_at`.
+    left: f64,
+    counted_at: Instant,
+    places: usize,
+}
+
+impl Allowance {
+    fn left_at(&self, now: Instant) -> f64 {
+        let passed = now.saturating_duration_since(self.counted_at);
+        (self.left + passed.as_secs_f64() / REFILL.as_secs_f64()).min(BURST.into())
+    }
+
+    fn count(&mut self, now: Instant) {
+        self.left = self.left_at(now);
+        self.counted_at = now;
+    }
+}
+
+impl Allowances {
+    /// How long a pod has to wait before it may make a request for a session that is not held; `None` where it may now.
+    pub(super) fn wait(&self, uid: &PodUid, is_new: bool, now: Instant) -> Option<Duration> {
+        let known = self.pods.get(uid)?;
+        if known.places >= PLACES {
+            return Some(PLACES_TAKEN);
+        }
+        let left = known.left_at(now);
+        // A millisecond of rounding.
+        (is_new && left < 1.0).then(|| REFILL.mul_f64(1.0 - left) + Duration::from_millis(1))
+    }
+
+    /// Whether nothing but a place is missing.
+    pub(super) fn lacks_place_alone(&self, uid: &PodUid, is_new: bool, now: Instant) -> bool {
+        self.pods.get(uid).is_some_and(|known| known.places >= PLACES && (!is_new || known.left_at(now) >= 1.0))
+    }
+
+    /// Takes a place of the pod.
+    pub(super) fn take_place(&mut self, uid: &PodUid, now: Instant) {
+        if self.pods.len() >= self.forget_at {
+            self.forget(now);
+        }
+        let full = Allowance { left: BURST.into(), counted_at: now, places: 0 };
+        self.pods.entry(uid.clone()).or_insert(full).places += 1;
+    }
+
+    /// Charges the pod, which has a place, for a new session.
+    pub(super) fn charge(&mut self, uid: &PodUid, now: Instant) {
+        if let Some(known) = self.pods.get_mut(uid) {
+            known.count(now);
+            known.left -= 1.0;
+        }
+    }
+
+    /// The request that the pod was charged for is not made.
+    pub(super) fn refund(&mut self, uid: &PodUid, now: Instant) {
+        if let Some(known) = self.pods.get_mut(uid) {
+            known.left += 1.0;
+            known.count(now);
+        }
+    }
+
+    /// Gives a place of the pod back.
+    pub(super) fn leave_place(&mut self, uid: &PodUid) {
+        if let Some(known) = self.pods.get_mut(uid) {
+            known.places = known.places.saturating_sub(1);
+        }
+    }
+
+    /// Whether the log has had no line about this pod or namespace for a minute.
+    pub(super) fn is_log_due(&mut self, subject: &str, now: Instant) -> bool {
+        let is_recent = |at: &Instant| now.saturating_duration_since(*at) < QUIET;
+        if self.logged.get(subject).is_some_and(is_recent) {
+            return false;
+        }
+        if self.logged.len() >= KEPT {
+            self.logged.retain(|_, at| is_recent(at));
+        }
+        self.logged.insert(subject.into(), now);
+        true
+    }
+
+    /// Forgets the pods that have their whole allowance.
+    fn forget(&mut self, now: Instant) {
+        self.pods.retain(|_, known| {
+            known.count(now);
+            known.places > 0 || known.left < BURST.into()
+        });
+        self.forget_at = KEPT.max(2 * self.pods.len());
+    }
+
+    #[cfg(test)]
+    pub(super) fn known(&self) -> usize {
+        self.pods.len()
+    }
+}

@@ -1,0 +1,84 @@
+//! Leave to ask STS once, and what is learnt from the answer.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::queue::Place;
+use super::{Cause, Gate, Ticket, Turn};
+use crate::credentials::AssumeRoleError;
+use crate::credentials::caller::Caller;
+use crate::role::RoleArn;
+
+/// Leave to ask STS once, until dropped.
+#[derive(Debug)]
+pub(in crate::credentials) struct Permit {
+    pub(super) gate: Gate,
+    pub(super) cause: Cause,
+    pub(super) ticket: Ticket,
+    pub(super) ends: Option<Instant>,
+    /// By whose turns it may go again. Where no session is held, one pod, whose place stays taken until then.
+    pub(super) callers: Vec<Arc<Caller>>,
+    pub(super) epoch: u64,
+    pub(super) began: Instant,
+}
+
+impl Permit {
+    /// Why STS is asked.
+    pub(in crate::credentials) fn cause(&self) -> Cause {
+        self.cause
+    }
+
+    /// What STS answered about this role.
+    pub(in crate::credentials) fn answered<T>(&self, role: &RoleArn, answer: &Result<T, AssumeRoleError>) {
+        let mut state = self.gate.lock();
+        match answer {
+            Err(error) if !error.is_refusal() => state.pace.failed(role, self.epoch, error),
+            _ => {
+                let is_waited_for = !state.queue.is_empty();
+                state.pace.answered(role, self.epoch, self.began.elapsed(), is_waited_for);
+            }
+        }
+    }
+
+    /// Whether the next question may have a better answer than this one, and is worth it now: for a shorter session; or after a lost
+    /// connection or a failure, once, where it `is_needed` and it is not known that all meet the same.
+    pub(in crate::credentials) fn is_asked_again(&self, error: &AssumeRoleError, questions: u32, is_needed: bool) -> bool {
+        match error {
+            AssumeRoleError::TooLong { .. } => questions <= 2,
+            AssumeRoleError::Unreachable { .. } | AssumeRoleError::Failed { .. } => {
+                let trouble = self.gate.trouble();
+                let is_outage = matches!(trouble, Some(AssumeRoleError::Unreachable { .. } | AssumeRoleError::Failed { .. }));
+                questions == 1 && is_needed && !is_outage
+            }
+            _ => false,
+        }
+    }
+
+    /// Leave to ask once more, for the same reason, when its turn comes again. It keeps the pod's place.
+    pub(in crate::credentials) fn again(mut self) -> oneshot::Receiver<Turn> {
+        let (sender, turn) = oneshot::channel();
+        let callers = std::mem::take(&mut self.callers);
+        {
+            let mut state = self.gate.lock();
+            state.queue.insert(self.ticket, Place { cause: self.cause, ends: self.ends, callers, is_charged: false, sender });
+            self.gate.0.metrics.sts_queue(self.cause.name()).inc();
+        }
+        // Dropping the permit gives its room back, and lets in who is next.
+        turn
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        {
+            let mut state = self.gate.lock();
+            state.under_way -= 1;
+            if let Some(caller) = self.callers.first().filter(|_| self.ends.is_none()) {
+                state.allowances.leave_place(&caller.uid);
+            }
+        }
+        self.gate.dispatch();
+    }
+}

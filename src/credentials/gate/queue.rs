@@ -1,0 +1,182 @@
+//! What waits for its turn at STS, and who goes next.
+//!
+//! In this order: requests that a pod waits for, fairly by namespace and pod; renewals of sessions that nearly end, the first to
+//! end first; what is fetched ahead of need, fairly as well; other renewals. While renewals of sessions that nearly end wait, each
+//! fourth turn is theirs whatever else waits.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::lane::Lane;
+use super::{Cause, NEARLY_ENDED, Ticket, Turn};
+use crate::credentials::caller::Caller;
+
+/// Of so many turns, one at least is that of a renewal whose session nearly ends.
+const RESERVED: u32 = 4;
+/// Places of one namespace, for sessions that are not held: several times what a node has pods.
+pub(in crate::credentials) const PLACES_OF_NAMESPACE: usize = 1024;
+/// Places of all namespaces together. Where they are taken, the namespace with the most gives one up for another.
+pub(in crate::credentials) const PLACES_IN_ALL: usize = 4096;
+
+/// A request that waits.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) cause: Cause,
+    /// When the session ends that is held.
+    pub(super) ends: Option<Instant>,
+    /// The pods by whose turns it may go: it goes by the first of them to have one.
+    pub(super) callers: Vec<Arc<Caller>>,
+    /// Whether the first of them was charged for a new session.
+    pub(super) is_charged: bool,
+    pub(super) sender: oneshot::Sender<Turn>,
+}
+
+impl Place {
+    /// Whether it counts for its pods and namespace: renewals of what is held do not, whose number is that of the sessions.
+    pub(super) fn is_counted(&self) -> bool {
+        self.ends.is_none()
+    }
+}
+
+/// Why a request is the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// It renews a session that nearly ends.
+    EndsSoon,
+    /// A pod waits.
+    Waits,
+    /// It is fetched ahead of need.
+    Ahead,
+    /// It renews a session that has time.
+    Renews,
+}
+
+/// All that waits.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    places: HashMap<Ticket, Place>,
+    demand: Lane,
+    prefetch: Lane,
+    ends: BTreeSet<(Instant, Ticket)>,
+    /// Counted places, by the namespace of their first caller.
+    counted: HashMap<Arc<str>, usize>,
+    total: usize,
+    /// Turns of others since one of a renewal whose session nearly ended.
+    others: u32,
+}
+
+impl Queue {
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    pub(super) fn get(&self, ticket: Ticket) -> Option<&Place> {
+        self.places.get(&ticket)
+    }
+
+    /// How many wait for the same cause.
+    pub(super) fn of_cause(&self, cause: Cause) -> usize {
+        self.places.values().filter(|place| place.cause == cause).count()
+    }
+
+    /// The oldest request that waits for this pod and no other, for a session that is not held.
+    pub(super) fn waiting_for_alone(&self, caller: &Caller) -> Option<Ticket> {
+        let is_its = |place: &Place| place.is_counted() && matches!(&place.callers[..], [only] if only.uid == caller.uid);
+        self.places.iter().filter(|(_, place)| is_its(place)).map(|(ticket, _)| *ticket).min()
+    }
+
+    /// Counted places of a namespace.
+    pub(super) fn of_namespace(&self, namespace: &str) -> usize {
+        self.counted.get(namespace).copied().unwrap_or(0)
+    }
+
+    /// The place that is given up where all are taken and one more is wanted for `namespace`: the last one of the namespace
+    /// with the most, ahead of need if there is one. `None` where that is the namespace itself.
+    pub(super) fn to_give_up(&self, namespace: &str) -> Option<Option<Ticket>> {
+        if self.total < PLACES_IN_ALL {
+            return Some(None);
+        }
+        let (most, count) = self.counted.iter().max_by_key(|(_, count)| **count)?;
+        if *count <= self.of_namespace(namespace) + 1 {
+            return None;
+        }
+        let of_it = self
+            .places
+            .iter()
+            .filter(|(_, place)| place.is_counted() && place.callers.first().is_some_and(|caller| caller.namespace == *most));
+        of_it.max_by_key(|(ticket, place)| (place.cause == Cause::Prefetch, **ticket)).map(|(ticket, _)| Some(*ticket))
+    }
+
+    pub(super) fn insert(&mut self, ticket: Ticket, place: Place) {
+        if let Some(lane) = self.lane(place.cause) {
+            for caller in &place.callers {
+                lane.push(caller, ticket.0);
+            }
+        }
+        if let Some(ends) = place.ends {
+            self.ends.insert((ends, ticket));
+        } else if let Some(first) = place.callers.first() {
+            *self.counted.entry(first.namespace.clone()).or_default() += 1;
+            self.total += 1;
+        }
+        self.places.insert(ticket, place);
+    }
+
+    pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Place> {
+        let place = self.places.remove(&ticket)?;
+        if let Some(lane) = self.lane(place.cause) {
+            for caller in &place.callers {
+                lane.remove(caller, ticket.0);
+            }
+        }
+        if let Some(ends) = place.ends {
+            self.ends.remove(&(ends, ticket));
+        } else if let Some(first) = place.callers.first() {
+            self.total -= 1;
+            if let Some(count) = self.counted.get_mut(&first.namespace) {
+                *count -= 1;
+                if *count == 0 {
+                    self.counted.remove(&first.namespace);
+                }
+            }
+        }
+        Some(place)
+    }
+
+    /// Who goes next.
+    pub(super) fn next(&self, now: Instant) -> Option<(Ticket, Why)> {
+        let first_to_end = self.ends.first();
+        let ends_soon = first_to_end.filter(|(ends, _)| ends.saturating_duration_since(now) < NEARLY_ENDED);
+        let ends_soon = ends_soon.map(|(_, ticket)| (*ticket, Why::EndsSoon));
+        let of_lane = |lane: &Lane, why| lane.first().map(|number| (Ticket(number), why));
+        if self.others + 1 >= RESERVED && ends_soon.is_some() {
+            return ends_soon;
+        }
+        let waits = of_lane(&self.demand, Why::Waits);
+        let ahead = || of_lane(&self.prefetch, Why::Ahead);
+        let renews = || first_to_end.map(|(_, ticket)| (*ticket, Why::Renews));
+        waits.or(ends_soon).or_else(ahead).or_else(renews)
+    }
+
+    /// The request that [`Queue::next`] named has its turn.
+    pub(super) fn take(&mut self, ticket: Ticket, why: Why) -> Option<Place> {
+        self.others = if why == Why::EndsSoon { 0 } else { self.others.saturating_add(1) };
+        match why {
+            Why::Waits => self.demand.turn(),
+            Why::Ahead => self.prefetch.turn(),
+            Why::EndsSoon | Why::Renews => {}
+        }
+        self.remove(ticket)
+    }
+
+    fn lane(&mut self, cause: Cause) -> Option<&mut Lane> {
+        match cause {
+            Cause::Demand => Some(&mut self.demand),
+            Cause::Prefetch => Some(&mut self.prefetch),
+            Cause::Renewal => None,
+        }
+    }
+}

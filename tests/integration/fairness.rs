@@ -1,0 +1,192 @@
+//! What one pod does about its sessions costs no other pod its own; and answers of STS for somebody else are nobody's.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rolegate_lab::kube::Resource;
+use rolegate_lab::sts::{Behaviour, Role};
+use serde_json::Value;
+
+use crate::world::{Fakes, ROLES, TOKEN, World, arn, ip, pod};
+
+const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
+const ASKED: &str = "the daemon's own AWS identity";
+
+fn calls_for(world: &World, role: &str) -> usize {
+    let arn = arn(role);
+    world.fakes.sts.calls().iter().filter(|call| call.role_arn.as_deref() == Some(&arn)).count()
+}
+
+/// A daemon that fetches ahead, and that knows itself.
+fn world_with(change: impl FnOnce(&Fakes)) -> World {
+    let fakes = Fakes::new();
+    change(&fakes);
+    let setup = fakes.setup().argument("--prefetch=true");
+    let world = fakes.into_world(&setup);
+    world.daemon.wait_for_log(|line| line["message"] == ASKED).unwrap();
+    world
+}
+
+/// A pod's session name is patched 45 times a second, and it asks all the while, as other pods appear, ask and have their
+/// sessions renewed.
+#[test]
+fn a_pod_whose_session_name_changes_all_the_time_starves_nobody() {
+    let world = world_with(|fakes| {
+        fakes.pod("evil", ip(2), Some("evil-role"));
+        fakes.sts.set_role_behaviour(&arn("evil-role"), Behaviour::Slow(Duration::from_millis(150)));
+        // Renewed after 4 to 6 seconds.
+        fakes.pod("held", ip(3), Some("held-role"));
+        fakes.sts.set_role_behaviour(&arn("held-role"), Behaviour::ExpiresIn(Duration::from_secs(12)));
+    });
+    let (began, is_over) = (Instant::now(), AtomicBool::new(false));
+    let changes = std::thread::scope(|scope| {
+        let attack = scope.spawn(|| {
+            let mut changes = 0_usize;
+            while !is_over.load(Ordering::Relaxed) {
+                changes += 1;
+                let changed = pod("evil", ip(2), Some("evil-role")).annotation(SESSION_NAME, &format!("session-{changes}"));
+                world.fakes.api.apply(Resource::Pods, changed.build());
+                std::thread::sleep(Duration::from_millis(22));
+            }
+            changes
+        });
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                world.credentials(ip(2), "evil-role");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        // Whatever fails, the others end.
+        let others = scope.spawn(|| {
+            for number in 10..50 {
+                world.fakes.pod(&format!("web-{number}"), ip(number), Some("web-role"));
+                world.document(ip(number), "web-role");
+                world.document(ip(3), "held-role");
+            }
+            while calls_for(&world, "held-role") < 3 {
+                world.document(ip(3), "held-role");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let others = others.join();
+        is_over.store(true, Ordering::Relaxed);
+        others.unwrap();
+        attack.join().unwrap()
+    });
+    // Five new sessions at once, and one more each ten seconds: a session that was given is not asked for again.
+    let most = 5 + usize::try_from(began.elapsed().as_secs()).unwrap() / 10 + 1;
+    let of_evil = calls_for(&world, "evil-role");
+    assert!(changes > 2 * most, "{changes} changes show nothing");
+    assert!((1..=most).contains(&of_evil), "{of_evil} requests of a pod that changed {changes} times, at most {most}");
+    assert!(world.metric(r#"rolegate_sts_turned_away_total{reason="too-many-changes"}"#) >= 1.0);
+    let line = world.daemon.wait_for_log(|line| line["event"] == "sts-request-turned-away").unwrap();
+    assert_eq!((&line["namespace"], &line["pod"], &line["reason"]), (&"shop".into(), &"evil".into(), &"too-many-changes".into()));
+    let lines = world.daemon.log().lines().filter(|line| line.contains("sts-request-turned-away")).count();
+    let minutes = 1 + usize::try_from(began.elapsed().as_secs()).unwrap() / 60;
+    assert!(lines <= minutes, "{lines} lines in {minutes} minutes");
+    let is_told = |world: &World| {
+        let events = world.fakes.api.events();
+        events.iter().any(|event| {
+            let note = event["note"].as_str().unwrap_or_default();
+            event["regarding"]["name"] == "evil" && event["reason"] == "AssumeRoleFailed" && note.starts_with("too-many-changes: ")
+        })
+    };
+    world.eventually(is_told, |told| *told);
+    // Nothing of it stays in the queue.
+    for cause in ["demand", "prefetch", "renewal"] {
+        world.eventually(|world| world.metric(&format!(r#"rolegate_sts_queue{{cause="{cause}"}}"#)), |waiting| *waiting == 0.0);
+    }
+}
+
+#[test]
+fn a_request_that_was_never_sent_is_not_blamed_on_the_network() {
+    let fakes = Fakes::new();
+    for (name, last) in [("first", 2), ("second", 3), ("third", 4)] {
+        fakes.pod(name, ip(last), Some(name));
+    }
+    let setup = fakes.setup().argument("--sts-timeout=1s").argument("--sts-concurrency=1");
+    let world = fakes.into_world(&setup);
+    world.daemon.wait_for_log(|line| line["message"] == ASKED).unwrap();
+    world.fakes.sts.set_behaviour(Behaviour::Hang);
+    let tokens = [2, 3, 4].map(|last| world.new_token(ip(last)).text());
+    let ask = |last: u8, name: &str, token: &str| world.request(ip(last), "GET", &format!("{ROLES}{name}"), &[(TOKEN, token)]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| ask(2, "first", &tokens[0]));
+        world.eventually(|world| calls_for(world, "first"), |calls| *calls == 1);
+        // Its turn comes when the first one's time is over, and lasts as long.
+        scope.spawn(|| ask(3, "second", &tokens[1]));
+        world.eventually(|world| world.metric(r#"rolegate_sts_queue{cause="demand"}"#), |waiting| *waiting == 1.0);
+        let answer = ask(4, "third", &tokens[2]);
+        assert_eq!((answer.status, answer.body.len()), (500, 0));
+    });
+    let line = world.daemon.wait_for_log(|line| line["pod"] == "third").unwrap();
+    assert!(line["advice"].as_str().unwrap_or_default().contains("--sts-concurrency"), "{line}");
+    assert!(!line["message"].as_str().unwrap().contains("cannot be reached"), "{line}");
+    assert!(world.metric(r#"rolegate_sts_turned_away_total{reason="queued"}"#) >= 1.0);
+}
+
+/// The keys of all sessions that STS gave, where they are shown: none was handed out.
+fn assert_that_nothing_is_shown(world: &World) {
+    let shown = world.daemon.log();
+    for issued in world.fakes.sts.issued() {
+        assert!(!shown.contains(&issued.access_key_id), "{shown}");
+    }
+}
+
+#[test]
+fn what_sts_gives_for_another_role_is_never_handed_out() {
+    for other in
+        ["arn:aws:iam::111122223333:role/other", "arn:aws:iam::444455556666:role/web-role", "arn:aws-cn:iam::111122223333:role/web-role"]
+    {
+        let world = World::start();
+        world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::AnswersFor(other.to_owned()));
+        let answer = world.credentials(ip(2), "web-role");
+        assert_eq!((answer.status, answer.body.len()), (500, 0), "{other}");
+        let is_it = |line: &Value| line["event"] == "sts-answered-for-another-role";
+        let line = world.daemon.wait_for_log(is_it).unwrap();
+        assert_eq!((&line["level"], &line["role"]), (&"ERROR".into(), &arn("web-role").into()), "{line}");
+        assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="other-role"}"#), 1.0);
+        assert_that_nothing_is_shown(&world);
+        world.document(ip(3), "db-role");
+    }
+}
+
+#[test]
+fn an_answer_of_sts_that_does_not_say_for_whom_it_is_counts_as_one_for_another() {
+    let world = World::start();
+    world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::MissingField("AssumedRoleUser"));
+    assert_eq!(world.credentials(ip(2), "web-role").status, 500);
+    assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="other-role"}"#), 1.0);
+    assert_that_nothing_is_shown(&world);
+}
+
+#[test]
+fn a_renewal_that_brings_another_roles_session_leaves_the_one_that_is_held_until_its_end() {
+    let world = world_with(|fakes| {
+        fakes.sts.add_role(Role::new(arn("web-role")));
+        fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::ExpiresIn(Duration::from_secs(14)));
+    });
+    world.fakes.pod("web", ip(2), Some("web-role"));
+    let first = world.document(ip(2), "web-role");
+    world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::AnswersFor(arn("other")));
+    let renewed = |world: &World| world.metric(r#"rolegate_sts_requests_total{cause="renewal",outcome="other-role"}"#);
+    // The document is that of the session before, until there is none.
+    let mut served_after_a_renewal = 0;
+    loop {
+        let has_failed = world.fakes.sts.calls().iter().filter(|call| call.role_arn == Some(arn("web-role"))).count() >= 2;
+        let answer = world.credentials(ip(2), "web-role");
+        if answer.status != 200 {
+            break;
+        }
+        let document: Value = serde_json::from_slice(&answer.body).unwrap();
+        assert_eq!(document["AccessKeyId"], first["AccessKeyId"]);
+        served_after_a_renewal += usize::from(has_failed);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(served_after_a_renewal > 0, "{}", world.daemon.log());
+    assert!(renewed(&world) >= 1.0);
+    let issued = world.fakes.sts.issued();
+    for other in issued.iter().filter(|issued| issued.role_arn == arn("other")) {
+        assert!(!world.daemon.log().contains(&other.access_key_id));
+    }
+}
