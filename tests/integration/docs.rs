@@ -502,7 +502,8 @@ fn links_lead_to_files() {
             assert!(path.is_file(), "{file}: {target} leads nowhere");
             let headings = fs::read_to_string(&path).unwrap();
             let slug = |heading: &str| heading.to_lowercase().replace(['`', '.', ',', '?'], "").replace(' ', "-");
-            let found = headings.lines().filter_map(|line| line.strip_prefix("## ")).map(slug);
+            let heading = |line: &'_ str| line.strip_prefix("### ").or_else(|| line.strip_prefix("## ")).map(slug);
+            let found = headings.lines().filter_map(heading);
             assert!(
                 anchor.is_none_or(|anchor| found.collect::<Vec<_>>().iter().any(|slug| slug == anchor)),
                 "{file}: {target} has no such heading"

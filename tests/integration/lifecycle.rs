@@ -138,10 +138,12 @@ fn session_tokens_outlive_a_daemon_whose_keys_are_kept() {
 fn two_daemons_share_the_port_and_the_tokens_while_one_takes_over_from_the_other() {
     let directory = tempfile::tempdir().unwrap();
     let kept = format!("--token-key-file={}", directory.path().join("keys").display());
-    let mut world = World::start_with(|setup| setup.argument(&kept));
+    // A port is shared by those alone who are to hand it over; each here by a socket of its own.
+    let socket = |name: &str| format!("--handover-socket={}", directory.path().join(name).display());
+    let mut world = World::start_with(|setup| setup.argument(&kept).argument(socket("first")));
     let token = world.new_token(ip(2)).text();
     let port = world.daemon.metadata_address().port();
-    let next = world.fakes.setup().argument(&kept).argument(format!("--app-port={port}")).start().unwrap();
+    let next = world.fakes.setup().argument(&kept).argument(socket("next")).argument(format!("--app-port={port}")).start().unwrap();
     next.wait_ready(None).unwrap();
     let served = |world: &World| {
         let stream = connect(ip(2), next.metadata_address()).unwrap();
