@@ -153,9 +153,10 @@ impl App {
             namespaces: config.roles.restrictions != Restrictions::Off,
             service_accounts: config.roles.service_accounts != ServiceAccountRoles::Off,
         };
+        let booted = booted(Clock::system().now());
         let (links, results) = (open_links(), Results::none());
-        let view = View::new(links.clone(), results.clone(), booted());
-        let (writer, pods) = pods::pods_with(Arc::new(view.clone()), booted());
+        let view = View::new(links.clone(), results.clone(), booted);
+        let (writer, pods) = pods::pods_with(Arc::new(view.clone()), booted);
         tasks.spawn("links of the node", async move { links.keep().await });
         tasks.spawn("view of the node", view.keep());
         if let Some(directory) = config.pods.cni_results.clone() {

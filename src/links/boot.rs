@@ -5,11 +5,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 
-/// The time of the last boot by the node's present clock: what the kernel has counted since, taken from now (clock_gettime(2),
-/// `CLOCK_BOOTTIME`). `None` where the kernel does not tell.
-pub fn booted() -> Option<Timestamp> {
+/// Returns the time of the last boot by the node's present clock: `now`, less what the kernel has counted since
+/// (clock_gettime(2), `CLOCK_BOOTTIME`). `None` where the kernel does not tell.
+pub fn booted(now: Timestamp) -> Option<Timestamp> {
     let since = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
-    Timestamp::now().checked_sub(since).ok()
+    now.checked_sub(since).ok()
 }
 
 #[cfg(test)]
@@ -17,9 +17,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_boot_was_before_this_process_and_does_not_move() {
-        let (first, second) = (booted().unwrap_or(Timestamp::MAX), booted().unwrap_or(Timestamp::MIN));
-        assert!(first < Timestamp::now());
-        assert!(second.duration_since(first).abs() < jiff::SignedDuration::from_secs(1), "{first} {second}");
+    fn the_boot_is_as_long_ago_as_the_kernel_has_run() {
+        let uptime = std::fs::read_to_string("/proc/uptime").ok();
+        let seconds = uptime.as_deref().and_then(|text| text.split(' ').next()?.parse::<f64>().ok());
+        let now = Timestamp::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
+        let ago = booted(now).map(|booted| now.duration_since(booted).as_secs_f64());
+        // A loaded machine may take its time between the two.
+        assert!(seconds.zip(ago).is_some_and(|(seconds, ago)| (seconds..seconds + 60.0).contains(&(ago + 0.1))), "{seconds:?} {ago:?}");
     }
 }

@@ -264,7 +264,7 @@ fn pods_are_listed_by_namespace_and_name() {
 /// What may happen to the pods of a node.
 #[derive(Clone, Debug)]
 enum Event {
-    Apply(Pod),
+    Apply(Box<Pod>),
     Delete(PodUid),
     Reset(Vec<Pod>),
 }
@@ -285,7 +285,7 @@ fn any_pod() -> impl Strategy<Value = Pod> {
 
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        6 => any_pod().prop_map(Event::Apply),
+        6 => any_pod().prop_map(|pod| Event::Apply(Box::new(pod))),
         3 => any_pod().prop_map(|pod| Event::Delete(pod.uid)),
         1 => prop::collection::vec(any_pod(), 0..4).prop_map(Event::Reset),
     ]
@@ -300,12 +300,12 @@ impl Model {
         match event {
             Event::Apply(pod) => {
                 self.0.retain(|other| (&other.namespace, &other.name) != (&pod.namespace, &pod.name));
-                self.0.push(pod);
+                self.0.push(*pod);
             }
             Event::Delete(uid) => self.0.retain(|pod| pod.uid != uid),
             Event::Reset(pods) => {
                 self.0.clear();
-                pods.into_iter().for_each(|pod| self.take(Event::Apply(pod)));
+                pods.into_iter().for_each(|pod| self.take(Event::Apply(Box::new(pod))));
             }
         }
     }
@@ -327,7 +327,7 @@ proptest! {
         for event in history {
             model.take(event.clone());
             match event {
-                Event::Apply(pod) => index.apply(pod),
+                Event::Apply(pod) => index.apply(*pod),
                 Event::Delete(uid) => index.delete(&uid),
                 Event::Reset(pods) => index.reset(pods),
             }
