@@ -188,10 +188,18 @@ impl Pods {
         self.shared.node.witness().catch_up();
     }
 
+    /// Does the same where pods are behind bridges. Elsewhere nothing that a pod sends changes what leads to an address.
+    pub fn catch_up_on_bridges(&self) {
+        if self.shared.node.witness().has_bridges() {
+            self.catch_up();
+        }
+    }
+
     /// Compares every pod's addresses with what the node sees, pins those that are not pinned yet, and forgets the pins of
     /// pods that are gone. A claim is pinned when it appears: later, another pod might be there. Returns how many pods are behind
     /// a bridge and may have the capability `NET_RAW`, with which they can forge what leads to others' addresses there.
     pub async fn pin(&self) -> usize {
+        self.catch_up();
         let addresses: Vec<_> = {
             let index = self.shared.read();
             let mut pinned = self.shared.node.pins().keep(|uid| index.contains(uid));
@@ -220,6 +228,11 @@ impl Pods {
     /// itself confirms their claims.
     pub fn set_stale(&self, stale: bool) {
         self.shared.node.set_stale(stale);
+    }
+
+    /// Whether that is so.
+    pub fn is_stale(&self) -> bool {
+        self.shared.node.is_stale()
     }
 
     /// Every pod, for status pages; in the order of namespace and name.

@@ -283,6 +283,8 @@ impl<A: AssumeRole> Proxy<A> {
 
     async fn credentials(&self, ip: IpAddr, pod: Arc<Pod>, request: &RoleRequest, seen: Seen, extended: bool) -> Outcome {
         let answer = self.sessions.get(request, &pod).await;
+        // On a bridge, whoever forges what leads to the address gets the answer: it may have happened since the connection began.
+        self.pods.catch_up_on_bridges();
         let policy = &self.settings.policy;
         // A failure is told as one, also while nothing is known of the node.
         let other_node = policy.node_version() != seen.node || !policy.knows_node();
@@ -319,6 +321,7 @@ impl<A: AssumeRole> Proxy<A> {
                 Decision::Deny(denial) if denial.is_about_node() => Err(Refusal::Denied(now, denial)),
                 _ => Err(changed()),
             },
+            Lookup::Objected(now, objection) if now.uid == pod.uid => Err(Refusal::Objected(now, objection)),
             _ => Err(changed()),
         }
     }

@@ -43,6 +43,8 @@ pub trait Witness: fmt::Debug + Send + Sync {
     fn is_port(&self, bridge: u32, port: u32) -> bool;
     /// Forgets what was asked of all addresses but these.
     fn keep(&self, addresses: &HashSet<IpAddr>);
+    /// Whether pods are behind bridges, where they can forge what leads to others' addresses.
+    fn has_bridges(&self) -> bool;
     /// Takes in every change that the kernel has announced by now.
     fn catch_up(&self);
     /// Tells of changes: a new value each time that [`Witness::generation`] grows.
@@ -77,6 +79,10 @@ impl Witness for Blind {
     }
 
     fn keep(&self, _: &HashSet<IpAddr>) {}
+
+    fn has_bridges(&self) -> bool {
+        false
+    }
 
     fn catch_up(&self) {}
 

@@ -57,7 +57,7 @@ pub struct Pod {
 /// What the API says of the network namespace of a pod. The node's clock made all times in it, to the second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sandbox {
-    /// Since when there is the present one. A later time is another network namespace, with another link.
+    /// Since when there is the present one, where the API says. A later time is another network namespace, with another link.
     pub since: Option<Timestamp>,
     /// The latest time at which something of the pod is known to have started.
     pub started: Option<Timestamp>,

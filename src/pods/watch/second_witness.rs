@@ -12,8 +12,6 @@ use crate::readiness::{Readiness, Step};
 const PIN_AGAIN: Duration = Duration::from_millis(50);
 /// How often the silence of the API is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long the API must have been heard again before claims count as confirmed by it: what had changed comes first.
-const SETTLED: Duration = Duration::from_secs(3);
 /// What readiness waits for while nothing is heard of the API.
 const SIGN_OF_LIFE: &str = "a sign of life from the Kubernetes API";
 
@@ -41,11 +39,11 @@ pub async fn keep_pins(mut pods: Pods, metrics: Metrics) {
     }
 }
 
-/// Watches how long nothing was heard of the API, for as long as the process. After half of `max`, the daemon is not ready;
-/// after all of it, pods are served only where the node itself confirms their claims.
+/// Watches how long nothing was heard of the API's pods, for as long as the process: no list that is complete, no change and no
+/// bookmark. After half of `max`, the daemon is not ready; after all of it, pods are served only where the node itself confirms
+/// their claims, until the watch is up to date again.
 pub async fn bound_staleness(pods: Pods, metrics: Metrics, readiness: Readiness, max: Duration) {
     let (mut silent, mut stale): (Option<Step>, bool) = (None, false);
-    let mut heard = Duration::ZERO;
     loop {
         let silence = metrics.watch_silence();
         if silence >= max / 2 && silent.is_none() {
@@ -62,7 +60,6 @@ pub async fn bound_staleness(pods: Pods, metrics: Metrics, readiness: Readiness,
         {
             step.done();
         }
-        heard = if silence < max { heard.saturating_add(LOOK_EVERY) } else { Duration::ZERO };
         if silence >= max && !stale {
             stale = true;
             pods.set_stale(true);
@@ -71,10 +68,10 @@ pub async fn bound_staleness(pods: Pods, metrics: Metrics, readiness: Readiness,
                 seconds = silence.as_secs(),
                 "nothing heard from the Kubernetes API for --max-staleness; refusing pods whose addresses nothing on this node confirms"
             );
-        } else if stale && heard > SETTLED {
+        } else if stale && !pods.is_stale() {
+            // The watch cleared it: what changed in the meantime is known.
             stale = false;
-            pods.set_stale(false);
-            info!(event = "api-heard-again", "heard from the Kubernetes API again; serving pods as it says");
+            info!(event = "api-heard-again", "the pods of this node are up to date again; serving them as the Kubernetes API says");
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
