@@ -21,6 +21,7 @@ use waiting::Places;
 pub use witness::Objection;
 use witness::{Judged, Node};
 
+use crate::links::digest::Digest;
 use crate::links::witness::{Blind, Witness};
 
 /// Addresses that are pinned before others get their turn.
@@ -194,10 +195,10 @@ impl Pods {
     pub async fn pin(&self) -> usize {
         let addresses: Vec<_> = {
             let index = self.shared.read();
-            let mut pinned = self.shared.node.pins().keep(|uid| index.knows(uid));
+            let mut kept = self.shared.node.pins().keep(&index.digests());
             let addresses: Vec<_> = index.with_addresses().flat_map(|pod| pod.ips.iter().copied()).collect();
-            pinned.extend(&addresses);
-            self.shared.node.witness().keep(&pinned);
+            kept.extend(addresses.iter().map(|ip| Digest::of_ip(*ip)));
+            self.shared.node.witness().keep(&|ip| kept.contains(&Digest::of_ip(ip)));
             addresses
         };
         for (done, ip) in addresses.into_iter().enumerate() {
