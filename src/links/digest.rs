@@ -30,6 +30,11 @@ impl Digest {
         Self::of(&(namespace, name))
     }
 
+    /// Returns half of it, which is enough to tell few apart where nothing is decided by it alone.
+    pub fn short(self) -> u32 {
+        (self.0.get() >> 32) as u32
+    }
+
     /// Returns the digest of an address. An IPv4 address has the same one when it is written as an IPv6 address.
     pub fn of_ip(ip: IpAddr) -> Self {
         Self::of(&ip.to_canonical())

@@ -12,6 +12,14 @@ pub(crate) trait Keyed {
     fn key(&self) -> Self::Key;
 }
 
+impl Keyed for [u8; 6] {
+    type Key = Self;
+
+    fn key(&self) -> Self {
+        *self
+    }
+}
+
 /// A list in the order of keys, with one entry for each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sorted<T>(Vec<T>);

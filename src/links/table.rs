@@ -3,7 +3,6 @@
 //! The table holds the addresses that were asked for, and the interfaces of the node. Nothing that a pod sends adds to it: a
 //! notification about another address, or about a link-layer address that no record has, changes nothing.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
@@ -64,7 +63,7 @@ pub(super) fn classify(route: Route, interface: Option<&Known>) -> Found {
 pub(super) struct Table {
     records: Sorted<Record>,
     /// The link-layer addresses of the records, and perhaps some more: most notifications are about none of them.
-    macs: HashSet<Mac>,
+    macs: Sorted<Mac>,
     links: Sorted<Known>,
     has_bridges: bool,
     behind_topology: bool,
@@ -179,7 +178,7 @@ impl Table {
     }
 
     fn remember(&mut self, mac: Mac) {
-        if self.macs.insert(mac) && self.macs.len() > 2 * self.records.len() + SPARE_MACS {
+        if self.macs.insert(mac).is_none() && self.macs.len() > 2 * self.records.len() + SPARE_MACS {
             self.macs = self.records.iter().filter_map(Record::last_mac).collect();
         }
     }
@@ -283,7 +282,7 @@ impl Table {
     }
 
     fn forwarding(&mut self, bridge: u32, mac: Mac, vlan: Option<u16>, port: Option<NonZeroU32>) {
-        if !self.macs.contains(&mac) {
+        if self.macs.get(&mac).is_none() {
             return;
         }
         // In another VLAN, the same address may be another's.

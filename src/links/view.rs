@@ -46,7 +46,7 @@ impl View {
         if self.booted.is_some_and(|booted| attachment.written() < booted) {
             return None;
         }
-        let mut interfaces = attachment.host_interfaces().iter().filter_map(|name| self.links.named(*name));
+        let mut interfaces = attachment.host_interfaces().filter_map(|name| self.links.named(name));
         match seen.kind {
             LinkKind::Own => interfaces.any(|interface| interface == seen.interface).then_some(seen),
             LinkKind::Bridge { moved, .. } => {
@@ -70,9 +70,16 @@ impl Witness for View {
 
     fn at(&self, ip: IpAddr) -> Sight {
         let link = self.links.of(ip).link();
-        let attached = self.results.of(ip);
-        let attached = attached.iter().filter_map(|attachment| {
-            Some(Attached { uid: attachment.uid(), pod: attachment.pod(), link: self.link_of(attachment, link?)? })
+        let mut last = None;
+        let records = self.results.of(ip);
+        let attached = records.iter().filter_map(|record| {
+            // One with many interfaces has several records, one after the other.
+            if last == Some(record.file()) {
+                return None;
+            }
+            let link = self.link_of(record, link?)?;
+            last = Some(record.file());
+            Some(Attached { uid: record.uid(), pod: record.pod(), link })
         });
         Sight { link, attached: attached.collect() }
     }

@@ -4,7 +4,7 @@
 //! network namespace, the link must stay the same: another link is another pod, or a forged one. The pin of an address is
 //! replaced when the API tells of a later network namespace ([`Sandbox::since`]), and ends with the pod.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
@@ -25,27 +25,42 @@ const MISTRUST: Duration = Duration::from_secs(120);
 /// The pins of all pods.
 #[derive(Debug)]
 pub(super) struct Pins {
-    pins: RwLock<Sorted<Pin>>,
+    table: RwLock<Table>,
     /// What seconds are counted from.
     began: Instant,
 }
+
+#[derive(Debug, Default)]
+struct Table {
+    pins: Sorted<Pin>,
+    /// Of the few links that have moved, by the keys of their pins.
+    moved: BTreeMap<Key, Moved>,
+}
+
+/// The digests of a pod's UID and of an address.
+type Key = (Digest, u32);
 
 /// The link of one address of a pod, in as little as it takes.
 #[derive(Clone, Copy, Debug)]
 struct Pin {
     uid: Digest,
-    ip: Digest,
-    /// Of a link by a bridge.
-    moved: u64,
+    ip: u32,
     /// Since when the API says there is the network namespace, in seconds since 1970; 0 where it does not say.
     since: u32,
     interface: u32,
     /// Of a link by a bridge.
     port: Option<NonZeroU32>,
-    /// When the link is trusted again that last moved away, in seconds since the pins began, rounded up; 0 where it never did.
-    trusted_at: u32,
     mac: Mac,
     kind: Kind,
+}
+
+/// What is known of a link that has moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Moved {
+    /// [`LinkKind::Bridge`]'s `moved`.
+    generation: u64,
+    /// When it is trusted again, in seconds since the pins began, rounded up; 0 where it is.
+    trusted_at: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,30 +84,30 @@ pub(super) enum Comparison {
 }
 
 impl Keyed for Pin {
-    type Key = (Digest, Digest);
+    type Key = Key;
 
-    fn key(&self) -> Self::Key {
+    fn key(&self) -> Key {
         (self.uid, self.ip)
     }
 }
 
 impl Pin {
-    fn new(uid: Digest, ip: Digest, sandbox: Sandbox, link: Option<Link>, trusted_at: u32) -> Self {
-        let since = seconds(sandbox);
-        let nothing = Self { uid, ip, moved: 0, since, interface: 0, port: None, trusted_at, mac: [0; 6], kind: Kind::None };
+    fn new((uid, ip): Key, sandbox: Sandbox, link: Option<Link>) -> Self {
+        let nothing = Self { uid, ip, since: seconds(sandbox), interface: 0, port: None, mac: [0; 6], kind: Kind::None };
         let Some(Link { interface, kind }) = link else { return nothing };
         match kind {
             LinkKind::Own => Self { interface, kind: Kind::Own, ..nothing },
             LinkKind::Shared => Self { interface, kind: Kind::Shared, ..nothing },
-            LinkKind::Bridge { mac, port, moved } => {
+            LinkKind::Bridge { mac, port, moved: _ } => {
                 let kind = if mac.is_some() { Kind::BridgeAndMac } else { Kind::Bridge };
-                Self { interface, kind, mac: mac.unwrap_or_default(), port: port.and_then(NonZeroU32::new), moved, ..nothing }
+                Self { interface, kind, mac: mac.unwrap_or_default(), port: port.and_then(NonZeroU32::new), ..nothing }
             }
         }
     }
 
-    fn link(&self) -> Option<Link> {
-        let bridge = |mac| LinkKind::Bridge { mac, port: self.port.map(NonZeroU32::get), moved: self.moved };
+    /// The link, which last moved in this generation.
+    fn link(&self, moved: u64) -> Option<Link> {
+        let bridge = |mac| LinkKind::Bridge { mac, port: self.port.map(NonZeroU32::get), moved };
         let kind = match self.kind {
             Kind::None => return None,
             Kind::Own => LinkKind::Own,
@@ -104,6 +119,35 @@ impl Pin {
     }
 }
 
+impl Table {
+    fn get(&self, key: &Key) -> (Option<Link>, Moved) {
+        let moved = self.moved.get(key).copied().unwrap_or_default();
+        (self.pins.get(key).and_then(|pin| pin.link(moved.generation)), moved)
+    }
+
+    fn put(&mut self, key: Key, sandbox: Sandbox, link: Option<Link>, trusted_at: u32) {
+        let generation = if let Some(Link { kind: LinkKind::Bridge { moved, .. }, .. }) = link { moved } else { 0 };
+        let moved = Moved { generation, trusted_at };
+        if moved == Moved::default() {
+            self.moved.remove(&key);
+        } else {
+            self.moved.insert(key, moved);
+        }
+        self.pins.insert(Pin::new(key, sandbox, link));
+    }
+
+    fn remove(&mut self, key: &Key) {
+        self.pins.remove(key);
+        self.moved.remove(key);
+    }
+}
+
+/// The digest of an address, by which those of one pod are told apart. No pod can choose addresses of one digest: it does not
+/// choose its addresses, and does not know the key.
+fn short(ip: IpAddr) -> u32 {
+    Digest::of_ip(ip).short()
+}
+
 /// The time since which the API says there is the network namespace, in seconds as in [`Pin`]. The API has no finer times.
 fn seconds(sandbox: Sandbox) -> u32 {
     sandbox.since.map_or(0, |since: Timestamp| u32::try_from(since.as_second().max(1)).unwrap_or(u32::MAX))
@@ -111,7 +155,7 @@ fn seconds(sandbox: Sandbox) -> u32 {
 
 impl Default for Pins {
     fn default() -> Self {
-        Self { pins: RwLock::default(), began: Instant::now() }
+        Self { table: RwLock::default(), began: Instant::now() }
     }
 }
 
@@ -127,32 +171,32 @@ impl Pins {
         expected: Option<Link>,
         is_port: impl Fn(u32, u32) -> bool,
     ) -> Comparison {
-        let (uid, this) = (pod.uid.digest(), Digest::of_ip(ip));
-        let mut pins = self.pins.write().unwrap_or_else(PoisonError::into_inner);
+        let (uid, this) = (pod.uid.digest(), short(ip));
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         // A pod that has left an address has no claim to it any more, and a later network has another link.
         let is_over = |pin: &Pin| match pin.ip == this {
             true => seconds(pod.sandbox) > pin.since,
-            false => !pod.ips.iter().any(|ip| Digest::of_ip(*ip) == pin.ip),
+            false => !pod.ips.iter().any(|ip| short(*ip) == pin.ip),
         };
-        let over: Vec<_> = pins.all_with(&uid, |pin| pin.uid).iter().filter(|pin| is_over(pin)).map(Keyed::key).collect();
+        let over: Vec<_> = table.pins.all_with(&uid, |pin| pin.uid).iter().filter(|pin| is_over(pin)).map(Keyed::key).collect();
         for key in &over {
-            pins.remove(key);
+            table.remove(key);
         }
-        let pinned = pins.get(&(uid, this)).copied();
-        let before = expected.or(pinned.and_then(|pin| pin.link()));
+        let (pinned, moved) = table.get(&(uid, this));
+        let before = expected.or(pinned);
         let link = match before {
             Some(before) => before.followed_by(now, is_port),
             None => now,
         };
-        let has_moved = pinned.and_then(|pin| pin.link()).zip(now).is_some_and(|(before, now)| before.moved_until(now));
-        let trusted_at = match pinned {
+        let has_moved = pinned.zip(now).is_some_and(|(before, now)| before.moved_until(now));
+        let trusted_at = match moved.trusted_at {
             _ if has_moved => self.in_seconds(MISTRUST),
-            Some(pin) if !self.is_over(pin.trusted_at) => pin.trusted_at,
-            _ => 0,
+            before if self.is_over(before) => 0,
+            before => before,
         };
         let changed = trusted_at != 0 || before.is_some() && link.is_none();
         // A link that is not the pod's leaves the pin as it is: the address is served again where the pinned link comes back.
-        pins.insert(Pin::new(uid, this, pod.sandbox, link.or(before), trusted_at));
+        table.put((uid, this), pod.sandbox, link.or(before), trusted_at);
         if changed { Comparison::Changed } else { Comparison::Same }
     }
 
@@ -168,25 +212,26 @@ impl Pins {
 
     /// Whether the address is pinned to a link of the pod's own.
     pub(super) fn is_exclusive(&self, uid: &PodUid, ip: IpAddr) -> bool {
-        let link = self.read().get(&(uid.digest(), Digest::of_ip(ip))).and_then(Pin::link);
+        let (link, _) = self.read().get(&(uid.digest(), short(ip)));
         link.is_some_and(|link| link.is_exclusive())
     }
 
     /// Whether any address of the pod is behind a bridge.
     pub(super) fn is_behind_bridge(&self, uid: &PodUid) -> bool {
-        let pins = self.read();
-        pins.all_with(&uid.digest(), |pin| pin.uid).iter().any(|pin| matches!(pin.kind, Kind::Bridge | Kind::BridgeAndMac))
+        let table = self.read();
+        table.pins.all_with(&uid.digest(), |pin| pin.uid).iter().any(|pin| matches!(pin.kind, Kind::Bridge | Kind::BridgeAndMac))
     }
 
-    /// Forgets all pods but these. Returns the addresses that are pinned still.
-    pub(super) fn keep(&self, pods: &HashSet<Digest>) -> HashSet<Digest> {
-        let mut pins = self.pins.write().unwrap_or_else(PoisonError::into_inner);
-        pins.retain(|pin| pods.contains(&pin.uid));
-        pins.iter().map(|pin| pin.ip).collect()
+    /// Forgets all pods but these. Returns the digests of the addresses that are pinned still ([`Digest::short`]).
+    pub(super) fn keep(&self, pods: &HashSet<Digest>) -> HashSet<u32> {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.pins.retain(|pin| pods.contains(&pin.uid));
+        table.moved.retain(|(uid, _), _| pods.contains(uid));
+        table.pins.iter().map(|pin| pin.ip).collect()
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Sorted<Pin>> {
-        self.pins.read().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

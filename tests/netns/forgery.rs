@@ -142,7 +142,7 @@ fn record(results: &Path, bed: &Bed, pod: &Pod) {
         ],
         "result": {
             "cniVersion": "1.0.0",
-            "interfaces": [{ "name": pod.host_interface() }, { "name": "eth0", "mac": mac, "sandbox": "/run/netns/pod" }],
+            "interfaces": [{ "name": "ifb7" }, { "name": "bwp7" }, { "name": pod.host_interface() }, { "name": "eth0", "mac": mac, "sandbox": "/run/netns/pod" }],
             "ips": [{ "interface": 1, "address": format!("{}/32", pod.ip) }, { "interface": 1, "address": format!("{}/128", pod.ip6) }],
         },
     });

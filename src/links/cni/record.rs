@@ -1,4 +1,5 @@
-//! What is kept of an attachment, in as little as it takes: there is one record for each address of a pod.
+//! What is kept of an attachment, in as little as it takes: there is one record for each address of a pod. One with more than
+//! two interfaces has several.
 
 use std::cmp::Reverse;
 use std::net::IpAddr;
@@ -12,50 +13,49 @@ use crate::netlink::Mac;
 
 /// That a pod has an address by a result file. Names are kept as digests alone, which are compared with those of the pods and
 /// interfaces that are there.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
     pub(super) ip: Digest,
     pub(super) file: Digest,
     uid: Option<Digest>,
     pod: Digest,
-    interfaces: Interfaces,
+    interfaces: [Option<Digest>; 2],
     written: u64,
     mac: Option<Mac>,
-}
-
-/// The digests of interfaces' names: nearly always one, which needs no memory of its own.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Interfaces {
-    One(Digest),
-    Any(Box<[Digest]>),
+    /// Which interfaces these are: the first two of the attachment, the next two and so on.
+    part: u8,
 }
 
 impl Keyed for Record {
     /// The one of an address that was written last comes first.
-    type Key = (Digest, Reverse<u64>, Digest);
+    type Key = (Digest, Reverse<u64>, Digest, u8);
 
     fn key(&self) -> Self::Key {
-        (self.ip, Reverse(self.written), self.file)
+        (self.ip, Reverse(self.written), self.file, self.part)
     }
 }
 
 impl Record {
-    /// The records of an attachment, one for each of its addresses.
+    /// The records of an attachment.
     pub(super) fn all_of(file: Digest, attachment: &Attachment) -> Vec<Self> {
-        let interfaces = match attachment.host_interfaces.as_slice() {
-            [interface] => Interfaces::One(Digest::of_name(interface)),
-            interfaces => Interfaces::Any(interfaces.iter().map(Digest::of_name).collect()),
+        let Attachment { namespace, pod, uid, host_interfaces, ips, mac, written } = attachment;
+        let (uid, pod) = (uid.as_ref().map(Digest::of_name), Digest::of_pod(namespace, pod));
+        let mut parts: Vec<[Option<Digest>; 2]> =
+            host_interfaces.chunks(2).map(|names| [names.first(), names.get(1)].map(|name| name.map(Digest::of_name))).collect();
+        if parts.is_empty() {
+            parts.push([None; 2]);
+        }
+        let of_ip = |ip: &IpAddr| {
+            let ip = Digest::of_ip(*ip);
+            let record = move |(part, interfaces)| Self { ip, file, uid, pod, interfaces, written: *written, mac: *mac, part };
+            (0..).zip(parts.clone()).map(record)
         };
-        let record = |ip: &IpAddr| Self {
-            ip: Digest::of_ip(*ip),
-            file,
-            uid: attachment.uid.as_ref().map(Digest::of_name),
-            pod: Digest::of_pod(&attachment.namespace, &attachment.pod),
-            interfaces: interfaces.clone(),
-            written: attachment.written,
-            mac: attachment.mac,
-        };
-        attachment.ips.iter().map(record).collect()
+        ips.iter().flat_map(of_ip).collect()
+    }
+
+    /// The digest of the name of the file, which is the same for all records of an attachment.
+    pub fn file(&self) -> Digest {
+        self.file
     }
 
     /// The digest of the pod's UID ([`Digest::of_name`]), as the runtime knows it; `None` where it does not pass it on.
@@ -69,11 +69,8 @@ impl Record {
     }
 
     /// The digests of the names of the node's interfaces that the plugins created or used ([`Digest::of_name`]).
-    pub fn host_interfaces(&self) -> &[Digest] {
-        match &self.interfaces {
-            Interfaces::One(interface) => std::slice::from_ref(interface),
-            Interfaces::Any(interfaces) => interfaces,
-        }
+    pub fn host_interfaces(&self) -> impl Iterator<Item = Digest> {
+        self.interfaces.into_iter().flatten()
     }
 
     /// The hardware address of the pod's own interface; `None` where the plugin does not say.

@@ -53,7 +53,7 @@ fn another_pod_at_the_address_has_a_pin_of_its_own_and_takes_away_none() {
     compare(&pins, &a, "10.0.0.1", own(7));
     assert_eq!(compare(&pins, &b, "10.0.0.1", own(8)), Comparison::Same);
     assert_eq!(compare(&pins, &a, "10.0.0.1", own(8)), Comparison::Changed);
-    assert_eq!(pins.keep(&HashSet::from([b.uid.digest()])), HashSet::from([Digest::of_ip(ip("10.0.0.1"))]));
+    assert_eq!(pins.keep(&HashSet::from([b.uid.digest()])), HashSet::from([short(ip("10.0.0.1"))]));
     assert!(!pins.is_exclusive(&a.uid, ip("10.0.0.1")) && pins.is_exclusive(&b.uid, ip("10.0.0.1")));
 }
 
@@ -85,8 +85,14 @@ fn a_pin_keeps_the_whole_link() {
         .flat_map(|mac| [None, Some(7)].map(|port| LinkKind::Bridge { mac, port, moved: u64::MAX - 1 }));
     let links = kinds.chain([LinkKind::Own, LinkKind::Shared]).map(|kind| Some(Link { interface: 3, kind }));
     for link in links.chain([None]) {
-        let digest = Digest::of_name("a");
-        assert_eq!(Pin::new(digest, digest, Sandbox::default(), link, 0).link(), link);
+        let (mut table, key) = (Table::default(), (Digest::of_name("a"), 1));
+        table.put(key, Sandbox::default(), link, 5);
+        assert_eq!((table.get(&key).0, table.get(&key).1.trusted_at), (link, 5));
+        table.put(key, Sandbox::default(), own(9), 0);
+        assert_eq!((table.get(&key), table.moved.len()), ((own(9), Moved::default()), 0));
+        table.put(key, Sandbox::default(), link, 5);
+        table.remove(&key);
+        assert_eq!((table.get(&key), table.pins.len(), table.moved.len()), ((None, Moved::default()), 0, 0));
     }
-    assert_eq!(size_of::<Pin>(), 48);
+    assert_eq!(size_of::<Pin>(), 32);
 }

@@ -155,6 +155,8 @@ fn without_room_the_files_written_first_go() {
         let mut pods: Vec<Digest> = table.of(ip(1)).iter().map(Record::pod).collect();
         let mut wanted = wanted.map(|file| Digest::of_pod("shop", &format!("web-{file}")));
         pods.sort();
+        // One with three interfaces has two records.
+        pods.dedup();
         wanted.sort();
         assert_eq!(pods, wanted);
     };
