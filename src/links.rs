@@ -31,19 +31,17 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use self::digest::Digest;
 use self::feed::{Feed, Turn};
 use self::table::{Found, Kind, Known, Queue, Table, classify};
+use crate::digest::Digest;
 use crate::netlink::Netlink;
 
 pub use crate::netlink::Mac;
 
 pub mod boot;
 pub mod cni;
-pub mod digest;
 mod event;
 mod feed;
-pub(crate) mod sorted;
 mod table;
 pub mod view;
 pub mod witness;

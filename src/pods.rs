@@ -21,7 +21,7 @@ use waiting::Places;
 pub use witness::Objection;
 use witness::{Judged, Node};
 
-use crate::links::digest::Digest;
+use crate::digest::Digest;
 use crate::links::witness::{Blind, Witness};
 
 /// Addresses that are pinned before others get their turn.

@@ -66,12 +66,12 @@ pub(crate) fn measure(count: usize, kind: &str) {
         println!("no namespaces: {error}");
         return;
     }
-    let Ok(node) = Netns::new("witness") else {
+    let (Ok(node), Ok(pods)) = (Netns::new("witness"), Netns::new("pods")) else {
         println!("no namespaces");
         return;
     };
     let (directory, at_bridge) = (TempDir::new().unwrap(), kind == "bridge");
-    make(&node, directory.path(), count, at_bridge);
+    make(&node, &pods, directory.path(), count, at_bridge);
     let path = directory.path().to_owned();
     let figures = node.run(move || of_node(&path, count, at_bridge)).unwrap();
     println!("{}", figures.map(|figure| figure.to_string()).join(" "));
@@ -86,7 +86,7 @@ fn uid(number: usize) -> String {
 }
 
 /// What leads to the pods, and their results.
-fn make(node: &Netns, directory: &Path, count: usize, at_bridge: bool) {
+fn make(node: &Netns, pods: &Netns, directory: &Path, count: usize, at_bridge: bool) {
     let (mut links, mut forwarding) = (String::new(), String::new());
     if at_bridge {
         links += "link add cni0 type bridge\nlink set cni0 address 0a:00:00:00:00:01 up\naddr add 10.0.0.1/8 dev cni0\n";
@@ -94,7 +94,8 @@ fn make(node: &Netns, directory: &Path, count: usize, at_bridge: bool) {
     for number in 0..count {
         let (ip, mac) = (address(number), mac(number));
         if at_bridge {
-            writeln!(links, "link add pod{number} type dummy\nlink set pod{number} master cni0 up").unwrap();
+            writeln!(links, "link add pod{number} type veth peer name end{number} netns {}", pods.path()).unwrap();
+            writeln!(links, "link set pod{number} master cni0 up").unwrap();
             writeln!(links, "neigh add {ip} lladdr {mac} dev cni0 nud permanent").unwrap();
             writeln!(forwarding, "fdb add {mac} dev pod{number} master static").unwrap();
         } else {

@@ -6,11 +6,11 @@
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
-use super::digest::Digest;
 use super::event::Event;
-use super::sorted::Sorted;
 use super::{Link, LinkKind, Reach};
+use crate::digest::Digest;
 use crate::netlink::{Interface, Mac, Route};
+use crate::sorted::Sorted;
 
 mod interface;
 mod record;

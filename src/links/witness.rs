@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use tokio::sync::watch;
 
-use super::digest::Digest;
 use super::{Link, LinkKind};
+use crate::digest::Digest;
 
 /// What this node sees at an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -21,7 +21,7 @@ pub use known::{Claims, Namespace, NodeAddresses, Pod, PodName, PodUid, Sandbox,
 use named::Named;
 use tombstones::Tombstones;
 
-use crate::links::digest::Digest;
+use crate::digest::Digest;
 
 type Name = (String, String);
 

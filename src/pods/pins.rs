@@ -14,9 +14,9 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::index::{Pod, PodUid, Sandbox};
-use crate::links::digest::Digest;
-use crate::links::sorted::{Keyed, Sorted};
+use crate::digest::Digest;
 use crate::links::{Link, LinkKind, Mac};
+use crate::sorted::{Keyed, Sorted};
 
 /// How long a link that moved away and came back is not trusted. Whoever caused that may have a connection from that time; it
 /// does not live for so long without answers.

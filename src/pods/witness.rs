@@ -12,8 +12,8 @@ use jiff::Timestamp;
 
 use super::index::{Claims, Index, Pod};
 use super::pins::{Comparison, Pins};
+use crate::digest::Digest;
 use crate::links::Link;
-use crate::links::digest::Digest;
 use crate::links::witness::{Attached, Sight, Witness};
 
 /// Why the claim of a pod to an address does not count.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendto, socket};
-use rolegate::links::digest::Digest;
+use rolegate::digest::Digest;
 use rolegate::links::{Link, LinkKind, Links, Mac, Reach};
 use rolegate::netlink::Netlink;
 use rolegate_lab::node::{Bridge, Netns, Node, PodNs, PodOptions, available_or_skip};

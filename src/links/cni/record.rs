@@ -7,9 +7,8 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 
 use super::attachment::Attachment;
-use crate::links::digest::Digest;
-use crate::links::sorted::Keyed;
-use crate::netlink::Mac;
+use crate::digest::Digest;
+use crate::sorted::Keyed;
 
 /// That a pod has an address by a result file. Names are kept as digests alone, which are compared with those of the pods and
 /// interfaces that are there.
@@ -21,7 +20,7 @@ pub struct Record {
     pod: Digest,
     interfaces: [Option<Digest>; 2],
     written: u64,
-    mac: Option<Mac>,
+    mac: Option<[u8; 6]>,
     /// Which interfaces these are: the first two of the attachment, the next two and so on.
     part: u8,
 }
@@ -74,7 +73,7 @@ impl Record {
     }
 
     /// The hardware address of the pod's own interface; `None` where the plugin does not say.
-    pub fn mac(&self) -> Option<Mac> {
+    pub fn mac(&self) -> Option<[u8; 6]> {
         self.mac
     }
 

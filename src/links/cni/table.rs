@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use super::attachment::Attachment;
 use super::record::Record;
-use crate::links::digest::Digest;
-use crate::links::sorted::Sorted;
+use crate::digest::Digest;
+use crate::sorted::Sorted;
 
 /// The attachments of all result files.
 #[derive(Debug)]

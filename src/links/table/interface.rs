@@ -2,9 +2,9 @@
 
 use std::num::NonZeroU32;
 
-use crate::links::digest::Digest;
-use crate::links::sorted::Keyed;
+use crate::digest::Digest;
 use crate::netlink::Interface;
+use crate::sorted::Keyed;
 
 /// What is known of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

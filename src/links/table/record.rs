@@ -3,9 +3,9 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 
-use crate::links::sorted::Keyed;
 use crate::links::{Link, LinkKind, Reach};
 use crate::netlink::Mac;
+use crate::sorted::Keyed;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {

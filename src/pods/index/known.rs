@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::links::digest::Digest;
+use crate::digest::Digest;
 
 /// A pod's `metadata.uid`: the one name that is never used again. Cheap to clone: the index has it in three places.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -2,8 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use rolegate::digest::Digest;
 use rolegate::links::Reach;
-use rolegate::links::digest::Digest;
 
 use super::{
     arp, bridged, confirmed, frame, invented, ips, links, mac_of, neighbour, node, now, number, own, parts, send, silence, steal, until,

@@ -17,7 +17,7 @@ use super::super::keep::Pauses;
 use super::super::record::Record;
 use super::files::{self, Written, pod};
 use super::{MAX_FILES, Results};
-use crate::links::digest::Digest;
+use crate::digest::Digest;
 use crate::metrics::Metrics;
 
 /// A test that waits longer hangs.

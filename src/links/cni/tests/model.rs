@@ -11,7 +11,7 @@ use super::super::parse::parse;
 use super::super::record::Record;
 use super::super::table::Table;
 use super::files::{self, Cache, Written};
-use crate::links::digest::Digest;
+use crate::digest::Digest;
 
 fn any_file() -> impl Strategy<Value = Written> {
     let results = [files::BRIDGE, files::PTP, files::AWS, files::AWS_BRANCH, files::CALICO, files::CILIUM, files::KUBENET];
