@@ -1,28 +1,38 @@
-//! What a request costs before credentials: who asks, and which role that pod may have. And what the watch costs: one
-//! event, and a complete list.
+//! What a request costs before credentials: who asks, and which role that pod may have. What it costs that the node's own view
+//! is compared with what the API says. And what the watch costs: one event, and a complete list.
+//!
+//! The cost of the comparison is the difference between a look into the index alone and one into the same index with a node's view
+//! that has confirmed every pod. Both are measured in turn. With `witness` as the only argument, nothing else is measured.
 //!
 //! Requests are measured on the index and the policy themselves, with as many pods as small, large and very large nodes
 //! have. Events and lists come from a server of this program, as bytes that were made beforehand, through the real watch:
 //! HTTP, lines, decoding, index.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark says loudly what failed")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
 
+use std::hint::black_box;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use rolegate::config::{AnnotationKeys, ApiConfig, PatternFormat, Restrictions};
+use rolegate::links::witness::{Sight, Witness};
+use rolegate::links::{Link, LinkKind};
 use rolegate::metrics::Metrics;
+use rolegate::pods::index::Index;
 use rolegate::pods::watch::{Watch, client};
-use rolegate::pods::{Lookup, Namespace, Needs, NodeAddresses, Pod, PodUid, Pods, PodsWriter, pods};
+use rolegate::pods::{Lookup, Namespace, Needs, NodeAddresses, Pod, PodUid, Pods, PodsWriter, pods, pods_with};
 use rolegate::policy::node::NodeIdentity;
 use rolegate::policy::{Decision, Policy, Rules};
 use rolegate::readiness::Readiness;
 use rolegate::role::CallerIdentity;
 use rolegate_lab::kube::PodBuilder;
+use tokio::sync::watch;
 
 const PODS: [usize; 3] = [110, 1000, 10_000];
 const NODE: &str = "node-a";
@@ -37,13 +47,112 @@ const POD_SIZE: usize = 12 * 1024;
 /// Events that are sent at once.
 const EVENTS: usize = 1000;
 
-fn main() {
+/// Requests of which the time of one is taken, how often that is done, and what the node's view may add to one.
+const REQUESTS: usize = 1000;
+const ROUNDS: usize = 2001;
+const MAY_ADD: f64 = 50.0;
+
+fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let filters: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let is_cheap = if filters.iter().all(|filter| filter == "witness") { witness() } else { true };
+    if !filters.is_empty() && filters.iter().all(|filter| filter == "witness") {
+        return if is_cheap { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let mut criterion = Criterion::default().configure_from_args().sample_size(20).measurement_time(Duration::from_secs(3));
     decisions(&mut criterion);
     events(&mut criterion);
     lists(&mut criterion);
     criterion.final_summary();
+    if is_cheap { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A view of a node on which each pod has a link of its own, and nothing changes.
+#[derive(Debug)]
+struct Unchanging {
+    generation: AtomicU64,
+    changes: watch::Sender<u64>,
+}
+
+impl Witness for Unchanging {
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    fn at(&self, ip: IpAddr) -> Sight {
+        let IpAddr::V4(ip) = ip else { panic!("no pod has {ip}") };
+        Sight { link: Some(Link { interface: ip.to_bits(), kind: LinkKind::Own }), attached: Vec::new() }
+    }
+
+    fn has_record(&self, _: IpAddr) -> bool {
+        false
+    }
+
+    fn is_port(&self, _: u32, _: u32) -> bool {
+        false
+    }
+
+    fn keep(&self, _: &dyn Fn(IpAddr) -> bool) {}
+
+    fn catch_up(&self) {}
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+/// What the second witness adds to a request; whether that is little enough.
+fn witness() -> bool {
+    println!("what the second witness costs: nanoseconds of a request, medians of {ROUNDS} rounds");
+    println!("{:<14}{:>16}{:>16}{:>12}{:>8}", "", "the index alone", "with a witness", "difference", "ratio");
+    let mut worst = f64::MIN;
+    for count in PODS {
+        let view = Unchanging { generation: AtomicU64::new(7), changes: watch::Sender::new(7) };
+        let (writer, pods) = pods_with(Arc::new(view), None);
+        writer.write(|index| fill(index, count, PatternFormat::Glob));
+        (0..count).for_each(|number| drop(pods.by_ip(address(number))));
+        let mut number = 0;
+        let mut alone = || time_of_one(count, &mut number, |ip| pods.by_api_alone(ip));
+        let mut alone_times = Vec::new();
+        let mut number = count / 2;
+        let mut both = || time_of_one(count, &mut number, |ip| pods.by_ip(ip));
+        let (mut both_times, mut differences) = (Vec::new(), Vec::new());
+        for round in 0..ROUNDS {
+            // Whatever else the machine does meanwhile, it does to either as often first as last.
+            let (one, other) = if round % 2 == 0 {
+                let one = alone();
+                (one, both())
+            } else {
+                let other = both();
+                (alone(), other)
+            };
+            alone_times.push(one);
+            both_times.push(other);
+            differences.push(other - one);
+        }
+        let [before, after, difference] = [alone_times, both_times, differences].map(median);
+        worst = worst.max(difference);
+        println!("{:<14}{before:>16.1}{after:>16.1}{difference:>12.1}{:>8.2}", format!("{count} pods"), after / before);
+    }
+    let verdict = if worst < MAY_ADD { "met" } else { "MISSED" };
+    println!("the goal, less than {MAY_ADD} ns more for each request: {verdict} with {worst:.1} ns");
+    worst < MAY_ADD
+}
+
+/// Nanoseconds of one request, by the time of many for pods far apart. Each time it goes on with other pods.
+fn time_of_one(count: usize, number: &mut usize, ask: impl Fn(IpAddr) -> Lookup) -> f64 {
+    let began = Instant::now();
+    for _ in 0..REQUESTS {
+        *number = (*number + 7919) % count;
+        let found = black_box(ask(address(*number)));
+        assert!(matches!(found, Lookup::Found(..)));
+    }
+    began.elapsed().as_nanos() as f64 / REQUESTS as f64
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
 }
 
 fn address(number: usize) -> IpAddr {
@@ -83,35 +192,37 @@ fn decisions(criterion: &mut Criterion) {
 /// The pods of a node in their namespaces, each of which allows its own roles by the last of its patterns.
 fn node(count: usize, patterns: PatternFormat) -> (PodsWriter, Pods) {
     let (writer, pods) = pods();
-    let any = if patterns == PatternFormat::Glob { "*" } else { ".*" };
-    writer.write(|index| {
-        for number in 0..NAMESPACES {
-            let others = (1..PATTERNS).map(|other| format!("other-{other}-{any}"));
-            let list: Vec<String> = others.chain([format!("team-{number}-{any}")]).collect();
-            let allowed_roles = Some(serde_json::to_string(&list).unwrap());
-            index.apply_namespace(Namespace { name: format!("team-{number}"), allowed_roles, permitted: None });
-        }
-        for number in 0..count {
-            let team = number % NAMESPACES;
-            index.apply(Pod {
-                uid: PodUid(format!("5f3c1e2a-7b64-4d0e-9a51-{number:012x}").into()),
-                namespace: format!("team-{team}"),
-                name: format!("web-7f9c8d6b5-{number:05}"),
-                service_account: "default".to_owned(),
-                role: Some(format!("team-{team}-web")),
-                external_id: None,
-                session_name: None,
-                ips: vec![address(number)],
-                finished: false,
-                terminating: false,
-                claims_until: None,
-                host_network: false,
-                sandbox: Default::default(),
-                may_have_net_raw: false,
-            });
-        }
-    });
+    writer.write(|index| fill(index, count, patterns));
     (writer, pods)
+}
+
+fn fill(index: &mut Index, count: usize, patterns: PatternFormat) {
+    let any = if patterns == PatternFormat::Glob { "*" } else { ".*" };
+    for number in 0..NAMESPACES {
+        let others = (1..PATTERNS).map(|other| format!("other-{other}-{any}"));
+        let list: Vec<String> = others.chain([format!("team-{number}-{any}")]).collect();
+        let allowed_roles = Some(serde_json::to_string(&list).unwrap());
+        index.apply_namespace(Namespace { name: format!("team-{number}"), allowed_roles, permitted: None });
+    }
+    for number in 0..count {
+        let team = number % NAMESPACES;
+        index.apply(Pod {
+            uid: PodUid(format!("5f3c1e2a-7b64-4d0e-9a51-{number:012x}").into()),
+            namespace: format!("team-{team}"),
+            name: format!("web-7f9c8d6b5-{number:05}"),
+            service_account: "default".to_owned(),
+            role: Some(format!("team-{team}-web")),
+            external_id: None,
+            session_name: None,
+            ips: vec![address(number)],
+            finished: false,
+            terminating: false,
+            claims_until: None,
+            host_network: false,
+            sandbox: Default::default(),
+            may_have_net_raw: false,
+        });
+    }
 }
 
 /// One event, by the time of many that come together.

@@ -2,14 +2,16 @@
 //!
 //! Every case is a process of its own, and so is the API that they all read from, so that a figure is of one thing alone.
 //! `resident` is what the process has when the list is in, `peak` the most that it ever had. Nothing is compared with an
-//! earlier run; the goal that is printed at the end is that of the daemon with 10,000 pods.
+//! earlier run; the goal that is printed at the end is that of the daemon with 10,000 pods. Before that stands what the second
+//! witness costs for each pod, counted by the allocator; where that is too much, the program ends with status 1. With `witness` as
+//! the only argument, nothing else is measured.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{Ipv4Addr, TcpListener};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -25,6 +27,11 @@ use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
 use rolegate_lab::sts::Sts;
 use tokio::runtime::Runtime;
 
+#[path = "memory/counted.rs"]
+mod counted;
+#[path = "memory/witness.rs"]
+mod witness;
+
 /// Set in a child, to what it is.
 const CASE: &str = "ROLEGATE_BENCH_MEMORY_CASE";
 const NODE: &str = "node-a";
@@ -35,16 +42,23 @@ const POD_SIZE: usize = 12 * 1024;
 const GOAL: f64 = 24.0;
 const WORKERS: usize = 2;
 
-fn main() {
+fn main() -> ExitCode {
     if let Ok(case) = std::env::var(CASE) {
         let words: Vec<&str> = case.split(' ').collect();
-        return match words.as_slice() {
+        match words.as_slice() {
             ["lab", count, lists] => lab(count.parse().unwrap(), *lists == "pages"),
             ["bare"] => say_memory(&runtime()),
             ["watch", url] => watch(url),
             ["reflector", url, lists] => whole_pods(url, *lists == "pages"),
+            ["witness", count, kind] => witness::measure(count.parse().unwrap(), kind),
             _ => panic!("no such case: {case}"),
-        };
+        }
+        return ExitCode::SUCCESS;
+    }
+    let is_witness_small = witness::report();
+    let end = if is_witness_small { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    if std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).eq(["witness"]) {
+        return end;
     }
     let runtime = runtime();
     let sts = {
@@ -70,6 +84,7 @@ fn main() {
     println!("{:<20}{:>14}   (this program with a runtime that does nothing)", "a bare process", bare.memory());
     let verdict = if worst <= GOAL { "met" } else { "MISSED" };
     println!("the goal, {GOAL} MiB at most for the daemon with {} pods: {verdict} with {worst:.1} MiB at its peak", PODS[PODS.len() - 1]);
+    end
 }
 
 /// Resident memory in MiB: now, and the most that it was.

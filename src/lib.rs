@@ -32,6 +32,7 @@
 //! - [`links`]: what leads to an address on this node
 //! - [`netlink`]: questions to the kernel about interfaces, routes and neighbours
 //! - [`probe`]: the kubelet's questions to the daemon of its own pod
+//! - [`digest`], `sorted`: names and maps in little memory, for what is kept of each pod
 //! - [`connections`], [`shares`]: what connections may take, and how what is short is shared
 //! - [`startup_taint`]: keeps pods off the node until the daemon is ready
 //! - [`drain`], [`tasks`]: the end of the service, and of what runs beside it
@@ -45,6 +46,7 @@ pub mod cli;
 pub mod config;
 pub mod connections;
 pub mod credentials;
+pub mod digest;
 pub mod drain;
 pub mod events;
 pub mod explain;
@@ -61,6 +63,7 @@ pub mod redirect;
 pub mod role;
 pub mod server;
 pub mod shares;
+mod sorted;
 pub mod startup_taint;
 pub mod tasks;
 pub mod telemetry;

@@ -21,7 +21,6 @@
 //!   (`netlink_overrun`). Until then no answer is kept, and the kernel is asked each time.
 //! - The number of an interface is not used again before the kernel has counted through all of them.
 
-use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,6 +33,7 @@ use tracing::{debug, warn};
 
 use self::feed::{Feed, Turn};
 use self::table::{Found, Kind, Known, Queue, Table, classify};
+use crate::digest::Digest;
 use crate::netlink::Netlink;
 
 pub use crate::netlink::Mac;
@@ -180,10 +180,10 @@ impl Links {
         if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() { Reach::Nowhere } else { shared.resolve(ip) }
     }
 
-    /// Forgets all addresses but these, which pods have.
-    pub fn keep_only(&self, addresses: &HashSet<IpAddr>) {
+    /// Forgets all addresses but those for which this is true, which pods have.
+    pub fn keep_only(&self, is_kept: &dyn Fn(IpAddr) -> bool) {
         if let Some(shared) = &self.shared {
-            shared.change(|table| table.keep_only(addresses));
+            shared.change(|table| table.keep_only(is_kept));
         }
     }
 
@@ -219,25 +219,20 @@ impl Links {
         self.shared.as_ref().map_or(0, |shared| shared.overflows.load(Ordering::Relaxed))
     }
 
-    /// Returns the number of the interface of this name.
-    pub fn named(&self, name: &str) -> Option<u32> {
+    /// Returns the number of the interface of the name with this digest ([`Digest::of_name`]).
+    pub fn named(&self, name: Digest) -> Option<u32> {
         self.shared.as_ref()?.table().named(name)
-    }
-
-    /// Returns the name of an interface.
-    pub fn name_of(&self, interface: u32) -> Option<String> {
-        self.shared.as_ref()?.table().link(interface).map(|known| known.name.clone().into())
     }
 
     /// Returns the interface that this one is a part of, such as the bridge that it is a port of.
     pub fn master_of(&self, interface: u32) -> Option<u32> {
-        self.shared.as_ref()?.table().link(interface)?.master
+        self.shared.as_ref()?.table().link(interface)?.master()
     }
 
     /// Whether this interface is an end of a pair, and no port of a bridge.
     pub fn is_free_pair(&self, interface: u32) -> bool {
         let Some(shared) = &self.shared else { return false };
-        shared.table().link(interface).is_some_and(|known| known.kind == Kind::Pair && known.master.is_none())
+        shared.table().link(interface).is_some_and(|known| known.kind == Kind::Pair && known.master().is_none())
     }
 
     /// Returns a receiver of the generation, which is told when notifications changed it. Without a table nothing ever does.
@@ -333,7 +328,7 @@ impl Shared {
 
     fn ask(&self, netlink: &mut Netlink, ip: IpAddr) -> io::Result<Found> {
         let Some(route) = netlink.route_to(ip)? else { return Ok(Found::Nowhere) };
-        let mut known = self.table().link(route.interface).cloned();
+        let mut known = self.table().link(route.interface).copied();
         if known.is_none() && route.interface != 0 {
             // It may be so new that its notification is not read yet.
             known = match netlink.link_at(route.interface) {

@@ -21,6 +21,7 @@ use waiting::Places;
 pub use witness::Objection;
 use witness::{Judged, Node};
 
+use crate::digest::Digest;
 use crate::links::witness::{Blind, Witness};
 
 /// Addresses that are pinned before others get their turn.
@@ -126,6 +127,13 @@ impl Pods {
         lookup(&index, self.shared.node.judge(&index, ip, &view))
     }
 
+    /// Who has this address by the API's word alone, for comparison. Nothing may be decided by it: the node itself may object.
+    #[doc(hidden)]
+    pub fn by_api_alone(&self, ip: IpAddr) -> Lookup {
+        let index = self.shared.read();
+        lookup(&index, Judged::Claims(index.by_ip(ip)))
+    }
+
     /// Who has this address, waiting at most `at_most` for it to become known, for the API's word on it where several pods
     /// claim it, and for what is known of its pod to be `enough`. The watch's events wake the wait. An address of the node
     /// itself is not waited for: it never becomes a pod's. The number of requests that wait is bounded, see [`waiting`]; those
@@ -202,10 +210,10 @@ impl Pods {
         self.catch_up();
         let addresses: Vec<_> = {
             let index = self.shared.read();
-            let mut pinned = self.shared.node.pins().keep(|uid| index.contains(uid));
+            let mut kept = self.shared.node.pins().keep(&index.digests());
             let addresses: Vec<_> = index.with_addresses().flat_map(|pod| pod.ips.iter().copied()).collect();
-            pinned.extend(&addresses);
-            self.shared.node.witness().keep(&pinned);
+            kept.extend(addresses.iter().map(|ip| Digest::of_ip(*ip).short()));
+            self.shared.node.witness().keep(&|ip| kept.contains(&Digest::of_ip(ip).short()));
             addresses
         };
         for (done, ip) in addresses.into_iter().enumerate() {

@@ -54,9 +54,10 @@ mod attachment;
 mod directory;
 mod keep;
 mod parse;
+mod record;
 mod table;
 
-pub use attachment::Attachment;
+pub use record::Record;
 use table::{Change, Table};
 
 /// The most files that are read. Beyond it, those that were written last count: a node has at most some hundred pods, and
@@ -97,17 +98,17 @@ impl Results {
         }))
     }
 
-    /// Calls `look` with the attachments that name this address, the one written last first; usually none or one. The table
+    /// Calls `look` with the records of attachments that name this address, the one written last first; usually none or one. The table
     /// is locked for reading meanwhile: `look` must be quick, and must not call other methods of this handle.
-    pub fn look<T>(&self, ip: IpAddr, look: impl FnOnce(&[Arc<Attachment>]) -> T) -> T {
+    pub fn look<T>(&self, ip: IpAddr, look: impl FnOnce(&[Record]) -> T) -> T {
         if self.count() == 0 {
             return look(&[]);
         }
-        look(self.read().of(ip.to_canonical()))
+        look(self.read().of(ip))
     }
 
-    /// Returns the attachments that name this address, the one written last first.
-    pub fn of(&self, ip: IpAddr) -> Vec<Arc<Attachment>> {
+    /// Returns the records of attachments that name this address, the one written last first.
+    pub fn of(&self, ip: IpAddr) -> Vec<Record> {
         self.look(ip, <[_]>::to_vec)
     }
 

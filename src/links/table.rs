@@ -3,16 +3,23 @@
 //! The table holds the addresses that were asked for, and the interfaces of the node. Nothing that a pod sends adds to it: a
 //! notification about another address, or about a link-layer address that no record has, changes nothing.
 
-use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
 use super::event::Event;
 use super::{Link, LinkKind, Reach};
+use crate::digest::Digest;
 use crate::netlink::{Interface, Mac, Route};
+use crate::sorted::Sorted;
+
+mod interface;
+mod record;
+
+pub(super) use interface::{Kind, Known};
+use record::{Kept, Knows, Record, State, key};
 
 /// How many addresses are remembered. More are forgotten together, and asked for again; a node has some hundred pods.
-pub(super) const RECORDS: usize = 4096;
+pub(super) const RECORDS: usize = 16_384;
 /// So many link-layer addresses beyond those of the records are remembered before the others are taken out.
 const SPARE_MACS: usize = 256;
 
@@ -23,37 +30,6 @@ pub(super) enum Queue {
     Topology,
     /// Neighbours and forwarding databases: pods may fill it.
     Neighbours,
-}
-
-/// What is known of an interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Known {
-    pub(super) name: Box<str>,
-    pub(super) kind: Kind,
-    pub(super) master: Option<u32>,
-    is_up: bool,
-}
-
-/// The kinds of interfaces that matter here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// One of two ends, of which the other may be a pod's.
-    Pair,
-    /// A bridge, and the VLAN of its own packets if it tells VLANs apart.
-    Bridge { vlan: Option<u16> },
-    /// Any other.
-    Other,
-}
-
-impl Known {
-    pub(super) fn of(interface: &Interface) -> Self {
-        let kind = match interface.kind.as_deref() {
-            Some("veth" | "netkit") => Kind::Pair,
-            Some("bridge") => Kind::Bridge { vlan: interface.vlan },
-            _ => Kind::Other,
-        };
-        Self { name: interface.name.as_str().into(), kind, master: interface.master, is_up: interface.is_up }
-    }
 }
 
 /// What the kernel answered.
@@ -75,94 +51,20 @@ pub(super) fn classify(route: Route, interface: Option<&Known>) -> Found {
         Some(known) if !route.by_gateway => match known.kind {
             Kind::Bridge { .. } => Found::Bridge { interface: number, mac: None, port: None },
             // A wider route leads to many: Cilium's cilium_host is an end of a veth as well.
-            Kind::Pair if route.for_one && known.master.is_none() => Found::Own { interface: number },
+            Kind::Pair if route.for_one && known.master().is_none() => Found::Own { interface: number },
             Kind::Pair | Kind::Other => Found::Shared { interface: number },
         },
         _ => Found::Shared { interface: number },
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// The kernel has announced nothing else since it was asked.
-    Fresh,
-    /// It has to be asked.
-    Stale,
-    /// It is being asked. One question is asked at a time.
-    Asked,
-}
-
-/// What is remembered of an address.
-#[derive(Clone, Copy, Debug)]
-struct Record {
-    /// The generation in which another link-layer address or port was last announced.
-    moved: u64,
-    state: State,
-    found: Kept,
-    interface: u32,
-    mac: Option<Mac>,
-    port: Option<NonZeroU32>,
-    /// The last ones that were known, on this interface.
-    last_mac: Option<Mac>,
-    last_port: Option<NonZeroU32>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kept {
-    Nowhere,
-    Own,
-    Shared,
-    Bridge,
-}
-
-impl Record {
-    const NEW: Self =
-        Self { moved: 0, state: State::Stale, found: Kept::Nowhere, interface: 0, mac: None, port: None, last_mac: None, last_port: None };
-
-    fn reach(&self) -> Reach {
-        let kind = match self.found {
-            Kept::Nowhere => return Reach::Nowhere,
-            Kept::Own => LinkKind::Own,
-            Kept::Shared => LinkKind::Shared,
-            Kept::Bridge => LinkKind::Bridge { mac: self.mac, port: self.port.map(NonZeroU32::get), moved: self.moved },
-        };
-        Reach::By(Link { interface: self.interface, kind })
-    }
-
-    /// Takes in on which interface it is; what was known of another is forgotten.
-    fn at(&mut self, found: Kept, interface: u32) {
-        if (self.found, self.interface) != (found, interface) {
-            *self = Self { moved: self.moved, state: self.state, found, interface, ..Self::NEW };
-        }
-    }
-
-    /// Takes in a link-layer address; whether it is another one than before.
-    fn saw_mac(&mut self, mac: Mac) -> bool {
-        let is_other = self.last_mac.is_some_and(|last| last != mac);
-        if is_other {
-            self.last_port = None;
-        }
-        self.last_mac = Some(mac);
-        is_other
-    }
-
-    /// Takes in a port; whether it is another one than before.
-    fn saw_port(&mut self, port: NonZeroU32) -> bool {
-        self.last_port.replace(port).is_some_and(|last| last != port)
-    }
-
-    fn is_on_bridge(&self, bridge: u32) -> bool {
-        self.found == Kept::Bridge && self.interface == bridge
-    }
-}
-
 /// The table.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    records: HashMap<IpAddr, Record>,
+    records: Sorted<Record>,
     /// The link-layer addresses of the records, and perhaps some more: most notifications are about none of them.
-    macs: HashSet<Mac>,
-    links: HashMap<u32, Known>,
+    macs: Sorted<Mac>,
+    links: Sorted<Known>,
     has_bridges: bool,
     behind_topology: bool,
     behind_neighbours: bool,
@@ -172,7 +74,7 @@ pub(super) struct Table {
 impl Table {
     /// The answer for this address, if it is still good.
     pub(super) fn fresh(&self, ip: IpAddr) -> Option<Reach> {
-        self.records.get(&ip).filter(|record| record.state == State::Fresh).map(Record::reach)
+        self.records.get(&key(ip)).and_then(Record::fresh)
     }
 
     pub(super) fn generation(&self) -> u64 {
@@ -183,8 +85,8 @@ impl Table {
         self.links.get(&index)
     }
 
-    pub(super) fn named(&self, name: &str) -> Option<u32> {
-        self.links.iter().find(|(_, known)| *known.name == *name).map(|(index, _)| *index)
+    pub(super) fn named(&self, name: Digest) -> Option<u32> {
+        self.links.iter().find(|known| known.name == name).map(|known| known.index)
     }
 
     pub(super) fn has_bridges(&self) -> bool {
@@ -205,18 +107,18 @@ impl Table {
 
     /// Begins a question for this address. What is announced from here on is not overwritten by its answer.
     pub(super) fn ask(&mut self, ip: IpAddr) {
-        if self.records.len() >= RECORDS && !self.records.contains_key(&ip) {
+        if self.records.len() >= RECORDS && self.records.get(&key(ip)).is_none() {
             self.records.clear();
             self.macs.clear();
             self.generation += 1;
         }
-        self.records.entry(ip).or_insert(Record::NEW).state = State::Asked;
+        self.records.get_or_insert(&key(ip), || Record::new(ip)).state = State::Asked;
     }
 
     /// Takes in the first part of an answer, so that notifications about this link-layer address count from here on.
     pub(super) fn saw_mac(&mut self, ip: IpAddr, bridge: u32, mac: Mac) {
-        let Some(record) = self.records.get_mut(&ip) else { return };
-        record.at(Kept::Bridge, bridge);
+        let Some(record) = self.records.get_mut(&key(ip)) else { return };
+        record.at(Kept::Bridge(None), bridge);
         if record.saw_mac(mac) {
             self.generation += 1;
             record.moved = self.generation;
@@ -233,25 +135,40 @@ impl Table {
     pub(super) fn answer(&mut self, ip: IpAddr, found: Found) -> (Reach, bool) {
         let is_behind = self.behind_topology || (self.behind_neighbours && matches!(found, Found::Bridge { .. }));
         // Others may have been forgotten together with it.
-        let record = self.records.entry(ip).or_insert(Record::NEW);
+        let record = self.records.get_or_insert(&key(ip), || Record::new(ip));
         let is_kept = record.state == State::Asked && !is_behind;
-        match found {
-            Found::Nowhere => record.at(Kept::Nowhere, 0),
-            Found::Own { interface } => record.at(Kept::Own, interface),
-            Found::Shared { interface } => record.at(Kept::Shared, interface),
+        let mut knows = Knows::Nothing;
+        let reach = match found {
+            Found::Nowhere => {
+                record.at(Kept::Nowhere, 0);
+                Reach::Nowhere
+            }
+            Found::Own { interface } => {
+                record.at(Kept::Own, interface);
+                Reach::By(Link { interface, kind: LinkKind::Own })
+            }
+            Found::Shared { interface } => {
+                record.at(Kept::Shared, interface);
+                Reach::By(Link { interface, kind: LinkKind::Shared })
+            }
             Found::Bridge { interface, mac, port } => {
-                record.at(Kept::Bridge, interface);
-                (record.mac, record.port) = (mac, port.and_then(NonZeroU32::new));
+                record.at(Kept::Bridge(None), interface);
                 let other_mac = mac.is_some_and(|mac| record.saw_mac(mac));
-                if other_mac | record.port.is_some_and(|port| record.saw_port(port)) {
+                let other_port = port.and_then(NonZeroU32::new).is_some_and(|port| record.saw_port(port));
+                if other_mac | other_port {
                     self.generation += 1;
                     record.moved = self.generation;
                 }
+                knows = match (mac, port) {
+                    (None, _) => Knows::Nothing,
+                    (Some(_), None) => Knows::Mac,
+                    (Some(_), Some(_)) => Knows::MacAndPort,
+                };
+                Reach::By(Link { interface, kind: LinkKind::Bridge { mac, port, moved: record.moved } })
             }
-        }
-        record.state = if is_kept { State::Fresh } else { State::Stale };
-        let reach = record.reach();
-        let mac = record.last_mac;
+        };
+        record.state = if is_kept { State::Fresh(knows) } else { State::Stale };
+        let mac = record.last_mac();
         mac.into_iter().for_each(|mac| self.remember(mac));
         if !is_kept {
             // Nobody may hold on to it.
@@ -261,15 +178,15 @@ impl Table {
     }
 
     fn remember(&mut self, mac: Mac) {
-        if self.macs.insert(mac) && self.macs.len() > 2 * self.records.len() + SPARE_MACS {
-            self.macs = self.records.values().filter_map(|record| record.last_mac).collect();
+        if self.macs.insert(mac).is_none() && self.macs.len() > 2 * self.records.len() + SPARE_MACS {
+            self.macs = self.records.iter().filter_map(Record::last_mac).collect();
         }
     }
 
-    /// Forgets all addresses but these.
-    pub(super) fn keep_only(&mut self, addresses: &HashSet<IpAddr>) {
+    /// Forgets all other addresses.
+    pub(super) fn keep_only(&mut self, is_kept: &dyn Fn(IpAddr) -> bool) {
         let before = self.records.len();
-        self.records.retain(|ip, _| addresses.contains(ip));
+        self.records.retain(|record| is_kept(record.ip()));
         if self.records.len() != before {
             self.generation += 1;
         }
@@ -280,11 +197,11 @@ impl Table {
         match queue {
             Queue::Topology => {
                 self.behind_topology = true;
-                self.make_stale(|_, _| true);
+                self.make_stale(|_| true);
             }
             Queue::Neighbours => {
                 self.behind_neighbours = true;
-                self.make_stale(|_, record| record.found == Kept::Bridge);
+                self.make_stale(|record| record.is_behind_bridge());
             }
         }
     }
@@ -299,62 +216,63 @@ impl Table {
 
     /// These are the interfaces now.
     pub(super) fn set_links(&mut self, interfaces: &[Interface]) {
-        self.links = interfaces.iter().map(|interface| (interface.index, Known::of(interface))).collect();
+        self.links = interfaces.iter().map(Known::of).collect();
         self.look_for_bridges();
-        self.make_stale(|_, _| true);
+        self.make_stale(|_| true);
     }
 
     /// Takes in a change that the kernel announced.
     pub(super) fn apply(&mut self, event: &Event) {
         match event {
-            Event::Routes(network) => self.make_stale(|ip, _| network.contains(ip)),
-            Event::AllRoutes => self.make_stale(|_, _| true),
+            Event::Routes(network) => self.make_stale(|record| network.contains(record.ip())),
+            Event::AllRoutes => self.make_stale(|_| true),
             Event::Neighbour { interface, ip, mac } => self.neighbour(*interface, *ip, *mac),
             Event::Forwarding { bridge, mac, vlan, port } => self.forwarding(*bridge, *mac, *vlan, port.and_then(NonZeroU32::new)),
-            Event::Interface(interface) => self.interface(interface.index, Known::of(interface)),
+            Event::Interface(interface) => self.interface(Known::of(interface)),
             Event::Port { interface, bridge } => {
                 if let Some(known) = self.links.get(interface) {
-                    self.interface(*interface, Known { master: *bridge, ..known.clone() });
+                    self.interface(known.with_master(*bridge));
                 }
             }
             Event::Gone(index) => {
                 self.links.remove(index);
                 self.look_for_bridges();
-                self.make_stale(|_, record| record.is_by(*index));
+                self.make_stale(|record| record.is_by(*index));
             }
         }
     }
 
-    fn interface(&mut self, index: u32, now: Known) {
+    fn interface(&mut self, now: Known) {
         // A new one leads nowhere: a route to it is announced by itself.
-        let before = self.links.insert(index, now.clone());
+        let before = self.links.insert(now);
         self.look_for_bridges();
         let Some(before) = before else { return };
         if now.is_up && !before.is_up {
             // Routes with several next hops may use it again, without a word.
-            self.make_stale(|_, _| true);
-        } else if (now.kind, now.master, now.is_up) != (before.kind, before.master, before.is_up) {
+            self.make_stale(|_| true);
+        } else if (now.kind, now.master(), now.is_up) != (before.kind, before.master(), before.is_up) {
             // With an interface that goes down, its IPv4 routes go without a word (fib_sync_down_dev).
-            self.make_stale(|_, record| record.is_by(index));
+            self.make_stale(|record| record.is_by(now.index));
         }
     }
 
     fn look_for_bridges(&mut self) {
         let is_bridge = |index| self.links.get(&index).is_some_and(|known| matches!(known.kind, Kind::Bridge { .. }));
-        self.has_bridges = self.links.values().filter_map(|known| known.master).any(is_bridge);
+        self.has_bridges = self.links.iter().filter_map(Known::master).any(is_bridge);
     }
 
     fn neighbour(&mut self, interface: u32, ip: IpAddr, mac: Option<Mac>) {
         let next = self.generation + 1;
-        let Some(record) = self.records.get_mut(&ip) else { return };
+        let Some(record) = self.records.get_mut(&key(ip)) else { return };
         if record.is_on_bridge(interface) {
+            let before = record.mac();
             let is_other = mac.is_some_and(|mac| record.saw_mac(mac));
             if is_other {
                 record.moved = next;
                 self.generation = next;
             }
             // A neighbour is confirmed, suspected and confirmed again all the time, with the same address.
-            if is_other || record.mac != mac || record.state == State::Asked {
+            if is_other || before != mac || record.state == State::Asked {
                 self.drop_record(ip);
             }
             mac.into_iter().for_each(|mac| self.remember(mac));
@@ -364,7 +282,7 @@ impl Table {
     }
 
     fn forwarding(&mut self, bridge: u32, mac: Mac, vlan: Option<u16>, port: Option<NonZeroU32>) {
-        if !self.macs.contains(&mac) {
+        if self.macs.get(&mac).is_none() {
             return;
         }
         // In another VLAN, the same address may be another's.
@@ -373,13 +291,14 @@ impl Table {
             return;
         }
         let next = self.generation + 1;
-        for record in self.records.values_mut().filter(|record| record.is_on_bridge(bridge) && record.last_mac == Some(mac)) {
+        for record in self.records.iter_mut().filter(|record| record.is_on_bridge(bridge) && record.last_mac() == Some(mac)) {
+            let before = record.port();
             let is_other = port.is_some_and(|port| record.saw_port(port));
             if is_other {
                 record.moved = next;
                 self.generation = next;
             }
-            if (is_other || record.port != port || record.state == State::Asked) && record.state != State::Stale {
+            if (is_other || before != port || record.state == State::Asked) && record.state != State::Stale {
                 record.state = State::Stale;
                 self.generation = next;
             }
@@ -387,30 +306,23 @@ impl Table {
     }
 
     fn drop_record(&mut self, ip: IpAddr) {
-        if let Some(record) = self.records.get_mut(&ip).filter(|record| record.state != State::Stale) {
+        if let Some(record) = self.records.get_mut(&key(ip)).filter(|record| record.state != State::Stale) {
             record.state = State::Stale;
             self.generation += 1;
         }
     }
 
-    fn make_stale(&mut self, concerns: impl Fn(IpAddr, &Record) -> bool) {
+    fn make_stale(&mut self, concerns: impl Fn(&Record) -> bool) {
         let mut is_changed = false;
-        for (ip, record) in &mut self.records {
+        for record in self.records.iter_mut() {
             // What is being asked for may be answered from before.
             let is_asked = record.state == State::Asked;
-            if record.state != State::Stale && (is_asked || concerns(*ip, record)) {
+            if record.state != State::Stale && (is_asked || concerns(record)) {
                 record.state = State::Stale;
                 is_changed = true;
             }
         }
         self.generation += u64::from(is_changed);
-    }
-}
-
-impl Record {
-    /// Whether it is reached by this interface, as far as is known.
-    fn is_by(&self, interface: u32) -> bool {
-        self.interface == interface || self.last_port.is_some_and(|port| port.get() == interface)
     }
 }
 

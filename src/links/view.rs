@@ -1,13 +1,12 @@
 //! The node's own view of its pods: the kernel's links and the CNI's results together.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::cni::{Attachment, Results};
+use super::cni::{Record, Results};
 use super::witness::{Attached, Sight, Witness};
 use super::{Link, LinkKind, Links};
 
@@ -43,7 +42,7 @@ impl View {
 
     /// The link that a result names for its pod, where that link exists and `seen` leads to it; otherwise the result is left over
     /// from a pod that is gone, and says nothing.
-    fn link_of(&self, attachment: &Attachment, seen: Link) -> Option<Link> {
+    fn link_of(&self, attachment: &Record, seen: Link) -> Option<Link> {
         if self.booted.is_some_and(|booted| attachment.written() < booted) {
             return None;
         }
@@ -71,14 +70,16 @@ impl Witness for View {
 
     fn at(&self, ip: IpAddr) -> Sight {
         let link = self.links.of(ip).link();
-        let attached = self.results.of(ip);
-        let attached = attached.iter().filter_map(|attachment| {
-            Some(Attached {
-                uid: attachment.uid().map(Into::into),
-                namespace: attachment.namespace().into(),
-                pod: attachment.pod().into(),
-                link: self.link_of(attachment, link?)?,
-            })
+        let mut last = None;
+        let records = self.results.of(ip);
+        let attached = records.iter().filter_map(|record| {
+            // One with many interfaces has several records, one after the other.
+            if last == Some(record.file()) {
+                return None;
+            }
+            let link = self.link_of(record, link?)?;
+            last = Some(record.file());
+            Some(Attached { uid: record.uid(), pod: record.pod(), link })
         });
         Sight { link, attached: attached.collect() }
     }
@@ -91,8 +92,8 @@ impl Witness for View {
         self.links.master_of(port) == Some(bridge)
     }
 
-    fn keep(&self, addresses: &HashSet<IpAddr>) {
-        self.links.keep_only(addresses);
+    fn keep(&self, is_kept: &dyn Fn(IpAddr) -> bool) {
+        self.links.keep_only(is_kept);
     }
 
     fn has_bridges(&self) -> bool {

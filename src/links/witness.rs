@@ -1,13 +1,12 @@
 //! The second witness: what this node itself sees at an address, to be compared with what the Kubernetes API says.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use super::{Link, LinkKind};
+use crate::digest::Digest;
 
 /// What this node sees at an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,14 +18,12 @@ pub struct Sight {
 }
 
 /// A pod that a CNI result places at an address, and the link that the result names.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attached {
-    /// The pod's UID; runtimes before 2021 do not record it.
-    pub uid: Option<Arc<str>>,
-    /// The pod's namespace.
-    pub namespace: Arc<str>,
-    /// The pod's name.
-    pub pod: Arc<str>,
+    /// The digest of the pod's UID ([`Digest::of_name`]); runtimes before 2021 do not record it.
+    pub uid: Option<Digest>,
+    /// The digest of the pod's namespace and name ([`Digest::of_pod`]).
+    pub pod: Digest,
     /// The link to the pod.
     pub link: Link,
 }
@@ -41,8 +38,8 @@ pub trait Witness: fmt::Debug + Send + Sync {
     fn has_record(&self, ip: IpAddr) -> bool;
     /// Whether an interface is still a port of a bridge.
     fn is_port(&self, bridge: u32, port: u32) -> bool;
-    /// Forgets what was asked of all addresses but these.
-    fn keep(&self, addresses: &HashSet<IpAddr>);
+    /// Forgets what was asked of all addresses but those for which this is true.
+    fn keep(&self, is_kept: &dyn Fn(IpAddr) -> bool);
     /// Whether pods are behind bridges, where they can forge what leads to others' addresses.
     fn has_bridges(&self) -> bool;
     /// Takes in every change that the kernel has announced by now.
@@ -78,7 +75,7 @@ impl Witness for Blind {
         false
     }
 
-    fn keep(&self, _: &HashSet<IpAddr>) {}
+    fn keep(&self, _: &dyn Fn(IpAddr) -> bool) {}
 
     fn has_bridges(&self) -> bool {
         false

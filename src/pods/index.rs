@@ -8,17 +8,20 @@
 //! terminating pod had. The node's own addresses are nobody's.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 mod known;
+mod named;
 mod tombstones;
 
 pub use known::{Claims, Namespace, NodeAddresses, Pod, PodName, PodUid, Sandbox, ServiceAccount, Surroundings};
+use named::Named;
 use tombstones::Tombstones;
+
+use crate::digest::Digest;
 
 type Name = (String, String);
 
@@ -46,15 +49,14 @@ struct Unreadable {
 pub struct Index {
     pods: HashMap<PodUid, Held>,
     /// Which pods name an address, whether or not they may claim it now.
-    by_ip: HashMap<IpAddr, Vec<PodUid>>,
+    by_ip: HashMap<IpAddr, Named>,
     /// Mostly none.
     unreadable: HashMap<PodUid, Unreadable>,
     /// The last list had an object of which not even a UID could be read: it may be any pod.
     incomplete: bool,
     /// Two pods of one name cannot be there at one time, be they readable or not. By the name's digest: the names are in the
     /// pods already, and would be a good part of what the index weighs.
-    by_name: HashMap<u64, PodUid>,
-    digests: RandomState,
+    by_name: HashMap<Digest, PodUid>,
     tombstones: Tombstones,
     /// The version of the last list: a pod that was not in it was not there then.
     listed_at: Option<u64>,
@@ -101,7 +103,7 @@ impl Index {
         // Where its version cannot be read either, what was before it is still before it.
         let version = version.max(self.version_of(&uid).flatten());
         self.remove(&uid);
-        self.by_name.insert(self.digest(&name.0, &name.1), uid.clone());
+        self.by_name.insert(Digest::of_pod(&name.0, &name.1), uid.clone());
         self.unreadable.insert(uid, Unreadable { last, name, version });
     }
 
@@ -152,25 +154,16 @@ impl Index {
 
     /// The pod that has this name.
     fn of_name(&self, name: &Name) -> Option<PodUid> {
-        let uid = self.by_name.get(&self.digest(&name.0, &name.1))?;
+        let uid = self.by_name.get(&Digest::of_pod(&name.0, &name.1))?;
         self.name_of(uid).filter(|other| other == name).map(|_| uid.clone())
-    }
-
-    fn digest(&self, namespace: &str, name: &str) -> u64 {
-        self.digests.hash_one((namespace, name))
     }
 
     fn hold(&mut self, pod: Pod, version: Option<u64>) {
         self.remove(&pod.uid);
         for ip in &pod.ips {
-            // Nearly always one; a vector that grows by itself begins with room for four.
-            let named = self.by_ip.entry(*ip).or_insert_with(|| Vec::with_capacity(1));
-            // An address that a pod names twice is one claim.
-            if !named.contains(&pod.uid) {
-                named.push(pod.uid.clone());
-            }
+            self.by_ip.entry(*ip).and_modify(|named| named.add(&pod.uid)).or_insert_with(|| Named::by(pod.uid.clone()));
         }
-        self.by_name.insert(self.digest(&pod.namespace, &pod.name), pod.uid.clone());
+        self.by_name.insert(Digest::of_pod(&pod.namespace, &pod.name), pod.uid.clone());
         self.pods.insert(pod.uid.clone(), Held { pod: Arc::new(pod), version });
     }
 
@@ -314,7 +307,7 @@ impl Index {
 
     fn remove(&mut self, uid: &PodUid) {
         if let Some((namespace, name)) = self.name_of(uid) {
-            let digest = self.digest(&namespace, &name);
+            let digest = Digest::of_pod(&namespace, &name);
             if self.by_name.get(&digest) == Some(uid) {
                 self.by_name.remove(&digest);
             }
@@ -324,11 +317,8 @@ impl Index {
             return;
         };
         for ip in &pod.ips {
-            if let Some(uids) = self.by_ip.get_mut(ip) {
-                uids.retain(|other| other != uid);
-                if uids.is_empty() {
-                    self.by_ip.remove(ip);
-                }
+            if self.by_ip.get_mut(ip).is_some_and(|named| named.remove(uid)) {
+                self.by_ip.remove(ip);
             }
         }
     }
@@ -367,10 +357,31 @@ impl Index {
 
     /// Who claims this address.
     pub fn by_ip(&self, ip: IpAddr) -> Claims {
+        if self.is_node(ip) { Claims::None } else { self.claims(ip, self.by_ip.get(&ip)) }
+    }
+
+    /// Who claims this address, and whether the node's view of this generation was found to agree with that.
+    pub(super) fn by_ip_at(&self, ip: IpAddr, generation: u64) -> (Claims, bool) {
         if self.is_node(ip) {
-            return Claims::None;
+            return (Claims::None, false);
         }
-        let named = self.by_ip.get(&ip).map_or(&[][..], Vec::as_slice);
+        let named = self.by_ip.get(&ip);
+        let claims = self.claims(ip, named);
+        // It agreed with the one claim that there was then. Another pod has the one claim only after a change of the pods that
+        // name the address, and with each of these the agreement ends.
+        let agrees = matches!(claims, Claims::One(_)) && named.is_some_and(|named| named.agrees_at(generation));
+        (claims, agrees)
+    }
+
+    /// Remembers that the node's view of this generation agrees with the one claim to this address, or that none does.
+    pub(super) fn set_agreed_at(&self, ip: IpAddr, generation: Option<u64>) {
+        if let Some(named) = self.by_ip.get(&ip) {
+            named.set_agreed_at(generation);
+        }
+    }
+
+    fn claims(&self, ip: IpAddr, named: Option<&Named>) -> Claims {
+        let named = named.map_or(&[][..], Named::uids);
         let readable = named.iter().filter_map(|uid| self.pods.get(uid)).map(|held| &held.pod);
         // What has ended or begun to end does so still, whatever else of it cannot be read.
         let unreadable = self.unreadable.values().filter_map(|unreadable| unreadable.last.as_ref());
@@ -392,13 +403,11 @@ impl Index {
         }
     }
 
-    /// The readable pod of this UID, or where that is not known of this name, if it may have addresses.
-    pub(super) fn that_may_claim(&self, uid: Option<&str>, namespace: &str, name: &str) -> Option<Arc<Pod>> {
-        let uid = match uid {
-            Some(uid) => PodUid(uid.into()),
-            None => self.of_name(&(namespace.to_owned(), name.to_owned()))?,
-        };
-        self.pods.get(&uid).map(|held| &held.pod).filter(|pod| pod.may_claim(self.now)).cloned()
+    /// The readable pod of this name, if it may have addresses and, where its UID is known, has this one.
+    pub(super) fn that_may_claim(&self, uid: Option<Digest>, name: Digest) -> Option<Arc<Pod>> {
+        let pod = &self.pods.get(self.by_name.get(&name)?)?.pod;
+        let is_it = uid.is_none_or(|uid| uid == pod.uid.digest());
+        (is_it && pod.may_claim(self.now)).then(|| pod.clone())
     }
 
     /// Whether there is a pod that cannot be read and may have any address. One that was read when it had begun to end gets
@@ -410,7 +419,7 @@ impl Index {
 
     /// The addresses that more than one pod claims.
     pub fn ambiguous(&self) -> Vec<(IpAddr, Vec<Arc<Pod>>)> {
-        let named_by_several = self.by_ip.iter().filter(|(_, uids)| uids.len() > 1).map(|(ip, _)| *ip);
+        let named_by_several = self.by_ip.iter().filter(|(_, named)| named.uids().len() > 1).map(|(ip, _)| *ip);
         let several = named_by_several.filter_map(|ip| match self.by_ip(ip) {
             Claims::Several(pods) => Some((ip, pods)),
             Claims::None | Claims::One(_) | Claims::Unreadable(_) => None,
@@ -503,6 +512,11 @@ impl Index {
     /// The pods that have addresses of their own, or may come to have them; in no order.
     pub fn with_addresses(&self) -> impl Iterator<Item = &Arc<Pod>> {
         self.pods.values().map(|held| &held.pod).filter(|pod| pod.may_claim(self.now))
+    }
+
+    /// The digests of the UIDs of all pods of which anything is known, be they readable or not.
+    pub(super) fn digests(&self) -> HashSet<Digest> {
+        self.pods.keys().chain(self.unreadable.keys()).map(PodUid::digest).collect()
     }
 
     /// Whether this pod is here, be it readable or not.

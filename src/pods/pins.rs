@@ -2,38 +2,76 @@
 //!
 //! When the API first gives an address to a pod, what leads there is remembered by the pod's UID. While the pod has the same
 //! network namespace, the link must stay the same: another link is another pod, or a forged one. The pin of an address is
-//! replaced when the API tells of a later network namespace ([`Sandbox::is_later_than`]), and ends with the pod.
+//! replaced when the API tells of a later network namespace ([`Sandbox::since`]), and ends with the pod.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::index::{Pod, PodUid, Sandbox};
-use crate::links::{Link, LinkKind};
+use crate::digest::Digest;
+use crate::links::{Link, LinkKind, Mac};
+use crate::sorted::{Keyed, Sorted};
 
-/// No generation of a witness: a pin with it has to be compared.
-const NEVER: u64 = u64::MAX;
 /// How long a link that moved away and came back is not trusted. Whoever caused that may have a connection from that time; it
 /// does not live for so long without answers.
 const MISTRUST: Duration = Duration::from_secs(120);
 
 /// The pins of all pods.
-#[derive(Debug, Default)]
-pub(super) struct Pins(RwLock<HashMap<PodUid, Vec<Pin>>>);
-
-/// The link of one address of a pod.
 #[derive(Debug)]
+pub(super) struct Pins {
+    table: RwLock<Table>,
+    /// What seconds are counted from.
+    began: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    pins: Sorted<Pin>,
+    /// Of the few links that have moved, by the keys of their pins.
+    moved: BTreeMap<Key, Moved>,
+}
+
+/// The digests of a pod's UID and of an address.
+type Key = (Digest, u32);
+
+/// The link of one address of a pod, in as little as it takes.
+#[derive(Clone, Copy, Debug)]
 struct Pin {
-    ip: IpAddr,
-    sandbox: Sandbox,
-    link: Option<Link>,
-    /// When the link last moved away, even if it came back.
-    moved_at: Option<Instant>,
-    /// The generation of the witness at which the link was last found to be the same.
-    agreed_at: u64,
+    uid: Digest,
+    ip: u32,
+    /// Since when the API says there is the network namespace, in seconds since 1970; 0 where it does not say.
+    since: u32,
+    interface: u32,
+    /// Of a link by a bridge.
+    port: Option<NonZeroU32>,
+    mac: Mac,
+    kind: Kind,
+}
+
+/// What is known of a link that has moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Moved {
+    /// [`LinkKind::Bridge`]'s `moved`.
+    generation: u64,
+    /// When it is trusted again, in seconds since the pins began, rounded up; 0 where it is.
+    trusted_at: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// There is no link.
+    None,
+    Own,
+    Shared,
+    Bridge,
+    /// So it is, with a link-layer address.
+    BridgeAndMac,
 }
 
 /// What a comparison found.
@@ -45,15 +83,83 @@ pub(super) enum Comparison {
     Changed,
 }
 
-impl Pins {
-    /// Whether the pod's link to this address was found to be the same at this generation of the witness. This is all that a
-    /// request costs while nothing changes.
-    pub(super) fn agree(&self, pod: &Pod, ip: IpAddr, generation: u64) -> bool {
-        let pins = self.read();
-        let pin = pins.get(&pod.uid).and_then(|pins| pins.iter().find(|pin| pin.ip == ip));
-        pin.is_some_and(|pin| pin.agreed_at == generation && !pod.sandbox.is_later_than(pin.sandbox))
+impl Keyed for Pin {
+    type Key = Key;
+
+    fn key(&self) -> Key {
+        (self.uid, self.ip)
+    }
+}
+
+impl Pin {
+    fn new((uid, ip): Key, sandbox: Sandbox, link: Option<Link>) -> Self {
+        let nothing = Self { uid, ip, since: seconds(sandbox), interface: 0, port: None, mac: [0; 6], kind: Kind::None };
+        let Some(Link { interface, kind }) = link else { return nothing };
+        match kind {
+            LinkKind::Own => Self { interface, kind: Kind::Own, ..nothing },
+            LinkKind::Shared => Self { interface, kind: Kind::Shared, ..nothing },
+            LinkKind::Bridge { mac, port, moved: _ } => {
+                let kind = if mac.is_some() { Kind::BridgeAndMac } else { Kind::Bridge };
+                Self { interface, kind, mac: mac.unwrap_or_default(), port: port.and_then(NonZeroU32::new), ..nothing }
+            }
+        }
     }
 
+    /// The link, which last moved in this generation.
+    fn link(&self, moved: u64) -> Option<Link> {
+        let bridge = |mac| LinkKind::Bridge { mac, port: self.port.map(NonZeroU32::get), moved };
+        let kind = match self.kind {
+            Kind::None => return None,
+            Kind::Own => LinkKind::Own,
+            Kind::Shared => LinkKind::Shared,
+            Kind::Bridge => bridge(None),
+            Kind::BridgeAndMac => bridge(Some(self.mac)),
+        };
+        Some(Link { interface: self.interface, kind })
+    }
+}
+
+impl Table {
+    fn get(&self, key: &Key) -> (Option<Link>, Moved) {
+        let moved = self.moved.get(key).copied().unwrap_or_default();
+        (self.pins.get(key).and_then(|pin| pin.link(moved.generation)), moved)
+    }
+
+    fn put(&mut self, key: Key, sandbox: Sandbox, link: Option<Link>, trusted_at: u32) {
+        let generation = if let Some(Link { kind: LinkKind::Bridge { moved, .. }, .. }) = link { moved } else { 0 };
+        let moved = Moved { generation, trusted_at };
+        if moved == Moved::default() {
+            self.moved.remove(&key);
+        } else {
+            self.moved.insert(key, moved);
+        }
+        self.pins.insert(Pin::new(key, sandbox, link));
+    }
+
+    fn remove(&mut self, key: &Key) {
+        self.pins.remove(key);
+        self.moved.remove(key);
+    }
+}
+
+/// The digest of an address, by which those of one pod are told apart. No pod can choose addresses of one digest: it does not
+/// choose its addresses, and does not know the key.
+fn short(ip: IpAddr) -> u32 {
+    Digest::of_ip(ip).short()
+}
+
+/// The time since which the API says there is the network namespace, in seconds as in [`Pin`]. The API has no finer times.
+fn seconds(sandbox: Sandbox) -> u32 {
+    sandbox.since.map_or(0, |since: Timestamp| u32::try_from(since.as_second().max(1)).unwrap_or(u32::MAX))
+}
+
+impl Default for Pins {
+    fn default() -> Self {
+        Self { table: RwLock::default(), began: Instant::now() }
+    }
+}
+
+impl Pins {
     /// Compares the link that leads to the pod's address with the pinned one, and pins it where there is none yet. `expected`
     /// is the link that a CNI result names for the pod; it is what an address is pinned to where it is known. `is_port` says
     /// whether an interface is still a port of a bridge.
@@ -63,54 +169,69 @@ impl Pins {
         ip: IpAddr,
         now: Option<Link>,
         expected: Option<Link>,
-        generation: u64,
         is_port: impl Fn(u32, u32) -> bool,
     ) -> Comparison {
-        let mut pins = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let of_pod = pins.entry(pod.uid.clone()).or_insert_with(|| Vec::with_capacity(1));
+        let (uid, this) = (pod.uid.digest(), short(ip));
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         // A pod that has left an address has no claim to it any more, and a later network has another link.
-        of_pod.retain(|pin| match pin.ip == ip {
-            true => !pod.sandbox.is_later_than(pin.sandbox),
-            false => pod.ips.contains(&pin.ip),
-        });
-        let pinned = of_pod.iter().position(|pin| pin.ip == ip).map(|at| of_pod.swap_remove(at));
-        let before = expected.or(pinned.as_ref().and_then(|pin| pin.link));
+        let is_over = |pin: &Pin| match pin.ip == this {
+            true => seconds(pod.sandbox) > pin.since,
+            false => !pod.ips.iter().any(|ip| short(*ip) == pin.ip),
+        };
+        let over: Vec<_> = table.pins.all_with(&uid, |pin| pin.uid).iter().filter(|pin| is_over(pin)).map(Keyed::key).collect();
+        for key in &over {
+            table.remove(key);
+        }
+        let (pinned, moved) = table.get(&(uid, this));
+        let before = expected.or(pinned);
         let link = match before {
             Some(before) => before.followed_by(now, is_port),
             None => now,
         };
-        let moved_before = pinned.as_ref().and_then(|pin| pin.moved_at);
-        let has_moved = pinned.and_then(|pin| pin.link).zip(now).is_some_and(|(before, now)| before.moved_until(now));
-        let moved_at = if has_moved { Some(Instant::now()) } else { moved_before.filter(|moved| moved.elapsed() < MISTRUST) };
-        let changed = moved_at.is_some() || before.is_some() && link.is_none();
+        let has_moved = pinned.zip(now).is_some_and(|(before, now)| before.moved_until(now));
+        let trusted_at = match moved.trusted_at {
+            _ if has_moved => self.in_seconds(MISTRUST),
+            before if self.is_over(before) => 0,
+            before => before,
+        };
+        let changed = trusted_at != 0 || before.is_some() && link.is_none();
         // A link that is not the pod's leaves the pin as it is: the address is served again where the pinned link comes back.
-        let (link, agreed_at) = (link.or(before), if changed { NEVER } else { generation });
-        of_pod.push(Pin { ip, sandbox: pod.sandbox, link, moved_at, agreed_at });
+        table.put((uid, this), pod.sandbox, link.or(before), trusted_at);
         if changed { Comparison::Changed } else { Comparison::Same }
+    }
+
+    /// A time from now, in seconds as in [`Pin`]: never too early.
+    fn in_seconds(&self, time: Duration) -> u32 {
+        let until = self.began.elapsed() + time;
+        u32::try_from(until.as_secs()).unwrap_or(u32::MAX).saturating_add(u32::from(until.subsec_nanos() > 0))
+    }
+
+    fn is_over(&self, seconds: u32) -> bool {
+        self.began.elapsed() >= Duration::from_secs(seconds.into())
     }
 
     /// Whether the address is pinned to a link of the pod's own.
     pub(super) fn is_exclusive(&self, uid: &PodUid, ip: IpAddr) -> bool {
-        let pins = self.read();
-        let pin = pins.get(uid).and_then(|pins| pins.iter().find(|pin| pin.ip == ip));
-        pin.and_then(|pin| pin.link).is_some_and(|link| link.is_exclusive())
+        let (link, _) = self.read().get(&(uid.digest(), short(ip)));
+        link.is_some_and(|link| link.is_exclusive())
     }
 
     /// Whether any address of the pod is behind a bridge.
     pub(super) fn is_behind_bridge(&self, uid: &PodUid) -> bool {
-        let is_bridge = |link: Link| matches!(link.kind, LinkKind::Bridge { .. });
-        self.read().get(uid).is_some_and(|pins| pins.iter().any(|pin| pin.link.is_some_and(is_bridge)))
+        let table = self.read();
+        table.pins.all_with(&uid.digest(), |pin| pin.uid).iter().any(|pin| matches!(pin.kind, Kind::Bridge | Kind::BridgeAndMac))
     }
 
-    /// Forgets the pods that `is_there` does not know. Returns the addresses that are pinned still.
-    pub(super) fn keep(&self, is_there: impl Fn(&PodUid) -> bool) -> HashSet<IpAddr> {
-        let mut pins = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        pins.retain(|uid, _| is_there(uid));
-        pins.values().flatten().map(|pin| pin.ip).collect()
+    /// Forgets all pods but these. Returns the digests of the addresses that are pinned still ([`Digest::short`]).
+    pub(super) fn keep(&self, pods: &HashSet<Digest>) -> HashSet<u32> {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.pins.retain(|pin| pods.contains(&pin.uid));
+        table.moved.retain(|(uid, _), _| pods.contains(uid));
+        table.pins.iter().map(|pin| pin.ip).collect()
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, HashMap<PodUid, Vec<Pin>>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

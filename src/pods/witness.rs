@@ -12,6 +12,7 @@ use jiff::Timestamp;
 
 use super::index::{Claims, Index, Pod};
 use super::pins::{Comparison, Pins};
+use crate::digest::Digest;
 use crate::links::Link;
 use crate::links::witness::{Attached, Sight, Witness};
 
@@ -89,9 +90,9 @@ impl Node {
 
     /// The answer where nothing has changed since both were compared last, or where the node's view would change nothing.
     pub(super) fn known(&self, index: &Index, ip: IpAddr) -> Option<Judged> {
-        let claims = index.by_ip(ip);
+        let (claims, agrees) = index.by_ip_at(ip, self.witness.generation());
         let is_known = match &claims {
-            Claims::One(pod) => !self.is_stale() && self.pins.agree(pod, ip, self.witness.generation()),
+            Claims::One(_) => agrees && !self.is_stale(),
             // Nothing that the node sees makes a pod readable, or gives it an address of the node's.
             Claims::Unreadable(_) => true,
             Claims::None => index.is_node(ip) || !self.witness.has_record(ip),
@@ -113,6 +114,7 @@ impl Node {
         if matches!(claims, Claims::Unreadable(_)) || index.is_node(ip) {
             return Judged::Claims(claims);
         }
+        let claimant = if let Claims::One(pod) = &claims { Some(pod.clone()) } else { None };
         let (claims, expected) = match compare(index, claims, &sight.attached, ip) {
             Ok(compared) => compared,
             Err(pod) => return Judged::Objected(pod, Objection::OtherPodAttached),
@@ -128,7 +130,13 @@ impl Node {
         if self.is_stale() && expected.is_none() && !self.pins.is_exclusive(&pod.uid, ip) {
             return Judged::Objected(pod, Objection::Stale);
         }
-        match self.pins.compare(&pod, ip, sight.link, expected, *generation, |bridge, port| self.witness.is_port(bridge, port)) {
+        let is_port = |bridge, port| self.witness.is_port(bridge, port);
+        let comparison = self.pins.compare(&pod, ip, sight.link, expected, is_port);
+        // Where the node's record decides for another pod, the claim is compared each time.
+        if claimant.is_some_and(|claimant| claimant.uid == pod.uid) {
+            index.set_agreed_at(ip, (comparison == Comparison::Same).then_some(*generation));
+        }
+        match comparison {
             Comparison::Changed => Judged::Objected(pod, Objection::LinkChanged),
             Comparison::Same => Judged::Claims(Claims::One(pod)),
         }
@@ -143,9 +151,10 @@ impl Node {
 /// the pod. The error is the pod that the API names, where the results name another one that does not have the address by
 /// the API's word.
 fn compare(index: &Index, claims: Claims, attached: &[Attached], ip: IpAddr) -> Result<(Claims, Option<Link>), Arc<Pod>> {
-    let is = |attached: &Attached, pod: &Pod| match &attached.uid {
-        Some(uid) => **uid == *pod.uid.0,
-        None => *attached.namespace == *pod.namespace && *attached.pod == *pod.name,
+    let digest_of_name = |pod: &Pod| Digest::of_pod(&pod.namespace, &pod.name);
+    let is = |attached: &Attached, pod: &Pod| match attached.uid {
+        Some(uid) => uid == pod.uid.digest(),
+        None => attached.pod == digest_of_name(pod),
     };
     // Results that name the pod that the API names confirm it, whatever else is left over from before.
     if let Claims::One(pod) = &claims
@@ -155,7 +164,7 @@ fn compare(index: &Index, claims: Claims, attached: &[Attached], ip: IpAddr) -> 
     }
     // A result of the same name with another UID is no evidence: runtimes know a static pod by another UID than the API does.
     let is_named_alike = |attached: &&Attached| match &claims {
-        Claims::One(pod) => *attached.namespace == *pod.namespace && *attached.pod == *pod.name,
+        Claims::One(pod) => attached.pod == digest_of_name(pod),
         Claims::None | Claims::Several(_) | Claims::Unreadable(_) => false,
     };
     let mut attached = attached.iter().filter(|attached| !is_named_alike(attached));
@@ -168,7 +177,7 @@ fn compare(index: &Index, claims: Claims, attached: &[Attached], ip: IpAddr) -> 
     {
         return Ok((Claims::One(pod.clone()), Some(attached.link)));
     }
-    let known = index.that_may_claim(attached.uid.as_deref(), &attached.namespace, &attached.pod);
+    let known = index.that_may_claim(attached.uid, attached.pod);
     // The kubelet reports a pod's address later than the CNI plugin records it.
     if let Some(pod) = known.filter(|pod| pod.ips.is_empty() || pod.ips.contains(&ip)) {
         return Ok((Claims::One(pod), Some(attached.link)));

@@ -142,8 +142,12 @@ fn record(results: &Path, bed: &Bed, pod: &Pod) {
         ],
         "result": {
             "cniVersion": "1.0.0",
-            "interfaces": [{ "name": pod.host_interface() }, { "name": "eth0", "mac": mac, "sandbox": "/run/netns/pod" }],
-            "ips": [{ "interface": 1, "address": format!("{}/32", pod.ip) }, { "interface": 1, "address": format!("{}/128", pod.ip6) }],
+            // As with plugins in a chain, of which some add interfaces of their own.
+            "interfaces": [
+                { "name": "ifb7" }, { "name": "bwp7" }, { "name": pod.host_interface() },
+                { "name": "eth0", "mac": mac, "sandbox": "/run/netns/pod" },
+            ],
+            "ips": [{ "interface": 3, "address": format!("{}/32", pod.ip) }, { "interface": 3, "address": format!("{}/128", pod.ip6) }],
         },
     });
     std::fs::write(results.join(format!("pods-{}-eth0", pod.name)), result.to_string()).unwrap();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendto, socket};
+use rolegate::digest::Digest;
 use rolegate::links::{Link, LinkKind, Links, Mac, Reach};
 use rolegate::netlink::Netlink;
 use rolegate_lab::node::{Bridge, Netns, Node, PodNs, PodOptions, available_or_skip};
@@ -202,8 +203,7 @@ fn a_pod_with_an_interface_of_its_own_has_a_link_of_its_own() {
     }
     links.catch_up();
     let interface = number(node.ns(), late.host_interface());
-    assert_eq!(links.named(late.host_interface()), Some(interface));
-    assert_eq!(links.name_of(interface).as_deref(), Some(late.host_interface()));
+    assert_eq!(links.named(Digest::of_name(late.host_interface())), Some(interface));
     assert_eq!(links.master_of(interface), None);
     for ip in ips(&early) {
         assert_eq!(now(&links, ip), own(&node, &early).link().unwrap());
@@ -216,7 +216,7 @@ fn a_pod_with_an_interface_of_its_own_has_a_link_of_its_own() {
     // The address of a pod that ended leads nowhere, and then to another pod.
     let (ip, gone) = (early.ip, own(&node, &early));
     assert_announced(&links, || drop(early));
-    assert_eq!((links.of(ip.into()), links.named("veth1")), (Reach::Nowhere, None));
+    assert_eq!((links.of(ip.into()), links.named(Digest::of_name("veth1"))), (Reach::Nowhere, None));
     let again = node.add_pod_with(PodOptions { name: "again", ip: Some(ip), ..PodOptions::default() }).unwrap();
     assert_announced(&links, || {});
     for ip in ips(&again) {

@@ -138,7 +138,7 @@ impl Keeper {
                 yield_now().await;
             }
             let attachment = self.read_one(&directory, &name, found);
-            is_full |= table.put(name.as_bytes(), attachment).is_full;
+            is_full |= table.put(name.as_bytes(), attachment.as_ref()).is_full;
         }
         self.publish(|known| {
             let change = Change { is_news: !known.is_same(&table), is_full };
@@ -182,7 +182,7 @@ impl Keeper {
                     Ok(None) => self.publish(|table| Change { is_news: table.remove(name.as_bytes()), is_full: false }),
                     Ok(Some(found)) => {
                         let attachment = self.read_one(directory, name, found);
-                        self.publish(|table| table.put(name.as_bytes(), attachment));
+                        self.publish(|table| table.put(name.as_bytes(), attachment.as_ref()));
                     }
                     Err(_) => self.publish(|table| table.put(name.as_bytes(), None)),
                 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::attachment::{Attachment, Fields};
+use super::attachment::Attachment;
 
 /// The most addresses and interfaces of one result that are kept.
 const MAX_LIST: usize = 32;
@@ -109,18 +109,20 @@ pub(super) fn parse(file_name: &str, bytes: &[u8], written: u64) -> Result<Attac
     let result: CniResult = cached.result.and_then(|raw| serde_json::from_str(raw.get()).ok()).ok_or(Ignored::BadResult)?;
     let interfaces = result.interfaces.as_deref().unwrap_or_default();
     let ips = result.ips(interfaces);
-    let fields = Fields {
-        namespace,
-        pod,
-        uid: args.uid,
-        if_name,
-        network: network_name,
+    let mac = result.mac(interfaces, &ips, if_name);
+    let ips: Vec<IpAddr> = ips.into_iter().map(|(ip, _)| ip).collect();
+    if ips.is_empty() {
+        return Err(Ignored::NoAddress);
+    }
+    Ok(Attachment {
+        namespace: namespace.to_owned(),
+        pod: pod.to_owned(),
+        uid: args.uid.map(str::to_owned),
         host_interfaces: host_interfaces(interfaces),
-        mac: result.mac(interfaces, &ips, if_name),
-        ips: ips.into_iter().map(|(ip, _)| ip).collect(),
+        ips,
+        mac,
         written,
-    };
-    fields.pack().ok_or(Ignored::NoAddress)
+    })
 }
 
 impl<'a> Args<'a> {
@@ -187,9 +189,9 @@ impl CniResult {
     }
 }
 
-fn host_interfaces(interfaces: &[Option<Interface>]) -> Vec<&str> {
+fn host_interfaces(interfaces: &[Option<Interface>]) -> Vec<String> {
     let of_host = interfaces.iter().flatten().filter(|interface| interface.sandbox.is_empty() && is_interface(&interface.name));
-    of_host.map(|interface| interface.name.as_str()).take(MAX_LIST).collect()
+    of_host.map(|interface| interface.name.clone()).take(MAX_LIST).collect()
 }
 
 /// `0a:58:0a:f4:01:06`; anything else, and an address of no or several interfaces, is none. The AWS VPC CNI keeps a VLAN

@@ -6,9 +6,18 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use crate::digest::Digest;
+
 /// A pod's `metadata.uid`: the one name that is never used again. Cheap to clone: the index has it in three places.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodUid(pub Arc<str>);
+
+impl PodUid {
+    /// The digest that stands for it in what the node itself knows.
+    pub(in crate::pods) fn digest(&self) -> Digest {
+        Digest::of_name(&*self.0)
+    }
+}
 
 /// A pod of which nothing but its names is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,17 +70,6 @@ pub struct Sandbox {
     pub since: Option<Timestamp>,
     /// The latest time at which something of the pod is known to have started.
     pub started: Option<Timestamp>,
-}
-
-impl Sandbox {
-    /// Whether this is certainly a later one than `other`.
-    pub(in crate::pods) fn is_later_than(self, other: Self) -> bool {
-        match (self.since, other.since) {
-            (Some(since), Some(before)) => since > before,
-            (Some(_), None) => true,
-            (None, _) => false,
-        }
-    }
 }
 
 impl Pod {

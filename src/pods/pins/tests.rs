@@ -11,7 +11,7 @@ fn own(interface: u32) -> Option<Link> {
 }
 
 fn pod(uid: &str, since: i64, ips: &[&str]) -> Pod {
-    let since = Some(jiff::Timestamp::from_second(since).unwrap());
+    let since = Some(Timestamp::from_second(since).unwrap());
     Pod {
         ips: ips.iter().map(|text| ip(text)).collect(),
         sandbox: Sandbox { since, started: since },
@@ -19,20 +19,16 @@ fn pod(uid: &str, since: i64, ips: &[&str]) -> Pod {
     }
 }
 
-/// Compares at generation 1, with no CNI result.
+/// Compares with no CNI result.
 fn compare(pins: &Pins, pod: &Pod, at: &str, now: Option<Link>) -> Comparison {
-    pins.compare(pod, ip(at), now, None, 1, |_, _| true)
+    pins.compare(pod, ip(at), now, None, |_, _| true)
 }
 
 #[test]
 fn a_link_is_pinned_when_it_is_first_seen_and_another_one_is_not_the_pods() {
     let (pins, a) = (Pins::default(), pod("a", 100, &["10.0.0.1"]));
-    assert!(!pins.agree(&a, ip("10.0.0.1"), 1), "nothing is known yet");
     assert_eq!(compare(&pins, &a, "10.0.0.1", own(7)), Comparison::Same);
-    assert!(pins.agree(&a, ip("10.0.0.1"), 1));
-    assert!(!pins.agree(&a, ip("10.0.0.1"), 2), "at another generation it has to be compared");
     assert_eq!(compare(&pins, &a, "10.0.0.1", own(8)), Comparison::Changed);
-    assert!(!pins.agree(&a, ip("10.0.0.1"), 1));
     assert_eq!(compare(&pins, &a, "10.0.0.1", None), Comparison::Changed);
     assert_eq!(compare(&pins, &a, "10.0.0.1", own(7)), Comparison::Same, "the pod's own link is back");
 }
@@ -42,7 +38,6 @@ fn a_later_network_of_the_same_pod_is_pinned_anew_and_an_earlier_one_is_not() {
     let pins = Pins::default();
     compare(&pins, &pod("a", 100, &["10.0.0.1"]), "10.0.0.1", own(7));
     let later = pod("a", 101, &["10.0.0.1"]);
-    assert!(!pins.agree(&later, ip("10.0.0.1"), 1));
     assert_eq!(compare(&pins, &later, "10.0.0.1", own(8)), Comparison::Same);
     let earlier = pod("a", 100, &["10.0.0.1"]);
     assert_eq!(compare(&pins, &earlier, "10.0.0.1", own(7)), Comparison::Changed);
@@ -58,7 +53,7 @@ fn another_pod_at_the_address_has_a_pin_of_its_own_and_takes_away_none() {
     compare(&pins, &a, "10.0.0.1", own(7));
     assert_eq!(compare(&pins, &b, "10.0.0.1", own(8)), Comparison::Same);
     assert_eq!(compare(&pins, &a, "10.0.0.1", own(8)), Comparison::Changed);
-    pins.keep(|uid| *uid == b.uid);
+    assert_eq!(pins.keep(&HashSet::from([b.uid.digest()])), HashSet::from([short(ip("10.0.0.1"))]));
     assert!(!pins.is_exclusive(&a.uid, ip("10.0.0.1")) && pins.is_exclusive(&b.uid, ip("10.0.0.1")));
 }
 
@@ -76,9 +71,28 @@ fn each_address_of_a_pod_is_pinned_by_itself_and_one_that_it_has_left_is_forgott
 #[test]
 fn a_cni_result_says_which_link_is_the_pods_before_anything_was_seen() {
     let (pins, a) = (Pins::default(), pod("a", 100, &["10.0.0.1"]));
-    let compare = |now, expected| pins.compare(&a, ip("10.0.0.1"), now, expected, 1, |_, _| true);
+    let compare = |now, expected| pins.compare(&a, ip("10.0.0.1"), now, expected, |_, _| true);
     assert_eq!(compare(own(8), own(7)), Comparison::Changed, "somebody else was first");
     assert_eq!(compare(own(8), None), Comparison::Changed);
     assert_eq!(compare(own(7), own(7)), Comparison::Same);
     assert_eq!(compare(own(9), own(9)), Comparison::Same, "the record is of a later network than the API's word");
+}
+
+#[test]
+fn a_pin_keeps_the_whole_link() {
+    let kinds = [None, Some([2, 0, 0, 0, 0, 1])]
+        .into_iter()
+        .flat_map(|mac| [None, Some(7)].map(|port| LinkKind::Bridge { mac, port, moved: u64::MAX - 1 }));
+    let links = kinds.chain([LinkKind::Own, LinkKind::Shared]).map(|kind| Some(Link { interface: 3, kind }));
+    for link in links.chain([None]) {
+        let (mut table, key) = (Table::default(), (Digest::of_name("a"), 1));
+        table.put(key, Sandbox::default(), link, 5);
+        assert_eq!((table.get(&key).0, table.get(&key).1.trusted_at), (link, 5));
+        table.put(key, Sandbox::default(), own(9), 0);
+        assert_eq!((table.get(&key), table.moved.len()), ((own(9), Moved::default()), 0));
+        table.put(key, Sandbox::default(), link, 5);
+        table.remove(&key);
+        assert_eq!((table.get(&key), table.pins.len(), table.moved.len()), ((None, Moved::default()), 0, 0));
+    }
+    assert_eq!(size_of::<Pin>(), 32);
 }

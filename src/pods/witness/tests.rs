@@ -20,6 +20,7 @@ struct Fake {
     sights: Mutex<HashMap<IpAddr, Sight>>,
     generation: AtomicU64,
     looks: AtomicU64,
+    /// Of the addresses from 10.0.0.1 to 10.0.0.9.
     kept: Mutex<HashSet<IpAddr>>,
     changes: watch::Sender<u64>,
 }
@@ -38,7 +39,7 @@ impl Fake {
 
     /// So it does, and the CNI recorded these pods there, at this interface.
     fn attach(&self, at: &str, interface: u32, uids: &[&str]) {
-        let attached = |uid: &&str| Attached { uid: Some((*uid).into()), ..by_name(uid, interface) };
+        let attached = |uid: &&str| Attached { uid: Some(Digest::of_name(*uid)), ..by_name(uid, interface) };
         self.see(at, Sight { link: Some(own(interface)), attached: uids.iter().map(attached).collect() });
     }
 }
@@ -61,8 +62,9 @@ impl Witness for Fake {
         true
     }
 
-    fn keep(&self, addresses: &HashSet<IpAddr>) {
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = addresses.clone();
+    fn keep(&self, is_kept: &dyn Fn(IpAddr) -> bool) {
+        let kept = (1..10).map(|last| IpAddr::from([10, 0, 0, last])).filter(|ip| is_kept(*ip));
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept.collect();
     }
 
     fn has_bridges(&self) -> bool {
@@ -85,7 +87,7 @@ fn own(interface: u32) -> Link {
 }
 
 fn by_name(name: &str, interface: u32) -> Attached {
-    Attached { uid: None, namespace: "default".into(), pod: name.into(), link: own(interface) }
+    Attached { uid: None, pod: Digest::of_pod("default", name), link: own(interface) }
 }
 
 /// A node that was booted at [`BOOT`], and its pods.
@@ -273,8 +275,8 @@ fn a_record_that_the_link_contradicts_is_not_believed_and_neither_is_the_link() 
     let (node, writer, pods) = node();
     // On a bridge, the record names the pod's own MAC address; the neighbour that answers has another.
     let bridge = |last| Link { interface: 3, kind: LinkKind::Bridge { mac: Some([2, 0, 0, 0, 0, last]), port: None, moved: 0 } };
-    let attached = Attached { uid: Some("a".into()), link: bridge(1), ..by_name("a", 3) };
-    node.see("10.0.0.1", Sight { link: Some(bridge(2)), attached: vec![attached.clone()] });
+    let attached = Attached { uid: Some(Digest::of_name("a")), link: bridge(1), ..by_name("a", 3) };
+    node.see("10.0.0.1", Sight { link: Some(bridge(2)), attached: vec![attached] });
     apply(&writer, [pod("a", "10.0.0.1")]);
     assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)), "also when it is seen for the first time");
     node.see("10.0.0.1", Sight { link: Some(bridge(1)), attached: vec![attached] });
@@ -392,9 +394,42 @@ async fn a_link_that_moved_and_came_back_is_not_trusted_for_a_while() {
 }
 
 #[test]
+fn what_agreed_for_one_pod_is_compared_again_for_the_next_and_after_each_change_of_a_pod() {
+    let (node, writer, pods) = node();
+    let looks = |wanted: &str| {
+        let before = node.looks.load(Ordering::SeqCst);
+        assert_eq!(found(&pods, "10.0.0.1"), is(wanted));
+        assert_eq!(found(&pods, "10.0.0.1"), is(wanted));
+        node.looks.load(Ordering::SeqCst) - before
+    };
+    let terminating = |name| Pod { terminating: true, ..started(pod(name, "10.0.0.1"), BOOT + 1) };
+    node.link("10.0.0.1", 7);
+    apply(&writer, [started(pod("a", "10.0.0.1"), BOOT + 1)]);
+    assert_eq!((looks("a"), looks("a")), (1, 0));
+    // The same pod with a later network.
+    apply(&writer, [started(pod("a", "10.0.0.1"), BOOT + 2)]);
+    assert_eq!((looks("a"), looks("a")), (1, 0));
+    // Another pod takes the address over, and the one before comes back to it.
+    apply(&writer, [terminating("a")]);
+    assert_eq!((looks("a"), looks("a")), (1, 0));
+    apply(&writer, [pod("b", "10.0.0.1")]);
+    assert_eq!((looks("b"), looks("b")), (1, 0));
+    writer.write(|index| index.delete(&PodUid("b".into())));
+    assert_eq!((looks("a"), looks("a")), (1, 0));
+    // It is another pod's by a record: the claim of the one that the API names is compared each time.
+    node.attach("10.0.0.1", 7, &["c"]);
+    apply(&writer, [without_address("c")]);
+    assert_eq!((looks("c"), looks("c")), (2, 2));
+    // A pod that names the address twice.
+    apply(&writer, [Pod { ips: vec![ip("10.0.0.1"), ip("10.0.0.1")], ..pod("c", "10.0.0.1") }]);
+    writer.write(|index| index.delete(&PodUid("a".into())));
+    assert_eq!((looks("c"), looks("c")), (1, 0));
+}
+
+#[test]
 fn a_static_pod_whose_record_has_another_uid_is_served_as_the_api_says() {
     let (node, writer, pods) = node();
-    let attached = Attached { uid: Some("hash-of-its-manifest".into()), ..by_name("static", 7) };
+    let attached = Attached { uid: Some(Digest::of_name("hash-of-its-manifest")), ..by_name("static", 7) };
     node.see("10.0.0.1", Sight { link: Some(own(7)), attached: vec![attached] });
     apply(&writer, [pod("static", "10.0.0.1")]);
     assert_eq!(found(&pods, "10.0.0.1"), is("static"));

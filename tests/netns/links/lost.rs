@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use rolegate::digest::Digest;
 use rolegate::links::Reach;
 
 use super::{
@@ -99,7 +100,9 @@ fn lost_news_of_interfaces_are_made_up_for() {
         async move { links.keep().await }
     });
     until("what was lost is known", || {
-        links.named("late").is_some() && links.named("veth1").is_none() && links.of(ip.into()) == Reach::Nowhere
+        links.named(Digest::of_name("late")).is_some()
+            && links.named(Digest::of_name("veth1")).is_none()
+            && links.of(ip.into()) == Reach::Nowhere
     });
     assert!(links.overflows() > 0);
 }

@@ -1,5 +1,6 @@
 //! The directory as it changes.
 
+use std::fmt::Display;
 use std::fs;
 use std::future::Future;
 use std::io::Write as _;
@@ -13,8 +14,10 @@ use tokio::task::JoinHandle;
 
 use super::super::directory::MAX_FILE;
 use super::super::keep::Pauses;
+use super::super::record::Record;
 use super::files::{self, Written, pod};
 use super::{MAX_FILES, Results};
+use crate::digest::Digest;
 use crate::metrics::Metrics;
 
 /// A test that waits longer hangs.
@@ -74,13 +77,18 @@ async fn within<T>(what: &str, wait: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("in vain: {what}"))
 }
 
-fn pods(results: &Results, number: u32) -> Vec<String> {
+fn pods(results: &Results, number: u32) -> Vec<Digest> {
     let [_, high, middle, low] = number.to_be_bytes();
-    results.of([10, high, middle, low].into()).iter().map(|attachment| attachment.pod().to_owned()).collect()
+    results.of([10, high, middle, low].into()).iter().map(Record::pod).collect()
+}
+
+/// The pod of this name, as it is remembered.
+fn web(number: impl Display) -> Digest {
+    Digest::of_pod("shop", &format!("web-{number}"))
 }
 
 fn has(results: &Results, number: u32) -> bool {
-    pods(results, number) == [format!("web-{number}")]
+    pods(results, number) == [web(number)]
 }
 
 impl Kept {
@@ -127,7 +135,7 @@ async fn files_are_read_and_followed() {
     again.content = again.content.replace("\"c3\"", "\"c2\"");
     kept.write(&again);
     kept.until("a rewritten file", |results| has(results, 3)).await;
-    assert_eq!(pods(&kept.results, 2), [""; 0]);
+    assert_eq!(pods(&kept.results, 2), []);
     fs::remove_file(path).unwrap();
     kept.until("a removed file", |results| results.count() == 1).await;
     // In and out by another name.
@@ -335,12 +343,12 @@ async fn an_address_is_always_one_of_its_claimants() {
     kept.until("the file", |results| results.count() == 2).await;
     for number in 11..60 {
         kept.write(&file(number));
-        let last = format!("web-{number}");
+        let last = web(number);
         within("the change", async {
             loop {
                 let seen = pods(&kept.results, 9);
-                assert!(seen.len() <= 1 && seen.iter().all(|pod| *pod == last || *pod == format!("web-{}", number - 1)), "{seen:?}");
-                if seen == [last.clone()] {
+                assert!(seen.len() <= 1 && seen.iter().all(|pod| *pod == last || *pod == web(number - 1)), "{seen:?}");
+                if seen == [last] {
                     break;
                 }
                 tokio::task::yield_now().await;
@@ -348,5 +356,5 @@ async fn an_address_is_always_one_of_its_claimants() {
         })
         .await;
     }
-    assert_eq!(files::UID, kept.results.of([10, 0, 0, 9].into())[0].uid().unwrap());
+    assert_eq!(Digest::of_name(files::UID), kept.results.of([10, 0, 0, 9].into())[0].uid().unwrap());
 }

@@ -6,10 +6,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use proptest::prelude::*;
 use serde_json::Value;
 
-use super::super::attachment::{Attachment, Fields};
+use super::super::attachment::Attachment;
 use super::super::parse::parse;
+use super::super::record::Record;
 use super::super::table::Table;
 use super::files::{self, Cache, Written};
+use crate::digest::Digest;
 
 fn any_file() -> impl Strategy<Value = Written> {
     let results = [files::BRIDGE, files::PTP, files::AWS, files::AWS_BRANCH, files::CALICO, files::CILIUM, files::KUBENET];
@@ -31,17 +33,17 @@ fn check(file: &str, bytes: &[u8], attachment: &Attachment) {
     let arg = |wanted: &str| {
         value["cniArgs"].as_array().unwrap().iter().rev().find(|pair| pair[0] == wanted && pair[1] != "").map(|pair| pair[1].clone())
     };
-    assert_eq!(arg("K8S_POD_NAMESPACE"), Some(attachment.namespace().into()));
-    assert_eq!(arg("K8S_POD_NAME"), Some(attachment.pod().into()));
-    assert_eq!(arg("K8S_POD_UID"), attachment.uid().map(Value::from));
+    assert_eq!(arg("K8S_POD_NAMESPACE"), Some(attachment.namespace.as_str().into()));
+    assert_eq!(arg("K8S_POD_NAME"), Some(attachment.pod.as_str().into()));
+    assert_eq!(arg("K8S_POD_UID"), attachment.uid.as_deref().map(Value::from));
     let result = texts(&value["result"]);
-    for ip in attachment.ips() {
+    for ip in &attachment.ips {
         assert!(!ip.is_loopback() && !ip.is_unspecified() && *ip == ip.to_canonical());
     }
-    for interface in attachment.host_interfaces() {
-        assert!(result.contains(&Value::from(interface).to_string()) && interface.len() <= 15);
+    for interface in &attachment.host_interfaces {
+        assert!(result.contains(&Value::from(interface.as_str()).to_string()) && interface.len() <= 15);
     }
-    assert!(!attachment.ips().is_empty() && attachment.ips().len() <= 32);
+    assert!(!attachment.ips.is_empty() && attachment.ips.len() <= 32);
 }
 
 proptest! {
@@ -99,7 +101,7 @@ proptest! {
             } else {
                 let attachment = attachment(file, &ips, written);
                 let is_news = model.get(&file).cloned().flatten() != attachment;
-                let change = table.put(&[file], attachment.clone());
+                let change = table.put(&[file], attachment.as_ref());
                 prop_assert_eq!((change.is_news, change.is_full), (is_news, false));
                 model.insert(file, attachment);
             }
@@ -107,10 +109,16 @@ proptest! {
             prop_assert_eq!(table.ignored(), model.len() - table.used());
             for last in 0..4 {
                 let found: Vec<_> = table.of(ip(last)).to_vec();
-                prop_assert!(found.is_sorted_by(|one, other| one.written() >= other.written()));
-                let mut found: Vec<String> = found.iter().map(|attachment| format!("{attachment:?}")).collect();
-                let mut wanted: Vec<String> =
-                    model.values().flatten().filter(|attachment| attachment.ips().contains(&ip(last))).map(|attachment| format!("{attachment:?}")).collect();
+                prop_assert!(found.is_sorted_by(|one, other| one.age() >= other.age()));
+                let mut found: Vec<String> = found.iter().map(|record| format!("{record:?}")).collect();
+                let mut wanted: Vec<String> = model
+                    .iter()
+                    .filter_map(|(file, attachment)| attachment.as_ref().map(|attachment| (file, attachment)))
+                    .filter(|(_, attachment)| attachment.ips.contains(&ip(last)))
+                    .flat_map(|(file, attachment)| Record::all_of(Digest::of_name(&[*file]), attachment))
+                    .filter(|record| record.ip == Digest::of_ip(ip(last)))
+                    .map(|record| format!("{record:?}"))
+                    .collect();
                 found.sort();
                 wanted.sort();
                 prop_assert_eq!(found, wanted);
@@ -118,10 +126,10 @@ proptest! {
         }
         let mut again = table.empty();
         for (file, attachment) in model {
-            again.put(&[file], attachment);
+            again.put(&[file], attachment.as_ref());
         }
         prop_assert!(table.is_same(&again) && again.is_same(&table));
-        again.put(b"one more", attachment(9, &[1], 0));
+        again.put(b"one more", attachment(9, &[1], 0).as_ref());
         prop_assert!(!table.is_same(&again) && !again.is_same(&table));
     }
 }
@@ -134,30 +142,37 @@ fn attachment(file: u8, ips: &[u8], written: u64) -> Option<Attachment> {
     let mut ips: Vec<IpAddr> = ips.iter().map(|last| ip(*last)).collect();
     ips.sort_unstable();
     ips.dedup();
-    let pod = format!("web-{file}");
-    Fields { namespace: "shop", pod: &pod, if_name: "eth0", network: "cbr0", ips, written, ..Fields::default() }.pack()
+    let host_interfaces = (0..file % 4).map(|number| format!("veth{number}")).collect();
+    let (namespace, pod) = ("shop".to_owned(), format!("web-{file}"));
+    let attachment = Attachment { namespace, pod, host_interfaces, ips, written, ..Attachment::default() };
+    (!attachment.ips.is_empty()).then_some(attachment)
 }
 
 #[test]
 fn without_room_the_files_written_first_go() {
     let mut table = Table::new(3);
-    let pods = |table: &Table| {
-        let mut pods: Vec<String> = table.of(ip(1)).iter().map(|attachment| attachment.pod().to_owned()).collect();
+    let assert_pods = |table: &Table, wanted: [u8; 3]| {
+        let mut pods: Vec<Digest> = table.of(ip(1)).iter().map(Record::pod).collect();
+        let mut wanted = wanted.map(|file| Digest::of_pod("shop", &format!("web-{file}")));
         pods.sort();
-        pods
+        // One with three interfaces has two records.
+        pods.dedup();
+        wanted.sort();
+        assert_eq!(pods, wanted);
     };
     for (file, written) in [(1, 30), (2, 10), (3, 20)] {
-        assert!(!table.put(&[file], attachment(file, &[1], written)).is_full);
+        assert!(!table.put(&[file], attachment(file, &[1], written).as_ref()).is_full);
     }
     // A file that is ignored takes the place of none.
     let change = table.put(b"ignored", None);
     assert!(change.is_full && !change.is_news);
-    assert_eq!(pods(&table), ["web-1", "web-2", "web-3"]);
-    let change = table.put(&[4], attachment(4, &[1], 40));
+    assert_pods(&table, [1, 2, 3]);
+    let change = table.put(&[4], attachment(4, &[1], 40).as_ref());
     assert!(change.is_full && change.is_news);
-    assert_eq!(pods(&table), ["web-1", "web-3", "web-4"]);
+    assert_pods(&table, [1, 3, 4]);
     // One that is known needs no room, and an ignored one goes first.
     assert!(!table.put(&[4], None).is_full);
-    assert!(table.put(&[5], attachment(5, &[1], 1)).is_full);
-    assert_eq!((pods(&table), table.ignored()), (vec!["web-1".to_owned(), "web-3".to_owned(), "web-5".to_owned()], 0));
+    assert!(table.put(&[5], attachment(5, &[1], 1).as_ref()).is_full);
+    assert_pods(&table, [1, 3, 5]);
+    assert_eq!(table.ignored(), 0);
 }

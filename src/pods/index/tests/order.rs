@@ -551,7 +551,7 @@ proptest! {
                 prop_assert_eq!(claims(&index, at), model.claims(&changes, at), "{} after version {} ({:?})", at, version, hear);
             }
             prop_assert_eq!(index.by_name.len(), index.len() + index.unreadable.len());
-            prop_assert_eq!(index.by_ip.values().flatten().collect::<BTreeSet<_>>().len(),
+            prop_assert_eq!(index.by_ip.values().flat_map(Named::uids).collect::<BTreeSet<_>>().len(),
                 index.pods.values().filter(|held| !held.pod.ips.is_empty()).count(), "no address of one that is not there");
         }
     }

@@ -1,0 +1,58 @@
+//! What is known of an interface: there is one for each pod, and more.
+
+use std::num::NonZeroU32;
+
+use crate::digest::Digest;
+use crate::netlink::Interface;
+use crate::sorted::Keyed;
+
+/// What is known of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::links) struct Known {
+    /// The digest of its name, which is only looked for.
+    pub(super) name: Digest,
+    pub(super) index: u32,
+    master: Option<NonZeroU32>,
+    pub(in crate::links) kind: Kind,
+    pub(super) is_up: bool,
+}
+
+/// The kinds of interfaces that matter here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::links) enum Kind {
+    /// One of two ends, of which the other may be a pod's.
+    Pair,
+    /// A bridge, and the VLAN of its own packets if it tells VLANs apart.
+    Bridge { vlan: Option<u16> },
+    /// Any other.
+    Other,
+}
+
+impl Keyed for Known {
+    type Key = u32;
+
+    fn key(&self) -> u32 {
+        self.index
+    }
+}
+
+impl Known {
+    pub(in crate::links) fn of(interface: &Interface) -> Self {
+        let kind = match interface.kind.as_deref() {
+            Some("veth" | "netkit") => Kind::Pair,
+            Some("bridge") => Kind::Bridge { vlan: interface.vlan },
+            _ => Kind::Other,
+        };
+        let name = Digest::of_name(&interface.name);
+        Self { name, index: interface.index, kind, master: None, is_up: interface.is_up }.with_master(interface.master)
+    }
+
+    pub(super) fn with_master(self, master: Option<u32>) -> Self {
+        Self { master: master.and_then(NonZeroU32::new), ..self }
+    }
+
+    /// The interface that this one is a part of.
+    pub(in crate::links) fn master(&self) -> Option<u32> {
+        self.master.map(NonZeroU32::get)
+    }
+}
