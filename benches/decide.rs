@@ -94,6 +94,10 @@ impl Witness for Unchanging {
 
     fn keep(&self, _: &dyn Fn(IpAddr) -> bool) {}
 
+    fn has_bridges(&self) -> bool {
+        false
+    }
+
     fn catch_up(&self) {}
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -236,6 +236,8 @@ impl Table {
             }
             Event::Gone(index) => {
                 self.links.remove(index);
+                // Results of CNI plugins are compared with the interfaces that there are.
+                self.generation += 1;
                 self.look_for_bridges();
                 self.make_stale(|record| record.is_by(*index));
             }
@@ -246,6 +248,10 @@ impl Table {
         // A new one leads nowhere: a route to it is announced by itself.
         let before = self.links.insert(now);
         self.look_for_bridges();
+        // Results of CNI plugins name interfaces: which of them exist is part of what they say.
+        if before.is_none_or(|before| (before.name, before.kind, before.master()) != (now.name, now.kind, now.master())) {
+            self.generation += 1;
+        }
         let Some(before) = before else { return };
         if now.is_up && !before.is_up {
             // Routes with several next hops may use it again, without a word.

@@ -98,6 +98,14 @@ impl Link {
         }
     }
 
+    /// What of this link may be pinned: a MAC address that no port of the bridge has may be left over from an earlier pod.
+    pub fn to_pin(self) -> Self {
+        match self.kind {
+            LinkKind::Bridge { port: None, moved, .. } => Self { kind: LinkKind::Bridge { mac: None, port: None, moved }, ..self },
+            _ => self,
+        }
+    }
+
     /// Whether another MAC address or port was announced between `self` and `now`, even if the link is the same again.
     pub fn moved_until(self, now: Self) -> bool {
         match (self.kind, now.kind) {
@@ -122,7 +130,7 @@ impl Link {
                 // A port that the bridge has forgotten for now is still the pod's; one that is gone is not.
                 let has_port = port_before.is_none_or(|port| is_port(interface, port));
                 let agrees = interface == self.interface && same_mac && same(port_before, port) && has_port;
-                let kind = LinkKind::Bridge { mac: mac_before.or(mac), port: port_before.or(port), moved };
+                let kind = LinkKind::Bridge { mac: mac_before.or(mac.filter(|_| port.is_some())), port: port_before.or(port), moved };
                 agrees.then_some(Self { interface, kind })
             }
             (LinkKind::Own | LinkKind::Bridge { .. }, _) => None,

@@ -186,7 +186,7 @@ impl Pins {
         let before = expected.or(pinned);
         let link = match before {
             Some(before) => before.followed_by(now, is_port),
-            None => now,
+            None => now.map(Link::to_pin),
         };
         let has_moved = pinned.zip(now).is_some_and(|(before, now)| before.moved_until(now));
         let trusted_at = match moved.trusted_at {

@@ -108,6 +108,11 @@ impl Node {
         View { generation, sight: self.witness.at(ip) }
     }
 
+    /// Whether nothing has changed since the look.
+    pub(super) fn is_current(&self, view: &View) -> bool {
+        self.witness.generation() == view.generation
+    }
+
     /// Compares what the API says of an address with what the node sees there.
     pub(super) fn judge(&self, index: &Index, ip: IpAddr, View { generation, sight }: &View) -> Judged {
         let claims = index.by_ip(ip);

@@ -32,6 +32,9 @@ fn on_a_bridge_another_mac_or_port_contradicts_and_what_is_learned_is_kept() {
     let known = bridge(Some(1), Some(10));
     assert_eq!(followed(bridge(None, None), Some(known)), Some(known));
     assert_eq!(followed(bridge(Some(1), None), Some(bridge(None, Some(10)))), Some(known));
+    let unplaced = bridge(Some(1), None);
+    assert_eq!(followed(bridge(None, None), Some(unplaced)), Some(bridge(None, None)), "it may be left over from another pod");
+    assert_eq!((unplaced.to_pin(), known.to_pin(), own(7).to_pin()), (bridge(None, None), known, own(7)));
     assert_eq!(followed(known, Some(bridge(None, None))), Some(known), "forgotten by the kernel, and not by us");
     for other in [
         Some(bridge(Some(2), Some(10))),

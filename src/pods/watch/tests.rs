@@ -435,7 +435,7 @@ async fn what_was_known_around_pods_that_are_gone_is_not_known_of_the_next() {
 async fn a_complete_list_and_a_bookmark_make_what_is_known_current_and_nothing_less_does() {
     let (writer, pods) = pods();
     let watch = watch("http://127.0.0.1:1".to_owned(), writer, pods.clone(), Needs::default()).await;
-    let metadata = || Metadata { uid: Some("1".to_owned()), ..Metadata::default() };
+    let metadata = || serde_json::from_value::<Metadata>(serde_json::json!({ "uid": "1" })).unwrap();
     let list = || Event::Listed { objects: Vec::new(), unreadable: Vec::new(), version: Some(1), new_history: false, incomplete: false };
     for (event, is_current) in [
         (Event::Alive, false),
@@ -456,7 +456,7 @@ async fn a_complete_list_and_a_bookmark_make_what_is_known_current_and_nothing_l
 async fn answers_that_bring_nothing_are_no_sign_of_life() {
     let (writer, pods) = pods();
     let watch = watch("http://127.0.0.1:1".to_owned(), writer, pods.clone(), Needs::default()).await;
-    let metadata = || Metadata { uid: Some("1".to_owned()), ..Metadata::default() };
+    let metadata = || serde_json::from_value::<Metadata>(serde_json::json!({ "uid": "1" })).unwrap();
     for (event, is_heard) in [(Event::Alive, false), (Event::Failed(&failure::Failure::Silent), false), (Event::Deleted(metadata()), true)]
     {
         tokio::time::advance(Duration::from_secs(60)).await;
