@@ -52,7 +52,7 @@ descriptions! {
     CONNECTIONS = "gauge" "rolegate_connections" []
         "Open connections of pods.";
     CONNECTIONS_WAITING = "gauge" "rolegate_connections_waiting" []
-        "Connections of pods beyond a limit that wait, unread, for a place.";
+        "Connections of pods beyond a limit that wait, unread, until they fit.";
     CONNECTIONS_REFUSED = "counter" "rolegate_connections_refused_total" ["reason"]
         "Connections closed before a byte was read, by reason.";
     CONNECTIONS_ENDED = "counter" "rolegate_connections_ended_total" ["reason"]
@@ -60,11 +60,12 @@ descriptions! {
     METRICS_REFUSED = "counter" "rolegate_metrics_port_refused_total" ["reason"]
         "Connections to the metrics port closed before a byte was read, by reason.";
     METRICS_RENDERINGS = "counter" "rolegate_metrics_renderings_total" []
-        "Renderings of the metrics for others than the node itself: at most one a second.";
+        "Times the metrics were rendered for clients other than the node itself, at most once a second.";
     PODS = "gauge" "rolegate_pods" []
         "Pods of this node that are known.";
     POD_WAITS_REFUSED = "counter" "rolegate_pod_waits_refused_total" []
-        "Requests that did not wait for their pod, or not to the end, because too many wait.";
+        "Requests that were not allowed to wait, or to continue waiting, for their pod to become known, because too many requests \
+         waited.";
     PODS_THAT_MAY_FORGE = "gauge" "rolegate_pods_with_net_raw_on_bridges" []
         "Pods behind a bridge that may have the capability NET_RAW.";
     POD_WAITS = "histogram" "rolegate_pod_wait_seconds" ["outcome"]
