@@ -308,7 +308,7 @@ fn open_links() -> Links {
     Links::open().unwrap_or_else(|error| {
         warn!(
             event = "links-unavailable", %error,
-            "cannot read the network interfaces, routes and neighbours of this node; not comparing pods' addresses with them"
+            "cannot read the network interfaces, routes and neighbours of this node; identifying pods without checking their links"
         );
         Links::none()
     })

@@ -143,7 +143,7 @@ pub enum AssumeRoleError {
         message: String,
     },
     /// STS gave a session of another role, account, partition or name than was requested.
-    #[error("STS answered for another session than the one that was requested: {message}")]
+    #[error("STS returned another session than the requested one: {message}")]
     OtherRole {
         /// What the answer is for.
         message: String,
@@ -160,8 +160,8 @@ pub enum AssumeRoleError {
 }
 
 /// What to look at where STS answers for another role.
-pub(in crate::credentials) const CHECK_ENDPOINT: &str =
-    "check what stands between this node and STS: AWS_ENDPOINT_URL_STS, HTTPS_PROXY, the VPC endpoint and its DNS name";
+pub(in crate::credentials) const CHECK_ENDPOINT: &str = "check for a proxy or a wrong endpoint between this node and STS: \
+     AWS_ENDPOINT_URL_STS, HTTPS_PROXY, the VPC endpoint and its DNS name";
 
 impl AssumeRoleError {
     /// The stable name: a metric's label.

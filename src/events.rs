@@ -142,16 +142,17 @@ impl Cause {
                 format!("{name}: another pod claims this pod's address, and neither is served until one of them is gone")
             }
             Self::Unreadable => format!(
-                "{name}: the node's daemon cannot read the pod's object as it is now, and serves nobody from its address; make it \
-                 anew, or ask the operators of the node to look in its log"
+                "{name}: rolegate on the node cannot read the pod's object, and serves no pod from its address; recreate the pod, or ask \
+                 the operators of the node to check the log"
             ),
             Self::Objected(Objection::LinkChanged) => format!(
-                "{name}: another network interface or MAC address than this pod's leads to its address, so nobody is served from it; if the \
-                 pod's network was not made anew just now, ask the operators of the node who uses its address"
+                "{name}: the network interface or MAC address that leads to this pod's address is not the pod's, so requests from the \
+                 address are refused; if the pod's network was not recreated just now, ask the operators of the node which pod uses the \
+                 address"
             ),
             Self::Objected(_) => format!(
-                "{name}: the node's record says that another pod has this pod's address, so nobody is served from it; if this stays, make \
-                 the pod anew, or ask the operators of the node"
+                "{name}: the node's CNI results say that another pod has this pod's address, so requests from the address are refused; \
+                 if this persists, recreate the pod, or ask the operators of the node"
             ),
             Self::AssumeRoleFailed { sentence, .. } => format!("{name}: {sentence}"),
             Self::HostNetwork => format!(

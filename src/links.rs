@@ -203,7 +203,7 @@ impl Links {
             }
             if let Err(error) = shared.take_in(queue) {
                 // The keeper gets it as well, and repairs what can be repaired.
-                debug!(%error, "notifications about the node's network cannot be read");
+                debug!(%error, "cannot read the kernel's notifications about the node's network");
                 shared.fall_behind();
             }
         }
@@ -257,14 +257,15 @@ impl Links {
             if !std::mem::replace(&mut is_told, true) {
                 warn!(
                     event = "network-notifications-failed", %error,
-                    "notifications about the node's network cannot be read; asking the kernel at each request and subscribing again"
+                    "cannot read the kernel's notifications about the node's network; resubscribing, and querying the kernel for each \
+                     request until then"
                 );
             }
             shared.fall_behind();
             tokio::time::sleep(AGAIN).await;
             match Feed::open() {
                 Ok(feed) => *shared.feed() = feed,
-                Err(error) => debug!(%error, "notifications about the node's network cannot be subscribed to"),
+                Err(error) => debug!(%error, "cannot subscribe to the kernel's notifications about the node's network"),
             }
         }
     }
@@ -312,7 +313,7 @@ impl Shared {
                     if !self.has_failed.swap(true, Ordering::Relaxed) {
                         warn!(
                             event = "route-lookup-failed", %ip, %error,
-                            "the kernel did not say what leads to an address; treating it as unknown until it does"
+                            "cannot look up the route to an address; treating its link as unknown and retrying"
                         );
                     }
                     return Reach::Unknown;
@@ -361,7 +362,7 @@ impl Shared {
                 self.change(|table| table.fall_behind(queue));
                 if !was_behind {
                     self.overflows.fetch_add(1, Ordering::Relaxed);
-                    debug!(?queue, "more notifications about the node's network than can be read at once");
+                    debug!(?queue, "more notifications about the node's network than one turn reads");
                 }
             }
             if let Turn::Empty { lost } = turn {

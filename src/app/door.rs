@@ -130,10 +130,7 @@ fn not_taken(path: &Path, error: &handover::HandoverError) {
 /// Says what keeps a daemon that may share its port from binding it.
 fn not_shared(error: anyhow::Error) -> anyhow::Error {
     if is_in_use(&error) {
-        error.context(
-            "the app port is in use, and not shared: who has it is another program, or a daemon that was started without \
-             --handover-socket, which must end first",
-        )
+        error.context("the app port is in use by another program, or by a daemon that was started without --handover-socket; stop it first")
     } else {
         error
     }

@@ -114,15 +114,18 @@ impl Account {
                     account = &*foreign.account,
                     partition = foreign.partition.name(),
                     identity = foreign.identity.as_str(),
-                    "the metadata service names another AWS account than that of the daemon's own identity; refusing the roles of that \
-                     account to all pods, not ready; set --base-role-arn (and --default-role) in place of --auto-discover-..., or find \
-                     out what answers at --metadata-addr"
+                    "the metadata service names another AWS account than that of the daemon's own identity; not ready, and refusing the \
+                     roles of that account to all pods; use --base-role-arn (and --default-role) instead of --auto-discover-..., or \
+                     find out what answers at --metadata-addr"
                 );
                 let step = before.map_or_else(|| self.readiness.step(OWN_ACCOUNT), |(_, step)| step);
                 self.refused = Some((foreign, step));
             }
             (None, Some((_, step))) => {
-                info!(event = "own-account", "the account that the metadata service names is that of the daemon's own identity again");
+                info!(
+                    event = "own-account",
+                    "the account that the metadata service names matches the daemon's own identity again; serving its roles"
+                );
                 step.done();
             }
             (None, None) => {}

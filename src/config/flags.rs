@@ -73,7 +73,7 @@ const PODS: &[Flag] = &[
         "max-staleness",
         "DURATION",
         "15m",
-        "Time without contact to the API after which pods whose address nothing on this node confirms are refused; 0 for no limit",
+        "Time without contact with the API after which pods whose address nothing on this node confirms are refused; 0 for no limit",
     ),
     value(
         "cni-results",

@@ -63,20 +63,25 @@ impl Limit {
     fn advice(self, port: Port) -> &'static str {
         match (port, self) {
             (Port::Metrics, _) => {
-                "the metrics port allows few connections and requests of one source; scrape it from one place, and seldom"
+                "the metrics port limits the connections and requests of each client; scrape it from fewer places, or less often"
             }
-            (_, Self::All) => "--limits-connections are open on this node; find the pods with most connections, or raise the limit",
-            (_, Self::Room) => "most of --limits-connections are open on this node, and the rest is for pods with fewer connections",
+            (_, Self::All) => "--limits-connections is reached on this node; find the pods with the most connections, or raise the limit",
+            (_, Self::Room) => {
+                "most of --limits-connections is used on this node, and the rest is reserved for pods with fewer \
+                 connections; reuse connections, or raise the limit"
+            }
             (_, Self::Namespace) => {
-                "most of --limits-connections are open on this node, and the rest is for namespaces with fewer connections"
+                "most of --limits-connections is used on this node, and the rest is reserved for namespaces with fewer connections; \
+                 reuse connections, or raise the limit"
             }
             (_, Self::Source) => {
-                "the pod has --limits-connections-per-pod open, and none became free within a second; reuse connections, or raise the limit"
+                "the pod has --limits-connections-per-pod open, and none was closed within a second; reuse connections, or raise the \
+                 limit"
             }
             (_, Self::SourceRate) => "the pod connects more often than --limits-connection-rate; reuse connections, or raise the limit",
             (_, Self::Unknown | Self::UnknownRate) => {
-                "addresses that no pod of this node is known to have connect too often, or hold too many connections; a pod that invents \
-                 addresses does this, and so do many pods that start at one time"
+                "addresses that belong to no known pod of this node connect too often, or have too many connections; many pods may be \
+                 starting at once, or a pod forges source addresses: look for pods with NET_RAW"
             }
         }
     }

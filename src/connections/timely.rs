@@ -28,7 +28,7 @@ impl Timely<TcpStream> {
     /// A connection whose peer must take an answer within `timeout`.
     pub fn connection(stream: TcpStream, timeout: Duration) -> Self {
         if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_TIMEOUT)) {
-            debug!(%error, "the kernel does not limit how long a peer may read nothing");
+            debug!(%error, "cannot set TCP_USER_TIMEOUT on a connection");
         }
         // A small answer should not wait for the acknowledgement of the last one.
         let _ = stream.set_nodelay(true);

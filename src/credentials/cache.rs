@@ -346,7 +346,7 @@ impl<A: AssumeRole> Sessions<A> {
                 self.metrics.sts_turned_away(why.name());
                 AssumeRoleError::NotAsked(why)
             }
-            None => AssumeRoleError::Unreachable { message: "no session within --sts-timeout".to_owned() },
+            None => AssumeRoleError::Unreachable { message: "no response within --sts-timeout".to_owned() },
         }
     }
 

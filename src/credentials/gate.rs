@@ -286,7 +286,7 @@ impl Gate {
                 uid = &*caller.uid.0,
                 reason = why.name(),
                 advice = why.advice(),
-                "turned away a request for a session; trying again later: {why}"
+                "turned away a request for a session; retrying later: {why}"
             );
         }
     }

@@ -41,14 +41,15 @@ pub(super) async fn watch(socket: Arc<OwnedFd>) {
             && found != reported
         {
             if found.is_empty() {
-                info!(event = "app-port-alone", %address, "no other socket listens at the app port any more");
+                info!(event = "app-port-alone", %address, "no other socket listens on the app port any more");
             } else {
                 warn!(
                     event = "app-port-shared",
                     %address,
                     sockets = found.len(),
-                    "other sockets listen at the app port and get a share of the pods' connections; expected for a short time after a \
-                     handover that failed, else find their owner with 'ss --listening --tcp --processes' on the node and stop it"
+                    "other sockets listen on the app port and receive some of the pods' connections; this is expected for a short time \
+                     after a failed handover; otherwise, find the process with 'ss --listening --tcp --processes' on the node and stop \
+                     it"
                 );
             }
             reported = found;

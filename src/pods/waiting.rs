@@ -116,8 +116,8 @@ impl Inner {
         };
         self.told = Some((now, self.turned_away));
         warn!(event = "pod-wait-limit", source = %ip, requests = self.turned_away - told_until,
-            "too many requests wait for their pods to become known; some were answered by what is known now. Look at the source \
-             address of this line: a pod that invents addresses does this");
+            "too many requests wait for their pods to become known; answered some from what is known now; check whether a pod forges the \
+             source address");
     }
 }
 

@@ -90,8 +90,8 @@ pub enum Denial {
     ServiceAccountsForbidden,
     /// The role is of the account that the metadata service named, and the daemon's own credentials are of another.
     #[error(
-        "the role is in the AWS account that the metadata service names, and the daemon's own identity is in another; \
-         give --base-role-arn (or --default-role) in place of --auto-discover-..., or check what answers at --metadata-addr"
+        "the role is in the AWS account that the metadata service names, but the daemon's own identity is in another account; use \
+         --base-role-arn (or --default-role) instead of --auto-discover-..., or check what answers at --metadata-addr"
     )]
     ForeignAccount,
     /// The role is of another part of AWS, whose sessions this node cannot make.

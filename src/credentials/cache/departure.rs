@@ -54,7 +54,7 @@ impl<A: AssumeRole> Sessions<A> {
                 match answer {
                     Err(error) if !is_late && permit.is_asked_again(&error, questions, is_needed) => {
                         metrics.sts_answered(error.name(), cause, began.elapsed());
-                        info!(role = request.role().as_str(), cause, outcome = error.name(), "STS is asked once more: {error}");
+                        info!(role = request.role().as_str(), cause, outcome = error.name(), "retrying a request to STS once: {error}");
                         permit = match permit.again().await {
                             Ok(Ok(permit)) => permit,
                             Ok(Err(why)) => return not_asked(&land, why),

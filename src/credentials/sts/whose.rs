@@ -14,7 +14,7 @@ pub(super) fn check(request: &RoleRequest, user: Option<&AssumedRoleUser>) -> Re
     if is_of(request, arn) {
         return Ok(());
     }
-    let message = if arn.is_empty() { "it does not say for which".to_owned() } else { bounded(arn) };
+    let message = if arn.is_empty() { "the response does not name a session".to_owned() } else { bounded(arn) };
     Err(AssumeRoleError::OtherRole { message })
 }
 

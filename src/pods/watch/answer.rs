@@ -55,7 +55,7 @@ impl<'a> FilteredAnswer<'a> {
             Document::Complete(Excerpt { json, truncated: false }) => serde_json::from_slice(&json).ok(),
             Document::Complete(_) | Document::Empty | Document::Broken => None,
         };
-        page.ok_or(Failure::Malformed("a list that cannot be read"))
+        page.ok_or(Failure::Malformed("a malformed list"))
     }
 
     /// An object, once it is complete.
@@ -63,7 +63,7 @@ impl<'a> FilteredAnswer<'a> {
         while self.items().await?.is_some() {}
         match self.filter.finish() {
             Document::Complete(excerpt) => Ok(excerpt),
-            Document::Empty | Document::Broken => Err(Failure::Malformed("what is no such object")),
+            Document::Empty | Document::Broken => Err(Failure::Malformed("something other than the requested object")),
         }
     }
 }

@@ -160,7 +160,7 @@ async fn list_of(watch: &Watch, pod: &Pod, target: &str) -> Result<(Now, Option<
                 _ => match Metadata::of_any(&item.json) {
                     Some(metadata) if is_named(&metadata) => now = Now::Unreadable(Box::new(metadata)),
                     Some(_) => {}
-                    None => return Err(Failure::Malformed("a list with an object that cannot be read")),
+                    None => return Err(Failure::Malformed("a list with a malformed object")),
                 },
             }
         }
@@ -168,7 +168,7 @@ async fn list_of(watch: &Watch, pod: &Pod, target: &str) -> Result<(Now, Option<
     let page = answer.page()?;
     // Whatever else answers with JSON has said nothing of any pod.
     if page.kind != "PodList" || page.version().is_empty() {
-        return Err(Failure::Malformed("something that is no list of pods"));
+        return Err(Failure::Malformed("something other than a list of pods"));
     }
     Ok((now, page.version().parse().ok()))
 }

@@ -248,7 +248,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         if matches!(listed, Err(Failure::Slow)) && self.page_size > 1 {
             self.page_size = (self.page_size / 4).max(1);
             let Selection { resource, fields, .. } = self.selection;
-            debug!(resource, fields, size = self.page_size, "a page of the list took too long; the list begins anew in smaller ones");
+            debug!(resource, fields, size = self.page_size, "reading a page of the list took too long; restarting with smaller pages");
         }
         listed
     }

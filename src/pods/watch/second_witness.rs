@@ -29,8 +29,8 @@ pub async fn keep_pins(mut pods: Pods, metrics: Metrics) {
             warn!(
                 event = "net-raw-on-bridge",
                 pods = may_forge,
-                "pods behind a bridge may have the capability NET_RAW, with which a pod can disturb others and, without --cni-results, take \
-                 the address of a pod that has sent nothing yet; drop NET_RAW from pods, or use a network plugin that routes to each pod"
+                "pods on a bridge may have the capability NET_RAW; such a pod can disrupt other pods and, without --cni-results, \
+                 impersonate a pod that has not sent a packet yet; drop NET_RAW from pods, or use a CNI plugin that routes to each pod"
             );
         }
         tokio::select! {
@@ -52,8 +52,8 @@ pub async fn bound_staleness(pods: Pods, metrics: Metrics, readiness: Readiness,
             warn!(
                 event = "api-silent",
                 seconds = silence.as_secs(),
-                "nothing heard from the Kubernetes API for half of --max-staleness; not ready, serving from the last known state; \
-                 check the connection to the API server"
+                "no contact with the Kubernetes API for half of --max-staleness; not ready, serving from the last known state; check the \
+                 connection to the API server"
             );
             silent = Some(readiness.step(SIGN_OF_LIFE));
         }
@@ -69,12 +69,13 @@ pub async fn bound_staleness(pods: Pods, metrics: Metrics, readiness: Readiness,
             warn!(
                 event = "api-stale",
                 seconds = silence.as_secs(),
-                "nothing heard from the Kubernetes API for --max-staleness; refusing pods whose addresses nothing on this node confirms"
+                "no contact with the Kubernetes API for --max-staleness; refusing pods whose addresses nothing on this node confirms; \
+                 check the connection to the API server"
             );
         } else if stale && heard > SETTLED {
             stale = false;
             pods.set_stale(false);
-            info!(event = "api-heard-again", "heard from the Kubernetes API again; serving pods as it says");
+            info!(event = "api-heard-again", "contact with the Kubernetes API restored; serving all pods again");
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

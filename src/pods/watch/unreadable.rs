@@ -40,8 +40,8 @@ impl Reports {
                 namespace,
                 name,
                 uid,
-                "an object from the Kubernetes API has more entries in the fields that rolegate reads than any real object; a pod \
-                 like this gets no credentials until it is smaller; check who writes its status and annotations"
+                "an object from the Kubernetes API is larger than 1 MiB in the fields that rolegate uses; if it is a pod, it gets no \
+                 credentials until it is smaller; check who writes its status and annotations"
             ),
             Why::Malformed => warn!(
                 event = "object-unreadable",
@@ -49,8 +49,8 @@ impl Reports {
                 namespace,
                 name,
                 uid,
-                "an object from the Kubernetes API cannot be decoded; a pod like this gets no credentials until it can be; check what \
-                 stands between rolegate and the API server"
+                "cannot decode an object from the Kubernetes API; if it is a pod, it gets no credentials until it can be decoded; check \
+                 for a proxy between rolegate and the API server that changes responses"
             ),
         }
     }
