@@ -303,7 +303,7 @@ async fn guarded<T>(rules: &mut Option<PacketRules>, work: impl Future<Output = 
     }
 }
 
-/// The table of the node's links. Without it pods are told by what the API says alone.
+/// The table of the node's links. Without it, pods are identified by the API alone.
 fn open_links() -> Links {
     Links::open().unwrap_or_else(|error| {
         warn!(

@@ -38,7 +38,7 @@ pub enum Cause {
     AddressAmbiguous,
     /// What it is now cannot be read.
     Unreadable,
-    /// What the node sees at its address contradicts its claim.
+    /// What the node sees at the pod's address contradicts the pod's claim.
     Objected(Objection),
     /// STS gives no credentials for its role.
     AssumeRoleFailed {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// How long a rendering is served.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// The last rendering. Requests that come while it is made wait for it, and share it.
+/// The last rendering. Requests that arrive while it is being made wait for it and share it.
 #[derive(Debug, Default)]
 pub struct Rendered(Mutex<Option<(Instant, Bytes)>>);
 

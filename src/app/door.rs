@@ -31,8 +31,8 @@ pub(super) enum Door {
 }
 
 impl Door {
-    /// The port, as the configuration has it. Without `--handover-socket` nobody else can listen there while this daemon does;
-    /// with it, other processes of the same user can, so that the next daemon gets in also where the handover fails.
+    /// Binds the configured port. Without `--handover-socket`, no other process can listen on it while this daemon does. With it,
+    /// other processes of the same user can, so that the next daemon can start even if the handover fails.
     pub(super) async fn find(config: &ServerConfig) -> anyhow::Result<Self> {
         let (socket, wanted) = unbound(config.address, config.port)?;
         socket.set_reuse_address(true)?;
@@ -127,7 +127,7 @@ fn not_taken(path: &Path, error: &handover::HandoverError) {
     warn!(path = %path.display(), "--handover-socket: the pods' socket is not taken over, and this daemon makes its own: {error}");
 }
 
-/// Says what keeps a daemon that may share its port from binding it.
+/// Explains why a daemon that may share its port cannot bind it.
 fn not_shared(error: anyhow::Error) -> anyhow::Error {
     if is_in_use(&error) {
         error.context("the app port is in use by another program, or by a daemon that was started without --handover-socket; stop it first")

@@ -18,7 +18,7 @@ use crate::role::CallerIdentity;
 
 /// What is pending while the daemon's own credentials do not serve for long.
 const OWN_CREDENTIALS: &str = "AWS credentials of the daemon's own that serve";
-/// What is pending while the metadata service names an account that is not the daemon's own.
+/// The readiness step that is pending while the metadata service names an account that is not the daemon's own.
 const OWN_ACCOUNT: &str = "a base ARN of the daemon's own account";
 /// For how long they must have been refused for that.
 const REFUSED_FOR_LONG: Duration = Duration::from_secs(300);
@@ -95,12 +95,12 @@ pub(super) async fn follow_identity(sts: impl Who, policy: Arc<Policy>, step: St
     }
 }
 
-/// Whether the account that the metadata service named is the daemon's own, for readiness: a rollout must not go on with daemons
-/// that refuse what the ones before gave.
+/// Tracks for readiness whether the account that the metadata service named is the daemon's own. A rollout must not continue with
+/// daemons that refuse roles which the previous ones served.
 #[derive(Debug)]
 struct Account {
     readiness: Readiness,
-    /// The account that is refused now; the step is held for as long.
+    /// The account that is refused at present, and the readiness step that is held meanwhile.
     refused: Option<(ForeignAccount, Step)>,
 }
 

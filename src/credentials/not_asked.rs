@@ -1,6 +1,6 @@
-//! Why a pod got no session though STS was not asked: reasons of this node's own queue.
+//! Reasons for which a pod gets no session without a request to STS: those of this node's own queue.
 
-/// Why STS was not asked.
+/// The reason why no request to STS was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAsked {
     /// The pod has caused as many new sessions as one pod may.
@@ -48,7 +48,7 @@ impl NotAsked {
         }
     }
 
-    /// What the owner of the pod may know; `None` where there is nothing that the owner could change.
+    /// Returns the message for the owner of the pod; `None` if the owner cannot change anything.
     pub(super) fn for_owner(self) -> Option<&'static str> {
         match self {
             Self::TooManyChanges => Some(

@@ -1,4 +1,4 @@
-//! How a flight departs: a request to STS in a task of its own, from its place at the gate to its landing.
+//! Runs one flight: a request to STS in its own task, from its place in the queue to its result.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::credentials::{AssumeRole, AssumeRoleError};
 use crate::policy::RoleRequest;
 
 impl<A: AssumeRole> Sessions<A> {
-    /// Starts a request to STS in a task of its own.
+    /// Starts a request to STS in its own task.
     pub(super) fn depart(
         &self,
         request: Arc<RoleRequest>,
@@ -105,12 +105,12 @@ impl<A: AssumeRole> Sessions<A> {
     }
 }
 
-/// The flight ends without a request to STS. That is nothing to remember.
+/// The flight ends without a request to STS. This is not remembered as a failure.
 fn not_asked(land: &watch::Sender<State>, why: NotAsked) {
     land.send_modify(|state| state.landed = Some(Landed { landing: Err(AssumeRoleError::NotAsked(why)), until: Instant::now() }));
 }
 
-/// Tells the follower when dropped.
+/// Notifies the waiting callers when dropped.
 struct Told {
     follower: mpsc::UnboundedSender<Arc<RoleRequest>>,
     request: Arc<RoleRequest>,
