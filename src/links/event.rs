@@ -1,4 +1,4 @@
-//! What a notification of the kernel says, as far as it may change what leads to an address. Pure.
+//! The parts of a kernel notification that may change what leads to an address. Pure.
 
 use std::net::IpAddr;
 
@@ -38,24 +38,24 @@ impl Network {
 /// A change that the kernel announced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Event {
-    /// An interface is there, or is different now.
+    /// An interface was added or changed.
     Interface(Interface),
-    /// An interface is gone.
+    /// An interface was removed.
     Gone(u32),
-    /// A bridge has or has no more this interface as a port.
+    /// An interface became, or is no longer, a port of a bridge.
     Port { interface: u32, bridge: Option<u32> },
-    /// The routes to these addresses may be different.
+    /// The routes to these addresses may have changed.
     Routes(Network),
-    /// Every route may be different.
+    /// Every route may have changed.
     AllRoutes,
-    /// The link-layer address of a neighbour; `None` where the kernel has none any more.
+    /// The link-layer address of a neighbour; `None` if the kernel has none any more.
     Neighbour { interface: u32, ip: IpAddr, mac: Option<Mac> },
-    /// The port of a bridge that an address is behind; `None` where the bridge has none any more.
+    /// The bridge port of a link-layer address; `None` if the bridge has none any more.
     Forwarding { bridge: u32, mac: Mac, vlan: Option<u16>, port: Option<u32> },
 }
 
 impl Event {
-    /// Reads a notification; `None` where it changes nothing here, or is malformed.
+    /// Parses a notification; `None` if it changes nothing here, or is malformed.
     pub(super) fn read(message: &Message<'_>) -> Option<Self> {
         let body = message.body;
         let is_of_bridge = *body.first()? == bridge_family();

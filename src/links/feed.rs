@@ -1,4 +1,5 @@
-//! The two queues of notifications. They are apart so that what pods can cause does not push out what the node's network is.
+//! The two queues of notifications. They are separate so that notifications that pods can cause do not displace those about the
+//! node's network.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -29,15 +30,15 @@ const NEXTHOP: u32 = group(32);
 
 /// Room for the notifications of some thousand interfaces that come and go at once.
 const TOPOLOGY_QUEUE: usize = 4 << 20;
-/// Room for more than a thousand neighbours. More would only take longer to be read when a pod fills it.
+/// Room for more than a thousand neighbours. A larger queue would only take longer to read when a pod fills it.
 const NEIGHBOURS_QUEUE: usize = 1 << 20;
-/// The longest notification: one of an interface, with the statistics of it.
+/// The longest notification: one about an interface, with its statistics.
 const LONGEST: usize = 32 * 1024;
 
 /// How a turn of reading ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// Everything is read; `lost` says that notifications were lost since that was so the last time.
+    /// Everything is read; `lost` says whether notifications were lost since the last time.
     Empty { lost: bool },
     /// There is more.
     More,
@@ -112,7 +113,7 @@ impl Feed {
         }
     }
 
-    /// Reads so many notifications at the most, and hands over what they say.
+    /// Reads at most so many notifications, and passes on their events.
     pub(super) fn read(&mut self, queue: Queue, most: usize, mut take_in: impl FnMut(Event)) -> io::Result<Turn> {
         let side = match queue {
             Queue::Topology => &mut self.topology,

@@ -1,6 +1,7 @@
-//! What the kernel said when it was asked, for as long as it announces nothing else. Pure: the caller asks and listens.
+//! A cache of the kernel's answers, valid until the kernel announces a change. Pure: the caller queries the kernel and reads the
+//! notifications.
 //!
-//! The table holds the addresses that were asked for, and the interfaces of the node. Nothing that a pod sends adds to it: a
+//! The table holds the addresses that were looked up, and the interfaces of the node. Packets of pods cannot make it grow: a
 //! notification about another address, or about a link-layer address that no record has, changes nothing.
 
 use std::collections::{HashMap, HashSet};
@@ -11,17 +12,17 @@ use super::event::Event;
 use super::{Link, LinkKind, Reach};
 use crate::netlink::{Interface, Mac, Route};
 
-/// How many addresses are remembered. More are forgotten together, and asked for again; a node has some hundred pods.
+/// The most addresses that are cached. Beyond it, all are forgotten and looked up again; a node has a few hundred pods.
 pub(super) const RECORDS: usize = 4096;
-/// So many link-layer addresses beyond those of the records are remembered before the others are taken out.
+/// The number of link-layer addresses beyond those of the records at which the unneeded ones are removed.
 const SPARE_MACS: usize = 256;
 
 /// One of the two queues of notifications.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queue {
-    /// Interfaces, routes, rules and addresses: only who administers the node's network fills it.
+    /// Interfaces, routes, rules and addresses: only administrators of the node's network can fill it.
     Topology,
-    /// Neighbours and forwarding databases: pods may fill it.
+    /// Neighbours and forwarding databases: pods can fill it.
     Neighbours,
 }
 
@@ -37,9 +38,9 @@ pub(super) struct Known {
 /// The kinds of interfaces that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// One of two ends, of which the other may be a pod's.
+    /// One end of a pair, whose other end may be in a pod.
     Pair,
-    /// A bridge, and the VLAN of its own packets if it tells VLANs apart.
+    /// A bridge, and the VLAN of its own packets if it is VLAN-aware.
     Bridge { vlan: Option<u16> },
     /// Any other.
     Other,
@@ -65,7 +66,7 @@ pub(super) enum Found {
     Bridge { interface: u32, mac: Option<Mac>, port: Option<u32> },
 }
 
-/// What a route says of the link. Where it leads to a bridge, the rest has to be asked for.
+/// What a route says about the link. If it leads to a bridge, the rest needs further queries.
 pub(super) fn classify(route: Route, interface: Option<&Known>) -> Found {
     let number = route.interface;
     if !route.is_unicast {
@@ -84,15 +85,15 @@ pub(super) fn classify(route: Route, interface: Option<&Known>) -> Found {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// The kernel has announced nothing else since it was asked.
+    /// Valid: the kernel has announced no change since the query.
     Fresh,
-    /// It has to be asked.
+    /// Stale: a query is needed.
     Stale,
-    /// It is being asked. One question is asked at a time.
+    /// A query is in progress. There is one query at a time.
     Asked,
 }
 
-/// What is remembered of an address.
+/// What is cached about an address.
 #[derive(Clone, Copy, Debug)]
 struct Record {
     /// The generation in which another link-layer address or port was last announced.
@@ -129,14 +130,14 @@ impl Record {
         Reach::By(Link { interface: self.interface, kind })
     }
 
-    /// Takes in on which interface it is; what was known of another is forgotten.
+    /// Sets the interface; forgets what was known on another one.
     fn at(&mut self, found: Kept, interface: u32) {
         if (self.found, self.interface) != (found, interface) {
             *self = Self { moved: self.moved, state: self.state, found, interface, ..Self::NEW };
         }
     }
 
-    /// Takes in a link-layer address; whether it is another one than before.
+    /// Sets the link-layer address; returns whether it has changed.
     fn saw_mac(&mut self, mac: Mac) -> bool {
         let is_other = self.last_mac.is_some_and(|last| last != mac);
         if is_other {
@@ -146,7 +147,7 @@ impl Record {
         is_other
     }
 
-    /// Takes in a port; whether it is another one than before.
+    /// Sets the port; returns whether it has changed.
     fn saw_port(&mut self, port: NonZeroU32) -> bool {
         self.last_port.replace(port).is_some_and(|last| last != port)
     }
@@ -160,7 +161,7 @@ impl Record {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     records: HashMap<IpAddr, Record>,
-    /// The link-layer addresses of the records, and perhaps some more: most notifications are about none of them.
+    /// The link-layer addresses of the records, and perhaps some others. Most notifications are about none of them.
     macs: HashSet<Mac>,
     links: HashMap<u32, Known>,
     has_bridges: bool,
@@ -170,7 +171,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// The answer for this address, if it is still good.
+    /// Returns the cached result for this address, if it is still valid.
     pub(super) fn fresh(&self, ip: IpAddr) -> Option<Reach> {
         self.records.get(&ip).filter(|record| record.state == State::Fresh).map(Record::reach)
     }
@@ -203,7 +204,7 @@ impl Table {
         (self.records.len(), self.macs.len(), self.links.len())
     }
 
-    /// Begins a question for this address. What is announced from here on is not overwritten by its answer.
+    /// Begins a query for this address. Its result does not overwrite changes that are announced from here on.
     pub(super) fn ask(&mut self, ip: IpAddr) {
         if self.records.len() >= RECORDS && !self.records.contains_key(&ip) {
             self.records.clear();
@@ -213,7 +214,7 @@ impl Table {
         self.records.entry(ip).or_insert(Record::NEW).state = State::Asked;
     }
 
-    /// Takes in the first part of an answer, so that notifications about this link-layer address count from here on.
+    /// Stores the first part of a result, so that notifications about this link-layer address apply from here on.
     pub(super) fn saw_mac(&mut self, ip: IpAddr, bridge: u32, mac: Mac) {
         let Some(record) = self.records.get_mut(&ip) else { return };
         record.at(Kept::Bridge, bridge);
@@ -224,12 +225,12 @@ impl Table {
         self.remember(mac);
     }
 
-    /// Takes in that there was no answer.
+    /// Records that the query failed.
     pub(super) fn give_up(&mut self, ip: IpAddr) {
         self.drop_record(ip);
     }
 
-    /// Takes in the answer. Returns it, and whether it is kept: it is not where something was announced in the meantime.
+    /// Stores the result. Returns it, and whether it is cached: it is not if a change was announced in the meantime.
     pub(super) fn answer(&mut self, ip: IpAddr, found: Found) -> (Reach, bool) {
         let is_behind = self.behind_topology || (self.behind_neighbours && matches!(found, Found::Bridge { .. }));
         // Others may have been forgotten together with it.
@@ -266,7 +267,7 @@ impl Table {
         }
     }
 
-    /// Forgets all addresses but these.
+    /// Forgets all addresses except these.
     pub(super) fn keep_only(&mut self, addresses: &HashSet<IpAddr>) {
         let before = self.records.len();
         self.records.retain(|ip, _| addresses.contains(ip));
@@ -275,7 +276,8 @@ impl Table {
         }
     }
 
-    /// Notifications of this queue were lost, or are left unread: until it has caught up, no answer that they are about is kept.
+    /// Notifications of this queue were lost, or are still unread. Until it has caught up, results that they concern are not
+    /// cached.
     pub(super) fn fall_behind(&mut self, queue: Queue) {
         match queue {
             Queue::Topology => {
@@ -289,7 +291,7 @@ impl Table {
         }
     }
 
-    /// Everything that was announced in this queue is taken in.
+    /// Everything that was announced in this queue has been applied.
     pub(super) fn catch_up(&mut self, queue: Queue) {
         match queue {
             Queue::Topology => self.behind_topology = false,
@@ -297,14 +299,14 @@ impl Table {
         }
     }
 
-    /// These are the interfaces now.
+    /// Replaces the interfaces.
     pub(super) fn set_links(&mut self, interfaces: &[Interface]) {
         self.links = interfaces.iter().map(|interface| (interface.index, Known::of(interface))).collect();
         self.look_for_bridges();
         self.make_stale(|_, _| true);
     }
 
-    /// Takes in a change that the kernel announced.
+    /// Applies a change that the kernel announced.
     pub(super) fn apply(&mut self, event: &Event) {
         match event {
             Event::Routes(network) => self.make_stale(|ip, _| network.contains(ip)),
@@ -408,7 +410,7 @@ impl Table {
 }
 
 impl Record {
-    /// Whether it is reached by this interface, as far as is known.
+    /// Whether it is reached through this interface, as far as is known.
     fn is_by(&self, interface: u32) -> bool {
         self.interface == interface || self.last_port.is_some_and(|port| port.get() == interface)
     }

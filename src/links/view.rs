@@ -22,12 +22,12 @@ pub struct View {
 }
 
 impl View {
-    /// Creates a view of these two. Results from before `booted` are left over from another life of the node.
+    /// Creates a view of these two. CNI results from before `booted` are left over from before the node's last boot.
     pub fn new(links: Links, results: Results, booted: Option<Timestamp>) -> Self {
         Self { links, results, booted, changed: Arc::new(watch::Sender::new(0)) }
     }
 
-    /// Passes on that something has changed, for as long as the process.
+    /// Passes on changes; never returns.
     pub async fn keep(self) {
         let (mut links, mut results) = (self.links.changes(), self.results.changes());
         loop {
@@ -41,8 +41,8 @@ impl View {
         }
     }
 
-    /// The link that a result names for its pod, where that link exists and `seen` leads to it; otherwise the result is left over
-    /// from a pod that is gone, and says nothing.
+    /// Returns the link that a CNI result names, if the link exists and `seen` leads to it. Otherwise the result is left over
+    /// from a deleted pod, and is ignored.
     fn link_of(&self, attachment: &Attachment, seen: Link) -> Option<Link> {
         if self.booted.is_some_and(|booted| attachment.written() < booted) {
             return None;

@@ -1,4 +1,4 @@
-//! The second witness: what this node itself sees at an address, to be compared with what the Kubernetes API says.
+//! The second witness: what this node itself sees at an address, for comparison with the Kubernetes API.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -12,13 +12,13 @@ use super::{Link, LinkKind};
 /// What this node sees at an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sight {
-    /// The link that leads to the address; `None` where nothing does, or where it is not known.
+    /// The link that leads to the address; `None` if there is none, or it is not known.
     pub link: Option<Link>,
-    /// The pods that CNI results place at the address, with links that exist. Mostly none or one.
+    /// The pods to which CNI results assign the address, with links that exist. Usually none or one.
     pub attached: Vec<Attached>,
 }
 
-/// A pod that a CNI result places at an address, and the link that the result names.
+/// A pod to which a CNI result assigns an address, and the link that the result names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
     /// The pod's UID; runtimes before 2021 do not record it.
@@ -31,25 +31,25 @@ pub struct Attached {
     pub link: Link,
 }
 
-/// Sees what is at an address. A trait, so that decisions are tested without a kernel.
+/// Returns what the node sees at an address. A trait, so that decisions can be tested without a kernel.
 pub trait Witness: fmt::Debug + Send + Sync {
-    /// Grows whenever what is seen at any address may have changed. Cheap: it is read for each request.
+    /// Returns a number that grows whenever the view of any address may have changed. Cheap: it is read for each request.
     fn generation(&self) -> u64;
-    /// What is at an address now.
+    /// Returns what the node sees at an address now.
     fn at(&self, ip: IpAddr) -> Sight;
-    /// Whether a CNI result places anybody at an address. Cheap: it is asked for addresses that nobody has, too.
+    /// Whether a CNI result assigns an address to a pod. Cheap: it is also called for addresses of no pod.
     fn has_record(&self, ip: IpAddr) -> bool;
     /// Whether an interface is still a port of a bridge.
     fn is_port(&self, bridge: u32, port: u32) -> bool;
-    /// Forgets what was asked of all addresses but these.
+    /// Forgets what is cached about all addresses except these.
     fn keep(&self, addresses: &HashSet<IpAddr>);
-    /// Takes in every change that the kernel has announced by now.
+    /// Applies every change that the kernel has announced so far.
     fn catch_up(&self);
-    /// Tells of changes: a new value each time that [`Witness::generation`] grows.
+    /// Returns a receiver of changes, which gets a new value each time that [`Witness::generation`] grows.
     fn changes(&self) -> watch::Receiver<u64>;
 }
 
-/// A witness that sees nothing: every claim stands as the API tells it.
+/// A witness that sees nothing: every claim of the API stands.
 #[derive(Debug)]
 pub struct Blind(watch::Sender<u64>);
 
@@ -95,7 +95,7 @@ impl Link {
         }
     }
 
-    /// Whether another MAC address or port was announced between `self` and `now`, even if the link is the same again.
+    /// Whether a change of the MAC address or port was announced between `self` and `now`, even if the link is the same again.
     pub fn moved_until(self, now: Self) -> bool {
         match (self.kind, now.kind) {
             (LinkKind::Bridge { moved: before, .. }, LinkKind::Bridge { moved, .. }) => moved > before,
@@ -103,8 +103,8 @@ impl Link {
         }
     }
 
-    /// What is known of a pod's link when `now` is seen where this one was seen before: both together, where they agree.
-    /// `None` where they contradict each other. `is_port` says whether an interface is still a port of this bridge.
+    /// Merges this link with `now`, a later view of the same pod's link. `None` if they contradict each other. `is_port` says
+    /// whether an interface is still a port of this bridge.
     pub fn followed_by(self, now: Option<Self>, is_port: impl Fn(u32, u32) -> bool) -> Option<Self> {
         let same = |before: Option<u32>, now: Option<u32>| before.is_none() || now.is_none() || before == now;
         match (self.kind, now) {

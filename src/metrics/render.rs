@@ -1,4 +1,4 @@
-//! The metrics as text, for everybody or without namespaces.
+//! The metrics as text, with or without namespaces.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ pub(super) fn text(families: &[MetricFamily]) -> Vec<u8> {
 /// The name of the label that holds a namespace, in every metric that has one.
 const NAMESPACE: &str = "namespace";
 
-/// Adds up the series of a family that differ in their namespace alone. A histogram with namespaces is left out.
+/// Adds up the series of a family that differ only in their namespace. A histogram with namespaces is omitted.
 pub(super) fn without_namespaces(mut family: MetricFamily) -> MetricFamily {
     let has_namespace = |metric: &Metric| metric.get_label().iter().any(|label| label.name() == NAMESPACE);
     if !family.get_metric().iter().any(has_namespace) {

@@ -1,4 +1,4 @@
-//! The bytes of netlink messages: how they are built and read. Pure, and never reads past the end of what came in.
+//! Encoding and decoding of netlink messages. Pure; never reads past the end of the input.
 //!
 //! Layout and numbers: linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/neighbour.h, linux/if_bridge.h.
 
@@ -151,7 +151,7 @@ pub struct Message<'a> {
     pub body: &'a [u8],
 }
 
-/// Splits what came in at one go into its messages. Ends at the first one that is malformed.
+/// Splits received data into its messages. Ends at the first malformed one.
 pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let length = usize::try_from(number(bytes.get(0..4)?)?).ok()?;
@@ -163,7 +163,7 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
-/// Splits attributes, without the flags of their types. Ends at the first one that is malformed.
+/// Splits attributes, without the flags of their types. Ends at the first malformed one.
 pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(short(bytes.get(0..2)?)?);
