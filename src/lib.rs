@@ -30,9 +30,9 @@
 //! - [`capabilities`]: what the process may do to the node
 //! - [`handover`], [`unix_socket`]: the pods' socket goes from one daemon to the next
 //! - [`links`]: what leads to an address on this node
-//! - [`netlink`]: questions to the kernel about interfaces, routes and neighbours
+//! - [`netlink`]: queries to the kernel about interfaces, routes and neighbours
 //! - [`probe`]: the kubelet's questions to the daemon of its own pod
-//! - [`connections`], [`shares`]: what connections may take, and how what is short is shared
+//! - [`connections`], [`shares`]: limits of connections, and fair sharing of limited places
 //! - [`startup_taint`]: keeps pods off the node until the daemon is ready
 //! - [`drain`], [`tasks`]: the end of the service, and of what runs beside it
 

@@ -241,14 +241,14 @@ impl Netlink {
         }
     }
 
-    /// Sends a request, and returns the body of its answer; `None` if it was only acknowledged.
+    /// Sends a request, and returns the body of its answer; empty if it was only acknowledged.
     pub(crate) fn ask(&mut self, request: Request) -> io::Result<Vec<u8>> {
         self.send(request)?;
         let mut received = vec![0; RECEIVED];
         loop {
             let length = self.receive(&mut received)?;
             let first = messages(&received[..length]).next();
-            // Others are late answers to questions that were given up.
+            // Others are late answers to earlier queries that timed out.
             if let Some(message) = first.filter(|message| message.sequence == self.sequence) {
                 return if message.kind == NLMSG_ERROR { outcome(message.body).map(|()| Vec::new()) } else { Ok(message.body.to_vec()) };
             }

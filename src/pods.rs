@@ -23,7 +23,7 @@ use witness::{Judged, Node};
 
 use crate::links::witness::{Blind, Witness};
 
-/// Addresses that are pinned before others get their turn.
+/// The number of addresses to pin before yielding to other tasks.
 const PINNED_AT_ONCE: usize = 16;
 
 /// Which objects besides pods decisions are made by: what is not needed is not read.
@@ -44,7 +44,7 @@ pub enum Lookup {
     Ambiguous(Vec<Arc<Pod>>),
     /// A pod claims it whose present state cannot be read: nobody is served there. This is what it last was.
     Unreadable(Arc<Pod>),
-    /// This pod has it by the API's word, and the node itself objects: nobody is served there.
+    /// The API assigns the address to this pod, but the node's own view contradicts it: no pod is served from it.
     Objected(Arc<Pod>, Objection),
     /// No pod of this node, as far as is known.
     Unknown,
@@ -78,12 +78,12 @@ pub struct PodsWriter {
     changed: signal::Sender<u64>,
 }
 
-/// An empty set of pods of which the API alone tells: the end to write and the end to read.
+/// Creates an empty set of pods that relies on the API alone. Returns the write handle and the read handle.
 pub fn pods() -> (PodsWriter, Pods) {
     pods_with(Arc::new(Blind::default()), None)
 }
 
-/// An empty set of pods whose addresses are compared with what the node itself sees. Pods whose containers started before
+/// Creates an empty set of pods whose addresses are compared with what the node itself sees. Pods whose containers started before
 /// `booted` have lost their network.
 pub fn pods_with(witness: Arc<dyn Witness>, booted: Option<jiff::Timestamp>) -> (PodsWriter, Pods) {
     let (changed, changes) = signal::channel(0);
@@ -126,10 +126,10 @@ impl Pods {
         lookup(&index, self.shared.node.judge(&index, ip, &view))
     }
 
-    /// Who has this address, waiting at most `at_most` for it to become known, for the API's word on it where several pods
-    /// claim it, and for what is known of its pod to be `enough`. The watch's events wake the wait. An address of the node
-    /// itself is not waited for: it never becomes a pod's. The number of requests that wait is bounded, see [`waiting`]; those
-    /// without a place are answered by what is known.
+    /// Who has this address, waiting at most `at_most` for it to become known, for the API's word on it where several pods claim
+    /// it, and for what is known of its pod to be `enough`. The watch's events wake the wait. An address of the node itself is
+    /// not waited for: it never becomes a pod's. The number of requests that wait is bounded, see [`waiting`]; requests without a
+    /// place are answered from what is known.
     pub async fn wait_for_ip(&self, ip: IpAddr, at_most: Duration, enough: impl Fn(&Pod, &Surroundings) -> bool) -> Lookup {
         let is_enough = |lookup: &Lookup| match lookup {
             Lookup::Found(pod, around) => enough(pod, around),
@@ -171,26 +171,26 @@ impl Pods {
         }
     }
 
-    /// How many requests were not let wait for their pod, or not to the end, since the start.
+    /// Returns how many requests were not allowed to wait, or to continue waiting, for their pod since the start.
     pub fn waits_turned_away(&self) -> u64 {
         self.shared.waiting.turned_away()
     }
 
     /// Grows with every change: what was decided at one number still holds while it is the same.
     pub fn generation(&self) -> u64 {
-        // Both only grow, so that their sum changes with each.
+        // Both only grow, so their sum changes with each of them.
         self.changes.borrow().wrapping_add(self.shared.node.witness().generation())
     }
 
-    /// Takes in every change of the node's links that the kernel has announced by now. Whoever identifies the peer of a new
-    /// connection does this first: what the peer's packets needed to get here was announced before.
+    /// Applies every change of the node's links that the kernel has announced so far. Call it before you identify the peer of a
+    /// new connection: changes on which the peer's packets depended were announced before.
     pub fn catch_up(&self) {
         self.shared.node.witness().catch_up();
     }
 
     /// Compares every pod's addresses with what the node sees, pins those that are not pinned yet, and forgets the pins of
-    /// pods that are gone. A claim is pinned when it appears: later, another pod might be there. Returns how many pods are behind
-    /// a bridge and may have the capability `NET_RAW`, with which they can forge what leads to others' addresses there.
+    /// deleted pods. A claim is pinned when it appears, because another pod might have the address later. Returns how many pods
+    /// are on a bridge and may have the capability `NET_RAW`, with which they can change what leads to other pods' addresses.
     pub async fn pin(&self) -> usize {
         let addresses: Vec<_> = {
             let index = self.shared.read();
@@ -211,13 +211,13 @@ impl Pods {
         index.with_addresses().filter(may_forge).count()
     }
 
-    /// Tells of changes of what the node sees.
+    /// Returns a receiver of changes of what the node sees.
     pub fn witness_changes(&self) -> signal::Receiver<u64> {
         self.shared.node.witness().changes()
     }
 
-    /// Tells whether nothing was heard of the API for longer than the operator allows: then pods are served only where the node
-    /// itself confirms their claims.
+    /// Sets whether the API has been silent for longer than the operator allows. Pods are then served only if the node itself
+    /// confirms their claims.
     pub fn set_stale(&self, stale: bool) {
         self.shared.node.set_stale(stale);
     }
@@ -263,7 +263,7 @@ impl Pods {
         self.shared.read().ambiguous()
     }
 
-    /// Whether this pod is here, be it readable or not.
+    /// Whether this pod is on the node, readable or not.
     pub fn contains(&self, uid: &PodUid) -> bool {
         self.shared.read().contains(uid)
     }

@@ -37,8 +37,8 @@ impl Door {
         let (socket, wanted) = unbound(config.address, config.port)?;
         socket.set_reuse_address(true)?;
         let Some(path) = config.handover_socket.as_deref() else {
-            // Never with SO_REUSEPORT: the kernel would give a share of the pods' connections to whoever of this user, mostly
-            // root, binds the same port with it.
+            // Never with SO_REUSEPORT: the kernel would give some of the pods' connections to any other process of this user,
+            // usually root, that binds the same port with it.
             bind(&socket, wanted, "--app-port")?;
             listen(&socket, wanted, "--app-port")?;
             return Ok(Self::Own(socket.into()));

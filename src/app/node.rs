@@ -61,7 +61,7 @@ pub(super) async fn follow_identity(sts: impl Who, policy: Arc<Policy>, step: St
     let mut trust = Trust { readiness, refused_since: None, lost: None };
     loop {
         let (asked, pause) = sts.renew_identity().await;
-        // Also where the role between is not known: it does not count for this.
+        // Even if the intermediate role is not known: it does not count for this.
         account.compare(policy.foreign_account());
         if asked.is_ok()
             && let Some(step) = step.take()

@@ -190,7 +190,7 @@ impl Limits {
         }
         let (granted, receiver) = oneshot::channel();
         let waiter = Waiter { source: source.clone(), key: key.clone(), slot: slot.clone(), limit, granted };
-        // One that gives way is told by its sender, which is dropped.
+        // A displaced waiter is notified when its sender is dropped.
         if state.queue.enter(slot.id, source.namespace().to_owned(), key.clone(), waiter).is_err() {
             return Admitted::Refused(limit);
         }
@@ -249,7 +249,7 @@ impl State {
         if *key == Key::Node {
             return if own < settings.node { Ok(()) } else { Err(Limit::Source) };
         }
-        // Its own limit first: that is the one that tells who takes too much.
+        // The source's own limit first: it shows which source uses too much.
         if own >= settings.per_source {
             return Err(Limit::Source);
         }
@@ -316,7 +316,7 @@ impl State {
             let next = self.queue.iter().find(|(_, waiter)| fits(waiter)).map(|(id, _)| id);
             let Some(waiter) = next.and_then(|id| self.queue.leave(id)) else { break };
             self.open(waiter.source, waiter.key, waiter.slot);
-            // Where nobody listens any more, the permit is dropped just now, and its place with it.
+            // If the receiver is gone, this drops the permit and its place.
             let _ = waiter.granted.send(());
         }
     }
@@ -326,7 +326,7 @@ impl Waiting {
     /// Waits for a place, or returns the limit that prevented it.
     pub async fn place(self) -> Result<Permit, Limit> {
         let Self { permit, mut granted, limit } = self;
-        // What was not idle for long enough at first may be so now.
+        // A connection that was not idle for long enough before may be now.
         match tokio::time::timeout(IDLE_GRACE, &mut granted).await {
             Ok(granted) => return granted.map(|()| permit).map_err(|_| limit),
             Err(_) => permit.make_room(),
@@ -381,7 +381,7 @@ impl Permit {
         loop {
             match self.slot.closing.load(Ordering::Acquire) {
                 DISPLACED => return Closing::Displaced,
-                // A head that is sent slowly is not waited for.
+                // Do not wait for a head that is sent slowly.
                 MADE_ROOM if self.slot.state.load(Ordering::Acquire) & 1 == 1 && self.slot.state.load(Ordering::Acquire) != BUSY => {
                     return Closing::Displaced;
                 }

@@ -66,7 +66,7 @@ impl Rate {
     fn bucket<'a, K: Eq + Hash>(&self, buckets: &'a mut Buckets<K>, key: K, now: Instant) -> Option<&'a mut Bucket> {
         let is_full = |buckets: &Buckets<K>| buckets.of.len() >= MAX_BUCKETS && !buckets.of.contains_key(&key);
         if is_full(buckets) {
-            // Looking at all of them for each invented address would be the worst of the flood.
+            // A scan of all of them for each forged address would be the most expensive part of a flood.
             if buckets.pruned.is_none_or(|at| now - at >= PRUNE_AGAIN) {
                 buckets.pruned = Some(now);
                 buckets.of.retain(|_, bucket| self.refilled(Some(*bucket), now).left < self.burst);

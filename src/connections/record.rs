@@ -160,7 +160,7 @@ impl Record {
         if entries.len() >= MAX_REMEMBERED && !entries.contains_key(&key) {
             entries.retain(|_, entry| now - entry.last < REMEMBERED);
             if entries.len() >= MAX_REMEMBERED {
-                // More pods than a node has. The log says some again.
+                // More pods than a node can have: reset, so that the log repeats some lines.
                 entries.clear();
             }
         }

@@ -31,7 +31,7 @@ impl Source {
     pub fn of(ip: IpAddr, lookup: Lookup) -> Self {
         match lookup {
             Lookup::Found(pod, _) | Lookup::Unreadable(pod) => Self::Pod(pod),
-            // Whoever connects may not be the pod: it must not use up what is the pod's.
+            // The client may not be the pod, so it must not use up the pod's budget.
             Lookup::Ambiguous(_) | Lookup::Objected(..) => Self::Disputed(ip),
             Lookup::Unknown => Self::Unknown(ip),
         }

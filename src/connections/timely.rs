@@ -30,7 +30,7 @@ impl Timely<TcpStream> {
         if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_TIMEOUT)) {
             debug!(%error, "cannot set TCP_USER_TIMEOUT on a connection");
         }
-        // A small answer should not wait for the acknowledgement of the last one.
+        // A small response must not wait for the acknowledgement of the previous one.
         let _ = stream.set_nodelay(true);
         Self::new(stream, timeout)
     }

@@ -267,7 +267,7 @@ impl Gate {
             NotAsked::Superseded => self.0.metrics.sts_turned_away(why.name()),
             _ => self.turn_away(why, place.callers.first()),
         }
-        // Who has gone does not hear it.
+        // A receiver that is gone is ignored.
         let _ = place.sender.send(Err(why));
     }
 
@@ -275,7 +275,7 @@ impl Gate {
     fn turn_away(&self, why: NotAsked, caller: Option<&Arc<Caller>>) {
         self.0.metrics.sts_turned_away(why.name());
         let Some(caller) = caller else { return };
-        // A full queue is its namespace's, whose pods may be many.
+        // A full queue concerns the namespace, which may have many pods.
         let subject = if why == NotAsked::QueueFull { &caller.namespace } else { &caller.uid.0 };
         if self.lock().allowances.is_log_due(subject, Instant::now()) {
             warn!(
@@ -298,7 +298,7 @@ impl Gate {
             let Some(place) = state.queue.get(ticket) else { return };
             let is_known = place.callers.iter().any(|other| other.uid == caller.uid);
             let is_counted = place.is_counted();
-            // Where the pod's places are taken, the request goes by the turns of the others.
+            // If the pod's places are taken, the request uses the turns of the other pods.
             let joins = !is_known && (!is_counted || state.allowances.wait(&caller.uid, false, now).is_none());
             if place.cause == Cause::Demand && !joins {
                 return;
@@ -368,7 +368,7 @@ impl Gate {
                 && state.has_room(why)
             {
                 if state.queue.get(ticket).is_some_and(|place| place.sender.is_closed()) {
-                    // Whoever waited for it has gone.
+                    // The caller that waited for it is gone.
                     if let Some(place) = state.withdraw(ticket, now) {
                         self.0.metrics.sts_queue(place.cause.name()).dec();
                     }

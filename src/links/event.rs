@@ -20,7 +20,7 @@ pub(super) struct Network {
 impl Network {
     /// Whether it holds this address.
     pub(super) fn contains(self, ip: IpAddr) -> bool {
-        // A shift by all bits has no result: everything is in a network without a prefix.
+        // A shift by all bits has no result: a prefix of length 0 contains every address.
         match (self.ip, ip) {
             (IpAddr::V4(one), IpAddr::V4(other)) => {
                 let differ = one.to_bits() ^ other.to_bits();
@@ -60,7 +60,7 @@ impl Event {
         let body = message.body;
         let is_of_bridge = *body.first()? == bridge_family();
         match message.kind {
-            // Of a port's settings. Its end is no end of the interface.
+            // About a port's settings. Their removal is not the removal of the interface.
             RTM_NEWLINK if is_of_bridge => Interface::read(body).map(|port| Self::Port { interface: port.index, bridge: port.master }),
             RTM_DELLINK if is_of_bridge => Interface::read(body).map(|port| Self::Port { interface: port.index, bridge: None }),
             RTM_NEWLINK => Interface::read(body).map(Self::Interface),
@@ -72,7 +72,7 @@ impl Event {
             }
             RTM_NEWNEIGH | RTM_DELNEIGH => neighbour(body, message.kind == RTM_NEWNEIGH),
             RTM_NEWROUTE | RTM_DELROUTE => network(body).map(Self::Routes),
-            // Routes of other tables come into question; routes get other next hops; routes with this source may go.
+            // Such a change can select routes of other tables, change next hops, or remove routes with this source.
             RTM_NEWRULE | RTM_DELRULE | RTM_NEWNEXTHOP | RTM_DELNEXTHOP | RTM_DELADDR => Some(Self::AllRoutes),
             _ => None,
         }

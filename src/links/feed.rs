@@ -74,7 +74,7 @@ impl Side {
     }
 
     fn register(&self) -> io::Result<AsyncFd<Registered>> {
-        // What replaces it is unsafe, for the sake of types that let go of their descriptor too early; this one holds it.
+        // The replacement is unsafe because some types close their descriptor too early; this one keeps it open.
         #[allow(deprecated, reason = "the descriptor stays open until it is dropped, which is after its registration ends")]
         AsyncFd::with_interest(Registered(Arc::clone(&self.notifications)), Interest::READABLE)
     }

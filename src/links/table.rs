@@ -75,7 +75,7 @@ pub(super) fn classify(route: Route, interface: Option<&Known>) -> Found {
     match interface {
         Some(known) if !route.by_gateway => match known.kind {
             Kind::Bridge { .. } => Found::Bridge { interface: number, mac: None, port: None },
-            // A wider route leads to many: Cilium's cilium_host is an end of a veth as well.
+            // A wider route leads to many pods: Cilium's cilium_host is one end of a veth pair as well.
             Kind::Pair if route.for_one && known.master.is_none() => Found::Own { interface: number },
             Kind::Pair | Kind::Other => Found::Shared { interface: number },
         },
@@ -255,7 +255,7 @@ impl Table {
         let mac = record.last_mac;
         mac.into_iter().for_each(|mac| self.remember(mac));
         if !is_kept {
-            // Nobody may hold on to it.
+            // No cached value may survive.
             self.generation += 1;
         }
         (reach, is_kept)
@@ -328,15 +328,15 @@ impl Table {
     }
 
     fn interface(&mut self, index: u32, now: Known) {
-        // A new one leads nowhere: a route to it is announced by itself.
+        // A new interface has no routes yet: they are announced separately.
         let before = self.links.insert(index, now.clone());
         self.look_for_bridges();
         let Some(before) = before else { return };
         if now.is_up && !before.is_up {
-            // Routes with several next hops may use it again, without a word.
+            // Routes with several next hops may use it again without a notification.
             self.make_stale(|_, _| true);
         } else if (now.kind, now.master, now.is_up) != (before.kind, before.master, before.is_up) {
-            // With an interface that goes down, its IPv4 routes go without a word (fib_sync_down_dev).
+            // When an interface goes down, its IPv4 routes are removed without notifications (fib_sync_down_dev).
             self.make_stale(|_, record| record.is_by(index));
         }
     }
@@ -355,7 +355,7 @@ impl Table {
                 record.moved = next;
                 self.generation = next;
             }
-            // A neighbour is confirmed, suspected and confirmed again all the time, with the same address.
+            // The state of a neighbour changes all the time without a change of its address.
             if is_other || record.mac != mac || record.state == State::Asked {
                 self.drop_record(ip);
             }
@@ -369,7 +369,7 @@ impl Table {
         if !self.macs.contains(&mac) {
             return;
         }
-        // In another VLAN, the same address may be another's.
+        // In another VLAN, the same address may belong to another pod.
         let own = self.links.get(&bridge).and_then(|known| if let Kind::Bridge { vlan } = known.kind { vlan } else { None });
         if vlan != own {
             return;
@@ -398,7 +398,7 @@ impl Table {
     fn make_stale(&mut self, concerns: impl Fn(IpAddr, &Record) -> bool) {
         let mut is_changed = false;
         for (ip, record) in &mut self.records {
-            // What is being asked for may be answered from before.
+            // A query in progress may return the state from before the change.
             let is_asked = record.state == State::Asked;
             if record.state != State::Stale && (is_asked || concerns(*ip, record)) {
                 record.state = State::Stale;

@@ -31,7 +31,7 @@ impl View {
     pub async fn keep(self) {
         let (mut links, mut results) = (self.links.changes(), self.results.changes());
         loop {
-            // A source that has ended tells nothing any more; the other one still does.
+            // If one source has ended, the other one still sends changes.
             tokio::select! {
                 Ok(()) = links.changed() => {}
                 Ok(()) = results.changed() => {}
@@ -55,7 +55,7 @@ impl View {
                 let kind = LinkKind::Bridge { mac: attachment.mac(), port: Some(port), moved };
                 Some(Link { interface: seen.interface, kind })
             }
-            // The kernel's route does not tell pods apart, but the interface of this one is there.
+            // The kernel's route does not distinguish pods, but the interface of this pod exists.
             LinkKind::Shared => {
                 interfaces.any(|interface| self.links.is_free_pair(interface) && interface != seen.interface).then_some(seen)
             }
@@ -65,7 +65,7 @@ impl View {
 
 impl Witness for View {
     fn generation(&self) -> u64 {
-        // Both only grow, so that their sum changes with each.
+        // Both only grow, so their sum changes with each of them.
         self.links.generation().wrapping_add(self.results.generation())
     }
 

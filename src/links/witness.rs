@@ -108,7 +108,7 @@ impl Link {
     pub fn followed_by(self, now: Option<Self>, is_port: impl Fn(u32, u32) -> bool) -> Option<Self> {
         let same = |before: Option<u32>, now: Option<u32>| before.is_none() || now.is_none() || before == now;
         match (self.kind, now) {
-            // An interface that many share says little: whatever says more replaces it.
+            // A shared interface identifies no pod, so any more specific link replaces it.
             (LinkKind::Shared, now) => Some(now.unwrap_or(self)),
             (LinkKind::Own, Some(now)) => (now == self).then_some(now),
             (
@@ -116,7 +116,7 @@ impl Link {
                 Some(Self { interface, kind: LinkKind::Bridge { mac, port, moved } }),
             ) => {
                 let same_mac = mac_before.is_none() || mac.is_none() || mac_before == mac;
-                // A port that the bridge has forgotten for now is still the pod's; one that is gone is not.
+                // A port that the bridge has forgotten for now is still the pod's; one that no longer exists is not.
                 let has_port = port_before.is_none_or(|port| is_port(interface, port));
                 let agrees = interface == self.interface && same_mac && same(port_before, port) && has_port;
                 let kind = LinkKind::Bridge { mac: mac_before.or(mac), port: port_before.or(port), moved };

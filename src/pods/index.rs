@@ -392,7 +392,7 @@ impl Index {
         }
     }
 
-    /// The readable pod of this UID, or where that is not known of this name, if it may have addresses.
+    /// Returns the readable pod with this UID, or with this name if the UID is not known, if it may have addresses.
     pub(super) fn that_may_claim(&self, uid: Option<&str>, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         let uid = match uid {
             Some(uid) => PodUid(uid.into()),
@@ -505,7 +505,7 @@ impl Index {
         self.pods.values().map(|held| &held.pod).filter(|pod| pod.may_claim(self.now))
     }
 
-    /// Whether this pod is here, be it readable or not.
+    /// Whether this pod is on the node, readable or not.
     pub fn contains(&self, uid: &PodUid) -> bool {
         self.pods.contains_key(uid) || self.unreadable.contains_key(uid)
     }

@@ -100,7 +100,7 @@ impl Refusal {
     }
 }
 
-/// What the node found, and what the operator should do.
+/// Returns what the node found, and what the operator should do.
 fn advice(objection: Objection) -> &'static str {
     match objection {
         Objection::LinkChanged => {

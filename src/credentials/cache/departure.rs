@@ -30,11 +30,11 @@ impl<A: AssumeRole> Sessions<A> {
         let left = earlier.as_ref().map(|earlier| earlier.remaining(self.clock.now()));
         let (ticket, turn) = self.gate.queue(&Application { cause, left, callers, is_new })?;
         let (land, state) = watch::channel(State { earlier, lapsed, landed: None });
-        // Not a background task: it ends with its answer, and a panic in it drops `land`, which its callers see.
+        // Not a background task: it ends with its result, and a panic in it drops `land`, which its callers notice.
         tokio::spawn(async move {
-            // Told also when it ends by a panic.
+            // Notifies them even after a panic.
             let _told = follower.map(|follower| Told { follower, request: request.clone() });
-            // Dropped before that, so that it is known then that nothing comes any more.
+            // Dropped before that, so that the callers know by then that no result will come.
             let land = land;
             let mut permit = match turn.await {
                 Ok(Ok(permit)) => permit,
@@ -66,7 +66,7 @@ impl<A: AssumeRole> Sessions<A> {
             };
             drop(permit);
             let landing = match answer {
-                // A failure as others are: remembered, and no reason to let go of what there is.
+                // A failure like others: it is remembered, and cached credentials are kept.
                 Ok(credentials) if !is_usable(&credentials, clock.now()) => Err(ended()),
                 answer => answer.map(Arc::new),
             };
@@ -78,7 +78,7 @@ impl<A: AssumeRole> Sessions<A> {
                 }
                 Err(error) => {
                     metrics.sts_answered(error.name(), cause, began.elapsed());
-                    // That the daemon does not know itself is told by whoever asks for it.
+                    // An unknown identity of the daemon is reported by the task that determines it.
                     if error.is_remembered() {
                         let kept_until =
                             land.borrow().earlier.as_ref().filter(|kept| is_usable(kept, clock.now())).map(|kept| kept.expires_at);

@@ -63,7 +63,7 @@ impl Allowances {
             return Some(PLACES_TAKEN);
         }
         let left = known.left_at(now);
-        // A millisecond of rounding.
+        // One millisecond more, to allow for rounding.
         (is_new && left < 1.0).then(|| REFILL.mul_f64(1.0 - left) + Duration::from_millis(1))
     }
 

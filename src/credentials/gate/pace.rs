@@ -127,7 +127,7 @@ impl Pace {
     /// Returns how long it takes until there are so many tokens; `None` if there are now.
     pub(super) fn until(&self, needed: f64) -> Option<Duration> {
         let short = needed - self.tokens;
-        // Less than a request in a million seconds is a matter of rounding.
+        // A rate below one request in a million seconds is a rounding error.
         (short > 1e-6).then(|| Duration::from_secs_f64(short / (f64::from(self.limits.rate) * self.pace)) + Duration::from_millis(1))
     }
 
@@ -179,7 +179,7 @@ impl Pace {
     pub(super) fn failed(&mut self, role: &RoleArn, epoch: u64, error: &AssumeRoleError) {
         match error {
             AssumeRoleError::IdentityUnknown(_) => self.give_back(),
-            // Whoever renews the daemon's credentials does so for all pods.
+            // A renewal of the daemon's credentials serves all pods.
             AssumeRoleError::OwnIdentity { .. } => {}
             _ if epoch != self.epoch => {}
             AssumeRoleError::Throttled => self.slow_down(error),
@@ -196,7 +196,7 @@ impl Pace {
         self.pace = (self.pace.min(1.0) / 2.0).max(SLOWEST);
         // Not at the same time on every node.
         self.may_rise_at = Instant::now() + FORGIVEN.mul_f64(1.0 + jitter::fraction() / 4.0);
-        // What was saved up is gone, and up to one more, so that nodes do not come back together.
+        // Clears the saved tokens, minus up to one more at random, so that nodes do not retry in step.
         self.tokens = self.tokens.min(0.0) - jitter::fraction();
         self.trouble = Some(error.clone());
     }

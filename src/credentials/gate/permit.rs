@@ -65,7 +65,7 @@ impl Permit {
             state.queue.insert(self.ticket, Place { cause: self.cause, ends: self.ends, callers, is_charged: false, sender });
             self.gate.0.metrics.sts_queue(self.cause.name()).inc();
         }
-        // Dropping the permit gives its room back, and lets in who is next.
+        // Dropping the permit frees its slot and admits the next request.
         turn
     }
 }

@@ -131,7 +131,7 @@ enum Now {
     Nobody,
     /// A pod, perhaps of another UID.
     Pod(Box<PodObject>),
-    /// A pod of which no more can be read.
+    /// A pod of which nothing else can be read.
     Unreadable(Box<Metadata>),
 }
 
@@ -166,7 +166,7 @@ async fn list_of(watch: &Watch, pod: &Pod, target: &str) -> Result<(Now, Option<
         }
     }
     let page = answer.page()?;
-    // Whatever else answers with JSON has said nothing of any pod.
+    // Any other JSON response says nothing about pods.
     if page.kind != "PodList" || page.version().is_empty() {
         return Err(Failure::Malformed("something other than a list of pods"));
     }

@@ -1,4 +1,4 @@
-//! What keeps the second witness of pods' claims up to date: the pins of their links, and how long ago the API was heard.
+//! Tasks that keep the second witness up to date: the pins of pods' links, and the time since the last contact with the API.
 
 use std::time::Duration;
 
@@ -8,16 +8,16 @@ use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::readiness::{Readiness, Step};
 
-/// The shortest time between two looks at all pods: changes often come together.
+/// The shortest time between two passes over all pods, because changes often come in groups.
 const PIN_AGAIN: Duration = Duration::from_millis(50);
-/// How often the silence of the API is looked at.
+/// How often the silence of the API is checked.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long the API must have been heard again before claims count as confirmed by it: what had changed comes first.
+/// How long the contact with the API must have been restored before its claims count again: pending changes arrive first.
 const SETTLED: Duration = Duration::from_secs(3);
-/// What readiness waits for while nothing is heard of the API.
+/// The readiness step that is pending while the API is silent.
 const SIGN_OF_LIFE: &str = "a sign of life from the Kubernetes API";
 
-/// Pins pods' addresses to their links for as long as the process, and reports pods that could forge those of others.
+/// Pins pods' addresses to their links, and reports pods that could forge those of others. Never returns.
 pub async fn keep_pins(mut pods: Pods, metrics: Metrics) {
     let mut seen = pods.witness_changes();
     let mut warned = false;
@@ -41,8 +41,8 @@ pub async fn keep_pins(mut pods: Pods, metrics: Metrics) {
     }
 }
 
-/// Watches how long nothing was heard of the API, for as long as the process. After half of `max`, the daemon is not ready;
-/// after all of it, pods are served only where the node itself confirms their claims.
+/// Monitors how long the API has been silent. After half of `max`, the daemon is not ready; after all of it, pods are served only
+/// if the node itself confirms their claims. Never returns.
 pub async fn bound_staleness(pods: Pods, metrics: Metrics, readiness: Readiness, max: Duration) {
     let (mut silent, mut stale): (Option<Step>, bool) = (None, false);
     let mut heard = Duration::ZERO;
