@@ -11,8 +11,9 @@
 //! about Linux, which `tests/netns/links.rs` verifies:
 //!
 //! - A change of a neighbour's link-layer address is announced under the lock of the neighbour (`__neigh_update`, Linux 6.18),
-//!   and so is a move of an address between the ports of a bridge, before the frame that caused it goes on (`br_fdb_update`).
-//!   Notifications that are read after a handshake therefore include every change that the handshake depended on.
+//!   and so is a move of an address between the ports of a bridge, before the frame that caused it is forwarded
+//!   (`br_fdb_update`). Notifications that are read after a handshake therefore include every change that the handshake depended
+//!   on.
 //! - When an interface goes down, its IPv4 routes disappear without notifications, and its IPv6 routes with one each. The
 //!   interface itself is announced in both cases.
 //! - A route is announced with its table. Whatever its table, it can only affect addresses of its network. Rules and next hop
@@ -358,7 +359,7 @@ impl Shared {
             let was_behind = self.table().is_behind(queue);
             let turn = feed.read(queue, AT_ONE_GO, |event| self.change(|table| table.apply(&event)))?;
             if turn != (Turn::Empty { lost: false }) {
-                // From here on nobody needs what is in the queue.
+                // From here on, the contents of the queue are not needed.
                 self.change(|table| table.fall_behind(queue));
                 if !was_behind {
                     self.overflows.fetch_add(1, Ordering::Relaxed);

@@ -38,7 +38,7 @@ const AHEAD: f64 = 0.75;
 /// The pause before a prefetch for which the queue had no place is retried, minus a jitter of up to a quarter.
 const QUEUE_WAS_FULL: Duration = Duration::from_secs(10);
 
-/// Why STS is asked. The first goes first.
+/// The cause of the request to STS. The first goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
     /// A pod waits.
@@ -94,7 +94,7 @@ pub(super) type Turn = Result<Permit, NotAsked>;
 /// A request at its arrival at the gate.
 #[derive(Debug)]
 pub(super) struct Application<'a> {
-    /// Why STS is asked.
+    /// The cause of the request to STS.
     pub(super) cause: Cause,
     /// When the cached session expires; `None` if there is none.
     pub(super) left: Option<Duration>,

@@ -25,7 +25,7 @@ pub(in crate::credentials) struct Permit {
 }
 
 impl Permit {
-    /// Why STS is asked.
+    /// The cause of the request to STS.
     pub(in crate::credentials) fn cause(&self) -> Cause {
         self.cause
     }

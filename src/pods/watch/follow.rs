@@ -211,7 +211,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             debug!(resource, fields, "{failure}; listing anew");
         } else {
             self.metrics.watch_failed(resource);
-            let told = "the Kubernetes API was asked in vain; it is asked again, and what is known is used";
+            let told = "Kubernetes watch failed; retrying, serving from the last known state";
             if self.complaints.is_news(&failure) {
                 warn!(resource, fields, error = %failure, "{told}");
             } else {
