@@ -82,7 +82,7 @@ impl Room {
         match self.limits.admit(source, who) {
             Admitted::Open(permit) => Ok(permit),
             Admitted::Refused(limit) => Err(limit),
-            // Nothing waits here: the settings have no places for that.
+            // Nothing waits here: the settings allow no waiting connections.
             Admitted::Wait(_) => Err(Limit::Source),
         }
     }
@@ -95,7 +95,7 @@ pub struct Admin<A> {
     pub metrics: Metrics,
     /// What is not done yet.
     pub readiness: Readiness,
-    /// Who connects, and what the debug page shows.
+    /// The pods: who connects, and what the debug page shows.
     pub pods: Pods,
     /// Whether there is a debug page.
     pub debug: bool,

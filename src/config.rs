@@ -351,7 +351,7 @@ pub struct AdminConfig {
     pub port: u16,
     /// `/debug/store`, for peers on loopback.
     pub debug: bool,
-    /// Whether metrics name namespaces to peers that are not on this node.
+    /// Whether clients that are not on this node see namespaces in the metrics.
     pub namespace_labels: bool,
     /// Where `rolegate probe` asks.
     pub probe_socket: Option<PathBuf>,

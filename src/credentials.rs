@@ -180,7 +180,7 @@ impl AssumeRoleError {
         }
     }
 
-    /// What to change, where the message does not say it.
+    /// Advice that is not part of the message.
     pub fn remedy(&self) -> Option<&'static str> {
         match self {
             Self::OtherRole { .. } => Some(CHECK_ENDPOINT),

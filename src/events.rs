@@ -76,11 +76,12 @@ impl Cause {
         })
     }
 
-    /// The node objects to its claim. `None` where the owner has nothing to change.
+    /// The node's view contradicts its claim. `None` if the owner cannot change anything.
     pub fn objected(objection: Objection) -> Option<Self> {
         match objection {
             Objection::LinkChanged | Objection::OtherPodAttached => Some(Self::Objected(objection)),
-            // An Event cannot be written while the API is out of reach, and a reboot passes by itself.
+            // No Event can be written while the API cannot be reached, and the effect of a reboot ends without action of the
+            // owner.
             Objection::BeforeBoot | Objection::Stale => None,
         }
     }

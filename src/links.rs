@@ -141,7 +141,7 @@ impl Links {
     pub fn open() -> io::Result<Self> {
         let feed = Feed::open()?;
         let mut netlink = Netlink::open()?;
-        // What changes from here on is announced.
+        // Changes from here on are announced.
         let interfaces = netlink.links()?;
         let shared = Shared {
             table: RwLock::default(),
@@ -302,7 +302,7 @@ impl Shared {
         let mut netlink = self.netlink();
         let mut last = Reach::Unknown;
         for _ in 0..TRIES {
-            // Another may have asked for it in the meantime.
+            // Another caller may have queried it in the meantime.
             if let Some(reach) = self.table().fresh(ip) {
                 return reach;
             }
@@ -337,7 +337,7 @@ impl Shared {
         let Some(route) = netlink.route_to(ip)? else { return Ok(Found::Nowhere) };
         let mut known = self.table().link(route.interface).cloned();
         if known.is_none() && route.interface != 0 {
-            // It may be so new that its notification is not read yet.
+            // It may be so new that its notification has not been read yet.
             known = match netlink.link_at(route.interface) {
                 Ok(interface) => Some(Known::of(&interface)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -371,7 +371,7 @@ impl Shared {
                 let interfaces = if lost && queue == Queue::Topology { Some(self.netlink().links()?) } else { None };
                 if lost || was_behind {
                     self.change(|table| {
-                        // A question that is under way may have been answered from before.
+                        // A query in progress may have returned the state from before the change.
                         table.fall_behind(queue);
                         interfaces.iter().for_each(|interfaces| table.set_links(interfaces));
                         table.catch_up(queue);
@@ -392,7 +392,7 @@ impl Shared {
     async fn follow(&self) -> Result<std::convert::Infallible, io::Error> {
         let (topology, neighbours) = self.feed().register()?;
         for queue in [Queue::Topology, Queue::Neighbours] {
-            // What changed before a new subscription is not announced in it.
+            // A new subscription does not announce earlier changes.
             if self.table().is_behind(queue) {
                 self.feed().lose(queue);
             }

@@ -108,7 +108,7 @@ pub struct Route {
     pub by_gateway: bool,
     /// Whether it is for this address alone.
     pub for_one: bool,
-    /// Whether it leads elsewhere than to the node itself, and to one receiver.
+    /// Whether it is a unicast route that does not lead to the node itself.
     pub is_unicast: bool,
 }
 
@@ -150,7 +150,7 @@ impl Netlink {
     /// Returns every interface.
     ///
     /// # Errors
-    /// If the kernel gives none.
+    /// If the kernel returns none.
     pub fn links(&mut self) -> io::Result<Vec<Interface>> {
         let mask = RTEXT_FILTER_SKIP_STATS.to_ne_bytes();
         for _ in 1..DUMPS {
@@ -160,7 +160,7 @@ impl Netlink {
             }
         }
         let request = Request::new(RTM_GETLINK, NLM_F_DUMP, &interface_message(0, 0)).attribute(IFLA_EXT_MASK, &mask);
-        // What changes so often is announced as well.
+        // Changes during the retries are announced as well.
         Ok(self.dump(request, Interface::read)?.0)
     }
 

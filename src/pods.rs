@@ -135,7 +135,7 @@ impl Pods {
             Lookup::Found(pod, around) => enough(pod, around),
             Lookup::Ambiguous(pods) => self.shared.read().is_confirmed(ip, pods),
             Lookup::Unreadable(_) => true,
-            // The API or the node may be about to tell of a change; not so where nothing has been heard of the API for long.
+            // The API or the node may be about to report a change, unless the API has been silent for long.
             Lookup::Objected(_, objection) => *objection == Objection::Stale,
             Lookup::Unknown => self.shared.read().is_node(ip),
         };

@@ -27,7 +27,7 @@ struct Held<G, M, T> {
 /// The reason why a newcomer gets no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
-    /// Its member has as many as a member may have.
+    /// Its member has the most places that a member may have.
     Member,
     /// All places are taken, and no other member has more than this one.
     All,

@@ -1,4 +1,4 @@
-//! The metrics as text, rendered once a second at most.
+//! The metrics as text, rendered at most once a second.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// How long a rendering is served.
+/// How long a rendering is reused.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// The last rendering. Requests that arrive while it is being made wait for it and share it.

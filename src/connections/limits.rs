@@ -339,7 +339,7 @@ impl Waiting {
 }
 
 impl Permit {
-    /// Whether no pod was known to have the address.
+    /// Whether the address belonged to no known pod.
     pub fn is_unknown(&self) -> bool {
         self.slot.key.get().is_none()
     }

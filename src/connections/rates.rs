@@ -82,7 +82,7 @@ impl Rate {
 }
 
 impl Rates {
-    /// So many a second of each source.
+    /// Creates rates of so many a second for each source.
     pub fn new(per_second: u32) -> Self {
         let per_second = f64::from(per_second);
         let rate = |times: f64| Rate { per_second: times * per_second, burst: times * 2.0 * per_second };

@@ -22,7 +22,7 @@ mod tests {
         let seconds = uptime.as_deref().and_then(|text| text.split(' ').next()?.parse::<f64>().ok());
         let now = Timestamp::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
         let ago = booted(now).map(|booted| now.duration_since(booted).as_secs_f64());
-        // A loaded machine may take its time between the two.
+        // On a loaded machine, time may pass between the two.
         assert!(seconds.zip(ago).is_some_and(|(seconds, ago)| (seconds..seconds + 60.0).contains(&(ago + 0.1))), "{seconds:?} {ago:?}");
     }
 }

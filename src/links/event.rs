@@ -113,7 +113,7 @@ mod tests {
     const MAC: Mac = [2, 0, 0, 0, 0, 7];
 
     fn read(kind: u16, body: &[u8]) -> Option<Event> {
-        // Whatever is cut off, nothing is read past the end.
+        // However the input is truncated, nothing is read past its end.
         for length in 0..body.len() {
             let _ = Event::read(&Message { kind, flags: 0, sequence: 0, body: &body[..length] });
         }

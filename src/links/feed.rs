@@ -96,12 +96,12 @@ impl Feed {
         Ok((self.topology.register()?, self.neighbours.register()?))
     }
 
-    /// Says that notifications of this queue were lost.
+    /// Records that notifications of this queue were lost.
     pub(super) fn lose(&mut self, queue: Queue) {
         self.side(queue).lost = true;
     }
 
-    /// Says that what was lost has been made up for.
+    /// Records that the lost notifications have been compensated for.
     pub(super) fn is_complete(&mut self, queue: Queue) {
         self.side(queue).lost = false;
     }
@@ -123,7 +123,7 @@ impl Feed {
             match side.notifications.next(&mut self.buffer) {
                 Ok(Some(bytes)) => messages(bytes).filter_map(|message| Event::read(&message)).for_each(&mut take_in),
                 Ok(None) => return Ok(Turn::Empty { lost: side.lost }),
-                // What is still in the queue is from before that.
+                // The notifications still in the queue are older than that.
                 Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => side.lost = true,
                 Err(error) => return Err(error),
             }

@@ -65,7 +65,7 @@ mod tests {
     use super::super::{ALL, Description, Metrics};
     use super::*;
 
-    /// Every metric that has a namespace, whichever there will be.
+    /// Covers every metric with a namespace, including future ones.
     #[test]
     fn no_namespace_is_in_the_form_without_them_and_sums_are() {
         let metrics = Metrics::new();

@@ -30,7 +30,7 @@ pub struct ForeignAccount {
     pub partition: Partition,
     /// The twelve digits of the account.
     pub account: Box<str>,
-    /// Who the daemon is to STS by its own credentials.
+    /// The identity of the daemon's own credentials according to STS.
     pub identity: CallerIdentity,
 }
 

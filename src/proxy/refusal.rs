@@ -59,7 +59,7 @@ impl Refusal {
     pub(super) fn outcome(&self, asked: Asked) -> Outcome {
         match self {
             Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) if asked == Asked::Token => Outcome::Failed,
-            // The API or the node is behind: SDKs ask again.
+            // The API or the node's view is behind: SDKs retry.
             Self::Changed(_) | Self::Objected(..) => Outcome::Failed,
             Self::Denied(_, denial) if denial.may_pass() => Outcome::Failed,
             Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) | Self::Denied(..) | Self::OtherRole(_) => Outcome::NotFound,

@@ -1,4 +1,4 @@
-//! How many new sessions one pod may cause.
+//! Limits the number of new sessions that one pod may cause.
 //!
 //! A pod needs one session, and another one when its role, session name or external ID changes. Whoever may edit the pod can
 //! change them endlessly. A pod therefore has at most [`PLACES`] requests in the queue and in flight, and may cause [`BURST`] new
@@ -97,7 +97,7 @@ impl Allowances {
         }
     }
 
-    /// Gives a place of the pod back.
+    /// Returns a place of the pod.
     pub(super) fn leave_place(&mut self, uid: &PodUid) {
         if let Some(known) = self.pods.get_mut(uid) {
             known.places = known.places.saturating_sub(1);

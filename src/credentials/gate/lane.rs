@@ -55,7 +55,7 @@ impl Lane {
         rotate(&mut self.round);
     }
 
-    /// Takes a request of a pod out.
+    /// Removes a request of a pod.
     pub(super) fn remove(&mut self, caller: &Caller, number: u64) {
         let Some(namespace) = self.namespaces.get_mut(&caller.namespace) else { return };
         let Some(requests) = namespace.pods.get_mut(&caller.uid) else { return };

@@ -162,7 +162,7 @@ impl Queue {
         waits.or(ends_soon).or_else(ahead).or_else(renews)
     }
 
-    /// The request that [`Queue::next`] named has its turn.
+    /// Removes the request that [`Queue::next`] returned, for its turn.
     pub(super) fn take(&mut self, ticket: Ticket, why: Why) -> Option<Place> {
         self.others = if why == Why::EndsSoon { 0 } else { self.others.saturating_add(1) };
         match why {

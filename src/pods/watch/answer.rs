@@ -1,4 +1,4 @@
-//! Answers of one JSON document of any size, of which a few fields are read.
+//! Responses that are one JSON document of any size, of which a few fields are used.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::fields::Field;
 use super::filter::{Document, Excerpt, Filter};
 
-/// An answer that is filtered as it comes in.
+/// A response that is filtered as it arrives.
 pub(super) struct FilteredAnswer<'a> {
     answer: Answer,
     filter: Filter<'a>,
@@ -22,7 +22,7 @@ pub(super) struct FilteredAnswer<'a> {
 pub(super) struct Page {
     pub(super) kind: String,
     metadata: PageMetadata,
-    /// They were handed out before. Null where there are none, by some servers.
+    /// Already handed out. Some servers send null if there are none.
     #[serde(rename = "items")]
     _items: Option<Vec<IgnoredAny>>,
 }
@@ -35,7 +35,7 @@ struct PageMetadata {
 }
 
 impl<'a> FilteredAnswer<'a> {
-    /// An answer that ends by the deadline.
+    /// A response that must end by the deadline.
     pub(super) fn new(answer: Answer, fields: &'a Field, deadline: Instant) -> Self {
         Self { answer, filter: Filter::new(fields), deadline }
     }

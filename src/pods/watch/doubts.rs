@@ -125,7 +125,7 @@ async fn ask(watch: &Watch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr, Qu
     (ip, Question { asked_at, confirmed })
 }
 
-/// What has a pod's name now.
+/// The object that has a pod's name now.
 enum Now {
     /// Nothing on this node.
     Nobody,

@@ -19,7 +19,7 @@ pub(super) enum Field {
     Object(Vec<Member>),
     /// An array. An element that is equal to an earlier one may be left out.
     Array(Box<Field>),
-    /// An array whose elements are handed out one by one, as documents of their own.
+    /// An array whose elements are returned one by one, as separate documents.
     Items(Box<Field>),
     /// A string, a number, a boolean or null. A string longer than this many bytes is truncated to just above this length.
     Scalar(usize),

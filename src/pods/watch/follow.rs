@@ -80,7 +80,7 @@ pub(super) struct Follow<'a, T, F> {
     client: &'a Client,
     metrics: &'a Metrics,
     selection: &'a Selection,
-    /// What is read of a line of a watch, and of a page of a list.
+    /// The fields that are used of a line of a watch, and of a page of a list.
     fields: &'a (Field, Field),
     take: F,
     /// The version that the next watch goes on from; without one, a list is needed.

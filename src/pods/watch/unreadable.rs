@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 
 use super::objects::Metadata;
 
-/// Between two log lines of one object.
+/// Time between two log lines about one object.
 const REPORT_AGAIN: Duration = Duration::from_secs(600);
 /// The most objects that are remembered. Beyond it, further objects are logged at debug level only.
 const MAX_REPORTS: usize = 256;

@@ -2,7 +2,7 @@
 
 use super::{Filter, State, unescaped};
 
-/// A string that is being kept.
+/// A string that is kept, during parsing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Text {
     begin: usize,

@@ -53,10 +53,10 @@ struct Capabilities {
     drop: Option<Dropped>,
 }
 
-/// Whether a list of added ones has it.
+/// Whether a list of added capabilities includes it.
 struct Added(bool);
 
-/// Whether a list of dropped ones has it.
+/// Whether a list of dropped capabilities includes it.
 struct Dropped(bool);
 
 impl Container {
@@ -87,7 +87,7 @@ fn is_net_raw_or_all(name: &str) -> bool {
     name.eq_ignore_ascii_case("NET_RAW") || name.eq_ignore_ascii_case("ALL")
 }
 
-/// Whether one element of a list is so. Elements are read and dropped one by one.
+/// Whether any element of a list matches. Elements are read and dropped one by one.
 fn any<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D, is_so: impl Fn(T) -> bool) -> Result<bool, D::Error> {
     struct Any<T, F>(F, PhantomData<T>);
 
