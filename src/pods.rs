@@ -188,10 +188,19 @@ impl Pods {
         self.shared.node.witness().catch_up();
     }
 
+    /// Does the same as [`Self::catch_up`] if pods are on bridges. Elsewhere, packets of pods cannot change what leads to an
+    /// address.
+    pub fn catch_up_on_bridges(&self) {
+        if self.shared.node.witness().has_bridges() {
+            self.catch_up();
+        }
+    }
+
     /// Compares every pod's addresses with what the node sees, pins those that are not pinned yet, and forgets the pins of
     /// deleted pods. A claim is pinned when it appears, because another pod might have the address later. Returns how many pods
     /// are on a bridge and may have the capability `NET_RAW`, with which they can change what leads to other pods' addresses.
     pub async fn pin(&self) -> usize {
+        self.catch_up();
         let addresses: Vec<_> = {
             let index = self.shared.read();
             let mut pinned = self.shared.node.pins().keep(|uid| index.contains(uid));
@@ -220,6 +229,11 @@ impl Pods {
     /// confirms their claims.
     pub fn set_stale(&self, stale: bool) {
         self.shared.node.set_stale(stale);
+    }
+
+    /// Whether the API has been silent for longer than the operator allows.
+    pub fn is_stale(&self) -> bool {
+        self.shared.node.is_stale()
     }
 
     /// Every pod, for status pages; in the order of namespace and name.

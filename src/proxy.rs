@@ -283,6 +283,9 @@ impl<A: AssumeRole> Proxy<A> {
 
     async fn credentials(&self, ip: IpAddr, pod: Arc<Pod>, request: &RoleRequest, seen: Seen, extended: bool) -> Outcome {
         let answer = self.sessions.get(request, &pod).await;
+        // On a bridge, a pod that takes over the address receives the response. That may have happened since the connection
+        // began.
+        self.pods.catch_up_on_bridges();
         let policy = &self.settings.policy;
         // A failure is told as one, also while nothing is known of the node.
         let other_node = policy.node_version() != seen.node || !policy.knows_node();
@@ -319,6 +322,7 @@ impl<A: AssumeRole> Proxy<A> {
                 Decision::Deny(denial) if denial.is_about_node() => Err(Refusal::Denied(now, denial)),
                 _ => Err(changed()),
             },
+            Lookup::Objected(now, objection) if now.uid == pod.uid => Err(Refusal::Objected(now, objection)),
             _ => Err(changed()),
         }
     }

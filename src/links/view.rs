@@ -95,6 +95,10 @@ impl Witness for View {
         self.links.keep_only(addresses);
     }
 
+    fn has_bridges(&self) -> bool {
+        self.links.has_bridges()
+    }
+
     fn catch_up(&self) {
         self.links.catch_up();
     }

@@ -43,6 +43,8 @@ pub trait Witness: fmt::Debug + Send + Sync {
     fn is_port(&self, bridge: u32, port: u32) -> bool;
     /// Forgets what is cached about all addresses except these.
     fn keep(&self, addresses: &HashSet<IpAddr>);
+    /// Whether pods are on bridges, where they can change what leads to other pods' addresses.
+    fn has_bridges(&self) -> bool;
     /// Applies every change that the kernel has announced so far.
     fn catch_up(&self);
     /// Returns a receiver of changes, which gets a new value each time that [`Witness::generation`] grows.
@@ -77,6 +79,10 @@ impl Witness for Blind {
     }
 
     fn keep(&self, _: &HashSet<IpAddr>) {}
+
+    fn has_bridges(&self) -> bool {
+        false
+    }
 
     fn catch_up(&self) {}
 

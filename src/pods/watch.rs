@@ -146,8 +146,11 @@ impl Watch {
     fn take(&self, event: Event<'_, PodObject>, first_list: &mut Option<Step>) {
         match event {
             // What is known is used on.
-            Event::Failed(_) => return,
-            Event::Alive => return self.metrics.watch_alive(),
+            Event::Failed(_) | Event::Alive => return,
+            Event::UpToDate => {
+                self.pods.set_stale(false);
+                return self.metrics.watch_alive();
+            }
             Event::Listed { objects, unreadable, version, new_history, incomplete } => {
                 let host_ips: Vec<_> = objects.iter().flat_map(|object| object.host_ips.iter().copied()).collect();
                 // One by one: whole lists in two forms at one time would be the most that the daemon ever holds.
@@ -164,6 +167,7 @@ impl Watch {
                         false => index.list_at(pods, unreadable, version, incomplete),
                     }
                 });
+                self.pods.set_stale(false);
                 self.metrics.keep_namespaces(&self.pods.namespaces());
                 let count = self.pods.count();
                 match first_list.take() {
@@ -187,6 +191,7 @@ impl Watch {
             }
             Event::Unreadable(metadata) => self.unreadable(metadata),
         }
+        self.metrics.watch_alive();
         self.metrics.pods_known(self.pods.count());
     }
 

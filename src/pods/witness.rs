@@ -134,7 +134,7 @@ impl Node {
         }
     }
 
-    fn is_stale(&self) -> bool {
+    pub(super) fn is_stale(&self) -> bool {
         self.stale.load(Ordering::Relaxed)
     }
 }

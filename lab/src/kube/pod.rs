@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::builders::{CREATED, managed_fields};
+use super::builders::managed_fields;
 
 /// A pod that looks like one that the kubelet has reported on.
 ///
@@ -294,7 +294,7 @@ impl PodBuilder {
         if scheduled {
             status["hostIP"] = self.host_ip.as_str().into();
             status["hostIPs"] = json!([{ "ip": self.host_ip }]);
-            status["startTime"] = CREATED.into();
+            status["startTime"] = self.started.as_str().into();
             status["containerStatuses"] = json!([self.container_status("main", running), self.container_status("sidecar", running)]);
         }
         let ips = match self.ips.is_empty() && self.host_network {

@@ -57,7 +57,8 @@ pub struct Pod {
 /// What the API says about the network namespace of a pod. All times are from the node's clock, with a resolution of one second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sandbox {
-    /// When the current network namespace was created. A later time means another network namespace, with another link.
+    /// When the current network namespace was created, if the API says so. A later time means another network namespace, with
+    /// another link.
     pub since: Option<Timestamp>,
     /// The latest known start of any part of the pod.
     pub started: Option<Timestamp>,

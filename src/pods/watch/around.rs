@@ -162,7 +162,7 @@ pub(super) fn change(event: Event<'_, OnlyMetadata>, name: &str, latest: &mut Op
         }
     };
     match event {
-        Event::Alive | Event::Failed(_) => None,
+        Event::Alive | Event::UpToDate | Event::Failed(_) => None,
         Event::Listed { objects, version, .. } => {
             *latest = version;
             Some(objects.into_iter().map(|object| object.metadata).find(is_named))

@@ -60,8 +60,10 @@ pub(super) struct Selection {
 /// What becomes known.
 #[derive(Debug)]
 pub(super) enum Event<'a, T> {
-    /// Something was heard of the API.
+    /// The API responded. This is no news about objects: an error may follow, or it is the first page of a list that never ends.
     Alive,
+    /// All changes up to now have been reported: the API sent a bookmark.
+    UpToDate,
     /// These are all of them, as of a version; `unreadable` are those of which no more can be read. `new_history` says that
     /// versions began anew, `incomplete` that there are objects besides of which not even a UID can be read. Each object is an allocation of its own, so that what is taken out makes room for what it becomes.
     Listed { objects: Vec<Box<T>>, unreadable: Vec<Metadata>, version: Option<u64>, new_history: bool, incomplete: bool },
@@ -431,7 +433,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         let metadata = match &event {
             Event::Applied(object) => object.metadata(),
             Event::Deleted(metadata) | Event::Unreadable(metadata) => metadata,
-            Event::Alive | Event::Listed { .. } | Event::Failed(_) => return (self.take)(event),
+            Event::Alive | Event::UpToDate | Event::Listed { .. } | Event::Failed(_) => return (self.take)(event),
         };
         if let Some(list) = &mut self.listing {
             // Changes while the list comes are part of it.
@@ -467,6 +469,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
                 self.bookmarks = true;
                 self.highest = self.highest.max(number);
                 self.position = Some(version);
+                return Ok((self.take)(Event::UpToDate));
             }
         }
         Ok(ControlFlow::Continue(()))

@@ -213,6 +213,7 @@ impl Object for PodObject {
         ];
         let status = [
             ("phase", Field::OneOf(&FINISHED)),
+            ("startTime", Field::text()),
             ("conditions", Field::array(condition())),
             ("containerStatuses", containers()),
             ("initContainerStatuses", containers()),
@@ -262,6 +263,7 @@ impl RawPodSpec {
 struct RawPodStatus {
     phase: Option<String>,
     conditions: Option<Vec<RawCondition>>,
+    start_time: Option<Time>,
     container_statuses: Option<Vec<RawContainerStatus>>,
     init_container_statuses: Option<Vec<RawContainerStatus>>,
     ephemeral_container_statuses: Option<Vec<RawContainerStatus>>,
@@ -329,17 +331,15 @@ impl RawPodStatus {
     }
 
     /// Returns what the status says about the pod's network namespace. The condition changes together with it, and has the time
-    /// of the change (Kubernetes 1.29 and later). Without the condition, the network namespace cannot be newer than the
-    /// longest-running container, because all containers are restarted in a new one.
+    /// of the change (Kubernetes 1.29 and later). Without it, a new network namespace cannot be distinguished from a restarted
+    /// container. If no container of a pod runs, the latest known start is when the kubelet accepted the pod.
     fn sandbox(&self) -> Sandbox {
         let time = |time: &Option<Time>| time.as_ref().and_then(|time| time.0);
         let network = self.conditions.iter().flatten().find(|condition| condition.is_network("True"));
         let network = network.and_then(|condition| time(&condition.last_transition_time));
         let running = self.containers().filter_map(|container| container.state.as_ref()?.running.as_ref());
-        let (first, last) = running.filter_map(|running| time(&running.started_at)).fold((None, None), |(first, last), started| {
-            (Some(first.map_or(started, |first: Timestamp| first.min(started))), last.max(Some(started)))
-        });
-        Sandbox { since: network.or(first), started: last.max(network) }
+        let last = running.filter_map(|running| time(&running.started_at)).max();
+        Sandbox { since: network, started: last.max(network).or_else(|| time(&self.start_time)) }
     }
 
     /// Whether there are containers, and none of any kind runs.

@@ -12,8 +12,6 @@ use crate::readiness::{Readiness, Step};
 const PIN_AGAIN: Duration = Duration::from_millis(50);
 /// How often the silence of the API is checked.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long the contact with the API must have been restored before its claims count again: pending changes arrive first.
-const SETTLED: Duration = Duration::from_secs(3);
 /// The readiness step that is pending while the API is silent.
 const SIGN_OF_LIFE: &str = "a sign of life from the Kubernetes API";
 
@@ -41,11 +39,11 @@ pub async fn keep_pins(mut pods: Pods, metrics: Metrics) {
     }
 }
 
-/// Monitors how long the API has been silent. After half of `max`, the daemon is not ready; after all of it, pods are served only
-/// if the node itself confirms their claims. Never returns.
+/// Monitors how long the API has been silent about pods: no complete list, no change and no bookmark. After half of `max`, the
+/// daemon is not ready; after all of it, pods are served only if the node itself confirms their claims, until the watch is up to
+/// date again. Never returns.
 pub async fn bound_staleness(pods: Pods, metrics: Metrics, readiness: Readiness, max: Duration) {
     let (mut silent, mut stale): (Option<Step>, bool) = (None, false);
-    let mut heard = Duration::ZERO;
     loop {
         let silence = metrics.watch_silence();
         if silence >= max / 2 && silent.is_none() {
@@ -62,7 +60,6 @@ pub async fn bound_staleness(pods: Pods, metrics: Metrics, readiness: Readiness,
         {
             step.done();
         }
-        heard = if silence < max { heard.saturating_add(LOOK_EVERY) } else { Duration::ZERO };
         if silence >= max && !stale {
             stale = true;
             pods.set_stale(true);
@@ -72,10 +69,10 @@ pub async fn bound_staleness(pods: Pods, metrics: Metrics, readiness: Readiness,
                 "no contact with the Kubernetes API for --max-staleness; refusing pods whose addresses nothing on this node confirms; \
                  check the connection to the API server"
             );
-        } else if stale && heard > SETTLED {
+        } else if stale && !pods.is_stale() {
+            // The watch cleared it: what changed in the meantime is known.
             stale = false;
-            pods.set_stale(false);
-            info!(event = "api-heard-again", "contact with the Kubernetes API restored; serving all pods again");
+            info!(event = "api-heard-again", "the pods of this node are up to date again; serving all of them");
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

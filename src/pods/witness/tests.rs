@@ -65,6 +65,10 @@ impl Witness for Fake {
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = addresses.clone();
     }
 
+    fn has_bridges(&self) -> bool {
+        false
+    }
+
     fn catch_up(&self) {}
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -92,6 +92,7 @@ async fn following_at(api: KubeApi, url: String) -> Following {
                 let name = |metadata: &Metadata| metadata.name.clone().unwrap_or_default();
                 let words = match event {
                     Event::Alive => return ControlFlow::Continue(()),
+                    Event::UpToDate => "up to date".to_owned(),
                     Event::Listed { objects, new_history, incomplete, .. } => {
                         let mut names: Vec<_> = objects.iter().map(|object| name(&object.metadata)).collect();
                         names.sort();

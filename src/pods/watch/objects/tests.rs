@@ -300,7 +300,7 @@ async fn annotations_that_are_too_long_are_cut_and_are_refused_for_what_they_are
 }
 
 #[test]
-fn the_age_of_a_pods_network_is_that_of_its_condition_or_of_its_oldest_running_container() {
+fn the_age_of_a_pods_network_is_that_of_its_condition_and_of_nothing_else() {
     let at = |second: u32| format!("2026-01-01T00:00:{second:02}Z");
     let running = |second: u32| json!({ "state": { "running": { "startedAt": at(second) } } });
     let network =
@@ -310,15 +310,18 @@ fn the_age_of_a_pods_network_is_that_of_its_condition_or_of_its_oldest_running_c
         let Sandbox { since, started } = serde_json::from_value::<PodObject>(object).unwrap().sandbox;
         [since, started].map(|time| time.map(|time| time.to_string()))
     };
-    let known = |since: u32, started: u32| [Some(at(since)), Some(at(started))];
+    let known = |since: Option<u32>, started: u32| [since.map(at), Some(at(started))];
     assert_eq!(sandbox(json!({})), [None, None]);
-    assert_eq!(sandbox(json!({ "conditions": network("True", 5) })), known(5, 5));
+    assert_eq!(sandbox(json!({ "conditions": network("True", 5) })), known(Some(5), 5));
     assert_eq!(sandbox(json!({ "conditions": network("False", 5) })), [None, None]);
     let containers = json!([running(7), running(9), { "state": { "waiting": {} } }, { "state": null }, {}]);
-    assert_eq!(sandbox(json!({ "containerStatuses": containers })), known(7, 9));
-    assert_eq!(sandbox(json!({ "containerStatuses": containers, "initContainerStatuses": [running(6)] })), known(6, 9));
-    assert_eq!(sandbox(json!({ "containerStatuses": containers, "conditions": network("True", 5) })), known(5, 9));
+    assert_eq!(sandbox(json!({ "containerStatuses": containers })), known(None, 9), "a container that was started again says nothing");
+    assert_eq!(sandbox(json!({ "containerStatuses": containers, "initContainerStatuses": [running(6)] })), known(None, 9));
+    assert_eq!(sandbox(json!({ "containerStatuses": containers, "conditions": network("True", 5) })), known(Some(5), 9));
+    assert_eq!(sandbox(json!({ "startTime": at(3) })), known(None, 3));
+    assert_eq!(sandbox(json!({ "startTime": at(3), "containerStatuses": [running(7)] })), known(None, 7));
     for odd in [json!(null), json!(7), json!("soon"), json!({})] {
-        assert_eq!(sandbox(json!({ "containerStatuses": [{ "state": { "running": { "startedAt": odd } } }] })), [None, None], "{odd}");
+        let status = json!({ "startTime": odd, "containerStatuses": [{ "state": { "running": { "startedAt": odd } } }] });
+        assert_eq!(sandbox(status), [None, None], "{odd}");
     }
 }

@@ -22,12 +22,19 @@ async fn a_silent_api_first_ends_readiness_and_then_the_claims_that_nothing_conf
         assert!(is_served());
         tokio::time::sleep(2 * second).await;
         assert!(matches!(pods.by_ip("10.0.0.1".parse().unwrap()), Lookup::Objected(_, Objection::Stale)));
+        // Changes arrive again, and there may be more of them to come.
         metrics.watch_alive();
         tokio::time::sleep(2 * second).await;
         assert!(readiness.is_ready());
-        assert!(!is_served(), "what has changed meanwhile has to arrive first");
-        tokio::time::sleep(SETTLED).await;
+        tokio::time::sleep(10 * second).await;
+        assert!(!is_served());
+        // As the watch does with a bookmark or a complete list.
+        pods.set_stale(false);
         assert!(is_served());
+        tokio::time::sleep(MAX - 14 * second).await;
+        assert!(is_served());
+        tokio::time::sleep(4 * second).await;
+        assert!(!is_served(), "it begins anew");
     };
     tokio::select! {
         () = checking => {}
