@@ -311,10 +311,16 @@ struct RawContainerState {
     running: Option<RawRunning>,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
+/// The state of a running container, with its start if that is a valid time.
 struct RawRunning {
-    started_at: Option<Time>,
+    started_at: Option<Timestamp>,
+}
+
+impl<'de> Deserialize<'de> for RawRunning {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let running = serde_json::Value::deserialize(deserializer)?;
+        Ok(Self { started_at: running["startedAt"].as_str().and_then(|time| time.parse().ok()) })
+    }
 }
 
 impl RawPodStatus {
@@ -338,7 +344,7 @@ impl RawPodStatus {
         let network = self.conditions.iter().flatten().find(|condition| condition.is_network("True"));
         let network = network.and_then(|condition| time(&condition.last_transition_time));
         let running = self.containers().filter_map(|container| container.state.as_ref()?.running.as_ref());
-        let last = running.filter_map(|running| time(&running.started_at)).max();
+        let last = running.filter_map(|running| running.started_at).max();
         Sandbox { since: network, started: last.max(network).or_else(|| time(&self.start_time)) }
     }
 

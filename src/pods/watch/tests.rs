@@ -430,3 +430,37 @@ async fn what_was_known_around_pods_that_are_gone_is_not_known_of_the_next() {
     let around = running.around("10.42.0.3", |around| around.service_account_forbidden).await;
     assert_eq!((around.namespace, around.service_account), (None, None), "nothing of before");
 }
+
+#[tokio::test]
+async fn a_complete_list_and_a_bookmark_make_what_is_known_current_and_nothing_less_does() {
+    let (writer, pods) = pods();
+    let watch = watch("http://127.0.0.1:1".to_owned(), writer, pods.clone(), Needs::default()).await;
+    let metadata = || Metadata { uid: Some("1".to_owned()), ..Metadata::default() };
+    let list = || Event::Listed { objects: Vec::new(), unreadable: Vec::new(), version: Some(1), new_history: false, incomplete: false };
+    for (event, is_current) in [
+        (Event::Alive, false),
+        (Event::Failed(&failure::Failure::Silent), false),
+        (Event::Deleted(metadata()), false),
+        (Event::Unreadable(metadata()), false),
+        (Event::UpToDate, true),
+        (list(), true),
+    ] {
+        pods.set_stale(true);
+        let described = format!("{event:?}");
+        watch.take(event, &mut None);
+        assert_eq!(pods.is_stale(), !is_current, "{described}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_bring_nothing_are_no_sign_of_life() {
+    let (writer, pods) = pods();
+    let watch = watch("http://127.0.0.1:1".to_owned(), writer, pods.clone(), Needs::default()).await;
+    let metadata = || Metadata { uid: Some("1".to_owned()), ..Metadata::default() };
+    for (event, is_heard) in [(Event::Alive, false), (Event::Failed(&failure::Failure::Silent), false), (Event::Deleted(metadata()), true)]
+    {
+        tokio::time::advance(Duration::from_secs(60)).await;
+        watch.take(event, &mut None);
+        assert_eq!(watch.metrics.watch_silence() < Duration::from_secs(1), is_heard);
+    }
+}

@@ -91,8 +91,7 @@ async fn following_at(api: KubeApi, url: String) -> Following {
             let take = |event: Event<'_, PodObject>| {
                 let name = |metadata: &Metadata| metadata.name.clone().unwrap_or_default();
                 let words = match event {
-                    Event::Alive => return ControlFlow::Continue(()),
-                    Event::UpToDate => "up to date".to_owned(),
+                    Event::Alive | Event::UpToDate => return ControlFlow::Continue(()),
                     Event::Listed { objects, new_history, incomplete, .. } => {
                         let mut names: Vec<_> = objects.iter().map(|object| name(&object.metadata)).collect();
                         names.sort();

@@ -4,28 +4,16 @@
 //! gets their default set, which includes `NET_RAW` in containerd and Docker. In `drop`, containerd ignores names with the
 //! prefix. In doubt, a container counts as having the capability.
 
-use std::fmt;
-use std::marker::PhantomData;
-
 use serde::Deserialize;
-use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde::de::Deserializer;
+use serde_json::Value;
 
 use super::super::fields::Field;
-
-/// Whether one of a list of containers may have it. The list itself is not kept, not even while it is read.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct AnyNetRaw(pub(super) bool);
-
-impl<'de> Deserialize<'de> for AnyNetRaw {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        any(deserializer, Container::may_have_net_raw).map(Self)
-    }
-}
 
 /// Bytes of a capability's name that can matter.
 const MAX_NAME: usize = 32;
 
-/// What is read of a list of containers: the fields of [`Container`].
+/// The fields that are used of a list of containers.
 pub(super) fn containers() -> Field {
     let names = || Field::array(Field::Scalar(MAX_NAME));
     let capabilities = Field::object([("add", names()), ("drop", names())]);
@@ -33,81 +21,30 @@ pub(super) fn containers() -> Field {
     Field::array(Field::object([("securityContext", context)]))
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Container {
-    security_context: Option<SecurityContext>,
-}
+/// Whether any of a list of containers may have it. The list itself is not kept, and its contents cannot make a pod unreadable.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct AnyNetRaw(pub(super) bool);
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct SecurityContext {
-    privileged: Option<bool>,
-    capabilities: Option<Capabilities>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Capabilities {
-    add: Option<Added>,
-    drop: Option<Dropped>,
-}
-
-/// Whether a list of added capabilities includes it.
-struct Added(bool);
-
-/// Whether a list of dropped capabilities includes it.
-struct Dropped(bool);
-
-impl Container {
-    fn may_have_net_raw(self) -> bool {
-        let context = self.security_context.unwrap_or_default();
-        let capabilities = context.capabilities.unwrap_or_default();
-        context.privileged == Some(true) || capabilities.add.is_some_and(|Added(it)| it) || !capabilities.drop.is_some_and(|Dropped(it)| it)
-    }
-}
-
-impl<'de> Deserialize<'de> for Added {
+impl<'de> Deserialize<'de> for AnyNetRaw {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let is_it = |name: Box<str>| {
-            let bare = name.get(..4).filter(|prefix| prefix.eq_ignore_ascii_case("CAP_")).map_or(&*name, |_| &name[4..]);
-            is_net_raw_or_all(bare)
-        };
-        any(deserializer, is_it).map(Self)
+        let containers = Value::deserialize(deserializer)?;
+        Ok(Self(containers.as_array().is_some_and(|containers| containers.iter().any(may_have_net_raw))))
     }
 }
 
-impl<'de> Deserialize<'de> for Dropped {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        any(deserializer, |name: Box<str>| is_net_raw_or_all(&name)).map(Self)
-    }
+fn may_have_net_raw(container: &Value) -> bool {
+    let context = &container["securityContext"];
+    let capabilities = &context["capabilities"];
+    let has = |list: &Value, is_it: fn(&str) -> bool| list.as_array().is_some_and(|list| list.iter().filter_map(Value::as_str).any(is_it));
+    let is_added = |name: &str| {
+        let bare = name.get(..4).filter(|prefix| prefix.eq_ignore_ascii_case("CAP_")).map_or(name, |_| &name[4..]);
+        is_net_raw_or_all(bare)
+    };
+    context["privileged"] == true || has(&capabilities["add"], is_added) || !has(&capabilities["drop"], is_net_raw_or_all)
 }
 
 fn is_net_raw_or_all(name: &str) -> bool {
     name.eq_ignore_ascii_case("NET_RAW") || name.eq_ignore_ascii_case("ALL")
-}
-
-/// Whether any element of a list matches. Elements are read and dropped one by one.
-fn any<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D, is_so: impl Fn(T) -> bool) -> Result<bool, D::Error> {
-    struct Any<T, F>(F, PhantomData<T>);
-
-    impl<'de, T: Deserialize<'de>, F: Fn(T) -> bool> Visitor<'de> for Any<T, F> {
-        type Value = bool;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<bool, A::Error> {
-            let mut found = false;
-            while let Some(element) = list.next_element()? {
-                found |= (self.0)(element);
-            }
-            Ok(found)
-        }
-    }
-
-    deserializer.deserialize_seq(Any(is_so, PhantomData))
 }
 
 #[cfg(test)]

@@ -139,7 +139,8 @@ async fn a_pod_is_told_in_the_words_of_the_index() {
     let told = |builder: PodBuilder| watch.pod(decode(builder.build())).unwrap().0;
     assert_eq!(told(builder.clone()), plain);
     assert_eq!(told(builder.clone().phase("Pending")), plain);
-    let finished = Pod { finished: true, ips: ips(&[]), sandbox: Sandbox::default(), ..plain.clone() };
+    let of_finished = Sandbox { since: None, started };
+    let finished = Pod { finished: true, ips: ips(&[]), sandbox: of_finished, ..plain.clone() };
     assert_eq!(told(builder.clone().phase("Succeeded")), finished);
     assert_eq!(told(builder.clone().phase("Failed")), finished);
     let ending = |until: Timestamp| Pod { terminating: true, claims_until: Some(until), ..plain.clone() };
