@@ -6,9 +6,9 @@
 //! of its own besides. A GET of it asks nobody; a POST with `assume=true` asks STS once, one at a time, one a second, and more
 //! rarely while STS gives nothing.
 //!
-//! Pods reach this port as well. What they may take of it is small, and counted by pod; the node itself is not limited, so
-//! that the kubelet's probes never wait for anybody. The metrics are rendered once a second at most, whoever asks, and name
-//! namespaces to the node itself alone, unless the operator wants it otherwise.
+//! Pods can reach this port, too. What they may use of it is limited by pod. The node itself is not limited, so that the
+//! kubelet's probes never wait for other clients. The metrics are rendered at most once a second for all other clients, and only
+//! the node itself sees namespaces, unless the operator configures it otherwise.
 //!
 //! The probe socket answers the two probes alone: this daemon's own, also while the port is that of another.
 
@@ -44,12 +44,12 @@ mod rendered;
 use local::{is_local, question};
 pub use rendered::Rendered;
 
-/// Connections at one time. Pods of this node share theirs, and so do addresses that no pod of this node has: mostly those
-/// of scrapers on other nodes.
+/// Limits on open connections. Pods of this node share one set of places; addresses that belong to no pod of this node, mostly
+/// those of scrapers on other nodes, share another.
 const CONNECTIONS: Settings = Settings { all: 32, per_source: 4, node: 64, unknown: 64, per_unknown: 8, waiting: 0 };
 /// New connections of one source a second.
 const CONNECTION_RATE: u32 = 50;
-/// Requests of one source a second, on all its connections. Further ones wait.
+/// Requests of one source a second, over all its connections. Further requests wait.
 const REQUEST_RATE: u32 = 10;
 /// Connections at the probe socket: the kubelet asks one question at a time.
 const MAX_PROBES: usize = 16;
@@ -82,7 +82,7 @@ impl Room {
         match self.limits.admit(source, who) {
             Admitted::Open(permit) => Ok(permit),
             Admitted::Refused(limit) => Err(limit),
-            // Nothing waits here: the settings have no places for that.
+            // Nothing waits here: the settings allow no waiting connections.
             Admitted::Wait(_) => Err(Limit::Source),
         }
     }
@@ -95,17 +95,17 @@ pub struct Admin<A> {
     pub metrics: Metrics,
     /// What is not done yet.
     pub readiness: Readiness,
-    /// Who connects, and what the debug page shows.
+    /// The pods: who connects, and what the debug page shows.
     pub pods: Pods,
     /// Whether there is a debug page.
     pub debug: bool,
-    /// Whether the metrics name namespaces to others than the node itself.
+    /// Whether clients other than the node itself see namespaces in the metrics.
     pub namespace_labels: bool,
-    /// Where it is noted whose connections a limit closed.
+    /// The record of connections that limits closed.
     pub record: Record,
     /// For explanations, once the daemon knows by what it decides.
     pub explainer: Arc<OnceLock<Explainer<A>>>,
-    /// The metrics, as they were rendered last.
+    /// The last rendering of the metrics.
     pub rendered: Rendered,
 }
 
@@ -214,7 +214,7 @@ impl<A: StsOfNode> Admin<A> {
             ended = connection => if let Err(error) = ended {
                 debug!(%error, "a connection to the metrics port ended early");
             },
-            () = displaced => debug!(%peer, "a connection to the metrics port gave its place to another source"),
+            () = displaced => debug!(%peer, "closed a connection to the metrics port to make room for another client"),
         }
     }
 
@@ -233,7 +233,7 @@ impl<A: StsOfNode> Admin<A> {
         }
     }
 
-    /// The metrics as they are now for the node itself, and as they were within the last second for others.
+    /// Returns the current metrics for the node itself, and a rendering of the last second for others.
     async fn metrics_for(&self, source: &Source) -> Bytes {
         if *source == Source::Node {
             return self.metrics.render().into();

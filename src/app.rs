@@ -303,12 +303,12 @@ async fn guarded<T>(rules: &mut Option<PacketRules>, work: impl Future<Output = 
     }
 }
 
-/// The table of the node's links. Without it pods are told by what the API says alone.
+/// The table of the node's links. Without it, pods are identified by the API alone.
 fn open_links() -> Links {
     Links::open().unwrap_or_else(|error| {
         warn!(
             event = "links-unavailable", %error,
-            "cannot read the network interfaces, routes and neighbours of this node; not comparing pods' addresses with them"
+            "cannot read the network interfaces, routes and neighbours of this node; identifying pods without checking their links"
         );
         Links::none()
     })

@@ -45,7 +45,7 @@ pub const DEFAULT_PREFETCH_SPREAD: Duration = Duration::from_secs(600);
 pub const DEFAULT_POD_WAIT: Duration = Duration::from_secs(2);
 /// Default of `--max-staleness`.
 pub const DEFAULT_MAX_STALENESS: Duration = Duration::from_secs(900);
-/// Shorter, pods would be refused while nothing is wrong: a watch that brings nothing is given up after 90 seconds.
+/// With a shorter time, pods could be refused although nothing is wrong: an idle watch is only given up after 90 seconds.
 const SHORT_STALENESS: Duration = Duration::from_secs(180);
 /// Default of `--redirect-interval`.
 pub const DEFAULT_REDIRECT_INTERVAL: Duration = Duration::from_secs(30);
@@ -102,8 +102,8 @@ pub struct PodsConfig {
     pub annotations: AnnotationKeys,
     /// The longest wait of a request for its pod to become known.
     pub wait: Duration,
-    /// How long after the last sign of life from the API pods are served whose claims nothing on the node confirms; `None`: for
-    /// ever.
+    /// How long after the last contact with the API pods are served whose claims nothing on the node confirms; `None` for no
+    /// limit.
     pub max_staleness: Option<Duration>,
     /// The directory of the results of CNI plugins; an absolute path.
     pub cni_results: Option<PathBuf>,
@@ -232,7 +232,7 @@ pub struct SessionsConfig {
     pub timeout: Duration,
     /// Requests to STS in a second.
     pub rate: u32,
-    /// Requests to STS in a second, at most, while STS answers well.
+    /// The highest rate of requests to STS, per second, while STS answers quickly.
     pub max_rate: u32,
     /// Requests to STS under way.
     pub concurrency: usize,
@@ -285,13 +285,13 @@ impl Default for LimitsConfig {
 const OTHER_DESCRIPTORS: u64 = 256;
 
 impl LimitsConfig {
-    /// Open connections of all addresses together that no pod of this node is known to have. They have places of their own,
-    /// so few that invented addresses cost nobody else anything.
+    /// Returns the limit of open connections for all addresses together that belong to no known pod of this node. These
+    /// connections have a separate budget, so that forged addresses do not affect known pods.
     pub fn unknown(&self) -> usize {
         (self.connections / 16).clamp(8, 256)
     }
 
-    /// Connections beyond a limit that wait for a place.
+    /// Returns how many connections beyond a limit may wait for a place.
     pub fn waiting(&self) -> usize {
         (self.connections / 16).clamp(8, 1024)
     }
@@ -300,7 +300,7 @@ impl LimitsConfig {
     /// accepted, and neither AWS nor the Kubernetes API be asked.
     pub fn within(self, descriptors: u64) -> Self {
         let room = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(descriptors / 4).max(1);
-        // Each of the connections takes one, and so do a sixteenth of them of unknown sources, and a sixteenth that wait.
+        // Each connection takes a descriptor. Connections of unknown sources and waiting ones come on top: a sixteenth each.
         let most = usize::try_from(room).unwrap_or(usize::MAX).saturating_mul(8) / 9;
         let connections = self.connections.min(most.max(1));
         let per_pod = self.connections_per_pod;
@@ -351,7 +351,7 @@ pub struct AdminConfig {
     pub port: u16,
     /// `/debug/store`, for peers on loopback.
     pub debug: bool,
-    /// Whether metrics name namespaces to peers that are not on this node.
+    /// Whether clients that are not on this node see namespaces in the metrics.
     pub namespace_labels: bool,
     /// Where `rolegate probe` asks.
     pub probe_socket: Option<PathBuf>,

@@ -1,9 +1,9 @@
-//! What connections may take: how many are open, how many of them one source has and how often it makes one, and how long
-//! an answer may stay unread. A pod that takes all it can get must leave the others theirs.
+//! Limits of connections: how many are open in total and from one source, how often a source may connect, and how long a response
+//! may stay unread. A pod that uses all that it can get must not affect other pods.
 //!
-//! A [`Source`] is what limits count by: a pod, by its UID, whichever of its addresses it connects from; the node itself;
-//! or an address that no pod is known to have. Addresses of the last kind can be invented in any number, so all of them
-//! together have one small budget. Within it, the address or network with most connections gives one up to a newcomer.
+//! Limits apply to a [`Source`]: a pod, by its UID, whichever of its addresses it connects from; the node itself; or an address
+//! that belongs to no known pod. Addresses of the last kind can be forged in any number, so all of them together share one small
+//! budget. When it is used up, the address or network with the most connections gives one up for a new one.
 
 mod limits;
 mod rates;
@@ -17,5 +17,5 @@ pub use record::{Bite, Limit, Port, Record};
 pub use source::Source;
 pub use timely::Timely;
 
-/// Connections that a source may have also when most places are taken.
+/// The number of connections that a source may have even when most places are taken.
 const FEW: usize = 4;

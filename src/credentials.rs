@@ -142,10 +142,10 @@ pub enum AssumeRoleError {
         /// What happened.
         message: String,
     },
-    /// STS gave a session of another role, account, partition or name than was requested.
-    #[error("STS answered for another session than the one that was requested: {message}")]
+    /// STS returned a session of another role, account, partition or name than the requested one.
+    #[error("STS returned another session than the requested one: {message}")]
     OtherRole {
-        /// What the answer is for.
+        /// The session that STS returned.
         message: String,
     },
     /// STS was not asked.
@@ -159,9 +159,9 @@ pub enum AssumeRoleError {
     },
 }
 
-/// What to look at where STS answers for another role.
-pub(in crate::credentials) const CHECK_ENDPOINT: &str =
-    "check what stands between this node and STS: AWS_ENDPOINT_URL_STS, HTTPS_PROXY, the VPC endpoint and its DNS name";
+/// Advice for responses of STS that are for another role.
+pub(in crate::credentials) const CHECK_ENDPOINT: &str = "check for a proxy or a wrong endpoint between this node and STS: \
+     AWS_ENDPOINT_URL_STS, HTTPS_PROXY, the VPC endpoint and its DNS name";
 
 impl AssumeRoleError {
     /// The stable name: a metric's label.
@@ -180,7 +180,7 @@ impl AssumeRoleError {
         }
     }
 
-    /// What to change, where the message does not say it.
+    /// Advice that is not part of the message.
     pub fn remedy(&self) -> Option<&'static str> {
         match self {
             Self::OtherRole { .. } => Some(CHECK_ENDPOINT),

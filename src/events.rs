@@ -38,7 +38,7 @@ pub enum Cause {
     AddressAmbiguous,
     /// What it is now cannot be read.
     Unreadable,
-    /// What the node sees at its address contradicts its claim.
+    /// What the node sees at the pod's address contradicts the pod's claim.
     Objected(Objection),
     /// STS gives no credentials for its role.
     AssumeRoleFailed {
@@ -76,11 +76,12 @@ impl Cause {
         })
     }
 
-    /// The node objects to its claim. `None` where the owner has nothing to change.
+    /// The node's view contradicts its claim. `None` if the owner cannot change anything.
     pub fn objected(objection: Objection) -> Option<Self> {
         match objection {
             Objection::LinkChanged | Objection::OtherPodAttached => Some(Self::Objected(objection)),
-            // An Event cannot be written while the API is out of reach, and a reboot passes by itself.
+            // No Event can be written while the API cannot be reached, and the effect of a reboot ends without action of the
+            // owner.
             Objection::BeforeBoot | Objection::Stale => None,
         }
     }
@@ -142,16 +143,17 @@ impl Cause {
                 format!("{name}: another pod claims this pod's address, and neither is served until one of them is gone")
             }
             Self::Unreadable => format!(
-                "{name}: the node's daemon cannot read the pod's object as it is now, and serves nobody from its address; make it \
-                 anew, or ask the operators of the node to look in its log"
+                "{name}: rolegate on the node cannot read the pod's object, and serves no pod from its address; recreate the pod, or ask \
+                 the operators of the node to check the log"
             ),
             Self::Objected(Objection::LinkChanged) => format!(
-                "{name}: another network interface or MAC address than this pod's leads to its address, so nobody is served from it; if the \
-                 pod's network was not made anew just now, ask the operators of the node who uses its address"
+                "{name}: the network interface or MAC address that leads to this pod's address is not the pod's, so requests from the \
+                 address are refused; if the pod's network was not recreated just now, ask the operators of the node which pod uses the \
+                 address"
             ),
             Self::Objected(_) => format!(
-                "{name}: the node's record says that another pod has this pod's address, so nobody is served from it; if this stays, make \
-                 the pod anew, or ask the operators of the node"
+                "{name}: the node's CNI results say that another pod has this pod's address, so requests from the address are refused; \
+                 if this persists, recreate the pod, or ask the operators of the node"
             ),
             Self::AssumeRoleFailed { sentence, .. } => format!("{name}: {sentence}"),
             Self::HostNetwork => format!(

@@ -141,8 +141,8 @@ pub async fn take(path: &Path, wanted: SocketAddr) -> Result<Option<Taken>, Hand
 }
 
 /// Offers the socket at `path`, for as long as this is polled. `giver` is who gave it to us. Where nobody can be asked at the
-/// path any more, because a daemon that offered it after us has ended, it is offered again. Meanwhile it is reported when
-/// somebody listens beside the socket.
+/// path any more, because a daemon that offered it after us has ended, it is offered again. Meanwhile, other sockets that listen
+/// on the same port are reported.
 pub async fn offer(path: PathBuf, socket: OwnedFd, queue: Queue, giver: Option<Giver>) {
     let socket = Arc::new(socket);
     tokio::join!(listeners::watch(socket.clone()), keep_offered(path, socket, queue, giver));

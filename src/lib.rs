@@ -19,7 +19,7 @@
 //! - [`server`]: connections, and which are let in
 //! - [`proxy`]: one request, from its head to its answer
 //! - [`pods`]: the pods of this node by address, and their watch
-//! - [`links`]: what the node itself sees of its pods
+//! - [`links`]: what the node itself sees of its pods: the link of an address, and CNI results
 //! - [`policy`]: which role a pod may have
 //! - [`credentials`]: sessions of roles, and STS
 //! - [`events`]: what the owners of pods are told
@@ -29,11 +29,10 @@
 //! - [`admin`], [`metrics`], [`readiness`], [`telemetry`]: what operators see
 //! - [`capabilities`]: what the process may do to the node
 //! - [`handover`], [`unix_socket`]: the pods' socket goes from one daemon to the next
-//! - [`links`]: what leads to an address on this node
-//! - [`netlink`]: questions to the kernel about interfaces, routes and neighbours
+//! - [`netlink`]: queries to the kernel about interfaces, routes and neighbours
 //! - [`probe`]: the kubelet's questions to the daemon of its own pod
 //! - [`digest`], `sorted`: names and maps in little memory, for what is kept of each pod
-//! - [`connections`], [`shares`]: what connections may take, and how what is short is shared
+//! - [`connections`], [`shares`]: limits of connections, and fair sharing of limited places
 //! - [`startup_taint`]: keeps pods off the node until the daemon is ready
 //! - [`drain`], [`tasks`]: the end of the service, and of what runs beside it
 

@@ -1,25 +1,26 @@
 //! What leads to an address on this node: the interface of the kernel's route and, on a bridge, the neighbour's link-layer
-//! address and the port that the bridge has it behind.
+//! address and bridge port.
 //!
-//! A pod is known by its source address. On a bridge, a pod with the capability NET_RAW can take another pod's address: by
-//! forged ARP or neighbour discovery, so that the node sends packets for the address to the link-layer address of the
-//! attacker; or by frames with the link-layer address of the victim, so that the bridge sends them to the port of the attacker.
-//! Either changes what leads to the address. Who compares it with what it was before notices.
+//! A pod is identified by its source address. On a bridge, a pod with the capability NET_RAW can take over another pod's address
+//! in two ways. With forged ARP or neighbour discovery, the node sends packets for the address to the link-layer address of the
+//! attacker. With frames from the link-layer address of the victim, the bridge sends them to the port of the attacker. Both
+//! change what leads to the address, so a comparison with the previous link detects them.
 //!
-//! [`Links`] asks the kernel when an address is asked for, and keeps the answer until the kernel announces a change that
-//! concerns it. So its size follows the addresses that are asked for, whatever the pods send. Facts about Linux that this rests
-//! on; `tests/netns/links.rs` shows them at work:
+//! [`Links`] queries the kernel when an address is looked up, and caches the result until the kernel announces a change that
+//! concerns it. Its size therefore follows the addresses that are looked up, whatever the pods send. It relies on these facts
+//! about Linux, which `tests/netns/links.rs` verifies:
 //!
-//! - A change of a neighbour's link-layer address is announced under the lock of the neighbour (`__neigh_update`, Linux 6.18), and
-//!   so is a move of an address between the ports of a bridge, before the frame that caused it goes on (`br_fdb_update`).
-//!   Whoever reads the notifications after a handshake sees what it depended on.
-//! - IPv4 routes vanish without a word with an interface that is switched off, and IPv6 routes with a notification each. The
-//!   interface itself is announced in either case.
-//! - A route is announced with its table; whatever table it is in, it can only matter to addresses of its network. Rules and next
-//!   hop objects may matter to every address.
-//! - Where a queue of notifications overflows, the reader is told once, and nothing more is queued until it has read everything
-//!   (`netlink_overrun`). Until then no answer is kept, and the kernel is asked each time.
-//! - The number of an interface is not used again before the kernel has counted through all of them.
+//! - A change of a neighbour's link-layer address is announced under the lock of the neighbour (`__neigh_update`, Linux 6.18),
+//!   and so is a move of an address between the ports of a bridge, before the frame that caused it is forwarded
+//!   (`br_fdb_update`). Notifications that are read after a handshake therefore include every change that the handshake depended
+//!   on.
+//! - When an interface goes down, its IPv4 routes disappear without notifications, and its IPv6 routes with one each. The
+//!   interface itself is announced in both cases.
+//! - A route is announced with its table. Whatever its table, it can only affect addresses of its network. Rules and next hop
+//!   objects can affect every address.
+//! - When a queue of notifications overflows, the reader gets one error, and nothing more is queued until it has read everything
+//!   (`netlink_overrun`). Until then, nothing is cached, and the kernel is queried each time.
+//! - The kernel does not reuse the number of an interface before it has used all other numbers.
 
 use std::io;
 use std::net::IpAddr;
@@ -46,60 +47,60 @@ mod table;
 pub mod view;
 pub mod witness;
 
-/// How often the kernel is asked again for an address about which it announced something while it was asked.
+/// How often a query is repeated if the kernel announces a change of the address meanwhile.
 const TRIES: usize = 3;
-/// The most notifications that are read at one go, of each queue. The rest is left to the next turn.
+/// The most notifications that one turn reads from each queue. The rest is left to the next turn.
 const AT_ONE_GO: usize = 1024;
-/// The pause after a turn that read so many: it bounds what a pod that never stops can take of a processor.
+/// The pause after a turn that read the most notifications. It bounds the CPU time that a flooding pod can cause.
 const BREATHER: Duration = Duration::from_millis(5);
-/// The pause before the notifications are subscribed to again after an error.
+/// The pause before resubscribing to notifications after an error.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// What leads to an address on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// The number of the interface of the kernel's route; 0 where it has several.
+    /// The number of the interface of the kernel's route; 0 if the route has several.
     pub interface: u32,
-    /// What kind of way it is.
+    /// The kind of link.
     pub kind: LinkKind,
 }
 
-/// Kinds of ways to an address.
+/// Kinds of links to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkKind {
-    /// The interface leads to one pod: it is an end of a pair (veth, netkit) and no port of a bridge, and it has a route for this
+    /// The interface leads to one pod: it is one end of a pair (veth, netkit), not a bridge port, and has a route for this
     /// address alone, without a gateway.
     Own,
     /// A bridge of the node.
     Bridge {
-        /// The neighbour's link-layer address, if it is known. Right after a handshake it mostly is. The kernel forgets it where
-        /// its table of neighbours is full, which is one for all network namespaces (`gc_thresh3`), and all of a bridge when the
-        /// bridge takes another link-layer address.
+        /// The neighbour's link-layer address, if known. It usually is right after a handshake. The kernel forgets it when its
+        /// neighbour table is full, which all network namespaces share (`gc_thresh3`), and forgets all neighbours of a bridge
+        /// when the bridge's own link-layer address changes.
         mac: Option<Mac>,
-        /// The number of the port that the bridge has it behind, if it is known. In a bridge that tells VLANs apart it is looked
-        /// for in the bridge's default VLAN.
+        /// The number of the bridge port of that link-layer address, if known. On a VLAN-aware bridge, it is looked up in the
+        /// bridge's default VLAN.
         port: Option<u32>,
-        /// The generation in which the kernel last announced another link-layer address or another port than was known
-        /// before, even if it went back since then; 0 if it never did.
+        /// The generation in which the kernel last announced a change of the link-layer address or port, even if it changed back
+        /// since then; 0 if it never did.
         moved: u64,
     },
-    /// It is shared by many, such as an uplink, a gateway or Cilium's `cilium_host`: it says little about who is there.
+    /// It is shared by many addresses, such as an uplink, a gateway or Cilium's `cilium_host`, so it does not identify a pod.
     Shared,
 }
 
 /// Whether something leads to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// It is not known: there is no table, or the kernel did not answer.
+    /// Unknown: there is no table, or the kernel did not answer.
     Unknown,
-    /// Nothing does: there is no route, or one that forbids it or leads to the node itself.
+    /// Nothing leads to it: there is no route, or it is prohibited, or it leads to the node itself.
     Nowhere,
-    /// This does.
+    /// This link leads to it.
     By(Link),
 }
 
 impl Reach {
-    /// What leads there, if that is known.
+    /// Returns the link, if known.
     pub fn link(self) -> Option<Link> {
         match self {
             Self::By(link) => Some(link),
@@ -111,18 +112,18 @@ impl Reach {
 /// The table of links; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Links {
-    /// `None` where the node is not asked.
+    /// `None` if the kernel is not queried.
     shared: Option<Arc<Shared>>,
     changes: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    /// Taken for a moment at a time, and never while the kernel is asked.
+    /// Locked only briefly, and never during a query to the kernel.
     table: RwLock<Table>,
-    /// For questions, one at a time. Taken after the feed, where both are.
+    /// For queries, one at a time. Locked after the feed if both are needed.
     netlink: Mutex<Netlink>,
-    /// Whoever reads a notification takes it in before he lets go: what was read is in the table for the next one.
+    /// A reader applies each notification before it releases the lock, so the next reader finds it in the table.
     feed: Mutex<Feed>,
     generation: AtomicU64,
     has_bridges: AtomicBool,
@@ -140,7 +141,7 @@ impl Links {
     pub fn open() -> io::Result<Self> {
         let feed = Feed::open()?;
         let mut netlink = Netlink::open()?;
-        // What changes from here on is announced.
+        // Changes from here on are announced.
         let interfaces = netlink.links()?;
         let shared = Shared {
             table: RwLock::default(),
@@ -156,21 +157,21 @@ impl Links {
         Ok(Self { changes: shared.changes.clone(), shared: Some(Arc::new(shared)) })
     }
 
-    /// Creates a table for a node that cannot be asked: everything is [`Reach::Unknown`].
+    /// Creates a table without a kernel to query: everything is [`Reach::Unknown`].
     pub fn none() -> Self {
         Self { shared: None, changes: watch::Sender::new(0) }
     }
 
-    /// Whether the node is asked at all.
+    /// Whether the kernel is queried at all.
     pub fn is_open(&self) -> bool {
         self.shared.is_some()
     }
 
-    /// Returns what leads to the address now, as far as notifications have been taken in ([`Links::catch_up`]). Asks the kernel
-    /// only where there is no answer, or a notification made it stale. On a bridge the kernel may then have to wait for others
-    /// who change interfaces (see [`crate::netlink`]).
+    /// Returns what leads to the address now, as of the notifications that have been applied ([`Links::catch_up`]). Queries the
+    /// kernel only if nothing is cached, or a notification made it stale. On a bridge, the query may wait for other processes
+    /// that change interfaces (see [`crate::netlink`]).
     ///
-    /// To be called for addresses of pods alone: each one is remembered.
+    /// Call it only for addresses of pods, because each address is cached.
     pub fn of(&self, ip: IpAddr) -> Reach {
         let Some(shared) = &self.shared else { return Reach::Unknown };
         let ip = ip.to_canonical();
@@ -187,14 +188,14 @@ impl Links {
         }
     }
 
-    /// Returns a number that changes whenever the answer for any address may have changed. To be read before [`Links::of`]:
-    /// whoever compared an answer at this number need not compare it again while the number stays.
+    /// Returns a number that changes whenever the result for any address may have changed. Read it before [`Links::of`]: a result
+    /// need not be compared again while the number is the same.
     pub fn generation(&self) -> u64 {
         self.shared.as_ref().map_or(0, |shared| shared.generation.load(Ordering::Acquire))
     }
 
-    /// Takes in what the kernel has announced by now, without waiting: one system call where there is nothing new, two if there
-    /// are bridges. While there is too much to read, no answer is kept, so that [`Links::of`] needs none of it.
+    /// Applies what the kernel has announced so far, without waiting: one system call if there is nothing new, two if there are
+    /// bridges. While there is too much to read, nothing is cached, so that [`Links::of`] does not depend on it.
     pub fn catch_up(&self) {
         let Some(shared) = &self.shared else { return };
         for queue in [Queue::Topology, Queue::Neighbours] {
@@ -203,7 +204,7 @@ impl Links {
             }
             if let Err(error) = shared.take_in(queue) {
                 // The keeper gets it as well, and repairs what can be repaired.
-                debug!(%error, "notifications about the node's network cannot be read");
+                debug!(%error, "cannot read the kernel's notifications about the node's network");
                 shared.fall_behind();
             }
         }
@@ -214,7 +215,7 @@ impl Links {
         self.shared.as_ref().is_some_and(|shared| shared.has_bridges.load(Ordering::Relaxed))
     }
 
-    /// Returns how often notifications were lost or too many to be read at once. Where it grows, a pod is flooding a bridge.
+    /// Returns how often notifications were lost, or were too many for one turn. If it grows, a pod is flooding a bridge.
     pub fn overflows(&self) -> u64 {
         self.shared.as_ref().map_or(0, |shared| shared.overflows.load(Ordering::Relaxed))
     }
@@ -229,18 +230,18 @@ impl Links {
         self.shared.as_ref()?.table().link(interface)?.master()
     }
 
-    /// Whether this interface is an end of a pair, and no port of a bridge.
+    /// Whether this interface is one end of a pair and not a bridge port.
     pub fn is_free_pair(&self, interface: u32) -> bool {
         let Some(shared) = &self.shared else { return false };
         shared.table().link(interface).is_some_and(|known| known.kind == Kind::Pair && known.master().is_none())
     }
 
-    /// Returns a receiver of the generation, which is told when notifications changed it. Without a table nothing ever does.
+    /// Returns a receiver of the generation, which wakes when notifications change it. Without a table, it never wakes.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// Keeps the table current, for as long as the process. Needs a runtime with I/O and time.
+    /// Keeps the table current; never returns. Needs a runtime with I/O and time.
     pub async fn keep(&self) {
         let Some(shared) = &self.shared else { return std::future::pending().await };
         let mut is_told = false;
@@ -252,14 +253,15 @@ impl Links {
             if !std::mem::replace(&mut is_told, true) {
                 warn!(
                     event = "network-notifications-failed", %error,
-                    "notifications about the node's network cannot be read; asking the kernel at each request and subscribing again"
+                    "cannot read the kernel's notifications about the node's network; resubscribing, and querying the kernel for each \
+                     request until then"
                 );
             }
             shared.fall_behind();
             tokio::time::sleep(AGAIN).await;
             match Feed::open() {
                 Ok(feed) => *shared.feed() = feed,
-                Err(error) => debug!(%error, "notifications about the node's network cannot be subscribed to"),
+                Err(error) => debug!(%error, "cannot subscribe to the kernel's notifications about the node's network"),
             }
         }
     }
@@ -295,7 +297,7 @@ impl Shared {
         let mut netlink = self.netlink();
         let mut last = Reach::Unknown;
         for _ in 0..TRIES {
-            // Another may have asked for it in the meantime.
+            // Another caller may have queried it in the meantime.
             if let Some(reach) = self.table().fresh(ip) {
                 return reach;
             }
@@ -307,7 +309,7 @@ impl Shared {
                     if !self.has_failed.swap(true, Ordering::Relaxed) {
                         warn!(
                             event = "route-lookup-failed", %ip, %error,
-                            "the kernel did not say what leads to an address; treating it as unknown until it does"
+                            "cannot look up the route to an address; treating its link as unknown and retrying"
                         );
                     }
                     return Reach::Unknown;
@@ -330,7 +332,7 @@ impl Shared {
         let Some(route) = netlink.route_to(ip)? else { return Ok(Found::Nowhere) };
         let mut known = self.table().link(route.interface).copied();
         if known.is_none() && route.interface != 0 {
-            // It may be so new that its notification is not read yet.
+            // It may be so new that its notification has not been read yet.
             known = match netlink.link_at(route.interface) {
                 Ok(interface) => Some(Known::of(&interface)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -344,7 +346,7 @@ impl Shared {
         Ok(Found::Bridge { interface, mac: Some(mac), port: netlink.port_of(interface, mac, vlan)? })
     }
 
-    /// Reads notifications, up to a bound, and takes them in.
+    /// Reads and applies notifications, up to a limit.
     fn take_in(&self, queue: Queue) -> io::Result<Turn> {
         let before = self.generation.load(Ordering::Acquire);
         let turn = {
@@ -352,11 +354,11 @@ impl Shared {
             let was_behind = self.table().is_behind(queue);
             let turn = feed.read(queue, AT_ONE_GO, |event| self.change(|table| table.apply(&event)))?;
             if turn != (Turn::Empty { lost: false }) {
-                // From here on nobody needs what is in the queue.
+                // From here on, the contents of the queue are not needed.
                 self.change(|table| table.fall_behind(queue));
                 if !was_behind {
                     self.overflows.fetch_add(1, Ordering::Relaxed);
-                    debug!(?queue, "more notifications about the node's network than can be read at once");
+                    debug!(?queue, "more notifications about the node's network than one turn reads");
                 }
             }
             if let Turn::Empty { lost } = turn {
@@ -364,7 +366,7 @@ impl Shared {
                 let interfaces = if lost && queue == Queue::Topology { Some(self.netlink().links()?) } else { None };
                 if lost || was_behind {
                     self.change(|table| {
-                        // A question that is under way may have been answered from before.
+                        // A query in progress may have returned the state from before the change.
                         table.fall_behind(queue);
                         interfaces.iter().for_each(|interfaces| table.set_links(interfaces));
                         table.catch_up(queue);
@@ -385,7 +387,7 @@ impl Shared {
     async fn follow(&self) -> Result<std::convert::Infallible, io::Error> {
         let (topology, neighbours) = self.feed().register()?;
         for queue in [Queue::Topology, Queue::Neighbours] {
-            // What changed before a new subscription is not announced in it.
+            // A new subscription does not announce earlier changes.
             if self.table().is_behind(queue) {
                 self.feed().lose(queue);
             }

@@ -52,7 +52,7 @@ descriptions! {
     CONNECTIONS = "gauge" "rolegate_connections" []
         "Open connections of pods.";
     CONNECTIONS_WAITING = "gauge" "rolegate_connections_waiting" []
-        "Connections of pods beyond a limit that wait, unread, for a place.";
+        "Connections of pods beyond a limit that wait, unread, until they fit.";
     CONNECTIONS_REFUSED = "counter" "rolegate_connections_refused_total" ["reason"]
         "Connections closed before a byte was read, by reason.";
     CONNECTIONS_ENDED = "counter" "rolegate_connections_ended_total" ["reason"]
@@ -60,11 +60,12 @@ descriptions! {
     METRICS_REFUSED = "counter" "rolegate_metrics_port_refused_total" ["reason"]
         "Connections to the metrics port closed before a byte was read, by reason.";
     METRICS_RENDERINGS = "counter" "rolegate_metrics_renderings_total" []
-        "Renderings of the metrics for others than the node itself: at most one a second.";
+        "Times the metrics were rendered for clients other than the node itself, at most once a second.";
     PODS = "gauge" "rolegate_pods" []
         "Pods of this node that are known.";
     POD_WAITS_REFUSED = "counter" "rolegate_pod_waits_refused_total" []
-        "Requests that did not wait for their pod, or not to the end, because too many wait.";
+        "Requests that were not allowed to wait, or to continue waiting, for their pod to become known, because too many requests \
+         waited.";
     PODS_THAT_MAY_FORGE = "gauge" "rolegate_pods_with_net_raw_on_bridges" []
         "Pods behind a bridge that may have the capability NET_RAW.";
     POD_WAITS = "histogram" "rolegate_pod_wait_seconds" ["outcome"]
@@ -194,7 +195,7 @@ pub struct Holdings {
     pub earliest_end: Option<Duration>,
 }
 
-/// A count that is kept elsewhere and read when the metrics are rendered.
+/// A counter that is kept elsewhere and read when the metrics are rendered.
 struct CountSource(Box<dyn Fn() -> u64 + Send + Sync>);
 
 impl std::fmt::Debug for CountSource {
@@ -312,7 +313,7 @@ impl Metrics {
         text(&self.gather())
     }
 
-    /// Like [`Self::render`], without namespaces: series that differ in the namespace alone are added up.
+    /// Renders the metrics like [`Self::render`], without namespaces: series that differ only in the namespace are added up.
     pub fn render_without_namespaces(&self) -> Vec<u8> {
         text(&self.gather().into_iter().map(without_namespaces).collect::<Vec<_>>())
     }
@@ -432,17 +433,17 @@ impl Metrics {
         InFlight::new(&self.0.connections)
     }
 
-    /// A connection of a pod waits for a place for as long as the answer lives.
+    /// Counts a waiting connection of a pod until the returned value is dropped.
     pub fn connection_waits(&self) -> InFlight {
         InFlight::new(&self.0.connections_waiting)
     }
 
-    /// A connection to the metrics port was closed before a byte was read.
+    /// Counts a connection to the metrics port that was closed before a byte was read.
     pub fn metrics_port_refused(&self, reason: &'static str) {
         self.0.metrics_refused.with_label_values(&[reason]).inc();
     }
 
-    /// The metrics are about to be rendered for somebody who is not the node itself.
+    /// Counts a rendering of the metrics for a client other than the node itself.
     pub fn rendering(&self) {
         self.0.metrics_renderings.inc();
     }
@@ -462,7 +463,7 @@ impl Metrics {
         self.0.pods.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// So many pods are behind a bridge and may have the capability NET_RAW.
+    /// Sets the number of pods on bridges that may have the capability NET_RAW.
     pub fn pods_that_may_forge(&self, count: usize) {
         self.0.pods_that_may_forge.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
@@ -472,7 +473,7 @@ impl Metrics {
         InFlight::new(&self.0.pods_awaited)
     }
 
-    /// Who counts the requests that were not let wait for their pod, at each scrape. The first stays.
+    /// Sets the source of the counter of requests that were not allowed to wait for their pod. Only the first call has an effect.
     pub fn pod_waits_refused_from(&self, source: impl Fn() -> u64 + Send + Sync + 'static) {
         let _ = self.0.pod_waits_source.set(CountSource(Box::new(source)));
     }
@@ -537,7 +538,7 @@ impl Metrics {
         self.0.sts_queue.with_label_values(&[cause])
     }
 
-    /// A request for a session ended without a request to STS.
+    /// Counts a request for a session that ended without a request to STS.
     pub fn sts_turned_away(&self, reason: &'static str) {
         self.0.sts_turned_away.with_label_values(&[reason]).inc();
     }

@@ -1,10 +1,10 @@
-//! Questions to the kernel about interfaces, routes and neighbours, and its notifications (rtnetlink(7)). No program is needed
-//! for them, and none of the questions needs a capability.
+//! Queries to the kernel about interfaces, routes and neighbours, and its notifications (rtnetlink(7)). They need no external
+//! program, and the queries need no capability.
 //!
-//! Which requests wait for the kernel's lock of the network configuration (`rtnl_mutex`), which others may hold for tens of
-//! milliseconds while they add or remove interfaces: those about interfaces, and those about the forwarding database of a
-//! bridge (`rtnl_fdb_get`). Questions for a route do not (kernel 4.14), nor do those for a neighbour (kernel 6.18; before, they
-//! do).
+//! Queries about interfaces, and about the forwarding database of a bridge (`rtnl_fdb_get`), wait for the kernel's lock of the
+//! network configuration (`rtnl_mutex`). Other processes may hold it for tens of milliseconds while they add or remove
+//! interfaces. Queries for a route do not wait for it (since kernel 4.14), and neither do those for a neighbour (since kernel
+//! 6.18).
 
 use std::io;
 use std::net::IpAddr;
@@ -27,21 +27,21 @@ use self::message::{
 };
 pub use self::message::{Mac, Message};
 
-/// How long the kernel may take: it answers while it is asked, after waiting for others that change interfaces.
+/// The time limit for an answer of the kernel, which may wait for other processes that change interfaces.
 const PATIENCE_SECONDS: i64 = 10;
-/// The longest message that is received: one of a link, with the statistics of it.
+/// The longest message that is received: one about a link, with its statistics.
 const RECEIVED: usize = 32 * 1024;
-/// How often a dump is repeated that the kernel says was incomplete, before what came is taken.
+/// How often a dump is repeated that the kernel reports as incomplete, before the incomplete result is used.
 const DUMPS: usize = 5;
 
-/// A socket for questions to the network namespace that it was opened in.
+/// A socket for queries in the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Netlink {
     socket: OwnedFd,
     sequence: u32,
 }
 
-/// What the kernel says of an interface.
+/// The kernel's description of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
     /// Its number.
@@ -56,8 +56,7 @@ pub struct Interface {
     pub master: Option<u32>,
     /// Whether it is switched on and has a carrier.
     pub is_up: bool,
-    /// Of a bridge that tells VLANs apart: the VLAN of its own packets and of those without a tag, unless somebody set another
-    /// one for a port.
+    /// For a VLAN-aware bridge, the VLAN of its own packets and of untagged ones, unless a port has another one configured.
     pub vlan: Option<u16>,
 }
 
@@ -109,7 +108,7 @@ pub struct Route {
     pub by_gateway: bool,
     /// Whether it is for this address alone.
     pub for_one: bool,
-    /// Whether it leads elsewhere than to the node itself, and to one receiver.
+    /// Whether it is a unicast route that does not lead to the node itself.
     pub is_unicast: bool,
 }
 
@@ -151,7 +150,7 @@ impl Netlink {
     /// Returns every interface.
     ///
     /// # Errors
-    /// If the kernel gives none.
+    /// If the kernel returns none.
     pub fn links(&mut self) -> io::Result<Vec<Interface>> {
         let mask = RTEXT_FILTER_SKIP_STATS.to_ne_bytes();
         for _ in 1..DUMPS {
@@ -161,11 +160,11 @@ impl Netlink {
             }
         }
         let request = Request::new(RTM_GETLINK, NLM_F_DUMP, &interface_message(0, 0)).attribute(IFLA_EXT_MASK, &mask);
-        // What changes so often is announced as well.
+        // Changes during the retries are announced as well.
         Ok(self.dump(request, Interface::read)?.0)
     }
 
-    /// Returns the way that a packet of this node to the address would take; `None` where there is none.
+    /// Returns the path that a packet from this node to the address would take; `None` if there is none.
     ///
     /// # Errors
     /// If the kernel does not answer.
@@ -175,8 +174,8 @@ impl Netlink {
         Ok(interface.map(|interface| Way { interface, by_gateway }))
     }
 
-    /// Returns the route that a packet of this node to the address would take; `None` where none does, or one that forbids it.
-    /// It obeys policy routing, as `ip route get fibmatch` does, and takes a kernel of 4.13 or later.
+    /// Returns the route that a packet from this node to the address would take; `None` if there is none or it is prohibited.
+    /// Follows policy routing, as `ip route get fibmatch` does. Requires kernel 4.13 or later.
     ///
     /// # Errors
     /// If the kernel does not answer.
@@ -204,8 +203,7 @@ impl Netlink {
         }
     }
 
-    /// Returns the address of the link layer that the kernel has for a neighbour; `None` where it has none, or not yet. Takes a
-    /// kernel of 5.0 or later.
+    /// Returns the kernel's link-layer address for a neighbour; `None` if it has none, or not yet. Requires kernel 5.0 or later.
     ///
     /// # Errors
     /// If the kernel does not answer.
@@ -216,8 +214,8 @@ impl Netlink {
         Ok(answer.and_then(|answer| attribute(answer.get(NDMSG..)?, NDA_LLADDR)?.try_into().ok()))
     }
 
-    /// Returns the number of the port that a bridge has an address behind, as it learned or was told; `None` where it has none.
-    /// Takes a kernel of 5.0 or later.
+    /// Returns the number of the bridge port of a link-layer address, learned or configured; `None` if there is none. Requires
+    /// kernel 5.0 or later.
     ///
     /// # Errors
     /// If the kernel does not answer.
@@ -243,21 +241,21 @@ impl Netlink {
         }
     }
 
-    /// Sends a request, and returns what its answer holds after the header; nothing where it was only acknowledged.
+    /// Sends a request, and returns the body of its answer; empty if it was only acknowledged.
     pub(crate) fn ask(&mut self, request: Request) -> io::Result<Vec<u8>> {
         self.send(request)?;
         let mut received = vec![0; RECEIVED];
         loop {
             let length = self.receive(&mut received)?;
             let first = messages(&received[..length]).next();
-            // Others are late answers to questions that were given up.
+            // Others are late answers to earlier queries that timed out.
             if let Some(message) = first.filter(|message| message.sequence == self.sequence) {
                 return if message.kind == NLMSG_ERROR { outcome(message.body).map(|()| Vec::new()) } else { Ok(message.body.to_vec()) };
             }
         }
     }
 
-    /// Returns what every message of the answer reads as, and whether the answer is complete.
+    /// Returns every message of the answer, parsed, and whether the answer is complete.
     fn dump<T>(&mut self, request: Request, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<(Vec<T>, bool)> {
         self.send(request)?;
         let (mut received, mut entries, mut is_complete) = (vec![0; RECEIVED], Vec::new(), true);
@@ -319,14 +317,14 @@ pub(crate) struct Forwarding {
     pub(crate) bridge: u32,
     /// Which address it is for.
     pub(crate) mac: Mac,
-    /// In which VLAN, if the bridge tells them apart.
+    /// The VLAN, if the bridge is VLAN-aware.
     pub(crate) vlan: Option<u16>,
     /// The number of the port; `None` for an address of the bridge's or of a port's own.
     pub(crate) port: Option<u32>,
 }
 
 impl Forwarding {
-    /// Reads the body of a message about such an entry. Others of the same family are `None`: VXLAN and network cards have
+    /// Parses the body of a message about such an entry. Others of the same family are `None`: VXLAN and network cards have
     /// databases of their own, which no bridge uses.
     pub(crate) fn read(body: &[u8]) -> Option<Self> {
         let (port, state) = (number(body.get(4..8)?)?, short(body.get(8..10)?)?);
@@ -345,7 +343,7 @@ impl Forwarding {
     }
 }
 
-/// A subscription to notifications of the network namespace that it was opened in.
+/// A subscription to notifications of the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Notifications {
     socket: OwnedFd,
@@ -359,7 +357,7 @@ impl AsRawFd for Notifications {
 
 impl Notifications {
     /// Subscribes to groups of notifications: `RTNLGRP_…` of linux/rtnetlink.h, each as a bit, of which the first is group 1. The
-    /// kernel ignores groups that it does not have. The queue takes this many bytes, or what the node allows
+    /// kernel ignores groups that it does not have. The queue holds this many bytes, or as many as the node allows
     /// (`net.core.rmem_max`).
     ///
     /// # Errors
@@ -373,7 +371,7 @@ impl Notifications {
         Ok(Self { socket })
     }
 
-    /// Returns what the kernel announced next; `None` where there is nothing more. One that does not fit is cut off.
+    /// Returns the next notification; `None` if there is none. One that does not fit is truncated.
     ///
     /// # Errors
     /// With `ENOBUFS` once when the queue overflowed; the kernel then announces nothing until the queue has been read to its end

@@ -47,7 +47,7 @@ pub enum Lookup {
     Ambiguous(Vec<Arc<Pod>>),
     /// A pod claims it whose present state cannot be read: nobody is served there. This is what it last was.
     Unreadable(Arc<Pod>),
-    /// This pod has it by the API's word, and the node itself objects: nobody is served there.
+    /// The API assigns the address to this pod, but the node's own view contradicts it: no pod is served from it.
     Objected(Arc<Pod>, Objection),
     /// No pod of this node, as far as is known.
     Unknown,
@@ -81,12 +81,12 @@ pub struct PodsWriter {
     changed: signal::Sender<u64>,
 }
 
-/// An empty set of pods of which the API alone tells: the end to write and the end to read.
+/// Creates an empty set of pods that relies on the API alone. Returns the write handle and the read handle.
 pub fn pods() -> (PodsWriter, Pods) {
     pods_with(Arc::new(Blind::default()), None)
 }
 
-/// An empty set of pods whose addresses are compared with what the node itself sees. Pods whose containers started before
+/// Creates an empty set of pods whose addresses are compared with what the node itself sees. Pods whose containers started before
 /// `booted` have lost their network.
 pub fn pods_with(witness: Arc<dyn Witness>, booted: Option<jiff::Timestamp>) -> (PodsWriter, Pods) {
     let (changed, changes) = signal::channel(0);
@@ -152,7 +152,7 @@ impl Pods {
             Lookup::Found(pod, around) => enough(pod, around),
             Lookup::Ambiguous(pods) => self.shared.read().is_confirmed(ip, pods),
             Lookup::Unreadable(_) => true,
-            // The API or the node may be about to tell of a change; not so where nothing has been heard of the API for long.
+            // The API or the node may be about to report a change, unless the API has been silent for long.
             Lookup::Objected(_, objection) => *objection == Objection::Stale,
             Lookup::Unknown => self.shared.read().is_node(ip),
         };
@@ -188,24 +188,25 @@ impl Pods {
         }
     }
 
-    /// How many requests were not let wait for their pod, or not to the end, since the start.
+    /// Returns how many requests were not allowed to wait, or to continue waiting, for their pod since the start.
     pub fn waits_turned_away(&self) -> u64 {
         self.shared.waiting.turned_away()
     }
 
     /// Grows with every change: what was decided at one number still holds while it is the same.
     pub fn generation(&self) -> u64 {
-        // Both only grow, so that their sum changes with each.
+        // Both only grow, so their sum changes with each of them.
         self.changes.borrow().wrapping_add(self.shared.node.witness().generation())
     }
 
-    /// Takes in every change of the node's links that the kernel has announced by now. Whoever identifies the peer of a new
-    /// connection does this first: what the peer's packets needed to get here was announced before.
+    /// Applies every change of the node's links that the kernel has announced so far. Call it before you identify the peer of a
+    /// new connection: changes on which the peer's packets depended were announced before.
     pub fn catch_up(&self) {
         self.shared.node.witness().catch_up();
     }
 
-    /// Does the same where pods are behind bridges. Elsewhere nothing that a pod sends changes what leads to an address.
+    /// Does the same as [`Self::catch_up`] if pods are on bridges. Elsewhere, packets of pods cannot change what leads to an
+    /// address.
     pub fn catch_up_on_bridges(&self) {
         if self.shared.node.witness().has_bridges() {
             self.catch_up();
@@ -213,8 +214,8 @@ impl Pods {
     }
 
     /// Compares every pod's addresses with what the node sees, pins those that are not pinned yet, and forgets the pins of
-    /// pods that are gone. A claim is pinned when it appears: later, another pod might be there. Returns how many pods are behind
-    /// a bridge and may have the capability `NET_RAW`, with which they can forge what leads to others' addresses there.
+    /// deleted pods. A claim is pinned when it appears, because another pod might have the address later. Returns how many pods
+    /// are on a bridge and may have the capability `NET_RAW`, with which they can change what leads to other pods' addresses.
     pub async fn pin(&self) -> usize {
         self.catch_up();
         let addresses: Vec<_> = {
@@ -236,18 +237,18 @@ impl Pods {
         index.with_addresses().filter(may_forge).count()
     }
 
-    /// Tells of changes of what the node sees.
+    /// Returns a receiver of changes of what the node sees.
     pub fn witness_changes(&self) -> signal::Receiver<u64> {
         self.shared.node.witness().changes()
     }
 
-    /// Tells whether nothing was heard of the API for longer than the operator allows: then pods are served only where the node
-    /// itself confirms their claims.
+    /// Sets whether the API has been silent for longer than the operator allows. Pods are then served only if the node itself
+    /// confirms their claims.
     pub fn set_stale(&self, stale: bool) {
         self.shared.node.set_stale(stale);
     }
 
-    /// Whether that is so.
+    /// Whether the API has been silent for longer than the operator allows.
     pub fn is_stale(&self) -> bool {
         self.shared.node.is_stale()
     }
@@ -293,7 +294,7 @@ impl Pods {
         self.shared.read().ambiguous()
     }
 
-    /// Whether this pod is here, be it readable or not.
+    /// Whether this pod is on the node, readable or not.
     pub fn contains(&self, uid: &PodUid) -> bool {
         self.shared.read().contains(uid)
     }

@@ -115,7 +115,7 @@ pub struct Rules {
     pub base: Option<BaseArn>,
     /// The role of pods that name none.
     pub default_role: Option<RoleArn>,
-    /// Which of the two the metadata service named.
+    /// The rules that the metadata service named.
     pub discovered: Discovered,
     /// Which annotations of service accounts name roles.
     pub service_accounts: ServiceAccountRoles,

@@ -283,7 +283,8 @@ impl<A: AssumeRole> Proxy<A> {
 
     async fn credentials(&self, ip: IpAddr, pod: Arc<Pod>, request: &RoleRequest, seen: Seen, extended: bool) -> Outcome {
         let answer = self.sessions.get(request, &pod).await;
-        // On a bridge, whoever forges what leads to the address gets the answer: it may have happened since the connection began.
+        // On a bridge, a pod that takes over the address receives the response. That may have happened since the connection
+        // began.
         self.pods.catch_up_on_bridges();
         let policy = &self.settings.policy;
         // A failure is told as one, also while nothing is known of the node.

@@ -234,7 +234,7 @@ impl CallerIdentity {
         self.partition
     }
 
-    /// Whether this identity is of the account. Accounts of two partitions may have the same digits.
+    /// Whether this identity belongs to the account. Accounts of two partitions may have the same digits.
     pub fn is_of_account(&self, partition: Partition, account: &str) -> bool {
         self.partition == partition && *self.account == *account
     }

@@ -106,7 +106,7 @@ enum Admission {
 }
 
 impl<A: AssumeRole> Server<A> {
-    /// A server that hands the requests of pods to `proxy`, and notes in `record` whose connections a limit closes.
+    /// Creates a server that passes the requests of pods to `proxy`, and adds connections that a limit closes to `record`.
     pub fn new(proxy: Proxy<A>, accept_direct: bool, limits: LimitsConfig, metrics: Metrics, drain: Drain, record: Record) -> Self {
         let LimitsConfig { connections, connections_per_pod, connection_rate, head_timeout } = limits;
         let unknown = limits.unknown();
@@ -186,7 +186,7 @@ impl<A: AssumeRole> Server<A> {
             debug!(source = %peer, "closed a connection that was not redirected from the metadata address");
             return;
         }
-        // What the handshake depended on was announced before: a forged neighbour, for one.
+        // Changes on which the handshake depended, such as a forged neighbour, were announced before.
         self.proxy.pods().catch_up();
         let source = if matches!(admission, Admission::Probe) { Source::Node } else { self.source(from.ip()) };
         if let Err(limit) = self.rates.admits(&source) {
@@ -209,12 +209,12 @@ impl<A: AssumeRole> Server<A> {
         }
     }
 
-    /// Who connects from this address, by what is known now.
+    /// Returns the source behind this address, from what is known now.
     fn source(&self, ip: IpAddr) -> Source {
         Source::of(ip, self.proxy.pods().by_ip(ip))
     }
 
-    /// Counts and notes a connection that a limit closes.
+    /// Counts and records a connection that a limit closes.
     fn refused(&self, source: &Source, limit: Limit) {
         self.metrics.connection_refused(limit.name());
         self.record.closed(source, Port::Metadata, limit);
@@ -225,7 +225,7 @@ impl<A: AssumeRole> Server<A> {
         self.connection(stream, admission, &permit).await;
     }
 
-    /// Counts the connection for its pod, where that has become known since.
+    /// Counts the connection for its pod, if the pod has become known since.
     fn settle(&self, admission: &Admission, permit: &Permit) {
         if let Admission::Pod(origin) = admission
             && permit.is_unknown()
@@ -294,7 +294,7 @@ impl<A: AssumeRole> Server<A> {
         }
     }
 
-    /// Ends a connection in good order: a request that has arrived is still answered.
+    /// Ends a connection gracefully: a request that has arrived is still answered.
     async fn finish<S>(&self, mut connection: Pin<&mut Connection<S>>) -> hyper::Result<()>
     where
         S: HttpService<Incoming, ResBody = Full<Bytes>, Error = Infallible>,

@@ -1,8 +1,8 @@
 //! A bounded number of places, shared fairly. While places are free, anyone enters. When all are taken, the holder of the
 //! most places gives one up to a newcomer that holds fewer.
 //!
-//! Holders are counted at two levels: members, and groups of members. So many members of one group together lose places
-//! before a member of a small group does.
+//! Holders are counted at two levels: members, and groups of members. Therefore, many members of one group lose places before a
+//! member of a small group does.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -24,10 +24,10 @@ struct Held<G, M, T> {
     value: T,
 }
 
-/// Why a newcomer gets no place.
+/// The reason why a newcomer gets no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
-    /// Its member has as many as a member may have.
+    /// Its member has the most places that a member may have.
     Member,
     /// All places are taken, and no other member has more than this one.
     All,
@@ -50,7 +50,7 @@ impl<G: Clone + Eq + Hash, M: Clone + Eq + Hash, T> Shares<G, M, T> {
         Self { all, each, held: BTreeMap::new() }
     }
 
-    /// Takes a place under a new `id`, which is larger than all before. Returns the entry that gave way, if one had to.
+    /// Takes a place under a new `id`, which must be larger than all earlier ones. Returns the displaced entry, if any.
     pub fn enter(&mut self, id: u64, group: G, member: M, value: T) -> Result<Option<Displaced<M, T>>, Full> {
         if self.held_by(&member) >= self.each {
             return Err(Full::Member);
@@ -93,8 +93,8 @@ impl<G: Clone + Eq + Hash, M: Clone + Eq + Hash, T> Shares<G, M, T> {
         self.held.values().filter(|held| held.member == *member).count()
     }
 
-    /// Removes the oldest entry of the largest member of the largest group, the newcomer counted in. Of equals, the one
-    /// that is not the newcomer's, and the one with the oldest entry. `None` where that is the newcomer itself.
+    /// Removes the oldest entry of the largest member of the largest group, counting the newcomer. Ties go against members other
+    /// than the newcomer's, then against the oldest entry. `None` if the newcomer itself would be removed.
     fn displace(&mut self, group: &G, member: &M) -> Option<Displaced<M, T>> {
         let newcomer = std::iter::once((group, u64::MAX));
         let largest_group = largest(self.held.iter().map(|(id, held)| (&held.group, *id)).chain(newcomer))?.clone();
@@ -121,8 +121,8 @@ fn largest<K: Eq + Hash>(entries: impl Iterator<Item = (K, u64)>) -> Option<K> {
     counts.into_iter().max_by_key(|(_, (count, oldest))| (*count, std::cmp::Reverse(*oldest))).map(|(key, _)| key)
 }
 
-/// The network that an address counts for among unknown ones. A host can have every address of an IPv6 /64, and invent
-/// them; in IPv4 each address stands for itself.
+/// The network by which unknown addresses are counted. A host can use every address of an IPv6 /64, so these count together. In
+/// IPv4, each address counts for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Network {
     /// One IPv4 address.

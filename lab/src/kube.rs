@@ -339,8 +339,8 @@ impl KubeApi {
         self.state().store().compact();
     }
 
-    /// Withholds the events of the objects of that name from watches, as if these were behind; those of others still flow.
-    /// Gets and lists show the objects as they are.
+    /// Withholds the events of the objects of that name from watches, as if the watches were behind. Events of other objects are
+    /// still sent. Gets and lists show the current objects.
     pub fn hold_events(&self, resource: Resource, name: &str) {
         self.state().store().hold(resource, name);
     }

@@ -1,4 +1,4 @@
-//! The metrics as text, rendered once a second at most.
+//! The metrics as text, rendered at most once a second.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// How long a rendering is served.
+/// How long a rendering is reused.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// The last rendering. Requests that come while it is made wait for it, and share it.
+/// The last rendering. Requests that arrive while it is being made wait for it and share it.
 #[derive(Debug, Default)]
 pub struct Rendered(Mutex<Option<(Instant, Bytes)>>);
 

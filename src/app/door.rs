@@ -31,14 +31,14 @@ pub(super) enum Door {
 }
 
 impl Door {
-    /// The port, as the configuration has it. Without `--handover-socket` nobody else can listen there while this daemon does;
-    /// with it, other processes of the same user can, so that the next daemon gets in also where the handover fails.
+    /// Binds the configured port. Without `--handover-socket`, no other process can listen on it while this daemon does. With it,
+    /// other processes of the same user can, so that the next daemon can start even if the handover fails.
     pub(super) async fn find(config: &ServerConfig) -> anyhow::Result<Self> {
         let (socket, wanted) = unbound(config.address, config.port)?;
         socket.set_reuse_address(true)?;
         let Some(path) = config.handover_socket.as_deref() else {
-            // Never with SO_REUSEPORT: the kernel would give a share of the pods' connections to whoever of this user, mostly
-            // root, binds the same port with it.
+            // Never with SO_REUSEPORT: the kernel would give some of the pods' connections to any other process of this user,
+            // usually root, that binds the same port with it.
             bind(&socket, wanted, "--app-port")?;
             listen(&socket, wanted, "--app-port")?;
             return Ok(Self::Own(socket.into()));
@@ -127,13 +127,10 @@ fn not_taken(path: &Path, error: &handover::HandoverError) {
     warn!(path = %path.display(), "--handover-socket: the pods' socket is not taken over, and this daemon makes its own: {error}");
 }
 
-/// Says what keeps a daemon that may share its port from binding it.
+/// Explains why a daemon that may share its port cannot bind it.
 fn not_shared(error: anyhow::Error) -> anyhow::Error {
     if is_in_use(&error) {
-        error.context(
-            "the app port is in use, and not shared: who has it is another program, or a daemon that was started without \
-             --handover-socket, which must end first",
-        )
+        error.context("the app port is in use by another program, or by a daemon that was started without --handover-socket; stop it first")
     } else {
         error
     }

@@ -18,7 +18,7 @@ use crate::role::CallerIdentity;
 
 /// What is pending while the daemon's own credentials do not serve for long.
 const OWN_CREDENTIALS: &str = "AWS credentials of the daemon's own that serve";
-/// What is pending while the metadata service names an account that is not the daemon's own.
+/// The readiness step that is pending while the metadata service names an account that is not the daemon's own.
 const OWN_ACCOUNT: &str = "a base ARN of the daemon's own account";
 /// For how long they must have been refused for that.
 const REFUSED_FOR_LONG: Duration = Duration::from_secs(300);
@@ -61,7 +61,7 @@ pub(super) async fn follow_identity(sts: impl Who, policy: Arc<Policy>, step: St
     let mut trust = Trust { readiness, refused_since: None, lost: None };
     loop {
         let (asked, pause) = sts.renew_identity().await;
-        // Also where the role between is not known: it does not count for this.
+        // Even if the intermediate role is not known: it does not count for this.
         account.compare(policy.foreign_account());
         if asked.is_ok()
             && let Some(step) = step.take()
@@ -95,12 +95,12 @@ pub(super) async fn follow_identity(sts: impl Who, policy: Arc<Policy>, step: St
     }
 }
 
-/// Whether the account that the metadata service named is the daemon's own, for readiness: a rollout must not go on with daemons
-/// that refuse what the ones before gave.
+/// Tracks for readiness whether the account that the metadata service named is the daemon's own. A rollout must not continue with
+/// daemons that refuse roles which the previous ones served.
 #[derive(Debug)]
 struct Account {
     readiness: Readiness,
-    /// The account that is refused now; the step is held for as long.
+    /// The account that is refused at present, and the readiness step that is held meanwhile.
     refused: Option<(ForeignAccount, Step)>,
 }
 
@@ -114,15 +114,18 @@ impl Account {
                     account = &*foreign.account,
                     partition = foreign.partition.name(),
                     identity = foreign.identity.as_str(),
-                    "the metadata service names another AWS account than that of the daemon's own identity; refusing the roles of that \
-                     account to all pods, not ready; set --base-role-arn (and --default-role) in place of --auto-discover-..., or find \
-                     out what answers at --metadata-addr"
+                    "the metadata service names another AWS account than that of the daemon's own identity; not ready, and refusing the \
+                     roles of that account to all pods; use --base-role-arn (and --default-role) instead of --auto-discover-..., or \
+                     find out what answers at --metadata-addr"
                 );
                 let step = before.map_or_else(|| self.readiness.step(OWN_ACCOUNT), |(_, step)| step);
                 self.refused = Some((foreign, step));
             }
             (None, Some((_, step))) => {
-                info!(event = "own-account", "the account that the metadata service names is that of the daemon's own identity again");
+                info!(
+                    event = "own-account",
+                    "the account that the metadata service names matches the daemon's own identity again; serving its roles"
+                );
                 step.done();
             }
             (None, None) => {}

@@ -43,7 +43,7 @@ pub(super) struct Prepared {
     pub(super) policy: Arc<Policy>,
 }
 
-/// What the operators' port has of the way of a request.
+/// The parts of the request path that the operators' port uses.
 pub(super) struct SharedWithAdmin<'a> {
     /// Set once.
     pub(super) explainer: &'a OnceLock<Explainer<Sts>>,

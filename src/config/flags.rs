@@ -73,14 +73,14 @@ const PODS: &[Flag] = &[
         "max-staleness",
         "DURATION",
         "15m",
-        "How long after the last sign of life from the API a pod is served whose address nothing on this node confirms; 0 for ever",
+        "Time without contact with the API after which pods whose address nothing on this node confirms are refused; 0 for no limit",
     ),
     value(
         "cni-results",
         "DIR",
         "",
-        "Directory of the node, such as /var/lib/cni/results, in which the container runtime caches the results of CNI plugins: \
-         a second source of which pod has which address; without it, the Kubernetes API alone",
+        "Directory on the node, such as /var/lib/cni/results, in which the container runtime caches the results of CNI plugins; they are \
+         a second source, besides the Kubernetes API, for which pod has which address",
     ),
     on_switch("events", "Tell pods' owners by Events on pods why they get no credentials; needs create and patch of them"),
     value(
@@ -103,8 +103,8 @@ const ROLES: &[Flag] = &[
     value("base-role-arn", "ARN", "", "Prefix of short role names, such as arn:aws:iam::123456789012:role/"),
     switch(
         "auto-discover-base-arn",
-        "Take account and partition of --base-role-arn from the metadata service's iam/info; refused where they are not those of the \
-         daemon's own identity at STS",
+        "Take account and partition of --base-role-arn from the metadata service's iam/info; roles of that account are refused if STS \
+         says that the daemon's own identity is in another one",
     ),
     value("default-role", "ROLE", "", "Role of a pod without a role annotation; never used for a pod that is not known yet"),
     switch("auto-discover-default-role", "Make the node's own role the default; refused unless --allow-node-role stands beside it"),
@@ -144,8 +144,9 @@ const SESSIONS: &[Flag] = &[
         "session-name-template",
         "TEMPLATE",
         "",
-        "Name of a session in CloudTrail, of {cluster}, {node}, {namespace}, {pod}, {serviceaccount}, {role} and text, at \
-         most 64 characters; default {pod}, or {role} with --session-scope=role; where it is given, pods' session-name annotations are not used",
+        "Name of a session in CloudTrail, made of text and of {cluster}, {node}, {namespace}, {pod}, {serviceaccount} and {role}, at \
+         most 64 characters; default {pod}, or {role} with --session-scope=role; if it is given, pods' session-name annotations are \
+         ignored",
     ),
     value("session-scope", "SCOPE", "pod", "Who shares a session: pod, each has its own; role, pods of one role share one"),
     list(
@@ -178,14 +179,27 @@ const SESSIONS: &[Flag] = &[
         "Time over which the sessions of pods that were here before the daemon are fetched, unless they ask; 0 for at once",
     ),
     value("sts-timeout", "DURATION", "5s", "Longest time that a request of a pod waits for STS, all attempts included; 100ms to 1m"),
-    value("sts-rate", "NUMBER", "20", "Requests of this node to STS per second, twice as many at once; those that pods wait for go first"),
+    value(
+        "sts-rate",
+        "NUMBER",
+        "20",
+        "Requests of this node to STS per second, with bursts of twice that number; those that pods wait \
+         for go first",
+    ),
     value(
         "sts-max-rate",
         "NUMBER",
         "",
-        "Requests per second that --sts-rate rises to while STS answers quickly and requests wait; default 5 times --sts-rate",
+        "Highest rate, in requests per second, to which --sts-rate rises while STS answers quickly and requests wait; default 5 times \
+         --sts-rate",
     ),
-    value("sts-concurrency", "NUMBER", "16", "Requests of this node to STS under way; it rises with the rate, by the same factor"),
+    value(
+        "sts-concurrency",
+        "NUMBER",
+        "16",
+        "Most requests of this node to STS in flight at once; rises with the rate, by the same \
+         factor",
+    ),
     switch("use-regional-sts-endpoint", "Accepted for kube2iam's sake, no effect: the regional endpoint is always used"),
 ];
 
@@ -196,7 +210,7 @@ const SERVING: &[Flag] = &[
     value("metrics-bind-address", "IP", "", "Address of the metrics port; without it, every address of the node"),
     switch(
         "metrics-namespace-labels",
-        "Name namespaces in the metrics for everybody who reaches the metrics port; without it, for the node itself only",
+        "Include namespace labels in the metrics for all clients of the metrics port; without it, only for clients on the node itself",
     ),
     switch("accept-direct-connections", "Serve connections that no packet rule redirected; for tests and demonstrations, not for a node"),
     value("imds-tokens", "MODE", "required", "required: only IMDSv2 is served; optional: IMDSv1 too"),
@@ -210,18 +224,24 @@ const SERVING: &[Flag] = &[
         "handover-socket",
         "PATH",
         "",
-        "Unix socket, in a directory of the node, at which the daemon before gives its listening socket, and this one offers it to the next; \
-         only with it can other processes of the daemon's user bind the app port, too (SO_REUSEPORT)",
+        "Unix socket, in a directory of the node, through which a daemon hands its listening socket to the next one; lets other \
+         processes of the same user bind the app port, too (SO_REUSEPORT)",
     ),
     value("probe-socket", "PATH", "", "Unix socket, in a directory of the pod, at which rolegate probe asks this very daemon"),
-    value("limits-connections", "NUMBER", "4096", "Open connections of all pods together; each has one request under way at a time"),
+    value("limits-connections", "NUMBER", "4096", "Most open connections of all pods together; each has one request in flight at a time"),
     value(
         "limits-connections-per-pod",
         "NUMBER",
         "128",
-        "Open connections of one pod; more wait for a second at most, and are closed then before a byte is read",
+        "Most open connections of one pod; a further one waits for at most one second, and is then closed before a byte is read",
     ),
-    value("limits-connection-rate", "NUMBER", "250", "New connections of one pod per second, twice as many at once; more are closed"),
+    value(
+        "limits-connection-rate",
+        "NUMBER",
+        "250",
+        "New connections of one pod per second, with bursts of twice that number; more are \
+         closed",
+    ),
     value(
         "limits-head-timeout",
         "DURATION",

@@ -83,8 +83,8 @@ fn max_staleness(source: &mut Source<'_>, warnings: &mut Vec<String>) -> Option<
     let longest = source.duration("max-staleness", DEFAULT_MAX_STALENESS);
     if !longest.is_zero() && longest < SHORT_STALENESS {
         warnings.push(format!(
-            "--max-staleness is {}: below {}, pods may be refused while nothing is wrong, because the Kubernetes API is silent for \
-             a minute or more where nothing happens",
+            "--max-staleness is {}: below {}, pods may be refused although nothing is wrong, because an idle watch of the Kubernetes API \
+             can be silent for a minute or more",
             humantime::format_duration(longest),
             humantime::format_duration(SHORT_STALENESS),
         ));
@@ -259,7 +259,7 @@ pub(super) fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> S
     let rate = limit("sts-rate", DEFAULT_STS_RATE, source);
     let max_rate = limit("sts-max-rate", rate.saturating_mul(DEFAULT_STS_RISE), source);
     if max_rate < rate {
-        source.mistake("--sts-max-rate is less than --sts-rate; give the same number for a rate that does not rise");
+        source.mistake("--sts-max-rate is less than --sts-rate; give the same number if the rate must not rise");
     }
     SessionsConfig {
         duration,

@@ -134,7 +134,7 @@ impl<'a> Source<'a> {
         self.parse(name, |text| text.parse().map_err(|_| "expected an IP address".to_owned()))
     }
 
-    /// The absolute path of a directory; none where it is empty.
+    /// Reads the absolute path of a directory; `None` if it is empty.
     pub(super) fn directory(&mut self, name: &str) -> Option<PathBuf> {
         self.text(name)?;
         self.parse(name, |text| {

@@ -1,8 +1,8 @@
-//! How many connections are open, and what makes room for one more.
+//! Limits of open connections, and how room is made for new ones.
 //!
-//! A connection beyond a limit waits, unread, for a second at most. To make room, the source's idle connections are closed,
-//! the longest idle first; where all places are taken, those of the largest namespace and its largest pod. While somebody
-//! waits, answers on connections in question end them (`Connection: close`).
+//! A connection beyond a limit waits, unread, for at most one second. To make room, the source's idle connections are closed, the
+//! longest idle first. If all places are taken, those of the largest namespace and its largest pod are closed. While a connection
+//! waits, responses on connections that could make room for it carry `Connection: close`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -20,9 +20,9 @@ use crate::shares::{Full, Network, Shares};
 
 /// The longest wait of a connection for a place: SDKs give up after a second.
 const WAIT: Duration = Duration::from_secs(1);
-/// A connection that was answered may be closed when it is idle for so long: its client may be about to use it again.
+/// Time after a response before an idle connection may be closed: its client may be about to use it again.
 const IDLE_GRACE: Duration = Duration::from_millis(250);
-/// A connection may be closed on which no complete request has arrived for so long.
+/// Time after which a connection may be closed if no complete request has arrived on it.
 const FRESH_GRACE: Duration = Duration::from_secs(1);
 
 /// How many connections there may be.
@@ -34,7 +34,7 @@ pub struct Settings {
     pub per_source: usize,
     /// Of the node itself, which has places of its own.
     pub node: usize,
-    /// Of all addresses together that no pod is known to have. They have places of their own.
+    /// Of all addresses together that belong to no known pod. They have a separate budget.
     pub unknown: usize,
     /// Of one such address.
     pub per_unknown: usize,
@@ -50,7 +50,7 @@ pub struct Limits(Arc<Shared>);
 struct Shared {
     settings: Settings,
     began: Instant,
-    /// How many wait, so that requests need not look for them under the lock.
+    /// How many connections wait; kept outside the lock so that requests can check it cheaply.
     waiting: AtomicUsize,
     state: Mutex<State>,
 }
@@ -60,7 +60,7 @@ struct State {
     next: u64,
     /// Open connections of pods.
     all: usize,
-    /// Without empty ones: an account goes with its last connection.
+    /// The sources with open connections; an account is removed with its last connection.
     accounts: HashMap<Key, Account>,
     unknown: Shares<Network, IpAddr, Arc<Slot>>,
     queue: Shares<String, Key, Waiter>,
@@ -82,13 +82,13 @@ struct Waiter {
     granted: oneshot::Sender<()>,
 }
 
-/// What is known of a connection without the lock.
+/// The state of a connection that is read without the lock.
 #[derive(Debug)]
 struct Slot {
     id: u64,
     /// The account that it is counted in, if it is in one.
     key: OnceLock<Key>,
-    /// [`BUSY`], or the milliseconds since which it is idle; the lowest bit is 1 while no request has arrived at all.
+    /// [`BUSY`], or the time in milliseconds since when it is idle; the lowest bit is 1 until its first request has arrived.
     state: AtomicU64,
     closing: AtomicU8,
     closed: Notify,
@@ -102,13 +102,13 @@ const DISPLACED: u8 = 2;
 /// Why a connection should end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closing {
-    /// It was idle, and somebody needs its place. A request that has arrived meanwhile is still to be answered.
+    /// It was idle, and its place is needed. A request that has arrived meanwhile is still answered.
     MadeRoom,
-    /// Its place was given to another one; it ends at once.
+    /// Its place was given to another connection; it ends at once.
     Displaced,
 }
 
-/// What becomes of a new connection.
+/// The decision about a new connection.
 #[derive(Debug)]
 pub enum Admitted {
     /// It is open.
@@ -135,8 +135,8 @@ pub struct Waiting {
 }
 
 impl Limits {
-    /// No more connections than these settings say. The last quarter of all places is for sources with fewer than four, and
-    /// the last eighth for namespaces with less than a sixteenth of all.
+    /// Creates limits with these settings. The last quarter of all places is reserved for sources with fewer than four
+    /// connections, and the last eighth for namespaces with less than a sixteenth of all places.
     pub fn new(settings: Settings) -> Self {
         let state = State {
             next: 0,
@@ -148,8 +148,8 @@ impl Limits {
         Self(Arc::new(Shared { settings, began: Instant::now(), waiting: AtomicUsize::new(0), state: Mutex::new(state) }))
     }
 
-    /// Decides about a new connection. `who` tells who an address is by now: one that was unknown when it connected may
-    /// have become a pod's.
+    /// Decides about a new connection. `who` returns the current source of an address: an address that was unknown when it
+    /// connected may belong to a known pod by now.
     pub fn admit(&self, source: &Source, who: impl Fn(IpAddr) -> Source) -> Admitted {
         let mut state = self.0.lock();
         let slot = Arc::new(Slot {
@@ -190,7 +190,7 @@ impl Limits {
         }
         let (granted, receiver) = oneshot::channel();
         let waiter = Waiter { source: source.clone(), key: key.clone(), slot: slot.clone(), limit, granted };
-        // One that gives way is told by its sender, which is dropped.
+        // A displaced waiter is notified when its sender is dropped.
         if state.queue.enter(slot.id, source.namespace().to_owned(), key.clone(), waiter).is_err() {
             return Admitted::Refused(limit);
         }
@@ -222,7 +222,7 @@ impl Slot {
         self.closed.notify_one();
     }
 
-    /// How long it has been idle, if that is long enough for it to be closed, and it is not closed already.
+    /// Returns how long it has been idle, if it may be closed for that and is not closing already.
     fn idle_for(&self, now: u64) -> Option<u64> {
         let state = self.state.load(Ordering::Acquire);
         if state == BUSY || self.closing.load(Ordering::Acquire) != OPEN {
@@ -249,7 +249,7 @@ impl State {
         if *key == Key::Node {
             return if own < settings.node { Ok(()) } else { Err(Limit::Source) };
         }
-        // Its own limit first: that is the one that tells who takes too much.
+        // The source's own limit first: it shows which source uses too much.
         if own >= settings.per_source {
             return Err(Limit::Source);
         }
@@ -273,7 +273,7 @@ impl State {
         account.open.insert(slot.id, slot);
     }
 
-    /// Closes an idle connection whose place this source may have.
+    /// Closes an idle connection to make room for this source.
     fn make_room(&self, source: &Source, key: &Key, limit: Limit, now: u64) {
         let mut accounts: Vec<&Account> = match limit {
             Limit::All => self.accounts.iter().filter(|(key, _)| **key != Key::Node).map(|(_, account)| account).collect(),
@@ -299,7 +299,8 @@ impl State {
         }
     }
 
-    /// Closes the unknown source's connection that is idle longest, if one is: before one with a request under way gives way.
+    /// Closes the unknown source's longest idle connection, if it has one. This comes before a connection with a request in
+    /// flight is displaced.
     fn make_room_for_unknown(&mut self, now: u64) {
         let idle = self.unknown.iter().filter_map(|(id, slot)| Some((slot.idle_for(now)?, id)));
         let longest = idle.max_by_key(|(idle, _)| *idle).map(|(_, id)| id);
@@ -308,24 +309,24 @@ impl State {
         }
     }
 
-    /// Opens the connections that waited, in their order, as far as they fit now.
+    /// Opens waiting connections, in their order, as far as they fit.
     fn grant(&mut self, settings: &Settings) {
         loop {
             let fits = |waiter: &Waiter| self.fits(settings, &waiter.source, &waiter.key).is_ok();
             let next = self.queue.iter().find(|(_, waiter)| fits(waiter)).map(|(id, _)| id);
             let Some(waiter) = next.and_then(|id| self.queue.leave(id)) else { break };
             self.open(waiter.source, waiter.key, waiter.slot);
-            // Where nobody listens any more, the permit is dropped just now, and its place with it.
+            // If the receiver is gone, this drops the permit and its place.
             let _ = waiter.granted.send(());
         }
     }
 }
 
 impl Waiting {
-    /// Waits for the place, or returns the limit that it was not got for.
+    /// Waits for a place, or returns the limit that prevented it.
     pub async fn place(self) -> Result<Permit, Limit> {
         let Self { permit, mut granted, limit } = self;
-        // What was not idle for long enough at first may be so now.
+        // A connection that was not idle for long enough before may be now.
         match tokio::time::timeout(IDLE_GRACE, &mut granted).await {
             Ok(granted) => return granted.map(|()| permit).map_err(|_| limit),
             Err(_) => permit.make_room(),
@@ -338,12 +339,12 @@ impl Waiting {
 }
 
 impl Permit {
-    /// Whether no pod was known to have the address.
+    /// Whether the address belonged to no known pod.
     pub fn is_unknown(&self) -> bool {
         self.slot.key.get().is_none()
     }
 
-    /// Counts the connection for its pod, which is known now. The pod's limit does not end it.
+    /// Counts the connection for its pod, which has become known. It stays open even if the pod is at its limit.
     pub fn settle(&self, source: &Source) {
         let Ok(key) = source.key() else { return };
         let mut state = self.shared.lock();
@@ -357,7 +358,8 @@ impl Permit {
         self.slot.state.store(BUSY, Ordering::Release);
     }
 
-    /// It is answered. Returns whether the connection should end with that answer, because others wait for its place.
+    /// Records that the request was answered. Returns whether the connection should end with that response, because another one
+    /// waits for its place.
     pub fn request_ends(&self) -> bool {
         self.slot.state.store(self.shared.now() << 1, Ordering::Release);
         self.shared.waiting.load(Ordering::Relaxed) > 0 && self.is_waited_for()
@@ -374,12 +376,12 @@ impl Permit {
         })
     }
 
-    /// Returns when the connection should end before its client ends it.
+    /// Completes when the daemon should end the connection.
     pub async fn closing(&self) -> Closing {
         loop {
             match self.slot.closing.load(Ordering::Acquire) {
                 DISPLACED => return Closing::Displaced,
-                // A head that is sent slowly is not waited for.
+                // Do not wait for a head that is sent slowly.
                 MADE_ROOM if self.slot.state.load(Ordering::Acquire) & 1 == 1 && self.slot.state.load(Ordering::Acquire) != BUSY => {
                     return Closing::Displaced;
                 }

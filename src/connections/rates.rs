@@ -12,17 +12,17 @@ use super::record::Limit;
 use super::source::{Key, Source};
 use crate::shares::Network;
 
-/// Sources that are remembered. With more, those that have not connected lately are forgotten.
+/// Number of sources to remember. Beyond it, sources that have not connected recently are forgotten.
 const MAX_BUCKETS: usize = 4096;
-/// Time between two looks for sources that can be forgotten.
+/// Interval at which sources that can be forgotten are removed.
 const PRUNE_AGAIN: Duration = Duration::from_secs(1);
-/// What an unknown network may have used lately and still connect while all unknown ones together connect too often.
+/// How much an unknown network may have used recently and still connect, while all unknown networks together connect too often.
 const FEW_LATELY: f64 = 8.0;
 
-/// How often each source may connect, or ask: `per_second` in the long run, and twice that at once.
+/// Limits how often each source may connect, or send requests: `per_second` on average, with bursts of twice that number.
 ///
-/// Unknown networks have twice of that together, and each of them no more than a known source. The last quarter of it is
-/// for networks that have hardly connected lately.
+/// All unknown networks together have twice that rate, and each of them no more than a known source. The last quarter is reserved
+/// for networks that have hardly connected recently.
 #[derive(Debug)]
 pub struct Rates {
     rate: Rate,
@@ -62,11 +62,11 @@ impl Rate {
         Bucket { left, at: now }
     }
 
-    /// The bucket of `key`, refilled. `None` where there are too many buckets to remember this one.
+    /// Returns the bucket of `key`, refilled; `None` if there are too many buckets to add this one.
     fn bucket<'a, K: Eq + Hash>(&self, buckets: &'a mut Buckets<K>, key: K, now: Instant) -> Option<&'a mut Bucket> {
         let is_full = |buckets: &Buckets<K>| buckets.of.len() >= MAX_BUCKETS && !buckets.of.contains_key(&key);
         if is_full(buckets) {
-            // Looking at all of them for each invented address would be the worst of the flood.
+            // A scan of all of them for each forged address would be the most expensive part of a flood.
             if buckets.pruned.is_none_or(|at| now - at >= PRUNE_AGAIN) {
                 buckets.pruned = Some(now);
                 buckets.of.retain(|_, bucket| self.refilled(Some(*bucket), now).left < self.burst);
@@ -82,15 +82,15 @@ impl Rate {
 }
 
 impl Rates {
-    /// So many a second of each source.
+    /// Creates rates of so many a second for each source.
     pub fn new(per_second: u32) -> Self {
         let per_second = f64::from(per_second);
         let rate = |times: f64| Rate { per_second: times * per_second, burst: times * 2.0 * per_second };
         Self { rate: rate(1.0), common: rate(2.0), known: Mutex::default(), unknown: Mutex::default() }
     }
 
-    /// Whether this source may connect now, or which limit it exceeds. A connection that may be made is counted. The node
-    /// itself may always connect.
+    /// Returns whether this source may connect now, or which limit it exceeds. Counts the connection if it may. The node itself
+    /// may always connect.
     pub fn admits(&self, source: &Source) -> Result<(), Limit> {
         match source.key() {
             Ok(Key::Node) => Ok(()),
@@ -128,8 +128,8 @@ impl Rates {
         Ok(())
     }
 
-    /// How long a request of this source must wait for its turn. It is counted now, so that the next one waits longer. The
-    /// node itself never waits.
+    /// Returns how long a request of this source must wait. Counts it at once, so that the next one waits longer. The node itself
+    /// never waits.
     pub fn delay(&self, source: &Source) -> Duration {
         let now = Instant::now();
         match source.key() {
@@ -147,7 +147,8 @@ impl Rates {
 }
 
 impl Rate {
-    /// Takes one from the bucket, also where it is empty. Requests that were given up do not add up without bound.
+    /// Takes one token from the bucket, even if it is empty. The debt is bounded, so that requests that were given up do not add
+    /// up.
     fn reserve(self, bucket: &mut Bucket) -> Duration {
         bucket.left = (bucket.left - 1.0).max(-self.burst);
         Duration::from_secs_f64((-bucket.left / self.per_second).max(0.0))

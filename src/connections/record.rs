@@ -1,4 +1,4 @@
-//! Which limits closed connections lately, and whose: for the log and for `rolegate explain`.
+//! A record of which limits closed connections recently, and of which sources, for the log and for `rolegate explain`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,9 +12,9 @@ use crate::pods::PodUid;
 
 /// Time between two log lines about one limit of one source.
 const QUIET: Duration = Duration::from_secs(60);
-/// How long it is remembered that a limit closed connections.
+/// How long an entry is kept.
 const REMEMBERED: Duration = Duration::from_secs(600);
-/// How many limits of how many sources are remembered.
+/// How many entries, each for one limit and source, are kept.
 const MAX_REMEMBERED: usize = 1024;
 
 /// A limit of connections.
@@ -22,17 +22,17 @@ const MAX_REMEMBERED: usize = 1024;
 pub enum Limit {
     /// The number of connections of all sources together.
     All,
-    /// The last places, which are for sources that have few connections.
+    /// The last places, which are reserved for sources with few connections.
     Room,
-    /// The last places, which are for namespaces that have few connections.
+    /// The last places, which are reserved for namespaces with few connections.
     Namespace,
     /// The number of connections of one source.
     Source,
-    /// The number of connections of addresses that no pod is known to have.
+    /// The number of connections of addresses that belong to no known pod.
     Unknown,
     /// New connections of one source.
     SourceRate,
-    /// New connections of addresses that no pod is known to have.
+    /// New connections of addresses that belong to no known pod.
     UnknownRate,
 }
 
@@ -63,20 +63,25 @@ impl Limit {
     fn advice(self, port: Port) -> &'static str {
         match (port, self) {
             (Port::Metrics, _) => {
-                "the metrics port allows few connections and requests of one source; scrape it from one place, and seldom"
+                "the metrics port limits the connections and requests of each client; scrape it from fewer places, or less often"
             }
-            (_, Self::All) => "--limits-connections are open on this node; find the pods with most connections, or raise the limit",
-            (_, Self::Room) => "most of --limits-connections are open on this node, and the rest is for pods with fewer connections",
+            (_, Self::All) => "--limits-connections is reached on this node; find the pods with the most connections, or raise the limit",
+            (_, Self::Room) => {
+                "most of --limits-connections is used on this node, and the rest is reserved for pods with fewer \
+                 connections; reuse connections, or raise the limit"
+            }
             (_, Self::Namespace) => {
-                "most of --limits-connections are open on this node, and the rest is for namespaces with fewer connections"
+                "most of --limits-connections is used on this node, and the rest is reserved for namespaces with fewer connections; \
+                 reuse connections, or raise the limit"
             }
             (_, Self::Source) => {
-                "the pod has --limits-connections-per-pod open, and none became free within a second; reuse connections, or raise the limit"
+                "the pod has --limits-connections-per-pod open, and none was closed within a second; reuse connections, or raise the \
+                 limit"
             }
             (_, Self::SourceRate) => "the pod connects more often than --limits-connection-rate; reuse connections, or raise the limit",
             (_, Self::Unknown | Self::UnknownRate) => {
-                "addresses that no pod of this node is known to have connect too often, or hold too many connections; a pod that invents \
-                 addresses does this, and so do many pods that start at one time"
+                "addresses that belong to no known pod of this node connect too often, or have too many connections; many pods may be \
+                 starting at once, or a pod forges source addresses: look for pods with NET_RAW"
             }
         }
     }
@@ -112,26 +117,26 @@ impl std::fmt::Display for Bite {
     }
 }
 
-/// What is remembered; cheap to clone.
+/// The record; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Record(Arc<Mutex<Entries>>);
 
 type Entries = HashMap<(Who, Port, Limit), Entry>;
 
-/// All unknown addresses are one: they could be invented to fill the record, and the log.
+/// All unknown addresses share one entry, because forged addresses could fill the record and the log.
 type Who = Option<Key>;
 
 #[derive(Debug)]
 struct Entry {
     connections: u64,
-    /// Those that no log line counts yet.
+    /// Connections that no log line has counted yet.
     untold: u64,
     told_at: Option<Instant>,
     last: Instant,
 }
 
 impl Record {
-    /// A limit closed a connection of this source. Logs it, once in a while for the same limit and source.
+    /// Records that a limit closed a connection of this source, and logs it, at most once a minute for the same limit and source.
     pub fn closed(&self, source: &Source, port: Port, limit: Limit) {
         let Some(connections) = self.note(source, port, limit) else { return };
         let (limit, advice, port) = (limit.name(), limit.advice(port), port.name());
@@ -147,7 +152,7 @@ impl Record {
         }
     }
 
-    /// Remembers it. Returns how many connections a log line should count, if one is due.
+    /// Adds it to the record. Returns the number of connections for the log line, if one is due.
     fn note(&self, source: &Source, port: Port, limit: Limit) -> Option<u64> {
         let now = Instant::now();
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -155,7 +160,7 @@ impl Record {
         if entries.len() >= MAX_REMEMBERED && !entries.contains_key(&key) {
             entries.retain(|_, entry| now - entry.last < REMEMBERED);
             if entries.len() >= MAX_REMEMBERED {
-                // More pods than a node has. The log says some again.
+                // More pods than a node can have: reset, so that the log repeats some lines.
                 entries.clear();
             }
         }
@@ -173,7 +178,7 @@ impl Record {
         Some(std::mem::take(&mut entry.untold))
     }
 
-    /// Which limits closed connections of this pod lately, the latest first.
+    /// Returns which limits closed connections of this pod recently, the latest first.
     pub fn of(&self, uid: &PodUid) -> Vec<Bite> {
         let now = Instant::now();
         let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);

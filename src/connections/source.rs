@@ -1,20 +1,20 @@
-//! What limits count by.
+//! The source of a connection, by which limits count.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::pods::{Lookup, Pod, PodUid};
 
-/// Who makes a connection, as far as limits are concerned.
+/// The source of a connection.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
     /// A pod of this node. All its addresses count together.
     Pod(Arc<Pod>),
-    /// An address that several pods of this node claim, or one whose claim the node itself objects to.
+    /// An address that several pods of this node claim, or whose claim contradicts what the node sees.
     Disputed(IpAddr),
     /// The node itself.
     Node,
-    /// An address that no pod of this node is known to have.
+    /// An address that belongs to no known pod of this node.
     Unknown(IpAddr),
 }
 
@@ -27,11 +27,11 @@ pub(super) enum Key {
 }
 
 impl Source {
-    /// The source behind an address, by what is known of it.
+    /// Returns the source behind an address, from what is known about the address.
     pub fn of(ip: IpAddr, lookup: Lookup) -> Self {
         match lookup {
             Lookup::Found(pod, _) | Lookup::Unreadable(pod) => Self::Pod(pod),
-            // Whoever connects may not be the pod: it must not use up what is the pod's.
+            // The client may not be the pod, so it must not use up the pod's budget.
             Lookup::Ambiguous(_) | Lookup::Objected(..) => Self::Disputed(ip),
             Lookup::Unknown => Self::Unknown(ip),
         }

@@ -11,8 +11,8 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tracing::debug;
 
-/// How long the kernel keeps what a peer does not take: that its window is shut is no reason to wait, nor that it says so
-/// again and again (tcp(7), TCP_USER_TIMEOUT). It ends also what was written before the process was done with it.
+/// Limits how long the kernel keeps data that a peer does not read, even if the peer keeps announcing a zero window (tcp(7),
+/// TCP_USER_TIMEOUT). This also covers data that is still unsent when the process closes the socket.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A stream that fails when what was written to it could not be flushed in time.
@@ -20,24 +20,24 @@ const UNREAD_TIMEOUT: Duration = Duration::from_secs(15);
 pub struct Timely<S> {
     stream: S,
     timeout: Duration,
-    /// Runs from the first write that had to wait to the next flush, however little the peer takes meanwhile.
+    /// Runs from the first write that blocks until the next flush, however little the peer reads meanwhile.
     late: Option<Pin<Box<Sleep>>>,
 }
 
 impl Timely<TcpStream> {
-    /// A connection whose peer must take an answer within `timeout`.
+    /// Wraps a connection whose peer must read a response within `timeout`.
     pub fn connection(stream: TcpStream, timeout: Duration) -> Self {
         if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_TIMEOUT)) {
-            debug!(%error, "the kernel does not limit how long a peer may read nothing");
+            debug!(%error, "cannot set TCP_USER_TIMEOUT on a connection");
         }
-        // A small answer should not wait for the acknowledgement of the last one.
+        // A small response must not wait for the acknowledgement of the previous one.
         let _ = stream.set_nodelay(true);
         Self::new(stream, timeout)
     }
 }
 
 impl<S> Timely<S> {
-    /// The same for a stream that is not of TCP.
+    /// Wraps a stream other than TCP.
     pub fn new(stream: S, timeout: Duration) -> Self {
         Self { stream, timeout, late: None }
     }
@@ -73,7 +73,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Timely<S> {
         self.stream.is_write_vectored()
     }
 
-    /// Asked for when everything is written, so that this is the end of an answer.
+    /// Called when everything is written, which is the end of a response.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         if flushed.is_ready() {

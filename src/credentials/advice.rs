@@ -58,7 +58,7 @@ impl AssumeRoleError {
                 vec!["route, DNS and firewall to the regional STS endpoint, or the VPC endpoint for it".to_owned()],
             ),
             Self::OtherRole { message } => {
-                (format!("STS answered for another session than the one that was requested: {message}"), vec![CHECK_ENDPOINT.to_owned()])
+                (format!("STS returned another session than the requested one: {message}"), vec![CHECK_ENDPOINT.to_owned()])
             }
             Self::NotAsked(why) => (why.to_string(), vec![why.advice().to_owned()]),
             Self::Failed { message } => {

@@ -76,14 +76,14 @@ pub struct Sessions<A> {
     follower: OnceLock<mpsc::UnboundedSender<Arc<RoleRequest>>>,
 }
 
-/// What became of a request ahead of need.
+/// The outcome of a prefetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ahead {
-    /// STS is being asked, or will be.
+    /// A request to STS is in flight or queued.
     UnderWay,
-    /// It failed lately, and is not asked.
+    /// It failed recently; no request is made.
     NotBegun,
-    /// It may be tried again after this time: the queue had no place for it.
+    /// The queue had no place for it; it may be retried after this time.
     Later(Duration),
 }
 
@@ -103,7 +103,7 @@ impl<A: AssumeRole> Sessions<A> {
         sessions
     }
 
-    /// The credentials of the session that `request` describes, for a pod that asks for them.
+    /// Returns the credentials of the session that `request` describes, for a pod that requests them.
     pub async fn get(&self, request: &RoleRequest, pod: &Pod) -> Landing {
         let landing = self.find(request, pod).await;
         if let Ok(credentials) = &landing
@@ -138,7 +138,7 @@ impl<A: AssumeRole> Sessions<A> {
         self.landing_of(flight, &caller).await
     }
 
-    /// The failure that would be the answer to this pod now, without asking anybody.
+    /// Returns the failure that this pod would get now, without making a request.
     pub async fn remembered_failure(&self, request: &RoleRequest, pod: &Pod) -> Option<AssumeRoleError> {
         let Some(flight) = self.flights.get(request).await else {
             let is_turned_away = self.gate.has_no_more(&Caller::of(pod));
@@ -175,7 +175,7 @@ impl<A: AssumeRole> Sessions<A> {
         }
     }
 
-    /// Asks STS ahead of need, for the pods that need the session, unless it failed lately. What is held goes on being served.
+    /// Prefetches the session for the pods that need it, unless it failed recently. Cached credentials are served meanwhile.
     pub(super) async fn ahead(&self, request: &RoleRequest, callers: &[Arc<Caller>]) -> Ahead {
         let started = self
             .start(request, callers, |flight| {
@@ -335,7 +335,7 @@ impl<A: AssumeRole> Sessions<A> {
         }
     }
 
-    /// Why a caller who waited for `--sts-timeout` got nothing.
+    /// Returns why a caller that waited for `--sts-timeout` got no credentials.
     fn out_of_time(&self, flight: &Flight) -> AssumeRoleError {
         if let Some(trouble) = self.gate.trouble() {
             return trouble;
@@ -346,7 +346,7 @@ impl<A: AssumeRole> Sessions<A> {
                 self.metrics.sts_turned_away(why.name());
                 AssumeRoleError::NotAsked(why)
             }
-            None => AssumeRoleError::Unreachable { message: "no session within --sts-timeout".to_owned() },
+            None => AssumeRoleError::Unreachable { message: "no response within --sts-timeout".to_owned() },
         }
     }
 

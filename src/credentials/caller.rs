@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::pods::{Pod, PodUid};
 
-/// A pod, as the queue to STS tells pods apart.
+/// A pod, as the queue for STS identifies it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// Its UID.

@@ -1,11 +1,11 @@
-//! The gate in front of STS: how many requests this node makes at one time, how many in a second, and which first.
+//! The gate in front of STS: concurrency, rate and order of this node's requests.
 //!
-//! STS's quota is the whole account's. So a node goes through one gate, whose `pace` follows what STS answers. The
-//! `queue` in front of it says who is next: fairly by namespace and pod, so that nobody can fill it for others. What is made
-//! ahead of need leaves room for pods that may come.
+//! STS's quota is shared by the whole account. All requests of a node therefore pass one gate, whose `pace` follows STS's
+//! responses. The `queue` in front of it is fair by namespace and pod, so that no pod can use up the turns of others. Prefetches
+//! leave room for pods that may need credentials at once.
 //!
-//! A pod has an `allowance` of new sessions, and a namespace a number of places: what is beyond them is turned away, counted
-//! and logged with the pod.
+//! A pod has an `allowance` of new sessions, and a namespace a number of places in the queue. Requests beyond them are turned
+//! away, counted, and logged with the pod.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -31,14 +31,14 @@ use pace::Pace;
 pub(super) use permit::Permit;
 use queue::{PLACES_OF_NAMESPACE, Place, Queue, Why};
 
-/// A session with less left is nearly ended: its renewal goes before what is made ahead, and has turns of its own.
+/// A session with less time left is close to expiry: its renewal goes before prefetches, and has reserved turns.
 pub(super) const NEARLY_ENDED: Duration = Duration::from_secs(5 * 60);
-/// The part of the requests under way that may be made ahead of need.
+/// The share of the requests in flight that may be prefetches.
 const AHEAD: f64 = 0.75;
-/// The pause, less up to a quarter, before a request ahead of need is tried again for which the queue had no place.
+/// The pause before a prefetch for which the queue had no place is retried, minus a jitter of up to a quarter.
 const QUEUE_WAS_FULL: Duration = Duration::from_secs(10);
 
-/// Why STS is asked. The first goes first.
+/// The cause of the request to STS. The first goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
     /// A pod waits.
@@ -68,9 +68,9 @@ impl Cause {
 pub struct Limits {
     /// Requests in a second; twice as many at once.
     pub rate: u32,
-    /// Requests in a second to which the rate rises while STS answers quickly and requests wait. Not less than `rate`.
+    /// The highest rate, per second, while STS answers quickly and requests wait. Not less than `rate`.
     pub max_rate: u32,
-    /// Requests under way, at `rate`. It rises with the rate, by the same factor.
+    /// Requests in flight at the rate `rate`. Rises with the rate, by the same factor.
     pub concurrency: usize,
 }
 
@@ -88,19 +88,19 @@ struct Inner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Ticket(u64);
 
-/// What a place leads to: leave to ask STS once, or why there is none.
+/// The result of a turn: a permit for one request to STS, or why there is none.
 pub(super) type Turn = Result<Permit, NotAsked>;
 
-/// A request as it comes to the gate.
+/// A request at its arrival at the gate.
 #[derive(Debug)]
 pub(super) struct Application<'a> {
-    /// Why STS is asked.
+    /// The cause of the request to STS.
     pub(super) cause: Cause,
-    /// How long the session lasts that is held; `None` where none is.
+    /// When the cached session expires; `None` if there is none.
     pub(super) left: Option<Duration>,
-    /// The pods that need the session. One at least, where none is held.
+    /// The pods that need the session. At least one if no session is cached.
     pub(super) callers: &'a [Arc<Caller>],
-    /// Whether it is for a session that STS was not asked for before.
+    /// Whether the session was never requested from STS before.
     pub(super) is_new: bool,
 }
 
@@ -141,8 +141,7 @@ impl State {
         self.under_way < most
     }
 
-    /// The pods by whose turns a request for a session that is not held may go: the first of each namespace that has a place
-    /// left, in their order.
+    /// The pods whose turns a request for a new session may use: the first pod of each namespace that has a place left, in order.
     fn admitted(&self, callers: &[Arc<Caller>], is_new: bool, now: Instant) -> Result<Vec<Arc<Caller>>, TurnedAway> {
         let (mut admitted, mut after): (Vec<Arc<Caller>>, Option<Duration>) = (Vec::new(), None);
         let mut is_full = false;
@@ -163,8 +162,8 @@ impl State {
         }
     }
 
-    /// A pod needs one session at a time. Where its places are taken, the request that waits for it alone is for one that it
-    /// needed before, and makes room.
+    /// A pod needs one session at a time. If its places are taken, a queued request that only this pod needs is for an outdated
+    /// session, so it makes room.
     fn supersede(&mut self, caller: &Caller, is_new: bool, now: Instant) -> Option<Place> {
         if !self.allowances.lacks_place_alone(&caller.uid, is_new, now) {
             return None;
@@ -173,7 +172,7 @@ impl State {
         self.withdraw(ticket, now)
     }
 
-    /// Takes a place out, with what it counts for.
+    /// Removes a place from the queue, and from the counts of its pods and namespace.
     fn withdraw(&mut self, ticket: Ticket, now: Instant) -> Option<Place> {
         let place = self.queue.remove(ticket)?;
         if place.is_counted() {
@@ -208,7 +207,7 @@ impl Gate {
         Self(Arc::new(Inner { metrics, state: Mutex::new(state) }))
     }
 
-    /// Takes a place in the queue. The turn comes by the receiver, also where the place is withdrawn.
+    /// Takes a place in the queue. The receiver gets the turn, or learns that the place was withdrawn.
     pub(super) fn queue(&self, application: &Application<'_>) -> Result<(Ticket, oneshot::Receiver<Turn>), TurnedAway> {
         let Application { cause, left, callers, is_new } = *application;
         let now = Instant::now();
@@ -261,14 +260,14 @@ impl Gate {
         taken
     }
 
-    /// Ends a request that was taken out of the queue.
+    /// Ends a request that was removed from the queue.
     fn end(&self, place: Place, why: NotAsked) {
         self.0.metrics.sts_queue(place.cause.name()).dec();
         match why {
             NotAsked::Superseded => self.0.metrics.sts_turned_away(why.name()),
             _ => self.turn_away(why, place.callers.first()),
         }
-        // Who has gone does not hear it.
+        // A receiver that is gone is ignored.
         let _ = place.sender.send(Err(why));
     }
 
@@ -276,7 +275,7 @@ impl Gate {
     fn turn_away(&self, why: NotAsked, caller: Option<&Arc<Caller>>) {
         self.0.metrics.sts_turned_away(why.name());
         let Some(caller) = caller else { return };
-        // A full queue is its namespace's, whose pods may be many.
+        // A full queue concerns the namespace, which may have many pods.
         let subject = if why == NotAsked::QueueFull { &caller.namespace } else { &caller.uid.0 };
         if self.lock().allowances.is_log_due(subject, Instant::now()) {
             warn!(
@@ -286,12 +285,12 @@ impl Gate {
                 uid = &*caller.uid.0,
                 reason = why.name(),
                 advice = why.advice(),
-                "turned away a request for a session; trying again later: {why}"
+                "turned away a request for a session; retrying later: {why}"
             );
         }
     }
 
-    /// A pod waits for it now. Without effect where its turn has come.
+    /// Raises the request, because a pod waits for it now. Has no effect if its turn has come.
     pub(super) fn raise(&self, ticket: Ticket, caller: &Arc<Caller>) {
         {
             let now = Instant::now();
@@ -299,7 +298,7 @@ impl Gate {
             let Some(place) = state.queue.get(ticket) else { return };
             let is_known = place.callers.iter().any(|other| other.uid == caller.uid);
             let is_counted = place.is_counted();
-            // Where the pod's places are taken, the request goes by the turns of the others.
+            // If the pod's places are taken, the request uses the turns of the other pods.
             let joins = !is_known && (!is_counted || state.allowances.wait(&caller.uid, false, now).is_none());
             if place.cause == Cause::Demand && !joins {
                 return;
@@ -319,7 +318,7 @@ impl Gate {
         self.dispatch();
     }
 
-    /// No pod needs it any more. Without effect where its turn has come.
+    /// Withdraws the request, because no pod needs it any more. Has no effect if its turn has come.
     pub(super) fn withdraw(&self, ticket: Ticket) {
         let taken = self.lock().withdraw(ticket, Instant::now());
         if let Some(place) = taken {
@@ -329,24 +328,24 @@ impl Gate {
         self.dispatch();
     }
 
-    /// Whether a new session of this pod would be turned away for what the pod did before.
+    /// Whether a new session of this pod would be turned away because of its earlier requests.
     pub(super) fn has_no_more(&self, caller: &Caller) -> bool {
         self.lock().allowances.wait(&caller.uid, true, Instant::now()).is_some()
     }
 
-    /// How many others wait for the same cause, where this one still waits for its turn.
+    /// Returns how many other requests wait for the same cause, if this one is still in the queue.
     pub(super) fn waits_with(&self, ticket: Ticket) -> Option<usize> {
         let state = self.lock();
         let cause = state.queue.get(ticket)?.cause;
         Some(state.queue.of_cause(cause).saturating_sub(1))
     }
 
-    /// What keeps the gate from its full pace, where STS has not answered since.
+    /// Returns the error that lowered the pace, if STS has not answered since.
     pub(super) fn trouble(&self) -> Option<AssumeRoleError> {
         self.lock().pace.trouble()
     }
 
-    /// Whether so little is let in that it is for those who need it soon.
+    /// Whether the pace is so low that it is reserved for requests that cannot wait.
     pub(super) fn is_slow(&self) -> bool {
         let mut state = self.lock();
         state.pace.count(Instant::now());
@@ -369,7 +368,7 @@ impl Gate {
                 && state.has_room(why)
             {
                 if state.queue.get(ticket).is_some_and(|place| place.sender.is_closed()) {
-                    // Whoever waited for it has gone.
+                    // The caller that waited for it is gone.
                     if let Some(place) = state.withdraw(ticket, now) {
                         self.0.metrics.sts_queue(place.cause.name()).dec();
                     }

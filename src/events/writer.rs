@@ -235,7 +235,7 @@ impl Desk {
         let pods = self.pods.all();
         let here: HashSet<&PodUid> = pods.iter().map(|pod| &pod.uid).collect();
         let known = self.pods.clone();
-        // A pod that cannot be read is not among them, and is told of that.
+        // An unreadable pod is not among them; its owner gets an Event for that.
         self.tidy(|uid| here.contains(uid) || known.contains(uid));
         self.told_hosts.retain(|uid| here.contains(uid));
         self.warned_of.retain(|namespace| pods.iter().any(|pod| pod.namespace == *namespace));

@@ -113,10 +113,13 @@ impl<A: StsOfNode> Explainer<A> {
         {
             report.notes.push(match error {
                 AssumeRoleError::NotAsked(why) => {
-                    format!("a request of this pod for a session is turned away now: {why}; {}", why.advice())
+                    format!("requests of this pod for a session are turned away at present: {why}; {}", why.advice())
                 }
                 error => {
-                    format!("STS gave no credentials for this session lately, and pods are answered so until it is asked again: {error}")
+                    format!(
+                        "STS returned no credentials for this session at the last attempt, and pods get the same error until the \
+                         next attempt: {error}"
+                    )
                 }
             });
         }

@@ -187,17 +187,19 @@ fn address(pod: &Arc<Pod>, ip: IpAddr, pods: &Pods) -> Result<(), (String, Unide
 fn objected(objection: Objection) -> &'static str {
     match objection {
         Objection::LinkChanged => {
-            "another network interface, bridge port or MAC address than the pod's leads to the address; nobody is served from it until the \
-             Kubernetes API confirms a new network of the pod, or the pod's own link is back"
+            "the network interface, bridge port or MAC address that leads to the address is not the pod's; no pod is served from it \
+             until the Kubernetes API reports a new network of the pod, or the pod's own link is back"
         }
         Objection::OtherPodAttached => {
-            "a CNI result places another pod at the address; nobody is served from it until the Kubernetes API agrees with the node"
+            "a CNI result assigns the address to another pod; no pod is served from it until the Kubernetes API agrees with the CNI \
+             result"
         }
         Objection::BeforeBoot => {
-            "all that the Kubernetes API knows of the pod is from before the node was booted; the kubelet has to report first"
+            "all containers that the Kubernetes API reports for the pod started before the node was booted; waiting for the kubelet to \
+             report the current ones"
         }
         Objection::Stale => {
-            "nothing was heard from the Kubernetes API for longer than --max-staleness, and nothing on the node confirms the address"
+            "no contact with the Kubernetes API for longer than --max-staleness, and nothing on the node confirms the address"
         }
     }
 }

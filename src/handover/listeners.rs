@@ -1,8 +1,8 @@
-//! The sockets that listen in this network, as the kernel lists them (proc(5), `/proc/net/tcp`).
+//! The listening sockets of this network namespace, as the kernel lists them (proc(5), `/proc/net/tcp`).
 //!
-//! A port that is bound with `SO_REUSEPORT` can be bound again by every process of the same effective user, and the kernel gives
-//! each of the sockets a share of the connections. Which program has the other socket, this process cannot see: it may be in
-//! another PID namespace. That there is one, it can.
+//! A port that is bound with `SO_REUSEPORT` can be bound again by every process of the same effective user, and the kernel
+//! distributes connections among the sockets. This process can see that there is another socket, but not which program has it,
+//! because that may be in another PID namespace.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -16,7 +16,7 @@ use tracing::{info, warn};
 const TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
 /// The state of a socket that listens.
 const LISTEN: &str = "0A";
-/// Time between two looks at who listens.
+/// Interval of the check for other listening sockets.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// One socket that listens.
@@ -26,12 +26,12 @@ struct Listener {
     inode: u64,
 }
 
-/// Returns whether the socket with this inode listens in this network.
+/// Returns whether the socket with this inode listens in this network namespace.
 pub(super) fn has(inode: u64) -> bool {
     listeners().iter().any(|listener| listener.inode == inode)
 }
 
-/// Reports, until dropped, when other sockets than this one get a share of its connections.
+/// Reports, until dropped, when other sockets receive some of this socket's connections.
 pub(super) async fn watch(socket: Arc<OwnedFd>) {
     let mut reported = Vec::new();
     loop {
@@ -41,14 +41,15 @@ pub(super) async fn watch(socket: Arc<OwnedFd>) {
             && found != reported
         {
             if found.is_empty() {
-                info!(event = "app-port-alone", %address, "no other socket listens at the app port any more");
+                info!(event = "app-port-alone", %address, "no other socket listens on the app port any more");
             } else {
                 warn!(
                     event = "app-port-shared",
                     %address,
                     sockets = found.len(),
-                    "other sockets listen at the app port and get a share of the pods' connections; expected for a short time after a \
-                     handover that failed, else find their owner with 'ss --listening --tcp --processes' on the node and stop it"
+                    "other sockets listen on the app port and receive some of the pods' connections; this is expected for a short time \
+                     after a failed handover; otherwise, find the process with 'ss --listening --tcp --processes' on the node and stop \
+                     it"
                 );
             }
             reported = found;
@@ -57,7 +58,7 @@ pub(super) async fn watch(socket: Arc<OwnedFd>) {
     }
 }
 
-/// Returns the socket's address, and the inodes of others that get a share of its connections.
+/// Returns the socket's address, and the inodes of other sockets that receive some of its connections.
 fn others(socket: &OwnedFd) -> std::io::Result<(SocketAddr, Vec<u64>)> {
     let own = std::fs::File::from(socket.try_clone()?).metadata()?.ino();
     let address = socket2::SockRef::from(socket).local_addr()?.as_socket();
@@ -69,8 +70,8 @@ fn others(socket: &OwnedFd) -> std::io::Result<(SocketAddr, Vec<u64>)> {
     Ok((address, inodes))
 }
 
-/// Returns whether a socket at `other` gets connections that a socket at `own` would get without it: the one with the more
-/// specific address gets them, and those with the same address share.
+/// Returns whether a socket at `other` receives connections that a socket at `own` would receive otherwise. The socket with the
+/// more specific address receives them; sockets with the same address share them.
 fn takes_from(other: SocketAddr, own: SocketAddr) -> bool {
     let (ip, own_ip) = (other.ip().to_canonical(), own.ip().to_canonical());
     other.port() == own.port() && (own_ip.is_unspecified() || ip == own_ip)

@@ -5,8 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 
-/// Returns the time of the last boot by the node's present clock: `now`, less what the kernel has counted since
-/// (clock_gettime(2), `CLOCK_BOOTTIME`). `None` where the kernel does not tell.
+/// Returns the time of the last boot by the node's current clock: `now` minus the time since boot (clock_gettime(2),
+/// `CLOCK_BOOTTIME`). `None` if the kernel does not provide it.
 pub fn booted(now: Timestamp) -> Option<Timestamp> {
     let since = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
     now.checked_sub(since).ok()
@@ -22,7 +22,7 @@ mod tests {
         let seconds = uptime.as_deref().and_then(|text| text.split(' ').next()?.parse::<f64>().ok());
         let now = Timestamp::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
         let ago = booted(now).map(|booted| now.duration_since(booted).as_secs_f64());
-        // A loaded machine may take its time between the two.
+        // On a loaded machine, time may pass between the two.
         assert!(seconds.zip(ago).is_some_and(|(seconds, ago)| (seconds..seconds + 60.0).contains(&(ago + 0.1))), "{seconds:?} {ago:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! What a notification of the kernel says, as far as it may change what leads to an address. Pure.
+//! The parts of a kernel notification that may change what leads to an address. Pure.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ pub(super) struct Network {
 impl Network {
     /// Whether it holds this address.
     pub(super) fn contains(self, ip: IpAddr) -> bool {
-        // A shift by all bits has no result: everything is in a network without a prefix.
+        // A shift by all bits has no result: a prefix of length 0 contains every address.
         match (self.ip, ip) {
             (IpAddr::V4(one), IpAddr::V4(other)) => {
                 let differ = one.to_bits() ^ other.to_bits();
@@ -38,29 +38,29 @@ impl Network {
 /// A change that the kernel announced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Event {
-    /// An interface is there, or is different now.
+    /// An interface was added or changed.
     Interface(Interface),
-    /// An interface is gone.
+    /// An interface was removed.
     Gone(u32),
-    /// A bridge has or has no more this interface as a port.
+    /// An interface became, or is no longer, a port of a bridge.
     Port { interface: u32, bridge: Option<u32> },
-    /// The routes to these addresses may be different.
+    /// The routes to these addresses may have changed.
     Routes(Network),
-    /// Every route may be different.
+    /// Every route may have changed.
     AllRoutes,
-    /// The link-layer address of a neighbour; `None` where the kernel has none any more.
+    /// The link-layer address of a neighbour; `None` if the kernel has none any more.
     Neighbour { interface: u32, ip: IpAddr, mac: Option<Mac> },
-    /// The port of a bridge that an address is behind; `None` where the bridge has none any more.
+    /// The bridge port of a link-layer address; `None` if the bridge has none any more.
     Forwarding { bridge: u32, mac: Mac, vlan: Option<u16>, port: Option<u32> },
 }
 
 impl Event {
-    /// Reads a notification; `None` where it changes nothing here, or is malformed.
+    /// Parses a notification; `None` if it changes nothing here, or is malformed.
     pub(super) fn read(message: &Message<'_>) -> Option<Self> {
         let body = message.body;
         let is_of_bridge = *body.first()? == bridge_family();
         match message.kind {
-            // Of a port's settings. Its end is no end of the interface.
+            // About a port's settings. Their removal is not the removal of the interface.
             RTM_NEWLINK if is_of_bridge => Interface::read(body).map(|port| Self::Port { interface: port.index, bridge: port.master }),
             RTM_DELLINK if is_of_bridge => Interface::read(body).map(|port| Self::Port { interface: port.index, bridge: None }),
             RTM_NEWLINK => Interface::read(body).map(Self::Interface),
@@ -72,7 +72,7 @@ impl Event {
             }
             RTM_NEWNEIGH | RTM_DELNEIGH => neighbour(body, message.kind == RTM_NEWNEIGH),
             RTM_NEWROUTE | RTM_DELROUTE => network(body).map(Self::Routes),
-            // Routes of other tables come into question; routes get other next hops; routes with this source may go.
+            // Such a change can select routes of other tables, change next hops, or remove routes with this source.
             RTM_NEWRULE | RTM_DELRULE | RTM_NEWNEXTHOP | RTM_DELNEXTHOP | RTM_DELADDR => Some(Self::AllRoutes),
             _ => None,
         }
@@ -113,7 +113,7 @@ mod tests {
     const MAC: Mac = [2, 0, 0, 0, 0, 7];
 
     fn read(kind: u16, body: &[u8]) -> Option<Event> {
-        // Whatever is cut off, nothing is read past the end.
+        // However the input is truncated, nothing is read past its end.
         for length in 0..body.len() {
             let _ = Event::read(&Message { kind, flags: 0, sequence: 0, body: &body[..length] });
         }

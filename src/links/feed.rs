@@ -1,4 +1,5 @@
-//! The two queues of notifications. They are apart so that what pods can cause does not push out what the node's network is.
+//! The two queues of notifications. They are separate so that notifications that pods can cause do not displace those about the
+//! node's network.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -29,15 +30,15 @@ const NEXTHOP: u32 = group(32);
 
 /// Room for the notifications of some thousand interfaces that come and go at once.
 const TOPOLOGY_QUEUE: usize = 4 << 20;
-/// Room for more than a thousand neighbours. More would only take longer to be read when a pod fills it.
+/// Room for more than a thousand neighbours. A larger queue would only take longer to read when a pod fills it.
 const NEIGHBOURS_QUEUE: usize = 1 << 20;
-/// The longest notification: one of an interface, with the statistics of it.
+/// The longest notification: one about an interface, with its statistics.
 const LONGEST: usize = 32 * 1024;
 
 /// How a turn of reading ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// Everything is read; `lost` says that notifications were lost since that was so the last time.
+    /// Everything is read; `lost` says whether notifications were lost since the last time.
     Empty { lost: bool },
     /// There is more.
     More,
@@ -73,7 +74,7 @@ impl Side {
     }
 
     fn register(&self) -> io::Result<AsyncFd<Registered>> {
-        // What replaces it is unsafe, for the sake of types that let go of their descriptor too early; this one holds it.
+        // The replacement is unsafe because some types close their descriptor too early; this one keeps it open.
         #[allow(deprecated, reason = "the descriptor stays open until it is dropped, which is after its registration ends")]
         AsyncFd::with_interest(Registered(Arc::clone(&self.notifications)), Interest::READABLE)
     }
@@ -95,12 +96,12 @@ impl Feed {
         Ok((self.topology.register()?, self.neighbours.register()?))
     }
 
-    /// Says that notifications of this queue were lost.
+    /// Records that notifications of this queue were lost.
     pub(super) fn lose(&mut self, queue: Queue) {
         self.side(queue).lost = true;
     }
 
-    /// Says that what was lost has been made up for.
+    /// Records that the lost notifications have been compensated for.
     pub(super) fn is_complete(&mut self, queue: Queue) {
         self.side(queue).lost = false;
     }
@@ -112,7 +113,7 @@ impl Feed {
         }
     }
 
-    /// Reads so many notifications at the most, and hands over what they say.
+    /// Reads at most so many notifications, and passes on their events.
     pub(super) fn read(&mut self, queue: Queue, most: usize, mut take_in: impl FnMut(Event)) -> io::Result<Turn> {
         let side = match queue {
             Queue::Topology => &mut self.topology,
@@ -122,7 +123,7 @@ impl Feed {
             match side.notifications.next(&mut self.buffer) {
                 Ok(Some(bytes)) => messages(bytes).filter_map(|message| Event::read(&message)).for_each(&mut take_in),
                 Ok(None) => return Ok(Turn::Empty { lost: side.lost }),
-                // What is still in the queue is from before that.
+                // The notifications still in the queue are older than that.
                 Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => side.lost = true,
                 Err(error) => return Err(error),
             }

@@ -1,6 +1,7 @@
-//! What the kernel said when it was asked, for as long as it announces nothing else. Pure: the caller asks and listens.
+//! A cache of the kernel's answers, valid until the kernel announces a change. Pure: the caller queries the kernel and reads the
+//! notifications.
 //!
-//! The table holds the addresses that were asked for, and the interfaces of the node. Nothing that a pod sends adds to it: a
+//! The table holds the addresses that were looked up, and the interfaces of the node. Packets of pods cannot make it grow: a
 //! notification about another address, or about a link-layer address that no record has, changes nothing.
 
 use std::net::IpAddr;
@@ -26,9 +27,9 @@ const SPARE_MACS: usize = 256;
 /// One of the two queues of notifications.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queue {
-    /// Interfaces, routes, rules and addresses: only who administers the node's network fills it.
+    /// Interfaces, routes, rules and addresses: only administrators of the node's network can fill it.
     Topology,
-    /// Neighbours and forwarding databases: pods may fill it.
+    /// Neighbours and forwarding databases: pods can fill it.
     Neighbours,
 }
 
@@ -41,7 +42,7 @@ pub(super) enum Found {
     Bridge { interface: u32, mac: Option<Mac>, port: Option<u32> },
 }
 
-/// What a route says of the link. Where it leads to a bridge, the rest has to be asked for.
+/// What a route says about the link. If it leads to a bridge, the rest needs further queries.
 pub(super) fn classify(route: Route, interface: Option<&Known>) -> Found {
     let number = route.interface;
     if !route.is_unicast {
@@ -72,7 +73,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// The answer for this address, if it is still good.
+    /// Returns the cached result for this address, if it is still valid.
     pub(super) fn fresh(&self, ip: IpAddr) -> Option<Reach> {
         self.records.get(&key(ip)).and_then(Record::fresh)
     }
@@ -105,7 +106,7 @@ impl Table {
         (self.records.len(), self.macs.len(), self.links.len())
     }
 
-    /// Begins a question for this address. What is announced from here on is not overwritten by its answer.
+    /// Begins a query for this address. Its result does not overwrite changes that are announced from here on.
     pub(super) fn ask(&mut self, ip: IpAddr) {
         if self.records.len() >= RECORDS && self.records.get(&key(ip)).is_none() {
             self.records.clear();
@@ -115,7 +116,7 @@ impl Table {
         self.records.get_or_insert(&key(ip), || Record::new(ip)).state = State::Asked;
     }
 
-    /// Takes in the first part of an answer, so that notifications about this link-layer address count from here on.
+    /// Stores the first part of a result, so that notifications about this link-layer address apply from here on.
     pub(super) fn saw_mac(&mut self, ip: IpAddr, bridge: u32, mac: Mac) {
         let Some(record) = self.records.get_mut(&key(ip)) else { return };
         record.at(Kept::Bridge(None), bridge);
@@ -126,12 +127,12 @@ impl Table {
         self.remember(mac);
     }
 
-    /// Takes in that there was no answer.
+    /// Records that the query failed.
     pub(super) fn give_up(&mut self, ip: IpAddr) {
         self.drop_record(ip);
     }
 
-    /// Takes in the answer. Returns it, and whether it is kept: it is not where something was announced in the meantime.
+    /// Stores the result. Returns it, and whether it is cached: it is not if a change was announced in the meantime.
     pub(super) fn answer(&mut self, ip: IpAddr, found: Found) -> (Reach, bool) {
         let is_behind = self.behind_topology || (self.behind_neighbours && matches!(found, Found::Bridge { .. }));
         // Others may have been forgotten together with it.
@@ -171,7 +172,7 @@ impl Table {
         let mac = record.last_mac();
         mac.into_iter().for_each(|mac| self.remember(mac));
         if !is_kept {
-            // Nobody may hold on to it.
+            // No cached value may survive.
             self.generation += 1;
         }
         (reach, is_kept)
@@ -192,7 +193,8 @@ impl Table {
         }
     }
 
-    /// Notifications of this queue were lost, or are left unread: until it has caught up, no answer that they are about is kept.
+    /// Notifications of this queue were lost, or are still unread. Until it has caught up, results that they concern are not
+    /// cached.
     pub(super) fn fall_behind(&mut self, queue: Queue) {
         match queue {
             Queue::Topology => {
@@ -206,7 +208,7 @@ impl Table {
         }
     }
 
-    /// Everything that was announced in this queue is taken in.
+    /// Everything that was announced in this queue has been applied.
     pub(super) fn catch_up(&mut self, queue: Queue) {
         match queue {
             Queue::Topology => self.behind_topology = false,
@@ -214,14 +216,14 @@ impl Table {
         }
     }
 
-    /// These are the interfaces now.
+    /// Replaces the interfaces.
     pub(super) fn set_links(&mut self, interfaces: &[Interface]) {
         self.links = interfaces.iter().map(Known::of).collect();
         self.look_for_bridges();
         self.make_stale(|_| true);
     }
 
-    /// Takes in a change that the kernel announced.
+    /// Applies a change that the kernel announced.
     pub(super) fn apply(&mut self, event: &Event) {
         match event {
             Event::Routes(network) => self.make_stale(|record| network.contains(record.ip())),
@@ -291,7 +293,7 @@ impl Table {
         if self.macs.get(&mac).is_none() {
             return;
         }
-        // In another VLAN, the same address may be another's.
+        // In another VLAN, the same address may belong to another pod.
         let own = self.links.get(&bridge).and_then(|known| if let Kind::Bridge { vlan } = known.kind { vlan } else { None });
         if vlan != own {
             return;

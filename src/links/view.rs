@@ -21,16 +21,16 @@ pub struct View {
 }
 
 impl View {
-    /// Creates a view of these two. Results from before `booted` are left over from another life of the node.
+    /// Creates a view of these two. CNI results from before `booted` are left over from before the node's last boot.
     pub fn new(links: Links, results: Results, booted: Option<Timestamp>) -> Self {
         Self { links, results, booted, changed: Arc::new(watch::Sender::new(0)) }
     }
 
-    /// Passes on that something has changed, for as long as the process.
+    /// Passes on changes; never returns.
     pub async fn keep(self) {
         let (mut links, mut results) = (self.links.changes(), self.results.changes());
         loop {
-            // A source that has ended tells nothing any more; the other one still does.
+            // If one source has ended, the other one still sends changes.
             tokio::select! {
                 Ok(()) = links.changed() => {}
                 Ok(()) = results.changed() => {}
@@ -54,7 +54,7 @@ impl View {
                 let kind = LinkKind::Bridge { mac: attachment.mac(), port: Some(port), moved };
                 Some(Link { interface: seen.interface, kind })
             }
-            // The kernel's route does not tell pods apart, but the interface of this one is there.
+            // The kernel's route does not distinguish pods, but the interface of this pod exists.
             LinkKind::Shared => {
                 interfaces.any(|interface| self.links.is_free_pair(interface) && interface != seen.interface).then_some(seen)
             }
@@ -64,7 +64,7 @@ impl View {
 
 impl Witness for View {
     fn generation(&self) -> u64 {
-        // Both only grow, so that their sum changes with each.
+        // Both only grow, so their sum changes with each of them.
         self.links.generation().wrapping_add(self.results.generation())
     }
 

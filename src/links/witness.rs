@@ -1,4 +1,4 @@
-//! The second witness: what this node itself sees at an address, to be compared with what the Kubernetes API says.
+//! The second witness: what this node itself sees at an address, for comparison with the Kubernetes API.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,9 +11,9 @@ use crate::digest::Digest;
 /// What this node sees at an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sight {
-    /// The link that leads to the address; `None` where nothing does, or where it is not known.
+    /// The link that leads to the address; `None` if there is none, or it is not known.
     pub link: Option<Link>,
-    /// The pods that CNI results place at the address, with links that exist. Mostly none or one.
+    /// The pods to which CNI results assign the address, with links that exist. Usually none or one.
     pub attached: Vec<Attached>,
 }
 
@@ -28,13 +28,13 @@ pub struct Attached {
     pub link: Link,
 }
 
-/// Sees what is at an address. A trait, so that decisions are tested without a kernel.
+/// Returns what the node sees at an address. A trait, so that decisions can be tested without a kernel.
 pub trait Witness: fmt::Debug + Send + Sync {
-    /// Grows whenever what is seen at any address may have changed. Cheap: it is read for each request.
+    /// Returns a number that grows whenever the view of any address may have changed. Cheap: it is read for each request.
     fn generation(&self) -> u64;
-    /// What is at an address now.
+    /// Returns what the node sees at an address now.
     fn at(&self, ip: IpAddr) -> Sight;
-    /// Whether a CNI result places anybody at an address. Cheap: it is asked for addresses that nobody has, too.
+    /// Whether a CNI result assigns an address to a pod. Cheap: it is also called for addresses of no pod.
     fn has_record(&self, ip: IpAddr) -> bool;
     /// Whether an interface is still a port of a bridge.
     fn is_port(&self, bridge: u32, port: u32) -> bool;
@@ -42,13 +42,13 @@ pub trait Witness: fmt::Debug + Send + Sync {
     fn keep(&self, is_kept: &dyn Fn(IpAddr) -> bool);
     /// Whether pods are behind bridges, where they can forge what leads to others' addresses.
     fn has_bridges(&self) -> bool;
-    /// Takes in every change that the kernel has announced by now.
+    /// Applies every change that the kernel has announced so far.
     fn catch_up(&self);
-    /// Tells of changes: a new value each time that [`Witness::generation`] grows.
+    /// Returns a receiver of changes, which gets a new value each time that [`Witness::generation`] grows.
     fn changes(&self) -> watch::Receiver<u64>;
 }
 
-/// A witness that sees nothing: every claim stands as the API tells it.
+/// A witness that sees nothing: every claim of the API stands.
 #[derive(Debug)]
 pub struct Blind(watch::Sender<u64>);
 
@@ -114,12 +114,12 @@ impl Link {
         }
     }
 
-    /// What is known of a pod's link when `now` is seen where this one was seen before: both together, where they agree.
-    /// `None` where they contradict each other. `is_port` says whether an interface is still a port of this bridge.
+    /// Merges this link with `now`, a later view of the same pod's link. `None` if they contradict each other. `is_port` says
+    /// whether an interface is still a port of this bridge.
     pub fn followed_by(self, now: Option<Self>, is_port: impl Fn(u32, u32) -> bool) -> Option<Self> {
         let same = |before: Option<u32>, now: Option<u32>| before.is_none() || now.is_none() || before == now;
         match (self.kind, now) {
-            // An interface that many share says little: whatever says more replaces it.
+            // A shared interface identifies no pod, so any more specific link replaces it.
             (LinkKind::Shared, now) => Some(now.unwrap_or(self)),
             (LinkKind::Own, Some(now)) => (now == self).then_some(now),
             (
@@ -127,7 +127,7 @@ impl Link {
                 Some(Self { interface, kind: LinkKind::Bridge { mac, port, moved } }),
             ) => {
                 let same_mac = mac_before.is_none() || mac.is_none() || mac_before == mac;
-                // A port that the bridge has forgotten for now is still the pod's; one that is gone is not.
+                // A port that the bridge has forgotten for now is still the pod's; one that no longer exists is not.
                 let has_port = port_before.is_none_or(|port| is_port(interface, port));
                 let agrees = interface == self.interface && same_mac && same(port_before, port) && has_port;
                 let kind = LinkKind::Bridge { mac: mac_before.or(mac.filter(|_| port.is_some())), port: port_before.or(port), moved };

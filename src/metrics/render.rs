@@ -1,4 +1,4 @@
-//! The metrics as text, for everybody or without namespaces.
+//! The metrics as text, with or without namespaces.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use prometheus::{Encoder as _, TextEncoder};
 pub(super) fn text(families: &[MetricFamily]) -> Vec<u8> {
     let mut text = Vec::new();
     if let Err(error) = TextEncoder::new().encode(families, &mut text) {
-        tracing::error!(%error, "the metrics could not be written");
+        tracing::error!(%error, "cannot encode the metrics");
     }
     text
 }
@@ -17,7 +17,7 @@ pub(super) fn text(families: &[MetricFamily]) -> Vec<u8> {
 /// The name of the label that holds a namespace, in every metric that has one.
 const NAMESPACE: &str = "namespace";
 
-/// Adds up the series of a family that differ in their namespace alone. A histogram with namespaces is left out.
+/// Adds up the series of a family that differ only in their namespace. A histogram with namespaces is omitted.
 pub(super) fn without_namespaces(mut family: MetricFamily) -> MetricFamily {
     let has_namespace = |metric: &Metric| metric.get_label().iter().any(|label| label.name() == NAMESPACE);
     if !family.get_metric().iter().any(has_namespace) {
@@ -65,7 +65,7 @@ mod tests {
     use super::super::{ALL, Description, Metrics};
     use super::*;
 
-    /// Every metric that has a namespace, whichever there will be.
+    /// Covers every metric with a namespace, including future ones.
     #[test]
     fn no_namespace_is_in_the_form_without_them_and_sums_are() {
         let metrics = Metrics::new();

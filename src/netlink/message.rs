@@ -1,4 +1,4 @@
-//! The bytes of netlink messages: how they are built and read. Pure, and never reads past the end of what came in.
+//! Encoding and decoding of netlink messages. Pure; never reads past the end of the input.
 //!
 //! Layout and numbers: linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/neighbour.h, linux/if_bridge.h.
 
@@ -14,7 +14,7 @@ pub(crate) const NLMSG_DONE: u16 = 3;
 pub(crate) const NLM_F_REQUEST: u16 = 1;
 pub(crate) const NLM_F_ACK: u16 = 4;
 pub(crate) const NLM_F_ECHO: u16 = 8;
-/// Of an answer to a dump: something changed in the meantime, and entries may be missing.
+/// In an answer to a dump: something changed in the meantime, and entries may be missing.
 pub(crate) const NLM_F_DUMP_INTR: u16 = 0x10;
 pub(crate) const NLM_F_REPLACE: u16 = 0x100;
 pub(crate) const NLM_F_EXCL: u16 = 0x200;
@@ -48,7 +48,7 @@ pub(crate) const RT_SCOPE_UNIVERSE: u8 = 0;
 pub(crate) const RT_SCOPE_LINK: u8 = 253;
 pub(crate) const RTN_UNICAST: u8 = 1;
 pub(crate) const RTNH_F_ONLINK: u32 = 4;
-/// Of an answer: it is a resolution for one address, and not the entry of a table.
+/// In an answer: it is the resolution of one address, not an entry of a table.
 pub(crate) const RTM_F_CLONED: u32 = 0x200;
 /// Asks for the entry of the table that matched.
 pub(crate) const RTM_F_FIB_MATCH: u32 = 0x2000;
@@ -151,7 +151,7 @@ pub struct Message<'a> {
     pub body: &'a [u8],
 }
 
-/// Splits what came in at one go into its messages. Ends at the first one that is malformed.
+/// Splits received data into its messages. Ends at the first malformed one.
 pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let length = usize::try_from(number(bytes.get(0..4)?)?).ok()?;
@@ -163,7 +163,7 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
-/// Splits attributes, without the flags of their types. Ends at the first one that is malformed.
+/// Splits attributes, without the flags of their types. Ends at the first malformed one.
 pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(short(bytes.get(0..2)?)?);

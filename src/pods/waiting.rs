@@ -1,8 +1,7 @@
-//! Places to wait in, for requests whose pod, or what is known of it, is not known yet.
+//! Places for requests that wait for their pod, or for data about it, to become known.
 //!
-//! Addresses of known pods and addresses that no pod is known to have wait in separate places: unknown addresses can be
-//! invented in any number. They share a small number of places, and when all are taken, the address or network that has
-//! most gives one up.
+//! Requests from known pods and from unknown addresses wait in separate places, because unknown addresses can be forged in any
+//! number. These share a small number of places; when all are taken, the address or network with the most gives one up.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,12 +14,12 @@ use tracing::warn;
 
 use crate::shares::{Network, Shares};
 
-/// How many requests of known pods may wait at one time. Further ones are answered at once.
+/// How many requests of known pods may wait at a time. Further requests are answered at once.
 pub const MAX_WAITING: usize = 1024;
 /// How many of them may be of one address.
 pub const MAX_WAITING_OF_ONE: usize = 64;
-/// How many requests from addresses that no pod is known to have may wait at one time: as many as a node may have pods,
-/// which may all start at one time.
+/// How many requests from addresses of no known pod may wait at a time: as many as a node may have pods, because all of them may
+/// start at once.
 pub const MAX_UNKNOWN_WAITING: usize = 256;
 /// How many of those may be of one address.
 pub const MAX_UNKNOWN_WAITING_OF_ONE: usize = 64;
@@ -38,7 +37,7 @@ struct Inner {
     unknown: Shares<Network, IpAddr, Arc<Notify>>,
     next: u64,
     turned_away: u64,
-    /// What was turned away since, and when the log said so.
+    /// The number of requests turned away, and the last log line about it.
     told: Option<(Instant, u64)>,
 }
 
@@ -67,7 +66,7 @@ impl Places {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a place for a request from this address. `None` where there is none for it.
+    /// Takes a place for a request from this address; `None` if there is none.
     pub(super) fn take(&self, ip: IpAddr, is_known: bool) -> Option<Waiting<'_>> {
         let mut inner = self.lock();
         let place = if is_known { inner.take_known(ip) } else { inner.take_unknown(ip) };
@@ -77,7 +76,7 @@ impl Places {
         place.map(|place| Waiting { places: self, place })
     }
 
-    /// How many requests did not get a place, or lost it, since the start.
+    /// Returns how many requests did not get a place, or lost it, since the start.
     pub(super) fn turned_away(&self) -> u64 {
         self.lock().turned_away
     }
@@ -105,7 +104,7 @@ impl Inner {
         Some(Place::Unknown(id, lost))
     }
 
-    /// Counts a request without a place, and logs once in a while how many there were.
+    /// Counts a request without a place, and logs the number at intervals.
     fn turn_away(&mut self, ip: IpAddr) {
         self.turned_away += 1;
         let now = Instant::now();
@@ -116,13 +115,13 @@ impl Inner {
         };
         self.told = Some((now, self.turned_away));
         warn!(event = "pod-wait-limit", source = %ip, requests = self.turned_away - told_until,
-            "too many requests wait for their pods to become known; some were answered by what is known now. Look at the source \
-             address of this line: a pod that invents addresses does this");
+            "too many requests wait for their pods to become known; answered some from what is known now; check whether a pod forges the \
+             source address");
     }
 }
 
 impl Waiting<'_> {
-    /// Returns when the place was given to another request.
+    /// Completes when the place is given to another request.
     pub(super) async fn lost(&self) {
         match &self.place {
             Place::Known(_) => std::future::pending().await,

@@ -208,7 +208,7 @@ impl Watch {
         }
     }
 
-    /// Takes in that a pod is there of which no more can be read.
+    /// Records a pod of which nothing else can be read.
     fn unreadable(&self, metadata: Metadata) {
         if let Some((pod, version)) = pod_name(metadata) {
             self.writer.write(|index| index.unreadable_at(pod, version));

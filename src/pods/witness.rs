@@ -1,8 +1,8 @@
-//! Two witnesses: what the API says of an address, compared with what the node itself sees there.
+//! Two witnesses: the API's claims to an address, compared with what the node itself sees.
 //!
-//! The API says which pod has an address; it may be late, out of reach, or misled by whoever may write pods' status. The node
-//! sees which link leads to the address, and what the CNI plugins recorded. Where the two contradict each other, nobody is
-//! served. Where the node's record names a pod that the API knows here, the record decides.
+//! The API says which pod has an address. It may be out of date or unreachable, and whoever may write pods' status can forge its
+//! claims. The node sees which link leads to the address, and what the CNI plugins recorded. If the two contradict each other, no
+//! pod is served. If the CNI record names a pod that the API knows on this node, the record decides.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,16 +16,16 @@ use crate::digest::Digest;
 use crate::links::Link;
 use crate::links::witness::{Attached, Sight, Witness};
 
-/// Why the claim of a pod to an address does not count.
+/// The reason why the claim of a pod to an address is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Objection {
-    /// Another link leads to the address than the one that it is pinned to, or none.
+    /// A link other than the pinned one leads to the address, or none does.
     LinkChanged,
-    /// A CNI result places another pod at the address.
+    /// A CNI result assigns the address to another pod.
     OtherPodAttached,
-    /// All that is known of the pod is from before the node's last boot.
+    /// All known containers of the pod started before the node's last boot.
     BeforeBoot,
-    /// Nothing was heard of the API for too long, and the node itself does not confirm the claim.
+    /// The API has been silent for too long, and the node itself does not confirm the claim.
     Stale,
 }
 
@@ -44,18 +44,18 @@ impl Objection {
     }
 }
 
-/// What the node itself knows.
+/// The node's own knowledge of its pods.
 #[derive(Debug)]
 pub(super) struct Node {
     witness: Arc<dyn Witness>,
     pins: Pins,
     /// When the node was booted; `None` where that is not known.
     booted: Option<Timestamp>,
-    /// Nothing was heard of the API for longer than the operator allows.
+    /// The API has been silent for longer than the operator allows.
     stale: AtomicBool,
 }
 
-/// What the node sees at an address, and as of when.
+/// What the node sees at an address, and in which generation.
 #[derive(Debug)]
 pub(super) struct View {
     generation: u64,
@@ -67,7 +67,7 @@ pub(super) struct View {
 pub(super) enum Judged {
     /// As the API says.
     Claims(Claims),
-    /// The API says that this pod has it, and the node objects.
+    /// The API says that this pod has it, and the node's view contradicts that.
     Objected(Arc<Pod>, Objection),
 }
 
@@ -88,7 +88,7 @@ impl Node {
         self.stale.store(stale, Ordering::Relaxed);
     }
 
-    /// The answer where nothing has changed since both were compared last, or where the node's view would change nothing.
+    /// Returns the result if nothing has changed since the last comparison, or if the node's view cannot change it.
     pub(super) fn known(&self, index: &Index, ip: IpAddr) -> Option<Judged> {
         let (claims, agrees) = index.by_ip_at(ip, self.witness.generation());
         let is_known = match &claims {
@@ -101,9 +101,9 @@ impl Node {
         is_known.then_some(Judged::Claims(claims))
     }
 
-    /// What the node sees at an address. It may ask the kernel, so the index is not to be locked meanwhile.
+    /// Returns what the node sees at an address. It may query the kernel, so do not lock the index meanwhile.
     pub(super) fn view(&self, ip: IpAddr) -> View {
-        // Read first: what changes meanwhile makes the comparison one of an earlier generation.
+        // Read first, so that a change during the comparison makes its generation outdated.
         let generation = self.witness.generation();
         View { generation, sight: self.witness.at(ip) }
     }
@@ -131,7 +131,7 @@ impl Node {
         if expected.is_none() && self.booted.is_some_and(is_old) {
             return Judged::Objected(pod, Objection::BeforeBoot);
         }
-        // Whoever is there now may not be who was there when the API was heard last.
+        // The address may have changed hands since the last contact with the API.
         if self.is_stale() && expected.is_none() && !self.pins.is_exclusive(&pod.uid, ip) {
             return Judged::Objected(pod, Objection::Stale);
         }
@@ -152,28 +152,28 @@ impl Node {
     }
 }
 
-/// The claims to an address, corrected by the CNI results that place pods there, and the link that such a result names for
-/// the pod. The error is the pod that the API names, where the results name another one that does not have the address by
-/// the API's word.
+/// Returns the claims to an address, corrected by the CNI results for it, and the link that a result names for the pod. The error
+/// is the pod that the API names, if the results name another pod to which the API does not assign the address.
 fn compare(index: &Index, claims: Claims, attached: &[Attached], ip: IpAddr) -> Result<(Claims, Option<Link>), Arc<Pod>> {
     let digest_of_name = |pod: &Pod| Digest::of_pod(&pod.namespace, &pod.name);
     let is = |attached: &Attached, pod: &Pod| match attached.uid {
         Some(uid) => uid == pod.uid.digest(),
         None => attached.pod == digest_of_name(pod),
     };
-    // Results that name the pod that the API names confirm it, whatever else is left over from before.
+    // A result that names the same pod as the API confirms it, whatever other results are left over.
     if let Claims::One(pod) = &claims
         && let Some(attached) = attached.iter().find(|attached| is(attached, pod))
     {
         return Ok((claims, Some(attached.link)));
     }
-    // A result of the same name with another UID is no evidence: runtimes know a static pod by another UID than the API does.
+    // A result with the same name and another UID is no evidence, because runtimes and the API use different UIDs for a static
+    // pod.
     let is_named_alike = |attached: &&Attached| match &claims {
         Claims::One(pod) => attached.pod == digest_of_name(pod),
         Claims::None | Claims::Several(_) | Claims::Unreadable(_) => false,
     };
     let mut attached = attached.iter().filter(|attached| !is_named_alike(attached));
-    // More than one is no evidence either: some are left over from before.
+    // More than one result is no evidence either, because some are left over from earlier pods.
     let (Some(attached), None) = (attached.next(), attached.next()) else {
         return Ok((claims, None));
     };

@@ -88,10 +88,10 @@ pub enum Denial {
          serviceaccounts to the daemon's ClusterRole (see daemonset/rbac.yaml), or leave --service-account-roles out"
     )]
     ServiceAccountsForbidden,
-    /// The role is of the account that the metadata service named, and the daemon's own credentials are of another.
+    /// The role is in the account that the metadata service named, but the daemon's own credentials belong to another one.
     #[error(
-        "the role is in the AWS account that the metadata service names, and the daemon's own identity is in another; \
-         give --base-role-arn (or --default-role) in place of --auto-discover-..., or check what answers at --metadata-addr"
+        "the role is in the AWS account that the metadata service names, but the daemon's own identity is in another account; use \
+         --base-role-arn (or --default-role) instead of --auto-discover-..., or check what answers at --metadata-addr"
     )]
     ForeignAccount,
     /// The role is of another part of AWS, whose sessions this node cannot make.

@@ -1,12 +1,12 @@
-//! What the metadata service names of AWS accounts, compared with what STS says.
+//! The AWS account that the metadata service names, compared with the one that STS names.
 //!
-//! `--auto-discover-base-arn` and `--auto-discover-default-role` take the account from `iam/info`, over plain HTTP: whoever answers
-//! there chooses it. STS says which account the daemon's own credentials are of. Where the two differ, no role that was named with
-//! the account of `iam/info` is given.
+//! `--auto-discover-base-arn` and `--auto-discover-default-role` take the account from `iam/info`, over plain HTTP, so whoever
+//! answers there chooses it. STS says to which account the daemon's own credentials belong. If the two differ, roles of the
+//! account in `iam/info` are refused.
 //!
-//! The daemon's own credentials alone count, not those of the role between: `iam/info` tells the account of the instance profile,
-//! which is where the daemon's own come from, while a role between is often of another account on purpose. Where the daemon has
-//! credentials of another account than the instance, the operator names the base ARN.
+//! Only the daemon's own credentials count, not those of the intermediate role: `iam/info` names the account of the instance
+//! profile, from which the daemon's own credentials come, while an intermediate role is often in another account on purpose. If
+//! the daemon's credentials belong to another account than its instance, the operator sets the base ARN.
 
 use super::Policy;
 use super::denial::Denial;
@@ -30,7 +30,7 @@ pub struct ForeignAccount {
     pub partition: Partition,
     /// The twelve digits of the account.
     pub account: Box<str>,
-    /// Who the daemon is to STS by its own credentials.
+    /// The identity of the daemon's own credentials according to STS.
     pub identity: CallerIdentity,
 }
 
@@ -46,8 +46,9 @@ impl Policy {
         Some(ForeignAccount { partition, account: account.into(), identity })
     }
 
-    /// Refuses a role that was named with an account that is not the daemon's own. Every role under a discovered base ARN is one,
-    /// also where the pod names it in full: the lists of namespaces and `--allowed-roles` are completed with that base, too.
+    /// Refuses a role of a discovered account that is not the daemon's own. This includes every role under a discovered base ARN,
+    /// even if the pod names it in full, because the lists of namespaces and `--allowed-roles` are completed with the same base
+    /// ARN.
     pub(super) fn check_account(&self, role: &RoleArn, node: &Known, trace: &mut impl Trace) -> Result<(), Denial> {
         let rules = &self.rules;
         let under = |base: &BaseArn| role.as_str().starts_with(base.as_str());

@@ -46,7 +46,7 @@ pub enum Between {
 /// What is known at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Known {
-    /// Who the daemon is to STS by its own credentials.
+    /// The identity of the daemon's own credentials according to STS.
     pub caller: Option<CallerIdentity>,
     /// Who it is by the credentials of the role between.
     pub between: Between,

@@ -76,9 +76,9 @@ impl SessionRules {
         trace.check(What::SessionName, || "--session-name-template".to_owned(), Ok(name), |name| name.as_str().to_owned())
     }
 
-    /// Returns what the template says. Where that is too long, the names that a pod's author chooses lose their fronts: the pod's
-    /// first, then the service account's, then the role's. The namespace stays whole, so that no pod gets a name that reads like that
-    /// of another namespace's pod.
+    /// Renders the template. If the result is too long, the beginnings of names that a pod's author chooses are cut: first of the
+    /// pod's name, then of the service account's, then of the role's. The namespace is never cut, so that no pod gets a name that
+    /// looks like that of a pod in another namespace.
     fn name_text(&self, pod: &Pod, role: &RoleArn) -> String {
         let values = || self.name.pieces().iter().map(|piece| self.value(piece, pod, role));
         let text: String = values().collect();
@@ -101,7 +101,7 @@ impl SessionRules {
         values.concat()
     }
 
-    /// What a part of the template stands for.
+    /// Returns the value of a part of the template.
     fn value<'a>(&'a self, piece: &'a Piece, pod: &'a Pod, role: &'a RoleArn) -> &'a str {
         match piece {
             Piece::Text(text) => text,

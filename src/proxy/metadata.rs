@@ -185,8 +185,8 @@ impl Metadata {
                     if !std::mem::replace(&mut failing, true) {
                         warn!(
                             group = group.name,
-                            "the metadata service was asked in vain, and is asked again; pods are given what it said before: {error}; \
-                             check that the daemon reaches --metadata-addr, or give --metadata-profile=none"
+                            "cannot read from the metadata service; retrying, serving the last known values: {error}; check that the \
+                             daemon can reach --metadata-addr, or use --metadata-profile=none"
                         );
                     }
                     tokio::time::sleep(pause).await;

@@ -59,7 +59,7 @@ impl Refusal {
     pub(super) fn outcome(&self, asked: Asked) -> Outcome {
         match self {
             Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) if asked == Asked::Token => Outcome::Failed,
-            // The API or the node is behind: SDKs ask again.
+            // The API or the node's view is behind: SDKs retry.
             Self::Changed(_) | Self::Objected(..) => Outcome::Failed,
             Self::Denied(_, denial) if denial.may_pass() => Outcome::Failed,
             Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) | Self::Denied(..) | Self::OtherRole(_) => Outcome::NotFound,
@@ -100,24 +100,25 @@ impl Refusal {
     }
 }
 
-/// What the node found, and what the operator should do.
+/// Returns what the node found, and what the operator should do.
 fn advice(objection: Objection) -> &'static str {
     match objection {
         Objection::LinkChanged => {
-            "another network interface, bridge port or MAC address than the pod's leads to this address now; unless the pod's network \
-             is being made anew, another pod uses its address: find out which, and drop the NET_RAW capability from pods on bridge networks"
+            "the network interface, bridge port or MAC address that leads to this address is not the pod's; unless the pod's network is \
+             being recreated, another pod uses its address: find out which, and drop the NET_RAW capability from pods on bridge \
+             networks"
         }
         Objection::OtherPodAttached => {
-            "a CNI result places another pod at this address; the Kubernetes API is behind, or the pod's status was changed by somebody \
-             who should not be able to: check who may patch pods/status"
+            "a CNI result assigns this address to another pod; if this persists, the pod's status may have been forged: check who may \
+             patch pods/status"
         }
         Objection::BeforeBoot => {
-            "all containers that the Kubernetes API knows of the pod started before this node was booted; waiting for the kubelet to \
-             report its present state"
+            "all containers that the Kubernetes API reports for the pod started before this node was booted; waiting for the kubelet to \
+             report the current ones"
         }
         Objection::Stale => {
-            "nothing was heard from the Kubernetes API for longer than --max-staleness, and nothing on this node confirms that the \
-             address is still the pod's; check the connection to the API server"
+            "no contact with the Kubernetes API for longer than --max-staleness, and nothing on this node confirms that the address is \
+             still the pod's; check the connection to the API server"
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::io::unix::AsyncFd;
 
 /// The group of all changes of nf_tables, as the bit that `bind` takes: groups count from one.
 const NFTABLES: u32 = 1 << (7 - 1);
-/// The most messages that are read at one go, so that one who never stops changing rules does not keep a caller here.
+/// The most messages that are read in one turn, so that a process that changes rules constantly cannot block a caller.
 const AT_ONE_GO: usize = 1024;
 
 /// A subscription to the changes of the rules in the network namespace that it was opened in.

@@ -1,8 +1,8 @@
-//! The daemons of this node, among themselves: who of them looks after the rules.
+//! The daemons of this node, among themselves: which of them maintains the rules.
 //!
-//! In a rolling update two daemons overlap. Mostly they want the same rules, and each may repair them. Where they do not (the
-//! new one has another port), the one that was started later has the word while it lives, and the other leaves the rules to
-//! it: two that take them from each other would cut off every pod, for ever.
+//! In a rolling update two daemons overlap. Usually they want the same rules, and each may repair them. If they want different
+//! rules (the new one has another port), the one that was started later owns the rules while it lives, and the other does not
+//! touch them. Otherwise, the two would overwrite each other's rules and cut off every pod, forever.
 //!
 //! Each daemon has a number, the time at which it started, and holds it as an abstract Unix socket's name (unix(7)). Such names
 //! belong to a network namespace, as packet rules do; they need no file, they are in `/proc/net/unix` for all to see, and the

@@ -1,4 +1,4 @@
-//! What one pod does about its sessions costs no other pod its own; and answers of STS for somebody else are nobody's.
+//! One pod's use of sessions does not affect other pods; and responses of STS for another session are discarded.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ fn calls_for(world: &World, role: &str) -> usize {
     world.fakes.sts.calls().iter().filter(|call| call.role_arn.as_deref() == Some(&arn)).count()
 }
 
-/// A daemon that fetches ahead, and that knows itself.
+/// A daemon with prefetching, and with a known identity.
 fn world_with(change: impl FnOnce(&Fakes)) -> World {
     let fakes = Fakes::new();
     change(&fakes);

@@ -1,4 +1,4 @@
-//! Those who flood the daemon: with addresses that no pod has, with scrapes of the metrics, and with an honest burst.
+//! Floods: with addresses of no pod, with scrapes of the metrics, and with a legitimate burst.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -24,7 +24,7 @@ fn refused(world: &World) -> f64 {
     ["limit", "room", "namespace-room", "source-limit", "source-rate"].into_iter().map(of).sum()
 }
 
-/// 1,100 addresses that one pod invents: known pods and new ones are served, each with its own role.
+/// One pod forges 1,100 addresses: known and new pods are served, each with its own role.
 #[test]
 fn invented_addresses_starve_neither_known_pods_nor_new_ones() {
     // Strangers hold their places for as long as this test takes.
@@ -77,7 +77,7 @@ fn invented_addresses_starve_neither_known_pods_nor_new_ones() {
     world.eventually(|world| world.metric("rolegate_connections"), |open| *open == 0.0);
 }
 
-/// One stranger that takes all it can get does not keep another one out.
+/// An unknown address that takes all connections that it can get does not keep another one out.
 #[test]
 fn a_stranger_with_many_connections_is_refused_and_named_in_the_log() {
     let world = World::start();

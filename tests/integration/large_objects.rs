@@ -1,4 +1,4 @@
-//! Objects as large as a tenant can make them, and larger: they cost nobody else anything, and mostly not even themselves.
+//! Objects as large as a tenant can make them, and larger: they do not affect other pods, and usually not even their own.
 
 use rolegate_lab::kube::{KubeApi, PodBuilder, Resource, namespace, service_account};
 use serde_json::{Value, json};

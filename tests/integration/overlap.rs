@@ -345,7 +345,7 @@ fn the_metrics_port_of_another_program_is_an_error_where_nothing_is_taken_over()
     daemon.daemon.wait_ready(None).unwrap();
 }
 
-/// What another process of the daemon's user would do to get a share of a port's connections.
+/// What another process of the daemon's user would do to receive some of a port's connections.
 fn bind_beside(address: SocketAddr) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;

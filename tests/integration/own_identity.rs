@@ -247,7 +247,7 @@ fn is_not_ready(world: &World) {
     world.eventually(ready, wanted);
 }
 
-/// Whoever answers at the metadata address chooses the account of every short name.
+/// Whoever answers at the metadata address can choose the account of every short name.
 #[test]
 fn a_base_arn_of_another_account_than_the_daemons_own_names_no_role() {
     const FORGED: &str = "999999999999";
@@ -258,7 +258,7 @@ fn a_base_arn_of_another_account_than_the_daemons_own_names_no_role() {
             fakes.sts.add_role(Role::new(role).trusted_by(["*"]));
         }
         if between {
-            // That the role between is of the account does not vouch for it.
+            // An intermediate role in that account is no proof.
             let hub = format!("arn:aws:iam::{FORGED}:role/hub");
             fakes.sts.add_role(Role::new(&hub).trusted_by(["*"]));
             setup = setup.argument(format!("--assume-role-arn={hub}"));

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::objects::Resource;
 use super::store::Key;
 
-/// JSON as a real API server writes it: `<`, `>` and `&` are escaped, and so are the line separators U+2028 and U+2029. That is
-/// how Go encodes JSON unless it is told otherwise (<https://pkg.go.dev/encoding/json#Marshal>). Fields are in the order of their names.
+/// JSON as a real API server writes it: `<`, `>` and `&` are escaped, and so are the line separators U+2028 and U+2029. This is
+/// Go's default encoding of JSON (<https://pkg.go.dev/encoding/json#Marshal>). Fields are in the order of their names.
 pub(super) fn encode(document: &impl Serialize) -> String {
     let mut json = Vec::new();
     // Neither a value nor a vector fails.

@@ -53,7 +53,7 @@ impl PodBuilder {
         }
     }
 
-    /// When its network was made and its containers were started; without it, that is when the builder was made.
+    /// When its network was created and its containers were started; by default, when the builder was created.
     #[must_use]
     pub fn started_at(mut self, time: &str) -> PodBuilder {
         time.clone_into(&mut self.started);

@@ -167,8 +167,8 @@ impl Store {
         self.holds.insert((resource, name.to_owned()));
     }
 
-    /// Publishes what was held back. Each change keeps the version at which it was made, by which lists have shown it all
-    /// the while; it is published at a later one, so that no client that resumes from what it did get can miss it.
+    /// Publishes withheld changes. Each change keeps its own version, with which lists have already shown it. It is published at
+    /// a later version, so that no client that resumes a watch can miss it.
     pub(super) fn release(&mut self, resource: Resource, name: &str) {
         self.holds.remove(&(resource, name.to_owned()));
         let held = std::mem::take(&mut self.held);
@@ -221,7 +221,7 @@ impl Store {
         if version < self.compacted {
             return Err(ApiError::too_old(version, self.compacted));
         }
-        // The changes of one object are in order: those that are held back are its last ones.
+        // The changes of one object are in order: the withheld ones are its last ones.
         let published = self.history.iter().rev().take_while(|change| change.published > version);
         let later = self.held.iter().rev().chain(published);
         let mut later = later.filter(|change| change.version > version && change.resource == resource).peekable();

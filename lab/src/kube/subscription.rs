@@ -13,9 +13,9 @@ use super::store::Key;
 /// A change of one object.
 #[derive(Debug, Clone)]
 pub(super) struct Change {
-    /// When it was made: the version that the object has by it, or had last.
+    /// The version of the change: the one that the object has after it, or had last.
     pub(super) version: u64,
-    /// When watches are sent it: later, where it was held back.
+    /// The version at which watches get it: a later one if it was withheld.
     pub(super) published: u64,
     pub(super) resource: Resource,
     pub(super) key: Key,
@@ -30,8 +30,8 @@ pub(super) struct Watch {
     pub(super) selector: Selector,
     /// It is sent the changes after this version.
     pub(super) after: u64,
-    /// Whether it goes on from a version that its client has got to. What was held back is not in what the client has seen;
-    /// it is in the list that any other watch begins with.
+    /// Whether it resumes from a version that its client has seen. Withheld changes are not among those that the client has seen,
+    /// but they are in the list with which any other watch begins.
     pub(super) resumed: bool,
     /// Whether it asked for bookmarks.
     pub(super) bookmarks: bool,

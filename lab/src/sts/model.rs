@@ -109,7 +109,8 @@ pub enum Behaviour {
     Slow(Duration),
     /// Issues credentials of this lifetime, whatever was asked for (AWS gives no less than 900 s).
     ExpiresIn(Duration),
-    /// Issues credentials of a session of the role with this ARN, whatever was asked for, and says so (AWS does not).
+    /// Issues credentials for a session of the role with this ARN, whatever was requested, and names it in the response (AWS
+    /// never does).
     AnswersFor(String),
     /// One of these per call, then normal.
     Then(Vec<Behaviour>),

@@ -160,7 +160,7 @@ impl Known {
     }
 }
 
-/// What a behaviour makes of a session, other than was asked for.
+/// The ways in which a behaviour changes the requested session.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Changed<'a> {
     pub(super) lifetime: Option<SignedDuration>,

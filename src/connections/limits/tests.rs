@@ -24,7 +24,7 @@ fn wait(limits: &Limits, source: &Source) -> Waiting {
     }
 }
 
-/// The limit that a connection would wait for, or be refused by.
+/// Returns the limit that would make a connection wait, or refuse it.
 fn limit(limits: &Limits, source: &Source) -> Option<Limit> {
     match limits.admit(source, nobody) {
         Admitted::Open(_) => None,
@@ -166,7 +166,7 @@ async fn an_idle_connection_of_an_unknown_address_gives_way_before_a_request() {
     assert_eq!(unknown_open(&limits), 3);
 }
 
-/// Addresses of IPv6 can be invented without end; they are of one network.
+/// IPv6 addresses can be forged in any number; they count as one network.
 #[tokio::test(start_paused = true)]
 async fn a_flood_from_an_ipv6_network_displaces_no_other_network() {
     let limits = Limits::new(SETTINGS);
@@ -247,7 +247,7 @@ async fn the_longest_idle_connection_of_the_pod_makes_room() {
     assert!(!other.request_ends());
 }
 
-/// One that was answered a moment ago is likely to be used again, and is not closed under its client's hands.
+/// A connection that was answered a moment ago is likely to be used again, so it is not closed yet.
 #[tokio::test(start_paused = true)]
 async fn a_connection_is_not_closed_before_it_is_idle_for_a_while() {
     let limits = Limits::new(Settings { per_source: 1, ..SETTINGS });

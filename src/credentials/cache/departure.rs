@@ -1,4 +1,4 @@
-//! How a flight departs: a request to STS in a task of its own, from its place at the gate to its landing.
+//! Runs one flight: a request to STS in its own task, from its place in the queue to its result.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::credentials::{AssumeRole, AssumeRoleError};
 use crate::policy::RoleRequest;
 
 impl<A: AssumeRole> Sessions<A> {
-    /// Starts a request to STS in a task of its own.
+    /// Starts a request to STS in its own task.
     pub(super) fn depart(
         &self,
         request: Arc<RoleRequest>,
@@ -30,11 +30,11 @@ impl<A: AssumeRole> Sessions<A> {
         let left = earlier.as_ref().map(|earlier| earlier.remaining(self.clock.now()));
         let (ticket, turn) = self.gate.queue(&Application { cause, left, callers, is_new })?;
         let (land, state) = watch::channel(State { earlier, lapsed, landed: None });
-        // Not a background task: it ends with its answer, and a panic in it drops `land`, which its callers see.
+        // Not a background task: it ends with its result, and a panic in it drops `land`, which its callers notice.
         tokio::spawn(async move {
-            // Told also when it ends by a panic.
+            // Notifies them even after a panic.
             let _told = follower.map(|follower| Told { follower, request: request.clone() });
-            // Dropped before that, so that it is known then that nothing comes any more.
+            // Dropped before that, so that the callers know by then that no result will come.
             let land = land;
             let mut permit = match turn.await {
                 Ok(Ok(permit)) => permit,
@@ -54,7 +54,7 @@ impl<A: AssumeRole> Sessions<A> {
                 match answer {
                     Err(error) if !is_late && permit.is_asked_again(&error, questions, is_needed) => {
                         metrics.sts_answered(error.name(), cause, began.elapsed());
-                        info!(role = request.role().as_str(), cause, outcome = error.name(), "STS is asked once more: {error}");
+                        info!(role = request.role().as_str(), cause, outcome = error.name(), "retrying a request to STS once: {error}");
                         permit = match permit.again().await {
                             Ok(Ok(permit)) => permit,
                             Ok(Err(why)) => return not_asked(&land, why),
@@ -66,7 +66,7 @@ impl<A: AssumeRole> Sessions<A> {
             };
             drop(permit);
             let landing = match answer {
-                // A failure as others are: remembered, and no reason to let go of what there is.
+                // A failure like others: it is remembered, and cached credentials are kept.
                 Ok(credentials) if !is_usable(&credentials, clock.now()) => Err(ended()),
                 answer => answer.map(Arc::new),
             };
@@ -78,7 +78,7 @@ impl<A: AssumeRole> Sessions<A> {
                 }
                 Err(error) => {
                     metrics.sts_answered(error.name(), cause, began.elapsed());
-                    // That the daemon does not know itself is told by whoever asks for it.
+                    // An unknown identity of the daemon is reported by the task that determines it.
                     if error.is_remembered() {
                         let kept_until =
                             land.borrow().earlier.as_ref().filter(|kept| is_usable(kept, clock.now())).map(|kept| kept.expires_at);
@@ -105,12 +105,12 @@ impl<A: AssumeRole> Sessions<A> {
     }
 }
 
-/// The flight ends without a request to STS. That is nothing to remember.
+/// The flight ends without a request to STS. This is not remembered as a failure.
 fn not_asked(land: &watch::Sender<State>, why: NotAsked) {
     land.send_modify(|state| state.landed = Some(Landed { landing: Err(AssumeRoleError::NotAsked(why)), until: Instant::now() }));
 }
 
-/// Tells the follower when dropped.
+/// Notifies the waiting callers when dropped.
 struct Told {
     follower: mpsc::UnboundedSender<Arc<RoleRequest>>,
     request: Arc<RoleRequest>,

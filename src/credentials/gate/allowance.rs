@@ -1,9 +1,10 @@
-//! How many new sessions one pod may cause.
+//! Limits the number of new sessions that one pod may cause.
 //!
-//! A pod needs one session, and another one when its role, session name or external ID changes. Who may edit the pod can change
-//! them without end. So a pod has [`PLACES`] in the queue and under way together, and [`BURST`] new sessions at once, one more
-//! each [`REFILL`]. Someone who corrects a role a few times stays far below that, and so does a pod whose containers restart:
-//! its session stays. A failed session that is requested again is not new: that is bounded by how long the failure is remembered.
+//! A pod needs one session, and another one when its role, session name or external ID changes. Whoever may edit the pod can
+//! change them endlessly. A pod therefore has at most [`PLACES`] requests in the queue and in flight, and may cause [`BURST`] new
+//! sessions at once and one more each [`REFILL`]. Correcting a role a few times stays far below these limits. Restarts of
+//! containers do not count, because they do not change the session. Retries of a failed session do not count either: the time for
+//! which failures are remembered bounds them.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,20 +13,20 @@ use tokio::time::Instant;
 
 use crate::pods::PodUid;
 
-/// Requests of one pod in the queue and under way, for sessions that are not held.
+/// Requests of one pod in the queue and in flight, for sessions that are not cached.
 pub(in crate::credentials) const PLACES: usize = 2;
 /// New sessions that a pod may cause at once.
 pub(in crate::credentials) const BURST: u32 = 5;
 /// The time after which a pod may cause one more.
 pub(in crate::credentials) const REFILL: Duration = Duration::from_secs(10);
-/// The pause before a request is tried again that found the pod's places taken: they may be free at any time.
+/// The retry interval of a request that found the pod's places taken: one may become free at any time.
 const PLACES_TAKEN: Duration = Duration::from_secs(1);
-/// Between two log lines about the same pod, or namespace.
+/// Time between two log lines about the same pod or namespace.
 const QUIET: Duration = Duration::from_secs(60);
-/// How many pods are known before those are forgotten that use nothing of their allowance.
+/// Number of pods above which those with their full allowance are forgotten.
 const KEPT: usize = 1024;
 
-/// The allowances of all pods that use a part of theirs.
+/// The allowances of all pods that have used a part of them.
 #[derive(Debug, Default)]
 pub(super) struct Allowances {
     pods: HashMap<PodUid, Allowance>,
@@ -55,18 +56,18 @@ impl Allowance {
 }
 
 impl Allowances {
-    /// How long a pod has to wait before it may make a request for a session that is not held; `None` where it may now.
+    /// Returns how long a pod has to wait before it may request a session that is not cached; `None` if it may now.
     pub(super) fn wait(&self, uid: &PodUid, is_new: bool, now: Instant) -> Option<Duration> {
         let known = self.pods.get(uid)?;
         if known.places >= PLACES {
             return Some(PLACES_TAKEN);
         }
         let left = known.left_at(now);
-        // A millisecond of rounding.
+        // One millisecond more, to allow for rounding.
         (is_new && left < 1.0).then(|| REFILL.mul_f64(1.0 - left) + Duration::from_millis(1))
     }
 
-    /// Whether nothing but a place is missing.
+    /// Whether only a free place is missing.
     pub(super) fn lacks_place_alone(&self, uid: &PodUid, is_new: bool, now: Instant) -> bool {
         self.pods.get(uid).is_some_and(|known| known.places >= PLACES && (!is_new || known.left_at(now) >= 1.0))
     }
@@ -88,7 +89,7 @@ impl Allowances {
         }
     }
 
-    /// The request that the pod was charged for is not made.
+    /// Refunds the charge, because the request is not made.
     pub(super) fn refund(&mut self, uid: &PodUid, now: Instant) {
         if let Some(known) = self.pods.get_mut(uid) {
             known.left += 1.0;
@@ -96,7 +97,7 @@ impl Allowances {
         }
     }
 
-    /// Gives a place of the pod back.
+    /// Returns a place of the pod.
     pub(super) fn leave_place(&mut self, uid: &PodUid) {
         if let Some(known) = self.pods.get_mut(uid) {
             known.places = known.places.saturating_sub(1);

@@ -1,8 +1,8 @@
-//! A queue that is fair by namespace, and within a namespace by pod: each namespace has one turn in a round, and each of its pods
-//! one in a round of the namespace's turns.
+//! A queue that is fair by namespace and, within a namespace, by pod. Namespaces take turns, and the pods of a namespace take
+//! turns within the namespace's turns.
 //!
-//! So a request of a pod that has no other waits for at most as many turns as there are namespaces, times the pods of its own
-//! namespace, whatever any one of them does.
+//! The first request of a pod therefore waits for at most as many turns as there are namespaces, multiplied by the number of pods
+//! in its own namespace, whatever other pods do.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -22,12 +22,12 @@ pub(super) struct Lane {
 struct Namespace {
     /// The pods with requests here, the next one first.
     round: VecDeque<PodUid>,
-    /// The numbers of their requests, in the order in which they came.
+    /// The numbers of their requests, in order of arrival.
     pods: HashMap<PodUid, VecDeque<u64>>,
 }
 
 impl Lane {
-    /// Adds a request at the end of the pod's.
+    /// Adds a request to the end of the pod's queue.
     pub(super) fn push(&mut self, caller: &Caller, number: u64) {
         let namespace = self.namespaces.entry(caller.namespace.clone()).or_default();
         if namespace.pods.is_empty() {
@@ -46,7 +46,7 @@ impl Lane {
         namespace.pods.get(namespace.round.front()?)?.front().copied()
     }
 
-    /// The first namespace, and its first pod, have had their turn.
+    /// Moves the first namespace, and its first pod, to the end, after their turn.
     pub(super) fn turn(&mut self) {
         let Some(first) = self.round.front() else { return };
         if let Some(namespace) = self.namespaces.get_mut(first) {
@@ -55,7 +55,7 @@ impl Lane {
         rotate(&mut self.round);
     }
 
-    /// Takes a request of a pod out.
+    /// Removes a request of a pod.
     pub(super) fn remove(&mut self, caller: &Caller, number: u64) {
         let Some(namespace) = self.namespaces.get_mut(&caller.namespace) else { return };
         let Some(requests) = namespace.pods.get_mut(&caller.uid) else { return };

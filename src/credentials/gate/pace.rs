@@ -1,13 +1,14 @@
-//! How fast a node sends requests to STS: a token bucket whose rate follows what STS answers.
+//! The rate of a node's requests to STS: a token bucket whose rate follows STS's responses.
 //!
-//! Throttling and outages concern everybody, and slow the whole gate: each one that was met at the present pace halves it, and each
-//! answer of STS, and time, give a part of it back. Refusals are answers and slow nothing. Neither do failures of the daemon's
-//! own identity. Any other failure may be that of one account, which its owner can cause. It counts when roles of two accounts
-//! meet one, with no answer between them; where STS was not heard about another account for long, those of two roles are enough.
+//! Throttling and outages concern all roles, and slow the whole gate. Each of them halves the pace, if its request was made at
+//! the present pace; each response of STS, and time, restore a part of it. Refusals are responses and do not slow the gate, and
+//! neither do failures of the daemon's own identity. Any other failure may concern one account only, whose owner can cause it. It
+//! counts if roles of two accounts fail with no response in between. If STS has not answered for another account in the last
+//! hour, failures of two roles are enough.
 //!
-//! Above the full pace the rate rises while STS answers quickly and requests wait, up to [`Limits::max_rate`]. The raised part
-//! returns within a minute when it is not needed. It ends at the first throttling, and stays away for an hour: the quota is that
-//! of the account, and other nodes have met the same.
+//! The rate rises above the full pace while STS answers quickly and requests wait, up to [`Limits::max_rate`]. When it is not
+//! needed any more, it falls back within a minute. At the first throttling it falls back at once, and does not rise again for an
+//! hour: the quota is shared by the account, so other nodes are throttled as well.
 
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::time::Duration;
@@ -20,39 +21,40 @@ use crate::role::RoleArn;
 
 /// The slowest pace, as a part of the full one: with 20 requests a second, one in 3 seconds.
 pub(super) const SLOWEST: f64 = 1.0 / 64.0;
-/// The pace, as a part of the full one, below which what has time gives way.
+/// The fraction of the full pace below which requests that can wait give way to others.
 const SLOW: f64 = 0.25;
-/// What one answer gives back of the pace: little, so that a node whose STS throttles goes on leaving it to those that end soon.
+/// The part of the pace that one response restores. It is small, so that a throttled node continues to reserve its rate for
+/// sessions close to expiry.
 const RECOVERY: f64 = 1.0 / 64.0;
-/// The time in which all of the pace comes back by itself, in which an answer about an account is one of lately, and for which
-/// nothing is raised after a throttling.
+/// The time in which the full pace is restored without responses; within which a response for an account counts as recent; and
+/// for which the rate does not rise after throttling.
 pub(super) const FORGIVEN: Duration = Duration::from_secs(3600);
-/// What one quick answer adds above the full pace. With the default rate of 20, one request a second more for each answer: 80
-/// answers, about two seconds, lead to 100 requests a second.
+/// The part of the full pace that one quick response adds. With the default rate of 20, each response adds one request a second:
+/// 80 responses, about two seconds, lead to 100 requests a second.
 const RAISE: f64 = 0.05;
-/// An answer that takes longer is no sign that STS has room.
+/// A response that takes longer does not show that STS has spare capacity.
 const QUICK: Duration = Duration::from_secs(1);
-/// The time in which the raised part of the pace is lost where nothing raises it.
+/// The time in which the raised part of the pace falls back if nothing raises it.
 const RAISED_FOR: Duration = Duration::from_secs(60);
 
 /// The rate, and what is known of STS.
 #[derive(Debug)]
 pub(super) struct Pace {
     limits: Limits,
-    /// Requests that may be made at once; below zero, there is longer to wait.
+    /// Requests that may be made at once; a negative value means a longer wait.
     tokens: f64,
     counted_at: Instant,
     /// From [`SLOWEST`] to 1, and above 1 where it is raised.
     pace: f64,
-    /// Nothing is raised before.
+    /// The pace may not rise before this time.
     may_rise_at: Instant,
-    /// Grows when the pace is lowered: what was begun before says nothing of the new pace.
+    /// Grows when the pace is lowered. Requests from before say nothing about the new pace.
     epoch: u64,
-    /// Whose failure was the last that may be one account's alone; none since an answer.
+    /// The role of the last failure that may concern one account only; reset by a response.
     suspect: Option<Whose>,
-    /// The accounts that STS answered about last, and when: two that differ.
+    /// The two different accounts for which STS answered most recently, and when.
     answered: [Option<(u64, Instant)>; 2],
-    /// What lowered the pace, until STS answers.
+    /// The error that lowered the pace; reset by a response.
     trouble: Option<AssumeRoleError>,
 }
 
@@ -103,12 +105,12 @@ impl Pace {
         (f64::from(self.limits.max_rate) / f64::from(self.limits.rate.max(1))).max(1.0)
     }
 
-    /// Tokens that can be saved up: the raised part of the rate saves none.
+    /// The capacity of the bucket. The raised part of the rate does not add to it.
     pub(super) fn most(&self) -> f64 {
         (2.0 * f64::from(self.limits.rate) * self.pace.min(1.0)).max(1.0)
     }
 
-    /// Accounts for the time since this was called last.
+    /// Refills the bucket for the time since the last call.
     pub(super) fn count(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.counted_at).as_secs_f64();
         self.counted_at = now;
@@ -122,10 +124,10 @@ impl Pace {
         self.tokens = (self.tokens + passed * f64::from(self.limits.rate) * on_average).min(self.most());
     }
 
-    /// How long it is until there are so many tokens; `None` where there are.
+    /// Returns how long it takes until there are so many tokens; `None` if there are now.
     pub(super) fn until(&self, needed: f64) -> Option<Duration> {
         let short = needed - self.tokens;
-        // Less than a request in a million seconds is a matter of rounding.
+        // A rate below one request in a million seconds is a rounding error.
         (short > 1e-6).then(|| Duration::from_secs_f64(short / (f64::from(self.limits.rate) * self.pace)) + Duration::from_millis(1))
     }
 
@@ -134,22 +136,22 @@ impl Pace {
         self.tokens -= 1.0;
     }
 
-    /// A request that was to be made did not reach STS.
+    /// Returns the token of a request that did not reach STS.
     pub(super) fn give_back(&mut self) {
         self.tokens = (self.tokens + 1.0).min(self.most());
     }
 
-    /// Requests that may be under way at once: at least one.
+    /// Returns how many requests may be in flight: at least one.
     pub(super) fn concurrency(&self) -> usize {
         part(self.limits.concurrency, self.pace).max(1)
     }
 
-    /// What keeps the gate from its full pace, where STS has not answered since.
+    /// Returns the error that lowered the pace, if STS has not answered since.
     pub(super) fn trouble(&self) -> Option<AssumeRoleError> {
         self.trouble.clone()
     }
 
-    /// Whether so little is let in that it is for those who need it soon.
+    /// Whether the pace is so low that it is reserved for requests that cannot wait.
     pub(super) fn is_slow(&self) -> bool {
         self.pace < SLOW
     }
@@ -158,7 +160,7 @@ impl Pace {
         self.epoch
     }
 
-    /// STS answered about a role, to a request of `epoch`, after `took`; `is_waited_for` where more requests wait.
+    /// Records that STS answered a request of `epoch` for a role after `took`; `is_waited_for` says whether more requests wait.
     pub(super) fn answered(&mut self, role: &RoleArn, epoch: u64, took: Duration, is_waited_for: bool) {
         let now = Instant::now();
         self.heard_about(Whose::of(role).account, now);
@@ -173,11 +175,11 @@ impl Pace {
         }
     }
 
-    /// STS failed for a request of `epoch`, about a role.
+    /// Records that STS failed for a request of `epoch` for a role.
     pub(super) fn failed(&mut self, role: &RoleArn, epoch: u64, error: &AssumeRoleError) {
         match error {
             AssumeRoleError::IdentityUnknown(_) => self.give_back(),
-            // Whoever renews the daemon's credentials does so for all pods.
+            // A renewal of the daemon's credentials serves all pods.
             AssumeRoleError::OwnIdentity { .. } => {}
             _ if epoch != self.epoch => {}
             AssumeRoleError::Throttled => self.slow_down(error),
@@ -194,12 +196,12 @@ impl Pace {
         self.pace = (self.pace.min(1.0) / 2.0).max(SLOWEST);
         // Not at the same time on every node.
         self.may_rise_at = Instant::now() + FORGIVEN.mul_f64(1.0 + jitter::fraction() / 4.0);
-        // What was saved up is gone, and up to one more, so that nodes do not come back together.
+        // Clears the saved tokens, minus up to one more at random, so that nodes do not retry in step.
         self.tokens = self.tokens.min(0.0) - jitter::fraction();
         self.trouble = Some(error.clone());
     }
 
-    /// STS answered about a role of this account.
+    /// Records that STS answered for a role of this account.
     fn heard_about(&mut self, account: u64, now: Instant) {
         self.suspect = None;
         let [last, before] = self.answered;
@@ -207,7 +209,7 @@ impl Pace {
         self.answered = [Some((account, now)), before];
     }
 
-    /// Whether this failure, after the one before it, is everybody's.
+    /// Whether this failure, together with the one before it, concerns all accounts.
     fn is_outage(&mut self, whose: Whose, now: Instant) -> bool {
         let Some(before) = self.suspect.replace(whose) else {
             return false;

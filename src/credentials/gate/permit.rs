@@ -1,4 +1,4 @@
-//! Leave to ask STS once, and what is learnt from the answer.
+//! A permit for one request to STS, and what the gate learns from its result.
 
 use std::sync::Arc;
 
@@ -11,21 +11,21 @@ use crate::credentials::AssumeRoleError;
 use crate::credentials::caller::Caller;
 use crate::role::RoleArn;
 
-/// Leave to ask STS once, until dropped.
+/// A permit for one request to STS, until dropped.
 #[derive(Debug)]
 pub(in crate::credentials) struct Permit {
     pub(super) gate: Gate,
     pub(super) cause: Cause,
     pub(super) ticket: Ticket,
     pub(super) ends: Option<Instant>,
-    /// By whose turns it may go again. Where no session is held, one pod, whose place stays taken until then.
+    /// The pods whose turns a retry may use. If no session is cached, one pod, whose place stays taken until then.
     pub(super) callers: Vec<Arc<Caller>>,
     pub(super) epoch: u64,
     pub(super) began: Instant,
 }
 
 impl Permit {
-    /// Why STS is asked.
+    /// The cause of the request to STS.
     pub(in crate::credentials) fn cause(&self) -> Cause {
         self.cause
     }
@@ -42,8 +42,8 @@ impl Permit {
         }
     }
 
-    /// Whether the next question may have a better answer than this one, and is worth it now: for a shorter session; or after a lost
-    /// connection or a failure, once, where it `is_needed` and it is not known that all meet the same.
+    /// Whether an immediate retry may succeed and is worth it: for a shorter session, or once after a lost connection or a
+    /// failure if the session `is_needed` and no outage is known.
     pub(in crate::credentials) fn is_asked_again(&self, error: &AssumeRoleError, questions: u32, is_needed: bool) -> bool {
         match error {
             AssumeRoleError::TooLong { .. } => questions <= 2,
@@ -56,7 +56,7 @@ impl Permit {
         }
     }
 
-    /// Leave to ask once more, for the same reason, when its turn comes again. It keeps the pod's place.
+    /// Waits for a permit for a retry with the same cause. Keeps the pod's place.
     pub(in crate::credentials) fn again(mut self) -> oneshot::Receiver<Turn> {
         let (sender, turn) = oneshot::channel();
         let callers = std::mem::take(&mut self.callers);
@@ -65,7 +65,7 @@ impl Permit {
             state.queue.insert(self.ticket, Place { cause: self.cause, ends: self.ends, callers, is_charged: false, sender });
             self.gate.0.metrics.sts_queue(self.cause.name()).inc();
         }
-        // Dropping the permit gives its room back, and lets in who is next.
+        // Dropping the permit frees its slot and admits the next request.
         turn
     }
 }

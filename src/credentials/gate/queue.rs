@@ -1,8 +1,8 @@
-//! What waits for its turn at STS, and who goes next.
+//! The queue of requests to STS, and their order.
 //!
-//! In this order: requests that a pod waits for, fairly by namespace and pod; renewals of sessions that nearly end, the first to
-//! end first; what is fetched ahead of need, fairly as well; other renewals. While renewals of sessions that nearly end wait, each
-//! fourth turn is theirs whatever else waits.
+//! The order is: requests that a pod waits for, fair by namespace and pod; renewals of sessions close to expiry, the earliest
+//! expiry first; prefetches, fair as well; other renewals. While renewals of sessions close to expiry wait, every fourth turn is
+//! theirs, whatever else waits.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -14,20 +14,20 @@ use super::lane::Lane;
 use super::{Cause, NEARLY_ENDED, Ticket, Turn};
 use crate::credentials::caller::Caller;
 
-/// Of so many turns, one at least is that of a renewal whose session nearly ends.
+/// At least one of this many turns goes to the renewal of a session close to expiry.
 const RESERVED: u32 = 4;
-/// Places of one namespace, for sessions that are not held: several times what a node has pods.
+/// Places of one namespace, for sessions that are not cached: several times the number of pods on a node.
 pub(in crate::credentials) const PLACES_OF_NAMESPACE: usize = 1024;
-/// Places of all namespaces together. Where they are taken, the namespace with the most gives one up for another.
+/// Places of all namespaces together. When they are taken, the namespace with the most gives one up for another namespace.
 pub(in crate::credentials) const PLACES_IN_ALL: usize = 4096;
 
 /// A request that waits.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) cause: Cause,
-    /// When the session ends that is held.
+    /// When the cached session expires.
     pub(super) ends: Option<Instant>,
-    /// The pods by whose turns it may go: it goes by the first of them to have one.
+    /// The pods whose turns it may use: the first turn of any of them.
     pub(super) callers: Vec<Arc<Caller>>,
     /// Whether the first of them was charged for a new session.
     pub(super) is_charged: bool,
@@ -35,7 +35,8 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Whether it counts for its pods and namespace: renewals of what is held do not, whose number is that of the sessions.
+    /// Whether it counts against the limits of its pods and namespace. Renewals of cached sessions do not: there is at most one
+    /// for each session.
     pub(super) fn is_counted(&self) -> bool {
         self.ends.is_none()
     }
@@ -44,13 +45,13 @@ impl Place {
 /// Why a request is the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Why {
-    /// It renews a session that nearly ends.
+    /// It renews a session close to expiry.
     EndsSoon,
     /// A pod waits.
     Waits,
-    /// It is fetched ahead of need.
+    /// It is a prefetch.
     Ahead,
-    /// It renews a session that has time.
+    /// It renews a session that is not close to expiry.
     Renews,
 }
 
@@ -64,7 +65,7 @@ pub(super) struct Queue {
     /// Counted places, by the namespace of their first caller.
     counted: HashMap<Arc<str>, usize>,
     total: usize,
-    /// Turns of others since one of a renewal whose session nearly ended.
+    /// Turns of other requests since the last renewal of a session close to expiry.
     others: u32,
 }
 
@@ -82,7 +83,7 @@ impl Queue {
         self.places.values().filter(|place| place.cause == cause).count()
     }
 
-    /// The oldest request that waits for this pod and no other, for a session that is not held.
+    /// Returns the oldest request for a session that is not cached and that only this pod needs.
     pub(super) fn waiting_for_alone(&self, caller: &Caller) -> Option<Ticket> {
         let is_its = |place: &Place| place.is_counted() && matches!(&place.callers[..], [only] if only.uid == caller.uid);
         self.places.iter().filter(|(_, place)| is_its(place)).map(|(ticket, _)| *ticket).min()
@@ -93,8 +94,8 @@ impl Queue {
         self.counted.get(namespace).copied().unwrap_or(0)
     }
 
-    /// The place that is given up where all are taken and one more is wanted for `namespace`: the last one of the namespace
-    /// with the most, ahead of need if there is one. `None` where that is the namespace itself.
+    /// Returns the place to give up when all are taken and `namespace` needs one: the last place of the namespace with the most,
+    /// preferably a prefetch. `None` if that is the namespace itself.
     pub(super) fn to_give_up(&self, namespace: &str) -> Option<Option<Ticket>> {
         if self.total < PLACES_IN_ALL {
             return Some(None);
@@ -146,7 +147,7 @@ impl Queue {
         Some(place)
     }
 
-    /// Who goes next.
+    /// Returns the request that is next.
     pub(super) fn next(&self, now: Instant) -> Option<(Ticket, Why)> {
         let first_to_end = self.ends.first();
         let ends_soon = first_to_end.filter(|(ends, _)| ends.saturating_duration_since(now) < NEARLY_ENDED);
@@ -161,7 +162,7 @@ impl Queue {
         waits.or(ends_soon).or_else(ahead).or_else(renews)
     }
 
-    /// The request that [`Queue::next`] named has its turn.
+    /// Removes the request that [`Queue::next`] returned, for its turn.
     pub(super) fn take(&mut self, ticket: Ticket, why: Why) -> Option<Place> {
         self.others = if why == Why::EndsSoon { 0 } else { self.others.saturating_add(1) };
         match why {

@@ -1,4 +1,4 @@
-//! Whose session STS says that it gave.
+//! Checks whose session STS returned.
 
 use aws_sdk_sts::types::AssumedRoleUser;
 
@@ -6,15 +6,15 @@ use super::bounded;
 use crate::credentials::AssumeRoleError;
 use crate::policy::RoleRequest;
 
-/// Compares the session in STS's answer with the one that was requested: `arn:PARTITION:sts::ACCOUNT:assumed-role/NAME/SESSION`,
-/// which has no path (IAM User Guide, "IAM identifiers"). Names of roles are unique in an account whatever their case. An answer
-/// that does not say whose session it is counts as one for another.
+/// Compares the session in STS's response with the requested one: `arn:PARTITION:sts::ACCOUNT:assumed-role/NAME/SESSION`, which
+/// has no path (IAM User Guide, "IAM identifiers"). Role names are unique in an account regardless of case. A response that names
+/// no session counts as one for another session.
 pub(super) fn check(request: &RoleRequest, user: Option<&AssumedRoleUser>) -> Result<(), AssumeRoleError> {
     let arn = user.map(AssumedRoleUser::arn).unwrap_or_default();
     if is_of(request, arn) {
         return Ok(());
     }
-    let message = if arn.is_empty() { "it does not say for which".to_owned() } else { bounded(arn) };
+    let message = if arn.is_empty() { "the response does not name a session".to_owned() } else { bounded(arn) };
     Err(AssumeRoleError::OtherRole { message })
 }
 

@@ -57,18 +57,19 @@ pub struct Pod {
     pub claims_until: Option<Timestamp>,
     /// It has the node's address, and is not told from the node.
     pub host_network: bool,
-    /// What the API says of the network that its addresses are of.
+    /// What the API says about the network of its addresses.
     pub sandbox: Sandbox,
     /// One of its containers may have the capability `NET_RAW`: it is privileged, adds it, or does not drop it.
     pub may_have_net_raw: bool,
 }
 
-/// What the API says of the network namespace of a pod. The node's clock made all times in it, to the second.
+/// What the API says about the network namespace of a pod. All times are from the node's clock, with a resolution of one second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sandbox {
-    /// Since when there is the present one, where the API says. A later time is another network namespace, with another link.
+    /// When the current network namespace was created, if the API says so. A later time means another network namespace, with
+    /// another link.
     pub since: Option<Timestamp>,
-    /// The latest time at which something of the pod is known to have started.
+    /// The latest known start of any part of the pod.
     pub started: Option<Timestamp>,
 }
 

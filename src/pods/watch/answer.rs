@@ -1,4 +1,4 @@
-//! Answers of one JSON document of any size, of which a few fields are read.
+//! Responses that are one JSON document of any size, of which a few fields are used.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::fields::Field;
 use super::filter::{Document, Excerpt, Filter};
 
-/// An answer that is filtered as it comes in.
+/// A response that is filtered as it arrives.
 pub(super) struct FilteredAnswer<'a> {
     answer: Answer,
     filter: Filter<'a>,
@@ -22,7 +22,7 @@ pub(super) struct FilteredAnswer<'a> {
 pub(super) struct Page {
     pub(super) kind: String,
     metadata: PageMetadata,
-    /// They were handed out before. Null where there are none, by some servers.
+    /// Already handed out. Some servers send null if there are none.
     #[serde(rename = "items")]
     _items: Option<Vec<IgnoredAny>>,
 }
@@ -35,7 +35,7 @@ struct PageMetadata {
 }
 
 impl<'a> FilteredAnswer<'a> {
-    /// An answer that ends by the deadline.
+    /// A response that must end by the deadline.
     pub(super) fn new(answer: Answer, fields: &'a Field, deadline: Instant) -> Self {
         Self { answer, filter: Filter::new(fields), deadline }
     }
@@ -55,7 +55,7 @@ impl<'a> FilteredAnswer<'a> {
             Document::Complete(Excerpt { json, truncated: false }) => serde_json::from_slice(&json).ok(),
             Document::Complete(_) | Document::Empty | Document::Broken => None,
         };
-        page.ok_or(Failure::Malformed("a list that cannot be read"))
+        page.ok_or(Failure::Malformed("a malformed list"))
     }
 
     /// An object, once it is complete.
@@ -63,7 +63,7 @@ impl<'a> FilteredAnswer<'a> {
         while self.items().await?.is_some() {}
         match self.filter.finish() {
             Document::Complete(excerpt) => Ok(excerpt),
-            Document::Empty | Document::Broken => Err(Failure::Malformed("what is no such object")),
+            Document::Empty | Document::Broken => Err(Failure::Malformed("something other than the requested object")),
         }
     }
 }

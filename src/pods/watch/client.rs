@@ -194,14 +194,14 @@ impl Client {
         Err(Failure::Status(Status::of_answer(status.as_u16(), &body)))
     }
 
-    /// Asks for something that no tenant writes, and reads it whole.
+    /// Requests an object that no tenant writes, and reads it whole.
     pub(super) async fn ask_whole(&self, target: &str) -> Result<Vec<u8>, Failure> {
         let mut body = Vec::new();
         self.ask(target).await?.whole(MAX_ANSWER, &mut body).await?;
         Ok(body)
     }
 
-    /// Asks for a JSON document of any size, of which these fields are read.
+    /// Requests a JSON document of any size, of which these fields are used.
     pub(super) async fn ask_filtered<'a>(&self, target: &str, fields: &'a Field) -> Result<FilteredAnswer<'a>, Failure> {
         let answer = self.ask(target).await?;
         Ok(FilteredAnswer::new(answer, fields, Instant::now() + WHOLE_TIMEOUT))

@@ -125,13 +125,13 @@ async fn ask(watch: &Watch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr, Qu
     (ip, Question { asked_at, confirmed })
 }
 
-/// What has a pod's name now.
+/// The object that has a pod's name now.
 enum Now {
     /// Nothing on this node.
     Nobody,
     /// A pod, perhaps of another UID.
     Pod(Box<PodObject>),
-    /// A pod of which no more can be read.
+    /// A pod of which nothing else can be read.
     Unreadable(Box<Metadata>),
 }
 
@@ -160,15 +160,15 @@ async fn list_of(watch: &Watch, pod: &Pod, target: &str) -> Result<(Now, Option<
                 _ => match Metadata::of_any(&item.json) {
                     Some(metadata) if is_named(&metadata) => now = Now::Unreadable(Box::new(metadata)),
                     Some(_) => {}
-                    None => return Err(Failure::Malformed("a list with an object that cannot be read")),
+                    None => return Err(Failure::Malformed("a list with a malformed object")),
                 },
             }
         }
     }
     let page = answer.page()?;
-    // Whatever else answers with JSON has said nothing of any pod.
+    // Any other JSON response says nothing about pods.
     if page.kind != "PodList" || page.version().is_empty() {
-        return Err(Failure::Malformed("something that is no list of pods"));
+        return Err(Failure::Malformed("something other than a list of pods"));
     }
     Ok((now, page.version().parse().ok()))
 }

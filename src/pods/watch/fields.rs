@@ -1,4 +1,4 @@
-//! The fields of the API's JSON documents that are read, as data for [`Filter`](super::filter::Filter).
+//! The fields of the API's JSON documents that rolegate uses, as data for [`Filter`](super::filter::Filter).
 
 use super::objects::{Annotation, Object};
 
@@ -11,20 +11,19 @@ const MAX_MESSAGE: usize = 2 << 10;
 /// The annotation of the bookmark that ends a streamed list.
 pub(super) const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
-/// What is kept of a JSON value. A value of another type than the field's is kept as a value of that other type without its
-/// contents, so that decoding fails as it would with the whole document.
+/// The part of a JSON value to keep. If a value has another type than the field, an empty value of that type is kept, so that
+/// decoding fails as it would for the whole document.
 #[derive(Debug)]
 pub(super) enum Field {
     /// An object of which these members are kept.
     Object(Vec<Member>),
     /// An array. An element that is equal to an earlier one may be left out.
     Array(Box<Field>),
-    /// An array whose elements are handed out one by one, as documents of their own.
+    /// An array whose elements are returned one by one, as separate documents.
     Items(Box<Field>),
-    /// A string, a number, a boolean or null. Of a longer string, as much is kept as it takes to be longer than this many
-    /// bytes.
+    /// A string, a number, a boolean or null. A string longer than this many bytes is truncated to just above this length.
     Scalar(usize),
-    /// A string that matters where it is one of these. It is kept as an empty string otherwise.
+    /// A string that matters only if it is one of these. Any other is kept as an empty string.
     OneOf(&'static [&'static str]),
 }
 
@@ -33,7 +32,7 @@ pub(super) enum Field {
 pub(super) struct Member {
     pub(super) key: String,
     pub(super) field: Field,
-    /// Kept even where the document has more of the other fields than may be kept.
+    /// Kept even if the other fields of the document exceed the limit.
     pub(super) identifies: bool,
 }
 
@@ -71,7 +70,7 @@ fn names() -> Vec<Member> {
     identifying(["name", "namespace", "uid", "resourceVersion"].map(|name| (name, Field::text())))
 }
 
-/// The member `metadata`, with what is read of every object and these annotations.
+/// The member `metadata`, with the fields common to all objects and these annotations.
 pub(super) fn metadata(annotations: &[Annotation]) -> Member {
     let read = annotations.iter().map(|annotation| (annotation.key.clone(), annotation.longest));
     let all = read.chain([(INITIAL_EVENTS_END.to_owned(), MAX_TEXT)]);
@@ -86,12 +85,12 @@ pub(super) fn object<T: Object>(annotations: &[Annotation]) -> Field {
     Field::Object(T::members(annotations))
 }
 
-/// What identifies an object, and nothing else.
+/// The fields that identify an object.
 pub(super) fn identity_of_object() -> Field {
     Field::identity([("metadata", Field::Object(names()))])
 }
 
-/// What identifies the object of a line of a watch, and the type of the event.
+/// The fields that identify the object of a line of a watch, and the type of the event.
 pub(super) fn identity_of_line() -> Field {
     Field::identity([("type", Field::text()), ("object", identity_of_object())])
 }
@@ -111,7 +110,7 @@ pub(super) fn page<T: Object>(annotations: &[Annotation]) -> Field {
     ])
 }
 
-/// The members of a `Status` that are read, besides those that every object has.
+/// The members of a `Status` that are used, besides those common to all objects.
 fn status() -> Vec<Member> {
     let causes = Field::array(Field::object([("reason", Field::text())]));
     members([

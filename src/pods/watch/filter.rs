@@ -1,11 +1,11 @@
-//! Reads a JSON document as it comes in, and keeps the fields that are read of it.
+//! Filters a JSON document as it arrives, and keeps the fields that rolegate uses.
 //!
-//! A document may be of any size: a pod's author decides how long its annotations are, and the API server writes `<` as
-//! `\u003c`. What is not kept is skipped in constant memory, however long or deeply nested it is: nested values are counted,
-//! and no call recurses. The order of the fields does not matter. What is kept is a JSON document again, which decodes to the
-//! same as the whole would; strings that are too long to be good are cut to where they still are.
+//! A document may be of any size: a pod's author decides how long its annotations are, and the API server writes `<` as `\u003c`.
+//! Other fields are skipped in constant memory, however long or deeply nested they are: nesting is counted, without recursion.
+//! The order of the fields does not matter. The result is a JSON document that decodes to the same value as the whole document.
+//! Strings that are too long to be valid are truncated to a length at which they are still too long.
 //!
-//! Skipped values are not validated beyond their end: the fields that are read are there, or they are not.
+//! Skipped values are validated only as far as needed to find their end.
 
 use super::fields::{Field, Member};
 
@@ -15,12 +15,12 @@ mod text;
 use skip::{Skipped, is_begin_of_literal, is_end_of_literal};
 use text::Text;
 
-/// Bytes that are kept of one document before what does not identify it is left out. The most is read of a namespace: two
-/// lists of 64 KiB, each character of them escaped by six. No document of a real API server has more.
+/// The most bytes that are kept of one document. Beyond it, only the identifying fields are kept. The largest legitimate document
+/// is a namespace with two lists of 64 KiB, each character escaped with six bytes. No real API server sends more.
 const MAX_KEPT: usize = 1 << 20;
 /// Bytes of a key, escaped. An annotation's has at most 317 characters.
 const MAX_KEY: usize = 4 << 10;
-/// Elements of an array that others are compared with. The arrays that are read have few different ones.
+/// The most elements of an array that others are compared with. The arrays that are used have few different elements.
 const MAX_DIFFERENT: usize = 16;
 
 /// What was kept of a document.
@@ -28,7 +28,7 @@ const MAX_DIFFERENT: usize = 16;
 pub(super) struct Excerpt {
     /// A JSON document.
     pub(super) json: Vec<u8>,
-    /// There was more to keep than may be kept: beyond that, only what identifies the object is there.
+    /// The document exceeded the limit: beyond it, only the identifying fields are there.
     pub(super) truncated: bool,
 }
 
@@ -52,13 +52,13 @@ pub(super) struct Filter<'a> {
     containers: Vec<Container<'a>>,
     kept: Vec<u8>,
     truncated: bool,
-    /// Where the item begins that is being read, and whether it had more than may be kept.
+    /// Where the current item begins, and whether it exceeded the limit.
     item: Option<(usize, bool)>,
     items: Vec<Excerpt>,
     key: Vec<u8>,
 }
 
-/// What comes next, or what is being read.
+/// The state of the parser.
 #[derive(Clone, Copy, Debug)]
 enum State<'a> {
     /// A value; `None` where it is not kept.
@@ -110,7 +110,7 @@ impl<'a> Filter<'a> {
         }
     }
 
-    /// Keeps these fields of a document that is there whole.
+    /// Filters a complete document.
     pub(super) fn once(root: &'a Field, json: &[u8]) -> Document {
         let mut filter = Self::new(root);
         filter.feed(json);
@@ -130,12 +130,12 @@ impl<'a> Filter<'a> {
         }
     }
 
-    /// The items of a [`Field::Items`] that are complete since the last call.
+    /// Returns the items of a [`Field::Items`] that were completed since the last call.
     pub(super) fn take_items(&mut self) -> Vec<Excerpt> {
         std::mem::take(&mut self.items)
     }
 
-    /// Ends a document. The next bytes are of another one.
+    /// Ends a document. The next bytes belong to another one.
     pub(super) fn finish(&mut self) -> Document {
         if self.containers.is_empty() && matches!(self.state, State::Literal { .. } | State::SkippedLiteral) {
             self.state = State::AfterValue;
@@ -158,7 +158,7 @@ impl<'a> Filter<'a> {
         self.kept.capacity() + self.key.capacity() + items + self.containers.capacity() * size_of::<Container<'_>>()
     }
 
-    /// Reads one byte; `false` where the byte is to be read again, in the state that is next.
+    /// Reads one byte; `false` if the byte must be read again in the next state.
     fn read(&mut self, byte: u8) -> bool {
         match self.state {
             State::Text(text) => return self.text(text, byte),
@@ -207,7 +207,7 @@ impl<'a> Filter<'a> {
             self.state = State::Colon(member);
             return;
         }
-        // One that is too long is none of those that are kept.
+        // A key that is too long is not one of those that are kept.
         if self.key.len() <= MAX_KEY {
             self.key.push(byte);
         }
@@ -272,7 +272,7 @@ impl<'a> Filter<'a> {
         Some(field)
     }
 
-    /// Whether more may be kept; notes that it was not.
+    /// Whether more may be kept; records if not.
     fn has_room(&mut self, identifies: bool) -> bool {
         let begin = self.item.map_or(0, |(begin, _)| begin);
         let room = if identifies { 2 * MAX_KEPT } else { MAX_KEPT };
@@ -286,13 +286,13 @@ impl<'a> Filter<'a> {
         false
     }
 
-    /// A value begins with this byte.
+    /// Begins a value with this byte.
     fn value(&mut self, field: Option<&'a Field>, byte: u8) {
         let Some(field) = field else { return self.begin_skipped(byte) };
         match (byte, field) {
             (b'{', Field::Object(_)) => self.open(field, State::Key, byte),
             (b'[', Field::Array(_) | Field::Items(_)) => self.open(field, State::Element, byte),
-            // serde takes an array for a struct.
+            // serde accepts an array for a struct.
             (b'[', Field::Object(_)) => self.without_contents(b"0", byte),
             (b'{', _) => self.without_contents(b"{}", byte),
             (b'[', _) => self.without_contents(b"[]", byte),
@@ -325,7 +325,7 @@ impl<'a> Filter<'a> {
         self.end_value();
     }
 
-    /// A value has ended, be it kept or not.
+    /// Ends a value, kept or not.
     fn end_value(&mut self) {
         self.state = State::AfterValue;
         let Some(container) = self.containers.last_mut() else { return };

@@ -26,7 +26,7 @@ use super::objects::{Annotation, Metadata, Object, OnlyMetadata};
 use super::unreadable::{Reports, Why};
 use crate::metrics::Metrics;
 
-/// Objects in one page of a list: few, because an object may have some 10 MB as JSON, and a page has a time to come in.
+/// Objects in one page of a list. Few, because an object may be about 10 MB of JSON, and each page has a time limit.
 pub(super) const PAGE_SIZE: u32 = 20;
 /// How long the server is asked to keep a watch, and how much of that differs from watch to watch.
 const WATCH_SECONDS: (f64, f64) = (270.0, 40.0);
@@ -60,10 +60,9 @@ pub(super) struct Selection {
 /// What becomes known.
 #[derive(Debug)]
 pub(super) enum Event<'a, T> {
-    /// Something was heard of the API. That is no news of any object: it may be an error that follows, or the first page of a
-    /// list that never ends.
+    /// The API responded. This is no news about objects: an error may follow, or it is the first page of a list that never ends.
     Alive,
-    /// Everything that happened until now has been told: the API sent a bookmark.
+    /// All changes up to now have been reported: the API sent a bookmark.
     UpToDate,
     /// These are all of them, as of a version; `unreadable` are those of which no more can be read. `new_history` says that
     /// versions began anew, `incomplete` that there are objects besides of which not even a UID can be read. Each object is an allocation of its own, so that what is taken out makes room for what it becomes.
@@ -83,7 +82,7 @@ pub(super) struct Follow<'a, T, F> {
     client: &'a Client,
     metrics: &'a Metrics,
     selection: &'a Selection,
-    /// What is read of a line of a watch, and of a page of a list.
+    /// The fields that are used of a line of a watch, and of a page of a list.
     fields: &'a (Field, Field),
     take: F,
     /// The version that the next watch goes on from; without one, a list is needed.
@@ -214,7 +213,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             debug!(resource, fields, "{failure}; listing anew");
         } else {
             self.metrics.watch_failed(resource);
-            let told = "the Kubernetes API was asked in vain; it is asked again, and what is known is used";
+            let told = "Kubernetes watch failed; retrying, serving from the last known state";
             if self.complaints.is_news(&failure) {
                 warn!(resource, fields, error = %failure, "{told}");
             } else {
@@ -245,13 +244,13 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         }
     }
 
-    /// A list in pages; in smaller ones after those that take too long to come.
+    /// Lists in pages; in smaller ones after a page that took too long to arrive.
     async fn list(&mut self) -> Result<ControlFlow<()>, Failure> {
         let listed = self.list_in_pages().await;
         if matches!(listed, Err(Failure::Slow)) && self.page_size > 1 {
             self.page_size = (self.page_size / 4).max(1);
             let Selection { resource, fields, .. } = self.selection;
-            debug!(resource, fields, size = self.page_size, "a page of the list took too long; the list begins anew in smaller ones");
+            debug!(resource, fields, size = self.page_size, "reading a page of the list took too long; restarting with smaller pages");
         }
         listed
     }
@@ -269,7 +268,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
                     match self.decode_lean(&item.json, item.truncated.then_some(Why::TooLarge)) {
                         Ok(object) => list.objects.push(Box::new(object)),
                         Err(Some(metadata)) => list.unreadable.push(*metadata),
-                        // A pod that is known may be this one: without it, it would count as gone.
+                        // This may be a known pod, which would count as deleted if the object were skipped.
                         Err(None) => list.incomplete = true,
                     }
                 }
@@ -383,7 +382,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         let identity;
         let (WatchLine { kind, object }, flaw) = match serde_json::from_slice(&json) {
             Ok(line) => (line, truncated.then_some(Why::TooLarge)),
-            // The fields that are read are not well-formed: those that identify the object may be.
+            // The used fields are malformed, but the identifying ones may be valid.
             Err(_) => {
                 identity = identity_of(&json);
                 match serde_json::from_str(&identity) {
@@ -483,8 +482,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         Ok(object)
     }
 
-    /// An object, or what can be said of one that is not what we take it for, or of which a `flaw` is known. Without a UID it is
-    /// none.
+    /// Decodes an object, or the names of one that cannot be decoded or has a known `flaw`; `None` without a UID.
     fn decode<O: Object>(&mut self, object: &[u8], flaw: Option<Why>) -> Result<O, Option<Box<Metadata>>> {
         if flaw.is_none()
             && let Ok(decoded) = serde_json::from_slice::<O>(object)
@@ -503,7 +501,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
     }
 }
 
-/// What identifies the object of a line, as text that can be decoded.
+/// Returns the fields that identify the object of a line, as a decodable text.
 fn identity_of(line: &[u8]) -> String {
     match Filter::once(&fields::identity_of_line(), line) {
         Document::Complete(identity) => String::from_utf8_lossy(&identity.json).into_owned(),

@@ -8,13 +8,13 @@ use super::failure::Failure;
 use super::fields::Field;
 use super::filter::{Document, Excerpt, Filter};
 
-/// Bytes of a line. The API server takes requests of 3 MiB and etcd takes objects of 1.5 MiB, which are some 10 MB where each
-/// character is escaped. What is far beyond that, even where an operator has raised these limits, is no object.
+/// The most bytes of a line. The API server accepts requests of 3 MiB and etcd objects of 1.5 MiB, which are about 10 MB if each
+/// character is escaped. A line far beyond that is not an object, even if an operator has raised these limits.
 const MAX_LINE: u64 = 256 << 20;
-/// How long a line may take to come.
+/// How long a line may take to arrive.
 const LINE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Puts lines together from what comes in pieces, with no more of them in memory than is read.
+/// Assembles lines from chunks, and keeps only the fields that are used in memory.
 #[derive(Debug)]
 pub(super) struct Lines<'a> {
     filter: Filter<'a>,
@@ -59,7 +59,7 @@ impl<'a> Lines<'a> {
         lines
     }
 
-    /// Fails where the line that is coming is not going to end: it is no object that does that.
+    /// Fails if the current line is too long, or takes too long, to be an object.
     pub(super) fn check(&self) -> Result<(), Failure> {
         if self.length > MAX_LINE {
             return Err(Failure::TooLarge);

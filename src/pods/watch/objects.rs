@@ -28,7 +28,7 @@ pub(super) trait Object: DeserializeOwned {
     fn metadata(&self) -> &Metadata;
     /// The same, to take from.
     fn metadata_mut(&mut self) -> &mut Metadata;
-    /// The fields that are read of it, with these annotations. Decoding sees no others.
+    /// Returns the fields that are used of it, with these annotations. Decoding sees no others.
     fn members(annotations: &[Annotation]) -> Vec<Member>;
 }
 
@@ -103,8 +103,8 @@ impl<'de> Deserialize<'de> for Annotations {
 }
 
 impl Metadata {
-    /// The names of an object that is not what it is taken for, and its version; `None` where it has no UID. Nothing else of
-    /// the object matters, be it well-formed or not.
+    /// Returns the names and version of an object that cannot be decoded; `None` if it has no UID. The rest of the object does
+    /// not matter.
     pub(super) fn of_any(object: &[u8]) -> Option<Self> {
         let Document::Complete(identity) = Filter::once(&fields::identity_of_object(), object) else { return None };
         let object: serde_json::Value = serde_json::from_str(&String::from_utf8_lossy(&identity.json)).ok()?;
@@ -161,7 +161,7 @@ pub(super) struct PodObject {
     pub(super) node_name: Option<String>,
     pub(super) service_account: Option<String>,
     pub(super) host_network: bool,
-    /// Whether a container of it may send packets that it has made whole itself.
+    /// Whether one of its containers may send forged packets (`NET_RAW`).
     pub(super) may_have_net_raw: bool,
     /// Succeeded or Failed.
     pub(super) finished: bool,
@@ -311,7 +311,7 @@ struct RawContainerState {
     running: Option<RawRunning>,
 }
 
-/// That a container runs, and since when, where that is a time.
+/// The state of a running container, with its start if that is a valid time.
 struct RawRunning {
     started_at: Option<Timestamp>,
 }
@@ -336,9 +336,9 @@ impl RawPodStatus {
         [&self.container_statuses, &self.init_container_statuses, &self.ephemeral_container_statuses].into_iter().flatten().flatten()
     }
 
-    /// What the status says of the pod's network namespace. The condition changes with it, and its time is the time of that
-    /// (Kubernetes 1.29 and later). Nothing else tells a new network namespace from a container that was started again. A pod
-    /// of which nothing runs started no later than the kubelet took it on, as far as is known.
+    /// Returns what the status says about the pod's network namespace. The condition changes together with it, and has the time
+    /// of the change (Kubernetes 1.29 and later). Without it, a new network namespace cannot be distinguished from a restarted
+    /// container. If no container of a pod runs, the latest known start is when the kubelet accepted the pod.
     fn sandbox(&self) -> Sandbox {
         let time = |time: &Option<Time>| time.as_ref().and_then(|time| time.0);
         let network = self.conditions.iter().flatten().find(|condition| condition.is_network("True"));
@@ -361,8 +361,8 @@ struct RawIp {
     ip: Option<String>,
 }
 
-/// All addresses, each of them once; the single one counts where there is no list, of which it is the first. One that is no
-/// address is left out: nothing is then found by it.
+/// Returns all addresses, without duplicates. The single address is used if there is no list; otherwise it is the first of the
+/// list. Invalid addresses are ignored, so that no pod is found by them.
 fn addresses(all: Option<Vec<RawIp>>, first: Option<String>) -> Vec<IpAddr> {
     let mut texts: Vec<String> = all.unwrap_or_default().into_iter().filter_map(|ip| ip.ip).collect();
     if texts.is_empty() {

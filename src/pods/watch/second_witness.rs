@@ -1,4 +1,4 @@
-//! What keeps the second witness of pods' claims up to date: the pins of their links, and how long ago the API was heard.
+//! Tasks that keep the second witness up to date: the pins of pods' links, and the time since the last contact with the API.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::readiness::{Readiness, Step};
 
-/// The shortest time between two looks at all pods: changes often come together.
+/// The shortest time between two passes over all pods, because changes often come in groups.
 const PIN_AGAIN: Duration = Duration::from_millis(50);
-/// How often the silence of the API is looked at.
+/// How often the silence of the API is checked.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// What readiness waits for while nothing is heard of the API.
+/// The readiness step that is pending while the API is silent.
 const SIGN_OF_LIFE: &str = "a sign of life from the Kubernetes API";
 
-/// Pins pods' addresses to their links for as long as the process, and reports pods that could forge those of others.
+/// Pins pods' addresses to their links, and reports pods that could forge those of others. Never returns.
 pub async fn keep_pins(mut pods: Pods, metrics: Metrics) {
     let mut seen = pods.witness_changes();
     let mut warned = false;
@@ -27,8 +27,8 @@ pub async fn keep_pins(mut pods: Pods, metrics: Metrics) {
             warn!(
                 event = "net-raw-on-bridge",
                 pods = may_forge,
-                "pods behind a bridge may have the capability NET_RAW, with which a pod can disturb others and, without --cni-results, take \
-                 the address of a pod that has sent nothing yet; drop NET_RAW from pods, or use a network plugin that routes to each pod"
+                "pods on a bridge may have the capability NET_RAW; such a pod can disrupt other pods and, without --cni-results, \
+                 impersonate a pod that has not sent a packet yet; drop NET_RAW from pods, or use a CNI plugin that routes to each pod"
             );
         }
         tokio::select! {
@@ -39,9 +39,9 @@ pub async fn keep_pins(mut pods: Pods, metrics: Metrics) {
     }
 }
 
-/// Watches how long nothing was heard of the API's pods, for as long as the process: no list that is complete, no change and no
-/// bookmark. After half of `max`, the daemon is not ready; after all of it, pods are served only where the node itself confirms
-/// their claims, until the watch is up to date again.
+/// Monitors how long the API has been silent about pods: no complete list, no change and no bookmark. After half of `max`, the
+/// daemon is not ready; after all of it, pods are served only if the node itself confirms their claims, until the watch is up to
+/// date again. Never returns.
 pub async fn bound_staleness(pods: Pods, metrics: Metrics, readiness: Readiness, max: Duration) {
     let (mut silent, mut stale): (Option<Step>, bool) = (None, false);
     loop {
@@ -50,8 +50,8 @@ pub async fn bound_staleness(pods: Pods, metrics: Metrics, readiness: Readiness,
             warn!(
                 event = "api-silent",
                 seconds = silence.as_secs(),
-                "nothing heard from the Kubernetes API for half of --max-staleness; not ready, serving from the last known state; \
-                 check the connection to the API server"
+                "no contact with the Kubernetes API for half of --max-staleness; not ready, serving from the last known state; check the \
+                 connection to the API server"
             );
             silent = Some(readiness.step(SIGN_OF_LIFE));
         }
@@ -66,12 +66,13 @@ pub async fn bound_staleness(pods: Pods, metrics: Metrics, readiness: Readiness,
             warn!(
                 event = "api-stale",
                 seconds = silence.as_secs(),
-                "nothing heard from the Kubernetes API for --max-staleness; refusing pods whose addresses nothing on this node confirms"
+                "no contact with the Kubernetes API for --max-staleness; refusing pods whose addresses nothing on this node confirms; \
+                 check the connection to the API server"
             );
         } else if stale && !pods.is_stale() {
             // The watch cleared it: what changed in the meantime is known.
             stale = false;
-            info!(event = "api-heard-again", "the pods of this node are up to date again; serving them as the Kubernetes API says");
+            info!(event = "api-heard-again", "the pods of this node are up to date again; serving all of them");
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

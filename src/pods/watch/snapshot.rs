@@ -132,7 +132,7 @@ async fn get<T: Object>(
     match object.await {
         Ok(Excerpt { json, truncated }) => match serde_json::from_slice(&json) {
             Ok(object) if !truncated => Ok(Some(object)),
-            _ => Err(failed(&what(), Failure::Malformed("what is no such object"))),
+            _ => Err(failed(&what(), Failure::Malformed("something other than the requested object"))),
         },
         Err(failure) if failure.code() == Some(404) => Ok(None),
         Err(failure) => Err(failed(&what(), failure)),

@@ -1,4 +1,4 @@
-//! The log lines of objects that cannot be read. An object may change twice a second, and not become readable.
+//! Logging of objects that cannot be read. Rate-limited, because an unreadable object may change twice a second.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -8,15 +8,15 @@ use tracing::{debug, warn};
 
 use super::objects::Metadata;
 
-/// Between two log lines of one object.
+/// Time between two log lines about one object.
 const REPORT_AGAIN: Duration = Duration::from_secs(600);
-/// Objects that are remembered. Beyond it, what is not is logged at debug level only.
+/// The most objects that are remembered. Beyond it, further objects are logged at debug level only.
 const MAX_REPORTS: usize = 256;
 
 /// Why an object cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Why {
-    /// It has more of the fields that are read than may be kept.
+    /// The fields that are used exceed the limit.
     TooLarge,
     /// It is not what the API sends.
     Malformed,
@@ -27,7 +27,7 @@ pub(super) enum Why {
 pub(super) struct Reports(HashMap<(Option<String>, Why), Instant>);
 
 impl Reports {
-    /// Logs that an object cannot be read, unless that was logged lately.
+    /// Logs that an object cannot be read, unless that was logged recently.
     pub(super) fn report(&mut self, resource: &'static str, metadata: Option<&Metadata>, why: Why) {
         let text = |of: fn(&Metadata) -> &Option<String>| metadata.and_then(|metadata| of(metadata).as_deref()).unwrap_or_default();
         let (namespace, name, uid) = (text(|it| &it.namespace), text(|it| &it.name), text(|it| &it.uid));
@@ -40,8 +40,8 @@ impl Reports {
                 namespace,
                 name,
                 uid,
-                "an object from the Kubernetes API has more entries in the fields that rolegate reads than any real object; a pod \
-                 like this gets no credentials until it is smaller; check who writes its status and annotations"
+                "an object from the Kubernetes API is larger than 1 MiB in the fields that rolegate uses; if it is a pod, it gets no \
+                 credentials until it is smaller; check who writes its status and annotations"
             ),
             Why::Malformed => warn!(
                 event = "object-unreadable",
@@ -49,8 +49,8 @@ impl Reports {
                 namespace,
                 name,
                 uid,
-                "an object from the Kubernetes API cannot be decoded; a pod like this gets no credentials until it can be; check what \
-                 stands between rolegate and the API server"
+                "cannot decode an object from the Kubernetes API; if it is a pod, it gets no credentials until it can be decoded; check \
+                 for a proxy between rolegate and the API server that changes responses"
             ),
         }
     }

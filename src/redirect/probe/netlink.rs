@@ -1,5 +1,5 @@
-//! The requests of rtnetlink(7) by which the self-test makes its interface: a veth pair, addresses, routes and neighbours. They
-//! work in a user namespace without a mapped user, where no program can be run with capabilities.
+//! The requests of rtnetlink(7) with which the self-test creates its interface: a veth pair, addresses, routes and neighbours.
+//! They work in a user namespace without a mapped user, where no program can be run with capabilities.
 
 use std::io;
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! The cluster: pods that have addresses, what the API is told of them, and what is proven to be known of that.
+//! The cluster: pods with addresses, their history in the fake API, and how much of it the daemon has provably seen.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

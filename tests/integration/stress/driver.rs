@@ -1,4 +1,4 @@
-//! The order of a run: rounds of changes, in some of which something goes wrong or somebody does wrong.
+//! The course of a run: rounds of changes, some with a fault or a hostile tenant.
 
 use super::ADDRESSES;
 use super::clients::Clients;

@@ -1,6 +1,6 @@
-//! What goes wrong in a round, or who does wrong in it.
+//! Faults and hostile tenants of a round.
 //!
-//! A move is one more of [`ALL`]. It says nothing of what is right: that follows from what it puts into the ledger.
+//! To add a move, add it to [`ALL`]. A move does not define what is right: that follows from what it puts into the ledger.
 
 use std::mem::take;
 

@@ -1,4 +1,4 @@
-//! What a tenant may do to its own pods, and to others by that.
+//! What a tenant may do to its own pods, and how that affects others.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -180,7 +180,7 @@ async fn what_is_shown_at_a_version_is_the_same_whether_or_not_events_were_held(
     api.release_events(Resource::Pods, "late");
     assert_eq!(seen().await, while_held);
     assert_eq!(client.get_ok("/api/v1/pods").await["items"][0]["metadata"], while_held[3][0]);
-    // A pod that a list has shown was not there before the last one of its name had gone.
+    // A pod that a list has shown was created after the previous one of its name was deleted.
     watch.expect(&[("ADDED", "other")]).await;
     for (expected, at) in [("DELETED", deleted), ("ADDED", next)] {
         let (kind, object) = watch.event().await;

@@ -1,4 +1,4 @@
-//! Values that are skipped, and the few short ones that are kept as they are.
+//! Skipped values, and short values that are kept unchanged.
 
 use super::{Filter, State};
 
@@ -28,7 +28,7 @@ impl Filter<'_> {
         };
     }
 
-    /// Skips as much as is there; returns how much that was.
+    /// Skips as much as is available; returns the number of bytes.
     pub(super) fn skip(&mut self, mut skipped: Skipped, bytes: &[u8]) -> usize {
         let mut read = 0;
         while let Some(rest) = bytes.get(read..).filter(|rest| !rest.is_empty()) {

@@ -340,7 +340,7 @@ fn same<T: Object + std::fmt::Debug>(json: &str, cuts: &[prop::sample::Index], a
     let whole: Value = serde_json::from_str(json).unwrap();
     // Where more of it is odd than what is read, nothing is decoded of the whole.
     if let Some(whole) = read::<T>(json.as_bytes()) {
-        // serde takes an array for a struct.
+        // serde accepts an array for a struct.
         if !arrays_for_structs || read::<T>(&excerpt.json).is_some() {
             prop_assert_eq!(read::<T>(&excerpt.json), Some(whole));
         }

@@ -1,8 +1,8 @@
-//! Strings that are kept, and cut where they are too long.
+//! Strings that are kept, and truncated if they are too long.
 
 use super::{Filter, State, unescaped};
 
-/// A string that is being kept.
+/// A string that is kept, during parsing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Text {
     begin: usize,
@@ -30,7 +30,7 @@ impl Filter<'_> {
         self.state = State::Text(Text { begin, longest, one_of, length: 0, escape: Escape::None, is_halved: false, is_cut: false });
     }
 
-    /// Skips the rest of a string that is cut, as much as is there; returns how much that was.
+    /// Skips the rest of a truncated string, as much as is available; returns the number of bytes.
     pub(super) fn skip_text(&mut self, mut text: Text, bytes: &[u8]) -> usize {
         let mut read = 0;
         while let Some(rest) = bytes.get(read..).filter(|rest| !rest.is_empty()) {
@@ -63,7 +63,7 @@ impl Filter<'_> {
             Escape::None => {
                 let is_within_character = byte & 0xC0 == 0x80 || text.is_halved;
                 if text.length > text.longest && !is_within_character {
-                    // Read again as what is left out.
+                    // Read again, to be skipped.
                     self.state = State::Text(Text { is_cut: true, ..text });
                     return false;
                 }
@@ -81,7 +81,7 @@ impl Filter<'_> {
             }
             Escape::Unicode { digits, code } => {
                 let Some(digit) = char::from(byte).to_digit(16) else {
-                    // No escape: decoding fails of it.
+                    // Not a valid escape: decoding fails because of it.
                     text.escape = Escape::None;
                     self.state = State::Text(text);
                     return false;

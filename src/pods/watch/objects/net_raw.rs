@@ -1,8 +1,8 @@
-//! Whether containers may have the capability `NET_RAW`, with which a pod sends packets and ARP answers in the names of others.
+//! Whether containers may have the capability `NET_RAW`, with which a pod can forge packets and ARP replies of other pods.
 //!
-//! containerd, CRI-O and Docker's shim take names of capabilities in any case, without `CAP_`, and give a container that says
-//! nothing their default set; that of containerd and Docker has `NET_RAW`. Names in `drop` with the prefix drop nothing in
-//! containerd. What is in doubt counts as having it.
+//! containerd, CRI-O and Docker's shim accept names of capabilities in any case, without `CAP_`. A container without settings
+//! gets their default set, which includes `NET_RAW` in containerd and Docker. In `drop`, containerd ignores names with the
+//! prefix. In doubt, a container counts as having the capability.
 
 use serde::Deserialize;
 use serde::de::Deserializer;
@@ -13,7 +13,7 @@ use super::super::fields::Field;
 /// Bytes of a capability's name that can matter.
 const MAX_NAME: usize = 32;
 
-/// What is read of a list of containers.
+/// The fields that are used of a list of containers.
 pub(super) fn containers() -> Field {
     let names = || Field::array(Field::Scalar(MAX_NAME));
     let capabilities = Field::object([("add", names()), ("drop", names())]);
@@ -21,7 +21,7 @@ pub(super) fn containers() -> Field {
     Field::array(Field::object([("securityContext", context)]))
 }
 
-/// Whether one of a list of containers may have it. The list itself is not kept, and nothing in it makes a pod unreadable.
+/// Whether any of a list of containers may have it. The list itself is not kept, and its contents cannot make a pod unreadable.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct AnyNetRaw(pub(super) bool);
 
@@ -81,7 +81,7 @@ mod tests {
             (vec!["CHOWN", "net_raw"], vec!["NET_ADMIN"], false, false),
             (vec!["ALL"], vec!["NET_BIND_SERVICE"], false, false),
             (vec!["CHOWN"], vec![], false, true),
-            // containerd makes CAP_CAP_NET_RAW of it, and drops nothing.
+            // containerd turns it into CAP_CAP_NET_RAW, and drops nothing.
             (vec!["CAP_NET_RAW"], vec![], false, true),
             (vec!["ALL"], vec!["NET_RAW"], false, true),
             (vec!["ALL"], vec!["CAP_NET_RAW"], false, true),
