@@ -94,6 +94,10 @@ impl Witness for Unchanging {
 
     fn keep(&self, _: &dyn Fn(IpAddr) -> bool) {}
 
+    fn has_records(&self) -> bool {
+        false
+    }
+
     fn has_bridges(&self) -> bool {
         false
     }

@@ -23,7 +23,7 @@ use crate::events::Reporter;
 use crate::events::writer::Writer;
 use crate::handover::{self, Queue};
 use crate::links::Links;
-use crate::links::boot::booted;
+use crate::links::boot;
 use crate::links::cni::Results;
 use crate::links::view::View;
 use crate::metrics::Metrics;
@@ -153,7 +153,7 @@ impl App {
             namespaces: config.roles.restrictions != Restrictions::Off,
             service_accounts: config.roles.service_accounts != ServiceAccountRoles::Off,
         };
-        let booted = booted(Clock::system().now());
+        let booted = boot::booted(Clock::system().now());
         let (links, results) = (open_links(), Results::none());
         let view = View::new(links.clone(), results.clone(), booted);
         let (writer, pods) = pods::pods_with(Arc::new(view.clone()), booted);
@@ -174,7 +174,8 @@ impl App {
             metrics: metrics.clone(),
         };
         tasks.spawn("pod watch", watch.run(readiness.step(PODS_KNOWN)));
-        tasks.spawn("pins of pods' links", second_witness::keep_pins(pods.clone(), metrics.clone()));
+        tasks
+            .spawn("pins of pods' links", second_witness::keep_pins(pods.clone(), metrics.clone(), || boot::booted(Clock::system().now())));
         if let Some(max) = config.pods.max_staleness {
             tasks.spawn("staleness of the API", second_witness::bound_staleness(pods.clone(), metrics.clone(), readiness.clone(), max));
         }

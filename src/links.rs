@@ -178,7 +178,12 @@ impl Links {
         if let Some(reach) = shared.table().fresh(ip) {
             return reach;
         }
-        if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() { Reach::Nowhere } else { shared.resolve(ip) }
+        // What moved on a bridge in the meantime is not known while notifications are unread.
+        let known_or_not = |reach: Reach| match reach {
+            Reach::By(Link { kind: LinkKind::Bridge { .. }, .. }) if shared.table().is_behind(Queue::Neighbours) => Reach::Unknown,
+            reach => reach,
+        };
+        if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() { Reach::Nowhere } else { known_or_not(shared.resolve(ip)) }
     }
 
     /// Forgets all addresses but those for which this is true, which pods have.
@@ -370,6 +375,9 @@ impl Shared {
                         table.fall_behind(queue);
                         interfaces.iter().for_each(|interfaces| table.set_links(interfaces));
                         table.catch_up(queue);
+                        if lost && queue == Queue::Neighbours {
+                            table.distrust_bridges();
+                        }
                     });
                 }
                 feed.is_complete(queue);

@@ -208,7 +208,7 @@ impl Pods {
     /// Does the same as [`Self::catch_up`] if pods are on bridges. Elsewhere, packets of pods cannot change what leads to an
     /// address.
     pub fn catch_up_on_bridges(&self) {
-        if self.shared.node.witness().has_bridges() {
+        if self.has_bridges() {
             self.catch_up();
         }
     }
@@ -246,6 +246,21 @@ impl Pods {
     /// confirms their claims.
     pub fn set_stale(&self, stale: bool) {
         self.shared.node.set_stale(stale);
+    }
+
+    /// Whether pods are behind bridges, where they can forge what leads to others' addresses.
+    pub fn has_bridges(&self) -> bool {
+        self.shared.node.witness().has_bridges()
+    }
+
+    /// Whether pods are behind bridges, and CNI results name each before it can send anything.
+    pub fn knows_pods_before_they_send(&self) -> bool {
+        self.has_bridges() && self.shared.node.witness().has_records()
+    }
+
+    /// Tells when the node was booted, by its present clock.
+    pub fn booted_at(&self, booted: jiff::Timestamp) {
+        self.shared.node.booted_at(booted);
     }
 
     /// Whether the API has been silent for longer than the operator allows.

@@ -40,6 +40,9 @@ use respond::Outcome;
 use route::{Hosts, Rejection, Route};
 use token::Tokens;
 
+/// How many log lines unknown addresses cause in a minute at most, for each reason.
+const UNKNOWN_SUBJECTS: u8 = 16;
+
 /// The settings of the pipeline.
 #[derive(Debug)]
 pub struct Settings {
@@ -75,6 +78,9 @@ pub struct Origin {
     pub ip: IpAddr,
     /// The hosts that a request may name on this connection.
     pub hosts: Hosts,
+    /// The connection was accepted before its address belonged to a pod, on a node where that pod can be somebody else: where pods
+    /// are behind bridges, and are known by the node's records before they can send anything. It is refused.
+    pub late: bool,
 }
 
 #[derive(Debug)]
@@ -93,6 +99,15 @@ struct Meters {
 struct Seen {
     generation: u64,
     node: u64,
+}
+
+/// One of a few subjects of log lines, for addresses that anybody can invent.
+fn few(ip: IpAddr) -> u8 {
+    let last = match ip {
+        IpAddr::V4(ip) => ip.octets()[3],
+        IpAddr::V6(ip) => ip.octets()[15],
+    };
+    last % UNKNOWN_SUBJECTS
 }
 
 fn found(lookup: Lookup) -> Result<(Arc<Pod>, Surroundings), Refusal> {
@@ -143,7 +158,7 @@ impl<A: AssumeRole> Proxy<A> {
     pub async fn handle(&self, origin: &Origin, request: &Parts) -> Response<Full<Bytes>> {
         let began = Instant::now();
         let (meters, outcome) = match route::route(&request.method, &request.uri, request.version, &request.headers, &origin.hosts) {
-            Ok(route) => (self.meters(&route), self.answer(origin.ip, route, &request.headers).await),
+            Ok(route) => (self.meters(&route), self.answer(origin, route, &request.headers).await),
             Err(rejection) => (&self.meters.rejected, self.reject(origin.ip, rejection)),
         };
         let response = respond::respond(outcome);
@@ -152,7 +167,8 @@ impl<A: AssumeRole> Proxy<A> {
         response
     }
 
-    async fn answer(&self, ip: IpAddr, route: Route, headers: &HeaderMap) -> Outcome {
+    async fn answer(&self, origin: &Origin, route: Route, headers: &HeaderMap) -> Outcome {
+        let ip = origin.ip;
         // From before the first look, so that no change after it is missed.
         let seen = self.seen();
         // All that is waited for before the answer is decided is in this time.
@@ -161,6 +177,9 @@ impl<A: AssumeRole> Proxy<A> {
             Ok(found) => found,
             Err(refusal) => return self.refuse(ip, refusal, Asked::by(&route)),
         };
+        if origin.late {
+            return self.refuse(ip, Refusal::Changed(pod), Asked::by(&route));
+        }
         if let Route::NewToken { ttl_seconds } = route {
             let token = self.tokens.issue(&pod.uid, ip, Duration::from_secs(ttl_seconds.into()));
             return Outcome::Token { token, ttl_seconds };
@@ -333,7 +352,7 @@ impl<A: AssumeRole> Proxy<A> {
 
     fn reject(&self, ip: IpAddr, rejection: Rejection) -> Outcome {
         self.metrics.denied(rejection.name());
-        if self.complaints.is_new(&ip, rejection.name()) {
+        if self.complaints.is_new(&few(ip), rejection.name()) {
             info!(source = %ip, reason = rejection.name(), "refused a request that no metadata client sends");
         }
         Outcome::Rejected(rejection)
@@ -352,7 +371,9 @@ impl<A: AssumeRole> Proxy<A> {
             Refusal::UnknownPod | Refusal::OtherRole(_) | Refusal::Changed(_) => {}
         }
         let new = match &refusal {
-            Refusal::UnknownPod | Refusal::AmbiguousPod(_) => self.complaints.is_new(&ip, reason),
+            // Whoever invents addresses must not fill the log: unknown ones share a few lines.
+            Refusal::UnknownPod => self.complaints.is_new(&few(ip), reason),
+            Refusal::AmbiguousPod(_) => self.complaints.is_new(&ip, reason),
             Refusal::Denied(pod, _)
             | Refusal::OtherRole(pod)
             | Refusal::Changed(pod)

@@ -9,10 +9,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -42,6 +43,8 @@ const MAX_HEADERS: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections of the node itself, which probes the port.
 const MAX_OF_NODE: usize = 64;
+/// More connections than the queue of a listening socket holds.
+const MOST_BEFORE: usize = 4096;
 /// When stopping, the backlog is taken for empty after this time without a connection.
 const LAST_ACCEPT: Duration = Duration::from_millis(20);
 /// How long the last look at the backlog may take at all.
@@ -140,6 +143,7 @@ impl<A: AssumeRole> Server<A> {
 
     /// Accepts until the drain begins; the connections that are open then live on in the drain.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, queue: &Queue) {
+        self.leave_what_came_before(&listener).await;
         loop {
             tokio::select! {
                 accepted = listener.accept() => self.accepted(accepted).await,
@@ -158,6 +162,21 @@ impl<A: AssumeRole> Server<A> {
         };
         // Somebody who connects again and again must not keep us from the end.
         let _ = tokio::time::timeout(LAST_ACCEPTS, backlog).await;
+    }
+
+    /// Closes the connections that were made before the links of pods were pinned, where pods are behind bridges: it is not known
+    /// who was at their addresses then. Their clients connect again.
+    async fn leave_what_came_before(&self, listener: &TcpListener) {
+        if !self.proxy.pods().has_bridges() {
+            return;
+        }
+        self.proxy.pods().pin().await;
+        for _ in 0..MOST_BEFORE {
+            match listener.accept().now_or_never() {
+                Some(Ok(_)) => self.metrics.connection_refused("before-start"),
+                Some(Err(_)) | None => return,
+            }
+        }
     }
 
     async fn accepted(self: &Arc<Self>, accepted: std::io::Result<(TcpStream, SocketAddr)>) {
@@ -180,7 +199,7 @@ impl<A: AssumeRole> Server<A> {
             self.probes.arrived(from);
             return drop(stream);
         }
-        let admission = self.admit(&stream, peer);
+        let mut admission = self.admit(&stream, peer);
         if matches!(admission, Admission::Refused) {
             self.metrics.connection_refused("not-redirected");
             debug!(source = %peer, "closed a connection that was not redirected from the metadata address");
@@ -189,6 +208,9 @@ impl<A: AssumeRole> Server<A> {
         // Changes on which the handshake depended, such as a forged neighbour, were announced before.
         self.proxy.pods().catch_up();
         let source = if matches!(admission, Admission::Probe) { Source::Node } else { self.source(from.ip()) };
+        if let (Admission::Pod(origin), Source::Unknown(_)) = (&mut admission, &source) {
+            origin.late = self.proxy.pods().knows_pods_before_they_send();
+        }
         if let Err(limit) = self.rates.admits(&source) {
             return self.refused(&source, limit);
         }
@@ -241,11 +263,11 @@ impl<A: AssumeRole> Server<A> {
         };
         let redirected = original_destination(stream).is_some_and(is_metadata);
         if redirected {
-            return Admission::Pod(Origin { ip, hosts: Hosts::default() });
+            return Admission::Pod(Origin { ip, hosts: Hosts::default(), late: false });
         }
         if self.accept_direct {
             let own = SocketAddr::new(local.ip().to_canonical(), local.port());
-            return Admission::Pod(Origin { ip, hosts: Hosts { own: Some(own) } });
+            return Admission::Pod(Origin { ip, hosts: Hosts { own: Some(own) }, late: false });
         }
         // Only the node itself can connect to one of its addresses from the same address.
         let from_the_node = ip == local.ip().to_canonical() || ip.is_loopback();
@@ -254,7 +276,12 @@ impl<A: AssumeRole> Server<A> {
 
     async fn connection(&self, stream: TcpStream, admission: Admission, permit: &Permit) {
         let admission = &admission;
+        // Requests since the connection's last turn: one that sends many at once gets one answered in each turn, as others do.
+        let turn = &AtomicU32::new(0);
         let service = service_fn(|request: Request<Incoming>| async move {
+            if turn.fetch_add(1, Ordering::Relaxed) > 0 {
+                tokio::task::yield_now().await;
+            }
             permit.request_begins();
             self.settle(admission, permit);
             let (request, _) = request.into_parts();
@@ -263,7 +290,8 @@ impl<A: AssumeRole> Server<A> {
                 Admission::Probe | Admission::Refused => probe(&request),
             };
             self.settle(admission, permit);
-            if permit.request_ends() || self.drain.has_begun() {
+            let is_late = matches!(admission, Admission::Pod(origin) if origin.late);
+            if permit.request_ends() || is_late || self.drain.has_begun() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
@@ -276,8 +304,12 @@ impl<A: AssumeRole> Server<A> {
             .half_close(false)
             .serve_connection(TokioIo::new(Timely::connection(stream, self.head_timeout)), service);
         let mut connection = std::pin::pin!(connection);
+        let mut in_turns = std::future::poll_fn(|context| {
+            turn.store(0, Ordering::Relaxed);
+            connection.as_mut().poll(context)
+        });
         let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
+            ended = &mut in_turns => ended,
             closing = permit.closing() => {
                 self.metrics.connection_ended(ended_for(closing));
                 if closing == Closing::Displaced {

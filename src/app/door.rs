@@ -6,15 +6,18 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::TcpListener;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::{self, ServerConfig};
 use crate::handover::{self, Giver, Taken};
 
 /// Connections that the kernel keeps for us until they are accepted.
 const BACKLOG: i32 = 1024;
+/// Bytes of a connection's buffer in the kernel, each way; it takes twice as much for its own bookkeeping (socket(7)). A head has at
+/// most 16 KiB, and answers are smaller.
+const SOCKET_BUFFER: usize = 16 * 1024;
 /// Between two looks at a port that somebody else has.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -46,6 +49,7 @@ impl Door {
         if wanted.port() != 0 {
             match handover::take(path, wanted).await {
                 Ok(Some(taken)) => {
+                    bound_memory(&SockRef::from(&taken.socket));
                     info!(path = %path.display(), "the pods' socket is taken over from the daemon that serves");
                     return Ok(Self::Shared(taken));
                 }
@@ -179,7 +183,18 @@ fn unbound(address: Option<IpAddr>, port: u16) -> anyhow::Result<(Socket, Socket
         return unbound(Some(Ipv4Addr::UNSPECIFIED.into()), port);
     }
     socket.set_nonblocking(true)?;
+    bound_memory(&SockRef::from(&socket));
     Ok((socket, wanted))
+}
+
+/// Bounds what the kernel keeps for each connection that is accepted here: bytes that the daemon has not read yet, and answers
+/// that the peer has not taken. A peer that only sends must not use up the daemon's memory, to which the kernel's counts.
+fn bound_memory(socket: &SockRef<'_>) {
+    for bounded in [socket.set_recv_buffer_size(SOCKET_BUFFER), socket.set_send_buffer_size(SOCKET_BUFFER)] {
+        if let Err(error) = bounded {
+            debug!(%error, "cannot bound the buffers of connections");
+        }
+    }
 }
 
 fn bind(socket: &Socket, wanted: SocketAddr, flag: &str) -> anyhow::Result<()> {

@@ -208,6 +208,14 @@ impl Table {
         }
     }
 
+    /// Counts every link by a bridge as moved: notifications about neighbours were lost, and with them perhaps a move and its
+    /// return.
+    pub(super) fn distrust_bridges(&mut self) {
+        let next = self.generation + 1;
+        self.generation = next;
+        self.records.iter_mut().filter(|record| record.is_behind_bridge()).for_each(|record| record.moved = next);
+    }
+
     /// Everything that was announced in this queue has been applied.
     pub(super) fn catch_up(&mut self, queue: Queue) {
         match queue {

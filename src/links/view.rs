@@ -96,6 +96,10 @@ impl Witness for View {
         self.links.keep_only(is_kept);
     }
 
+    fn has_records(&self) -> bool {
+        self.results.count() > 0
+    }
+
     fn has_bridges(&self) -> bool {
         self.links.has_bridges()
     }

@@ -40,6 +40,8 @@ pub trait Witness: fmt::Debug + Send + Sync {
     fn is_port(&self, bridge: u32, port: u32) -> bool;
     /// Forgets what was asked of all addresses but those for which this is true.
     fn keep(&self, is_kept: &dyn Fn(IpAddr) -> bool);
+    /// Whether there are CNI results at all.
+    fn has_records(&self) -> bool;
     /// Whether pods are behind bridges, where they can forge what leads to others' addresses.
     fn has_bridges(&self) -> bool;
     /// Applies every change that the kernel has announced so far.
@@ -76,6 +78,10 @@ impl Witness for Blind {
     }
 
     fn keep(&self, _: &dyn Fn(IpAddr) -> bool) {}
+
+    fn has_records(&self) -> bool {
+        false
+    }
 
     fn has_bridges(&self) -> bool {
         false

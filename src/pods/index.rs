@@ -410,6 +410,11 @@ impl Index {
         (is_it && pod.may_claim(self.now)).then(|| pod.clone())
     }
 
+    /// Whether the readable pod whose UID has this digest may have addresses. It looks at all pods.
+    pub(super) fn may_claim(&self, uid: Digest) -> bool {
+        self.with_addresses().any(|pod| pod.uid.digest() == uid)
+    }
+
     /// Whether there is a pod that cannot be read and may have any address. One that was read when it had begun to end gets
     /// none any more.
     fn is_anyone_anywhere(&self) -> bool {

@@ -210,6 +210,19 @@ impl Pins {
         self.began.elapsed() >= Duration::from_secs(seconds.into())
     }
 
+    /// Whether a link that identifies one pod is pinned for another pod, which `is_there` knows.
+    pub(super) fn is_of_another(&self, uid: &PodUid, link: Link, is_there: impl Fn(Digest) -> bool) -> bool {
+        let own = uid.digest();
+        let is_same = |pin: &&Pin| match (pin.kind, link.kind) {
+            (Kind::Own, LinkKind::Own) => pin.interface == link.interface,
+            (Kind::Bridge | Kind::BridgeAndMac, LinkKind::Bridge { port: Some(port), .. }) => {
+                pin.interface == link.interface && pin.port.map(NonZeroU32::get) == Some(port)
+            }
+            _ => false,
+        };
+        self.read().pins.iter().filter(is_same).any(|pin| pin.uid != own && is_there(pin.uid))
+    }
+
     /// Whether the address is pinned to a link of the pod's own.
     pub(super) fn is_exclusive(&self, uid: &PodUid, ip: IpAddr) -> bool {
         let (link, _) = self.read().get(&(uid.digest(), short(ip)));

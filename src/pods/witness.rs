@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use jiff::Timestamp;
 
@@ -49,8 +49,8 @@ impl Objection {
 pub(super) struct Node {
     witness: Arc<dyn Witness>,
     pins: Pins,
-    /// When the node was booted; `None` where that is not known.
-    booted: Option<Timestamp>,
+    /// When the node was booted, in seconds since 1970, rounded down; `i64::MIN` where that is not known.
+    booted: AtomicI64,
     /// The API has been silent for longer than the operator allows.
     stale: AtomicBool,
 }
@@ -73,6 +73,7 @@ pub(super) enum Judged {
 
 impl Node {
     pub(super) fn new(witness: Arc<dyn Witness>, booted: Option<Timestamp>) -> Self {
+        let booted = AtomicI64::new(booted.map_or(i64::MIN, Timestamp::as_second));
         Self { witness, pins: Pins::default(), booted, stale: AtomicBool::new(false) }
     }
 
@@ -127,9 +128,16 @@ impl Node {
         let Claims::One(pod) = claims else {
             return Judged::Claims(claims);
         };
-        let is_old = |booted| pod.sandbox.started.is_some_and(|started| started < booted);
-        if expected.is_none() && self.booted.is_some_and(is_old) {
+        let booted = self.booted.load(Ordering::Relaxed);
+        if expected.is_none() && pod.sandbox.started.is_some_and(|started| started.as_second() < booted) {
             return Judged::Objected(pod, Objection::BeforeBoot);
+        }
+        // Another living pod's own link leads to the address: the API is late, or somebody changed a pod's status.
+        if expected.is_none()
+            && let Some(link) = sight.link
+            && self.pins.is_of_another(&pod.uid, link, |uid| index.may_claim(uid))
+        {
+            return Judged::Objected(pod, Objection::LinkChanged);
         }
         // The address may have changed hands since the last contact with the API.
         if self.is_stale() && expected.is_none() && !self.pins.is_exclusive(&pod.uid, ip) {
@@ -145,6 +153,12 @@ impl Node {
             Comparison::Changed => Judged::Objected(pod, Objection::LinkChanged),
             Comparison::Same => Judged::Claims(Claims::One(pod)),
         }
+    }
+
+    /// By the node's present clock, it was booted then. A clock that was ahead at the start of the process has been corrected:
+    /// the earliest time holds.
+    pub(super) fn booted_at(&self, booted: Timestamp) {
+        self.booted.fetch_min(booted.as_second(), Ordering::Relaxed);
     }
 
     pub(super) fn is_stale(&self) -> bool {

@@ -141,7 +141,7 @@ impl Node {
             request = request.header(*name, *value);
         }
         let (request, ()) = request.body(()).unwrap().into_parts();
-        let origin = Origin { ip: from.parse().unwrap(), hosts: Hosts::default() };
+        let origin = Origin { ip: from.parse().unwrap(), hosts: Hosts::default(), late: false };
         let (head, body) = self.proxy.handle(&origin, &request).await.into_parts();
         let body = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
         let answer = Answer { status: head.status.as_u16(), headers: head.headers, body };

@@ -193,6 +193,25 @@ fn a_forged_status_gains_nothing_where_cni_results_are_read() {
     daemon.wait_for_log(|line| line["reason"] == "cni-result-conflict").unwrap();
 }
 
+/// Without CNI results: the victim's object says that it ends, and the liar's that it has the victim's address.
+#[test]
+fn a_pod_whose_link_is_pinned_never_gets_the_role_of_a_liar_that_claims_its_address() {
+    let Some(bed) = Bed::new() else { return };
+    let (victim, liar) = (bed.pod("victim", "veth"), bed.pod("liar", "veth"));
+    let daemon = bed.start(&bed.setup_with_ip().argument("--backoff-max-elapsed-time=100ms"));
+    bed.assert_served(&victim, METADATA);
+    let builder = |pod: &Pod, ip: IpAddr| {
+        let arn = format!("arn:aws:iam::123456789012:role/{}", pod.role());
+        PodBuilder::new("team-a", &pod.name).ip(&ip.to_string()).annotation("iam.amazonaws.com/role", &arn)
+    };
+    bed.api.apply(Resource::Pods, builder(&victim, victim.ip.into()).terminating().build());
+    bed.api.apply(Resource::Pods, builder(&liar, victim.ip.into()).build());
+    let marker = bed.pod("marker", "veth");
+    until("the watch has come so far", || fetch(&marker, METADATA).is_ok());
+    assert_gets_nothing(&victim, || {});
+    daemon.wait_for_log(|line| line["reason"] == "link-changed" && line["pod"] == "liar").unwrap();
+}
+
 fn until(what: &str, reached: impl Fn() -> bool) {
     let began = Instant::now();
     while !reached() {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tracing::{info, warn};
 
 use crate::metrics::Metrics;
@@ -10,16 +11,21 @@ use crate::readiness::{Readiness, Step};
 
 /// The shortest time between two passes over all pods, because changes often come in groups.
 const PIN_AGAIN: Duration = Duration::from_millis(50);
+/// The longest time between two looks at the clock, which may be set.
+const CLOCK_EVERY: Duration = Duration::from_secs(10);
 /// How often the silence of the API is checked.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The readiness step that is pending while the API is silent.
 const SIGN_OF_LIFE: &str = "a sign of life from the Kubernetes API";
 
 /// Pins pods' addresses to their links, and reports pods that could forge those of others. Never returns.
-pub async fn keep_pins(mut pods: Pods, metrics: Metrics) {
+pub async fn keep_pins(mut pods: Pods, metrics: Metrics, booted: impl Fn() -> Option<Timestamp>) {
     let mut seen = pods.witness_changes();
     let mut warned = false;
     loop {
+        if let Some(booted) = booted() {
+            pods.booted_at(booted);
+        }
         let may_forge = pods.pin().await;
         metrics.pods_that_may_forge(may_forge);
         if may_forge > 0 && !warned {
@@ -34,6 +40,7 @@ pub async fn keep_pins(mut pods: Pods, metrics: Metrics) {
         tokio::select! {
             () = pods.changed() => {}
             Ok(()) = seen.changed() => {}
+            () = tokio::time::sleep(CLOCK_EVERY) => {}
         }
         tokio::time::sleep(PIN_AGAIN).await;
     }

@@ -67,6 +67,10 @@ impl Witness for Fake {
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept.collect();
     }
 
+    fn has_records(&self) -> bool {
+        false
+    }
+
     fn has_bridges(&self) -> bool {
         false
     }

@@ -131,3 +131,30 @@ fn a_keeper_tells_of_changes() {
     });
     assert_eq!(links.of(pod.ip.into()), Reach::Nowhere);
 }
+
+/// A flood hides that the victim's address went to another port and back.
+#[test]
+fn a_move_and_its_return_that_were_lost_are_not_forgiven() {
+    let Some((node, bridge, [victim, attacker])) = bridged() else { return };
+    let links = links(&node);
+    silence(&victim);
+    let ip = victim.ip.into();
+    let known = now(&links, ip);
+    let mac = mac_of(&victim);
+    send(&attacker, (0..FLOOD).map(invented).map(frame));
+    steal(&node, &bridge, &attacker, mac);
+    steal(&node, &bridge, &victim, mac);
+    links.catch_up();
+    assert!(links.overflows() > 0);
+    assert_eq!(links.of(ip), Reach::Unknown, "what happened is unread");
+    let keeper = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    keeper.spawn({
+        let links = links.clone();
+        async move { links.keep().await }
+    });
+    until("everything is read", || {
+        links.catch_up();
+        links.of(ip).link().is_some()
+    });
+    assert_eq!(confirmed(known, now(&links, ip)), None);
+}
