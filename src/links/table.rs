@@ -245,9 +245,8 @@ impl Table {
                 }
             }
             Event::Gone(index) => {
-                self.links.remove(index);
                 // Results of CNI plugins are compared with the interfaces that there are.
-                self.generation += 1;
+                self.generation += u64::from(self.links.remove(index).is_some());
                 self.look_for_bridges();
                 self.make_stale(|record| record.is_by(*index));
             }

@@ -89,17 +89,14 @@ fn only_what_concerns_an_address_makes_its_answer_stale() {
     assert_eq!(own, Reach::By(Link { interface: 9, kind: LinkKind::Own }));
     let network = |last, prefix| Event::Routes(Network { ip: ip(last), prefix });
     let down = Interface { is_up: false, ..interface(9, "veth", None) };
-    let renamed = Interface { name: "eth9".into(), ..interface(9, "veth", None) };
     for (event, wanted) in [
         (network(2, 32), false),
         (network(1, 32), true),
         (network(0, 24), true),
         (network(0, 0), true),
         (Event::AllRoutes, true),
-        // An interface that is new, and others that are as they were.
-        (Event::Interface(interface(10, "veth", None)), false),
+        // Others that are as they were.
         (Event::Interface(interface(9, "veth", None)), false),
-        (Event::Interface(renamed), false),
         (Event::Interface(Interface { is_up: false, ..interface(7, "veth", Some(BRIDGE)) }), false),
         // It comes up again.
         (Event::Interface(interface(7, "veth", Some(BRIDGE))), true),
@@ -117,6 +114,19 @@ fn only_what_concerns_an_address_makes_its_answer_stale() {
     }
     put(&mut table, ip(1), Found::Nowhere);
     assert_stale(&mut table, ip(1), &network(1, 32), true);
+}
+
+#[test]
+fn which_interfaces_there_are_is_a_change_for_whoever_looks_for_them_by_name() {
+    let mut table = table();
+    put(&mut table, ip(1), Found::Own { interface: 9 });
+    let renamed = Interface { name: "eth9".into(), ..interface(9, "veth", None) };
+    for event in [Event::Interface(interface(10, "veth", None)), Event::Interface(renamed), Event::Gone(10)] {
+        let before = table.generation();
+        table.apply(&event);
+        assert!(table.generation() > before, "{event:?}");
+        assert!(table.fresh(ip(1)).is_some(), "{event:?}");
+    }
 }
 
 #[test]

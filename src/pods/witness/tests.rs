@@ -416,9 +416,11 @@ fn what_agreed_for_one_pod_is_compared_again_for_the_next_and_after_each_change_
     // Another pod takes the address over, and the one before comes back to it.
     apply(&writer, [terminating("a")]);
     assert_eq!((looks("a"), looks("a")), (1, 0));
+    node.link("10.0.0.1", 8);
     apply(&writer, [pod("b", "10.0.0.1")]);
     assert_eq!((looks("b"), looks("b")), (1, 0));
     writer.write(|index| index.delete(&PodUid("b".into())));
+    node.link("10.0.0.1", 7);
     assert_eq!((looks("a"), looks("a")), (1, 0));
     // It is another pod's by a record: the claim of the one that the API names is compared each time.
     node.attach("10.0.0.1", 7, &["c"]);
@@ -441,4 +443,28 @@ fn a_static_pod_whose_record_has_another_uid_is_served_as_the_api_says() {
     pods.set_stale(true);
     apply(&writer, [Pod { uid: PodUid("static-2".into()), ..pod("static", "10.0.0.1") }]);
     assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::Stale)));
+}
+
+#[test]
+fn the_own_link_of_a_living_pod_is_nobody_elses_whatever_the_api_says() {
+    let (node, writer, pods) = node();
+    node.link("10.0.0.1", 7);
+    apply(&writer, [pod("victim", "10.0.0.1")]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("victim"));
+    // The liar's status has the address, and the victim's has begun to end.
+    apply(&writer, [Pod { terminating: true, ..pod("victim", "10.0.0.1") }, pod("liar", "10.0.0.1")]);
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)));
+    writer.write(|index| index.delete(&PodUid("victim".into())));
+    assert_eq!(found(&pods, "10.0.0.1"), is("liar"), "the link is free");
+}
+
+#[test]
+fn a_clock_that_was_ahead_does_not_make_pods_of_this_boot_older_than_it() {
+    let (_node, writer, pods) = node();
+    apply(&writer, [started(pod("a", "10.0.0.1"), BOOT - 100)]);
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::BeforeBoot)));
+    pods.booted_at(Timestamp::from_second(BOOT + 50).unwrap());
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::BeforeBoot)), "the earliest time holds");
+    pods.booted_at(Timestamp::from_second(BOOT - 200).unwrap());
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"));
 }
