@@ -214,7 +214,7 @@ impl<A: StsOfNode> Admin<A> {
             ended = connection => if let Err(error) = ended {
                 debug!(%error, "a connection to the metrics port ended early");
             },
-            () = displaced => debug!(%peer, "a connection to the metrics port gave its place to another source"),
+            () = displaced => self.record.closed(source, Port::Metrics, Limit::Displaced),
         }
     }
 
