@@ -46,7 +46,7 @@ fn pods_that_nothing_on_the_node_confirms_are_refused_when_the_api_was_silent_fo
     fakes.pod("web", ip(2), Some("web-role"));
     // In an idle cluster, bookmarks are all that is heard.
     fakes.api.set_bookmark_interval(Duration::from_millis(100));
-    let setup = fakes.setup().argument("--max-staleness=4s");
+    let setup = fakes.setup().argument("--max-staleness=8s");
     let world = fakes.into_world(&setup);
     world.document(ip(2), "web-role");
     world.fakes.api.refuse_connections(true);
