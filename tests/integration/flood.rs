@@ -50,6 +50,11 @@ fn invented_addresses_starve_neither_known_pods_nor_new_ones() {
     let displaced = |world: &World| world.metric(r#"rolegate_connections_ended_total{reason="displaced"}"#);
     world.eventually(displaced, |displaced| *displaced == 1100.0 - 256.0);
 
+    let line = world.daemon.wait_for_log(|line| line["event"] == "connection-limit" && line["limit"] == "displaced").unwrap();
+    let source = line["source"].as_str().unwrap();
+    assert!(source.starts_with("127.9."), "{line}");
+    assert_eq!(line["network"], format!("{source}/32"));
+
     // Pods that ask before they are known, all at one time, while the strangers hold their places.
     thread::scope(|scope| {
         let asking: Vec<_> = (100..120)
