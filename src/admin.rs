@@ -214,7 +214,7 @@ impl<A: StsOfNode> Admin<A> {
             ended = connection => if let Err(error) = ended {
                 debug!(%error, "a connection to the metrics port ended early");
             },
-            () = displaced => debug!(%peer, "closed a connection to the metrics port to make room for another client"),
+            () = displaced => self.record.closed(source, Port::Metrics, Limit::Displaced),
         }
     }
 

@@ -45,6 +45,7 @@ use self::rule::PacketRules;
 mod door;
 pub mod explain;
 mod node;
+mod overflows;
 mod prepare;
 pub mod redirect;
 mod rule;
@@ -157,6 +158,7 @@ impl App {
         let (links, results) = (open_links(), Results::none());
         let view = View::new(links.clone(), results.clone(), booted);
         let (writer, pods) = pods::pods_with(Arc::new(view.clone()), booted);
+        tasks.spawn("overflows of notifications", overflows::report(links.clone(), metrics.clone()));
         tasks.spawn("links of the node", async move { links.keep().await });
         tasks.spawn("view of the node", view.keep());
         if let Some(directory) = config.pods.cni_results.clone() {

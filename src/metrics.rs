@@ -68,6 +68,8 @@ descriptions! {
          waited.";
     PODS_THAT_MAY_FORGE = "gauge" "rolegate_pods_with_net_raw_on_bridges" []
         "Pods behind a bridge that may have the capability NET_RAW.";
+    LINK_OVERFLOWS = "counter" "rolegate_link_notification_overflows_total" []
+        "Times that the kernel's notifications about the node's network were lost or too many to be read at once.";
     POD_WAITS = "histogram" "rolegate_pod_wait_seconds" ["outcome"]
         "Waits for the pod behind an address to become known, by whether it did.";
     PODS_AWAITED = "gauge" "rolegate_pod_waits_in_flight" []
@@ -152,6 +154,8 @@ struct Inner {
     pod_waits_refused: IntCounter,
     /// Who counts them.
     pod_waits_source: OnceLock<CountSource>,
+    link_overflows: IntCounter,
+    link_overflows_source: OnceLock<CountSource>,
     pod_waits: HistogramVec,
     pods_awaited: IntGauge,
     watch_errors: IntCounterVec,
@@ -274,6 +278,8 @@ impl Metrics {
             pods_that_may_forge: register.gauge(&PODS_THAT_MAY_FORGE),
             pod_waits_refused: register.counter(&POD_WAITS_REFUSED),
             pod_waits_source: OnceLock::new(),
+            link_overflows: register.counter(&LINK_OVERFLOWS),
+            link_overflows_source: OnceLock::new(),
             pod_waits: register.histograms(&POD_WAITS),
             pods_awaited: register.gauge(&PODS_AWAITED),
             watch_errors: register.counters(&WATCH_ERRORS),
@@ -329,6 +335,9 @@ impl Metrics {
         }
         if let Some(CountSource(count)) = self.0.pod_waits_source.get() {
             self.0.pod_waits_refused.inc_by(count().saturating_sub(self.0.pod_waits_refused.get()));
+        }
+        if let Some(CountSource(count)) = self.0.link_overflows_source.get() {
+            self.0.link_overflows.inc_by(count().saturating_sub(self.0.link_overflows.get()));
         }
         self.0.watch_sign_of_life.set(i64::try_from(self.watch_silence().as_secs()).unwrap_or(i64::MAX));
         self.0.registry.gather()
@@ -476,6 +485,11 @@ impl Metrics {
     /// Sets the source of the counter of requests that were not allowed to wait for their pod. Only the first call has an effect.
     pub fn pod_waits_refused_from(&self, source: impl Fn() -> u64 + Send + Sync + 'static) {
         let _ = self.0.pod_waits_source.set(CountSource(Box::new(source)));
+    }
+
+    /// Sets what counts overflows of notifications about the node's network, at each scrape. The first stays.
+    pub fn link_overflows_from(&self, source: impl Fn() -> u64 + Send + Sync + 'static) {
+        let _ = self.0.link_overflows_source.set(CountSource(Box::new(source)));
     }
 
     /// A request waited for its pod.

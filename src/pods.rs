@@ -17,7 +17,7 @@ mod witness;
 
 use index::Index;
 pub use index::{Claims, Namespace, NodeAddresses, Pod, PodName, PodUid, Sandbox, ServiceAccount, Surroundings};
-use waiting::Places;
+use waiting::{Places, Waiter};
 pub use witness::Objection;
 use witness::{Judged, Node};
 
@@ -160,7 +160,7 @@ impl Pods {
         if is_enough(&found) {
             return found;
         }
-        let Some(place) = self.shared.waiting.take(ip, found != Lookup::Unknown) else {
+        let Some(place) = self.shared.waiting.take(&Waiter::of(ip, &found)) else {
             return found;
         };
         let (mut changes, mut seen) = (self.changes.clone(), self.shared.node.witness().changes());
@@ -191,6 +191,11 @@ impl Pods {
     /// Returns how many requests were not allowed to wait, or to continue waiting, for their pod since the start.
     pub fn waits_turned_away(&self) -> u64 {
         self.shared.waiting.turned_away()
+    }
+
+    /// Returns how many requests of this pod were not let wait, or not to the end, in the last minutes.
+    pub fn waits_turned_away_of(&self, pod: &Pod) -> Option<waiting::TurnedAway> {
+        self.shared.waiting.turned_away_of(pod)
     }
 
     /// Grows with every change: what was decided at one number still holds while it is the same.

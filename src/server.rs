@@ -313,6 +313,9 @@ impl<A: AssumeRole> Server<A> {
             closing = permit.closing() => {
                 self.metrics.connection_ended(ended_for(closing));
                 if closing == Closing::Displaced {
+                    if let Admission::Pod(origin) = admission {
+                        self.record.closed(&Source::Unknown(origin.ip), Port::Metadata, Limit::Displaced);
+                    }
                     return;
                 }
                 self.finish(connection.as_mut()).await

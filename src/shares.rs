@@ -5,8 +5,9 @@
 //! member of a small group does.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The places, each with a value of type `T`.
 #[derive(Debug)]
@@ -140,6 +141,15 @@ impl From<IpAddr> for Network {
     }
 }
 
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::V4(bits) => write!(f, "{}/32", Ipv4Addr::from_bits(*bits)),
+            Self::V6(upper) => write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(*upper) << 64)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,5 +202,6 @@ mod tests {
         assert_ne!(network("fd00::1"), network("fd00:0:0:1::1"));
         assert_ne!(network("10.0.0.1"), network("10.0.0.2"));
         assert_eq!(network("::ffff:10.0.0.1"), network("10.0.0.1"));
+        assert_eq!([network("10.0.0.1"), network("fd00:1::2")].map(|network| network.to_string()), ["10.0.0.1/32", "fd00:1::/64"]);
     }
 }

@@ -9,6 +9,7 @@ use tracing::warn;
 
 use super::source::{Key, Source};
 use crate::pods::PodUid;
+use crate::shares::Network;
 
 /// Time between two log lines about one limit of one source.
 const QUIET: Duration = Duration::from_secs(60);
@@ -30,6 +31,8 @@ pub enum Limit {
     Source,
     /// The number of connections of addresses that belong to no known pod.
     Unknown,
+    /// An address that no pod is known to have gave its place to another such address.
+    Displaced,
     /// New connections of one source.
     SourceRate,
     /// New connections of addresses that belong to no known pod.
@@ -54,6 +57,7 @@ impl Limit {
             Self::Namespace => "namespace-room",
             Self::Source => "source-limit",
             Self::Unknown => "unknown-limit",
+            Self::Displaced => "displaced",
             Self::SourceRate => "source-rate",
             Self::UnknownRate => "unknown-rate",
         }
@@ -79,7 +83,7 @@ impl Limit {
                  limit"
             }
             (_, Self::SourceRate) => "the pod connects more often than --limits-connection-rate; reuse connections, or raise the limit",
-            (_, Self::Unknown | Self::UnknownRate) => {
+            (_, Self::Unknown | Self::Displaced | Self::UnknownRate) => {
                 "addresses that belong to no known pod of this node connect too often, or have too many connections; many pods may be \
                  starting at once, or a pod forges source addresses: look for pods with NET_RAW"
             }
@@ -145,8 +149,12 @@ impl Record {
                 warn!(event = "connection-limit", port, limit, namespace = %pod.namespace, pod = %pod.name, connections,
                     "closed connections of a pod: {advice}");
             }
-            Source::Disputed(ip) | Source::Unknown(ip) => {
+            Source::Disputed(ip) => {
                 warn!(event = "connection-limit", port, limit, source = %ip, connections, "closed connections: {advice}");
+            }
+            Source::Unknown(ip) => {
+                let network = Network::from(*ip);
+                warn!(event = "connection-limit", port, limit, source = %ip, %network, connections, "closed connections: {advice}");
             }
             Source::Node => warn!(event = "connection-limit", port, limit, connections, "closed connections of the node itself: {advice}"),
         }

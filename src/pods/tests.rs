@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use futures_util::future::join_all;
 use tokio::time::{Instant, advance};
 
-use super::waiting::{MAX_UNKNOWN_WAITING, MAX_UNKNOWN_WAITING_OF_ONE, MAX_WAITING_OF_ONE};
+use super::waiting::{MAX_UNKNOWN_WAITING, MAX_UNKNOWN_WAITING_OF_ONE, MAX_WAITING, MAX_WAITING_OF_ONE};
 use super::*;
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -293,6 +293,62 @@ async fn unknown_addresses_take_no_place_of_a_known_pod() {
     assert_eq!(pods.shared.waiting.taken(), MAX_UNKNOWN_WAITING + MAX_WAITING_OF_ONE);
     writer.write(|index| index.apply_namespace(namespace("default")));
     assert!(join_all(known).await.into_iter().all(|lookup| found(&lookup.unwrap()) == Some("a")));
+}
+
+fn wait_for_namespace(pods: &Pods, at: &str) -> tokio::task::JoinHandle<Lookup> {
+    let (pods, at) = (pods.clone(), ip(at));
+    tokio::spawn(async move { pods.wait_for_ip(at, LONG, with_namespace).await })
+}
+
+/// Fills all places of known pods with requests from these addresses.
+async fn fill(pods: &Pods, flood: &[String]) -> Vec<tokio::task::JoinHandle<Lookup>> {
+    let flood = flood.iter().flat_map(|at| (0..MAX_WAITING_OF_ONE).map(|_| wait_for_namespace(pods, at))).collect();
+    settle().await;
+    assert_eq!(pods.shared.waiting.taken(), MAX_WAITING);
+    flood
+}
+
+/// 16 pods of one namespace hold all places of known pods; a new pod of another namespace still waits for its own.
+#[tokio::test(start_paused = true)]
+async fn pods_of_one_namespace_with_all_places_give_them_to_others() {
+    let (writer, pods) = pods();
+    let places = MAX_WAITING / MAX_WAITING_OF_ONE;
+    let flood: Vec<_> = (0..places).map(|last| format!("10.0.0.{last}")).collect();
+    for (last, at) in flood.iter().enumerate() {
+        writer.write(|index| index.apply(Pod { namespace: "flood".into(), ..pod(&format!("f{last}"), at) }));
+    }
+    writer.write(|index| index.apply(pod("new", "10.0.1.1")));
+    let flooding = fill(&pods, &flood).await;
+    let new = wait_for_namespace(&pods, "10.0.1.1");
+    settle().await;
+    assert!(!new.is_finished(), "it waits");
+    assert_eq!((flooding.iter().filter(|waiter| waiter.is_finished()).count(), pods.waits_turned_away()), (1, 1), "one gave way");
+    let turned_away = |name: &str| pods.waits_turned_away_of(&pods.named("flood", name).unwrap().0).map(|turned_away| turned_away.requests);
+    assert_eq!((0..places).filter_map(|last| turned_away(&format!("f{last}"))).sum::<u64>(), 1, "it is remembered whose");
+    assert_eq!(pods.waits_turned_away_of(&pods.named("default", "new").unwrap().0), None);
+    writer.write(|index| index.apply_namespace(namespace("default")));
+    assert_eq!(found(&new.await.unwrap()), Some("new"));
+}
+
+/// Requests from addresses whose claims are in doubt count neither for the namespaces of those pods nor against them.
+#[tokio::test(start_paused = true)]
+async fn disputed_addresses_with_all_places_give_them_to_pods() {
+    let (writer, pods) = pods();
+    let flood: Vec<_> = (0..MAX_WAITING / MAX_WAITING_OF_ONE).map(|last| format!("10.0.0.{last}")).collect();
+    for (last, at) in flood.iter().enumerate() {
+        writer.write(|index| {
+            index.apply(pod(&format!("mine{last}"), at));
+            index.apply(Pod { namespace: format!("other{last}"), ..pod(&format!("claims{last}"), at) });
+        });
+    }
+    writer.write(|index| index.apply(pod("new", "10.0.1.1")));
+    let flooding = fill(&pods, &flood).await;
+    let new: Vec<_> = (0..MAX_WAITING_OF_ONE).map(|_| wait_for_namespace(&pods, "10.0.1.1")).collect();
+    settle().await;
+    assert!(new.iter().all(|waiter| !waiter.is_finished()));
+    assert_eq!(flooding.iter().filter(|waiter| waiter.is_finished()).count(), MAX_WAITING_OF_ONE);
+    writer.write(|index| index.apply_namespace(namespace("default")));
+    assert!(join_all(new).await.into_iter().all(|lookup| found(&lookup.unwrap()) == Some("new")));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,30 +1,31 @@
 //! Places for requests that wait for their pod, or for data about it, to become known.
 //!
-//! Requests from known pods and from unknown addresses wait in separate places, because unknown addresses can be forged in any
-//! number. These share a small number of places; when all are taken, the address or network with the most gives one up.
+//! Addresses of known pods and addresses that no pod is known to have wait in separate places: unknown addresses can be
+//! invented in any number. When all places of a kind are taken, the largest holder gives one up: of known pods, a pod of the
+//! namespace that has most; of unknown addresses, an address of the network that has most.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::Instant;
-use tracing::warn;
 
+use super::{Lookup, Pod, PodUid};
 use crate::shares::{Network, Shares};
 
-/// How many requests of known pods may wait at a time. Further requests are answered at once.
+mod record;
+
+use record::Record;
+pub use record::TurnedAway;
+
+/// How many requests of known pods may wait at one time.
 pub const MAX_WAITING: usize = 1024;
-/// How many of them may be of one address.
+/// How many of them may be of one pod. Further ones are answered at once.
 pub const MAX_WAITING_OF_ONE: usize = 64;
 /// How many requests from addresses of no known pod may wait at a time: as many as a node may have pods, because all of them may
 /// start at once.
 pub const MAX_UNKNOWN_WAITING: usize = 256;
 /// How many of those may be of one address.
 pub const MAX_UNKNOWN_WAITING_OF_ONE: usize = 64;
-/// Time between two log lines about requests that did not get a place.
-const QUIET: Duration = Duration::from_secs(60);
 
 /// The places.
 #[derive(Debug)]
@@ -32,19 +33,67 @@ pub(super) struct Places(Mutex<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    known: HashMap<IpAddr, usize>,
-    all_known: usize,
-    unknown: Shares<Network, IpAddr, Arc<Notify>>,
+    known: Shares<String, Member, Held>,
+    unknown: Shares<Network, IpAddr, Held>,
     next: u64,
-    turned_away: u64,
-    /// The number of requests turned away, and the last log line about it.
-    told: Option<(Instant, u64)>,
+    record: Record,
+}
+
+/// Who waits.
+#[derive(Clone, Debug)]
+pub(super) enum Waiter {
+    /// A pod. All its addresses count together.
+    Pod(Arc<Pod>),
+    /// An address that several pods claim, or one whose claim the node itself objects to. Whoever asks may not be the pod: it
+    /// takes no place of the pod's namespace.
+    Disputed(IpAddr),
+    /// An address that no pod is known to have.
+    Unknown(IpAddr),
+}
+
+/// What places of known pods are counted by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Member {
+    Pod(PodUid),
+    Disputed(IpAddr),
+}
+
+/// A request that waits.
+#[derive(Debug)]
+struct Held {
+    waiter: Waiter,
+    lost: Arc<Notify>,
+}
+
+impl Waiter {
+    /// Returns who waits, where an address is looked up with this result.
+    pub(super) fn of(ip: IpAddr, found: &Lookup) -> Self {
+        match found {
+            Lookup::Found(pod, _) | Lookup::Unreadable(pod) => Self::Pod(pod.clone()),
+            Lookup::Ambiguous(_) | Lookup::Objected(..) => Self::Disputed(ip),
+            Lookup::Unknown => Self::Unknown(ip),
+        }
+    }
+
+    /// Returns the namespace and the member to count by; the address, where nothing is known of it.
+    fn known(&self) -> Result<(&str, Member), IpAddr> {
+        match self {
+            Self::Pod(pod) => Ok((&pod.namespace, Member::Pod(pod.uid.clone()))),
+            // No namespace has this name. All disputed addresses together count as one.
+            Self::Disputed(ip) => Ok(("", Member::Disputed(*ip))),
+            Self::Unknown(ip) => Err(*ip),
+        }
+    }
 }
 
 impl Default for Places {
     fn default() -> Self {
-        let unknown = Shares::new(MAX_UNKNOWN_WAITING, MAX_UNKNOWN_WAITING_OF_ONE);
-        Self(Mutex::new(Inner { known: HashMap::new(), all_known: 0, unknown, next: 0, turned_away: 0, told: None }))
+        Self(Mutex::new(Inner {
+            known: Shares::new(MAX_WAITING, MAX_WAITING_OF_ONE),
+            unknown: Shares::new(MAX_UNKNOWN_WAITING, MAX_UNKNOWN_WAITING_OF_ONE),
+            next: 0,
+            record: Record::default(),
+        }))
     }
 }
 
@@ -52,13 +101,8 @@ impl Default for Places {
 #[derive(Debug)]
 pub(super) struct Waiting<'a> {
     places: &'a Places,
-    place: Place,
-}
-
-#[derive(Debug)]
-enum Place {
-    Known(IpAddr),
-    Unknown(u64, Arc<Notify>),
+    id: u64,
+    lost: Arc<Notify>,
 }
 
 impl Places {
@@ -66,86 +110,55 @@ impl Places {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a place for a request from this address; `None` if there is none.
-    pub(super) fn take(&self, ip: IpAddr, is_known: bool) -> Option<Waiting<'_>> {
+    /// Takes a place for a request. Returns `None` if there is none for it.
+    pub(super) fn take(&self, waiter: &Waiter) -> Option<Waiting<'_>> {
         let mut inner = self.lock();
-        let place = if is_known { inner.take_known(ip) } else { inner.take_unknown(ip) };
-        if place.is_none() {
-            inner.turn_away(ip);
+        let (id, lost) = (inner.next, Arc::new(Notify::new()));
+        inner.next += 1;
+        let held = Held { waiter: waiter.clone(), lost: lost.clone() };
+        let entered = match waiter.known() {
+            Ok((namespace, member)) => {
+                inner.known.enter(id, namespace.to_owned(), member, held).map(|displaced| displaced.map(|displaced| displaced.value))
+            }
+            Err(ip) => inner.unknown.enter(id, ip.into(), ip, held).map(|displaced| displaced.map(|displaced| displaced.value)),
+        };
+        let turned_away = match &entered {
+            Ok(displaced) => displaced.as_ref().map(|displaced| &displaced.waiter),
+            Err(_) => Some(waiter),
+        };
+        if let Some(turned_away) = turned_away {
+            inner.record.turned_away(turned_away);
         }
-        place.map(|place| Waiting { places: self, place })
+        if let Some(displaced) = entered.ok()? {
+            displaced.lost.notify_one();
+        }
+        Some(Waiting { places: self, id, lost })
     }
 
     /// Returns how many requests did not get a place, or lost it, since the start.
     pub(super) fn turned_away(&self) -> u64 {
-        self.lock().turned_away
-    }
-}
-
-impl Inner {
-    fn take_known(&mut self, ip: IpAddr) -> Option<Place> {
-        let of_one = self.known.get(&ip).copied().unwrap_or(0);
-        if of_one >= MAX_WAITING_OF_ONE || self.all_known >= MAX_WAITING {
-            return None;
-        }
-        self.known.insert(ip, of_one + 1);
-        self.all_known += 1;
-        Some(Place::Known(ip))
+        self.lock().record.all()
     }
 
-    fn take_unknown(&mut self, ip: IpAddr) -> Option<Place> {
-        let (id, lost) = (self.next, Arc::new(Notify::new()));
-        self.next += 1;
-        let displaced = self.unknown.enter(id, ip.into(), ip, lost.clone()).ok()?;
-        if let Some(displaced) = displaced {
-            displaced.value.notify_one();
-            self.turn_away(displaced.member);
-        }
-        Some(Place::Unknown(id, lost))
-    }
-
-    /// Counts a request without a place, and logs the number at intervals.
-    fn turn_away(&mut self, ip: IpAddr) {
-        self.turned_away += 1;
-        let now = Instant::now();
-        let told_until = match self.told {
-            Some((at, _)) if now - at < QUIET => return,
-            Some((_, count)) => count,
-            None => 0,
-        };
-        self.told = Some((now, self.turned_away));
-        warn!(event = "pod-wait-limit", source = %ip, requests = self.turned_away - told_until,
-            "too many requests wait for their pods to become known; answered some from what is known now; check whether a pod forges the \
-             source address");
+    /// Returns how many requests of a pod, or of its addresses, did not get a place lately, or lost it.
+    pub(super) fn turned_away_of(&self, pod: &Pod) -> Option<TurnedAway> {
+        self.lock().record.of(pod)
     }
 }
 
 impl Waiting<'_> {
     /// Completes when the place is given to another request.
     pub(super) async fn lost(&self) {
-        match &self.place {
-            Place::Known(_) => std::future::pending().await,
-            Place::Unknown(_, lost) => lost.notified().await,
-        }
+        self.lost.notified().await;
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut inner = self.places.lock();
-        match self.place {
-            Place::Known(ip) => {
-                inner.all_known -= 1;
-                if let Some(count) = inner.known.get_mut(&ip) {
-                    *count -= 1;
-                    if *count == 0 {
-                        inner.known.remove(&ip);
-                    }
-                }
-            }
-            Place::Unknown(id, _) => {
-                inner.unknown.leave(id);
-            }
+        // Ids are of both kinds together.
+        if inner.known.leave(self.id).is_none() {
+            inner.unknown.leave(self.id);
         }
     }
 }
@@ -154,6 +167,6 @@ impl Drop for Waiting<'_> {
 impl Places {
     pub(super) fn taken(&self) -> usize {
         let inner = self.lock();
-        inner.all_known + inner.unknown.len()
+        inner.known.len() + inner.unknown.len()
     }
 }

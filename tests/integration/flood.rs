@@ -50,6 +50,11 @@ fn invented_addresses_starve_neither_known_pods_nor_new_ones() {
     let displaced = |world: &World| world.metric(r#"rolegate_connections_ended_total{reason="displaced"}"#);
     world.eventually(displaced, |displaced| *displaced == 1100.0 - 256.0);
 
+    let line = world.daemon.wait_for_log(|line| line["event"] == "connection-limit" && line["limit"] == "displaced").unwrap();
+    let source = line["source"].as_str().unwrap();
+    assert!(source.starts_with("127.9."), "{line}");
+    assert_eq!(line["network"], format!("{source}/32"));
+
     // Pods that ask before they are known, all at one time, while the strangers hold their places.
     thread::scope(|scope| {
         let asking: Vec<_> = (100..120)
@@ -80,7 +85,8 @@ fn invented_addresses_starve_neither_known_pods_nor_new_ones() {
 /// An unknown address that takes all connections that it can get does not keep another one out.
 #[test]
 fn a_stranger_with_many_connections_is_refused_and_named_in_the_log() {
-    let world = World::start();
+    // What it holds stays open for as long as this test takes.
+    let world = World::start_with(|setup| setup.argument("--limits-head-timeout=1m"));
     let address = world.daemon.metadata_address();
     let greedy: Vec<_> = (0..200).map(|_| connect(stranger(1), address).unwrap()).collect();
     world.document(ip(2), "web-role");
@@ -97,10 +103,8 @@ fn a_stranger_with_many_connections_is_refused_and_named_in_the_log() {
 fn whoever_scrapes_without_end_costs_one_rendering_a_second() {
     let world = World::start();
     let address = world.daemon.metrics_address();
-    // The pod may have four connections there. The others are closed.
-    let scraped = |from: IpAddr| -> BTreeSet<String> {
+    let scraped = |mut stream: TcpStream| -> BTreeSet<String> {
         let mut bodies = BTreeSet::new();
-        let Ok(mut stream) = connect(from, address) else { return bodies };
         let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
         // Pipelined: five at one time, again and again.
         for _ in 0..3 {
@@ -116,9 +120,16 @@ fn whoever_scrapes_without_end_costs_one_rendering_a_second() {
         }
         bodies
     };
+    // The pod may have four connections there. The others are closed, before the first one makes a request.
+    let streams: Vec<_> = (0..8).map(|_| connect(ip(2), address).unwrap()).collect();
+    let closed = |world: &World| {
+        let refused = r#"rolegate_metrics_port_refused_total{reason="source-limit"}"#;
+        world.daemon.metric(None, refused).unwrap_or(0.0)
+    };
+    world.eventually(closed, |closed| *closed == 4.0);
     let began = Instant::now();
     let bodies: Vec<_> = thread::scope(|scope| {
-        let scraping: Vec<_> = (0..8).map(|_| scope.spawn(|| scraped(ip(2)))).collect();
+        let scraping: Vec<_> = streams.into_iter().map(|stream| scope.spawn(move || scraped(stream))).collect();
         // Meanwhile another pod and the node itself get their answers, and the node's own is not an old one.
         let scraper = player::request(connect(ip(3), address).unwrap(), "GET", "/metrics", &[("Connection", "close")]).unwrap();
         assert_eq!(scraper.status, 200);
@@ -135,7 +146,7 @@ fn whoever_scrapes_without_end_costs_one_rendering_a_second() {
     assert!(different.len() as f64 <= most, "{} different answers in {took:?}", different.len());
     let renderings = world.metric("rolegate_metrics_renderings_total");
     assert!((1.0..=most + 1.0).contains(&renderings), "{renderings} renderings in {took:?}");
-    assert_eq!(world.metric(r#"rolegate_metrics_port_refused_total{reason="source-limit"}"#), 4.0);
+    assert_eq!(closed(&world), 4.0);
 }
 
 /// Reads one answer with `content-length`, and returns its body.
@@ -181,24 +192,43 @@ fn pods_are_told_of_no_namespace_by_the_metrics() {
 #[test]
 fn a_burst_of_200_connections_of_one_pod_is_answered() {
     // With the rate that the daemon has by default.
-    let world = World::start_with(|setup| setup.argument("--limits-connection-rate=250"));
+    let world = World::start_with(|setup| setup.argument("--limits-connection-rate=250").argument("--limits-head-timeout=1m"));
     let token = world.new_token(ip(2)).text();
     let request = format!("GET {ROLES}web-role HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n");
     let streams: Vec<_> = (0..200)
         .map(|_| {
             let mut stream = world.connect(ip(2));
-            stream.write_all(request.as_bytes()).unwrap();
+            // One that waited for a second in vain takes nothing.
+            let _ = stream.write_all(request.as_bytes());
             stream
         })
         .collect();
-    let answered = streams.into_iter().map(|mut stream| {
-        let body = answer(&mut stream).unwrap_or_default();
-        (stream, body)
-    });
-    let answered: Vec<_> = answered.collect();
-    assert_eq!(answered.iter().filter(|(_, body)| body.contains("AccessKeyId")).count(), 200, "{}", world.daemon.log());
-    assert_eq!(refused(&world), 0.0);
+    let bodies: Vec<_> = streams.into_iter().map(|mut stream| (answer(&mut stream), stream)).collect();
+    let answered = bodies.iter().filter(|(body, _)| body.as_ref().is_some_and(|body| body.contains("AccessKeyId"))).count();
+    // 128 have a place at once. The others wait a second for theirs, in which a busy machine may not answer all.
+    assert!(answered > 128, "{answered} were answered\n{}", world.daemon.log());
+    assert!(refused(&world) <= (200 - answered) as f64, "{}", world.daemon.log());
+    assert_eq!(refused(&world), refused_by_source_limit(&world));
+    for _ in answered..200 {
+        patiently(&world, &request);
+    }
     assert_eq!(world.metric("rolegate_connections_waiting"), 0.0);
+}
+
+fn refused_by_source_limit(world: &World) -> f64 {
+    world.daemon.metric(None, r#"rolegate_connections_refused_total{reason="source-limit"}"#).unwrap_or(0.0)
+}
+
+/// Makes a request of a pod on new connections until one is answered, which it returns, and how many were closed.
+fn patiently(world: &World, request: &str) -> (TcpStream, usize) {
+    for closed in 0..20 {
+        let mut stream = world.connect(ip(2));
+        let _ = stream.write_all(request.as_bytes());
+        if answer(&mut stream).is_some() {
+            return (stream, closed);
+        }
+    }
+    panic!("no connection is answered\n{}", world.daemon.log());
 }
 
 /// Connections that are kept and idle make room for new ones of their pod, and for those of others where all places are taken.
@@ -209,18 +239,17 @@ fn idle_connections_make_room() {
     });
     let token = world.new_token(ip(2)).text();
     let request = format!("GET {ROLES}web-role HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n");
-    let mut kept: Vec<TcpStream> = Vec::new();
-    for _ in 0..15 {
-        let mut stream = world.connect(ip(2));
-        stream.write_all(request.as_bytes()).unwrap();
-        assert!(answer(&mut stream).is_some(), "{}", world.daemon.log());
-        kept.push(stream);
-    }
+    // From the eleventh on, one that is idle has to go within the second that a new one waits. A busy machine may be too slow
+    // for some of the five, but not for all.
+    let (kept, closed): (Vec<TcpStream>, Vec<usize>) = (0..15).map(|_| patiently(&world, &request)).unzip();
+    assert_eq!(closed[..10], [0; 10], "these have a place each");
+    assert!(closed[10..].contains(&0), "{closed:?}\n{}", world.daemon.log());
     assert!(world.metric(r#"rolegate_connections_ended_total{reason="made-room"}"#) >= 1.0);
     // Another pod has few; it gets a place whatever the first one keeps.
     for _ in 0..8 {
         world.document(ip(3), "db-role");
     }
-    assert_eq!(refused(&world), 0.0, "{}", world.daemon.log());
+    assert_eq!(refused(&world), refused_by_source_limit(&world), "{}", world.daemon.log());
+    assert!(refused(&world) <= closed.iter().sum::<usize>() as f64, "none of the other pod's");
     drop(kept);
 }

@@ -1,10 +1,13 @@
 //! Claims that the API makes and that do not count: from before the node's boot, or too old to be believed.
 
+use std::io::{Read as _, Write as _};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use rolegate_lab::kube::Resource;
+use rolegate_lab::player;
 
-use crate::world::{Fakes, ROLES, World, ip, pod};
+use crate::world::{Fakes, ROLES, World, connect, ip, pod};
 
 const LONG_AGO: &str = "2001-01-01T00:00:00Z";
 
@@ -41,12 +44,41 @@ fn a_request_that_comes_before_the_kubelets_first_report_waits_for_it() {
 }
 
 #[test]
+fn requests_that_are_not_let_wait_are_logged_and_explained() {
+    let fakes = Fakes::new();
+    fakes.pod("web", ip(2), Some("web-role"));
+    fakes.api.apply(Resource::Pods, pod("web", ip(2), Some("web-role")).started_at(LONG_AGO).build());
+    // They wait for as long as this test takes.
+    let setup = fakes.setup().argument("--backoff-max-elapsed-time=10m");
+    let world = fakes.into_world(&setup);
+    let ask = || {
+        let mut stream = world.connect(ip(2));
+        let head = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    let waiting: Vec<_> = (0..64).map(|_| ask()).collect();
+    world.eventually(|world| world.metric("rolegate_pod_waits_in_flight"), |waiting| *waiting == 64.0);
+    let mut head = [0; 12];
+    ask().read_exact(&mut head).unwrap();
+    assert_eq!(&head, b"HTTP/1.1 500");
+    assert_eq!(world.metric("rolegate_pod_waits_refused_total"), 1.0);
+    let line = world.daemon.wait_for_log(|line| line["event"] == "pod-wait-limit").unwrap();
+    assert_eq!((&line["source"], &line["requests"]), (&"127.0.1.2".into(), &1.into()));
+    let question = connect(IpAddr::from([127, 0, 0, 1]), world.daemon.metrics_address()).unwrap();
+    let headers = [("Host", "localhost"), ("x-rolegate-explain", "1"), ("Connection", "close")];
+    let report = player::request(question, "GET", "/explain?namespace=shop&pod=web", &headers).unwrap().text();
+    assert!(report.contains("pod-wait-limit"), "{report}");
+    drop(waiting);
+}
+
+#[test]
 fn pods_that_nothing_on_the_node_confirms_are_refused_when_the_api_was_silent_for_too_long() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     // In an idle cluster, bookmarks are all that is heard.
     fakes.api.set_bookmark_interval(Duration::from_millis(100));
-    let setup = fakes.setup().argument("--max-staleness=4s");
+    let setup = fakes.setup().argument("--max-staleness=8s");
     let world = fakes.into_world(&setup);
     world.document(ip(2), "web-role");
     world.fakes.api.refuse_connections(true);

@@ -82,7 +82,15 @@ impl<A: AssumeRole> Sessions<A> {
                     if error.is_remembered() {
                         let kept_until =
                             land.borrow().earlier.as_ref().filter(|kept| is_usable(kept, clock.now())).map(|kept| kept.expires_at);
-                        warn!(role, session, cause, outcome = error.name(), ?kept_until, "cannot assume a role: {error}");
+                        warn!(
+                            event = "assume-role-failed",
+                            role,
+                            session,
+                            cause,
+                            outcome = error.name(),
+                            ?kept_until,
+                            "cannot assume a role: {error}"
+                        );
                     }
                 }
             }

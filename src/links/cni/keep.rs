@@ -3,9 +3,10 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::yield_now;
+use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
@@ -18,8 +19,7 @@ use crate::metrics::Metrics;
 
 /// The most names of a directory that are looked at.
 const MAX_NAMES: usize = 16 * MAX_FILES;
-/// Files that are read, and names that are looked at, before other tasks have a turn.
-const FILES_AT_ONCE: usize = 8;
+/// Names that are looked at before other tasks have a turn. Files are read beside them.
 const NAMES_AT_ONCE: usize = 256;
 /// Names of the files of the runtime's loopback network: of each pod, without an address of it, and mostly never removed.
 const LOOPBACK: [&[u8]; 2] = [b"cni-loopback-", b"kubenet-loopback-"];
@@ -98,7 +98,7 @@ impl Keeper {
         let mut watch = Watch::begin(&self.dir)?;
         let directory = Directory::open(&self.dir)?;
         let identity = directory.identity;
-        self.read_all(directory).await?;
+        self.read_all(Arc::new(directory)).await?;
         let mut read_at = Instant::now();
         self.said.directory = None;
         info!(event = "cni-results-read", path = %self.dir.display(), attachments = self.results.count(), "read the CNI results");
@@ -108,7 +108,7 @@ impl Keeper {
                 Err(_elapsed) => Heard::Files(Vec::new()),
             };
             // Not held open: the kernel would not say that it is removed.
-            let directory = Directory::open(&self.dir)?;
+            let directory = Arc::new(Directory::open(&self.dir)?);
             if directory.identity != identity {
                 return Ok(());
             }
@@ -125,7 +125,7 @@ impl Keeper {
     }
 
     /// Reads everything, and replaces what was known when that is done.
-    async fn read_all(&mut self, directory: Directory) -> io::Result<()> {
+    async fn read_all(&mut self, directory: Arc<Directory>) -> io::Result<()> {
         let mut table = self.results.read().empty();
         let (mut names, mut is_full) = self.list(&directory).await?;
         if names.len() > MAX_FILES {
@@ -133,11 +133,8 @@ impl Keeper {
             names.truncate(MAX_FILES);
             is_full = true;
         }
-        for (place, (name, found)) in names.into_iter().enumerate() {
-            if place % FILES_AT_ONCE == FILES_AT_ONCE - 1 {
-                yield_now().await;
-            }
-            let attachment = self.read_one(&directory, &name, found);
+        for (name, found) in names {
+            let attachment = self.read_one(&directory, &name, found).await;
             is_full |= table.put(name.as_bytes(), attachment.as_ref()).is_full;
         }
         self.publish(|known| {
@@ -173,15 +170,15 @@ impl Keeper {
     }
 
     /// Reads the files of these names again, or forgets them.
-    async fn read_some(&mut self, directory: &Directory, mut names: Vec<CString>) {
+    async fn read_some(&mut self, directory: &Arc<Directory>, mut names: Vec<CString>) {
         names.sort_unstable();
         names.dedup();
-        for names in names.chunks(FILES_AT_ONCE) {
+        for names in names.chunks(NAMES_AT_ONCE) {
             for name in names.iter().filter(|name| may_be_result(name)) {
                 match directory.find(name) {
                     Ok(None) => self.publish(|table| Change { is_news: table.remove(name.as_bytes()), is_full: false }),
                     Ok(Some(found)) => {
-                        let attachment = self.read_one(directory, name, found);
+                        let attachment = self.read_one(directory, name, found).await;
                         self.publish(|table| table.put(name.as_bytes(), attachment.as_ref()));
                     }
                     Err(_) => self.publish(|table| table.put(name.as_bytes(), None)),
@@ -191,12 +188,25 @@ impl Keeper {
         }
     }
 
-    /// What a file says; `None` where it is ignored.
-    fn read_one(&mut self, directory: &Directory, name: &CStr, found: Found) -> Option<Attachment> {
-        let read = directory.read(name, found).and_then(|(bytes, written)| {
-            let file_name = name.to_str().map_err(|_| Ignored::Foreign)?;
-            parse(file_name, &bytes, written)
+    /// Returns what a file says, or `None` if it is ignored. Reads and parses on a thread for blocking work: a file may have
+    /// 4 MiB, and requests of pods are answered meanwhile.
+    async fn read_one(&mut self, directory: &Arc<Directory>, name: &CStr, found: Found) -> Option<Attachment> {
+        let reading = spawn_blocking({
+            let (directory, name) = (directory.clone(), name.to_owned());
+            move || {
+                let (bytes, written) = directory.read(&name, found)?;
+                let file_name = name.to_str().map_err(|_| Ignored::Foreign)?;
+                parse(file_name, &bytes, written)
+            }
         });
+        let read = match reading.await {
+            Ok(read) => read,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is shutting down.
+                Err(_) => return None,
+            },
+        };
         let (path, file) = (self.dir.display(), name.to_string_lossy());
         match read {
             Ok(attachment) => Some(attachment),

@@ -1,0 +1,154 @@
+//! Who was turned away lately: for the log and for `rolegate explain`.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::{Member, Waiter};
+use crate::pods::Pod;
+use crate::shares::Network;
+
+/// Time between two log lines about one pod or address, and about all unknown addresses together.
+const QUIET: Duration = Duration::from_secs(60);
+/// How long it is remembered that requests were turned away.
+const REMEMBERED: Duration = Duration::from_secs(600);
+/// How many pods and addresses are remembered.
+const MAX_REMEMBERED: usize = 1024;
+
+/// Requests of one pod that were answered without waiting, or not waiting to the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TurnedAway {
+    /// How many requests.
+    pub requests: u64,
+    /// The time since the last of them.
+    pub ago: Duration,
+}
+
+impl std::fmt::Display for TurnedAway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ago = humantime::format_duration(Duration::from_secs(self.ago.as_secs()));
+        write!(
+            f,
+            "{} requests of this pod did not wait for what was still unknown, the last one {ago} ago (pod-wait-limit): too many \
+             requests of this pod or of its namespace were waiting; they were answered by what was known",
+            self.requests
+        )
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Record {
+    all: u64,
+    /// All unknown addresses are one (`None`): they could be invented to fill the record, and the log.
+    entries: HashMap<Option<Member>, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    requests: u64,
+    /// Those that no log line counts yet.
+    unlogged: u64,
+    logged_at: Option<Instant>,
+    last: Instant,
+}
+
+impl Record {
+    /// Counts a request that got no place or lost it. Logs it, at most once a minute for the same pod or address.
+    pub(super) fn turned_away(&mut self, waiter: &Waiter) {
+        let Some(requests) = self.note(waiter) else { return };
+        match waiter {
+            Waiter::Pod(pod) => warn!(event = "pod-wait-limit", namespace = %pod.namespace, pod = %pod.name, requests,
+                "too many requests of the pod or its namespace wait for what is still unknown of their pods; answering some of them by \
+                 what is known; check what the pods of this namespace request"),
+            Waiter::Disputed(ip) => warn!(event = "pod-wait-limit", source = %ip, requests,
+                "too many requests wait from addresses whose owner is in doubt; refusing some of them at once; check the refusals of this \
+                 address in the log"),
+            Waiter::Unknown(ip) => warn!(event = "pod-wait-limit", source = %ip, network = %Network::from(*ip), requests,
+                "too many requests wait from addresses of no known pod; refusing some of them at once; check which pod sends from this \
+                 address, because a pod that invents addresses causes this"),
+        }
+    }
+
+    /// Remembers it. Returns how many requests a log line should count, if one is due.
+    fn note(&mut self, waiter: &Waiter) -> Option<u64> {
+        self.all += 1;
+        let now = Instant::now();
+        let key = waiter.known().ok().map(|(_, member)| member);
+        if self.entries.len() >= MAX_REMEMBERED && !self.entries.contains_key(&key) {
+            self.entries.retain(|_, entry| now - entry.last < REMEMBERED);
+            if self.entries.len() >= MAX_REMEMBERED {
+                // More pods than a node has. Some are logged again early.
+                self.entries.clear();
+            }
+        }
+        let entry = self.entries.entry(key).or_insert(Entry { requests: 0, unlogged: 0, logged_at: None, last: now });
+        if now - entry.last >= REMEMBERED {
+            entry.requests = 0;
+        }
+        entry.requests += 1;
+        entry.unlogged += 1;
+        entry.last = now;
+        if entry.logged_at.is_some_and(|at| now - at < QUIET) {
+            return None;
+        }
+        entry.logged_at = Some(now);
+        Some(std::mem::take(&mut entry.unlogged))
+    }
+
+    /// Returns how many requests were counted since the start.
+    pub(super) fn all(&self) -> u64 {
+        self.all
+    }
+
+    /// Returns what is remembered of a pod and its addresses.
+    pub(super) fn of(&self, pod: &Pod) -> Option<TurnedAway> {
+        let now = Instant::now();
+        let members = std::iter::once(Member::Pod(pod.uid.clone())).chain(pod.ips.iter().map(|ip| Member::Disputed(*ip)));
+        let entries = members.filter_map(|member| self.entries.get(&Some(member))).filter(|entry| now - entry.last < REMEMBERED);
+        entries.fold(None, |before, entry| {
+            let ago = now - entry.last;
+            let before = before.unwrap_or(TurnedAway { requests: 0, ago });
+            Some(TurnedAway { requests: before.requests + entry.requests, ago: ago.min(before.ago) })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::pods::tests::pod;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_pod_has_a_line_a_minute_and_all_unknown_addresses_have_one_together() {
+        let mut record = Record::default();
+        let (web, db) = (pod("web", "10.0.0.1"), pod("db", "10.0.0.2"));
+        let mut note = |waiter: &Waiter| record.note(waiter);
+        let of = |pod: &Pod| Waiter::Pod(std::sync::Arc::new(pod.clone()));
+        assert_eq!([note(&of(&web)), note(&of(&web)), note(&of(&db))], [Some(1), None, Some(1)]);
+        let disputed = Waiter::Disputed(IpAddr::from([10, 0, 0, 1]));
+        assert_eq!(note(&disputed), Some(1));
+        let invented = (0..5000_u32).filter_map(|number| note(&Waiter::Unknown(IpAddr::from(number.to_be_bytes()))));
+        assert_eq!(invented.count(), 1);
+        tokio::time::advance(QUIET).await;
+        assert_eq!(note(&of(&web)), Some(2), "with the one that the line before did not count");
+        assert_eq!(record.all(), 5 + 5000);
+        assert_eq!(record.of(&web), Some(TurnedAway { requests: 4, ago: Duration::ZERO }), "with those of its address");
+        assert_eq!(record.of(&db), Some(TurnedAway { requests: 1, ago: QUIET }));
+        assert_eq!(record.of(&pod("other", "10.0.0.3")), None);
+        tokio::time::advance(REMEMBERED).await;
+        assert_eq!(record.of(&web), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_record_is_bounded() {
+        let mut record = Record::default();
+        for number in 0..3 * MAX_REMEMBERED {
+            record.note(&Waiter::Pod(std::sync::Arc::new(pod(&number.to_string(), "10.0.0.1"))));
+        }
+        assert!(record.entries.len() <= MAX_REMEMBERED);
+    }
+}
