@@ -321,7 +321,7 @@ impl<A: AssumeRole> Proxy<A> {
                 self.metrics.denied("sts");
                 self.events.tell(&pod, Cause::assume_role_failed(&error));
                 if self.complaints.is_new(&pod.uid, error.name()) {
-                    warn!(event = "credentials-unavailable", namespace = %pod.namespace, pod = %pod.name, role = %request.role(), advice = error.remedy(),
+                    warn!(event = "credentials-unavailable", namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = error.name(), advice = error.remedy(),
                         "no credentials for the pod: {error}");
                 }
                 Outcome::Failed

@@ -121,10 +121,13 @@ pub(super) struct Seen {
     pub(super) violations: Vec<String>,
 }
 
-struct Answer {
-    status: u16,
-    body: String,
+pub(super) struct Answer {
+    /// [`CLOSED`] where the connection ended instead.
+    pub(super) status: u16,
+    pub(super) body: String,
 }
+
+const CLOSED: u16 = 0;
 
 /// What became of one request for credentials, from its first step on.
 enum Got {
@@ -184,6 +187,19 @@ impl Client {
             Got::Refused { what, status, .. } => self.violation(format!("{what} was refused with {status} when it was due"), span),
             Got::Failed { .. } => self.violation("credentials that were due could not be had".to_owned(), span),
             _ => self.violation("the address is not one pod's beyond doubt when its credentials are due".to_owned(), span),
+        }
+    }
+
+    /// The same where the address is one pod's beyond doubt, and no answer of STS is for its role: it gets none of them.
+    pub(super) async fn get_no_credentials(&mut self) {
+        let began = self.ledger.now();
+        let got = self.steps(true, true).await;
+        let span = Span { from: began, to: self.ledger.now() };
+        match got {
+            Got::Failed { .. } => self.seen.refused += 1,
+            Got::Credentials => self.violation("credentials were answered that STS gave for another role".to_owned(), span),
+            Got::Refused { what, status, .. } => self.violation(format!("{what} was refused with {status}"), span),
+            Got::RoleAlone => self.violation("nothing was asked for".to_owned(), span),
         }
     }
 
@@ -287,23 +303,28 @@ impl Client {
                 }
                 // The daemon closes connections that were quiet for long, as it may: a client asks again on another.
                 Err(_) if was_kept => {}
-                Err(error) => panic!("{method} {target} from {}: {error}", self.ip),
+                // It may close those of an address that no pod is known to have at any time. Those of a pod it may not.
+                Err(_) => return Answer { status: CLOSED, body: String::new() },
             }
         }
     }
 
     async fn connect(&self) -> TcpStream {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::new(self.ip, 0)).unwrap();
-        let stream = socket.connect(self.daemon).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        // Thousands of closed connections would use up the ports of the address: they end with a reset.
-        stream.set_zero_linger().unwrap();
-        stream
+        connect(self.ip, self.daemon).await
     }
 }
 
-async fn exchange(stream: &mut TcpStream, request: &[u8]) -> std::io::Result<Answer> {
+pub(super) async fn connect(from: IpAddr, to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(from, 0)).unwrap();
+    let stream = socket.connect(to).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    // Thousands of closed connections would use up the ports of the address: they end with a reset.
+    stream.set_zero_linger().unwrap();
+    stream
+}
+
+pub(super) async fn exchange(stream: &mut TcpStream, request: &[u8]) -> std::io::Result<Answer> {
     stream.write_all(request).await?;
     let mut bytes = Vec::with_capacity(2048);
     loop {

@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::{SignedDuration, Timestamp};
 use rolegate_lab::kube::{KubeApi, Resource};
 use serde_json::{Value, json};
 
-use super::Random;
 use super::ledger::{Ledger, Life, State};
+use super::{ADDRESSES, Random};
 use crate::world::{Fakes, NODE, ROLES, World};
 
 const NAMESPACE: &str = "shop";
@@ -48,6 +49,8 @@ pub(super) struct Pod {
     pub(super) life: Life,
     pub(super) name: String,
     pub(super) state: State,
+    /// When its network was made and its container was started.
+    pub(super) since: Timestamp,
 }
 
 /// A state of a pod at an address, by its number in the ledger.
@@ -107,7 +110,7 @@ impl Cluster {
         let lasting = format!("s-{slot}");
         let is_taken = self.slots[slot].left_over.iter().any(|pod| pod.name == lasting);
         let name = if is_taken || self.random.one_in(2) { format!("p-{life}") } else { lasting };
-        let mut pod = Pod { life, name, state: State::Absent };
+        let mut pod = Pod { life, name, state: State::Absent, since: now() };
         if self.random.one_in(3) {
             pod = self.put(slot, pod, State::Idle, "pending without an address");
         }
@@ -189,6 +192,53 @@ impl Cluster {
         }
     }
 
+    /// Another pod in place of the one that has the address. The API has not been told of it yet ([`Cluster::tell`]).
+    pub(super) fn replace(&mut self, slot: usize) -> Life {
+        if let Some(pod) = self.slots[slot].current.take() {
+            self.end(slot, pod, State::Absent, "replaced");
+        }
+        self.started += 1;
+        let life = self.started;
+        self.slots[slot].current = Some(Pod { life, name: format!("p-{life}"), state: State::Absent, since: now() });
+        life
+    }
+
+    /// Tells the API that the pod which has the address is so, with an object that is changed by `change`.
+    pub(super) fn tell(&mut self, slot: usize, state: State, what: &'static str, change: impl FnOnce(&mut Value)) {
+        let mut pod = self.slots[slot].current.take().unwrap();
+        self.count(what);
+        self.say(slot, &pod, state);
+        let mut object = object(&pod, &format!("r-{}", pod.life), "Running", &[self.slots[slot].ip]);
+        change(&mut object);
+        self.api.apply(Resource::Pods, object);
+        self.note(slot, format!("version {}: {} of r-{} is {state:?} ({what})", self.api.resource_version(), pod.name, pod.life));
+        pod.state = state;
+        self.slots[slot].current = Some(pod);
+    }
+
+    /// The pod that has the address gets another network, later than the one before. The API has not been told of it yet.
+    pub(super) fn restart_network(&mut self, slot: usize) {
+        if let Some(pod) = &mut self.slots[slot].current {
+            // The API's times have no fractions of a second.
+            pod.since = now().max(pod.since + SignedDuration::from_secs(1));
+        }
+    }
+
+    /// Some addresses, at most so many, each of which belongs beyond doubt to its latest pod, which runs.
+    pub(super) fn settled(&mut self, count: usize) -> Vec<usize> {
+        let is_settled = |slot: &usize| {
+            let Slot { ledger, current, .. } = &self.slots[*slot];
+            let current = current.as_ref().filter(|pod| pod.state == State::Running);
+            current.is_some_and(|pod| ledger.must_be_now() == Some(pod.life))
+        };
+        let mut slots: Vec<_> = (0..usize::from(ADDRESSES)).filter(is_settled).collect();
+        while slots.len() > count {
+            let at = self.any_of(slots.len());
+            slots.swap_remove(at);
+        }
+        slots
+    }
+
     /// A pod that runs at this address says that it has that of another slot, too.
     pub(super) fn forge(&mut self, slot: usize, other: usize) {
         let pod = self.slots[slot].current.clone().unwrap();
@@ -218,7 +268,7 @@ impl Cluster {
     }
 
     fn mark(&self) {
-        let marker = Pod { life: 0, name: MARKER.to_owned(), state: State::Running };
+        let marker = Pod { life: 0, name: MARKER.to_owned(), state: State::Running, since: now() };
         self.api.apply(Resource::Pods, object(&marker, &format!("m-{}", self.markers), "Running", &[MARKER_IP]));
     }
 
@@ -255,15 +305,31 @@ pub(super) fn wait(world: &World, condition: impl Fn() -> bool, what: impl FnOnc
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the API's times are compared with the boot of this machine")]
+fn now() -> Timestamp {
+    Timestamp::now()
+}
+
 fn object(pod: &Pod, role: &str, phase: &str, ips: &[IpAddr]) -> Value {
     let uid = format!("uid-{}", pod.life);
-    let status = match ips.first() {
-        Some(ip) => json!({ "phase": phase, "podIP": ip, "podIPs": ips.iter().map(|ip| json!({ "ip": ip })).collect::<Vec<_>>() }),
-        None => json!({ "phase": phase }),
-    };
-    json!({
+    let mut status = json!({ "phase": phase });
+    if let Some(ip) = ips.first() {
+        status["podIP"] = json!(ip);
+        status["podIPs"] = ips.iter().map(|ip| json!({ "ip": ip })).collect();
+    }
+    let mut object = json!({
         "metadata": { "namespace": NAMESPACE, "name": pod.name, "uid": uid, "annotations": { "iam.amazonaws.com/role": role } },
         "spec": { "nodeName": NODE, "serviceAccountName": "default" },
         "status": status,
-    })
+    });
+    if phase == "Running" {
+        set_started(&mut object, &pod.since.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+    }
+    object
+}
+
+/// Has the pod's network made, and its container started, at this time.
+pub(super) fn set_started(object: &mut Value, time: &str) {
+    object["status"]["conditions"] = json!([{ "type": "PodReadyToStartContainers", "status": "True", "lastTransitionTime": time }]);
+    object["status"]["containerStatuses"] = json!([{ "name": "main", "state": { "running": { "startedAt": time } } }]);
 }

@@ -17,8 +17,10 @@ const TURNS_OF_A_ROUND: usize = 150;
 const CREDENTIALS_OF_A_ROUND: usize = 14;
 /// Pods of one address that are not gone yet, besides the one that has it.
 const MAX_LEFT_OVER: usize = 3;
-/// One round in so many has a move.
-const MOVE_IN: u64 = 6;
+/// Between two moves are at most so many rounds, and one less.
+const MOVE_WITHIN: u64 = 10;
+/// Changes after which a move gets another turn.
+const CHANGES_OF_A_TURN: u64 = 50;
 
 /// All that a move may use.
 pub(super) struct Stage<'a> {
@@ -52,11 +54,16 @@ pub(super) fn live(stage: &mut Stage<'_>, lives: Life) {
     release_all(&mut stage.cluster);
     stage.prove();
     let mut deck = Deck::new();
+    // Moves need pods.
+    let mut quiet_rounds = 3;
     while stage.cluster.started < lives {
         let is_late = stage.cluster.started > lives / 2;
-        let dealt = stage.cluster.random.one_in(MOVE_IN).then(|| deck.deal(&mut stage.cluster, is_late));
+        let is_due = quiet_rounds == 0;
+        quiet_rounds = if is_due { stage.cluster.random.below(MOVE_WITHIN) } else { quiet_rounds - 1 };
+        let dealt = is_due.then(|| deck.deal(&mut stage.cluster, is_late));
         round(stage, dealt);
     }
+    deck.assert_that_all_were_dealt(&stage.cluster);
     for slot in 0..usize::from(ADDRESSES) {
         for _ in 0..stage.cluster.slots[slot].left_over.len() {
             stage.cluster.delete_left_over(slot);
@@ -74,7 +81,10 @@ fn round(stage: &mut Stage<'_>, mut dealt: Option<Box<dyn Move>>) {
     if let Some(dealt) = &mut dealt {
         dealt.begin(stage);
     }
-    for _ in 0..CHANGES_OF_A_ROUND {
+    for number in 0..CHANGES_OF_A_ROUND {
+        if let Some(dealt) = dealt.as_mut().filter(|_| number % CHANGES_OF_A_TURN == CHANGES_OF_A_TURN / 2) {
+            dealt.amid(stage);
+        }
         let slot = stage.cluster.any_of(ADDRESSES.into());
         stage.clients.allow(TURNS_OF_A_CHANGE);
         change(&mut stage.cluster, slot);

@@ -19,6 +19,9 @@ pub(super) enum State {
     Idle = 2,
     Running = 4,
     Terminating = 8,
+    /// It runs and has the address, so that no other pod gets it, and is itself not to be served: its state cannot be read, or
+    /// nothing of it has started since the node was booted.
+    Refused = 16,
 }
 
 /// The states that the daemon may take each pod to be in.
@@ -110,7 +113,7 @@ impl Ledger {
     pub(super) fn describe(&self, span: Span) -> String {
         let inner = self.inner.lock().unwrap();
         let name = |mask: u8| {
-            let states = [State::Absent, State::Idle, State::Running, State::Terminating];
+            let states = [State::Absent, State::Idle, State::Running, State::Terminating, State::Refused];
             states.into_iter().filter(|state| mask & *state as u8 != 0).map(|state| format!("{state:?}")).collect::<Vec<_>>().join(" or ")
         };
         let moment = |at: usize| {
@@ -133,19 +136,21 @@ impl Inner {
 fn may_be(possible: &Possible, life: Life) -> bool {
     let mask = possible.get(&life).copied().unwrap_or(State::Absent as u8);
     let (running, terminating) = (State::Running as u8, State::Terminating as u8);
+    let rivals = running | State::Refused as u8;
     let others_can_be_without = |states: u8| possible.iter().all(|(other, mask)| *other == life || mask & !states != 0);
-    mask & running != 0 && others_can_be_without(running) || mask & terminating != 0 && others_can_be_without(running | terminating)
+    mask & running != 0 && others_can_be_without(rivals) || mask & terminating != 0 && others_can_be_without(rivals | terminating)
 }
 
 /// The pod that has the address by every reading of what is possible.
 fn must_be(possible: &Possible) -> Option<Life> {
     let (running, terminating) = (State::Running as u8, State::Terminating as u8);
+    let all_rivals = running | State::Refused as u8;
     let only = |own: u8, rivals: u8| {
         let mut holders = possible.iter().filter(|(_, mask)| **mask == own).map(|(life, _)| *life);
         let holder = holders.next()?;
         possible.iter().all(|(other, mask)| *other == holder || mask & rivals == 0).then_some(holder)
     };
-    only(running, running).or_else(|| only(terminating, running | terminating))
+    only(running, all_rivals).or_else(|| only(terminating, all_rivals | terminating))
 }
 
 #[test]
@@ -194,4 +199,21 @@ fn a_claim_to_the_address_of_a_pod_that_runs_brings_it_to_nobody() {
     assert_eq!((ledger.may_be(1, now()), ledger.may_be(2, now()), ledger.must_be_now()), (true, false, None));
     ledger.proven(2, withdrawn);
     assert_eq!(ledger.must_be_now(), Some(1));
+}
+
+#[test]
+fn a_pod_that_is_to_be_refused_keeps_its_address_from_all_others() {
+    let ledger = Ledger::new();
+    let now = || Span { from: ledger.now(), to: ledger.now() };
+    ledger.proven(1, ledger.told(1, State::Terminating));
+    let refused = ledger.told(2, State::Refused);
+    assert_eq!((ledger.may_be(1, now()), ledger.may_be(2, now()), ledger.must_be_now()), (true, false, None));
+    ledger.proven(2, refused);
+    assert_eq!((ledger.may_be(1, now()), ledger.may_be(2, now()), ledger.must_be_now()), (false, false, None));
+    let running = ledger.told(2, State::Running);
+    assert_eq!((ledger.may_be(2, now()), ledger.must_be_now()), (true, None));
+    ledger.proven(2, running);
+    assert_eq!(ledger.must_be_now(), Some(2));
+    ledger.proven(3, ledger.told(3, State::Refused));
+    assert_eq!((ledger.may_be(2, now()), ledger.must_be_now()), (false, None));
 }

@@ -9,7 +9,9 @@ use rolegate_lab::kube::{Fault, Resource, Verb};
 use super::ADDRESSES;
 use super::cluster::Cluster;
 use super::driver::Stage;
-use super::tenants::{AnnotationLoop, ForgedStatus};
+use super::floods::{AddressFlood, MetricsFlood};
+use super::networks::{Reboot, SecondNetwork};
+use super::tenants::{AnnotationLoop, ForgedStatus, LargePod, OtherRole};
 
 /// Clients that ask while the API cannot be reached.
 const TURNS_OF_AN_OUTAGE: usize = 100;
@@ -23,6 +25,9 @@ pub(super) trait Move {
     /// Before the round's changes.
     fn begin(&mut self, stage: &mut Stage<'_>);
 
+    /// Several times among the changes.
+    fn amid(&mut self, _stage: &mut Stage<'_>) {}
+
     /// After the changes, before the daemon is to show that it knows them: what keeps it from them ends here.
     fn calm(&mut self, _stage: &mut Stage<'_>) {}
 
@@ -33,7 +38,7 @@ pub(super) trait Move {
 /// A move by its name in the tally.
 type Named = (&'static str, fn() -> Box<dyn Move>);
 
-const ALL: [Named; 8] = [
+const ALL: [Named; 13] = [
     ("watches cut", || Box::new(Cut)),
     ("history lost", || Box::new(HistoryLost)),
     ("stalled", || Box::new(Stall)),
@@ -41,7 +46,12 @@ const ALL: [Named; 8] = [
     ("API away", || Box::new(Outage::default())),
     ("annotation loop", || Box::new(AnnotationLoop::default())),
     ("forged status", || Box::new(ForgedStatus::default())),
-    PAGES,
+    ("large pod", || Box::new(LargePod::default())),
+    ("answers for another role", || Box::new(OtherRole)),
+    ("address flood", || Box::new(AddressFlood::default())),
+    ("metrics flood", || Box::new(MetricsFlood::default())),
+    ("reboot", || Box::new(Reboot::default())),
+    ("second network", || Box::new(SecondNetwork)),
 ];
 
 /// Only once, and late: the daemon remembers it.
@@ -59,15 +69,25 @@ impl Deck {
     }
 
     pub(super) fn deal(&mut self, cluster: &mut Cluster, is_late: bool) -> Box<dyn Move> {
+        if is_late && !self.paged {
+            self.paged = true;
+            let (name, make) = PAGES;
+            cluster.count(name);
+            return make();
+        }
         if self.left.is_empty() {
-            let may_be = |named: &&Named| named.0 != PAGES.0 || is_late && !self.paged;
-            self.left = ALL.iter().filter(may_be).copied().collect();
-            self.paged |= is_late;
+            self.left = ALL.to_vec();
         }
         let at = cluster.any_of(self.left.len());
         let (name, make) = self.left.swap_remove(at);
         cluster.count(name);
         make()
+    }
+
+    pub(super) fn assert_that_all_were_dealt(&self, cluster: &Cluster) {
+        for (name, _) in ALL.iter().chain([&PAGES]) {
+            assert!(cluster.tally().contains_key(name), "this run had no move {name:?}: {:?}", cluster.tally());
+        }
     }
 }
 

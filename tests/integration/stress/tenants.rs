@@ -5,11 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rolegate_lab::kube::Resource;
+use rolegate_lab::sts::Behaviour;
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use super::driver::Stage;
+use super::ledger::State;
 use super::moves::Move;
-use super::{ADDRESSES, FORGER, LOOPER};
+use super::{ADDRESSES, FAT, FORGER, LOOPER, MISLED};
+use crate::world::{World, arn};
 
 /// Between two patches: 45 in a second, where the machine can.
 const BETWEEN_PATCHES: Duration = Duration::from_millis(22);
@@ -83,5 +87,104 @@ impl Move for ForgedStatus {
         stage.cluster.mend(FORGER, victim);
         stage.prove();
         stage.clients.get_credentials(stage.world, &[FORGER, victim]);
+    }
+}
+
+/// Within etcd's limit; as the API server writes it, `<` is `\u003c`, and a line of a watch is 8.7 MB.
+const WITHIN_ETCD: usize = 1_450_000;
+/// More addresses than are read of any pod.
+const TOO_MANY_ADDRESSES: u32 = 100_000;
+/// Pods that must get their credentials while one cannot be read.
+const CREDENTIALS_BESIDE_A_LARGE_POD: usize = 8;
+
+/// A pod that is patched again and again with as much as the API takes, and at last with more than is read of any pod. That is
+/// its own loss: the watch goes on, without which nothing is known of the others.
+#[derive(Default)]
+pub(super) struct LargePod {
+    before: [f64; 2],
+    patches: usize,
+}
+
+impl LargePod {
+    fn patch(&mut self, stage: &mut Stage<'_>) {
+        self.patches += 1;
+        let notes = format!("{}{}", self.patches, "<".repeat(WITHIN_ETCD));
+        let is_large = |object: &mut Value| object["metadata"]["annotations"]["example.com/notes"] = notes.into();
+        stage.cluster.tell(FAT, State::Running, "patched with 8.7 MB", is_large);
+    }
+
+    /// Failures of the watch, and objects that it could not read.
+    fn counted(world: &World) -> [f64; 2] {
+        ["rolegate_watch_errors_total", "rolegate_watch_undecodable_total"]
+            .map(|name| world.metric(&format!(r#"{name}{{resource="pods"}}"#)))
+    }
+}
+
+impl Move for LargePod {
+    fn begin(&mut self, stage: &mut Stage<'_>) {
+        self.before = Self::counted(stage.world);
+        self.patch(stage);
+        stage.clients.get_credentials(stage.world, &[FAT]);
+    }
+
+    fn amid(&mut self, stage: &mut Stage<'_>) {
+        self.patch(stage);
+    }
+
+    fn end(&mut self, stage: &mut Stage<'_>) {
+        stage.clients.get_credentials(stage.world, &[FAT]);
+        let is_too_large = |object: &mut Value| {
+            let own = object["status"]["podIP"].clone();
+            let many = (0..TOO_MANY_ADDRESSES).map(|number| json!(std::net::Ipv4Addr::from(0x0A00_0000 + number)));
+            object["status"]["podIPs"] = [own].into_iter().chain(many).map(|ip| json!({ "ip": ip })).collect();
+        };
+        stage.cluster.tell(FAT, State::Refused, "patched with more than is read", is_too_large);
+        stage.clients.ask(stage.world, &[FAT]);
+        stage.prove();
+        // The ledger has it that it is not served.
+        stage.clients.ask(stage.world, &[FAT]);
+        stage.serve_some(CREDENTIALS_BESIDE_A_LARGE_POD);
+        stage.cluster.tell(FAT, State::Running, "patched to be small", |_| {});
+        stage.prove();
+        stage.clients.get_credentials(stage.world, &[FAT]);
+        let [errors, unread] = self.before;
+        assert_eq!(Self::counted(stage.world), [errors, unread + 1.0], "the watch ended, or objects were not read, by a large pod");
+    }
+}
+
+/// STS answers the requests for a tenant's role with the session of a role that is another pod's. Nobody gets that.
+pub(super) struct OtherRole;
+
+impl OtherRole {
+    /// Another pod in the tenant's place, of which the API is told when `before` is done with its role.
+    fn come(stage: &mut Stage<'_>, before: impl FnOnce(&Stage<'_>, &str)) {
+        let role = arn(&format!("r-{}", stage.cluster.replace(MISLED)));
+        before(stage, &role);
+        stage.cluster.tell(MISLED, State::Running, "started", |_| {});
+        stage.prove();
+    }
+
+    fn ask(stage: &Stage<'_>) {
+        let client = stage.clients.of(MISLED);
+        stage.world.fakes.runtime.block_on(async { client.lock().await.get_no_credentials().await });
+    }
+}
+
+impl Move for OtherRole {
+    fn begin(&mut self, stage: &mut Stage<'_>) {
+        let other = stage.cluster.slots[LOOPER].ledger.must_be_now().unwrap_or_default();
+        let other = Behaviour::AnswersFor(arn(&format!("r-{other}")));
+        Self::come(stage, |stage, role| stage.world.fakes.sts.set_role_behaviour(role, other));
+        Self::ask(stage);
+    }
+
+    fn amid(&mut self, stage: &mut Stage<'_>) {
+        Self::ask(stage);
+    }
+
+    fn end(&mut self, stage: &mut Stage<'_>) {
+        Self::ask(stage);
+        Self::come(stage, |_, _| {});
+        stage.clients.get_credentials(stage.world, &[MISLED]);
     }
 }
