@@ -119,20 +119,30 @@ impl Victim {
         };
         let token = expect(token)?;
         lap();
+        self.connect_again(token.closes, &mut stream).await?;
         let list = http::role(&mut stream, "", &token.body).await?;
         let list = expect(list)?;
         if list.body != self.role {
             return Err(io::Error::other(format!("the list of roles is {:?}", list.body)));
         }
         lap();
+        self.connect_again(list.closes, &mut stream).await?;
         let document = http::role(&mut stream, self.role, &token.body).await?;
         let document = expect(document)?;
         lap();
         let keys = http::keys(&document.body).ok_or_else(|| io::Error::other(format!("no credentials: {}", document.body)))?;
-        if keeps && !(token.closes || list.closes || document.closes) {
+        if keeps && !document.closes {
             shared.kept.lock().unwrap().push(stream);
         }
         Ok(keys)
+    }
+
+    /// Replaces a connection that the daemon closes after its answer.
+    async fn connect_again(&self, is_closing: bool, stream: &mut TcpStream) -> io::Result<()> {
+        if is_closing {
+            *stream = http::connect(self.ip, self.daemon).await?;
+        }
+        Ok(())
     }
 
     async fn token_on_new_connection(&self) -> io::Result<(TcpStream, http::Answer)> {
