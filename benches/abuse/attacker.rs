@@ -1,0 +1,198 @@
+//! The process that attacks.
+
+use std::collections::BTreeSet;
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Runtime;
+
+use super::world::{ATTACKER, CROWD, GHOST, HONEST, MISLED, crowd_ip};
+use super::{floods, http};
+
+/// Set in the process that attacks: which attack, the daemon's address, the metrics' address.
+pub(super) const ATTACK: &str = "ROLEGATE_BENCH_ATTACK";
+/// Between a connection that was closed and the next one, where it is not the connecting that hurts.
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
+/// Connections that ask for credentials all the time, each for the next ones as soon as it has an answer.
+const ASKING: usize = 4;
+/// Connections of a burst, and the time between two bursts.
+const BURST: (usize, Duration) = (200, Duration::from_secs(1));
+/// An SDK gives up after a few seconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The process, as its parent sees it.
+pub(super) struct Attacker {
+    process: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Attacker {
+    /// Starts it, and waits until the attack runs.
+    pub(super) fn start(attack: &str, daemon: SocketAddr, metrics: SocketAddr) -> Attacker {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env(ATTACK, format!("{attack} {daemon} {metrics}")).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let mut output = BufReader::new(process.stdout.take().unwrap());
+        output.read_line(&mut String::new()).unwrap();
+        Attacker { process, output }
+    }
+
+    /// Stops it. Returns what it counted, in words, and the keys that it was given, each with the address that was.
+    pub(super) fn end(mut self) -> (String, Vec<(IpAddr, String, String)>) {
+        drop(self.process.stdin.take());
+        let mut counts = String::new();
+        self.output.read_line(&mut counts).unwrap();
+        let keys = self.output.by_ref().lines().map(|line| {
+            let line = line.unwrap();
+            let words: Vec<&str> = line.split(' ').collect();
+            (words[0].parse().unwrap(), words[1].to_owned(), words[2].to_owned())
+        });
+        (counts.trim().to_owned(), keys.collect())
+    }
+}
+
+impl Drop for Attacker {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// What the attacker counts.
+#[derive(Default)]
+pub(super) struct Counts {
+    pub(super) connections: AtomicU64,
+    /// Answers with status 200.
+    pub(super) served: AtomicU64,
+    /// Other answers.
+    pub(super) refused: AtomicU64,
+    /// Connections that were closed without an answer, and answers that did not come in time.
+    pub(super) failed: AtomicU64,
+    /// Keys that were given, and to whom.
+    keys: Mutex<BTreeSet<(IpAddr, String, String)>>,
+}
+
+/// Attacks until standard input ends.
+pub(super) fn run(words: &str) {
+    let words: Vec<&str> = words.split(' ').collect();
+    let (address, metrics): (SocketAddr, SocketAddr) = (words[1].parse().unwrap(), words[2].parse().unwrap());
+    let counts: Arc<Counts> = Arc::default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let began = Instant::now();
+    let asking = |from| many(&runtime, ASKING, &counts, move |counts| ask(from, address, Duration::ZERO, counts));
+    match words[0] {
+        "idle" => many(&runtime, 1000, &counts, move |counts| floods::idle(address, counts)),
+        "slow" => many(&runtime, 1000, &counts, move |counts| floods::slow(address, counts)),
+        // Twenty of 500 a second each.
+        "connect" => many(&runtime, 20, &counts, move |counts| floods::connect_and_reset(address, counts)),
+        "pipeline" => {
+            let token = runtime.block_on(async { http::token(&mut http::connect(ATTACKER, address).await?).await });
+            let token = token.unwrap().body;
+            many(&runtime, 128, &counts, move |counts| floods::pipeline(address, token.clone(), counts));
+        }
+        "addresses" => {
+            (0..floods::STRANGERS).for_each(|n| many(&runtime, 1, &counts, move |counts| floods::stranger(address, n, counts)));
+        }
+        "metrics" => many(&runtime, 8, &counts, move |counts| floods::scrape(metrics, counts)),
+        "annotations" | "fat-pod" => asking(ATTACKER),
+        "api-outage" => asking(GHOST),
+        "other-role" => asking(MISLED),
+        "burst" => many(&runtime, 1, &counts, move |counts| bursts(address, counts)),
+        "crowd" => (0..CROWD).for_each(|n| many(&runtime, 1, &counts, move |counts| ask(crowd_ip(n), address, PAUSE, counts))),
+        other => panic!("{other}"),
+    }
+    println!("started");
+    // Ends when the parent says so, or ends itself.
+    let _ = io::stdin().read(&mut [0]);
+    let seconds = began.elapsed().as_secs_f64();
+    let rate = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64 / seconds;
+    let keys = counts.keys.lock().unwrap();
+    println!(
+        "{:.0} connections/s, {:.0} served/s, {:.1} refused/s, {:.1} without an answer/s, {} keys",
+        rate(&counts.connections),
+        rate(&counts.served),
+        rate(&counts.refused),
+        rate(&counts.failed),
+        keys.len()
+    );
+    for (ip, key, secret) in &*keys {
+        println!("{ip} {key} {secret}");
+    }
+    io::stdout().flush().unwrap();
+}
+
+fn many<F>(runtime: &Runtime, count: usize, counts: &Arc<Counts>, attack: impl Fn(Arc<Counts>) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    for _ in 0..count {
+        runtime.spawn(attack(counts.clone()));
+    }
+}
+
+/// Asks for credentials again and again over a connection that it keeps.
+async fn ask(from: IpAddr, address: SocketAddr, pause: Duration, counts: Arc<Counts>) {
+    loop {
+        let connection = async {
+            let mut stream = http::connect(from, address).await?;
+            counts.connections.fetch_add(1, Ordering::Relaxed);
+            while tokio::time::timeout(PATIENCE, sequence(from, &mut stream, &counts)).await?? {
+                tokio::time::sleep(pause).await;
+            }
+            io::Result::Ok(())
+        };
+        if connection.await.is_err() {
+            counts.failed.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Token, list of roles, credentials. Returns whether the connection goes on.
+async fn sequence(from: IpAddr, stream: &mut tokio::net::TcpStream, counts: &Counts) -> io::Result<bool> {
+    let count = |answer: &http::Answer| {
+        let is_served = answer.status == 200;
+        if is_served { &counts.served } else { &counts.refused }.fetch_add(1, Ordering::Relaxed);
+        is_served
+    };
+    let token = http::token(stream).await?;
+    if !count(&token) || token.closes {
+        return Ok(!token.closes);
+    }
+    let list = http::role(stream, "", &token.body).await?;
+    if !count(&list) || list.closes {
+        return Ok(!list.closes);
+    }
+    let document = http::role(stream, &list.body, &token.body).await?;
+    if count(&document)
+        && let Some((key, secret)) = http::keys(&document.body)
+    {
+        counts.keys.lock().unwrap().insert((from, key, secret));
+    }
+    Ok(!document.closes)
+}
+
+/// As a process with 200 workers does when their credentials end: each connects and asks once.
+async fn bursts(address: SocketAddr, counts: Arc<Counts>) {
+    let mut ticks = tokio::time::interval(BURST.1);
+    loop {
+        ticks.tick().await;
+        for _ in 0..BURST.0 {
+            let counts = counts.clone();
+            tokio::spawn(async move {
+                let once = async {
+                    let mut stream = http::connect(HONEST, address).await?;
+                    counts.connections.fetch_add(1, Ordering::Relaxed);
+                    sequence(HONEST, &mut stream, &counts).await
+                };
+                if !matches!(tokio::time::timeout(PATIENCE, once).await, Ok(Ok(_))) {
+                    counts.failed.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    }
+}

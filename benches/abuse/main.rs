@@ -1,0 +1,94 @@
+//! What one pod can do to another: the daemon is attacked, and the credential requests of a pod that has no part in it are
+//! checked and timed.
+//!
+//! Each attack runs for ten seconds against the real daemon with its default limits; what needs many sockets or many
+//! requests runs in a process of its own. Meanwhile the victim goes through what an SDK does, 50 times a second, whether or
+//! not the sequences before are finished: token, list of roles, credentials. Absolute figures depend on the machine, which
+//! has to do the attack as well; the row without an attack is what to compare with. The exit status is 1 where the victim
+//! had a wrong answer or none, where an attacker was given the credentials of another role, or where the 99th percentile of
+//! the victim's requests is 50 ms or more.
+//!
+//! Words behind `--` select attacks by their names: `cargo bench --bench abuse -- fat-pod burst`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
+
+mod attacker;
+mod floods;
+mod http;
+mod moves;
+mod victim;
+mod world;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use world::{Outcome, World};
+
+/// The 99th percentile of the victim's requests stays below this.
+const GOAL: Duration = Duration::from_millis(50);
+
+/// Names and titles of the attacks.
+const ATTACKS: [(&str, &str); 12] = [
+    ("idle", "1,000 idle sockets"),
+    ("slow", "1,000 slow heads, a byte a second"),
+    ("connect", "10,000 new connections a second"),
+    ("pipeline", "200 pipelined requests at a time, 128 connections"),
+    ("addresses", "connections from 1,100 addresses that no pod has"),
+    ("metrics", "8 connections that ask for the metrics"),
+    ("annotations", "its session name changed 45 times a second, asking all the time"),
+    ("fat-pod", "itself a pod of 8.7 MB, changed twice a second"),
+    ("api-outage", "asking from the address of a deleted pod while the API is down"),
+    ("other-role", "asking while STS answers for the victim's role instead of its own"),
+    ("burst", "200 connections at once, every second, each asking for credentials"),
+    ("crowd", "220 pods of one role start at once, STS takes 150 ms"),
+];
+
+fn main() -> ExitCode {
+    if let Ok(words) = std::env::var(attacker::ATTACK) {
+        attacker::run(&words);
+        return ExitCode::SUCCESS;
+    }
+    let selected: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let is_selected = |name: &str| selected.is_empty() || selected.iter().any(|word| word == name);
+    let world = World::start();
+    println!("{}\n", world.time_of_metrics());
+    println!(
+        "| attack | requests | p50 | p99 | longest | whole sequence, p99 | p99, times quiet | wrong | memory before, peak, after | attacker |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|");
+    let quiet = world.measure(None);
+    print_row("none", &quiet, &quiet);
+    let (mut worst, mut wrong) = (quiet.requests.quantile(0.99), quiet.wrong.clone());
+    for (name, title) in ATTACKS.into_iter().filter(|(name, _)| is_selected(name)) {
+        let outcome = world.measure(Some(name));
+        print_row(title, &outcome, &quiet);
+        worst = worst.max(outcome.requests.quantile(0.99));
+        wrong.extend(outcome.wrong);
+    }
+    for what in wrong.iter().take(20) {
+        println!("wrong: {what}");
+    }
+    let verdict = if worst < GOAL { "met" } else { "missed" };
+    println!("\n{} wrong answers; worst p99 {}; the goal, below {}, is {verdict}", wrong.len(), millis(worst), millis(GOAL));
+    if wrong.is_empty() && worst < GOAL { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn print_row(title: &str, outcome: &Outcome, quiet: &Outcome) {
+    let p99 = outcome.requests.quantile(0.99);
+    let [before, peak, after] = outcome.memory.map(|kib| kib / 1024);
+    println!(
+        "| {title} | {} | {} | {} | {} | {} | {:.1} | {} | {before}, {peak}, {after} MiB | {} |",
+        outcome.requests.count(),
+        millis(outcome.requests.quantile(0.5)),
+        millis(p99),
+        millis(outcome.requests.quantile(1.0)),
+        millis(outcome.sequences.quantile(0.99)),
+        p99.as_secs_f64() / quiet.requests.quantile(0.99).as_secs_f64(),
+        outcome.wrong.len(),
+        outcome.attacker,
+    );
+}
+
+fn millis(took: Duration) -> String {
+    format!("{:.1} ms", took.as_secs_f64() * 1000.0)
+}

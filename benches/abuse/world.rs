@@ -1,0 +1,215 @@
+//! The daemon with its pods, and what one attack does to the victim.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rolegate_lab::daemon::{Daemon, Setup};
+use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
+use rolegate_lab::sts::{Role, Sts};
+
+use super::attacker::Attacker;
+use super::http;
+use super::moves::{Moves, neighbour};
+use super::victim::{Times, Victim};
+
+pub(super) const VICTIM: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 2));
+pub(super) const ATTACKER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 3));
+/// A pod that opens many connections at once, and means no harm.
+pub(super) const HONEST: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 4));
+/// A pod that is deleted.
+pub(super) const GHOST: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 5));
+/// A pod for whose role STS gives sessions of the victim's.
+pub(super) const MISLED: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 6));
+/// A pod that is new after an attack.
+const LATEST: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 7));
+/// Pods of one role that start at once.
+pub(super) const CROWD: usize = 220;
+/// Namespaces besides, with a pod each.
+const NAMESPACES: u8 = 40;
+/// Of each attack.
+const LASTS: Duration = Duration::from_secs(10);
+/// Between two looks at the daemon's memory.
+const LOOK: Duration = Duration::from_millis(20);
+const VICTIM_ROLE: &str = "web-role";
+
+pub(super) fn crowd_ip(n: usize) -> IpAddr {
+    IpAddr::from([127, 2, 0, (n + 1) as u8])
+}
+
+pub(super) fn neighbour_ip(number: u8) -> IpAddr {
+    IpAddr::from([127, 3, 0, number])
+}
+
+pub(super) fn arn(role: &str) -> String {
+    format!("arn:aws:iam::111122223333:role/{role}")
+}
+
+pub(super) fn pod(name: &str, ip: IpAddr, role: &str) -> PodBuilder {
+    PodBuilder::new("shop", name).node("node-a").ip(&ip.to_string()).annotation("iam.amazonaws.com/role", role)
+}
+
+/// The role that the pod at an address has.
+fn role_at(ip: IpAddr) -> &'static str {
+    match ip {
+        ATTACKER => "attacker-role",
+        HONEST => "honest-role",
+        GHOST => "ghost-role",
+        MISLED => "misled-role",
+        _ => "crowd-role",
+    }
+}
+
+/// The daemon, and what it needs.
+pub(super) struct World {
+    daemon: Daemon,
+    api: KubeApi,
+    sts: Sts,
+    _kubeconfig: tempfile::NamedTempFile,
+    runtime: tokio::runtime::Runtime,
+}
+
+/// What one attack did.
+pub(super) struct Outcome {
+    pub(super) requests: Times,
+    pub(super) sequences: Times,
+    pub(super) wrong: Vec<String>,
+    /// The daemon's memory in KiB: before, at most, and after.
+    pub(super) memory: [u64; 3],
+    /// What the attacker counted.
+    pub(super) attacker: String,
+}
+
+impl World {
+    pub(super) fn start() -> World {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let inside = runtime.enter();
+        let listener = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let (api, sts) = (KubeApi::start(listener()).unwrap(), Sts::start(listener()).unwrap());
+        drop(inside);
+        for role in [VICTIM_ROLE, "attacker-role", "honest-role", "ghost-role", "misled-role", "crowd-role", "team-role"] {
+            sts.add_role(Role::new(arn(role)));
+        }
+        for (name, ip) in [("attacker", ATTACKER), ("honest", HONEST), ("ghost", GHOST)] {
+            api.apply(Resource::Pods, pod(name, ip, role_at(ip)).build());
+        }
+        api.apply(Resource::Pods, pod("web", VICTIM, VICTIM_ROLE).build());
+        for number in 1..=NAMESPACES {
+            api.apply(Resource::Pods, neighbour(number).build());
+        }
+        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&kubeconfig, api.kubeconfig()).unwrap();
+        let daemon = Setup::new(env!("CARGO_BIN_EXE_rolegate"))
+            .argument("--node=node-a")
+            .argument(format!("--kubeconfig={}", kubeconfig.path().display()))
+            .argument("--base-role-arn=arn:aws:iam::111122223333:role/")
+            .argument("--accept-direct-connections")
+            .argument("--metadata-bind-address=127.0.0.1")
+            .argument("--metrics-bind-address=127.0.0.1")
+            // The default again, which the lab takes away.
+            .argument("--limits-connection-rate=250")
+            .env("AWS_ENDPOINT_URL_STS", sts.url())
+            .start()
+            .unwrap();
+        daemon.wait_ready(None).unwrap();
+        let world = World { daemon, api, sts, _kubeconfig: kubeconfig, runtime };
+        // The sessions are there before anything is timed, and the metrics have every namespace.
+        world.ask_once(VICTIM, VICTIM_ROLE);
+        (1..=NAMESPACES).for_each(|number| world.ask_once(neighbour_ip(number), "team-role"));
+        world
+    }
+
+    /// Measures the victim's requests during an attack, or without one.
+    pub(super) fn measure(&self, attack: Option<&str>) -> Outcome {
+        let before = memory(self.daemon.pid());
+        let moves = Moves { api: &self.api, sts: &self.sts };
+        let (over, peak) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(before)));
+        let (seen, attacker, keys) = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    peak.fetch_max(memory(self.daemon.pid()), Ordering::Relaxed);
+                    std::thread::sleep(LOOK);
+                }
+            });
+            let attacker = attack.map(|attack| {
+                moves.prepare(attack);
+                scope.spawn(|| moves.run(attack, &over));
+                Attacker::start(attack, self.daemon.metadata_address(), self.daemon.metrics_address())
+            });
+            let seen = self.victim().ask_for(LASTS);
+            over.store(true, Ordering::Relaxed);
+            let (counts, keys) = attacker.map_or_else(|| ("—".to_owned(), Vec::new()), Attacker::end);
+            (seen, counts, keys)
+        });
+        if let Some(attack) = attack {
+            moves.restore(attack);
+            self.catch_up();
+        }
+        let of_victim = seen.keys.iter().map(|(key, secret)| (VICTIM_ROLE, key, secret));
+        let of_others = keys.iter().map(|(ip, key, secret)| (role_at(*ip), key, secret));
+        let issued = self.sts.issued();
+        let is_wrong = |(role, key, secret): &(&str, &String, &String)| {
+            let session = issued.iter().find(|session| session.access_key_id == **key);
+            session.is_none_or(|session| session.role_arn != arn(role) || session.secret_access_key != **secret)
+        };
+        let mut wrong = seen.wrong;
+        wrong.extend(of_victim.chain(of_others).filter(is_wrong).map(|(role, key, _)| format!("a pod of {role} has the key {key}")));
+        let memory = [before, peak.load(Ordering::Relaxed), memory(self.daemon.pid())];
+        Outcome { requests: seen.requests, sequences: seen.sequences, wrong, memory, attacker }
+    }
+
+    /// The time of a request for the metrics, in words. For the node's own requests the daemon renders them each time.
+    pub(super) fn time_of_metrics(&self) -> String {
+        let request = |_| {
+            let began = Instant::now();
+            let size = self.daemon.get(None, "/metrics").unwrap().body.len();
+            (began.elapsed(), size)
+        };
+        let mut requests: Vec<_> = (0..21).map(request).collect();
+        requests.sort_unstable();
+        let (took, size) = requests[requests.len() / 2];
+        let took = took.as_secs_f64() * 1000.0;
+        format!("metrics with {} namespaces: {} KiB, {took:.1} ms (median)", NAMESPACES + 1, size / 1024)
+    }
+
+    /// Waits until the daemon knows of everything that has changed at the API.
+    fn catch_up(&self) {
+        self.api.apply(Resource::Pods, pod("latest", LATEST, VICTIM_ROLE).build());
+        let deadline = Instant::now() + Duration::from_secs(120);
+        let is_known = || {
+            let token = self.runtime.block_on(async {
+                let mut stream = http::connect(LATEST, self.daemon.metadata_address()).await?;
+                let token = http::token(&mut stream).await?;
+                std::io::Result::Ok(token.status == 200)
+            });
+            token.unwrap_or(false)
+        };
+        while !is_known() {
+            assert!(Instant::now() < deadline, "a new pod did not become known");
+            std::thread::sleep(LOOK);
+        }
+        self.api.delete(Resource::Pods, Some("shop"), "latest");
+    }
+
+    fn victim(&self) -> Victim {
+        Victim { ip: VICTIM, daemon: self.daemon.metadata_address(), role: VICTIM_ROLE }
+    }
+
+    fn ask_once(&self, ip: IpAddr, role: &str) {
+        let address: SocketAddr = self.daemon.metadata_address();
+        let document = self.runtime.block_on(async {
+            let mut stream = http::connect(ip, address).await?;
+            let token = http::token(&mut stream).await?.body;
+            http::role(&mut stream, role, &token).await
+        });
+        assert_eq!(document.unwrap().status, 200);
+    }
+}
+
+/// Resident memory of a process, in KiB.
+fn memory(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
