@@ -45,7 +45,7 @@ use local::{is_local, question};
 pub use rendered::Rendered;
 
 /// Connections at one time. Pods of this node share theirs, and so do addresses that no pod of this node has: mostly those
-/// of scrapers on other nodes.
+/// of scrapers on other nodes. Nobody waits; an idle connection gives its place to a source that has none.
 const CONNECTIONS: Settings = Settings { all: 32, per_source: 4, node: 64, unknown: 64, per_unknown: 8, waiting: 0 };
 /// New connections of one source a second.
 const CONNECTION_RATE: u32 = 50;
@@ -209,12 +209,21 @@ impl<A: StsOfNode> Admin<A> {
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .serve_connection(TokioIo::new(Timely::connection(stream, HEAD_TIMEOUT)), service);
-        let displaced = async { while permit.closing().await != Closing::Displaced {} };
-        tokio::select! {
-            ended = connection => if let Err(error) = ended {
-                debug!(%error, "a connection to the metrics port ended early");
-            },
-            () = displaced => debug!(%peer, "a connection to the metrics port gave its place to another source"),
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            closing = permit.closing() => {
+                debug!(%peer, ?closing, "a connection to the metrics port gave its place to another source");
+                if closing == Closing::Displaced {
+                    return;
+                }
+                // A request that has arrived is still answered.
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            debug!(%error, "a connection to the metrics port ended early");
         }
     }
 
