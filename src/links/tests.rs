@@ -86,3 +86,59 @@ async fn changes_without_end_are_announced_together_and_the_last_one_always() {
     tokio::time::timeout(Duration::from_millis(50), announced.changed()).await.unwrap().unwrap();
     keeper.abort();
 }
+
+/// Waits until this is so.
+#[track_caller]
+fn until(is_so: impl Fn() -> bool) {
+    let begun = std::time::Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "in vain");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether this ends although somebody else is asking the kernel.
+fn ends(run: impl FnOnce() + Send + 'static) -> bool {
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        run();
+        let _ = done.send(());
+    });
+    is_done.recv_timeout(Duration::from_secs(10)).is_ok()
+}
+
+/// Reading the interfaces again waits for whoever changes them.
+#[test]
+fn where_notifications_were_lost_only_the_keeper_waits_for_the_kernel() {
+    let links = Links::open().unwrap();
+    let shared = links.shared.clone().unwrap();
+    let catch_up = || {
+        let links = links.clone();
+        ends(move || links.catch_up())
+    };
+    let question = shared.netlink();
+    shared.feed().lose(Queue::Topology);
+    assert!(catch_up());
+    assert!(shared.feed().is_lost(Queue::Topology), "nobody has made up for it");
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.spawn({
+        let links = links.clone();
+        async move { links.keep().await }
+    });
+    until(|| shared.table().is_behind(Queue::Topology));
+    assert!(catch_up());
+    let of_keeper = shared.clone();
+    assert!(ends(move || drop(of_keeper.feed())), "the keeper asks the kernel without holding up who reads notifications");
+    let (done, is_done) = std::sync::mpsc::channel();
+    runtime.spawn(async move { done.send(()).unwrap() });
+    assert_eq!(is_done.recv_timeout(Duration::from_secs(10)), Ok(()), "other tasks go on");
+    drop(question);
+    let is_complete = || !shared.feed().is_lost(Queue::Topology) && !shared.table().is_behind(Queue::Topology);
+    until(is_complete);
+
+    // The queue itself may be read to its end by others before the keeper knows of the loss.
+    shared.feed().lose(Queue::Topology);
+    shared.resync.notify_one();
+    until(is_complete);
+}

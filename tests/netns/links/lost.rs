@@ -3,8 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use rolegate::links::{Links, Reach};
-use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+use rolegate::links::Reach;
 
 use super::{
     arp, bridged, confirmed, frame, invented, ips, links, mac_of, neighbour, node, now, number, own, parts, send, silence, steal, until,
@@ -129,52 +128,6 @@ fn a_keeper_tells_of_changes() {
         }
     });
     assert_eq!(links.of(pod.ip.into()), Reach::Nowhere);
-}
-
-/// Reading them again waits for whoever changes interfaces; a new connection must not.
-#[test]
-fn only_the_keeper_reads_interfaces_again() {
-    let Some(node) = node() else { return };
-    let pod = node.add_pod("pod").unwrap();
-    // Without the capability, the queue is as short as the node has it, and read to its end at one go.
-    let links = node.ns().run(|| {
-        let mut sets = capabilities(None)?;
-        sets.effective -= CapabilitySet::NET_ADMIN;
-        set_capabilities(None, sets)?;
-        Links::open()
-    });
-    let links = links.unwrap().unwrap();
-    let (ip, reach) = (pod.ip.into(), own(&node, &pod));
-    assert_eq!(links.of(ip), reach);
-    let veth = pod.host_interface();
-    let flood = |late: &str| {
-        let script = format!(
-            "i=0; while [ $i -lt 10000 ]; do echo \"route replace 10.43.$((i / 256)).$((i % 256)) dev {veth}\"; i=$((i + 1)); done \
-             | ip -batch -; ip link add {late} type veth peer name {late}-peer"
-        );
-        node.ns().sh(&script).unwrap();
-    };
-    let is_kept = || {
-        let before = links.generation();
-        assert_eq!([links.of(ip), links.of(ip)], [reach; 2]);
-        links.generation() == before
-    };
-    flood("first");
-    for _ in 0..3 {
-        links.catch_up();
-        assert!(links.named("first").is_none() && !is_kept(), "the kernel is asked each time");
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.spawn({
-        let links = links.clone();
-        async move { links.keep().await }
-    });
-    until("the keeper has read them", || links.named("first").is_some() && is_kept());
-    // Whoever reads of the loss before the keeper leaves it to him as well.
-    flood("second");
-    links.catch_up();
-    until("the keeper has read them again", || links.named("second").is_some() && is_kept());
-    assert!(links.overflows() > 0);
 }
 
 /// A pod may change its link-layer address without end.
