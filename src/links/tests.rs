@@ -110,6 +110,8 @@ fn ends(run: impl FnOnce() + Send + 'static) -> bool {
 /// Reading the interfaces again waits for whoever changes them.
 #[test]
 fn where_notifications_were_lost_only_the_keeper_waits_for_the_kernel() {
+    // Dropped last: it waits for its threads, and they for the question.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let links = Links::open().unwrap();
     let shared = links.shared.clone().unwrap();
     let catch_up = || {
@@ -121,7 +123,6 @@ fn where_notifications_were_lost_only_the_keeper_waits_for_the_kernel() {
     assert!(catch_up());
     assert!(shared.feed().is_lost(Queue::Topology), "nobody has made up for it");
 
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.spawn({
         let links = links.clone();
         async move { links.keep().await }
