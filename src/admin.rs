@@ -45,7 +45,7 @@ use local::{is_local, question};
 pub use rendered::Rendered;
 
 /// Limits on open connections. Pods of this node share one set of places; addresses that belong to no pod of this node, mostly
-/// those of scrapers on other nodes, share another.
+/// those of scrapers on other nodes, share another. Nobody waits; an idle connection is closed for a client that has none.
 const CONNECTIONS: Settings = Settings { all: 32, per_source: 4, node: 64, unknown: 64, per_unknown: 8, waiting: 0 };
 /// New connections of one source a second.
 const CONNECTION_RATE: u32 = 50;
@@ -209,12 +209,22 @@ impl<A: StsOfNode> Admin<A> {
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .serve_connection(TokioIo::new(Timely::connection(stream, HEAD_TIMEOUT)), service);
-        let displaced = async { while permit.closing().await != Closing::Displaced {} };
-        tokio::select! {
-            ended = connection => if let Err(error) = ended {
-                debug!(%error, "a connection to the metrics port ended early");
-            },
-            () = displaced => self.record.closed(source, Port::Metrics, Limit::Displaced),
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            closing = permit.closing() => {
+                debug!(%peer, ?closing, "a connection to the metrics port gave its place to another source");
+                if closing == Closing::Displaced {
+                    self.record.closed(source, Port::Metrics, Limit::Displaced);
+                    return;
+                }
+                // A request that has arrived is still answered.
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            debug!(%error, "a connection to the metrics port ended early");
         }
     }
 

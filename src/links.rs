@@ -28,11 +28,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use self::feed::{Feed, Turn};
+use self::feed::Feed;
 use self::table::{Found, Kind, Known, Queue, Table, classify};
 use crate::digest::Digest;
 use crate::netlink::Netlink;
@@ -43,17 +44,14 @@ pub mod boot;
 pub mod cni;
 mod event;
 mod feed;
+mod keeper;
 mod table;
 pub mod view;
 pub mod witness;
 
 /// How often a query is repeated if the kernel announces a change of the address meanwhile.
 const TRIES: usize = 3;
-/// The most notifications that one turn reads from each queue. The rest is left to the next turn.
-const AT_ONE_GO: usize = 1024;
-/// The pause after a turn that read the most notifications. It bounds the CPU time that a flooding pod can cause.
-const BREATHER: Duration = Duration::from_millis(5);
-/// The pause before resubscribing to notifications after an error.
+/// The pause before the notifications are subscribed to again after an error.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// What leads to an address on this node.
@@ -123,8 +121,11 @@ struct Shared {
     table: RwLock<Table>,
     /// For queries, one at a time. Locked after the feed if both are needed.
     netlink: Mutex<Netlink>,
-    /// A reader applies each notification before it releases the lock, so the next reader finds it in the table.
+    /// Whoever reads a notification takes it in before he lets go: what was read is in the table for the next one. Never held
+    /// while the kernel is asked.
     feed: Mutex<Feed>,
+    /// Wakes the keeper when somebody else has found out that notifications were lost.
+    resync: Notify,
     generation: AtomicU64,
     has_bridges: AtomicBool,
     overflows: AtomicU64,
@@ -147,6 +148,7 @@ impl Links {
             table: RwLock::default(),
             netlink: Mutex::new(netlink),
             feed: Mutex::new(feed),
+            resync: Notify::new(),
             generation: AtomicU64::new(0),
             has_bridges: AtomicBool::new(false),
             overflows: AtomicU64::new(0),
@@ -167,9 +169,9 @@ impl Links {
         self.shared.is_some()
     }
 
-    /// Returns what leads to the address now, as of the notifications that have been applied ([`Links::catch_up`]). Queries the
-    /// kernel only if nothing is cached, or a notification made it stale. On a bridge, the query may wait for other processes
-    /// that change interfaces (see [`crate::netlink`]).
+    /// Returns what leads to the address now, as far as notifications have been taken in ([`Links::catch_up`]). Asks the kernel
+    /// only where there is no answer, or a notification made it stale. On a bridge the kernel may then have to wait for others
+    /// who change interfaces (see [`crate::netlink`]): the caller's task waits, other tasks do not.
     ///
     /// Call it only for addresses of pods, because each address is cached.
     pub fn of(&self, ip: IpAddr) -> Reach {
@@ -183,7 +185,11 @@ impl Links {
             Reach::By(Link { kind: LinkKind::Bridge { .. }, .. }) if shared.table().is_behind(Queue::Neighbours) => Reach::Unknown,
             reach => reach,
         };
-        if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() { Reach::Nowhere } else { known_or_not(shared.resolve(ip)) }
+        if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
+            Reach::Nowhere
+        } else {
+            known_or_not(blocking(|| shared.resolve(ip)))
+        }
     }
 
     /// Forgets all addresses but those for which this is true, which pods have.
@@ -199,8 +205,9 @@ impl Links {
         self.shared.as_ref().map_or(0, |shared| shared.generation.load(Ordering::Acquire))
     }
 
-    /// Applies what the kernel has announced so far, without waiting: one system call if there is nothing new, two if there are
-    /// bridges. While there is too much to read, nothing is cached, so that [`Links::of`] does not depend on it.
+    /// Takes in what the kernel has announced by now, without waiting: one system call where there is nothing new, two if there
+    /// are bridges. While there is too much to read, or interfaces have to be read again because notifications were lost, no answer
+    /// is kept, so that [`Links::of`] needs none of it. The keeper makes up for it.
     pub fn catch_up(&self) {
         let Some(shared) = &self.shared else { return };
         for queue in [Queue::Topology, Queue::Neighbours] {
@@ -265,8 +272,12 @@ impl Links {
             shared.fall_behind();
             tokio::time::sleep(AGAIN).await;
             match Feed::open() {
-                Ok(feed) => *shared.feed() = feed,
-                Err(error) => debug!(%error, "cannot subscribe to the kernel's notifications about the node's network"),
+                Ok(mut feed) => {
+                    // What changed before is not announced in the new subscription.
+                    [Queue::Topology, Queue::Neighbours].into_iter().for_each(|queue| feed.lose(queue));
+                    *shared.feed() = feed;
+                }
+                Err(error) => debug!(%error, "notifications about the node's network cannot be subscribed to"),
             }
         }
     }
@@ -350,69 +361,16 @@ impl Shared {
         self.change(|table| table.saw_mac(ip, interface, mac));
         Ok(Found::Bridge { interface, mac: Some(mac), port: netlink.port_of(interface, mac, vlan)? })
     }
+}
 
-    /// Reads and applies notifications, up to a limit.
-    fn take_in(&self, queue: Queue) -> io::Result<Turn> {
-        let before = self.generation.load(Ordering::Acquire);
-        let turn = {
-            let mut feed = self.feed();
-            let was_behind = self.table().is_behind(queue);
-            let turn = feed.read(queue, AT_ONE_GO, |event| self.change(|table| table.apply(&event)))?;
-            if turn != (Turn::Empty { lost: false }) {
-                // From here on, the contents of the queue are not needed.
-                self.change(|table| table.fall_behind(queue));
-                if !was_behind {
-                    self.overflows.fetch_add(1, Ordering::Relaxed);
-                    debug!(?queue, "more notifications about the node's network than one turn reads");
-                }
-            }
-            if let Turn::Empty { lost } = turn {
-                // The kernel queued nothing after what was lost, so that all that was read is from before.
-                let interfaces = if lost && queue == Queue::Topology { Some(self.netlink().links()?) } else { None };
-                if lost || was_behind {
-                    self.change(|table| {
-                        // A query in progress may have returned the state from before the change.
-                        table.fall_behind(queue);
-                        interfaces.iter().for_each(|interfaces| table.set_links(interfaces));
-                        table.catch_up(queue);
-                        if lost && queue == Queue::Neighbours {
-                            table.distrust_bridges();
-                        }
-                    });
-                }
-                feed.is_complete(queue);
-            }
-            turn
-        };
-        let after = self.generation.load(Ordering::Acquire);
-        if after != before {
-            self.changes.send_replace(after);
-        }
-        Ok(turn)
-    }
-
-    /// Follows the notifications for as long as they can be read.
-    async fn follow(&self) -> Result<std::convert::Infallible, io::Error> {
-        let (topology, neighbours) = self.feed().register()?;
-        for queue in [Queue::Topology, Queue::Neighbours] {
-            // A new subscription does not announce earlier changes.
-            if self.table().is_behind(queue) {
-                self.feed().lose(queue);
-            }
-            self.take_in(queue)?;
-        }
-        loop {
-            let (queue, mut ready) = tokio::select! {
-                // Changes of the topology are rare, and matter most.
-                biased;
-                ready = topology.readable() => (Queue::Topology, ready?),
-                ready = neighbours.readable() => (Queue::Neighbours, ready?),
-            };
-            match self.take_in(queue)? {
-                Turn::Empty { .. } => ready.clear_ready(),
-                Turn::More => tokio::time::sleep(BREATHER).await,
-            }
-        }
+/// Runs what may wait for the kernel, so that other tasks of a runtime with several threads go on meanwhile: a thread that waits
+/// is replaced as a worker. One question is under way at a time, and whoever waits for it is a connection that was admitted, or
+/// one of the daemon's few tasks; so the limits of connections bound the threads, and the runtime's own limit of threads (512)
+/// does. Beyond that, tasks wait as they would without this.
+fn blocking<T>(ask: impl FnOnce() -> T) -> T {
+    match Handle::try_current() {
+        Ok(runtime) if runtime.runtime_flavor() == RuntimeFlavor::MultiThread => tokio::task::block_in_place(ask),
+        _ => ask(),
     }
 }
 

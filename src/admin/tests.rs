@@ -357,3 +357,32 @@ async fn odd_questions_are_refused() {
         assert_eq!(status(&admin, "127.0.0.1:1", method, target, LOCAL).await, expected, "{target}");
     }
 }
+
+/// Scrapers keep connections open. One that gives its place up ends, whether or not it has asked before.
+#[tokio::test]
+async fn an_idle_connection_that_gives_way_ends() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let (admin, room) = (admin(&none()), Room::new());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let of = |last: u32| Source::Unknown(IpAddr::from((0x0a09_0000 + last).to_be_bytes()));
+    let admit = |last| room.admit(&of(last), |ip| admin.source_of(ip)).unwrap();
+    let permit = admit(0);
+    let busy: Vec<_> = (1..64).map(admit).inspect(Permit::request_begins).collect();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, peer) = listener.accept().await.unwrap();
+    let scraper = async {
+        client.write_all(b"GET /healthz HTTP/1.1\r\nHost: node\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"ok\n") {
+            assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0, "it is kept open");
+        }
+        // It is idle after a while. The newcomer then gets its place.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let newcomer = admit(64);
+        assert_eq!(client.read_buf(&mut answer).await.unwrap(), 0, "it ends");
+        newcomer
+    };
+    let (newcomer, ()) = tokio::join!(scraper, admin.connection(stream, peer, of(0), permit, &room));
+    assert!(newcomer.is_unknown() && busy.iter().all(|permit| futures_util::FutureExt::now_or_never(permit.closing()).is_none()));
+}

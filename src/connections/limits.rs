@@ -6,24 +6,24 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::FEW;
 use super::record::Limit;
 use super::source::{Key, Source};
-use crate::shares::{Full, Network, Shares};
+use crate::shares::{Displaced, Full, Network, Shares};
+
+mod slot;
+
+use slot::{BUSY, DISPLACED, IDLE_GRACE, MADE_ROOM, Slot};
 
 /// The longest wait of a connection for a place: SDKs give up after a second.
 const WAIT: Duration = Duration::from_secs(1);
-/// Time after a response before an idle connection may be closed: its client may be about to use it again.
-const IDLE_GRACE: Duration = Duration::from_millis(250);
-/// Time after which a connection may be closed if no complete request has arrived on it.
-const FRESH_GRACE: Duration = Duration::from_secs(1);
 
 /// How many connections there may be.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +38,7 @@ pub struct Settings {
     pub unknown: usize,
     /// Of one such address.
     pub per_unknown: usize,
-    /// That wait for a place.
+    /// That wait for a place. Where none may wait, an idle connection gives its place to a source that has none at all.
     pub waiting: usize,
 }
 
@@ -63,6 +63,8 @@ struct State {
     /// The sources with open connections; an account is removed with its last connection.
     accounts: HashMap<Key, Account>,
     unknown: Shares<Network, IpAddr, Arc<Slot>>,
+    /// Connections that gave a place of an unknown address up, by id, while it is looked up whose address it is by now.
+    displaced: HashMap<u64, Arc<Slot>>,
     queue: Shares<String, Key, Waiter>,
 }
 
@@ -81,23 +83,6 @@ struct Waiter {
     limit: Limit,
     granted: oneshot::Sender<()>,
 }
-
-/// The state of a connection that is read without the lock.
-#[derive(Debug)]
-struct Slot {
-    id: u64,
-    /// The account that it is counted in, if it is in one.
-    key: OnceLock<Key>,
-    /// [`BUSY`], or the time in milliseconds since when it is idle; the lowest bit is 1 until its first request has arrived.
-    state: AtomicU64,
-    closing: AtomicU8,
-    closed: Notify,
-}
-
-const BUSY: u64 = u64::MAX;
-const OPEN: u8 = 0;
-const MADE_ROOM: u8 = 1;
-const DISPLACED: u8 = 2;
 
 /// Why a connection should end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,50 +128,44 @@ impl Limits {
             all: 0,
             accounts: HashMap::new(),
             unknown: Shares::new(settings.unknown, settings.per_unknown),
+            displaced: HashMap::new(),
             queue: Shares::new(settings.waiting, settings.per_source.min(settings.waiting / 2).max(1)),
         };
         Self(Arc::new(Shared { settings, began: Instant::now(), waiting: AtomicUsize::new(0), state: Mutex::new(state) }))
     }
 
-    /// Decides about a new connection. `who` returns the current source of an address: an address that was unknown when it
-    /// connected may belong to a known pod by now.
+    /// Decides about a new connection. `who` returns who has an address by now: one that was unknown when it connected may
+    /// have become a pod's. It may ask the kernel, so it is called without a lock.
     pub fn admit(&self, source: &Source, who: impl Fn(IpAddr) -> Source) -> Admitted {
         let mut state = self.0.lock();
-        let slot = Arc::new(Slot {
-            id: state.next,
-            key: OnceLock::new(),
-            state: AtomicU64::new((self.0.now() << 1) | 1),
-            closing: AtomicU8::new(OPEN),
-            closed: Notify::new(),
-        });
+        let slot = Arc::new(Slot::new(state.next, self.0.now()));
         state.next += 1;
         let permit = || Permit { shared: self.0.clone(), slot: slot.clone() };
         let key = match source.key() {
             Ok(key) => key,
             Err(ip) => {
-                if state.unknown.len() >= self.0.settings.unknown {
-                    state.make_room_for_unknown(self.0.now());
-                }
-                return match state.unknown.enter(slot.id, ip.into(), ip, slot.clone()) {
-                    Ok(None) => Admitted::Open(permit()),
-                    Ok(Some(displaced)) => {
-                        let now = who(displaced.member);
-                        match now.key() {
-                            Ok(key) => state.open(now, key, displaced.value),
-                            Err(_) => displaced.value.close(DISPLACED),
-                        }
-                        Admitted::Open(permit())
-                    }
-                    Err(Full::Member | Full::All) => Admitted::Refused(Limit::Unknown),
+                let displaced = match state.enter_unknown(ip, slot.clone(), &self.0.settings, self.0.now()) {
+                    Ok(displaced) => displaced,
+                    Err(limit) => return Admitted::Refused(limit),
                 };
+                drop(state);
+                let permit = permit();
+                if let Some(displaced) = displaced {
+                    self.0.give_way(displaced, who);
+                }
+                return Admitted::Open(permit);
             }
         };
         let Err(limit) = state.fits(&self.0.settings, source, &key) else {
             state.open(source.clone(), key, slot.clone());
             return Admitted::Open(permit());
         };
-        if self.0.settings.waiting == 0 || key == Key::Node {
+        if key == Key::Node {
             return Admitted::Refused(limit);
+        }
+        if self.0.settings.waiting == 0 {
+            let is_open = state.replace_idle(source, &key, limit, &slot, self.0.now());
+            return if is_open { Admitted::Open(permit()) } else { Admitted::Refused(limit) };
         }
         let (granted, receiver) = oneshot::channel();
         let waiter = Waiter { source: source.clone(), key: key.clone(), slot: slot.clone(), limit, granted };
@@ -210,27 +189,21 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Counts a connection that has given its place up for its pod, where its address has become one's, and closes it
+    /// otherwise. It may have ended, or have been counted, while `who` was asked.
+    fn give_way(&self, Displaced { id, member, .. }: Displaced<IpAddr, Arc<Slot>>, who: impl Fn(IpAddr) -> Source) {
+        let now = who(member);
+        let mut state = self.lock();
+        let Some(slot) = state.displaced.remove(&id) else { return };
+        match now.key() {
+            Ok(key) => state.open(now, key, slot),
+            Err(_) => slot.close(DISPLACED),
+        }
+    }
+
     /// Milliseconds since the limits were made.
     fn now(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(BUSY >> 2)
-    }
-}
-
-impl Slot {
-    fn close(&self, how: u8) {
-        self.closing.fetch_max(how, Ordering::AcqRel);
-        self.closed.notify_one();
-    }
-
-    /// Returns how long it has been idle, if it may be closed for that and is not closing already.
-    fn idle_for(&self, now: u64) -> Option<u64> {
-        let state = self.state.load(Ordering::Acquire);
-        if state == BUSY || self.closing.load(Ordering::Acquire) != OPEN {
-            return None;
-        }
-        let grace = if state & 1 == 1 { FRESH_GRACE } else { IDLE_GRACE };
-        let idle = now.saturating_sub(state >> 1);
-        (u128::from(idle) >= grace.as_millis()).then_some(idle)
     }
 }
 
@@ -273,8 +246,60 @@ impl State {
         account.open.insert(slot.id, slot);
     }
 
-    /// Closes an idle connection to make room for this source.
+    /// Takes a place among those of unknown addresses. Returns the connection that gave its place up, if one had to.
+    fn enter_unknown(
+        &mut self,
+        ip: IpAddr,
+        slot: Arc<Slot>,
+        settings: &Settings,
+        now: u64,
+    ) -> Result<Option<Displaced<IpAddr, Arc<Slot>>>, Limit> {
+        if self.unknown.len() >= settings.unknown {
+            self.make_room_for_unknown(now);
+        }
+        let displaced = self.unknown.enter(slot.id, ip.into(), ip, slot).map_err(|(Full::Member | Full::All)| Limit::Unknown)?;
+        if let Some(displaced) = &displaced {
+            self.displaced.insert(displaced.id, displaced.value.clone());
+        }
+        Ok(displaced)
+    }
+
+    /// Takes a connection out of its account. Returns whether it was in there.
+    fn leave(&mut self, key: &Key, id: u64) -> bool {
+        let Some(account) = self.accounts.get_mut(key) else { return false };
+        if account.open.remove(&id).is_none() {
+            return false;
+        }
+        if account.open.is_empty() {
+            self.accounts.remove(key);
+        }
+        self.all -= usize::from(*key != Key::Node);
+        true
+    }
+
+    /// Closes an idle connection whose place this source may have.
     fn make_room(&self, source: &Source, key: &Key, limit: Limit, now: u64) {
+        if let Some(slot) = self.idle_slot(source, key, limit, now) {
+            slot.close(MADE_ROOM);
+        }
+    }
+
+    /// Gives the place of an idle connection to a source that has none. Returns whether there was one.
+    fn replace_idle(&mut self, source: &Source, key: &Key, limit: Limit, slot: &Arc<Slot>, now: u64) -> bool {
+        if self.of(key) > 0 {
+            return false;
+        }
+        let Some(idle) = self.idle_slot(source, key, limit, now) else { return false };
+        idle.close(MADE_ROOM);
+        if let Some(of) = idle.key.get() {
+            self.leave(of, idle.id);
+        }
+        self.open(source.clone(), key.clone(), slot.clone());
+        true
+    }
+
+    /// The idle connection whose place this source may have.
+    fn idle_slot(&self, source: &Source, key: &Key, limit: Limit, now: u64) -> Option<Arc<Slot>> {
         let mut accounts: Vec<&Account> = match limit {
             Limit::All => self.accounts.iter().filter(|(key, _)| **key != Key::Node).map(|(_, account)| account).collect(),
             Limit::Namespace => self.accounts.values().filter(|account| account.source.namespace() == source.namespace()).collect(),
@@ -294,9 +319,7 @@ impl State {
             let idle = account.open.values().filter_map(|slot| Some((slot.idle_for(now)?, slot)));
             idle.max_by_key(|(idle, _)| *idle).map(|(_, slot)| slot.clone())
         };
-        if let Some(slot) = accounts.iter().find_map(longest) {
-            slot.close(MADE_ROOM);
-        }
+        accounts.iter().find_map(longest)
     }
 
     /// Closes the unknown source's longest idle connection, if it has one. This comes before a connection with a request in
@@ -348,20 +371,21 @@ impl Permit {
     pub fn settle(&self, source: &Source) {
         let Ok(key) = source.key() else { return };
         let mut state = self.shared.lock();
-        if let Some(slot) = state.unknown.leave(self.slot.id) {
+        let id = self.slot.id;
+        if let Some(slot) = state.unknown.leave(id).or_else(|| state.displaced.remove(&id)) {
             state.open(source.clone(), key, slot);
         }
     }
 
     /// A request has arrived.
     pub fn request_begins(&self) {
-        self.slot.state.store(BUSY, Ordering::Release);
+        self.slot.begin();
     }
 
     /// Records that the request was answered. Returns whether the connection should end with that response, because another one
     /// waits for its place.
     pub fn request_ends(&self) -> bool {
-        self.slot.state.store(self.shared.now() << 1, Ordering::Release);
+        self.slot.end(self.shared.now());
         self.shared.waiting.load(Ordering::Relaxed) > 0 && self.is_waited_for()
     }
 
@@ -378,17 +402,7 @@ impl Permit {
 
     /// Completes when the daemon should end the connection.
     pub async fn closing(&self) -> Closing {
-        loop {
-            match self.slot.closing.load(Ordering::Acquire) {
-                DISPLACED => return Closing::Displaced,
-                // Do not wait for a head that is sent slowly.
-                MADE_ROOM if self.slot.state.load(Ordering::Acquire) & 1 == 1 && self.slot.state.load(Ordering::Acquire) != BUSY => {
-                    return Closing::Displaced;
-                }
-                MADE_ROOM => return Closing::MadeRoom,
-                _ => self.slot.closed.notified().await,
-            }
-        }
+        self.slot.closing().await
     }
 
     fn make_room(&self) {
@@ -404,19 +418,10 @@ impl Drop for Permit {
         let mut state = self.shared.lock();
         let id = self.slot.id;
         let left = match self.slot.key.get() {
-            Some(key) => {
-                state.all -= usize::from(*key != Key::Node);
-                let is_last = state.accounts.get_mut(key).is_some_and(|account| {
-                    account.open.remove(&id);
-                    account.open.is_empty()
-                });
-                if is_last {
-                    state.accounts.remove(key);
-                }
-                true
-            }
+            Some(key) => state.leave(key, id),
             None => {
                 state.unknown.leave(id);
+                state.displaced.remove(&id);
                 state.queue.leave(id);
                 false
             }

@@ -106,6 +106,14 @@ impl Feed {
         self.side(queue).lost = false;
     }
 
+    /// Whether notifications of this queue were lost, and that has not been made up for.
+    pub(super) fn is_lost(&self, queue: Queue) -> bool {
+        match queue {
+            Queue::Topology => self.topology.lost,
+            Queue::Neighbours => self.neighbours.lost,
+        }
+    }
+
     fn side(&mut self, queue: Queue) -> &mut Side {
         match queue {
             Queue::Topology => &mut self.topology,

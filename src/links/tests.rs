@@ -1,5 +1,8 @@
 #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 
+use super::cni::Results;
+use super::view::View;
+use super::witness::Witness as _;
 use super::*;
 
 #[test]
@@ -21,4 +24,121 @@ fn the_node_itself_is_nowhere() {
     for ip in ["127.0.0.1", "::ffff:127.0.0.1", "::1", "0.0.0.0", "::", "224.0.0.1", "ff02::1"] {
         assert_eq!(links.of(ip.parse().unwrap()), Reach::Nowhere, "{ip}");
     }
+}
+
+/// The kernel may have to wait for others before it answers.
+#[test]
+fn a_question_to_the_kernel_does_not_hold_up_other_tasks() {
+    let links = Links::open().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (begun, begins) = std::sync::mpsc::channel();
+    let (done, is_done) = std::sync::mpsc::channel();
+    let shared = links.shared.clone().unwrap();
+    let question = shared.netlink();
+    let asks = runtime.spawn({
+        let links = links.clone();
+        async move {
+            begun.send(()).unwrap();
+            links.of([192, 0, 2, 1].into())
+        }
+    });
+    begins.recv().unwrap();
+    runtime.spawn(async move { done.send(()).unwrap() });
+    let other = is_done.recv_timeout(Duration::from_secs(10));
+    drop(question);
+    runtime.block_on(asks).unwrap();
+    assert_eq!(other, Ok(()));
+}
+
+#[test]
+fn the_kernel_may_be_asked_with_and_without_a_runtime() {
+    let one = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let many = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let nested = async { tokio::spawn(async { blocking(|| blocking(|| 3)) }).await.unwrap() };
+    assert_eq!([blocking(|| 1), one.block_on(async { blocking(|| 2) }), many.block_on(nested)], [1, 2, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_without_end_are_announced_together_and_the_last_one_always() {
+    let links = Links::none();
+    let view = View::new(links.clone(), Results::none(), None);
+    let mut announced = view.changes();
+    let keeper = tokio::spawn(view.keep());
+    // Each change lets the keeper run, and a millisecond pass.
+    let change = async |announced: &mut watch::Receiver<u64>| {
+        links.changes.send_replace(0);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let is_announced = announced.has_changed().unwrap();
+        announced.mark_unchanged();
+        usize::from(is_announced)
+    };
+    tokio::task::yield_now().await;
+    assert_eq!(change(&mut announced).await, 1, "the first one at once");
+    let mut count = 0;
+    for _ in 0..1000 {
+        count += change(&mut announced).await;
+    }
+    assert!((40..=60).contains(&count), "{count}");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    announced.mark_unchanged();
+    assert_eq!([change(&mut announced).await, change(&mut announced).await], [1, 0]);
+    tokio::time::timeout(Duration::from_millis(50), announced.changed()).await.unwrap().unwrap();
+    keeper.abort();
+}
+
+/// Waits until this is so.
+#[track_caller]
+fn until(is_so: impl Fn() -> bool) {
+    let begun = std::time::Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "in vain");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether this ends although somebody else is asking the kernel.
+fn ends(run: impl FnOnce() + Send + 'static) -> bool {
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        run();
+        let _ = done.send(());
+    });
+    is_done.recv_timeout(Duration::from_secs(10)).is_ok()
+}
+
+/// Reading the interfaces again waits for whoever changes them.
+#[test]
+fn where_notifications_were_lost_only_the_keeper_waits_for_the_kernel() {
+    // Dropped last: it waits for its threads, and they for the question.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let links = Links::open().unwrap();
+    let shared = links.shared.clone().unwrap();
+    let catch_up = || {
+        let links = links.clone();
+        ends(move || links.catch_up())
+    };
+    let question = shared.netlink();
+    shared.feed().lose(Queue::Topology);
+    assert!(catch_up());
+    assert!(shared.feed().is_lost(Queue::Topology), "nobody has made up for it");
+
+    runtime.spawn({
+        let links = links.clone();
+        async move { links.keep().await }
+    });
+    until(|| shared.table().is_behind(Queue::Topology));
+    assert!(catch_up());
+    let of_keeper = shared.clone();
+    assert!(ends(move || drop(of_keeper.feed())), "the keeper asks the kernel without holding up who reads notifications");
+    let (done, is_done) = std::sync::mpsc::channel();
+    runtime.spawn(async move { done.send(()).unwrap() });
+    assert_eq!(is_done.recv_timeout(Duration::from_secs(10)), Ok(()), "other tasks go on");
+    drop(question);
+    let is_complete = || !shared.feed().is_lost(Queue::Topology) && !shared.table().is_behind(Queue::Topology);
+    until(is_complete);
+
+    // The queue itself may be read to its end by others before the keeper knows of the loss.
+    shared.feed().lose(Queue::Topology);
+    shared.resync.notify_one();
+    until(is_complete);
 }

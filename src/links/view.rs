@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -9,6 +10,9 @@ use tokio::sync::watch;
 use super::cni::{Record, Results};
 use super::witness::{Attached, Sight, Witness};
 use super::{Link, LinkKind, Links};
+
+/// The least time between two announcements. Each wakes everybody who waits, and pods can cause changes without end.
+const ANNOUNCEMENTS_APART: Duration = Duration::from_millis(20);
 
 /// The node's view of its pods; cheap to clone.
 #[derive(Clone, Debug)]
@@ -26,7 +30,8 @@ impl View {
         Self { links, results, booted, changed: Arc::new(watch::Sender::new(0)) }
     }
 
-    /// Passes on changes; never returns.
+    /// Passes on that something has changed, for as long as the process: the first change at once, and the last one always.
+    /// Those in between are announced together.
     pub async fn keep(self) {
         let (mut links, mut results) = (self.links.changes(), self.results.changes());
         loop {
@@ -37,6 +42,8 @@ impl View {
                 else => std::future::pending::<()>().await,
             }
             self.changed.send_replace(self.generation());
+            // What changes meanwhile is announced after that.
+            tokio::time::sleep(ANNOUNCEMENTS_APART).await;
         }
     }
 

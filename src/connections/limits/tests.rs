@@ -2,6 +2,7 @@
 
 use futures_util::FutureExt as _;
 
+use super::slot::FRESH_GRACE;
 use super::*;
 
 const SETTINGS: Settings = Settings { all: 4096, per_source: 128, node: 64, unknown: 128, per_unknown: 64, waiting: 256 };
@@ -332,4 +333,74 @@ async fn a_place_that_was_granted_to_one_who_is_gone_is_free_again() {
     drop(gone);
     assert_eq!((all(&limits), limits.waiting()), (0, 0));
     open(&limits, &web);
+}
+
+/// Whose address it is may have to be asked of the kernel, which others must not wait for.
+#[tokio::test(start_paused = true)]
+async fn an_address_is_looked_up_without_the_lock() {
+    let limits = Limits::new(Settings { unknown: 2, ..SETTINGS });
+    let _early = [open(&limits, &unknown(1)), open(&limits, &unknown(2))];
+    let free = std::cell::Cell::new(None);
+    let admitted = limits.admit(&unknown(3), |ip| {
+        free.set(Some(limits.0.state.try_lock().is_ok()));
+        nobody(ip)
+    });
+    assert!(matches!(admitted, Admitted::Open(_)));
+    assert_eq!(free.get(), Some(true));
+    assert_eq!(closing(&_early[0]), Some(Closing::Displaced));
+}
+
+/// A displaced connection may end, or be counted for its pod, before it is known whose its address is.
+#[tokio::test(start_paused = true)]
+async fn a_displaced_connection_that_ends_or_settles_meanwhile_is_counted_once_or_not_at_all() {
+    let web = pod("shop", "web");
+    for ends in [true, false] {
+        let limits = Limits::new(Settings { unknown: 1, ..SETTINGS });
+        let early = std::cell::RefCell::new(Some(open(&limits, &unknown(1))));
+        let newcomer = limits.admit(&unknown(2), |_| {
+            if limits.0.state.try_lock().is_err() {
+                return web.clone();
+            }
+            if ends {
+                early.take();
+            } else {
+                early.borrow().as_ref().unwrap().settle(&web);
+            }
+            web.clone()
+        });
+        assert!(matches!(newcomer, Admitted::Open(_)));
+        assert_eq!(all(&limits), usize::from(!ends));
+        assert_eq!(early.borrow().as_ref().and_then(closing), None);
+        drop((early, newcomer));
+        let state = limits.0.lock();
+        assert!(state.accounts.is_empty() && state.displaced.is_empty() && state.unknown.is_empty() && state.all == 0);
+    }
+}
+
+/// Where nobody can wait, kept connections must not shut out a source that has none.
+#[tokio::test(start_paused = true)]
+async fn without_a_queue_an_idle_connection_gives_way_to_a_source_that_has_none() {
+    let limits = Limits::new(Settings { all: 32, per_source: 4, waiting: 0, ..SETTINGS });
+    let greedy = (0..8).map(|n| pod(if n < 7 { "a" } else { "b" }, n));
+    let kept: Vec<_> = greedy.clone().flat_map(|pod| (0..4).map(move |_| pod.clone())).map(|pod| open(&limits, &pod)).collect();
+    kept.iter().for_each(Permit::request_begins);
+    let scraper = pod("monitoring", "prometheus");
+    tokio::time::advance(IDLE_GRACE).await;
+    assert_eq!(limit(&limits, &scraper), Some(Limit::All), "each has a request under way");
+    kept[5].request_ends();
+    assert_eq!(limit(&limits, &scraper), Some(Limit::All), "it was answered just now");
+    tokio::time::advance(IDLE_GRACE).await;
+    assert_eq!(limit(&limits, &pod("a", 0)), Some(Limit::Source));
+    let own = open(&limits, &scraper);
+    assert_eq!(kept.iter().filter_map(closing).collect::<Vec<_>>(), [Closing::MadeRoom]);
+    assert_eq!((closing(&kept[5]), all(&limits)), (Some(Closing::MadeRoom), 32));
+    // Who has one already waits for one of the others to end.
+    kept[6].request_ends();
+    tokio::time::advance(IDLE_GRACE).await;
+    assert_eq!(limit(&limits, &scraper), Some(Limit::All));
+    assert_eq!((closing(&kept[6]), closing(&own)), (None, None));
+    drop(kept);
+    assert_eq!(all(&limits), 1, "the one that gave way is not counted twice");
+    drop(own);
+    assert!(limits.0.lock().accounts.is_empty());
 }

@@ -1,6 +1,7 @@
 //! Floods of notifications, what is lost in them, and the keeper that makes up for it.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use rolegate::digest::Digest;
 use rolegate::links::Reach;
@@ -157,4 +158,46 @@ fn a_move_and_its_return_that_were_lost_are_not_forgiven() {
         links.of(ip).link().is_some()
     });
     assert_eq!(confirmed(known, now(&links, ip)), None);
+}
+
+/// A pod may change its link-layer address without end.
+#[test]
+fn the_keeper_rests_between_its_turns_at_the_neighbours() {
+    let Some((node, _bridge, [victim, _])) = bridged() else { return };
+    let links = links(&node);
+    silence(&victim);
+    now(&links, victim.ip.into());
+    let changes = links.changes();
+    let flap = |last: u8| {
+        // The record is about this address again.
+        links.of(victim.ip.into());
+        node.ns().sh(&format!("ip neigh replace {} lladdr 0a:00:00:00:01:{last:02x} dev cni0 nud reachable", victim.ip)).unwrap();
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let mut changes = changes;
+        let keeper = tokio::spawn({
+            let links = links.clone();
+            async move { links.keep().await }
+        });
+        // A task that is never idle keeps the clock where it is.
+        let is_announced = async |changes: &mut tokio::sync::watch::Receiver<u64>| {
+            for _ in 0..5000 {
+                tokio::task::yield_now().await;
+            }
+            let is_announced = changes.has_changed().unwrap();
+            changes.mark_unchanged();
+            is_announced
+        };
+        is_announced(&mut changes).await;
+        tokio::time::advance(Duration::from_secs(1)).await;
+        is_announced(&mut changes).await;
+        flap(1);
+        assert!(is_announced(&mut changes).await, "the first one at once");
+        flap(2);
+        assert!(!is_announced(&mut changes).await, "the keeper rests");
+        tokio::time::advance(Duration::from_millis(10)).await;
+        assert!(is_announced(&mut changes).await);
+        keeper.abort();
+    });
 }
