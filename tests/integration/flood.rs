@@ -27,8 +27,8 @@ fn refused(world: &World) -> f64 {
 /// One pod forges 1,100 addresses: known and new pods are served, each with its own role.
 #[test]
 fn invented_addresses_starve_neither_known_pods_nor_new_ones() {
-    // Strangers hold their places for as long as this test takes.
-    let patient = ["--limits-head-timeout=1m", "--backoff-max-elapsed-time=20s"];
+    // Strangers hold their places, and wait, for as long as this test takes.
+    let patient = ["--limits-head-timeout=1m", "--backoff-max-elapsed-time=10m"];
     let world = World::start_with(|setup| patient.into_iter().fold(setup, |setup, argument| setup.argument(argument)));
     let address = world.daemon.metadata_address();
     let token = world.new_token(ip(2)).text();
@@ -46,8 +46,13 @@ fn invented_addresses_starve_neither_known_pods_nor_new_ones() {
         let answer = world.request(ip(2), "GET", &format!("{ROLES}web-role"), &[(TOKEN, &token)]);
         assert_eq!(answer.status, 200, "{}", world.daemon.log());
     }
-    world.eventually(|world| world.metric("rolegate_connections"), |open| *open <= 256.0 + 1.0);
-    let displaced = |world: &World| world.metric(r#"rolegate_connections_ended_total{reason="displaced"}"#);
+    // One that gave its place up and whose request was read meanwhile has it answered first: of these, 256 wait at most.
+    world.eventually(|world| world.metric("rolegate_connections"), |open| *open <= 2.0 * 256.0 + 1.0);
+    // On a busy machine, some go before their first request is read.
+    let ended = |world: &World, reason| {
+        world.daemon.metric(None, &format!("rolegate_connections_ended_total{{reason=\"{reason}\"}}")).unwrap_or(0.0)
+    };
+    let displaced = |world: &World| ended(world, "displaced") + ended(world, "made-room");
     world.eventually(displaced, |displaced| *displaced == 1100.0 - 256.0);
 
     let line = world.daemon.wait_for_log(|line| line["event"] == "connection-limit" && line["limit"] == "displaced").unwrap();
