@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -64,6 +65,8 @@ pub struct Pods {
 struct Shared {
     index: RwLock<Index>,
     node: Node,
+    /// The addresses of a complete list have been pinned.
+    pinned: AtomicBool,
     waiting: Places,
 }
 
@@ -90,7 +93,12 @@ pub fn pods() -> (PodsWriter, Pods) {
 /// `booted` have lost their network.
 pub fn pods_with(witness: Arc<dyn Witness>, booted: Option<jiff::Timestamp>) -> (PodsWriter, Pods) {
     let (changed, changes) = signal::channel(0);
-    let shared = Arc::new(Shared { index: RwLock::default(), node: Node::new(witness, booted), waiting: Places::default() });
+    let shared = Arc::new(Shared {
+        index: RwLock::default(),
+        node: Node::new(witness, booted),
+        pinned: AtomicBool::new(false),
+        waiting: Places::default(),
+    });
     (PodsWriter { shared: shared.clone(), changed }, Pods { shared, changes })
 }
 
@@ -223,13 +231,13 @@ impl Pods {
     /// are on a bridge and may have the capability `NET_RAW`, with which they can change what leads to other pods' addresses.
     pub async fn pin(&self) -> usize {
         self.catch_up();
-        let addresses: Vec<_> = {
+        let (was_listed, addresses): (_, Vec<_>) = {
             let index = self.shared.read();
             let mut kept = self.shared.node.pins().keep(&index.digests());
             let addresses: Vec<_> = index.with_addresses().flat_map(|pod| pod.ips.iter().copied()).collect();
             kept.extend(addresses.iter().map(|ip| Digest::of_ip(*ip).short()));
             self.shared.node.witness().keep(&|ip| kept.contains(&Digest::of_ip(ip).short()));
-            addresses
+            (index.is_listed(), addresses)
         };
         for (done, ip) in addresses.into_iter().enumerate() {
             self.by_ip(ip);
@@ -238,6 +246,9 @@ impl Pods {
             }
         }
         let index = self.shared.read();
+        if was_listed {
+            self.shared.pinned.store(true, Ordering::Relaxed);
+        }
         let may_forge = |pod: &&Arc<Pod>| pod.may_have_net_raw && self.shared.node.pins().is_behind_bridge(&pod.uid);
         index.with_addresses().filter(may_forge).count()
     }
@@ -258,9 +269,11 @@ impl Pods {
         self.shared.node.witness().has_bridges()
     }
 
-    /// Whether pods are behind bridges, and CNI results name each before it can send anything.
-    pub fn knows_pods_before_they_send(&self) -> bool {
-        self.has_bridges() && self.shared.node.witness().has_records()
+    /// Whether whoever connects from an address that no pod is known to have must connect again once it is a pod's: behind bridges,
+    /// another pod may have been there in the meantime. That is so until the links of all pods are pinned for the first time, and
+    /// where CNI results name each pod before it can send anything.
+    pub fn distrusts_newcomers(&self) -> bool {
+        self.has_bridges() && (!self.shared.pinned.load(Ordering::Relaxed) || self.shared.node.witness().has_records())
     }
 
     /// Tells when the node was booted, by its present clock.

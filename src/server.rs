@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -43,8 +42,6 @@ const MAX_HEADERS: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections of the node itself, which probes the port.
 const MAX_OF_NODE: usize = 64;
-/// More connections than the queue of a listening socket holds.
-const MOST_BEFORE: usize = 4096;
 /// When stopping, the backlog is taken for empty after this time without a connection.
 const LAST_ACCEPT: Duration = Duration::from_millis(20);
 /// How long the last look at the backlog may take at all.
@@ -143,7 +140,6 @@ impl<A: AssumeRole> Server<A> {
 
     /// Accepts until the drain begins; the connections that are open then live on in the drain.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, queue: &Queue) {
-        self.leave_what_came_before(&listener).await;
         loop {
             tokio::select! {
                 accepted = listener.accept() => self.accepted(accepted).await,
@@ -162,21 +158,6 @@ impl<A: AssumeRole> Server<A> {
         };
         // Somebody who connects again and again must not keep us from the end.
         let _ = tokio::time::timeout(LAST_ACCEPTS, backlog).await;
-    }
-
-    /// Closes the connections that were made before the links of pods were pinned, where pods are behind bridges: it is not known
-    /// who was at their addresses then. Their clients connect again.
-    async fn leave_what_came_before(&self, listener: &TcpListener) {
-        if !self.proxy.pods().has_bridges() {
-            return;
-        }
-        self.proxy.pods().pin().await;
-        for _ in 0..MOST_BEFORE {
-            match listener.accept().now_or_never() {
-                Some(Ok(_)) => self.metrics.connection_refused("before-start"),
-                Some(Err(_)) | None => return,
-            }
-        }
     }
 
     async fn accepted(self: &Arc<Self>, accepted: std::io::Result<(TcpStream, SocketAddr)>) {
@@ -209,7 +190,7 @@ impl<A: AssumeRole> Server<A> {
         self.proxy.pods().catch_up();
         let source = if matches!(admission, Admission::Probe) { Source::Node } else { self.source(from.ip()) };
         if let (Admission::Pod(origin), Source::Unknown(_)) = (&mut admission, &source) {
-            origin.late = self.proxy.pods().knows_pods_before_they_send();
+            origin.late = self.proxy.pods().distrusts_newcomers();
         }
         if let Err(limit) = self.rates.admits(&source) {
             return self.refused(&source, limit);

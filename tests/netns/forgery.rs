@@ -212,6 +212,37 @@ fn a_pod_whose_link_is_pinned_never_gets_the_role_of_a_liar_that_claims_its_addr
     daemon.wait_for_log(|line| line["reason"] == "link-changed" && line["pod"] == "liar").unwrap();
 }
 
+/// What is sent while a daemon starts is sent before it knows any link.
+#[test]
+fn a_connection_from_before_the_links_are_known_is_not_served_on_a_bridge() {
+    let Some(bed) = Bed::new() else { return };
+    let bridge = bed.node.add_bridge("cni0").unwrap();
+    let pod = bed.pod_at("web", &bridge);
+    bed.api.stall(true);
+    let daemon = bed.setup_with_ip().start().unwrap();
+    let asked = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| {
+            let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+            // Until the rules are in place, connections are refused.
+            loop {
+                match fetch(&pod, METADATA) {
+                    Err(error) if refused(&error) => std::thread::sleep(std::time::Duration::from_millis(5)),
+                    other => return other,
+                }
+            }
+        });
+        let waiting = || daemon.metric(Some(bed.node.ns()), "rolegate_pod_waits_in_flight").unwrap();
+        until("a request waits for its pod", || waiting() == 1.0 || asked.is_finished());
+        bed.api.stall(false);
+        bed.api.cut_connections();
+        asked.join().unwrap()
+    });
+    assert_eq!(asked.map(|fetched| fetched.role).unwrap_err().kind(), io::ErrorKind::Other, "an answer with a status");
+    daemon.wait_ready(Some(bed.node.ns())).unwrap();
+    until("the pod is served", || fetch(&pod, METADATA).is_ok());
+    bed.assert_served(&pod, METADATA);
+}
+
 fn until(what: &str, reached: impl Fn() -> bool) {
     let began = Instant::now();
     while !reached() {
