@@ -132,16 +132,15 @@ impl Pods {
             return lookup(&index, judged);
         }
         drop(index);
-        for _ in 1..LOOKS {
+        let mut looks = 1;
+        loop {
             let view = self.shared.node.view(ip);
             let index = self.shared.read();
-            if self.shared.node.is_current(&view) {
+            if looks == LOOKS || self.shared.node.is_current(&view) {
                 return lookup(&index, self.shared.node.judge(&index, ip, &view));
             }
+            looks += 1;
         }
-        let view = self.shared.node.view(ip);
-        let index = self.shared.read();
-        lookup(&index, self.shared.node.judge(&index, ip, &view))
     }
 
     /// Who has this address by the API's word alone, for comparison. Nothing may be decided by it: the node itself may object.
