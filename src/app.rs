@@ -34,7 +34,7 @@ use crate::readiness::{Readiness, Step};
 use crate::redirect::chosen::{Chosen, System};
 use crate::redirect::interface_addresses;
 use crate::redirect::keep::Keeper;
-use crate::redirect::probe::{Ability, Probes, STEP, SelfTest};
+use crate::self_test::{Ability, Probes, STEP, SelfTest};
 use crate::server::Server;
 use crate::startup_taint::StartupTaint;
 use crate::tasks::Tasks;

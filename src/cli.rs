@@ -21,7 +21,7 @@ use crate::config::redirect::{Action, RedirectCommand};
 use crate::config::{Config, RedirectBackend, flags};
 use crate::explain::{Decision, Report, render};
 use crate::probe;
-use crate::redirect::probe::{self as self_test, Ability, helper};
+use crate::self_test::{self, Ability, helper};
 use crate::telemetry;
 
 /// Wrong arguments.

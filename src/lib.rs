@@ -60,6 +60,7 @@ pub mod proxy;
 pub mod readiness;
 pub mod redirect;
 pub mod role;
+pub mod self_test;
 pub mod server;
 pub mod shares;
 mod sorted;

@@ -16,7 +16,6 @@ pub mod keep;
 pub mod nftables;
 pub mod others;
 pub mod peers;
-pub mod probe;
 pub mod program;
 pub mod rules;
 pub mod standing;

@@ -32,7 +32,7 @@ use crate::handover::Queue;
 use crate::metrics::Metrics;
 use crate::proxy::route::{Hosts, METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::proxy::{Origin, Proxy};
-use crate::redirect::probe::Probes;
+use crate::self_test::Probes;
 
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;

@@ -18,9 +18,9 @@ use crate::readiness::{Readiness, Step};
 use crate::redirect::chosen::{Chosen, System};
 use crate::redirect::keep::{Keeper, Like};
 use crate::redirect::others::Turn;
-use crate::redirect::probe::{Probes, Wanted};
 use crate::redirect::rules::{RuleSet, Targets};
 use crate::redirect::{self, Backend as _};
+use crate::self_test::{Probes, Wanted};
 
 /// The rules, of which the guard is in place.
 #[derive(Debug)]

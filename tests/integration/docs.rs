@@ -128,7 +128,7 @@ fn every_metric_is_documented_as_it_is() {
 fn every_value_of_a_label_is_documented() {
     let (proxy, route, policy) = (read("src/proxy.rs"), read("src/proxy/route.rs"), read("src/policy/denial.rs"));
     let (server, metrics, credentials) = (read("src/server.rs"), read("src/metrics.rs"), read("src/credentials.rs"));
-    let (cache, probe) = (read("src/credentials/cache.rs"), read("src/redirect/probe.rs"));
+    let (cache, probe) = (read("src/credentials/cache.rs"), read("src/self_test.rs"));
     let (watch, doubts) = (read("src/pods/watch.rs") + &read("src/pods/watch/around.rs"), read("src/pods/watch/doubts.rs"));
     let names = |text: &str, of: &str| literals_after(between(text, of, "\n}\n").split_once("-> &'static str {").unwrap().1, "=> ");
 
