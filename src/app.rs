@@ -33,7 +33,7 @@ use crate::policy::node::NodeIdentity;
 use crate::readiness::{Readiness, Step};
 use crate::redirect::chosen::{Chosen, System};
 use crate::redirect::interface_addresses;
-use crate::redirect::keep::Keeper;
+use crate::redirect::reconcile::Reconciler;
 use crate::self_test::{Ability, Probes, STEP, SelfTest};
 use crate::server::Server;
 use crate::startup_taint::StartupTaint;
@@ -234,7 +234,7 @@ impl App {
         let mut prepared = std::pin::pin!(prepare(&config, pods.clone(), events, &metrics, &readiness, &drain, shared));
         let prepared = loop {
             tokio::select! {
-                placed = &mut place, if !place.is_terminated() => keep(tasks, placed?),
+                placed = &mut place, if !place.is_terminated() => reconcile(tasks, placed?),
                 prepared = &mut prepared => break prepared?,
                 // Whoever listened there is gone before this daemon can serve: connections wait here from now on.
                 listening = door.listen_when_alone() => listening?,
@@ -276,7 +276,7 @@ impl App {
         let ended = loop {
             tokio::select! {
                 placed = &mut place, if !place.is_terminated() => match placed {
-                    Ok(keeper) => keep(tasks, keeper),
+                    Ok(reconciler) => reconcile(tasks, reconciler),
                     Err(error) => break Err(error),
                 },
                 ended = tasks.first_ended() => break Err(ended.into()),
@@ -301,7 +301,7 @@ impl App {
 /// Does this, and keeps the guard meanwhile.
 async fn guarded<T>(rules: &mut Option<PacketRules>, work: impl Future<Output = T>) -> T {
     match rules {
-        Some(rules) => rules.keep_during(work).await,
+        Some(rules) => rules.reconcile_during(work).await,
         None => work.await,
     }
 }
@@ -318,9 +318,9 @@ fn open_links() -> Links {
 }
 
 /// The packet rules are kept true from now on.
-fn keep(tasks: &mut Tasks, keeper: Option<Keeper<Arc<Chosen>, System>>) {
-    if let Some(mut keeper) = keeper {
-        tasks.spawn("packet rules", async move { keeper.keep().await });
+fn reconcile(tasks: &mut Tasks, reconciler: Option<Reconciler<Arc<Chosen>, System>>) {
+    if let Some(mut reconciler) = reconciler {
+        tasks.spawn("packet rules", async move { reconciler.reconcile().await });
     }
 }
 

@@ -16,8 +16,8 @@ use crate::metrics::Metrics;
 use crate::pods::watch::client::{self, Client};
 use crate::readiness::{Readiness, Step};
 use crate::redirect::chosen::{Chosen, System};
-use crate::redirect::keep::{Keeper, Like};
 use crate::redirect::others::Turn;
+use crate::redirect::reconcile::{Like, Reconciler};
 use crate::redirect::rules::{RuleSet, Targets};
 use crate::redirect::{self, Backend as _};
 use crate::self_test::{Probes, Wanted};
@@ -27,7 +27,7 @@ use crate::self_test::{Probes, Wanted};
 pub(super) struct PacketRules {
     backend: Arc<Chosen>,
     turn: Option<Arc<Turn>>,
-    keeper: Keeper<Arc<Chosen>, System>,
+    reconciler: Reconciler<Arc<Chosen>, System>,
     refuse_direct: bool,
 }
 
@@ -57,9 +57,9 @@ impl PacketRules {
         let refuse_direct = !accept_direct;
         let like = Like { interfaces: redirect.interfaces.clone(), refuse_direct, interval: redirect.interval };
         let system = System::open(turn.clone());
-        let mut keeper = Keeper::new(backend.clone(), system, like, metrics.clone(), readiness.clone());
-        keeper.guard().await.context("the guard, which keeps pods from the real metadata service")?;
-        Ok(Some(Self { backend, turn, keeper, refuse_direct }))
+        let mut reconciler = Reconciler::new(backend.clone(), system, like, metrics.clone(), readiness.clone());
+        reconciler.guard().await.context("the guard, which keeps pods from the real metadata service")?;
+        Ok(Some(Self { backend, turn, reconciler, refuse_direct }))
     }
 
     /// What removes them.
@@ -68,8 +68,8 @@ impl PacketRules {
     }
 
     /// Keeps the guard until this is done.
-    pub(super) async fn keep_during<T>(&mut self, work: impl Future<Output = T>) -> T {
-        self.keeper.keep_during(work).await
+    pub(super) async fn reconcile_during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        self.reconciler.reconcile_during(work).await
     }
 
     /// Places the rules, once the node's addresses are known, and keeps the guard until then. What keeps the rules then is the
@@ -82,9 +82,9 @@ impl PacketRules {
         node: &str,
         probes: &Probes,
         step: Step,
-    ) -> anyhow::Result<Keeper<Arc<Chosen>, System>> {
+    ) -> anyhow::Result<Reconciler<Arc<Chosen>, System>> {
         warn_of_missing(&redirect.interfaces);
-        let found = self.keeper.keep_during(addresses(redirect, bound, &kube, node)).await?;
+        let found = self.reconciler.reconcile_during(addresses(redirect, bound, &kube, node)).await?;
         if found.ipv6.is_none() {
             info!(
                 "requests to the metadata service's IPv6 address are rejected: no IPv6 address of this node is known; \
@@ -96,14 +96,14 @@ impl PacketRules {
             ipv6: found.ipv6.map(|ip| SocketAddrV6::new(ip, bound.port(), 0, 0)),
             refuse_direct: self.refuse_direct,
         };
-        self.keeper.place(RuleSet { interfaces: redirect.interfaces.clone(), targets: Some(targets) }).await;
+        self.reconciler.place(RuleSet { interfaces: redirect.interfaces.clone(), targets: Some(targets) }).await;
         probes.set_wanted(Wanted { ipv6: targets.ipv6.is_some() });
         step.done();
         let removed = self.backend.tidy().await;
         if !removed.is_empty() {
             info!(removed = removed.join("; "), "packet rules of ours that another backend had put in place are removed");
         }
-        Ok(self.keeper)
+        Ok(self.reconciler)
     }
 }
 

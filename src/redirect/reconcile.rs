@@ -35,7 +35,7 @@ const STEP: &str = "the repair of the packet rules";
 /// What differs where that is missing which is wanted in any case.
 const NO_GUARD: &str = "the guard is not there, or not ahead of everything";
 
-/// What the keeper needs besides the rules' backend.
+/// What the reconciler needs besides the rules' backend.
 pub trait Surroundings: Send {
     /// Returns when somebody has changed packet rules; never where that cannot be told. It may be left at any time.
     fn changed(&mut self) -> impl Future<Output = ()> + Send;
@@ -52,7 +52,7 @@ pub trait Surroundings: Send {
 
 /// What keeps the rules true.
 #[derive(Debug)]
-pub struct Keeper<B, S> {
+pub struct Reconciler<B, S> {
     backend: B,
     surroundings: S,
     interval: Duration,
@@ -122,7 +122,7 @@ enum Found {
     AnotherDaemons(Vec<String>),
 }
 
-impl<B: Backend, S: Surroundings> Keeper<B, S> {
+impl<B: Backend, S: Surroundings> Reconciler<B, S> {
     /// One that wants the guard at first, on a node that may have rules of ours like these already.
     pub fn new(backend: B, surroundings: S, like: Like, metrics: Metrics, readiness: Readiness) -> Self {
         let Like { interfaces, refuse_direct, interval } = like;
@@ -177,7 +177,7 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
     }
 
     /// Looks after them for ever.
-    pub async fn keep(&mut self) {
+    pub async fn reconcile(&mut self) {
         let mut pause = self.interval;
         loop {
             self.wait(pause).await;
@@ -186,7 +186,7 @@ impl<B: Backend, S: Surroundings> Keeper<B, S> {
     }
 
     /// Looks after them until this is done. A repair that was begun by then is finished first.
-    pub async fn keep_during<T>(&mut self, work: impl Future<Output = T>) -> T {
+    pub async fn reconcile_during<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         let mut pause = self.interval;
         loop {

@@ -125,7 +125,7 @@ struct Bed {
     kernel: Kernel,
     metrics: Metrics,
     readiness: Readiness,
-    keeper: Keeper<Kernel, Kernel>,
+    reconciler: Reconciler<Kernel, Kernel>,
 }
 
 fn rules() -> RuleSet {
@@ -136,11 +136,11 @@ fn rules() -> RuleSet {
 fn bed() -> Bed {
     let (kernel, metrics, readiness) = (Kernel::default(), Metrics::new(), Readiness::default());
     let like = Like { interfaces: Vec::new(), refuse_direct: true, interval: INTERVAL };
-    let keeper = Keeper::new(kernel.clone(), kernel.clone(), like, metrics.clone(), readiness.clone());
-    Bed { kernel, metrics, readiness, keeper }
+    let reconciler = Reconciler::new(kernel.clone(), kernel.clone(), like, metrics.clone(), readiness.clone());
+    Bed { kernel, metrics, readiness, reconciler }
 }
 
-/// The keeper at work, its rules in place and its own change looked at.
+/// The reconciler at work, its rules in place and its own change looked at.
 struct Kept {
     kernel: Kernel,
     metrics: Metrics,
@@ -149,9 +149,9 @@ struct Kept {
 }
 
 async fn kept() -> Kept {
-    let Bed { kernel, metrics, readiness, mut keeper } = bed();
-    keeper.place(rules()).await;
-    let work = tokio::spawn(async move { keeper.keep().await });
+    let Bed { kernel, metrics, readiness, mut reconciler } = bed();
+    reconciler.place(rules()).await;
+    let work = tokio::spawn(async move { reconciler.reconcile().await });
     sleep(Duration::from_secs(5)).await;
     kernel.inner().compared.clear();
     Kept { kernel, metrics, readiness, work }
@@ -172,15 +172,15 @@ impl Drop for Kept {
 #[tokio::test(start_paused = true)]
 async fn the_guard_is_put_where_there_is_none_and_nothing_that_serves_is_taken_away() {
     let mut bed = bed();
-    bed.keeper.guard().await.unwrap();
+    bed.reconciler.guard().await.unwrap();
     assert_eq!(bed.kernel.inner().rules, Some(RuleSet::guard_alone()));
-    bed.keeper.guard().await.unwrap();
+    bed.reconciler.guard().await.unwrap();
     assert_eq!(bed.kernel.inner().installed, 1, "it is there");
     bed.kernel.inner().rules = Some(rules());
-    bed.keeper.guard().await.unwrap();
+    bed.reconciler.guard().await.unwrap();
     assert_eq!(bed.kernel.inner().rules, Some(rules()), "a restart leaves what serves pods");
     bed.kernel.inner().pushed = true;
-    bed.keeper.guard().await.unwrap();
+    bed.reconciler.guard().await.unwrap();
     let found = {
         let inner = bed.kernel.inner();
         (inner.installed, inner.pushed)
@@ -193,10 +193,10 @@ async fn the_guard_is_put_where_there_is_none_and_nothing_that_serves_is_taken_a
 #[tokio::test(start_paused = true)]
 async fn the_guard_is_repaired_while_the_targets_are_not_known() {
     let mut bed = bed();
-    bed.keeper.guard().await.unwrap();
+    bed.reconciler.guard().await.unwrap();
     bed.kernel.change(|inner| inner.rules = None);
     tokio::select! {
-        () = bed.keeper.keep() => {}
+        () = bed.reconciler.reconcile() => {}
         () = sleep(Duration::from_millis(1500)) => {}
     }
     assert_eq!(bed.kernel.inner().rules, Some(RuleSet::guard_alone()));
@@ -207,7 +207,7 @@ async fn the_guard_is_repaired_while_the_targets_are_not_known() {
 async fn rules_that_are_there_already_are_not_put_in_place_again() {
     let mut bed = bed();
     bed.kernel.inner().rules = Some(rules());
-    bed.keeper.place(rules()).await;
+    bed.reconciler.place(rules()).await;
     let inner = bed.kernel.inner();
     assert_eq!((inner.installed, inner.claimed, inner.forgotten), (0, true, 1));
 }
@@ -217,7 +217,7 @@ async fn placing_waits_for_a_lock_that_is_held() {
     let mut bed = bed();
     bed.kernel.inner().held = true;
     let kernel = bed.kernel.clone();
-    let (_, ()) = tokio::join!(bed.keeper.place(rules()), async {
+    let (_, ()) = tokio::join!(bed.reconciler.place(rules()), async {
         sleep(Duration::from_secs(60)).await;
         assert_eq!(bed.readiness.pending(), [STEP]);
         kernel.inner().held = false;
@@ -389,7 +389,7 @@ async fn nothing_is_claimed_or_ended_before_the_rules_are_in_place() {
     let mut bed = bed();
     let kernel = bed.kernel.clone();
     kernel.change(|inner| (inner.rules, inner.succeeded) = (Some(theirs()), true));
-    let (_, ()) = tokio::join!(bed.keeper.place(rules()), async {
+    let (_, ()) = tokio::join!(bed.reconciler.place(rules()), async {
         sleep(3 * INTERVAL + PAUSE / 2).await;
         assert_eq!(kernel.inner().rules, Some(theirs()));
         kernel.change(|inner| (inner.succeeded, inner.held) = (false, true));
@@ -406,9 +406,9 @@ async fn nothing_is_claimed_or_ended_before_the_rules_are_in_place() {
 #[tokio::test(start_paused = true)]
 async fn the_guard_is_kept_during_other_work() {
     let mut bed = bed();
-    bed.keeper.guard().await.unwrap();
+    bed.reconciler.guard().await.unwrap();
     let kernel = bed.kernel.clone();
-    let done = bed.keeper.keep_during(async {
+    let done = bed.reconciler.reconcile_during(async {
         for _again in 0..2 {
             kernel.change(|inner| inner.rules = None);
             sleep(PAUSE + GATHER).await;
@@ -418,13 +418,13 @@ async fn the_guard_is_kept_during_other_work() {
     });
     assert_eq!(done.await, "done");
     // A change that was heard of when the work was done.
-    bed.keeper.keep_during(sleep(PAUSE)).await;
+    bed.reconciler.reconcile_during(sleep(PAUSE)).await;
     let kernel = bed.kernel.clone();
     let heard = async {
         kernel.change(|inner| inner.rules = None);
         sleep(GATHER / 2).await;
     };
-    bed.keeper.keep_during(heard).await;
-    bed.keeper.keep_during(sleep(PAUSE + GATHER)).await;
+    bed.reconciler.reconcile_during(heard).await;
+    bed.reconciler.reconcile_during(sleep(PAUSE + GATHER)).await;
     assert_eq!(bed.kernel.inner().rules, Some(RuleSet::guard_alone()));
 }
