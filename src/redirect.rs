@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::observed::ObservedRules;
 use self::rules::RuleSet;
-use self::standing::Standing;
 use crate::config::InterfaceMatch;
 
 pub mod changes;
@@ -13,12 +13,12 @@ pub mod chosen;
 pub mod conntrack;
 pub mod iptables;
 pub mod nftables;
+pub mod observed;
 pub mod others;
 pub mod peers;
 pub mod program;
 pub mod reconcile;
 pub mod rules;
-pub mod standing;
 pub mod status;
 
 /// What puts the rules into the kernel, and looks after them.
@@ -37,11 +37,11 @@ pub trait Backend: Send + Sync {
     fn differences(&self, rules: &RuleSet) -> impl Future<Output = Result<Vec<String>, RedirectError>> + Send;
 
     /// What stands of ours, whatever is wanted.
-    fn standing(&self) -> impl Future<Output = Result<Standing, RedirectError>> + Send;
+    fn observed(&self) -> impl Future<Output = Result<ObservedRules, RedirectError>> + Send;
 
     /// What stands of ours by another backend, as far as that can be found out.
-    fn standing_elsewhere(&self) -> impl Future<Output = Standing> + Send {
-        std::future::ready(Standing::default())
+    fn standing_elsewhere(&self) -> impl Future<Output = ObservedRules> + Send {
+        std::future::ready(ObservedRules::default())
     }
 
     /// Takes away exactly what is ours, and says in words what that was; nothing where there was nothing.
@@ -65,12 +65,12 @@ impl<B: Backend> Backend for Arc<B> {
         B::differences(self, rules).await
     }
 
-    async fn standing_elsewhere(&self) -> Standing {
+    async fn standing_elsewhere(&self) -> ObservedRules {
         B::standing_elsewhere(self).await
     }
 
-    async fn standing(&self) -> Result<Standing, RedirectError> {
-        B::standing(self).await
+    async fn observed(&self) -> Result<ObservedRules, RedirectError> {
+        B::observed(self).await
     }
 
     async fn remove(&self) -> Result<Vec<String>, RedirectError> {

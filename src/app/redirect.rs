@@ -8,8 +8,8 @@ use super::rule::given_addresses;
 use crate::config::RedirectBackend;
 use crate::config::redirect::{Action, RedirectCommand};
 use crate::redirect::chosen::Chosen;
+use crate::redirect::observed::ObservedRules;
 use crate::redirect::rules::{RuleSet, Targets};
-use crate::redirect::standing::Standing;
 use crate::redirect::status::{Seen, Told, tell};
 use crate::redirect::{self, Backend as _, RedirectError, conntrack, iptables, nftables, others, peers};
 
@@ -142,28 +142,28 @@ async fn remove(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
 
 async fn status(command: &RedirectCommand) -> anyhow::Result<Told> {
     let backend = choose(command).await?;
-    let mut standing = backend.standing().await?;
+    let mut observed = backend.observed().await?;
     let other = Chosen::all().into_iter().find(|other| other.name() != backend.name());
     let mut elsewhere = match &other {
-        Some(other) => Some((other.name(), other.standing().await.map_err(|error| error.to_string()))),
+        Some(other) => Some((other.name(), other.observed().await.map_err(|error| error.to_string()))),
         None => None,
     };
     // With `auto` it is told what is there, wherever it is.
     let mut looked_at = &backend;
     if let (RedirectBackend::Auto, Some(other), Some((_, Ok(there)))) = (command.redirect.backend, &other, &elsewhere)
-        && standing == Standing::default()
-        && *there != Standing::default()
+        && observed == ObservedRules::default()
+        && *there != ObservedRules::default()
     {
-        let there = std::mem::replace(&mut standing, there.clone());
+        let there = std::mem::replace(&mut observed, there.clone());
         elsewhere = Some((backend.name(), Ok(there)));
         looked_at = other;
     }
-    let wanted = wanted_as_it_is(command, &standing);
+    let wanted = wanted_as_it_is(command, &observed);
     let differences = looked_at.differences(&wanted).await?;
     let peers =
         peers::find().await.map(|all| all.into_iter().map(|left| format!("{}: -A PREROUTING {}", left.program, left.rule)).collect());
     let seen = Seen {
-        standing,
+        observed,
         backend: looked_at.name(),
         differences,
         elsewhere,
@@ -173,7 +173,7 @@ async fn status(command: &RedirectCommand) -> anyhow::Result<Told> {
     };
     let mut told = tell(&wanted, &seen);
     // The guard alone is closed, and serves nobody.
-    told.as_wanted &= command.guard || !seen.standing.targets.is_empty();
+    told.as_wanted &= command.guard || !seen.observed.targets.is_empty();
     let nat = if seen.backend == "nftables" { nftables::OUR_NAT } else { nftables::DESTINATION_NAT };
     told.lines.extend(nftables::ahead_of(nat).await);
     told.lines.extend(missing(command));
@@ -181,11 +181,11 @@ async fn status(command: &RedirectCommand) -> anyhow::Result<Told> {
 }
 
 /// What the flags say; where they leave it open which address of the node it is, that which is there.
-fn wanted_as_it_is(command: &RedirectCommand, standing: &Standing) -> RuleSet {
+fn wanted_as_it_is(command: &RedirectCommand, observed: &ObservedRules) -> RuleSet {
     if let Ok(rules) = wanted(command) {
         return rules;
     }
-    let targets = standing.as_targets(command.refuse_direct).map(|mut targets| {
+    let targets = observed.as_targets(command.refuse_direct).map(|mut targets| {
         targets.ipv4.set_port(command.port);
         targets.ipv6.iter_mut().for_each(|ipv6| ipv6.set_port(command.port));
         targets

@@ -9,10 +9,10 @@ use super::changes::Changes;
 use super::conntrack;
 use super::iptables::Iptables;
 use super::nftables::{self, Nftables};
+use super::observed::ObservedRules;
 use super::others::Turn;
 use super::reconcile::Surroundings;
 use super::rules::{RuleSet, Targets};
-use super::standing::Standing;
 use super::{Backend, RedirectError};
 use crate::config::{InterfaceMatch, RedirectBackend};
 
@@ -50,7 +50,7 @@ impl Chosen {
             }
             Err(error) => error,
         };
-        match iptables.standing().await {
+        match iptables.observed().await {
             // That IPv6 is left open is said when the rules are put in place, which closes IPv4.
             Ok(_) | Err(RedirectError::Ipv6(_)) => {
                 info!(backend = iptables.name(), "packet rules: nftables does not work here ({without_nftables})");
@@ -112,17 +112,17 @@ impl Backend for Chosen {
         }
     }
 
-    async fn standing(&self) -> Result<Standing, RedirectError> {
+    async fn observed(&self) -> Result<ObservedRules, RedirectError> {
         match self {
-            Self::Nftables(backend) => backend.standing().await,
-            Self::Iptables(backend) => backend.standing().await,
+            Self::Nftables(backend) => backend.observed().await,
+            Self::Iptables(backend) => backend.observed().await,
         }
     }
 
-    async fn standing_elsewhere(&self) -> Standing {
+    async fn standing_elsewhere(&self) -> ObservedRules {
         let found = match self {
-            Self::Nftables(_) => Iptables::default().standing().await,
-            Self::Iptables(_) => Nftables::default().standing().await,
+            Self::Nftables(_) => Iptables::default().observed().await,
+            Self::Iptables(_) => Nftables::default().observed().await,
         };
         found.inspect_err(|error| debug!("what the other backend holds of ours is not known: {error}")).unwrap_or_default()
     }

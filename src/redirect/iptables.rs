@@ -31,9 +31,9 @@ use self::listing::{Difference, Listing, Table};
 use self::program::Flavour;
 use self::read::Look;
 use self::text::{Chain, ORDER, Place};
+use super::observed::ObservedRules;
 use super::program::run;
 use super::rules::{Family, Hook, RuleSet};
-use super::standing::Standing;
 use super::{Backend, RedirectError};
 
 pub(super) mod listing;
@@ -329,21 +329,21 @@ impl Backend for Iptables {
         }
     }
 
-    async fn standing(&self) -> Result<Standing, RedirectError> {
-        let mut standing = Standing { guards: Family::ALL.into(), ..Standing::default() };
+    async fn observed(&self) -> Result<ObservedRules, RedirectError> {
+        let mut observed = ObservedRules { guards: Family::ALL.into(), ..ObservedRules::default() };
         let mut failures = Vec::new();
         for family in self.families() {
             match self.standing_in(*family).await.map_err(|error| of_family(*family, error)) {
                 Ok((whole, closed, targets)) => {
                     if !closed {
-                        standing.guards.remove(family);
+                        observed.guards.remove(family);
                     } else if !whole {
-                        standing.weak.insert(*family);
+                        observed.weak.insert(*family);
                     }
-                    standing.targets.extend(targets);
+                    observed.targets.extend(targets);
                 }
                 Err(error) => {
-                    standing.guards.remove(family);
+                    observed.guards.remove(family);
                     failures.push((*family, error));
                 }
             }
@@ -351,8 +351,8 @@ impl Backend for Iptables {
         let unknown: Vec<_> = failures.iter().map(|(family, _)| *family).collect();
         match failures.into_iter().next() {
             // Where another family is known to be open, that can be mended all the same.
-            Some((_, error)) if standing.is_guarded_but_for(&unknown) => Err(error),
-            _ => Ok(standing),
+            Some((_, error)) if observed.is_guarded_but_for(&unknown) => Err(error),
+            _ => Ok(observed),
         }
     }
 

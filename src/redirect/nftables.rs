@@ -9,9 +9,9 @@
 use std::sync::{Mutex, PoisonError};
 
 use self::listing::Listing;
+use super::observed::ObservedRules;
 use super::program::run;
 use super::rules::{Hook, Match, Rule, RuleSet};
-use super::standing::Standing;
 use super::{Backend, RedirectError};
 use crate::config::InterfaceMatch;
 
@@ -89,8 +89,8 @@ impl Backend for Nftables {
         Ok(if found == wanted { Vec::new() } else { found.differences(&remembered.unwrap_or(wanted)) })
     }
 
-    async fn standing(&self) -> Result<Standing, RedirectError> {
-        Ok(list().await?.map(|found| found.standing()).unwrap_or_default())
+    async fn observed(&self) -> Result<ObservedRules, RedirectError> {
+        Ok(list().await?.map(|found| found.observed()).unwrap_or_default())
     }
 
     async fn remove(&self) -> Result<Vec<String>, RedirectError> {

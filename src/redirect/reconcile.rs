@@ -15,8 +15,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
+use super::observed::ObservedRules;
 use super::rules::{RuleSet, Targets};
-use super::standing::Standing;
 use super::{Backend, RedirectError};
 use crate::config::InterfaceMatch;
 use crate::metrics::Metrics;
@@ -148,12 +148,12 @@ impl<B: Backend, S: Surroundings> Reconciler<B, S> {
     /// If that fails: the node may be open.
     pub async fn guard(&mut self) -> Result<(), RedirectError> {
         let backend = self.backend.name();
-        match self.backend.standing().await {
-            Ok(standing) if standing.is_guarded() => {
+        match self.backend.observed().await {
+            Ok(observed) if observed.is_guarded() => {
                 info!(backend, "the guard is in place already: pods do not reach the real metadata service");
                 return Ok(());
             }
-            Ok(standing) => self.backend.install(&self.repair(&standing)).await?,
+            Ok(observed) => self.backend.install(&self.repair(&observed)).await?,
             // One family may be there to be closed all the same.
             Err(_) => self.backend.install(&RuleSet::guard_alone()).await?,
         }
@@ -281,11 +281,11 @@ impl<B: Backend, S: Surroundings> Reconciler<B, S> {
         self.heard = false;
         let rules = match &self.wanted {
             Wanted::Guard { .. } => {
-                let standing = self.backend.standing().await?;
-                return Ok(if standing.is_guarded() {
+                let observed = self.backend.observed().await?;
+                return Ok(if observed.is_guarded() {
                     Found::AsWanted
                 } else {
-                    Found::Different(vec![NO_GUARD.to_owned()], self.repair(&standing))
+                    Found::Different(vec![NO_GUARD.to_owned()], self.repair(&observed))
                 });
             }
             Wanted::Exactly(rules) => rules.clone(),
@@ -298,20 +298,20 @@ impl<B: Backend, S: Surroundings> Reconciler<B, S> {
             self.taken_back = None;
             return Ok(Found::Different(differences, rules));
         }
-        let standing = self.backend.standing().await?;
-        if standing.targets.is_empty() {
+        let observed = self.backend.observed().await?;
+        if observed.targets.is_empty() {
             // The later daemon may have its rules by another backend, and have removed these.
             let elsewhere = self.backend.standing_elsewhere().await;
             if elsewhere.is_guarded() && !elsewhere.targets.is_empty() {
                 return Ok(Found::AnotherDaemons(differences));
             }
         }
-        let theirs = standing.as_targets(true).filter(|theirs| rules.targets.is_none_or(|ours| !leads_to_the_same(theirs, &ours)));
-        match (standing.is_guarded(), theirs) {
+        let theirs = observed.as_targets(true).filter(|theirs| rules.targets.is_none_or(|ours| !leads_to_the_same(theirs, &ours)));
+        match (observed.is_guarded(), theirs) {
             // The guard is put back, and what serves pods stays.
-            (false, Some(_)) => Ok(Found::Different(differences, self.repair(&standing))),
+            (false, Some(_)) => Ok(Found::Different(differences, self.repair(&observed))),
             (true, Some(theirs)) if self.are_whole(&rules, theirs).await? => Ok(Found::AnotherDaemons(differences)),
-            (true, _) if !standing.targets.is_empty() && self.came_back(&differences) => Ok(Found::AnotherDaemons(differences)),
+            (true, _) if !observed.targets.is_empty() && self.came_back(&differences) => Ok(Found::AnotherDaemons(differences)),
             _ => {
                 self.taken_back = Some((differences.clone(), Instant::now()));
                 Ok(Found::Different(differences, rules))
@@ -338,12 +338,12 @@ impl<B: Backend, S: Surroundings> Reconciler<B, S> {
     }
 
     /// The guard, with what serves pods already.
-    fn repair(&self, standing: &Standing) -> RuleSet {
+    fn repair(&self, observed: &ObservedRules) -> RuleSet {
         let (interfaces, refuse_direct) = match &self.wanted {
             Wanted::Guard { interfaces, refuse_direct } => (interfaces, *refuse_direct),
             Wanted::Exactly(rules) => (&rules.interfaces, rules.targets.is_some_and(|targets| targets.refuse_direct)),
         };
-        let targets = standing.as_targets(refuse_direct);
+        let targets = observed.as_targets(refuse_direct);
         RuleSet { interfaces: if targets.is_some() { interfaces.clone() } else { Vec::new() }, targets }
     }
 

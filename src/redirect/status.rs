@@ -2,20 +2,20 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use super::observed::ObservedRules;
 use super::rules::{Family, RuleSet};
-use super::standing::Standing;
 
 /// What was seen of the node.
 #[derive(Clone, Debug)]
 pub struct Seen {
     /// The backend that is looked at, and what stands of ours in it.
-    pub standing: Standing,
+    pub observed: ObservedRules,
     /// Its name.
     pub backend: &'static str,
     /// What differs from the wanted rules.
     pub differences: Vec<String>,
     /// What the other backend says: what stands of ours there, or why that is not known.
-    pub elsewhere: Option<(&'static str, Result<Standing, String>)>,
+    pub elsewhere: Option<(&'static str, Result<ObservedRules, String>)>,
     /// Rules that kube2iam and kiam left behind, or why that is not known.
     pub peers: Result<Vec<String>, String>,
     /// The addresses of this node.
@@ -49,20 +49,20 @@ pub fn tell(wanted: &RuleSet, seen: &Seen) -> Told {
             lines.push(format!("{} is no address of this node: pods' requests leave it", target.ip()));
         }
     }
-    if wanted.targets.is_none() && seen.standing.targets.is_empty() && seen.standing.is_guarded() {
+    if wanted.targets.is_none() && seen.observed.targets.is_empty() && seen.observed.is_guarded() {
         lines.push("the guard stands alone: no pod is served, as no daemon has put its rules in place".to_owned());
     }
     match seen.daemon {
         Some(true) => lines.push("a daemon runs on this node".to_owned()),
-        Some(false) if !seen.standing.targets.is_empty() => {
+        Some(false) if !seen.observed.targets.is_empty() => {
             lines.push("no daemon runs on this node: pods' connections are refused until one does".to_owned());
         }
         _ => {}
     }
     lines.extend(seen.differences.iter().map(|difference| format!("not as wanted ({}): {difference}", seen.backend)));
     match &seen.elsewhere {
-        Some((backend, Ok(standing))) if *standing != Standing::default() => {
-            lines.push(format!("rules of ours are left in {backend}, too: {}; an install takes them away", parts(standing)));
+        Some((backend, Ok(observed))) if *observed != ObservedRules::default() => {
+            lines.push(format!("rules of ours are left in {backend}, too: {}; an install takes them away", parts(observed)));
         }
         Some((backend, Err(reason))) => lines.push(format!("whether {backend} holds rules of ours is not known: {reason}")),
         _ => {}
@@ -89,10 +89,10 @@ enum Meets {
 
 fn of_family(family: Family, seen: &Seen) -> (Meets, String) {
     // Either backend's guard will do.
-    let elsewhere = seen.elsewhere.as_ref().and_then(|(_, standing)| standing.as_ref().ok());
-    let all: Vec<&Standing> = std::iter::once(&seen.standing).chain(elsewhere).collect();
-    let guarded = all.iter().any(|standing| standing.guards.contains(&family));
-    let target = all.iter().flat_map(|standing| &standing.targets).find(|target| target.is_ipv6() == (family == Family::V6));
+    let elsewhere = seen.elsewhere.as_ref().and_then(|(_, observed)| observed.as_ref().ok());
+    let all: Vec<&ObservedRules> = std::iter::once(&seen.observed).chain(elsewhere).collect();
+    let guarded = all.iter().any(|observed| observed.guards.contains(&family));
+    let target = all.iter().flat_map(|observed| &observed.targets).find(|target| target.is_ipv6() == (family == Family::V6));
     let (address, rest) = (family.metadata(), if guarded { "rejected" } else { "passed on: THE NODE IS OPEN on them" });
     match (target, guarded) {
         (Some(target), true) => {
@@ -106,9 +106,9 @@ fn of_family(family: Family, seen: &Seen) -> (Meets, String) {
     }
 }
 
-fn parts(standing: &Standing) -> String {
-    let guards = standing.guards.iter().map(|family| format!("a guard of {}", family.metadata()));
-    guards.chain(standing.targets.iter().map(|target| format!("a redirect to {target}"))).collect::<Vec<_>>().join(", ")
+fn parts(observed: &ObservedRules) -> String {
+    let guards = observed.guards.iter().map(|family| format!("a guard of {}", family.metadata()));
+    guards.chain(observed.targets.iter().map(|target| format!("a redirect to {target}"))).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -124,9 +124,13 @@ mod tests {
 
     fn seen() -> Seen {
         Seen {
-            standing: Standing { guards: Family::ALL.into(), targets: ["10.0.0.1:8181".parse().unwrap()].into(), ..Standing::default() },
+            observed: ObservedRules {
+                guards: Family::ALL.into(),
+                targets: ["10.0.0.1:8181".parse().unwrap()].into(),
+                ..ObservedRules::default()
+            },
             backend: "nftables",
-            elsewhere: Some(("iptables", Ok(Standing::default()))),
+            elsewhere: Some(("iptables", Ok(ObservedRules::default()))),
             peers: Ok(Vec::new()),
             addresses: vec!["10.0.0.1".parse().unwrap()],
             daemon: Some(true),
@@ -145,7 +149,7 @@ mod tests {
     fn what_a_packet_meets_is_said() {
         assert_told(&full(), &seen(), true, "169.254.169.254: port 80 leads to the daemon at 10.0.0.1:8181, other ports are rejected");
         assert_told(&full(), &seen(), true, "fd00:ec2::254: every packet is rejected");
-        let alone = Seen { standing: Standing { guards: Family::ALL.into(), ..Standing::default() }, ..seen() };
+        let alone = Seen { observed: ObservedRules { guards: Family::ALL.into(), ..ObservedRules::default() }, ..seen() };
         assert_told(&RuleSet::guard_alone(), &alone, true, "the guard stands alone");
         let nobody = Seen { daemon: Some(false), ..seen() };
         assert_told(&full(), &nobody, true, "no daemon runs");
@@ -153,9 +157,9 @@ mod tests {
 
     #[test]
     fn what_is_open_or_different_is_not_as_wanted() {
-        let open = Seen { standing: Standing::default(), ..seen() };
+        let open = Seen { observed: ObservedRules::default(), ..seen() };
         assert_told(&full(), &open, false, "169.254.169.254: nothing is in the way: THE NODE IS OPEN");
-        let half = Seen { standing: Standing { guards: [Family::V6].into(), ..seen().standing }, ..seen() };
+        let half = Seen { observed: ObservedRules { guards: [Family::V6].into(), ..seen().observed }, ..seen() };
         assert_told(&full(), &half, false, "other ports are passed on: THE NODE IS OPEN");
         let differs = Seen { differences: vec!["the chain direct is missing".to_owned()], ..seen() };
         assert_told(&full(), &differs, false, "not as wanted (nftables): the chain direct is missing");
@@ -165,7 +169,7 @@ mod tests {
 
     #[test]
     fn what_is_left_over_is_said() {
-        let elsewhere = Seen { elsewhere: Some(("iptables", Ok(seen().standing))), ..seen() };
+        let elsewhere = Seen { elsewhere: Some(("iptables", Ok(seen().observed))), ..seen() };
         assert_told(
             &full(),
             &elsewhere,

@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 
 use super::text::protocol;
 use super::{Place, TABLE, pattern, rules_of};
+use crate::redirect::observed::ObservedRules;
 use crate::redirect::rules::{Family, Hook, Match, Rule, RuleSet, Verdict};
-use crate::redirect::standing::Standing;
 
 /// How many of somebody else's rules a difference quotes.
 const QUOTED: usize = 3;
@@ -96,7 +96,7 @@ impl Listing {
 
     /// What of it is in a packet's way, whatever is wanted. A guard is what has the guard's rules, and only in a chain in which
     /// nothing else stands.
-    pub(super) fn standing(&self) -> Standing {
+    pub(super) fn observed(&self) -> ObservedRules {
         let wanted = Self::of(&RuleSet::guard_alone());
         let chains = Place::of(Hook::Guard).and_then(|place| Some((self.chains.get(place.chain)?, wanted.chains.get(place.chain)?)));
         let guard = chains.filter(|(found, wanted)| {
@@ -112,7 +112,7 @@ impl Listing {
             let dnat = &rule.0.last()?["dnat"];
             Some(SocketAddr::new(dnat["addr"].as_str()?.parse().ok()?, dnat["port"].as_u64()?.try_into().ok()?))
         });
-        Standing { guards: Family::ALL.into_iter().filter(guards).collect(), targets: targets.collect(), ..Standing::default() }
+        ObservedRules { guards: Family::ALL.into_iter().filter(guards).collect(), targets: targets.collect(), ..ObservedRules::default() }
     }
 
     /// Whether this, listed right after the wanted rules were loaded, is how another version of the program words them.

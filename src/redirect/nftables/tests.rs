@@ -253,7 +253,7 @@ fn chains_of_nat_ahead_of_ours_are_named() {
 
 #[test]
 fn only_what_rejects_every_packet_to_the_address_is_a_guard() {
-    let guards = |found: &Listing| found.standing().guards.into_iter().collect::<Vec<_>>();
+    let guards = |found: &Listing| found.observed().guards.into_iter().collect::<Vec<_>>();
     assert_eq!(guards(&Listing::read(&listed()).unwrap()), Family::ALL);
     let tcp = r#"{"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}}, "#;
     let plain = r#"{"reject": {"type": "icmp", "expr": "port-unreachable"}}"#;

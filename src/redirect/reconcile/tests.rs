@@ -6,8 +6,8 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::*;
+use crate::redirect::observed::ObservedRules;
 use crate::redirect::rules::Family;
-use crate::redirect::standing::Standing;
 
 const INTERVAL: Duration = Duration::from_secs(30);
 
@@ -85,16 +85,20 @@ impl Backend for Kernel {
         Ok(if found.as_ref() == Some(rules) && !pushed { Vec::new() } else { vec![format!("{found:?}, {pushed}")] })
     }
 
-    async fn standing_elsewhere(&self) -> Standing {
+    async fn standing_elsewhere(&self) -> ObservedRules {
         let targets = ["10.0.0.1:8181".parse().unwrap()].into();
-        if self.inner().elsewhere { Standing { guards: Family::ALL.into(), targets, ..Standing::default() } } else { Standing::default() }
+        if self.inner().elsewhere {
+            ObservedRules { guards: Family::ALL.into(), targets, ..ObservedRules::default() }
+        } else {
+            ObservedRules::default()
+        }
     }
 
-    async fn standing(&self) -> Result<Standing, RedirectError> {
+    async fn observed(&self) -> Result<ObservedRules, RedirectError> {
         let rules = self.read()?;
         let guards = if rules.is_some() && !self.inner().pushed { Family::ALL.into() } else { [].into() };
         let targets = rules.and_then(|rules| rules.targets).map(|targets| targets.ipv4.into());
-        Ok(Standing { guards, targets: targets.into_iter().collect(), ..Standing::default() })
+        Ok(ObservedRules { guards, targets: targets.into_iter().collect(), ..ObservedRules::default() })
     }
 
     async fn remove(&self) -> Result<Vec<String>, RedirectError> {

@@ -7,7 +7,7 @@ use super::rules::{Family, Targets};
 
 /// What stands of ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct ObservedRules {
     /// The families whose guard is in a packet's way.
     pub guards: BTreeSet<Family>,
     /// Those of them whose guard is closed and not whole: it is to be put in place again.
@@ -16,7 +16,7 @@ pub struct Standing {
     pub targets: BTreeSet<SocketAddr>,
 }
 
-impl Standing {
+impl ObservedRules {
     /// Whether nothing that is forwarded to a metadata address would pass, and the guard is whole.
     pub fn is_guarded(&self) -> bool {
         self.is_guarded_but_for(&[])
