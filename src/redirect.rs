@@ -14,7 +14,7 @@ pub mod conntrack;
 pub mod iptables;
 pub mod nftables;
 pub mod observed;
-pub mod others;
+pub mod ownership;
 pub mod peers;
 pub mod program;
 pub mod reconcile;

@@ -11,7 +11,7 @@ use crate::redirect::chosen::Chosen;
 use crate::redirect::observed::ObservedRules;
 use crate::redirect::rules::{RuleSet, Targets};
 use crate::redirect::status::{Seen, Told, tell};
-use crate::redirect::{self, Backend as _, RedirectError, conntrack, iptables, nftables, others, peers};
+use crate::redirect::{self, Backend as _, RedirectError, conntrack, iptables, nftables, ownership, peers};
 
 /// Does what is asked, and says in words what was done or found.
 pub async fn redirect(command: RedirectCommand) -> anyhow::Result<Told> {
@@ -100,7 +100,7 @@ async fn remove_of_peers() -> anyhow::Result<Vec<String>> {
 }
 
 async fn remove(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
-    let daemon = others::any();
+    let daemon = ownership::any();
     if !command.force {
         match &daemon {
             Ok(false) => {}
@@ -169,7 +169,7 @@ async fn status(command: &RedirectCommand) -> anyhow::Result<Told> {
         elsewhere,
         peers: peers.map_err(|error| error.to_string()),
         addresses: redirect::interface_addresses(),
-        daemon: others::any().ok(),
+        daemon: ownership::any().ok(),
     };
     let mut told = tell(&wanted, &seen);
     // The guard alone is closed, and serves nobody.

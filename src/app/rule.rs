@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::pods::watch::client::{self, Client};
 use crate::readiness::{Readiness, Step};
 use crate::redirect::chosen::{Chosen, System};
-use crate::redirect::others::Turn;
+use crate::redirect::ownership::Turn;
 use crate::redirect::reconcile::{Like, Reconciler};
 use crate::redirect::rules::{RuleSet, Targets};
 use crate::redirect::{self, Backend as _};

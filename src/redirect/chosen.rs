@@ -10,7 +10,7 @@ use super::conntrack;
 use super::iptables::Iptables;
 use super::nftables::{self, Nftables};
 use super::observed::ObservedRules;
-use super::others::Turn;
+use super::ownership::Turn;
 use super::reconcile::Surroundings;
 use super::rules::{RuleSet, Targets};
 use super::{Backend, RedirectError};

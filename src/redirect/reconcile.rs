@@ -6,7 +6,7 @@
 //! differs then.
 //!
 //! Of two daemons that want different rules, the one that started later has its way while it lives: see
-//! [`others`](super::others). Nothing is taken back from it, so nothing is taken back and forth. But only whole rules are
+//! [`others`](super::ownership). Nothing is taken back from it, so nothing is taken back and forth. But only whole rules are
 //! left to it, that lead elsewhere, behind a guard that stands; and others if it puts them back itself. One that hangs keeps
 //! nobody from repairing.
 
