@@ -11,7 +11,7 @@ use crate::redirect::chosen::Chosen;
 use crate::redirect::observed::ObservedRules;
 use crate::redirect::rules::{RuleSet, Targets};
 use crate::redirect::status::{Seen, Told, tell};
-use crate::redirect::{self, Backend as _, RedirectError, conntrack, iptables, nftables, ownership, peers};
+use crate::redirect::{self, Backend as _, RedirectError, conntrack, iptables, legacy_rules, nftables, ownership};
 
 /// Does what is asked, and says in words what was done or found.
 pub async fn redirect(command: RedirectCommand) -> anyhow::Result<Told> {
@@ -91,7 +91,7 @@ fn asked(command: &RedirectCommand) -> Vec<Chosen> {
 
 /// What kube2iam and kiam left behind, and nothing of ours: that is how one comes from them, with the daemon at work.
 async fn remove_of_peers() -> anyhow::Result<Vec<String>> {
-    let removed = peers::remove(iptables::LOCK_WAIT).await?;
+    let removed = legacy_rules::remove(iptables::LOCK_WAIT).await?;
     let mut lines: Vec<_> = removed.into_iter().map(|what| format!("removed: {what}")).collect();
     if lines.is_empty() {
         lines.push("kube2iam and kiam left nothing to remove".to_owned());
@@ -160,14 +160,15 @@ async fn status(command: &RedirectCommand) -> anyhow::Result<Told> {
     }
     let wanted = wanted_as_it_is(command, &observed);
     let differences = looked_at.differences(&wanted).await?;
-    let peers =
-        peers::find().await.map(|all| all.into_iter().map(|left| format!("{}: -A PREROUTING {}", left.program, left.rule)).collect());
+    let legacy_rules = legacy_rules::find()
+        .await
+        .map(|all| all.into_iter().map(|left| format!("{}: -A PREROUTING {}", left.program, left.rule)).collect());
     let seen = Seen {
         observed,
         backend: looked_at.name(),
         differences,
         elsewhere,
-        peers: peers.map_err(|error| error.to_string()),
+        legacy_rules: peers.map_err(|error| error.to_string()),
         addresses: redirect::interface_addresses(),
         daemon: ownership::any().ok(),
     };

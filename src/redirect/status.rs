@@ -17,7 +17,7 @@ pub struct Seen {
     /// What the other backend says: what stands of ours there, or why that is not known.
     pub elsewhere: Option<(&'static str, Result<ObservedRules, String>)>,
     /// Rules that kube2iam and kiam left behind, or why that is not known.
-    pub peers: Result<Vec<String>, String>,
+    pub legacy_rules: Result<Vec<String>, String>,
     /// The addresses of this node.
     pub addresses: Vec<IpAddr>,
     /// Whether a daemon runs here, if that is known.
@@ -67,7 +67,7 @@ pub fn tell(wanted: &RuleSet, seen: &Seen) -> Told {
         Some((backend, Err(reason))) => lines.push(format!("whether {backend} holds rules of ours is not known: {reason}")),
         _ => {}
     }
-    match &seen.peers {
+    match &seen.legacy_rules {
         Ok(left) => {
             lines.extend(left.iter().map(|rule| format!("left behind by kube2iam or kiam: {rule}; `redirect remove --peers` removes it")))
         }
@@ -131,7 +131,7 @@ mod tests {
             },
             backend: "nftables",
             elsewhere: Some(("iptables", Ok(ObservedRules::default()))),
-            peers: Ok(Vec::new()),
+            legacy_rules: Ok(Vec::new()),
             addresses: vec!["10.0.0.1".parse().unwrap()],
             daemon: Some(true),
             differences: Vec::new(),
@@ -178,7 +178,7 @@ mod tests {
         );
         let unknown = Seen { elsewhere: Some(("iptables", Err("no program".to_owned()))), ..seen() };
         assert_told(&full(), &unknown, true, "whether iptables holds rules of ours is not known: no program");
-        let peers = Seen { peers: Ok(vec!["-A PREROUTING x".to_owned()]), ..seen() };
-        assert_told(&full(), &peers, true, "kube2iam or kiam: -A PREROUTING x");
+        let legacy_rules = Seen { legacy_rules: Ok(vec!["-A PREROUTING x".to_owned()]), ..seen() };
+        assert_told(&full(), &legacy_rules, true, "kube2iam or kiam: -A PREROUTING x");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rolegate::redirect::iptables::Iptables;
 use rolegate::redirect::iptables::program::Flavour;
 use rolegate::redirect::rules::{RuleSet, Targets};
-use rolegate::redirect::{Backend as _, RedirectError, peers};
+use rolegate::redirect::{Backend as _, RedirectError, legacy_rules};
 use rolegate_lab::node::{NODE_IP, NODE_IP6, Netns, Node, available_or_skip, find_program, skip};
 
 const FLAVOURS: [(Flavour, &str); 2] = [(Flavour::Nft, "nft"), (Flavour::Legacy, "legacy")];
@@ -240,19 +240,19 @@ fn the_rules_of_kube2iam_and_kiam_are_found_and_no_others() {
             ))
             .unwrap();
     }
-    let found = inside(node.ns(), || async { peers::find().await }).unwrap();
+    let found = inside(node.ns(), || async { legacy_rules::find().await }).unwrap();
     let targets: Vec<_> = found.iter().map(|left| (left.program, left.target.to_string())).collect();
     let both =
         ["iptables-nft", "iptables-legacy"].map(|program| [(program, "10.42.0.1:8181".to_owned()), (program, "10.42.0.1:3100".to_owned())]);
     assert_eq!(targets, both.concat());
-    let said = inside(node.ns(), || async { peers::remove(Duration::from_secs(30)).await }).unwrap();
+    let said = inside(node.ns(), || async { legacy_rules::remove(Duration::from_secs(30)).await }).unwrap();
     assert!(said.len() == 4 && said[0].contains("10.42.0.1:8181"), "{said:?}");
     for (_, name) in FLAVOURS {
         let left: Vec<_> = saved(node.ns(), name).into_iter().filter(|line| line.starts_with("-A")).collect();
         assert_eq!(left.len(), 2, "{left:?}");
         assert!(left[0].ends_with(":1") && left[1].ends_with(":2"), "{left:?}");
     }
-    assert_eq!(inside(node.ns(), || async { peers::remove(Duration::from_secs(30)).await }).unwrap(), [""; 0]);
+    assert_eq!(inside(node.ns(), || async { legacy_rules::remove(Duration::from_secs(30)).await }).unwrap(), [""; 0]);
 }
 
 /// Others that write as fast as they can are waited for, and lose nothing by it.
