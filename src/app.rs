@@ -31,7 +31,7 @@ use crate::pods::watch::{Watch, client, second_witness};
 use crate::pods::{self, Needs, NodeAddresses};
 use crate::policy::node::NodeIdentity;
 use crate::readiness::{Readiness, Step};
-use crate::redirect::chosen::{Chosen, System};
+use crate::redirect::backend::{SelectedBackend, System};
 use crate::redirect::interface_addresses;
 use crate::redirect::reconcile::Reconciler;
 use crate::self_test::{Ability, Probes, STEP, SelfTest};
@@ -318,7 +318,7 @@ fn open_links() -> Links {
 }
 
 /// The packet rules are kept true from now on.
-fn reconcile(tasks: &mut Tasks, reconciler: Option<Reconciler<Arc<Chosen>, System>>) {
+fn reconcile(tasks: &mut Tasks, reconciler: Option<Reconciler<Arc<SelectedBackend>, System>>) {
     if let Some(mut reconciler) = reconciler {
         tasks.spawn("packet rules", async move { reconciler.reconcile().await });
     }

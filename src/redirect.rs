@@ -8,8 +8,8 @@ use self::observed::ObservedRules;
 use self::rules::RuleSet;
 use crate::config::InterfaceMatch;
 
+pub mod backend;
 pub mod changes;
-pub mod chosen;
 pub mod conntrack;
 pub mod iptables;
 pub mod legacy_rules;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use super::rule::given_addresses;
 use crate::config::RedirectBackend;
 use crate::config::redirect::{Action, RedirectCommand};
-use crate::redirect::chosen::Chosen;
+use crate::redirect::backend::SelectedBackend;
 use crate::redirect::observed::ObservedRules;
 use crate::redirect::rules::{RuleSet, Targets};
 use crate::redirect::status::{Seen, Told, tell};
@@ -39,8 +39,8 @@ fn wanted(command: &RedirectCommand) -> anyhow::Result<RuleSet> {
     Ok(RuleSet { interfaces: command.redirect.interfaces.clone(), targets: Some(targets) })
 }
 
-async fn choose(command: &RedirectCommand) -> Result<Chosen, RedirectError> {
-    Chosen::choose(command.redirect.backend, &command.redirect.interfaces).await
+async fn choose(command: &RedirectCommand) -> Result<SelectedBackend, RedirectError> {
+    SelectedBackend::choose(command.redirect.backend, &command.redirect.interfaces).await
 }
 
 async fn install(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
@@ -80,13 +80,13 @@ async fn install(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
 }
 
 /// The backends that are asked for.
-fn asked(command: &RedirectCommand) -> Vec<Chosen> {
+fn asked(command: &RedirectCommand) -> Vec<SelectedBackend> {
     let name = match command.redirect.backend {
         RedirectBackend::Nftables => "nftables",
         RedirectBackend::Iptables => "iptables",
-        RedirectBackend::Auto | RedirectBackend::None => return Chosen::all().into(),
+        RedirectBackend::Auto | RedirectBackend::None => return SelectedBackend::all().into(),
     };
-    Chosen::all().into_iter().filter(|backend| backend.name() == name).collect()
+    SelectedBackend::all().into_iter().filter(|backend| backend.name() == name).collect()
 }
 
 /// What kube2iam and kiam left behind, and nothing of ours: that is how one comes from them, with the daemon at work.
@@ -143,7 +143,7 @@ async fn remove(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
 async fn status(command: &RedirectCommand) -> anyhow::Result<Told> {
     let backend = choose(command).await?;
     let mut observed = backend.observed().await?;
-    let other = Chosen::all().into_iter().find(|other| other.name() != backend.name());
+    let other = SelectedBackend::all().into_iter().find(|other| other.name() != backend.name());
     let mut elsewhere = match &other {
         Some(other) => Some((other.name(), other.observed().await.map_err(|error| error.to_string()))),
         None => None,

@@ -15,7 +15,7 @@ use crate::config::{InterfaceMatch, RedirectBackend, RedirectConfig};
 use crate::metrics::Metrics;
 use crate::pods::watch::client::{self, Client};
 use crate::readiness::{Readiness, Step};
-use crate::redirect::chosen::{Chosen, System};
+use crate::redirect::backend::{SelectedBackend, System};
 use crate::redirect::ownership::Turn;
 use crate::redirect::reconcile::{Like, Reconciler};
 use crate::redirect::rules::{RuleSet, Targets};
@@ -25,16 +25,16 @@ use crate::self_test::{Probes, Wanted};
 /// The rules, of which the guard is in place.
 #[derive(Debug)]
 pub(super) struct PacketRules {
-    backend: Arc<Chosen>,
+    backend: Arc<SelectedBackend>,
     turn: Option<Arc<Turn>>,
-    reconciler: Reconciler<Arc<Chosen>, System>,
+    reconciler: Reconciler<Arc<SelectedBackend>, System>,
     refuse_direct: bool,
 }
 
 /// What removes the rules at the daemon's end.
 #[derive(Debug)]
 pub(super) struct Leaving {
-    backend: Arc<Chosen>,
+    backend: Arc<SelectedBackend>,
     turn: Option<Arc<Turn>>,
 }
 
@@ -53,7 +53,7 @@ impl PacketRules {
             .inspect_err(|error| warn!(%error, "other daemons of this node cannot be told from this one, by sockets' names"))
             .ok()
             .map(Arc::new);
-        let backend = Arc::new(Chosen::choose(redirect.backend, &redirect.interfaces).await?);
+        let backend = Arc::new(SelectedBackend::choose(redirect.backend, &redirect.interfaces).await?);
         let refuse_direct = !accept_direct;
         let like = Like { interfaces: redirect.interfaces.clone(), refuse_direct, interval: redirect.interval };
         let system = System::open(turn.clone());
@@ -82,7 +82,7 @@ impl PacketRules {
         node: &str,
         probes: &Probes,
         step: Step,
-    ) -> anyhow::Result<Reconciler<Arc<Chosen>, System>> {
+    ) -> anyhow::Result<Reconciler<Arc<SelectedBackend>, System>> {
         warn_of_missing(&redirect.interfaces);
         let found = self.reconciler.reconcile_during(addresses(redirect, bound, &kube, node)).await?;
         if found.ipv6.is_none() {

@@ -18,14 +18,14 @@ use crate::config::{InterfaceMatch, RedirectBackend};
 
 /// One of the backends.
 #[derive(Debug)]
-pub enum Chosen {
+pub enum SelectedBackend {
     /// By the program `nft`.
     Nftables(Nftables),
     /// By the programs `iptables` and `ip6tables`.
     Iptables(Iptables),
 }
 
-impl Chosen {
+impl SelectedBackend {
     /// Both, the preferred one first.
     pub fn all() -> [Self; 2] {
         [Self::Nftables(Nftables::default()), Self::Iptables(Iptables::default())]
@@ -83,7 +83,7 @@ fn sample(interfaces: &[InterfaceMatch]) -> RuleSet {
     RuleSet { interfaces: interfaces.to_vec(), targets: Some(Targets { ipv4, ipv6, refuse_direct: true }) }
 }
 
-impl Backend for Chosen {
+impl Backend for SelectedBackend {
     fn name(&self) -> &'static str {
         match self {
             Self::Nftables(backend) => backend.name(),
