@@ -42,15 +42,15 @@ use crate::unix_socket;
 
 use self::rule::PacketRules;
 
-mod door;
 pub mod explain;
+mod listener;
 mod node;
 mod overflows;
 mod prepare;
 pub mod redirect;
 mod rule;
 
-use door::Door;
+use listener::Listener;
 use prepare::{SharedWithAdmin, prepare};
 
 /// The step of the start after which this node's pods are known.
@@ -71,7 +71,7 @@ pub struct App {
     pub metadata_address: SocketAddr,
     /// Where operators are served.
     pub metrics_address: SocketAddr,
-    metadata: Door,
+    metadata: Listener,
     /// Without it, another daemon has the port as yet.
     admin: Option<TcpListener>,
     probe_socket: Option<UnixListener>,
@@ -88,10 +88,10 @@ impl App {
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
         let (metrics, readiness) = (Metrics::new(), Readiness::default());
         let mut rules = PacketRules::guard(&config.redirect, config.server.accept_direct, &metrics, &readiness).await?;
-        let metadata = guarded(&mut rules, Door::find(&config.server)).await?;
-        let admin = match door::listen_for_operators(config.admin.address, config.admin.port) {
+        let metadata = guarded(&mut rules, Listener::find(&config.server)).await?;
+        let admin = match listener::listen_for_operators(config.admin.address, config.admin.port) {
             // The daemon before has it until it ends.
-            Err(error) if config.server.handover_socket.is_some() && door::is_in_use(&error) => None,
+            Err(error) if config.server.handover_socket.is_some() && listener::is_in_use(&error) => None,
             bound => Some(bound?),
         };
         let probe_socket = config.admin.probe_socket.as_deref().map(unix_socket::place).transpose().context("--probe-socket")?;
@@ -127,7 +127,7 @@ impl App {
         let Self {
             metadata_address,
             metrics_address,
-            metadata: mut door,
+            metadata: mut listener,
             admin,
             probe_socket,
             config,
@@ -211,7 +211,7 @@ impl App {
         tasks.spawn("metrics port", async move {
             let listener = match admin {
                 Some(listener) => listener,
-                None => door::wait_for_operators(address, port).await,
+                None => listener::wait_for_operators(address, port).await,
             };
             of_admin.serve(listener).await;
         });
@@ -237,7 +237,7 @@ impl App {
                 placed = &mut place, if !place.is_terminated() => reconcile(tasks, placed?),
                 prepared = &mut prepared => break prepared?,
                 // Whoever listened there is gone before this daemon can serve: connections wait here from now on.
-                listening = door.listen_when_alone() => listening?,
+                listening = listener.listen_when_alone() => listening?,
                 ended = tasks.first_ended() => return Err(ended.into()),
                 () = &mut stop => return Ok(()),
             }
@@ -271,7 +271,7 @@ impl App {
         };
         tasks.spawn("self-test", self_test.run(self_test_step, &[START, RULES]));
         let server = Arc::new(prepared.server.with_probes(probes.clone()));
-        let entrance = Entrance { door, server, node: prepared.node, readiness: readiness.clone(), drain: drain.clone() };
+        let entrance = Entrance { listener, server, node: prepared.node, readiness: readiness.clone(), drain: drain.clone() };
         let mut acceptor = tokio::spawn(entrance.serve(config.server.handover_socket.clone(), running));
         let ended = loop {
             tokio::select! {
@@ -326,7 +326,7 @@ fn reconcile(tasks: &mut Tasks, reconciler: Option<Reconciler<Arc<SelectedBacken
 
 /// The pod-facing port, until the drain begins.
 struct Entrance {
-    door: Door,
+    listener: Listener,
     server: Arc<Server<Sts>>,
     node: NodeIdentity,
     readiness: Readiness,
@@ -336,14 +336,14 @@ struct Entrance {
 impl Entrance {
     /// Accepts when it is time to, and offers the socket to the next daemon meanwhile.
     async fn serve(self, handover_socket: Option<PathBuf>, running: Step) -> anyhow::Result<()> {
-        let Self { door, server, node, readiness, drain } = self;
+        let Self { listener, server, node, readiness, drain } = self;
         let able = async {
             readiness.done(&[PODS_KNOWN]).await;
             // The other daemon may know it.
             identified(&node).await;
         };
         let (listener, giver) = tokio::select! {
-            opened = door.open(able) => opened?,
+            opened = listener.open(able) => opened?,
             () = drain.begun() => return Ok(()),
         };
         running.done();

@@ -23,7 +23,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// The pod-facing port, before anything is accepted.
 #[derive(Debug)]
-pub(super) enum Door {
+pub(super) enum Listener {
     /// Ours alone, as far as is known: it listens, and is accepted from as soon as may be.
     Own(StdListener),
     /// Another daemon listens at this port on a socket of its own. The kernel would give us half of its connections, so ours
@@ -33,7 +33,7 @@ pub(super) enum Door {
     Shared(Taken),
 }
 
-impl Door {
+impl Listener {
     /// Binds the configured port. Without `--handover-socket`, no other process can listen on it while this daemon does. With it,
     /// other processes of the same user can, so that the next daemon can start even if the handover fails.
     pub(super) async fn find(config: &ServerConfig) -> anyhow::Result<Self> {
