@@ -330,7 +330,7 @@ async fn pods_of_one_namespace_with_all_places_give_them_to_others() {
     assert_eq!(found(&new.await.unwrap()), Some("new"));
 }
 
-/// Requests from addresses whose claims are in doubt count neither for the namespaces of those pods nor against them.
+/// Requests from addresses whose claims are in conflict count neither for the namespaces of those pods nor against them.
 #[tokio::test(start_paused = true)]
 async fn disputed_addresses_with_all_places_give_them_to_pods() {
     let (writer, pods) = pods();

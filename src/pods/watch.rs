@@ -21,7 +21,7 @@ mod answer;
 mod around;
 pub mod client;
 mod complaints;
-mod doubts;
+mod conflicts;
 mod failure;
 mod fields;
 mod filter;
@@ -88,7 +88,7 @@ impl Watch {
                 around::watch_service_accounts(&self).await;
             }
         };
-        let pods = async { tokio::join!(self.watch_pods(first_list), self.end_claims(), doubts::settle(&self)) };
+        let pods = async { tokio::join!(self.watch_pods(first_list), self.end_claims(), conflicts::settle(&self)) };
         tokio::join!(self.watch_node_addresses(), pods, namespaces, service_accounts);
     }
 

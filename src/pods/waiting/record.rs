@@ -63,7 +63,7 @@ impl Record {
                 "too many requests of the pod or its namespace wait for what is still unknown of their pods; answering some of them by \
                  what is known; check what the pods of this namespace request"),
             Waiter::Disputed(ip) => warn!(event = "pod-wait-limit", source = %ip, requests,
-                "too many requests wait from addresses whose owner is in doubt; refusing some of them at once; check the refusals of this \
+                "too many requests wait from addresses whose owner is in conflict; refusing some of them at once; check the refusals of this \
                  address in the log"),
             Waiter::Unknown(ip) => warn!(event = "pod-wait-limit", source = %ip, network = %Network::from(*ip), requests,
                 "too many requests wait from addresses of no known pod; refusing some of them at once; check which pod sends from this \

@@ -198,7 +198,7 @@ async fn where_the_api_does_not_say_who_has_an_address_it_is_asked_again_but_not
     assert_eq!(asked(&running), 2);
     running.api.allow(Verb::List, "pods");
     tokio::time::pause();
-    tokio::time::advance(doubts::ASK_AGAIN).await;
+    tokio::time::advance(conflicts::ASK_AGAIN).await;
     tokio::time::resume();
     while running.count(r#"rolegate_ambiguous_addresses_total{outcome="confirmed"}"#) == 0 {
         pods.changed().await;
@@ -244,7 +244,7 @@ async fn something_that_is_no_list_of_pods_says_nothing_of_any() {
         }
         objects.into_iter().for_each(|object| watch.apply(object));
         let metrics = watch.metrics.clone();
-        let settling = tokio::spawn(async move { doubts::settle(&watch).await });
+        let settling = tokio::spawn(async move { conflicts::settle(&watch).await });
         let mut changes = pods.clone();
         let unanswered = async {
             while !String::from_utf8(metrics.render()).unwrap().contains(r#"outcome="unanswered"} 1"#) {
@@ -273,7 +273,7 @@ async fn ask_again_about(changed: Value) -> Running {
     running.api.apply(Resource::Pods, changed);
     running.api.allow(Verb::List, "pods");
     tokio::time::pause();
-    tokio::time::advance(doubts::ASK_AGAIN).await;
+    tokio::time::advance(conflicts::ASK_AGAIN).await;
     tokio::time::resume();
     while running.count(r#"rolegate_ambiguous_addresses_total{outcome="settled"}"#) == 0 {
         pods.changed().await;

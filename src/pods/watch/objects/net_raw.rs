@@ -2,7 +2,7 @@
 //!
 //! containerd, CRI-O and Docker's shim accept names of capabilities in any case, without `CAP_`. A container without settings
 //! gets their default set, which includes `NET_RAW` in containerd and Docker. In `drop`, containerd ignores names with the
-//! prefix. In doubt, a container counts as having the capability.
+//! prefix. In conflict, a container counts as having the capability.
 
 use serde::Deserialize;
 use serde::de::Deserializer;
