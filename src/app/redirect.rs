@@ -168,7 +168,7 @@ async fn status(command: &RedirectCommand) -> anyhow::Result<Told> {
         backend: looked_at.name(),
         differences,
         elsewhere,
-        legacy_rules: peers.map_err(|error| error.to_string()),
+        legacy_rules: legacy_rules.map_err(|error| error.to_string()),
         addresses: redirect::interface_addresses(),
         daemon: ownership::any().ok(),
     };
