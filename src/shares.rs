@@ -74,6 +74,11 @@ impl<G: Clone + Eq + Hash, M: Clone + Eq + Hash, T> Shares<G, M, T> {
         self.held.get(&id).map(|held| &held.value)
     }
 
+    /// The entry with this id, to change it.
+    pub fn get_mut(&mut self, id: u64) -> Option<&mut T> {
+        self.held.get_mut(&id).map(|held| &mut held.value)
+    }
+
     /// The entries, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
         self.held.iter().map(|(id, held)| (*id, &held.value))
