@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
-/// The pauses of one verb. A namespace may refuse by itself, for example by an admission webhook. If two namespaces refuse and
-/// nothing was accepted in between, the daemon lacks the permission, and all namespaces pause.
+/// The pauses of one verb. A refusal pauses its own namespace alone, because the namespace may be the one that refuses, for example
+/// by an admission webhook or a quota. Tenants must not be able to silence the other namespaces with that.
 #[derive(Debug, Default)]
 pub(super) struct Pauses {
     until: Option<Instant>,
@@ -24,13 +24,10 @@ impl Pauses {
         self.until = self.until.max(Some(until));
     }
 
-    /// Pauses in a namespace in which it is forbidden; everywhere, if it is the second one.
+    /// Pauses in a namespace in which it is forbidden.
     pub(super) fn forbid(&mut self, namespace: &str, until: Instant) {
         self.forbidden.insert(namespace.to_owned());
         self.of_namespaces.insert(namespace.to_owned(), until);
-        if self.is_forbidden_everywhere() {
-            self.pause(until);
-        }
     }
 
     /// Notes that a write was accepted.
@@ -38,7 +35,8 @@ impl Pauses {
         self.forbidden.clear();
     }
 
-    /// Returns whether it was forbidden in more than one namespace since it was last accepted.
+    /// Returns whether it was forbidden in more than one namespace since it was last accepted: usually, the daemon lacks the
+    /// permission.
     pub(super) fn is_forbidden_everywhere(&self) -> bool {
         self.forbidden.len() > 1
     }
