@@ -453,6 +453,7 @@ fn the_form_of_the_report_is_stable() {
         "request": {
             "role": "arn:aws:iam::123456789012:role/pods/shop-web",
             "session_name": "web-0",
+            "source_identity": null,
             "external_id": false,
             "tags": [],
             "duration_seconds": 3600,
