@@ -222,6 +222,8 @@ pub struct SessionsConfig {
     pub pod_may_name: bool,
     /// Who shares a session.
     pub scope: SessionScope,
+    /// The source identity of sessions; `None`: they get none.
+    pub source_identity: Option<SessionTemplate>,
     /// What STS is told about the pod beside the name; in the order of the enum, each once.
     pub tags: Vec<SessionTag>,
     /// How long the first failure of a session is remembered.
