@@ -148,7 +148,7 @@ impl<A: StsOfNode> Admin<A> {
     }
 
     fn source_of(&self, ip: IpAddr) -> Source {
-        Source::of(ip, self.pods.by_ip(ip))
+        Source::at_once(ip, self.pods.at_once(ip))
     }
 
     /// Serves the two probes, and nothing else, to this user's own processes, for as long as the process.

@@ -143,6 +143,16 @@ impl Pods {
         }
     }
 
+    /// Returns who has this address, without asking the kernel and so without waiting. The error is the API's word alone, where
+    /// the kernel would have to be asked: connections may be counted by it, but nothing may be decided by it.
+    pub fn at_once(&self, ip: IpAddr) -> Result<Lookup, Lookup> {
+        let index = self.shared.read();
+        match self.shared.node.known(&index, ip) {
+            Some(judged) => Ok(lookup(&index, judged)),
+            None => Err(lookup(&index, Judged::Claims(index.by_ip(ip)))),
+        }
+    }
+
     /// Who has this address by the API's word alone, for comparison. Nothing may be decided by it: the node itself may object.
     #[doc(hidden)]
     pub fn by_api_alone(&self, ip: IpAddr) -> Lookup {

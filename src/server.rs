@@ -94,6 +94,17 @@ impl Accepting {
     }
 }
 
+/// A connection that was accepted.
+#[derive(Debug)]
+struct Arrival {
+    stream: TcpStream,
+    admission: Admission,
+    /// What limits count it for.
+    source: Source,
+    /// The generation of the pods in which it was accepted, where the kernel has to be asked whose address it is.
+    unchecked: Option<u64>,
+}
+
 /// What a connection may be used for.
 #[derive(Debug)]
 enum Admission {
@@ -180,7 +191,7 @@ impl<A: AssumeRole> Server<A> {
             self.probes.arrived(from);
             return drop(stream);
         }
-        let mut admission = self.admit(&stream, peer);
+        let admission = self.admit(&stream, peer);
         if matches!(admission, Admission::Refused) {
             self.metrics.connection_refused("not-redirected");
             debug!(source = %peer, "closed a connection that was not redirected from the metadata address");
@@ -188,33 +199,62 @@ impl<A: AssumeRole> Server<A> {
         }
         // Changes on which the handshake depended, such as a forged neighbour, were announced before.
         self.proxy.pods().catch_up();
-        let source = if matches!(admission, Admission::Probe) { Source::Node } else { self.source(from.ip()) };
-        if let (Admission::Pod(origin), Source::Unknown(_)) = (&mut admission, &source) {
-            origin.late = self.proxy.pods().distrusts_newcomers();
-        }
-        if let Err(limit) = self.rates.admits(&source) {
-            return self.refused(&source, limit);
+        let arrival = self.arrival(stream, admission, from.ip());
+        if let Err(limit) = self.rates.admits(&arrival.source) {
+            return self.refused(&arrival.source, limit);
         }
         let server = self.clone();
-        match self.limits.admit(&source, |ip| self.source(ip)) {
-            Admitted::Open(permit) => self.drain.track(async move { server.open(stream, admission, permit).await }),
+        match self.limits.admit(&arrival.source, |ip| self.source_at_once(ip)) {
+            Admitted::Open(permit) => self.drain.track(async move { server.open(arrival, permit).await }),
             Admitted::Wait(waiting) => self.drain.track(async move {
                 let place = {
                     let _waits = server.metrics.connection_waits();
                     waiting.place().await
                 };
                 match place {
-                    Ok(permit) => server.open(stream, admission, permit).await,
-                    Err(limit) => server.refused(&source, limit),
+                    Ok(permit) => server.open(arrival, permit).await,
+                    Err(limit) => server.refused(&arrival.source, limit),
                 }
             }),
-            Admitted::Refused(limit) => self.refused(&source, limit),
+            Admitted::Refused(limit) => self.refused(&arrival.source, limit),
         }
     }
 
-    /// Returns the source behind this address, from what is known now.
+    /// Finds out what limits count a connection for. Never asks the kernel, which may wait: all connections wait for this one.
+    fn arrival(&self, stream: TcpStream, mut admission: Admission, ip: IpAddr) -> Arrival {
+        let pods = self.proxy.pods();
+        let Admission::Pod(origin) = &mut admission else {
+            return Arrival { stream, admission, source: Source::Node, unchecked: None };
+        };
+        // Read first, so that a change in between is noticed later.
+        let generation = pods.generation();
+        let found = pods.at_once(ip);
+        let unchecked = found.is_err().then_some(generation);
+        let source = Source::at_once(ip, found);
+        origin.late = unchecked.is_none() && matches!(source, Source::Unknown(_)) && pods.distrusts_newcomers();
+        Arrival { stream, admission, source, unchecked }
+    }
+
+    /// Asks the kernel whose address a connection has. This may wait, so the connection's own task does it.
+    fn check(&self, admission: &mut Admission, source: &Source, permit: &Permit, generation: u64) {
+        let Admission::Pod(origin) = admission else { return };
+        let pods = self.proxy.pods();
+        pods.catch_up();
+        let now = self.source(origin.ip);
+        permit.settle(&now);
+        // The API knew no pod there when it was accepted. The node's records did, unless they have changed since then.
+        let was_known = !matches!(now, Source::Unknown(_)) && pods.generation() == generation;
+        origin.late = matches!(source, Source::Unknown(_)) && !was_known && pods.distrusts_newcomers();
+    }
+
+    /// Returns the source behind this address, from what is known now. May wait for the kernel.
     fn source(&self, ip: IpAddr) -> Source {
         Source::of(ip, self.proxy.pods().by_ip(ip))
+    }
+
+    /// Returns the source behind this address, as far as is known without asking the kernel.
+    fn source_at_once(&self, ip: IpAddr) -> Source {
+        Source::at_once(ip, self.proxy.pods().at_once(ip))
     }
 
     /// Counts and records a connection that a limit closes.
@@ -223,8 +263,12 @@ impl<A: AssumeRole> Server<A> {
         self.record.closed(source, Port::Metadata, limit);
     }
 
-    async fn open(&self, stream: TcpStream, admission: Admission, permit: Permit) {
+    async fn open(&self, arrival: Arrival, permit: Permit) {
+        let Arrival { stream, mut admission, source, unchecked } = arrival;
         let _open = self.metrics.connection();
+        if let Some(generation) = unchecked {
+            self.check(&mut admission, &source, &permit, generation);
+        }
         self.connection(stream, admission, &permit).await;
     }
 
@@ -372,19 +416,4 @@ fn is_metadata(address: SocketAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn that_nothing_can_be_accepted_is_told_once_and_counted_each_time() {
-        let metrics = Metrics::new();
-        let accepting = Accepting::new(metrics.clone());
-        let failed = || accepting.failed(&std::io::Error::from_raw_os_error(24));
-        assert!(!accepting.worked(), "nothing was wrong");
-        assert_eq!([failed(), failed(), failed()], [true, false, false]);
-        assert_eq!([accepting.worked(), accepting.worked()], [true, false]);
-        assert!(failed(), "it is news again");
-        let text = String::from_utf8(metrics.render()).unwrap_or_default();
-        assert!(text.contains(r#"rolegate_connections_refused_total{reason="accept-failed"} 4"#), "{text}");
-    }
-}
+mod tests;

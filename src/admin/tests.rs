@@ -386,3 +386,17 @@ async fn an_idle_connection_that_gives_way_ends() {
     let (newcomer, ()) = tokio::join!(scraper, admin.connection(stream, peer, of(0), permit, &room));
     assert!(newcomer.is_unknown() && busy.iter().all(|permit| futures_util::FutureExt::now_or_never(permit.closing()).is_none()));
 }
+
+/// The kernel may have to wait for others before it answers whose address it is, and so would everybody who connects.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn who_connects_is_told_without_asking_the_kernel() {
+    let node = Arc::new(crate::links::witness::held::Held::default());
+    node.answers.add_permits(100);
+    let (writer, pods) = crate::pods::pods_with(node.clone(), None);
+    writer.write(|index| index.apply(crate::proxy::tests::pod("web", "10.0.0.1", None)));
+    let admin = Admin { pods, ..admin(&none()) };
+    let of_web = || admin.source("10.0.0.1".parse().unwrap(), "10.0.0.99".parse().unwrap());
+    assert_eq!((of_web(), node.asked()), (Source::Disputed("10.0.0.1".parse().unwrap()), 0));
+    admin.pods.by_ip("10.0.0.1".parse().unwrap());
+    assert!(matches!(of_web(), Source::Pod(pod) if pod.name == "web"));
+}

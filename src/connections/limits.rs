@@ -135,7 +135,7 @@ impl Limits {
     }
 
     /// Decides about a new connection. `who` returns who has an address by now: one that was unknown when it connected may
-    /// have become a pod's. It may ask the kernel, so it is called without a lock.
+    /// have become a pod's. It is called without a lock.
     pub fn admit(&self, source: &Source, who: impl Fn(IpAddr) -> Source) -> Admitted {
         let mut state = self.0.lock();
         let slot = Arc::new(Slot::new(state.next, self.0.now()));

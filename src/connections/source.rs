@@ -10,7 +10,8 @@ use crate::pods::{Lookup, Pod, PodUid};
 pub enum Source {
     /// A pod of this node. All its addresses count together.
     Pod(Arc<Pod>),
-    /// An address that several pods of this node claim, or whose claim contradicts what the node sees.
+    /// An address that several pods of this node claim, or whose claim contradicts what the node sees, or has yet to be compared
+    /// with it.
     Disputed(IpAddr),
     /// The node itself.
     Node,
@@ -34,6 +35,16 @@ impl Source {
             // The client may not be the pod, so it must not use up the pod's budget.
             Lookup::Ambiguous(_) | Lookup::Objected(..) => Self::Disputed(ip),
             Lookup::Unknown => Self::Unknown(ip),
+        }
+    }
+
+    /// Returns the source behind an address, from what [`Pods::at_once`](crate::pods::Pods::at_once) returns. While the kernel has
+    /// to be asked whether the address is still its pod's, the address counts for itself.
+    pub fn at_once(ip: IpAddr, lookup: Result<Lookup, Lookup>) -> Self {
+        match lookup {
+            Ok(lookup) => Self::of(ip, lookup),
+            Err(Lookup::Unknown) => Self::Unknown(ip),
+            Err(_) => Self::Disputed(ip),
         }
     }
 

@@ -145,4 +145,6 @@ impl Link {
 }
 
 #[cfg(test)]
+pub(crate) mod held;
+#[cfg(test)]
 mod tests;

@@ -335,7 +335,7 @@ async fn a_place_that_was_granted_to_one_who_is_gone_is_free_again() {
     open(&limits, &web);
 }
 
-/// Whose address it is may have to be asked of the kernel, which others must not wait for.
+/// Whose address it is is looked up under another lock, and others must not wait for both.
 #[tokio::test(start_paused = true)]
 async fn an_address_is_looked_up_without_the_lock() {
     let limits = Limits::new(Settings { unknown: 2, ..SETTINGS });
