@@ -9,6 +9,8 @@ use std::fmt;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+pub mod turned_away;
+
 /// The places, each with a value of type `T`.
 #[derive(Debug)]
 pub struct Shares<G, M, T> {
