@@ -28,7 +28,7 @@ const WAIT: Duration = Duration::from_secs(1);
 /// How many connections there may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Of all pods together.
+    /// Of all pods together, and one more for each namespace that has none when these are taken.
     pub all: usize,
     /// Of one pod.
     pub per_source: usize,
@@ -121,7 +121,8 @@ pub struct Waiting {
 
 impl Limits {
     /// Creates limits with these settings. The last quarter of all places is reserved for sources with fewer than four
-    /// connections, and the last eighth for namespaces with less than a sixteenth of all places.
+    /// connections, and the last eighth for namespaces with less than a sixteenth of all places. A namespace without any
+    /// connection always gets one, beyond the limit if need be.
     pub fn new(settings: Settings) -> Self {
         let state = State {
             next: 0,
@@ -157,6 +158,10 @@ impl Limits {
             }
         };
         let Err(limit) = state.fits(&self.0.settings, source, &key) else {
+            if state.all >= self.0.settings.all && key != Key::Node {
+                // It is one more than there should be.
+                state.make_room(source, &key, Limit::All, self.0.now());
+            }
             state.open(source.clone(), key, slot.clone());
             return Admitted::Open(permit());
         };
@@ -216,6 +221,14 @@ impl State {
         self.accounts.values().filter(|account| account.source.namespace() == namespace).map(|account| account.open.len()).sum()
     }
 
+    /// Whether a pod's namespace has any connection, or a disputed address itself.
+    fn has_any(&self, source: &Source, key: &Key) -> bool {
+        match source {
+            Source::Pod(pod) => self.of_namespace(&pod.namespace) > 0,
+            Source::Disputed(_) | Source::Node | Source::Unknown(_) => self.of(key) > 0,
+        }
+    }
+
     /// Whether one more connection of a known source fits.
     fn fits(&self, settings: &Settings, source: &Source, key: &Key) -> Result<(), Limit> {
         let (own, all) = (self.of(key), settings.all);
@@ -227,7 +240,8 @@ impl State {
             return Err(Limit::Source);
         }
         if self.all >= all {
-            return Err(Limit::All);
+            // One for each namespace is beyond the limit: there are no more of them than pods on the node.
+            return if self.has_any(source, key) { Err(Limit::All) } else { Ok(()) };
         }
         if own >= FEW && self.all > all - all.div_ceil(4) {
             return Err(Limit::Room);

@@ -292,11 +292,15 @@ async fn where_all_places_are_taken_the_largest_namespace_and_pod_make_room() {
         tokio::time::advance(IDLE_GRACE).await;
     }
     let newcomer = pod("c", 1);
-    let mut waiting = std::pin::pin!(wait(&limits, &newcomer).place());
+    // It is the first one of its namespace, and so opens beyond the limit. The second one waits.
+    let first = open(&limits, &newcomer);
     assert_eq!(of_a1.iter().map(closing).collect::<Vec<_>>(), [Some(Closing::MadeRoom), None, None]);
+    let mut waiting = std::pin::pin!(wait(&limits, &newcomer).place());
+    assert_eq!(of_a1.iter().map(closing).collect::<Vec<_>>(), [Some(Closing::MadeRoom), Some(Closing::MadeRoom), None]);
     assert_eq!(of_b.iter().chain(&of_a2).filter_map(closing).count(), 0);
     drop(of_a1);
     assert!(waiting.as_mut().now_or_never().unwrap().is_ok());
+    drop(first);
 }
 
 #[tokio::test(start_paused = true)]
@@ -384,7 +388,7 @@ async fn without_a_queue_an_idle_connection_gives_way_to_a_source_that_has_none(
     let greedy = (0..8).map(|n| pod(if n < 7 { "a" } else { "b" }, n));
     let kept: Vec<_> = greedy.clone().flat_map(|pod| (0..4).map(move |_| pod.clone())).map(|pod| open(&limits, &pod)).collect();
     kept.iter().for_each(Permit::request_begins);
-    let scraper = pod("monitoring", "prometheus");
+    let scraper = pod("b", "prometheus");
     tokio::time::advance(IDLE_GRACE).await;
     assert_eq!(limit(&limits, &scraper), Some(Limit::All), "each has a request under way");
     kept[5].request_ends();
@@ -403,4 +407,32 @@ async fn without_a_queue_an_idle_connection_gives_way_to_a_source_that_has_none(
     assert_eq!(all(&limits), 1, "the one that gave way is not counted twice");
     drop(own);
     assert!(limits.0.lock().accounts.is_empty());
+}
+
+/// Each of sixteen namespaces may use a sixteenth of all places, and so together all of them.
+#[tokio::test(start_paused = true)]
+async fn a_namespace_without_any_connection_gets_one_whatever_others_hold() {
+    let limits = Limits::new(SETTINGS);
+    let mut taken = Vec::new();
+    for namespace in 0..16 {
+        for (n, _) in (0..64).flat_map(|n| (0..FEW).map(move |place| (n, place))) {
+            taken.push(open(&limits, &pod(&format!("greedy-{namespace}"), n)));
+        }
+    }
+    taken.iter().for_each(Permit::request_begins);
+    assert_eq!((all(&limits), limit(&limits, &pod("greedy-0", "new"))), (4096, Some(Limit::All)));
+    let mut newcomers: Vec<_> = (0..20).map(|n| open(&limits, &pod(&format!("new-{n}"), 0))).collect();
+    assert_eq!(limit(&limits, &pod("new-0", 1)), Some(Limit::All), "one for each namespace");
+    let disputed = [1, 2].map(|last| Source::Disputed(IpAddr::from([10, 0, 0, last])));
+    let _of_each = disputed.each_ref().map(|source| open(&limits, source));
+    assert_eq!(limit(&limits, &disputed[0]), Some(Limit::All), "one for each address");
+    assert_eq!(taken.iter().filter_map(closing).count(), 0, "each has a request under way");
+    // One that is idle goes, as there is one more than there should be.
+    taken[5].request_ends();
+    tokio::time::advance(IDLE_GRACE).await;
+    newcomers.push(open(&limits, &pod("last", 0)));
+    assert_eq!(closing(&taken[5]), Some(Closing::MadeRoom));
+    // Before the limit counts again, those beyond it have to end.
+    drop(newcomers);
+    assert_eq!(limit(&limits, &pod("greedy-0", "new")), Some(Limit::All));
 }
