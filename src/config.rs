@@ -281,8 +281,8 @@ impl Default for LimitsConfig {
     }
 }
 
-/// File descriptors for everything but the limited connections of pods: listeners, the Kubernetes API, AWS, the metrics port, and
-/// one connection beyond the limit for each namespace.
+/// File descriptors for everything but the limited connections of pods: listeners, the Kubernetes API, AWS, the metrics port, one
+/// connection beyond the limit for each namespace, and connections of which the kernel is asked where they come from.
 const OTHER_DESCRIPTORS: u64 = 512;
 
 impl LimitsConfig {

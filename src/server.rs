@@ -199,24 +199,42 @@ impl<A: AssumeRole> Server<A> {
         }
         // Changes on which the handshake depended, such as a forged neighbour, were announced before.
         self.proxy.pods().catch_up();
-        let arrival = self.arrival(stream, admission, from.ip());
-        if let Err(limit) = self.rates.admits(&arrival.source) {
-            return self.refused(&arrival.source, limit);
-        }
+        let mut arrival = self.arrival(stream, admission, from.ip());
         let server = self.clone();
-        match self.limits.admit(&arrival.source, |ip| self.source_at_once(ip)) {
-            Admitted::Open(permit) => self.drain.track(async move { server.open(arrival, permit).await }),
-            Admitted::Wait(waiting) => self.drain.track(async move {
-                let place = {
-                    let _waits = server.metrics.connection_waits();
-                    waiting.place().await
-                };
-                match place {
-                    Ok(permit) => server.open(arrival, permit).await,
-                    Err(limit) => server.refused(&arrival.source, limit),
-                }
-            }),
+        if let Source::Unknown(ip, _) = arrival.source
+            && self.proxy.pods().has_bridges()
+        {
+            return self.drain.track(async move {
+                arrival.source = Source::Unknown(ip, server.proxy.pods().network_of(ip).await);
+                let admitted = server.admitted(&arrival.source);
+                server.enter(arrival, admitted).await;
+            });
+        }
+        match self.admitted(&arrival.source) {
             Admitted::Refused(limit) => self.refused(&arrival.source, limit),
+            admitted => self.drain.track(async move { server.enter(arrival, admitted).await }),
+        }
+    }
+
+    fn admitted(&self, source: &Source) -> Admitted {
+        match self.rates.admits(source) {
+            Ok(()) => self.limits.admit(source, |ip| self.source_at_once(ip)),
+            Err(limit) => Admitted::Refused(limit),
+        }
+    }
+
+    async fn enter(&self, arrival: Arrival, admitted: Admitted) {
+        let place = match admitted {
+            Admitted::Open(permit) => Ok(permit),
+            Admitted::Wait(waiting) => {
+                let _waits = self.metrics.connection_waits();
+                waiting.place().await
+            }
+            Admitted::Refused(limit) => Err(limit),
+        };
+        match place {
+            Ok(permit) => self.open(arrival, permit).await,
+            Err(limit) => self.refused(&arrival.source, limit),
         }
     }
 
@@ -231,7 +249,7 @@ impl<A: AssumeRole> Server<A> {
         let found = pods.at_once(ip);
         let unchecked = found.is_err().then_some(generation);
         let source = Source::at_once(ip, found);
-        origin.late = unchecked.is_none() && matches!(source, Source::Unknown(_)) && pods.distrusts_newcomers();
+        origin.late = unchecked.is_none() && matches!(source, Source::Unknown(..)) && pods.distrusts_newcomers();
         Arrival { stream, admission, source, unchecked }
     }
 
@@ -243,8 +261,8 @@ impl<A: AssumeRole> Server<A> {
         let now = self.source(origin.ip);
         permit.settle(&now);
         // The API knew no pod there when it was accepted. The node's records did, unless they have changed since then.
-        let was_known = !matches!(now, Source::Unknown(_)) && pods.generation() == generation;
-        origin.late = matches!(source, Source::Unknown(_)) && !was_known && pods.distrusts_newcomers();
+        let was_known = !matches!(now, Source::Unknown(..)) && pods.generation() == generation;
+        origin.late = matches!(source, Source::Unknown(..)) && !was_known && pods.distrusts_newcomers();
     }
 
     /// Returns the source behind this address, from what is known now. May wait for the kernel.
@@ -269,7 +287,7 @@ impl<A: AssumeRole> Server<A> {
         if let Some(generation) = unchecked {
             self.check(&mut admission, &source, &permit, generation);
         }
-        self.connection(stream, admission, &permit).await;
+        self.connection(stream, admission, &source, &permit).await;
     }
 
     /// Counts the connection for its pod, if the pod has become known since.
@@ -299,7 +317,7 @@ impl<A: AssumeRole> Server<A> {
         if from_the_node { Admission::Probe } else { Admission::Refused }
     }
 
-    async fn connection(&self, stream: TcpStream, admission: Admission, permit: &Permit) {
+    async fn connection(&self, stream: TcpStream, admission: Admission, source: &Source, permit: &Permit) {
         let admission = &admission;
         // Requests since the connection's last turn: one that sends many at once gets one answered in each turn, as others do.
         let turn = &AtomicU32::new(0);
@@ -338,8 +356,8 @@ impl<A: AssumeRole> Server<A> {
             closing = permit.closing() => {
                 self.metrics.connection_ended(ended_for(closing));
                 if closing == Closing::Displaced {
-                    if let Admission::Pod(origin) = admission {
-                        self.record.closed(&Source::Unknown(origin.ip), Port::Metadata, Limit::Displaced);
+                    if matches!(source, Source::Unknown(..)) {
+                        self.record.closed(source, Port::Metadata, Limit::Displaced);
                     }
                     return;
                 }

@@ -144,8 +144,8 @@ impl Limits {
         let permit = || Permit { shared: self.0.clone(), slot: slot.clone() };
         let key = match source.key() {
             Ok(key) => key,
-            Err(ip) => {
-                let displaced = match state.enter_unknown(ip, slot.clone(), &self.0.settings, self.0.now()) {
+            Err((ip, network)) => {
+                let displaced = match state.enter_unknown(ip, network, slot.clone(), &self.0.settings, self.0.now()) {
                     Ok(displaced) => displaced,
                     Err(limit) => return Admitted::Refused(limit),
                 };
@@ -225,7 +225,7 @@ impl State {
     fn has_any(&self, source: &Source, key: &Key) -> bool {
         match source {
             Source::Pod(pod) => self.of_namespace(&pod.namespace) > 0,
-            Source::Disputed(_) | Source::Node | Source::Unknown(_) => self.of(key) > 0,
+            Source::Disputed(_) | Source::Node | Source::Unknown(..) => self.of(key) > 0,
         }
     }
 
@@ -264,6 +264,7 @@ impl State {
     fn enter_unknown(
         &mut self,
         ip: IpAddr,
+        network: Network,
         slot: Arc<Slot>,
         settings: &Settings,
         now: u64,
@@ -271,7 +272,7 @@ impl State {
         if self.unknown.len() >= settings.unknown {
             self.make_room_for_unknown(now);
         }
-        let displaced = self.unknown.enter(slot.id, ip.into(), ip, slot).map_err(|(Full::Member | Full::All)| Limit::Unknown)?;
+        let displaced = self.unknown.enter(slot.id, network, ip, slot).map_err(|(Full::Member | Full::All)| Limit::Unknown)?;
         if let Some(displaced) = &displaced {
             self.displaced.insert(displaced.id, displaced.value.clone());
         }

@@ -7,7 +7,6 @@ use tracing::warn;
 
 use super::source::{Key, Source};
 use crate::pods::Pod;
-use crate::shares::Network;
 use crate::shares::turned_away::{Recent, TurnedAway};
 
 /// A limit of connections.
@@ -133,8 +132,7 @@ impl Record {
             Source::Disputed(ip) => {
                 warn!(event = "connection-limit", port, limit, source = %ip, connections, "closed connections: {advice}");
             }
-            Source::Unknown(ip) => {
-                let network = Network::from(*ip);
+            Source::Unknown(ip, network) => {
                 warn!(event = "connection-limit", port, limit, source = %ip, %network, connections, "closed connections: {advice}");
             }
             Source::Node => warn!(event = "connection-limit", port, limit, connections, "closed connections of the node itself: {advice}"),
@@ -198,7 +196,7 @@ mod tests {
     async fn invented_addresses_do_not_fill_the_log() {
         let record = Record::default();
         let lines = (0..5000_u32).filter_map(|last| {
-            let source = Source::Unknown(std::net::IpAddr::from(last.to_be_bytes()));
+            let source = Source::unknown(std::net::IpAddr::from(last.to_be_bytes()));
             record.note(&source, Port::Metadata, Limit::Unknown)
         });
         assert_eq!(lines.count(), 1);

@@ -8,7 +8,7 @@ use super::*;
 const SETTINGS: Settings = Settings { all: 4096, per_source: 128, node: 64, unknown: 128, per_unknown: 64, waiting: 256 };
 
 fn nobody(ip: IpAddr) -> Source {
-    Source::Unknown(ip)
+    Source::unknown(ip)
 }
 
 fn open(limits: &Limits, source: &Source) -> Permit {
@@ -39,11 +39,11 @@ fn pod(namespace: &str, name: impl ToString) -> Source {
 }
 
 fn unknown(last: u32) -> Source {
-    Source::Unknown(IpAddr::from((0x0a00_0000 + last).to_be_bytes()))
+    Source::unknown(IpAddr::from((0x0a00_0000 + last).to_be_bytes()))
 }
 
 fn unknown_v6(last: u128) -> Source {
-    Source::Unknown(IpAddr::from(std::net::Ipv6Addr::from_bits((0xfd00 << 112) + last)))
+    Source::unknown(IpAddr::from(std::net::Ipv6Addr::from_bits((0xfd00 << 112) + last)))
 }
 
 fn all(limits: &Limits) -> usize {
@@ -188,7 +188,7 @@ async fn an_address_that_becomes_a_pods_is_counted_for_the_pod() {
     let third = open(&limits, &unknown(3));
     assert_eq!(closing(&third), None);
     // The second one was not looked at since its pod is known. It is not displaced, but counted for the pod.
-    let fourth = match limits.admit(&unknown(4), |ip| if unknown(2) == Source::Unknown(ip) { web.clone() } else { nobody(ip) }) {
+    let fourth = match limits.admit(&unknown(4), |ip| if unknown(2) == Source::unknown(ip) { web.clone() } else { nobody(ip) }) {
         Admitted::Open(permit) => permit,
         other => panic!("{other:?}"),
     };
@@ -435,4 +435,20 @@ async fn a_namespace_without_any_connection_gets_one_whatever_others_hold() {
     // Before the limit counts again, those beyond it have to end.
     drop(newcomers);
     assert_eq!(limit(&limits, &pod("greedy-0", "new")), Some(Limit::All));
+}
+
+fn behind(port: u32, last: u32) -> Source {
+    Source::Unknown(IpAddr::from((0x0a00_0000 + last).to_be_bytes()), Network::Port(port))
+}
+
+/// A pod may invent any number of addresses, which are all behind its port of a bridge.
+#[tokio::test(start_paused = true)]
+async fn addresses_that_a_pod_invents_displace_no_pod_at_another_port() {
+    let limits = Limits::new(SETTINGS);
+    let new_pods: Vec<_> = (0..30).map(|port| open(&limits, &behind(port, port))).collect();
+    let flood: Vec<_> = (1000..3000).map(|last| open(&limits, &behind(77, last))).collect();
+    assert!(new_pods.iter().all(|permit| closing(permit).is_none()));
+    let late: Vec<_> = (30..50).map(|port| open(&limits, &behind(port, port))).collect();
+    assert!(late.iter().all(|permit| closing(permit).is_none()));
+    assert_eq!(flood.iter().filter(|permit| closing(permit).is_none()).count(), 128 - 50);
 }

@@ -45,6 +45,10 @@ impl Witness for Held {
         self.blind.has_record(ip)
     }
 
+    fn behind(&self, ip: IpAddr) -> Option<u32> {
+        self.blind.behind(ip)
+    }
+
     fn is_port(&self, bridge: u32, port: u32) -> bool {
         self.blind.is_port(bridge, port)
     }

@@ -6,7 +6,6 @@ use tracing::warn;
 
 use super::{Member, Waiter};
 use crate::pods::Pod;
-use crate::shares::Network;
 use crate::shares::turned_away::{Recent, TurnedAway as Recently};
 
 /// Requests of one pod that were answered without waiting, or not waiting to the end.
@@ -48,7 +47,7 @@ impl Record {
             Waiter::Disputed(ip) => warn!(event = "pod-wait-limit", source = %ip, requests,
                 "too many requests wait from addresses whose owner is in doubt; refusing some of them at once; check the refusals of this \
                  address in the log"),
-            Waiter::Unknown(ip) => warn!(event = "pod-wait-limit", source = %ip, network = %Network::from(*ip), requests,
+            Waiter::Unknown(ip, network) => warn!(event = "pod-wait-limit", source = %ip, %network, requests,
                 "too many requests wait from addresses of no known pod; refusing some of them at once; check which pod sends from this \
                  address, because a pod that invents addresses causes this"),
         }
