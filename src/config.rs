@@ -283,8 +283,9 @@ impl Default for LimitsConfig {
     }
 }
 
-/// File descriptors for everything but pods' connections: listeners, the Kubernetes API, AWS, the metrics port's connections.
-const OTHER_DESCRIPTORS: u64 = 256;
+/// File descriptors for everything but the limited connections of pods: listeners, the Kubernetes API, AWS, the metrics port, one
+/// connection beyond the limit for each namespace, and connections of which the kernel is asked where they come from.
+const OTHER_DESCRIPTORS: u64 = 512;
 
 impl LimitsConfig {
     /// Returns the limit of open connections for all addresses together that belong to no known pod of this node. These
