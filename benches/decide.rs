@@ -88,6 +88,10 @@ impl Witness for Unchanging {
         false
     }
 
+    fn behind(&self, _: IpAddr) -> Option<u32> {
+        None
+    }
+
     fn is_port(&self, _: u32, _: u32) -> bool {
         false
     }

@@ -47,6 +47,8 @@ pub use rendered::Rendered;
 /// Limits on open connections. Pods of this node share one set of places; addresses that belong to no pod of this node, mostly
 /// those of scrapers on other nodes, share another. Nobody waits; an idle connection is closed for a client that has none.
 const CONNECTIONS: Settings = Settings { all: 32, per_source: 4, node: 64, unknown: 64, per_unknown: 8, waiting: 0 };
+/// Connections of all addresses together that belong to no known pod and are behind a pod's port of a bridge.
+const MAX_INVENTED: usize = 16;
 /// New connections of one source a second.
 const CONNECTION_RATE: u32 = 50;
 /// Requests of one source a second, over all its connections. Further requests wait.
@@ -67,24 +69,47 @@ const NOT_FOUND: Page = (StatusCode::NOT_FOUND, TEXT, Bytes::new());
 /// What each source may take.
 #[derive(Debug)]
 struct Room {
+    clients: Share,
+    /// For addresses of no known pod that are behind a pod's port of a bridge: a pod may have invented them. Clients elsewhere, as
+    /// a scraper on another node, lose nothing by them.
+    invented: Share,
+}
+
+#[derive(Debug)]
+struct Share {
     limits: Limits,
     connections: Rates,
     requests: Rates,
 }
 
+impl Share {
+    fn new(settings: Settings) -> Self {
+        Self { limits: Limits::new(settings), connections: Rates::new(CONNECTION_RATE), requests: Rates::new(REQUEST_RATE) }
+    }
+}
+
 impl Room {
     fn new() -> Self {
-        Self { limits: Limits::new(CONNECTIONS), connections: Rates::new(CONNECTION_RATE), requests: Rates::new(REQUEST_RATE) }
+        Self { clients: Share::new(CONNECTIONS), invented: Share::new(Settings { unknown: MAX_INVENTED, ..CONNECTIONS }) }
+    }
+
+    fn of(&self, source: &Source) -> &Share {
+        if source.is_behind_port() { &self.invented } else { &self.clients }
     }
 
     fn admit(&self, source: &Source, who: impl Fn(IpAddr) -> Source) -> Result<Permit, Limit> {
-        self.connections.admits(source)?;
-        match self.limits.admit(source, who) {
+        let share = self.of(source);
+        share.connections.admits(source)?;
+        match share.limits.admit(source, who) {
             Admitted::Open(permit) => Ok(permit),
             Admitted::Refused(limit) => Err(limit),
             // Nothing waits here: the settings allow no waiting connections.
             Admitted::Wait(_) => Err(Limit::Source),
         }
+    }
+
+    fn delay(&self, source: &Source) -> Duration {
+        self.of(source).requests.delay(source)
     }
 }
 
@@ -121,15 +146,19 @@ impl<A: StsOfNode> Admin<A> {
                 Ok((stream, peer)) => {
                     let Ok(local) = stream.local_addr() else { continue };
                     let source = admin.source(peer.ip(), local.ip());
-                    match room.admit(&source, |ip| admin.source_of(ip)) {
-                        Ok(permit) => {
-                            let (admin, room) = (admin.clone(), room.clone());
-                            running.spawn(async move { admin.connection(stream, peer, source, permit, &room).await });
-                        }
-                        Err(limit) => {
-                            admin.metrics.metrics_port_refused(limit.name());
-                            admin.record.closed(&source, Port::Metrics, limit);
-                        }
+                    let (admin, room) = (admin.clone(), room.clone());
+                    if let Source::Unknown(ip, _) = source
+                        && admin.pods.has_bridges()
+                    {
+                        // The kernel is asked, which may wait.
+                        running.spawn(async move {
+                            let source = Source::Unknown(ip, admin.pods.network_of(ip).await);
+                            if let Some(permit) = admin.admitted(&source, &room) {
+                                admin.connection(stream, peer, source, permit, &room).await;
+                            }
+                        });
+                    } else if let Some(permit) = admin.admitted(&source, &room) {
+                        running.spawn(async move { admin.connection(stream, peer, source, permit, &room).await });
                     }
                 }
                 Err(error) => {
@@ -140,6 +169,16 @@ impl<A: StsOfNode> Admin<A> {
         }
     }
 
+    /// Returns the place of a connection. Where it gets none, this is counted and recorded.
+    fn admitted(&self, source: &Source, room: &Room) -> Option<Permit> {
+        let admitted = room.admit(source, |ip| self.source_of(ip));
+        if let Err(limit) = &admitted {
+            self.metrics.metrics_port_refused(limit.name());
+            self.record.closed(source, Port::Metrics, *limit);
+        }
+        admitted.ok()
+    }
+
     fn source(&self, peer: IpAddr, local: IpAddr) -> Source {
         let (peer, local) = (peer.to_canonical(), local.to_canonical());
         // Only the node itself can connect to one of its addresses from the same address.
@@ -148,7 +187,7 @@ impl<A: StsOfNode> Admin<A> {
     }
 
     fn source_of(&self, ip: IpAddr) -> Source {
-        Source::of(ip, self.pods.by_ip(ip))
+        Source::at_once(ip, self.pods.at_once(ip))
     }
 
     /// Serves the two probes, and nothing else, to this user's own processes, for as long as the process.
@@ -200,7 +239,7 @@ impl<A: StsOfNode> Admin<A> {
         let service = service_fn(|request: Request<hyper::body::Incoming>| async move {
             permit.request_begins();
             // One request of a connection is under way at a time, so that this slows the connection down.
-            tokio::time::sleep(room.requests.delay(source)).await;
+            tokio::time::sleep(room.delay(source)).await;
             let response = respond(self.answer(&request.into_parts().0, peer, source).await);
             permit.request_ends();
             Ok::<_, Infallible>(response)

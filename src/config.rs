@@ -222,6 +222,8 @@ pub struct SessionsConfig {
     pub pod_may_name: bool,
     /// Who shares a session.
     pub scope: SessionScope,
+    /// The source identity of sessions; `None`: they get none.
+    pub source_identity: Option<SessionTemplate>,
     /// What STS is told about the pod beside the name; in the order of the enum, each once.
     pub tags: Vec<SessionTag>,
     /// How long the first failure of a session is remembered.
@@ -281,8 +283,9 @@ impl Default for LimitsConfig {
     }
 }
 
-/// File descriptors for everything but pods' connections: listeners, the Kubernetes API, AWS, the metrics port's connections.
-const OTHER_DESCRIPTORS: u64 = 256;
+/// File descriptors for everything but the limited connections of pods: listeners, the Kubernetes API, AWS, the metrics port, one
+/// connection beyond the limit for each namespace, and connections of which the kernel is asked where they come from.
+const OTHER_DESCRIPTORS: u64 = 512;
 
 impl LimitsConfig {
     /// Returns the limit of open connections for all addresses together that belong to no known pod of this node. These

@@ -3,7 +3,7 @@
 //!
 //! Limits apply to a [`Source`]: a pod, by its UID, whichever of its addresses it connects from; the node itself; or an address
 //! that belongs to no known pod. Addresses of the last kind can be forged in any number, so all of them together share one small
-//! budget. When it is used up, the address or network with the most connections gives one up for a new one.
+//! budget. When it is used up, the address, network or bridge port with the most connections gives one up for a new one.
 
 mod limits;
 mod rates;

@@ -102,10 +102,7 @@ impl fmt::Debug for Credentials {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AssumeRoleError {
     /// The trust policy of the role, or the permissions of the node's role, do not allow it.
-    #[error(
-        "STS denies it: {message}; the role's trust policy must name the daemon's own role (and the external id, if it asks \
-         for one), and the daemon's role must be allowed sts:AssumeRole on it"
-    )]
+    #[error("STS denies it: {message}; {}", advice::what_to_allow(.message))]
     Denied {
         /// What STS says.
         message: String,
@@ -142,7 +139,7 @@ pub enum AssumeRoleError {
         /// What happened.
         message: String,
     },
-    /// STS returned a session of another role, account, partition or name than the requested one.
+    /// STS returned a session of another role, account, partition, name or source identity than the requested one.
     #[error("STS returned another session than the requested one: {message}")]
     OtherRole {
         /// The session that STS returned.
@@ -203,6 +200,10 @@ impl AssumeRoleError {
     /// STS says: that names the session of the node's role, accounts, and what else is for the node's operators alone.
     pub fn for_owner(&self) -> Option<&'static str> {
         match self {
+            Self::Denied { message } if advice::is_about_source_identity(message) => Some(
+                "AWS does not let this node set the source identity of the pod's session; the role's trust policy must allow \
+                 sts:SetSourceIdentity to the role of the nodes, and the role of the nodes must be allowed sts:SetSourceIdentity on it",
+            ),
             Self::Denied { .. } => Some(
                 "AWS does not let this node assume the pod's role; the role's trust policy must name the role of the nodes (and the \
                  external id, if it asks for one), and the role of the nodes must be allowed sts:AssumeRole on it",

@@ -102,6 +102,8 @@ pub struct Request {
     pub role: String,
     /// The session's name.
     pub session_name: String,
+    /// The session's source identity, if one is set.
+    pub source_identity: Option<String>,
     /// Whether an external id is sent. Its value is for the role's account alone.
     pub external_id: bool,
     /// The session's tags.
@@ -204,6 +206,7 @@ impl Request {
         Self {
             role: request.role().to_string(),
             session_name: request.session_name().as_str().to_owned(),
+            source_identity: request.source_identity().map(|identity| identity.as_str().to_owned()),
             external_id: request.external_id().is_some(),
             tags: request.tags().iter().map(|tag| Tag { key: tag.key().to_owned(), value: tag.value().to_owned() }).collect(),
             duration_seconds: request.duration().as_secs(),

@@ -121,6 +121,8 @@ struct Shared {
     table: RwLock<Table>,
     /// For queries, one at a time. Locked after the feed if both are needed.
     netlink: Mutex<Netlink>,
+    /// For queries about addresses of no pod, which can be invented: those about pods do not wait for them.
+    strangers: Mutex<Netlink>,
     /// Whoever reads a notification takes it in before he lets go: what was read is in the table for the next one. Never held
     /// while the kernel is asked.
     feed: Mutex<Feed>,
@@ -147,6 +149,7 @@ impl Links {
         let shared = Shared {
             table: RwLock::default(),
             netlink: Mutex::new(netlink),
+            strangers: Mutex::new(Netlink::open()?),
             feed: Mutex::new(feed),
             resync: Notify::new(),
             generation: AtomicU64::new(0),
@@ -189,6 +192,23 @@ impl Links {
             Reach::Nowhere
         } else {
             known_or_not(blocking(|| shared.resolve(ip)))
+        }
+    }
+
+    /// Returns the number of the interface to the one pod that an address is behind: the pod's own, or its port of a bridge. If
+    /// the port is not known, it is the bridge. `None` for an address that other interfaces lead to, as on other nodes. Asks the
+    /// kernel each time and caches nothing, because such addresses can be invented in any number. The caller's task waits.
+    pub fn behind(&self, ip: IpAddr) -> Option<u32> {
+        let shared = self.shared.as_ref()?;
+        let found = blocking(|| {
+            let mut netlink = shared.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.look(&mut netlink, ip.to_canonical(), |_, _| {})
+        });
+        match found.ok()? {
+            Found::Own { interface } | Found::Bridge { interface, port: None, .. } => Some(interface),
+            // Others are the node's own, behind which there may be a whole network.
+            Found::Bridge { port: Some(port), .. } => shared.table().link(port).filter(|known| known.kind == Kind::Pair).map(|_| port),
+            Found::Shared { .. } | Found::Nowhere => None,
         }
     }
 
@@ -345,6 +365,12 @@ impl Shared {
     }
 
     fn ask(&self, netlink: &mut Netlink, ip: IpAddr) -> io::Result<Found> {
+        self.look(netlink, ip, |bridge, mac| self.change(|table| table.saw_mac(ip, bridge, mac)))
+    }
+
+    /// Asks the kernel what leads to an address. Calls `saw_mac` with the bridge and the link-layer address before it asks for the
+    /// port.
+    fn look(&self, netlink: &mut Netlink, ip: IpAddr, saw_mac: impl FnOnce(u32, Mac)) -> io::Result<Found> {
         let Some(route) = netlink.route_to(ip)? else { return Ok(Found::Nowhere) };
         let mut known = self.table().link(route.interface).copied();
         if known.is_none() && route.interface != 0 {
@@ -358,7 +384,7 @@ impl Shared {
         let Found::Bridge { interface, .. } = classify(route, known.as_ref()) else { return Ok(classify(route, known.as_ref())) };
         let vlan = known.and_then(|known| if let Kind::Bridge { vlan } = known.kind { vlan } else { None });
         let Some(mac) = netlink.neighbour(interface, ip)? else { return Ok(Found::Bridge { interface, mac: None, port: None }) };
-        self.change(|table| table.saw_mac(ip, interface, mac));
+        saw_mac(interface, mac);
         Ok(Found::Bridge { interface, mac: Some(mac), port: netlink.port_of(interface, mac, vlan)? })
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::watch as signal;
+use tokio::sync::{Mutex, Semaphore, watch as signal};
 
 pub mod index;
 mod pins;
@@ -24,11 +24,14 @@ use witness::{Judged, Node};
 
 use crate::digest::Digest;
 use crate::links::witness::{Blind, Witness};
+use crate::shares::Network;
 
 /// How often the node is looked at for one answer, where what it sees changes meanwhile.
 const LOOKS: usize = 3;
 /// Addresses that are pinned before others get their turn.
 const PINNED_AT_ONCE: usize = 16;
+/// How many wait until the kernel is asked about an address of no pod.
+const MAX_ASKING: usize = 128;
 
 /// Which objects besides pods decisions are made by: what is not needed is not read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +71,8 @@ struct Shared {
     /// The addresses of a complete list have been pinned.
     pinned: AtomicBool,
     waiting: Places,
+    asking: Semaphore,
+    turn: Mutex<()>,
 }
 
 impl Shared {
@@ -98,6 +103,8 @@ pub fn pods_with(witness: Arc<dyn Witness>, booted: Option<jiff::Timestamp>) -> 
         node: Node::new(witness, booted),
         pinned: AtomicBool::new(false),
         waiting: Places::default(),
+        asking: Semaphore::new(MAX_ASKING),
+        turn: Mutex::new(()),
     });
     (PodsWriter { shared: shared.clone(), changed }, Pods { shared, changes })
 }
@@ -143,6 +150,29 @@ impl Pods {
         }
     }
 
+    /// Returns who has this address, without asking the kernel and so without waiting. The error is the API's word alone, where
+    /// the kernel would have to be asked: connections may be counted by it, but nothing may be decided by it.
+    pub fn at_once(&self, ip: IpAddr) -> Result<Lookup, Lookup> {
+        let index = self.shared.read();
+        match self.shared.node.known(&index, ip) {
+            Some(judged) => Ok(lookup(&index, judged)),
+            None => Err(lookup(&index, Judged::Claims(index.by_ip(ip)))),
+        }
+    }
+
+    /// Returns what an address of no known pod is counted by. Behind bridges, the kernel is asked which pod's port leads to it: one
+    /// question at a time, so that these addresses, which can be invented, keep one thread at most.
+    pub async fn network_of(&self, ip: IpAddr) -> Network {
+        let network = Network::from(ip);
+        if !self.has_bridges() {
+            return network;
+        }
+        // If very many wait already, this one does not.
+        let Ok(_asks) = self.shared.asking.try_acquire() else { return network };
+        let _turn = self.shared.turn.lock().await;
+        self.shared.node.witness().behind(ip).map_or(network, Network::Port)
+    }
+
     /// Who has this address by the API's word alone, for comparison. Nothing may be decided by it: the node itself may object.
     #[doc(hidden)]
     pub fn by_api_alone(&self, ip: IpAddr) -> Lookup {
@@ -167,7 +197,11 @@ impl Pods {
         if is_enough(&found) {
             return found;
         }
-        let Some(place) = self.shared.waiting.take(&Waiter::of(ip, &found)) else {
+        let waiter = match Waiter::of(ip, &found) {
+            Waiter::Unknown(ip, _) => Waiter::Unknown(ip, self.network_of(ip).await),
+            waiter => waiter,
+        };
+        let Some(place) = self.shared.waiting.take(&waiter) else {
             return found;
         };
         let (mut changes, mut seen) = (self.changes.clone(), self.shared.node.witness().changes());

@@ -16,7 +16,7 @@ use serde::ser::SerializeStruct as _;
 
 use crate::config::{PatternFormat, Restrictions, ServiceAccountRoles};
 use crate::pods::{Pod, PodUid, Surroundings};
-use crate::role::{BaseArn, ExternalId, RoleArn, SessionName};
+use crate::role::{BaseArn, ExternalId, RoleArn, SessionName, SourceIdentity};
 
 mod annotations;
 pub mod denial;
@@ -41,6 +41,7 @@ use trace::{Explanation, Silent, Trace, What, shown};
 pub struct RoleRequest {
     role: RoleArn,
     session_name: SessionName,
+    source_identity: Option<SourceIdentity>,
     external_id: Option<ExternalId>,
     tags: Box<[Tag]>,
     duration: Duration,
@@ -57,6 +58,11 @@ impl RoleRequest {
     /// The session's name in CloudTrail.
     pub fn session_name(&self) -> &SessionName {
         &self.session_name
+    }
+
+    /// The session's source identity, where the operator gives one.
+    pub fn source_identity(&self) -> Option<&SourceIdentity> {
+        self.source_identity.as_ref()
     }
 
     /// The external id, where the pod gives one.
@@ -82,9 +88,10 @@ impl RoleRequest {
 
 impl serde::Serialize for RoleRequest {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("RoleRequest", 6)?;
+        let mut fields = serializer.serialize_struct("RoleRequest", 7)?;
         fields.serialize_field("role", &self.role)?;
         fields.serialize_field("session_name", &self.session_name)?;
+        fields.serialize_field("source_identity", &self.source_identity)?;
         fields.serialize_field("external_id", &self.external_id.is_some())?;
         fields.serialize_field("tags", &self.tags)?;
         fields.serialize_field("duration_seconds", &self.duration.as_secs())?;
@@ -249,9 +256,10 @@ impl Policy {
             }
         };
         let session_name = self.rules.sessions.name(pod, &role, trace)?;
+        let source_identity = self.rules.sessions.source_identity(pod, &role, trace);
         let tags = self.rules.sessions.tags(pod, trace);
         let holder = self.rules.sessions.holder(pod);
-        Ok(RoleRequest { role, session_name, external_id, tags, duration: self.rules.session_duration, holder })
+        Ok(RoleRequest { role, session_name, source_identity, external_id, tags, duration: self.rules.session_duration, holder })
     }
 
     /// What the node says to a role, whoever asks for it.

@@ -399,4 +399,4 @@ impl<A: AssumeRole> Proxy<A> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

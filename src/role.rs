@@ -280,14 +280,7 @@ impl SessionName {
     /// The session name of a text that need not be one: other characters become `-`, of a longer text the end is kept
     /// (that is where the names of pods differ), and a shorter one is lengthened.
     pub fn derived_from(text: &str) -> Self {
-        let mut name: String = text.chars().map(|c| if is_name_char(c) { c } else { '-' }).collect();
-        if name.len() > Self::MAX_LENGTH {
-            name.drain(..name.len() - Self::MAX_LENGTH);
-        }
-        if name.len() < 2 {
-            name.insert_str(0, "pod-");
-        }
-        Self(name.into())
+        Self(fitted(text))
     }
 
     /// The name.
@@ -296,11 +289,40 @@ impl SessionName {
     }
 }
 
+/// Makes a session name or a source identity of any text: see [`SessionName::derived_from`].
+fn fitted(text: &str) -> Box<str> {
+    let mut name: String = text.chars().map(|c| if is_name_char(c) { c } else { '-' }).collect();
+    if name.len() > SessionName::MAX_LENGTH {
+        name.drain(..name.len() - SessionName::MAX_LENGTH);
+    }
+    if name.len() < 2 {
+        name.insert_str(0, "pod-");
+    }
+    name.into()
+}
+
 impl FromStr for SessionName {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
         if is_name(text, 2..=Self::MAX_LENGTH) { Ok(Self(text.into())) } else { Err(ParseError::SessionName) }
+    }
+}
+
+/// A session's source identity, which stays with it through role chaining: `[A-Za-z0-9_+=,.@-]{2,64}` (`sourceIdentityType` of
+/// the STS API). The reserved prefix `aws:` cannot occur, because a source identity has no colon.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SourceIdentity(Box<str>);
+
+impl SourceIdentity {
+    /// Makes a source identity of any text, in the way of [`SessionName::derived_from`]: the two have the same form.
+    pub fn derived_from(text: &str) -> Self {
+        Self(fitted(text))
+    }
+
+    /// The source identity.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
@@ -349,7 +371,7 @@ macro_rules! serialized_as_text {
     };
 }
 
-serialized_as_text!(RoleArn, SessionName, ExternalId);
+serialized_as_text!(RoleArn, SessionName, SourceIdentity, ExternalId);
 
 #[cfg(test)]
 mod tests;

@@ -94,6 +94,17 @@ impl Accepting {
     }
 }
 
+/// A connection that was accepted.
+#[derive(Debug)]
+struct Arrival {
+    stream: TcpStream,
+    admission: Admission,
+    /// What limits count it for.
+    source: Source,
+    /// The generation of the pods in which it was accepted, where the kernel has to be asked whose address it is.
+    unchecked: Option<u64>,
+}
+
 /// What a connection may be used for.
 #[derive(Debug)]
 enum Admission {
@@ -180,7 +191,7 @@ impl<A: AssumeRole> Server<A> {
             self.probes.arrived(from);
             return drop(stream);
         }
-        let mut admission = self.admit(&stream, peer);
+        let admission = self.admit(&stream, peer);
         if matches!(admission, Admission::Refused) {
             self.metrics.connection_refused("not-redirected");
             debug!(source = %peer, "closed a connection that was not redirected from the metadata address");
@@ -188,33 +199,80 @@ impl<A: AssumeRole> Server<A> {
         }
         // Changes on which the handshake depended, such as a forged neighbour, were announced before.
         self.proxy.pods().catch_up();
-        let source = if matches!(admission, Admission::Probe) { Source::Node } else { self.source(from.ip()) };
-        if let (Admission::Pod(origin), Source::Unknown(_)) = (&mut admission, &source) {
-            origin.late = self.proxy.pods().distrusts_newcomers();
-        }
-        if let Err(limit) = self.rates.admits(&source) {
-            return self.refused(&source, limit);
-        }
+        let mut arrival = self.arrival(stream, admission, from.ip());
         let server = self.clone();
-        match self.limits.admit(&source, |ip| self.source(ip)) {
-            Admitted::Open(permit) => self.drain.track(async move { server.open(stream, admission, permit).await }),
-            Admitted::Wait(waiting) => self.drain.track(async move {
-                let place = {
-                    let _waits = server.metrics.connection_waits();
-                    waiting.place().await
-                };
-                match place {
-                    Ok(permit) => server.open(stream, admission, permit).await,
-                    Err(limit) => server.refused(&source, limit),
-                }
-            }),
-            Admitted::Refused(limit) => self.refused(&source, limit),
+        if let Source::Unknown(ip, _) = arrival.source
+            && self.proxy.pods().has_bridges()
+        {
+            return self.drain.track(async move {
+                arrival.source = Source::Unknown(ip, server.proxy.pods().network_of(ip).await);
+                let admitted = server.admitted(&arrival.source);
+                server.enter(arrival, admitted).await;
+            });
+        }
+        match self.admitted(&arrival.source) {
+            Admitted::Refused(limit) => self.refused(&arrival.source, limit),
+            admitted => self.drain.track(async move { server.enter(arrival, admitted).await }),
         }
     }
 
-    /// Returns the source behind this address, from what is known now.
+    fn admitted(&self, source: &Source) -> Admitted {
+        match self.rates.admits(source) {
+            Ok(()) => self.limits.admit(source, |ip| self.source_at_once(ip)),
+            Err(limit) => Admitted::Refused(limit),
+        }
+    }
+
+    async fn enter(&self, arrival: Arrival, admitted: Admitted) {
+        let place = match admitted {
+            Admitted::Open(permit) => Ok(permit),
+            Admitted::Wait(waiting) => {
+                let _waits = self.metrics.connection_waits();
+                waiting.place().await
+            }
+            Admitted::Refused(limit) => Err(limit),
+        };
+        match place {
+            Ok(permit) => self.open(arrival, permit).await,
+            Err(limit) => self.refused(&arrival.source, limit),
+        }
+    }
+
+    /// Finds out what limits count a connection for. Never asks the kernel, which may wait: all connections wait for this one.
+    fn arrival(&self, stream: TcpStream, mut admission: Admission, ip: IpAddr) -> Arrival {
+        let pods = self.proxy.pods();
+        let Admission::Pod(origin) = &mut admission else {
+            return Arrival { stream, admission, source: Source::Node, unchecked: None };
+        };
+        // Read first, so that a change in between is noticed later.
+        let generation = pods.generation();
+        let found = pods.at_once(ip);
+        let unchecked = found.is_err().then_some(generation);
+        let source = Source::at_once(ip, found);
+        origin.late = unchecked.is_none() && matches!(source, Source::Unknown(..)) && pods.distrusts_newcomers();
+        Arrival { stream, admission, source, unchecked }
+    }
+
+    /// Asks the kernel whose address a connection has. This may wait, so the connection's own task does it.
+    fn check(&self, admission: &mut Admission, source: &Source, permit: &Permit, generation: u64) {
+        let Admission::Pod(origin) = admission else { return };
+        let pods = self.proxy.pods();
+        pods.catch_up();
+        let now = self.source(origin.ip);
+        permit.settle(&now);
+        // The API knew no pod there when it was accepted. The node's records did, unless they have changed since then.
+        let was_known = !matches!(now, Source::Unknown(..)) && pods.generation() == generation;
+        origin.late = matches!(source, Source::Unknown(..)) && !was_known && pods.distrusts_newcomers();
+    }
+
+    /// Returns the source behind this address, from what is known now. May wait for the kernel.
     fn source(&self, ip: IpAddr) -> Source {
         Source::of(ip, self.proxy.pods().by_ip(ip))
+    }
+
+    /// Returns the source behind this address, as far as is known without asking the kernel.
+    fn source_at_once(&self, ip: IpAddr) -> Source {
+        Source::at_once(ip, self.proxy.pods().at_once(ip))
     }
 
     /// Counts and records a connection that a limit closes.
@@ -223,9 +281,13 @@ impl<A: AssumeRole> Server<A> {
         self.record.closed(source, Port::Metadata, limit);
     }
 
-    async fn open(&self, stream: TcpStream, admission: Admission, permit: Permit) {
+    async fn open(&self, arrival: Arrival, permit: Permit) {
+        let Arrival { stream, mut admission, source, unchecked } = arrival;
         let _open = self.metrics.connection();
-        self.connection(stream, admission, &permit).await;
+        if let Some(generation) = unchecked {
+            self.check(&mut admission, &source, &permit, generation);
+        }
+        self.connection(stream, admission, &source, &permit).await;
     }
 
     /// Counts the connection for its pod, if the pod has become known since.
@@ -255,7 +317,7 @@ impl<A: AssumeRole> Server<A> {
         if from_the_node { Admission::Probe } else { Admission::Refused }
     }
 
-    async fn connection(&self, stream: TcpStream, admission: Admission, permit: &Permit) {
+    async fn connection(&self, stream: TcpStream, admission: Admission, source: &Source, permit: &Permit) {
         let admission = &admission;
         // Requests since the connection's last turn: one that sends many at once gets one answered in each turn, as others do.
         let turn = &AtomicU32::new(0);
@@ -294,8 +356,8 @@ impl<A: AssumeRole> Server<A> {
             closing = permit.closing() => {
                 self.metrics.connection_ended(ended_for(closing));
                 if closing == Closing::Displaced {
-                    if let Admission::Pod(origin) = admission {
-                        self.record.closed(&Source::Unknown(origin.ip), Port::Metadata, Limit::Displaced);
+                    if matches!(source, Source::Unknown(..)) {
+                        self.record.closed(source, Port::Metadata, Limit::Displaced);
                     }
                     return;
                 }
@@ -372,19 +434,4 @@ fn is_metadata(address: SocketAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn that_nothing_can_be_accepted_is_told_once_and_counted_each_time() {
-        let metrics = Metrics::new();
-        let accepting = Accepting::new(metrics.clone());
-        let failed = || accepting.failed(&std::io::Error::from_raw_os_error(24));
-        assert!(!accepting.worked(), "nothing was wrong");
-        assert_eq!([failed(), failed(), failed()], [true, false, false]);
-        assert_eq!([accepting.worked(), accepting.worked()], [true, false]);
-        assert!(failed(), "it is news again");
-        let text = String::from_utf8(metrics.render()).unwrap_or_default();
-        assert!(text.contains(r#"rolegate_connections_refused_total{reason="accept-failed"} 4"#), "{text}");
-    }
-}
+mod tests;

@@ -9,6 +9,8 @@ use std::fmt;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+pub mod turned_away;
+
 /// The places, each with a value of type `T`.
 #[derive(Debug)]
 pub struct Shares<G, M, T> {
@@ -74,6 +76,11 @@ impl<G: Clone + Eq + Hash, M: Clone + Eq + Hash, T> Shares<G, M, T> {
         self.held.get(&id).map(|held| &held.value)
     }
 
+    /// The entry with this id, to change it.
+    pub fn get_mut(&mut self, id: u64) -> Option<&mut T> {
+        self.held.get_mut(&id).map(|held| &mut held.value)
+    }
+
     /// The entries, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
         self.held.iter().map(|(id, held)| (*id, &held.value))
@@ -122,14 +129,17 @@ fn largest<K: Eq + Hash>(entries: impl Iterator<Item = (K, u64)>) -> Option<K> {
     counts.into_iter().max_by_key(|(_, (count, oldest))| (*count, std::cmp::Reverse(*oldest))).map(|(key, _)| key)
 }
 
-/// The network by which unknown addresses are counted. A host can use every address of an IPv6 /64, so these count together. In
-/// IPv4, each address counts for itself.
+/// What unknown addresses are counted by. Behind a bridge, a pod can use as many addresses as it likes, so all that are behind
+/// one port count together. Elsewhere, a host can use every address of an IPv6 /64, so these count together. In IPv4, each address
+/// counts for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Network {
     /// One IPv4 address.
     V4(u32),
     /// The upper half of an IPv6 address.
     V6(u64),
+    /// The number of the interface to one pod, such as a bridge port, whatever the address.
+    Port(u32),
 }
 
 impl From<IpAddr> for Network {
@@ -145,6 +155,7 @@ impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::V4(bits) => write!(f, "{}/32", Ipv4Addr::from_bits(*bits)),
+            Self::Port(interface) => write!(f, "interface {interface}"),
             Self::V6(upper) => write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(*upper) << 64)),
         }
     }

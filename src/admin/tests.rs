@@ -324,9 +324,9 @@ async fn a_pod_may_take_little_of_this_port_and_the_node_itself_what_it_needs() 
     let scraper = hold(&of("10.8.0.1"), 1);
     assert_eq!((scraper.len(), futures_util::FutureExt::now_or_never(scraper[0].closing())), (1, None));
     // Requests beyond the rate wait, on whichever connection.
-    let delays: Vec<_> = (0..30).map(|_| room.requests.delay(&pod)).collect();
+    let delays: Vec<_> = (0..30).map(|_| room.delay(&pod)).collect();
     assert!(delays[..20].iter().all(Duration::is_zero) && delays[29] == Duration::from_secs(1), "{delays:?}");
-    assert!(room.requests.delay(&node).is_zero());
+    assert!(room.delay(&node).is_zero());
 }
 
 #[tokio::test]
@@ -365,7 +365,7 @@ async fn an_idle_connection_that_gives_way_ends() {
 
     let (admin, room) = (admin(&none()), Room::new());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let of = |last: u32| Source::Unknown(IpAddr::from((0x0a09_0000 + last).to_be_bytes()));
+    let of = |last: u32| Source::unknown(IpAddr::from((0x0a09_0000 + last).to_be_bytes()));
     let admit = |last| room.admit(&of(last), |ip| admin.source_of(ip)).unwrap();
     let permit = admit(0);
     let busy: Vec<_> = (1..64).map(admit).inspect(Permit::request_begins).collect();
@@ -385,4 +385,38 @@ async fn an_idle_connection_that_gives_way_ends() {
     };
     let (newcomer, ()) = tokio::join!(scraper, admin.connection(stream, peer, of(0), permit, &room));
     assert!(newcomer.is_unknown() && busy.iter().all(|permit| futures_util::FutureExt::now_or_never(permit.closing()).is_none()));
+}
+
+/// The kernel may have to wait for others before it answers whose address it is, and so would everybody who connects.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn who_connects_is_told_without_asking_the_kernel() {
+    let node = Arc::new(crate::links::witness::held::Held::default());
+    node.answers.add_permits(100);
+    let (writer, pods) = crate::pods::pods_with(node.clone(), None);
+    writer.write(|index| index.apply(crate::proxy::tests::pod("web", "10.0.0.1", None)));
+    let admin = Admin { pods, ..admin(&none()) };
+    let of_web = || admin.source("10.0.0.1".parse().unwrap(), "10.0.0.99".parse().unwrap());
+    assert_eq!((of_web(), node.asked()), (Source::Disputed("10.0.0.1".parse().unwrap()), 0));
+    admin.pods.by_ip("10.0.0.1".parse().unwrap());
+    assert!(matches!(of_web(), Source::Pod(pod) if pod.name == "web"));
+}
+
+/// Pods can invent source addresses only where they are behind a bridge: then the port tells them from clients elsewhere.
+#[tokio::test(start_paused = true)]
+async fn pods_of_this_node_together_keep_no_scraper_out() {
+    let room = Room::new();
+    let hold = |source: &Source| room.admit(source, Source::unknown).inspect(Permit::request_begins);
+    let scraper = Source::unknown("10.8.0.1".parse().unwrap());
+    let kept = hold(&scraper).unwrap();
+    // All known pods, and addresses that they invent: more than there are places, and more often than the rate.
+    let pods: Vec<_> = (0..100).filter_map(|pod| hold(&Source::pod(&format!("ns{}", pod % 9), &pod.to_string())).ok()).collect();
+    let invented = |n: u32| Source::Unknown(IpAddr::from((0x0a00_0000 + n).to_be_bytes()), crate::shares::Network::Port(n % 40));
+    let invented: Vec<_> = (0..2000).filter_map(|n| hold(&invented(n)).ok()).collect();
+    let open =
+        |permits: &[Permit]| permits.iter().filter(|permit| futures_util::FutureExt::now_or_never(permit.closing()).is_none()).count();
+    assert_eq!((open(&pods), open(&invented)), (32, MAX_INVENTED));
+    assert_eq!(open(&[kept]), 1, "it is not displaced");
+    assert!((0..7).all(|_| hold(&scraper).is_ok()), "and it connects again");
+    assert!((2..20).all(|last| hold(&Source::unknown(IpAddr::from([10, 8, 0, last]))).is_ok()), "as do others");
+    assert!(hold(&Source::Node).is_ok());
 }

@@ -167,6 +167,7 @@ pub(super) async fn rules(aws: Option<&Aws>, config: &Config, node: &NodeIdentit
             name: sessions.name.clone(),
             pod_may_name: sessions.pod_may_name,
             scope: sessions.scope,
+            source_identity: sessions.source_identity.clone(),
             tags: sessions.tags.clone(),
         },
         session_duration: sessions.duration,

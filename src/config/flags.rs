@@ -148,6 +148,14 @@ const SESSIONS: &[Flag] = &[
          most 64 characters; default {pod}, or {role} with --session-scope=role; if it is given, pods' session-name annotations are \
          ignored",
     ),
+    value(
+        "source-identity",
+        "TEMPLATE",
+        "",
+        "Source identity of sessions, made as --session-name-template is; it stays in CloudTrail when a pod assumes further roles, and \
+         the pod cannot change it; without the flag, none is set. Roles must trust the node's for sts:SetSourceIdentity, too, as must \
+         all roles that pods assume in turn",
+    ),
     value("session-scope", "SCOPE", "pod", "Who shares a session: pod, each has its own; role, pods of one role share one"),
     list(
         "session-tags",
@@ -162,7 +170,7 @@ const SESSIONS: &[Flag] = &[
         "",
         "Role between the node's and the pods': it is assumed first, and assumes theirs; sessions last 1h at most",
     ),
-    value("cluster-name", "NAME", "", "Name of the cluster, for session names and tags"),
+    value("cluster-name", "NAME", "", "Name of the cluster, for session names, source identities and tags"),
     value("iam-role-session-ttl", "DURATION", "", "kube2iam's way to say --session-duration: sessions last twice this value"),
     value(
         "iam-role-error-ttl",

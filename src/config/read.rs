@@ -239,7 +239,13 @@ pub(super) fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> S
     }
     let cluster = source.text("cluster-name");
     let scope = source.choice("session-scope", &[("pod", SessionScope::Pod), ("role", SessionScope::Role)], SessionScope::Pod);
-    let name = session_name(scope, cluster.is_some(), source);
+    let name = session_template("session-name-template", scope, cluster.is_some(), source).unwrap_or_else(|| {
+        SessionTemplate::of(match scope {
+            SessionScope::Pod => Placeholder::Pod,
+            SessionScope::Role => Placeholder::Role,
+        })
+    });
+    let source_identity = session_template("source-identity", scope, cluster.is_some(), source);
     let tags = session_tags(scope, cluster.is_some(), source);
     let pod_may_name = source.text("session-name-template").is_none();
     let timeout = source.duration("sts-timeout", DEFAULT_STS_TIMEOUT);
@@ -267,6 +273,7 @@ pub(super) fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> S
         name,
         pod_may_name,
         scope,
+        source_identity,
         tags,
         error_ttl,
         timeout,
@@ -279,25 +286,19 @@ pub(super) fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> S
     }
 }
 
-fn session_name(scope: SessionScope, cluster_known: bool, source: &mut Source<'_>) -> SessionTemplate {
-    let default = SessionTemplate::of(match scope {
-        SessionScope::Pod => Placeholder::Pod,
-        SessionScope::Role => Placeholder::Role,
-    });
-    if source.text("session-name-template").is_none() {
-        return default;
-    }
-    let parsed = source.parse("session-name-template", |text| text.parse::<SessionTemplate>().map_err(|error| error.to_string()));
-    let template = parsed.unwrap_or(default);
+/// The template that the flag gives, if it is given.
+fn session_template(flag: &'static str, scope: SessionScope, cluster_known: bool, source: &mut Source<'_>) -> Option<SessionTemplate> {
+    source.text(flag)?;
+    let template = source.parse(flag, |text| text.parse::<SessionTemplate>().map_err(|error| error.to_string()))?;
     if scope == SessionScope::Role && template.fields().any(Placeholder::is_of_pod) {
-        source.mistake(
-            "--session-name-template names the pod, and with --session-scope=role pods share sessions: use {cluster}, {node} and {role}",
-        );
+        source.mistake(format!(
+            "--{flag} names the pod, and with --session-scope=role pods share sessions: use {{cluster}}, {{node}} and {{role}}"
+        ));
     }
     if !cluster_known && template.fields().any(|field| field == Placeholder::Cluster) {
-        source.mistake("--session-name-template has {cluster}: give --cluster-name");
+        source.mistake(format!("--{flag} has {{cluster}}: give --cluster-name"));
     }
-    template
+    Some(template)
 }
 
 fn session_tags(scope: SessionScope, cluster_known: bool, source: &mut Source<'_>) -> Vec<SessionTag> {

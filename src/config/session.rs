@@ -1,4 +1,4 @@
-//! How sessions are named and tagged, as the operator writes it.
+//! How sessions are named, identified and tagged, as the operator writes it.
 
 use std::str::FromStr;
 
@@ -99,7 +99,7 @@ pub enum Piece {
     Field(Placeholder),
 }
 
-/// What sessions are named: text with placeholders.
+/// A session's name or source identity: text with placeholders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionTemplate(Vec<Piece>);
 

@@ -28,7 +28,7 @@ const WAIT: Duration = Duration::from_secs(1);
 /// How many connections there may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Of all pods together.
+    /// Of all pods together, and one more for each namespace that has none when these are taken.
     pub all: usize,
     /// Of one pod.
     pub per_source: usize,
@@ -121,7 +121,8 @@ pub struct Waiting {
 
 impl Limits {
     /// Creates limits with these settings. The last quarter of all places is reserved for sources with fewer than four
-    /// connections, and the last eighth for namespaces with less than a sixteenth of all places.
+    /// connections, and the last eighth for namespaces with less than a sixteenth of all places. A namespace without any
+    /// connection always gets one, beyond the limit if need be.
     pub fn new(settings: Settings) -> Self {
         let state = State {
             next: 0,
@@ -135,7 +136,7 @@ impl Limits {
     }
 
     /// Decides about a new connection. `who` returns who has an address by now: one that was unknown when it connected may
-    /// have become a pod's. It may ask the kernel, so it is called without a lock.
+    /// have become a pod's. It is called without a lock.
     pub fn admit(&self, source: &Source, who: impl Fn(IpAddr) -> Source) -> Admitted {
         let mut state = self.0.lock();
         let slot = Arc::new(Slot::new(state.next, self.0.now()));
@@ -143,8 +144,8 @@ impl Limits {
         let permit = || Permit { shared: self.0.clone(), slot: slot.clone() };
         let key = match source.key() {
             Ok(key) => key,
-            Err(ip) => {
-                let displaced = match state.enter_unknown(ip, slot.clone(), &self.0.settings, self.0.now()) {
+            Err((ip, network)) => {
+                let displaced = match state.enter_unknown(ip, network, slot.clone(), &self.0.settings, self.0.now()) {
                     Ok(displaced) => displaced,
                     Err(limit) => return Admitted::Refused(limit),
                 };
@@ -157,6 +158,10 @@ impl Limits {
             }
         };
         let Err(limit) = state.fits(&self.0.settings, source, &key) else {
+            if state.all >= self.0.settings.all && key != Key::Node {
+                // It is one more than there should be.
+                state.make_room(source, &key, Limit::All, self.0.now());
+            }
             state.open(source.clone(), key, slot.clone());
             return Admitted::Open(permit());
         };
@@ -216,6 +221,14 @@ impl State {
         self.accounts.values().filter(|account| account.source.namespace() == namespace).map(|account| account.open.len()).sum()
     }
 
+    /// Whether a pod's namespace has any connection, or a disputed address itself.
+    fn has_any(&self, source: &Source, key: &Key) -> bool {
+        match source {
+            Source::Pod(pod) => self.of_namespace(&pod.namespace) > 0,
+            Source::Disputed(_) | Source::Node | Source::Unknown(..) => self.of(key) > 0,
+        }
+    }
+
     /// Whether one more connection of a known source fits.
     fn fits(&self, settings: &Settings, source: &Source, key: &Key) -> Result<(), Limit> {
         let (own, all) = (self.of(key), settings.all);
@@ -227,7 +240,8 @@ impl State {
             return Err(Limit::Source);
         }
         if self.all >= all {
-            return Err(Limit::All);
+            // One for each namespace is beyond the limit: there are no more of them than pods on the node.
+            return if self.has_any(source, key) { Err(Limit::All) } else { Ok(()) };
         }
         if own >= FEW && self.all > all - all.div_ceil(4) {
             return Err(Limit::Room);
@@ -250,6 +264,7 @@ impl State {
     fn enter_unknown(
         &mut self,
         ip: IpAddr,
+        network: Network,
         slot: Arc<Slot>,
         settings: &Settings,
         now: u64,
@@ -257,7 +272,7 @@ impl State {
         if self.unknown.len() >= settings.unknown {
             self.make_room_for_unknown(now);
         }
-        let displaced = self.unknown.enter(slot.id, ip.into(), ip, slot).map_err(|(Full::Member | Full::All)| Limit::Unknown)?;
+        let displaced = self.unknown.enter(slot.id, network, ip, slot).map_err(|(Full::Member | Full::All)| Limit::Unknown)?;
         if let Some(displaced) = &displaced {
             self.displaced.insert(displaced.id, displaced.value.clone());
         }

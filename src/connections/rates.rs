@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -95,7 +94,7 @@ impl Rates {
         match source.key() {
             Ok(Key::Node) => Ok(()),
             Ok(key) => self.admits_known(key),
-            Err(ip) => self.admits_unknown(ip),
+            Err((_, network)) => self.admits_unknown(network),
         }
     }
 
@@ -110,12 +109,12 @@ impl Rates {
         Ok(())
     }
 
-    fn admits_unknown(&self, ip: IpAddr) -> Result<(), Limit> {
+    fn admits_unknown(&self, of: Network) -> Result<(), Limit> {
         let now = Instant::now();
         let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
         let (common, networks) = &mut *unknown;
         let common = common.insert(self.common.refilled(*common, now));
-        let mut network = self.rate.bucket(networks, ip.into(), now);
+        let mut network = self.rate.bucket(networks, of, now);
         let left = network.as_ref().map_or(self.rate.burst, |network| network.left);
         let is_quiet = left + FEW_LATELY >= self.rate.burst;
         if left < 1.0 || common.left < 1.0 || (common.left < self.common.burst / 4.0 && !is_quiet) {
@@ -138,9 +137,9 @@ impl Rates {
                 let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
                 self.rate.bucket(&mut known, key, now).map_or(Duration::ZERO, |bucket| self.rate.reserve(bucket))
             }
-            Err(ip) => {
+            Err((_, network)) => {
                 let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
-                self.rate.bucket(&mut unknown.1, ip.into(), now).map_or(Duration::ZERO, |bucket| self.rate.reserve(bucket))
+                self.rate.bucket(&mut unknown.1, network, now).map_or(Duration::ZERO, |bucket| self.rate.reserve(bucket))
             }
         }
     }
@@ -157,6 +156,8 @@ impl Rate {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     fn taken(rates: &Rates, source: &Source) -> usize {
@@ -164,7 +165,7 @@ mod tests {
     }
 
     fn unknown(bits: u128) -> Source {
-        Source::Unknown(IpAddr::from(std::net::Ipv6Addr::from_bits(bits)))
+        Source::unknown(IpAddr::from(std::net::Ipv6Addr::from_bits(bits)))
     }
 
     #[tokio::test(start_paused = true)]
@@ -200,6 +201,14 @@ mod tests {
         }
         assert!(flood(3) < 20);
         assert_eq!(taken(&rates, &Source::pod("shop", "web")), 100, "pods have nothing to do with it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_addresses_behind_a_port_have_one_rate() {
+        let rates = Rates::new(100);
+        let behind = |port, last: u32| Source::Unknown(IpAddr::from(last.to_be_bytes()), Network::Port(port));
+        assert_eq!((0..5000).filter(|last| rates.admits(&behind(1, *last)).is_ok()).count(), 200);
+        assert!((0..100).all(|port| rates.admits(&behind(10 + port, port)).is_ok()), "new pods connect");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,22 +1,13 @@
 //! A record of which limits closed connections recently, and of which sources, for the log and for `rolegate explain`.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tracing::warn;
 
 use super::source::{Key, Source};
-use crate::pods::PodUid;
-use crate::shares::Network;
-
-/// Time between two log lines about one limit of one source.
-const QUIET: Duration = Duration::from_secs(60);
-/// How long an entry is kept.
-const REMEMBERED: Duration = Duration::from_secs(600);
-/// How many entries, each for one limit and source, are kept.
-const MAX_REMEMBERED: usize = 1024;
+use crate::pods::Pod;
+use crate::shares::turned_away::{Recent, TurnedAway};
 
 /// A limit of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -123,21 +114,10 @@ impl std::fmt::Display for Bite {
 
 /// The record; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Record(Arc<Mutex<Entries>>);
-
-type Entries = HashMap<(Who, Port, Limit), Entry>;
+pub struct Record(Arc<Mutex<TurnedAway<(Who, Port, Limit)>>>);
 
 /// All unknown addresses share one entry, because forged addresses could fill the record and the log.
 type Who = Option<Key>;
-
-#[derive(Debug)]
-struct Entry {
-    connections: u64,
-    /// Connections that no log line has counted yet.
-    untold: u64,
-    told_at: Option<Instant>,
-    last: Instant,
-}
 
 impl Record {
     /// Records that a limit closed a connection of this source, and logs it, at most once a minute for the same limit and source.
@@ -152,8 +132,7 @@ impl Record {
             Source::Disputed(ip) => {
                 warn!(event = "connection-limit", port, limit, source = %ip, connections, "closed connections: {advice}");
             }
-            Source::Unknown(ip) => {
-                let network = Network::from(*ip);
+            Source::Unknown(ip, network) => {
                 warn!(event = "connection-limit", port, limit, source = %ip, %network, connections, "closed connections: {advice}");
             }
             Source::Node => warn!(event = "connection-limit", port, limit, connections, "closed connections of the node itself: {advice}"),
@@ -162,39 +141,21 @@ impl Record {
 
     /// Adds it to the record. Returns the number of connections for the log line, if one is due.
     fn note(&self, source: &Source, port: Port, limit: Limit) -> Option<u64> {
-        let now = Instant::now();
-        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (source.key().ok(), port, limit);
-        if entries.len() >= MAX_REMEMBERED && !entries.contains_key(&key) {
-            entries.retain(|_, entry| now - entry.last < REMEMBERED);
-            if entries.len() >= MAX_REMEMBERED {
-                // More pods than a node can have: reset, so that the log repeats some lines.
-                entries.clear();
-            }
-        }
-        let entry = entries.entry(key).or_insert(Entry { connections: 0, untold: 0, told_at: None, last: now });
-        if now - entry.last >= REMEMBERED {
-            entry.connections = 0;
-        }
-        entry.connections += 1;
-        entry.untold += 1;
-        entry.last = now;
-        if entry.told_at.is_some_and(|at| now - at < QUIET) {
-            return None;
-        }
-        entry.told_at = Some(now);
-        Some(std::mem::take(&mut entry.untold))
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).note((source.key().ok(), port, limit))
     }
 
-    /// Returns which limits closed connections of this pod recently, the latest first.
-    pub fn of(&self, uid: &PodUid) -> Vec<Bite> {
-        let now = Instant::now();
-        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_pod = entries.iter().filter(|((who, ..), _)| matches!(who, Some(Key::Pod(of)) if of == uid));
-        let mut bites: Vec<_> = of_pod
-            .map(|((_, port, limit), entry)| Bite { port: *port, limit: *limit, connections: entry.connections, ago: now - entry.last })
-            .filter(|bite| bite.ago < REMEMBERED)
-            .collect();
+    /// Returns which limits closed connections of this pod recently, the latest first. Those that were counted for its addresses are
+    /// among them.
+    pub fn of(&self, pod: &Pod) -> Vec<Bite> {
+        let is_of_pod = |key: &Key| match key {
+            Key::Pod(uid) => *uid == pod.uid,
+            Key::Disputed(ip) => pod.ips.contains(ip),
+            Key::Node => false,
+        };
+        let record = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_pod = record.recent().filter(|((who, ..), _)| who.as_ref().is_some_and(is_of_pod));
+        let mut bites: Vec<_> =
+            of_pod.map(|((_, port, limit), Recent { count, ago })| Bite { port: *port, limit: *limit, connections: count, ago }).collect();
         bites.sort_by_key(|bite| (bite.ago, bite.limit.name()));
         bites
     }
@@ -203,6 +164,7 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shares::turned_away::{QUIET, REMEMBERED};
 
     #[tokio::test(start_paused = true)]
     async fn a_limit_is_logged_once_a_minute_for_each_pod_and_forgotten_later() {
@@ -213,10 +175,16 @@ mod tests {
         assert_eq!([note(&db, Limit::Source), note(&web, Limit::SourceRate)], [Some(1), Some(1)], "each pod and each limit has its line");
         tokio::time::advance(QUIET).await;
         assert_eq!(note(&web, Limit::Source), Some(3), "with those that the line before did not count");
-        let uid = PodUid("shop/web".into());
-        let bites = |_| record.of(&uid).into_iter().map(|bite| (bite.limit, bite.connections, bite.ago)).collect::<Vec<_>>();
+        let Source::Pod(pod) = &web else { return };
+        let pod = Pod { ips: vec![[10, 0, 0, 1].into()], ..Pod::clone(pod) };
+        let bites = |_| record.of(&pod).into_iter().map(|bite| (bite.limit, bite.connections, bite.ago)).collect::<Vec<_>>();
         assert_eq!(bites(()), [(Limit::Source, 4, Duration::ZERO), (Limit::SourceRate, 1, QUIET)]);
-        assert_eq!(record.of(&PodUid("shop/other".into())), []);
+        let other = Pod { uid: crate::pods::PodUid("shop/other".into()), ..pod.clone() };
+        assert_eq!(record.of(&other), []);
+        record.closed(&Source::Disputed([10, 0, 0, 1].into()), Port::Metadata, Limit::Source);
+        assert_eq!(record.of(&other).len(), 1, "by its address");
+        let pod = Pod { ips: Vec::new(), ..pod };
+        let bites = |_| record.of(&pod).into_iter().map(|bite| (bite.limit, bite.connections, bite.ago)).collect::<Vec<_>>();
         tokio::time::advance(REMEMBERED - Duration::from_secs(1)).await;
         assert_eq!(bites(()).len(), 1);
         tokio::time::advance(REMEMBERED).await;
@@ -225,16 +193,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn invented_addresses_fill_neither_the_record_nor_the_log() {
+    async fn invented_addresses_do_not_fill_the_log() {
         let record = Record::default();
         let lines = (0..5000_u32).filter_map(|last| {
-            let source = Source::Unknown(std::net::IpAddr::from(last.to_be_bytes()));
+            let source = Source::unknown(std::net::IpAddr::from(last.to_be_bytes()));
             record.note(&source, Port::Metadata, Limit::Unknown)
         });
         assert_eq!(lines.count(), 1);
-        for pod in 0..3 * MAX_REMEMBERED {
-            record.note(&Source::pod("shop", &pod.to_string()), Port::Metadata, Limit::Source);
-        }
-        assert!(record.0.lock().unwrap_or_else(PoisonError::into_inner).len() <= MAX_REMEMBERED);
     }
 }

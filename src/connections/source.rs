@@ -4,18 +4,20 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::pods::{Lookup, Pod, PodUid};
+use crate::shares::Network;
 
 /// The source of a connection.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
     /// A pod of this node. All its addresses count together.
     Pod(Arc<Pod>),
-    /// An address that several pods of this node claim, or whose claim contradicts what the node sees.
+    /// An address that several pods of this node claim, or whose claim contradicts what the node sees, or has yet to be compared
+    /// with it.
     Disputed(IpAddr),
     /// The node itself.
     Node,
-    /// An address that belongs to no known pod of this node.
-    Unknown(IpAddr),
+    /// An address that belongs to no known pod of this node, and what it is counted by.
+    Unknown(IpAddr, Network),
 }
 
 /// A known source, as a key.
@@ -27,13 +29,28 @@ pub(super) enum Key {
 }
 
 impl Source {
+    /// An address that belongs to no known pod, counted by what it tells itself.
+    pub fn unknown(ip: IpAddr) -> Self {
+        Self::Unknown(ip, ip.into())
+    }
+
     /// Returns the source behind an address, from what is known about the address.
     pub fn of(ip: IpAddr, lookup: Lookup) -> Self {
         match lookup {
             Lookup::Found(pod, _) | Lookup::Unreadable(pod) => Self::Pod(pod),
             // The client may not be the pod, so it must not use up the pod's budget.
             Lookup::Ambiguous(_) | Lookup::Objected(..) => Self::Disputed(ip),
-            Lookup::Unknown => Self::Unknown(ip),
+            Lookup::Unknown => Self::unknown(ip),
+        }
+    }
+
+    /// Returns the source behind an address, from what [`Pods::at_once`](crate::pods::Pods::at_once) returns. While the kernel has
+    /// to be asked whether the address is still its pod's, the address counts for itself.
+    pub fn at_once(ip: IpAddr, lookup: Result<Lookup, Lookup>) -> Self {
+        match lookup {
+            Ok(lookup) => Self::of(ip, lookup),
+            Err(Lookup::Unknown) => Self::unknown(ip),
+            Err(_) => Self::Disputed(ip),
         }
     }
 
@@ -41,17 +58,22 @@ impl Source {
     pub fn namespace(&self) -> &str {
         match self {
             Self::Pod(pod) => &pod.namespace,
-            Self::Disputed(_) | Self::Node | Self::Unknown(_) => "",
+            Self::Disputed(_) | Self::Node | Self::Unknown(..) => "",
         }
     }
 
-    /// The key of a known source, or the address of an unknown one.
-    pub(super) fn key(&self) -> Result<Key, IpAddr> {
+    /// Whether the source belongs to no known pod, and is behind the port of one pod.
+    pub fn is_behind_port(&self) -> bool {
+        matches!(self, Self::Unknown(_, Network::Port(_)))
+    }
+
+    /// The key of a known source, or the address of an unknown one and what it is counted by.
+    pub(super) fn key(&self) -> Result<Key, (IpAddr, Network)> {
         match self {
             Self::Pod(pod) => Ok(Key::Pod(pod.uid.clone())),
             Self::Disputed(ip) => Ok(Key::Disputed(*ip)),
             Self::Node => Ok(Key::Node),
-            Self::Unknown(ip) => Err(*ip),
+            Self::Unknown(ip, network) => Err((*ip, *network)),
         }
     }
 }

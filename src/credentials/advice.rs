@@ -33,7 +33,10 @@ impl AssumeRoleError {
     /// What is wrong with this request, and what to look at. `who` asked, where that is known.
     pub fn advice(&self, request: &RoleRequest, who: Option<&str>) -> Advice {
         let (problem, check) = match self {
-            Self::Denied { message } => (format!("STS denies it: {message}"), denied(request, who)),
+            Self::Denied { message } => {
+                let check = if is_about_source_identity(message) { source_identity_denied(request, who) } else { denied(request, who) };
+                (format!("STS denies it: {message}"), check)
+            }
             Self::Invalid { message } | Self::TooLong { message } => {
                 (format!("STS refuses the request: {message}"), invalid(message, request))
             }
@@ -69,6 +72,44 @@ impl AssumeRoleError {
     }
 }
 
+/// Whether STS's message denies to set a source identity. It names the action that is not allowed: "User: ARN is not authorized to
+/// perform: sts:SetSourceIdentity on resource: ARN".
+pub(super) fn is_about_source_identity(message: &str) -> bool {
+    message.contains("perform: sts:SetSourceIdentity")
+}
+
+/// What must be allowed, in a sentence for the log, where STS denies a role with this message.
+pub(super) fn what_to_allow(message: &str) -> &'static str {
+    if is_about_source_identity(message) {
+        "the role's trust policy must allow sts:SetSourceIdentity to the daemon's own role, and the daemon's role must be allowed \
+         sts:SetSourceIdentity on it; the source identity comes from --source-identity, or else from the daemon's own session"
+    } else {
+        "the role's trust policy must name the daemon's own role (and the external id, if it asks for one), and the daemon's role must \
+         be allowed sts:AssumeRole on it"
+    }
+}
+
+/// What to look at where the message names sts:SetSourceIdentity. Denials for other causes name sts:AssumeRole.
+fn source_identity_denied(request: &RoleRequest, who: Option<&str>) -> Vec<String> {
+    let (role, who) = (request.role(), who.unwrap_or("who asks"));
+    let origin = match request.source_identity() {
+        Some(identity) => format!(
+            "the session of {who} has no source identity of its own, which STS would not change to {}, that of --source-identity",
+            identity.as_str()
+        ),
+        None => format!(
+            "--source-identity is not given, so the source identity is that of the session of {who}, which STS passes on: give that \
+             session none, or allow the action"
+        ),
+    };
+    vec![
+        format!("the trust policy of {role} allows sts:SetSourceIdentity to the role of {who}, beside sts:AssumeRole"),
+        format!("that role's own policies allow sts:SetSourceIdentity on {role}, and no permissions boundary or SCP takes it away"),
+        "a condition on sts:SourceIdentity in one of these policies matches the source identity".to_owned(),
+        origin,
+    ]
+}
+
 /// AccessDenied does not tell why: not even whether there is such a role.
 fn denied(request: &RoleRequest, who: Option<&str>) -> Vec<String> {
     let (role, who) = (request.role(), who.unwrap_or("who asks"));
@@ -83,6 +124,13 @@ fn denied(request: &RoleRequest, who: Option<&str>) -> Vec<String> {
                 .to_owned(),
         },
     ];
+    if let Some(identity) = request.source_identity() {
+        check.push(format!(
+            "the source identity {} was sent: the trust policy, and that role's own policies, allow sts:SetSourceIdentity, too; a \
+             condition on sts:SourceIdentity matches it; and the session of {who} has no other source identity, which STS would not change",
+            identity.as_str()
+        ));
+    }
     if !request.tags().is_empty() {
         check.push("session tags were sent: the trust policy, and that role's own policies, allow sts:TagSession, too".to_owned());
     }
@@ -111,7 +159,7 @@ fn invalid(message: &str, request: &RoleRequest) -> Vec<String> {
     if message.contains("PackedPolicy") {
         return vec!["the session's tags are too long together: give fewer --session-tags".to_owned()];
     }
-    vec!["the role's ARN, the session's name and the tags against what STS says".to_owned()]
+    vec!["the role's ARN, the session's name, the source identity and the tags against what STS says".to_owned()]
 }
 
 #[cfg(test)]

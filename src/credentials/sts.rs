@@ -138,7 +138,8 @@ impl Aws {
         let between = match between {
             None => None,
             Some((role, session)) => {
-                // Renewed by the SDK before it ends, as the daemon's own.
+                // Renewed by the SDK before it ends, as the daemon's own. It gets no source identity: all pods share it, and STS
+                // changes none along a chain of roles. Each pod's own is set at the next step.
                 let provider = AssumeRoleProvider::builder(role.as_str()).session_name(session.as_str()).configure(&config).build().await;
                 let config = config.clone().into_builder().credentials_provider(SharedCredentialsProvider::new(provider)).build();
                 Some((role.clone(), config))
@@ -284,6 +285,7 @@ impl Sts {
                 .assume_role()
                 .role_arn(request.role().as_str())
                 .role_session_name(request.session_name().as_str())
+                .set_source_identity(request.source_identity().map(|identity| identity.as_str().to_owned()))
                 .set_external_id(request.external_id().map(|id| id.as_str().to_owned()))
                 // None of them is transitive.
                 .set_tags((!tags.is_empty()).then(|| tags.clone()))
@@ -295,7 +297,7 @@ impl Sts {
             self.doubt.notify_one();
         }
         let answer = answer?;
-        whose::check(request, answer.assumed_role_user()).inspect_err(|error| {
+        whose::check(request, answer.assumed_role_user(), answer.source_identity()).inspect_err(|error| {
             error!(
                 event = "sts-answered-for-another-role",
                 role = request.role().as_str(),

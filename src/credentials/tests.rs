@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::pods::{Pod, PodUid, Surroundings};
+use crate::policy::session::SessionRules;
 use crate::policy::{Decision, Policy, Rules};
 
 pub(super) const START: &str = "2026-01-01T00:00:00Z";
@@ -141,7 +142,16 @@ impl AssumeRole for FakeSts {
 
 /// The request of a pod that has this role.
 pub(super) fn request(role: &str) -> RoleRequest {
-    let rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), ..Rules::default() };
+    request_by(role, SessionRules::default())
+}
+
+/// The request of a pod that has this role, with a source identity by this template.
+pub(super) fn request_with_source_identity(role: &str, template: &str) -> RoleRequest {
+    request_by(role, SessionRules { source_identity: Some(template.parse().unwrap()), ..SessionRules::default() })
+}
+
+fn request_by(role: &str, sessions: SessionRules) -> RoleRequest {
+    let rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), sessions, ..Rules::default() };
     let policy = Policy::new(rules, crate::policy::node::NodeIdentity::default()).unwrap();
     match policy.decide(&pod(role), &Surroundings::default()) {
         Decision::Allow { request, .. } => request,

@@ -1,10 +1,14 @@
-//! What is to be written, and when: pure data, with the time given.
+//! Which Events to write, and when: pure data, with the time given.
 //!
-//! The first time of a cause is written at once. Repeats are counted, and told by a series of that Event at most every
-//! [`SERIES_EVERY`], as client-go does it, but rarely. What has been quiet for [`QUIET`] is forgotten; the next time is a
-//! first one again. Over all stands the node's own rate, and pauses while the API does not take what it is sent.
+//! The first time of a cause is written at once. Repeats are counted, and written as a series of that Event at most every
+//! [`SERIES_EVERY`], as client-go does it, but rarely. An entry that has been quiet for [`QUIET`] is forgotten; the next time is
+//! a first one again.
+//!
+//! Namespaces share the entries and take turns with the writes, so that many refused pods of one namespace do not keep the owners
+//! of other pods waiting. `turns` has the order and the rates of the node and of each namespace; `pauses` says how long the
+//! API is left alone after it refused a write.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,19 +18,22 @@ use jiff::Timestamp;
 use super::object::{self, Series};
 use super::{Cause, Record};
 use crate::pods::{Pod, PodUid};
+use crate::shares::{Full, Shares};
+
+mod pauses;
+mod turns;
+
+use pauses::Pauses;
+use turns::Turns;
 
 /// The least time between two writes about the same cause of the same pod.
 pub(super) const SERIES_EVERY: Duration = Duration::from_secs(5 * 60);
 /// A cause that did not come again in this time is forgotten. Less than the hour for which the API keeps Events.
 pub(super) const QUIET: Duration = Duration::from_secs(15 * 60);
-/// Causes that are remembered: some for each pod of a node.
+/// Causes that are remembered: some for each pod of a node. When there are more, the namespace with the most gives one up.
 pub(super) const MAX_ENTRIES: usize = 1024;
 /// Causes of one pod that are remembered: what an owner may change by and by, and no more by changing it again and again.
 pub(super) const MAX_OF_POD: usize = 6;
-/// Writes at one time, where there were none for a while.
-pub(super) const BURST: u32 = 25;
-/// The time for one more.
-pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 /// The first pause after a failure, and the longest.
 pub(super) const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5 * 60));
 /// The pause after it was forbidden: somebody has to change a rule.
@@ -61,14 +68,16 @@ impl Hash for Key {
 }
 
 /// What became of a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Taken {
     /// It is the first.
     New,
+    /// It is the first, and took the place of an Event on this pod that was still to be written.
+    InPlaceOf(Arc<Pod>),
     /// It is counted.
     Repeat,
-    /// There is no room.
-    Full,
+    /// There is no place for it.
+    Full(Full),
 }
 
 /// What a write does.
@@ -81,6 +90,8 @@ pub(super) enum Verb {
 /// One thing to write.
 #[derive(Clone, Debug)]
 pub(super) struct Write {
+    /// The entry's id.
+    id: u64,
     pub(super) key: Key,
     pub(super) verb: Verb,
     pub(super) name: String,
@@ -117,6 +128,7 @@ pub(super) enum Answer {
 
 #[derive(Debug)]
 struct Entry {
+    key: Key,
     name: String,
     stage: Stage,
     in_flight: bool,
@@ -149,14 +161,21 @@ impl Entry {
         };
         Some((verb, self.not_before))
     }
+
+    /// Whether it is lost if it is forgotten now.
+    fn is_unwritten(&self) -> bool {
+        self.stage == Stage::New && !self.in_flight
+    }
 }
 
 /// What pods are told, have been told and are still to be told.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Ledger {
-    entries: HashMap<Key, Entry>,
-    /// When all tokens of the bucket are there again (the generic cell rate algorithm).
-    full_at: Option<Instant>,
+    /// By namespace and pod.
+    entries: Shares<String, PodUid, Entry>,
+    ids: HashMap<Key, u64>,
+    last_id: u64,
+    turns: Turns,
     /// Names that were given: each has another number.
     named: u64,
     failures: u32,
@@ -164,36 +183,18 @@ pub(super) struct Ledger {
     amends: Pauses,
 }
 
-/// How long a verb is not tried, everywhere and in single namespaces. A namespace may refuse by itself, by an admission webhook,
-/// say; where two do so and nothing was taken between, it is the daemon that may not.
-#[derive(Debug, Default)]
-struct Pauses {
-    until: Option<Instant>,
-    of_namespaces: HashMap<String, Instant>,
-    /// Namespaces in which it was forbidden since it was last taken anywhere.
-    forbidden: BTreeSet<String>,
-}
-
-impl Pauses {
-    /// The end of the pause for writes in a namespace.
-    fn until(&self, namespace: &str) -> Option<Instant> {
-        self.until.max(self.of_namespaces.get(namespace).copied())
-    }
-
-    fn pause(&mut self, until: Instant) {
-        self.until = self.until.max(Some(until));
-    }
-
-    fn forbid(&mut self, namespace: &str, until: Instant) {
-        self.forbidden.insert(namespace.to_owned());
-        self.of_namespaces.insert(namespace.to_owned(), until);
-        if self.is_forbidden_everywhere() {
-            self.pause(until);
+impl Default for Ledger {
+    fn default() -> Self {
+        Self {
+            entries: Shares::new(MAX_ENTRIES, MAX_OF_POD),
+            ids: HashMap::new(),
+            last_id: 0,
+            turns: Turns::default(),
+            named: 0,
+            failures: 0,
+            creates: Pauses::default(),
+            amends: Pauses::default(),
         }
-    }
-
-    fn is_forbidden_everywhere(&self) -> bool {
-        self.forbidden.len() > 1
     }
 }
 
@@ -201,14 +202,10 @@ impl Ledger {
     /// Takes a record in.
     pub(super) fn take(&mut self, record: Record, now: Now) -> Taken {
         let key = Key { pod: record.pod, cause: record.cause };
-        if let Some(entry) = self.entries.get_mut(&key) {
+        if let Some(entry) = self.ids.get(&key).and_then(|id| self.entries.get_mut(*id)) {
             entry.count = entry.count.saturating_add(1).min(i32::MAX.unsigned_abs());
             (entry.last, entry.stirred) = (now.wall, now.instant);
             return Taken::Repeat;
-        }
-        let of_pod = || self.entries.keys().filter(|known| known.pod.uid == key.pod.uid).count();
-        if self.entries.len() >= MAX_ENTRIES || of_pod() >= MAX_OF_POD {
-            return Taken::Full;
         }
         let entry = Entry {
             name: self.name(&key.pod, now.wall),
@@ -219,9 +216,17 @@ impl Ledger {
             last: now.wall,
             stirred: now.instant,
             not_before: now.instant,
+            key: key.clone(),
         };
-        self.entries.insert(key, entry);
-        Taken::New
+        self.last_id += 1;
+        let displaced = match self.entries.enter(self.last_id, key.pod.namespace.clone(), key.pod.uid.clone(), entry) {
+            Ok(displaced) => displaced.map(|displaced| displaced.value),
+            Err(full) => return Taken::Full(full),
+        };
+        self.ids.insert(key, self.last_id);
+        let Some(displaced) = displaced else { return Taken::New };
+        self.ids.remove(&displaced.key);
+        if displaced.is_unwritten() { Taken::InPlaceOf(displaced.key.pod) } else { Taken::New }
     }
 
     /// The time, and a number besides: two of one moment have different names.
@@ -233,42 +238,46 @@ impl Ledger {
 
     /// Whether this is remembered.
     pub(super) fn knows(&self, pod: &Arc<Pod>, cause: Cause) -> bool {
-        self.entries.contains_key(&Key { pod: pod.clone(), cause })
+        self.ids.contains_key(&Key { pod: pod.clone(), cause })
     }
 
     /// How many are remembered.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
+        assert_eq!(self.ids.len(), self.entries.len());
         self.entries.len()
     }
 
     /// What to do now. A write that is given out is under way until [`Self::answered`], or [`Self::forget`].
     pub(super) fn next(&mut self, now: Instant) -> Next {
-        let due = self.entries.iter().filter_map(|(key, entry)| entry.due().map(|(verb, at)| (key, verb, at)));
-        // What was to be written first comes first, also after a pause.
-        let ready = |key: &Key, verb, at| self.pauses(verb).until(&key.pod.namespace).map_or(at, |until| until.max(at));
-        let first = due.map(|(key, verb, at)| (ready(key, verb, at), at, key, verb)).min_by_key(|it| (it.0, it.1));
-        let quiet_at = self.entries.values().filter(|entry| !entry.in_flight).map(|entry| entry.stirred + QUIET).min();
-        let Some((ready_at, _, key, verb)) = first else {
+        let quiet_at = self.entries.iter().filter(|(_, entry)| !entry.in_flight).map(|(_, entry)| entry.stirred + QUIET).min();
+        let Some((ready_at, id, verb)) = self.first(now) else {
             return quiet_at.map_or(Next::Nothing, Next::At);
         };
-        let at = ready_at.max(self.token_at().unwrap_or(ready_at));
+        let at = ready_at.max(self.turns.node_ready_at().unwrap_or(ready_at));
         if at > now {
             return Next::At(quiet_at.map_or(at, |quiet| quiet.min(at)));
         }
-        let key = key.clone();
-        self.full_at = Some(self.full_at.map_or(now, |full_at| full_at.max(now)) + INTERVAL);
-        let Some(entry) = self.entries.get_mut(&key) else {
+        let Some(entry) = self.entries.get_mut(id) else {
             return Next::Nothing;
         };
+        self.turns.take(&entry.key.pod.namespace, now);
         entry.in_flight = true;
         let series = (entry.count > 1).then_some(Series { count: entry.count, last: entry.last });
-        Next::Write(Write { verb, name: entry.name.clone(), at: entry.first, series, key })
+        Next::Write(Write { id, verb, name: entry.name.clone(), at: entry.first, series, key: entry.key.clone() })
     }
 
-    /// When there is a token.
-    fn token_at(&self) -> Option<Instant> {
-        self.full_at?.checked_sub(INTERVAL * (BURST - 1))
+    /// Returns the entry to write first, and when its namespace may: of those that may be written now, one of the namespace whose
+    /// turn it is, and of these the oldest, also after a pause.
+    fn first(&self, now: Instant) -> Option<(Instant, u64, Verb)> {
+        let due = self.entries.iter().filter_map(|(id, entry)| entry.due().map(|(verb, at)| (id, &entry.key.pod.namespace, verb, at)));
+        let ranked = due.map(|(id, namespace, verb, at)| {
+            let (rate_at, turn) = self.turns.of_namespace(namespace);
+            let ready_at = self.pauses(verb).until(namespace).max(rate_at).max(Some(at)).unwrap_or(at);
+            ((ready_at.max(now), turn, at, id), verb)
+        });
+        let ((ready_at, _, _, id), verb) = ranked.min_by_key(|(rank, _)| *rank)?;
+        Some((ready_at, id, verb))
     }
 
     fn pauses(&self, verb: Verb) -> &Pauses {
@@ -313,11 +322,11 @@ impl Ledger {
                 self.creates.pause(until);
                 self.amends.pause(until);
             }
-            (Answer::Written, None) => self.pauses_mut(write.verb).forbidden.clear(),
+            (Answer::Written, None) => self.pauses_mut(write.verb).accepted(),
             (_, None) => {}
         }
         let anew = (*answer == Answer::Missing).then(|| self.name(&write.key.pod, now.wall));
-        let Some(entry) = self.entries.get_mut(&write.key) else {
+        let Some(entry) = self.entries.get_mut(write.id) else {
             return;
         };
         entry.in_flight = false;
@@ -338,21 +347,26 @@ impl Ledger {
 
     /// A write is not made after all: its pod is gone.
     pub(super) fn forget(&mut self, write: &Write) {
-        self.entries.remove(&write.key);
+        self.remove(write.id);
+    }
+
+    fn remove(&mut self, id: u64) {
+        if let Some(entry) = self.entries.leave(id) {
+            self.ids.remove(&entry.key);
+        }
     }
 
     /// Lets go of what has been quiet, and of pods that are gone. Gives the number of those that were never written.
     pub(super) fn tidy(&mut self, now: Instant, is_here: impl Fn(&PodUid) -> bool) -> usize {
-        let mut lost = 0;
-        for pauses in [&mut self.creates, &mut self.amends] {
-            pauses.of_namespaces.retain(|_, until| *until > now);
+        self.creates.tidy(now);
+        self.amends.tidy(now);
+        self.turns.tidy(now);
+        let keep = |entry: &Entry| entry.in_flight || now < entry.stirred + QUIET && is_here(&entry.key.pod.uid);
+        let gone: Vec<_> = self.entries.iter().filter(|(_, entry)| !keep(entry)).map(|(id, entry)| (id, entry.is_unwritten())).collect();
+        for (id, _) in &gone {
+            self.remove(*id);
         }
-        self.entries.retain(|key, entry| {
-            let keep = entry.in_flight || now < entry.stirred + QUIET && is_here(&key.pod.uid);
-            lost += usize::from(!keep && entry.stage == Stage::New);
-            keep
-        });
-        lost
+        gone.into_iter().filter(|(_, is_unwritten)| *is_unwritten).count()
     }
 }
 

@@ -15,6 +15,11 @@ use crate::credentials::Clock;
 use crate::metrics::Metrics;
 use crate::pods::watch::client::{Client, RequestError, encode, jitter};
 use crate::pods::{Pod, PodUid, Pods};
+use crate::shares::Full;
+
+mod turned_away;
+
+use turned_away::TurnedAway;
 
 /// The least time between two looks at all pods.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -97,6 +102,7 @@ struct Desk {
     has_warned: bool,
     /// Namespaces of which that was said alone.
     warned_of: HashSet<String>,
+    turned_away: TurnedAway,
 }
 
 impl<A: Api> Writer<A> {
@@ -112,6 +118,7 @@ impl<A: Api> Writer<A> {
             looked_at: Instant::now(),
             has_warned: false,
             warned_of: HashSet::new(),
+            turned_away: TurnedAway::default(),
         };
         let mut look_at = Some(Instant::now());
         let mut received = Vec::with_capacity(AT_ONCE);
@@ -201,11 +208,15 @@ impl Desk {
     }
 
     fn take(&mut self, record: Record) {
-        match self.ledger.take(record, self.now()) {
-            Taken::New => {}
-            Taken::Repeat => self.metrics.event("suppressed"),
-            Taken::Full => self.metrics.event("dropped"),
-        }
+        let pod = record.pod.clone();
+        let (turned_away, why) = match self.ledger.take(record, self.now()) {
+            Taken::New => return,
+            Taken::Repeat => return self.metrics.event("suppressed"),
+            Taken::InPlaceOf(displaced) => (displaced, Full::All),
+            Taken::Full(why) => (pod, why),
+        };
+        self.metrics.event("dropped");
+        self.turned_away.dropped(&turned_away, why);
     }
 
     fn next(&mut self) -> Next {
@@ -238,7 +249,9 @@ impl Desk {
         // An unreadable pod is not among them; its owner gets an Event for that.
         self.tidy(|uid| here.contains(uid) || known.contains(uid));
         self.told_hosts.retain(|uid| here.contains(uid));
-        self.warned_of.retain(|namespace| pods.iter().any(|pod| pod.namespace == *namespace));
+        let namespaces: HashSet<&str> = pods.iter().map(|pod| &*pod.namespace).collect();
+        self.warned_of.retain(|namespace| namespaces.contains(&**namespace));
+        self.turned_away.retain(&namespaces);
         for pod in pods.iter().filter(|pod| pod.host_network && pod.role.is_some() && !pod.finished) {
             self.see_in_node_network(pod);
         }

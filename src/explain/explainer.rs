@@ -105,7 +105,7 @@ impl<A: StsOfNode> Explainer<A> {
             ));
         }
         if let Some((pod, _)) = self.pods.named(&report.namespace, &report.pod) {
-            report.notes.extend(daemon.limits.of(&pod.uid).iter().map(ToString::to_string));
+            report.notes.extend(daemon.limits.of(&pod).iter().map(ToString::to_string));
             report.notes.extend(self.pods.waits_turned_away_of(&pod).map(|waits| waits.to_string()));
         }
         if let Some(request) = request

@@ -27,6 +27,7 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
     if let Some(request) = &report.request {
         writeln!(text, "\nwhat STS is asked for")?;
         let mut lines = vec![("role", request.role.clone()), ("session-name", request.session_name.clone())];
+        lines.extend(request.source_identity.iter().map(|identity| ("source-identity", identity.clone())));
         lines.push(("external-id", if request.external_id { "one is sent" } else { "none" }.to_owned()));
         lines.push(("duration", humantime::format_duration(Duration::from_secs(request.duration_seconds)).to_string()));
         lines.extend(request.tags.iter().map(|tag| ("tag", format!("{}={}", tag.key, tag.value))));
@@ -84,7 +85,7 @@ fn section(text: &mut String, title: &str, steps: &[Step], report: &Report) -> s
 }
 
 fn line(text: &mut String, mark: &str, what: &str, value: &str) -> std::fmt::Result {
-    writeln!(text, "  {mark:<3} {:<14} {}", clean(what), clean(value))
+    writeln!(text, "  {mark:<3} {:<15} {}", clean(what), clean(value))
 }
 
 /// Without what could move a terminal's cursor: a report may come over the network.

@@ -95,6 +95,10 @@ impl Witness for View {
         self.results.look(ip, |attachments| !attachments.is_empty())
     }
 
+    fn behind(&self, ip: IpAddr) -> Option<u32> {
+        self.links.behind(ip)
+    }
+
     fn is_port(&self, bridge: u32, port: u32) -> bool {
         self.links.master_of(port) == Some(bridge)
     }

@@ -36,6 +36,9 @@ pub trait Witness: fmt::Debug + Send + Sync {
     fn at(&self, ip: IpAddr) -> Sight;
     /// Whether a CNI result assigns an address to a pod. Cheap: it is also called for addresses of no pod.
     fn has_record(&self, ip: IpAddr) -> bool;
+    /// Returns the number of the interface to the one pod that an address is behind, as far as is known, for addresses that no pod
+    /// is known to have. Asks the kernel each time, which may wait.
+    fn behind(&self, ip: IpAddr) -> Option<u32>;
     /// Whether an interface is still a port of a bridge.
     fn is_port(&self, bridge: u32, port: u32) -> bool;
     /// Forgets what was asked of all addresses but those for which this is true.
@@ -71,6 +74,10 @@ impl Witness for Blind {
 
     fn has_record(&self, _: IpAddr) -> bool {
         false
+    }
+
+    fn behind(&self, _: IpAddr) -> Option<u32> {
+        None
     }
 
     fn is_port(&self, _: u32, _: u32) -> bool {
@@ -144,5 +151,7 @@ impl Link {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod held;
 #[cfg(test)]
 mod tests;

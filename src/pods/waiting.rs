@@ -2,7 +2,7 @@
 //!
 //! Addresses of known pods and addresses that no pod is known to have wait in separate places: unknown addresses can be
 //! invented in any number. When all places of a kind are taken, the largest holder gives one up: of known pods, a pod of the
-//! namespace that has most; of unknown addresses, an address of the network that has most.
+//! namespace that has most; of unknown addresses, an address of the network, or behind the bridge port, that has most.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,8 +47,8 @@ pub(super) enum Waiter {
     /// An address that several pods claim, or one whose claim the node itself objects to. Whoever asks may not be the pod: it
     /// takes no place of the pod's namespace.
     Disputed(IpAddr),
-    /// An address that no pod is known to have.
-    Unknown(IpAddr),
+    /// An address that no pod is known to have, and what it is counted by.
+    Unknown(IpAddr, Network),
 }
 
 /// What places of known pods are counted by.
@@ -71,17 +71,17 @@ impl Waiter {
         match found {
             Lookup::Found(pod, _) | Lookup::Unreadable(pod) => Self::Pod(pod.clone()),
             Lookup::Ambiguous(_) | Lookup::Objected(..) => Self::Disputed(ip),
-            Lookup::Unknown => Self::Unknown(ip),
+            Lookup::Unknown => Self::Unknown(ip, ip.into()),
         }
     }
 
-    /// Returns the namespace and the member to count by; the address, where nothing is known of it.
-    fn known(&self) -> Result<(&str, Member), IpAddr> {
+    /// Returns the namespace and the member to count by; the address and its network, where nothing is known of it.
+    fn known(&self) -> Result<(&str, Member), (IpAddr, Network)> {
         match self {
             Self::Pod(pod) => Ok((&pod.namespace, Member::Pod(pod.uid.clone()))),
             // No namespace has this name. All disputed addresses together count as one.
             Self::Disputed(ip) => Ok(("", Member::Disputed(*ip))),
-            Self::Unknown(ip) => Err(*ip),
+            Self::Unknown(ip, network) => Err((*ip, *network)),
         }
     }
 }
@@ -120,7 +120,7 @@ impl Places {
             Ok((namespace, member)) => {
                 inner.known.enter(id, namespace.to_owned(), member, held).map(|displaced| displaced.map(|displaced| displaced.value))
             }
-            Err(ip) => inner.unknown.enter(id, ip.into(), ip, held).map(|displaced| displaced.map(|displaced| displaced.value)),
+            Err((ip, network)) => inner.unknown.enter(id, network, ip, held).map(|displaced| displaced.map(|displaced| displaced.value)),
         };
         let turned_away = match &entered {
             Ok(displaced) => displaced.as_ref().map(|displaced| &displaced.waiter),

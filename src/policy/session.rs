@@ -1,10 +1,10 @@
-//! What STS is told about a session besides its role: its name and its tags.
+//! What STS is told about a session besides its role: its name, its source identity and its tags.
 
 use super::Denial;
-use super::trace::{Trace, What, shown};
+use super::trace::{Step, Trace, Verdict, What, shown};
 use crate::config::session::{Piece, Placeholder, SessionScope, SessionTag, SessionTemplate};
 use crate::pods::{Pod, PodUid};
-use crate::role::{RoleArn, SessionName};
+use crate::role::{RoleArn, SessionName, SourceIdentity};
 
 /// The longest value of a tag (`tagValueType` of the STS API), in characters.
 const MAX_TAG_VALUE: usize = 256;
@@ -23,6 +23,8 @@ pub struct SessionRules {
     pub pod_may_name: bool,
     /// Who shares a session.
     pub scope: SessionScope,
+    /// The source identity of sessions; `None`: they get none.
+    pub source_identity: Option<SessionTemplate>,
     /// In the order of the enum, each once.
     pub tags: Vec<SessionTag>,
 }
@@ -30,7 +32,15 @@ pub struct SessionRules {
 impl Default for SessionRules {
     fn default() -> Self {
         let name = SessionTemplate::of(Placeholder::Pod);
-        Self { cluster: String::new(), node: String::new(), name, pod_may_name: true, scope: SessionScope::Pod, tags: Vec::new() }
+        Self {
+            cluster: String::new(),
+            node: String::new(),
+            name,
+            pod_may_name: true,
+            scope: SessionScope::Pod,
+            source_identity: None,
+            tags: Vec::new(),
+        }
     }
 }
 
@@ -72,15 +82,28 @@ impl SessionRules {
             };
             trace.skip(What::SessionName, || flag.to_owned(), || why.to_owned());
         }
-        let name = SessionName::derived_from(&self.name_text(pod, role));
+        let name = SessionName::derived_from(&self.render(&self.name, pod, role));
         trace.check(What::SessionName, || "--session-name-template".to_owned(), Ok(name), |name| name.as_str().to_owned())
     }
 
-    /// Renders the template. If the result is too long, the beginnings of names that a pod's author chooses are cut: first of the
+    /// Returns the source identity. It is the operator's alone: no annotation changes it.
+    pub(super) fn source_identity(&self, pod: &Pod, role: &RoleArn, trace: &mut impl Trace) -> Option<SourceIdentity> {
+        let template = self.source_identity.as_ref()?;
+        let identity = SourceIdentity::derived_from(&self.render(template, pod, role));
+        trace.note(|| Step {
+            what: What::SourceIdentity,
+            source: "--source-identity".to_owned(),
+            detail: identity.as_str().to_owned(),
+            verdict: Verdict::Passed,
+        });
+        Some(identity)
+    }
+
+    /// Renders a template. If the result is too long, the beginnings of names that a pod's author chooses are cut: first of the
     /// pod's name, then of the service account's, then of the role's. The namespace is never cut, so that no pod gets a name that
     /// looks like that of a pod in another namespace.
-    fn name_text(&self, pod: &Pod, role: &RoleArn) -> String {
-        let values = || self.name.pieces().iter().map(|piece| self.value(piece, pod, role));
+    fn render(&self, template: &SessionTemplate, pod: &Pod, role: &RoleArn) -> String {
+        let values = || template.pieces().iter().map(|piece| self.value(piece, pod, role));
         let text: String = values().collect();
         // Each character becomes one of the name's.
         let length = text.chars().count();
@@ -90,7 +113,7 @@ impl SessionRules {
         let mut values: Vec<&str> = values().collect();
         let mut excess = length - SessionName::MAX_LENGTH;
         for field in [Placeholder::Pod, Placeholder::ServiceAccount, Placeholder::Role] {
-            for (piece, value) in self.name.pieces().iter().zip(&mut values) {
+            for (piece, value) in template.pieces().iter().zip(&mut values) {
                 if excess > 0 && *piece == Piece::Field(field) {
                     let cut = value.chars().count().min(excess);
                     *value = value.char_indices().nth(cut).map_or("", |(at, _)| &value[at..]);
@@ -101,7 +124,7 @@ impl SessionRules {
         values.concat()
     }
 
-    /// Returns the value of a part of the template.
+    /// Returns the value of a part of a template.
     fn value<'a>(&'a self, piece: &'a Piece, pod: &'a Pod, role: &'a RoleArn) -> &'a str {
         match piece {
             Piece::Text(text) => text,

@@ -20,6 +20,8 @@ pub enum What {
     ExternalId,
     /// The session's name.
     SessionName,
+    /// The session's source identity.
+    SourceIdentity,
     /// The session's tags.
     SessionTags,
     /// Whether the namespace allows it.
@@ -37,6 +39,7 @@ impl What {
             Self::AllowedRoles => "allowed-roles",
             Self::ExternalId => "external-id",
             Self::SessionName => "session-name",
+            Self::SourceIdentity => "source-identity",
             Self::SessionTags => "session-tags",
             Self::Namespace => "namespace",
         }

@@ -81,8 +81,6 @@ fn node_with(tokens: TokenMode, known: &[(&str, &str, Option<&str>)], change: im
 
 /// A node whose own identity is known once it is in `identity`.
 fn node_of(identity: NodeIdentity, tokens: TokenMode, known: &[(&str, &str, Option<&str>)], change: impl FnOnce(&mut Rules)) -> Node {
-    let clock = Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
-    let sts = FakeSts { clock: clock.clone(), calls: Arc::default(), meanwhile: Arc::default() };
     let mut rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), ..Rules::default() };
     change(&mut rules);
     let policy = Policy::new(rules, identity).unwrap();
@@ -90,6 +88,19 @@ fn node_of(identity: NodeIdentity, tokens: TokenMode, known: &[(&str, &str, Opti
     for (name, at, role) in known {
         writer.write(|index| index.apply(pod(name, at, *role)));
     }
+    let (proxy, sts, records) = proxy_with(policy, tokens, pods);
+    Node { proxy, writer: Arc::new(writer), sts, records: Mutex::new(records) }
+}
+
+/// A proxy for these pods.
+pub(crate) fn proxy_of(pods: Pods) -> Proxy<impl AssumeRole> {
+    let policy = Policy::new(Rules::default(), NODE.parse::<CallerIdentity>().unwrap().into()).unwrap();
+    proxy_with(policy, TokenMode::Required, pods).0
+}
+
+fn proxy_with(policy: Policy, tokens: TokenMode, pods: Pods) -> (Proxy<FakeSts>, FakeSts, tokio::sync::mpsc::Receiver<Record>) {
+    let clock = Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
+    let sts = FakeSts { clock: clock.clone(), calls: Arc::default(), meanwhile: Arc::default() };
     let metrics = Metrics::new();
     let limits = Limits { rate: 1000, max_rate: 1000, concurrency: 1000 };
     let of_cache = cache::Settings { error_ttl: Duration::from_secs(30), timeout: Duration::from_secs(60), limits };
@@ -97,11 +108,10 @@ fn node_of(identity: NodeIdentity, tokens: TokenMode, known: &[(&str, &str, Opti
     let access = Access::new(MetadataProfile::Base, Patterns::new(PatternFormat::Glob, None, Vec::new()).unwrap());
     let settings = Settings { policy: Arc::new(policy), tokens, pod_wait: WAIT, access };
     let (events, records) = Reporter::new(metrics.clone());
-    let proxy = Proxy::new(settings, pods, sessions, Tokens::new(clock.clone()).unwrap(), clock, metrics, events);
-    Node { proxy, writer: Arc::new(writer), sts, records: Mutex::new(records) }
+    (Proxy::new(settings, pods, sessions, Tokens::new(clock.clone()).unwrap(), clock, metrics, events), sts, records)
 }
 
-fn pod(name: &str, at: &str, role: Option<&str>) -> Pod {
+pub(crate) fn pod(name: &str, at: &str, role: Option<&str>) -> Pod {
     Pod {
         service_account: "default".to_owned(),
         uid: PodUid(format!("uid-of-{name}").into()),

@@ -105,6 +105,15 @@ fn session_names_are_derived_from_any_text() {
 }
 
 #[test]
+fn source_identities_are_derived_in_the_same_way_and_never_have_the_reserved_prefix() {
+    for (text, expected) in [("shop.web-0", "shop.web-0"), ("aws:web", "aws-web"), ("AWS:", "AWS-"), ("a b/c", "a-b-c"), ("x", "pod-x")] {
+        assert_eq!(SourceIdentity::derived_from(text).as_str(), expected, "{text:?}");
+    }
+    let longest = "n".repeat(64);
+    assert_eq!(SourceIdentity::derived_from(&format!("aws:{longest}")).as_str(), longest);
+}
+
+#[test]
 fn session_names_and_external_ids_are_bounded() {
     assert!("x".parse::<SessionName>().is_err());
     assert!("x".repeat(65).parse::<SessionName>().is_err());
@@ -211,6 +220,13 @@ proptest::proptest! {
     fn a_derived_session_name_is_always_a_session_name(text in ".{0,200}") {
         let derived = SessionName::derived_from(&text);
         proptest::prop_assert!(derived.as_str().parse::<SessionName>().is_ok());
+    }
+
+    #[test]
+    fn a_derived_source_identity_has_the_form_that_sts_takes(text in "(aws:)?.{0,100}") {
+        let derived = SourceIdentity::derived_from(&text);
+        let form = regex::Regex::new(r"\A(?-u)[\w+=,.@-]{2,64}\z").unwrap();
+        proptest::prop_assert!(form.is_match(derived.as_str()) && !derived.as_str().starts_with("aws:"), "{:?}", derived);
     }
 
     #[test]

@@ -188,6 +188,37 @@ fn nobody_waits_for_an_api_that_does_not_take_events() {
     assert_eq!(world.events_of("plain", 1).len(), 1);
 }
 
+/// The first write is held until all pods are refused.
+#[test]
+fn refused_pods_of_one_namespace_do_not_delay_the_event_of_another() {
+    let world = World::start();
+    world.fakes.api.hold_event_writes(true);
+    let refuse = |namespace: &str, name: &str, last: u8| {
+        let mut refused = pod(name, ip(last), None).build();
+        refused["metadata"]["namespace"] = namespace.into();
+        world.fakes.api.apply(Resource::Pods, refused);
+        let counted = |world: &World| world.metric(r#"rolegate_events_total{outcome="suppressed"}"#);
+        let before = counted(&world);
+        // A repeat is counted after the first time was taken in.
+        world.eventually(
+            |world| {
+                world.get(ip(last), ROLES);
+                counted(world)
+            },
+            |count| *count > before,
+        );
+    };
+    for last in 10..30 {
+        refuse("flood", &format!("flood-{last}"), last);
+    }
+    refuse("bank", "quiet", 30);
+    world.fakes.api.hold_event_writes(false);
+    world.events_of("quiet", 1);
+    let creates = world.fakes.api.requests().into_iter().filter(|request| request.path.starts_with(EVENTS));
+    let paths: Vec<_> = creates.map(|request| request.path).take(2).collect();
+    assert_eq!(paths, ["flood", "bank"].map(|namespace| format!("{EVENTS}{namespace}/events")));
+}
+
 #[test]
 fn a_missing_permission_is_said_once_and_the_service_goes_on() {
     let fakes = Fakes::new();

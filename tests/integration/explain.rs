@@ -398,6 +398,25 @@ fn every_refusal_of_sts_says_what_to_look_at() {
     assert!(answer.code == 0 && answer.text.contains("note: STS was asked by the AWS identity of this command"), "{answer:?}");
 }
 
+/// With a source identity, the report shows it, and says what a role must allow that refuses it.
+#[test]
+fn a_source_identity_is_shown_and_its_denial_explained() {
+    let scene = Scene::new();
+    let said = || scene.cluster("shop/web-0", &["--assume", "--source-identity={namespace}.{pod}"]);
+    let answer = said();
+    for wanted in ["ok  source-identity --source-identity: shop.web-0\n", "      source-identity shop.web-0\n"] {
+        assert!(answer.code == 0 && answer.text.contains(wanted), "{wanted:?}: {answer:?}");
+    }
+    assert_eq!(scene.fakes.sts.issued().last().unwrap().source_identity.as_deref(), Some("shop.web-0"));
+    scene.fakes.sts.add_role(role("pods/shop-web").without_source_identity());
+    let answer = said();
+    let first = "  1. the trust policy of arn:aws:iam::123456789012:role/pods/shop-web allows sts:SetSourceIdentity";
+    assert!(answer.code == 1 && answer.text.contains("denied (sts-denied)") && answer.text.contains(first), "{answer:?}");
+    scene.fakes.sts.remove_role("arn:aws:iam::123456789012:role/pods/shop-web");
+    let answer = said();
+    assert!(answer.text.contains("  5. the source identity shop.web-0 was sent"), "{answer:?}");
+}
+
 #[test]
 fn a_daemon_translates_what_sts_says_as_well() {
     let scene = Scene::new();
@@ -453,6 +472,7 @@ fn the_form_of_the_report_is_stable() {
         "request": {
             "role": "arn:aws:iam::123456789012:role/pods/shop-web",
             "session_name": "web-0",
+            "source_identity": null,
             "external_id": false,
             "tags": [],
             "duration_seconds": 3600,

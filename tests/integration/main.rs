@@ -22,6 +22,7 @@ mod policy;
 mod properties;
 mod rotation;
 mod serving;
+mod source_identity;
 mod stress;
 mod sts;
 mod taint;

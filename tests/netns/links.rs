@@ -390,3 +390,27 @@ fn a_stolen_link_layer_address_is_another_port_even_where_it_goes_back() {
         assert_eq!(confirmed(known, now), None, "it was elsewhere in between");
     }
 }
+
+/// A pod may use any address of its bridge's network, but all of them are behind its own port.
+#[test]
+fn an_invented_address_is_behind_the_port_of_the_pod_that_uses_it() {
+    let Some((node, _bridge, [victim, attacker])) = bridged() else { return };
+    let links = links(&node);
+    let ports = [&victim, &attacker].map(|pod| Some(number(node.ns(), pod.host_interface())));
+    let mac = mac_of(&attacker).map(|octet| format!("{octet:02x}")).join(":");
+    let octets = victim.ip.octets();
+    let invented = [200, 201].map(|last| IpAddr::from([octets[0], octets[1], octets[2], last]));
+    for ip in invented {
+        node.ns().sh(&format!("ip neigh replace {ip} lladdr {mac} dev cni0 nud reachable")).unwrap();
+    }
+    assert_eq!([links.behind(victim.ip.into()), links.behind(invented[0]), links.behind(invented[1])], [ports[0], ports[1], ports[1]]);
+    let generation = links.generation();
+    // One that nobody uses is counted by the bridge, and one elsewhere by itself.
+    let unused = IpAddr::from([octets[0], octets[1], octets[2], 202]);
+    assert_eq!(links.behind(unused), Some(number(node.ns(), "cni0")));
+    assert_eq!(links.behind([203, 0, 113, 1].into()), None);
+    assert_eq!(links.generation(), generation, "nothing is kept of them");
+    let own = node.add_pod("own").unwrap();
+    links.catch_up();
+    assert_eq!(links.behind(own.ip.into()), Some(number(node.ns(), own.host_interface())));
+}

@@ -47,6 +47,7 @@ pub(super) struct Request {
     pub(super) session_name: String,
     pub(super) duration_seconds: u32,
     external_id: Option<String>,
+    source_identity: Option<String>,
 }
 
 impl Request {
@@ -56,6 +57,7 @@ impl Request {
             session_name: session_name(form.get("RoleSessionName"))?,
             duration_seconds: duration(form.get("DurationSeconds"))?,
             external_id: external_id(form.get("ExternalId"))?,
+            source_identity: source_identity(form.get("SourceIdentity"))?,
         };
         tags(&form.tags())?;
         Ok(request)
@@ -67,6 +69,10 @@ impl Request {
             .filter(|role| role.trusts(caller))
             .filter(|role| role.external_id.is_none() || role.external_id == self.external_id)
             .ok_or_else(|| Fault::access_denied(&caller.arn, &self.role_arn))?;
+        let changed = caller.source_identity.is_some() && self.source_identity.is_some() && caller.source_identity != self.source_identity;
+        if changed || (self.source_identity_of_session(caller).is_some() && !role.may_set_source_identity) {
+            return Err(Fault::no_source_identity(&caller.arn, &self.role_arn));
+        }
         if caller.chained && self.duration_seconds > HOUR {
             return Err(Fault::validation(
                 "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining",
@@ -76,6 +82,11 @@ impl Request {
             return Err(Fault::validation("The requested DurationSeconds exceeds the MaxSessionDuration set for this role."));
         }
         Ok(())
+    }
+
+    /// The source identity of the session: the caller's own stays through role chaining, and needs permission again at each step.
+    pub(super) fn source_identity_of_session(&self, caller: &Identity) -> Option<String> {
+        caller.source_identity.clone().or_else(|| self.source_identity.clone())
     }
 }
 
@@ -90,6 +101,12 @@ fn role_arn(value: Option<&str>) -> Result<String, Fault> {
 fn session_name(value: Option<&str>) -> Result<String, Fault> {
     let name = bounded(value, "roleSessionName", 2, 64)?;
     matching(name, "roleSessionName", "+=,.@-", r"[\w+=,.@-]*")
+}
+
+fn source_identity(value: Option<&str>) -> Result<Option<String>, Fault> {
+    let Some(value) = value else { return Ok(None) };
+    let identity = bounded(Some(value), "sourceIdentity", 2, 64)?;
+    matching(identity, "sourceIdentity", "+=,.@-", r"[\w+=,.@-]*").map(Some)
 }
 
 fn external_id(value: Option<&str>) -> Result<Option<String>, Fault> {

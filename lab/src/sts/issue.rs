@@ -27,6 +27,7 @@ impl Session {
             session_token: session_token(name, number),
             role_arn: role_arn.to_owned(),
             session_name: session_name.to_owned(),
+            source_identity: None,
             expires_at,
         };
         let (partition, account) = (partition_of(role_arn), account_of(role_arn));
@@ -35,6 +36,7 @@ impl Session {
             role_arn: role_arn.to_owned(),
             user_id: format!("{}:{session_name}", unique_id("AROA", role_arn)),
             chained: true,
+            source_identity: None,
         };
         let caller = Caller {
             secret: issued.secret_access_key.clone(),
@@ -43,6 +45,13 @@ impl Session {
             expires_at: Some(expires_at),
         };
         Session { issued, caller }
+    }
+
+    /// The session with this source identity.
+    pub(super) fn identified(mut self, source_identity: Option<String>) -> Session {
+        self.caller.identity.source_identity.clone_from(&source_identity);
+        self.issued.source_identity = source_identity;
+        self
     }
 }
 

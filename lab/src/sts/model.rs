@@ -16,10 +16,11 @@ pub struct Role {
     pub(super) external_id: Option<String>,
     pub(super) trusted: Vec<String>,
     pub(super) denied: bool,
+    pub(super) may_set_source_identity: bool,
 }
 
 impl Role {
-    /// A role that trusts the node role, without an external id, with IAM's default limit of one hour.
+    /// A role that trusts the node role, for source identities too, without an external id, with IAM's default limit of one hour.
     pub fn new(arn: impl Into<String>) -> Role {
         Role {
             arn: arn.into(),
@@ -27,6 +28,7 @@ impl Role {
             external_id: None,
             trusted: vec![NODE_ROLE_ARN.to_owned()],
             denied: false,
+            may_set_source_identity: true,
         }
     }
 
@@ -48,6 +50,13 @@ impl Role {
     #[must_use]
     pub fn trusted_by<A: Into<String>>(mut self, arns: impl IntoIterator<Item = A>) -> Role {
         self.trusted = arns.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The trust policy does not allow `sts:SetSourceIdentity`.
+    #[must_use]
+    pub fn without_source_identity(mut self) -> Role {
+        self.may_set_source_identity = false;
         self
     }
 
@@ -147,6 +156,8 @@ pub struct Call {
     pub duration_seconds: Option<u32>,
     /// The external id that was presented.
     pub external_id: Option<String>,
+    /// The source identity that was asked for.
+    pub source_identity: Option<String>,
     /// Session tags in the order of their numbers.
     pub tags: Vec<(String, String)>,
     /// Who asked, once the signature was found right.
@@ -187,6 +198,8 @@ pub struct Issued {
     pub role_arn: String,
     /// The session's name.
     pub session_name: String,
+    /// The session's source identity: the one that was asked for, or the caller's own.
+    pub source_identity: Option<String>,
     /// The end of the session, by the service's clock.
     pub expires_at: Timestamp,
 }
@@ -201,6 +214,8 @@ pub(super) struct Identity {
     pub(super) user_id: String,
     /// A session that AssumeRole issued: what it assumes in turn lives an hour at most.
     pub(super) chained: bool,
+    /// Stays with every session that this one assumes.
+    pub(super) source_identity: Option<String>,
 }
 
 impl Identity {
@@ -208,7 +223,7 @@ impl Identity {
         let role_arn = role_behind(&arn).unwrap_or_else(|| arn.clone());
         let session = arn.rsplit('/').next().unwrap_or_default();
         let user_id = format!("{}:{session}", super::issue::unique_id("AROA", &role_arn));
-        Identity { arn, role_arn, user_id, chained: false }
+        Identity { arn, role_arn, user_id, chained: false, source_identity: None }
     }
 }
 

@@ -192,6 +192,7 @@ fn record(form: &Form, presented: Option<&Presented>, user_agent: Option<&str>) 
         session_name: text("RoleSessionName"),
         duration_seconds: form.get("DurationSeconds").and_then(|seconds| seconds.parse().ok()),
         external_id: text("ExternalId"),
+        source_identity: text("SourceIdentity"),
         tags: form.tags(),
         caller_arn: None,
         region: presented.map(|presented| presented.region.clone()),

@@ -144,7 +144,7 @@ impl Known {
         let asked = SignedDuration::from_secs(request.duration_seconds.into());
         let (role, lifetime) = (changed.role_arn.unwrap_or(&request.role_arn), changed.lifetime.unwrap_or(asked));
         let session = Session::new(role, &request.session_name, self.issued.len() as u64 + 1, self.now(), lifetime);
-        let Session { issued, caller } = session;
+        let Session { issued, caller } = session.identified(request.source_identity_of_session(caller));
         let user = elements(&[("AssumedRoleId", &caller.identity.user_id), ("Arn", &caller.identity.arn)]);
         let credentials = elements(&[
             ("AccessKeyId", &issued.access_key_id),
@@ -152,7 +152,9 @@ impl Known {
             ("SessionToken", &issued.session_token),
             ("Expiration", &issued.expires_at.to_string()),
         ]);
-        let result = format!("<AssumedRoleUser>{user}</AssumedRoleUser><Credentials>{credentials}</Credentials>");
+        let source_identity = issued.source_identity.as_deref().map(|identity| elements(&[("SourceIdentity", identity)]));
+        let source_identity = source_identity.unwrap_or_default();
+        let result = format!("{source_identity}<AssumedRoleUser>{user}</AssumedRoleUser><Credentials>{credentials}</Credentials>");
         let access_key_id = issued.access_key_id.clone();
         self.callers.insert(access_key_id.clone(), caller);
         self.issued.push(issued);

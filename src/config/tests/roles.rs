@@ -49,6 +49,26 @@ fn a_template_has_what_it_needs() {
 }
 
 #[test]
+fn a_source_identity_has_what_it_needs() {
+    let identity = |arguments: &[&str]| config(arguments).sessions.source_identity;
+    let template = |text: &str| Some(text.parse().unwrap());
+    assert_eq!(identity(&["--session-name-template={namespace}.{pod}"]), None);
+    assert_eq!(identity(&["--source-identity="]), None);
+    assert_eq!(identity(&["--source-identity={cluster}.{pod}", "--cluster-name=prod"]), template("{cluster}.{pod}"));
+    assert_eq!(identity(&["--session-scope=role", "--source-identity={node}.{role}"]), template("{node}.{role}"));
+    for (arguments, told) in [
+        (vec!["--source-identity={uid}"], r#"--source-identity="{uid}": expected text with {cluster}, {node}"#),
+        (vec!["--source-identity={cluster}"], "--source-identity has {cluster}: give --cluster-name"),
+        (vec!["--session-scope=role", "--source-identity={pod}"], "--source-identity names the pod"),
+        (vec!["--session-scope=role", "--source-identity={role}-{namespace}"], "--source-identity names the pod"),
+        (vec!["--session-scope=role", "--source-identity={serviceaccount}"], "--source-identity names the pod"),
+    ] {
+        let found = mistake(&arguments);
+        assert!(found.starts_with(told), "{found}");
+    }
+}
+
+#[test]
 fn tags_have_what_they_need() {
     let tags = |arguments: &[&str]| config(arguments).sessions.tags;
     let all = SessionTag::NAMES.map(|(name, _)| name).join(",");

@@ -8,7 +8,7 @@ use super::*;
 const SETTINGS: Settings = Settings { all: 4096, per_source: 128, node: 64, unknown: 128, per_unknown: 64, waiting: 256 };
 
 fn nobody(ip: IpAddr) -> Source {
-    Source::Unknown(ip)
+    Source::unknown(ip)
 }
 
 fn open(limits: &Limits, source: &Source) -> Permit {
@@ -39,11 +39,11 @@ fn pod(namespace: &str, name: impl ToString) -> Source {
 }
 
 fn unknown(last: u32) -> Source {
-    Source::Unknown(IpAddr::from((0x0a00_0000 + last).to_be_bytes()))
+    Source::unknown(IpAddr::from((0x0a00_0000 + last).to_be_bytes()))
 }
 
 fn unknown_v6(last: u128) -> Source {
-    Source::Unknown(IpAddr::from(std::net::Ipv6Addr::from_bits((0xfd00 << 112) + last)))
+    Source::unknown(IpAddr::from(std::net::Ipv6Addr::from_bits((0xfd00 << 112) + last)))
 }
 
 fn all(limits: &Limits) -> usize {
@@ -188,7 +188,7 @@ async fn an_address_that_becomes_a_pods_is_counted_for_the_pod() {
     let third = open(&limits, &unknown(3));
     assert_eq!(closing(&third), None);
     // The second one was not looked at since its pod is known. It is not displaced, but counted for the pod.
-    let fourth = match limits.admit(&unknown(4), |ip| if unknown(2) == Source::Unknown(ip) { web.clone() } else { nobody(ip) }) {
+    let fourth = match limits.admit(&unknown(4), |ip| if unknown(2) == Source::unknown(ip) { web.clone() } else { nobody(ip) }) {
         Admitted::Open(permit) => permit,
         other => panic!("{other:?}"),
     };
@@ -292,11 +292,15 @@ async fn where_all_places_are_taken_the_largest_namespace_and_pod_make_room() {
         tokio::time::advance(IDLE_GRACE).await;
     }
     let newcomer = pod("c", 1);
-    let mut waiting = std::pin::pin!(wait(&limits, &newcomer).place());
+    // It is the first one of its namespace, and so opens beyond the limit. The second one waits.
+    let first = open(&limits, &newcomer);
     assert_eq!(of_a1.iter().map(closing).collect::<Vec<_>>(), [Some(Closing::MadeRoom), None, None]);
+    let mut waiting = std::pin::pin!(wait(&limits, &newcomer).place());
+    assert_eq!(of_a1.iter().map(closing).collect::<Vec<_>>(), [Some(Closing::MadeRoom), Some(Closing::MadeRoom), None]);
     assert_eq!(of_b.iter().chain(&of_a2).filter_map(closing).count(), 0);
     drop(of_a1);
     assert!(waiting.as_mut().now_or_never().unwrap().is_ok());
+    drop(first);
 }
 
 #[tokio::test(start_paused = true)]
@@ -335,7 +339,7 @@ async fn a_place_that_was_granted_to_one_who_is_gone_is_free_again() {
     open(&limits, &web);
 }
 
-/// Whose address it is may have to be asked of the kernel, which others must not wait for.
+/// Whose address it is is looked up under another lock, and others must not wait for both.
 #[tokio::test(start_paused = true)]
 async fn an_address_is_looked_up_without_the_lock() {
     let limits = Limits::new(Settings { unknown: 2, ..SETTINGS });
@@ -384,7 +388,7 @@ async fn without_a_queue_an_idle_connection_gives_way_to_a_source_that_has_none(
     let greedy = (0..8).map(|n| pod(if n < 7 { "a" } else { "b" }, n));
     let kept: Vec<_> = greedy.clone().flat_map(|pod| (0..4).map(move |_| pod.clone())).map(|pod| open(&limits, &pod)).collect();
     kept.iter().for_each(Permit::request_begins);
-    let scraper = pod("monitoring", "prometheus");
+    let scraper = pod("b", "prometheus");
     tokio::time::advance(IDLE_GRACE).await;
     assert_eq!(limit(&limits, &scraper), Some(Limit::All), "each has a request under way");
     kept[5].request_ends();
@@ -403,4 +407,48 @@ async fn without_a_queue_an_idle_connection_gives_way_to_a_source_that_has_none(
     assert_eq!(all(&limits), 1, "the one that gave way is not counted twice");
     drop(own);
     assert!(limits.0.lock().accounts.is_empty());
+}
+
+/// Each of sixteen namespaces may use a sixteenth of all places, and so together all of them.
+#[tokio::test(start_paused = true)]
+async fn a_namespace_without_any_connection_gets_one_whatever_others_hold() {
+    let limits = Limits::new(SETTINGS);
+    let mut taken = Vec::new();
+    for namespace in 0..16 {
+        for (n, _) in (0..64).flat_map(|n| (0..FEW).map(move |place| (n, place))) {
+            taken.push(open(&limits, &pod(&format!("greedy-{namespace}"), n)));
+        }
+    }
+    taken.iter().for_each(Permit::request_begins);
+    assert_eq!((all(&limits), limit(&limits, &pod("greedy-0", "new"))), (4096, Some(Limit::All)));
+    let mut newcomers: Vec<_> = (0..20).map(|n| open(&limits, &pod(&format!("new-{n}"), 0))).collect();
+    assert_eq!(limit(&limits, &pod("new-0", 1)), Some(Limit::All), "one for each namespace");
+    let disputed = [1, 2].map(|last| Source::Disputed(IpAddr::from([10, 0, 0, last])));
+    let _of_each = disputed.each_ref().map(|source| open(&limits, source));
+    assert_eq!(limit(&limits, &disputed[0]), Some(Limit::All), "one for each address");
+    assert_eq!(taken.iter().filter_map(closing).count(), 0, "each has a request under way");
+    // One that is idle goes, as there is one more than there should be.
+    taken[5].request_ends();
+    tokio::time::advance(IDLE_GRACE).await;
+    newcomers.push(open(&limits, &pod("last", 0)));
+    assert_eq!(closing(&taken[5]), Some(Closing::MadeRoom));
+    // Before the limit counts again, those beyond it have to end.
+    drop(newcomers);
+    assert_eq!(limit(&limits, &pod("greedy-0", "new")), Some(Limit::All));
+}
+
+fn behind(port: u32, last: u32) -> Source {
+    Source::Unknown(IpAddr::from((0x0a00_0000 + last).to_be_bytes()), Network::Port(port))
+}
+
+/// A pod may invent any number of addresses, which are all behind its port of a bridge.
+#[tokio::test(start_paused = true)]
+async fn addresses_that_a_pod_invents_displace_no_pod_at_another_port() {
+    let limits = Limits::new(SETTINGS);
+    let new_pods: Vec<_> = (0..30).map(|port| open(&limits, &behind(port, port))).collect();
+    let flood: Vec<_> = (1000..3000).map(|last| open(&limits, &behind(77, last))).collect();
+    assert!(new_pods.iter().all(|permit| closing(permit).is_none()));
+    let late: Vec<_> = (30..50).map(|port| open(&limits, &behind(port, port))).collect();
+    assert!(late.iter().all(|permit| closing(permit).is_none()));
+    assert_eq!(flood.iter().filter(|permit| closing(permit).is_none()).count(), 128 - 50);
 }

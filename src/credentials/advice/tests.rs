@@ -7,6 +7,15 @@ use crate::policy::session::SessionRules;
 use crate::policy::{Decision, Policy, Rules};
 
 fn request(external_id: Option<&str>, tags: &[SessionTag]) -> RoleRequest {
+    request_by(external_id, SessionRules { tags: tags.to_vec(), ..SessionRules::default() })
+}
+
+fn request_with_source_identity() -> RoleRequest {
+    let template = Some("{namespace}.{pod}".parse().unwrap());
+    request_by(None, SessionRules { source_identity: template, ..SessionRules::default() })
+}
+
+fn request_by(external_id: Option<&str>, sessions: SessionRules) -> RoleRequest {
     let pod = Pod {
         uid: PodUid("uid".into()),
         namespace: "shop".to_owned(),
@@ -23,7 +32,6 @@ fn request(external_id: Option<&str>, tags: &[SessionTag]) -> RoleRequest {
         sandbox: Default::default(),
         may_have_net_raw: false,
     };
-    let sessions = SessionRules { tags: tags.to_vec(), ..SessionRules::default() };
     let policy = Policy::new(Rules { sessions, ..Rules::default() }, crate::policy::node::NodeIdentity::default()).unwrap();
     match policy.decide(&pod, &Surroundings::default()) {
         Decision::Allow { request, .. } => request,
@@ -50,6 +58,40 @@ fn a_denial_is_looked_into_in_order_and_says_what_was_sent() {
         advice.to_string().starts_with("STS denies it: AccessDenied; 1. the role web exists")
             && advice.to_string().contains("; 5. session tags")
     );
+}
+
+const NO_SOURCE_IDENTITY: &str = "AccessDenied: User: arn:aws:sts::111122223333:assumed-role/nodes/i-1 is not authorized to perform: \
+                                  sts:SetSourceIdentity on resource: arn:aws:iam::111122223333:role/team/web (request id 1)";
+
+#[test]
+fn a_denial_with_a_source_identity_says_what_it_takes() {
+    let denied = AssumeRoleError::Denied { message: "AccessDenied".to_owned() };
+    let advice = denied.advice(&request_with_source_identity(), Some("WHO"));
+    assert_eq!(advice.check.len(), 5);
+    for wanted in ["the source identity shop.web-0 was sent", "sts:SetSourceIdentity", "the session of WHO has no other"] {
+        assert!(advice.check[4].contains(wanted), "{advice:?}");
+    }
+    let without = denied.advice(&request(None, &[]), Some("WHO"));
+    assert!(!without.to_string().contains("ource"), "{without:?}");
+}
+
+#[test]
+fn a_denial_of_the_source_identity_alone_is_told_from_others() {
+    let denied = AssumeRoleError::Denied { message: NO_SOURCE_IDENTITY.to_owned() };
+    let advice = denied.advice(&request_with_source_identity(), Some("WHO"));
+    assert_eq!(advice.check.len(), 4);
+    assert!(advice.check[0].contains("allows sts:SetSourceIdentity to the role of WHO"), "{advice:?}");
+    assert!(advice.check[3].contains("no source identity of its own") && advice.check[3].contains("shop.web-0"), "{advice:?}");
+    assert!(!advice.to_string().contains("external id"), "{advice:?}");
+    let inherited = denied.advice(&request(None, &[]), Some("WHO"));
+    assert!(inherited.check[3].starts_with("--source-identity is not given"), "{inherited:?}");
+    for text in [denied.to_string(), denied.for_owner().unwrap().to_owned()] {
+        assert!(text.contains("must allow sts:SetSourceIdentity") && !text.contains("external id"), "{text}");
+    }
+    let other = AssumeRoleError::Denied { message: NO_SOURCE_IDENTITY.replace("SetSourceIdentity", "AssumeRole") };
+    for text in [other.to_string(), other.for_owner().unwrap().to_owned()] {
+        assert!(!text.contains("SetSourceIdentity") && text.contains("external id"), "{text}");
+    }
 }
 
 #[test]

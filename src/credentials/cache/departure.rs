@@ -14,6 +14,7 @@ use crate::credentials::gate::{Application, Cause, TurnedAway};
 use crate::credentials::not_asked::NotAsked;
 use crate::credentials::{AssumeRole, AssumeRoleError};
 use crate::policy::RoleRequest;
+use crate::role::SourceIdentity;
 
 impl<A: AssumeRole> Sessions<A> {
     /// Starts a request to STS in its own task.
@@ -71,10 +72,11 @@ impl<A: AssumeRole> Sessions<A> {
                 answer => answer.map(Arc::new),
             };
             let (role, session) = (request.role().as_str(), request.session_name().as_str());
+            let source_identity = request.source_identity().map(SourceIdentity::as_str);
             match &landing {
                 Ok(credentials) => {
                     metrics.sts_answered("ok", cause, began.elapsed());
-                    info!(role, session, cause, access_key_id = %credentials.access_key_id, expires_at = %credentials.expires_at, "assumed a role");
+                    info!(role, session, source_identity, cause, access_key_id = %credentials.access_key_id, expires_at = %credentials.expires_at, "assumed a role");
                 }
                 Err(error) => {
                     metrics.sts_answered(error.name(), cause, began.elapsed());

@@ -8,14 +8,22 @@ use crate::policy::RoleRequest;
 
 /// Compares the session in STS's response with the requested one: `arn:PARTITION:sts::ACCOUNT:assumed-role/NAME/SESSION`, which
 /// has no path (IAM User Guide, "IAM identifiers"). Role names are unique in an account regardless of case. A response that names
-/// no session counts as one for another session.
-pub(super) fn check(request: &RoleRequest, user: Option<&AssumedRoleUser>) -> Result<(), AssumeRoleError> {
+/// no session counts as one for another session. So does one whose source identity is not the requested one: CloudTrail would not
+/// tell whose session it is. If none was requested, the session has that of the daemon's own session, if there is one.
+pub(super) fn check(request: &RoleRequest, user: Option<&AssumedRoleUser>, source_identity: Option<&str>) -> Result<(), AssumeRoleError> {
     let arn = user.map(AssumedRoleUser::arn).unwrap_or_default();
-    if is_of(request, arn) {
-        return Ok(());
+    if !is_of(request, arn) {
+        let message = if arn.is_empty() { "the response does not name a session".to_owned() } else { bounded(arn) };
+        return Err(AssumeRoleError::OtherRole { message });
     }
-    let message = if arn.is_empty() { "the response does not name a session".to_owned() } else { bounded(arn) };
-    Err(AssumeRoleError::OtherRole { message })
+    match (request.source_identity(), source_identity) {
+        (None, _) => Ok(()),
+        (Some(requested), Some(returned)) if requested.as_str() == returned => Ok(()),
+        (Some(_), None) => Err(AssumeRoleError::OtherRole { message: "the response does not name a source identity".to_owned() }),
+        (Some(requested), Some(returned)) => {
+            Err(AssumeRoleError::OtherRole { message: format!("its source identity is {}, not {}", bounded(returned), requested.as_str()) })
+        }
+    }
 }
 
 fn is_of(request: &RoleRequest, arn: &str) -> bool {
@@ -28,9 +36,10 @@ fn is_of(request: &RoleRequest, arn: &str) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 mod tests {
     use super::*;
-    use crate::credentials::tests::request;
+    use crate::credentials::tests::{request, request_with_source_identity};
 
     #[test]
     fn the_session_that_was_requested_is_told_from_every_other() {
@@ -54,6 +63,26 @@ mod tests {
                 assert!(!is_of(request, other), "{other}");
             }
         }
-        assert_eq!(check(&plain, None).map_err(|error| error.name()), Err("other-role"), "nothing is said");
+        assert_eq!(check(&plain, None, None).map_err(|error| error.name()), Err("other-role"), "nothing is said");
+    }
+
+    #[test]
+    fn the_source_identity_is_the_requested_one() {
+        let session = |arn: &str| AssumedRoleUser::builder().assumed_role_id("AROA:pod").arn(arn).build().unwrap();
+        let own = session("arn:aws:sts::111122223333:assumed-role/web/pod");
+        let (plain, identified) = (request("web"), request_with_source_identity("web", "{namespace}.{pod}"));
+        for (request, returned, expected) in [
+            (&identified, Some("default.pod"), Ok(())),
+            (&identified, Some("default.po"), Err("other-role")),
+            (&identified, Some(""), Err("other-role")),
+            (&identified, None, Err("other-role")),
+            (&plain, None, Ok(())),
+            (&plain, Some("the-daemons-own"), Ok(())),
+        ] {
+            let found = check(request, Some(&own), returned).map_err(|error| error.name());
+            assert_eq!(found, expected, "{returned:?} for {request:?}");
+        }
+        let other = session("arn:aws:sts::111122223333:assumed-role/db/pod");
+        assert!(check(&identified, Some(&other), Some("default.pod")).is_err(), "the role counts as before");
     }
 }

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says loudly what failed")]
 use proptest::prelude::*;
 
+use super::turns::{BURST, BURST_OF_NAMESPACE, INTERVAL};
 use super::*;
 use crate::events::tests::pod;
 use crate::policy::Denial;
@@ -145,14 +146,21 @@ fn repeats_while_a_write_is_under_way_are_told_later_and_not_beside_it() {
     assert_eq!(bed.idle(), Some(SERIES_EVERY));
 }
 
+/// Tells pods of three namespaces, 20 each, where each namespace is told as a whole before the next one.
+fn tell_three_namespaces(bed: &mut Bed, round: &str) {
+    for namespace in ["a", "b", "c"] {
+        for number in 0..20 {
+            assert_eq!(bed.tell_in(namespace, &format!("{round}-{namespace}-{number}"), NO_ROLE), Taken::New);
+        }
+    }
+}
+
 #[test]
 fn a_node_writes_25_at_once_and_then_one_a_second() {
     let mut bed = Bed::new();
-    for number in 0..30 {
-        bed.tell(&format!("pod-{number}"), NO_ROLE);
-    }
-    let order: Vec<_> = (0..BURST).map(|_| bed.written().key.pod.name.clone()).collect();
-    assert_eq!(order.len(), 25);
+    tell_three_namespaces(&mut bed, "first");
+    assert_eq!(BURST, 25);
+    (0..BURST).for_each(|_| drop(bed.written()));
     for _ in 0..5 {
         assert_eq!(bed.idle(), Some(INTERVAL));
         bed.passed += INTERVAL;
@@ -160,11 +168,100 @@ fn a_node_writes_25_at_once_and_then_one_a_second() {
     }
     // What was not used is there again, and not more.
     bed.passed += Duration::from_secs(3600);
-    for number in 100..130 {
-        bed.tell(&format!("pod-{number}"), NO_ROLE);
-    }
+    tell_three_namespaces(&mut bed, "second");
     (0..BURST).for_each(|_| drop(bed.written()));
     assert_eq!(bed.idle(), Some(INTERVAL));
+}
+
+#[test]
+fn a_namespace_writes_10_at_once_and_then_one_a_second() {
+    let mut bed = Bed::new();
+    for number in 0..30 {
+        bed.tell(&format!("pod-{number}"), NO_ROLE);
+    }
+    assert_eq!(BURST_OF_NAMESPACE, 10);
+    let names: Vec<_> = (0..BURST_OF_NAMESPACE).map(|_| bed.written().key.pod.name.clone()).collect();
+    assert_eq!(names, (0..10).map(|number| format!("pod-{number}")).collect::<Vec<_>>(), "the oldest first");
+    for _ in 0..5 {
+        assert_eq!(bed.idle(), Some(INTERVAL));
+        bed.passed += INTERVAL;
+        bed.written();
+    }
+    // The node has the rest of its burst for others.
+    for number in 0..BURST - BURST_OF_NAMESPACE {
+        let namespace = format!("other-{number}");
+        bed.tell_in(&namespace, &namespace, NO_ROLE);
+        assert_eq!(bed.written().key.pod.namespace, namespace);
+    }
+    bed.tell_in("late", "late", NO_ROLE);
+    assert_eq!(bed.idle(), Some(INTERVAL));
+}
+
+#[test]
+fn a_hundred_refused_pods_of_one_namespace_do_not_delay_the_first_event_of_another() {
+    let mut bed = Bed::new();
+    for number in 0..100 {
+        bed.tell_in("flood", &format!("flood-{number}"), NO_ROLE);
+    }
+    while let Next::Write(write) = bed.next() {
+        bed.answer(&write, Answer::Written);
+    }
+    bed.tell_in("shop", "web", NO_ROLE);
+    assert_eq!(bed.written().key.pod.name, "web", "at once");
+    // Others have used up the burst of the node.
+    tell_three_namespaces(&mut bed, "more");
+    while let Next::Write(write) = bed.next() {
+        bed.answer(&write, Answer::Written);
+    }
+    bed.tell_in("bank", "db", NO_ROLE);
+    assert!(bed.idle().unwrap() <= INTERVAL);
+    bed.passed += INTERVAL;
+    assert_eq!(bed.written().key.pod.name, "db");
+}
+
+#[test]
+fn namespaces_take_turns() {
+    let mut bed = Bed::new();
+    for number in 0..5 {
+        bed.tell_in("a", &format!("a-{number}"), NO_ROLE);
+    }
+    for number in 0..3 {
+        bed.tell_in("b", &format!("b-{number}"), NO_ROLE);
+    }
+    bed.tell_in("c", "c-0", NO_ROLE);
+    let order: Vec<_> = (0..9).map(|_| bed.written().key.pod.name.clone()).collect();
+    assert_eq!(order, ["a-0", "b-0", "c-0", "a-1", "b-1", "a-2", "b-2", "a-3", "a-4"]);
+}
+
+/// Its pods end and come back, so that the ledger has none of it in between.
+#[test]
+fn a_namespace_whose_pods_are_replaced_is_not_ahead_of_one_that_waits() {
+    let mut bed = Bed::new();
+    tell_three_namespaces(&mut bed, "first");
+    while let Next::Write(write) = bed.next() {
+        bed.answer(&write, Answer::Written);
+    }
+    for number in 0..6 {
+        bed.tell_in("flood", &format!("flood-{number}"), NO_ROLE);
+        bed.passed += INTERVAL;
+        let write = bed.written();
+        assert_eq!(write.key.pod.namespace == "flood", number % 4 == 0, "{number}");
+        bed.ledger.tidy(bed.now().instant, |uid| !uid.0.contains("flood"));
+    }
+}
+
+#[test]
+fn what_is_remembered_of_turns_is_bounded() {
+    let mut bed = Bed::new();
+    for number in 0..1000 {
+        let name = format!("pod-{number}");
+        bed.tell_in(&name, &name, NO_ROLE);
+        bed.passed += INTERVAL;
+        bed.written();
+    }
+    assert!(bed.ledger.turns.len() <= (QUIET + 2 * INTERVAL).as_secs() as usize, "{}", bed.ledger.turns.len());
+    bed.passed += 2 * QUIET;
+    assert_eq!((bed.idle(), bed.ledger.turns.len()), (None, 0));
 }
 
 #[test]
@@ -257,7 +354,7 @@ fn what_one_namespace_forbids_does_not_silence_the_others() {
 }
 
 #[test]
-fn what_two_namespaces_forbid_one_after_the_other_is_forbidden_everywhere() {
+fn namespaces_that_forbid_events_do_not_silence_the_others() {
     let mut bed = Bed::new();
     for namespace in ["a", "b"] {
         bed.tell_in(namespace, namespace, NO_ROLE);
@@ -267,9 +364,8 @@ fn what_two_namespaces_forbid_one_after_the_other_is_forbidden_everywhere() {
     assert!(bed.ledger.is_forbidden_everywhere(Verb::Create) && !bed.ledger.is_forbidden_everywhere(Verb::Amend));
     bed.passed += SECOND;
     bed.tell_in("c", "c", NO_ROLE);
-    assert_eq!(bed.idle(), Some(FORBIDDEN_AGAIN - SECOND));
-    bed.passed += FORBIDDEN_AGAIN;
-    assert_eq!(bed.written().key.pod.name, "c", "what was not tried comes first");
+    assert_eq!(bed.written().key.pod.name, "c");
+    assert_eq!(bed.idle(), Some(FORBIDDEN_AGAIN - SECOND), "the first two still pause");
     assert!(!bed.ledger.is_forbidden_everywhere(Verb::Create));
 }
 
@@ -279,8 +375,8 @@ fn a_pod_has_a_few_causes_at_one_time() {
     let causes = [Denial::NoRole, Denial::ServiceAccountsForbidden, Denial::NamespaceHasNoList, Denial::NotAllowedInNamespace];
     let causes: Vec<_> = causes.into_iter().flat_map(|denial| [Cause::Denied(denial), Cause::WouldBeDenied(denial)]).collect();
     let taken: Vec<_> = causes.iter().map(|cause| bed.tell("web", *cause)).collect();
-    assert_eq!(taken[..MAX_OF_POD], [Taken::New; MAX_OF_POD]);
-    assert_eq!(taken[MAX_OF_POD..], [Taken::Full; 2]);
+    assert_eq!(taken[..MAX_OF_POD], [const { Taken::New }; MAX_OF_POD]);
+    assert_eq!(taken[MAX_OF_POD..], [const { Taken::Full(Full::Member) }; 2]);
     assert_eq!((bed.tell("web", causes[0]), bed.tell("db", causes[7])), (Taken::Repeat, Taken::New));
     bed.passed = QUIET;
     assert_eq!(bed.ledger.tidy(bed.now().instant, |_| true), MAX_OF_POD + 1);
@@ -325,15 +421,61 @@ fn pods_that_are_gone_are_forgotten() {
     assert_eq!((bed.ledger.len(), bed.idle()), (0, None));
 }
 
-#[test]
-fn memory_is_bounded() {
+/// A ledger that one namespace has filled, with the Events that can be written at once written.
+fn filled() -> Bed {
     let mut bed = Bed::new();
     for number in 0..MAX_ENTRIES {
-        assert_eq!(bed.tell(&format!("pod-{number}"), NO_ROLE), Taken::New);
+        assert_eq!(bed.tell_in("flood", &format!("flood-{number}"), NO_ROLE), Taken::New);
     }
-    assert_eq!(bed.tell("one-more", NO_ROLE), Taken::Full);
-    assert_eq!(bed.tell("pod-0", NO_ROLE), Taken::Repeat);
+    while let Next::Write(write) = bed.next() {
+        bed.answer(&write, Answer::Written);
+    }
+    bed
+}
+
+#[test]
+fn a_ledger_that_one_namespace_has_filled_still_takes_others() {
+    let mut bed = filled();
+    assert_eq!(bed.tell_in("shop", "web", NO_ROLE), Taken::New, "the Event that gave way was written");
+    assert_eq!(bed.written().key.pod.name, "web");
+    assert_eq!(bed.tell_in("shop", "web", NO_ROLE), Taken::Repeat);
+    // A namespace may have as many as all others together, and those that give way are of the largest.
+    let mut lost = Vec::new();
+    for number in 1..MAX_ENTRIES / 2 {
+        match bed.tell_in("shop", &format!("web-{number}"), NO_ROLE) {
+            Taken::New => {}
+            Taken::InPlaceOf(pod) => lost.push(pod.name.clone()),
+            other => panic!("{number}: {other:?}"),
+        }
+    }
+    let oldest: Vec<_> = (BURST_OF_NAMESPACE as usize..MAX_ENTRIES / 2).map(|number| format!("flood-{number}")).collect();
+    assert_eq!(lost, oldest);
+    assert!(matches!(bed.tell_in("bank", "db", NO_ROLE), Taken::InPlaceOf(_)), "a third one");
     assert_eq!(bed.ledger.len(), MAX_ENTRIES);
+}
+
+#[test]
+fn memory_is_bounded_and_a_namespace_makes_room_for_itself() {
+    let mut bed = filled();
+    assert_eq!(bed.tell_in("flood", "flood-1000", NO_ROLE), Taken::Repeat);
+    assert_eq!(bed.tell_in("flood", "one-more", NO_ROLE), Taken::New, "instead of one that was written");
+    // A pod that has most takes nothing from the others of its namespace.
+    assert_eq!(bed.tell_in("flood", "one-more", NODE_ROLE), Taken::Full(Full::All));
+    assert_eq!(bed.ledger.len(), MAX_ENTRIES);
+}
+
+#[test]
+fn the_answer_to_an_event_that_gave_way_says_nothing_of_its_successor() {
+    let mut bed = Bed::new();
+    bed.tell_in("flood", "web", NO_ROLE);
+    let write = bed.write();
+    for number in 0..MAX_ENTRIES {
+        assert_eq!(bed.tell_in("flood", &format!("flood-{number}"), NO_ROLE), Taken::New, "one under way is not lost");
+    }
+    bed.ledger.tidy(bed.now().instant, |uid| &*uid.0 == "uid-of-web");
+    assert_eq!(bed.tell_in("flood", "web", NO_ROLE), Taken::New);
+    bed.answer(&write, Answer::Written);
+    assert_eq!(bed.written().verb, Verb::Create);
 }
 
 #[derive(Clone, Debug)]

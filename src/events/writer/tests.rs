@@ -8,7 +8,7 @@ use tokio::time::{advance, timeout};
 
 use super::*;
 use crate::events::Reporter;
-use crate::events::ledger::{FORBIDDEN_AGAIN, QUIET, SERIES_EVERY};
+use crate::events::ledger::{FORBIDDEN_AGAIN, MAX_ENTRIES, QUIET, SERIES_EVERY};
 use crate::events::tests::pod;
 use crate::pods::{PodsWriter, pods};
 use crate::policy::Denial;
@@ -151,6 +151,29 @@ async fn records_are_taken_in_while_the_api_does_not_answer() {
     held.notify_one();
     bed.wait_for(2).await;
     assert_eq!(bed.sent()[1].1["series"]["count"], 10_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_that_fills_the_ledger_gives_way_and_is_counted() {
+    let held = Arc::new(Notify::new());
+    let flood: Vec<_> = (0..MAX_ENTRIES).map(|number| Pod { namespace: "flood".to_owned(), ..pod(&format!("flood-{number}")) }).collect();
+    let here = flood.iter().cloned().chain([pod("web"), pod("db")]);
+    let bed = Bed::start(Fake { held: Some(held.clone()), ..Fake::default() }, here);
+    for some in flood.chunks(100) {
+        some.iter().for_each(|pod| bed.reporter.tell(&Arc::new(pod.clone()), NO_ROLE));
+        bed.pass(Duration::from_millis(1)).await;
+    }
+    // The Event that is being written is not lost, the next one is.
+    for (name, dropped) in [("web", 0), ("db", 1)] {
+        bed.tell(name, NO_ROLE);
+        bed.pass(Duration::from_millis(1)).await;
+        assert_eq!(bed.counted("dropped"), dropped, "{name}");
+    }
+    for (number, name) in ["flood-0", "web", "flood-2", "db"].into_iter().enumerate() {
+        bed.wait_for(number + 1).await;
+        assert_eq!(bed.sent()[number].1["regarding"]["name"], name);
+        held.notify_one();
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,6 +23,7 @@ fn report() -> Report {
         request: Some(Request {
             role: "ROLE".to_owned(),
             session_name: "web-0".to_owned(),
+            source_identity: Some("shop.web-0".to_owned()),
             external_id: true,
             tags: vec![Tag { key: "key".to_owned(), value: "value".to_owned() }],
             duration_seconds: 5400,
@@ -43,21 +44,22 @@ fn every_part_has_its_lines() {
 pod shop/web-0 on node node-a, by the settings of the daemon there and what it knows now
 
 who asks
-  ok  address        10.0.0.1: this pod alone has it
+  ok  address         10.0.0.1: this pod alone has it
 
 which role
-  -   allowed-roles  --allowed-roles: not given
+  -   allowed-roles   --allowed-roles: not given
 
 what STS is asked for
-      role           ROLE
-      session-name   web-0
-      external-id    one is sent
-      duration       1h 30m
-      tag            key=value
+      role            ROLE
+      session-name    web-0
+      source-identity shop.web-0
+      external-id     one is sent
+      duration        1h 30m
+      tag             key=value
 
 what STS answers
-  ok  asked-by       WHO
-  ok  session        ASIA1, until LATER; its credentials were dropped
+  ok  asked-by        WHO
+  ok  session         ASIA1, until LATER; its credentials were dropped
 
 note: by the way
 allowed: the pod may have ROLE
@@ -91,7 +93,7 @@ fn the_sentence_of_the_refusal_stands_once() {
     let policy = vec![step("role", "--default-role", "change this", Verdict::Refused)];
     let reason = Some("no-role".to_owned());
     let text = text(&Report { decision: Decision::Denied, reason, message: "change this".to_owned(), policy, ..report() });
-    assert!(text.contains("  no  role           --default-role: no-role\n"), "{text}");
+    assert!(text.contains("  no  role            --default-role: no-role\n"), "{text}");
     assert_eq!(text.matches("change this").count(), 1);
 }
 
@@ -99,7 +101,7 @@ fn the_sentence_of_the_refusal_stands_once() {
 fn a_refusal_of_sts_is_a_line_of_its_own() {
     let assume = Some(Assumed { identity: None, outcome: "own-identity".to_owned(), access_key_id: None, expires_at: None });
     let text = text(&Report { assume, ..report() });
-    assert!(text.contains("  no  asked-by       not known\n  no  session        own-identity\n"), "{text}");
+    assert!(text.contains("  no  asked-by        not known\n  no  session         own-identity\n"), "{text}");
 }
 
 #[test]

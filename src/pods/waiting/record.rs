@@ -1,21 +1,12 @@
 //! Who was turned away lately: for the log and for `rolegate explain`.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tracing::warn;
 
 use super::{Member, Waiter};
 use crate::pods::Pod;
-use crate::shares::Network;
-
-/// Time between two log lines about one pod or address, and about all unknown addresses together.
-const QUIET: Duration = Duration::from_secs(60);
-/// How long it is remembered that requests were turned away.
-const REMEMBERED: Duration = Duration::from_secs(600);
-/// How many pods and addresses are remembered.
-const MAX_REMEMBERED: usize = 1024;
+use crate::shares::turned_away::{Recent, TurnedAway as Recently};
 
 /// Requests of one pod that were answered without waiting, or not waiting to the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,16 +33,7 @@ impl std::fmt::Display for TurnedAway {
 pub(super) struct Record {
     all: u64,
     /// All unknown addresses are one (`None`): they could be invented to fill the record, and the log.
-    entries: HashMap<Option<Member>, Entry>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    requests: u64,
-    /// Those that no log line counts yet.
-    unlogged: u64,
-    logged_at: Option<Instant>,
-    last: Instant,
+    of: Recently<Option<Member>>,
 }
 
 impl Record {
@@ -65,7 +47,7 @@ impl Record {
             Waiter::Disputed(ip) => warn!(event = "pod-wait-limit", source = %ip, requests,
                 "too many requests wait from addresses whose owner is in conflict; refusing some of them at once; check the refusals of this \
                  address in the log"),
-            Waiter::Unknown(ip) => warn!(event = "pod-wait-limit", source = %ip, network = %Network::from(*ip), requests,
+            Waiter::Unknown(ip, network) => warn!(event = "pod-wait-limit", source = %ip, %network, requests,
                 "too many requests wait from addresses of no known pod; refusing some of them at once; check which pod sends from this \
                  address, because a pod that invents addresses causes this"),
         }
@@ -74,27 +56,7 @@ impl Record {
     /// Remembers it. Returns how many requests a log line should count, if one is due.
     fn note(&mut self, waiter: &Waiter) -> Option<u64> {
         self.all += 1;
-        let now = Instant::now();
-        let key = waiter.known().ok().map(|(_, member)| member);
-        if self.entries.len() >= MAX_REMEMBERED && !self.entries.contains_key(&key) {
-            self.entries.retain(|_, entry| now - entry.last < REMEMBERED);
-            if self.entries.len() >= MAX_REMEMBERED {
-                // More pods than a node has. Some are logged again early.
-                self.entries.clear();
-            }
-        }
-        let entry = self.entries.entry(key).or_insert(Entry { requests: 0, unlogged: 0, logged_at: None, last: now });
-        if now - entry.last >= REMEMBERED {
-            entry.requests = 0;
-        }
-        entry.requests += 1;
-        entry.unlogged += 1;
-        entry.last = now;
-        if entry.logged_at.is_some_and(|at| now - at < QUIET) {
-            return None;
-        }
-        entry.logged_at = Some(now);
-        Some(std::mem::take(&mut entry.unlogged))
+        self.of.note(waiter.known().ok().map(|(_, member)| member))
     }
 
     /// Returns how many requests were counted since the start.
@@ -104,13 +66,11 @@ impl Record {
 
     /// Returns what is remembered of a pod and its addresses.
     pub(super) fn of(&self, pod: &Pod) -> Option<TurnedAway> {
-        let now = Instant::now();
         let members = std::iter::once(Member::Pod(pod.uid.clone())).chain(pod.ips.iter().map(|ip| Member::Disputed(*ip)));
-        let entries = members.filter_map(|member| self.entries.get(&Some(member))).filter(|entry| now - entry.last < REMEMBERED);
-        entries.fold(None, |before, entry| {
-            let ago = now - entry.last;
+        let recent = members.filter_map(|member| self.of.of(&Some(member)));
+        recent.fold(None, |before, Recent { count, ago }| {
             let before = before.unwrap_or(TurnedAway { requests: 0, ago });
-            Some(TurnedAway { requests: before.requests + entry.requests, ago: ago.min(before.ago) })
+            Some(TurnedAway { requests: before.requests + count, ago: ago.min(before.ago) })
         })
     }
 }
@@ -121,6 +81,7 @@ mod tests {
 
     use super::*;
     use crate::pods::tests::pod;
+    use crate::shares::turned_away::{QUIET, REMEMBERED};
 
     #[tokio::test(start_paused = true)]
     async fn each_pod_has_a_line_a_minute_and_all_unknown_addresses_have_one_together() {
@@ -131,7 +92,8 @@ mod tests {
         assert_eq!([note(&of(&web)), note(&of(&web)), note(&of(&db))], [Some(1), None, Some(1)]);
         let disputed = Waiter::Disputed(IpAddr::from([10, 0, 0, 1]));
         assert_eq!(note(&disputed), Some(1));
-        let invented = (0..5000_u32).filter_map(|number| note(&Waiter::Unknown(IpAddr::from(number.to_be_bytes()))));
+        let invented =
+            (0..5000_u32).filter_map(|number| note(&Waiter::of(IpAddr::from(number.to_be_bytes()), &crate::pods::Lookup::Unknown)));
         assert_eq!(invented.count(), 1);
         tokio::time::advance(QUIET).await;
         assert_eq!(note(&of(&web)), Some(2), "with the one that the line before did not count");
@@ -141,14 +103,5 @@ mod tests {
         assert_eq!(record.of(&pod("other", "10.0.0.3")), None);
         tokio::time::advance(REMEMBERED).await;
         assert_eq!(record.of(&web), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_record_is_bounded() {
-        let mut record = Record::default();
-        for number in 0..3 * MAX_REMEMBERED {
-            record.note(&Waiter::Pod(std::sync::Arc::new(pod(&number.to_string(), "10.0.0.1"))));
-        }
-        assert!(record.entries.len() <= MAX_REMEMBERED);
     }
 }

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ struct Fake {
     /// Of the addresses from 10.0.0.1 to 10.0.0.9.
     kept: Mutex<HashSet<IpAddr>>,
     changes: watch::Sender<u64>,
+    has_bridges: AtomicBool,
 }
 
 impl Fake {
@@ -58,6 +59,11 @@ impl Witness for Fake {
         self.sights.lock().unwrap_or_else(PoisonError::into_inner).get(&ip).is_some_and(|sight| !sight.attached.is_empty())
     }
 
+    fn behind(&self, ip: IpAddr) -> Option<u32> {
+        // Each network of three numbers is behind a port of that number.
+        Some(u32::from_be_bytes(if let IpAddr::V4(ip) = ip { ip.octets() } else { [0; 4] }) >> 8)
+    }
+
     fn is_port(&self, _: u32, _: u32) -> bool {
         true
     }
@@ -72,7 +78,7 @@ impl Witness for Fake {
     }
 
     fn has_bridges(&self) -> bool {
-        false
+        self.has_bridges.load(Ordering::SeqCst)
     }
 
     fn catch_up(&self) {}
@@ -103,6 +109,7 @@ fn node() -> (Arc<Fake>, PodsWriter, Pods) {
         looks: AtomicU64::new(0),
         kept: Mutex::default(),
         changes,
+        has_bridges: AtomicBool::new(false),
     });
     let (writer, pods) = pods_with(fake.clone(), Some(Timestamp::from_second(BOOT).unwrap()));
     (fake, writer, pods)
@@ -467,4 +474,33 @@ fn a_clock_that_was_ahead_does_not_make_pods_of_this_boot_older_than_it() {
     assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::BeforeBoot)), "the earliest time holds");
     pods.booted_at(Timestamp::from_second(BOOT - 200).unwrap());
     assert_eq!(found(&pods, "10.0.0.1"), is("a"));
+}
+
+/// A pod invents addresses, all behind its port of a bridge; new pods still wait for their status.
+#[tokio::test(start_paused = true)]
+async fn addresses_behind_one_port_of_a_bridge_wait_in_the_places_of_one() {
+    let (node, writer, pods) = node();
+    let at = |port: u8, last: u8| IpAddr::from([10, 1, port, last]);
+    assert_eq!(pods.network_of(at(1, 1)).await, at(1, 1).into());
+    node.has_bridges.store(true, Ordering::SeqCst);
+    let port = |port: u32| crate::shares::Network::Port((10 << 16) + (1 << 8) + port);
+    assert_eq!([pods.network_of(at(1, 1)).await, pods.network_of(at(1, 2)).await], [port(1); 2]);
+    let wait = |at| {
+        let pods = pods.clone();
+        tokio::spawn(async move { pods.wait_for_ip(at, Duration::from_secs(3600), |_, _| true).await })
+    };
+    let settle = async || {
+        for _ in 0..2000 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let new_pods: Vec<_> = (2..60).map(|port| wait(at(port, 1))).collect();
+    settle().await;
+    let invented: Vec<_> = (0..=255).map(|last| wait(at(1, last))).collect();
+    settle().await;
+    assert_eq!(invented.iter().filter(|waiter| waiter.is_finished()).count(), new_pods.len());
+    writer.write(|index| (2..60).for_each(|port| index.apply(pod(&format!("new-{port}"), &format!("10.1.{port}.1")))));
+    for waiter in new_pods {
+        assert!(matches!(waiter.await.unwrap(), Lookup::Found(..)));
+    }
 }

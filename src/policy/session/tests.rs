@@ -22,7 +22,14 @@ fn keys_are_distinct_and_not_reserved() {
 }
 
 fn name(template: &str, namespace: &str, pod: &str, role: &str) -> String {
-    let rules = SessionRules { name: template.parse().unwrap(), pod_may_name: false, node: "node-a".to_owned(), ..SessionRules::default() };
+    let template: SessionTemplate = template.parse().unwrap();
+    let rules = SessionRules {
+        name: template.clone(),
+        source_identity: Some(template),
+        pod_may_name: false,
+        node: "node-a".to_owned(),
+        ..SessionRules::default()
+    };
     let pod = Pod {
         uid: PodUid("uid-1".into()),
         namespace: namespace.to_owned(),
@@ -40,7 +47,10 @@ fn name(template: &str, namespace: &str, pod: &str, role: &str) -> String {
         sandbox: Default::default(),
     };
     let role = format!("arn:aws:iam::111122223333:role/{role}").parse().unwrap();
-    rules.name(&pod, &role, &mut super::super::trace::Silent).unwrap().as_str().to_owned()
+    let name = rules.name(&pod, &role, &mut super::super::trace::Silent).unwrap();
+    let identity = rules.source_identity(&pod, &role, &mut super::super::trace::Silent).unwrap();
+    assert_eq!(identity.as_str(), name.as_str(), "one template gives both the same text, also where it is cut");
+    name.as_str().to_owned()
 }
 
 #[test]

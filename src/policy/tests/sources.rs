@@ -124,6 +124,49 @@ fn pods_of_one_role_share_a_session_where_the_scope_is_the_role() {
     assert_eq!(denied(&rules, &malformed), Denial::BadSessionName(ParseError::SessionName));
 }
 
+fn identified(template: &str, scope: SessionScope) -> Rules {
+    let rules = named("{role}", scope);
+    Rules { sessions: SessionRules { source_identity: Some(template.parse().unwrap()), ..rules.sessions }, ..rules }
+}
+
+fn source_identity(rules: &Rules, pod: &Pod) -> Option<String> {
+    allowed(rules, pod).source_identity().map(|identity| identity.as_str().to_owned())
+}
+
+#[test]
+fn source_identities_are_made_by_their_own_template_and_by_no_annotation() {
+    let pod = Pod { service_account: "robot".to_owned(), name: "web-0".to_owned(), namespace: "shop".to_owned(), ..pod_with("path/web") };
+    assert_eq!(source_identity(&named("{namespace}.{pod}", SessionScope::Pod), &pod), None);
+    for (template, expected) in [
+        ("{namespace}.{pod}", "shop.web-0"),
+        ("{cluster}.{node}@{serviceaccount}={role}", "prod.node-a@robot=web"),
+        ("aws:{pod}", "aws-web-0"),
+        ("x", "pod-x"),
+    ] {
+        assert_eq!(source_identity(&identified(template, SessionScope::Pod), &pod).as_deref(), Some(expected), "{template}");
+    }
+    let rules = identified("{namespace}.{pod}", SessionScope::Pod);
+    let annotated =
+        Pod { session_name: Some("kube-system.dns".to_owned()), external_id: Some("kube-system.dns".to_owned()), ..pod.clone() };
+    assert_eq!(source_identity(&rules, &annotated).as_deref(), Some("shop.web-0"));
+    let explained = policy(&rules).explain(&pod, &Surroundings::default());
+    let step = explained.steps.iter().find(|step| step.what == What::SourceIdentity).unwrap();
+    assert_eq!((step.source.as_str(), step.detail.as_str()), ("--source-identity", "shop.web-0"));
+    let json = serde_json::to_value(&explained.decision).unwrap();
+    assert_eq!(json["allow"]["request"]["source_identity"], "shop.web-0");
+}
+
+/// The key of the session cache is all that STS is told.
+#[test]
+fn a_request_with_another_source_identity_is_another_key() {
+    // Nothing else differs here: the pods share their name, and no session belongs to one pod.
+    let of_template = |template: &str| allowed(&identified(template, SessionScope::Role), &pod_with("web"));
+    let requests = [of_template("one"), of_template("two"), allowed(&named("{role}", SessionScope::Role), &pod_with("web"))];
+    let keys: HashSet<_> = requests.iter().collect();
+    assert_eq!(keys.len(), 3);
+    assert_eq!(of_template("{cluster}.{role}"), of_template("prod.web"), "what counts is what STS is told");
+}
+
 #[test]
 fn tags_tell_of_the_pod_and_belong_to_the_session() {
     let mut rules = named("{role}", SessionScope::Pod);
@@ -166,9 +209,12 @@ proptest::proptest! {
         let mut rules = named("{cluster}{pod}", SessionScope::Pod);
         rules.sessions.cluster = cluster;
         rules.sessions.tags = vec![SessionTag::Cluster];
+        rules.sessions.source_identity = Some(rules.sessions.name.clone());
         let pod = Pod { external_id: id, session_name: session, name, ..pod_with(&role) };
         if let Decision::Allow { request, .. } = decide(&rules, &pod, &Surroundings::default()) {
             proptest::prop_assert!(request.session_name().as_str().parse::<SessionName>().is_ok());
+            // The two have one form.
+            proptest::prop_assert!(request.source_identity().is_some_and(|identity| identity.as_str().parse::<SessionName>().is_ok()));
             proptest::prop_assert!(request.role().as_str().parse::<RoleArn>().is_ok());
             for tag in request.tags() {
                 proptest::prop_assert!(tag.value().len() <= 256);

@@ -102,6 +102,52 @@ async fn external_ids() {
 }
 
 #[tokio::test]
+async fn source_identities() {
+    let sts = start();
+    let node = Client::node(&sts);
+    let (longest, too_long) = ("s".repeat(64), "s".repeat(65));
+    for identity in ["ab", "A_z0+=,.@-", longest.as_str()] {
+        let answer = node.assume_with(APP, &[("SourceIdentity", identity)]).await;
+        assert_eq!((answer.status, answer.text("SourceIdentity")), (200, Some(identity)));
+        assert_eq!(sts.issued().last().unwrap().source_identity.as_deref(), Some(identity));
+        assert_eq!(sts.calls().last().unwrap().source_identity.as_deref(), Some(identity));
+    }
+    for identity in ["", "a", "a b", "aws:a", "a/b", "a\u{e9}", too_long.as_str()] {
+        let answer = node.assume_with(APP, &[("SourceIdentity", identity)]).await;
+        let message = answer.refused(400, "ValidationError");
+        assert!(message.contains("sourceIdentity"), "{message}");
+    }
+    let answer = node.assume(APP).await;
+    assert_eq!((answer.status, answer.text("SourceIdentity")), (200, None));
+    assert_eq!(sts.issued().last().unwrap().source_identity, None);
+}
+
+#[tokio::test]
+async fn source_identities_need_permission_and_stay_through_role_chaining() {
+    let sts = start();
+    let node = Client::node(&sts);
+    let with = |identity| [("SourceIdentity", identity)];
+    sts.add_role(Role::new(APP).without_source_identity());
+    let answer = node.assume_with(APP, &with("one")).await;
+    let denied = format!("User: {NODE_SESSION_ARN} is not authorized to perform: sts:SetSourceIdentity on resource: {APP}");
+    assert_eq!(answer.refused(403, "AccessDenied"), denied);
+    assert_eq!(node.assume(APP).await.status, 200);
+    sts.add_role(Role::new(NEXT).trusted_by([APP]));
+    let unset = Client::session(&sts, &sts.issued()[0]);
+    assert_eq!(unset.assume_with(NEXT, &with("one")).await.status, 200, "it may be set at a later step");
+
+    sts.add_role(Role::new(APP));
+    node.assume_with(APP, &with("one")).await;
+    let one = Client::session(&sts, sts.issued().last().unwrap());
+    for same in [&[][..], &with("one")] {
+        assert_eq!(one.assume_with(NEXT, same).await.text("SourceIdentity"), Some("one"));
+    }
+    one.assume_with(NEXT, &with("two")).await.refused(403, "AccessDenied");
+    sts.add_role(Role::new(NEXT).trusted_by([APP]).without_source_identity());
+    one.assume(NEXT).await.refused(403, "AccessDenied");
+}
+
+#[tokio::test]
 async fn role_arns() {
     let sts = start();
     sts.unknown_roles_allowed(true);

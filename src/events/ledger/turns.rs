@@ -1,0 +1,83 @@
+//! Whose turn it is to have an Event written. The node has a rate, and each namespace has one; among namespaces with something to
+//! write, the one that has waited longest since its last write is next.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::QUIET;
+
+/// Writes at once on a node that has written none for a while.
+pub(in crate::events) const BURST: u32 = 25;
+/// How many of them may be in one namespace, so that the others have some left.
+pub(in crate::events) const BURST_OF_NAMESPACE: u32 = 10;
+/// The time after which a node or a namespace may write one more.
+pub(in crate::events) const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The rates, and the order of namespaces.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    node: Bucket,
+    /// Namespaces that had a turn within about [`QUIET`]. The node's rate bounds their number. They are remembered for longer than
+    /// their rate needs, because a forgotten namespace is ahead of those that wait.
+    namespaces: HashMap<String, Turn>,
+    /// The number of turns so far.
+    count: u64,
+}
+
+#[derive(Debug, Default)]
+struct Turn {
+    bucket: Bucket,
+    /// The number of the last turn.
+    number: u64,
+}
+
+/// A token bucket (by the generic cell rate algorithm).
+#[derive(Clone, Copy, Debug, Default)]
+struct Bucket {
+    /// When it has all its tokens again.
+    full_at: Option<Instant>,
+}
+
+impl Bucket {
+    /// Returns when a bucket of `burst` tokens has one. `None` if it certainly has one now.
+    fn ready_at(self, burst: u32) -> Option<Instant> {
+        self.full_at?.checked_sub(INTERVAL * (burst - 1))
+    }
+
+    fn take(&mut self, now: Instant) {
+        self.full_at = Some(self.full_at.map_or(now, |full_at| full_at.max(now)) + INTERVAL);
+    }
+}
+
+impl Turns {
+    /// Returns when the node may write again, and `None` if it may now.
+    pub(super) fn node_ready_at(&self) -> Option<Instant> {
+        self.node.ready_at(BURST)
+    }
+
+    /// Returns when the namespace may write again, as far as its own rate is concerned, and the number of its last turn. The lowest
+    /// number is next; a namespace that has not written lately has 0.
+    pub(super) fn of_namespace(&self, namespace: &str) -> (Option<Instant>, u64) {
+        self.namespaces.get(namespace).map_or((None, 0), |turn| (turn.bucket.ready_at(BURST_OF_NAMESPACE), turn.number))
+    }
+
+    /// Gives a namespace a turn.
+    pub(super) fn take(&mut self, namespace: &str, now: Instant) {
+        self.count += 1;
+        self.node.take(now);
+        let turn = self.namespaces.entry(namespace.to_owned()).or_default();
+        turn.bucket.take(now);
+        turn.number = self.count;
+    }
+
+    /// Forgets namespaces that have not written lately.
+    pub(super) fn tidy(&mut self, now: Instant) {
+        self.namespaces.retain(|_, turn| turn.bucket.full_at.is_some_and(|full_at| now < full_at + QUIET));
+    }
+
+    /// Returns how many namespaces are remembered.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.namespaces.len()
+    }
+}

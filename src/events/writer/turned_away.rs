@@ -1,0 +1,72 @@
+//! Logs which namespaces' Events were dropped because there was no place for them.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::pods::Pod;
+use crate::shares::Full;
+
+/// Time between two log lines about one namespace.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// What was dropped lately, by namespace.
+#[derive(Debug, Default)]
+pub(super) struct TurnedAway(HashMap<String, Entry>);
+
+#[derive(Debug)]
+struct Entry {
+    /// Events that no log line counts yet.
+    unlogged: u64,
+    logged_at: Option<Instant>,
+}
+
+impl TurnedAway {
+    /// Counts a dropped Event on a pod, and logs it, at most once a minute for the same namespace.
+    pub(super) fn dropped(&mut self, pod: &Pod, why: Full) {
+        let Some(events) = self.note(&pod.namespace) else { return };
+        let (namespace, pod) = (&pod.namespace, &pod.name);
+        match why {
+            Full::Member => warn!(event = "event-dropped", %namespace, %pod, reason = "pod-limit", events,
+                "pods of this namespace were refused for too many different reasons lately; dropping further Events on them; check what \
+                 changes the annotations of this pod"),
+            Full::All => warn!(event = "event-dropped", %namespace, %pod, reason = "namespace-share", events,
+                "too many Events on pods of this node, and this namespace has the most; dropping some of its Events; check the log for \
+                 why its pods are refused"),
+        }
+    }
+
+    /// Counts it. Returns the number of Events for the log line, if one is due.
+    fn note(&mut self, namespace: &str) -> Option<u64> {
+        let now = Instant::now();
+        let entry = self.0.entry(namespace.to_owned()).or_insert(Entry { unlogged: 0, logged_at: None });
+        entry.unlogged += 1;
+        if entry.logged_at.is_some_and(|at| now - at < EVERY) {
+            return None;
+        }
+        entry.logged_at = Some(now);
+        Some(std::mem::take(&mut entry.unlogged))
+    }
+
+    /// Forgets namespaces that have no pods here.
+    pub(super) fn retain(&mut self, namespaces: &HashSet<&str>) {
+        self.0.retain(|namespace, _| namespaces.contains(&**namespace));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_namespace_has_a_line_a_minute_while_it_has_pods() {
+        let mut dropped = TurnedAway::default();
+        assert_eq!(["shop", "shop", "other"].map(|namespace| dropped.note(namespace)), [Some(1), None, Some(1)]);
+        tokio::time::advance(EVERY).await;
+        assert_eq!(dropped.note("shop"), Some(2), "with the one that the line before did not count");
+        dropped.retain(&HashSet::from(["other"]));
+        assert_eq!((dropped.0.len(), dropped.note("shop")), (1, Some(1)));
+    }
+}

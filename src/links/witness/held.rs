@@ -1,0 +1,75 @@
+//! A witness for tests whose looks take as long as the test wants.
+#![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
+
+use super::{Blind, Sight, Witness};
+
+/// Sees nothing, and answers as often as it is let.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) answers: Semaphore,
+    asked: AtomicUsize,
+    blind: Blind,
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self { answers: Semaphore::new(0), asked: AtomicUsize::new(0), blind: Blind::default() }
+    }
+}
+
+impl Held {
+    /// How many looks have begun.
+    pub(crate) fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+impl Witness for Held {
+    fn generation(&self) -> u64 {
+        self.blind.generation()
+    }
+
+    fn at(&self, ip: IpAddr) -> Sight {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        tokio::task::block_in_place(|| Handle::current().block_on(self.answers.acquire()).unwrap().forget());
+        self.blind.at(ip)
+    }
+
+    fn has_record(&self, ip: IpAddr) -> bool {
+        self.blind.has_record(ip)
+    }
+
+    fn behind(&self, ip: IpAddr) -> Option<u32> {
+        self.blind.behind(ip)
+    }
+
+    fn is_port(&self, bridge: u32, port: u32) -> bool {
+        self.blind.is_port(bridge, port)
+    }
+
+    fn keep(&self, is_kept: &dyn Fn(IpAddr) -> bool) {
+        self.blind.keep(is_kept);
+    }
+
+    fn has_records(&self) -> bool {
+        self.blind.has_records()
+    }
+
+    fn has_bridges(&self) -> bool {
+        self.blind.has_bridges()
+    }
+
+    fn catch_up(&self) {
+        self.blind.catch_up();
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.blind.changes()
+    }
+}

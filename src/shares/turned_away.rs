@@ -1,0 +1,113 @@
+//! A bounded memory of whom a limit turned away lately, for the log and for `rolegate explain`.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Time between two log lines about the same key.
+pub const QUIET: Duration = Duration::from_secs(60);
+/// How long a key is remembered.
+pub const REMEMBERED: Duration = Duration::from_secs(600);
+/// How many keys are remembered.
+const MAX_REMEMBERED: usize = 1024;
+
+/// The memory. Keys must not be anything that somebody can invent in any number.
+#[derive(Debug)]
+pub struct TurnedAway<K>(HashMap<K, Entry>);
+
+/// What is remembered of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recent {
+    /// How often it was turned away.
+    pub count: u64,
+    /// The time since the last of these.
+    pub ago: Duration,
+}
+
+#[derive(Debug)]
+struct Entry {
+    count: u64,
+    /// Those that no log line counts yet.
+    unlogged: u64,
+    logged_at: Option<Instant>,
+    last: Instant,
+}
+
+impl<K> Default for TurnedAway<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl Entry {
+    fn recent(&self, now: Instant) -> Option<Recent> {
+        let ago = now - self.last;
+        (ago < REMEMBERED).then_some(Recent { count: self.count, ago })
+    }
+}
+
+impl<K: Eq + Hash> TurnedAway<K> {
+    /// Counts one more. Returns how many a log line should count, if one is due: at most once a minute for each key.
+    pub fn note(&mut self, key: K) -> Option<u64> {
+        let now = Instant::now();
+        if self.0.len() >= MAX_REMEMBERED && !self.0.contains_key(&key) {
+            self.0.retain(|_, entry| entry.recent(now).is_some());
+            if self.0.len() >= MAX_REMEMBERED {
+                // More pods than a node has. Some are logged again early.
+                self.0.clear();
+            }
+        }
+        let entry = self.0.entry(key).or_insert(Entry { count: 0, unlogged: 0, logged_at: None, last: now });
+        if entry.recent(now).is_none() {
+            entry.count = 0;
+        }
+        entry.count += 1;
+        entry.unlogged += 1;
+        entry.last = now;
+        if entry.logged_at.is_some_and(|at| now - at < QUIET) {
+            return None;
+        }
+        entry.logged_at = Some(now);
+        Some(std::mem::take(&mut entry.unlogged))
+    }
+
+    /// Returns what is remembered of a key.
+    pub fn of(&self, key: &K) -> Option<Recent> {
+        self.0.get(key)?.recent(Instant::now())
+    }
+
+    /// Returns everything that is remembered, in no order.
+    pub fn recent(&self) -> impl Iterator<Item = (&K, Recent)> {
+        let now = Instant::now();
+        self.0.iter().filter_map(move |(key, entry)| Some((key, entry.recent(now)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_key_is_logged_once_a_minute_and_forgotten_later() {
+        let mut memory = TurnedAway::default();
+        assert_eq!([memory.note('a'), memory.note('a'), memory.note('b')], [Some(1), None, Some(1)]);
+        tokio::time::advance(QUIET).await;
+        assert_eq!(memory.note('a'), Some(2), "with the one that the line before did not count");
+        assert_eq!(memory.of(&'a'), Some(Recent { count: 3, ago: Duration::ZERO }));
+        assert_eq!(memory.recent().find(|(key, _)| **key == 'b'), Some((&'b', Recent { count: 1, ago: QUIET })));
+        tokio::time::advance(REMEMBERED).await;
+        assert_eq!((memory.of(&'a'), memory.recent().count()), (None, 0));
+        assert_eq!((memory.note('a'), memory.of(&'a').map(|recent| recent.count)), (Some(1), Some(1)), "it begins anew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_memory_is_bounded() {
+        let mut memory = TurnedAway::default();
+        for key in 0..3 * MAX_REMEMBERED {
+            memory.note(key);
+        }
+        assert!(memory.0.len() <= MAX_REMEMBERED);
+    }
+}
