@@ -22,10 +22,10 @@ fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The paths of all documents: those at the top of the repository, and in `docs/` and below.
+/// The paths of all documents: those at the top of the repository, in `docs/` and below, and in `.github/`.
 fn documents() -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (mut found, mut directories) = (Vec::new(), vec![root.join("docs"), root.to_owned()]);
+    let (mut found, mut directories) = (Vec::new(), vec![root.join("docs"), root.join(".github"), root.to_owned()]);
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(&directory).unwrap() {
             let path = entry.unwrap().path();
@@ -38,7 +38,7 @@ fn documents() -> Vec<String> {
         }
     }
     found.sort();
-    for expected in ["README.md", "docs/README.md", "docs/flags.md"] {
+    for expected in ["README.md", "docs/README.md", "docs/flags.md", "docs/decisions/README.md", ".github/pull_request_template.md"] {
         assert!(found.iter().any(|file| file == expected), "{expected} is not among {found:?}");
     }
     found
@@ -290,10 +290,24 @@ const OF_OTHERS: &[&str] = &[
     "now",
     "register-with-taints",
     "ignore-taint",
-    "bench",
-    "example",
+    // Cargo, Git, Docker and others that contributors run.
+    "check",
+    "ff-only",
+    "message",
+    "offline",
     "profile",
     "release",
+    "manifest-path",
+    "rm",
+    "sign",
+    "lib",
+    "test",
+    "bins",
+    "example",
+    "bench",
+    "nocapture",
+    "bind",
+    "net",
 ];
 
 #[test]
@@ -560,6 +574,51 @@ fn the_limits_are_documented_as_they_are() {
 fn the_manifest_gives_the_daemon_no_variables_of_services() {
     let manifest = read("daemonset/daemonset.yaml");
     assert!(manifest.lines().any(|line| line == "      enableServiceLinks: false"), "a Service's variables look like settings");
+}
+
+#[test]
+fn every_decision_is_in_the_index() {
+    let index = read("docs/decisions/README.md");
+    let records = documents().into_iter().filter_map(|file| file.strip_prefix("docs/decisions/").map(str::to_owned));
+    for record in records.filter(|record| record != "README.md") {
+        assert_eq!(index.matches(&format!("[{}]({record})", &record[..4])).count(), 1, "{record}");
+        let text = read(&format!("docs/decisions/{record}"));
+        let sections: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+        assert_eq!(sections, ["Context", "Decision", "Consequences", "Alternatives"], "{record}");
+    }
+}
+
+/// The oldest compiler that Cargo takes is the one of the image, of the workflows and of the development container.
+#[test]
+fn the_compilers_version_is_the_same_everywhere() {
+    let manifest = read("Cargo.toml");
+    let oldest = between(&manifest, "\nrust-version = \"", "\"");
+    let version = format!("{oldest}.0");
+    let dockerfile = read("Dockerfile");
+    assert_eq!(between(&dockerfile, "FROM rust:", "-"), oldest, "Dockerfile");
+    let container = read(".devcontainer/devcontainer.json");
+    assert_eq!(between(&container, "\"image\": \"rust:", "-"), version, ".devcontainer/devcontainer.json, image");
+    assert_eq!(between(&container, "\"RUSTUP_TOOLCHAIN\": \"", "\""), version, ".devcontainer/devcontainer.json, RUSTUP_TOOLCHAIN");
+    for workflow in ["test", "nightly"] {
+        let file = format!(".github/workflows/{workflow}.yml");
+        let text = read(&file);
+        let named: Vec<_> = text.lines().filter_map(|line| line.trim().strip_prefix("RUSTUP_TOOLCHAIN: ")).collect();
+        assert_eq!(named, [version.as_str()], "{file}");
+    }
+}
+
+#[test]
+fn actions_of_workflows_are_pinned_to_a_full_version() {
+    let workflows = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".github/workflows")).unwrap();
+    let texts = workflows.map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap()).collect::<String>();
+    let uses = texts.lines().filter_map(|line| line.trim().trim_start_matches("- ").strip_prefix("uses: "));
+    let actions: Vec<_> = uses.filter(|action| !action.starts_with("./")).collect();
+    assert!(actions.len() > 5, "{actions:?}");
+    for action in actions {
+        let (_, version) = action.split_once("@v").unwrap_or_else(|| panic!("{action}: no version"));
+        let numbers = version.split('.').map(str::parse::<u32>);
+        assert!(numbers.clone().count() == 3 && numbers.into_iter().all(|number| number.is_ok()), "{action}");
+    }
 }
 
 #[test]
