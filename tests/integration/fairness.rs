@@ -209,7 +209,7 @@ fn finished_pods_and_pods_in_the_nodes_network_cost_no_watch_of_their_namespaces
         world.fakes.api.apply(Resource::Pods, pod.build());
     }
     // The API delivers in order: what is known of this pod, is known of those before it.
-    world.fakes.api.apply(Resource::Namespaces, namespace("default", &[("iam.amazonaws.com/allowed-roles", r#"["*"]"#)]));
+    world.fakes.api.apply(Resource::Namespaces, namespace("shop", &[("iam.amazonaws.com/allowed-roles", r#"["*"]"#)]));
     world.fakes.pod("web", ip(2), Some("web-role"));
     world.eventually(|world| world.get(ip(2), ROLES).text(), |role| role == "web-role");
     assert_eq!(world.fakes.api.watchers(Resource::Namespaces), 1);
