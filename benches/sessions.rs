@@ -230,7 +230,7 @@ async fn on_schedule(proxy: &Arc<Proxy<Sts>>, lasts: Duration) -> Times {
 
 /// One request of a pod for its credentials.
 async fn ask(proxy: &Proxy<Sts>, number: usize) -> http::StatusCode {
-    let origin = Origin { ip: address(number), hosts: Hosts::default(), late: false };
+    let origin = Origin::new(address(number), Hosts::default());
     proxy.handle(&origin, &credentials_of_web()).await.status()
 }
 

@@ -375,12 +375,22 @@ impl Pods {
         self.shared.read().len()
     }
 
-    /// The namespaces of the known pods.
+    /// Returns whether a namespace has a pod here.
+    pub fn has_namespace(&self, name: &str) -> bool {
+        self.shared.read().has_namespace(name)
+    }
+
+    /// Returns the namespaces of the known pods.
     pub fn namespaces(&self) -> BTreeSet<String> {
+        self.shared.read().namespaces()
+    }
+
+    /// Returns the namespaces of the known pods that can be served: neither finished nor in the node's network.
+    pub fn namespaces_to_follow(&self) -> BTreeSet<String> {
         self.shared.read().namespaces_of_pods()
     }
 
-    /// Namespace and name of the service accounts of the known pods that have no role of their own.
+    /// Returns namespace and name of the service accounts of pods that can be served and have no role of their own.
     pub fn service_accounts(&self) -> BTreeSet<(String, String)> {
         self.shared.read().service_accounts_of_pods()
     }

@@ -8,7 +8,8 @@
 //! the real metadata service here.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -22,7 +23,7 @@ use crate::credentials::cache::Sessions;
 use crate::credentials::{AssumeRole, Clock};
 use crate::events::{Cause, Reporter};
 use crate::metrics::{Metrics, RouteMeters};
-use crate::pods::{Lookup, Pod, Pods, Surroundings};
+use crate::pods::{Lookup, Pod, PodUid, Pods, Surroundings};
 use crate::policy::{Decision, Denial, Policy, RoleRequest};
 
 mod complaints;
@@ -71,8 +72,8 @@ pub struct Proxy<A> {
     events: Reporter,
 }
 
-/// Where a request came in.
-#[derive(Clone, Debug)]
+/// Where requests came in: one connection.
+#[derive(Debug)]
 pub struct Origin {
     /// The peer's address, from the kernel.
     pub ip: IpAddr,
@@ -81,6 +82,32 @@ pub struct Origin {
     /// The connection was accepted before its address belonged to a pod, on a node where that pod can be somebody else: where pods
     /// are behind bridges, and are known by the node's records before they can send anything. It is refused.
     pub late: bool,
+    /// The pod that the connection belongs to: the one that sent its first request.
+    pod: OnceLock<PodUid>,
+    /// The connection belongs to another pod than the one that has the address now. A network does not hand connections on, so
+    /// whoever holds it is not that pod. It is refused.
+    is_foreign: AtomicBool,
+}
+
+impl Origin {
+    /// Creates the origin of a connection that belongs to no pod yet.
+    pub fn new(ip: IpAddr, hosts: Hosts) -> Self {
+        Self { ip, hosts, late: false, pod: OnceLock::new(), is_foreign: AtomicBool::new(false) }
+    }
+
+    /// Returns whether no request on this connection can be served any more.
+    pub fn is_over(&self) -> bool {
+        self.late || self.is_foreign.load(Ordering::Relaxed)
+    }
+
+    /// Takes the pod that has the address as the connection's own, if it has none yet. Returns whether it is the connection's own.
+    fn belongs_to(&self, pod: &PodUid) -> bool {
+        let is_own = self.pod.get_or_init(|| pod.clone()) == pod;
+        if !is_own {
+            self.is_foreign.store(true, Ordering::Relaxed);
+        }
+        is_own
+    }
 }
 
 #[derive(Debug)]
@@ -177,7 +204,7 @@ impl<A: AssumeRole> Proxy<A> {
             Ok(found) => found,
             Err(refusal) => return self.refuse(ip, refusal, Asked::by(&route)),
         };
-        if origin.late {
+        if origin.late || !origin.belongs_to(&pod.uid) {
             return self.refuse(ip, Refusal::Changed(pod), Asked::by(&route));
         }
         if let Route::NewToken { ttl_seconds } = route {

@@ -306,11 +306,11 @@ impl<A: AssumeRole> Server<A> {
         };
         let redirected = original_destination(stream).is_some_and(is_metadata);
         if redirected {
-            return Admission::Pod(Origin { ip, hosts: Hosts::default(), late: false });
+            return Admission::Pod(Origin::new(ip, Hosts::default()));
         }
         if self.accept_direct {
             let own = SocketAddr::new(local.ip().to_canonical(), local.port());
-            return Admission::Pod(Origin { ip, hosts: Hosts { own: Some(own) }, late: false });
+            return Admission::Pod(Origin::new(ip, Hosts { own: Some(own) }));
         }
         // Only the node itself can connect to one of its addresses from the same address.
         let from_the_node = ip == local.ip().to_canonical() || ip.is_loopback();
@@ -333,8 +333,8 @@ impl<A: AssumeRole> Server<A> {
                 Admission::Probe | Admission::Refused => probe(&request),
             };
             self.settle(admission, permit);
-            let is_late = matches!(admission, Admission::Pod(origin) if origin.late);
-            if permit.request_ends() || is_late || self.drain.has_begun() {
+            let is_over = matches!(admission, Admission::Pod(origin) if origin.is_over());
+            if permit.request_ends() || is_over || self.drain.has_begun() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)

@@ -15,10 +15,12 @@ use jiff::Timestamp;
 
 mod known;
 mod named;
+mod needs;
 mod tombstones;
 
 pub use known::{Claims, Namespace, NodeAddresses, Pod, PodName, PodUid, Sandbox, ServiceAccount, Surroundings};
 use named::Named;
+use needs::Needs;
 use tombstones::Tombstones;
 
 use crate::digest::Digest;
@@ -58,6 +60,7 @@ pub struct Index {
     /// pods already, and would be a good part of what the index weighs.
     by_name: HashMap<Digest, PodUid>,
     tombstones: Tombstones,
+    needs: Needs,
     /// The version of the last list: a pod that was not in it was not there then.
     listed_at: Option<u64>,
     /// There was a complete list.
@@ -104,6 +107,9 @@ impl Index {
         let version = version.max(self.version_of(&uid).flatten());
         self.remove(&uid);
         self.by_name.insert(Digest::of_pod(&name.0, &name.1), uid.clone());
+        if let Some(last) = &last {
+            self.needs.add_claim_end(last);
+        }
         self.unreadable.insert(uid, Unreadable { last, name, version });
     }
 
@@ -164,6 +170,7 @@ impl Index {
             self.by_ip.entry(*ip).and_modify(|named| named.add(&pod.uid)).or_insert_with(|| Named::by(pod.uid.clone()));
         }
         self.by_name.insert(Digest::of_pod(&pod.namespace, &pod.name), pod.uid.clone());
+        self.needs.add(&pod);
         self.pods.insert(pod.uid.clone(), Held { pod: Arc::new(pod), version });
     }
 
@@ -221,6 +228,7 @@ impl Index {
         self.by_name.clear();
         self.unreadable.clear();
         self.tombstones.clear();
+        self.needs = Needs::default();
         self.listed_at = None;
         for (pod, version) in pods {
             self.apply_at(pod, version);
@@ -312,10 +320,13 @@ impl Index {
                 self.by_name.remove(&digest);
             }
         }
-        self.unreadable.remove(uid);
+        if let Some(Unreadable { last: Some(last), .. }) = self.unreadable.remove(uid) {
+            self.needs.remove_claim_end(&last);
+        }
         let Some(Held { pod, .. }) = self.pods.remove(uid) else {
             return;
         };
+        self.needs.remove(&pod);
         for ip in &pod.ips {
             if self.by_ip.get_mut(ip).is_some_and(|named| named.remove(uid)) {
                 self.by_ip.remove(ip);
@@ -330,9 +341,7 @@ impl Index {
 
     /// When the next claim ends that has not ended by the time that was told.
     pub fn next_claim_end(&self) -> Option<Timestamp> {
-        let pods = self.pods.values().map(|held| &held.pod);
-        let unreadable = self.unreadable.values().filter_map(|unreadable| unreadable.last.as_ref());
-        pods.chain(unreadable).filter_map(|pod| pod.claims_until).filter(|until| *until > self.now).min()
+        self.needs.next_claim_end(self.now)
     }
 
     /// Sets what pods say of their node's addresses. It counts where the node's interfaces are not known.
@@ -495,16 +504,25 @@ impl Index {
         }
     }
 
-    /// The namespaces that pods here are in.
-    pub fn namespaces_of_pods(&self) -> BTreeSet<String> {
-        self.pods.values().map(|held| held.pod.namespace.clone()).collect()
+    /// Returns whether a namespace has a pod here.
+    pub fn has_namespace(&self, name: &str) -> bool {
+        self.needs.has_namespace(name)
     }
 
-    /// Namespace and name of the service accounts of pods that may be served and have no role of their own.
+    /// Returns the namespaces that pods here are in.
+    pub fn namespaces(&self) -> BTreeSet<String> {
+        self.needs.all_namespaces()
+    }
+
+    /// Returns the namespaces of pods that can be served: neither finished nor in the node's network. The kubelet limits how many
+    /// these are; finished pods stay as long as their authors like.
+    pub fn namespaces_of_pods(&self) -> BTreeSet<String> {
+        self.needs.namespaces()
+    }
+
+    /// Returns namespace and name of the service accounts of pods that can be served and have no role of their own.
     pub fn service_accounts_of_pods(&self) -> BTreeSet<(String, String)> {
-        let pods = self.pods.values().map(|held| &held.pod);
-        let asking = pods.filter(|pod| pod.role.is_none() && !pod.finished && !pod.host_network && !pod.service_account.is_empty());
-        asking.map(|pod| (pod.namespace.clone(), pod.service_account.clone())).collect()
+        self.needs.service_accounts()
     }
 
     /// Every pod, in the order of namespace and name.

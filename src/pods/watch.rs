@@ -184,9 +184,8 @@ impl Watch {
                 debug!(uid, "pod gone");
                 let (namespace, name) = (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
                 self.writer.write(|index| index.delete_at(&PodUid(uid.into()), namespace, name, metadata.version()));
-                let namespaces = self.pods.namespaces();
-                if !namespaces.contains(namespace) {
-                    self.metrics.keep_namespaces(&namespaces);
+                if !self.pods.has_namespace(namespace) {
+                    self.metrics.keep_namespaces(&self.pods.namespaces());
                 }
             }
             Event::Unreadable(metadata) => self.unreadable(metadata),

@@ -91,7 +91,7 @@ impl Refusal {
             }
             Self::Changed(pod) => {
                 info!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                    "refused: the pod, or what it may have, changed while STS was asked");
+                    "refused: the pod or its role changed during the request, or the connection is older than the pod; clients that retry are served");
             }
             Self::OtherRole(pod) => {
                 info!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: the pod asked for a role that is not its own");

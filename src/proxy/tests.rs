@@ -146,13 +146,17 @@ impl Answer {
 impl Node {
     /// Asks as the pod at this address. What holds for every answer is checked here.
     async fn ask(&self, from: &str, method: &str, target: &str, headers: &[(&str, &str)]) -> Answer {
+        self.ask_on(&Origin::new(from.parse().unwrap(), Hosts::default()), method, target, headers).await
+    }
+
+    /// Asks on a connection.
+    async fn ask_on(&self, origin: &Origin, method: &str, target: &str, headers: &[(&str, &str)]) -> Answer {
         let mut request = Request::builder().method(method).uri(target).header("host", "169.254.169.254");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let (request, ()) = request.body(()).unwrap().into_parts();
-        let origin = Origin { ip: from.parse().unwrap(), hosts: Hosts::default(), late: false };
-        let (head, body) = self.proxy.handle(&origin, &request).await.into_parts();
+        let (head, body) = self.proxy.handle(origin, &request).await.into_parts();
         let body = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
         let answer = Answer { status: head.status.as_u16(), headers: head.headers, body };
         assert_eq!(answer.header(SERVER), Some("EC2ws"), "{answer:?}");

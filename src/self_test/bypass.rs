@@ -26,7 +26,7 @@ pub enum Bypass {
     /// By programs.
     #[error(
         "{owner} handles pods' packets (interface {interface}) and may forward them where packet rules see nothing; a test by an interface \
-         of another kind would pass all the same. Have the packets go through the host's stack (docs/boot.md, \"Where packets pass the rules by\"), \
+         of another kind would pass all the same. Have the packets go through the host's stack (docs/boot.md, \"Where packets bypass the rules\"), \
          and keep hop limit 1 and a network policy against the metadata address"
     )]
     Programs {

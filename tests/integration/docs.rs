@@ -22,6 +22,28 @@ fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
+/// The paths of all documents: those at the top of the repository, in `docs/` and below, and in `.github/`.
+fn documents() -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut found, mut directories) = (Vec::new(), vec![root.join("docs"), root.join(".github"), root.to_owned()]);
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                // Of the other directories at the top, none has documents.
+                directories.extend((directory != root).then_some(path));
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                found.push(path.strip_prefix(root).unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+    found.sort();
+    for expected in ["README.md", "docs/README.md", "docs/flags.md", "docs/decisions/README.md", ".github/pull_request_template.md"] {
+        assert!(found.iter().any(|file| file == expected), "{expected} is not among {found:?}");
+    }
+    found
+}
+
 /// The cells of a table's line.
 fn cells(line: &str) -> Vec<&str> {
     line.trim_matches('|').split(" | ").map(str::trim).collect()
@@ -223,7 +245,7 @@ fn ports_are_the_defaults() {
         let found = manifest.lines().filter_map(|line| line.trim().strip_prefix(key)).map(str::to_owned).collect();
         same(&format!("daemonset.yaml, {key}"), &found, &ports);
     }
-    for file in ["docs/operations.md", "ARCHITECTURE.md"] {
+    for file in ["docs/install.md", "ARCHITECTURE.md"] {
         let text = read(file);
         let table = between(&text, "## Ports", "\n## ");
         let found = table.lines().filter_map(|line| line.strip_prefix("| ")?.split(' ').next()?.parse::<u16>().ok());
@@ -231,7 +253,7 @@ fn ports_are_the_defaults() {
     }
     assert!(read("README.md").contains(&format!(":{metrics}/metrics")), "the README names the metrics port");
     assert!(read("docs/metrics.md").contains(&format!("({metrics})")), "docs/metrics.md names the metrics port");
-    assert!(read("docs/operations.md").contains(&format!("NODE:{app}")), "the rule leads to the app port");
+    assert!(read("docs/packet-rules.md").contains(&format!("NODE:{app}")), "the rule leads to the app port");
 }
 
 #[test]
@@ -268,6 +290,24 @@ const OF_OTHERS: &[&str] = &[
     "now",
     "register-with-taints",
     "ignore-taint",
+    // Cargo, Git, Docker and others that contributors run.
+    "check",
+    "ff-only",
+    "message",
+    "offline",
+    "profile",
+    "release",
+    "manifest-path",
+    "rm",
+    "sign",
+    "lib",
+    "test",
+    "bins",
+    "example",
+    "bench",
+    "nocapture",
+    "bind",
+    "net",
 ];
 
 #[test]
@@ -283,18 +323,8 @@ fn every_flag_that_is_named_exists() {
     let dockerfile = read("Dockerfile");
     let started: Vec<_> = dockerfile.lines().filter(|line| line.starts_with("ENTRYPOINT") || line.starts_with("CMD")).collect();
     assert!(started.len() == 2 && started.iter().all(|line| flags_in(line).iter().all(|name| real.contains(name.as_str()))), "{started:?}");
-    for file in [
-        "README.md",
-        "ARCHITECTURE.md",
-        "CHANGELOG.md",
-        "SECURITY.md",
-        "CONTRIBUTING.md",
-        "docs/flags.md",
-        "docs/metrics.md",
-        "docs/operations.md",
-        "docs/boot.md",
-    ] {
-        let named = flags_in(&read(file));
+    for file in documents() {
+        let named = flags_in(&read(&file));
         let unknown: Vec<_> = named.iter().filter(|name| !real.contains(name.as_str()) && !OF_OTHERS.contains(&name.as_str())).collect();
         assert!(unknown.is_empty(), "{file}: no such flags: {unknown:?}");
     }
@@ -362,7 +392,7 @@ fn the_self_test_of_the_manifests_has_what_it_takes() {
         .collect();
     for name in components {
         assert!(listed.contains(&format!("#   - {name}\n")), "daemonset/kustomization.yaml names {name}");
-        assert!(read("docs/operations.md").contains(&format!("`daemonset/{name}/`")), "docs/operations.md says what {name} is for");
+        assert!(read("docs/install.md").contains(&format!("| `daemonset/{name}/` |")), "docs/install.md says what {name} is for");
     }
 }
 
@@ -417,7 +447,7 @@ fn the_start_up_taints_rule_is_shipped_with_its_flag_alone() {
     // The key that the documentation tells for nodes is the one that the component removes.
     let component = read("daemonset/startup-taint/daemonset.yaml");
     let key = between(&component, "--startup-taint=", "\n");
-    assert!(read("docs/operations.md").contains(&format!("`{key}:NoSchedule`")), "{key}");
+    assert!(read("docs/install.md").contains(&format!("`{key}:NoSchedule`")), "{key}");
     assert!(key.len() <= 63, "EKS takes no longer keys in node groups");
 }
 
@@ -425,11 +455,77 @@ fn the_start_up_taints_rule_is_shipped_with_its_flag_alone() {
 fn reasons_of_events_are_documented() {
     let events = read("src/events.rs");
     let real = literals_after(between(&events, "pub fn reason(self)", "\n    }\n"), "=> ");
-    let text = read("docs/operations.md");
-    let table = between(&text, "## Events on pods", "\n## ");
+    let text = read("docs/events.md");
+    let table = between(&text, "## Reasons", "\n## ");
     let documented =
         table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(reason, _)| reason.to_owned()).collect();
-    same("docs/operations.md, Events on pods", &documented, &real);
+    same("docs/events.md", &documented, &real);
+}
+
+/// The code of every source file, without its tests.
+fn sources() -> Vec<String> {
+    let (mut found, mut directories) = (Vec::new(), vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")]);
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.extend((!path.ends_with("tests")).then_some(path));
+            } else if !path.ends_with("tests.rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                found.push(text.split("#[cfg(test)]\nmod ").next().unwrap().to_owned());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_condition_of_readiness_has_advice() {
+    let sources = sources();
+    let constants = |text: &str, name: &str| literals_after(text, &format!("const {name}: &str = "));
+    let mut real = BTreeSet::new();
+    for text in &sources {
+        for call in text.split("readiness.step(").skip(1) {
+            let argument = call.split_once(')').unwrap().0;
+            if let Some(literal) = argument.strip_prefix('"') {
+                real.insert(literal.trim_end_matches('"').to_owned());
+                continue;
+            }
+            // A constant of the same file, or one that it imports.
+            let mut values = constants(text, argument);
+            if values.is_empty() {
+                values = sources.iter().flat_map(|text| constants(text, argument)).collect();
+            }
+            assert!(!values.is_empty(), "{argument} is the name of a constant");
+            real.extend(values);
+        }
+    }
+    assert!(real.contains("the self-test") && real.contains("the list of this node's pods"), "{real:?}");
+    let text = read("docs/troubleshooting.md");
+    let table = between(&text, "## By reason of `/readyz`", "\n## ");
+    let rows = table.lines().filter(|line| line.starts_with("| `")).skip(1);
+    let documented = rows.map(|row| cells(row)[0].trim_matches('`').to_owned()).collect();
+    same("docs/troubleshooting.md, by reason of /readyz", &documented, &real);
+}
+
+#[test]
+fn every_reason_of_a_refusal_has_advice_in_one_place() {
+    let (_, values) = documented_metrics();
+    let real = values.iter().filter_map(|value| value.strip_prefix("rolegate_denials_total{reason} ")).map(str::to_owned).collect();
+    let text = read("docs/troubleshooting.md");
+    let rows = between(&text, "## By reason of a refusal", "\n## ").lines().filter(|line| line.starts_with("| `"));
+    let listed: Vec<String> = rows.flat_map(|row| cells(row)[0].split(", ")).map(|reason| reason.trim_matches('`').to_owned()).collect();
+    let documented: BTreeSet<String> = listed.iter().cloned().collect();
+    assert_eq!(listed.len(), documented.len(), "each reason is in one row: {listed:?}");
+    same("docs/troubleshooting.md, by reason of a refusal", &documented, &real);
+}
+
+#[test]
+fn the_index_lists_every_page() {
+    let index = read("docs/README.md");
+    for page in documents().iter().filter_map(|path| path.strip_prefix("docs/")) {
+        assert!(page == "README.md" || page.contains('/') || index.contains(&format!("]({page})")), "docs/README.md lists {page}");
+    }
 }
 
 #[test]
@@ -439,7 +535,7 @@ fn everything_that_pods_may_read_is_documented_and_nothing_else() {
     let is_path = |text: &&str| text.starts_with("meta-data/") || text.starts_with("dynamic/");
     let real: Vec<&str> = groups.split('"').filter(is_path).collect();
     assert!(real.len() > 20, "{real:?}");
-    let text = read("docs/operations.md");
+    let text = read("docs/metadata.md");
     let rows = between(&text, "## Metadata for pods", "\n## ")
         .lines()
         .filter(|line| line.starts_with("| base ") || line.starts_with("| node-info "));
@@ -460,8 +556,8 @@ fn everything_that_pods_may_read_is_documented_and_nothing_else() {
 
 #[test]
 fn the_limits_are_documented_as_they_are() {
-    let (operations, flags) = (read("docs/operations.md"), read("docs/flags.md"));
-    let limits: Vec<(&str, &str)> = between(&operations, "## Limits", "\n## ")
+    let (page, flags) = (read("docs/limits.md"), read("docs/flags.md"));
+    let limits: Vec<(&str, &str)> = between(&page, "## The pod-facing port", "\n## ")
         .lines()
         .filter_map(|line| line.strip_prefix("| `--")?.split_once("` | ")?.1.split_once(" |").map(|(default, _)| (line, default)))
         .collect();
@@ -481,29 +577,65 @@ fn the_manifest_gives_the_daemon_no_variables_of_services() {
 }
 
 #[test]
+fn every_decision_is_in_the_index() {
+    let index = read("docs/decisions/README.md");
+    let records = documents().into_iter().filter_map(|file| file.strip_prefix("docs/decisions/").map(str::to_owned));
+    for record in records.filter(|record| record != "README.md") {
+        assert_eq!(index.matches(&format!("[{}]({record})", &record[..4])).count(), 1, "{record}");
+        let text = read(&format!("docs/decisions/{record}"));
+        let sections: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+        assert_eq!(sections, ["Context", "Decision", "Consequences", "Alternatives"], "{record}");
+    }
+}
+
+/// The oldest compiler that Cargo takes is the one of the image, of the workflows and of the development container.
+#[test]
+fn the_compilers_version_is_the_same_everywhere() {
+    let manifest = read("Cargo.toml");
+    let oldest = between(&manifest, "\nrust-version = \"", "\"");
+    let version = format!("{oldest}.0");
+    let dockerfile = read("Dockerfile");
+    assert_eq!(between(&dockerfile, "FROM rust:", "-"), oldest, "Dockerfile");
+    let container = read(".devcontainer/devcontainer.json");
+    assert_eq!(between(&container, "\"image\": \"rust:", "-"), version, ".devcontainer/devcontainer.json, image");
+    assert_eq!(between(&container, "\"RUSTUP_TOOLCHAIN\": \"", "\""), version, ".devcontainer/devcontainer.json, RUSTUP_TOOLCHAIN");
+    for workflow in ["test", "nightly"] {
+        let file = format!(".github/workflows/{workflow}.yml");
+        let text = read(&file);
+        let named: Vec<_> = text.lines().filter_map(|line| line.trim().strip_prefix("RUSTUP_TOOLCHAIN: ")).collect();
+        assert_eq!(named, [version.as_str()], "{file}");
+    }
+}
+
+#[test]
+fn actions_of_workflows_are_pinned_to_a_full_version() {
+    let workflows = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".github/workflows")).unwrap();
+    let texts = workflows.map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap()).collect::<String>();
+    let uses = texts.lines().filter_map(|line| line.trim().trim_start_matches("- ").strip_prefix("uses: "));
+    let actions: Vec<_> = uses.filter(|action| !action.starts_with("./")).collect();
+    assert!(actions.len() > 5, "{actions:?}");
+    for action in actions {
+        let (_, version) = action.split_once("@v").unwrap_or_else(|| panic!("{action}: no version"));
+        let numbers = version.split('.').map(str::parse::<u32>);
+        assert!(numbers.clone().count() == 3 && numbers.into_iter().all(|number| number.is_ok()), "{action}");
+    }
+}
+
+#[test]
 fn links_lead_to_files() {
-    for file in [
-        "README.md",
-        "ARCHITECTURE.md",
-        "CHANGELOG.md",
-        "SECURITY.md",
-        "CONTRIBUTING.md",
-        "docs/flags.md",
-        "docs/metrics.md",
-        "docs/operations.md",
-        "docs/boot.md",
-    ] {
-        let text = read(file);
-        let here = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    for file in documents() {
+        let text = read(&file);
+        let here = Path::new(env!("CARGO_MANIFEST_DIR")).join(&file);
         for target in text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target) {
             let (path, anchor) = target.split_once('#').map_or((target, None), |(path, anchor)| (path, Some(anchor)));
             if path.contains("://") {
                 continue;
             }
-            let path = here.with_file_name(path);
+            let path = if path.is_empty() { here.clone() } else { here.with_file_name(path) };
             assert!(path.is_file(), "{file}: {target} leads nowhere");
             let headings = fs::read_to_string(&path).unwrap();
-            let slug = |heading: &str| heading.to_lowercase().replace(['`', '.', ',', '?'], "").replace(' ', "-");
+            let stays = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+            let slug = |heading: &str| heading.to_lowercase().chars().filter(stays).collect::<String>().replace(' ', "-");
             let heading = |line: &'_ str| line.strip_prefix("### ").or_else(|| line.strip_prefix("## ")).map(slug);
             let found = headings.lines().filter_map(heading);
             assert!(

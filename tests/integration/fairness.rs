@@ -3,11 +3,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rolegate_lab::kube::Resource;
+use rolegate_lab::kube::{PodBuilder, Resource, namespace};
+use rolegate_lab::player;
 use rolegate_lab::sts::{Behaviour, Role};
 use serde_json::Value;
 
-use crate::world::{Fakes, ROLES, TOKEN, World, arn, ip, pod};
+use crate::world::{Fakes, NODE, ROLES, TOKEN, TOKEN_TTL, World, arn, ip, pod};
 
 const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
 const ASKED: &str = "the daemon's own AWS identity";
@@ -189,4 +190,40 @@ fn a_renewal_that_brings_another_roles_session_leaves_the_one_that_is_held_until
     for other in issued.iter().filter(|issued| issued.role_arn == arn("other")) {
         assert!(!world.daemon.log().contains(&other.access_key_id));
     }
+}
+
+/// Finished pods stay in the API as long as their author likes, in any number of namespaces, and their author may name this node in
+/// `spec.nodeName`.
+#[test]
+fn finished_pods_and_pods_in_the_nodes_network_cost_no_watch_of_their_namespaces() {
+    let fakes = Fakes::new();
+    let setup = fakes.setup().argument("--namespace-restrictions");
+    let world = fakes.into_world(&setup);
+    for number in 0..60 {
+        let pod = PodBuilder::new(&format!("tenant-{number}"), "p").node(NODE);
+        let pod = match number % 3 {
+            0 => pod.phase("Failed"),
+            1 => pod.phase("Succeeded"),
+            _ => pod.host_network(true),
+        };
+        world.fakes.api.apply(Resource::Pods, pod.build());
+    }
+    // The API delivers in order: what is known of this pod, is known of those before it.
+    world.fakes.api.apply(Resource::Namespaces, namespace("shop", &[("iam.amazonaws.com/allowed-roles", r#"["*"]"#)]));
+    world.fakes.pod("web", ip(2), Some("web-role"));
+    world.eventually(|world| world.get(ip(2), ROLES).text(), |role| role == "web-role");
+    assert_eq!(world.fakes.api.watchers(Resource::Namespaces), 1);
+}
+
+/// No network hands a connection on to the next pod of an address.
+#[test]
+fn a_connection_of_the_pod_that_had_the_address_before_is_refused_and_closed() {
+    let world = World::start();
+    let kept = world.connect(ip(2));
+    assert_eq!(player::request(kept.try_clone().unwrap(), "PUT", "/latest/api/token", &[(TOKEN_TTL, "60")]).unwrap().status, 200);
+    world.fakes.delete_pod("web");
+    world.fakes.pod("next", ip(2), Some("next-role"));
+    world.eventually(|world| world.get(ip(2), ROLES).text(), |role| role == "next-role");
+    let answer = player::request(kept.try_clone().unwrap(), "PUT", "/latest/api/token", &[(TOKEN_TTL, "60")]).unwrap();
+    assert_eq!((answer.status, answer.header("connection")), (500, Some("close")));
 }

@@ -209,6 +209,31 @@ fn the_same_name_in_another_namespace_is_another_pod() {
     assert_eq!(index.namespaces_of_pods().into_iter().collect::<Vec<_>>(), ["default", "other"]);
 }
 
+/// What `index.needs` counts, taken from all pods.
+fn assert_needs(index: &Index) {
+    let mut needs = Needs::default();
+    index.pods.values().for_each(|held| needs.add(&held.pod));
+    index.unreadable.values().filter_map(|unreadable| unreadable.last.as_ref()).for_each(|last| needs.add_claim_end(last));
+    assert_eq!(index.needs, needs);
+}
+
+#[test]
+fn finished_pods_and_pods_in_the_nodes_network_need_no_namespace() {
+    let of = |namespace: &str, pod: Pod| Pod { namespace: namespace.to_owned(), service_account: "default".to_owned(), ..pod };
+    let finished = of("batch", Pod { finished: true, ..pod("job-1", &[]) });
+    let host = of("system", Pod { host_network: true, ..pod("proxy-1", &[]) });
+    let mut index = index([finished, host, of("shop", pod("web-1", &[IP]))]);
+    assert_eq!(index.namespaces_of_pods().into_iter().collect::<Vec<_>>(), ["shop"]);
+    assert_eq!(index.service_accounts_of_pods().into_iter().collect::<Vec<_>>(), [("shop".to_owned(), "default".to_owned())]);
+    assert_eq!(index.namespaces().into_iter().collect::<Vec<_>>(), ["batch", "shop", "system"]);
+    assert_needs(&index);
+    index.apply(of("shop", Pod { finished: true, ..pod("web-1", &[IP]) }));
+    assert_eq!((index.namespaces_of_pods().len(), index.service_accounts_of_pods().len()), (0, 0));
+    index.delete(&uid("web-1"));
+    assert!(!index.has_namespace("shop") && index.has_namespace("batch"));
+    assert_needs(&index);
+}
+
 #[test]
 fn a_changed_address_is_taken_over() {
     let mut index = index([pod("a", &[])]);
@@ -334,6 +359,7 @@ proptest! {
             for at in ["10.0.0.1", "10.0.0.2", "10.0.0.3", "2001:db8::1"] {
                 prop_assert_eq!(claims(&index, at), model.claims(at), "{}", at);
             }
+            assert_needs(&index);
             prop_assert_eq!(index.len(), model.0.len());
             prop_assert_eq!(index.by_name.len(), model.0.len(), "one name a pod, and none left over");
         }

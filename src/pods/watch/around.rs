@@ -32,27 +32,46 @@ pub(super) fn account_annotations(keys: &AnnotationKeys) -> Vec<Annotation> {
     vec![Annotation::new(&keys.role, MAX_ROLE), Annotation::new(EKS_ROLE_KEY, MAX_ROLE)]
 }
 
+/// How many objects of one kind are followed at one time. Each takes a connection to the Kubernetes API. The kubelet lets a node have
+/// fewer pods than this.
+const MAX_FOLLOWED: usize = 1024;
+
 /// The objects that are followed now, each until no pod needs it.
 struct Followed<'a, K> {
+    resource: &'static str,
+    has_warned: bool,
     stops: BTreeMap<K, CancellationToken>,
     running: FuturesUnordered<BoxFuture<'a, ()>>,
 }
 
 impl<'a, K: Ord + Clone> Followed<'a, K> {
-    fn new() -> Self {
-        Self { stops: BTreeMap::new(), running: FuturesUnordered::new() }
+    fn new(resource: &'static str) -> Self {
+        Self { resource, has_warned: false, stops: BTreeMap::new(), running: FuturesUnordered::new() }
     }
 
     /// Stops what is not wanted, and tells what that was.
     fn keep(&mut self, wanted: &BTreeSet<K>) -> Vec<K> {
         let unwanted: Vec<K> = self.stops.keys().filter(|key| !wanted.contains(key)).cloned().collect();
         unwanted.iter().filter_map(|key| self.stops.remove(key)).for_each(|stop| stop.cancel());
+        self.has_warned &= wanted.len() > MAX_FOLLOWED;
         unwanted
     }
 
-    /// Starts what is not running yet.
+    /// Starts what is not running yet. What is beyond the limit is not known until another ends, so its pods are refused.
     fn start<F: Future<Output = ()> + Send + 'a>(&mut self, key: K, follow: impl FnOnce(K) -> F) {
         if self.stops.contains_key(&key) {
+            return;
+        }
+        if self.stops.len() >= MAX_FOLLOWED {
+            if !std::mem::replace(&mut self.has_warned, true) {
+                warn!(
+                    event = "watch-limit",
+                    resource = self.resource,
+                    limit = MAX_FOLLOWED,
+                    "pods of this node need more objects of this kind than rolegate watches; refusing pods whose objects are not watched; \
+                     look for pods that were created in many namespaces with spec.nodeName set"
+                );
+            }
             return;
         }
         let stop = CancellationToken::new();
@@ -65,9 +84,9 @@ impl<'a, K: Ord + Clone> Followed<'a, K> {
 /// Watches the namespaces of pods for ever.
 pub(super) async fn watch_namespaces(watch: &Watch) {
     let mut pods = watch.pods.clone();
-    let mut followed = Followed::new();
+    let mut followed = Followed::new("namespaces");
     loop {
-        let wanted = pods.namespaces();
+        let wanted = pods.namespaces_to_follow();
         for name in followed.keep(&wanted) {
             watch.writer.write(|index| index.delete_namespace(&name));
         }
@@ -104,7 +123,7 @@ async fn watch_namespace(watch: &Watch, name: String) {
 pub(super) async fn watch_service_accounts(watch: &Watch) {
     let mut pods = watch.pods.clone();
     let warning = Once::new();
-    let mut followed = Followed::new();
+    let mut followed = Followed::new("serviceaccounts");
     loop {
         let wanted = pods.service_accounts();
         for (namespace, name) in followed.keep(&wanted) {
@@ -172,5 +191,25 @@ pub(super) fn change(event: Event<'_, OnlyMetadata>, name: &str, latest: &mut Op
             (is_named(&metadata) && is_new(metadata.version())).then_some(Some(metadata))
         }
         Event::Deleted(metadata) | Event::Unreadable(metadata) => (is_named(&metadata) && is_new(metadata.version())).then_some(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn objects_beyond_the_limit_are_followed_when_others_end() {
+        let mut followed = Followed::new("namespaces");
+        let wanted: BTreeSet<usize> = (0..=MAX_FOLLOWED).collect();
+        assert_eq!(followed.keep(&wanted), Vec::<usize>::new());
+        wanted.iter().for_each(|key| followed.start(*key, |_| std::future::pending()));
+        assert_eq!((followed.stops.len(), followed.has_warned), (MAX_FOLLOWED, true));
+        assert!(!followed.stops.contains_key(&MAX_FOLLOWED));
+
+        let wanted: BTreeSet<usize> = (1..=MAX_FOLLOWED).collect();
+        assert_eq!(followed.keep(&wanted), [0]);
+        wanted.iter().for_each(|key| followed.start(*key, |_| std::future::pending()));
+        assert!(followed.stops.contains_key(&MAX_FOLLOWED) && !followed.has_warned);
     }
 }

@@ -546,6 +546,7 @@ proptest! {
                     }
                 }
             }
+            assert_needs(&index);
             prop_assert_eq!(state(&index), model.state(&changes), "after version {} ({:?})", version, hear);
             for at in ["10.0.0.1", "10.0.0.2", "10.0.0.3", "2001:db8::1", "2001:db8::2"] {
                 prop_assert_eq!(claims(&index, at), model.claims(&changes, at), "{} after version {} ({:?})", at, version, hear);
