@@ -25,7 +25,7 @@ use rolegate::links::witness::{Sight, Witness};
 use rolegate::links::{Link, LinkKind};
 use rolegate::metrics::Metrics;
 use rolegate::pods::index::Index;
-use rolegate::pods::watch::{Watch, client};
+use rolegate::pods::watch::{PodWatch, client};
 use rolegate::pods::{Lookup, Namespace, Needs, NodeAddresses, Pod, PodUid, Pods, PodsWriter, pods, pods_with};
 use rolegate::policy::node::NodeIdentity;
 use rolegate::policy::{Decision, Policy, Rules};
@@ -322,7 +322,7 @@ impl Api {
         let (writer, pods) = pods();
         let server = Some(format!("http://{}", self.address));
         let annotation = |name: &str| format!("iam.amazonaws.com/{name}");
-        let watch = Watch {
+        let watch = PodWatch {
             client: client::connect(&ApiConfig { server, ..ApiConfig::default() }).await.unwrap(),
             node: NODE.to_owned(),
             node_addresses: Box::new(NodeAddresses::default),

@@ -19,7 +19,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::{WatchStreamExt as _, reflector, watcher};
 use rolegate::config::{AnnotationKeys, ApiConfig};
 use rolegate::metrics::Metrics;
-use rolegate::pods::watch::{Watch, client};
+use rolegate::pods::watch::{PodWatch, client};
 use rolegate::pods::{Needs, NodeAddresses, pods};
 use rolegate::readiness::Readiness;
 use rolegate_lab::daemon::Setup;
@@ -229,7 +229,7 @@ fn watch(url: &str) {
         let (writer, pods) = pods();
         let client = client::connect(&ApiConfig { server: Some(url.to_owned()), ..ApiConfig::default() }).await.unwrap();
         let annotation = |name: &str| format!("iam.amazonaws.com/{name}");
-        let watch = Watch {
+        let watch = PodWatch {
             client,
             node: NODE.to_owned(),
             node_addresses: Box::new(NodeAddresses::default),

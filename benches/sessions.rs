@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use criterion::Criterion;
 use http::request::Parts;
 use rolegate::config::{MetadataProfile, PatternFormat, TokenMode};
-use rolegate::credentials::cache::{Sessions, Settings};
-use rolegate::credentials::gate::Limits;
+use rolegate::credentials::cache::{CacheSettings, Sessions};
+use rolegate::credentials::gate::StsLimits;
 use rolegate::credentials::refresh::Refresh;
 use rolegate::credentials::{AssumeRole, AssumeRoleError, Clock, Credentials};
 use rolegate::events::Reporter;
@@ -96,8 +96,8 @@ fn main() -> ExitCode {
 }
 
 fn sessions(sts: &Sts) -> Arc<Sessions<Sts>> {
-    let limits = Limits { rate: 1_000_000_000, max_rate: 1_000_000_000, concurrency: 1_000_000 };
-    let settings = Settings { error_ttl: Duration::from_secs(30), timeout: Duration::from_secs(5), limits };
+    let limits = StsLimits { rate: 1_000_000_000, max_rate: 1_000_000_000, concurrency: 1_000_000 };
+    let settings = CacheSettings { error_ttl: Duration::from_secs(30), timeout: Duration::from_secs(5), limits };
     Sessions::new(sts.clone(), settings, sts.clock.clone(), Metrics::new())
 }
 
@@ -153,11 +153,11 @@ fn stall(runtime: &Runtime) -> bool {
         let (writer, pods) = pods();
         writer.write(|index| (0..PODS).for_each(|number| index.apply(pod(number))));
         let (metrics, clock) = (Metrics::new(), sts.clock.clone());
-        let limits = Limits { rate: 20, max_rate: 100, concurrency: 16 };
-        let settings = Settings { error_ttl: Duration::from_secs(30), timeout: TIMEOUT, limits };
+        let limits = StsLimits { rate: 20, max_rate: 100, concurrency: 16 };
+        let settings = CacheSettings { error_ttl: Duration::from_secs(30), timeout: TIMEOUT, limits };
         let sessions = Sessions::new(sts.clone(), settings, clock.clone(), metrics.clone());
         let access = Access::new(MetadataProfile::Base, Patterns::new(PatternFormat::Glob, None, Vec::new()).unwrap());
-        let of_proxy = rolegate::proxy::Settings { policy: policy.clone(), tokens: TokenMode::Optional, pod_wait: TIMEOUT, access };
+        let of_proxy = rolegate::proxy::ProxySettings { policy: policy.clone(), tokens: TokenMode::Optional, pod_wait: TIMEOUT, access };
         let (events, _records) = Reporter::new(metrics.clone());
         let tokens = Tokens::new(clock.clone()).unwrap();
         let proxy = Arc::new(Proxy::new(of_proxy, pods.clone(), sessions.clone(), tokens, clock, metrics, events));

@@ -30,10 +30,12 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::debug;
 
-use crate::connections::{Admitted, Closing, Limit, Limits, Permit, Port, Rates, Record, Settings, Source, Timely};
+use crate::connections::{
+    Admitted, Closing, ConnectionLimits, ConnectionPermit, ConnectionRecord, ConnectionSettings, Limit, Port, Rates, Source, Timely,
+};
 use crate::credentials::StsOfNode;
 use crate::explain::explainer::Explainer;
-use crate::explain::{Decision, HEADER, Report};
+use crate::explain::{HEADER, Report, ReportedDecision};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::readiness::Readiness;
@@ -46,7 +48,7 @@ pub use rendered::Rendered;
 
 /// Limits on open connections. Pods of this node share one set of places; addresses that belong to no pod of this node, mostly
 /// those of scrapers on other nodes, share another. Nobody waits; an idle connection is closed for a client that has none.
-const CONNECTIONS: Settings = Settings { all: 32, per_source: 4, node: 64, unknown: 64, per_unknown: 8, waiting: 0 };
+const CONNECTIONS: ConnectionSettings = ConnectionSettings { all: 32, per_source: 4, node: 64, unknown: 64, per_unknown: 8, waiting: 0 };
 /// Connections of all addresses together that belong to no known pod and are behind a pod's port of a bridge.
 const MAX_INVENTED: usize = 16;
 /// New connections of one source a second.
@@ -62,9 +64,9 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
 /// Status, type and body.
-type Page = (StatusCode, &'static str, Bytes);
+type AdminPage = (StatusCode, &'static str, Bytes);
 
-const NOT_FOUND: Page = (StatusCode::NOT_FOUND, TEXT, Bytes::new());
+const NOT_FOUND: AdminPage = (StatusCode::NOT_FOUND, TEXT, Bytes::new());
 
 /// What each source may take.
 #[derive(Debug)]
@@ -77,27 +79,27 @@ struct Room {
 
 #[derive(Debug)]
 struct Share {
-    limits: Limits,
+    limits: ConnectionLimits,
     connections: Rates,
     requests: Rates,
 }
 
 impl Share {
-    fn new(settings: Settings) -> Self {
-        Self { limits: Limits::new(settings), connections: Rates::new(CONNECTION_RATE), requests: Rates::new(REQUEST_RATE) }
+    fn new(settings: ConnectionSettings) -> Self {
+        Self { limits: ConnectionLimits::new(settings), connections: Rates::new(CONNECTION_RATE), requests: Rates::new(REQUEST_RATE) }
     }
 }
 
 impl Room {
     fn new() -> Self {
-        Self { clients: Share::new(CONNECTIONS), invented: Share::new(Settings { unknown: MAX_INVENTED, ..CONNECTIONS }) }
+        Self { clients: Share::new(CONNECTIONS), invented: Share::new(ConnectionSettings { unknown: MAX_INVENTED, ..CONNECTIONS }) }
     }
 
     fn of(&self, source: &Source) -> &Share {
         if source.is_behind_port() { &self.invented } else { &self.clients }
     }
 
-    fn admit(&self, source: &Source, who: impl Fn(IpAddr) -> Source) -> Result<Permit, Limit> {
+    fn admit(&self, source: &Source, who: impl Fn(IpAddr) -> Source) -> Result<ConnectionPermit, Limit> {
         let share = self.of(source);
         share.connections.admits(source)?;
         match share.limits.admit(source, who) {
@@ -127,7 +129,7 @@ pub struct Admin<A> {
     /// Whether clients other than the node itself see namespaces in the metrics.
     pub namespace_labels: bool,
     /// The record of connections that limits closed.
-    pub record: Record,
+    pub record: ConnectionRecord,
     /// For explanations, once the daemon knows by what it decides.
     pub explainer: Arc<OnceLock<Explainer<A>>>,
     /// The last rendering of the metrics.
@@ -170,7 +172,7 @@ impl<A: StsOfNode> Admin<A> {
     }
 
     /// Returns the place of a connection. Where it gets none, this is counted and recorded.
-    fn admitted(&self, source: &Source, room: &Room) -> Option<Permit> {
+    fn admitted(&self, source: &Source, room: &Room) -> Option<ConnectionPermit> {
         let admitted = room.admit(source, |ip| self.source_of(ip));
         if let Err(limit) = &admitted {
             self.metrics.metrics_port_refused(limit.name());
@@ -223,7 +225,7 @@ impl<A: StsOfNode> Admin<A> {
     }
 
     /// The answer to a probe, where it is one.
-    fn probed(&self, request: &Parts) -> Option<Page> {
+    fn probed(&self, request: &Parts) -> Option<AdminPage> {
         match (&request.method, request.uri.path()) {
             (&Method::GET | &Method::HEAD, "/healthz") => Some((StatusCode::OK, TEXT, Bytes::from_static(b"ok\n"))),
             (&Method::GET | &Method::HEAD, "/readyz") => Some(match self.readiness.pending().as_slice() {
@@ -234,7 +236,7 @@ impl<A: StsOfNode> Admin<A> {
         }
     }
 
-    async fn connection(&self, stream: TcpStream, peer: SocketAddr, source: Source, permit: Permit, room: &Room) {
+    async fn connection(&self, stream: TcpStream, peer: SocketAddr, source: Source, permit: ConnectionPermit, room: &Room) {
         let (source, permit) = (&source, &permit);
         let service = service_fn(|request: Request<hyper::body::Incoming>| async move {
             permit.request_begins();
@@ -267,7 +269,7 @@ impl<A: StsOfNode> Admin<A> {
         }
     }
 
-    async fn answer(&self, request: &Parts, peer: SocketAddr, source: &Source) -> Page {
+    async fn answer(&self, request: &Parts, peer: SocketAddr, source: &Source) -> AdminPage {
         if let Some(page) = self.probed(request) {
             return page;
         }
@@ -295,7 +297,7 @@ impl<A: StsOfNode> Admin<A> {
             .await
     }
 
-    async fn explain(&self, request: &Parts) -> Page {
+    async fn explain(&self, request: &Parts) -> AdminPage {
         let asked = match question(&request.uri) {
             Ok(asked) => asked,
             Err(error) => return (StatusCode::BAD_REQUEST, TEXT, format!("{error}\n").into()),
@@ -330,7 +332,7 @@ impl<A: StsOfNode> Admin<A> {
     }
 }
 
-fn respond((status, kind, body): Page) -> Response<Full<Bytes>> {
+fn respond((status, kind, body): AdminPage) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -338,7 +340,7 @@ fn respond((status, kind, body): Page) -> Response<Full<Bytes>> {
 }
 
 fn is_not_known(report: &Report) -> bool {
-    report.decision == Decision::Unknown && report.identity.is_empty()
+    report.decision == ReportedDecision::Unknown && report.identity.is_empty()
 }
 
 /// What kube2iam's page of this name shows: role annotations and namespaces by address, namespaces' lists by name.

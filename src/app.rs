@@ -15,22 +15,22 @@ use tracing::{info, warn};
 
 use crate::admin::{Admin, Rendered};
 use crate::config::{Config, RedirectBackend, Restrictions, ServiceAccountRoles, listen_address};
-use crate::connections::Record;
+use crate::connections::ConnectionRecord;
 use crate::credentials::Clock;
 use crate::credentials::sts::Sts;
 use crate::drain::Drain;
 use crate::events::Reporter;
 use crate::events::writer::Writer;
-use crate::handover::{self, Queue};
+use crate::handover::{self, AcceptQueue};
 use crate::links::Links;
 use crate::links::boot;
 use crate::links::cni::Results;
-use crate::links::view::View;
+use crate::links::view::NodeView;
 use crate::metrics::Metrics;
-use crate::pods::watch::{Watch, client, second_witness};
+use crate::pods::watch::{PodWatch, client, second_witness};
 use crate::pods::{self, Needs, NodeAddresses};
 use crate::policy::node::NodeIdentity;
-use crate::readiness::{Readiness, Step};
+use crate::readiness::{Readiness, ReadinessStep};
 use crate::redirect::backend::{SelectedBackend, System};
 use crate::redirect::interface_addresses;
 use crate::redirect::reconcile::Reconciler;
@@ -50,7 +50,7 @@ mod prepare;
 pub mod redirect;
 mod rule;
 
-use listener::Listener;
+use listener::PodListener;
 use prepare::{SharedWithAdmin, prepare};
 
 /// The step of the start after which this node's pods are known.
@@ -71,7 +71,7 @@ pub struct App {
     pub metadata_address: SocketAddr,
     /// Where operators are served.
     pub metrics_address: SocketAddr,
-    metadata: Listener,
+    metadata: PodListener,
     /// Without it, another daemon has the port as yet.
     admin: Option<TcpListener>,
     probe_socket: Option<UnixListener>,
@@ -88,7 +88,7 @@ impl App {
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
         let (metrics, readiness) = (Metrics::new(), Readiness::default());
         let mut rules = PacketRules::guard(&config.redirect, config.server.accept_direct, &metrics, &readiness).await?;
-        let metadata = guarded(&mut rules, Listener::find(&config.server)).await?;
+        let metadata = guarded(&mut rules, PodListener::find(&config.server)).await?;
         let admin = match listener::listen_for_operators(config.admin.address, config.admin.port) {
             // The daemon before has it until it ends.
             Err(error) if config.server.handover_socket.is_some() && listener::is_in_use(&error) => None,
@@ -156,7 +156,7 @@ impl App {
         };
         let booted = boot::booted(Clock::system().now());
         let (links, results) = (open_links(), Results::none());
-        let view = View::new(links.clone(), results.clone(), booted);
+        let view = NodeView::new(links.clone(), results.clone(), booted);
         let (writer, pods) = pods::pods_with(Arc::new(view.clone()), booted);
         tasks.spawn("overflows of notifications", overflows::report(links.clone(), metrics.clone()));
         tasks.spawn("links of the node", async move { links.keep().await });
@@ -164,7 +164,7 @@ impl App {
         if let Some(directory) = config.pods.cni_results.clone() {
             tasks.spawn("CNI results", results.keep(directory, metrics.clone()));
         }
-        let watch = Watch {
+        let watch = PodWatch {
             client: kube.clone(),
             node: config.pods.node.clone(),
             node_addresses: Box::new(node_addresses(config.server.accept_direct)),
@@ -189,7 +189,7 @@ impl App {
         } else {
             Reporter::off(metrics.clone())
         };
-        let (explainer, record) = (Arc::<OnceLock<_>>::default(), Record::default());
+        let (explainer, record) = (Arc::<OnceLock<_>>::default(), ConnectionRecord::default());
         metrics.pod_waits_refused_from({
             let pods = pods.clone();
             move || pods.waits_turned_away()
@@ -326,7 +326,7 @@ fn reconcile(tasks: &mut Tasks, reconciler: Option<Reconciler<Arc<SelectedBacken
 
 /// The pod-facing port, until the drain begins.
 struct Entrance {
-    listener: Listener,
+    listener: PodListener,
     server: Arc<Server<Sts>>,
     node: NodeIdentity,
     readiness: Readiness,
@@ -335,7 +335,7 @@ struct Entrance {
 
 impl Entrance {
     /// Accepts when it is time to, and offers the socket to the next daemon meanwhile.
-    async fn serve(self, handover_socket: Option<PathBuf>, running: Step) -> anyhow::Result<()> {
+    async fn serve(self, handover_socket: Option<PathBuf>, running: ReadinessStep) -> anyhow::Result<()> {
         let Self { listener, server, node, readiness, drain } = self;
         let able = async {
             readiness.done(&[PODS_KNOWN]).await;
@@ -347,7 +347,7 @@ impl Entrance {
             () = drain.begun() => return Ok(()),
         };
         running.done();
-        let queue = Queue::default();
+        let queue = AcceptQueue::default();
         let socket = listener.as_fd().try_clone_to_owned()?;
         let offer = async {
             let offer = async {

@@ -19,7 +19,7 @@ use crate::config::explain::{ExplainConfig, Output, POD};
 use crate::config::probe::{ProbeConfig, QUESTION};
 use crate::config::redirect::{Action, RedirectCommand};
 use crate::config::{Config, RedirectBackend, flags};
-use crate::explain::{Decision, Report, render};
+use crate::explain::{Report, ReportedDecision, render};
 use crate::probe;
 use crate::self_test::{self, Ability, helper};
 use crate::telemetry;
@@ -164,9 +164,9 @@ fn explained(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Exit
         report
     });
     match report.and_then(|report| show(&report, output).map(|()| report)) {
-        Ok(Report { decision: Decision::Allowed, .. }) => ExitCode::SUCCESS,
-        Ok(Report { decision: Decision::Denied, .. }) => ExitCode::from(DENIED),
-        Ok(Report { decision: Decision::Unknown, .. }) => ExitCode::from(UNKNOWN),
+        Ok(Report { decision: ReportedDecision::Allowed, .. }) => ExitCode::SUCCESS,
+        Ok(Report { decision: ReportedDecision::Denied, .. }) => ExitCode::from(DENIED),
+        Ok(Report { decision: ReportedDecision::Unknown, .. }) => ExitCode::from(UNKNOWN),
         Err(failure) => {
             say(&format!("rolegate: not found out: {failure:#}"));
             ExitCode::from(UNKNOWN)

@@ -21,7 +21,7 @@ pub mod session;
 mod source;
 
 use session::{SessionScope, SessionTag, SessionTemplate};
-use source::Source;
+use source::SettingSource;
 
 /// Default of `--app-port`, as kube2iam's.
 pub const DEFAULT_APP_PORT: u16 = 8181;
@@ -450,14 +450,14 @@ impl std::error::Error for ConfigError {}
 impl Config {
     /// The configuration that flags and environment give.
     pub fn from_source(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let mut source = Source::new(matches, env);
+        let mut source = SettingSource::new(matches, env);
         let config = Self::read(&mut source, true);
         let mistakes = source.into_mistakes();
         if mistakes.is_empty() { Ok(config) } else { Err(ConfigError { mistakes }) }
     }
 
     /// All of it; what is wrong is noted in the source. Without `node_needed`, the node's name may be empty.
-    fn read(source: &mut Source<'_>, node_needed: bool) -> Self {
+    fn read(source: &mut SettingSource<'_>, node_needed: bool) -> Self {
         let mut warnings = Vec::new();
         let config = Self {
             pods: read::pods(source, node_needed, &mut warnings),

@@ -11,9 +11,9 @@ mod record;
 mod source;
 mod timely;
 
-pub use limits::{Admitted, Closing, Limits, Permit, Settings, Waiting};
+pub use limits::{Admitted, Closing, ConnectionLimits, ConnectionPermit, ConnectionSettings, ConnectionWait};
 pub use rates::Rates;
-pub use record::{Bite, Limit, Port, Record};
+pub use record::{Bite, ConnectionRecord, Limit, Port};
 pub use source::Source;
 pub use timely::Timely;
 

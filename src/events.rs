@@ -26,7 +26,7 @@ pub const MAX_NOTE: usize = 1024;
 
 /// What a pod is told about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum EventCause {
     /// Policy gives it no role.
     Denied(Denial),
     /// Policy gives it no role, for what the node is: which role the node has itself, in which partition it is and what its
@@ -51,7 +51,7 @@ pub enum Cause {
     HostNetwork,
 }
 
-impl Cause {
+impl EventCause {
     /// Policy gives it no role. `None` where the owner has nothing to change: what is only not known yet passes by itself.
     pub fn denied(denial: Denial) -> Option<Self> {
         match denial {
@@ -165,7 +165,7 @@ impl Cause {
 }
 
 /// Consistent with `Eq`: equal causes have equal names.
-impl Hash for Cause {
+impl Hash for EventCause {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.reason(), self.name()).hash(state);
     }
@@ -173,23 +173,23 @@ impl Hash for Cause {
 
 /// Something to tell a pod.
 #[derive(Debug)]
-pub struct Record {
+pub struct EventRecord {
     /// Whom.
     pub pod: Arc<Pod>,
     /// What.
-    pub cause: Cause,
+    pub cause: EventCause,
 }
 
 /// Where a request leaves what its pod should be told; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Reporter {
-    records: Option<mpsc::Sender<Record>>,
+    records: Option<mpsc::Sender<EventRecord>>,
     metrics: Metrics,
 }
 
 impl Reporter {
     /// A reporter, and the end that the writer reads.
-    pub fn new(metrics: Metrics) -> (Self, mpsc::Receiver<Record>) {
+    pub fn new(metrics: Metrics) -> (Self, mpsc::Receiver<EventRecord>) {
         let (records, receiver) = mpsc::channel(QUEUE);
         (Self { records: Some(records), metrics }, receiver)
     }
@@ -201,10 +201,10 @@ impl Reporter {
 
     /// Tells a pod's owner, where there is something to tell. It never waits: where the queue is full, the record is dropped
     /// and counted.
-    pub fn tell(&self, pod: &Arc<Pod>, cause: impl Into<Option<Cause>>) {
+    pub fn tell(&self, pod: &Arc<Pod>, cause: impl Into<Option<EventCause>>) {
         if let Some(records) = &self.records
             && let Some(cause) = cause.into()
-            && records.try_send(Record { pod: pod.clone(), cause }).is_err()
+            && records.try_send(EventRecord { pod: pod.clone(), cause }).is_err()
         {
             self.metrics.event("dropped");
         }

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::explain::PodName;
+use crate::config::explain::PodReference;
 use crate::credentials::AssumeRoleError;
-use crate::policy::trace::Verdict;
+use crate::policy::trace::StepVerdict;
 use crate::policy::{Denial, RoleRequest};
 
 pub mod admin;
@@ -41,7 +41,7 @@ pub struct Report {
     /// By whose word.
     pub by: By,
     /// What came of all.
-    pub decision: Decision,
+    pub decision: ReportedDecision,
     /// The name of the reason against it: the one of the metrics and the log, or how STS refused.
     pub reason: Option<String>,
     /// What came of it, in a sentence that says what to change.
@@ -51,11 +51,11 @@ pub struct Report {
     /// What should be known besides.
     pub notes: Vec<String>,
     /// Whether a request from the pod's addresses is told to be the pod's.
-    pub identity: Vec<Step>,
+    pub identity: Vec<ReportStep>,
     /// Which role it may have.
-    pub policy: Vec<Step>,
+    pub policy: Vec<ReportStep>,
     /// What STS is asked for, where it may be asked.
-    pub request: Option<Request>,
+    pub request: Option<StsParameters>,
     /// What STS answered, where it was asked.
     pub assume: Option<Assumed>,
 }
@@ -73,7 +73,7 @@ pub enum By {
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Decision {
+pub enum ReportedDecision {
     /// The pod gets credentials.
     Allowed,
     /// It gets none.
@@ -84,7 +84,7 @@ pub enum Decision {
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Step {
+pub struct ReportStep {
     /// What was looked at.
     pub what: String,
     /// Where.
@@ -92,12 +92,12 @@ pub struct Step {
     /// What was found there.
     pub detail: String,
     /// What came of it.
-    pub verdict: Verdict,
+    pub verdict: StepVerdict,
 }
 
 /// What STS is asked for, for reading alone: a `RoleRequest` cannot be made of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Request {
+pub struct StsParameters {
     /// The role's ARN.
     pub role: String,
     /// The session's name.
@@ -107,14 +107,14 @@ pub struct Request {
     /// Whether an external id is sent. Its value is for the role's account alone.
     pub external_id: bool,
     /// The session's tags.
-    pub tags: Vec<Tag>,
+    pub tags: Vec<ReportedTag>,
     /// How long the session is to last.
     pub duration_seconds: u64,
 }
 
 /// A session tag.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tag {
+pub struct ReportedTag {
     /// The key.
     pub key: String,
     /// The value.
@@ -136,14 +136,14 @@ pub struct Assumed {
 
 impl Report {
     /// A report on which nothing is found out yet.
-    pub fn unknown(pod: &PodName, node: &str, by: By, reason: &str, message: String) -> Self {
+    pub fn unknown(pod: &PodReference, node: &str, by: By, reason: &str, message: String) -> Self {
         Self {
             version: VERSION,
             namespace: pod.namespace().to_owned(),
             pod: pod.name().to_owned(),
             node: node.to_owned(),
             by,
-            decision: Decision::Unknown,
+            decision: ReportedDecision::Unknown,
             reason: Some(reason.to_owned()),
             message,
             check: Vec::new(),
@@ -176,7 +176,7 @@ impl Report {
                 assumed.outcome = error.name().to_owned();
                 // Whether the role can be had is found out by these two alone; the others say something of the way there.
                 let refused = error.is_refusal();
-                self.decision = if refused { Decision::Denied } else { Decision::Unknown };
+                self.decision = if refused { ReportedDecision::Denied } else { ReportedDecision::Unknown };
                 self.reason = Some(format!("sts-{}", error.name()));
                 let advice = error.advice(request, assumed.identity.as_deref());
                 self.message = advice.problem;
@@ -201,14 +201,14 @@ fn asker(identity: &Option<String>) -> &str {
     identity.as_deref().unwrap_or("whoever asked")
 }
 
-impl Request {
+impl StsParameters {
     fn of(request: &RoleRequest) -> Self {
         Self {
             role: request.role().to_string(),
             session_name: request.session_name().as_str().to_owned(),
             source_identity: request.source_identity().map(|identity| identity.as_str().to_owned()),
             external_id: request.external_id().is_some(),
-            tags: request.tags().iter().map(|tag| Tag { key: tag.key().to_owned(), value: tag.value().to_owned() }).collect(),
+            tags: request.tags().iter().map(|tag| ReportedTag { key: tag.key().to_owned(), value: tag.value().to_owned() }).collect(),
             duration_seconds: request.duration().as_secs(),
         }
     }

@@ -28,7 +28,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::unix_socket::{self, Found, PlaceError};
+use crate::unix_socket::{self, PathState, PlaceError};
 
 mod listeners;
 
@@ -65,13 +65,13 @@ pub enum HandoverError {
 
 /// How many other daemons accept from the same queue; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Queue(Arc<AtomicUsize>);
+pub struct AcceptQueue(Arc<AtomicUsize>);
 
 /// That one more does, until dropped.
 #[derive(Debug)]
-struct Other(Queue);
+struct Other(AcceptQueue);
 
-impl Queue {
+impl AcceptQueue {
     /// Whether what is left in the queue is taken by somebody else.
     pub fn is_shared(&self) -> bool {
         self.0.load(Ordering::SeqCst) > 0
@@ -91,7 +91,7 @@ impl Drop for Other {
 
 /// The socket of a daemon that serves, and that daemon.
 #[derive(Debug)]
-pub struct Taken {
+pub struct TakenOver {
     /// It listens, and nothing was accepted from it yet.
     pub socket: StdListener,
     /// Who gave it.
@@ -117,9 +117,9 @@ impl Giver {
 }
 
 /// Asks who offers a socket at `path` for the one that listens on `wanted`; `None` where nobody does.
-pub async fn take(path: &Path, wanted: SocketAddr) -> Result<Option<Taken>, HandoverError> {
+pub async fn take(path: &Path, wanted: SocketAddr) -> Result<Option<TakenOver>, HandoverError> {
     unix_socket::check_directory(path)?;
-    if unix_socket::look(path)? == Found::Nothing {
+    if unix_socket::look(path)? == PathState::Nothing {
         return Ok(None);
     }
     let taken = async {
@@ -135,7 +135,7 @@ pub async fn take(path: &Path, wanted: SocketAddr) -> Result<Option<Taken>, Hand
         }
         let given = stream.async_io(Interest::READABLE, || receive(&stream)).await?;
         let socket = check(given, wanted)?;
-        Ok(Some(Taken { socket, giver: Giver(stream) }))
+        Ok(Some(TakenOver { socket, giver: Giver(stream) }))
     };
     timeout(TAKE_TIMEOUT, taken).await.unwrap_or(Err(HandoverError::TimedOut))
 }
@@ -143,12 +143,12 @@ pub async fn take(path: &Path, wanted: SocketAddr) -> Result<Option<Taken>, Hand
 /// Offers the socket at `path`, for as long as this is polled. `giver` is who gave it to us. Where nobody can be asked at the
 /// path any more, because a daemon that offered it after us has ended, it is offered again. Meanwhile, other sockets that listen
 /// on the same port are reported.
-pub async fn offer(path: PathBuf, socket: OwnedFd, queue: Queue, giver: Option<Giver>) {
+pub async fn offer(path: PathBuf, socket: OwnedFd, queue: AcceptQueue, giver: Option<Giver>) {
     let socket = Arc::new(socket);
     tokio::join!(listeners::watch(socket.clone()), keep_offered(path, socket, queue, giver));
 }
 
-async fn keep_offered(path: PathBuf, socket: Arc<OwnedFd>, queue: Queue, giver: Option<Giver>) {
+async fn keep_offered(path: PathBuf, socket: Arc<OwnedFd>, queue: AcceptQueue, giver: Option<Giver>) {
     let mut others = JoinSet::new();
     if let Some(mut giver) = giver {
         let other = queue.join();
@@ -185,7 +185,7 @@ async fn keep_offered(path: PathBuf, socket: Arc<OwnedFd>, queue: Queue, giver: 
     }
 }
 
-async fn give_to_all(listener: &UnixListener, socket: &Arc<OwnedFd>, queue: &Queue, others: &mut JoinSet<()>) {
+async fn give_to_all(listener: &UnixListener, socket: &Arc<OwnedFd>, queue: &AcceptQueue, others: &mut JoinSet<()>) {
     loop {
         while others.try_join_next().is_some() {}
         match listener.accept().await {
@@ -203,7 +203,7 @@ async fn give_to_all(listener: &UnixListener, socket: &Arc<OwnedFd>, queue: &Que
 }
 
 /// Gives the socket to one newcomer, and stays with it until it ends.
-async fn give(mut stream: UnixStream, socket: &OwnedFd, queue: &Queue) {
+async fn give(mut stream: UnixStream, socket: &OwnedFd, queue: &AcceptQueue) {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == geteuid().as_raw() => {}
         Ok(peer) => return warn!(user = peer.uid(), "the pods' socket was asked for by another user; it is not given"),
@@ -225,7 +225,7 @@ async fn give(mut stream: UnixStream, socket: &OwnedFd, queue: &Queue) {
 /// Whether somebody can be asked at the path: we ourselves, or another.
 async fn is_offered(path: &Path, own: Option<u64>) -> bool {
     let is_ours = own.is_some() && unix_socket::inode(path) == own;
-    is_ours || (matches!(unix_socket::look(path), Ok(Found::Socket)) && UnixStream::connect(path).await.is_ok())
+    is_ours || (matches!(unix_socket::look(path), Ok(PathState::Socket)) && UnixStream::connect(path).await.is_ok())
 }
 
 fn send(stream: &UnixStream, socket: &OwnedFd) -> io::Result<()> {

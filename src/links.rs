@@ -34,7 +34,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use self::feed::Feed;
-use self::table::{Found, Kind, Known, Queue, Table, classify};
+use self::table::{InterfaceKind, KernelAnswer, KnownInterface, LinkTable, NotificationQueue, classify};
 use crate::digest::Digest;
 use crate::netlink::Netlink;
 
@@ -111,14 +111,14 @@ impl Reach {
 #[derive(Clone, Debug)]
 pub struct Links {
     /// `None` if the kernel is not queried.
-    shared: Option<Arc<Shared>>,
+    shared: Option<Arc<SharedLinks>>,
     changes: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SharedLinks {
     /// Locked only briefly, and never during a query to the kernel.
-    table: RwLock<Table>,
+    table: RwLock<LinkTable>,
     /// For queries, one at a time. Locked after the feed if both are needed.
     netlink: Mutex<Netlink>,
     /// For queries about addresses of no pod, which can be invented: those about pods do not wait for them.
@@ -146,7 +146,7 @@ impl Links {
         let mut netlink = Netlink::open()?;
         // Changes from here on are announced.
         let interfaces = netlink.links()?;
-        let shared = Shared {
+        let shared = SharedLinks {
             table: RwLock::default(),
             netlink: Mutex::new(netlink),
             strangers: Mutex::new(Netlink::open()?),
@@ -185,7 +185,9 @@ impl Links {
         }
         // What moved on a bridge in the meantime is not known while notifications are unread.
         let known_or_not = |reach: Reach| match reach {
-            Reach::By(Link { kind: LinkKind::Bridge { .. }, .. }) if shared.table().is_behind(Queue::Neighbours) => Reach::Unknown,
+            Reach::By(Link { kind: LinkKind::Bridge { .. }, .. }) if shared.table().is_behind(NotificationQueue::Neighbours) => {
+                Reach::Unknown
+            }
             reach => reach,
         };
         if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
@@ -205,10 +207,12 @@ impl Links {
             shared.look(&mut netlink, ip.to_canonical(), |_, _| {})
         });
         match found.ok()? {
-            Found::Own { interface } | Found::Bridge { interface, port: None, .. } => Some(interface),
+            KernelAnswer::Own { interface } | KernelAnswer::Bridge { interface, port: None, .. } => Some(interface),
             // Others are the node's own, behind which there may be a whole network.
-            Found::Bridge { port: Some(port), .. } => shared.table().link(port).filter(|known| known.kind == Kind::Pair).map(|_| port),
-            Found::Shared { .. } | Found::Nowhere => None,
+            KernelAnswer::Bridge { port: Some(port), .. } => {
+                shared.table().link(port).filter(|known| known.kind == InterfaceKind::Pair).map(|_| port)
+            }
+            KernelAnswer::Shared { .. } | KernelAnswer::Nowhere => None,
         }
     }
 
@@ -230,8 +234,8 @@ impl Links {
     /// is kept, so that [`Links::of`] needs none of it. The keeper makes up for it.
     pub fn catch_up(&self) {
         let Some(shared) = &self.shared else { return };
-        for queue in [Queue::Topology, Queue::Neighbours] {
-            if (queue == Queue::Neighbours && !self.has_bridges()) || shared.table().is_behind(queue) {
+        for queue in [NotificationQueue::Topology, NotificationQueue::Neighbours] {
+            if (queue == NotificationQueue::Neighbours && !self.has_bridges()) || shared.table().is_behind(queue) {
                 continue;
             }
             if let Err(error) = shared.take_in(queue) {
@@ -265,7 +269,7 @@ impl Links {
     /// Whether this interface is one end of a pair and not a bridge port.
     pub fn is_free_pair(&self, interface: u32) -> bool {
         let Some(shared) = &self.shared else { return false };
-        shared.table().link(interface).is_some_and(|known| known.kind == Kind::Pair && known.master().is_none())
+        shared.table().link(interface).is_some_and(|known| known.kind == InterfaceKind::Pair && known.master().is_none())
     }
 
     /// Returns a receiver of the generation, which wakes when notifications change it. Without a table, it never wakes.
@@ -294,7 +298,7 @@ impl Links {
             match Feed::open() {
                 Ok(mut feed) => {
                     // What changed before is not announced in the new subscription.
-                    [Queue::Topology, Queue::Neighbours].into_iter().for_each(|queue| feed.lose(queue));
+                    [NotificationQueue::Topology, NotificationQueue::Neighbours].into_iter().for_each(|queue| feed.lose(queue));
                     *shared.feed() = feed;
                 }
                 Err(error) => debug!(%error, "notifications about the node's network cannot be subscribed to"),
@@ -303,8 +307,8 @@ impl Links {
     }
 }
 
-impl Shared {
-    fn table(&self) -> RwLockReadGuard<'_, Table> {
+impl SharedLinks {
+    fn table(&self) -> RwLockReadGuard<'_, LinkTable> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -317,7 +321,7 @@ impl Shared {
     }
 
     /// Changes the table. A reader that sees the new generation sees the change as well.
-    fn change<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut LinkTable) -> T) -> T {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let changed = change(&mut table);
         self.generation.store(table.generation(), Ordering::Release);
@@ -326,7 +330,7 @@ impl Shared {
     }
 
     fn fall_behind(&self) {
-        self.change(|table| [Queue::Topology, Queue::Neighbours].map(|queue| table.fall_behind(queue)));
+        self.change(|table| [NotificationQueue::Topology, NotificationQueue::Neighbours].map(|queue| table.fall_behind(queue)));
     }
 
     fn resolve(&self, ip: IpAddr) -> Reach {
@@ -354,7 +358,7 @@ impl Shared {
             self.has_failed.store(false, Ordering::Relaxed);
             let (reach, is_settled) = self.change(|table| {
                 let (reach, is_kept) = table.answer(ip, found);
-                (reach, is_kept || table.is_behind(Queue::Topology) || table.is_behind(Queue::Neighbours))
+                (reach, is_kept || table.is_behind(NotificationQueue::Topology) || table.is_behind(NotificationQueue::Neighbours))
             });
             last = reach;
             if is_settled {
@@ -364,28 +368,28 @@ impl Shared {
         last
     }
 
-    fn ask(&self, netlink: &mut Netlink, ip: IpAddr) -> io::Result<Found> {
+    fn ask(&self, netlink: &mut Netlink, ip: IpAddr) -> io::Result<KernelAnswer> {
         self.look(netlink, ip, |bridge, mac| self.change(|table| table.saw_mac(ip, bridge, mac)))
     }
 
     /// Asks the kernel what leads to an address. Calls `saw_mac` with the bridge and the link-layer address before it asks for the
     /// port.
-    fn look(&self, netlink: &mut Netlink, ip: IpAddr, saw_mac: impl FnOnce(u32, Mac)) -> io::Result<Found> {
-        let Some(route) = netlink.route_to(ip)? else { return Ok(Found::Nowhere) };
+    fn look(&self, netlink: &mut Netlink, ip: IpAddr, saw_mac: impl FnOnce(u32, Mac)) -> io::Result<KernelAnswer> {
+        let Some(route) = netlink.route_to(ip)? else { return Ok(KernelAnswer::Nowhere) };
         let mut known = self.table().link(route.interface).copied();
         if known.is_none() && route.interface != 0 {
             // It may be so new that its notification has not been read yet.
             known = match netlink.link_at(route.interface) {
-                Ok(interface) => Some(Known::of(&interface)),
+                Ok(interface) => Some(KnownInterface::of(&interface)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 Err(error) => return Err(error),
             };
         }
-        let Found::Bridge { interface, .. } = classify(route, known.as_ref()) else { return Ok(classify(route, known.as_ref())) };
-        let vlan = known.and_then(|known| if let Kind::Bridge { vlan } = known.kind { vlan } else { None });
-        let Some(mac) = netlink.neighbour(interface, ip)? else { return Ok(Found::Bridge { interface, mac: None, port: None }) };
+        let KernelAnswer::Bridge { interface, .. } = classify(route, known.as_ref()) else { return Ok(classify(route, known.as_ref())) };
+        let vlan = known.and_then(|known| if let InterfaceKind::Bridge { vlan } = known.kind { vlan } else { None });
+        let Some(mac) = netlink.neighbour(interface, ip)? else { return Ok(KernelAnswer::Bridge { interface, mac: None, port: None }) };
         saw_mac(interface, mac);
-        Ok(Found::Bridge { interface, mac: Some(mac), port: netlink.port_of(interface, mac, vlan)? })
+        Ok(KernelAnswer::Bridge { interface, mac: Some(mac), port: netlink.port_of(interface, mac, vlan)? })
     }
 }
 

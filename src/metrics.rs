@@ -133,10 +133,10 @@ const REQUEST_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.0
 
 /// Handles to the metrics of one process; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Metrics(Arc<Inner>);
+pub struct Metrics(Arc<MetricsInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct MetricsInner {
     registry: Registry,
     requests: IntCounterVec,
     request_seconds: HistogramVec,
@@ -262,7 +262,7 @@ impl Metrics {
         let register = Registrar(Registry::new());
         let build_info = register.gauges(&BUILD_INFO);
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        Self(Arc::new(Inner {
+        Self(Arc::new(MetricsInner {
             requests: register.counters(&REQUESTS),
             request_seconds: register.histograms(&REQUEST_SECONDS),
             denials: register.counters(&DENIALS),

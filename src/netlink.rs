@@ -20,10 +20,10 @@ pub(crate) mod message;
 use self::message::{
     IFF_LOWER_UP, IFF_RUNNING, IFF_UP, IFINFOMSG, IFLA_ADDRESS, IFLA_BR_VLAN_DEFAULT_PVID, IFLA_BR_VLAN_FILTERING, IFLA_EXT_MASK,
     IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, NDA_DST, NDA_LLADDR, NDA_MASTER, NDA_VLAN, NDMSG, NLM_F_DUMP,
-    NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NUD_PERMANENT, RT_SCOPE_UNIVERSE, RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_VIA,
-    RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_F_FIB_MATCH, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTMSG, RTN_UNICAST, Request,
-    attribute, attributes, bridge_family, family, interface_message, messages, neighbour_message, number, octets, prefix_of_one,
-    route_message, short, text, zero_terminated,
+    NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NUD_PERMANENT, NetlinkRequest, RT_SCOPE_UNIVERSE, RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_VIA,
+    RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_F_FIB_MATCH, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTMSG, RTN_UNICAST, attribute,
+    attributes, bridge_family, family, interface_message, messages, neighbour_message, number, octets, prefix_of_one, route_message, short,
+    text, zero_terminated,
 };
 pub use self::message::{Mac, Message};
 
@@ -101,7 +101,7 @@ pub struct Way {
 
 /// The entry of the kernel's tables that leads to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Route {
+pub struct KernelRoute {
     /// The number of the interface; 0 where there are several.
     pub interface: u32,
     /// Whether it leads to another router first.
@@ -128,7 +128,7 @@ impl Netlink {
     /// # Errors
     /// Of the kind `NotFound` where there is none.
     pub fn link(&mut self, name: &str) -> io::Result<Interface> {
-        self.one_link(Request::new(RTM_GETLINK, 0, &interface_message(0, 0)).attribute(IFLA_IFNAME, &zero_terminated(name)))
+        self.one_link(NetlinkRequest::new(RTM_GETLINK, 0, &interface_message(0, 0)).attribute(IFLA_IFNAME, &zero_terminated(name)))
     }
 
     /// Returns the interface of this number.
@@ -136,10 +136,10 @@ impl Netlink {
     /// # Errors
     /// Of the kind `NotFound` where there is none.
     pub fn link_at(&mut self, index: u32) -> io::Result<Interface> {
-        self.one_link(Request::new(RTM_GETLINK, 0, &interface_message(index, 0)))
+        self.one_link(NetlinkRequest::new(RTM_GETLINK, 0, &interface_message(index, 0)))
     }
 
-    fn one_link(&mut self, request: Request) -> io::Result<Interface> {
+    fn one_link(&mut self, request: NetlinkRequest) -> io::Result<Interface> {
         let answer = self.ask(request).map_err(|error| match error.raw_os_error() {
             Some(code) if code == Errno::ENODEV as i32 => io::ErrorKind::NotFound.into(),
             _ => error,
@@ -154,12 +154,12 @@ impl Netlink {
     pub fn links(&mut self) -> io::Result<Vec<Interface>> {
         let mask = RTEXT_FILTER_SKIP_STATS.to_ne_bytes();
         for _ in 1..DUMPS {
-            let request = Request::new(RTM_GETLINK, NLM_F_DUMP, &interface_message(0, 0)).attribute(IFLA_EXT_MASK, &mask);
+            let request = NetlinkRequest::new(RTM_GETLINK, NLM_F_DUMP, &interface_message(0, 0)).attribute(IFLA_EXT_MASK, &mask);
             if let (links, true) = self.dump(request, Interface::read)? {
                 return Ok(links);
             }
         }
-        let request = Request::new(RTM_GETLINK, NLM_F_DUMP, &interface_message(0, 0)).attribute(IFLA_EXT_MASK, &mask);
+        let request = NetlinkRequest::new(RTM_GETLINK, NLM_F_DUMP, &interface_message(0, 0)).attribute(IFLA_EXT_MASK, &mask);
         // Changes during the retries are announced as well.
         Ok(self.dump(request, Interface::read)?.0)
     }
@@ -179,11 +179,11 @@ impl Netlink {
     ///
     /// # Errors
     /// If the kernel does not answer.
-    pub fn route_to(&mut self, ip: IpAddr) -> io::Result<Option<Route>> {
+    pub fn route_to(&mut self, ip: IpAddr) -> io::Result<Option<KernelRoute>> {
         let Some(answer) = self.ask_route(ip, RTM_F_FIB_MATCH)? else { return Ok(None) };
         let (interface, by_gateway) = next_hop(&answer);
         let flags = answer.get(8..12).and_then(number).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Some(Route {
+        Ok(Some(KernelRoute {
             interface: interface.unwrap_or_default(),
             by_gateway,
             // An older kernel ignores the flag of the request, and every answer is for one address.
@@ -195,7 +195,7 @@ impl Netlink {
     fn ask_route(&mut self, ip: IpAddr, flags: u32) -> io::Result<Option<Vec<u8>>> {
         use io::ErrorKind::{HostUnreachable, InvalidInput, NetworkUnreachable, PermissionDenied};
         let fixed = route_message(family(ip), prefix_of_one(ip), RT_SCOPE_UNIVERSE, flags);
-        match self.ask(Request::new(RTM_GETROUTE, 0, &fixed).attribute(RTA_DST, &octets(ip))) {
+        match self.ask(NetlinkRequest::new(RTM_GETROUTE, 0, &fixed).attribute(RTA_DST, &octets(ip))) {
             Ok(answer) => Ok(Some(answer)),
             // No route or one of the kind `unreachable`, `prohibit` or `blackhole`, in this order.
             Err(error) if matches!(error.kind(), NetworkUnreachable | HostUnreachable | PermissionDenied | InvalidInput) => Ok(None),
@@ -209,7 +209,7 @@ impl Netlink {
     /// If the kernel does not answer.
     pub fn neighbour(&mut self, interface: u32, ip: IpAddr) -> io::Result<Option<Mac>> {
         let fixed = neighbour_message(family(ip), interface, 0);
-        let answer = self.ask_for_entry(Request::new(RTM_GETNEIGH, 0, &fixed).attribute(NDA_DST, &octets(ip)))?;
+        let answer = self.ask_for_entry(NetlinkRequest::new(RTM_GETNEIGH, 0, &fixed).attribute(NDA_DST, &octets(ip)))?;
         // It is there only where the entry is valid (neigh_fill_info, NUD_VALID).
         Ok(answer.and_then(|answer| attribute(answer.get(NDMSG..)?, NDA_LLADDR)?.try_into().ok()))
     }
@@ -220,7 +220,7 @@ impl Netlink {
     /// # Errors
     /// If the kernel does not answer.
     pub fn port_of(&mut self, bridge: u32, mac: Mac, vlan: Option<u16>) -> io::Result<Option<u32>> {
-        let mut request = Request::new(RTM_GETNEIGH, 0, &neighbour_message(bridge_family(), 0, 0))
+        let mut request = NetlinkRequest::new(RTM_GETNEIGH, 0, &neighbour_message(bridge_family(), 0, 0))
             .attribute(NDA_MASTER, &bridge.to_ne_bytes())
             .attribute(NDA_LLADDR, &mac);
         if let Some(vlan) = vlan {
@@ -230,7 +230,7 @@ impl Netlink {
         Ok(answer.and_then(|answer| Forwarding::read(&answer)).and_then(|entry| entry.port))
     }
 
-    fn ask_for_entry(&mut self, request: Request) -> io::Result<Option<Vec<u8>>> {
+    fn ask_for_entry(&mut self, request: NetlinkRequest) -> io::Result<Option<Vec<u8>>> {
         match self.ask(request) {
             Ok(answer) => Ok(Some(answer)),
             // The interface may just be gone.
@@ -242,7 +242,7 @@ impl Netlink {
     }
 
     /// Sends a request, and returns the body of its answer; empty if it was only acknowledged.
-    pub(crate) fn ask(&mut self, request: Request) -> io::Result<Vec<u8>> {
+    pub(crate) fn ask(&mut self, request: NetlinkRequest) -> io::Result<Vec<u8>> {
         self.send(request)?;
         let mut received = vec![0; RECEIVED];
         loop {
@@ -256,7 +256,7 @@ impl Netlink {
     }
 
     /// Returns every message of the answer, parsed, and whether the answer is complete.
-    fn dump<T>(&mut self, request: Request, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<(Vec<T>, bool)> {
+    fn dump<T>(&mut self, request: NetlinkRequest, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<(Vec<T>, bool)> {
         self.send(request)?;
         let (mut received, mut entries, mut is_complete) = (vec![0; RECEIVED], Vec::new(), true);
         loop {
@@ -272,7 +272,7 @@ impl Netlink {
         }
     }
 
-    fn send(&mut self, request: Request) -> io::Result<()> {
+    fn send(&mut self, request: NetlinkRequest) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         sendto(self.socket.as_raw_fd(), &request.finish(self.sequence), &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
         Ok(())

@@ -18,9 +18,9 @@ mod witness;
 
 use index::Index;
 pub use index::{Claims, Namespace, NodeAddresses, Pod, PodName, PodUid, Sandbox, ServiceAccount, Surroundings};
-use waiting::{Places, Waiter};
+use waiting::{Places, RequestWaiter};
 pub use witness::Objection;
-use witness::{Judged, Node};
+use witness::{Judged, NodeWitness};
 
 use crate::digest::Digest;
 use crate::links::witness::{Blind, Witness};
@@ -60,14 +60,14 @@ pub enum Lookup {
 /// The pods of this node; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Pods {
-    shared: Arc<Shared>,
+    shared: Arc<SharedPods>,
     changes: signal::Receiver<u64>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SharedPods {
     index: RwLock<Index>,
-    node: Node,
+    node: NodeWitness,
     /// The addresses of a complete list have been pinned.
     pinned: AtomicBool,
     waiting: Places,
@@ -75,7 +75,7 @@ struct Shared {
     turn: Mutex<()>,
 }
 
-impl Shared {
+impl SharedPods {
     /// The index is plain data that every writer leaves whole, so a panic elsewhere does not spoil it.
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
@@ -85,7 +85,7 @@ impl Shared {
 /// The writing end of [`Pods`].
 #[derive(Debug)]
 pub struct PodsWriter {
-    shared: Arc<Shared>,
+    shared: Arc<SharedPods>,
     changed: signal::Sender<u64>,
 }
 
@@ -98,9 +98,9 @@ pub fn pods() -> (PodsWriter, Pods) {
 /// `booted` have lost their network.
 pub fn pods_with(witness: Arc<dyn Witness>, booted: Option<jiff::Timestamp>) -> (PodsWriter, Pods) {
     let (changed, changes) = signal::channel(0);
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(SharedPods {
         index: RwLock::default(),
-        node: Node::new(witness, booted),
+        node: NodeWitness::new(witness, booted),
         pinned: AtomicBool::new(false),
         waiting: Places::default(),
         asking: Semaphore::new(MAX_ASKING),
@@ -197,8 +197,8 @@ impl Pods {
         if is_enough(&found) {
             return found;
         }
-        let waiter = match Waiter::of(ip, &found) {
-            Waiter::Unknown(ip, _) => Waiter::Unknown(ip, self.network_of(ip).await),
+        let waiter = match RequestWaiter::of(ip, &found) {
+            RequestWaiter::Unknown(ip, _) => RequestWaiter::Unknown(ip, self.network_of(ip).await),
             waiter => waiter,
         };
         let Some(place) = self.shared.waiting.take(&waiter) else {
@@ -235,7 +235,7 @@ impl Pods {
     }
 
     /// Returns how many requests of this pod were not let wait, or not to the end, in the last minutes.
-    pub fn waits_turned_away_of(&self, pod: &Pod) -> Option<waiting::TurnedAway> {
+    pub fn waits_turned_away_of(&self, pod: &Pod) -> Option<waiting::TurnedAwayRequests> {
         self.shared.waiting.turned_away_of(pod)
     }
 

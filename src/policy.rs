@@ -32,7 +32,7 @@ use discovered::Discovered;
 use namespace::Namespaces;
 use node::{BETWEEN, NodeIdentity, OWN};
 use patterns::{Mistake, Patterns};
-use session::{SessionRules, Tag};
+use session::{RequestTag, SessionRules};
 use trace::{Explanation, Silent, Trace, What, shown};
 
 /// Everything that AssumeRole will be told, and with `--session-scope=pod` whom the session is for. It is the key of the
@@ -43,7 +43,7 @@ pub struct RoleRequest {
     session_name: SessionName,
     source_identity: Option<SourceIdentity>,
     external_id: Option<ExternalId>,
-    tags: Box<[Tag]>,
+    tags: Box<[RequestTag]>,
     duration: Duration,
     /// The one pod whose session it is. STS is not told: pods of one name in two namespaces are told apart by it.
     holder: Option<PodUid>,
@@ -71,7 +71,7 @@ impl RoleRequest {
     }
 
     /// The session's tags; none is transitive.
-    pub fn tags(&self) -> &[Tag] {
+    pub fn tags(&self) -> &[RequestTag] {
         &self.tags
     }
 

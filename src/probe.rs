@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::probe::Question;
+use crate::config::probe::ProbeQuestion;
 
 /// Time for each part of the exchange: the kubelet's patience is 1 second by default, 3 in the manifests here.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,7 +27,7 @@ pub enum ProbeError {
 
 /// What the daemon says.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct ProbeAnswer {
     /// Whether it is as asked.
     pub good: bool,
     /// In its words.
@@ -35,7 +35,7 @@ pub struct Answer {
 }
 
 /// Asks the daemon whose socket this is.
-pub fn ask(socket: &Path, question: Question) -> Result<Answer, ProbeError> {
+pub fn ask(socket: &Path, question: ProbeQuestion) -> Result<ProbeAnswer, ProbeError> {
     let text = exchange(socket, question.path()).map_err(|error| ProbeError::Unreachable(socket.to_owned(), error))?;
     read(&text).ok_or_else(|| ProbeError::Odd(socket.to_owned()))
 }
@@ -50,10 +50,10 @@ fn exchange(socket: &Path, path: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-fn read(answer: &str) -> Option<Answer> {
+fn read(answer: &str) -> Option<ProbeAnswer> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse::<u16>().ok()?;
-    Some(Answer { good: status == 200, text: body.trim_end().to_owned() })
+    Some(ProbeAnswer { good: status == 200, text: body.trim_end().to_owned() })
 }
 
 #[cfg(test)]

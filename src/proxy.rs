@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use crate::config::TokenMode;
 use crate::credentials::cache::Sessions;
 use crate::credentials::{AssumeRole, Clock};
-use crate::events::{Cause, Reporter};
+use crate::events::{EventCause, Reporter};
 use crate::metrics::{Metrics, RouteMeters};
 use crate::pods::{Lookup, Pod, PodUid, Pods, Surroundings};
 use crate::policy::{Decision, Denial, Policy, RoleRequest};
@@ -35,8 +35,8 @@ pub mod route;
 pub mod token;
 
 use complaints::Complaints;
-use metadata::{Access, Found, Metadata};
-use refusal::{Asked, Refusal};
+use metadata::{Access, MetadataLookup, MetadataValues};
+use refusal::{Refusal, RequestKind};
 use respond::Outcome;
 use route::{Hosts, Rejection, Route};
 use token::Tokens;
@@ -46,7 +46,7 @@ const UNKNOWN_SUBJECTS: u8 = 16;
 
 /// The settings of the pipeline.
 #[derive(Debug)]
-pub struct Settings {
+pub struct ProxySettings {
     /// Which role a pod may have.
     pub policy: Arc<Policy>,
     /// Whether requests without a token are refused.
@@ -60,11 +60,11 @@ pub struct Settings {
 /// Answers the requests of this node's pods.
 #[derive(Debug)]
 pub struct Proxy<A> {
-    settings: Settings,
+    settings: ProxySettings,
     pods: Pods,
     sessions: Arc<Sessions<A>>,
     tokens: Tokens,
-    metadata: Metadata,
+    metadata: MetadataValues,
     clock: Clock,
     metrics: Metrics,
     meters: Meters,
@@ -123,7 +123,7 @@ struct Meters {
 
 /// What a decision was made by; where it is another later, it is made again.
 #[derive(Clone, Copy)]
-struct Seen {
+struct DecisionBasis {
     generation: u64,
     node: u64,
 }
@@ -150,7 +150,7 @@ fn found(lookup: Lookup) -> Result<(Arc<Pod>, Surroundings), Refusal> {
 impl<A: AssumeRole> Proxy<A> {
     /// A proxy over these parts.
     pub fn new(
-        settings: Settings,
+        settings: ProxySettings,
         pods: Pods,
         sessions: Arc<Sessions<A>>,
         tokens: Tokens,
@@ -158,7 +158,7 @@ impl<A: AssumeRole> Proxy<A> {
         metrics: Metrics,
         events: Reporter,
     ) -> Self {
-        let metadata = Metadata::new(settings.access.of_somebody());
+        let metadata = MetadataValues::new(settings.access.of_somebody());
         let meters = Meters {
             token: metrics.route("token"),
             role_list: metrics.route("role-list"),
@@ -172,7 +172,7 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     /// The values that pods are given besides credentials, for whoever keeps them true.
-    pub fn values(&self) -> Metadata {
+    pub fn values(&self) -> MetadataValues {
         self.metadata.clone()
     }
 
@@ -202,10 +202,10 @@ impl<A: AssumeRole> Proxy<A> {
         let until = tokio::time::Instant::now() + self.settings.pod_wait;
         let (pod, around) = match self.identify(ip).await {
             Ok(found) => found,
-            Err(refusal) => return self.refuse(ip, refusal, Asked::by(&route)),
+            Err(refusal) => return self.refuse(ip, refusal, RequestKind::by(&route)),
         };
         if origin.late || !origin.belongs_to(&pod.uid) {
-            return self.refuse(ip, Refusal::Changed(pod), Asked::by(&route));
+            return self.refuse(ip, Refusal::Changed(pod), RequestKind::by(&route));
         }
         if let Route::NewToken { ttl_seconds } = route {
             let token = self.tokens.issue(&pod.uid, ip, Duration::from_secs(ttl_seconds.into()));
@@ -223,7 +223,7 @@ impl<A: AssumeRole> Proxy<A> {
         };
         let (pod, request) = match self.decide(ip, pod, around, until).await {
             Ok(allowed) => allowed,
-            Err(refusal) => return self.refuse(ip, refusal, Asked::Value),
+            Err(refusal) => return self.refuse(ip, refusal, RequestKind::Value),
         };
         match route {
             Route::RoleList => Outcome::Text(Bytes::copy_from_slice(request.role().name().as_bytes())),
@@ -231,7 +231,7 @@ impl<A: AssumeRole> Proxy<A> {
             Route::Credentials { role, extended } if role == request.role().name() => {
                 self.credentials(ip, pod, &request, seen, extended).await
             }
-            Route::Credentials { .. } => self.refuse(ip, Refusal::OtherRole(pod), Asked::Value),
+            Route::Credentials { .. } => self.refuse(ip, Refusal::OtherRole(pod), RequestKind::Value),
             // All are answered above.
             Route::NewToken { .. } | Route::Unknown | Route::Versions | Route::Metadata { .. } => Outcome::NotFound,
         }
@@ -250,9 +250,9 @@ impl<A: AssumeRole> Proxy<A> {
             _ => Vec::new(),
         };
         match self.metadata.find(path, self.settings.access.of(&pod.namespace), &own).await {
-            Found::Text(text) => Outcome::Text(text),
-            Found::Nothing => self.no_such_path(),
-            Found::Unavailable => {
+            MetadataLookup::Text(text) => Outcome::Text(text),
+            MetadataLookup::Nothing => self.no_such_path(),
+            MetadataLookup::Unavailable => {
                 self.metrics.denied("metadata");
                 Outcome::Failed
             }
@@ -316,18 +316,18 @@ impl<A: AssumeRole> Proxy<A> {
 
     fn audited(&self, pod: &Arc<Pod>, request: &RoleRequest, denial: Denial) {
         self.metrics.audited(denial.name());
-        self.events.tell(pod, Cause::would_be_denied(denial));
+        self.events.tell(pod, EventCause::would_be_denied(denial));
         if self.complaints.is_new(&pod.uid, denial.name()) {
             warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
                 "served in audit mode; enforced restrictions would refuse: {denial}");
         }
     }
 
-    fn seen(&self) -> Seen {
-        Seen { generation: self.pods.generation(), node: self.settings.policy.node_version() }
+    fn seen(&self) -> DecisionBasis {
+        DecisionBasis { generation: self.pods.generation(), node: self.settings.policy.node_version() }
     }
 
-    async fn credentials(&self, ip: IpAddr, pod: Arc<Pod>, request: &RoleRequest, seen: Seen, extended: bool) -> Outcome {
+    async fn credentials(&self, ip: IpAddr, pod: Arc<Pod>, request: &RoleRequest, seen: DecisionBasis, extended: bool) -> Outcome {
         let answer = self.sessions.get(request, &pod).await;
         // On a bridge, a pod that takes over the address receives the response. That may have happened since the connection
         // began.
@@ -337,7 +337,7 @@ impl<A: AssumeRole> Proxy<A> {
         let other_node = policy.node_version() != seen.node || !policy.knows_node();
         let is_old = self.pods.generation() != seen.generation || (answer.is_ok() && other_node);
         if is_old && let Err(refusal) = self.look_again(ip, &pod, request) {
-            return self.refuse(ip, refusal, Asked::Value);
+            return self.refuse(ip, refusal, RequestKind::Value);
         }
         match answer {
             Ok(credentials) if extended => {
@@ -346,7 +346,7 @@ impl<A: AssumeRole> Proxy<A> {
             Ok(credentials) => self.document(credentials.document(documents::credentials)),
             Err(error) => {
                 self.metrics.denied("sts");
-                self.events.tell(&pod, Cause::assume_role_failed(&error));
+                self.events.tell(&pod, EventCause::assume_role_failed(&error));
                 if self.complaints.is_new(&pod.uid, error.name()) {
                     warn!(event = "credentials-unavailable", namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = error.name(), advice = error.remedy(),
                         "no credentials for the pod: {error}");
@@ -386,14 +386,14 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     /// Counts and logs a refusal, and tells the pod's owner; the same one of the same pod is logged once in a while.
-    fn refuse(&self, ip: IpAddr, refusal: Refusal, asked: Asked) -> Outcome {
+    fn refuse(&self, ip: IpAddr, refusal: Refusal, asked: RequestKind) -> Outcome {
         let (reason, outcome) = (refusal.reason(), refusal.outcome(asked));
         self.metrics.denied(reason);
         match &refusal {
-            Refusal::AmbiguousPod(pods) => pods.iter().for_each(|pod| self.events.tell(pod, Cause::AddressAmbiguous)),
-            Refusal::UnreadablePod(pod) => self.events.tell(pod, Cause::Unreadable),
-            Refusal::Objected(pod, objection) => self.events.tell(pod, Cause::objected(*objection)),
-            Refusal::Denied(pod, denial) => self.events.tell(pod, Cause::denied(*denial)),
+            Refusal::AmbiguousPod(pods) => pods.iter().for_each(|pod| self.events.tell(pod, EventCause::AddressAmbiguous)),
+            Refusal::UnreadablePod(pod) => self.events.tell(pod, EventCause::Unreadable),
+            Refusal::Objected(pod, objection) => self.events.tell(pod, EventCause::objected(*objection)),
+            Refusal::Denied(pod, denial) => self.events.tell(pod, EventCause::denied(*denial)),
             // Nobody to tell, or nothing that the owner could change: both pass by themselves.
             Refusal::UnknownPod | Refusal::OtherRole(_) | Refusal::Changed(_) => {}
         }

@@ -9,21 +9,21 @@ use tokio::sync::watch;
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<watch::Sender<BTreeSet<&'static str>>>);
 
-/// One step of the start. Dropped without [`Step::done`] it stays pending: a step that failed is not done.
+/// One step of the start. Dropped without [`ReadinessStep::done`] it stays pending: a step that failed is not done.
 #[derive(Debug)]
 #[must_use = "a step that nobody finishes keeps the daemon from being ready"]
-pub struct Step {
+pub struct ReadinessStep {
     name: &'static str,
     readiness: Readiness,
 }
 
 impl Readiness {
     /// Adds a step that has to be done before the daemon is ready.
-    pub fn step(&self, name: &'static str) -> Step {
+    pub fn step(&self, name: &'static str) -> ReadinessStep {
         self.0.send_modify(|pending| {
             pending.insert(name);
         });
-        Step { name, readiness: self.clone() }
+        ReadinessStep { name, readiness: self.clone() }
     }
 
     /// What is not done yet; empty means ready.
@@ -49,7 +49,7 @@ impl Readiness {
     }
 }
 
-impl Step {
+impl ReadinessStep {
     /// The step is done.
     pub fn done(self) {
         self.readiness.0.send_modify(|pending| {

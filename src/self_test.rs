@@ -14,8 +14,8 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use tracing::{debug, error, info, warn};
 
-use self::datagram::Said;
-use self::helper::{Answer, Helper, Order, Spoken};
+use self::datagram::IcmpError;
+use self::helper::{Helper, HelperReply, Order, Spoken};
 use self::made::{Made, make};
 use self::netlink::Netlink;
 use self::place::{NoPlace, Outside, Place};
@@ -23,7 +23,7 @@ use crate::config::{InterfaceMatch, SelfTestConfig, SelfTestMode};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::proxy::route::METADATA_PORT;
-use crate::readiness::{Readiness, Step};
+use crate::readiness::{Readiness, ReadinessStep};
 use crate::redirect::{self, rules::Family};
 
 pub mod bypass;
@@ -65,25 +65,25 @@ const TRIES: usize = 24;
 
 /// What the rules that are in place have, as the test is to find them, beside the guard, which is always wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct ExpectedRules {
     /// Requests to the IPv6 address arrive, too; else they must be rejected.
     pub ipv6: bool,
 }
 
 /// Between the acceptor, the rules and the test; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Probes(Arc<Shared>);
+pub struct Probes(Arc<SharedProbes>);
 
 #[derive(Debug)]
-struct Shared {
+struct SharedProbes {
     seen: broadcast::Sender<SocketAddr>,
-    wanted: Mutex<Wanted>,
+    wanted: Mutex<ExpectedRules>,
 }
 
 impl Default for Probes {
     fn default() -> Self {
-        let wanted = Mutex::new(Wanted { ipv6: false });
-        Self(Arc::new(Shared { seen: broadcast::Sender::new(TRIES * 2), wanted }))
+        let wanted = Mutex::new(ExpectedRules { ipv6: false });
+        Self(Arc::new(SharedProbes { seen: broadcast::Sender::new(TRIES * 2), wanted }))
     }
 }
 
@@ -103,11 +103,11 @@ impl Probes {
     }
 
     /// These are the rules that are in place.
-    pub fn set_wanted(&self, wanted: Wanted) {
+    pub fn set_wanted(&self, wanted: ExpectedRules) {
         *self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
     }
 
-    fn wanted(&self) -> Wanted {
+    fn wanted(&self) -> ExpectedRules {
         *self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -149,7 +149,7 @@ pub fn ability(config: &SelfTestConfig, interfaces: &[InterfaceMatch], has_rules
 
 /// How the last test ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum SelfTestState {
     /// Everything arrived that should.
     Passed,
     /// Something did not.
@@ -160,7 +160,7 @@ pub enum State {
     Off,
 }
 
-impl State {
+impl SelfTestState {
     /// Every one.
     pub const ALL: [Self; 4] = [Self::Passed, Self::Failed, Self::Unavailable, Self::Off];
 
@@ -177,7 +177,7 @@ impl State {
 
 /// Why a test did not pass.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+enum SelfTestFailure {
     #[error(
         "a pod's connection to {0} went elsewhere: THE REAL METADATA SERVICE MAY ANSWER PODS. The packet rule is missing, does not match \
          the pods' interfaces (--host-interface), or another comes first; rules that another program keeps must lead to this daemon"
@@ -207,7 +207,7 @@ enum Failure {
     Ended,
 }
 
-impl Failure {
+impl SelfTestFailure {
     fn name(&self) -> &'static str {
         match self {
             Self::Missed(_) => "missed",
@@ -247,16 +247,16 @@ pub struct SelfTest {
 impl SelfTest {
     /// Runs for as long as the process, from when these steps of the start are done. With a test that can be done, `step` is
     /// done when it passes first.
-    pub async fn run(self, step: Option<Step>, after: &[&str]) {
+    pub async fn run(self, step: Option<ReadinessStep>, after: &[&str]) {
         let Self { ability, config, interfaces, has_rules, pods, probes, metrics, readiness } = self;
         let mut running = match ability {
-            Ability::Off => Err(State::Off),
+            Ability::Off => Err(SelfTestState::Off),
             Ability::Unable(reason) => {
                 warn!(
                     "the self-test is not done: {reason}. Whether pods' requests arrive is shown by nothing else; --self-test=off is \
                      to say that this is known"
                 );
-                Err(State::Unavailable)
+                Err(SelfTestState::Unavailable)
             }
             Ability::Able(helper) => match helper.speak() {
                 Ok(helper) => Ok(Running { helper, made: None, failing: None, metrics: metrics.clone(), readiness, step }),
@@ -264,11 +264,11 @@ impl SelfTest {
             },
         };
         let state = running.as_ref().err().copied();
-        tell(&metrics, state.unwrap_or(State::Unavailable));
+        tell(&metrics, state.unwrap_or(SelfTestState::Unavailable));
         if let Ok(running) = &running {
             running.readiness.done(after).await;
         }
-        let mut look = Look { outside: Outside::default(), told: Default::default() };
+        let mut look = InterfaceScan { outside: Outside::default(), told: Default::default() };
         loop {
             let ips = place::addresses(&pods);
             if has_rules && !interfaces.is_empty() {
@@ -300,7 +300,7 @@ struct Running {
     failing: Option<&'static str>,
     metrics: Metrics,
     readiness: Readiness,
-    step: Option<Step>,
+    step: Option<ReadinessStep>,
 }
 
 impl Running {
@@ -319,7 +319,7 @@ impl Running {
                 self.unavailable(&reason, mode);
                 return Ok(true);
             }
-            Err(error) => Some(Failure::NotMade(error)),
+            Err(error) => Some(SelfTestFailure::NotMade(error)),
         };
         let Some(failure) = failure else {
             if self.failing.take().is_some() {
@@ -330,10 +330,10 @@ impl Running {
             if let Some(step) = self.step.take() {
                 step.done();
             }
-            tell(&self.metrics, State::Passed);
+            tell(&self.metrics, SelfTestState::Passed);
             return Ok(true);
         };
-        tell(&self.metrics, State::Failed);
+        tell(&self.metrics, SelfTestState::Failed);
         self.metrics.self_test_failed(failure.name());
         if self.failing.replace(failure.name()) == Some(failure.name()) {
             debug!(reason = failure.name(), "the self-test still fails: {failure}");
@@ -345,12 +345,12 @@ impl Running {
         }
         // Whatever was wrong with it, the next one is made afresh.
         self.unmake().await;
-        if matches!(failure, Failure::Ended) { Err(HelperEnded) } else { Ok(false) }
+        if matches!(failure, SelfTestFailure::Ended) { Err(HelperEnded) } else { Ok(false) }
     }
 
     /// No interface like the pods' can be made. Where none is there yet, there are no pods either, and nothing to wait for.
     fn unavailable(&mut self, reason: &NoPlace, mode: SelfTestMode) {
-        tell(&self.metrics, State::Unavailable);
+        tell(&self.metrics, SelfTestState::Unavailable);
         let forever = matches!(reason, NoPlace::Never(_));
         let name = if forever { "never" } else { "not-yet" };
         if self.failing.replace(name) != Some(name) {
@@ -364,10 +364,10 @@ impl Running {
     }
 
     /// An interface that is old may be what is wrong: somebody took it away, or a bridge has another address.
-    async fn test_afresh(&mut self, place: Place, probes: &Probes) -> Result<(), Failure> {
+    async fn test_afresh(&mut self, place: Place, probes: &Probes) -> Result<(), SelfTestFailure> {
         let is_old = self.made.is_some();
         match self.test(place.clone(), probes).await {
-            Err(Failure::Ended) => Err(Failure::Ended),
+            Err(SelfTestFailure::Ended) => Err(SelfTestFailure::Ended),
             Err(failure) if is_old => {
                 debug!("the self-test is repeated with a new interface: {failure}");
                 self.unmake().await;
@@ -377,12 +377,12 @@ impl Running {
         }
     }
 
-    async fn test(&mut self, place: Place, probes: &Probes) -> Result<(), Failure> {
+    async fn test(&mut self, place: Place, probes: &Probes) -> Result<(), SelfTestFailure> {
         let (number, has_ipv6) = match &self.made {
             Some(made) if made.place == place => (made.number, made.has_ipv6),
             _ => self.make(place).await?,
         };
-        let Wanted { ipv6 } = probes.wanted();
+        let ExpectedRules { ipv6 } = probes.wanted();
         for family in Family::ALL {
             let is_redirected = family == Family::V4 || ipv6;
             if is_redirected {
@@ -396,10 +396,10 @@ impl Running {
         Ok(())
     }
 
-    async fn make(&mut self, place: Place) -> Result<(u8, bool), Failure> {
+    async fn make(&mut self, place: Place) -> Result<(u8, bool), SelfTestFailure> {
         self.unmake().await;
         let pid = self.helper.pid();
-        let (made, gateway_mac) = blocking(move || make(place, pid)).await.map_err(Failure::NotMade)?;
+        let (made, gateway_mac) = blocking(move || make(place, pid)).await.map_err(SelfTestFailure::NotMade)?;
         let (number, has_ipv6) = (made.number, made.has_ipv6);
         self.made = Some(made);
         let order = Order::SetUp {
@@ -422,15 +422,15 @@ impl Running {
     }
 
     /// The daemon sees the connection.
-    async fn arrives(&mut self, own: IpAddr, to: SocketAddr, probes: &Probes) -> Result<(), Failure> {
+    async fn arrives(&mut self, own: IpAddr, to: SocketAddr, probes: &Probes) -> Result<(), SelfTestFailure> {
         for _ in 0..TRIES {
             let mut seen = probes.0.seen.subscribe();
             let (port, closed) = match self.order(&Order::Connect { to, timeout: TIMEOUT }).await? {
-                Answer::Closed { port } => (port, true),
-                Answer::Open { port } => (port, false),
-                Answer::Refused => return Err(Failure::Refused(to)),
-                Answer::TimedOut => return Err(Failure::TimedOut(to)),
-                Answer::Unreachable | Answer::Told { .. } | Answer::Done => return Err(Failure::Unreachable(to)),
+                HelperReply::Closed { port } => (port, true),
+                HelperReply::Open { port } => (port, false),
+                HelperReply::Refused => return Err(SelfTestFailure::Refused(to)),
+                HelperReply::TimedOut => return Err(SelfTestFailure::TimedOut(to)),
+                HelperReply::Unreachable | HelperReply::Told { .. } | HelperReply::Done => return Err(SelfTestFailure::Unreachable(to)),
             };
             // It is told before it is closed.
             while let Ok(from) = seen.try_recv() {
@@ -439,42 +439,44 @@ impl Running {
                 }
             }
             if !closed {
-                return Err(Failure::Missed(to));
+                return Err(SelfTestFailure::Missed(to));
             }
             // Closed at once, as another daemon on this port does with a test that is not its own.
         }
-        Err(Failure::Missed(to))
+        Err(SelfTestFailure::Missed(to))
     }
 
     /// The guard rejects what is not redirected. A connection that is refused may have been refused by the service itself;
     /// one that the guard has to do with never waits in vain.
-    async fn is_guarded(&mut self, family: Family, is_redirected: bool) -> Result<(), Failure> {
+    async fn is_guarded(&mut self, family: Family, is_redirected: bool) -> Result<(), SelfTestFailure> {
         let ports = [METADATA_PORT, OTHER_PORT].into_iter().skip(usize::from(is_redirected));
         for to in ports.map(|port| SocketAddr::new(family.metadata(), port)) {
             match self.order(&Order::Connect { to, timeout: TIMEOUT }).await? {
-                Answer::Closed { .. } | Answer::Open { .. } => return Err(Failure::Open(to)),
-                Answer::TimedOut | Answer::Done => return Err(Failure::Unproven(to)),
-                Answer::Refused | Answer::Unreachable | Answer::Told { .. } => {}
+                HelperReply::Closed { .. } | HelperReply::Open { .. } => return Err(SelfTestFailure::Open(to)),
+                HelperReply::TimedOut | HelperReply::Done => return Err(SelfTestFailure::Unproven(to)),
+                HelperReply::Refused | HelperReply::Unreachable | HelperReply::Told { .. } => {}
             }
         }
         let to = SocketAddr::new(family.metadata(), OTHER_PORT);
         match self.order(&Order::Datagram { to, timeout: GUARD_TIMEOUT }).await? {
-            Answer::Told { by, kind, code } => {
+            HelperReply::Told { by, kind, code } => {
                 let is_of_node = by != to.ip() && redirect::interface_addresses().contains(&by);
                 match datagram::said(family == Family::V4, kind, code) {
-                    Said::Rejected | Said::NoWay if is_of_node => Ok(()),
-                    _ => Err(Failure::Unguarded { to, by }),
+                    IcmpError::Rejected | IcmpError::NoWay if is_of_node => Ok(()),
+                    _ => Err(SelfTestFailure::Unguarded { to, by }),
                 }
             }
-            Answer::Open { .. } | Answer::Closed { .. } => Err(Failure::Unguarded { to, by: to.ip() }),
-            Answer::TimedOut | Answer::Refused | Answer::Unreachable | Answer::Done => Err(Failure::Unproven(to)),
+            HelperReply::Open { .. } | HelperReply::Closed { .. } => Err(SelfTestFailure::Unguarded { to, by: to.ip() }),
+            HelperReply::TimedOut | HelperReply::Refused | HelperReply::Unreachable | HelperReply::Done => {
+                Err(SelfTestFailure::Unproven(to))
+            }
         }
     }
 
-    async fn order(&mut self, order: &Order) -> Result<Answer, Failure> {
+    async fn order(&mut self, order: &Order) -> Result<HelperReply, SelfTestFailure> {
         self.helper.order(order).await.map_err(|error| match error.kind() {
-            io::ErrorKind::BrokenPipe => Failure::Ended,
-            _ => Failure::NotMade(error),
+            io::ErrorKind::BrokenPipe => SelfTestFailure::Ended,
+            _ => SelfTestFailure::NotMade(error),
         })
     }
 }
@@ -489,12 +491,12 @@ fn source(family: Family, number: u8) -> IpAddr {
 
 /// The look at the pods' interfaces, and which of them were told of.
 #[derive(Debug)]
-struct Look {
+struct InterfaceScan {
     outside: Outside,
     told: std::collections::BTreeSet<String>,
 }
 
-impl Look {
+impl InterfaceScan {
     async fn at(mut self, interfaces: Vec<InterfaceMatch>, pods: Vec<IpAddr>, metrics: &Metrics) -> Self {
         let looked = blocking(move || {
             let found = Netlink::open().and_then(|mut netlink| self.outside.look(&interfaces, &pods, &mut netlink));
@@ -530,8 +532,8 @@ fn forwards_ipv6() -> bool {
     std::fs::read_to_string(FORWARDS_IPV6).is_ok_and(|text| text.trim() != "0")
 }
 
-fn tell(metrics: &Metrics, state: State) {
-    metrics.self_test(state.name(), State::ALL.map(State::name));
+fn tell(metrics: &Metrics, state: SelfTestState) {
+    metrics.self_test(state.name(), SelfTestState::ALL.map(SelfTestState::name));
 }
 
 /// Asks the kernel something that may have to wait for others who change interfaces.

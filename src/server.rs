@@ -25,10 +25,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
 use crate::config::LimitsConfig;
-use crate::connections::{Admitted, Closing, Limit, Limits, Permit, Port, Rates, Record, Settings, Source, Timely};
+use crate::connections::{
+    Admitted, Closing, ConnectionLimits, ConnectionPermit, ConnectionRecord, ConnectionSettings, Limit, Port, Rates, Source, Timely,
+};
 use crate::credentials::AssumeRole;
 use crate::drain::Drain;
-use crate::handover::Queue;
+use crate::handover::AcceptQueue;
 use crate::metrics::Metrics;
 use crate::proxy::route::{Hosts, METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::proxy::{Origin, Proxy};
@@ -55,9 +57,9 @@ pub struct Server<A> {
     metrics: Metrics,
     drain: Drain,
     head_timeout: Duration,
-    limits: Limits,
+    limits: ConnectionLimits,
     rates: Rates,
-    record: Record,
+    record: ConnectionRecord,
     accepting: Accepting,
     probes: Probes,
 }
@@ -118,10 +120,17 @@ enum Admission {
 
 impl<A: AssumeRole> Server<A> {
     /// Creates a server that passes the requests of pods to `proxy`, and adds connections that a limit closes to `record`.
-    pub fn new(proxy: Proxy<A>, accept_direct: bool, limits: LimitsConfig, metrics: Metrics, drain: Drain, record: Record) -> Self {
+    pub fn new(
+        proxy: Proxy<A>,
+        accept_direct: bool,
+        limits: LimitsConfig,
+        metrics: Metrics,
+        drain: Drain,
+        record: ConnectionRecord,
+    ) -> Self {
         let LimitsConfig { connections, connections_per_pod, connection_rate, head_timeout } = limits;
         let unknown = limits.unknown();
-        let settings = Settings {
+        let settings = ConnectionSettings {
             all: connections,
             per_source: connections_per_pod,
             node: MAX_OF_NODE,
@@ -136,7 +145,7 @@ impl<A: AssumeRole> Server<A> {
             metrics,
             drain,
             head_timeout,
-            limits: Limits::new(settings),
+            limits: ConnectionLimits::new(settings),
             rates: Rates::new(connection_rate),
             record,
             probes: Probes::default(),
@@ -150,7 +159,7 @@ impl<A: AssumeRole> Server<A> {
     }
 
     /// Accepts until the drain begins; the connections that are open then live on in the drain.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, queue: &Queue) {
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, queue: &AcceptQueue) {
         loop {
             tokio::select! {
                 accepted = listener.accept() => self.accepted(accepted).await,
@@ -254,7 +263,7 @@ impl<A: AssumeRole> Server<A> {
     }
 
     /// Asks the kernel whose address a connection has. This may wait, so the connection's own task does it.
-    fn check(&self, admission: &mut Admission, source: &Source, permit: &Permit, generation: u64) {
+    fn check(&self, admission: &mut Admission, source: &Source, permit: &ConnectionPermit, generation: u64) {
         let Admission::Pod(origin) = admission else { return };
         let pods = self.proxy.pods();
         pods.catch_up();
@@ -281,7 +290,7 @@ impl<A: AssumeRole> Server<A> {
         self.record.closed(source, Port::Metadata, limit);
     }
 
-    async fn open(&self, arrival: Arrival, permit: Permit) {
+    async fn open(&self, arrival: Arrival, permit: ConnectionPermit) {
         let Arrival { stream, mut admission, source, unchecked } = arrival;
         let _open = self.metrics.connection();
         if let Some(generation) = unchecked {
@@ -291,7 +300,7 @@ impl<A: AssumeRole> Server<A> {
     }
 
     /// Counts the connection for its pod, if the pod has become known since.
-    fn settle(&self, admission: &Admission, permit: &Permit) {
+    fn settle(&self, admission: &Admission, permit: &ConnectionPermit) {
         if let Admission::Pod(origin) = admission
             && permit.is_unknown()
         {
@@ -317,7 +326,7 @@ impl<A: AssumeRole> Server<A> {
         if from_the_node { Admission::Probe } else { Admission::Refused }
     }
 
-    async fn connection(&self, stream: TcpStream, admission: Admission, source: &Source, permit: &Permit) {
+    async fn connection(&self, stream: TcpStream, admission: Admission, source: &Source, permit: &ConnectionPermit) {
         let admission = &admission;
         // Requests since the connection's last turn: one that sends many at once gets one answered in each turn, as others do.
         let turn = &AtomicU32::new(0);

@@ -17,11 +17,11 @@ pub struct Shares<G, M, T> {
     all: usize,
     each: usize,
     /// By id. Ids grow, so that the first entry is the oldest.
-    held: BTreeMap<u64, Held<G, M, T>>,
+    held: BTreeMap<u64, Holding<G, M, T>>,
 }
 
 #[derive(Debug)]
-struct Held<G, M, T> {
+struct Holding<G, M, T> {
     group: G,
     member: M,
     value: T,
@@ -62,7 +62,7 @@ impl<G: Clone + Eq + Hash, M: Clone + Eq + Hash, T> Shares<G, M, T> {
             true => None,
             false => Some(self.displace(&group, &member).ok_or(Full::All)?),
         };
-        self.held.insert(id, Held { group, member, value });
+        self.held.insert(id, Holding { group, member, value });
         Ok(displaced)
     }
 

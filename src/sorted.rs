@@ -146,9 +146,9 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Debug, PartialEq, Eq)]
-    struct Entry(u8, u32);
+    struct SortedEntry(u8, u32);
 
-    impl Keyed for Entry {
+    impl Keyed for SortedEntry {
         type Key = u8;
 
         fn key(&self) -> u8 {
@@ -162,17 +162,17 @@ mod tests {
             let (mut list, mut map) = (Sorted::default(), BTreeMap::new());
             for (key, value, kind) in changes {
                 match kind {
-                    0 => prop_assert_eq!(list.remove(&key).map(|entry: Entry| entry.1), map.remove(&key)),
+                    0 => prop_assert_eq!(list.remove(&key).map(|entry: SortedEntry| entry.1), map.remove(&key)),
                     1 => {
-                        prop_assert_eq!(list.get_or_insert(&key, || Entry(key, value)).1, *map.entry(key).or_insert(value));
+                        prop_assert_eq!(list.get_or_insert(&key, || SortedEntry(key, value)).1, *map.entry(key).or_insert(value));
                     }
-                    _ => prop_assert_eq!(list.insert(Entry(key, value)).map(|entry| entry.1), map.insert(key, value)),
+                    _ => prop_assert_eq!(list.insert(SortedEntry(key, value)).map(|entry| entry.1), map.insert(key, value)),
                 }
                 prop_assert_eq!(list.get(&key).map(|entry| entry.1), map.get(&key).copied());
                 prop_assert_eq!(list.get_mut(&key).map(|entry| entry.1), map.get(&key).copied());
             }
             prop_assert!(list.iter().map(|entry| (entry.0, entry.1)).eq(map.iter().map(|(key, value)| (*key, *value))));
-            let again: Sorted<Entry> = list.iter().rev().cloned().collect();
+            let again: Sorted<SortedEntry> = list.iter().rev().cloned().collect();
             prop_assert_eq!(&again, &list);
             let high: Vec<u8> = list.all_with(&1, |entry| entry.0 >> 7).iter().map(|entry| entry.0).collect();
             prop_assert!(high.iter().eq(map.keys().filter(|key| **key >= 128)));

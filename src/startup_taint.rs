@@ -31,11 +31,11 @@ const LAST_PAUSE: Duration = Duration::from_secs(120);
 const TRIES_AT_ONCE: u32 = 5;
 
 /// Where the node's object is: the Kubernetes API, or a test's idea of it.
-pub trait Api: Send + Sync + 'static {
+pub trait NodesApi: Send + Sync + 'static {
     /// Reads the object of a node.
-    fn read(&self, node: &str, freshness: Freshness) -> impl Future<Output = Result<Vec<u8>, Refusal>> + Send;
+    fn read(&self, node: &str, freshness: Freshness) -> impl Future<Output = Result<Vec<u8>, NodeRefusal>> + Send;
     /// Changes it by a merge patch.
-    fn patch(&self, node: &str, patch: Vec<u8>) -> impl Future<Output = Result<(), Refusal>> + Send;
+    fn patch(&self, node: &str, patch: Vec<u8>) -> impl Future<Output = Result<(), NodeRefusal>> + Send;
 }
 
 /// How new what is read has to be.
@@ -49,7 +49,7 @@ pub enum Freshness {
 
 /// Why something was not read or written.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct NodeRefusal {
     /// What the API answered, where it did.
     pub code: Option<u16>,
     /// How long the API asks not to be asked.
@@ -58,14 +58,14 @@ pub struct Refusal {
     pub text: String,
 }
 
-impl From<RequestError> for Refusal {
+impl From<RequestError> for NodeRefusal {
     fn from(error: RequestError) -> Self {
         Self { code: error.code(), retry_after: error.retry_after(), text: error.to_string() }
     }
 }
 
-impl Api for Client {
-    async fn read(&self, node: &str, freshness: Freshness) -> Result<Vec<u8>, Refusal> {
+impl NodesApi for Client {
+    async fn read(&self, node: &str, freshness: Freshness) -> Result<Vec<u8>, NodeRefusal> {
         let query = match freshness {
             Freshness::Now => "",
             Freshness::Remembered => "?resourceVersion=0",
@@ -73,7 +73,7 @@ impl Api for Client {
         Ok(self.get(&format!("{}{query}", target(node))).await?)
     }
 
-    async fn patch(&self, node: &str, patch: Vec<u8>) -> Result<(), Refusal> {
+    async fn patch(&self, node: &str, patch: Vec<u8>) -> Result<(), NodeRefusal> {
         Ok(self.merge_patch(&target(node), patch).await?)
     }
 }
@@ -98,7 +98,7 @@ pub struct StartupTaint<A> {
 }
 
 /// What came of a look at the node.
-enum Seen {
+enum TaintState {
     /// It does not have the taint.
     Absent,
     /// It had these.
@@ -107,7 +107,7 @@ enum Seen {
     NotReady,
 }
 
-impl<A: Api> StartupTaint<A> {
+impl<A: NodesApi> StartupTaint<A> {
     /// Looks for as long as the process lives.
     pub async fn run(self) {
         let (mut freshness, mut failures, mut has_looked) = (Freshness::Now, 0, false);
@@ -116,11 +116,11 @@ impl<A: Api> StartupTaint<A> {
         loop {
             self.readiness.ready().await;
             let pause = match self.look(freshness).await {
-                Ok(Seen::NotReady) => continue,
+                Ok(TaintState::NotReady) => continue,
                 Ok(seen) => {
                     let key = &self.key;
                     match seen {
-                        Seen::Removed(taints) => {
+                        TaintState::Removed(taints) => {
                             self.metrics.startup_taint("removed");
                             info!(taints = taints.join(", "), "the start-up taint is removed from this node: it takes pods");
                         }
@@ -151,18 +151,18 @@ impl<A: Api> StartupTaint<A> {
     }
 
     /// Looks once, and removes what is there.
-    async fn look(&self, mut freshness: Freshness) -> Result<Seen, Refusal> {
+    async fn look(&self, mut freshness: Freshness) -> Result<TaintState, NodeRefusal> {
         let mut tries = 1;
         loop {
             let object = self.api.read(&self.node, freshness).await?;
             let Some(removal) = removal(&object, &self.key).map_err(|error| unreadable(&error))? else {
-                return Ok(Seen::Absent);
+                return Ok(TaintState::Absent);
             };
             if !self.readiness.is_ready() {
-                return Ok(Seen::NotReady);
+                return Ok(TaintState::NotReady);
             }
             match self.api.patch(&self.node, removal.patch).await {
-                Ok(()) => return Ok(Seen::Removed(removal.taints)),
+                Ok(()) => return Ok(TaintState::Removed(removal.taints)),
                 // Somebody was faster: their change stays, and ours is made of it.
                 Err(refusal) if refusal.code == Some(409) && tries < TRIES_AT_ONCE => {
                     self.metrics.startup_taint("conflict");
@@ -173,7 +173,7 @@ impl<A: Api> StartupTaint<A> {
         }
     }
 
-    fn complain(&self, refusal: &Refusal, is_news: bool) {
+    fn complain(&self, refusal: &NodeRefusal, is_news: bool) {
         let (key, text) = (&self.key, &refusal.text);
         if !is_news {
             debug!(key, "the start-up taint is still not removed from this node: {text}");
@@ -193,8 +193,8 @@ impl<A: Api> StartupTaint<A> {
     }
 }
 
-fn unreadable(error: &RemovalError) -> Refusal {
-    Refusal { code: None, retry_after: Duration::ZERO, text: error.to_string() }
+fn unreadable(error: &RemovalError) -> NodeRefusal {
+    NodeRefusal { code: None, retry_after: Duration::ZERO, text: error.to_string() }
 }
 
 /// How a node gets rid of its start-up taint.
@@ -217,16 +217,16 @@ enum RemovalError {
 
 /// A node, as far as it is read. Taints are kept as they came: what this version does not know of them is written back.
 #[derive(Deserialize)]
-struct Node {
+struct NodeObject {
     #[serde(default)]
-    metadata: Metadata,
+    metadata: NodeMetadata,
     #[serde(default)]
     spec: Spec,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Metadata {
+struct NodeMetadata {
     resource_version: String,
 }
 
@@ -238,7 +238,7 @@ struct Spec {
 
 /// What to change in a node that has taints of this key; none where it has not.
 fn removal(object: &[u8], key: &str) -> Result<Option<Removal>, RemovalError> {
-    let node: Node = serde_json::from_slice(object).map_err(RemovalError::Unreadable)?;
+    let node: NodeObject = serde_json::from_slice(object).map_err(RemovalError::Unreadable)?;
     let (ours, others): (Vec<_>, Vec<_>) = node.spec.taints.unwrap_or_default().into_iter().partition(|taint| taint["key"] == key);
     if ours.is_empty() {
         return Ok(None);

@@ -42,7 +42,7 @@ pub enum PlaceError {
 
 /// What is at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum PathState {
     /// Nothing.
     Nothing,
     /// A socket that only this user may connect to.
@@ -50,14 +50,14 @@ pub enum Found {
 }
 
 /// What is at `path`; an error where it is nothing of ours. A symbolic link is not followed.
-pub fn look(path: &Path) -> Result<Found, PlaceError> {
+pub fn look(path: &Path) -> Result<PathState, PlaceError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(PathState::Nothing),
         Err(error) => return Err(PlaceError::Io { step: "look at", path: path.to_owned(), error }),
     };
     let is_ours = metadata.file_type().is_socket() && metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o077 == 0;
-    if is_ours { Ok(Found::Socket) } else { Err(PlaceError::Foreign(path.to_owned())) }
+    if is_ours { Ok(PathState::Socket) } else { Err(PlaceError::Foreign(path.to_owned())) }
 }
 
 /// Whether the directory of `path` is such that nobody else can put a socket there. One that is not there yet is made.
@@ -117,12 +117,12 @@ mod tests {
     async fn a_socket_takes_the_place_of_another_and_is_for_its_user_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
-        assert_eq!(look(&path).unwrap(), Found::Nothing);
+        assert_eq!(look(&path).unwrap(), PathState::Nothing);
         let (first, _) = place(&path).unwrap();
         assert_eq!(fs::symlink_metadata(&path).unwrap().mode() & 0o777, 0o600);
         let (second, inode_of_second) = place(&path).unwrap();
         drop(first);
-        assert_eq!((look(&path).unwrap(), inode(&path)), (Found::Socket, Some(inode_of_second)));
+        assert_eq!((look(&path).unwrap(), inode(&path)), (PathState::Socket, Some(inode_of_second)));
         let _client = UnixStream::connect(&path).unwrap();
         second.accept().await.unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "nothing is left beside it");

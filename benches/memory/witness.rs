@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rolegate::links::cni::{MAX_FILES, Results};
-use rolegate::links::view::View;
+use rolegate::links::view::NodeView;
 use rolegate::links::{LinkKind, Links};
 use rolegate::metrics::Metrics;
 use rolegate::pods::index::Index;
@@ -162,7 +162,7 @@ fn of_node(directory: &Path, count: usize, at_bridge: bool) -> [isize; 3] {
     });
     let files = grown(began);
     let began = live();
-    let (writer, pods) = pods_with(Arc::new(View::new(links.clone(), results.clone(), None)), None);
+    let (writer, pods) = pods_with(Arc::new(NodeView::new(links.clone(), results.clone(), None)), None);
     writer.write(|index| fill(index, count));
     runtime.block_on(pods.pin());
     let pins = grown(began) - index;

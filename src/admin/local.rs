@@ -6,12 +6,12 @@ use http::header::{HOST, HeaderName};
 use http::uri::Authority;
 use http::{HeaderMap, Uri};
 
-use crate::config::explain::{NotAPodName, PodName};
+use crate::config::explain::{NotAPodName, PodReference};
 
 /// What `/explain` is asked.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Question {
-    pub(super) pod: PodName,
+pub(super) struct ExplainQuery {
+    pub(super) pod: PodReference,
     pub(super) assume: bool,
 }
 
@@ -42,7 +42,7 @@ fn is_loopback_name(host: &str) -> bool {
 }
 
 /// The pod, and whether STS is to be asked, of `?namespace=NAMESPACE&pod=POD[&assume=true]`.
-pub(super) fn question(uri: &Uri) -> Result<Question, NotAPodName> {
+pub(super) fn question(uri: &Uri) -> Result<ExplainQuery, NotAPodName> {
     let (mut namespace, mut pod, mut assume) = ("", "", false);
     for part in uri.query().unwrap_or_default().split('&') {
         match part.split_once('=') {
@@ -52,5 +52,5 @@ pub(super) fn question(uri: &Uri) -> Result<Question, NotAPodName> {
             _ => {}
         }
     }
-    Ok(Question { pod: PodName::new(namespace, pod)?, assume })
+    Ok(ExplainQuery { pod: PodReference::new(namespace, pod)?, assume })
 }

@@ -2,10 +2,10 @@
 
 use super::*;
 use crate::credentials::cache::{self, Sessions};
-use crate::credentials::gate::Limits;
+use crate::credentials::gate::StsLimits;
 use crate::credentials::{AssumeRole, AssumeRoleError, Clock, Credentials};
 use crate::explain::By;
-use crate::explain::explainer::{ASK_AGAIN, LAST_PAUSE, OfDaemon, Pace};
+use crate::explain::explainer::{ASK_AGAIN, ExplainRate, LAST_PAUSE, OfDaemon};
 use crate::pods::{Pod, PodUid, pods};
 use crate::policy::node::NodeIdentity;
 use crate::policy::{Policy, RoleRequest, Rules};
@@ -50,10 +50,10 @@ fn admin(answers: &Arc<tokio::sync::Semaphore>) -> Admin<Sts> {
     let (metrics, readiness) = (Metrics::new(), Readiness::default());
     let node: NodeIdentity = "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e".parse::<crate::role::CallerIdentity>().unwrap().into();
     let clock = Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
-    let of_cache = cache::Settings {
+    let of_cache = cache::CacheSettings {
         error_ttl: Duration::from_secs(30),
         timeout: Duration::from_secs(60),
-        limits: Limits { rate: 1000, max_rate: 1000, concurrency: 1000 },
+        limits: StsLimits { rate: 1000, max_rate: 1000, concurrency: 1000 },
     };
     let sessions = Sessions::new(Sts(answers.clone()), of_cache, clock, metrics.clone());
     let explainer = Explainer {
@@ -63,8 +63,8 @@ fn admin(answers: &Arc<tokio::sync::Semaphore>) -> Admin<Sts> {
         pods: pods.clone(),
         sts: Sts(answers.clone()),
         metrics: metrics.clone(),
-        pace: Pace::default(),
-        daemon: Some(OfDaemon { readiness: readiness.clone(), sessions, limits: Record::default() }),
+        pace: ExplainRate::default(),
+        daemon: Some(OfDaemon { readiness: readiness.clone(), sessions, limits: ConnectionRecord::default() }),
     };
     let record = explainer.daemon.as_ref().unwrap().limits.clone();
     let explainer = Arc::new(OnceLock::from(explainer));
@@ -167,7 +167,7 @@ async fn a_get_never_asks_sts() {
     assert!(status == StatusCode::METHOD_NOT_ALLOWED && body.contains("send it as a POST"), "{status} {body}");
     let (status, body) = ask(&admin, "127.0.0.1:1", Method::GET, WEB, LOCAL).await;
     let report: Report = serde_json::from_str(&body).unwrap();
-    assert_eq!((status, report.decision, report.assume), (StatusCode::OK, Decision::Allowed, None));
+    assert_eq!((status, report.decision, report.assume), (StatusCode::OK, ReportedDecision::Allowed, None));
 }
 
 /// What keeps a pod from its credentials although it may have them.
@@ -368,7 +368,7 @@ async fn an_idle_connection_that_gives_way_ends() {
     let of = |last: u32| Source::unknown(IpAddr::from((0x0a09_0000 + last).to_be_bytes()));
     let admit = |last| room.admit(&of(last), |ip| admin.source_of(ip)).unwrap();
     let permit = admit(0);
-    let busy: Vec<_> = (1..64).map(admit).inspect(Permit::request_begins).collect();
+    let busy: Vec<_> = (1..64).map(admit).inspect(ConnectionPermit::request_begins).collect();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (stream, peer) = listener.accept().await.unwrap();
     let scraper = async {
@@ -405,15 +405,16 @@ async fn who_connects_is_told_without_asking_the_kernel() {
 #[tokio::test(start_paused = true)]
 async fn pods_of_this_node_together_keep_no_scraper_out() {
     let room = Room::new();
-    let hold = |source: &Source| room.admit(source, Source::unknown).inspect(Permit::request_begins);
+    let hold = |source: &Source| room.admit(source, Source::unknown).inspect(ConnectionPermit::request_begins);
     let scraper = Source::unknown("10.8.0.1".parse().unwrap());
     let kept = hold(&scraper).unwrap();
     // All known pods, and addresses that they invent: more than there are places, and more often than the rate.
     let pods: Vec<_> = (0..100).filter_map(|pod| hold(&Source::pod(&format!("ns{}", pod % 9), &pod.to_string())).ok()).collect();
     let invented = |n: u32| Source::Unknown(IpAddr::from((0x0a00_0000 + n).to_be_bytes()), crate::shares::Network::Port(n % 40));
     let invented: Vec<_> = (0..2000).filter_map(|n| hold(&invented(n)).ok()).collect();
-    let open =
-        |permits: &[Permit]| permits.iter().filter(|permit| futures_util::FutureExt::now_or_never(permit.closing()).is_none()).count();
+    let open = |permits: &[ConnectionPermit]| {
+        permits.iter().filter(|permit| futures_util::FutureExt::now_or_never(permit.closing()).is_none()).count()
+    };
     assert_eq!((open(&pods), open(&invented)), (32, MAX_INVENTED));
     assert_eq!(open(&[kept]), 1, "it is not displaced");
     assert!((0..7).all(|_| hold(&scraper).is_ok()), "and it connects again");

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 
 use super::prepare::{load_aws, needs_aws, rules};
-use crate::config::explain::{Asked, Cluster, ExplainConfig, PodName};
+use crate::config::explain::{Cluster, ExplainConfig, ExplainTarget, PodReference};
 use crate::config::{Restrictions, ServiceAccountRoles};
 use crate::credentials::Clock;
-use crate::explain::explainer::{Explainer, Pace};
+use crate::explain::explainer::{ExplainRate, Explainer};
 use crate::explain::{By, Report, admin, look};
 use crate::metrics::Metrics;
 use crate::pods::Needs;
@@ -21,12 +21,12 @@ use crate::policy::node::NodeIdentity;
 pub async fn explain(asked: ExplainConfig) -> anyhow::Result<Report> {
     let ExplainConfig { pod, asked, assume, .. } = asked;
     match asked {
-        Asked::Daemon(daemon) => Ok(admin::ask(&daemon, &pod, assume).await?),
-        Asked::Cluster(cluster) => of_cluster(*cluster, pod, assume).await,
+        ExplainTarget::Daemon(daemon) => Ok(admin::ask(&daemon, &pod, assume).await?),
+        ExplainTarget::Cluster(cluster) => of_cluster(*cluster, pod, assume).await,
     }
 }
 
-async fn of_cluster(cluster: Cluster, pod: PodName, assume: bool) -> anyhow::Result<Report> {
+async fn of_cluster(cluster: Cluster, pod: PodReference, assume: bool) -> anyhow::Result<Report> {
     let Cluster { mut config, node: node_given } = cluster;
     let needs = Needs {
         namespaces: config.roles.restrictions != Restrictions::Off,
@@ -53,7 +53,7 @@ async fn of_cluster(cluster: Cluster, pod: PodName, assume: bool) -> anyhow::Res
     let mut report = match aws.filter(|_| assume) {
         None => look(&pod, &node, By::Cluster, &pods, &Policy::new(rules, of_node).context("--allowed-roles")?).0,
         Some(aws) => {
-            let (metrics, pace) = (Metrics::new(), Pace::default());
+            let (metrics, pace) = (Metrics::new(), ExplainRate::default());
             let sts = aws.sts(Clock::system(), of_node.clone(), metrics.clone()).asked_once();
             let policy = Arc::new(Policy::new(rules, of_node).context("--allowed-roles")?);
             let explainer = Explainer { node, by: By::Cluster, policy, pods, sts, metrics, pace, daemon: None };

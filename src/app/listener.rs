@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tracing::{debug, info, warn};
 
 use crate::config::{self, ServerConfig};
-use crate::handover::{self, Giver, Taken};
+use crate::handover::{self, Giver, TakenOver};
 
 /// Connections that the kernel keeps for us until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -23,17 +23,17 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// The pod-facing port, before anything is accepted.
 #[derive(Debug)]
-pub(super) enum Listener {
+pub(super) enum PodListener {
     /// Ours alone, as far as is known: it listens, and is accepted from as soon as may be.
     Own(StdListener),
     /// Another daemon listens at this port on a socket of its own. The kernel would give us half of its connections, so ours
     /// is bound and does not listen before they can be served.
     Beside(Socket, SocketAddr),
     /// The socket of a daemon that serves on: who is not accepted here is accepted there.
-    Shared(Taken),
+    Shared(TakenOver),
 }
 
-impl Listener {
+impl PodListener {
     /// Binds the configured port. Without `--handover-socket`, no other process can listen on it while this daemon does. With it,
     /// other processes of the same user can, so that the next daemon can start even if the handover fails.
     pub(super) async fn find(config: &ServerConfig) -> anyhow::Result<Self> {
@@ -105,7 +105,7 @@ impl Listener {
                 listen(&socket, wanted, "--app-port")?;
                 (socket.into(), None)
             }
-            Self::Shared(Taken { socket, mut giver }) => {
+            Self::Shared(TakenOver { socket, mut giver }) => {
                 giver.accepting().await;
                 (socket, Some(giver))
             }

@@ -12,8 +12,8 @@ use crate::credentials::AssumeRoleError;
 use crate::credentials::sts::{Aws, Sts};
 use crate::policy::Policy;
 use crate::policy::discovered::ForeignAccount;
-use crate::policy::node::{Known, NodeIdentity};
-use crate::readiness::{Readiness, Step};
+use crate::policy::node::{KnownNode, NodeIdentity};
+use crate::readiness::{Readiness, ReadinessStep};
 use crate::role::CallerIdentity;
 
 /// What is pending while the daemon's own credentials do not serve for long.
@@ -35,15 +35,15 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(300);
 
 /// Who tells the daemon who it is: STS, or a test's idea of it.
-pub(super) trait Who: Send + Sync + 'static {
+pub(super) trait IdentitySource: Send + Sync + 'static {
     /// See [`Sts::renew_identity`].
-    fn renew_identity(&self) -> impl Future<Output = (Result<Arc<Known>, AssumeRoleError>, Duration)> + Send;
+    fn renew_identity(&self) -> impl Future<Output = (Result<Arc<KnownNode>, AssumeRoleError>, Duration)> + Send;
     /// See [`Sts::doubted`].
     fn doubted(&self) -> impl Future<Output = ()> + Send;
 }
 
-impl Who for Sts {
-    async fn renew_identity(&self) -> (Result<Arc<Known>, AssumeRoleError>, Duration) {
+impl IdentitySource for Sts {
+    async fn renew_identity(&self) -> (Result<Arc<KnownNode>, AssumeRoleError>, Duration) {
         Self::renew_identity(self).await
     }
 
@@ -54,10 +54,10 @@ impl Who for Sts {
 
 /// Asks who the daemon is to AWS until it is known, and each hour then, or when a role could not be assumed for the sake of the
 /// daemon's own credentials. Says so when it is another. `step` is done when it is known first: before, no pod gets anything.
-pub(super) async fn follow_identity(sts: impl Who, policy: Arc<Policy>, step: Step, readiness: Readiness) {
+pub(super) async fn follow_identity(sts: impl IdentitySource, policy: Arc<Policy>, step: ReadinessStep, readiness: Readiness) {
     let mut step = Some(step);
     let mut told = None;
-    let mut account = Account { readiness: readiness.clone(), refused: None };
+    let mut account = AccountReadiness { readiness: readiness.clone(), refused: None };
     let mut trust = Trust { readiness, refused_since: None, lost: None };
     loop {
         let (asked, pause) = sts.renew_identity().await;
@@ -98,13 +98,13 @@ pub(super) async fn follow_identity(sts: impl Who, policy: Arc<Policy>, step: St
 /// Tracks for readiness whether the account that the metadata service named is the daemon's own. A rollout must not continue with
 /// daemons that refuse roles which the previous ones served.
 #[derive(Debug)]
-struct Account {
+struct AccountReadiness {
     readiness: Readiness,
     /// The account that is refused at present, and the readiness step that is held meanwhile.
-    refused: Option<(ForeignAccount, Step)>,
+    refused: Option<(ForeignAccount, ReadinessStep)>,
 }
 
-impl Account {
+impl AccountReadiness {
     fn compare(&mut self, foreign: Option<ForeignAccount>) {
         match (foreign, self.refused.take()) {
             (Some(foreign), Some((before, step))) if foreign == before => self.refused = Some((foreign, step)),
@@ -141,7 +141,7 @@ struct Trust {
     /// When they were refused first, with no good answer since.
     refused_since: Option<Instant>,
     /// Held for as long as that keeps the daemon from being ready.
-    lost: Option<Step>,
+    lost: Option<ReadinessStep>,
 }
 
 impl Trust {

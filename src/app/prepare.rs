@@ -6,16 +6,16 @@ use anyhow::{Context as _, bail};
 use tracing::{info, warn};
 
 use crate::config::{BaseRole, Config, DefaultRole, PatternFormat};
-use crate::connections::Record;
+use crate::connections::ConnectionRecord;
 use crate::credentials::Clock;
 use crate::credentials::cache::{self, Sessions};
-use crate::credentials::gate::Limits;
+use crate::credentials::gate::StsLimits;
 use crate::credentials::refresh::Refresh;
 use crate::credentials::sts::{Aws, AwsError, Sts};
 use crate::drain::Drain;
 use crate::events::Reporter;
 use crate::explain::By;
-use crate::explain::explainer::{Explainer, OfDaemon, Pace};
+use crate::explain::explainer::{ExplainRate, Explainer, OfDaemon};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::policy::discovered::Discovered;
@@ -23,9 +23,9 @@ use crate::policy::node::NodeIdentity;
 use crate::policy::patterns::Patterns;
 use crate::policy::session::SessionRules;
 use crate::policy::{Policy, Rules};
-use crate::proxy::metadata::{Access, Metadata};
+use crate::proxy::metadata::{Access, MetadataValues};
 use crate::proxy::token::{KeyFile, Tokens};
-use crate::proxy::{Proxy, Settings};
+use crate::proxy::{Proxy, ProxySettings};
 use crate::readiness::Readiness;
 use crate::role::{BaseArn, RoleArn, SessionName};
 use crate::server::Server;
@@ -37,7 +37,7 @@ pub(super) struct Prepared {
     pub(super) sts: Sts,
     pub(super) tokens: Tokens,
     pub(super) key_file: Option<KeyFile>,
-    pub(super) metadata: Metadata,
+    pub(super) metadata: MetadataValues,
     pub(super) aws: Aws,
     pub(super) node: NodeIdentity,
     pub(super) policy: Arc<Policy>,
@@ -47,7 +47,7 @@ pub(super) struct Prepared {
 pub(super) struct SharedWithAdmin<'a> {
     /// Set once.
     pub(super) explainer: &'a OnceLock<Explainer<Sts>>,
-    pub(super) record: Record,
+    pub(super) record: ConnectionRecord,
 }
 
 /// Makes the way of a request, once AWS has told what it takes.
@@ -71,8 +71,8 @@ pub(super) async fn prepare(
     info!(region = aws.region(), "STS of this region is used");
     let policy = Arc::new(policy);
     let of_sts = &config.sessions;
-    let limits = Limits { rate: of_sts.rate, max_rate: of_sts.max_rate, concurrency: of_sts.concurrency };
-    let of_cache = cache::Settings { error_ttl: of_sts.error_ttl, timeout: of_sts.timeout, limits };
+    let limits = StsLimits { rate: of_sts.rate, max_rate: of_sts.max_rate, concurrency: of_sts.concurrency };
+    let of_cache = cache::CacheSettings { error_ttl: of_sts.error_ttl, timeout: of_sts.timeout, limits };
     let sessions = Sessions::new(sts.clone(), of_cache, clock.clone(), metrics.clone());
     let refresh = Refresh {
         pods: pods.clone(),
@@ -89,13 +89,13 @@ pub(super) async fn prepare(
         pods: pods.clone(),
         sts: sts.asked_once(),
         metrics: metrics.clone(),
-        pace: Pace::default(),
+        pace: ExplainRate::default(),
         daemon: Some(OfDaemon { readiness: readiness.clone(), sessions: sessions.clone(), limits: record.clone() }),
     });
     let node_info =
         Patterns::new(PatternFormat::Glob, None, config.metadata.node_info_namespaces.clone()).context("--node-info-namespaces")?;
     let access = Access::new(config.metadata.profile, node_info);
-    let settings = Settings { policy: policy.clone(), tokens: config.server.tokens, pod_wait: config.pods.wait, access };
+    let settings = ProxySettings { policy: policy.clone(), tokens: config.server.tokens, pod_wait: config.pods.wait, access };
     let tokens = Tokens::new(clock.clone())?;
     let key_file = config.server.token_key_file.clone().map(KeyFile::new);
     if let Some(file) = &key_file

@@ -10,11 +10,11 @@ use crate::config::redirect::{Action, RedirectCommand};
 use crate::redirect::backend::SelectedBackend;
 use crate::redirect::observed::ObservedRules;
 use crate::redirect::rules::{RuleSet, Targets};
-use crate::redirect::status::{Seen, Told, tell};
+use crate::redirect::status::{NodeObservation, StatusReport, tell};
 use crate::redirect::{self, Backend as _, RedirectError, conntrack, iptables, legacy_rules, nftables, ownership};
 
 /// Does what is asked, and says in words what was done or found.
-pub async fn redirect(command: RedirectCommand) -> anyhow::Result<Told> {
+pub async fn redirect(command: RedirectCommand) -> anyhow::Result<StatusReport> {
     let lines = match command.action {
         Action::Install => install(&command).await?,
         Action::Remove if command.peers => remove_of_peers().await?,
@@ -22,7 +22,7 @@ pub async fn redirect(command: RedirectCommand) -> anyhow::Result<Told> {
         Action::Status => return status(&command).await,
         Action::Render => vec![render(&command)?],
     };
-    Ok(Told { lines, as_wanted: true })
+    Ok(StatusReport { lines, as_wanted: true })
 }
 
 /// What the flags say.
@@ -140,7 +140,7 @@ async fn remove(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
     Ok(lines)
 }
 
-async fn status(command: &RedirectCommand) -> anyhow::Result<Told> {
+async fn status(command: &RedirectCommand) -> anyhow::Result<StatusReport> {
     let backend = choose(command).await?;
     let mut observed = backend.observed().await?;
     let other = SelectedBackend::all().into_iter().find(|other| other.name() != backend.name());
@@ -163,7 +163,7 @@ async fn status(command: &RedirectCommand) -> anyhow::Result<Told> {
     let legacy_rules = legacy_rules::find()
         .await
         .map(|all| all.into_iter().map(|left| format!("{}: -A PREROUTING {}", left.program, left.rule)).collect());
-    let seen = Seen {
+    let seen = NodeObservation {
         observed,
         backend: looked_at.name(),
         differences,

@@ -14,19 +14,19 @@ use tracing::{error, info, warn};
 use crate::config::{InterfaceMatch, RedirectBackend, RedirectConfig};
 use crate::metrics::Metrics;
 use crate::pods::watch::client::{self, Client};
-use crate::readiness::{Readiness, Step};
+use crate::readiness::{Readiness, ReadinessStep};
 use crate::redirect::backend::{SelectedBackend, System};
-use crate::redirect::ownership::Turn;
+use crate::redirect::ownership::Ownership;
 use crate::redirect::reconcile::{Like, Reconciler};
 use crate::redirect::rules::{RuleSet, Targets};
 use crate::redirect::{self, Backend as _};
-use crate::self_test::{Probes, Wanted};
+use crate::self_test::{ExpectedRules, Probes};
 
 /// The rules, of which the guard is in place.
 #[derive(Debug)]
 pub(super) struct PacketRules {
     backend: Arc<SelectedBackend>,
-    turn: Option<Arc<Turn>>,
+    turn: Option<Arc<Ownership>>,
     reconciler: Reconciler<Arc<SelectedBackend>, System>,
     refuse_direct: bool,
 }
@@ -35,7 +35,7 @@ pub(super) struct PacketRules {
 #[derive(Debug)]
 pub(super) struct Leaving {
     backend: Arc<SelectedBackend>,
-    turn: Option<Arc<Turn>>,
+    turn: Option<Arc<Ownership>>,
 }
 
 impl PacketRules {
@@ -49,7 +49,7 @@ impl PacketRules {
         if redirect.backend == RedirectBackend::None {
             return Ok(None);
         }
-        let turn = Turn::take()
+        let turn = Ownership::take()
             .inspect_err(|error| warn!(%error, "other daemons of this node cannot be told from this one, by sockets' names"))
             .ok()
             .map(Arc::new);
@@ -81,7 +81,7 @@ impl PacketRules {
         kube: Client,
         node: &str,
         probes: &Probes,
-        step: Step,
+        step: ReadinessStep,
     ) -> anyhow::Result<Reconciler<Arc<SelectedBackend>, System>> {
         warn_of_missing(&redirect.interfaces);
         let found = self.reconciler.reconcile_during(addresses(redirect, bound, &kube, node)).await?;
@@ -97,7 +97,7 @@ impl PacketRules {
             refuse_direct: self.refuse_direct,
         };
         self.reconciler.place(RuleSet { interfaces: redirect.interfaces.clone(), targets: Some(targets) }).await;
-        probes.set_wanted(Wanted { ipv6: targets.ipv6.is_some() });
+        probes.set_wanted(ExpectedRules { ipv6: targets.ipv6.is_some() });
         step.done();
         let removed = self.backend.tidy().await;
         if !removed.is_empty() {

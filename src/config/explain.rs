@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::ArgMatches;
 use http::uri::Authority;
 
-use super::source::Source;
+use super::source::SettingSource;
 use super::{Config, ConfigError, DEFAULT_METRICS_PORT};
 
 /// The name of the argument that names the pod.
@@ -17,7 +17,7 @@ const MAX_NAME: usize = 253;
 
 /// A pod's namespace and name, each in the form that Kubernetes lets them have.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PodName {
+pub struct PodReference {
     namespace: String,
     name: String,
 }
@@ -27,7 +27,7 @@ pub struct PodName {
 #[error("expected NAMESPACE/POD, such as shop/web-0: names of lower-case letters, digits, - and .")]
 pub struct NotAPodName;
 
-impl PodName {
+impl PodReference {
     /// The two names, where they may be such.
     pub fn new(namespace: &str, name: &str) -> Result<Self, NotAPodName> {
         let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'.');
@@ -49,7 +49,7 @@ impl PodName {
     }
 }
 
-impl FromStr for PodName {
+impl FromStr for PodReference {
     type Err = NotAPodName;
 
     fn from_str(text: &str) -> Result<Self, NotAPodName> {
@@ -58,7 +58,7 @@ impl FromStr for PodName {
     }
 }
 
-impl fmt::Display for PodName {
+impl fmt::Display for PodReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
     }
@@ -66,7 +66,7 @@ impl fmt::Display for PodName {
 
 /// Who is asked.
 #[derive(Debug)]
-pub enum Asked {
+pub enum ExplainTarget {
     /// The daemon whose metrics port this is, over plain HTTP.
     Daemon(Authority),
     /// The Kubernetes API; what it says is decided by the settings given to this command.
@@ -95,9 +95,9 @@ pub enum Output {
 #[derive(Debug)]
 pub struct ExplainConfig {
     /// About this pod.
-    pub pod: PodName,
+    pub pod: PodReference,
     /// Who is asked.
-    pub asked: Asked,
+    pub asked: ExplainTarget,
     /// The form of the answer.
     pub output: Output,
     /// Whether STS is asked, too.
@@ -109,7 +109,7 @@ impl ExplainConfig {
     /// daemon: in its own container, its variables are there for its own sake, and those that do not say how to ask it are not
     /// read.
     pub fn from_source(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let mut source = Source::new(matches, env);
+        let mut source = SettingSource::new(matches, env);
         let text = matches.get_one::<String>(POD).map_or("", String::as_str);
         let pod = match text.parse() {
             Ok(pod) => Some(pod),
@@ -128,12 +128,12 @@ impl ExplainConfig {
                 source.parse("admin-url", daemon);
             }
             let node = source.is_argument("node").then(|| config.pods.node.clone());
-            Some(Asked::Cluster(Box::new(Cluster { config, node })))
+            Some(ExplainTarget::Cluster(Box::new(Cluster { config, node })))
         } else if source.text("admin-url").is_some() {
-            source.parse("admin-url", daemon).map(Asked::Daemon)
+            source.parse("admin-url", daemon).map(ExplainTarget::Daemon)
         } else {
             let port = source.port("metrics-port", DEFAULT_METRICS_PORT);
-            Authority::try_from(format!("127.0.0.1:{port}")).ok().map(Asked::Daemon)
+            Authority::try_from(format!("127.0.0.1:{port}")).ok().map(ExplainTarget::Daemon)
         };
         let output = source.choice("output", &[("text", Output::Text), ("json", Output::Json)], Output::Text);
         let assume = source.switch("assume");

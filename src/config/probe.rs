@@ -5,23 +5,23 @@ use std::path::PathBuf;
 use clap::ArgMatches;
 
 use super::ConfigError;
-use super::source::Source;
+use super::source::SettingSource;
 
 /// The name of the argument that says what is asked.
 pub const QUESTION: &str = "QUESTION";
 
 /// What a daemon can be asked by its probe socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Question {
+pub enum ProbeQuestion {
     /// Whether this node's pods can be served.
     Ready,
     /// Whether the process answers.
     Live,
 }
 
-impl Question {
+impl ProbeQuestion {
     /// The words for them.
-    pub const NAMES: [(&str, Question); 2] = [("ready", Question::Ready), ("live", Question::Live)];
+    pub const NAMES: [(&str, ProbeQuestion); 2] = [("ready", ProbeQuestion::Ready), ("live", ProbeQuestion::Live)];
 
     /// The page that answers it.
     pub fn path(self) -> &'static str {
@@ -38,15 +38,15 @@ pub struct ProbeConfig {
     /// Where the daemon listens.
     pub socket: PathBuf,
     /// What it is asked.
-    pub question: Question,
+    pub question: ProbeQuestion,
 }
 
 impl ProbeConfig {
     /// What arguments and environment ask.
     pub fn from_source(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let mut source = Source::new(matches, env);
+        let mut source = SettingSource::new(matches, env);
         let word = matches.get_one::<String>(QUESTION).map_or("ready", String::as_str);
-        let question = Question::NAMES.iter().find(|(name, _)| *name == word).map(|(_, question)| *question);
+        let question = ProbeQuestion::NAMES.iter().find(|(name, _)| *name == word).map(|(_, question)| *question);
         if question.is_none() {
             source.mistake(format!("{word:?}: expected ready or live"));
         }

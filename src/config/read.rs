@@ -7,7 +7,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use super::session::{Placeholder, SessionScope, SessionTag, SessionTemplate};
-use super::source::Source;
+use super::source::SettingSource;
 use super::{
     AdminConfig, AnnotationKeys, ApiConfig, BaseRole, DEFAULT_APP_PORT, DEFAULT_ERROR_TTL, DEFAULT_MAX_STALENESS, DEFAULT_METADATA_ADDR,
     DEFAULT_METRICS_PORT, DEFAULT_POD_WAIT, DEFAULT_PREFETCH_SPREAD, DEFAULT_REDIRECT_INTERVAL, DEFAULT_SELF_TEST_INTERVAL,
@@ -37,7 +37,7 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("use-regional-sts-endpoint", "the regional endpoint is always used"),
 ];
 
-pub(super) fn pods(source: &mut Source<'_>, node_needed: bool, warnings: &mut Vec<String>) -> PodsConfig {
+pub(super) fn pods(source: &mut SettingSource<'_>, node_needed: bool, warnings: &mut Vec<String>) -> PodsConfig {
     let node = source.text("node").or_else(|| source.env("NODE_NAME")).unwrap_or_else(|| {
         if node_needed {
             source.mistake("--node (or NODE_NAME) is missing: give this node's name, from the field spec.nodeName of the DaemonSet's pod");
@@ -79,7 +79,7 @@ pub(super) fn pods(source: &mut Source<'_>, node_needed: bool, warnings: &mut Ve
     }
 }
 
-fn max_staleness(source: &mut Source<'_>, warnings: &mut Vec<String>) -> Option<Duration> {
+fn max_staleness(source: &mut SettingSource<'_>, warnings: &mut Vec<String>) -> Option<Duration> {
     let longest = source.duration("max-staleness", DEFAULT_MAX_STALENESS);
     if !longest.is_zero() && longest < SHORT_STALENESS {
         warnings.push(format!(
@@ -92,7 +92,7 @@ fn max_staleness(source: &mut Source<'_>, warnings: &mut Vec<String>) -> Option<
     (!longest.is_zero()).then_some(longest)
 }
 
-pub(super) fn roles(source: &mut Source<'_>) -> RolesConfig {
+pub(super) fn roles(source: &mut SettingSource<'_>) -> RolesConfig {
     let given = match source.text("base-role-arn") {
         Some(_) => source.parse("base-role-arn", |text| text.parse::<BaseArn>().map_err(|error| error.to_string())),
         None => None,
@@ -151,7 +151,7 @@ pub(super) fn roles(source: &mut Source<'_>) -> RolesConfig {
 }
 
 /// The ceiling of this node's pods. The patterns are completed where the base is known.
-fn allowed_roles(base: &BaseRole, source: &mut Source<'_>) -> Option<Vec<String>> {
+fn allowed_roles(base: &BaseRole, source: &mut SettingSource<'_>) -> Option<Vec<String>> {
     if !source.is_given("allowed-roles") {
         return None;
     }
@@ -173,7 +173,7 @@ fn allowed_roles(base: &BaseRole, source: &mut Source<'_>) -> Option<Vec<String>
     Some(patterns.into_iter().map(|(_, pattern)| pattern).collect())
 }
 
-fn service_account_roles(source: &mut Source<'_>) -> ServiceAccountRoles {
+fn service_account_roles(source: &mut SettingSource<'_>) -> ServiceAccountRoles {
     match (source.switch("service-account-roles"), source.switch("eks-role-annotation")) {
         (true, true) => ServiceAccountRoles::OwnAndEks,
         (true, false) => ServiceAccountRoles::Own,
@@ -186,7 +186,7 @@ fn service_account_roles(source: &mut Source<'_>) -> ServiceAccountRoles {
     }
 }
 
-fn default_role_mistake(role: &str, base: &BaseRole, source: &mut Source<'_>) {
+fn default_role_mistake(role: &str, base: &BaseRole, source: &mut SettingSource<'_>) {
     let parsed = match base {
         _ if role.starts_with("arn:") => role.parse::<RoleArn>(),
         BaseRole::Given(base) => base.complete(role),
@@ -202,7 +202,7 @@ fn default_role_mistake(role: &str, base: &BaseRole, source: &mut Source<'_>) {
     }
 }
 
-pub(super) fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> SessionsConfig {
+pub(super) fn sessions(source: &mut SettingSource<'_>, warnings: &mut Vec<String>) -> SessionsConfig {
     let mut duration = source.duration("session-duration", DEFAULT_SESSION_DURATION);
     let mut flag = "--session-duration";
     if source.is_given("iam-role-session-ttl") && source.text("iam-role-session-ttl").is_some() {
@@ -287,7 +287,12 @@ pub(super) fn sessions(source: &mut Source<'_>, warnings: &mut Vec<String>) -> S
 }
 
 /// The template that the flag gives, if it is given.
-fn session_template(flag: &'static str, scope: SessionScope, cluster_known: bool, source: &mut Source<'_>) -> Option<SessionTemplate> {
+fn session_template(
+    flag: &'static str,
+    scope: SessionScope,
+    cluster_known: bool,
+    source: &mut SettingSource<'_>,
+) -> Option<SessionTemplate> {
     source.text(flag)?;
     let template = source.parse(flag, |text| text.parse::<SessionTemplate>().map_err(|error| error.to_string()))?;
     if scope == SessionScope::Role && template.fields().any(Placeholder::is_of_pod) {
@@ -301,7 +306,7 @@ fn session_template(flag: &'static str, scope: SessionScope, cluster_known: bool
     Some(template)
 }
 
-fn session_tags(scope: SessionScope, cluster_known: bool, source: &mut Source<'_>) -> Vec<SessionTag> {
+fn session_tags(scope: SessionScope, cluster_known: bool, source: &mut SettingSource<'_>) -> Vec<SessionTag> {
     let mut tags = Vec::new();
     for (place, item) in source.list("session-tags") {
         match SessionTag::NAMES.iter().find(|(name, _)| *name == item) {
@@ -328,7 +333,7 @@ fn session_tags(scope: SessionScope, cluster_known: bool, source: &mut Source<'_
     tags
 }
 
-pub(super) fn server(source: &mut Source<'_>, warnings: &mut Vec<String>) -> ServerConfig {
+pub(super) fn server(source: &mut SettingSource<'_>, warnings: &mut Vec<String>) -> ServerConfig {
     let server = ServerConfig {
         address: source.ip("metadata-bind-address"),
         port: source.port("app-port", DEFAULT_APP_PORT),
@@ -356,7 +361,7 @@ pub(super) fn server(source: &mut Source<'_>, warnings: &mut Vec<String>) -> Ser
 }
 
 /// A number of things that are limited.
-fn limit(name: &str, default: u32, source: &mut Source<'_>) -> u32 {
+fn limit(name: &str, default: u32, source: &mut SettingSource<'_>) -> u32 {
     let given = source.parse(name, |text| match text.parse() {
         Ok(number @ 1..=MAX_LIMIT) => Ok(number),
         _ => Err(format!("expected a number from 1 to {MAX_LIMIT}")),
@@ -364,7 +369,7 @@ fn limit(name: &str, default: u32, source: &mut Source<'_>) -> u32 {
     given.unwrap_or(default)
 }
 
-fn limits(source: &mut Source<'_>) -> LimitsConfig {
+fn limits(source: &mut SettingSource<'_>) -> LimitsConfig {
     let default = LimitsConfig::default();
     let connections = limit("limits-connections", default.connections as u32, source);
     // One pod must not be able to take most of few.
@@ -383,7 +388,7 @@ fn limits(source: &mut Source<'_>) -> LimitsConfig {
 
 /// The real service, and what pods may read of it. Where the SDK is told that there is no metadata service, there is none for
 /// pods either, unless its address is given.
-pub(super) fn metadata(source: &mut Source<'_>, warnings: &mut Vec<String>) -> MetadataConfig {
+pub(super) fn metadata(source: &mut SettingSource<'_>, warnings: &mut Vec<String>) -> MetadataConfig {
     let given = source.is_given("metadata-addr");
     let address = source.parse("metadata-addr", authority).unwrap_or_else(|| DEFAULT_METADATA_ADDR.to_owned());
     let profiles = [("base", MetadataProfile::Base), ("node-info", MetadataProfile::NodeInfo), ("none", MetadataProfile::None)];
@@ -406,7 +411,7 @@ pub(super) fn metadata(source: &mut Source<'_>, warnings: &mut Vec<String>) -> M
     MetadataConfig { address, disabled, profile, node_info_namespaces }
 }
 
-pub(super) fn admin(source: &mut Source<'_>) -> AdminConfig {
+pub(super) fn admin(source: &mut SettingSource<'_>) -> AdminConfig {
     AdminConfig {
         address: source.ip("metrics-bind-address"),
         port: source.port("metrics-port", DEFAULT_METRICS_PORT),
@@ -416,7 +421,7 @@ pub(super) fn admin(source: &mut Source<'_>) -> AdminConfig {
     }
 }
 
-pub(super) fn redirect(source: &mut Source<'_>) -> RedirectConfig {
+pub(super) fn redirect(source: &mut SettingSource<'_>) -> RedirectConfig {
     let by_switch = if source.switch("iptables") { RedirectBackend::Auto } else { RedirectBackend::None };
     let backends = [
         ("auto", RedirectBackend::Auto),
@@ -447,7 +452,7 @@ pub(super) fn redirect(source: &mut Source<'_>) -> RedirectConfig {
     RedirectConfig { backend, interfaces, host_ips, interval, remove_on_exit }
 }
 
-pub(super) fn self_test(source: &mut Source<'_>) -> SelfTestConfig {
+pub(super) fn self_test(source: &mut SettingSource<'_>) -> SelfTestConfig {
     let modes = [("auto", SelfTestMode::Auto), ("on", SelfTestMode::On), ("off", SelfTestMode::Off)];
     let mode = source.choice("self-test", &modes, SelfTestMode::Auto);
     let interval = source.duration("self-test-interval", DEFAULT_SELF_TEST_INTERVAL);
@@ -458,7 +463,7 @@ pub(super) fn self_test(source: &mut Source<'_>) -> SelfTestConfig {
 }
 
 /// A rule must lead to where the port is, and pods must be able to go there.
-pub(super) fn check_target(redirect: &RedirectConfig, bound: Option<IpAddr>, source: &mut Source<'_>) {
+pub(super) fn check_target(redirect: &RedirectConfig, bound: Option<IpAddr>, source: &mut SettingSource<'_>) {
     if redirect.backend == RedirectBackend::None {
         return;
     }
@@ -492,7 +497,7 @@ fn interface(text: &str) -> Result<InterfaceMatch, String> {
     Ok(InterfaceMatch { name: name.to_owned(), negated })
 }
 
-pub(super) fn log(source: &mut Source<'_>) -> LogConfig {
+pub(super) fn log(source: &mut SettingSource<'_>) -> LogConfig {
     use tracing::Level;
     // The names are logrus's, which kube2iam's users have in their manifests.
     let levels = [

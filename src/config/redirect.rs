@@ -2,7 +2,7 @@
 
 use clap::ArgMatches;
 
-use super::source::Source;
+use super::source::SettingSource;
 use super::{ConfigError, DEFAULT_APP_PORT, RedirectBackend, RedirectConfig, read};
 
 /// What is done with the packet rules.
@@ -49,7 +49,7 @@ impl RedirectCommand {
     /// # Errors
     /// Every mistake in them.
     pub fn from_source(action: Action, matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let mut source = Source::new(matches, env);
+        let mut source = SettingSource::new(matches, env);
         let mut redirect = read::redirect(&mut source);
         if !source.is_given("redirect") {
             redirect.backend = RedirectBackend::Auto;

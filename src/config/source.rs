@@ -12,7 +12,7 @@ use super::flags::{self, Flag};
 const LONGEST_DURATION: Duration = Duration::from_secs(24 * 3600);
 
 /// Texts of the settings: the flag where it was given, else its environment variable.
-pub(super) struct Source<'a> {
+pub(super) struct SettingSource<'a> {
     matches: &'a ArgMatches,
     env: &'a dyn Fn(&str) -> Option<String>,
     mistakes: Vec<String>,
@@ -24,7 +24,7 @@ struct Given {
     place: String,
 }
 
-impl<'a> Source<'a> {
+impl<'a> SettingSource<'a> {
     /// Reads flags from `matches` (made by [`flags::add_to`]) and variables by `env`.
     pub(super) fn new(matches: &'a ArgMatches, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
         Self { matches, env, mistakes: Vec::new() }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::FEW;
 use super::record::Limit;
-use super::source::{Key, Source};
+use super::source::{Source, SourceKey};
 use crate::shares::{Displaced, Full, Network, Shares};
 
 mod slot;
@@ -27,7 +27,7 @@ const WAIT: Duration = Duration::from_secs(1);
 
 /// How many connections there may be.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub struct ConnectionSettings {
     /// Of all pods together, and one more for each namespace that has none when these are taken.
     pub all: usize,
     /// Of one pod.
@@ -44,28 +44,28 @@ pub struct Settings {
 
 /// How many connections may be open; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Limits(Arc<Shared>);
+pub struct ConnectionLimits(Arc<SharedLimits>);
 
 #[derive(Debug)]
-struct Shared {
-    settings: Settings,
+struct SharedLimits {
+    settings: ConnectionSettings,
     began: Instant,
     /// How many connections wait; kept outside the lock so that requests can check it cheaply.
     waiting: AtomicUsize,
-    state: Mutex<State>,
+    state: Mutex<LimitsState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct LimitsState {
     next: u64,
     /// Open connections of pods.
     all: usize,
     /// The sources with open connections; an account is removed with its last connection.
-    accounts: HashMap<Key, Account>,
+    accounts: HashMap<SourceKey, Account>,
     unknown: Shares<Network, IpAddr, Arc<Slot>>,
     /// Connections that gave a place of an unknown address up, by id, while it is looked up whose address it is by now.
     displaced: HashMap<u64, Arc<Slot>>,
-    queue: Shares<String, Key, Waiter>,
+    queue: Shares<String, SourceKey, ConnectionWaiter>,
 }
 
 /// The open connections of a known source.
@@ -76,9 +76,9 @@ struct Account {
 }
 
 #[derive(Debug)]
-struct Waiter {
+struct ConnectionWaiter {
     source: Source,
-    key: Key,
+    key: SourceKey,
     slot: Arc<Slot>,
     limit: Limit,
     granted: oneshot::Sender<()>,
@@ -97,34 +97,34 @@ pub enum Closing {
 #[derive(Debug)]
 pub enum Admitted {
     /// It is open.
-    Open(Permit),
+    Open(ConnectionPermit),
     /// It waits for a place.
-    Wait(Waiting),
+    Wait(ConnectionWait),
     /// It is closed.
     Refused(Limit),
 }
 
 /// The right to be open, or to wait, until dropped.
 #[derive(Debug)]
-pub struct Permit {
-    shared: Arc<Shared>,
+pub struct ConnectionPermit {
+    shared: Arc<SharedLimits>,
     slot: Arc<Slot>,
 }
 
 /// A connection that waits for a place.
 #[derive(Debug)]
-pub struct Waiting {
-    permit: Permit,
+pub struct ConnectionWait {
+    permit: ConnectionPermit,
     granted: oneshot::Receiver<()>,
     limit: Limit,
 }
 
-impl Limits {
+impl ConnectionLimits {
     /// Creates limits with these settings. The last quarter of all places is reserved for sources with fewer than four
     /// connections, and the last eighth for namespaces with less than a sixteenth of all places. A namespace without any
     /// connection always gets one, beyond the limit if need be.
-    pub fn new(settings: Settings) -> Self {
-        let state = State {
+    pub fn new(settings: ConnectionSettings) -> Self {
+        let state = LimitsState {
             next: 0,
             all: 0,
             accounts: HashMap::new(),
@@ -132,7 +132,7 @@ impl Limits {
             displaced: HashMap::new(),
             queue: Shares::new(settings.waiting, settings.per_source.min(settings.waiting / 2).max(1)),
         };
-        Self(Arc::new(Shared { settings, began: Instant::now(), waiting: AtomicUsize::new(0), state: Mutex::new(state) }))
+        Self(Arc::new(SharedLimits { settings, began: Instant::now(), waiting: AtomicUsize::new(0), state: Mutex::new(state) }))
     }
 
     /// Decides about a new connection. `who` returns who has an address by now: one that was unknown when it connected may
@@ -141,7 +141,7 @@ impl Limits {
         let mut state = self.0.lock();
         let slot = Arc::new(Slot::new(state.next, self.0.now()));
         state.next += 1;
-        let permit = || Permit { shared: self.0.clone(), slot: slot.clone() };
+        let permit = || ConnectionPermit { shared: self.0.clone(), slot: slot.clone() };
         let key = match source.key() {
             Ok(key) => key,
             Err((ip, network)) => {
@@ -158,14 +158,14 @@ impl Limits {
             }
         };
         let Err(limit) = state.fits(&self.0.settings, source, &key) else {
-            if state.all >= self.0.settings.all && key != Key::Node {
+            if state.all >= self.0.settings.all && key != SourceKey::Node {
                 // It is one more than there should be.
                 state.make_room(source, &key, Limit::All, self.0.now());
             }
             state.open(source.clone(), key, slot.clone());
             return Admitted::Open(permit());
         };
-        if key == Key::Node {
+        if key == SourceKey::Node {
             return Admitted::Refused(limit);
         }
         if self.0.settings.waiting == 0 {
@@ -173,14 +173,14 @@ impl Limits {
             return if is_open { Admitted::Open(permit()) } else { Admitted::Refused(limit) };
         }
         let (granted, receiver) = oneshot::channel();
-        let waiter = Waiter { source: source.clone(), key: key.clone(), slot: slot.clone(), limit, granted };
+        let waiter = ConnectionWaiter { source: source.clone(), key: key.clone(), slot: slot.clone(), limit, granted };
         // A displaced waiter is notified when its sender is dropped.
         if state.queue.enter(slot.id, source.namespace().to_owned(), key.clone(), waiter).is_err() {
             return Admitted::Refused(limit);
         }
         self.0.waiting.store(state.queue.len(), Ordering::Relaxed);
         state.make_room(source, &key, limit, self.0.now());
-        Admitted::Wait(Waiting { permit: permit(), granted: receiver, limit })
+        Admitted::Wait(ConnectionWait { permit: permit(), granted: receiver, limit })
     }
 
     /// How many connections wait for a place.
@@ -189,8 +189,8 @@ impl Limits {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl SharedLimits {
+    fn lock(&self) -> MutexGuard<'_, LimitsState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -212,8 +212,8 @@ impl Shared {
     }
 }
 
-impl State {
-    fn of(&self, key: &Key) -> usize {
+impl LimitsState {
+    fn of(&self, key: &SourceKey) -> usize {
         self.accounts.get(key).map_or(0, |account| account.open.len())
     }
 
@@ -222,7 +222,7 @@ impl State {
     }
 
     /// Whether a pod's namespace has any connection, or a disputed address itself.
-    fn has_any(&self, source: &Source, key: &Key) -> bool {
+    fn has_any(&self, source: &Source, key: &SourceKey) -> bool {
         match source {
             Source::Pod(pod) => self.of_namespace(&pod.namespace) > 0,
             Source::Disputed(_) | Source::Node | Source::Unknown(..) => self.of(key) > 0,
@@ -230,9 +230,9 @@ impl State {
     }
 
     /// Whether one more connection of a known source fits.
-    fn fits(&self, settings: &Settings, source: &Source, key: &Key) -> Result<(), Limit> {
+    fn fits(&self, settings: &ConnectionSettings, source: &Source, key: &SourceKey) -> Result<(), Limit> {
         let (own, all) = (self.of(key), settings.all);
-        if *key == Key::Node {
+        if *key == SourceKey::Node {
             return if own < settings.node { Ok(()) } else { Err(Limit::Source) };
         }
         // The source's own limit first: it shows which source uses too much.
@@ -253,8 +253,8 @@ impl State {
         Ok(())
     }
 
-    fn open(&mut self, source: Source, key: Key, slot: Arc<Slot>) {
-        self.all += usize::from(key != Key::Node);
+    fn open(&mut self, source: Source, key: SourceKey, slot: Arc<Slot>) {
+        self.all += usize::from(key != SourceKey::Node);
         let _ = slot.key.set(key.clone());
         let account = self.accounts.entry(key).or_insert_with(|| Account { source, open: BTreeMap::new() });
         account.open.insert(slot.id, slot);
@@ -266,7 +266,7 @@ impl State {
         ip: IpAddr,
         network: Network,
         slot: Arc<Slot>,
-        settings: &Settings,
+        settings: &ConnectionSettings,
         now: u64,
     ) -> Result<Option<Displaced<IpAddr, Arc<Slot>>>, Limit> {
         if self.unknown.len() >= settings.unknown {
@@ -280,7 +280,7 @@ impl State {
     }
 
     /// Takes a connection out of its account. Returns whether it was in there.
-    fn leave(&mut self, key: &Key, id: u64) -> bool {
+    fn leave(&mut self, key: &SourceKey, id: u64) -> bool {
         let Some(account) = self.accounts.get_mut(key) else { return false };
         if account.open.remove(&id).is_none() {
             return false;
@@ -288,19 +288,19 @@ impl State {
         if account.open.is_empty() {
             self.accounts.remove(key);
         }
-        self.all -= usize::from(*key != Key::Node);
+        self.all -= usize::from(*key != SourceKey::Node);
         true
     }
 
     /// Closes an idle connection whose place this source may have.
-    fn make_room(&self, source: &Source, key: &Key, limit: Limit, now: u64) {
+    fn make_room(&self, source: &Source, key: &SourceKey, limit: Limit, now: u64) {
         if let Some(slot) = self.idle_slot(source, key, limit, now) {
             slot.close(MADE_ROOM);
         }
     }
 
     /// Gives the place of an idle connection to a source that has none. Returns whether there was one.
-    fn replace_idle(&mut self, source: &Source, key: &Key, limit: Limit, slot: &Arc<Slot>, now: u64) -> bool {
+    fn replace_idle(&mut self, source: &Source, key: &SourceKey, limit: Limit, slot: &Arc<Slot>, now: u64) -> bool {
         if self.of(key) > 0 {
             return false;
         }
@@ -314,9 +314,9 @@ impl State {
     }
 
     /// The idle connection whose place this source may have.
-    fn idle_slot(&self, source: &Source, key: &Key, limit: Limit, now: u64) -> Option<Arc<Slot>> {
+    fn idle_slot(&self, source: &Source, key: &SourceKey, limit: Limit, now: u64) -> Option<Arc<Slot>> {
         let mut accounts: Vec<&Account> = match limit {
-            Limit::All => self.accounts.iter().filter(|(key, _)| **key != Key::Node).map(|(_, account)| account).collect(),
+            Limit::All => self.accounts.iter().filter(|(key, _)| **key != SourceKey::Node).map(|(_, account)| account).collect(),
             Limit::Namespace => self.accounts.values().filter(|account| account.source.namespace() == source.namespace()).collect(),
             _ => self.accounts.get(key).into_iter().collect(),
         };
@@ -348,9 +348,9 @@ impl State {
     }
 
     /// Opens waiting connections, in their order, as far as they fit.
-    fn grant(&mut self, settings: &Settings) {
+    fn grant(&mut self, settings: &ConnectionSettings) {
         loop {
-            let fits = |waiter: &Waiter| self.fits(settings, &waiter.source, &waiter.key).is_ok();
+            let fits = |waiter: &ConnectionWaiter| self.fits(settings, &waiter.source, &waiter.key).is_ok();
             let next = self.queue.iter().find(|(_, waiter)| fits(waiter)).map(|(id, _)| id);
             let Some(waiter) = next.and_then(|id| self.queue.leave(id)) else { break };
             self.open(waiter.source, waiter.key, waiter.slot);
@@ -360,9 +360,9 @@ impl State {
     }
 }
 
-impl Waiting {
+impl ConnectionWait {
     /// Waits for a place, or returns the limit that prevented it.
-    pub async fn place(self) -> Result<Permit, Limit> {
+    pub async fn place(self) -> Result<ConnectionPermit, Limit> {
         let Self { permit, mut granted, limit } = self;
         // A connection that was not idle for long enough before may be now.
         match tokio::time::timeout(IDLE_GRACE, &mut granted).await {
@@ -376,7 +376,7 @@ impl Waiting {
     }
 }
 
-impl Permit {
+impl ConnectionPermit {
     /// Whether the address belonged to no known pod.
     pub fn is_unknown(&self) -> bool {
         self.slot.key.get().is_none()
@@ -428,7 +428,7 @@ impl Permit {
     }
 }
 
-impl Drop for Permit {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         let id = self.slot.id;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::record::Limit;
-use super::source::{Key, Source};
+use super::source::{Source, SourceKey};
 use crate::shares::Network;
 
 /// Number of sources to remember. Beyond it, sources that have not connected recently are forgotten.
@@ -26,8 +26,8 @@ const FEW_LATELY: f64 = 8.0;
 pub struct Rates {
     rate: Rate,
     common: Rate,
-    known: Mutex<Buckets<Key>>,
-    unknown: Mutex<(Option<Bucket>, Buckets<Network>)>,
+    known: Mutex<Buckets<SourceKey>>,
+    unknown: Mutex<(Option<RateBucket>, Buckets<Network>)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -38,14 +38,14 @@ struct Rate {
 
 /// What a source has left, as of a time.
 #[derive(Clone, Copy, Debug)]
-struct Bucket {
+struct RateBucket {
     left: f64,
     at: Instant,
 }
 
 #[derive(Debug)]
 struct Buckets<K> {
-    of: HashMap<K, Bucket>,
+    of: HashMap<K, RateBucket>,
     pruned: Option<Instant>,
 }
 
@@ -56,13 +56,13 @@ impl<K> Default for Buckets<K> {
 }
 
 impl Rate {
-    fn refilled(self, bucket: Option<Bucket>, now: Instant) -> Bucket {
+    fn refilled(self, bucket: Option<RateBucket>, now: Instant) -> RateBucket {
         let left = bucket.map_or(self.burst, |bucket| (bucket.left + (now - bucket.at).as_secs_f64() * self.per_second).min(self.burst));
-        Bucket { left, at: now }
+        RateBucket { left, at: now }
     }
 
     /// Returns the bucket of `key`, refilled; `None` if there are too many buckets to add this one.
-    fn bucket<'a, K: Eq + Hash>(&self, buckets: &'a mut Buckets<K>, key: K, now: Instant) -> Option<&'a mut Bucket> {
+    fn bucket<'a, K: Eq + Hash>(&self, buckets: &'a mut Buckets<K>, key: K, now: Instant) -> Option<&'a mut RateBucket> {
         let is_full = |buckets: &Buckets<K>| buckets.of.len() >= MAX_BUCKETS && !buckets.of.contains_key(&key);
         if is_full(buckets) {
             // A scan of all of them for each forged address would be the most expensive part of a flood.
@@ -74,7 +74,7 @@ impl Rate {
                 return None;
             }
         }
-        let bucket = buckets.of.entry(key).or_insert(Bucket { left: self.burst, at: now });
+        let bucket = buckets.of.entry(key).or_insert(RateBucket { left: self.burst, at: now });
         *bucket = self.refilled(Some(*bucket), now);
         Some(bucket)
     }
@@ -92,13 +92,13 @@ impl Rates {
     /// may always connect.
     pub fn admits(&self, source: &Source) -> Result<(), Limit> {
         match source.key() {
-            Ok(Key::Node) => Ok(()),
+            Ok(SourceKey::Node) => Ok(()),
             Ok(key) => self.admits_known(key),
             Err((_, network)) => self.admits_unknown(network),
         }
     }
 
-    fn admits_known(&self, key: Key) -> Result<(), Limit> {
+    fn admits_known(&self, key: SourceKey) -> Result<(), Limit> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         // There are not that many pods on a node.
         let Some(bucket) = self.rate.bucket(&mut known, key, Instant::now()) else { return Ok(()) };
@@ -132,7 +132,7 @@ impl Rates {
     pub fn delay(&self, source: &Source) -> Duration {
         let now = Instant::now();
         match source.key() {
-            Ok(Key::Node) => Duration::ZERO,
+            Ok(SourceKey::Node) => Duration::ZERO,
             Ok(key) => {
                 let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
                 self.rate.bucket(&mut known, key, now).map_or(Duration::ZERO, |bucket| self.rate.reserve(bucket))
@@ -148,7 +148,7 @@ impl Rates {
 impl Rate {
     /// Takes one token from the bucket, even if it is empty. The debt is bounded, so that requests that were given up do not add
     /// up.
-    fn reserve(self, bucket: &mut Bucket) -> Duration {
+    fn reserve(self, bucket: &mut RateBucket) -> Duration {
         bucket.left = (bucket.left - 1.0).max(-self.burst);
         Duration::from_secs_f64((-bucket.left / self.per_second).max(0.0))
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::source::{Key, Source};
+use super::source::{Source, SourceKey};
 use crate::pods::Pod;
 use crate::shares::turned_away::{Recent, TurnedAway};
 
@@ -114,12 +114,12 @@ impl std::fmt::Display for Bite {
 
 /// The record; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Record(Arc<Mutex<TurnedAway<(Who, Port, Limit)>>>);
+pub struct ConnectionRecord(Arc<Mutex<TurnedAway<(Who, Port, Limit)>>>);
 
 /// All unknown addresses share one entry, because forged addresses could fill the record and the log.
-type Who = Option<Key>;
+type Who = Option<SourceKey>;
 
-impl Record {
+impl ConnectionRecord {
     /// Records that a limit closed a connection of this source, and logs it, at most once a minute for the same limit and source.
     pub fn closed(&self, source: &Source, port: Port, limit: Limit) {
         let Some(connections) = self.note(source, port, limit) else { return };
@@ -147,10 +147,10 @@ impl Record {
     /// Returns which limits closed connections of this pod recently, the latest first. Those that were counted for its addresses are
     /// among them.
     pub fn of(&self, pod: &Pod) -> Vec<Bite> {
-        let is_of_pod = |key: &Key| match key {
-            Key::Pod(uid) => *uid == pod.uid,
-            Key::Disputed(ip) => pod.ips.contains(ip),
-            Key::Node => false,
+        let is_of_pod = |key: &SourceKey| match key {
+            SourceKey::Pod(uid) => *uid == pod.uid,
+            SourceKey::Disputed(ip) => pod.ips.contains(ip),
+            SourceKey::Node => false,
         };
         let record = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_pod = record.recent().filter(|((who, ..), _)| who.as_ref().is_some_and(is_of_pod));
@@ -168,7 +168,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_limit_is_logged_once_a_minute_for_each_pod_and_forgotten_later() {
-        let record = Record::default();
+        let record = ConnectionRecord::default();
         let (web, db) = (Source::pod("shop", "web"), Source::pod("shop", "db"));
         let note = |source, limit| record.note(source, Port::Metadata, limit);
         assert_eq!([note(&web, Limit::Source), note(&web, Limit::Source), note(&web, Limit::Source)], [Some(1), None, None]);
@@ -194,7 +194,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn invented_addresses_do_not_fill_the_log() {
-        let record = Record::default();
+        let record = ConnectionRecord::default();
         let lines = (0..5000_u32).filter_map(|last| {
             let source = Source::unknown(std::net::IpAddr::from(last.to_be_bytes()));
             record.note(&source, Port::Metadata, Limit::Unknown)

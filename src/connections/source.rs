@@ -22,7 +22,7 @@ pub enum Source {
 
 /// A known source, as a key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Key {
+pub(super) enum SourceKey {
     Pod(PodUid),
     Disputed(IpAddr),
     Node,
@@ -68,11 +68,11 @@ impl Source {
     }
 
     /// The key of a known source, or the address of an unknown one and what it is counted by.
-    pub(super) fn key(&self) -> Result<Key, (IpAddr, Network)> {
+    pub(super) fn key(&self) -> Result<SourceKey, (IpAddr, Network)> {
         match self {
-            Self::Pod(pod) => Ok(Key::Pod(pod.uid.clone())),
-            Self::Disputed(ip) => Ok(Key::Disputed(*ip)),
-            Self::Node => Ok(Key::Node),
+            Self::Pod(pod) => Ok(SourceKey::Pod(pod.uid.clone())),
+            Self::Disputed(ip) => Ok(SourceKey::Disputed(*ip)),
+            Self::Node => Ok(SourceKey::Node),
             Self::Unknown(ip, network) => Err((*ip, *network)),
         }
     }

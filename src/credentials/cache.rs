@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::caller::Caller;
-use super::gate::{Cause, Gate, Limits, NEARLY_ENDED, TurnedAway};
+use super::gate::{CallCause, Gate, NEARLY_ENDED, StsLimits, TurnedAwayCall};
 use super::not_asked::NotAsked;
 use super::{AssumeRole, AssumeRoleError, Clock, Credentials, jitter};
 use crate::metrics::{Holdings, Metrics};
@@ -32,7 +32,7 @@ mod departure;
 mod flight;
 
 use flight::{Before, Flight, Serves, is_usable};
-pub use flight::{Landing, Standing};
+pub use flight::{Landing, SessionState};
 
 /// Nothing with less left is served while STS works: the SDKs with the longest margin (botocore) refresh, and refresh
 /// again and again, below it.
@@ -52,13 +52,13 @@ const ROUNDS_OF_CLEANING: u32 = 64;
 
 /// How the cache treats STS.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub struct CacheSettings {
     /// How long the first failure of a session is remembered.
     pub error_ttl: Duration,
     /// The longest wait of a caller.
     pub timeout: Duration,
     /// What the node allows itself.
-    pub limits: Limits,
+    pub limits: StsLimits,
 }
 
 /// The sessions of this node's pods.
@@ -67,7 +67,7 @@ pub struct Sessions<A> {
     sts: Arc<A>,
     flights: Cache<RoleRequest, Arc<Flight>>,
     gate: Gate,
-    settings: Settings,
+    settings: CacheSettings,
     clock: Clock,
     metrics: Metrics,
     hits: IntCounter,
@@ -93,7 +93,7 @@ fn ended() -> AssumeRoleError {
 
 impl<A: AssumeRole> Sessions<A> {
     /// No sessions yet.
-    pub fn new(sts: A, settings: Settings, clock: Clock, metrics: Metrics) -> Arc<Self> {
+    pub fn new(sts: A, settings: CacheSettings, clock: Clock, metrics: Metrics) -> Arc<Self> {
         let (hits, late) = (metrics.session_lookups("hit"), metrics.session_served_late());
         let gate = Gate::new(settings.limits, metrics.clone());
         let (flights, follower) = (Cache::builder().max_capacity(MAX_SESSIONS).build(), OnceLock::new());
@@ -159,7 +159,7 @@ impl<A: AssumeRole> Sessions<A> {
                     Some(Serves::Nothing(before)) => before,
                     Some(_) => return None,
                 };
-                let cause = if self.waits_for(before.earlier.as_deref(), before.failures) { Cause::Demand } else { Cause::Renewal };
+                let cause = if self.waits_for(before.earlier.as_deref(), before.failures) { CallCause::Demand } else { CallCause::Renewal };
                 Some((before, cause))
             })
             .await;
@@ -181,11 +181,11 @@ impl<A: AssumeRole> Sessions<A> {
             .start(request, callers, |flight| {
                 let before = flight.map_or_else(|| Some(Before::default()), |flight| flight.next(self.clock.now()))?;
                 let held = before.earlier.as_ref().is_some_and(|earlier| is_usable(earlier, self.clock.now()));
-                Some((before, if held { Cause::Renewal } else { Cause::Prefetch }))
+                Some((before, if held { CallCause::Renewal } else { CallCause::Prefetch }))
             })
             .await;
         match started {
-            Ok((flight, _)) if matches!(flight.standing(self.clock.now()), Standing::UnderWay) => Ahead::UnderWay,
+            Ok((flight, _)) if matches!(flight.standing(self.clock.now()), SessionState::UnderWay) => Ahead::UnderWay,
             Ok(_) => Ahead::NotBegun,
             Err(turned_away) => Ahead::Later(turned_away.after),
         }
@@ -197,8 +197,8 @@ impl<A: AssumeRole> Sessions<A> {
         &self,
         request: &RoleRequest,
         callers: &[Arc<Caller>],
-        wanted: impl Fn(Option<&Flight>) -> Option<(Before, Cause)> + Send,
-    ) -> Result<(Arc<Flight>, bool), TurnedAway> {
+        wanted: impl Fn(Option<&Flight>) -> Option<(Before, CallCause)> + Send,
+    ) -> Result<(Arc<Flight>, bool), TurnedAwayCall> {
         let depart = |(before, cause), is_new| self.depart(Arc::new(request.clone()), before, cause, callers, is_new).map(Arc::new);
         let mut turned_away = None;
         let compute = |entry: Option<moka::Entry<RoleRequest, Arc<Flight>>>| {
@@ -221,12 +221,12 @@ impl<A: AssumeRole> Sessions<A> {
         match result.into_entry() {
             Some(entry) => Ok((entry.into_value(), is_new)),
             // Not met: where there is none, one is started.
-            None => Ok((depart((Before::default(), Cause::Demand), true)?, true)),
+            None => Ok((depart((Before::default(), CallCause::Demand), true)?, true)),
         }
     }
 
     /// Where a session stands; `None` where STS was never asked for it.
-    pub(super) async fn standing(&self, request: &RoleRequest) -> Option<Standing> {
+    pub(super) async fn standing(&self, request: &RoleRequest) -> Option<SessionState> {
         Some(self.flights.get(request).await?.standing(self.clock.now()))
     }
 

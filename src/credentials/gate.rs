@@ -28,8 +28,8 @@ mod queue;
 
 use allowance::Allowances;
 use pace::Pace;
-pub(super) use permit::Permit;
-use queue::{PLACES_OF_NAMESPACE, Place, Queue, Why};
+pub(super) use permit::StsPermit;
+use queue::{CallQueue, NextReason, PLACES_OF_NAMESPACE, QueuedCall};
 
 /// A session with less time left is close to expiry: its renewal goes before prefetches, and has reserved turns.
 pub(super) const NEARLY_ENDED: Duration = Duration::from_secs(5 * 60);
@@ -40,7 +40,7 @@ const QUEUE_WAS_FULL: Duration = Duration::from_secs(10);
 
 /// The cause of the request to STS. The first goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Cause {
+pub enum CallCause {
     /// A pod waits.
     Demand,
     /// A pod is here that may ask.
@@ -49,7 +49,7 @@ pub enum Cause {
     Renewal,
 }
 
-impl Cause {
+impl CallCause {
     /// All, in their order.
     pub const ALL: [Self; 3] = [Self::Demand, Self::Prefetch, Self::Renewal];
 
@@ -65,7 +65,7 @@ impl Cause {
 
 /// What the node allows itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct StsLimits {
     /// Requests in a second; twice as many at once.
     pub rate: u32,
     /// The highest rate, per second, while STS answers quickly and requests wait. Not less than `rate`.
@@ -76,12 +76,12 @@ pub struct Limits {
 
 /// The gate; cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Gate(Arc<Inner>);
+pub(super) struct Gate(Arc<GateInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct GateInner {
     metrics: Metrics,
-    state: Mutex<State>,
+    state: Mutex<GateState>,
 }
 
 /// A place in the queue.
@@ -89,13 +89,13 @@ struct Inner {
 pub(super) struct Ticket(u64);
 
 /// The result of a turn: a permit for one request to STS, or why there is none.
-pub(super) type Turn = Result<Permit, NotAsked>;
+pub(super) type TurnResult = Result<StsPermit, NotAsked>;
 
 /// A request at its arrival at the gate.
 #[derive(Debug)]
 pub(super) struct Application<'a> {
     /// The cause of the request to STS.
-    pub(super) cause: Cause,
+    pub(super) cause: CallCause,
     /// When the cached session expires; `None` if there is none.
     pub(super) left: Option<Duration>,
     /// The pods that need the session. At least one if no session is cached.
@@ -106,7 +106,7 @@ pub(super) struct Application<'a> {
 
 /// A request was turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TurnedAway {
+pub(super) struct TurnedAwayCall {
     /// Why.
     pub(super) why: NotAsked,
     /// When it may be tried again.
@@ -114,35 +114,35 @@ pub(super) struct TurnedAway {
 }
 
 #[derive(Debug)]
-struct State {
+struct GateState {
     pace: Pace,
-    queue: Queue,
+    queue: CallQueue,
     allowances: Allowances,
     under_way: usize,
     next_ticket: u64,
     timer: Option<(Instant, AbortHandle)>,
 }
 
-impl State {
+impl GateState {
     /// Tokens that there must be for this request to be made.
-    fn needed(&self, why: Why) -> f64 {
+    fn needed(&self, why: NextReason) -> f64 {
         match why {
-            Why::Waits | Why::EndsSoon => 1.0,
-            Why::Ahead | Why::Renews => (self.pace.most() / 2.0).max(1.0),
+            NextReason::Waits | NextReason::EndsSoon => 1.0,
+            NextReason::Ahead | NextReason::Renews => (self.pace.most() / 2.0).max(1.0),
         }
     }
 
-    fn has_room(&self, why: Why) -> bool {
+    fn has_room(&self, why: NextReason) -> bool {
         let all = self.pace.concurrency();
         let most = match why {
-            Why::Waits | Why::EndsSoon => all,
-            Why::Ahead | Why::Renews => pace::part(all, AHEAD).max(1),
+            NextReason::Waits | NextReason::EndsSoon => all,
+            NextReason::Ahead | NextReason::Renews => pace::part(all, AHEAD).max(1),
         };
         self.under_way < most
     }
 
     /// The pods whose turns a request for a new session may use: the first pod of each namespace that has a place left, in order.
-    fn admitted(&self, callers: &[Arc<Caller>], is_new: bool, now: Instant) -> Result<Vec<Arc<Caller>>, TurnedAway> {
+    fn admitted(&self, callers: &[Arc<Caller>], is_new: bool, now: Instant) -> Result<Vec<Arc<Caller>>, TurnedAwayCall> {
         let (mut admitted, mut after): (Vec<Arc<Caller>>, Option<Duration>) = (Vec::new(), None);
         let mut is_full = false;
         for caller in callers {
@@ -157,14 +157,14 @@ impl State {
         }
         match after {
             _ if !admitted.is_empty() => Ok(admitted),
-            Some(after) if !is_full => Err(TurnedAway { why: NotAsked::TooManyChanges, after }),
+            Some(after) if !is_full => Err(TurnedAwayCall { why: NotAsked::TooManyChanges, after }),
             _ => Err(queue_full()),
         }
     }
 
     /// A pod needs one session at a time. If its places are taken, a queued request that only this pod needs is for an outdated
     /// session, so it makes room.
-    fn supersede(&mut self, caller: &Caller, is_new: bool, now: Instant) -> Option<Place> {
+    fn supersede(&mut self, caller: &Caller, is_new: bool, now: Instant) -> Option<QueuedCall> {
         if !self.allowances.lacks_place_alone(&caller.uid, is_new, now) {
             return None;
         }
@@ -173,7 +173,7 @@ impl State {
     }
 
     /// Removes a place from the queue, and from the counts of its pods and namespace.
-    fn withdraw(&mut self, ticket: Ticket, now: Instant) -> Option<Place> {
+    fn withdraw(&mut self, ticket: Ticket, now: Instant) -> Option<QueuedCall> {
         let place = self.queue.remove(ticket)?;
         if place.is_counted() {
             for caller in &place.callers {
@@ -189,26 +189,26 @@ impl State {
     }
 }
 
-fn queue_full() -> TurnedAway {
-    TurnedAway { why: NotAsked::QueueFull, after: jitter::spread(QUEUE_WAS_FULL) }
+fn queue_full() -> TurnedAwayCall {
+    TurnedAwayCall { why: NotAsked::QueueFull, after: jitter::spread(QUEUE_WAS_FULL) }
 }
 
 impl Gate {
     /// An open gate.
-    pub(super) fn new(limits: Limits, metrics: Metrics) -> Self {
-        let state = State {
+    pub(super) fn new(limits: StsLimits, metrics: Metrics) -> Self {
+        let state = GateState {
             pace: Pace::new(limits),
-            queue: Queue::default(),
+            queue: CallQueue::default(),
             allowances: Allowances::default(),
             under_way: 0,
             next_ticket: 0,
             timer: None,
         };
-        Self(Arc::new(Inner { metrics, state: Mutex::new(state) }))
+        Self(Arc::new(GateInner { metrics, state: Mutex::new(state) }))
     }
 
     /// Takes a place in the queue. The receiver gets the turn, or learns that the place was withdrawn.
-    pub(super) fn queue(&self, application: &Application<'_>) -> Result<(Ticket, oneshot::Receiver<Turn>), TurnedAway> {
+    pub(super) fn queue(&self, application: &Application<'_>) -> Result<(Ticket, oneshot::Receiver<TurnResult>), TurnedAwayCall> {
         let Application { cause, left, callers, is_new } = *application;
         let now = Instant::now();
         let (mut given_up, mut superseded) = (None, None);
@@ -240,7 +240,7 @@ impl Gate {
                 state.next_ticket += 1;
                 let ends = left.map(|left| now + left);
                 let (sender, turn) = oneshot::channel();
-                state.queue.insert(ticket, Place { cause, ends, callers: admitted, is_charged, sender });
+                state.queue.insert(ticket, QueuedCall { cause, ends, callers: admitted, is_charged, sender });
                 (ticket, turn)
             })
         };
@@ -261,7 +261,7 @@ impl Gate {
     }
 
     /// Ends a request that was removed from the queue.
-    fn end(&self, place: Place, why: NotAsked) {
+    fn end(&self, place: QueuedCall, why: NotAsked) {
         self.0.metrics.sts_queue(place.cause.name()).dec();
         match why {
             NotAsked::Superseded => self.0.metrics.sts_turned_away(why.name()),
@@ -300,7 +300,7 @@ impl Gate {
             let is_counted = place.is_counted();
             // If the pod's places are taken, the request uses the turns of the other pods.
             let joins = !is_known && (!is_counted || state.allowances.wait(&caller.uid, false, now).is_none());
-            if place.cause == Cause::Demand && !joins {
+            if place.cause == CallCause::Demand && !joins {
                 return;
             }
             let Some(mut place) = state.queue.remove(ticket) else { return };
@@ -311,8 +311,8 @@ impl Gate {
                 place.callers.push(caller.clone());
             }
             self.0.metrics.sts_queue(place.cause.name()).dec();
-            self.0.metrics.sts_queue(Cause::Demand.name()).inc();
-            place.cause = Cause::Demand;
+            self.0.metrics.sts_queue(CallCause::Demand.name()).inc();
+            place.cause = CallCause::Demand;
             state.queue.insert(ticket, place);
         }
         self.dispatch();
@@ -352,7 +352,7 @@ impl Gate {
         state.pace.is_slow()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, GateState> {
         // Plain data that every holder leaves whole.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -385,8 +385,8 @@ impl Gate {
                     let others = place.callers.drain(1.min(place.callers.len())..);
                     others.for_each(|other| state.allowances.leave_place(&other.uid));
                 }
-                let Place { cause, ends, callers, sender, .. } = place;
-                turns.push((sender, Permit { gate: self.clone(), cause, ticket, ends, callers, epoch: state.pace.epoch(), began: now }));
+                let QueuedCall { cause, ends, callers, sender, .. } = place;
+                turns.push((sender, StsPermit { gate: self.clone(), cause, ticket, ends, callers, epoch: state.pace.epoch(), began: now }));
             }
         }
         for (sender, permit) in turns {
@@ -396,7 +396,7 @@ impl Gate {
         }
     }
 
-    fn wake_at(&self, state: &mut State, at: Instant) {
+    fn wake_at(&self, state: &mut GateState, at: Instant) {
         match &state.timer {
             Some((earlier, _)) if *earlier <= at && *earlier > Instant::now() => return,
             Some((_, timer)) => timer.abort(),

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::AssumeRoleError;
 use super::jitter::{fraction, spread};
-use crate::policy::node::{Known, NodeIdentity};
+use crate::policy::node::{KnownNode, NodeIdentity};
 use crate::role::CallerIdentity;
 
 /// The shortest pause after the first failure; it doubles with each more. Up to as much is added by chance: what a fleet that
@@ -38,12 +38,12 @@ pub(super) struct Inquiry<A> {
     between: Option<A>,
     node: NodeIdentity,
     /// Held while the question is under way: who comes meanwhile waits for the same answer.
-    failure: Mutex<Option<Failure>>,
+    failure: Mutex<Option<FailedAttempt>>,
 }
 
 /// That it did not work, and until when it is not tried again.
 #[derive(Debug)]
-struct Failure {
+struct FailedAttempt {
     error: AssumeRoleError,
     until: Instant,
     /// How many followed each other.
@@ -80,7 +80,7 @@ impl<A: AskIdentity> Inquiry<A> {
 
     /// Asks whatever is known, unless that failed just now; with the time after which to ask again. What is known stays
     /// when it fails.
-    pub(super) async fn renew(&self) -> (Result<Arc<Known>, AssumeRoleError>, Duration) {
+    pub(super) async fn renew(&self) -> (Result<Arc<KnownNode>, AssumeRoleError>, Duration) {
         let mut failure = self.failure.lock().await;
         let asked = match &*failure {
             Some(failure) if Instant::now() < failure.until => Err(failure.error.clone()),
@@ -90,7 +90,7 @@ impl<A: AskIdentity> Inquiry<A> {
         (asked, pause)
     }
 
-    async fn ask(&self, failure: &mut Option<Failure>) -> Result<Arc<Known>, AssumeRoleError> {
+    async fn ask(&self, failure: &mut Option<FailedAttempt>) -> Result<Arc<KnownNode>, AssumeRoleError> {
         match self.ask_all().await {
             Ok(()) => {
                 *failure = None;
@@ -99,7 +99,7 @@ impl<A: AskIdentity> Inquiry<A> {
             Err(error) => {
                 let count = failure.as_ref().map_or(0, |failure| failure.count).saturating_add(1);
                 let until = Instant::now() + pause_after(count);
-                *failure = Some(Failure { error: error.clone(), until, count });
+                *failure = Some(FailedAttempt { error: error.clone(), until, count });
                 Err(error)
             }
         }

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::cache::{Ahead, Sessions, Standing};
+use super::cache::{Ahead, SessionState, Sessions};
 use super::caller::Caller;
 use super::{AssumeRole, Credentials, jitter};
 use crate::pods::{Pod, PodUid, Pods, Surroundings};
@@ -49,7 +49,7 @@ pub struct Refresh<A> {
 
 /// A pod, as it was decided about.
 #[derive(Debug)]
-struct Followed {
+struct FollowedPod {
     pod: Arc<Pod>,
     caller: Arc<Caller>,
     around: Surroundings,
@@ -65,7 +65,7 @@ struct Followed {
 
 /// A session that is needed.
 #[derive(Debug, Default)]
-struct Wanted {
+struct WantedSession {
     /// By whom.
     pods: HashMap<PodUid, Arc<Caller>>,
     due: Option<(Instant, u64)>,
@@ -74,8 +74,8 @@ struct Wanted {
 #[derive(Debug)]
 struct Follower<A> {
     of: Refresh<A>,
-    followed: HashMap<PodUid, Followed>,
-    wanted: HashMap<Arc<RoleRequest>, Wanted>,
+    followed: HashMap<PodUid, FollowedPod>,
+    wanted: HashMap<Arc<RoleRequest>, WantedSession>,
     /// When STS is to be asked next, and for what. The number tells apart what is due at one time.
     due: BTreeMap<(Instant, u64), Arc<RoleRequest>>,
     numbers: u64,
@@ -166,7 +166,7 @@ impl<A: AssumeRole> Follower<A> {
                     }
                 }
             };
-            self.followed.insert(pod.uid.clone(), Followed { pod, caller, around, node_version, early, decided, wants, look });
+            self.followed.insert(pod.uid.clone(), FollowedPod { pod, caller, around, node_version, early, decided, wants, look });
         }
         self.followed.retain(|uid, followed| {
             let stays = followed.look == look;
@@ -233,10 +233,10 @@ impl<A: AssumeRole> Follower<A> {
         let now = Instant::now();
         let at = match self.of.sessions.standing(request).await {
             // It is told when it lands.
-            Some(Standing::UnderWay) | None => return,
-            Some(Standing::Held(credentials)) => now + self.until_renewal(&credentials),
-            Some(Standing::Failed { hopeless: true, .. }) => now + jitter::spread(AFTER_REFUSAL),
-            Some(Standing::Failed { until, hopeless: false }) => until.max(now + SHORTEST_PAUSE),
+            Some(SessionState::UnderWay) | None => return,
+            Some(SessionState::Held(credentials)) => now + self.until_renewal(&credentials),
+            Some(SessionState::Failed { hopeless: true, .. }) => now + jitter::spread(AFTER_REFUSAL),
+            Some(SessionState::Failed { until, hopeless: false }) => until.max(now + SHORTEST_PAUSE),
         };
         self.set_due(request, at);
     }
@@ -294,7 +294,7 @@ impl<A: AssumeRole> Follower<A> {
     }
 }
 
-impl Followed {
+impl FollowedPod {
     fn is_of(&self, pod: &Arc<Pod>, around: &Surroundings, node_version: u64) -> bool {
         Arc::ptr_eq(&self.pod, pod) && self.around == *around && self.node_version == node_version
     }

@@ -37,7 +37,7 @@ use super::duration::Durations;
 use super::identity::Inquiry;
 use super::{AssumeRole, AssumeRoleError, CHECK_ENDPOINT, Clock, Credentials, StsOfNode};
 use crate::metrics::Metrics;
-use crate::policy::node::{Known, NodeIdentity};
+use crate::policy::node::{KnownNode, NodeIdentity};
 use crate::policy::{self, RoleRequest};
 use crate::role::{BaseArn, CallerIdentity, RoleArn, SessionName};
 use crate::telemetry::chain;
@@ -226,7 +226,7 @@ impl Sts {
 
     /// Asks STS who the daemon is, and tells it to whoever decides; with the time after which to ask again. What is known
     /// stays when it fails.
-    pub async fn renew_identity(&self) -> (Result<Arc<Known>, AssumeRoleError>, Duration) {
+    pub async fn renew_identity(&self) -> (Result<Arc<KnownNode>, AssumeRoleError>, Duration) {
         self.identity.renew().await
     }
 
@@ -257,7 +257,7 @@ impl AssumeRole for Sts {
             );
         }
         let expires_at = expires_at.checked_sub(ahead).map_err(|_| incomplete())?;
-        let asked = Asked { sent, duration, took: began.elapsed() };
+        let asked = AssumeRoleCall { sent, duration, took: began.elapsed() };
         let expires_at = asked.at_the_latest(now).ok_or_else(incomplete)?.min(expires_at);
         // The SDK takes an answer that was cut short for a whole one: the fields are then empty, the time is 1970.
         if expires_at <= now {
@@ -277,7 +277,7 @@ impl Sts {
     /// One question to STS, and when it was there.
     async fn ask(&self, request: &RoleRequest, duration: Duration, date: Date) -> Result<aws_sdk_sts::types::Credentials, AssumeRoleError> {
         let seconds = i32::try_from(duration.as_secs()).unwrap_or(3600);
-        let tag = |tag: &policy::session::Tag| Tag::builder().key(tag.key()).value(tag.value()).build();
+        let tag = |tag: &policy::session::RequestTag| Tag::builder().key(tag.key()).value(tag.value()).build();
         let tags: Result<Vec<Tag>, _> = request.tags().iter().map(tag).collect();
         let tags = tags.map_err(|_| AssumeRoleError::Invalid { message: "its tags could not be made".to_owned() })?;
         let question = |client: Client| {
@@ -311,7 +311,7 @@ impl Sts {
 }
 
 /// One question to STS.
-struct Asked {
+struct AssumeRoleCall {
     /// When, by the wall clock.
     sent: Timestamp,
     /// The session's duration.
@@ -320,7 +320,7 @@ struct Asked {
     took: Duration,
 }
 
-impl Asked {
+impl AssumeRoleCall {
     /// The latest end of the session that came, at the time of the answer. STS gave it after it was asked, so that it ends no
     /// later than its duration after that, by whichever clock: the date of the answer may be wrong, and the clock may have been
     /// set meanwhile, or the machine have slept.

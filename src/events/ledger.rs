@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::object::{self, Series};
-use super::{Cause, Record};
+use super::{EventCause, EventRecord};
 use crate::pods::{Pod, PodUid};
 use crate::shares::{Full, Shares};
 
 mod pauses;
 mod turns;
 
-use pauses::Pauses;
+use pauses::VerbPauses;
 use turns::Turns;
 
 /// The least time between two writes about the same cause of the same pod.
@@ -41,27 +41,27 @@ pub(super) const FORBIDDEN_AGAIN: Duration = Duration::from_secs(10 * 60);
 
 /// Both times of a moment: one to count by, one to write down.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Now {
+pub(super) struct Moment {
     pub(super) instant: Instant,
     pub(super) wall: Timestamp,
 }
 
 /// A cause of a pod, whose UID is what counts.
 #[derive(Clone, Debug)]
-pub(super) struct Key {
+pub(super) struct EventKey {
     pub(super) pod: Arc<Pod>,
-    pub(super) cause: Cause,
+    pub(super) cause: EventCause,
 }
 
-impl PartialEq for Key {
+impl PartialEq for EventKey {
     fn eq(&self, other: &Self) -> bool {
         self.pod.uid == other.pod.uid && self.cause == other.cause
     }
 }
 
-impl Eq for Key {}
+impl Eq for EventKey {}
 
-impl Hash for Key {
+impl Hash for EventKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (&self.pod.uid, self.cause).hash(state);
     }
@@ -69,7 +69,7 @@ impl Hash for Key {
 
 /// What became of a record.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Taken {
+pub(super) enum TakenIn {
     /// It is the first.
     New,
     /// It is the first, and took the place of an Event on this pod that was still to be written.
@@ -92,7 +92,7 @@ pub(super) enum Verb {
 pub(super) struct Write {
     /// The entry's id.
     id: u64,
-    pub(super) key: Key,
+    pub(super) key: EventKey,
     pub(super) verb: Verb,
     pub(super) name: String,
     /// When it was first.
@@ -113,7 +113,7 @@ pub(super) enum Next {
 
 /// What the API said to a write.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum WriteOutcome {
     /// It is there.
     Written,
     /// What was to be amended is not there any more.
@@ -127,8 +127,8 @@ pub(super) enum Answer {
 }
 
 #[derive(Debug)]
-struct Entry {
-    key: Key,
+struct LedgerEntry {
+    key: EventKey,
     name: String,
     stage: Stage,
     in_flight: bool,
@@ -150,7 +150,7 @@ enum Stage {
     GivenUp,
 }
 
-impl Entry {
+impl LedgerEntry {
     /// What there is to write of it, and from when on.
     fn due(&self) -> Option<(Verb, Instant)> {
         let verb = match self.stage {
@@ -172,15 +172,15 @@ impl Entry {
 #[derive(Debug)]
 pub(super) struct Ledger {
     /// By namespace and pod.
-    entries: Shares<String, PodUid, Entry>,
-    ids: HashMap<Key, u64>,
+    entries: Shares<String, PodUid, LedgerEntry>,
+    ids: HashMap<EventKey, u64>,
     last_id: u64,
     turns: Turns,
     /// Names that were given: each has another number.
     named: u64,
     failures: u32,
-    creates: Pauses,
-    amends: Pauses,
+    creates: VerbPauses,
+    amends: VerbPauses,
 }
 
 impl Default for Ledger {
@@ -192,22 +192,22 @@ impl Default for Ledger {
             turns: Turns::default(),
             named: 0,
             failures: 0,
-            creates: Pauses::default(),
-            amends: Pauses::default(),
+            creates: VerbPauses::default(),
+            amends: VerbPauses::default(),
         }
     }
 }
 
 impl Ledger {
     /// Takes a record in.
-    pub(super) fn take(&mut self, record: Record, now: Now) -> Taken {
-        let key = Key { pod: record.pod, cause: record.cause };
+    pub(super) fn take(&mut self, record: EventRecord, now: Moment) -> TakenIn {
+        let key = EventKey { pod: record.pod, cause: record.cause };
         if let Some(entry) = self.ids.get(&key).and_then(|id| self.entries.get_mut(*id)) {
             entry.count = entry.count.saturating_add(1).min(i32::MAX.unsigned_abs());
             (entry.last, entry.stirred) = (now.wall, now.instant);
-            return Taken::Repeat;
+            return TakenIn::Repeat;
         }
-        let entry = Entry {
+        let entry = LedgerEntry {
             name: self.name(&key.pod, now.wall),
             stage: Stage::New,
             in_flight: false,
@@ -221,12 +221,12 @@ impl Ledger {
         self.last_id += 1;
         let displaced = match self.entries.enter(self.last_id, key.pod.namespace.clone(), key.pod.uid.clone(), entry) {
             Ok(displaced) => displaced.map(|displaced| displaced.value),
-            Err(full) => return Taken::Full(full),
+            Err(full) => return TakenIn::Full(full),
         };
         self.ids.insert(key, self.last_id);
-        let Some(displaced) = displaced else { return Taken::New };
+        let Some(displaced) = displaced else { return TakenIn::New };
         self.ids.remove(&displaced.key);
-        if displaced.is_unwritten() { Taken::InPlaceOf(displaced.key.pod) } else { Taken::New }
+        if displaced.is_unwritten() { TakenIn::InPlaceOf(displaced.key.pod) } else { TakenIn::New }
     }
 
     /// The time, and a number besides: two of one moment have different names.
@@ -237,8 +237,8 @@ impl Ledger {
     }
 
     /// Whether this is remembered.
-    pub(super) fn knows(&self, pod: &Arc<Pod>, cause: Cause) -> bool {
-        self.ids.contains_key(&Key { pod: pod.clone(), cause })
+    pub(super) fn knows(&self, pod: &Arc<Pod>, cause: EventCause) -> bool {
+        self.ids.contains_key(&EventKey { pod: pod.clone(), cause })
     }
 
     /// How many are remembered.
@@ -280,14 +280,14 @@ impl Ledger {
         Some((ready_at, id, verb))
     }
 
-    fn pauses(&self, verb: Verb) -> &Pauses {
+    fn pauses(&self, verb: Verb) -> &VerbPauses {
         match verb {
             Verb::Create => &self.creates,
             Verb::Amend => &self.amends,
         }
     }
 
-    fn pauses_mut(&mut self, verb: Verb) -> &mut Pauses {
+    fn pauses_mut(&mut self, verb: Verb) -> &mut VerbPauses {
         match verb {
             Verb::Create => &mut self.creates,
             Verb::Amend => &mut self.amends,
@@ -300,15 +300,15 @@ impl Ledger {
     }
 
     /// Takes in what the API said to a write. `jitter` is from 0 to 1, and shortens pauses by up to a quarter.
-    pub(super) fn answered(&mut self, write: &Write, answer: &Answer, now: Now, jitter: f64) {
+    pub(super) fn answered(&mut self, write: &Write, answer: &WriteOutcome, now: Moment, jitter: f64) {
         let pause = match answer {
-            Answer::Later(at_least) => {
+            WriteOutcome::Later(at_least) => {
                 let (first, last) = PAUSES;
                 let doubled = first.saturating_mul(1 << self.failures.min(16)).min(last);
                 self.failures = self.failures.saturating_add(1);
                 Some(doubled.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 4.0).max(*at_least).min(last))
             }
-            Answer::Forbidden => Some(FORBIDDEN_AGAIN),
+            WriteOutcome::Forbidden => Some(FORBIDDEN_AGAIN),
             _ => {
                 self.failures = 0;
                 None
@@ -316,32 +316,32 @@ impl Ledger {
         };
         match (answer, pause.map(|pause| now.instant + pause)) {
             // It may be so for one of the verbs alone.
-            (Answer::Forbidden, Some(until)) => self.pauses_mut(write.verb).forbid(&write.key.pod.namespace, until),
+            (WriteOutcome::Forbidden, Some(until)) => self.pauses_mut(write.verb).forbid(&write.key.pod.namespace, until),
             // What failed would fail for the other verb too.
             (_, Some(until)) => {
                 self.creates.pause(until);
                 self.amends.pause(until);
             }
-            (Answer::Written, None) => self.pauses_mut(write.verb).accepted(),
+            (WriteOutcome::Written, None) => self.pauses_mut(write.verb).accepted(),
             (_, None) => {}
         }
-        let anew = (*answer == Answer::Missing).then(|| self.name(&write.key.pod, now.wall));
+        let anew = (*answer == WriteOutcome::Missing).then(|| self.name(&write.key.pod, now.wall));
         let Some(entry) = self.entries.get_mut(write.id) else {
             return;
         };
         entry.in_flight = false;
         match answer {
-            Answer::Written => {
+            WriteOutcome::Written => {
                 entry.stage = Stage::Written { told: write.series.map_or(1, |series| series.count) };
                 (entry.stirred, entry.not_before) = (now.instant, now.instant + SERIES_EVERY);
             }
-            Answer::Missing => {
+            WriteOutcome::Missing => {
                 entry.stage = Stage::New;
                 entry.name = anew.unwrap_or_default();
             }
-            Answer::Never => entry.stage = Stage::GivenUp,
+            WriteOutcome::Never => entry.stage = Stage::GivenUp,
             // Behind those that have not been tried yet.
-            Answer::Forbidden | Answer::Later(_) => entry.not_before = now.instant + pause.unwrap_or_default(),
+            WriteOutcome::Forbidden | WriteOutcome::Later(_) => entry.not_before = now.instant + pause.unwrap_or_default(),
         }
     }
 
@@ -361,7 +361,7 @@ impl Ledger {
         self.creates.tidy(now);
         self.amends.tidy(now);
         self.turns.tidy(now);
-        let keep = |entry: &Entry| entry.in_flight || now < entry.stirred + QUIET && is_here(&entry.key.pod.uid);
+        let keep = |entry: &LedgerEntry| entry.in_flight || now < entry.stirred + QUIET && is_here(&entry.key.pod.uid);
         let gone: Vec<_> = self.entries.iter().filter(|(_, entry)| !keep(entry)).map(|(id, entry)| (id, entry.is_unwritten())).collect();
         for (id, _) in &gone {
             self.remove(*id);

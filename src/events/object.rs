@@ -5,7 +5,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Cause, MAX_NOTE};
+use super::{EventCause, MAX_NOTE};
 use crate::pods::Pod;
 
 /// Who reports.
@@ -17,10 +17,10 @@ const MAX_NAME: usize = 253;
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Event<'a> {
+struct EventObject<'a> {
     api_version: &'static str,
     kind: &'static str,
-    metadata: Metadata<'a>,
+    metadata: EventMetadata<'a>,
     event_time: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     series: Option<SeriesObject>,
@@ -34,7 +34,7 @@ struct Event<'a> {
 }
 
 #[derive(Debug, Serialize)]
-struct Metadata<'a> {
+struct EventMetadata<'a> {
     name: &'a str,
     namespace: &'a str,
 }
@@ -88,15 +88,15 @@ pub(super) fn create(
     name: &str,
     pod: &Pod,
     node: &str,
-    cause: Cause,
+    cause: EventCause,
     at: Timestamp,
     series: Option<Series>,
 ) -> Result<Vec<u8>, serde_json::Error> {
     let note = cause.note();
-    serde_json::to_vec(&Event {
+    serde_json::to_vec(&EventObject {
         api_version: "events.k8s.io/v1",
         kind: "Event",
-        metadata: Metadata { name, namespace: &pod.namespace },
+        metadata: EventMetadata { name, namespace: &pod.namespace },
         event_time: micro_time(at),
         series: series.map(SeriesObject::from),
         reporting_controller: CONTROLLER,
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn an_event_has_the_form_that_the_api_takes() {
         let at = "2026-01-01T00:00:00.1Z".parse().unwrap();
-        let event = create("web.1f", &pod("web"), &"n".repeat(200), Cause::AddressAmbiguous, at, Some(Series { count: 2, last: at }));
+        let event = create("web.1f", &pod("web"), &"n".repeat(200), EventCause::AddressAmbiguous, at, Some(Series { count: 2, last: at }));
         let event: serde_json::Value = serde_json::from_slice(&event.unwrap()).unwrap();
         let expected = serde_json::json!({
             "apiVersion": "events.k8s.io/v1",
@@ -141,7 +141,7 @@ mod tests {
             "action": "RefuseCredentials",
             "reason": "AddressAmbiguous",
             "regarding": { "apiVersion": "v1", "kind": "Pod", "namespace": "shop", "name": "web", "uid": "uid-of-web" },
-            "note": Cause::AddressAmbiguous.note(),
+            "note": EventCause::AddressAmbiguous.note(),
             "type": "Warning",
         });
         assert_eq!(event, expected);

@@ -95,11 +95,11 @@ pub(super) fn failures() -> Vec<AssumeRoleError> {
     ]
 }
 
-fn causes() -> Vec<Cause> {
-    let denied = denials().into_iter().flat_map(|denial| [Cause::denied(denial), Cause::would_be_denied(denial)]).flatten();
+fn causes() -> Vec<EventCause> {
+    let denied = denials().into_iter().flat_map(|denial| [EventCause::denied(denial), EventCause::would_be_denied(denial)]).flatten();
     let failed = failures();
-    let failed = failed.iter().filter_map(Cause::assume_role_failed);
-    denied.chain(failed).chain([Cause::AddressAmbiguous, Cause::Unreadable, Cause::HostNetwork]).collect()
+    let failed = failed.iter().filter_map(EventCause::assume_role_failed);
+    denied.chain(failed).chain([EventCause::AddressAmbiguous, EventCause::Unreadable, EventCause::HostNetwork]).collect()
 }
 
 #[test]
@@ -118,20 +118,20 @@ fn every_note_is_short_begins_with_its_stable_name_and_says_something() {
 fn owners_are_told_of_what_they_can_change_alone() {
     for denial in denials() {
         let passes = matches!(denial, Denial::NamespaceUnknown | Denial::ServiceAccountUnknown);
-        assert_eq!((Cause::denied(denial).is_none(), Cause::would_be_denied(denial).is_none()), (passes, passes), "{denial:?}");
+        assert_eq!((EventCause::denied(denial).is_none(), EventCause::would_be_denied(denial).is_none()), (passes, passes), "{denial:?}");
     }
-    let told: Vec<_> = failures().iter().filter_map(Cause::assume_role_failed).map(Cause::name).collect();
+    let told: Vec<_> = failures().iter().filter_map(EventCause::assume_role_failed).map(EventCause::name).collect();
     assert_eq!(told, ["denied", "invalid", "too-many-changes", "queue-full"]);
 }
 
 /// Whoever may write annotations could else find out the node's role, its partition and its ceiling.
 #[test]
 fn what_the_node_is_cannot_be_read_from_an_event() {
-    let of_node = [Denial::NodeRole, Denial::ForeignAccount, Denial::OtherPartition, Denial::NotAllowedOnNode].map(Cause::denied);
+    let of_node = [Denial::NodeRole, Denial::ForeignAccount, Denial::OtherPartition, Denial::NotAllowedOnNode].map(EventCause::denied);
     for cause in of_node {
-        assert_eq!(cause, Some(Cause::RefusedOnNode), "one cause, so that a change from one to the other is no new Event");
+        assert_eq!(cause, Some(EventCause::RefusedOnNode), "one cause, so that a change from one to the other is no new Event");
     }
-    let note = Cause::RefusedOnNode.note();
+    let note = EventCause::RefusedOnNode.note();
     for denial in [Denial::NodeRole, Denial::ForeignAccount, Denial::OtherPartition, Denial::NotAllowedOnNode] {
         assert!(!note.contains(denial.name()) && !note.contains(&denial.to_string()), "{note}");
     }
@@ -140,7 +140,7 @@ fn what_the_node_is_cannot_be_read_from_an_event() {
 /// STS says who asked: the session of the node's role.
 #[test]
 fn what_sts_says_is_not_repeated() {
-    for cause in failures().iter().filter_map(Cause::assume_role_failed) {
+    for cause in failures().iter().filter_map(EventCause::assume_role_failed) {
         let note = cause.note();
         assert!(!note.contains("arn:") && !note.contains("111122223333") && !note.contains("i-0f1e"), "{note}");
     }
@@ -149,7 +149,7 @@ fn what_sts_says_is_not_repeated() {
 #[test]
 fn equal_causes_have_equal_hashes() {
     let hash =
-        |cause: Cause| std::hash::BuildHasher::hash_one(&std::hash::BuildHasherDefault::<std::hash::DefaultHasher>::default(), cause);
+        |cause: EventCause| std::hash::BuildHasher::hash_one(&std::hash::BuildHasherDefault::<std::hash::DefaultHasher>::default(), cause);
     for (a, b) in causes().into_iter().zip(causes()) {
         assert_eq!((a, hash(a)), (b, hash(b)));
     }
@@ -161,10 +161,10 @@ async fn a_full_queue_drops_and_counts_and_never_waits() {
     let (reporter, mut records) = Reporter::new(metrics.clone());
     let web = Arc::new(pod("web"));
     for _ in 0..QUEUE + 3 {
-        reporter.tell(&web, Cause::AddressAmbiguous);
+        reporter.tell(&web, EventCause::AddressAmbiguous);
     }
     assert!(String::from_utf8_lossy(&metrics.render()).contains(r#"rolegate_events_total{outcome="dropped"} 3"#));
     assert_eq!(records.recv().await.unwrap().pod.uid, web.uid);
-    Reporter::off(metrics.clone()).tell(&web, Cause::AddressAmbiguous);
+    Reporter::off(metrics.clone()).tell(&web, EventCause::AddressAmbiguous);
     assert_eq!(records.len(), QUEUE - 1);
 }

@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::ledger::{Answer, Ledger, Next, Now, Taken, Verb, Write};
-use super::{Cause, Record, object};
+use super::ledger::{Ledger, Moment, Next, TakenIn, Verb, Write, WriteOutcome};
+use super::{EventCause, EventRecord, object};
 use crate::credentials::Clock;
 use crate::metrics::Metrics;
 use crate::pods::watch::client::{Client, RequestError, encode, jitter};
@@ -19,7 +19,7 @@ use crate::shares::Full;
 
 mod turned_away;
 
-use turned_away::TurnedAway;
+use turned_away::DroppedEvents;
 
 /// The least time between two looks at all pods.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -27,16 +27,16 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 256;
 
 /// Where Events are written: the Kubernetes API, or a test's idea of it.
-pub trait Api: Send + Sync + 'static {
+pub trait EventsApi: Send + Sync + 'static {
     /// Creates an Event in a namespace.
-    fn create(&self, namespace: &str, event: Vec<u8>) -> impl Future<Output = Result<(), Refusal>> + Send;
+    fn create(&self, namespace: &str, event: Vec<u8>) -> impl Future<Output = Result<(), WriteRefusal>> + Send;
     /// Changes one.
-    fn amend(&self, namespace: &str, name: &str, patch: Vec<u8>) -> impl Future<Output = Result<(), Refusal>> + Send;
+    fn amend(&self, namespace: &str, name: &str, patch: Vec<u8>) -> impl Future<Output = Result<(), WriteRefusal>> + Send;
 }
 
 /// Why something was not written.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct WriteRefusal {
     /// What the API answered, where it did.
     pub code: Option<u16>,
     /// The namespace is being deleted.
@@ -47,7 +47,7 @@ pub struct Refusal {
     pub text: String,
 }
 
-impl From<RequestError> for Refusal {
+impl From<RequestError> for WriteRefusal {
     fn from(error: RequestError) -> Self {
         Self {
             code: error.code(),
@@ -58,12 +58,12 @@ impl From<RequestError> for Refusal {
     }
 }
 
-impl Api for Client {
-    async fn create(&self, namespace: &str, event: Vec<u8>) -> Result<(), Refusal> {
+impl EventsApi for Client {
+    async fn create(&self, namespace: &str, event: Vec<u8>) -> Result<(), WriteRefusal> {
         Ok(self.post(&target(namespace), event).await?)
     }
 
-    async fn amend(&self, namespace: &str, name: &str, patch: Vec<u8>) -> Result<(), Refusal> {
+    async fn amend(&self, namespace: &str, name: &str, patch: Vec<u8>) -> Result<(), WriteRefusal> {
         Ok(self.merge_patch(&format!("{}/{}", target(namespace), encode(name)), patch).await?)
     }
 }
@@ -82,7 +82,7 @@ pub struct Writer<A> {
     /// The pods that are here: others are told nothing.
     pub pods: Pods,
     /// What to tell.
-    pub records: mpsc::Receiver<Record>,
+    pub records: mpsc::Receiver<EventRecord>,
     /// The time that Events show.
     pub clock: Clock,
     /// Where it is counted what became of records.
@@ -102,10 +102,10 @@ struct Desk {
     has_warned: bool,
     /// Namespaces of which that was said alone.
     warned_of: HashSet<String>,
-    turned_away: TurnedAway,
+    turned_away: DroppedEvents,
 }
 
-impl<A: Api> Writer<A> {
+impl<A: EventsApi> Writer<A> {
     /// Writes for as long as the process.
     pub async fn run(self) {
         let Self { api, node, mut pods, mut records, clock, metrics } = self;
@@ -118,7 +118,7 @@ impl<A: Api> Writer<A> {
             looked_at: Instant::now(),
             has_warned: false,
             warned_of: HashSet::new(),
-            turned_away: TurnedAway::default(),
+            turned_away: DroppedEvents::default(),
         };
         let mut look_at = Some(Instant::now());
         let mut received = Vec::with_capacity(AT_ONCE);
@@ -169,7 +169,7 @@ impl<A: Api> Writer<A> {
 }
 
 /// Sends a write, and gives it back with what became of it.
-async fn send<A: Api>(api: &A, node: &str, write: Write) -> (Write, Result<(), Refusal>) {
+async fn send<A: EventsApi>(api: &A, node: &str, write: Write) -> (Write, Result<(), WriteRefusal>) {
     let pod = &write.key.pod;
     let body = match (write.verb, write.series) {
         (Verb::Amend, Some(series)) => object::amend(series),
@@ -177,7 +177,7 @@ async fn send<A: Api>(api: &A, node: &str, write: Write) -> (Write, Result<(), R
         (Verb::Create | Verb::Amend, series) => object::create(&write.name, pod, node, write.key.cause, write.at, series),
     };
     let result = match body {
-        Err(error) => Err(Refusal { code: Some(422), namespace_ends: false, retry_after: Duration::ZERO, text: error.to_string() }),
+        Err(error) => Err(WriteRefusal { code: Some(422), namespace_ends: false, retry_after: Duration::ZERO, text: error.to_string() }),
         Ok(body) if write.verb == Verb::Amend => api.amend(&pod.namespace, &write.name, body).await,
         Ok(body) => api.create(&pod.namespace, body).await,
     };
@@ -185,35 +185,35 @@ async fn send<A: Api>(api: &A, node: &str, write: Write) -> (Write, Result<(), R
 }
 
 /// What an answer means for a write.
-fn meaning(verb: Verb, result: &Result<(), Refusal>) -> Answer {
+fn meaning(verb: Verb, result: &Result<(), WriteRefusal>) -> WriteOutcome {
     let Err(refusal) = result else {
-        return Answer::Written;
+        return WriteOutcome::Written;
     };
     match (refusal.code, verb) {
-        _ if refusal.namespace_ends => Answer::Never,
+        _ if refusal.namespace_ends => WriteOutcome::Never,
         // Names are of one try alone: an earlier answer was lost.
-        (Some(409), Verb::Create) => Answer::Written,
-        (Some(404), Verb::Create) => Answer::Never,
-        (Some(404), Verb::Amend) => Answer::Missing,
-        (Some(403), _) => Answer::Forbidden,
-        (Some(401 | 408 | 409 | 429), _) => Answer::Later(refusal.retry_after),
-        (Some(400..500), _) => Answer::Never,
-        _ => Answer::Later(refusal.retry_after),
+        (Some(409), Verb::Create) => WriteOutcome::Written,
+        (Some(404), Verb::Create) => WriteOutcome::Never,
+        (Some(404), Verb::Amend) => WriteOutcome::Missing,
+        (Some(403), _) => WriteOutcome::Forbidden,
+        (Some(401 | 408 | 409 | 429), _) => WriteOutcome::Later(refusal.retry_after),
+        (Some(400..500), _) => WriteOutcome::Never,
+        _ => WriteOutcome::Later(refusal.retry_after),
     }
 }
 
 impl Desk {
-    fn now(&self) -> Now {
-        Now { instant: Instant::now().into_std(), wall: self.clock.now() }
+    fn now(&self) -> Moment {
+        Moment { instant: Instant::now().into_std(), wall: self.clock.now() }
     }
 
-    fn take(&mut self, record: Record) {
+    fn take(&mut self, record: EventRecord) {
         let pod = record.pod.clone();
         let (turned_away, why) = match self.ledger.take(record, self.now()) {
-            Taken::New => return,
-            Taken::Repeat => return self.metrics.event("suppressed"),
-            Taken::InPlaceOf(displaced) => (displaced, Full::All),
-            Taken::Full(why) => (pod, why),
+            TakenIn::New => return,
+            TakenIn::Repeat => return self.metrics.event("suppressed"),
+            TakenIn::InPlaceOf(displaced) => (displaced, Full::All),
+            TakenIn::Full(why) => (pod, why),
         };
         self.metrics.event("dropped");
         self.turned_away.dropped(&turned_away, why);
@@ -258,20 +258,20 @@ impl Desk {
     }
 
     fn see_in_node_network(&mut self, pod: &Arc<Pod>) {
-        if !self.told_hosts.contains(&pod.uid) && !self.ledger.knows(pod, Cause::HostNetwork) {
-            self.take(Record { pod: pod.clone(), cause: Cause::HostNetwork });
+        if !self.told_hosts.contains(&pod.uid) && !self.ledger.knows(pod, EventCause::HostNetwork) {
+            self.take(EventRecord { pod: pod.clone(), cause: EventCause::HostNetwork });
         }
     }
 
-    fn answered(&mut self, write: &Write, result: Result<(), Refusal>) {
+    fn answered(&mut self, write: &Write, result: Result<(), WriteRefusal>) {
         let answer = meaning(write.verb, &result);
         self.ledger.answered(write, &answer, self.now(), jitter());
-        if answer == Answer::Written && write.key.cause == Cause::HostNetwork {
+        if answer == WriteOutcome::Written && write.key.cause == EventCause::HostNetwork {
             self.told_hosts.insert(write.key.pod.uid.clone());
         }
         let outcome = match (&answer, &result) {
-            (Answer::Written, _) => "written",
-            (Answer::Never, Err(refusal)) if refusal.namespace_ends || refusal.code == Some(404) => "dropped",
+            (WriteOutcome::Written, _) => "written",
+            (WriteOutcome::Never, Err(refusal)) if refusal.namespace_ends || refusal.code == Some(404) => "dropped",
             _ => "failed",
         };
         self.metrics.event(outcome);
@@ -282,14 +282,14 @@ impl Desk {
             return;
         };
         // The text of the refusal says where to look.
-        if answer == Answer::Forbidden && self.ledger.is_forbidden_everywhere(write.verb) && !self.has_warned {
+        if answer == WriteOutcome::Forbidden && self.ledger.is_forbidden_everywhere(write.verb) && !self.has_warned {
             self.has_warned = true;
             warn!(
                 "Events on pods cannot be written in any namespace, and pods are served all the same: {}; the rule is 'apiGroups: \
                  [events.k8s.io], resources: [events], verbs: [create, patch]'; --events=false goes without",
                 refusal.text
             );
-        } else if answer == Answer::Forbidden && !self.has_warned && self.warned_of.insert(namespace.clone()) {
+        } else if answer == WriteOutcome::Forbidden && !self.has_warned && self.warned_of.insert(namespace.clone()) {
             warn!(%namespace,
                 "Events on pods of one namespace cannot be written, and pods are served all the same: {}, as 'apiGroups: \
                  [events.k8s.io], resources: [events], verbs: [create, patch]'; if it is allowed there, see what else refuses them in \

@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::{HEADER, Report, VERSION};
-use crate::config::explain::PodName;
+use crate::config::explain::PodReference;
 
 /// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,7 +51,7 @@ pub enum AskError {
 }
 
 /// Asks the daemon at `daemon` about a pod; with `assume`, it asks STS.
-pub async fn ask(daemon: &Authority, pod: &PodName, assume: bool) -> Result<Report, AskError> {
+pub async fn ask(daemon: &Authority, pod: &PodReference, assume: bool) -> Result<Report, AskError> {
     let unreachable = |error: io::Error| AskError::Unreachable(daemon.clone(), error.to_string());
     let address = (daemon.host().trim_matches(['[', ']']), daemon.port_u16().unwrap_or(HTTP));
     let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
@@ -72,7 +72,7 @@ pub async fn ask(daemon: &Authority, pod: &PodName, assume: bool) -> Result<Repo
     }
 }
 
-async fn exchange(stream: TcpStream, daemon: &Authority, pod: &PodName, assume: bool) -> Result<(StatusCode, Bytes), String> {
+async fn exchange(stream: TcpStream, daemon: &Authority, pod: &PodReference, assume: bool) -> Result<(StatusCode, Bytes), String> {
     // Both names are of letters that stand for themselves in a query.
     let query = format!("/explain?namespace={}&pod={}", pod.namespace(), pod.name());
     let (method, target) = if assume { (Method::POST, format!("{query}&assume=true")) } else { (Method::GET, query) };

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{By, Report, Session, look};
-use crate::config::explain::PodName;
-use crate::connections::Record;
+use crate::config::explain::PodReference;
+use crate::connections::ConnectionRecord;
 use crate::credentials::cache::Sessions;
 use crate::credentials::{AssumeRoleError, StsOfNode};
 use crate::metrics::Metrics;
@@ -40,7 +40,7 @@ pub struct Explainer<A> {
     /// Where questions to STS are counted.
     pub metrics: Metrics,
     /// When STS may be asked again.
-    pub pace: Pace,
+    pub pace: ExplainRate,
     /// What a daemon knows besides; `None` where the Kubernetes API is asked.
     pub daemon: Option<OfDaemon<A>>,
 }
@@ -53,12 +53,12 @@ pub struct OfDaemon<A> {
     /// The sessions, of which failures are told.
     pub sessions: Arc<Sessions<A>>,
     /// Which limits closed connections of pods.
-    pub limits: Record,
+    pub limits: ConnectionRecord,
 }
 
 /// When STS may be asked for explanations: one at a time, and more and more rarely while it gives nothing.
 #[derive(Debug, Default)]
-pub struct Pace(Mutex<Paced>);
+pub struct ExplainRate(Mutex<Paced>);
 
 #[derive(Debug, Default)]
 struct Paced {
@@ -84,14 +84,14 @@ pub struct Busy(Duration);
 
 impl<A: StsOfNode> Explainer<A> {
     /// Explains, and asks nobody.
-    pub async fn explain(&self, pod: &PodName) -> Report {
+    pub async fn explain(&self, pod: &PodReference) -> Report {
         let (mut report, request) = self.look(pod);
         self.note_state(&mut report, pod, request.as_ref()).await;
         report
     }
 
     /// What keeps a pod that may have its role from getting it all the same.
-    async fn note_state(&self, report: &mut Report, name: &PodName, request: Option<&RoleRequest>) {
+    async fn note_state(&self, report: &mut Report, name: &PodReference, request: Option<&RoleRequest>) {
         let Some(daemon) = &self.daemon else { return };
         let pending = daemon.readiness.pending();
         if !pending.is_empty() {
@@ -128,7 +128,7 @@ impl<A: StsOfNode> Explainer<A> {
 
     /// Explains and, where the pod may have its role, asks STS for it once. The session cache is passed by, so that what STS
     /// says is what it says now; the credentials are dropped before this returns.
-    pub async fn assume(&self, pod: &PodName) -> Result<Report, Busy> {
+    pub async fn assume(&self, pod: &PodReference) -> Result<Report, Busy> {
         // A pod that is refused costs STS nothing.
         let (_, request) = self.look(pod);
         if request.is_none() {
@@ -157,7 +157,7 @@ impl<A: StsOfNode> Explainer<A> {
         Ok(report)
     }
 
-    fn look(&self, pod: &PodName) -> (Report, Option<RoleRequest>) {
+    fn look(&self, pod: &PodReference) -> (Report, Option<RoleRequest>) {
         look(pod, &self.node, self.by, &self.pods, &self.policy)
     }
 

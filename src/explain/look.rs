@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{By, Decision, Report, Request, Step, refusal};
-use crate::config::explain::PodName;
+use super::{By, Report, ReportStep, ReportedDecision, StsParameters, refusal};
+use crate::config::explain::PodReference;
 use crate::pods::{Lookup, Objection, Pod, Pods};
-use crate::policy::trace::{Explanation, Verdict};
+use crate::policy::trace::{Explanation, StepVerdict};
 use crate::policy::{self, Policy, RoleRequest};
 
 /// What the proxy calls an address that no pod has. A pod that has none is told by it.
@@ -24,7 +24,7 @@ struct Unidentified {
 }
 
 /// Looks at a pod by what is known of pods and by a policy. The request is there where the pod may have its role.
-pub fn look(name: &PodName, node: &str, by: By, pods: &Pods, policy: &Policy) -> (Report, Option<RoleRequest>) {
+pub fn look(name: &PodReference, node: &str, by: By, pods: &Pods, policy: &Policy) -> (Report, Option<RoleRequest>) {
     let mut report = Report::unknown(name, node, by, UNKNOWN_POD, String::new());
     let Some((pod, around)) = pods.named(name.namespace(), name.name()) else {
         report.message = format!(
@@ -39,19 +39,19 @@ pub fn look(name: &PodName, node: &str, by: By, pods: &Pods, policy: &Policy) ->
     let Explanation { steps, decision } = policy.explain(&pod, &around);
     report.policy = steps
         .into_iter()
-        .map(|step| Step { what: step.what.name().to_owned(), source: step.source, detail: step.detail, verdict: step.verdict })
+        .map(|step| ReportStep { what: step.what.name().to_owned(), source: step.source, detail: step.detail, verdict: step.verdict })
         .collect();
     let request = match (identified, decision) {
         (Err(unidentified), decision) => {
             if let policy::Decision::Deny(denial) = decision {
                 report.notes.push(format!("its role would be refused, too: {denial}"));
             }
-            (report.decision, report.reason) = (Decision::Denied, Some(unidentified.reason.to_owned()));
+            (report.decision, report.reason) = (ReportedDecision::Denied, Some(unidentified.reason.to_owned()));
             report.message = unidentified.message;
             return (report, None);
         }
         (Ok(()), policy::Decision::Deny(denial)) => {
-            report.decision = Decision::Denied;
+            report.decision = ReportedDecision::Denied;
             (report.reason, report.message) = refusal(denial);
             return (report, None);
         }
@@ -62,12 +62,12 @@ pub fn look(name: &PodName, node: &str, by: By, pods: &Pods, policy: &Policy) ->
             request
         }
     };
-    (report.decision, report.reason) = (Decision::Allowed, None);
+    (report.decision, report.reason) = (ReportedDecision::Allowed, None);
     report.message = format!("the pod may have {}", request.role());
     match by {
         _ if policy.knows_node() => {}
         By::Daemon => {
-            (report.decision, report.reason) = (Decision::Unknown, Some(IDENTITY_UNKNOWN.to_owned()));
+            (report.decision, report.reason) = (ReportedDecision::Unknown, Some(IDENTITY_UNKNOWN.to_owned()));
             report.message = format!(
                 "{} as far as it can be told, but no pod gets credentials before STS has told who the daemon is at AWS; the daemon's log, \
                  and --assume, say why it has not",
@@ -78,18 +78,18 @@ pub fn look(name: &PodName, node: &str, by: By, pods: &Pods, policy: &Policy) ->
             report.notes.push("who asks STS is not known, and whether the role is the node's own was not compared with it".to_owned());
         }
     }
-    report.request = Some(Request::of(&request));
+    report.request = Some(StsParameters::of(&request));
     (report, Some(request))
 }
 
 /// Whether one address of the pod at least is told to be its own.
 fn identity(pod: &Arc<Pod>, node: &str, pods: &Pods, report: &mut Report) -> Result<(), Unidentified> {
     let mut note = |what: &str, source: &str, detail: String, verdict| {
-        report.identity.push(Step { what: what.to_owned(), source: source.to_owned(), detail, verdict });
+        report.identity.push(ReportStep { what: what.to_owned(), source: source.to_owned(), detail, verdict });
     };
-    note("pod", "", format!("known on node {node}, with the UID {}", pod.uid.0), Verdict::Passed);
+    note("pod", "", format!("known on node {node}, with the UID {}", pod.uid.0), StepVerdict::Passed);
     if pod.finished {
-        note("phase", "", "Succeeded or Failed: it has no address any more".to_owned(), Verdict::Refused);
+        note("phase", "", "Succeeded or Failed: it has no address any more".to_owned(), StepVerdict::Refused);
         let message = "the pod has finished, and has no address any more; ask about the pod that runs in its place";
         return Err(Unidentified { reason: UNKNOWN_POD, message: message.to_owned() });
     }
@@ -98,14 +98,14 @@ fn identity(pod: &Arc<Pod>, node: &str, pods: &Pods, report: &mut Report) -> Res
     } else {
         "not finished"
     };
-    note("phase", "", phase.to_owned(), Verdict::Passed);
+    note("phase", "", phase.to_owned(), StepVerdict::Passed);
     if pod.host_network {
-        note("network", "", "the node's own (hostNetwork)".to_owned(), Verdict::Refused);
+        note("network", "", "the node's own (hostNetwork)".to_owned(), StepVerdict::Refused);
         let message = "the pod is in the node's network and cannot be told from the node; take hostNetwork out of its spec, or give \
                        its process credentials in another way";
         return Err(Unidentified { reason: UNKNOWN_POD, message: message.to_owned() });
     }
-    note("network", "", "its own".to_owned(), Verdict::Passed);
+    note("network", "", "its own".to_owned(), StepVerdict::Passed);
     let mut first = None;
     let mut identified = false;
     for ip in &pod.ips {
@@ -113,10 +113,10 @@ fn identity(pod: &Arc<Pod>, node: &str, pods: &Pods, report: &mut Report) -> Res
         match address(pod, *ip, pods) {
             Ok(()) => {
                 identified = true;
-                note("address", &source, "this pod alone has it".to_owned(), Verdict::Passed);
+                note("address", &source, "this pod alone has it".to_owned(), StepVerdict::Passed);
             }
             Err((detail, unidentified)) => {
-                note("address", &source, detail, Verdict::Refused);
+                note("address", &source, detail, StepVerdict::Refused);
                 first.get_or_insert(unidentified);
             }
         }
@@ -129,7 +129,7 @@ fn identity(pod: &Arc<Pod>, node: &str, pods: &Pods, report: &mut Report) -> Res
         Some(unidentified) => Err(unidentified),
         None if identified => Ok(()),
         None => {
-            note("address", "", "none of its own: not yet, or not any more".to_owned(), Verdict::Refused);
+            note("address", "", "none of its own: not yet, or not any more".to_owned(), StepVerdict::Refused);
             let message = format!(
                 "the pod has no address of its own, because its network is not there yet, or its containers have ended; kubectl describe \
                  pod --namespace {} {} says what it waits for",

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::{By, Decision, Report, Step};
-use crate::policy::trace::Verdict;
+use super::{By, Report, ReportStep, ReportedDecision};
+use crate::policy::trace::StepVerdict;
 
 /// The text of a report. Its last line says what came of it, and what to change; where STS refused, the things to look at
 /// stand below that.
@@ -49,9 +49,9 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
         writeln!(text, "note: {}", clean(note))?;
     }
     let decision = match report.decision {
-        Decision::Allowed => "allowed",
-        Decision::Denied => "denied",
-        Decision::Unknown => "not found out",
+        ReportedDecision::Allowed => "allowed",
+        ReportedDecision::Denied => "denied",
+        ReportedDecision::Unknown => "not found out",
     };
     let reason = report.reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
     let end = if report.check.is_empty() { "" } else { "; check, in this order:" };
@@ -62,16 +62,16 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
-fn section(text: &mut String, title: &str, steps: &[Step], report: &Report) -> std::fmt::Result {
+fn section(text: &mut String, title: &str, steps: &[ReportStep], report: &Report) -> std::fmt::Result {
     if steps.is_empty() {
         return Ok(());
     }
     writeln!(text, "\n{title}")?;
     for step in steps {
         let mark = match step.verdict {
-            Verdict::Passed => "ok",
-            Verdict::Refused => "no",
-            Verdict::Skipped => "-",
+            StepVerdict::Passed => "ok",
+            StepVerdict::Refused => "no",
+            StepVerdict::Skipped => "-",
         };
         // The sentence that the text ends with is not said twice.
         let detail = match &report.reason {

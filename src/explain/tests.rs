@@ -37,16 +37,16 @@ fn known_node() -> NodeIdentity {
 }
 
 fn look_at(name: &str, pods: &Pods, rules: Rules) -> (Report, Option<RoleRequest>) {
-    let name = PodName::new("shop", name).unwrap();
+    let name = PodReference::new("shop", name).unwrap();
     look(&name, "node-a", By::Daemon, pods, &Policy::new(rules, known_node()).unwrap())
 }
 
 /// The verdict, its reason, and a part of its sentence.
-fn check(pods: &Pods, name: &str, decision: Decision, reason: Option<&str>, wanted: &str) -> Report {
+fn check(pods: &Pods, name: &str, decision: ReportedDecision, reason: Option<&str>, wanted: &str) -> Report {
     let (report, request) = look_at(name, pods, Rules::default());
     assert_eq!((report.decision, report.reason.as_deref()), (decision, reason), "{report:?}");
     assert!(report.message.contains(wanted), "{report:?}");
-    assert_eq!(request.is_some(), decision == Decision::Allowed, "only an allowed pod has something to ask STS for");
+    assert_eq!(request.is_some(), decision == ReportedDecision::Allowed, "only an allowed pod has something to ask STS for");
     assert_eq!(report.request.is_some(), request.is_some());
     report
 }
@@ -55,10 +55,10 @@ fn check(pods: &Pods, name: &str, decision: Decision, reason: Option<&str>, want
 fn a_pod_is_told_by_an_address_that_it_alone_has() {
     let leaving = Pod { terminating: true, ..pod("leaving", &["10.0.0.2"]) };
     let (_writer, pods) = known([pod("web", &["10.0.0.1"]), leaving]);
-    check(&pods, "web", Decision::Allowed, None, "role/web");
-    let report = check(&pods, "leaving", Decision::Allowed, None, "role/web");
+    check(&pods, "web", ReportedDecision::Allowed, None, "role/web");
+    let report = check(&pods, "leaving", ReportedDecision::Allowed, None, "role/web");
     assert!(report.identity.iter().any(|step| step.detail.contains("its deletion has begun")));
-    check(&pods, "nobody", Decision::Unknown, Some("unknown-pod"), "--output wide");
+    check(&pods, "nobody", ReportedDecision::Unknown, Some("unknown-pod"), "--output wide");
 }
 
 /// No pod gets credentials before that.
@@ -66,15 +66,15 @@ fn a_pod_is_told_by_an_address_that_it_alone_has() {
 fn a_daemon_that_does_not_know_itself_yet_allows_nothing() {
     let (_writer, pods) = known([pod("web", &["10.0.0.1"]), Pod { role: None, ..pod("plain", &["10.0.0.2"]) }]);
     let policy = Policy::new(Rules::default(), NodeIdentity::default()).unwrap();
-    let look_at = |name, by| look(&PodName::new("shop", name).unwrap(), "node-a", by, &pods, &policy);
+    let look_at = |name, by| look(&PodReference::new("shop", name).unwrap(), "node-a", by, &pods, &policy);
     let (report, request) = look_at("web", By::Daemon);
-    assert_eq!((report.decision, report.reason.as_deref()), (Decision::Unknown, Some("identity-unknown")), "{report:?}");
+    assert_eq!((report.decision, report.reason.as_deref()), (ReportedDecision::Unknown, Some("identity-unknown")), "{report:?}");
     assert!(report.message.contains("role/web") && report.message.contains("--assume"), "{report:?}");
     assert!(request.is_some(), "with --assume STS is asked who the daemon is, and the look is taken again");
-    assert_eq!(look_at("plain", By::Daemon).0.decision, Decision::Denied, "what it may not have it will not get");
+    assert_eq!(look_at("plain", By::Daemon).0.decision, ReportedDecision::Denied, "what it may not have it will not get");
     // By the cluster's objects, nobody has asked who asks.
     let (report, _) = look_at("web", By::Cluster);
-    assert!(report.decision == Decision::Allowed && report.notes[0].starts_with("who asks STS is not known"), "{report:?}");
+    assert!(report.decision == ReportedDecision::Allowed && report.notes[0].starts_with("who asks STS is not known"), "{report:?}");
 }
 
 #[test]
@@ -114,17 +114,17 @@ fn what_keeps_a_pod_from_being_told_is_said_with_what_to_do() {
         ("starting", "unknown-pod", "kubectl describe pod"),
         ("node", "unknown-pod", "the node's own"),
     ] {
-        let report = check(&pods, name, Decision::Denied, Some(reason), wanted);
-        assert!(report.identity.iter().filter(|step| step.verdict == Verdict::Refused).count() == 1, "{report:?}");
+        let report = check(&pods, name, ReportedDecision::Denied, Some(reason), wanted);
+        assert!(report.identity.iter().filter(|step| step.verdict == StepVerdict::Refused).count() == 1, "{report:?}");
         assert!(!report.policy.is_empty(), "which role it may have is told nevertheless");
     }
-    check(&pods, "after", Decision::Allowed, None, "role/web");
+    check(&pods, "after", ReportedDecision::Allowed, None, "role/web");
 }
 
 #[test]
 fn one_good_address_is_enough_and_the_other_is_noted() {
     let (_writer, pods) = known([pod("web", &["10.0.0.1", "fd00::1"]), pod("other", &["fd00::1"])]);
-    let report = check(&pods, "web", Decision::Allowed, None, "role/web");
+    let report = check(&pods, "web", ReportedDecision::Allowed, None, "role/web");
     assert!(report.notes[0].contains("from one of its addresses are refused") && report.notes[0].contains("shop/other"), "{report:?}");
 }
 
@@ -132,7 +132,7 @@ fn one_good_address_is_enough_and_the_other_is_noted() {
 fn a_pod_that_is_refused_twice_is_told_both() {
     let unannotated = Pod { role: None, ..pod("one", &["10.0.0.6"]) };
     let (_writer, pods) = known([unannotated, pod("two", &["10.0.0.6"])]);
-    let report = check(&pods, "one", Decision::Denied, Some("ambiguous-pod"), "shop/two");
+    let report = check(&pods, "one", ReportedDecision::Denied, Some("ambiguous-pod"), "shop/two");
     assert!(report.notes[0].contains("its role would be refused, too: neither the pod"), "{report:?}");
 }
 
@@ -147,7 +147,7 @@ fn refusals_of_policy_have_its_own_words() {
         ("plain", accounts, Denial::ServiceAccountUnknown),
     ] {
         let (report, request) = look_at(name, &pods, rules);
-        assert!(request.is_none() && report.decision == Decision::Denied, "{report:?}");
+        assert!(request.is_none() && report.decision == ReportedDecision::Denied, "{report:?}");
         assert_eq!((report.reason.as_deref(), report.message), (Some(denial.name()), denial.to_string()));
     }
     let audit = Rules { restrictions: Restrictions::Audit, ..Rules::default() };

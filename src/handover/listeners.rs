@@ -21,7 +21,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// One socket that listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Listener {
+struct ListeningSocket {
     address: SocketAddr,
     inode: u64,
 }
@@ -77,17 +77,17 @@ fn takes_from(other: SocketAddr, own: SocketAddr) -> bool {
     other.port() == own.port() && (own_ip.is_unspecified() || ip == own_ip)
 }
 
-fn listeners() -> Vec<Listener> {
+fn listeners() -> Vec<ListeningSocket> {
     TABLES.iter().filter_map(|table| std::fs::read_to_string(table).ok()).flat_map(|table| parse(&table)).collect()
 }
 
 /// The columns are: number, local address, remote address, state, queues, timer, retransmits, user, timeout, inode.
-fn parse(table: &str) -> Vec<Listener> {
+fn parse(table: &str) -> Vec<ListeningSocket> {
     let listener = |line: &str| {
         let mut words = line.split_ascii_whitespace();
         let (address, state) = (words.nth(1)?, words.nth(1)?);
         let inode = words.nth(5)?.parse().ok()?;
-        (state == LISTEN).then_some(Listener { address: parse_address(address)?, inode })
+        (state == LISTEN).then_some(ListeningSocket { address: parse_address(address)?, inode })
     };
     table.lines().filter_map(listener).collect()
 }

@@ -23,8 +23,8 @@ impl Bed {
     }
 
     /// Offers a descriptor until dropped.
-    fn offer(&self, fd: impl std::os::fd::AsFd, giver: Option<Giver>) -> (JoinSet<()>, Queue) {
-        let (mut offers, queue) = (JoinSet::new(), Queue::default());
+    fn offer(&self, fd: impl std::os::fd::AsFd, giver: Option<Giver>) -> (JoinSet<()>, AcceptQueue) {
+        let (mut offers, queue) = (JoinSet::new(), AcceptQueue::default());
         offers.spawn(offer(self.path.clone(), fd.as_fd().try_clone_to_owned().unwrap(), queue.clone(), giver));
         (offers, queue)
     }
@@ -60,7 +60,7 @@ async fn the_socket_outlives_who_gave_it_and_loses_no_connection() {
     let (offers, queue) = bed.offer(&first, None);
     bed.offered_instead_of(None).await;
     let _waiting = TcpStream::connect(address).unwrap();
-    let Taken { socket, mut giver } = take(&bed.path, address).await.unwrap().unwrap();
+    let TakenOver { socket, mut giver } = take(&bed.path, address).await.unwrap().unwrap();
     assert!(!queue.is_shared(), "the newcomer does not accept yet");
     giver.accepting().await;
     eventually(|| queue.is_shared()).await;

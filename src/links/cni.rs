@@ -57,8 +57,8 @@ mod parse;
 mod record;
 mod table;
 
-pub use record::Record;
-use table::{Change, Table};
+pub use record::AttachmentRecord;
+use table::{AttachmentTable, Change};
 
 /// The most files that are read. Beyond it, those that were written last count: a node has at most some hundred pods, and
 /// files that nobody removes are older than those of the pods that live.
@@ -66,11 +66,11 @@ pub const MAX_FILES: usize = 4096;
 
 /// The attachments that the result files describe; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Results(Arc<Inner>);
+pub struct Results(Arc<CniResultsInner>);
 
 #[derive(Debug)]
-struct Inner {
-    table: RwLock<Table>,
+struct CniResultsInner {
+    table: RwLock<AttachmentTable>,
     /// The table's, so that a node without files pays for no lock.
     used: AtomicUsize,
     generation: AtomicU64,
@@ -90,8 +90,8 @@ impl Results {
     }
 
     fn with_room(room: usize) -> Self {
-        Self(Arc::new(Inner {
-            table: RwLock::new(Table::new(room)),
+        Self(Arc::new(CniResultsInner {
+            table: RwLock::new(AttachmentTable::new(room)),
             used: AtomicUsize::new(0),
             generation: AtomicU64::new(0),
             changed: signal::Sender::new(0),
@@ -100,7 +100,7 @@ impl Results {
 
     /// Calls `look` with the records of attachments that name this address, the one written last first; usually none or one. The table
     /// is locked for reading meanwhile: `look` must be quick, and must not call other methods of this handle.
-    pub fn look<T>(&self, ip: IpAddr, look: impl FnOnce(&[Record]) -> T) -> T {
+    pub fn look<T>(&self, ip: IpAddr, look: impl FnOnce(&[AttachmentRecord]) -> T) -> T {
         if self.count() == 0 {
             return look(&[]);
         }
@@ -108,7 +108,7 @@ impl Results {
     }
 
     /// Returns the records of attachments that name this address, the one written last first.
-    pub fn of(&self, ip: IpAddr) -> Vec<Record> {
+    pub fn of(&self, ip: IpAddr) -> Vec<AttachmentRecord> {
         self.look(ip, <[_]>::to_vec)
     }
 
@@ -129,12 +129,12 @@ impl Results {
     }
 
     /// The table is plain data that every writer leaves whole, so a panic elsewhere does not spoil it.
-    fn read(&self) -> RwLockReadGuard<'_, Table> {
+    fn read(&self) -> RwLockReadGuard<'_, AttachmentTable> {
         self.0.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the table, and wakes whoever waits where that was news.
-    fn write(&self, change: impl FnOnce(&mut Table) -> Change) -> Change {
+    fn write(&self, change: impl FnOnce(&mut AttachmentTable) -> Change) -> Change {
         let mut table = self.0.table.write().unwrap_or_else(PoisonError::into_inner);
         let change = change(&mut table);
         self.0.used.store(table.used(), Ordering::Release);

@@ -10,14 +10,14 @@ use crate::netlink::{Forwarding, Interface, Mac, Message};
 
 /// A network: the addresses that begin with the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Network {
+pub(super) struct Prefix {
     /// Its first address, or any other.
     pub(super) ip: IpAddr,
     /// How many bits they have in common.
     pub(super) prefix: u8,
 }
 
-impl Network {
+impl Prefix {
     /// Whether it holds this address.
     pub(super) fn contains(self, ip: IpAddr) -> bool {
         // A shift by all bits has no result: a prefix of length 0 contains every address.
@@ -37,7 +37,7 @@ impl Network {
 
 /// A change that the kernel announced.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Event {
+pub(super) enum LinkEvent {
     /// An interface was added or changed.
     Interface(Interface),
     /// An interface was removed.
@@ -45,7 +45,7 @@ pub(super) enum Event {
     /// An interface became, or is no longer, a port of a bridge.
     Port { interface: u32, bridge: Option<u32> },
     /// The routes to these addresses may have changed.
-    Routes(Network),
+    Routes(Prefix),
     /// Every route may have changed.
     AllRoutes,
     /// The link-layer address of a neighbour; `None` if the kernel has none any more.
@@ -54,7 +54,7 @@ pub(super) enum Event {
     Forwarding { bridge: u32, mac: Mac, vlan: Option<u16>, port: Option<u32> },
 }
 
-impl Event {
+impl LinkEvent {
     /// Parses a notification; `None` if it changes nothing here, or is malformed.
     pub(super) fn read(message: &Message<'_>) -> Option<Self> {
         let body = message.body;
@@ -79,15 +79,15 @@ impl Event {
     }
 }
 
-fn neighbour(body: &[u8], is_there: bool) -> Option<Event> {
+fn neighbour(body: &[u8], is_there: bool) -> Option<LinkEvent> {
     let interface = number(body.get(4..8)?)?;
     let attributes = body.get(NDMSG..)?;
     let ip = address(attribute(attributes, NDA_DST)?)?;
     let mac = attribute(attributes, NDA_LLADDR).filter(|_| is_there).and_then(|mac| mac.try_into().ok());
-    Some(Event::Neighbour { interface, ip, mac })
+    Some(LinkEvent::Neighbour { interface, ip, mac })
 }
 
-fn network(body: &[u8]) -> Option<Network> {
+fn network(body: &[u8]) -> Option<Prefix> {
     // linux/socket.h: AF_INET, AF_INET6. Others (MPLS, multicast) lead to no address.
     let any: IpAddr = match body.first()? {
         2 => [0; 4].into(),
@@ -98,7 +98,7 @@ fn network(body: &[u8]) -> Option<Network> {
         Some(octets) => address(octets)?,
         None => any,
     };
-    Some(Network { ip, prefix: (*body.get(1)?).min(prefix_of_one(ip)) })
+    Some(Prefix { ip, prefix: (*body.get(1)?).min(prefix_of_one(ip)) })
 }
 
 #[cfg(test)]
@@ -112,12 +112,12 @@ mod tests {
 
     const MAC: Mac = [2, 0, 0, 0, 0, 7];
 
-    fn read(kind: u16, body: &[u8]) -> Option<Event> {
+    fn read(kind: u16, body: &[u8]) -> Option<LinkEvent> {
         // However the input is truncated, nothing is read past its end.
         for length in 0..body.len() {
-            let _ = Event::read(&Message { kind, flags: 0, sequence: 0, body: &body[..length] });
+            let _ = LinkEvent::read(&Message { kind, flags: 0, sequence: 0, body: &body[..length] });
         }
-        Event::read(&Message { kind, flags: 0, sequence: 0, body })
+        LinkEvent::read(&Message { kind, flags: 0, sequence: 0, body })
     }
 
     #[test]
@@ -126,11 +126,11 @@ mod tests {
         append(&mut body, IFLA_IFNAME, b"veth7\0");
         append(&mut body, IFLA_MASTER, &3_u32.to_ne_bytes());
         let interface = Interface { index: 7, name: "veth7".into(), mac: None, kind: None, master: Some(3), is_up: true, vlan: None };
-        assert_eq!(read(RTM_NEWLINK, &body), Some(Event::Interface(interface)));
-        assert_eq!(read(RTM_DELLINK, &body), Some(Event::Gone(7)));
+        assert_eq!(read(RTM_NEWLINK, &body), Some(LinkEvent::Interface(interface)));
+        assert_eq!(read(RTM_DELLINK, &body), Some(LinkEvent::Gone(7)));
         body[0] = bridge_family();
-        assert_eq!(read(RTM_NEWLINK, &body), Some(Event::Port { interface: 7, bridge: Some(3) }));
-        assert_eq!(read(RTM_DELLINK, &body), Some(Event::Port { interface: 7, bridge: None }), "the interface stays");
+        assert_eq!(read(RTM_NEWLINK, &body), Some(LinkEvent::Port { interface: 7, bridge: Some(3) }));
+        assert_eq!(read(RTM_DELLINK, &body), Some(LinkEvent::Port { interface: 7, bridge: None }), "the interface stays");
     }
 
     #[test]
@@ -139,7 +139,7 @@ mod tests {
             let ip: IpAddr = ip.parse().unwrap();
             let mut body = neighbour_message(family(ip), 3, 2).to_vec();
             append(&mut body, NDA_DST, &octets(ip));
-            let neighbour = |mac| Some(Event::Neighbour { interface: 3, ip, mac });
+            let neighbour = |mac| Some(LinkEvent::Neighbour { interface: 3, ip, mac });
             assert_eq!(read(RTM_NEWNEIGH, &body), neighbour(None));
             append(&mut body, NDA_LLADDR, &MAC);
             assert_eq!(read(RTM_NEWNEIGH, &body), neighbour(Some(MAC)));
@@ -156,7 +156,7 @@ mod tests {
             append(&mut body, NDA_MASTER, &3_u32.to_ne_bytes());
             body
         };
-        let entry = |port| Some(Event::Forwarding { bridge: 3, mac: MAC, vlan: None, port });
+        let entry = |port| Some(LinkEvent::Forwarding { bridge: 3, mac: MAC, vlan: None, port });
         assert_eq!(read(RTM_NEWNEIGH, &body(2)), entry(Some(7)));
         assert_eq!(read(RTM_NEWNEIGH, &body(NUD_PERMANENT)), entry(None));
         assert_eq!(read(RTM_DELNEIGH, &body(2)), entry(None));
@@ -178,13 +178,13 @@ mod tests {
                 append(&mut body, RTA_DST, &octets(ip));
             }
             for kind in [RTM_NEWROUTE, RTM_DELROUTE] {
-                let Some(Event::Routes(network)) = read(kind, &body) else { panic!("{ip}/{prefix}") };
+                let Some(LinkEvent::Routes(network)) = read(kind, &body) else { panic!("{ip}/{prefix}") };
                 assert!(network.contains(inside.parse().unwrap()) && !network.contains(outside.parse().unwrap()), "{ip}/{prefix}");
             }
         }
         assert_eq!(read(RTM_NEWROUTE, &route_message(28, 20, 0, 0)), None, "MPLS");
         for kind in [RTM_NEWRULE, RTM_DELRULE, RTM_NEWNEXTHOP, RTM_DELNEXTHOP, RTM_DELADDR] {
-            assert_eq!(read(kind, &[2]), Some(Event::AllRoutes));
+            assert_eq!(read(kind, &[2]), Some(LinkEvent::AllRoutes));
         }
         assert_eq!(read(RTM_NEWROUTE, &[]), None);
     }

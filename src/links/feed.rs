@@ -9,8 +9,8 @@ use nix::errno::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::event::Event;
-use super::table::Queue;
+use super::event::LinkEvent;
+use super::table::NotificationQueue;
 use crate::netlink::Notifications;
 use crate::netlink::message::messages;
 
@@ -37,7 +37,7 @@ const LONGEST: usize = 32 * 1024;
 
 /// How a turn of reading ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(super) enum ReadTurn {
     /// Everything is read; `lost` says whether notifications were lost since the last time.
     Empty { lost: bool },
     /// There is more.
@@ -97,45 +97,45 @@ impl Feed {
     }
 
     /// Records that notifications of this queue were lost.
-    pub(super) fn lose(&mut self, queue: Queue) {
+    pub(super) fn lose(&mut self, queue: NotificationQueue) {
         self.side(queue).lost = true;
     }
 
     /// Records that the lost notifications have been compensated for.
-    pub(super) fn is_complete(&mut self, queue: Queue) {
+    pub(super) fn is_complete(&mut self, queue: NotificationQueue) {
         self.side(queue).lost = false;
     }
 
     /// Whether notifications of this queue were lost, and that has not been made up for.
-    pub(super) fn is_lost(&self, queue: Queue) -> bool {
+    pub(super) fn is_lost(&self, queue: NotificationQueue) -> bool {
         match queue {
-            Queue::Topology => self.topology.lost,
-            Queue::Neighbours => self.neighbours.lost,
+            NotificationQueue::Topology => self.topology.lost,
+            NotificationQueue::Neighbours => self.neighbours.lost,
         }
     }
 
-    fn side(&mut self, queue: Queue) -> &mut Side {
+    fn side(&mut self, queue: NotificationQueue) -> &mut Side {
         match queue {
-            Queue::Topology => &mut self.topology,
-            Queue::Neighbours => &mut self.neighbours,
+            NotificationQueue::Topology => &mut self.topology,
+            NotificationQueue::Neighbours => &mut self.neighbours,
         }
     }
 
     /// Reads at most so many notifications, and passes on their events.
-    pub(super) fn read(&mut self, queue: Queue, most: usize, mut take_in: impl FnMut(Event)) -> io::Result<Turn> {
+    pub(super) fn read(&mut self, queue: NotificationQueue, most: usize, mut take_in: impl FnMut(LinkEvent)) -> io::Result<ReadTurn> {
         let side = match queue {
-            Queue::Topology => &mut self.topology,
-            Queue::Neighbours => &mut self.neighbours,
+            NotificationQueue::Topology => &mut self.topology,
+            NotificationQueue::Neighbours => &mut self.neighbours,
         };
         for _ in 0..most {
             match side.notifications.next(&mut self.buffer) {
-                Ok(Some(bytes)) => messages(bytes).filter_map(|message| Event::read(&message)).for_each(&mut take_in),
-                Ok(None) => return Ok(Turn::Empty { lost: side.lost }),
+                Ok(Some(bytes)) => messages(bytes).filter_map(|message| LinkEvent::read(&message)).for_each(&mut take_in),
+                Ok(None) => return Ok(ReadTurn::Empty { lost: side.lost }),
                 // The notifications still in the queue are older than that.
                 Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => side.lost = true,
                 Err(error) => return Err(error),
             }
         }
-        Ok(Turn::More)
+        Ok(ReadTurn::More)
     }
 }

@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::feed::{Feed, Turn};
-use super::table::Queue;
-use super::{Shared, blocking};
+use super::feed::{Feed, ReadTurn};
+use super::table::NotificationQueue;
+use super::{SharedLinks, blocking};
 
 /// The most notifications that are read at one go, of each queue. The rest is left to the next turn.
 const AT_ONE_GO: usize = 1024;
@@ -32,14 +32,14 @@ enum Progress {
     Lost,
 }
 
-impl Shared {
+impl SharedLinks {
     /// Reads notifications, up to a bound, and takes them in, without waiting for the kernel. Where interfaces have to be read
     /// again, that is left to the keeper, and the queue stays behind until then.
-    pub(super) fn take_in(&self, queue: Queue) -> io::Result<()> {
+    pub(super) fn take_in(&self, queue: NotificationQueue) -> io::Result<()> {
         self.announcing(|| {
             let mut feed = self.feed();
             // The keeper's answer about interfaces must not be older than what is in the table.
-            if queue == Queue::Topology && feed.is_lost(queue) {
+            if queue == NotificationQueue::Topology && feed.is_lost(queue) {
                 return Ok(());
             }
             if self.read(&mut feed, queue)? == Progress::Lost {
@@ -52,7 +52,7 @@ impl Shared {
     /// Follows the notifications for as long as they can be read.
     pub(super) async fn follow(&self) -> Result<Infallible, io::Error> {
         let (topology, neighbours) = self.feed().register()?;
-        for queue in [Queue::Topology, Queue::Neighbours] {
+        for queue in [NotificationQueue::Topology, NotificationQueue::Neighbours] {
             // What changed before a new subscription is not announced in it.
             if self.table().is_behind(queue) {
                 self.feed().lose(queue);
@@ -66,22 +66,22 @@ impl Shared {
             let (queue, ready) = tokio::select! {
                 // Changes of the topology are rare, and matter most.
                 biased;
-                ready = topology.readable() => (Queue::Topology, Some(ready?)),
-                () = self.resync.notified() => (Queue::Topology, None),
+                ready = topology.readable() => (NotificationQueue::Topology, Some(ready?)),
+                () = self.resync.notified() => (NotificationQueue::Topology, None),
                 ready = async {
                     tokio::time::sleep_until(next_neighbours).await;
                     neighbours.readable().await
-                } => (Queue::Neighbours, Some(ready?)),
+                } => (NotificationQueue::Neighbours, Some(ready?)),
             };
             let progress = self.keep_up(queue)?;
-            if queue == Queue::Neighbours {
+            if queue == NotificationQueue::Neighbours {
                 next_neighbours = Instant::now() + NEIGHBOURS_APART;
             }
             if progress == Progress::CaughtUp {
                 ready.into_iter().for_each(|mut ready| ready.clear_ready());
                 continue;
             }
-            if queue == Queue::Topology {
+            if queue == NotificationQueue::Topology {
                 // The queue itself may be empty.
                 self.resync.notify_one();
             }
@@ -90,7 +90,7 @@ impl Shared {
     }
 
     /// Takes a turn of the keeper's. It may wait for the kernel.
-    fn keep_up(&self, queue: Queue) -> io::Result<Progress> {
+    fn keep_up(&self, queue: NotificationQueue) -> io::Result<Progress> {
         self.announcing(|| {
             let progress = self.read(&mut self.feed(), queue)?;
             if progress == Progress::Lost {
@@ -110,10 +110,10 @@ impl Shared {
     }
 
     /// Reads notifications, up to a bound, and takes them in.
-    fn read(&self, feed: &mut Feed, queue: Queue) -> io::Result<Progress> {
+    fn read(&self, feed: &mut Feed, queue: NotificationQueue) -> io::Result<Progress> {
         let was_behind = self.table().is_behind(queue);
         let turn = feed.read(queue, AT_ONE_GO, |event| self.change(|table| table.apply(&event)))?;
-        if turn != (Turn::Empty { lost: false }) {
+        if turn != (ReadTurn::Empty { lost: false }) {
             // From here on nobody needs what is in the queue.
             self.change(|table| table.fall_behind(queue));
             if !was_behind {
@@ -122,9 +122,9 @@ impl Shared {
             }
         }
         match turn {
-            Turn::More => Ok(Progress::More),
-            Turn::Empty { lost: true } if queue == Queue::Topology => Ok(Progress::Lost),
-            Turn::Empty { lost } => {
+            ReadTurn::More => Ok(Progress::More),
+            ReadTurn::Empty { lost: true } if queue == NotificationQueue::Topology => Ok(Progress::Lost),
+            ReadTurn::Empty { lost } => {
                 // The kernel queued nothing after what was lost, so that all that was read is from before.
                 if lost || was_behind {
                     self.change(|table| {

@@ -7,17 +7,17 @@
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
-use super::event::Event;
+use super::event::LinkEvent;
 use super::{Link, LinkKind, Reach};
 use crate::digest::Digest;
-use crate::netlink::{Interface, Mac, Route};
+use crate::netlink::{Interface, KernelRoute, Mac};
 use crate::sorted::Sorted;
 
 mod interface;
 mod record;
 
-pub(super) use interface::{Kind, Known};
-use record::{Kept, Knows, Record, State, key};
+pub(super) use interface::{InterfaceKind, KnownInterface};
+use record::{AddressRecord, Kept, Knows, LookupState, key};
 
 /// How many addresses are remembered. More are forgotten together, and asked for again; a node has some hundred pods.
 pub(super) const RECORDS: usize = 16_384;
@@ -26,7 +26,7 @@ const SPARE_MACS: usize = 256;
 
 /// One of the two queues of notifications.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Queue {
+pub(super) enum NotificationQueue {
     /// Interfaces, routes, rules and addresses: only administrators of the node's network can fill it.
     Topology,
     /// Neighbours and forwarding databases: pods can fill it.
@@ -35,7 +35,7 @@ pub(super) enum Queue {
 
 /// What the kernel answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum KernelAnswer {
     Nowhere,
     Own { interface: u32 },
     Shared { interface: u32 },
@@ -43,46 +43,46 @@ pub(super) enum Found {
 }
 
 /// What a route says about the link. If it leads to a bridge, the rest needs further queries.
-pub(super) fn classify(route: Route, interface: Option<&Known>) -> Found {
+pub(super) fn classify(route: KernelRoute, interface: Option<&KnownInterface>) -> KernelAnswer {
     let number = route.interface;
     if !route.is_unicast {
-        return Found::Nowhere;
+        return KernelAnswer::Nowhere;
     }
     match interface {
         Some(known) if !route.by_gateway => match known.kind {
-            Kind::Bridge { .. } => Found::Bridge { interface: number, mac: None, port: None },
+            InterfaceKind::Bridge { .. } => KernelAnswer::Bridge { interface: number, mac: None, port: None },
             // A wider route leads to many: Cilium's cilium_host is an end of a veth as well.
-            Kind::Pair if route.for_one && known.master().is_none() => Found::Own { interface: number },
-            Kind::Pair | Kind::Other => Found::Shared { interface: number },
+            InterfaceKind::Pair if route.for_one && known.master().is_none() => KernelAnswer::Own { interface: number },
+            InterfaceKind::Pair | InterfaceKind::Other => KernelAnswer::Shared { interface: number },
         },
-        _ => Found::Shared { interface: number },
+        _ => KernelAnswer::Shared { interface: number },
     }
 }
 
 /// The table.
 #[derive(Debug, Default)]
-pub(super) struct Table {
-    records: Sorted<Record>,
+pub(super) struct LinkTable {
+    records: Sorted<AddressRecord>,
     /// The link-layer addresses of the records, and perhaps some more: most notifications are about none of them.
     macs: Sorted<Mac>,
-    links: Sorted<Known>,
+    links: Sorted<KnownInterface>,
     has_bridges: bool,
     behind_topology: bool,
     behind_neighbours: bool,
     generation: u64,
 }
 
-impl Table {
+impl LinkTable {
     /// Returns the cached result for this address, if it is still valid.
     pub(super) fn fresh(&self, ip: IpAddr) -> Option<Reach> {
-        self.records.get(&key(ip)).and_then(Record::fresh)
+        self.records.get(&key(ip)).and_then(AddressRecord::fresh)
     }
 
     pub(super) fn generation(&self) -> u64 {
         self.generation
     }
 
-    pub(super) fn link(&self, index: u32) -> Option<&Known> {
+    pub(super) fn link(&self, index: u32) -> Option<&KnownInterface> {
         self.links.get(&index)
     }
 
@@ -94,10 +94,10 @@ impl Table {
         self.has_bridges
     }
 
-    pub(super) fn is_behind(&self, queue: Queue) -> bool {
+    pub(super) fn is_behind(&self, queue: NotificationQueue) -> bool {
         match queue {
-            Queue::Topology => self.behind_topology,
-            Queue::Neighbours => self.behind_neighbours,
+            NotificationQueue::Topology => self.behind_topology,
+            NotificationQueue::Neighbours => self.behind_neighbours,
         }
     }
 
@@ -113,7 +113,7 @@ impl Table {
             self.macs.clear();
             self.generation += 1;
         }
-        self.records.get_or_insert(&key(ip), || Record::new(ip)).state = State::Asked;
+        self.records.get_or_insert(&key(ip), || AddressRecord::new(ip)).state = LookupState::Asked;
     }
 
     /// Stores the first part of a result, so that notifications about this link-layer address apply from here on.
@@ -133,26 +133,26 @@ impl Table {
     }
 
     /// Stores the result. Returns it, and whether it is cached: it is not if a change was announced in the meantime.
-    pub(super) fn answer(&mut self, ip: IpAddr, found: Found) -> (Reach, bool) {
-        let is_behind = self.behind_topology || (self.behind_neighbours && matches!(found, Found::Bridge { .. }));
+    pub(super) fn answer(&mut self, ip: IpAddr, found: KernelAnswer) -> (Reach, bool) {
+        let is_behind = self.behind_topology || (self.behind_neighbours && matches!(found, KernelAnswer::Bridge { .. }));
         // Others may have been forgotten together with it.
-        let record = self.records.get_or_insert(&key(ip), || Record::new(ip));
-        let is_kept = record.state == State::Asked && !is_behind;
+        let record = self.records.get_or_insert(&key(ip), || AddressRecord::new(ip));
+        let is_kept = record.state == LookupState::Asked && !is_behind;
         let mut knows = Knows::Nothing;
         let reach = match found {
-            Found::Nowhere => {
+            KernelAnswer::Nowhere => {
                 record.at(Kept::Nowhere, 0);
                 Reach::Nowhere
             }
-            Found::Own { interface } => {
+            KernelAnswer::Own { interface } => {
                 record.at(Kept::Own, interface);
                 Reach::By(Link { interface, kind: LinkKind::Own })
             }
-            Found::Shared { interface } => {
+            KernelAnswer::Shared { interface } => {
                 record.at(Kept::Shared, interface);
                 Reach::By(Link { interface, kind: LinkKind::Shared })
             }
-            Found::Bridge { interface, mac, port } => {
+            KernelAnswer::Bridge { interface, mac, port } => {
                 record.at(Kept::Bridge(None), interface);
                 let other_mac = mac.is_some_and(|mac| record.saw_mac(mac));
                 let other_port = port.and_then(NonZeroU32::new).is_some_and(|port| record.saw_port(port));
@@ -168,7 +168,7 @@ impl Table {
                 Reach::By(Link { interface, kind: LinkKind::Bridge { mac, port, moved: record.moved } })
             }
         };
-        record.state = if is_kept { State::Fresh(knows) } else { State::Stale };
+        record.state = if is_kept { LookupState::Fresh(knows) } else { LookupState::Stale };
         let mac = record.last_mac();
         mac.into_iter().for_each(|mac| self.remember(mac));
         if !is_kept {
@@ -180,7 +180,7 @@ impl Table {
 
     fn remember(&mut self, mac: Mac) {
         if self.macs.insert(mac).is_none() && self.macs.len() > 2 * self.records.len() + SPARE_MACS {
-            self.macs = self.records.iter().filter_map(Record::last_mac).collect();
+            self.macs = self.records.iter().filter_map(AddressRecord::last_mac).collect();
         }
     }
 
@@ -195,13 +195,13 @@ impl Table {
 
     /// Notifications of this queue were lost, or are still unread. Until it has caught up, results that they concern are not
     /// cached.
-    pub(super) fn fall_behind(&mut self, queue: Queue) {
+    pub(super) fn fall_behind(&mut self, queue: NotificationQueue) {
         match queue {
-            Queue::Topology => {
+            NotificationQueue::Topology => {
                 self.behind_topology = true;
                 self.make_stale(|_| true);
             }
-            Queue::Neighbours => {
+            NotificationQueue::Neighbours => {
                 self.behind_neighbours = true;
                 self.make_stale(|record| record.is_behind_bridge());
             }
@@ -217,34 +217,34 @@ impl Table {
     }
 
     /// Everything that was announced in this queue has been applied.
-    pub(super) fn catch_up(&mut self, queue: Queue) {
+    pub(super) fn catch_up(&mut self, queue: NotificationQueue) {
         match queue {
-            Queue::Topology => self.behind_topology = false,
-            Queue::Neighbours => self.behind_neighbours = false,
+            NotificationQueue::Topology => self.behind_topology = false,
+            NotificationQueue::Neighbours => self.behind_neighbours = false,
         }
     }
 
     /// Replaces the interfaces.
     pub(super) fn set_links(&mut self, interfaces: &[Interface]) {
-        self.links = interfaces.iter().map(Known::of).collect();
+        self.links = interfaces.iter().map(KnownInterface::of).collect();
         self.look_for_bridges();
         self.make_stale(|_| true);
     }
 
     /// Applies a change that the kernel announced.
-    pub(super) fn apply(&mut self, event: &Event) {
+    pub(super) fn apply(&mut self, event: &LinkEvent) {
         match event {
-            Event::Routes(network) => self.make_stale(|record| network.contains(record.ip())),
-            Event::AllRoutes => self.make_stale(|_| true),
-            Event::Neighbour { interface, ip, mac } => self.neighbour(*interface, *ip, *mac),
-            Event::Forwarding { bridge, mac, vlan, port } => self.forwarding(*bridge, *mac, *vlan, port.and_then(NonZeroU32::new)),
-            Event::Interface(interface) => self.interface(Known::of(interface)),
-            Event::Port { interface, bridge } => {
+            LinkEvent::Routes(network) => self.make_stale(|record| network.contains(record.ip())),
+            LinkEvent::AllRoutes => self.make_stale(|_| true),
+            LinkEvent::Neighbour { interface, ip, mac } => self.neighbour(*interface, *ip, *mac),
+            LinkEvent::Forwarding { bridge, mac, vlan, port } => self.forwarding(*bridge, *mac, *vlan, port.and_then(NonZeroU32::new)),
+            LinkEvent::Interface(interface) => self.interface(KnownInterface::of(interface)),
+            LinkEvent::Port { interface, bridge } => {
                 if let Some(known) = self.links.get(interface) {
                     self.interface(known.with_master(*bridge));
                 }
             }
-            Event::Gone(index) => {
+            LinkEvent::Gone(index) => {
                 // Results of CNI plugins are compared with the interfaces that there are.
                 self.generation += u64::from(self.links.remove(index).is_some());
                 self.look_for_bridges();
@@ -253,7 +253,7 @@ impl Table {
         }
     }
 
-    fn interface(&mut self, now: Known) {
+    fn interface(&mut self, now: KnownInterface) {
         // A new one leads nowhere: a route to it is announced by itself.
         let before = self.links.insert(now);
         self.look_for_bridges();
@@ -272,8 +272,8 @@ impl Table {
     }
 
     fn look_for_bridges(&mut self) {
-        let is_bridge = |index| self.links.get(&index).is_some_and(|known| matches!(known.kind, Kind::Bridge { .. }));
-        self.has_bridges = self.links.iter().filter_map(Known::master).any(is_bridge);
+        let is_bridge = |index| self.links.get(&index).is_some_and(|known| matches!(known.kind, InterfaceKind::Bridge { .. }));
+        self.has_bridges = self.links.iter().filter_map(KnownInterface::master).any(is_bridge);
     }
 
     fn neighbour(&mut self, interface: u32, ip: IpAddr, mac: Option<Mac>) {
@@ -287,11 +287,11 @@ impl Table {
                 self.generation = next;
             }
             // A neighbour is confirmed, suspected and confirmed again all the time, with the same address.
-            if is_other || before != mac || record.state == State::Asked {
+            if is_other || before != mac || record.state == LookupState::Asked {
                 self.drop_record(ip);
             }
             mac.into_iter().for_each(|mac| self.remember(mac));
-        } else if record.state == State::Asked {
+        } else if record.state == LookupState::Asked {
             self.drop_record(ip);
         }
     }
@@ -301,7 +301,7 @@ impl Table {
             return;
         }
         // In another VLAN, the same address may belong to another pod.
-        let own = self.links.get(&bridge).and_then(|known| if let Kind::Bridge { vlan } = known.kind { vlan } else { None });
+        let own = self.links.get(&bridge).and_then(|known| if let InterfaceKind::Bridge { vlan } = known.kind { vlan } else { None });
         if vlan != own {
             return;
         }
@@ -313,27 +313,27 @@ impl Table {
                 record.moved = next;
                 self.generation = next;
             }
-            if (is_other || before != port || record.state == State::Asked) && record.state != State::Stale {
-                record.state = State::Stale;
+            if (is_other || before != port || record.state == LookupState::Asked) && record.state != LookupState::Stale {
+                record.state = LookupState::Stale;
                 self.generation = next;
             }
         }
     }
 
     fn drop_record(&mut self, ip: IpAddr) {
-        if let Some(record) = self.records.get_mut(&key(ip)).filter(|record| record.state != State::Stale) {
-            record.state = State::Stale;
+        if let Some(record) = self.records.get_mut(&key(ip)).filter(|record| record.state != LookupState::Stale) {
+            record.state = LookupState::Stale;
             self.generation += 1;
         }
     }
 
-    fn make_stale(&mut self, concerns: impl Fn(&Record) -> bool) {
+    fn make_stale(&mut self, concerns: impl Fn(&AddressRecord) -> bool) {
         let mut is_changed = false;
         for record in self.records.iter_mut() {
             // What is being asked for may be answered from before.
-            let is_asked = record.state == State::Asked;
-            if record.state != State::Stale && (is_asked || concerns(record)) {
-                record.state = State::Stale;
+            let is_asked = record.state == LookupState::Asked;
+            if record.state != LookupState::Stale && (is_asked || concerns(record)) {
+                record.state = LookupState::Stale;
                 is_changed = true;
             }
         }

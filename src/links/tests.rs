@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 
 use super::cni::Results;
-use super::view::View;
+use super::view::NodeView;
 use super::witness::Witness as _;
 use super::*;
 
@@ -61,7 +61,7 @@ fn the_kernel_may_be_asked_with_and_without_a_runtime() {
 #[tokio::test(start_paused = true)]
 async fn changes_without_end_are_announced_together_and_the_last_one_always() {
     let links = Links::none();
-    let view = View::new(links.clone(), Results::none(), None);
+    let view = NodeView::new(links.clone(), Results::none(), None);
     let mut announced = view.changes();
     let keeper = tokio::spawn(view.keep());
     // Each change lets the keeper run, and a millisecond pass.
@@ -118,15 +118,15 @@ fn where_notifications_were_lost_only_the_keeper_waits_for_the_kernel() {
         ends(move || links.catch_up())
     };
     let question = shared.netlink();
-    shared.feed().lose(Queue::Topology);
+    shared.feed().lose(NotificationQueue::Topology);
     assert!(catch_up());
-    assert!(shared.feed().is_lost(Queue::Topology), "nobody has made up for it");
+    assert!(shared.feed().is_lost(NotificationQueue::Topology), "nobody has made up for it");
 
     runtime.spawn({
         let links = links.clone();
         async move { links.keep().await }
     });
-    until(|| shared.table().is_behind(Queue::Topology));
+    until(|| shared.table().is_behind(NotificationQueue::Topology));
     assert!(catch_up());
     let of_keeper = shared.clone();
     assert!(ends(move || drop(of_keeper.feed())), "the keeper asks the kernel without holding up who reads notifications");
@@ -134,11 +134,11 @@ fn where_notifications_were_lost_only_the_keeper_waits_for_the_kernel() {
     runtime.spawn(async move { done.send(()).unwrap() });
     assert_eq!(is_done.recv_timeout(Duration::from_secs(10)), Ok(()), "other tasks go on");
     drop(question);
-    let is_complete = || !shared.feed().is_lost(Queue::Topology) && !shared.table().is_behind(Queue::Topology);
+    let is_complete = || !shared.feed().is_lost(NotificationQueue::Topology) && !shared.table().is_behind(NotificationQueue::Topology);
     until(is_complete);
 
     // The queue itself may be read to its end by others before the keeper knows of the loss.
-    shared.feed().lose(Queue::Topology);
+    shared.feed().lose(NotificationQueue::Topology);
     shared.resync.notify_one();
     until(is_complete);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::cni::{Record, Results};
+use super::cni::{AttachmentRecord, Results};
 use super::witness::{Attached, Sight, Witness};
 use super::{Link, LinkKind, Links};
 
@@ -16,7 +16,7 @@ const ANNOUNCEMENTS_APART: Duration = Duration::from_millis(20);
 
 /// The node's view of its pods; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct View {
+pub struct NodeView {
     links: Links,
     results: Results,
     /// When the node was booted; `None` where that is not known.
@@ -24,7 +24,7 @@ pub struct View {
     changed: Arc<watch::Sender<u64>>,
 }
 
-impl View {
+impl NodeView {
     /// Creates a view of these two. CNI results from before `booted` are left over from before the node's last boot.
     pub fn new(links: Links, results: Results, booted: Option<Timestamp>) -> Self {
         Self { links, results, booted, changed: Arc::new(watch::Sender::new(0)) }
@@ -49,7 +49,7 @@ impl View {
 
     /// The link that a result names for its pod, where that link exists and `seen` leads to it; otherwise the result is left over
     /// from a pod that is gone, and says nothing.
-    fn link_of(&self, attachment: &Record, seen: Link) -> Option<Link> {
+    fn link_of(&self, attachment: &AttachmentRecord, seen: Link) -> Option<Link> {
         if self.booted.is_some_and(|booted| attachment.written() < booted) {
             return None;
         }
@@ -69,7 +69,7 @@ impl View {
     }
 }
 
-impl Witness for View {
+impl Witness for NodeView {
     fn generation(&self) -> u64 {
         // Both only grow, so their sum changes with each of them.
         self.links.generation().wrapping_add(self.results.generation())

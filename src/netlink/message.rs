@@ -100,11 +100,11 @@ const NLA_TYPE_MASK: u16 = 0x3fff;
 
 /// A request under construction.
 #[derive(Debug)]
-pub(crate) struct Request {
+pub(crate) struct NetlinkRequest {
     bytes: Vec<u8>,
 }
 
-impl Request {
+impl NetlinkRequest {
     /// Starts a request with the fixed part that every message of its kind begins with.
     pub(crate) fn new(kind: u16, flags: u16, fixed: &[u8]) -> Self {
         let mut bytes = vec![0; HEADER];
@@ -275,10 +275,10 @@ mod tests {
 
     #[test]
     fn messages_are_split_and_never_read_past_the_end() {
-        let first = Request::new(RTM_NEWLINK, NLM_F_ACK, &[1, 2, 3]).finish(5);
+        let first = NetlinkRequest::new(RTM_NEWLINK, NLM_F_ACK, &[1, 2, 3]).finish(5);
         let mut bytes = first.clone();
         bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes.extend(Request::new(NLMSG_DONE, 0, &[9; 4]).finish(6));
+        bytes.extend(NetlinkRequest::new(NLMSG_DONE, 0, &[9; 4]).finish(6));
         let read: Vec<_> = messages(&bytes).collect();
         let wanted = [
             Message { kind: RTM_NEWLINK, flags: NLM_F_ACK | NLM_F_REQUEST, sequence: 5, body: &[1, 2, 3] },

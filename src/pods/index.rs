@@ -20,7 +20,7 @@ mod tombstones;
 
 pub use known::{Claims, Namespace, NodeAddresses, Pod, PodName, PodUid, Sandbox, ServiceAccount, Surroundings};
 use named::Named;
-use needs::Needs;
+use needs::PodNeeds;
 use tombstones::Tombstones;
 
 use crate::digest::Digest;
@@ -29,7 +29,7 @@ type Name = (String, String);
 
 /// A pod, and when it was so: its `metadata.resourceVersion`, where that is a number.
 #[derive(Debug)]
-struct Held {
+struct VersionedPod {
     pod: Arc<Pod>,
     version: Option<u64>,
 }
@@ -49,7 +49,7 @@ struct Unreadable {
 /// whatever order events, lists and answers come in. Versions that are no numbers are taken in the order they come in.
 #[derive(Debug, Default)]
 pub struct Index {
-    pods: HashMap<PodUid, Held>,
+    pods: HashMap<PodUid, VersionedPod>,
     /// Which pods name an address, whether or not they may claim it now.
     by_ip: HashMap<IpAddr, Named>,
     /// Mostly none.
@@ -60,7 +60,7 @@ pub struct Index {
     /// pods already, and would be a good part of what the index weighs.
     by_name: HashMap<Digest, PodUid>,
     tombstones: Tombstones,
-    needs: Needs,
+    needs: PodNeeds,
     /// The version of the last list: a pod that was not in it was not there then.
     listed_at: Option<u64>,
     /// There was a complete list.
@@ -171,7 +171,7 @@ impl Index {
         }
         self.by_name.insert(Digest::of_pod(&pod.namespace, &pod.name), pod.uid.clone());
         self.needs.add(&pod);
-        self.pods.insert(pod.uid.clone(), Held { pod: Arc::new(pod), version });
+        self.pods.insert(pod.uid.clone(), VersionedPod { pod: Arc::new(pod), version });
     }
 
     /// Forgets a pod. That of another UID which has its name by now stays.
@@ -228,7 +228,7 @@ impl Index {
         self.by_name.clear();
         self.unreadable.clear();
         self.tombstones.clear();
-        self.needs = Needs::default();
+        self.needs = PodNeeds::default();
         self.listed_at = None;
         for (pod, version) in pods {
             self.apply_at(pod, version);
@@ -323,7 +323,7 @@ impl Index {
         if let Some(Unreadable { last: Some(last), .. }) = self.unreadable.remove(uid) {
             self.needs.remove_claim_end(&last);
         }
-        let Some(Held { pod, .. }) = self.pods.remove(uid) else {
+        let Some(VersionedPod { pod, .. }) = self.pods.remove(uid) else {
             return;
         };
         self.needs.remove(&pod);

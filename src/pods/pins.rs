@@ -25,13 +25,13 @@ const MISTRUST: Duration = Duration::from_secs(120);
 /// The pins of all pods.
 #[derive(Debug)]
 pub(super) struct Pins {
-    table: RwLock<Table>,
+    table: RwLock<PinTable>,
     /// What seconds are counted from.
     began: Instant,
 }
 
 #[derive(Debug, Default)]
-struct Table {
+struct PinTable {
     pins: Sorted<Pin>,
     /// Of the few links that have moved, by the keys of their pins.
     moved: BTreeMap<Key, Moved>,
@@ -51,7 +51,7 @@ struct Pin {
     /// Of a link by a bridge.
     port: Option<NonZeroU32>,
     mac: Mac,
-    kind: Kind,
+    kind: PinKind,
 }
 
 /// What is known of a link that has moved.
@@ -64,7 +64,7 @@ struct Moved {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum PinKind {
     /// There is no link.
     None,
     Own,
@@ -93,13 +93,13 @@ impl Keyed for Pin {
 
 impl Pin {
     fn new((uid, ip): Key, sandbox: Sandbox, link: Option<Link>) -> Self {
-        let nothing = Self { uid, ip, since: seconds(sandbox), interface: 0, port: None, mac: [0; 6], kind: Kind::None };
+        let nothing = Self { uid, ip, since: seconds(sandbox), interface: 0, port: None, mac: [0; 6], kind: PinKind::None };
         let Some(Link { interface, kind }) = link else { return nothing };
         match kind {
-            LinkKind::Own => Self { interface, kind: Kind::Own, ..nothing },
-            LinkKind::Shared => Self { interface, kind: Kind::Shared, ..nothing },
+            LinkKind::Own => Self { interface, kind: PinKind::Own, ..nothing },
+            LinkKind::Shared => Self { interface, kind: PinKind::Shared, ..nothing },
             LinkKind::Bridge { mac, port, moved: _ } => {
-                let kind = if mac.is_some() { Kind::BridgeAndMac } else { Kind::Bridge };
+                let kind = if mac.is_some() { PinKind::BridgeAndMac } else { PinKind::Bridge };
                 Self { interface, kind, mac: mac.unwrap_or_default(), port: port.and_then(NonZeroU32::new), ..nothing }
             }
         }
@@ -109,17 +109,17 @@ impl Pin {
     fn link(&self, moved: u64) -> Option<Link> {
         let bridge = |mac| LinkKind::Bridge { mac, port: self.port.map(NonZeroU32::get), moved };
         let kind = match self.kind {
-            Kind::None => return None,
-            Kind::Own => LinkKind::Own,
-            Kind::Shared => LinkKind::Shared,
-            Kind::Bridge => bridge(None),
-            Kind::BridgeAndMac => bridge(Some(self.mac)),
+            PinKind::None => return None,
+            PinKind::Own => LinkKind::Own,
+            PinKind::Shared => LinkKind::Shared,
+            PinKind::Bridge => bridge(None),
+            PinKind::BridgeAndMac => bridge(Some(self.mac)),
         };
         Some(Link { interface: self.interface, kind })
     }
 }
 
-impl Table {
+impl PinTable {
     fn get(&self, key: &Key) -> (Option<Link>, Moved) {
         let moved = self.moved.get(key).copied().unwrap_or_default();
         (self.pins.get(key).and_then(|pin| pin.link(moved.generation)), moved)
@@ -214,8 +214,8 @@ impl Pins {
     pub(super) fn is_of_another(&self, uid: &PodUid, link: Link, is_there: impl Fn(Digest) -> bool) -> bool {
         let own = uid.digest();
         let is_same = |pin: &&Pin| match (pin.kind, link.kind) {
-            (Kind::Own, LinkKind::Own) => pin.interface == link.interface,
-            (Kind::Bridge | Kind::BridgeAndMac, LinkKind::Bridge { port: Some(port), .. }) => {
+            (PinKind::Own, LinkKind::Own) => pin.interface == link.interface,
+            (PinKind::Bridge | PinKind::BridgeAndMac, LinkKind::Bridge { port: Some(port), .. }) => {
                 pin.interface == link.interface && pin.port.map(NonZeroU32::get) == Some(port)
             }
             _ => false,
@@ -232,7 +232,7 @@ impl Pins {
     /// Whether any address of the pod is behind a bridge.
     pub(super) fn is_behind_bridge(&self, uid: &PodUid) -> bool {
         let table = self.read();
-        table.pins.all_with(&uid.digest(), |pin| pin.uid).iter().any(|pin| matches!(pin.kind, Kind::Bridge | Kind::BridgeAndMac))
+        table.pins.all_with(&uid.digest(), |pin| pin.uid).iter().any(|pin| matches!(pin.kind, PinKind::Bridge | PinKind::BridgeAndMac))
     }
 
     /// Forgets all pods but these. Returns the digests of the addresses that are pinned still ([`Digest::short`]).
@@ -243,7 +243,7 @@ impl Pins {
         table.pins.iter().map(|pin| pin.ip).collect()
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Table> {
+    fn read(&self) -> RwLockReadGuard<'_, PinTable> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -14,8 +14,8 @@ use crate::shares::{Network, Shares};
 
 mod record;
 
-use record::Record;
-pub use record::TurnedAway;
+pub use record::TurnedAwayRequests;
+use record::WaitingRecord;
 
 /// How many requests of known pods may wait at one time.
 pub const MAX_WAITING: usize = 1024;
@@ -29,19 +29,19 @@ pub const MAX_UNKNOWN_WAITING_OF_ONE: usize = 64;
 
 /// The places.
 #[derive(Debug)]
-pub(super) struct Places(Mutex<Inner>);
+pub(super) struct Places(Mutex<WaitingInner>);
 
 #[derive(Debug)]
-struct Inner {
-    known: Shares<String, Member, Held>,
-    unknown: Shares<Network, IpAddr, Held>,
+struct WaitingInner {
+    known: Shares<String, Member, HeldRequest>,
+    unknown: Shares<Network, IpAddr, HeldRequest>,
     next: u64,
-    record: Record,
+    record: WaitingRecord,
 }
 
 /// Who waits.
 #[derive(Clone, Debug)]
-pub(super) enum Waiter {
+pub(super) enum RequestWaiter {
     /// A pod. All its addresses count together.
     Pod(Arc<Pod>),
     /// An address that several pods claim, or one whose claim the node itself objects to. Whoever asks may not be the pod: it
@@ -60,12 +60,12 @@ enum Member {
 
 /// A request that waits.
 #[derive(Debug)]
-struct Held {
-    waiter: Waiter,
+struct HeldRequest {
+    waiter: RequestWaiter,
     lost: Arc<Notify>,
 }
 
-impl Waiter {
+impl RequestWaiter {
     /// Returns who waits, where an address is looked up with this result.
     pub(super) fn of(ip: IpAddr, found: &Lookup) -> Self {
         match found {
@@ -88,34 +88,34 @@ impl Waiter {
 
 impl Default for Places {
     fn default() -> Self {
-        Self(Mutex::new(Inner {
+        Self(Mutex::new(WaitingInner {
             known: Shares::new(MAX_WAITING, MAX_WAITING_OF_ONE),
             unknown: Shares::new(MAX_UNKNOWN_WAITING, MAX_UNKNOWN_WAITING_OF_ONE),
             next: 0,
-            record: Record::default(),
+            record: WaitingRecord::default(),
         }))
     }
 }
 
 /// A place, until dropped.
 #[derive(Debug)]
-pub(super) struct Waiting<'a> {
+pub(super) struct WaitingPlace<'a> {
     places: &'a Places,
     id: u64,
     lost: Arc<Notify>,
 }
 
 impl Places {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, WaitingInner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a place for a request. Returns `None` if there is none for it.
-    pub(super) fn take(&self, waiter: &Waiter) -> Option<Waiting<'_>> {
+    pub(super) fn take(&self, waiter: &RequestWaiter) -> Option<WaitingPlace<'_>> {
         let mut inner = self.lock();
         let (id, lost) = (inner.next, Arc::new(Notify::new()));
         inner.next += 1;
-        let held = Held { waiter: waiter.clone(), lost: lost.clone() };
+        let held = HeldRequest { waiter: waiter.clone(), lost: lost.clone() };
         let entered = match waiter.known() {
             Ok((namespace, member)) => {
                 inner.known.enter(id, namespace.to_owned(), member, held).map(|displaced| displaced.map(|displaced| displaced.value))
@@ -132,7 +132,7 @@ impl Places {
         if let Some(displaced) = entered.ok()? {
             displaced.lost.notify_one();
         }
-        Some(Waiting { places: self, id, lost })
+        Some(WaitingPlace { places: self, id, lost })
     }
 
     /// Returns how many requests did not get a place, or lost it, since the start.
@@ -141,19 +141,19 @@ impl Places {
     }
 
     /// Returns how many requests of a pod, or of its addresses, did not get a place lately, or lost it.
-    pub(super) fn turned_away_of(&self, pod: &Pod) -> Option<TurnedAway> {
+    pub(super) fn turned_away_of(&self, pod: &Pod) -> Option<TurnedAwayRequests> {
         self.lock().record.of(pod)
     }
 }
 
-impl Waiting<'_> {
+impl WaitingPlace<'_> {
     /// Completes when the place is given to another request.
     pub(super) async fn lost(&self) {
         self.lost.notified().await;
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingPlace<'_> {
     fn drop(&mut self) {
         let mut inner = self.places.lock();
         // Ids are of both kinds together.

@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use super::{Needs, NodeAddresses, Pod, PodName, PodUid, Pods, PodsWriter};
 use crate::config::AnnotationKeys;
 use crate::metrics::Metrics;
-use crate::readiness::Step;
+use crate::readiness::ReadinessStep;
 
 mod answer;
 mod around;
@@ -32,8 +32,8 @@ pub mod second_witness;
 pub mod snapshot;
 mod unreadable;
 
-use follow::{Event, Selection, follow};
-use objects::{Annotation, Metadata, PodObject};
+use follow::{Selection, WatchEvent, follow};
+use objects::{Annotation, ObjectMeta, PodObject};
 
 /// Annotation with the session's name (kiam's name for it).
 pub const SESSION_NAME_KEY: &str = "iam.amazonaws.com/session-name";
@@ -48,7 +48,7 @@ const NODE_ADDRESSES_EVERY: Duration = Duration::from_secs(30);
 const CLOCK_EVERY: Duration = Duration::from_secs(10);
 
 /// What the watch needs to run.
-pub struct Watch {
+pub struct PodWatch {
     /// The Kubernetes API.
     pub client: client::Client,
     /// This node's name.
@@ -69,15 +69,15 @@ pub struct Watch {
     pub metrics: Metrics,
 }
 
-impl fmt::Debug for Watch {
+impl fmt::Debug for PodWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watch").field("client", &self.client).field("node", &self.node).field("needs", &self.needs).finish_non_exhaustive()
     }
 }
 
-impl Watch {
+impl PodWatch {
     /// Watches for ever; `first_list` is done when the first list is in. Errors are logged and tried again with backoff.
-    pub async fn run(self, first_list: Step) {
+    pub async fn run(self, first_list: ReadinessStep) {
         let namespaces = async {
             if self.needs.namespaces {
                 around::watch_namespaces(&self).await;
@@ -131,27 +131,27 @@ impl Watch {
         }
     }
 
-    async fn watch_pods(&self, first_list: Step) {
+    async fn watch_pods(&self, first_list: ReadinessStep) {
         let fields = format!("spec.nodeName={}", self.node);
         let annotations = pod_annotations(&self.annotations);
         let selection = Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields, annotations };
         let mut first_list = Some(first_list);
-        let take = |event: Event<'_, PodObject>| {
+        let take = |event: WatchEvent<'_, PodObject>| {
             self.take(event, &mut first_list);
             ControlFlow::Continue(())
         };
         follow(&self.client, &self.metrics, &selection, take).await;
     }
 
-    fn take(&self, event: Event<'_, PodObject>, first_list: &mut Option<Step>) {
+    fn take(&self, event: WatchEvent<'_, PodObject>, first_list: &mut Option<ReadinessStep>) {
         match event {
             // What is known is used on.
-            Event::Failed(_) | Event::Alive => return,
-            Event::UpToDate => {
+            WatchEvent::Failed(_) | WatchEvent::Alive => return,
+            WatchEvent::UpToDate => {
                 self.pods.set_stale(false);
                 return self.metrics.watch_alive();
             }
-            Event::Listed { objects, unreadable, version, new_history, incomplete } => {
+            WatchEvent::Listed { objects, unreadable, version, new_history, incomplete } => {
                 let host_ips: Vec<_> = objects.iter().flat_map(|object| object.host_ips.iter().copied()).collect();
                 // One by one: whole lists in two forms at one time would be the most that the daemon ever holds.
                 let pods = objects.into_iter().filter_map(|object| self.pod(*object));
@@ -178,8 +178,8 @@ impl Watch {
                     None => debug!(pods = count, "listed the pods of this node again"),
                 }
             }
-            Event::Applied(object) => self.apply(object),
-            Event::Deleted(metadata) => {
+            WatchEvent::Applied(object) => self.apply(object),
+            WatchEvent::Deleted(metadata) => {
                 let Some(uid) = metadata.uid.as_deref() else { return };
                 debug!(uid, "pod gone");
                 let (namespace, name) = (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
@@ -188,7 +188,7 @@ impl Watch {
                     self.metrics.keep_namespaces(&self.pods.namespaces());
                 }
             }
-            Event::Unreadable(metadata) => self.unreadable(metadata),
+            WatchEvent::Unreadable(metadata) => self.unreadable(metadata),
         }
         self.metrics.watch_alive();
         self.metrics.pods_known(self.pods.count());
@@ -208,7 +208,7 @@ impl Watch {
     }
 
     /// Records a pod of which nothing else can be read.
-    fn unreadable(&self, metadata: Metadata) {
+    fn unreadable(&self, metadata: ObjectMeta) {
         if let Some((pod, version)) = pod_name(metadata) {
             self.writer.write(|index| index.unreadable_at(pod, version));
         }
@@ -257,7 +257,7 @@ fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option
     Some((pod, version))
 }
 
-fn pod_name(metadata: Metadata) -> Option<(PodName, Option<u64>)> {
+fn pod_name(metadata: ObjectMeta) -> Option<(PodName, Option<u64>)> {
     let version = metadata.version();
     let (namespace, name) = (metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default());
     Some((PodName { uid: PodUid(metadata.uid?.into()), namespace, name }, version))

@@ -46,7 +46,7 @@ impl Objection {
 
 /// The node's own knowledge of its pods.
 #[derive(Debug)]
-pub(super) struct Node {
+pub(super) struct NodeWitness {
     witness: Arc<dyn Witness>,
     pins: Pins,
     /// When the node was booted, in seconds since 1970, rounded down; `i64::MIN` where that is not known.
@@ -57,7 +57,7 @@ pub(super) struct Node {
 
 /// What the node sees at an address, and in which generation.
 #[derive(Debug)]
-pub(super) struct View {
+pub(super) struct AddressView {
     generation: u64,
     sight: Sight,
 }
@@ -71,7 +71,7 @@ pub(super) enum Judged {
     Objected(Arc<Pod>, Objection),
 }
 
-impl Node {
+impl NodeWitness {
     pub(super) fn new(witness: Arc<dyn Witness>, booted: Option<Timestamp>) -> Self {
         let booted = AtomicI64::new(booted.map_or(i64::MIN, Timestamp::as_second));
         Self { witness, pins: Pins::default(), booted, stale: AtomicBool::new(false) }
@@ -103,19 +103,19 @@ impl Node {
     }
 
     /// Returns what the node sees at an address. It may query the kernel, so do not lock the index meanwhile.
-    pub(super) fn view(&self, ip: IpAddr) -> View {
+    pub(super) fn view(&self, ip: IpAddr) -> AddressView {
         // Read first, so that a change during the comparison makes its generation outdated.
         let generation = self.witness.generation();
-        View { generation, sight: self.witness.at(ip) }
+        AddressView { generation, sight: self.witness.at(ip) }
     }
 
     /// Whether nothing has changed since the look.
-    pub(super) fn is_current(&self, view: &View) -> bool {
+    pub(super) fn is_current(&self, view: &AddressView) -> bool {
         self.witness.generation() == view.generation
     }
 
     /// Compares what the API says of an address with what the node sees there.
-    pub(super) fn judge(&self, index: &Index, ip: IpAddr, View { generation, sight }: &View) -> Judged {
+    pub(super) fn judge(&self, index: &Index, ip: IpAddr, AddressView { generation, sight }: &AddressView) -> Judged {
         let claims = index.by_ip(ip);
         if matches!(claims, Claims::Unreadable(_)) || index.is_node(ip) {
             return Judged::Claims(claims);

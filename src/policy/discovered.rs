@@ -10,7 +10,7 @@
 
 use super::Policy;
 use super::denial::Denial;
-use super::node::{Known, OWN};
+use super::node::{KnownNode, OWN};
 use super::trace::{Trace, What};
 use crate::role::{BaseArn, CallerIdentity, Partition, RoleArn};
 
@@ -49,7 +49,7 @@ impl Policy {
     /// Refuses a role of a discovered account that is not the daemon's own. This includes every role under a discovered base ARN,
     /// even if the pod names it in full, because the lists of namespaces and `--allowed-roles` are completed with the same base
     /// ARN.
-    pub(super) fn check_account(&self, role: &RoleArn, node: &Known, trace: &mut impl Trace) -> Result<(), Denial> {
+    pub(super) fn check_account(&self, role: &RoleArn, node: &KnownNode, trace: &mut impl Trace) -> Result<(), Denial> {
         let rules = &self.rules;
         let under = |base: &BaseArn| role.as_str().starts_with(base.as_str());
         let by_base = rules.discovered.base && rules.base.as_ref().is_some_and(under);

@@ -19,16 +19,16 @@ const MAX_KEPT: usize = 64;
 pub(super) struct Namespaces {
     format: PatternFormat,
     base: Option<BaseArn>,
-    lists: Kept,
-    expressions: Kept,
+    lists: PatternCache,
+    expressions: PatternCache,
 }
 
 /// What was compiled, by its text. A memory only: it changes how fast an answer is, never the answer.
 #[derive(Debug, Default)]
-struct Kept(Mutex<Entries>);
+struct PatternCache(Mutex<CompiledPatterns>);
 
 #[derive(Debug, Default)]
-struct Entries {
+struct CompiledPatterns {
     of: HashMap<Box<str>, (Compiled, u64)>,
     /// Counts the questions: the time by which the one that was not asked for the longest is known.
     asked: u64,
@@ -36,7 +36,7 @@ struct Entries {
 
 type Compiled = Arc<Result<Patterns, Mistake>>;
 
-impl Entries {
+impl CompiledPatterns {
     fn find(&mut self, text: &str) -> Option<Compiled> {
         self.asked += 1;
         let (compiled, asked) = self.of.get_mut(text)?;
@@ -53,7 +53,7 @@ impl Entries {
     }
 }
 
-impl Kept {
+impl PatternCache {
     fn get(&self, text: &str, compile: impl FnOnce(&str) -> Result<Patterns, Mistake>) -> Compiled {
         let kept = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(compiled) = kept().find(text) {
@@ -70,7 +70,7 @@ impl Kept {
 
 impl Namespaces {
     pub(super) fn new(format: PatternFormat, base: Option<BaseArn>) -> Self {
-        Self { format, base, lists: Kept::default(), expressions: Kept::default() }
+        Self { format, base, lists: PatternCache::default(), expressions: PatternCache::default() }
     }
 
     pub(super) fn check(&self, role: &RoleArn, namespace: Option<&Namespace>, trace: &mut impl Trace) -> Result<(), Denial> {

@@ -14,18 +14,18 @@ pub(super) const BETWEEN: &str = "the role of --assume-role-arn";
 /// become known after the first decision, and may be another later; each change has a number, by which a decision that was made before it is told. Cheap to clone: every
 /// clone is the same knowledge.
 #[derive(Clone, Debug, Default)]
-pub struct NodeIdentity(Arc<Shared>);
+pub struct NodeIdentity(Arc<SharedNode>);
 
 #[derive(Debug, Default)]
-struct Shared {
-    known: RwLock<Arc<Known>>,
-    listener: OnceLock<Listener>,
+struct SharedNode {
+    known: RwLock<Arc<KnownNode>>,
+    listener: OnceLock<ChangeListener>,
 }
 
 /// Who is told of changes.
-struct Listener(Box<dyn Fn() + Send + Sync>);
+struct ChangeListener(Box<dyn Fn() + Send + Sync>);
 
-impl fmt::Debug for Listener {
+impl fmt::Debug for ChangeListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Listener")
     }
@@ -45,7 +45,7 @@ pub enum Between {
 
 /// What is known at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Known {
+pub struct KnownNode {
     /// The identity of the daemon's own credentials according to STS.
     pub caller: Option<CallerIdentity>,
     /// Who it is by the credentials of the role between.
@@ -56,7 +56,7 @@ pub struct Known {
     pub version: u64,
 }
 
-impl Known {
+impl KnownNode {
     /// Everybody that the daemon is to STS, as far as that is known: each with what it is called where a decision is explained.
     pub fn callers(&self) -> impl Iterator<Item = (&'static str, &CallerIdentity)> {
         let between = match &self.between {
@@ -83,7 +83,7 @@ impl Known {
 
 impl NodeIdentity {
     /// What is known now.
-    pub fn known(&self) -> Arc<Known> {
+    pub fn known(&self) -> Arc<KnownNode> {
         self.0.known.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -116,18 +116,18 @@ impl NodeIdentity {
 
     /// Calls this after each change from now on. For one listener: the first stays.
     pub fn on_change(&self, tell: impl Fn() + Send + Sync + 'static) {
-        let _ = self.0.listener.set(Listener(Box::new(tell)));
+        let _ = self.0.listener.set(ChangeListener(Box::new(tell)));
     }
 
-    fn change(&self, change: impl FnOnce(&mut Known) -> bool) -> bool {
+    fn change(&self, change: impl FnOnce(&mut KnownNode) -> bool) -> bool {
         let mut known = self.0.known.write().unwrap_or_else(PoisonError::into_inner);
-        let mut next = Known::clone(&known);
+        let mut next = KnownNode::clone(&known);
         let changed = change(&mut next);
         if changed {
             next.version += 1;
             *known = Arc::new(next);
             drop(known);
-            if let Some(Listener(tell)) = self.0.listener.get() {
+            if let Some(ChangeListener(tell)) = self.0.listener.get() {
                 tell();
             }
         }

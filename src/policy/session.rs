@@ -1,7 +1,7 @@
 //! What STS is told about a session besides its role: its name, its source identity and its tags.
 
 use super::Denial;
-use super::trace::{Step, Trace, Verdict, What, shown};
+use super::trace::{StepVerdict, Trace, TraceStep, What, shown};
 use crate::config::session::{Piece, Placeholder, SessionScope, SessionTag, SessionTemplate};
 use crate::pods::{Pod, PodUid};
 use crate::role::{RoleArn, SessionName, SourceIdentity};
@@ -46,12 +46,12 @@ impl Default for SessionRules {
 
 /// A session tag. It is not transitive: sessions that the pod makes with its own do not have it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
-pub struct Tag {
+pub struct RequestTag {
     key: &'static str,
     value: Box<str>,
 }
 
-impl Tag {
+impl RequestTag {
     fn new(tag: SessionTag, text: &str) -> Self {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, ' ' | '_' | '.' | ':' | '/' | '=' | '+' | '-' | '@');
         let value: String = text.chars().map(|c| if allowed(c) { c } else { '-' }).take(MAX_TAG_VALUE).collect();
@@ -90,11 +90,11 @@ impl SessionRules {
     pub(super) fn source_identity(&self, pod: &Pod, role: &RoleArn, trace: &mut impl Trace) -> Option<SourceIdentity> {
         let template = self.source_identity.as_ref()?;
         let identity = SourceIdentity::derived_from(&self.render(template, pod, role));
-        trace.note(|| Step {
+        trace.note(|| TraceStep {
             what: What::SourceIdentity,
             source: "--source-identity".to_owned(),
             detail: identity.as_str().to_owned(),
-            verdict: Verdict::Passed,
+            verdict: StepVerdict::Passed,
         });
         Some(identity)
     }
@@ -142,7 +142,7 @@ impl SessionRules {
         (self.scope == SessionScope::Pod).then(|| pod.uid.clone())
     }
 
-    pub(super) fn tags(&self, pod: &Pod, trace: &mut impl Trace) -> Box<[Tag]> {
+    pub(super) fn tags(&self, pod: &Pod, trace: &mut impl Trace) -> Box<[RequestTag]> {
         let value = |tag: SessionTag| match tag {
             SessionTag::Cluster => &self.cluster,
             SessionTag::Namespace => &pod.namespace,
@@ -151,7 +151,7 @@ impl SessionRules {
             SessionTag::PodUid => &*pod.uid.0,
             SessionTag::Node => &self.node,
         };
-        let tags: Box<[Tag]> = self.tags.iter().map(|tag| Tag::new(*tag, value(*tag))).collect();
+        let tags: Box<[RequestTag]> = self.tags.iter().map(|tag| RequestTag::new(*tag, value(*tag))).collect();
         if !tags.is_empty() {
             let text = || tags.iter().map(|tag| format!("{}={}", tag.key, tag.value)).collect::<Vec<_>>().join(", ");
             let _ = trace.check(What::SessionTags, || "--session-tags".to_owned(), Ok(()), |()| text());

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::denial::{NamespaceList, RoleMistake, RoleSource};
-use super::trace::Verdict;
+use super::trace::StepVerdict;
 use super::*;
 use crate::config::session::{Placeholder, SessionScope, SessionTemplate};
 use crate::pods::{Namespace, PodUid};
@@ -61,7 +61,7 @@ fn decide_by(policy: &Policy, pod: &Pod, around: &Surroundings) -> Decision {
     let decision = policy.decide(pod, around);
     let explained = policy.explain(pod, around);
     assert_eq!(explained.decision, decision, "{explained:?}");
-    let refused = explained.steps.iter().filter(|step| step.verdict == Verdict::Refused).count();
+    let refused = explained.steps.iter().filter(|step| step.verdict == StepVerdict::Refused).count();
     let expected = match &decision {
         Decision::Allow { audit: None, .. } => 0,
         Decision::Allow { audit: Some(_), .. } | Decision::Deny(_) => 1,

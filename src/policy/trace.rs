@@ -49,7 +49,7 @@ impl What {
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
+pub enum StepVerdict {
     /// Nothing there, or nothing that it is asked for.
     Skipped,
     /// Nothing against the role.
@@ -60,7 +60,7 @@ pub enum Verdict {
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Step {
+pub struct TraceStep {
     /// What was looked at.
     pub what: What,
     /// Where: the flag, or the annotation and its object.
@@ -68,21 +68,21 @@ pub struct Step {
     /// What was found there.
     pub detail: String,
     /// What came of it.
-    pub verdict: Verdict,
+    pub verdict: StepVerdict,
 }
 
 /// A decision with its steps.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Explanation {
     /// In the order in which they were taken; behind a refusal there are none.
-    pub steps: Vec<Step>,
+    pub steps: Vec<TraceStep>,
     /// What came of all.
     pub decision: Decision,
 }
 
 /// Takes the steps of a decision. Texts are made only where somebody wants them.
 pub(super) trait Trace {
-    fn note(&mut self, step: impl FnOnce() -> Step);
+    fn note(&mut self, step: impl FnOnce() -> TraceStep);
 
     /// Notes a step that passes or refuses.
     fn check<T>(
@@ -93,14 +93,14 @@ pub(super) trait Trace {
         detail: impl FnOnce(&T) -> String,
     ) -> Result<T, Denial> {
         self.note(|| match &result {
-            Ok(value) => Step { what, source: source(), detail: detail(value), verdict: Verdict::Passed },
-            Err(denial) => Step { what, source: source(), detail: denial.to_string(), verdict: Verdict::Refused },
+            Ok(value) => TraceStep { what, source: source(), detail: detail(value), verdict: StepVerdict::Passed },
+            Err(denial) => TraceStep { what, source: source(), detail: denial.to_string(), verdict: StepVerdict::Refused },
         });
         result
     }
 
     fn skip(&mut self, what: What, source: impl FnOnce() -> String, detail: impl FnOnce() -> String) {
-        self.note(|| Step { what, source: source(), detail: detail(), verdict: Verdict::Skipped });
+        self.note(|| TraceStep { what, source: source(), detail: detail(), verdict: StepVerdict::Skipped });
     }
 }
 
@@ -108,11 +108,11 @@ pub(super) trait Trace {
 pub(super) struct Silent;
 
 impl Trace for Silent {
-    fn note(&mut self, _: impl FnOnce() -> Step) {}
+    fn note(&mut self, _: impl FnOnce() -> TraceStep) {}
 }
 
-impl Trace for Vec<Step> {
-    fn note(&mut self, step: impl FnOnce() -> Step) {
+impl Trace for Vec<TraceStep> {
+    fn note(&mut self, step: impl FnOnce() -> TraceStep) {
         self.push(step());
     }
 }

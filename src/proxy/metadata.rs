@@ -80,7 +80,7 @@ const ALL: [Set; 2] = [Set::Base, Set::NodeInfo];
 
 /// What a path is to a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum MetadataLookup {
     /// A value, or the listing of a directory.
     Text(Bytes),
     /// Nothing that this pod may read.
@@ -91,10 +91,10 @@ pub enum Found {
 
 /// The values as they were read; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Metadata(Arc<Shared>);
+pub struct MetadataValues(Arc<SharedValues>);
 
 #[derive(Debug)]
-struct Shared {
+struct SharedValues {
     /// One for each group; `None` until it was read.
     read: watch::Sender<[Option<Read>; GROUPS.len()]>,
     /// When each was last asked for.
@@ -103,16 +103,16 @@ struct Shared {
     sets: Vec<Set>,
 }
 
-impl Metadata {
+impl MetadataValues {
     /// Nothing read yet; only values of these sets ever will be.
     pub fn new(sets: Vec<Set>) -> Self {
         let (read, asked) = (std::array::from_fn(|_| None), [None; GROUPS.len()]);
-        Self(Arc::new(Shared { read: watch::Sender::new(read), asked: watch::Sender::new(asked), sets }))
+        Self(Arc::new(SharedValues { read: watch::Sender::new(read), asked: watch::Sender::new(asked), sets }))
     }
 
     /// What a path below the version is, to a pod that may read `sets`. `own` are paths that it has beside these, of which
     /// only the names are listed.
-    pub async fn find(&self, path: &str, sets: &[Set], own: &[String]) -> Found {
+    pub async fn find(&self, path: &str, sets: &[Set], own: &[String]) -> MetadataLookup {
         let may = |group: &Group| sets.contains(&group.set) && self.0.sets.contains(&group.set);
         let wanted: Vec<usize> = (0..GROUPS.len()).filter(|at| may(&GROUPS[*at]) && GROUPS[*at].has(path)).collect();
         for at in wanted.iter().copied().filter(|at| GROUPS[*at].while_asked) {
@@ -126,14 +126,14 @@ impl Metadata {
         };
         let known: Vec<&Read> = wanted.iter().filter_map(|at| current(&GROUPS[*at], read[*at].as_ref())).collect();
         if let Some(value) = known.iter().find_map(|read| read.values.get(path)) {
-            return Found::Text(value.clone());
+            return MetadataLookup::Text(value.clone());
         }
         // Where not everything is known, there may be more than is seen.
         if known.len() < wanted.len() || known.iter().any(|read| read.partial) {
-            return Found::Unavailable;
+            return MetadataLookup::Unavailable;
         }
         let paths = known.iter().flat_map(|read| read.values.keys()).chain(own).map(String::as_str);
-        table::listing(path, paths).map_or(Found::Nothing, |listing| Found::Text(Bytes::from(listing)))
+        table::listing(path, paths).map_or(MetadataLookup::Nothing, |listing| MetadataLookup::Text(Bytes::from(listing)))
     }
 
     /// As if this one value of the base set were all that was read.

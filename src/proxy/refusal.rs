@@ -23,14 +23,14 @@ pub(super) enum Refusal {
 
 /// What was asked for: clients draw other conclusions from the same status of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum RequestKind {
     /// A session token.
     Token,
     /// Everything else.
     Value,
 }
 
-impl Asked {
+impl RequestKind {
     pub(super) fn by(route: &Route) -> Self {
         if matches!(route, Route::NewToken { .. }) { Self::Token } else { Self::Value }
     }
@@ -56,9 +56,9 @@ impl Refusal {
     /// A stranger that asks for a value is told 404: it is mostly one that never becomes known, such as a pod in the host's
     /// network. A token is never 404: the SDKs of .NET, Go and C++ and s3fs take that for a service without tokens, and ask
     /// without one for as long as they live.
-    pub(super) fn outcome(&self, asked: Asked) -> Outcome {
+    pub(super) fn outcome(&self, asked: RequestKind) -> Outcome {
         match self {
-            Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) if asked == Asked::Token => Outcome::Failed,
+            Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) if asked == RequestKind::Token => Outcome::Failed,
             // The API or the node's view is behind: SDKs retry.
             Self::Changed(_) | Self::Objected(..) => Outcome::Failed,
             Self::Denied(_, denial) if denial.may_pass() => Outcome::Failed,

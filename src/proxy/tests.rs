@@ -10,9 +10,9 @@ use tokio::time::advance;
 use super::*;
 use crate::config::{MetadataProfile, PatternFormat, Restrictions};
 use crate::credentials::cache;
-use crate::credentials::gate::Limits;
+use crate::credentials::gate::StsLimits;
 use crate::credentials::{AssumeRoleError, Credentials};
-use crate::events::Record;
+use crate::events::EventRecord;
 use crate::pods::index::Index;
 use crate::pods::{Namespace, PodName, PodUid, PodsWriter, pods};
 use crate::policy::Rules;
@@ -67,7 +67,7 @@ struct Node {
     writer: Arc<PodsWriter>,
     sts: FakeSts,
     /// What pods' owners are to be told.
-    records: Mutex<tokio::sync::mpsc::Receiver<Record>>,
+    records: Mutex<tokio::sync::mpsc::Receiver<EventRecord>>,
 }
 
 /// A node with these pods: name, address, role.
@@ -98,15 +98,15 @@ pub(crate) fn proxy_of(pods: Pods) -> Proxy<impl AssumeRole> {
     proxy_with(policy, TokenMode::Required, pods).0
 }
 
-fn proxy_with(policy: Policy, tokens: TokenMode, pods: Pods) -> (Proxy<FakeSts>, FakeSts, tokio::sync::mpsc::Receiver<Record>) {
+fn proxy_with(policy: Policy, tokens: TokenMode, pods: Pods) -> (Proxy<FakeSts>, FakeSts, tokio::sync::mpsc::Receiver<EventRecord>) {
     let clock = Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
     let sts = FakeSts { clock: clock.clone(), calls: Arc::default(), meanwhile: Arc::default() };
     let metrics = Metrics::new();
-    let limits = Limits { rate: 1000, max_rate: 1000, concurrency: 1000 };
-    let of_cache = cache::Settings { error_ttl: Duration::from_secs(30), timeout: Duration::from_secs(60), limits };
+    let limits = StsLimits { rate: 1000, max_rate: 1000, concurrency: 1000 };
+    let of_cache = cache::CacheSettings { error_ttl: Duration::from_secs(30), timeout: Duration::from_secs(60), limits };
     let sessions = Sessions::new(sts.clone(), of_cache, clock.clone(), metrics.clone());
     let access = Access::new(MetadataProfile::Base, Patterns::new(PatternFormat::Glob, None, Vec::new()).unwrap());
-    let settings = Settings { policy: Arc::new(policy), tokens, pod_wait: WAIT, access };
+    let settings = ProxySettings { policy: Arc::new(policy), tokens, pod_wait: WAIT, access };
     let (events, records) = Reporter::new(metrics.clone());
     (Proxy::new(settings, pods, sessions, Tokens::new(clock.clone()).unwrap(), clock, metrics, events), sts, records)
 }

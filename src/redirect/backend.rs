@@ -10,8 +10,8 @@ use super::conntrack;
 use super::iptables::Iptables;
 use super::nftables::{self, Nftables};
 use super::observed::ObservedRules;
-use super::ownership::Turn;
-use super::reconcile::Surroundings;
+use super::ownership::Ownership;
+use super::reconcile::ReconcilerEnvironment;
 use super::rules::{RuleSet, Targets};
 use super::{Backend, RedirectError};
 use crate::config::{InterfaceMatch, RedirectBackend};
@@ -139,12 +139,12 @@ impl Backend for SelectedBackend {
 #[derive(Debug)]
 pub struct System {
     changes: Option<Changes>,
-    turn: Option<Arc<Turn>>,
+    turn: Option<Arc<Ownership>>,
 }
 
 impl System {
     /// What can be had of it; what cannot is logged.
-    pub fn open(turn: Option<Arc<Turn>>) -> Self {
+    pub fn open(turn: Option<Arc<Ownership>>) -> Self {
         let changes = Changes::open()
             .inspect_err(|error| warn!(%error, "changes of packet rules are not told of; they are compared on the interval alone"))
             .ok();
@@ -152,7 +152,7 @@ impl System {
     }
 }
 
-impl Surroundings for System {
+impl ReconcilerEnvironment for System {
     async fn changed(&mut self) {
         let Self { changes, turn } = self;
         let told = async {

@@ -39,7 +39,7 @@ struct Earlier {
 
 /// A connection's entry, as far as it says whether the connection is to go on.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Entry {
+struct ConntrackEntry {
     /// `tcp` or `udp`.
     protocol: &'static str,
     /// Who opened it.
@@ -72,15 +72,15 @@ pub async fn forget_earlier(targets: Targets) -> Result<u64, RedirectError> {
 /// What of a list is to be deleted.
 fn earlier(listed: &str, targets: Targets, own: &BTreeSet<IpAddr>) -> BTreeSet<Earlier> {
     let is_target = |ip: IpAddr| ip == IpAddr::V4(*targets.ipv4.ip()) || targets.ipv6.is_some_and(|ipv6| ip == IpAddr::V6(*ipv6.ip()));
-    let entries = listed.lines().filter_map(Entry::read).filter(|entry| entry.is_earlier(targets, own));
-    let earlier = entries.map(|Entry { protocol, source, destination, answers }| {
+    let entries = listed.lines().filter_map(ConntrackEntry::read).filter(|entry| entry.is_earlier(targets, own));
+    let earlier = entries.map(|ConntrackEntry { protocol, source, destination, answers }| {
         let port = is_target(answers.ip()).then_some(answers.port());
         Earlier { protocol, source, destination, answers: answers.ip(), port }
     });
     earlier.collect()
 }
 
-impl Entry {
+impl ConntrackEntry {
     /// Reads one line of the list: the protocol, then the connection as it was opened, then as it is answered, each as
     /// `src=… dst=… sport=… dport=…`. `None` for other protocols.
     fn read(line: &str) -> Option<Self> {
@@ -109,7 +109,7 @@ impl Earlier {
         arguments.extend(port.iter().flat_map(|port| ["--reply-port-src", port.as_str()]));
         match conntrack(&arguments, deadline, before).await {
             // It prints each that it deletes.
-            Ok(deleted) => Ok(deleted.lines().filter(|line| Entry::read(line).is_some()).count() as u64),
+            Ok(deleted) => Ok(deleted.lines().filter(|line| ConntrackEntry::read(line).is_some()).count() as u64),
             // It ended by itself.
             Err(RedirectError::Refused { message, .. }) if message.contains(NOTHING) => Ok(0),
             Err(error) => Err(error),
@@ -145,7 +145,7 @@ mod tests {
 
     fn is_earlier(line: &str) -> Option<bool> {
         let own = BTreeSet::from(["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]);
-        Entry::read(line).map(|entry| entry.is_earlier(targets(), &own))
+        ConntrackEntry::read(line).map(|entry| entry.is_earlier(targets(), &own))
     }
 
     #[test]

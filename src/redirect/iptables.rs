@@ -27,10 +27,10 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use self::listing::{Difference, Listing, Table};
+use self::listing::{Difference, IptablesListing, KernelTable};
 use self::program::Flavour;
-use self::read::Look;
-use self::text::{Chain, ORDER, Place};
+use self::read::ReadScope;
+use self::text::{Chain, ChainPosition, ORDER};
 use super::observed::ObservedRules;
 use super::program::run;
 use super::rules::{Family, Hook, RuleSet};
@@ -117,7 +117,7 @@ impl Iptables {
         run(program::of(flavour, family).restore, &["--noflush", "-w", &self.wait()], text).await.map(drop).map_err(program::explained)
     }
 
-    async fn differences_of(&self, rules: &RuleSet, family: Family, present: &Listing) -> Result<Vec<String>, RedirectError> {
+    async fn differences_of(&self, rules: &RuleSet, family: Family, present: &IptablesListing) -> Result<Vec<String>, RedirectError> {
         let differences = ORDER.iter().flat_map(|hook| present.differences(&Chain::wanted(rules, *hook, family, present.backstop)));
         self.ask_about(family, differences.collect()).await
     }
@@ -138,7 +138,7 @@ impl Iptables {
     }
 
     /// Whether the program says that it has these rules.
-    async fn has_all(&self, family: Family, table: Table, rules: &[String]) -> Result<bool, RedirectError> {
+    async fn has_all(&self, family: Family, table: KernelTable, rules: &[String]) -> Result<bool, RedirectError> {
         let (iptables, wait) = (program::of(self.flavour, family).iptables, self.wait());
         for rule in rules {
             let arguments = ["-w", &wait, "-t", table.name(), "-C"].into_iter().chain(rule.split_whitespace()).collect::<Vec<_>>();
@@ -156,7 +156,7 @@ impl Iptables {
         let mut refused = None;
         for attempt in 0..ATTEMPTS {
             // What was refused may be so as a chain of ours is in use where it was not looked for.
-            let present = self.list(family, if attempt == 0 { Look::Ours } else { Look::Everywhere }).await?;
+            let present = self.list(family, if attempt == 0 { ReadScope::Ours } else { ReadScope::Everywhere }).await?;
             if self.differences_of(rules, family, &present).await?.is_empty() {
                 self.tell_of_backstop(family, present.backstop);
                 return Ok(());
@@ -168,7 +168,7 @@ impl Iptables {
                 Err(error) => return Err(error),
             }
         }
-        let differences = self.differences_of(rules, family, &self.list(family, Look::Everywhere).await?).await?;
+        let differences = self.differences_of(rules, family, &self.list(family, ReadScope::Everywhere).await?).await?;
         match (differences.is_empty(), refused) {
             (true, _) => Ok(()),
             (false, Some(error)) => Err(error),
@@ -185,7 +185,7 @@ impl Iptables {
         let program = program::of(Some(other), family).iptables;
         match self.list_all(Some(other), family).await {
             Ok(present) => {
-                let remains = Place::all(hooks).into_iter().flat_map(|place| present.remains(place));
+                let remains = ChainPosition::all(hooks).into_iter().flat_map(|place| present.remains(place));
                 Ok(remains.map(|what| format!("{program}: {what}")).collect())
             }
             Err(RedirectError::Program { .. }) => Ok(Vec::new()),
@@ -215,27 +215,27 @@ impl Iptables {
     }
 
     async fn differences_in(&self, rules: &RuleSet, family: Family) -> Result<Vec<String>, RedirectError> {
-        let present = self.list(family, Look::Ours).await?;
+        let present = self.list(family, ReadScope::Ours).await?;
         self.differences_of(rules, family, &present).await
     }
 
     /// Whether a family's guard is whole; whether it is closed, as either its guard or its backstop is; and where its requests
     /// are sent to.
     async fn standing_in(&self, family: Family) -> Result<(bool, bool, Vec<SocketAddr>), RedirectError> {
-        let present = self.list(family, Look::Ours).await?;
+        let present = self.list(family, ReadScope::Ours).await?;
         let mut whole = [false; 2];
         for (whole, hook) in whole.iter_mut().zip([Hook::Guard, Hook::Backstop]) {
             // There is but one guard, whatever else is wanted.
             let wanted = Chain::wanted(&RuleSet::guard_alone(), hook, family, present.backstop);
             *whole = self.ask_about(family, present.differences(&wanted)).await?.is_empty();
         }
-        let targets = present.targets(Place::of(Hook::Redirect, present.backstop)).collect();
+        let targets = present.targets(ChainPosition::of(Hook::Redirect, present.backstop)).collect();
         Ok((whole == [true; 2], whole.contains(&true), targets))
     }
 
     /// Says once what a backstop ahead of the guard means for pods.
-    fn tell_of_backstop(&self, family: Family, backstop: Table) {
-        if backstop == Table::Mangle && self.told_of_mangle.set(()).is_ok() {
+    fn tell_of_backstop(&self, family: Family, backstop: KernelTable) {
+        if backstop == KernelTable::Mangle && self.told_of_mangle.set(()).is_ok() {
             let program = program::of(self.flavour, family).iptables;
             warn!(
                 "the kernel has no table `security` for {program}: what pods send to other ports of the metadata address is dropped, by the \
@@ -251,7 +251,7 @@ impl Iptables {
         let mut refused = None;
         for _attempt in 0..ATTEMPTS {
             let present = self.list_all(flavour, family).await?;
-            let remains: Vec<_> = Place::all(hooks).into_iter().flat_map(|place| present.remains(place)).collect();
+            let remains: Vec<_> = ChainPosition::all(hooks).into_iter().flat_map(|place| present.remains(place)).collect();
             if remains.is_empty() {
                 return Ok(said);
             }
@@ -373,5 +373,5 @@ impl Backend for Iptables {
 
 /// What `iptables-restore --noflush`, or `ip6tables-restore`, reads on a node that has nothing of ours.
 pub fn render(rules: &RuleSet, family: Family) -> String {
-    text::install(rules, family, &Listing::default())
+    text::install(rules, family, &IptablesListing::default())
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tracing::debug;
 
 use super::RedirectError;
-use super::iptables::listing::{Listing, Table, canonical, same};
+use super::iptables::listing::{IptablesListing, KernelTable, canonical, same};
 use super::iptables::program::{self, Flavour};
 use super::program::run;
 use super::rules::Family;
@@ -41,7 +41,7 @@ pub async fn find() -> Result<Vec<LeftOver>, RedirectError> {
     for flavour in Flavour::ALL {
         let programs = program::of(Some(flavour), Family::V4);
         match run(programs.save, &[] as &[&str], "").await {
-            Ok(text) => found.extend(Listing::parse(&text).chain(Table::Nat, "PREROUTING").filter_map(|rule| {
+            Ok(text) => found.extend(IptablesListing::parse(&text).chain(KernelTable::Nat, "PREROUTING").filter_map(|rule| {
                 Some(LeftOver { flavour, program: programs.iptables, target: target(&rule.words)?, rule: rule.words.clone() })
             })),
             Err(error) => {

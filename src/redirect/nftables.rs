@@ -8,7 +8,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use self::listing::Listing;
+use self::listing::NftListing;
 use super::observed::ObservedRules;
 use super::program::run;
 use super::rules::{Hook, Match, Rule, RuleSet};
@@ -37,12 +37,12 @@ const NOT_THERE: &str = "No such file or directory";
 #[derive(Debug, Default)]
 pub struct Nftables {
     /// What the program of this node lists where these rules are in place, if that is not word for word what was expected.
-    remembered: Mutex<Option<(RuleSet, Listing)>>,
+    remembered: Mutex<Option<(RuleSet, NftListing)>>,
 }
 
 /// What a chain of ours is.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct ChainHook {
     /// Its name. `redirect` and `fwd` cannot be: they are words of the language.
     chain: &'static str,
     kind: &'static str,
@@ -50,7 +50,7 @@ struct Place {
     priority: i32,
 }
 
-impl Place {
+impl ChainHook {
     /// `None` for the backstop: an accept of another chain has no say here, so there is nothing that it would catch.
     const fn of(hook: Hook) -> Option<Self> {
         Some(match hook {
@@ -75,7 +75,7 @@ impl Backend for Nftables {
         refuse_what_cannot_be_quoted(rules)?;
         run(NFT, &["-f", "-"], &text::render(rules)).await.map_err(of_the_kernel)?;
         // The rules are in place. What comes now is only how they look; where it fails, the next comparison says so.
-        let wanted = Listing::of(rules);
+        let wanted = NftListing::of(rules);
         let remembered = list().await.ok().flatten().filter(|found| *found != wanted && found.is_another_wording_of(&wanted));
         *self.remembered.lock().unwrap_or_else(PoisonError::into_inner) = remembered.map(|found| (rules.clone(), found));
         Ok(())
@@ -83,7 +83,7 @@ impl Backend for Nftables {
 
     async fn differences(&self, rules: &RuleSet) -> Result<Vec<String>, RedirectError> {
         let Some(found) = list().await? else { return Ok(vec![format!("the table inet {TABLE} is missing")]) };
-        let wanted = Listing::of(rules);
+        let wanted = NftListing::of(rules);
         let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let remembered = remembered.filter(|(of, _)| of == rules).map(|(_, listing)| listing);
         Ok(if found == wanted { Vec::new() } else { found.differences(&remembered.unwrap_or(wanted)) })
@@ -124,9 +124,9 @@ pub async fn ahead_of(priority: i32) -> Vec<String> {
 }
 
 /// What our table holds; `None` where there is none.
-async fn list() -> Result<Option<Listing>, RedirectError> {
+async fn list() -> Result<Option<NftListing>, RedirectError> {
     match run(NFT, &["-j", "list", "table", "inet", TABLE], "").await {
-        Ok(json) => Listing::read(&json).map(Some).map_err(|message| RedirectError::Unreadable { program: NFT, message }),
+        Ok(json) => NftListing::read(&json).map(Some).map_err(|message| RedirectError::Unreadable { program: NFT, message }),
         Err(RedirectError::Refused { message, .. }) if message.contains(NOT_THERE) => Ok(None),
         Err(error) => Err(of_the_kernel(error)),
     }

@@ -41,13 +41,13 @@ const LISTENS: [&str; 2] = ["00010000", "0001"];
 
 /// This daemon's number, held until it is dropped.
 #[derive(Debug)]
-pub struct Turn {
+pub struct Ownership {
     number: u64,
-    held: Mutex<Held>,
+    held: Mutex<HeldNames>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct HeldNames {
     runs: Option<UnixListener>,
     rules: Option<UnixListener>,
 }
@@ -63,7 +63,7 @@ enum Holder {
     Unknown,
 }
 
-impl Turn {
+impl Ownership {
     /// Takes a number, which is higher than those of all before. Needs a runtime with I/O.
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl Turn {
     pub fn take() -> io::Result<Self> {
         let number = now()?;
         let runs = hold(&format!("{RUNS}{number}"))?;
-        Ok(Self { number, held: Mutex::new(Held { runs: Some(runs), rules: None }) })
+        Ok(Self { number, held: Mutex::new(HeldNames { runs: Some(runs), rules: None }) })
     }
 
     /// Says to the others that the rules are this daemon's now.
@@ -118,7 +118,7 @@ impl Turn {
         any()
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, HeldNames> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -219,7 +219,7 @@ mod tests {
     async fn the_later_one_has_the_word_while_it_lives() {
         // Somebody has the last number.
         let last = StdListener::bind_addr(&SocketAddr::from_abstract_name(format!("{RUNS}{}", u64::MAX)).unwrap()).unwrap();
-        let (first, second) = (Turn::take().unwrap(), Turn::take().unwrap());
+        let (first, second) = (Ownership::take().unwrap(), Ownership::take().unwrap());
         drop(last);
         assert!(first.number < second.number && second.number < u64::MAX);
         first.claim_rules().unwrap();

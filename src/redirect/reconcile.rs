@@ -20,7 +20,7 @@ use super::rules::{RuleSet, Targets};
 use super::{Backend, RedirectError};
 use crate::config::InterfaceMatch;
 use crate::metrics::Metrics;
-use crate::readiness::{Readiness, Step};
+use crate::readiness::{Readiness, ReadinessStep};
 
 /// Notices of changes are gathered for so long before the rules are compared.
 const GATHER: Duration = Duration::from_millis(100);
@@ -36,7 +36,7 @@ const STEP: &str = "the repair of the packet rules";
 const NO_GUARD: &str = "the guard is not there, or not ahead of everything";
 
 /// What the reconciler needs besides the rules' backend.
-pub trait Surroundings: Send {
+pub trait ReconcilerEnvironment: Send {
     /// Returns when somebody has changed packet rules; never where that cannot be told. It may be left at any time.
     fn changed(&mut self) -> impl Future<Output = ()> + Send;
 
@@ -58,13 +58,13 @@ pub struct Reconciler<B, S> {
     interval: Duration,
     metrics: Metrics,
     readiness: Readiness,
-    wanted: Wanted,
-    state: State,
+    wanted: WantedRules,
+    state: RulesState,
     /// Readiness waits for the end of a state that is wrong.
-    waiting: Option<Step>,
+    waiting: Option<ReadinessStep>,
     /// How often in a row something has failed.
     failures: u32,
-    told: Option<Told>,
+    told: Option<LoggedRepair>,
     /// What was last taken back although a later daemon lives, and when.
     taken_back: Option<(Vec<String>, Instant)>,
     /// Somebody has changed rules since they were last compared.
@@ -84,7 +84,7 @@ pub struct Like {
 
 /// What is to be in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Wanted {
+enum WantedRules {
     /// The guard at least, and what else is there already. Where that has to be mended, it is by these: which interfaces are
     /// redirected, and whether connections straight to the app port are dropped.
     Guard { interfaces: Vec<InterfaceMatch>, refuse_direct: bool },
@@ -94,7 +94,7 @@ enum Wanted {
 
 /// What is known of the rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum State {
+enum RulesState {
     /// They are as wanted.
     AsWanted,
     /// They could not be compared, and this is why.
@@ -107,7 +107,7 @@ enum State {
 
 /// A repair that was logged.
 #[derive(Debug)]
-struct Told {
+struct LoggedRepair {
     differences: Vec<String>,
     at: Instant,
     /// Repairs of the same since then.
@@ -115,14 +115,14 @@ struct Told {
 }
 
 /// What a comparison found.
-enum Found {
+enum RulesComparison {
     AsWanted,
     /// These differ, and this repairs them.
     Different(Vec<String>, RuleSet),
     AnotherDaemons(Vec<String>),
 }
 
-impl<B: Backend, S: Surroundings> Reconciler<B, S> {
+impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     /// One that wants the guard at first, on a node that may have rules of ours like these already.
     pub fn new(backend: B, surroundings: S, like: Like, metrics: Metrics, readiness: Readiness) -> Self {
         let Like { interfaces, refuse_direct, interval } = like;
@@ -132,8 +132,8 @@ impl<B: Backend, S: Surroundings> Reconciler<B, S> {
             interval,
             metrics,
             readiness,
-            wanted: Wanted::Guard { interfaces, refuse_direct },
-            state: State::AsWanted,
+            wanted: WantedRules::Guard { interfaces, refuse_direct },
+            state: RulesState::AsWanted,
             waiting: None,
             failures: 0,
             told: None,
@@ -165,7 +165,7 @@ impl<B: Backend, S: Surroundings> Reconciler<B, S> {
     /// meanwhile. What was open before them is ended then. While a later daemon has rules of its own in place it waits.
     pub async fn place(&mut self, rules: RuleSet) {
         let targets = rules.targets;
-        self.wanted = Wanted::Exactly(rules);
+        self.wanted = WantedRules::Exactly(rules);
         while let Err(pause) = self.try_to_place().await {
             self.wait(pause).await;
         }
@@ -213,7 +213,7 @@ impl<B: Backend, S: Surroundings> Reconciler<B, S> {
         let compared_at = Instant::now();
         let end = compared_at + pause;
         while !self.heard {
-            let look = if self.state == State::AnotherDaemons { end.min(Instant::now() + PAUSE) } else { end };
+            let look = if self.state == RulesState::AnotherDaemons { end.min(Instant::now() + PAUSE) } else { end };
             tokio::select! {
                 () = sleep_until(look) => if look == end || !self.surroundings.is_succeeded() { return },
                 () = self.surroundings.changed() => self.heard = true,
@@ -232,12 +232,12 @@ impl<B: Backend, S: Surroundings> Reconciler<B, S> {
     /// If the rules are not in place then: how long to wait before it is tried again.
     async fn try_to_place(&mut self) -> Result<(), Duration> {
         match self.compare().await {
-            Ok(Found::AsWanted) => {}
-            Ok(Found::AnotherDaemons(differences)) => {
+            Ok(RulesComparison::AsWanted) => {}
+            Ok(RulesComparison::AnotherDaemons(differences)) => {
                 self.is_another_daemons(&differences);
                 return Err(self.interval);
             }
-            Ok(Found::Different(differences, repair)) => {
+            Ok(RulesComparison::Different(differences, repair)) => {
                 self.backend.install(&repair).await.map_err(|error| self.is_wrong(&error))?;
                 if !self.is_all(&repair) {
                     self.is_another_daemons(&differences);
@@ -253,9 +253,9 @@ impl<B: Backend, S: Surroundings> Reconciler<B, S> {
     /// Compares and repairs once, and says how long to wait before the next time.
     async fn check(&mut self) -> Duration {
         match self.compare().await {
-            Ok(Found::AsWanted) => self.is_as_wanted(),
-            Ok(Found::AnotherDaemons(differences)) => self.is_another_daemons(&differences),
-            Ok(Found::Different(differences, repair)) => {
+            Ok(RulesComparison::AsWanted) => self.is_as_wanted(),
+            Ok(RulesComparison::AnotherDaemons(differences)) => self.is_another_daemons(&differences),
+            Ok(RulesComparison::Different(differences, repair)) => {
                 let installed = self.backend.install(&repair).await;
                 self.metrics.redirect_repaired(installed.is_ok());
                 if let Err(error) = installed {
@@ -277,44 +277,44 @@ impl<B: Backend, S: Surroundings> Reconciler<B, S> {
         self.interval
     }
 
-    async fn compare(&mut self) -> Result<Found, RedirectError> {
+    async fn compare(&mut self) -> Result<RulesComparison, RedirectError> {
         self.heard = false;
         let rules = match &self.wanted {
-            Wanted::Guard { .. } => {
+            WantedRules::Guard { .. } => {
                 let observed = self.backend.observed().await?;
                 return Ok(if observed.is_guarded() {
-                    Found::AsWanted
+                    RulesComparison::AsWanted
                 } else {
-                    Found::Different(vec![NO_GUARD.to_owned()], self.repair(&observed))
+                    RulesComparison::Different(vec![NO_GUARD.to_owned()], self.repair(&observed))
                 });
             }
-            Wanted::Exactly(rules) => rules.clone(),
+            WantedRules::Exactly(rules) => rules.clone(),
         };
         let differences = self.backend.differences(&rules).await?;
         if differences.is_empty() {
-            return Ok(Found::AsWanted);
+            return Ok(RulesComparison::AsWanted);
         }
         if !self.surroundings.is_succeeded() {
             self.taken_back = None;
-            return Ok(Found::Different(differences, rules));
+            return Ok(RulesComparison::Different(differences, rules));
         }
         let observed = self.backend.observed().await?;
         if observed.targets.is_empty() {
             // The later daemon may have its rules by another backend, and have removed these.
             let elsewhere = self.backend.standing_elsewhere().await;
             if elsewhere.is_guarded() && !elsewhere.targets.is_empty() {
-                return Ok(Found::AnotherDaemons(differences));
+                return Ok(RulesComparison::AnotherDaemons(differences));
             }
         }
         let theirs = observed.as_targets(true).filter(|theirs| rules.targets.is_none_or(|ours| !leads_to_the_same(theirs, &ours)));
         match (observed.is_guarded(), theirs) {
             // The guard is put back, and what serves pods stays.
-            (false, Some(_)) => Ok(Found::Different(differences, self.repair(&observed))),
-            (true, Some(theirs)) if self.are_whole(&rules, theirs).await? => Ok(Found::AnotherDaemons(differences)),
-            (true, _) if !observed.targets.is_empty() && self.came_back(&differences) => Ok(Found::AnotherDaemons(differences)),
+            (false, Some(_)) => Ok(RulesComparison::Different(differences, self.repair(&observed))),
+            (true, Some(theirs)) if self.are_whole(&rules, theirs).await? => Ok(RulesComparison::AnotherDaemons(differences)),
+            (true, _) if !observed.targets.is_empty() && self.came_back(&differences) => Ok(RulesComparison::AnotherDaemons(differences)),
             _ => {
                 self.taken_back = Some((differences.clone(), Instant::now()));
-                Ok(Found::Different(differences, rules))
+                Ok(RulesComparison::Different(differences, rules))
             }
         }
     }
@@ -340,8 +340,8 @@ impl<B: Backend, S: Surroundings> Reconciler<B, S> {
     /// The guard, with what serves pods already.
     fn repair(&self, observed: &ObservedRules) -> RuleSet {
         let (interfaces, refuse_direct) = match &self.wanted {
-            Wanted::Guard { interfaces, refuse_direct } => (interfaces, *refuse_direct),
-            Wanted::Exactly(rules) => (&rules.interfaces, rules.targets.is_some_and(|targets| targets.refuse_direct)),
+            WantedRules::Guard { interfaces, refuse_direct } => (interfaces, *refuse_direct),
+            WantedRules::Exactly(rules) => (&rules.interfaces, rules.targets.is_some_and(|targets| targets.refuse_direct)),
         };
         let targets = observed.as_targets(refuse_direct);
         RuleSet { interfaces: if targets.is_some() { interfaces.clone() } else { Vec::new() }, targets }
@@ -350,13 +350,13 @@ impl<B: Backend, S: Surroundings> Reconciler<B, S> {
     /// Whether nothing is wanted that is not among these.
     fn is_all(&self, repair: &RuleSet) -> bool {
         match &self.wanted {
-            Wanted::Guard { .. } => true,
-            Wanted::Exactly(rules) => rules == repair,
+            WantedRules::Guard { .. } => true,
+            WantedRules::Exactly(rules) => rules == repair,
         }
     }
 
     async fn forget(&mut self) {
-        let Wanted::Exactly(RuleSet { targets: Some(targets), .. }) = &self.wanted else { return };
+        let WantedRules::Exactly(RuleSet { targets: Some(targets), .. }) = &self.wanted else { return };
         match self.surroundings.forget(targets).await {
             Ok(0) => {}
             Ok(connections) => {
@@ -368,19 +368,19 @@ impl<B: Backend, S: Surroundings> Reconciler<B, S> {
     }
 
     fn is_as_wanted(&mut self) {
-        if self.state != State::AsWanted {
+        if self.state != RulesState::AsWanted {
             info!("the packet rules are as wanted again");
         }
-        self.enter(State::AsWanted);
+        self.enter(RulesState::AsWanted);
         self.failures = 0;
-        self.metrics.redirect_in_place(matches!(self.wanted, Wanted::Exactly(_)));
+        self.metrics.redirect_in_place(matches!(self.wanted, WantedRules::Exactly(_)));
         if let Some(waiting) = self.waiting.take() {
             waiting.done();
         }
     }
 
     fn is_another_daemons(&mut self, differences: &[String]) {
-        if self.enter(State::AnotherDaemons) {
+        if self.enter(RulesState::AnotherDaemons) {
             let differences = differences.join("; ");
             warn!(differences, "a daemon that was started later has packet rules of its own in place; they are left to it while it lives");
         }
@@ -390,7 +390,7 @@ impl<B: Backend, S: Surroundings> Reconciler<B, S> {
 
     fn is_wrong(&mut self, error: &RedirectError) -> Duration {
         let text = error.to_string();
-        if self.enter(State::Wrong(text.clone())) {
+        if self.enter(RulesState::Wrong(text.clone())) {
             error!("the packet rules are not as wanted and could not be put right, which is tried again: {text}");
         }
         self.not_ready();
@@ -399,7 +399,7 @@ impl<B: Backend, S: Surroundings> Reconciler<B, S> {
 
     fn is_unknown(&mut self, error: &RedirectError) -> Duration {
         let text = error.to_string();
-        if self.enter(State::Unknown(text.clone())) {
+        if self.enter(RulesState::Unknown(text.clone())) {
             warn!("the packet rules could not be compared, which is tried again: {text}");
         }
         if self.failures + 1 >= FAILURES {
@@ -409,7 +409,7 @@ impl<B: Backend, S: Surroundings> Reconciler<B, S> {
     }
 
     /// Whether this state is another than the one before.
-    fn enter(&mut self, state: State) -> bool {
+    fn enter(&mut self, state: RulesState) -> bool {
         let is_new = self.state != state;
         self.state = state;
         is_new
@@ -437,7 +437,7 @@ impl<B: Backend, S: Surroundings> Reconciler<B, S> {
         }
         let repeated = self.told.take().filter(|told| told.differences == differences).map_or(0, |told| told.more);
         warn!(differences = differences.join("; "), repeated, "somebody changed the packet rules; they are repaired");
-        self.told = Some(Told { differences: differences.to_vec(), at: now, more: 0 });
+        self.told = Some(LoggedRepair { differences: differences.to_vec(), at: now, more: 0 });
     }
 }
 

@@ -72,7 +72,7 @@ pub struct Rule {
     /// What must fit.
     pub matches: Vec<Match>,
     /// What becomes of the packet.
-    pub verdict: Verdict,
+    pub verdict: PacketVerdict,
 }
 
 /// A property of a packet.
@@ -92,7 +92,7 @@ pub enum Match {
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum PacketVerdict {
     /// Its connection goes to this address.
     Dnat(SocketAddr),
     /// Our rules of this hook have nothing more to say about it.
@@ -134,7 +134,7 @@ impl RuleSet {
         match hook {
             Hook::Redirect => self.redirect(family),
             Hook::Guard => guard(family),
-            Hook::Backstop => vec![Rule { family, matches: vec![Match::To(family.metadata())], verdict: Verdict::Drop }],
+            Hook::Backstop => vec![Rule { family, matches: vec![Match::To(family.metadata())], verdict: PacketVerdict::Drop }],
             Hook::Direct => self.direct(family),
         }
     }
@@ -157,11 +157,11 @@ impl RuleSet {
         let (but, named): (Vec<_>, Vec<_>) = self.interfaces.iter().partition(|interface| interface.negated);
         let loopback = InterfaceMatch { name: LOOPBACK.to_owned(), negated: false };
         let but = but.into_iter().map(|interface| InterfaceMatch { name: interface.name.clone(), negated: false });
-        let mut rules: Vec<_> = std::iter::once(loopback).chain(but).map(|name| rule(Some(name), Verdict::Return)).collect();
+        let mut rules: Vec<_> = std::iter::once(loopback).chain(but).map(|name| rule(Some(name), PacketVerdict::Return)).collect();
         if named.is_empty() {
-            rules.push(rule(None, Verdict::Dnat(target)));
+            rules.push(rule(None, PacketVerdict::Dnat(target)));
         }
-        rules.extend(named.into_iter().map(|interface| rule(Some(interface.clone()), Verdict::Dnat(target))));
+        rules.extend(named.into_iter().map(|interface| rule(Some(interface.clone()), PacketVerdict::Dnat(target))));
         rules
     }
 
@@ -170,14 +170,14 @@ impl RuleSet {
         // The port is one for both families, and open in both, whatever is redirected.
         let not_loopback = InterfaceMatch { name: LOOPBACK.to_owned(), negated: true };
         let matches = vec![Match::Interface(not_loopback), Match::TcpPort(targets.ipv4.port()), Match::NotOpenedTo(family.metadata())];
-        vec![Rule { family, matches, verdict: Verdict::Drop }]
+        vec![Rule { family, matches, verdict: PacketVerdict::Drop }]
     }
 }
 
 fn guard(family: Family) -> Vec<Rule> {
     let to = Match::To(family.metadata());
     vec![
-        Rule { family, matches: vec![to.clone(), Match::Tcp], verdict: Verdict::Reset },
-        Rule { family, matches: vec![to], verdict: Verdict::Reject },
+        Rule { family, matches: vec![to.clone(), Match::Tcp], verdict: PacketVerdict::Reset },
+        Rule { family, matches: vec![to], verdict: PacketVerdict::Reject },
     ]
 }

@@ -7,7 +7,7 @@ use super::rules::{Family, RuleSet};
 
 /// What was seen of the node.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct NodeObservation {
     /// The backend that is looked at, and what stands of ours in it.
     pub observed: ObservedRules,
     /// Its name.
@@ -26,7 +26,7 @@ pub struct Seen {
 
 /// The answer: lines for a person, and whether all is as wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct StatusReport {
     /// What there is to say.
     pub lines: Vec<String>,
     /// Nothing is open or different.
@@ -34,7 +34,7 @@ pub struct Told {
 }
 
 /// Tells what was seen. `wanted` is what it was compared with.
-pub fn tell(wanted: &RuleSet, seen: &Seen) -> Told {
+pub fn tell(wanted: &RuleSet, seen: &NodeObservation) -> StatusReport {
     let mut lines = Vec::new();
     let mut as_wanted = seen.differences.is_empty();
     for family in Family::ALL {
@@ -73,7 +73,7 @@ pub fn tell(wanted: &RuleSet, seen: &Seen) -> Told {
         }
         Err(reason) => lines.push(format!("whether kube2iam or kiam left rules behind is not known: {reason}")),
     }
-    Told { lines, as_wanted }
+    StatusReport { lines, as_wanted }
 }
 
 /// What a pod's packet meets.
@@ -87,7 +87,7 @@ enum Meets {
     Service,
 }
 
-fn of_family(family: Family, seen: &Seen) -> (Meets, String) {
+fn of_family(family: Family, seen: &NodeObservation) -> (Meets, String) {
     // Either backend's guard will do.
     let elsewhere = seen.elsewhere.as_ref().and_then(|(_, observed)| observed.as_ref().ok());
     let all: Vec<&ObservedRules> = std::iter::once(&seen.observed).chain(elsewhere).collect();
@@ -122,8 +122,8 @@ mod tests {
         RuleSet { interfaces: Vec::new(), targets: Some(targets) }
     }
 
-    fn seen() -> Seen {
-        Seen {
+    fn seen() -> NodeObservation {
+        NodeObservation {
             observed: ObservedRules {
                 guards: Family::ALL.into(),
                 targets: ["10.0.0.1:8181".parse().unwrap()].into(),
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn assert_told(wanted: &RuleSet, seen: &Seen, as_wanted: bool, words: &str) {
+    fn assert_told(wanted: &RuleSet, seen: &NodeObservation, as_wanted: bool, words: &str) {
         let told = tell(wanted, seen);
         assert_eq!(told.as_wanted, as_wanted, "{told:#?}");
         assert!(told.lines.iter().any(|line| line.contains(words)), "{words:?} is not in {told:#?}");
@@ -149,36 +149,36 @@ mod tests {
     fn what_a_packet_meets_is_said() {
         assert_told(&full(), &seen(), true, "169.254.169.254: port 80 leads to the daemon at 10.0.0.1:8181, other ports are rejected");
         assert_told(&full(), &seen(), true, "fd00:ec2::254: every packet is rejected");
-        let alone = Seen { observed: ObservedRules { guards: Family::ALL.into(), ..ObservedRules::default() }, ..seen() };
+        let alone = NodeObservation { observed: ObservedRules { guards: Family::ALL.into(), ..ObservedRules::default() }, ..seen() };
         assert_told(&RuleSet::guard_alone(), &alone, true, "the guard stands alone");
-        let nobody = Seen { daemon: Some(false), ..seen() };
+        let nobody = NodeObservation { daemon: Some(false), ..seen() };
         assert_told(&full(), &nobody, true, "no daemon runs");
     }
 
     #[test]
     fn what_is_open_or_different_is_not_as_wanted() {
-        let open = Seen { observed: ObservedRules::default(), ..seen() };
+        let open = NodeObservation { observed: ObservedRules::default(), ..seen() };
         assert_told(&full(), &open, false, "169.254.169.254: nothing is in the way: THE NODE IS OPEN");
-        let half = Seen { observed: ObservedRules { guards: [Family::V6].into(), ..seen().observed }, ..seen() };
+        let half = NodeObservation { observed: ObservedRules { guards: [Family::V6].into(), ..seen().observed }, ..seen() };
         assert_told(&full(), &half, false, "other ports are passed on: THE NODE IS OPEN");
-        let differs = Seen { differences: vec!["the chain direct is missing".to_owned()], ..seen() };
+        let differs = NodeObservation { differences: vec!["the chain direct is missing".to_owned()], ..seen() };
         assert_told(&full(), &differs, false, "not as wanted (nftables): the chain direct is missing");
-        let away = Seen { addresses: vec!["10.0.0.2".parse().unwrap()], ..seen() };
+        let away = NodeObservation { addresses: vec!["10.0.0.2".parse().unwrap()], ..seen() };
         assert_told(&full(), &away, false, "10.0.0.1 is no address of this node");
     }
 
     #[test]
     fn what_is_left_over_is_said() {
-        let elsewhere = Seen { elsewhere: Some(("iptables", Ok(seen().observed))), ..seen() };
+        let elsewhere = NodeObservation { elsewhere: Some(("iptables", Ok(seen().observed))), ..seen() };
         assert_told(
             &full(),
             &elsewhere,
             true,
             "left in iptables, too: a guard of 169.254.169.254, a guard of fd00:ec2::254, a redirect to",
         );
-        let unknown = Seen { elsewhere: Some(("iptables", Err("no program".to_owned()))), ..seen() };
+        let unknown = NodeObservation { elsewhere: Some(("iptables", Err("no program".to_owned()))), ..seen() };
         assert_told(&full(), &unknown, true, "whether iptables holds rules of ours is not known: no program");
-        let legacy_rules = Seen { legacy_rules: Ok(vec!["-A PREROUTING x".to_owned()]), ..seen() };
+        let legacy_rules = NodeObservation { legacy_rules: Ok(vec!["-A PREROUTING x".to_owned()]), ..seen() };
         assert_told(&full(), &legacy_rules, true, "kube2iam or kiam: -A PREROUTING x");
     }
 }

@@ -48,7 +48,7 @@ pub enum Bypass {
 
 /// An interface, as far as it matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Way {
+struct InterfacePath {
     name: String,
     kind: Option<String>,
     /// What its incoming packets meet.
@@ -64,7 +64,7 @@ pub fn look(pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Option<Bypass>
             Err(error) => return Err(error),
         }
     }
-    let mut ways: Vec<Way> = Vec::new();
+    let mut ways: Vec<InterfacePath> = Vec::new();
     for ip in pods {
         let Some(name) = interface_to(netlink, *ip)? else { continue };
         if name == LOOPBACK || ways.iter().any(|way| way.name == name) {
@@ -76,12 +76,12 @@ pub fn look(pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Option<Bypass>
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        ways.push(Way { name, kind: link.kind, ingress: netlink.ingress_kind(link.index)? });
+        ways.push(InterfacePath { name, kind: link.kind, ingress: netlink.ingress_kind(link.index)? });
     }
     Ok(of(&ways))
 }
 
-fn of(ways: &[Way]) -> Option<Bypass> {
+fn of(ways: &[InterfacePath]) -> Option<Bypass> {
     if let Some((way, owner)) = ways.iter().find_map(|way| Some((way, programs(way)?))) {
         return Some(Bypass::Programs { owner, interface: way.name.clone() });
     }
@@ -90,7 +90,7 @@ fn of(ways: &[Way]) -> Option<Bypass> {
     Some(Bypass::Beside { interface: first.name.clone() })
 }
 
-fn programs(way: &Way) -> Option<&'static str> {
+fn programs(way: &InterfacePath) -> Option<&'static str> {
     match way.kind.as_deref() {
         Some("netkit") => Some("a program at the pods' netkit interfaces"),
         Some("openvswitch") => Some("Open vSwitch"),
@@ -103,7 +103,7 @@ fn programs(way: &Way) -> Option<&'static str> {
 }
 
 /// A device without a kind is no virtual one.
-fn is_beside(way: &Way) -> bool {
+fn is_beside(way: &InterfacePath) -> bool {
     matches!(way.kind.as_deref(), None | Some("macvlan" | "macvtap" | "ipvlan" | "ipvtap"))
 }
 
@@ -111,9 +111,9 @@ fn is_beside(way: &Way) -> bool {
 mod tests {
     use super::*;
 
-    fn way(name: &str, kind: &str, ingress: &str) -> Way {
+    fn way(name: &str, kind: &str, ingress: &str) -> InterfacePath {
         let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-        Way { name: name.to_owned(), kind: some(kind), ingress: some(ingress) }
+        InterfacePath { name: name.to_owned(), kind: some(kind), ingress: some(ingress) }
     }
 
     #[test]

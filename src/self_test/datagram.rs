@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::socket::sockopt::{Ipv4RecvErr, Ipv6RecvErr};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt};
 
-use super::helper::Answer;
+use super::helper::HelperReply;
 
 /// The kernel sends one ICMP error a second to an address, after the first few (icmp(7), `icmp_ratelimit`), and none while the
 /// interface's IPv6 address is young: so it is sent again.
@@ -21,7 +21,7 @@ const AGAIN: Duration = Duration::from_millis(400);
 const CONTROL: usize = 256;
 
 /// Sends an empty datagram until somebody answers it or says that it did not get there, for this long at the most.
-pub(super) fn send(to: SocketAddr, timeout: Duration) -> io::Result<Answer> {
+pub(super) fn send(to: SocketAddr, timeout: Duration) -> io::Result<HelperReply> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
     if to.is_ipv4() {
@@ -37,17 +37,17 @@ pub(super) fn send(to: SocketAddr, timeout: Duration) -> io::Result<Answer> {
         // What came in for the last one may stand here as an error of this one; the queue has it either way.
         let came = socket.send(&[]).and_then(|_| socket.recv(&mut [0]));
         if came.is_ok() {
-            return Ok(Answer::Open { port });
+            return Ok(HelperReply::Open { port });
         }
         if let Some(told) = told(&socket)? {
             return Ok(told);
         }
     }
-    Ok(Answer::TimedOut)
+    Ok(HelperReply::TimedOut)
 }
 
 /// The first ICMP error that came for the socket.
-fn told(socket: &UdpSocket) -> io::Result<Option<Answer>> {
+fn told(socket: &UdpSocket) -> io::Result<Option<HelperReply>> {
     loop {
         let (mut data, mut control) = ([0], vec![0; CONTROL]);
         let mut room = [IoSliceMut::new(&mut data)];
@@ -68,14 +68,14 @@ fn told(socket: &UdpSocket) -> io::Result<Option<Answer>> {
             _ => None,
         });
         if let Some((by, kind, code)) = told {
-            return Ok(Some(Answer::Told { by, kind, code }));
+            return Ok(Some(HelperReply::Told { by, kind, code }));
         }
     }
 }
 
 /// What an ICMP error says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Said {
+pub(super) enum IcmpError {
     /// A rule, or a route of that kind, forbids it: of "destination unreachable", the codes that the kernel has for these.
     Rejected,
     /// There was no route: it was not passed on, whatever the rules have.
@@ -85,16 +85,16 @@ pub(super) enum Said {
 }
 
 /// The meaning of an ICMP error (RFC 792, RFC 1812 5.2.7.1, RFC 4443 3.1) that this node sent.
-pub(super) fn said(is_ipv4: bool, kind: u8, code: u8) -> Said {
+pub(super) fn said(is_ipv4: bool, kind: u8, code: u8) -> IcmpError {
     const UNREACHABLE_IPV4: u8 = 3;
     const UNREACHABLE_IPV6: u8 = 1;
     match (is_ipv4, kind, code) {
         // Protocol and port unreachable; network, host and all prohibited.
-        (true, UNREACHABLE_IPV4, 2 | 3 | 9 | 10 | 13) => Said::Rejected,
+        (true, UNREACHABLE_IPV4, 2 | 3 | 9 | 10 | 13) => IcmpError::Rejected,
         // Prohibited; port unreachable; failed a policy; reject route.
-        (false, UNREACHABLE_IPV6, 1 | 4 | 5 | 6) => Said::Rejected,
-        (true, UNREACHABLE_IPV4, 0) | (false, UNREACHABLE_IPV6, 0) => Said::NoWay,
-        _ => Said::Other,
+        (false, UNREACHABLE_IPV6, 1 | 4 | 5 | 6) => IcmpError::Rejected,
+        (true, UNREACHABLE_IPV4, 0) | (false, UNREACHABLE_IPV6, 0) => IcmpError::NoWay,
+        _ => IcmpError::Other,
     }
 }
 
@@ -113,8 +113,8 @@ mod tests {
                 socket.local_addr().unwrap()
             };
             let answer = send(nobody, TIMEOUT).unwrap();
-            let Answer::Told { by, kind, code } = answer else { panic!("{answer:?}") };
-            assert_eq!((by, said(nobody.is_ipv4(), kind, code)), (nobody.ip(), Said::Rejected));
+            let HelperReply::Told { by, kind, code } = answer else { panic!("{answer:?}") };
+            assert_eq!((by, said(nobody.is_ipv4(), kind, code)), (nobody.ip(), IcmpError::Rejected));
         }
     }
 
@@ -122,7 +122,7 @@ mod tests {
     fn an_answer_and_silence_are_told_apart() {
         let there = UdpSocket::bind("127.0.0.1:0").unwrap();
         let to = there.local_addr().unwrap();
-        assert_eq!(send(to, AGAIN).unwrap(), Answer::TimedOut);
+        assert_eq!(send(to, AGAIN).unwrap(), HelperReply::TimedOut);
         let answering = std::thread::spawn(move || {
             // Those of before are still there, from others.
             while let Ok((_, from)) = there.recv_from(&mut [0]) {
@@ -132,24 +132,24 @@ mod tests {
                 }
             }
         });
-        assert!(matches!(send(to, TIMEOUT).unwrap(), Answer::Open { .. }));
+        assert!(matches!(send(to, TIMEOUT).unwrap(), HelperReply::Open { .. }));
         answering.join().unwrap();
     }
 
     #[test]
     fn an_error_of_a_packet_that_was_passed_on_is_no_rejection() {
         for (is_ipv4, kind, code, wanted) in [
-            (true, 3, 3, Said::Rejected),
-            (true, 3, 13, Said::Rejected),
-            (true, 3, 0, Said::NoWay),
-            (true, 3, 1, Said::Other),
-            (true, 11, 0, Said::Other),
-            (true, 1, 4, Said::Other),
-            (false, 1, 4, Said::Rejected),
-            (false, 1, 1, Said::Rejected),
-            (false, 1, 0, Said::NoWay),
-            (false, 1, 3, Said::Other),
-            (false, 3, 0, Said::Other),
+            (true, 3, 3, IcmpError::Rejected),
+            (true, 3, 13, IcmpError::Rejected),
+            (true, 3, 0, IcmpError::NoWay),
+            (true, 3, 1, IcmpError::Other),
+            (true, 11, 0, IcmpError::Other),
+            (true, 1, 4, IcmpError::Other),
+            (false, 1, 4, IcmpError::Rejected),
+            (false, 1, 1, IcmpError::Rejected),
+            (false, 1, 0, IcmpError::NoWay),
+            (false, 1, 3, IcmpError::Other),
+            (false, 3, 0, IcmpError::Other),
         ] {
             assert_eq!(said(is_ipv4, kind, code), wanted, "{is_ipv4} {kind} {code}");
         }

@@ -59,7 +59,7 @@ pub(super) enum Order {
 
 /// What it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Answer {
+pub(super) enum HelperReply {
     /// It is in its namespace, or has done what it was told.
     Done,
     /// It is connected from this port, and the other side closed the connection without a byte.
@@ -77,7 +77,7 @@ pub(super) enum Answer {
 }
 
 /// As it is sent: an answer, or why there is none.
-type Line = Result<Answer, String>;
+type ReplyLine = Result<HelperReply, String>;
 
 /// The child, as the daemon started it.
 #[derive(Debug)]
@@ -123,7 +123,7 @@ impl Helper {
         if let Some(stdout) = &mut helper.stdout {
             stdout.read_line(&mut line).map_err(Unavailable::Start)?;
         }
-        match serde_json::from_str::<Line>(&line) {
+        match serde_json::from_str::<ReplyLine>(&line) {
             Ok(Ok(_)) => Ok(helper),
             Ok(Err(reason)) => Err(Unavailable::Namespace(reason)),
             Err(_) => Err(Unavailable::Start(io::Error::other("it ended without a word"))),
@@ -148,7 +148,7 @@ impl Spoken {
     }
 
     /// Has it do something. An error of the kind `BrokenPipe` means that it is no more.
-    pub(super) async fn order(&mut self, order: &Order) -> io::Result<Answer> {
+    pub(super) async fn order(&mut self, order: &Order) -> io::Result<HelperReply> {
         let may_take = PATIENCE
             + match order {
                 Order::Connect { timeout, .. } | Order::Datagram { timeout, .. } => *timeout * 2,
@@ -162,13 +162,13 @@ impl Spoken {
         };
         // One that hangs cannot be asked again: its late answer would be taken for the next.
         let answer = tokio::time::timeout(may_take, exchange).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))??;
-        serde_json::from_str::<Line>(&answer)?.map_err(io::Error::other)
+        serde_json::from_str::<ReplyLine>(&answer)?.map_err(io::Error::other)
     }
 }
 
 /// What the child does, from its start to the end of its input.
 pub fn child(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
-    let mut say = |line: &Line| -> io::Result<()> {
+    let mut say = |line: &ReplyLine| -> io::Result<()> {
         let mut text = serde_json::to_string(line)?;
         text.push('\n');
         output.write_all(text.as_bytes())?;
@@ -178,11 +178,11 @@ pub fn child(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
         return say(&Err(error.to_string()));
     }
     capabilities::keep(&[Need::Interfaces]);
-    say(&Ok(Answer::Done))?;
+    say(&Ok(HelperReply::Done))?;
     for line in input.lines() {
         let answer = match serde_json::from_str(&line?)? {
             Order::SetUp { addresses, gateways, gateway_mac } => {
-                set_up(&addresses, &gateways, gateway_mac).map(|()| Answer::Done).map_err(|error| error.to_string())
+                set_up(&addresses, &gateways, gateway_mac).map(|()| HelperReply::Done).map_err(|error| error.to_string())
             }
             Order::Connect { to, timeout } => connect(to, timeout).map_err(|error| error.to_string()),
             Order::Datagram { to, timeout } => datagram::send(to, timeout).map_err(|error| error.to_string()),
@@ -216,15 +216,15 @@ fn set_up(addresses: &[IpAddr], gateways: &[IpAddr], gateway_mac: Mac) -> io::Re
     Ok(())
 }
 
-fn connect(to: SocketAddr, timeout: Duration) -> io::Result<Answer> {
+fn connect(to: SocketAddr, timeout: Duration) -> io::Result<HelperReply> {
     use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, PermissionDenied, TimedOut, WouldBlock};
     let mut stream = match TcpStream::connect_timeout(&to, timeout) {
         Ok(stream) => stream,
         Err(error) => {
             return match error.kind() {
-                ConnectionRefused => Ok(Answer::Refused),
-                TimedOut => Ok(Answer::TimedOut),
-                HostUnreachable | NetworkUnreachable | PermissionDenied => Ok(Answer::Unreachable),
+                ConnectionRefused => Ok(HelperReply::Refused),
+                TimedOut => Ok(HelperReply::TimedOut),
+                HostUnreachable | NetworkUnreachable | PermissionDenied => Ok(HelperReply::Unreachable),
                 _ => Err(error),
             };
         }
@@ -233,9 +233,9 @@ fn connect(to: SocketAddr, timeout: Duration) -> io::Result<Answer> {
     stream.set_read_timeout(Some(timeout))?;
     // Nothing is sent. Whoever speaks first, or waits, is not this node's daemon.
     Ok(match stream.read(&mut [0]) {
-        Ok(1..) => Answer::Open { port },
-        Ok(0) => Answer::Closed { port },
-        Err(error) if matches!(error.kind(), WouldBlock | TimedOut) => Answer::Open { port },
-        Err(_) => Answer::Closed { port },
+        Ok(1..) => HelperReply::Open { port },
+        Ok(0) => HelperReply::Closed { port },
+        Err(error) if matches!(error.kind(), WouldBlock | TimedOut) => HelperReply::Open { port },
+        Err(_) => HelperReply::Closed { port },
     })
 }

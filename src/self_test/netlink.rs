@@ -8,9 +8,9 @@ use nix::errno::Errno;
 
 use crate::netlink::message::{
     IFA_ADDRESS, IFA_F_NODAD, IFA_LOCAL, IFF_UP, IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER,
-    IFLA_NET_NS_PID, NDA_DST, NDA_LLADDR, NLM_F_ACK, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, NUD_PERMANENT, RT_SCOPE_LINK,
-    RT_SCOPE_UNIVERSE, RTA_DST, RTA_GATEWAY, RTA_OIF, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_GETQDISC, RTM_NEWADDR, RTM_NEWLINK,
-    RTM_NEWNEIGH, RTM_NEWROUTE, RTNH_F_ONLINK, Request, TC_H_INGRESS, TCA_KIND, TCMSG, VETH_INFO_PEER, append, attribute, family,
+    IFLA_NET_NS_PID, NDA_DST, NDA_LLADDR, NLM_F_ACK, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, NUD_PERMANENT, NetlinkRequest,
+    RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RTA_DST, RTA_GATEWAY, RTA_OIF, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_GETQDISC, RTM_NEWADDR,
+    RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE, RTNH_F_ONLINK, TC_H_INGRESS, TCA_KIND, TCMSG, VETH_INFO_PEER, append, attribute, family,
     interface_message, neighbour_message, octets, prefix_of_one, route_message, text, zero_terminated,
 };
 pub use crate::netlink::{Mac, Netlink};
@@ -44,7 +44,7 @@ impl Netlink {
         let mut info = Vec::new();
         append(&mut info, IFLA_INFO_KIND, b"veth");
         append(&mut info, IFLA_INFO_DATA, &data);
-        let mut message = Request::new(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &interface_message(0, 0))
+        let mut message = NetlinkRequest::new(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &interface_message(0, 0))
             .attribute(IFLA_IFNAME, &zero_terminated(veth.name))
             .attribute(IFLA_ADDRESS, &veth.mac)
             .attribute(IFLA_LINKINFO, &info);
@@ -56,12 +56,12 @@ impl Netlink {
 
     /// Takes an interface away, with its other end and its routes.
     pub fn delete_link(&mut self, index: u32) -> io::Result<()> {
-        self.ask(Request::new(RTM_DELLINK, NLM_F_ACK, &interface_message(index, 0))).map(drop)
+        self.ask(NetlinkRequest::new(RTM_DELLINK, NLM_F_ACK, &interface_message(index, 0))).map(drop)
     }
 
     /// Switches an interface on.
     pub fn set_up(&mut self, index: u32) -> io::Result<()> {
-        self.ask(Request::new(RTM_NEWLINK, NLM_F_ACK, &interface_message(index, IFF_UP))).map(drop)
+        self.ask(NetlinkRequest::new(RTM_NEWLINK, NLM_F_ACK, &interface_message(index, IFF_UP))).map(drop)
     }
 
     /// Gives an interface this address alone, without a network around it. An IPv6 address is good at once.
@@ -69,14 +69,14 @@ impl Netlink {
         let flags = if ip.is_ipv6() { IFA_F_NODAD } else { 0 };
         let mut fixed = vec![family(ip), prefix_of_one(ip), flags, RT_SCOPE_UNIVERSE];
         fixed.extend_from_slice(&index.to_ne_bytes());
-        let message = Request::new(RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &fixed);
+        let message = NetlinkRequest::new(RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &fixed);
         self.ask(message.attribute(IFA_LOCAL, &octets(ip)).attribute(IFA_ADDRESS, &octets(ip))).map(drop)
     }
 
     /// Leads packets for this address to an interface; an error of the kind `AlreadyExists` where they are led somewhere.
     pub fn add_route(&mut self, ip: IpAddr, index: u32) -> io::Result<()> {
         let fixed = route_message(family(ip), prefix_of_one(ip), RT_SCOPE_LINK, 0);
-        let message = Request::new(RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &fixed);
+        let message = NetlinkRequest::new(RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &fixed);
         self.ask(message.attribute(RTA_DST, &octets(ip)).attribute(RTA_OIF, &index.to_ne_bytes())).map(drop)
     }
 
@@ -84,23 +84,23 @@ impl Netlink {
     pub fn delete_route(&mut self, ip: IpAddr, index: u32) -> io::Result<()> {
         let fixed = neighbour_message(family(ip), index, 0);
         // Where only one of the two is left, this one is gone already.
-        let _ = self.ask(Request::new(RTM_DELNEIGH, NLM_F_ACK, &fixed).attribute(NDA_DST, &octets(ip)));
+        let _ = self.ask(NetlinkRequest::new(RTM_DELNEIGH, NLM_F_ACK, &fixed).attribute(NDA_DST, &octets(ip)));
         let fixed = route_message(family(ip), prefix_of_one(ip), RT_SCOPE_LINK, 0);
-        let message = Request::new(RTM_DELROUTE, NLM_F_ACK, &fixed);
+        let message = NetlinkRequest::new(RTM_DELROUTE, NLM_F_ACK, &fixed);
         self.ask(message.attribute(RTA_DST, &octets(ip)).attribute(RTA_OIF, &index.to_ne_bytes())).map(drop)
     }
 
     /// Leads all packets that have no other way to this gateway, which is on the interface's own network.
     pub fn add_default_route(&mut self, gateway: IpAddr, index: u32) -> io::Result<()> {
         let fixed = route_message(family(gateway), 0, RT_SCOPE_UNIVERSE, RTNH_F_ONLINK);
-        let message = Request::new(RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &fixed);
+        let message = NetlinkRequest::new(RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &fixed);
         self.ask(message.attribute(RTA_GATEWAY, &octets(gateway)).attribute(RTA_OIF, &index.to_ne_bytes())).map(drop)
     }
 
     /// Says once and for all which address of the link layer a neighbour has.
     pub fn add_neighbour(&mut self, ip: IpAddr, mac: Mac, index: u32) -> io::Result<()> {
         let fixed = neighbour_message(family(ip), index, NUD_PERMANENT);
-        let message = Request::new(RTM_NEWNEIGH, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, &fixed);
+        let message = NetlinkRequest::new(RTM_NEWNEIGH, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, &fixed);
         self.ask(message.attribute(NDA_DST, &octets(ip)).attribute(NDA_LLADDR, &mac)).map(drop)
     }
 
@@ -111,7 +111,7 @@ impl Netlink {
         fixed[4..8].copy_from_slice(&index.to_ne_bytes());
         fixed[12..16].copy_from_slice(&TC_H_INGRESS.to_ne_bytes());
         // Older kernels answer only with the one flag, and where there was one before they say nothing without the other.
-        let answer = match self.ask(Request::new(RTM_GETQDISC, NLM_F_ECHO | NLM_F_ACK, &fixed)) {
+        let answer = match self.ask(NetlinkRequest::new(RTM_GETQDISC, NLM_F_ECHO | NLM_F_ACK, &fixed)) {
             Ok(answer) => answer,
             Err(error) => {
                 return match error.raw_os_error().map(Errno::from_raw) {

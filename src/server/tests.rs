@@ -42,10 +42,10 @@ async fn a_connection_whose_address_the_kernel_is_asked_about_holds_up_no_other(
     let (writer, pods) = pods_with(node.clone(), None);
     writer.write(|index| index.apply(pod("web", "127.0.0.2", None)));
     let (metrics, drain) = (Metrics::new(), Drain::default());
-    let server = Server::new(proxy_of(pods), true, LimitsConfig::default(), metrics, drain, Record::default());
+    let server = Server::new(proxy_of(pods), true, LimitsConfig::default(), metrics, drain, ConnectionRecord::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let serving = tokio::spawn(async move { Arc::new(server).serve(listener, &Queue::default()).await });
+    let serving = tokio::spawn(async move { Arc::new(server).serve(listener, &AcceptQueue::default()).await });
     let asks = tokio::spawn(answer([127, 0, 0, 2], address));
     tokio::time::timeout(LIMIT, async {
         while node.asked() == 0 {

@@ -15,7 +15,7 @@ const MAX_REMEMBERED: usize = 1024;
 
 /// The memory. Keys must not be anything that somebody can invent in any number.
 #[derive(Debug)]
-pub struct TurnedAway<K>(HashMap<K, Entry>);
+pub struct TurnedAway<K>(HashMap<K, TurnedAwayEntry>);
 
 /// What is remembered of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct Recent {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct TurnedAwayEntry {
     count: u64,
     /// Those that no log line counts yet.
     unlogged: u64,
@@ -41,7 +41,7 @@ impl<K> Default for TurnedAway<K> {
     }
 }
 
-impl Entry {
+impl TurnedAwayEntry {
     fn recent(&self, now: Instant) -> Option<Recent> {
         let ago = now - self.last;
         (ago < REMEMBERED).then_some(Recent { count: self.count, ago })
@@ -59,7 +59,7 @@ impl<K: Eq + Hash> TurnedAway<K> {
                 self.0.clear();
             }
         }
-        let entry = self.0.entry(key).or_insert(Entry { count: 0, unlogged: 0, logged_at: None, last: now });
+        let entry = self.0.entry(key).or_insert(TurnedAwayEntry { count: 0, unlogged: 0, logged_at: None, last: now });
         if entry.recent(now).is_none() {
             entry.count = 0;
         }

@@ -62,12 +62,12 @@ impl Fake {
     }
 }
 
-fn refusal(code: u16, retry_after: Duration) -> Refusal {
-    Refusal { code: Some(code), retry_after, text: code.to_string() }
+fn refusal(code: u16, retry_after: Duration) -> NodeRefusal {
+    NodeRefusal { code: Some(code), retry_after, text: code.to_string() }
 }
 
-impl Api for Fake {
-    async fn read(&self, node: &str, freshness: Freshness) -> Result<Vec<u8>, Refusal> {
+impl NodesApi for Fake {
+    async fn read(&self, node: &str, freshness: Freshness) -> Result<Vec<u8>, NodeRefusal> {
         assert_eq!(node, "node-a");
         self.state(|state| {
             state.reads.push((Instant::now(), freshness));
@@ -95,7 +95,7 @@ impl Api for Fake {
         })
     }
 
-    async fn patch(&self, node: &str, patch: Vec<u8>) -> Result<(), Refusal> {
+    async fn patch(&self, node: &str, patch: Vec<u8>) -> Result<(), NodeRefusal> {
         assert_eq!(node, "node-a");
         let patch: Value = serde_json::from_slice(&patch).unwrap();
         self.state(|state| {

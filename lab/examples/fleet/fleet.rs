@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use rolegate::config::{DEFAULT_ERROR_TTL, DEFAULT_PREFETCH_SPREAD, DEFAULT_STS_CONCURRENCY, DEFAULT_STS_RATE, DEFAULT_STS_RISE};
 use rolegate::credentials::Clock;
-use rolegate::credentials::cache::{Sessions, Settings};
-use rolegate::credentials::gate::Limits;
+use rolegate::credentials::cache::{CacheSettings, Sessions};
+use rolegate::credentials::gate::StsLimits;
 use rolegate::credentials::refresh::Refresh;
 use rolegate::metrics::Metrics;
 use rolegate::pods::{Pod, PodUid, Pods, PodsWriter, Surroundings, pods};
@@ -139,8 +139,8 @@ impl Fleet {
     /// The daemon of a node, with nothing held.
     fn start(&self, node: &Node) {
         let (rate, max_rate) = (DEFAULT_STS_RATE, DEFAULT_STS_RATE * DEFAULT_STS_RISE);
-        let limits = Limits { rate, max_rate, concurrency: usize::try_from(DEFAULT_STS_CONCURRENCY).unwrap_or(1) };
-        let settings = Settings { error_ttl: DEFAULT_ERROR_TTL, timeout: TIMEOUT, limits };
+        let limits = StsLimits { rate, max_rate, concurrency: usize::try_from(DEFAULT_STS_CONCURRENCY).unwrap_or(1) };
+        let settings = CacheSettings { error_ttl: DEFAULT_ERROR_TTL, timeout: TIMEOUT, limits };
         let sessions = Sessions::new(Client::new(self.sts.clone()), settings, self.clock.clone(), self.metrics.clone());
         let (pods, policy) = (node.pods.clone(), node.policy.clone());
         let refresh = Refresh { pods, policy, sessions: sessions.clone(), prefetch: true, spread: DEFAULT_PREFETCH_SPREAD };

@@ -30,7 +30,7 @@ fn connects(address: SocketAddr) -> bool {
 
 #[tokio::test]
 async fn a_port_that_nobody_has_listens_at_once() {
-    let listener = Listener::find(&config(0)).await.unwrap();
+    let listener = PodListener::find(&config(0)).await.unwrap();
     assert!(connects(listener.address().unwrap()));
     assert!(listens(listener.address().unwrap()));
     listener.open(std::future::pending()).await.unwrap();
@@ -38,11 +38,11 @@ async fn a_port_that_nobody_has_listens_at_once() {
 
 #[tokio::test]
 async fn beside_another_daemon_nothing_is_taken_before_it_can_be_served() {
-    let first = Listener::find(&overlapping(0)).await.unwrap();
+    let first = PodListener::find(&overlapping(0)).await.unwrap();
     let address = first.address().unwrap();
-    let Listener::Own(socket) = &first else { panic!("{first:?}") };
-    let mut second = Listener::find(&overlapping(address.port())).await.unwrap();
-    assert!(matches!(second, Listener::Beside(..)), "{second:?}");
+    let PodListener::Own(socket) = &first else { panic!("{first:?}") };
+    let mut second = PodListener::find(&overlapping(address.port())).await.unwrap();
+    assert!(matches!(second, PodListener::Beside(..)), "{second:?}");
     for _ in 0..50 {
         assert!(connects(address));
         socket.accept().expect("each of them is for the first");
@@ -56,9 +56,9 @@ async fn beside_another_daemon_nothing_is_taken_before_it_can_be_served() {
 
 #[tokio::test]
 async fn when_the_other_daemon_ends_early_connections_wait_for_this_one() {
-    let first = Listener::find(&overlapping(0)).await.unwrap();
+    let first = PodListener::find(&overlapping(0)).await.unwrap();
     let address = first.address().unwrap();
-    let mut second = Listener::find(&overlapping(address.port())).await.unwrap();
+    let mut second = PodListener::find(&overlapping(address.port())).await.unwrap();
     drop(first);
     assert!(!connects(address));
     second.listen_when_alone().await.unwrap();
@@ -72,7 +72,7 @@ async fn a_program_that_does_not_share_its_port_is_an_error() {
     let other = StdListener::bind("127.0.0.1:0").unwrap();
     let port = other.local_addr().unwrap().port();
     for config in [config(port), overlapping(port)] {
-        let error = format!("{:#}", Listener::find(&config).await.unwrap_err());
+        let error = format!("{:#}", PodListener::find(&config).await.unwrap_err());
         assert!(error.contains(&format!("cannot listen on 127.0.0.1 port {port}; choose another --app-port")), "{error}");
         assert_eq!(error.contains("--handover-socket"), config.handover_socket.is_some(), "{error}");
     }
@@ -84,13 +84,13 @@ async fn a_program_that_does_not_share_its_port_is_an_error() {
 
 #[tokio::test]
 async fn nobody_listens_beside_a_daemon_that_was_not_told_to_share() {
-    let listener = Listener::find(&config(0)).await.unwrap();
+    let listener = PodListener::find(&config(0)).await.unwrap();
     let address = listener.address().unwrap();
     assert_eq!(thief(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     // Not by way of every address either, nor as a daemon that may share.
     assert_eq!(thief(SocketAddr::new([0, 0, 0, 0].into(), address.port())).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     for config in [config(address.port()), overlapping(address.port())] {
-        assert!(is_in_use(&Listener::find(&config).await.unwrap_err()));
+        assert!(is_in_use(&PodListener::find(&config).await.unwrap_err()));
     }
     let metrics = listen_for_operators(Some([127, 0, 0, 1].into()), 0).unwrap();
     assert_eq!(thief(metrics.local_addr().unwrap()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
@@ -98,6 +98,6 @@ async fn nobody_listens_beside_a_daemon_that_was_not_told_to_share() {
 
 #[tokio::test]
 async fn only_a_daemon_that_may_overlap_shares_its_port() {
-    let listener = Listener::find(&overlapping(0)).await.unwrap();
+    let listener = PodListener::find(&overlapping(0)).await.unwrap();
     thief(listener.address().unwrap()).unwrap();
 }

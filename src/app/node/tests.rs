@@ -17,8 +17,8 @@ struct Fake {
     doubt: Notify,
 }
 
-impl Who for Arc<Fake> {
-    async fn renew_identity(&self) -> (Result<Arc<Known>, AssumeRoleError>, Duration) {
+impl IdentitySource for Arc<Fake> {
+    async fn renew_identity(&self) -> (Result<Arc<KnownNode>, AssumeRoleError>, Duration) {
         self.calls.lock().unwrap().push(Instant::now());
         match self.error.lock().unwrap().clone() {
             Some(error) => (Err(error), Duration::from_secs(60)),

@@ -11,19 +11,19 @@ fn read(arguments: &[&str], env: &[(&str, &str)]) -> Result<ExplainConfig, Confi
 
 #[test]
 fn names_of_pods_are_read_as_kubernetes_writes_them() {
-    let good: PodName = "shop/web-0.a".parse().unwrap();
+    let good: PodReference = "shop/web-0.a".parse().unwrap();
     assert_eq!((good.namespace(), good.name(), good.to_string().as_str()), ("shop", "web-0.a", "shop/web-0.a"));
     let long = format!("shop/{}", "x".repeat(254));
     for bad in ["", "web", "shop/", "/web", "shop/web/0", "Shop/web", "shop/we b", "shop/../x", "shop/%2e", "shop/web&assume=true", &long] {
-        assert_eq!(bad.parse::<PodName>(), Err(NotAPodName), "{bad}");
+        assert_eq!(bad.parse::<PodReference>(), Err(NotAPodName), "{bad}");
     }
 }
 
 #[test]
 fn the_command_line_chooses_who_is_asked() {
     let asked = |arguments: &[&str], env: &[(&str, &str)]| match read(&[&["shop/web"], arguments].concat(), env).unwrap().asked {
-        Asked::Daemon(authority) => authority.to_string(),
-        Asked::Cluster(_) => "cluster".to_owned(),
+        ExplainTarget::Daemon(authority) => authority.to_string(),
+        ExplainTarget::Cluster(_) => "cluster".to_owned(),
     };
     let daemon = |authority: &str| authority.to_owned();
     assert_eq!(asked(&[], &[]), daemon("127.0.0.1:9543"));
@@ -46,7 +46,7 @@ fn variables_of_the_daemon_do_not_keep_it_from_being_asked() {
         ("ROLEGATE_DEFAULT_ROLE", "short"),
         ("ROLEGATE_LOG_LEVEL", "loud"),
     ];
-    assert!(matches!(read(&["shop/web"], &variables).unwrap().asked, Asked::Daemon(_)));
+    assert!(matches!(read(&["shop/web"], &variables).unwrap().asked, ExplainTarget::Daemon(_)));
     assert_eq!(read(&["shop/web", "--kubeconfig=/k"], &variables).unwrap_err().mistakes.len(), 5);
     // Those by which it is asked count.
     for variable in ["ROLEGATE_METRICS_PORT", "ROLEGATE_OUTPUT", "ROLEGATE_ASSUME", "ROLEGATE_ADMIN_URL"] {
@@ -69,8 +69,8 @@ fn mistakes_are_reported_at_once() {
 #[test]
 fn the_node_is_not_needed_and_counts_only_where_it_is_an_argument() {
     let cluster = |asked| match asked {
-        Asked::Cluster(cluster) => cluster,
-        Asked::Daemon(daemon) => panic!("{daemon} is asked"),
+        ExplainTarget::Cluster(cluster) => cluster,
+        ExplainTarget::Daemon(daemon) => panic!("{daemon} is asked"),
     };
     let of_environment = cluster(read(&["shop/web", "--kubeconfig=/k"], &[("NODE_NAME", "node-a")]).unwrap().asked);
     assert_eq!((of_environment.node, of_environment.config.pods.node.as_str()), (None, "node-a"));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::{Closing, Key};
+use super::{Closing, SourceKey};
 
 /// A connection that was answered may be closed when it is idle for so long: its client may be about to use it again.
 pub(super) const IDLE_GRACE: Duration = Duration::from_millis(250);
@@ -25,7 +25,7 @@ pub(super) const DISPLACED: u8 = 2;
 pub(super) struct Slot {
     pub(super) id: u64,
     /// The account that it is counted in, if it is in one.
-    pub(super) key: OnceLock<Key>,
+    pub(super) key: OnceLock<SourceKey>,
     /// [`BUSY`], or the milliseconds since which it is idle; the lowest bit is 1 while no request has arrived at all.
     state: AtomicU64,
     closing: AtomicU8,

@@ -5,20 +5,21 @@ use futures_util::FutureExt as _;
 use super::slot::FRESH_GRACE;
 use super::*;
 
-const SETTINGS: Settings = Settings { all: 4096, per_source: 128, node: 64, unknown: 128, per_unknown: 64, waiting: 256 };
+const SETTINGS: ConnectionSettings =
+    ConnectionSettings { all: 4096, per_source: 128, node: 64, unknown: 128, per_unknown: 64, waiting: 256 };
 
 fn nobody(ip: IpAddr) -> Source {
     Source::unknown(ip)
 }
 
-fn open(limits: &Limits, source: &Source) -> Permit {
+fn open(limits: &ConnectionLimits, source: &Source) -> ConnectionPermit {
     match limits.admit(source, nobody) {
         Admitted::Open(permit) => permit,
         other => panic!("{source:?}: {other:?}"),
     }
 }
 
-fn wait(limits: &Limits, source: &Source) -> Waiting {
+fn wait(limits: &ConnectionLimits, source: &Source) -> ConnectionWait {
     match limits.admit(source, nobody) {
         Admitted::Wait(waiting) => waiting,
         other => panic!("{source:?}: {other:?}"),
@@ -26,7 +27,7 @@ fn wait(limits: &Limits, source: &Source) -> Waiting {
 }
 
 /// Returns the limit that would make a connection wait, or refuse it.
-fn limit(limits: &Limits, source: &Source) -> Option<Limit> {
+fn limit(limits: &ConnectionLimits, source: &Source) -> Option<Limit> {
     match limits.admit(source, nobody) {
         Admitted::Open(_) => None,
         Admitted::Wait(waiting) => Some(waiting.limit),
@@ -46,21 +47,21 @@ fn unknown_v6(last: u128) -> Source {
     Source::unknown(IpAddr::from(std::net::Ipv6Addr::from_bits((0xfd00 << 112) + last)))
 }
 
-fn all(limits: &Limits) -> usize {
+fn all(limits: &ConnectionLimits) -> usize {
     limits.0.lock().all
 }
 
-fn unknown_open(limits: &Limits) -> usize {
+fn unknown_open(limits: &ConnectionLimits) -> usize {
     limits.0.lock().unknown.len()
 }
 
-fn closing(permit: &Permit) -> Option<Closing> {
+fn closing(permit: &ConnectionPermit) -> Option<Closing> {
     permit.closing().now_or_never()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_source_has_its_limit_and_all_have_one_together() {
-    let limits = Limits::new(Settings { all: 5, per_source: 3, waiting: 0, ..SETTINGS });
+    let limits = ConnectionLimits::new(ConnectionSettings { all: 5, per_source: 3, waiting: 0, ..SETTINGS });
     let (one, other) = (pod("shop", 1), pod("shop", 2));
     let mut permits: Vec<_> = (0..3).map(|_| open(&limits, &one)).collect();
     assert_eq!(limit(&limits, &one), Some(Limit::Source));
@@ -79,7 +80,7 @@ async fn a_source_has_its_limit_and_all_have_one_together() {
 
 #[tokio::test(start_paused = true)]
 async fn pods_that_take_all_they_can_get_together_leave_room_for_those_with_few() {
-    let limits = Limits::new(SETTINGS);
+    let limits = ConnectionLimits::new(SETTINGS);
     let mut taken: Vec<_> = (0..32)
         .flat_map(|n| (0..128).map(move |_| n))
         .filter_map(|n| match limits.admit(&pod(&format!("ns{n}"), n), nobody) {
@@ -102,7 +103,7 @@ async fn pods_that_take_all_they_can_get_together_leave_room_for_those_with_few(
 /// A namespace may have any number of pods, each of which has few connections.
 #[tokio::test(start_paused = true)]
 async fn many_pods_of_one_namespace_leave_room_for_other_namespaces() {
-    let limits = Limits::new(SETTINGS);
+    let limits = ConnectionLimits::new(SETTINGS);
     let mut taken = Vec::new();
     for (namespace, pods) in [("greedy", 1000), ("greedy-too", 400)] {
         for n in 0..pods {
@@ -122,7 +123,7 @@ async fn many_pods_of_one_namespace_leave_room_for_other_namespaces() {
 
 #[tokio::test(start_paused = true)]
 async fn all_addresses_of_a_pod_count_together() {
-    let limits = Limits::new(Settings { per_source: 2, waiting: 0, ..SETTINGS });
+    let limits = ConnectionLimits::new(ConnectionSettings { per_source: 2, waiting: 0, ..SETTINGS });
     // The server asks who an address is: both of a pod's are the same source.
     let web = pod("shop", "web");
     let _permits = [open(&limits, &web), open(&limits, &web.clone())];
@@ -131,7 +132,7 @@ async fn all_addresses_of_a_pod_count_together() {
 
 #[tokio::test(start_paused = true)]
 async fn unknown_addresses_have_one_small_budget_and_take_nothing_of_pods() {
-    let limits = Limits::new(SETTINGS);
+    let limits = ConnectionLimits::new(SETTINGS);
     let flood: Vec<_> = (0..1100).map(|last| open(&limits, &unknown(last))).collect();
     let displaced = flood.iter().filter(|permit| closing(permit) == Some(Closing::Displaced)).count();
     assert_eq!((displaced, unknown_open(&limits)), (1100 - 128, 128));
@@ -144,7 +145,7 @@ async fn unknown_addresses_have_one_small_budget_and_take_nothing_of_pods() {
 
 #[tokio::test(start_paused = true)]
 async fn one_unknown_address_does_not_keep_the_others_out() {
-    let limits = Limits::new(SETTINGS);
+    let limits = ConnectionLimits::new(SETTINGS);
     let greedy: Vec<_> = [1, 2].into_iter().flat_map(|last| (0..64).map(move |_| last)).map(|last| open(&limits, &unknown(last))).collect();
     assert_eq!(limit(&limits, &unknown(1)), Some(Limit::Unknown));
     let honest: Vec<_> = (10..40).map(|last| open(&limits, &unknown(last))).collect();
@@ -154,9 +155,9 @@ async fn one_unknown_address_does_not_keep_the_others_out() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_of_an_unknown_address_gives_way_before_a_request() {
-    let limits = Limits::new(Settings { unknown: 3, ..SETTINGS });
+    let limits = ConnectionLimits::new(ConnectionSettings { unknown: 3, ..SETTINGS });
     let [asks, idle, silent] = [1, 2, 3].map(|last| open(&limits, &unknown(last)));
-    [&asks, &idle].into_iter().for_each(Permit::request_begins);
+    [&asks, &idle].into_iter().for_each(ConnectionPermit::request_begins);
     idle.request_ends();
     tokio::time::advance(IDLE_GRACE).await;
     let _fourth = open(&limits, &unknown(4));
@@ -170,7 +171,7 @@ async fn an_idle_connection_of_an_unknown_address_gives_way_before_a_request() {
 /// IPv6 addresses can be forged in any number; they count as one network.
 #[tokio::test(start_paused = true)]
 async fn a_flood_from_an_ipv6_network_displaces_no_other_network() {
-    let limits = Limits::new(SETTINGS);
+    let limits = ConnectionLimits::new(SETTINGS);
     let honest: Vec<_> = (0..100).map(|last| open(&limits, &unknown(last))).collect();
     let _flood: Vec<_> = (0..1100).map(|last| open(&limits, &unknown_v6(last))).collect();
     assert!(honest.iter().all(|permit| closing(permit).is_none()));
@@ -178,7 +179,7 @@ async fn a_flood_from_an_ipv6_network_displaces_no_other_network() {
 
 #[tokio::test(start_paused = true)]
 async fn an_address_that_becomes_a_pods_is_counted_for_the_pod() {
-    let limits = Limits::new(Settings { unknown: 2, per_source: 3, waiting: 0, ..SETTINGS });
+    let limits = ConnectionLimits::new(ConnectionSettings { unknown: 2, per_source: 3, waiting: 0, ..SETTINGS });
     let web = pod("shop", "web");
     let early = [open(&limits, &unknown(1)), open(&limits, &unknown(2))];
     assert!(early[0].is_unknown());
@@ -202,10 +203,10 @@ async fn an_address_that_becomes_a_pods_is_counted_for_the_pod() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_beyond_the_pods_limit_waits_for_one_to_end() {
-    let limits = Limits::new(Settings { per_source: 2, ..SETTINGS });
+    let limits = ConnectionLimits::new(ConnectionSettings { per_source: 2, ..SETTINGS });
     let web = pod("shop", "web");
     let mut permits = vec![open(&limits, &web), open(&limits, &web)];
-    permits.iter().for_each(Permit::request_begins);
+    permits.iter().for_each(ConnectionPermit::request_begins);
     let mut waiting = std::pin::pin!(wait(&limits, &web).place());
     tokio::time::advance(Duration::from_millis(900)).await;
     assert!(waiting.as_mut().now_or_never().is_none());
@@ -219,7 +220,7 @@ async fn a_connection_beyond_the_pods_limit_waits_for_one_to_end() {
 
 #[tokio::test(start_paused = true)]
 async fn the_wait_ends_after_a_second() {
-    let limits = Limits::new(Settings { per_source: 1, ..SETTINGS });
+    let limits = ConnectionLimits::new(ConnectionSettings { per_source: 1, ..SETTINGS });
     let web = pod("shop", "web");
     let busy = open(&limits, &web);
     busy.request_begins();
@@ -231,11 +232,11 @@ async fn the_wait_ends_after_a_second() {
 
 #[tokio::test(start_paused = true)]
 async fn the_longest_idle_connection_of_the_pod_makes_room() {
-    let limits = Limits::new(Settings { per_source: 3, ..SETTINGS });
+    let limits = ConnectionLimits::new(ConnectionSettings { per_source: 3, ..SETTINGS });
     let (web, db) = (pod("shop", "web"), pod("shop", "db"));
     let permits = [open(&limits, &web), open(&limits, &web), open(&limits, &web)];
     let other = open(&limits, &db);
-    permits.iter().chain([&other]).for_each(Permit::request_begins);
+    permits.iter().chain([&other]).for_each(ConnectionPermit::request_begins);
     for answered in [&other, &permits[1], &permits[0]] {
         assert!(!answered.request_ends());
         tokio::time::advance(Duration::from_secs(1)).await;
@@ -251,7 +252,7 @@ async fn the_longest_idle_connection_of_the_pod_makes_room() {
 /// A connection that was answered a moment ago is likely to be used again, so it is not closed yet.
 #[tokio::test(start_paused = true)]
 async fn a_connection_is_not_closed_before_it_is_idle_for_a_while() {
-    let limits = Limits::new(Settings { per_source: 1, ..SETTINGS });
+    let limits = ConnectionLimits::new(ConnectionSettings { per_source: 1, ..SETTINGS });
     let web = pod("shop", "web");
     let first = open(&limits, &web);
     first.request_begins();
@@ -268,7 +269,7 @@ async fn a_connection_is_not_closed_before_it_is_idle_for_a_while() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_without_a_request_is_closed_at_once_where_its_place_is_needed() {
-    let limits = Limits::new(Settings { per_source: 1, ..SETTINGS });
+    let limits = ConnectionLimits::new(ConnectionSettings { per_source: 1, ..SETTINGS });
     let web = pod("shop", "web");
     let silent = open(&limits, &web);
     tokio::time::advance(FRESH_GRACE).await;
@@ -280,13 +281,13 @@ async fn a_connection_without_a_request_is_closed_at_once_where_its_place_is_nee
 
 #[tokio::test(start_paused = true)]
 async fn where_all_places_are_taken_the_largest_namespace_and_pod_make_room() {
-    let limits = Limits::new(Settings { all: 8, per_source: 4, ..SETTINGS });
+    let limits = ConnectionLimits::new(ConnectionSettings { all: 8, per_source: 4, ..SETTINGS });
     let (a1, a2, b) = (pod("a", 1), pod("a", 2), pod("b", 1));
     let of_a1: Vec<_> = (0..3).map(|_| open(&limits, &a1)).collect();
     let of_a2 = [open(&limits, &a2), open(&limits, &a2)];
     // The last place would not be for the larger namespace.
     let of_b = [open(&limits, &b), open(&limits, &b), open(&limits, &b)];
-    of_b.iter().chain(&of_a1).chain(&of_a2).for_each(Permit::request_begins);
+    of_b.iter().chain(&of_a1).chain(&of_a2).for_each(ConnectionPermit::request_begins);
     for permit in of_b.iter().chain(&of_a1).chain(&of_a2) {
         permit.request_ends();
         tokio::time::advance(IDLE_GRACE).await;
@@ -305,7 +306,7 @@ async fn where_all_places_are_taken_the_largest_namespace_and_pod_make_room() {
 
 #[tokio::test(start_paused = true)]
 async fn the_queue_is_bounded_for_each_pod_and_shared_fairly() {
-    let limits = Limits::new(Settings { per_source: 2, waiting: 8, ..SETTINGS });
+    let limits = ConnectionLimits::new(ConnectionSettings { per_source: 2, waiting: 8, ..SETTINGS });
     let mut open_ones = Vec::new();
     let mut waiting = Vec::new();
     for name in ["a", "b", "c", "d"] {
@@ -314,7 +315,7 @@ async fn the_queue_is_bounded_for_each_pod_and_shared_fairly() {
         waiting.extend([wait(&limits, &pod), wait(&limits, &pod)]);
         assert_eq!(limit(&limits, &pod), Some(Limit::Source));
     }
-    open_ones.iter().for_each(Permit::request_begins);
+    open_ones.iter().for_each(ConnectionPermit::request_begins);
     let web = pod("shop", "web");
     let of_web = [open(&limits, &web), open(&limits, &web)];
     let last = wait(&limits, &web);
@@ -328,7 +329,7 @@ async fn the_queue_is_bounded_for_each_pod_and_shared_fairly() {
 
 #[tokio::test(start_paused = true)]
 async fn a_place_that_was_granted_to_one_who_is_gone_is_free_again() {
-    let limits = Limits::new(Settings { per_source: 1, ..SETTINGS });
+    let limits = ConnectionLimits::new(ConnectionSettings { per_source: 1, ..SETTINGS });
     let web = pod("shop", "web");
     let first = open(&limits, &web);
     let gone = wait(&limits, &web);
@@ -342,7 +343,7 @@ async fn a_place_that_was_granted_to_one_who_is_gone_is_free_again() {
 /// Whose address it is is looked up under another lock, and others must not wait for both.
 #[tokio::test(start_paused = true)]
 async fn an_address_is_looked_up_without_the_lock() {
-    let limits = Limits::new(Settings { unknown: 2, ..SETTINGS });
+    let limits = ConnectionLimits::new(ConnectionSettings { unknown: 2, ..SETTINGS });
     let _early = [open(&limits, &unknown(1)), open(&limits, &unknown(2))];
     let free = std::cell::Cell::new(None);
     let admitted = limits.admit(&unknown(3), |ip| {
@@ -359,7 +360,7 @@ async fn an_address_is_looked_up_without_the_lock() {
 async fn a_displaced_connection_that_ends_or_settles_meanwhile_is_counted_once_or_not_at_all() {
     let web = pod("shop", "web");
     for ends in [true, false] {
-        let limits = Limits::new(Settings { unknown: 1, ..SETTINGS });
+        let limits = ConnectionLimits::new(ConnectionSettings { unknown: 1, ..SETTINGS });
         let early = std::cell::RefCell::new(Some(open(&limits, &unknown(1))));
         let newcomer = limits.admit(&unknown(2), |_| {
             if limits.0.state.try_lock().is_err() {
@@ -384,10 +385,10 @@ async fn a_displaced_connection_that_ends_or_settles_meanwhile_is_counted_once_o
 /// Where nobody can wait, kept connections must not shut out a source that has none.
 #[tokio::test(start_paused = true)]
 async fn without_a_queue_an_idle_connection_gives_way_to_a_source_that_has_none() {
-    let limits = Limits::new(Settings { all: 32, per_source: 4, waiting: 0, ..SETTINGS });
+    let limits = ConnectionLimits::new(ConnectionSettings { all: 32, per_source: 4, waiting: 0, ..SETTINGS });
     let greedy = (0..8).map(|n| pod(if n < 7 { "a" } else { "b" }, n));
     let kept: Vec<_> = greedy.clone().flat_map(|pod| (0..4).map(move |_| pod.clone())).map(|pod| open(&limits, &pod)).collect();
-    kept.iter().for_each(Permit::request_begins);
+    kept.iter().for_each(ConnectionPermit::request_begins);
     let scraper = pod("b", "prometheus");
     tokio::time::advance(IDLE_GRACE).await;
     assert_eq!(limit(&limits, &scraper), Some(Limit::All), "each has a request under way");
@@ -412,14 +413,14 @@ async fn without_a_queue_an_idle_connection_gives_way_to_a_source_that_has_none(
 /// Each of sixteen namespaces may use a sixteenth of all places, and so together all of them.
 #[tokio::test(start_paused = true)]
 async fn a_namespace_without_any_connection_gets_one_whatever_others_hold() {
-    let limits = Limits::new(SETTINGS);
+    let limits = ConnectionLimits::new(SETTINGS);
     let mut taken = Vec::new();
     for namespace in 0..16 {
         for (n, _) in (0..64).flat_map(|n| (0..FEW).map(move |place| (n, place))) {
             taken.push(open(&limits, &pod(&format!("greedy-{namespace}"), n)));
         }
     }
-    taken.iter().for_each(Permit::request_begins);
+    taken.iter().for_each(ConnectionPermit::request_begins);
     assert_eq!((all(&limits), limit(&limits, &pod("greedy-0", "new"))), (4096, Some(Limit::All)));
     let mut newcomers: Vec<_> = (0..20).map(|n| open(&limits, &pod(&format!("new-{n}"), 0))).collect();
     assert_eq!(limit(&limits, &pod("new-0", 1)), Some(Limit::All), "one for each namespace");
@@ -444,7 +445,7 @@ fn behind(port: u32, last: u32) -> Source {
 /// A pod may invent any number of addresses, which are all behind its port of a bridge.
 #[tokio::test(start_paused = true)]
 async fn addresses_that_a_pod_invents_displace_no_pod_at_another_port() {
-    let limits = Limits::new(SETTINGS);
+    let limits = ConnectionLimits::new(SETTINGS);
     let new_pods: Vec<_> = (0..30).map(|port| open(&limits, &behind(port, port))).collect();
     let flood: Vec<_> = (1000..3000).map(|last| open(&limits, &behind(77, last))).collect();
     assert!(new_pods.iter().all(|permit| closing(permit).is_none()));

@@ -7,10 +7,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::flight::{Before, Flight, Landed, State, is_usable, pause, remembered_for};
+use super::flight::{Before, Flight, FlightState, Landed, is_usable, pause, remembered_for};
 use super::{Sessions, ended};
 use crate::credentials::caller::Caller;
-use crate::credentials::gate::{Application, Cause, TurnedAway};
+use crate::credentials::gate::{Application, CallCause, TurnedAwayCall};
 use crate::credentials::not_asked::NotAsked;
 use crate::credentials::{AssumeRole, AssumeRoleError};
 use crate::policy::RoleRequest;
@@ -22,19 +22,19 @@ impl<A: AssumeRole> Sessions<A> {
         &self,
         request: Arc<RoleRequest>,
         Before { earlier, failures, lapsed }: Before,
-        cause: Cause,
+        cause: CallCause,
         callers: &[Arc<Caller>],
         is_new: bool,
-    ) -> Result<Flight, TurnedAway> {
+    ) -> Result<Flight, TurnedAwayCall> {
         let (sts, metrics, clock) = (self.sts.clone(), self.metrics.clone(), self.clock.clone());
         let (settings, follower) = (self.settings, self.follower.get().cloned());
         let left = earlier.as_ref().map(|earlier| earlier.remaining(self.clock.now()));
         let (ticket, turn) = self.gate.queue(&Application { cause, left, callers, is_new })?;
-        let (land, state) = watch::channel(State { earlier, lapsed, landed: None });
+        let (land, state) = watch::channel(FlightState { earlier, lapsed, landed: None });
         // Not a background task: it ends with its result, and a panic in it drops `land`, which its callers notice.
         tokio::spawn(async move {
             // Notifies them even after a panic.
-            let _told = follower.map(|follower| Told { follower, request: request.clone() });
+            let _told = follower.map(|follower| NotifyOnDrop { follower, request: request.clone() });
             // Dropped before that, so that the callers know by then that no result will come.
             let land = land;
             let mut permit = match turn.await {
@@ -96,7 +96,7 @@ impl<A: AssumeRole> Sessions<A> {
                     }
                 }
             }
-            land.send_modify(|State { earlier, lapsed, landed }| {
+            land.send_modify(|FlightState { earlier, lapsed, landed }| {
                 let held = earlier.as_ref().filter(|held| is_usable(held, clock.now()));
                 let remembered = match (&landing, held) {
                     (Ok(_), _) => Duration::ZERO,
@@ -116,17 +116,17 @@ impl<A: AssumeRole> Sessions<A> {
 }
 
 /// The flight ends without a request to STS. This is not remembered as a failure.
-fn not_asked(land: &watch::Sender<State>, why: NotAsked) {
+fn not_asked(land: &watch::Sender<FlightState>, why: NotAsked) {
     land.send_modify(|state| state.landed = Some(Landed { landing: Err(AssumeRoleError::NotAsked(why)), until: Instant::now() }));
 }
 
 /// Notifies the waiting callers when dropped.
-struct Told {
+struct NotifyOnDrop {
     follower: mpsc::UnboundedSender<Arc<RoleRequest>>,
     request: Arc<RoleRequest>,
 }
 
-impl Drop for Told {
+impl Drop for NotifyOnDrop {
     fn drop(&mut self) {
         // Gone at the end of the process.
         let _ = self.follower.send(self.request.clone());

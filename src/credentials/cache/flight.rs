@@ -24,7 +24,7 @@ pub type Landing = Result<Arc<Credentials>, AssumeRoleError>;
 /// A request to STS, under way or landed.
 #[derive(Debug)]
 pub(super) struct Flight {
-    pub(super) state: watch::Receiver<State>,
+    pub(super) state: watch::Receiver<FlightState>,
     /// How many failed before it, one after the other.
     pub(super) failures: u32,
     /// Its place at the gate.
@@ -35,7 +35,7 @@ pub(super) struct Flight {
 
 /// Where a flight is.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct FlightState {
     /// What the flight before brought, for the case that this one fails: let go when it does not.
     pub(super) earlier: Option<Arc<Credentials>>,
     /// There were credentials, which have ended with nothing after them.
@@ -74,7 +74,7 @@ pub(super) struct Before {
 
 /// Where a session stands, for whoever renews it.
 #[derive(Clone, Debug)]
-pub enum Standing {
+pub enum SessionState {
     /// STS is being asked.
     UnderWay,
     /// It is here.
@@ -92,7 +92,7 @@ impl Flight {
     /// How it serves a caller now; `is_slow` tells whether STS throttles this node.
     pub(super) fn serves(&self, now: Timestamp, is_slow: impl Fn() -> bool) -> Serves {
         let state = self.state.borrow();
-        let State { earlier, landed, .. } = &*state;
+        let FlightState { earlier, landed, .. } = &*state;
         let fresh = || earlier.as_ref().filter(|earlier| is_fresh(earlier, now)).cloned();
         let usable = || earlier.as_ref().filter(|earlier| is_usable(earlier, now)).cloned();
         match landed {
@@ -122,7 +122,7 @@ impl Flight {
         self.state.has_changed().is_err()
     }
 
-    fn after_failure(&self, State { earlier, lapsed, .. }: &State, more: u32, now: Timestamp) -> Before {
+    fn after_failure(&self, FlightState { earlier, lapsed, .. }: &FlightState, more: u32, now: Timestamp) -> Before {
         let before = earlier.as_ref().map(|earlier| after(earlier, now)).unwrap_or_default();
         Before { failures: self.failures.saturating_add(more), lapsed: *lapsed || before.lapsed, ..before }
     }
@@ -139,14 +139,14 @@ impl Flight {
         }
     }
 
-    pub(super) fn standing(&self, now: Timestamp) -> Standing {
-        let State { earlier, landed, .. } = &*self.state.borrow();
+    pub(super) fn standing(&self, now: Timestamp) -> SessionState {
+        let FlightState { earlier, landed, .. } = &*self.state.borrow();
         let usable = earlier.as_ref().is_some_and(|earlier| is_usable(earlier, now));
         match landed {
-            None if self.has_crashed() => Standing::Failed { until: Instant::now(), hopeless: !usable },
-            None => Standing::UnderWay,
-            Some(Landed { landing: Ok(credentials), .. }) => Standing::Held(credentials.clone()),
-            Some(Landed { landing: Err(error), until }) => Standing::Failed { until: *until, hopeless: error.is_refusal() && !usable },
+            None if self.has_crashed() => SessionState::Failed { until: Instant::now(), hopeless: !usable },
+            None => SessionState::UnderWay,
+            Some(Landed { landing: Ok(credentials), .. }) => SessionState::Held(credentials.clone()),
+            Some(Landed { landing: Err(error), until }) => SessionState::Failed { until: *until, hopeless: error.is_refusal() && !usable },
         }
     }
 
@@ -158,7 +158,7 @@ impl Flight {
     /// Until when a renewal of what is held gives way, while STS throttles: those that have time, to those that have none,
     /// which may be another node's.
     pub(super) fn gives_way(&self, now: Timestamp, is_slow: impl Fn() -> bool) -> Option<Instant> {
-        let State { earlier, landed, .. } = &*self.state.borrow();
+        let FlightState { earlier, landed, .. } = &*self.state.borrow();
         match landed {
             Some(Landed { landing: Ok(held), .. }) if is_fresh(held, now) => self.patience(&AssumeRoleError::Throttled, held, now, is_slow),
             Some(Landed { landing: Err(error), .. }) => {
@@ -180,7 +180,7 @@ impl Flight {
     /// How long the credentials last that would be served if nothing else came: nothing where they have ended, `None` where
     /// there never were any.
     pub(super) fn lasts(&self, now: Timestamp) -> Option<Duration> {
-        let State { earlier, lapsed, landed } = &*self.state.borrow();
+        let FlightState { earlier, lapsed, landed } = &*self.state.borrow();
         let credentials = match landed {
             Some(Landed { landing: Ok(credentials), .. }) => Some(credentials),
             _ => earlier.as_ref(),

@@ -7,8 +7,11 @@ use super::*;
 use crate::credentials::tests::{Answer, FakeSts, HOUR, denied, pod, request, settle};
 
 const ERROR_TTL: Duration = Duration::from_secs(30);
-const SETTINGS: Settings =
-    Settings { error_ttl: ERROR_TTL, timeout: Duration::from_secs(60), limits: Limits { rate: 1000, max_rate: 1000, concurrency: 1000 } };
+const SETTINGS: CacheSettings = CacheSettings {
+    error_ttl: ERROR_TTL,
+    timeout: Duration::from_secs(60),
+    limits: StsLimits { rate: 1000, max_rate: 1000, concurrency: 1000 },
+};
 
 /// Sessions over an STS that answers at once, on tokio's clock.
 fn sessions() -> (Arc<Sessions<FakeSts>>, FakeSts) {
@@ -536,7 +539,7 @@ async fn that_the_daemon_does_not_know_itself_yet_is_no_failure_of_the_session()
 #[tokio::test(start_paused = true)]
 async fn a_renewal_that_waits_is_raised_by_a_caller_who_meets_what_is_nearly_ended() {
     let sts = FakeSts::new();
-    let settings = Settings { limits: Limits { rate: 1000, max_rate: 1000, concurrency: 1 }, ..SETTINGS };
+    let settings = CacheSettings { limits: StsLimits { rate: 1000, max_rate: 1000, concurrency: 1 }, ..SETTINGS };
     let sessions = Sessions::new(sts.clone(), settings, sts.clock(), Metrics::new());
     sts.will(Answer::Session(HOUR));
     sessions.ask(&request("web")).await.unwrap();
@@ -548,8 +551,8 @@ async fn a_renewal_that_waits_is_raised_by_a_caller_who_meets_what_is_nearly_end
     sts.hold();
     sessions.ahead(&request("other"), &[Caller::of(&pod("other"))]).await;
     assert_eq!(sessions.ahead(&request("web"), &[Caller::of(&pod("web"))]).await, Ahead::UnderWay);
-    let waiting = |cause: Cause| sessions.metrics.sts_queue(cause.name()).get();
-    assert_eq!((waiting(Cause::Renewal), waiting(Cause::Demand)), (1, 0));
+    let waiting = |cause: CallCause| sessions.metrics.sts_queue(cause.name()).get();
+    assert_eq!((waiting(CallCause::Renewal), waiting(CallCause::Demand)), (1, 0));
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
-    assert_eq!((waiting(Cause::Renewal), waiting(Cause::Demand)), (0, 1));
+    assert_eq!((waiting(CallCause::Renewal), waiting(CallCause::Demand)), (0, 1));
 }

@@ -15,11 +15,11 @@ use crate::pods::PodUid;
 pub(super) struct Lane {
     /// The namespaces with requests here, the next one first.
     round: VecDeque<Arc<str>>,
-    namespaces: HashMap<Arc<str>, Namespace>,
+    namespaces: HashMap<Arc<str>, NamespaceLane>,
 }
 
 #[derive(Debug, Default)]
-struct Namespace {
+struct NamespaceLane {
     /// The pods with requests here, the next one first.
     round: VecDeque<PodUid>,
     /// The numbers of their requests, in order of arrival.

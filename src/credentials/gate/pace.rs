@@ -6,7 +6,7 @@
 //! counts if roles of two accounts fail with no response in between. If STS has not answered for another account in the last
 //! hour, failures of two roles are enough.
 //!
-//! The rate rises above the full pace while STS answers quickly and requests wait, up to [`Limits::max_rate`]. When it is not
+//! The rate rises above the full pace while STS answers quickly and requests wait, up to [`StsLimits::max_rate`]. When it is not
 //! needed any more, it falls back within a minute. At the first throttling it falls back at once, and does not rise again for an
 //! hour: the quota is shared by the account, so other nodes are throttled as well.
 
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Limits;
+use super::StsLimits;
 use crate::credentials::{AssumeRoleError, jitter};
 use crate::role::RoleArn;
 
@@ -40,7 +40,7 @@ const RAISED_FOR: Duration = Duration::from_secs(60);
 /// The rate, and what is known of STS.
 #[derive(Debug)]
 pub(super) struct Pace {
-    limits: Limits,
+    limits: StsLimits,
     /// Requests that may be made at once; a negative value means a longer wait.
     tokens: f64,
     counted_at: Instant,
@@ -85,7 +85,7 @@ pub(super) fn part(of: usize, part: f64) -> usize {
 
 impl Pace {
     /// The full pace, with all tokens saved up.
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: StsLimits) -> Self {
         let now = Instant::now();
         Self {
             limits,

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::queue::Place;
-use super::{Cause, Gate, Ticket, Turn};
+use super::queue::QueuedCall;
+use super::{CallCause, Gate, Ticket, TurnResult};
 use crate::credentials::AssumeRoleError;
 use crate::credentials::caller::Caller;
 use crate::role::RoleArn;
 
 /// A permit for one request to STS, until dropped.
 #[derive(Debug)]
-pub(in crate::credentials) struct Permit {
+pub(in crate::credentials) struct StsPermit {
     pub(super) gate: Gate,
-    pub(super) cause: Cause,
+    pub(super) cause: CallCause,
     pub(super) ticket: Ticket,
     pub(super) ends: Option<Instant>,
     /// The pods whose turns a retry may use. If no session is cached, one pod, whose place stays taken until then.
@@ -24,9 +24,9 @@ pub(in crate::credentials) struct Permit {
     pub(super) began: Instant,
 }
 
-impl Permit {
+impl StsPermit {
     /// The cause of the request to STS.
-    pub(in crate::credentials) fn cause(&self) -> Cause {
+    pub(in crate::credentials) fn cause(&self) -> CallCause {
         self.cause
     }
 
@@ -57,12 +57,12 @@ impl Permit {
     }
 
     /// Waits for a permit for a retry with the same cause. Keeps the pod's place.
-    pub(in crate::credentials) fn again(mut self) -> oneshot::Receiver<Turn> {
+    pub(in crate::credentials) fn again(mut self) -> oneshot::Receiver<TurnResult> {
         let (sender, turn) = oneshot::channel();
         let callers = std::mem::take(&mut self.callers);
         {
             let mut state = self.gate.lock();
-            state.queue.insert(self.ticket, Place { cause: self.cause, ends: self.ends, callers, is_charged: false, sender });
+            state.queue.insert(self.ticket, QueuedCall { cause: self.cause, ends: self.ends, callers, is_charged: false, sender });
             self.gate.0.metrics.sts_queue(self.cause.name()).inc();
         }
         // Dropping the permit frees its slot and admits the next request.
@@ -70,7 +70,7 @@ impl Permit {
     }
 }
 
-impl Drop for Permit {
+impl Drop for StsPermit {
     fn drop(&mut self) {
         {
             let mut state = self.gate.lock();

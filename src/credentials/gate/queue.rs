@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::lane::Lane;
-use super::{Cause, NEARLY_ENDED, Ticket, Turn};
+use super::{CallCause, NEARLY_ENDED, Ticket, TurnResult};
 use crate::credentials::caller::Caller;
 
 /// At least one of this many turns goes to the renewal of a session close to expiry.
@@ -23,18 +23,18 @@ pub(in crate::credentials) const PLACES_IN_ALL: usize = 4096;
 
 /// A request that waits.
 #[derive(Debug)]
-pub(super) struct Place {
-    pub(super) cause: Cause,
+pub(super) struct QueuedCall {
+    pub(super) cause: CallCause,
     /// When the cached session expires.
     pub(super) ends: Option<Instant>,
     /// The pods whose turns it may use: the first turn of any of them.
     pub(super) callers: Vec<Arc<Caller>>,
     /// Whether the first of them was charged for a new session.
     pub(super) is_charged: bool,
-    pub(super) sender: oneshot::Sender<Turn>,
+    pub(super) sender: oneshot::Sender<TurnResult>,
 }
 
-impl Place {
+impl QueuedCall {
     /// Whether it counts against the limits of its pods and namespace. Renewals of cached sessions do not: there is at most one
     /// for each session.
     pub(super) fn is_counted(&self) -> bool {
@@ -44,7 +44,7 @@ impl Place {
 
 /// Why a request is the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Why {
+pub(super) enum NextReason {
     /// It renews a session close to expiry.
     EndsSoon,
     /// A pod waits.
@@ -57,8 +57,8 @@ pub(super) enum Why {
 
 /// All that waits.
 #[derive(Debug, Default)]
-pub(super) struct Queue {
-    places: HashMap<Ticket, Place>,
+pub(super) struct CallQueue {
+    places: HashMap<Ticket, QueuedCall>,
     demand: Lane,
     prefetch: Lane,
     ends: BTreeSet<(Instant, Ticket)>,
@@ -69,23 +69,23 @@ pub(super) struct Queue {
     others: u32,
 }
 
-impl Queue {
+impl CallQueue {
     pub(super) fn is_empty(&self) -> bool {
         self.places.is_empty()
     }
 
-    pub(super) fn get(&self, ticket: Ticket) -> Option<&Place> {
+    pub(super) fn get(&self, ticket: Ticket) -> Option<&QueuedCall> {
         self.places.get(&ticket)
     }
 
     /// How many wait for the same cause.
-    pub(super) fn of_cause(&self, cause: Cause) -> usize {
+    pub(super) fn of_cause(&self, cause: CallCause) -> usize {
         self.places.values().filter(|place| place.cause == cause).count()
     }
 
     /// Returns the oldest request for a session that is not cached and that only this pod needs.
     pub(super) fn waiting_for_alone(&self, caller: &Caller) -> Option<Ticket> {
-        let is_its = |place: &Place| place.is_counted() && matches!(&place.callers[..], [only] if only.uid == caller.uid);
+        let is_its = |place: &QueuedCall| place.is_counted() && matches!(&place.callers[..], [only] if only.uid == caller.uid);
         self.places.iter().filter(|(_, place)| is_its(place)).map(|(ticket, _)| *ticket).min()
     }
 
@@ -108,10 +108,10 @@ impl Queue {
             .places
             .iter()
             .filter(|(_, place)| place.is_counted() && place.callers.first().is_some_and(|caller| caller.namespace == *most));
-        of_it.max_by_key(|(ticket, place)| (place.cause == Cause::Prefetch, **ticket)).map(|(ticket, _)| Some(*ticket))
+        of_it.max_by_key(|(ticket, place)| (place.cause == CallCause::Prefetch, **ticket)).map(|(ticket, _)| Some(*ticket))
     }
 
-    pub(super) fn insert(&mut self, ticket: Ticket, place: Place) {
+    pub(super) fn insert(&mut self, ticket: Ticket, place: QueuedCall) {
         if let Some(lane) = self.lane(place.cause) {
             for caller in &place.callers {
                 lane.push(caller, ticket.0);
@@ -126,7 +126,7 @@ impl Queue {
         self.places.insert(ticket, place);
     }
 
-    pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Place> {
+    pub(super) fn remove(&mut self, ticket: Ticket) -> Option<QueuedCall> {
         let place = self.places.remove(&ticket)?;
         if let Some(lane) = self.lane(place.cause) {
             for caller in &place.callers {
@@ -148,36 +148,36 @@ impl Queue {
     }
 
     /// Returns the request that is next.
-    pub(super) fn next(&self, now: Instant) -> Option<(Ticket, Why)> {
+    pub(super) fn next(&self, now: Instant) -> Option<(Ticket, NextReason)> {
         let first_to_end = self.ends.first();
         let ends_soon = first_to_end.filter(|(ends, _)| ends.saturating_duration_since(now) < NEARLY_ENDED);
-        let ends_soon = ends_soon.map(|(_, ticket)| (*ticket, Why::EndsSoon));
+        let ends_soon = ends_soon.map(|(_, ticket)| (*ticket, NextReason::EndsSoon));
         let of_lane = |lane: &Lane, why| lane.first().map(|number| (Ticket(number), why));
         if self.others + 1 >= RESERVED && ends_soon.is_some() {
             return ends_soon;
         }
-        let waits = of_lane(&self.demand, Why::Waits);
-        let ahead = || of_lane(&self.prefetch, Why::Ahead);
-        let renews = || first_to_end.map(|(_, ticket)| (*ticket, Why::Renews));
+        let waits = of_lane(&self.demand, NextReason::Waits);
+        let ahead = || of_lane(&self.prefetch, NextReason::Ahead);
+        let renews = || first_to_end.map(|(_, ticket)| (*ticket, NextReason::Renews));
         waits.or(ends_soon).or_else(ahead).or_else(renews)
     }
 
-    /// Removes the request that [`Queue::next`] returned, for its turn.
-    pub(super) fn take(&mut self, ticket: Ticket, why: Why) -> Option<Place> {
-        self.others = if why == Why::EndsSoon { 0 } else { self.others.saturating_add(1) };
+    /// Removes the request that [`CallQueue::next`] returned, for its turn.
+    pub(super) fn take(&mut self, ticket: Ticket, why: NextReason) -> Option<QueuedCall> {
+        self.others = if why == NextReason::EndsSoon { 0 } else { self.others.saturating_add(1) };
         match why {
-            Why::Waits => self.demand.turn(),
-            Why::Ahead => self.prefetch.turn(),
-            Why::EndsSoon | Why::Renews => {}
+            NextReason::Waits => self.demand.turn(),
+            NextReason::Ahead => self.prefetch.turn(),
+            NextReason::EndsSoon | NextReason::Renews => {}
         }
         self.remove(ticket)
     }
 
-    fn lane(&mut self, cause: Cause) -> Option<&mut Lane> {
+    fn lane(&mut self, cause: CallCause) -> Option<&mut Lane> {
         match cause {
-            Cause::Demand => Some(&mut self.demand),
-            Cause::Prefetch => Some(&mut self.prefetch),
-            Cause::Renewal => None,
+            CallCause::Demand => Some(&mut self.demand),
+            CallCause::Prefetch => Some(&mut self.prefetch),
+            CallCause::Renewal => None,
         }
     }
 }

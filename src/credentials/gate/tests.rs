@@ -4,9 +4,9 @@ use tokio::time::{advance, timeout};
 use super::*;
 use crate::role::RoleArn;
 
-const LIMITS: Limits = Limits { rate: 10, max_rate: 10, concurrency: 4 };
+const LIMITS: StsLimits = StsLimits { rate: 10, max_rate: 10, concurrency: 4 };
 
-fn gate(limits: Limits) -> Gate {
+fn gate(limits: StsLimits) -> Gate {
     Gate::new(limits, Metrics::new())
 }
 
@@ -27,7 +27,7 @@ fn throttled() -> Result<(), AssumeRoleError> {
 }
 
 /// The turn, if it has come.
-fn come(turn: &mut oneshot::Receiver<Turn>) -> Option<Permit> {
+fn come(turn: &mut oneshot::Receiver<TurnResult>) -> Option<StsPermit> {
     turn.try_recv().ok()?.ok()
 }
 
@@ -37,14 +37,14 @@ fn pod(namespace: &str, name: &str) -> Arc<Caller> {
 }
 
 /// A place for a new session of this pod.
-fn apply(gate: &Gate, cause: Cause, caller: &Arc<Caller>) -> Result<(Ticket, oneshot::Receiver<Turn>), TurnedAway> {
+fn apply(gate: &Gate, cause: CallCause, caller: &Arc<Caller>) -> Result<(Ticket, oneshot::Receiver<TurnResult>), TurnedAwayCall> {
     gate.queue(&Application { cause, left: None, callers: std::slice::from_ref(caller), is_new: true })
 }
 
 /// A place: for renewals, of a session with time; else for the new session of a pod that has no other.
-fn place(gate: &Gate, cause: Cause) -> (Ticket, oneshot::Receiver<Turn>) {
+fn place(gate: &Gate, cause: CallCause) -> (Ticket, oneshot::Receiver<TurnResult>) {
     static PODS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-    if cause == Cause::Renewal {
+    if cause == CallCause::Renewal {
         return renewal(gate, Duration::from_secs(1800));
     }
     let number = PODS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -52,8 +52,8 @@ fn place(gate: &Gate, cause: Cause) -> (Ticket, oneshot::Receiver<Turn>) {
 }
 
 /// A place for the renewal of a session that has so much left.
-fn renewal(gate: &Gate, left: Duration) -> (Ticket, oneshot::Receiver<Turn>) {
-    gate.queue(&Application { cause: Cause::Renewal, left: Some(left), callers: &[], is_new: false }).unwrap()
+fn renewal(gate: &Gate, left: Duration) -> (Ticket, oneshot::Receiver<TurnResult>) {
+    gate.queue(&Application { cause: CallCause::Renewal, left: Some(left), callers: &[], is_new: false }).unwrap()
 }
 
 /// Lets the runtime's tasks run, without time passing.
@@ -69,7 +69,7 @@ async fn pass(millis: u64) {
 }
 
 /// One request and its answer, waiting for its turn; how long that took.
-async fn ask(gate: &Gate, cause: Cause, name: &str, answer: &Result<(), AssumeRoleError>) -> Duration {
+async fn ask(gate: &Gate, cause: CallCause, name: &str, answer: &Result<(), AssumeRoleError>) -> Duration {
     let began = Instant::now();
     let (_, turn) = place(gate, cause);
     turn.await.unwrap().unwrap().answered(&role(name), answer);
@@ -79,7 +79,7 @@ async fn ask(gate: &Gate, cause: Cause, name: &str, answer: &Result<(), AssumeRo
 #[tokio::test(start_paused = true)]
 async fn so_many_are_under_way_and_no_more() {
     let gate = gate(LIMITS);
-    let mut turns: Vec<_> = (0..6).map(|_| place(&gate, Cause::Demand).1).collect();
+    let mut turns: Vec<_> = (0..6).map(|_| place(&gate, CallCause::Demand).1).collect();
     let mut permits: Vec<_> = turns.iter_mut().filter_map(come).collect();
     assert_eq!(permits.len(), 4);
     permits.pop();
@@ -91,9 +91,9 @@ async fn so_many_are_under_way_and_no_more() {
 
 #[tokio::test(start_paused = true)]
 async fn so_many_are_begun_in_a_second_and_twice_as_many_at_once() {
-    let gate = gate(Limits { rate: 10, max_rate: 10, concurrency: 1000 });
-    let mut turns: Vec<_> = (0..60).map(|_| place(&gate, Cause::Demand).1).collect();
-    let begun = |turns: &mut Vec<oneshot::Receiver<Turn>>| {
+    let gate = gate(StsLimits { rate: 10, max_rate: 10, concurrency: 1000 });
+    let mut turns: Vec<_> = (0..60).map(|_| place(&gate, CallCause::Demand).1).collect();
+    let begun = |turns: &mut Vec<oneshot::Receiver<TurnResult>>| {
         turns.retain_mut(|turn| come(turn).is_none());
         60 - turns.len()
     };
@@ -110,11 +110,11 @@ async fn so_many_are_begun_in_a_second_and_twice_as_many_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn pods_that_wait_go_first_and_renewals_last() {
-    let gate = gate(Limits { rate: 1000, max_rate: 1000, concurrency: 1 });
-    let (_, first) = place(&gate, Cause::Renewal);
+    let gate = gate(StsLimits { rate: 1000, max_rate: 1000, concurrency: 1 });
+    let (_, first) = place(&gate, CallCause::Renewal);
     let mut running = Some(first.await.unwrap().unwrap());
-    let mut turns =
-        [Cause::Renewal, Cause::Prefetch, Cause::Demand, Cause::Renewal, Cause::Demand].map(|cause| (cause, place(&gate, cause).1));
+    let mut turns = [CallCause::Renewal, CallCause::Prefetch, CallCause::Demand, CallCause::Renewal, CallCause::Demand]
+        .map(|cause| (cause, place(&gate, cause).1));
     let mut order = Vec::new();
     while order.len() < turns.len() {
         running.take();
@@ -122,55 +122,55 @@ async fn pods_that_wait_go_first_and_renewals_last() {
         order.push(cause);
         running = Some(permit);
     }
-    assert_eq!(order, [Cause::Demand, Cause::Demand, Cause::Prefetch, Cause::Renewal, Cause::Renewal]);
+    assert_eq!(order, [CallCause::Demand, CallCause::Demand, CallCause::Prefetch, CallCause::Renewal, CallCause::Renewal]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_a_pod_comes_to_wait_for_is_raised() {
-    let gate = gate(Limits { rate: 1000, max_rate: 1000, concurrency: 1 });
-    let running = place(&gate, Cause::Demand).1.await.unwrap().unwrap();
-    let (_, mut first) = place(&gate, Cause::Prefetch);
-    let (ticket, mut second) = place(&gate, Cause::Renewal);
+    let gate = gate(StsLimits { rate: 1000, max_rate: 1000, concurrency: 1 });
+    let running = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
+    let (_, mut first) = place(&gate, CallCause::Prefetch);
+    let (ticket, mut second) = place(&gate, CallCause::Renewal);
     gate.raise(ticket, &pod("other", "asks"));
     drop(running);
     assert!(come(&mut first).is_none());
-    assert_eq!(come(&mut second).unwrap().cause(), Cause::Demand);
+    assert_eq!(come(&mut second).unwrap().cause(), CallCause::Demand);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_nobody_needs_leaves_the_queue_and_who_waits_for_it_is_told() {
-    let gate = gate(Limits { rate: 1000, max_rate: 1000, concurrency: 1 });
-    let running = place(&gate, Cause::Demand).1.await.unwrap().unwrap();
-    for cause in [Cause::Prefetch, Cause::Demand, Cause::Renewal] {
+    let gate = gate(StsLimits { rate: 1000, max_rate: 1000, concurrency: 1 });
+    let running = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
+    for cause in [CallCause::Prefetch, CallCause::Demand, CallCause::Renewal] {
         let (withdrawn, turn) = place(&gate, cause);
         gate.withdraw(withdrawn);
         assert_eq!(turn.await.unwrap().unwrap_err(), NotAsked::Superseded, "{cause:?}");
         assert_eq!(gate.0.metrics.sts_queue(cause.name()).get(), 0, "{cause:?}");
     }
-    let (_, mut next) = place(&gate, Cause::Prefetch);
+    let (_, mut next) = place(&gate, CallCause::Prefetch);
     drop(running);
     assert!(come(&mut next).is_some());
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_made_ahead_leaves_room_for_pods_that_come() {
-    let gate = gate(Limits { rate: 100, max_rate: 100, concurrency: 4 });
-    let mut ahead: Vec<_> = (0..4).map(|_| place(&gate, Cause::Prefetch).1).collect();
+    let gate = gate(StsLimits { rate: 100, max_rate: 100, concurrency: 4 });
+    let mut ahead: Vec<_> = (0..4).map(|_| place(&gate, CallCause::Prefetch).1).collect();
     let under_way: Vec<_> = ahead.iter_mut().filter_map(come).collect();
     assert_eq!(under_way.len(), 3);
-    assert!(come(&mut place(&gate, Cause::Demand).1).is_some());
+    assert!(come(&mut place(&gate, CallCause::Demand).1).is_some());
 
-    let gate = self::gate(Limits { rate: 10, max_rate: 10, concurrency: 1000 });
-    let mut ahead: Vec<_> = (0..60).map(|_| place(&gate, Cause::Renewal).1).collect();
+    let gate = self::gate(StsLimits { rate: 10, max_rate: 10, concurrency: 1000 });
+    let mut ahead: Vec<_> = (0..60).map(|_| place(&gate, CallCause::Renewal).1).collect();
     assert_eq!(ahead.iter_mut().filter_map(come).count(), 11, "half of what may be made at once is left");
-    let mut turns: Vec<_> = (0..60).map(|_| place(&gate, Cause::Demand).1).collect();
+    let mut turns: Vec<_> = (0..60).map(|_| place(&gate, CallCause::Demand).1).collect();
     assert_eq!(turns.iter_mut().filter_map(come).count(), 9);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_ends_first_goes_first() {
-    let gate = gate(Limits { rate: 1000, max_rate: 1000, concurrency: 1 });
-    let first = place(&gate, Cause::Demand).1.await.unwrap().unwrap();
+    let gate = gate(StsLimits { rate: 1000, max_rate: 1000, concurrency: 1 });
+    let first = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     let ends = |minutes: u64| Duration::from_secs(minutes * 60);
     let (mut late, mut soon) = (renewal(&gate, ends(30)).1, renewal(&gate, ends(5)).1);
     drop(first);
@@ -184,16 +184,16 @@ async fn what_ends_first_goes_first() {
 async fn throttling_slows_the_gate_and_answers_let_it_recover() {
     let gate = gate(LIMITS);
     for _ in 0..7 {
-        ask(&gate, Cause::Demand, "web", &throttled()).await;
+        ask(&gate, CallCause::Demand, "web", &throttled()).await;
     }
     assert_eq!(gate.trouble(), Some(AssumeRoleError::Throttled));
     // Halved until it is one in 3.2 seconds; what is saved up is gone, and more than that by chance.
-    let slow = ask(&gate, Cause::Demand, "web", &ok()).await;
+    let slow = ask(&gate, CallCause::Demand, "web", &ok()).await;
     assert!((Duration::from_secs(3)..Duration::from_secs(14)).contains(&slow), "{slow:?}");
     assert_eq!(gate.trouble(), None);
     let began = Instant::now();
     for _ in 0..40 {
-        ask(&gate, Cause::Demand, "web", &ok()).await;
+        ask(&gate, CallCause::Demand, "web", &ok()).await;
     }
     assert!(began.elapsed() < Duration::from_secs(24), "{:?}", began.elapsed());
 }
@@ -201,11 +201,11 @@ async fn throttling_slows_the_gate_and_answers_let_it_recover() {
 #[tokio::test(start_paused = true)]
 async fn requests_that_were_throttled_together_count_once() {
     let gate = gate(LIMITS);
-    let turns: Vec<_> = (0..4).map(|_| place(&gate, Cause::Demand).1).collect();
+    let turns: Vec<_> = (0..4).map(|_| place(&gate, CallCause::Demand).1).collect();
     for turn in turns {
         turn.await.unwrap().unwrap().answered(&role("web"), &throttled());
     }
-    let waited = ask(&gate, Cause::Demand, "web", &ok()).await;
+    let waited = ask(&gate, CallCause::Demand, "web", &ok()).await;
     assert!(waited <= Duration::from_millis(410), "{waited:?}: at half of the pace, from up to one below nothing");
 }
 
@@ -213,21 +213,21 @@ async fn requests_that_were_throttled_together_count_once() {
 async fn an_outage_slows_the_gate_and_one_broken_role_does_not() {
     let gate = gate(LIMITS);
     for _ in 0..20 {
-        ask(&gate, Cause::Demand, "broken", &failed()).await;
+        ask(&gate, CallCause::Demand, "broken", &failed()).await;
     }
     assert_eq!(gate.trouble(), None);
     pass(2000).await;
-    assert_eq!(ask(&gate, Cause::Demand, "web", &ok()).await, Duration::ZERO);
+    assert_eq!(ask(&gate, CallCause::Demand, "web", &ok()).await, Duration::ZERO);
     // Between answers for others it never counts.
     for _ in 0..5 {
-        ask(&gate, Cause::Demand, "broken", &failed()).await;
-        ask(&gate, Cause::Demand, "web", &ok()).await;
+        ask(&gate, CallCause::Demand, "broken", &failed()).await;
+        ask(&gate, CallCause::Demand, "web", &ok()).await;
     }
     assert_eq!(gate.trouble(), None);
-    ask(&gate, Cause::Demand, "broken", &failed()).await;
-    ask(&gate, Cause::Demand, "web", &failed()).await;
+    ask(&gate, CallCause::Demand, "broken", &failed()).await;
+    ask(&gate, CallCause::Demand, "web", &failed()).await;
     assert_eq!(gate.trouble().unwrap().name(), "unreachable");
-    assert!(ask(&gate, Cause::Demand, "web", &ok()).await > Duration::ZERO);
+    assert!(ask(&gate, CallCause::Demand, "web", &ok()).await > Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
@@ -237,7 +237,7 @@ async fn refusals_slow_nothing() {
         let denied: Result<(), _> = Err(AssumeRoleError::Denied { message: "no".to_owned() });
         let invalid: Result<(), _> = Err(AssumeRoleError::Invalid { message: "no".to_owned() });
         let refusal = if number % 2 == 0 { denied } else { invalid };
-        assert_eq!(ask(&gate, Cause::Demand, &format!("role-{number}"), &refusal).await, Duration::ZERO);
+        assert_eq!(ask(&gate, CallCause::Demand, &format!("role-{number}"), &refusal).await, Duration::ZERO);
     }
     assert_eq!(gate.trouble(), None);
 }
@@ -246,29 +246,29 @@ async fn refusals_slow_nothing() {
 async fn what_nobody_tries_is_forgiven_in_time() {
     let gate = gate(LIMITS);
     for _ in 0..8 {
-        ask(&gate, Cause::Demand, "web", &throttled()).await;
+        ask(&gate, CallCause::Demand, "web", &throttled()).await;
     }
     pass(3600 * 1000).await;
     for _ in 0..20 {
-        assert_eq!(ask(&gate, Cause::Demand, "web", &ok()).await, Duration::ZERO);
+        assert_eq!(ask(&gate, CallCause::Demand, "web", &ok()).await, Duration::ZERO);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_panics_gives_its_place_back() {
-    let gate = gate(Limits { rate: 1000, max_rate: 1000, concurrency: 1 });
-    let permit = place(&gate, Cause::Demand).1.await.unwrap().unwrap();
+    let gate = gate(StsLimits { rate: 1000, max_rate: 1000, concurrency: 1 });
+    let permit = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     let broken = tokio::spawn(async move {
         let _permit = permit;
         panic!("the test wants it");
     });
     assert!(broken.await.is_err());
-    assert!(timeout(Duration::from_secs(1), place(&gate, Cause::Demand).1).await.unwrap().unwrap().is_ok());
+    assert!(timeout(Duration::from_secs(1), place(&gate, CallCause::Demand).1).await.unwrap().unwrap().is_ok());
 }
 
 async fn ask_about(gate: &Gate, account: &str, name: &str, answer: &Result<(), AssumeRoleError>) {
     let role: RoleArn = format!("arn:aws:iam::{account}:role/{name}").parse().unwrap();
-    place(gate, Cause::Demand).1.await.unwrap().unwrap().answered(&role, answer);
+    place(gate, CallCause::Demand).1.await.unwrap().unwrap().answered(&role, answer);
 }
 
 const OURS: &str = "111122223333";
@@ -306,27 +306,27 @@ async fn that_the_daemon_cannot_be_known_costs_no_turn_and_slows_nothing() {
     let unknown: Result<(), _> = Err(AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Throttled)));
     let own: Result<(), _> = Err(AssumeRoleError::OwnIdentity { message: "expired".to_owned(), advice: "".into() });
     for number in 0..100 {
-        assert_eq!(ask(&gate, Cause::Demand, &format!("role-{number}"), &unknown).await, Duration::ZERO);
+        assert_eq!(ask(&gate, CallCause::Demand, &format!("role-{number}"), &unknown).await, Duration::ZERO);
     }
     for number in 0..20 {
-        assert_eq!(ask(&gate, Cause::Demand, &format!("role-{number}"), &own).await, Duration::ZERO);
+        assert_eq!(ask(&gate, CallCause::Demand, &format!("role-{number}"), &own).await, Duration::ZERO);
     }
-    assert!(ask(&gate, Cause::Demand, "web", &ok()).await > Duration::ZERO, "these were requests");
+    assert!(ask(&gate, CallCause::Demand, "web", &ok()).await > Duration::ZERO, "these were requests");
     assert_eq!(gate.trouble(), None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_renewal_goes_before_what_is_made_ahead_when_it_is_nearly_ended() {
-    let gate = gate(Limits { rate: 1000, max_rate: 1000, concurrency: 1 });
-    let first = place(&gate, Cause::Demand).1.await.unwrap().unwrap();
-    let mut prefetch = place(&gate, Cause::Prefetch).1;
-    let mut waits = place(&gate, Cause::Demand).1;
+    let gate = gate(StsLimits { rate: 1000, max_rate: 1000, concurrency: 1 });
+    let first = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
+    let mut prefetch = place(&gate, CallCause::Prefetch).1;
+    let mut waits = place(&gate, CallCause::Demand).1;
     // It comes with time enough, and stands there until it has not.
     let mut renewal = renewal(&gate, NEARLY_ENDED + Duration::from_secs(60)).1;
     drop(first);
     let demand = come(&mut waits).expect("a pod waits");
     pass(59 * 1000).await;
-    let other = place(&gate, Cause::Demand).1;
+    let other = place(&gate, CallCause::Demand).1;
     drop(demand);
     let other = other.await.unwrap().unwrap();
     pass(2 * 1000).await;
@@ -341,9 +341,9 @@ async fn a_renewal_goes_before_what_is_made_ahead_when_it_is_nearly_ended() {
 async fn a_second_question_is_a_request_like_another() {
     let gate = gate(LIMITS);
     for _ in 0..20 {
-        ask(&gate, Cause::Demand, "web", &ok()).await;
+        ask(&gate, CallCause::Demand, "web", &ok()).await;
     }
-    let permit = place(&gate, Cause::Demand).1.await.unwrap().unwrap();
+    let permit = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     let began = Instant::now();
     permit.again().await.unwrap().unwrap();
     assert!(began.elapsed() >= Duration::from_millis(100), "{:?}", began.elapsed());

@@ -6,8 +6,8 @@ use tokio::time::advance;
 
 use super::*;
 use crate::credentials::AssumeRoleError;
-use crate::credentials::cache::{LEAST_REMAINING, Settings};
-use crate::credentials::gate::Limits;
+use crate::credentials::cache::{CacheSettings, LEAST_REMAINING};
+use crate::credentials::gate::StsLimits;
 use crate::credentials::tests::{Answer, FakeSts, HOUR, denied, settle};
 use crate::metrics::Metrics;
 use crate::pods::{PodsWriter, pods};
@@ -54,8 +54,8 @@ async fn node_with(options: Options) -> Node {
     let identity = NodeIdentity::default();
     let policy = Arc::new(Policy::new(options.rules, identity.clone()).unwrap());
     let (writer, pods) = pods();
-    let limits = Limits { rate: 20, max_rate: 100, concurrency: 16 };
-    let settings = Settings { error_ttl: Duration::from_secs(30), timeout: Duration::from_secs(5), limits };
+    let limits = StsLimits { rate: 20, max_rate: 100, concurrency: 16 };
+    let settings = CacheSettings { error_ttl: Duration::from_secs(30), timeout: Duration::from_secs(5), limits };
     let sessions = Sessions::new(sts.clone(), settings, sts.clock(), Metrics::new());
     writer.write(|index| index.reset(options.before));
     let refresh = Refresh {

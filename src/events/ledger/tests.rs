@@ -6,8 +6,8 @@ use super::*;
 use crate::events::tests::pod;
 use crate::policy::Denial;
 
-const NO_ROLE: Cause = Cause::Denied(Denial::NoRole);
-const NODE_ROLE: Cause = Cause::Denied(Denial::NodeRole);
+const NO_ROLE: EventCause = EventCause::Denied(Denial::NoRole);
+const NODE_ROLE: EventCause = EventCause::Denied(Denial::NodeRole);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A ledger and its clock.
@@ -22,18 +22,18 @@ impl Bed {
         Self { ledger: Ledger::default(), start: Instant::now(), passed: Duration::ZERO }
     }
 
-    fn now(&self) -> Now {
+    fn now(&self) -> Moment {
         let wall: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
-        Now { instant: self.start + self.passed, wall: wall + self.passed }
+        Moment { instant: self.start + self.passed, wall: wall + self.passed }
     }
 
-    fn tell(&mut self, name: &str, cause: Cause) -> Taken {
+    fn tell(&mut self, name: &str, cause: EventCause) -> TakenIn {
         self.tell_in("shop", name, cause)
     }
 
-    fn tell_in(&mut self, namespace: &str, name: &str, cause: Cause) -> Taken {
+    fn tell_in(&mut self, namespace: &str, name: &str, cause: EventCause) -> TakenIn {
         let pod = Pod { namespace: namespace.to_owned(), ..pod(name) };
-        self.ledger.take(Record { pod: Arc::new(pod), cause }, self.now())
+        self.ledger.take(EventRecord { pod: Arc::new(pod), cause }, self.now())
     }
 
     fn next(&mut self) -> Next {
@@ -59,14 +59,14 @@ impl Bed {
         }
     }
 
-    fn answer(&mut self, write: &Write, answer: Answer) {
+    fn answer(&mut self, write: &Write, answer: WriteOutcome) {
         let now = self.now();
         self.ledger.answered(write, &answer, now, 0.0);
     }
 
     fn written(&mut self) -> Write {
         let write = self.write();
-        self.answer(&write, Answer::Written);
+        self.answer(&write, WriteOutcome::Written);
         write
     }
 }
@@ -75,12 +75,12 @@ impl Bed {
 fn the_first_is_written_at_once_and_repeats_as_a_series_after_five_minutes() {
     let mut bed = Bed::new();
     assert_eq!(bed.idle(), None);
-    assert_eq!(bed.tell("web", NO_ROLE), Taken::New);
+    assert_eq!(bed.tell("web", NO_ROLE), TakenIn::New);
     let first = bed.written();
     assert_eq!((first.verb, first.series, first.at), (Verb::Create, None, bed.now().wall));
     for _ in 0..49 {
         bed.passed += SECOND;
-        assert_eq!(bed.tell("web", NO_ROLE), Taken::Repeat);
+        assert_eq!(bed.tell("web", NO_ROLE), TakenIn::Repeat);
     }
     let last = bed.now().wall;
     assert_eq!(bed.idle(), Some(SERIES_EVERY - 49 * SECOND));
@@ -97,9 +97,9 @@ fn the_first_is_written_at_once_and_repeats_as_a_series_after_five_minutes() {
 #[test]
 fn causes_and_pods_are_told_apart() {
     let mut bed = Bed::new();
-    let told = [("web", NO_ROLE), ("web", NODE_ROLE), ("db", NO_ROLE), ("web", Cause::WouldBeDenied(Denial::NoRole))];
+    let told = [("web", NO_ROLE), ("web", NODE_ROLE), ("db", NO_ROLE), ("web", EventCause::WouldBeDenied(Denial::NoRole))];
     for (name, cause) in told {
-        assert_eq!(bed.tell(name, cause), Taken::New);
+        assert_eq!(bed.tell(name, cause), TakenIn::New);
     }
     let mut names: Vec<_> = told.iter().map(|_| bed.written().name).collect();
     names.sort();
@@ -107,7 +107,7 @@ fn causes_and_pods_are_told_apart() {
     assert_eq!(names.len(), told.len(), "two of one moment have different names: {names:?}");
     // The next pod of the name is another pod.
     let next = Pod { uid: PodUid("another".into()), ..pod("web") };
-    assert_eq!(bed.ledger.take(Record { pod: Arc::new(next), cause: NO_ROLE }, bed.now()), Taken::New);
+    assert_eq!(bed.ledger.take(EventRecord { pod: Arc::new(next), cause: NO_ROLE }, bed.now()), TakenIn::New);
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn what_is_quiet_is_forgotten_and_is_a_first_one_again() {
     assert_eq!(bed.idle(), Some(SECOND));
     bed.passed = QUIET;
     assert_eq!((bed.idle(), bed.ledger.len()), (None, 0));
-    assert_eq!(bed.tell("web", NO_ROLE), Taken::New);
+    assert_eq!(bed.tell("web", NO_ROLE), TakenIn::New);
     let again = bed.written();
     assert_eq!((again.verb, again.series), (Verb::Create, None));
     assert_ne!(again.name, first.name);
@@ -142,7 +142,7 @@ fn repeats_while_a_write_is_under_way_are_told_later_and_not_beside_it() {
     let write = bed.write();
     bed.tell("web", NO_ROLE);
     assert_eq!(bed.idle(), None);
-    bed.answer(&write, Answer::Written);
+    bed.answer(&write, WriteOutcome::Written);
     assert_eq!(bed.idle(), Some(SERIES_EVERY));
 }
 
@@ -150,7 +150,7 @@ fn repeats_while_a_write_is_under_way_are_told_later_and_not_beside_it() {
 fn tell_three_namespaces(bed: &mut Bed, round: &str) {
     for namespace in ["a", "b", "c"] {
         for number in 0..20 {
-            assert_eq!(bed.tell_in(namespace, &format!("{round}-{namespace}-{number}"), NO_ROLE), Taken::New);
+            assert_eq!(bed.tell_in(namespace, &format!("{round}-{namespace}-{number}"), NO_ROLE), TakenIn::New);
         }
     }
 }
@@ -204,14 +204,14 @@ fn a_hundred_refused_pods_of_one_namespace_do_not_delay_the_first_event_of_anoth
         bed.tell_in("flood", &format!("flood-{number}"), NO_ROLE);
     }
     while let Next::Write(write) = bed.next() {
-        bed.answer(&write, Answer::Written);
+        bed.answer(&write, WriteOutcome::Written);
     }
     bed.tell_in("shop", "web", NO_ROLE);
     assert_eq!(bed.written().key.pod.name, "web", "at once");
     // Others have used up the burst of the node.
     tell_three_namespaces(&mut bed, "more");
     while let Next::Write(write) = bed.next() {
-        bed.answer(&write, Answer::Written);
+        bed.answer(&write, WriteOutcome::Written);
     }
     bed.tell_in("bank", "db", NO_ROLE);
     assert!(bed.idle().unwrap() <= INTERVAL);
@@ -239,7 +239,7 @@ fn a_namespace_whose_pods_are_replaced_is_not_ahead_of_one_that_waits() {
     let mut bed = Bed::new();
     tell_three_namespaces(&mut bed, "first");
     while let Next::Write(write) = bed.next() {
-        bed.answer(&write, Answer::Written);
+        bed.answer(&write, WriteOutcome::Written);
     }
     for number in 0..6 {
         bed.tell_in("flood", &format!("flood-{number}"), NO_ROLE);
@@ -272,7 +272,7 @@ fn failures_pause_for_longer_and_longer_and_the_event_is_not_lost() {
     for _ in 0..9 {
         bed.tell("web", NO_ROLE);
         let write = bed.write();
-        bed.answer(&write, Answer::Later(Duration::ZERO));
+        bed.answer(&write, WriteOutcome::Later(Duration::ZERO));
         pauses.push(bed.idle().unwrap());
         bed.passed += pauses[pauses.len() - 1];
     }
@@ -281,7 +281,7 @@ fn failures_pause_for_longer_and_longer_and_the_event_is_not_lost() {
     assert_eq!(bed.written().series.map(|series| series.count), Some(10));
     bed.tell("db", NO_ROLE);
     let write = bed.write();
-    bed.answer(&write, Answer::Later(30 * SECOND));
+    bed.answer(&write, WriteOutcome::Later(30 * SECOND));
     assert_eq!(bed.idle(), Some(30 * SECOND), "as long as the API asks, and from the first pause on again");
 }
 
@@ -294,7 +294,7 @@ fn one_that_fails_does_not_stand_before_those_that_were_not_tried() {
     }
     let bad = bed.write();
     assert_eq!(bad.key.pod.name, "bad");
-    bed.answer(&bad, Answer::Later(Duration::ZERO));
+    bed.answer(&bad, WriteOutcome::Later(Duration::ZERO));
     bed.passed += SECOND;
     assert_eq!(bed.written().key.pod.name, "good");
     assert_eq!(bed.written().key.pod.name, "bad");
@@ -309,11 +309,11 @@ fn what_is_forbidden_is_tried_again_rarely_and_each_verb_by_itself() {
     bed.passed = SERIES_EVERY;
     let series = bed.write();
     assert_eq!(series.verb, Verb::Amend);
-    bed.answer(&series, Answer::Forbidden);
+    bed.answer(&series, WriteOutcome::Forbidden);
     bed.tell("db", NO_ROLE);
     let create = bed.write();
     assert_eq!((create.verb, &*create.key.pod.name), (Verb::Create, "db"));
-    bed.answer(&create, Answer::Forbidden);
+    bed.answer(&create, WriteOutcome::Forbidden);
     bed.tell("another", NO_ROLE);
     assert_eq!(bed.idle(), Some(FORBIDDEN_AGAIN));
     bed.passed += FORBIDDEN_AGAIN;
@@ -327,7 +327,7 @@ fn what_is_forbidden_is_tried_again_rarely_and_each_verb_by_itself() {
     bed.passed = SERIES_EVERY - SECOND;
     bed.tell("db", NO_ROLE);
     let create = bed.write();
-    bed.answer(&create, Answer::Forbidden);
+    bed.answer(&create, WriteOutcome::Forbidden);
     bed.passed = SERIES_EVERY;
     assert_eq!(bed.written().verb, Verb::Amend);
 }
@@ -338,7 +338,7 @@ fn what_one_namespace_forbids_does_not_silence_the_others() {
     let mut bed = Bed::new();
     bed.tell_in("strict", "one", NO_ROLE);
     let one = bed.write();
-    bed.answer(&one, Answer::Forbidden);
+    bed.answer(&one, WriteOutcome::Forbidden);
     bed.tell_in("strict", "two", NO_ROLE);
     bed.tell_in("shop", "web", NO_ROLE);
     assert_eq!(bed.written().key.pod.namespace, "shop");
@@ -347,7 +347,7 @@ fn what_one_namespace_forbids_does_not_silence_the_others() {
     // Another one that refuses, after one that did not.
     bed.tell_in("stricter", "three", NO_ROLE);
     let three = bed.write();
-    bed.answer(&three, Answer::Forbidden);
+    bed.answer(&three, WriteOutcome::Forbidden);
     assert!(!bed.ledger.is_forbidden_everywhere(Verb::Create));
     bed.tell_in("shop", "db", NO_ROLE);
     assert_eq!(bed.written().key.pod.name, "db");
@@ -359,7 +359,7 @@ fn namespaces_that_forbid_events_do_not_silence_the_others() {
     for namespace in ["a", "b"] {
         bed.tell_in(namespace, namespace, NO_ROLE);
         let write = bed.write();
-        bed.answer(&write, Answer::Forbidden);
+        bed.answer(&write, WriteOutcome::Forbidden);
     }
     assert!(bed.ledger.is_forbidden_everywhere(Verb::Create) && !bed.ledger.is_forbidden_everywhere(Verb::Amend));
     bed.passed += SECOND;
@@ -373,14 +373,14 @@ fn namespaces_that_forbid_events_do_not_silence_the_others() {
 fn a_pod_has_a_few_causes_at_one_time() {
     let mut bed = Bed::new();
     let causes = [Denial::NoRole, Denial::ServiceAccountsForbidden, Denial::NamespaceHasNoList, Denial::NotAllowedInNamespace];
-    let causes: Vec<_> = causes.into_iter().flat_map(|denial| [Cause::Denied(denial), Cause::WouldBeDenied(denial)]).collect();
+    let causes: Vec<_> = causes.into_iter().flat_map(|denial| [EventCause::Denied(denial), EventCause::WouldBeDenied(denial)]).collect();
     let taken: Vec<_> = causes.iter().map(|cause| bed.tell("web", *cause)).collect();
-    assert_eq!(taken[..MAX_OF_POD], [const { Taken::New }; MAX_OF_POD]);
-    assert_eq!(taken[MAX_OF_POD..], [const { Taken::Full(Full::Member) }; 2]);
-    assert_eq!((bed.tell("web", causes[0]), bed.tell("db", causes[7])), (Taken::Repeat, Taken::New));
+    assert_eq!(taken[..MAX_OF_POD], [const { TakenIn::New }; MAX_OF_POD]);
+    assert_eq!(taken[MAX_OF_POD..], [const { TakenIn::Full(Full::Member) }; 2]);
+    assert_eq!((bed.tell("web", causes[0]), bed.tell("db", causes[7])), (TakenIn::Repeat, TakenIn::New));
     bed.passed = QUIET;
     assert_eq!(bed.ledger.tidy(bed.now().instant, |_| true), MAX_OF_POD + 1);
-    assert_eq!(bed.tell("web", causes[7]), Taken::New);
+    assert_eq!(bed.tell("web", causes[7]), TakenIn::New);
 }
 
 #[test]
@@ -391,7 +391,7 @@ fn a_series_whose_event_is_gone_begins_anew() {
     bed.tell("web", NO_ROLE);
     bed.passed = SERIES_EVERY;
     let series = bed.write();
-    bed.answer(&series, Answer::Missing);
+    bed.answer(&series, WriteOutcome::Missing);
     // The node's rate holds, the five minutes do not.
     let again = bed.written();
     assert_eq!((again.verb, again.series.map(|series| series.count)), (Verb::Create, Some(2)));
@@ -403,8 +403,8 @@ fn what_will_never_be_taken_is_not_tried_again() {
     let mut bed = Bed::new();
     bed.tell("web", NO_ROLE);
     let write = bed.write();
-    bed.answer(&write, Answer::Never);
-    assert_eq!(bed.tell("web", NO_ROLE), Taken::Repeat);
+    bed.answer(&write, WriteOutcome::Never);
+    assert_eq!(bed.tell("web", NO_ROLE), TakenIn::Repeat);
     assert_eq!(bed.idle(), Some(QUIET), "until it is forgotten");
 }
 
@@ -425,10 +425,10 @@ fn pods_that_are_gone_are_forgotten() {
 fn filled() -> Bed {
     let mut bed = Bed::new();
     for number in 0..MAX_ENTRIES {
-        assert_eq!(bed.tell_in("flood", &format!("flood-{number}"), NO_ROLE), Taken::New);
+        assert_eq!(bed.tell_in("flood", &format!("flood-{number}"), NO_ROLE), TakenIn::New);
     }
     while let Next::Write(write) = bed.next() {
-        bed.answer(&write, Answer::Written);
+        bed.answer(&write, WriteOutcome::Written);
     }
     bed
 }
@@ -436,31 +436,31 @@ fn filled() -> Bed {
 #[test]
 fn a_ledger_that_one_namespace_has_filled_still_takes_others() {
     let mut bed = filled();
-    assert_eq!(bed.tell_in("shop", "web", NO_ROLE), Taken::New, "the Event that gave way was written");
+    assert_eq!(bed.tell_in("shop", "web", NO_ROLE), TakenIn::New, "the Event that gave way was written");
     assert_eq!(bed.written().key.pod.name, "web");
-    assert_eq!(bed.tell_in("shop", "web", NO_ROLE), Taken::Repeat);
+    assert_eq!(bed.tell_in("shop", "web", NO_ROLE), TakenIn::Repeat);
     // A namespace may have as many as all others together, and those that give way are of the largest.
     let mut lost = Vec::new();
     for number in 1..MAX_ENTRIES / 2 {
         match bed.tell_in("shop", &format!("web-{number}"), NO_ROLE) {
-            Taken::New => {}
-            Taken::InPlaceOf(pod) => lost.push(pod.name.clone()),
+            TakenIn::New => {}
+            TakenIn::InPlaceOf(pod) => lost.push(pod.name.clone()),
             other => panic!("{number}: {other:?}"),
         }
     }
     let oldest: Vec<_> = (BURST_OF_NAMESPACE as usize..MAX_ENTRIES / 2).map(|number| format!("flood-{number}")).collect();
     assert_eq!(lost, oldest);
-    assert!(matches!(bed.tell_in("bank", "db", NO_ROLE), Taken::InPlaceOf(_)), "a third one");
+    assert!(matches!(bed.tell_in("bank", "db", NO_ROLE), TakenIn::InPlaceOf(_)), "a third one");
     assert_eq!(bed.ledger.len(), MAX_ENTRIES);
 }
 
 #[test]
 fn memory_is_bounded_and_a_namespace_makes_room_for_itself() {
     let mut bed = filled();
-    assert_eq!(bed.tell_in("flood", "flood-1000", NO_ROLE), Taken::Repeat);
-    assert_eq!(bed.tell_in("flood", "one-more", NO_ROLE), Taken::New, "instead of one that was written");
+    assert_eq!(bed.tell_in("flood", "flood-1000", NO_ROLE), TakenIn::Repeat);
+    assert_eq!(bed.tell_in("flood", "one-more", NO_ROLE), TakenIn::New, "instead of one that was written");
     // A pod that has most takes nothing from the others of its namespace.
-    assert_eq!(bed.tell_in("flood", "one-more", NODE_ROLE), Taken::Full(Full::All));
+    assert_eq!(bed.tell_in("flood", "one-more", NODE_ROLE), TakenIn::Full(Full::All));
     assert_eq!(bed.ledger.len(), MAX_ENTRIES);
 }
 
@@ -470,11 +470,11 @@ fn the_answer_to_an_event_that_gave_way_says_nothing_of_its_successor() {
     bed.tell_in("flood", "web", NO_ROLE);
     let write = bed.write();
     for number in 0..MAX_ENTRIES {
-        assert_eq!(bed.tell_in("flood", &format!("flood-{number}"), NO_ROLE), Taken::New, "one under way is not lost");
+        assert_eq!(bed.tell_in("flood", &format!("flood-{number}"), NO_ROLE), TakenIn::New, "one under way is not lost");
     }
     bed.ledger.tidy(bed.now().instant, |uid| &*uid.0 == "uid-of-web");
-    assert_eq!(bed.tell_in("flood", "web", NO_ROLE), Taken::New);
-    bed.answer(&write, Answer::Written);
+    assert_eq!(bed.tell_in("flood", "web", NO_ROLE), TakenIn::New);
+    bed.answer(&write, WriteOutcome::Written);
     assert_eq!(bed.written().verb, Verb::Create);
 }
 
@@ -499,7 +499,7 @@ proptest! {
     fn the_rates_hold_and_nothing_is_told_twice(steps in proptest::collection::vec(step(), 1..300)) {
         let mut bed = Bed::new();
         let mut writes: Vec<Instant> = Vec::new();
-        let mut last_of: HashMap<Key, (Instant, Verb, u32)> = HashMap::new();
+        let mut last_of: HashMap<EventKey, (Instant, Verb, u32)> = HashMap::new();
         for step in steps {
             match step {
                 Step::Tell(number, other) => {
@@ -523,11 +523,11 @@ proptest! {
                         prop_assert_eq!(write.verb, Verb::Create);
                     }
                     let answer = match kind {
-                        0 => Answer::Later(Duration::ZERO),
-                        1 => Answer::Forbidden,
-                        _ => Answer::Written,
+                        0 => WriteOutcome::Later(Duration::ZERO),
+                        1 => WriteOutcome::Forbidden,
+                        _ => WriteOutcome::Written,
                     };
-                    if answer == Answer::Written {
+                    if answer == WriteOutcome::Written {
                         last_of.insert(write.key.clone(), (now, write.verb, count));
                     }
                     bed.answer(&write, answer);

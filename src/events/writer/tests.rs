@@ -13,7 +13,7 @@ use crate::events::tests::pod;
 use crate::pods::{PodsWriter, pods};
 use crate::policy::Denial;
 
-const NO_ROLE: Cause = Cause::Denied(Denial::NoRole);
+const NO_ROLE: EventCause = EventCause::Denied(Denial::NoRole);
 
 /// An API that answers as it is told, and takes what it is not told about.
 #[derive(Clone, Debug, Default)]
@@ -26,24 +26,24 @@ struct Fake {
 }
 
 impl Fake {
-    async fn answer(&self, what: String, body: Vec<u8>) -> Result<(), Refusal> {
+    async fn answer(&self, what: String, body: Vec<u8>) -> Result<(), WriteRefusal> {
         self.sent.lock().unwrap().push((what, serde_json::from_slice(&body).unwrap()));
         self.heard.notify_one();
         if let Some(held) = &self.held {
             held.notified().await;
         }
         let code = self.answers.lock().unwrap().pop_front().unwrap_or(200);
-        let refusal = || Refusal { code: Some(code), namespace_ends: false, retry_after: Duration::ZERO, text: code.to_string() };
+        let refusal = || WriteRefusal { code: Some(code), namespace_ends: false, retry_after: Duration::ZERO, text: code.to_string() };
         if code == 200 { Ok(()) } else { Err(refusal()) }
     }
 }
 
-impl Api for Fake {
-    async fn create(&self, namespace: &str, event: Vec<u8>) -> Result<(), Refusal> {
+impl EventsApi for Fake {
+    async fn create(&self, namespace: &str, event: Vec<u8>) -> Result<(), WriteRefusal> {
         self.answer(format!("create in {namespace}"), event).await
     }
 
-    async fn amend(&self, namespace: &str, name: &str, patch: Vec<u8>) -> Result<(), Refusal> {
+    async fn amend(&self, namespace: &str, name: &str, patch: Vec<u8>) -> Result<(), WriteRefusal> {
         self.answer(format!("amend {namespace}/{name}"), patch).await
     }
 }
@@ -67,7 +67,7 @@ impl Bed {
         Self { api, reporter, index, metrics, _running: tokio::spawn(writer.run()) }
     }
 
-    fn tell(&self, name: &str, cause: Cause) {
+    fn tell(&self, name: &str, cause: EventCause) {
         self.reporter.tell(&Arc::new(pod(name)), cause);
     }
 

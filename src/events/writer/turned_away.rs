@@ -14,16 +14,16 @@ const EVERY: Duration = Duration::from_secs(60);
 
 /// What was dropped lately, by namespace.
 #[derive(Debug, Default)]
-pub(super) struct TurnedAway(HashMap<String, Entry>);
+pub(super) struct DroppedEvents(HashMap<String, DroppedEntry>);
 
 #[derive(Debug)]
-struct Entry {
+struct DroppedEntry {
     /// Events that no log line counts yet.
     unlogged: u64,
     logged_at: Option<Instant>,
 }
 
-impl TurnedAway {
+impl DroppedEvents {
     /// Counts a dropped Event on a pod, and logs it, at most once a minute for the same namespace.
     pub(super) fn dropped(&mut self, pod: &Pod, why: Full) {
         let Some(events) = self.note(&pod.namespace) else { return };
@@ -41,7 +41,7 @@ impl TurnedAway {
     /// Counts it. Returns the number of Events for the log line, if one is due.
     fn note(&mut self, namespace: &str) -> Option<u64> {
         let now = Instant::now();
-        let entry = self.0.entry(namespace.to_owned()).or_insert(Entry { unlogged: 0, logged_at: None });
+        let entry = self.0.entry(namespace.to_owned()).or_insert(DroppedEntry { unlogged: 0, logged_at: None });
         entry.unlogged += 1;
         if entry.logged_at.is_some_and(|at| now - at < EVERY) {
             return None;
@@ -62,7 +62,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_namespace_has_a_line_a_minute_while_it_has_pods() {
-        let mut dropped = TurnedAway::default();
+        let mut dropped = DroppedEvents::default();
         assert_eq!(["shop", "shop", "other"].map(|namespace| dropped.note(namespace)), [Some(1), None, Some(1)]);
         tokio::time::advance(EVERY).await;
         assert_eq!(dropped.note("shop"), Some(2), "with the one that the line before did not count");

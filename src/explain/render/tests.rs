@@ -1,9 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
 use super::*;
-use crate::explain::{Assumed, Request, Tag, VERSION};
+use crate::explain::{Assumed, ReportedTag, StsParameters, VERSION};
 
-fn step(what: &str, source: &str, detail: &str, verdict: Verdict) -> Step {
-    Step { what: what.to_owned(), source: source.to_owned(), detail: detail.to_owned(), verdict }
+fn step(what: &str, source: &str, detail: &str, verdict: StepVerdict) -> ReportStep {
+    ReportStep { what: what.to_owned(), source: source.to_owned(), detail: detail.to_owned(), verdict }
 }
 
 fn report() -> Report {
@@ -13,19 +13,19 @@ fn report() -> Report {
         pod: "web-0".to_owned(),
         node: "node-a".to_owned(),
         by: By::Daemon,
-        decision: Decision::Allowed,
+        decision: ReportedDecision::Allowed,
         reason: None,
         message: "the pod may have ROLE".to_owned(),
         check: Vec::new(),
         notes: Vec::new(),
-        identity: vec![step("address", "10.0.0.1", "this pod alone has it", Verdict::Passed)],
-        policy: vec![step("allowed-roles", "--allowed-roles", "not given", Verdict::Skipped)],
-        request: Some(Request {
+        identity: vec![step("address", "10.0.0.1", "this pod alone has it", StepVerdict::Passed)],
+        policy: vec![step("allowed-roles", "--allowed-roles", "not given", StepVerdict::Skipped)],
+        request: Some(StsParameters {
             role: "ROLE".to_owned(),
             session_name: "web-0".to_owned(),
             source_identity: Some("shop.web-0".to_owned()),
             external_id: true,
-            tags: vec![Tag { key: "key".to_owned(), value: "value".to_owned() }],
+            tags: vec![ReportedTag { key: "key".to_owned(), value: "value".to_owned() }],
             duration_seconds: 5400,
         }),
         assume: None,
@@ -77,10 +77,10 @@ fn the_end_says_what_came_of_it() {
         ..report()
     };
     for (report, end) in [
-        (refused(Decision::Denied, "no-role", &[]), "\ndenied (no-role): change this\n"),
-        (refused(Decision::Unknown, "unknown-pod", &[]), "\nnot found out (unknown-pod): change this\n"),
+        (refused(ReportedDecision::Denied, "no-role", &[]), "\ndenied (no-role): change this\n"),
+        (refused(ReportedDecision::Unknown, "unknown-pod", &[]), "\nnot found out (unknown-pod): change this\n"),
         (
-            refused(Decision::Denied, "sts-denied", &["one", "two"]),
+            refused(ReportedDecision::Denied, "sts-denied", &["one", "two"]),
             "\ndenied (sts-denied): change this; check, in this order:\n  1. one\n  2. two\n",
         ),
     ] {
@@ -90,9 +90,9 @@ fn the_end_says_what_came_of_it() {
 
 #[test]
 fn the_sentence_of_the_refusal_stands_once() {
-    let policy = vec![step("role", "--default-role", "change this", Verdict::Refused)];
+    let policy = vec![step("role", "--default-role", "change this", StepVerdict::Refused)];
     let reason = Some("no-role".to_owned());
-    let text = text(&Report { decision: Decision::Denied, reason, message: "change this".to_owned(), policy, ..report() });
+    let text = text(&Report { decision: ReportedDecision::Denied, reason, message: "change this".to_owned(), policy, ..report() });
     assert!(text.contains("  no  role            --default-role: no-role\n"), "{text}");
     assert_eq!(text.matches("change this").count(), 1);
 }
@@ -106,7 +106,7 @@ fn a_refusal_of_sts_is_a_line_of_its_own() {
 
 #[test]
 fn nothing_of_others_moves_the_cursor_and_empty_parts_are_left_out() {
-    let policy = vec![step("role\u{1b}[2J", "a\nb", "\r\u{7}", Verdict::Passed)];
+    let policy = vec![step("role\u{1b}[2J", "a\nb", "\r\u{7}", StepVerdict::Passed)];
     let text = text(&Report { policy, identity: Vec::new(), request: None, notes: vec!["\u{1b}]0;x".to_owned()], ..report() });
     assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
     assert!(text.contains("a?b: ??\n") && !text.contains("who asks") && !text.contains("STS"), "{text}");

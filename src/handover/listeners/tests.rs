@@ -52,8 +52,8 @@ fn the_kernels_table_is_read_in_both_families() {
                  00000000     0        0 4713 1 0 100 0 0 10 0\n   3: 1234:0050\nnonsense\n";
     if cfg!(target_endian = "little") {
         let expected = [
-            Listener { address: "127.0.0.1:8181".parse().unwrap(), inode: 4711 },
-            Listener { address: "[::1]:80".parse().unwrap(), inode: 4713 },
+            ListeningSocket { address: "127.0.0.1:8181".parse().unwrap(), inode: 4711 },
+            ListeningSocket { address: "[::1]:80".parse().unwrap(), inode: 4713 },
         ];
         assert_eq!(parse(table), expected);
     }

@@ -37,7 +37,7 @@ pub(super) struct Directory {
 
 /// Metadata of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct FileMetadata {
     /// It is a regular file.
     pub(super) is_regular: bool,
     /// When it was last written, in nanoseconds since 1970.
@@ -65,21 +65,21 @@ impl Directory {
     }
 
     /// What is at this name; `None` if nothing is. Symbolic links are not followed.
-    pub(super) fn find(&self, name: &CStr) -> io::Result<Option<Found>> {
+    pub(super) fn find(&self, name: &CStr) -> io::Result<Option<FileMetadata>> {
         match statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(Found::from(stat))),
+            Ok(stat) => Ok(Some(FileMetadata::from(stat))),
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
     /// The bytes of a file that was found, and when it was last written.
-    pub(super) fn read(&self, name: &CStr, found: Found) -> Result<(Vec<u8>, u64), Ignored> {
+    pub(super) fn read(&self, name: &CStr, found: FileMetadata) -> Result<(Vec<u8>, u64), Ignored> {
         // Opening a device may do something, so what is no file is not opened at all.
         found.check()?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = openat(&self.fd, name, flags, Mode::empty()).map_err(|_| Ignored::Unreadable)?;
-        let found = fstat(&fd).map(Found::from).map_err(|_| Ignored::Unreadable)?;
+        let found = fstat(&fd).map(FileMetadata::from).map_err(|_| Ignored::Unreadable)?;
         found.check()?;
         let mut bytes = Vec::new();
         File::from(fd).take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|_| Ignored::Unreadable)?;
@@ -88,7 +88,7 @@ impl Directory {
     }
 }
 
-impl Found {
+impl FileMetadata {
     fn check(self) -> Result<(), Ignored> {
         match self {
             Self { is_regular: false, .. } => Err(Ignored::NotRegular),
@@ -98,7 +98,7 @@ impl Found {
     }
 }
 
-impl From<Stat> for Found {
+impl From<Stat> for FileMetadata {
     fn from(stat: Stat) -> Self {
         // Times before 1970 are as old as can be.
         let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
@@ -112,7 +112,7 @@ impl From<Stat> for Found {
 
 /// A watch on the directory that was at a path.
 #[derive(Debug)]
-pub(super) struct Watch(AsyncFd<OwnedFd>);
+pub(super) struct DirectoryWatch(AsyncFd<OwnedFd>);
 
 /// What happened in a watched directory.
 #[derive(Debug, PartialEq, Eq)]
@@ -125,7 +125,7 @@ pub(super) enum Heard {
     Gone,
 }
 
-impl Watch {
+impl DirectoryWatch {
     /// Watches the directory at this path. Needs a runtime with I/O.
     ///
     /// # Errors

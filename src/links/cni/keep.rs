@@ -11,9 +11,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::attachment::Attachment;
-use super::directory::{Directory, Found, Heard, Watch};
+use super::directory::{Directory, DirectoryWatch, FileMetadata, Heard};
 use super::parse::{Ignored, parse};
-use super::table::{Change, Table};
+use super::table::{AttachmentTable, Change};
 use super::{MAX_FILES, Results};
 use crate::metrics::Metrics;
 
@@ -26,7 +26,7 @@ const LOOPBACK: [&[u8]; 2] = [b"cni-loopback-", b"kubenet-loopback-"];
 
 /// The pauses of the keeper.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pauses {
+pub(super) struct RetryPauses {
     /// Before a directory that is not there, or cannot be read, is tried again.
     pub(super) retry: Duration,
     /// Between two comparisons of what is at the path with what is watched.
@@ -37,7 +37,7 @@ pub(super) struct Pauses {
     pub(super) full: Duration,
 }
 
-impl Default for Pauses {
+impl Default for RetryPauses {
     fn default() -> Self {
         Self {
             retry: Duration::from_secs(2),
@@ -52,11 +52,11 @@ impl Results {
     /// Reads the directory and follows its changes, for as long as the process lives. A directory that does not exist yet is
     /// waited for, one that is replaced is read anew.
     pub async fn keep(self, dir: PathBuf, metrics: Metrics) {
-        self.keep_with(dir, metrics, Pauses::default()).await;
+        self.keep_with(dir, metrics, RetryPauses::default()).await;
     }
 
-    pub(super) async fn keep_with(self, dir: PathBuf, metrics: Metrics, pauses: Pauses) {
-        let mut keeper = Keeper { results: self, dir, metrics, pauses, said: Said::default() };
+    pub(super) async fn keep_with(self, dir: PathBuf, metrics: Metrics, pauses: RetryPauses) {
+        let mut keeper = ResultsFollower { results: self, dir, metrics, pauses, said: SaidOnce::default() };
         loop {
             let pause = match keeper.follow().await {
                 Ok(()) => pauses.replaced,
@@ -75,27 +75,27 @@ impl Results {
     }
 }
 
-struct Keeper {
+struct ResultsFollower {
     results: Results,
     dir: PathBuf,
     metrics: Metrics,
-    pauses: Pauses,
-    said: Said,
+    pauses: RetryPauses,
+    said: SaidOnce,
 }
 
 /// What the log has been told, so that it is said once.
 #[derive(Default)]
-struct Said {
+struct SaidOnce {
     directory: Option<io::ErrorKind>,
     file: bool,
     full: bool,
 }
 
-impl Keeper {
+impl ResultsFollower {
     /// Reads the directory and follows it; returns when another one is at its place.
     async fn follow(&mut self) -> io::Result<()> {
         // The watch comes first: what changes while the directory is read is heard of.
-        let mut watch = Watch::begin(&self.dir)?;
+        let mut watch = DirectoryWatch::begin(&self.dir)?;
         let directory = Directory::open(&self.dir)?;
         let identity = directory.identity;
         self.read_all(Arc::new(directory)).await?;
@@ -149,7 +149,7 @@ impl Keeper {
     }
 
     /// The files that may be results.
-    async fn list(&self, directory: &Directory) -> io::Result<(Vec<(CString, Found)>, bool)> {
+    async fn list(&self, directory: &Directory) -> io::Result<(Vec<(CString, FileMetadata)>, bool)> {
         let mut names = Vec::new();
         for (place, entry) in directory.entries()?.enumerate() {
             if place >= MAX_NAMES {
@@ -190,7 +190,7 @@ impl Keeper {
 
     /// Returns what a file says, or `None` if it is ignored. Reads and parses on a thread for blocking work: a file may have
     /// 4 MiB, and requests of pods are answered meanwhile.
-    async fn read_one(&mut self, directory: &Arc<Directory>, name: &CStr, found: Found) -> Option<Attachment> {
+    async fn read_one(&mut self, directory: &Arc<Directory>, name: &CStr, found: FileMetadata) -> Option<Attachment> {
         let reading = spawn_blocking({
             let (directory, name) = (directory.clone(), name.to_owned());
             move || {
@@ -226,7 +226,7 @@ impl Keeper {
     }
 
     /// Changes the table that others see, and counts.
-    fn publish(&mut self, change: impl FnOnce(&mut Table) -> Change) {
+    fn publish(&mut self, change: impl FnOnce(&mut AttachmentTable) -> Change) {
         let mut counts = (0, 0);
         let change = self.results.write(|table| {
             let change = change(table);

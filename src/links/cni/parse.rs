@@ -52,14 +52,14 @@ struct Cached<'a> {
 /// `Result` of pkg/types/020, 040 and 100: the fields of all versions, which do not overlap.
 #[derive(Deserialize)]
 struct CniResult {
-    interfaces: Option<Vec<Option<Interface>>>,
+    interfaces: Option<Vec<Option<ResultInterface>>>,
     ips: Option<Vec<Option<IpConfig>>>,
     ip4: Option<OldIpConfig>,
     ip6: Option<OldIpConfig>,
 }
 
 #[derive(Deserialize)]
-struct Interface {
+struct ResultInterface {
     #[serde(default)]
     name: String,
     #[serde(default)]
@@ -152,7 +152,7 @@ impl<'a> Args<'a> {
 
 impl CniResult {
     /// The pod's addresses, each with the index of its interface where the result has one.
-    fn ips(&self, interfaces: &[Option<Interface>]) -> Vec<(IpAddr, Option<usize>)> {
+    fn ips(&self, interfaces: &[Option<ResultInterface>]) -> Vec<(IpAddr, Option<usize>)> {
         let has_sandbox = interfaces.iter().flatten().any(|interface| !interface.sandbox.is_empty());
         let mut ips: Vec<(IpAddr, Option<usize>)> = Vec::new();
         let mut add = |text: &str, place: Option<usize>| {
@@ -181,7 +181,7 @@ impl CniResult {
     }
 
     /// The hardware address of the interface that has the first address, or of the one that the runtime asked for.
-    fn mac(&self, interfaces: &[Option<Interface>], ips: &[(IpAddr, Option<usize>)], if_name: &str) -> Option<[u8; 6]> {
+    fn mac(&self, interfaces: &[Option<ResultInterface>], ips: &[(IpAddr, Option<usize>)], if_name: &str) -> Option<[u8; 6]> {
         let of_ip = ips.first().and_then(|(_, place)| *place).and_then(|place| interfaces.get(place)?.as_ref());
         let of_name = || interfaces.iter().flatten().find(|interface| interface.name == if_name);
         let interface = of_ip.or_else(of_name).filter(|interface| !interface.sandbox.is_empty())?;
@@ -189,7 +189,7 @@ impl CniResult {
     }
 }
 
-fn host_interfaces(interfaces: &[Option<Interface>]) -> Vec<String> {
+fn host_interfaces(interfaces: &[Option<ResultInterface>]) -> Vec<String> {
     let of_host = interfaces.iter().flatten().filter(|interface| interface.sandbox.is_empty() && is_interface(&interface.name));
     of_host.map(|interface| interface.name.clone()).take(MAX_LIST).collect()
 }

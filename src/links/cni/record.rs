@@ -13,7 +13,7 @@ use crate::sorted::Keyed;
 /// That a pod has an address by a result file. Names are kept as digests alone, which are compared with those of the pods and
 /// interfaces that are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct AttachmentRecord {
     pub(super) ip: Digest,
     pub(super) file: Digest,
     uid: Option<Digest>,
@@ -25,7 +25,7 @@ pub struct Record {
     part: u8,
 }
 
-impl Keyed for Record {
+impl Keyed for AttachmentRecord {
     /// The one of an address that was written last comes first.
     type Key = (Digest, Reverse<u64>, Digest, u8);
 
@@ -34,7 +34,7 @@ impl Keyed for Record {
     }
 }
 
-impl Record {
+impl AttachmentRecord {
     /// The records of an attachment.
     pub(super) fn all_of(file: Digest, attachment: &Attachment) -> Vec<Self> {
         let Attachment { namespace, pod, uid, host_interfaces, ips, mac, written } = attachment;
@@ -90,5 +90,5 @@ impl Record {
 #[cfg(test)]
 #[test]
 fn a_record_is_small() {
-    assert_eq!(size_of::<Record>(), 64);
+    assert_eq!(size_of::<AttachmentRecord>(), 64);
 }

@@ -4,15 +4,15 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use super::attachment::Attachment;
-use super::record::Record;
+use super::record::AttachmentRecord;
 use crate::digest::Digest;
 use crate::sorted::Sorted;
 
 /// The attachments of all result files.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct AttachmentTable {
     /// In the order of addresses. The records of a file are looked for one by one: reading the file takes longer.
-    records: Sorted<Record>,
+    records: Sorted<AttachmentRecord>,
     /// How many files they are of.
     used: usize,
     /// Files that say nothing.
@@ -29,7 +29,7 @@ pub(super) struct Change {
     pub(super) is_full: bool,
 }
 
-impl Table {
+impl AttachmentTable {
     /// An empty table with room for so many files.
     pub(super) fn new(room: usize) -> Self {
         Self { records: Sorted::default(), used: 0, ignored: HashSet::new(), room }
@@ -56,14 +56,15 @@ impl Table {
     }
 
     /// The records that name this address, the one written last first.
-    pub(super) fn of(&self, ip: IpAddr) -> &[Record] {
+    pub(super) fn of(&self, ip: IpAddr) -> &[AttachmentRecord] {
         self.records.all_with(&Digest::of_ip(ip), |record| record.ip)
     }
 
     /// Remembers what a file says now; `None` for a file that is ignored.
     pub(super) fn put(&mut self, file: &[u8], attachment: Option<&Attachment>) -> Change {
         let file = Digest::of_name(file);
-        let now: Sorted<Record> = attachment.map(|attachment| Record::all_of(file, attachment)).into_iter().flatten().collect();
+        let now: Sorted<AttachmentRecord> =
+            attachment.map(|attachment| AttachmentRecord::all_of(file, attachment)).into_iter().flatten().collect();
         let has_records = self.records.iter().any(|record| record.file == file);
         let is_known = has_records || self.ignored.contains(&file);
         if is_known && self.records.iter().filter(|record| record.file == file).eq(now.iter()) {

@@ -8,18 +8,18 @@ use crate::sorted::Keyed;
 
 /// What is known of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::links) struct Known {
+pub(in crate::links) struct KnownInterface {
     /// The digest of its name, which is only looked for.
     pub(super) name: Digest,
     pub(super) index: u32,
     master: Option<NonZeroU32>,
-    pub(in crate::links) kind: Kind,
+    pub(in crate::links) kind: InterfaceKind,
     pub(super) is_up: bool,
 }
 
 /// The kinds of interfaces that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::links) enum Kind {
+pub(in crate::links) enum InterfaceKind {
     /// One of two ends, of which the other may be a pod's.
     Pair,
     /// A bridge, and the VLAN of its own packets if it tells VLANs apart.
@@ -28,7 +28,7 @@ pub(in crate::links) enum Kind {
     Other,
 }
 
-impl Keyed for Known {
+impl Keyed for KnownInterface {
     type Key = u32;
 
     fn key(&self) -> u32 {
@@ -36,12 +36,12 @@ impl Keyed for Known {
     }
 }
 
-impl Known {
+impl KnownInterface {
     pub(in crate::links) fn of(interface: &Interface) -> Self {
         let kind = match interface.kind.as_deref() {
-            Some("veth" | "netkit") => Kind::Pair,
-            Some("bridge") => Kind::Bridge { vlan: interface.vlan },
-            _ => Kind::Other,
+            Some("veth" | "netkit") => InterfaceKind::Pair,
+            Some("bridge") => InterfaceKind::Bridge { vlan: interface.vlan },
+            _ => InterfaceKind::Other,
         };
         let name = Digest::of_name(&interface.name);
         Self { name, index: interface.index, kind, master: None, is_up: interface.is_up }.with_master(interface.master)

@@ -8,7 +8,7 @@ use crate::netlink::Mac;
 use crate::sorted::Keyed;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum LookupState {
     /// The kernel has announced nothing else since it was asked, and knew so much of the neighbour.
     Fresh(Knows),
     /// It has to be asked.
@@ -36,7 +36,7 @@ pub(super) enum Kept {
 
 /// What is remembered of an address.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Record {
+pub(super) struct AddressRecord {
     /// The generation in which another link-layer address or port was last announced.
     pub(super) moved: u64,
     /// An IPv4 address is mapped: it takes one byte less than an `IpAddr`.
@@ -45,10 +45,10 @@ pub(super) struct Record {
     /// The last port that was known, on this interface.
     last_port: Option<NonZeroU32>,
     kept: Kept,
-    pub(super) state: State,
+    pub(super) state: LookupState,
 }
 
-impl Keyed for Record {
+impl Keyed for AddressRecord {
     type Key = Ipv6Addr;
 
     fn key(&self) -> Ipv6Addr {
@@ -64,9 +64,9 @@ pub(super) fn key(ip: IpAddr) -> Ipv6Addr {
     }
 }
 
-impl Record {
+impl AddressRecord {
     pub(super) fn new(ip: IpAddr) -> Self {
-        Self { moved: 0, ip: key(ip), interface: 0, last_port: None, kept: Kept::Nowhere, state: State::Stale }
+        Self { moved: 0, ip: key(ip), interface: 0, last_port: None, kept: Kept::Nowhere, state: LookupState::Stale }
     }
 
     pub(super) fn ip(&self) -> IpAddr {
@@ -75,7 +75,7 @@ impl Record {
 
     /// The answer, while it is good.
     pub(super) fn fresh(&self) -> Option<Reach> {
-        if !matches!(self.state, State::Fresh(_)) {
+        if !matches!(self.state, LookupState::Fresh(_)) {
             return None;
         }
         let kind = match self.kept {
@@ -89,12 +89,12 @@ impl Record {
 
     /// The link-layer address of the answer, while it is good.
     pub(super) fn mac(&self) -> Option<Mac> {
-        if matches!(self.state, State::Fresh(Knows::Mac | Knows::MacAndPort)) { self.last_mac() } else { None }
+        if matches!(self.state, LookupState::Fresh(Knows::Mac | Knows::MacAndPort)) { self.last_mac() } else { None }
     }
 
     /// The port of the answer, while it is good.
     pub(super) fn port(&self) -> Option<NonZeroU32> {
-        if self.state == State::Fresh(Knows::MacAndPort) { self.last_port } else { None }
+        if self.state == LookupState::Fresh(Knows::MacAndPort) { self.last_port } else { None }
     }
 
     /// The last link-layer address that was known, on this interface.

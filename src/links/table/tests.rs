@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 
 use super::*;
-use crate::links::event::Network;
+use crate::links::event::Prefix;
 
 const BRIDGE: u32 = 3;
 const MAC: Mac = [2, 0, 0, 0, 0, 1];
@@ -17,8 +17,8 @@ fn interface(index: u32, kind: &str, master: Option<u32>) -> Interface {
 }
 
 /// A bridge with two ports, and a pair.
-fn table() -> Table {
-    let mut table = Table::default();
+fn table() -> LinkTable {
+    let mut table = LinkTable::default();
     table.set_links(&[
         interface(BRIDGE, "bridge", None),
         interface(7, "veth", Some(BRIDGE)),
@@ -28,11 +28,11 @@ fn table() -> Table {
     table
 }
 
-fn on_bridge(mac: Option<Mac>, port: Option<u32>) -> Found {
-    Found::Bridge { interface: BRIDGE, mac, port }
+fn on_bridge(mac: Option<Mac>, port: Option<u32>) -> KernelAnswer {
+    KernelAnswer::Bridge { interface: BRIDGE, mac, port }
 }
 
-fn put(table: &mut Table, ip: IpAddr, found: Found) -> Reach {
+fn put(table: &mut LinkTable, ip: IpAddr, found: KernelAnswer) -> Reach {
     table.ask(ip);
     let (reach, is_kept) = table.answer(ip, found);
     assert!(is_kept);
@@ -42,7 +42,7 @@ fn put(table: &mut Table, ip: IpAddr, found: Found) -> Reach {
 
 /// Whether a change has another generation, and whether the answer is still good.
 #[track_caller]
-fn assert_stale(table: &mut Table, ip: IpAddr, event: &Event, wanted: bool) {
+fn assert_stale(table: &mut LinkTable, ip: IpAddr, event: &LinkEvent, wanted: bool) {
     let before = table.generation();
     table.apply(event);
     assert_eq!((table.generation() != before, table.fresh(ip).is_none()), (wanted, wanted), "{event:?}");
@@ -55,72 +55,77 @@ fn moved(reach: Reach) -> u64 {
     }
 }
 
-fn neighbour(mac: Option<Mac>) -> Event {
-    Event::Neighbour { interface: BRIDGE, ip: ip(1), mac }
+fn neighbour(mac: Option<Mac>) -> LinkEvent {
+    LinkEvent::Neighbour { interface: BRIDGE, ip: ip(1), mac }
 }
 
-fn forwarding(mac: Mac, port: Option<u32>) -> Event {
-    Event::Forwarding { bridge: BRIDGE, mac, vlan: None, port }
+fn forwarding(mac: Mac, port: Option<u32>) -> LinkEvent {
+    LinkEvent::Forwarding { bridge: BRIDGE, mac, vlan: None, port }
 }
 
 #[test]
 fn a_route_says_what_kind_of_link_it_is() {
-    let route = |interface| Route { interface, by_gateway: false, for_one: true, is_unicast: true };
+    let route = |interface| KernelRoute { interface, by_gateway: false, for_one: true, is_unicast: true };
     let table = table();
-    let of = |route: Route| classify(route, table.link(route.interface));
-    assert_eq!(of(route(9)), Found::Own { interface: 9 });
-    assert_eq!(of(Route { for_one: false, ..route(9) }), Found::Shared { interface: 9 }, "Cilium's cilium_host");
-    assert_eq!(of(Route { by_gateway: true, ..route(9) }), Found::Shared { interface: 9 });
-    assert_eq!(of(route(7)), Found::Shared { interface: 7 }, "a port of a bridge");
-    assert_eq!(of(Route { for_one: false, ..route(BRIDGE) }), on_bridge(None, None));
-    assert_eq!(of(Route { by_gateway: true, ..route(BRIDGE) }), Found::Shared { interface: BRIDGE });
-    assert_eq!(of(Route { is_unicast: false, ..route(9) }), Found::Nowhere);
-    assert_eq!(of(route(0)), Found::Shared { interface: 0 }, "several next hops");
+    let of = |route: KernelRoute| classify(route, table.link(route.interface));
+    assert_eq!(of(route(9)), KernelAnswer::Own { interface: 9 });
+    assert_eq!(of(KernelRoute { for_one: false, ..route(9) }), KernelAnswer::Shared { interface: 9 }, "Cilium's cilium_host");
+    assert_eq!(of(KernelRoute { by_gateway: true, ..route(9) }), KernelAnswer::Shared { interface: 9 });
+    assert_eq!(of(route(7)), KernelAnswer::Shared { interface: 7 }, "a port of a bridge");
+    assert_eq!(of(KernelRoute { for_one: false, ..route(BRIDGE) }), on_bridge(None, None));
+    assert_eq!(of(KernelRoute { by_gateway: true, ..route(BRIDGE) }), KernelAnswer::Shared { interface: BRIDGE });
+    assert_eq!(of(KernelRoute { is_unicast: false, ..route(9) }), KernelAnswer::Nowhere);
+    assert_eq!(of(route(0)), KernelAnswer::Shared { interface: 0 }, "several next hops");
     for kind in ["ipvlan", "macvlan", "openvswitch", "vlan", ""] {
-        assert_eq!(classify(route(5), Some(&Known::of(&interface(5, kind, None)))), Found::Shared { interface: 5 }, "{kind}");
+        assert_eq!(
+            classify(route(5), Some(&KnownInterface::of(&interface(5, kind, None)))),
+            KernelAnswer::Shared { interface: 5 },
+            "{kind}"
+        );
     }
-    assert_eq!(classify(route(5), Some(&Known::of(&interface(5, "netkit", None)))), Found::Own { interface: 5 });
+    assert_eq!(classify(route(5), Some(&KnownInterface::of(&interface(5, "netkit", None)))), KernelAnswer::Own { interface: 5 });
 }
 
 #[test]
 fn only_what_concerns_an_address_makes_its_answer_stale() {
     let mut table = table();
-    let own = put(&mut table, ip(1), Found::Own { interface: 9 });
+    let own = put(&mut table, ip(1), KernelAnswer::Own { interface: 9 });
     assert_eq!(own, Reach::By(Link { interface: 9, kind: LinkKind::Own }));
-    let network = |last, prefix| Event::Routes(Network { ip: ip(last), prefix });
+    let network = |last, prefix| LinkEvent::Routes(Prefix { ip: ip(last), prefix });
     let down = Interface { is_up: false, ..interface(9, "veth", None) };
     for (event, wanted) in [
         (network(2, 32), false),
         (network(1, 32), true),
         (network(0, 24), true),
         (network(0, 0), true),
-        (Event::AllRoutes, true),
+        (LinkEvent::AllRoutes, true),
         // Others that are as they were.
-        (Event::Interface(interface(9, "veth", None)), false),
-        (Event::Interface(Interface { is_up: false, ..interface(7, "veth", Some(BRIDGE)) }), false),
+        (LinkEvent::Interface(interface(9, "veth", None)), false),
+        (LinkEvent::Interface(Interface { is_up: false, ..interface(7, "veth", Some(BRIDGE)) }), false),
         // It comes up again.
-        (Event::Interface(interface(7, "veth", Some(BRIDGE))), true),
-        (Event::Interface(down), true),
-        (Event::Interface(interface(9, "veth", Some(BRIDGE))), true),
-        (Event::Port { interface: 9, bridge: Some(BRIDGE) }, false),
-        (Event::Port { interface: 9, bridge: None }, true),
-        (Event::Gone(9), true),
+        (LinkEvent::Interface(interface(7, "veth", Some(BRIDGE))), true),
+        (LinkEvent::Interface(down), true),
+        (LinkEvent::Interface(interface(9, "veth", Some(BRIDGE))), true),
+        (LinkEvent::Port { interface: 9, bridge: Some(BRIDGE) }, false),
+        (LinkEvent::Port { interface: 9, bridge: None }, true),
+        (LinkEvent::Gone(9), true),
         (neighbour(Some(MAC)), false),
         (forwarding(MAC, Some(7)), false),
     ] {
-        put(&mut table, ip(1), Found::Own { interface: 9 });
+        put(&mut table, ip(1), KernelAnswer::Own { interface: 9 });
         assert_stale(&mut table, ip(1), &event, wanted);
     }
-    put(&mut table, ip(1), Found::Nowhere);
+    put(&mut table, ip(1), KernelAnswer::Nowhere);
     assert_stale(&mut table, ip(1), &network(1, 32), true);
 }
 
 #[test]
 fn which_interfaces_there_are_is_a_change_for_whoever_looks_for_them_by_name() {
     let mut table = table();
-    put(&mut table, ip(1), Found::Own { interface: 9 });
+    put(&mut table, ip(1), KernelAnswer::Own { interface: 9 });
     let renamed = Interface { name: "eth9".into(), ..interface(9, "veth", None) };
-    for event in [Event::Interface(interface(10, "veth", None)), Event::Interface(renamed), Event::Gone(10), Event::Gone(8)] {
+    for event in [LinkEvent::Interface(interface(10, "veth", None)), LinkEvent::Interface(renamed), LinkEvent::Gone(10), LinkEvent::Gone(8)]
+    {
         let before = table.generation();
         table.apply(&event);
         assert!(table.generation() > before, "{event:?}");
@@ -135,11 +140,11 @@ fn a_neighbour_that_is_only_confirmed_changes_nothing() {
     for event in [
         neighbour(Some(MAC)),
         forwarding(MAC, Some(7)),
-        Event::Neighbour { interface: 9, ip: ip(1), mac: Some(OTHER) },
-        Event::Neighbour { interface: BRIDGE, ip: ip(2), mac: Some(OTHER) },
+        LinkEvent::Neighbour { interface: 9, ip: ip(1), mac: Some(OTHER) },
+        LinkEvent::Neighbour { interface: BRIDGE, ip: ip(2), mac: Some(OTHER) },
         forwarding(OTHER, Some(8)),
-        Event::Forwarding { bridge: 4, mac: MAC, vlan: None, port: Some(8) },
-        Event::Forwarding { bridge: BRIDGE, mac: MAC, vlan: Some(5), port: Some(8) },
+        LinkEvent::Forwarding { bridge: 4, mac: MAC, vlan: None, port: Some(8) },
+        LinkEvent::Forwarding { bridge: BRIDGE, mac: MAC, vlan: Some(5), port: Some(8) },
     ] {
         assert_stale(&mut table, ip(1), &event, false);
     }
@@ -185,7 +190,7 @@ fn in_a_bridge_with_vlans_its_own_vlan_counts() {
     let mut table = table();
     table.set_links(&[Interface { vlan: Some(5), ..interface(BRIDGE, "bridge", None) }, interface(7, "veth", Some(BRIDGE))]);
     put(&mut table, ip(1), on_bridge(Some(MAC), Some(7)));
-    let event = |vlan| Event::Forwarding { bridge: BRIDGE, mac: MAC, vlan, port: Some(8) };
+    let event = |vlan| LinkEvent::Forwarding { bridge: BRIDGE, mac: MAC, vlan, port: Some(8) };
     assert_stale(&mut table, ip(1), &event(Some(6)), false);
     assert_stale(&mut table, ip(1), &event(None), false);
     assert_stale(&mut table, ip(1), &event(Some(5)), true);
@@ -195,7 +200,7 @@ fn in_a_bridge_with_vlans_its_own_vlan_counts() {
 fn what_is_announced_while_the_kernel_is_asked_counts() {
     let mut table = table();
     let all = on_bridge(Some(MAC), Some(7));
-    for event in [neighbour(Some(MAC)), Event::Routes(Network { ip: ip(0), prefix: 24 }), Event::Gone(9)] {
+    for event in [neighbour(Some(MAC)), LinkEvent::Routes(Prefix { ip: ip(0), prefix: 24 }), LinkEvent::Gone(9)] {
         table.ask(ip(1));
         table.apply(&event);
         let before = table.generation();
@@ -212,7 +217,7 @@ fn what_is_announced_while_the_kernel_is_asked_counts() {
     table.ask(ip(1));
     table.saw_mac(ip(1), BRIDGE, MAC);
     table.apply(&forwarding(OTHER, Some(8)));
-    table.apply(&Event::Neighbour { interface: BRIDGE, ip: ip(2), mac: Some(OTHER) });
+    table.apply(&LinkEvent::Neighbour { interface: BRIDGE, ip: ip(2), mac: Some(OTHER) });
     assert!(table.answer(ip(1), all).1);
     // Where it is not answered, it is asked again.
     table.ask(ip(1));
@@ -225,21 +230,21 @@ fn while_notifications_are_unread_nothing_is_kept_that_they_are_about() {
     let mut table = table();
     let all = on_bridge(Some(MAC), Some(7));
     put(&mut table, ip(1), all);
-    put(&mut table, ip(2), Found::Own { interface: 9 });
+    put(&mut table, ip(2), KernelAnswer::Own { interface: 9 });
     let before = table.generation();
-    table.fall_behind(Queue::Neighbours);
-    assert!(table.generation() > before && table.is_behind(Queue::Neighbours) && !table.is_behind(Queue::Topology));
+    table.fall_behind(NotificationQueue::Neighbours);
+    assert!(table.generation() > before && table.is_behind(NotificationQueue::Neighbours) && !table.is_behind(NotificationQueue::Topology));
     assert_eq!((table.fresh(ip(1)), table.fresh(ip(2)).is_some()), (None, true));
     table.ask(ip(1));
     assert!(!table.answer(ip(1), all).1);
-    table.catch_up(Queue::Neighbours);
+    table.catch_up(NotificationQueue::Neighbours);
     put(&mut table, ip(1), all);
-    table.fall_behind(Queue::Topology);
+    table.fall_behind(NotificationQueue::Topology);
     assert_eq!((table.fresh(ip(1)), table.fresh(ip(2))), (None, None));
     table.ask(ip(2));
-    assert!(!table.answer(ip(2), Found::Own { interface: 9 }).1);
-    table.catch_up(Queue::Topology);
-    put(&mut table, ip(2), Found::Own { interface: 9 });
+    assert!(!table.answer(ip(2), KernelAnswer::Own { interface: 9 }).1);
+    table.catch_up(NotificationQueue::Topology);
+    put(&mut table, ip(2), KernelAnswer::Own { interface: 9 });
 }
 
 #[test]
@@ -250,7 +255,7 @@ fn the_table_is_bounded_whatever_is_announced_and_asked() {
         let [_, a, b, c] = number.to_be_bytes();
         let mac = [6, 0, 0, a, b, c];
         table.apply(&neighbour(Some(mac)));
-        table.apply(&Event::Neighbour { interface: BRIDGE, ip: [10, a, b, c].into(), mac: Some(mac) });
+        table.apply(&LinkEvent::Neighbour { interface: BRIDGE, ip: [10, a, b, c].into(), mac: Some(mac) });
         table.apply(&forwarding(mac, Some(8)));
     }
     let (records, macs, links) = table.sizes();
@@ -258,10 +263,10 @@ fn the_table_is_bounded_whatever_is_announced_and_asked() {
     let last = [0, 0, 255, 255].into();
     let before = table.generation();
     for number in 0..RECORDS * 2 {
-        put(&mut table, std::net::Ipv4Addr::from_bits(number.try_into().unwrap()).into(), Found::Shared { interface: 9 });
+        put(&mut table, std::net::Ipv4Addr::from_bits(number.try_into().unwrap()).into(), KernelAnswer::Shared { interface: 9 });
     }
     assert!(table.sizes().0 <= RECORDS && table.generation() > before, "what was forgotten has to be compared again");
-    put(&mut table, last, Found::Nowhere);
+    put(&mut table, last, KernelAnswer::Nowhere);
     table.keep_only(&|ip| ip == last);
     assert_eq!(table.fresh(last), Some(Reach::Nowhere));
     let before = table.generation();
@@ -272,20 +277,20 @@ fn the_table_is_bounded_whatever_is_announced_and_asked() {
 
 #[test]
 fn bridges_count_where_they_have_ports() {
-    let mut table = Table::default();
+    let mut table = LinkTable::default();
     table.set_links(&[interface(BRIDGE, "bridge", None), interface(7, "veth", None)]);
     assert!(!table.has_bridges());
-    table.apply(&Event::Port { interface: 7, bridge: Some(BRIDGE) });
+    table.apply(&LinkEvent::Port { interface: 7, bridge: Some(BRIDGE) });
     assert!(table.has_bridges());
     assert_eq!((table.named(Digest::of_name("if7")), table.link(7).unwrap().master()), (Some(7), Some(BRIDGE)));
-    table.apply(&Event::Gone(BRIDGE));
+    table.apply(&LinkEvent::Gone(BRIDGE));
     assert!(!table.has_bridges());
     assert_eq!(table.named(Digest::of_name("if3")), None);
-    table.apply(&Event::Port { interface: 70, bridge: Some(BRIDGE) });
+    table.apply(&LinkEvent::Port { interface: 70, bridge: Some(BRIDGE) });
     assert!(table.link(70).is_none(), "it is not known yet");
 }
 
 #[test]
 fn a_record_is_small() {
-    assert_eq!((size_of::<Record>(), size_of::<Known>()), (40, 24));
+    assert_eq!((size_of::<AddressRecord>(), size_of::<KnownInterface>()), (40, 24));
 }

@@ -9,7 +9,7 @@ use super::{Name, Pod};
 
 /// The namespaces and service accounts that pods are decided by, and the times at which claims end.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Needs {
+pub(super) struct PodNeeds {
     namespaces: BTreeMap<String, NamespaceCount>,
     service_accounts: BTreeMap<Name, usize>,
     claim_ends: BTreeMap<Timestamp, usize>,
@@ -23,7 +23,7 @@ struct NamespaceCount {
     may_ask: usize,
 }
 
-impl Needs {
+impl PodNeeds {
     /// Adds what a readable pod needs.
     pub(super) fn add(&mut self, pod: &Pod) {
         let count = self.namespaces.entry(pod.namespace.clone()).or_default();

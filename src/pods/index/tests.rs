@@ -211,7 +211,7 @@ fn the_same_name_in_another_namespace_is_another_pod() {
 
 /// What `index.needs` counts, taken from all pods.
 fn assert_needs(index: &Index) {
-    let mut needs = Needs::default();
+    let mut needs = PodNeeds::default();
     index.pods.values().for_each(|held| needs.add(&held.pod));
     index.unreadable.values().filter_map(|unreadable| unreadable.last.as_ref()).for_each(|last| needs.add_claim_end(last));
     assert_eq!(index.needs, needs);

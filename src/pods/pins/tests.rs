@@ -85,7 +85,7 @@ fn a_pin_keeps_the_whole_link() {
         .flat_map(|mac| [None, Some(7)].map(|port| LinkKind::Bridge { mac, port, moved: u64::MAX - 1 }));
     let links = kinds.chain([LinkKind::Own, LinkKind::Shared]).map(|kind| Some(Link { interface: 3, kind }));
     for link in links.chain([None]) {
-        let (mut table, key) = (Table::default(), (Digest::of_name("a"), 1));
+        let (mut table, key) = (PinTable::default(), (Digest::of_name("a"), 1));
         table.put(key, Sandbox::default(), link, 5);
         assert_eq!((table.get(&key).0, table.get(&key).1.trusted_at), (link, 5));
         table.put(key, Sandbox::default(), own(9), 0);

@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::{Member, Waiter};
+use super::{Member, RequestWaiter};
 use crate::pods::Pod;
 use crate::shares::turned_away::{Recent, TurnedAway as Recently};
 
 /// Requests of one pod that were answered without waiting, or not waiting to the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TurnedAway {
+pub struct TurnedAwayRequests {
     /// How many requests.
     pub requests: u64,
     /// The time since the last of them.
     pub ago: Duration,
 }
 
-impl std::fmt::Display for TurnedAway {
+impl std::fmt::Display for TurnedAwayRequests {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ago = humantime::format_duration(Duration::from_secs(self.ago.as_secs()));
         write!(
@@ -30,31 +30,31 @@ impl std::fmt::Display for TurnedAway {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Record {
+pub(super) struct WaitingRecord {
     all: u64,
     /// All unknown addresses are one (`None`): they could be invented to fill the record, and the log.
     of: Recently<Option<Member>>,
 }
 
-impl Record {
+impl WaitingRecord {
     /// Counts a request that got no place or lost it. Logs it, at most once a minute for the same pod or address.
-    pub(super) fn turned_away(&mut self, waiter: &Waiter) {
+    pub(super) fn turned_away(&mut self, waiter: &RequestWaiter) {
         let Some(requests) = self.note(waiter) else { return };
         match waiter {
-            Waiter::Pod(pod) => warn!(event = "pod-wait-limit", namespace = %pod.namespace, pod = %pod.name, requests,
+            RequestWaiter::Pod(pod) => warn!(event = "pod-wait-limit", namespace = %pod.namespace, pod = %pod.name, requests,
                 "too many requests of the pod or its namespace wait for what is still unknown of their pods; answering some of them by \
                  what is known; check what the pods of this namespace request"),
-            Waiter::Disputed(ip) => warn!(event = "pod-wait-limit", source = %ip, requests,
+            RequestWaiter::Disputed(ip) => warn!(event = "pod-wait-limit", source = %ip, requests,
                 "too many requests wait from addresses whose owner is in conflict; refusing some of them at once; check the refusals of this \
                  address in the log"),
-            Waiter::Unknown(ip, network) => warn!(event = "pod-wait-limit", source = %ip, %network, requests,
+            RequestWaiter::Unknown(ip, network) => warn!(event = "pod-wait-limit", source = %ip, %network, requests,
                 "too many requests wait from addresses of no known pod; refusing some of them at once; check which pod sends from this \
                  address, because a pod that invents addresses causes this"),
         }
     }
 
     /// Remembers it. Returns how many requests a log line should count, if one is due.
-    fn note(&mut self, waiter: &Waiter) -> Option<u64> {
+    fn note(&mut self, waiter: &RequestWaiter) -> Option<u64> {
         self.all += 1;
         self.of.note(waiter.known().ok().map(|(_, member)| member))
     }
@@ -65,12 +65,12 @@ impl Record {
     }
 
     /// Returns what is remembered of a pod and its addresses.
-    pub(super) fn of(&self, pod: &Pod) -> Option<TurnedAway> {
+    pub(super) fn of(&self, pod: &Pod) -> Option<TurnedAwayRequests> {
         let members = std::iter::once(Member::Pod(pod.uid.clone())).chain(pod.ips.iter().map(|ip| Member::Disputed(*ip)));
         let recent = members.filter_map(|member| self.of.of(&Some(member)));
         recent.fold(None, |before, Recent { count, ago }| {
-            let before = before.unwrap_or(TurnedAway { requests: 0, ago });
-            Some(TurnedAway { requests: before.requests + count, ago: ago.min(before.ago) })
+            let before = before.unwrap_or(TurnedAwayRequests { requests: 0, ago });
+            Some(TurnedAwayRequests { requests: before.requests + count, ago: ago.min(before.ago) })
         })
     }
 }
@@ -85,21 +85,21 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_pod_has_a_line_a_minute_and_all_unknown_addresses_have_one_together() {
-        let mut record = Record::default();
+        let mut record = WaitingRecord::default();
         let (web, db) = (pod("web", "10.0.0.1"), pod("db", "10.0.0.2"));
-        let mut note = |waiter: &Waiter| record.note(waiter);
-        let of = |pod: &Pod| Waiter::Pod(std::sync::Arc::new(pod.clone()));
+        let mut note = |waiter: &RequestWaiter| record.note(waiter);
+        let of = |pod: &Pod| RequestWaiter::Pod(std::sync::Arc::new(pod.clone()));
         assert_eq!([note(&of(&web)), note(&of(&web)), note(&of(&db))], [Some(1), None, Some(1)]);
-        let disputed = Waiter::Disputed(IpAddr::from([10, 0, 0, 1]));
+        let disputed = RequestWaiter::Disputed(IpAddr::from([10, 0, 0, 1]));
         assert_eq!(note(&disputed), Some(1));
         let invented =
-            (0..5000_u32).filter_map(|number| note(&Waiter::of(IpAddr::from(number.to_be_bytes()), &crate::pods::Lookup::Unknown)));
+            (0..5000_u32).filter_map(|number| note(&RequestWaiter::of(IpAddr::from(number.to_be_bytes()), &crate::pods::Lookup::Unknown)));
         assert_eq!(invented.count(), 1);
         tokio::time::advance(QUIET).await;
         assert_eq!(note(&of(&web)), Some(2), "with the one that the line before did not count");
         assert_eq!(record.all(), 5 + 5000);
-        assert_eq!(record.of(&web), Some(TurnedAway { requests: 4, ago: Duration::ZERO }), "with those of its address");
-        assert_eq!(record.of(&db), Some(TurnedAway { requests: 1, ago: QUIET }));
+        assert_eq!(record.of(&web), Some(TurnedAwayRequests { requests: 4, ago: Duration::ZERO }), "with those of its address");
+        assert_eq!(record.of(&db), Some(TurnedAwayRequests { requests: 1, ago: QUIET }));
         assert_eq!(record.of(&pod("other", "10.0.0.3")), None);
         tokio::time::advance(REMEMBERED).await;
         assert_eq!(record.of(&web), None);

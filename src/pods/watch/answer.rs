@@ -4,14 +4,14 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tokio::time::Instant;
 
-use super::client::{ANSWER_TIMEOUT, Answer};
-use super::failure::Failure;
+use super::client::{ANSWER_TIMEOUT, ApiResponse};
+use super::failure::RequestFailure;
 use super::fields::Field;
 use super::filter::{Document, Excerpt, Filter};
 
 /// A response that is filtered as it arrives.
 pub(super) struct FilteredAnswer<'a> {
-    answer: Answer,
+    answer: ApiResponse,
     filter: Filter<'a>,
     deadline: Instant,
 }
@@ -19,7 +19,7 @@ pub(super) struct FilteredAnswer<'a> {
 /// A page of a list, without its items.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Page {
+pub(super) struct ListPage {
     pub(super) kind: String,
     metadata: PageMetadata,
     /// Already handed out. Some servers send null if there are none.
@@ -36,13 +36,13 @@ struct PageMetadata {
 
 impl<'a> FilteredAnswer<'a> {
     /// A response that must end by the deadline.
-    pub(super) fn new(answer: Answer, fields: &'a Field, deadline: Instant) -> Self {
+    pub(super) fn new(answer: ApiResponse, fields: &'a Field, deadline: Instant) -> Self {
         Self { answer, filter: Filter::new(fields), deadline }
     }
 
     /// The next items of a list, perhaps none yet; `None` at the end of the answer.
-    pub(super) async fn items(&mut self) -> Result<Option<Vec<Excerpt>>, Failure> {
-        let bytes = tokio::time::timeout_at(self.deadline, self.answer.bytes(ANSWER_TIMEOUT)).await.unwrap_or(Err(Failure::Slow))?;
+    pub(super) async fn items(&mut self) -> Result<Option<Vec<Excerpt>>, RequestFailure> {
+        let bytes = tokio::time::timeout_at(self.deadline, self.answer.bytes(ANSWER_TIMEOUT)).await.unwrap_or(Err(RequestFailure::Slow))?;
         Ok(bytes.map(|bytes| {
             self.filter.feed(&bytes);
             self.filter.take_items()
@@ -50,25 +50,25 @@ impl<'a> FilteredAnswer<'a> {
     }
 
     /// The page, after its items.
-    pub(super) fn page(mut self) -> Result<Page, Failure> {
+    pub(super) fn page(mut self) -> Result<ListPage, RequestFailure> {
         let page = match self.filter.finish() {
             Document::Complete(Excerpt { json, truncated: false }) => serde_json::from_slice(&json).ok(),
             Document::Complete(_) | Document::Empty | Document::Broken => None,
         };
-        page.ok_or(Failure::Malformed("a malformed list"))
+        page.ok_or(RequestFailure::Malformed("a malformed list"))
     }
 
     /// An object, once it is complete.
-    pub(super) async fn object(mut self) -> Result<Excerpt, Failure> {
+    pub(super) async fn object(mut self) -> Result<Excerpt, RequestFailure> {
         while self.items().await?.is_some() {}
         match self.filter.finish() {
             Document::Complete(excerpt) => Ok(excerpt),
-            Document::Empty | Document::Broken => Err(Failure::Malformed("something other than the requested object")),
+            Document::Empty | Document::Broken => Err(RequestFailure::Malformed("something other than the requested object")),
         }
     }
 }
 
-impl Page {
+impl ListPage {
     /// The version of the state that the list shows; empty where the answer is no list.
     pub(super) fn version(&self) -> &str {
         &self.metadata.resource_version

@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::client::encode;
-use super::follow::{Event, Selection, follow};
-use super::objects::{Annotation, Metadata, OnlyMetadata};
-use super::{MAX_LIST, MAX_ROLE, Watch};
+use super::follow::{Selection, WatchEvent, follow};
+use super::objects::{Annotation, ObjectMeta, OnlyMetadata};
+use super::{MAX_LIST, MAX_ROLE, PodWatch};
 use crate::config::AnnotationKeys;
 use crate::pods::{Namespace, ServiceAccount};
 
@@ -37,14 +37,14 @@ pub(super) fn account_annotations(keys: &AnnotationKeys) -> Vec<Annotation> {
 const MAX_FOLLOWED: usize = 1024;
 
 /// The objects that are followed now, each until no pod needs it.
-struct Followed<'a, K> {
+struct FollowedObjects<'a, K> {
     resource: &'static str,
     has_warned: bool,
     stops: BTreeMap<K, CancellationToken>,
     running: FuturesUnordered<BoxFuture<'a, ()>>,
 }
 
-impl<'a, K: Ord + Clone> Followed<'a, K> {
+impl<'a, K: Ord + Clone> FollowedObjects<'a, K> {
     fn new(resource: &'static str) -> Self {
         Self { resource, has_warned: false, stops: BTreeMap::new(), running: FuturesUnordered::new() }
     }
@@ -82,9 +82,9 @@ impl<'a, K: Ord + Clone> Followed<'a, K> {
 }
 
 /// Watches the namespaces of pods for ever.
-pub(super) async fn watch_namespaces(watch: &Watch) {
+pub(super) async fn watch_namespaces(watch: &PodWatch) {
     let mut pods = watch.pods.clone();
-    let mut followed = Followed::new("namespaces");
+    let mut followed = FollowedObjects::new("namespaces");
     loop {
         let wanted = pods.namespaces_to_follow();
         for name in followed.keep(&wanted) {
@@ -98,12 +98,12 @@ pub(super) async fn watch_namespaces(watch: &Watch) {
     }
 }
 
-async fn watch_namespace(watch: &Watch, name: String) {
+async fn watch_namespace(watch: &PodWatch, name: String) {
     let annotations = namespace_annotations(&watch.annotations);
     let fields = format!("metadata.name={name}");
     let selection = Selection { resource: "namespaces", path: "/api/v1/namespaces".to_owned(), fields, annotations };
     let mut latest = None;
-    let take = |event: Event<'_, OnlyMetadata>| {
+    let take = |event: WatchEvent<'_, OnlyMetadata>| {
         match change(event, &name, &mut latest) {
             None => {}
             Some(Some(mut metadata)) => {
@@ -120,10 +120,10 @@ async fn watch_namespace(watch: &Watch, name: String) {
 }
 
 /// Watches the service accounts of pods without a role of their own for ever.
-pub(super) async fn watch_service_accounts(watch: &Watch) {
+pub(super) async fn watch_service_accounts(watch: &PodWatch) {
     let mut pods = watch.pods.clone();
     let warning = Once::new();
-    let mut followed = Followed::new("serviceaccounts");
+    let mut followed = FollowedObjects::new("serviceaccounts");
     loop {
         let wanted = pods.service_accounts();
         for (namespace, name) in followed.keep(&wanted) {
@@ -137,14 +137,14 @@ pub(super) async fn watch_service_accounts(watch: &Watch) {
     }
 }
 
-async fn watch_service_account(watch: &Watch, (namespace, name): (String, String), warning: &Once) {
+async fn watch_service_account(watch: &PodWatch, (namespace, name): (String, String), warning: &Once) {
     let path = format!("/api/v1/namespaces/{}/serviceaccounts", encode(&namespace));
     let annotations = account_annotations(&watch.annotations);
     let selection = Selection { resource: "serviceaccounts", path, fields: format!("metadata.name={name}"), annotations };
     let mut latest = None;
-    let take = |event: Event<'_, OnlyMetadata>| {
+    let take = |event: WatchEvent<'_, OnlyMetadata>| {
         // What is known of it still holds; where nothing is, its pods are refused. It is asked for again.
-        if matches!(&event, Event::Failed(failure) if failure.code() == Some(403)) {
+        if matches!(&event, WatchEvent::Failed(failure) if failure.code() == Some(403)) {
             warning.call_once(|| {
                 warn!(
                     "service accounts may not be read: pods are refused that name no role and whose service account is not known; \
@@ -171,8 +171,8 @@ async fn watch_service_account(watch: &Watch, (namespace, name): (String, String
 
 /// What an event makes of the one object of this name: what it is now, or that it is not known; `None` where nothing
 /// changes. Events that come late, or again, change nothing.
-pub(super) fn change(event: Event<'_, OnlyMetadata>, name: &str, latest: &mut Option<u64>) -> Option<Option<Metadata>> {
-    let is_named = |metadata: &Metadata| metadata.name.as_deref() == Some(name);
+pub(super) fn change(event: WatchEvent<'_, OnlyMetadata>, name: &str, latest: &mut Option<u64>) -> Option<Option<ObjectMeta>> {
+    let is_named = |metadata: &ObjectMeta| metadata.name.as_deref() == Some(name);
     let mut is_new = |version: Option<u64>| match (version, *latest) {
         (Some(version), Some(latest)) if version < latest => false,
         _ => {
@@ -181,16 +181,18 @@ pub(super) fn change(event: Event<'_, OnlyMetadata>, name: &str, latest: &mut Op
         }
     };
     match event {
-        Event::Alive | Event::UpToDate | Event::Failed(_) => None,
-        Event::Listed { objects, version, .. } => {
+        WatchEvent::Alive | WatchEvent::UpToDate | WatchEvent::Failed(_) => None,
+        WatchEvent::Listed { objects, version, .. } => {
             *latest = version;
             Some(objects.into_iter().map(|object| object.metadata).find(is_named))
         }
-        Event::Applied(object) => {
+        WatchEvent::Applied(object) => {
             let metadata = object.metadata;
             (is_named(&metadata) && is_new(metadata.version())).then_some(Some(metadata))
         }
-        Event::Deleted(metadata) | Event::Unreadable(metadata) => (is_named(&metadata) && is_new(metadata.version())).then_some(None),
+        WatchEvent::Deleted(metadata) | WatchEvent::Unreadable(metadata) => {
+            (is_named(&metadata) && is_new(metadata.version())).then_some(None)
+        }
     }
 }
 
@@ -200,7 +202,7 @@ mod tests {
 
     #[tokio::test]
     async fn objects_beyond_the_limit_are_followed_when_others_end() {
-        let mut followed = Followed::new("namespaces");
+        let mut followed = FollowedObjects::new("namespaces");
         let wanted: BTreeSet<usize> = (0..=MAX_FOLLOWED).collect();
         assert_eq!(followed.keep(&wanted), Vec::<usize>::new());
         wanted.iter().for_each(|key| followed.start(*key, |_| std::future::pending()));

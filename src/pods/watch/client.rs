@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use super::answer::FilteredAnswer;
 use super::complaints::Complaints;
 pub(crate) use super::failure::jitter;
-use super::failure::{Failure, Status};
+use super::failure::{RequestFailure, Status};
 use super::fields::Field;
 use crate::config::ApiConfig;
 use crate::telemetry::chain;
@@ -71,9 +71,9 @@ pub enum ClientError {
 /// when they change, when a certificate of the plugin's ends, or when the API no longer knows the identity, the next
 /// connection is made with what they have become.
 #[derive(Clone)]
-pub struct Client(Arc<Shared>);
+pub struct Client(Arc<SharedClient>);
 
-struct Shared {
+struct SharedClient {
     api: ApiConfig,
     connected: Mutex<Connected>,
     /// The set-up that is under way; held while it is waited for, so that there is one at a time.
@@ -109,7 +109,7 @@ pub async fn connect(api: &ApiConfig) -> Result<Client, ClientError> {
     let (client, files) = make(api, &mut None).await?;
     let connected = Mutex::new(Connected { client, files, refused: false });
     let (setup, complaints) = (tokio::sync::Mutex::default(), Complaints::default());
-    Ok(Client(Arc::new(Shared { api: api.clone(), connected, setup, streaming_lists: AtomicBool::new(true), complaints })))
+    Ok(Client(Arc::new(SharedClient { api: api.clone(), connected, setup, streaming_lists: AtomicBool::new(true), complaints })))
 }
 
 impl Client {
@@ -170,17 +170,17 @@ impl Client {
     }
 
     /// Asks, and has an answer once its head is there.
-    pub(super) async fn ask(&self, target: &str) -> Result<Answer, Failure> {
+    pub(super) async fn ask(&self, target: &str) -> Result<ApiResponse, RequestFailure> {
         let request = Request::get(target).header(ACCEPT, "application/json").body(Body::empty());
-        self.send(request.map_err(|_| Failure::Malformed("a request of ours"))?).await
+        self.send(request.map_err(|_| RequestFailure::Malformed("a request of ours"))?).await
     }
 
-    async fn send(&self, request: Request<Body>) -> Result<Answer, Failure> {
+    async fn send(&self, request: Request<Body>) -> Result<ApiResponse, RequestFailure> {
         let client = self.current().await;
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.send(request)).await;
-        let answer = answer.map_err(|_| Failure::Silent)?.map_err(|error| Failure::Unreachable(told(&error)))?;
+        let answer = answer.map_err(|_| RequestFailure::Silent)?.map_err(|error| RequestFailure::Unreachable(told(&error)))?;
         let status = answer.status();
-        let mut answer = Answer(answer.into_body());
+        let mut answer = ApiResponse(answer.into_body());
         if status.is_success() {
             return Ok(answer);
         }
@@ -191,25 +191,25 @@ impl Client {
         let mut body = Vec::new();
         // As much of it as there is says what it can.
         let _ = answer.whole(MAX_ERROR, &mut body).await;
-        Err(Failure::Status(Status::of_answer(status.as_u16(), &body)))
+        Err(RequestFailure::Status(Status::of_answer(status.as_u16(), &body)))
     }
 
     /// Requests an object that no tenant writes, and reads it whole.
-    pub(super) async fn ask_whole(&self, target: &str) -> Result<Vec<u8>, Failure> {
+    pub(super) async fn ask_whole(&self, target: &str) -> Result<Vec<u8>, RequestFailure> {
         let mut body = Vec::new();
         self.ask(target).await?.whole(MAX_ANSWER, &mut body).await?;
         Ok(body)
     }
 
     /// Requests a JSON document of any size, of which these fields are used.
-    pub(super) async fn ask_filtered<'a>(&self, target: &str, fields: &'a Field) -> Result<FilteredAnswer<'a>, Failure> {
+    pub(super) async fn ask_filtered<'a>(&self, target: &str, fields: &'a Field) -> Result<FilteredAnswer<'a>, RequestFailure> {
         let answer = self.ask(target).await?;
         Ok(FilteredAnswer::new(answer, fields, Instant::now() + WHOLE_TIMEOUT))
     }
 
     /// Reads an object whole.
     pub async fn get(&self, target: &str) -> Result<Vec<u8>, RequestError> {
-        tokio::time::timeout(QUESTION_TIMEOUT, self.ask_whole(target)).await.unwrap_or(Err(Failure::Silent)).map_err(RequestError)
+        tokio::time::timeout(QUESTION_TIMEOUT, self.ask_whole(target)).await.unwrap_or(Err(RequestFailure::Silent)).map_err(RequestError)
     }
 
     /// Creates an object from JSON.
@@ -224,19 +224,19 @@ impl Client {
 
     async fn write(&self, request: http::request::Builder, body: Vec<u8>) -> Result<(), RequestError> {
         let request = request.header(ACCEPT, "application/json").body(Body::from(body));
-        let request = request.map_err(|_| RequestError(Failure::Malformed("a request of ours")))?;
+        let request = request.map_err(|_| RequestError(RequestFailure::Malformed("a request of ours")))?;
         let sent = async {
             // Read to its end, so that the connection serves again; nothing of it is needed.
             self.send(request).await?.whole(MAX_ERROR, &mut Vec::new()).await
         };
-        tokio::time::timeout(QUESTION_TIMEOUT, sent).await.unwrap_or(Err(Failure::Silent)).map_err(RequestError)
+        tokio::time::timeout(QUESTION_TIMEOUT, sent).await.unwrap_or(Err(RequestFailure::Silent)).map_err(RequestError)
     }
 }
 
 /// Why a question was not answered, or something was not written. The text is for the log.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct RequestError(Failure);
+pub struct RequestError(RequestFailure);
 
 impl RequestError {
     /// The status that the API answered, where it did.
@@ -257,16 +257,16 @@ impl RequestError {
 }
 
 /// An answer whose body is still to be read.
-pub(super) struct Answer(Body);
+pub(super) struct ApiResponse(Body);
 
-impl Answer {
+impl ApiResponse {
     /// The next bytes of it; `None` at its end. Nothing for so long is a failure.
-    pub(super) async fn bytes(&mut self, within: Duration) -> Result<Option<Bytes>, Failure> {
+    pub(super) async fn bytes(&mut self, within: Duration) -> Result<Option<Bytes>, RequestFailure> {
         loop {
-            let frame = tokio::time::timeout(within, self.0.frame()).await.map_err(|_| Failure::Silent)?;
+            let frame = tokio::time::timeout(within, self.0.frame()).await.map_err(|_| RequestFailure::Silent)?;
             match frame {
                 None => return Ok(None),
-                Some(Err(error)) => return Err(Failure::Unreachable(chain(&error))),
+                Some(Err(error)) => return Err(RequestFailure::Unreachable(chain(&error))),
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(bytes) => return Ok(Some(bytes)),
                     // Trailers.
@@ -276,17 +276,17 @@ impl Answer {
         }
     }
 
-    async fn whole(&mut self, at_most: usize, body: &mut Vec<u8>) -> Result<(), Failure> {
+    async fn whole(&mut self, at_most: usize, body: &mut Vec<u8>) -> Result<(), RequestFailure> {
         let read = async {
             while let Some(bytes) = self.bytes(ANSWER_TIMEOUT).await? {
                 if body.len() + bytes.len() > at_most {
-                    return Err(Failure::TooLarge);
+                    return Err(RequestFailure::TooLarge);
                 }
                 body.extend_from_slice(&bytes);
             }
             Ok(())
         };
-        tokio::time::timeout(WHOLE_TIMEOUT, read).await.unwrap_or(Err(Failure::Slow))
+        tokio::time::timeout(WHOLE_TIMEOUT, read).await.unwrap_or(Err(RequestFailure::Slow))
     }
 }
 
@@ -412,10 +412,12 @@ pub enum NodeError {
 pub async fn node_addresses(client: &Client, node: &str) -> Result<Vec<IpAddr>, NodeError> {
     let target = format!("/api/v1/nodes/{}", encode(node));
     let Ok(answer) = tokio::time::timeout(QUESTION_TIMEOUT, client.ask_whole(&target)).await else {
-        return Err(NodeError::NotReached(Failure::Silent.to_string()));
+        return Err(NodeError::NotReached(RequestFailure::Silent.to_string()));
     };
     let answer = answer.map_err(|failure| match &failure {
-        Failure::Status(status) if (400..500).contains(&status.code) && status.code != 429 => NodeError::Refused(failure.to_string()),
+        RequestFailure::Status(status) if (400..500).contains(&status.code) && status.code != 429 => {
+            NodeError::Refused(failure.to_string())
+        }
         _ => NodeError::NotReached(failure.to_string()),
     })?;
     let object: Node = serde_json::from_slice(&answer).map_err(|_| NodeError::Refused("the node's object cannot be read".to_owned()))?;

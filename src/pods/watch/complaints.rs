@@ -5,14 +5,14 @@ use std::collections::{HashMap, HashSet};
 use std::mem::{Discriminant, discriminant};
 use std::sync::{Mutex, PoisonError};
 
-use super::failure::Failure;
+use super::failure::RequestFailure;
 
 /// What failures are told apart by. The texts of what the API answers name single objects; that it cannot be reached has many
 /// causes, which nothing else tells apart.
-type Kind = (Discriminant<Failure>, Option<u16>, Option<String>);
+type Kind = (Discriminant<RequestFailure>, Option<u16>, Option<String>);
 
-fn kind(failure: &Failure) -> Kind {
-    let text = matches!(failure, Failure::Unreachable(_)).then(|| failure.to_string());
+fn kind(failure: &RequestFailure) -> Kind {
+    let text = matches!(failure, RequestFailure::Unreachable(_)).then(|| failure.to_string());
     (discriminant(failure), failure.code(), text)
 }
 
@@ -37,7 +37,7 @@ pub(super) struct Complaining<'a> {
 
 impl Complaining<'_> {
     /// Whether nothing of the resource fails in this way by now. From then on something does.
-    pub(super) fn is_news(&mut self, failure: &Failure) -> bool {
+    pub(super) fn is_news(&mut self, failure: &RequestFailure) -> bool {
         let kind = kind(failure);
         if !self.now.insert(kind.clone()) {
             return false;
@@ -79,15 +79,15 @@ mod tests {
         let all = Complaints::default();
         let refused = |name: &str| {
             let body = format!(r#"{{"message":"{name} may not be read"}}"#);
-            Failure::Status(Status::of_answer(403, body.as_bytes()))
+            RequestFailure::Status(Status::of_answer(403, body.as_bytes()))
         };
         let (mut a, mut b, mut pods) = (all.of("serviceaccounts"), all.of("serviceaccounts"), all.of("pods"));
         assert!(a.is_news(&refused("a")));
         assert!(!a.is_news(&refused("a")) && !b.is_news(&refused("b")));
         assert!(pods.is_news(&refused("pods")), "another resource");
-        assert!(b.is_news(&Failure::Silent) && !a.is_news(&Failure::Silent), "another failure");
-        assert!(a.is_news(&Failure::Status(Status::of_answer(503, b""))), "another answer");
-        let unreachable = |why: &str| Failure::Unreachable(why.to_owned());
+        assert!(b.is_news(&RequestFailure::Silent) && !a.is_news(&RequestFailure::Silent), "another failure");
+        assert!(a.is_news(&RequestFailure::Status(Status::of_answer(503, b""))), "another answer");
+        let unreachable = |why: &str| RequestFailure::Unreachable(why.to_owned());
         assert!(a.is_news(&unreachable("reset")) && a.is_news(&unreachable("another CA")) && !b.is_news(&unreachable("reset")));
         a.worked();
         assert!(!a.is_news(&refused("a")), "the other still fails");

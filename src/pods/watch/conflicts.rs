@@ -13,10 +13,10 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::client::encode;
-use super::failure::Failure;
+use super::failure::RequestFailure;
 use super::fields;
-use super::objects::{Metadata, PodObject};
-use super::{Watch, pod_annotations};
+use super::objects::{ObjectMeta, PodObject};
+use super::{PodWatch, pod_annotations};
 use crate::pods::{Lookup, Pod, PodUid};
 
 /// The time between two questions about one address.
@@ -30,7 +30,7 @@ const MAX_CLAIMANTS: usize = 8;
 
 /// The last question about an address.
 #[derive(Debug)]
-struct Question {
+struct ConflictQuery {
     asked_at: Instant,
     /// The pods that claim the address by the API's own word.
     confirmed: Vec<PodUid>,
@@ -38,7 +38,7 @@ struct Question {
 
 /// What the API said of the pods that claim an address.
 #[derive(Debug, PartialEq, Eq)]
-enum Outcome {
+enum ConflictAnswer {
     /// One of them has it, or none.
     Settled,
     /// It is as the watch said.
@@ -47,7 +47,7 @@ enum Outcome {
     Unanswered,
 }
 
-impl Outcome {
+impl ConflictAnswer {
     fn name(&self) -> &'static str {
         match self {
             Self::Settled => "settled",
@@ -58,9 +58,9 @@ impl Outcome {
 }
 
 /// Asks for ever, whenever there is something to ask.
-pub(super) async fn settle(watch: &Watch) {
+pub(super) async fn settle(watch: &PodWatch) {
     let mut pods = watch.pods.clone();
-    let mut questions: HashMap<IpAddr, Question> = HashMap::new();
+    let mut questions: HashMap<IpAddr, ConflictQuery> = HashMap::new();
     loop {
         let ambiguous = pods.ambiguous();
         questions.retain(|ip, question| question.asked_at.elapsed() < ASK_AGAIN || ambiguous.iter().any(|(other, _)| other == ip));
@@ -90,13 +90,13 @@ pub(super) async fn settle(watch: &Watch) {
     }
 }
 
-fn is_answered(question: Option<&Question>, claimants: &[Arc<Pod>]) -> bool {
+fn is_answered(question: Option<&ConflictQuery>, claimants: &[Arc<Pod>]) -> bool {
     let confirmed = question.map_or(&[][..], |question| &question.confirmed);
     confirmed.len() == claimants.len() && claimants.iter().all(|pod| confirmed.contains(&pod.uid))
 }
 
 /// Asks about the pods that claim an address, and takes in what they are.
-async fn ask(watch: &Watch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr, Question) {
+async fn ask(watch: &PodWatch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr, ConflictQuery) {
     // Others may have been asked about before, and taken their time.
     let asked_at = Instant::now();
     let mut answered = claimants.len() <= MAX_CLAIMANTS;
@@ -110,57 +110,57 @@ async fn ask(watch: &Watch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr, Qu
         }
     }
     let (outcome, confirmed) = match watch.pods.by_ip(ip) {
-        _ if !answered => (Outcome::Unanswered, Vec::new()),
+        _ if !answered => (ConflictAnswer::Unanswered, Vec::new()),
         Lookup::Ambiguous(pods) => {
             // One that came meanwhile has not been asked about.
             let confirmed = pods.iter().filter(|pod| claimants.iter().any(|asked| asked.uid == pod.uid)).map(|pod| pod.uid.clone());
-            (Outcome::Confirmed, confirmed.collect())
+            (ConflictAnswer::Confirmed, confirmed.collect())
         }
-        Lookup::Found(..) | Lookup::Unreadable(_) | Lookup::Objected(..) | Lookup::Unknown => (Outcome::Settled, Vec::new()),
+        Lookup::Found(..) | Lookup::Unreadable(_) | Lookup::Objected(..) | Lookup::Unknown => (ConflictAnswer::Settled, Vec::new()),
     };
     watch.metrics.ambiguous(outcome.name());
     let mut names: Vec<_> = claimants.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
     names.sort();
     info!(address = %ip, pods = names.join(", "), outcome = outcome.name(), "several pods claimed one address; the Kubernetes API was asked");
-    (ip, Question { asked_at, confirmed })
+    (ip, ConflictQuery { asked_at, confirmed })
 }
 
 /// The object that has a pod's name now.
-enum Now {
+enum CurrentHolder {
     /// Nothing on this node.
     Nobody,
     /// A pod, perhaps of another UID.
     Pod(Box<PodObject>),
     /// A pod of which nothing else can be read.
-    Unreadable(Box<Metadata>),
+    Unreadable(Box<ObjectMeta>),
 }
 
 /// The pod of this node that has this one's name now, and the version of which that is so, by a read of what the API has
 /// stored. It is a list of one, so that the permission to list is enough.
-async fn pod_now(watch: &Watch, pod: &Pod) -> Result<(Now, Option<u64>), Failure> {
+async fn pod_now(watch: &PodWatch, pod: &Pod) -> Result<(CurrentHolder, Option<u64>), RequestFailure> {
     let fields = format!("spec.nodeName={},metadata.namespace={},metadata.name={}", watch.node, pod.namespace, pod.name);
     let target = format!("/api/v1/pods?fieldSelector={}", encode(&fields));
-    tokio::time::timeout(ANSWER_TIMEOUT, list_of(watch, pod, &target)).await.unwrap_or(Err(Failure::Silent))
+    tokio::time::timeout(ANSWER_TIMEOUT, list_of(watch, pod, &target)).await.unwrap_or(Err(RequestFailure::Silent))
 }
 
-async fn list_of(watch: &Watch, pod: &Pod, target: &str) -> Result<(Now, Option<u64>), Failure> {
+async fn list_of(watch: &PodWatch, pod: &Pod, target: &str) -> Result<(CurrentHolder, Option<u64>), RequestFailure> {
     let fields = fields::page::<PodObject>(&pod_annotations(&watch.annotations));
     let mut answer = watch.client.ask_filtered(target, &fields).await?;
     let is_named =
-        |metadata: &Metadata| metadata.name.as_deref() == Some(&*pod.name) && metadata.namespace.as_deref() == Some(&*pod.namespace);
-    let mut now = Now::Nobody;
+        |metadata: &ObjectMeta| metadata.name.as_deref() == Some(&*pod.name) && metadata.namespace.as_deref() == Some(&*pod.namespace);
+    let mut now = CurrentHolder::Nobody;
     while let Some(items) = answer.items().await? {
         for item in items {
             match serde_json::from_slice::<PodObject>(&item.json) {
                 Ok(object) if !item.truncated => {
                     if is_named(&object.metadata) {
-                        now = Now::Pod(Box::new(object));
+                        now = CurrentHolder::Pod(Box::new(object));
                     }
                 }
-                _ => match Metadata::of_any(&item.json) {
-                    Some(metadata) if is_named(&metadata) => now = Now::Unreadable(Box::new(metadata)),
+                _ => match ObjectMeta::of_any(&item.json) {
+                    Some(metadata) if is_named(&metadata) => now = CurrentHolder::Unreadable(Box::new(metadata)),
                     Some(_) => {}
-                    None => return Err(Failure::Malformed("a list with a malformed object")),
+                    None => return Err(RequestFailure::Malformed("a list with a malformed object")),
                 },
             }
         }
@@ -168,24 +168,24 @@ async fn list_of(watch: &Watch, pod: &Pod, target: &str) -> Result<(Now, Option<
     let page = answer.page()?;
     // Any other JSON response says nothing about pods.
     if page.kind != "PodList" || page.version().is_empty() {
-        return Err(Failure::Malformed("something other than a list of pods"));
+        return Err(RequestFailure::Malformed("something other than a list of pods"));
     }
     Ok((now, page.version().parse().ok()))
 }
 
-fn take(watch: &Watch, pod: &Pod, now: Now, version: Option<u64>) {
+fn take(watch: &PodWatch, pod: &Pod, now: CurrentHolder, version: Option<u64>) {
     let uid = match &now {
-        Now::Nobody => None,
-        Now::Pod(object) => object.metadata.uid.as_deref(),
-        Now::Unreadable(metadata) => metadata.uid.as_deref(),
+        CurrentHolder::Nobody => None,
+        CurrentHolder::Pod(object) => object.metadata.uid.as_deref(),
+        CurrentHolder::Unreadable(metadata) => metadata.uid.as_deref(),
     };
     if uid != Some(&*pod.uid.0) {
         watch.writer.write(|index| index.gone_at(&pod.uid, version));
     }
     match now {
-        Now::Nobody => {}
-        Now::Pod(object) => watch.apply(*object),
-        Now::Unreadable(metadata) => watch.unreadable(*metadata),
+        CurrentHolder::Nobody => {}
+        CurrentHolder::Pod(object) => watch.apply(*object),
+        CurrentHolder::Unreadable(metadata) => watch.unreadable(*metadata),
     }
     watch.metrics.pods_known(watch.pods.count());
 }

@@ -15,7 +15,7 @@ const MAX_MESSAGE: usize = 500;
 
 /// Why there is no answer, or no good one. The text of it is for the log; bodies of answers are not repeated.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
+pub(super) enum RequestFailure {
     /// The API answered with an error.
     #[error("{0}")]
     Status(Status),
@@ -48,7 +48,7 @@ pub(super) enum Failure {
     Lost,
 }
 
-impl Failure {
+impl RequestFailure {
     /// What the API answered, where it did.
     pub(super) fn code(&self) -> Option<u16> {
         match self {
@@ -88,12 +88,12 @@ pub(super) struct Status {
 #[serde(default, rename_all = "camelCase")]
 struct Details {
     retry_after_seconds: u64,
-    causes: Vec<Cause>,
+    causes: Vec<RootCause>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Cause {
+struct RootCause {
     reason: String,
 }
 
@@ -148,12 +148,12 @@ impl Backoff {
     }
 
     /// The pause after one more failure; whether it was of a watch that had begun, or could not go on from where it was.
-    pub(super) fn pause(&mut self, failure: &Failure, of_watch: bool) -> Duration {
+    pub(super) fn pause(&mut self, failure: &RequestFailure, of_watch: bool) -> Duration {
         let doubled = FIRST_PAUSE.saturating_mul(1 << self.failures.max(self.short_watches).min(6)).min(LAST_PAUSE);
         let least = failure.retry_after().clamp(FIRST_PAUSE, LAST_PAUSE);
         // History that is gone is no fault of the API's: the list comes at once, unless it was so the last time too.
         let pause = match failure {
-            Failure::Expired | Failure::Lost if self.short_watches == 0 => Duration::ZERO,
+            RequestFailure::Expired | RequestFailure::Lost if self.short_watches == 0 => Duration::ZERO,
             _ => doubled.mul_f64(1.0 - jitter() / 4.0).max(least),
         };
         self.failures = self.failures.saturating_add(1);
@@ -176,18 +176,18 @@ mod tests {
     #[test]
     fn pauses_grow_to_a_bound_and_begin_anew_after_a_success() {
         let mut backoff = Backoff::default();
-        let pauses: Vec<_> = (0..10).map(|_| backoff.pause(&Failure::Silent, false)).collect();
+        let pauses: Vec<_> = (0..10).map(|_| backoff.pause(&RequestFailure::Silent, false)).collect();
         assert!(pauses.iter().all(|pause| (FIRST_PAUSE..=LAST_PAUSE).contains(pause)), "{pauses:?}");
         assert!(pauses[9] >= LAST_PAUSE.mul_f64(0.75) && pauses[4] > pauses[1], "{pauses:?}");
         backoff.listed();
-        assert_eq!(backoff.pause(&Failure::Silent, false), FIRST_PAUSE);
+        assert_eq!(backoff.pause(&RequestFailure::Silent, false), FIRST_PAUSE);
     }
 
     #[test]
     fn lost_history_costs_no_pause_but_the_second_time() {
-        for gone in [Failure::Expired, Failure::Lost] {
+        for gone in [RequestFailure::Expired, RequestFailure::Lost] {
             let mut backoff = Backoff::default();
-            backoff.pause(&Failure::Silent, false);
+            backoff.pause(&RequestFailure::Silent, false);
             assert_eq!(backoff.pause(&gone, true), Duration::ZERO, "failures of another kind do not delay it");
             assert!(backoff.pause(&gone, true) >= FIRST_PAUSE);
         }
@@ -197,7 +197,7 @@ mod tests {
     fn short_watches_that_bring_something_are_paused_between_and_never_for_long() {
         let mut backoff = Backoff::default();
         for _ in 0..20 {
-            let pause = backoff.pause(&Failure::Silent, true);
+            let pause = backoff.pause(&RequestFailure::Silent, true);
             assert!((FIRST_PAUSE.mul_f64(0.75)..=FIRST_PAUSE * 2).contains(&pause), "{pause:?}");
             backoff.brought();
         }
@@ -207,20 +207,20 @@ mod tests {
     fn lists_between_watches_that_do_not_live_shorten_no_pause() {
         let mut backoff = Backoff::default();
         let mut pause = || {
-            let pause = backoff.pause(&Failure::Expired, true);
+            let pause = backoff.pause(&RequestFailure::Expired, true);
             backoff.listed();
             pause
         };
         let pauses: Vec<_> = (0..10).map(|_| pause()).collect();
         assert!(pauses[1] >= FIRST_PAUSE && pauses[4] > pauses[2] && pauses[9] >= LAST_PAUSE.mul_f64(0.75), "{pauses:?}");
         backoff.lived();
-        assert_eq!(backoff.pause(&Failure::Expired, true), Duration::ZERO);
+        assert_eq!(backoff.pause(&RequestFailure::Expired, true), Duration::ZERO);
     }
 
     #[test]
     fn the_api_is_left_alone_for_as_long_as_it_asks() {
         let body = br#"{"code":429,"reason":"TooManyRequests","message":"later","details":{"retryAfterSeconds":20}}"#;
-        let status = Failure::Status(Status::of_answer(429, body));
+        let status = RequestFailure::Status(Status::of_answer(429, body));
         assert_eq!(Backoff::default().pause(&status, false), Duration::from_secs(20));
         assert_eq!(status.to_string(), "the Kubernetes API answered 429 TooManyRequests: later");
     }

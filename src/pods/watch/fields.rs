@@ -16,7 +16,7 @@ pub(super) const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 #[derive(Debug)]
 pub(super) enum Field {
     /// An object of which these members are kept.
-    Object(Vec<Member>),
+    Object(Vec<JsonMember>),
     /// An array. An element that is equal to an earlier one may be left out.
     Array(Box<Field>),
     /// An array whose elements are returned one by one, as separate documents.
@@ -29,7 +29,7 @@ pub(super) enum Field {
 
 /// A member of an object.
 #[derive(Debug)]
-pub(super) struct Member {
+pub(super) struct JsonMember {
     pub(super) key: String,
     pub(super) field: Field,
     /// Kept even if the other fields of the document exceed the limit.
@@ -58,26 +58,26 @@ impl Field {
 }
 
 /// Members of an object.
-pub(super) fn members<const N: usize>(named: [(&str, Field); N]) -> Vec<Member> {
-    named.into_iter().map(|(key, field)| Member { key: key.to_owned(), field, identifies: false }).collect()
+pub(super) fn members<const N: usize>(named: [(&str, Field); N]) -> Vec<JsonMember> {
+    named.into_iter().map(|(key, field)| JsonMember { key: key.to_owned(), field, identifies: false }).collect()
 }
 
-fn identifying<const N: usize>(named: [(&str, Field); N]) -> Vec<Member> {
-    members(named).into_iter().map(|member| Member { identifies: true, ..member }).collect()
+fn identifying<const N: usize>(named: [(&str, Field); N]) -> Vec<JsonMember> {
+    members(named).into_iter().map(|member| JsonMember { identifies: true, ..member }).collect()
 }
 
-fn names() -> Vec<Member> {
+fn names() -> Vec<JsonMember> {
     identifying(["name", "namespace", "uid", "resourceVersion"].map(|name| (name, Field::text())))
 }
 
 /// The member `metadata`, with the fields common to all objects and these annotations.
-pub(super) fn metadata(annotations: &[Annotation]) -> Member {
+pub(super) fn metadata(annotations: &[Annotation]) -> JsonMember {
     let read = annotations.iter().map(|annotation| (annotation.key.clone(), annotation.longest));
     let all = read.chain([(INITIAL_EVENTS_END.to_owned(), MAX_TEXT)]);
-    let annotations = all.map(|(key, longest)| Member { key, field: Field::Scalar(longest), identifies: false }).collect();
+    let annotations = all.map(|(key, longest)| JsonMember { key, field: Field::Scalar(longest), identifies: false }).collect();
     let others = members([("deletionTimestamp", Field::text()), ("annotations", Field::Object(annotations))]);
     let field = Field::Object(names().into_iter().chain(others).collect());
-    Member { key: "metadata".to_owned(), field, identifies: true }
+    JsonMember { key: "metadata".to_owned(), field, identifies: true }
 }
 
 /// An object.
@@ -111,7 +111,7 @@ pub(super) fn page<T: Object>(annotations: &[Annotation]) -> Field {
 }
 
 /// The members of a `Status` that are used, besides those common to all objects.
-fn status() -> Vec<Member> {
+fn status() -> Vec<JsonMember> {
     let causes = Field::array(Field::object([("reason", Field::text())]));
     members([
         ("code", Field::text()),

@@ -7,7 +7,7 @@
 //!
 //! Skipped values are validated only as far as needed to find their end.
 
-use super::fields::{Field, Member};
+use super::fields::{Field, JsonMember};
 
 mod skip;
 mod text;
@@ -47,7 +47,7 @@ pub(super) enum Document {
 #[derive(Debug)]
 pub(super) struct Filter<'a> {
     root: &'a Field,
-    state: State<'a>,
+    state: ParserState<'a>,
     /// The containers around the present position that are kept: no more than the fields are deep.
     containers: Vec<Container<'a>>,
     kept: Vec<u8>,
@@ -60,7 +60,7 @@ pub(super) struct Filter<'a> {
 
 /// The state of the parser.
 #[derive(Clone, Copy, Debug)]
-enum State<'a> {
+enum ParserState<'a> {
     /// A value; `None` where it is not kept.
     Value(Option<&'a Field>),
     /// A key, or the end of the object.
@@ -100,7 +100,7 @@ impl<'a> Filter<'a> {
     pub(super) fn new(root: &'a Field) -> Self {
         Self {
             root,
-            state: State::Value(Some(root)),
+            state: ParserState::Value(Some(root)),
             containers: Vec::new(),
             kept: Vec::new(),
             truncated: false,
@@ -121,9 +121,9 @@ impl<'a> Filter<'a> {
     pub(super) fn feed(&mut self, mut bytes: &[u8]) {
         while let Some(&byte) = bytes.first() {
             let read = match self.state {
-                State::Skipped(skipped) => self.skip(skipped, bytes),
-                State::Text(text) if text.is_cut => self.skip_text(text, bytes),
-                State::Broken => bytes.len(),
+                ParserState::Skipped(skipped) => self.skip(skipped, bytes),
+                ParserState::Text(text) if text.is_cut => self.skip_text(text, bytes),
+                ParserState::Broken => bytes.len(),
                 _ => self.read(byte).into(),
             };
             bytes = &bytes[read..];
@@ -137,12 +137,12 @@ impl<'a> Filter<'a> {
 
     /// Ends a document. The next bytes belong to another one.
     pub(super) fn finish(&mut self) -> Document {
-        if self.containers.is_empty() && matches!(self.state, State::Literal { .. } | State::SkippedLiteral) {
-            self.state = State::AfterValue;
+        if self.containers.is_empty() && matches!(self.state, ParserState::Literal { .. } | ParserState::SkippedLiteral) {
+            self.state = ParserState::AfterValue;
         }
         let document = match self.state {
-            State::Value(_) if self.containers.is_empty() && self.kept.is_empty() => Document::Empty,
-            State::AfterValue if self.containers.is_empty() => {
+            ParserState::Value(_) if self.containers.is_empty() && self.kept.is_empty() => Document::Empty,
+            ParserState::AfterValue if self.containers.is_empty() => {
                 Document::Complete(Excerpt { json: std::mem::take(&mut self.kept), truncated: self.truncated })
             }
             _ => Document::Broken,
@@ -161,32 +161,32 @@ impl<'a> Filter<'a> {
     /// Reads one byte; `false` if the byte must be read again in the next state.
     fn read(&mut self, byte: u8) -> bool {
         match self.state {
-            State::Text(text) => return self.text(text, byte),
-            State::Literal { length } => return self.literal(length, byte),
-            State::SkippedLiteral if is_end_of_literal(byte) => {
-                self.state = State::AfterValue;
+            ParserState::Text(text) => return self.text(text, byte),
+            ParserState::Literal { length } => return self.literal(length, byte),
+            ParserState::SkippedLiteral if is_end_of_literal(byte) => {
+                self.state = ParserState::AfterValue;
                 return false;
             }
-            State::SkippedLiteral | State::Broken | State::Skipped(_) => {}
-            State::InKey { escaped } => self.in_key(escaped, byte),
+            ParserState::SkippedLiteral | ParserState::Broken | ParserState::Skipped(_) => {}
+            ParserState::InKey { escaped } => self.in_key(escaped, byte),
             _ if byte.is_ascii_whitespace() => {}
-            State::Value(field) => self.value(field, byte),
-            State::Element if byte == b']' => self.close(),
-            State::Element => {
+            ParserState::Value(field) => self.value(field, byte),
+            ParserState::Element if byte == b']' => self.close(),
+            ParserState::Element => {
                 let field = self.begin_element();
                 self.value(field, byte);
             }
-            State::Key => match byte {
+            ParserState::Key => match byte {
                 b'"' => {
                     self.key.clear();
-                    self.state = State::InKey { escaped: false };
+                    self.state = ParserState::InKey { escaped: false };
                 }
                 b'}' => self.close(),
-                _ => self.state = State::Broken,
+                _ => self.state = ParserState::Broken,
             },
-            State::Colon(field) if byte == b':' => self.state = State::Value(field),
-            State::Colon(_) => self.state = State::Broken,
-            State::AfterValue => self.after_value(byte),
+            ParserState::Colon(field) if byte == b':' => self.state = ParserState::Value(field),
+            ParserState::Colon(_) => self.state = ParserState::Broken,
+            ParserState::AfterValue => self.after_value(byte),
         }
         true
     }
@@ -194,24 +194,24 @@ impl<'a> Filter<'a> {
     fn after_value(&mut self, byte: u8) {
         let is_object = self.containers.last().map(|container| matches!(container.field, Field::Object(_)));
         self.state = match (is_object, byte) {
-            (Some(true), b',') => State::Key,
-            (Some(false), b',') => State::Element,
+            (Some(true), b',') => ParserState::Key,
+            (Some(false), b',') => ParserState::Element,
             (Some(true), b'}') | (Some(false), b']') => return self.close(),
-            _ => State::Broken,
+            _ => ParserState::Broken,
         };
     }
 
     fn in_key(&mut self, escaped: bool, byte: u8) {
         if byte == b'"' && !escaped {
             let member = self.begin_member();
-            self.state = State::Colon(member);
+            self.state = ParserState::Colon(member);
             return;
         }
         // A key that is too long is not one of those that are kept.
         if self.key.len() <= MAX_KEY {
             self.key.push(byte);
         }
-        self.state = State::InKey { escaped: byte == b'\\' && !escaped };
+        self.state = ParserState::InKey { escaped: byte == b'\\' && !escaped };
     }
 
     /// The field of the member whose key was read; `None` where it is not kept.
@@ -232,7 +232,7 @@ impl<'a> Filter<'a> {
         if !self.has_room(member.identifies) {
             return None;
         }
-        let Member { field, .. } = member;
+        let JsonMember { field, .. } = member;
         let begin = self.kept.len();
         let container = self.containers.last_mut()?;
         container.begin = Some(begin);
@@ -290,8 +290,8 @@ impl<'a> Filter<'a> {
     fn value(&mut self, field: Option<&'a Field>, byte: u8) {
         let Some(field) = field else { return self.begin_skipped(byte) };
         match (byte, field) {
-            (b'{', Field::Object(_)) => self.open(field, State::Key, byte),
-            (b'[', Field::Array(_) | Field::Items(_)) => self.open(field, State::Element, byte),
+            (b'{', Field::Object(_)) => self.open(field, ParserState::Key, byte),
+            (b'[', Field::Array(_) | Field::Items(_)) => self.open(field, ParserState::Element, byte),
             // serde accepts an array for a struct.
             (b'[', Field::Object(_)) => self.without_contents(b"0", byte),
             (b'{', _) => self.without_contents(b"{}", byte),
@@ -304,13 +304,13 @@ impl<'a> Filter<'a> {
             (b'"', _) => self.without_contents(b"\"\"", byte),
             _ if is_begin_of_literal(byte) => {
                 self.kept.push(byte);
-                self.state = State::Literal { length: 1 };
+                self.state = ParserState::Literal { length: 1 };
             }
-            _ => self.state = State::Broken,
+            _ => self.state = ParserState::Broken,
         }
     }
 
-    fn open(&mut self, field: &'a Field, state: State<'a>, byte: u8) {
+    fn open(&mut self, field: &'a Field, state: ParserState<'a>, byte: u8) {
         self.kept.push(byte);
         self.containers.push(Container { field, count: 0, begin: None, different: Vec::new() });
         self.state = state;
@@ -318,7 +318,7 @@ impl<'a> Filter<'a> {
 
     fn close(&mut self) {
         let Some(container) = self.containers.pop() else {
-            self.state = State::Broken;
+            self.state = ParserState::Broken;
             return;
         };
         self.kept.push(if matches!(container.field, Field::Object(_)) { b'}' } else { b']' });
@@ -327,7 +327,7 @@ impl<'a> Filter<'a> {
 
     /// Ends a value, kept or not.
     fn end_value(&mut self) {
-        self.state = State::AfterValue;
+        self.state = ParserState::AfterValue;
         let Some(container) = self.containers.last_mut() else { return };
         let Some(begin) = container.begin.take() else { return };
         match container.field {

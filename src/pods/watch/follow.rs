@@ -16,14 +16,14 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::client::{Answer, Client, encode};
+use super::client::{ApiResponse, Client, encode};
 use super::complaints::Complaining;
-use super::failure::{Backoff, Failure, Status, jitter};
+use super::failure::{Backoff, RequestFailure, Status, jitter};
 use super::fields::{self, Field, INITIAL_EVENTS_END};
 use super::filter::{Document, Excerpt, Filter};
 use super::lines::{Line, Lines};
-use super::objects::{Annotation, Metadata, Object, OnlyMetadata};
-use super::unreadable::{Reports, Why};
+use super::objects::{Annotation, Object, ObjectMeta, OnlyMetadata};
+use super::unreadable::{Reports, UnreadableReason};
 use crate::metrics::Metrics;
 
 /// Objects in one page of a list. Few, because an object may be about 10 MB of JSON, and each page has a time limit.
@@ -59,22 +59,22 @@ pub(super) struct Selection {
 
 /// What becomes known.
 #[derive(Debug)]
-pub(super) enum Event<'a, T> {
+pub(super) enum WatchEvent<'a, T> {
     /// The API responded. This is no news about objects: an error may follow, or it is the first page of a list that never ends.
     Alive,
     /// All changes up to now have been reported: the API sent a bookmark.
     UpToDate,
     /// These are all of them, as of a version; `unreadable` are those of which no more can be read. `new_history` says that
     /// versions began anew, `incomplete` that there are objects besides of which not even a UID can be read. Each object is an allocation of its own, so that what is taken out makes room for what it becomes.
-    Listed { objects: Vec<Box<T>>, unreadable: Vec<Metadata>, version: Option<u64>, new_history: bool, incomplete: bool },
+    Listed { objects: Vec<Box<T>>, unreadable: Vec<ObjectMeta>, version: Option<u64>, new_history: bool, incomplete: bool },
     /// One is there, or is different now.
     Applied(T),
     /// One is gone for good.
-    Deleted(Metadata),
+    Deleted(ObjectMeta),
     /// One has changed, and what it is now cannot be read.
-    Unreadable(Metadata),
+    Unreadable(ObjectMeta),
     /// It did not work; it is tried again.
-    Failed(&'a Failure),
+    Failed(&'a RequestFailure),
 }
 
 /// Follows a selection. The state lives as long as the following.
@@ -88,7 +88,7 @@ pub(super) struct Follow<'a, T, F> {
     /// The version that the next watch goes on from; without one, a list is needed.
     position: Option<String>,
     /// The list that is coming in.
-    listing: Option<Listing<T>>,
+    listing: Option<PartialList<T>>,
     /// The highest version seen.
     highest: Option<u64>,
     earlier_lists: u8,
@@ -109,28 +109,28 @@ pub(super) struct Follow<'a, T, F> {
 }
 
 /// A list as far as it is there.
-struct Listing<T> {
+struct PartialList<T> {
     objects: Vec<Box<T>>,
-    unreadable: Vec<Metadata>,
+    unreadable: Vec<ObjectMeta>,
     /// Besides, there are some without a UID.
     incomplete: bool,
     /// Digests of the UIDs in both, so that one that is new need not be looked for among thousands.
     uids: HashSet<u64>,
 }
 
-impl<T> Default for Listing<T> {
+impl<T> Default for PartialList<T> {
     fn default() -> Self {
         Self { objects: Vec::new(), unreadable: Vec::new(), incomplete: false, uids: HashSet::new() }
     }
 }
 
-impl<T: Object> Listing<T> {
+impl<T: Object> PartialList<T> {
     fn add(&mut self, object: T) {
         self.uids.insert(digest(object.metadata().uid.as_deref()));
         self.objects.push(Box::new(object));
     }
 
-    fn add_unreadable(&mut self, metadata: Metadata) {
+    fn add_unreadable(&mut self, metadata: ObjectMeta) {
         self.uids.insert(digest(metadata.uid.as_deref()));
         self.unreadable.push(metadata);
     }
@@ -162,7 +162,7 @@ pub(super) async fn follow<T: Object>(
     client: &Client,
     metrics: &Metrics,
     selection: &Selection,
-    take: impl FnMut(Event<'_, T>) -> ControlFlow<()>,
+    take: impl FnMut(WatchEvent<'_, T>) -> ControlFlow<()>,
 ) {
     let fields = (fields::line::<T>(&selection.annotations), fields::page::<T>(&selection.annotations));
     let mut follow = Follow {
@@ -188,7 +188,7 @@ pub(super) async fn follow<T: Object>(
     while follow.once().await.is_continue() {}
 }
 
-impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
+impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
     /// One list or one watch, and the pause that its failure asks for.
     async fn once(&mut self) -> ControlFlow<()> {
         (self.begun, self.heard) = (false, false);
@@ -203,11 +203,11 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         }
         let failure = match worked {
             Ok(flow) => return flow,
-            Err(Failure::Status(status)) if status.code == 410 => Failure::Expired,
+            Err(RequestFailure::Status(status)) if status.code == 410 => RequestFailure::Expired,
             Err(failure) => failure,
         };
         let Selection { resource, fields, .. } = self.selection;
-        let is_gone = matches!(failure, Failure::Expired | Failure::Lost);
+        let is_gone = matches!(failure, RequestFailure::Expired | RequestFailure::Lost);
         if is_gone {
             self.position = None;
             debug!(resource, fields, "{failure}; listing anew");
@@ -220,19 +220,19 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
                 debug!(resource, fields, error = %failure, "{told}");
             }
         }
-        (self.take)(Event::Failed(&failure))?;
+        (self.take)(WatchEvent::Failed(&failure))?;
         tokio::time::sleep(self.backoff.pause(&failure, self.begun || is_gone)).await;
         ControlFlow::Continue(())
     }
 
     /// Whether the position is still good, after a watch from it: a list is needed where it is not.
-    fn judge(&mut self, worked: &Result<ControlFlow<()>, Failure>) {
+    fn judge(&mut self, worked: &Result<ControlFlow<()>, RequestFailure>) {
         let failure = worked.as_ref().err();
         // What is said of a version that is ahead of the server's: by the version, by the request, by the time it took.
-        let is_refused = matches!(failure.and_then(Failure::code), Some(400 | 422 | 504));
+        let is_refused = matches!(failure.and_then(RequestFailure::code), Some(400 | 422 | 504));
         if self.heard {
             self.fruitless = 0;
-        } else if self.begun || matches!(failure, Some(Failure::Silent)) {
+        } else if self.begun || matches!(failure, Some(RequestFailure::Silent)) {
             self.fruitless += 1;
         }
         if is_refused || self.fruitless >= FRUITLESS_WATCHES {
@@ -245,9 +245,9 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
     }
 
     /// Lists in pages; in smaller ones after a page that took too long to arrive.
-    async fn list(&mut self) -> Result<ControlFlow<()>, Failure> {
+    async fn list(&mut self) -> Result<ControlFlow<()>, RequestFailure> {
         let listed = self.list_in_pages().await;
-        if matches!(listed, Err(Failure::Slow)) && self.page_size > 1 {
+        if matches!(listed, Err(RequestFailure::Slow)) && self.page_size > 1 {
             self.page_size = (self.page_size / 4).max(1);
             let Selection { resource, fields, .. } = self.selection;
             debug!(resource, fields, size = self.page_size, "reading a page of the list took too long; restarting with smaller pages");
@@ -256,16 +256,16 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
     }
 
     /// A list in pages of one size. They all show the state of the first one.
-    async fn list_in_pages(&mut self) -> Result<ControlFlow<()>, Failure> {
+    async fn list_in_pages(&mut self) -> Result<ControlFlow<()>, RequestFailure> {
         let Selection { path, fields, .. } = self.selection;
         let first = format!("{path}?limit={}&fieldSelector={}", self.page_size, encode(fields));
         let mut target = first.clone();
-        let mut list = Listing::default();
+        let mut list = PartialList::default();
         loop {
             let mut answer = self.client.ask_filtered(&target, &self.fields.1).await?;
             while let Some(items) = answer.items().await? {
                 for item in items {
-                    match self.decode_lean(&item.json, item.truncated.then_some(Why::TooLarge)) {
+                    match self.decode_lean(&item.json, item.truncated.then_some(UnreadableReason::TooLarge)) {
                         Ok(object) => list.objects.push(Box::new(object)),
                         Err(Some(metadata)) => list.unreadable.push(*metadata),
                         // This may be a known pod, which would count as deleted if the object were skipped.
@@ -273,7 +273,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
                     }
                 }
             }
-            if (self.take)(Event::Alive).is_break() {
+            if (self.take)(WatchEvent::Alive).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
             let page = answer.page()?;
@@ -284,31 +284,31 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         }
     }
 
-    fn listed(&mut self, list: Listing<T>, version: String) -> Result<ControlFlow<()>, Failure> {
+    fn listed(&mut self, list: PartialList<T>, version: String) -> Result<ControlFlow<()>, RequestFailure> {
         if version.is_empty() {
-            return Err(Failure::Malformed("a list without a version"));
+            return Err(RequestFailure::Malformed("a list without a version"));
         }
         let number = version.parse().ok();
         let earlier = matches!((number, self.highest), (Some(number), Some(highest)) if number < highest);
         if earlier && self.earlier_lists < EARLIER_LISTS {
             self.earlier_lists += 1;
-            return Err(Failure::Earlier);
+            return Err(RequestFailure::Earlier);
         }
         if list.incomplete && self.nameless_lists < NAMELESS_LISTS {
             self.nameless_lists += 1;
-            return Err(Failure::Lost);
+            return Err(RequestFailure::Lost);
         }
         (self.earlier_lists, self.nameless_lists) = (0, 0);
         self.highest = if earlier { number } else { self.highest.max(number) };
         self.position = Some(version);
         self.fruitless = 0;
         self.backoff.listed();
-        let Listing { objects, unreadable, incomplete, .. } = list;
-        Ok((self.take)(Event::Listed { objects, unreadable, version: number, new_history: earlier, incomplete }))
+        let PartialList { objects, unreadable, incomplete, .. } = list;
+        Ok((self.take)(WatchEvent::Listed { objects, unreadable, version: number, new_history: earlier, incomplete }))
     }
 
     /// A watch from a version, or one that begins with a list.
-    async fn watch(&mut self, from: Option<&str>) -> Result<ControlFlow<()>, Failure> {
+    async fn watch(&mut self, from: Option<&str>) -> Result<ControlFlow<()>, RequestFailure> {
         let mut answer = match (self.client.ask(&self.watch_target(from)).await, from) {
             (Ok(answer), _) => answer,
             (Err(failure), None) if matches!(failure.code(), Some(400 | 422)) => {
@@ -317,11 +317,11 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             }
             (Err(failure), _) => return Err(failure),
         };
-        if (self.take)(Event::Alive).is_break() {
+        if (self.take)(WatchEvent::Alive).is_break() {
             return Ok(ControlFlow::Break(()));
         }
         self.begun = true;
-        self.listing = from.is_none().then(Listing::default);
+        self.listing = from.is_none().then(PartialList::default);
         let began = Instant::now();
         let outcome = self.read(&mut answer, began).await;
         if began.elapsed() >= LIVING_WATCH {
@@ -333,8 +333,9 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         // Whatever a list of this kind that never ends is due to, one in pages is another way. In one of those, an object
         // that cannot be read is no change that is lost.
         let is_endless = match &outcome {
-            Ok(ControlFlow::Continue(())) | Err(Failure::Silent | Failure::Lost | Failure::Slow | Failure::TooLarge) => true,
-            Err(Failure::Ended) => self.heard,
+            Ok(ControlFlow::Continue(()))
+            | Err(RequestFailure::Silent | RequestFailure::Lost | RequestFailure::Slow | RequestFailure::TooLarge) => true,
+            Err(RequestFailure::Ended) => self.heard,
             _ => false,
         };
         if self.listing.is_some() && is_endless {
@@ -353,19 +354,19 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         format!("{path}?watch=true&allowWatchBookmarks=true&timeoutSeconds={seconds:.0}&fieldSelector={}&{start}", encode(fields))
     }
 
-    async fn read(&mut self, answer: &mut Answer, began: Instant) -> Result<ControlFlow<()>, Failure> {
+    async fn read(&mut self, answer: &mut ApiResponse, began: Instant) -> Result<ControlFlow<()>, RequestFailure> {
         let mut lines = Lines::of(&self.fields.0);
         loop {
             let silence = if self.listing.is_some() { LIST_SILENCE } else { WATCH_SILENCE };
             let bytes = match answer.bytes(silence).await {
                 Ok(Some(bytes)) => bytes,
-                Ok(None) if began.elapsed() < LIVING_WATCH => return Err(Failure::Ended),
+                Ok(None) if began.elapsed() < LIVING_WATCH => return Err(RequestFailure::Ended),
                 Ok(None) => return Ok(ControlFlow::Continue(())),
                 // A server without bookmarks has nothing to say where nothing happens.
-                Err(Failure::Silent) if !self.bookmarks && self.listing.is_none() => return Ok(ControlFlow::Continue(())),
+                Err(RequestFailure::Silent) if !self.bookmarks && self.listing.is_none() => return Ok(ControlFlow::Continue(())),
                 Err(failure) => return Err(failure),
             };
-            if (self.take)(Event::Alive).is_break() {
+            if (self.take)(WatchEvent::Alive).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
             for line in lines.take(&bytes) {
@@ -377,70 +378,70 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         }
     }
 
-    fn line(&mut self, line: Line) -> Result<ControlFlow<()>, Failure> {
+    fn line(&mut self, line: Line) -> Result<ControlFlow<()>, RequestFailure> {
         let Line::Read(Excerpt { json, truncated }) = line else { return self.lost() };
         let identity;
         let (WatchLine { kind, object }, flaw) = match serde_json::from_slice(&json) {
-            Ok(line) => (line, truncated.then_some(Why::TooLarge)),
+            Ok(line) => (line, truncated.then_some(UnreadableReason::TooLarge)),
             // The used fields are malformed, but the identifying ones may be valid.
             Err(_) => {
                 identity = identity_of(&json);
                 match serde_json::from_str(&identity) {
-                    Ok(line) => (line, Some(Why::Malformed)),
+                    Ok(line) => (line, Some(UnreadableReason::Malformed)),
                     Err(_) => return self.lost(),
                 }
             }
         };
         let object = object.get().as_bytes();
         if kind == "ERROR" {
-            return Err(Failure::Status(serde_json::from_slice::<Status>(object).unwrap_or_default()));
+            return Err(RequestFailure::Status(serde_json::from_slice::<Status>(object).unwrap_or_default()));
         }
         self.heard = true;
-        let unreadable = |metadata: Option<Box<Metadata>>| metadata.ok_or(Failure::Lost);
+        let unreadable = |metadata: Option<Box<ObjectMeta>>| metadata.ok_or(RequestFailure::Lost);
         let event = match &*kind {
             "ADDED" | "MODIFIED" => match self.decode_lean(object, flaw) {
-                Ok(object) => Event::Applied(object),
-                Err(metadata) => Event::Unreadable(*unreadable(metadata)?),
+                Ok(object) => WatchEvent::Applied(object),
+                Err(metadata) => WatchEvent::Unreadable(*unreadable(metadata)?),
             },
             // What is gone need not be read.
             "DELETED" => match self.decode::<OnlyMetadata>(object, None) {
-                Ok(object) => Event::Deleted(object.metadata),
-                Err(metadata) => Event::Deleted(*unreadable(metadata)?),
+                Ok(object) => WatchEvent::Deleted(object.metadata),
+                Err(metadata) => WatchEvent::Deleted(*unreadable(metadata)?),
             },
             "BOOKMARK" => match serde_json::from_slice::<OnlyMetadata>(object) {
                 Ok(object) => return self.bookmark(object.metadata),
                 Err(_) => {
-                    self.undecodable(None, Why::Malformed);
+                    self.undecodable(None, UnreadableReason::Malformed);
                     return Ok(ControlFlow::Continue(()));
                 }
             },
             _ => {
-                let metadata = Metadata::of_any(object);
-                self.undecodable(metadata.as_ref(), Why::Malformed);
-                Event::Unreadable(metadata.ok_or(Failure::Lost)?)
+                let metadata = ObjectMeta::of_any(object);
+                self.undecodable(metadata.as_ref(), UnreadableReason::Malformed);
+                WatchEvent::Unreadable(metadata.ok_or(RequestFailure::Lost)?)
             }
         };
         Ok(self.event(event))
     }
 
     /// A line of which nothing can be read may have been the end of any object.
-    fn lost(&mut self) -> Result<ControlFlow<()>, Failure> {
-        self.undecodable(None, Why::Malformed);
-        Err(Failure::Lost)
+    fn lost(&mut self) -> Result<ControlFlow<()>, RequestFailure> {
+        self.undecodable(None, UnreadableReason::Malformed);
+        Err(RequestFailure::Lost)
     }
 
-    fn event(&mut self, event: Event<'_, T>) -> ControlFlow<()> {
+    fn event(&mut self, event: WatchEvent<'_, T>) -> ControlFlow<()> {
         let metadata = match &event {
-            Event::Applied(object) => object.metadata(),
-            Event::Deleted(metadata) | Event::Unreadable(metadata) => metadata,
-            Event::Alive | Event::UpToDate | Event::Listed { .. } | Event::Failed(_) => return (self.take)(event),
+            WatchEvent::Applied(object) => object.metadata(),
+            WatchEvent::Deleted(metadata) | WatchEvent::Unreadable(metadata) => metadata,
+            WatchEvent::Alive | WatchEvent::UpToDate | WatchEvent::Listed { .. } | WatchEvent::Failed(_) => return (self.take)(event),
         };
         if let Some(list) = &mut self.listing {
             // Changes while the list comes are part of it.
             list.forget(metadata.uid.as_deref());
             match event {
-                Event::Applied(object) => list.add(object),
-                Event::Unreadable(metadata) => list.add_unreadable(metadata),
+                WatchEvent::Applied(object) => list.add(object),
+                WatchEvent::Unreadable(metadata) => list.add_unreadable(metadata),
                 _ => {}
             }
             return ControlFlow::Continue(());
@@ -454,7 +455,7 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
         (self.take)(event)
     }
 
-    fn bookmark(&mut self, metadata: Metadata) -> Result<ControlFlow<()>, Failure> {
+    fn bookmark(&mut self, metadata: ObjectMeta) -> Result<ControlFlow<()>, RequestFailure> {
         let ends_list = metadata.annotation(INITIAL_EVENTS_END) == Some("true");
         let number = metadata.version();
         let Some(version) = metadata.resource_version else {
@@ -464,38 +465,40 @@ impl<T: Object, F: FnMut(Event<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
             Some(list) if ends_list => return self.listed(list, version),
             Some(list) => self.listing = Some(list),
             // The API's data was restored from an earlier state, and what we wait for may be long in coming.
-            None if matches!((number, self.highest), (Some(number), Some(highest)) if number < highest) => return Err(Failure::Expired),
+            None if matches!((number, self.highest), (Some(number), Some(highest)) if number < highest) => {
+                return Err(RequestFailure::Expired);
+            }
             None => {
                 self.bookmarks = true;
                 self.highest = self.highest.max(number);
                 self.position = Some(version);
-                return Ok((self.take)(Event::UpToDate));
+                return Ok((self.take)(WatchEvent::UpToDate));
             }
         }
         Ok(ControlFlow::Continue(()))
     }
 
     /// An object of the selection, with no more of it than is read.
-    fn decode_lean(&mut self, object: &[u8], flaw: Option<Why>) -> Result<T, Option<Box<Metadata>>> {
+    fn decode_lean(&mut self, object: &[u8], flaw: Option<UnreadableReason>) -> Result<T, Option<Box<ObjectMeta>>> {
         let mut object: T = self.decode(object, flaw)?;
         object.metadata_mut().keep_annotations(&self.selection.annotations);
         Ok(object)
     }
 
     /// Decodes an object, or the names of one that cannot be decoded or has a known `flaw`; `None` without a UID.
-    fn decode<O: Object>(&mut self, object: &[u8], flaw: Option<Why>) -> Result<O, Option<Box<Metadata>>> {
+    fn decode<O: Object>(&mut self, object: &[u8], flaw: Option<UnreadableReason>) -> Result<O, Option<Box<ObjectMeta>>> {
         if flaw.is_none()
             && let Ok(decoded) = serde_json::from_slice::<O>(object)
             && decoded.metadata().uid.is_some()
         {
             return Ok(decoded);
         }
-        let metadata = Metadata::of_any(object);
-        self.undecodable(metadata.as_ref(), flaw.unwrap_or(Why::Malformed));
+        let metadata = ObjectMeta::of_any(object);
+        self.undecodable(metadata.as_ref(), flaw.unwrap_or(UnreadableReason::Malformed));
         Err(metadata.map(Box::new))
     }
 
-    fn undecodable(&mut self, metadata: Option<&Metadata>, why: Why) {
+    fn undecodable(&mut self, metadata: Option<&ObjectMeta>, why: UnreadableReason) {
         self.metrics.watch_undecodable(self.selection.resource);
         self.reports.report(self.selection.resource, metadata, why);
     }

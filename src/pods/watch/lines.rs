@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::failure::Failure;
+use super::failure::RequestFailure;
 use super::fields::Field;
 use super::filter::{Document, Excerpt, Filter};
 
@@ -60,12 +60,12 @@ impl<'a> Lines<'a> {
     }
 
     /// Fails if the current line is too long, or takes too long, to be an object.
-    pub(super) fn check(&self) -> Result<(), Failure> {
+    pub(super) fn check(&self) -> Result<(), RequestFailure> {
         if self.length > MAX_LINE {
-            return Err(Failure::TooLarge);
+            return Err(RequestFailure::TooLarge);
         }
         match self.began {
-            Some(began) if began.elapsed() > LINE_TIMEOUT => Err(Failure::Slow),
+            Some(began) if began.elapsed() > LINE_TIMEOUT => Err(RequestFailure::Slow),
             _ => Ok(()),
         }
     }
@@ -110,7 +110,7 @@ mod tests {
             assert!(lines.check().is_ok(), "an object may be large");
             assert!(lines.filter.memory() < 64 << 10, "{begin}: {}", lines.filter.memory());
             lines.length += MAX_LINE;
-            assert!(matches!(lines.check(), Err(Failure::TooLarge)));
+            assert!(matches!(lines.check(), Err(RequestFailure::TooLarge)));
             let next = lines.take(b"\n{\"n\":1}\n");
             assert!(next.ends_with(&[read(r#"{"n":1}"#)]) && lines.check().is_ok(), "it does not harm the next: {next:?}");
         }
@@ -127,6 +127,6 @@ mod tests {
         }
         tokio::time::advance(Duration::from_secs(1)).await;
         lines.take(b"[");
-        assert!(matches!(lines.check(), Err(Failure::Slow)));
+        assert!(matches!(lines.check(), Err(RequestFailure::Slow)));
     }
 }

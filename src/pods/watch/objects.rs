@@ -15,7 +15,7 @@ mod net_raw;
 
 use net_raw::AnyNetRaw;
 
-use super::fields::{self, Field, Member};
+use super::fields::{self, Field, JsonMember};
 use super::filter::{Document, Filter};
 
 /// How long a pod may take beyond its grace period to end. The kubelet gives a container two seconds more at the least, and
@@ -25,11 +25,11 @@ const BEYOND_GRACE: SignedDuration = SignedDuration::from_secs(30);
 /// What every object has.
 pub(super) trait Object: DeserializeOwned {
     /// Its name and version.
-    fn metadata(&self) -> &Metadata;
+    fn metadata(&self) -> &ObjectMeta;
     /// The same, to take from.
-    fn metadata_mut(&mut self) -> &mut Metadata;
+    fn metadata_mut(&mut self) -> &mut ObjectMeta;
     /// Returns the fields that are used of it, with these annotations. Decoding sees no others.
-    fn members(annotations: &[Annotation]) -> Vec<Member>;
+    fn members(annotations: &[Annotation]) -> Vec<JsonMember>;
 }
 
 /// An annotation that is read.
@@ -58,7 +58,7 @@ fn cut(text: &mut String, longest: usize) {
 /// `metadata`, without managed fields, labels and owners.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub(super) struct Metadata {
+pub(super) struct ObjectMeta {
     pub(super) name: Option<String>,
     pub(super) namespace: Option<String>,
     pub(super) uid: Option<String>,
@@ -102,7 +102,7 @@ impl<'de> Deserialize<'de> for Annotations {
     }
 }
 
-impl Metadata {
+impl ObjectMeta {
     /// Returns the names and version of an object that cannot be decoded; `None` if it has no UID. The rest of the object does
     /// not matter.
     pub(super) fn of_any(object: &[u8]) -> Option<Self> {
@@ -150,14 +150,14 @@ impl Metadata {
 #[derive(Debug, Deserialize)]
 pub(super) struct OnlyMetadata {
     #[serde(default)]
-    pub(super) metadata: Metadata,
+    pub(super) metadata: ObjectMeta,
 }
 
 /// A pod.
 #[derive(Debug, Deserialize)]
 #[serde(from = "RawPod")]
 pub(super) struct PodObject {
-    pub(super) metadata: Metadata,
+    pub(super) metadata: ObjectMeta,
     pub(super) node_name: Option<String>,
     pub(super) service_account: Option<String>,
     pub(super) host_network: bool,
@@ -172,30 +172,30 @@ pub(super) struct PodObject {
 }
 
 impl Object for OnlyMetadata {
-    fn metadata(&self) -> &Metadata {
+    fn metadata(&self) -> &ObjectMeta {
         &self.metadata
     }
 
-    fn metadata_mut(&mut self) -> &mut Metadata {
+    fn metadata_mut(&mut self) -> &mut ObjectMeta {
         &mut self.metadata
     }
 
-    fn members(annotations: &[Annotation]) -> Vec<Member> {
+    fn members(annotations: &[Annotation]) -> Vec<JsonMember> {
         vec![fields::metadata(annotations)]
     }
 }
 
 impl Object for PodObject {
-    fn metadata(&self) -> &Metadata {
+    fn metadata(&self) -> &ObjectMeta {
         &self.metadata
     }
 
-    fn metadata_mut(&mut self) -> &mut Metadata {
+    fn metadata_mut(&mut self) -> &mut ObjectMeta {
         &mut self.metadata
     }
 
     /// Every field of [`RawPod`] and of what it is made of.
-    fn members(annotations: &[Annotation]) -> Vec<Member> {
+    fn members(annotations: &[Annotation]) -> Vec<JsonMember> {
         let condition = || {
             let status = Field::OneOf(&["False", "True"]);
             Field::object([("type", Field::OneOf(&[READY_TO_START])), ("status", status), ("lastTransitionTime", Field::text())])
@@ -236,7 +236,7 @@ const READY_TO_START: &str = "PodReadyToStartContainers";
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct RawPod {
-    metadata: Metadata,
+    metadata: ObjectMeta,
     spec: Option<RawPodSpec>,
     status: Option<RawPodStatus>,
 }

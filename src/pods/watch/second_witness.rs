@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::metrics::Metrics;
 use crate::pods::Pods;
-use crate::readiness::{Readiness, Step};
+use crate::readiness::{Readiness, ReadinessStep};
 
 /// The shortest time between two passes over all pods, because changes often come in groups.
 const PIN_AGAIN: Duration = Duration::from_millis(50);
@@ -50,7 +50,7 @@ pub async fn keep_pins(mut pods: Pods, metrics: Metrics, booted: impl Fn() -> Op
 /// daemon is not ready; after all of it, pods are served only if the node itself confirms their claims, until the watch is up to
 /// date again. Never returns.
 pub async fn bound_staleness(pods: Pods, metrics: Metrics, readiness: Readiness, max: Duration) {
-    let (mut silent, mut stale): (Option<Step>, bool) = (None, false);
+    let (mut silent, mut stale): (Option<ReadinessStep>, bool) = (None, false);
     loop {
         let silence = metrics.watch_silence();
         if silence >= max / 2 && silent.is_none() {

@@ -5,14 +5,14 @@ use jiff::Timestamp;
 
 use super::around::{EKS_ROLE_KEY, PERMITTED_KEY, account_annotations, namespace_annotations};
 use super::client::{Client, encode};
-use super::failure::Failure;
+use super::failure::RequestFailure;
 use super::fields;
 use super::filter::Excerpt;
 use super::follow::PAGE_SIZE;
 use super::objects::{Annotation, Object, OnlyMetadata, PodObject};
 use super::{MAX_LIST, MAX_ROLE, pod_annotations, pod_of};
 use crate::config::AnnotationKeys;
-use crate::config::explain::PodName;
+use crate::config::explain::PodReference;
 use crate::pods::{self, Namespace, Needs, Pods, ServiceAccount};
 
 /// What there was to see.
@@ -44,7 +44,7 @@ pub struct SnapshotError {
 /// Looks at a pod and what is around it; `now` is the time by which claims of terminating pods have ended.
 pub async fn snapshot(
     client: &Client,
-    pod: &PodName,
+    pod: &PodReference,
     annotations: &AnnotationKeys,
     needs: Needs,
     now: Timestamp,
@@ -132,13 +132,13 @@ async fn get<T: Object>(
     match object.await {
         Ok(Excerpt { json, truncated }) => match serde_json::from_slice(&json) {
             Ok(object) if !truncated => Ok(Some(object)),
-            _ => Err(failed(&what(), Failure::Malformed("something other than the requested object"))),
+            _ => Err(failed(&what(), RequestFailure::Malformed("something other than the requested object"))),
         },
         Err(failure) if failure.code() == Some(404) => Ok(None),
         Err(failure) => Err(failed(&what(), failure)),
     }
 }
 
-fn failed(what: &str, failure: Failure) -> SnapshotError {
+fn failed(what: &str, failure: RequestFailure) -> SnapshotError {
     SnapshotError { what: what.to_owned(), failure: failure.to_string() }
 }

@@ -32,9 +32,9 @@ fn lab() -> KubeApi {
     KubeApi::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).unwrap()
 }
 
-async fn watch(url: String, writer: PodsWriter, pods: Pods, needs: Needs) -> Watch {
+async fn watch(url: String, writer: PodsWriter, pods: Pods, needs: Needs) -> PodWatch {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Watch {
+    PodWatch {
         client: client::connect(&ApiConfig { server: Some(url), ..ApiConfig::default() }).await.unwrap(),
         node: "node-a".to_owned(),
         node_addresses: Box::new(NodeAddresses::default),
@@ -311,7 +311,7 @@ async fn the_nodes_addresses_are_kept_where_they_cannot_be_read() {
             _ => NodeAddresses { ips: ["10.0.0.10", "10.0.0.11"].map(|ip| ip.parse().unwrap()).into(), loopback: false },
         }
     };
-    let watch = Watch {
+    let watch = PodWatch {
         node_addresses: Box::new(node_addresses),
         ..watch("http://127.0.0.1:1".to_owned(), writer, pods.clone(), Needs::default()).await
     };
@@ -332,8 +332,10 @@ async fn the_claim_of_a_terminating_pod_ends_when_its_time_is_over_and_nothing_i
     let (writer, pods) = pods();
     let clock = crate::credentials::Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
     let now = clock.clone();
-    let watch =
-        Watch { now: Box::new(move || now.now()), ..watch("http://127.0.0.1:1".to_owned(), writer, pods.clone(), Needs::default()).await };
+    let watch = PodWatch {
+        now: Box::new(move || now.now()),
+        ..watch("http://127.0.0.1:1".to_owned(), writer, pods.clone(), Needs::default()).await
+    };
     let pod = |name: &str, end: &str| PodBuilder::new("shop", name).node("node-a").uid(name).ip("10.42.0.2").terminating_at(end).build();
     let is_found = || matches!(pods.by_ip("10.42.0.2".parse().unwrap()), Lookup::Found(..));
     watch.apply(serde_json::from_value(pod("old", "2025-12-31T23:59:30Z")).unwrap());
@@ -359,9 +361,9 @@ async fn the_claim_of_a_terminating_pod_ends_when_its_time_is_over_and_nothing_i
     ending.abort();
 }
 
-fn listed(objects: Vec<OnlyMetadata>, version: u64) -> Event<'static, OnlyMetadata> {
+fn listed(objects: Vec<OnlyMetadata>, version: u64) -> WatchEvent<'static, OnlyMetadata> {
     let objects = objects.into_iter().map(Box::new).collect();
-    Event::Listed { objects, unreadable: Vec::new(), version: Some(version), new_history: false, incomplete: false }
+    WatchEvent::Listed { objects, unreadable: Vec::new(), version: Some(version), new_history: false, incomplete: false }
 }
 
 #[test]
@@ -374,28 +376,28 @@ fn events_that_come_late_change_nothing() {
     let metadata = |version: u64| object(version, "").metadata;
     let mut latest = None;
     // In words: what the object is now, `gone`, or `same`.
-    let mut change = |event: Event<'_, OnlyMetadata>| match around::change(event, "seller", &mut latest) {
+    let mut change = |event: WatchEvent<'_, OnlyMetadata>| match around::change(event, "seller", &mut latest) {
         None => "same".to_owned(),
         Some(None) => "gone".to_owned(),
         Some(Some(metadata)) => metadata.annotation("role").unwrap().to_owned(),
     };
     assert_eq!(change(listed(vec![object(5, "first")], 10)), "first");
-    assert_eq!(change(Event::Applied(object(9, "earlier"))), "same");
-    assert_eq!(change(Event::Deleted(metadata(9))), "same");
-    assert_eq!(change(Event::Unreadable(metadata(9))), "same");
-    assert_eq!(change(Event::Applied(object(12, "second"))), "second");
-    assert_eq!(change(Event::Applied(object(11, "earlier"))), "same");
-    assert_eq!(change(Event::Deleted(metadata(14))), "gone");
-    assert_eq!(change(Event::Applied(object(13, "earlier"))), "same", "it does not come back");
-    assert_eq!(change(Event::Applied(object(15, "third"))), "third");
-    assert_eq!(change(Event::Unreadable(metadata(16))), "gone");
+    assert_eq!(change(WatchEvent::Applied(object(9, "earlier"))), "same");
+    assert_eq!(change(WatchEvent::Deleted(metadata(9))), "same");
+    assert_eq!(change(WatchEvent::Unreadable(metadata(9))), "same");
+    assert_eq!(change(WatchEvent::Applied(object(12, "second"))), "second");
+    assert_eq!(change(WatchEvent::Applied(object(11, "earlier"))), "same");
+    assert_eq!(change(WatchEvent::Deleted(metadata(14))), "gone");
+    assert_eq!(change(WatchEvent::Applied(object(13, "earlier"))), "same", "it does not come back");
+    assert_eq!(change(WatchEvent::Applied(object(15, "third"))), "third");
+    assert_eq!(change(WatchEvent::Unreadable(metadata(16))), "gone");
     assert_eq!(change(listed(vec![], 20)), "gone");
-    assert_eq!(change(Event::Applied(object(19, "earlier"))), "same");
-    assert_eq!(change(Event::Alive), "same");
+    assert_eq!(change(WatchEvent::Applied(object(19, "earlier"))), "same");
+    assert_eq!(change(WatchEvent::Alive), "same");
     let mut other = object(30, "other");
     other.metadata.name = Some("another".to_owned());
-    assert_eq!(change(Event::Applied(other)), "same");
-    assert_eq!(change(Event::Applied(object(21, "fourth"))), "fourth", "another's version says nothing of this one's");
+    assert_eq!(change(WatchEvent::Applied(other)), "same");
+    assert_eq!(change(WatchEvent::Applied(object(21, "fourth"))), "fourth", "another's version says nothing of this one's");
 }
 
 #[tokio::test]
@@ -435,14 +437,15 @@ async fn what_was_known_around_pods_that_are_gone_is_not_known_of_the_next() {
 async fn a_complete_list_and_a_bookmark_make_what_is_known_current_and_nothing_less_does() {
     let (writer, pods) = pods();
     let watch = watch("http://127.0.0.1:1".to_owned(), writer, pods.clone(), Needs::default()).await;
-    let metadata = || serde_json::from_value::<Metadata>(serde_json::json!({ "uid": "1" })).unwrap();
-    let list = || Event::Listed { objects: Vec::new(), unreadable: Vec::new(), version: Some(1), new_history: false, incomplete: false };
+    let metadata = || serde_json::from_value::<ObjectMeta>(serde_json::json!({ "uid": "1" })).unwrap();
+    let list =
+        || WatchEvent::Listed { objects: Vec::new(), unreadable: Vec::new(), version: Some(1), new_history: false, incomplete: false };
     for (event, is_current) in [
-        (Event::Alive, false),
-        (Event::Failed(&failure::Failure::Silent), false),
-        (Event::Deleted(metadata()), false),
-        (Event::Unreadable(metadata()), false),
-        (Event::UpToDate, true),
+        (WatchEvent::Alive, false),
+        (WatchEvent::Failed(&failure::RequestFailure::Silent), false),
+        (WatchEvent::Deleted(metadata()), false),
+        (WatchEvent::Unreadable(metadata()), false),
+        (WatchEvent::UpToDate, true),
         (list(), true),
     ] {
         pods.set_stale(true);
@@ -456,8 +459,9 @@ async fn a_complete_list_and_a_bookmark_make_what_is_known_current_and_nothing_l
 async fn answers_that_bring_nothing_are_no_sign_of_life() {
     let (writer, pods) = pods();
     let watch = watch("http://127.0.0.1:1".to_owned(), writer, pods.clone(), Needs::default()).await;
-    let metadata = || serde_json::from_value::<Metadata>(serde_json::json!({ "uid": "1" })).unwrap();
-    for (event, is_heard) in [(Event::Alive, false), (Event::Failed(&failure::Failure::Silent), false), (Event::Deleted(metadata()), true)]
+    let metadata = || serde_json::from_value::<ObjectMeta>(serde_json::json!({ "uid": "1" })).unwrap();
+    for (event, is_heard) in
+        [(WatchEvent::Alive, false), (WatchEvent::Failed(&failure::RequestFailure::Silent), false), (WatchEvent::Deleted(metadata()), true)]
     {
         tokio::time::advance(Duration::from_secs(60)).await;
         watch.take(event, &mut None);

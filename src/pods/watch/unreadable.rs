@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::objects::Metadata;
+use super::objects::ObjectMeta;
 
 /// Time between two log lines about one object.
 const REPORT_AGAIN: Duration = Duration::from_secs(600);
@@ -15,7 +15,7 @@ const MAX_REPORTS: usize = 256;
 
 /// Why an object cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Why {
+pub(super) enum UnreadableReason {
     /// The fields that are used exceed the limit.
     TooLarge,
     /// It is not what the API sends.
@@ -24,17 +24,17 @@ pub(super) enum Why {
 
 /// Which objects were logged, by their UIDs, and when.
 #[derive(Debug, Default)]
-pub(super) struct Reports(HashMap<(Option<String>, Why), Instant>);
+pub(super) struct Reports(HashMap<(Option<String>, UnreadableReason), Instant>);
 
 impl Reports {
     /// Logs that an object cannot be read, unless that was logged recently.
-    pub(super) fn report(&mut self, resource: &'static str, metadata: Option<&Metadata>, why: Why) {
-        let text = |of: fn(&Metadata) -> &Option<String>| metadata.and_then(|metadata| of(metadata).as_deref()).unwrap_or_default();
+    pub(super) fn report(&mut self, resource: &'static str, metadata: Option<&ObjectMeta>, why: UnreadableReason) {
+        let text = |of: fn(&ObjectMeta) -> &Option<String>| metadata.and_then(|metadata| of(metadata).as_deref()).unwrap_or_default();
         let (namespace, name, uid) = (text(|it| &it.namespace), text(|it| &it.name), text(|it| &it.uid));
         let is_due = self.is_due(metadata.and_then(|metadata| metadata.uid.as_deref()), why);
         match why {
             _ if !is_due => debug!(resource, namespace, name, uid, ?why, "an object still cannot be read"),
-            Why::TooLarge => warn!(
+            UnreadableReason::TooLarge => warn!(
                 event = "object-too-large",
                 resource,
                 namespace,
@@ -43,7 +43,7 @@ impl Reports {
                 "an object from the Kubernetes API is larger than 1 MiB in the fields that rolegate uses; if it is a pod, it gets no \
                  credentials until it is smaller; check who writes its status and annotations"
             ),
-            Why::Malformed => warn!(
+            UnreadableReason::Malformed => warn!(
                 event = "object-unreadable",
                 resource,
                 namespace,
@@ -55,7 +55,7 @@ impl Reports {
         }
     }
 
-    fn is_due(&mut self, uid: Option<&str>, why: Why) -> bool {
+    fn is_due(&mut self, uid: Option<&str>, why: UnreadableReason) -> bool {
         let key = (uid.map(str::to_owned), why);
         let is_recent = |at: &Instant| at.elapsed() < REPORT_AGAIN;
         if self.0.get(&key).is_some_and(is_recent) {
@@ -80,17 +80,19 @@ mod tests {
     async fn an_object_is_reported_once_in_a_while_and_the_reports_are_bounded() {
         let mut reports = Reports::default();
         assert!(
-            reports.is_due(Some("a"), Why::Malformed) && reports.is_due(Some("b"), Why::Malformed) && reports.is_due(None, Why::Malformed)
+            reports.is_due(Some("a"), UnreadableReason::Malformed)
+                && reports.is_due(Some("b"), UnreadableReason::Malformed)
+                && reports.is_due(None, UnreadableReason::Malformed)
         );
-        assert!(!reports.is_due(Some("a"), Why::Malformed) && !reports.is_due(None, Why::Malformed));
-        assert!(reports.is_due(Some("a"), Why::TooLarge), "for another reason");
+        assert!(!reports.is_due(Some("a"), UnreadableReason::Malformed) && !reports.is_due(None, UnreadableReason::Malformed));
+        assert!(reports.is_due(Some("a"), UnreadableReason::TooLarge), "for another reason");
         for number in 0..2 * MAX_REPORTS {
-            reports.is_due(Some(&number.to_string()), Why::Malformed);
+            reports.is_due(Some(&number.to_string()), UnreadableReason::Malformed);
         }
         assert_eq!(reports.0.len(), MAX_REPORTS);
-        assert!(!reports.is_due(Some("one more"), Why::Malformed));
+        assert!(!reports.is_due(Some("one more"), UnreadableReason::Malformed));
         tokio::time::advance(REPORT_AGAIN).await;
-        assert!(reports.is_due(Some("one more"), Why::Malformed) && reports.is_due(Some("a"), Why::Malformed));
+        assert!(reports.is_due(Some("one more"), UnreadableReason::Malformed) && reports.is_due(Some("a"), UnreadableReason::Malformed));
         assert_eq!(reports.0.len(), 2);
     }
 }

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 use super::super::node::NodeIdentity;
-use super::super::trace::Verdict;
+use super::super::trace::StepVerdict;
 use super::super::{Decision, Rules};
 use super::*;
 use crate::config::Restrictions;
@@ -122,7 +122,7 @@ fn what_becomes_known_of_the_daemon_counts_from_then_on() {
     let denied = || policy.decide(&pod, &around) == Decision::Deny(Denial::ForeignAccount);
     assert!(!denied() && !policy.knows_node() && policy.foreign_account().is_none());
     let steps = policy.explain(&pod, &around).steps;
-    assert!(steps.iter().any(|step| step.what == What::Account && step.verdict == Verdict::Skipped), "{steps:?}");
+    assert!(steps.iter().any(|step| step.what == What::Account && step.verdict == StepVerdict::Skipped), "{steps:?}");
     let version = policy.node_version();
     node.set_caller(NODE.parse().unwrap());
     assert!(denied() && policy.node_version() != version && Denial::ForeignAccount.is_about_node());

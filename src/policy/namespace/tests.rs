@@ -3,7 +3,7 @@ use super::*;
 
 #[test]
 fn an_annotation_is_compiled_once_and_what_is_kept_is_bounded() {
-    let kept = Kept::default();
+    let kept = PatternCache::default();
     let compile = |text: &str| Patterns::of_list(PatternFormat::Glob, None, text);
     let first = kept.get("[\"web\"]", compile);
     let again = kept.get("[\"web\"]", |_| panic!("it is known"));
@@ -23,7 +23,7 @@ fn an_annotation_is_compiled_once_and_what_is_kept_is_bounded() {
 /// Other namespaces than are kept come by, one after another: those that are asked for between stay.
 #[test]
 fn what_is_asked_for_stays_however_many_others_come_by() {
-    let kept = Kept::default();
+    let kept = PatternCache::default();
     let compile = |text: &str| Patterns::of_list(PatternFormat::Glob, None, text);
     let busy: Vec<_> = (0..MAX_KEPT / 2).map(|number| format!("[\"busy-{number}\"]")).collect();
     for text in &busy {

@@ -10,7 +10,7 @@ fn values_of_tags_are_what_sts_takes() {
         ("w\u{e9}b", "w-b"),
         (&"x".repeat(300), &"x".repeat(256)),
     ] {
-        assert_eq!(Tag::new(SessionTag::Cluster, text).value(), expected, "{text:?}");
+        assert_eq!(RequestTag::new(SessionTag::Cluster, text).value(), expected, "{text:?}");
     }
 }
 

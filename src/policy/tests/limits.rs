@@ -168,7 +168,7 @@ fn the_base_role_is_refused_while_the_role_between_is_not_known() {
     assert_eq!(decide_by(&policy, &pod_with("nodes"), &Surroundings::default()), Decision::Deny(Denial::NodeRole));
     let steps = policy.explain(&pod_with("web"), &Surroundings::default()).steps;
     let told: Vec<_> = steps.iter().filter(|step| step.what == What::NodeRole).map(|step| (step.verdict, step.source.as_str())).collect();
-    assert_eq!(told, [(Verdict::Passed, "the daemon's own AWS identity"), (Verdict::Skipped, "the role of --assume-role-arn")]);
+    assert_eq!(told, [(StepVerdict::Passed, "the daemon's own AWS identity"), (StepVerdict::Skipped, "the role of --assume-role-arn")]);
 }
 
 #[test]
@@ -251,14 +251,14 @@ fn an_explanation_names_every_step_and_ends_with_the_refusal() {
     let explained = policy(&rules).explain(&pod_with("web"), &around(Some(&namespace(Some(r#"["db"]"#)))));
     let steps: Vec<_> = explained.steps.iter().map(|step| (step.what, step.verdict)).collect();
     let expected = [
-        (What::Role, Verdict::Passed),
-        (What::Partition, Verdict::Passed),
-        (What::NodeRole, Verdict::Passed),
-        (What::AllowedRoles, Verdict::Passed),
-        (What::SessionName, Verdict::Passed),
-        (What::Namespace, Verdict::Skipped),
-        (What::Namespace, Verdict::Skipped),
-        (What::Namespace, Verdict::Refused),
+        (What::Role, StepVerdict::Passed),
+        (What::Partition, StepVerdict::Passed),
+        (What::NodeRole, StepVerdict::Passed),
+        (What::AllowedRoles, StepVerdict::Passed),
+        (What::SessionName, StepVerdict::Passed),
+        (What::Namespace, StepVerdict::Skipped),
+        (What::Namespace, StepVerdict::Skipped),
+        (What::Namespace, StepVerdict::Refused),
     ];
     assert_eq!(steps, expected, "{explained:#?}");
     let json = serde_json::to_value(&explained).unwrap();

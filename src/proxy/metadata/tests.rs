@@ -16,18 +16,18 @@ fn imds() -> Imds {
 }
 
 /// What is read of the service from now on.
-fn kept(imds: &Imds, sets: &[Set]) -> Metadata {
-    let metadata = Metadata::new(sets.to_vec());
+fn kept(imds: &Imds, sets: &[Set]) -> MetadataValues {
+    let metadata = MetadataValues::new(sets.to_vec());
     tokio::spawn(metadata.clone().keep(imds.addr().to_string(), Metrics::new()));
     metadata
 }
 
-fn text(text: &str) -> Found {
-    Found::Text(Bytes::copy_from_slice(text.as_bytes()))
+fn text(text: &str) -> MetadataLookup {
+    MetadataLookup::Text(Bytes::copy_from_slice(text.as_bytes()))
 }
 
 /// Asks until it is so.
-async fn eventually(metadata: &Metadata, path: &str, sets: &[Set], wanted: &Found) {
+async fn eventually(metadata: &MetadataValues, path: &str, sets: &[Set], wanted: &MetadataLookup) {
     let began = RealInstant::now();
     loop {
         let found = metadata.find(path, sets, &[]).await;
@@ -54,8 +54,8 @@ async fn a_pod_reads_its_sets_and_nothing_else_of_the_service() {
     ] {
         eventually(&metadata, path, EVERYTHING, &text(value)).await;
         let of_base = metadata.find(path, BASE, &[]).await;
-        assert_eq!(of_base, if in_base { text(value) } else { Found::Nothing }, "{path}");
-        assert_eq!(metadata.find(path, &[], &[]).await, Found::Nothing, "{path}");
+        assert_eq!(of_base, if in_base { text(value) } else { MetadataLookup::Nothing }, "{path}");
+        assert_eq!(metadata.find(path, &[], &[]).await, MetadataLookup::Nothing, "{path}");
     }
     for path in [
         "meta-data/iam",
@@ -73,7 +73,7 @@ async fn a_pod_reads_its_sets_and_nothing_else_of_the_service() {
         "meta-data/tags/instance/../../iam/info",
         "meta-data//instance-id",
     ] {
-        assert_eq!(metadata.find(path, EVERYTHING, &[]).await, Found::Nothing, "{path}");
+        assert_eq!(metadata.find(path, EVERYTHING, &[]).await, MetadataLookup::Nothing, "{path}");
     }
 }
 
@@ -125,7 +125,7 @@ async fn a_service_that_comes_late_is_waited_for_and_one_that_forgot_its_tokens_
     imds.set_behaviour(ImdsBehaviour::Status(503));
     let metadata = kept(&imds, EVERYTHING);
     imds.wait_for_requests(2).await;
-    assert_eq!(metadata.find(REGION, BASE, &[]).await, Found::Unavailable);
+    assert_eq!(metadata.find(REGION, BASE, &[]).await, MetadataLookup::Unavailable);
     imds.set_behaviour(ImdsBehaviour::Normal);
     eventually(&metadata, REGION, BASE, &text("eu-central-1")).await;
     imds.forget_tokens();
@@ -139,11 +139,11 @@ async fn one_value_that_the_service_cannot_give_keeps_no_other_back() {
     imds.set("meta-data/instance-type", &too_long);
     let metadata = kept(&imds, BASE);
     eventually(&metadata, REGION, BASE, &text("eu-central-1")).await;
-    assert_eq!(metadata.find("meta-data/instance-type", BASE, &[]).await, Found::Unavailable);
-    assert_eq!(metadata.find("meta-data/instance-typ", BASE, &[]).await, Found::Nothing);
+    assert_eq!(metadata.find("meta-data/instance-type", BASE, &[]).await, MetadataLookup::Unavailable);
+    assert_eq!(metadata.find("meta-data/instance-typ", BASE, &[]).await, MetadataLookup::Nothing);
     imds.set("meta-data/instance-type", "m7g.xlarge");
     eventually(&metadata, "meta-data/instance-type", BASE, &text("m7g.xlarge")).await;
-    assert_eq!(metadata.find("meta-data/nothing", BASE, &[]).await, Found::Nothing);
+    assert_eq!(metadata.find("meta-data/nothing", BASE, &[]).await, MetadataLookup::Nothing);
 }
 
 #[tokio::test]
@@ -154,7 +154,7 @@ async fn a_service_that_throttles_is_asked_no_more_in_that_turn() {
     imds.wait_for_requests(2).await;
     assert_eq!(
         metadata.find("meta-data", BASE, &["meta-data/iam/info".to_owned()]).await,
-        Found::Unavailable,
+        MetadataLookup::Unavailable,
         "also what is known in part"
     );
     // Each turn is one question, for a token; turns are a second apart at least, and grow.
@@ -177,7 +177,7 @@ async fn notices_of_before_are_not_given_as_new() {
         metadata.find(SPOT, EVERYTHING, &[]).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(metadata.find(SPOT, EVERYTHING, &[]).await, Found::Unavailable);
+    assert_eq!(metadata.find(SPOT, EVERYTHING, &[]).await, MetadataLookup::Unavailable);
 }
 
 #[tokio::test]
@@ -187,7 +187,7 @@ async fn notices_are_read_only_while_somebody_asks() {
     eventually(&metadata, "meta-data/tags/instance/Name", EVERYTHING, &text("node-1")).await;
     let asked_for_spot = || imds.requests().iter().any(|request| request.target.contains("/spot/"));
     assert!(!asked_for_spot());
-    assert_eq!(metadata.find(SPOT, BASE, &[]).await, Found::Nothing, "not by whom they are not for");
+    assert_eq!(metadata.find(SPOT, BASE, &[]).await, MetadataLookup::Nothing, "not by whom they are not for");
     assert!(!asked_for_spot());
     eventually(&metadata, SPOT, EVERYTHING, &text(r#"{"action":"terminate","time":"2030-01-01T00:00:00Z"}"#)).await;
     assert!(asked_for_spot());
@@ -195,11 +195,11 @@ async fn notices_are_read_only_while_somebody_asks() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_never_read_is_waited_for_a_moment_and_old_notices_are_not_given() {
-    let metadata = Metadata::new(EVERYTHING.to_vec());
+    let metadata = MetadataValues::new(EVERYTHING.to_vec());
     let began = Instant::now();
-    assert_eq!(metadata.find(REGION, BASE, &[]).await, Found::Unavailable);
+    assert_eq!(metadata.find(REGION, BASE, &[]).await, MetadataLookup::Unavailable);
     assert_eq!(began.elapsed(), FIRST_WAIT);
-    assert_eq!(metadata.find("meta-data/nothing", BASE, &[]).await, Found::Nothing, "nobody will ever read it");
+    assert_eq!(metadata.find("meta-data/nothing", BASE, &[]).await, MetadataLookup::Nothing, "nobody will ever read it");
     assert_eq!(began.elapsed(), FIRST_WAIT);
 
     let notices = GROUPS.iter().position(|group| group.while_asked).unwrap();
@@ -208,7 +208,7 @@ async fn what_was_never_read_is_waited_for_a_moment_and_old_notices_are_not_give
     tokio::time::advance(GROUPS[notices].every * TURNS - Duration::from_millis(1)).await;
     assert_eq!(metadata.find(SPOT, EVERYTHING, &[]).await, text("x"));
     tokio::time::advance(Duration::from_millis(1)).await;
-    assert_eq!(metadata.find(SPOT, EVERYTHING, &[]).await, Found::Unavailable);
+    assert_eq!(metadata.find(SPOT, EVERYTHING, &[]).await, MetadataLookup::Unavailable);
 }
 
 #[tokio::test]
@@ -223,7 +223,7 @@ async fn a_listing_has_what_the_pod_may_read_and_its_own() {
     assert_eq!(list("meta-data", BASE, &[]).await, text("instance-id\ninstance-life-cycle\ninstance-type\nplacement/\nservices/"));
     assert_eq!(list("meta-data/iam", &[], &own).await, text("info\nsecurity-credentials/"));
     assert_eq!(list("meta-data", &[], &own).await, text("iam/"));
-    assert_eq!(list("", &[], &[]).await, Found::Nothing);
+    assert_eq!(list("", &[], &[]).await, MetadataLookup::Nothing);
     assert_eq!(list("dynamic/instance-identity", BASE, &[]).await, text("document"));
     assert_eq!(list("meta-data/tags", EVERYTHING, &[]).await, text("instance/"));
 }

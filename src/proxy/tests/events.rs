@@ -4,7 +4,7 @@ use super::*;
 
 impl Node {
     /// Pods and causes since the last time this was asked.
-    fn told(&self) -> Vec<(String, Cause)> {
+    fn told(&self) -> Vec<(String, EventCause)> {
         let mut records = self.records.lock().unwrap();
         std::iter::from_fn(|| records.try_recv().ok()).map(|record| (record.pod.name.clone(), record.cause)).collect()
     }
@@ -18,7 +18,7 @@ impl Node {
 async fn a_denial_is_told_to_the_pod() {
     let node = node(TokenMode::Optional, &[("web-1", "10.0.0.1", None)]);
     assert_eq!(node.ask_for("").await, 404);
-    assert_eq!(node.told(), [("web-1".to_owned(), Cause::Denied(Denial::NoRole))]);
+    assert_eq!(node.told(), [("web-1".to_owned(), EventCause::Denied(Denial::NoRole))]);
     assert_eq!(node.ask_for("").await, 404);
     assert_eq!(node.told().len(), 1, "each time: whether it is worth an Event is decided elsewhere");
 }
@@ -29,7 +29,7 @@ async fn each_claimant_of_an_address_is_told() {
     assert_eq!(node.ask_for("").await, 404);
     let mut told = node.told();
     told.sort_by(|a, b| a.0.cmp(&b.0));
-    assert_eq!(told, ["db-1", "web-1"].map(|name| (name.to_owned(), Cause::AddressAmbiguous)));
+    assert_eq!(told, ["db-1", "web-1"].map(|name| (name.to_owned(), EventCause::AddressAmbiguous)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -38,7 +38,7 @@ async fn a_failure_of_sts_is_told_each_time_also_where_it_is_remembered() {
     for _ in 0..2 {
         assert_eq!(node.ask_for("broken").await, 500);
         let told = node.told();
-        assert!(matches!(&told[..], [(pod, Cause::AssumeRoleFailed { name: "denied", .. })] if pod == "web-1"), "{told:?}");
+        assert!(matches!(&told[..], [(pod, EventCause::AssumeRoleFailed { name: "denied", .. })] if pod == "web-1"), "{told:?}");
     }
     assert_eq!(node.sts.calls.load(Ordering::SeqCst), 1);
 }
@@ -52,7 +52,7 @@ async fn what_audit_only_reports_is_told_but_not_that_the_namespace_is_late() {
     let namespace = Namespace { name: "default".to_owned(), allowed_roles: None, permitted: None };
     node.writer.write(|index| index.apply_namespace(namespace));
     assert_eq!(node.ask_for("").await, 200);
-    assert_eq!(node.told(), [("web-1".to_owned(), Cause::WouldBeDenied(Denial::NamespaceHasNoList))]);
+    assert_eq!(node.told(), [("web-1".to_owned(), EventCause::WouldBeDenied(Denial::NamespaceHasNoList))]);
 }
 
 #[tokio::test(start_paused = true)]

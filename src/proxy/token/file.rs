@@ -50,7 +50,7 @@ pub enum KeyFileError {
 }
 
 /// What stands in the file.
-enum Found {
+enum KeyFileState {
     Keys(Keys),
     Nothing,
     /// Others may have seen what is in it.
@@ -72,13 +72,13 @@ impl KeyFile {
         let lock = self.lock()?;
         let found = self.read().map_err(|error| failed("cannot read", &self.path, error))?;
         let (keys, is_new) = match found {
-            Found::Keys(keys) => (keys, false),
-            Found::Nothing => (Keys::parse(&current.render()).unwrap_or(Keys::random(now)?), true),
-            Found::Damaged => {
+            KeyFileState::Keys(keys) => (keys, false),
+            KeyFileState::Nothing => (Keys::parse(&current.render()).unwrap_or(Keys::random(now)?), true),
+            KeyFileState::Damaged => {
                 warn!(path = %self.path.display(), "--token-key-file does not hold keys; it is written anew; session tokens of a daemon before this one end");
                 (Keys::parse(&current.render()).unwrap_or(Keys::random(now)?), true)
             }
-            Found::Exposed => {
+            KeyFileState::Exposed => {
                 warn!(
                     path = %self.path.display(),
                     "--token-key-file could be read or written by others than the daemon; it is made anew, and earlier session tokens end"
@@ -96,25 +96,25 @@ impl KeyFile {
         Ok(keys)
     }
 
-    fn read(&self) -> io::Result<Found> {
+    fn read(&self) -> io::Result<KeyFileState> {
         let file = match OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(&self.path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(KeyFileState::Nothing),
             // A symbolic link.
-            Err(error) if error.raw_os_error() == Some(ELOOP) => return Ok(Found::Exposed),
+            Err(error) if error.raw_os_error() == Some(ELOOP) => return Ok(KeyFileState::Exposed),
             Err(error) => return Err(error),
         };
         let metadata = file.metadata()?;
         if !metadata.is_file() || metadata.mode() & 0o077 != 0 || metadata.uid() != geteuid().as_raw() || metadata.nlink() != 1 {
-            return Ok(Found::Exposed);
+            return Ok(KeyFileState::Exposed);
         }
         if metadata.len() > MAX_FILE {
-            return Ok(Found::Damaged);
+            return Ok(KeyFileState::Damaged);
         }
         let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize));
         file.take(MAX_FILE).read_to_end(&mut text)?;
         let keys = std::str::from_utf8(&text).ok().and_then(|text| Keys::parse(text).ok());
-        Ok(keys.map_or(Found::Damaged, Found::Keys))
+        Ok(keys.map_or(KeyFileState::Damaged, KeyFileState::Keys))
     }
 
     /// A file of its own, which others cannot open: a directory could be locked by whoever may read it.

@@ -31,7 +31,7 @@ const TIMES: std::ops::Range<i64> = 0..16_725_225_600;
 const HEADER: &str = "rolegate token keys 1";
 
 /// One key.
-pub(super) struct Key {
+pub(super) struct TokenKey {
     id: u8,
     in_use_from: Timestamp,
     secret: Zeroizing<[u8; SECRET]>,
@@ -39,14 +39,14 @@ pub(super) struct Key {
 }
 
 /// The keys, in the order in which they were made; at least one.
-pub(super) struct Keys(Vec<Key>);
+pub(super) struct Keys(Vec<TokenKey>);
 
 /// A file that does not hold keys.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it does not hold keys of session tokens")]
 pub(super) struct Damaged;
 
-impl Key {
+impl TokenKey {
     fn new(id: u8, in_use_from: Timestamp, secret: Zeroizing<[u8; SECRET]>) -> Self {
         let mac = hmac::Key::new(hmac::HMAC_SHA256, &*secret);
         Self { id, in_use_from, secret, mac }
@@ -76,17 +76,17 @@ impl Key {
 impl Keys {
     /// One random key, in use at once.
     pub(super) fn random(now: Timestamp) -> Result<Self, NoRandomness> {
-        Ok(Self(vec![Key::random(0, now)?]))
+        Ok(Self(vec![TokenKey::random(0, now)?]))
     }
 
     /// The key that tokens are made with now.
-    pub(super) fn in_use(&self, now: Timestamp) -> &Key {
+    pub(super) fn in_use(&self, now: Timestamp) -> &TokenKey {
         // With a clock that went back, none may be in use yet: then it is the first.
         self.0.iter().rev().find(|key| key.in_use_from <= now).unwrap_or(&self.0[0])
     }
 
     /// The key that a token names.
-    pub(super) fn by_id(&self, id: u8) -> Option<&Key> {
+    pub(super) fn by_id(&self, id: u8) -> Option<&TokenKey> {
         self.0.iter().find(|key| key.id == id)
     }
 
@@ -100,10 +100,10 @@ impl Keys {
         if !due && keep_from == 0 {
             return Ok(None);
         }
-        let mut keys: Vec<Key> = self.0[keep_from..].iter().map(Key::again).collect();
+        let mut keys: Vec<TokenKey> = self.0[keep_from..].iter().map(TokenKey::again).collect();
         if due {
             let id = (0..=u8::MAX).map(|step| last.id.wrapping_add(1).wrapping_add(step)).find(|id| self.by_id(*id).is_none());
-            keys.push(Key::random(id.unwrap_or_default(), now + ANNOUNCED)?);
+            keys.push(TokenKey::random(id.unwrap_or_default(), now + ANNOUNCED)?);
             let surplus = keys.len().saturating_sub(MAX_KEYS);
             keys.drain(..surplus);
         }
@@ -130,7 +130,7 @@ impl Keys {
         if lines.next() != Some(HEADER) {
             return Err(Damaged);
         }
-        let mut keys: Vec<Key> = Vec::new();
+        let mut keys: Vec<TokenKey> = Vec::new();
         for line in lines {
             let mut fields = line.split(' ');
             let (Some(id), Some(from), Some(secret), None) = (fields.next(), fields.next(), fields.next(), fields.next()) else {
@@ -143,7 +143,7 @@ impl Keys {
             if !matches!(STANDARD.decode_slice(secret, &mut *bytes), Ok(SECRET)) || keys.iter().any(|key| key.id == id) {
                 return Err(Damaged);
             }
-            keys.push(Key::new(id, from, bytes));
+            keys.push(TokenKey::new(id, from, bytes));
         }
         if keys.is_empty() || keys.len() > MAX_KEYS { Err(Damaged) } else { Ok(Self(keys)) }
     }
@@ -161,7 +161,7 @@ mod tests {
     const DAY: i64 = 24 * 3600;
 
     fn ids(keys: &Keys) -> Vec<u8> {
-        keys.0.iter().map(Key::id).collect()
+        keys.0.iter().map(TokenKey::id).collect()
     }
 
     #[test]

@@ -5,11 +5,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::text::{Chain, Place};
+use super::text::{Chain, ChainPosition};
 
 /// A table of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Table {
+pub(crate) enum KernelTable {
     /// Whether packets may pass.
     Filter,
     /// Where connections go.
@@ -20,7 +20,7 @@ pub(crate) enum Table {
     Mangle,
 }
 
-impl Table {
+impl KernelTable {
     /// Those that can hold something of ours.
     const ALL: [Self; 4] = [Self::Filter, Self::Nat, Self::Security, Self::Mangle];
 
@@ -37,10 +37,10 @@ impl Table {
 
 /// The rules of one family in one flavour.
 #[derive(Clone, Debug)]
-pub(crate) struct Listing {
+pub(crate) struct IptablesListing {
     /// Where this kernel can have the backstop.
-    pub(super) backstop: Table,
-    chains: Vec<(Table, String)>,
+    pub(super) backstop: KernelTable,
+    chains: Vec<(KernelTable, String)>,
     rules: Vec<Listed>,
     /// Tables that the program cannot read, as another one filled them.
     pub(crate) unreadable: Vec<String>,
@@ -50,7 +50,7 @@ pub(crate) struct Listing {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Listed {
     /// Its table.
-    pub(crate) table: Table,
+    pub(crate) table: KernelTable,
     /// Its chain.
     pub(crate) chain: String,
     /// The rest, as it was printed: it can be read back.
@@ -90,23 +90,23 @@ pub(super) struct Difference {
     pub(super) words: String,
     /// Where the chain has as many rules as it should, but some are written in an unexpected way: the program itself can
     /// tell whether it has these. If so there is no difference.
-    pub(super) ask: Option<(Table, Vec<String>)>,
+    pub(super) ask: Option<(KernelTable, Vec<String>)>,
 }
 
-impl Default for Listing {
+impl Default for IptablesListing {
     fn default() -> Self {
-        Self { backstop: Table::Security, chains: Vec::new(), rules: Vec::new(), unreadable: Vec::new() }
+        Self { backstop: KernelTable::Security, chains: Vec::new(), rules: Vec::new(), unreadable: Vec::new() }
     }
 }
 
-impl Listing {
+impl IptablesListing {
     /// Reads what `iptables-save` printed, of the tables that matter here.
     pub(crate) fn parse(text: &str) -> Self {
         let mut listing = Self::default();
         let mut table = None;
         for line in text.lines() {
             if let Some(name) = line.strip_prefix('*') {
-                table = Table::ALL.into_iter().find(|table| table.name() == name.trim());
+                table = KernelTable::ALL.into_iter().find(|table| table.name() == name.trim());
             } else if line.starts_with('#') && line.contains("is incompatible") {
                 listing.unreadable.extend(line.split(['`', '\'']).nth(1).map(str::to_owned));
             } else if let (Some(table), Some(chain)) = (table, line.strip_prefix(':')) {
@@ -119,7 +119,7 @@ impl Listing {
     }
 
     /// Adds what `iptables -S` printed of a chain.
-    pub(super) fn add(&mut self, table: Table, text: &str) {
+    pub(super) fn add(&mut self, table: KernelTable, text: &str) {
         for line in text.lines() {
             let Some((option, (chain, words))) =
                 line.split_once(' ').map(|(option, rest)| (option, rest.split_once(' ').unwrap_or((rest, ""))))
@@ -134,29 +134,29 @@ impl Listing {
         }
     }
 
-    pub(super) fn has_chain(&self, table: Table, chain: &str) -> bool {
+    pub(super) fn has_chain(&self, table: KernelTable, chain: &str) -> bool {
         self.chains.iter().any(|(of, name)| *of == table && name == chain)
     }
 
     /// The rules of a chain, in their order.
-    pub(crate) fn chain(&self, table: Table, chain: &str) -> impl Iterator<Item = &Listed> {
+    pub(crate) fn chain(&self, table: KernelTable, chain: &str) -> impl Iterator<Item = &Listed> {
         self.rules.iter().filter(move |rule| rule.table == table && rule.chain == chain)
     }
 
     /// The rules of any chain that lead to this one.
-    pub(super) fn jumps(&self, table: Table, chain: &str) -> impl Iterator<Item = &Listed> {
+    pub(super) fn jumps(&self, table: KernelTable, chain: &str) -> impl Iterator<Item = &Listed> {
         self.rules.iter().filter(move |rule| rule.table == table && rule.target().as_deref() == Some(chain))
     }
 
     /// Where the chain of the redirect sends requests to.
-    pub(super) fn targets(&self, place: Place) -> impl Iterator<Item = SocketAddr> {
+    pub(super) fn targets(&self, place: ChainPosition) -> impl Iterator<Item = SocketAddr> {
         let target = |rule: &Listed| rule.value_of(&["--to-destination"])?.parse().ok();
         self.chain(place.table, place.chain).filter_map(target)
     }
 
     /// What of a hook's chain is there, in words.
-    pub(super) fn remains(&self, place: Place) -> Vec<String> {
-        let Place { table, chain, .. } = place;
+    pub(super) fn remains(&self, place: ChainPosition) -> Vec<String> {
+        let ChainPosition { table, chain, .. } = place;
         let jumps = self.jumps(table, chain).map(|jump| format!("the jump from {} to {chain} of the table {}", jump.chain, table.name()));
         let own = self.has_chain(table, chain).then(|| {
             let rules = self.chain(table, chain).count();
@@ -167,7 +167,7 @@ impl Listing {
 
     /// What is not as wanted of a hook.
     pub(super) fn differences(&self, wanted: &Chain) -> Vec<Difference> {
-        let Place { table, from, chain } = wanted.place;
+        let ChainPosition { table, from, chain } = wanted.place;
         let say = |words: String| Difference { words: format!("table {}: {words}", table.name()), ask: None };
         if wanted.rules.is_empty() {
             return self.remains(wanted.place).into_iter().map(|what| say(format!("{what} should not be there"))).collect();
@@ -198,7 +198,7 @@ impl Listing {
     }
 
     fn rule_differences(&self, wanted: &Chain) -> Vec<Difference> {
-        let Place { table, chain, .. } = wanted.place;
+        let ChainPosition { table, chain, .. } = wanted.place;
         let there: Vec<_> = self.chain(table, chain).collect();
         let mut found = Vec::new();
         let mut say = |words: String, ask| found.push(Difference { words: format!("table {}: {words}", table.name()), ask });

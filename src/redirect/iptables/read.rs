@@ -1,8 +1,8 @@
 //! Reads what is there, by the programs.
 
-use super::listing::{Listing, Table};
+use super::listing::{IptablesListing, KernelTable};
 use super::program::{self, Flavour};
-use super::text::{ORDER, Place};
+use super::text::{ChainPosition, ORDER};
 use super::{Family, Iptables};
 use crate::redirect::RedirectError;
 use crate::redirect::program::run;
@@ -16,7 +16,7 @@ const INCOMPATIBLE: &str = "is incompatible";
 
 /// How much is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub(super) enum ReadScope {
     /// The chains that a comparison needs.
     Ours,
     /// Everything: jumps to our chains may be anywhere.
@@ -25,26 +25,28 @@ pub(super) enum Look {
 
 impl Iptables {
     /// What is there of our flavour.
-    pub(super) async fn list(&self, family: Family, look: Look) -> Result<Listing, RedirectError> {
-        if look == Look::Ours && self.own().await? == Flavour::Nft {
+    pub(super) async fn list(&self, family: Family, look: ReadScope) -> Result<IptablesListing, RedirectError> {
+        if look == ReadScope::Ours && self.own().await? == Flavour::Nft {
             return self.list_chains(family).await;
         }
         let mut listing = self.list_all(self.flavour, family).await?;
-        if !listing.has_chain(Table::Security, "FORWARD") && self.list_chain(family, Table::Security, "FORWARD").await?.is_none() {
-            listing.backstop = Table::Mangle;
+        if !listing.has_chain(KernelTable::Security, "FORWARD")
+            && self.list_chain(family, KernelTable::Security, "FORWARD").await?.is_none()
+        {
+            listing.backstop = KernelTable::Mangle;
         }
         Ok(listing)
     }
 
     /// The chains that a comparison needs: ours, and those of the kernel that lead to them.
-    async fn list_chains(&self, family: Family) -> Result<Listing, RedirectError> {
-        let mut listing = Listing::default();
-        match self.list_chain(family, Table::Security, "FORWARD").await? {
-            Some(text) => listing.add(Table::Security, &text),
-            None => listing.backstop = Table::Mangle,
+    async fn list_chains(&self, family: Family) -> Result<IptablesListing, RedirectError> {
+        let mut listing = IptablesListing::default();
+        match self.list_chain(family, KernelTable::Security, "FORWARD").await? {
+            Some(text) => listing.add(KernelTable::Security, &text),
+            None => listing.backstop = KernelTable::Mangle,
         }
         for hook in ORDER {
-            let Place { table, from, chain } = Place::of(hook, listing.backstop);
+            let ChainPosition { table, from, chain } = ChainPosition::of(hook, listing.backstop);
             for name in [from, chain] {
                 if listing.has_chain(table, name) {
                     continue;
@@ -57,7 +59,7 @@ impl Iptables {
     }
 
     /// One chain, as `iptables -S` prints it; `None` where there is no such chain or table.
-    async fn list_chain(&self, family: Family, table: Table, chain: &str) -> Result<Option<String>, RedirectError> {
+    async fn list_chain(&self, family: Family, table: KernelTable, chain: &str) -> Result<Option<String>, RedirectError> {
         let (program, wait) = (program::of(self.flavour, family).iptables, self.wait());
         let listed = run(program, &["-w", &wait, "-t", table.name(), "-S", chain], "").await.map_err(program::explained);
         // Those of the nft flavour call an own chain that is not there by the same words as a table that they cannot read.
@@ -73,9 +75,9 @@ impl Iptables {
     }
 
     /// All tables of a flavour.
-    pub(super) async fn list_all(&self, flavour: Option<Flavour>, family: Family) -> Result<Listing, RedirectError> {
+    pub(super) async fn list_all(&self, flavour: Option<Flavour>, family: Family) -> Result<IptablesListing, RedirectError> {
         let programs = program::of(flavour, family);
-        let listing = Listing::parse(&run(programs.save, &[] as &[&str], "").await?);
+        let listing = IptablesListing::parse(&run(programs.save, &[] as &[&str], "").await?);
         match listing.unreadable.first() {
             None => Ok(listing),
             Some(table) => Err(unreadable(programs.save, table)),

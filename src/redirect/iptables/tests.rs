@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 
-use super::listing::{Table, same};
+use super::listing::{KernelTable, same};
 use super::*;
 use crate::config::InterfaceMatch;
 use crate::redirect::rules::Targets;
@@ -13,7 +13,7 @@ fn rule_set(interfaces: &[(&str, bool)]) -> RuleSet {
     RuleSet { interfaces: interfaces.collect(), targets: Some(targets) }
 }
 
-fn differences(listing: &Listing, rules: &RuleSet) -> Vec<String> {
+fn differences(listing: &IptablesListing, rules: &RuleSet) -> Vec<String> {
     let chains = ORDER.map(|hook| Chain::wanted(rules, hook, Family::V4, listing.backstop));
     chains.iter().flat_map(|chain| listing.differences(chain)).map(|difference| difference.words).collect()
 }
@@ -88,7 +88,7 @@ fn interfaces_are_named_left_out_or_all_meant() {
 
 #[test]
 fn what_was_put_in_is_as_wanted() {
-    assert_eq!(differences(&Listing::parse(LISTED), &rule_set(&[])), [""; 0]);
+    assert_eq!(differences(&IptablesListing::parse(LISTED), &rule_set(&[])), [""; 0]);
 }
 
 #[test]
@@ -145,9 +145,9 @@ fn each_change_is_said_in_words() {
         ),
     ] {
         assert!(LISTED.contains(old), "{old}");
-        assert_eq!(differences(&Listing::parse(&LISTED.replace(old, new)), &rule_set(&[])), [words]);
+        assert_eq!(differences(&IptablesListing::parse(&LISTED.replace(old, new)), &rule_set(&[])), [words]);
     }
-    let missing = differences(&Listing::default(), &rule_set(&[]));
+    let missing = differences(&IptablesListing::default(), &rule_set(&[]));
     assert_eq!(missing[..2], ["table filter: the chain ROLEGATE-GUARD is missing", "table filter: FORWARD has no jump to ROLEGATE-GUARD"]);
     assert_eq!(missing.len(), 8);
 }
@@ -156,16 +156,16 @@ fn each_change_is_said_in_words() {
 #[test]
 fn the_program_is_asked_about_what_is_not_understood_alone() {
     let odd = LISTED.replace("--reject-with icmp-port-unreachable", "--reject-with 3");
-    let guard = Chain::wanted(&rule_set(&[]), Hook::Guard, Family::V4, Table::Security);
-    let [difference] = &Listing::parse(&odd).differences(&guard)[..] else { panic!("not one difference") };
+    let guard = Chain::wanted(&rule_set(&[]), Hook::Guard, Family::V4, KernelTable::Security);
+    let [difference] = &IptablesListing::parse(&odd).differences(&guard)[..] else { panic!("not one difference") };
     let rule = "ROLEGATE-GUARD -d 169.254.169.254/32 -j REJECT --reject-with icmp-port-unreachable";
-    assert_eq!(difference.ask, Some((Table::Filter, vec![rule.to_owned()])));
+    assert_eq!(difference.ask, Some((KernelTable::Filter, vec![rule.to_owned()])));
 
     let mut lines: Vec<_> = LISTED.lines().collect();
     let first = lines.iter().position(|line| line.starts_with("-A ROLEGATE ")).unwrap();
     lines.swap(first, first + 1);
-    let redirect = Chain::wanted(&rule_set(&[]), Hook::Redirect, Family::V4, Table::Security);
-    let [difference] = &Listing::parse(&lines.join("\n")).differences(&redirect)[..] else { panic!("not one difference") };
+    let redirect = Chain::wanted(&rule_set(&[]), Hook::Redirect, Family::V4, KernelTable::Security);
+    let [difference] = &IptablesListing::parse(&lines.join("\n")).differences(&redirect)[..] else { panic!("not one difference") };
     assert_eq!(difference.ask, None);
 }
 
@@ -178,34 +178,35 @@ fn what_stands_in_quotes_is_no_jump_of_ours() {
         r#"-A INPUT -m comment --comment -j -j ACCEPT"#,
     ];
     let text = LISTED.replace("COMMIT\n*security", &format!("{}\nCOMMIT\n*security", foreign.join("\n")));
-    let listing = Listing::parse(&text);
+    let listing = IptablesListing::parse(&text);
     assert_eq!(differences(&listing, &rule_set(&[])), [""; 0]);
     for written in [text::install(&rule_set(&[]), Family::V4, &listing), text::remove(&Hook::ALL, &listing)] {
         assert!(!written.contains("comment"), "{written}");
     }
     // One of ours to which somebody added one is ours.
     let own = LISTED.replace("-j ROLEGATE-GUARD", r#"-m comment --comment "x -j ACCEPT" -j ROLEGATE-GUARD"#);
-    let [difference] = &differences(&Listing::parse(&own), &rule_set(&[]))[..] else { panic!("not one difference") };
+    let [difference] = &differences(&IptablesListing::parse(&own), &rule_set(&[]))[..] else { panic!("not one difference") };
     assert!(difference.starts_with("table filter: the jump to ROLEGATE-GUARD is not the wanted one"), "{difference}");
     assert!(
-        text::remove(&Hook::ALL, &Listing::parse(&own)).contains(r#"-D FORWARD -d 169.254.169.254/32 -m comment --comment "x -j ACCEPT""#)
+        text::remove(&Hook::ALL, &IptablesListing::parse(&own))
+            .contains(r#"-D FORWARD -d 169.254.169.254/32 -m comment --comment "x -j ACCEPT""#)
     );
 }
 
 /// What the nft flavour prints of single chains is the same as what it prints of all.
 #[test]
 fn chains_are_read_one_by_one() {
-    let mut listing = Listing::default();
+    let mut listing = IptablesListing::default();
     for (table, chain, text) in [
-        (Table::Filter, "FORWARD", "-P FORWARD ACCEPT\n-A FORWARD -d 169.254.169.254/32 -j ROLEGATE-GUARD\n"),
+        (KernelTable::Filter, "FORWARD", "-P FORWARD ACCEPT\n-A FORWARD -d 169.254.169.254/32 -j ROLEGATE-GUARD\n"),
         (
-            Table::Filter,
+            KernelTable::Filter,
             "ROLEGATE-GUARD",
             "-N ROLEGATE-GUARD\n-A ROLEGATE-GUARD -d 169.254.169.254/32 -p tcp -j REJECT --reject-with tcp-reset\n\
              -A ROLEGATE-GUARD -d 169.254.169.254/32 -j REJECT --reject-with icmp-port-unreachable\n",
         ),
-        (Table::Security, "FORWARD", "-P FORWARD ACCEPT\n"),
-        (Table::Security, "ROLEGATE-BACKSTOP", "-N ROLEGATE-BACKSTOP\n"),
+        (KernelTable::Security, "FORWARD", "-P FORWARD ACCEPT\n"),
+        (KernelTable::Security, "ROLEGATE-BACKSTOP", "-N ROLEGATE-BACKSTOP\n"),
     ] {
         listing.add(table, text);
         assert!(listing.has_chain(table, chain));
@@ -221,24 +222,24 @@ fn chains_are_read_one_by_one() {
 
 #[test]
 fn a_kernel_without_the_table_security_has_its_backstop_in_mangle() {
-    let mut without = Listing::default();
-    without.backstop = Table::Mangle;
+    let mut without = IptablesListing::default();
+    without.backstop = KernelTable::Mangle;
     let text = text::install(&RuleSet::guard_alone(), Family::V4, &without);
     assert_eq!(text, render(&RuleSet::guard_alone(), Family::V4).replace("*security", "*mangle"));
     let both = LISTED.to_owned() + &LISTED.replace("*security", "*mangle");
-    let removed = text::remove(&[Hook::Backstop], &Listing::parse(&both));
+    let removed = text::remove(&[Hook::Backstop], &IptablesListing::parse(&both));
     assert!(removed.contains("*mangle\n-D FORWARD") && removed.contains("*security\n-D FORWARD"), "{removed}");
 }
 
 #[test]
 fn what_is_there_is_replaced_and_what_is_too_much_taken_away() {
     let twice = LISTED.replace("-A PREROUTING -d", "-A PREROUTING -p tcp -j ROLEGATE\n-A PREROUTING -d");
-    let text = text::install(&rule_set(&[]), Family::V4, &Listing::parse(&twice));
+    let text = text::install(&rule_set(&[]), Family::V4, &IptablesListing::parse(&twice));
     let jumps: Vec<_> = text.lines().filter(|line| line.contains("PREROUTING")).collect();
     let jump = "-d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j ROLEGATE";
     assert_eq!(jumps, ["-D PREROUTING -p tcp -j ROLEGATE", &format!("-D PREROUTING {jump}"), &format!("-I PREROUTING 1 {jump}")]);
 
-    let guard = text::install(&RuleSet::guard_alone(), Family::V4, &Listing::parse(LISTED));
+    let guard = text::install(&RuleSet::guard_alone(), Family::V4, &IptablesListing::parse(LISTED));
     for line in [
         "-F ROLEGATE",
         "-X ROLEGATE",
@@ -254,14 +255,14 @@ fn what_is_there_is_replaced_and_what_is_too_much_taken_away() {
 fn the_guard_goes_in_first_and_comes_out_last() {
     let text = render(&rule_set(&[]), Family::V4);
     assert!(text.starts_with("*filter\n:ROLEGATE-GUARD"), "{text}");
-    let text = text::remove(&Hook::ALL, &Listing::parse(LISTED));
+    let text = text::remove(&Hook::ALL, &IptablesListing::parse(LISTED));
     assert!(text.starts_with("*nat\n") && text.trim_end().ends_with("COMMIT") && text.contains("-X ROLEGATE-GUARD"), "{text}");
-    assert_eq!(text::remove(&Hook::ALL, &Listing::parse("*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j ACCEPT\nCOMMIT\n")), "");
+    assert_eq!(text::remove(&Hook::ALL, &IptablesListing::parse("*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j ACCEPT\nCOMMIT\n")), "");
 }
 
 #[test]
 fn tables_that_the_program_cannot_read_are_named() {
-    assert_eq!(Listing::parse("# Table `nat' is incompatible, use 'nft' tool.\n").unreadable, ["nat"]);
+    assert_eq!(IptablesListing::parse("# Table `nat' is incompatible, use 'nft' tool.\n").unreadable, ["nat"]);
 }
 
 #[test]

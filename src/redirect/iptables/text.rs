@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::listing::{Listing, Table};
+use super::listing::{IptablesListing, KernelTable};
 use crate::config::InterfaceMatch;
 use crate::proxy::route::METADATA_PORT;
-use crate::redirect::rules::{Family, Hook, LOOPBACK, Match, Rule, RuleSet, Verdict};
+use crate::redirect::rules::{Family, Hook, LOOPBACK, Match, PacketVerdict, Rule, RuleSet};
 
 /// The hooks in the order in which they are put in: the guard before all else.
 pub(super) const ORDER: [Hook; 4] = [Hook::Guard, Hook::Backstop, Hook::Direct, Hook::Redirect];
@@ -14,7 +14,7 @@ pub(super) const ORDER: [Hook; 4] = [Hook::Guard, Hook::Backstop, Hook::Direct, 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Chain {
     /// Where both are, and how they are called.
-    pub(super) place: Place,
+    pub(super) place: ChainPosition,
     /// What the jump matches, without its target.
     pub(super) entry: String,
     /// The chain's rules; none where there is to be no such chain.
@@ -23,32 +23,32 @@ pub(super) struct Chain {
 
 /// Where the chain of a hook is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct ChainPosition {
     /// The table.
-    pub(super) table: Table,
+    pub(super) table: KernelTable,
     /// The kernel's chain.
     pub(super) from: &'static str,
     /// Ours.
     pub(super) chain: &'static str,
 }
 
-impl Place {
+impl ChainPosition {
     /// `backstop` is the table that the kernel can have the backstop in. It is `security`, which comes after `filter`, so that
     /// what the guard rejects hears of it at once; without that, `mangle`, which comes before.
-    pub(super) const fn of(hook: Hook, backstop: Table) -> Self {
+    pub(super) const fn of(hook: Hook, backstop: KernelTable) -> Self {
         match hook {
             Hook::Backstop => Self { table: backstop, from: "FORWARD", chain: "ROLEGATE-BACKSTOP" },
-            Hook::Guard => Self { table: Table::Filter, from: "FORWARD", chain: "ROLEGATE-GUARD" },
-            Hook::Direct => Self { table: Table::Filter, from: "INPUT", chain: "ROLEGATE-DIRECT" },
-            Hook::Redirect => Self { table: Table::Nat, from: "PREROUTING", chain: "ROLEGATE" },
+            Hook::Guard => Self { table: KernelTable::Filter, from: "FORWARD", chain: "ROLEGATE-GUARD" },
+            Hook::Direct => Self { table: KernelTable::Filter, from: "INPUT", chain: "ROLEGATE-DIRECT" },
+            Hook::Redirect => Self { table: KernelTable::Nat, from: "PREROUTING", chain: "ROLEGATE" },
         }
     }
 
     /// Every one that can have something of these hooks.
     pub(super) fn all(hooks: &[Hook]) -> Vec<Self> {
         let one = |hook: &Hook| match hook {
-            Hook::Backstop => [Table::Security, Table::Mangle].map(|table| Self::of(*hook, table)).to_vec(),
-            _ => vec![Self::of(*hook, Table::Security)],
+            Hook::Backstop => [KernelTable::Security, KernelTable::Mangle].map(|table| Self::of(*hook, table)).to_vec(),
+            _ => vec![Self::of(*hook, KernelTable::Security)],
         };
         hooks.iter().flat_map(one).collect()
     }
@@ -56,7 +56,7 @@ impl Place {
 
 impl Chain {
     /// What one hook is to have for a family.
-    pub(super) fn wanted(rules: &RuleSet, hook: Hook, family: Family, backstop: Table) -> Self {
+    pub(super) fn wanted(rules: &RuleSet, hook: Hook, family: Family, backstop: KernelTable) -> Self {
         let to_metadata = match_words(&Match::To(family.metadata()));
         // Every packet of the node meets these, and most of them only these.
         let entry = match hook {
@@ -68,7 +68,7 @@ impl Chain {
                 [Match::Interface(not_loopback), Match::TcpPort(port)].each_ref().map(match_words).join(" ")
             }
         };
-        Self { place: Place::of(hook, backstop), entry, rules: rules.rules(hook, family).iter().map(rule_words).collect() }
+        Self { place: ChainPosition::of(hook, backstop), entry, rules: rules.rules(hook, family).iter().map(rule_words).collect() }
     }
 
     /// The jump, without the chain that it is in.
@@ -83,23 +83,23 @@ impl Chain {
 /// a later table is refused. Naming a
 /// chain empties it; jumps that are there are taken out and one is put in at the head within the same transaction, so that
 /// there is no moment without.
-pub(super) fn install(rules: &RuleSet, family: Family, present: &Listing) -> String {
+pub(super) fn install(rules: &RuleSet, family: Family, present: &IptablesListing) -> String {
     let chains = ORDER.map(|hook| Chain::wanted(rules, hook, family, present.backstop));
-    tables([Table::Filter, Table::Security, Table::Mangle, Table::Nat], |table| {
+    tables([KernelTable::Filter, KernelTable::Security, KernelTable::Mangle, KernelTable::Nat], |table| {
         chains.iter().filter(|chain| chain.place.table == table).flat_map(|chain| change(chain, present)).collect()
     })
 }
 
 /// What it reads to take away the chains of these hooks and every jump to them; nothing where there are none. Requests stop
 /// coming here before the guard goes.
-pub(super) fn remove(hooks: &[Hook], present: &Listing) -> String {
-    let places = Place::all(hooks);
-    tables([Table::Nat, Table::Filter, Table::Mangle, Table::Security], |table| {
+pub(super) fn remove(hooks: &[Hook], present: &IptablesListing) -> String {
+    let places = ChainPosition::all(hooks);
+    tables([KernelTable::Nat, KernelTable::Filter, KernelTable::Mangle, KernelTable::Security], |table| {
         places.iter().filter(|place| place.table == table).flat_map(|place| removal(*place, present)).collect()
     })
 }
 
-fn tables(order: [Table; 4], lines: impl Fn(Table) -> Vec<String>) -> String {
+fn tables(order: [KernelTable; 4], lines: impl Fn(KernelTable) -> Vec<String>) -> String {
     let mut text = String::new();
     for table in order {
         let lines = lines(table);
@@ -110,11 +110,11 @@ fn tables(order: [Table; 4], lines: impl Fn(Table) -> Vec<String>) -> String {
     text
 }
 
-fn change(chain: &Chain, present: &Listing) -> Vec<String> {
+fn change(chain: &Chain, present: &IptablesListing) -> Vec<String> {
     if chain.rules.is_empty() {
         return removal(chain.place, present);
     }
-    let Place { table, from, chain: name } = chain.place;
+    let ChainPosition { table, from, chain: name } = chain.place;
     let mut lines = vec![format!(":{name} - [0:0]")];
     lines.extend(chain.rules.iter().map(|rule| format!("-A {name} {rule}")));
     lines.extend(present.jumps(table, name).map(|jump| jump.deletion()));
@@ -122,7 +122,7 @@ fn change(chain: &Chain, present: &Listing) -> Vec<String> {
     lines
 }
 
-fn removal(place: Place, present: &Listing) -> Vec<String> {
+fn removal(place: ChainPosition, present: &IptablesListing) -> Vec<String> {
     let mut lines: Vec<_> = present.jumps(place.table, place.chain).map(|jump| jump.deletion()).collect();
     if present.has_chain(place.table, place.chain) {
         lines.extend([format!("-F {}", place.chain), format!("-X {}", place.chain)]);
@@ -133,14 +133,14 @@ fn removal(place: Place, present: &Listing) -> Vec<String> {
 fn rule_words(rule: &Rule) -> String {
     let mut words: Vec<_> = rule.matches.iter().map(match_words).collect();
     words.push(match rule.verdict {
-        Verdict::Dnat(target) => format!("-j DNAT --to-destination {target}"),
-        Verdict::Return => "-j RETURN".to_owned(),
-        Verdict::Reset => "-j REJECT --reject-with tcp-reset".to_owned(),
-        Verdict::Reject => match rule.family {
+        PacketVerdict::Dnat(target) => format!("-j DNAT --to-destination {target}"),
+        PacketVerdict::Return => "-j RETURN".to_owned(),
+        PacketVerdict::Reset => "-j REJECT --reject-with tcp-reset".to_owned(),
+        PacketVerdict::Reject => match rule.family {
             Family::V4 => "-j REJECT --reject-with icmp-port-unreachable".to_owned(),
             Family::V6 => "-j REJECT --reject-with icmp6-port-unreachable".to_owned(),
         },
-        Verdict::Drop => "-j DROP".to_owned(),
+        PacketVerdict::Drop => "-j DROP".to_owned(),
     });
     words.join(" ")
 }

@@ -7,25 +7,25 @@ use std::net::SocketAddr;
 use serde_json::{Map, Value, json};
 
 use super::text::protocol;
-use super::{Place, TABLE, pattern, rules_of};
+use super::{ChainHook, TABLE, pattern, rules_of};
 use crate::redirect::observed::ObservedRules;
-use crate::redirect::rules::{Family, Hook, Match, Rule, RuleSet, Verdict};
+use crate::redirect::rules::{Family, Hook, Match, PacketVerdict, Rule, RuleSet};
 
 /// How many of somebody else's rules a difference quotes.
 const QUOTED: usize = 3;
 
 /// A table, without what says nothing about packets: handles, counters, comments.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Listing {
+pub(super) struct NftListing {
     /// It has flags: somebody put it to sleep.
     flags: bool,
-    chains: BTreeMap<String, Chain>,
+    chains: BTreeMap<String, ListedChain>,
     /// What else is in it: sets, maps and their like.
     others: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Chain {
+struct ListedChain {
     /// Where it hooks in, and how; nothing for one that packets only reach from another.
     hook: String,
     rules: Vec<Statements>,
@@ -35,15 +35,15 @@ struct Chain {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Statements(Vec<Value>);
 
-impl Listing {
+impl NftListing {
     /// What is expected where these rules are in place.
     pub(super) fn of(rules: &RuleSet) -> Self {
         let mut listing = Self::default();
         for hook in Hook::ALL {
             let rules = rules_of(rules, hook);
-            if let Some(Place { chain, kind, hook, priority }) = Place::of(hook).filter(|_| !rules.is_empty()) {
+            if let Some(ChainHook { chain, kind, hook, priority }) = ChainHook::of(hook).filter(|_| !rules.is_empty()) {
                 let hook = hooked(kind, hook, priority.into(), "accept");
-                listing.chains.insert(chain.to_owned(), Chain { hook, rules: rules.iter().map(Statements::of).collect() });
+                listing.chains.insert(chain.to_owned(), ListedChain { hook, rules: rules.iter().map(Statements::of).collect() });
             }
         }
         listing
@@ -60,7 +60,7 @@ impl Listing {
                 "metainfo" => {}
                 "table" => listing.flags = value.get("flags").is_some(),
                 "chain" => {
-                    let chain = Chain { hook: hook(value), rules: Vec::new() };
+                    let chain = ListedChain { hook: hook(value), rules: Vec::new() };
                     listing.chains.insert(text(&value["name"]), chain);
                 }
                 "rule" => rules.push(value),
@@ -98,7 +98,7 @@ impl Listing {
     /// nothing else stands.
     pub(super) fn observed(&self) -> ObservedRules {
         let wanted = Self::of(&RuleSet::guard_alone());
-        let chains = Place::of(Hook::Guard).and_then(|place| Some((self.chains.get(place.chain)?, wanted.chains.get(place.chain)?)));
+        let chains = ChainHook::of(Hook::Guard).and_then(|place| Some((self.chains.get(place.chain)?, wanted.chains.get(place.chain)?)));
         let guard = chains.filter(|(found, wanted)| {
             let is_ours = |rule: &Statements| wanted.rules.iter().any(|wanted| rule.says(wanted));
             !self.flags && found.hook == wanted.hook && found.rules.iter().all(is_ours)
@@ -107,7 +107,7 @@ impl Listing {
             let rules = RuleSet::guard_alone().rules(Hook::Guard, *family);
             guard.is_some_and(|(found, _)| rules.iter().all(|rule| found.rules.iter().any(|found| found.says(&Statements::of(rule)))))
         };
-        let redirect = Place::of(Hook::Redirect).and_then(|place| self.chains.get(place.chain));
+        let redirect = ChainHook::of(Hook::Redirect).and_then(|place| self.chains.get(place.chain));
         let targets = redirect.into_iter().flat_map(|chain| &chain.rules).filter_map(|rule| {
             let dnat = &rule.0.last()?["dnat"];
             Some(SocketAddr::new(dnat["addr"].as_str()?.parse().ok()?, dnat["port"].as_u64()?.try_into().ok()?))
@@ -122,7 +122,7 @@ impl Listing {
     /// value, each with its operator. Only what a version adds or leaves out by itself may differ: the names of the fields,
     /// and the protocol that another match or the verdict demands anyway.
     pub(super) fn is_another_wording_of(&self, wanted: &Self) -> bool {
-        let same_chain = |(name, wanted): (&String, &Chain)| {
+        let same_chain = |(name, wanted): (&String, &ListedChain)| {
             let Some(found) = self.chains.get(name) else { return false };
             let mut pairs = found.rules.iter().zip(&wanted.rules);
             found.hook == wanted.hook && found.rules.len() == wanted.rules.len() && pairs.all(|(found, wanted)| found.rewords(wanted))
@@ -132,7 +132,7 @@ impl Listing {
 }
 
 /// What it is, for a person: what was taken away.
-impl fmt::Display for Listing {
+impl fmt::Display for NftListing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let chains: Vec<_> = self.chains.iter().map(|(name, chain)| format!("{name} ({})", count(chain.rules.len()))).collect();
         let chains = if chains.is_empty() { "no chain".to_owned() } else { format!("the chains {}", chains.join(", ")) };
@@ -140,7 +140,7 @@ impl fmt::Display for Listing {
     }
 }
 
-impl Chain {
+impl ListedChain {
     fn differences(&self, name: &str, wanted: &Self, said: &mut Vec<String>) {
         if self.hook != wanted.hook {
             let hook = if self.hook.is_empty() { "nowhere" } else { &self.hook };
@@ -182,11 +182,11 @@ impl Statements {
             json!({"match": {"op": operator, "left": left, "right": right}})
         });
         let verdict = match rule.verdict {
-            Verdict::Dnat(target) => json!({"dnat": {"addr": target.ip(), "port": target.port()}}),
-            Verdict::Return => json!({"return": null}),
-            Verdict::Reset => json!({"reject": {"type": "tcp reset"}}),
-            Verdict::Reject => json!({"reject": null}),
-            Verdict::Drop => json!({"drop": null}),
+            PacketVerdict::Dnat(target) => json!({"dnat": {"addr": target.ip(), "port": target.port()}}),
+            PacketVerdict::Return => json!({"return": null}),
+            PacketVerdict::Reset => json!({"reject": {"type": "tcp reset"}}),
+            PacketVerdict::Reject => json!({"reject": null}),
+            PacketVerdict::Drop => json!({"drop": null}),
         };
         Self(matches.chain([verdict]).collect())
     }
@@ -210,7 +210,7 @@ impl Statements {
         bare(self) == bare(wanted)
     }
 
-    /// See [`Listing::is_another_wording_of`].
+    /// See [`NftListing::is_another_wording_of`].
     fn rewords(&self, wanted: &Self) -> bool {
         let (Some((verdict, matches)), Some((wanted_verdict, wanted_matches))) = (self.0.split_last(), wanted.0.split_last()) else {
             return false;

@@ -62,10 +62,10 @@ fn listed() -> String {
 }
 
 /// The same with something replaced that is in it.
-fn changed(from: &str, to: &str) -> Listing {
+fn changed(from: &str, to: &str) -> NftListing {
     let listed = listed();
     assert!(listed.contains(from), "{from}");
-    Listing::read(&listed.replacen(from, to, 1)).unwrap()
+    NftListing::read(&listed.replacen(from, to, 1)).unwrap()
 }
 
 #[test]
@@ -116,9 +116,9 @@ fn every_rule_has_an_address() {
 
 #[test]
 fn what_was_listed_is_what_was_wanted() {
-    let found = Listing::read(&listed()).unwrap();
-    assert_eq!(found, Listing::of(&full(&[])));
-    assert_eq!(found.differences(&Listing::of(&full(&[]))), [""; 0]);
+    let found = NftListing::read(&listed()).unwrap();
+    assert_eq!(found, NftListing::of(&full(&[])));
+    assert_eq!(found.differences(&NftListing::of(&full(&[]))), [""; 0]);
     assert_eq!(found.to_string(), "the table inet rolegate with the chains direct (2 rules), guard (4 rules), redirection (4 rules)");
 }
 
@@ -127,13 +127,13 @@ fn a_listing_that_is_none_is_an_error() {
     for json in
         ["", "{}", "[]", r#"{"nftables": [{"rule": {"chain": "guard"}}]}"#, r#"{"nftables": [{"rule": {"chain": "guard", "expr": []}}]}"#]
     {
-        assert!(Listing::read(json).is_err(), "{json}");
+        assert!(NftListing::read(json).is_err(), "{json}");
     }
 }
 
 #[test]
 fn differences_are_said_in_words() {
-    let wanted = Listing::of(&full(&[]));
+    let wanted = NftListing::of(&full(&[]));
     let said = |from: &str, to: &str| changed(from, to).differences(&wanted).join("\n");
     assert_eq!(said(r#""handle": 2"#, r#""handle": 2, "flags": "dormant""#).lines().count(), 1);
     assert!(
@@ -151,10 +151,10 @@ fn differences_are_said_in_words() {
         "in the chain guard is another rule: ip daddr 169.254.169.254 meta l4proto tcp accept\n\
          in the chain guard this rule is missing: ip daddr 169.254.169.254 meta l4proto tcp reject with tcp reset"
     );
-    let alone = Listing::of(&RuleSet::guard_alone());
+    let alone = NftListing::of(&RuleSet::guard_alone());
     assert_eq!(alone.differences(&wanted), ["the chain direct is missing", "the chain redirection is missing"]);
     assert_eq!(wanted.differences(&alone)[0], "the table inet rolegate has a chain direct that is not wanted");
-    let nothing = Listing::read(r#"{"nftables": [{"chain": {"name": "guard"}}, {"set": {"name": "s"}}]}"#).unwrap();
+    let nothing = NftListing::read(r#"{"nftables": [{"chain": {"name": "guard"}}, {"set": {"name": "s"}}]}"#).unwrap();
     assert_eq!(
         nothing.differences(&alone)[..2],
         [
@@ -176,14 +176,14 @@ fn the_order_of_rules_counts() {
     };
     let ((a, b), (c, d)) = (object(first), object(second));
     let swapped = format!("{}{}{}{}{}", &listed[..a], &listed[c..d], &listed[b..c], &listed[a..b], &listed[d..]);
-    let found = Listing::read(&swapped).unwrap();
-    assert_eq!(found.differences(&Listing::of(&full(&[]))), ["the rules of the chain guard stand in another order"]);
-    assert!(!found.is_another_wording_of(&Listing::of(&full(&[]))));
+    let found = NftListing::read(&swapped).unwrap();
+    assert_eq!(found.differences(&NftListing::of(&full(&[]))), ["the rules of the chain guard stand in another order"]);
+    assert!(!found.is_another_wording_of(&NftListing::of(&full(&[]))));
 }
 
 #[test]
 fn another_versions_words_may_be_remembered() {
-    let wanted = Listing::of(&full(&[]));
+    let wanted = NftListing::of(&full(&[]));
     let tcp = r#"{"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}}, "#;
     let ipv4 = r#"{"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}}, "#;
     for (from, to) in [
@@ -199,7 +199,7 @@ fn another_versions_words_may_be_remembered() {
 
 #[test]
 fn what_lacks_something_is_never_remembered() {
-    let wanted = Listing::of(&full(&[]));
+    let wanted = NftListing::of(&full(&[]));
     let established = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}}, "#;
     for (from, to) in [
         (r#""handle": 2"#, r#""handle": 2, "flags": "dormant""#),
@@ -217,10 +217,10 @@ fn what_lacks_something_is_never_remembered() {
         let found = changed(from, to);
         assert!(found != wanted && !found.is_another_wording_of(&wanted), "{from} → {to}");
     }
-    assert!(!Listing::of(&RuleSet::guard_alone()).is_another_wording_of(&wanted));
-    assert!(!wanted.is_another_wording_of(&Listing::of(&RuleSet::guard_alone())));
-    assert!(!Listing::default().is_another_wording_of(&wanted));
-    assert!(!Listing::of(&full(&[("eth0", true)])).is_another_wording_of(&wanted));
+    assert!(!NftListing::of(&RuleSet::guard_alone()).is_another_wording_of(&wanted));
+    assert!(!wanted.is_another_wording_of(&NftListing::of(&RuleSet::guard_alone())));
+    assert!(!NftListing::default().is_another_wording_of(&wanted));
+    assert!(!NftListing::of(&full(&[("eth0", true)])).is_another_wording_of(&wanted));
 }
 
 #[test]
@@ -253,8 +253,8 @@ fn chains_of_nat_ahead_of_ours_are_named() {
 
 #[test]
 fn only_what_rejects_every_packet_to_the_address_is_a_guard() {
-    let guards = |found: &Listing| found.observed().guards.into_iter().collect::<Vec<_>>();
-    assert_eq!(guards(&Listing::read(&listed()).unwrap()), Family::ALL);
+    let guards = |found: &NftListing| found.observed().guards.into_iter().collect::<Vec<_>>();
+    assert_eq!(guards(&NftListing::read(&listed()).unwrap()), Family::ALL);
     let tcp = r#"{"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}}, "#;
     let plain = r#"{"reject": {"type": "icmp", "expr": "port-unreachable"}}"#;
     let to = r#"{"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "daddr"}}, "right": "169.254.169.254"}}, "#;

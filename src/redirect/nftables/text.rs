@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use super::{Place, TABLE, pattern, rules_of};
-use crate::redirect::rules::{Hook, Match, Rule, RuleSet, Verdict};
+use super::{ChainHook, TABLE, pattern, rules_of};
+use crate::redirect::rules::{Hook, Match, PacketVerdict, Rule, RuleSet};
 
 /// One transaction that leaves our table with these rules, whatever it held: only a table that is there can be deleted, so
 /// it is added first.
@@ -11,7 +11,7 @@ pub(super) fn render(rules: &RuleSet) -> String {
     let mut text = format!("table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
     for hook in Hook::ALL {
         let rules = rules_of(rules, hook);
-        let Some(Place { chain, kind, hook, priority }) = Place::of(hook).filter(|_| !rules.is_empty()) else { continue };
+        let Some(ChainHook { chain, kind, hook, priority }) = ChainHook::of(hook).filter(|_| !rules.is_empty()) else { continue };
         text.push_str(&format!("\tchain {chain} {{\n\t\ttype {kind} hook {hook} priority {priority}; policy accept;\n"));
         for rule in rules {
             text.push_str(&format!("\t\t{}\n", self::rule(&rule)));
@@ -41,14 +41,14 @@ fn one_match(one: &Match) -> String {
     }
 }
 
-fn verdict(verdict: Verdict) -> String {
+fn verdict(verdict: PacketVerdict) -> String {
     match verdict {
-        Verdict::Dnat(target) => format!("dnat {} to {target}", protocol(target.ip())),
-        Verdict::Return => "return".to_owned(),
-        Verdict::Reset => "reject with tcp reset".to_owned(),
+        PacketVerdict::Dnat(target) => format!("dnat {} to {target}", protocol(target.ip())),
+        PacketVerdict::Return => "return".to_owned(),
+        PacketVerdict::Reset => "reject with tcp reset".to_owned(),
         // "Port unreachable" of the packet's family.
-        Verdict::Reject => "reject".to_owned(),
-        Verdict::Drop => "drop".to_owned(),
+        PacketVerdict::Reject => "reject".to_owned(),
+        PacketVerdict::Drop => "drop".to_owned(),
     }
 }
 

@@ -106,7 +106,7 @@ impl Backend for Kernel {
     }
 }
 
-impl Surroundings for Kernel {
+impl ReconcilerEnvironment for Kernel {
     async fn changed(&mut self) {
         self.1.notified().await;
     }

@@ -9,10 +9,10 @@ use allowance::{BURST, PLACES, REFILL};
 use queue::PLACES_IN_ALL;
 
 /// One at a time, and as many in a second as there may be.
-const ONE: Limits = Limits { rate: 100_000, max_rate: 100_000, concurrency: 1 };
+const ONE: StsLimits = StsLimits { rate: 100_000, max_rate: 100_000, concurrency: 1 };
 
 /// Lets the turns come one by one, and hears of each whose it was.
-fn order<T>(first: Permit, turns: &mut Vec<(T, oneshot::Receiver<Turn>)>) -> Vec<T> {
+fn order<T>(first: StsPermit, turns: &mut Vec<(T, oneshot::Receiver<TurnResult>)>) -> Vec<T> {
     let (mut running, mut order) = (first, Vec::new());
     // Some were superseded.
     turns.retain_mut(|(_, turn)| !matches!(turn.try_recv(), Ok(Err(_))));
@@ -41,9 +41,9 @@ proptest! {
         is_demand in any::<bool>(),
     ) {
         run(async {
-            let cause = if is_demand { Cause::Demand } else { Cause::Prefetch };
+            let cause = if is_demand { CallCause::Demand } else { CallCause::Prefetch };
             let gate = gate(ONE);
-            let running = place(&gate, Cause::Demand).1.await.unwrap().unwrap();
+            let running = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
             let mut turns = Vec::new();
             let mut namespaces = std::collections::BTreeSet::new();
             for (namespace, number) in flood {
@@ -67,13 +67,13 @@ proptest! {
     #[test]
     fn nothing_is_left_of_what_has_gone(steps in proptest::collection::vec((0_u8..6, 0_usize..4, 0_usize..4), 1..200)) {
         run(async {
-            let gate = gate(Limits { concurrency: 3, ..ONE });
+            let gate = gate(StsLimits { concurrency: 3, ..ONE });
             let (mut tickets, mut turns, mut permits) = (Vec::new(), Vec::new(), Vec::new());
             for (step, namespace, number) in steps {
                 let caller = pod(&format!("tenant-{namespace}"), &number.to_string());
                 match step {
                     0 | 1 => {
-                        let cause = if step == 0 { Cause::Demand } else { Cause::Prefetch };
+                        let cause = if step == 0 { CallCause::Demand } else { CallCause::Prefetch };
                         // A session that pods of two namespaces share.
                         let callers = [caller, pod("shared", &number.to_string())];
                         let application = Application { cause, left: None, callers: &callers, is_new: number % 2 == 0 };
@@ -111,7 +111,7 @@ proptest! {
                 }
             }
             drop(state);
-            for cause in Cause::ALL {
+            for cause in CallCause::ALL {
                 assert_eq!(gate.0.metrics.sts_queue(cause.name()).get(), 0, "{cause:?}");
             }
         });
@@ -121,37 +121,37 @@ proptest! {
 #[tokio::test(start_paused = true)]
 async fn a_pod_has_two_places_and_its_latest_request_takes_the_place_of_what_it_needed_before() {
     let gate = gate(ONE);
-    let running = place(&gate, Cause::Demand).1.await.unwrap().unwrap();
+    let running = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     let web = pod("shop", "web");
-    let (first, second) = (apply(&gate, Cause::Prefetch, &web).unwrap().1, apply(&gate, Cause::Demand, &web).unwrap().1);
-    let mut third = apply(&gate, Cause::Prefetch, &web).unwrap().1;
+    let (first, second) = (apply(&gate, CallCause::Prefetch, &web).unwrap().1, apply(&gate, CallCause::Demand, &web).unwrap().1);
+    let mut third = apply(&gate, CallCause::Prefetch, &web).unwrap().1;
     assert_eq!(first.await.unwrap().unwrap_err(), NotAsked::Superseded);
     drop(running);
     let permit = second.await.unwrap().unwrap();
     // One under way and one that waits: the latter gives way.
-    let fourth = apply(&gate, Cause::Prefetch, &web).unwrap().1;
+    let fourth = apply(&gate, CallCause::Prefetch, &web).unwrap().1;
     assert_eq!(third.try_recv().unwrap().unwrap_err(), NotAsked::Superseded);
     drop(permit);
     let _permit = fourth.await.unwrap().unwrap();
-    assert_eq!(gate.0.metrics.sts_queue(Cause::Prefetch.name()).get(), 0);
+    assert_eq!(gate.0.metrics.sts_queue(CallCause::Prefetch.name()).get(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_under_way_takes_a_place_until_its_answer() {
-    let gate = gate(Limits { concurrency: 10, ..ONE });
+    let gate = gate(StsLimits { concurrency: 10, ..ONE });
     let web = pod("shop", "web");
-    let under_way: Vec<_> = (0..PLACES).map(|_| apply(&gate, Cause::Demand, &web).unwrap().1.try_recv().unwrap().unwrap()).collect();
-    let turned_away = apply(&gate, Cause::Demand, &web).unwrap_err();
+    let under_way: Vec<_> = (0..PLACES).map(|_| apply(&gate, CallCause::Demand, &web).unwrap().1.try_recv().unwrap().unwrap()).collect();
+    let turned_away = apply(&gate, CallCause::Demand, &web).unwrap_err();
     assert_eq!(turned_away.why, NotAsked::TooManyChanges);
     drop(under_way);
-    assert!(apply(&gate, Cause::Demand, &web).is_ok());
+    assert!(apply(&gate, CallCause::Demand, &web).is_ok());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_pod_causes_five_new_sessions_at_once_and_one_more_each_ten_seconds() {
     let gate = gate(ONE);
     let web = pod("shop", "web");
-    let made = |gate: &Gate| apply(gate, Cause::Demand, &web).map(|(_, mut turn)| assert!(come(&mut turn).is_some()));
+    let made = |gate: &Gate| apply(gate, CallCause::Demand, &web).map(|(_, mut turn)| assert!(come(&mut turn).is_some()));
     for _ in 0..BURST {
         made(&gate).unwrap();
     }
@@ -159,9 +159,9 @@ async fn a_pod_causes_five_new_sessions_at_once_and_one_more_each_ten_seconds() 
     assert_eq!(turned_away.why, NotAsked::TooManyChanges);
     assert!((REFILL - Duration::from_millis(1)..=REFILL + Duration::from_millis(1)).contains(&turned_away.after), "{turned_away:?}");
     // A session that failed is no new one, and other pods have their own.
-    let again = gate.queue(&Application { cause: Cause::Demand, left: None, callers: std::slice::from_ref(&web), is_new: false });
+    let again = gate.queue(&Application { cause: CallCause::Demand, left: None, callers: std::slice::from_ref(&web), is_new: false });
     drop(again.unwrap());
-    assert!(apply(&gate, Cause::Demand, &pod("shop", "db")).is_ok());
+    assert!(apply(&gate, CallCause::Demand, &pod("shop", "db")).is_ok());
     let mut made_in_an_hour = 0;
     for _ in 0..3600 {
         pass(1000).await;
@@ -171,7 +171,7 @@ async fn a_pod_causes_five_new_sessions_at_once_and_one_more_each_ten_seconds() 
     pass(3600 * 1000).await;
     // Those that have their whole allowance are forgotten when there are many.
     for number in 0..10_000 {
-        let _ = apply(&gate, Cause::Demand, &pod("shop", &number.to_string())).unwrap().1.try_recv();
+        let _ = apply(&gate, CallCause::Demand, &pod("shop", &number.to_string())).unwrap().1.try_recv();
         pass(100).await;
     }
     assert!(gate.lock().allowances.known() <= 2048, "{}", gate.lock().allowances.known());
@@ -180,9 +180,9 @@ async fn a_pod_causes_five_new_sessions_at_once_and_one_more_each_ten_seconds() 
 #[tokio::test(start_paused = true)]
 async fn what_was_withdrawn_before_it_was_made_costs_nothing_of_the_allowance() {
     let gate = gate(ONE);
-    let _running = place(&gate, Cause::Demand).1.await.unwrap().unwrap();
+    let _running = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     for _ in 0..100 {
-        let (ticket, _turn) = apply(&gate, Cause::Prefetch, &pod("shop", "web")).unwrap();
+        let (ticket, _turn) = apply(&gate, CallCause::Prefetch, &pod("shop", "web")).unwrap();
         gate.withdraw(ticket);
     }
 }
@@ -190,14 +190,14 @@ async fn what_was_withdrawn_before_it_was_made_costs_nothing_of_the_allowance() 
 #[tokio::test(start_paused = true)]
 async fn a_session_that_pods_share_goes_by_whichever_has_a_turn_first() {
     let gate = gate(ONE);
-    let running = place(&gate, Cause::Demand).1.await.unwrap().unwrap();
+    let running = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     let (loud, quiet) = (pod("loud", "web"), pod("quiet", "web"));
     // The loud one has used up its places and has many neighbours.
     let mut turns: Vec<_> =
-        (0..100).map(|number| ("loud", apply(&gate, Cause::Prefetch, &pod("loud", &number.to_string())).unwrap().1)).collect();
-    turns.extend((0..PLACES).map(|_| ("loud", apply(&gate, Cause::Prefetch, &loud).unwrap().1)));
+        (0..100).map(|number| ("loud", apply(&gate, CallCause::Prefetch, &pod("loud", &number.to_string())).unwrap().1)).collect();
+    turns.extend((0..PLACES).map(|_| ("loud", apply(&gate, CallCause::Prefetch, &loud).unwrap().1)));
     let shared = [loud, quiet];
-    turns.push(("shared", gate.queue(&Application { cause: Cause::Prefetch, left: None, callers: &shared, is_new: true }).unwrap().1));
+    turns.push(("shared", gate.queue(&Application { cause: CallCause::Prefetch, left: None, callers: &shared, is_new: true }).unwrap().1));
     let order = order(running, &mut turns);
     assert!(order.iter().position(|whose| *whose == "shared").unwrap() <= 1, "it goes by the quiet one's turn");
 }
@@ -205,41 +205,41 @@ async fn a_session_that_pods_share_goes_by_whichever_has_a_turn_first() {
 #[tokio::test(start_paused = true)]
 async fn a_namespace_has_so_many_places_and_a_full_queue_takes_from_the_one_with_the_most() {
     let gate = gate(ONE);
-    let _running = place(&gate, Cause::Demand).1.await.unwrap().unwrap();
+    let _running = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     let mut turns: HashMap<String, Vec<_>> = HashMap::new();
     let mut fill = |namespace: &str, places: usize| {
         for number in 0..places {
-            let turn = apply(&gate, Cause::Prefetch, &pod(namespace, &number.to_string())).unwrap().1;
+            let turn = apply(&gate, CallCause::Prefetch, &pod(namespace, &number.to_string())).unwrap().1;
             turns.entry(namespace.to_owned()).or_default().push(turn);
         }
     };
     fill("loud", PLACES_OF_NAMESPACE);
-    let turned_away = apply(&gate, Cause::Demand, &pod("loud", "one more")).unwrap_err();
+    let turned_away = apply(&gate, CallCause::Demand, &pod("loud", "one more")).unwrap_err();
     assert_eq!(turned_away.why, NotAsked::QueueFull);
     for number in 0..4 {
         fill(&format!("other-{number}"), (PLACES_IN_ALL - PLACES_OF_NAMESPACE) / 4);
     }
     // All are taken: another namespace's pod takes one of the loud one's, the last that came.
-    assert!(apply(&gate, Cause::Prefetch, &pod("quiet", "web")).is_ok());
+    assert!(apply(&gate, CallCause::Prefetch, &pod("quiet", "web")).is_ok());
     let last = turns.get_mut("loud").unwrap().pop().unwrap();
     assert_eq!(last.await.unwrap().unwrap_err(), NotAsked::QueueFull);
     let metrics = String::from_utf8(gate.0.metrics.render()).unwrap();
     assert!(metrics.contains("rolegate_sts_turned_away_total{reason=\"queue-full\"} 2"), "{metrics}");
-    assert_eq!(gate.0.metrics.sts_queue(Cause::Prefetch.name()).get(), i64::try_from(PLACES_IN_ALL).unwrap());
+    assert_eq!(gate.0.metrics.sts_queue(CallCause::Prefetch.name()).get(), i64::try_from(PLACES_IN_ALL).unwrap());
 }
 
 /// An hour in which a pod changes 45 times a second, others come and go, and pods wait all the time: each session that nearly ends
 /// is renewed in time.
 #[tokio::test(start_paused = true)]
 async fn renewals_of_what_nearly_ends_are_made_in_time_under_any_flood() {
-    let gate = gate(Limits { rate: 20, max_rate: 20, concurrency: 16 });
+    let gate = gate(StsLimits { rate: 20, max_rate: 20, concurrency: 16 });
     let (mut waiting, mut renewals) = (Vec::new(), Vec::new());
     let (mut pods, mut latest) = (0_u64, Duration::ZERO);
     for second in 0..3600_u64 {
         // New pods of many namespaces, each of which waits: twice the rate of the gate.
         for _ in 0..45 {
             pods += 1;
-            if let Ok((_, turn)) = apply(&gate, Cause::Demand, &pod(&format!("tenant-{}", pods % 3), &pods.to_string())) {
+            if let Ok((_, turn)) = apply(&gate, CallCause::Demand, &pod(&format!("tenant-{}", pods % 3), &pods.to_string())) {
                 waiting.push(turn);
             }
         }

@@ -13,8 +13,8 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use super::super::directory::MAX_FILE;
-use super::super::keep::Pauses;
-use super::super::record::Record;
+use super::super::keep::RetryPauses;
+use super::super::record::AttachmentRecord;
 use super::files::{self, Written, pod};
 use super::{MAX_FILES, Results};
 use crate::digest::Digest;
@@ -45,7 +45,7 @@ fn begin_with(root: TempDir, compare: Duration) -> Kept {
     let (results, metrics) = (Results::none(), Metrics::new());
     let short = Duration::from_millis(5);
     // Reading thousands of files takes longer than a short pause: nothing else would be done.
-    let pauses = Pauses { retry: short, compare, replaced: short, full: Duration::from_secs(1) };
+    let pauses = RetryPauses { retry: short, compare, replaced: short, full: Duration::from_secs(1) };
     let task = tokio::spawn(results.clone().keep_with(root.path().join("results"), metrics.clone(), pauses));
     Kept { results, metrics, root, task }
 }
@@ -79,7 +79,7 @@ async fn within<T>(what: &str, wait: impl Future<Output = T>) -> T {
 
 fn pods(results: &Results, number: u32) -> Vec<Digest> {
     let [_, high, middle, low] = number.to_be_bytes();
-    results.of([10, high, middle, low].into()).iter().map(Record::pod).collect()
+    results.of([10, high, middle, low].into()).iter().map(AttachmentRecord::pod).collect()
 }
 
 /// The pod of this name, as it is remembered.
@@ -249,7 +249,7 @@ async fn another_directory_behind_the_path_is_found_by_comparison() {
     let link = root.path().join("cni");
     symlink(root.path().join("one"), &link).unwrap();
     let (results, short) = (Results::none(), Duration::from_millis(5));
-    let pauses = Pauses { retry: short, compare: short, replaced: short, full: short };
+    let pauses = RetryPauses { retry: short, compare: short, replaced: short, full: short };
     let task = tokio::spawn(results.clone().keep_with(link.join("results"), Metrics::new(), pauses));
     until(&results, "the first parent", |results| has(results, 1)).await;
     fs::remove_file(&link).unwrap();

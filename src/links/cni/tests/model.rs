@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::super::attachment::Attachment;
 use super::super::parse::parse;
-use super::super::record::Record;
-use super::super::table::Table;
+use super::super::record::AttachmentRecord;
+use super::super::table::AttachmentTable;
 use super::files::{self, Cache, Written};
 use crate::digest::Digest;
 
@@ -90,7 +90,7 @@ proptest! {
     fn the_table_is_the_list_of_its_files(
         changes in proptest::collection::vec((0..8_u8, proptest::collection::vec(0..4_u8, 0..4), 0..4_u64, any::<bool>()), 0..60),
     ) {
-        let mut table = Table::new(100);
+        let mut table = AttachmentTable::new(100);
         let mut model: BTreeMap<u8, Option<Attachment>> = BTreeMap::new();
         for (file, ips, written, remove) in changes {
             let before = table.empty();
@@ -115,7 +115,7 @@ proptest! {
                     .iter()
                     .filter_map(|(file, attachment)| attachment.as_ref().map(|attachment| (file, attachment)))
                     .filter(|(_, attachment)| attachment.ips.contains(&ip(last)))
-                    .flat_map(|(file, attachment)| Record::all_of(Digest::of_name(&[*file]), attachment))
+                    .flat_map(|(file, attachment)| AttachmentRecord::all_of(Digest::of_name(&[*file]), attachment))
                     .filter(|record| record.ip == Digest::of_ip(ip(last)))
                     .map(|record| format!("{record:?}"))
                     .collect();
@@ -150,9 +150,9 @@ fn attachment(file: u8, ips: &[u8], written: u64) -> Option<Attachment> {
 
 #[test]
 fn without_room_the_files_written_first_go() {
-    let mut table = Table::new(3);
-    let assert_pods = |table: &Table, wanted: [u8; 3]| {
-        let mut pods: Vec<Digest> = table.of(ip(1)).iter().map(Record::pod).collect();
+    let mut table = AttachmentTable::new(3);
+    let assert_pods = |table: &AttachmentTable, wanted: [u8; 3]| {
+        let mut pods: Vec<Digest> = table.of(ip(1)).iter().map(AttachmentRecord::pod).collect();
         let mut wanted = wanted.map(|file| Digest::of_pod("shop", &format!("web-{file}")));
         pods.sort();
         // One with three interfaces has two records.

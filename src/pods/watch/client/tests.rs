@@ -231,7 +231,7 @@ async fn an_answer_that_comes_without_end_is_not_waited_for() {
     let client = connect(&api).await.unwrap();
     let began = Instant::now();
     let failure = tokio::time::timeout(Duration::from_secs(600), client.ask_whole("/api/v1/pods")).await.expect("an end").unwrap_err();
-    assert!(matches!(failure, Failure::Slow), "{failure}");
+    assert!(matches!(failure, RequestFailure::Slow), "{failure}");
     assert!(began.elapsed() >= WHOLE_TIMEOUT && began.elapsed() < WHOLE_TIMEOUT * 2);
     trickling.abort();
 }

@@ -1,6 +1,6 @@
 //! Skipped values, and short values that are kept unchanged.
 
-use super::{Filter, State};
+use super::{Filter, ParserState};
 
 /// Bytes of a number or a literal.
 const MAX_LITERAL: usize = 64;
@@ -21,10 +21,10 @@ impl Filter<'_> {
 
     pub(super) fn begin_skipped(&mut self, byte: u8) {
         self.state = match byte {
-            b'{' | b'[' => State::Skipped(Skipped { depth: 1, in_string: false, escaped: false }),
-            b'"' => State::Skipped(Skipped { depth: 0, in_string: true, escaped: false }),
-            _ if is_begin_of_literal(byte) => State::SkippedLiteral,
-            _ => State::Broken,
+            b'{' | b'[' => ParserState::Skipped(Skipped { depth: 1, in_string: false, escaped: false }),
+            b'"' => ParserState::Skipped(Skipped { depth: 0, in_string: true, escaped: false }),
+            _ if is_begin_of_literal(byte) => ParserState::SkippedLiteral,
+            _ => ParserState::Broken,
         };
     }
 
@@ -57,7 +57,7 @@ impl Filter<'_> {
                 return read;
             }
         }
-        self.state = State::Skipped(skipped);
+        self.state = ParserState::Skipped(skipped);
         read
     }
 
@@ -68,7 +68,7 @@ impl Filter<'_> {
         }
         if length < MAX_LITERAL {
             self.kept.push(byte);
-            self.state = State::Literal { length: length + 1 };
+            self.state = ParserState::Literal { length: length + 1 };
         }
         true
     }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::pods::watch::fields;
-use crate::pods::watch::objects::{Annotation, Metadata, Object, OnlyMetadata, PodObject};
+use crate::pods::watch::objects::{Annotation, Object, ObjectMeta, OnlyMetadata, PodObject};
 
 const ROLE: &str = "iam.amazonaws.com/role";
 const LONGEST: usize = 20;
@@ -155,7 +155,7 @@ fn more_than_may_be_kept_is_left_out_and_what_identifies_the_object_is_not() {
     });
     let [fat, thin] = &filter.take_items()[..] else { panic!() };
     assert!(fat.truncated && !thin.truncated);
-    let metadata = Metadata::of_any(&fat.json).unwrap();
+    let metadata = ObjectMeta::of_any(&fat.json).unwrap();
     assert_eq!((metadata.name.as_deref(), metadata.uid.as_deref()), (Some("fat"), Some("f")));
     assert!(!String::from_utf8_lossy(&fat.json).contains("late"));
     let thin: PodObject = serde_json::from_slice(&thin.json).unwrap();
@@ -347,7 +347,7 @@ fn same<T: Object + std::fmt::Debug>(json: &str, cuts: &[prop::sample::Index], a
     }
     // The names are the same however odd the rest is.
     let text = |field: &str| whole["metadata"][field].as_str().map(str::to_owned);
-    let names = Metadata::of_any(&excerpt.json).map(|it| (it.name, it.namespace, it.uid, it.resource_version));
+    let names = ObjectMeta::of_any(&excerpt.json).map(|it| (it.name, it.namespace, it.uid, it.resource_version));
     let wanted = text("uid").filter(|uid| !uid.is_empty()).map(|uid| (text("name"), text("namespace"), Some(uid), text("resourceVersion")));
     prop_assert_eq!(names, wanted);
     Ok(())

@@ -1,6 +1,6 @@
 //! Strings that are kept, and truncated if they are too long.
 
-use super::{Filter, State, unescaped};
+use super::{Filter, ParserState, unescaped};
 
 /// A string that is kept, during parsing.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,7 @@ impl Filter<'_> {
     pub(super) fn begin_text(&mut self, longest: usize, one_of: Option<&'static [&'static str]>) {
         let begin = self.kept.len();
         self.kept.push(b'"');
-        self.state = State::Text(Text { begin, longest, one_of, length: 0, escape: Escape::None, is_halved: false, is_cut: false });
+        self.state = ParserState::Text(Text { begin, longest, one_of, length: 0, escape: Escape::None, is_halved: false, is_cut: false });
     }
 
     /// Skips the rest of a truncated string, as much as is available; returns the number of bytes.
@@ -50,7 +50,7 @@ impl Filter<'_> {
             }
             text.escape = Escape::Begun;
         }
-        self.state = State::Text(text);
+        self.state = ParserState::Text(text);
         read
     }
 
@@ -64,7 +64,7 @@ impl Filter<'_> {
                 let is_within_character = byte & 0xC0 == 0x80 || text.is_halved;
                 if text.length > text.longest && !is_within_character {
                     // Read again, to be skipped.
-                    self.state = State::Text(Text { is_cut: true, ..text });
+                    self.state = ParserState::Text(Text { is_cut: true, ..text });
                     return false;
                 }
                 if byte == b'\\' {
@@ -83,7 +83,7 @@ impl Filter<'_> {
                 let Some(digit) = char::from(byte).to_digit(16) else {
                     // Not a valid escape: decoding fails because of it.
                     text.escape = Escape::None;
-                    self.state = State::Text(text);
+                    self.state = ParserState::Text(text);
                     return false;
                 };
                 let code = code << 4 | digit;
@@ -100,7 +100,7 @@ impl Filter<'_> {
             }
         }
         self.kept.push(byte);
-        self.state = State::Text(text);
+        self.state = ParserState::Text(text);
         true
     }
 

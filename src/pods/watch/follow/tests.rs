@@ -88,20 +88,20 @@ async fn following_at(api: KubeApi, url: String) -> Following {
     let running = tokio::spawn({
         let metrics = metrics.clone();
         async move {
-            let take = |event: Event<'_, PodObject>| {
-                let name = |metadata: &Metadata| metadata.name.clone().unwrap_or_default();
+            let take = |event: WatchEvent<'_, PodObject>| {
+                let name = |metadata: &ObjectMeta| metadata.name.clone().unwrap_or_default();
                 let words = match event {
-                    Event::Alive | Event::UpToDate => return ControlFlow::Continue(()),
-                    Event::Listed { objects, new_history, incomplete, .. } => {
+                    WatchEvent::Alive | WatchEvent::UpToDate => return ControlFlow::Continue(()),
+                    WatchEvent::Listed { objects, new_history, incomplete, .. } => {
                         let mut names: Vec<_> = objects.iter().map(|object| name(&object.metadata)).collect();
                         names.sort();
                         let kind = if new_history { "new history" } else { "list" };
                         format!("{}{kind} {}", if incomplete { "incomplete " } else { "" }, names.join(" "))
                     }
-                    Event::Applied(object) => format!("applied {}", name(&object.metadata)),
-                    Event::Deleted(metadata) => format!("deleted {}", name(&metadata)),
-                    Event::Unreadable(metadata) => format!("unreadable {}", name(&metadata)),
-                    Event::Failed(failure) => format!("failed: {failure}"),
+                    WatchEvent::Applied(object) => format!("applied {}", name(&object.metadata)),
+                    WatchEvent::Deleted(metadata) => format!("deleted {}", name(&metadata)),
+                    WatchEvent::Unreadable(metadata) => format!("unreadable {}", name(&metadata)),
+                    WatchEvent::Failed(failure) => format!("failed: {failure}"),
                 };
                 let _ = tell.send(words);
                 ControlFlow::Continue(())

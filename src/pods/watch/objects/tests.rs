@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::config::{AnnotationKeys, ApiConfig};
 use crate::metrics::Metrics;
-use crate::pods::watch::{MAX_EXTERNAL_ID, MAX_LIST, MAX_ROLE, MAX_SESSION_NAME, SESSION_NAME_KEY, Watch, client};
+use crate::pods::watch::{MAX_EXTERNAL_ID, MAX_LIST, MAX_ROLE, MAX_SESSION_NAME, PodWatch, SESSION_NAME_KEY, client};
 use crate::pods::{Needs, NodeAddresses, Pod, PodUid, pods};
 
 fn decode(object: Value) -> PodObject {
@@ -15,12 +15,12 @@ fn decode(object: Value) -> PodObject {
 }
 
 /// The watch of `node-a`. Its client has no server, and asks none.
-async fn watch() -> Watch {
+async fn watch() -> PodWatch {
     // Another test may have been first.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let api = ApiConfig { server: Some("http://127.0.0.1:1".to_owned()), ..ApiConfig::default() };
     let (writer, pods) = pods();
-    Watch {
+    PodWatch {
         client: client::connect(&api).await.unwrap(),
         node: "node-a".to_owned(),
         node_addresses: Box::new(NodeAddresses::default),
