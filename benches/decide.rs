@@ -191,8 +191,8 @@ fn decisions(criterion: &mut Criterion) {
                 bencher.iter(|| {
                     // A step that meets them all, far apart.
                     number = (number + 7919) % count;
-                    let Lookup::Found(pod, around) = pods.by_ip(address(number)) else { panic!("the pod is known") };
-                    let decision = policy.decide(&pod, &around);
+                    let Lookup::Found(pod, context) = pods.by_ip(address(number)) else { panic!("the pod is known") };
+                    let decision = policy.decide(&pod, &context);
                     assert!(matches!(decision, Decision::Allow { .. }), "{decision:?}");
                 });
             });

@@ -22,7 +22,7 @@ use rolegate::credentials::refresh::Refresh;
 use rolegate::credentials::{AssumeRole, AssumeRoleError, Clock, Credentials};
 use rolegate::events::Reporter;
 use rolegate::metrics::Metrics;
-use rolegate::pods::{Pod, PodUid, Surroundings, pods};
+use rolegate::pods::{Pod, PodContext, PodUid, pods};
 use rolegate::policy::node::NodeIdentity;
 use rolegate::policy::patterns::Patterns;
 use rolegate::policy::{Decision, Policy, RoleRequest, Rules};
@@ -251,7 +251,7 @@ fn policy() -> Arc<Policy> {
 }
 
 fn request(policy: &Policy, number: usize) -> RoleRequest {
-    match policy.decide(&pod(number), &Surroundings::default()) {
+    match policy.decide(&pod(number), &PodContext::default()) {
         Decision::Allow { request, .. } => request,
         Decision::Deny(denial) => panic!("{denial}"),
     }

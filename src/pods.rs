@@ -17,7 +17,7 @@ pub mod watch;
 mod witness;
 
 use index::Index;
-pub use index::{Claims, Namespace, NodeAddresses, Pod, PodName, PodUid, Sandbox, ServiceAccount, Surroundings};
+pub use index::{Claims, Namespace, NodeAddresses, Pod, PodContext, PodName, PodUid, Sandbox, ServiceAccount};
 use waiting::{Places, RequestWaiter};
 pub use witness::Objection;
 use witness::{Judged, NodeWitness};
@@ -46,7 +46,7 @@ pub struct Needs {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Lookup {
     /// This pod, and what is known around it.
-    Found(Arc<Pod>, Surroundings),
+    Found(Arc<Pod>, PodContext),
     /// More than one living pod claims it.
     Ambiguous(Vec<Arc<Pod>>),
     /// A pod claims it whose present state cannot be read: nobody is served there. This is what it last was.
@@ -121,8 +121,8 @@ impl PodsWriter {
 fn lookup(index: &Index, judged: Judged) -> Lookup {
     match judged {
         Judged::Claims(Claims::One(pod)) => {
-            let around = index.surroundings(&pod);
-            Lookup::Found(pod, around)
+            let context = index.context(&pod);
+            Lookup::Found(pod, context)
         }
         Judged::Claims(Claims::None) => Lookup::Unknown,
         Judged::Claims(Claims::Several(pods)) => Lookup::Ambiguous(pods),
@@ -184,9 +184,9 @@ impl Pods {
     /// claim it, and for what is known of its pod to be `enough`. The watch's events wake the wait. An address of the node
     /// itself is not waited for: it never becomes a pod's. The number of requests that wait is bounded, see [`waiting`]; those
     /// without a place are answered by what is known.
-    pub async fn wait_for_ip(&self, ip: IpAddr, at_most: Duration, enough: impl Fn(&Pod, &Surroundings) -> bool) -> Lookup {
+    pub async fn wait_for_ip(&self, ip: IpAddr, at_most: Duration, enough: impl Fn(&Pod, &PodContext) -> bool) -> Lookup {
         let is_enough = |lookup: &Lookup| match lookup {
-            Lookup::Found(pod, around) => enough(pod, around),
+            Lookup::Found(pod, context) => enough(pod, context),
             Lookup::Ambiguous(pods) => self.shared.read().is_confirmed(ip, pods),
             Lookup::Unreadable(_) => true,
             // The API or the node may be about to report a change, unless the API has been silent for long.
@@ -326,17 +326,17 @@ impl Pods {
 
     /// Every pod that may ask, now or when it has an address, with what is known around it, in no order; and whether there
     /// was a complete list of them.
-    pub fn that_may_ask(&self) -> (bool, Vec<(Arc<Pod>, Surroundings)>) {
+    pub fn that_may_ask(&self) -> (bool, Vec<(Arc<Pod>, PodContext)>) {
         let index = self.shared.read();
-        (index.is_listed(), index.with_addresses().map(|pod| (pod.clone(), index.surroundings(pod))).collect())
+        (index.is_listed(), index.with_addresses().map(|pod| (pod.clone(), index.context(pod))).collect())
     }
 
     /// The pod of this name, and what is known around it.
-    pub fn named(&self, namespace: &str, name: &str) -> Option<(Arc<Pod>, Surroundings)> {
+    pub fn named(&self, namespace: &str, name: &str) -> Option<(Arc<Pod>, PodContext)> {
         let index = self.shared.read();
         let pod = index.all().into_iter().find(|pod| pod.namespace == namespace && pod.name == name)?;
-        let around = index.surroundings(&pod);
-        Some((pod, around))
+        let context = index.context(&pod);
+        Some((pod, context))
     }
 
     /// Whether an address is the node's own.
@@ -346,8 +346,8 @@ impl Pods {
 
     /// What is known of a namespace and a service account, whether or not there are pods of them.
     #[cfg(test)]
-    pub(crate) fn around(&self, namespace: &str, service_account: &str) -> Surroundings {
-        self.shared.read().around(namespace, service_account)
+    pub(crate) fn context(&self, namespace: &str, service_account: &str) -> PodContext {
+        self.shared.read().context_of(namespace, service_account)
     }
 
     /// What is known of a namespace.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde::ser::SerializeStruct as _;
 
 use crate::config::{PatternFormat, Restrictions, ServiceAccountRoles};
-use crate::pods::{Pod, PodUid, Surroundings};
+use crate::pods::{Pod, PodContext, PodUid};
 use crate::role::{BaseArn, ExternalId, RoleArn, SessionName, SourceIdentity};
 
 mod annotations;
@@ -176,21 +176,21 @@ impl Policy {
     }
 
     /// What `pod` may have, by what is known around it.
-    pub fn decide(&self, pod: &Pod, around: &Surroundings) -> Decision {
-        self.follow(pod, around, &mut Silent)
+    pub fn decide(&self, pod: &Pod, context: &PodContext) -> Decision {
+        self.follow(pod, context, &mut Silent)
     }
 
     /// The same, with its steps.
-    pub fn explain(&self, pod: &Pod, around: &Surroundings) -> Explanation {
+    pub fn explain(&self, pod: &Pod, context: &PodContext) -> Explanation {
         let mut steps = Vec::new();
-        let decision = self.follow(pod, around, &mut steps);
+        let decision = self.follow(pod, context, &mut steps);
         Explanation { steps, decision }
     }
 
     /// Whether enough is known for a decision that is not only about what is not known yet.
-    pub fn can_decide(&self, pod: &Pod, around: &Surroundings) -> bool {
-        let namespace = self.rules.restrictions != Restrictions::Enforce || around.namespace.is_some();
-        namespace && (pod.role.is_some() || self.service_account(pod, around) != Err(Denial::ServiceAccountUnknown))
+    pub fn can_decide(&self, pod: &Pod, context: &PodContext) -> bool {
+        let namespace = self.rules.restrictions != Restrictions::Enforce || context.namespace.is_some();
+        namespace && (pod.role.is_some() || self.service_account(pod, context) != Err(Denial::ServiceAccountUnknown))
     }
 
     /// Whether it is known who the daemon is at AWS. What was decided before that may be another node's partition, or the
@@ -217,8 +217,8 @@ impl Policy {
         }
     }
 
-    fn follow(&self, pod: &Pod, around: &Surroundings, trace: &mut impl Trace) -> Decision {
-        let request = match self.request(pod, around, trace) {
+    fn follow(&self, pod: &Pod, context: &PodContext, trace: &mut impl Trace) -> Decision {
+        let request = match self.request(pod, context, trace) {
             Ok(request) => request,
             Err(denial) => return Decision::Deny(denial),
         };
@@ -232,7 +232,7 @@ impl Policy {
                 trace.skip(What::Namespace, || "--default-role".to_owned(), || "needs no annotation of the namespace".to_owned());
                 Ok(())
             }
-            _ => self.namespaces.check(&request.role, around.namespace.as_deref(), trace),
+            _ => self.namespaces.check(&request.role, context.namespace.as_deref(), trace),
         };
         match checked {
             Ok(()) => Decision::Allow { request, audit: None },
@@ -244,8 +244,8 @@ impl Policy {
         }
     }
 
-    fn request(&self, pod: &Pod, around: &Surroundings, trace: &mut impl Trace) -> Result<RoleRequest, Denial> {
-        let role = self.role(pod, around, trace)?;
+    fn request(&self, pod: &Pod, context: &PodContext, trace: &mut impl Trace) -> Result<RoleRequest, Denial> {
+        let role = self.role(pod, context, trace)?;
         self.check_node(&role, trace)?;
         let external_id = pod.external_id.as_deref().map(str::parse::<ExternalId>).transpose().map_err(Denial::BadExternalId);
         let external_id = match external_id {

@@ -23,7 +23,7 @@ use crate::credentials::cache::Sessions;
 use crate::credentials::{AssumeRole, Clock};
 use crate::events::{EventCause, Reporter};
 use crate::metrics::{Metrics, RouteMeters};
-use crate::pods::{Lookup, Pod, PodUid, Pods, Surroundings};
+use crate::pods::{Lookup, Pod, PodContext, PodUid, Pods};
 use crate::policy::{Decision, Denial, Policy, RoleRequest};
 
 mod complaints;
@@ -137,9 +137,9 @@ fn few(ip: IpAddr) -> u8 {
     last % UNKNOWN_SUBJECTS
 }
 
-fn found(lookup: Lookup) -> Result<(Arc<Pod>, Surroundings), Refusal> {
+fn found(lookup: Lookup) -> Result<(Arc<Pod>, PodContext), Refusal> {
     match lookup {
-        Lookup::Found(pod, around) => Ok((pod, around)),
+        Lookup::Found(pod, context) => Ok((pod, context)),
         Lookup::Ambiguous(pods) => Err(Refusal::AmbiguousPod(pods)),
         Lookup::Unreadable(pod) => Err(Refusal::UnreadablePod(pod)),
         Lookup::Objected(pod, objection) => Err(Refusal::Objected(pod, objection)),
@@ -200,7 +200,7 @@ impl<A: AssumeRole> Proxy<A> {
         let seen = self.seen();
         // All that is waited for before the answer is decided is in this time.
         let until = tokio::time::Instant::now() + self.settings.pod_wait;
-        let (pod, around) = match self.identify(ip).await {
+        let (pod, context) = match self.identify(ip).await {
             Ok(found) => found,
             Err(refusal) => return self.refuse(ip, refusal, RequestKind::by(&route)),
         };
@@ -218,10 +218,10 @@ impl<A: AssumeRole> Proxy<A> {
         let route = match route {
             Route::Unknown => return self.no_such_path(),
             Route::Versions => return Outcome::Text(Bytes::from(route::VERSIONS.join("\n"))),
-            Route::Metadata { path } => return self.metadata(&pod, &around, &path).await,
+            Route::Metadata { path } => return self.metadata(&pod, &context, &path).await,
             route => route,
         };
-        let (pod, request) = match self.decide(ip, pod, around, until).await {
+        let (pod, request) = match self.decide(ip, pod, context, until).await {
             Ok(allowed) => allowed,
             Err(refusal) => return self.refuse(ip, refusal, RequestKind::Value),
         };
@@ -243,9 +243,9 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     /// A value, or the listing of a directory: of what this pod may read, its own role's documents included.
-    async fn metadata(&self, pod: &Pod, around: &Surroundings, path: &str) -> Outcome {
+    async fn metadata(&self, pod: &Pod, context: &PodContext, path: &str) -> Outcome {
         let leads = documents::DIRECTORIES.contains(&path);
-        let own = match leads.then(|| self.settings.policy.decide(pod, around)) {
+        let own = match leads.then(|| self.settings.policy.decide(pod, context)) {
             Some(Decision::Allow { request, .. }) => documents::paths(request.role()),
             _ => Vec::new(),
         };
@@ -260,7 +260,7 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     /// The pod behind the address, waiting for it to become known where it is not, and alone where it is not.
-    async fn identify(&self, ip: IpAddr) -> Result<(Arc<Pod>, Surroundings), Refusal> {
+    async fn identify(&self, ip: IpAddr) -> Result<(Arc<Pod>, PodContext), Refusal> {
         let mut lookup = self.pods.by_ip(ip);
         if !matches!(lookup, Lookup::Found(..)) {
             let (began, _waiting) = (Instant::now(), self.metrics.pod_wait());
@@ -275,21 +275,21 @@ impl<A: AssumeRole> Proxy<A> {
         &self,
         ip: IpAddr,
         mut pod: Arc<Pod>,
-        mut around: Surroundings,
+        mut context: PodContext,
         until: tokio::time::Instant,
     ) -> Result<(Arc<Pod>, RoleRequest), Refusal> {
         let policy = &self.settings.policy;
-        if !policy.can_decide(&pod, &around) {
-            let enough = |pod: &Pod, around: &Surroundings| policy.can_decide(pod, around);
+        if !policy.can_decide(&pod, &context) {
+            let enough = |pod: &Pod, context: &PodContext| policy.can_decide(pod, context);
             let (now, now_around) =
                 found(self.pods.wait_for_ip(ip, until.saturating_duration_since(tokio::time::Instant::now()), enough).await)?;
             // The token was the first one's.
             if now.uid != pod.uid {
                 return Err(Refusal::UnknownPod);
             }
-            (pod, around) = (now, now_around);
+            (pod, context) = (now, now_around);
         }
-        match policy.decide(&pod, &around) {
+        match policy.decide(&pod, &context) {
             Decision::Allow { request, audit } => {
                 if let Some(denial) = audit {
                     self.audited(&pod, &request, denial);
@@ -363,7 +363,7 @@ impl<A: AssumeRole> Proxy<A> {
         match self.pods.by_ip(ip) {
             // STS gives nothing before it has told who asks; if it did, nothing of it would be handed out.
             _ if !self.settings.policy.knows_node() => Err(changed()),
-            Lookup::Found(now, around) if now.uid == pod.uid => match self.settings.policy.decide(&now, &around) {
+            Lookup::Found(now, context) if now.uid == pod.uid => match self.settings.policy.decide(&now, &context) {
                 Decision::Allow { request: allowed, .. } if allowed == *request => Ok(()),
                 Decision::Deny(denial) if denial.is_about_node() => Err(Refusal::Denied(now, denial)),
                 _ => Err(changed()),

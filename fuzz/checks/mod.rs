@@ -18,7 +18,7 @@ use http::header::{CONTENT_LENGTH, FORWARDED, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 use rolegate::config::{PatternFormat, Restrictions};
 use rolegate::credentials::Clock;
-use rolegate::pods::{Namespace, Pod, PodUid, Surroundings};
+use rolegate::pods::{Namespace, Pod, PodContext, PodUid};
 use rolegate::policy::node::NodeIdentity;
 use rolegate::policy::patterns::Patterns;
 use rolegate::policy::{Decision, Policy, Rules};
@@ -112,7 +112,7 @@ pub(crate) fn annotations(written: &Written<'_>) {
         may_have_net_raw: false,
     };
     let namespace = Namespace { name: "shop".to_owned(), allowed_roles: owned(written.allowed_roles), permitted: owned(written.permitted) };
-    let around = Surroundings { namespace: Some(Arc::new(namespace)), ..Surroundings::default() };
+    let around = PodContext { namespace: Some(Arc::new(namespace)), ..PodContext::default() };
     let rules = Rules {
         base: Some(BASE.parse().unwrap()),
         restrictions: Restrictions::Enforce,

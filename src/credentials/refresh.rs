@@ -19,7 +19,7 @@ use tracing::debug;
 use super::cache::{Ahead, SessionState, Sessions};
 use super::caller::Caller;
 use super::{AssumeRole, Credentials, jitter};
-use crate::pods::{Pod, PodUid, Pods, Surroundings};
+use crate::pods::{Pod, PodContext, PodUid, Pods};
 use crate::policy::{Decision, Policy, RoleRequest};
 
 /// Of a session's life, how much earlier than at its half it may be renewed: of an hour, after 18 to 30 minutes. So the sessions of a
@@ -52,7 +52,7 @@ pub struct Refresh<A> {
 struct FollowedPod {
     pod: Arc<Pod>,
     caller: Arc<Caller>,
-    around: Surroundings,
+    context: PodContext,
     node_version: u64,
     /// It was here before the daemon.
     early: bool,
@@ -142,10 +142,10 @@ impl<A: AssumeRole> Follower<A> {
         let early = !self.listed;
         // Given up after the new ones are taken: pods may share one.
         let (mut given_up, mut decisions) = (Vec::new(), 0);
-        for (pod, around) in pods {
+        for (pod, context) in pods {
             let known = self.followed.get_mut(&pod.uid);
             let (early, before, caller) = match known {
-                Some(known) if known.decided && known.is_of(&pod, &around, node_version) => {
+                Some(known) if known.decided && known.is_of(&pod, &context, node_version) => {
                     known.look = look;
                     continue;
                 }
@@ -153,7 +153,7 @@ impl<A: AssumeRole> Follower<A> {
                 None => (early, None, Caller::of(&pod)),
             };
             decisions += 1;
-            let verdict = self.decide(&pod, &around);
+            let verdict = self.decide(&pod, &context);
             let decided = verdict.is_some();
             let wants = verdict.unwrap_or_else(|| before.as_deref().cloned());
             let wants = match (wants, before) {
@@ -166,7 +166,7 @@ impl<A: AssumeRole> Follower<A> {
                     }
                 }
             };
-            self.followed.insert(pod.uid.clone(), FollowedPod { pod, caller, around, node_version, early, decided, wants, look });
+            self.followed.insert(pod.uid.clone(), FollowedPod { pod, caller, context, node_version, early, decided, wants, look });
         }
         self.followed.retain(|uid, followed| {
             let stays = followed.look == look;
@@ -181,11 +181,11 @@ impl<A: AssumeRole> Follower<A> {
     }
 
     /// What a pod may have; `None` while it cannot be told.
-    fn decide(&self, pod: &Pod, around: &Surroundings) -> Option<Option<RoleRequest>> {
-        if !self.of.policy.knows_node() || !self.of.policy.can_decide(pod, around) {
+    fn decide(&self, pod: &Pod, context: &PodContext) -> Option<Option<RoleRequest>> {
+        if !self.of.policy.knows_node() || !self.of.policy.can_decide(pod, context) {
             return None;
         }
-        Some(match self.of.policy.decide(pod, around) {
+        Some(match self.of.policy.decide(pod, context) {
             Decision::Allow { request, .. } => Some(request),
             Decision::Deny(_) => None,
         })
@@ -295,8 +295,8 @@ impl<A: AssumeRole> Follower<A> {
 }
 
 impl FollowedPod {
-    fn is_of(&self, pod: &Arc<Pod>, around: &Surroundings, node_version: u64) -> bool {
-        Arc::ptr_eq(&self.pod, pod) && self.around == *around && self.node_version == node_version
+    fn is_of(&self, pod: &Arc<Pod>, context: &PodContext, node_version: u64) -> bool {
+        Arc::ptr_eq(&self.pod, pod) && self.context == *context && self.node_version == node_version
     }
 }
 

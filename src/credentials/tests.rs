@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::*;
-use crate::pods::{Pod, PodUid, Surroundings};
+use crate::pods::{Pod, PodContext, PodUid};
 use crate::policy::session::SessionRules;
 use crate::policy::{Decision, Policy, Rules};
 
@@ -153,7 +153,7 @@ pub(super) fn request_with_source_identity(role: &str, template: &str) -> RoleRe
 fn request_by(role: &str, sessions: SessionRules) -> RoleRequest {
     let rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), sessions, ..Rules::default() };
     let policy = Policy::new(rules, crate::policy::node::NodeIdentity::default()).unwrap();
-    match policy.decide(&pod(role), &Surroundings::default()) {
+    match policy.decide(&pod(role), &PodContext::default()) {
         Decision::Allow { request, .. } => request,
         Decision::Deny(denial) => panic!("{denial}"),
     }

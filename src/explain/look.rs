@@ -26,7 +26,7 @@ struct Unidentified {
 /// Looks at a pod by what is known of pods and by a policy. The request is there where the pod may have its role.
 pub fn look(name: &PodReference, node: &str, by: By, pods: &Pods, policy: &Policy) -> (Report, Option<RoleRequest>) {
     let mut report = Report::unknown(name, node, by, UNKNOWN_POD, String::new());
-    let Some((pod, around)) = pods.named(name.namespace(), name.name()) else {
+    let Some((pod, context)) = pods.named(name.namespace(), name.name()) else {
         report.message = format!(
             "no pod {name} is known on node {node}; check both names, and ask on the pod's own node: \
              kubectl get pod --namespace {} {} --output wide names it",
@@ -36,7 +36,7 @@ pub fn look(name: &PodReference, node: &str, by: By, pods: &Pods, policy: &Polic
         return (report, None);
     };
     let identified = identity(&pod, node, pods, &mut report);
-    let Explanation { steps, decision } = policy.explain(&pod, &around);
+    let Explanation { steps, decision } = policy.explain(&pod, &context);
     report.policy = steps
         .into_iter()
         .map(|step| ReportStep { what: step.what.name().to_owned(), source: step.source, detail: step.detail, verdict: step.verdict })

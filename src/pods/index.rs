@@ -18,7 +18,7 @@ mod named;
 mod needs;
 mod tombstones;
 
-pub use known::{Claims, Namespace, NodeAddresses, Pod, PodName, PodUid, Sandbox, ServiceAccount, Surroundings};
+pub use known::{Claims, Namespace, NodeAddresses, Pod, PodContext, PodName, PodUid, Sandbox, ServiceAccount};
 use named::Named;
 use needs::PodNeeds;
 use tombstones::Tombstones;
@@ -487,17 +487,17 @@ impl Index {
     }
 
     /// What is known of the objects that a pod is decided by.
-    pub fn surroundings(&self, pod: &Pod) -> Surroundings {
-        self.around(&pod.namespace, &pod.service_account)
+    pub fn context(&self, pod: &Pod) -> PodContext {
+        self.context_of(&pod.namespace, &pod.service_account)
     }
 
     /// What is known of a namespace, and of a service account in it.
-    pub(super) fn around(&self, namespace: &str, service_account: &str) -> Surroundings {
+    pub(super) fn context_of(&self, namespace: &str, service_account: &str) -> PodContext {
         if self.service_accounts.is_empty() && self.forbidden_service_accounts.is_empty() {
-            return Surroundings { namespace: self.namespace(namespace), ..Surroundings::default() };
+            return PodContext { namespace: self.namespace(namespace), ..PodContext::default() };
         }
         let name = (namespace.to_owned(), service_account.to_owned());
-        Surroundings {
+        PodContext {
             namespace: self.namespace(namespace),
             service_account: self.service_accounts.get(&name).cloned(),
             service_account_forbidden: self.forbidden_service_accounts.contains(&name),

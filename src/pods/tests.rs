@@ -32,12 +32,12 @@ pub(super) fn pod(uid: &str, at: &str) -> Pod {
     }
 }
 
-fn anything(_: &Pod, _: &Surroundings) -> bool {
+fn anything(_: &Pod, _: &PodContext) -> bool {
     true
 }
 
-fn with_namespace(_: &Pod, around: &Surroundings) -> bool {
-    around.namespace.is_some()
+fn with_namespace(_: &Pod, context: &PodContext) -> bool {
+    context.namespace.is_some()
 }
 
 fn namespace(name: &str) -> Namespace {
@@ -191,7 +191,7 @@ async fn a_namespace_is_waited_for_where_it_is_needed() {
     writer.write(|index| index.apply_namespace(namespace("default")));
     let lookup = waiter.await.unwrap();
     assert!(
-        matches!(&lookup, Lookup::Found(_, around) if around.namespace.as_ref().is_some_and(|namespace| namespace.name == "default")),
+        matches!(&lookup, Lookup::Found(_, context) if context.namespace.as_ref().is_some_and(|namespace| namespace.name == "default")),
         "{lookup:?}"
     );
     assert_eq!(began.elapsed(), Duration::ZERO);
@@ -204,7 +204,7 @@ async fn a_namespace_that_stays_unknown_leaves_the_pod_found_without_it() {
     let began = Instant::now();
     assert!(matches!(
         pods.wait_for_ip(ip("10.0.0.1"), Duration::from_secs(2), with_namespace).await,
-        Lookup::Found(_, Surroundings { namespace: None, .. })
+        Lookup::Found(_, PodContext { namespace: None, .. })
     ));
     assert_eq!(began.elapsed(), Duration::from_secs(2));
 }
@@ -404,6 +404,6 @@ fn what_a_writer_writes_is_what_readers_read() {
     assert_eq!(reader.all().iter().map(|pod| &*pod.name).collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!(reader.namespaces().into_iter().collect::<Vec<_>>(), ["default"]);
     assert!(reader.namespace("default").is_some() && reader.namespace("other").is_none());
-    assert!(matches!(reader.by_ip(ip("10.0.0.1")), Lookup::Found(_, Surroundings { namespace: Some(_), .. })));
+    assert!(matches!(reader.by_ip(ip("10.0.0.1")), Lookup::Found(_, PodContext { namespace: Some(_), .. })));
     assert_eq!(reader.by_ip(ip("10.0.0.3")), Lookup::Unknown);
 }

@@ -18,10 +18,10 @@ use crate::metrics::Metrics;
 use crate::readiness::ReadinessStep;
 
 mod answer;
-mod around;
 pub mod client;
 mod complaints;
 mod conflicts;
+mod context;
 mod failure;
 mod fields;
 mod filter;
@@ -80,12 +80,12 @@ impl PodWatch {
     pub async fn run(self, first_list: ReadinessStep) {
         let namespaces = async {
             if self.needs.namespaces {
-                around::watch_namespaces(&self).await;
+                context::watch_namespaces(&self).await;
             }
         };
         let service_accounts = async {
             if self.needs.service_accounts {
-                around::watch_service_accounts(&self).await;
+                context::watch_service_accounts(&self).await;
             }
         };
         let pods = async { tokio::join!(self.watch_pods(first_list), self.end_claims(), conflicts::settle(&self)) };

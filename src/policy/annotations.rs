@@ -5,18 +5,18 @@ use super::denial::{Denial, RoleMistake, RoleSource};
 use super::trace::{Trace, What, shown};
 use super::{Policy, Rules};
 use crate::config::ServiceAccountRoles;
-use crate::pods::{Pod, ServiceAccount, Surroundings};
+use crate::pods::{Pod, PodContext, ServiceAccount};
 use crate::role::{MAX_ARN_LENGTH, ParseError, RoleArn};
 
 impl Policy {
-    pub(super) fn role(&self, pod: &Pod, around: &Surroundings, trace: &mut impl Trace) -> Result<RoleArn, Denial> {
+    pub(super) fn role(&self, pod: &Pod, context: &PodContext, trace: &mut impl Trace) -> Result<RoleArn, Denial> {
         let of_pod = || format!("the role annotation of pod {}/{}", pod.namespace, pod.name);
         if let Some(text) = &pod.role {
             return self.rules.read(text, RoleSource::Pod, of_pod, trace);
         }
         trace.skip(What::Role, of_pod, || "not there".to_owned());
         let of_account = |key| move || format!("the {key} annotation of service account {}/{}", pod.namespace, pod.service_account);
-        match self.service_account(pod, around) {
+        match self.service_account(pod, context) {
             Ok(None) => trace.skip(What::Role, of_account("role"), || self.why_no_account(pod)),
             Ok(Some(account)) => {
                 if let Some(text) = &account.role {
@@ -38,15 +38,15 @@ impl Policy {
     }
 
     /// The service account that may name the pod's role; `None` where no role is looked for there.
-    pub(super) fn service_account<'a>(&self, pod: &Pod, around: &'a Surroundings) -> Result<Option<&'a ServiceAccount>, Denial> {
+    pub(super) fn service_account<'a>(&self, pod: &Pod, context: &'a PodContext) -> Result<Option<&'a ServiceAccount>, Denial> {
         // Pods from the node's disk have none.
         if self.rules.service_accounts == ServiceAccountRoles::Off || pod.service_account.is_empty() {
             return Ok(None);
         }
-        match around.service_account.as_deref() {
+        match context.service_account.as_deref() {
             Some(account) => Ok(Some(account)),
             // It may name a role; waiting would not bring it.
-            None if around.service_account_forbidden => Err(Denial::ServiceAccountsForbidden),
+            None if context.service_account_forbidden => Err(Denial::ServiceAccountsForbidden),
             None => Err(Denial::ServiceAccountUnknown),
         }
     }

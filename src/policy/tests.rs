@@ -53,13 +53,13 @@ fn policy(rules: &Rules) -> Policy {
 }
 
 /// The decision, which is the same with its steps and without.
-fn decide(rules: &Rules, pod: &Pod, around: &Surroundings) -> Decision {
-    decide_by(&policy(rules), pod, around)
+fn decide(rules: &Rules, pod: &Pod, context: &PodContext) -> Decision {
+    decide_by(&policy(rules), pod, context)
 }
 
-fn decide_by(policy: &Policy, pod: &Pod, around: &Surroundings) -> Decision {
-    let decision = policy.decide(pod, around);
-    let explained = policy.explain(pod, around);
+fn decide_by(policy: &Policy, pod: &Pod, context: &PodContext) -> Decision {
+    let decision = policy.decide(pod, context);
+    let explained = policy.explain(pod, context);
     assert_eq!(explained.decision, decision, "{explained:?}");
     let refused = explained.steps.iter().filter(|step| step.verdict == StepVerdict::Refused).count();
     let expected = match &decision {
@@ -75,19 +75,19 @@ fn namespace(list: Option<&str>) -> Namespace {
     Namespace { name: "default".to_owned(), allowed_roles: list.map(str::to_owned), permitted: None }
 }
 
-fn around(namespace: Option<&Namespace>) -> Surroundings {
-    Surroundings { namespace: namespace.cloned().map(Arc::new), ..Surroundings::default() }
+fn context(namespace: Option<&Namespace>) -> PodContext {
+    PodContext { namespace: namespace.cloned().map(Arc::new), ..PodContext::default() }
 }
 
 fn allowed(rules: &Rules, pod: &Pod) -> RoleRequest {
-    match decide(rules, pod, &Surroundings::default()) {
+    match decide(rules, pod, &PodContext::default()) {
         Decision::Allow { request, audit: None } => request,
         other => panic!("{pod:?}: {other:?}"),
     }
 }
 
 fn denied(rules: &Rules, pod: &Pod) -> Denial {
-    match decide(rules, pod, &Surroundings::default()) {
+    match decide(rules, pod, &PodContext::default()) {
         Decision::Deny(denial) => denial,
         other => panic!("{pod:?}: {other:?}"),
     }
@@ -261,7 +261,7 @@ fn a_namespace_limits_the_roles_of_its_pods() {
         (regexp, known(Some(r#"["(", "web"]"#)), "web", Err(BAD_PATTERN)),
     ] {
         let settings = |restrictions| Rules { base: Some(base.clone()), restrictions, patterns, ..rules() };
-        let decide = |restrictions| decide(&settings(restrictions), &pod_with(role), &around(namespace.as_ref()));
+        let decide = |restrictions| decide(&settings(restrictions), &pod_with(role), &context(namespace.as_ref()));
         let request = allowed(&settings(Restrictions::Off), &pod_with(role));
         let about = format!("{role} in {namespace:?}");
         assert_eq!(decide(Restrictions::Off), Decision::Allow { request: request.clone(), audit: None }, "{about}");
@@ -277,7 +277,7 @@ fn a_namespace_limits_the_roles_of_its_pods() {
 #[test]
 fn without_a_base_a_pattern_is_matched_as_it_stands() {
     let enforced = Rules { base: None, restrictions: Restrictions::Enforce, ..rules() };
-    let decide = |list| decide(&enforced, &pod_with("arn:aws:iam::111122223333:role/web"), &around(Some(&namespace(Some(list)))));
+    let decide = |list| decide(&enforced, &pod_with("arn:aws:iam::111122223333:role/web"), &context(Some(&namespace(Some(list)))));
     assert_eq!(decide(r#"["web"]"#), Decision::Deny(Denial::NotAllowedInNamespace));
     assert!(matches!(decide(r#"["*/web"]"#), Decision::Allow { .. }));
     assert!(matches!(decide(r#"["arn:aws:iam::111122223333:role/web"]"#), Decision::Allow { .. }));
@@ -288,10 +288,10 @@ fn the_operators_default_role_needs_no_list() {
     let enforced = Rules { default_role: Some(arn("default")), restrictions: Restrictions::Enforce, ..rules() };
     for namespace in [None, Some(namespace(None)), Some(namespace(Some("[]"))), Some(namespace(Some("malformed")))] {
         for pod in [pod(), pod_with("default")] {
-            let decision = decide(&enforced, &pod, &around(namespace.as_ref()));
+            let decision = decide(&enforced, &pod, &context(namespace.as_ref()));
             assert!(matches!(&decision, Decision::Allow { request, audit: None } if *request.role() == arn("default")), "{decision:?}");
         }
-        assert!(matches!(decide(&enforced, &pod_with("default2"), &around(namespace.as_ref())), Decision::Deny(_)));
+        assert!(matches!(decide(&enforced, &pod_with("default2"), &context(namespace.as_ref())), Decision::Deny(_)));
     }
 }
 
@@ -301,7 +301,7 @@ fn no_mode_allows_what_cannot_be_read() {
         let rules = Rules { restrictions, ..rules() };
         let everything = namespace(Some(r#"["*"]"#));
         for pod in [pod(), pod_with(""), pod_with("we b"), Pod { session_name: Some(String::new()), ..pod_with("web") }] {
-            assert!(matches!(decide(&rules, &pod, &around(Some(&everything))), Decision::Deny(_)), "{restrictions:?} {pod:?}");
+            assert!(matches!(decide(&rules, &pod, &context(Some(&everything))), Decision::Deny(_)), "{restrictions:?} {pod:?}");
         }
     }
 }

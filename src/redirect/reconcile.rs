@@ -54,7 +54,7 @@ pub trait ReconcilerEnvironment: Send {
 #[derive(Debug)]
 pub struct Reconciler<B, S> {
     backend: B,
-    surroundings: S,
+    environment: S,
     interval: Duration,
     metrics: Metrics,
     readiness: Readiness,
@@ -124,11 +124,11 @@ enum RulesComparison {
 
 impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     /// One that wants the guard at first, on a node that may have rules of ours like these already.
-    pub fn new(backend: B, surroundings: S, like: Like, metrics: Metrics, readiness: Readiness) -> Self {
+    pub fn new(backend: B, environment: S, like: Like, metrics: Metrics, readiness: Readiness) -> Self {
         let Like { interfaces, refuse_direct, interval } = like;
         Self {
             backend,
-            surroundings,
+            environment,
             interval,
             metrics,
             readiness,
@@ -169,7 +169,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         while let Err(pause) = self.try_to_place().await {
             self.wait(pause).await;
         }
-        self.surroundings.claim();
+        self.environment.claim();
         let (backend, ipv4) = (self.backend.name(), targets.map(|targets| targets.ipv4.to_string()));
         let ipv6 = targets.and_then(|targets| targets.ipv6).map(|ipv6| ipv6.to_string());
         info!(backend, ipv4, ipv6, "the packet rules are in place: pods' metadata requests come here");
@@ -215,8 +215,8 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         while !self.heard {
             let look = if self.state == RulesState::AnotherDaemons { end.min(Instant::now() + PAUSE) } else { end };
             tokio::select! {
-                () = sleep_until(look) => if look == end || !self.surroundings.is_succeeded() { return },
-                () = self.surroundings.changed() => self.heard = true,
+                () = sleep_until(look) => if look == end || !self.environment.is_succeeded() { return },
+                () = self.environment.changed() => self.heard = true,
             }
         }
         let mut gathered = std::pin::pin!(sleep_until((Instant::now() + GATHER).max(compared_at + PAUSE)));
@@ -224,7 +224,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
             tokio::select! {
                 biased;
                 () = &mut gathered => return,
-                () = self.surroundings.changed() => {}
+                () = self.environment.changed() => {}
             }
         }
     }
@@ -294,7 +294,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         if differences.is_empty() {
             return Ok(RulesComparison::AsWanted);
         }
-        if !self.surroundings.is_succeeded() {
+        if !self.environment.is_succeeded() {
             self.taken_back = None;
             return Ok(RulesComparison::Different(differences, rules));
         }
@@ -357,7 +357,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
 
     async fn forget(&mut self) {
         let WantedRules::Exactly(RuleSet { targets: Some(targets), .. }) = &self.wanted else { return };
-        match self.surroundings.forget(targets).await {
+        match self.environment.forget(targets).await {
             Ok(0) => {}
             Ok(connections) => {
                 self.metrics.redirect_forgot(connections);

@@ -151,7 +151,7 @@ fn every_value_of_a_label_is_documented() {
     let (proxy, route, policy) = (read("src/proxy.rs"), read("src/proxy/route.rs"), read("src/policy/denial.rs"));
     let (server, metrics, credentials) = (read("src/server.rs"), read("src/metrics.rs"), read("src/credentials.rs"));
     let (cache, probe) = (read("src/credentials/cache.rs"), read("src/self_test.rs"));
-    let (watch, doubts) = (read("src/pods/watch.rs") + &read("src/pods/watch/around.rs"), read("src/pods/watch/doubts.rs"));
+    let (watch, doubts) = (read("src/pods/watch.rs") + &read("src/pods/watch/context.rs"), read("src/pods/watch/doubts.rs"));
     let names = |text: &str, of: &str| literals_after(between(text, of, "\n}\n").split_once("-> &'static str {").unwrap().1, "=> ");
 
     let of_policy = names(&policy, "impl Denial {");
@@ -406,7 +406,7 @@ fn the_daemon_may_do_what_it_does_and_nothing_else() {
     let granted: BTreeSet<String> = resources.zip(verbs).map(|(resource, verbs)| format!("{resource}: {verbs}")).collect();
     assert_eq!(rules.matches("apiGroups: ").count(), granted.len(), "one line each for resources and verbs");
     // What the sources ask for.
-    let sources = ["src/pods/watch.rs", "src/pods/watch/around.rs"].map(read).concat();
+    let sources = ["src/pods/watch.rs", "src/pods/watch/context.rs"].map(read).concat();
     let followed = literals_after(&sources, "resource: ").into_iter().map(|resource| format!("{resource}: list, watch"));
     assert!(read("src/pods/watch/client.rs").contains("/api/v1/nodes/{}"));
     let writer = read("src/events/writer.rs");

@@ -12,7 +12,7 @@ use rolegate::credentials::cache::{CacheSettings, Sessions};
 use rolegate::credentials::gate::StsLimits;
 use rolegate::credentials::refresh::Refresh;
 use rolegate::metrics::Metrics;
-use rolegate::pods::{Pod, PodUid, Pods, PodsWriter, Surroundings, pods};
+use rolegate::pods::{Pod, PodContext, PodUid, Pods, PodsWriter, pods};
 use rolegate::policy::node::NodeIdentity;
 use rolegate::policy::{Decision, Policy, RoleRequest, Rules};
 use rolegate::role::CallerIdentity;
@@ -154,7 +154,7 @@ impl Fleet {
         let (number, role) = (self.numbers, self.chance.below(ROLES));
         let pod = pod(number, role);
         let (uid, on) = (pod.uid.clone(), self.nodes[node].clone());
-        let Decision::Allow { request, .. } = on.policy.decide(&pod, &Surroundings::default()) else {
+        let Decision::Allow { request, .. } = on.policy.decide(&pod, &PodContext::default()) else {
             return;
         };
         if lock(&on.refresh).is_some() {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::session::SessionTag;
-use crate::pods::{Pod, PodUid, Surroundings};
+use crate::pods::{Pod, PodContext, PodUid};
 use crate::policy::session::SessionRules;
 use crate::policy::{Decision, Policy, Rules};
 
@@ -33,7 +33,7 @@ fn request_by(external_id: Option<&str>, sessions: SessionRules) -> RoleRequest 
         may_have_net_raw: false,
     };
     let policy = Policy::new(Rules { sessions, ..Rules::default() }, crate::policy::node::NodeIdentity::default()).unwrap();
-    match policy.decide(&pod, &Surroundings::default()) {
+    match policy.decide(&pod, &PodContext::default()) {
         Decision::Allow { request, .. } => request,
         Decision::Deny(denial) => panic!("{denial}"),
     }

@@ -119,7 +119,7 @@ impl Node {
 
     /// What a pod may ask for.
     fn request(&self, pod: &Pod) -> RoleRequest {
-        match self.policy.decide(pod, &Surroundings::default()) {
+        match self.policy.decide(pod, &PodContext::default()) {
             Decision::Allow { request, .. } => request,
             Decision::Deny(denial) => panic!("{denial}"),
         }

@@ -111,7 +111,7 @@ pub struct ServiceAccount {
 
 /// What is known of the objects that a pod is decided by, besides the pod itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Surroundings {
+pub struct PodContext {
     /// The pod's namespace.
     pub namespace: Option<Arc<Namespace>>,
     /// The pod's service account.

@@ -3,8 +3,8 @@
 
 use jiff::Timestamp;
 
-use super::around::{EKS_ROLE_KEY, PERMITTED_KEY, account_annotations, namespace_annotations};
 use super::client::{Client, encode};
+use super::context::{EKS_ROLE_KEY, PERMITTED_KEY, account_annotations, namespace_annotations};
 use super::failure::RequestFailure;
 use super::fields;
 use super::filter::Excerpt;

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::objects::OnlyMetadata;
 use super::*;
 use crate::config::ApiConfig;
-use crate::pods::{Lookup, Surroundings, pods};
+use crate::pods::{Lookup, PodContext, pods};
 use crate::readiness::Readiness;
 
 /// The watch of `node-a`, running.
@@ -61,10 +61,10 @@ async fn run(api: KubeApi, needs: Needs) -> Running {
 
 impl Running {
     /// What is known around the pod at an address, once it is as wanted.
-    async fn around(&self, ip: &str, wanted: impl Fn(&Surroundings) -> bool) -> Surroundings {
+    async fn context(&self, ip: &str, wanted: impl Fn(&PodContext) -> bool) -> PodContext {
         let wait = Duration::from_secs(20);
-        match self.pods.wait_for_ip(ip.parse().unwrap(), wait, |_, around| wanted(around)).await {
-            Lookup::Found(_, around) if wanted(&around) => around,
+        match self.pods.wait_for_ip(ip.parse().unwrap(), wait, |_, context| wanted(context)).await {
+            Lookup::Found(_, context) if wanted(&context) => context,
             other => panic!("{other:?}"),
         }
     }
@@ -92,16 +92,16 @@ async fn service_accounts_are_known_of_pods_that_name_no_role_themselves() {
     put(&api, PodBuilder::new("shop", "late").ip("10.42.0.4").service_account("late"));
     put(&api, PodBuilder::new("shop", "host").service_account("system").host_network(true));
     let running = run(api, ACCOUNTS).await;
-    let known = running.around("10.42.0.2", |around| around.service_account.is_some()).await;
+    let known = running.context("10.42.0.2", |context| context.service_account.is_some()).await;
     let account = known.service_account.unwrap();
     assert_eq!((account.role.as_deref(), account.eks_role.as_deref()), (Some("shop"), Some("arn:aws:iam::1:role/shop")));
     assert!(!known.service_account_forbidden);
     running.api.apply(Resource::ServiceAccounts, service_account("shop", "late", &[]));
-    running.around("10.42.0.4", |around| around.service_account.is_some()).await;
+    running.context("10.42.0.4", |context| context.service_account.is_some()).await;
     running.api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &[]));
-    running.around("10.42.0.2", |around| around.service_account.as_ref().is_some_and(|account| account.role.is_none())).await;
+    running.context("10.42.0.2", |context| context.service_account.as_ref().is_some_and(|account| account.role.is_none())).await;
     running.api.delete(Resource::ServiceAccounts, Some("shop"), "seller");
-    running.around("10.42.0.2", |around| around.service_account.is_none()).await;
+    running.context("10.42.0.2", |context| context.service_account.is_none()).await;
     let requests = running.api.requests();
     let of_accounts = requests.iter().filter(|request| request.path == "/api/v1/namespaces/shop/serviceaccounts");
     let mut asked: Vec<_> = of_accounts.filter_map(|request| request.query("fieldSelector")).collect();
@@ -124,10 +124,10 @@ async fn a_service_account_that_may_not_be_read_is_said_to_be_and_asked_for_agai
     api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &[]));
     put(&api, PodBuilder::new("shop", "web").ip("10.42.0.2").service_account("seller"));
     let running = run(api, ACCOUNTS).await;
-    let known = running.around("10.42.0.2", |around| around.service_account_forbidden).await;
+    let known = running.context("10.42.0.2", |context| context.service_account_forbidden).await;
     assert_eq!(known.service_account, None);
     may_read_accounts(&running.api, true);
-    let known = running.around("10.42.0.2", |around| around.service_account.is_some()).await;
+    let known = running.context("10.42.0.2", |context| context.service_account.is_some()).await;
     assert!(!known.service_account_forbidden);
 }
 
@@ -137,22 +137,22 @@ async fn service_accounts_that_may_not_be_read_any_more_stay_known_and_do_not_st
     api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &[("iam.amazonaws.com/role", "shop")]));
     put(&api, PodBuilder::new("shop", "web").ip("10.42.0.2").service_account("seller"));
     let running = run(api, ACCOUNTS).await;
-    running.around("10.42.0.2", |around| around.service_account.is_some()).await;
+    running.context("10.42.0.2", |context| context.service_account.is_some()).await;
     may_read_accounts(&running.api, false);
     running.api.cut_connections();
-    let known = running.around("10.42.0.2", |around| around.service_account_forbidden).await;
+    let known = running.context("10.42.0.2", |context| context.service_account_forbidden).await;
     assert_eq!(known.service_account.unwrap().role.as_deref(), Some("shop"), "what is known still holds");
     // One that is new is refused, and neither hurts the other.
     running.api.apply(Resource::ServiceAccounts, service_account("shop", "late", &[]));
     put(&running.api, PodBuilder::new("shop", "late").ip("10.42.0.3").service_account("late"));
-    let known = running.around("10.42.0.3", |around| around.service_account_forbidden).await;
+    let known = running.context("10.42.0.3", |context| context.service_account_forbidden).await;
     assert_eq!(known.service_account, None);
-    running.around("10.42.0.2", |around| around.service_account.is_some()).await;
+    running.context("10.42.0.2", |context| context.service_account.is_some()).await;
     may_read_accounts(&running.api, true);
-    running.around("10.42.0.3", |around| around.service_account.is_some() && !around.service_account_forbidden).await;
+    running.context("10.42.0.3", |context| context.service_account.is_some() && !context.service_account_forbidden).await;
     running.api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &[("iam.amazonaws.com/role", "other")]));
-    let is_new = |around: &Surroundings| around.service_account.as_ref().is_some_and(|account| account.role.as_deref() == Some("other"));
-    running.around("10.42.0.2", is_new).await;
+    let is_new = |context: &PodContext| context.service_account.as_ref().is_some_and(|account| account.role.as_deref() == Some("other"));
+    running.context("10.42.0.2", is_new).await;
 }
 
 #[tokio::test]
@@ -162,19 +162,19 @@ async fn namespaces_are_known_with_both_of_their_lists() {
     api.apply(Resource::Namespaces, namespace("shop", &annotations));
     put(&api, PodBuilder::new("shop", "web").ip("10.42.0.2"));
     let running = run(api, Needs { namespaces: true, service_accounts: false }).await;
-    let known = running.around("10.42.0.2", |around| around.namespace.is_some()).await.namespace.unwrap();
+    let known = running.context("10.42.0.2", |context| context.namespace.is_some()).await.namespace.unwrap();
     assert_eq!((known.allowed_roles.as_deref(), known.permitted.as_deref()), (Some("[]"), Some(".*")));
     // An earlier state that comes again is not what it is now.
     let old = running.api.get(Resource::Namespaces, None, "shop").unwrap();
     running.api.apply(Resource::Namespaces, namespace("shop", &[]));
-    let is_bare = |around: &Surroundings| around.namespace.as_ref().is_some_and(|namespace| namespace.permitted.is_none());
-    running.around("10.42.0.2", is_bare).await;
+    let is_bare = |context: &PodContext| context.namespace.as_ref().is_some_and(|namespace| namespace.permitted.is_none());
+    running.context("10.42.0.2", is_bare).await;
     running.api.inject_raw_event(Resource::Namespaces, &serde_json::json!({ "type": "MODIFIED", "object": old }).to_string());
     running.api.apply(Resource::Namespaces, namespace("shop", &[("iam.amazonaws.com/allowed-roles", "[]")]));
-    let is_new = |around: &Surroundings| around.namespace.as_ref().is_some_and(|namespace| namespace.allowed_roles.is_some());
-    assert!(is_bare(&running.around("10.42.0.2", is_new).await));
+    let is_new = |context: &PodContext| context.namespace.as_ref().is_some_and(|namespace| namespace.allowed_roles.is_some());
+    assert!(is_bare(&running.context("10.42.0.2", is_new).await));
     running.api.delete(Resource::Namespaces, None, "shop");
-    running.around("10.42.0.2", |around| around.namespace.is_none()).await;
+    running.context("10.42.0.2", |context| context.namespace.is_none()).await;
 }
 
 #[tokio::test]
@@ -194,7 +194,7 @@ async fn where_the_api_does_not_say_who_has_an_address_it_is_asked_again_but_not
     assert!(matches!(pods.by_ip("10.42.0.2".parse().unwrap()), Lookup::Ambiguous(_)), "both are refused meanwhile");
     // Other changes are no reason to ask.
     put(&running.api, PodBuilder::new("shop", "c").ip("10.42.0.3"));
-    running.around("10.42.0.3", |_| true).await;
+    running.context("10.42.0.3", |_| true).await;
     assert_eq!(asked(&running), 2);
     running.api.allow(Verb::List, "pods");
     tokio::time::pause();
@@ -213,7 +213,7 @@ async fn a_pod_that_says_it_has_the_nodes_address_does_not_have_it() {
     put(&api, PodBuilder::new("shop", "liar").host_ip("10.0.0.10").ip("10.0.0.10"));
     put(&api, PodBuilder::new("shop", "web").host_ip("10.0.0.10").ip("10.42.0.2"));
     let running = run(api, Needs::default()).await;
-    running.around("10.42.0.2", |_| true).await;
+    running.context("10.42.0.2", |_| true).await;
     assert_eq!(running.pods.by_ip("10.0.0.10".parse().unwrap()), Lookup::Unknown);
 }
 
@@ -286,8 +286,8 @@ async fn the_api_is_asked_about_pods_of_any_size() {
     // More than is held of any answer.
     let large = PodBuilder::new("shop", "odd").node("node-a").ip("10.42.0.3").annotation("notes", &"<".repeat(6 << 20));
     let running = ask_again_about(large.build()).await;
-    running.around("10.42.0.2", |_| true).await;
-    running.around("10.42.0.3", |_| true).await;
+    running.context("10.42.0.2", |_| true).await;
+    running.context("10.42.0.3", |_| true).await;
 }
 
 #[tokio::test]
@@ -376,7 +376,7 @@ fn events_that_come_late_change_nothing() {
     let metadata = |version: u64| object(version, "").metadata;
     let mut latest = None;
     // In words: what the object is now, `gone`, or `same`.
-    let mut change = |event: WatchEvent<'_, OnlyMetadata>| match around::change(event, "seller", &mut latest) {
+    let mut change = |event: WatchEvent<'_, OnlyMetadata>| match context::change(event, "seller", &mut latest) {
         None => "same".to_owned(),
         Some(None) => "gone".to_owned(),
         Some(Some(metadata)) => metadata.annotation("role").unwrap().to_owned(),
@@ -409,13 +409,13 @@ async fn what_was_known_around_pods_that_are_gone_is_not_known_of_the_next() {
     api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &role));
     put(&api, pod("web", "10.42.0.2"));
     let running = run(api, Needs { namespaces: true, service_accounts: true }).await;
-    running.around("10.42.0.2", |around| around.namespace.is_some() && around.service_account.is_some()).await;
+    running.context("10.42.0.2", |context| context.namespace.is_some() && context.service_account.is_some()).await;
     // While no pod needs them they are not watched, and may become anything.
     running.api.delete(Resource::Pods, Some("shop"), "web");
     let mut pods = running.pods.clone();
     let known = |pods: &Pods| {
-        let around = pods.around("shop", "seller");
-        (around.namespace.is_some(), around.service_account.is_some())
+        let context = pods.context("shop", "seller");
+        (context.namespace.is_some(), context.service_account.is_some())
     };
     tokio::time::timeout(Duration::from_secs(20), async {
         while known(&pods) != (false, false) {
@@ -429,8 +429,8 @@ async fn what_was_known_around_pods_that_are_gone_is_not_known_of_the_next() {
         [Verb::List, Verb::Watch].into_iter().for_each(|verb| running.api.deny(verb, resource));
     }
     put(&running.api, pod("next", "10.42.0.3"));
-    let around = running.around("10.42.0.3", |around| around.service_account_forbidden).await;
-    assert_eq!((around.namespace, around.service_account), (None, None), "nothing of before");
+    let context = running.context("10.42.0.3", |context| context.service_account_forbidden).await;
+    assert_eq!((context.namespace, context.service_account), (None, None), "nothing of before");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use super::super::trace::StepVerdict;
 use super::super::{Decision, Rules};
 use super::*;
 use crate::config::Restrictions;
-use crate::pods::{Namespace, Pod, PodUid, Surroundings};
+use crate::pods::{Namespace, Pod, PodContext, PodUid};
 
 const OWN_BASE: &str = "arn:aws:iam::111122223333:role/";
 const OTHER_BASE: &str = "arn:aws:iam::999999999999:role/";
@@ -43,9 +43,9 @@ fn discovered(base: &str) -> Rules {
 fn decide(rules: &Rules, node: &NodeIdentity, role: Option<&str>) -> Result<String, Denial> {
     let policy = Policy::new(rules.clone(), node.clone()).unwrap();
     let list = Namespace { name: "shop".to_owned(), allowed_roles: Some(r#"["*"]"#.to_owned()), permitted: None };
-    let around = Surroundings { namespace: Some(list.into()), ..Surroundings::default() };
-    let decision = policy.decide(&pod(role), &around);
-    assert_eq!(policy.explain(&pod(role), &around).decision, decision);
+    let context = PodContext { namespace: Some(list.into()), ..PodContext::default() };
+    let decision = policy.decide(&pod(role), &context);
+    assert_eq!(policy.explain(&pod(role), &context).decision, decision);
     match decision {
         Decision::Allow { request, .. } => Ok(request.role().to_string()),
         Decision::Deny(denial) => Err(denial),
@@ -117,11 +117,11 @@ fn the_daemons_own_credentials_count_and_not_the_role_between() {
 /// The decision is made again when who the daemon is becomes known, and each time that it changes.
 #[test]
 fn what_becomes_known_of_the_daemon_counts_from_then_on() {
-    let (node, pod, around) = (NodeIdentity::default(), pod(Some("web")), Surroundings::default());
+    let (node, pod, context) = (NodeIdentity::default(), pod(Some("web")), PodContext::default());
     let policy = Policy::new(discovered(OTHER_BASE), node.clone()).unwrap();
-    let denied = || policy.decide(&pod, &around) == Decision::Deny(Denial::ForeignAccount);
+    let denied = || policy.decide(&pod, &context) == Decision::Deny(Denial::ForeignAccount);
     assert!(!denied() && !policy.knows_node() && policy.foreign_account().is_none());
-    let steps = policy.explain(&pod, &around).steps;
+    let steps = policy.explain(&pod, &context).steps;
     assert!(steps.iter().any(|step| step.what == What::Account && step.verdict == StepVerdict::Skipped), "{steps:?}");
     let version = policy.node_version();
     node.set_caller(NODE.parse().unwrap());

@@ -19,10 +19,10 @@ fn the_ceiling_of_the_node_holds_for_every_role() {
         (&[], "web", false),
     ] {
         let rules = Rules { allowed_roles: ceiling(patterns), ..rules() };
-        let decision = decide(&rules, &pod_with(role), &Surroundings::default());
+        let decision = decide(&rules, &pod_with(role), &PodContext::default());
         let by_default = Rules { default_role: Some(allowed(&super::rules(), &pod_with(role)).role), ..rules };
         assert_eq!(policy(&by_default).allows_default_role(), expected, "{role} by {patterns:?}");
-        for decision in [decision, decide(&by_default, &pod(), &Surroundings::default())] {
+        for decision in [decision, decide(&by_default, &pod(), &PodContext::default())] {
             match decision {
                 Decision::Allow { .. } => assert!(expected, "{role} by {patterns:?}"),
                 Decision::Deny(denial) => assert_eq!((denial, expected), (Denial::NotAllowedOnNode, false), "{role} by {patterns:?}"),
@@ -36,8 +36,8 @@ fn the_ceiling_of_the_node_holds_for_every_role() {
 #[test]
 fn audit_mode_does_not_lift_the_limits_of_the_node() {
     let audit = Rules { restrictions: Restrictions::Audit, allowed_roles: Some(vec!["web".to_owned()]), ..rules() };
-    assert_eq!(decide(&audit, &pod_with("db"), &Surroundings::default()), Decision::Deny(Denial::NotAllowedOnNode));
-    assert_eq!(decide(&audit, &pod_with("nodes"), &Surroundings::default()), Decision::Deny(Denial::NodeRole));
+    assert_eq!(decide(&audit, &pod_with("db"), &PodContext::default()), Decision::Deny(Denial::NotAllowedOnNode));
+    assert_eq!(decide(&audit, &pod_with("nodes"), &PodContext::default()), Decision::Deny(Denial::NodeRole));
 }
 
 /// A policy of a node that is `NODE`, on an instance with this role.
@@ -67,8 +67,8 @@ fn the_nodes_own_role_is_not_for_pods() {
     ] {
         let by_default = Rules { default_role: Some(allowed(&allowing, &pod_with(role)).role), ..rules.clone() };
         for decision in [
-            decide_by(&policy_on(&rules, instance), &pod_with(role), &Surroundings::default()),
-            decide_by(&policy_on(&by_default, instance), &pod(), &Surroundings::default()),
+            decide_by(&policy_on(&rules, instance), &pod_with(role), &PodContext::default()),
+            decide_by(&policy_on(&by_default, instance), &pod(), &PodContext::default()),
         ] {
             match decision {
                 Decision::Allow { .. } => assert!(expected, "{role}"),
@@ -86,14 +86,14 @@ fn a_role_is_in_the_partition_of_the_node() {
         let pod = pod_with(&role(partition));
         let caller = format!("arn:{partition}:sts::111122223333:assumed-role/nodes/i-0").parse::<CallerIdentity>().unwrap();
         let here = Policy::new(rules(), caller.into()).unwrap();
-        assert!(matches!(decide_by(&here, &pod, &Surroundings::default()), Decision::Allow { .. }), "{partition}");
+        assert!(matches!(decide_by(&here, &pod, &PodContext::default()), Decision::Allow { .. }), "{partition}");
         for other in PARTITIONS.iter().filter(|other| **other != partition) {
-            let elsewhere = decide_by(&here, &pod_with(&role(other)), &Surroundings::default());
+            let elsewhere = decide_by(&here, &pod_with(&role(other)), &PodContext::default());
             assert_eq!(elsewhere, Decision::Deny(Denial::OtherPartition), "{other} in {partition}");
         }
         // Until the node is known, by the base ARN.
         let early = Policy::new(china.clone(), NodeIdentity::default()).unwrap();
-        let decision = decide_by(&early, &pod, &Surroundings::default());
+        let decision = decide_by(&early, &pod, &PodContext::default());
         assert_eq!(matches!(decision, Decision::Allow { .. }), partition == "aws-cn", "{partition}");
     }
 }
@@ -105,23 +105,23 @@ fn what_is_known_of_the_node_later_counts_from_then_on() {
     let (own, foreign) = (pod_with(&format!("{BASE}nodes")), pod_with("arn:aws-cn:iam::111122223333:role/web"));
     assert!(!policy.knows_node());
     for pod in [&own, &foreign] {
-        assert!(matches!(decide_by(&policy, pod, &Surroundings::default()), Decision::Allow { .. }));
+        assert!(matches!(decide_by(&policy, pod, &PodContext::default()), Decision::Allow { .. }));
     }
     let unknown = policy.node_version();
     assert!(node.set_caller(NODE.parse().unwrap()));
     assert!(policy.knows_node());
-    assert_eq!(decide_by(&policy, &own, &Surroundings::default()), Decision::Deny(Denial::NodeRole));
-    assert_eq!(decide_by(&policy, &foreign, &Surroundings::default()), Decision::Deny(Denial::OtherPartition));
+    assert_eq!(decide_by(&policy, &own, &PodContext::default()), Decision::Deny(Denial::NodeRole));
+    assert_eq!(decide_by(&policy, &foreign, &PodContext::default()), Decision::Deny(Denial::OtherPartition));
     // Also when it is another one, by keys of another role, and when the instance's role becomes known.
     let first = policy.node_version();
     assert!(!node.set_caller(NODE.parse().unwrap()), "the same");
     assert_eq!((policy.node_version() == first, first == unknown), (true, false));
     assert!(node.set_caller("arn:aws:sts::111122223333:assumed-role/others/i-0f1e2d3c".parse().unwrap()));
-    assert!(matches!(decide_by(&policy, &own, &Surroundings::default()), Decision::Allow { .. }));
-    assert_eq!(decide_by(&policy, &pod_with(&format!("{BASE}others")), &Surroundings::default()), Decision::Deny(Denial::NodeRole));
+    assert!(matches!(decide_by(&policy, &own, &PodContext::default()), Decision::Allow { .. }));
+    assert_eq!(decide_by(&policy, &pod_with(&format!("{BASE}others")), &PodContext::default()), Decision::Deny(Denial::NodeRole));
     let second = policy.node_version();
     assert!(node.set_instance_role(Some(arn("nodes"))));
-    assert_eq!(decide_by(&policy, &own, &Surroundings::default()), Decision::Deny(Denial::NodeRole));
+    assert_eq!(decide_by(&policy, &own, &PodContext::default()), Decision::Deny(Denial::NodeRole));
     assert!(second != first && policy.node_version() != second);
     assert!(Denial::NodeRole.is_about_node() && Denial::OtherPartition.is_about_node() && !Denial::NoRole.is_about_node());
 }
@@ -135,7 +135,7 @@ fn with_a_role_between_neither_it_nor_the_base_role_is_for_pods() {
     node.expect_between();
     assert_eq!(node.known().version, early);
     let policy = Policy::new(rules(), node.clone()).unwrap();
-    let denied = |role: &str| decide_by(&policy, &pod_with(role), &Surroundings::default()) == Decision::Deny(Denial::NodeRole);
+    let denied = |role: &str| decide_by(&policy, &pod_with(role), &PodContext::default()) == Decision::Deny(Denial::NodeRole);
     assert!(!policy.knows_node());
     // The one alone is not enough, in whatever order they become known; but what is known is refused.
     assert!(node.set_between(between.parse().unwrap()));
@@ -145,7 +145,7 @@ fn with_a_role_between_neither_it_nor_the_base_role_is_for_pods() {
     for (role, expected) in [("nodes", true), ("path/Nodes", true), ("between", true), ("web", false), ("nodes2", false)] {
         assert_eq!(denied(role), expected, "{role}");
     }
-    let steps = policy.explain(&pod_with("web"), &Surroundings::default()).steps;
+    let steps = policy.explain(&pod_with("web"), &PodContext::default()).steps;
     let sources: Vec<_> = steps.iter().filter(|step| step.what == What::NodeRole).map(|step| step.source.as_str()).collect();
     assert_eq!(sources, ["the daemon's own AWS identity", "the role of --assume-role-arn"]);
     // Another session of the role between, and another base role: decided again.
@@ -155,7 +155,7 @@ fn with_a_role_between_neither_it_nor_the_base_role_is_for_pods() {
     assert!(policy.node_version() != version && denied("others") && !denied("nodes") && denied("between"));
     let allowing = Policy::new(Rules { allow_node_role: true, ..rules() }, node).unwrap();
     for role in ["others", "between"] {
-        assert!(matches!(decide_by(&allowing, &pod_with(role), &Surroundings::default()), Decision::Allow { .. }), "{role}");
+        assert!(matches!(decide_by(&allowing, &pod_with(role), &PodContext::default()), Decision::Allow { .. }), "{role}");
     }
 }
 
@@ -165,8 +165,8 @@ fn the_base_role_is_refused_while_the_role_between_is_not_known() {
     node.expect_between();
     let policy = Policy::new(rules(), node).unwrap();
     assert!(!policy.knows_node());
-    assert_eq!(decide_by(&policy, &pod_with("nodes"), &Surroundings::default()), Decision::Deny(Denial::NodeRole));
-    let steps = policy.explain(&pod_with("web"), &Surroundings::default()).steps;
+    assert_eq!(decide_by(&policy, &pod_with("nodes"), &PodContext::default()), Decision::Deny(Denial::NodeRole));
+    let steps = policy.explain(&pod_with("web"), &PodContext::default()).steps;
     let told: Vec<_> = steps.iter().filter(|step| step.what == What::NodeRole).map(|step| (step.verdict, step.source.as_str())).collect();
     assert_eq!(told, [(StepVerdict::Passed, "the daemon's own AWS identity"), (StepVerdict::Skipped, "the role of --assume-role-arn")]);
 }
@@ -199,7 +199,7 @@ fn either_annotation_of_a_namespace_allows_and_a_bad_one_allows_nothing() {
         let enforced = policy(&Rules { restrictions: Restrictions::Enforce, ..rules() });
         // The second time from what was kept.
         for _ in 0..2 {
-            let found = match decide_by(&enforced, &pod_with("web"), &around(Some(&namespace))) {
+            let found = match decide_by(&enforced, &pod_with("web"), &context(Some(&namespace))) {
                 Decision::Allow { .. } => Ok(()),
                 Decision::Deny(denial) => Err(denial),
             };
@@ -248,7 +248,7 @@ fn reasons_have_names_of_their_own() {
 #[test]
 fn an_explanation_names_every_step_and_ends_with_the_refusal() {
     let rules = Rules { restrictions: Restrictions::Enforce, allowed_roles: Some(vec!["w*".to_owned()]), ..rules() };
-    let explained = policy(&rules).explain(&pod_with("web"), &around(Some(&namespace(Some(r#"["db"]"#)))));
+    let explained = policy(&rules).explain(&pod_with("web"), &context(Some(&namespace(Some(r#"["db"]"#)))));
     let steps: Vec<_> = explained.steps.iter().map(|step| (step.what, step.verdict)).collect();
     let expected = [
         (What::Role, StepVerdict::Passed),
@@ -266,7 +266,7 @@ fn an_explanation_names_every_step_and_ends_with_the_refusal() {
     assert_eq!(json["steps"][0]["source"], "the role annotation of pod default/web-7f9c-abcde");
     assert_eq!(json["steps"][0]["detail"], r#""web" is arn:aws:iam::111122223333:role/web"#);
     assert_eq!(json["steps"][3]["detail"], r#""w*" matches"#);
-    let allowed = serde_json::to_value(policy(&rules).explain(&pod_with("web"), &around(Some(&namespace(Some(r#"["web"]"#)))))).unwrap();
+    let allowed = serde_json::to_value(policy(&rules).explain(&pod_with("web"), &context(Some(&namespace(Some(r#"["web"]"#)))))).unwrap();
     let request = &allowed["decision"]["allow"]["request"];
     assert_eq!(request["role"], "arn:aws:iam::111122223333:role/web");
     assert_eq!((&request["duration_seconds"], &request["external_id"]), (&3600.into(), &serde_json::Value::Bool(false)));

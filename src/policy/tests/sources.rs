@@ -4,14 +4,14 @@ use super::*;
 use crate::config::session::{SessionScope, SessionTag};
 use crate::pods::ServiceAccount;
 
-fn account(role: Option<&str>, eks_role: Option<&str>) -> Surroundings {
+fn account(role: Option<&str>, eks_role: Option<&str>) -> PodContext {
     let account = ServiceAccount {
         namespace: "default".to_owned(),
         name: "default".to_owned(),
         role: role.map(str::to_owned),
         eks_role: eks_role.map(str::to_owned),
     };
-    Surroundings { service_account: Some(Arc::new(account)), ..Surroundings::default() }
+    PodContext { service_account: Some(Arc::new(account)), ..PodContext::default() }
 }
 
 #[test]
@@ -20,10 +20,10 @@ fn a_role_comes_from_the_pod_then_its_service_account_then_the_default() {
     use ServiceAccountRoles::{Off, Own, OwnAndEks};
     let bad = |source| Err(Denial::BadRole(source, RoleMistake::Empty));
     let unknown = Err(Denial::ServiceAccountUnknown);
-    let nothing = Surroundings::default;
-    let forbidden = |around: Surroundings| Surroundings { service_account_forbidden: true, ..around };
+    let nothing = PodContext::default;
+    let forbidden = |context: PodContext| PodContext { service_account_forbidden: true, ..context };
     let both = || account(Some("account"), Some("eks"));
-    for (service_accounts, default, pod_role, around, expected) in [
+    for (service_accounts, default, pod_role, context, expected) in [
         (Own, Some("default"), Some("pod"), both(), Ok("pod")),
         (Own, Some("default"), Some("pod"), nothing(), Ok("pod")),
         (Own, Some("default"), None, both(), Ok("account")),
@@ -52,13 +52,13 @@ fn a_role_comes_from_the_pod_then_its_service_account_then_the_default() {
     ] {
         let rules = Rules { service_accounts, default_role: default.map(arn), ..rules() };
         let pod = Pod { role: pod_role.map(str::to_owned), ..pod() };
-        let decision = decide(&rules, &pod, &around);
+        let decision = decide(&rules, &pod, &context);
         let found = match &decision {
             Decision::Allow { request, .. } => Ok(request.role().name()),
             Decision::Deny(denial) => Err(*denial),
         };
-        assert_eq!(found, expected, "{service_accounts:?} {pod_role:?} {around:?}");
-        assert_eq!(policy(&rules).can_decide(&pod, &around), expected != unknown, "{around:?}");
+        assert_eq!(found, expected, "{service_accounts:?} {pod_role:?} {context:?}");
+        assert_eq!(policy(&rules).can_decide(&pod, &context), expected != unknown, "{context:?}");
     }
 }
 
@@ -66,7 +66,7 @@ fn a_role_comes_from_the_pod_then_its_service_account_then_the_default() {
 fn a_pod_without_a_service_account_does_not_wait_for_one() {
     let rules = Rules { service_accounts: ServiceAccountRoles::Own, default_role: Some(arn("default")), ..rules() };
     let pod = Pod { service_account: String::new(), ..pod() };
-    assert!(policy(&rules).can_decide(&pod, &Surroundings::default()));
+    assert!(policy(&rules).can_decide(&pod, &PodContext::default()));
     assert_eq!(allowed(&rules, &pod).role(), &arn("default"));
 }
 
@@ -78,7 +78,7 @@ fn a_role_of_a_service_account_is_limited_as_any_other() {
         allowed_roles: Some(vec!["a*".to_owned()]),
         ..rules()
     };
-    let listed = |role, list| Surroundings { namespace: around(Some(&namespace(Some(list)))).namespace, ..account(Some(role), None) };
+    let listed = |role, list| PodContext { namespace: context(Some(&namespace(Some(list)))).namespace, ..account(Some(role), None) };
     assert!(matches!(decide(&rules, &pod(), &listed("a1", r#"["a1"]"#)), Decision::Allow { .. }));
     assert_eq!(decide(&rules, &pod(), &listed("a1", "[]")), Decision::Deny(Denial::NotAllowedInNamespace));
     assert_eq!(decide(&rules, &pod(), &listed("b1", r#"["b1"]"#)), Decision::Deny(Denial::NotAllowedOnNode));
@@ -149,7 +149,7 @@ fn source_identities_are_made_by_their_own_template_and_by_no_annotation() {
     let annotated =
         Pod { session_name: Some("kube-system.dns".to_owned()), external_id: Some("kube-system.dns".to_owned()), ..pod.clone() };
     assert_eq!(source_identity(&rules, &annotated).as_deref(), Some("shop.web-0"));
-    let explained = policy(&rules).explain(&pod, &Surroundings::default());
+    let explained = policy(&rules).explain(&pod, &PodContext::default());
     let step = explained.steps.iter().find(|step| step.what == What::SourceIdentity).unwrap();
     assert_eq!((step.source.as_str(), step.detail.as_str()), ("--source-identity", "shop.web-0"));
     let json = serde_json::to_value(&explained.decision).unwrap();
@@ -211,7 +211,7 @@ proptest::proptest! {
         rules.sessions.tags = vec![SessionTag::Cluster];
         rules.sessions.source_identity = Some(rules.sessions.name.clone());
         let pod = Pod { external_id: id, session_name: session, name, ..pod_with(&role) };
-        if let Decision::Allow { request, .. } = decide(&rules, &pod, &Surroundings::default()) {
+        if let Decision::Allow { request, .. } = decide(&rules, &pod, &PodContext::default()) {
             proptest::prop_assert!(request.session_name().as_str().parse::<SessionName>().is_ok());
             // The two have one form.
             proptest::prop_assert!(request.source_identity().is_some_and(|identity| identity.as_str().parse::<SessionName>().is_ok()));

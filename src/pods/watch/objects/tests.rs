@@ -243,7 +243,7 @@ fn addresses_without_a_network_are_left_out() {
 #[tokio::test]
 async fn annotations_that_are_too_long_are_cut_and_are_refused_for_what_they_are() {
     use crate::config::Restrictions;
-    use crate::pods::{Namespace, Surroundings};
+    use crate::pods::{Namespace, PodContext};
     use crate::policy::{Decision, Policy, Rules};
     let watch = watch().await;
     let base = Some("arn:aws:iam::111122223333:role/".parse().unwrap());
@@ -252,7 +252,7 @@ async fn annotations_that_are_too_long_are_cut_and_are_refused_for_what_they_are
         Policy::new(rules, "arn:aws:sts::111122223333:assumed-role/nodes/i-0".parse::<crate::role::CallerIdentity>().unwrap().into())
             .unwrap()
     };
-    let denied = |pod: &Pod, around: &Surroundings, restrictions| match policy(restrictions).decide(pod, around) {
+    let denied = |pod: &Pod, context: &PodContext, restrictions| match policy(restrictions).decide(pod, context) {
         Decision::Deny(denial) => denial.name(),
         Decision::Allow { .. } => "allowed",
     };
@@ -272,7 +272,7 @@ async fn annotations_that_are_too_long_are_cut_and_are_refused_for_what_they_are
         {
             let cut = kept(&value);
             assert!(cut.len() == longest + left && cut.capacity() <= cut.len() + 8, "{key}: {}", cut.len());
-            assert_eq!(denied(&with(key, &value), &Surroundings::default(), Restrictions::Off), reason);
+            assert_eq!(denied(&with(key, &value), &PodContext::default(), Restrictions::Off), reason);
         }
         // In a list it is cut before the list is complete.
         let mut listed = decode(builder().annotation(key, &"w".repeat(200_000)).build());
@@ -292,11 +292,9 @@ async fn annotations_that_are_too_long_are_cut_and_are_refused_for_what_they_are
     ] {
         let text = list(text, "key");
         let (allowed_roles, permitted) = if permitted { (None, text) } else { (text, None) };
-        let around = Surroundings {
-            namespace: Some(Namespace { name: "team".to_owned(), allowed_roles, permitted }.into()),
-            ..Surroundings::default()
-        };
-        assert_eq!(denied(&with("other", ""), &around, Restrictions::Enforce), reason);
+        let context =
+            PodContext { namespace: Some(Namespace { name: "team".to_owned(), allowed_roles, permitted }.into()), ..PodContext::default() };
+        assert_eq!(denied(&with("other", ""), &context, Restrictions::Enforce), reason);
     }
 }
 
