@@ -16,9 +16,9 @@ use tracing::{debug, error, info, warn};
 
 use self::datagram::IcmpError;
 use self::helper::{Helper, HelperReply, Order, Spoken};
-use self::made::{Made, make};
 use self::netlink::Netlink;
-use self::place::{NoPlace, Outside, Place};
+use self::placement::{NoPlacement, Outside, Placement};
+use self::test_network::{TestNetwork, make};
 use crate::config::{InterfaceMatch, SelfTestConfig, SelfTestMode};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
@@ -29,9 +29,9 @@ use crate::redirect::{self, rules::Family};
 pub mod bypass;
 mod datagram;
 pub mod helper;
-mod made;
 pub mod netlink;
-pub mod place;
+pub mod placement;
+mod test_network;
 
 /// The step of readiness.
 pub const STEP: &str = "the self-test";
@@ -133,7 +133,7 @@ pub fn ability(config: &SelfTestConfig, interfaces: &[InterfaceMatch], has_rules
         SelfTestMode::Off => return Ok(Ability::Off),
         // Rules that are not ours are tested where that is asked for.
         SelfTestMode::Auto if !has_rules => return Ok(Ability::Off),
-        SelfTestMode::Auto | SelfTestMode::On => match place::never(interfaces) {
+        SelfTestMode::Auto | SelfTestMode::On => match placement::never(interfaces) {
             Some(never) => never.to_string(),
             None => match Helper::start() {
                 Ok(helper) => return Ok(Ability::Able(helper)),
@@ -259,7 +259,7 @@ impl SelfTest {
                 Err(SelfTestState::Unavailable)
             }
             Ability::Able(helper) => match helper.speak() {
-                Ok(helper) => Ok(Running { helper, made: None, failing: None, metrics: metrics.clone(), readiness, step }),
+                Ok(helper) => Ok(Running { helper, network: None, failing: None, metrics: metrics.clone(), readiness, step }),
                 Err(error) => return error!(%error, "the self-test's helper process cannot be spoken to"),
             },
         };
@@ -270,7 +270,7 @@ impl SelfTest {
         }
         let mut look = InterfaceScan { outside: Outside::default(), told: Default::default() };
         loop {
-            let ips = place::addresses(&pods);
+            let ips = placement::addresses(&pods);
             if has_rules && !interfaces.is_empty() {
                 look = look.at(interfaces.clone(), ips.clone(), &metrics).await;
             }
@@ -295,7 +295,7 @@ struct HelperEnded;
 #[derive(Debug)]
 struct Running {
     // Before the helper, whose end takes the interface away by itself.
-    made: Option<Made>,
+    network: Option<TestNetwork>,
     helper: Spoken,
     failing: Option<&'static str>,
     metrics: Metrics,
@@ -312,7 +312,8 @@ impl Running {
         probes: &Probes,
         mode: SelfTestMode,
     ) -> Result<bool, HelperEnded> {
-        let (of, asked) = (interfaces.to_vec(), move |netlink: &mut Netlink, of: Vec<InterfaceMatch>| place::place(&of, &pods, netlink));
+        let (of, asked) =
+            (interfaces.to_vec(), move |netlink: &mut Netlink, of: Vec<InterfaceMatch>| placement::place(&of, &pods, netlink));
         let failure = match blocking(move || asked(&mut Netlink::open()?, of)).await {
             Ok(Ok(place)) => self.test_afresh(place, probes).await.err(),
             Ok(Err(reason)) => {
@@ -349,9 +350,9 @@ impl Running {
     }
 
     /// No interface like the pods' can be made. Where none is there yet, there are no pods either, and nothing to wait for.
-    fn unavailable(&mut self, reason: &NoPlace, mode: SelfTestMode) {
+    fn unavailable(&mut self, reason: &NoPlacement, mode: SelfTestMode) {
         tell(&self.metrics, SelfTestState::Unavailable);
-        let forever = matches!(reason, NoPlace::Never(_));
+        let forever = matches!(reason, NoPlacement::Never(_));
         let name = if forever { "never" } else { "not-yet" };
         if self.failing.replace(name) != Some(name) {
             warn!("the self-test is not done: {reason}");
@@ -364,8 +365,8 @@ impl Running {
     }
 
     /// An interface that is old may be what is wrong: somebody took it away, or a bridge has another address.
-    async fn test_afresh(&mut self, place: Place, probes: &Probes) -> Result<(), SelfTestFailure> {
-        let is_old = self.made.is_some();
+    async fn test_afresh(&mut self, place: Placement, probes: &Probes) -> Result<(), SelfTestFailure> {
+        let is_old = self.network.is_some();
         match self.test(place.clone(), probes).await {
             Err(SelfTestFailure::Ended) => Err(SelfTestFailure::Ended),
             Err(failure) if is_old => {
@@ -377,9 +378,9 @@ impl Running {
         }
     }
 
-    async fn test(&mut self, place: Place, probes: &Probes) -> Result<(), SelfTestFailure> {
-        let (number, has_ipv6) = match &self.made {
-            Some(made) if made.place == place => (made.number, made.has_ipv6),
+    async fn test(&mut self, place: Placement, probes: &Probes) -> Result<(), SelfTestFailure> {
+        let (number, has_ipv6) = match &self.network {
+            Some(network) if network.place == place => (network.number, network.has_ipv6),
             _ => self.make(place).await?,
         };
         let ExpectedRules { ipv6 } = probes.wanted();
@@ -396,12 +397,12 @@ impl Running {
         Ok(())
     }
 
-    async fn make(&mut self, place: Place) -> Result<(u8, bool), SelfTestFailure> {
+    async fn make(&mut self, place: Placement) -> Result<(u8, bool), SelfTestFailure> {
         self.unmake().await;
         let pid = self.helper.pid();
-        let (made, gateway_mac) = blocking(move || make(place, pid)).await.map_err(SelfTestFailure::NotMade)?;
-        let (number, has_ipv6) = (made.number, made.has_ipv6);
-        self.made = Some(made);
+        let (network, gateway_mac) = blocking(move || make(place, pid)).await.map_err(SelfTestFailure::NotMade)?;
+        let (number, has_ipv6) = (network.number, network.has_ipv6);
+        self.network = Some(network);
         let order = Order::SetUp {
             addresses: Family::ALL.map(|family| source(family, number)).to_vec(),
             gateways: vec![GATEWAY_IPV4.into(), GATEWAY_IPV6.into()],
@@ -411,10 +412,10 @@ impl Running {
     }
 
     async fn unmake(&mut self) {
-        if let Some(made) = self.made.take() {
+        if let Some(network) = self.network.take() {
             // It logs by itself what could not be taken away.
             let _ = blocking(move || {
-                drop(made);
+                drop(network);
                 Ok(())
             })
             .await;

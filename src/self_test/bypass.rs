@@ -8,7 +8,7 @@ use std::io;
 use std::net::IpAddr;
 
 use super::netlink::Netlink;
-use super::place::interface_to;
+use super::placement::interface_to;
 use crate::redirect::rules::LOOPBACK;
 
 /// Interfaces that only one data plane makes, on every node where it works.

@@ -7,14 +7,14 @@ use tracing::debug;
 
 use super::helper::INSIDE;
 use super::netlink::{Mac, Netlink, Veth};
-use super::place::{self, Place};
+use super::placement::{self, Placement};
 use super::{NUMBERS, source};
 use crate::redirect::rules::Family;
 
 /// The interface of a test, and the ways to it; gone when dropped.
 #[derive(Debug)]
-pub(super) struct Made {
-    pub(super) place: Place,
+pub(super) struct TestNetwork {
+    pub(super) place: Placement,
     pub(super) number: u8,
     index: u32,
     /// Where the ways are, if that is not the interface itself, with which they would go.
@@ -23,7 +23,7 @@ pub(super) struct Made {
     pub(super) has_ipv6: bool,
 }
 
-impl Drop for Made {
+impl Drop for TestNetwork {
     fn drop(&mut self) {
         let taken = Netlink::open().and_then(|mut netlink| {
             if let Some(bridge) = self.bridge {
@@ -45,7 +45,7 @@ fn mac(number: u8, is_inside: bool) -> Mac {
 }
 
 /// Makes the interface, and says what the namespace has to take for the address of its gateway.
-pub(super) fn make(place: Place, pid: u32) -> io::Result<(Made, Mac)> {
+pub(super) fn make(place: Placement, pid: u32) -> io::Result<(TestNetwork, Mac)> {
     let mut netlink = Netlink::open()?;
     let first = (RandomState::new().hash_one(pid) % u64::from(NUMBERS)) as u8;
     (0..NUMBERS).for_each(|number| sweep(&mut netlink, number));
@@ -64,7 +64,7 @@ fn sweep(netlink: &mut Netlink, number: u8) {
     for family in Family::ALL {
         let Ok(Some(way)) = netlink.way_to(source(family, number)) else { continue };
         let is_bridge = netlink.link_at(way.interface).is_ok_and(|link| link.kind.as_deref() == Some("bridge"));
-        let port = netlink.link(&place::interface_name(PORT, number));
+        let port = netlink.link(&placement::interface_name(PORT, number));
         if is_bridge && !way.by_gateway && port.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
             // Where only an unrelated wider route leads there, there is nothing to delete.
             let _ = netlink.delete_route(source(family, number), way.interface);
@@ -75,10 +75,10 @@ fn sweep(netlink: &mut Netlink, number: u8) {
 /// What the port of a bridge is called: no rule looks at it.
 const PORT: &str = "rolegate";
 
-fn make_numbered(netlink: &mut Netlink, place: Place, number: u8, pid: u32) -> io::Result<(Made, Mac)> {
+fn make_numbered(netlink: &mut Netlink, place: Placement, number: u8, pid: u32) -> io::Result<(TestNetwork, Mac)> {
     let (name, bridge) = match &place {
-        Place::Prefix(prefix) => (place::interface_name(prefix, number), None),
-        Place::Bridge(bridge) => (place::interface_name(PORT, number), Some(netlink.link(bridge)?)),
+        Placement::Prefix(prefix) => (placement::interface_name(prefix, number), None),
+        Placement::Bridge(bridge) => (placement::interface_name(PORT, number), Some(netlink.link(bridge)?)),
     };
     let index_of_bridge = bridge.as_ref().map(|bridge| bridge.index);
     let peer_mac = mac(number, true);
@@ -86,7 +86,7 @@ fn make_numbered(netlink: &mut Netlink, place: Place, number: u8, pid: u32) -> i
     netlink.add_veth(veth)?;
     let index = netlink.link(&name)?.index;
     // From here on a failure takes the interface away.
-    let mut made = Made { place, number, index, bridge: None, has_ipv6: true };
+    let mut network = TestNetwork { place, number, index, bridge: None, has_ipv6: true };
     netlink.set_up(index)?;
     let via = index_of_bridge.unwrap_or(index);
     for family in Family::ALL {
@@ -95,7 +95,7 @@ fn make_numbered(netlink: &mut Netlink, place: Place, number: u8, pid: u32) -> i
         match led {
             Err(error) if family == Family::V4 || error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
             Err(error) => {
-                made.has_ipv6 = false;
+                network.has_ipv6 = false;
                 debug!(%error, "no IPv6 for the self-test");
             }
             Ok(()) => {}
@@ -104,6 +104,6 @@ fn make_numbered(netlink: &mut Netlink, place: Place, number: u8, pid: u32) -> i
     // A bridge may have taken that of its new port just now.
     let gateway_mac = netlink.link_at(via)?.mac.unwrap_or(mac(number, false));
     // Not before: where another has the ways, they are not ours to take away.
-    made.bridge = index_of_bridge;
-    Ok((made, gateway_mac))
+    network.bridge = index_of_bridge;
+    Ok((network, gateway_mac))
 }

@@ -21,7 +21,7 @@ const WATCHED: [(&str, &str); 2] = [("cali", "Calico"), ("lxc", "Cilium")];
 
 /// How the probe is tied to the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Placement {
     /// By an interface whose name begins with this.
     Prefix(String),
     /// As a port of this bridge.
@@ -30,7 +30,7 @@ pub enum Place {
 
 /// Why there is no place for it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoPlace {
+pub enum NoPlacement {
     /// Never.
     #[error("{0}")]
     Never(String),
@@ -51,53 +51,53 @@ pub fn fits(interfaces: &[InterfaceMatch], name: &str) -> bool {
 }
 
 /// Why the interfaces of the pods can never be imitated here, whatever the node has.
-pub fn never(interfaces: &[InterfaceMatch]) -> Option<NoPlace> {
+pub fn never(interfaces: &[InterfaceMatch]) -> Option<NoPlacement> {
     let first = interfaces.iter().find(|interface| !interface.negated)?;
     let (_, owner) = WATCHED.iter().find(|(prefix, _)| first.name.starts_with(prefix))?;
-    Some(NoPlace::Never(format!(
+    Some(NoPlacement::Never(format!(
         "{owner} drops the packets of interfaces like {} that it did not make itself, so that a test could not pass",
         first.name
     )))
 }
 
 /// Where the probe is to stand: by the first of the interfaces that are named, else beside the pods.
-pub fn place(interfaces: &[InterfaceMatch], pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Result<Place, NoPlace>> {
+pub fn place(interfaces: &[InterfaceMatch], pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Result<Placement, NoPlacement>> {
     if let Some(never) = never(interfaces) {
         return Ok(Err(never));
     }
     if let Some(bypass) = bypass::look(pods, netlink)? {
-        return Ok(Err(NoPlace::Never(bypass.to_string())));
+        return Ok(Err(NoPlacement::Never(bypass.to_string())));
     }
     let mut missing = None;
     for interface in interfaces.iter().filter(|interface| !interface.negated) {
         if let Some(prefix) = interface.name.strip_suffix('+') {
-            return Ok(Ok(Place::Prefix(prefix.to_owned())));
+            return Ok(Ok(Placement::Prefix(prefix.to_owned())));
         }
         match is_bridge(netlink, &interface.name) {
-            Ok(true) => return Ok(Ok(Place::Bridge(interface.name.clone()))),
+            Ok(true) => return Ok(Ok(Placement::Bridge(interface.name.clone()))),
             Ok(false) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => missing = Some(interface.name.clone()),
             Err(error) => return Err(error),
         }
     }
     if let Some(missing) = missing {
-        return Ok(Err(NoPlace::NotYet(missing)));
+        return Ok(Err(NoPlacement::NotYet(missing)));
     }
     if interfaces.iter().any(|interface| !interface.negated) {
-        return Ok(Err(NoPlace::Never(
+        return Ok(Err(NoPlacement::Never(
             "--host-interface names single interfaces and no bridge, so that none like them can be made; name a prefix (NAME+)".to_owned(),
         )));
     }
     for ip in pods {
         let Some(name) = interface_to(netlink, *ip)? else { continue };
         if fits(interfaces, &name) && is_bridge(netlink, &name).unwrap_or(false) {
-            return Ok(Ok(Place::Bridge(name)));
+            return Ok(Ok(Placement::Bridge(name)));
         }
     }
     let own = OWN_NAMES.iter().find(|name| fits(interfaces, &interface_name(name, 0)));
     Ok(own
-        .map(|name| Place::Prefix((*name).to_owned()))
-        .ok_or_else(|| NoPlace::Never("--host-interface leaves out every name that the test's interface could have".to_owned())))
+        .map(|name| Placement::Prefix((*name).to_owned()))
+        .ok_or_else(|| NoPlacement::Never("--host-interface leaves out every name that the test's interface could have".to_owned())))
 }
 
 /// The name of the interface of this number among those that begin so.
@@ -183,17 +183,17 @@ mod tests {
     fn a_name_is_like_the_first_that_is_named() {
         let mut netlink = Netlink::open().unwrap();
         let mut of = |patterns: &[&str]| place(&list(patterns), &[], &mut netlink).unwrap();
-        let prefix = |name: &str| Ok(Place::Prefix(name.to_owned()));
+        let prefix = |name: &str| Ok(Placement::Prefix(name.to_owned()));
         assert_eq!(of(&["eni+", "veth+"]), prefix("eni"));
         assert_eq!(of(&["!eni+"]), prefix("rolegate"));
         assert_eq!(of(&["!rolegate+"]), prefix("selftest"));
         assert_eq!(of(&[]), prefix("rolegate"));
         // One that is there and no bridge is passed by, for one that can be imitated.
         assert_eq!(of(&["lo", "veth+"]), prefix("veth"));
-        assert!(matches!(of(&["lo"]), Err(NoPlace::Never(reason)) if reason.contains("name a prefix")));
-        assert_eq!(of(&["no-such-bridge"]), Err(NoPlace::NotYet("no-such-bridge".to_owned())));
+        assert!(matches!(of(&["lo"]), Err(NoPlacement::Never(reason)) if reason.contains("name a prefix")));
+        assert_eq!(of(&["no-such-bridge"]), Err(NoPlacement::NotYet("no-such-bridge".to_owned())));
         for (watched, owner) in [("cali+", "Calico"), ("lxc+", "Cilium")] {
-            assert!(matches!(of(&[watched]), Err(NoPlace::Never(reason)) if reason.contains(owner)));
+            assert!(matches!(of(&[watched]), Err(NoPlacement::Never(reason)) if reason.contains(owner)));
         }
     }
 
