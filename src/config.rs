@@ -229,7 +229,7 @@ pub struct SessionsConfig {
     /// How long the first failure of a session is remembered.
     pub error_ttl: Duration,
     /// The role that pods' roles are assumed by; `None`: the daemon's own identity.
-    pub between: Option<RoleArn>,
+    pub intermediate: Option<RoleArn>,
     /// The longest wait of a request for STS.
     pub timeout: Duration,
     /// Requests to STS in a second.

@@ -30,7 +30,7 @@ pub mod trace;
 pub use denial::Denial;
 use discovered::Discovered;
 use namespace::Namespaces;
-use node::{BETWEEN, NodeIdentity, OWN};
+use node::{INTERMEDIATE, NodeIdentity, OWN};
 use patterns::{Mistake, Patterns};
 use session::{RequestTag, SessionRules};
 use trace::{Explanation, Silent, Trace, What, shown};
@@ -286,7 +286,7 @@ impl Policy {
                     trace.check(What::NodeRole, || source.to_owned(), other, |()| format!("{} is another", caller.as_str()))?;
                 }
                 if !node.has_all_callers() {
-                    let missing = || if node.caller.is_none() { OWN } else { BETWEEN }.to_owned();
+                    let missing = || if node.caller.is_none() { OWN } else { INTERMEDIATE }.to_owned();
                     trace.skip(What::NodeRole, missing, || "not known yet".to_owned());
                 }
             }

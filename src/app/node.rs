@@ -74,12 +74,12 @@ pub(super) async fn follow_identity(sts: impl IdentitySource, policy: Arc<Policy
         }
         match &asked {
             Ok(known) => {
-                let callers = (known.caller.clone(), known.between.clone());
+                let callers = (known.caller.clone(), known.intermediate.clone());
                 if told.as_ref() == Some(&callers) {
                     debug!("the daemon's own AWS identity is the same");
                 } else {
-                    if let Some(between) = known.asker().filter(|asker| known.caller.as_ref() != Some(asker)) {
-                        info!(arn = between.as_str(), "the role between, by which pods' roles are assumed");
+                    if let Some(intermediate) = known.asker().filter(|asker| known.caller.as_ref() != Some(asker)) {
+                        info!(arn = intermediate.as_str(), "the role between, by which pods' roles are assumed");
                     }
                     info!(arn = known.caller.as_ref().map_or("", CallerIdentity::as_str), "the daemon's own AWS identity");
                     told = Some(callers);

@@ -114,11 +114,11 @@ pub(super) async fn prepare(
 
 pub(super) async fn load_aws(config: &Config) -> Result<Aws, AwsError> {
     let session = SessionName::derived_from(&format!("rolegate-{}", config.pods.node));
-    let between = config.sessions.between.as_ref().map(|role| (role, &session));
-    if let Some((role, _)) = between {
+    let intermediate = config.sessions.intermediate.as_ref().map(|role| (role, &session));
+    if let Some((role, _)) = intermediate {
         info!(%role, "pods' roles are assumed by this one");
     }
-    Aws::load(&config.metadata.address, config.sessions.timeout, between).await
+    Aws::load(&config.metadata.address, config.sessions.timeout, intermediate).await
 }
 
 /// What pods may have. Without AWS, nothing may be discovered: see [`needs_aws`].

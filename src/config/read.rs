@@ -252,10 +252,10 @@ pub(super) fn sessions(source: &mut SettingSource<'_>, warnings: &mut Vec<String
     if !STS_TIMEOUTS.contains(&timeout) {
         source.mistake("--sts-timeout: expected 100ms to 1m");
     }
-    let between = source.text("assume-role-arn").and_then(|_| {
+    let intermediate = source.text("assume-role-arn").and_then(|_| {
         source.parse("assume-role-arn", |text| text.parse::<RoleArn>().map_err(|error| format!("expected the ARN of a role: {error}")))
     });
-    if between.is_some() && duration > LONGEST_CHAINED {
+    if intermediate.is_some() && duration > LONGEST_CHAINED {
         warnings.push(format!(
             "with --assume-role-arn sessions last 1h at most, for it is role chaining: {flag} is {}",
             humantime::format_duration(duration)
@@ -277,7 +277,7 @@ pub(super) fn sessions(source: &mut SettingSource<'_>, warnings: &mut Vec<String
         tags,
         error_ttl,
         timeout,
-        between,
+        intermediate,
         rate,
         max_rate,
         concurrency: limit("sts-concurrency", DEFAULT_STS_CONCURRENCY, source) as usize,

@@ -100,7 +100,7 @@ const CASES: &[Case] = &[
     ("sts-max-rate", "20", &[], |config| config.sessions.max_rate == 20),
     ("sts-concurrency", "3", &[], |config| config.sessions.concurrency == 3),
     ("assume-role-arn", "arn:aws:iam::111122223333:role/between", &[], |config| {
-        config.sessions.between.as_ref().is_some_and(|role| role.name() == "between")
+        config.sessions.intermediate.as_ref().is_some_and(|role| role.name() == "between")
     }),
     ("iam-role-error-ttl", "5s", &[], |config| config.sessions.error_ttl == Duration::from_secs(5)),
     ("use-regional-sts-endpoint", "true", &[], |config| warned(config, "--use-regional-sts-endpoint has no effect")),
@@ -209,7 +209,7 @@ fn without_flags_the_defaults_are_those_that_help_prints() {
     assert_eq!(config.metadata.address, "169.254.169.254");
     assert_eq!(config.sessions.duration, Duration::from_secs(3600));
     assert_eq!(config.sessions.error_ttl, Duration::from_secs(30));
-    assert!(config.sessions.prefetch && config.sessions.between.is_none());
+    assert!(config.sessions.prefetch && config.sessions.intermediate.is_none());
     assert_eq!(config.sessions.prefetch_spread, Duration::from_secs(600));
     assert_eq!((config.sessions.timeout, config.sessions.rate, config.sessions.concurrency), (Duration::from_secs(5), 20, 16));
     assert_eq!(config.pods.wait, Duration::from_secs(2));
@@ -756,9 +756,9 @@ fn what_is_asked_of_sts_has_its_bounds() {
 
 #[test]
 fn by_a_role_between_sessions_last_an_hour_at_most() {
-    let between = "--assume-role-arn=arn:aws:iam::111122223333:role/between";
+    let intermediate = "--assume-role-arn=arn:aws:iam::111122223333:role/between";
     for (duration, seconds, told) in [("12h", 3600, true), ("1h", 3600, false), ("30m", 1800, false)] {
-        let config = config(&[between, &format!("--session-duration={duration}")]);
+        let config = config(&[intermediate, &format!("--session-duration={duration}")]);
         assert_eq!(config.sessions.duration, Duration::from_secs(seconds));
         assert_eq!(warned(&config, "role chaining"), told, "{duration}");
     }

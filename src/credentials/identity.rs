@@ -35,7 +35,7 @@ pub(super) trait AskIdentity: Send + Sync + 'static {
 #[derive(Debug)]
 pub(super) struct Inquiry<A> {
     own: A,
-    between: Option<A>,
+    intermediate: Option<A>,
     node: NodeIdentity,
     /// Held while the question is under way: who comes meanwhile waits for the same answer.
     failure: Mutex<Option<FailedAttempt>>,
@@ -53,11 +53,11 @@ struct FailedAttempt {
 impl<A: AskIdentity> Inquiry<A> {
     /// An inquiry by the daemon's own credentials, and by those of a role between where there is one. Its answers are told to
     /// `node`.
-    pub(super) fn new(own: A, between: Option<A>, node: NodeIdentity) -> Self {
-        if between.is_some() {
-            node.expect_between();
+    pub(super) fn new(own: A, intermediate: Option<A>, node: NodeIdentity) -> Self {
+        if intermediate.is_some() {
+            node.expect_intermediate();
         }
-        Self { own, between, node, failure: Mutex::default() }
+        Self { own, intermediate, node, failure: Mutex::default() }
     }
 
     /// Where its answers are told.
@@ -108,8 +108,8 @@ impl<A: AskIdentity> Inquiry<A> {
     /// Each answer counts by itself, also where the next fails: what is known is refused to pods.
     async fn ask_all(&self) -> Result<(), AssumeRoleError> {
         self.node.set_caller(self.own.ask().await?);
-        if let Some(between) = &self.between {
-            self.node.set_between(between.ask().await?);
+        if let Some(intermediate) = &self.intermediate {
+            self.node.set_intermediate(intermediate.ask().await?);
         }
         Ok(())
     }

@@ -68,7 +68,7 @@ pub struct Aws {
     /// By the daemon's own credentials.
     config: SdkConfig,
     /// By those of the role between, where there is one: it assumes the pods'.
-    between: Option<(RoleArn, SdkConfig)>,
+    intermediate: Option<(RoleArn, SdkConfig)>,
     metadata: imds::Client,
 }
 
@@ -105,7 +105,7 @@ impl Aws {
     /// Loads region, endpoints and the credentials chain. `metadata_addr` is `host` or `host:port`,
     /// `timeout` the time of all attempts together, `between` the role that pods' roles are assumed by, if not by the daemon's
     /// own, and its session's name.
-    pub async fn load(metadata_addr: &str, timeout: Duration, between: Option<(&RoleArn, &SessionName)>) -> Result<Self, AwsError> {
+    pub async fn load(metadata_addr: &str, timeout: Duration, intermediate: Option<(&RoleArn, &SessionName)>) -> Result<Self, AwsError> {
         let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
         let provider = ProviderConfig::default().with_http_client(http.clone());
         let metadata = imds::Client::builder()
@@ -135,7 +135,7 @@ impl Aws {
             )
             .load()
             .await;
-        let between = match between {
+        let intermediate = match intermediate {
             None => None,
             Some((role, session)) => {
                 // Renewed by the SDK before it ends, as the daemon's own. It gets no source identity: all pods share it, and STS
@@ -145,7 +145,7 @@ impl Aws {
                 Some((role.clone(), config))
             }
         };
-        Ok(Self { config, between, metadata })
+        Ok(Self { config, intermediate, metadata })
     }
 
     /// The region in use.
@@ -156,15 +156,15 @@ impl Aws {
     /// STS. Who the daemon is to it is told to `node`, once that is known.
     pub fn sts(&self, clock: Clock, node: NodeIdentity, metrics: Metrics) -> Sts {
         let endpoint = Endpoint::default();
-        let own = |config: &SdkConfig, between: Option<&RoleArn>| {
+        let own = |config: &SdkConfig, intermediate: Option<&RoleArn>| {
             let config = aws_sdk_sts::config::Builder::from(config).interceptor(endpoint.clone()).build();
-            Arc::new(Own::new(Client::from_conf(config), between.cloned(), node.clone(), metrics.clone()))
+            Arc::new(Own::new(Client::from_conf(config), intermediate.cloned(), node.clone(), metrics.clone()))
         };
         let base = own(&self.config, None);
-        let between = self.between.as_ref().map(|(role, config)| own(config, Some(role)));
+        let intermediate = self.intermediate.as_ref().map(|(role, config)| own(config, Some(role)));
         // The gate and its pauses are what asks again: so that each request passes the gate, and is counted.
-        let asker = Arc::new(between.as_ref().unwrap_or(&base).without_retries());
-        let identity = Arc::new(Inquiry::new(base, between, node.clone()));
+        let asker = Arc::new(intermediate.as_ref().unwrap_or(&base).without_retries());
+        let identity = Arc::new(Inquiry::new(base, intermediate, node.clone()));
         Sts { asker, clock, identity, doubt: Arc::default(), durations: Arc::default(), clock_told: Arc::default() }
     }
 

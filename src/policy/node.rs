@@ -8,7 +8,7 @@ use crate::role::{CallerIdentity, RoleArn};
 /// What the identity of the daemon's own credentials is called where a decision is explained.
 pub(super) const OWN: &str = "the daemon's own AWS identity";
 /// The same of the role between.
-pub(super) const BETWEEN: &str = "the role of --assume-role-arn";
+pub(super) const INTERMEDIATE: &str = "the role of --assume-role-arn";
 
 /// Who the daemon is, by its own credentials and by those of a role between, and which role its instance has. Each may
 /// become known after the first decision, and may be another later; each change has a number, by which a decision that was made before it is told. Cheap to clone: every
@@ -33,7 +33,7 @@ impl fmt::Debug for ChangeListener {
 
 /// Who the daemon is as a session of the role between its own and the pods'.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Between {
+pub enum IntermediateIdentity {
     /// There is no such role.
     #[default]
     None,
@@ -49,7 +49,7 @@ pub struct KnownNode {
     /// The identity of the daemon's own credentials according to STS.
     pub caller: Option<CallerIdentity>,
     /// Who it is by the credentials of the role between.
-    pub between: Between,
+    pub intermediate: IntermediateIdentity,
     /// The role of the instance, whoever the daemon is; its path is not known.
     pub instance_role: Option<RoleArn>,
     /// Grows with each change.
@@ -59,24 +59,24 @@ pub struct KnownNode {
 impl KnownNode {
     /// Everybody that the daemon is to STS, as far as that is known: each with what it is called where a decision is explained.
     pub fn callers(&self) -> impl Iterator<Item = (&'static str, &CallerIdentity)> {
-        let between = match &self.between {
-            Between::Known(caller) => Some((BETWEEN, caller)),
-            Between::None | Between::Unknown => None,
+        let intermediate = match &self.intermediate {
+            IntermediateIdentity::Known(caller) => Some((INTERMEDIATE, caller)),
+            IntermediateIdentity::None | IntermediateIdentity::Unknown => None,
         };
-        self.caller.as_ref().map(|caller| (OWN, caller)).into_iter().chain(between)
+        self.caller.as_ref().map(|caller| (OWN, caller)).into_iter().chain(intermediate)
     }
 
     /// Whether nobody is missing there.
     pub fn has_all_callers(&self) -> bool {
-        self.caller.is_some() && self.between != Between::Unknown
+        self.caller.is_some() && self.intermediate != IntermediateIdentity::Unknown
     }
 
     /// Who asks for pods' roles.
     pub fn asker(&self) -> Option<&CallerIdentity> {
-        match &self.between {
-            Between::None => self.caller.as_ref(),
-            Between::Unknown => None,
-            Between::Known(caller) => Some(caller),
+        match &self.intermediate {
+            IntermediateIdentity::None => self.caller.as_ref(),
+            IntermediateIdentity::Unknown => None,
+            IntermediateIdentity::Known(caller) => Some(caller),
         }
     }
 }
@@ -88,20 +88,20 @@ impl NodeIdentity {
     }
 
     /// That there is a role between: from now on, not all is known before it is.
-    pub fn expect_between(&self) {
+    pub fn expect_intermediate(&self) {
         self.change(|known| {
-            let first = known.between == Between::None;
+            let first = known.intermediate == IntermediateIdentity::None;
             if first {
-                known.between = Between::Unknown;
+                known.intermediate = IntermediateIdentity::Unknown;
             }
             first
         });
     }
 
     /// Who the daemon is as a session of the role between from now on; true if that was not known.
-    pub fn set_between(&self, caller: CallerIdentity) -> bool {
-        let between = Between::Known(caller);
-        self.change(|known| std::mem::replace(&mut known.between, between.clone()) != between)
+    pub fn set_intermediate(&self, caller: CallerIdentity) -> bool {
+        let intermediate = IntermediateIdentity::Known(caller);
+        self.change(|known| std::mem::replace(&mut known.intermediate, intermediate.clone()) != intermediate)
     }
 
     /// Who the daemon is by its own credentials from now on; true if that was not known.

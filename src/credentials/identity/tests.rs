@@ -125,27 +125,27 @@ async fn no_two_nodes_ask_again_at_the_same_time() {
 
 #[tokio::test(start_paused = true)]
 async fn with_a_role_between_both_are_known_or_nothing_is() {
-    let (own, between, node) = (fake(&[NODES, NODES]), fake(&[]), NodeIdentity::default());
-    let inquiry = Inquiry::new(own.clone(), Some(between.clone()), node.clone());
+    let (own, intermediate, node) = (fake(&[NODES, NODES]), fake(&[]), NodeIdentity::default());
+    let inquiry = Inquiry::new(own.clone(), Some(intermediate.clone()), node.clone());
     assert_eq!(inquiry.known().await, Err(AssumeRoleError::Throttled));
     assert_eq!((caller(&node).as_deref(), node.known().has_all_callers()), (Some(NODES), false), "what is known already counts");
     advance(2 * FIRST_PAUSE).await;
-    between.answers.lock().unwrap().push_back(OTHERS);
+    intermediate.answers.lock().unwrap().push_back(OTHERS);
     assert_eq!(inquiry.known().await, Ok(()));
     assert!(node.known().has_all_callers() && node.known().asker() == Some(&OTHERS.parse().unwrap()));
-    assert_eq!((calls(&own), calls(&between)), (2, 2));
+    assert_eq!((calls(&own), calls(&intermediate)), (2, 2));
     // The other way round: the role's session is had, and who the daemon is by its own credentials is not.
-    let (own, between, node) = (fake(&[]), fake(&[OTHERS]), NodeIdentity::default());
-    let inquiry = Inquiry::new(own.clone(), Some(between), node.clone());
+    let (own, intermediate, node) = (fake(&[]), fake(&[OTHERS]), NodeIdentity::default());
+    let inquiry = Inquiry::new(own.clone(), Some(intermediate), node.clone());
     assert_eq!(inquiry.known().await, Err(AssumeRoleError::Throttled));
-    node.set_between(OTHERS.parse().unwrap());
+    node.set_intermediate(OTHERS.parse().unwrap());
     assert!(!node.known().has_all_callers() && inquiry.known().await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
 async fn another_base_identity_counts_also_while_the_role_between_is_not_had() {
-    let (own, between, node) = (fake(&[NODES, OTHERS]), fake(&[NODES]), NodeIdentity::default());
-    let inquiry = Inquiry::new(own, Some(between), node.clone());
+    let (own, intermediate, node) = (fake(&[NODES, OTHERS]), fake(&[NODES]), NodeIdentity::default());
+    let inquiry = Inquiry::new(own, Some(intermediate), node.clone());
     assert!(inquiry.renew().await.0.is_ok());
     assert_eq!(inquiry.renew().await.0, Err(AssumeRoleError::Throttled));
     assert_eq!(caller(&node).as_deref(), Some(OTHERS));

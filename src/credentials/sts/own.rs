@@ -46,7 +46,7 @@ pub(super) struct Own {
     /// Whether a question is asked again with new credentials.
     asks_again: bool,
     /// The role between, where this is its session.
-    between: Option<RoleArn>,
+    intermediate: Option<RoleArn>,
     /// Where the base identity is told, for advice.
     node: NodeIdentity,
     metrics: Metrics,
@@ -63,9 +63,9 @@ struct Signer {
 
 impl Own {
     /// Asks by `client`, whose credentials are those of the role between if one is given.
-    pub(super) fn new(client: Client, between: Option<RoleArn>, node: NodeIdentity, metrics: Metrics) -> Self {
+    pub(super) fn new(client: Client, intermediate: Option<RoleArn>, node: NodeIdentity, metrics: Metrics) -> Self {
         let signer = Arc::new(RwLock::new(Signer { client, number: 0, dropped_at: None }));
-        Self { signer, retries: true, asks_again: true, between, node, metrics }
+        Self { signer, retries: true, asks_again: true, intermediate, node, metrics }
     }
 
     /// The same identity with the same credentials, without retries of the SDK.
@@ -117,7 +117,7 @@ impl Own {
         drop(signer);
         self.metrics.own_credentials_dropped();
         info!(
-            between = self.between.is_some(),
+            intermediate = self.intermediate.is_some(),
             "STS takes the daemon's own credentials no more: others are fetched; check the node's clock, if this is often"
         );
         true
@@ -128,7 +128,7 @@ impl Own {
     where
         E: ProvideErrorMetadata + Error + 'static,
     {
-        let role = self.between.as_ref();
+        let role = self.intermediate.as_ref();
         match role.and_then(|role| Some((role, refusal_of_credentials(error)?))) {
             None => translate(error),
             Some((role, message)) => {

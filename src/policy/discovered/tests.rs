@@ -107,9 +107,9 @@ fn a_default_role_of_another_account_is_not_given_where_it_was_discovered() {
 }
 
 #[test]
-fn the_daemons_own_credentials_count_and_not_the_role_between() {
+fn the_daemons_own_credentials_count_and_not_the_role_intermediate() {
     let node = node(NODE);
-    node.set_between("arn:aws:sts::999999999999:assumed-role/hub/rolegate".parse().unwrap());
+    node.set_intermediate("arn:aws:sts::999999999999:assumed-role/hub/rolegate".parse().unwrap());
     assert_eq!(decide(&discovered(OTHER_BASE), &node, Some("web")), Err(Denial::ForeignAccount));
     assert_eq!(decide(&discovered(OWN_BASE), &node, Some("web")), Ok(format!("{OWN_BASE}web")));
 }

@@ -129,16 +129,16 @@ fn what_is_known_of_the_node_later_counts_from_then_on() {
 /// A session of a role between, on a node that is `NODE`.
 #[test]
 fn with_a_role_between_neither_it_nor_the_base_role_is_for_pods() {
-    let (node, between) = (NodeIdentity::default(), "arn:aws:sts::111122223333:assumed-role/between/rolegate-node-a");
-    node.expect_between();
+    let (node, intermediate) = (NodeIdentity::default(), "arn:aws:sts::111122223333:assumed-role/between/rolegate-node-a");
+    node.expect_intermediate();
     let early = node.known().version;
-    node.expect_between();
+    node.expect_intermediate();
     assert_eq!(node.known().version, early);
     let policy = Policy::new(rules(), node.clone()).unwrap();
     let denied = |role: &str| decide_by(&policy, &pod_with(role), &PodContext::default()) == Decision::Deny(Denial::NodeRole);
     assert!(!policy.knows_node());
     // The one alone is not enough, in whatever order they become known; but what is known is refused.
-    assert!(node.set_between(between.parse().unwrap()));
+    assert!(node.set_intermediate(intermediate.parse().unwrap()));
     assert!(!policy.knows_node() && denied("path/between"));
     assert!(node.set_caller(NODE.parse().unwrap()));
     assert!(policy.knows_node());
@@ -150,7 +150,7 @@ fn with_a_role_between_neither_it_nor_the_base_role_is_for_pods() {
     assert_eq!(sources, ["the daemon's own AWS identity", "the role of --assume-role-arn"]);
     // Another session of the role between, and another base role: decided again.
     let version = policy.node_version();
-    assert!(!node.set_between(between.parse().unwrap()) && policy.node_version() == version);
+    assert!(!node.set_intermediate(intermediate.parse().unwrap()) && policy.node_version() == version);
     assert!(node.set_caller("arn:aws:sts::111122223333:assumed-role/others/i-0".parse().unwrap()));
     assert!(policy.node_version() != version && denied("others") && !denied("nodes") && denied("between"));
     let allowing = Policy::new(Rules { allow_node_role: true, ..rules() }, node).unwrap();
@@ -162,7 +162,7 @@ fn with_a_role_between_neither_it_nor_the_base_role_is_for_pods() {
 #[test]
 fn the_base_role_is_refused_while_the_role_between_is_not_known() {
     let node = NodeIdentity::from(NODE.parse::<CallerIdentity>().unwrap());
-    node.expect_between();
+    node.expect_intermediate();
     let policy = Policy::new(rules(), node).unwrap();
     assert!(!policy.knows_node());
     assert_eq!(decide_by(&policy, &pod_with("nodes"), &PodContext::default()), Decision::Deny(Denial::NodeRole));
