@@ -160,7 +160,7 @@ impl Report {
         let mut assumed = Assumed { identity: who, outcome: "ok".to_owned(), access_key_id: None, expires_at: None };
         match answer {
             Ok(session) => {
-                self.message = format!("{}; STS gives it to {}", self.message, asker(&assumed.identity));
+                self.message = format!("{}; STS gives it to {}", self.message, caller(&assumed.identity));
                 if session.life + A_MINUTE < request.duration() {
                     self.notes.push(format!(
                         "its sessions last {}, not the {} of --session-duration: raise the role's maximum session duration, or make \
@@ -197,7 +197,7 @@ struct Session {
 /// What an answer takes, and more, is no difference of durations.
 const A_MINUTE: Duration = Duration::from_secs(60);
 
-fn asker(identity: &Option<String>) -> &str {
+fn caller(identity: &Option<String>) -> &str {
     identity.as_deref().unwrap_or("whoever asked")
 }
 

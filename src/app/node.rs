@@ -78,7 +78,7 @@ pub(super) async fn follow_identity(sts: impl IdentitySource, policy: Arc<Policy
                 if told.as_ref() == Some(&callers) {
                     debug!("the daemon's own AWS identity is the same");
                 } else {
-                    if let Some(intermediate) = known.asker().filter(|asker| known.caller.as_ref() != Some(asker)) {
+                    if let Some(intermediate) = known.caller().filter(|caller| known.caller.as_ref() != Some(caller)) {
                         info!(arn = intermediate.as_str(), "the role between, by which pods' roles are assumed");
                     }
                     info!(arn = known.caller.as_ref().map_or("", CallerIdentity::as_str), "the daemon's own AWS identity");

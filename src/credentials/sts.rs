@@ -163,9 +163,9 @@ impl Aws {
         let base = own(&self.config, None);
         let intermediate = self.intermediate.as_ref().map(|(role, config)| own(config, Some(role)));
         // The gate and its pauses are what asks again: so that each request passes the gate, and is counted.
-        let asker = Arc::new(intermediate.as_ref().unwrap_or(&base).without_retries());
+        let caller = Arc::new(intermediate.as_ref().unwrap_or(&base).without_retries());
         let identity = Arc::new(Inquiry::new(base, intermediate, node.clone()));
-        Sts { asker, clock, identity, doubt: Arc::default(), durations: Arc::default(), clock_told: Arc::default() }
+        Sts { caller, clock, identity, doubt: Arc::default(), durations: Arc::default(), clock_told: Arc::default() }
     }
 
     /// `arn:PARTITION:iam::ACCOUNT:role/` of the node, from its instance profile.
@@ -208,7 +208,7 @@ impl Aws {
 /// STS as the data path sees it: one question.
 #[derive(Clone, Debug)]
 pub struct Sts {
-    asker: Arc<Own>,
+    caller: Arc<Own>,
     clock: Clock,
     identity: Arc<Inquiry<Arc<Own>>>,
     /// That the daemon's own credentials did not serve.
@@ -221,7 +221,7 @@ pub struct Sts {
 impl Sts {
     /// The same STS, asked once where it would else be asked again with new credentials: for questions that no pod waits for.
     pub fn asked_once(&self) -> Self {
-        Self { asker: Arc::new(self.asker.asked_once()), ..self.clone() }
+        Self { caller: Arc::new(self.caller.asked_once()), ..self.clone() }
     }
 
     /// Asks STS who the daemon is, and tells it to whoever decides; with the time after which to ask again. What is known
@@ -292,7 +292,7 @@ impl Sts {
                 .duration_seconds(seconds);
             question.customize().interceptor(date.clone()).send()
         };
-        let answer = self.asker.ask(question).await;
+        let answer = self.caller.ask(question).await;
         if let Err(AssumeRoleError::OwnIdentity { .. }) = &answer {
             self.doubt.notify_one();
         }
@@ -339,7 +339,7 @@ impl StsOfNode for Sts {
     async fn own_identity(&self) -> Result<String, AssumeRoleError> {
         self.identity.known().await?;
         let known = self.identity.node().known();
-        Ok(known.asker().map(CallerIdentity::as_str).unwrap_or_default().to_owned())
+        Ok(known.caller().map(CallerIdentity::as_str).unwrap_or_default().to_owned())
     }
 }
 

@@ -72,7 +72,7 @@ impl KnownNode {
     }
 
     /// Who asks for pods' roles.
-    pub fn asker(&self) -> Option<&CallerIdentity> {
+    pub fn caller(&self) -> Option<&CallerIdentity> {
         match &self.intermediate {
             IntermediateIdentity::None => self.caller.as_ref(),
             IntermediateIdentity::Unknown => None,

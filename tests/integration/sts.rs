@@ -16,8 +16,8 @@ fn a_hundred_first_requests_make_one_call() {
             assert_eq!(answer.status, 200);
             answer.body
         };
-        let askers: Vec<_> = (0..100).map(|_| scope.spawn(ask)).collect();
-        askers.into_iter().map(|asker| asker.join().unwrap()).collect()
+        let callers: Vec<_> = (0..100).map(|_| scope.spawn(ask)).collect();
+        callers.into_iter().map(|caller| caller.join().unwrap()).collect()
     });
     assert!(bodies.iter().all(|body| *body == bodies[0]));
     assert_eq!(world.fakes.sts.assume_role_calls(), 1);

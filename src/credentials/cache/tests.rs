@@ -42,16 +42,16 @@ fn key(landing: &Landing) -> &str {
 async fn a_thousand_askers_are_one_call_and_get_the_same_credentials() {
     let (sessions, sts) = sessions();
     sts.hold();
-    let askers: Vec<_> = (0..1000)
+    let callers: Vec<_> = (0..1000)
         .map(|_| {
             let sessions = sessions.clone();
             tokio::spawn(async move { sessions.ask(&request("web")).await })
         })
         .collect();
     settle().await;
-    assert!(askers.iter().all(|asker| !asker.is_finished()));
+    assert!(callers.iter().all(|caller| !caller.is_finished()));
     sts.release();
-    let answers: Vec<_> = join_all(askers).await.into_iter().map(|answer| answer.unwrap().unwrap()).collect();
+    let answers: Vec<_> = join_all(callers).await.into_iter().map(|answer| answer.unwrap().unwrap()).collect();
     assert_eq!(sts.calls(), 1);
     assert!(answers.iter().all(|answer| Arc::ptr_eq(answer, &answers[0])));
 }
@@ -59,11 +59,11 @@ async fn a_thousand_askers_are_one_call_and_get_the_same_credentials() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn askers_on_many_threads_are_one_call_too() {
     let (sessions, sts) = sessions();
-    let askers = (0..1000).map(|_| {
+    let callers = (0..1000).map(|_| {
         let sessions = sessions.clone();
         tokio::spawn(async move { sessions.ask(&request("web")).await })
     });
-    let answers: Vec<_> = join_all(askers.collect::<Vec<_>>()).await.into_iter().map(|answer| answer.unwrap().unwrap()).collect();
+    let answers: Vec<_> = join_all(callers.collect::<Vec<_>>()).await.into_iter().map(|answer| answer.unwrap().unwrap()).collect();
     assert_eq!(sts.calls(), 1);
     assert!(answers.iter().all(|answer| Arc::ptr_eq(answer, &answers[0])));
 }
@@ -106,13 +106,13 @@ async fn the_first_asker_may_go_away() {
 async fn a_call_that_all_askers_have_left_is_not_made_again() {
     let (sessions, sts) = sessions();
     sts.hold();
-    let asker = tokio::spawn({
+    let caller = tokio::spawn({
         let sessions = sessions.clone();
         async move { sessions.ask(&request("web")).await }
     });
     settle().await;
-    asker.abort();
-    let _ = asker.await;
+    caller.abort();
+    let _ = caller.await;
     sts.release();
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     assert_eq!(sts.calls(), 1);
@@ -194,7 +194,7 @@ async fn that_the_daemon_does_not_know_itself_yet_is_not_remembered() {
 async fn all_who_wait_for_a_call_that_fails_are_told_and_no_one_asks_again() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Error(denied())).hold();
-    let askers: Vec<_> = (0..100)
+    let callers: Vec<_> = (0..100)
         .map(|_| {
             let sessions = sessions.clone();
             tokio::spawn(async move { sessions.ask(&request("web")).await })
@@ -202,8 +202,8 @@ async fn all_who_wait_for_a_call_that_fails_are_told_and_no_one_asks_again() {
         .collect();
     settle().await;
     sts.release();
-    for asker in askers {
-        assert_eq!(asker.await.unwrap().unwrap_err(), denied());
+    for caller in callers {
+        assert_eq!(caller.await.unwrap().unwrap_err(), denied());
     }
     assert_eq!(sts.calls(), 1);
 }
@@ -271,7 +271,7 @@ async fn a_session_that_ended_while_its_renewal_was_under_way_is_not_served() {
     sessions.ask(&request("web")).await.unwrap();
     pass(60 * 60 - 10).await;
     sts.hold();
-    let asker = tokio::spawn({
+    let caller = tokio::spawn({
         let sessions = sessions.clone();
         async move { sessions.ask(&request("web")).await }
     });
@@ -279,7 +279,7 @@ async fn a_session_that_ended_while_its_renewal_was_under_way_is_not_served() {
     assert_eq!(sts.calls(), 2);
     pass(6).await;
     sts.release();
-    assert_eq!(asker.await.unwrap().unwrap_err(), denied());
+    assert_eq!(caller.await.unwrap().unwrap_err(), denied());
     assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), denied());
     assert_eq!(sts.calls(), 2);
 }
@@ -309,16 +309,16 @@ async fn whoever_waits_while_the_session_ends_gets_what_the_renewal_brings() {
     // A moment before the session is not served any more.
     advance(Duration::from_millis(60 * 60 * 1000 - 5200)).await;
     sts.hold();
-    let asker = tokio::spawn({
+    let caller = tokio::spawn({
         let sessions = sessions.clone();
         async move { sessions.ask(&request("web")).await }
     });
     settle().await;
     advance(PATIENCE_WITH_EARLIER * 2).await;
     settle().await;
-    assert!(!asker.is_finished());
+    assert!(!caller.is_finished());
     sts.release();
-    assert_eq!(key(&asker.await.unwrap()), "ASIA2");
+    assert_eq!(key(&caller.await.unwrap()), "ASIA2");
 }
 
 #[tokio::test(start_paused = true)]
@@ -376,7 +376,7 @@ async fn a_renewal_that_has_ended_on_arrival_leaves_the_session_in_place() {
 async fn a_call_that_panics_is_an_error_and_the_next_one_works() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Panic).hold();
-    let askers: Vec<_> = (0..10)
+    let callers: Vec<_> = (0..10)
         .map(|_| {
             let sessions = sessions.clone();
             tokio::spawn(async move { sessions.ask(&request("web")).await })
@@ -384,8 +384,8 @@ async fn a_call_that_panics_is_an_error_and_the_next_one_works() {
         .collect();
     settle().await;
     sts.release();
-    for asker in askers {
-        let error = asker.await.unwrap().unwrap_err();
+    for caller in callers {
+        let error = caller.await.unwrap().unwrap_err();
         assert!(matches!(&error, AssumeRoleError::Failed { message } if message.contains("without an answer")), "{error}");
     }
     assert_eq!(sts.calls(), 1);

@@ -132,7 +132,7 @@ async fn with_a_role_between_both_are_known_or_nothing_is() {
     advance(2 * FIRST_PAUSE).await;
     intermediate.answers.lock().unwrap().push_back(OTHERS);
     assert_eq!(inquiry.known().await, Ok(()));
-    assert!(node.known().has_all_callers() && node.known().asker() == Some(&OTHERS.parse().unwrap()));
+    assert!(node.known().has_all_callers() && node.known().caller() == Some(&OTHERS.parse().unwrap()));
     assert_eq!((calls(&own), calls(&intermediate)), (2, 2));
     // The other way round: the role's session is had, and who the daemon is by its own credentials is not.
     let (own, intermediate, node) = (fake(&[]), fake(&[OTHERS]), NodeIdentity::default());
