@@ -40,15 +40,15 @@ use crate::startup_taint::StartupTaint;
 use crate::tasks::Tasks;
 use crate::unix_socket;
 
-use self::rule::PacketRules;
+use self::packet_rules::PacketRules;
 
-pub mod explain;
+pub mod explain_command;
 mod listener;
 mod node;
 mod overflows;
+mod packet_rules;
 mod prepare;
-pub mod redirect;
-mod rule;
+pub mod redirect_command;
 
 use listener::PodListener;
 use prepare::{SharedWithAdmin, prepare};

@@ -12,10 +12,10 @@ use tokio::runtime::Runtime;
 use tracing::{error, info, warn};
 
 use crate::app::App;
-use crate::app::explain::explain;
-use crate::app::redirect::redirect;
+use crate::app::explain_command::explain;
+use crate::app::redirect_command::redirect;
 use crate::capabilities::{self, Need};
-use crate::config::explain::{ExplainConfig, Output, POD};
+use crate::config::explain_command::{ExplainConfig, Output, POD};
 use crate::config::probe::{ProbeConfig, QUESTION};
 use crate::config::redirect::{Action, RedirectCommand};
 use crate::config::{Config, RedirectBackend, flags};

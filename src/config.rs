@@ -12,7 +12,7 @@ use secrecy::SecretString;
 
 use crate::role::{BaseArn, RoleArn};
 
-pub mod explain;
+pub mod explain_command;
 pub mod flags;
 pub mod probe;
 mod read;

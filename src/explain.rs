@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::explain::PodReference;
+use crate::config::explain_command::PodReference;
 use crate::credentials::AssumeRoleError;
 use crate::policy::trace::StepVerdict;
 use crate::policy::{Denial, RoleRequest};

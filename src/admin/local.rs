@@ -6,7 +6,7 @@ use http::header::{HOST, HeaderName};
 use http::uri::Authority;
 use http::{HeaderMap, Uri};
 
-use crate::config::explain::{NotAPodName, PodReference};
+use crate::config::explain_command::{NotAPodName, PodReference};
 
 /// What `/explain` is asked.
 #[derive(Debug, PartialEq, Eq)]

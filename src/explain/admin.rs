@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::{HEADER, Report, VERSION};
-use crate::config::explain::PodReference;
+use crate::config::explain_command::PodReference;
 
 /// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

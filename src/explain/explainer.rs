@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{By, Report, Session, look};
-use crate::config::explain::PodReference;
+use crate::config::explain_command::PodReference;
 use crate::connections::ConnectionRecord;
 use crate::credentials::cache::Sessions;
 use crate::credentials::{AssumeRoleError, StsOfNode};

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{By, Report, ReportStep, ReportedDecision, StsParameters, refusal};
-use crate::config::explain::PodReference;
+use crate::config::explain_command::PodReference;
 use crate::pods::{Lookup, Objection, Pod, Pods};
 use crate::policy::trace::{Explanation, StepVerdict};
 use crate::policy::{self, Policy, RoleRequest};

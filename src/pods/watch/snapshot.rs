@@ -12,7 +12,7 @@ use super::follow::PAGE_SIZE;
 use super::objects::{Annotation, Object, OnlyMetadata, PodObject};
 use super::{MAX_LIST, MAX_ROLE, pod_annotations, pod_of};
 use crate::config::AnnotationKeys;
-use crate::config::explain::PodReference;
+use crate::config::explain_command::PodReference;
 use crate::pods::{self, Namespace, Needs, Pods, ServiceAccount};
 
 /// What there was to see.

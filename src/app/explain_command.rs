@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 
 use super::prepare::{load_aws, needs_aws, rules};
-use crate::config::explain::{Cluster, ExplainConfig, ExplainTarget, PodReference};
+use crate::config::explain_command::{Cluster, ExplainConfig, ExplainTarget, PodReference};
 use crate::config::{Restrictions, ServiceAccountRoles};
 use crate::credentials::Clock;
 use crate::explain::explainer::{ExplainRate, Explainer};

@@ -4,7 +4,7 @@ use std::net::{SocketAddrV4, SocketAddrV6};
 
 use anyhow::{Context as _, bail};
 
-use super::rule::given_addresses;
+use super::packet_rules::given_addresses;
 use crate::config::RedirectBackend;
 use crate::config::redirect::{Action, RedirectCommand};
 use crate::redirect::backend::SelectedBackend;
