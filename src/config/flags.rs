@@ -152,7 +152,7 @@ const SESSIONS: &[Flag] = &[
         "source-identity",
         "TEMPLATE",
         "",
-        "SettingSource identity of sessions, made as --session-name-template is; it stays in CloudTrail when a pod assumes further roles, and \
+        "Source identity of sessions, made as --session-name-template is; it stays in CloudTrail when a pod assumes further roles, and \
          the pod cannot change it; without the flag, none is set. Roles must trust the node's for sts:SetSourceIdentity, too, as must \
          all roles that pods assume in turn",
     ),

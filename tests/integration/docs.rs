@@ -151,7 +151,7 @@ fn every_value_of_a_label_is_documented() {
     let (proxy, route, policy) = (read("src/proxy.rs"), read("src/proxy/route.rs"), read("src/policy/denial.rs"));
     let (server, metrics, credentials) = (read("src/server.rs"), read("src/metrics.rs"), read("src/credentials.rs"));
     let (cache, probe) = (read("src/credentials/cache.rs"), read("src/self_test.rs"));
-    let (watch, doubts) = (read("src/pods/watch.rs") + &read("src/pods/watch/context.rs"), read("src/pods/watch/doubts.rs"));
+    let (watch, conflicts) = (read("src/pods/watch.rs") + &read("src/pods/watch/context.rs"), read("src/pods/watch/conflicts.rs"));
     let names = |text: &str, of: &str| literals_after(between(text, of, "\n}\n").split_once("-> &'static str {").unwrap().1, "=> ");
 
     let of_policy = names(&policy, "impl Denial {");
@@ -177,7 +177,7 @@ fn every_value_of_a_label_is_documented() {
     let mut lookups = literals_after(&cache, "session_lookups(");
     lookups.extend(literals_after(&cache, "session_lookups(if is_new { "));
     lookups.extend(literals_after(&cache, "} else { ").into_iter().filter(|word| word == "shared"));
-    let causes = names(&read("src/credentials/gate.rs"), "impl Cause {");
+    let causes = names(&read("src/credentials/gate.rs"), "impl CallCause {");
     let not_asked = read("src/credentials/not_asked.rs");
     let not_asked = literals_after(between(between(&not_asked, "impl NotAsked {", "\n}\n"), "fn name(", "\n    }\n"), "=> ");
     let waits =
@@ -203,7 +203,7 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_pod_wait_seconds{outcome}", waits.concat_sets()),
         ("rolegate_watch_errors_total{resource}", literals_after(&watch, "resource: ")),
         ("rolegate_watch_undecodable_total{resource}", literals_after(&watch, "resource: ")),
-        ("rolegate_ambiguous_addresses_total{outcome}", names(&doubts, "impl Outcome {")),
+        ("rolegate_ambiguous_addresses_total{outcome}", names(&conflicts, "impl ConflictAnswer {")),
         ("rolegate_session_lookups_total{result}", lookups),
         ("rolegate_sts_requests_total{cause}", causes.clone()),
         ("rolegate_sts_queue{cause}", causes),
@@ -212,8 +212,8 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_explain_sts_requests_total{outcome}", outcomes),
         ("rolegate_events_total{outcome}", told),
         ("rolegate_redirect_repairs_total{outcome}", literals_in(between(&metrics, "fn redirect_repaired", "\n    }\n"))),
-        ("rolegate_self_test{state}", names(&probe, "impl State {")),
-        ("rolegate_self_test_failures_total{reason}", names(&probe, "impl Failure {")),
+        ("rolegate_self_test{state}", names(&probe, "impl SelfTestState {")),
+        ("rolegate_self_test_failures_total{reason}", names(&probe, "impl SelfTestFailure {")),
         ("rolegate_cni_result_files{state}", literals_in(between(&metrics, "fn cni_results", "\n    }\n"))),
         ("rolegate_startup_taint_looks_total{outcome}", looks),
     ];

@@ -24,7 +24,7 @@ impl VerbPauses {
         self.until = self.until.max(Some(until));
     }
 
-    /// VerbPauses in a namespace in which it is forbidden.
+    /// Pauses in a namespace in which it is forbidden.
     pub(super) fn forbid(&mut self, namespace: &str, until: Instant) {
         self.forbidden.insert(namespace.to_owned());
         self.of_namespaces.insert(namespace.to_owned(), until);
