@@ -19,7 +19,7 @@ impl VerbPauses {
         self.until.max(self.of_namespaces.get(namespace).copied())
     }
 
-    /// VerbPauses everywhere.
+    /// Pauses everywhere.
     pub(super) fn pause(&mut self, until: Instant) {
         self.until = self.until.max(Some(until));
     }
