@@ -220,19 +220,9 @@ fn fill(index: &mut Index, count: usize, patterns: PatternFormat) {
         let team = number % NAMESPACES;
         index.apply(Pod {
             uid: PodUid(format!("5f3c1e2a-7b64-4d0e-9a51-{number:012x}").into()),
-            namespace: format!("team-{team}"),
-            name: format!("web-7f9c8d6b5-{number:05}"),
-            service_account: "default".to_owned(),
             role: Some(format!("team-{team}-web")),
-            external_id: None,
-            session_name: None,
             ips: vec![address(number)],
-            finished: false,
-            terminating: false,
-            claims_until: None,
-            host_network: false,
-            sandbox: Default::default(),
-            may_have_net_raw: false,
+            ..Pod::for_test(&format!("team-{team}"), &format!("web-7f9c8d6b5-{number:05}"))
         });
     }
 }

@@ -259,19 +259,9 @@ fn request(policy: &Policy, number: usize) -> RoleRequest {
 
 fn pod(number: usize) -> Pod {
     Pod {
-        service_account: "default".to_owned(),
         uid: PodUid(format!("0b6c21b0-6a2e-4b4e-9c58-{number:012}").into()),
-        namespace: "default".to_owned(),
-        name: format!("pod-{number}"),
         role: Some("web".to_owned()),
-        external_id: None,
-        session_name: None,
         ips: vec![address(number % PODS)],
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        sandbox: Default::default(),
-        may_have_net_raw: false,
+        ..Pod::for_test("default", &format!("pod-{number}"))
     }
 }

@@ -184,19 +184,9 @@ fn fill(index: &mut Index, count: usize) {
     for number in 0..count {
         index.apply(Pod {
             uid: PodUid(uid(number).into()),
-            namespace: format!("team-{}", number % 40),
-            name: format!("web-7f9c8d6b5-{number:05}"),
-            service_account: "default".to_owned(),
             role: Some("web".to_owned()),
-            external_id: None,
-            session_name: None,
             ips: vec![address(number).into()],
-            finished: false,
-            terminating: false,
-            claims_until: None,
-            host_network: false,
-            sandbox: Default::default(),
-            may_have_net_raw: false,
+            ..Pod::for_test(&format!("team-{}", number % 40), &format!("web-7f9c8d6b5-{number:05}"))
         });
     }
 }

@@ -82,21 +82,6 @@ impl Source {
 impl Source {
     /// A pod of this name in this namespace.
     pub(crate) fn pod(namespace: &str, name: &str) -> Self {
-        Self::Pod(Arc::new(Pod {
-            uid: PodUid(format!("{namespace}/{name}").into()),
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            service_account: String::new(),
-            role: None,
-            external_id: None,
-            session_name: None,
-            ips: Vec::new(),
-            finished: false,
-            terminating: false,
-            claims_until: None,
-            host_network: false,
-            sandbox: Default::default(),
-            may_have_net_raw: false,
-        }))
+        Self::Pod(Arc::new(Pod::for_test(namespace, name)))
     }
 }

@@ -161,22 +161,7 @@ fn request_by(role: &str, sessions: SessionRules) -> RoleRequest {
 
 /// The one pod that has this role.
 pub(super) fn pod(role: &str) -> Pod {
-    Pod {
-        service_account: "default".to_owned(),
-        uid: PodUid(format!("uid-of-{role}").into()),
-        namespace: "default".to_owned(),
-        name: "pod".to_owned(),
-        role: Some(role.to_owned()),
-        external_id: None,
-        session_name: None,
-        ips: Vec::new(),
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        sandbox: Default::default(),
-        may_have_net_raw: false,
-    }
+    Pod { uid: PodUid(format!("uid-of-{role}").into()), role: Some(role.to_owned()), ..Pod::for_test("default", "pod") }
 }
 
 pub(super) fn denied() -> AssumeRoleError {

@@ -7,22 +7,7 @@ use crate::policy::patterns::Mistake;
 use crate::role::ParseError;
 
 pub(super) fn pod(name: &str) -> Pod {
-    Pod {
-        service_account: "default".to_owned(),
-        uid: PodUid(format!("uid-of-{name}").into()),
-        namespace: "shop".to_owned(),
-        name: name.to_owned(),
-        role: None,
-        external_id: None,
-        session_name: None,
-        ips: Vec::new(),
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        sandbox: Default::default(),
-        may_have_net_raw: false,
-    }
+    Pod { uid: PodUid(format!("uid-of-{name}").into()), ..Pod::for_test("shop", name) }
 }
 
 const FORMS: [ParseError; 9] = [

@@ -21,22 +21,7 @@ fn arn(name: &str) -> RoleArn {
 }
 
 fn pod() -> Pod {
-    Pod {
-        service_account: "default".to_owned(),
-        uid: PodUid("uid-1".into()),
-        namespace: "default".to_owned(),
-        name: "web-7f9c-abcde".to_owned(),
-        role: None,
-        external_id: None,
-        session_name: None,
-        ips: vec!["10.0.0.1".parse().unwrap()],
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        sandbox: Default::default(),
-        may_have_net_raw: false,
-    }
+    Pod { uid: PodUid("uid-1".into()), ips: vec!["10.0.0.1".parse().unwrap()], ..Pod::for_test("default", "web-7f9c-abcde") }
 }
 
 fn pod_with(role: &str) -> Pod {

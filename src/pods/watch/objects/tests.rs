@@ -121,20 +121,11 @@ async fn a_pod_is_told_in_the_words_of_the_index() {
     let builder = PodBuilder::new("team", "web-1").uid("uid-1").ips(["10.42.0.2", "2001:db8::2"]).started_at("2026-01-01T00:00:00Z");
     let started = Some("2026-01-01T00:00:00Z".parse().unwrap());
     let plain = Pod {
-        service_account: "default".to_owned(),
         uid: PodUid("uid-1".into()),
-        namespace: "team".to_owned(),
-        name: "web-1".to_owned(),
-        role: None,
-        external_id: None,
-        session_name: None,
         ips: ips(&["10.42.0.2", "2001:db8::2"]),
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
         sandbox: Sandbox { since: started, started },
         may_have_net_raw: true,
+        ..Pod::for_test("team", "web-1")
     };
     let told = |builder: PodBuilder| watch.pod(decode(builder.build())).unwrap().0;
     assert_eq!(told(builder.clone()), plain);
