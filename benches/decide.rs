@@ -14,14 +14,13 @@ use std::hint::black_box;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use rolegate::config::{AnnotationKeys, ApiConfig, PatternFormat, Restrictions};
-use rolegate::links::witness::{Sight, Witness};
+use rolegate::links::witness::Fixed;
 use rolegate::links::{Link, LinkKind};
 use rolegate::metrics::Metrics;
 use rolegate::pods::index::Index;
@@ -32,7 +31,6 @@ use rolegate::policy::{Decision, Policy, Rules};
 use rolegate::readiness::Readiness;
 use rolegate::role::CallerIdentity;
 use rolegate_lab::kube::PodBuilder;
-use tokio::sync::watch;
 
 const PODS: [usize; 3] = [110, 1000, 10_000];
 const NODE: &str = "node-a";
@@ -67,50 +65,10 @@ fn main() -> ExitCode {
     if is_cheap { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// A view of a node on which each pod has a link of its own, and nothing changes.
-#[derive(Debug)]
-struct Unchanging {
-    generation: AtomicU64,
-    changes: watch::Sender<u64>,
-}
-
-impl Witness for Unchanging {
-    fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    fn at(&self, ip: IpAddr) -> Sight {
-        let IpAddr::V4(ip) = ip else { panic!("no pod has {ip}") };
-        Sight { link: Some(Link { interface: ip.to_bits(), kind: LinkKind::Own }), attached: Vec::new() }
-    }
-
-    fn has_record(&self, _: IpAddr) -> bool {
-        false
-    }
-
-    fn behind(&self, _: IpAddr) -> Option<u32> {
-        None
-    }
-
-    fn is_port(&self, _: u32, _: u32) -> bool {
-        false
-    }
-
-    fn keep(&self, _: &dyn Fn(IpAddr) -> bool) {}
-
-    fn has_records(&self) -> bool {
-        false
-    }
-
-    fn has_bridges(&self) -> bool {
-        false
-    }
-
-    fn catch_up(&self) {}
-
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
-    }
+/// A pod's link of its own.
+fn own_link(ip: IpAddr) -> Option<Link> {
+    let IpAddr::V4(ip) = ip else { panic!("no pod has {ip}") };
+    Some(Link { interface: ip.to_bits(), kind: LinkKind::Own })
 }
 
 /// What the second witness adds to a request; whether that is little enough.
@@ -119,8 +77,7 @@ fn witness() -> bool {
     println!("{:<14}{:>16}{:>16}{:>12}{:>8}", "", "the index alone", "with a witness", "difference", "ratio");
     let mut worst = f64::MIN;
     for count in PODS {
-        let view = Unchanging { generation: AtomicU64::new(7), changes: watch::Sender::new(7) };
-        let (writer, pods) = pods_with(Arc::new(view), None);
+        let (writer, pods) = pods_with(Arc::new(Fixed::seeing(own_link)), None);
         writer.write(|index| fill(index, count, PatternFormat::Glob));
         (0..count).for_each(|number| drop(pods.by_ip(address(number))));
         let mut number = 0;

@@ -167,11 +167,6 @@ impl Links {
         Self { shared: None, changes: watch::Sender::new(0) }
     }
 
-    /// Whether the kernel is queried at all.
-    pub fn is_open(&self) -> bool {
-        self.shared.is_some()
-    }
-
     /// Returns what leads to the address now, as far as notifications have been taken in ([`Links::catch_up`]). Asks the kernel
     /// only where there is no answer, or a notification made it stale. On a bridge the kernel may then have to wait for others
     /// who change interfaces (see [`crate::netlink`]): the caller's task waits, other tasks do not.
