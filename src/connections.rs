@@ -11,9 +11,9 @@ mod record;
 mod source;
 mod timely;
 
-pub use limits::{Admitted, Closing, ConnectionLimits, ConnectionPermit, ConnectionSettings, ConnectionWait};
+pub use limits::{Admitted, Closing, ConnectionLimits, ConnectionPermit, ConnectionSettings};
 pub use rates::Rates;
-pub use record::{Bite, ConnectionRecord, Limit, Port};
+pub use record::{ConnectionRecord, Limit, Port};
 pub use source::Source;
 pub use timely::Timely;
 

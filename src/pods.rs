@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, Semaphore, watch as signal};
 
 pub mod index;
 mod pins;
-pub mod waiting;
+pub(crate) mod waiting;
 pub mod watch;
 mod witness;
 

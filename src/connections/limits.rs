@@ -184,7 +184,8 @@ impl ConnectionLimits {
     }
 
     /// How many connections wait for a place.
-    pub fn waiting(&self) -> usize {
+    #[cfg(test)]
+    fn waiting(&self) -> usize {
         self.0.waiting.load(Ordering::Relaxed)
     }
 }

@@ -50,7 +50,7 @@ denials! {
 }
 
 fn bad_roles() -> Vec<Denial> {
-    let sources = [RoleSource::Pod, RoleSource::ServiceAccount, RoleSource::EksServiceAccount, RoleSource::Default];
+    let sources = [RoleSource::Pod, RoleSource::ServiceAccount, RoleSource::EksServiceAccount];
     let mistakes = [RoleMistake::Empty, RoleMistake::Spaces, RoleMistake::ControlCharacters, RoleMistake::NoBaseArn];
     let mistakes: Vec<_> = mistakes.into_iter().chain(FORMS.map(RoleMistake::Form)).collect();
     sources.into_iter().flat_map(|source| mistakes.iter().map(move |mistake| Denial::BadRole(source, *mistake))).collect()

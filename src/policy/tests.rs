@@ -193,7 +193,7 @@ fn pods_of_one_name_in_two_namespaces_share_a_session_only_where_the_scope_is_th
     let (one, two) = (allowed(&rules(), &pod_with("web")), allowed(&rules(), &other));
     assert_eq!(one.session_name(), two.session_name(), "STS is told the same of both");
     assert_ne!(one, two);
-    assert_eq!(two.holder(), Some(&other.uid));
+    assert_eq!(two.holder, Some(other.uid.clone()));
     let sessions = SessionRules { scope: SessionScope::Role, name: SessionTemplate::of(Placeholder::Role), ..SessionRules::default() };
     let shared = Rules { sessions, ..rules() };
     assert_eq!(allowed(&shared, &pod_with("web")), allowed(&shared, &other));
