@@ -40,7 +40,7 @@ use crate::netlink::Netlink;
 
 pub use crate::netlink::Mac;
 
-pub mod boot;
+pub(crate) mod boot;
 pub mod cni;
 mod event;
 mod feed;

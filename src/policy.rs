@@ -19,13 +19,13 @@ use crate::pods::{Pod, PodContext, PodUid};
 use crate::role::{BaseArn, ExternalId, RoleArn, SessionName, SourceIdentity};
 
 mod annotations;
-pub mod denial;
-pub mod discovered;
+pub(crate) mod denial;
+pub(crate) mod discovered;
 mod namespace;
 pub mod node;
 pub mod patterns;
-pub mod session;
-pub mod trace;
+pub(crate) mod session;
+pub(crate) mod trace;
 
 pub use denial::Denial;
 use discovered::Discovered;

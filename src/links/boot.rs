@@ -7,7 +7,7 @@ use nix::time::{ClockId, clock_gettime};
 
 /// Returns the time of the last boot by the node's current clock: `now` minus the time since boot (clock_gettime(2),
 /// `CLOCK_BOOTTIME`). `None` if the kernel does not provide it.
-pub fn booted(now: Timestamp) -> Option<Timestamp> {
+pub(crate) fn booted(now: Timestamp) -> Option<Timestamp> {
     let since = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
     now.checked_sub(since).ok()
 }
