@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_member_of_the_largest_group_gives_way_and_the_oldest_of_its_entries_first() {
+    fn the_oldest_entry_of_the_largest_member_and_group_gives_way() {
         let mut shares = shares(6, 9);
         for (id, member) in [('a', 1), ('b', 1), ('a', 2), ('b', 2), ('b', 2), ('b', 3)].into_iter().enumerate() {
             assert_eq!(shares.enter(id as u64, member.0, member, ()), Ok(None));

@@ -237,7 +237,7 @@ async fn sts_is_asked_once_at_a_time_and_once_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn namespaces_are_for_the_node_itself_unless_the_operator_wants_it_otherwise() {
+async fn metrics_show_namespaces_to_the_node_alone_by_default() {
     let mut admin = admin(&none());
     admin.metrics.without_token("shop", true);
     let metrics = async |admin: &Admin<Sts>, peer: &str| ask(admin, peer, Method::GET, "/metrics", &[]).await.1;

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn invented_addresses_have_one_rate_together_and_leave_the_last_quarter_to_others() {
+    async fn invented_addresses_share_one_rate_and_leave_a_quarter_to_others() {
         let rates = Rates::new(100);
         let flood = |network: u128| (0..1100).filter(|last| rates.admits(&unknown((network << 64) + last)).is_ok()).count();
         assert_eq!(flood(1), 200, "a network has no more than a pod");
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_remembered_of_sources_is_bounded_and_the_quiet_ones_are_forgotten() {
+    async fn the_record_of_sources_is_bounded_and_forgets_the_quiet_ones() {
         let rates = Rates::new(1000);
         for network in 0..2 * MAX_BUCKETS as u128 {
             let _ = rates.admits(&unknown(network << 64));

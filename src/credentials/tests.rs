@@ -176,7 +176,7 @@ pub(super) async fn settle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn neither_a_clock_that_is_set_nor_a_machine_that_sleeps_makes_credentials_last() {
+async fn credentials_last_no_longer_if_the_clock_is_set_or_the_machine_sleeps() {
     const LIFE: Duration = Duration::from_secs(3600);
     let noon: Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
     let minutes = |minutes: i64| noon + jiff::SignedDuration::from_mins(minutes);

@@ -301,7 +301,7 @@ async fn a_shared_session_goes_with_the_last_pod() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_role_that_is_changed_on_a_pod_is_fetched_and_the_old_session_forgotten() {
+async fn a_pods_changed_role_is_fetched_and_the_old_session_forgotten() {
     let node = node().await;
     node.apply(pod("web", "old")).await;
     let held = node.held(&pod("web", "old")).await;

@@ -83,7 +83,7 @@ fn a_pod_that_finishes_loses_its_claim() {
 }
 
 #[test]
-fn a_finished_job_does_not_stand_in_the_way_of_the_pod_that_has_its_address_now() {
+fn a_finished_job_does_not_block_the_pod_that_has_its_address_now() {
     let index = index([finished(pod("job", &[IP])), pod("web", &[IP])]);
     assert_eq!(claims(&index, IP), ["web"]);
 }

@@ -74,7 +74,7 @@ fn what_the_operator_names_needs_no_word_of_the_metadata_service() {
 }
 
 #[test]
-fn a_default_role_of_another_account_is_not_given_where_it_was_discovered() {
+fn a_discovered_default_role_of_another_account_is_not_given() {
     let default = |discovered| Rules {
         base: Some(OWN_BASE.parse().unwrap()),
         default_role: Some(format!("{OTHER_BASE}nodes").parse().unwrap()),

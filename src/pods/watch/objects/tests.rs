@@ -232,7 +232,7 @@ fn addresses_without_a_network_are_left_out() {
 }
 
 #[tokio::test]
-async fn annotations_that_are_too_long_are_cut_and_are_refused_for_what_they_are() {
+async fn annotations_that_are_too_long_are_cut_and_still_refused_as_such() {
     use crate::config::Restrictions;
     use crate::pods::{Namespace, PodContext};
     use crate::policy::{Decision, Policy, Rules};
@@ -290,7 +290,7 @@ async fn annotations_that_are_too_long_are_cut_and_are_refused_for_what_they_are
 }
 
 #[test]
-fn the_age_of_a_pods_network_is_that_of_its_condition_and_of_nothing_else() {
+fn the_age_of_a_pods_network_is_that_of_its_condition_alone() {
     let at = |second: u32| format!("2026-01-01T00:00:{second:02}Z");
     let running = |second: u32| json!({ "state": { "running": { "startedAt": at(second) } } });
     let network =
