@@ -18,7 +18,7 @@ use crate::config::MetadataProfile;
 use crate::metrics::Metrics;
 use crate::policy::patterns::Patterns;
 
-pub mod table;
+pub(crate) mod table;
 mod upstream;
 
 use table::{GROUPS, Group, Names, Set};

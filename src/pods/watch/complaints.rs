@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_news_once_for_a_resource_and_again_after_all_of_it_worked() {
+    fn a_resources_failure_is_news_once_and_again_after_all_of_it_worked() {
         let all = Complaints::default();
         let refused = |name: &str| {
             let body = format!(r#"{{"message":"{name} may not be read"}}"#);
