@@ -21,11 +21,12 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use rolegate::config::{AnnotationKeys, ApiConfig, PatternFormat, Restrictions};
+use rolegate::kubernetes::client;
 use rolegate::links::witness::{Sight, Witness};
 use rolegate::links::{Link, LinkKind};
 use rolegate::metrics::Metrics;
 use rolegate::pods::index::Index;
-use rolegate::pods::watch::{PodWatch, client};
+use rolegate::pods::watch::PodWatch;
 use rolegate::pods::{Lookup, Namespace, Needs, NodeAddresses, Pod, PodUid, Pods, PodsWriter, pods, pods_with};
 use rolegate::policy::node::NodeIdentity;
 use rolegate::policy::{Decision, Policy, Rules};

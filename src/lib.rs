@@ -19,6 +19,7 @@
 //! - [`server`]: connections, and which are let in
 //! - [`proxy`]: one request, from its head to its answer
 //! - [`pods`]: the pods of this node by address, and their watch
+//! - [`kubernetes`]: the client of the Kubernetes API
 //! - [`links`]: what the node itself sees of its pods: the link of an address, and CNI results
 //! - [`policy`]: which role a pod may have
 //! - [`credentials`]: sessions of roles, and STS
@@ -50,6 +51,7 @@ pub mod drain;
 pub mod events;
 pub mod explain;
 pub mod handover;
+pub mod kubernetes;
 pub mod links;
 pub mod metrics;
 pub mod netlink;

@@ -17,8 +17,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::{debug, info, warn};
 
+use crate::kubernetes::client::{Client, RequestError, encode};
+use crate::kubernetes::failure::jitter;
 use crate::metrics::Metrics;
-use crate::pods::watch::client::{Client, RequestError, encode, jitter};
 use crate::readiness::Readiness;
 
 /// Between two looks at a node that does not have it; a quarter more or less.

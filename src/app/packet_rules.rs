@@ -12,8 +12,9 @@ use anyhow::{Context as _, bail};
 use tracing::{error, info, warn};
 
 use crate::config::{InterfaceMatch, RedirectBackend, RedirectConfig};
+use crate::kubernetes::client::Client;
+use crate::kubernetes::nodes::{NodeError, node_addresses};
 use crate::metrics::Metrics;
-use crate::pods::watch::client::{self, Client};
 use crate::readiness::{Readiness, ReadinessStep};
 use crate::redirect::backend::{SelectedBackend, System};
 use crate::redirect::ownership::Ownership;
@@ -186,7 +187,7 @@ async fn addresses(redirect: &RedirectConfig, bound: SocketAddr, kube: &Client, 
         return Ok(Addresses { ipv4, ipv6: ipv6(&known) });
     }
     let reason = loop {
-        match client::node_addresses(kube, node).await {
+        match node_addresses(kube, node).await {
             Ok(ips) => {
                 known.extend(ips);
                 match ipv4_of(&known) {
@@ -194,8 +195,8 @@ async fn addresses(redirect: &RedirectConfig, bound: SocketAddr, kube: &Client, 
                     None => break "the node's object has no InternalIP of IPv4".to_owned(),
                 }
             }
-            Err(client::NodeError::Refused(reason)) => break reason,
-            Err(client::NodeError::NotReached(reason)) => {
+            Err(NodeError::Refused(reason)) => break reason,
+            Err(NodeError::NotReached(reason)) => {
                 warn!("the packet rules wait for this node's address: {reason}; --host-ip makes the question unnecessary");
                 tokio::time::sleep(super::ASK_AGAIN).await;
             }

@@ -12,8 +12,9 @@ use tracing::{debug, warn};
 use super::ledger::{Ledger, Moment, Next, TakenIn, Verb, Write, WriteOutcome};
 use super::{EventCause, EventRecord, object};
 use crate::credentials::Clock;
+use crate::kubernetes::client::{Client, RequestError, encode};
+use crate::kubernetes::failure::jitter;
 use crate::metrics::Metrics;
-use crate::pods::watch::client::{Client, RequestError, encode, jitter};
 use crate::pods::{Pod, PodUid, Pods};
 use crate::shares::Full;
 

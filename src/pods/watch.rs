@@ -14,20 +14,17 @@ use tracing::{debug, info, warn};
 
 use super::{Needs, NodeAddresses, Pod, PodName, PodUid, Pods, PodsWriter};
 use crate::config::AnnotationKeys;
+use crate::kubernetes::client::Client;
 use crate::metrics::Metrics;
 use crate::readiness::ReadinessStep;
 
-mod answer;
-pub mod client;
-mod complaints;
 mod conflicts;
 mod context;
-mod failure;
 mod fields;
-mod filter;
 mod follow;
 mod lines;
 mod objects;
+mod pauses;
 pub mod second_witness;
 pub mod snapshot;
 mod unreadable;
@@ -50,7 +47,7 @@ const CLOCK_EVERY: Duration = Duration::from_secs(10);
 /// What the watch needs to run.
 pub struct PodWatch {
     /// The Kubernetes API.
-    pub client: client::Client,
+    pub client: Client,
     /// This node's name.
     pub node: String,
     /// Tells the addresses of this node as they are now.
