@@ -327,7 +327,7 @@ impl Api {
             client: client::connect(&ApiConfig { server, ..ApiConfig::default() }).await.unwrap(),
             node: NODE.to_owned(),
             node_addresses: Box::new(NodeAddresses::default),
-            now: Box::new(|| rolegate::credentials::Clock::system().now()),
+            now: Box::new(|| rolegate::clock::Clock::system().now()),
             annotations: AnnotationKeys {
                 role: annotation("role"),
                 external_id: annotation("external-id"),

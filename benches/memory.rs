@@ -234,7 +234,7 @@ fn watch(url: &str) {
             client,
             node: NODE.to_owned(),
             node_addresses: Box::new(NodeAddresses::default),
-            now: Box::new(|| rolegate::credentials::Clock::system().now()),
+            now: Box::new(|| rolegate::clock::Clock::system().now()),
             annotations: AnnotationKeys {
                 role: annotation("role"),
                 external_id: annotation("external-id"),

@@ -14,9 +14,9 @@ use tokio::net::{TcpListener, UnixListener};
 use tracing::{info, warn};
 
 use crate::admin::{Admin, Rendered};
+use crate::clock::Clock;
 use crate::config::{Config, RedirectBackend, Restrictions, ServiceAccountRoles, listen_address};
 use crate::connections::ConnectionRecord;
-use crate::credentials::Clock;
 use crate::credentials::sts::Sts;
 use crate::drain::Drain;
 use crate::events::Reporter;

@@ -32,6 +32,7 @@
 //! - [`handover`], [`unix_socket`]: the pods' socket goes from one daemon to the next
 //! - [`netlink`]: queries to the kernel about interfaces, routes and neighbours
 //! - [`probe`]: the kubelet's questions to the daemon of its own pod
+//! - [`backoff`], [`clock`], [`metadata_service`], [`session_limits`], [`text`]: the ground floor, which every module may use
 //! - [`digest`], `sorted`: names and maps in little memory, for what is kept of each pod
 //! - [`connections`], [`shares`]: limits of connections, and fair sharing of limited places
 //! - [`startup_taint`]: keeps pods off the node until the daemon is ready
@@ -41,8 +42,10 @@
 
 pub mod admin;
 pub mod app;
+pub mod backoff;
 pub mod capabilities;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod connections;
 pub mod credentials;
@@ -53,6 +56,7 @@ pub mod explain;
 pub mod handover;
 pub mod kubernetes;
 pub mod links;
+pub mod metadata_service;
 pub mod metrics;
 pub mod netlink;
 pub mod pods;
@@ -64,9 +68,11 @@ pub mod redirect;
 pub mod role;
 pub mod self_test;
 pub mod server;
+pub mod session_limits;
 pub mod shares;
 mod sorted;
 pub mod startup_taint;
 pub mod tasks;
 pub mod telemetry;
+pub mod text;
 pub mod unix_socket;

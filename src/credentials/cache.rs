@@ -23,10 +23,13 @@ use tokio::time::Instant;
 use super::caller::Caller;
 use super::gate::{CallCause, Gate, NEARLY_ENDED, StsLimits, TurnedAwayCall};
 use super::not_asked::NotAsked;
-use super::{AssumeRole, AssumeRoleError, Clock, Credentials, jitter};
+use super::{AssumeRole, AssumeRoleError, Credentials};
+use crate::backoff::spread;
+use crate::clock::Clock;
 use crate::metrics::{Holdings, Metrics};
 use crate::pods::Pod;
 use crate::policy::RoleRequest;
+use crate::session_limits::LONGEST_SDK_MARGIN;
 
 mod departure;
 mod flight;
@@ -36,7 +39,7 @@ pub use flight::{Landing, SessionState};
 
 /// Nothing with less left is served while STS works: the SDKs with the longest margin (botocore) refresh, and refresh
 /// again and again, below it.
-pub const LEAST_REMAINING: Duration = Duration::from_secs(25 * 60);
+pub const LEAST_REMAINING: Duration = LONGEST_SDK_MARGIN;
 /// Credentials that end in less are not served at all: they would be refused on arrival.
 pub const LEAST_USABLE: Duration = Duration::from_secs(5);
 /// How long a caller waits for a renewal while earlier credentials are still good: SDKs give up after a second, some after
@@ -267,7 +270,7 @@ impl<A: AssumeRole> Sessions<A> {
     /// throttles, what has time gives way; when it does not any more, that is seen soon.
     pub(super) async fn gives_way(&self, request: &RoleRequest) -> Option<Duration> {
         let until = self.flights.get(request).await?.gives_way(self.clock.now(), || self.gate.is_slow())?;
-        Some(until.saturating_duration_since(Instant::now()).min(jitter::spread(LOOKED_AT_AGAIN)))
+        Some(until.saturating_duration_since(Instant::now()).min(spread(LOOKED_AT_AGAIN)))
     }
 
     /// A caller has met credentials whose renewal must not wait for its place much longer.

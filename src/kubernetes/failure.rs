@@ -1,13 +1,11 @@
 //! What can go wrong with the Kubernetes API.
 
 use std::fmt;
-use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
 use serde::Deserialize;
 
-/// Characters of what the API says that are told.
-const MAX_MESSAGE: usize = 500;
+use crate::text::bounded;
 
 /// Why there is no answer, or no good one. The text of it is for the log; bodies of answers are not repeated.
 #[derive(Debug, thiserror::Error)]
@@ -110,18 +108,6 @@ impl fmt::Display for Status {
         };
         write!(f, "the Kubernetes API answered {} {}: {}{advice}", self.code, bounded(&self.reason), bounded(&self.message))
     }
-}
-
-/// A text from outside for a log line: of bounded length, without control characters.
-fn bounded(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect()
-}
-
-/// A number from 0 to 1 that differs from call to call and from process to process.
-pub(crate) fn jitter() -> f64 {
-    // Each state has keys of its own, the first of them random.
-    let random = RandomState::new().hash_one(()) >> 32;
-    f64::from(u32::try_from(random).unwrap_or(0)) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]

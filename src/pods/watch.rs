@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use tracing::{debug, info, warn};
 
 use super::{Needs, NodeAddresses, Pod, PodName, PodUid, Pods, PodsWriter};
+use crate::clock::CLOCK_EVERY;
 use crate::config::AnnotationKeys;
 use crate::kubernetes::client::Client;
 use crate::metrics::Metrics;
@@ -41,8 +42,6 @@ const MAX_SESSION_NAME: usize = 64;
 const MAX_LIST: usize = 64 << 10;
 /// How often the node's own addresses are looked at.
 const NODE_ADDRESSES_EVERY: Duration = Duration::from_secs(30);
-/// The longest time between two looks at the clock while claims are to end: it may be set, or the machine may sleep.
-const CLOCK_EVERY: Duration = Duration::from_secs(10);
 
 /// What the watch needs to run.
 pub struct PodWatch {

@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use super::observed::ObservedRules;
 use super::rules::{RuleSet, Targets};
 use super::{Backend, RedirectError};
+use crate::backoff::Backoff;
 use crate::config::InterfaceMatch;
 use crate::metrics::Metrics;
 use crate::readiness::{Readiness, ReadinessStep};
@@ -424,9 +425,9 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
 
     /// One second at first, then twice as long each time, and never longer than the interval.
     fn backoff(&mut self) -> Duration {
-        let pause = PAUSE.saturating_mul(1 << self.failures.min(16));
+        let pause = Backoff::new(PAUSE, self.interval.max(PAUSE)).pause(self.failures);
         self.failures = self.failures.saturating_add(1);
-        pause.min(self.interval).max(PAUSE)
+        pause
     }
 
     fn tell_of_repair(&mut self, differences: &[String]) {

@@ -21,9 +21,10 @@ use super::lines::{Line, Lines};
 use super::objects::{Annotation, Object, ObjectMeta, OnlyMetadata};
 use super::pauses::WatchPauses;
 use super::unreadable::{Reports, UnreadableReason};
+use crate::backoff::fraction;
 use crate::kubernetes::client::{Client, encode};
 use crate::kubernetes::complaints::Complaining;
-use crate::kubernetes::failure::{RequestFailure, Status, jitter};
+use crate::kubernetes::failure::{RequestFailure, Status};
 use crate::kubernetes::fields::Field;
 use crate::kubernetes::filter::{Document, Excerpt, Filter};
 use crate::kubernetes::response::ApiResponse;
@@ -349,7 +350,7 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
 
     fn watch_target(&self, from: Option<&str>) -> String {
         let Selection { path, fields, .. } = self.selection;
-        let seconds = WATCH_SECONDS.0 + WATCH_SECONDS.1 * jitter();
+        let seconds = WATCH_SECONDS.0 + WATCH_SECONDS.1 * fraction();
         let start = match from {
             Some(version) => format!("resourceVersion={}", encode(version)),
             None => "sendInitialEvents=true&resourceVersionMatch=NotOlderThan".to_owned(),

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::kubernetes::failure::{RequestFailure, jitter};
+use crate::backoff::{Backoff, spread};
+use crate::kubernetes::failure::RequestFailure;
 
 /// The first pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(800);
@@ -37,12 +38,12 @@ impl WatchPauses {
 
     /// The pause after one more failure; whether it was of a watch that had begun, or could not go on from where it was.
     pub(super) fn pause(&mut self, failure: &RequestFailure, of_watch: bool) -> Duration {
-        let doubled = FIRST_PAUSE.saturating_mul(1 << self.failures.max(self.short_watches).min(6)).min(LAST_PAUSE);
+        let doubled = Backoff::new(FIRST_PAUSE, LAST_PAUSE).pause(self.failures.max(self.short_watches));
         let least = failure.retry_after().clamp(FIRST_PAUSE, LAST_PAUSE);
         // History that is gone is no fault of the API's: the list comes at once, unless it was so the last time too.
         let pause = match failure {
             RequestFailure::Expired | RequestFailure::Lost if self.short_watches == 0 => Duration::ZERO,
-            _ => doubled.mul_f64(1.0 - jitter() / 4.0).max(least),
+            _ => spread(doubled).max(least),
         };
         self.failures = self.failures.saturating_add(1);
         self.short_watches = self.short_watches.saturating_add(of_watch.into());

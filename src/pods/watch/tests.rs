@@ -332,7 +332,7 @@ async fn the_nodes_addresses_are_kept_where_they_cannot_be_read() {
 #[tokio::test(start_paused = true)]
 async fn the_claim_of_a_terminating_pod_ends_when_its_time_is_over_and_nothing_is_heard() {
     let (writer, pods) = pods();
-    let clock = crate::credentials::Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
+    let clock = crate::clock::Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
     let now = clock.clone();
     let watch = PodWatch {
         now: Box::new(move || now.now()),

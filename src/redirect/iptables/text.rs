@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::listing::{IptablesListing, KernelTable};
 use crate::config::InterfaceMatch;
-use crate::proxy::route::METADATA_PORT;
+use crate::metadata_service::METADATA_PORT;
 use crate::redirect::rules::{Family, Hook, LOOPBACK, Match, PacketVerdict, Rule, RuleSet};
 
 /// The hooks in the order in which they are put in: the guard before all else.
