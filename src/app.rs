@@ -319,7 +319,7 @@ fn open_links() -> Links {
 }
 
 /// The packet rules are kept true from now on.
-fn reconcile(tasks: &mut Tasks, reconciler: Option<Reconciler<Arc<SelectedBackend>, System>>) {
+fn reconcile(tasks: &mut Tasks, reconciler: Option<Reconciler<SelectedBackend, System>>) {
     if let Some(mut reconciler) = reconciler {
         tasks.spawn("packet rules", async move { reconciler.reconcile().await });
     }

@@ -28,7 +28,7 @@ use crate::self_test::{ExpectedRules, Probes};
 pub(super) struct PacketRules {
     backend: Arc<SelectedBackend>,
     turn: Option<Arc<Ownership>>,
-    reconciler: Reconciler<Arc<SelectedBackend>, System>,
+    reconciler: Reconciler<SelectedBackend, System>,
     refuse_direct: bool,
 }
 
@@ -83,7 +83,7 @@ impl PacketRules {
         node: &str,
         probes: &Probes,
         step: ReadinessStep,
-    ) -> anyhow::Result<Reconciler<Arc<SelectedBackend>, System>> {
+    ) -> anyhow::Result<Reconciler<SelectedBackend, System>> {
         warn_of_missing(&redirect.interfaces);
         let found = self.reconciler.reconcile_during(addresses(redirect, bound, &kube, node)).await?;
         if found.ipv6.is_none() {

@@ -10,6 +10,7 @@
 //! left to it, that lead elsewhere, behind a guard that stands; and others if it puts them back itself. One that hangs keeps
 //! nobody from repairing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
@@ -54,7 +55,7 @@ pub trait ReconcilerEnvironment: Send {
 /// What keeps the rules true.
 #[derive(Debug)]
 pub struct Reconciler<B, S> {
-    backend: B,
+    backend: Arc<B>,
     environment: S,
     interval: Duration,
     metrics: Metrics,
@@ -125,7 +126,7 @@ enum RulesComparison {
 
 impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     /// One that wants the guard at first, on a node that may have rules of ours like these already.
-    pub fn new(backend: B, environment: S, like: Like, metrics: Metrics, readiness: Readiness) -> Self {
+    pub fn new(backend: Arc<B>, environment: S, like: Like, metrics: Metrics, readiness: Readiness) -> Self {
         let Like { interfaces, refuse_direct, interval } = like;
         Self {
             backend,
