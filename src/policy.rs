@@ -31,7 +31,7 @@ pub mod trace;
 pub use denial::Denial;
 use discovered::Discovered;
 use namespace::Namespaces;
-use node::{INTERMEDIATE, NodeIdentity, OWN};
+use node::{INTERMEDIATE, NodeChanges, NodeIdentity, OWN};
 use patterns::{Mistake, Patterns};
 use session::{RequestTag, SessionRules};
 use trace::{Explanation, Silent, Trace, What};
@@ -205,9 +205,9 @@ impl Policy {
         self.node.known().version
     }
 
-    /// Calls this whenever that number is another. For one listener.
-    pub fn on_node_change(&self, tell: impl Fn() + Send + Sync + 'static) {
-        self.node.on_change(tell);
+    /// Subscribes to changes of that number.
+    pub fn node_changes(&self) -> NodeChanges {
+        self.node.changes()
     }
 
     /// Whether the default role, if there is one, is below the ceiling of this node.

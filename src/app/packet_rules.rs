@@ -7,6 +7,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tracing::{error, info, warn};
@@ -22,6 +23,9 @@ use crate::redirect::reconcile::{Like, Reconciler};
 use crate::redirect::rules::{RuleSet, Targets};
 use crate::redirect::{self, Backend as _};
 use crate::self_test::{ExpectedRules, Probes};
+
+/// Pause between questions that a late API leaves open.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// The rules, of which the guard is in place.
 #[derive(Debug)]
@@ -198,7 +202,7 @@ async fn addresses(redirect: &RedirectConfig, bound: SocketAddr, kube: &Client, 
             Err(NodeError::Refused(reason)) => break reason,
             Err(NodeError::NotReached(reason)) => {
                 warn!("the packet rules wait for this node's address: {reason}; --host-ip makes the question unnecessary");
-                tokio::time::sleep(super::ASK_AGAIN).await;
+                tokio::time::sleep(ASK_AGAIN).await;
             }
         }
     };

@@ -12,7 +12,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -91,9 +90,7 @@ impl<A: AssumeRole> Refresh<A> {
     pub async fn run(self) {
         let mut landings = self.sessions.landings();
         let mut pods = self.pods.clone();
-        let node = Arc::new(Notify::new());
-        let changed = node.clone();
-        self.policy.on_node_change(move || changed.notify_one());
+        let mut node = self.policy.node_changes();
         let mut sweep = tokio::time::interval_at(Instant::now() + SWEEP, SWEEP);
         let mut follower = Follower::new(self);
         let mut decisions = follower.look().await;
@@ -111,7 +108,7 @@ impl<A: AssumeRole> Refresh<A> {
             }
             tokio::select! {
                 () = pods.changed() => decisions = follower.look().await,
-                () = node.notified() => decisions = follower.look().await,
+                Ok(()) = node.changed() => decisions = follower.look().await,
                 Some(request) = landings.recv() => follower.schedule(&request).await,
                 () = due => follower.begin().await,
                 _ = sweep.tick() => follower.sweep().await,
