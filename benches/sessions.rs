@@ -16,11 +16,12 @@ use std::time::{Duration, Instant};
 
 use criterion::Criterion;
 use http::request::Parts;
+use rolegate::clock::Clock;
 use rolegate::config::{MetadataProfile, PatternFormat, TokenMode};
 use rolegate::credentials::cache::{CacheSettings, Sessions};
 use rolegate::credentials::gate::StsLimits;
 use rolegate::credentials::refresh::Refresh;
-use rolegate::credentials::{AssumeRole, AssumeRoleError, Clock, Credentials};
+use rolegate::credentials::{AssumeRole, AssumeRoleError, Credentials};
 use rolegate::events::Reporter;
 use rolegate::metrics::Metrics;
 use rolegate::pods::{Pod, PodContext, PodUid, pods};

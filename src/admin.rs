@@ -30,6 +30,7 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::debug;
 
+use crate::connections::ACCEPT_PAUSE;
 use crate::connections::{
     Admitted, Closing, ConnectionLimits, ConnectionPermit, ConnectionRecord, ConnectionSettings, Limit, Port, Rates, Source, Timely,
 };
@@ -59,7 +60,6 @@ const REQUEST_RATE: u32 = 10;
 const MAX_PROBES: usize = 16;
 /// Time for a request's head to arrive, and for an answer to be taken.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 

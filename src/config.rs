@@ -59,8 +59,6 @@ pub const DEFAULT_METADATA_ADDR: &str = "169.254.169.254";
 const SHORTEST_ERROR_TTL: Duration = Duration::from_secs(1);
 /// What a request may wait for STS at least and at most.
 const STS_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
-/// SDKs renew credentials that have less left, the most careful of them: sessions are refreshed at half of their life.
-const LONGEST_SDK_MARGIN: Duration = Duration::from_secs(25 * 60);
 /// Shorter, comparing would be all that the node does; longer, it would hardly be a comparison.
 const REDIRECT_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 /// The shortest and the longest session that STS gives (API reference of AssumeRole, DurationSeconds).

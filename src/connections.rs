@@ -5,6 +5,8 @@
 //! that belongs to no known pod. Addresses of the last kind can be forged in any number, so all of them together share one small
 //! budget. When it is used up, the address, network or bridge port with the most connections gives one up for a new one.
 
+use std::time::Duration;
+
 mod limits;
 mod rates;
 mod record;
@@ -19,3 +21,5 @@ pub(crate) use timely::Timely;
 
 /// The number of connections that a source may have even when most places are taken.
 const FEW: usize = 4;
+/// The pause after a failed accept: it fails for lack of descriptors or memory, which a moment may bring back.
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

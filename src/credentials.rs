@@ -21,7 +21,6 @@ pub(crate) mod caller;
 mod duration;
 pub mod gate;
 mod identity;
-mod jitter;
 pub(crate) mod not_asked;
 pub mod refresh;
 pub(crate) mod sts;
@@ -235,35 +234,6 @@ pub trait AssumeRole: Send + Sync + 'static {
 pub trait StsOfNode: AssumeRole {
     /// The ARN of who asks. Known from then on, where the policy compares roles with it.
     fn own_identity(&self) -> impl Future<Output = Result<String, AssumeRoleError>> + Send;
-}
-
-/// The wall clock, injected so that expiry can be tested.
-#[derive(Clone)]
-pub struct Clock(std::sync::Arc<dyn Fn() -> Timestamp + Send + Sync>);
-
-impl Clock {
-    /// The system's clock.
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the system")]
-    pub fn system() -> Self {
-        Self(std::sync::Arc::new(Timestamp::now))
-    }
-
-    /// A clock that begins at `start` and goes on as tokio's does, which a test can pause and advance.
-    pub fn following_tokio(start: Timestamp) -> Self {
-        let began = Instant::now();
-        Self(std::sync::Arc::new(move || start + began.elapsed()))
-    }
-
-    /// Now.
-    pub fn now(&self) -> Timestamp {
-        (self.0)()
-    }
-}
-
-impl fmt::Debug for Clock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Clock({})", self.now())
-    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@
 //! - [`server`]: connections, and which are let in
 //! - [`proxy`]: one request, from its head to its answer
 //! - [`pods`]: the pods of this node by address, and their watch
+//! - [`kubernetes`]: the client of the Kubernetes API
 //! - [`links`]: what the node itself sees of its pods: the link of an address, and CNI results
 //! - [`policy`]: which role a pod may have
 //! - [`credentials`]: sessions of roles, and STS
@@ -31,6 +32,7 @@
 //! - [`handover`], [`unix_socket`]: the pods' socket goes from one daemon to the next
 //! - [`netlink`]: queries to the kernel about interfaces, routes and neighbours
 //! - [`probe`]: the kubelet's questions to the daemon of its own pod
+//! - [`backoff`], [`clock`], [`metadata_service`], [`session_limits`], [`text`]: the ground floor, which every module may use
 //! - [`digest`], `sorted`: names and maps in little memory, for what is kept of each pod
 //! - [`connections`], [`shares`]: limits of connections, and fair sharing of limited places
 //! - [`startup_taint`]: keeps pods off the node until the daemon is ready
@@ -40,8 +42,10 @@
 
 mod admin;
 mod app;
+mod backoff;
 mod capabilities;
 pub mod cli;
+pub mod clock;
 pub mod config;
 mod connections;
 pub mod credentials;
@@ -50,7 +54,9 @@ mod drain;
 pub mod events;
 mod explain;
 mod handover;
+pub mod kubernetes;
 pub mod links;
+pub mod metadata_service;
 pub mod metrics;
 pub mod netlink;
 pub mod pods;
@@ -62,9 +68,11 @@ pub mod redirect;
 pub mod role;
 mod self_test;
 mod server;
+mod session_limits;
 mod shares;
 mod sorted;
 mod startup_taint;
 mod tasks;
 mod telemetry;
+mod text;
 mod unix_socket;

@@ -17,6 +17,7 @@ use serde::ser::SerializeStruct as _;
 use crate::config::{PatternFormat, Restrictions, ServiceAccountRoles};
 use crate::pods::{Pod, PodContext, PodUid};
 use crate::role::{BaseArn, ExternalId, RoleArn, SessionName, SourceIdentity};
+use crate::text::quoted;
 
 mod annotations;
 pub(crate) mod denial;
@@ -30,10 +31,10 @@ pub(crate) mod trace;
 pub use denial::Denial;
 use discovered::Discovered;
 use namespace::Namespaces;
-use node::{INTERMEDIATE, NodeIdentity, OWN};
+use node::{INTERMEDIATE, NodeChanges, NodeIdentity, OWN};
 use patterns::{Mistake, Patterns};
 use session::{RequestTag, SessionRules};
-use trace::{Explanation, Silent, Trace, What, shown};
+use trace::{Explanation, Silent, Trace, What};
 
 /// Everything that AssumeRole will be told, and with `--session-scope=pod` whom the session is for. It is the key of the
 /// session cache: two pods share a session only where all of it is equal.
@@ -199,9 +200,9 @@ impl Policy {
         self.node.known().version
     }
 
-    /// Calls this whenever that number is another. For one listener.
-    pub fn on_node_change(&self, tell: impl Fn() + Send + Sync + 'static) {
-        self.node.on_change(tell);
+    /// Subscribes to changes of that number.
+    pub fn node_changes(&self) -> NodeChanges {
+        self.node.changes()
     }
 
     /// Whether the default role, if there is one, is below the ceiling of this node.
@@ -290,7 +291,12 @@ impl Policy {
             None => trace.skip(What::AllowedRoles, || "--allowed-roles".to_owned(), || "not given: every role".to_owned()),
             Some(patterns) => {
                 let found = patterns.find(role.as_str()).ok_or(Denial::NotAllowedOnNode);
-                trace.check(What::AllowedRoles, || "--allowed-roles".to_owned(), found, |pattern| format!("{} matches", shown(pattern)))?;
+                trace.check(
+                    What::AllowedRoles,
+                    || "--allowed-roles".to_owned(),
+                    found,
+                    |pattern| format!("{} matches", quoted(pattern)),
+                )?;
             }
         }
         Ok(())

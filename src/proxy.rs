@@ -18,9 +18,10 @@ use http::{HeaderMap, Response};
 use http_body_util::Full;
 use tracing::{debug, info, warn};
 
+use crate::clock::Clock;
 use crate::config::TokenMode;
+use crate::credentials::AssumeRole;
 use crate::credentials::cache::Sessions;
-use crate::credentials::{AssumeRole, Clock};
 use crate::events::{EventCause, Reporter};
 use crate::metrics::{Metrics, RouteMeters};
 use crate::pods::{Lookup, Pod, PodContext, PodUid, Pods};

@@ -1,7 +1,6 @@
 //! The packet rules that bring the pods' metadata requests to the daemon, and let them go nowhere else.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use self::observed::ObservedRules;
@@ -46,36 +45,6 @@ pub trait Backend: Send + Sync {
 
     /// Takes away exactly what is ours, and says in words what that was; nothing where there was nothing.
     fn remove(&self) -> impl Future<Output = Result<Vec<String>, RedirectError>> + Send;
-}
-
-impl<B: Backend> Backend for Arc<B> {
-    fn name(&self) -> &'static str {
-        B::name(self)
-    }
-
-    fn render(&self, rules: &RuleSet) -> String {
-        B::render(self, rules)
-    }
-
-    async fn install(&self, rules: &RuleSet) -> Result<(), RedirectError> {
-        B::install(self, rules).await
-    }
-
-    async fn differences(&self, rules: &RuleSet) -> Result<Vec<String>, RedirectError> {
-        B::differences(self, rules).await
-    }
-
-    async fn standing_elsewhere(&self) -> ObservedRules {
-        B::standing_elsewhere(self).await
-    }
-
-    async fn observed(&self) -> Result<ObservedRules, RedirectError> {
-        B::observed(self).await
-    }
-
-    async fn remove(&self) -> Result<Vec<String>, RedirectError> {
-        B::remove(self).await
-    }
 }
 
 /// Why there is no rule.

@@ -20,9 +20,9 @@ use self::netlink::Netlink;
 use self::placement::{NoPlacement, Outside, Placement};
 use self::test_network::{TestNetwork, make};
 use crate::config::{InterfaceMatch, SelfTestConfig, SelfTestMode};
+use crate::metadata_service::METADATA_PORT;
 use crate::metrics::Metrics;
 use crate::pods::Pods;
-use crate::proxy::route::METADATA_PORT;
 use crate::readiness::{Readiness, ReadinessStep};
 use crate::redirect::{self, rules::Family};
 

@@ -25,14 +25,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
 use crate::config::LimitsConfig;
+use crate::connections::ACCEPT_PAUSE;
 use crate::connections::{
     Admitted, Closing, ConnectionLimits, ConnectionPermit, ConnectionRecord, ConnectionSettings, Limit, Port, Rates, Source, Timely,
 };
 use crate::credentials::AssumeRole;
 use crate::drain::Drain;
 use crate::handover::AcceptQueue;
+use crate::metadata_service::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::metrics::Metrics;
-use crate::proxy::route::{Hosts, METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
+use crate::proxy::route::Hosts;
 use crate::proxy::{Origin, Proxy};
 use crate::self_test::Probes;
 
@@ -40,8 +42,6 @@ use crate::self_test::Probes;
 const MAX_HEAD: usize = 16 * 1024;
 /// Headers of a request.
 const MAX_HEADERS: usize = 64;
-/// Pause after a failed accept: it fails for lack of descriptors or memory, which a moment may bring back.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections of the node itself, which probes the port.
 const MAX_OF_NODE: usize = 64;
 /// When stopping, the backlog is taken for empty after this time without a connection.

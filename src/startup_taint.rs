@@ -17,8 +17,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::{debug, info, warn};
 
+use crate::backoff::{Backoff, fraction, spread};
+use crate::kubernetes::client::{Client, RequestError, encode};
 use crate::metrics::Metrics;
-use crate::pods::watch::client::{Client, RequestError, encode, jitter};
 use crate::readiness::Readiness;
 
 /// Between two looks at a node that does not have it; a quarter more or less.
@@ -135,15 +136,15 @@ impl<A: NodesApi> StartupTaint<A> {
                     }
                     (freshness, failures, has_looked) = (Freshness::Remembered, 0, true);
                     told.clear();
-                    LOOK_EVERY.mul_f64(0.75 + jitter() / 2.0)
+                    LOOK_EVERY.mul_f64(0.75 + fraction() / 2.0)
                 }
                 Err(refusal) => {
                     let outcome = if refusal.code == Some(403) { "forbidden" } else { "failed" };
                     self.metrics.startup_taint(outcome);
                     self.complain(&refusal, told.insert(refusal.code));
-                    let doubled = FIRST_PAUSE.saturating_mul(1 << failures.min(7)).min(LAST_PAUSE);
+                    let doubled = Backoff::new(FIRST_PAUSE, LAST_PAUSE).pause(failures);
                     (freshness, failures) = (Freshness::Now, failures + 1);
-                    doubled.mul_f64(1.0 - jitter() / 4.0).max(refusal.retry_after.min(LAST_PAUSE))
+                    spread(doubled).max(refusal.retry_after.min(LAST_PAUSE))
                 }
             };
             tokio::time::sleep(pause).await;

@@ -4,8 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use rolegate::config::{AnnotationKeys, ApiConfig};
+use rolegate::kubernetes::client;
 use rolegate::metrics::Metrics;
-use rolegate::pods::watch::{PodWatch, client};
+use rolegate::pods::watch::PodWatch;
 use rolegate::pods::{Needs, NodeAddresses, Pod, PodUid, Pods, pods};
 use rolegate::readiness::Readiness;
 use rolegate_lab::kube::PodBuilder;
@@ -70,7 +71,7 @@ pub(crate) async fn watch(url: &str) -> (JoinHandle<()>, Pods) {
         client: client::connect(&ApiConfig { server: Some(url.to_owned()), ..ApiConfig::default() }).await.unwrap(),
         node: NODE.to_owned(),
         node_addresses: Box::new(NodeAddresses::default),
-        now: Box::new(|| rolegate::credentials::Clock::system().now()),
+        now: Box::new(|| rolegate::clock::Clock::system().now()),
         annotations: AnnotationKeys {
             role: annotation("role"),
             external_id: annotation("external-id"),

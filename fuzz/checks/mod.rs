@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, FORWARDED, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
+use rolegate::clock::Clock;
 use rolegate::config::{PatternFormat, Restrictions};
-use rolegate::credentials::Clock;
 use rolegate::pods::{Namespace, Pod, PodContext, PodUid};
 use rolegate::policy::node::NodeIdentity;
 use rolegate::policy::patterns::Patterns;

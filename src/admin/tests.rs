@@ -1,9 +1,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says loudly what failed")]
 
 use super::*;
+use crate::clock::Clock;
 use crate::credentials::cache::{self, Sessions};
 use crate::credentials::gate::StsLimits;
-use crate::credentials::{AssumeRole, AssumeRoleError, Clock, Credentials};
+use crate::credentials::{AssumeRole, AssumeRoleError, Credentials};
 use crate::explain::By;
 use crate::explain::explainer::{ASK_AGAIN, ExplainRate, LAST_PAUSE, OfDaemon};
 use crate::pods::{Pod, pods};

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 
 use super::prepare::{load_aws, needs_aws, rules};
+use crate::clock::Clock;
 use crate::config::explain_command::{Cluster, ExplainConfig, ExplainTarget, PodReference};
 use crate::config::{Restrictions, ServiceAccountRoles};
-use crate::credentials::Clock;
 use crate::explain::explainer::{ExplainRate, Explainer};
 use crate::explain::{By, Report, admin, look};
+use crate::kubernetes::client;
 use crate::metrics::Metrics;
 use crate::pods::Needs;
-use crate::pods::watch::client;
 use crate::pods::watch::snapshot::{Snapshot, snapshot};
 use crate::policy::Policy;
 use crate::policy::node::NodeIdentity;

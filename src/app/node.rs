@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
+use crate::backoff::Backoff;
 use crate::credentials::AssumeRoleError;
 use crate::credentials::sts::{Aws, Sts};
 use crate::policy::Policy;
@@ -170,8 +171,7 @@ impl Trust {
 /// Learns the role of the instance. The daemon may be another (by a token of its service account, or keys of its own):
 /// pods do not get the instance's role then either.
 pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
-    let mut failed = FIRST_PAUSE;
-    let (mut told, mut missing) = (false, 0_u8);
+    let (mut failures, mut told, mut missing) = (0_u32, false, 0_u8);
     loop {
         match aws.instance_role().await {
             // While a profile is replaced there is none for a moment. What was known is refused to pods until there
@@ -185,7 +185,7 @@ pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
                     info!(role = role.as_ref().map_or("none", |role| role.as_str()), "the role of this instance");
                 }
                 let again = if role.is_some() { INSTANCE_ROLE_KNOWN } else { NO_ROLE_AGAIN };
-                (failed, told) = (FIRST_PAUSE, true);
+                (failures, told) = (0, true);
                 if role.is_some() {
                     missing = 0;
                 }
@@ -193,13 +193,13 @@ pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
             }
             Err(error) => {
                 // Nothing is wrong with a node that is not on EC2, or that keeps its daemon from the metadata service.
-                if failed == FIRST_PAUSE {
+                if failures == 0 {
                     info!("{error}")
                 } else {
                     debug!("{error}")
                 }
-                tokio::time::sleep(failed).await;
-                failed = (failed * 2).min(LAST_PAUSE);
+                tokio::time::sleep(Backoff::new(FIRST_PAUSE, LAST_PAUSE).pause(failures)).await;
+                failures = failures.saturating_add(1);
             }
         }
     }

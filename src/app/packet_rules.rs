@@ -7,13 +7,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tracing::{error, info, warn};
 
 use crate::config::{InterfaceMatch, RedirectBackend, RedirectConfig};
+use crate::kubernetes::client::Client;
+use crate::kubernetes::nodes::{NodeError, node_addresses};
 use crate::metrics::Metrics;
-use crate::pods::watch::client::{self, Client};
 use crate::readiness::{Readiness, ReadinessStep};
 use crate::redirect::backend::{SelectedBackend, System};
 use crate::redirect::ownership::Ownership;
@@ -22,12 +24,15 @@ use crate::redirect::rules::{RuleSet, Targets};
 use crate::redirect::{self, Backend as _};
 use crate::self_test::{ExpectedRules, Probes};
 
+/// Pause between questions that a late API leaves open.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
 /// The rules, of which the guard is in place.
 #[derive(Debug)]
 pub(super) struct PacketRules {
     backend: Arc<SelectedBackend>,
     turn: Option<Arc<Ownership>>,
-    reconciler: Reconciler<Arc<SelectedBackend>, System>,
+    reconciler: Reconciler<SelectedBackend, System>,
     refuse_direct: bool,
 }
 
@@ -82,7 +87,7 @@ impl PacketRules {
         node: &str,
         probes: &Probes,
         step: ReadinessStep,
-    ) -> anyhow::Result<Reconciler<Arc<SelectedBackend>, System>> {
+    ) -> anyhow::Result<Reconciler<SelectedBackend, System>> {
         warn_of_missing(&redirect.interfaces);
         let found = self.reconciler.reconcile_during(addresses(redirect, bound, &kube, node)).await?;
         if found.ipv6.is_none() {
@@ -186,7 +191,7 @@ async fn addresses(redirect: &RedirectConfig, bound: SocketAddr, kube: &Client, 
         return Ok(Addresses { ipv4, ipv6: ipv6(&known) });
     }
     let reason = loop {
-        match client::node_addresses(kube, node).await {
+        match node_addresses(kube, node).await {
             Ok(ips) => {
                 known.extend(ips);
                 match ipv4_of(&known) {
@@ -194,10 +199,10 @@ async fn addresses(redirect: &RedirectConfig, bound: SocketAddr, kube: &Client, 
                     None => break "the node's object has no InternalIP of IPv4".to_owned(),
                 }
             }
-            Err(client::NodeError::Refused(reason)) => break reason,
-            Err(client::NodeError::NotReached(reason)) => {
+            Err(NodeError::Refused(reason)) => break reason,
+            Err(NodeError::NotReached(reason)) => {
                 warn!("the packet rules wait for this node's address: {reason}; --host-ip makes the question unnecessary");
-                tokio::time::sleep(super::ASK_AGAIN).await;
+                tokio::time::sleep(ASK_AGAIN).await;
             }
         }
     };

@@ -5,9 +5,9 @@ use std::sync::{Arc, OnceLock};
 use anyhow::{Context as _, bail};
 use tracing::{info, warn};
 
+use crate::clock::Clock;
 use crate::config::{BaseRole, Config, DefaultRole, PatternFormat};
 use crate::connections::ConnectionRecord;
-use crate::credentials::Clock;
 use crate::credentials::cache::{self, Sessions};
 use crate::credentials::gate::StsLimits;
 use crate::credentials::refresh::Refresh;

@@ -9,9 +9,10 @@ use crate::config::RedirectBackend;
 use crate::config::redirect::{Action, RedirectCommand};
 use crate::redirect::backend::SelectedBackend;
 use crate::redirect::observed::ObservedRules;
+use crate::redirect::program::LOCK_WAIT;
 use crate::redirect::rules::{RuleSet, Targets};
 use crate::redirect::status::{NodeObservation, StatusReport, tell};
-use crate::redirect::{self, Backend as _, RedirectError, conntrack, iptables, legacy_rules, nftables, ownership};
+use crate::redirect::{self, Backend as _, RedirectError, conntrack, legacy_rules, nftables, ownership};
 
 /// Does what is asked, and says in words what was done or found.
 pub(crate) async fn redirect(command: RedirectCommand) -> anyhow::Result<StatusReport> {
@@ -91,7 +92,7 @@ fn asked(command: &RedirectCommand) -> Vec<SelectedBackend> {
 
 /// What kube2iam and kiam left behind, and nothing of ours: that is how one comes from them, with the daemon at work.
 async fn remove_of_peers() -> anyhow::Result<Vec<String>> {
-    let removed = legacy_rules::remove(iptables::LOCK_WAIT).await?;
+    let removed = legacy_rules::remove(LOCK_WAIT).await?;
     let mut lines: Vec<_> = removed.into_iter().map(|what| format!("removed: {what}")).collect();
     if lines.is_empty() {
         lines.push("kube2iam and kiam left nothing to remove".to_owned());

@@ -12,10 +12,9 @@ use super::{
     AdminConfig, AnnotationKeys, ApiConfig, BaseRole, DEFAULT_APP_PORT, DEFAULT_ERROR_TTL, DEFAULT_MAX_STALENESS, DEFAULT_METADATA_ADDR,
     DEFAULT_METRICS_PORT, DEFAULT_POD_WAIT, DEFAULT_PREFETCH_SPREAD, DEFAULT_REDIRECT_INTERVAL, DEFAULT_SELF_TEST_INTERVAL,
     DEFAULT_SESSION_DURATION, DEFAULT_STS_CONCURRENCY, DEFAULT_STS_RATE, DEFAULT_STS_RISE, DEFAULT_STS_TIMEOUT, DefaultRole,
-    InterfaceMatch, LONGEST_SDK_MARGIN, LimitsConfig, LogConfig, MetadataConfig, MetadataProfile, PatternFormat, PodsConfig,
-    REDIRECT_INTERVALS, RedirectBackend, RedirectConfig, Restrictions, RolesConfig, SELF_TEST_INTERVALS, SESSION_DURATIONS,
-    SHORT_STALENESS, SHORTEST_ERROR_TTL, STS_TIMEOUTS, SelfTestConfig, SelfTestMode, ServerConfig, ServiceAccountRoles, SessionsConfig,
-    TokenMode,
+    InterfaceMatch, LimitsConfig, LogConfig, MetadataConfig, MetadataProfile, PatternFormat, PodsConfig, REDIRECT_INTERVALS,
+    RedirectBackend, RedirectConfig, Restrictions, RolesConfig, SELF_TEST_INTERVALS, SESSION_DURATIONS, SHORT_STALENESS,
+    SHORTEST_ERROR_TTL, STS_TIMEOUTS, SelfTestConfig, SelfTestMode, ServerConfig, ServiceAccountRoles, SessionsConfig, TokenMode,
 };
 
 /// The largest limit that can be given.
@@ -23,9 +22,9 @@ const MAX_LIMIT: u32 = 1_000_000;
 /// What a request may take at least and at most.
 const HEAD_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 use crate::role::{BaseArn, MAX_ARN_LENGTH, RoleArn};
+use crate::session_limits::LONGEST_CHAINED;
+use crate::session_limits::LONGEST_SDK_MARGIN;
 
-/// The longest session that a role's session gets (IAM User Guide, role chaining).
-const LONGEST_CHAINED: Duration = Duration::from_secs(3600);
 /// The most patterns of `--allowed-roles`.
 const MAX_ALLOWED_ROLES: usize = 256;
 

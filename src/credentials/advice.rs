@@ -2,13 +2,10 @@
 //! mostly found.
 
 use std::fmt;
-use std::time::Duration;
 
 use super::{AssumeRoleError, CHECK_ENDPOINT};
 use crate::policy::RoleRequest;
-
-/// The longest session of a role that was assumed by a session of another (IAM user guide, "Role chaining").
-const LONGEST_CHAINED: Duration = Duration::from_secs(3600);
+use crate::session_limits::LONGEST_CHAINED;
 
 /// What to look at when the daemon's credentials are no good.
 pub(super) const CHECK_CREDENTIALS: &str = "check the node's instance profile and that the daemon reaches the metadata service";

@@ -6,16 +6,15 @@
 //! caller starts one, and what there was is kept for the case that STS fails. A flight that failed is the answer for
 //! `error_ttl`, and for longer if it goes on failing, so that one broken role costs one call in that time, however many ask.
 //!
-//! A session is here for the pods that need it: who follows the pods forgets it with the last of them. moka lets go of what
-//! was removed when its pending tasks are run and no thread looks at it any more, so that they are run at once, and again at
-//! every sweep.
+//! A session is here for the pods that need it: who follows the pods forgets it with the last of them. moka frees what was
+//! removed or replaced later, so what it holds is a [slot](slot::Slot) that is emptied at once.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use moka::future::Cache;
-use moka::ops::compute::{CompResult, Op};
+use moka::ops::compute::Op;
 use prometheus::IntCounter;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -23,20 +22,25 @@ use tokio::time::Instant;
 use super::caller::Caller;
 use super::gate::{CallCause, Gate, NEARLY_ENDED, StsLimits, TurnedAwayCall};
 use super::not_asked::NotAsked;
-use super::{AssumeRole, AssumeRoleError, Clock, Credentials, jitter};
+use super::{AssumeRole, AssumeRoleError, Credentials};
+use crate::backoff::spread;
+use crate::clock::Clock;
 use crate::metrics::{Holdings, Metrics};
 use crate::pods::Pod;
 use crate::policy::RoleRequest;
+use crate::session_limits::LONGEST_SDK_MARGIN;
 
 mod departure;
 mod flight;
+mod slot;
 
 use flight::{Before, Flight, Serves, is_usable};
 pub use flight::{Landing, SessionState};
+use slot::Slot;
 
 /// Nothing with less left is served while STS works: the SDKs with the longest margin (botocore) refresh, and refresh
 /// again and again, below it.
-pub const LEAST_REMAINING: Duration = Duration::from_secs(25 * 60);
+pub const LEAST_REMAINING: Duration = LONGEST_SDK_MARGIN;
 /// Credentials that end in less are not served at all: they would be refused on arrival.
 pub const LEAST_USABLE: Duration = Duration::from_secs(5);
 /// How long a caller waits for a renewal while earlier credentials are still good: SDKs give up after a second, some after
@@ -47,8 +51,6 @@ pub const PATIENCE_WITH_EARLIER: Duration = Duration::from_millis(400);
 const LOOKED_AT_AGAIN: Duration = Duration::from_secs(4 * 60);
 /// Sessions held at most: far more than a node has pods.
 const MAX_SESSIONS: u64 = 10_000;
-/// How often moka is asked to let go of what was removed, before it is left to the next sweep. Mostly twice is enough.
-const ROUNDS_OF_CLEANING: u32 = 64;
 
 /// How the cache treats STS.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +67,7 @@ pub struct CacheSettings {
 #[derive(Debug)]
 pub struct Sessions<A> {
     sts: Arc<A>,
-    flights: Cache<RoleRequest, Arc<Flight>>,
+    flights: Cache<RoleRequest, Arc<Slot>>,
     gate: Gate,
     settings: CacheSettings,
     clock: Clock,
@@ -96,7 +98,8 @@ impl<A: AssumeRole> Sessions<A> {
     pub fn new(sts: A, settings: CacheSettings, clock: Clock, metrics: Metrics) -> Arc<Self> {
         let (hits, late) = (metrics.session_lookups("hit"), metrics.session_served_late());
         let gate = Gate::new(settings.limits, metrics.clone());
-        let (flights, follower) = (Cache::builder().max_capacity(MAX_SESSIONS).build(), OnceLock::new());
+        let flights = Cache::builder().max_capacity(MAX_SESSIONS).eviction_listener(|_, slot: Arc<Slot>, _| slot.clear()).build();
+        let follower = OnceLock::new();
         let sessions = Arc::new(Self { sts: Arc::new(sts), flights, gate, settings, clock, metrics, hits, late, follower });
         let weak = Arc::downgrade(&sessions);
         sessions.metrics.sessions_from(move || weak.upgrade().map_or_else(Holdings::default, |sessions| sessions.holdings()));
@@ -115,7 +118,7 @@ impl<A: AssumeRole> Sessions<A> {
     }
 
     async fn find(&self, request: &RoleRequest, pod: &Pod) -> Landing {
-        if let Some(flight) = self.flights.get(request).await {
+        if let Some(flight) = self.flight(request).await {
             match flight.serves(self.clock.now(), || self.gate.is_slow()) {
                 Serves::Credentials(credentials) => {
                     self.raise_if_nearly_ended(&flight, &credentials, || Caller::of(pod));
@@ -138,9 +141,13 @@ impl<A: AssumeRole> Sessions<A> {
         self.landing_of(flight, &caller).await
     }
 
+    async fn flight(&self, request: &RoleRequest) -> Option<Arc<Flight>> {
+        self.flights.get(request).await?.flight()
+    }
+
     /// Returns the failure that this pod would get now, without making a request.
     pub async fn remembered_failure(&self, request: &RoleRequest, pod: &Pod) -> Option<AssumeRoleError> {
-        let Some(flight) = self.flights.get(request).await else {
+        let Some(flight) = self.flight(request).await else {
             let is_turned_away = self.gate.has_no_more(&Caller::of(pod));
             return is_turned_away.then_some(AssumeRoleError::NotAsked(NotAsked::TooManyChanges));
         };
@@ -200,56 +207,34 @@ impl<A: AssumeRole> Sessions<A> {
         wanted: impl Fn(Option<&Flight>) -> Option<(Before, CallCause)> + Send,
     ) -> Result<(Arc<Flight>, bool), TurnedAwayCall> {
         let depart = |(before, cause), is_new| self.depart(Arc::new(request.clone()), before, cause, callers, is_new).map(Arc::new);
-        let mut turned_away = None;
-        let compute = |entry: Option<moka::Entry<RoleRequest, Arc<Flight>>>| {
-            let wanted = wanted(entry.as_ref().map(|entry| &**entry.value()));
-            let op = match wanted.map(|wanted| depart(wanted, entry.is_none())) {
-                None => Op::Nop,
-                Some(Ok(flight)) => Op::Put(flight),
-                Some(Err(why)) => {
-                    turned_away = Some(why);
-                    Op::Nop
-                }
+        let mut started = None;
+        let compute = |entry: Option<moka::Entry<RoleRequest, Arc<Slot>>>| {
+            let held = entry.and_then(|entry| entry.into_value().flight());
+            let departed = wanted(held.as_deref()).map(|wanted| depart(wanted, held.is_none()));
+            let op = match &departed {
+                Some(Ok(flight)) => Op::Put(Slot::of(flight.clone())),
+                Some(Err(_)) | None => Op::Nop,
             };
+            started = departed.map(|flight| flight.map(|flight| (flight, true))).or(held.map(|flight| Ok((flight, false))));
             std::future::ready(op)
         };
-        let result = self.flights.entry_by_ref(request).and_compute_with(compute).await;
-        if let Some(why) = turned_away {
-            return Err(why);
-        }
-        let is_new = matches!(result, CompResult::Inserted(_) | CompResult::ReplacedWith(_));
-        match result.into_entry() {
-            Some(entry) => Ok((entry.into_value(), is_new)),
-            // Not met: where there is none, one is started.
-            None => Ok((depart((Before::default(), CallCause::Demand), true)?, true)),
-        }
+        self.flights.entry_by_ref(request).and_compute_with(compute).await;
+        // The other case is not met: where there is no flight, one is started.
+        started.unwrap_or_else(|| Ok((depart((Before::default(), CallCause::Demand), true)?, true)))
     }
 
     /// Where a session stands; `None` where STS was never asked for it.
     pub(super) async fn standing(&self, request: &RoleRequest) -> Option<SessionState> {
-        Some(self.flights.get(request).await?.standing(self.clock.now()))
+        Some(self.flight(request).await?.standing(self.clock.now()))
     }
 
     /// Lets go of sessions that no pod needs: their secrets are wiped, what waits at the gate is withdrawn, and what STS may
     /// still answer is dropped.
     pub(super) async fn forget(&self, requests: &[Arc<RoleRequest>]) {
-        let mut forgotten = Vec::new();
         for request in requests {
-            if let Some(flight) = self.flights.remove(&**request).await {
-                self.gate.withdraw(flight.ticket);
-                forgotten.push(Arc::downgrade(&flight));
+            if let Some(slot) = self.flights.remove(&**request).await {
+                self.gate.withdraw(slot.ticket);
             }
-        }
-        if forgotten.is_empty() {
-            return;
-        }
-        for _ in 0..ROUNDS_OF_CLEANING {
-            self.clean().await;
-            if forgotten.iter().all(|flight| Weak::strong_count(flight) == 0) {
-                return;
-            }
-            // Another thread looks at the table, or a pod is still being told.
-            tokio::task::yield_now().await;
         }
     }
 
@@ -266,8 +251,8 @@ impl<A: AssumeRole> Sessions<A> {
     /// After which time it is looked at again whether STS is asked ahead of need: `None` where nothing is against it. While STS
     /// throttles, what has time gives way; when it does not any more, that is seen soon.
     pub(super) async fn gives_way(&self, request: &RoleRequest) -> Option<Duration> {
-        let until = self.flights.get(request).await?.gives_way(self.clock.now(), || self.gate.is_slow())?;
-        Some(until.saturating_duration_since(Instant::now()).min(jitter::spread(LOOKED_AT_AGAIN)))
+        let until = self.flight(request).await?.gives_way(self.clock.now(), || self.gate.is_slow())?;
+        Some(until.saturating_duration_since(Instant::now()).min(spread(LOOKED_AT_AGAIN)))
     }
 
     /// A caller has met credentials whose renewal must not wait for its place much longer.
@@ -287,7 +272,7 @@ impl<A: AssumeRole> Sessions<A> {
 
     fn holdings(&self) -> Holdings {
         let now = self.clock.now();
-        let last = self.flights.iter().filter_map(|(_, flight)| flight.lasts(now)).collect::<Vec<_>>();
+        let last = self.flights.iter().filter_map(|(_, slot)| slot.flight()?.lasts(now)).collect::<Vec<_>>();
         Holdings { sessions: last.iter().filter(|last| !last.is_zero()).count(), earliest_end: last.into_iter().min() }
     }
 

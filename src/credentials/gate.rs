@@ -15,9 +15,10 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::AssumeRoleError;
 use super::caller::Caller;
 use super::not_asked::NotAsked;
-use super::{AssumeRoleError, jitter};
+use crate::backoff::spread;
 use crate::metrics::Metrics;
 
 mod allowance;
@@ -190,7 +191,7 @@ impl GateState {
 }
 
 fn queue_full() -> TurnedAwayCall {
-    TurnedAwayCall { why: NotAsked::QueueFull, after: jitter::spread(QUEUE_WAS_FULL) }
+    TurnedAwayCall { why: NotAsked::QueueFull, after: spread(QUEUE_WAS_FULL) }
 }
 
 impl Gate {

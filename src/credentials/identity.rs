@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::AssumeRoleError;
-use super::jitter::{fraction, spread};
+use crate::backoff::{Backoff, fraction, spread};
 use crate::policy::node::{KnownNode, NodeIdentity};
 use crate::role::CallerIdentity;
 
@@ -116,7 +116,7 @@ impl<A: AskIdentity> Inquiry<A> {
 }
 
 fn pause_after(failures: u32) -> Duration {
-    let pause = FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(6)).mul_f64(1.0 + fraction());
+    let pause = Backoff::new(FIRST_PAUSE, LAST_PAUSE).pause(failures - 1).mul_f64(1.0 + fraction());
     if pause < LAST_PAUSE { pause } else { spread(LAST_PAUSE) }
 }
 

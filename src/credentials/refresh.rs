@@ -12,13 +12,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::debug;
 
 use super::cache::{Ahead, SessionState, Sessions};
 use super::caller::Caller;
-use super::{AssumeRole, Credentials, jitter};
+use super::{AssumeRole, Credentials};
+use crate::backoff::{fraction, spread};
 use crate::pods::{Pod, PodContext, PodUid, Pods};
 use crate::policy::{Decision, Policy, RoleRequest};
 
@@ -90,9 +90,7 @@ impl<A: AssumeRole> Refresh<A> {
     pub async fn run(self) {
         let mut landings = self.sessions.landings();
         let mut pods = self.pods.clone();
-        let node = Arc::new(Notify::new());
-        let changed = node.clone();
-        self.policy.on_node_change(move || changed.notify_one());
+        let mut node = self.policy.node_changes();
         let mut sweep = tokio::time::interval_at(Instant::now() + SWEEP, SWEEP);
         let mut follower = Follower::new(self);
         let mut decisions = follower.look().await;
@@ -110,7 +108,7 @@ impl<A: AssumeRole> Refresh<A> {
             }
             tokio::select! {
                 () = pods.changed() => decisions = follower.look().await,
-                () = node.notified() => decisions = follower.look().await,
+                Ok(()) = node.changed() => decisions = follower.look().await,
                 Some(request) = landings.recv() => follower.schedule(&request).await,
                 () = due => follower.begin().await,
                 _ = sweep.tick() => follower.sweep().await,
@@ -200,7 +198,7 @@ impl<A: AssumeRole> Follower<A> {
                 self.schedule(&request).await;
             }
         } else if self.of.prefetch {
-            let late = if early { self.of.spread.mul_f64(jitter::fraction()) } else { Duration::ZERO };
+            let late = if early { self.of.spread.mul_f64(fraction()) } else { Duration::ZERO };
             let at = Instant::now() + late;
             if self.wanted.get(&request).and_then(|wanted| wanted.due).is_none_or(|(due, _)| at < due) {
                 self.set_due(&request, at);
@@ -235,7 +233,7 @@ impl<A: AssumeRole> Follower<A> {
             // It is told when it lands.
             Some(SessionState::UnderWay) | None => return,
             Some(SessionState::Held(credentials)) => now + self.until_renewal(&credentials),
-            Some(SessionState::Failed { hopeless: true, .. }) => now + jitter::spread(AFTER_REFUSAL),
+            Some(SessionState::Failed { hopeless: true, .. }) => now + spread(AFTER_REFUSAL),
             Some(SessionState::Failed { until, hopeless: false }) => until.max(now + SHORTEST_PAUSE),
         };
         self.set_due(request, at);
@@ -244,7 +242,7 @@ impl<A: AssumeRole> Follower<A> {
     /// To half of its life, less by chance: another time on every node, and for every session.
     fn until_renewal(&self, credentials: &Credentials) -> Duration {
         let age = Duration::try_from(self.of.sessions.now().duration_since(credentials.issued_at)).unwrap_or(Duration::ZERO);
-        let at = credentials.life().mul_f64(0.5 - EARLIER * jitter::fraction());
+        let at = credentials.life().mul_f64(0.5 - EARLIER * fraction());
         at.saturating_sub(age).max(SHORTEST_PAUSE)
     }
 

@@ -35,12 +35,14 @@ use tracing::{error, warn};
 use super::advice::CHECK_CREDENTIALS;
 use super::duration::Durations;
 use super::identity::Inquiry;
-use super::{AssumeRole, AssumeRoleError, CHECK_ENDPOINT, Clock, Credentials, StsOfNode};
+use super::{AssumeRole, AssumeRoleError, CHECK_ENDPOINT, Credentials, StsOfNode};
+use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::policy::node::{KnownNode, NodeIdentity};
 use crate::policy::{self, RoleRequest};
 use crate::role::{BaseArn, CallerIdentity, RoleArn, SessionName};
 use crate::telemetry::chain;
+use crate::text::bounded;
 
 mod observer;
 mod own;
@@ -55,8 +57,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Attempts to learn who the daemon is, the first included.
 const ATTEMPTS: u32 = 3;
-/// The longest text of STS that is repeated in a log line.
-const MAX_MESSAGE: usize = 500;
 /// The longest question to the metadata service that nothing waits for.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(3);
 /// The directory whose one member is the role of the instance.
@@ -406,11 +406,6 @@ fn reason(error: &ImdsError) -> String {
         ImdsError::ErrorResponse(answer) => format!("it answers {}", answer.response().status().as_u16()),
         error => bounded(&chain(error)),
     }
-}
-
-/// A text from outside for a log line: of bounded length, without control characters.
-fn bounded(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::*;
+use crate::clock::Clock;
 use crate::pods::{Pod, PodContext, PodUid};
 use crate::policy::session::SessionRules;
 use crate::policy::{Decision, Policy, Rules};

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 
 use super::object::{self, Series};
 use super::{EventCause, EventRecord};
+use crate::backoff::{Backoff, shortened};
 use crate::pods::{Pod, PodUid};
 use crate::shares::{Full, Shares};
 
@@ -34,8 +35,10 @@ pub(super) const QUIET: Duration = Duration::from_secs(15 * 60);
 pub(super) const MAX_ENTRIES: usize = 1024;
 /// Causes of one pod that are remembered: what an owner may change by and by, and no more by changing it again and again.
 pub(super) const MAX_OF_POD: usize = 6;
-/// The first pause after a failure, and the longest.
-pub(super) const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5 * 60));
+/// The first pause after a failure. It doubles with each more.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest.
+const LAST_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// The pause after it was forbidden: somebody has to change a rule.
 pub(super) const FORBIDDEN_AGAIN: Duration = Duration::from_secs(10 * 60);
 
@@ -303,10 +306,9 @@ impl Ledger {
     pub(super) fn answered(&mut self, write: &Write, answer: &WriteOutcome, now: Moment, jitter: f64) {
         let pause = match answer {
             WriteOutcome::Later(at_least) => {
-                let (first, last) = PAUSES;
-                let doubled = first.saturating_mul(1 << self.failures.min(16)).min(last);
+                let doubled = Backoff::new(FIRST_PAUSE, LAST_PAUSE).pause(self.failures);
                 self.failures = self.failures.saturating_add(1);
-                Some(doubled.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 4.0).max(*at_least).min(last))
+                Some(shortened(doubled, jitter).max(*at_least).min(LAST_PAUSE))
             }
             WriteOutcome::Forbidden => Some(FORBIDDEN_AGAIN),
             _ => {

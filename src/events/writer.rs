@@ -11,9 +11,10 @@ use tracing::{debug, warn};
 
 use super::ledger::{Ledger, Moment, Next, TakenIn, Verb, Write, WriteOutcome};
 use super::{EventCause, EventRecord, object};
-use crate::credentials::Clock;
+use crate::backoff::fraction;
+use crate::clock::Clock;
+use crate::kubernetes::client::{Client, RequestError, encode};
 use crate::metrics::Metrics;
-use crate::pods::watch::client::{Client, RequestError, encode, jitter};
 use crate::pods::{Pod, PodUid, Pods};
 use crate::shares::Full;
 
@@ -265,7 +266,7 @@ impl Desk {
 
     fn answered(&mut self, write: &Write, result: Result<(), WriteRefusal>) {
         let answer = meaning(write.verb, &result);
-        self.ledger.answered(write, &answer, self.now(), jitter());
+        self.ledger.answered(write, &answer, self.now(), fraction());
         if answer == WriteOutcome::Written && write.key.cause == EventCause::HostNetwork {
             self.told_hosts.insert(write.key.pod.uid.clone());
         }

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 
 use super::{HEADER, Report, VERSION};
 use crate::config::explain_command::PodReference;
+use crate::text::bounded;
 
 /// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -60,7 +61,7 @@ pub(crate) async fn ask(daemon: &Authority, pod: &PodReference, assume: bool) ->
         .await
         .unwrap_or_else(|_| Err(format!("nothing for {} seconds", ANSWER_TIMEOUT.as_secs())))
         .map_err(|what| AskError::Odd(daemon.clone(), what))?;
-    let text = || String::from_utf8_lossy(&body).trim_end().chars().filter(|c| !c.is_control()).take(500).collect::<String>();
+    let text = || bounded(String::from_utf8_lossy(&body).trim_end());
     match status {
         StatusCode::OK => match serde_json::from_slice::<Report>(&body) {
             Ok(report) if report.version == VERSION => Ok(report),

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{By, Report, Session, look};
+use crate::backoff::Backoff;
 use crate::config::explain_command::PodReference;
 use crate::connections::ConnectionRecord;
 use crate::credentials::cache::Sessions;
@@ -69,7 +70,7 @@ struct Paced {
 impl Paced {
     fn answered(&mut self, gave: bool) {
         self.failures = if gave { 0 } else { self.failures.saturating_add(1) };
-        let pause = ASK_AGAIN.saturating_mul(1 << self.failures.min(16)).min(LAST_PAUSE);
+        let pause = Backoff::new(ASK_AGAIN, LAST_PAUSE).pause(self.failures);
         self.not_before = Some(Instant::now() + pause);
     }
 }

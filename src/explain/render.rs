@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{By, Report, ReportStep, ReportedDecision};
 use crate::policy::trace::StepVerdict;
+use crate::text::printable;
 
 /// The text of a report. Its last line says what came of it, and what to change; where STS refused, the things to look at
 /// stand below that.
@@ -21,7 +22,7 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
         By::Daemon => "by the settings of the daemon there and what it knows now",
         By::Cluster => "by the settings given and what the Kubernetes API says",
     };
-    writeln!(text, "{}", clean(&format!("pod {}/{}{place}, {by}", report.namespace, report.pod)))?;
+    writeln!(text, "{}", printable(&format!("pod {}/{}{place}, {by}", report.namespace, report.pod)))?;
     section(text, "who asks", &report.identity, report)?;
     section(text, "which role", &report.policy, report)?;
     if let Some(request) = &report.request {
@@ -46,7 +47,7 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
     }
     writeln!(text)?;
     for note in &report.notes {
-        writeln!(text, "note: {}", clean(note))?;
+        writeln!(text, "note: {}", printable(note))?;
     }
     let decision = match report.decision {
         ReportedDecision::Allowed => "allowed",
@@ -55,9 +56,9 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
     };
     let reason = report.reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
     let end = if report.check.is_empty() { "" } else { "; check, in this order:" };
-    writeln!(text, "{}", clean(&format!("{decision}{reason}: {}{end}", report.message)))?;
+    writeln!(text, "{}", printable(&format!("{decision}{reason}: {}{end}", report.message)))?;
     for (at, check) in report.check.iter().enumerate() {
-        writeln!(text, "  {}. {}", at + 1, clean(check))?;
+        writeln!(text, "  {}. {}", at + 1, printable(check))?;
     }
     Ok(())
 }
@@ -85,12 +86,7 @@ fn section(text: &mut String, title: &str, steps: &[ReportStep], report: &Report
 }
 
 fn line(text: &mut String, mark: &str, what: &str, value: &str) -> std::fmt::Result {
-    writeln!(text, "  {mark:<3} {:<15} {}", clean(what), clean(value))
-}
-
-/// Without what could move a terminal's cursor: a report may come over the network.
-fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    writeln!(text, "  {mark:<3} {:<15} {}", printable(what), printable(value))
 }
 
 #[cfg(test)]

@@ -13,21 +13,19 @@ use jiff::Timestamp;
 use tracing::{debug, info, warn};
 
 use super::{Needs, NodeAddresses, Pod, PodName, PodUid, Pods, PodsWriter};
+use crate::clock::CLOCK_EVERY;
 use crate::config::AnnotationKeys;
+use crate::kubernetes::client::Client;
 use crate::metrics::Metrics;
 use crate::readiness::ReadinessStep;
 
-mod answer;
-pub mod client;
-mod complaints;
 mod conflicts;
 mod context;
-mod failure;
 mod fields;
-mod filter;
 mod follow;
 mod lines;
 mod objects;
+mod pauses;
 pub(crate) mod second_witness;
 pub(crate) mod snapshot;
 mod unreadable;
@@ -44,13 +42,11 @@ const MAX_SESSION_NAME: usize = 64;
 const MAX_LIST: usize = 64 << 10;
 /// How often the node's own addresses are looked at.
 const NODE_ADDRESSES_EVERY: Duration = Duration::from_secs(30);
-/// The longest time between two looks at the clock while claims are to end: it may be set, or the machine may sleep.
-const CLOCK_EVERY: Duration = Duration::from_secs(10);
 
 /// What the watch needs to run.
 pub struct PodWatch {
     /// The Kubernetes API.
-    pub client: client::Client,
+    pub client: Client,
     /// This node's name.
     pub node: String,
     /// Tells the addresses of this node as they are now.

@@ -2,11 +2,12 @@
 //! counts; if it cannot be read, there is no other.
 
 use super::denial::{Denial, RoleMistake, RoleSource};
-use super::trace::{Trace, What, shown};
+use super::trace::{Trace, What};
 use super::{Policy, Rules};
 use crate::config::ServiceAccountRoles;
 use crate::pods::{Pod, PodContext, ServiceAccount};
 use crate::role::{MAX_ARN_LENGTH, ParseError, RoleArn};
+use crate::text::quoted;
 
 impl Policy {
     pub(super) fn role(&self, pod: &Pod, context: &PodContext, trace: &mut impl Trace) -> Result<RoleArn, Denial> {
@@ -61,7 +62,7 @@ impl Policy {
 impl Rules {
     fn read(&self, text: &str, source: RoleSource, place: impl FnOnce() -> String, trace: &mut impl Trace) -> Result<RoleArn, Denial> {
         let read = self.parse(text).map_err(|mistake| Denial::BadRole(source, mistake));
-        trace.check(What::Role, place, read, |role| format!("{} is {role}", shown(text)))
+        trace.check(What::Role, place, read, |role| format!("{} is {role}", quoted(text)))
     }
 
     fn parse(&self, text: &str) -> Result<RoleArn, RoleMistake> {

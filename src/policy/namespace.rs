@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::denial::{Denial, NamespaceList};
 use super::patterns::{Mistake, Patterns};
-use super::trace::{Trace, What, shown};
+use super::trace::{Trace, What};
 use crate::config::PatternFormat;
 use crate::pods::Namespace;
 use crate::role::{BaseArn, RoleArn};
+use crate::text::quoted;
 
 /// How many annotations are kept compiled; with more, the one that was not asked for the longest is forgotten.
 const MAX_KEPT: usize = 64;
@@ -114,7 +115,7 @@ impl Namespaces {
             Some(Ok(patterns)) => patterns,
         };
         match patterns.find(role.as_str()) {
-            Some(pattern) => trace.check(What::Namespace, source, Ok(Some(true)), |_| format!("{} matches", shown(pattern))),
+            Some(pattern) => trace.check(What::Namespace, source, Ok(Some(true)), |_| format!("{} matches", quoted(pattern))),
             None => {
                 trace.skip(What::Namespace, source, || format!("none of its {} patterns matches", patterns.count()));
                 Ok(Some(false))

@@ -1,7 +1,8 @@
 //! What is known of the node itself at AWS, as it becomes known.
 
-use std::fmt;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::Arc;
+
+use tokio::sync::watch;
 
 use crate::role::{CallerIdentity, RoleArn};
 
@@ -14,22 +15,10 @@ pub(super) const INTERMEDIATE: &str = "the role of --assume-role-arn";
 /// become known after the first decision, and may be another later; each change has a number, by which a decision that was made before it is told. Cheap to clone: every
 /// clone is the same knowledge.
 #[derive(Clone, Debug, Default)]
-pub struct NodeIdentity(Arc<SharedNode>);
+pub struct NodeIdentity(Arc<watch::Sender<Arc<KnownNode>>>);
 
-#[derive(Debug, Default)]
-struct SharedNode {
-    known: RwLock<Arc<KnownNode>>,
-    listener: OnceLock<ChangeListener>,
-}
-
-/// Who is told of changes.
-struct ChangeListener(Box<dyn Fn() + Send + Sync>);
-
-impl fmt::Debug for ChangeListener {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Listener")
-    }
-}
+/// Notices of what has become known of the node. The state at the time of the subscription counts as seen.
+pub type NodeChanges = watch::Receiver<Arc<KnownNode>>;
 
 /// Who the daemon is as a session of the role between its own and the pods'.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,7 +73,7 @@ impl KnownNode {
 impl NodeIdentity {
     /// What is known now.
     pub fn known(&self) -> Arc<KnownNode> {
-        self.0.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.borrow().clone()
     }
 
     /// That there is a role between: from now on, not all is known before it is.
@@ -114,24 +103,27 @@ impl NodeIdentity {
         self.change(|known| std::mem::replace(&mut known.instance_role, role.clone()) != role)
     }
 
-    /// Calls this after each change from now on. For one listener: the first stays.
-    pub fn on_change(&self, tell: impl Fn() + Send + Sync + 'static) {
-        let _ = self.0.listener.set(ChangeListener(Box::new(tell)));
+    /// Subscribes to changes.
+    pub fn changes(&self) -> NodeChanges {
+        self.0.subscribe()
+    }
+
+    /// Returns when AWS has told who the daemon is, and with a role between, who it is by that role's session.
+    pub async fn identified(&self) {
+        // The sender lives in `self`.
+        let _ = self.changes().wait_for(|known| known.has_all_callers()).await;
     }
 
     fn change(&self, change: impl FnOnce(&mut KnownNode) -> bool) -> bool {
-        let mut known = self.0.known.write().unwrap_or_else(PoisonError::into_inner);
-        let mut next = KnownNode::clone(&known);
-        let changed = change(&mut next);
-        if changed {
-            next.version += 1;
-            *known = Arc::new(next);
-            drop(known);
-            if let Some(ChangeListener(tell)) = self.0.listener.get() {
-                tell();
+        self.0.send_if_modified(|known| {
+            let mut next = KnownNode::clone(known);
+            let changed = change(&mut next);
+            if changed {
+                next.version += 1;
+                *known = Arc::new(next);
             }
-        }
-        changed
+            changed
+        })
     }
 }
 

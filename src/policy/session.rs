@@ -1,10 +1,11 @@
 //! What STS is told about a session besides its role: its name, its source identity and its tags.
 
 use super::Denial;
-use super::trace::{StepVerdict, Trace, TraceStep, What, shown};
+use super::trace::{StepVerdict, Trace, TraceStep, What};
 use crate::config::session::{Piece, Placeholder, SessionScope, SessionTag, SessionTemplate};
 use crate::pods::{Pod, PodUid};
 use crate::role::{RoleArn, SessionName, SourceIdentity};
+use crate::text::quoted;
 
 /// The longest value of a tag (`tagValueType` of the STS API), in characters.
 const MAX_TAG_VALUE: usize = 256;
@@ -167,7 +168,7 @@ fn trace_given(
 ) -> Result<Option<SessionName>, Denial> {
     match given {
         Ok(None) => Ok(None),
-        given => trace.check(What::SessionName, source, given, |name| name.as_ref().map_or_else(String::new, |name| shown(name.as_str()))),
+        given => trace.check(What::SessionName, source, given, |name| name.as_ref().map_or_else(String::new, |name| quoted(name.as_str()))),
     }
 }
 

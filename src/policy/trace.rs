@@ -116,12 +116,3 @@ impl Trace for Vec<TraceStep> {
         self.push(step());
     }
 }
-
-/// The longest text of an annotation that is shown, in characters.
-const MAX_SHOWN: usize = 200;
-
-/// A text of others, for people: bounded, and without control characters.
-pub(super) fn shown(text: &str) -> String {
-    let start: String = text.chars().take(MAX_SHOWN).collect();
-    if start.len() < text.len() { format!("{start:?}... ({} bytes)", text.len()) } else { format!("{text:?}") }
-}

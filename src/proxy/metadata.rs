@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::backoff::Backoff;
 use crate::config::MetadataProfile;
 use crate::metrics::Metrics;
 use crate::policy::patterns::Patterns;
@@ -154,7 +155,8 @@ impl MetadataValues {
 
     async fn keep_group(&self, at: usize, upstream: &Upstream, metrics: &Metrics) {
         let group = &GROUPS[at];
-        let (mut pause, mut failing) = (RETRY, false);
+        let backoff = Backoff::new(RETRY, if group.while_asked { group.every } else { RETRY_AT_MOST });
+        let mut failures = 0_u32;
         loop {
             if group.while_asked {
                 let is_asked = |asked: &[Option<Instant>; GROUPS.len()]| asked[at].is_some_and(|asked| asked.elapsed() < ASKED);
@@ -174,23 +176,22 @@ impl MetadataValues {
             match read {
                 Ok(()) => {
                     metrics.metadata_read("ok");
-                    if std::mem::replace(&mut failing, false) {
+                    if std::mem::take(&mut failures) > 0 {
                         info!(group = group.name, "the metadata service answers again");
                     }
-                    pause = RETRY;
                     tokio::time::sleep(group.every).await;
                 }
                 Err(error) => {
                     metrics.metadata_read("failed");
-                    if !std::mem::replace(&mut failing, true) {
+                    if failures == 0 {
                         warn!(
                             group = group.name,
                             "cannot read from the metadata service; retrying, serving the last known values: {error}; check that the \
                              daemon can reach --metadata-addr, or use --metadata-profile=none"
                         );
                     }
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(if group.while_asked { group.every } else { RETRY_AT_MOST });
+                    tokio::time::sleep(backoff.pause(failures)).await;
+                    failures = failures.saturating_add(1);
                 }
             }
         }

@@ -5,17 +5,9 @@
 //! SDK sends is refused here, also where hyper accepts it. Nothing of a request ever travels on: a route is a value of
 //! our own.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-
 use http::header::{CONTENT_LENGTH, FORWARDED, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, Method, Uri, Version};
 
-/// The metadata service's addresses and port (EC2 user guide, "Access instance metadata").
-pub const METADATA_IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
-/// The IPv6 one.
-pub const METADATA_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-/// Their port.
-pub const METADATA_PORT: u16 = 80;
 /// Header of a PUT with the seconds that a token shall live.
 pub const TOKEN_TTL: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
 /// Header of a request with its token.

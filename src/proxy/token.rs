@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use ring::hmac;
 use tracing::warn;
 
-use crate::credentials::Clock;
+use crate::clock::Clock;
 use crate::pods::PodUid;
 
 mod file;

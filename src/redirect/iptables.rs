@@ -15,24 +15,22 @@
 //! at once; nobody says there that rules have changed, and it is compared on the interval alone.
 //!
 //! The kernel has two sets of such tables side by side: those of the nft flavour and those of the legacy one. The rules are
-//! in that of the program called `iptables`. What an earlier image of the other flavour left behind is taken away too, but
-//! for its guard: it can do no harm, and two daemons that each take away the other's guard would leave the node open.
+//! in that of the program called `iptables`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
-use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::warn;
 
 use self::listing::{Difference, IptablesListing, KernelTable};
 use self::program::Flavour;
 use self::read::ReadScope;
 use self::text::{Chain, ChainPosition, ORDER};
 use super::observed::ObservedRules;
-use super::program::run;
+use super::program::{LOCK_WAIT, run};
 use super::rules::{Family, Hook, RuleSet};
 use super::{Backend, RedirectError};
 
@@ -43,15 +41,8 @@ mod read;
 mod tests;
 mod text;
 
-/// How long the program may wait for the lock on the tables, unless told otherwise.
-pub const LOCK_WAIT: Duration = Duration::from_secs(30);
 /// What a kernel with IPv6 has, even where no interface has an address.
 const IPV6_OF_THE_KERNEL: &str = "/proc/net/if_inet6";
-/// What of the other flavour would send requests elsewhere or drop them; its guard would do what ours does.
-const HARMFUL: [Hook; 2] = [Hook::Redirect, Hook::Direct];
-/// How often the tables of the other flavour are looked at: what is there of ours was left behind by an earlier image, and
-/// nobody puts more there.
-const LOOK_ELSEWHERE: Duration = Duration::from_secs(600);
 /// How often the tables are written if others change them meanwhile.
 const ATTEMPTS: usize = 5;
 
@@ -62,8 +53,6 @@ pub struct Iptables {
     found: OnceCell<Flavour>,
     lock_wait: Duration,
     ipv6: PathBuf,
-    /// When the other flavour had nothing of ours.
-    clean_elsewhere: Mutex<Option<Instant>>,
     /// It was said that the kernel has no table `security`.
     told_of_mangle: OnceLock<()>,
 }
@@ -75,7 +64,6 @@ impl Default for Iptables {
             found: OnceCell::new(),
             lock_wait: LOCK_WAIT,
             ipv6: IPV6_OF_THE_KERNEL.into(),
-            clean_elsewhere: Mutex::new(None),
             told_of_mangle: OnceLock::new(),
         }
     }
@@ -113,8 +101,8 @@ impl Iptables {
         }
     }
 
-    async fn restore(&self, flavour: Option<Flavour>, family: Family, text: &str) -> Result<(), RedirectError> {
-        run(program::of(flavour, family).restore, &["--noflush", "-w", &self.wait()], text).await.map(drop).map_err(program::explained)
+    async fn restore(&self, family: Family, text: &str) -> Result<(), RedirectError> {
+        run(program::of(self.flavour, family).restore, &["--noflush", "-w", &self.wait()], text).await.map(drop).map_err(program::explained)
     }
 
     async fn differences_of(&self, rules: &RuleSet, family: Family, present: &IptablesListing) -> Result<Vec<String>, RedirectError> {
@@ -161,7 +149,7 @@ impl Iptables {
                 self.tell_of_backstop(family, present.backstop);
                 return Ok(());
             }
-            match self.restore(self.flavour, family, &text::install(rules, family, &present)).await {
+            match self.restore(family, &text::install(rules, family, &present)).await {
                 Ok(()) => refused = None,
                 // What should have been replaced may have gone meanwhile.
                 Err(error @ RedirectError::Refused { .. }) => refused = Some(error),
@@ -177,41 +165,6 @@ impl Iptables {
                 message: format!("the rules were written {ATTEMPTS} times and are still not as wanted: {}", differences.join("; ")),
             }),
         }
-    }
-
-    /// What is ours of the other flavour, in words. An image that has one flavour alone cannot tell.
-    async fn elsewhere(&self, family: Family, hooks: &[Hook]) -> Result<Vec<String>, RedirectError> {
-        let other = self.own().await?.other();
-        let program = program::of(Some(other), family).iptables;
-        match self.list_all(Some(other), family).await {
-            Ok(present) => {
-                let remains = ChainPosition::all(hooks).into_iter().flat_map(|place| present.remains(place));
-                Ok(remains.map(|what| format!("{program}: {what}")).collect())
-            }
-            Err(RedirectError::Program { .. }) => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The same of what could send requests elsewhere. Tables that this process may not read, or that this kernel does not
-    /// have, are not known to hold any.
-    async fn left_over(&self, family: Family) -> Vec<String> {
-        let looked = self.elsewhere(family, &HARMFUL).await;
-        looked.inspect_err(|error| debug!(%error, "the tables of the other flavour of iptables cannot be read")).unwrap_or_default()
-    }
-
-    /// The same, of both families, if it is time to look; what was found is looked at again the next time.
-    async fn rarely_left_over(&self) -> Vec<String> {
-        let clean = *self.clean_elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
-        if clean.is_some_and(|at| at.elapsed() < LOOK_ELSEWHERE) {
-            return Vec::new();
-        }
-        let mut words = Vec::new();
-        for family in self.families() {
-            words.extend(self.left_over(*family).await.into_iter().map(|what| format!("{what} is left over")));
-        }
-        *self.clean_elsewhere.lock().unwrap_or_else(PoisonError::into_inner) = words.is_empty().then(Instant::now);
-        words
     }
 
     async fn differences_in(&self, rules: &RuleSet, family: Family) -> Result<Vec<String>, RedirectError> {
@@ -244,18 +197,18 @@ impl Iptables {
         }
     }
 
-    /// Takes away what is ours of one flavour and family, and says what it was.
-    async fn remove_of(&self, flavour: Option<Flavour>, family: Family, hooks: &[Hook]) -> Result<Vec<String>, RedirectError> {
-        let programs = program::of(flavour, family);
+    /// Takes away what is ours of one family, and says what it was.
+    async fn remove_of(&self, family: Family) -> Result<Vec<String>, RedirectError> {
+        let programs = program::of(self.flavour, family);
         let mut said = Vec::new();
         let mut refused = None;
         for _attempt in 0..ATTEMPTS {
-            let present = self.list_all(flavour, family).await?;
-            let remains: Vec<_> = ChainPosition::all(hooks).into_iter().flat_map(|place| present.remains(place)).collect();
+            let present = self.list_all(family).await?;
+            let remains: Vec<_> = ChainPosition::all().into_iter().flat_map(|place| present.remains(place)).collect();
             if remains.is_empty() {
                 return Ok(said);
             }
-            match self.restore(flavour, family, &text::remove(hooks, &present)).await {
+            match self.restore(family, &text::remove(&present)).await {
                 Ok(()) => said.extend(remains.into_iter().map(|what| format!("{}: {what}", programs.iptables))),
                 Err(error @ RedirectError::Refused { .. }) => refused = Some(error),
                 Err(error) => return Err(error),
@@ -299,18 +252,7 @@ impl Backend for Iptables {
             }
             result = result.and(installed);
         }
-        result?;
-        for family in self.families() {
-            let words = self.left_over(*family).await;
-            if words.is_empty() {
-                continue;
-            }
-            match self.remove_of(Some(self.own().await?.other()), *family, &HARMFUL).await {
-                Ok(said) => info!(removed = said.join("; "), "rules of ours of the other flavour of iptables were taken away"),
-                Err(error) => warn!(%error, rules = words.join("; "), "rules of ours of the other flavour of iptables are in the way"),
-            }
-        }
-        Ok(())
+        result
     }
 
     async fn differences(&self, rules: &RuleSet) -> Result<Vec<String>, RedirectError> {
@@ -322,7 +264,6 @@ impl Backend for Iptables {
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
-        words.extend(self.rarely_left_over().await);
         match failure {
             Some(error) if words.is_empty() => Err(error),
             failure => Ok(words.into_iter().chain(failure.map(|error| error.to_string())).collect()),
@@ -357,15 +298,9 @@ impl Backend for Iptables {
     }
 
     async fn remove(&self) -> Result<Vec<String>, RedirectError> {
-        let hooks = [Hook::Redirect, Hook::Direct, Hook::Guard, Hook::Backstop];
         let mut said = Vec::new();
         for family in self.families() {
-            said.extend(self.remove_of(self.flavour, *family, &hooks).await.map_err(|error| of_family(*family, error))?);
-            match self.elsewhere(*family, &hooks).await {
-                Ok(words) if words.is_empty() => {}
-                Ok(_) => said.extend(self.remove_of(Some(self.own().await?.other()), *family, &hooks).await?),
-                Err(error) => warn!(%error, "cannot tell whether the other flavour of iptables has rules of ours"),
-            }
+            said.extend(self.remove_of(*family).await.map_err(|error| of_family(*family, error))?);
         }
         Ok(said)
     }

@@ -15,7 +15,7 @@ use super::iptables::listing::{IptablesListing, KernelTable, canonical, same};
 use super::iptables::program::{self, Flavour};
 use super::program::run;
 use super::rules::Family;
-use crate::proxy::route::{METADATA_IPV4, METADATA_PORT};
+use crate::metadata_service::{METADATA_IPV4, METADATA_PORT};
 
 /// A rule of theirs.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,8 +7,9 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use super::RedirectError;
-use super::iptables::LOCK_WAIT;
 
+/// How long a program of iptables may wait for the lock on the tables, unless told otherwise.
+pub const LOCK_WAIT: Duration = Duration::from_secs(30);
 /// How long a program may take, a wait for the lock on the tables included. What hangs must not end all repair.
 const PATIENCE: Duration = LOCK_WAIT.saturating_add(Duration::from_secs(30));
 
@@ -17,6 +18,7 @@ const PATIENCE: Duration = LOCK_WAIT.saturating_add(Duration::from_secs(30));
 pub async fn run(program: &'static str, arguments: &[impl AsRef<std::ffi::OsStr>], input: &str) -> Result<String, RedirectError> {
     let failed = |error: std::io::Error| RedirectError::Program { program, reason: error.to_string() };
     let mut command = Command::new(program);
+    clean(&mut command);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().map_err(failed)?;
     let stdin = child.stdin.take();
@@ -35,6 +37,15 @@ pub async fn run(program: &'static str, arguments: &[impl AsRef<std::ffi::OsStr>
     Err(RedirectError::Refused { program, message: if message.is_empty() { output.status.to_string() } else { message } })
 }
 
+/// Leaves a program nothing of the daemon's environment but where programs are: AWS keys may be among the rest. Its messages
+/// are in English, which is what they are compared with.
+fn clean(command: &mut Command) {
+    command.env_clear().env("LC_ALL", "C");
+    if let Some(path) = std::env::var_os("PATH") {
+        command.env("PATH", path);
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 mod tests {
@@ -44,6 +55,24 @@ mod tests {
     fn runs(argument: &str) -> bool {
         let lines = std::fs::read_dir("/proc").unwrap().filter_map(|entry| std::fs::read(entry.ok()?.path().join("cmdline")).ok());
         lines.into_iter().any(|line| line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes()))
+    }
+
+    /// In a process of its own, which has keys in its environment: one that is shared cannot be changed safely.
+    #[tokio::test]
+    async fn programs_get_no_aws_keys_and_speak_english() {
+        const NAME: &str = "redirect::program::tests::programs_get_no_aws_keys_and_speak_english";
+        const KEYS: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+        if KEYS.iter().any(|key| std::env::var_os(key).is_none_or(|value| value != "a key")) {
+            let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+            let ran = again.args([NAME, "--exact"]).envs(KEYS.map(|key| (key, "a key"))).env("LC_ALL", "de_DE.UTF-8").output().unwrap();
+            let said = String::from_utf8_lossy(&ran.stdout);
+            assert!(ran.status.success() && said.contains("1 passed"), "{said}");
+            return;
+        }
+        let path = format!("PATH={}", std::env::var("PATH").unwrap());
+        let environment = run("env", &[] as &[&str], "").await.unwrap();
+        let environment: std::collections::BTreeSet<_> = environment.lines().collect();
+        assert_eq!(environment, ["LC_ALL=C", &path].into());
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@
 //! left to it, that lead elsewhere, behind a guard that stands; and others if it puts them back itself. One that hangs keeps
 //! nobody from repairing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
@@ -18,6 +19,7 @@ use tracing::{error, info, warn};
 use super::observed::ObservedRules;
 use super::rules::{RuleSet, Targets};
 use super::{Backend, RedirectError};
+use crate::backoff::Backoff;
 use crate::config::InterfaceMatch;
 use crate::metrics::Metrics;
 use crate::readiness::{Readiness, ReadinessStep};
@@ -53,7 +55,7 @@ pub trait ReconcilerEnvironment: Send {
 /// What keeps the rules true.
 #[derive(Debug)]
 pub struct Reconciler<B, S> {
-    backend: B,
+    backend: Arc<B>,
     environment: S,
     interval: Duration,
     metrics: Metrics,
@@ -124,7 +126,7 @@ enum RulesComparison {
 
 impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     /// One that wants the guard at first, on a node that may have rules of ours like these already.
-    pub fn new(backend: B, environment: S, like: Like, metrics: Metrics, readiness: Readiness) -> Self {
+    pub fn new(backend: Arc<B>, environment: S, like: Like, metrics: Metrics, readiness: Readiness) -> Self {
         let Like { interfaces, refuse_direct, interval } = like;
         Self {
             backend,
@@ -424,9 +426,9 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
 
     /// One second at first, then twice as long each time, and never longer than the interval.
     fn backoff(&mut self) -> Duration {
-        let pause = PAUSE.saturating_mul(1 << self.failures.min(16));
+        let pause = Backoff::new(PAUSE, self.interval.max(PAUSE)).pause(self.failures);
         self.failures = self.failures.saturating_add(1);
-        pause.min(self.interval).max(PAUSE)
+        pause
     }
 
     fn tell_of_repair(&mut self, differences: &[String]) {

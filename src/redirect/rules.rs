@@ -16,7 +16,7 @@
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use crate::config::InterfaceMatch;
-use crate::proxy::route::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
+use crate::metadata_service::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 
 /// The interface of the node's own loopback, which is no pod's.
 pub const LOOPBACK: &str = "lo";

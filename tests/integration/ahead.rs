@@ -100,7 +100,7 @@ fn a_sessions_end_is_in_the_nodes_time_even_if_it_is_ten_minutes_off() {
         world.fakes.sts.set_clock_skew(skew);
         let document = world.document(ip(2), "web-role");
         let end: jiff::Timestamp = document["Expiration"].as_str().unwrap().parse().unwrap();
-        let left = end.duration_since(rolegate::credentials::Clock::system().now()).as_secs();
+        let left = end.duration_since(rolegate::clock::Clock::system().now()).as_secs();
         assert!((3560..=3602).contains(&left), "{left} seconds left, with STS {skew} seconds ahead");
         world.daemon.wait_for_log(|line| line["message"].as_str().unwrap_or_default().starts_with("STS's clock is ahead")).unwrap();
     }

@@ -408,7 +408,7 @@ fn the_daemon_may_do_what_it_does_and_nothing_else() {
     // What the sources ask for.
     let sources = ["src/pods/watch.rs", "src/pods/watch/context.rs"].map(read).concat();
     let followed = literals_after(&sources, "resource: ").into_iter().map(|resource| format!("{resource}: list, watch"));
-    assert!(read("src/pods/watch/client.rs").contains("/api/v1/nodes/{}"));
+    assert!(read("src/kubernetes/nodes.rs").contains("/api/v1/nodes/{}"));
     let writer = read("src/events/writer.rs");
     assert!(
         writer.contains("/apis/events.k8s.io/v1/namespaces/{}/events")

@@ -166,7 +166,7 @@ fn credentials_of_the_instance_that_sts_takes_no_more_are_read_again() {
     let reads = |world: &World| world.fakes.imds.requests().iter().filter(|request| request.target == path).count();
     let before = reads(&world);
     world.fakes.sts.add_caller("ASIANEWKEYS", "new-secret", Some("new-token"), NODE_SESSION_ARN);
-    let end = rolegate::credentials::Clock::system().now() + std::time::Duration::from_secs(6 * 3600);
+    let end = rolegate::clock::Clock::system().now() + std::time::Duration::from_secs(6 * 3600);
     let document = serde_json::json!({
         "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z", "Expiration": end.to_string(),
         "AccessKeyId": "ASIANEWKEYS", "SecretAccessKey": "new-secret", "Token": "new-token",

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rolegate::credentials::Clock;
+use rolegate::clock::Clock;
 use rolegate_lab::daemon::Setup;
 use rolegate_lab::kube::{ClientIdentity, KubeApi, Resource};
 use rolegate_lab::node::{find_program, skip};

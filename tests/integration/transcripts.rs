@@ -8,7 +8,7 @@ mod clients;
 use std::net::{IpAddr, TcpStream};
 use std::time::Duration;
 
-use rolegate::credentials::Clock;
+use rolegate::clock::Clock;
 use rolegate_lab::imds::Imds;
 use rolegate_lab::player::{self, PlayLimits, Response};
 use serde_json::Value;

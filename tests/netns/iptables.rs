@@ -206,27 +206,6 @@ fn the_guard_alone_leaves_no_redirect_and_its_file_can_be_loaded_again() {
 }
 
 #[test]
-fn the_other_flavours_leftovers_are_logged_and_removed_but_for_its_guard() {
-    let Some(node) = node() else { return };
-    for [(before, old), (now, new)] in [[FLAVOURS[1], FLAVOURS[0]], FLAVOURS] {
-        install(node.ns(), before, rules());
-        let found = differences(node.ns(), now, rules());
-        let left = format!("iptables-{old}: the chain ROLEGATE of the table nat with its 2 rules is left over");
-        assert!(found.contains(&left), "{found:?}");
-        install(node.ns(), now, rules());
-        assert_eq!(differences(node.ns(), now, rules()), [""; 0]);
-        let remains = ours(node.ns(), old);
-        assert!(
-            !remains.is_empty() && remains.iter().all(|line| line.contains("ROLEGATE-GUARD") || line.contains("ROLEGATE-BACKSTOP")),
-            "{remains:?}"
-        );
-        let said = remove(node.ns(), now);
-        assert!(said.iter().any(|words| words.starts_with(&format!("ip6tables-{old}: the chain ROLEGATE-GUARD"))), "{said:?}");
-        assert_eq!((ours(node.ns(), old), ours(node.ns(), new)), (Vec::new(), Vec::new()));
-    }
-}
-
-#[test]
 fn the_rules_of_kube2iam_and_kiam_are_found_and_no_others() {
     let Some(node) = node() else { return };
     let to = "-d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.42.0.1";

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rolegate::clock::Clock;
 use rolegate::config::{DEFAULT_ERROR_TTL, DEFAULT_PREFETCH_SPREAD, DEFAULT_STS_CONCURRENCY, DEFAULT_STS_RATE, DEFAULT_STS_RISE};
-use rolegate::credentials::Clock;
 use rolegate::credentials::cache::{CacheSettings, Sessions};
 use rolegate::credentials::gate::StsLimits;
 use rolegate::credentials::refresh::Refresh;

@@ -4,7 +4,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rolegate::credentials::{AssumeRole, AssumeRoleError, Clock, Credentials};
+use rolegate::clock::Clock;
+use rolegate::credentials::{AssumeRole, AssumeRoleError, Credentials};
 use rolegate::policy::RoleRequest;
 
 use crate::chance::Chance;

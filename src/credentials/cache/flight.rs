@@ -8,11 +8,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{LEAST_REMAINING, LEAST_USABLE};
+use crate::backoff::{Backoff, fraction, spread};
 use crate::credentials::gate::Ticket;
-use crate::credentials::{AssumeRoleError, Credentials, jitter};
+use crate::credentials::{AssumeRoleError, Credentials};
 
-/// Failures that follow each other double the time that they are remembered, this often.
-const DOUBLINGS: u32 = 3;
+/// Failures that follow each other double the time that they are remembered, up to so many times that of the first.
+const MOST_TIMES: u32 = 8;
 /// The longest pause of a session that was throttled by an STS which works otherwise.
 const SOON: Duration = Duration::from_secs(10 * 60);
 /// The shortest time that a session which STS throttles is left alone.
@@ -202,7 +203,7 @@ fn after(credentials: &Arc<Credentials>, now: Timestamp) -> Before {
 pub(super) fn patience(held: &Credentials, now: Timestamp) -> Duration {
     let left = held.remaining(now);
     let part = (4.0 * left.as_secs_f64() / held.life().as_secs_f64().max(1.0)).min(1.0);
-    jitter::spread((left / 2).mul_f64(part * part).max(LEAST_PATIENCE))
+    spread((left / 2).mul_f64(part * part).max(LEAST_PATIENCE))
 }
 
 /// How long a session that STS throttled once is left alone, where STS works otherwise: another time for each, with enough left to
@@ -212,7 +213,7 @@ pub(super) fn pause(held: &Credentials, now: Timestamp, failures: u32, error_ttl
     if fresh_for.is_zero() {
         return remembered_for(&AssumeRoleError::Throttled, failures, error_ttl).min(patience(held, now));
     }
-    fresh_for.min(SOON).mul_f64(0.25 + jitter::fraction() / 2.0).max(LEAST_PATIENCE)
+    fresh_for.min(SOON).mul_f64(0.25 + fraction() / 2.0).max(LEAST_PATIENCE)
 }
 
 /// How long a failure is the answer, after so many before it: at first `error_ttl`, then more and more, and not the same on
@@ -222,8 +223,8 @@ pub(super) fn remembered_for(error: &AssumeRoleError, failures: u32, error_ttl: 
         _ if !error.is_remembered() => Duration::ZERO,
         0 => error_ttl,
         // The gate's pace is what bounds these: who has nothing left does not wait longer and longer besides.
-        _ if matches!(error, AssumeRoleError::Throttled) => jitter::spread(error_ttl),
-        more => jitter::spread(error_ttl.saturating_mul(1 << more.min(DOUBLINGS))),
+        _ if matches!(error, AssumeRoleError::Throttled) => spread(error_ttl),
+        more => spread(Backoff::new(error_ttl, error_ttl.saturating_mul(MOST_TIMES)).pause(more)),
     }
 }
 

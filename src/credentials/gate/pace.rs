@@ -16,7 +16,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::StsLimits;
-use crate::credentials::{AssumeRoleError, jitter};
+use crate::backoff::fraction;
+use crate::credentials::AssumeRoleError;
 use crate::role::RoleArn;
 
 /// The slowest pace, as a part of the full one: with 20 requests a second, one in 3 seconds.
@@ -195,9 +196,9 @@ impl Pace {
         self.epoch += 1;
         self.pace = (self.pace.min(1.0) / 2.0).max(SLOWEST);
         // Not at the same time on every node.
-        self.may_rise_at = Instant::now() + FORGIVEN.mul_f64(1.0 + jitter::fraction() / 4.0);
+        self.may_rise_at = Instant::now() + FORGIVEN.mul_f64(1.0 + fraction() / 4.0);
         // Clears the saved tokens, minus up to one more at random, so that nodes do not retry in step.
-        self.tokens = self.tokens.min(0.0) - jitter::fraction();
+        self.tokens = self.tokens.min(0.0) - fraction();
         self.trouble = Some(error.clone());
     }
 

@@ -2,9 +2,9 @@
 
 use aws_sdk_sts::types::AssumedRoleUser;
 
-use super::bounded;
 use crate::credentials::AssumeRoleError;
 use crate::policy::RoleRequest;
+use crate::text::bounded;
 
 /// Compares the session in STS's response with the requested one: `arn:PARTITION:sts::ACCOUNT:assumed-role/NAME/SESSION`, which
 /// has no path (IAM User Guide, "IAM identifiers"). Role names are unique in an account regardless of case. A response that names

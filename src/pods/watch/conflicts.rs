@@ -12,11 +12,11 @@ use futures_util::stream::{self, StreamExt as _};
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::client::encode;
-use super::failure::RequestFailure;
 use super::fields;
 use super::objects::{ObjectMeta, PodObject};
 use super::{PodWatch, pod_annotations};
+use crate::kubernetes::client::encode;
+use crate::kubernetes::failure::RequestFailure;
 use crate::pods::{Lookup, Pod, PodUid};
 
 /// The time between two questions about one address.

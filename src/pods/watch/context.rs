@@ -10,11 +10,11 @@ use futures_util::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::client::encode;
 use super::follow::{Selection, WatchEvent, follow};
 use super::objects::{Annotation, ObjectMeta, OnlyMetadata};
 use super::{MAX_LIST, MAX_ROLE, PodWatch};
 use crate::config::AnnotationKeys;
+use crate::kubernetes::client::encode;
 use crate::pods::{Namespace, ServiceAccount};
 
 /// Annotation of a namespace with the expression of permitted roles (kiam's).

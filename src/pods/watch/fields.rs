@@ -1,9 +1,8 @@
-//! The fields of the API's JSON documents that rolegate uses, as data for [`Filter`](super::filter::Filter).
+//! The fields of the API's JSON documents that rolegate uses, as data for [`Filter`](crate::kubernetes::filter::Filter).
 
 use super::objects::{Annotation, Object};
+use crate::kubernetes::fields::{Field, JsonMember, MAX_TEXT, members};
 
-/// Bytes of a name, a UID, a version or an address. The API's own are at most 253 characters long.
-pub(super) const MAX_TEXT: usize = 512;
 /// Bytes of the token that continues a list: base64 of a version and a key of etcd.
 const MAX_CONTINUE: usize = 8 << 10;
 /// Bytes of the message of a `Status`.
@@ -11,55 +10,8 @@ const MAX_MESSAGE: usize = 2 << 10;
 /// The annotation of the bookmark that ends a streamed list.
 pub(super) const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
-/// The part of a JSON value to keep. If a value has another type than the field, an empty value of that type is kept, so that
-/// decoding fails as it would for the whole document.
-#[derive(Debug)]
-pub(super) enum Field {
-    /// An object of which these members are kept.
-    Object(Vec<JsonMember>),
-    /// An array. An element that is equal to an earlier one may be left out.
-    Array(Box<Field>),
-    /// An array whose elements are returned one by one, as separate documents.
-    Items(Box<Field>),
-    /// A string, a number, a boolean or null. A string longer than this many bytes is truncated to just above this length.
-    Scalar(usize),
-    /// A string that matters only if it is one of these. Any other is kept as an empty string.
-    OneOf(&'static [&'static str]),
-}
-
-/// A member of an object.
-#[derive(Debug)]
-pub(super) struct JsonMember {
-    pub(super) key: String,
-    pub(super) field: Field,
-    /// Kept even if the other fields of the document exceed the limit.
-    pub(super) identifies: bool,
-}
-
-impl Field {
-    /// A name, or another short value.
-    pub(super) fn text() -> Self {
-        Self::Scalar(MAX_TEXT)
-    }
-
-    /// An object with these members.
-    pub(super) fn object<const N: usize>(named: [(&str, Self); N]) -> Self {
-        Self::Object(members(named))
-    }
-
-    /// An array of such elements.
-    pub(super) fn array(element: Self) -> Self {
-        Self::Array(Box::new(element))
-    }
-
-    fn identity<const N: usize>(named: [(&str, Self); N]) -> Self {
-        Self::Object(identifying(named))
-    }
-}
-
-/// Members of an object.
-pub(super) fn members<const N: usize>(named: [(&str, Field); N]) -> Vec<JsonMember> {
-    named.into_iter().map(|(key, field)| JsonMember { key: key.to_owned(), field, identifies: false }).collect()
+fn identity<const N: usize>(named: [(&str, Field); N]) -> Field {
+    Field::Object(identifying(named))
 }
 
 fn identifying<const N: usize>(named: [(&str, Field); N]) -> Vec<JsonMember> {
@@ -87,18 +39,18 @@ pub(super) fn object<T: Object>(annotations: &[Annotation]) -> Field {
 
 /// The fields that identify an object.
 pub(super) fn identity_of_object() -> Field {
-    Field::identity([("metadata", Field::Object(names()))])
+    identity([("metadata", Field::Object(names()))])
 }
 
 /// The fields that identify the object of a line of a watch, and the type of the event.
 pub(super) fn identity_of_line() -> Field {
-    Field::identity([("type", Field::text()), ("object", identity_of_object())])
+    identity([("type", Field::text()), ("object", identity_of_object())])
 }
 
 /// A line of a watch: an event of an object, or an error, whose object is a `Status`.
 pub(super) fn line<T: Object>(annotations: &[Annotation]) -> Field {
     let members = T::members(annotations).into_iter().chain(status()).collect();
-    Field::identity([("type", Field::text()), ("object", Field::Object(members))])
+    identity([("type", Field::text()), ("object", Field::Object(members))])
 }
 
 /// A page of a list.
@@ -120,3 +72,6 @@ fn status() -> Vec<JsonMember> {
         ("details", Field::object([("retryAfterSeconds", Field::text()), ("causes", causes)])),
     ])
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,14 +16,18 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::client::{ApiResponse, Client, encode};
-use super::complaints::Complaining;
-use super::failure::{Backoff, RequestFailure, Status, jitter};
-use super::fields::{self, Field, INITIAL_EVENTS_END};
-use super::filter::{Document, Excerpt, Filter};
+use super::fields::{self, INITIAL_EVENTS_END};
 use super::lines::{Line, Lines};
 use super::objects::{Annotation, Object, ObjectMeta, OnlyMetadata};
+use super::pauses::WatchPauses;
 use super::unreadable::{Reports, UnreadableReason};
+use crate::backoff::fraction;
+use crate::kubernetes::client::{Client, encode};
+use crate::kubernetes::complaints::Complaining;
+use crate::kubernetes::failure::{RequestFailure, Status};
+use crate::kubernetes::fields::Field;
+use crate::kubernetes::filter::{Document, Excerpt, Filter};
+use crate::kubernetes::response::ApiResponse;
 use crate::metrics::Metrics;
 
 /// Objects in one page of a list. Few, because an object may be about 10 MB of JSON, and each page has a time limit.
@@ -103,7 +107,7 @@ pub(super) struct Follow<'a, T, F> {
     bookmarks: bool,
     /// Objects in a page of a list.
     page_size: u32,
-    backoff: Backoff,
+    backoff: WatchPauses,
     complaints: Complaining<'a>,
     reports: Reports,
 }
@@ -181,7 +185,7 @@ pub(super) async fn follow<T: Object>(
         heard: false,
         bookmarks: false,
         page_size: PAGE_SIZE,
-        backoff: Backoff::default(),
+        backoff: WatchPauses::default(),
         complaints: client.complaints().of(selection.resource),
         reports: Reports::default(),
     };
@@ -346,7 +350,7 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
 
     fn watch_target(&self, from: Option<&str>) -> String {
         let Selection { path, fields, .. } = self.selection;
-        let seconds = WATCH_SECONDS.0 + WATCH_SECONDS.1 * jitter();
+        let seconds = WATCH_SECONDS.0 + WATCH_SECONDS.1 * fraction();
         let start = match from {
             Some(version) => format!("resourceVersion={}", encode(version)),
             None => "sendInitialEvents=true&resourceVersionMatch=NotOlderThan".to_owned(),

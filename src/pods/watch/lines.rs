@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::failure::RequestFailure;
-use super::fields::Field;
-use super::filter::{Document, Excerpt, Filter};
+use crate::kubernetes::failure::RequestFailure;
+use crate::kubernetes::fields::Field;
+use crate::kubernetes::filter::{Document, Excerpt, Filter};
 
 /// The most bytes of a line. The API server accepts requests of 3 MiB and etcd objects of 1.5 MiB, which are about 10 MB if each
 /// character is escaped. A line far beyond that is not an object, even if an operator has raised these limits.

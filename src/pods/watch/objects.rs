@@ -15,8 +15,9 @@ mod net_raw;
 
 use net_raw::AnyNetRaw;
 
-use super::fields::{self, Field, JsonMember};
-use super::filter::{Document, Filter};
+use super::fields;
+use crate::kubernetes::fields::{Field, JsonMember, members};
+use crate::kubernetes::filter::{Document, Filter};
 
 /// How long a pod may take beyond its grace period to end. The kubelet gives a container two seconds more at the least, and
 /// what comes then is not for a container to delay.
@@ -223,7 +224,7 @@ impl Object for PodObject {
             ("hostIP", Field::text()),
             ("hostIPs", addresses()),
         ];
-        let rest = fields::members([("spec", Field::object(spec)), ("status", Field::object(status))]);
+        let rest = members([("spec", Field::object(spec)), ("status", Field::object(status))]);
         std::iter::once(fields::metadata(annotations)).chain(rest).collect()
     }
 }

@@ -5,14 +5,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tracing::{info, warn};
 
+use crate::clock::CLOCK_EVERY;
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::readiness::{Readiness, ReadinessStep};
 
 /// The shortest time between two passes over all pods, because changes often come in groups.
 const PIN_AGAIN: Duration = Duration::from_millis(50);
-/// The longest time between two looks at the clock, which may be set.
-const CLOCK_EVERY: Duration = Duration::from_secs(10);
 /// How often the silence of the API is checked.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The readiness step that is pending while the API is silent.

@@ -3,16 +3,16 @@
 
 use jiff::Timestamp;
 
-use super::client::{Client, encode};
 use super::context::{EKS_ROLE_KEY, PERMITTED_KEY, account_annotations, namespace_annotations};
-use super::failure::RequestFailure;
 use super::fields;
-use super::filter::Excerpt;
 use super::follow::PAGE_SIZE;
 use super::objects::{Annotation, Object, OnlyMetadata, PodObject};
 use super::{MAX_LIST, MAX_ROLE, pod_annotations, pod_of};
 use crate::config::AnnotationKeys;
 use crate::config::explain_command::PodReference;
+use crate::kubernetes::client::{Client, encode};
+use crate::kubernetes::failure::RequestFailure;
+use crate::kubernetes::filter::Excerpt;
 use crate::pods::{self, Namespace, Needs, Pods, ServiceAccount};
 
 /// What there was to see.

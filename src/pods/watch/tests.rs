@@ -10,6 +10,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::objects::OnlyMetadata;
 use super::*;
 use crate::config::ApiConfig;
+use crate::kubernetes::client::connect;
+use crate::kubernetes::failure::RequestFailure;
 use crate::pods::{Lookup, PodContext, pods};
 use crate::readiness::Readiness;
 
@@ -35,7 +37,7 @@ fn lab() -> KubeApi {
 async fn watch(url: String, writer: PodsWriter, pods: Pods, needs: Needs) -> PodWatch {
     let _ = rustls::crypto::ring::default_provider().install_default();
     PodWatch {
-        client: client::connect(&ApiConfig { server: Some(url), ..ApiConfig::default() }).await.unwrap(),
+        client: connect(&ApiConfig { server: Some(url), ..ApiConfig::default() }).await.unwrap(),
         node: "node-a".to_owned(),
         node_addresses: Box::new(NodeAddresses::default),
         now: Box::new(|| "2026-01-01T00:00:00Z".parse().unwrap()),
@@ -330,7 +332,7 @@ async fn the_nodes_addresses_are_kept_where_they_cannot_be_read() {
 #[tokio::test(start_paused = true)]
 async fn a_terminating_pods_claim_ends_with_its_time_if_nothing_is_heard() {
     let (writer, pods) = pods();
-    let clock = crate::credentials::Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
+    let clock = crate::clock::Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
     let now = clock.clone();
     let watch = PodWatch {
         now: Box::new(move || now.now()),
@@ -442,7 +444,7 @@ async fn only_a_complete_list_and_a_bookmark_make_the_state_current() {
         || WatchEvent::Listed { objects: Vec::new(), unreadable: Vec::new(), version: Some(1), new_history: false, incomplete: false };
     for (event, is_current) in [
         (WatchEvent::Alive, false),
-        (WatchEvent::Failed(&failure::RequestFailure::Silent), false),
+        (WatchEvent::Failed(&RequestFailure::Silent), false),
         (WatchEvent::Deleted(metadata()), false),
         (WatchEvent::Unreadable(metadata()), false),
         (WatchEvent::UpToDate, true),
@@ -461,7 +463,7 @@ async fn answers_that_bring_nothing_are_no_sign_of_life() {
     let watch = watch("http://127.0.0.1:1".to_owned(), writer, pods.clone(), Needs::default()).await;
     let metadata = || serde_json::from_value::<ObjectMeta>(serde_json::json!({ "uid": "1" })).unwrap();
     for (event, is_heard) in
-        [(WatchEvent::Alive, false), (WatchEvent::Failed(&failure::RequestFailure::Silent), false), (WatchEvent::Deleted(metadata()), true)]
+        [(WatchEvent::Alive, false), (WatchEvent::Failed(&RequestFailure::Silent), false), (WatchEvent::Deleted(metadata()), true)]
     {
         tokio::time::advance(Duration::from_secs(60)).await;
         watch.take(event, &mut None);

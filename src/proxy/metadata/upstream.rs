@@ -16,7 +16,8 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use crate::proxy::route::{MAX_TOKEN_TTL, METADATA_PORT, TOKEN, TOKEN_TTL};
+use crate::metadata_service::METADATA_PORT;
+use crate::proxy::route::{MAX_TOKEN_TTL, TOKEN, TOKEN_TTL};
 
 /// Time of one question, its connection included: the service is on the node.
 const TIMEOUT: Duration = Duration::from_secs(2);

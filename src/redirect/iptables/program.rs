@@ -16,15 +16,6 @@ pub enum Flavour {
 impl Flavour {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
-
-    /// The one that this is not.
-    #[must_use]
-    pub const fn other(self) -> Self {
-        match self {
-            Self::Nft => Self::Legacy,
-            Self::Legacy => Self::Nft,
-        }
-    }
 }
 
 /// The programs for a family.

@@ -29,7 +29,7 @@ impl Iptables {
         if look == ReadScope::Ours && self.own().await? == Flavour::Nft {
             return self.list_chains(family).await;
         }
-        let mut listing = self.list_all(self.flavour, family).await?;
+        let mut listing = self.list_all(family).await?;
         if !listing.has_chain(KernelTable::Security, "FORWARD")
             && self.list_chain(family, KernelTable::Security, "FORWARD").await?.is_none()
         {
@@ -74,9 +74,9 @@ impl Iptables {
         }
     }
 
-    /// All tables of a flavour.
-    pub(super) async fn list_all(&self, flavour: Option<Flavour>, family: Family) -> Result<IptablesListing, RedirectError> {
-        let programs = program::of(flavour, family);
+    /// All tables of our flavour.
+    pub(super) async fn list_all(&self, family: Family) -> Result<IptablesListing, RedirectError> {
+        let programs = program::of(self.flavour, family);
         let listing = IptablesListing::parse(&run(programs.save, &[] as &[&str], "").await?);
         match listing.unreadable.first() {
             None => Ok(listing),

@@ -180,17 +180,14 @@ fn what_stands_in_quotes_is_no_jump_of_ours() {
     let text = LISTED.replace("COMMIT\n*security", &format!("{}\nCOMMIT\n*security", foreign.join("\n")));
     let listing = IptablesListing::parse(&text);
     assert_eq!(differences(&listing, &rule_set(&[])), [""; 0]);
-    for written in [text::install(&rule_set(&[]), Family::V4, &listing), text::remove(&Hook::ALL, &listing)] {
+    for written in [text::install(&rule_set(&[]), Family::V4, &listing), text::remove(&listing)] {
         assert!(!written.contains("comment"), "{written}");
     }
     // One of ours to which somebody added one is ours.
     let own = LISTED.replace("-j ROLEGATE-GUARD", r#"-m comment --comment "x -j ACCEPT" -j ROLEGATE-GUARD"#);
     let [difference] = &differences(&IptablesListing::parse(&own), &rule_set(&[]))[..] else { panic!("not one difference") };
     assert!(difference.starts_with("table filter: the jump to ROLEGATE-GUARD is not the wanted one"), "{difference}");
-    assert!(
-        text::remove(&Hook::ALL, &IptablesListing::parse(&own))
-            .contains(r#"-D FORWARD -d 169.254.169.254/32 -m comment --comment "x -j ACCEPT""#)
-    );
+    assert!(text::remove(&IptablesListing::parse(&own)).contains(r#"-D FORWARD -d 169.254.169.254/32 -m comment --comment "x -j ACCEPT""#));
 }
 
 /// What the nft flavour prints of single chains is the same as what it prints of all.
@@ -227,7 +224,7 @@ fn a_kernel_without_the_table_security_has_its_backstop_in_mangle() {
     let text = text::install(&RuleSet::guard_alone(), Family::V4, &without);
     assert_eq!(text, render(&RuleSet::guard_alone(), Family::V4).replace("*security", "*mangle"));
     let both = LISTED.to_owned() + &LISTED.replace("*security", "*mangle");
-    let removed = text::remove(&[Hook::Backstop], &IptablesListing::parse(&both));
+    let removed = text::remove(&IptablesListing::parse(&both));
     assert!(removed.contains("*mangle\n-D FORWARD") && removed.contains("*security\n-D FORWARD"), "{removed}");
 }
 
@@ -255,9 +252,9 @@ fn what_is_there_is_replaced_and_what_is_too_much_taken_away() {
 fn the_guard_goes_in_first_and_comes_out_last() {
     let text = render(&rule_set(&[]), Family::V4);
     assert!(text.starts_with("*filter\n:ROLEGATE-GUARD"), "{text}");
-    let text = text::remove(&Hook::ALL, &IptablesListing::parse(LISTED));
+    let text = text::remove(&IptablesListing::parse(LISTED));
     assert!(text.starts_with("*nat\n") && text.trim_end().ends_with("COMMIT") && text.contains("-X ROLEGATE-GUARD"), "{text}");
-    assert_eq!(text::remove(&Hook::ALL, &IptablesListing::parse("*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j ACCEPT\nCOMMIT\n")), "");
+    assert_eq!(text::remove(&IptablesListing::parse("*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j ACCEPT\nCOMMIT\n")), "");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::listing::{IptablesListing, KernelTable};
 use crate::config::InterfaceMatch;
-use crate::proxy::route::METADATA_PORT;
+use crate::metadata_service::METADATA_PORT;
 use crate::redirect::rules::{Family, Hook, LOOPBACK, Match, PacketVerdict, Rule, RuleSet};
 
 /// The hooks in the order in which they are put in: the guard before all else.
@@ -44,13 +44,10 @@ impl ChainPosition {
         }
     }
 
-    /// Every one that can have something of these hooks.
-    pub(super) fn all(hooks: &[Hook]) -> Vec<Self> {
-        let one = |hook: &Hook| match hook {
-            Hook::Backstop => [KernelTable::Security, KernelTable::Mangle].map(|table| Self::of(*hook, table)).to_vec(),
-            _ => vec![Self::of(*hook, KernelTable::Security)],
-        };
-        hooks.iter().flat_map(one).collect()
+    /// Every one that can have something of ours, in the order in which requests stop coming here and the guard goes.
+    pub(super) fn all() -> [Self; 5] {
+        let of = |hook| Self::of(hook, KernelTable::Security);
+        [of(Hook::Redirect), of(Hook::Direct), of(Hook::Guard), of(Hook::Backstop), Self::of(Hook::Backstop, KernelTable::Mangle)]
     }
 }
 
@@ -90,10 +87,10 @@ pub(super) fn install(rules: &RuleSet, family: Family, present: &IptablesListing
     })
 }
 
-/// What it reads to take away the chains of these hooks and every jump to them; nothing where there are none. Requests stop
+/// What it reads to take away our chains and every jump to them; nothing where there are none. Requests stop
 /// coming here before the guard goes.
-pub(super) fn remove(hooks: &[Hook], present: &IptablesListing) -> String {
-    let places = ChainPosition::all(hooks);
+pub(super) fn remove(present: &IptablesListing) -> String {
+    let places = ChainPosition::all();
     tables([KernelTable::Nat, KernelTable::Filter, KernelTable::Mangle, KernelTable::Security], |table| {
         places.iter().filter(|place| place.table == table).flat_map(|place| removal(*place, present)).collect()
     })

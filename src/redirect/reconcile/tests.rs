@@ -140,7 +140,7 @@ fn rules() -> RuleSet {
 fn bed() -> Bed {
     let (kernel, metrics, readiness) = (Kernel::default(), Metrics::new(), Readiness::default());
     let like = Like { interfaces: Vec::new(), refuse_direct: true, interval: INTERVAL };
-    let reconciler = Reconciler::new(kernel.clone(), kernel.clone(), like, metrics.clone(), readiness.clone());
+    let reconciler = Reconciler::new(Arc::new(kernel.clone()), kernel.clone(), like, metrics.clone(), readiness.clone());
     Bed { kernel, metrics, readiness, reconciler }
 }
 

@@ -9,7 +9,8 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::config::ApiConfig;
-use crate::pods::watch::client;
+use crate::kubernetes::client;
+use crate::kubernetes::response::ANSWER_TIMEOUT;
 use crate::pods::watch::objects::PodObject;
 
 /// What came out, in words.
@@ -569,7 +570,7 @@ async fn a_list_that_stalls_is_given_up_and_read_in_pages() {
     let mut following = following(api).await;
     following.api.wait_for_request(|request| request.path == "/api/v1/pods").await;
     tokio::time::pause();
-    tokio::time::advance(client::ANSWER_TIMEOUT).await;
+    tokio::time::advance(ANSWER_TIMEOUT).await;
     tokio::time::resume();
     assert_eq!(following.next().await, "failed: the Kubernetes API does not answer");
     following.api.stall(false);

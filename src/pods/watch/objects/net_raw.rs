@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::Deserializer;
 use serde_json::Value;
 
-use super::super::fields::Field;
+use crate::kubernetes::fields::Field;
 
 /// Bytes of a capability's name that can matter.
 const MAX_NAME: usize = 32;

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{AnnotationKeys, ApiConfig};
+use crate::kubernetes::client;
 use crate::metrics::Metrics;
-use crate::pods::watch::{MAX_EXTERNAL_ID, MAX_LIST, MAX_ROLE, MAX_SESSION_NAME, PodWatch, SESSION_NAME_KEY, client};
+use crate::pods::watch::{MAX_EXTERNAL_ID, MAX_LIST, MAX_ROLE, MAX_SESSION_NAME, PodWatch, SESSION_NAME_KEY};
 use crate::pods::{Needs, NodeAddresses, Pod, PodUid, pods};
 
 fn decode(object: Value) -> PodObject {

@@ -17,7 +17,7 @@ use text::Text;
 
 /// The most bytes that are kept of one document. Beyond it, only the identifying fields are kept. The largest legitimate document
 /// is a namespace with two lists of 64 KiB, each character escaped with six bytes. No real API server sends more.
-const MAX_KEPT: usize = 1 << 20;
+pub(crate) const MAX_KEPT: usize = 1 << 20;
 /// Bytes of a key, escaped. An annotation's has at most 317 characters.
 const MAX_KEY: usize = 4 << 10;
 /// The most elements of an array that others are compared with. The arrays that are used have few different elements.
@@ -25,16 +25,16 @@ const MAX_DIFFERENT: usize = 16;
 
 /// What was kept of a document.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Excerpt {
+pub(crate) struct Excerpt {
     /// A JSON document.
-    pub(super) json: Vec<u8>,
+    pub(crate) json: Vec<u8>,
     /// The document exceeded the limit: beyond it, only the identifying fields are there.
-    pub(super) truncated: bool,
+    pub(crate) truncated: bool,
 }
 
 /// What a document was.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Document {
+pub(crate) enum Document {
     /// Nothing but white space.
     Empty,
     /// One value.
@@ -45,7 +45,7 @@ pub(super) enum Document {
 
 /// A filter of one document after another.
 #[derive(Debug)]
-pub(super) struct Filter<'a> {
+pub(crate) struct Filter<'a> {
     root: &'a Field,
     state: ParserState<'a>,
     /// The containers around the present position that are kept: no more than the fields are deep.
@@ -97,7 +97,7 @@ struct Container<'a> {
 }
 
 impl<'a> Filter<'a> {
-    pub(super) fn new(root: &'a Field) -> Self {
+    pub(crate) fn new(root: &'a Field) -> Self {
         Self {
             root,
             state: ParserState::Value(Some(root)),
@@ -111,14 +111,14 @@ impl<'a> Filter<'a> {
     }
 
     /// Filters a complete document.
-    pub(super) fn once(root: &'a Field, json: &[u8]) -> Document {
+    pub(crate) fn once(root: &'a Field, json: &[u8]) -> Document {
         let mut filter = Self::new(root);
         filter.feed(json);
         filter.finish()
     }
 
     /// Reads on.
-    pub(super) fn feed(&mut self, mut bytes: &[u8]) {
+    pub(crate) fn feed(&mut self, mut bytes: &[u8]) {
         while let Some(&byte) = bytes.first() {
             let read = match self.state {
                 ParserState::Skipped(skipped) => self.skip(skipped, bytes),
@@ -131,12 +131,12 @@ impl<'a> Filter<'a> {
     }
 
     /// Returns the items of a [`Field::Items`] that were completed since the last call.
-    pub(super) fn take_items(&mut self) -> Vec<Excerpt> {
+    pub(crate) fn take_items(&mut self) -> Vec<Excerpt> {
         std::mem::take(&mut self.items)
     }
 
     /// Ends a document. The next bytes belong to another one.
-    pub(super) fn finish(&mut self) -> Document {
+    pub(crate) fn finish(&mut self) -> Document {
         if self.containers.is_empty() && matches!(self.state, ParserState::Literal { .. } | ParserState::SkippedLiteral) {
             self.state = ParserState::AfterValue;
         }
@@ -153,7 +153,7 @@ impl<'a> Filter<'a> {
 
     /// Bytes of memory that it holds.
     #[cfg(test)]
-    pub(super) fn memory(&self) -> usize {
+    pub(crate) fn memory(&self) -> usize {
         let items: usize = self.items.iter().map(|item| item.json.capacity()).sum();
         self.kept.capacity() + self.key.capacity() + items + self.containers.capacity() * size_of::<Container<'_>>()
     }
@@ -356,4 +356,4 @@ fn unescaped(text: &[u8]) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -4,13 +4,13 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tokio::time::Instant;
 
-use super::client::{ANSWER_TIMEOUT, ApiResponse};
 use super::failure::RequestFailure;
 use super::fields::Field;
 use super::filter::{Document, Excerpt, Filter};
+use super::response::{ANSWER_TIMEOUT, ApiResponse};
 
 /// A response that is filtered as it arrives.
-pub(super) struct FilteredAnswer<'a> {
+pub(crate) struct FilteredAnswer<'a> {
     answer: ApiResponse,
     filter: Filter<'a>,
     deadline: Instant,
@@ -19,8 +19,8 @@ pub(super) struct FilteredAnswer<'a> {
 /// A page of a list, without its items.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct ListPage {
-    pub(super) kind: String,
+pub(crate) struct ListPage {
+    pub(crate) kind: String,
     metadata: PageMetadata,
     /// Already handed out. Some servers send null if there are none.
     #[serde(rename = "items")]
@@ -36,12 +36,12 @@ struct PageMetadata {
 
 impl<'a> FilteredAnswer<'a> {
     /// A response that must end by the deadline.
-    pub(super) fn new(answer: ApiResponse, fields: &'a Field, deadline: Instant) -> Self {
+    pub(crate) fn new(answer: ApiResponse, fields: &'a Field, deadline: Instant) -> Self {
         Self { answer, filter: Filter::new(fields), deadline }
     }
 
     /// The next items of a list, perhaps none yet; `None` at the end of the answer.
-    pub(super) async fn items(&mut self) -> Result<Option<Vec<Excerpt>>, RequestFailure> {
+    pub(crate) async fn items(&mut self) -> Result<Option<Vec<Excerpt>>, RequestFailure> {
         let bytes = tokio::time::timeout_at(self.deadline, self.answer.bytes(ANSWER_TIMEOUT)).await.unwrap_or(Err(RequestFailure::Slow))?;
         Ok(bytes.map(|bytes| {
             self.filter.feed(&bytes);
@@ -50,7 +50,7 @@ impl<'a> FilteredAnswer<'a> {
     }
 
     /// The page, after its items.
-    pub(super) fn page(mut self) -> Result<ListPage, RequestFailure> {
+    pub(crate) fn page(mut self) -> Result<ListPage, RequestFailure> {
         let page = match self.filter.finish() {
             Document::Complete(Excerpt { json, truncated: false }) => serde_json::from_slice(&json).ok(),
             Document::Complete(_) | Document::Empty | Document::Broken => None,
@@ -59,7 +59,7 @@ impl<'a> FilteredAnswer<'a> {
     }
 
     /// An object, once it is complete.
-    pub(super) async fn object(mut self) -> Result<Excerpt, RequestFailure> {
+    pub(crate) async fn object(mut self) -> Result<Excerpt, RequestFailure> {
         while self.items().await?.is_some() {}
         match self.filter.finish() {
             Document::Complete(excerpt) => Ok(excerpt),
@@ -70,12 +70,12 @@ impl<'a> FilteredAnswer<'a> {
 
 impl ListPage {
     /// The version of the state that the list shows; empty where the answer is no list.
-    pub(super) fn version(&self) -> &str {
+    pub(crate) fn version(&self) -> &str {
         &self.metadata.resource_version
     }
 
     /// The token for the next page, if there is one.
-    pub(super) fn continue_token(&self) -> Option<&str> {
+    pub(crate) fn continue_token(&self) -> Option<&str> {
         self.metadata.r#continue.as_deref().filter(|token| !token.is_empty())
     }
 }

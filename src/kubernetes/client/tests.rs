@@ -1,9 +1,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
 
 use rolegate_lab::kube::{Fault, KubeApi, Resource, Verb};
 
 use super::*;
+use crate::kubernetes::setup::SETUP_TIMEOUT;
 
 fn lab() -> KubeApi {
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -18,18 +18,18 @@ fn kind(failure: &RequestFailure) -> Kind {
 
 /// How many selections of a resource fail in a way now.
 #[derive(Debug, Default)]
-pub(super) struct Complaints(Mutex<HashMap<(&'static str, Kind), usize>>);
+pub(crate) struct Complaints(Mutex<HashMap<(&'static str, Kind), usize>>);
 
 impl Complaints {
     /// Those of one selection, for as long as it is followed.
-    pub(super) fn of(&self, resource: &'static str) -> Complaining<'_> {
+    pub(crate) fn of(&self, resource: &'static str) -> Complaining<'_> {
         Complaining { all: self, resource, now: HashSet::new() }
     }
 }
 
 /// How one selection fails, since it worked last.
 #[derive(Debug)]
-pub(super) struct Complaining<'a> {
+pub(crate) struct Complaining<'a> {
     all: &'a Complaints,
     resource: &'static str,
     now: HashSet<Kind>,
@@ -37,7 +37,7 @@ pub(super) struct Complaining<'a> {
 
 impl Complaining<'_> {
     /// Whether nothing of the resource fails in this way by now. From then on something does.
-    pub(super) fn is_news(&mut self, failure: &RequestFailure) -> bool {
+    pub(crate) fn is_news(&mut self, failure: &RequestFailure) -> bool {
         let kind = kind(failure);
         if !self.now.insert(kind.clone()) {
             return false;
@@ -49,7 +49,7 @@ impl Complaining<'_> {
     }
 
     /// The selection works.
-    pub(super) fn worked(&mut self) {
+    pub(crate) fn worked(&mut self) {
         let mut all = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
         for kind in self.now.drain() {
             let key = (self.resource, kind);

@@ -1,0 +1,195 @@
+//! The steps of the daemon's start: each begins some of the tasks that run beside the service.
+
+use std::sync::{Arc, OnceLock};
+
+use tokio::net::{TcpListener, UnixListener};
+use tracing::warn;
+
+use super::prepare::Prepared;
+use super::{listener, node, overflows};
+use crate::admin::{Admin, Rendered};
+use crate::clock::Clock;
+use crate::config::{Config, RedirectBackend, Restrictions, ServiceAccountRoles};
+use crate::connections::ConnectionRecord;
+use crate::credentials::sts::Sts;
+use crate::events::Reporter;
+use crate::events::writer::Writer;
+use crate::explain::explainer::Explainer;
+use crate::kubernetes::client::Client;
+use crate::links::Links;
+use crate::links::boot;
+use crate::links::cni::Results;
+use crate::links::view::NodeView;
+use crate::metrics::Metrics;
+use crate::pods::watch::{PodWatch, second_witness};
+use crate::pods::{self, Needs, NodeAddresses, Pods};
+use crate::policy::node::NodeIdentity;
+use crate::readiness::{Readiness, ReadinessStep};
+use crate::redirect::interface_addresses;
+use crate::self_test::{Ability, Probes, SelfTest};
+use crate::server::Server;
+use crate::startup_taint::StartupTaint;
+use crate::tasks::Tasks;
+
+/// The step of the start after which this node's pods are known.
+pub(super) const PODS_KNOWN: &str = "the list of this node's pods";
+/// A step of the start: everything that serves pods is made.
+pub(super) const START: &str = "the daemon's start";
+/// A step of the start: the packet rules are in place.
+pub(super) const RULES: &str = "the packet rules";
+
+/// What each step of the start uses.
+pub(super) struct Start<'a> {
+    pub(super) config: &'a Config,
+    pub(super) metrics: &'a Metrics,
+    pub(super) readiness: &'a Readiness,
+    pub(super) tasks: &'a mut Tasks,
+}
+
+impl Start<'_> {
+    /// Begins to follow this node's pods: what the node sees of them, and what the Kubernetes API says.
+    pub(super) fn follow_pods(&mut self, kube: &Client) -> Pods {
+        let Self { config, metrics, readiness, tasks } = self;
+        let needs = Needs {
+            namespaces: config.roles.restrictions != Restrictions::Off,
+            service_accounts: config.roles.service_accounts != ServiceAccountRoles::Off,
+        };
+        let booted = boot::booted(Clock::system().now());
+        let (links, results) = (open_links(), Results::none());
+        let view = NodeView::new(links.clone(), results.clone(), booted);
+        let (writer, pods) = pods::pods_with(Arc::new(view.clone()), booted);
+        tasks.spawn("overflows of notifications", overflows::report(links.clone(), metrics.clone()));
+        tasks.spawn("links of the node", async move { links.keep().await });
+        tasks.spawn("view of the node", view.keep());
+        if let Some(directory) = config.pods.cni_results.clone() {
+            tasks.spawn("CNI results", results.keep(directory, metrics.clone()));
+        }
+        let watch = PodWatch {
+            client: kube.clone(),
+            node: config.pods.node.clone(),
+            node_addresses: Box::new(node_addresses(config.server.accept_direct)),
+            now: Box::new(|| Clock::system().now()),
+            annotations: config.pods.annotations.clone(),
+            writer,
+            pods: pods.clone(),
+            needs,
+            metrics: metrics.clone(),
+        };
+        tasks.spawn("pod watch", watch.run(readiness.step(PODS_KNOWN)));
+        tasks
+            .spawn("pins of pods' links", second_witness::keep_pins(pods.clone(), metrics.clone(), || boot::booted(Clock::system().now())));
+        if let Some(max) = config.pods.max_staleness {
+            tasks.spawn("staleness of the API", second_witness::bound_staleness(pods.clone(), metrics.clone(), readiness.clone(), max));
+        }
+        pods
+    }
+
+    /// Begins to write Events, where they are switched on.
+    pub(super) fn write_events(&mut self, kube: &Client, pods: &Pods) -> Reporter {
+        let Self { config, metrics, tasks, .. } = self;
+        if !config.pods.events {
+            return Reporter::off(metrics.clone());
+        }
+        let (events, records) = Reporter::new(metrics.clone());
+        let (api, node, pods) = (kube.clone(), config.pods.node.clone(), pods.clone());
+        tasks.spawn("events", Writer { api, node, pods, records, clock: Clock::system(), metrics: metrics.clone() }.run());
+        events
+    }
+
+    /// Begins to serve operators and the kubelet's probes. The explainer is for whoever makes the way of a request; the record
+    /// is of the pods' connections.
+    pub(super) fn serve_operators(
+        &mut self,
+        pods: &Pods,
+        admin: Option<TcpListener>,
+        probe_socket: Option<UnixListener>,
+    ) -> (Arc<OnceLock<Explainer<Sts>>>, ConnectionRecord) {
+        let Self { config, metrics, readiness, tasks } = self;
+        let (explainer, record) = (Arc::<OnceLock<_>>::default(), ConnectionRecord::default());
+        metrics.pod_waits_refused_from({
+            let pods = pods.clone();
+            move || pods.waits_turned_away()
+        });
+        let of_admin = Arc::new(Admin {
+            metrics: metrics.clone(),
+            readiness: readiness.clone(),
+            pods: pods.clone(),
+            debug: config.admin.debug,
+            namespace_labels: config.admin.namespace_labels,
+            record: record.clone(),
+            explainer: explainer.clone(),
+            rendered: Rendered::default(),
+        });
+        if let Some(listener) = probe_socket {
+            tasks.spawn("probe socket", of_admin.clone().serve_probes(listener));
+        }
+        let (address, port) = (config.admin.address, config.admin.port);
+        tasks.spawn("metrics port", async move {
+            let listener = match admin {
+                Some(listener) => listener,
+                None => listener::wait_for_operators(address, port).await,
+            };
+            of_admin.serve(listener).await;
+        });
+        (explainer, record)
+    }
+
+    /// Begins what follows AWS, and what waits for its answers. The server is for the acceptor.
+    pub(super) fn follow_aws(&mut self, prepared: Prepared, identity: ReadinessStep, kube: Client) -> (Server<Sts>, NodeIdentity) {
+        let Self { config, metrics, readiness, tasks } = self;
+        let Prepared { server, refresh, sts, tokens, key_file, metadata, aws, node, policy } = prepared;
+        tasks.spawn("sessions", refresh.run());
+        tasks.spawn("own identity", node::follow_identity(sts, policy, identity, readiness.clone()));
+        if !config.metadata.disabled {
+            tasks.spawn("instance role", node::follow_instance_role(aws, node.clone()));
+        }
+        tasks.spawn("metadata", metadata.keep(config.metadata.address.clone(), metrics.clone()));
+        if let Some(key) = config.pods.startup_taint.clone() {
+            let (api, name, identity) = (kube, config.pods.node.clone(), node.clone());
+            let taint = StartupTaint { api, node: name, key, readiness: readiness.clone(), metrics: metrics.clone() };
+            tasks.spawn("start-up taint", async move {
+                identity.identified().await;
+                taint.run().await;
+            });
+        }
+        if let Some(file) = key_file {
+            tasks.spawn("keys of session tokens", tokens.keep(file));
+        }
+        (server, node)
+    }
+
+    /// Begins the self-test.
+    pub(super) fn test_itself(&mut self, ability: Ability, step: Option<ReadinessStep>, pods: Pods, probes: &Probes) {
+        let Self { config, metrics, readiness, tasks } = self;
+        let self_test = SelfTest {
+            ability,
+            config: config.self_test.clone(),
+            interfaces: config.redirect.interfaces.clone(),
+            has_rules: config.redirect.backend != RedirectBackend::None,
+            pods,
+            probes: probes.clone(),
+            metrics: metrics.clone(),
+            readiness: readiness.clone(),
+        };
+        tasks.spawn("self-test", self_test.run(step, &[START, RULES]));
+    }
+}
+
+/// The table of the node's links. Without it, pods are identified by the API alone.
+fn open_links() -> Links {
+    Links::open().unwrap_or_else(|error| {
+        warn!(
+            event = "links-unavailable", %error,
+            "cannot read the network interfaces, routes and neighbours of this node; identifying pods without checking their links"
+        );
+        Links::none()
+    })
+}
+
+/// What no pod has for its own. Where whoever connects is served, loopback addresses are taken for pods'.
+fn node_addresses(accept_direct: bool) -> impl Fn() -> NodeAddresses {
+    move || {
+        let ips = interface_addresses().into_iter().filter(|ip| !ip.is_loopback()).collect();
+        NodeAddresses { ips, loopback: !accept_direct }
+    }
+}
