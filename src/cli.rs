@@ -142,7 +142,7 @@ fn run(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     match serve(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            error!("{failure:#}");
+            error!(event = "fatal", "{failure:#}");
             ExitCode::FAILURE
         }
     }
@@ -265,7 +265,7 @@ fn keep_out_of_core_dumps() {
     use nix::sys::{prctl, resource};
     let no_core = resource::setrlimit(resource::Resource::RLIMIT_CORE, 0, 0);
     if let Err(error) = no_core.and_then(|()| prctl::set_dumpable(false)) {
-        warn!(%error, "core dumps could not be switched off; a crash might write credentials to disk");
+        warn!(event = "core-dumps-on", %error, "core dumps could not be switched off; a crash might write credentials to disk");
     }
 }
 
@@ -322,7 +322,7 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
         };
-        info!(signal = name, "stopping: no new connections, open ones are finished");
+        info!(event = "stopping", signal = name, "stopping: no new connections, open ones are finished");
     })
 }
 

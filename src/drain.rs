@@ -60,12 +60,16 @@ impl Drain {
         if timeout(LAST_REQUESTS, self.connections.wait()).await.is_err() {
             self.closing.cancel();
             if timeout(DEADLINE, self.connections.wait()).await.is_err() {
-                warn!(connections = self.connections.len(), "requests are still under way; their connections are dropped");
+                warn!(
+                    event = "drain-deadline",
+                    connections = self.connections.len(),
+                    "requests are still under way; their connections are dropped"
+                );
                 self.forced.cancel();
                 self.connections.wait().await;
             }
         }
-        info!("every connection has ended");
+        info!(event = "drained", "every connection has ended");
     }
 }
 

@@ -163,13 +163,16 @@ async fn keep_offered(path: PathBuf, socket: Arc<OwnedFd>, queue: AcceptQueue, g
         if std::mem::take(&mut first) || !is_offered(&path, offered.as_ref().map(|(_, inode)| *inode)).await {
             match unix_socket::check_directory(&path).and_then(|()| unix_socket::place(&path)) {
                 Ok(placed) => {
-                    info!(path = %path.display(), "the pods' socket is offered to the daemon that follows");
+                    info!(event = "handover-offered", path = %path.display(), "the pods' socket is offered to the daemon that follows");
                     (offered, said) = (Some(placed), None);
                 }
                 Err(error) => {
                     let error = error.to_string();
                     if said.as_ref() != Some(&error) {
-                        warn!("--handover-socket: the daemon that follows cannot take over without a gap: {error}");
+                        warn!(
+                            event = "handover-offer-failed",
+                            "--handover-socket: the daemon that follows cannot take over without a gap: {error}"
+                        );
                     }
                     said = Some(error);
                 }
@@ -193,9 +196,9 @@ async fn give_to_all(listener: &UnixListener, socket: &Arc<OwnedFd>, queue: &Acc
                 let (socket, queue) = (socket.clone(), queue.clone());
                 others.spawn(async move { give(stream, &socket, &queue).await });
             }
-            Ok(_) => warn!("too many daemons ask for the pods' socket"),
+            Ok(_) => warn!(event = "handover-busy", "too many daemons ask for the pods' socket"),
             Err(error) => {
-                warn!(%error, "a daemon that asked for the pods' socket was not heard");
+                warn!(event = "handover-accept-failed", %error, "a daemon that asked for the pods' socket was not heard");
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
         }
@@ -206,19 +209,21 @@ async fn give_to_all(listener: &UnixListener, socket: &Arc<OwnedFd>, queue: &Acc
 async fn give(mut stream: UnixStream, socket: &OwnedFd, queue: &AcceptQueue) {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == geteuid().as_raw() => {}
-        Ok(peer) => return warn!(user = peer.uid(), "the pods' socket was asked for by another user; it is not given"),
-        Err(error) => return warn!(%error, "who asks for the pods' socket is not known; it is not given"),
+        Ok(peer) => {
+            return warn!(event = "handover-refused", user = peer.uid(), "the pods' socket was asked for by another user; it is not given");
+        }
+        Err(error) => return warn!(event = "handover-refused", %error, "who asks for the pods' socket is not known; it is not given"),
     }
     if stream.async_io(Interest::WRITABLE, || send(&stream, socket)).await.is_err() {
         return;
     }
     // One that looks whether the socket is offered says nothing, and is gone.
     if let Ok(ACCEPTS) = stream.read_u8().await {
-        info!("another daemon accepts the pods' connections as well");
+        info!(event = "handover-shared", "another daemon accepts the pods' connections as well");
         let other = queue.join();
         let _ = stream.read_u8().await;
         drop(other);
-        info!("the other daemon accepts the pods' connections no more");
+        info!(event = "handover-shared-ended", "the other daemon accepts the pods' connections no more");
     }
 }
 

@@ -190,7 +190,11 @@ impl<A: AssumeRole> Proxy<A> {
         };
         let response = respond::respond(outcome);
         meters.answered(response.status().as_u16(), began.elapsed());
-        debug!(source = %origin.ip, method = %request.method, path = request.uri.path(), status = response.status().as_u16(), "answered");
+        debug!(
+            event = "request-answered",
+            source = %origin.ip, method = %request.method, path = request.uri.path(), status = response.status().as_u16(),
+            "answered"
+        );
         response
     }
 
@@ -318,8 +322,10 @@ impl<A: AssumeRole> Proxy<A> {
         self.metrics.audited(denial.name());
         self.events.tell(pod, EventCause::would_be_denied(denial));
         if self.complaints.is_new(&pod.uid, denial.name()) {
-            warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
-                "served in audit mode; enforced restrictions would refuse: {denial}");
+            warn!(
+                event = "would-be-refused", namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
+                "served in audit mode; enforced restrictions would refuse: {denial}"
+            );
         }
     }
 
@@ -348,8 +354,15 @@ impl<A: AssumeRole> Proxy<A> {
                 self.metrics.denied("sts");
                 self.events.tell(&pod, EventCause::assume_role_failed(&error));
                 if self.complaints.is_new(&pod.uid, error.name()) {
-                    warn!(event = "credentials-unavailable", namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = error.name(), advice = error.remedy(),
-                        "no credentials for the pod: {error}");
+                    warn!(
+                        event = "credentials-unavailable",
+                        namespace = %pod.namespace,
+                        pod = %pod.name,
+                        role = %request.role(),
+                        reason = error.name(),
+                        advice = error.remedy(),
+                        "no credentials for the pod: {error}"
+                    );
                 }
                 Outcome::Failed
             }
@@ -380,7 +393,7 @@ impl<A: AssumeRole> Proxy<A> {
     fn reject(&self, ip: IpAddr, rejection: Rejection) -> Outcome {
         self.metrics.denied(rejection.name());
         if self.complaints.is_new(&few(ip), rejection.name()) {
-            info!(source = %ip, reason = rejection.name(), "refused a request that no metadata client sends");
+            info!(event = "request-rejected", source = %ip, reason = rejection.name(), "refused a request that no metadata client sends");
         }
         Outcome::Rejected(rejection)
     }

@@ -253,14 +253,20 @@ impl SelfTest {
             Ability::Off => Err(SelfTestState::Off),
             Ability::Unable(reason) => {
                 warn!(
-                    "the self-test is not done: {reason}. Whether pods' requests arrive is shown by nothing else; --self-test=off is \
-                     to say that this is known"
+                    event = "self-test-unavailable",
+                    "the self-test is not done: {reason}. Whether pods' requests arrive is shown by nothing else; --self-test=off is to \
+                     say that this is known"
                 );
                 Err(SelfTestState::Unavailable)
             }
             Ability::Able(helper) => match helper.speak() {
                 Ok(helper) => Ok(Running { helper, network: None, failing: None, metrics: metrics.clone(), readiness, step }),
-                Err(error) => return error!(%error, "the self-test's helper process cannot be spoken to"),
+                Err(error) => {
+                    return error!(
+                        event = "self-test-helper-failed", %error,
+                        "the self-test's helper process cannot be spoken to"
+                    );
+                }
             },
         };
         let state = running.as_ref().err().copied();
@@ -324,9 +330,9 @@ impl Running {
         };
         let Some(failure) = failure else {
             if self.failing.take().is_some() {
-                info!("the self-test passes again: pods' requests arrive here");
+                info!(event = "self-test-passed", "the self-test passes again: pods' requests arrive here");
             } else if self.step.is_some() {
-                info!("the self-test passed: pods' requests arrive here");
+                info!(event = "self-test-passed", "the self-test passed: pods' requests arrive here");
             }
             if let Some(step) = self.step.take() {
                 step.done();
@@ -339,7 +345,7 @@ impl Running {
         if self.failing.replace(failure.name()) == Some(failure.name()) {
             debug!(reason = failure.name(), "the self-test still fails: {failure}");
         } else {
-            error!(reason = failure.name(), "the self-test failed: {failure}");
+            error!(event = "self-test-failed", reason = failure.name(), "the self-test failed: {failure}");
         }
         if self.step.is_none() {
             self.step = Some(self.readiness.step(STEP));
@@ -355,7 +361,7 @@ impl Running {
         let forever = matches!(reason, NoPlacement::Never(_));
         let name = if forever { "never" } else { "not-yet" };
         if self.failing.replace(name) != Some(name) {
-            warn!("the self-test is not done: {reason}");
+            warn!(event = "self-test-unavailable", "the self-test is not done: {reason}");
         }
         if !(forever && mode == SelfTestMode::On)
             && let Some(step) = self.step.take()
@@ -519,7 +525,7 @@ impl InterfaceScan {
         for (address, interface) in found {
             if look.told.insert(interface.clone()) {
                 warn!(
-                    %interface, %address,
+                    event = "pods-outside-rules", %interface, %address,
                     "pods are behind an interface that --host-interface leaves out: their metadata requests do not come here. Add it, or \
                      leave --host-interface out, which takes every one"
                 );

@@ -81,7 +81,11 @@ impl Accepting {
         self.metrics.connection_refused("accept-failed");
         let is_news = !self.fails.swap(true, Ordering::Relaxed);
         if is_news {
-            warn!(%error, "connections cannot be accepted; trying again and again. Where files are short (EMFILE, ENFILE), raise the limit of open files");
+            warn!(
+                event = "accept-failed", %error,
+                "connections cannot be accepted; trying again and again. Where files are short (EMFILE, ENFILE), raise the limit of open \
+                 files"
+            );
         }
         is_news
     }
@@ -90,7 +94,7 @@ impl Accepting {
     fn worked(&self) -> bool {
         let is_news = self.fails.swap(false, Ordering::Relaxed);
         if is_news {
-            info!("connections are accepted again");
+            info!(event = "accept-recovered", "connections are accepted again");
         }
         is_news
     }

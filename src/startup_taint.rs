@@ -122,14 +122,18 @@ impl<A: NodesApi> StartupTaint<A> {
                     match seen {
                         TaintState::Removed(taints) => {
                             self.metrics.startup_taint("removed");
-                            info!(taints = taints.join(", "), "the start-up taint is removed from this node: it takes pods");
+                            info!(
+                                event = "startup-taint-removed",
+                                taints = taints.join(", "),
+                                "the start-up taint is removed from this node: it takes pods"
+                            );
                         }
                         _ => {
                             self.metrics.startup_taint("absent");
                             if has_looked {
                                 debug!(key, "this node does not have the start-up taint");
                             } else {
-                                info!(key, "this node does not have the start-up taint");
+                                info!(event = "startup-taint-absent", key, "this node does not have the start-up taint");
                             }
                         }
                     }
@@ -180,14 +184,17 @@ impl<A: NodesApi> StartupTaint<A> {
         } else if refusal.code == Some(403) {
             // The text of the refusal says where to look.
             warn!(
+                event = "startup-taint-forbidden",
                 key,
                 "the start-up taint cannot be looked for on this node or removed from it, and keeps pods away if it is there: {text}, as \
                  'apiGroups: [\"\"], resources: [nodes], verbs: [get, patch]', which daemonset/startup-taint has; it is tried again"
             );
         } else {
             warn!(
+                event = "startup-taint-failed",
                 key,
-                "the start-up taint is not looked for or removed yet, and keeps pods off this node if it is there: {text}; it is tried again"
+                "the start-up taint is not looked for or removed yet, and keeps pods off this node if it is there: {text}; it is tried \
+                 again"
             );
         }
     }

@@ -79,14 +79,26 @@ pub(super) async fn follow_identity(sts: impl IdentitySource, policy: Arc<Policy
                     debug!("the daemon's own AWS identity is the same");
                 } else {
                     if let Some(intermediate) = known.caller().filter(|caller| known.caller.as_ref() != Some(caller)) {
-                        info!(arn = intermediate.as_str(), "the role between, by which pods' roles are assumed");
+                        info!(
+                            event = "intermediate-identity",
+                            arn = intermediate.as_str(),
+                            "the role between, by which pods' roles are assumed"
+                        );
                     }
-                    info!(arn = known.caller.as_ref().map_or("", CallerIdentity::as_str), "the daemon's own AWS identity");
+                    info!(
+                        event = "own-identity",
+                        arn = known.caller.as_ref().map_or("", CallerIdentity::as_str),
+                        "the daemon's own AWS identity"
+                    );
                     told = Some(callers);
                 }
             }
-            Err(error) if told.is_none() => warn!("the daemon's own AWS identity is not known yet: {error}"),
-            Err(error) => warn!("the daemon's own AWS identity could not be asked for anew: {error}"),
+            Err(error) if told.is_none() => {
+                warn!(event = "own-identity-unknown", "the daemon's own AWS identity is not known yet: {error}")
+            }
+            Err(error) => {
+                warn!(event = "own-identity-renewal-failed", "the daemon's own AWS identity could not be asked for anew: {error}")
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -115,8 +127,8 @@ impl AccountReadiness {
                     partition = foreign.partition.name(),
                     identity = foreign.identity.as_str(),
                     "the metadata service names another AWS account than that of the daemon's own identity; not ready, and refusing the \
-                     roles of that account to all pods; use --base-role-arn (and --default-role) instead of --auto-discover-..., or \
-                     find out what answers at --metadata-addr"
+                     roles of that account to all pods; use --base-role-arn (and --default-role) instead of --auto-discover-..., or find \
+                     out what answers at --metadata-addr"
                 );
                 let step = before.map_or_else(|| self.readiness.step(OWN_ACCOUNT), |(_, step)| step);
                 self.refused = Some((foreign, step));
@@ -150,7 +162,7 @@ impl Trust {
             None => {
                 self.refused_since = None;
                 if let Some(step) = self.lost.take() {
-                    info!("the daemon's own AWS credentials serve again");
+                    info!(event = "own-credentials-accepted", "the daemon's own AWS credentials serve again");
                     step.done();
                 }
             }
@@ -158,7 +170,10 @@ impl Trust {
                 let since = *self.refused_since.get_or_insert_with(Instant::now);
                 if self.lost.is_none() && since.elapsed() >= REFUSED_FOR_LONG {
                     let minutes = since.elapsed().as_secs() / 60;
-                    error!(minutes, "the daemon is not ready any more: its own AWS credentials do not serve for so long: {error}");
+                    error!(
+                        event = "own-credentials-refused",
+                        minutes, "the daemon is not ready any more: its own AWS credentials do not serve for so long: {error}"
+                    );
                     self.lost = Some(self.readiness.step(OWN_CREDENTIALS));
                 }
             }
@@ -182,7 +197,7 @@ pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
             }
             Ok(role) => {
                 if node.set_instance_role(role.clone()) || !told {
-                    info!(role = role.as_ref().map_or("none", |role| role.as_str()), "the role of this instance");
+                    info!(event = "instance-role", role = role.as_ref().map_or("none", |role| role.as_str()), "the role of this instance");
                 }
                 let again = if role.is_some() { INSTANCE_ROLE_KNOWN } else { NO_ROLE_AGAIN };
                 (failed, told) = (FIRST_PAUSE, true);
@@ -194,7 +209,7 @@ pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
             Err(error) => {
                 // Nothing is wrong with a node that is not on EC2, or that keeps its daemon from the metadata service.
                 if failed == FIRST_PAUSE {
-                    info!("{error}")
+                    info!(event = "instance-role-unknown", "{error}")
                 } else {
                     debug!("{error}")
                 }

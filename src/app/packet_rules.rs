@@ -50,7 +50,12 @@ impl PacketRules {
             return Ok(None);
         }
         let turn = Ownership::take()
-            .inspect_err(|error| warn!(%error, "other daemons of this node cannot be told from this one, by sockets' names"))
+            .inspect_err(|error| {
+                warn!(
+                    event = "ownership-unavailable", %error,
+                    "other daemons of this node cannot be told from this one, by sockets' names"
+                )
+            })
             .ok()
             .map(Arc::new);
         let backend = Arc::new(SelectedBackend::choose(redirect.backend, &redirect.interfaces).await?);
@@ -87,8 +92,9 @@ impl PacketRules {
         let found = self.reconciler.reconcile_during(addresses(redirect, bound, &kube, node)).await?;
         if found.ipv6.is_none() {
             info!(
-                "requests to the metadata service's IPv6 address are rejected: no IPv6 address of this node is known; \
-                 add it to --host-ip if pods are to be served there"
+                event = "ipv6-not-served",
+                "requests to the metadata service's IPv6 address are rejected: no IPv6 address of this node is known; add it to --host-ip \
+                 if pods are to be served there"
             );
         }
         let targets = Targets {
@@ -101,7 +107,11 @@ impl PacketRules {
         step.done();
         let removed = self.backend.tidy().await;
         if !removed.is_empty() {
-            info!(removed = removed.join("; "), "packet rules of ours that another backend had put in place are removed");
+            info!(
+                event = "other-backend-removed",
+                removed = removed.join("; "),
+                "packet rules of ours that another backend had put in place are removed"
+            );
         }
         Ok(self.reconciler)
     }
@@ -112,15 +122,26 @@ impl Leaving {
     pub(super) async fn remove(self) {
         match self.turn.as_ref().map(|turn| turn.leave()) {
             Some(Ok(false)) => {}
-            Some(Ok(true)) => return info!("the packet rules stay: another daemon runs on this node"),
-            Some(Err(error)) => return warn!(%error, "the packet rules stay: whether another daemon runs on this node is not known"),
-            None => return warn!("the packet rules stay: whether another daemon runs on this node is not known"),
+            Some(Ok(true)) => return info!(event = "rules-kept", "the packet rules stay: another daemon runs on this node"),
+            Some(Err(error)) => {
+                return warn!(
+                    event = "rules-kept-unsure", %error,
+                    "the packet rules stay: whether another daemon runs on this node is not known"
+                );
+            }
+            None => {
+                return warn!(event = "rules-kept-unsure", "the packet rules stay: whether another daemon runs on this node is not known");
+            }
         }
         match self.backend.remove().await {
             Ok(removed) => {
-                warn!(removed = removed.join("; "), "the packet rules are removed: pods reach the real metadata service from now on")
+                warn!(
+                    event = "rules-removed",
+                    removed = removed.join("; "),
+                    "the packet rules are removed: pods reach the real metadata service from now on"
+                )
             }
-            Err(error) => error!("the packet rules could not be removed: {error}"),
+            Err(error) => error!(event = "rules-removal-failed", "the packet rules could not be removed: {error}"),
         }
     }
 }
@@ -129,9 +150,13 @@ impl Leaving {
 pub(super) fn warn_of_missing(interfaces: &[InterfaceMatch]) {
     for InterfaceMatch { name, negated } in redirect::without_interface(interfaces) {
         if *negated {
-            warn!("--host-interface=!{name}: no interface of this node has that name now, so none is left out of the packet rules");
+            warn!(
+                event = "excluded-interface-missing",
+                "--host-interface=!{name}: no interface of this node has that name now, so none is left out of the packet rules"
+            );
         } else {
             warn!(
+                event = "host-interface-missing",
                 "--host-interface={name}: no interface of this node has such a name now; until one has, requests are rejected that come in \
                  on others"
             );
@@ -196,7 +221,10 @@ async fn addresses(redirect: &RedirectConfig, bound: SocketAddr, kube: &Client, 
             }
             Err(client::NodeError::Refused(reason)) => break reason,
             Err(client::NodeError::NotReached(reason)) => {
-                warn!("the packet rules wait for this node's address: {reason}; --host-ip makes the question unnecessary");
+                warn!(
+                    event = "node-address-unavailable",
+                    "the packet rules wait for this node's address: {reason}; --host-ip makes the question unnecessary"
+                );
                 tokio::time::sleep(super::ASK_AGAIN).await;
             }
         }

@@ -68,7 +68,7 @@ pub(super) async fn prepare(
     if !policy.allows_default_role() {
         bail!("--default-role is not among --allowed-roles: every pod without a role would be refused; add it, or leave it out");
     }
-    info!(region = aws.region(), "STS of this region is used");
+    info!(event = "sts-region", region = aws.region(), "STS of this region is used");
     let policy = Arc::new(policy);
     let of_sts = &config.sessions;
     let limits = StsLimits { rate: of_sts.rate, max_rate: of_sts.max_rate, concurrency: of_sts.concurrency };
@@ -101,12 +101,15 @@ pub(super) async fn prepare(
     if let Some(file) = &key_file
         && let Err(error) = tokens.sync(file)
     {
-        warn!("session tokens end with this process, until this is mended: {error}");
+        warn!(event = "token-key-file-unavailable", "session tokens end with this process, until this is mended: {error}");
     }
     let proxy = Proxy::new(settings, pods, sessions, tokens.clone(), clock, metrics.clone(), events);
     let metadata = proxy.values();
     if config.server.accept_direct {
-        warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
+        warn!(
+            event = "direct-connections-accepted",
+            "--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node"
+        );
     }
     let server = Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone(), record);
     Ok(Prepared { server, refresh, sts, aws, node, policy, tokens, key_file, metadata })
@@ -116,7 +119,7 @@ pub(super) async fn load_aws(config: &Config) -> Result<Aws, AwsError> {
     let session = SessionName::derived_from(&format!("rolegate-{}", config.pods.node));
     let intermediate = config.sessions.intermediate.as_ref().map(|role| (role, &session));
     if let Some((role, _)) = intermediate {
-        info!(%role, "pods' roles are assumed by this one");
+        info!(event = "intermediate-role", %role, "pods' roles are assumed by this one");
     }
     Aws::load(&config.metadata.address, config.sessions.timeout, intermediate).await
 }
@@ -136,7 +139,7 @@ pub(super) async fn rules(aws: Option<&Aws>, config: &Config, node: &NodeIdentit
     };
     node.set_instance_role(instance_role.clone());
     if let Some(base) = &base {
-        info!(base = base.as_str(), "short role names are completed");
+        info!(event = "base-role", base = base.as_str(), "short role names are completed");
     }
     let default_role = match &roles.default {
         DefaultRole::None => None,
@@ -150,7 +153,7 @@ pub(super) async fn rules(aws: Option<&Aws>, config: &Config, node: &NodeIdentit
         }
     };
     if let (DefaultRole::NodeRole, Some(role)) = (&roles.default, &default_role) {
-        warn!(%role, "--auto-discover-default-role: every pod without a role gets the node's own");
+        warn!(event = "node-role-is-default", %role, "--auto-discover-default-role: every pod without a role gets the node's own");
     }
     Ok(Rules {
         base,

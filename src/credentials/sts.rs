@@ -252,6 +252,7 @@ impl AssumeRole for Sts {
         let ahead = date.ahead_of(now);
         if !ahead.is_zero() && !self.clock_told.swap(true, Ordering::Relaxed) {
             warn!(
+                event = "clock-skew",
                 seconds = ahead.as_secs(),
                 "STS's clock is ahead of this node's (behind it, if negative); expirations are told by the node's"
             );

@@ -285,15 +285,17 @@ impl Desk {
         if answer == WriteOutcome::Forbidden && self.ledger.is_forbidden_everywhere(write.verb) && !self.has_warned {
             self.has_warned = true;
             warn!(
+                event = "events-forbidden",
                 "Events on pods cannot be written in any namespace, and pods are served all the same: {}; the rule is 'apiGroups: \
                  [events.k8s.io], resources: [events], verbs: [create, patch]'; --events=false goes without",
                 refusal.text
             );
         } else if answer == WriteOutcome::Forbidden && !self.has_warned && self.warned_of.insert(namespace.clone()) {
-            warn!(%namespace,
-                "Events on pods of one namespace cannot be written, and pods are served all the same: {}, as 'apiGroups: \
-                 [events.k8s.io], resources: [events], verbs: [create, patch]'; if it is allowed there, see what else refuses them in \
-                 this namespace, such as an admission webhook; --events=false goes without",
+            warn!(
+                event = "events-forbidden-in-namespace", %namespace,
+                "Events on pods of one namespace cannot be written, and pods are served all the same: {}, as 'apiGroups: [events.k8s.io], \
+                 resources: [events], verbs: [create, patch]'; if it is allowed there, see what else refuses them in this namespace, such \
+                 as an admission webhook; --events=false goes without",
                 refusal.text
             );
         } else {

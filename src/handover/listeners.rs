@@ -44,12 +44,9 @@ pub(super) async fn watch(socket: Arc<OwnedFd>) {
                 info!(event = "app-port-alone", %address, "no other socket listens on the app port any more");
             } else {
                 warn!(
-                    event = "app-port-shared",
-                    %address,
-                    sockets = found.len(),
+                    event = "app-port-shared", %address, sockets = found.len(),
                     "other sockets listen on the app port and receive some of the pods' connections; this is expected for a short time \
-                     after a failed handover; otherwise, find the process with 'ss --listening --tcp --processes' on the node and stop \
-                     it"
+                     after a failed handover; otherwise, find the process with 'ss --listening --tcp --processes' on the node and stop it"
                 );
             }
             reported = found;

@@ -76,7 +76,7 @@ impl Tokens {
             match synced {
                 Ok(()) => failed = false,
                 Err(error) if !std::mem::replace(&mut failed, true) => {
-                    warn!("the keys of session tokens are used on as they are: {error}");
+                    warn!(event = "token-keys-not-synced", "the keys of session tokens are used on as they are: {error}");
                 }
                 Err(_) => {}
             }

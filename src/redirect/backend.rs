@@ -45,7 +45,7 @@ impl SelectedBackend {
         }
         let without_nftables = match nftables::try_out(&sample(interfaces)).await {
             Ok(()) => {
-                info!(backend = nftables.name(), "packet rules: the kernel takes them from the program nft");
+                info!(event = "backend-selected", backend = nftables.name(), "packet rules: the kernel takes them from the program nft");
                 return Ok(nftables);
             }
             Err(error) => error,
@@ -53,7 +53,11 @@ impl SelectedBackend {
         match iptables.observed().await {
             // That IPv6 is left open is said when the rules are put in place, which closes IPv4.
             Ok(_) | Err(RedirectError::Ipv6(_)) => {
-                info!(backend = iptables.name(), "packet rules: nftables does not work here ({without_nftables})");
+                info!(
+                    event = "backend-selected",
+                    backend = iptables.name(),
+                    "packet rules: nftables does not work here ({without_nftables})"
+                );
                 Ok(iptables)
             }
             Err(error) => Err(RedirectError::NoBackend { nftables: Box::new(without_nftables), iptables: Box::new(error) }),
@@ -69,7 +73,9 @@ impl SelectedBackend {
                 Ok(removed) => said.extend(removed),
                 // Without its program there is mostly nothing of it either.
                 Err(error @ RedirectError::Program { .. }) => debug!("{error}"),
-                Err(error) => warn!("whether {} holds packet rules of ours is not known: {error}", other.name()),
+                Err(error) => {
+                    warn!(event = "other-backend-unknown", "whether {} holds packet rules of ours is not known: {error}", other.name())
+                }
             }
         }
         said
@@ -146,7 +152,12 @@ impl System {
     /// What can be had of it; what cannot is logged.
     pub fn open(turn: Option<Arc<Ownership>>) -> Self {
         let changes = Changes::open()
-            .inspect_err(|error| warn!(%error, "changes of packet rules are not told of; they are compared on the interval alone"))
+            .inspect_err(|error| {
+                warn!(
+                    event = "rule-notifications-unavailable", %error,
+                    "changes of packet rules are not told of; they are compared on the interval alone"
+                )
+            })
             .ok();
         Self { changes, turn }
     }
@@ -160,7 +171,10 @@ impl ReconcilerEnvironment for System {
                 match open.changed().await {
                     Ok(()) => return,
                     Err(error) => {
-                        warn!(%error, "changes of packet rules are not told of any more; they are compared on the interval alone");
+                        warn!(
+                            event = "rule-notifications-failed", %error,
+                            "changes of packet rules are not told of any more; they are compared on the interval alone"
+                        );
                         *changes = None;
                     }
                 }
@@ -185,7 +199,7 @@ impl ReconcilerEnvironment for System {
 
     fn claim(&mut self) {
         if let Some(Err(error)) = self.turn.as_ref().map(|turn| turn.claim_rules()) {
-            warn!(%error, "other daemons of this node are not told that the packet rules are this one's");
+            warn!(event = "rules-claim-failed", %error, "other daemons of this node are not told that the packet rules are this one's");
         }
     }
 

@@ -238,8 +238,9 @@ impl Iptables {
         if backstop == KernelTable::Mangle && self.told_of_mangle.set(()).is_ok() {
             let program = program::of(self.flavour, family).iptables;
             warn!(
-                "the kernel has no table `security` for {program}: what pods send to other ports of the metadata address is dropped, by the \
-                 table `mangle`, and not refused; load the module iptable_security (and ip6table_security), or use --redirect=nftables"
+                event = "security-table-missing",
+                "the kernel has no table `security` for {program}: what pods send to other ports of the metadata address is dropped, by \
+                 the table `mangle`, and not refused; load the module iptable_security (and ip6table_security), or use --redirect=nftables"
             );
         }
     }
@@ -295,7 +296,7 @@ impl Backend for Iptables {
         for family in self.families() {
             let installed = self.install_family(rules, *family).await.map_err(|error| of_family(*family, error));
             if let (Err(_), Err(error)) = (&result, &installed) {
-                warn!(%error, "the other family's rules are not in place either");
+                warn!(event = "other-family-failed", %error, "the other family's rules are not in place either");
             }
             result = result.and(installed);
         }
@@ -306,8 +307,15 @@ impl Backend for Iptables {
                 continue;
             }
             match self.remove_of(Some(self.own().await?.other()), *family, &HARMFUL).await {
-                Ok(said) => info!(removed = said.join("; "), "rules of ours of the other flavour of iptables were taken away"),
-                Err(error) => warn!(%error, rules = words.join("; "), "rules of ours of the other flavour of iptables are in the way"),
+                Ok(said) => info!(
+                    event = "other-flavour-removed",
+                    removed = said.join("; "),
+                    "rules of ours of the other flavour of iptables were taken away"
+                ),
+                Err(error) => warn!(
+                    event = "other-flavour-kept", %error, rules = words.join("; "),
+                    "rules of ours of the other flavour of iptables are in the way"
+                ),
             }
         }
         Ok(())
@@ -364,7 +372,10 @@ impl Backend for Iptables {
             match self.elsewhere(*family, &hooks).await {
                 Ok(words) if words.is_empty() => {}
                 Ok(_) => said.extend(self.remove_of(Some(self.own().await?.other()), *family, &hooks).await?),
-                Err(error) => warn!(%error, "cannot tell whether the other flavour of iptables has rules of ours"),
+                Err(error) => warn!(
+                    event = "other-flavour-unknown", %error,
+                    "cannot tell whether the other flavour of iptables has rules of ours"
+                ),
             }
         }
         Ok(said)

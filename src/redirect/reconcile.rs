@@ -150,14 +150,14 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         let backend = self.backend.name();
         match self.backend.observed().await {
             Ok(observed) if observed.is_guarded() => {
-                info!(backend, "the guard is in place already: pods do not reach the real metadata service");
+                info!(event = "guard-in-place", backend, "the guard is in place already: pods do not reach the real metadata service");
                 return Ok(());
             }
             Ok(observed) => self.backend.install(&self.repair(&observed)).await?,
             // One family may be there to be closed all the same.
             Err(_) => self.backend.install(&RuleSet::guard_alone()).await?,
         }
-        info!(backend, "the guard is in place: pods do not reach the real metadata service");
+        info!(event = "guard-in-place", backend, "the guard is in place: pods do not reach the real metadata service");
         Ok(())
     }
 
@@ -172,7 +172,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         self.environment.claim();
         let (backend, ipv4) = (self.backend.name(), targets.map(|targets| targets.ipv4.to_string()));
         let ipv6 = targets.and_then(|targets| targets.ipv6).map(|ipv6| ipv6.to_string());
-        info!(backend, ipv4, ipv6, "the packet rules are in place: pods' metadata requests come here");
+        info!(event = "rules-in-place", backend, ipv4, ipv6, "the packet rules are in place: pods' metadata requests come here");
         self.forget().await;
     }
 
@@ -361,15 +361,21 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
             Ok(0) => {}
             Ok(connections) => {
                 self.metrics.redirect_forgot(connections);
-                info!(connections, "pods' connections to the real metadata service, from before the packet rules, are ended");
+                info!(
+                    event = "earlier-connections-closed",
+                    connections, "pods' connections to the real metadata service, from before the packet rules, are ended"
+                );
             }
-            Err(error) => warn!("connections from before the packet rules are left to the guard, which rejects them: {error}"),
+            Err(error) => warn!(
+                event = "earlier-connections-not-closed",
+                "connections from before the packet rules are left to the guard, which rejects them: {error}"
+            ),
         }
     }
 
     fn is_as_wanted(&mut self) {
         if self.state != RulesState::AsWanted {
-            info!("the packet rules are as wanted again");
+            info!(event = "rules-correct-again", "the packet rules are as wanted again");
         }
         self.enter(RulesState::AsWanted);
         self.failures = 0;
@@ -382,7 +388,10 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     fn is_another_daemons(&mut self, differences: &[String]) {
         if self.enter(RulesState::AnotherDaemons) {
             let differences = differences.join("; ");
-            warn!(differences, "a daemon that was started later has packet rules of its own in place; they are left to it while it lives");
+            warn!(
+                event = "rules-of-newer-daemon",
+                differences, "a daemon that was started later has packet rules of its own in place; they are left to it while it lives"
+            );
         }
         self.failures = 0;
         self.not_ready();
@@ -391,7 +400,10 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     fn is_wrong(&mut self, error: &RedirectError) -> Duration {
         let text = error.to_string();
         if self.enter(RulesState::Wrong(text.clone())) {
-            error!("the packet rules are not as wanted and could not be put right, which is tried again: {text}");
+            error!(
+                event = "rules-repair-failed",
+                "the packet rules are not as wanted and could not be put right, which is tried again: {text}"
+            );
         }
         self.not_ready();
         self.backoff()
@@ -400,7 +412,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     fn is_unknown(&mut self, error: &RedirectError) -> Duration {
         let text = error.to_string();
         if self.enter(RulesState::Unknown(text.clone())) {
-            warn!("the packet rules could not be compared, which is tried again: {text}");
+            warn!(event = "rules-unreadable", "the packet rules could not be compared, which is tried again: {text}");
         }
         if self.failures + 1 >= FAILURES {
             self.not_ready();
@@ -436,7 +448,12 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
             return;
         }
         let repeated = self.told.take().filter(|told| told.differences == differences).map_or(0, |told| told.more);
-        warn!(differences = differences.join("; "), repeated, "somebody changed the packet rules; they are repaired");
+        warn!(
+            event = "rules-repaired",
+            differences = differences.join("; "),
+            repeated,
+            "somebody changed the packet rules; they are repaired"
+        );
         self.told = Some(LoggedRepair { differences: differences.to_vec(), at: now, more: 0 });
     }
 }

@@ -55,7 +55,13 @@ impl<A: AssumeRole> Sessions<A> {
                 match answer {
                     Err(error) if !is_late && permit.is_asked_again(&error, questions, is_needed) => {
                         metrics.sts_answered(error.name(), cause, began.elapsed());
-                        info!(role = request.role().as_str(), cause, outcome = error.name(), "retrying a request to STS once: {error}");
+                        info!(
+                            event = "sts-retry",
+                            role = request.role().as_str(),
+                            cause,
+                            outcome = error.name(),
+                            "retrying a request to STS once: {error}"
+                        );
                         permit = match permit.again().await {
                             Ok(Ok(permit)) => permit,
                             Ok(Err(why)) => return not_asked(&land, why),
@@ -76,7 +82,16 @@ impl<A: AssumeRole> Sessions<A> {
             match &landing {
                 Ok(credentials) => {
                     metrics.sts_answered("ok", cause, began.elapsed());
-                    info!(role, session, source_identity, cause, access_key_id = %credentials.access_key_id, expires_at = %credentials.expires_at, "assumed a role");
+                    info!(
+                        event = "role-assumed",
+                        role,
+                        session,
+                        source_identity,
+                        cause,
+                        access_key_id = %credentials.access_key_id,
+                        expires_at = %credentials.expires_at,
+                        "assumed a role"
+                    );
                 }
                 Err(error) => {
                     metrics.sts_answered(error.name(), cause, began.elapsed());

@@ -29,12 +29,16 @@ impl DroppedEvents {
         let Some(events) = self.note(&pod.namespace) else { return };
         let (namespace, pod) = (&pod.namespace, &pod.name);
         match why {
-            Full::Member => warn!(event = "event-dropped", %namespace, %pod, reason = "pod-limit", events,
+            Full::Member => warn!(
+                event = "event-dropped", %namespace, %pod, reason = "pod-limit", events,
                 "pods of this namespace were refused for too many different reasons lately; dropping further Events on them; check what \
-                 changes the annotations of this pod"),
-            Full::All => warn!(event = "event-dropped", %namespace, %pod, reason = "namespace-share", events,
-                "too many Events on pods of this node, and this namespace has the most; dropping some of its Events; check the log for \
-                 why its pods are refused"),
+                 changes the annotations of this pod"
+            ),
+            Full::All => warn!(
+                event = "event-dropped", %namespace, %pod, reason = "namespace-share", events,
+                "too many Events on pods of this node, and this namespace has the most; dropping some of its Events; check the log for why \
+                 its pods are refused"
+            ),
         }
     }
 

@@ -214,7 +214,8 @@ impl ResultsFollower {
                 self.said.file = true;
                 warn!(
                     event = "cni-result-file-unreadable", %path, ?file,
-                    "cannot read a CNI result; it is ignored, and so are others like it; check that the daemon runs as root and that no security module denies it"
+                    "cannot read a CNI result; it is ignored, and so are others like it; check that the daemon runs as root and that no \
+                     security module denies it"
                 );
                 None
             }
@@ -238,7 +239,8 @@ impl ResultsFollower {
             self.said.full = true;
             warn!(
                 event = "cni-results-too-many", path = %self.dir.display(), limit = MAX_FILES,
-                "there are more CNI results than rolegate reads; those written first are ignored; remove files of pods that no longer exist"
+                "there are more CNI results than rolegate reads; those written first are ignored; remove files of pods that no longer \
+                 exist"
             );
         }
     }

@@ -127,14 +127,20 @@ impl Client {
         match make(&self.0.api, &mut setup).await {
             Ok((client, files)) => {
                 if files != self.connected().files {
-                    info!("the identity for the Kubernetes API has changed on disk; the API is asked with what it is now");
+                    info!(
+                        event = "kubernetes-identity-changed",
+                        "the identity for the Kubernetes API has changed on disk; the API is asked with what it is now"
+                    );
                 }
                 *self.connected() = Connected { client: client.clone(), files, refused: false };
                 client
             }
             // It may be half written. The files are looked at again with the next connection.
             Err(error) => {
-                warn!("the identity for the Kubernetes API cannot be read anew; what it was is used on: {error}");
+                warn!(
+                    event = "kubernetes-identity-unreadable",
+                    "the identity for the Kubernetes API cannot be read anew; what it was is used on: {error}"
+                );
                 known
             }
         }
@@ -165,7 +171,7 @@ impl Client {
     /// The server does not stream lists: it is not asked to again.
     pub(super) fn without_streaming_lists(&self) {
         if self.0.streaming_lists.swap(false, Ordering::Relaxed) {
-            info!("the Kubernetes API does not stream lists; they are read page by page");
+            info!(event = "lists-not-streamed", "the Kubernetes API does not stream lists; they are read page by page");
         }
     }
 

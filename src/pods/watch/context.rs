@@ -147,9 +147,10 @@ async fn watch_service_account(watch: &PodWatch, (namespace, name): (String, Str
         if matches!(&event, WatchEvent::Failed(failure) if failure.code() == Some(403)) {
             warning.call_once(|| {
                 warn!(
-                    "service accounts may not be read: pods are refused that name no role and whose service account is not known; \
-                     add list and watch of serviceaccounts to the daemon's ClusterRole (see daemonset/rbac.yaml), or leave \
-                     --service-account-roles out"
+                    event = "service-accounts-forbidden",
+                    "service accounts may not be read: pods are refused that name no role and whose service account is not known; add list \
+                     and watch of serviceaccounts to the daemon's ClusterRole (see daemonset/rbac.yaml), or leave --service-account-roles \
+                     out"
                 );
             });
             watch.writer.write(|index| index.forbid_service_account(&namespace, &name));

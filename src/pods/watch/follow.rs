@@ -215,7 +215,7 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
             self.metrics.watch_failed(resource);
             let told = "Kubernetes watch failed; retrying, serving from the last known state";
             if self.complaints.is_news(&failure) {
-                warn!(resource, fields, error = %failure, "{told}");
+                warn!(event = "watch-failed", resource, fields, error = %failure, "{told}");
             } else {
                 debug!(resource, fields, error = %failure, "{told}");
             }

@@ -75,12 +75,15 @@ impl KeyFile {
             KeyFileState::Keys(keys) => (keys, false),
             KeyFileState::Nothing => (Keys::parse(&current.render()).unwrap_or(Keys::random(now)?), true),
             KeyFileState::Damaged => {
-                warn!(path = %self.path.display(), "--token-key-file does not hold keys; it is written anew; session tokens of a daemon before this one end");
+                warn!(
+                    event = "token-key-file-damaged", path = %self.path.display(),
+                    "--token-key-file does not hold keys; it is written anew; session tokens of a daemon before this one end"
+                );
                 (Keys::parse(&current.render()).unwrap_or(Keys::random(now)?), true)
             }
             KeyFileState::Exposed => {
                 warn!(
-                    path = %self.path.display(),
+                    event = "token-key-file-exposed", path = %self.path.display(),
                     "--token-key-file could be read or written by others than the daemon; it is made anew, and earlier session tokens end"
                 );
                 (Keys::random(now)?, true)
