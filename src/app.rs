@@ -137,7 +137,7 @@ impl App {
             self_test,
         } = self;
         let version = env!("CARGO_PKG_VERSION");
-        info!(event = "starting", version, node = %config.pods.node, %metadata_address, %metrics_address, "rolegate starts");
+        info!(event = "starting", version, node = %config.pods.node, %metadata_address, %metrics_address, "starting rolegate");
         for warning in &config.warnings {
             warn!(event = "configuration", "{warning}");
         }

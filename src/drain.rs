@@ -63,13 +63,13 @@ impl Drain {
                 warn!(
                     event = "drain-deadline",
                     connections = self.connections.len(),
-                    "requests are still under way; their connections are dropped"
+                    "requests are still in progress at the end of the drain; closing their connections"
                 );
                 self.forced.cancel();
                 self.connections.wait().await;
             }
         }
-        info!(event = "drained", "every connection has ended");
+        info!(event = "drained", "all connections are closed");
     }
 }
 

@@ -163,15 +163,16 @@ async fn keep_offered(path: PathBuf, socket: Arc<OwnedFd>, queue: AcceptQueue, g
         if std::mem::take(&mut first) || !is_offered(&path, offered.as_ref().map(|(_, inode)| *inode)).await {
             match unix_socket::check_directory(&path).and_then(|()| unix_socket::place(&path)) {
                 Ok(placed) => {
-                    info!(event = "handover-offered", path = %path.display(), "the pods' socket is offered to the daemon that follows");
+                    info!(event = "handover-offered", path = %path.display(), "offering the pods' socket to the next daemon");
                     (offered, said) = (Some(placed), None);
                 }
                 Err(error) => {
                     let error = error.to_string();
                     if said.as_ref() != Some(&error) {
                         warn!(
-                            event = "handover-offer-failed",
-                            "--handover-socket: the daemon that follows cannot take over without a gap: {error}"
+                            event = "handover-offer-failed", %error,
+                            "cannot offer the pods' socket at --handover-socket; retrying; until it succeeds, pods' connections may fail \
+                             during an update"
                         );
                     }
                     said = Some(error);
@@ -196,9 +197,12 @@ async fn give_to_all(listener: &UnixListener, socket: &Arc<OwnedFd>, queue: &Acc
                 let (socket, queue) = (socket.clone(), queue.clone());
                 others.spawn(async move { give(stream, &socket, &queue).await });
             }
-            Ok(_) => warn!(event = "handover-busy", "too many daemons ask for the pods' socket"),
+            Ok(_) => warn!(
+                event = "handover-busy",
+                "too many processes ask for the pods' socket at the same time; closing the connection of the latest one"
+            ),
             Err(error) => {
-                warn!(event = "handover-accept-failed", %error, "a daemon that asked for the pods' socket was not heard");
+                warn!(event = "handover-accept-failed", %error, "cannot accept a connection at --handover-socket; retrying");
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
         }
@@ -210,20 +214,30 @@ async fn give(mut stream: UnixStream, socket: &OwnedFd, queue: &AcceptQueue) {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == geteuid().as_raw() => {}
         Ok(peer) => {
-            return warn!(event = "handover-refused", user = peer.uid(), "the pods' socket was asked for by another user; it is not given");
+            return warn!(
+                event = "handover-refused",
+                user = peer.uid(),
+                "a process of another user asked for the pods' socket; refusing it; find out what runs as this user and has access to \
+                 --handover-socket"
+            );
         }
-        Err(error) => return warn!(event = "handover-refused", %error, "who asks for the pods' socket is not known; it is not given"),
+        Err(error) => {
+            return warn!(
+                event = "handover-refused", %error,
+                "cannot determine the user of the process that asked for the pods' socket; refusing it"
+            );
+        }
     }
     if stream.async_io(Interest::WRITABLE, || send(&stream, socket)).await.is_err() {
         return;
     }
     // One that looks whether the socket is offered says nothing, and is gone.
     if let Ok(ACCEPTS) = stream.read_u8().await {
-        info!(event = "handover-shared", "another daemon accepts the pods' connections as well");
+        info!(event = "handover-shared", "another daemon now accepts pods' connections as well");
         let other = queue.join();
         let _ = stream.read_u8().await;
         drop(other);
-        info!(event = "handover-shared-ended", "the other daemon accepts the pods' connections no more");
+        info!(event = "handover-shared-ended", "the other daemon no longer accepts pods' connections");
     }
 }
 

@@ -324,7 +324,7 @@ impl<A: AssumeRole> Proxy<A> {
         if self.complaints.is_new(&pod.uid, denial.name()) {
             warn!(
                 event = "would-be-refused", namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
-                "served in audit mode; enforced restrictions would refuse: {denial}"
+                "served because restrictions are in audit mode; enforcing them would refuse: {denial}"
             );
         }
     }
@@ -361,7 +361,8 @@ impl<A: AssumeRole> Proxy<A> {
                         role = %request.role(),
                         reason = error.name(),
                         advice = error.remedy(),
-                        "no credentials for the pod: {error}"
+                        %error,
+                        "no credentials for the pod; answering with an error, so that its SDK retries"
                     );
                 }
                 Outcome::Failed

@@ -253,9 +253,9 @@ impl SelfTest {
             Ability::Off => Err(SelfTestState::Off),
             Ability::Unable(reason) => {
                 warn!(
-                    event = "self-test-unavailable",
-                    "the self-test is not done: {reason}. Whether pods' requests arrive is shown by nothing else; --self-test=off is to \
-                     say that this is known"
+                    event = "self-test-unavailable", %reason,
+                    "cannot run the self-test; nothing else verifies that pods' requests reach this daemon; fix the reason, or set \
+                     --self-test=off to accept this"
                 );
                 Err(SelfTestState::Unavailable)
             }
@@ -264,7 +264,7 @@ impl SelfTest {
                 Err(error) => {
                     return error!(
                         event = "self-test-helper-failed", %error,
-                        "the self-test's helper process cannot be spoken to"
+                        "cannot communicate with the self-test's helper process; exiting, so that the daemon is restarted"
                     );
                 }
             },
@@ -330,9 +330,9 @@ impl Running {
         };
         let Some(failure) = failure else {
             if self.failing.take().is_some() {
-                info!(event = "self-test-passed", "the self-test passes again: pods' requests arrive here");
+                info!(event = "self-test-passed", "the self-test passes again; pods' requests reach this daemon");
             } else if self.step.is_some() {
-                info!(event = "self-test-passed", "the self-test passed: pods' requests arrive here");
+                info!(event = "self-test-passed", "the self-test passed; pods' requests reach this daemon");
             }
             if let Some(step) = self.step.take() {
                 step.done();
@@ -345,7 +345,7 @@ impl Running {
         if self.failing.replace(failure.name()) == Some(failure.name()) {
             debug!(reason = failure.name(), "the self-test still fails: {failure}");
         } else {
-            error!(event = "self-test-failed", reason = failure.name(), "the self-test failed: {failure}");
+            error!(event = "self-test-failed", reason = failure.name(), error = %failure, "the self-test failed; not ready, retrying");
         }
         if self.step.is_none() {
             self.step = Some(self.readiness.step(STEP));
@@ -361,7 +361,11 @@ impl Running {
         let forever = matches!(reason, NoPlacement::Never(_));
         let name = if forever { "never" } else { "not-yet" };
         if self.failing.replace(name) != Some(name) {
-            warn!(event = "self-test-unavailable", "the self-test is not done: {reason}");
+            warn!(
+                event = "self-test-unavailable", %reason,
+                "cannot run the self-test; nothing else verifies that pods' requests reach this daemon; fix the reason, or set \
+                 --self-test=off to accept this"
+            );
         }
         if !(forever && mode == SelfTestMode::On)
             && let Some(step) = self.step.take()
@@ -526,8 +530,8 @@ impl InterfaceScan {
             if look.told.insert(interface.clone()) {
                 warn!(
                     event = "pods-outside-rules", %interface, %address,
-                    "pods are behind an interface that --host-interface leaves out: their metadata requests do not come here. Add it, or \
-                     leave --host-interface out, which takes every one"
+                    "pods are behind an interface that --host-interface does not include; their metadata requests do not reach this \
+                     daemon; add the interface, or remove --host-interface to include all"
                 );
             }
         }

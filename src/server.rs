@@ -83,8 +83,7 @@ impl Accepting {
         if is_news {
             warn!(
                 event = "accept-failed", %error,
-                "connections cannot be accepted; trying again and again. Where files are short (EMFILE, ENFILE), raise the limit of open \
-                 files"
+                "cannot accept connections; retrying; if files are exhausted (EMFILE, ENFILE), raise the limit of open files"
             );
         }
         is_news
@@ -94,7 +93,7 @@ impl Accepting {
     fn worked(&self) -> bool {
         let is_news = self.fails.swap(false, Ordering::Relaxed);
         if is_news {
-            info!(event = "accept-recovered", "connections are accepted again");
+            info!(event = "accept-recovered", "accepting connections again");
         }
         is_news
     }

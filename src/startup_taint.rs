@@ -125,7 +125,7 @@ impl<A: NodesApi> StartupTaint<A> {
                             info!(
                                 event = "startup-taint-removed",
                                 taints = taints.join(", "),
-                                "the start-up taint is removed from this node: it takes pods"
+                                "removed the start-up taint from this node; pods can be scheduled on it"
                             );
                         }
                         _ => {
@@ -186,15 +186,17 @@ impl<A: NodesApi> StartupTaint<A> {
             warn!(
                 event = "startup-taint-forbidden",
                 key,
-                "the start-up taint cannot be looked for on this node or removed from it, and keeps pods away if it is there: {text}, as \
-                 'apiGroups: [\"\"], resources: [nodes], verbs: [get, patch]', which daemonset/startup-taint has; it is tried again"
+                error = text,
+                "rolegate may not read or change this node; retrying; if the node has the start-up taint, pods are not scheduled on it; \
+                 add the rule 'apiGroups: [\"\"], resources: [nodes], verbs: [get, patch]' (see daemonset/startup-taint)"
             );
         } else {
             warn!(
                 event = "startup-taint-failed",
                 key,
-                "the start-up taint is not looked for or removed yet, and keeps pods off this node if it is there: {text}; it is tried \
-                 again"
+                error = text,
+                "cannot check this node for the start-up taint or remove it; retrying; if the node has the taint, pods are not scheduled \
+                 on it"
             );
         }
     }

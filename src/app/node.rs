@@ -82,22 +82,30 @@ pub(super) async fn follow_identity(sts: impl IdentitySource, policy: Arc<Policy
                         info!(
                             event = "intermediate-identity",
                             arn = intermediate.as_str(),
-                            "the role between, by which pods' roles are assumed"
+                            "AWS confirmed the intermediate role's session"
                         );
                     }
                     info!(
                         event = "own-identity",
                         arn = known.caller.as_ref().map_or("", CallerIdentity::as_str),
-                        "the daemon's own AWS identity"
+                        "AWS confirmed the daemon's own identity"
                     );
                     told = Some(callers);
                 }
             }
             Err(error) if told.is_none() => {
-                warn!(event = "own-identity-unknown", "the daemon's own AWS identity is not known yet: {error}")
+                warn!(
+                    event = "own-identity-unknown", %error,
+                    "cannot determine the daemon's own AWS identity; retrying, refusing all pods until it is known; check the daemon's AWS \
+                     credentials and its connection to STS"
+                )
             }
             Err(error) => {
-                warn!(event = "own-identity-renewal-failed", "the daemon's own AWS identity could not be asked for anew: {error}")
+                warn!(
+                    event = "own-identity-renewal-failed", %error,
+                    "cannot confirm the daemon's own AWS identity; retrying, using the last known one; check the daemon's AWS credentials \
+                     and its connection to STS"
+                )
             }
         }
         tokio::select! {
@@ -162,7 +170,7 @@ impl Trust {
             None => {
                 self.refused_since = None;
                 if let Some(step) = self.lost.take() {
-                    info!(event = "own-credentials-accepted", "the daemon's own AWS credentials serve again");
+                    info!(event = "own-credentials-accepted", "AWS accepts the daemon's own credentials again");
                     step.done();
                 }
             }
@@ -171,8 +179,9 @@ impl Trust {
                 if self.lost.is_none() && since.elapsed() >= REFUSED_FOR_LONG {
                     let minutes = since.elapsed().as_secs() / 60;
                     error!(
-                        event = "own-credentials-refused",
-                        minutes, "the daemon is not ready any more: its own AWS credentials do not serve for so long: {error}"
+                        event = "own-credentials-refused", minutes, %error,
+                        "AWS has rejected the daemon's own credentials for several minutes; not ready, retrying; check the daemon's \
+                         credentials and their role"
                     );
                     self.lost = Some(self.readiness.step(OWN_CREDENTIALS));
                 }
@@ -197,7 +206,11 @@ pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
             }
             Ok(role) => {
                 if node.set_instance_role(role.clone()) || !told {
-                    info!(event = "instance-role", role = role.as_ref().map_or("none", |role| role.as_str()), "the role of this instance");
+                    info!(
+                        event = "instance-role",
+                        role = role.as_ref().map_or("none", |role| role.as_str()),
+                        "read the role of this instance from the metadata service"
+                    );
                 }
                 let again = if role.is_some() { INSTANCE_ROLE_KNOWN } else { NO_ROLE_AGAIN };
                 (failed, told) = (FIRST_PAUSE, true);
@@ -209,7 +222,11 @@ pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
             Err(error) => {
                 // Nothing is wrong with a node that is not on EC2, or that keeps its daemon from the metadata service.
                 if failed == FIRST_PAUSE {
-                    info!(event = "instance-role-unknown", "{error}")
+                    info!(
+                        event = "instance-role-unknown", %error,
+                        "cannot read the role of this instance; retrying; this is normal on a node that is not on EC2, or if the daemon \
+                         cannot reach the metadata service"
+                    )
                 } else {
                     debug!("{error}")
                 }

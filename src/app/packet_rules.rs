@@ -53,7 +53,8 @@ impl PacketRules {
             .inspect_err(|error| {
                 warn!(
                     event = "ownership-unavailable", %error,
-                    "other daemons of this node cannot be told from this one, by sockets' names"
+                    "cannot create the socket by which daemons of this node find each other; keeping the packet rules in place when this \
+                     daemon stops"
                 )
             })
             .ok()
@@ -93,8 +94,8 @@ impl PacketRules {
         if found.ipv6.is_none() {
             info!(
                 event = "ipv6-not-served",
-                "requests to the metadata service's IPv6 address are rejected: no IPv6 address of this node is known; add it to --host-ip \
-                 if pods are to be served there"
+                "no IPv6 address of this node is known; rejecting requests to the IPv6 address of the metadata service; to serve pods \
+                 there, add the address to --host-ip"
             );
         }
         let targets = Targets {
@@ -110,7 +111,7 @@ impl PacketRules {
             info!(
                 event = "other-backend-removed",
                 removed = removed.join("; "),
-                "packet rules of ours that another backend had put in place are removed"
+                "removed the packet rules that rolegate had placed with another backend"
             );
         }
         Ok(self.reconciler)
@@ -122,15 +123,22 @@ impl Leaving {
     pub(super) async fn remove(self) {
         match self.turn.as_ref().map(|turn| turn.leave()) {
             Some(Ok(false)) => {}
-            Some(Ok(true)) => return info!(event = "rules-kept", "the packet rules stay: another daemon runs on this node"),
+            Some(Ok(true)) => {
+                return info!(event = "rules-kept", "another rolegate daemon runs on this node; leaving the packet rules in place");
+            }
             Some(Err(error)) => {
                 return warn!(
                     event = "rules-kept-unsure", %error,
-                    "the packet rules stay: whether another daemon runs on this node is not known"
+                    "cannot determine whether another rolegate daemon runs on this node; leaving the packet rules in place; to remove \
+                     them, run 'rolegate redirect remove'"
                 );
             }
             None => {
-                return warn!(event = "rules-kept-unsure", "the packet rules stay: whether another daemon runs on this node is not known");
+                return warn!(
+                    event = "rules-kept-unsure",
+                    "cannot determine whether another rolegate daemon runs on this node; leaving the packet rules in place; to remove \
+                     them, run 'rolegate redirect remove'"
+                );
             }
         }
         match self.backend.remove().await {
@@ -138,10 +146,14 @@ impl Leaving {
                 warn!(
                     event = "rules-removed",
                     removed = removed.join("; "),
-                    "the packet rules are removed: pods reach the real metadata service from now on"
+                    "removed the packet rules because of --redirect-on-exit=remove; pods can reach the real metadata service from now on"
                 )
             }
-            Err(error) => error!(event = "rules-removal-failed", "the packet rules could not be removed: {error}"),
+            Err(error) => error!(
+                event = "rules-removal-failed", %error,
+                "cannot remove the packet rules; pods' metadata requests are refused while no daemon runs; to remove the rules, run \
+                 'rolegate redirect remove'"
+            ),
         }
     }
 }
@@ -151,14 +163,15 @@ pub(super) fn warn_of_missing(interfaces: &[InterfaceMatch]) {
     for InterfaceMatch { name, negated } in redirect::without_interface(interfaces) {
         if *negated {
             warn!(
-                event = "excluded-interface-missing",
-                "--host-interface=!{name}: no interface of this node has that name now, so none is left out of the packet rules"
+                event = "excluded-interface-missing", interface = %name,
+                "no interface of this node matches this exception of --host-interface; the packet rules apply to every interface until one \
+                 does; check its name"
             );
         } else {
             warn!(
-                event = "host-interface-missing",
-                "--host-interface={name}: no interface of this node has such a name now; until one has, requests are rejected that come in \
-                 on others"
+                event = "host-interface-missing", interface = %name,
+                "no interface of this node matches this --host-interface; rejecting metadata requests from other interfaces; check the \
+                 name if pods' interfaces already exist"
             );
         }
     }
@@ -222,8 +235,9 @@ async fn addresses(redirect: &RedirectConfig, bound: SocketAddr, kube: &Client, 
             Err(client::NodeError::Refused(reason)) => break reason,
             Err(client::NodeError::NotReached(reason)) => {
                 warn!(
-                    event = "node-address-unavailable",
-                    "the packet rules wait for this node's address: {reason}; --host-ip makes the question unnecessary"
+                    event = "node-address-unavailable", %reason,
+                    "cannot read this node's address from the Kubernetes API; retrying, placing the packet rules when it is known; to do \
+                     without the API, set --host-ip"
                 );
                 tokio::time::sleep(super::ASK_AGAIN).await;
             }

@@ -254,7 +254,8 @@ impl AssumeRole for Sts {
             warn!(
                 event = "clock-skew",
                 seconds = ahead.as_secs(),
-                "STS's clock is ahead of this node's (behind it, if negative); expirations are told by the node's"
+                "the clocks of STS and this node differ (seconds is negative if STS is behind); adjusting expiration times to this node's \
+                 clock; check the node's time synchronization"
             );
         }
         let expires_at = expires_at.checked_sub(ahead).map_err(|_| incomplete())?;
@@ -304,7 +305,8 @@ impl Sts {
                 role = request.role().as_str(),
                 session = request.session_name().as_str(),
                 advice = CHECK_ENDPOINT,
-                "discarded credentials from STS: {error}"
+                %error,
+                "STS returned credentials of another role or session; discarding them"
             );
         })?;
         answer.credentials.ok_or_else(incomplete)

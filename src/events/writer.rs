@@ -286,17 +286,16 @@ impl Desk {
             self.has_warned = true;
             warn!(
                 event = "events-forbidden",
-                "Events on pods cannot be written in any namespace, and pods are served all the same: {}; the rule is 'apiGroups: \
-                 [events.k8s.io], resources: [events], verbs: [create, patch]'; --events=false goes without",
-                refusal.text
+                error = refusal.text,
+                "rolegate may not write Events on pods in any namespace; serving pods without Events; add the rule 'apiGroups: \
+                 [events.k8s.io], resources: [events], verbs: [create, patch]' to its ClusterRole, or set --events=false"
             );
         } else if answer == WriteOutcome::Forbidden && !self.has_warned && self.warned_of.insert(namespace.clone()) {
             warn!(
-                event = "events-forbidden-in-namespace", %namespace,
-                "Events on pods of one namespace cannot be written, and pods are served all the same: {}, as 'apiGroups: [events.k8s.io], \
-                 resources: [events], verbs: [create, patch]'; if it is allowed there, see what else refuses them in this namespace, such \
-                 as an admission webhook; --events=false goes without",
-                refusal.text
+                event = "events-forbidden-in-namespace", %namespace, error = refusal.text,
+                "rolegate may not write Events on pods of this namespace; serving its pods without Events; allow 'apiGroups: \
+                 [events.k8s.io], resources: [events], verbs: [create, patch]', check admission webhooks if that is allowed already, or \
+                 set --events=false"
             );
         } else {
             debug!(%namespace, %pod, reason = write.key.cause.reason(), "an Event was not written: {}", refusal.text);

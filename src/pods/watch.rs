@@ -159,7 +159,7 @@ impl PodWatch {
                 if new_history {
                     warn!(
                         event = "api-restored",
-                        "the Kubernetes API's data is of an earlier state than before; everything that was known is replaced by it"
+                        "the Kubernetes API's data is older than before, as after a restore of etcd; replacing everything known with it"
                     );
                 }
                 self.writer.write(|index| {
@@ -175,7 +175,7 @@ impl PodWatch {
                 let count = self.pods.count();
                 match first_list.take() {
                     Some(step) => {
-                        info!(event = "pods-listed", node = %self.node, pods = count, "the pods of this node are known");
+                        info!(event = "pods-listed", node = %self.node, pods = count, "listed the pods of this node");
                         step.done();
                     }
                     None => debug!(pods = count, "listed the pods of this node again"),
@@ -238,7 +238,11 @@ fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option
     let (version, claims_until) = (metadata.version(), metadata.claims_until);
     let (uid, name) = (metadata.uid.take()?, metadata.name.take()?);
     if object.node_name.as_deref() != Some(node) {
-        warn!(event = "pod-of-another-node", pod = %name, "the API sent a pod of another node; it is ignored");
+        warn!(
+            event = "pod-of-another-node", pod = %name,
+            "the Kubernetes API sent a pod of another node; ignoring it; check for a proxy between rolegate and the API server that \
+             changes responses"
+        );
         return None;
     }
     let pod = Pod {

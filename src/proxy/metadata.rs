@@ -175,7 +175,7 @@ impl MetadataValues {
                 Ok(()) => {
                     metrics.metadata_read("ok");
                     if std::mem::replace(&mut failing, false) {
-                        info!(event = "metadata-read-again", group = group.name, "the metadata service answers again");
+                        info!(event = "metadata-read-again", group = group.name, "the metadata service responds again");
                     }
                     pause = RETRY;
                     tokio::time::sleep(group.every).await;
@@ -184,10 +184,9 @@ impl MetadataValues {
                     metrics.metadata_read("failed");
                     if !std::mem::replace(&mut failing, true) {
                         warn!(
-                            event = "metadata-read-failed",
-                            group = group.name,
-                            "cannot read from the metadata service; retrying, serving the last known values: {error}; check that the \
-                             daemon can reach --metadata-addr, or use --metadata-profile=none"
+                            event = "metadata-read-failed", group = group.name, %error,
+                            "cannot read from the metadata service; retrying, serving the last known values; check that the daemon can \
+                             reach --metadata-addr, or use --metadata-profile=none"
                         );
                     }
                     tokio::time::sleep(pause).await;

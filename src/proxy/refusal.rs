@@ -72,20 +72,21 @@ impl Refusal {
         match self {
             Self::UnknownPod => warn!(
                 event = "request-refused", source = %ip, reason,
-                "refused: no pod of this node is known to have this address; a pod in the host's network cannot be served"
+                "refused: no pod of this node is known to have this address; pods in the host's network cannot be served"
             ),
             Self::AmbiguousPod(pods) => {
                 let mut pods: Vec<_> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
                 pods.sort();
                 warn!(
                     event = "request-refused", source = %ip, reason, pods = pods.join(", "),
-                    "refused: more than one pod claims this address"
+                    "refused: more than one pod claims this address; delete the one whose network no longer exists"
                 );
             }
             Self::UnreadablePod(pod) => {
                 warn!(
                     event = "request-refused", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                    "refused: the pod that has this address is now one that cannot be read; the line about its object has more"
+                    "refused: the object of the pod that has this address cannot be read; see the log line with the event \
+                     object-unreadable or object-too-large"
                 );
             }
             Self::Objected(pod, objection) => {
@@ -98,14 +99,14 @@ impl Refusal {
             Self::Changed(pod) => {
                 info!(
                     event = "request-refused", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                    "refused: the pod or its role changed during the request, or the connection is older than the pod; clients that retry \
-                     are served"
+                    "refused: the pod or its role changed during the request, or the connection is older than the pod; SDKs retry, and are \
+                     served then"
                 );
             }
             Self::OtherRole(pod) => {
                 info!(
                     event = "request-refused", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                    "refused: the pod asked for a role that is not its own"
+                    "refused: the pod requested a role that is not its own; configure its client to use the role that rolegate lists"
                 );
             }
         }

@@ -76,7 +76,10 @@ impl Tokens {
             match synced {
                 Ok(()) => failed = false,
                 Err(error) if !std::mem::replace(&mut failed, true) => {
-                    warn!(event = "token-keys-not-synced", "the keys of session tokens are used on as they are: {error}");
+                    warn!(
+                        event = "token-keys-not-synced", %error,
+                        "cannot synchronize the keys of session tokens with --token-key-file; retrying, using the last known keys"
+                    );
                 }
                 Err(_) => {}
             }

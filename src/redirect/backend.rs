@@ -45,7 +45,7 @@ impl SelectedBackend {
         }
         let without_nftables = match nftables::try_out(&sample(interfaces)).await {
             Ok(()) => {
-                info!(event = "backend-selected", backend = nftables.name(), "packet rules: the kernel takes them from the program nft");
+                info!(event = "backend-selected", backend = nftables.name(), "using nftables for the packet rules");
                 return Ok(nftables);
             }
             Err(error) => error,
@@ -54,9 +54,8 @@ impl SelectedBackend {
             // That IPv6 is left open is said when the rules are put in place, which closes IPv4.
             Ok(_) | Err(RedirectError::Ipv6(_)) => {
                 info!(
-                    event = "backend-selected",
-                    backend = iptables.name(),
-                    "packet rules: nftables does not work here ({without_nftables})"
+                    event = "backend-selected", backend = iptables.name(), reason = %without_nftables,
+                    "using iptables for the packet rules because nftables does not work"
                 );
                 Ok(iptables)
             }
@@ -74,7 +73,11 @@ impl SelectedBackend {
                 // Without its program there is mostly nothing of it either.
                 Err(error @ RedirectError::Program { .. }) => debug!("{error}"),
                 Err(error) => {
-                    warn!(event = "other-backend-unknown", "whether {} holds packet rules of ours is not known: {error}", other.name())
+                    warn!(
+                        event = "other-backend-unknown", backend = other.name(), %error,
+                        "cannot determine whether another backend holds packet rules of rolegate; leaving them in place if there are any; \
+                         list them with 'rolegate redirect status'"
+                    )
                 }
             }
         }
@@ -155,7 +158,7 @@ impl System {
             .inspect_err(|error| {
                 warn!(
                     event = "rule-notifications-unavailable", %error,
-                    "changes of packet rules are not told of; they are compared on the interval alone"
+                    "cannot subscribe to changes of packet rules; comparing the rules at each --redirect-interval only"
                 )
             })
             .ok();
@@ -173,7 +176,7 @@ impl ReconcilerEnvironment for System {
                     Err(error) => {
                         warn!(
                             event = "rule-notifications-failed", %error,
-                            "changes of packet rules are not told of any more; they are compared on the interval alone"
+                            "the subscription to changes of packet rules failed; comparing the rules at each --redirect-interval only"
                         );
                         *changes = None;
                     }
@@ -199,7 +202,11 @@ impl ReconcilerEnvironment for System {
 
     fn claim(&mut self) {
         if let Some(Err(error)) = self.turn.as_ref().map(|turn| turn.claim_rules()) {
-            warn!(event = "rules-claim-failed", %error, "other daemons of this node are not told that the packet rules are this one's");
+            warn!(
+                event = "rules-claim-failed", %error,
+                "cannot announce to other daemons of this node that this one owns the packet rules; two daemons may replace each other's \
+                 rules; make sure that only one runs"
+            );
         }
     }
 

@@ -238,9 +238,9 @@ impl Iptables {
         if backstop == KernelTable::Mangle && self.told_of_mangle.set(()).is_ok() {
             let program = program::of(self.flavour, family).iptables;
             warn!(
-                event = "security-table-missing",
-                "the kernel has no table `security` for {program}: what pods send to other ports of the metadata address is dropped, by \
-                 the table `mangle`, and not refused; load the module iptable_security (and ip6table_security), or use --redirect=nftables"
+                event = "security-table-missing", %program,
+                "the kernel has no table 'security'; dropping (not rejecting) pods' packets to other ports of the metadata address in the \
+                 table 'mangle'; load the module iptable_security (and ip6table_security), or use --redirect=nftables"
             );
         }
     }
@@ -296,7 +296,7 @@ impl Backend for Iptables {
         for family in self.families() {
             let installed = self.install_family(rules, *family).await.map_err(|error| of_family(*family, error));
             if let (Err(_), Err(error)) = (&result, &installed) {
-                warn!(event = "other-family-failed", %error, "the other family's rules are not in place either");
+                warn!(event = "other-family-failed", %error, "the rules of the other address family are not in place either");
             }
             result = result.and(installed);
         }
@@ -310,11 +310,12 @@ impl Backend for Iptables {
                 Ok(said) => info!(
                     event = "other-flavour-removed",
                     removed = said.join("; "),
-                    "rules of ours of the other flavour of iptables were taken away"
+                    "removed rolegate's rules of the other iptables flavour (legacy or nf_tables)"
                 ),
                 Err(error) => warn!(
                     event = "other-flavour-kept", %error, rules = words.join("; "),
-                    "rules of ours of the other flavour of iptables are in the way"
+                    "cannot remove rolegate's rules of the other iptables flavour (legacy or nf_tables), and they interfere; remove them \
+                     with that flavour's iptables"
                 ),
             }
         }
@@ -374,7 +375,8 @@ impl Backend for Iptables {
                 Ok(_) => said.extend(self.remove_of(Some(self.own().await?.other()), *family, &hooks).await?),
                 Err(error) => warn!(
                     event = "other-flavour-unknown", %error,
-                    "cannot tell whether the other flavour of iptables has rules of ours"
+                    "cannot determine whether the other iptables flavour (legacy or nf_tables) has rules of rolegate; leaving them in \
+                     place if there are any"
                 ),
             }
         }

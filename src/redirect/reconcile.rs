@@ -150,14 +150,14 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         let backend = self.backend.name();
         match self.backend.observed().await {
             Ok(observed) if observed.is_guarded() => {
-                info!(event = "guard-in-place", backend, "the guard is in place already: pods do not reach the real metadata service");
+                info!(event = "guard-in-place", backend, "the guard is already in place; pods cannot reach the real metadata service");
                 return Ok(());
             }
             Ok(observed) => self.backend.install(&self.repair(&observed)).await?,
             // One family may be there to be closed all the same.
             Err(_) => self.backend.install(&RuleSet::guard_alone()).await?,
         }
-        info!(event = "guard-in-place", backend, "the guard is in place: pods do not reach the real metadata service");
+        info!(event = "guard-in-place", backend, "placed the guard; pods cannot reach the real metadata service");
         Ok(())
     }
 
@@ -172,7 +172,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         self.environment.claim();
         let (backend, ipv4) = (self.backend.name(), targets.map(|targets| targets.ipv4.to_string()));
         let ipv6 = targets.and_then(|targets| targets.ipv6).map(|ipv6| ipv6.to_string());
-        info!(event = "rules-in-place", backend, ipv4, ipv6, "the packet rules are in place: pods' metadata requests come here");
+        info!(event = "rules-in-place", backend, ipv4, ipv6, "placed the packet rules; pods' metadata requests reach this daemon");
         self.forget().await;
     }
 
@@ -363,19 +363,19 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
                 self.metrics.redirect_forgot(connections);
                 info!(
                     event = "earlier-connections-closed",
-                    connections, "pods' connections to the real metadata service, from before the packet rules, are ended"
+                    connections, "closed pods' connections to the real metadata service that were open before the packet rules"
                 );
             }
             Err(error) => warn!(
-                event = "earlier-connections-not-closed",
-                "connections from before the packet rules are left to the guard, which rejects them: {error}"
+                event = "earlier-connections-not-closed", %error,
+                "cannot close connections that were open before the packet rules; the guard rejects their packets"
             ),
         }
     }
 
     fn is_as_wanted(&mut self) {
         if self.state != RulesState::AsWanted {
-            info!(event = "rules-correct-again", "the packet rules are as wanted again");
+            info!(event = "rules-correct-again", "the packet rules are correct again");
         }
         self.enter(RulesState::AsWanted);
         self.failures = 0;
@@ -388,10 +388,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     fn is_another_daemons(&mut self, differences: &[String]) {
         if self.enter(RulesState::AnotherDaemons) {
             let differences = differences.join("; ");
-            warn!(
-                event = "rules-of-newer-daemon",
-                differences, "a daemon that was started later has packet rules of its own in place; they are left to it while it lives"
-            );
+            warn!(event = "rules-of-newer-daemon", differences, "a newer daemon owns the packet rules; standing by, not ready");
         }
         self.failures = 0;
         self.not_ready();
@@ -400,10 +397,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     fn is_wrong(&mut self, error: &RedirectError) -> Duration {
         let text = error.to_string();
         if self.enter(RulesState::Wrong(text.clone())) {
-            error!(
-                event = "rules-repair-failed",
-                "the packet rules are not as wanted and could not be put right, which is tried again: {text}"
-            );
+            error!(event = "rules-repair-failed", error = text, "the packet rules are wrong and cannot be repaired; not ready, retrying");
         }
         self.not_ready();
         self.backoff()
@@ -412,7 +406,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     fn is_unknown(&mut self, error: &RedirectError) -> Duration {
         let text = error.to_string();
         if self.enter(RulesState::Unknown(text.clone())) {
-            warn!(event = "rules-unreadable", "the packet rules could not be compared, which is tried again: {text}");
+            warn!(event = "rules-unreadable", error = text, "cannot read the packet rules; retrying");
         }
         if self.failures + 1 >= FAILURES {
             self.not_ready();
@@ -452,7 +446,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
             event = "rules-repaired",
             differences = differences.join("; "),
             repeated,
-            "somebody changed the packet rules; they are repaired"
+            "something changed the packet rules; repaired them; if this repeats, find the program that changes them"
         );
         self.told = Some(LoggedRepair { differences: differences.to_vec(), at: now, more: 0 });
     }

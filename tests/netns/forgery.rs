@@ -74,7 +74,7 @@ fn forged_arp_on_a_bridge_gets_nobody_another_pods_role() {
     assert!(daemon.metric(Some(bed.node.ns()), r#"rolegate_denials_total{reason="link-changed"}"#).unwrap() >= 1.0);
     let may_forge = || daemon.metric(Some(bed.node.ns()), "rolegate_pods_with_net_raw_on_bridges").unwrap();
     until("the three pods with NET_RAW are counted", || may_forge() == 3.0);
-    daemon.wait_for_log(|line| line["event"] == "net-raw-on-bridge").unwrap();
+    daemon.wait_for_event("net-raw-on-bridge").unwrap();
     let reported = || bed.api.events().iter().any(|event| event["reason"] == "AddressContested" && event["regarding"]["name"] == "victim");
     until("the victim's owner is told", reported);
     bed.assert_served(&other, METADATA);

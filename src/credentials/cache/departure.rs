@@ -56,11 +56,8 @@ impl<A: AssumeRole> Sessions<A> {
                     Err(error) if !is_late && permit.is_asked_again(&error, questions, is_needed) => {
                         metrics.sts_answered(error.name(), cause, began.elapsed());
                         info!(
-                            event = "sts-retry",
-                            role = request.role().as_str(),
-                            cause,
-                            outcome = error.name(),
-                            "retrying a request to STS once: {error}"
+                            event = "sts-retry", role = request.role().as_str(), cause, outcome = error.name(), %error,
+                            "a request to STS failed; retrying it once"
                         );
                         permit = match permit.again().await {
                             Ok(Ok(permit)) => permit,
@@ -100,13 +97,8 @@ impl<A: AssumeRole> Sessions<A> {
                         let kept_until =
                             land.borrow().earlier.as_ref().filter(|kept| is_usable(kept, clock.now())).map(|kept| kept.expires_at);
                         warn!(
-                            event = "assume-role-failed",
-                            role,
-                            session,
-                            cause,
-                            outcome = error.name(),
-                            ?kept_until,
-                            "cannot assume a role: {error}"
+                            event = "assume-role-failed", role, session, cause, outcome = error.name(), ?kept_until, %error,
+                            "cannot assume a role; retrying later; until then, serving earlier credentials while they are valid"
                         );
                     }
                 }

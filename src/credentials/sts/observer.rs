@@ -28,7 +28,7 @@ impl Intercept for Endpoint {
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         if self.0.set(()).is_ok() {
-            info!(event = "sts-endpoint", endpoint = context.request().uri(), "STS is asked here");
+            info!(event = "sts-endpoint", endpoint = context.request().uri(), "using this STS endpoint");
         }
         Ok(())
     }

@@ -119,7 +119,7 @@ impl Own {
         info!(
             event = "own-credentials-dropped",
             intermediate = self.intermediate.is_some(),
-            "STS takes the daemon's own credentials no more: others are fetched; check the node's clock, if this is often"
+            "STS rejected rolegate's own credentials; fetching new ones; if this happens often, check the node's clock"
         );
         true
     }

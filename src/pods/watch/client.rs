@@ -127,10 +127,7 @@ impl Client {
         match make(&self.0.api, &mut setup).await {
             Ok((client, files)) => {
                 if files != self.connected().files {
-                    info!(
-                        event = "kubernetes-identity-changed",
-                        "the identity for the Kubernetes API has changed on disk; the API is asked with what it is now"
-                    );
+                    info!(event = "kubernetes-identity-changed", "the identity for the Kubernetes API changed on disk; using the new one");
                 }
                 *self.connected() = Connected { client: client.clone(), files, refused: false };
                 client
@@ -138,8 +135,9 @@ impl Client {
             // It may be half written. The files are looked at again with the next connection.
             Err(error) => {
                 warn!(
-                    event = "kubernetes-identity-unreadable",
-                    "the identity for the Kubernetes API cannot be read anew; what it was is used on: {error}"
+                    event = "kubernetes-identity-unreadable", %error,
+                    "cannot read the identity for the Kubernetes API again; retrying, using the last one that worked; check the service \
+                     account's token or the kubeconfig"
                 );
                 known
             }
@@ -171,7 +169,7 @@ impl Client {
     /// The server does not stream lists: it is not asked to again.
     pub(super) fn without_streaming_lists(&self) {
         if self.0.streaming_lists.swap(false, Ordering::Relaxed) {
-            info!(event = "lists-not-streamed", "the Kubernetes API does not stream lists; they are read page by page");
+            info!(event = "lists-not-streamed", "the Kubernetes API does not support streaming lists; reading lists in pages");
         }
     }
 

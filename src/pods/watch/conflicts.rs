@@ -123,7 +123,7 @@ async fn ask(watch: &PodWatch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr,
     names.sort();
     info!(
         event = "address-conflict", address = %ip, pods = names.join(", "), outcome = outcome.name(),
-        "several pods claimed one address; the Kubernetes API was asked"
+        "several pods claimed one address; checked them with the Kubernetes API"
     );
     (ip, ConflictQuery { asked_at, confirmed })
 }

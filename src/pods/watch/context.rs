@@ -148,9 +148,9 @@ async fn watch_service_account(watch: &PodWatch, (namespace, name): (String, Str
             warning.call_once(|| {
                 warn!(
                     event = "service-accounts-forbidden",
-                    "service accounts may not be read: pods are refused that name no role and whose service account is not known; add list \
-                     and watch of serviceaccounts to the daemon's ClusterRole (see daemonset/rbac.yaml), or leave --service-account-roles \
-                     out"
+                    "rolegate may not read service accounts; refusing pods that have no role annotation and whose service account is not \
+                     known; add list and watch of serviceaccounts to its ClusterRole (see daemonset/rbac.yaml), or remove \
+                     --service-account-roles"
                 );
             });
             watch.writer.write(|index| index.forbid_service_account(&namespace, &name));
