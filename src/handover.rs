@@ -28,6 +28,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use crate::log_once::Changes;
 use crate::unix_socket::{self, PathState, PlaceError};
 
 mod listeners;
@@ -157,25 +158,25 @@ async fn keep_offered(path: PathBuf, socket: Arc<OwnedFd>, queue: AcceptQueue, g
             drop(other);
         });
     }
-    let (mut offered, mut said, mut first) = (None::<(UnixListener, u64)>, None, true);
+    let (mut offered, mut failure, mut first) = (None::<(UnixListener, u64)>, Changes::default(), true);
     loop {
         // The first time it is ours to offer, whoever did before.
         if std::mem::take(&mut first) || !is_offered(&path, offered.as_ref().map(|(_, inode)| *inode)).await {
             match unix_socket::check_directory(&path).and_then(|()| unix_socket::place(&path)) {
                 Ok(placed) => {
                     info!(event = "handover-offered", path = %path.display(), "offering the pods' socket to the next daemon");
-                    (offered, said) = (Some(placed), None);
+                    offered = Some(placed);
+                    failure.forget();
                 }
                 Err(error) => {
                     let error = error.to_string();
-                    if said.as_ref() != Some(&error) {
+                    if failure.is_new(error.clone()) {
                         warn!(
                             event = "handover-offer-failed", %error,
                             "cannot offer the pods' socket at --handover-socket; retrying; until it succeeds, pods' connections may fail \
                              during an update"
                         );
                     }
-                    said = Some(error);
                 }
             }
         }

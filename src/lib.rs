@@ -27,6 +27,7 @@
 //! - [`role`]: the names that AWS knows a session by
 //! - [`redirect`]: the packet rules, and what keeps them true
 //! - [`admin`], [`metrics`], [`readiness`], [`telemetry`]: what operators see
+//! - [`log_once`]: which log lines are due, where something repeats
 //! - [`capabilities`]: what the process may do to the node
 //! - [`handover`], [`unix_socket`]: the pods' socket goes from one daemon to the next
 //! - [`netlink`]: queries to the kernel about interfaces, routes and neighbours
@@ -51,6 +52,7 @@ pub mod events;
 pub mod explain;
 pub mod handover;
 pub mod links;
+pub mod log_once;
 pub mod metrics;
 pub mod netlink;
 pub mod pods;

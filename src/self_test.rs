@@ -20,6 +20,7 @@ use self::netlink::Netlink;
 use self::placement::{NoPlacement, Outside, Placement};
 use self::test_network::{TestNetwork, make};
 use crate::config::{InterfaceMatch, SelfTestConfig, SelfTestMode};
+use crate::log_once::{Changes, Conditions};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::proxy::route::METADATA_PORT;
@@ -260,7 +261,7 @@ impl SelfTest {
                 Err(SelfTestState::Unavailable)
             }
             Ability::Able(helper) => match helper.speak() {
-                Ok(helper) => Ok(Running { helper, network: None, failing: None, metrics: metrics.clone(), readiness, step }),
+                Ok(helper) => Ok(Running { helper, network: None, failing: Changes::default(), metrics: metrics.clone(), readiness, step }),
                 Err(error) => {
                     return error!(
                         event = "self-test-helper-failed", %error,
@@ -274,7 +275,7 @@ impl SelfTest {
         if let Ok(running) = &running {
             running.readiness.done(after).await;
         }
-        let mut look = InterfaceScan { outside: Outside::default(), told: Default::default() };
+        let mut look = InterfaceScan { outside: Outside::default(), logged: Conditions::default() };
         loop {
             let ips = placement::addresses(&pods);
             if has_rules && !interfaces.is_empty() {
@@ -303,7 +304,7 @@ struct Running {
     // Before the helper, whose end takes the interface away by itself.
     network: Option<TestNetwork>,
     helper: Spoken,
-    failing: Option<&'static str>,
+    failing: Changes<&'static str>,
     metrics: Metrics,
     readiness: Readiness,
     step: Option<ReadinessStep>,
@@ -329,7 +330,7 @@ impl Running {
             Err(error) => Some(SelfTestFailure::NotMade(error)),
         };
         let Some(failure) = failure else {
-            if self.failing.take().is_some() {
+            if self.failing.forget().is_some() {
                 info!(event = "self-test-passed", "the self-test passes again; pods' requests reach this daemon");
             } else if self.step.is_some() {
                 info!(event = "self-test-passed", "the self-test passed; pods' requests reach this daemon");
@@ -342,7 +343,7 @@ impl Running {
         };
         tell(&self.metrics, SelfTestState::Failed);
         self.metrics.self_test_failed(failure.name());
-        if self.failing.replace(failure.name()) == Some(failure.name()) {
+        if !self.failing.is_new(failure.name()) {
             debug!(reason = failure.name(), "the self-test still fails: {failure}");
         } else {
             error!(event = "self-test-failed", reason = failure.name(), error = %failure, "the self-test failed; not ready, retrying");
@@ -360,7 +361,7 @@ impl Running {
         tell(&self.metrics, SelfTestState::Unavailable);
         let forever = matches!(reason, NoPlacement::Never(_));
         let name = if forever { "never" } else { "not-yet" };
-        if self.failing.replace(name) != Some(name) {
+        if self.failing.is_new(name) {
             warn!(
                 event = "self-test-unavailable", %reason,
                 "cannot run the self-test; nothing else verifies that pods' requests reach this daemon; fix the reason, or set \
@@ -504,7 +505,8 @@ fn source(family: Family, number: u8) -> IpAddr {
 #[derive(Debug)]
 struct InterfaceScan {
     outside: Outside,
-    told: std::collections::BTreeSet<String>,
+    /// Interfaces that were logged.
+    logged: Conditions<String>,
 }
 
 impl InterfaceScan {
@@ -521,13 +523,13 @@ impl InterfaceScan {
             }
             Err(error) => {
                 debug!(%error, "the routes to pods could not be read");
-                return Self { outside: Outside::default(), told: Default::default() };
+                return Self { outside: Outside::default(), logged: Conditions::default() };
             }
         };
         let addresses: std::collections::BTreeSet<_> = found.iter().map(|(ip, _)| *ip).collect();
         metrics.pods_outside(addresses.len());
         for (address, interface) in found {
-            if look.told.insert(interface.clone()) {
+            if look.logged.begins(interface.clone()) {
                 warn!(
                     event = "pods-outside-rules", %interface, %address,
                     "pods are behind an interface that --host-interface does not include; their metadata requests do not reach this \

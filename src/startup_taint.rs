@@ -9,7 +9,6 @@
 //! node is looked at from time to time, by a read that the API answers from its memory. Nothing is removed while the daemon
 //! is not ready.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::{debug, info, warn};
 
+use crate::log_once::Conditions;
 use crate::metrics::Metrics;
 use crate::pods::watch::client::{Client, RequestError, encode, jitter};
 use crate::readiness::Readiness;
@@ -111,8 +111,8 @@ impl<A: NodesApi> StartupTaint<A> {
     /// Looks for as long as the process lives.
     pub async fn run(self) {
         let (mut freshness, mut failures, mut has_looked) = (Freshness::Now, 0, false);
-        // What was said, by what the API answered, since it last worked.
-        let mut told = HashSet::new();
+        // By what the API answered, since it last worked.
+        let mut failing = Conditions::default();
         loop {
             self.readiness.ready().await;
             let pause = match self.look(freshness).await {
@@ -138,13 +138,13 @@ impl<A: NodesApi> StartupTaint<A> {
                         }
                     }
                     (freshness, failures, has_looked) = (Freshness::Remembered, 0, true);
-                    told.clear();
+                    failing.end_all();
                     LOOK_EVERY.mul_f64(0.75 + jitter() / 2.0)
                 }
                 Err(refusal) => {
                     let outcome = if refusal.code == Some(403) { "forbidden" } else { "failed" };
                     self.metrics.startup_taint(outcome);
-                    self.complain(&refusal, told.insert(refusal.code));
+                    self.complain(&refusal, failing.begins(refusal.code));
                     let doubled = FIRST_PAUSE.saturating_mul(1 << failures.min(7)).min(LAST_PAUSE);
                     (freshness, failures) = (Freshness::Now, failures + 1);
                     doubled.mul_f64(1.0 - jitter() / 4.0).max(refusal.retry_after.min(LAST_PAUSE))

@@ -10,6 +10,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::credentials::AssumeRoleError;
 use crate::credentials::sts::{Aws, Sts};
+use crate::log_once::{Changes, Condition};
 use crate::policy::Policy;
 use crate::policy::discovered::ForeignAccount;
 use crate::policy::node::{KnownNode, NodeIdentity};
@@ -56,7 +57,7 @@ impl IdentitySource for Sts {
 /// daemon's own credentials. Says so when it is another. `step` is done when it is known first: before, no pod gets anything.
 pub(super) async fn follow_identity(sts: impl IdentitySource, policy: Arc<Policy>, step: ReadinessStep, readiness: Readiness) {
     let mut step = Some(step);
-    let mut told = None;
+    let mut logged = Changes::default();
     let mut account = AccountReadiness { readiness: readiness.clone(), refused: None };
     let mut trust = Trust { readiness, refused_since: None, lost: None };
     loop {
@@ -75,7 +76,7 @@ pub(super) async fn follow_identity(sts: impl IdentitySource, policy: Arc<Policy
         match &asked {
             Ok(known) => {
                 let callers = (known.caller.clone(), known.intermediate.clone());
-                if told.as_ref() == Some(&callers) {
+                if !logged.is_new(callers) {
                     debug!("the daemon's own AWS identity is the same");
                 } else {
                     if let Some(intermediate) = known.caller().filter(|caller| known.caller.as_ref() != Some(caller)) {
@@ -90,10 +91,9 @@ pub(super) async fn follow_identity(sts: impl IdentitySource, policy: Arc<Policy
                         arn = known.caller.as_ref().map_or("", CallerIdentity::as_str),
                         "AWS confirmed the daemon's own identity"
                     );
-                    told = Some(callers);
                 }
             }
-            Err(error) if told.is_none() => {
+            Err(error) if logged.is_empty() => {
                 warn!(
                     event = "own-identity-unknown", %error,
                     "cannot determine the daemon's own AWS identity; retrying, refusing all pods until it is known; check the daemon's AWS \
@@ -195,7 +195,7 @@ impl Trust {
 /// pods do not get the instance's role then either.
 pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
     let mut failed = FIRST_PAUSE;
-    let (mut told, mut missing) = (false, 0_u8);
+    let (known, failing, mut missing) = (Condition::default(), Condition::default(), 0_u8);
     loop {
         match aws.instance_role().await {
             // While a profile is replaced there is none for a moment. What was known is refused to pods until there
@@ -205,7 +205,8 @@ pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
                 tokio::time::sleep(NO_ROLE_AGAIN).await;
             }
             Ok(role) => {
-                if node.set_instance_role(role.clone()) || !told {
+                let is_another = node.set_instance_role(role.clone());
+                if known.begins() || is_another {
                     info!(
                         event = "instance-role",
                         role = role.as_ref().map_or("none", |role| role.as_str()),
@@ -213,7 +214,8 @@ pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
                     );
                 }
                 let again = if role.is_some() { INSTANCE_ROLE_KNOWN } else { NO_ROLE_AGAIN };
-                (failed, told) = (FIRST_PAUSE, true);
+                failed = FIRST_PAUSE;
+                failing.ends();
                 if role.is_some() {
                     missing = 0;
                 }
@@ -221,7 +223,7 @@ pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
             }
             Err(error) => {
                 // Nothing is wrong with a node that is not on EC2, or that keeps its daemon from the metadata service.
-                if failed == FIRST_PAUSE {
+                if failing.begins() {
                     info!(
                         event = "instance-role-unknown", %error,
                         "cannot read the role of this instance; retrying; this is normal on a node that is not on EC2, or if the daemon \

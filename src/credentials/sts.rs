@@ -5,7 +5,6 @@
 //! names; the SDKs' variables for FIPS, dual-stack and other endpoints count.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
@@ -36,6 +35,7 @@ use super::advice::CHECK_CREDENTIALS;
 use super::duration::Durations;
 use super::identity::Inquiry;
 use super::{AssumeRole, AssumeRoleError, CHECK_ENDPOINT, Clock, Credentials, StsOfNode};
+use crate::log_once::Condition;
 use crate::metrics::Metrics;
 use crate::policy::node::{KnownNode, NodeIdentity};
 use crate::policy::{self, RoleRequest};
@@ -165,7 +165,7 @@ impl Aws {
         // The gate and its pauses are what asks again: so that each request passes the gate, and is counted.
         let caller = Arc::new(intermediate.as_ref().unwrap_or(&base).without_retries());
         let identity = Arc::new(Inquiry::new(base, intermediate, node.clone()));
-        Sts { caller, clock, identity, doubt: Arc::default(), durations: Arc::default(), clock_told: Arc::default() }
+        Sts { caller, clock, identity, doubt: Arc::default(), durations: Arc::default(), clock_skew: Arc::default() }
     }
 
     /// `arn:PARTITION:iam::ACCOUNT:role/` of the node, from its instance profile.
@@ -215,7 +215,7 @@ pub struct Sts {
     doubt: Arc<Notify>,
     durations: Arc<Durations>,
     /// That the clocks are apart is said once.
-    clock_told: Arc<AtomicBool>,
+    clock_skew: Arc<Condition>,
 }
 
 impl Sts {
@@ -250,7 +250,7 @@ impl AssumeRole for Sts {
         // By this node's clock, which pods share: what they take the time from that is left.
         let now = self.clock.now();
         let ahead = date.ahead_of(now);
-        if !ahead.is_zero() && !self.clock_told.swap(true, Ordering::Relaxed) {
+        if !ahead.is_zero() && self.clock_skew.begins() {
             warn!(
                 event = "clock-skew",
                 seconds = ahead.as_secs(),

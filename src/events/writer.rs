@@ -12,6 +12,7 @@ use tracing::{debug, warn};
 use super::ledger::{Ledger, Moment, Next, TakenIn, Verb, Write, WriteOutcome};
 use super::{EventCause, EventRecord, object};
 use crate::credentials::Clock;
+use crate::log_once::{Condition, Conditions};
 use crate::metrics::Metrics;
 use crate::pods::watch::client::{Client, RequestError, encode, jitter};
 use crate::pods::{Pod, PodUid, Pods};
@@ -98,10 +99,10 @@ struct Desk {
     /// Pods in the node's network that have been told so: they are once.
     told_hosts: HashSet<PodUid>,
     looked_at: Instant,
-    /// Whether it was said that the daemon may not write, since it last could.
-    has_warned: bool,
-    /// Namespaces of which that was said alone.
-    warned_of: HashSet<String>,
+    /// Whether the daemon may not write anywhere.
+    forbidden: Condition,
+    /// Namespaces in which alone it may not.
+    forbidden_in: Conditions<String>,
     turned_away: DroppedEvents,
 }
 
@@ -116,8 +117,8 @@ impl<A: EventsApi> Writer<A> {
             ledger: Ledger::default(),
             told_hosts: HashSet::new(),
             looked_at: Instant::now(),
-            has_warned: false,
-            warned_of: HashSet::new(),
+            forbidden: Condition::default(),
+            forbidden_in: Conditions::default(),
             turned_away: DroppedEvents::default(),
         };
         let mut look_at = Some(Instant::now());
@@ -250,7 +251,7 @@ impl Desk {
         self.tidy(|uid| here.contains(uid) || known.contains(uid));
         self.told_hosts.retain(|uid| here.contains(uid));
         let namespaces: HashSet<&str> = pods.iter().map(|pod| &*pod.namespace).collect();
-        self.warned_of.retain(|namespace| namespaces.contains(&**namespace));
+        self.forbidden_in.retain(|namespace| namespaces.contains(&**namespace));
         self.turned_away.retain(&namespaces);
         for pod in pods.iter().filter(|pod| pod.host_network && pod.role.is_some() && !pod.finished) {
             self.see_in_node_network(pod);
@@ -277,20 +278,19 @@ impl Desk {
         self.metrics.event(outcome);
         let (namespace, pod) = (&write.key.pod.namespace, &write.key.pod.name);
         let Err(refusal) = result else {
-            self.has_warned = false;
-            self.warned_of.remove(namespace);
+            self.forbidden.ends();
+            self.forbidden_in.ends(namespace);
             return;
         };
         // The text of the refusal says where to look.
-        if answer == WriteOutcome::Forbidden && self.ledger.is_forbidden_everywhere(write.verb) && !self.has_warned {
-            self.has_warned = true;
+        if answer == WriteOutcome::Forbidden && self.ledger.is_forbidden_everywhere(write.verb) && self.forbidden.begins() {
             warn!(
                 event = "events-forbidden",
                 error = refusal.text,
                 "rolegate may not write Events on pods in any namespace; serving pods without Events; add the rule 'apiGroups: \
                  [events.k8s.io], resources: [events], verbs: [create, patch]' to its ClusterRole, or set --events=false"
             );
-        } else if answer == WriteOutcome::Forbidden && !self.has_warned && self.warned_of.insert(namespace.clone()) {
+        } else if answer == WriteOutcome::Forbidden && !self.forbidden.holds() && self.forbidden_in.begins(namespace.clone()) {
             warn!(
                 event = "events-forbidden-in-namespace", %namespace, error = refusal.text,
                 "rolegate may not write Events on pods of this namespace; serving its pods without Events; allow 'apiGroups: \

@@ -19,7 +19,6 @@ use crate::readiness::ReadinessStep;
 
 mod answer;
 pub mod client;
-mod complaints;
 mod conflicts;
 mod context;
 mod failure;

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::config::MetadataProfile;
+use crate::log_once::Condition;
 use crate::metrics::Metrics;
 use crate::policy::patterns::Patterns;
 
@@ -154,7 +155,7 @@ impl MetadataValues {
 
     async fn keep_group(&self, at: usize, upstream: &Upstream, metrics: &Metrics) {
         let group = &GROUPS[at];
-        let (mut pause, mut failing) = (RETRY, false);
+        let (mut pause, failing) = (RETRY, Condition::default());
         loop {
             if group.while_asked {
                 let is_asked = |asked: &[Option<Instant>; GROUPS.len()]| asked[at].is_some_and(|asked| asked.elapsed() < ASKED);
@@ -174,7 +175,7 @@ impl MetadataValues {
             match read {
                 Ok(()) => {
                     metrics.metadata_read("ok");
-                    if std::mem::replace(&mut failing, false) {
+                    if failing.ends() {
                         info!(event = "metadata-read-again", group = group.name, "the metadata service responds again");
                     }
                     pause = RETRY;
@@ -182,7 +183,7 @@ impl MetadataValues {
                 }
                 Err(error) => {
                     metrics.metadata_read("failed");
-                    if !std::mem::replace(&mut failing, true) {
+                    if failing.begins() {
                         warn!(
                             event = "metadata-read-failed", group = group.name, %error,
                             "cannot read from the metadata service; retrying, serving the last known values; check that the daemon can \

@@ -20,7 +20,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
@@ -35,6 +35,8 @@ use super::observed::ObservedRules;
 use super::program::run;
 use super::rules::{Family, Hook, RuleSet};
 use super::{Backend, RedirectError};
+
+use crate::log_once::Condition;
 
 pub(super) mod listing;
 pub mod program;
@@ -64,8 +66,8 @@ pub struct Iptables {
     ipv6: PathBuf,
     /// When the other flavour had nothing of ours.
     clean_elsewhere: Mutex<Option<Instant>>,
-    /// It was said that the kernel has no table `security`.
-    told_of_mangle: OnceLock<()>,
+    /// Whether the kernel has no table `security`.
+    without_security: Condition,
 }
 
 impl Default for Iptables {
@@ -76,7 +78,7 @@ impl Default for Iptables {
             lock_wait: LOCK_WAIT,
             ipv6: IPV6_OF_THE_KERNEL.into(),
             clean_elsewhere: Mutex::new(None),
-            told_of_mangle: OnceLock::new(),
+            without_security: Condition::default(),
         }
     }
 }
@@ -235,7 +237,7 @@ impl Iptables {
 
     /// Says once what a backstop ahead of the guard means for pods.
     fn tell_of_backstop(&self, family: Family, backstop: KernelTable) {
-        if backstop == KernelTable::Mangle && self.told_of_mangle.set(()).is_ok() {
+        if backstop == KernelTable::Mangle && self.without_security.begins() {
             let program = program::of(self.flavour, family).iptables;
             warn!(
                 event = "security-table-missing", %program,

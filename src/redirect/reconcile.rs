@@ -19,6 +19,7 @@ use super::observed::ObservedRules;
 use super::rules::{RuleSet, Targets};
 use super::{Backend, RedirectError};
 use crate::config::InterfaceMatch;
+use crate::log_once::{EachKey, WhenFull};
 use crate::metrics::Metrics;
 use crate::readiness::{Readiness, ReadinessStep};
 
@@ -27,7 +28,7 @@ const GATHER: Duration = Duration::from_millis(100);
 /// Pause between two comparisons, at least.
 const PAUSE: Duration = Duration::from_secs(1);
 /// The same repair is logged once in this time.
-const TELL_AGAIN: Duration = Duration::from_secs(60);
+const LOG_AGAIN: Duration = Duration::from_secs(60);
 /// After so many comparisons in a row that failed, nobody knows what the rules are.
 const FAILURES: u32 = 3;
 /// What readiness waits for while the rules are wrong.
@@ -64,7 +65,8 @@ pub struct Reconciler<B, S> {
     waiting: Option<ReadinessStep>,
     /// How often in a row something has failed.
     failures: u32,
-    told: Option<LoggedRepair>,
+    /// The repair that was logged last.
+    logged: EachKey<Vec<String>>,
     /// What was last taken back although a later daemon lives, and when.
     taken_back: Option<(Vec<String>, Instant)>,
     /// Somebody has changed rules since they were last compared.
@@ -105,15 +107,6 @@ enum RulesState {
     AnotherDaemons,
 }
 
-/// A repair that was logged.
-#[derive(Debug)]
-struct LoggedRepair {
-    differences: Vec<String>,
-    at: Instant,
-    /// Repairs of the same since then.
-    more: u64,
-}
-
 /// What a comparison found.
 enum RulesComparison {
     AsWanted,
@@ -136,7 +129,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
             state: RulesState::AsWanted,
             waiting: None,
             failures: 0,
-            told: None,
+            logged: EachKey::new(LOG_AGAIN, 1, WhenFull::ForgetAll),
             taken_back: None,
             heard: false,
         }
@@ -261,7 +254,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
                 if let Err(error) = installed {
                     return self.is_wrong(&error);
                 }
-                self.tell_of_repair(&differences);
+                self.log_repair(&differences);
                 if self.is_all(&repair) {
                     self.is_as_wanted();
                     self.forget().await;
@@ -435,20 +428,16 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         pause.min(self.interval).max(PAUSE)
     }
 
-    fn tell_of_repair(&mut self, differences: &[String]) {
-        let now = Instant::now();
-        if let Some(told) = self.told.as_mut().filter(|told| told.differences == differences && now < told.at + TELL_AGAIN) {
-            told.more += 1;
-            return;
-        }
-        let repeated = self.told.take().filter(|told| told.differences == differences).map_or(0, |told| told.more);
+    fn log_repair(&mut self, differences: &[String]) {
+        let Some(repairs) = self.logged.count(differences.to_vec()) else { return };
+        // Those since the line before.
+        let repeated = repairs - 1;
         warn!(
             event = "rules-repaired",
             differences = differences.join("; "),
             repeated,
             "something changed the packet rules; repaired them; if this repeats, find the program that changes them"
         );
-        self.told = Some(LoggedRepair { differences: differences.to_vec(), at: now, more: 0 });
     }
 }
 

@@ -21,11 +21,11 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::answer::FilteredAnswer;
-use super::complaints::Complaints;
 pub(crate) use super::failure::jitter;
-use super::failure::{RequestFailure, Status};
+use super::failure::{FailureKind, RequestFailure, Status};
 use super::fields::Field;
 use crate::config::ApiConfig;
+use crate::log_once::SharedConditions;
 use crate::telemetry::chain;
 
 /// Time to connect.
@@ -79,7 +79,7 @@ struct SharedClient {
     /// The set-up that is under way; held while it is waited for, so that there is one at a time.
     setup: tokio::sync::Mutex<Option<Setup>>,
     streaming_lists: AtomicBool,
-    complaints: Complaints,
+    failures: SharedConditions<(&'static str, FailureKind)>,
 }
 
 /// A client that is being made, in a thread of its own. A thread that hangs cannot be ended, so it is kept, and no other is
@@ -108,8 +108,8 @@ impl std::fmt::Debug for Client {
 pub async fn connect(api: &ApiConfig) -> Result<Client, ClientError> {
     let (client, files) = make(api, &mut None).await?;
     let connected = Mutex::new(Connected { client, files, refused: false });
-    let (setup, complaints) = (tokio::sync::Mutex::default(), Complaints::default());
-    Ok(Client(Arc::new(SharedClient { api: api.clone(), connected, setup, streaming_lists: AtomicBool::new(true), complaints })))
+    let (setup, failures) = (tokio::sync::Mutex::default(), SharedConditions::default());
+    Ok(Client(Arc::new(SharedClient { api: api.clone(), connected, setup, streaming_lists: AtomicBool::new(true), failures })))
 }
 
 impl Client {
@@ -156,9 +156,9 @@ impl Client {
         self.0.connected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Which failures of what is asked here have been told.
-    pub(super) fn complaints(&self) -> &Complaints {
-        &self.0.complaints
+    /// The failures of watches that were logged, by resource.
+    pub(super) fn failures(&self) -> &SharedConditions<(&'static str, FailureKind)> {
+        &self.0.failures
     }
 
     /// Whether lists may be asked for as watches.

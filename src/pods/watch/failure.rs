@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
+use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -48,7 +49,17 @@ pub(super) enum RequestFailure {
     Lost,
 }
 
+/// What failures are told apart by in the log. The texts of what the API answers name single objects; that it cannot be reached has
+/// many causes, which nothing else tells apart.
+pub(super) type FailureKind = (Discriminant<RequestFailure>, Option<u16>, Option<String>);
+
 impl RequestFailure {
+    /// Its kind. Selections of one resource fail together in one kind, and the log needs one line for them.
+    pub(super) fn kind(&self) -> FailureKind {
+        let text = matches!(self, Self::Unreachable(_)).then(|| self.to_string());
+        (discriminant(self), self.code(), text)
+    }
+
     /// What the API answered, where it did.
     pub(super) fn code(&self) -> Option<u16> {
         match self {
@@ -215,6 +226,18 @@ mod tests {
         assert!(pauses[1] >= FIRST_PAUSE && pauses[4] > pauses[2] && pauses[9] >= LAST_PAUSE.mul_f64(0.75), "{pauses:?}");
         backoff.lived();
         assert_eq!(backoff.pause(&RequestFailure::Expired, true), Duration::ZERO);
+    }
+
+    #[test]
+    fn failures_are_of_one_kind_whatever_object_the_api_names() {
+        let refused = |name: &str| {
+            let body = format!(r#"{{"message":"{name} may not be read"}}"#);
+            RequestFailure::Status(Status::of_answer(403, body.as_bytes())).kind()
+        };
+        let unreachable = |why: &str| RequestFailure::Unreachable(why.to_owned()).kind();
+        assert_eq!((refused("a"), unreachable("reset")), (refused("b"), unreachable("reset")));
+        let others = [RequestFailure::Silent.kind(), RequestFailure::Status(Status::of_answer(503, b"")).kind(), unreachable("another CA")];
+        assert!(others.iter().all(|kind| *kind != refused("a") && *kind != unreachable("reset")), "{others:?}");
     }
 
     #[test]

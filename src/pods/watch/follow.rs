@@ -17,13 +17,13 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::client::{ApiResponse, Client, encode};
-use super::complaints::Complaining;
-use super::failure::{Backoff, RequestFailure, Status, jitter};
+use super::failure::{Backoff, FailureKind, RequestFailure, Status, jitter};
 use super::fields::{self, Field, INITIAL_EVENTS_END};
 use super::filter::{Document, Excerpt, Filter};
 use super::lines::{Line, Lines};
 use super::objects::{Annotation, Object, ObjectMeta, OnlyMetadata};
 use super::unreadable::{Reports, UnreadableReason};
+use crate::log_once::Holder;
 use crate::metrics::Metrics;
 
 /// Objects in one page of a list. Few, because an object may be about 10 MB of JSON, and each page has a time limit.
@@ -104,7 +104,7 @@ pub(super) struct Follow<'a, T, F> {
     /// Objects in a page of a list.
     page_size: u32,
     backoff: Backoff,
-    complaints: Complaining<'a>,
+    failures: Holder<'a, (&'static str, FailureKind)>,
     reports: Reports,
 }
 
@@ -182,7 +182,7 @@ pub(super) async fn follow<T: Object>(
         bookmarks: false,
         page_size: PAGE_SIZE,
         backoff: Backoff::default(),
-        complaints: client.complaints().of(selection.resource),
+        failures: client.failures().holder(),
         reports: Reports::default(),
     };
     while follow.once().await.is_continue() {}
@@ -213,11 +213,10 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
             debug!(resource, fields, "{failure}; listing anew");
         } else {
             self.metrics.watch_failed(resource);
-            let told = "Kubernetes watch failed; retrying, serving from the last known state";
-            if self.complaints.is_news(&failure) {
-                warn!(event = "watch-failed", resource, fields, error = %failure, "{told}");
+            if self.failures.begins((resource, failure.kind())) {
+                warn!(event = "watch-failed", resource, fields, error = %failure, "Kubernetes watch failed; retrying, serving from the last known state");
             } else {
-                debug!(resource, fields, error = %failure, "{told}");
+                debug!(resource, fields, error = %failure, "Kubernetes watch failed again; retrying");
             }
         }
         (self.take)(WatchEvent::Failed(&failure))?;
@@ -326,7 +325,7 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
         let outcome = self.read(&mut answer, began).await;
         if began.elapsed() >= LIVING_WATCH {
             self.backoff.lived();
-            self.complaints.worked();
+            self.failures.end_all();
         } else if from.is_some() && self.heard {
             self.backoff.brought();
         }
