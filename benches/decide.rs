@@ -81,7 +81,7 @@ impl Witness for Unchanging {
 
     fn at(&self, ip: IpAddr) -> Sight {
         let IpAddr::V4(ip) = ip else { panic!("no pod has {ip}") };
-        Sight { link: Some(Link { interface: ip.to_bits(), kind: LinkKind::Own }), attached: Vec::new() }
+        Sight { link: Some(Link { interface: ip.to_bits(), kind: LinkKind::Own }), ..Sight::default() }
     }
 
     fn has_record(&self, _: IpAddr) -> bool {

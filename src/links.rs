@@ -267,6 +267,18 @@ impl Links {
         self.shared.as_ref()?.table().link(interface)?.master()
     }
 
+    /// Returns when the interface to the one pod that this link identifies appeared: the time from the node's last boot to the
+    /// kernel's announcement. `None` if it was there before the table, or the link identifies no pod.
+    pub fn appeared(&self, link: Link) -> Option<Duration> {
+        let interface = match link.kind {
+            LinkKind::Own => link.interface,
+            LinkKind::Bridge { port, .. } => port?,
+            LinkKind::Shared => return None,
+        };
+        let appeared = self.shared.as_ref()?.table().link(interface)?.appeared;
+        (appeared != 0).then(|| Duration::from_secs(appeared.into()))
+    }
+
     /// Whether this interface is one end of a pair and not a bridge port.
     pub fn is_free_pair(&self, interface: u32) -> bool {
         let Some(shared) = &self.shared else { return false };

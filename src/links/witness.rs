@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -13,6 +14,9 @@ use crate::digest::Digest;
 pub struct Sight {
     /// The link that leads to the address; `None` if there is none, or it is not known.
     pub link: Option<Link>,
+    /// When the interface of that link appeared, as the time since the node's last boot. `None` if that is not known, or the link
+    /// identifies no pod.
+    pub appeared: Option<Duration>,
     /// The pods to which CNI results assign the address, with links that exist. Usually none or one.
     pub attached: Vec<Attached>,
 }

@@ -248,7 +248,7 @@ fn a_missing_permission_is_said_once_and_the_service_goes_on() {
     world.eventually(|world| world.metric(r#"rolegate_events_total{outcome="suppressed"}"#), |count| *count == 4.0);
     assert_eq!(world.daemon.events("events-forbidden-in-namespace").len(), 1);
     assert_eq!(world.fakes.api.requests().iter().filter(|request| is_event(request)).count(), 1, "and it is not tried again and again");
-    // Each other namespace is tried once.
+    // Each other namespace is tried once. The second refusal is logged as one for all namespaces, and then none any more.
     let tries = |world: &World| world.fakes.api.requests().iter().filter(|request| request.path.starts_with(EVENTS)).count();
     for (namespace, ip) in [("second", ip(6)), ("third", ip(7))] {
         let mut elsewhere = pod("plain", ip, None).build();

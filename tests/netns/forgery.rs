@@ -4,7 +4,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rolegate_lab::daemon::Daemon;
 use rolegate_lab::kube::{PodBuilder, Resource};
@@ -61,6 +61,24 @@ fn assert_gets_nothing(pod: &PodNs, attack: impl Fn()) {
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::Other, "an answer with a status: {error}"),
         }
     }
+}
+
+/// The API is late: it first tells of a pod that is gone, when the next pod has its address and an interface of its own.
+#[test]
+fn late_word_of_a_pod_that_is_gone_gives_its_role_to_nobody() {
+    let Some(bed) = Bed::new() else { return };
+    let daemon = bed.start(&bed.setup_with_ip().argument("--backoff-max-elapsed-time=100ms"));
+    let next = bed.node.add_pod_with(PodOptions { name: "next", interface_prefix: "veth", ..PodOptions::default() }).unwrap();
+    // Its network was created well before the interface that leads to its address now.
+    let long_ago = (jiff::Timestamp::now() - Duration::from_secs(60)).strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let gone = PodBuilder::new("team-a", "gone").ip(&next.ip.to_string()).started_at(&long_ago);
+    bed.api.apply(Resource::Pods, gone.annotation("iam.amazonaws.com/role", "arn:aws:iam::123456789012:role/role-of-gone").build());
+    daemon
+        .wait_for_log(|line| {
+            assert_gets_nothing(&next, || {});
+            line["reason"] == "link-changed" && line["pod"] == "gone"
+        })
+        .unwrap();
 }
 
 #[test]
@@ -226,7 +244,7 @@ fn a_connection_from_before_the_links_are_known_is_not_served_on_a_bridge() {
             // Until the rules are in place, connections are refused.
             loop {
                 match fetch(&pod, METADATA) {
-                    Err(error) if refused(&error) => std::thread::sleep(std::time::Duration::from_millis(5)),
+                    Err(error) if refused(&error) => std::thread::sleep(Duration::from_millis(5)),
                     other => return other,
                 }
             }
@@ -247,6 +265,6 @@ fn until(what: &str, reached: impl Fn() -> bool) {
     let began = Instant::now();
     while !reached() {
         assert!(began.elapsed() < PATIENCE, "never: {what}");
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
