@@ -19,7 +19,7 @@ const BITS: u32 = u64::BITS;
 
 /// Something that the daemon does by right of a capability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
+pub(crate) enum Need {
     /// Packet rules: NET_ADMIN; the legacy flavour of iptables opens a raw socket, for which it takes NET_RAW.
     Rules,
     /// Interfaces and routes of one's own: NET_ADMIN.
@@ -41,7 +41,7 @@ impl Need {
 
 /// Drops what none of these needs. What cannot be dropped is told and is not an error: a process without SETPCAP cannot narrow
 /// its bounding set, and has mostly been given a narrow one.
-pub fn keep(needs: &[Need]) {
+pub(crate) fn keep(needs: &[Need]) {
     let kept = needs.iter().fold(CapabilitySet::empty(), |kept, need| kept | need.capabilities());
     // Before the last of it is gone by which it can be done.
     let left = narrow_bounding_set(kept);
@@ -70,7 +70,7 @@ pub fn keep(needs: &[Need]) {
 }
 
 /// Whether the process may make and change interfaces and rules.
-pub fn has_net_admin() -> bool {
+pub(crate) fn has_net_admin() -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN))
 }
 

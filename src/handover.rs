@@ -46,7 +46,7 @@ const MAX_NEWCOMERS: usize = 16;
 
 /// Why the socket was not taken over.
 #[derive(Debug, thiserror::Error)]
-pub enum HandoverError {
+pub(crate) enum HandoverError {
     /// The path is not to be trusted.
     #[error(transparent)]
     Path(#[from] PlaceError),
@@ -66,7 +66,7 @@ pub enum HandoverError {
 
 /// How many other daemons accept from the same queue; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct AcceptQueue(Arc<AtomicUsize>);
+pub(crate) struct AcceptQueue(Arc<AtomicUsize>);
 
 /// That one more does, until dropped.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ struct Other(AcceptQueue);
 
 impl AcceptQueue {
     /// Whether what is left in the queue is taken by somebody else.
-    pub fn is_shared(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         self.0.load(Ordering::SeqCst) > 0
     }
 
@@ -92,7 +92,7 @@ impl Drop for Other {
 
 /// The socket of a daemon that serves, and that daemon.
 #[derive(Debug)]
-pub struct TakenOver {
+pub(crate) struct TakenOver {
     /// It listens, and nothing was accepted from it yet.
     pub socket: StdListener,
     /// Who gave it.
@@ -101,24 +101,24 @@ pub struct TakenOver {
 
 /// The daemon that gave the socket, for as long as it accepts.
 #[derive(Debug)]
-pub struct Giver(UnixStream);
+pub(crate) struct Giver(UnixStream);
 
 impl Giver {
     /// Returns when it accepts no more.
-    pub async fn gone(&mut self) {
+    pub(crate) async fn gone(&mut self) {
         // It sends nothing more: whatever comes is the end.
         let _ = self.0.read_u8().await;
     }
 
     /// Tells it that this daemon accepts, too.
-    pub async fn accepting(&mut self) {
+    pub(crate) async fn accepting(&mut self) {
         // One that is gone need not know.
         let _ = self.0.write_u8(ACCEPTS).await;
     }
 }
 
 /// Asks who offers a socket at `path` for the one that listens on `wanted`; `None` where nobody does.
-pub async fn take(path: &Path, wanted: SocketAddr) -> Result<Option<TakenOver>, HandoverError> {
+pub(crate) async fn take(path: &Path, wanted: SocketAddr) -> Result<Option<TakenOver>, HandoverError> {
     unix_socket::check_directory(path)?;
     if unix_socket::look(path)? == PathState::Nothing {
         return Ok(None);
@@ -144,7 +144,7 @@ pub async fn take(path: &Path, wanted: SocketAddr) -> Result<Option<TakenOver>, 
 /// Offers the socket at `path`, for as long as this is polled. `giver` is who gave it to us. Where nobody can be asked at the
 /// path any more, because a daemon that offered it after us has ended, it is offered again. Meanwhile, other sockets that listen
 /// on the same port are reported.
-pub async fn offer(path: PathBuf, socket: OwnedFd, queue: AcceptQueue, giver: Option<Giver>) {
+pub(crate) async fn offer(path: PathBuf, socket: OwnedFd, queue: AcceptQueue, giver: Option<Giver>) {
     let socket = Arc::new(socket);
     tokio::join!(listeners::watch(socket.clone()), keep_offered(path, socket, queue, giver));
 }

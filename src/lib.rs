@@ -27,7 +27,7 @@
 //! - [`role`]: the names that AWS knows a session by
 //! - [`redirect`]: the packet rules, and what keeps them true
 //! - [`admin`], [`metrics`], [`readiness`], [`telemetry`]: what operators see
-//! - [`log_once`]: which log lines are due, where something repeats
+//! - `log_once`: which log lines are due, where something repeats
 //! - [`capabilities`]: what the process may do to the node
 //! - [`handover`], [`unix_socket`]: the pods' socket goes from one daemon to the next
 //! - [`netlink`]: queries to the kernel about interfaces, routes and neighbours
@@ -39,34 +39,34 @@
 
 #![forbid(unsafe_code)]
 
-pub mod admin;
-pub mod app;
-pub mod capabilities;
+mod admin;
+mod app;
+mod capabilities;
 pub mod cli;
 pub mod config;
-pub mod connections;
+mod connections;
 pub mod credentials;
 pub mod digest;
-pub mod drain;
+mod drain;
 pub mod events;
-pub mod explain;
-pub mod handover;
+mod explain;
+mod handover;
 pub mod links;
-pub mod log_once;
+mod log_once;
 pub mod metrics;
 pub mod netlink;
 pub mod pods;
 pub mod policy;
-pub mod probe;
+mod probe;
 pub mod proxy;
 pub mod readiness;
 pub mod redirect;
 pub mod role;
-pub mod self_test;
-pub mod server;
-pub mod shares;
+mod self_test;
+mod server;
+mod shares;
 mod sorted;
-pub mod startup_taint;
-pub mod tasks;
-pub mod telemetry;
-pub mod unix_socket;
+mod startup_taint;
+mod tasks;
+mod telemetry;
+mod unix_socket;

@@ -41,7 +41,7 @@ use crate::netlink::Netlink;
 
 pub use crate::netlink::Mac;
 
-pub mod boot;
+pub(crate) mod boot;
 pub mod cni;
 mod event;
 mod feed;
@@ -166,11 +166,6 @@ impl Links {
     /// Creates a table without a kernel to query: everything is [`Reach::Unknown`].
     pub fn none() -> Self {
         Self { shared: None, changes: watch::Sender::new(0) }
-    }
-
-    /// Whether the kernel is queried at all.
-    pub fn is_open(&self) -> bool {
-        self.shared.is_some()
     }
 
     /// Returns what leads to the address now, as far as notifications have been taken in ([`Links::catch_up`]). Asks the kernel

@@ -23,28 +23,28 @@ const MOST_HELD: usize = 64;
 
 /// A condition that is logged when it begins, and perhaps when it ends.
 #[derive(Debug, Default)]
-pub struct Condition(AtomicBool);
+pub(crate) struct Condition(AtomicBool);
 
 impl Condition {
     /// Notes that it holds. Returns whether it did not before: a line is due.
-    pub fn begins(&self) -> bool {
+    pub(crate) fn begins(&self) -> bool {
         !self.0.swap(true, Ordering::Relaxed)
     }
 
     /// Notes that it does not hold. Returns whether it did before.
-    pub fn ends(&self) -> bool {
+    pub(crate) fn ends(&self) -> bool {
         self.0.swap(false, Ordering::Relaxed)
     }
 
     /// Whether it holds.
-    pub fn holds(&self) -> bool {
+    pub(crate) fn holds(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
 /// Conditions by a key, each logged when it begins.
 #[derive(Debug)]
-pub struct Conditions<K>(HashSet<K>);
+pub(crate) struct Conditions<K>(HashSet<K>);
 
 impl<K> Default for Conditions<K> {
     fn default() -> Self {
@@ -54,7 +54,7 @@ impl<K> Default for Conditions<K> {
 
 impl<K: Eq + Hash> Conditions<K> {
     /// Notes that it holds for this key. Returns whether it did not before: a line is due.
-    pub fn begins(&mut self, key: K) -> bool {
+    pub(crate) fn begins(&mut self, key: K) -> bool {
         if self.0.len() >= MOST_CONDITIONS && !self.0.contains(&key) {
             self.0.clear();
         }
@@ -62,7 +62,7 @@ impl<K: Eq + Hash> Conditions<K> {
     }
 
     /// Notes that it does not hold for this key. Returns whether it did before.
-    pub fn ends<Q>(&mut self, key: &Q) -> bool
+    pub(crate) fn ends<Q>(&mut self, key: &Q) -> bool
     where
         K: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
@@ -71,23 +71,23 @@ impl<K: Eq + Hash> Conditions<K> {
     }
 
     /// Notes that it holds for no key.
-    pub fn end_all(&mut self) {
+    pub(crate) fn end_all(&mut self) {
         self.0.clear();
     }
 
     /// Forgets the keys that are not wanted.
-    pub fn retain(&mut self, is_wanted: impl FnMut(&K) -> bool) {
+    pub(crate) fn retain(&mut self, is_wanted: impl FnMut(&K) -> bool) {
         self.0.retain(is_wanted);
     }
 }
 
 /// Conditions that several holders share. One is logged when it begins for the first holder, and again after it ended for all.
 #[derive(Debug)]
-pub struct SharedConditions<K>(Mutex<HashMap<K, usize>>);
+pub(crate) struct SharedConditions<K>(Mutex<HashMap<K, usize>>);
 
 /// One of several holders of conditions; all of its own end when it is dropped.
 #[derive(Debug)]
-pub struct Holder<'a, K: Clone + Eq + Hash> {
+pub(crate) struct Holder<'a, K: Clone + Eq + Hash> {
     shared: &'a SharedConditions<K>,
     own: HashSet<K>,
 }
@@ -100,14 +100,14 @@ impl<K> Default for SharedConditions<K> {
 
 impl<K: Clone + Eq + Hash> SharedConditions<K> {
     /// Returns a new holder.
-    pub fn holder(&self) -> Holder<'_, K> {
+    pub(crate) fn holder(&self) -> Holder<'_, K> {
         Holder { shared: self, own: HashSet::new() }
     }
 }
 
 impl<K: Clone + Eq + Hash> Holder<'_, K> {
     /// Notes that it holds for this holder. Returns whether it did for none before: a line is due.
-    pub fn begins(&mut self, key: K) -> bool {
+    pub(crate) fn begins(&mut self, key: K) -> bool {
         if self.own.len() >= MOST_HELD || !self.own.insert(key.clone()) {
             return false;
         }
@@ -118,7 +118,7 @@ impl<K: Clone + Eq + Hash> Holder<'_, K> {
     }
 
     /// Notes that none holds for this holder.
-    pub fn end_all(&mut self) {
+    pub(crate) fn end_all(&mut self) {
         let mut all = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
         for key in self.own.drain() {
             if let Some(holders) = all.get_mut(&key) {
@@ -139,7 +139,7 @@ impl<K: Clone + Eq + Hash> Drop for Holder<'_, K> {
 
 /// The last value that was logged.
 #[derive(Debug)]
-pub struct Changes<T>(Option<T>);
+pub(crate) struct Changes<T>(Option<T>);
 
 impl<T> Default for Changes<T> {
     fn default() -> Self {
@@ -149,26 +149,26 @@ impl<T> Default for Changes<T> {
 
 impl<T: PartialEq> Changes<T> {
     /// Remembers the value. Returns whether it differs from the one before: a line is due.
-    pub fn is_new(&mut self, value: T) -> bool {
+    pub(crate) fn is_new(&mut self, value: T) -> bool {
         let is_new = self.0.as_ref() != Some(&value);
         self.0 = Some(value);
         is_new
     }
 
     /// Returns the value, and forgets it: the next one is new.
-    pub fn forget(&mut self) -> Option<T> {
+    pub(crate) fn forget(&mut self) -> Option<T> {
         self.0.take()
     }
 
     /// Whether there has been no value since the start, or since it was forgotten.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_none()
     }
 }
 
 /// What becomes of a new key when the memory is full of recent ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhenFull {
+pub(crate) enum WhenFull {
     /// All are forgotten, and some are logged again early.
     ForgetAll,
     /// It is not logged.
@@ -177,7 +177,7 @@ pub enum WhenFull {
 
 /// At most one line in a period for each key, with the number of those that no line has counted.
 #[derive(Debug)]
-pub struct EachKey<K> {
+pub(crate) struct EachKey<K> {
     every: Duration,
     most: usize,
     when_full: WhenFull,
@@ -193,12 +193,12 @@ struct Line {
 
 impl<K: Eq + Hash> EachKey<K> {
     /// Keeps at most `most` keys, each with one line `every` period.
-    pub fn new(every: Duration, most: usize, when_full: WhenFull) -> Self {
+    pub(crate) fn new(every: Duration, most: usize, when_full: WhenFull) -> Self {
         Self { every, most, when_full, lines: HashMap::new() }
     }
 
     /// Counts one more of this key. Returns how many a line should count, if one is due.
-    pub fn count(&mut self, key: K) -> Option<u64> {
+    pub(crate) fn count(&mut self, key: K) -> Option<u64> {
         let now = Instant::now();
         let is_recent = |line: &Line| now - line.logged_at < self.every;
         if let Some(line) = self.lines.get_mut(&key) {
@@ -223,12 +223,12 @@ impl<K: Eq + Hash> EachKey<K> {
     }
 
     /// Whether a line about this key is due, which is then taken as logged.
-    pub fn is_due(&mut self, key: K) -> bool {
+    pub(crate) fn is_due(&mut self, key: K) -> bool {
         self.count(key).is_some()
     }
 
     /// Forgets the keys that are not wanted.
-    pub fn retain(&mut self, mut is_wanted: impl FnMut(&K) -> bool) {
+    pub(crate) fn retain(&mut self, mut is_wanted: impl FnMut(&K) -> bool) {
         self.lines.retain(|key, _| is_wanted(key));
     }
 
@@ -241,19 +241,19 @@ impl<K: Eq + Hash> EachKey<K> {
 
 /// At most one line in a period for each key, which may be anything: only its digest is kept. For several callers at one time.
 #[derive(Debug)]
-pub struct EachDigest {
+pub(crate) struct EachDigest {
     hasher: RandomState,
     keys: Mutex<EachKey<u64>>,
 }
 
 impl EachDigest {
     /// Keeps at most `most` keys, each with one line `every` period. When it is full, all are forgotten.
-    pub fn new(every: Duration, most: usize) -> Self {
+    pub(crate) fn new(every: Duration, most: usize) -> Self {
         Self { hasher: RandomState::new(), keys: Mutex::new(EachKey::new(every, most, WhenFull::ForgetAll)) }
     }
 
     /// Whether a line about this key is due, which is then taken as logged.
-    pub fn is_due(&self, key: impl Hash) -> bool {
+    pub(crate) fn is_due(&self, key: impl Hash) -> bool {
         let digest = self.hasher.hash_one(key);
         self.keys.lock().unwrap_or_else(PoisonError::into_inner).is_due(digest)
     }

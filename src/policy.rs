@@ -19,13 +19,13 @@ use crate::pods::{Pod, PodContext, PodUid};
 use crate::role::{BaseArn, ExternalId, RoleArn, SessionName, SourceIdentity};
 
 mod annotations;
-pub mod denial;
-pub mod discovered;
+pub(crate) mod denial;
+pub(crate) mod discovered;
 mod namespace;
 pub mod node;
 pub mod patterns;
-pub mod session;
-pub mod trace;
+pub(crate) mod session;
+pub(crate) mod trace;
 
 pub use denial::Denial;
 use discovered::Discovered;
@@ -78,11 +78,6 @@ impl RoleRequest {
     /// How long the session is to last.
     pub fn duration(&self) -> Duration {
         self.duration
-    }
-
-    /// The one pod whose session it is; `None` where pods of one role share it.
-    pub fn holder(&self) -> Option<&PodUid> {
-        self.holder.as_ref()
     }
 }
 

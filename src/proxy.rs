@@ -27,10 +27,10 @@ use crate::metrics::{Metrics, RouteMeters};
 use crate::pods::{Lookup, Pod, PodContext, PodUid, Pods};
 use crate::policy::{Decision, Denial, Policy, RoleRequest};
 
-pub mod documents;
+pub(crate) mod documents;
 pub mod metadata;
 mod refusal;
-pub mod respond;
+pub(crate) mod respond;
 pub mod route;
 pub mod token;
 

@@ -27,15 +27,15 @@ use crate::proxy::route::METADATA_PORT;
 use crate::readiness::{Readiness, ReadinessStep};
 use crate::redirect::{self, rules::Family};
 
-pub mod bypass;
+pub(crate) mod bypass;
 mod datagram;
-pub mod helper;
-pub mod netlink;
-pub mod placement;
+pub(crate) mod helper;
+pub(crate) mod netlink;
+pub(crate) mod placement;
 mod test_network;
 
 /// The step of readiness.
-pub const STEP: &str = "the self-test";
+pub(crate) const STEP: &str = "the self-test";
 /// So many daemons can test at one time on one node, as in a rolling update; each takes a number by chance.
 const NUMBERS: u8 = 96;
 /// 192.0.0.32 to 192.0.0.127, of which each test takes one. 192.0.0.0/24 is for protocols that the IETF gives addresses of it
@@ -66,14 +66,14 @@ const TRIES: usize = 24;
 
 /// What the rules that are in place have, as the test is to find them, beside the guard, which is always wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExpectedRules {
+pub(crate) struct ExpectedRules {
     /// Requests to the IPv6 address arrive, too; else they must be rejected.
     pub ipv6: bool,
 }
 
 /// Between the acceptor, the rules and the test; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Probes(Arc<SharedProbes>);
+pub(crate) struct Probes(Arc<SharedProbes>);
 
 #[derive(Debug)]
 struct SharedProbes {
@@ -90,7 +90,7 @@ impl Default for Probes {
 
 impl Probes {
     /// Whether an address is that of a test, this daemon's or another's.
-    pub fn is_source(ip: IpAddr) -> bool {
+    pub(crate) fn is_source(ip: IpAddr) -> bool {
         match ip {
             IpAddr::V4(ip) => (FIRST_IPV4..FIRST_IPV4 + u32::from(NUMBERS)).contains(&ip.to_bits()),
             IpAddr::V6(ip) => (FIRST_IPV6..FIRST_IPV6 + u128::from(NUMBERS)).contains(&ip.to_bits()),
@@ -98,13 +98,13 @@ impl Probes {
     }
 
     /// A connection from there to the metadata address arrived.
-    pub fn arrived(&self, from: SocketAddr) {
+    pub(crate) fn arrived(&self, from: SocketAddr) {
         // Without a test of ours that waits, it was another daemon's.
         let _ = self.0.seen.send(from);
     }
 
     /// These are the rules that are in place.
-    pub fn set_wanted(&self, wanted: ExpectedRules) {
+    pub(crate) fn set_wanted(&self, wanted: ExpectedRules) {
         *self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
     }
 
@@ -115,7 +115,7 @@ impl Probes {
 
 /// Whether the test can be done.
 #[derive(Debug, Default)]
-pub enum Ability {
+pub(crate) enum Ability {
     /// It is not wanted.
     #[default]
     Off,
@@ -129,7 +129,7 @@ pub enum Ability {
 ///
 /// # Errors
 /// What is missing, where the test must be done.
-pub fn ability(config: &SelfTestConfig, interfaces: &[InterfaceMatch], has_rules: bool) -> Result<Ability, String> {
+pub(crate) fn ability(config: &SelfTestConfig, interfaces: &[InterfaceMatch], has_rules: bool) -> Result<Ability, String> {
     let reason = match config.mode {
         SelfTestMode::Off => return Ok(Ability::Off),
         // Rules that are not ours are tested where that is asked for.
@@ -150,7 +150,7 @@ pub fn ability(config: &SelfTestConfig, interfaces: &[InterfaceMatch], has_rules
 
 /// How the last test ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SelfTestState {
+pub(crate) enum SelfTestState {
     /// Everything arrived that should.
     Passed,
     /// Something did not.
@@ -163,10 +163,10 @@ pub enum SelfTestState {
 
 impl SelfTestState {
     /// Every one.
-    pub const ALL: [Self; 4] = [Self::Passed, Self::Failed, Self::Unavailable, Self::Off];
+    pub(crate) const ALL: [Self; 4] = [Self::Passed, Self::Failed, Self::Unavailable, Self::Off];
 
     /// As the metric names it.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Passed => "passed",
             Self::Failed => "failed",
@@ -226,7 +226,7 @@ impl SelfTestFailure {
 
 /// The test, and the look at the pods' interfaces, which needs no helper.
 #[derive(Debug)]
-pub struct SelfTest {
+pub(crate) struct SelfTest {
     /// Whether the test can be done.
     pub ability: Ability,
     /// How it was asked for.
@@ -248,7 +248,7 @@ pub struct SelfTest {
 impl SelfTest {
     /// Runs for as long as the process, from when these steps of the start are done. With a test that can be done, `step` is
     /// done when it passes first.
-    pub async fn run(self, step: Option<ReadinessStep>, after: &[&str]) {
+    pub(crate) async fn run(self, step: Option<ReadinessStep>, after: &[&str]) {
         let Self { ability, config, interfaces, has_rules, pods, probes, metrics, readiness } = self;
         let mut running = match ability {
             Ability::Off => Err(SelfTestState::Off),

@@ -52,7 +52,7 @@ const LAST_ACCEPTS: Duration = Duration::from_millis(200);
 
 /// The pod-facing port.
 #[derive(Debug)]
-pub struct Server<A> {
+pub(crate) struct Server<A> {
     proxy: Arc<Proxy<A>>,
     accept_direct: bool,
     metrics: Metrics,
@@ -124,7 +124,7 @@ enum Admission {
 
 impl<A: AssumeRole> Server<A> {
     /// Creates a server that passes the requests of pods to `proxy`, and adds connections that a limit closes to `record`.
-    pub fn new(
+    pub(crate) fn new(
         proxy: Proxy<A>,
         accept_direct: bool,
         limits: LimitsConfig,
@@ -158,12 +158,12 @@ impl<A: AssumeRole> Server<A> {
 
     /// Tells these what arrives of the self-test.
     #[must_use]
-    pub fn with_probes(self, probes: Probes) -> Self {
+    pub(crate) fn with_probes(self, probes: Probes) -> Self {
         Self { probes, ..self }
     }
 
     /// Accepts until the drain begins; the connections that are open then live on in the drain.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, queue: &AcceptQueue) {
+    pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener, queue: &AcceptQueue) {
         loop {
             tokio::select! {
                 accepted = listener.accept() => self.accepted(accepted).await,

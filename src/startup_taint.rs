@@ -31,7 +31,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(120);
 const TRIES_AT_ONCE: u32 = 5;
 
 /// Where the node's object is: the Kubernetes API, or a test's idea of it.
-pub trait NodesApi: Send + Sync + 'static {
+pub(crate) trait NodesApi: Send + Sync + 'static {
     /// Reads the object of a node.
     fn read(&self, node: &str, freshness: Freshness) -> impl Future<Output = Result<Vec<u8>, NodeRefusal>> + Send;
     /// Changes it by a merge patch.
@@ -40,7 +40,7 @@ pub trait NodesApi: Send + Sync + 'static {
 
 /// How new what is read has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Freshness {
+pub(crate) enum Freshness {
     /// As it is now.
     Now,
     /// As the API server remembers it, which costs it next to nothing.
@@ -49,7 +49,7 @@ pub enum Freshness {
 
 /// Why something was not read or written.
 #[derive(Debug)]
-pub struct NodeRefusal {
+pub(crate) struct NodeRefusal {
     /// What the API answered, where it did.
     pub code: Option<u16>,
     /// How long the API asks not to be asked.
@@ -84,7 +84,7 @@ fn target(node: &str) -> String {
 
 /// Keeps this node free of the start-up taint, while the daemon is ready.
 #[derive(Debug)]
-pub struct StartupTaint<A> {
+pub(crate) struct StartupTaint<A> {
     /// Where the node's object is.
     pub api: A,
     /// This node's name.
@@ -109,7 +109,7 @@ enum TaintState {
 
 impl<A: NodesApi> StartupTaint<A> {
     /// Looks for as long as the process lives.
-    pub async fn run(self) {
+    pub(crate) async fn run(self) {
         let (mut freshness, mut failures, mut has_looked) = (Freshness::Now, 0, false);
         // By what the API answered, since it last worked.
         let mut failing = Conditions::default();

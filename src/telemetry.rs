@@ -8,7 +8,7 @@ use crate::config::LogConfig;
 
 /// Sets the process's log up. Libraries are heard from `warn` on, whatever the level; `kube_client` logs whole answers when
 /// one does not decode, so its client is never heard.
-pub fn init(log: &LogConfig) -> Result<(), Box<dyn Error + Send + Sync>> {
+pub(crate) fn init(log: &LogConfig) -> Result<(), Box<dyn Error + Send + Sync>> {
     let level = log.level.to_string().to_lowercase();
     let filter = match log.level {
         tracing::Level::ERROR => "error".to_owned(),
@@ -24,7 +24,7 @@ pub fn init(log: &LogConfig) -> Result<(), Box<dyn Error + Send + Sync>> {
 }
 
 /// An error and its causes in one line, each said once.
-pub fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -64,7 +64,7 @@ const INSTANCE_ROLE: &str = "/latest/meta-data/iam/security-credentials/";
 
 /// AWS as the daemon itself sees it.
 #[derive(Clone, Debug)]
-pub struct Aws {
+pub(crate) struct Aws {
     /// By the daemon's own credentials.
     config: SdkConfig,
     /// By those of the role between, where there is one: it assumes the pods'.
@@ -74,7 +74,7 @@ pub struct Aws {
 
 /// Why the daemon does not know what it needs of AWS.
 #[derive(Debug, thiserror::Error)]
-pub enum AwsError {
+pub(crate) enum AwsError {
     /// No region anywhere.
     #[error("no AWS region: set AWS_REGION, or let the daemon reach the metadata service at {0}")]
     NoRegion(String),
@@ -105,7 +105,11 @@ impl Aws {
     /// Loads region, endpoints and the credentials chain. `metadata_addr` is `host` or `host:port`,
     /// `timeout` the time of all attempts together, `between` the role that pods' roles are assumed by, if not by the daemon's
     /// own, and its session's name.
-    pub async fn load(metadata_addr: &str, timeout: Duration, intermediate: Option<(&RoleArn, &SessionName)>) -> Result<Self, AwsError> {
+    pub(crate) async fn load(
+        metadata_addr: &str,
+        timeout: Duration,
+        intermediate: Option<(&RoleArn, &SessionName)>,
+    ) -> Result<Self, AwsError> {
         let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
         let provider = ProviderConfig::default().with_http_client(http.clone());
         let metadata = imds::Client::builder()
@@ -149,12 +153,12 @@ impl Aws {
     }
 
     /// The region in use.
-    pub fn region(&self) -> &str {
+    pub(crate) fn region(&self) -> &str {
         self.config.region().map_or("", |region| region.as_ref())
     }
 
     /// STS. Who the daemon is to it is told to `node`, once that is known.
-    pub fn sts(&self, clock: Clock, node: NodeIdentity, metrics: Metrics) -> Sts {
+    pub(crate) fn sts(&self, clock: Clock, node: NodeIdentity, metrics: Metrics) -> Sts {
         let endpoint = Endpoint::default();
         let own = |config: &SdkConfig, intermediate: Option<&RoleArn>| {
             let config = aws_sdk_sts::config::Builder::from(config).interceptor(endpoint.clone()).build();
@@ -169,7 +173,7 @@ impl Aws {
     }
 
     /// `arn:PARTITION:iam::ACCOUNT:role/` of the node, from its instance profile.
-    pub async fn discover_base(&self) -> Result<BaseArn, AwsError> {
+    pub(crate) async fn discover_base(&self) -> Result<BaseArn, AwsError> {
         let failed = |reason: String| AwsError::Discovery { what: "the base ARN", reason, instead: "--base-role-arn" };
         let info = self.metadata.get("/latest/meta-data/iam/info").await.map_err(|error| failed(reason(&error)))?;
         let info: serde_json::Value = serde_json::from_str(info.as_ref()).map_err(|_| failed("iam/info is not JSON".to_owned()))?;
@@ -182,14 +186,14 @@ impl Aws {
     }
 
     /// The node's own role, completed with `base`. `instead` is the flag that makes it unnecessary.
-    pub async fn discover_node_role(&self, base: &BaseArn, instead: &'static str) -> Result<RoleArn, AwsError> {
+    pub(crate) async fn discover_node_role(&self, base: &BaseArn, instead: &'static str) -> Result<RoleArn, AwsError> {
         let failed = |reason: String| AwsError::Discovery { what: "the node's role", reason, instead };
         let name = self.metadata.get(INSTANCE_ROLE).await.map_err(|error| failed(reason(&error)))?;
         base.complete(name.as_ref().trim_end()).map_err(|error| failed(error.to_string()))
     }
 
     /// The role of this instance, whoever the daemon is; `None` where it has none. Answers in a few seconds.
-    pub async fn instance_role(&self) -> Result<Option<RoleArn>, AwsError> {
+    pub(crate) async fn instance_role(&self) -> Result<Option<RoleArn>, AwsError> {
         let failed = |reason: String| AwsError::InstanceRole { reason };
         let ask = async {
             match self.metadata.get(INSTANCE_ROLE).await {
@@ -207,7 +211,7 @@ impl Aws {
 
 /// STS as the data path sees it: one question.
 #[derive(Clone, Debug)]
-pub struct Sts {
+pub(crate) struct Sts {
     caller: Arc<Own>,
     clock: Clock,
     identity: Arc<Inquiry<Arc<Own>>>,
@@ -220,19 +224,19 @@ pub struct Sts {
 
 impl Sts {
     /// The same STS, asked once where it would else be asked again with new credentials: for questions that no pod waits for.
-    pub fn asked_once(&self) -> Self {
+    pub(crate) fn asked_once(&self) -> Self {
         Self { caller: Arc::new(self.caller.asked_once()), ..self.clone() }
     }
 
     /// Asks STS who the daemon is, and tells it to whoever decides; with the time after which to ask again. What is known
     /// stays when it fails.
-    pub async fn renew_identity(&self) -> (Result<Arc<KnownNode>, AssumeRoleError>, Duration) {
+    pub(crate) async fn renew_identity(&self) -> (Result<Arc<KnownNode>, AssumeRoleError>, Duration) {
         self.identity.renew().await
     }
 
     /// Returns once a role could not be assumed for the sake of the daemon's own credentials, since this returned last. For one
     /// listener.
-    pub async fn doubted(&self) {
+    pub(crate) async fn doubted(&self) {
         self.doubt.notified().await;
     }
 }

@@ -28,7 +28,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 256;
 
 /// Where Events are written: the Kubernetes API, or a test's idea of it.
-pub trait EventsApi: Send + Sync + 'static {
+pub(crate) trait EventsApi: Send + Sync + 'static {
     /// Creates an Event in a namespace.
     fn create(&self, namespace: &str, event: Vec<u8>) -> impl Future<Output = Result<(), WriteRefusal>> + Send;
     /// Changes one.
@@ -37,7 +37,7 @@ pub trait EventsApi: Send + Sync + 'static {
 
 /// Why something was not written.
 #[derive(Debug)]
-pub struct WriteRefusal {
+pub(crate) struct WriteRefusal {
     /// What the API answered, where it did.
     pub code: Option<u16>,
     /// The namespace is being deleted.
@@ -75,7 +75,7 @@ fn target(namespace: &str) -> String {
 
 /// What the writer needs to run.
 #[derive(Debug)]
-pub struct Writer<A> {
+pub(crate) struct Writer<A> {
     /// Where to write.
     pub api: A,
     /// This node's name.
@@ -108,7 +108,7 @@ struct Desk {
 
 impl<A: EventsApi> Writer<A> {
     /// Writes for as long as the process.
-    pub async fn run(self) {
+    pub(crate) async fn run(self) {
         let Self { api, node, mut pods, mut records, clock, metrics } = self;
         let mut desk = Desk {
             pods: pods.clone(),

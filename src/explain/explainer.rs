@@ -18,15 +18,15 @@ use crate::policy::{Policy, RoleRequest};
 use crate::readiness::Readiness;
 
 /// The least time from one question to STS to the next. It doubles with each failure.
-pub const ASK_AGAIN: Duration = Duration::from_secs(1);
+pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// The longest.
-pub const LAST_PAUSE: Duration = Duration::from_secs(60);
+pub(crate) const LAST_PAUSE: Duration = Duration::from_secs(60);
 /// The watch is told to be silent after this. The API is heard of each minute, also where nothing happens.
 const SILENT: Duration = Duration::from_secs(180);
 
 /// Explains by one policy and one set of pods.
 #[derive(Debug)]
-pub struct Explainer<A> {
+pub(crate) struct Explainer<A> {
     /// The node of the pods.
     pub node: String,
     /// Who says so.
@@ -47,7 +47,7 @@ pub struct Explainer<A> {
 
 /// What a daemon knows besides, of itself.
 #[derive(Debug)]
-pub struct OfDaemon<A> {
+pub(crate) struct OfDaemon<A> {
     /// What is still to be done.
     pub readiness: Readiness,
     /// The sessions, of which failures are told.
@@ -58,7 +58,7 @@ pub struct OfDaemon<A> {
 
 /// When STS may be asked for explanations: one at a time, and more and more rarely while it gives nothing.
 #[derive(Debug, Default)]
-pub struct ExplainRate(Mutex<Paced>);
+pub(crate) struct ExplainRate(Mutex<Paced>);
 
 #[derive(Debug, Default)]
 struct Paced {
@@ -80,11 +80,11 @@ impl Paced {
     "STS is asked for one explanation at a time, one a second, and more rarely while it gives nothing; ask again in {} s",
     .0.as_secs_f64().ceil()
 )]
-pub struct Busy(Duration);
+pub(crate) struct Busy(Duration);
 
 impl<A: StsOfNode> Explainer<A> {
     /// Explains, and asks nobody.
-    pub async fn explain(&self, pod: &PodReference) -> Report {
+    pub(crate) async fn explain(&self, pod: &PodReference) -> Report {
         let (mut report, request) = self.look(pod);
         self.note_state(&mut report, pod, request.as_ref()).await;
         report
@@ -128,7 +128,7 @@ impl<A: StsOfNode> Explainer<A> {
 
     /// Explains and, where the pod may have its role, asks STS for it once. The session cache is passed by, so that what STS
     /// says is what it says now; the credentials are dropped before this returns.
-    pub async fn assume(&self, pod: &PodReference) -> Result<Report, Busy> {
+    pub(crate) async fn assume(&self, pod: &PodReference) -> Result<Report, Busy> {
         // A pod that is refused costs STS nothing.
         let (_, request) = self.look(pod);
         if request.is_none() {

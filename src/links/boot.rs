@@ -6,12 +6,12 @@ use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 
 /// Returns the time since the last boot (clock_gettime(2), `CLOCK_BOOTTIME`). `None` if the kernel does not provide it.
-pub fn uptime() -> Option<Duration> {
+pub(crate) fn uptime() -> Option<Duration> {
     clock_gettime(ClockId::CLOCK_BOOTTIME).ok().map(Duration::from)
 }
 
 /// Returns the time of the last boot by the node's current clock: `now` minus [`uptime`].
-pub fn booted(now: Timestamp) -> Option<Timestamp> {
+pub(crate) fn booted(now: Timestamp) -> Option<Timestamp> {
     now.checked_sub(uptime()?).ok()
 }
 

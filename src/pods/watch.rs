@@ -27,8 +27,8 @@ mod filter;
 mod follow;
 mod lines;
 mod objects;
-pub mod second_witness;
-pub mod snapshot;
+pub(crate) mod second_witness;
+pub(crate) mod snapshot;
 mod unreadable;
 
 use follow::{Selection, WatchEvent, follow};

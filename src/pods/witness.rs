@@ -35,9 +35,6 @@ pub enum Objection {
 }
 
 impl Objection {
-    /// Every objection.
-    pub const ALL: [Self; 4] = [Self::LinkChanged, Self::OtherPodAttached, Self::BeforeBoot, Self::Stale];
-
     /// The stable name: a metric's label, and the reason in the log.
     pub fn name(self) -> &'static str {
         match self {

@@ -19,7 +19,7 @@ use crate::log_once::Condition;
 use crate::metrics::Metrics;
 use crate::policy::patterns::Patterns;
 
-pub mod table;
+pub(crate) mod table;
 mod upstream;
 
 use table::{GROUPS, Group, Names, Set};

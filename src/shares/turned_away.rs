@@ -9,22 +9,22 @@ use tokio::time::Instant;
 use crate::log_once::{EachKey, WhenFull};
 
 /// Time between two log lines about the same key.
-pub const QUIET: Duration = Duration::from_secs(60);
+pub(crate) const QUIET: Duration = Duration::from_secs(60);
 /// How long a key is remembered.
-pub const REMEMBERED: Duration = Duration::from_secs(600);
+pub(crate) const REMEMBERED: Duration = Duration::from_secs(600);
 /// How many keys are remembered.
 const MAX_REMEMBERED: usize = 1024;
 
 /// The memory. Keys must not be anything that somebody can invent in any number.
 #[derive(Debug)]
-pub struct TurnedAway<K> {
+pub(crate) struct TurnedAway<K> {
     entries: HashMap<K, TurnedAwayEntry>,
     lines: EachKey<K>,
 }
 
 /// What is remembered of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Recent {
+pub(crate) struct Recent {
     /// How often it was turned away.
     pub count: u64,
     /// The time since the last of these.
@@ -52,7 +52,7 @@ impl TurnedAwayEntry {
 
 impl<K: Clone + Eq + Hash> TurnedAway<K> {
     /// Counts one more. Returns how many a log line should count, if one is due: at most once a minute for each key.
-    pub fn note(&mut self, key: K) -> Option<u64> {
+    pub(crate) fn note(&mut self, key: K) -> Option<u64> {
         let now = Instant::now();
         if self.entries.len() >= MAX_REMEMBERED && !self.entries.contains_key(&key) {
             self.entries.retain(|_, entry| entry.recent(now).is_some());
@@ -72,12 +72,12 @@ impl<K: Clone + Eq + Hash> TurnedAway<K> {
     }
 
     /// Returns what is remembered of a key.
-    pub fn of(&self, key: &K) -> Option<Recent> {
+    pub(crate) fn of(&self, key: &K) -> Option<Recent> {
         self.entries.get(key)?.recent(Instant::now())
     }
 
     /// Returns everything that is remembered, in no order.
-    pub fn recent(&self) -> impl Iterator<Item = (&K, Recent)> {
+    pub(crate) fn recent(&self) -> impl Iterator<Item = (&K, Recent)> {
         let now = Instant::now();
         self.entries.iter().filter_map(move |(key, entry)| Some((key, entry.recent(now)?)))
     }

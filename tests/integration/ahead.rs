@@ -94,7 +94,7 @@ fn a_role_that_allows_no_longer_sessions_gives_an_hour_and_is_asked_once() {
 }
 
 #[test]
-fn the_end_of_a_session_is_told_by_the_nodes_clock_also_where_it_is_ten_minutes_off() {
+fn a_sessions_end_is_in_the_nodes_time_even_if_it_is_ten_minutes_off() {
     for skew in [600, -600] {
         let world = World::start();
         world.fakes.sts.set_clock_skew(skew);
@@ -107,7 +107,7 @@ fn the_end_of_a_session_is_told_by_the_nodes_clock_also_where_it_is_ten_minutes_
 }
 
 #[test]
-fn a_short_session_of_an_sts_whose_clock_is_ahead_is_not_held_for_longer_than_it_lasts() {
+fn a_short_session_of_an_sts_ahead_is_not_held_longer_than_it_lasts() {
     let world = World::start();
     world.fakes.sts.set_clock_skew(600);
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::ExpiresIn(Duration::from_secs(3)));

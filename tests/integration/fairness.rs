@@ -151,7 +151,7 @@ fn what_sts_gives_for_another_role_is_never_handed_out() {
 }
 
 #[test]
-fn an_answer_of_sts_that_does_not_say_for_whom_it_is_counts_as_one_for_another() {
+fn an_sts_answer_that_names_no_role_counts_as_one_for_another() {
     let world = World::start();
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::MissingField("AssumedRoleUser"));
     assert_eq!(world.credentials(ip(2), "web-role").status, 500);
@@ -160,7 +160,7 @@ fn an_answer_of_sts_that_does_not_say_for_whom_it_is_counts_as_one_for_another()
 }
 
 #[test]
-fn a_renewal_that_brings_another_roles_session_leaves_the_one_that_is_held_until_its_end() {
+fn a_renewal_with_another_roles_session_leaves_the_held_one_to_its_end() {
     let world = world_with(|fakes| {
         fakes.sts.add_role(Role::new(arn("web-role")));
         fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::ExpiresIn(Duration::from_secs(14)));
@@ -193,7 +193,7 @@ fn a_renewal_that_brings_another_roles_session_leaves_the_one_that_is_held_until
 /// Finished pods stay in the API as long as their author likes, in any number of namespaces, and their author may name this node in
 /// `spec.nodeName`.
 #[test]
-fn finished_pods_and_pods_in_the_nodes_network_cost_no_watch_of_their_namespaces() {
+fn finished_and_host_network_pods_cost_no_watch_of_their_namespaces() {
     let fakes = Fakes::new();
     let setup = fakes.setup().argument("--namespace-restrictions");
     let world = fakes.into_world(&setup);
@@ -215,7 +215,7 @@ fn finished_pods_and_pods_in_the_nodes_network_cost_no_watch_of_their_namespaces
 
 /// No network hands a connection on to the next pod of an address.
 #[test]
-fn a_connection_of_the_pod_that_had_the_address_before_is_refused_and_closed() {
+fn a_connection_of_the_addresss_earlier_pod_is_refused_and_closed() {
     let world = World::start();
     let kept = world.connect(ip(2));
     assert_eq!(player::request(kept.try_clone().unwrap(), "PUT", "/latest/api/token", &[(TOKEN_TTL, "60")]).unwrap().status, 200);

@@ -79,7 +79,7 @@ fn a_pod_of_any_size_is_served_and_the_watch_goes_on() {
 }
 
 #[test]
-fn a_pod_with_more_than_is_kept_of_any_is_refused_alone_until_it_is_smaller() {
+fn an_oversized_pod_is_refused_alone_until_it_is_smaller() {
     let world = World::start();
     world.fakes.pod("crowded", ip(5), Some("crowded-role"));
     assert_eq!(world.role_of(5), "crowded-role");

@@ -104,7 +104,7 @@ fn readiness_ends_when_the_end_begins() {
 }
 
 #[test]
-fn the_operators_port_serves_nothing_else_and_the_debug_page_only_when_asked() {
+fn the_operators_port_serves_its_pages_alone_and_debug_only_on_request() {
     let world = World::start();
     assert_eq!(world.daemon.get(None, "/debug/store").unwrap().status, 404);
     assert_eq!(world.daemon.get(None, ROLES).unwrap().status, 404);
@@ -135,7 +135,7 @@ fn session_tokens_outlive_a_daemon_whose_keys_are_kept() {
 }
 
 #[test]
-fn two_daemons_share_the_port_and_the_tokens_while_one_takes_over_from_the_other() {
+fn two_daemons_share_the_port_and_tokens_during_a_handover() {
     let directory = tempfile::tempdir().unwrap();
     let kept = format!("--token-key-file={}", directory.path().join("keys").display());
     // A port is shared by those alone who are to hand it over; each here by a socket of its own.

@@ -189,7 +189,7 @@ fn a_killed_daemon_takes_nothing_with_it_while_another_holds_the_socket() {
 
 /// It knows no pods, and would have them wait.
 #[test]
-fn a_newcomer_that_is_never_ready_takes_no_request_and_its_end_hurts_nobody() {
+fn a_new_daemon_that_is_never_ready_takes_no_request_and_ends_quietly() {
     let node = Shared::new();
     let first = node.start(None);
     first.wait_offered();
@@ -330,7 +330,7 @@ fn another_user_is_given_nothing_and_gives_nothing() {
 }
 
 #[test]
-fn the_metrics_port_of_another_program_is_an_error_where_nothing_is_taken_over() {
+fn another_programs_metrics_port_is_an_error_without_a_handover() {
     let node = Shared::new();
     let other = loopback();
     let port = other.local_addr().unwrap().port();

@@ -42,7 +42,7 @@ fn last_key_of(world: &World, role: &str) -> String {
 }
 
 #[test]
-fn with_a_role_between_the_base_role_is_given_to_nobody_whatever_the_daemon_has_it_from() {
+fn the_base_role_beside_an_intermediate_role_is_given_to_no_pod() {
     const DAEMON: &str = "arn:aws:sts::111122223333:assumed-role/daemon/rolegate";
     for (base_role, metadata) in [(NODE_ROLE_ARN.to_owned(), false), (NODE_ROLE_ARN.to_owned(), true), (arn("daemon"), false)] {
         let fakes = fakes_with_a_role_between(&base_role);
@@ -78,7 +78,7 @@ fn with_a_role_between_the_base_role_is_given_to_nobody_whatever_the_daemon_has_
 }
 
 #[test]
-fn the_base_role_is_for_pods_where_the_operator_says_so_beside_a_role_between() {
+fn the_base_role_is_for_pods_only_if_the_operator_allows_it() {
     let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
     let setup = setup_with_a_role_between(&fakes).argument("--allow-node-role");
     let world = fakes.into_world(&setup);
@@ -113,7 +113,7 @@ fn readiness_waits_for_the_role_between_and_the_log_says_what_to_mend() {
 }
 
 #[test]
-fn readiness_waits_for_the_base_identity_also_where_the_role_between_is_had() {
+fn readiness_waits_for_the_base_identity_after_the_intermediate_role() {
     let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
     // The role between is given, and nobody is told who he is.
     fakes.sts.set_behaviour(Behaviour::AccessDenied);
@@ -131,7 +131,7 @@ fn readiness_waits_for_the_base_identity_also_where_the_role_between_is_had() {
 
 /// The node's clock is ten minutes behind: by it, the session goes on.
 #[test]
-fn a_session_of_the_role_between_that_has_ended_by_stss_clock_is_dropped_and_the_pod_served() {
+fn an_intermediate_session_that_ended_by_stss_clock_is_replaced_at_once() {
     let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
     fakes.sts.set_clock_skew(600);
     let setup = setup_with_a_role_between(&fakes);
@@ -178,7 +178,7 @@ fn credentials_of_the_instance_that_sts_takes_no_more_are_read_again() {
 
 /// Where new ones are refused as well, each question costs STS one request and not two.
 #[test]
-fn credentials_that_are_refused_again_and_again_are_not_dropped_each_time() {
+fn own_credentials_that_are_always_refused_are_not_dropped_each_time() {
     let world = World::start();
     for role in ["web-role", "db-role"] {
         world.fakes.sts.set_role_behaviour(&arn(role), Behaviour::InvalidClientTokenId);
@@ -215,7 +215,7 @@ fn a_role_between_that_cannot_be_renewed_tells_an_outage_from_a_refusal() {
 
 /// Nobody waits for the hour in which it would be asked for anyway.
 #[test]
-fn a_role_that_cannot_be_assumed_for_the_daemons_own_sake_has_its_identity_asked_for() {
+fn an_intermediate_role_that_cannot_be_assumed_has_the_identity_checked() {
     let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
     let setup = setup_with_a_role_between(&fakes);
     let world = fakes.into_world(&setup);
@@ -282,7 +282,7 @@ fn a_base_arn_of_another_account_than_the_daemons_own_names_no_role() {
 }
 
 #[test]
-fn a_base_arn_of_the_daemons_own_account_is_believed_and_one_that_is_given_needs_no_word() {
+fn a_discovered_base_arn_of_the_own_account_is_taken_and_any_given_one() {
     let (fakes, setup) = discovering("111122223333");
     fakes.pod("web", ip(2), Some("web-role"));
     let world = fakes.into_world(&setup);

@@ -54,7 +54,7 @@ fn without_the_flag_sts_is_told_none() {
 }
 
 #[test]
-fn pods_of_one_role_share_a_source_identity_with_their_session_where_the_scope_is_the_role() {
+fn pods_of_one_role_share_session_and_source_identity_in_scope_role() {
     let fakes = Fakes::new();
     fakes.pod("web-0", ip(2), Some("web-role"));
     fakes.pod("web-1", ip(3), Some("web-role"));
@@ -90,7 +90,7 @@ fn with_a_role_between_each_pod_has_its_own_and_the_role_between_none() {
 }
 
 #[test]
-fn a_role_that_does_not_allow_it_is_refused_with_fitting_advice_and_no_session_goes_without() {
+fn a_role_that_forbids_source_identities_is_refused_with_advice() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     fakes.pod("db", ip(3), Some("db-role"));

@@ -66,7 +66,7 @@ fn a_failure_is_forgotten_after_its_time() {
 }
 
 #[test]
-fn every_way_in_which_sts_can_fail_is_a_500_and_told_apart_in_the_metrics() {
+fn every_failure_of_sts_is_a_500_with_its_own_metrics_label() {
     use Behaviour::*;
     let cases = [
         (Throttling, "throttled"),
@@ -132,7 +132,7 @@ fn an_sts_that_cannot_be_reached_is_said() {
 
 /// Before it is known who the daemon is, nobody gets anything; and however many ask, STS is not asked more often for that.
 #[test]
-fn an_sts_that_does_not_tell_who_the_daemon_is_is_not_hammered_and_no_role_is_blamed() {
+fn a_failing_get_caller_identity_is_not_hammered_and_blames_no_role() {
     let fakes = Fakes::new();
     fakes.sts.set_behaviour(Behaviour::AccessDenied);
     for number in 0..20_u8 {

@@ -63,7 +63,7 @@ impl World {
 }
 
 #[test]
-fn every_taint_of_the_key_is_removed_and_the_rest_of_the_node_is_as_it_was() {
+fn every_taint_of_the_key_is_removed_and_the_node_is_else_unchanged() {
     let others = [not_ready(), taint("dedicated", "NoSchedule"), taint(&format!("{KEY}-gpu"), "NoSchedule")];
     let mut ours = taint(KEY, "NoSchedule");
     ours["value"] = "true".into();
@@ -138,7 +138,7 @@ fn what_others_change_between_look_and_patch_is_kept() {
 }
 
 #[test]
-fn a_missing_permission_is_said_once_with_its_rule_and_the_service_goes_on() {
+fn a_missing_permission_is_logged_once_with_its_rule_and_service_goes_on() {
     for verb in [Verb::Get, Verb::Patch] {
         let fakes = Fakes::tainted(&[taint(KEY, "NoSchedule")]);
         fakes.api.deny(verb, "nodes");

@@ -12,7 +12,7 @@ use crate::world::{Fakes, ROLES, World, connect, ip, pod};
 const LONG_AGO: &str = "2001-01-01T00:00:00Z";
 
 #[test]
-fn a_pod_from_before_the_nodes_boot_gets_nothing_until_the_api_tells_of_something_that_started_since() {
+fn a_pod_from_before_the_boot_gets_nothing_until_the_api_shows_a_start() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     fakes.api.apply(Resource::Pods, pod("web", ip(2), Some("web-role")).started_at(LONG_AGO).build());
@@ -73,7 +73,7 @@ fn requests_that_are_not_let_wait_are_logged_and_explained() {
 }
 
 #[test]
-fn pods_that_nothing_on_the_node_confirms_are_refused_when_the_api_was_silent_for_too_long() {
+fn unconfirmed_pods_are_refused_when_the_api_is_silent_for_too_long() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     // In an idle cluster, bookmarks are all that is heard.

@@ -113,7 +113,7 @@ fn a_stolen_mac_address_on_a_bridge_gets_nobody_another_pods_role() {
 }
 
 #[test]
-fn the_next_pod_at_the_address_of_a_deleted_one_never_gets_its_role_while_the_api_is_away() {
+fn the_next_pod_at_an_address_never_gets_the_last_ones_role_in_an_outage() {
     let Some(bed) = Bed::new() else { return };
     let before = bed.pod("before", "veth");
     let daemon = bed.start(&bed.setup_with_ip().argument("--backoff-max-elapsed-time=100ms"));
@@ -214,7 +214,7 @@ fn a_forged_status_gains_nothing_where_cni_results_are_read() {
 
 /// Without CNI results: the victim's object says that it ends, and the liar's that it has the victim's address.
 #[test]
-fn a_pod_whose_link_is_pinned_never_gets_the_role_of_a_liar_that_claims_its_address() {
+fn a_pinned_pod_never_gets_the_role_of_a_liar_that_claims_its_address() {
     let Some(bed) = Bed::new() else { return };
     let (victim, liar) = (bed.pod("victim", "veth"), bed.pod("liar", "veth"));
     let daemon = bed.start(&bed.setup_with_ip().argument("--backoff-max-elapsed-time=100ms"));
@@ -233,7 +233,7 @@ fn a_pod_whose_link_is_pinned_never_gets_the_role_of_a_liar_that_claims_its_addr
 
 /// What is sent while a daemon starts is sent before it knows any link.
 #[test]
-fn a_connection_from_before_the_links_are_known_is_not_served_on_a_bridge() {
+fn an_early_connection_on_a_bridge_is_not_served_before_links_are_known() {
     let Some(bed) = Bed::new() else { return };
     let bridge = bed.node.add_bridge("cni0").unwrap();
     let pod = bed.pod_at("web", &bridge);

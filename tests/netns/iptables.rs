@@ -206,7 +206,7 @@ fn the_guard_alone_leaves_no_redirect_and_its_file_can_be_loaded_again() {
 }
 
 #[test]
-fn what_the_other_flavour_has_of_ours_is_said_and_taken_away_but_for_its_guard() {
+fn the_other_flavours_leftovers_are_logged_and_removed_but_for_its_guard() {
     let Some(node) = node() else { return };
     for [(before, old), (now, new)] in [[FLAVOURS[1], FLAVOURS[0]], FLAVOURS] {
         install(node.ns(), before, rules());

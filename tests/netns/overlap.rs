@@ -147,7 +147,7 @@ fn nor_does_one_that_changes_the_backend() {
 
 /// What it had accepted is lost with it, and nothing else; afterwards it is as if it had never been.
 #[test]
-fn a_kill_of_the_old_daemon_while_two_overlap_costs_what_it_had_under_way_alone() {
+fn a_killed_old_daemon_in_an_overlap_costs_only_its_own_requests() {
     for backend in BACKENDS {
         let Some(bed) = Bed::new() else { return };
         let pod = bed.pod("web", "veth");
@@ -175,7 +175,7 @@ fn a_kill_of_the_old_daemon_while_two_overlap_costs_what_it_had_under_way_alone(
 
 /// Refusals last as long as the restart, and there is never another answer than the right one.
 #[test]
-fn a_kill_of_the_only_daemon_is_refused_connections_until_the_next_one_serves() {
+fn a_killed_only_daemon_means_refused_connections_until_the_next_serves() {
     for backend in BACKENDS {
         let Some(bed) = Bed::new() else { return };
         let pod = bed.pod("web", "veth");

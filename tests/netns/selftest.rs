@@ -373,7 +373,7 @@ fn wait_for_no_traces(bed: &Bed) {
 
 /// The namespace goes with the child, which ends with the daemon; a way at a bridge is taken away at the next start.
 #[test]
-fn behind_a_bridge_it_is_a_port_of_it_and_a_killed_daemon_leaves_nothing_for_long() {
+fn the_self_test_is_a_port_of_its_bridge_and_a_killed_daemon_leaves_none() {
     let Some(bed) = Bed::new() else { return };
     let setup = often(bed.setup_with_ip()).argument("--host-interface=cni0");
     // No pod has been there: there is nothing to test, and nothing to wait for.

@@ -120,7 +120,7 @@ fn only_what_concerns_an_address_makes_its_answer_stale() {
 }
 
 #[test]
-fn which_interfaces_there_are_is_a_change_for_whoever_looks_for_them_by_name() {
+fn a_new_or_gone_interface_is_a_change_for_look_ups_by_name() {
     let mut table = table();
     put(&mut table, ip(1), KernelAnswer::Own { interface: 9 });
     let renamed = Interface { name: "eth9".into(), ..interface(9, "veth", None) };

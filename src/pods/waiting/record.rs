@@ -90,7 +90,7 @@ mod tests {
     use crate::shares::turned_away::{QUIET, REMEMBERED};
 
     #[tokio::test(start_paused = true)]
-    async fn each_pod_has_a_line_a_minute_and_all_unknown_addresses_have_one_together() {
+    async fn each_pod_has_a_line_a_minute_and_unknown_addresses_share_one() {
         let mut record = WaitingRecord::default();
         let (web, db) = (pod("web", "10.0.0.1"), pod("db", "10.0.0.2"));
         let mut note = |waiter: &RequestWaiter| record.note(waiter);

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn short_watches_that_bring_something_are_paused_between_and_never_for_long() {
+    fn short_watches_that_bring_something_pause_between_and_never_for_long() {
         let mut backoff = Backoff::default();
         for _ in 0..20 {
             let pause = backoff.pause(&RequestFailure::Silent, true);

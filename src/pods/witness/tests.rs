@@ -254,7 +254,7 @@ fn a_pod_that_claims_two_addresses_has_the_one_that_the_node_recorded() {
 }
 
 #[test]
-fn a_new_pod_is_identified_by_the_record_before_its_status_has_its_address() {
+fn a_new_pod_is_known_by_its_record_before_its_status_has_an_address() {
     let (node, writer, pods) = node();
     apply(&writer, [without_address("a")]);
     assert_eq!(found(&pods, "10.0.0.1"), Err(None));
@@ -299,7 +299,7 @@ fn records_that_disagree_are_no_evidence_against_anybody() {
 }
 
 #[test]
-fn another_pod_at_the_address_during_an_outage_does_not_get_the_role_of_the_one_before() {
+fn a_new_pod_at_an_address_never_gets_the_last_ones_role_in_an_outage() {
     let (node, writer, pods) = node();
     node.attach("10.0.0.1", 7, &["a"]);
     apply(&writer, [pod("a", "10.0.0.1")]);
@@ -311,7 +311,7 @@ fn another_pod_at_the_address_during_an_outage_does_not_get_the_role_of_the_one_
 }
 
 #[test]
-fn a_record_that_the_link_contradicts_is_not_believed_and_neither_is_the_link() {
+fn a_record_and_a_link_that_contradict_each_other_are_both_distrusted() {
     let (node, writer, pods) = node();
     // On a bridge, the record names the pod's own MAC address; the neighbour that answers has another.
     let bridge = |last| Link { interface: 3, kind: LinkKind::Bridge { mac: Some([2, 0, 0, 0, 0, last]), port: None, moved: 0 } };
@@ -324,7 +324,7 @@ fn a_record_that_the_link_contradicts_is_not_believed_and_neither_is_the_link() 
 }
 
 #[test]
-fn after_a_reboot_no_claim_counts_until_the_api_tells_of_something_that_started_since() {
+fn no_claim_counts_after_a_reboot_until_the_api_shows_a_later_start() {
     let (node, writer, pods) = node();
     node.link("10.0.0.1", 7);
     apply(&writer, [started(pod("a", "10.0.0.1"), BOOT - 1)]);
@@ -395,7 +395,7 @@ fn every_change_of_what_the_node_sees_makes_decisions_be_made_anew() {
 }
 
 #[tokio::test]
-async fn an_address_that_nobody_has_is_never_asked_for_and_one_that_somebody_had_is_forgotten() {
+async fn nobodys_address_is_never_queried_and_a_former_one_is_forgotten() {
     let (node, writer, pods) = node();
     assert_eq!(found(&pods, "10.0.0.1"), Err(None));
     assert_eq!(node.looks.load(Ordering::SeqCst), 0, "a stranger may invent any number of addresses");
@@ -434,7 +434,7 @@ async fn a_link_that_moved_and_came_back_is_not_trusted_for_a_while() {
 }
 
 #[test]
-fn what_agreed_for_one_pod_is_compared_again_for_the_next_and_after_each_change_of_a_pod() {
+fn an_agreement_is_checked_again_for_the_next_pod_and_after_each_change() {
     let (node, writer, pods) = node();
     let looks = |wanted: &str| {
         let before = node.looks.load(Ordering::SeqCst);
