@@ -179,7 +179,7 @@ impl World {
         let setup = self.setup(kind, programs);
         let began = Instant::now();
         let daemon = setup.spawn().unwrap();
-        wait_for_message(&daemon, "the guard is in place: ");
+        daemon.wait_for_event("guard-in-place").unwrap();
         let guarded = began.elapsed();
         wait_for(&daemon, || is_ready(self.node.ns()));
         let ready = began.elapsed();
@@ -188,7 +188,7 @@ impl World {
         std::thread::sleep(QUIET + run * Duration::from_millis(100));
         let began = Instant::now();
         self.node.ns().sh(kind.flush).unwrap();
-        wait_for_message(&daemon, "somebody changed the packet rules; they are repaired");
+        daemon.wait_for_event("rules-repaired").unwrap();
         // The flush may have been half done when it was noticed.
         wait_for(&daemon, || role_of(&self.pod).is_ok_and(|role| role == ROLE));
         let repaired = began.elapsed();
@@ -200,10 +200,6 @@ impl World {
         wait_for(&daemon, || role_of(&self.pod).is_ok_and(|role| role == ROLE));
         [guarded, ready, repaired, began.elapsed()]
     }
-}
-
-fn wait_for_message(daemon: &Daemon, wanted: &str) {
-    daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|message| message.starts_with(wanted))).unwrap();
 }
 
 fn wait_for(daemon: &Daemon, is: impl Fn() -> bool) {

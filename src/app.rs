@@ -115,9 +115,9 @@ impl App {
             self_test,
         } = self;
         let version = env!("CARGO_PKG_VERSION");
-        info!(version, node = %config.pods.node, %metadata_address, %metrics_address, "rolegate starts");
+        info!(event = "starting", version, node = %config.pods.node, %metadata_address, %metrics_address, "starting rolegate");
         for warning in &config.warnings {
-            warn!("{warning}");
+            warn!(event = "configuration", "{warning}");
         }
         let (drain, probes) = (Drain::default(), Probes::default());
         let running = readiness.step(START);

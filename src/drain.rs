@@ -60,12 +60,16 @@ impl Drain {
         if timeout(LAST_REQUESTS, self.connections.wait()).await.is_err() {
             self.closing.cancel();
             if timeout(DEADLINE, self.connections.wait()).await.is_err() {
-                warn!(connections = self.connections.len(), "requests are still under way; their connections are dropped");
+                warn!(
+                    event = "drain-deadline",
+                    connections = self.connections.len(),
+                    "requests are still in progress at the end of the drain; closing their connections"
+                );
                 self.forced.cancel();
                 self.connections.wait().await;
             }
         }
-        info!("every connection has ended");
+        info!(event = "drained", "all connections are closed");
     }
 }
 

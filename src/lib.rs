@@ -28,6 +28,7 @@
 //! - [`role`]: the names that AWS knows a session by
 //! - [`redirect`]: the packet rules, and what keeps them true
 //! - [`admin`], [`metrics`], [`readiness`], [`telemetry`]: what operators see
+//! - `log_once`: which log lines are due, where something repeats
 //! - [`capabilities`]: what the process may do to the node
 //! - [`handover`], [`unix_socket`]: the pods' socket goes from one daemon to the next
 //! - [`netlink`]: queries to the kernel about interfaces, routes and neighbours
@@ -56,6 +57,7 @@ mod explain;
 mod handover;
 pub mod kubernetes;
 pub mod links;
+mod log_once;
 pub mod metadata_service;
 pub mod metrics;
 pub mod netlink;

@@ -36,6 +36,7 @@ use tracing::{debug, warn};
 use self::feed::Feed;
 use self::table::{InterfaceKind, KernelAnswer, KnownInterface, LinkTable, NotificationQueue, classify};
 use crate::digest::Digest;
+use crate::log_once::Condition;
 use crate::netlink::Netlink;
 
 pub use crate::netlink::Mac;
@@ -131,7 +132,7 @@ struct SharedLinks {
     generation: AtomicU64,
     has_bridges: AtomicBool,
     overflows: AtomicU64,
-    has_failed: AtomicBool,
+    failing: Condition,
     changes: watch::Sender<u64>,
 }
 
@@ -155,7 +156,7 @@ impl Links {
             generation: AtomicU64::new(0),
             has_bridges: AtomicBool::new(false),
             overflows: AtomicU64::new(0),
-            has_failed: AtomicBool::new(false),
+            failing: Condition::default(),
             changes: watch::Sender::new(0),
         };
         shared.change(|table| table.set_links(&interfaces));
@@ -287,13 +288,15 @@ impl Links {
     /// Keeps the table current; never returns. Needs a runtime with I/O and time.
     pub async fn keep(&self) {
         let Some(shared) = &self.shared else { return std::future::pending().await };
-        let mut is_told = false;
+        let failing = Condition::default();
         loop {
             let begun = Instant::now();
             let Err(error) = shared.follow().await;
             // One that went well for a while is a failure of its own.
-            is_told &= begun.elapsed() <= 2 * AGAIN;
-            if !std::mem::replace(&mut is_told, true) {
+            if begun.elapsed() > 2 * AGAIN {
+                failing.ends();
+            }
+            if failing.begins() {
                 warn!(
                     event = "network-notifications-failed", %error,
                     "cannot read the kernel's notifications about the node's network; resubscribing, and querying the kernel for each \
@@ -353,7 +356,7 @@ impl SharedLinks {
                 Ok(found) => found,
                 Err(error) => {
                     self.change(|table| table.give_up(ip));
-                    if !self.has_failed.swap(true, Ordering::Relaxed) {
+                    if self.failing.begins() {
                         warn!(
                             event = "route-lookup-failed", %ip, %error,
                             "cannot look up the route to an address; treating its link as unknown and retrying"
@@ -362,7 +365,7 @@ impl SharedLinks {
                     return Reach::Unknown;
                 }
             };
-            self.has_failed.store(false, Ordering::Relaxed);
+            self.failing.ends();
             let (reach, is_settled) = self.change(|table| {
                 let (reach, is_kept) = table.answer(ip, found);
                 (reach, is_kept || table.is_behind(NotificationQueue::Topology) || table.is_behind(NotificationQueue::Neighbours))

@@ -20,6 +20,7 @@ use self::netlink::Netlink;
 use self::placement::{NoPlacement, Outside, Placement};
 use self::test_network::{TestNetwork, make};
 use crate::config::{InterfaceMatch, SelfTestConfig, SelfTestMode};
+use crate::log_once::{Changes, Conditions};
 use crate::metadata_service::METADATA_PORT;
 use crate::metrics::Metrics;
 use crate::pods::Pods;
@@ -253,14 +254,20 @@ impl SelfTest {
             Ability::Off => Err(SelfTestState::Off),
             Ability::Unable(reason) => {
                 warn!(
-                    "the self-test is not done: {reason}. Whether pods' requests arrive is shown by nothing else; --self-test=off is \
-                     to say that this is known"
+                    event = "self-test-unavailable", %reason,
+                    "cannot run the self-test; nothing else verifies that pods' requests reach this daemon; fix the reason, or set \
+                     --self-test=off to accept this"
                 );
                 Err(SelfTestState::Unavailable)
             }
             Ability::Able(helper) => match helper.speak() {
-                Ok(helper) => Ok(Running { helper, network: None, failing: None, metrics: metrics.clone(), readiness, step }),
-                Err(error) => return error!(%error, "the self-test's helper process cannot be spoken to"),
+                Ok(helper) => Ok(Running { helper, network: None, failing: Changes::default(), metrics: metrics.clone(), readiness, step }),
+                Err(error) => {
+                    return error!(
+                        event = "self-test-helper-failed", %error,
+                        "cannot communicate with the self-test's helper process; exiting, so that the daemon is restarted"
+                    );
+                }
             },
         };
         let state = running.as_ref().err().copied();
@@ -268,7 +275,7 @@ impl SelfTest {
         if let Ok(running) = &running {
             running.readiness.done(after).await;
         }
-        let mut look = InterfaceScan { outside: Outside::default(), told: Default::default() };
+        let mut look = InterfaceScan { outside: Outside::default(), logged: Conditions::default() };
         loop {
             let ips = placement::addresses(&pods);
             if has_rules && !interfaces.is_empty() {
@@ -297,7 +304,7 @@ struct Running {
     // Before the helper, whose end takes the interface away by itself.
     network: Option<TestNetwork>,
     helper: Spoken,
-    failing: Option<&'static str>,
+    failing: Changes<&'static str>,
     metrics: Metrics,
     readiness: Readiness,
     step: Option<ReadinessStep>,
@@ -323,10 +330,10 @@ impl Running {
             Err(error) => Some(SelfTestFailure::NotMade(error)),
         };
         let Some(failure) = failure else {
-            if self.failing.take().is_some() {
-                info!("the self-test passes again: pods' requests arrive here");
+            if self.failing.forget().is_some() {
+                info!(event = "self-test-passed", "the self-test passes again; pods' requests reach this daemon");
             } else if self.step.is_some() {
-                info!("the self-test passed: pods' requests arrive here");
+                info!(event = "self-test-passed", "the self-test passed; pods' requests reach this daemon");
             }
             if let Some(step) = self.step.take() {
                 step.done();
@@ -336,10 +343,10 @@ impl Running {
         };
         tell(&self.metrics, SelfTestState::Failed);
         self.metrics.self_test_failed(failure.name());
-        if self.failing.replace(failure.name()) == Some(failure.name()) {
+        if !self.failing.is_new(failure.name()) {
             debug!(reason = failure.name(), "the self-test still fails: {failure}");
         } else {
-            error!(reason = failure.name(), "the self-test failed: {failure}");
+            error!(event = "self-test-failed", reason = failure.name(), error = %failure, "the self-test failed; not ready, retrying");
         }
         if self.step.is_none() {
             self.step = Some(self.readiness.step(STEP));
@@ -354,8 +361,12 @@ impl Running {
         tell(&self.metrics, SelfTestState::Unavailable);
         let forever = matches!(reason, NoPlacement::Never(_));
         let name = if forever { "never" } else { "not-yet" };
-        if self.failing.replace(name) != Some(name) {
-            warn!("the self-test is not done: {reason}");
+        if self.failing.is_new(name) {
+            warn!(
+                event = "self-test-unavailable", %reason,
+                "cannot run the self-test; nothing else verifies that pods' requests reach this daemon; fix the reason, or set \
+                 --self-test=off to accept this"
+            );
         }
         if !(forever && mode == SelfTestMode::On)
             && let Some(step) = self.step.take()
@@ -494,7 +505,8 @@ fn source(family: Family, number: u8) -> IpAddr {
 #[derive(Debug)]
 struct InterfaceScan {
     outside: Outside,
-    told: std::collections::BTreeSet<String>,
+    /// Interfaces that were logged.
+    logged: Conditions<String>,
 }
 
 impl InterfaceScan {
@@ -511,17 +523,17 @@ impl InterfaceScan {
             }
             Err(error) => {
                 debug!(%error, "the routes to pods could not be read");
-                return Self { outside: Outside::default(), told: Default::default() };
+                return Self { outside: Outside::default(), logged: Conditions::default() };
             }
         };
         let addresses: std::collections::BTreeSet<_> = found.iter().map(|(ip, _)| *ip).collect();
         metrics.pods_outside(addresses.len());
         for (address, interface) in found {
-            if look.told.insert(interface.clone()) {
+            if look.logged.begins(interface.clone()) {
                 warn!(
-                    %interface, %address,
-                    "pods are behind an interface that --host-interface leaves out: their metadata requests do not come here. Add it, or \
-                     leave --host-interface out, which takes every one"
+                    event = "pods-outside-rules", %interface, %address,
+                    "pods are behind an interface that --host-interface does not include; their metadata requests do not reach this \
+                     daemon; add the interface, or remove --host-interface to include all"
                 );
             }
         }

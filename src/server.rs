@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,6 +32,7 @@ use crate::connections::{
 use crate::credentials::AssumeRole;
 use crate::drain::Drain;
 use crate::handover::AcceptQueue;
+use crate::log_once::Condition;
 use crate::metadata_service::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::metrics::Metrics;
 use crate::proxy::route::Hosts;
@@ -67,30 +68,33 @@ pub(crate) struct Server<A> {
 /// Whether connections can be accepted: told when it changes, as it may stay so for long.
 #[derive(Debug)]
 struct Accepting {
-    fails: AtomicBool,
+    fails: Condition,
     metrics: Metrics,
 }
 
 impl Accepting {
     fn new(metrics: Metrics) -> Self {
-        Self { fails: AtomicBool::new(false), metrics }
+        Self { fails: Condition::default(), metrics }
     }
 
     /// It failed; the answer is whether it did not before.
     fn failed(&self, error: &std::io::Error) -> bool {
         self.metrics.connection_refused("accept-failed");
-        let is_news = !self.fails.swap(true, Ordering::Relaxed);
+        let is_news = self.fails.begins();
         if is_news {
-            warn!(%error, "connections cannot be accepted; trying again and again. Where files are short (EMFILE, ENFILE), raise the limit of open files");
+            warn!(
+                event = "accept-failed", %error,
+                "cannot accept connections; retrying; if files are exhausted (EMFILE, ENFILE), raise the limit of open files"
+            );
         }
         is_news
     }
 
     /// It worked; the answer is whether it did not before.
     fn worked(&self) -> bool {
-        let is_news = self.fails.swap(false, Ordering::Relaxed);
+        let is_news = self.fails.ends();
         if is_news {
-            info!("connections are accepted again");
+            info!(event = "accept-recovered", "accepting connections again");
         }
         is_news
     }

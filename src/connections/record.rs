@@ -126,8 +126,10 @@ impl ConnectionRecord {
         let (limit, advice, port) = (limit.name(), limit.advice(port), port.name());
         match source {
             Source::Pod(pod) => {
-                warn!(event = "connection-limit", port, limit, namespace = %pod.namespace, pod = %pod.name, connections,
-                    "closed connections of a pod: {advice}");
+                warn!(
+                    event = "connection-limit", port, limit, namespace = %pod.namespace, pod = %pod.name, connections,
+                    "closed connections of a pod: {advice}"
+                );
             }
             Source::Disputed(ip) => {
                 warn!(event = "connection-limit", port, limit, source = %ip, connections, "closed connections: {advice}");

@@ -5,7 +5,6 @@
 //! names; the SDKs' variables for FIPS, dual-stack and other endpoints count.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
@@ -37,6 +36,7 @@ use super::duration::Durations;
 use super::identity::Inquiry;
 use super::{AssumeRole, AssumeRoleError, CHECK_ENDPOINT, Credentials, StsOfNode};
 use crate::clock::Clock;
+use crate::log_once::Condition;
 use crate::metrics::Metrics;
 use crate::policy::node::{KnownNode, NodeIdentity};
 use crate::policy::{self, RoleRequest};
@@ -169,7 +169,7 @@ impl Aws {
         // The gate and its pauses are what asks again: so that each request passes the gate, and is counted.
         let caller = Arc::new(intermediate.as_ref().unwrap_or(&base).without_retries());
         let identity = Arc::new(Inquiry::new(base, intermediate, node.clone()));
-        Sts { caller, clock, identity, doubt: Arc::default(), durations: Arc::default(), clock_told: Arc::default() }
+        Sts { caller, clock, identity, doubt: Arc::default(), durations: Arc::default(), clock_skew: Arc::default() }
     }
 
     /// `arn:PARTITION:iam::ACCOUNT:role/` of the node, from its instance profile.
@@ -219,7 +219,7 @@ pub(crate) struct Sts {
     doubt: Arc<Notify>,
     durations: Arc<Durations>,
     /// That the clocks are apart is said once.
-    clock_told: Arc<AtomicBool>,
+    clock_skew: Arc<Condition>,
 }
 
 impl Sts {
@@ -254,10 +254,12 @@ impl AssumeRole for Sts {
         // By this node's clock, which pods share: what they take the time from that is left.
         let now = self.clock.now();
         let ahead = date.ahead_of(now);
-        if !ahead.is_zero() && !self.clock_told.swap(true, Ordering::Relaxed) {
+        if !ahead.is_zero() && self.clock_skew.begins() {
             warn!(
+                event = "clock-skew",
                 seconds = ahead.as_secs(),
-                "STS's clock is ahead of this node's (behind it, if negative); expirations are told by the node's"
+                "the clocks of STS and this node differ (seconds is negative if STS is behind); adjusting expiration times to this node's \
+                 clock; check the node's time synchronization"
             );
         }
         let expires_at = expires_at.checked_sub(ahead).map_err(|_| incomplete())?;
@@ -307,7 +309,8 @@ impl Sts {
                 role = request.role().as_str(),
                 session = request.session_name().as_str(),
                 advice = CHECK_ENDPOINT,
-                "discarded credentials from STS: {error}"
+                %error,
+                "STS returned credentials of another role or session; discarding them"
             );
         })?;
         answer.credentials.ok_or_else(incomplete)

@@ -172,14 +172,23 @@ impl<A: StsOfNode> Explainer<A> {
         match answer {
             Ok(credentials) => {
                 self.metrics.explained("ok");
-                info!(role, session, access_key_id = %credentials.access_key_id, expires_at = %credentials.expires_at,
-                    "assumed a role for an explanation; its credentials are dropped");
+                info!(
+                    event = "explain-role-assumed",
+                    role,
+                    session,
+                    access_key_id = %credentials.access_key_id,
+                    expires_at = %credentials.expires_at,
+                    "assumed a role for 'rolegate explain'; discarding its credentials"
+                );
                 let (access_key_id, expires_at) = (credentials.access_key_id.clone(), credentials.expires_at.to_string());
                 Ok(Session { access_key_id, expires_at, life: credentials.life() })
             }
             Err(error) => {
                 self.metrics.explained(error.name());
-                warn!(role, session, outcome = error.name(), "cannot assume a role for an explanation: {error}");
+                warn!(
+                    event = "explain-assume-role-failed", role, session, outcome = error.name(), %error,
+                    "cannot assume a role for 'rolegate explain'; pods are not affected"
+                );
                 Err(error)
             }
         }

@@ -19,7 +19,6 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
@@ -33,6 +32,8 @@ use super::observed::ObservedRules;
 use super::program::{LOCK_WAIT, run};
 use super::rules::{Family, Hook, RuleSet};
 use super::{Backend, RedirectError};
+
+use crate::log_once::Condition;
 
 pub(super) mod listing;
 pub mod program;
@@ -53,8 +54,8 @@ pub struct Iptables {
     found: OnceCell<Flavour>,
     lock_wait: Duration,
     ipv6: PathBuf,
-    /// It was said that the kernel has no table `security`.
-    told_of_mangle: OnceLock<()>,
+    /// Whether the kernel has no table `security`.
+    without_security: Condition,
 }
 
 impl Default for Iptables {
@@ -64,7 +65,7 @@ impl Default for Iptables {
             found: OnceCell::new(),
             lock_wait: LOCK_WAIT,
             ipv6: IPV6_OF_THE_KERNEL.into(),
-            told_of_mangle: OnceLock::new(),
+            without_security: Condition::default(),
         }
     }
 }
@@ -188,11 +189,12 @@ impl Iptables {
 
     /// Says once what a backstop ahead of the guard means for pods.
     fn tell_of_backstop(&self, family: Family, backstop: KernelTable) {
-        if backstop == KernelTable::Mangle && self.told_of_mangle.set(()).is_ok() {
+        if backstop == KernelTable::Mangle && self.without_security.begins() {
             let program = program::of(self.flavour, family).iptables;
             warn!(
-                "the kernel has no table `security` for {program}: what pods send to other ports of the metadata address is dropped, by the \
-                 table `mangle`, and not refused; load the module iptable_security (and ip6table_security), or use --redirect=nftables"
+                event = "security-table-missing", %program,
+                "the kernel has no table 'security'; dropping (not rejecting) pods' packets to other ports of the metadata address in the \
+                 table 'mangle'; load the module iptable_security (and ip6table_security), or use --redirect=nftables"
             );
         }
     }
@@ -248,7 +250,7 @@ impl Backend for Iptables {
         for family in self.families() {
             let installed = self.install_family(rules, *family).await.map_err(|error| of_family(*family, error));
             if let (Err(_), Err(error)) = (&result, &installed) {
-                warn!(%error, "the other family's rules are not in place either");
+                warn!(event = "other-family-failed", %error, "the rules of the other address family are not in place either");
             }
             result = result.and(installed);
         }

@@ -263,10 +263,7 @@ fn service_accounts_that_may_not_be_read_open_nothing() {
         world.fakes.api.deny(verb, "serviceaccounts");
     }
     world.fakes.api.cut_connections();
-    world
-        .daemon
-        .wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.starts_with("service accounts may not be read")))
-        .unwrap();
+    world.daemon.wait_for_event("service-accounts-forbidden").unwrap();
     assert_eq!(world.get(ip(2), ROLES).text(), "seller-role", "what is known still holds");
     assert_eq!(world.get(ip(3), ROLES).text(), "default-role", "that it names none, too");
     // One that is new may name a role: its pod does not get the default one, and does not wait for what will not come.
@@ -360,7 +357,7 @@ fn audit_mode_serves_and_reports() {
         world.metric(r#"rolegate_audit_denials_total{reason="no-namespace-list"}"#)
     };
     world.eventually(ask, |count| *count >= 1.0);
-    world.daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.starts_with("served in audit mode"))).unwrap();
+    world.daemon.wait_for_event("would-be-refused").unwrap();
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn the_base_role_beside_an_intermediate_role_is_given_to_no_pod() {
         let callers: Vec<_> = identities.iter().map(|call| call.caller_arn.clone().unwrap()).collect();
         let base = if base_role == NODE_ROLE_ARN { NODE_SESSION_ARN } else { DAEMON };
         assert!(callers.len() == 2 && callers[0] == base && callers[1].contains(":assumed-role/between/"), "{callers:?}");
-        let between = world.daemon.wait_for_log(|line| line["message"] == "the role between, by which pods' roles are assumed").unwrap();
+        let between = world.daemon.wait_for_event("intermediate-identity").unwrap();
         assert_eq!(between["arn"], callers[1].as_str());
     }
 }
@@ -92,9 +92,8 @@ fn readiness_waits_for_the_role_between_and_the_log_says_what_to_mend() {
     fakes.sts.set_role_behaviour(&arn("between"), Behaviour::AccessDenied);
     let setup = setup_with_a_role_between(&fakes);
     let world = fakes.into_world_without_identity(&setup);
-    let not_known = |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("identity is not known yet"));
-    let line = world.daemon.wait_for_log(not_known).unwrap();
-    let message = line["message"].as_str().unwrap();
+    let line = world.daemon.wait_for_event("own-identity-unknown").unwrap();
+    let message = line["error"].as_str().unwrap();
     let role = arn("between");
     for part in [
         format!("the role of --assume-role-arn, {role}, cannot be assumed: AccessDenied"),
@@ -224,7 +223,7 @@ fn an_intermediate_role_that_cannot_be_assumed_has_the_identity_checked() {
     world.fakes.sts.expire(&last_key_of(&world, &arn("between")));
     assert_eq!(world.credentials(ip(4), "web-role").status, 500);
     let anew = |line: &serde_json::Value| {
-        line["message"].as_str().is_some_and(|text| text.contains("could not be asked for anew") && text.contains("--assume-role-arn"))
+        line["event"] == "own-identity-renewal-failed" && line["error"].as_str().unwrap().contains("--assume-role-arn")
     };
     world.daemon.wait_for_log(anew).unwrap();
     assert_eq!(world.daemon.get(None, "/readyz").unwrap().status, 200, "not for long yet");
@@ -269,7 +268,7 @@ fn a_base_arn_of_another_account_than_the_daemons_own_names_no_role() {
         fakes.pod("plain", ip(5), None);
         let world = World { daemon: setup.argument("--default-role=web-role").start().unwrap(), fakes };
         is_not_ready(&world);
-        let line = world.daemon.wait_for_log(|line| line["event"] == "foreign-account").unwrap();
+        let line = world.daemon.wait_for_event("foreign-account").unwrap();
         assert_eq!((line["account"].as_str(), line["level"].as_str()), (Some(FORGED), Some("ERROR")), "{line}");
         assert_eq!(line["identity"], NODE_SESSION_ARN);
         for number in [2, 3, 5] {

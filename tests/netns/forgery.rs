@@ -70,6 +70,7 @@ fn late_word_of_a_pod_that_is_gone_gives_its_role_to_nobody() {
     let daemon = bed.start(&bed.setup_with_ip().argument("--backoff-max-elapsed-time=100ms"));
     let next = bed.node.add_pod_with(PodOptions { name: "next", interface_prefix: "veth", ..PodOptions::default() }).unwrap();
     // Its network was created well before the interface that leads to its address now.
+    #[expect(clippy::disallowed_methods, reason = "the API's times are compared with the age of an interface of this machine")]
     let long_ago = (jiff::Timestamp::now() - Duration::from_secs(60)).strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let gone = PodBuilder::new("team-a", "gone").ip(&next.ip.to_string()).started_at(&long_ago);
     bed.api.apply(Resource::Pods, gone.annotation("iam.amazonaws.com/role", "arn:aws:iam::123456789012:role/role-of-gone").build());
@@ -92,7 +93,7 @@ fn forged_arp_on_a_bridge_gets_nobody_another_pods_role() {
     assert!(daemon.metric(Some(bed.node.ns()), r#"rolegate_denials_total{reason="link-changed"}"#).unwrap() >= 1.0);
     let may_forge = || daemon.metric(Some(bed.node.ns()), "rolegate_pods_with_net_raw_on_bridges").unwrap();
     until("the three pods with NET_RAW are counted", || may_forge() == 3.0);
-    daemon.wait_for_log(|line| line["event"] == "net-raw-on-bridge").unwrap();
+    daemon.wait_for_event("net-raw-on-bridge").unwrap();
     let reported = || bed.api.events().iter().any(|event| event["reason"] == "AddressContested" && event["regarding"]["name"] == "victim");
     until("the victim's owner is told", reported);
     bed.assert_served(&other, METADATA);
