@@ -1,6 +1,6 @@
 //! The self-test: proof that a packet of a pod arrives at this daemon.
 //!
-//! A [`helper`] process has a network namespace like a pod's, tied to the node by a veth like a pod's ([`place`]). From there
+//! A [`helper`] process has a network namespace like a pod's, tied to the node by a veth like a pod's ([`test_network`]). From there
 //! it connects to the metadata address, and the daemon must see that connection at its acceptor, by the source address, which
 //! nobody else has. The daemon closes it at once; nothing is ever sent on it, so that a rule that lets it through brings
 //! the real service a bare connection and no request. A connection to another port of that address must not come to be, and
