@@ -184,7 +184,7 @@ fn every_value_of_a_label_is_documented() {
         [literals_after(&metrics, "let outcome = if found { "), literals_after(between(&metrics, "fn pod_waited", "\n    }\n"), "else { ")];
     let codes = between(&metrics, "const STATUSES", ";\n\nimpl").split('(').skip(1).flat_map(|pair| literals_after(pair, ", ")).collect();
 
-    let limits = literals_after(between(&read("src/connections/record.rs"), "pub fn name(self)", "\n    }\n"), "=> ");
+    let limits = literals_after(between(&read("src/connections/record.rs"), "pub(crate) fn name(self)", "\n    }\n"), "=> ");
     // Such a connection was open: it is among those that ended.
     let limits: BTreeSet<String> = limits.into_iter().filter(|limit| limit != "displaced").collect();
     let ended = ["fn ended_by", "fn ended_for"].map(|function| literals_in(between(&server, function, "\n}\n")));
