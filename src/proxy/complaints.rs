@@ -5,7 +5,7 @@ use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The same complaint about the same pod is logged once in this time.
+/// A complaint about a pod is logged once in this time.
 const QUIET: Duration = Duration::from_secs(60);
 /// How many complaints are remembered; with more, all are forgotten, and the log says some again.
 const MAX_REMEMBERED: usize = 4096;
