@@ -43,6 +43,7 @@ use crate::unix_socket;
 use self::packet_rules::PacketRules;
 
 pub mod explain_command;
+pub mod failure;
 mod listener;
 mod node;
 mod overflows;

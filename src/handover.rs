@@ -9,6 +9,7 @@
 //! The connection that the socket came by stays open while both accept, so that each knows of the other: who knows that
 //! somebody else accepts from the queue need not empty it before it ends.
 
+use std::borrow::Cow;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -28,6 +29,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use crate::advice::Advise;
 use crate::unix_socket::{self, PathState, PlaceError};
 
 mod listeners;
@@ -50,17 +52,26 @@ pub enum HandoverError {
     #[error(transparent)]
     Path(#[from] PlaceError),
     /// Who is there is not this user.
-    #[error("who offers a socket there has the user id {0}, and not the daemon's")]
+    #[error("the process that offers the socket has the user ID {0}, not the daemon's")]
     OtherUser(u32),
     /// Nothing came.
-    #[error("the daemon there gave no socket in {} seconds", TAKE_TIMEOUT.as_secs())]
+    #[error("the other daemon gave no socket within {} seconds", TAKE_TIMEOUT.as_secs())]
     TimedOut,
     /// What came is not what was asked for.
-    #[error("what was offered there is not this daemon's socket: {0}")]
+    #[error("the offered socket is not the one of this daemon: {0}")]
     Wrong(String),
     /// The exchange failed.
-    #[error("it could not be taken: {0}")]
+    #[error("cannot take the socket")]
     Io(#[from] io::Error),
+}
+
+impl Advise for HandoverError {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Path(error) => error.advice(),
+            _ => None,
+        }
+    }
 }
 
 /// How many other daemons accept from the same queue; cheap to clone.
@@ -167,7 +178,7 @@ async fn keep_offered(path: PathBuf, socket: Arc<OwnedFd>, queue: AcceptQueue, g
                     (offered, said) = (Some(placed), None);
                 }
                 Err(error) => {
-                    let error = error.to_string();
+                    let error = error.with_advice();
                     if said.as_ref() != Some(&error) {
                         warn!("--handover-socket: the daemon that follows cannot take over without a gap: {error}");
                     }

@@ -31,6 +31,7 @@
 //! - [`handover`], [`unix_socket`]: the pods' socket goes from one daemon to the next
 //! - [`netlink`]: queries to the kernel about interfaces, routes and neighbours
 //! - [`probe`]: the kubelet's questions to the daemon of its own pod
+//! - [`advice`]: an error's cause and its advice, and how they are joined
 //! - [`digest`], `sorted`: names and maps in little memory, for what is kept of each pod
 //! - [`connections`], [`shares`]: limits of connections, and fair sharing of limited places
 //! - [`startup_taint`]: keeps pods off the node until the daemon is ready
@@ -39,6 +40,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod advice;
 pub mod app;
 pub mod capabilities;
 pub mod cli;

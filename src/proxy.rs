@@ -18,6 +18,7 @@ use http::{HeaderMap, Response};
 use http_body_util::Full;
 use tracing::{debug, info, warn};
 
+use crate::advice::Advise as _;
 use crate::config::TokenMode;
 use crate::credentials::cache::Sessions;
 use crate::credentials::{AssumeRole, Clock};
@@ -318,7 +319,7 @@ impl<A: AssumeRole> Proxy<A> {
         self.metrics.audited(denial.name());
         self.events.tell(pod, EventCause::would_be_denied(denial));
         if self.complaints.is_new(&pod.uid, denial.name()) {
-            warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
+            warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(), advice = denial.advice().as_deref(),
                 "served in audit mode; enforced restrictions would refuse: {denial}");
         }
     }
@@ -348,7 +349,7 @@ impl<A: AssumeRole> Proxy<A> {
                 self.metrics.denied("sts");
                 self.events.tell(&pod, EventCause::assume_role_failed(&error));
                 if self.complaints.is_new(&pod.uid, error.name()) {
-                    warn!(event = "credentials-unavailable", namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = error.name(), advice = error.remedy(),
+                    warn!(event = "credentials-unavailable", namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = error.name(), advice = error.advice().as_deref(),
                         "no credentials for the pod: {error}");
                 }
                 Outcome::Failed

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
+use crate::advice::Advise as _;
 use crate::credentials::AssumeRoleError;
 use crate::credentials::sts::{Aws, Sts};
 use crate::policy::Policy;
@@ -85,8 +86,10 @@ pub(super) async fn follow_identity(sts: impl IdentitySource, policy: Arc<Policy
                     told = Some(callers);
                 }
             }
-            Err(error) if told.is_none() => warn!("the daemon's own AWS identity is not known yet: {error}"),
-            Err(error) => warn!("the daemon's own AWS identity could not be asked for anew: {error}"),
+            Err(error) if told.is_none() => {
+                warn!(advice = error.advice().as_deref(), "the daemon's own AWS identity is not known yet: {error}")
+            }
+            Err(error) => warn!(advice = error.advice().as_deref(), "the daemon's own AWS identity could not be asked for anew: {error}"),
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -158,7 +161,11 @@ impl Trust {
                 let since = *self.refused_since.get_or_insert_with(Instant::now);
                 if self.lost.is_none() && since.elapsed() >= REFUSED_FOR_LONG {
                     let minutes = since.elapsed().as_secs() / 60;
-                    error!(minutes, "the daemon is not ready any more: its own AWS credentials do not serve for so long: {error}");
+                    error!(
+                        minutes,
+                        advice = error.advice().as_deref(),
+                        "the daemon is not ready any more: its own AWS credentials do not serve for so long: {error}"
+                    );
                     self.lost = Some(self.readiness.step(OWN_CREDENTIALS));
                 }
             }

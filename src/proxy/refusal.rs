@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use super::respond::Outcome;
 use super::route::Route;
+use crate::advice::Advise as _;
 use crate::pods::{Objection, Pod};
 use crate::policy::Denial;
 
@@ -87,7 +88,8 @@ impl Refusal {
                     "refused: {advice}");
             }
             Self::Denied(pod, denial) => {
-                warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: {denial}");
+                warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
+                    advice = denial.advice().as_deref(), "refused: {denial}");
             }
             Self::Changed(pod) => {
                 info!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,

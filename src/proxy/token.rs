@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use ring::hmac;
 use tracing::warn;
 
+use crate::advice::Advise as _;
 use crate::credentials::Clock;
 use crate::pods::PodUid;
 
@@ -42,7 +43,7 @@ pub struct Tokens {
 
 /// The system has no randomness to give.
 #[derive(Debug, thiserror::Error)]
-#[error("the system's random number generator failed; session tokens cannot be made safely")]
+#[error("the system's random number generator failed, so no session token keys can be created")]
 pub struct NoRandomness;
 
 impl Tokens {
@@ -76,7 +77,7 @@ impl Tokens {
             match synced {
                 Ok(()) => failed = false,
                 Err(error) if !std::mem::replace(&mut failed, true) => {
-                    warn!("the keys of session tokens are used on as they are: {error}");
+                    warn!("the keys of session tokens are used on as they are: {}", error.with_advice());
                 }
                 Err(_) => {}
             }

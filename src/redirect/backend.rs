@@ -14,6 +14,7 @@ use super::ownership::Ownership;
 use super::reconcile::ReconcilerEnvironment;
 use super::rules::{RuleSet, Targets};
 use super::{Backend, RedirectError};
+use crate::advice::{Advise as _, chain};
 use crate::config::{InterfaceMatch, RedirectBackend};
 
 /// One of the backends.
@@ -53,7 +54,7 @@ impl SelectedBackend {
         match iptables.observed().await {
             // That IPv6 is left open is said when the rules are put in place, which closes IPv4.
             Ok(_) | Err(RedirectError::Ipv6(_)) => {
-                info!(backend = iptables.name(), "packet rules: nftables does not work here ({without_nftables})");
+                info!(backend = iptables.name(), "packet rules: nftables does not work here ({})", chain(&without_nftables));
                 Ok(iptables)
             }
             Err(error) => Err(RedirectError::NoBackend { nftables: Box::new(without_nftables), iptables: Box::new(error) }),
@@ -68,8 +69,8 @@ impl SelectedBackend {
             match other.remove().await {
                 Ok(removed) => said.extend(removed),
                 // Without its program there is mostly nothing of it either.
-                Err(error @ RedirectError::Program { .. }) => debug!("{error}"),
-                Err(error) => warn!("whether {} holds packet rules of ours is not known: {error}", other.name()),
+                Err(error @ RedirectError::Program { .. }) => debug!("{}", chain(&error)),
+                Err(error) => warn!("whether {} holds packet rules of ours is not known: {}", other.name(), error.with_advice()),
             }
         }
         said
@@ -124,7 +125,7 @@ impl Backend for SelectedBackend {
             Self::Nftables(_) => Iptables::default().observed().await,
             Self::Iptables(_) => Nftables::default().observed().await,
         };
-        found.inspect_err(|error| debug!("what the other backend holds of ours is not known: {error}")).unwrap_or_default()
+        found.inspect_err(|error| debug!("what the other backend holds of ours is not known: {}", chain(error))).unwrap_or_default()
     }
 
     async fn remove(&self) -> Result<Vec<String>, RedirectError> {

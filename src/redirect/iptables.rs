@@ -35,6 +35,7 @@ use super::observed::ObservedRules;
 use super::program::run;
 use super::rules::{Family, Hook, RuleSet};
 use super::{Backend, RedirectError};
+use crate::advice::chain;
 
 pub(super) mod listing;
 pub mod program;
@@ -144,7 +145,7 @@ impl Iptables {
             let arguments = ["-w", &wait, "-t", table.name(), "-C"].into_iter().chain(rule.split_whitespace()).collect::<Vec<_>>();
             match run(iptables, &arguments, "").await.map_err(program::explained) {
                 Ok(_) => {}
-                Err(RedirectError::Refused { .. }) => return Ok(false),
+                Err(RedirectError::Failed { .. }) => return Ok(false),
                 Err(error) => return Err(error),
             }
         }
@@ -164,7 +165,7 @@ impl Iptables {
             match self.restore(self.flavour, family, &text::install(rules, family, &present)).await {
                 Ok(()) => refused = None,
                 // What should have been replaced may have gone meanwhile.
-                Err(error @ RedirectError::Refused { .. }) => refused = Some(error),
+                Err(error @ RedirectError::Failed { .. }) => refused = Some(error),
                 Err(error) => return Err(error),
             }
         }
@@ -172,9 +173,10 @@ impl Iptables {
         match (differences.is_empty(), refused) {
             (true, _) => Ok(()),
             (false, Some(error)) => Err(error),
-            (false, None) => Err(RedirectError::Refused {
+            (false, None) => Err(RedirectError::NotKept {
                 program: program::of(self.flavour, family).restore,
-                message: format!("the rules were written {ATTEMPTS} times and are still not as wanted: {}", differences.join("; ")),
+                attempts: ATTEMPTS,
+                differences: differences.join("; "),
             }),
         }
     }
@@ -193,14 +195,16 @@ impl Iptables {
         }
     }
 
-    /// The same of what could send requests elsewhere. Tables that this process may not read, or that this kernel does not
-    /// have, are not known to hold any.
+    /// rolegate's rules of the other flavour that could send requests elsewhere. Tables that this process may not read, or that
+    /// the kernel does not have, count as empty.
     async fn left_over(&self, family: Family) -> Vec<String> {
         let looked = self.elsewhere(family, &HARMFUL).await;
-        looked.inspect_err(|error| debug!(%error, "the tables of the other flavour of iptables cannot be read")).unwrap_or_default()
+        looked
+            .inspect_err(|error| debug!(error = chain(error), "the tables of the other flavour of iptables cannot be read"))
+            .unwrap_or_default()
     }
 
-    /// The same, of both families, if it is time to look; what was found is looked at again the next time.
+    /// Rules of [`Self::left_over`] in both families, if it is time to look. If there are any, the next call looks again.
     async fn rarely_left_over(&self) -> Vec<String> {
         let clean = *self.clean_elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
         if clean.is_some_and(|at| at.elapsed() < LOOK_ELSEWHERE) {
@@ -257,16 +261,13 @@ impl Iptables {
             }
             match self.restore(flavour, family, &text::remove(hooks, &present)).await {
                 Ok(()) => said.extend(remains.into_iter().map(|what| format!("{}: {what}", programs.iptables))),
-                Err(error @ RedirectError::Refused { .. }) => refused = Some(error),
+                Err(error @ RedirectError::Failed { .. }) => refused = Some(error),
                 Err(error) => return Err(error),
             }
         }
         match refused {
             Some(error) => Err(error),
-            None => Err(RedirectError::Refused {
-                program: programs.restore,
-                message: format!("our rules were taken away {ATTEMPTS} times and came back: is a daemon running on this node?"),
-            }),
+            None => Err(RedirectError::CameBack { program: programs.restore, attempts: ATTEMPTS }),
         }
     }
 }
@@ -295,7 +296,7 @@ impl Backend for Iptables {
         for family in self.families() {
             let installed = self.install_family(rules, *family).await.map_err(|error| of_family(*family, error));
             if let (Err(_), Err(error)) = (&result, &installed) {
-                warn!(%error, "the other family's rules are not in place either");
+                warn!(error = chain(error), "the other family's rules are not in place either");
             }
             result = result.and(installed);
         }
@@ -307,7 +308,9 @@ impl Backend for Iptables {
             }
             match self.remove_of(Some(self.own().await?.other()), *family, &HARMFUL).await {
                 Ok(said) => info!(removed = said.join("; "), "rules of ours of the other flavour of iptables were taken away"),
-                Err(error) => warn!(%error, rules = words.join("; "), "rules of ours of the other flavour of iptables are in the way"),
+                Err(error) => {
+                    warn!(error = chain(&error), rules = words.join("; "), "rules of ours of the other flavour of iptables are in the way")
+                }
             }
         }
         Ok(())
@@ -325,7 +328,7 @@ impl Backend for Iptables {
         words.extend(self.rarely_left_over().await);
         match failure {
             Some(error) if words.is_empty() => Err(error),
-            failure => Ok(words.into_iter().chain(failure.map(|error| error.to_string())).collect()),
+            failure => Ok(words.into_iter().chain(failure.map(|error| chain(&error))).collect()),
         }
     }
 
@@ -364,7 +367,7 @@ impl Backend for Iptables {
             match self.elsewhere(*family, &hooks).await {
                 Ok(words) if words.is_empty() => {}
                 Ok(_) => said.extend(self.remove_of(Some(self.own().await?.other()), *family, &hooks).await?),
-                Err(error) => warn!(%error, "cannot tell whether the other flavour of iptables has rules of ours"),
+                Err(error) => warn!(error = chain(&error), "cannot tell whether the other flavour of iptables has rules of ours"),
             }
         }
         Ok(said)

@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use super::observed::ObservedRules;
 use super::rules::{RuleSet, Targets};
 use super::{Backend, RedirectError};
+use crate::advice::Advise as _;
 use crate::config::InterfaceMatch;
 use crate::metrics::Metrics;
 use crate::readiness::{Readiness, ReadinessStep};
@@ -26,7 +27,7 @@ use crate::readiness::{Readiness, ReadinessStep};
 const GATHER: Duration = Duration::from_millis(100);
 /// Pause between two comparisons, at least.
 const PAUSE: Duration = Duration::from_secs(1);
-/// The same repair is logged once in this time.
+/// A repair is logged once in this time.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// After so many comparisons in a row that failed, nobody knows what the rules are.
 const FAILURES: u32 = 3;
@@ -363,7 +364,9 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
                 self.metrics.redirect_forgot(connections);
                 info!(connections, "pods' connections to the real metadata service, from before the packet rules, are ended");
             }
-            Err(error) => warn!("connections from before the packet rules are left to the guard, which rejects them: {error}"),
+            Err(error) => {
+                warn!("connections from before the packet rules are left to the guard, which rejects them: {}", error.with_advice())
+            }
         }
     }
 
@@ -389,7 +392,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     }
 
     fn is_wrong(&mut self, error: &RedirectError) -> Duration {
-        let text = error.to_string();
+        let text = error.with_advice();
         if self.enter(RulesState::Wrong(text.clone())) {
             error!("the packet rules are not as wanted and could not be put right, which is tried again: {text}");
         }
@@ -398,7 +401,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     }
 
     fn is_unknown(&mut self, error: &RedirectError) -> Duration {
-        let text = error.to_string();
+        let text = error.with_advice();
         if self.enter(RulesState::Unknown(text.clone())) {
             warn!("the packet rules could not be compared, which is tried again: {text}");
         }

@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use super::flight::{Before, Flight, FlightState, Landed, is_usable, pause, remembered_for};
 use super::{Sessions, ended};
+use crate::advice::Advise as _;
 use crate::credentials::caller::Caller;
 use crate::credentials::gate::{Application, CallCause, TurnedAwayCall};
 use crate::credentials::not_asked::NotAsked;
@@ -91,6 +92,7 @@ impl<A: AssumeRole> Sessions<A> {
                             cause,
                             outcome = error.name(),
                             ?kept_until,
+                            advice = error.advice().as_deref(),
                             "cannot assume a role: {error}"
                         );
                     }

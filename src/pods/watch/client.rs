@@ -1,5 +1,6 @@
 //! The connection to the Kubernetes API: where its address and identity come from, and what is asked of it.
 
+use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -25,8 +26,8 @@ use super::complaints::Complaints;
 pub(crate) use super::failure::jitter;
 use super::failure::{RequestFailure, Status};
 use super::fields::Field;
+use crate::advice::{Advise, chain};
 use crate::config::ApiConfig;
-use crate::telemetry::chain;
 
 /// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,7 +53,7 @@ const MAX_ERROR: usize = 64 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The kubeconfig cannot be used.
-    #[error("cannot use the kubeconfig {path}: {reason}; check --kubeconfig")]
+    #[error("cannot use the kubeconfig {path}: {reason}")]
     Kubeconfig {
         /// The file.
         path: String,
@@ -60,11 +61,21 @@ pub enum ClientError {
         reason: String,
     },
     /// Neither a kubeconfig nor a service account.
-    #[error("no way to reach the Kubernetes API: {0}; outside a pod give --kubeconfig or --api-server")]
+    #[error("no credentials for the Kubernetes API: {0}")]
     NotInCluster(String),
     /// The client cannot be made of the settings.
     #[error("cannot set up the Kubernetes client: {0}")]
     Client(String),
+}
+
+impl Advise for ClientError {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Kubeconfig { .. } => Some("check the file of --kubeconfig".into()),
+            Self::NotInCluster(_) => Some("outside a pod, give --kubeconfig or --api-server".into()),
+            Self::Client(_) => None,
+        }
+    }
 }
 
 /// The Kubernetes API; cheap to clone. Its identity is that of the files and the exec plugin it was given, as they are now:
