@@ -138,7 +138,7 @@ fn watch(url: &str) {
     say_memory(&runtime);
 }
 
-/// The same with kube's own means: a store of whole pods.
+/// The watch by kube's own means: a store of whole pods.
 fn whole_pods(url: &str, pages: bool) {
     let runtime = runtime();
     let _store = runtime.block_on(async {

@@ -30,6 +30,7 @@ use crate::unix_socket;
 use self::packet_rules::PacketRules;
 
 pub(crate) mod explain_command;
+pub(crate) mod failure;
 mod listener;
 mod node;
 mod overflows;

@@ -11,8 +11,10 @@ use clap::{Arg, ArgMatches, Command};
 use tokio::runtime::Runtime;
 use tracing::{error, info, warn};
 
+use crate::advice::Advise as _;
 use crate::app::App;
 use crate::app::explain_command::explain;
+use crate::app::failure;
 use crate::app::redirect_command::redirect;
 use crate::capabilities::{self, Need};
 use crate::config::explain_command::{ExplainConfig, Output, POD};
@@ -26,11 +28,11 @@ use crate::telemetry;
 
 /// Wrong arguments.
 const USAGE: u8 = 2;
-/// `redirect status`: the rules are not as wanted.
+/// `redirect status`: a rule is missing or differs.
 const DIFFERENT: u8 = 1;
-/// `explain`: the pod may have nothing.
+/// `explain`: the pod may not use its role.
 const DENIED: u8 = 1;
-/// `explain` and `redirect status`: that could not be found out.
+/// `explain` and `redirect status`: the answer is not known.
 const UNKNOWN: u8 = 3;
 
 /// The command line: the flags, for the subcommand `run` and for the program without a subcommand alike.
@@ -38,8 +40,8 @@ pub fn command() -> Command {
     let run = Command::new("run").about("Serve this node's pods (the default)");
     let program = Command::new("rolegate")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("Gives every pod of this node its own IAM role from the EC2 metadata address, and never the node's")
-        .after_help("Every flag is also the environment variable named beside it; the flag wins.")
+        .about("Gives each pod of this node its own IAM role through the EC2 metadata address, never the node's role")
+        .after_help("Each flag can also be set by the environment variable beside it; the flag takes precedence.")
         .max_term_width(120)
         .args_conflicts_with_subcommands(true)
         .subcommand(flags::add_to(run))
@@ -53,18 +55,17 @@ pub fn command() -> Command {
 
 fn explain_command() -> Command {
     let command = Command::new("explain")
-        .about("Say step by step which role a pod may have, and why, or why none")
+        .about("Show step by step which role a pod gets, and why")
         .long_about(
-            "Says step by step which role a pod may have, and why, or why none.\n\n\
-             Without more it asks the daemon on this machine, whose settings and knowledge count: run it in the daemon's pod on \
-             the pod's node (kubectl exec), or give --admin-url the end of a kubectl port-forward to it. With --kubeconfig or \
-             --api-server it asks the Kubernetes API, and decides by the flags given here: give those of the daemon.\n\n\
-             With --assume STS is asked for the role once, by whom the daemon is to AWS, or by whom this command is where it asks \
-             the Kubernetes API.",
+            "Shows step by step which role a pod gets, and why, or why it gets none.\n\n\
+             By default, it asks the daemon on this machine, which decides with its own settings: run it in the daemon's pod on the \
+             pod's node (kubectl exec), or use kubectl port-forward and --admin-url. With --kubeconfig or --api-server, it reads the \
+             Kubernetes API and decides with the flags given here: give the daemon's flags.\n\n\
+             With --assume, it also calls AssumeRole once: with the AWS identity of the daemon or, with --kubeconfig or --api-server, \
+             with that of this command.",
         )
         .after_help(
-            "Exit codes: 0 the pod may have its role (with --assume: STS gives it), 1 it may not, 2 wrong arguments, 3 it could not be \
-             found out.",
+            "Exit codes: 0 the pod may use its role (with --assume, STS also allows it), 1 it may not, 2 wrong arguments, 3 unknown.",
         )
         .max_term_width(120)
         .arg(Arg::new(POD).required(true).help("The pod, such as shop/web-0"));
@@ -73,22 +74,19 @@ fn explain_command() -> Command {
 
 fn redirect_command() -> Command {
     let about = |action| match action {
-        Action::Install => "Put the rules in place, or the guard alone; again, it changes nothing",
-        Action::Remove => "Remove exactly what is rolegate's; pods then reach the real metadata service",
-        Action::Status => "Tell what a pod's packet would meet, and what is not as wanted",
-        Action::Render => "Print the rules as the program of the backend reads them (nftables, unless --redirect=iptables)",
+        Action::Install => "Install the rules, or with --guard only the guard; changes nothing if they are installed",
+        Action::Remove => "Remove rolegate's rules; pods then reach the real metadata service",
+        Action::Status => "Show what happens to pods' packets on this node, and how the rules differ from the flags",
+        Action::Render => "Print the rules in the format of the backend (nftables, unless --redirect=iptables)",
     };
     let actions = Action::ALL.map(|(name, action)| flags::add_to_redirect(Command::new(name).about(about(action)).max_term_width(120)));
     Command::new("redirect")
-        .about("Install, remove, look at or print the packet rules of this node")
+        .about("Install, remove, check or print the packet rules of this node")
         .long_about(
-            "Installs, removes, looks at or prints the packet rules of this node, for its boot, for hooks and for people. It asks \
-             neither Kubernetes nor AWS; give it the daemon's flags. Without --redirect it takes what works here, as auto does.",
+            "Installs, removes, checks or prints the packet rules of this node, without Kubernetes and AWS. Give it the daemon's \
+             flags. The default of --redirect is auto here.",
         )
-        .after_help(
-            "Exit codes: 0 done, or the rules are as wanted; 1 it failed, or (status) the rules are not as wanted; 2 wrong arguments; \
-             3 (status) it could not be found out.",
-        )
+        .after_help("Exit codes: 0 success; 1 failure, or (status) a rule is missing or differs; 2 wrong arguments; 3 (status) unknown.")
         .max_term_width(120)
         .subcommand_required(true)
         .arg_required_else_help(true)
@@ -97,10 +95,10 @@ fn redirect_command() -> Command {
 
 fn probe_command() -> Command {
     let command = Command::new("probe")
-        .about("Ask the daemon of this pod whether it is ready, for the kubelet's exec probes")
-        .after_help("Exit codes: 0 it is, 1 it is not or does not answer, 2 wrong arguments.")
+        .about("Ask the daemon of this pod whether it is ready or alive (for the kubelet's exec probes)")
+        .after_help("Exit codes: 0 yes, 1 no or no answer, 2 wrong arguments.")
         .max_term_width(120)
-        .arg(Arg::new(QUESTION).help("ready (the default): this node's pods can be served; live: the process answers"));
+        .arg(Arg::new(QUESTION).help("ready (default): the daemon can serve this node's pods; live: the process answers"));
     flags::add_to_probe(command)
 }
 
@@ -131,7 +129,7 @@ fn run(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     let config = match Config::from_source(matches, env) {
         Ok(config) => config,
         Err(error) => {
-            say(&format!("rolegate: {error}\nrolegate --help lists every flag"));
+            say(&format!("rolegate: {error}\nSee rolegate --help"));
             return ExitCode::from(USAGE);
         }
     };
@@ -142,7 +140,7 @@ fn run(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     match serve(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            error!(event = "fatal", error = %format_args!("{failure:#}"), "rolegate cannot continue; exiting");
+            error!(event = "fatal", error = failure::text(&failure), "rolegate cannot continue; exiting");
             ExitCode::FAILURE
         }
     }
@@ -152,7 +150,7 @@ fn explained(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Exit
     let asked = match ExplainConfig::from_source(matches, env) {
         Ok(asked) => asked,
         Err(error) => {
-            say(&format!("rolegate: {error}\nrolegate explain --help says how to ask"));
+            say(&format!("rolegate: {error}\nSee rolegate explain --help"));
             return ExitCode::from(USAGE);
         }
     };
@@ -168,7 +166,7 @@ fn explained(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Exit
         Ok(Report { decision: ReportedDecision::Denied, .. }) => ExitCode::from(DENIED),
         Ok(Report { decision: ReportedDecision::Unknown, .. }) => ExitCode::from(UNKNOWN),
         Err(failure) => {
-            say(&format!("rolegate: not found out: {failure:#}"));
+            say(&format!("rolegate: {}", failure::text(&failure)));
             ExitCode::from(UNKNOWN)
         }
     }
@@ -183,7 +181,7 @@ fn redirected(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Exi
     let command = match RedirectCommand::from_source(action, matches, env) {
         Ok(command) => command,
         Err(error) => {
-            say(&format!("rolegate: {error}\nrolegate redirect --help says how to ask"));
+            say(&format!("rolegate: {error}\nSee rolegate redirect --help"));
             return ExitCode::from(USAGE);
         }
     };
@@ -198,7 +196,7 @@ fn redirected(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Exi
         Ok(told) if told.as_wanted => ExitCode::SUCCESS,
         Ok(_) => ExitCode::from(DIFFERENT),
         Err(failure) => {
-            say(&format!("rolegate: {failure:#}"));
+            say(&format!("rolegate: {}", failure::text(&failure)));
             if action == Action::Status { ExitCode::from(UNKNOWN) } else { ExitCode::FAILURE }
         }
     }
@@ -208,7 +206,7 @@ fn probed(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCod
     let asked = match ProbeConfig::from_source(matches, env) {
         Ok(asked) => asked,
         Err(error) => {
-            say(&format!("rolegate: {error}\nrolegate probe --help says how to ask"));
+            say(&format!("rolegate: {error}\nSee rolegate probe --help"));
             return ExitCode::from(USAGE);
         }
     };
@@ -219,7 +217,7 @@ fn probed(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCod
             if answer.good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
-            say(&format!("rolegate: {error}"));
+            say(&format!("rolegate: {}", error.with_advice()));
             ExitCode::FAILURE
         }
     }
@@ -236,7 +234,7 @@ fn show(report: &Report, output: Output) -> anyhow::Result<()> {
 fn prepare() -> anyhow::Result<()> {
     // One TLS provider for Kubernetes and AWS alike, installed before either asks for one.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
-        anyhow::bail!("another TLS provider is installed already");
+        anyhow::bail!("another TLS provider is already installed");
     }
     keep_out_of_core_dumps();
     Ok(())
@@ -277,7 +275,8 @@ fn keep_out_of_core_dumps() {
 fn restrict(config: &Config) -> anyhow::Result<Ability> {
     let has_rules = config.redirect.backend != RedirectBackend::None;
     let self_test = self_test::ability(&config.self_test, &config.redirect.interfaces, has_rules);
-    let self_test = self_test.map_err(|reason| anyhow::anyhow!("--self-test=on, and it cannot be done: {reason}; or leave it at auto"))?;
+    let self_test =
+        self_test.map_err(|reason| anyhow::anyhow!("--self-test=on, but the self-test cannot run: {reason}; or give --self-test=auto"))?;
     let mut needs = vec![Need::Port(config.server.port), Need::Port(config.admin.port)];
     if has_rules {
         needs.push(Need::Rules);
@@ -294,15 +293,15 @@ fn fit_into_open_files(config: &mut Config) {
     let most = match most_open_files() {
         Ok(most) => most,
         Err(error) => {
-            return config.warnings.push(format!("the limit of open files is not known ({error}); it may be below what is needed"));
+            return config.warnings.push(format!("cannot read the limit of open files: {error}; it may be too low"));
         }
     };
     let asked = config.server.limits;
     config.server.limits = asked.within(most);
     if config.server.limits != asked {
         config.warnings.push(format!(
-            "the limit of open files is {most}, too low for --limits-connections={}: {} are taken; raise the limit (LimitNOFILE of the \
-             container runtime), or give a lower one",
+            "the limit of open files is {most}, too low for --limits-connections={}: using {}; raise the limit (LimitNOFILE of the \
+             container runtime), or lower --limits-connections",
             asked.connections, config.server.limits.connections
         ));
     }
@@ -334,3 +333,6 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
 fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
+
+#[cfg(test)]
+mod tests;

@@ -159,9 +159,9 @@ pub struct RolesConfig {
 pub enum ServiceAccountRoles {
     /// None: service accounts are not read.
     Off,
-    /// The one that pods have, too.
+    /// The annotation that pods have as well.
     Own,
-    /// That, and the one of EKS.
+    /// The role annotation and the EKS annotation.
     OwnAndEks,
 }
 
@@ -297,8 +297,8 @@ impl LimitsConfig {
         (self.connections / 16).clamp(8, 1024)
     }
 
-    /// The same, with no more connections than so many file descriptors are enough for: at the last of them nothing could be
-    /// accepted, and neither AWS nor the Kubernetes API be asked.
+    /// Lowers the number of connections to what this many file descriptors allow. Without a free descriptor, rolegate can neither
+    /// accept connections nor reach AWS and the Kubernetes API.
     pub fn within(self, descriptors: u64) -> Self {
         let room = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(descriptors / 4).max(1);
         // Each connection takes a descriptor. Connections of unknown sources and waiting ones come on top: a sixteenth each.
@@ -339,7 +339,7 @@ pub enum MetadataProfile {
     None,
     /// Region, zone, partition, instance id and type, the unsigned identity document.
     Base,
-    /// That, and the node's addresses, interfaces, tags and notices.
+    /// The base set, and the node's addresses, interfaces, tags and notices.
     NodeInfo,
 }
 
@@ -436,7 +436,7 @@ impl fmt::Display for ConfigError {
         match self.mistakes.as_slice() {
             [mistake] => write!(f, "{mistake}"),
             mistakes => {
-                write!(f, "{} mistakes in the arguments:", mistakes.len())?;
+                write!(f, "{} errors in the flags:", mistakes.len())?;
                 mistakes.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
             }
         }
@@ -471,8 +471,8 @@ impl Config {
         };
         if config.server.port == config.admin.port && config.server.port != 0 {
             source.mistake(format!(
-                "--metrics-port and --app-port are both {}: pods reach the app port, and metrics are not for them; \
-                 choose another --metrics-port (default {DEFAULT_METRICS_PORT})",
+                "--metrics-port and --app-port are both {}: pods reach the app port and must not read the metrics; choose another \
+                 --metrics-port (default {DEFAULT_METRICS_PORT})",
                 config.server.port
             ));
         }
@@ -490,7 +490,7 @@ impl Config {
         }
         if config.roles.restrictions == Restrictions::Off {
             warnings.push(
-                "--namespace-restrictions is off: whoever may create pods in a namespace may use any role that this node may assume"
+                "--namespace-restrictions is off: anyone who may create pods in any namespace may use every role that this node may assume"
                     .to_owned(),
             );
         }

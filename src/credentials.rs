@@ -12,6 +12,7 @@ use secrecy::SecretString;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use crate::advice::Advise;
 use crate::policy::RoleRequest;
 use not_asked::NotAsked;
 
@@ -37,7 +38,7 @@ pub struct Credentials {
     pub issued_at: Timestamp,
     /// When they end, by the wall clock.
     pub expires_at: Timestamp,
-    /// The same by the clock that nobody sets.
+    /// When they end, by the monotonic clock.
     ends: Instant,
     /// The documents that pods are given, each made at the first request for it and wiped like the rest.
     document: OnceLock<Bytes>,
@@ -75,7 +76,7 @@ impl Credentials {
         rendered_once(&self.document, || render(self))
     }
 
-    /// The same for the document that names the account, too.
+    /// The document of these credentials with the account ID, rendered once like [`Self::document`].
     pub fn extended_document<E>(&self, render: impl FnOnce(&Self) -> Result<Zeroizing<Vec<u8>>, E>) -> Result<Bytes, E> {
         rendered_once(&self.extended, || render(self))
     }
@@ -101,28 +102,28 @@ impl fmt::Debug for Credentials {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AssumeRoleError {
     /// The trust policy of the role, or the permissions of the node's role, do not allow it.
-    #[error("STS denies it: {message}; {}", advice::what_to_allow(.message))]
+    #[error("STS denied AssumeRole: {message}")]
     Denied {
         /// What STS says.
         message: String,
     },
     /// The request itself is wrong for this role: mostly its duration.
-    #[error("STS refuses the request: {message}; check --session-duration against the role's maximum session duration")]
+    #[error("STS rejected the request: {message}")]
     Invalid {
         /// What STS says.
         message: String,
     },
     /// The session is longer than STS gives for this role. The next question is for a shorter one.
-    #[error("STS gives no session of --session-duration for this role: {message}; one of 1 hour is asked for")]
+    #[error("STS rejected --session-duration for this role: {message}; retrying with 1 hour")]
     TooLong {
         /// What STS says.
         message: String,
     },
     /// Too many requests of this account.
-    #[error("STS throttles this account's requests; the session is asked for again after --iam-role-error-ttl")]
+    #[error("STS throttles the requests of this AWS account")]
     Throttled,
     /// The daemon's own credentials are missing, wrong or expired, or STS does not tell whose they are.
-    #[error("the daemon's own AWS identity cannot be used: {message}; {advice}")]
+    #[error("AWS does not accept rolegate's own credentials: {message}")]
     OwnIdentity {
         /// What was found.
         message: String,
@@ -130,16 +131,16 @@ pub enum AssumeRoleError {
         advice: Cow<'static, str>,
     },
     /// It is not known yet who the daemon is to STS, which was asked for that lately: nothing was asked now.
-    #[error("nothing is handed out before it is known who the daemon is at AWS: {0}")]
+    #[error("rolegate does not know its own AWS identity yet, and serves no credentials before: {0}")]
     IdentityUnknown(Box<AssumeRoleError>),
     /// No answer.
-    #[error("STS cannot be reached: {message}; check the node's route and DNS to the regional STS endpoint")]
+    #[error("STS cannot be reached: {message}")]
     Unreachable {
         /// What happened.
         message: String,
     },
     /// STS returned a session of another role, account, partition, name or source identity than the requested one.
-    #[error("STS returned another session than the requested one: {message}")]
+    #[error("STS returned a different session than the requested one: {message}")]
     OtherRole {
         /// The session that STS returned.
         message: String,
@@ -176,15 +177,6 @@ impl AssumeRoleError {
         }
     }
 
-    /// Advice that is not part of the message.
-    pub fn remedy(&self) -> Option<&'static str> {
-        match self {
-            Self::OtherRole { .. } => Some(CHECK_ENDPOINT),
-            Self::NotAsked(why) => Some(why.advice()),
-            _ => None,
-        }
-    }
-
     /// Whether the failure is the answer for a while. One that cost STS nothing is not: the next asker may have better luck.
     pub fn is_remembered(&self) -> bool {
         !matches!(self, Self::IdentityUnknown(_) | Self::NotAsked(_))
@@ -200,16 +192,16 @@ impl AssumeRoleError {
     pub fn for_owner(&self) -> Option<&'static str> {
         match self {
             Self::Denied { message } if advice::is_about_source_identity(message) => Some(
-                "AWS does not let this node set the source identity of the pod's session; the role's trust policy must allow \
-                 sts:SetSourceIdentity to the role of the nodes, and the role of the nodes must be allowed sts:SetSourceIdentity on it",
+                "AWS does not let this node set the source identity of the pod's session. To fix: allow sts:SetSourceIdentity in the \
+                 role's trust policy for the node role, and in the policies of the node role for this role",
             ),
             Self::Denied { .. } => Some(
-                "AWS does not let this node assume the pod's role; the role's trust policy must name the role of the nodes (and the \
-                 external id, if it asks for one), and the role of the nodes must be allowed sts:AssumeRole on it",
+                "AWS does not let this node assume the pod's role. To fix: allow sts:AssumeRole in the role's trust policy for the node \
+                 role (with the pod's external ID, if it requires one), and in the policies of the node role for this role",
             ),
             Self::Invalid { .. } | Self::TooLong { .. } => Some(
-                "AWS refuses the session that is asked for; mostly it is longer than the role's maximum session duration, which \
-                 the role must be given, or --session-duration be less",
+                "AWS rejected the session, usually because it is longer than the role's maximum session duration. To fix: raise the \
+                 role's maximum session duration, or have --session-duration lowered",
             ),
             Self::NotAsked(why) => why.for_owner(),
             // These are the node's, for all of its pods at one time.
@@ -219,6 +211,22 @@ impl AssumeRoleError {
             | Self::Unreachable { .. }
             | Self::OtherRole { .. }
             | Self::Failed { .. } => None,
+        }
+    }
+}
+
+impl Advise for AssumeRoleError {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Denied { message } => Some(advice::what_to_allow(message).into()),
+            Self::Invalid { .. } => Some("check --session-duration against the role's maximum session duration".into()),
+            Self::OwnIdentity { advice, .. } => Some(advice.clone()),
+            Self::IdentityUnknown(error) => error.advice(),
+            Self::Unreachable { .. } => Some("check the node's route and DNS to the regional STS endpoint".into()),
+            Self::OtherRole { .. } => Some(CHECK_ENDPOINT.into()),
+            Self::NotAsked(why) => Some(why.advice().into()),
+            // rolegate retries by itself.
+            Self::TooLong { .. } | Self::Throttled | Self::Failed { .. } => None,
         }
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use crate::advice::Advise as _;
 use crate::credentials::AssumeRoleError;
 use crate::metrics::Metrics;
 use crate::pods::{Objection, Pod};
@@ -131,34 +132,33 @@ impl EventCause {
     fn note(self) -> String {
         let name = self.name();
         match self {
-            Self::Denied(denial) => format!("{name}: {denial}"),
+            Self::Denied(denial) => format!("{name}: {}", denial.with_advice()),
             Self::RefusedOnNode => format!(
-                "{name}: this node does not give out the role; name a role that is made for pods, or ask the operators of the node, whose \
-                 log has the reason"
+                "{name}: this node does not serve the role. To fix: name a role that is made for pods, or ask the cluster's operators for \
+                 the reason in rolegate's log"
             ),
             Self::WouldBeDenied(denial) => {
-                format!("{name}: served, because restrictions are only reported yet; enforced, they refuse: {denial}")
+                format!("{name}: served only because of audit mode; enforced restrictions would refuse: {}", denial.with_advice())
             }
             Self::AddressAmbiguous => {
-                format!("{name}: another pod claims this pod's address, and neither is served until one of them is gone")
+                format!("{name}: another pod claims the address of this pod, and neither is served until one of them is deleted")
             }
             Self::Unreadable => format!(
-                "{name}: rolegate on the node cannot read the pod's object, and serves no pod from its address; recreate the pod, or ask \
-                 the operators of the node to check the log"
+                "{name}: rolegate cannot read the object of the pod, and serves no pod from its address. To fix: recreate the pod, or ask \
+                 the cluster's operators to check rolegate's log"
             ),
             Self::Objected(Objection::LinkChanged) => format!(
-                "{name}: the network interface or MAC address that leads to this pod's address is not the pod's, so requests from the \
-                 address are refused; if the pod's network was not recreated just now, ask the operators of the node which pod uses the \
-                 address"
+                "{name}: the network interface or MAC address behind this pod's address is not the pod's, so requests from the address \
+                 are refused. To fix: unless the pod's network was just recreated, ask the cluster's operators which pod uses the address"
             ),
             Self::Objected(_) => format!(
-                "{name}: the node's CNI results say that another pod has this pod's address, so requests from the address are refused; \
-                 if this persists, recreate the pod, or ask the operators of the node"
+                "{name}: the node's CNI results assign this pod's address to another pod, so requests from the address are refused. To \
+                 fix: if this persists, recreate the pod, or ask the cluster's operators"
             ),
             Self::AssumeRoleFailed { sentence, .. } => format!("{name}: {sentence}"),
             Self::HostNetwork => format!(
-                "{name}: the pod names a role and runs in the node's network, where it cannot be told from the node; it is not served, \
-                 and reaches the node's own metadata service; take hostNetwork away, or the annotation"
+                "{name}: the pod names a role but has hostNetwork, so its requests look like the node's; rolegate does not serve it, and \
+                 it reaches the node's own metadata service. To fix: remove hostNetwork, or the role annotation"
             ),
         }
     }

@@ -1,13 +1,14 @@
-//! Why a pod gets its role, or none: every step of the decision, for the people who ask.
+//! Explains why a pod gets its role, or none: every step of the decision.
 //!
-//! The decision is the daemon's own: who has the pod's addresses is asked of the same index that requests are answered
-//! from, and which role it may have of the same policy, which notes its steps. A [`Report`] is what came of both. It is made
-//! in the daemon, or from what the Kubernetes API says; it holds texts alone, and nothing that could be asked of STS.
+//! The decision is the daemon's own. The pod's addresses are looked up in the index from which requests are answered, and the
+//! role is decided by the policy that decides requests. A [`Report`] is the result. It is made in the daemon, or from the
+//! objects in the Kubernetes API. It has only texts: nothing in it can be sent to STS.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::advice::Advise as _;
 use crate::config::explain_command::PodReference;
 use crate::credentials::AssumeRoleError;
 use crate::policy::trace::StepVerdict;
@@ -20,14 +21,14 @@ pub(crate) mod render;
 
 pub(crate) use look::look;
 
-/// The version of the report's form; it grows when a field changes its meaning or goes.
+/// The version of the report's form. It grows if a field is removed or changes its meaning.
 pub(crate) const VERSION: u32 = 1;
 
-/// The header of a question to a daemon. A page of a browser cannot send it without asking first, nor can a URL alone that
-/// something on the node is made to fetch.
+/// The header of a request to a daemon. A web page cannot send it without a preflight request, and fetching a URL does not send
+/// it.
 pub(crate) const HEADER: &str = "x-rolegate-explain";
 
-/// What is known about a pod and its role, with every step to it.
+/// The explanation of the decision about a pod, with every step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Report {
     /// [`VERSION`].
@@ -36,66 +37,66 @@ pub(crate) struct Report {
     pub namespace: String,
     /// Its name.
     pub pod: String,
-    /// The node that it is looked for on; empty where it is on none.
+    /// The node on which the pod was looked up; empty if the pod is on none.
     pub node: String,
-    /// By whose word.
+    /// The source of the decision.
     pub by: By,
-    /// What came of all.
+    /// The decision.
     pub decision: ReportedDecision,
-    /// The name of the reason against it: the one of the metrics and the log, or how STS refused.
+    /// The code of the reason, as in the metrics and the log; `sts-` and the outcome if STS failed.
     pub reason: Option<String>,
-    /// What came of it, in a sentence that says what to change.
+    /// What happened, and how to fix it.
     pub message: String,
-    /// What to look at, in this order, where STS refused.
+    /// What to check, in this order, if STS failed.
     pub check: Vec<String>,
-    /// What should be known besides.
+    /// What else keeps the pod from its credentials, or limits them.
     pub notes: Vec<String>,
-    /// Whether a request from the pod's addresses is told to be the pod's.
+    /// The steps that decide whether a request from the pod's addresses is the pod's.
     pub identity: Vec<ReportStep>,
-    /// Which role it may have.
+    /// The steps that decide the role.
     pub policy: Vec<ReportStep>,
-    /// What STS is asked for, where it may be asked.
+    /// The parameters of AssumeRole, if the pod may have the role.
     pub request: Option<StsParameters>,
-    /// What STS answered, where it was asked.
+    /// The answer of STS, if it was called.
     pub assume: Option<Assumed>,
 }
 
-/// By whose word a report is.
+/// The source of a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum By {
-    /// The daemon's, by its settings and by what it knows now.
+    /// The daemon, with its settings and its current state.
     Daemon,
-    /// The Kubernetes API's, by the settings given.
+    /// The objects in the Kubernetes API, and the flags of the command.
     Cluster,
 }
 
-/// What came of it.
+/// The decision about a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum ReportedDecision {
     /// The pod gets credentials.
     Allowed,
-    /// It gets none.
+    /// The pod gets no credentials.
     Denied,
-    /// That could not be found out.
+    /// The decision is not known.
     Unknown,
 }
 
-/// One step.
+/// A step of the decision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ReportStep {
-    /// What was looked at.
+    /// The subject.
     pub what: String,
-    /// Where.
+    /// The flag, the annotation or the address.
     pub source: String,
-    /// What was found there.
+    /// The value that was found there.
     pub detail: String,
-    /// What came of it.
+    /// The result.
     pub verdict: StepVerdict,
 }
 
-/// What STS is asked for, for reading alone: a `RoleRequest` cannot be made of it.
+/// The parameters of AssumeRole, to read only: they cannot become a `RoleRequest`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StsParameters {
     /// The role's ARN.
@@ -121,10 +122,10 @@ pub(crate) struct ReportedTag {
     pub value: String,
 }
 
-/// What STS answered.
+/// The answer of STS.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Assumed {
-    /// Who asked, where that is known.
+    /// The ARN of the caller, if it is known.
     pub identity: Option<String>,
     /// `ok`, or the name of the failure, as in the metrics.
     pub outcome: String,
@@ -135,7 +136,7 @@ pub(crate) struct Assumed {
 }
 
 impl Report {
-    /// A report on which nothing is found out yet.
+    /// Creates a report without a decision.
     pub(crate) fn unknown(pod: &PodReference, node: &str, by: By, reason: &str, message: String) -> Self {
         Self {
             version: VERSION,
@@ -155,16 +156,16 @@ impl Report {
         }
     }
 
-    /// STS gave credentials, or did not; `who` asked.
-    fn asked(&mut self, request: &RoleRequest, who: Option<String>, answer: Result<Session, AssumeRoleError>) {
-        let mut assumed = Assumed { identity: who, outcome: "ok".to_owned(), access_key_id: None, expires_at: None };
+    /// Adds the answer of STS to `caller`.
+    fn asked(&mut self, request: &RoleRequest, caller: Option<String>, answer: Result<Session, AssumeRoleError>) {
+        let mut assumed = Assumed { identity: caller, outcome: "ok".to_owned(), access_key_id: None, expires_at: None };
         match answer {
             Ok(session) => {
-                self.message = format!("{}; STS gives it to {}", self.message, caller(&assumed.identity));
+                self.message = format!("{}, and STS lets {} assume it", self.message, assumed.identity.as_deref().unwrap_or("rolegate"));
                 if session.life + A_MINUTE < request.duration() {
                     self.notes.push(format!(
-                        "its sessions last {}, not the {} of --session-duration: raise the role's maximum session duration, or make \
-                         the flag shorter (with a role between the node's and the pods', they never last more than 1h)",
+                        "sessions of this role last {}, not {} as --session-duration says. To fix: raise the role's maximum session \
+                         duration, or lower the flag (with --assume-role-arn, sessions last 1h at most)",
                         humantime::format_duration(Duration::from_secs(session.life.as_secs().next_multiple_of(60))),
                         humantime::format_duration(request.duration()),
                     ));
@@ -174,32 +175,28 @@ impl Report {
             }
             Err(error) => {
                 assumed.outcome = error.name().to_owned();
-                // Whether the role can be had is found out by these two alone; the others say something of the way there.
+                // Only a refusal is about the role. Other failures do not decide whether the pod could have it.
                 let refused = error.is_refusal();
                 self.decision = if refused { ReportedDecision::Denied } else { ReportedDecision::Unknown };
                 self.reason = Some(format!("sts-{}", error.name()));
-                let advice = error.advice(request, assumed.identity.as_deref());
-                self.message = advice.problem;
-                self.check = advice.check;
+                let diagnosis = error.diagnose(request, assumed.identity.as_deref());
+                self.message = diagnosis.problem;
+                self.check = diagnosis.check;
             }
         }
         self.assume = Some(assumed);
     }
 }
 
-/// What is told of a session.
+/// The public part of a session.
 struct Session {
     access_key_id: String,
     expires_at: String,
     life: Duration,
 }
 
-/// What an answer takes, and more, is no difference of durations.
+/// Differences of durations below this are the time of the request itself.
 const A_MINUTE: Duration = Duration::from_secs(60);
-
-fn caller(identity: &Option<String>) -> &str {
-    identity.as_deref().unwrap_or("whoever asked")
-}
 
 impl StsParameters {
     fn of(request: &RoleRequest) -> Self {
@@ -214,9 +211,9 @@ impl StsParameters {
     }
 }
 
-/// The sentence of a refusal by policy.
+/// Returns the code and the text of a refusal by policy.
 fn refusal(denial: Denial) -> (Option<String>, String) {
-    (Some(denial.name().to_owned()), denial.to_string())
+    (Some(denial.name().to_owned()), denial.with_advice())
 }
 
 #[cfg(test)]

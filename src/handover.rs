@@ -9,6 +9,7 @@
 //! The connection that the socket came by stays open while both accept, so that each knows of the other: who knows that
 //! somebody else accepts from the queue need not empty it before it ends.
 
+use std::borrow::Cow;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -28,6 +29,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use crate::advice::{Advise, chain};
 use crate::log_once::Changes;
 use crate::unix_socket::{self, PathState, PlaceError};
 
@@ -51,17 +53,26 @@ pub(crate) enum HandoverError {
     #[error(transparent)]
     Path(#[from] PlaceError),
     /// Who is there is not this user.
-    #[error("who offers a socket there has the user id {0}, and not the daemon's")]
+    #[error("the process that offers the socket has the user ID {0}, not the daemon's")]
     OtherUser(u32),
     /// Nothing came.
-    #[error("the daemon there gave no socket in {} seconds", TAKE_TIMEOUT.as_secs())]
+    #[error("the other daemon gave no socket within {} seconds", TAKE_TIMEOUT.as_secs())]
     TimedOut,
     /// What came is not what was asked for.
-    #[error("what was offered there is not this daemon's socket: {0}")]
+    #[error("the offered socket is not the one of this daemon: {0}")]
     Wrong(String),
     /// The exchange failed.
-    #[error("it could not be taken: {0}")]
+    #[error("cannot take the socket")]
     Io(#[from] io::Error),
+}
+
+impl Advise for HandoverError {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Path(error) => error.advice(),
+            _ => None,
+        }
+    }
 }
 
 /// How many other daemons accept from the same queue; cheap to clone.
@@ -169,10 +180,12 @@ async fn keep_offered(path: PathBuf, socket: Arc<OwnedFd>, queue: AcceptQueue, g
                     failure.forget();
                 }
                 Err(error) => {
-                    let error = error.to_string();
-                    if failure.is_new(error.clone()) {
+                    let text = chain(&error);
+                    if failure.is_new(text.clone()) {
                         warn!(
-                            event = "handover-offer-failed", %error,
+                            event = "handover-offer-failed",
+                            error = text,
+                            advice = error.advice().as_deref(),
                             "cannot offer the pods' socket at --handover-socket; retrying; until it succeeds, pods' connections may fail \
                              during an update"
                         );

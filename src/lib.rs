@@ -33,7 +33,7 @@
 //! - [`handover`], [`unix_socket`]: the pods' socket goes from one daemon to the next
 //! - [`netlink`]: queries to the kernel about interfaces, routes and neighbours
 //! - [`probe`]: the kubelet's questions to the daemon of its own pod
-//! - [`backoff`], [`clock`], [`metadata_service`], [`session_limits`], [`text`]: the ground floor, which every module may use
+//! - [`advice`], [`backoff`], [`clock`], [`metadata_service`], [`session_limits`], [`text`]: the ground floor, which every module may use
 //! - [`digest`], `sorted`: names and maps in little memory, for what is kept of each pod
 //! - [`connections`], [`shares`]: limits of connections, and fair sharing of limited places
 //! - [`startup_taint`]: keeps pods off the node until the daemon is ready
@@ -42,6 +42,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod advice;
 mod app;
 mod backoff;
 mod capabilities;

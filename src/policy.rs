@@ -176,7 +176,7 @@ impl Policy {
         self.follow(pod, context, &mut Silent)
     }
 
-    /// The same, with its steps.
+    /// Decides, and returns the steps of the decision as well.
     pub fn explain(&self, pod: &Pod, context: &PodContext) -> Explanation {
         let mut steps = Vec::new();
         let decision = self.follow(pod, context, &mut steps);
@@ -225,7 +225,7 @@ impl Policy {
             }
             // The operator's own default role needs no list (as in kube2iam).
             _ if self.rules.default_role.as_ref() == Some(&request.role) => {
-                trace.skip(What::Namespace, || "--default-role".to_owned(), || "needs no annotation of the namespace".to_owned());
+                trace.skip(What::Namespace, || "--default-role".to_owned(), || "allowed in every namespace".to_owned());
                 Ok(())
             }
             _ => self.namespaces.check(&request.role, context.namespace.as_deref(), trace),
@@ -233,7 +233,7 @@ impl Policy {
         match checked {
             Ok(()) => Decision::Allow { request, audit: None },
             Err(denial) if self.rules.restrictions == Restrictions::Audit => {
-                trace.skip(What::Namespace, || "--namespace-restrictions".to_owned(), || "audit: it is served nevertheless".to_owned());
+                trace.skip(What::Namespace, || "--namespace-restrictions".to_owned(), || "audit: served anyway".to_owned());
                 Decision::Allow { request, audit: Some(denial) }
             }
             Err(denial) => Decision::Deny(denial),
@@ -248,7 +248,7 @@ impl Policy {
             Ok(None) => None,
             given => {
                 let source = || format!("the external-id annotation of pod {}/{}", pod.namespace, pod.name);
-                trace.check(What::ExternalId, source, given, |_| "one is given".to_owned())?
+                trace.check(What::ExternalId, source, given, |_| "set".to_owned())?
             }
         };
         let session_name = self.rules.sessions.name(pod, &role, trace)?;
@@ -264,7 +264,7 @@ impl Policy {
         self.check_account(role, &node, trace)?;
         // A role between is in the same partition: no other could be assumed.
         let caller = node.callers().next().map(|(source, caller)| (source, caller.partition()));
-        match caller.or_else(|| self.rules.base.as_ref().map(|base| ("the base ARN", base.partition()))) {
+        match caller.or_else(|| self.rules.base.as_ref().map(|base| ("the base role ARN", base.partition()))) {
             None => trace.skip(What::Partition, || OWN.to_owned(), || "not known yet".to_owned()),
             Some((source, partition)) => {
                 let same = if role.partition() == partition { Ok(()) } else { Err(Denial::OtherPartition) };
@@ -279,7 +279,7 @@ impl Policy {
             () => {
                 for (source, caller) in node.callers() {
                     let other = if caller.is_session_of(role) { Err(Denial::NodeRole) } else { Ok(()) };
-                    trace.check(What::NodeRole, || source.to_owned(), other, |()| format!("{} is another", caller.as_str()))?;
+                    trace.check(What::NodeRole, || source.to_owned(), other, |()| format!("{} is another role", caller.as_str()))?;
                 }
                 if !node.has_all_callers() {
                     let missing = || if node.caller.is_none() { OWN } else { INTERMEDIATE }.to_owned();
@@ -288,7 +288,7 @@ impl Policy {
             }
         }
         match &self.allowed_roles {
-            None => trace.skip(What::AllowedRoles, || "--allowed-roles".to_owned(), || "not given: every role".to_owned()),
+            None => trace.skip(What::AllowedRoles, || "--allowed-roles".to_owned(), || "not set: every role is allowed".to_owned()),
             Some(patterns) => {
                 let found = patterns.find(role.as_str()).ok_or(Denial::NotAllowedOnNode);
                 trace.check(

@@ -2,11 +2,13 @@
 //!
 //! While two daemons of a node overlap, the metrics port is that of one of them; a probe by HTTP would ask it about the other.
 
+use std::borrow::Cow;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::advice::Advise;
 use crate::config::probe::ProbeQuestion;
 
 /// Time for each part of the exchange: the kubelet's patience is 1 second by default, 3 in the manifests here.
@@ -17,20 +19,29 @@ const MAX_ANSWER: u64 = 64 * 1024;
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProbeError {
-    /// Nobody there.
-    #[error("no daemon answers at {0}: {1}; it listens there if it is started with the same --probe-socket")]
-    Unreachable(PathBuf, io::Error),
-    /// Not HTTP.
-    #[error("what answers at {0} is no daemon")]
+    /// Nothing answers at the socket.
+    #[error("no daemon answers at {0}")]
+    Unreachable(PathBuf, #[source] io::Error),
+    /// The answer is not HTTP.
+    #[error("the process that answers at {0} is not a rolegate daemon")]
     Odd(PathBuf),
 }
 
-/// What the daemon says.
+impl Advise for ProbeError {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Unreachable(..) => Some("give --probe-socket the path that the daemon was started with".into()),
+            Self::Odd(_) => None,
+        }
+    }
+}
+
+/// The daemon's answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ProbeAnswer {
-    /// Whether it is as asked.
+    /// Whether the daemon is ready, or alive.
     pub good: bool,
-    /// In its words.
+    /// The text of the answer.
     pub text: String,
 }
 

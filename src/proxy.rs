@@ -18,6 +18,7 @@ use http::{HeaderMap, Response};
 use http_body_util::Full;
 use tracing::{debug, info, warn};
 
+use crate::advice::Advise as _;
 use crate::clock::Clock;
 use crate::config::TokenMode;
 use crate::credentials::AssumeRole;
@@ -329,6 +330,7 @@ impl<A: AssumeRole> Proxy<A> {
         if self.logged.is_due((&pod.uid, denial.name())) {
             warn!(
                 event = "would-be-refused", namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
+                advice = denial.advice().as_deref(),
                 "served because restrictions are in audit mode; enforcing them would refuse: {denial}"
             );
         }
@@ -365,7 +367,7 @@ impl<A: AssumeRole> Proxy<A> {
                         pod = %pod.name,
                         role = %request.role(),
                         reason = error.name(),
-                        advice = error.remedy(),
+                        advice = error.advice().as_deref(),
                         %error,
                         "no credentials for the pod; answering with an error, so that its SDK retries"
                     );

@@ -1,10 +1,13 @@
 //! The packet rules that bring the pods' metadata requests to the daemon, and let them go nowhere else.
 
+use std::borrow::Cow;
+use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use self::observed::ObservedRules;
 use self::rules::RuleSet;
+use crate::advice::{Advise, chain};
 use crate::config::InterfaceMatch;
 
 pub mod backend;
@@ -47,103 +50,170 @@ pub trait Backend: Send + Sync {
     fn remove(&self) -> impl Future<Output = Result<Vec<String>, RedirectError>> + Send;
 }
 
-/// Why there is no rule.
+/// Why packet rules cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RedirectError {
-    /// The program is not there.
-    #[error("cannot run {program}: {reason}; use an image that has it, or --redirect=none with a rule of your own (see iptables/)")]
+    /// The program cannot be started.
+    #[error("cannot run {program}")]
     Program {
         /// Its name.
         program: &'static str,
-        /// Why not.
-        reason: String,
+        /// What the system says.
+        source: io::Error,
     },
-    /// The program does not end.
-    #[error(
-        "{program} had not ended after {} seconds and was killed; it hangs, as on a node that is short of memory or I/O: look at the node          (`ps`, `dmesg`); it will be tried again",
-        patience.as_secs()
-    )]
+    /// The program did not end.
+    #[error("{program} did not exit within {} seconds and was killed", patience.as_secs())]
     Hung {
         /// Its name.
         program: &'static str,
-        /// How long it was waited for.
+        /// How long rolegate waited for it.
         patience: Duration,
     },
-    /// The program refused.
-    #[error("{program} refused the rule: {message}; the daemon needs the capability NET_ADMIN and the host's network")]
-    Refused {
+    /// The program exited with an error.
+    #[error("{program} failed: {message}")]
+    Failed {
         /// Its name.
         program: &'static str,
-        /// What it said.
+        /// What it printed.
         message: String,
     },
-    /// The program and the right are there, and the kernel lacks what the rules need.
-    #[error(
-        "the kernel cannot hold the rules of {program}: {message}; that takes nf_tables, and Linux 5.2 or later for NAT of both families in one \
-         table: use --redirect=iptables"
-    )]
+    /// The kernel lacks what the rules need.
+    #[error("the kernel does not support the rules that {program} loads: {message}")]
     Kernel {
         /// The program's name.
         program: &'static str,
-        /// What it said.
+        /// What it printed.
         message: String,
     },
-    /// Another program holds the lock on the tables of iptables, or the lock cannot be had.
-    #[error(
-        "{program} cannot have the lock on the tables ({message}); see who holds the node's /run/xtables.lock (`fuser` tells), \
-         or mount it writable if it cannot be opened; nothing was changed, and it will be tried again"
-    )]
+    /// Another program holds the lock of iptables, or the lock file cannot be opened.
+    #[error("{program} cannot get the iptables lock: {message}")]
     Locked {
         /// The program that waited.
         program: &'static str,
-        /// What it said.
+        /// What it printed.
         message: String,
     },
-    /// What the program lists is not what it is known to list.
-    #[error("cannot read what {program} lists: {message}; use another version of it, or --redirect=iptables")]
+    /// The output of the program has an unknown form.
+    #[error("cannot parse the output of {program}: {message}")]
     Unreadable {
         /// Its name.
         program: &'static str,
         /// What is wrong.
         message: String,
     },
-    /// Nothing here can hold the rules.
-    #[error(
-        "neither nftables nor iptables works here. nftables: {nftables}. iptables: {iptables}. Give the daemon one of them: an image with \
-         the programs, the capability NET_ADMIN (and NET_RAW for legacy iptables), and the host's network"
-    )]
+    /// A table of iptables has rules that only `nft` can read.
+    #[error("{program} cannot read the table {table}, which has rules that were made with nft")]
+    MadeWithNft {
+        /// The program's name.
+        program: &'static str,
+        /// The table's name.
+        table: String,
+    },
+    /// A name of `--host-interface` that the program cannot take.
+    #[error("{program} cannot match the interface name {name:?}")]
+    InterfaceName {
+        /// The program's name.
+        program: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// The rules differ each time after they were written.
+    #[error("{program} wrote the rules {attempts} times, and they still differ: {differences}")]
+    NotKept {
+        /// The program's name.
+        program: &'static str,
+        /// How often it wrote them.
+        attempts: usize,
+        /// What differs.
+        differences: String,
+    },
+    /// The rules come back each time after they were removed.
+    #[error("{program} removed the rules {attempts} times, and they came back")]
+    CameBack {
+        /// The program's name.
+        program: &'static str,
+        /// How often it removed them.
+        attempts: usize,
+    },
+    /// No backend works on this node.
+    #[error("neither nftables nor iptables works here (nftables: {}; iptables: {})", chain(nftables), chain(iptables))]
     NoBackend {
-        /// Why not the one.
+        /// Why nftables does not work.
         nftables: Box<RedirectError>,
-        /// Why not the other.
+        /// Why iptables does not work.
         iptables: Box<RedirectError>,
     },
-    /// Connections that were opened before the rules cannot be forgotten.
-    #[error(
-        "cannot run conntrack: {reason}; connections to the metadata service that were opened before the rules are rejected by the guard all \
-         the same; an image with the program conntrack ends them at once"
-    )]
+    /// The program that ends earlier connections cannot be started.
+    #[error("cannot run conntrack")]
     Conntrack {
-        /// Why not.
-        reason: String,
+        /// What the system says.
+        source: io::Error,
     },
-    /// The same, as they are too many or the machine is too slow.
-    #[error(
-        "conntrack was not done after {deadline:?}, and has ended {forgotten} connections; those to the metadata service that are left from \
-         before the rules are rejected by the guard all the same; see how many there are (conntrack -L -d 169.254.169.254)"
-    )]
+    /// There are too many earlier connections, or the node is too slow.
+    #[error("conntrack did not finish within {} seconds; it ended {forgotten} connections", deadline.as_secs())]
     ConntrackSlow {
-        /// How long it was waited for.
+        /// How long rolegate waited for it.
         deadline: Duration,
         /// Connections that were ended by then.
         forgotten: u64,
     },
-    /// The kernel has IPv6, and the rules for it are not there.
-    #[error(
-        "pods' IPv6 requests are not guarded: {0}; give the daemon what it needs for ip6tables, or switch IPv6 off in the node's \
-         kernel (ipv6.disable=1)"
-    )]
-    Ipv6(Box<RedirectError>),
+    /// The kernel has IPv6, and the rules for it cannot be read or changed.
+    #[error("pods' IPv6 requests are not guarded")]
+    Ipv6(#[source] Box<RedirectError>),
+}
+
+impl Advise for RedirectError {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Program { .. } => {
+                "use an image that has the program, or give --redirect=none and add the rules yourself (see iptables/)".into()
+            }
+            Self::Hung { .. } => "check the node for a shortage of memory or I/O (`ps`, `dmesg`)".into(),
+            Self::Failed { message, .. } | Self::Locked { message, .. } if is_about_rights(message) => {
+                missing_right(nix::unistd::geteuid().is_root()).into()
+            }
+            Self::Failed { .. } => return None,
+            Self::Kernel { .. } => "give --redirect=iptables, or use Linux 5.2 or later with nf_tables".into(),
+            Self::Locked { .. } => {
+                "find the process that holds /run/xtables.lock on the node (`fuser`); if the file cannot be opened, mount it writable"
+                    .into()
+            }
+            Self::Unreadable { program, .. } => format!("use another version of {program}, or give --redirect=iptables").into(),
+            Self::MadeWithNft { .. } => "give --redirect=nftables".into(),
+            Self::InterfaceName { .. } => "correct --host-interface".into(),
+            Self::NotKept { .. } => "find the program on this node that changes rolegate's rules".into(),
+            Self::CameBack { .. } => "stop the rolegate daemon of this node first".into(),
+            Self::NoBackend { nftables, iptables } => match (nftables.advice(), iptables.advice()) {
+                (Some(one), Some(other)) if one == other => one,
+                (Some(one), Some(other)) => format!("for nftables, {one}; for iptables, {other}").into(),
+                (one, other) => return one.or(other),
+            },
+            Self::Conntrack { .. } => {
+                "use an image that has conntrack; without it, the guard rejects connections that were opened before the rules".into()
+            }
+            Self::ConntrackSlow { .. } => {
+                "see how many connections there are (`conntrack -L -d 169.254.169.254`); the guard rejects those that are left".into()
+            }
+            Self::Ipv6(error) => {
+                let without_ipv6 = "disable IPv6 in the node's kernel (ipv6.disable=1)";
+                error.advice().map_or(without_ipv6.into(), |advice| format!("{advice}; or {without_ipv6}").into())
+            }
+        })
+    }
+}
+
+/// Whether a program says that the process may not do what it asked for.
+fn is_about_rights(message: &str) -> bool {
+    ["not permitted", "ermission denied", "must be root"].iter().any(|words| message.contains(words))
+}
+
+/// What a process needs that may not read or change packet rules.
+const fn missing_right(is_root: bool) -> &'static str {
+    if is_root {
+        "add the capability NET_ADMIN (and NET_RAW for legacy iptables) to the container's securityContext"
+    } else {
+        "run as root (`runAsUser: 0` in the container's securityContext), with the capability NET_ADMIN"
+    }
 }
 
 /// Patterns that no interface of this node fits at the moment.
@@ -176,3 +246,6 @@ pub fn interface_address(name: &str, ipv6: bool) -> Option<IpAddr> {
     });
     ips.find(|ip| ip.is_ipv6() == ipv6 && !ip.is_loopback())
 }
+
+#[cfg(test)]
+mod tests;

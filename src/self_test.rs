@@ -6,6 +6,7 @@
 //! the real service a bare connection and no request. A connection to another port of that address must not come to be, and
 //! the guard must say so: a datagram there must bring an ICMP error of this node. That nothing comes back proves nothing.
 
+use std::borrow::Cow;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +20,7 @@ use self::helper::{Helper, HelperReply, Order, Spoken};
 use self::netlink::Netlink;
 use self::placement::{NoPlacement, Outside, Placement};
 use self::test_network::{TestNetwork, make};
+use crate::advice::{Advise, chain};
 use crate::config::{InterfaceMatch, SelfTestConfig, SelfTestMode};
 use crate::log_once::{Changes, Conditions};
 use crate::metadata_service::METADATA_PORT;
@@ -45,8 +47,8 @@ const NUMBERS: u8 = 96;
 const FIRST_IPV4: u32 = u32::from_be_bytes([192, 0, 0, 32]);
 /// What the namespace takes for its gateway; nobody is asked who has it.
 const GATEWAY_IPV4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 31);
-/// The same of IPv6. The prefix is of 40 random bits (RFC 4193, 3.2.2) and a subnet: that a network has it is one in a million
-/// millions.
+/// The first IPv6 address of the tests. The prefix has 40 random bits (RFC 4193, 3.2.2) and a subnet, so a network has it with a
+/// chance of one in a trillion.
 const FIRST_IPV6: u128 = 0xfd5e_91c7_3ab4_7e57 << 64;
 /// Of the link alone.
 const GATEWAY_IPV6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
@@ -138,7 +140,7 @@ pub(crate) fn ability(config: &SelfTestConfig, interfaces: &[InterfaceMatch], ha
             Some(never) => never.to_string(),
             None => match Helper::start() {
                 Ok(helper) => return Ok(Ability::Able(helper)),
-                Err(error) => error.to_string(),
+                Err(error) => error.with_advice(),
             },
         },
     };
@@ -176,36 +178,48 @@ impl SelfTestState {
     }
 }
 
-/// Why a test did not pass.
+/// Why a test failed.
 #[derive(Debug, thiserror::Error)]
 enum SelfTestFailure {
-    #[error(
-        "a pod's connection to {0} went elsewhere: THE REAL METADATA SERVICE MAY ANSWER PODS. The packet rule is missing, does not match \
-         the pods' interfaces (--host-interface), or another comes first; rules that another program keeps must lead to this daemon"
-    )]
+    #[error("a pod's connection to {0} went elsewhere: THE REAL METADATA SERVICE MAY ANSWER PODS")]
     Missed(SocketAddr),
-    #[error("a pod's connection to {0} was refused: the rules reject it or lead to another address or port than this daemon's")]
+    #[error("a pod's connection to {0} was refused")]
     Refused(SocketAddr),
-    #[error("a pod's connection to {0} got no answer: something drops it, or the answers to it")]
+    #[error("a pod's connection to {0} got no answer")]
     TimedOut(SocketAddr),
-    #[error("a pod's connection to {0} found no way: this node does not take packets for it in")]
+    #[error("a pod's connection to {0} found no route")]
     Unreachable(SocketAddr),
-    #[error("a pod can connect to {0}, which must be rejected: the guard is missing, or a rule that accepts comes first")]
+    #[error("a pod can connect to {0}, which the guard must reject")]
     Open(SocketAddr),
-    #[error(
-        "a pod's packet to {to} was passed on: {by} says what became of it, and not this node's guard. THE REAL METADATA SERVICE MAY BE OPEN \
-         TO PODS: the guard is missing, or a rule that accepts comes first"
-    )]
+    #[error("a pod's packet to {to} got past the guard ({by} answered): THE REAL METADATA SERVICE MAY BE OPEN TO PODS")]
     Unguarded { to: SocketAddr, by: IpAddr },
-    #[error(
-        "a pod's packet to {0} got no answer, and the guard gives one: THE REAL METADATA SERVICE MAY BE OPEN TO PODS. The guard is missing, a \
-         rule that accepts or drops comes first, or the guard of others drops and does not reject"
-    )]
+    #[error("a pod's packet to {0} got no answer, but the guard answers: THE REAL METADATA SERVICE MAY BE OPEN TO PODS")]
     Unproven(SocketAddr),
-    #[error("the namespace of the test could not be tied to the node: {0}")]
-    NotMade(io::Error),
-    #[error("the helper process ended; the daemon has to be started anew to have another")]
+    #[error("cannot connect the test's namespace to the node")]
+    NotMade(#[source] io::Error),
+    #[error("the helper process ended")]
     Ended,
+}
+
+impl Advise for SelfTestFailure {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Missed(_) => "check that the redirect rule exists, matches the pods' interfaces (--host-interface), comes before other \
+                                rules, and redirects to this daemon"
+                .into(),
+            Self::Refused(_) => "check that the redirect rule redirects to the address and port of this daemon".into(),
+            Self::TimedOut(_) => "find what drops the packets or the answers (network policies, firewalls, rp_filter)".into(),
+            Self::Unreachable(_) => "check the node's routes and network policies; the node does not accept packets for the address".into(),
+            Self::Open(_) | Self::Unguarded { .. } => {
+                "check that the guard's rules exist, and that no rule before them accepts the packet".into()
+            }
+            Self::Unproven(_) => "check that the guard's rules exist, that no rule before them accepts or drops the packet, and that a \
+                                  guard of another program rejects packets and does not drop them"
+                .into(),
+            Self::NotMade(_) => return None,
+            Self::Ended => "restart the daemon to start another helper process".into(),
+        })
+    }
 }
 
 impl SelfTestFailure {
@@ -344,9 +358,15 @@ impl Running {
         tell(&self.metrics, SelfTestState::Failed);
         self.metrics.self_test_failed(failure.name());
         if !self.failing.is_new(failure.name()) {
-            debug!(reason = failure.name(), "the self-test still fails: {failure}");
+            debug!(reason = failure.name(), "the self-test still fails: {}", chain(&failure));
         } else {
-            error!(event = "self-test-failed", reason = failure.name(), error = %failure, "the self-test failed; not ready, retrying");
+            error!(
+                event = "self-test-failed",
+                reason = failure.name(),
+                error = chain(&failure),
+                advice = failure.advice().as_deref(),
+                "the self-test failed; not ready, retrying"
+            );
         }
         if self.step.is_none() {
             self.step = Some(self.readiness.step(STEP));
@@ -381,7 +401,7 @@ impl Running {
         match self.test(place.clone(), probes).await {
             Err(SelfTestFailure::Ended) => Err(SelfTestFailure::Ended),
             Err(failure) if is_old => {
-                debug!("the self-test is repeated with a new interface: {failure}");
+                debug!("the self-test is repeated with a new interface: {}", chain(&failure));
                 self.unmake().await;
                 self.test(place, probes).await
             }

@@ -14,7 +14,7 @@ pub(crate) struct Tasks {
 
 /// A task ended that should have run for ever.
 #[derive(Debug, thiserror::Error)]
-#[error("the task '{name}' ended: {how}; this is a bug in rolegate, and the process ends so that it is started afresh")]
+#[error("the task '{name}' ended: {how}; this is a bug in rolegate, and the process exits so that it is restarted")]
 pub(crate) struct TaskEnded {
     name: &'static str,
     how: String,

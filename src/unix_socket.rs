@@ -3,6 +3,7 @@
 //! A socket stays when its daemon ends: nobody answers at it then, and the next one is put in its place. So no daemon ever
 //! takes away the one of another that came after it.
 
+use std::borrow::Cow;
 use std::fs::{self, Permissions};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
@@ -14,30 +15,40 @@ use rustix::process::geteuid;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixListener;
 
+use crate::advice::Advise;
+
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 16;
 
-/// Why there is no socket at a path.
+/// An error about the socket at a path.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlaceError {
-    /// Something else is there.
-    #[error("{0} is there, and is no socket of the daemon's own; remove it, or name another path")]
+    /// The path is in use by something else.
+    #[error("{0} exists and is not a socket of the daemon's user")]
     Foreign(PathBuf),
-    /// Others may put something into the directory.
-    #[error(
-        "the directory {0} is not the daemon's own, or others may write to it; name a socket in one that only the daemon's user may write to"
-    )]
+    /// Other users may put files into the directory.
+    #[error("the directory {0} belongs to another user, or other users may write to it")]
     Exposed(PathBuf),
-    /// The system did not let us.
-    #[error("cannot {step} {path}: {error}; check that its directory is there, and writable for the daemon")]
+    /// A system call failed.
+    #[error("cannot {step} {path}")]
     Io {
         /// What was being done.
         step: &'static str,
         /// To what.
         path: PathBuf,
-        /// Why it failed.
-        error: io::Error,
+        /// What the system says.
+        source: io::Error,
     },
+}
+
+impl Advise for PlaceError {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Foreign(_) => "remove it, or give another path".into(),
+            Self::Exposed(_) => "give a path in a directory that only the daemon's user may write to".into(),
+            Self::Io { .. } => "check that the directory exists and that the daemon may write to it".into(),
+        })
+    }
 }
 
 /// What is at a path.
@@ -53,8 +64,8 @@ pub(crate) enum PathState {
 pub(crate) fn look(path: &Path) -> Result<PathState, PlaceError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(PathState::Nothing),
-        Err(error) => return Err(PlaceError::Io { step: "look at", path: path.to_owned(), error }),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(PathState::Nothing),
+        Err(source) => return Err(PlaceError::Io { step: "inspect", path: path.to_owned(), source }),
     };
     let is_ours = metadata.file_type().is_socket() && metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o077 == 0;
     if is_ours { Ok(PathState::Socket) } else { Err(PlaceError::Foreign(path.to_owned())) }
@@ -63,11 +74,11 @@ pub(crate) fn look(path: &Path) -> Result<PathState, PlaceError> {
 /// Whether the directory of `path` is such that nobody else can put a socket there. One that is not there yet is made.
 pub(crate) fn check_directory(path: &Path) -> Result<(), PlaceError> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let failed = |step| move |error| PlaceError::Io { step, path: directory.to_owned(), error };
+    let failed = |step| move |source| PlaceError::Io { step, path: directory.to_owned(), source };
     let mut builder = fs::DirBuilder::new();
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.recursive(true).create(directory).map_err(failed("make"))?;
-    let metadata = fs::metadata(directory).map_err(failed("look at"))?;
+    builder.recursive(true).create(directory).map_err(failed("create"))?;
+    let metadata = fs::metadata(directory).map_err(failed("inspect"))?;
     let is_ours = metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o022 == 0;
     if is_ours { Ok(()) } else { Err(PlaceError::Exposed(directory.to_owned())) }
 }
@@ -80,7 +91,7 @@ pub(crate) fn inode(path: &Path) -> Option<u64> {
 /// A socket at `path` that listens, in place of one that is there; with its inode.
 pub(crate) fn place(path: &Path) -> Result<(UnixListener, u64), PlaceError> {
     look(path)?;
-    let failed = |step| move |error| PlaceError::Io { step, path: path.to_owned(), error };
+    let failed = |step| move |source| PlaceError::Io { step, path: path.to_owned(), source };
     // Under another name until it listens: whoever finds it at its path is answered. Two daemons may be at it.
     let mut beside = path.to_owned().into_os_string();
     beside.push(format!(".{:08x}", RandomState::new().build_hasher().finish() >> 32));
@@ -99,7 +110,7 @@ pub(crate) fn place(path: &Path) -> Result<(UnixListener, u64), PlaceError> {
     if placed.is_err() {
         let _ = fs::remove_file(&beside);
     }
-    placed.map_err(failed("make a socket at"))
+    placed.map_err(failed("create a socket at"))
 }
 
 #[cfg(test)]

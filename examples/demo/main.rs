@@ -43,11 +43,11 @@ async fn run(ground: Ground) -> Result<ExitCode, Failure> {
     let (mut stage, cast) = Stage::set(ground, &daemon)?;
     for step in steps::of(&stage) {
         if stop.is_cancelled() {
-            println!("\nStopped in the middle; everything is removed.");
+            println!("\nInterrupted; everything is removed.");
             return Ok(ExitCode::from(INTERRUPTED));
         }
         if let Err(failure) = step(&mut story, &mut stage, &cast) {
-            story.check(false, &format!("the step can be done: {failure}"));
+            story.check(false, &format!("the step runs: {failure}"));
             if stage.daemon().is_err() {
                 break;
             }
@@ -66,9 +66,9 @@ async fn run(ground: Ground) -> Result<ExitCode, Failure> {
 fn daemon_program() -> Result<PathBuf, Failure> {
     let here = std::env::current_exe()?;
     let program = here.parent().and_then(|examples| examples.parent()).map(|target| target.join("rolegate"));
-    program
-        .filter(|program| program.is_file())
-        .ok_or_else(|| format!("there is no daemon beside {}: run `cargo build --bins` first, or `make demo`", here.display()).into())
+    program.filter(|program| program.is_file()).ok_or_else(|| {
+        format!("there is no rolegate program beside {}: run `cargo build --bins` first, or `make demo`", here.display()).into()
+    })
 }
 
 /// Cancelled by Ctrl-C, and by whatever else ends programs politely.
@@ -86,34 +86,34 @@ fn stop_token() -> Result<CancellationToken, Failure> {
 
 fn introduce(story: &mut Story, ground: &Ground) {
     story.heading(
-        "rolegate: every pod its own IAM role, and never the node's",
-        "On EC2, AWS SDKs ask the metadata address 169.254.169.254 for credentials, and get those of the machine: here, of the \
-         Kubernetes node, which every pod on it could use. rolegate stands in between. It knows which pod asks, and gives it \
+        "rolegate: each pod gets its own IAM role, never the node's",
+        "On EC2, AWS SDKs request credentials from the metadata address 169.254.169.254, and get those of the instance: here, of the \
+         Kubernetes node, for every pod that runs on it. rolegate intercepts these requests, identifies the pod, and serves \
          credentials of the role that the pod's annotation names.",
     );
     println!();
     match ground {
         Ground::Namespaces(_) => story.text(
-            "Here the daemon is the real program. The node and its pods are network namespaces of this machine, with the packet \
-             rule (iptables) that the daemon places itself. The Kubernetes API, STS and the metadata service are fakes. The \
-             namespaces have no way out: nothing of this reaches AWS or your network.",
+            "The daemon is the real program. The node and its pods are network namespaces on this machine, with the packet rules \
+             (iptables) that the daemon installs. The Kubernetes API, STS and the metadata service are fakes. The namespaces have no \
+             route to the outside: nothing reaches AWS or your network.",
         ),
         Ground::Loopback(why) => {
             story.text(&format!("Without network namespaces ({why})."));
             story.text(
                 "The daemon is the real program; the Kubernetes API, STS and the metadata service are fakes on 127.0.0.1. The pods \
                  are the addresses 127.0.0.2, 127.0.0.3, ..., and they connect to the daemon's port themselves \
-                 (--accept-direct-connections): there is no packet rule, so this shows what the daemon answers, not that pods \
-                 have no other way to the metadata service.",
+                 (--accept-direct-connections). There are no packet rules, so this shows what the daemon answers, but not that pods \
+                 cannot reach the real metadata service.",
             );
         }
     }
-    println!("\nThe lines that begin with $ can be repeated in another terminal. Secrets are shown by their first characters.");
+    println!("\nYou can repeat the lines that begin with $ in another terminal. Only the first characters of secrets are shown.");
 }
 
 /// What there is to try.
 fn invite(story: &Story, stage: &Stage, cast: &Cast) {
-    println!("\nIt is all still running; try it. This is how a command is run in each place:\n");
+    println!("\nEverything is still running; try it. To run a command in each place:\n");
     let Cast { web, db, plain, typo, stranger } = cast;
     for pod in [web, db, plain, typo, stranger] {
         println!("  {:<12} {:<10} {} ...", pod.name, pod.ip, pod.curl());
@@ -125,5 +125,5 @@ fn invite(story: &Story, stage: &Stage, cast: &Cast) {
     println!("\n  metadata     http://{}/latest/", ask::authority(stage.metadata));
     println!("  metrics      {}{on_the_node}", stage.metrics_url());
     println!("  log          {}\n", stage.log.display());
-    story.text("Ctrl-C ends it and removes everything.");
+    story.text("Press Ctrl-C to stop and to remove everything.");
 }

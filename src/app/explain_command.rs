@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 
+use super::failure::Failure;
 use super::prepare::{load_aws, needs_aws, rules};
 use crate::clock::Clock;
 use crate::config::explain_command::{Cluster, ExplainConfig, ExplainTarget, PodReference};
@@ -36,15 +37,20 @@ async fn of_cluster(cluster: Cluster, pod: PodReference, assume: bool) -> anyhow
     let unknown = |node: &str, message| Report::unknown(&pod, node, By::Cluster, "unknown-pod", message);
     let now = Clock::system().now();
     let (node, pods, left_out) = match snapshot(&kube, &pod, &config.pods.annotations, needs, now).await? {
-        Snapshot::NoSuchPod => return Ok(unknown("", format!("there is no pod {pod} in this cluster; check both names, and the context"))),
+        Snapshot::NoSuchPod => {
+            return Ok(unknown("", format!("there is no pod {pod} in this cluster. To fix: check both names, and the kubeconfig context")));
+        }
         Snapshot::NotScheduled => {
             let describe = format!("kubectl describe pod --namespace {} {}", pod.namespace(), pod.name());
-            return Ok(unknown("", format!("the pod is on no node yet; {describe} says what it waits for")));
+            return Ok(unknown("", format!("the pod is not scheduled to a node yet. To fix: see {describe}")));
         }
         Snapshot::OnNode { node, pods, left_out } => (node, pods, left_out),
     };
     if let Some(given) = node_given.filter(|given| *given != node) {
-        bail!("pod {pod} is on node {node}, not on {given}; leave --node out, or give the flags of the daemon on that node");
+        bail!(Failure::new(
+            format!("pod {pod} is on node {node}, not on {given}"),
+            "remove --node, or give the flags of the daemon on that node"
+        ));
     }
     config.pods.node = node.clone();
     let aws = if assume || needs_aws(&config) { Some(load_aws(&config).await?) } else { None };
@@ -59,14 +65,14 @@ async fn of_cluster(cluster: Cluster, pod: PodReference, assume: bool) -> anyhow
             let explainer = Explainer { node, by: By::Cluster, policy, pods, sts, metrics, pace, daemon: None };
             let mut report = explainer.assume(&pod).await?;
             if report.assume.is_some() {
-                report.notes.push("STS was asked by the AWS identity of this command, which may be another than the daemon's".to_owned());
+                report.notes.push("STS was called with the AWS identity of this command, which may differ from the daemon's".to_owned());
             }
             report
         }
     };
     if left_out > 0 {
         report.notes.push(format!(
-            "pods of node {} that cannot be read, and are left out here: {left_out}; the daemon refuses requests from their addresses",
+            "{left_out} pods of node {} cannot be read and are left out here; the daemon refuses requests from their addresses",
             report.node
         ));
     }

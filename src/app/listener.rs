@@ -10,6 +10,8 @@ use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::TcpListener;
 use tracing::{debug, info, warn};
 
+use super::failure::Failure;
+use crate::advice::{Advise as _, chain};
 use crate::config::{self, ServerConfig};
 use crate::handover::{self, Giver, TakenOver};
 
@@ -133,7 +135,7 @@ impl PodListener {
 
 fn not_taken(path: &Path, error: &handover::HandoverError) {
     warn!(
-        event = "handover-take-failed", path = %path.display(), %error,
+        event = "handover-take-failed", path = %path.display(), error = chain(&error), advice = error.advice().as_deref(),
         "cannot take over the pods' socket through --handover-socket; opening a new socket; pods' connections may fail during the switch"
     );
 }
@@ -141,7 +143,7 @@ fn not_taken(path: &Path, error: &handover::HandoverError) {
 /// Explains why a daemon that may share its port cannot bind it.
 fn not_shared(error: anyhow::Error) -> anyhow::Error {
     if is_in_use(&error) {
-        error.context("the app port is in use by another program, or by a daemon that was started without --handover-socket; stop it first")
+        error.context(Failure::new("the app port is in use by another program, or by a daemon without --handover-socket", "stop it first"))
     } else {
         error
     }
@@ -156,7 +158,7 @@ pub(super) fn listen_for_operators(address: Option<IpAddr>, port: u16) -> anyhow
     Ok(TcpListener::from_std(socket.into())?)
 }
 
-/// The same, as soon as the daemon before, or whoever else has the port, lets go of it.
+/// Listens on the metrics port once the previous daemon, or another program, releases it.
 pub(super) async fn wait_for_operators(address: Option<IpAddr>, port: u16) -> TcpListener {
     warn!(
         event = "metrics-port-in-use",
@@ -185,7 +187,7 @@ fn unbound(address: Option<IpAddr>, port: u16) -> anyhow::Result<(Socket, Socket
         Ok(socket) => socket,
         // A kernel without IPv6.
         Err(_) if address.is_none() => return unbound(Some(Ipv4Addr::UNSPECIFIED.into()), port),
-        Err(error) => return Err(error).context("cannot make a socket"),
+        Err(error) => return Err(error).context("cannot create a socket"),
     };
     if address.is_none() && socket.set_only_v6(false).is_err() {
         return unbound(Some(Ipv4Addr::UNSPECIFIED.into()), port);
@@ -213,13 +215,14 @@ fn listen(socket: &Socket, wanted: SocketAddr, flag: &str) -> anyhow::Result<()>
     socket.listen(BACKLOG).with_context(|| cannot_listen(wanted, flag))
 }
 
-fn cannot_listen(wanted: SocketAddr, flag: &str) -> String {
+fn cannot_listen(wanted: SocketAddr, flag: &str) -> Failure {
     let port = wanted.port();
-    if wanted.ip().is_unspecified() {
-        format!("cannot listen on port {port}; choose another {flag} or stop what uses it")
+    let cause = if wanted.ip().is_unspecified() {
+        format!("cannot listen on port {port}")
     } else {
-        format!("cannot listen on {} port {port}; choose another {flag} or stop what uses it", wanted.ip())
-    }
+        format!("cannot listen on {} port {port}", wanted.ip())
+    };
+    Failure::new(cause, format!("choose another {flag}, or stop the program that uses the port"))
 }
 
 /// Whether somebody listens there: with SO_REUSEADDR, and without SO_REUSEPORT, a port can be bound unless somebody listens

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
+use crate::advice::{Advise as _, chain};
 use crate::backoff::Backoff;
 use crate::credentials::AssumeRoleError;
 use crate::credentials::sts::{Aws, Sts};
@@ -96,14 +97,18 @@ pub(super) async fn follow_identity(sts: impl IdentitySource, policy: Arc<Policy
             }
             Err(error) if logged.is_empty() => {
                 warn!(
-                    event = "own-identity-unknown", %error,
+                    event = "own-identity-unknown",
+                    error = chain(error),
+                    advice = error.advice().as_deref(),
                     "cannot determine the daemon's own AWS identity; retrying, refusing all pods until it is known; check the daemon's AWS \
                      credentials and its connection to STS"
                 )
             }
             Err(error) => {
                 warn!(
-                    event = "own-identity-renewal-failed", %error,
+                    event = "own-identity-renewal-failed",
+                    error = chain(error),
+                    advice = error.advice().as_deref(),
                     "cannot confirm the daemon's own AWS identity; retrying, using the last known one; check the daemon's AWS credentials \
                      and its connection to STS"
                 )
@@ -180,7 +185,10 @@ impl Trust {
                 if self.lost.is_none() && since.elapsed() >= REFUSED_FOR_LONG {
                     let minutes = since.elapsed().as_secs() / 60;
                     error!(
-                        event = "own-credentials-refused", minutes, %error,
+                        event = "own-credentials-refused",
+                        minutes,
+                        error = chain(error),
+                        advice = error.advice().as_deref(),
                         "AWS has rejected the daemon's own credentials for several minutes; not ready, retrying; check the daemon's \
                          credentials and their role"
                     );

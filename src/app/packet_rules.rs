@@ -12,6 +12,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tracing::{error, info, warn};
 
+use super::failure::Failure;
+use crate::advice::{Advise as _, chain};
 use crate::config::{InterfaceMatch, RedirectBackend, RedirectConfig};
 use crate::kubernetes::client::Client;
 use crate::kubernetes::nodes::{NodeError, node_addresses};
@@ -69,7 +71,7 @@ impl PacketRules {
         let like = Like { interfaces: redirect.interfaces.clone(), refuse_direct, interval: redirect.interval };
         let system = System::open(turn.clone());
         let mut reconciler = Reconciler::new(backend.clone(), system, like, metrics.clone(), readiness.clone());
-        reconciler.guard().await.context("the guard, which keeps pods from the real metadata service")?;
+        reconciler.guard().await.context("cannot install the guard, which keeps pods from the real metadata service")?;
         Ok(Some(Self { backend, turn, reconciler, refuse_direct }))
     }
 
@@ -155,7 +157,9 @@ impl Leaving {
                 )
             }
             Err(error) => error!(
-                event = "rules-removal-failed", %error,
+                event = "rules-removal-failed",
+                error = chain(&error),
+                advice = error.advice().as_deref(),
                 "cannot remove the packet rules; pods' metadata requests are refused while no daemon runs; to remove the rules, run \
                  'rolegate redirect remove'"
             ),
@@ -217,9 +221,10 @@ async fn addresses(redirect: &RedirectConfig, bound: SocketAddr, kube: &Client, 
     let mut known = redirect.host_ips.clone();
     if !bound.ip().is_unspecified() {
         if bound.is_ipv6() {
-            bail!(
-                "--metadata-bind-address is an IPv6 address, and 169.254.169.254 cannot be redirected to it: give an IPv4 address or none"
-            );
+            bail!(Failure::new(
+                "--metadata-bind-address is an IPv6 address, to which 169.254.169.254 cannot be redirected",
+                "give an IPv4 address, or remove the flag"
+            ));
         }
         known.push(bound.ip());
     }
@@ -248,8 +253,11 @@ async fn addresses(redirect: &RedirectConfig, bound: SocketAddr, kube: &Client, 
             }
         }
     };
-    let ipv4 = of_interfaces(redirect).with_context(|| {
-        format!("this node's IPv4 address is not known for the packet rules ({reason}): give it as --host-ip, from the field status.hostIP of the pod")
+    let ipv4 = of_interfaces(redirect).ok_or_else(|| {
+        Failure::new(
+            format!("the IPv4 address of this node, which the packet rules need, is not known: {reason}"),
+            "give --host-ip, from the field status.hostIP of the pod",
+        )
     })?;
     Ok(Addresses { ipv4, ipv6: ipv6(&known) })
 }

@@ -5,6 +5,8 @@ use std::sync::{Arc, OnceLock};
 use anyhow::{Context as _, bail};
 use tracing::{info, warn};
 
+use super::failure::Failure;
+use crate::advice::{Advise as _, chain};
 use crate::clock::Clock;
 use crate::config::{BaseRole, Config, DefaultRole, PatternFormat};
 use crate::connections::ConnectionRecord;
@@ -66,7 +68,10 @@ pub(super) async fn prepare(
     let sts = aws.sts(clock.clone(), node.clone(), metrics.clone());
     let policy = Policy::new(rules(Some(&aws), config, &node).await?, node.clone()).context("--allowed-roles")?;
     if !policy.allows_default_role() {
-        bail!("--default-role is not among --allowed-roles: every pod without a role would be refused; add it, or leave it out");
+        bail!(Failure::new(
+            "--allowed-roles does not allow --default-role, so every pod without a role annotation would be refused",
+            "add the role to --allowed-roles, or remove --default-role"
+        ));
     }
     info!(event = "sts-region", region = aws.region(), "using the STS endpoint of this region");
     let policy = Arc::new(policy);
@@ -102,7 +107,9 @@ pub(super) async fn prepare(
         && let Err(error) = tokens.sync(file)
     {
         warn!(
-            event = "token-key-file-unavailable", %error,
+            event = "token-key-file-unavailable",
+            error = chain(&error),
+            advice = error.advice().as_deref(),
             "cannot use --token-key-file; retrying, using keys that end with this process; until this is fixed, clients need new session \
              tokens after a restart"
         );
@@ -132,7 +139,7 @@ pub(super) async fn load_aws(config: &Config) -> Result<Aws, AwsError> {
 /// What pods may have. Without AWS, nothing may be discovered: see [`needs_aws`].
 pub(super) async fn rules(aws: Option<&Aws>, config: &Config, node: &NodeIdentity) -> anyhow::Result<Rules> {
     let (roles, sessions) = (&config.roles, &config.sessions);
-    let aws = || aws.context("the metadata service is needed for what is to be discovered");
+    let aws = || aws.context("discovery needs the metadata service");
     let (base, mut instance_role) = match &roles.base {
         BaseRole::None => (None, None),
         BaseRole::Given(base) => (Some(base.clone()), None),
@@ -195,7 +202,7 @@ fn complete(role: &str, base: Option<&BaseArn>) -> anyhow::Result<RoleArn> {
     let completed = match base {
         _ if role.starts_with("arn:") => role.parse(),
         Some(base) => base.complete(role),
-        None => bail!("--default-role is a short name, and there is no base ARN"),
+        None => bail!("--default-role is a short name, but there is no base role ARN"),
     };
     completed.context("--default-role")
 }

@@ -2,9 +2,11 @@
 
 use std::net::{SocketAddrV4, SocketAddrV6};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 
+use super::failure::Failure;
 use super::packet_rules::given_addresses;
+use crate::advice::{Advise as _, chain};
 use crate::config::RedirectBackend;
 use crate::config::redirect::{Action, RedirectCommand};
 use crate::redirect::backend::SelectedBackend;
@@ -31,10 +33,12 @@ fn wanted(command: &RedirectCommand) -> anyhow::Result<RuleSet> {
     if command.guard {
         return Ok(RuleSet::guard_alone());
     }
-    let (ipv4, ipv6) = given_addresses(&command.redirect).context(
-        "this node's IPv4 address is not known: give it as --host-ip, or name an interface that has one with --host-interface; \
-         --guard needs none",
-    )?;
+    let (ipv4, ipv6) = given_addresses(&command.redirect).ok_or_else(|| {
+        Failure::new(
+            "the IPv4 address of this node is not known",
+            "give --host-ip, or --host-interface with an interface that has an IPv4 address; --guard needs no address",
+        )
+    })?;
     let ipv6 = ipv6.map(|ip| SocketAddrV6::new(ip, command.port, 0, 0));
     let targets = Targets { ipv4: SocketAddrV4::new(ipv4, command.port), ipv6, refuse_direct: command.refuse_direct };
     Ok(RuleSet { interfaces: command.redirect.interfaces.clone(), targets: Some(targets) })
@@ -53,27 +57,27 @@ async fn install(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
         Err(unread) => {
             // What can be closed is closed: one family may be there, and what is there need not be read to be replaced.
             let what = match backend.install(&rules).await {
-                Ok(()) => "the rules were put in place, and cannot be compared",
-                Err(error) if error.to_string() != unread.to_string() => {
-                    bail!("{unread}; nor could all rules be put in place all the same: {error}")
+                Ok(()) => "installed the rules, but cannot compare them",
+                Err(error) if chain(&error) != chain(&unread) => {
+                    return Err(anyhow::Error::new(error).context(format!("{}; and cannot install all rules", chain(&unread))));
                 }
-                Err(_) => "what else could be put in place is",
+                Err(_) => "installed only some of the rules",
             };
             return Err(anyhow::Error::new(unread).context(what));
         }
     };
     if differences.is_empty() {
-        lines.push(format!("{}: the rules are in place already", backend.name()));
+        lines.push(format!("{}: the rules are already installed", backend.name()));
     } else {
         backend.install(&rules).await?;
-        lines.extend(differences.iter().map(|difference| format!("{}: put right: {difference}", backend.name())));
-        lines.push(format!("{}: the rules are in place", backend.name()));
+        lines.extend(differences.iter().map(|difference| format!("{}: repaired: {difference}", backend.name())));
+        lines.push(format!("{}: the rules are installed", backend.name()));
     }
     if let Some(targets) = rules.targets {
         match conntrack::forget_earlier(targets).await {
             Ok(0) => {}
-            Ok(connections) => lines.push(format!("connections to the real metadata service from before, now ended: {connections}")),
-            Err(error) => lines.push(format!("connections from before are left to the guard: {error}")),
+            Ok(connections) => lines.push(format!("ended {connections} earlier connections of pods to the real metadata service")),
+            Err(error) => lines.push(format!("cannot end earlier connections; the guard rejects them: {}", error.with_advice())),
         }
     }
     lines.extend(backend.tidy().await.into_iter().map(|removed| format!("removed: {removed}")));
@@ -95,7 +99,7 @@ async fn remove_of_peers() -> anyhow::Result<Vec<String>> {
     let removed = legacy_rules::remove(LOCK_WAIT).await?;
     let mut lines: Vec<_> = removed.into_iter().map(|what| format!("removed: {what}")).collect();
     if lines.is_empty() {
-        lines.push("kube2iam and kiam left nothing to remove".to_owned());
+        lines.push("no rules of kube2iam or kiam to remove".to_owned());
     }
     Ok(lines)
 }
@@ -105,38 +109,41 @@ async fn remove(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
     if !command.force {
         match &daemon {
             Ok(false) => {}
-            Ok(true) => bail!(
-                "a daemon runs on this node: without its rules the node would be open until it puts them back. Stop it first, or give \
-                 --force; --peers removes what kube2iam and kiam left behind, and nothing of ours"
-            ),
-            Err(error) => bail!("whether a daemon runs on this node cannot be found out ({error}): stop it, and give --force"),
+            Ok(true) => bail!(Failure::new(
+                "a rolegate daemon runs on this node; without its rules, the node is open until the daemon installs them again",
+                "stop the daemon first, or give --force; to remove only the rules of kube2iam and kiam, give --peers"
+            )),
+            Err(error) => bail!(Failure::new(
+                format!("cannot find out whether a rolegate daemon runs on this node: {error}"),
+                "stop the daemon, and give --force"
+            )),
         }
     }
     let (mut lines, mut failures) = (Vec::new(), Vec::new());
     let backends = asked(command);
-    let (all, mut without_program) = (backends.len(), 0);
+    let (all, mut without_program) = (backends.len(), Vec::new());
     for backend in backends {
         match backend.remove().await {
             Ok(removed) => lines.extend(removed.into_iter().map(|what| format!("removed: {what}"))),
             // What was never installed has left nothing, mostly.
             Err(error @ RedirectError::Program { .. }) => {
-                without_program += 1;
-                lines.push(format!("{}: {error}", backend.name()));
+                lines.push(format!("{}: {}", backend.name(), chain(&error)));
+                without_program.push(error);
             }
-            Err(error) => failures.push(error.to_string()),
+            Err(error) => failures.push(error),
         }
     }
-    if without_program == all {
-        failures.append(&mut lines);
+    if without_program.len() == all {
+        failures.append(&mut without_program);
     }
     if !failures.is_empty() {
-        bail!("{}", failures.join("; "));
+        bail!(Failure::of_all(&failures));
     }
     if daemon.unwrap_or(true) {
-        lines.push("a daemon runs on this node: it puts its rules in place again".to_owned());
+        lines.push("a rolegate daemon runs on this node and will install its rules again".to_owned());
     }
     if lines.is_empty() {
-        lines.push("there was nothing to remove".to_owned());
+        lines.push("no rules of rolegate to remove".to_owned());
     }
     Ok(lines)
 }
@@ -146,10 +153,10 @@ async fn status(command: &RedirectCommand) -> anyhow::Result<StatusReport> {
     let mut observed = backend.observed().await?;
     let other = SelectedBackend::all().into_iter().find(|other| other.name() != backend.name());
     let mut elsewhere = match &other {
-        Some(other) => Some((other.name(), other.observed().await.map_err(|error| error.to_string()))),
+        Some(other) => Some((other.name(), other.observed().await.map_err(|error| chain(&error)))),
         None => None,
     };
-    // With `auto` it is told what is there, wherever it is.
+    // `auto` reports the rules that are there, of whichever backend.
     let mut looked_at = &backend;
     if let (RedirectBackend::Auto, Some(other), Some((_, Ok(there)))) = (command.redirect.backend, &other, &elsewhere)
         && observed == ObservedRules::default()
@@ -169,7 +176,7 @@ async fn status(command: &RedirectCommand) -> anyhow::Result<StatusReport> {
         backend: looked_at.name(),
         differences,
         elsewhere,
-        legacy_rules: legacy_rules.map_err(|error| error.to_string()),
+        legacy_rules: legacy_rules.map_err(|error| chain(&error)),
         addresses: redirect::interface_addresses(),
         daemon: ownership::any().ok(),
     };
@@ -197,7 +204,7 @@ fn wanted_as_it_is(command: &RedirectCommand, observed: &ObservedRules) -> RuleS
 
 fn render(command: &RedirectCommand) -> anyhow::Result<String> {
     let rules = wanted(command)?;
-    let [backend, ..] = &asked(command)[..] else { bail!("there is no such backend") };
+    let [backend, ..] = &asked(command)[..] else { bail!("no such backend") };
     Ok(backend.render(&rules).trim_end().to_owned())
 }
 
@@ -205,6 +212,6 @@ fn render(command: &RedirectCommand) -> anyhow::Result<String> {
 fn missing(command: &RedirectCommand) -> Vec<String> {
     let missing = redirect::without_interface(&command.redirect.interfaces).into_iter();
     missing
-        .map(|one| format!("no interface fits --host-interface={}{} at the moment", if one.negated { "!" } else { "" }, one.name))
+        .map(|one| format!("no interface of this node matches --host-interface={}{} now", if one.negated { "!" } else { "" }, one.name))
         .collect()
 }

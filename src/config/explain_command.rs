@@ -24,7 +24,7 @@ pub(crate) struct PodReference {
 
 /// Why a text names no pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected NAMESPACE/POD, such as shop/web-0: names of lower-case letters, digits, - and .")]
+#[error("expected NAMESPACE/POD, such as shop/web-0, with names of lower-case letters, digits, - and .")]
 pub(crate) struct NotAPodName;
 
 impl PodReference {
@@ -120,7 +120,7 @@ impl ExplainConfig {
         };
         let cluster = source.is_argument("kubeconfig") || source.is_argument("api-server");
         if cluster && source.is_argument("admin-url") {
-            source.mistake("--admin-url asks the daemon, --kubeconfig and --api-server ask the Kubernetes API: give one of them");
+            source.mistake("--admin-url asks a daemon, but --kubeconfig and --api-server ask the Kubernetes API: give one of them");
         }
         let asked = if cluster {
             let config = Config::read(&mut source, false);

@@ -52,7 +52,7 @@ impl ProbeConfig {
         }
         let socket = source.text("probe-socket").map(PathBuf::from);
         if socket.is_none() {
-            source.mistake("--probe-socket is missing: give the path that the daemon was started with");
+            source.mistake("--probe-socket is missing: give the path with which the daemon was started");
         }
         match (socket, question) {
             (Some(socket), Some(question)) => Ok(Self { socket, question }),

@@ -1,4 +1,4 @@
-//! Each part of the configuration, read from the source of settings; what is wrong is noted there.
+//! Reads each part of the configuration from the source of settings, and records mistakes there.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use super::{
 
 /// The largest limit that can be given.
 const MAX_LIMIT: u32 = 1_000_000;
-/// What a request may take at least and at most.
+/// The shortest and the longest timeout of a request.
 const HEAD_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 use crate::role::{BaseArn, MAX_ARN_LENGTH, RoleArn};
 use crate::session_limits::LONGEST_CHAINED;
@@ -28,9 +28,9 @@ use crate::session_limits::LONGEST_SDK_MARGIN;
 /// The most patterns of `--allowed-roles`.
 const MAX_ALLOWED_ROLES: usize = 256;
 
-/// Flags that are accepted because kube2iam has them, and why nothing comes of them.
+/// Flags that are accepted only because kube2iam has them, and why they have no effect.
 pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[
-    ("backoff-max-interval", "a waiting request is woken by the watch, not by polling"),
+    ("backoff-max-interval", "the watch wakes a waiting request"),
     ("cache-resync-period", "the watch needs no resync"),
     ("resolve-duplicate-cache-ips", "pods that claim one address are always told apart or refused"),
     ("use-regional-sts-endpoint", "the regional endpoint is always used"),
@@ -39,12 +39,12 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[
 pub(super) fn pods(source: &mut SettingSource<'_>, node_needed: bool, warnings: &mut Vec<String>) -> PodsConfig {
     let node = source.text("node").or_else(|| source.env("NODE_NAME")).unwrap_or_else(|| {
         if node_needed {
-            source.mistake("--node (or NODE_NAME) is missing: give this node's name, from the field spec.nodeName of the DaemonSet's pod");
+            source.mistake("--node (or NODE_NAME) is missing: set it from the field spec.nodeName of the DaemonSet's pod");
         }
         String::new()
     });
     if !node.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.')) {
-        source.mistake("--node: expected the name of a node: letters, digits, - and . only");
+        source.mistake("--node: expected a node name of letters, digits, - and .");
     }
     let api = ApiConfig {
         kubeconfig: source.text("kubeconfig").map(PathBuf::from),
@@ -60,7 +60,7 @@ pub(super) fn pods(source: &mut SettingSource<'_>, node_needed: bool, warnings: 
         source.mistake("--api-server: expected a URL such as https://10.0.0.1:6443");
     }
     if api.token.is_some() && api.server.is_none() {
-        source.mistake("--api-token goes with --api-server, which is missing");
+        source.mistake("--api-token requires --api-server");
     }
     PodsConfig {
         node,
@@ -82,7 +82,7 @@ fn max_staleness(source: &mut SettingSource<'_>, warnings: &mut Vec<String>) -> 
     let longest = source.duration("max-staleness", DEFAULT_MAX_STALENESS);
     if !longest.is_zero() && longest < SHORT_STALENESS {
         warnings.push(format!(
-            "--max-staleness is {}: below {}, pods may be refused although nothing is wrong, because an idle watch of the Kubernetes API \
+            "--max-staleness is {}, which is less than {}: pods may be refused without need, because an idle watch of the Kubernetes API \
              can be silent for a minute or more",
             humantime::format_duration(longest),
             humantime::format_duration(SHORT_STALENESS),
@@ -99,12 +99,12 @@ pub(super) fn roles(source: &mut SettingSource<'_>) -> RolesConfig {
     let base = match (given, source.switch("auto-discover-base-arn")) {
         (Some(base), discover) => {
             if discover {
-                source.mistake("--auto-discover-base-arn and --base-role-arn say the same thing: give one of them");
+                source.mistake("--auto-discover-base-arn and --base-role-arn exclude each other: give one of them");
             }
             BaseRole::Given(base)
         }
         (None, true) => BaseRole::Discover,
-        // A malformed one is a mistake already; that there is none would be said besides.
+        // A malformed one is already reported; do not also report it as missing.
         (None, false) if source.text("base-role-arn").is_some() => BaseRole::Discover,
         (None, false) => BaseRole::None,
     };
@@ -112,14 +112,14 @@ pub(super) fn roles(source: &mut SettingSource<'_>) -> RolesConfig {
     let allowed = source.switch("allow-node-role");
     if node_role && !allowed {
         source.mistake(
-            "--auto-discover-default-role gives the node's own role to every pod without one; \
-             if that is really meant, add --allow-node-role, else use --default-role with a role made for pods",
+            "--auto-discover-default-role gives the node's own role to every pod without a role annotation: give --default-role with a \
+             role for pods instead, or confirm it with --allow-node-role",
         );
     }
     let default = match (source.text("default-role"), node_role) {
         (Some(role), also_node_role) => {
             if also_node_role {
-                source.mistake("--auto-discover-default-role and --default-role say the same thing: give one of them");
+                source.mistake("--auto-discover-default-role and --default-role exclude each other: give one of them");
             }
             default_role_mistake(&role, &base, source);
             DefaultRole::Given(role)
@@ -149,7 +149,7 @@ pub(super) fn roles(source: &mut SettingSource<'_>) -> RolesConfig {
     }
 }
 
-/// The ceiling of this node's pods. The patterns are completed where the base is known.
+/// Reads the roles that pods of this node may use at all. The patterns are completed where the base ARN is known.
 fn allowed_roles(base: &BaseRole, source: &mut SettingSource<'_>) -> Option<Vec<String>> {
     if !source.is_given("allowed-roles") {
         return None;
@@ -157,16 +157,16 @@ fn allowed_roles(base: &BaseRole, source: &mut SettingSource<'_>) -> Option<Vec<
     let patterns = source.list("allowed-roles");
     if patterns.is_empty() {
         // A variable that was left empty by mistake must not lift the limit.
-        source.mistake("--allowed-roles is empty: name the roles that pods of this node may have, or leave it out");
+        source.mistake("--allowed-roles is empty: name the roles that pods of this node may use, or remove the flag");
     }
     if patterns.len() > MAX_ALLOWED_ROLES {
-        source.mistake(format!("--allowed-roles: at most {MAX_ALLOWED_ROLES} patterns"));
+        source.mistake(format!("--allowed-roles: expected at most {MAX_ALLOWED_ROLES} patterns"));
     }
     for (place, pattern) in &patterns {
         if !pattern.chars().all(|c| c.is_ascii_graphic()) || pattern.len() > MAX_ARN_LENGTH {
-            source.mistake(format!("{place}={pattern:?}: expected the ARN or the name of a role, with * for any text"));
+            source.mistake(format!("{place}={pattern:?}: expected the ARN or the name of a role, in which * matches any text"));
         } else if *base == BaseRole::None && !pattern.starts_with("arn:") {
-            source.mistake(format!("{place}={pattern:?} is a short name: give ARNs, or --base-role-arn or --auto-discover-base-arn"));
+            source.mistake(format!("{place}={pattern:?} is a short name: give an ARN, or add --base-role-arn or --auto-discover-base-arn"));
         }
     }
     Some(patterns.into_iter().map(|(_, pattern)| pattern).collect())
@@ -178,7 +178,7 @@ fn service_account_roles(source: &mut SettingSource<'_>) -> ServiceAccountRoles 
         (true, false) => ServiceAccountRoles::Own,
         (false, eks) => {
             if eks {
-                source.mistake("--eks-role-annotation goes with --service-account-roles, which is missing");
+                source.mistake("--eks-role-annotation requires --service-account-roles");
             }
             ServiceAccountRoles::Off
         }
@@ -192,8 +192,9 @@ fn default_role_mistake(role: &str, base: &BaseRole, source: &mut SettingSource<
         // The account does not matter for the form of the name.
         BaseRole::Discover => format!("arn:aws:iam::000000000000:role/{}", role.strip_prefix('/').unwrap_or(role)).parse(),
         BaseRole::None => {
-            return source
-                .mistake(format!("--default-role={role:?} is a short name: give its ARN, or --base-role-arn or --auto-discover-base-arn"));
+            return source.mistake(format!(
+                "--default-role={role:?} is a short name: give an ARN, or add --base-role-arn or --auto-discover-base-arn"
+            ));
         }
     };
     if let Err(error) = parsed {
@@ -206,22 +207,22 @@ pub(super) fn sessions(source: &mut SettingSource<'_>, warnings: &mut Vec<String
     let mut flag = "--session-duration";
     if source.is_given("iam-role-session-ttl") && source.text("iam-role-session-ttl").is_some() {
         if source.is_given("session-duration") {
-            source.mistake("--iam-role-session-ttl and --session-duration say the same thing: give one of them");
+            source.mistake("--iam-role-session-ttl and --session-duration exclude each other: give one of them");
         }
         duration = source.duration("iam-role-session-ttl", DEFAULT_SESSION_DURATION / 2).saturating_mul(2);
         flag = "twice --iam-role-session-ttl";
         warnings.push(format!(
-            "--iam-role-session-ttl is doubled, as in kube2iam: sessions last {}; --session-duration says it literally",
+            "--iam-role-session-ttl is doubled, as in kube2iam: sessions last {}; use --session-duration={0} instead",
             humantime::format_duration(duration)
         ));
     }
     if !SESSION_DURATIONS.contains(&duration) {
-        source.mistake(format!("{flag} is {}: STS gives sessions of 15m to 12h", humantime::format_duration(duration)));
+        source.mistake(format!("{flag} is {}: expected 15m to 12h, the limits of STS", humantime::format_duration(duration)));
     }
     if duration < LONGEST_SDK_MARGIN * 2 {
         warnings.push(format!(
-            "sessions of {} are short: below {}, pods are also given credentials with less than {} left, which some SDKs renew \
-             again and again",
+            "sessions last {}, which is less than {}: pods also get credentials that expire in less than {}, which some SDKs request again \
+             and again",
             humantime::format_duration(duration),
             humantime::format_duration(LONGEST_SDK_MARGIN * 2),
             humantime::format_duration(LONGEST_SDK_MARGIN),
@@ -230,7 +231,7 @@ pub(super) fn sessions(source: &mut SettingSource<'_>, warnings: &mut Vec<String
     let mut error_ttl = source.duration("iam-role-error-ttl", DEFAULT_ERROR_TTL);
     if error_ttl < SHORTEST_ERROR_TTL {
         warnings.push(format!(
-            "--iam-role-error-ttl is {}, which would ask STS again at every request: {} is used",
+            "--iam-role-error-ttl is {}, which would repeat a failed request to STS for each request of a pod: using {}",
             humantime::format_duration(error_ttl),
             humantime::format_duration(SHORTEST_ERROR_TTL),
         ));
@@ -255,16 +256,14 @@ pub(super) fn sessions(source: &mut SettingSource<'_>, warnings: &mut Vec<String
         source.parse("assume-role-arn", |text| text.parse::<RoleArn>().map_err(|error| format!("expected the ARN of a role: {error}")))
     });
     if intermediate.is_some() && duration > LONGEST_CHAINED {
-        warnings.push(format!(
-            "with --assume-role-arn sessions last 1h at most, for it is role chaining: {flag} is {}",
-            humantime::format_duration(duration)
-        ));
+        warnings
+            .push(format!("--assume-role-arn is role chaining, so sessions last 1h, not {flag}={}", humantime::format_duration(duration)));
         duration = LONGEST_CHAINED;
     }
     let rate = limit("sts-rate", DEFAULT_STS_RATE, source);
     let max_rate = limit("sts-max-rate", rate.saturating_mul(DEFAULT_STS_RISE), source);
     if max_rate < rate {
-        source.mistake("--sts-max-rate is less than --sts-rate; give the same number if the rate must not rise");
+        source.mistake("--sts-max-rate is less than --sts-rate: give the same number if the rate must not rise");
     }
     SessionsConfig {
         duration,
@@ -285,7 +284,7 @@ pub(super) fn sessions(source: &mut SettingSource<'_>, warnings: &mut Vec<String
     }
 }
 
-/// The template that the flag gives, if it is given.
+/// Reads the template of a flag, if it is given.
 fn session_template(
     flag: &'static str,
     scope: SessionScope,
@@ -296,11 +295,11 @@ fn session_template(
     let template = source.parse(flag, |text| text.parse::<SessionTemplate>().map_err(|error| error.to_string()))?;
     if scope == SessionScope::Role && template.fields().any(Placeholder::is_of_pod) {
         source.mistake(format!(
-            "--{flag} names the pod, and with --session-scope=role pods share sessions: use {{cluster}}, {{node}} and {{role}}"
+            "--{flag} names the pod, but pods share sessions with --session-scope=role: use only {{cluster}}, {{node}} and {{role}}"
         ));
     }
     if !cluster_known && template.fields().any(|field| field == Placeholder::Cluster) {
-        source.mistake(format!("--{flag} has {{cluster}}: give --cluster-name"));
+        source.mistake(format!("--{flag} contains {{cluster}}: add --cluster-name"));
     }
     Some(template)
 }
@@ -311,9 +310,7 @@ fn session_tags(scope: SessionScope, cluster_known: bool, source: &mut SettingSo
         match SessionTag::NAMES.iter().find(|(name, _)| *name == item) {
             Some((name, tag)) => {
                 if scope == SessionScope::Role && tag.is_of_pod() {
-                    source.mistake(format!(
-                        "{place}={name}: with --session-scope=role pods share sessions; only cluster and node are for all"
-                    ));
+                    source.mistake(format!("{place}={name}: pods share sessions with --session-scope=role: use only cluster and node"));
                 }
                 tags.push(*tag);
             }
@@ -324,7 +321,7 @@ fn session_tags(scope: SessionScope, cluster_known: bool, source: &mut SettingSo
         }
     }
     if !cluster_known && tags.contains(&SessionTag::Cluster) {
-        source.mistake("--session-tags has cluster: give --cluster-name");
+        source.mistake("--session-tags contains cluster: add --cluster-name");
     }
     // The same tags in another order are the same session.
     tags.sort_unstable();
@@ -344,22 +341,22 @@ pub(super) fn server(source: &mut SettingSource<'_>, warnings: &mut Vec<String>)
     };
     if server.handover_socket.is_some() && server.token_key_file.is_none() {
         warnings.push(
-            "--handover-socket without --token-key-file: each daemon refuses the session tokens of the other while two overlap; give both \
-             the same file"
+            "--handover-socket without --token-key-file: while two daemons overlap, each refuses the session tokens of the other; give both \
+             the same --token-key-file"
                 .to_owned(),
         );
     }
     if server.tokens == TokenMode::Required && server.token_key_file.is_none() {
         warnings.push(
-            "--token-key-file is missing: session tokens end with this process, and some SDKs fail then until they ask for others, \
-             which may be hours; give it a file that outlives the process"
+            "--token-key-file is missing: a restart invalidates all session tokens, and some SDKs then fail for hours, until they request \
+             new ones; give it a file on the node"
                 .to_owned(),
         );
     }
     server
 }
 
-/// A number of things that are limited.
+/// Reads a limit.
 fn limit(name: &str, default: u32, source: &mut SettingSource<'_>) -> u32 {
     let given = source.parse(name, |text| match text.parse() {
         Ok(number @ 1..=MAX_LIMIT) => Ok(number),
@@ -377,7 +374,7 @@ fn limits(source: &mut SettingSource<'_>) -> LimitsConfig {
     let connection_rate = limit("limits-connection-rate", default.connection_rate, source);
     let head_timeout = source.duration("limits-head-timeout", default.head_timeout);
     if connections_per_pod > connections || (connections_per_pod == connections && connections > 1) {
-        source.mistake("--limits-connections-per-pod is not less than --limits-connections: one pod could take what all need");
+        source.mistake("--limits-connections-per-pod must be less than --limits-connections, or one pod could use all connections");
     }
     if !HEAD_TIMEOUTS.contains(&head_timeout) {
         source.mistake("--limits-head-timeout: expected 100ms to 1m");
@@ -442,7 +439,7 @@ pub(super) fn redirect(source: &mut SettingSource<'_>) -> RedirectConfig {
         }
     }
     if interfaces.iter().any(|i| i.negated) && interfaces.iter().any(|i| !i.negated) {
-        source.mistake("--host-interface: a list names interfaces or, with !, all but some; not both");
+        source.mistake("--host-interface: expected either names or names with !, not both in one list");
     }
     let host_ips = source.ips("host-ip");
     if [IpAddr::is_ipv4, IpAddr::is_ipv6].iter().any(|family| host_ips.iter().filter(|ip| family(ip)).count() > 1) {
@@ -461,7 +458,7 @@ pub(super) fn self_test(source: &mut SettingSource<'_>) -> SelfTestConfig {
     SelfTestConfig { mode, interval }
 }
 
-/// A rule must lead to where the port is, and pods must be able to go there.
+/// Checks that the rules redirect to the app port, and that pods can reach that address.
 pub(super) fn check_target(redirect: &RedirectConfig, bound: Option<IpAddr>, source: &mut SettingSource<'_>) {
     if redirect.backend == RedirectBackend::None {
         return;
@@ -469,18 +466,19 @@ pub(super) fn check_target(redirect: &RedirectConfig, bound: Option<IpAddr>, sou
     let bound = bound.map(|bound| bound.to_canonical());
     if let Some(bound) = bound.filter(IpAddr::is_loopback) {
         source.mistake(format!(
-            "--metadata-bind-address={bound} with a packet rule: pods' requests cannot be sent to a loopback address; \
-             leave it out, or give this node's address"
+            "--metadata-bind-address={bound}: packet rules cannot redirect to a loopback address; remove the flag, or give this node's \
+             address"
         ));
     }
     for ip in &redirect.host_ips {
         if ip.is_loopback() || ip.is_unspecified() {
             source.mistake(format!(
-                "--host-ip={ip}: no request of a pod can be sent there; give this node's address, from the field status.hostIP of the pod"
+                "--host-ip={ip}: pods cannot reach this address; give this node's address, from the field status.hostIP of the pod"
             ));
         } else if let Some(bound) = bound.filter(|bound| !bound.is_unspecified() && bound.is_ipv4() == ip.is_ipv4() && bound != ip) {
             source.mistake(format!(
-                "--host-ip={ip} and --metadata-bind-address={bound} differ: the rule would send requests to where nobody listens"
+                "--host-ip={ip} and --metadata-bind-address={bound} differ: the rules would redirect to an address on which rolegate does not \
+                 listen"
             ));
         }
     }
@@ -491,7 +489,7 @@ fn interface(text: &str) -> Result<InterfaceMatch, String> {
     // The kernel's IFNAMSIZ is 16 with the closing zero.
     let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | '!' | '"' | '\'' | '\\' | ',');
     if name.is_empty() || name.len() > 15 || !name.chars().all(plain) || name.starts_with('-') {
-        return Err("expected the name of an interface, of at most 15 characters".to_owned());
+        return Err("expected the name of an interface, at most 15 characters".to_owned());
     }
     Ok(InterfaceMatch { name: name.to_owned(), negated })
 }

@@ -55,18 +55,18 @@ impl RedirectCommand {
             redirect.backend = RedirectBackend::Auto;
         }
         if redirect.backend == RedirectBackend::None {
-            source.mistake("--redirect=none: then there are no rules; give auto, nftables or iptables");
+            source.mistake("--redirect=none: expected auto, nftables or iptables");
         }
         let port = source.port("app-port", DEFAULT_APP_PORT);
         let (guard, peers, force) = (source.switch("guard"), source.switch("peers"), source.switch("force"));
         if port == 0 && !guard {
-            source.mistake("--app-port=0: the rules need the daemon's own port");
+            source.mistake("--app-port=0: expected the port of the daemon");
         }
         if peers && action != Action::Remove {
-            source.mistake("--peers goes with remove alone: status tells of what peers left behind without it");
+            source.mistake("--peers is for remove only; status always reports the rules of kube2iam and kiam");
         }
         if force && action != Action::Remove {
-            source.mistake("--force goes with remove alone: nothing else takes away what a daemon needs");
+            source.mistake("--force is for remove only");
         }
         let refuse_direct = !source.switch("accept-direct-connections");
         read::check_target(&redirect, None, &mut source);

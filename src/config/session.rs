@@ -125,7 +125,7 @@ impl SessionTemplate {
 
 /// A template with braces that are no placeholder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected text with {{cluster}}, {{node}}, {{namespace}}, {{pod}}, {{serviceaccount}} or {{role}} in it")]
+#[error("expected a template of text and {{cluster}}, {{node}}, {{namespace}}, {{pod}}, {{serviceaccount}} or {{role}}")]
 pub struct BadTemplate;
 
 impl FromStr for SessionTemplate {

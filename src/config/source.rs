@@ -1,4 +1,4 @@
-//! Where settings come from, and the list of what is wrong with them.
+//! The source of the settings, and the list of mistakes in them.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use super::flags::{self, Flag};
 /// No setting means more, and clocks can count it.
 const LONGEST_DURATION: Duration = Duration::from_secs(24 * 3600);
 
-/// Texts of the settings: the flag where it was given, else its environment variable.
+/// Reads the texts of settings: the flag if it is given, else its environment variable.
 pub(super) struct SettingSource<'a> {
     matches: &'a ArgMatches,
     env: &'a dyn Fn(&str) -> Option<String>,
@@ -189,7 +189,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
     match humantime::parse_duration(text) {
         Ok(duration) if duration <= LONGEST_DURATION => Ok(duration),
-        Ok(_) => Err("expected a duration of a day at most".to_owned()),
+        Ok(_) => Err("expected a duration of at most 24h".to_owned()),
         Err(_) => Err("expected a duration such as 30s, 15m or 1h30m".to_owned()),
     }
 }
@@ -216,10 +216,12 @@ fn taint_key(text: &str) -> Result<String, String> {
     let is_label = |label: &str| label.chars().all(of_label) && is_end(label.chars().next()) && is_end(label.chars().last());
     let good_prefix = prefix.is_none_or(|prefix| prefix.len() <= 253 && prefix.split('.').all(is_label));
     if !good_name || !good_prefix {
-        return Err("expected the key of a taint, without value and effect, such as example.com/rolegate".to_owned());
+        return Err("expected a taint key without value and effect, such as example.com/rolegate".to_owned());
     }
     match TAINTS_OF_OTHERS.iter().find(|prefix| text.starts_with(**prefix)) {
-        Some(prefix) => Err(format!("taints with {prefix} are not rolegate's to remove; give the nodes one of your own")),
+        Some(prefix) => Err(format!(
+            "rolegate does not remove taints with the prefix {prefix}, which belong to other programs; use a taint of your own"
+        )),
         None => Ok(text.to_owned()),
     }
 }

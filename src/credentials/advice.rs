@@ -1,71 +1,53 @@
-//! A failure of STS in the words of whoever has to mend it: what is wrong, and what to look at, in the order in which it is
-//! mostly found.
-
-use std::fmt;
+//! What to check after a failure of STS, most likely causes first.
 
 use super::{AssumeRoleError, CHECK_ENDPOINT};
 use crate::policy::RoleRequest;
 use crate::session_limits::LONGEST_CHAINED;
 
-/// What to look at when the daemon's credentials are no good.
-pub(super) const CHECK_CREDENTIALS: &str = "check the node's instance profile and that the daemon reaches the metadata service";
+/// The name of the caller in texts, if its ARN is not known.
+const UNKNOWN_CALLER: &str = "rolegate";
 
-/// What is wrong, and what to look at.
+/// What to check when AWS does not accept the daemon's credentials.
+pub(super) const CHECK_CREDENTIALS: &str = "check the node's instance profile, and that the daemon reaches the metadata service";
+
+/// A failure of STS, and what to check.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Advice {
-    /// A sentence without an end.
+pub struct Diagnosis {
+    /// What happened, without a closing full stop.
     pub problem: String,
-    /// What to look at, in this order; one thing each.
+    /// What should be true, in the order in which to check it.
     pub check: Vec<String>,
 }
 
-impl fmt::Display for Advice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.problem)?;
-        self.check.iter().enumerate().try_for_each(|(at, check)| write!(f, "; {}. {check}", at + 1))
-    }
-}
-
 impl AssumeRoleError {
-    /// What is wrong with this request, and what to look at. `who` asked, where that is known.
-    pub fn advice(&self, request: &RoleRequest, who: Option<&str>) -> Advice {
-        let (problem, check) = match self {
-            Self::Denied { message } => {
-                let check = if is_about_source_identity(message) { source_identity_denied(request, who) } else { denied(request, who) };
-                (format!("STS denies it: {message}"), check)
-            }
-            Self::Invalid { message } | Self::TooLong { message } => {
-                (format!("STS refuses the request: {message}"), invalid(message, request))
-            }
-            Self::Throttled => (
-                "STS throttles this account's requests".to_owned(),
-                vec!["ask again later; if it stays so, look in CloudTrail for who asks STS so often in this account and region".to_owned()],
-            ),
-            Self::IdentityUnknown(error) => return error.advice(request, who),
-            Self::OwnIdentity { message, advice } => {
+    /// Returns what happened to this request, and what to check. `caller` is the ARN that called STS, if it is known.
+    pub fn diagnose(&self, request: &RoleRequest, caller: Option<&str>) -> Diagnosis {
+        let check = match self {
+            Self::Denied { message } if is_about_source_identity(message) => source_identity_denied(request, caller),
+            Self::Denied { .. } => denied(request, caller),
+            Self::Invalid { message } | Self::TooLong { message } => invalid(message, request),
+            Self::Throttled => vec![
+                "try again later; if STS still throttles, find in CloudTrail who calls STS so often in this account and region".to_owned(),
+            ],
+            Self::IdentityUnknown(error) => return error.diagnose(request, caller),
+            Self::OwnIdentity { advice, .. } => {
                 let more = [
                     "the node has an instance profile, and its role exists",
-                    "the metadata service can be reached from where this runs (HttpEndpoint, HttpPutResponseHopLimit)",
-                    "the clock of the node is right",
+                    "the metadata service is reachable from here (HttpEndpoint, HttpPutResponseHopLimit)",
+                    "the node's clock is right",
                 ];
-                // Where it is something else, that is all.
+                // They apply only where nothing more specific is known.
                 let more = more.into_iter().filter(|_| advice == CHECK_CREDENTIALS).map(str::to_owned);
-                let check = std::iter::once(advice.to_string()).chain(more).collect();
-                (format!("the AWS identity of who asks cannot be used: {message}"), check)
+                std::iter::once(advice.to_string()).chain(more).collect()
             }
-            Self::Unreachable { message } => (
-                format!("STS cannot be reached: {message}"),
-                vec!["route, DNS and firewall to the regional STS endpoint, or the VPC endpoint for it".to_owned()],
-            ),
-            Self::OtherRole { message } => {
-                (format!("STS returned another session than the requested one: {message}"), vec![CHECK_ENDPOINT.to_owned()])
+            Self::Unreachable { .. } => {
+                vec!["the node has a route, DNS and no firewall to the regional STS endpoint, or to a VPC endpoint for it".to_owned()]
             }
-            Self::NotAsked(why) => (why.to_string(), vec![why.advice().to_owned()]),
-            Self::Failed { message } => {
-                (format!("STS failed: {message}"), vec!["ask again; if it stays so, see the state of AWS in this region".to_owned()])
-            }
+            Self::OtherRole { .. } => vec![CHECK_ENDPOINT.to_owned()],
+            Self::NotAsked(why) => vec![why.advice().to_owned()],
+            Self::Failed { .. } => vec!["try again; if it still fails, see the AWS Health Dashboard for this region".to_owned()],
         };
-        Advice { problem, check }
+        Diagnosis { problem: self.to_string(), check }
     }
 }
 
@@ -75,61 +57,63 @@ pub(super) fn is_about_source_identity(message: &str) -> bool {
     message.contains("perform: sts:SetSourceIdentity")
 }
 
-/// What must be allowed, in a sentence for the log, where STS denies a role with this message.
+/// Returns what must be allowed, in one sentence, where STS denies a role with this message.
 pub(super) fn what_to_allow(message: &str) -> &'static str {
     if is_about_source_identity(message) {
-        "the role's trust policy must allow sts:SetSourceIdentity to the daemon's own role, and the daemon's role must be allowed \
-         sts:SetSourceIdentity on it; the source identity comes from --source-identity, or else from the daemon's own session"
+        "the role's trust policy must allow sts:SetSourceIdentity for rolegate's own role, and the policies of that role must allow \
+         sts:SetSourceIdentity on the pod's role; the source identity comes from --source-identity, or else from rolegate's own session"
     } else {
-        "the role's trust policy must name the daemon's own role (and the external id, if it asks for one), and the daemon's role must \
-         be allowed sts:AssumeRole on it"
+        "the role's trust policy must allow sts:AssumeRole for rolegate's own role (with the external ID, if it requires one), and the \
+         policies of that role must allow sts:AssumeRole on the pod's role"
     }
 }
 
-/// What to look at where the message names sts:SetSourceIdentity. Denials for other causes name sts:AssumeRole.
-fn source_identity_denied(request: &RoleRequest, who: Option<&str>) -> Vec<String> {
-    let (role, who) = (request.role(), who.unwrap_or("who asks"));
+/// Returns what to check if the message names sts:SetSourceIdentity. Denials for other causes name sts:AssumeRole.
+fn source_identity_denied(request: &RoleRequest, caller: Option<&str>) -> Vec<String> {
+    let (role, caller) = (request.role(), caller.unwrap_or(UNKNOWN_CALLER));
     let origin = match request.source_identity() {
         Some(identity) => format!(
-            "the session of {who} has no source identity of its own, which STS would not change to {}, that of --source-identity",
+            "the session of {caller} has no source identity of its own; STS would not change it to {}, which --source-identity sets",
             identity.as_str()
         ),
         None => format!(
-            "--source-identity is not given, so the source identity is that of the session of {who}, which STS passes on: give that \
-             session none, or allow the action"
+            "--source-identity is not given, so STS passes on the source identity of the session of {caller}: remove it from that \
+             session, or allow the action"
         ),
     };
     vec![
-        format!("the trust policy of {role} allows sts:SetSourceIdentity to the role of {who}, beside sts:AssumeRole"),
-        format!("that role's own policies allow sts:SetSourceIdentity on {role}, and no permissions boundary or SCP takes it away"),
-        "a condition on sts:SourceIdentity in one of these policies matches the source identity".to_owned(),
+        format!("the trust policy of {role} allows sts:SetSourceIdentity, besides sts:AssumeRole, for the role of {caller}"),
+        format!("the policies of the caller's role allow sts:SetSourceIdentity on {role}, and no permissions boundary or SCP denies it"),
+        "a condition on sts:SourceIdentity in these policies, if there is one, matches the source identity".to_owned(),
         origin,
     ]
 }
 
-/// AccessDenied does not tell why: not even whether there is such a role.
-fn denied(request: &RoleRequest, who: Option<&str>) -> Vec<String> {
-    let (role, who) = (request.role(), who.unwrap_or("who asks"));
+/// Returns what to check after AccessDenied, which does not say why: not even whether the role exists.
+fn denied(request: &RoleRequest, caller: Option<&str>) -> Vec<String> {
+    let (role, caller) = (request.role(), caller.unwrap_or(UNKNOWN_CALLER));
     let mut check = vec![
         format!("the role {} exists in account {}, with this path", role.name(), role.account()),
-        format!("its trust policy allows sts:AssumeRole to the role of {who}"),
-        format!("that role's own policies allow sts:AssumeRole on {role}, and no permissions boundary or SCP takes it away"),
+        format!("its trust policy allows sts:AssumeRole for the role of {caller}"),
+        format!("the policies of the caller's role allow sts:AssumeRole on {role}, and no permissions boundary or SCP denies it"),
         match request.external_id() {
-            Some(_) => "an external id was sent, from the pod's annotation: a condition on sts:ExternalId in the trust policy has the same"
+            Some(_) => "an external ID was sent, from the pod's annotation: a condition on sts:ExternalId in the trust policy matches it"
                 .to_owned(),
-            None => "no external id was sent: the trust policy has no condition on sts:ExternalId; else give the pod the annotation for it"
+            None => "no external ID was sent: the trust policy has no condition on sts:ExternalId; if it has one, annotate the pod with \
+                     the external ID"
                 .to_owned(),
         },
     ];
     if let Some(identity) = request.source_identity() {
         check.push(format!(
-            "the source identity {} was sent: the trust policy, and that role's own policies, allow sts:SetSourceIdentity, too; a \
-             condition on sts:SourceIdentity matches it; and the session of {who} has no other source identity, which STS would not change",
+            "the source identity {} was sent: the trust policy and the policies of the caller's role allow sts:SetSourceIdentity, a \
+             condition on sts:SourceIdentity matches it, and the session of {caller} has no other source identity, which STS would not \
+             change",
             identity.as_str()
         ));
     }
     if !request.tags().is_empty() {
-        check.push("session tags were sent: the trust policy, and that role's own policies, allow sts:TagSession, too".to_owned());
+        check.push("session tags were sent: the trust policy and the policies of the caller's role allow sts:TagSession".to_owned());
     }
     check
 }
@@ -139,24 +123,25 @@ fn invalid(message: &str, request: &RoleRequest) -> Vec<String> {
     if message.contains("role chaining") {
         let longest = humantime::format_duration(LONGEST_CHAINED);
         return vec![format!(
-            "--session-duration is {duration}, and who asks has its keys from AssumeRole itself: such sessions last {longest} at most"
+            "--session-duration is {duration}: rolegate's own credentials come from AssumeRole, and sessions by role chaining last \
+             {longest} at most"
         )];
     }
     if message.contains("DurationSeconds") || message.contains("MaxSessionDuration") {
         return vec![format!(
-            "--session-duration is {duration}: raise the role's maximum session duration (MaxSessionDuration) to it, or make the flag shorter"
+            "--session-duration is {duration}: raise the role's maximum session duration (MaxSessionDuration), or lower the flag"
         )];
     }
     if message.contains("RegionDisabled") {
         return vec![format!(
-            "STS is not active for this region in account {}: whoever owns it activates it (IAM, Account settings)",
+            "STS is not activated for this region in account {}: activate it there (IAM console, Account settings)",
             request.role().account()
         )];
     }
     if message.contains("PackedPolicy") {
-        return vec!["the session's tags are too long together: give fewer --session-tags".to_owned()];
+        return vec!["the session tags are too long: give fewer --session-tags".to_owned()];
     }
-    vec!["the role's ARN, the session's name, the source identity and the tags against what STS says".to_owned()]
+    vec!["the role's ARN, the session name, the source identity and the tags agree with the message from STS".to_owned()]
 }
 
 #[cfg(test)]

@@ -52,12 +52,12 @@ impl NotAsked {
     pub(super) fn for_owner(self) -> Option<&'static str> {
         match self {
             Self::TooManyChanges => Some(
-                "the pod's role, session name or external ID changes too often, so the session for the latest change is delayed; find \
-                 what keeps changing the annotations of the pod or of its service account",
+                "the pod's role, session name or external ID changes too often, so its session is delayed. To fix: find what keeps \
+                 changing the annotations of the pod or of its service account",
             ),
             Self::QueueFull => Some(
-                "too many pods of this namespace are waiting for credentials on the node; start fewer of them at once, or ask the \
-                 operators of the node to let pods of a role share a session",
+                "too many pods of this namespace are waiting for credentials on the node. To fix: start fewer of them at once, or ask \
+                 the cluster's operators to let pods of a role share a session",
             ),
             Self::Queued { .. } | Self::Superseded => None,
         }

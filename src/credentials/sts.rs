@@ -4,6 +4,7 @@
 //! The endpoint is regional: the SDK's default, of the region that the environment, the profile or the metadata service
 //! names; the SDKs' variables for FIPS, dual-stack and other endpoints count.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,13 +36,13 @@ use super::advice::CHECK_CREDENTIALS;
 use super::duration::Durations;
 use super::identity::Inquiry;
 use super::{AssumeRole, AssumeRoleError, CHECK_ENDPOINT, Credentials, StsOfNode};
+use crate::advice::{Advise, chain};
 use crate::clock::Clock;
 use crate::log_once::Condition;
 use crate::metrics::Metrics;
 use crate::policy::node::{KnownNode, NodeIdentity};
 use crate::policy::{self, RoleRequest};
 use crate::role::{BaseArn, CallerIdentity, RoleArn, SessionName};
-use crate::telemetry::chain;
 use crate::text::bounded;
 
 mod observer;
@@ -75,16 +76,14 @@ pub(crate) struct Aws {
 /// Why the daemon does not know what it needs of AWS.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AwsError {
-    /// No region anywhere.
-    #[error("no AWS region: set AWS_REGION, or let the daemon reach the metadata service at {0}")]
+    /// Neither the environment nor the metadata service names a region.
+    #[error("no AWS region: AWS_REGION is not set, and the metadata service at {0} does not answer")]
     NoRegion(String),
     /// `--metadata-addr` cannot be used.
     #[error("--metadata-addr: {0}")]
     MetadataAddress(String),
-    /// The metadata service did not tell.
-    #[error(
-        "cannot learn {what} from the metadata service: {reason}; give {instead}, or check that the daemon reaches it (hop limit, HttpTokens)"
-    )]
+    /// The metadata service did not give a value that the daemon needs.
+    #[error("cannot learn {what} from the metadata service: {reason}")]
     Discovery {
         /// What was asked for.
         what: &'static str,
@@ -93,12 +92,24 @@ pub(crate) enum AwsError {
         /// The flag that makes it unnecessary.
         instead: &'static str,
     },
-    /// The metadata service did not tell the instance's role, for which nothing waits.
-    #[error("the role of this instance is not known, so a pod that names it is not refused for that: {reason}")]
+    /// The metadata service did not name the role of the instance. Nothing waits for it.
+    #[error("the role of this instance is not known, so pods that name it are not refused for that reason: {reason}")]
     InstanceRole {
         /// What happened.
         reason: String,
     },
+}
+
+impl Advise for AwsError {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::NoRegion(_) => Some("set AWS_REGION, or let the daemon reach the metadata service".into()),
+            Self::Discovery { instead, .. } => {
+                Some(format!("give {instead}, or let the daemon reach the metadata service (HttpPutResponseHopLimit, HttpTokens)").into())
+            }
+            Self::MetadataAddress(_) | Self::InstanceRole { .. } => None,
+        }
+    }
 }
 
 impl Aws {
@@ -223,7 +234,7 @@ pub(crate) struct Sts {
 }
 
 impl Sts {
-    /// The same STS, asked once where it would else be asked again with new credentials: for questions that no pod waits for.
+    /// Returns an STS client that does not repeat a request with new credentials, for requests that no pod waits for.
     pub(crate) fn asked_once(&self) -> Self {
         Self { caller: Arc::new(self.caller.asked_once()), ..self.clone() }
     }

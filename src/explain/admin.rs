@@ -1,5 +1,6 @@
-//! The question to a daemon, at its operators' port: one request of plain HTTP.
+//! The request of `rolegate explain` to the metrics port of a daemon: plain HTTP.
 
+use std::borrow::Cow;
 use std::io;
 use std::pin::pin;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::{HEADER, Report, VERSION};
+use crate::advice::Advise;
 use crate::config::explain_command::PodReference;
 use crate::text::bounded;
 
@@ -28,44 +30,56 @@ const MAX_ANSWER: usize = 1 << 20;
 /// Where no port is given.
 const HTTP: u16 = 80;
 
-/// Why a daemon did not explain.
+/// An error of a request to a daemon.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
-    /// Nobody there.
-    #[error(
-        "no daemon answers at {0}: {1}; run this in the daemon's pod on the pod's node (kubectl exec), give --admin-url the end of a \
-         kubectl port-forward to it, or give --kubeconfig to ask the Kubernetes API instead"
-    )]
-    Unreachable(Authority, String),
-    /// The page is not there for this asker.
-    #[error(
-        "{0} does not explain: it is no daemon's metrics port, or one of an earlier version, or it was not reached on its loopback \
-         address; run this in the daemon's pod (kubectl exec), or through kubectl port-forward and http://127.0.0.1"
-    )]
+    /// Nothing answers at the address.
+    #[error("no daemon answers at {0}")]
+    Unreachable(Authority, #[source] io::Error),
+    /// The daemon does not have the page, or not for this client.
+    #[error("{0} does not answer `explain`: it is not a rolegate metrics port, or it was not reached on a loopback address")]
     NotThere(Authority),
-    /// It says why not, and it may answer later.
-    #[error("the daemon at {0} cannot say it now: {1}")]
+    /// The daemon may answer later, and says why not now.
+    #[error("the daemon at {0} cannot answer now: {1}")]
     Later(Authority, String),
-    /// Something else.
-    #[error("the daemon at {0} answered {1}, which is no explanation; is it of this version ({version})?", version = env!("CARGO_PKG_VERSION"))]
+    /// The answer is not a report.
+    #[error("unexpected answer from the daemon at {0}: {1}")]
     Odd(Authority, String),
+}
+
+impl Advise for AskError {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Unreachable(..) => Some(
+                "run this command in the daemon's pod on the pod's node (kubectl exec), use kubectl port-forward and --admin-url, or give \
+                 --kubeconfig to decide by the Kubernetes API"
+                    .into(),
+            ),
+            Self::NotThere(_) => Some(
+                "run this command in the daemon's pod (kubectl exec), or use kubectl port-forward and --admin-url=http://127.0.0.1:PORT"
+                    .into(),
+            ),
+            Self::Later(..) => None,
+            Self::Odd(..) => Some(concat!("use the daemon's version of this command; this is ", env!("CARGO_PKG_VERSION")).into()),
+        }
+    }
 }
 
 /// Asks the daemon at `daemon` about a pod; with `assume`, it asks STS.
 pub(crate) async fn ask(daemon: &Authority, pod: &PodReference, assume: bool) -> Result<Report, AskError> {
-    let unreachable = |error: io::Error| AskError::Unreachable(daemon.clone(), error.to_string());
+    let unreachable = |error: io::Error| AskError::Unreachable(daemon.clone(), error);
     let address = (daemon.host().trim_matches(['[', ']']), daemon.port_u16().unwrap_or(HTTP));
     let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
     let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(unreachable)?;
     let (status, body) = tokio::time::timeout(ANSWER_TIMEOUT, exchange(stream, daemon, pod, assume))
         .await
-        .unwrap_or_else(|_| Err(format!("nothing for {} seconds", ANSWER_TIMEOUT.as_secs())))
+        .unwrap_or_else(|_| Err(format!("no answer within {} seconds", ANSWER_TIMEOUT.as_secs())))
         .map_err(|what| AskError::Odd(daemon.clone(), what))?;
     let text = || bounded(String::from_utf8_lossy(&body).trim_end());
     match status {
         StatusCode::OK => match serde_json::from_slice::<Report>(&body) {
             Ok(report) if report.version == VERSION => Ok(report),
-            _ => Err(AskError::Odd(daemon.clone(), "something else".to_owned())),
+            _ => Err(AskError::Odd(daemon.clone(), "no report of this version".to_owned())),
         },
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Err(AskError::NotThere(daemon.clone())),
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Err(AskError::Later(daemon.clone(), text())),

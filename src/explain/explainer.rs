@@ -1,4 +1,4 @@
-//! The end that explains and, where it is told to, asks STS.
+//! Explains pods and, with `--assume`, calls STS.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{By, Report, Session, look};
+use crate::advice::Advise as _;
 use crate::backoff::Backoff;
 use crate::config::explain_command::PodReference;
 use crate::connections::ConnectionRecord;
@@ -18,46 +19,46 @@ use crate::pods::Pods;
 use crate::policy::{Policy, RoleRequest};
 use crate::readiness::Readiness;
 
-/// The least time from one question to STS to the next. It doubles with each failure.
+/// The shortest time between two calls of STS. It doubles with each failure.
 pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// The longest.
+/// The longest time between two calls of STS.
 pub(crate) const LAST_PAUSE: Duration = Duration::from_secs(60);
-/// The watch is told to be silent after this. The API is heard of each minute, also where nothing happens.
+/// The watch counts as silent after this time. The API sends a bookmark about every minute, even if nothing changes.
 const SILENT: Duration = Duration::from_secs(180);
 
-/// Explains by one policy and one set of pods.
+/// Explains pods by one policy and one set of pods.
 #[derive(Debug)]
 pub(crate) struct Explainer<A> {
     /// The node of the pods.
     pub node: String,
-    /// Who says so.
+    /// The source of the decision.
     pub by: By,
-    /// What pods may have.
+    /// The policy.
     pub policy: Arc<Policy>,
-    /// What is known of pods.
+    /// The known pods.
     pub pods: Pods,
-    /// What is asked with `--assume`, once each time.
+    /// STS, which `--assume` calls once each time.
     pub sts: A,
-    /// Where questions to STS are counted.
+    /// Counts the calls of STS.
     pub metrics: Metrics,
-    /// When STS may be asked again.
+    /// When STS may be called again.
     pub pace: ExplainRate,
-    /// What a daemon knows besides; `None` where the Kubernetes API is asked.
+    /// The daemon's own state; `None` if the Kubernetes API is the source.
     pub daemon: Option<OfDaemon<A>>,
 }
 
-/// What a daemon knows besides, of itself.
+/// The daemon's own state.
 #[derive(Debug)]
 pub(crate) struct OfDaemon<A> {
-    /// What is still to be done.
+    /// The daemon's readiness.
     pub readiness: Readiness,
-    /// The sessions, of which failures are told.
+    /// The sessions, with their last failures.
     pub sessions: Arc<Sessions<A>>,
-    /// Which limits closed connections of pods.
+    /// The limits that closed connections of pods.
     pub limits: ConnectionRecord,
 }
 
-/// When STS may be asked for explanations: one at a time, and more and more rarely while it gives nothing.
+/// Limits the calls of STS for explanations: one at a time, and fewer while they fail.
 #[derive(Debug, Default)]
 pub(crate) struct ExplainRate(Mutex<Paced>);
 
@@ -75,35 +76,35 @@ impl Paced {
     }
 }
 
-/// STS is being asked for another explanation, or was a moment ago.
+/// Another explanation is calling STS, or did so a moment ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "STS is asked for one explanation at a time, one a second, and more rarely while it gives nothing; ask again in {} s",
+    "too many requests with --assume: one at a time, at most one a second, and fewer while STS fails; try again in {} s",
     .0.as_secs_f64().ceil()
 )]
 pub(crate) struct Busy(Duration);
 
 impl<A: StsOfNode> Explainer<A> {
-    /// Explains, and asks nobody.
+    /// Explains a pod without calling STS.
     pub(crate) async fn explain(&self, pod: &PodReference) -> Report {
         let (mut report, request) = self.look(pod);
         self.note_state(&mut report, pod, request.as_ref()).await;
         report
     }
 
-    /// What keeps a pod that may have its role from getting it all the same.
+    /// Notes what else keeps the pod from its credentials.
     async fn note_state(&self, report: &mut Report, name: &PodReference, request: Option<&RoleRequest>) {
         let Some(daemon) = &self.daemon else { return };
         let pending = daemon.readiness.pending();
         if !pending.is_empty() {
-            report.notes.push(format!("the daemon is not ready; it waits for: {}", pending.join(", ")));
+            report.notes.push(format!("the daemon is not ready, waiting for: {}", pending.join(", ")));
         }
         let silence = self.metrics.watch_silence();
         if silence >= SILENT {
             let silence = humantime::format_duration(Duration::from_secs(silence.as_secs()));
-            report.notes.push(format!(
-                "the watch of this node's pods has not heard from the Kubernetes API for {silence}: what has changed since is not known"
-            ));
+            report
+                .notes
+                .push(format!("the daemon has not heard from the Kubernetes API for {silence}, and does not know what changed since"));
         }
         if let Some((pod, _)) = self.pods.named(&report.namespace, &report.pod) {
             report.notes.extend(daemon.limits.of(&pod).iter().map(ToString::to_string));
@@ -115,22 +116,22 @@ impl<A: StsOfNode> Explainer<A> {
         {
             report.notes.push(match error {
                 AssumeRoleError::NotAsked(why) => {
-                    format!("requests of this pod for a session are turned away at present: {why}; {}", why.advice())
+                    format!("requests of this pod for a session are turned away now: {why}. To fix: {}", why.advice())
                 }
                 error => {
                     format!(
-                        "STS returned no credentials for this session at the last attempt, and pods get the same error until the \
-                         next attempt: {error}"
+                        "the last request to STS for this session failed, and pods get this error until the next attempt: {}",
+                        error.with_advice()
                     )
                 }
             });
         }
     }
 
-    /// Explains and, where the pod may have its role, asks STS for it once. The session cache is passed by, so that what STS
-    /// says is what it says now; the credentials are dropped before this returns.
+    /// Explains a pod and, if it may have its role, calls AssumeRole once. This bypasses the session cache, so the answer is
+    /// current. The credentials are dropped before this returns.
     pub(crate) async fn assume(&self, pod: &PodReference) -> Result<Report, Busy> {
-        // A pod that is refused costs STS nothing.
+        // STS is not called for a pod that is refused.
         let (_, request) = self.look(pod);
         if request.is_none() {
             return Ok(self.explain(pod).await);
@@ -141,10 +142,10 @@ impl<A: StsOfNode> Explainer<A> {
             return Err(Busy(wait));
         }
         let failures = pace.failures;
-        // Where the asker goes away meanwhile, it counts as a failure.
+        // If the client disconnects meanwhile, it counts as a failure.
         pace.answered(false);
         let who = self.sts.own_identity().await;
-        // Who asks is part of the decision: it is made again with what is known now.
+        // The caller's identity is part of the decision, so decide again with what is known now.
         let (mut report, request) = self.look(pod);
         self.note_state(&mut report, pod, request.as_ref()).await;
         let Some(request) = request else { return Ok(report) };
@@ -187,6 +188,7 @@ impl<A: StsOfNode> Explainer<A> {
                 self.metrics.explained(error.name());
                 warn!(
                     event = "explain-assume-role-failed", role, session, outcome = error.name(), %error,
+                    advice = error.advice().as_deref(),
                     "cannot assume a role for 'rolegate explain'; pods are not affected"
                 );
                 Err(error)

@@ -1,4 +1,4 @@
-//! A report as text for people: the same lines in the same places every time, in ASCII but for what it quotes.
+//! A report as text: the lines are always in the same order, in ASCII except for what they quote.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use super::{By, Report, ReportStep, ReportedDecision};
 use crate::policy::trace::StepVerdict;
 use crate::text::printable;
 
-/// The text of a report. Its last line says what came of it, and what to change; where STS refused, the things to look at
-/// stand below that.
+/// Returns the text of a report. Its last line is the decision, and how to fix it. If STS failed, a list of things to check
+/// follows.
 pub(crate) fn text(report: &Report) -> String {
     let mut text = String::new();
     // A text takes whatever is written into it.
@@ -19,17 +19,17 @@ pub(crate) fn text(report: &Report) -> String {
 fn write(report: &Report, text: &mut String) -> std::fmt::Result {
     let place = if report.node.is_empty() { String::new() } else { format!(" on node {}", report.node) };
     let by = match report.by {
-        By::Daemon => "by the settings of the daemon there and what it knows now",
-        By::Cluster => "by the settings given and what the Kubernetes API says",
+        By::Daemon => "as decided by the daemon of the node",
+        By::Cluster => "as decided by the flags given here and the Kubernetes API",
     };
     writeln!(text, "{}", printable(&format!("pod {}/{}{place}, {by}", report.namespace, report.pod)))?;
-    section(text, "who asks", &report.identity, report)?;
-    section(text, "which role", &report.policy, report)?;
+    section(text, "Pod", &report.identity, report)?;
+    section(text, "Role", &report.policy, report)?;
     if let Some(request) = &report.request {
-        writeln!(text, "\nwhat STS is asked for")?;
+        writeln!(text, "\nSTS request")?;
         let mut lines = vec![("role", request.role.clone()), ("session-name", request.session_name.clone())];
         lines.extend(request.source_identity.iter().map(|identity| ("source-identity", identity.clone())));
-        lines.push(("external-id", if request.external_id { "one is sent" } else { "none" }.to_owned()));
+        lines.push(("external-id", if request.external_id { "sent" } else { "none" }.to_owned()));
         lines.push(("duration", humantime::format_duration(Duration::from_secs(request.duration_seconds)).to_string()));
         lines.extend(request.tags.iter().map(|tag| ("tag", format!("{}={}", tag.key, tag.value))));
         for (what, value) in lines {
@@ -37,11 +37,11 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
         }
     }
     if let Some(assumed) = &report.assume {
-        writeln!(text, "\nwhat STS answers")?;
+        writeln!(text, "\nSTS response")?;
         let known = assumed.identity.is_some();
-        line(text, if known { "ok" } else { "no" }, "asked-by", assumed.identity.as_deref().unwrap_or("not known"))?;
+        line(text, if known { "ok" } else { "no" }, "caller", assumed.identity.as_deref().unwrap_or("not known"))?;
         match (&assumed.access_key_id, &assumed.expires_at) {
-            (Some(key), Some(end)) => line(text, "ok", "session", &format!("{key}, until {end}; its credentials were dropped"))?,
+            (Some(key), Some(end)) => line(text, "ok", "session", &format!("{key}, expires at {end}; the credentials were discarded"))?,
             _ => line(text, "no", "session", &assumed.outcome)?,
         }
     }
@@ -52,10 +52,10 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
     let decision = match report.decision {
         ReportedDecision::Allowed => "allowed",
         ReportedDecision::Denied => "denied",
-        ReportedDecision::Unknown => "not found out",
+        ReportedDecision::Unknown => "unknown",
     };
     let reason = report.reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
-    let end = if report.check.is_empty() { "" } else { "; check, in this order:" };
+    let end = if report.check.is_empty() { "" } else { ". To fix, check in this order:" };
     writeln!(text, "{}", printable(&format!("{decision}{reason}: {}{end}", report.message)))?;
     for (at, check) in report.check.iter().enumerate() {
         writeln!(text, "  {}. {}", at + 1, printable(check))?;
@@ -74,9 +74,9 @@ fn section(text: &mut String, title: &str, steps: &[ReportStep], report: &Report
             StepVerdict::Refused => "no",
             StepVerdict::Skipped => "-",
         };
-        // The sentence that the text ends with is not said twice.
+        // The last line has the whole sentence.
         let detail = match &report.reason {
-            Some(reason) if step.detail == report.message => reason,
+            Some(reason) if step.verdict == StepVerdict::Refused && report.message.starts_with(&step.detail) => reason,
             _ => &step.detail,
         };
         let both = if step.source.is_empty() || detail.is_empty() { "" } else { ": " };

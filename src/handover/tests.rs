@@ -3,6 +3,7 @@ use std::net::TcpStream;
 use std::os::fd::AsFd as _;
 
 use super::*;
+use crate::advice::chain;
 
 fn listener() -> (StdListener, SocketAddr) {
     let socket = StdListener::bind(("127.0.0.1", 0)).unwrap();
@@ -151,7 +152,7 @@ async fn who_speaks_otherwise_is_not_understood() {
             let (mut stream, _) = listener.accept().await.unwrap();
             stream.write_all(said).await.unwrap();
         });
-        let error = taken.unwrap_err().to_string();
+        let error = chain(&taken.unwrap_err());
         assert!(error.contains(expected), "{said:?}: {error}");
     }
 }

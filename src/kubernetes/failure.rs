@@ -21,25 +21,25 @@ pub(crate) enum RequestFailure {
     #[error("the Kubernetes API does not answer")]
     Silent,
     /// It comes too slowly.
-    #[error("the Kubernetes API does not come to the end of its answer")]
+    #[error("the Kubernetes API is too slow to complete its answer")]
     Slow,
     /// An answer of more bytes than are taken.
-    #[error("the Kubernetes API sent an answer that is far too large")]
+    #[error("the answer of the Kubernetes API is too large")]
     TooLarge,
     /// What came is not what the API sends.
     #[error("the Kubernetes API sent {0}")]
     Malformed(&'static str),
     /// A watch ended as soon as it had begun, or not long after.
-    #[error("the Kubernetes API ended the watch at once")]
+    #[error("the Kubernetes API ended the watch immediately")]
     Ended,
     /// A list that shows an earlier state than what is known.
-    #[error("the Kubernetes API listed an earlier state than it showed before")]
+    #[error("the Kubernetes API listed an older state than before")]
     Earlier,
     /// What was to be continued is not there any more: a list is needed.
-    #[error("the Kubernetes API has not kept the changes since the last one seen")]
+    #[error("the Kubernetes API no longer has the changes since the last known state")]
     Expired,
     /// A change came of which not even the object's UID can be read. It may have been the end of any.
-    #[error("the Kubernetes API sent a change that cannot be read")]
+    #[error("the Kubernetes API sent a watch event that cannot be parsed")]
     Lost,
 }
 

@@ -1,5 +1,6 @@
 //! Sets up a client of the Kubernetes API: where its address and identity come from.
 
+use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,8 +12,8 @@ use secrecy::ExposeSecret as _;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::advice::{Advise, chain};
 use crate::config::ApiConfig;
-use crate::telemetry::chain;
 
 /// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,7 +26,7 @@ pub(super) const SETUP_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The kubeconfig cannot be used.
-    #[error("cannot use the kubeconfig {path}: {reason}; check --kubeconfig")]
+    #[error("cannot use the kubeconfig {path}: {reason}")]
     Kubeconfig {
         /// The file.
         path: String,
@@ -33,11 +34,21 @@ pub enum ClientError {
         reason: String,
     },
     /// Neither a kubeconfig nor a service account.
-    #[error("no way to reach the Kubernetes API: {0}; outside a pod give --kubeconfig or --api-server")]
+    #[error("no credentials for the Kubernetes API: {0}")]
     NotInCluster(String),
     /// The client cannot be made of the settings.
     #[error("cannot set up the Kubernetes client: {0}")]
     Client(String),
+}
+
+impl Advise for ClientError {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Kubeconfig { .. } => Some("check the file of --kubeconfig".into()),
+            Self::NotInCluster(_) => Some("outside a pod, give --kubeconfig or --api-server".into()),
+            Self::Client(_) => None,
+        }
+    }
 }
 
 /// A client that is being made, in a thread of its own. A thread that hangs cannot be ended, so it is kept, and no other is

@@ -57,7 +57,7 @@ pub struct PodWatch {
     pub annotations: AnnotationKeys,
     /// Where the pods go.
     pub writer: PodsWriter,
-    /// The same pods, to see what is around them.
+    /// The read handle of these pods, for their namespaces and service accounts.
     pub pods: Pods,
     /// Which objects besides pods are read.
     pub needs: Needs,

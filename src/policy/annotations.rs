@@ -15,7 +15,7 @@ impl Policy {
         if let Some(text) = &pod.role {
             return self.rules.read(text, RoleSource::Pod, of_pod, trace);
         }
-        trace.skip(What::Role, of_pod, || "not there".to_owned());
+        trace.skip(What::Role, of_pod, || "not set".to_owned());
         let of_account = |key| move || format!("the {key} annotation of service account {}/{}", pod.namespace, pod.service_account);
         match self.service_account(pod, context) {
             Ok(None) => trace.skip(What::Role, of_account("role"), || self.why_no_account(pod)),
@@ -23,7 +23,7 @@ impl Policy {
                 if let Some(text) = &account.role {
                     return self.rules.read(text, RoleSource::ServiceAccount, of_account("role"), trace);
                 }
-                trace.skip(What::Role, of_account("role"), || "not there".to_owned());
+                trace.skip(What::Role, of_account("role"), || "not set".to_owned());
                 match &account.eks_role {
                     Some(text) if self.rules.service_accounts == ServiceAccountRoles::OwnAndEks => {
                         return self.rules.read(text, RoleSource::EksServiceAccount, of_account("EKS role"), trace);

@@ -1,19 +1,20 @@
-//! Why a pod gets no role. The texts are for operators: they say what to change, and repeat nothing of what a pod's author
-//! wrote.
+//! The reasons why a pod gets no role. The texts repeat nothing that a pod's author wrote.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::ser::SerializeStruct as _;
 
 use super::patterns::Mistake;
+use crate::advice::Advise;
 use crate::role::ParseError;
 
-/// Where a role is named. In this order it is looked for.
+/// Where a role is named, in the order in which it is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RoleSource {
     /// The annotation of the pod.
     Pod,
-    /// The same annotation, of its service account.
+    /// The role annotation of its service account.
     ServiceAccount,
     /// The annotation that EKS reads, of its service account.
     EksServiceAccount,
@@ -32,21 +33,33 @@ impl fmt::Display for RoleSource {
 /// What is wrong with a text that should name a role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RoleMistake {
-    /// Nothing is in it.
-    #[error("is empty; name a role or remove the annotation")]
+    /// The text is empty.
+    #[error("is empty")]
     Empty,
     /// White space.
-    #[error("has white space in it; remove it")]
+    #[error("contains white space")]
     Spaces,
-    /// Line ends and the like.
-    #[error("has control characters in it, perhaps the end of a line; remove them")]
+    /// Line breaks and the like.
+    #[error("contains control characters, such as a line break")]
     ControlCharacters,
-    /// A short name without a base to complete it.
-    #[error("is a short name, and there is no --base-role-arn; write the role's ARN")]
+    /// A short name, and no base ARN that completes it.
+    #[error("is a short name, but there is no --base-role-arn")]
     NoBaseArn,
-    /// Neither an ARN of a role nor a name.
-    #[error("cannot be read: {0}")]
+    /// Neither the ARN of a role nor a name.
+    #[error("is not valid: {0}")]
     Form(ParseError),
+}
+
+impl Advise for RoleMistake {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Empty => "name a role, or remove the annotation".into(),
+            Self::Spaces => "remove the white space".into(),
+            Self::ControlCharacters => "remove the control characters".into(),
+            Self::NoBaseArn => "write the full ARN of the role".into(),
+            Self::Form(_) => return None,
+        })
+    }
 }
 
 /// Which annotation of a namespace.
@@ -67,57 +80,78 @@ impl fmt::Display for NamespaceList {
     }
 }
 
-/// Why a pod gets no role, with what to change.
+/// The reason why a pod gets no role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denial {
     /// Nothing names a role.
-    #[error("neither the pod nor its service account (where --service-account-roles is on) names a role, and there is no --default-role")]
+    #[error("neither the pod nor its service account (if --service-account-roles is on) names a role, and there is no --default-role")]
     NoRole,
-    /// What names the role is malformed.
+    /// The text that names the role is malformed.
     #[error("{0} {1}")]
     BadRole(RoleSource, RoleMistake),
-    /// The role may be named by a service account that is not known.
+    /// A service account that is not known yet may name the role.
     #[error("the pod names no role, and its service account, which may name one, is not known yet")]
     ServiceAccountUnknown,
-    /// The role may be named by a service account that the daemon may not read.
-    #[error(
-        "the pod names no role, and its service account, which may name one, may not be read; add list and watch of \
-         serviceaccounts to the daemon's ClusterRole (see daemonset/rbac.yaml), or leave --service-account-roles out"
-    )]
+    /// A service account that the daemon may not read may name the role.
+    #[error("the pod names no role, and rolegate may not read its service account, which may name one")]
     ServiceAccountsForbidden,
     /// The role is in the account that the metadata service named, but the daemon's own credentials belong to another one.
-    #[error(
-        "the role is in the AWS account that the metadata service names, but the daemon's own identity is in another account; use \
-         --base-role-arn (or --default-role) instead of --auto-discover-..., or check what answers at --metadata-addr"
-    )]
+    #[error("the role is in the AWS account that the metadata service names, but rolegate's own identity is in another account")]
     ForeignAccount,
-    /// The role is of another part of AWS, whose sessions this node cannot make.
-    #[error("the role is in another AWS partition than the node; name a role of the node's partition")]
+    /// The role is in another partition, for which this node cannot get sessions.
+    #[error("the role is in another AWS partition than the node")]
     OtherPartition,
     /// The role is the daemon's own.
-    #[error("the role is the node's own, which is not for pods; make a role for the pod, or give --allow-node-role")]
+    #[error("the role is the node's own role, which is not for pods")]
     NodeRole,
-    /// The ceiling of this node does not have the role.
-    #[error("no pattern of --allowed-roles allows the role on this node; run the pod on other nodes, or add the role there")]
+    /// `--allowed-roles` does not allow the role.
+    #[error("no pattern of --allowed-roles allows the role on this node")]
     NotAllowedOnNode,
-    /// The external id annotation is malformed.
-    #[error("the pod's external id annotation cannot be read: {0}")]
+    /// The external ID annotation is malformed.
+    #[error("the external-id annotation of the pod is not valid: {0}")]
     BadExternalId(ParseError),
     /// The session name annotation is malformed.
-    #[error("the pod's session name annotation cannot be read: {0}")]
+    #[error("the session-name annotation of the pod is not valid: {0}")]
     BadSessionName(ParseError),
     /// Restrictions apply, and the namespace is not known.
-    #[error("the pod's namespace is not known yet, or gone, and namespace restrictions need it")]
+    #[error("the pod's namespace is not known yet, or was deleted; namespace restrictions require it")]
     NamespaceUnknown,
     /// Restrictions apply, and the namespace has neither annotation.
-    #[error("the pod's namespace has neither an allowed-roles nor a permitted annotation; add one that allows the role")]
+    #[error("the pod's namespace has neither an allowed-roles nor a permitted annotation")]
     NamespaceHasNoList,
     /// An annotation of the namespace is malformed.
-    #[error("{0} cannot be read: {1}")]
+    #[error("{0} is not valid: {1}")]
     BadNamespaceList(NamespaceList, Mistake),
     /// No annotation of the namespace allows the role.
-    #[error("no annotation of the pod's namespace allows the role; add the role to its allowed-roles or permitted annotation")]
+    #[error("no annotation of the pod's namespace allows the role")]
     NotAllowedInNamespace,
+}
+
+impl Advise for Denial {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::NoRole => "name a role in the role annotation of the pod".into(),
+            Self::BadRole(_, mistake) => return mistake.advice(),
+            Self::ServiceAccountsForbidden => {
+                "add list and watch of serviceaccounts to the daemon's ClusterRole (see daemonset/rbac.yaml), or remove \
+                 --service-account-roles"
+                    .into()
+            }
+            Self::ForeignAccount => {
+                "use --base-role-arn (or --default-role) instead of --auto-discover-..., or check what answers at --metadata-addr".into()
+            }
+            Self::OtherPartition => "name a role in the node's partition".into(),
+            Self::NodeRole => "create a role for the pod, or give --allow-node-role".into(),
+            Self::NotAllowedOnNode => "run the pod on another node, or add the role to --allowed-roles".into(),
+            Self::NamespaceHasNoList => "add an annotation that allows the role".into(),
+            Self::BadNamespaceList(_, mistake) => return mistake.advice(),
+            Self::NotAllowedInNamespace => "add the role to the allowed-roles or permitted annotation of the namespace".into(),
+            // The text says what is expected.
+            Self::BadExternalId(_) | Self::BadSessionName(_) => return None,
+            // It becomes known without anybody's action.
+            Self::ServiceAccountUnknown | Self::NamespaceUnknown => return None,
+        })
+    }
 }
 
 impl Denial {
@@ -147,12 +181,12 @@ impl Denial {
         }
     }
 
-    /// Whether it is for lack of knowledge, which may come: nothing is decided yet.
+    /// Whether something is not known yet, so that the next decision may be another one.
     pub fn may_pass(self) -> bool {
         matches!(self, Self::ServiceAccountUnknown | Self::NamespaceUnknown)
     }
 
-    /// Whether it comes from who the daemon is at AWS, which may become known after a decision.
+    /// Whether it depends on the daemon's own AWS identity, which may become known after a decision.
     pub fn is_about_node(self) -> bool {
         matches!(self, Self::ForeignAccount | Self::OtherPartition | Self::NodeRole)
     }
@@ -173,7 +207,7 @@ impl serde::Serialize for Denial {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut fields = serializer.serialize_struct("Denial", 2)?;
         fields.serialize_field("reason", self.name())?;
-        fields.serialize_field("message", &self.to_string())?;
+        fields.serialize_field("message", &self.with_advice())?;
         fields.end()
     }
 }

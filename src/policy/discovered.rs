@@ -63,7 +63,7 @@ impl Policy {
             }
             Some(caller) => {
                 let own = if caller.is_of_account(role.partition(), role.account()) { Ok(()) } else { Err(Denial::ForeignAccount) };
-                trace.check(What::Account, || OWN.to_owned(), own, |()| format!("of the account of iam/info, {}", role.account()))
+                trace.check(What::Account, || OWN.to_owned(), own, |()| format!("in the account of iam/info, {}", role.account()))
             }
         }
     }

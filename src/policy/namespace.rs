@@ -105,7 +105,7 @@ impl Namespaces {
         let source = || format!("the {key} annotation of namespace {}", namespace.name);
         let patterns = match compiled {
             None => {
-                trace.skip(What::Namespace, source, || "not there".to_owned());
+                trace.skip(What::Namespace, source, || "not set".to_owned());
                 return Ok(None);
             }
             Some(Err(mistake)) => {
@@ -117,7 +117,7 @@ impl Namespaces {
         match patterns.find(role.as_str()) {
             Some(pattern) => trace.check(What::Namespace, source, Ok(Some(true)), |_| format!("{} matches", quoted(pattern))),
             None => {
-                trace.skip(What::Namespace, source, || format!("none of its {} patterns matches", patterns.count()));
+                trace.skip(What::Namespace, source, || format!("none of its {} patterns matches the role", patterns.count()));
                 Ok(Some(false))
             }
         }

@@ -6,9 +6,9 @@ use tokio::sync::watch;
 
 use crate::role::{CallerIdentity, RoleArn};
 
-/// What the identity of the daemon's own credentials is called where a decision is explained.
-pub(super) const OWN: &str = "the daemon's own AWS identity";
-/// The same of the role between.
+/// The name of the daemon's own credentials in explanations.
+pub(super) const OWN: &str = "rolegate's own AWS identity";
+/// The name of the intermediate role in explanations.
 pub(super) const INTERMEDIATE: &str = "the role of --assume-role-arn";
 
 /// Who the daemon is, by its own credentials and by those of a role between, and which role its instance has. Each may

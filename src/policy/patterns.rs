@@ -2,25 +2,37 @@
 //!
 //! A pattern that does not begin as an ARN is a short name: the base ARN is put before it, as in kube2iam.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use regex::{RegexSet, RegexSetBuilder};
 
+use crate::advice::Advise;
 use crate::config::PatternFormat;
 
-/// Why patterns cannot be read. Then none of them counts: what their author meant is not known.
+/// An error in a list of patterns. None of the patterns counts then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mistake {
-    /// Not a JSON list of texts.
-    #[error("it is not a JSON list of patterns, such as [\"web-*\"]")]
+    /// Not a JSON list of strings.
+    #[error("not a JSON list of patterns")]
     NotAList,
-    /// Too much of it.
-    #[error("it has more than 64 KiB, more than 256 patterns, or a pattern of more than 4096 bytes; write fewer and shorter ones")]
+    /// Too many or too long patterns.
+    #[error("it is longer than 64 KiB, has more than 256 patterns, or has a pattern longer than 4096 bytes")]
     TooLarge,
-    /// A pattern is empty, or an expression that does not compile.
-    #[error("one of its patterns is empty, no regular expression, or one that needs too much memory")]
+    /// A pattern is empty, or a regular expression that does not compile.
+    #[error("a pattern is empty, is not a regular expression, or needs too much memory")]
     BadPattern,
+}
+
+impl Advise for Mistake {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::NotAList => "write a list such as [\"web-*\"]".into(),
+            Self::TooLarge => "use fewer and shorter patterns".into(),
+            Self::BadPattern => "correct the pattern".into(),
+        })
+    }
 }
 
 /// The longest annotation that is read, in bytes.

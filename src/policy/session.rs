@@ -78,7 +78,7 @@ impl SessionRules {
         if let Some(given) = trace_given(given, source, trace)? {
             let (flag, why) = match self.scope {
                 SessionScope::Pod if self.pod_may_name => return Ok(given),
-                SessionScope::Pod => ("--session-name-template", "given: the annotation is not used"),
+                SessionScope::Pod => ("--session-name-template", "set: the annotation is not used"),
                 SessionScope::Role => ("--session-scope", "role: pods of one role share a session and its name"),
             };
             trace.skip(What::SessionName, || flag.to_owned(), || why.to_owned());

@@ -1,20 +1,20 @@
-//! The steps of a decision, for those who want to know why. The decision itself is the same code; it only notes nothing.
+//! The steps of a decision, for `rolegate explain`. A request is decided by the same code, which then records no steps.
 
 use super::{Decision, Denial};
 
-/// What was looked at.
+/// The subject of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum What {
-    /// Which role is asked for.
+    /// The role that the pod names.
     Role,
-    /// Whether an account that the metadata service named is the daemon's own.
+    /// Whether the account that the metadata service named is the daemon's own.
     Account,
-    /// Whether it is in the node's partition.
+    /// Whether the role is in the node's partition.
     Partition,
-    /// Whether it is the node's own.
+    /// Whether the role is the node's own.
     NodeRole,
-    /// Whether this node's pods may have it.
+    /// Whether `--allowed-roles` allows the role.
     AllowedRoles,
     /// The external id.
     ExternalId,
@@ -24,12 +24,12 @@ pub enum What {
     SourceIdentity,
     /// The session's tags.
     SessionTags,
-    /// Whether the namespace allows it.
+    /// Whether the namespace allows the role.
     Namespace,
 }
 
 impl What {
-    /// The name for people, and the one that is serialized.
+    /// The name in texts and in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Role => "role",
@@ -46,45 +46,45 @@ impl What {
     }
 }
 
-/// What came of it.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StepVerdict {
-    /// Nothing there, or nothing that it is asked for.
+    /// The step does not apply.
     Skipped,
-    /// Nothing against the role.
+    /// The step does not refuse the role.
     Passed,
-    /// The role is refused.
+    /// The step refuses the role.
     Refused,
 }
 
-/// One step.
+/// A step of a decision.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct TraceStep {
-    /// What was looked at.
+    /// The subject.
     pub what: What,
-    /// Where: the flag, or the annotation and its object.
+    /// The flag, or the annotation and its object.
     pub source: String,
-    /// What was found there.
+    /// The value that was found there.
     pub detail: String,
-    /// What came of it.
+    /// The result.
     pub verdict: StepVerdict,
 }
 
 /// A decision with its steps.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Explanation {
-    /// In the order in which they were taken; behind a refusal there are none.
+    /// The steps in their order; none follows a refusal.
     pub steps: Vec<TraceStep>,
-    /// What came of all.
+    /// The decision.
     pub decision: Decision,
 }
 
-/// Takes the steps of a decision. Texts are made only where somebody wants them.
+/// Records the steps of a decision. Texts are made only if they are recorded.
 pub(super) trait Trace {
     fn note(&mut self, step: impl FnOnce() -> TraceStep);
 
-    /// Notes a step that passes or refuses.
+    /// Records a step that passes or refuses.
     fn check<T>(
         &mut self,
         what: What,
@@ -104,7 +104,7 @@ pub(super) trait Trace {
     }
 }
 
-/// Takes nothing, and so costs nothing.
+/// Records nothing, and so costs nothing.
 pub(super) struct Silent;
 
 impl Trace for Silent {

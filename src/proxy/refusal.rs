@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use super::respond::Outcome;
 use super::route::Route;
+use crate::advice::Advise as _;
 use crate::pods::{Objection, Pod};
 use crate::policy::Denial;
 
@@ -94,7 +95,10 @@ impl Refusal {
                 warn!(event = "identity-objection", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: {advice}");
             }
             Self::Denied(pod, denial) => {
-                warn!(event = "request-refused", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: {denial}");
+                warn!(
+                    event = "request-refused", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
+                    advice = denial.advice().as_deref(), "refused: {denial}"
+                );
             }
             Self::Changed(pod) => {
                 info!(

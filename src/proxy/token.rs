@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use ring::hmac;
 use tracing::warn;
 
+use crate::advice::{Advise as _, chain};
 use crate::clock::Clock;
 use crate::log_once::Condition;
 use crate::pods::PodUid;
@@ -43,7 +44,7 @@ pub struct Tokens {
 
 /// The system has no randomness to give.
 #[derive(Debug, thiserror::Error)]
-#[error("the system's random number generator failed; session tokens cannot be made safely")]
+#[error("the system's random number generator failed, so no session token keys can be created")]
 pub struct NoRandomness;
 
 impl Tokens {
@@ -80,7 +81,9 @@ impl Tokens {
                 }
                 Err(error) if failing.begins() => {
                     warn!(
-                        event = "token-keys-not-synced", %error,
+                        event = "token-keys-not-synced",
+                        error = chain(&error),
+                        advice = error.advice().as_deref(),
                         "cannot synchronize the keys of session tokens with --token-key-file; retrying, using the last known keys"
                     );
                 }

@@ -14,6 +14,7 @@ use super::ownership::Ownership;
 use super::reconcile::ReconcilerEnvironment;
 use super::rules::{RuleSet, Targets};
 use super::{Backend, RedirectError};
+use crate::advice::{Advise as _, chain};
 use crate::config::{InterfaceMatch, RedirectBackend};
 
 /// One of the backends.
@@ -54,7 +55,9 @@ impl SelectedBackend {
             // That IPv6 is left open is said when the rules are put in place, which closes IPv4.
             Ok(_) | Err(RedirectError::Ipv6(_)) => {
                 info!(
-                    event = "backend-selected", backend = iptables.name(), reason = %without_nftables,
+                    event = "backend-selected",
+                    backend = iptables.name(),
+                    reason = chain(&without_nftables),
                     "using iptables for the packet rules because nftables does not work"
                 );
                 Ok(iptables)
@@ -71,10 +74,13 @@ impl SelectedBackend {
             match other.remove().await {
                 Ok(removed) => said.extend(removed),
                 // Without its program there is mostly nothing of it either.
-                Err(error @ RedirectError::Program { .. }) => debug!("{error}"),
+                Err(error @ RedirectError::Program { .. }) => debug!("{}", chain(&error)),
                 Err(error) => {
                     warn!(
-                        event = "other-backend-unknown", backend = other.name(), %error,
+                        event = "other-backend-unknown",
+                        backend = other.name(),
+                        error = chain(&error),
+                        advice = error.advice().as_deref(),
                         "cannot determine whether another backend holds packet rules of rolegate; leaving them in place if there are any; \
                          list them with 'rolegate redirect status'"
                     )
@@ -133,7 +139,7 @@ impl Backend for SelectedBackend {
             Self::Nftables(_) => Iptables::default().observed().await,
             Self::Iptables(_) => Nftables::default().observed().await,
         };
-        found.inspect_err(|error| debug!("what the other backend holds of ours is not known: {error}")).unwrap_or_default()
+        found.inspect_err(|error| debug!("what the other backend holds of ours is not known: {}", chain(error))).unwrap_or_default()
     }
 
     async fn remove(&self) -> Result<Vec<String>, RedirectError> {

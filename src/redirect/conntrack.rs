@@ -111,7 +111,7 @@ impl Earlier {
             // It prints each that it deletes.
             Ok(deleted) => Ok(deleted.lines().filter(|line| ConntrackEntry::read(line).is_some()).count() as u64),
             // It ended by itself.
-            Err(RedirectError::Refused { message, .. }) if message.contains(NOTHING) => Ok(0),
+            Err(RedirectError::Failed { message, .. }) if message.contains(NOTHING) => Ok(0),
             Err(error) => Err(error),
         }
     }
@@ -127,7 +127,7 @@ const fn name(family: Family) -> &'static str {
 async fn conntrack(arguments: &[&str], deadline: Instant, forgotten: u64) -> Result<String, RedirectError> {
     let ran = timeout_at(deadline, run(CONNTRACK, arguments, "")).await;
     ran.unwrap_or(Err(RedirectError::ConntrackSlow { deadline: DEADLINE, forgotten })).map_err(|error| match error {
-        RedirectError::Program { reason, .. } => RedirectError::Conntrack { reason },
+        RedirectError::Program { source, .. } => RedirectError::Conntrack { source },
         error => error,
     })
 }

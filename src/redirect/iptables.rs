@@ -32,6 +32,7 @@ use super::observed::ObservedRules;
 use super::program::{LOCK_WAIT, run};
 use super::rules::{Family, Hook, RuleSet};
 use super::{Backend, RedirectError};
+use crate::advice::chain;
 
 use crate::log_once::Condition;
 
@@ -133,7 +134,7 @@ impl Iptables {
             let arguments = ["-w", &wait, "-t", table.name(), "-C"].into_iter().chain(rule.split_whitespace()).collect::<Vec<_>>();
             match run(iptables, &arguments, "").await.map_err(program::explained) {
                 Ok(_) => {}
-                Err(RedirectError::Refused { .. }) => return Ok(false),
+                Err(RedirectError::Failed { .. }) => return Ok(false),
                 Err(error) => return Err(error),
             }
         }
@@ -153,7 +154,7 @@ impl Iptables {
             match self.restore(family, &text::install(rules, family, &present)).await {
                 Ok(()) => refused = None,
                 // What should have been replaced may have gone meanwhile.
-                Err(error @ RedirectError::Refused { .. }) => refused = Some(error),
+                Err(error @ RedirectError::Failed { .. }) => refused = Some(error),
                 Err(error) => return Err(error),
             }
         }
@@ -161,9 +162,10 @@ impl Iptables {
         match (differences.is_empty(), refused) {
             (true, _) => Ok(()),
             (false, Some(error)) => Err(error),
-            (false, None) => Err(RedirectError::Refused {
+            (false, None) => Err(RedirectError::NotKept {
                 program: program::of(self.flavour, family).restore,
-                message: format!("the rules were written {ATTEMPTS} times and are still not as wanted: {}", differences.join("; ")),
+                attempts: ATTEMPTS,
+                differences: differences.join("; "),
             }),
         }
     }
@@ -212,16 +214,13 @@ impl Iptables {
             }
             match self.restore(family, &text::remove(&present)).await {
                 Ok(()) => said.extend(remains.into_iter().map(|what| format!("{}: {what}", programs.iptables))),
-                Err(error @ RedirectError::Refused { .. }) => refused = Some(error),
+                Err(error @ RedirectError::Failed { .. }) => refused = Some(error),
                 Err(error) => return Err(error),
             }
         }
         match refused {
             Some(error) => Err(error),
-            None => Err(RedirectError::Refused {
-                program: programs.restore,
-                message: format!("our rules were taken away {ATTEMPTS} times and came back: is a daemon running on this node?"),
-            }),
+            None => Err(RedirectError::CameBack { program: programs.restore, attempts: ATTEMPTS }),
         }
     }
 }
@@ -250,7 +249,7 @@ impl Backend for Iptables {
         for family in self.families() {
             let installed = self.install_family(rules, *family).await.map_err(|error| of_family(*family, error));
             if let (Err(_), Err(error)) = (&result, &installed) {
-                warn!(event = "other-family-failed", %error, "the rules of the other address family are not in place either");
+                warn!(event = "other-family-failed", error = chain(error), "the rules of the other address family are not in place either");
             }
             result = result.and(installed);
         }
@@ -268,7 +267,7 @@ impl Backend for Iptables {
         }
         match failure {
             Some(error) if words.is_empty() => Err(error),
-            failure => Ok(words.into_iter().chain(failure.map(|error| error.to_string())).collect()),
+            failure => Ok(words.into_iter().chain(failure.map(|error| chain(&error))).collect()),
         }
     }
 

@@ -15,6 +15,7 @@ use super::iptables::listing::{IptablesListing, KernelTable, canonical, same};
 use super::iptables::program::{self, Flavour};
 use super::program::run;
 use super::rules::Family;
+use crate::advice::chain;
 use crate::metadata_service::{METADATA_IPV4, METADATA_PORT};
 
 /// A rule of theirs.
@@ -45,7 +46,7 @@ pub async fn find() -> Result<Vec<LeftOver>, RedirectError> {
                 Some(LeftOver { flavour, program: programs.iptables, target: target(&rule.words)?, rule: rule.words.clone() })
             })),
             Err(error) => {
-                debug!(%error, "the rules of one flavour of iptables cannot be read");
+                debug!(error = chain(&error), "the rules of one flavour of iptables cannot be read");
                 failures.push(error);
             }
         }
@@ -68,7 +69,7 @@ pub async fn remove(lock_wait: Duration) -> Result<Vec<String>, RedirectError> {
         let text = format!("*nat\n-D PREROUTING {}\nCOMMIT\n", left.rule);
         run(restore, &["--noflush", "-w", &wait], &text).await.map_err(program::explained)?;
         said.push(format!(
-            "{}: the rule of kube2iam or kiam that sent requests to {}: `-A PREROUTING {}`",
+            "{}: a rule of kube2iam or kiam that redirected requests to {}: `-A PREROUTING {}`",
             left.program, left.target, left.rule
         ));
     }

@@ -98,7 +98,7 @@ impl Backend for Nftables {
         match run(NFT, &["delete", "table", "inet", TABLE], "").await {
             Ok(_) => Ok(vec![found.to_string()]),
             // Somebody was faster.
-            Err(RedirectError::Refused { message, .. }) if message.contains(NOT_THERE) => Ok(Vec::new()),
+            Err(RedirectError::Failed { message, .. }) if message.contains(NOT_THERE) => Ok(Vec::new()),
             Err(error) => Err(error),
         }
     }
@@ -127,7 +127,7 @@ pub async fn ahead_of(priority: i32) -> Vec<String> {
 async fn list() -> Result<Option<NftListing>, RedirectError> {
     match run(NFT, &["-j", "list", "table", "inet", TABLE], "").await {
         Ok(json) => NftListing::read(&json).map(Some).map_err(|message| RedirectError::Unreadable { program: NFT, message }),
-        Err(RedirectError::Refused { message, .. }) if message.contains(NOT_THERE) => Ok(None),
+        Err(RedirectError::Failed { message, .. }) if message.contains(NOT_THERE) => Ok(None),
         Err(error) => Err(of_the_kernel(error)),
     }
 }
@@ -136,7 +136,7 @@ async fn list() -> Result<Option<NftListing>, RedirectError> {
 fn of_the_kernel(error: RedirectError) -> RedirectError {
     match error {
         // What it names is in our own text, so that nothing can be missing but the kernel's support.
-        RedirectError::Refused { program, message } if message.contains("not supported") || message.contains(NOT_THERE) => {
+        RedirectError::Failed { program, message } if message.contains("not supported") || message.contains(NOT_THERE) => {
             RedirectError::Kernel { program, message }
         }
         error => error,
@@ -148,9 +148,7 @@ fn of_the_kernel(error: RedirectError) -> RedirectError {
 fn refuse_what_cannot_be_quoted(rules: &RuleSet) -> Result<(), RedirectError> {
     let odd = |name: &str| name.is_empty() || name.chars().any(|c| matches!(c, '"' | '\\') || !c.is_ascii_graphic());
     match rules.interfaces.iter().find(|interface| odd(&interface.name)) {
-        Some(interface) => {
-            Err(RedirectError::Refused { program: NFT, message: format!("{:?} is no interface that it can name", interface.name) })
-        }
+        Some(interface) => Err(RedirectError::InterfaceName { program: NFT, name: interface.name.clone() }),
         None => Ok(()),
     }
 }

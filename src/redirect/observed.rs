@@ -22,7 +22,7 @@ impl ObservedRules {
         self.is_guarded_but_for(&[])
     }
 
-    /// The same, whatever is with these families.
+    /// Whether the guard of all other families is whole.
     pub fn is_guarded_but_for(&self, unknown: &[Family]) -> bool {
         Family::ALL.iter().all(|family| unknown.contains(family) || (self.guards.contains(family) && !self.weak.contains(family)))
     }

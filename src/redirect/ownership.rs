@@ -32,7 +32,7 @@ use tokio::net::UnixListener;
 
 /// What a name of a daemon that runs begins with; its number follows.
 const RUNS: &str = "rolegate/daemon/";
-/// The same of one that has put its rules in place; the time of that follows behind a slash.
+/// The prefix of the name of a daemon that has installed its rules; the time of that follows behind a slash.
 const RULES: &str = "rolegate/rules/";
 /// Names of sockets that live.
 const NAMES: &str = "/proc/self/net/unix";

@@ -16,7 +16,7 @@ const PATIENCE: Duration = LOCK_WAIT.saturating_add(Duration::from_secs(30));
 /// Runs a program to its end with this input, and returns what it printed. One that takes more than a minute is killed, and so
 /// is one that this future leaves.
 pub async fn run(program: &'static str, arguments: &[impl AsRef<std::ffi::OsStr>], input: &str) -> Result<String, RedirectError> {
-    let failed = |error: std::io::Error| RedirectError::Program { program, reason: error.to_string() };
+    let failed = |source: std::io::Error| RedirectError::Program { program, source };
     let mut command = Command::new(program);
     clean(&mut command);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -34,7 +34,7 @@ pub async fn run(program: &'static str, arguments: &[impl AsRef<std::ffi::OsStr>
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let message = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-    Err(RedirectError::Refused { program, message: if message.is_empty() { output.status.to_string() } else { message } })
+    Err(RedirectError::Failed { program, message: if message.is_empty() { output.status.to_string() } else { message } })
 }
 
 /// Leaves a program nothing of the daemon's environment but where programs are: AWS keys may be among the rest. Its messages

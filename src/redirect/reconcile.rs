@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 use super::observed::ObservedRules;
 use super::rules::{RuleSet, Targets};
 use super::{Backend, RedirectError};
+use crate::advice::{Advise as _, chain};
 use crate::backoff::Backoff;
 use crate::config::InterfaceMatch;
 use crate::log_once::{EachKey, WhenFull};
@@ -29,7 +30,7 @@ use crate::readiness::{Readiness, ReadinessStep};
 const GATHER: Duration = Duration::from_millis(100);
 /// Pause between two comparisons, at least.
 const PAUSE: Duration = Duration::from_secs(1);
-/// The same repair is logged once in this time.
+/// A repair is logged once in this time.
 const LOG_AGAIN: Duration = Duration::from_secs(60);
 /// After so many comparisons in a row that failed, nobody knows what the rules are.
 const FAILURES: u32 = 3;
@@ -362,7 +363,9 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
                 );
             }
             Err(error) => warn!(
-                event = "earlier-connections-not-closed", %error,
+                event = "earlier-connections-not-closed",
+                error = chain(&error),
+                advice = error.advice().as_deref(),
                 "cannot close connections that were open before the packet rules; the guard rejects their packets"
             ),
         }
@@ -390,7 +393,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     }
 
     fn is_wrong(&mut self, error: &RedirectError) -> Duration {
-        let text = error.to_string();
+        let text = error.with_advice();
         if self.enter(RulesState::Wrong(text.clone())) {
             error!(event = "rules-repair-failed", error = text, "the packet rules are wrong and cannot be repaired; not ready, retrying");
         }
@@ -399,7 +402,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     }
 
     fn is_unknown(&mut self, error: &RedirectError) -> Duration {
-        let text = error.to_string();
+        let text = error.with_advice();
         if self.enter(RulesState::Unknown(text.clone())) {
             warn!(event = "rules-unreadable", error = text, "cannot read the packet rules; retrying");
         }

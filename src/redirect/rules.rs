@@ -36,7 +36,7 @@ pub struct RuleSet {
 pub struct Targets {
     /// An address of this node and the app port.
     pub ipv4: SocketAddrV4,
-    /// The same of IPv6; without, requests to the metadata service's IPv6 address are rejected.
+    /// An IPv6 address of this node and the app port. Without it, requests to the metadata service's IPv6 address are rejected.
     pub ipv6: Option<SocketAddrV6>,
     /// Connections straight to the app port are dropped. Not where the daemon is told to serve them.
     pub refuse_direct: bool,

@@ -1,39 +1,39 @@
-//! What a pod's packet would meet, in words: pure.
+//! The report of `rolegate redirect status`: what happens to a pod's packet on this node. Pure.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::observed::ObservedRules;
 use super::rules::{Family, RuleSet};
 
-/// What was seen of the node.
+/// The state of the node, as far as it was found out.
 #[derive(Clone, Debug)]
 pub struct NodeObservation {
-    /// The backend that is looked at, and what stands of ours in it.
+    /// rolegate's rules in the backend that is compared.
     pub observed: ObservedRules,
-    /// Its name.
+    /// The name of that backend.
     pub backend: &'static str,
-    /// What differs from the wanted rules.
+    /// Differences from the wanted rules.
     pub differences: Vec<String>,
-    /// What the other backend says: what stands of ours there, or why that is not known.
+    /// The other backend, and rolegate's rules in it, or why they are not known.
     pub elsewhere: Option<(&'static str, Result<ObservedRules, String>)>,
-    /// Rules that kube2iam and kiam left behind, or why that is not known.
+    /// Rules that kube2iam and kiam left behind, or why they are not known.
     pub legacy_rules: Result<Vec<String>, String>,
     /// The addresses of this node.
     pub addresses: Vec<IpAddr>,
-    /// Whether a daemon runs here, if that is known.
+    /// Whether a daemon runs on this node, if that is known.
     pub daemon: Option<bool>,
 }
 
-/// The answer: lines for a person, and whether all is as wanted.
+/// What a command prints, and whether the rules are as wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatusReport {
-    /// What there is to say.
+    /// The lines that are printed.
     pub lines: Vec<String>,
-    /// Nothing is open or different.
+    /// Whether the node is guarded and no rule differs.
     pub as_wanted: bool,
 }
 
-/// Tells what was seen. `wanted` is what it was compared with.
+/// Reports the state of the node. `wanted` are the rules that it was compared with.
 pub fn tell(wanted: &RuleSet, seen: &NodeObservation) -> StatusReport {
     let mut lines = Vec::new();
     let mut as_wanted = seen.differences.is_empty();
@@ -46,68 +46,72 @@ pub fn tell(wanted: &RuleSet, seen: &NodeObservation) -> StatusReport {
             && !seen.addresses.contains(&target.ip())
         {
             as_wanted = false;
-            lines.push(format!("{} is no address of this node: pods' requests leave it", target.ip()));
+            lines.push(format!("this node does not have the address {}: pods' requests leave the node", target.ip()));
         }
     }
     if wanted.targets.is_none() && seen.observed.targets.is_empty() && seen.observed.is_guarded() {
-        lines.push("the guard stands alone: no pod is served, as no daemon has put its rules in place".to_owned());
+        lines.push("only the guard is installed: pods' requests are rejected until a daemon installs its redirect rules".to_owned());
     }
     match seen.daemon {
-        Some(true) => lines.push("a daemon runs on this node".to_owned()),
+        Some(true) => lines.push("a rolegate daemon runs on this node".to_owned()),
         Some(false) if !seen.observed.targets.is_empty() => {
-            lines.push("no daemon runs on this node: pods' connections are refused until one does".to_owned());
+            lines.push("no rolegate daemon runs on this node: pods' requests are refused until one starts".to_owned());
         }
         _ => {}
     }
-    lines.extend(seen.differences.iter().map(|difference| format!("not as wanted ({}): {difference}", seen.backend)));
+    lines.extend(seen.differences.iter().map(|difference| format!("differs ({}): {difference}", seen.backend)));
     match &seen.elsewhere {
         Some((backend, Ok(observed))) if *observed != ObservedRules::default() => {
-            lines.push(format!("rules of ours are left in {backend}, too: {}; an install takes them away", parts(observed)));
+            lines.push(format!("rolegate also has rules in {backend}: {}; `rolegate redirect install` removes them", parts(observed)));
         }
-        Some((backend, Err(reason))) => lines.push(format!("whether {backend} holds rules of ours is not known: {reason}")),
+        Some((backend, Err(reason))) => lines.push(format!("cannot check {backend} for rules of rolegate: {reason}")),
         _ => {}
     }
     match &seen.legacy_rules {
         Ok(left) => {
-            lines.extend(left.iter().map(|rule| format!("left behind by kube2iam or kiam: {rule}; `redirect remove --peers` removes it")))
+            lines.extend(
+                left.iter()
+                    .map(|rule| format!("kube2iam or kiam left a rule behind: {rule}; `rolegate redirect remove --peers` removes it")),
+            );
         }
-        Err(reason) => lines.push(format!("whether kube2iam or kiam left rules behind is not known: {reason}")),
+        Err(reason) => lines.push(format!("cannot check for rules of kube2iam and kiam: {reason}")),
     }
     StatusReport { lines, as_wanted }
 }
 
-/// What a pod's packet meets.
+/// What happens to a pod's packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meets {
-    /// Port 80 leads here.
+    /// A request to port 80 is redirected here.
     Daemon(SocketAddr),
     /// It is rejected.
     Guard,
-    /// Nothing: it is open.
+    /// It reaches the real metadata service.
     Service,
 }
 
 fn of_family(family: Family, seen: &NodeObservation) -> (Meets, String) {
-    // Either backend's guard will do.
+    // The guard of either backend is enough.
     let elsewhere = seen.elsewhere.as_ref().and_then(|(_, observed)| observed.as_ref().ok());
     let all: Vec<&ObservedRules> = std::iter::once(&seen.observed).chain(elsewhere).collect();
     let guarded = all.iter().any(|observed| observed.guards.contains(&family));
     let target = all.iter().flat_map(|observed| &observed.targets).find(|target| target.is_ipv6() == (family == Family::V6));
-    let (address, rest) = (family.metadata(), if guarded { "rejected" } else { "passed on: THE NODE IS OPEN on them" });
+    let (address, rest) =
+        (family.metadata(), if guarded { "rejected" } else { "not guarded: THE NODE IS OPEN, pods reach the real metadata service" });
     match (target, guarded) {
         (Some(target), true) => {
-            (Meets::Daemon(*target), format!("{address}: port 80 leads to the daemon at {target}, other ports are {rest}"))
+            (Meets::Daemon(*target), format!("{address}: port 80 is redirected to the daemon at {target}; other ports are {rest}"))
         }
-        (Some(target), false) => (Meets::Service, format!("{address}: port 80 leads to the daemon at {target}, other ports are {rest}")),
-        (None, true) => (Meets::Guard, format!("{address}: every packet is rejected")),
-        (None, false) => {
-            (Meets::Service, format!("{address}: nothing is in the way: THE NODE IS OPEN, pods reach the real metadata service"))
+        (Some(target), false) => {
+            (Meets::Service, format!("{address}: port 80 is redirected to the daemon at {target}; other ports are {rest}"))
         }
+        (None, true) => (Meets::Guard, format!("{address}: all packets are rejected")),
+        (None, false) => (Meets::Service, format!("{address}: not guarded: THE NODE IS OPEN, pods reach the real metadata service")),
     }
 }
 
 fn parts(observed: &ObservedRules) -> String {
-    let guards = observed.guards.iter().map(|family| format!("a guard of {}", family.metadata()));
+    let guards = observed.guards.iter().map(|family| format!("the guard for {}", family.metadata()));
     guards.chain(observed.targets.iter().map(|target| format!("a redirect to {target}"))).collect::<Vec<_>>().join(", ")
 }
 
@@ -138,47 +142,46 @@ mod tests {
         }
     }
 
-    #[track_caller]
-    fn assert_told(wanted: &RuleSet, seen: &NodeObservation, as_wanted: bool, words: &str) {
-        let told = tell(wanted, seen);
-        assert_eq!(told.as_wanted, as_wanted, "{told:#?}");
-        assert!(told.lines.iter().any(|line| line.contains(words)), "{words:?} is not in {told:#?}");
+    /// The report as the command prints it.
+    fn report(wanted: &RuleSet, seen: &NodeObservation) -> String {
+        let report = tell(wanted, seen);
+        format!("as wanted: {}\n{}", report.as_wanted, report.lines.join("\n"))
     }
 
     #[test]
-    fn what_a_packet_meets_is_said() {
-        assert_told(&full(), &seen(), true, "169.254.169.254: port 80 leads to the daemon at 10.0.0.1:8181, other ports are rejected");
-        assert_told(&full(), &seen(), true, "fd00:ec2::254: every packet is rejected");
+    fn a_guarded_node_is_as_wanted() {
         let alone = NodeObservation { observed: ObservedRules { guards: Family::ALL.into(), ..ObservedRules::default() }, ..seen() };
-        assert_told(&RuleSet::guard_alone(), &alone, true, "the guard stands alone");
         let nobody = NodeObservation { daemon: Some(false), ..seen() };
-        assert_told(&full(), &nobody, true, "no daemon runs");
+        assert!(tell(&full(), &seen()).as_wanted && tell(&RuleSet::guard_alone(), &alone).as_wanted && tell(&full(), &nobody).as_wanted);
+        insta::assert_snapshot!("served", report(&full(), &seen()));
+        insta::assert_snapshot!("guard_alone", report(&RuleSet::guard_alone(), &alone));
+        insta::assert_snapshot!("no_daemon", report(&full(), &nobody));
     }
 
     #[test]
-    fn what_is_open_or_different_is_not_as_wanted() {
+    fn an_open_node_and_a_different_rule_are_not_as_wanted() {
         let open = NodeObservation { observed: ObservedRules::default(), ..seen() };
-        assert_told(&full(), &open, false, "169.254.169.254: nothing is in the way: THE NODE IS OPEN");
         let half = NodeObservation { observed: ObservedRules { guards: [Family::V6].into(), ..seen().observed }, ..seen() };
-        assert_told(&full(), &half, false, "other ports are passed on: THE NODE IS OPEN");
         let differs = NodeObservation { differences: vec!["the chain direct is missing".to_owned()], ..seen() };
-        assert_told(&full(), &differs, false, "not as wanted (nftables): the chain direct is missing");
         let away = NodeObservation { addresses: vec!["10.0.0.2".parse().unwrap()], ..seen() };
-        assert_told(&full(), &away, false, "10.0.0.1 is no address of this node");
+        for (name, seen) in [("open", open), ("half_open", half), ("differs", differs), ("another_address", away)] {
+            assert!(!tell(&full(), &seen).as_wanted, "{name}");
+            insta::assert_snapshot!(name, report(&full(), &seen));
+        }
     }
 
     #[test]
-    fn what_is_left_over_is_said() {
+    fn leftover_rules_are_reported_and_are_no_difference() {
         let elsewhere = NodeObservation { elsewhere: Some(("iptables", Ok(seen().observed))), ..seen() };
-        assert_told(
-            &full(),
-            &elsewhere,
-            true,
-            "left in iptables, too: a guard of 169.254.169.254, a guard of fd00:ec2::254, a redirect to",
-        );
-        let unknown = NodeObservation { elsewhere: Some(("iptables", Err("no program".to_owned()))), ..seen() };
-        assert_told(&full(), &unknown, true, "whether iptables holds rules of ours is not known: no program");
-        let legacy_rules = NodeObservation { legacy_rules: Ok(vec!["-A PREROUTING x".to_owned()]), ..seen() };
-        assert_told(&full(), &legacy_rules, true, "kube2iam or kiam: -A PREROUTING x");
+        let unknown = NodeObservation {
+            elsewhere: Some(("iptables", Err("no program".to_owned()))),
+            legacy_rules: Err("no program".to_owned()),
+            ..seen()
+        };
+        let legacy_rules = NodeObservation { legacy_rules: Ok(vec!["iptables-nft: -A PREROUTING x".to_owned()]), ..seen() };
+        for (name, seen) in [("other_backend", elsewhere), ("unknown_backend", unknown), ("legacy_rule", legacy_rules)] {
+            assert!(tell(&full(), &seen).as_wanted, "{name}");
+            insta::assert_snapshot!(name, report(&full(), &seen));
+        }
     }
 }

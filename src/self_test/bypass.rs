@@ -4,11 +4,13 @@
 //! What is looked at takes no capability: names and kinds of interfaces, and whether one has a place for programs. Whether
 //! the programs there do pass netfilter by cannot be seen from outside, and is not guessed.
 
+use std::borrow::Cow;
 use std::io;
 use std::net::IpAddr;
 
 use super::netlink::Netlink;
 use super::placement::interface_to;
+use crate::advice::Advise;
 use crate::redirect::rules::LOOPBACK;
 
 /// Interfaces that only one data plane makes, on every node where it works.
@@ -24,11 +26,7 @@ const OWN: [(&str, &str); 2] = [
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Bypass {
     /// By programs.
-    #[error(
-        "{owner} handles pods' packets (interface {interface}) and may forward them where packet rules see nothing; a test by an interface \
-         of another kind would pass all the same. Have the packets go through the host's stack (docs/boot.md, \"Where packets bypass the rules\"), \
-         and keep hop limit 1 and a network policy against the metadata address"
-    )]
+    #[error("programs of {owner} handle pods' packets (interface {interface}) and may forward them past the packet rules")]
     Programs {
         /// Whose programs.
         owner: &'static str,
@@ -36,14 +34,24 @@ pub(crate) enum Bypass {
         interface: String,
     },
     /// They leave the node beside its stack.
-    #[error(
-        "the pods are behind {interface}, by which packets come from outside or that is a part of such a one (macvlan, ipvlan): what pods \
-         send leaves the node where packet rules see nothing. Keep hop limit 1, and a network policy against the metadata address"
-    )]
+    #[error("pods' packets leave the node through {interface} (macvlan, ipvlan or a physical interface), past the packet rules")]
     Beside {
         /// The way to the pods.
         interface: String,
     },
+}
+
+impl Advise for Bypass {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Programs { .. } => {
+                "route pods' packets through the host's network stack (docs/boot.md, \"Where packets bypass the rules\"), and keep hop limit \
+                 1 and a network policy for the metadata address"
+                    .into()
+            }
+            Self::Beside { .. } => "keep hop limit 1 and a network policy for the metadata address".into(),
+        })
+    }
 }
 
 /// An interface, as far as it matters here.

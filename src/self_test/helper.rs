@@ -6,6 +6,7 @@
 //! line each. It ends with that input: however the daemon ends, nothing of the test is left. The namespace goes with
 //! the child, and with the namespace the veth pair.
 
+use std::borrow::Cow;
 use std::io::{self, BufRead, BufReader, Read as _, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
@@ -20,6 +21,7 @@ use tokio::net::unix::pipe;
 
 use super::datagram;
 use super::netlink::{Mac, Netlink};
+use crate::advice::Advise;
 use crate::capabilities::{self, Need};
 
 /// The hidden subcommand that the child is.
@@ -36,14 +38,25 @@ pub(crate) enum Unavailable {
     #[error("the capability NET_ADMIN is missing")]
     NetAdmin,
     /// The child has no namespace.
-    #[error(
-        "a network namespace cannot be made ({0}): it takes the capability SYS_ADMIN, which is dropped when it is made, or a kernel \
-         and a seccomp profile that allow user namespaces"
-    )]
+    #[error("cannot create a network namespace: {0}")]
     Namespace(String),
     /// There is no child.
-    #[error("the helper process cannot be started: {0}")]
-    Start(io::Error),
+    #[error("cannot start the helper process")]
+    Start(#[source] io::Error),
+}
+
+impl Advise for Unavailable {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::NetAdmin => Some("add the capability NET_ADMIN to the container's securityContext".into()),
+            Self::Namespace(_) => Some(
+                "add the capability SYS_ADMIN, which rolegate drops once the namespace exists, or use a kernel and a seccomp profile that \
+                 allow user namespaces"
+                    .into(),
+            ),
+            Self::Start(_) => None,
+        }
+    }
 }
 
 /// What the child is told.

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use super::bypass;
 use super::netlink::Netlink;
+use crate::advice::Advise as _;
 use crate::config::InterfaceMatch;
 use crate::pods::Pods;
 use crate::redirect::rules::LOOPBACK;
@@ -35,7 +36,7 @@ pub(crate) enum NoPlacement {
     #[error("{0}")]
     Never(String),
     /// Not now: no pod is there either.
-    #[error("there is no interface {0} yet, which --host-interface names")]
+    #[error("the interface {0} of --host-interface does not exist yet")]
     NotYet(String),
 }
 
@@ -55,7 +56,7 @@ pub(crate) fn never(interfaces: &[InterfaceMatch]) -> Option<NoPlacement> {
     let first = interfaces.iter().find(|interface| !interface.negated)?;
     let (_, owner) = WATCHED.iter().find(|(prefix, _)| first.name.starts_with(prefix))?;
     Some(NoPlacement::Never(format!(
-        "{owner} drops the packets of interfaces like {} that it did not make itself, so that a test could not pass",
+        "{owner} drops packets of interfaces like {} that it did not create, so the test cannot pass",
         first.name
     )))
 }
@@ -66,7 +67,7 @@ pub(crate) fn place(interfaces: &[InterfaceMatch], pods: &[IpAddr], netlink: &mu
         return Ok(Err(never));
     }
     if let Some(bypass) = bypass::look(pods, netlink)? {
-        return Ok(Err(NoPlacement::Never(bypass.to_string())));
+        return Ok(Err(NoPlacement::Never(bypass.with_advice())));
     }
     let mut missing = None;
     for interface in interfaces.iter().filter(|interface| !interface.negated) {
@@ -85,7 +86,8 @@ pub(crate) fn place(interfaces: &[InterfaceMatch], pods: &[IpAddr], netlink: &mu
     }
     if interfaces.iter().any(|interface| !interface.negated) {
         return Ok(Err(NoPlacement::Never(
-            "--host-interface names single interfaces and no bridge, so that none like them can be made; name a prefix (NAME+)".to_owned(),
+            "--host-interface names single interfaces and no bridge, so rolegate cannot create one like them. To fix: give a prefix (NAME+)"
+                .to_owned(),
         )));
     }
     for ip in pods {
@@ -97,7 +99,7 @@ pub(crate) fn place(interfaces: &[InterfaceMatch], pods: &[IpAddr], netlink: &mu
     let own = OWN_NAMES.iter().find(|name| fits(interfaces, &interface_name(name, 0)));
     Ok(own
         .map(|name| Placement::Prefix((*name).to_owned()))
-        .ok_or_else(|| NoPlacement::Never("--host-interface leaves out every name that the test's interface could have".to_owned())))
+        .ok_or_else(|| NoPlacement::Never("--host-interface excludes every name that the test interface could have".to_owned())))
 }
 
 /// The name of the interface of this number among those that begin so.
@@ -195,7 +197,7 @@ mod tests {
         assert_eq!(of(&[]), prefix("rolegate"));
         // One that is there and no bridge is passed by, for one that can be imitated.
         assert_eq!(of(&["lo", "veth+"]), prefix("veth"));
-        assert!(matches!(of(&["lo"]), Err(NoPlacement::Never(reason)) if reason.contains("name a prefix")));
+        assert!(matches!(of(&["lo"]), Err(NoPlacement::Never(reason)) if reason.contains("(NAME+)")));
         assert_eq!(of(&["no-such-bridge"]), Err(NoPlacement::NotYet("no-such-bridge".to_owned())));
         for (watched, owner) in [("cali+", "Calico"), ("lxc+", "Cilium")] {
             assert!(matches!(of(&[watched]), Err(NoPlacement::Never(reason)) if reason.contains(owner)));

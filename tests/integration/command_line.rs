@@ -23,7 +23,7 @@ fn wrong_arguments_end_with_2_and_one_message() {
         (&["--node=a", "--default-role=arn:aws:iam::1:role/x"], "12 digits"),
         (&["--node=a", "--metrics-port=8181"], "choose another --metrics-port"),
         (&["--node=a", "--app-port=seven"], "expected a port number"),
-        (&["--node=a", "--session-duration=13h"], "STS gives sessions of 15m to 12h"),
+        (&["--node=a", "--session-duration=13h"], "expected 15m to 12h"),
         (&["--node=a", "--auto-discover-default-role"], "--allow-node-role"),
         (&["--node=a", "--redirect=ebtables"], "expected one of auto, nftables, iptables, none"),
         (&[], "--node (or NODE_NAME) is missing"),
@@ -40,7 +40,7 @@ fn wrong_arguments_end_with_2_and_one_message() {
 fn every_mistake_is_reported_at_once() {
     let output = run(&["--app-port=x", "--log-level=loud", "--base-role-arn=y"], &[("ROLEGATE_SESSION_DURATION", "1 parsec")]);
     let text = all_text(&output);
-    for wanted in ["5 mistakes", "--app-port", "--log-level", "--base-role-arn", "ROLEGATE_SESSION_DURATION", "NODE_NAME"] {
+    for wanted in ["5 errors", "--app-port", "--log-level", "--base-role-arn", "ROLEGATE_SESSION_DURATION", "NODE_NAME"] {
         assert!(text.contains(wanted), "{wanted} is not in {text}");
     }
 }
@@ -52,8 +52,8 @@ fn what_is_wrong_outside_the_arguments_ends_with_1() {
     let base = ["--node=a", "--metrics-port=0", "--metadata-bind-address=127.0.0.1", "--metrics-bind-address=127.0.0.1"];
     for (more, wanted) in [
         (&["--app-port=0", "--kubeconfig=/does/not/exist"][..], "cannot use the kubeconfig /does/not/exist"),
-        (&["--app-port=0"], "outside a pod give --kubeconfig or --api-server"),
-        (&[port.as_str()], "choose another --app-port or stop what uses it"),
+        (&["--app-port=0"], "outside a pod, give --kubeconfig or --api-server"),
+        (&[port.as_str()], "choose another --app-port"),
     ] {
         let output = run(&[&base[..], more].concat(), &[]);
         let text = all_text(&output);
@@ -69,7 +69,7 @@ fn a_kubeconfig_that_is_no_kubeconfig_is_said() {
     let file = fakes.file("broken", "clusters: [");
     let output = run(&["--node=a", "--app-port=0", "--metrics-port=0", &format!("--kubeconfig={file}")], &[]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(all_text(&output).contains("check --kubeconfig"));
+    assert!(all_text(&output).contains("To fix: check the file of --kubeconfig"));
 }
 
 #[test]

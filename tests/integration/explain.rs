@@ -140,7 +140,7 @@ fn assume(daemon: &Daemon, pod: &str, more: &[&str]) -> Said {
     loop {
         let said = ask(daemon, pod, &[&["--assume"], more].concat());
         // How long to wait is said, so that no process is started in vain.
-        let Some((_, rest)) = said.error.split_once("ask again in ") else { return said };
+        let Some((_, rest)) = said.error.split_once("try again in ") else { return said };
         let seconds = rest.split(' ').next().and_then(|seconds| seconds.parse().ok()).unwrap_or_else(|| panic!("{said:?}"));
         assert!(std::time::Instant::now() < deadline, "{said:?}");
         std::thread::sleep(Duration::from_secs(seconds));
@@ -149,13 +149,13 @@ fn assume(daemon: &Daemon, pod: &str, more: &[&str]) -> Said {
 
 /// What is to be known of each pod: its exit code, its reason, and a part of the sentence.
 const OUTCOMES: &[(&str, i32, &str, &str)] = &[
-    ("shop/web-0", 0, "", "the pod may have arn:aws:iam::123456789012:role/pods/shop-web"),
-    ("shop/report-1", 1, "not-allowed-in-namespace", "add the role to its allowed-roles or permitted annotation"),
-    ("shop/cache-a", 1, "ambiguous-pod", "claimed by shop/cache-b as well"),
-    ("shop/cache-b", 1, "ambiguous-pod", "claimed by shop/cache-a as well"),
+    ("shop/web-0", 0, "", "the pod may use arn:aws:iam::123456789012:role/pods/shop-web"),
+    ("shop/report-1", 1, "not-allowed-in-namespace", "add the role to the allowed-roles or permitted annotation of the namespace"),
+    ("shop/cache-a", 1, "ambiguous-pod", "shop/cache-b claims the address"),
+    ("shop/cache-b", 1, "ambiguous-pod", "shop/cache-a claims the address"),
     ("shop/plain", 1, "no-role", "there is no --default-role"),
-    ("shop/agent", 1, "unknown-pod", "take hostNetwork out of its spec"),
-    ("shop/job", 1, "unknown-pod", "ask about the pod that runs in its place"),
+    ("shop/agent", 1, "unknown-pod", "remove hostNetwork"),
+    ("shop/job", 1, "unknown-pod", "ask about the pod that replaces it"),
     ("shop/starting", 1, "unknown-pod", "kubectl describe pod --namespace shop starting"),
     ("shop/nobody", 3, "unknown-pod", "check both names"),
 ];
@@ -165,7 +165,7 @@ fn check_outcomes(ask: impl Fn(&str, &[&str]) -> Said) {
         let said = ask(pod, &[]);
         assert_eq!(said.code, *code, "{pod}: {said:?}");
         let reason = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
-        let verdict = ["allowed", "denied", "", "not found out"][usize::try_from(*code).unwrap()];
+        let verdict = ["allowed", "denied", "", "unknown"][usize::try_from(*code).unwrap()];
         assert!(said.last_line().starts_with(&format!("{verdict}{reason}: ")), "{pod}: {}", said.text);
         assert!(said.last_line().contains(wanted), "{pod}: {}", said.text);
         assert_eq!(said.error, "", "{pod}");
@@ -194,11 +194,15 @@ fn the_kubernetes_api_is_asked_where_there_is_a_kubeconfig() {
     for (pod, node) in [("shop/elsewhere", "node-2"), ("shop/web-0", "node-1")] {
         let said = scene.cluster(pod, &[]);
         assert_eq!(said.code, 0, "{said:?}");
-        assert!(said.text.starts_with(&format!("pod {pod} on node {node}, by the settings given")), "{}", said.text);
-        assert!(said.text.contains("not known yet") && said.text.contains("note: who asks STS is not known"), "{}", said.text);
+        assert!(said.text.starts_with(&format!("pod {pod} on node {node}, as decided by the flags given here")), "{}", said.text);
+        assert!(
+            said.text.contains("not known yet") && said.text.contains("note: the AWS identity that calls STS is not known"),
+            "{}",
+            said.text
+        );
     }
     let waiting = scene.cluster("shop/waiting", &[]);
-    assert!(waiting.code == 3 && waiting.last_line().contains("on no node yet"), "{waiting:?}");
+    assert!(waiting.code == 3 && waiting.last_line().contains("not scheduled to a node"), "{waiting:?}");
     assert!(scene.fakes.sts.calls().is_empty(), "AWS is not asked without --assume");
     let other = scene.cluster("shop/web-0", &["--node=node-2"]);
     assert!(other.code == 3 && other.error.contains("is on node node-1, not on node-2"), "{other:?}");
@@ -213,7 +217,7 @@ fn what_the_cluster_is_decided_by_are_the_flags_of_run() {
         ("shop/plain", "--service-account-roles", 0, "service account shop/default"),
         ("shop/plain", "--default-role=pods/default", 0, "--default-role"),
         ("shop/web-0", "--allowed-roles=pods/billing", 1, "no pattern of --allowed-roles"),
-        ("shop/report-1", "--namespace-restrictions=audit", 0, "served in audit mode alone"),
+        ("shop/report-1", "--namespace-restrictions=audit", 0, "served only because of audit mode"),
         ("shop/web-0", "--iam-role-key=example.com/role", 1, "neither the pod"),
         ("shop/web-0", "--session-tags=namespace,pod", 0, "kubernetes-pod-name=web-0"),
         ("shop/web-0", "--app-port=8181", 0, "allowed"),
@@ -275,8 +279,8 @@ fn wrong_usage_is_told_apart() {
     assert!(
         help.code == 0
             && help.text.contains("--assume")
-            && help.text.contains("0 the pod may have its role")
-            && help.text.contains("3 it could not be"),
+            && help.text.contains("0 the pod may use its role")
+            && help.text.contains("3 unknown"),
         "{help:?}"
     );
 }
@@ -292,7 +296,7 @@ fn a_daemon_that_is_not_there_is_said_with_what_to_do() {
     // Something that is no daemon.
     let fakes = Fakes::new();
     let said = explain(&["shop/web-0", &format!("--admin-url={}", fakes.api.url())], &[]);
-    assert!(said.code == 3 && said.error.contains("does not explain"), "{said:?}");
+    assert!(said.code == 3 && said.error.contains("does not answer `explain`"), "{said:?}");
 }
 
 #[test]
@@ -313,7 +317,7 @@ fn sts_is_asked_once_and_its_answer_is_not_kept() {
     let [issued] = &scene.fakes.sts.issued()[..] else { panic!("one session") };
     assert_eq!((issued.session_name.as_str(), issued.role_arn.as_str()), ("web-0", "arn:aws:iam::123456789012:role/pods/shop-web"));
     assert!(
-        said.text.contains(&issued.access_key_id) && said.last_line().contains(&format!("STS gives it to {NODES_SESSION}")),
+        said.text.contains(&issued.access_key_id) && said.last_line().contains(&format!("STS lets {NODES_SESSION} assume it")),
         "{}",
         said.text
     );
@@ -341,7 +345,7 @@ fn one_question_to_sts_at_a_time_and_one_a_second() {
     let arrived = scene.fakes.sts.wait_until(|calls| calls.iter().any(|call| call.action == "AssumeRole"));
     scene.fakes.runtime.block_on(arrived);
     let second = ask(&daemon, "shop/web-0", &["--assume"]);
-    assert!(second.code == 3 && second.error.contains("one explanation at a time"), "{second:?}");
+    assert!(second.code == 3 && second.error.contains("one at a time"), "{second:?}");
     assert_eq!(ask(&daemon, "shop/web-0", &[]).code, 0, "without --assume nobody waits");
     release.notify_one();
     assert_eq!(said(&first.wait_with_output().unwrap()).code, 0);
@@ -353,14 +357,14 @@ fn every_refusal_of_sts_says_what_to_look_at() {
     let scene = Scene::new();
     let web = "arn:aws:iam::123456789012:role/pods/shop-web";
     let with_id = pod("web-0", "10.42.0.7", 1).annotation(ROLE, "pods/shop-web").annotation("iam.amazonaws.com/external-id", "id-1");
-    let denied = ["exists in account 123456789012", &format!("to the role of {NODES_SESSION}"), &format!("sts:AssumeRole on {web}")];
+    let denied = ["exists in account 123456789012", &format!("for the role of {NODES_SESSION}"), &format!("sts:AssumeRole on {web}")];
     let said = |more: &[&str]| scene.cluster("shop/web-0", &[&["--assume"], more].concat());
 
     scene.fakes.sts.remove_role(web);
     let answer = said(&["--session-tags=pod"]);
     assert_eq!(answer.code, 1, "{answer:?}");
-    assert!(answer.text.contains("denied (sts-denied): STS denies it"), "{}", answer.text);
-    for wanted in denied.iter().copied().chain(["no external id was sent", "sts:TagSession"]) {
+    assert!(answer.text.contains("denied (sts-denied): STS denied AssumeRole"), "{}", answer.text);
+    for wanted in denied.iter().copied().chain(["no external ID was sent", "sts:TagSession"]) {
         assert!(answer.text.contains(wanted), "{wanted}: {}", answer.text);
     }
     scene.fakes.sts.add_role(role("pods/shop-web").external_id("id-2"));
@@ -368,7 +372,7 @@ fn every_refusal_of_sts_says_what_to_look_at() {
     let answer = said(&[]);
     assert!(
         answer.code == 1
-            && answer.text.contains("an external id was sent")
+            && answer.text.contains("an external ID was sent")
             && !answer.text.contains("id-1")
             && !answer.text.contains("TagSession"),
         "{answer:?}"
@@ -376,7 +380,7 @@ fn every_refusal_of_sts_says_what_to_look_at() {
 
     scene.fakes.sts.add_role(role("pods/shop-web"));
     let answer = said(&["--session-duration=2h"]);
-    let shorter = "its sessions last 1h, not the 2h of --session-duration: raise the role's maximum session duration";
+    let shorter = "sessions of this role last 1h, not 2h as --session-duration says. To fix: raise the role's maximum session duration";
     assert!(answer.code == 0 && answer.text.contains(shorter), "{answer:?}");
     for (behaviour, name) in [
         (Behaviour::Throttling, "throttled"),
@@ -394,7 +398,7 @@ fn every_refusal_of_sts_says_what_to_look_at() {
     }
     scene.fakes.sts.set_role_behaviour(web, Behaviour::Normal);
     let answer = said(&[]);
-    assert!(answer.code == 0 && answer.text.contains("note: STS was asked by the AWS identity of this command"), "{answer:?}");
+    assert!(answer.code == 0 && answer.text.contains("note: STS was called with the AWS identity of this command"), "{answer:?}");
 }
 
 /// With a source identity, the report shows it, and says what a role must allow that refuses it.
@@ -426,7 +430,7 @@ fn a_daemon_translates_what_sts_says_as_well() {
     assert!(said.code == 1 && said.text.contains("sts-denied") && said.last_line().starts_with("  4. "), "{said:?}");
     scene.fakes.sts.set_role_behaviour(web, Behaviour::Throttling);
     let said = assume(&daemon, "shop/web-0", &[]);
-    assert!(said.code == 3 && said.text.contains("not found out (sts-throttled)"), "{said:?}");
+    assert!(said.code == 3 && said.text.contains("unknown (sts-throttled)"), "{said:?}");
 }
 
 /// The node's own role is refused as soon as it is known who asks, before STS is asked for it.
@@ -451,7 +455,7 @@ fn the_form_of_the_report_is_stable() {
     assert_eq!((session["identity"].as_str(), session.as_object().unwrap().len()), (Some(NODES_SESSION), 4));
     assert!(session["access_key_id"].as_str().unwrap().starts_with("ASIA") && session["expires_at"].as_str().unwrap().ends_with('Z'));
     let (identity, policy) = (report["identity"].take(), report["policy"].take());
-    let step = json!({ "what": "address", "source": "10.42.0.7", "detail": "this pod alone has it", "verdict": "passed" });
+    let step = json!({ "what": "address", "source": "10.42.0.7", "detail": "belongs to this pod only", "verdict": "passed" });
     assert_eq!(identity[3], step);
     let names: Vec<_> = policy.as_array().unwrap().iter().map(|step| step["what"].as_str().unwrap()).collect();
     assert_eq!(names, ["role", "partition", "node-role", "allowed-roles", "session-name", "namespace", "namespace"]);
@@ -463,7 +467,7 @@ fn the_form_of_the_report_is_stable() {
         "by": "daemon",
         "decision": "allowed",
         "reason": null,
-        "message": format!("the pod may have arn:aws:iam::123456789012:role/pods/shop-web; STS gives it to {NODES_SESSION}"),
+        "message": format!("the pod may use arn:aws:iam::123456789012:role/pods/shop-web, and STS lets {NODES_SESSION} assume it"),
         "check": [],
         "notes": [],
         "identity": null,

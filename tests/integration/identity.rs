@@ -274,7 +274,7 @@ fn service_accounts_that_may_not_be_read_open_nothing() {
     assert!(began.elapsed() < Duration::from_secs(30), "it was refused when the API had refused");
     assert!(world.metric(r#"rolegate_denials_total{reason="service-accounts-forbidden"}"#) >= 1.0);
     let log = world.daemon.wait_for_log(|line| line["reason"] == "service-accounts-forbidden").unwrap();
-    let text = log["message"].as_str().unwrap();
+    let text = log["advice"].as_str().unwrap();
     assert!(text.contains("daemonset/rbac.yaml") && text.contains("--service-account-roles"), "{text}");
     for verb in [Verb::List, Verb::Watch] {
         world.fakes.api.allow(verb, "serviceaccounts");

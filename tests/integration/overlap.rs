@@ -273,13 +273,13 @@ fn what_is_not_the_daemons_own_is_neither_taken_nor_replaced() {
         next.terminate();
     };
     put(&|beside| std::fs::write(beside, "precious").unwrap());
-    check("is no socket of the daemon's own");
+    check("is not a socket of the daemon's user");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
     put(&|beside| symlink(&real, beside).unwrap());
-    check("is no socket of the daemon's own");
+    check("is not a socket of the daemon's user");
     std::fs::rename(&real, &path).unwrap();
     std::fs::set_permissions(&state, std::fs::Permissions::from_mode(0o777)).unwrap();
-    check("others may write to it");
+    check("other users may write to it");
 }
 
 #[test]
@@ -326,7 +326,7 @@ fn another_user_is_given_nothing_and_gives_nothing() {
     let port = loopback().local_addr().unwrap().port();
     let next = node.start_with(Some(&first), |setup| setup.argument(format!("--app-port={port}")));
     next.log_has("handover-take-failed");
-    assert!(next.daemon.log().contains("is not the daemon's own, or others may write to it"), "{}", next.daemon.log());
+    assert!(next.daemon.log().contains("belongs to another user, or other users may write to it"), "{}", next.daemon.log());
 }
 
 #[test]
@@ -369,7 +369,7 @@ fn nobody_shares_the_ports_of_a_daemon_that_hands_nothing_over() {
     assert!(error.contains("choose another --app-port"), "{error}");
     let (setup, _) = node.setup(None);
     let error = setup.argument(&port).start().unwrap_err().to_string();
-    assert!(error.contains("choose another --app-port") && error.contains("started without --handover-socket"), "{error}");
+    assert!(error.contains("by a daemon without --handover-socket") && error.contains("To fix: stop it first"), "{error}");
     assert!(served(ip(2), daemon.metadata_address()));
 }
 

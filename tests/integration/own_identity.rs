@@ -93,16 +93,16 @@ fn readiness_waits_for_the_role_between_and_the_log_says_what_to_mend() {
     let setup = setup_with_a_role_between(&fakes);
     let world = fakes.into_world_without_identity(&setup);
     let line = world.daemon.wait_for_event("own-identity-unknown").unwrap();
-    let message = line["error"].as_str().unwrap();
+    let (message, advice) = (line["error"].as_str().unwrap(), line["advice"].as_str().unwrap());
     let role = arn("between");
-    for part in [
-        format!("the role of --assume-role-arn, {role}, cannot be assumed: AccessDenied"),
-        format!("the trust policy of {role}"),
-        format!("the daemon's base identity ({NODE_SESSION_ARN})"),
+    for (text, part) in [
+        (message, format!("the role of --assume-role-arn, {role}, cannot be assumed: AccessDenied")),
+        (advice, format!("the trust policy of {role}")),
+        (advice, format!("the daemon's base identity ({NODE_SESSION_ARN})")),
     ] {
-        assert!(message.contains(&part), "{part} is not in {message}");
+        assert!(text.contains(&part), "{part} is not in {text}");
     }
-    assert!(!message.contains("instance profile"), "that is not what is wrong: {message}");
+    assert!(!format!("{message}{advice}").contains("instance profile"), "that is not what is wrong: {line}");
     assert_eq!(world.credentials(ip(2), NODE_ROLE_NAME).status, 404, "the base identity is known");
     assert_eq!(world.credentials(ip(4), "web-role").status, 500);
     assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="identity-unknown"}"#), 1.0);

@@ -144,5 +144,5 @@ fn the_default_role_is_for_known_pods_alone_and_no_bad_annotation() {
     assert_eq!(world.get(ip(5), ROLES).text(), "web-role", "one pod's annotation hurts no other");
     let log = world.daemon.wait_for_log(|line| line["pod"] == "broken").unwrap();
     assert_eq!(log["reason"], "role-spaces");
-    assert!(log["message"].as_str().unwrap().contains("role annotation of the pod has white space"), "{log}");
+    assert!(log["advice"].as_str().unwrap().contains("white space"), "{log}");
 }

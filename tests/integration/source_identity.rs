@@ -101,8 +101,8 @@ fn a_role_that_forbids_source_identities_is_refused_with_advice() {
     assert_eq!((answer.status, answer.body.len()), (500, 0));
     world.document(ip(3), "db-role");
     let line = world.daemon.wait_for_event("assume-role-failed").unwrap();
-    let error = line["error"].as_str().unwrap();
-    assert!(line["outcome"] == "denied" && error.contains("must allow sts:SetSourceIdentity to the daemon's own role"), "{line}");
+    let advice = line["advice"].as_str().unwrap();
+    assert!(line["outcome"] == "denied" && advice.contains("must allow sts:SetSourceIdentity for rolegate's own role"), "{line}");
     assert!(calls_for(&world, "web-role").iter().all(|call| call.source_identity.as_deref() == Some("shop.web")));
     assert!(world.fakes.sts.issued().iter().all(|issued| issued.role_arn != arn("web-role")));
 }

@@ -131,7 +131,7 @@ impl World {
         fakes.into_world(&setup)
     }
 
-    /// The same, with a daemon that does not get to know itself.
+    /// Starts a world whose daemon does not learn its own AWS identity.
     pub(crate) fn start_without_identity(change: impl FnOnce(Setup) -> Setup) -> World {
         let fakes = World::pods();
         let setup = change(fakes.setup());

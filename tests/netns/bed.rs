@@ -114,7 +114,7 @@ impl Bed {
             .argument("--redirect=iptables")
     }
 
-    /// The same, with the node's address.
+    /// The setup with the node's address.
     pub(crate) fn setup_with_ip(&self) -> Setup {
         self.setup().argument(format!("--host-ip={NODE_IP}"))
     }

@@ -55,7 +55,7 @@ fn try_everything(pod: &Pod) -> bool {
     try_everything_for(pod, PATIENCE)
 }
 
-/// The same, giving up on a connection after that long.
+/// [`try_everything`] that gives up on a connection after this time.
 pub(crate) fn try_everything_for(pod: &Pod, patience: Duration) -> bool {
     let served = [METADATA, METADATA6].map(|address| {
         let _ = pod.connect(SocketAddr::new(address.ip(), 443), patience);
@@ -94,7 +94,7 @@ fn a_node_with_the_boot_guard_is_closed_to_pods_and_open_to_itself() {
                 assert_eq!(pod.connect(address, PATIENCE).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{} {address}", kind.name);
                 assert_eq!(datagram(&pod, socket), Err(ErrorKind::ConnectionRefused), "{} {address}", kind.name);
             }
-            assert_ends(&kind.status(&bed, &["--guard"]), 0, "the guard stands alone");
+            assert_ends(&kind.status(&bed, &["--guard"]), 0, "only the guard is installed");
             // Counters of packets aside.
             let rules = bed.node.ns().sh(kind.list).unwrap();
             listed.push(
@@ -149,7 +149,7 @@ fn the_daemon_takes_the_guard_over_under_load() {
 
         let (port, ips) = (format!("--app-port={}", daemon.metadata_address().port()), format!("--host-ip={NODE_IP},{NODE_IP6}"));
         let wanted = [port.as_str(), ips.as_str()];
-        assert_ends(&kind.status(&bed, &wanted), 0, "port 80 leads to the daemon");
+        assert_ends(&kind.status(&bed, &wanted), 0, "port 80 is redirected to the daemon");
         let rules = bed.node.ns().sh(kind.list).unwrap();
         let guards = if kind.backend == "nftables" { ("chain guard {", 1) } else { ("-j ROLEGATE-GUARD", 2) };
         if kind.name != "iptables-nft" {
@@ -157,7 +157,7 @@ fn the_daemon_takes_the_guard_over_under_load() {
         }
         // Somebody runs it once more.
         boot(&bed, &kind);
-        assert_ends(&kind.status(&bed, &wanted), 0, "port 80 leads to the daemon");
+        assert_ends(&kind.status(&bed, &wanted), 0, "port 80 is redirected to the daemon");
         pods.iter().for_each(|pod| bed.assert_served(pod, METADATA));
         assert_eq!(bed.packets_of_pods(), before, "{}", kind.name);
     }

@@ -37,7 +37,7 @@ pub(crate) fn by_hand(bed: &Bed, arguments: &[&str]) -> Output {
     command.env_clear().env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin").output().unwrap()
 }
 
-/// The same, to be done with this exit code; what it said.
+/// Runs the command, checks its exit code, and returns its output.
 #[track_caller]
 fn by_hand_ends(bed: &Bed, arguments: &[&str], code: i32) -> String {
     let output = by_hand(bed, arguments);
@@ -171,7 +171,7 @@ fn a_guard_of_the_boot_is_taken_over_without_a_moment_open() {
         let pod = bed.pod("web", "veth");
         let redirect = format!("--redirect={backend}");
         by_hand_ends(&bed, &["install", "--guard", &redirect], 0);
-        assert!(by_hand_ends(&bed, &["status", "--guard", &redirect], 0).contains("the guard stands alone"));
+        assert!(by_hand_ends(&bed, &["status", "--guard", &redirect], 0).contains("only the guard is installed"));
         assert_closed(&bed, &pod);
         let before = bed.metadata_requests_of(&pod);
         let daemon = std::thread::scope(|scope| {
@@ -250,25 +250,28 @@ fn rules_are_installed_looked_at_and_removed_by_hand() {
         let flags = [redirect.as_str(), ip.as_str(), "--app-port=8181"];
         let ask = |action: &str, code: i32| by_hand_ends(&bed, &[&[action], &flags[..]].concat(), code);
         assert!(ask("status", 1).contains("THE NODE IS OPEN"));
-        assert!(ask("install", 0).contains("the rules are in place\n"));
-        assert!(ask("install", 0).contains("the rules are in place already"));
+        assert!(ask("install", 0).contains("the rules are installed\n"));
+        assert!(ask("install", 0).contains("the rules are already installed"));
         assert_closed(&bed, &pod);
         let told = ask("status", 0);
-        assert!(told.contains("port 80 leads to the daemon at 10.42.0.1:8181") && told.contains("no daemon runs"), "{told}");
+        assert!(
+            told.contains("port 80 is redirected to the daemon at 10.42.0.1:8181") && told.contains("no rolegate daemon runs"),
+            "{told}"
+        );
         assert!(by_hand_ends(&bed, &["status", &redirect], 0).contains("10.42.0.1:8181"), "without the address, what is there");
-        assert!(by_hand_ends(&bed, &["status", &redirect, &ip, "--app-port=9000"], 1).contains("not as wanted"));
+        assert!(by_hand_ends(&bed, &["status", &redirect, &ip, "--app-port=9000"], 1).contains("differs ("));
         bed.node
             .ns()
             .sh("iptables -t nat -A PREROUTING -p tcp -d 169.254.169.254 --dport 80 -i cni0 -j DNAT --to-destination 10.0.0.9:8181")
             .unwrap();
-        assert!(ask("status", 0).contains("left behind by kube2iam or kiam"));
+        assert!(ask("status", 0).contains("kube2iam or kiam left a rule behind"));
         assert!(ask("render", 0).contains("10.42.0.1:8181"));
         let removed = by_hand_ends(&bed, &["remove", &redirect, "--peers"], 0);
         assert!(removed.contains("removed: ") && removed.contains("10.0.0.9"), "{removed}");
         assert_closed(&bed, &pod);
-        assert!(by_hand_ends(&bed, &["remove", "--peers"], 0).contains("nothing to remove"));
+        assert!(by_hand_ends(&bed, &["remove", "--peers"], 0).contains("no rules of kube2iam or kiam to remove"));
         assert!(by_hand_ends(&bed, &["remove", &redirect], 0).contains("removed: "));
-        assert!(by_hand_ends(&bed, &["remove", &redirect], 0).contains("there was nothing to remove"));
+        assert!(by_hand_ends(&bed, &["remove", &redirect], 0).contains("no rules of rolegate to remove"));
         assert_eq!(bed.node.ns().sh("iptables -t nat -S PREROUTING").unwrap().trim(), "-P PREROUTING ACCEPT");
         bed.assert_not_redirected(&pod);
     }
@@ -279,11 +282,11 @@ fn what_a_daemon_needs_is_not_removed_by_hand_unless_forced() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     let daemon = bed.start(&setup(&bed, "nftables"));
-    assert!(by_hand_ends(&bed, &["remove"], 1).contains("a daemon runs on this node"));
+    assert!(by_hand_ends(&bed, &["remove"], 1).contains("a rolegate daemon runs on this node"));
     by_hand_ends(&bed, &["remove", "--peers"], 0);
     bed.assert_served(&pod, METADATA);
     assert_eq!(daemon.metric(Some(bed.node.ns()), "rolegate_redirect_repairs_total{outcome=\"repaired\"}").unwrap(), 0.0);
-    assert!(by_hand_ends(&bed, &["remove", "--force"], 0).contains("it puts its rules in place again"));
+    assert!(by_hand_ends(&bed, &["remove", "--force"], 0).contains("will install its rules again"));
     drop(daemon);
     by_hand_ends(&bed, &["remove"], 0);
 }

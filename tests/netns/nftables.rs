@@ -43,7 +43,7 @@ fn whole() -> RuleSet {
     RuleSet { interfaces: Vec::new(), targets: Some(Targets { ipv4, ipv6: Some(ipv6), refuse_direct: true }) }
 }
 
-/// The same for these interfaces.
+/// The rules for these interfaces.
 fn only(interfaces: &[(&str, bool)]) -> RuleSet {
     RuleSet { interfaces: interfaces.iter().map(|(name, negated)| interface(name, *negated)).collect(), ..whole() }
 }
@@ -190,7 +190,7 @@ fn a_name_that_would_end_the_string_changes_nothing() {
     let Some(node) = node() else { return };
     install(&node, &whole());
     let result = inside(node.ns(), || async { Nftables::default().install(&only(&[("x\" accept #", false)])).await });
-    assert!(matches!(result, Err(RedirectError::Refused { .. })), "{result:?}");
+    assert!(matches!(result, Err(RedirectError::InterfaceName { .. })), "{result:?}");
     assert_eq!(differences(&node, &whole()), [""; 0]);
 }
 
@@ -200,7 +200,7 @@ fn what_the_program_refuses_changes_nothing() {
     let Some(node) = node() else { return };
     install(&node, &whole());
     let result = inside(node.ns(), || async { Nftables::default().install(&only(&[("fourteen-chars*", false)])).await });
-    assert!(matches!(result, Err(RedirectError::Refused { .. })), "{result:?}");
+    assert!(matches!(result, Err(RedirectError::Failed { .. })), "{result:?}");
     assert_eq!(differences(&node, &whole()), [""; 0]);
 }
 

@@ -25,7 +25,7 @@ fn an_ipv6_address_alone_does_not_leave_ipv4_open() {
     let pod = bed.pod("web", "veth");
     let setup = || bed.setup().argument(format!("--host-ip={NODE_IP6}"));
     bed.api.deny(Verb::Get, "nodes");
-    assert!(bed.start_in_vain(&setup()).contains("IPv4 address is not known"));
+    assert!(bed.start_in_vain(&setup()).contains("IPv4 address of this node"));
     bed.api.allow(Verb::Get, "nodes");
     bed.api.apply(Resource::Nodes, node("node-a", &["fd00:42::1", "10.42.0.1"]));
     let _daemon = bed.start(&setup());
@@ -74,7 +74,7 @@ fn where_nothing_tells_it_the_daemon_says_so_and_ends() {
     bed.api.deny(Verb::Get, "nodes");
     for setup in [bed.setup(), bed.setup().argument("--host-interface=veth+"), bed.setup().argument("--host-interface=missing0")] {
         let error = bed.start_in_vain(&setup);
-        assert!(error.contains("403") && error.contains("as --host-ip"), "{error}");
+        assert!(error.contains("403") && error.contains("To fix: give --host-ip"), "{error}");
     }
     assert_eq!(bed.rules("iptables").jumps(), 0);
 }

@@ -202,7 +202,13 @@ fn a_metadata_service_that_is_not_there_is_no_guard() {
     wait_for("it passes again with the guard", &daemon, || is_ready(&bed, &daemon) && metric(&bed, &daemon, PASSED) == 1.0);
     bed.node.ns().sh("nft delete table inet rolegate").unwrap();
     wait_for("the guard is missed", &daemon, || metric(&bed, &daemon, GUARD_MISSING) > 0.0);
+<<<<<<< ours
     daemon.wait_for_log(|line| line["error"].as_str().is_some_and(|text| text.contains(&format!("passed on: {NODE_IP} says")))).unwrap();
+=======
+    let by_the_node = format!("({NODE_IP} answered)");
+    let of_guard = |line: &serde_json::Value| line["reason"] == "guard-missing" && line["message"].as_str().unwrap().contains(&by_the_node);
+    daemon.wait_for_log(of_guard).unwrap();
+>>>>>>> theirs
     boot_guard(&bed, "nftables");
     wait_for("it passes again", &daemon, || is_ready(&bed, &daemon));
 }
@@ -455,7 +461,7 @@ fn without_the_right_to_namespaces_auto_says_so_and_goes_on() {
     let output = setup.command().output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("--self-test=on, and it cannot be done: a network namespace cannot be made"), "{text}");
+    assert!(text.contains("--self-test=on, but the self-test cannot run: cannot create a network namespace"), "{text}");
 }
 
 /// What the manifests' component gives a container that may not have more rights than it was given.

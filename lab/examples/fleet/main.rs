@@ -135,7 +135,7 @@ impl Report {
     }
 }
 
-/// The same pods with kube2iam, and with one call for each request.
+/// The pods with kube2iam, and with one call for each request.
 fn compare(nodes: usize, report: &Report) {
     println!("\nbeside others, with the same pods, quota and throttled hour ({:.1} calls a second):", report.need / 2.0);
     println!(

@@ -1,4 +1,5 @@
 use super::*;
+use crate::app::failure;
 
 fn config_with(port: u16, arguments: &[&str]) -> ServerConfig {
     let all = ["rolegate", "--node=a", "--metadata-bind-address=127.0.0.1", &format!("--app-port={port}")];
@@ -72,12 +73,12 @@ async fn a_program_that_does_not_share_its_port_is_an_error() {
     let other = StdListener::bind("127.0.0.1:0").unwrap();
     let port = other.local_addr().unwrap().port();
     for config in [config(port), overlapping(port)] {
-        let error = format!("{:#}", PodListener::find(&config).await.unwrap_err());
-        assert!(error.contains(&format!("cannot listen on 127.0.0.1 port {port}; choose another --app-port")), "{error}");
+        let error = failure::text(&PodListener::find(&config).await.unwrap_err());
+        assert!(error.contains(&format!("cannot listen on 127.0.0.1 port {port}")) && error.contains("To fix: "), "{error}");
         assert_eq!(error.contains("--handover-socket"), config.handover_socket.is_some(), "{error}");
     }
     let error = listen_for_operators(Some([127, 0, 0, 1].into()), port).unwrap_err();
-    assert!(is_in_use(&error) && error.to_string().contains("--metrics-port"), "{error}");
+    assert!(is_in_use(&error) && failure::text(&error).contains("--metrics-port"), "{error}");
     let elsewhere = listen_for_operators(Some([192, 0, 2, 1].into()), port).unwrap_err();
     assert!(!is_in_use(&elsewhere), "{elsewhere}");
 }

@@ -16,7 +16,7 @@ fn the_ceiling_is_a_list_of_patterns() {
         (vec!["--allowed-roles=,"], "--allowed-roles is empty"),
         (vec!["--allowed-roles=web"], r#"--allowed-roles="web" is a short name"#),
         (vec![&base, "--allowed-roles=we b"], r#"--allowed-roles="we b": expected the ARN or the name"#),
-        (vec![&base, &format!("--allowed-roles={}", "x,".repeat(257))], "--allowed-roles: at most 256"),
+        (vec![&base, &format!("--allowed-roles={}", "x,".repeat(257))], "--allowed-roles: expected at most 256"),
         (vec![&base, &format!("--allowed-roles={}", "x".repeat(2049))], "--allowed-roles="),
     ] {
         let found = mistake(&arguments);
@@ -26,7 +26,7 @@ fn the_ceiling_is_a_list_of_patterns() {
 
 #[test]
 fn the_annotation_of_eks_needs_service_accounts() {
-    assert!(mistake(&["--eks-role-annotation"]).contains("goes with --service-account-roles"));
+    assert!(mistake(&["--eks-role-annotation"]).contains("--eks-role-annotation requires --service-account-roles"));
 }
 
 #[test]
@@ -36,8 +36,8 @@ fn a_template_has_what_it_needs() {
     assert_eq!(name(&["--session-scope=role"]), "{role}".parse().unwrap());
     assert_eq!(name(&["--session-name-template={cluster}.{pod}", "--cluster-name=prod"]), "{cluster}.{pod}".parse().unwrap());
     for (arguments, told) in [
-        (vec!["--session-name-template={uid}"], r#"--session-name-template="{uid}": expected text with {cluster}, {node}"#),
-        (vec!["--session-name-template={cluster}"], "--session-name-template has {cluster}: give --cluster-name"),
+        (vec!["--session-name-template={uid}"], r#"--session-name-template="{uid}": expected a template of text and {cluster}, {node}"#),
+        (vec!["--session-name-template={cluster}"], "--session-name-template contains {cluster}: add --cluster-name"),
         (vec!["--session-scope=role", "--session-name-template={pod}"], "--session-name-template names the pod"),
         (vec!["--session-scope=role", "--session-name-template={role}-{namespace}"], "--session-name-template names the pod"),
         (vec!["--session-scope=role", "--session-name-template={serviceaccount}"], "--session-name-template names the pod"),
@@ -57,8 +57,8 @@ fn a_source_identity_has_what_it_needs() {
     assert_eq!(identity(&["--source-identity={cluster}.{pod}", "--cluster-name=prod"]), template("{cluster}.{pod}"));
     assert_eq!(identity(&["--session-scope=role", "--source-identity={node}.{role}"]), template("{node}.{role}"));
     for (arguments, told) in [
-        (vec!["--source-identity={uid}"], r#"--source-identity="{uid}": expected text with {cluster}, {node}"#),
-        (vec!["--source-identity={cluster}"], "--source-identity has {cluster}: give --cluster-name"),
+        (vec!["--source-identity={uid}"], r#"--source-identity="{uid}": expected a template of text and {cluster}, {node}"#),
+        (vec!["--source-identity={cluster}"], "--source-identity contains {cluster}: add --cluster-name"),
         (vec!["--session-scope=role", "--source-identity={pod}"], "--source-identity names the pod"),
         (vec!["--session-scope=role", "--source-identity={role}-{namespace}"], "--source-identity names the pod"),
         (vec!["--session-scope=role", "--source-identity={serviceaccount}"], "--source-identity names the pod"),
@@ -77,9 +77,9 @@ fn tags_have_what_they_need() {
     assert_eq!(tags(&["--session-tags=pod", "--session-tags=namespace,pod"]), [SessionTag::Namespace, SessionTag::Pod]);
     assert_eq!(tags(&["--session-scope=role", "--session-tags=node"]), [SessionTag::Node]);
     for (arguments, told) in [
-        (vec!["--session-tags=cluster"], "--session-tags has cluster: give --cluster-name"),
+        (vec!["--session-tags=cluster"], "--session-tags contains cluster: add --cluster-name"),
         (vec!["--session-tags=uid"], r#"--session-tags="uid": expected one of cluster, namespace, service-account, pod, pod-uid, node"#),
-        (vec!["--session-scope=role", "--session-tags=pod-uid"], "--session-tags=pod-uid: with --session-scope=role pods share sessions"),
+        (vec!["--session-scope=role", "--session-tags=pod-uid"], "--session-tags=pod-uid: pods share sessions with --session-scope=role"),
     ] {
         let found = mistake(&arguments);
         assert!(found.starts_with(told), "{found}");

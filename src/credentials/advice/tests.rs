@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says loudly what failed")]
 
 use super::*;
+use crate::advice::Advise as _;
 use crate::config::session::SessionTag;
 use crate::pods::{Pod, PodContext};
 use crate::policy::session::SessionRules;
@@ -28,87 +29,79 @@ fn request_by(external_id: Option<&str>, sessions: SessionRules) -> RoleRequest 
     }
 }
 
+/// The diagnosis as `rolegate explain` prints it.
+fn text(diagnosis: &Diagnosis) -> String {
+    let check = diagnosis.check.iter().enumerate().map(|(at, check)| format!("{}. {check}\n", at + 1));
+    format!("{}\n{}", diagnosis.problem, check.collect::<String>())
+}
+
+fn denied_with(message: &str) -> AssumeRoleError {
+    AssumeRoleError::Denied { message: message.to_owned() }
+}
+
 #[test]
-fn a_denial_is_looked_into_in_order_and_says_what_was_sent() {
-    let denied = AssumeRoleError::Denied { message: "AccessDenied".to_owned() };
-    let advice = denied.advice(&request(None, &[]), Some("WHO"));
-    let starts = ["the role web exists in account 111122223333", "its trust policy", "that role's own policies", "no external id was sent"];
-    assert_eq!(advice.check.len(), starts.len());
-    assert!(advice.check.iter().zip(starts).all(|(check, start)| check.starts_with(start)), "{advice:?}");
-    assert!(advice.check[1].ends_with("to the role of WHO") && advice.problem.contains("AccessDenied"));
-    let advice = denied.advice(&request(Some("id-1"), &[SessionTag::Pod]), None);
-    assert!(
-        advice.check[3].starts_with("an external id was sent")
-            && !advice.check[3].contains("id-1")
-            && advice.check[4].contains("sts:TagSession"),
-        "{advice:?}"
-    );
-    assert!(
-        advice.to_string().starts_with("STS denies it: AccessDenied; 1. the role web exists")
-            && advice.to_string().contains("; 5. session tags")
-    );
+fn a_denial_lists_what_to_check_and_what_was_sent() {
+    let denied = denied_with("AccessDenied");
+    let plain = denied.diagnose(&request(None, &[]), Some("CALLER"));
+    let tagged = denied.diagnose(&request(Some("id-1"), &[SessionTag::Pod]), None);
+    let with_identity = denied.diagnose(&request_with_source_identity(), Some("CALLER"));
+    // The external ID is a secret between the role's account and the pod.
+    assert!(!text(&tagged).contains("id-1"), "{tagged:?}");
+    assert_eq!((plain.check.len(), tagged.check.len(), with_identity.check.len()), (4, 5, 5));
+    assert!(tagged.check[4].contains("sts:TagSession") && with_identity.check[4].contains("sts:SetSourceIdentity"));
+    assert!(!text(&plain).contains("ource identity"), "{plain:?}");
+    insta::assert_snapshot!("denied", text(&plain));
+    insta::assert_snapshot!("denied_with_external_id_and_tags", text(&tagged));
+    insta::assert_snapshot!("denied_with_source_identity", text(&with_identity));
 }
 
 const NO_SOURCE_IDENTITY: &str = "AccessDenied: User: arn:aws:sts::111122223333:assumed-role/nodes/i-1 is not authorized to perform: \
                                   sts:SetSourceIdentity on resource: arn:aws:iam::111122223333:role/team/web (request id 1)";
 
 #[test]
-fn a_denial_with_a_source_identity_says_what_it_takes() {
-    let denied = AssumeRoleError::Denied { message: "AccessDenied".to_owned() };
-    let advice = denied.advice(&request_with_source_identity(), Some("WHO"));
-    assert_eq!(advice.check.len(), 5);
-    for wanted in ["the source identity shop.web-0 was sent", "sts:SetSourceIdentity", "the session of WHO has no other"] {
-        assert!(advice.check[4].contains(wanted), "{advice:?}");
+fn a_denial_of_the_source_identity_differs_from_other_denials() {
+    let denied = denied_with(NO_SOURCE_IDENTITY);
+    let given = denied.diagnose(&request_with_source_identity(), Some("CALLER"));
+    let inherited = denied.diagnose(&request(None, &[]), Some("CALLER"));
+    assert_eq!((given.check.len(), inherited.check.len()), (4, 4));
+    insta::assert_snapshot!("source_identity_denied", text(&given));
+    insta::assert_snapshot!("inherited_source_identity_denied", text(&inherited));
+    let advice = |error: &AssumeRoleError| [error.advice().unwrap().into_owned(), error.for_owner().unwrap().to_owned()];
+    for text in advice(&denied) {
+        assert!(text.contains("sts:SetSourceIdentity") && !text.contains("sts:AssumeRole"), "{text}");
     }
-    let without = denied.advice(&request(None, &[]), Some("WHO"));
-    assert!(!without.to_string().contains("ource"), "{without:?}");
-}
-
-#[test]
-fn a_denial_of_the_source_identity_alone_is_told_from_others() {
-    let denied = AssumeRoleError::Denied { message: NO_SOURCE_IDENTITY.to_owned() };
-    let advice = denied.advice(&request_with_source_identity(), Some("WHO"));
-    assert_eq!(advice.check.len(), 4);
-    assert!(advice.check[0].contains("allows sts:SetSourceIdentity to the role of WHO"), "{advice:?}");
-    assert!(advice.check[3].contains("no source identity of its own") && advice.check[3].contains("shop.web-0"), "{advice:?}");
-    assert!(!advice.to_string().contains("external id"), "{advice:?}");
-    let inherited = denied.advice(&request(None, &[]), Some("WHO"));
-    assert!(inherited.check[3].starts_with("--source-identity is not given"), "{inherited:?}");
-    for text in [denied.to_string(), denied.for_owner().unwrap().to_owned()] {
-        assert!(text.contains("must allow sts:SetSourceIdentity") && !text.contains("external id"), "{text}");
-    }
-    let other = AssumeRoleError::Denied { message: NO_SOURCE_IDENTITY.replace("SetSourceIdentity", "AssumeRole") };
-    for text in [other.to_string(), other.for_owner().unwrap().to_owned()] {
-        assert!(!text.contains("SetSourceIdentity") && text.contains("external id"), "{text}");
+    for text in advice(&denied_with(&NO_SOURCE_IDENTITY.replace("SetSourceIdentity", "AssumeRole"))) {
+        assert!(!text.contains("sts:SetSourceIdentity") && text.contains("sts:AssumeRole") && text.contains("external ID"), "{text}");
     }
 }
 
 #[test]
-fn a_duration_that_is_too_long_is_told_by_its_limit() {
-    for (message, wanted) in [
-        ("ValidationError: The requested DurationSeconds exceeds the MaxSessionDuration set for this role.", "MaxSessionDuration"),
-        (
-            "ValidationError: The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining",
-            "last 1h at most",
-        ),
-        ("PackedPolicyTooLarge: x", "--session-tags"),
-        ("ValidationError: something else", "against what STS says"),
+fn an_invalid_request_names_the_limit_that_it_exceeds() {
+    for (name, message) in [
+        ("duration", "ValidationError: The requested DurationSeconds exceeds the MaxSessionDuration set for this role."),
+        ("chained", "ValidationError: The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining"),
+        ("tags", "PackedPolicyTooLarge: x"),
+        ("region", "RegionDisabledException: x"),
+        ("other", "ValidationError: something else"),
     ] {
-        let advice = AssumeRoleError::Invalid { message: message.to_owned() }.advice(&request(None, &[]), None);
-        assert!(advice.check.len() == 1 && advice.check[0].contains(wanted), "{message}: {advice:?}");
+        let diagnosis = AssumeRoleError::Invalid { message: message.to_owned() }.diagnose(&request(None, &[]), None);
+        assert_eq!(diagnosis.check.len(), 1, "{message}: {diagnosis:?}");
+        insta::assert_snapshot!(format!("invalid_{name}"), text(&diagnosis));
     }
 }
 
 #[test]
-fn every_failure_has_something_to_look_at() {
+fn every_failure_has_something_to_check() {
     let message = || "x".to_owned();
     use AssumeRoleError::*;
     for error in [
         Throttled,
         OwnIdentity { message: message(), advice: "look".into() },
+        OwnIdentity { message: message(), advice: CHECK_CREDENTIALS.into() },
         Unreachable { message: message() },
+        OtherRole { message: message() },
         Failed { message: message() },
     ] {
-        assert!(!error.advice(&request(None, &[]), None).check.is_empty(), "{error:?}");
+        assert!(!error.diagnose(&request(None, &[]), None).check.is_empty(), "{error:?}");
     }
 }

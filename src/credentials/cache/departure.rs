@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use super::flight::{Before, Flight, FlightState, Landed, is_usable, pause, remembered_for};
 use super::{Sessions, ended};
+use crate::advice::Advise as _;
 use crate::credentials::caller::Caller;
 use crate::credentials::gate::{Application, CallCause, TurnedAwayCall};
 use crate::credentials::not_asked::NotAsked;
@@ -98,6 +99,7 @@ impl<A: AssumeRole> Sessions<A> {
                             land.borrow().earlier.as_ref().filter(|kept| is_usable(kept, clock.now())).map(|kept| kept.expires_at);
                         warn!(
                             event = "assume-role-failed", role, session, cause, outcome = error.name(), ?kept_until, %error,
+                            advice = error.advice().as_deref(),
                             "cannot assume a role; retrying later; until then, serving earlier credentials while they are valid"
                         );
                     }

@@ -35,7 +35,7 @@ const NOT_DROPPED_AGAIN: Duration = Duration::from_secs(60);
 /// What to look at when STS does not tell whose they are. Every identity has this permission by itself, so only a policy
 /// that stands above the identity's own can take it away.
 const CHECK_POLICIES: &str =
-    "the policy of the VPC endpoint for STS, where there is one, and the service control policies must allow sts:GetCallerIdentity";
+    "the policy of the VPC endpoint for STS, if there is one, and the service control policies must allow sts:GetCallerIdentity";
 
 /// One identity of the daemon's, and STS as it is asked by it.
 #[derive(Clone, Debug)]
@@ -68,12 +68,12 @@ impl Own {
         Self { signer, retries: true, asks_again: true, intermediate, node, metrics }
     }
 
-    /// The same identity with the same credentials, without retries of the SDK.
+    /// Returns this identity with its credentials, without the SDK's retries.
     pub(super) fn without_retries(&self) -> Self {
         Self { retries: false, ..self.clone() }
     }
 
-    /// The same, and what is asked is asked once, whatever comes of it.
+    /// Returns this identity, for requests that are never repeated.
     pub(super) fn asked_once(&self) -> Self {
         Self { asks_again: false, ..self.without_retries() }
     }
@@ -124,7 +124,7 @@ impl Own {
         true
     }
 
-    /// The error in our words. That the role between is refused has words of its own: it is no fault of the base credentials.
+    /// Translates an error of the SDK. A refused intermediate role has its own text, because the base credentials are not at fault.
     fn explain<E>(&self, error: &SdkError<E, HttpResponse>) -> AssumeRoleError
     where
         E: ProvideErrorMetadata + Error + 'static,
@@ -138,7 +138,7 @@ impl Own {
                 AssumeRoleError::OwnIdentity {
                     message: format!("the role of --assume-role-arn, {role}, cannot be assumed: {message}"),
                     advice: format!(
-                        "the trust policy of {role} must allow sts:AssumeRole to the daemon's base identity ({base}), and the \
+                        "the trust policy of {role} must allow sts:AssumeRole for the daemon's base identity ({base}), and the \
                          policies of that identity must allow sts:AssumeRole on {role}; or change --assume-role-arn"
                     )
                     .into(),

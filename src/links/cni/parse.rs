@@ -22,17 +22,17 @@ pub(super) enum Ignored {
     NotRegular,
     #[error("it is too large")]
     TooLarge,
-    #[error("it cannot be read")]
+    #[error("cannot read it")]
     Unreadable,
     #[error("it is not a result that libcni 0.8 or later caches")]
     NotACache,
-    #[error("its name is not that of its content")]
+    #[error("its name does not match its content")]
     Foreign,
     #[error("it names no pod, or names it twice with different values")]
     NoPod,
-    #[error("its result cannot be read")]
+    #[error("cannot parse its result")]
     BadResult,
-    #[error("its result has no address of a pod")]
+    #[error("its result has no pod address")]
     NoAddress,
 }
 

@@ -301,7 +301,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// The same rules without an index: a list of pods that is searched from end to end.
+/// The rules of the index without an index: a list of pods that is searched from end to end.
 #[derive(Default)]
 struct Model(Vec<Pod>);
 

@@ -36,7 +36,7 @@ pub(super) const PAGE_SIZE: u32 = 20;
 const WATCH_SECONDS: (f64, f64) = (270.0, 40.0);
 /// A watch on which nothing comes for so long is dead: bookmarks come each minute, also where nothing happens.
 const WATCH_SILENCE: Duration = Duration::from_secs(90);
-/// The same while a list comes.
+/// A list of which nothing arrives for so long is dead.
 const LIST_SILENCE: Duration = Duration::from_secs(30);
 /// A watch that ends within this time has not worked; one that lasts longer has.
 const LIVING_WATCH: Duration = Duration::from_secs(5);

@@ -27,7 +27,7 @@ const BEYOND_GRACE: SignedDuration = SignedDuration::from_secs(30);
 pub(super) trait Object: DeserializeOwned {
     /// Its name and version.
     fn metadata(&self) -> &ObjectMeta;
-    /// The same, to take from.
+    /// Its name and version, to be moved out.
     fn metadata_mut(&mut self) -> &mut ObjectMeta;
     /// Returns the fields that are used of it, with these annotations. Decoding sees no others.
     fn members(annotations: &[Annotation]) -> Vec<JsonMember>;

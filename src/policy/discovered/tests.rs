@@ -9,7 +9,7 @@ use crate::pods::{Namespace, Pod, PodContext};
 const OWN_BASE: &str = "arn:aws:iam::111122223333:role/";
 const OTHER_BASE: &str = "arn:aws:iam::999999999999:role/";
 const NODE: &str = "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e2d3c";
-/// The same digits, in another partition.
+/// An account with these digits in another partition.
 const NODE_IN_CHINA: &str = "arn:aws-cn:sts::999999999999:assumed-role/nodes/i-0f1e2d3c";
 
 fn pod(role: Option<&str>) -> Pod {

@@ -1,6 +1,7 @@
 //! What the node and the namespace say to a role.
 
 use super::*;
+use crate::policy::node::{INTERMEDIATE, OWN};
 
 const PARTITIONS: [&str; 8] = ["aws", "aws-cn", "aws-us-gov", "aws-eusc", "aws-iso", "aws-iso-b", "aws-iso-e", "aws-iso-f"];
 
@@ -147,7 +148,7 @@ fn with_a_role_between_neither_it_nor_the_base_role_is_for_pods() {
     }
     let steps = policy.explain(&pod_with("web"), &PodContext::default()).steps;
     let sources: Vec<_> = steps.iter().filter(|step| step.what == What::NodeRole).map(|step| step.source.as_str()).collect();
-    assert_eq!(sources, ["the daemon's own AWS identity", "the role of --assume-role-arn"]);
+    assert_eq!(sources, [OWN, INTERMEDIATE]);
     // Another session of the role between, and another base role: decided again.
     let version = policy.node_version();
     assert!(!node.set_intermediate(intermediate.parse().unwrap()) && policy.node_version() == version);
@@ -168,7 +169,7 @@ fn the_base_role_is_refused_while_the_role_between_is_not_known() {
     assert_eq!(decide_by(&policy, &pod_with("nodes"), &PodContext::default()), Decision::Deny(Denial::NodeRole));
     let steps = policy.explain(&pod_with("web"), &PodContext::default()).steps;
     let told: Vec<_> = steps.iter().filter(|step| step.what == What::NodeRole).map(|step| (step.verdict, step.source.as_str())).collect();
-    assert_eq!(told, [(StepVerdict::Passed, "the daemon's own AWS identity"), (StepVerdict::Skipped, "the role of --assume-role-arn")]);
+    assert_eq!(told, [(StepVerdict::Passed, OWN), (StepVerdict::Skipped, INTERMEDIATE)]);
 }
 
 #[test]

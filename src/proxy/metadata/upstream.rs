@@ -31,13 +31,13 @@ const TOKEN_MARGIN: Duration = Duration::from_secs(600);
 pub(super) enum UpstreamError {
     #[error("it cannot be reached: {0}")]
     Unreachable(String),
-    #[error("no answer in time")]
+    #[error("it did not answer in time")]
     Silent,
     #[error("it answered {0}")]
     Status(StatusCode),
-    #[error("it gives no session token: it answered {0}")]
+    #[error("it gave no session token; it answered {0}")]
     NoToken(StatusCode),
-    #[error("its answer cannot be used")]
+    #[error("its answer is malformed")]
     Malformed,
 }
 

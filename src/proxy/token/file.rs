@@ -4,6 +4,7 @@
 //! It is read and written under the lock of a file beside it, replaced as a whole, and only ever readable for the daemon's own
 //! user. One that somebody else may have read or written is not used.
 
+use std::borrow::Cow;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -18,6 +19,7 @@ use zeroize::Zeroizing;
 
 use super::NoRandomness;
 use super::keys::Keys;
+use crate::advice::Advise;
 
 /// Bytes; eight keys have some 500.
 const MAX_FILE: u64 = 4096;
@@ -35,18 +37,29 @@ pub struct KeyFile {
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     /// Reading, writing or locking failed.
-    #[error("{step} {path}: {error}; check that the directory of --token-key-file is there, on the node, and writable for the daemon")]
+    #[error("{step} {path}")]
     Io {
         /// What was being done.
         step: &'static str,
         /// To what.
         path: String,
-        /// Why it failed.
-        error: io::Error,
+        /// What the system says.
+        source: io::Error,
     },
     /// No key could be made.
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
+}
+
+impl Advise for KeyFileError {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Io { .. } => {
+                Some("check that the directory of --token-key-file exists on the node and that the daemon may write to it".into())
+            }
+            Self::NoRandomness(_) => None,
+        }
+    }
 }
 
 /// What stands in the file.
@@ -165,6 +178,6 @@ impl KeyFile {
 /// The right to read and write, until dropped.
 struct Lock(#[expect(dead_code, reason = "it is let go by being closed")] File);
 
-fn failed(step: &'static str, path: &Path, error: io::Error) -> KeyFileError {
-    KeyFileError::Io { step, path: path.display().to_string(), error }
+fn failed(step: &'static str, path: &Path, source: io::Error) -> KeyFileError {
+    KeyFileError::Io { step, path: path.display().to_string(), source }
 }

@@ -43,7 +43,7 @@ pub(super) struct Keys(Vec<TokenKey>);
 
 /// A file that does not hold keys.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it does not hold keys of session tokens")]
+#[error("the file does not hold session token keys")]
 pub(super) struct Damaged;
 
 impl TokenKey {

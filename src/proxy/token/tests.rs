@@ -176,7 +176,8 @@ async fn keys_stay_where_no_file_can_be_and_the_error_says_what_to_do() {
     let tokens = Tokens::new(at(0)).unwrap();
     let token = token_of(&tokens);
     let error = tokens.sync(&KeyFile::new(blocked.join("keys"))).unwrap_err();
-    assert!(error.to_string().contains("--token-key-file"), "{error}");
+    assert!(matches!(&error, KeyFileError::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists), "{error:?}");
+    assert!(error.with_advice().contains("--token-key-file"), "{error}");
     assert!(knows(&tokens, &token));
 }
 

@@ -61,7 +61,7 @@ pub(crate) async fn flavour() -> Result<Flavour, RedirectError> {
 /// An error that was about the lock on the tables says so.
 pub(crate) fn explained(error: RedirectError) -> RedirectError {
     match error {
-        RedirectError::Refused { program, message } if message.contains("xtables lock") || message.contains("lock file") => {
+        RedirectError::Failed { program, message } if message.contains("xtables lock") || message.contains("lock file") => {
             RedirectError::Locked { program, message }
         }
         error => error,

@@ -68,8 +68,8 @@ impl Iptables {
         };
         match listed {
             Ok(text) => Ok(Some(text)),
-            Err(RedirectError::Refused { message, .. }) if is_missing(&message) => Ok(None),
-            Err(RedirectError::Refused { program, message }) if message.contains(INCOMPATIBLE) => Err(unreadable(program, table.name())),
+            Err(RedirectError::Failed { message, .. }) if is_missing(&message) => Ok(None),
+            Err(RedirectError::Failed { program, message }) if message.contains(INCOMPATIBLE) => Err(unreadable(program, table.name())),
             Err(error) => Err(error),
         }
     }
@@ -86,6 +86,5 @@ impl Iptables {
 }
 
 fn unreadable(program: &'static str, table: &str) -> RedirectError {
-    let message = format!("the table {table} holds rules that it cannot read, made with nft: use --redirect=nftables");
-    RedirectError::Refused { program, message }
+    RedirectError::MadeWithNft { program, table: table.to_owned() }
 }

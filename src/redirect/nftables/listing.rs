@@ -248,8 +248,8 @@ pub(super) fn nat_ahead_of(json: &str, priority: i32) -> Vec<String> {
     let words = ahead.map(|chain| {
         let [family, table, name] = ["family", "table", "name"].map(|field| text(&chain[field]));
         format!(
-            "the chain {name} of the table {family} {table} changes destinations at priority {}, ahead of ours at {priority}: what it \
-             does to a pod's packet comes first",
+            "the chain {name} of the table {family} {table} has NAT at priority {}, before rolegate's at {priority}: it may redirect pods' \
+             requests elsewhere",
             chain["prio"]
         )
     });

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 
 use super::*;
+use crate::advice::Advise as _;
 use crate::redirect::rules::{Family, Targets};
 
 fn interface(name: &str, negated: bool) -> InterfaceMatch {
@@ -61,7 +62,7 @@ fn listed() -> String {
     format!(r#"{{"nftables": [{}]}}"#, objects.join(", "))
 }
 
-/// The same with something replaced that is in it.
+/// The listed rules, with one text replaced.
 fn changed(from: &str, to: &str) -> NftListing {
     let listed = listed();
     assert!(listed.contains(from), "{from}");
@@ -101,7 +102,7 @@ fn a_pattern_of_every_interface_is_no_match() {
 fn a_name_that_would_end_the_string_is_refused() {
     for name in ["a\"b", "a\\", "a b", "a\nb", "", "\u{e9}"] {
         let error = refuse_what_cannot_be_quoted(&full(&[(name, false)])).unwrap_err();
-        assert!(matches!(error, RedirectError::Refused { program: "nft", .. }), "{error}");
+        assert!(matches!(error, RedirectError::InterfaceName { program: "nft", .. }), "{error}");
     }
     refuse_what_cannot_be_quoted(&full(&[("veth+", true), ("$x;{}#", false)])).unwrap();
 }
@@ -225,12 +226,15 @@ fn what_lacks_something_is_never_remembered() {
 
 #[test]
 fn a_kernel_that_cannot_is_told_from_a_process_that_may_not() {
-    let refused = |message: &str| of_the_kernel(RedirectError::Refused { program: NFT, message: message.to_owned() });
+    let refused = |message: &str| of_the_kernel(RedirectError::Failed { program: NFT, message: message.to_owned() });
     for message in ["Error: Could not process rule: Operation not supported", "Error: Could not process rule: No such file or directory"] {
         let error = refused(message);
-        assert!(matches!(error, RedirectError::Kernel { .. }) && error.to_string().contains("--redirect=iptables"), "{error}");
+        assert!(
+            matches!(error, RedirectError::Kernel { .. }) && error.advice().is_some_and(|advice| advice.contains("--redirect=iptables")),
+            "{error}"
+        );
     }
-    assert!(matches!(refused("Operation not permitted (you must be root)"), RedirectError::Refused { .. }));
+    assert!(matches!(refused("Operation not permitted (you must be root)"), RedirectError::Failed { .. }));
 }
 
 #[test]
@@ -247,7 +251,7 @@ fn chains_of_nat_ahead_of_ours_are_named() {
     ];
     let json = format!(r#"{{"nftables": [{{"metainfo": {{}}}}, {}]}}"#, chains.join(", "));
     let [said] = &listing::nat_ahead_of(&json, OUR_NAT)[..] else { panic!("not one") };
-    assert!(said.starts_with("the chain c of the table inet ahead changes destinations at priority -111, ahead of ours at -110"), "{said}");
+    assert!(["chain c ", "table inet ahead ", " -111", " -110"].iter().all(|part| said.contains(part)), "{said}");
     assert_eq!(listing::nat_ahead_of("", OUR_NAT), [""; 0]);
 }
 

@@ -56,7 +56,7 @@ impl Kernel {
 }
 
 fn refused(message: &str) -> RedirectError {
-    RedirectError::Refused { program: "nft", message: message.to_owned() }
+    RedirectError::Failed { program: "nft", message: message.to_owned() }
 }
 
 impl Backend for Kernel {

@@ -173,7 +173,7 @@ impl Client {
         }
     }
 
-    /// The same with all steps, where the address is one pod's beyond doubt, and will be until this has returned. Where STS
+    /// Asks for credentials with all steps. The address must belong to one pod until this returns. Where STS
     /// fails, it is tried again, as SDKs do: a call may take longer than the daemon allows it, on a slow machine.
     async fn get_credentials(&mut self) {
         let began = self.ledger.now();
@@ -193,7 +193,7 @@ impl Client {
         }
     }
 
-    /// The same where the address is one pod's beyond doubt, and no answer of STS is for its role: it gets none of them.
+    /// Asks for credentials from the address of one pod, while no answer of STS is for its role: it gets none of them.
     pub(super) async fn get_no_credentials(&mut self) {
         let began = self.ledger.now();
         let got = self.steps(true, true).await;
@@ -206,7 +206,7 @@ impl Client {
         }
     }
 
-    /// The same where a refusal may be right for other reasons than who has the address.
+    /// Asks for credentials where a refusal may have other reasons than the owner of the address.
     pub(super) async fn try_for_credentials(&mut self) {
         if !matches!(self.steps(true, true).await, Got::Credentials) {
             self.seen.refused += 1;

@@ -41,7 +41,7 @@ async fn all_of_220_pods_of_one_role_that_start_at_once_are_served() {
     assert_eq!(node.sts.calls(), 220);
 }
 
-/// The same where the pods ask 3 seconds after they were bound: nobody waits.
+/// Pods that ask 3 seconds after they were bound do not wait.
 #[tokio::test(start_paused = true)]
 async fn pods_that_ask_some_seconds_after_they_appeared_find_their_sessions() {
     let node = node().await;

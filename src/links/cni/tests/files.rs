@@ -77,7 +77,7 @@ pub(super) fn flannel() -> Written {
     }
 }
 
-/// The same pod's second interface.
+/// The second interface of that pod.
 pub(super) fn macvlan() -> Written {
     Written {
         name: "macvlan-conf-1-3f6940ab5ab43bc522569d15b23f8c1bbde1d7678b080398506924fc01d72755-net1".to_owned(),
@@ -92,7 +92,7 @@ pub(super) const CALICO: &str =
     r#"{"cniVersion":"0.3.1","interfaces":[{"name":"calie38e7158114"}],"ips":[{"version":"4","address":"10.135.153.140/32"}],"dns":{}}"#;
 /// The AWS VPC CNI (cmd/routed-eni-cni-plugin/cni.go): the table of the ENI is in `pciID`, its number in the dummy's `sandbox`.
 pub(super) const AWS: &str = r#"{"cniVersion":"1.0.0","dns":{},"interfaces":[{"name":"eni8ad4b4c2f1a"},{"name":"eth0","pciID":"254","sandbox":"NETNS"},{"mac":"0","name":"dummy8ad4b4c2f1a","sandbox":"0","socketPath":"1"}],"ips":[{"address":"10.0.1.186/32","interface":1}]}"#;
-/// The same with a security group for the pod: the VLAN is in the dummy's `mac`, which has no sandbox.
+/// The AWS VPC CNI with a security group for the pod: the VLAN is in the dummy's `mac`, which has no sandbox.
 pub(super) const AWS_BRANCH: &str = r#"{"cniVersion":"0.4.0","dns":{},"interfaces":[{"name":"vlan8ad4b4c2f1a"},{"name":"eth0","sandbox":"NETNS"},{"mac":"7","name":"dummy8ad4b4c2f1a"}],"ips":[{"address":"10.0.1.186/32","interface":1,"version":"4"}]}"#;
 /// bridge with host-local, both families, by version 1.1.0.
 pub(super) const BRIDGE: &str = r#"{"cniVersion":"1.1.0","dns":{"nameservers":["10.96.0.10"]},"interfaces":[{"mac":"0a:58:0a:55:00:01","name":"cni0","mtu":1500},{"mac":"be:77:01:02:03:04","name":"veth1f9d3c7a","mtu":1500},{"mac":"0a:58:0a:55:00:05","name":"eth0","mtu":1500,"sandbox":"NETNS"}],"ips":[{"address":"10.85.0.5/16","gateway":"10.85.0.1","interface":2},{"address":"1100:200::5/24","gateway":"1100:200::1","interface":2}],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}"#;
