@@ -72,10 +72,5 @@ fn a_root_that_cannot_be_written_is_enough() {
         bed.setup_with_ip().argument("--token-key-file=/run/rolegate/token-keys").by_way_of(["unshare", "--mount", "sh", "-c", script]);
     let daemon = bed.start(&setup);
     bed.assert_served(&pod, METADATA);
-<<<<<<< ours
     assert!(daemon.events("token-key-file-unavailable").is_empty(), "{}", daemon.log());
-=======
-    let warned = daemon.log().lines().any(|line| line.contains("--token-key-file is missing"));
-    assert!(!warned, "{}", daemon.log());
->>>>>>> theirs
 }
