@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::error::Error;
 
 /// An error for which there may be advice.
-pub(crate) trait Advise: Error {
+pub trait Advise: Error {
     /// What to do about the error; `None` where there is nothing that people could do.
     fn advice(&self) -> Option<Cow<'static, str>>;
 
@@ -22,7 +22,7 @@ pub(crate) trait Advise: Error {
 
 /// Returns the text of an error and of its sources in one line: "cannot run nft: No such file or directory". A source whose text
 /// is already there is left out, because some libraries repeat it.
-pub(crate) fn chain(error: &dyn Error) -> String {
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -36,7 +36,7 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 }
 
 /// Joins a cause and its advice.
-pub(crate) fn join(cause: &str, advice: Option<&str>) -> String {
+pub fn join(cause: &str, advice: Option<&str>) -> String {
     match advice {
         Some(advice) => format!("{}. To fix: {advice}", cause.trim_end_matches('.')),
         None => cause.to_owned(),

@@ -42,7 +42,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
-mod advice;
+pub mod advice;
 mod app;
 mod backoff;
 mod capabilities;
