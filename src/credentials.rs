@@ -18,6 +18,7 @@ use not_asked::NotAsked;
 pub mod advice;
 pub mod cache;
 pub mod caller;
+mod denied;
 mod duration;
 pub mod gate;
 mod identity;
@@ -101,7 +102,7 @@ impl fmt::Debug for Credentials {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AssumeRoleError {
     /// The trust policy of the role, or the permissions of the node's role, do not allow it.
-    #[error("STS denies it: {message}; {}", advice::what_to_allow(.message))]
+    #[error("STS denies it: {message}; {}", denied::what_to_allow(.message))]
     Denied {
         /// What STS says.
         message: String,
@@ -199,7 +200,7 @@ impl AssumeRoleError {
     /// STS says: that names the session of the node's role, accounts, and what else is for the node's operators alone.
     pub fn for_owner(&self) -> Option<&'static str> {
         match self {
-            Self::Denied { message } if advice::is_about_source_identity(message) => Some(
+            Self::Denied { message } if denied::is_about_source_identity(message) => Some(
                 "AWS does not let this node set the source identity of the pod's session; the role's trust policy must allow \
                  sts:SetSourceIdentity to the role of the nodes, and the role of the nodes must be allowed sts:SetSourceIdentity on it",
             ),

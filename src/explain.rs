@@ -15,10 +15,8 @@ use crate::policy::{Denial, RoleRequest};
 
 pub mod admin;
 pub mod explainer;
-mod look;
+pub mod look;
 pub mod render;
-
-pub use look::look;
 
 /// The version of the report's form; it grows when a field changes its meaning or goes.
 pub const VERSION: u32 = 1;

@@ -22,17 +22,3 @@ pub fn init(log: &LogConfig) -> Result<(), Box<dyn Error + Send + Sync>> {
         subscriber.try_init()
     }
 }
-
-/// An error and its causes in one line, each said once.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
-}

@@ -1,4 +1,5 @@
-//! Text that others wrote, made fit for a log line or a terminal: of bounded length, without control characters.
+//! Text for log lines and terminals: what others wrote, of bounded length and without control characters, and errors with
+//! their causes.
 
 /// Characters of a text in a log line or an error.
 const MAX_LOGGED: usize = 500;
@@ -19,6 +20,20 @@ pub fn quoted(text: &str) -> String {
 /// Returns a whole text for a terminal, with `?` for what could move its cursor.
 pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// An error and its causes in one line, each said once.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 #[cfg(test)]

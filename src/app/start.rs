@@ -163,7 +163,7 @@ impl Start<'_> {
         let Self { config, metrics, readiness, tasks } = self;
         let self_test = SelfTest {
             ability,
-            config: config.self_test.clone(),
+            config: config.self_test,
             interfaces: config.redirect.interfaces.clone(),
             has_rules: config.redirect.backend != RedirectBackend::None,
             pods,

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::{By, Report, ReportStep, ReportedDecision, StsParameters, refusal};
 use crate::config::explain_command::PodReference;
 use crate::pods::{Lookup, Objection, Pod, Pods};
-use crate::policy::trace::{Explanation, StepVerdict};
+use crate::policy::Explanation;
+use crate::policy::trace::StepVerdict;
 use crate::policy::{self, Policy, RoleRequest};
 
 /// What the proxy calls an address that no pod has. A pod that has none is told by it.

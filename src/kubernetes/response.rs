@@ -7,7 +7,7 @@ use http_body_util::BodyExt as _;
 use kube::client::Body;
 
 use super::failure::RequestFailure;
-use crate::telemetry::chain;
+use crate::text::chain;
 
 /// Time of one question, and to the head of any answer.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,6 +1,6 @@
 //! The steps of a decision, for those who want to know why. The decision itself is the same code; it only notes nothing.
 
-use super::{Decision, Denial};
+use super::denial::Denial;
 
 /// What was looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -69,15 +69,6 @@ pub struct TraceStep {
     pub detail: String,
     /// What came of it.
     pub verdict: StepVerdict,
-}
-
-/// A decision with its steps.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Explanation {
-    /// In the order in which they were taken; behind a refusal there are none.
-    pub steps: Vec<TraceStep>,
-    /// What came of all.
-    pub decision: Decision,
 }
 
 /// Takes the steps of a decision. Texts are made only where somebody wants them.

@@ -16,8 +16,7 @@ use nix::unistd::geteuid;
 use tracing::warn;
 use zeroize::Zeroizing;
 
-use super::NoRandomness;
-use super::keys::Keys;
+use super::keys::{Keys, NoRandomness};
 
 /// Bytes; eight keys have some 500.
 const MAX_FILE: u64 = 4096;

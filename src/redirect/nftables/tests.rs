@@ -1,7 +1,10 @@
 #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 
+use super::chains::rules_of;
 use super::*;
+use crate::config::InterfaceMatch;
 use crate::redirect::rules::{Family, Targets};
+use crate::redirect::rules::{Hook, Match};
 
 fn interface(name: &str, negated: bool) -> InterfaceMatch {
     InterfaceMatch { name: name.to_owned(), negated }
