@@ -11,6 +11,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
 
+mod common;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::symlink;
@@ -18,13 +20,17 @@ use std::time::{Duration, Instant};
 
 use rolegate_lab::daemon::{Daemon, Setup};
 use rolegate_lab::imds::Imds;
-use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
+use rolegate_lab::kube::{KubeApi, Resource};
 use rolegate_lab::node::reexec_in_user_namespace_if_needed;
 use rolegate_lab::node::{IMDS_IP, IMDS_IP6, NODE_IP, NODE_IP6, Netns, Node, PodNs, available, find_program};
 use rolegate_lab::player;
 use rolegate_lab::sts::{Role, Sts};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+
+use common::pods::with_role;
+use common::world::arn;
+use common::{NODE, median, quantile};
 
 /// Daemons that are started of each kind; a run has one more, after its kill.
 const RUNS: u32 = 10;
@@ -92,12 +98,11 @@ fn main() {
     }
 }
 
-fn median_and_worst(mut times: Vec<Duration>) -> String {
-    times.sort();
+fn median_and_worst(times: Vec<Duration>) -> String {
     let text = |time: Duration| {
         if time < Duration::from_secs(1) { format!("{} ms", time.as_millis()) } else { format!("{:.1} s", time.as_secs_f64()) }
     };
-    format!("{} / {}", text(times[times.len() / 2]), text(times[times.len() - 1]))
+    format!("{} / {}", text(median(&times)), text(quantile(&times, 1.0)))
 }
 
 impl Kind {
@@ -148,10 +153,9 @@ impl World {
         let imds = [IpAddr::from(IMDS_IP), IMDS_IP6.into()].map(|ip| Imds::start(behind.tcp_listener((ip, 80).into()).unwrap()).unwrap());
         drop(inside);
         let pod = node.add_pod("web").unwrap();
-        let arn = format!("arn:aws:iam::111122223333:role/{ROLE}");
+        let arn = arn(ROLE);
         sts.add_role(Role::new(&arn));
-        let object = PodBuilder::new("shop", "web").node("node-a").ip(&pod.ip.to_string()).annotation("iam.amazonaws.com/role", &arn);
-        api.apply(Resource::Pods, object.build());
+        api.apply(Resource::Pods, with_role("shop", "web", pod.ip.into(), &arn).build());
         World { node, pod, api, sts, _imds: imds, _runtime: runtime }
     }
 
@@ -160,7 +164,7 @@ impl World {
             .inside(self.node.ns())
             .env("AWS_ENDPOINT_URL_STS", self.sts.url())
             .env("PATH", programs.path().to_str().unwrap())
-            .argument("--node=node-a")
+            .argument(format!("--node={NODE}"))
             .argument(format!("--api-server={}", self.api.url()))
             .argument(format!("--host-ip={NODE_IP},{NODE_IP6}"))
             .argument(format!("--redirect={}", kind.backend))
@@ -175,7 +179,7 @@ impl World {
         let setup = self.setup(kind, programs);
         let began = Instant::now();
         let daemon = setup.spawn().unwrap();
-        wait_for_message(&daemon, "the guard is in place: ");
+        daemon.wait_for_event("guard-in-place").unwrap();
         let guarded = began.elapsed();
         wait_for(&daemon, || is_ready(self.node.ns()));
         let ready = began.elapsed();
@@ -184,7 +188,7 @@ impl World {
         std::thread::sleep(QUIET + run * Duration::from_millis(100));
         let began = Instant::now();
         self.node.ns().sh(kind.flush).unwrap();
-        wait_for_message(&daemon, "somebody changed the packet rules; they are repaired");
+        daemon.wait_for_event("rules-repaired").unwrap();
         // The flush may have been half done when it was noticed.
         wait_for(&daemon, || role_of(&self.pod).is_ok_and(|role| role == ROLE));
         let repaired = began.elapsed();
@@ -196,10 +200,6 @@ impl World {
         wait_for(&daemon, || role_of(&self.pod).is_ok_and(|role| role == ROLE));
         [guarded, ready, repaired, began.elapsed()]
     }
-}
-
-fn wait_for_message(daemon: &Daemon, wanted: &str) {
-    daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|message| message.starts_with(wanted))).unwrap();
 }
 
 fn wait_for(daemon: &Daemon, is: impl Fn() -> bool) {

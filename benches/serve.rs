@@ -6,22 +6,23 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
 
-use std::io::{BufRead as _, BufReader};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::process::{Child, Command, Stdio};
+mod common;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use rolegate_lab::daemon::{Daemon, Setup};
-use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
+use rolegate_lab::daemon::Daemon;
+use rolegate_lab::kube::{KubeApi, Resource};
 use rolegate_lab::player;
 use rolegate_lab::sts::{Role, Sts};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 
-/// Set in the process that is the bare server, to the answer's body.
-const BARE: &str = "ROLEGATE_BENCH_BARE_SERVER";
+use common::process::{self, Again};
+use common::{median, pods, world};
+
 const POD: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const CONNECTIONS: usize = 16;
 /// Pairs of runs that the printed ratio is the median of.
@@ -45,7 +46,8 @@ enum Connections {
 }
 
 fn main() {
-    if let Ok(body) = std::env::var(BARE) {
+    // The process that is the bare server has the answer's body for its case.
+    if let Some(body) = process::case() {
         return bare_server(body);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().unwrap();
@@ -69,17 +71,11 @@ fn main() {
             REQUESTS_OF_A_RUN as f64 / took.as_secs_f64()
         };
         let pairs: Vec<(f64, f64)> = (0..PAIRS).map(|_| (rate(&world.bare), rate(&world.rolegate))).collect();
-        let (bare, ours) = (median(pairs.iter().map(|pair| pair.0)), median(pairs.iter().map(|pair| pair.1)));
-        let ratio = median(pairs.iter().map(|pair| pair.1 / pair.0));
+        let of = |figure: fn(&(f64, f64)) -> f64| median(&pairs.iter().map(figure).collect::<Vec<_>>());
+        let (bare, ours, ratio) = (of(|pair| pair.0), of(|pair| pair.1), of(|pair| pair.1 / pair.0));
         println!("  {name:<20} bare hyper {bare:>8.0}/s   rolegate {ours:>8.0}/s   ratio {ratio:.2}");
     }
     criterion.final_summary();
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// The two servers, and what they need.
@@ -87,41 +83,16 @@ struct World {
     rolegate: Target,
     bare: Target,
     _daemon: Daemon,
-    _bare: Killed,
-    _fakes: (KubeApi, Sts, tempfile::NamedTempFile),
-}
-
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    _bare: Again,
+    _fakes: (KubeApi, Sts),
 }
 
 impl World {
     fn start(runtime: &Runtime) -> World {
-        let inside = runtime.enter();
-        let listener = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let (api, sts) = (KubeApi::start(listener()).unwrap(), Sts::start(listener()).unwrap());
-        drop(inside);
-        sts.add_role(Role::new("arn:aws:iam::111122223333:role/web-role"));
-        let pod = PodBuilder::new("shop", "web").node("node-a").ip(&POD.to_string()).annotation("iam.amazonaws.com/role", "web-role");
-        api.apply(Resource::Pods, pod.build());
-        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(&kubeconfig, api.kubeconfig()).unwrap();
-        let daemon = Setup::new(env!("CARGO_BIN_EXE_rolegate"))
-            .argument("--node=node-a")
-            .argument(format!("--kubeconfig={}", kubeconfig.path().display()))
-            .argument("--base-role-arn=arn:aws:iam::111122223333:role/")
-            .argument("--accept-direct-connections")
-            .argument("--metadata-bind-address=127.0.0.1")
-            .argument("--metrics-bind-address=127.0.0.1")
-            .env("AWS_ENDPOINT_URL_STS", sts.url())
-            .env("TOKIO_WORKER_THREADS", WORKERS.to_string())
-            .start()
-            .unwrap();
+        let (api, sts) = (world::start_api(runtime), world::start_sts(runtime));
+        sts.add_role(Role::new(world::arn("web-role")));
+        api.apply(Resource::Pods, pods::with_role("shop", "web", POD, "web-role").build());
+        let daemon = world::setup(&api.url(), &sts).env("TOKIO_WORKER_THREADS", WORKERS.to_string()).start().unwrap();
         daemon.wait_ready(None).unwrap();
         let address = daemon.metadata_address();
         let connect = || std::net::TcpStream::connect(address).unwrap();
@@ -131,7 +102,8 @@ impl World {
         let document = player::request(connect(), "GET", path, &[("X-aws-ec2-metadata-token", &token)]).unwrap();
         assert_eq!(document.status, 200);
         let request = format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n").into_bytes();
-        let (child, bare_address) = start_bare_server(&document.text());
+        let child = Again::start(&document.text());
+        let bare_address = child.line.parse().unwrap();
         let target = |name, address| Target {
             name,
             address,
@@ -140,7 +112,7 @@ impl World {
         };
         let (rolegate, bare) = (target("rolegate", address), target("bare hyper", bare_address));
         assert_eq!(rolegate.answer_length, bare.answer_length, "the two must return the same bytes");
-        World { rolegate, bare, _daemon: daemon, _bare: child, _fakes: (api, sts, kubeconfig) }
+        World { rolegate, bare, _daemon: daemon, _bare: child, _fakes: (api, sts) }
     }
 }
 
@@ -198,14 +170,6 @@ async fn client(target: &Target, connections: Connections, requests: u64) {
             kept = Some(stream);
         }
     }
-}
-
-/// This program again, as the bare server.
-fn start_bare_server(body: &str) -> (Killed, SocketAddr) {
-    let mut child = Command::new(std::env::current_exe().unwrap()).env(BARE, body).stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    (Killed(child), line.trim().parse().unwrap())
 }
 
 /// hyper with nothing around it: no timeouts, no limits, no routes; the same status, headers and body.

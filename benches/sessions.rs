@@ -7,7 +7,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
 
-use std::net::{IpAddr, Ipv4Addr};
+mod common;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,6 +35,10 @@ use rolegate::proxy::{Origin, Proxy};
 use rolegate::role::CallerIdentity;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
+
+use common::pods::{address, uid};
+use common::process::Memory;
+use common::{BASE, CALLER, exit_code, quantile};
 
 /// Pods of the node that is looked at.
 const PODS: usize = 300;
@@ -93,7 +98,7 @@ fn main() -> ExitCode {
     hit_and_miss(&runtime, &mut criterion);
     let is_kept = stall(&runtime);
     criterion.final_summary();
-    if is_kept { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    exit_code(is_kept)
 }
 
 fn sessions(sts: &Sts) -> Arc<Sessions<Sts>> {
@@ -128,22 +133,15 @@ fn hit_and_miss(runtime: &Runtime, criterion: &mut Criterion) {
 fn memory(runtime: &Runtime) {
     let (policy, sts) = (policy(), Sts::new());
     let sessions = sessions(&sts);
-    let before = resident();
+    let before = Memory::of("self").resident;
     runtime.block_on(async {
         for number in 0..MANY {
             let credentials = sessions.get(&request(&policy, number), &pod(number)).await.unwrap();
             credentials.document(|_| Ok::<_, ()>(vec![b'd'; 1100].into())).unwrap();
         }
     });
-    let grown = resident().saturating_sub(before);
+    let grown = (Memory::of("self").resident.saturating_sub(before)) * 1024;
     println!("memory of a session, of {MANY}: {} bytes", grown / MANY as u64);
-}
-
-/// The resident memory of this process, in bytes.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
 }
 
 /// A node whose sessions come to half of their lives: first STS answers, then it does not, with renewals under way. Whether
@@ -224,14 +222,13 @@ async fn on_schedule(proxy: &Arc<Proxy<Sts>>, lasts: Duration) -> Times {
         took.push(time);
     }
     schedule.join().unwrap();
-    took.sort_unstable();
-    let at = |part: usize| took[(took.len() * part / 100).min(took.len() - 1)];
-    Times { p50: at(50), p99: at(99), most: at(100), count: took.len() }
+    let at = |part| quantile(&took, part);
+    Times { p50: at(0.5), p99: at(0.99), most: at(1.0), count: took.len() }
 }
 
 /// One request of a pod for its credentials.
 async fn ask(proxy: &Proxy<Sts>, number: usize) -> http::StatusCode {
-    let origin = Origin::new(address(number), Hosts::default());
+    let origin = Origin::new(address(number).into(), Hosts::default());
     proxy.handle(&origin, &credentials_of_web()).await.status()
 }
 
@@ -240,14 +237,10 @@ fn credentials_of_web() -> Parts {
     request.body(()).unwrap().into_parts().0
 }
 
-fn address(number: usize) -> IpAddr {
-    Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 1, 0).to_bits() + u32::try_from(number).unwrap()).into()
-}
-
 fn policy() -> Arc<Policy> {
     let identity = NodeIdentity::default();
-    identity.set_caller("arn:aws:sts::111122223333:assumed-role/nodes/i-0".parse::<CallerIdentity>().unwrap());
-    let rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), ..Rules::default() };
+    identity.set_caller(CALLER.parse::<CallerIdentity>().unwrap());
+    let rules = Rules { base: Some(BASE.parse().unwrap()), ..Rules::default() };
     Arc::new(Policy::new(rules, identity).unwrap())
 }
 
@@ -260,19 +253,9 @@ fn request(policy: &Policy, number: usize) -> RoleRequest {
 
 fn pod(number: usize) -> Pod {
     Pod {
-        service_account: "default".to_owned(),
-        uid: PodUid(format!("0b6c21b0-6a2e-4b4e-9c58-{number:012}").into()),
-        namespace: "default".to_owned(),
-        name: format!("pod-{number}"),
+        uid: PodUid(uid(number).into()),
         role: Some("web".to_owned()),
-        external_id: None,
-        session_name: None,
-        ips: vec![address(number % PODS)],
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        sandbox: Default::default(),
-        may_have_net_raw: false,
+        ips: vec![address(number % PODS).into()],
+        ..Pod::for_test("default", &format!("pod-{number}"))
     }
 }

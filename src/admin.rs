@@ -45,7 +45,7 @@ mod local;
 mod rendered;
 
 use local::{is_local, question};
-pub use rendered::Rendered;
+pub(crate) use rendered::Rendered;
 
 /// Limits on open connections. Pods of this node share one set of places; addresses that belong to no pod of this node, mostly
 /// those of scrapers on other nodes, share another. Nobody waits; an idle connection is closed for a client that has none.
@@ -117,7 +117,7 @@ impl Room {
 
 /// The operators' port.
 #[derive(Debug)]
-pub struct Admin<A> {
+pub(crate) struct Admin<A> {
     /// What is scraped.
     pub metrics: Metrics,
     /// What is not done yet.
@@ -138,7 +138,7 @@ pub struct Admin<A> {
 
 impl<A: StsOfNode> Admin<A> {
     /// Serves for as long as the process.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener) {
+    pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener) {
         let admin = self;
         let room = Arc::new(Room::new());
         let mut running = tokio::task::JoinSet::new();
@@ -193,7 +193,7 @@ impl<A: StsOfNode> Admin<A> {
     }
 
     /// Serves the two probes, and nothing else, to this user's own processes, for as long as the process.
-    pub async fn serve_probes(self: Arc<Self>, listener: UnixListener) {
+    pub(crate) async fn serve_probes(self: Arc<Self>, listener: UnixListener) {
         let mut running = tokio::task::JoinSet::new();
         loop {
             while running.try_join_next().is_some() {}

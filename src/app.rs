@@ -29,13 +29,13 @@ use crate::unix_socket;
 
 use self::packet_rules::PacketRules;
 
-pub mod explain_command;
+pub(crate) mod explain_command;
 mod listener;
 mod node;
 mod overflows;
 mod packet_rules;
 mod prepare;
-pub mod redirect_command;
+pub(crate) mod redirect_command;
 mod start;
 
 use listener::PodListener;
@@ -44,7 +44,7 @@ use start::{PACKET_RULES, PODS_KNOWN, START, Start};
 
 /// The daemon, its ports bound.
 #[derive(Debug)]
-pub struct App {
+pub(crate) struct App {
     /// Where pods are served.
     pub metadata_address: SocketAddr,
     /// Where operators are served.
@@ -63,7 +63,7 @@ pub struct App {
 impl App {
     /// Puts the guard of the packet rules in place, and takes the two ports and the socket for probes: a daemon that cannot
     /// start, and is started again and again, must not leave the node open.
-    pub async fn bind(config: Config) -> anyhow::Result<Self> {
+    pub(crate) async fn bind(config: Config) -> anyhow::Result<Self> {
         let (metrics, readiness) = (Metrics::new(), Readiness::default());
         let mut rules = PacketRules::guard(&config.redirect, config.server.accept_direct, &metrics, &readiness).await?;
         let metadata = guarded(&mut rules, PodListener::find(&config.server)).await?;
@@ -84,12 +84,12 @@ impl App {
 
     /// With the self-test, whose helper has to be started before there are threads.
     #[must_use]
-    pub fn with_self_test(self, self_test: Ability) -> Self {
+    pub(crate) fn with_self_test(self, self_test: Ability) -> Self {
         Self { self_test, ..self }
     }
 
     /// Serves until `stop`, then finishes what is under way.
-    pub async fn serve(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    pub(crate) async fn serve(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let leaving = self.rules.as_ref().filter(|_| self.config.redirect.remove_on_exit).map(PacketRules::leaving);
         let mut tasks = Tasks::default();
         self.serve_with(&mut tasks, stop).await?;
@@ -115,9 +115,9 @@ impl App {
             self_test,
         } = self;
         let version = env!("CARGO_PKG_VERSION");
-        info!(version, node = %config.pods.node, %metadata_address, %metrics_address, "rolegate starts");
+        info!(event = "starting", version, node = %config.pods.node, %metadata_address, %metrics_address, "starting rolegate");
         for warning in &config.warnings {
-            warn!("{warning}");
+            warn!(event = "configuration", "{warning}");
         }
         let (drain, probes) = (Drain::default(), Probes::default());
         let running = readiness.step(START);

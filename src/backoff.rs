@@ -6,38 +6,38 @@ use std::time::Duration;
 
 /// Pauses that double with each failure that follows another.
 #[derive(Clone, Copy, Debug)]
-pub struct Backoff {
+pub(crate) struct Backoff {
     first: Duration,
     last: Duration,
 }
 
 impl Backoff {
     /// Pauses from `first` to `last`, which is the longest.
-    pub const fn new(first: Duration, last: Duration) -> Self {
+    pub(crate) const fn new(first: Duration, last: Duration) -> Self {
         Self { first, last }
     }
 
     /// Returns the pause after a failure that followed so many others.
-    pub fn pause(self, earlier_failures: u32) -> Duration {
+    pub(crate) fn pause(self, earlier_failures: u32) -> Duration {
         let doublings = 1_u32.checked_shl(earlier_failures).unwrap_or(u32::MAX);
         self.first.saturating_mul(doublings).min(self.last)
     }
 }
 
 /// Returns a random number from 0 to 1, which differs from call to call and from node to node.
-pub fn fraction() -> f64 {
+pub(crate) fn fraction() -> f64 {
     // Each state has keys of its own, the first of them random.
     let random = RandomState::new().hash_one(()) >> 32;
     f64::from(u32::try_from(random).unwrap_or(0)) / f64::from(u32::MAX)
 }
 
 /// Shortens a pause at random, by up to a quarter.
-pub fn spread(pause: Duration) -> Duration {
+pub(crate) fn spread(pause: Duration) -> Duration {
     shortened(pause, fraction())
 }
 
 /// Shortens a pause by up to a quarter: `fraction` is from 0, not at all, to 1.
-pub fn shortened(pause: Duration, fraction: f64) -> Duration {
+pub(crate) fn shortened(pause: Duration, fraction: f64) -> Duration {
     pause.mul_f64(1.0 - fraction.clamp(0.0, 1.0) / 4.0)
 }
 

@@ -19,7 +19,7 @@ const BITS: u32 = u64::BITS;
 
 /// Something that the daemon does by right of a capability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
+pub(crate) enum Need {
     /// Packet rules: NET_ADMIN; the legacy flavour of iptables opens a raw socket, for which it takes NET_RAW.
     Rules,
     /// Interfaces and routes of one's own: NET_ADMIN.
@@ -41,25 +41,36 @@ impl Need {
 
 /// Drops what none of these needs. What cannot be dropped is told and is not an error: a process without SETPCAP cannot narrow
 /// its bounding set, and has mostly been given a narrow one.
-pub fn keep(needs: &[Need]) {
+pub(crate) fn keep(needs: &[Need]) {
     let kept = needs.iter().fold(CapabilitySet::empty(), |kept, need| kept | need.capabilities());
     // Before the last of it is gone by which it can be done.
     let left = narrow_bounding_set(kept);
     if let Err(error) = set_no_new_privs(true) {
-        warn!(%error, "no_new_privs could not be set: a program with more rights than this process keeps them when it is run");
+        warn!(
+            event = "no-new-privileges-failed", %error,
+            "cannot set no_new_privs; programs that rolegate runs can gain privileges that it does not have; set allowPrivilegeEscalation: \
+             false"
+        );
     }
     match drop_all_but(kept) {
         Ok(has) => debug!(capabilities = %names(has), "capabilities that are not needed are dropped"),
-        Err(error) => warn!(%error, "capabilities could not be dropped: the process keeps all that it was given"),
+        Err(error) => warn!(
+            event = "capabilities-kept", %error,
+            "cannot drop capabilities; keeping all that the process was given; give the container only those that rolegate needs"
+        ),
     }
     if !left.is_empty() {
         // By no_new_privs nothing comes of them.
-        info!(capabilities = %names(left), "these stay in the bounding set, without effect, as SETPCAP is missing; drop them where the daemon is started");
+        info!(
+            event = "capabilities-bounded", capabilities = %names(left),
+            "cannot remove these capabilities from the bounding set without SETPCAP; they have no effect; drop them in the container's \
+             securityContext"
+        );
     }
 }
 
 /// Whether the process may make and change interfaces and rules.
-pub fn has_net_admin() -> bool {
+pub(crate) fn has_net_admin() -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN))
 }
 

@@ -142,7 +142,7 @@ fn run(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     match serve(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            error!("{failure:#}");
+            error!(event = "fatal", error = %format_args!("{failure:#}"), "rolegate cannot continue; exiting");
             ExitCode::FAILURE
         }
     }
@@ -265,7 +265,11 @@ fn keep_out_of_core_dumps() {
     use nix::sys::{prctl, resource};
     let no_core = resource::setrlimit(resource::Resource::RLIMIT_CORE, 0, 0);
     if let Err(error) = no_core.and_then(|()| prctl::set_dumpable(false)) {
-        warn!(%error, "core dumps could not be switched off; a crash might write credentials to disk");
+        warn!(
+            event = "core-dumps-on", %error,
+            "cannot turn off core dumps; a crash could write credentials to disk; limit the size of core files to 0 in the container \
+             runtime"
+        );
     }
 }
 
@@ -322,7 +326,7 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
         };
-        info!(signal = name, "stopping: no new connections, open ones are finished");
+        info!(event = "stopping", signal = name, "received a stop signal; accepting no new connections, finishing open requests");
     })
 }
 

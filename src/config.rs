@@ -11,13 +11,13 @@ use secrecy::SecretString;
 
 use crate::role::{BaseArn, RoleArn};
 
-pub mod explain_command;
+pub(crate) mod explain_command;
 pub mod flags;
 mod load;
-pub mod probe;
+pub(crate) mod probe;
 mod read;
-pub mod redirect;
-pub mod session;
+pub(crate) mod redirect;
+pub(crate) mod session;
 mod source;
 
 use session::{SessionScope, SessionTag, SessionTemplate};

@@ -13,11 +13,11 @@ mod record;
 mod source;
 mod timely;
 
-pub use limits::{Admitted, Closing, ConnectionLimits, ConnectionPermit, ConnectionSettings, ConnectionWait};
-pub use rates::Rates;
-pub use record::{Bite, ConnectionRecord, Limit, Port};
-pub use source::Source;
-pub use timely::Timely;
+pub(crate) use limits::{Admitted, Closing, ConnectionLimits, ConnectionPermit, ConnectionSettings};
+pub(crate) use rates::Rates;
+pub(crate) use record::{ConnectionRecord, Limit, Port};
+pub(crate) use source::Source;
+pub(crate) use timely::Timely;
 
 /// The pause after a failed accept: it fails for lack of descriptors or memory, which a moment may bring back.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

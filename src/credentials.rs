@@ -15,16 +15,16 @@ use zeroize::Zeroizing;
 use crate::policy::RoleRequest;
 use not_asked::NotAsked;
 
-pub mod advice;
+pub(crate) mod advice;
 pub mod cache;
-pub mod caller;
+pub(crate) mod caller;
 mod denied;
 mod duration;
 pub mod gate;
 mod identity;
-pub mod not_asked;
+pub(crate) mod not_asked;
 pub mod refresh;
-pub mod sts;
+pub(crate) mod sts;
 
 /// The credentials of one session. `Debug` shows no secret; the secrets are wiped when the last holder lets go.
 pub struct Credentials {

@@ -16,7 +16,7 @@ const DEADLINE: Duration = Duration::from_secs(9);
 
 /// The connections of a server, and how far their end has come; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Drain {
+pub(crate) struct Drain {
     begun: CancellationToken,
     closing: CancellationToken,
     forced: CancellationToken,
@@ -25,47 +25,51 @@ pub struct Drain {
 
 impl Drain {
     /// Runs a connection; the drain waits for it.
-    pub fn track(&self, connection: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn track(&self, connection: impl Future<Output = ()> + Send + 'static) {
         self.connections.spawn(connection);
     }
 
     /// Whether the end has begun.
-    pub fn has_begun(&self) -> bool {
+    pub(crate) fn has_begun(&self) -> bool {
         self.begun.is_cancelled()
     }
 
     /// Returns when no more connections shall be accepted.
-    pub async fn begun(&self) {
+    pub(crate) async fn begun(&self) {
         self.begun.cancelled().await;
     }
 
     /// Returns when idle connections shall be closed.
-    pub async fn closing(&self) {
+    pub(crate) async fn closing(&self) {
         self.closing.cancelled().await;
     }
 
     /// Returns when every connection shall be dropped.
-    pub async fn forced(&self) {
+    pub(crate) async fn forced(&self) {
         self.forced.cancelled().await;
     }
 
     /// Begins the end: nothing is accepted any more.
-    pub fn begin(&self) {
+    pub(crate) fn begin(&self) {
         self.begun.cancel();
     }
 
     /// Ends every connection, at the latest after the deadline. The caller has begun it and waited for the acceptor.
-    pub async fn finish(&self) {
+    pub(crate) async fn finish(&self) {
         self.connections.close();
         if timeout(LAST_REQUESTS, self.connections.wait()).await.is_err() {
             self.closing.cancel();
             if timeout(DEADLINE, self.connections.wait()).await.is_err() {
-                warn!(connections = self.connections.len(), "requests are still under way; their connections are dropped");
+                warn!(
+                    event = "drain-deadline",
+                    connections = self.connections.len(),
+                    "requests are still in progress at the end of the drain; closing their connections"
+                );
                 self.forced.cancel();
                 self.connections.wait().await;
             }
         }
-        info!("every connection has ended");
+        info!(event = "drained", "all connections are closed");
     }
 }
 

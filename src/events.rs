@@ -17,7 +17,7 @@ use crate::policy::Denial;
 
 mod ledger;
 mod object;
-pub mod writer;
+pub(crate) mod writer;
 
 /// Records that wait for the writer. It only moves them into memory, so that more are waiting means that it is stuck.
 const QUEUE: usize = 1024;

@@ -13,21 +13,21 @@ use crate::credentials::AssumeRoleError;
 use crate::policy::trace::StepVerdict;
 use crate::policy::{Denial, RoleRequest};
 
-pub mod admin;
-pub mod explainer;
-pub mod look;
-pub mod render;
+pub(crate) mod admin;
+pub(crate) mod explainer;
+pub(crate) mod look;
+pub(crate) mod render;
 
 /// The version of the report's form; it grows when a field changes its meaning or goes.
-pub const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 /// The header of a question to a daemon. A page of a browser cannot send it without asking first, nor can a URL alone that
 /// something on the node is made to fetch.
-pub const HEADER: &str = "x-rolegate-explain";
+pub(crate) const HEADER: &str = "x-rolegate-explain";
 
 /// What is known about a pod and its role, with every step to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// [`VERSION`].
     pub version: u32,
     /// The namespace of the pod.
@@ -61,7 +61,7 @@ pub struct Report {
 /// By whose word a report is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum By {
+pub(crate) enum By {
     /// The daemon's, by its settings and by what it knows now.
     Daemon,
     /// The Kubernetes API's, by the settings given.
@@ -71,7 +71,7 @@ pub enum By {
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ReportedDecision {
+pub(crate) enum ReportedDecision {
     /// The pod gets credentials.
     Allowed,
     /// It gets none.
@@ -82,7 +82,7 @@ pub enum ReportedDecision {
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReportStep {
+pub(crate) struct ReportStep {
     /// What was looked at.
     pub what: String,
     /// Where.
@@ -95,7 +95,7 @@ pub struct ReportStep {
 
 /// What STS is asked for, for reading alone: a `RoleRequest` cannot be made of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StsParameters {
+pub(crate) struct StsParameters {
     /// The role's ARN.
     pub role: String,
     /// The session's name.
@@ -112,7 +112,7 @@ pub struct StsParameters {
 
 /// A session tag.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReportedTag {
+pub(crate) struct ReportedTag {
     /// The key.
     pub key: String,
     /// The value.
@@ -121,7 +121,7 @@ pub struct ReportedTag {
 
 /// What STS answered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Assumed {
+pub(crate) struct Assumed {
     /// Who asked, where that is known.
     pub identity: Option<String>,
     /// `ok`, or the name of the failure, as in the metrics.
@@ -134,7 +134,7 @@ pub struct Assumed {
 
 impl Report {
     /// A report on which nothing is found out yet.
-    pub fn unknown(pod: &PodReference, node: &str, by: By, reason: &str, message: String) -> Self {
+    pub(crate) fn unknown(pod: &PodReference, node: &str, by: By, reason: &str, message: String) -> Self {
         Self {
             version: VERSION,
             namespace: pod.namespace().to_owned(),

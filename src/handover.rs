@@ -28,6 +28,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use crate::log_once::Changes;
 use crate::unix_socket::{self, PathState, PlaceError};
 
 mod listeners;
@@ -45,7 +46,7 @@ const MAX_NEWCOMERS: usize = 16;
 
 /// Why the socket was not taken over.
 #[derive(Debug, thiserror::Error)]
-pub enum HandoverError {
+pub(crate) enum HandoverError {
     /// The path is not to be trusted.
     #[error(transparent)]
     Path(#[from] PlaceError),
@@ -65,7 +66,7 @@ pub enum HandoverError {
 
 /// How many other daemons accept from the same queue; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct AcceptQueue(Arc<AtomicUsize>);
+pub(crate) struct AcceptQueue(Arc<AtomicUsize>);
 
 /// That one more does, until dropped.
 #[derive(Debug)]
@@ -73,7 +74,7 @@ struct Other(AcceptQueue);
 
 impl AcceptQueue {
     /// Whether what is left in the queue is taken by somebody else.
-    pub fn is_shared(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         self.0.load(Ordering::SeqCst) > 0
     }
 
@@ -91,7 +92,7 @@ impl Drop for Other {
 
 /// The socket of a daemon that serves, and that daemon.
 #[derive(Debug)]
-pub struct TakenOver {
+pub(crate) struct TakenOver {
     /// It listens, and nothing was accepted from it yet.
     pub socket: StdListener,
     /// Who gave it.
@@ -100,24 +101,24 @@ pub struct TakenOver {
 
 /// The daemon that gave the socket, for as long as it accepts.
 #[derive(Debug)]
-pub struct Giver(UnixStream);
+pub(crate) struct Giver(UnixStream);
 
 impl Giver {
     /// Returns when it accepts no more.
-    pub async fn gone(&mut self) {
+    pub(crate) async fn gone(&mut self) {
         // It sends nothing more: whatever comes is the end.
         let _ = self.0.read_u8().await;
     }
 
     /// Tells it that this daemon accepts, too.
-    pub async fn accepting(&mut self) {
+    pub(crate) async fn accepting(&mut self) {
         // One that is gone need not know.
         let _ = self.0.write_u8(ACCEPTS).await;
     }
 }
 
 /// Asks who offers a socket at `path` for the one that listens on `wanted`; `None` where nobody does.
-pub async fn take(path: &Path, wanted: SocketAddr) -> Result<Option<TakenOver>, HandoverError> {
+pub(crate) async fn take(path: &Path, wanted: SocketAddr) -> Result<Option<TakenOver>, HandoverError> {
     unix_socket::check_directory(path)?;
     if unix_socket::look(path)? == PathState::Nothing {
         return Ok(None);
@@ -143,7 +144,7 @@ pub async fn take(path: &Path, wanted: SocketAddr) -> Result<Option<TakenOver>, 
 /// Offers the socket at `path`, for as long as this is polled. `giver` is who gave it to us. Where nobody can be asked at the
 /// path any more, because a daemon that offered it after us has ended, it is offered again. Meanwhile, other sockets that listen
 /// on the same port are reported.
-pub async fn offer(path: PathBuf, socket: OwnedFd, queue: AcceptQueue, giver: Option<Giver>) {
+pub(crate) async fn offer(path: PathBuf, socket: OwnedFd, queue: AcceptQueue, giver: Option<Giver>) {
     let socket = Arc::new(socket);
     tokio::join!(listeners::watch(socket.clone()), keep_offered(path, socket, queue, giver));
 }
@@ -157,21 +158,25 @@ async fn keep_offered(path: PathBuf, socket: Arc<OwnedFd>, queue: AcceptQueue, g
             drop(other);
         });
     }
-    let (mut offered, mut said, mut first) = (None::<(UnixListener, u64)>, None, true);
+    let (mut offered, mut failure, mut first) = (None::<(UnixListener, u64)>, Changes::default(), true);
     loop {
         // The first time it is ours to offer, whoever did before.
         if std::mem::take(&mut first) || !is_offered(&path, offered.as_ref().map(|(_, inode)| *inode)).await {
             match unix_socket::check_directory(&path).and_then(|()| unix_socket::place(&path)) {
                 Ok(placed) => {
-                    info!(path = %path.display(), "the pods' socket is offered to the daemon that follows");
-                    (offered, said) = (Some(placed), None);
+                    info!(event = "handover-offered", path = %path.display(), "offering the pods' socket to the next daemon");
+                    offered = Some(placed);
+                    failure.forget();
                 }
                 Err(error) => {
                     let error = error.to_string();
-                    if said.as_ref() != Some(&error) {
-                        warn!("--handover-socket: the daemon that follows cannot take over without a gap: {error}");
+                    if failure.is_new(error.clone()) {
+                        warn!(
+                            event = "handover-offer-failed", %error,
+                            "cannot offer the pods' socket at --handover-socket; retrying; until it succeeds, pods' connections may fail \
+                             during an update"
+                        );
                     }
-                    said = Some(error);
                 }
             }
         }
@@ -193,9 +198,12 @@ async fn give_to_all(listener: &UnixListener, socket: &Arc<OwnedFd>, queue: &Acc
                 let (socket, queue) = (socket.clone(), queue.clone());
                 others.spawn(async move { give(stream, &socket, &queue).await });
             }
-            Ok(_) => warn!("too many daemons ask for the pods' socket"),
+            Ok(_) => warn!(
+                event = "handover-busy",
+                "too many processes ask for the pods' socket at the same time; closing the connection of the latest one"
+            ),
             Err(error) => {
-                warn!(%error, "a daemon that asked for the pods' socket was not heard");
+                warn!(event = "handover-accept-failed", %error, "cannot accept a connection at --handover-socket; retrying");
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
         }
@@ -206,19 +214,31 @@ async fn give_to_all(listener: &UnixListener, socket: &Arc<OwnedFd>, queue: &Acc
 async fn give(mut stream: UnixStream, socket: &OwnedFd, queue: &AcceptQueue) {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == geteuid().as_raw() => {}
-        Ok(peer) => return warn!(user = peer.uid(), "the pods' socket was asked for by another user; it is not given"),
-        Err(error) => return warn!(%error, "who asks for the pods' socket is not known; it is not given"),
+        Ok(peer) => {
+            return warn!(
+                event = "handover-refused",
+                user = peer.uid(),
+                "a process of another user asked for the pods' socket; refusing it; find out what runs as this user and has access to \
+                 --handover-socket"
+            );
+        }
+        Err(error) => {
+            return warn!(
+                event = "handover-refused", %error,
+                "cannot determine the user of the process that asked for the pods' socket; refusing it"
+            );
+        }
     }
     if stream.async_io(Interest::WRITABLE, || send(&stream, socket)).await.is_err() {
         return;
     }
     // One that looks whether the socket is offered says nothing, and is gone.
     if let Ok(ACCEPTS) = stream.read_u8().await {
-        info!("another daemon accepts the pods' connections as well");
+        info!(event = "handover-shared", "another daemon now accepts pods' connections as well");
         let other = queue.join();
         let _ = stream.read_u8().await;
         drop(other);
-        info!("the other daemon accepts the pods' connections no more");
+        info!(event = "handover-shared-ended", "the other daemon no longer accepts pods' connections");
     }
 }
 

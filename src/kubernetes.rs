@@ -5,7 +5,6 @@
 
 pub(crate) mod answer;
 pub mod client;
-pub(crate) mod complaints;
 pub(crate) mod failure;
 pub(crate) mod fields;
 pub(crate) mod filter;

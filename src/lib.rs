@@ -28,6 +28,7 @@
 //! - [`role`]: the names that AWS knows a session by
 //! - [`redirect`]: the packet rules, and what keeps them true
 //! - [`admin`], [`metrics`], [`readiness`], [`telemetry`]: what operators see
+//! - `log_once`: which log lines are due, where something repeats
 //! - [`capabilities`]: what the process may do to the node
 //! - [`handover`], [`unix_socket`]: the pods' socket goes from one daemon to the next
 //! - [`netlink`]: queries to the kernel about interfaces, routes and neighbours
@@ -40,39 +41,40 @@
 
 #![forbid(unsafe_code)]
 
-pub mod admin;
-pub mod app;
-pub mod backoff;
-pub mod capabilities;
+mod admin;
+mod app;
+mod backoff;
+mod capabilities;
 pub mod cli;
 pub mod clock;
 pub mod config;
-pub mod connections;
+mod connections;
 pub mod credentials;
 pub mod digest;
-pub mod drain;
+mod drain;
 pub mod events;
-pub mod explain;
-pub mod handover;
+mod explain;
+mod handover;
 pub mod kubernetes;
 pub mod links;
+mod log_once;
 pub mod metadata_service;
 pub mod metrics;
 pub mod netlink;
 pub mod pods;
 pub mod policy;
-pub mod probe;
+mod probe;
 pub mod proxy;
 pub mod readiness;
 pub mod redirect;
 pub mod role;
-pub mod self_test;
-pub mod server;
-pub mod session_limits;
-pub mod shares;
+mod self_test;
+mod server;
+mod session_limits;
+mod shares;
 mod sorted;
-pub mod startup_taint;
-pub mod tasks;
-pub mod telemetry;
-pub mod text;
-pub mod unix_socket;
+mod startup_taint;
+mod tasks;
+mod telemetry;
+mod text;
+mod unix_socket;

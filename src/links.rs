@@ -36,12 +36,13 @@ use tracing::{debug, warn};
 use self::feed::Feed;
 use self::table::{InterfaceKind, KernelAnswer, KnownInterface, LinkTable, NotificationQueue, classify};
 use crate::digest::Digest;
+use crate::log_once::Condition;
 use crate::netlink::Netlink;
 
 pub use self::link::{Link, LinkKind, Reach};
 pub use crate::netlink::Mac;
 
-pub mod boot;
+pub(crate) mod boot;
 pub mod cni;
 mod event;
 mod feed;
@@ -80,7 +81,7 @@ struct SharedLinks {
     generation: AtomicU64,
     has_bridges: AtomicBool,
     overflows: AtomicU64,
-    has_failed: AtomicBool,
+    failing: Condition,
     changes: watch::Sender<u64>,
 }
 
@@ -104,7 +105,7 @@ impl Links {
             generation: AtomicU64::new(0),
             has_bridges: AtomicBool::new(false),
             overflows: AtomicU64::new(0),
-            has_failed: AtomicBool::new(false),
+            failing: Condition::default(),
             changes: watch::Sender::new(0),
         };
         shared.change(|table| table.set_links(&interfaces));
@@ -114,11 +115,6 @@ impl Links {
     /// Creates a table without a kernel to query: everything is [`Reach::Unknown`].
     pub fn none() -> Self {
         Self { shared: None, changes: watch::Sender::new(0) }
-    }
-
-    /// Whether the kernel is queried at all.
-    pub fn is_open(&self) -> bool {
-        self.shared.is_some()
     }
 
     /// Returns what leads to the address now, as far as notifications have been taken in ([`Links::catch_up`]). Asks the kernel
@@ -215,6 +211,18 @@ impl Links {
         self.shared.as_ref()?.table().link(interface)?.master()
     }
 
+    /// Returns when the interface to the one pod that this link identifies appeared: the time from the node's last boot to the
+    /// kernel's announcement. `None` if it was there before the table, or the link identifies no pod.
+    pub fn appeared(&self, link: Link) -> Option<Duration> {
+        let interface = match link.kind {
+            LinkKind::Own => link.interface,
+            LinkKind::Bridge { port, .. } => port?,
+            LinkKind::Shared => return None,
+        };
+        let appeared = self.shared.as_ref()?.table().link(interface)?.appeared;
+        (appeared != 0).then(|| Duration::from_secs(appeared.into()))
+    }
+
     /// Whether this interface is one end of a pair and not a bridge port.
     pub fn is_free_pair(&self, interface: u32) -> bool {
         let Some(shared) = &self.shared else { return false };
@@ -229,13 +237,15 @@ impl Links {
     /// Keeps the table current; never returns. Needs a runtime with I/O and time.
     pub async fn keep(&self) {
         let Some(shared) = &self.shared else { return std::future::pending().await };
-        let mut is_told = false;
+        let failing = Condition::default();
         loop {
             let begun = Instant::now();
             let Err(error) = shared.follow().await;
             // One that went well for a while is a failure of its own.
-            is_told &= begun.elapsed() <= 2 * AGAIN;
-            if !std::mem::replace(&mut is_told, true) {
+            if begun.elapsed() > 2 * AGAIN {
+                failing.ends();
+            }
+            if failing.begins() {
                 warn!(
                     event = "network-notifications-failed", %error,
                     "cannot read the kernel's notifications about the node's network; resubscribing, and querying the kernel for each \
@@ -295,7 +305,7 @@ impl SharedLinks {
                 Ok(found) => found,
                 Err(error) => {
                     self.change(|table| table.give_up(ip));
-                    if !self.has_failed.swap(true, Ordering::Relaxed) {
+                    if self.failing.begins() {
                         warn!(
                             event = "route-lookup-failed", %ip, %error,
                             "cannot look up the route to an address; treating its link as unknown and retrying"
@@ -304,7 +314,7 @@ impl SharedLinks {
                     return Reach::Unknown;
                 }
             };
-            self.has_failed.store(false, Ordering::Relaxed);
+            self.failing.ends();
             let (reach, is_settled) = self.change(|table| {
                 let (reach, is_kept) = table.answer(ip, found);
                 (reach, is_kept || table.is_behind(NotificationQueue::Topology) || table.is_behind(NotificationQueue::Neighbours))

@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, Semaphore, watch as signal};
 pub mod index;
 mod lookup;
 mod pins;
-pub mod waiting;
+pub(crate) mod waiting;
 pub mod watch;
 mod witness;
 
@@ -25,7 +25,7 @@ pub use witness::Objection;
 use witness::{Judged, NodeWitness};
 
 use crate::digest::Digest;
-use crate::links::witness::{Blind, Witness};
+use crate::links::witness::{Fixed, Witness};
 use crate::shares::Network;
 
 /// How often the node is looked at for one answer, where what it sees changes meanwhile.
@@ -78,7 +78,7 @@ pub struct PodsWriter {
 
 /// Creates an empty set of pods that relies on the API alone. Returns the write handle and the read handle.
 pub fn pods() -> (PodsWriter, Pods) {
-    pods_with(Arc::new(Blind::default()), None)
+    pods_with(Arc::new(Fixed::blind()), None)
 }
 
 /// Creates an empty set of pods whose addresses are compared with what the node itself sees. Pods whose containers started before

@@ -17,14 +17,14 @@ use crate::text::quoted;
 
 mod annotations;
 mod decision;
-pub mod denial;
-pub mod discovered;
+pub(crate) mod denial;
+pub(crate) mod discovered;
 mod namespace;
 pub mod node;
 pub mod patterns;
 mod rules;
-pub mod session;
-pub mod trace;
+pub(crate) mod session;
+pub(crate) mod trace;
 
 pub use decision::{Decision, Explanation, RoleRequest};
 pub use denial::Denial;

@@ -16,7 +16,7 @@ const MAX_ANSWER: u64 = 64 * 1024;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
+pub(crate) enum ProbeError {
     /// Nobody there.
     #[error("no daemon answers at {0}: {1}; it listens there if it is started with the same --probe-socket")]
     Unreachable(PathBuf, io::Error),
@@ -27,7 +27,7 @@ pub enum ProbeError {
 
 /// What the daemon says.
 #[derive(Debug, PartialEq, Eq)]
-pub struct ProbeAnswer {
+pub(crate) struct ProbeAnswer {
     /// Whether it is as asked.
     pub good: bool,
     /// In its words.
@@ -35,7 +35,7 @@ pub struct ProbeAnswer {
 }
 
 /// Asks the daemon whose socket this is.
-pub fn ask(socket: &Path, question: ProbeQuestion) -> Result<ProbeAnswer, ProbeError> {
+pub(crate) fn ask(socket: &Path, question: ProbeQuestion) -> Result<ProbeAnswer, ProbeError> {
     let text = exchange(socket, question.path()).map_err(|error| ProbeError::Unreachable(socket.to_owned(), error))?;
     read(&text).ok_or_else(|| ProbeError::Odd(socket.to_owned()))
 }

@@ -23,25 +23,28 @@ use crate::config::TokenMode;
 use crate::credentials::AssumeRole;
 use crate::credentials::cache::Sessions;
 use crate::events::{EventCause, Reporter};
+use crate::log_once::EachDigest;
 use crate::metrics::{Metrics, RouteMeters};
 use crate::pods::{Lookup, Pod, PodContext, PodUid, Pods};
 use crate::policy::{Decision, Denial, Policy, RoleRequest};
 
-mod complaints;
-pub mod documents;
+pub(crate) mod documents;
 pub mod metadata;
 mod refusal;
-pub mod respond;
+pub(crate) mod respond;
 pub mod route;
 pub mod token;
 
-use complaints::Complaints;
 use metadata::{Access, MetadataLookup, MetadataValues};
 use refusal::{Refusal, RequestKind};
 use respond::Outcome;
 use route::{Hosts, Rejection, Route};
 use token::Tokens;
 
+/// The time between two log lines about the same subject and reason.
+const QUIET: Duration = Duration::from_secs(60);
+/// The most subjects and reasons whose lines are remembered.
+const MAX_LOGGED: usize = 4096;
 /// How many log lines unknown addresses cause in a minute at most, for each reason.
 const UNKNOWN_SUBJECTS: u8 = 16;
 
@@ -69,7 +72,8 @@ pub struct Proxy<A> {
     clock: Clock,
     metrics: Metrics,
     meters: Meters,
-    complaints: Complaints,
+    /// Which refusals were logged lately, by subject and reason: a pod that asks again and again must not fill the log.
+    logged: EachDigest,
     events: Reporter,
 }
 
@@ -169,7 +173,7 @@ impl<A: AssumeRole> Proxy<A> {
             unknown: metrics.route("unknown"),
             rejected: metrics.route("rejected"),
         };
-        Self { settings, pods, sessions, tokens, metadata, clock, metrics, meters, complaints: Complaints::default(), events }
+        Self { settings, pods, sessions, tokens, metadata, clock, metrics, meters, logged: EachDigest::new(QUIET, MAX_LOGGED), events }
     }
 
     /// The values that pods are given besides credentials, for whoever keeps them true.
@@ -191,7 +195,11 @@ impl<A: AssumeRole> Proxy<A> {
         };
         let response = respond::respond(outcome);
         meters.answered(response.status().as_u16(), began.elapsed());
-        debug!(source = %origin.ip, method = %request.method, path = request.uri.path(), status = response.status().as_u16(), "answered");
+        debug!(
+            event = "request-answered",
+            source = %origin.ip, method = %request.method, path = request.uri.path(), status = response.status().as_u16(),
+            "answered"
+        );
         response
     }
 
@@ -318,9 +326,11 @@ impl<A: AssumeRole> Proxy<A> {
     fn audited(&self, pod: &Arc<Pod>, request: &RoleRequest, denial: Denial) {
         self.metrics.audited(denial.name());
         self.events.tell(pod, EventCause::would_be_denied(denial));
-        if self.complaints.is_new(&pod.uid, denial.name()) {
-            warn!(namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
-                "served in audit mode; enforced restrictions would refuse: {denial}");
+        if self.logged.is_due((&pod.uid, denial.name())) {
+            warn!(
+                event = "would-be-refused", namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
+                "served because restrictions are in audit mode; enforcing them would refuse: {denial}"
+            );
         }
     }
 
@@ -348,9 +358,17 @@ impl<A: AssumeRole> Proxy<A> {
             Err(error) => {
                 self.metrics.denied("sts");
                 self.events.tell(&pod, EventCause::assume_role_failed(&error));
-                if self.complaints.is_new(&pod.uid, error.name()) {
-                    warn!(event = "credentials-unavailable", namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = error.name(), advice = error.remedy(),
-                        "no credentials for the pod: {error}");
+                if self.logged.is_due((&pod.uid, error.name())) {
+                    warn!(
+                        event = "credentials-unavailable",
+                        namespace = %pod.namespace,
+                        pod = %pod.name,
+                        role = %request.role(),
+                        reason = error.name(),
+                        advice = error.remedy(),
+                        %error,
+                        "no credentials for the pod; answering with an error, so that its SDK retries"
+                    );
                 }
                 Outcome::Failed
             }
@@ -380,8 +398,8 @@ impl<A: AssumeRole> Proxy<A> {
 
     fn reject(&self, ip: IpAddr, rejection: Rejection) -> Outcome {
         self.metrics.denied(rejection.name());
-        if self.complaints.is_new(&few(ip), rejection.name()) {
-            info!(source = %ip, reason = rejection.name(), "refused a request that no metadata client sends");
+        if self.logged.is_due((few(ip), rejection.name())) {
+            info!(event = "request-rejected", source = %ip, reason = rejection.name(), "refused a request that no metadata client sends");
         }
         Outcome::Rejected(rejection)
     }
@@ -400,13 +418,13 @@ impl<A: AssumeRole> Proxy<A> {
         }
         let new = match &refusal {
             // Whoever invents addresses must not fill the log: unknown ones share a few lines.
-            Refusal::UnknownPod => self.complaints.is_new(&few(ip), reason),
-            Refusal::AmbiguousPod(_) => self.complaints.is_new(&ip, reason),
+            Refusal::UnknownPod => self.logged.is_due((few(ip), reason)),
+            Refusal::AmbiguousPod(_) => self.logged.is_due((ip, reason)),
             Refusal::Denied(pod, _)
             | Refusal::OtherRole(pod)
             | Refusal::Changed(pod)
             | Refusal::UnreadablePod(pod)
-            | Refusal::Objected(pod, _) => self.complaints.is_new(&pod.uid, reason),
+            | Refusal::Objected(pod, _) => self.logged.is_due((&pod.uid, reason)),
         };
         if new {
             refusal.log(ip);

@@ -1,6 +1,6 @@
 //! The self-test: proof that a packet of a pod arrives at this daemon.
 //!
-//! A [`helper`] process has a network namespace like a pod's, tied to the node by a veth like a pod's ([`place`]). From there
+//! A [`helper`] process has a network namespace like a pod's, tied to the node by a veth like a pod's ([`test_network`]). From there
 //! it connects to the metadata address, and the daemon must see that connection at its acceptor, by the source address, which
 //! nobody else has. The daemon closes it at once; nothing is ever sent on it, so that a rule that lets it through brings
 //! the real service a bare connection and no request. A connection to another port of that address must not come to be, and
@@ -21,22 +21,23 @@ use self::placement::{NoPlacement, Outside, Placement};
 use self::reply::HelperReply;
 use self::test_network::{FIRST_IPV4, FIRST_IPV6, NUMBERS, TestNetwork, make, source};
 use crate::config::{InterfaceMatch, SelfTestConfig, SelfTestMode};
+use crate::log_once::{Changes, Conditions};
 use crate::metadata_service::METADATA_PORT;
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::readiness::{Readiness, ReadinessStep};
 use crate::redirect::{self, rules::Family};
 
-pub mod bypass;
+pub(crate) mod bypass;
 mod datagram;
-pub mod helper;
-pub mod netlink;
-pub mod placement;
+pub(crate) mod helper;
+pub(crate) mod netlink;
+pub(crate) mod placement;
 mod reply;
 mod test_network;
 
 /// The step of readiness.
-pub const STEP: &str = "the self-test";
+pub(crate) const STEP: &str = "the self-test";
 /// What the namespace takes for its gateway; nobody is asked who has it.
 const GATEWAY_IPV4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 31);
 /// Of the link alone.
@@ -57,14 +58,14 @@ const TRIES: usize = 24;
 
 /// What the rules that are in place have, as the test is to find them, beside the guard, which is always wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExpectedRules {
+pub(crate) struct ExpectedRules {
     /// Requests to the IPv6 address arrive, too; else they must be rejected.
     pub ipv6: bool,
 }
 
 /// Between the acceptor, the rules and the test; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Probes(Arc<SharedProbes>);
+pub(crate) struct Probes(Arc<SharedProbes>);
 
 #[derive(Debug)]
 struct SharedProbes {
@@ -81,7 +82,7 @@ impl Default for Probes {
 
 impl Probes {
     /// Whether an address is that of a test, this daemon's or another's.
-    pub fn is_source(ip: IpAddr) -> bool {
+    pub(crate) fn is_source(ip: IpAddr) -> bool {
         match ip {
             IpAddr::V4(ip) => (FIRST_IPV4..FIRST_IPV4 + u32::from(NUMBERS)).contains(&ip.to_bits()),
             IpAddr::V6(ip) => (FIRST_IPV6..FIRST_IPV6 + u128::from(NUMBERS)).contains(&ip.to_bits()),
@@ -89,13 +90,13 @@ impl Probes {
     }
 
     /// A connection from there to the metadata address arrived.
-    pub fn arrived(&self, from: SocketAddr) {
+    pub(crate) fn arrived(&self, from: SocketAddr) {
         // Without a test of ours that waits, it was another daemon's.
         let _ = self.0.seen.send(from);
     }
 
     /// These are the rules that are in place.
-    pub fn set_wanted(&self, wanted: ExpectedRules) {
+    pub(crate) fn set_wanted(&self, wanted: ExpectedRules) {
         *self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
     }
 
@@ -106,7 +107,7 @@ impl Probes {
 
 /// Whether the test can be done.
 #[derive(Debug, Default)]
-pub enum Ability {
+pub(crate) enum Ability {
     /// It is not wanted.
     #[default]
     Off,
@@ -120,7 +121,7 @@ pub enum Ability {
 ///
 /// # Errors
 /// What is missing, where the test must be done.
-pub fn ability(config: &SelfTestConfig, interfaces: &[InterfaceMatch], has_rules: bool) -> Result<Ability, String> {
+pub(crate) fn ability(config: &SelfTestConfig, interfaces: &[InterfaceMatch], has_rules: bool) -> Result<Ability, String> {
     let reason = match config.mode {
         SelfTestMode::Off => return Ok(Ability::Off),
         // Rules that are not ours are tested where that is asked for.
@@ -141,7 +142,7 @@ pub fn ability(config: &SelfTestConfig, interfaces: &[InterfaceMatch], has_rules
 
 /// How the last test ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SelfTestState {
+pub(crate) enum SelfTestState {
     /// Everything arrived that should.
     Passed,
     /// Something did not.
@@ -154,10 +155,10 @@ pub enum SelfTestState {
 
 impl SelfTestState {
     /// Every one.
-    pub const ALL: [Self; 4] = [Self::Passed, Self::Failed, Self::Unavailable, Self::Off];
+    pub(crate) const ALL: [Self; 4] = [Self::Passed, Self::Failed, Self::Unavailable, Self::Off];
 
     /// As the metric names it.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Passed => "passed",
             Self::Failed => "failed",
@@ -217,7 +218,7 @@ impl SelfTestFailure {
 
 /// The test, and the look at the pods' interfaces, which needs no helper.
 #[derive(Debug)]
-pub struct SelfTest {
+pub(crate) struct SelfTest {
     /// Whether the test can be done.
     pub ability: Ability,
     /// How it was asked for.
@@ -239,20 +240,26 @@ pub struct SelfTest {
 impl SelfTest {
     /// Runs for as long as the process, from when these steps of the start are done. With a test that can be done, `step` is
     /// done when it passes first.
-    pub async fn run(self, step: Option<ReadinessStep>, after: &[&str]) {
+    pub(crate) async fn run(self, step: Option<ReadinessStep>, after: &[&str]) {
         let Self { ability, config, interfaces, has_rules, pods, probes, metrics, readiness } = self;
         let mut running = match ability {
             Ability::Off => Err(SelfTestState::Off),
             Ability::Unable(reason) => {
                 warn!(
-                    "the self-test is not done: {reason}. Whether pods' requests arrive is shown by nothing else; --self-test=off is \
-                     to say that this is known"
+                    event = "self-test-unavailable", %reason,
+                    "cannot run the self-test; nothing else verifies that pods' requests reach this daemon; fix the reason, or set \
+                     --self-test=off to accept this"
                 );
                 Err(SelfTestState::Unavailable)
             }
             Ability::Able(helper) => match helper.speak() {
-                Ok(helper) => Ok(Running { helper, network: None, failing: None, metrics: metrics.clone(), readiness, step }),
-                Err(error) => return error!(%error, "the self-test's helper process cannot be spoken to"),
+                Ok(helper) => Ok(Running { helper, network: None, failing: Changes::default(), metrics: metrics.clone(), readiness, step }),
+                Err(error) => {
+                    return error!(
+                        event = "self-test-helper-failed", %error,
+                        "cannot communicate with the self-test's helper process; exiting, so that the daemon is restarted"
+                    );
+                }
             },
         };
         let state = running.as_ref().err().copied();
@@ -260,7 +267,7 @@ impl SelfTest {
         if let Ok(running) = &running {
             running.readiness.done(after).await;
         }
-        let mut look = InterfaceScan { outside: Outside::default(), told: Default::default() };
+        let mut look = InterfaceScan { outside: Outside::default(), logged: Conditions::default() };
         loop {
             let ips = placement::addresses(&pods);
             if has_rules && !interfaces.is_empty() {
@@ -289,7 +296,7 @@ struct Running {
     // Before the helper, whose end takes the interface away by itself.
     network: Option<TestNetwork>,
     helper: Spoken,
-    failing: Option<&'static str>,
+    failing: Changes<&'static str>,
     metrics: Metrics,
     readiness: Readiness,
     step: Option<ReadinessStep>,
@@ -315,10 +322,10 @@ impl Running {
             Err(error) => Some(SelfTestFailure::NotMade(error)),
         };
         let Some(failure) = failure else {
-            if self.failing.take().is_some() {
-                info!("the self-test passes again: pods' requests arrive here");
+            if self.failing.forget().is_some() {
+                info!(event = "self-test-passed", "the self-test passes again; pods' requests reach this daemon");
             } else if self.step.is_some() {
-                info!("the self-test passed: pods' requests arrive here");
+                info!(event = "self-test-passed", "the self-test passed; pods' requests reach this daemon");
             }
             if let Some(step) = self.step.take() {
                 step.done();
@@ -328,10 +335,10 @@ impl Running {
         };
         tell(&self.metrics, SelfTestState::Failed);
         self.metrics.self_test_failed(failure.name());
-        if self.failing.replace(failure.name()) == Some(failure.name()) {
+        if !self.failing.is_new(failure.name()) {
             debug!(reason = failure.name(), "the self-test still fails: {failure}");
         } else {
-            error!(reason = failure.name(), "the self-test failed: {failure}");
+            error!(event = "self-test-failed", reason = failure.name(), error = %failure, "the self-test failed; not ready, retrying");
         }
         if self.step.is_none() {
             self.step = Some(self.readiness.step(STEP));
@@ -346,8 +353,12 @@ impl Running {
         tell(&self.metrics, SelfTestState::Unavailable);
         let forever = matches!(reason, NoPlacement::Never(_));
         let name = if forever { "never" } else { "not-yet" };
-        if self.failing.replace(name) != Some(name) {
-            warn!("the self-test is not done: {reason}");
+        if self.failing.is_new(name) {
+            warn!(
+                event = "self-test-unavailable", %reason,
+                "cannot run the self-test; nothing else verifies that pods' requests reach this daemon; fix the reason, or set \
+                 --self-test=off to accept this"
+            );
         }
         if !(forever && mode == SelfTestMode::On)
             && let Some(step) = self.step.take()
@@ -478,7 +489,8 @@ impl Running {
 #[derive(Debug)]
 struct InterfaceScan {
     outside: Outside,
-    told: std::collections::BTreeSet<String>,
+    /// Interfaces that were logged.
+    logged: Conditions<String>,
 }
 
 impl InterfaceScan {
@@ -495,17 +507,17 @@ impl InterfaceScan {
             }
             Err(error) => {
                 debug!(%error, "the routes to pods could not be read");
-                return Self { outside: Outside::default(), told: Default::default() };
+                return Self { outside: Outside::default(), logged: Conditions::default() };
             }
         };
         let addresses: std::collections::BTreeSet<_> = found.iter().map(|(ip, _)| *ip).collect();
         metrics.pods_outside(addresses.len());
         for (address, interface) in found {
-            if look.told.insert(interface.clone()) {
+            if look.logged.begins(interface.clone()) {
                 warn!(
-                    %interface, %address,
-                    "pods are behind an interface that --host-interface leaves out: their metadata requests do not come here. Add it, or \
-                     leave --host-interface out, which takes every one"
+                    event = "pods-outside-rules", %interface, %address,
+                    "pods are behind an interface that --host-interface does not include; their metadata requests do not reach this \
+                     daemon; add the interface, or remove --host-interface to include all"
                 );
             }
         }

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,6 +32,7 @@ use crate::connections::{
 use crate::credentials::AssumeRole;
 use crate::drain::Drain;
 use crate::handover::AcceptQueue;
+use crate::log_once::Condition;
 use crate::metadata_service::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::metrics::Metrics;
 use crate::proxy::route::Hosts;
@@ -51,7 +52,7 @@ const LAST_ACCEPTS: Duration = Duration::from_millis(200);
 
 /// The pod-facing port.
 #[derive(Debug)]
-pub struct Server<A> {
+pub(crate) struct Server<A> {
     proxy: Arc<Proxy<A>>,
     accept_direct: bool,
     metrics: Metrics,
@@ -67,30 +68,33 @@ pub struct Server<A> {
 /// Whether connections can be accepted: told when it changes, as it may stay so for long.
 #[derive(Debug)]
 struct Accepting {
-    fails: AtomicBool,
+    fails: Condition,
     metrics: Metrics,
 }
 
 impl Accepting {
     fn new(metrics: Metrics) -> Self {
-        Self { fails: AtomicBool::new(false), metrics }
+        Self { fails: Condition::default(), metrics }
     }
 
     /// It failed; the answer is whether it did not before.
     fn failed(&self, error: &std::io::Error) -> bool {
         self.metrics.connection_refused("accept-failed");
-        let is_news = !self.fails.swap(true, Ordering::Relaxed);
+        let is_news = self.fails.begins();
         if is_news {
-            warn!(%error, "connections cannot be accepted; trying again and again. Where files are short (EMFILE, ENFILE), raise the limit of open files");
+            warn!(
+                event = "accept-failed", %error,
+                "cannot accept connections; retrying; if files are exhausted (EMFILE, ENFILE), raise the limit of open files"
+            );
         }
         is_news
     }
 
     /// It worked; the answer is whether it did not before.
     fn worked(&self) -> bool {
-        let is_news = self.fails.swap(false, Ordering::Relaxed);
+        let is_news = self.fails.ends();
         if is_news {
-            info!("connections are accepted again");
+            info!(event = "accept-recovered", "accepting connections again");
         }
         is_news
     }
@@ -120,7 +124,7 @@ enum Admission {
 
 impl<A: AssumeRole> Server<A> {
     /// Creates a server that passes the requests of pods to `proxy`, and adds connections that a limit closes to `record`.
-    pub fn new(
+    pub(crate) fn new(
         proxy: Proxy<A>,
         accept_direct: bool,
         limits: LimitsConfig,
@@ -154,12 +158,12 @@ impl<A: AssumeRole> Server<A> {
 
     /// Tells these what arrives of the self-test.
     #[must_use]
-    pub fn with_probes(self, probes: Probes) -> Self {
+    pub(crate) fn with_probes(self, probes: Probes) -> Self {
         Self { probes, ..self }
     }
 
     /// Accepts until the drain begins; the connections that are open then live on in the drain.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, queue: &AcceptQueue) {
+    pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener, queue: &AcceptQueue) {
         loop {
             tokio::select! {
                 accepted = listener.accept() => self.accepted(accepted).await,

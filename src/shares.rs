@@ -9,11 +9,11 @@ use std::fmt;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-pub mod turned_away;
+pub(crate) mod turned_away;
 
 /// The places, each with a value of type `T`.
 #[derive(Debug)]
-pub struct Shares<G, M, T> {
+pub(crate) struct Shares<G, M, T> {
     all: usize,
     each: usize,
     /// By id. Ids grow, so that the first entry is the oldest.
@@ -29,7 +29,7 @@ struct Holding<G, M, T> {
 
 /// The reason why a newcomer gets no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Full {
+pub(crate) enum Full {
     /// Its member has the most places that a member may have.
     Member,
     /// All places are taken, and no other member has more than this one.
@@ -38,7 +38,7 @@ pub enum Full {
 
 /// An entry that gave its place to a newcomer.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Displaced<M, T> {
+pub(crate) struct Displaced<M, T> {
     /// The id that it had.
     pub id: u64,
     /// Whose it was.
@@ -49,12 +49,12 @@ pub struct Displaced<M, T> {
 
 impl<G: Clone + Eq + Hash, M: Clone + Eq + Hash, T> Shares<G, M, T> {
     /// At most `all` places, and `each` of one member.
-    pub fn new(all: usize, each: usize) -> Self {
+    pub(crate) fn new(all: usize, each: usize) -> Self {
         Self { all, each, held: BTreeMap::new() }
     }
 
     /// Takes a place under a new `id`, which must be larger than all earlier ones. Returns the displaced entry, if any.
-    pub fn enter(&mut self, id: u64, group: G, member: M, value: T) -> Result<Option<Displaced<M, T>>, Full> {
+    pub(crate) fn enter(&mut self, id: u64, group: G, member: M, value: T) -> Result<Option<Displaced<M, T>>, Full> {
         if self.held_by(&member) >= self.each {
             return Err(Full::Member);
         }
@@ -67,37 +67,37 @@ impl<G: Clone + Eq + Hash, M: Clone + Eq + Hash, T> Shares<G, M, T> {
     }
 
     /// Gives a place up.
-    pub fn leave(&mut self, id: u64) -> Option<T> {
+    pub(crate) fn leave(&mut self, id: u64) -> Option<T> {
         self.held.remove(&id).map(|held| held.value)
     }
 
     /// The entry with this id.
-    pub fn get(&self, id: u64) -> Option<&T> {
+    pub(crate) fn get(&self, id: u64) -> Option<&T> {
         self.held.get(&id).map(|held| &held.value)
     }
 
     /// The entry with this id, to change it.
-    pub fn get_mut(&mut self, id: u64) -> Option<&mut T> {
+    pub(crate) fn get_mut(&mut self, id: u64) -> Option<&mut T> {
         self.held.get_mut(&id).map(|held| &mut held.value)
     }
 
     /// The entries, oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
         self.held.iter().map(|(id, held)| (*id, &held.value))
     }
 
     /// How many places are taken.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.held.len()
     }
 
     /// Whether no place is taken.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
 
     /// How many places a member has.
-    pub fn held_by(&self, member: &M) -> usize {
+    pub(crate) fn held_by(&self, member: &M) -> usize {
         self.held.values().filter(|held| held.member == *member).count()
     }
 
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_member_of_the_largest_group_gives_way_and_the_oldest_of_its_entries_first() {
+    fn the_oldest_entry_of_the_largest_member_and_group_gives_way() {
         let mut shares = shares(6, 9);
         for (id, member) in [('a', 1), ('b', 1), ('a', 2), ('b', 2), ('b', 2), ('b', 3)].into_iter().enumerate() {
             assert_eq!(shares.enter(id as u64, member.0, member, ()), Ok(None));

@@ -9,7 +9,6 @@
 //! node is looked at from time to time, by a read that the API answers from its memory. Nothing is removed while the daemon
 //! is not ready.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use crate::backoff::{Backoff, fraction, spread};
 use crate::kubernetes::client::{Client, RequestError, encode};
+use crate::log_once::Conditions;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 
@@ -32,7 +32,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(120);
 const TRIES_AT_ONCE: u32 = 5;
 
 /// Where the node's object is: the Kubernetes API, or a test's idea of it.
-pub trait NodesApi: Send + Sync + 'static {
+pub(crate) trait NodesApi: Send + Sync + 'static {
     /// Reads the object of a node.
     fn read(&self, node: &str, freshness: Freshness) -> impl Future<Output = Result<Vec<u8>, NodeRefusal>> + Send;
     /// Changes it by a merge patch.
@@ -41,7 +41,7 @@ pub trait NodesApi: Send + Sync + 'static {
 
 /// How new what is read has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Freshness {
+pub(crate) enum Freshness {
     /// As it is now.
     Now,
     /// As the API server remembers it, which costs it next to nothing.
@@ -50,7 +50,7 @@ pub enum Freshness {
 
 /// Why something was not read or written.
 #[derive(Debug)]
-pub struct NodeRefusal {
+pub(crate) struct NodeRefusal {
     /// What the API answered, where it did.
     pub code: Option<u16>,
     /// How long the API asks not to be asked.
@@ -85,7 +85,7 @@ fn target(node: &str) -> String {
 
 /// Keeps this node free of the start-up taint, while the daemon is ready.
 #[derive(Debug)]
-pub struct StartupTaint<A> {
+pub(crate) struct StartupTaint<A> {
     /// Where the node's object is.
     pub api: A,
     /// This node's name.
@@ -110,10 +110,10 @@ enum TaintState {
 
 impl<A: NodesApi> StartupTaint<A> {
     /// Looks for as long as the process lives.
-    pub async fn run(self) {
+    pub(crate) async fn run(self) {
         let (mut freshness, mut failures, mut has_looked) = (Freshness::Now, 0, false);
-        // What was said, by what the API answered, since it last worked.
-        let mut told = HashSet::new();
+        // By what the API answered, since it last worked.
+        let mut failing = Conditions::default();
         loop {
             self.readiness.ready().await;
             let pause = match self.look(freshness).await {
@@ -123,25 +123,29 @@ impl<A: NodesApi> StartupTaint<A> {
                     match seen {
                         TaintState::Removed(taints) => {
                             self.metrics.startup_taint("removed");
-                            info!(taints = taints.join(", "), "the start-up taint is removed from this node: it takes pods");
+                            info!(
+                                event = "startup-taint-removed",
+                                taints = taints.join(", "),
+                                "removed the start-up taint from this node; pods can be scheduled on it"
+                            );
                         }
                         _ => {
                             self.metrics.startup_taint("absent");
                             if has_looked {
                                 debug!(key, "this node does not have the start-up taint");
                             } else {
-                                info!(key, "this node does not have the start-up taint");
+                                info!(event = "startup-taint-absent", key, "this node does not have the start-up taint");
                             }
                         }
                     }
                     (freshness, failures, has_looked) = (Freshness::Remembered, 0, true);
-                    told.clear();
+                    failing.end_all();
                     LOOK_EVERY.mul_f64(0.75 + fraction() / 2.0)
                 }
                 Err(refusal) => {
                     let outcome = if refusal.code == Some(403) { "forbidden" } else { "failed" };
                     self.metrics.startup_taint(outcome);
-                    self.complain(&refusal, told.insert(refusal.code));
+                    self.complain(&refusal, failing.begins(refusal.code));
                     let doubled = Backoff::new(FIRST_PAUSE, LAST_PAUSE).pause(failures);
                     (freshness, failures) = (Freshness::Now, failures + 1);
                     spread(doubled).max(refusal.retry_after.min(LAST_PAUSE))
@@ -181,14 +185,19 @@ impl<A: NodesApi> StartupTaint<A> {
         } else if refusal.code == Some(403) {
             // The text of the refusal says where to look.
             warn!(
+                event = "startup-taint-forbidden",
                 key,
-                "the start-up taint cannot be looked for on this node or removed from it, and keeps pods away if it is there: {text}, as \
-                 'apiGroups: [\"\"], resources: [nodes], verbs: [get, patch]', which daemonset/startup-taint has; it is tried again"
+                error = text,
+                "rolegate may not read or change this node; retrying; if the node has the start-up taint, pods are not scheduled on it; \
+                 add the rule 'apiGroups: [\"\"], resources: [nodes], verbs: [get, patch]' (see daemonset/startup-taint)"
             );
         } else {
             warn!(
+                event = "startup-taint-failed",
                 key,
-                "the start-up taint is not looked for or removed yet, and keeps pods off this node if it is there: {text}; it is tried again"
+                error = text,
+                "cannot check this node for the start-up taint or remove it; retrying; if the node has the taint, pods are not scheduled \
+                 on it"
             );
         }
     }

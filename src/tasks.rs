@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 
 /// The background tasks of the process.
 #[derive(Debug, Default)]
-pub struct Tasks {
+pub(crate) struct Tasks {
     running: JoinSet<&'static str>,
     names: std::collections::HashMap<tokio::task::Id, &'static str>,
 }
@@ -15,14 +15,14 @@ pub struct Tasks {
 /// A task ended that should have run for ever.
 #[derive(Debug, thiserror::Error)]
 #[error("the task '{name}' ended: {how}; this is a bug in rolegate, and the process ends so that it is started afresh")]
-pub struct TaskEnded {
+pub(crate) struct TaskEnded {
     name: &'static str,
     how: String,
 }
 
 impl Tasks {
     /// Starts a task that runs for as long as the process.
-    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let handle = self.running.spawn(async move {
             task.await;
             name
@@ -31,7 +31,7 @@ impl Tasks {
     }
 
     /// Waits until a task ends that should not have; with no tasks, for ever.
-    pub async fn first_ended(&mut self) -> TaskEnded {
+    pub(crate) async fn first_ended(&mut self) -> TaskEnded {
         match self.running.join_next().await {
             None => std::future::pending().await,
             Some(Ok(name)) => TaskEnded { name, how: "it returned".to_owned() },
@@ -44,7 +44,7 @@ impl Tasks {
     }
 
     /// Ends them all, and waits until they have.
-    pub async fn end(&mut self) {
+    pub(crate) async fn end(&mut self) {
         self.running.shutdown().await;
     }
 }

@@ -8,7 +8,7 @@ use crate::config::LogConfig;
 
 /// Sets the process's log up. Libraries are heard from `warn` on, whatever the level; `kube_client` logs whole answers when
 /// one does not decode, so its client is never heard.
-pub fn init(log: &LogConfig) -> Result<(), Box<dyn Error + Send + Sync>> {
+pub(crate) fn init(log: &LogConfig) -> Result<(), Box<dyn Error + Send + Sync>> {
     let level = log.level.to_string().to_lowercase();
     let filter = match log.level {
         tracing::Level::ERROR => "error".to_owned(),

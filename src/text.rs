@@ -7,23 +7,23 @@ const MAX_LOGGED: usize = 500;
 const MAX_QUOTED: usize = 200;
 
 /// Returns a text for a log line: at most 500 characters of it, without control characters.
-pub fn bounded(text: &str) -> String {
+pub(crate) fn bounded(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MAX_LOGGED).collect()
 }
 
 /// Returns a text in quotation marks, with control characters escaped; of a long one, the first 200 characters and its length.
-pub fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let start: String = text.chars().take(MAX_QUOTED).collect();
     if start.len() < text.len() { format!("{start:?}... ({} bytes)", text.len()) } else { format!("{text:?}") }
 }
 
 /// Returns a whole text for a terminal, with `?` for what could move its cursor.
-pub fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// An error and its causes in one line, each said once.
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -19,7 +19,7 @@ const BACKLOG: i32 = 16;
 
 /// Why there is no socket at a path.
 #[derive(Debug, thiserror::Error)]
-pub enum PlaceError {
+pub(crate) enum PlaceError {
     /// Something else is there.
     #[error("{0} is there, and is no socket of the daemon's own; remove it, or name another path")]
     Foreign(PathBuf),
@@ -42,7 +42,7 @@ pub enum PlaceError {
 
 /// What is at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PathState {
+pub(crate) enum PathState {
     /// Nothing.
     Nothing,
     /// A socket that only this user may connect to.
@@ -50,7 +50,7 @@ pub enum PathState {
 }
 
 /// What is at `path`; an error where it is nothing of ours. A symbolic link is not followed.
-pub fn look(path: &Path) -> Result<PathState, PlaceError> {
+pub(crate) fn look(path: &Path) -> Result<PathState, PlaceError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(PathState::Nothing),
@@ -61,7 +61,7 @@ pub fn look(path: &Path) -> Result<PathState, PlaceError> {
 }
 
 /// Whether the directory of `path` is such that nobody else can put a socket there. One that is not there yet is made.
-pub fn check_directory(path: &Path) -> Result<(), PlaceError> {
+pub(crate) fn check_directory(path: &Path) -> Result<(), PlaceError> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let failed = |step| move |error| PlaceError::Io { step, path: directory.to_owned(), error };
     let mut builder = fs::DirBuilder::new();
@@ -73,12 +73,12 @@ pub fn check_directory(path: &Path) -> Result<(), PlaceError> {
 }
 
 /// The inode of what is at `path`. As long as a listener lives, no other socket has the one of it.
-pub fn inode(path: &Path) -> Option<u64> {
+pub(crate) fn inode(path: &Path) -> Option<u64> {
     fs::symlink_metadata(path).ok().map(|metadata| metadata.ino())
 }
 
 /// A socket at `path` that listens, in place of one that is there; with its inode.
-pub fn place(path: &Path) -> Result<(UnixListener, u64), PlaceError> {
+pub(crate) fn place(path: &Path) -> Result<(UnixListener, u64), PlaceError> {
     look(path)?;
     let failed = |step| move |error| PlaceError::Io { step, path: path.to_owned(), error };
     // Under another name until it listens: whoever finds it at its path is answered. Two daemons may be at it.

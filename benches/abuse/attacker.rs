@@ -1,20 +1,18 @@
 //! The process that attacks.
 
 use std::collections::BTreeSet;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 
+use super::common::process::{Again, wait_for_end};
 use super::world::{ATTACKER, CROWD, GHOST, HONEST, MISLED, crowd_ip};
 use super::{floods, http};
 
-/// Set in the process that attacks: which attack, the daemon's address, the metrics' address.
-pub(super) const ATTACK: &str = "ROLEGATE_BENCH_ATTACK";
 /// Between a connection that was closed and the next one, where it is not the connecting that hurts.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
 /// Connections that ask for credentials all the time, each for the next ones as soon as it has an answer.
@@ -25,40 +23,23 @@ const BURST: (usize, Duration) = (200, Duration::from_secs(1));
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The process, as its parent sees it.
-pub(super) struct Attacker {
-    process: Child,
-    output: BufReader<ChildStdout>,
-}
+pub(super) struct Attacker(Again);
 
 impl Attacker {
     /// Starts it, and waits until the attack runs.
     pub(super) fn start(attack: &str, daemon: SocketAddr, metrics: SocketAddr) -> Attacker {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.env(ATTACK, format!("{attack} {daemon} {metrics}")).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = command.spawn().unwrap();
-        let mut output = BufReader::new(process.stdout.take().unwrap());
-        output.read_line(&mut String::new()).unwrap();
-        Attacker { process, output }
+        Attacker(Again::start(&format!("{attack} {daemon} {metrics}")))
     }
 
     /// Stops it. Returns what it counted, in words, and the keys that it was given, each with the address that was.
-    pub(super) fn end(mut self) -> (String, Vec<(IpAddr, String, String)>) {
-        drop(self.process.stdin.take());
-        let mut counts = String::new();
-        self.output.read_line(&mut counts).unwrap();
-        let keys = self.output.by_ref().lines().map(|line| {
-            let line = line.unwrap();
+    pub(super) fn end(self) -> (String, Vec<(IpAddr, String, String)>) {
+        let mut lines = self.0.end().into_iter();
+        let counts = lines.next().unwrap();
+        let keys = lines.map(|line| {
             let words: Vec<&str> = line.split(' ').collect();
             (words[0].parse().unwrap(), words[1].to_owned(), words[2].to_owned())
         });
-        (counts.trim().to_owned(), keys.collect())
-    }
-}
-
-impl Drop for Attacker {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        (counts, keys.collect())
     }
 }
 
@@ -76,7 +57,7 @@ pub(super) struct Counts {
     keys: Mutex<BTreeSet<(IpAddr, String, String)>>,
 }
 
-/// Attacks until standard input ends.
+/// Attacks until standard input ends. Its words are the attack, the address of the daemon and that of its metrics.
 pub(super) fn run(words: &str) {
     let words: Vec<&str> = words.split(' ').collect();
     let (address, metrics): (SocketAddr, SocketAddr) = (words[1].parse().unwrap(), words[2].parse().unwrap());
@@ -107,7 +88,7 @@ pub(super) fn run(words: &str) {
     }
     println!("started");
     // Ends when the parent says so, or ends itself.
-    let _ = io::stdin().read(&mut [0]);
+    wait_for_end();
     let seconds = began.elapsed().as_secs_f64();
     let rate = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64 / seconds;
     let keys = counts.keys.lock().unwrap();

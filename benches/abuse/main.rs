@@ -13,6 +13,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
 
 mod attacker;
+#[path = "../common/mod.rs"]
+mod common;
 mod floods;
 mod http;
 mod moves;
@@ -44,11 +46,11 @@ const ATTACKS: [(&str, &str); 12] = [
 ];
 
 fn main() -> ExitCode {
-    if let Ok(words) = std::env::var(attacker::ATTACK) {
+    if let Some(words) = common::process::case() {
         attacker::run(&words);
         return ExitCode::SUCCESS;
     }
-    let selected: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let selected = common::selected();
     let is_selected = |name: &str| selected.is_empty() || selected.iter().any(|word| word == name);
     let world = World::start();
     println!("{}\n", world.time_of_metrics());
@@ -68,9 +70,9 @@ fn main() -> ExitCode {
     for what in wrong.iter().take(20) {
         println!("wrong: {what}");
     }
-    let verdict = if worst < GOAL { "met" } else { "missed" };
-    println!("\n{} wrong answers; worst p99 {}; the goal, below {}, is {verdict}", wrong.len(), millis(worst), millis(GOAL));
-    if wrong.is_empty() && worst < GOAL { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let verdict = common::verdict(worst < GOAL);
+    println!("\n{} wrong answers; worst p99 {}; the goal, below {}: {verdict}", wrong.len(), millis(worst), millis(GOAL));
+    common::exit_code(wrong.is_empty() && worst < GOAL)
 }
 
 fn print_row(title: &str, outcome: &Outcome, quiet: &Outcome) {

@@ -7,7 +7,9 @@ use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
 use rolegate_lab::sts::{Behaviour, Sts};
 use serde_json::json;
 
-use super::world::{CROWD, GHOST, MISLED, arn, crowd_ip, pod};
+use super::common::pods::with_role;
+use super::common::world::arn;
+use super::world::{CROWD, GHOST, MISLED, crowd_ip, neighbour_ip, pod};
 
 /// Between two changes of a session name: 45 a second.
 const RENAME: Duration = Duration::from_micros(22_222);
@@ -118,6 +120,5 @@ impl Moves<'_> {
 
 /// A pod of this node in a namespace of its own, so that metrics have many namespaces.
 pub(super) fn neighbour(number: u8) -> PodBuilder {
-    let ip = super::world::neighbour_ip(number).to_string();
-    PodBuilder::new(&format!("team-{number}"), "app").node("node-a").ip(&ip).annotation("iam.amazonaws.com/role", "team-role")
+    with_role(&format!("team-{number}"), "app", neighbour_ip(number), "team-role")
 }

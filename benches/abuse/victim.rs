@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use super::common::quantile;
 use super::http;
 
 /// Between the beginnings of two sequences.
@@ -26,9 +27,7 @@ impl Times {
     }
 
     pub(super) fn quantile(&self, part: f64) -> Duration {
-        let mut sorted = self.0.clone();
-        sorted.sort_unstable();
-        sorted[((sorted.len() - 1) as f64 * part).round() as usize]
+        quantile(&self.0, part)
     }
 }
 

@@ -1,15 +1,19 @@
 //! The daemon with its pods, and what one attack does to the victim.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rolegate_lab::daemon::{Daemon, Setup};
+use rolegate_lab::daemon::Daemon;
 use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
 use rolegate_lab::sts::{Role, Sts};
 
 use super::attacker::Attacker;
+use super::common::median;
+use super::common::pods::with_role;
+use super::common::process::Memory;
+use super::common::world::{arn, setup, start_api, start_sts};
 use super::http;
 use super::moves::{Moves, neighbour};
 use super::victim::{Times, Victim};
@@ -42,12 +46,8 @@ pub(super) fn neighbour_ip(number: u8) -> IpAddr {
     IpAddr::from([127, 3, 0, number])
 }
 
-pub(super) fn arn(role: &str) -> String {
-    format!("arn:aws:iam::111122223333:role/{role}")
-}
-
 pub(super) fn pod(name: &str, ip: IpAddr, role: &str) -> PodBuilder {
-    PodBuilder::new("shop", name).node("node-a").ip(&ip.to_string()).annotation("iam.amazonaws.com/role", role)
+    with_role("shop", name, ip, role)
 }
 
 /// The role that the pod at an address has.
@@ -66,7 +66,6 @@ pub(super) struct World {
     daemon: Daemon,
     api: KubeApi,
     sts: Sts,
-    _kubeconfig: tempfile::NamedTempFile,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -84,10 +83,7 @@ pub(super) struct Outcome {
 impl World {
     pub(super) fn start() -> World {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let inside = runtime.enter();
-        let listener = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let (api, sts) = (KubeApi::start(listener()).unwrap(), Sts::start(listener()).unwrap());
-        drop(inside);
+        let (api, sts) = (start_api(&runtime), start_sts(&runtime));
         for role in [VICTIM_ROLE, "attacker-role", "honest-role", "ghost-role", "misled-role", "crowd-role", "team-role"] {
             sts.add_role(Role::new(arn(role)));
         }
@@ -98,22 +94,10 @@ impl World {
         for number in 1..=NAMESPACES {
             api.apply(Resource::Pods, neighbour(number).build());
         }
-        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(&kubeconfig, api.kubeconfig()).unwrap();
-        let daemon = Setup::new(env!("CARGO_BIN_EXE_rolegate"))
-            .argument("--node=node-a")
-            .argument(format!("--kubeconfig={}", kubeconfig.path().display()))
-            .argument("--base-role-arn=arn:aws:iam::111122223333:role/")
-            .argument("--accept-direct-connections")
-            .argument("--metadata-bind-address=127.0.0.1")
-            .argument("--metrics-bind-address=127.0.0.1")
-            // The default again, which the lab takes away.
-            .argument("--limits-connection-rate=250")
-            .env("AWS_ENDPOINT_URL_STS", sts.url())
-            .start()
-            .unwrap();
+        // The default again, which the lab takes away.
+        let daemon = setup(&api.url(), &sts).argument("--limits-connection-rate=250").start().unwrap();
         daemon.wait_ready(None).unwrap();
-        let world = World { daemon, api, sts, _kubeconfig: kubeconfig, runtime };
+        let world = World { daemon, api, sts, runtime };
         // The sessions are there before anything is timed, and the metrics have every namespace.
         world.ask_once(VICTIM, VICTIM_ROLE);
         (1..=NAMESPACES).for_each(|number| world.ask_once(neighbour_ip(number), "team-role"));
@@ -122,13 +106,13 @@ impl World {
 
     /// Measures the victim's requests during an attack, or without one.
     pub(super) fn measure(&self, attack: Option<&str>) -> Outcome {
-        let before = memory(self.daemon.pid());
+        let before = self.memory();
         let moves = Moves { api: &self.api, sts: &self.sts };
         let (over, peak) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(before)));
         let (seen, attacker, keys) = std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
-                    peak.fetch_max(memory(self.daemon.pid()), Ordering::Relaxed);
+                    peak.fetch_max(self.memory(), Ordering::Relaxed);
                     std::thread::sleep(LOOK);
                 }
             });
@@ -155,7 +139,7 @@ impl World {
         };
         let mut wrong = seen.wrong;
         wrong.extend(of_victim.chain(of_others).filter(is_wrong).map(|(role, key, _)| format!("a pod of {role} has the key {key}")));
-        let memory = [before, peak.load(Ordering::Relaxed), memory(self.daemon.pid())];
+        let memory = [before, peak.load(Ordering::Relaxed), self.memory()];
         Outcome { requests: seen.requests, sequences: seen.sequences, wrong, memory, attacker }
     }
 
@@ -166,9 +150,7 @@ impl World {
             let size = self.daemon.get(None, "/metrics").unwrap().body.len();
             (began.elapsed(), size)
         };
-        let mut requests: Vec<_> = (0..21).map(request).collect();
-        requests.sort_unstable();
-        let (took, size) = requests[requests.len() / 2];
+        let (took, size) = median(&(0..21).map(request).collect::<Vec<_>>());
         let took = took.as_secs_f64() * 1000.0;
         format!("metrics with {} namespaces: {} KiB, {took:.1} ms (median)", NAMESPACES + 1, size / 1024)
     }
@@ -192,6 +174,11 @@ impl World {
         self.api.delete(Resource::Pods, Some("shop"), "latest");
     }
 
+    /// The daemon's resident memory, in KiB.
+    fn memory(&self) -> u64 {
+        Memory::of(&self.daemon.pid().to_string()).resident
+    }
+
     fn victim(&self) -> Victim {
         Victim { ip: VICTIM, daemon: self.daemon.metadata_address(), role: VICTIM_ROLE }
     }
@@ -205,11 +192,4 @@ impl World {
         });
         assert_eq!(document.unwrap().status, 200);
     }
-}
-
-/// Resident memory of a process, in KiB.
-fn memory(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
 }

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,11 +15,13 @@ use rolegate::links::view::NodeView;
 use rolegate::links::{LinkKind, Links};
 use rolegate::metrics::Metrics;
 use rolegate::pods::index::Index;
-use rolegate::pods::{Lookup, Pod, PodUid, pods, pods_with};
+use rolegate::pods::{Lookup, pods, pods_with};
 use rolegate_lab::node::{Netns, reexec_in_user_namespace_if_needed};
 use tempfile::TempDir;
 
-use super::Process;
+use super::common::pods::{address, known, names, uid};
+use super::common::process::Again;
+use super::common::verdict;
 use super::counted::live;
 
 /// How many pods, and whether they are at a bridge, which has 1,024 ports at most.
@@ -50,13 +52,12 @@ pub(crate) fn report() -> bool {
             worst = worst.max(all);
         }
     }
-    let verdict = if worst < GOAL { "met" } else { "MISSED" };
-    println!("the goal, less than {GOAL} bytes for each of 1000 pods: {verdict} with {worst:.0} bytes");
+    println!("the goal, less than {GOAL} bytes for each of 1000 pods: {} with {worst:.0} bytes", verdict(worst < GOAL));
     worst < GOAL
 }
 
 fn figures(count: usize, kind: &str) -> Result<Vec<f64>, ()> {
-    let child = Process::start(&format!("witness {count} {kind}"));
+    let child = Again::start(&format!("witness {count} {kind}"));
     child.line.split(' ').map(|figure| figure.parse().map_err(drop)).collect()
 }
 
@@ -77,14 +78,6 @@ pub(crate) fn measure(count: usize, kind: &str) {
     println!("{}", figures.map(|figure| figure.to_string()).join(" "));
 }
 
-fn address(number: usize) -> Ipv4Addr {
-    Ipv4Addr::from_bits(0x0a01_0000 + u32::try_from(number).unwrap())
-}
-
-fn uid(number: usize) -> String {
-    format!("5f3c1e2a-7b64-4d0e-9a51-{number:012x}")
-}
-
 /// What leads to the pods, and their results.
 fn make(node: &Netns, pods: &Netns, directory: &Path, count: usize, at_bridge: bool) {
     let (mut links, mut forwarding) = (String::new(), String::new());
@@ -92,7 +85,7 @@ fn make(node: &Netns, pods: &Netns, directory: &Path, count: usize, at_bridge: b
         links += "link add cni0 type bridge\nlink set cni0 address 0a:00:00:00:00:01 up\naddr add 10.0.0.1/8 dev cni0\n";
     }
     for number in 0..count {
-        let (ip, mac) = (address(number), mac(number));
+        let (ip, mac, (namespace, name)) = (address(number), mac(number), names(number));
         if at_bridge {
             writeln!(links, "link add pod{number} type veth peer name end{number} netns {}", pods.path()).unwrap();
             writeln!(links, "link set pod{number} master cni0 up").unwrap();
@@ -110,11 +103,7 @@ fn make(node: &Netns, pods: &Netns, directory: &Path, count: usize, at_bridge: b
         let result = format!(
             r#"{{"cniVersion":"1.0.0","interfaces":[{bridge}{{"name":"pod{number}"}},{{"name":"eth0","mac":"{mac}","sandbox":"/run/netns/{number}"}}],"ips":[{{"address":"{ip}/32"}}]}}"#
         );
-        let arguments = format!(
-            r#"[["K8S_POD_NAMESPACE","team-{}"],["K8S_POD_NAME","web-7f9c8d6b5-{number:05}"],["K8S_POD_UID","{}"]]"#,
-            number % 40,
-            uid(number)
-        );
+        let arguments = format!(r#"[["K8S_POD_NAMESPACE","{namespace}"],["K8S_POD_NAME","{name}"],["K8S_POD_UID","{}"]]"#, uid(number));
         let file = format!(
             r#"{{"kind":"cniCacheV1","containerId":"c{number}","config":"","ifName":"eth0","networkName":"pods","cniArgs":{arguments},"result":{result}}}"#
         );
@@ -181,22 +170,5 @@ fn grown(since: usize) -> isize {
 }
 
 fn fill(index: &mut Index, count: usize) {
-    for number in 0..count {
-        index.apply(Pod {
-            uid: PodUid(uid(number).into()),
-            namespace: format!("team-{}", number % 40),
-            name: format!("web-7f9c8d6b5-{number:05}"),
-            service_account: "default".to_owned(),
-            role: Some("web".to_owned()),
-            external_id: None,
-            session_name: None,
-            ips: vec![address(number).into()],
-            finished: false,
-            terminating: false,
-            claims_until: None,
-            host_network: false,
-            sandbox: Default::default(),
-            may_have_net_raw: false,
-        });
-    }
+    (0..count).for_each(|number| index.apply(known(number)));
 }

@@ -96,20 +96,10 @@ pub(crate) struct Written<'a> {
 pub(crate) fn annotations(written: &Written<'_>) {
     let owned = |text: Option<&str>| text.map(str::to_owned);
     let pod = Pod {
-        uid: PodUid("uid-1".into()),
-        namespace: "shop".to_owned(),
-        name: "web-1".to_owned(),
-        service_account: "default".to_owned(),
         role: owned(written.role),
         external_id: owned(written.external_id),
         session_name: owned(written.session_name),
-        ips: Vec::new(),
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        sandbox: Default::default(),
-        may_have_net_raw: false,
+        ..Pod::for_test("shop", "web-1")
     };
     let namespace = Namespace { name: "shop".to_owned(), allowed_roles: owned(written.allowed_roles), permitted: owned(written.permitted) };
     let around = PodContext { namespace: Some(Arc::new(namespace)), ..PodContext::default() };

@@ -120,7 +120,7 @@ impl Setup {
     /// Starts it, and returns when it has said which ports it bound.
     pub fn start(&self) -> io::Result<Daemon> {
         let mut daemon = self.spawn()?;
-        let started = daemon.wait_for_log(|line| line["message"] == "rolegate starts")?;
+        let started = daemon.wait_for_event("starting")?;
         let address = |name: &str| started[name].as_str().and_then(|text| text.parse().ok());
         daemon.metadata = address("metadata_address");
         daemon.metrics = address("metrics_address");
@@ -226,6 +226,17 @@ impl Daemon {
             }
             lines = self.log.grown.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Waits for a log line with this event; see [`Self::wait_for_log`].
+    pub fn wait_for_event(&self, event: &str) -> io::Result<Value> {
+        self.wait_for_log(|line| line["event"] == event)
+    }
+
+    /// The lines with this event that were logged until now.
+    pub fn events(&self, event: &str) -> Vec<Value> {
+        let lines = self.log.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.0.iter().filter_map(|line| serde_json::from_str(line).ok()).filter(|line: &Value| line["event"] == event).collect()
     }
 
     /// A GET of the operators' port, in the namespace given or in our own.

@@ -11,7 +11,7 @@ const FRESH: Duration = Duration::from_secs(1);
 
 /// The last rendering. Requests that arrive while it is being made wait for it and share it.
 #[derive(Debug, Default)]
-pub struct Rendered(Mutex<Option<(Instant, Bytes)>>);
+pub(crate) struct Rendered(Mutex<Option<(Instant, Bytes)>>);
 
 impl Rendered {
     pub(super) async fn get(&self, render: impl FnOnce() -> Vec<u8>) -> Bytes {

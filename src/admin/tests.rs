@@ -7,7 +7,7 @@ use crate::credentials::gate::StsLimits;
 use crate::credentials::{AssumeRole, AssumeRoleError, Credentials};
 use crate::explain::By;
 use crate::explain::explainer::{ASK_AGAIN, ExplainRate, LAST_PAUSE, OfDaemon};
-use crate::pods::{Pod, PodUid, pods};
+use crate::pods::{Pod, pods};
 use crate::policy::node::NodeIdentity;
 use crate::policy::{Policy, RoleRequest, Rules};
 
@@ -32,20 +32,9 @@ fn admin(answers: &Arc<tokio::sync::Semaphore>) -> Admin<Sts> {
     let (writer, pods) = pods();
     writer.write(|index| {
         index.apply(Pod {
-            uid: PodUid("uid".into()),
-            namespace: "shop".to_owned(),
-            name: "web".to_owned(),
-            service_account: String::new(),
             role: Some("arn:aws:iam::111122223333:role/web".to_owned()),
-            external_id: None,
-            session_name: None,
             ips: vec!["10.0.0.1".parse().unwrap()],
-            finished: false,
-            terminating: false,
-            claims_until: None,
-            host_network: false,
-            sandbox: Default::default(),
-            may_have_net_raw: false,
+            ..Pod::for_test("shop", "web")
         });
     });
     let (metrics, readiness) = (Metrics::new(), Readiness::default());
@@ -249,7 +238,7 @@ async fn sts_is_asked_once_at_a_time_and_once_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn namespaces_are_for_the_node_itself_unless_the_operator_wants_it_otherwise() {
+async fn metrics_show_namespaces_to_the_node_alone_by_default() {
     let mut admin = admin(&none());
     admin.metrics.without_token("shop", true);
     let metrics = async |admin: &Admin<Sts>, peer: &str| ask(admin, peer, Method::GET, "/metrics", &[]).await.1;

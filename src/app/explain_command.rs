@@ -19,7 +19,7 @@ use crate::policy::Policy;
 use crate::policy::node::NodeIdentity;
 
 /// The report that was asked for.
-pub async fn explain(asked: ExplainConfig) -> anyhow::Result<Report> {
+pub(crate) async fn explain(asked: ExplainConfig) -> anyhow::Result<Report> {
     let ExplainConfig { pod, asked, assume, .. } = asked;
     match asked {
         ExplainTarget::Daemon(daemon) => Ok(admin::ask(&daemon, &pod, assume).await?),

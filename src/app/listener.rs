@@ -50,7 +50,7 @@ impl PodListener {
             match handover::take(path, wanted).await {
                 Ok(Some(taken)) => {
                     bound_memory(&SockRef::from(&taken.socket));
-                    info!(path = %path.display(), "the pods' socket is taken over from the daemon that serves");
+                    info!(event = "handover-received", path = %path.display(), "took over the pods' socket from the running daemon");
                     return Ok(Self::Shared(taken));
                 }
                 Ok(None) => {}
@@ -62,7 +62,11 @@ impl PodListener {
         socket.set_reuse_port(true)?;
         bind(&socket, wanted, "--app-port").map_err(not_shared)?;
         if others {
-            warn!("another daemon listens at the app port, and its socket was not taken over; this one listens when it can serve");
+            warn!(
+                event = "handover-missing",
+                "another daemon listens on the app port and its socket was not taken over; listening once this daemon can serve; pods' \
+                 connections may fail during the switch"
+            );
             return Ok(Self::Beside(socket, wanted));
         }
         listen(&socket, wanted, "--app-port")?;
@@ -85,7 +89,7 @@ impl PodListener {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
         listen(socket, *wanted, "--app-port")?;
-        info!("nobody listens at the app port any more: this daemon does now");
+        info!(event = "app-port-acquired", "no other process listens on the app port any more; listening on it");
         *self = Self::Own(socket.try_clone()?.into());
         Ok(())
     }
@@ -120,7 +124,7 @@ impl PodListener {
             Self::Beside(..) => self.listen_when_alone().await,
             Self::Shared(taken) => {
                 taken.giver.gone().await;
-                info!("the daemon before accepts no more: this one does now");
+                info!(event = "handover-previous-daemon-gone", "the previous daemon no longer accepts connections; accepting them now");
                 Ok(())
             }
         }
@@ -128,7 +132,10 @@ impl PodListener {
 }
 
 fn not_taken(path: &Path, error: &handover::HandoverError) {
-    warn!(path = %path.display(), "--handover-socket: the pods' socket is not taken over, and this daemon makes its own: {error}");
+    warn!(
+        event = "handover-take-failed", path = %path.display(), %error,
+        "cannot take over the pods' socket through --handover-socket; opening a new socket; pods' connections may fail during the switch"
+    );
 }
 
 /// Explains why a daemon that may share its port cannot bind it.
@@ -152,14 +159,15 @@ pub(super) fn listen_for_operators(address: Option<IpAddr>, port: u16) -> anyhow
 /// The same, as soon as the daemon before, or whoever else has the port, lets go of it.
 pub(super) async fn wait_for_operators(address: Option<IpAddr>, port: u16) -> TcpListener {
     warn!(
+        event = "metrics-port-in-use",
         port,
-        "the metrics port is in use, by the daemon before this one or another program: it is tried again until it is free; \
-         rolegate probe answers meanwhile where --probe-socket is given"
+        "the previous daemon or another program uses the metrics port; retrying until it is free; with --probe-socket, 'rolegate probe' \
+         works meanwhile"
     );
     loop {
         tokio::time::sleep(LOOK_AGAIN).await;
         if let Ok(listener) = listen_for_operators(address, port) {
-            info!(port, "the metrics port is free, and taken");
+            info!(event = "metrics-port-acquired", port, "the metrics port is free; listening on it");
             return listener;
         }
     }

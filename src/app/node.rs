@@ -11,6 +11,7 @@ use tracing::{debug, error, info, warn};
 use crate::backoff::Backoff;
 use crate::credentials::AssumeRoleError;
 use crate::credentials::sts::{Aws, Sts};
+use crate::log_once::{Changes, Condition};
 use crate::policy::Policy;
 use crate::policy::discovered::ForeignAccount;
 use crate::policy::node::{KnownNode, NodeIdentity};
@@ -57,7 +58,7 @@ impl IdentitySource for Sts {
 /// daemon's own credentials. Says so when it is another. `step` is done when it is known first: before, no pod gets anything.
 pub(super) async fn follow_identity(sts: impl IdentitySource, policy: Arc<Policy>, step: ReadinessStep, readiness: Readiness) {
     let mut step = Some(step);
-    let mut told = None;
+    let mut logged = Changes::default();
     let mut account = AccountReadiness { readiness: readiness.clone(), refused: None };
     let mut trust = Trust { readiness, refused_since: None, lost: None };
     loop {
@@ -76,18 +77,37 @@ pub(super) async fn follow_identity(sts: impl IdentitySource, policy: Arc<Policy
         match &asked {
             Ok(known) => {
                 let callers = (known.caller.clone(), known.intermediate.clone());
-                if told.as_ref() == Some(&callers) {
+                if !logged.is_new(callers) {
                     debug!("the daemon's own AWS identity is the same");
                 } else {
                     if let Some(intermediate) = known.caller().filter(|caller| known.caller.as_ref() != Some(caller)) {
-                        info!(arn = intermediate.as_str(), "the role between, by which pods' roles are assumed");
+                        info!(
+                            event = "intermediate-identity",
+                            arn = intermediate.as_str(),
+                            "AWS confirmed the intermediate role's session"
+                        );
                     }
-                    info!(arn = known.caller.as_ref().map_or("", CallerIdentity::as_str), "the daemon's own AWS identity");
-                    told = Some(callers);
+                    info!(
+                        event = "own-identity",
+                        arn = known.caller.as_ref().map_or("", CallerIdentity::as_str),
+                        "AWS confirmed the daemon's own identity"
+                    );
                 }
             }
-            Err(error) if told.is_none() => warn!("the daemon's own AWS identity is not known yet: {error}"),
-            Err(error) => warn!("the daemon's own AWS identity could not be asked for anew: {error}"),
+            Err(error) if logged.is_empty() => {
+                warn!(
+                    event = "own-identity-unknown", %error,
+                    "cannot determine the daemon's own AWS identity; retrying, refusing all pods until it is known; check the daemon's AWS \
+                     credentials and its connection to STS"
+                )
+            }
+            Err(error) => {
+                warn!(
+                    event = "own-identity-renewal-failed", %error,
+                    "cannot confirm the daemon's own AWS identity; retrying, using the last known one; check the daemon's AWS credentials \
+                     and its connection to STS"
+                )
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -116,8 +136,8 @@ impl AccountReadiness {
                     partition = foreign.partition.name(),
                     identity = foreign.identity.as_str(),
                     "the metadata service names another AWS account than that of the daemon's own identity; not ready, and refusing the \
-                     roles of that account to all pods; use --base-role-arn (and --default-role) instead of --auto-discover-..., or \
-                     find out what answers at --metadata-addr"
+                     roles of that account to all pods; use --base-role-arn (and --default-role) instead of --auto-discover-..., or find \
+                     out what answers at --metadata-addr"
                 );
                 let step = before.map_or_else(|| self.readiness.step(OWN_ACCOUNT), |(_, step)| step);
                 self.refused = Some((foreign, step));
@@ -151,7 +171,7 @@ impl Trust {
             None => {
                 self.refused_since = None;
                 if let Some(step) = self.lost.take() {
-                    info!("the daemon's own AWS credentials serve again");
+                    info!(event = "own-credentials-accepted", "AWS accepts the daemon's own credentials again");
                     step.done();
                 }
             }
@@ -159,7 +179,11 @@ impl Trust {
                 let since = *self.refused_since.get_or_insert_with(Instant::now);
                 if self.lost.is_none() && since.elapsed() >= REFUSED_FOR_LONG {
                     let minutes = since.elapsed().as_secs() / 60;
-                    error!(minutes, "the daemon is not ready any more: its own AWS credentials do not serve for so long: {error}");
+                    error!(
+                        event = "own-credentials-refused", minutes, %error,
+                        "AWS has rejected the daemon's own credentials for several minutes; not ready, retrying; check the daemon's \
+                         credentials and their role"
+                    );
                     self.lost = Some(self.readiness.step(OWN_CREDENTIALS));
                 }
             }
@@ -171,7 +195,8 @@ impl Trust {
 /// Learns the role of the instance. The daemon may be another (by a token of its service account, or keys of its own):
 /// pods do not get the instance's role then either.
 pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
-    let (mut failures, mut told, mut missing) = (0_u32, false, 0_u8);
+    let mut failures = 0_u32;
+    let (known, failing, mut missing) = (Condition::default(), Condition::default(), 0_u8);
     loop {
         match aws.instance_role().await {
             // While a profile is replaced there is none for a moment. What was known is refused to pods until there
@@ -181,11 +206,17 @@ pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
                 tokio::time::sleep(NO_ROLE_AGAIN).await;
             }
             Ok(role) => {
-                if node.set_instance_role(role.clone()) || !told {
-                    info!(role = role.as_ref().map_or("none", |role| role.as_str()), "the role of this instance");
+                let is_another = node.set_instance_role(role.clone());
+                if known.begins() || is_another {
+                    info!(
+                        event = "instance-role",
+                        role = role.as_ref().map_or("none", |role| role.as_str()),
+                        "read the role of this instance from the metadata service"
+                    );
                 }
                 let again = if role.is_some() { INSTANCE_ROLE_KNOWN } else { NO_ROLE_AGAIN };
-                (failures, told) = (0, true);
+                failures = 0;
+                failing.ends();
                 if role.is_some() {
                     missing = 0;
                 }
@@ -193,8 +224,12 @@ pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
             }
             Err(error) => {
                 // Nothing is wrong with a node that is not on EC2, or that keeps its daemon from the metadata service.
-                if failures == 0 {
-                    info!("{error}")
+                if failing.begins() {
+                    info!(
+                        event = "instance-role-unknown", %error,
+                        "cannot read the role of this instance; retrying; this is normal on a node that is not on EC2, or if the daemon \
+                         cannot reach the metadata service"
+                    )
                 } else {
                     debug!("{error}")
                 }

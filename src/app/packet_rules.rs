@@ -55,7 +55,13 @@ impl PacketRules {
             return Ok(None);
         }
         let turn = Ownership::take()
-            .inspect_err(|error| warn!(%error, "other daemons of this node cannot be told from this one, by sockets' names"))
+            .inspect_err(|error| {
+                warn!(
+                    event = "ownership-unavailable", %error,
+                    "cannot create the socket by which daemons of this node find each other; keeping the packet rules in place when this \
+                     daemon stops"
+                )
+            })
             .ok()
             .map(Arc::new);
         let backend = Arc::new(SelectedBackend::choose(redirect.backend, &redirect.interfaces).await?);
@@ -92,8 +98,9 @@ impl PacketRules {
         let found = self.reconciler.reconcile_during(addresses(redirect, bound, &kube, node)).await?;
         if found.ipv6.is_none() {
             info!(
-                "requests to the metadata service's IPv6 address are rejected: no IPv6 address of this node is known; \
-                 add it to --host-ip if pods are to be served there"
+                event = "ipv6-not-served",
+                "no IPv6 address of this node is known; rejecting requests to the IPv6 address of the metadata service; to serve pods \
+                 there, add the address to --host-ip"
             );
         }
         let targets = Targets {
@@ -106,7 +113,11 @@ impl PacketRules {
         step.done();
         let removed = self.backend.tidy().await;
         if !removed.is_empty() {
-            info!(removed = removed.join("; "), "packet rules of ours that another backend had put in place are removed");
+            info!(
+                event = "other-backend-removed",
+                removed = removed.join("; "),
+                "removed the packet rules that rolegate had placed with another backend"
+            );
         }
         Ok(self.reconciler)
     }
@@ -117,15 +128,37 @@ impl Leaving {
     pub(super) async fn remove(self) {
         match self.turn.as_ref().map(|turn| turn.leave()) {
             Some(Ok(false)) => {}
-            Some(Ok(true)) => return info!("the packet rules stay: another daemon runs on this node"),
-            Some(Err(error)) => return warn!(%error, "the packet rules stay: whether another daemon runs on this node is not known"),
-            None => return warn!("the packet rules stay: whether another daemon runs on this node is not known"),
+            Some(Ok(true)) => {
+                return info!(event = "rules-kept", "another rolegate daemon runs on this node; leaving the packet rules in place");
+            }
+            Some(Err(error)) => {
+                return warn!(
+                    event = "rules-kept-unsure", %error,
+                    "cannot determine whether another rolegate daemon runs on this node; leaving the packet rules in place; to remove \
+                     them, run 'rolegate redirect remove'"
+                );
+            }
+            None => {
+                return warn!(
+                    event = "rules-kept-unsure",
+                    "cannot determine whether another rolegate daemon runs on this node; leaving the packet rules in place; to remove \
+                     them, run 'rolegate redirect remove'"
+                );
+            }
         }
         match self.backend.remove().await {
             Ok(removed) => {
-                warn!(removed = removed.join("; "), "the packet rules are removed: pods reach the real metadata service from now on")
+                warn!(
+                    event = "rules-removed",
+                    removed = removed.join("; "),
+                    "removed the packet rules because of --redirect-on-exit=remove; pods can reach the real metadata service from now on"
+                )
             }
-            Err(error) => error!("the packet rules could not be removed: {error}"),
+            Err(error) => error!(
+                event = "rules-removal-failed", %error,
+                "cannot remove the packet rules; pods' metadata requests are refused while no daemon runs; to remove the rules, run \
+                 'rolegate redirect remove'"
+            ),
         }
     }
 }
@@ -134,11 +167,16 @@ impl Leaving {
 pub(super) fn warn_of_missing(interfaces: &[InterfaceMatch]) {
     for InterfaceMatch { name, negated } in redirect::without_interface(interfaces) {
         if *negated {
-            warn!("--host-interface=!{name}: no interface of this node has that name now, so none is left out of the packet rules");
+            warn!(
+                event = "excluded-interface-missing", interface = %name,
+                "no interface of this node matches this exception of --host-interface; the packet rules apply to every interface until one \
+                 does; check its name"
+            );
         } else {
             warn!(
-                "--host-interface={name}: no interface of this node has such a name now; until one has, requests are rejected that come in \
-                 on others"
+                event = "host-interface-missing", interface = %name,
+                "no interface of this node matches this --host-interface; rejecting metadata requests from other interfaces; check the \
+                 name if pods' interfaces already exist"
             );
         }
     }
@@ -201,7 +239,11 @@ async fn addresses(redirect: &RedirectConfig, bound: SocketAddr, kube: &Client, 
             }
             Err(NodeError::Refused(reason)) => break reason,
             Err(NodeError::NotReached(reason)) => {
-                warn!("the packet rules wait for this node's address: {reason}; --host-ip makes the question unnecessary");
+                warn!(
+                    event = "node-address-unavailable", %reason,
+                    "cannot read this node's address from the Kubernetes API; retrying, placing the packet rules when it is known; to do \
+                     without the API, set --host-ip"
+                );
                 tokio::time::sleep(ASK_AGAIN).await;
             }
         }

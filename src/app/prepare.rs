@@ -68,7 +68,7 @@ pub(super) async fn prepare(
     if !policy.allows_default_role() {
         bail!("--default-role is not among --allowed-roles: every pod without a role would be refused; add it, or leave it out");
     }
-    info!(region = aws.region(), "STS of this region is used");
+    info!(event = "sts-region", region = aws.region(), "using the STS endpoint of this region");
     let policy = Arc::new(policy);
     let of_sts = &config.sessions;
     let limits = StsLimits { rate: of_sts.rate, max_rate: of_sts.max_rate, concurrency: of_sts.concurrency };
@@ -101,12 +101,20 @@ pub(super) async fn prepare(
     if let Some(file) = &key_file
         && let Err(error) = tokens.sync(file)
     {
-        warn!("session tokens end with this process, until this is mended: {error}");
+        warn!(
+            event = "token-key-file-unavailable", %error,
+            "cannot use --token-key-file; retrying, using keys that end with this process; until this is fixed, clients need new session \
+             tokens after a restart"
+        );
     }
     let proxy = Proxy::new(settings, pods, sessions, tokens.clone(), clock, metrics.clone(), events);
     let metadata = proxy.values();
     if config.server.accept_direct {
-        warn!("--accept-direct-connections is on: whoever reaches the app port from a pod's address is served; not for a node");
+        warn!(
+            event = "direct-connections-accepted",
+            "--accept-direct-connections is on; serving every client that connects to the app port from a pod's address; do not use this \
+             flag on a node"
+        );
     }
     let server = Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone(), record);
     Ok(Prepared { server, refresh, sts, aws, node, policy, tokens, key_file, metadata })
@@ -116,7 +124,7 @@ pub(super) async fn load_aws(config: &Config) -> Result<Aws, AwsError> {
     let session = SessionName::derived_from(&format!("rolegate-{}", config.pods.node));
     let intermediate = config.sessions.intermediate.as_ref().map(|role| (role, &session));
     if let Some((role, _)) = intermediate {
-        info!(%role, "pods' roles are assumed by this one");
+        info!(event = "intermediate-role", %role, "assuming pods' roles through the intermediate role of --assume-role-arn");
     }
     Aws::load(&config.metadata.address, config.sessions.timeout, intermediate).await
 }
@@ -136,7 +144,7 @@ pub(super) async fn rules(aws: Option<&Aws>, config: &Config, node: &NodeIdentit
     };
     node.set_instance_role(instance_role.clone());
     if let Some(base) = &base {
-        info!(base = base.as_str(), "short role names are completed");
+        info!(event = "base-role", base = base.as_str(), "completing short role names with this base ARN");
     }
     let default_role = match &roles.default {
         DefaultRole::None => None,
@@ -150,7 +158,11 @@ pub(super) async fn rules(aws: Option<&Aws>, config: &Config, node: &NodeIdentit
         }
     };
     if let (DefaultRole::NodeRole, Some(role)) = (&roles.default, &default_role) {
-        warn!(%role, "--auto-discover-default-role: every pod without a role gets the node's own");
+        warn!(
+            event = "node-role-is-default", %role,
+            "--auto-discover-default-role gives the node's own role to every pod without a role; prefer --default-role with a role of few \
+             permissions"
+        );
     }
     Ok(Rules {
         base,

@@ -15,7 +15,7 @@ use crate::redirect::status::{NodeObservation, StatusReport, tell};
 use crate::redirect::{self, Backend as _, RedirectError, conntrack, legacy_rules, nftables, ownership};
 
 /// Does what is asked, and says in words what was done or found.
-pub async fn redirect(command: RedirectCommand) -> anyhow::Result<StatusReport> {
+pub(crate) async fn redirect(command: RedirectCommand) -> anyhow::Result<StatusReport> {
     let lines = match command.action {
         Action::Install => install(&command).await?,
         Action::Remove if command.peers => remove_of_peers().await?,

@@ -10,14 +10,14 @@ use super::source::SettingSource;
 use super::{Config, ConfigError, DEFAULT_METRICS_PORT};
 
 /// The name of the argument that names the pod.
-pub const POD: &str = "NAMESPACE/POD";
+pub(crate) const POD: &str = "NAMESPACE/POD";
 
 /// The longest name of an object (Kubernetes documentation, "Object Names and IDs").
 const MAX_NAME: usize = 253;
 
 /// A pod's namespace and name, each in the form that Kubernetes lets them have.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PodReference {
+pub(crate) struct PodReference {
     namespace: String,
     name: String,
 }
@@ -25,11 +25,11 @@ pub struct PodReference {
 /// Why a text names no pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected NAMESPACE/POD, such as shop/web-0: names of lower-case letters, digits, - and .")]
-pub struct NotAPodName;
+pub(crate) struct NotAPodName;
 
 impl PodReference {
     /// The two names, where they may be such.
-    pub fn new(namespace: &str, name: &str) -> Result<Self, NotAPodName> {
+    pub(crate) fn new(namespace: &str, name: &str) -> Result<Self, NotAPodName> {
         let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'.');
         let is_name = |text: &str| (1..=MAX_NAME).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with(['.', '-']);
         if !is_name(namespace) || !is_name(name) {
@@ -39,12 +39,12 @@ impl PodReference {
     }
 
     /// The namespace.
-    pub fn namespace(&self) -> &str {
+    pub(crate) fn namespace(&self) -> &str {
         &self.namespace
     }
 
     /// The pod's name in it.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 }
@@ -66,7 +66,7 @@ impl fmt::Display for PodReference {
 
 /// Who is asked.
 #[derive(Debug)]
-pub enum ExplainTarget {
+pub(crate) enum ExplainTarget {
     /// The daemon whose metrics port this is, over plain HTTP.
     Daemon(Authority),
     /// The Kubernetes API; what it says is decided by the settings given to this command.
@@ -75,7 +75,7 @@ pub enum ExplainTarget {
 
 /// What the Kubernetes API is asked by.
 #[derive(Debug)]
-pub struct Cluster {
+pub(crate) struct Cluster {
     /// The settings to decide by. The node's name may be empty.
     pub config: Config,
     /// The node that was named on the command line.
@@ -84,7 +84,7 @@ pub struct Cluster {
 
 /// The form of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Output {
+pub(crate) enum Output {
     /// For people.
     Text,
     /// For programs: one JSON object.
@@ -93,7 +93,7 @@ pub enum Output {
 
 /// What `rolegate explain` is asked.
 #[derive(Debug)]
-pub struct ExplainConfig {
+pub(crate) struct ExplainConfig {
     /// About this pod.
     pub pod: PodReference,
     /// Who is asked.
@@ -108,7 +108,7 @@ impl ExplainConfig {
     /// What flags and environment ask. Where the API's address stands on the command line, the API is asked; else the
     /// daemon: in its own container, its variables are there for its own sake, and those that do not say how to ask it are not
     /// read.
-    pub fn from_source(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+    pub(crate) fn from_source(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut source = SettingSource::new(matches, env);
         let text = matches.get_one::<String>(POD).map_or("", String::as_str);
         let pod = match text.parse() {

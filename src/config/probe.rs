@@ -8,11 +8,11 @@ use super::ConfigError;
 use super::source::SettingSource;
 
 /// The name of the argument that says what is asked.
-pub const QUESTION: &str = "QUESTION";
+pub(crate) const QUESTION: &str = "QUESTION";
 
 /// What a daemon can be asked by its probe socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProbeQuestion {
+pub(crate) enum ProbeQuestion {
     /// Whether this node's pods can be served.
     Ready,
     /// Whether the process answers.
@@ -21,10 +21,10 @@ pub enum ProbeQuestion {
 
 impl ProbeQuestion {
     /// The words for them.
-    pub const NAMES: [(&str, ProbeQuestion); 2] = [("ready", ProbeQuestion::Ready), ("live", ProbeQuestion::Live)];
+    pub(crate) const NAMES: [(&str, ProbeQuestion); 2] = [("ready", ProbeQuestion::Ready), ("live", ProbeQuestion::Live)];
 
     /// The page that answers it.
-    pub fn path(self) -> &'static str {
+    pub(crate) fn path(self) -> &'static str {
         match self {
             Self::Ready => "/readyz",
             Self::Live => "/healthz",
@@ -34,7 +34,7 @@ impl ProbeQuestion {
 
 /// What `rolegate probe` is asked.
 #[derive(Debug)]
-pub struct ProbeConfig {
+pub(crate) struct ProbeConfig {
     /// Where the daemon listens.
     pub socket: PathBuf,
     /// What it is asked.
@@ -43,7 +43,7 @@ pub struct ProbeConfig {
 
 impl ProbeConfig {
     /// What arguments and environment ask.
-    pub fn from_source(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+    pub(crate) fn from_source(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut source = SettingSource::new(matches, env);
         let word = matches.get_one::<String>(QUESTION).map_or("ready", String::as_str);
         let question = ProbeQuestion::NAMES.iter().find(|(name, _)| *name == word).map(|(_, question)| *question);

@@ -7,7 +7,7 @@ use super::{ConfigError, DEFAULT_APP_PORT, RedirectBackend, RedirectConfig, read
 
 /// What is done with the packet rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// They are put in place.
     Install,
     /// They are taken away.
@@ -20,7 +20,7 @@ pub enum Action {
 
 /// What `rolegate redirect` is to do.
 #[derive(Clone, Debug)]
-pub struct RedirectCommand {
+pub(crate) struct RedirectCommand {
     /// What.
     pub action: Action,
     /// The rules, as the daemon would be told.
@@ -39,7 +39,7 @@ pub struct RedirectCommand {
 
 impl Action {
     /// Every one, by the name of its subcommand.
-    pub const ALL: [(&'static str, Self); 4] =
+    pub(crate) const ALL: [(&'static str, Self); 4] =
         [("install", Self::Install), ("remove", Self::Remove), ("status", Self::Status), ("render", Self::Render)];
 }
 
@@ -48,7 +48,7 @@ impl RedirectCommand {
     ///
     /// # Errors
     /// Every mistake in them.
-    pub fn from_source(action: Action, matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+    pub(crate) fn from_source(action: Action, matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut source = SettingSource::new(matches, env);
         let mut redirect = read::redirect(&mut source);
         if !source.is_given("redirect") {

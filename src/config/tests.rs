@@ -415,7 +415,7 @@ fn sessions_last_from_15_minutes_to_12_hours() {
 }
 
 #[test]
-fn sessions_that_sdks_renew_all_the_time_are_warned_of_however_they_are_said() {
+fn short_sessions_are_warned_of_whichever_flag_sets_them() {
     for (argument, short) in [
         ("--session-duration=15m", true),
         ("--session-duration=2999s", true),
@@ -648,7 +648,7 @@ fn the_metadata_service_is_a_host_and_a_port() {
 }
 
 #[test]
-fn where_the_sdk_has_no_metadata_service_pods_have_none_unless_its_address_is_given() {
+fn pods_have_no_metadata_service_if_the_sdk_has_none_and_no_address() {
     let disabled = |arguments: &[&str]| {
         let mut all = vec!["--node=node-a"];
         all.extend(arguments);

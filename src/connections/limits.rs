@@ -19,7 +19,7 @@ use crate::shares::{Displaced, Full, Network, Shares};
 
 mod slot;
 
-pub use slot::Closing;
+pub(crate) use slot::Closing;
 use slot::{BUSY, DISPLACED, IDLE_GRACE, MADE_ROOM, Slot};
 
 /// The number of connections that a source may have even when most places are taken.
@@ -29,7 +29,7 @@ const WAIT: Duration = Duration::from_secs(1);
 
 /// How many connections there may be.
 #[derive(Clone, Copy, Debug)]
-pub struct ConnectionSettings {
+pub(crate) struct ConnectionSettings {
     /// Of all pods together, and one more for each namespace that has none when these are taken.
     pub all: usize,
     /// Of one pod.
@@ -46,7 +46,7 @@ pub struct ConnectionSettings {
 
 /// How many connections may be open; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct ConnectionLimits(Arc<SharedLimits>);
+pub(crate) struct ConnectionLimits(Arc<SharedLimits>);
 
 #[derive(Debug)]
 struct SharedLimits {
@@ -88,7 +88,7 @@ struct ConnectionWaiter {
 
 /// The decision about a new connection.
 #[derive(Debug)]
-pub enum Admitted {
+pub(crate) enum Admitted {
     /// It is open.
     Open(ConnectionPermit),
     /// It waits for a place.
@@ -99,14 +99,14 @@ pub enum Admitted {
 
 /// The right to be open, or to wait, until dropped.
 #[derive(Debug)]
-pub struct ConnectionPermit {
+pub(crate) struct ConnectionPermit {
     shared: Arc<SharedLimits>,
     slot: Arc<Slot>,
 }
 
 /// A connection that waits for a place.
 #[derive(Debug)]
-pub struct ConnectionWait {
+pub(crate) struct ConnectionWait {
     permit: ConnectionPermit,
     granted: oneshot::Receiver<()>,
     limit: Limit,
@@ -116,7 +116,7 @@ impl ConnectionLimits {
     /// Creates limits with these settings. The last quarter of all places is reserved for sources with fewer than four
     /// connections, and the last eighth for namespaces with less than a sixteenth of all places. A namespace without any
     /// connection always gets one, beyond the limit if need be.
-    pub fn new(settings: ConnectionSettings) -> Self {
+    pub(crate) fn new(settings: ConnectionSettings) -> Self {
         let state = LimitsState {
             next: 0,
             all: 0,
@@ -130,7 +130,7 @@ impl ConnectionLimits {
 
     /// Decides about a new connection. `who` returns who has an address by now: one that was unknown when it connected may
     /// have become a pod's. It is called without a lock.
-    pub fn admit(&self, source: &Source, who: impl Fn(IpAddr) -> Source) -> Admitted {
+    pub(crate) fn admit(&self, source: &Source, who: impl Fn(IpAddr) -> Source) -> Admitted {
         let mut state = self.0.lock();
         let slot = Arc::new(Slot::new(state.next, self.0.now()));
         state.next += 1;
@@ -177,7 +177,8 @@ impl ConnectionLimits {
     }
 
     /// How many connections wait for a place.
-    pub fn waiting(&self) -> usize {
+    #[cfg(test)]
+    fn waiting(&self) -> usize {
         self.0.waiting.load(Ordering::Relaxed)
     }
 }
@@ -355,7 +356,7 @@ impl LimitsState {
 
 impl ConnectionWait {
     /// Waits for a place, or returns the limit that prevented it.
-    pub async fn place(self) -> Result<ConnectionPermit, Limit> {
+    pub(crate) async fn place(self) -> Result<ConnectionPermit, Limit> {
         let Self { permit, mut granted, limit } = self;
         // A connection that was not idle for long enough before may be now.
         match tokio::time::timeout(IDLE_GRACE, &mut granted).await {
@@ -371,12 +372,12 @@ impl ConnectionWait {
 
 impl ConnectionPermit {
     /// Whether the address belonged to no known pod.
-    pub fn is_unknown(&self) -> bool {
+    pub(crate) fn is_unknown(&self) -> bool {
         self.slot.key.get().is_none()
     }
 
     /// Counts the connection for its pod, which has become known. It stays open even if the pod is at its limit.
-    pub fn settle(&self, source: &Source) {
+    pub(crate) fn settle(&self, source: &Source) {
         let Ok(key) = source.key() else { return };
         let mut state = self.shared.lock();
         let id = self.slot.id;
@@ -386,13 +387,13 @@ impl ConnectionPermit {
     }
 
     /// A request has arrived.
-    pub fn request_begins(&self) {
+    pub(crate) fn request_begins(&self) {
         self.slot.begin();
     }
 
     /// Records that the request was answered. Returns whether the connection should end with that response, because another one
     /// waits for its place.
-    pub fn request_ends(&self) -> bool {
+    pub(crate) fn request_ends(&self) -> bool {
         self.slot.end(self.shared.now());
         self.shared.waiting.load(Ordering::Relaxed) > 0 && self.is_waited_for()
     }
@@ -409,7 +410,7 @@ impl ConnectionPermit {
     }
 
     /// Completes when the daemon should end the connection.
-    pub async fn closing(&self) -> Closing {
+    pub(crate) async fn closing(&self) -> Closing {
         self.slot.closing().await
     }
 

@@ -23,7 +23,7 @@ const FEW_LATELY: f64 = 8.0;
 /// All unknown networks together have twice that rate, and each of them no more than a known source. The last quarter is reserved
 /// for networks that have hardly connected recently.
 #[derive(Debug)]
-pub struct Rates {
+pub(crate) struct Rates {
     rate: Rate,
     common: Rate,
     known: Mutex<Buckets<SourceKey>>,
@@ -82,7 +82,7 @@ impl Rate {
 
 impl Rates {
     /// Creates rates of so many a second for each source.
-    pub fn new(per_second: u32) -> Self {
+    pub(crate) fn new(per_second: u32) -> Self {
         let per_second = f64::from(per_second);
         let rate = |times: f64| Rate { per_second: times * per_second, burst: times * 2.0 * per_second };
         Self { rate: rate(1.0), common: rate(2.0), known: Mutex::default(), unknown: Mutex::default() }
@@ -90,7 +90,7 @@ impl Rates {
 
     /// Returns whether this source may connect now, or which limit it exceeds. Counts the connection if it may. The node itself
     /// may always connect.
-    pub fn admits(&self, source: &Source) -> Result<(), Limit> {
+    pub(crate) fn admits(&self, source: &Source) -> Result<(), Limit> {
         match source.key() {
             Ok(SourceKey::Node) => Ok(()),
             Ok(key) => self.admits_known(key),
@@ -129,7 +129,7 @@ impl Rates {
 
     /// Returns how long a request of this source must wait. Counts it at once, so that the next one waits longer. The node itself
     /// never waits.
-    pub fn delay(&self, source: &Source) -> Duration {
+    pub(crate) fn delay(&self, source: &Source) -> Duration {
         let now = Instant::now();
         match source.key() {
             Ok(SourceKey::Node) => Duration::ZERO,
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn invented_addresses_have_one_rate_together_and_leave_the_last_quarter_to_others() {
+    async fn invented_addresses_share_one_rate_and_leave_a_quarter_to_others() {
         let rates = Rates::new(100);
         let flood = |network: u128| (0..1100).filter(|last| rates.admits(&unknown((network << 64) + last)).is_ok()).count();
         assert_eq!(flood(1), 200, "a network has no more than a pod");
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_remembered_of_sources_is_bounded_and_the_quiet_ones_are_forgotten() {
+    async fn the_record_of_sources_is_bounded_and_forgets_the_quiet_ones() {
         let rates = Rates::new(1000);
         for network in 0..2 * MAX_BUCKETS as u128 {
             let _ = rates.admits(&unknown(network << 64));

@@ -11,7 +11,7 @@ use crate::shares::turned_away::{Recent, TurnedAway};
 
 /// A limit of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Limit {
+pub(crate) enum Limit {
     /// The number of connections of all sources together.
     All,
     /// The last places, which are reserved for sources with few connections.
@@ -32,7 +32,7 @@ pub enum Limit {
 
 /// A port that has limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Port {
+pub(crate) enum Port {
     /// The pods' one.
     Metadata,
     /// The operators' one.
@@ -41,7 +41,7 @@ pub enum Port {
 
 impl Limit {
     /// The stable name: a metric's label.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::All => "limit",
             Self::Room => "room",
@@ -93,7 +93,7 @@ impl Port {
 
 /// Connections of one source that one limit closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bite {
+pub(crate) struct Bite {
     /// Where.
     pub port: Port,
     /// Which limit.
@@ -114,20 +114,22 @@ impl std::fmt::Display for Bite {
 
 /// The record; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct ConnectionRecord(Arc<Mutex<TurnedAway<(Who, Port, Limit)>>>);
+pub(crate) struct ConnectionRecord(Arc<Mutex<TurnedAway<(Who, Port, Limit)>>>);
 
 /// All unknown addresses share one entry, because forged addresses could fill the record and the log.
 type Who = Option<SourceKey>;
 
 impl ConnectionRecord {
     /// Records that a limit closed a connection of this source, and logs it, at most once a minute for the same limit and source.
-    pub fn closed(&self, source: &Source, port: Port, limit: Limit) {
+    pub(crate) fn closed(&self, source: &Source, port: Port, limit: Limit) {
         let Some(connections) = self.note(source, port, limit) else { return };
         let (limit, advice, port) = (limit.name(), limit.advice(port), port.name());
         match source {
             Source::Pod(pod) => {
-                warn!(event = "connection-limit", port, limit, namespace = %pod.namespace, pod = %pod.name, connections,
-                    "closed connections of a pod: {advice}");
+                warn!(
+                    event = "connection-limit", port, limit, namespace = %pod.namespace, pod = %pod.name, connections,
+                    "closed connections of a pod: {advice}"
+                );
             }
             Source::Disputed(ip) => {
                 warn!(event = "connection-limit", port, limit, source = %ip, connections, "closed connections: {advice}");
@@ -146,7 +148,7 @@ impl ConnectionRecord {
 
     /// Returns which limits closed connections of this pod recently, the latest first. Those that were counted for its addresses are
     /// among them.
-    pub fn of(&self, pod: &Pod) -> Vec<Bite> {
+    pub(crate) fn of(&self, pod: &Pod) -> Vec<Bite> {
         let is_of_pod = |key: &SourceKey| match key {
             SourceKey::Pod(uid) => *uid == pod.uid,
             SourceKey::Disputed(ip) => pod.ips.contains(ip),

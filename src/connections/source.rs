@@ -8,7 +8,7 @@ use crate::shares::Network;
 
 /// The source of a connection.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Source {
+pub(crate) enum Source {
     /// A pod of this node. All its addresses count together.
     Pod(Arc<Pod>),
     /// An address that several pods of this node claim, or whose claim contradicts what the node sees, or has yet to be compared
@@ -30,12 +30,12 @@ pub(super) enum SourceKey {
 
 impl Source {
     /// An address that belongs to no known pod, counted by what it tells itself.
-    pub fn unknown(ip: IpAddr) -> Self {
+    pub(crate) fn unknown(ip: IpAddr) -> Self {
         Self::Unknown(ip, ip.into())
     }
 
     /// Returns the source behind an address, from what is known about the address.
-    pub fn of(ip: IpAddr, lookup: Lookup) -> Self {
+    pub(crate) fn of(ip: IpAddr, lookup: Lookup) -> Self {
         match lookup {
             Lookup::Found(pod, _) | Lookup::Unreadable(pod) => Self::Pod(pod),
             // The client may not be the pod, so it must not use up the pod's budget.
@@ -46,7 +46,7 @@ impl Source {
 
     /// Returns the source behind an address, from what [`Pods::at_once`](crate::pods::Pods::at_once) returns. While the kernel has
     /// to be asked whether the address is still its pod's, the address counts for itself.
-    pub fn at_once(ip: IpAddr, lookup: Result<Lookup, Lookup>) -> Self {
+    pub(crate) fn at_once(ip: IpAddr, lookup: Result<Lookup, Lookup>) -> Self {
         match lookup {
             Ok(lookup) => Self::of(ip, lookup),
             Err(Lookup::Unknown) => Self::unknown(ip),
@@ -55,7 +55,7 @@ impl Source {
     }
 
     /// The namespace, where the source is a pod; otherwise empty.
-    pub fn namespace(&self) -> &str {
+    pub(crate) fn namespace(&self) -> &str {
         match self {
             Self::Pod(pod) => &pod.namespace,
             Self::Disputed(_) | Self::Node | Self::Unknown(..) => "",
@@ -63,7 +63,7 @@ impl Source {
     }
 
     /// Whether the source belongs to no known pod, and is behind the port of one pod.
-    pub fn is_behind_port(&self) -> bool {
+    pub(crate) fn is_behind_port(&self) -> bool {
         matches!(self, Self::Unknown(_, Network::Port(_)))
     }
 
@@ -82,21 +82,6 @@ impl Source {
 impl Source {
     /// A pod of this name in this namespace.
     pub(crate) fn pod(namespace: &str, name: &str) -> Self {
-        Self::Pod(Arc::new(Pod {
-            uid: PodUid(format!("{namespace}/{name}").into()),
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            service_account: String::new(),
-            role: None,
-            external_id: None,
-            session_name: None,
-            ips: Vec::new(),
-            finished: false,
-            terminating: false,
-            claims_until: None,
-            host_network: false,
-            sandbox: Default::default(),
-            may_have_net_raw: false,
-        }))
+        Self::Pod(Arc::new(Pod::for_test(namespace, name)))
     }
 }

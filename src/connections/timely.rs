@@ -17,7 +17,7 @@ const UNREAD_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A stream that fails when what was written to it could not be flushed in time.
 #[derive(Debug)]
-pub struct Timely<S> {
+pub(crate) struct Timely<S> {
     stream: S,
     timeout: Duration,
     /// Runs from the first write that blocks until the next flush, however little the peer reads meanwhile.
@@ -26,7 +26,7 @@ pub struct Timely<S> {
 
 impl Timely<TcpStream> {
     /// Wraps a connection whose peer must read a response within `timeout`.
-    pub fn connection(stream: TcpStream, timeout: Duration) -> Self {
+    pub(crate) fn connection(stream: TcpStream, timeout: Duration) -> Self {
         if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_TIMEOUT)) {
             debug!(%error, "cannot set TCP_USER_TIMEOUT on a connection");
         }
@@ -38,7 +38,7 @@ impl Timely<TcpStream> {
 
 impl<S> Timely<S> {
     /// Wraps a stream other than TCP.
-    pub fn new(stream: S, timeout: Duration) -> Self {
+    pub(crate) fn new(stream: S, timeout: Duration) -> Self {
         Self { stream, timeout, late: None }
     }
 

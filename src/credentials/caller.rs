@@ -7,7 +7,7 @@ use crate::pods::{Pod, PodUid};
 
 /// A pod, as the queue for STS identifies it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
+pub(crate) struct Caller {
     /// Its UID.
     pub uid: PodUid,
     /// Its namespace.
@@ -18,7 +18,7 @@ pub struct Caller {
 
 impl Caller {
     /// The pod as a caller.
-    pub fn of(pod: &Pod) -> Arc<Self> {
+    pub(crate) fn of(pod: &Pod) -> Arc<Self> {
         Arc::new(Self { uid: pod.uid.clone(), namespace: pod.namespace.as_str().into(), name: pod.name.as_str().into() })
     }
 }

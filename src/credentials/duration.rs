@@ -50,8 +50,11 @@ impl Durations {
             Err(AssumeRoleError::Invalid { message }) if message.contains(TOO_LONG) => {
                 let known = self.lock().insert(role.clone(), Instant::now() + REMEMBERED);
                 if known.is_none() {
-                    warn!(%role, "sessions of this role last 1 hour, not what --session-duration asks for: {message}; raise the role's \
-                        maximum session duration, or lower --session-duration (with --assume-role-arn it is 1 hour always)");
+                    warn!(
+                        event = "session-duration-limited", %role, error = message,
+                        "STS limits sessions of this role to 1 hour; using sessions of 1 hour; to get --session-duration, raise the role's \
+                         maximum session duration (role chaining with --assume-role-arn always limits it to 1 hour)"
+                    );
                 }
                 Err(AssumeRoleError::TooLong { message })
             }

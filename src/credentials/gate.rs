@@ -19,6 +19,7 @@ use super::AssumeRoleError;
 use super::caller::Caller;
 use super::not_asked::NotAsked;
 use crate::backoff::spread;
+use crate::log_once::EachDigest;
 use crate::metrics::Metrics;
 use crate::role::RoleArn;
 
@@ -38,6 +39,10 @@ use queue::{CallQueue, NextReason, PLACES_OF_NAMESPACE, QueuedCall};
 const AHEAD: f64 = 0.75;
 /// The pause before a prefetch for which the queue had no place is retried, minus a jitter of up to a quarter.
 const QUEUE_WAS_FULL: Duration = Duration::from_secs(10);
+/// The time between two log lines about the same pod or namespace.
+const QUIET: Duration = Duration::from_secs(60);
+/// The most pods and namespaces whose lines are remembered.
+const MAX_LOGGED: usize = 1024;
 
 /// The gate; cheap to clone.
 #[derive(Clone, Debug)]
@@ -47,6 +52,8 @@ pub(super) struct Gate(Arc<GateInner>);
 struct GateInner {
     metrics: Metrics,
     state: Mutex<GateState>,
+    /// The pods and namespaces that were logged.
+    logged: EachDigest,
 }
 
 /// The result of a turn: a permit for one request to STS, or why there is none.
@@ -178,7 +185,7 @@ impl Gate {
             next_ticket: 0,
             timer: None,
         };
-        Self(Arc::new(GateInner { metrics, state: Mutex::new(state) }))
+        Self(Arc::new(GateInner { metrics, state: Mutex::new(state), logged: EachDigest::new(QUIET, MAX_LOGGED) }))
     }
 
     /// Takes a place in the queue. The receiver gets the turn, or learns that the place was withdrawn.
@@ -251,7 +258,7 @@ impl Gate {
         let Some(caller) = caller else { return };
         // A full queue concerns the namespace, which may have many pods.
         let subject = if why == NotAsked::QueueFull { &caller.namespace } else { &caller.uid.0 };
-        if self.lock().allowances.is_log_due(subject, Instant::now()) {
+        if self.0.logged.is_due(subject) {
             warn!(
                 event = "sts-request-turned-away",
                 namespace = &*caller.namespace,

@@ -5,7 +5,6 @@
 //! names; the SDKs' variables for FIPS, dual-stack and other endpoints count.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
@@ -34,6 +33,7 @@ use super::duration::Durations;
 use super::identity::Inquiry;
 use super::{AssumeRole, AssumeRoleError, CHECK_ENDPOINT, Credentials, StsOfNode};
 use crate::clock::Clock;
+use crate::log_once::Condition;
 use crate::metrics::Metrics;
 use crate::policy::node::{KnownNode, NodeIdentity};
 use crate::policy::{self, RoleRequest};
@@ -62,7 +62,7 @@ const INSTANCE_ROLE: &str = "/latest/meta-data/iam/security-credentials/";
 
 /// AWS as the daemon itself sees it.
 #[derive(Clone, Debug)]
-pub struct Aws {
+pub(crate) struct Aws {
     /// By the daemon's own credentials.
     config: SdkConfig,
     /// By those of the role between, where there is one: it assumes the pods'.
@@ -72,7 +72,7 @@ pub struct Aws {
 
 /// Why the daemon does not know what it needs of AWS.
 #[derive(Debug, thiserror::Error)]
-pub enum AwsError {
+pub(crate) enum AwsError {
     /// No region anywhere.
     #[error("no AWS region: set AWS_REGION, or let the daemon reach the metadata service at {0}")]
     NoRegion(String),
@@ -103,7 +103,11 @@ impl Aws {
     /// Loads region, endpoints and the credentials chain. `metadata_addr` is `host` or `host:port`,
     /// `timeout` the time of all attempts together, `between` the role that pods' roles are assumed by, if not by the daemon's
     /// own, and its session's name.
-    pub async fn load(metadata_addr: &str, timeout: Duration, intermediate: Option<(&RoleArn, &SessionName)>) -> Result<Self, AwsError> {
+    pub(crate) async fn load(
+        metadata_addr: &str,
+        timeout: Duration,
+        intermediate: Option<(&RoleArn, &SessionName)>,
+    ) -> Result<Self, AwsError> {
         let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
         let provider = ProviderConfig::default().with_http_client(http.clone());
         let metadata = imds::Client::builder()
@@ -147,12 +151,12 @@ impl Aws {
     }
 
     /// The region in use.
-    pub fn region(&self) -> &str {
+    pub(crate) fn region(&self) -> &str {
         self.config.region().map_or("", |region| region.as_ref())
     }
 
     /// STS. Who the daemon is to it is told to `node`, once that is known.
-    pub fn sts(&self, clock: Clock, node: NodeIdentity, metrics: Metrics) -> Sts {
+    pub(crate) fn sts(&self, clock: Clock, node: NodeIdentity, metrics: Metrics) -> Sts {
         let endpoint = Endpoint::default();
         let own = |config: &SdkConfig, intermediate: Option<&RoleArn>| {
             let config = aws_sdk_sts::config::Builder::from(config).interceptor(endpoint.clone()).build();
@@ -163,11 +167,11 @@ impl Aws {
         // The gate and its pauses are what asks again: so that each request passes the gate, and is counted.
         let caller = Arc::new(intermediate.as_ref().unwrap_or(&base).without_retries());
         let identity = Arc::new(Inquiry::new(base, intermediate, node.clone()));
-        Sts { caller, clock, identity, doubt: Arc::default(), durations: Arc::default(), clock_told: Arc::default() }
+        Sts { caller, clock, identity, doubt: Arc::default(), durations: Arc::default(), clock_skew: Arc::default() }
     }
 
     /// `arn:PARTITION:iam::ACCOUNT:role/` of the node, from its instance profile.
-    pub async fn discover_base(&self) -> Result<BaseArn, AwsError> {
+    pub(crate) async fn discover_base(&self) -> Result<BaseArn, AwsError> {
         let failed = |reason: String| AwsError::Discovery { what: "the base ARN", reason, instead: "--base-role-arn" };
         let info = self.metadata.get("/latest/meta-data/iam/info").await.map_err(|error| failed(reason(&error)))?;
         let info: serde_json::Value = serde_json::from_str(info.as_ref()).map_err(|_| failed("iam/info is not JSON".to_owned()))?;
@@ -180,14 +184,14 @@ impl Aws {
     }
 
     /// The node's own role, completed with `base`. `instead` is the flag that makes it unnecessary.
-    pub async fn discover_node_role(&self, base: &BaseArn, instead: &'static str) -> Result<RoleArn, AwsError> {
+    pub(crate) async fn discover_node_role(&self, base: &BaseArn, instead: &'static str) -> Result<RoleArn, AwsError> {
         let failed = |reason: String| AwsError::Discovery { what: "the node's role", reason, instead };
         let name = self.metadata.get(INSTANCE_ROLE).await.map_err(|error| failed(reason(&error)))?;
         base.complete(name.as_ref().trim_end()).map_err(|error| failed(error.to_string()))
     }
 
     /// The role of this instance, whoever the daemon is; `None` where it has none. Answers in a few seconds.
-    pub async fn instance_role(&self) -> Result<Option<RoleArn>, AwsError> {
+    pub(crate) async fn instance_role(&self) -> Result<Option<RoleArn>, AwsError> {
         let failed = |reason: String| AwsError::InstanceRole { reason };
         let ask = async {
             match self.metadata.get(INSTANCE_ROLE).await {
@@ -205,7 +209,7 @@ impl Aws {
 
 /// STS as the data path sees it: one question.
 #[derive(Clone, Debug)]
-pub struct Sts {
+pub(crate) struct Sts {
     caller: Arc<Own>,
     clock: Clock,
     identity: Arc<Inquiry<Arc<Own>>>,
@@ -213,24 +217,24 @@ pub struct Sts {
     doubt: Arc<Notify>,
     durations: Arc<Durations>,
     /// That the clocks are apart is said once.
-    clock_told: Arc<AtomicBool>,
+    clock_skew: Arc<Condition>,
 }
 
 impl Sts {
     /// The same STS, asked once where it would else be asked again with new credentials: for questions that no pod waits for.
-    pub fn asked_once(&self) -> Self {
+    pub(crate) fn asked_once(&self) -> Self {
         Self { caller: Arc::new(self.caller.asked_once()), ..self.clone() }
     }
 
     /// Asks STS who the daemon is, and tells it to whoever decides; with the time after which to ask again. What is known
     /// stays when it fails.
-    pub async fn renew_identity(&self) -> (Result<Arc<KnownNode>, AssumeRoleError>, Duration) {
+    pub(crate) async fn renew_identity(&self) -> (Result<Arc<KnownNode>, AssumeRoleError>, Duration) {
         self.identity.renew().await
     }
 
     /// Returns once a role could not be assumed for the sake of the daemon's own credentials, since this returned last. For one
     /// listener.
-    pub async fn doubted(&self) {
+    pub(crate) async fn doubted(&self) {
         self.doubt.notified().await;
     }
 }
@@ -248,10 +252,12 @@ impl AssumeRole for Sts {
         // By this node's clock, which pods share: what they take the time from that is left.
         let now = self.clock.now();
         let ahead = date.ahead_of(now);
-        if !ahead.is_zero() && !self.clock_told.swap(true, Ordering::Relaxed) {
+        if !ahead.is_zero() && self.clock_skew.begins() {
             warn!(
+                event = "clock-skew",
                 seconds = ahead.as_secs(),
-                "STS's clock is ahead of this node's (behind it, if negative); expirations are told by the node's"
+                "the clocks of STS and this node differ (seconds is negative if STS is behind); adjusting expiration times to this node's \
+                 clock; check the node's time synchronization"
             );
         }
         let expires_at = expires_at.checked_sub(ahead).map_err(|_| incomplete())?;
@@ -301,7 +307,8 @@ impl Sts {
                 role = request.role().as_str(),
                 session = request.session_name().as_str(),
                 advice = CHECK_ENDPOINT,
-                "discarded credentials from STS: {error}"
+                %error,
+                "STS returned credentials of another role or session; discarding them"
             );
         })?;
         answer.credentials.ok_or_else(incomplete)

@@ -162,22 +162,7 @@ fn request_by(role: &str, sessions: SessionRules) -> RoleRequest {
 
 /// The one pod that has this role.
 pub(super) fn pod(role: &str) -> Pod {
-    Pod {
-        service_account: "default".to_owned(),
-        uid: PodUid(format!("uid-of-{role}").into()),
-        namespace: "default".to_owned(),
-        name: "pod".to_owned(),
-        role: Some(role.to_owned()),
-        external_id: None,
-        session_name: None,
-        ips: Vec::new(),
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        sandbox: Default::default(),
-        may_have_net_raw: false,
-    }
+    Pod { uid: PodUid(format!("uid-of-{role}").into()), role: Some(role.to_owned()), ..Pod::for_test("default", "pod") }
 }
 
 pub(super) fn denied() -> AssumeRoleError {
@@ -192,7 +177,7 @@ pub(super) async fn settle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn neither_a_clock_that_is_set_nor_a_machine_that_sleeps_makes_credentials_last() {
+async fn credentials_last_no_longer_if_the_clock_is_set_or_the_machine_sleeps() {
     const LIFE: Duration = Duration::from_secs(3600);
     let noon: Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
     let minutes = |minutes: i64| noon + jiff::SignedDuration::from_mins(minutes);

@@ -7,22 +7,7 @@ use crate::policy::patterns::Mistake;
 use crate::role::ParseError;
 
 pub(super) fn pod(name: &str) -> Pod {
-    Pod {
-        service_account: "default".to_owned(),
-        uid: PodUid(format!("uid-of-{name}").into()),
-        namespace: "shop".to_owned(),
-        name: name.to_owned(),
-        role: None,
-        external_id: None,
-        session_name: None,
-        ips: Vec::new(),
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        sandbox: Default::default(),
-        may_have_net_raw: false,
-    }
+    Pod { uid: PodUid(format!("uid-of-{name}").into()), ..Pod::for_test("shop", name) }
 }
 
 const FORMS: [ParseError; 9] = [
@@ -65,7 +50,7 @@ denials! {
 }
 
 fn bad_roles() -> Vec<Denial> {
-    let sources = [RoleSource::Pod, RoleSource::ServiceAccount, RoleSource::EksServiceAccount, RoleSource::Default];
+    let sources = [RoleSource::Pod, RoleSource::ServiceAccount, RoleSource::EksServiceAccount];
     let mistakes = [RoleMistake::Empty, RoleMistake::Spaces, RoleMistake::ControlCharacters, RoleMistake::NoBaseArn];
     let mistakes: Vec<_> = mistakes.into_iter().chain(FORMS.map(RoleMistake::Form)).collect();
     sources.into_iter().flat_map(|source| mistakes.iter().map(move |mistake| Denial::BadRole(source, *mistake))).collect()

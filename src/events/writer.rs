@@ -14,6 +14,7 @@ use super::{EventCause, EventRecord, object};
 use crate::backoff::fraction;
 use crate::clock::Clock;
 use crate::kubernetes::client::{Client, RequestError, encode};
+use crate::log_once::{Condition, Conditions};
 use crate::metrics::Metrics;
 use crate::pods::{Pod, PodUid, Pods};
 use crate::shares::Full;
@@ -28,7 +29,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 256;
 
 /// Where Events are written: the Kubernetes API, or a test's idea of it.
-pub trait EventsApi: Send + Sync + 'static {
+pub(crate) trait EventsApi: Send + Sync + 'static {
     /// Creates an Event in a namespace.
     fn create(&self, namespace: &str, event: Vec<u8>) -> impl Future<Output = Result<(), WriteRefusal>> + Send;
     /// Changes one.
@@ -37,7 +38,7 @@ pub trait EventsApi: Send + Sync + 'static {
 
 /// Why something was not written.
 #[derive(Debug)]
-pub struct WriteRefusal {
+pub(crate) struct WriteRefusal {
     /// What the API answered, where it did.
     pub code: Option<u16>,
     /// The namespace is being deleted.
@@ -75,7 +76,7 @@ fn target(namespace: &str) -> String {
 
 /// What the writer needs to run.
 #[derive(Debug)]
-pub struct Writer<A> {
+pub(crate) struct Writer<A> {
     /// Where to write.
     pub api: A,
     /// This node's name.
@@ -99,16 +100,16 @@ struct Desk {
     /// Pods in the node's network that have been told so: they are once.
     told_hosts: HashSet<PodUid>,
     looked_at: Instant,
-    /// Whether it was said that the daemon may not write, since it last could.
-    has_warned: bool,
-    /// Namespaces of which that was said alone.
-    warned_of: HashSet<String>,
+    /// Whether the daemon may not write anywhere.
+    forbidden: Condition,
+    /// Namespaces in which alone it may not.
+    forbidden_in: Conditions<String>,
     turned_away: DroppedEvents,
 }
 
 impl<A: EventsApi> Writer<A> {
     /// Writes for as long as the process.
-    pub async fn run(self) {
+    pub(crate) async fn run(self) {
         let Self { api, node, mut pods, mut records, clock, metrics } = self;
         let mut desk = Desk {
             pods: pods.clone(),
@@ -117,8 +118,8 @@ impl<A: EventsApi> Writer<A> {
             ledger: Ledger::default(),
             told_hosts: HashSet::new(),
             looked_at: Instant::now(),
-            has_warned: false,
-            warned_of: HashSet::new(),
+            forbidden: Condition::default(),
+            forbidden_in: Conditions::default(),
             turned_away: DroppedEvents::default(),
         };
         let mut look_at = Some(Instant::now());
@@ -251,7 +252,7 @@ impl Desk {
         self.tidy(|uid| here.contains(uid) || known.contains(uid));
         self.told_hosts.retain(|uid| here.contains(uid));
         let namespaces: HashSet<&str> = pods.iter().map(|pod| &*pod.namespace).collect();
-        self.warned_of.retain(|namespace| namespaces.contains(&**namespace));
+        self.forbidden_in.retain(|namespace| namespaces.contains(&**namespace));
         self.turned_away.retain(&namespaces);
         for pod in pods.iter().filter(|pod| pod.host_network && pod.role.is_some() && !pod.finished) {
             self.see_in_node_network(pod);
@@ -278,24 +279,24 @@ impl Desk {
         self.metrics.event(outcome);
         let (namespace, pod) = (&write.key.pod.namespace, &write.key.pod.name);
         let Err(refusal) = result else {
-            self.has_warned = false;
-            self.warned_of.remove(namespace);
+            self.forbidden.ends();
+            self.forbidden_in.ends(namespace);
             return;
         };
         // The text of the refusal says where to look.
-        if answer == WriteOutcome::Forbidden && self.ledger.is_forbidden_everywhere(write.verb) && !self.has_warned {
-            self.has_warned = true;
+        if answer == WriteOutcome::Forbidden && self.ledger.is_forbidden_everywhere(write.verb) && self.forbidden.begins() {
             warn!(
-                "Events on pods cannot be written in any namespace, and pods are served all the same: {}; the rule is 'apiGroups: \
-                 [events.k8s.io], resources: [events], verbs: [create, patch]'; --events=false goes without",
-                refusal.text
+                event = "events-forbidden",
+                error = refusal.text,
+                "rolegate may not write Events on pods in any namespace; serving pods without Events; add the rule 'apiGroups: \
+                 [events.k8s.io], resources: [events], verbs: [create, patch]' to its ClusterRole, or set --events=false"
             );
-        } else if answer == WriteOutcome::Forbidden && !self.has_warned && self.warned_of.insert(namespace.clone()) {
-            warn!(%namespace,
-                "Events on pods of one namespace cannot be written, and pods are served all the same: {}, as 'apiGroups: \
-                 [events.k8s.io], resources: [events], verbs: [create, patch]'; if it is allowed there, see what else refuses them in \
-                 this namespace, such as an admission webhook; --events=false goes without",
-                refusal.text
+        } else if answer == WriteOutcome::Forbidden && !self.forbidden.holds() && self.forbidden_in.begins(namespace.clone()) {
+            warn!(
+                event = "events-forbidden-in-namespace", %namespace, error = refusal.text,
+                "rolegate may not write Events on pods of this namespace; serving its pods without Events; allow 'apiGroups: \
+                 [events.k8s.io], resources: [events], verbs: [create, patch]', check admission webhooks if that is allowed already, or \
+                 set --events=false"
             );
         } else {
             debug!(%namespace, %pod, reason = write.key.cause.reason(), "an Event was not written: {}", refusal.text);

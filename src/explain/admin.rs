@@ -30,7 +30,7 @@ const HTTP: u16 = 80;
 
 /// Why a daemon did not explain.
 #[derive(Debug, thiserror::Error)]
-pub enum AskError {
+pub(crate) enum AskError {
     /// Nobody there.
     #[error(
         "no daemon answers at {0}: {1}; run this in the daemon's pod on the pod's node (kubectl exec), give --admin-url the end of a \
@@ -52,7 +52,7 @@ pub enum AskError {
 }
 
 /// Asks the daemon at `daemon` about a pod; with `assume`, it asks STS.
-pub async fn ask(daemon: &Authority, pod: &PodReference, assume: bool) -> Result<Report, AskError> {
+pub(crate) async fn ask(daemon: &Authority, pod: &PodReference, assume: bool) -> Result<Report, AskError> {
     let unreachable = |error: io::Error| AskError::Unreachable(daemon.clone(), error.to_string());
     let address = (daemon.host().trim_matches(['[', ']']), daemon.port_u16().unwrap_or(HTTP));
     let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;

@@ -20,15 +20,15 @@ use crate::policy::{Policy, RoleRequest};
 use crate::readiness::Readiness;
 
 /// The least time from one question to STS to the next. It doubles with each failure.
-pub const ASK_AGAIN: Duration = Duration::from_secs(1);
+pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// The longest.
-pub const LAST_PAUSE: Duration = Duration::from_secs(60);
+pub(crate) const LAST_PAUSE: Duration = Duration::from_secs(60);
 /// The watch is told to be silent after this. The API is heard of each minute, also where nothing happens.
 const SILENT: Duration = Duration::from_secs(180);
 
 /// Explains by one policy and one set of pods.
 #[derive(Debug)]
-pub struct Explainer<A> {
+pub(crate) struct Explainer<A> {
     /// The node of the pods.
     pub node: String,
     /// Who says so.
@@ -49,7 +49,7 @@ pub struct Explainer<A> {
 
 /// What a daemon knows besides, of itself.
 #[derive(Debug)]
-pub struct OfDaemon<A> {
+pub(crate) struct OfDaemon<A> {
     /// What is still to be done.
     pub readiness: Readiness,
     /// The sessions, of which failures are told.
@@ -60,7 +60,7 @@ pub struct OfDaemon<A> {
 
 /// When STS may be asked for explanations: one at a time, and more and more rarely while it gives nothing.
 #[derive(Debug, Default)]
-pub struct ExplainRate(Mutex<Paced>);
+pub(crate) struct ExplainRate(Mutex<Paced>);
 
 #[derive(Debug, Default)]
 struct Paced {
@@ -82,11 +82,11 @@ impl Paced {
     "STS is asked for one explanation at a time, one a second, and more rarely while it gives nothing; ask again in {} s",
     .0.as_secs_f64().ceil()
 )]
-pub struct Busy(Duration);
+pub(crate) struct Busy(Duration);
 
 impl<A: StsOfNode> Explainer<A> {
     /// Explains, and asks nobody.
-    pub async fn explain(&self, pod: &PodReference) -> Report {
+    pub(crate) async fn explain(&self, pod: &PodReference) -> Report {
         let (mut report, request) = self.look(pod);
         self.note_state(&mut report, pod, request.as_ref()).await;
         report
@@ -130,7 +130,7 @@ impl<A: StsOfNode> Explainer<A> {
 
     /// Explains and, where the pod may have its role, asks STS for it once. The session cache is passed by, so that what STS
     /// says is what it says now; the credentials are dropped before this returns.
-    pub async fn assume(&self, pod: &PodReference) -> Result<Report, Busy> {
+    pub(crate) async fn assume(&self, pod: &PodReference) -> Result<Report, Busy> {
         // A pod that is refused costs STS nothing.
         let (_, request) = self.look(pod);
         if request.is_none() {
@@ -173,14 +173,23 @@ impl<A: StsOfNode> Explainer<A> {
         match answer {
             Ok(credentials) => {
                 self.metrics.explained("ok");
-                info!(role, session, access_key_id = %credentials.access_key_id, expires_at = %credentials.expires_at,
-                    "assumed a role for an explanation; its credentials are dropped");
+                info!(
+                    event = "explain-role-assumed",
+                    role,
+                    session,
+                    access_key_id = %credentials.access_key_id,
+                    expires_at = %credentials.expires_at,
+                    "assumed a role for 'rolegate explain'; discarding its credentials"
+                );
                 let (access_key_id, expires_at) = (credentials.access_key_id.clone(), credentials.expires_at.to_string());
                 Ok(Session { access_key_id, expires_at, life: credentials.life() })
             }
             Err(error) => {
                 self.metrics.explained(error.name());
-                warn!(role, session, outcome = error.name(), "cannot assume a role for an explanation: {error}");
+                warn!(
+                    event = "explain-assume-role-failed", role, session, outcome = error.name(), %error,
+                    "cannot assume a role for 'rolegate explain'; pods are not affected"
+                );
                 Err(error)
             }
         }

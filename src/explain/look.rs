@@ -25,7 +25,7 @@ struct Unidentified {
 }
 
 /// Looks at a pod by what is known of pods and by a policy. The request is there where the pod may have its role.
-pub fn look(name: &PodReference, node: &str, by: By, pods: &Pods, policy: &Policy) -> (Report, Option<RoleRequest>) {
+pub(crate) fn look(name: &PodReference, node: &str, by: By, pods: &Pods, policy: &Policy) -> (Report, Option<RoleRequest>) {
     let mut report = Report::unknown(name, node, by, UNKNOWN_POD, String::new());
     let Some((pod, context)) = pods.named(name.namespace(), name.name()) else {
         report.message = format!(

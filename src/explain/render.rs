@@ -9,7 +9,7 @@ use crate::text::printable;
 
 /// The text of a report. Its last line says what came of it, and what to change; where STS refused, the things to look at
 /// stand below that.
-pub fn text(report: &Report) -> String {
+pub(crate) fn text(report: &Report) -> String {
     let mut text = String::new();
     // A text takes whatever is written into it.
     let _ = write(report, &mut text);

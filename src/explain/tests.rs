@@ -10,19 +10,9 @@ use crate::policy::{Policy, Rules};
 fn pod(name: &str, ips: &[&str]) -> Pod {
     Pod {
         uid: PodUid(name.into()),
-        namespace: "shop".to_owned(),
-        name: name.to_owned(),
-        service_account: "default".to_owned(),
         role: Some("arn:aws:iam::111122223333:role/web".to_owned()),
-        external_id: None,
-        session_name: None,
         ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        sandbox: Default::default(),
-        may_have_net_raw: false,
+        ..Pod::for_test("shop", name)
     }
 }
 

@@ -13,6 +13,8 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
+use crate::log_once::Changes;
+
 const TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
 /// The state of a socket that listens.
 const LISTEN: &str = "0A";
@@ -33,26 +35,24 @@ pub(super) fn has(inode: u64) -> bool {
 
 /// Reports, until dropped, when other sockets receive some of this socket's connections.
 pub(super) async fn watch(socket: Arc<OwnedFd>) {
-    let mut reported = Vec::new();
+    // None, until others are found.
+    let mut logged = Changes::default();
+    logged.is_new(Vec::new());
     loop {
         let asked = socket.clone();
         let found = tokio::task::spawn_blocking(move || others(&asked)).await;
         if let Ok(Ok((address, found))) = found
-            && found != reported
+            && logged.is_new(found.clone())
         {
             if found.is_empty() {
                 info!(event = "app-port-alone", %address, "no other socket listens on the app port any more");
             } else {
                 warn!(
-                    event = "app-port-shared",
-                    %address,
-                    sockets = found.len(),
+                    event = "app-port-shared", %address, sockets = found.len(),
                     "other sockets listen on the app port and receive some of the pods' connections; this is expected for a short time \
-                     after a failed handover; otherwise, find the process with 'ss --listening --tcp --processes' on the node and stop \
-                     it"
+                     after a failed handover; otherwise, find the process with 'ss --listening --tcp --processes' on the node and stop it"
                 );
             }
-            reported = found;
         }
         sleep(LOOK_AGAIN).await;
     }

@@ -12,12 +12,12 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::answer::FilteredAnswer;
-use super::complaints::Complaints;
-use super::failure::{RequestFailure, Status};
+use super::failure::{FailureKind, RequestFailure, Status};
 use super::fields::Field;
 use super::response::{ANSWER_TIMEOUT, ApiResponse, WHOLE_TIMEOUT};
 use super::setup::{ClientError, SERVICE_ACCOUNT, Setup, fingerprint, make, told};
 use crate::config::ApiConfig;
+use crate::log_once::SharedConditions;
 
 /// Time of a question that something waits for.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,7 +41,7 @@ struct SharedClient {
     /// The set-up that is under way; held while it is waited for, so that there is one at a time.
     setup: tokio::sync::Mutex<Option<Setup>>,
     streaming_lists: AtomicBool,
-    complaints: Complaints,
+    failures: SharedConditions<(&'static str, FailureKind)>,
 }
 
 struct Connected {
@@ -61,8 +61,8 @@ impl std::fmt::Debug for Client {
 pub async fn connect(api: &ApiConfig) -> Result<Client, ClientError> {
     let (client, files) = make(api, &mut None).await?;
     let connected = Mutex::new(Connected { client, files, refused: false });
-    let (setup, complaints) = (tokio::sync::Mutex::default(), Complaints::default());
-    Ok(Client(Arc::new(SharedClient { api: api.clone(), connected, setup, streaming_lists: AtomicBool::new(true), complaints })))
+    let (setup, failures) = (tokio::sync::Mutex::default(), SharedConditions::default());
+    Ok(Client(Arc::new(SharedClient { api: api.clone(), connected, setup, streaming_lists: AtomicBool::new(true), failures })))
 }
 
 impl Client {
@@ -80,14 +80,18 @@ impl Client {
         match make(&self.0.api, &mut setup).await {
             Ok((client, files)) => {
                 if files != self.connected().files {
-                    info!("the identity for the Kubernetes API has changed on disk; the API is asked with what it is now");
+                    info!(event = "kubernetes-identity-changed", "the identity for the Kubernetes API changed on disk; using the new one");
                 }
                 *self.connected() = Connected { client: client.clone(), files, refused: false };
                 client
             }
             // It may be half written. The files are looked at again with the next connection.
             Err(error) => {
-                warn!("the identity for the Kubernetes API cannot be read anew; what it was is used on: {error}");
+                warn!(
+                    event = "kubernetes-identity-unreadable", %error,
+                    "cannot read the identity for the Kubernetes API again; retrying, using the last one that worked; check the service \
+                     account's token or the kubeconfig"
+                );
                 known
             }
         }
@@ -105,9 +109,9 @@ impl Client {
         self.0.connected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Which failures of what is asked here have been told.
-    pub(crate) fn complaints(&self) -> &Complaints {
-        &self.0.complaints
+    /// The failures of watches that were logged, by resource.
+    pub(crate) fn failures(&self) -> &SharedConditions<(&'static str, FailureKind)> {
+        &self.0.failures
     }
 
     /// Whether lists may be asked for as watches.
@@ -118,7 +122,7 @@ impl Client {
     /// The server does not stream lists: it is not asked to again.
     pub(crate) fn without_streaming_lists(&self) {
         if self.0.streaming_lists.swap(false, Ordering::Relaxed) {
-            info!("the Kubernetes API does not stream lists; they are read page by page");
+            info!(event = "lists-not-streamed", "the Kubernetes API does not support streaming lists; reading lists in pages");
         }
     }
 

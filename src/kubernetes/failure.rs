@@ -1,6 +1,7 @@
 //! What can go wrong with the Kubernetes API.
 
 use std::fmt;
+use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -42,7 +43,17 @@ pub(crate) enum RequestFailure {
     Lost,
 }
 
+/// What failures are told apart by in the log. The texts of what the API answers name single objects; that it cannot be reached has
+/// many causes, which nothing else tells apart.
+pub(crate) type FailureKind = (Discriminant<RequestFailure>, Option<u16>, Option<String>);
+
 impl RequestFailure {
+    /// Its kind. Selections of one resource fail together in one kind, and the log needs one line for them.
+    pub(crate) fn kind(&self) -> FailureKind {
+        let text = matches!(self, Self::Unreachable(_)).then(|| self.to_string());
+        (discriminant(self), self.code(), text)
+    }
+
     /// What the API answered, where it did.
     pub(crate) fn code(&self) -> Option<u16> {
         match self {
@@ -120,6 +131,18 @@ mod tests {
         let body = serde_json::json!({ "reason": "a\u{1b}[31m\nb", "message": format!("\r\n\u{7f}\u{85}{long}") });
         let told = Status::of_answer(500, body.to_string().as_bytes()).to_string();
         assert_eq!(told, format!("the Kubernetes API answered 500 a[31mb: {}", &long[..500]));
+    }
+
+    #[test]
+    fn failures_are_of_one_kind_whatever_object_the_api_names() {
+        let refused = |name: &str| {
+            let body = format!(r#"{{"message":"{name} may not be read"}}"#);
+            RequestFailure::Status(Status::of_answer(403, body.as_bytes())).kind()
+        };
+        let unreachable = |why: &str| RequestFailure::Unreachable(why.to_owned()).kind();
+        assert_eq!((refused("a"), unreachable("reset")), (refused("b"), unreachable("reset")));
+        let others = [RequestFailure::Silent.kind(), RequestFailure::Status(Status::of_answer(503, b"")).kind(), unreachable("another CA")];
+        assert!(others.iter().all(|kind| *kind != refused("a") && *kind != unreachable("reset")), "{others:?}");
     }
 
     #[test]

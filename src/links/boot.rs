@@ -5,11 +5,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 
-/// Returns the time of the last boot by the node's current clock: `now` minus the time since boot (clock_gettime(2),
-/// `CLOCK_BOOTTIME`). `None` if the kernel does not provide it.
-pub fn booted(now: Timestamp) -> Option<Timestamp> {
-    let since = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
-    now.checked_sub(since).ok()
+/// Returns the time since the last boot (clock_gettime(2), `CLOCK_BOOTTIME`). `None` if the kernel does not provide it.
+pub(crate) fn uptime() -> Option<Duration> {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).ok().map(Duration::from)
+}
+
+/// Returns the time of the last boot by the node's current clock: `now` minus [`uptime`].
+pub(crate) fn booted(now: Timestamp) -> Option<Timestamp> {
+    now.checked_sub(uptime()?).ok()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::feed::{Feed, ReadTurn};
 use super::table::NotificationQueue;
-use super::{SharedLinks, blocking};
+use super::{SharedLinks, blocking, boot};
 
 /// The most notifications that are read at one go, of each queue. The rest is left to the next turn.
 const AT_ONE_GO: usize = 1024;
@@ -112,7 +112,13 @@ impl SharedLinks {
     /// Reads notifications, up to a bound, and takes them in.
     fn read(&self, feed: &mut Feed, queue: NotificationQueue) -> io::Result<Progress> {
         let was_behind = self.table().is_behind(queue);
-        let turn = feed.read(queue, AT_ONE_GO, |event| self.change(|table| table.apply(&event)))?;
+        let uptime = boot::uptime().map_or(0, |uptime| u32::try_from(uptime.as_secs()).unwrap_or(u32::MAX));
+        let turn = feed.read(queue, AT_ONE_GO, |event| {
+            self.change(|table| {
+                table.set_uptime(uptime);
+                table.apply(&event);
+            });
+        })?;
         if turn != (ReadTurn::Empty { lost: false }) {
             // From here on nobody needs what is in the queue.
             self.change(|table| table.fall_behind(queue));

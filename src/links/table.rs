@@ -70,6 +70,8 @@ pub(super) struct LinkTable {
     behind_topology: bool,
     behind_neighbours: bool,
     generation: u64,
+    /// The present time, in seconds since the node's last boot.
+    uptime: u32,
 }
 
 impl LinkTable {
@@ -224,9 +226,17 @@ impl LinkTable {
         }
     }
 
-    /// Replaces the interfaces.
+    /// Sets the present time, in seconds since the node's last boot, for what is announced from here on.
+    pub(super) fn set_uptime(&mut self, uptime: u32) {
+        self.uptime = uptime;
+    }
+
+    /// Replaces the interfaces. Of those that are new, it is not known when they appeared.
     pub(super) fn set_links(&mut self, interfaces: &[Interface]) {
-        self.links = interfaces.iter().map(KnownInterface::of).collect();
+        let appeared =
+            |now: &KnownInterface| self.links.get(&now.index).filter(|before| before.name == now.name).map_or(0, |before| before.appeared);
+        let links = interfaces.iter().map(KnownInterface::of).map(|now| now.with_appeared(appeared(&now))).collect();
+        self.links = links;
         self.look_for_bridges();
         self.make_stale(|_| true);
     }
@@ -254,6 +264,8 @@ impl LinkTable {
     }
 
     fn interface(&mut self, now: KnownInterface) {
+        let appeared = self.links.get(&now.index).map_or(self.uptime, |before| before.appeared);
+        let now = now.with_appeared(appeared);
         // A new one leads nowhere: a route to it is announced by itself.
         let before = self.links.insert(now);
         self.look_for_bridges();

@@ -88,7 +88,7 @@ impl Witness for NodeView {
             last = Some(record.file());
             Some(Attached { uid: record.uid(), pod: record.pod(), link })
         });
-        Sight { link, attached: attached.collect() }
+        Sight { link, appeared: link.and_then(|link| self.links.appeared(link)), attached: attached.collect() }
     }
 
     fn has_record(&self, ip: IpAddr) -> bool {

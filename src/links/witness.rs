@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -13,6 +14,9 @@ use crate::digest::Digest;
 pub struct Sight {
     /// The link that leads to the address; `None` if there is none, or it is not known.
     pub link: Option<Link>,
+    /// When the interface of that link appeared, as the time since the node's last boot. `None` if that is not known, or the link
+    /// identifies no pod.
+    pub appeared: Option<Duration>,
     /// The pods to which CNI results assign the address, with links that exist. Usually none or one.
     pub attached: Vec<Attached>,
 }
@@ -53,23 +57,32 @@ pub trait Witness: fmt::Debug + Send + Sync {
     fn changes(&self) -> watch::Receiver<u64>;
 }
 
-/// A witness that sees nothing: every claim of the API stands.
+/// A witness whose view never changes. It knows no CNI results and no bridges.
 #[derive(Debug)]
-pub struct Blind(watch::Sender<u64>);
+pub struct Fixed {
+    link: fn(IpAddr) -> Option<Link>,
+    changes: watch::Sender<u64>,
+}
 
-impl Default for Blind {
-    fn default() -> Self {
-        Self(watch::channel(0).0)
+impl Fixed {
+    /// Creates a witness that sees nothing: every claim of the API stands.
+    pub fn blind() -> Self {
+        Self::seeing(|_| None)
+    }
+
+    /// Creates a witness that sees this link at each address.
+    pub fn seeing(link: fn(IpAddr) -> Option<Link>) -> Self {
+        Self { link, changes: watch::Sender::new(0) }
     }
 }
 
-impl Witness for Blind {
+impl Witness for Fixed {
     fn generation(&self) -> u64 {
         0
     }
 
-    fn at(&self, _: IpAddr) -> Sight {
-        Sight::default()
+    fn at(&self, ip: IpAddr) -> Sight {
+        Sight { link: (self.link)(ip), ..Sight::default() }
     }
 
     fn has_record(&self, _: IpAddr) -> bool {
@@ -97,7 +110,7 @@ impl Witness for Blind {
     fn catch_up(&self) {}
 
     fn changes(&self) -> watch::Receiver<u64> {
-        self.0.subscribe()
+        self.changes.subscribe()
     }
 }
 

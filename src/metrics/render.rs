@@ -9,7 +9,7 @@ use prometheus::{Encoder as _, TextEncoder};
 pub(super) fn text(families: &[MetricFamily]) -> Vec<u8> {
     let mut text = Vec::new();
     if let Err(error) = TextEncoder::new().encode(families, &mut text) {
-        tracing::error!(event = "metrics-render-failed", %error, "cannot encode the metrics");
+        tracing::error!(event = "metrics-render-failed", %error, "cannot encode the metrics; this is a bug in rolegate; please report it");
     }
     text
 }

@@ -223,6 +223,11 @@ impl Pins {
         self.read().pins.iter().filter(is_same).any(|pin| pin.uid != own && is_there(pin.uid))
     }
 
+    /// Whether the address of the pod is pinned to a link.
+    pub(super) fn has(&self, uid: &PodUid, ip: IpAddr) -> bool {
+        self.read().get(&(uid.digest(), short(ip))).0.is_some()
+    }
+
     /// Whether the address is pinned to a link of the pod's own.
     pub(super) fn is_exclusive(&self, uid: &PodUid, ip: IpAddr) -> bool {
         let (link, _) = self.read().get(&(uid.digest(), short(ip)));

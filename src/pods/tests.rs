@@ -14,22 +14,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 pub(super) fn pod(uid: &str, at: &str) -> Pod {
-    Pod {
-        service_account: "default".to_owned(),
-        uid: PodUid(uid.into()),
-        namespace: "default".to_owned(),
-        name: uid.to_owned(),
-        role: None,
-        external_id: None,
-        session_name: None,
-        ips: vec![ip(at)],
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        sandbox: Default::default(),
-        may_have_net_raw: false,
-    }
+    Pod { uid: PodUid(uid.into()), ips: vec![ip(at)], ..Pod::for_test("default", uid) }
 }
 
 fn anything(_: &Pod, _: &PodContext) -> bool {

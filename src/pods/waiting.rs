@@ -15,20 +15,20 @@ use crate::shares::{Network, Shares};
 mod record;
 mod waiter;
 
-pub use record::TurnedAwayRequests;
+pub(crate) use record::TurnedAwayRequests;
 use record::WaitingRecord;
 use waiter::Member;
 pub(super) use waiter::RequestWaiter;
 
 /// How many requests of known pods may wait at one time.
-pub const MAX_WAITING: usize = 1024;
+pub(crate) const MAX_WAITING: usize = 1024;
 /// How many of them may be of one pod. Further ones are answered at once.
-pub const MAX_WAITING_OF_ONE: usize = 64;
+pub(crate) const MAX_WAITING_OF_ONE: usize = 64;
 /// How many requests from addresses of no known pod may wait at a time: as many as a node may have pods, because all of them may
 /// start at once.
-pub const MAX_UNKNOWN_WAITING: usize = 256;
+pub(crate) const MAX_UNKNOWN_WAITING: usize = 256;
 /// How many of those may be of one address.
-pub const MAX_UNKNOWN_WAITING_OF_ONE: usize = 64;
+pub(crate) const MAX_UNKNOWN_WAITING_OF_ONE: usize = 64;
 
 /// The places.
 #[derive(Debug)]

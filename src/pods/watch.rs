@@ -26,8 +26,8 @@ mod follow;
 mod lines;
 mod objects;
 mod pauses;
-pub mod second_witness;
-pub mod snapshot;
+pub(crate) mod second_witness;
+pub(crate) mod snapshot;
 mod unreadable;
 
 use fields::Annotation;
@@ -154,7 +154,10 @@ impl PodWatch {
                 let pods = objects.into_iter().filter_map(|object| self.pod(*object));
                 let unreadable = unreadable.into_iter().filter_map(pod_name);
                 if new_history {
-                    warn!("the Kubernetes API's data is of an earlier state than before; everything that was known is replaced by it");
+                    warn!(
+                        event = "api-restored",
+                        "the Kubernetes API's data is older than before, as after a restore of etcd; replacing everything known with it"
+                    );
                 }
                 self.writer.write(|index| {
                     index.end_claims((self.now)());
@@ -169,7 +172,7 @@ impl PodWatch {
                 let count = self.pods.count();
                 match first_list.take() {
                     Some(step) => {
-                        info!(node = %self.node, pods = count, "the pods of this node are known");
+                        info!(event = "pods-listed", node = %self.node, pods = count, "listed the pods of this node");
                         step.done();
                     }
                     None => debug!(pods = count, "listed the pods of this node again"),
@@ -232,7 +235,11 @@ fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option
     let (version, claims_until) = (metadata.version(), metadata.claims_until);
     let (uid, name) = (metadata.uid.take()?, metadata.name.take()?);
     if object.node_name.as_deref() != Some(node) {
-        warn!(pod = %name, "the API sent a pod of another node; it is ignored");
+        warn!(
+            event = "pod-of-another-node", pod = %name,
+            "the Kubernetes API sent a pod of another node; ignoring it; check for a proxy between rolegate and the API server that \
+             changes responses"
+        );
         return None;
     }
     let pod = Pod {

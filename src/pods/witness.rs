@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -15,6 +16,10 @@ use super::pins::{Comparison, Pins};
 use crate::digest::Digest;
 use crate::links::Link;
 use crate::links::witness::{Attached, Sight, Witness};
+
+/// How long after a pod's network namespace the interface that leads to it may appear. The interface is made with the namespace; the
+/// rest is for the kernel's notification, which may be read late.
+const INTERFACE_DELAY: Duration = Duration::from_secs(30);
 
 /// The reason why the claim of a pod to an address is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,9 +35,6 @@ pub enum Objection {
 }
 
 impl Objection {
-    /// Every objection.
-    pub const ALL: [Self; 4] = [Self::LinkChanged, Self::OtherPodAttached, Self::BeforeBoot, Self::Stale];
-
     /// The stable name: a metric's label, and the reason in the log.
     pub fn name(self) -> &'static str {
         match self {
@@ -139,6 +141,10 @@ impl NodeWitness {
         {
             return Judged::Objected(pod, Objection::LinkChanged);
         }
+        // The interface is younger than the pod's network: the API is late, and the address is the next pod's.
+        if expected.is_none() && !self.pins.has(&pod.uid, ip) && self.is_younger(sight, &pod) {
+            return Judged::Objected(pod, Objection::LinkChanged);
+        }
         // The address may have changed hands since the last contact with the API.
         if self.is_stale() && expected.is_none() && !self.pins.is_exclusive(&pod.uid, ip) {
             return Judged::Objected(pod, Objection::Stale);
@@ -153,6 +159,15 @@ impl NodeWitness {
             Comparison::Changed => Judged::Objected(pod, Objection::LinkChanged),
             Comparison::Same => Judged::Claims(Claims::One(pod)),
         }
+    }
+
+    /// Whether the interface that leads to a pod's address appeared well after the pod's network namespace. Both times are by the
+    /// node's clock; where either is not known, it did not.
+    fn is_younger(&self, sight: &Sight, pod: &Pod) -> bool {
+        let booted = self.booted.load(Ordering::Relaxed);
+        let (Some(appeared), Some(since)) = (sight.appeared, pod.sandbox.since) else { return false };
+        let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        booted != i64::MIN && booted.saturating_add(seconds(appeared)) > since.as_second().saturating_add(seconds(INTERFACE_DELAY))
     }
 
     /// By the node's present clock, it was booted then. A clock that was ahead at the start of the process has been corrected:

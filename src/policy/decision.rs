@@ -54,11 +54,6 @@ impl RoleRequest {
     pub fn duration(&self) -> Duration {
         self.duration
     }
-
-    /// The one pod whose session it is; `None` where pods of one role share it.
-    pub fn holder(&self) -> Option<&PodUid> {
-        self.holder.as_ref()
-    }
 }
 
 impl serde::Serialize for RoleRequest {

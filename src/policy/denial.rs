@@ -17,8 +17,6 @@ pub enum RoleSource {
     ServiceAccount,
     /// The annotation that EKS reads, of its service account.
     EksServiceAccount,
-    /// `--default-role`, or what was discovered for it.
-    Default,
 }
 
 impl fmt::Display for RoleSource {
@@ -27,7 +25,6 @@ impl fmt::Display for RoleSource {
             Self::Pod => "the role annotation of the pod",
             Self::ServiceAccount => "the role annotation of the pod's service account",
             Self::EksServiceAccount => "the EKS role annotation of the pod's service account",
-            Self::Default => "--default-role",
         })
     }
 }

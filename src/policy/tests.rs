@@ -23,22 +23,7 @@ fn arn(name: &str) -> RoleArn {
 }
 
 fn pod() -> Pod {
-    Pod {
-        service_account: "default".to_owned(),
-        uid: PodUid("uid-1".into()),
-        namespace: "default".to_owned(),
-        name: "web-7f9c-abcde".to_owned(),
-        role: None,
-        external_id: None,
-        session_name: None,
-        ips: vec!["10.0.0.1".parse().unwrap()],
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        sandbox: Default::default(),
-        may_have_net_raw: false,
-    }
+    Pod { uid: PodUid("uid-1".into()), ips: vec!["10.0.0.1".parse().unwrap()], ..Pod::for_test("default", "web-7f9c-abcde") }
 }
 
 fn pod_with(role: &str) -> Pod {
@@ -119,7 +104,7 @@ fn a_pod_without_an_annotation_has_the_default_role_or_none() {
 }
 
 #[test]
-fn an_annotation_that_cannot_be_read_denies_and_never_falls_back_to_the_default() {
+fn a_malformed_annotation_denies_and_never_falls_back_to_the_default() {
     use ParseError::*;
     let with_default = Rules { default_role: Some(arn("default")), ..rules() };
     let without_base = Rules { base: None, default_role: Some(arn("default")), ..rules() };
@@ -205,19 +190,19 @@ fn requests_are_equal_where_sts_is_told_the_same_for_the_same_pod() {
 }
 
 #[test]
-fn pods_of_one_name_in_two_namespaces_share_a_session_only_where_the_scope_is_the_role() {
+fn namesakes_in_two_namespaces_share_a_session_only_if_its_scope_is_role() {
     let other = Pod { uid: PodUid("uid-2".into()), namespace: "other".to_owned(), ..pod_with("web") };
     let (one, two) = (allowed(&rules(), &pod_with("web")), allowed(&rules(), &other));
     assert_eq!(one.session_name(), two.session_name(), "STS is told the same of both");
     assert_ne!(one, two);
-    assert_eq!(two.holder(), Some(&other.uid));
+    assert_eq!(two.holder, Some(other.uid.clone()));
     let sessions = SessionRules { scope: SessionScope::Role, name: SessionTemplate::of(Placeholder::Role), ..SessionRules::default() };
     let shared = Rules { sessions, ..rules() };
     assert_eq!(allowed(&shared, &pod_with("web")), allowed(&shared, &other));
 }
 
 #[test]
-fn a_template_that_the_operator_gives_holds_for_pods_with_a_session_name_too() {
+fn an_operators_template_applies_to_pods_with_a_session_name_too() {
     let named = Pod { session_name: Some("somebody-else".to_owned()), ..pod_with("web") };
     let sessions = SessionRules { pod_may_name: false, name: SessionTemplate::of(Placeholder::Pod), ..SessionRules::default() };
     let given = Rules { sessions, ..rules() };

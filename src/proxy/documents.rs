@@ -41,12 +41,12 @@ struct InstanceProfileDocument {
 }
 
 /// `security-credentials/ROLE`
-pub fn credentials(credentials: &Credentials) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
+pub(crate) fn credentials(credentials: &Credentials) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
     render(credentials, None)
 }
 
 /// `security-credentials-extended/ROLE`: the same with the role's account (version 2.1 of the protocol).
-pub fn extended_credentials(credentials: &Credentials, role: &RoleArn) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
+pub(crate) fn extended_credentials(credentials: &Credentials, role: &RoleArn) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
     render(credentials, Some(role.account()))
 }
 
@@ -68,16 +68,16 @@ fn render(credentials: &Credentials, account_id: Option<&str>) -> Result<Zeroizi
 }
 
 /// The directories that lead to the documents of a role, below the version.
-pub const DIRECTORIES: [&str; 3] = ["", "meta-data", "meta-data/iam"];
+pub(crate) const DIRECTORIES: [&str; 3] = ["", "meta-data", "meta-data/iam"];
 
 /// Where a pod finds the documents of its role, below the version.
-pub fn paths(role: &RoleArn) -> Vec<String> {
+pub(crate) fn paths(role: &RoleArn) -> Vec<String> {
     vec!["meta-data/iam/info".to_owned(), format!("meta-data/iam/security-credentials/{}", role.name())]
 }
 
 /// `iam/info`: an instance profile of the pod's role's name. There is none really; SDKs look at the form and the account,
 /// and the node's own would tell its role.
-pub fn instance_profile(role: &RoleArn, now: Timestamp) -> Result<Bytes, serde_json::Error> {
+pub(crate) fn instance_profile(role: &RoleArn, now: Timestamp) -> Result<Bytes, serde_json::Error> {
     let document = InstanceProfileDocument {
         code: "Success",
         last_updated: seconds(now),

@@ -16,10 +16,11 @@ use tracing::{info, warn};
 
 use crate::backoff::Backoff;
 use crate::config::MetadataProfile;
+use crate::log_once::Condition;
 use crate::metrics::Metrics;
 use crate::policy::patterns::Patterns;
 
-pub mod table;
+pub(crate) mod table;
 mod upstream;
 
 use table::{GROUPS, Group, Names, Set};
@@ -156,7 +157,7 @@ impl MetadataValues {
     async fn keep_group(&self, at: usize, upstream: &Upstream, metrics: &Metrics) {
         let group = &GROUPS[at];
         let backoff = Backoff::new(RETRY, if group.while_asked { group.every } else { RETRY_AT_MOST });
-        let mut failures = 0_u32;
+        let (mut failures, failing) = (0_u32, Condition::default());
         loop {
             if group.while_asked {
                 let is_asked = |asked: &[Option<Instant>; GROUPS.len()]| asked[at].is_some_and(|asked| asked.elapsed() < ASKED);
@@ -176,18 +177,19 @@ impl MetadataValues {
             match read {
                 Ok(()) => {
                     metrics.metadata_read("ok");
-                    if std::mem::take(&mut failures) > 0 {
-                        info!(group = group.name, "the metadata service answers again");
+                    failures = 0;
+                    if failing.ends() {
+                        info!(event = "metadata-read-again", group = group.name, "the metadata service responds again");
                     }
                     tokio::time::sleep(group.every).await;
                 }
                 Err(error) => {
                     metrics.metadata_read("failed");
-                    if failures == 0 {
+                    if failing.begins() {
                         warn!(
-                            group = group.name,
-                            "cannot read from the metadata service; retrying, serving the last known values: {error}; check that the \
-                             daemon can reach --metadata-addr, or use --metadata-profile=none"
+                            event = "metadata-read-failed", group = group.name, %error,
+                            "cannot read from the metadata service; retrying, serving the last known values; check that the daemon can \
+                             reach --metadata-addr, or use --metadata-profile=none"
                         );
                     }
                     tokio::time::sleep(backoff.pause(failures)).await;

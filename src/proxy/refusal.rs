@@ -70,31 +70,44 @@ impl Refusal {
     pub(super) fn log(&self, ip: IpAddr) {
         let reason = self.reason();
         match self {
-            Self::UnknownPod => warn!(source = %ip, reason,
-                "refused: no pod of this node is known to have this address; a pod in the host's network cannot be served"),
+            Self::UnknownPod => warn!(
+                event = "request-refused", source = %ip, reason,
+                "refused: no pod of this node is known to have this address; pods in the host's network cannot be served"
+            ),
             Self::AmbiguousPod(pods) => {
                 let mut pods: Vec<_> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
                 pods.sort();
-                warn!(source = %ip, reason, pods = pods.join(", "), "refused: more than one pod claims this address");
+                warn!(
+                    event = "request-refused", source = %ip, reason, pods = pods.join(", "),
+                    "refused: more than one pod claims this address; delete the one whose network no longer exists"
+                );
             }
             Self::UnreadablePod(pod) => {
-                warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                    "refused: the pod that has this address is now one that cannot be read; the line about its object has more");
+                warn!(
+                    event = "request-refused", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
+                    "refused: the object of the pod that has this address cannot be read; see the log line with the event \
+                     object-unreadable or object-too-large"
+                );
             }
             Self::Objected(pod, objection) => {
-                let (event, advice) = ("identity-objection", advice(*objection));
-                warn!(event, namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                    "refused: {advice}");
+                let advice = advice(*objection);
+                warn!(event = "identity-objection", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: {advice}");
             }
             Self::Denied(pod, denial) => {
-                warn!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: {denial}");
+                warn!(event = "request-refused", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: {denial}");
             }
             Self::Changed(pod) => {
-                info!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                    "refused: the pod or its role changed during the request, or the connection is older than the pod; clients that retry are served");
+                info!(
+                    event = "request-refused", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
+                    "refused: the pod or its role changed during the request, or the connection is older than the pod; SDKs retry, and are \
+                     served then"
+                );
             }
             Self::OtherRole(pod) => {
-                info!(namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: the pod asked for a role that is not its own");
+                info!(
+                    event = "request-refused", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
+                    "refused: the pod requested a role that is not its own; configure its client to use the role that rolegate lists"
+                );
             }
         }
     }

@@ -14,7 +14,7 @@ use super::route::{Rejection, TOKEN_TTL};
 
 /// What became of a request.
 #[derive(Debug)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// A session token.
     Token {
         /// The token.
@@ -35,7 +35,7 @@ pub enum Outcome {
 }
 
 /// The answer to a pod.
-pub fn respond(outcome: Outcome) -> Response<Full<Bytes>> {
+pub(crate) fn respond(outcome: Outcome) -> Response<Full<Bytes>> {
     let (status, body) = match &outcome {
         Outcome::Token { token, .. } => (StatusCode::OK, Bytes::copy_from_slice(token.as_bytes())),
         Outcome::Text(text) => (StatusCode::OK, text.clone()),

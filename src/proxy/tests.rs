@@ -113,20 +113,10 @@ fn proxy_with(policy: Policy, tokens: TokenMode, pods: Pods) -> (Proxy<FakeSts>,
 
 pub(crate) fn pod(name: &str, at: &str, role: Option<&str>) -> Pod {
     Pod {
-        service_account: "default".to_owned(),
         uid: PodUid(format!("uid-of-{name}").into()),
-        namespace: "default".to_owned(),
-        name: name.to_owned(),
         role: role.map(str::to_owned),
-        external_id: None,
-        session_name: None,
         ips: vec![at.parse().unwrap()],
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        sandbox: Default::default(),
-        may_have_net_raw: false,
+        ..Pod::for_test("default", name)
     }
 }
 

@@ -18,6 +18,7 @@ use ring::hmac;
 use tracing::warn;
 
 use crate::clock::Clock;
+use crate::log_once::Condition;
 use crate::pods::PodUid;
 
 mod file;
@@ -58,7 +59,7 @@ impl Tokens {
 
     /// Keeps the keys and the file together for ever.
     pub async fn keep(self, file: KeyFile) {
-        let mut failed = false;
+        let failing = Condition::default();
         loop {
             tokio::time::sleep(LOOK_AGAIN).await;
             let (tokens, file) = (self.clone(), file.clone());
@@ -70,9 +71,14 @@ impl Tokens {
                 Err(_) => return std::future::pending().await,
             };
             match synced {
-                Ok(()) => failed = false,
-                Err(error) if !std::mem::replace(&mut failed, true) => {
-                    warn!("the keys of session tokens are used on as they are: {error}");
+                Ok(()) => {
+                    failing.ends();
+                }
+                Err(error) if failing.begins() => {
+                    warn!(
+                        event = "token-keys-not-synced", %error,
+                        "cannot synchronize the keys of session tokens with --token-key-file; retrying, using the last known keys"
+                    );
                 }
                 Err(_) => {}
             }

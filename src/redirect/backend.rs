@@ -45,7 +45,7 @@ impl SelectedBackend {
         }
         let without_nftables = match nftables::try_out(&sample(interfaces)).await {
             Ok(()) => {
-                info!(backend = nftables.name(), "packet rules: the kernel takes them from the program nft");
+                info!(event = "backend-selected", backend = nftables.name(), "using nftables for the packet rules");
                 return Ok(nftables);
             }
             Err(error) => error,
@@ -53,7 +53,10 @@ impl SelectedBackend {
         match iptables.observed().await {
             // That IPv6 is left open is said when the rules are put in place, which closes IPv4.
             Ok(_) | Err(RedirectError::Ipv6(_)) => {
-                info!(backend = iptables.name(), "packet rules: nftables does not work here ({without_nftables})");
+                info!(
+                    event = "backend-selected", backend = iptables.name(), reason = %without_nftables,
+                    "using iptables for the packet rules because nftables does not work"
+                );
                 Ok(iptables)
             }
             Err(error) => Err(RedirectError::NoBackend { nftables: Box::new(without_nftables), iptables: Box::new(error) }),
@@ -69,7 +72,13 @@ impl SelectedBackend {
                 Ok(removed) => said.extend(removed),
                 // Without its program there is mostly nothing of it either.
                 Err(error @ RedirectError::Program { .. }) => debug!("{error}"),
-                Err(error) => warn!("whether {} holds packet rules of ours is not known: {error}", other.name()),
+                Err(error) => {
+                    warn!(
+                        event = "other-backend-unknown", backend = other.name(), %error,
+                        "cannot determine whether another backend holds packet rules of rolegate; leaving them in place if there are any; \
+                         list them with 'rolegate redirect status'"
+                    )
+                }
             }
         }
         said
@@ -146,7 +155,12 @@ impl System {
     /// What can be had of it; what cannot is logged.
     pub fn open(turn: Option<Arc<Ownership>>) -> Self {
         let changes = Changes::open()
-            .inspect_err(|error| warn!(%error, "changes of packet rules are not told of; they are compared on the interval alone"))
+            .inspect_err(|error| {
+                warn!(
+                    event = "rule-notifications-unavailable", %error,
+                    "cannot subscribe to changes of packet rules; comparing the rules at each --redirect-interval only"
+                )
+            })
             .ok();
         Self { changes, turn }
     }
@@ -160,7 +174,10 @@ impl ReconcilerEnvironment for System {
                 match open.changed().await {
                     Ok(()) => return,
                     Err(error) => {
-                        warn!(%error, "changes of packet rules are not told of any more; they are compared on the interval alone");
+                        warn!(
+                            event = "rule-notifications-failed", %error,
+                            "the subscription to changes of packet rules failed; comparing the rules at each --redirect-interval only"
+                        );
                         *changes = None;
                     }
                 }
@@ -185,7 +202,11 @@ impl ReconcilerEnvironment for System {
 
     fn claim(&mut self) {
         if let Some(Err(error)) = self.turn.as_ref().map(|turn| turn.claim_rules()) {
-            warn!(%error, "other daemons of this node are not told that the packet rules are this one's");
+            warn!(
+                event = "rules-claim-failed", %error,
+                "cannot announce to other daemons of this node that this one owns the packet rules; two daemons may replace each other's \
+                 rules; make sure that only one runs"
+            );
         }
     }
 

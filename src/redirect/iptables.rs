@@ -129,11 +129,12 @@ impl Iptables {
 
     /// Says once what a backstop ahead of the guard means for pods.
     fn tell_of_backstop(&self, family: Family, backstop: KernelTable) {
-        if backstop == KernelTable::Mangle && self.told_of_mangle.set(()).is_ok() {
+        if backstop == KernelTable::Mangle && self.without_security.begins() {
             let program = program::of(self.flavour, family).iptables;
             warn!(
-                "the kernel has no table `security` for {program}: what pods send to other ports of the metadata address is dropped, by the \
-                 table `mangle`, and not refused; load the module iptable_security (and ip6table_security), or use --redirect=nftables"
+                event = "security-table-missing", %program,
+                "the kernel has no table 'security'; dropping (not rejecting) pods' packets to other ports of the metadata address in the \
+                 table 'mangle'; load the module iptable_security (and ip6table_security), or use --redirect=nftables"
             );
         }
     }
@@ -189,7 +190,7 @@ impl Backend for Iptables {
         for family in self.families() {
             let installed = self.install_family(rules, *family).await.map_err(|error| of_family(*family, error));
             if let (Err(_), Err(error)) = (&result, &installed) {
-                warn!(%error, "the other family's rules are not in place either");
+                warn!(event = "other-family-failed", %error, "the rules of the other address family are not in place either");
             }
             result = result.and(installed);
         }

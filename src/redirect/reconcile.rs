@@ -21,6 +21,7 @@ use super::rules::{RuleSet, Targets};
 use super::{Backend, RedirectError};
 use crate::backoff::Backoff;
 use crate::config::InterfaceMatch;
+use crate::log_once::{EachKey, WhenFull};
 use crate::metrics::Metrics;
 use crate::readiness::{Readiness, ReadinessStep};
 
@@ -29,7 +30,7 @@ const GATHER: Duration = Duration::from_millis(100);
 /// Pause between two comparisons, at least.
 const PAUSE: Duration = Duration::from_secs(1);
 /// The same repair is logged once in this time.
-const TELL_AGAIN: Duration = Duration::from_secs(60);
+const LOG_AGAIN: Duration = Duration::from_secs(60);
 /// After so many comparisons in a row that failed, nobody knows what the rules are.
 const FAILURES: u32 = 3;
 /// What readiness waits for while the rules are wrong.
@@ -66,7 +67,8 @@ pub struct Reconciler<B, S> {
     waiting: Option<ReadinessStep>,
     /// How often in a row something has failed.
     failures: u32,
-    told: Option<LoggedRepair>,
+    /// The repair that was logged last.
+    logged: EachKey<Vec<String>>,
     /// What was last taken back although a later daemon lives, and when.
     taken_back: Option<(Vec<String>, Instant)>,
     /// Somebody has changed rules since they were last compared.
@@ -107,15 +109,6 @@ enum RulesState {
     AnotherDaemons,
 }
 
-/// A repair that was logged.
-#[derive(Debug)]
-struct LoggedRepair {
-    differences: Vec<String>,
-    at: Instant,
-    /// Repairs of the same since then.
-    more: u64,
-}
-
 /// What a comparison found.
 enum RulesComparison {
     AsWanted,
@@ -138,7 +131,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
             state: RulesState::AsWanted,
             waiting: None,
             failures: 0,
-            told: None,
+            logged: EachKey::new(LOG_AGAIN, 1, WhenFull::ForgetAll),
             taken_back: None,
             heard: false,
         }
@@ -152,14 +145,14 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         let backend = self.backend.name();
         match self.backend.observed().await {
             Ok(observed) if observed.is_guarded() => {
-                info!(backend, "the guard is in place already: pods do not reach the real metadata service");
+                info!(event = "guard-in-place", backend, "the guard is already in place; pods cannot reach the real metadata service");
                 return Ok(());
             }
             Ok(observed) => self.backend.install(&self.repair(&observed)).await?,
             // One family may be there to be closed all the same.
             Err(_) => self.backend.install(&RuleSet::guard_alone()).await?,
         }
-        info!(backend, "the guard is in place: pods do not reach the real metadata service");
+        info!(event = "guard-in-place", backend, "placed the guard; pods cannot reach the real metadata service");
         Ok(())
     }
 
@@ -174,7 +167,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         self.environment.claim();
         let (backend, ipv4) = (self.backend.name(), targets.map(|targets| targets.ipv4.to_string()));
         let ipv6 = targets.and_then(|targets| targets.ipv6).map(|ipv6| ipv6.to_string());
-        info!(backend, ipv4, ipv6, "the packet rules are in place: pods' metadata requests come here");
+        info!(event = "rules-in-place", backend, ipv4, ipv6, "placed the packet rules; pods' metadata requests reach this daemon");
         self.forget().await;
     }
 
@@ -263,7 +256,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
                 if let Err(error) = installed {
                     return self.is_wrong(&error);
                 }
-                self.tell_of_repair(&differences);
+                self.log_repair(&differences);
                 if self.is_all(&repair) {
                     self.is_as_wanted();
                     self.forget().await;
@@ -363,15 +356,21 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
             Ok(0) => {}
             Ok(connections) => {
                 self.metrics.redirect_forgot(connections);
-                info!(connections, "pods' connections to the real metadata service, from before the packet rules, are ended");
+                info!(
+                    event = "earlier-connections-closed",
+                    connections, "closed pods' connections to the real metadata service that were open before the packet rules"
+                );
             }
-            Err(error) => warn!("connections from before the packet rules are left to the guard, which rejects them: {error}"),
+            Err(error) => warn!(
+                event = "earlier-connections-not-closed", %error,
+                "cannot close connections that were open before the packet rules; the guard rejects their packets"
+            ),
         }
     }
 
     fn is_as_wanted(&mut self) {
         if self.state != RulesState::AsWanted {
-            info!("the packet rules are as wanted again");
+            info!(event = "rules-correct-again", "the packet rules are correct again");
         }
         self.enter(RulesState::AsWanted);
         self.failures = 0;
@@ -384,7 +383,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     fn is_another_daemons(&mut self, differences: &[String]) {
         if self.enter(RulesState::AnotherDaemons) {
             let differences = differences.join("; ");
-            warn!(differences, "a daemon that was started later has packet rules of its own in place; they are left to it while it lives");
+            warn!(event = "rules-of-newer-daemon", differences, "a newer daemon owns the packet rules; standing by, not ready");
         }
         self.failures = 0;
         self.not_ready();
@@ -393,7 +392,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     fn is_wrong(&mut self, error: &RedirectError) -> Duration {
         let text = error.to_string();
         if self.enter(RulesState::Wrong(text.clone())) {
-            error!("the packet rules are not as wanted and could not be put right, which is tried again: {text}");
+            error!(event = "rules-repair-failed", error = text, "the packet rules are wrong and cannot be repaired; not ready, retrying");
         }
         self.not_ready();
         self.backoff()
@@ -402,7 +401,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     fn is_unknown(&mut self, error: &RedirectError) -> Duration {
         let text = error.to_string();
         if self.enter(RulesState::Unknown(text.clone())) {
-            warn!("the packet rules could not be compared, which is tried again: {text}");
+            warn!(event = "rules-unreadable", error = text, "cannot read the packet rules; retrying");
         }
         if self.failures + 1 >= FAILURES {
             self.not_ready();
@@ -431,15 +430,16 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         pause
     }
 
-    fn tell_of_repair(&mut self, differences: &[String]) {
-        let now = Instant::now();
-        if let Some(told) = self.told.as_mut().filter(|told| told.differences == differences && now < told.at + TELL_AGAIN) {
-            told.more += 1;
-            return;
-        }
-        let repeated = self.told.take().filter(|told| told.differences == differences).map_or(0, |told| told.more);
-        warn!(differences = differences.join("; "), repeated, "somebody changed the packet rules; they are repaired");
-        self.told = Some(LoggedRepair { differences: differences.to_vec(), at: now, more: 0 });
+    fn log_repair(&mut self, differences: &[String]) {
+        let Some(repairs) = self.logged.count(differences.to_vec()) else { return };
+        // Those since the line before.
+        let repeated = repairs - 1;
+        warn!(
+            event = "rules-repaired",
+            differences = differences.join("; "),
+            repeated,
+            "something changed the packet rules; repaired them; if this repeats, find the program that changes them"
+        );
     }
 }
 

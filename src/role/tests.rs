@@ -105,7 +105,7 @@ fn session_names_are_derived_from_any_text() {
 }
 
 #[test]
-fn source_identities_are_derived_in_the_same_way_and_never_have_the_reserved_prefix() {
+fn source_identities_are_derived_alike_without_the_reserved_prefix() {
     for (text, expected) in [("shop.web-0", "shop.web-0"), ("aws:web", "aws-web"), ("AWS:", "AWS-"), ("a b/c", "a-b-c"), ("x", "pod-x")] {
         assert_eq!(SourceIdentity::derived_from(text).as_str(), expected, "{text:?}");
     }

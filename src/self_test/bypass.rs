@@ -21,7 +21,7 @@ const OWN: [(&str, &str); 2] = [
 
 /// How pods' packets may pass netfilter by.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Bypass {
+pub(crate) enum Bypass {
     /// By programs.
     #[error(
         "{owner} handles pods' packets (interface {interface}) and may forward them where packet rules see nothing; a test by an interface \
@@ -55,7 +55,7 @@ struct InterfacePath {
 }
 
 /// Whether there is a sign of it on this node, whose pods have these addresses.
-pub fn look(pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Option<Bypass>> {
+pub(crate) fn look(pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Option<Bypass>> {
     for (name, owner) in OWN {
         match netlink.link(name) {
             Ok(_) => return Ok(Some(Bypass::Programs { owner, interface: name.to_owned() })),

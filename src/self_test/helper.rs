@@ -24,15 +24,15 @@ use super::reply::HelperReply;
 use crate::capabilities::{self, Need};
 
 /// The hidden subcommand that the child is.
-pub const SUBCOMMAND: &str = "self-test-namespace";
+pub(crate) const SUBCOMMAND: &str = "self-test-namespace";
 /// The interface inside, called as a pod's.
-pub const INSIDE: &str = "eth0";
+pub(crate) const INSIDE: &str = "eth0";
 /// What the child may take beside the time that a connection may.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why there is no helper.
 #[derive(Debug, thiserror::Error)]
-pub enum Unavailable {
+pub(crate) enum Unavailable {
     /// The veth pair could not be made.
     #[error("the capability NET_ADMIN is missing")]
     NetAdmin,
@@ -63,7 +63,7 @@ type ReplyLine = Result<HelperReply, String>;
 
 /// The child, as the daemon started it.
 #[derive(Debug)]
-pub struct Helper {
+pub(crate) struct Helper {
     child: Child,
     stdin: Option<ChildStdin>,
     stdout: Option<BufReader<ChildStdout>>,
@@ -91,7 +91,7 @@ impl Helper {
     ///
     /// # Errors
     /// What is missing.
-    pub fn start() -> Result<Self, Unavailable> {
+    pub(crate) fn start() -> Result<Self, Unavailable> {
         if !capabilities::has_net_admin() {
             return Err(Unavailable::NetAdmin);
         }
@@ -149,7 +149,7 @@ impl Spoken {
 }
 
 /// What the child does, from its start to the end of its input.
-pub fn child(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
+pub(crate) fn child(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
     let mut say = |line: &ReplyLine| -> io::Result<()> {
         let mut text = serde_json::to_string(line)?;
         text.push('\n');

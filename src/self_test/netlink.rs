@@ -13,7 +13,7 @@ use crate::netlink::message::{
     RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE, RTNH_F_ONLINK, TC_H_INGRESS, TCA_KIND, TCMSG, VETH_INFO_PEER, append, attribute, family,
     interface_message, neighbour_message, octets, prefix_of_one, route_message, text, zero_terminated,
 };
-pub use crate::netlink::{Mac, Netlink};
+pub(crate) use crate::netlink::{Mac, Netlink};
 
 /// Two ends of a cable.
 #[derive(Clone, Copy, Debug)]

@@ -21,7 +21,7 @@ const WATCHED: [(&str, &str); 2] = [("cali", "Calico"), ("lxc", "Cilium")];
 
 /// How the probe is tied to the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Placement {
+pub(crate) enum Placement {
     /// By an interface whose name begins with this.
     Prefix(String),
     /// As a port of this bridge.
@@ -30,7 +30,7 @@ pub enum Placement {
 
 /// Why there is no place for it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoPlacement {
+pub(crate) enum NoPlacement {
     /// Never.
     #[error("{0}")]
     Never(String),
@@ -40,7 +40,7 @@ pub enum NoPlacement {
 }
 
 /// Whether the rules bring what comes in on this interface to the daemon.
-pub fn fits(interfaces: &[InterfaceMatch], name: &str) -> bool {
+pub(crate) fn fits(interfaces: &[InterfaceMatch], name: &str) -> bool {
     let is = |interface: &InterfaceMatch| match interface.name.strip_suffix('+') {
         Some(prefix) => name.starts_with(prefix),
         None => name == interface.name,
@@ -51,7 +51,7 @@ pub fn fits(interfaces: &[InterfaceMatch], name: &str) -> bool {
 }
 
 /// Why the interfaces of the pods can never be imitated here, whatever the node has.
-pub fn never(interfaces: &[InterfaceMatch]) -> Option<NoPlacement> {
+pub(crate) fn never(interfaces: &[InterfaceMatch]) -> Option<NoPlacement> {
     let first = interfaces.iter().find(|interface| !interface.negated)?;
     let (_, owner) = WATCHED.iter().find(|(prefix, _)| first.name.starts_with(prefix))?;
     Some(NoPlacement::Never(format!(
@@ -61,7 +61,7 @@ pub fn never(interfaces: &[InterfaceMatch]) -> Option<NoPlacement> {
 }
 
 /// Where the probe is to stand: by the first of the interfaces that are named, else beside the pods.
-pub fn place(interfaces: &[InterfaceMatch], pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Result<Placement, NoPlacement>> {
+pub(crate) fn place(interfaces: &[InterfaceMatch], pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Result<Placement, NoPlacement>> {
     if let Some(never) = never(interfaces) {
         return Ok(Err(never));
     }
@@ -101,7 +101,7 @@ pub fn place(interfaces: &[InterfaceMatch], pods: &[IpAddr], netlink: &mut Netli
 }
 
 /// The name of the interface of this number among those that begin so.
-pub fn interface_name(prefix: &str, number: u8) -> String {
+pub(crate) fn interface_name(prefix: &str, number: u8) -> String {
     let suffix = format!("rg{number:02x}");
     let room = NAME_MAX.saturating_sub(prefix.len()).min(suffix.len());
     format!("{prefix}{}", &suffix[suffix.len() - room..])
@@ -112,21 +112,26 @@ fn is_bridge(netlink: &mut Netlink, name: &str) -> io::Result<bool> {
 }
 
 /// The addresses of the pods that have a network of their own here.
-pub fn addresses(pods: &Pods) -> Vec<IpAddr> {
+pub(crate) fn addresses(pods: &Pods) -> Vec<IpAddr> {
     let living = pods.all().into_iter().filter(|pod| !pod.finished && !pod.host_network);
     living.flat_map(|pod| pod.ips.clone()).collect()
 }
 
 /// Looks for pods that the rules' interfaces leave out. Their requests would be rejected by the guard.
 #[derive(Debug, Default)]
-pub struct Outside {
+pub(crate) struct Outside {
     /// Seen once. A pod's own route may not be there yet, or be gone already, so that one look does not count.
     suspected: HashSet<(IpAddr, String)>,
 }
 
 impl Outside {
     /// The pods' addresses that were outside at this look and the last one, each with its interface.
-    pub fn look(&mut self, interfaces: &[InterfaceMatch], pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Vec<(IpAddr, String)>> {
+    pub(crate) fn look(
+        &mut self,
+        interfaces: &[InterfaceMatch],
+        pods: &[IpAddr],
+        netlink: &mut Netlink,
+    ) -> io::Result<Vec<(IpAddr, String)>> {
         let mut outside = HashSet::new();
         for ip in pods {
             if let Some(name) = interface_to(netlink, *ip)?.filter(|name| !fits(interfaces, name)) {

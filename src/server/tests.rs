@@ -37,7 +37,7 @@ async fn answer(from: [u8; 4], to: SocketAddr) -> String {
 
 /// The kernel may have to wait for others before it answers whose address it is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_whose_address_the_kernel_is_asked_about_holds_up_no_other() {
+async fn a_connection_that_waits_for_the_kernel_holds_up_no_other() {
     let node = Arc::new(Held::default());
     let (writer, pods) = pods_with(node.clone(), None);
     writer.write(|index| index.apply(pod("web", "127.0.0.2", None)));

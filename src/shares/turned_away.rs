@@ -6,20 +6,25 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::log_once::{EachKey, WhenFull};
+
 /// Time between two log lines about the same key.
-pub const QUIET: Duration = Duration::from_secs(60);
+pub(crate) const QUIET: Duration = Duration::from_secs(60);
 /// How long a key is remembered.
-pub const REMEMBERED: Duration = Duration::from_secs(600);
+pub(crate) const REMEMBERED: Duration = Duration::from_secs(600);
 /// How many keys are remembered.
 const MAX_REMEMBERED: usize = 1024;
 
 /// The memory. Keys must not be anything that somebody can invent in any number.
 #[derive(Debug)]
-pub struct TurnedAway<K>(HashMap<K, TurnedAwayEntry>);
+pub(crate) struct TurnedAway<K> {
+    entries: HashMap<K, TurnedAwayEntry>,
+    lines: EachKey<K>,
+}
 
 /// What is remembered of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Recent {
+pub(crate) struct Recent {
     /// How often it was turned away.
     pub count: u64,
     /// The time since the last of these.
@@ -29,15 +34,12 @@ pub struct Recent {
 #[derive(Debug)]
 struct TurnedAwayEntry {
     count: u64,
-    /// Those that no log line counts yet.
-    unlogged: u64,
-    logged_at: Option<Instant>,
     last: Instant,
 }
 
-impl<K> Default for TurnedAway<K> {
+impl<K: Eq + Hash> Default for TurnedAway<K> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self { entries: HashMap::new(), lines: EachKey::new(QUIET, MAX_REMEMBERED, WhenFull::ForgetAll) }
     }
 }
 
@@ -48,40 +50,36 @@ impl TurnedAwayEntry {
     }
 }
 
-impl<K: Eq + Hash> TurnedAway<K> {
+impl<K: Clone + Eq + Hash> TurnedAway<K> {
     /// Counts one more. Returns how many a log line should count, if one is due: at most once a minute for each key.
-    pub fn note(&mut self, key: K) -> Option<u64> {
+    pub(crate) fn note(&mut self, key: K) -> Option<u64> {
         let now = Instant::now();
-        if self.0.len() >= MAX_REMEMBERED && !self.0.contains_key(&key) {
-            self.0.retain(|_, entry| entry.recent(now).is_some());
-            if self.0.len() >= MAX_REMEMBERED {
-                // More pods than a node has. Some are logged again early.
-                self.0.clear();
+        if self.entries.len() >= MAX_REMEMBERED && !self.entries.contains_key(&key) {
+            self.entries.retain(|_, entry| entry.recent(now).is_some());
+            if self.entries.len() >= MAX_REMEMBERED {
+                // More pods than a node has.
+                self.entries.clear();
             }
         }
-        let entry = self.0.entry(key).or_insert(TurnedAwayEntry { count: 0, unlogged: 0, logged_at: None, last: now });
+        let due = self.lines.count(key.clone());
+        let entry = self.entries.entry(key).or_insert(TurnedAwayEntry { count: 0, last: now });
         if entry.recent(now).is_none() {
             entry.count = 0;
         }
         entry.count += 1;
-        entry.unlogged += 1;
         entry.last = now;
-        if entry.logged_at.is_some_and(|at| now - at < QUIET) {
-            return None;
-        }
-        entry.logged_at = Some(now);
-        Some(std::mem::take(&mut entry.unlogged))
+        due
     }
 
     /// Returns what is remembered of a key.
-    pub fn of(&self, key: &K) -> Option<Recent> {
-        self.0.get(key)?.recent(Instant::now())
+    pub(crate) fn of(&self, key: &K) -> Option<Recent> {
+        self.entries.get(key)?.recent(Instant::now())
     }
 
     /// Returns everything that is remembered, in no order.
-    pub fn recent(&self) -> impl Iterator<Item = (&K, Recent)> {
+    pub(crate) fn recent(&self) -> impl Iterator<Item = (&K, Recent)> {
         let now = Instant::now();
-        self.0.iter().filter_map(move |(key, entry)| Some((key, entry.recent(now)?)))
+        self.entries.iter().filter_map(move |(key, entry)| Some((key, entry.recent(now)?)))
     }
 }
 
@@ -108,6 +106,6 @@ mod tests {
         for key in 0..3 * MAX_REMEMBERED {
             memory.note(key);
         }
-        assert!(memory.0.len() <= MAX_REMEMBERED);
+        assert!(memory.entries.len() <= MAX_REMEMBERED);
     }
 }

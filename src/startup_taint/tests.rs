@@ -235,7 +235,7 @@ async fn the_api_is_left_alone_for_as_long_as_it_asks_within_reason() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_taint_that_comes_back_is_removed_again_and_the_looks_are_rare_and_cheap() {
+async fn a_taint_that_comes_back_is_removed_again_by_rare_and_cheap_looks() {
     let running = Running::start(Fake::with(&[]));
     running.passes(MOMENT).await;
     for _ in 0..20 {

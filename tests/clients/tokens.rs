@@ -212,7 +212,7 @@ fn without_the_key_file_the_sdk_for_rust_does_not_survive_a_restart() {
 }
 
 #[test]
-fn a_client_of_version_one_alone_is_served_where_tokens_are_optional_and_counted() {
+fn an_imdsv1_client_is_served_where_tokens_are_optional_and_counted() {
     let Some(small) = Small::new(&["curl"]) else { return };
     let document = format!("{LIST}web-role");
     let required = small.start(&[]);

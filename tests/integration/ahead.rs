@@ -11,7 +11,7 @@ fn world() -> World {
     let fakes = Fakes::new();
     let setup = fakes.setup().argument("--prefetch=true");
     let world = fakes.into_world(&setup);
-    world.daemon.wait_for_log(|line| line["message"] == "the daemon's own AWS identity").unwrap();
+    world.daemon.wait_for_event("own-identity").unwrap();
     world
 }
 
@@ -62,7 +62,7 @@ fn a_request_waits_for_sts_no_longer_than_it_is_told() {
     fakes.pod("web", ip(2), Some("web-role"));
     let setup = fakes.setup().argument("--sts-timeout=300ms");
     let world = fakes.into_world(&setup);
-    world.daemon.wait_for_log(|line| line["message"] == "the daemon's own AWS identity").unwrap();
+    world.daemon.wait_for_event("own-identity").unwrap();
     world.fakes.sts.set_behaviour(Behaviour::Hang);
     let token = world.new_token(ip(2)).text();
     let began = std::time::Instant::now();
@@ -89,12 +89,12 @@ fn a_role_that_allows_no_longer_sessions_gives_an_hour_and_is_asked_once() {
     let calls: Vec<_> = world.fakes.sts.calls().into_iter().filter(|call| call.action == "AssumeRole").collect();
     let asked: Vec<_> = calls.iter().map(|call| call.duration_seconds.unwrap()).collect();
     assert_eq!(asked, [7200, 3600, 3600, 7200], "the role's second session is not tried with more");
-    let told = world.daemon.log().lines().filter(|line| line.contains("sessions of this role last 1 hour")).count();
+    let told = world.daemon.events("session-duration-limited").len();
     assert_eq!(told, 1);
 }
 
 #[test]
-fn the_end_of_a_session_is_told_by_the_nodes_clock_also_where_it_is_ten_minutes_off() {
+fn a_sessions_end_is_in_the_nodes_time_even_if_it_is_ten_minutes_off() {
     for skew in [600, -600] {
         let world = World::start();
         world.fakes.sts.set_clock_skew(skew);
@@ -102,12 +102,12 @@ fn the_end_of_a_session_is_told_by_the_nodes_clock_also_where_it_is_ten_minutes_
         let end: jiff::Timestamp = document["Expiration"].as_str().unwrap().parse().unwrap();
         let left = end.duration_since(rolegate::clock::Clock::system().now()).as_secs();
         assert!((3560..=3602).contains(&left), "{left} seconds left, with STS {skew} seconds ahead");
-        world.daemon.wait_for_log(|line| line["message"].as_str().unwrap_or_default().starts_with("STS's clock is ahead")).unwrap();
+        world.daemon.wait_for_event("clock-skew").unwrap();
     }
 }
 
 #[test]
-fn a_short_session_of_an_sts_whose_clock_is_ahead_is_not_held_for_longer_than_it_lasts() {
+fn a_short_session_of_an_sts_ahead_is_not_held_longer_than_it_lasts() {
     let world = World::start();
     world.fakes.sts.set_clock_skew(600);
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::ExpiresIn(Duration::from_secs(3)));

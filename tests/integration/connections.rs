@@ -29,7 +29,7 @@ fn health(world: &World, from: IpAddr) -> Option<Response> {
 }
 
 #[test]
-fn whoever_holds_the_metrics_port_keeps_neither_the_node_nor_others_from_it() {
+fn a_pod_that_holds_the_metrics_port_blocks_neither_node_nor_others() {
     let world = World::start();
     let address = world.daemon.metrics_address();
     let greedy = hold(ip(50), address, 100);

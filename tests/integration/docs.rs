@@ -1,6 +1,6 @@
 //! The documentation says what the code has, and nothing else. Each comparison goes both ways.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -184,7 +184,7 @@ fn every_value_of_a_label_is_documented() {
         [literals_after(&metrics, "let outcome = if found { "), literals_after(between(&metrics, "fn pod_waited", "\n    }\n"), "else { ")];
     let codes = between(&metrics, "const STATUSES", ";\n\nimpl").split('(').skip(1).flat_map(|pair| literals_after(pair, ", ")).collect();
 
-    let limits = literals_after(between(&read("src/connections/record.rs"), "pub fn name(self)", "\n    }\n"), "=> ");
+    let limits = literals_after(between(&read("src/connections/record.rs"), "pub(crate) fn name(self)", "\n    }\n"), "=> ");
     // Such a connection was open: it is among those that ended.
     let limits: BTreeSet<String> = limits.into_iter().filter(|limit| limit != "displaced").collect();
     let ended = ["fn ended_by", "fn ended_for"].map(|function| literals_in(between(&server, function, "\n}\n")));
@@ -472,7 +472,7 @@ fn sources() -> Vec<String> {
                 directories.extend((!path.ends_with("tests")).then_some(path));
             } else if !path.ends_with("tests.rs") {
                 let text = fs::read_to_string(&path).unwrap();
-                found.push(text.split("#[cfg(test)]\nmod ").next().unwrap().to_owned());
+                found.push(text.split("#[cfg(test)]\nmod tests {").next().unwrap().to_owned());
             }
         }
     }
@@ -618,6 +618,65 @@ fn actions_of_workflows_are_pinned_to_a_full_version() {
         let (_, version) = action.split_once("@v").unwrap_or_else(|| panic!("{action}: no version"));
         let numbers = version.split('.').map(str::parse::<u32>);
         assert!(numbers.clone().count() == 3 && numbers.into_iter().all(|number| number.is_ok()), "{action}");
+    }
+}
+
+/// The levels of log lines that must have an event.
+const LEVELS_WITH_EVENTS: [&str; 3] = ["error", "warn", "info"];
+
+/// Returns each log line of the shipped code, as its level and its event, which is the first field.
+fn log_lines() -> Vec<(&'static str, Option<String>)> {
+    let mut lines = Vec::new();
+    for code in sources() {
+        for level in LEVELS_WITH_EVENTS.into_iter().chain(["debug", "trace"]) {
+            for (at, call) in code.match_indices(&format!("{level}!(")) {
+                let is_whole_name = !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+                let fields = code[at + call.len()..].trim_start();
+                let event = fields.strip_prefix("event = \"").and_then(|rest| rest.split_once('"')).map(|(event, _)| event.to_owned());
+                let needs_event = LEVELS_WITH_EVENTS.contains(&level);
+                assert!(
+                    event.is_some() || !needs_event || !is_whole_name,
+                    "this line has no event as its first field: {level}!({fields:.150}"
+                );
+                if is_whole_name {
+                    lines.push((level, event));
+                }
+            }
+        }
+    }
+    lines
+}
+
+#[test]
+fn every_log_event_is_documented_with_its_levels() {
+    let mut levels = BTreeMap::<String, BTreeSet<&str>>::new();
+    for (level, event) in log_lines() {
+        if let Some(event) = event {
+            levels.entry(event).or_default().insert(level);
+        }
+    }
+    let real = levels.into_iter().map(|(event, levels)| format!("{event}: {}", levels.into_iter().collect::<Vec<_>>().join(", ")));
+    let mut documented = BTreeSet::new();
+    for line in read("docs/log-events.md").lines().filter(|line| line.starts_with("| `")) {
+        let cells = cells(line);
+        assert!(cells.len() == 4 && cells.iter().all(|cell| !cell.is_empty()), "four columns, none of them empty: {line}");
+        assert!(documented.insert(format!("{}: {}", cells[0].trim_matches('`'), cells[1])), "documented twice: {line}");
+    }
+    same("docs/log-events.md", &documented, &real.collect());
+}
+
+/// A document that names an event names one that exists.
+#[test]
+fn events_that_documents_name_exist() {
+    let events: BTreeSet<_> = log_lines().into_iter().filter_map(|(_, event)| event).collect();
+    for file in documents() {
+        let text = read(&file);
+        for mark in ["event=", "event=\"", "event: \""] {
+            for rest in text.split(mark).skip(1) {
+                let name: String = rest.chars().take_while(|c| c.is_ascii_lowercase() || matches!(c, '-')).collect();
+                assert!(name.is_empty() || events.contains(&name), "{file} names the log event {name:?}, which does not exist");
+            }
+        }
     }
 }
 

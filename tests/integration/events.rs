@@ -113,7 +113,7 @@ fn a_refusal_of_sts_is_told_without_who_asked() {
     let (reason, note) = reason_and_note(&events[0]);
     assert!(reason == "AssumeRoleFailed" && note.starts_with("denied: ") && note.contains("trust policy"), "{note}");
     let log = world.daemon.wait_for_log(|line| line["pod"] == "web").unwrap();
-    assert!(log["message"].as_str().unwrap().contains("assumed-role"), "STS does name it: {log}");
+    assert!(log["error"].as_str().unwrap().contains("assumed-role"), "STS does name it: {log}");
     for foreign in ["arn:", "111122223333", "assumed-role", NODE_ROLE_ARN] {
         assert!(!note.contains(foreign), "{foreign} is in {note}");
     }
@@ -229,9 +229,9 @@ fn a_missing_permission_is_said_once_and_the_service_goes_on() {
     let setup = fakes.setup();
     let world = fakes.into_world(&setup);
     assert_eq!(world.get(ip(4), ROLES).status, 404);
-    let warned = |start: &str| {
-        let warning = world.daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.starts_with(start))).unwrap();
-        let text = warning["message"].as_str().unwrap();
+    let warned = |event: &str| {
+        let warning = world.daemon.wait_for_event(event).unwrap();
+        let text = format!("{}; {}", warning["message"].as_str().unwrap(), warning["error"].as_str().unwrap());
         for wanted in ["events.k8s.io", "create, patch", "--events=false"] {
             assert!(text.contains(wanted), "{wanted} is not in {text}");
         }
@@ -239,16 +239,16 @@ fn a_missing_permission_is_said_once_and_the_service_goes_on() {
         assert_eq!(warning["level"], "WARN");
         warning
     };
-    let warning = warned("Events on pods of one namespace cannot be written");
+    let warning = warned("events-forbidden-in-namespace");
     assert_eq!(warning["namespace"], "shop");
     for _ in 0..5 {
         assert_eq!(world.get(ip(5), ROLES).status, 404);
         world.document(ip(2), "web-role");
     }
     world.eventually(|world| world.metric(r#"rolegate_events_total{outcome="suppressed"}"#), |count| *count == 4.0);
-    assert_eq!(world.daemon.log().matches("cannot be written").count(), 1);
+    assert_eq!(world.daemon.events("events-forbidden-in-namespace").len(), 1);
     assert_eq!(world.fakes.api.requests().iter().filter(|request| is_event(request)).count(), 1, "and it is not tried again and again");
-    // Another namespace is tried, and then none any more.
+    // Each other namespace is tried once. The second refusal is logged as one for all namespaces, and then none any more.
     let tries = |world: &World| world.fakes.api.requests().iter().filter(|request| request.path.starts_with(EVENTS)).count();
     for (namespace, ip) in [("second", ip(6)), ("third", ip(7))] {
         let mut elsewhere = pod("plain", ip, None).build();
@@ -264,9 +264,11 @@ fn a_missing_permission_is_said_once_and_the_service_goes_on() {
             },
             |count| *count > before,
         );
-        warned("Events on pods cannot be written in any namespace");
+        warned("events-forbidden");
     }
-    assert_eq!((tries(&world), world.daemon.log().matches("cannot be written").count()), (2, 2));
+    world.eventually(|world| world.metric(r#"rolegate_events_total{outcome="failed"}"#), |count| *count == 3.0);
+    let lines = ["events-forbidden-in-namespace", "events-forbidden"].map(|event| world.daemon.events(event).len());
+    assert_eq!((tries(&world), lines), (3, [1, 1]));
 }
 
 /// One namespace refuses by a rule of its own.
@@ -317,5 +319,5 @@ fn a_namespace_that_ends_gets_no_events() {
     world.eventually(|world| world.metric(r#"rolegate_events_total{outcome="dropped"}"#), |count| *count == 1.0);
     world.eventually(|world| world.metric(r#"rolegate_events_total{outcome="suppressed"}"#), |count| *count == 2.0);
     assert_eq!(world.fakes.api.requests().iter().filter(|request| is_event(request)).count(), 1);
-    assert!(!world.daemon.log().contains("cannot be written"), "it is no lack of permission");
+    assert!(!world.daemon.log().contains("events-forbidden"), "it is no lack of permission");
 }

@@ -86,8 +86,7 @@ impl Scene {
     fn daemon(&self) -> Daemon {
         let daemon = self.setup.start().unwrap();
         daemon.wait_ready(None).unwrap();
-        let identity = |line: &Value| line["message"] == "the daemon's own AWS identity";
-        daemon.wait_for_log(identity).unwrap();
+        daemon.wait_for_event("own-identity").unwrap();
         // Namespaces come after the list of pods.
         let deadline = std::time::Instant::now() + crate::world::PATIENCE;
         while ask(&daemon, "shop/web-0", &[]).code != 0 {

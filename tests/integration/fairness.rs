@@ -11,7 +11,6 @@ use serde_json::Value;
 use crate::world::{Fakes, NODE, ROLES, TOKEN, TOKEN_TTL, World, arn, ip, pod};
 
 const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
-const ASKED: &str = "the daemon's own AWS identity";
 
 fn calls_for(world: &World, role: &str) -> usize {
     let arn = arn(role);
@@ -24,7 +23,7 @@ fn world_with(change: impl FnOnce(&Fakes)) -> World {
     change(&fakes);
     let setup = fakes.setup().argument("--prefetch=true");
     let world = fakes.into_world(&setup);
-    world.daemon.wait_for_log(|line| line["message"] == ASKED).unwrap();
+    world.daemon.wait_for_event("own-identity").unwrap();
     world
 }
 
@@ -80,9 +79,9 @@ fn a_pod_whose_session_name_changes_all_the_time_starves_nobody() {
     assert!(changes > 2 * most, "{changes} changes show nothing");
     assert!((1..=most).contains(&of_evil), "{of_evil} requests of a pod that changed {changes} times, at most {most}");
     assert!(world.metric(r#"rolegate_sts_turned_away_total{reason="too-many-changes"}"#) >= 1.0);
-    let line = world.daemon.wait_for_log(|line| line["event"] == "sts-request-turned-away").unwrap();
+    let line = world.daemon.wait_for_event("sts-request-turned-away").unwrap();
     assert_eq!((&line["namespace"], &line["pod"], &line["reason"]), (&"shop".into(), &"evil".into(), &"too-many-changes".into()));
-    let lines = world.daemon.log().lines().filter(|line| line.contains("sts-request-turned-away")).count();
+    let lines = world.daemon.events("sts-request-turned-away").len();
     let minutes = 1 + usize::try_from(began.elapsed().as_secs()).unwrap() / 60;
     assert!(lines <= minutes, "{lines} lines in {minutes} minutes");
     let is_told = |world: &World| {
@@ -107,7 +106,7 @@ fn a_request_that_was_never_sent_is_not_blamed_on_the_network() {
     }
     let setup = fakes.setup().argument("--sts-timeout=3s").argument("--sts-concurrency=1");
     let world = fakes.into_world(&setup);
-    world.daemon.wait_for_log(|line| line["message"] == ASKED).unwrap();
+    world.daemon.wait_for_event("own-identity").unwrap();
     world.fakes.sts.set_behaviour(Behaviour::Hang);
     let tokens = [2, 3, 4].map(|last| world.new_token(ip(last)).text());
     let ask = |last: u8, name: &str, token: &str| world.request(ip(last), "GET", &format!("{ROLES}{name}"), &[(TOKEN, token)]);
@@ -122,7 +121,7 @@ fn a_request_that_was_never_sent_is_not_blamed_on_the_network() {
     });
     let line = world.daemon.wait_for_log(|line| line["pod"] == "third").unwrap();
     assert!(line["advice"].as_str().unwrap_or_default().contains("--sts-concurrency"), "{line}");
-    assert!(!line["message"].as_str().unwrap().contains("cannot be reached"), "{line}");
+    assert!(!line["error"].as_str().unwrap().contains("cannot be reached"), "{line}");
     assert!(world.metric(r#"rolegate_sts_turned_away_total{reason="queued"}"#) >= 1.0);
 }
 
@@ -143,8 +142,7 @@ fn what_sts_gives_for_another_role_is_never_handed_out() {
         world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::AnswersFor(other.to_owned()));
         let answer = world.credentials(ip(2), "web-role");
         assert_eq!((answer.status, answer.body.len()), (500, 0), "{other}");
-        let is_it = |line: &Value| line["event"] == "sts-answered-for-another-role";
-        let line = world.daemon.wait_for_log(is_it).unwrap();
+        let line = world.daemon.wait_for_event("sts-answered-for-another-role").unwrap();
         assert_eq!((&line["level"], &line["role"]), (&"ERROR".into(), &arn("web-role").into()), "{line}");
         assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="other-role"}"#), 1.0);
         assert_that_nothing_is_shown(&world);
@@ -153,7 +151,7 @@ fn what_sts_gives_for_another_role_is_never_handed_out() {
 }
 
 #[test]
-fn an_answer_of_sts_that_does_not_say_for_whom_it_is_counts_as_one_for_another() {
+fn an_sts_answer_that_names_no_role_counts_as_one_for_another() {
     let world = World::start();
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::MissingField("AssumedRoleUser"));
     assert_eq!(world.credentials(ip(2), "web-role").status, 500);
@@ -162,7 +160,7 @@ fn an_answer_of_sts_that_does_not_say_for_whom_it_is_counts_as_one_for_another()
 }
 
 #[test]
-fn a_renewal_that_brings_another_roles_session_leaves_the_one_that_is_held_until_its_end() {
+fn a_renewal_with_another_roles_session_leaves_the_held_one_to_its_end() {
     let world = world_with(|fakes| {
         fakes.sts.add_role(Role::new(arn("web-role")));
         fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::ExpiresIn(Duration::from_secs(14)));
@@ -195,7 +193,7 @@ fn a_renewal_that_brings_another_roles_session_leaves_the_one_that_is_held_until
 /// Finished pods stay in the API as long as their author likes, in any number of namespaces, and their author may name this node in
 /// `spec.nodeName`.
 #[test]
-fn finished_pods_and_pods_in_the_nodes_network_cost_no_watch_of_their_namespaces() {
+fn finished_and_host_network_pods_cost_no_watch_of_their_namespaces() {
     let fakes = Fakes::new();
     let setup = fakes.setup().argument("--namespace-restrictions");
     let world = fakes.into_world(&setup);
@@ -217,7 +215,7 @@ fn finished_pods_and_pods_in_the_nodes_network_cost_no_watch_of_their_namespaces
 
 /// No network hands a connection on to the next pod of an address.
 #[test]
-fn a_connection_of_the_pod_that_had_the_address_before_is_refused_and_closed() {
+fn a_connection_of_the_addresss_earlier_pod_is_refused_and_closed() {
     let world = World::start();
     let kept = world.connect(ip(2));
     assert_eq!(player::request(kept.try_clone().unwrap(), "PUT", "/latest/api/token", &[(TOKEN_TTL, "60")]).unwrap().status, 200);

@@ -96,10 +96,8 @@ fn a_stranger_with_many_connections_is_refused_and_named_in_the_log() {
     let greedy: Vec<_> = (0..200).map(|_| connect(stranger(1), address).unwrap()).collect();
     world.document(ip(2), "web-role");
     assert_eq!(world.metric(r#"rolegate_connections_refused_total{reason="unknown-limit"}"#), 200.0 - 64.0);
-    let lines =
-        || world.daemon.log().lines().filter(|line| line.contains(r#""event":"connection-limit""#)).map(str::to_owned).collect::<Vec<_>>();
-    let lines = world.eventually(|_| lines(), |lines| !lines.is_empty());
-    assert!(lines.len() == 1 && lines[0].contains(r#""limit":"unknown-limit""#) && lines[0].contains("127.9.0.1"), "{lines:?}");
+    let lines = world.eventually(|world| world.daemon.events("connection-limit"), |lines| !lines.is_empty());
+    assert!(lines.len() == 1 && lines[0]["limit"] == "unknown-limit" && lines[0]["source"] == "127.9.0.1", "{lines:?}");
     drop(greedy);
 }
 

@@ -93,7 +93,7 @@ fn an_address_that_two_living_pods_claim_is_refused_to_both() {
 }
 
 #[test]
-fn an_address_whose_last_pod_is_gone_without_the_watchs_word_goes_to_the_next_at_once() {
+fn an_address_goes_to_the_next_pod_at_once_if_the_watch_missed_the_end() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=15s"));
     world.fakes.api.hold_events(Resource::Pods, "web");
     world.fakes.delete_pod("web");
@@ -120,7 +120,7 @@ fn settled(world: &World, name: &str, last: u8) {
 }
 
 #[test]
-fn a_status_that_takes_the_address_of_another_pod_brings_nobody_its_role_and_heals() {
+fn a_status_that_takes_another_pods_address_gives_no_role_and_heals() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
     world.document(ip(2), "web-role");
     let tokens = [ip(2), ip(3)].map(|from| (from, world.new_token(from).text()));
@@ -141,7 +141,7 @@ fn a_status_that_takes_the_address_of_another_pod_brings_nobody_its_role_and_hea
 }
 
 #[test]
-fn an_address_with_a_new_pod_is_nobodys_while_the_last_ones_end_is_not_known_and_cannot_be_asked() {
+fn a_new_pods_address_is_nobodys_while_the_last_ones_end_is_unknown() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
     world.document(ip(2), "web-role");
     world.fakes.api.deny(Verb::List, "pods");
@@ -158,7 +158,7 @@ fn an_address_with_a_new_pod_is_nobodys_while_the_last_ones_end_is_not_known_and
 }
 
 #[test]
-fn an_address_whose_next_pod_is_not_heard_of_yet_is_waited_on_and_has_no_role() {
+fn an_address_whose_next_pod_is_unknown_is_waited_on_without_a_role() {
     let world = World::start_with(|setup| setup.argument("--default-role=default-role").argument("--backoff-max-elapsed-time=15s"));
     world.document(ip(2), "web-role");
     world.fakes.api.hold_events(Resource::Pods, "next");
@@ -174,7 +174,7 @@ fn an_address_whose_next_pod_is_not_heard_of_yet_is_waited_on_and_has_no_role() 
 }
 
 #[test]
-fn a_terminating_pod_yields_its_address_to_the_next_before_its_end_is_heard_of() {
+fn a_terminating_pod_yields_its_address_before_its_end_is_known() {
     let world = World::start();
     world.fakes.api.apply(Resource::Pods, pod("web", ip(2), Some("web-role")).terminating().build());
     world.fakes.api.hold_events(Resource::Pods, "web");
@@ -263,10 +263,7 @@ fn service_accounts_that_may_not_be_read_open_nothing() {
         world.fakes.api.deny(verb, "serviceaccounts");
     }
     world.fakes.api.cut_connections();
-    world
-        .daemon
-        .wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.starts_with("service accounts may not be read")))
-        .unwrap();
+    world.daemon.wait_for_event("service-accounts-forbidden").unwrap();
     assert_eq!(world.get(ip(2), ROLES).text(), "seller-role", "what is known still holds");
     assert_eq!(world.get(ip(3), ROLES).text(), "default-role", "that it names none, too");
     // One that is new may name a role: its pod does not get the default one, and does not wait for what will not come.
@@ -360,7 +357,7 @@ fn audit_mode_serves_and_reports() {
         world.metric(r#"rolegate_audit_denials_total{reason="no-namespace-list"}"#)
     };
     world.eventually(ask, |count| *count >= 1.0);
-    world.daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.starts_with("served in audit mode"))).unwrap();
+    world.daemon.wait_for_event("would-be-refused").unwrap();
 }
 
 #[test]
@@ -373,7 +370,7 @@ fn a_stranger_waits_no_longer_than_it_may() {
 }
 
 #[test]
-fn a_terminating_pod_is_served_while_it_runs_and_its_address_is_nobodys_once_it_has_stopped() {
+fn a_terminating_pod_is_served_until_it_stops_and_its_address_is_nobodys() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
     let web = || pod("web", ip(2), Some("web-role"));
     // The next pod of the address has it from the CNI, and is not heard of.

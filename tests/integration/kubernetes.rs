@@ -46,7 +46,7 @@ fn what_was_missed_while_the_history_was_lost_is_made_up_by_a_relist() {
 }
 
 #[test]
-fn while_the_api_is_gone_nobody_new_is_served_and_an_address_goes_to_its_next_pod_afterwards() {
+fn new_pods_wait_for_the_api_to_come_back_also_at_reused_addresses() {
     let world = World::start_with(|setup| setup.argument("--default-role=default-role").argument("--backoff-max-elapsed-time=20ms"));
     world.document(ip(2), "web-role");
     world.fakes.api.refuse_connections(true);
@@ -162,7 +162,7 @@ fn an_api_that_fails_now_and_then_is_asked_again() {
 }
 
 #[test]
-fn a_pod_that_cannot_be_read_is_refused_and_keeps_no_other_from_its_own_address() {
+fn an_unreadable_pod_is_refused_and_blocks_no_other_pods_address() {
     let fakes = Fakes::new();
     fakes.pod("before", ip(2), Some("web-role"));
     let mut odd = pod("odd", ip(5), Some("web-role")).build();

@@ -79,7 +79,7 @@ fn a_pod_of_any_size_is_served_and_the_watch_goes_on() {
 }
 
 #[test]
-fn a_pod_with_more_than_is_kept_of_any_is_refused_alone_until_it_is_smaller() {
+fn an_oversized_pod_is_refused_alone_until_it_is_smaller() {
     let world = World::start();
     world.fakes.pod("crowded", ip(5), Some("crowded-role"));
     assert_eq!(world.role_of(5), "crowded-role");
@@ -94,7 +94,7 @@ fn a_pod_with_more_than_is_kept_of_any_is_refused_alone_until_it_is_smaller() {
         assert_eq!(world.get(ip(5), ROLES).status, 404);
         assert_eq!(undecodable(&world), f64::from(number));
     }
-    let log = world.daemon.wait_for_log(|line| line["event"] == "object-too-large").unwrap();
+    let log = world.daemon.wait_for_event("object-too-large").unwrap();
     assert_eq!((&log["level"], &log["namespace"], &log["name"]), (&"WARN".into(), &"shop".into(), &"crowded".into()));
     let refused = world.daemon.wait_for_log(|line| line["reason"] == "unreadable-pod").unwrap();
     assert_eq!(refused["pod"], "crowded");
@@ -105,7 +105,7 @@ fn a_pod_with_more_than_is_kept_of_any_is_refused_alone_until_it_is_smaller() {
     world.fakes.pod("crowded", ip(5), Some("crowded-role"));
     assert_eq!(world.role_of(5), "crowded-role");
     world.assert_that_the_watch_went_on("/api/v1/pods", before);
-    let lines = world.daemon.log().lines().filter(|line| line.contains("object-too-large")).count();
+    let lines = world.daemon.events("object-too-large").len();
     assert_eq!(lines, 1, "one line, however often it changes");
     println!("peak memory: {} MiB", world.peak_memory());
 }
@@ -127,7 +127,7 @@ fn large_objects_in_the_first_list_cost_nobody_else_anything() {
             assert_eq!(world.get(ip(last), ROLES).text(), role, "streaming: {streaming}");
         }
         assert_eq!(world.get(ip(7), ROLES).status, 404);
-        let log = world.daemon.wait_for_log(|line| line["event"] == "object-too-large").unwrap();
+        let log = world.daemon.wait_for_event("object-too-large").unwrap();
         assert_eq!(log["name"], "crowded");
         let lists = world.fakes.api.requests().iter().filter(|request| request.query("limit").is_some()).count();
         assert_eq!(lists, usize::from(!streaming), "one page is enough");

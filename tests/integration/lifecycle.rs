@@ -72,8 +72,8 @@ fn sigterm_under_load_breaks_no_answer() {
     let status = status.unwrap();
     assert!(took < Duration::from_secs(15), "those who connect keep it from its end: {took:?}");
     assert!(status.success(), "{status}\n{}", world.daemon.log());
-    assert!(world.daemon.log().contains("every connection has ended"));
-    assert!(!world.daemon.log().contains("their connections are dropped"));
+    assert_eq!(world.daemon.events("drained").len(), 1);
+    assert!(world.daemon.events("drain-deadline").is_empty());
 }
 
 #[test]
@@ -97,14 +97,14 @@ fn readiness_ends_when_the_end_begins() {
     // An open connection keeps the drain going for a moment.
     let _open = world.connect(ip(2));
     world.daemon.terminate().unwrap();
-    world.daemon.wait_for_log(|line| line["signal"] == "SIGTERM").unwrap();
+    world.daemon.wait_for_log(|line| line["event"] == "stopping" && line["signal"] == "SIGTERM").unwrap();
     let answer = world.eventually(|world| world.daemon.get(None, "/readyz").unwrap(), |answer| answer.status == 503);
     assert!(answer.text().contains("the end of the daemon"), "{}", answer.text());
     assert!(world.daemon.wait().unwrap().success());
 }
 
 #[test]
-fn the_operators_port_serves_nothing_else_and_the_debug_page_only_when_asked() {
+fn the_operators_port_serves_its_pages_alone_and_debug_only_on_request() {
     let world = World::start();
     assert_eq!(world.daemon.get(None, "/debug/store").unwrap().status, 404);
     assert_eq!(world.daemon.get(None, ROLES).unwrap().status, 404);
@@ -135,7 +135,7 @@ fn session_tokens_outlive_a_daemon_whose_keys_are_kept() {
 }
 
 #[test]
-fn two_daemons_share_the_port_and_the_tokens_while_one_takes_over_from_the_other() {
+fn two_daemons_share_the_port_and_tokens_during_a_handover() {
     let directory = tempfile::tempdir().unwrap();
     let kept = format!("--token-key-file={}", directory.path().join("keys").display());
     // A port is shared by those alone who are to hand it over; each here by a socket of its own.
@@ -161,7 +161,7 @@ fn two_daemons_share_the_port_and_the_tokens_while_one_takes_over_from_the_other
 fn a_daemon_whose_keys_cannot_be_kept_says_so_and_serves() {
     let world = World::start_with(|setup| setup.argument("--token-key-file=/proc/rolegate/keys"));
     world.document(ip(2), "web-role");
-    assert!(world.daemon.log().contains("session tokens end with this process"), "{}", world.daemon.log());
+    assert_eq!(world.daemon.events("token-key-file-unavailable").len(), 1, "{}", world.daemon.log());
 }
 
 /// The thread that waits for the plugin cannot be ended, and the process must not wait for it.

@@ -17,7 +17,7 @@ fn text(world: &World, path: &str) -> (u16, String) {
 }
 
 #[test]
-fn node_info_is_for_the_pods_of_its_namespaces_and_never_what_the_node_keeps_to_itself() {
+fn node_info_is_for_its_namespaces_and_never_has_the_nodes_secrets() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     fakes.api.apply(Resource::Pods, PodBuilder::new("tools", "agent").node(NODE).ip(&ip(3).to_string()).build());
@@ -55,7 +55,7 @@ fn node_info_is_for_the_pods_of_its_namespaces_and_never_what_the_node_keeps_to_
 }
 
 #[test]
-fn a_metadata_service_that_does_not_answer_slows_no_credentials_and_is_not_needed_for_what_it_said() {
+fn a_dead_metadata_service_slows_no_credentials_and_known_values_stay() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     fakes.imds.set_behaviour(ImdsBehaviour::Hang);

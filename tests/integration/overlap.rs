@@ -108,14 +108,14 @@ impl Generation {
         eventually(|| self.probe("ready").status.success(), &self.daemon);
     }
 
-    fn log_has(&self, message: &str) {
-        self.daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.contains(message))).unwrap();
+    fn log_has(&self, event: &str) {
+        self.daemon.wait_for_event(event).unwrap();
     }
 
     /// It serves, and can be taken over from.
     fn wait_offered(&self) {
         self.wait_ready();
-        self.log_has("the pods' socket is offered");
+        self.log_has("handover-offered");
     }
 
     fn terminate(mut self) -> String {
@@ -155,14 +155,14 @@ fn three_generations_follow_one_another_under_load_and_no_request_fails() {
     load.wait_for_more(300);
     for _ in 0..3 {
         let next = node.start(Some(&last));
-        next.log_has("is taken over from the daemon that serves");
+        next.log_has("handover-received");
         next.wait_offered();
-        last.log_has("another daemon accepts the pods' connections as well");
+        last.log_has("handover-shared");
         // Both serve.
         load.wait_for_more(300);
         last.terminate();
         load.wait_for_more(300);
-        next.log_has("the metrics port is free, and taken");
+        next.log_has("metrics-port-acquired");
         next.daemon.wait_ready(None).unwrap();
         assert!(next.daemon.metric(None, r#"rolegate_http_requests_total{code="200",route="credentials"}"#).unwrap() > 0.0);
         last = next;
@@ -189,7 +189,7 @@ fn a_killed_daemon_takes_nothing_with_it_while_another_holds_the_socket() {
 
 /// It knows no pods, and would have them wait.
 #[test]
-fn a_newcomer_that_is_never_ready_takes_no_request_and_its_end_hurts_nobody() {
+fn a_new_daemon_that_is_never_ready_takes_no_request_and_ends_quietly() {
     let node = Shared::new();
     let first = node.start(None);
     first.wait_offered();
@@ -203,7 +203,7 @@ fn a_newcomer_that_is_never_ready_takes_no_request_and_its_end_hurts_nobody() {
     let kubeconfig = format!("--kubeconfig={}", node.fakes.file("silent", &silent.kubeconfig()));
     for ends_by_itself in [true, false] {
         let next = node.start_with(Some(&first), |setup| setup.argument(&kubeconfig));
-        next.log_has("is taken over from the daemon that serves");
+        next.log_has("handover-received");
         load.wait_for_more(500);
         let answer = next.probe("ready");
         let text = String::from_utf8(answer.stdout).unwrap();
@@ -217,7 +217,7 @@ fn a_newcomer_that_is_never_ready_takes_no_request_and_its_end_hurts_nobody() {
         }
         load.wait_for_more(500);
     }
-    assert!(!first.daemon.log().contains("another daemon accepts"), "{}", first.daemon.log());
+    assert!(first.daemon.events("handover-shared").is_empty(), "{}", first.daemon.log());
     node.assert_right(&load.finish());
     // It still can be taken over from.
     let next = node.start(Some(&first));
@@ -262,11 +262,11 @@ fn what_is_not_the_daemons_own_is_neither_taken_nor_replaced() {
     let check = |expected: &str| {
         let before = std::fs::symlink_metadata(&path).unwrap();
         let next = node.start(Some(&first));
-        next.log_has("the pods' socket is not taken over");
+        next.log_has("handover-take-failed");
         assert!(next.daemon.log().contains(expected), "{expected}: {}", next.daemon.log());
-        next.log_has("another daemon listens at the app port");
+        next.log_has("handover-missing");
         next.wait_ready();
-        next.log_has("cannot take over without a gap");
+        next.log_has("handover-offer-failed");
         assert!((0..20).all(|_| served(ip(2), first.daemon.metadata_address())), "{expected}");
         let after = std::fs::symlink_metadata(&path).unwrap();
         assert_eq!((after.ino(), after.mode()), (before.ino(), before.mode()), "{expected}: it is left alone");
@@ -291,7 +291,7 @@ fn the_socket_of_another_port_is_not_taken() {
     let port = loopback().local_addr().unwrap().port();
     let next = Generation { daemon: setup.argument(format!("--app-port={port}")).start().unwrap(), probe };
     let (has, wanted) = (first.daemon.metadata_address(), SocketAddr::new(first.daemon.metadata_address().ip(), port));
-    next.log_has("the pods' socket is not taken over");
+    next.log_has("handover-take-failed");
     assert!(next.daemon.log().contains(&format!("it has {has}, and {wanted} is wanted")), "{}", next.daemon.log());
     next.wait_ready();
     assert!(served(ip(2), has) && served(ip(2), wanted));
@@ -312,12 +312,12 @@ fn another_user_is_given_nothing_and_gives_nothing() {
     chown(node.fakes.directory().join("kubeconfig"), Some(65534), None).unwrap();
     let setup = setup.by_way_of(["setpriv", "--reuid=65534", "--clear-groups", "--"]);
     let first = Generation { daemon: setup.start().unwrap(), probe };
-    first.log_has("the pods' socket is offered");
+    first.log_has("handover-offered");
     // Root may connect to every socket.
     let stream = UnixStream::connect(node.handover()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!((&stream).read(&mut [0; 8]).unwrap(), 0, "nothing comes");
-    first.log_has("asked for by another user");
+    first.log_has("handover-refused");
     // The daemon gives up root's way around permissions: all but the socket is root's again.
     for own in [node.directory.path(), node.fakes.directory(), &node.fakes.directory().join("kubeconfig")] {
         chown(own, Some(0), None).unwrap();
@@ -325,23 +325,23 @@ fn another_user_is_given_nothing_and_gives_nothing() {
     // And root takes nothing of it. Both cannot share a port: the kernel lets one user alone do that.
     let port = loopback().local_addr().unwrap().port();
     let next = node.start_with(Some(&first), |setup| setup.argument(format!("--app-port={port}")));
-    next.log_has("the pods' socket is not taken over");
+    next.log_has("handover-take-failed");
     assert!(next.daemon.log().contains("is not the daemon's own, or others may write to it"), "{}", next.daemon.log());
 }
 
 #[test]
-fn the_metrics_port_of_another_program_is_an_error_where_nothing_is_taken_over() {
+fn another_programs_metrics_port_is_an_error_without_a_handover() {
     let node = Shared::new();
     let other = loopback();
     let port = other.local_addr().unwrap().port();
     let error = node.fakes.setup().argument(format!("--metrics-port={port}")).start().unwrap_err().to_string();
     assert!(error.contains("choose another --metrics-port"), "{error}");
     let daemon = node.start_with(None, |setup| setup.argument(format!("--metrics-port={port}")));
-    daemon.log_has("the metrics port is in use");
+    daemon.log_has("metrics-port-in-use");
     daemon.wait_ready();
-    assert_eq!(daemon.daemon.log().matches("the metrics port is in use").count(), 1);
+    assert_eq!(daemon.daemon.events("metrics-port-in-use").len(), 1);
     drop(other);
-    daemon.log_has("the metrics port is free, and taken");
+    daemon.log_has("metrics-port-acquired");
     daemon.daemon.wait_ready(None).unwrap();
 }
 
@@ -383,7 +383,7 @@ fn who_listens_beside_a_daemon_that_may_be_followed_is_in_the_log() {
     // It is there already when this one looks first.
     let next = node.start(Some(&first));
     next.wait_offered();
-    let line = next.daemon.wait_for_log(|line| line["event"] == "app-port-shared").unwrap();
+    let line = next.daemon.wait_for_event("app-port-shared").unwrap();
     assert_eq!((&line["sockets"], &line["level"]), (&1.into(), &"WARN".into()), "{line}");
     drop(thief);
     let alone = node.start(Some(&next));

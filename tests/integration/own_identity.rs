@@ -42,7 +42,7 @@ fn last_key_of(world: &World, role: &str) -> String {
 }
 
 #[test]
-fn with_a_role_between_the_base_role_is_given_to_nobody_whatever_the_daemon_has_it_from() {
+fn the_base_role_beside_an_intermediate_role_is_given_to_no_pod() {
     const DAEMON: &str = "arn:aws:sts::111122223333:assumed-role/daemon/rolegate";
     for (base_role, metadata) in [(NODE_ROLE_ARN.to_owned(), false), (NODE_ROLE_ARN.to_owned(), true), (arn("daemon"), false)] {
         let fakes = fakes_with_a_role_between(&base_role);
@@ -72,13 +72,13 @@ fn with_a_role_between_the_base_role_is_given_to_nobody_whatever_the_daemon_has_
         let callers: Vec<_> = identities.iter().map(|call| call.caller_arn.clone().unwrap()).collect();
         let base = if base_role == NODE_ROLE_ARN { NODE_SESSION_ARN } else { DAEMON };
         assert!(callers.len() == 2 && callers[0] == base && callers[1].contains(":assumed-role/between/"), "{callers:?}");
-        let between = world.daemon.wait_for_log(|line| line["message"] == "the role between, by which pods' roles are assumed").unwrap();
+        let between = world.daemon.wait_for_event("intermediate-identity").unwrap();
         assert_eq!(between["arn"], callers[1].as_str());
     }
 }
 
 #[test]
-fn the_base_role_is_for_pods_where_the_operator_says_so_beside_a_role_between() {
+fn the_base_role_is_for_pods_only_if_the_operator_allows_it() {
     let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
     let setup = setup_with_a_role_between(&fakes).argument("--allow-node-role");
     let world = fakes.into_world(&setup);
@@ -92,9 +92,8 @@ fn readiness_waits_for_the_role_between_and_the_log_says_what_to_mend() {
     fakes.sts.set_role_behaviour(&arn("between"), Behaviour::AccessDenied);
     let setup = setup_with_a_role_between(&fakes);
     let world = fakes.into_world_without_identity(&setup);
-    let not_known = |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("identity is not known yet"));
-    let line = world.daemon.wait_for_log(not_known).unwrap();
-    let message = line["message"].as_str().unwrap();
+    let line = world.daemon.wait_for_event("own-identity-unknown").unwrap();
+    let message = line["error"].as_str().unwrap();
     let role = arn("between");
     for part in [
         format!("the role of --assume-role-arn, {role}, cannot be assumed: AccessDenied"),
@@ -114,7 +113,7 @@ fn readiness_waits_for_the_role_between_and_the_log_says_what_to_mend() {
 }
 
 #[test]
-fn readiness_waits_for_the_base_identity_also_where_the_role_between_is_had() {
+fn readiness_waits_for_the_base_identity_after_the_intermediate_role() {
     let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
     // The role between is given, and nobody is told who he is.
     fakes.sts.set_behaviour(Behaviour::AccessDenied);
@@ -132,7 +131,7 @@ fn readiness_waits_for_the_base_identity_also_where_the_role_between_is_had() {
 
 /// The node's clock is ten minutes behind: by it, the session goes on.
 #[test]
-fn a_session_of_the_role_between_that_has_ended_by_stss_clock_is_dropped_and_the_pod_served() {
+fn an_intermediate_session_that_ended_by_stss_clock_is_replaced_at_once() {
     let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
     fakes.sts.set_clock_skew(600);
     let setup = setup_with_a_role_between(&fakes);
@@ -179,7 +178,7 @@ fn credentials_of_the_instance_that_sts_takes_no_more_are_read_again() {
 
 /// Where new ones are refused as well, each question costs STS one request and not two.
 #[test]
-fn credentials_that_are_refused_again_and_again_are_not_dropped_each_time() {
+fn own_credentials_that_are_always_refused_are_not_dropped_each_time() {
     let world = World::start();
     for role in ["web-role", "db-role"] {
         world.fakes.sts.set_role_behaviour(&arn(role), Behaviour::InvalidClientTokenId);
@@ -216,7 +215,7 @@ fn a_role_between_that_cannot_be_renewed_tells_an_outage_from_a_refusal() {
 
 /// Nobody waits for the hour in which it would be asked for anyway.
 #[test]
-fn a_role_that_cannot_be_assumed_for_the_daemons_own_sake_has_its_identity_asked_for() {
+fn an_intermediate_role_that_cannot_be_assumed_has_the_identity_checked() {
     let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
     let setup = setup_with_a_role_between(&fakes);
     let world = fakes.into_world(&setup);
@@ -224,7 +223,7 @@ fn a_role_that_cannot_be_assumed_for_the_daemons_own_sake_has_its_identity_asked
     world.fakes.sts.expire(&last_key_of(&world, &arn("between")));
     assert_eq!(world.credentials(ip(4), "web-role").status, 500);
     let anew = |line: &serde_json::Value| {
-        line["message"].as_str().is_some_and(|text| text.contains("could not be asked for anew") && text.contains("--assume-role-arn"))
+        line["event"] == "own-identity-renewal-failed" && line["error"].as_str().unwrap().contains("--assume-role-arn")
     };
     world.daemon.wait_for_log(anew).unwrap();
     assert_eq!(world.daemon.get(None, "/readyz").unwrap().status, 200, "not for long yet");
@@ -269,7 +268,7 @@ fn a_base_arn_of_another_account_than_the_daemons_own_names_no_role() {
         fakes.pod("plain", ip(5), None);
         let world = World { daemon: setup.argument("--default-role=web-role").start().unwrap(), fakes };
         is_not_ready(&world);
-        let line = world.daemon.wait_for_log(|line| line["event"] == "foreign-account").unwrap();
+        let line = world.daemon.wait_for_event("foreign-account").unwrap();
         assert_eq!((line["account"].as_str(), line["level"].as_str()), (Some(FORGED), Some("ERROR")), "{line}");
         assert_eq!(line["identity"], NODE_SESSION_ARN);
         for number in [2, 3, 5] {
@@ -283,7 +282,7 @@ fn a_base_arn_of_another_account_than_the_daemons_own_names_no_role() {
 }
 
 #[test]
-fn a_base_arn_of_the_daemons_own_account_is_believed_and_one_that_is_given_needs_no_word() {
+fn a_discovered_base_arn_of_the_own_account_is_taken_and_any_given_one() {
     let (fakes, setup) = discovering("111122223333");
     fakes.pod("web", ip(2), Some("web-role"));
     let world = fakes.into_world(&setup);

@@ -102,8 +102,7 @@ fn the_daemon_knows_who_it_is_before_it_hands_out_anything() {
     fakes.pod("web", ip(3), Some("web-role"));
     let setup = fakes.setup().argument("--iam-role-error-ttl=1s");
     let world = fakes.into_world(&setup);
-    let unknown = |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("identity is not known yet"));
-    world.daemon.wait_for_log(unknown).unwrap();
+    world.daemon.wait_for_event("own-identity-unknown").unwrap();
     let ask = |world: &World| world.credentials(ip(2), NODE_ROLE_NAME).status;
     world.eventually(ask, |status| {
         assert!([500, 404].contains(status), "{status}");
@@ -128,7 +127,7 @@ fn the_role_of_the_instance_is_given_to_nobody_whoever_the_daemon_is() {
     let setup = fakes.setup().without_env("AWS_SESSION_TOKEN").without_env("AWS_EC2_METADATA_DISABLED");
     let setup = setup.env("AWS_ACCESS_KEY_ID", "AKIADAEMON").env("AWS_SECRET_ACCESS_KEY", "daemon-secret");
     let world = fakes.into_world(&setup);
-    let learnt = world.daemon.wait_for_log(|line| line["message"] == "the role of this instance").unwrap();
+    let learnt = world.daemon.wait_for_event("instance-role").unwrap();
     assert_eq!(learnt["role"], NODE_ROLE_ARN);
     world.document(ip(3), "web-role");
     for (number, role) in [(2, NODE_ROLE_NAME), (4, "daemon")] {
@@ -146,10 +145,9 @@ fn a_metadata_service_that_does_not_answer_delays_nothing() {
     let setup = fakes.setup().without_env("AWS_EC2_METADATA_DISABLED");
     let world = fakes.into_world(&setup);
     world.document(ip(2), "web-role");
-    let late = "the role of this instance is not known";
-    world.daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.contains(late))).unwrap();
+    world.daemon.wait_for_event("instance-role-unknown").unwrap();
     let log = world.daemon.log();
-    assert!(log.find("the daemon's own AWS identity") < log.find(late), "the start did not wait: {log}");
+    assert!(log.find("own-identity") < log.find("instance-role-unknown"), "the start did not wait: {log}");
 }
 
 #[test]

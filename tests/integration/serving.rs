@@ -128,7 +128,7 @@ fn the_external_id_and_the_session_name_are_part_of_what_is_asked() {
 }
 
 #[test]
-fn the_default_role_is_for_known_pods_alone_and_a_bad_annotation_never_gets_it() {
+fn the_default_role_is_for_known_pods_alone_and_no_bad_annotation() {
     let fakes = Fakes::new();
     fakes.sts.add_role(Role::new(arn("default-role")));
     fakes.pod("plain", ip(2), None);

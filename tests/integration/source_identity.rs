@@ -42,7 +42,7 @@ fn pods_with_different_source_identities_never_share_a_session() {
     let told: Vec<_> = calls.iter().map(|call| (call.session_name.as_deref(), call.source_identity.as_deref())).collect();
     let name = Some("shop.web-9");
     assert_eq!(told, [(name, Some("shop.web-0")), (name, Some("shop.web-1"))], "an annotation names the session alone");
-    let line = world.daemon.wait_for_log(|line| line["message"] == "assumed a role" && line["source_identity"] == "shop.web-1").unwrap();
+    let line = world.daemon.wait_for_log(|line| line["event"] == "role-assumed" && line["source_identity"] == "shop.web-1").unwrap();
     assert_eq!(line["session"], "shop.web-9");
 }
 
@@ -54,7 +54,7 @@ fn without_the_flag_sts_is_told_none() {
 }
 
 #[test]
-fn pods_of_one_role_share_a_source_identity_with_their_session_where_the_scope_is_the_role() {
+fn pods_of_one_role_share_session_and_source_identity_in_scope_role() {
     let fakes = Fakes::new();
     fakes.pod("web-0", ip(2), Some("web-role"));
     fakes.pod("web-1", ip(3), Some("web-role"));
@@ -90,7 +90,7 @@ fn with_a_role_between_each_pod_has_its_own_and_the_role_between_none() {
 }
 
 #[test]
-fn a_role_that_does_not_allow_it_is_refused_with_fitting_advice_and_no_session_goes_without() {
+fn a_role_that_forbids_source_identities_is_refused_with_advice() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     fakes.pod("db", ip(3), Some("db-role"));
@@ -100,9 +100,9 @@ fn a_role_that_does_not_allow_it_is_refused_with_fitting_advice_and_no_session_g
     let answer = world.credentials(ip(2), "web-role");
     assert_eq!((answer.status, answer.body.len()), (500, 0));
     world.document(ip(3), "db-role");
-    let line = world.daemon.wait_for_log(|line| line["event"] == "assume-role-failed").unwrap();
-    let message = line["message"].as_str().unwrap();
-    assert!(line["outcome"] == "denied" && message.contains("must allow sts:SetSourceIdentity to the daemon's own role"), "{line}");
+    let line = world.daemon.wait_for_event("assume-role-failed").unwrap();
+    let error = line["error"].as_str().unwrap();
+    assert!(line["outcome"] == "denied" && error.contains("must allow sts:SetSourceIdentity to the daemon's own role"), "{line}");
     assert!(calls_for(&world, "web-role").iter().all(|call| call.source_identity.as_deref() == Some("shop.web")));
     assert!(world.fakes.sts.issued().iter().all(|issued| issued.role_arn != arn("web-role")));
 }
@@ -113,7 +113,7 @@ fn a_session_that_is_not_said_to_have_the_source_identity_is_discarded() {
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::MissingField("SourceIdentity"));
     let answer = world.credentials(ip(2), "web-role");
     assert_eq!((answer.status, answer.body.len()), (500, 0));
-    let line = world.daemon.wait_for_log(|line| line["event"] == "sts-answered-for-another-role").unwrap();
-    assert!(line["message"].as_str().unwrap().contains("does not name a source identity"), "{line}");
+    let line = world.daemon.wait_for_event("sts-answered-for-another-role").unwrap();
+    assert!(line["error"].as_str().unwrap().contains("does not name a source identity"), "{line}");
     assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="other-role"}"#), 1.0);
 }

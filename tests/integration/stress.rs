@@ -70,7 +70,7 @@ fn seed() -> u64 {
 }
 
 #[test]
-fn ten_thousand_pods_never_get_another_ones_role_and_are_never_refused_their_own() {
+fn ten_thousand_pods_always_get_their_own_role_and_never_anothers() {
     let (seed, began) = (seed(), Instant::now());
     println!("ROLEGATE_STRESS_SEED={seed}");
     let fakes = Fakes::new();

@@ -51,11 +51,9 @@ fn a_refusal_is_an_empty_500_is_remembered_and_hurts_no_other_role() {
     world.document(ip(3), "db-role");
     assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="denied"}"#), 1.0);
     assert_eq!(world.metric(r#"rolegate_session_lookups_total{result="remembered"}"#), 19.0);
-    let log = world
-        .daemon
-        .wait_for_log(|line| line["pod"] == "web" && line["message"].as_str().unwrap_or_default().starts_with("no credentials"));
+    let log = world.daemon.wait_for_log(|line| line["event"] == "credentials-unavailable" && line["pod"] == "web");
     let log = log.unwrap();
-    assert!(log["message"].as_str().unwrap().contains("trust policy"), "it says what to look at: {log}");
+    assert!(log["error"].as_str().unwrap().contains("trust policy"), "it says what to look at: {log}");
 }
 
 #[test]
@@ -68,7 +66,7 @@ fn a_failure_is_forgotten_after_its_time() {
 }
 
 #[test]
-fn every_way_in_which_sts_can_fail_is_a_500_and_told_apart_in_the_metrics() {
+fn every_failure_of_sts_is_a_500_with_its_own_metrics_label() {
     use Behaviour::*;
     let cases = [
         (Throttling, "throttled"),
@@ -129,12 +127,12 @@ fn an_sts_that_cannot_be_reached_is_said() {
     assert_eq!(world.credentials(ip(2), "web-role").status, 500);
     assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="identity-unknown"}"#), 1.0);
     let log = world.daemon.wait_for_log(|line| line["pod"] == "web").unwrap();
-    assert!(log["message"].as_str().unwrap().contains("STS cannot be reached"), "{log}");
+    assert!(log["error"].as_str().unwrap().contains("STS cannot be reached"), "{log}");
 }
 
 /// Before it is known who the daemon is, nobody gets anything; and however many ask, STS is not asked more often for that.
 #[test]
-fn an_sts_that_does_not_tell_who_the_daemon_is_is_not_hammered_and_no_role_is_blamed() {
+fn a_failing_get_caller_identity_is_not_hammered_and_blames_no_role() {
     let fakes = Fakes::new();
     fakes.sts.set_behaviour(Behaviour::AccessDenied);
     for number in 0..20_u8 {
@@ -153,7 +151,7 @@ fn an_sts_that_does_not_tell_who_the_daemon_is_is_not_hammered_and_no_role_is_bl
     assert_eq!(world.fakes.sts.assume_role_calls(), 0);
     assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="identity-unknown"}"#), 20.0, "{}", world.daemon.log());
     let log = world.daemon.wait_for_log(|line| line["pod"] == "web-0").unwrap();
-    let message = log["message"].as_str().unwrap();
+    let message = log["error"].as_str().unwrap();
     assert!(message.contains("must allow sts:GetCallerIdentity") && message.contains("VPC endpoint"), "{message}");
     assert!(!message.contains("trust policy"), "{message}");
 }
@@ -185,7 +183,7 @@ fn the_daemons_own_identity_comes_from_the_metadata_service_it_is_given() {
     let call = calls.iter().find(|call| call.action == "AssumeRole").unwrap();
     assert_eq!(call.caller_arn.as_deref(), Some(rolegate_lab::sts::NODE_SESSION_ARN));
     assert_eq!(call.region.as_deref(), Some("eu-central-1"));
-    let identity = world.daemon.wait_for_log(|line| line["message"] == "the daemon's own AWS identity").unwrap();
+    let identity = world.daemon.wait_for_event("own-identity").unwrap();
     assert_eq!(identity["arn"], rolegate_lab::sts::NODE_SESSION_ARN);
     assert!(world.fakes.imds.requests().iter().all(|request| request.method == "PUT" || request.had_valid_token), "always with a token");
 }

@@ -63,7 +63,7 @@ impl World {
 }
 
 #[test]
-fn every_taint_of_the_key_is_removed_and_the_rest_of_the_node_is_as_it_was() {
+fn every_taint_of_the_key_is_removed_and_the_node_is_else_unchanged() {
     let others = [not_ready(), taint("dedicated", "NoSchedule"), taint(&format!("{KEY}-gpu"), "NoSchedule")];
     let mut ours = taint(KEY, "NoSchedule");
     ours["value"] = "true".into();
@@ -81,7 +81,7 @@ fn every_taint_of_the_key_is_removed_and_the_rest_of_the_node_is_as_it_was() {
     assert_eq!(after, expected);
     assert_eq!(world.fakes.api.get(Resource::Nodes, None, "node-b"), neighbour);
     assert_eq!(world.fakes.patches(), 1);
-    let said = world.daemon.wait_for_log(|line| line["taints"].is_string()).unwrap();
+    let said = world.daemon.wait_for_event("startup-taint-removed").unwrap();
     assert_eq!((&said["level"], said["taints"].as_str().unwrap()), (&"INFO".into(), &*format!("{KEY}=true:NoSchedule, {KEY}:NoExecute")));
 }
 
@@ -102,7 +102,7 @@ fn the_taint_stays_while_this_nodes_pods_are_not_known() {
     let daemon = fakes.with_taint().start().unwrap();
     let world = World { daemon, fakes };
     // Everything else is there: STS was asked who the daemon is, and has told.
-    world.daemon.wait_for_log(|line| line["message"] == "the daemon's own AWS identity").unwrap();
+    world.daemon.wait_for_event("own-identity").unwrap();
     let waiting = |world: &World| world.daemon.get(None, "/readyz").unwrap().text();
     world.eventually(waiting, |text| text.contains("the list of this node's pods") && !text.contains("the daemon's start"));
     world.eventually(|world| world.metric(r#"rolegate_watch_errors_total{resource="pods"}"#), |count| *count >= 3.0);
@@ -116,7 +116,7 @@ fn the_taint_stays_while_sts_does_not_say_who_the_daemon_is() {
     fakes.sts.set_behaviour(Behaviour::ServiceUnavailable);
     let setup = fakes.with_taint();
     let world = fakes.into_world_without_identity(&setup);
-    world.daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.contains("identity is not known yet"))).unwrap();
+    world.daemon.wait_for_event("own-identity-unknown").unwrap();
     assert_eq!((world.fakes.of_node().len(), world.fakes.taints().len()), (0, 1));
     world.fakes.sts.set_behaviour(Behaviour::Normal);
     world.wait_for_removal();
@@ -138,7 +138,7 @@ fn what_others_change_between_look_and_patch_is_kept() {
 }
 
 #[test]
-fn a_missing_permission_is_said_once_with_its_rule_and_the_service_goes_on() {
+fn a_missing_permission_is_logged_once_with_its_rule_and_service_goes_on() {
     for verb in [Verb::Get, Verb::Patch] {
         let fakes = Fakes::tainted(&[taint(KEY, "NoSchedule")]);
         fakes.api.deny(verb, "nodes");
@@ -146,15 +146,14 @@ fn a_missing_permission_is_said_once_with_its_rule_and_the_service_goes_on() {
         let world = fakes.into_world(&setup);
         world.eventually(|world| world.looks("forbidden"), |count| *count >= 2.0);
         world.document(ip(2), "web-role");
-        let is_ours = |line: &Value| line["message"].as_str().is_some_and(|text| text.contains("start-up taint"));
-        let warning = world.daemon.wait_for_log(is_ours).unwrap();
-        let text = warning["message"].as_str().unwrap();
+        let warning = world.daemon.wait_for_event("startup-taint-forbidden").unwrap();
+        let text = format!("{}; {}", warning["message"].as_str().unwrap(), warning["error"].as_str().unwrap());
         for wanted in [&format!("cannot {} resource", verb.as_str()), "resources: [nodes], verbs: [get, patch]", "daemonset/startup-taint"]
         {
             assert!(text.contains(wanted), "{wanted} is not in {text}");
         }
         assert_eq!((&warning["level"], &warning["key"]), (&"WARN".into(), &KEY.into()));
-        assert_eq!(world.daemon.log().matches("resources: [nodes]").count(), 1);
+        assert_eq!(world.daemon.events("startup-taint-forbidden").len(), 1);
         assert_eq!(world.fakes.taints(), [taint(KEY, "NoSchedule")]);
         world.fakes.api.allow(verb, "nodes");
         world.wait_for_removal();

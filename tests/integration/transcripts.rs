@@ -242,14 +242,14 @@ fn every_client_finds_what_it_needs() {
 }
 
 #[test]
-fn every_client_in_a_pod_without_a_role_is_told_so_and_still_finds_its_region() {
+fn every_client_without_a_role_is_told_so_and_still_finds_its_region() {
     let world = world(&[]);
     run_all(&Run { world: &world, from: ip(4), has_role: false, with_tokens: true });
     assert_eq!(world.fakes.sts.assume_role_calls(), 0);
 }
 
 #[test]
-fn every_client_that_speaks_version_one_alone_finds_what_it_needs_where_that_is_served() {
+fn every_imdsv1_client_finds_what_it_needs_where_that_is_served() {
     let world = world(&["--imds-tokens=optional"]);
     run_all(&Run { world: &world, from: ip(2), has_role: true, with_tokens: false });
     run_all(&Run { world: &world, from: ip(2), has_role: true, with_tokens: true });

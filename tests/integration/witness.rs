@@ -12,7 +12,7 @@ use crate::world::{Fakes, ROLES, World, connect, ip, pod};
 const LONG_AGO: &str = "2001-01-01T00:00:00Z";
 
 #[test]
-fn a_pod_from_before_the_nodes_boot_gets_nothing_until_the_api_tells_of_something_that_started_since() {
+fn a_pod_from_before_the_boot_gets_nothing_until_the_api_shows_a_start() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     fakes.api.apply(Resource::Pods, pod("web", ip(2), Some("web-role")).started_at(LONG_AGO).build());
@@ -63,7 +63,7 @@ fn requests_that_are_not_let_wait_are_logged_and_explained() {
     ask().read_exact(&mut head).unwrap();
     assert_eq!(&head, b"HTTP/1.1 500");
     assert_eq!(world.metric("rolegate_pod_waits_refused_total"), 1.0);
-    let line = world.daemon.wait_for_log(|line| line["event"] == "pod-wait-limit").unwrap();
+    let line = world.daemon.wait_for_event("pod-wait-limit").unwrap();
     assert_eq!((&line["source"], &line["requests"]), (&"127.0.1.2".into(), &1.into()));
     let question = connect(IpAddr::from([127, 0, 0, 1]), world.daemon.metrics_address()).unwrap();
     let headers = [("Host", "localhost"), ("x-rolegate-explain", "1"), ("Connection", "close")];
@@ -73,7 +73,7 @@ fn requests_that_are_not_let_wait_are_logged_and_explained() {
 }
 
 #[test]
-fn pods_that_nothing_on_the_node_confirms_are_refused_when_the_api_was_silent_for_too_long() {
+fn unconfirmed_pods_are_refused_when_the_api_is_silent_for_too_long() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     // In an idle cluster, bookmarks are all that is heard.
@@ -85,7 +85,7 @@ fn pods_that_nothing_on_the_node_confirms_are_refused_when_the_api_was_silent_fo
     world.fakes.api.cut_connections();
     let ready = |world: &World| world.daemon.get(None, "/readyz").map(|answer| (answer.status, answer.text())).unwrap_or_default();
     world.eventually(ready, |(status, text)| *status == 503 && text.contains("a sign of life from the Kubernetes API"));
-    world.daemon.wait_for_log(|line| line["event"] == "api-silent").unwrap();
+    world.daemon.wait_for_event("api-silent").unwrap();
     world.eventually(|world| world.new_token(ip(2)).status, |status| *status == 500);
     let refused = world.daemon.wait_for_log(|line| line["reason"] == "api-stale").unwrap();
     assert_eq!(refused["pod"], "web");

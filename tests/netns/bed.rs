@@ -135,7 +135,8 @@ impl Bed {
         let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         let errors: Vec<Value> = lines.filter(|line| line["level"] == "ERROR").collect();
         let [error] = errors.as_slice() else { panic!("not one error:\n{log}") };
-        error["message"].as_str().unwrap().to_owned()
+        assert_eq!(error["event"], "fatal", "{log}");
+        error["error"].as_str().unwrap().to_owned()
     }
 
     /// The pod gets its own role at `address`, with credentials that STS gave for it, by way of the daemon.

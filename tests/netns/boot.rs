@@ -68,7 +68,7 @@ pub(crate) fn try_everything_for(pod: &Pod, patience: Duration) -> bool {
 }
 
 #[test]
-fn a_node_that_ran_the_guard_at_its_boot_is_closed_to_pods_and_open_to_itself() {
+fn a_node_with_the_boot_guard_is_closed_to_pods_and_open_to_itself() {
     for kind in Kind::all() {
         let Some(bed) = Bed::new() else { return };
         let (pod, imds) = (bed.pod("web", "veth"), bed.node.imds().unwrap());

@@ -29,10 +29,10 @@ fn a_socket_of_both_families_sees_the_ipv4_address_of_the_pod() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     let daemon = bed.start(&bed.setup_with_ip().argument("--log-level=debug"));
-    let started = daemon.wait_for_log(|line| line["message"] == "rolegate starts").unwrap();
+    let started = daemon.wait_for_event("starting").unwrap();
     assert!(started["metadata_address"].as_str().unwrap().starts_with("[::]:"), "{started}");
     bed.assert_served(&pod, METADATA);
-    let answered = daemon.wait_for_log(|line| line["message"] == "answered").unwrap();
+    let answered = daemon.wait_for_event("request-answered").unwrap();
     assert_eq!(answered["source"], pod.ip.to_string());
 }
 

@@ -16,7 +16,7 @@ fn the_endpoint_is_regional_and_follows_the_sdks_variables() {
         let setup = bed.setup_with_ip().without_env("AWS_ENDPOINT_URL_STS");
         let setup = variables.iter().fold(setup, |setup, (name, value)| setup.without_env(name).env(*name, *value));
         let daemon = setup.start().unwrap();
-        let told = daemon.wait_for_log(|line| line["message"] == "STS is asked here").unwrap();
+        let told = daemon.wait_for_event("sts-endpoint").unwrap();
         assert_eq!(told["endpoint"], endpoint, "{variables:?}");
     }
 }

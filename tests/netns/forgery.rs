@@ -4,7 +4,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rolegate_lab::daemon::Daemon;
 use rolegate_lab::kube::{PodBuilder, Resource};
@@ -63,6 +63,25 @@ fn assert_gets_nothing(pod: &PodNs, attack: impl Fn()) {
     }
 }
 
+/// The API is late: it first tells of a pod that is gone, when the next pod has its address and an interface of its own.
+#[test]
+fn late_word_of_a_pod_that_is_gone_gives_its_role_to_nobody() {
+    let Some(bed) = Bed::new() else { return };
+    let daemon = bed.start(&bed.setup_with_ip().argument("--backoff-max-elapsed-time=100ms"));
+    let next = bed.node.add_pod_with(PodOptions { name: "next", interface_prefix: "veth", ..PodOptions::default() }).unwrap();
+    // Its network was created well before the interface that leads to its address now.
+    #[expect(clippy::disallowed_methods, reason = "the API's times are compared with the age of an interface of this machine")]
+    let long_ago = (jiff::Timestamp::now() - Duration::from_secs(60)).strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let gone = PodBuilder::new("team-a", "gone").ip(&next.ip.to_string()).started_at(&long_ago);
+    bed.api.apply(Resource::Pods, gone.annotation("iam.amazonaws.com/role", "arn:aws:iam::123456789012:role/role-of-gone").build());
+    daemon
+        .wait_for_log(|line| {
+            assert_gets_nothing(&next, || {});
+            line["reason"] == "link-changed" && line["pod"] == "gone"
+        })
+        .unwrap();
+}
+
 #[test]
 fn forged_arp_on_a_bridge_gets_nobody_another_pods_role() {
     let Some(Bridged { daemon, victim, attacker, other, bridge, bed }) = bridged() else { return };
@@ -74,7 +93,7 @@ fn forged_arp_on_a_bridge_gets_nobody_another_pods_role() {
     assert!(daemon.metric(Some(bed.node.ns()), r#"rolegate_denials_total{reason="link-changed"}"#).unwrap() >= 1.0);
     let may_forge = || daemon.metric(Some(bed.node.ns()), "rolegate_pods_with_net_raw_on_bridges").unwrap();
     until("the three pods with NET_RAW are counted", || may_forge() == 3.0);
-    daemon.wait_for_log(|line| line["event"] == "net-raw-on-bridge").unwrap();
+    daemon.wait_for_event("net-raw-on-bridge").unwrap();
     let reported = || bed.api.events().iter().any(|event| event["reason"] == "AddressContested" && event["regarding"]["name"] == "victim");
     until("the victim's owner is told", reported);
     bed.assert_served(&other, METADATA);
@@ -94,7 +113,7 @@ fn a_stolen_mac_address_on_a_bridge_gets_nobody_another_pods_role() {
 }
 
 #[test]
-fn the_next_pod_at_the_address_of_a_deleted_one_never_gets_its_role_while_the_api_is_away() {
+fn the_next_pod_at_an_address_never_gets_the_last_ones_role_in_an_outage() {
     let Some(bed) = Bed::new() else { return };
     let before = bed.pod("before", "veth");
     let daemon = bed.start(&bed.setup_with_ip().argument("--backoff-max-elapsed-time=100ms"));
@@ -195,7 +214,7 @@ fn a_forged_status_gains_nothing_where_cni_results_are_read() {
 
 /// Without CNI results: the victim's object says that it ends, and the liar's that it has the victim's address.
 #[test]
-fn a_pod_whose_link_is_pinned_never_gets_the_role_of_a_liar_that_claims_its_address() {
+fn a_pinned_pod_never_gets_the_role_of_a_liar_that_claims_its_address() {
     let Some(bed) = Bed::new() else { return };
     let (victim, liar) = (bed.pod("victim", "veth"), bed.pod("liar", "veth"));
     let daemon = bed.start(&bed.setup_with_ip().argument("--backoff-max-elapsed-time=100ms"));
@@ -214,7 +233,7 @@ fn a_pod_whose_link_is_pinned_never_gets_the_role_of_a_liar_that_claims_its_addr
 
 /// What is sent while a daemon starts is sent before it knows any link.
 #[test]
-fn a_connection_from_before_the_links_are_known_is_not_served_on_a_bridge() {
+fn an_early_connection_on_a_bridge_is_not_served_before_links_are_known() {
     let Some(bed) = Bed::new() else { return };
     let bridge = bed.node.add_bridge("cni0").unwrap();
     let pod = bed.pod_at("web", &bridge);
@@ -226,7 +245,7 @@ fn a_connection_from_before_the_links_are_known_is_not_served_on_a_bridge() {
             // Until the rules are in place, connections are refused.
             loop {
                 match fetch(&pod, METADATA) {
-                    Err(error) if refused(&error) => std::thread::sleep(std::time::Duration::from_millis(5)),
+                    Err(error) if refused(&error) => std::thread::sleep(Duration::from_millis(5)),
                     other => return other,
                 }
             }
@@ -247,6 +266,6 @@ fn until(what: &str, reached: impl Fn() -> bool) {
     let began = Instant::now();
     while !reached() {
         assert!(began.elapsed() < PATIENCE, "never: {what}");
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(5));
     }
 }

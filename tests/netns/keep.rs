@@ -88,7 +88,7 @@ fn what_somebody_flushed_is_repaired() {
         let daemon = bed.start(&setup(&bed, backend).argument("--redirect-interval=1h"));
         bed.assert_served(&pod, METADATA);
         flush(&bed, backend);
-        let repaired = daemon.wait_for_log(|line| line["message"] == "somebody changed the packet rules; they are repaired").unwrap();
+        let repaired = daemon.wait_for_event("rules-repaired").unwrap();
         // The flush may be half done when it is heard of.
         let differences = repaired["differences"].as_str().unwrap();
         assert!(["missing", "ROLEGATE"].iter().any(|words| differences.contains(words)), "{repaired}");
@@ -124,7 +124,7 @@ fn what_somebody_flushed_by_legacy_iptables_is_repaired_on_the_interval() {
         });
         bed.assert_served(&pod, METADATA);
     }
-    assert!(daemon.log().contains("somebody changed the packet rules; they are repaired"), "{}", daemon.log());
+    assert!(!daemon.events("rules-repaired").is_empty(), "{}", daemon.log());
     assert_eq!(daemon.metric(Some(bed.node.ns()), "rolegate_redirect_in_place").unwrap(), 1.0);
 }
 
@@ -201,7 +201,7 @@ fn rules_are_removed_at_the_end_where_that_is_asked_for() {
         bed.assert_served(&pod, METADATA);
         daemon.terminate().unwrap();
         assert_eq!(daemon.wait().unwrap().code(), Some(0), "{}", daemon.log());
-        assert!(daemon.log().contains("the packet rules are removed"), "{}", daemon.log());
+        assert_eq!(daemon.events("rules-removed").len(), 1, "{}", daemon.log());
         bed.assert_not_redirected(&pod);
     }
 }
@@ -220,7 +220,7 @@ fn the_end_of_one_daemon_does_not_undo_the_rules_of_the_other() {
         daemon.terminate().unwrap();
         assert_eq!(daemon.wait().unwrap().code(), Some(0), "{}", daemon.log());
     }
-    assert!(second.log().contains("another daemon runs on this node"), "{}", second.log());
+    assert_eq!(second.events("rules-kept").len(), 1, "{}", second.log());
     bed.assert_not_redirected(&pod);
 }
 
@@ -231,7 +231,7 @@ fn of_two_daemons_with_other_ports_the_later_has_its_way_while_it_lives() {
     let start = |port: u16| bed.start(&setup(&bed, "nftables").argument(format!("--app-port={port}")));
     let first = start(8181);
     let second = start(8282);
-    first.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.contains("a daemon that was started later"))).unwrap();
+    first.wait_for_event("rules-of-newer-daemon").unwrap();
     bed.assert_served(&pod, METADATA);
     wait_until_as_wanted(&bed, "nftables", 8282);
     // Killed.
@@ -314,7 +314,7 @@ fn a_later_daemon_that_hangs_does_not_end_all_repair() {
     let start = |port: u16| bed.start(&setup(&bed, "nftables").argument(format!("--app-port={port}")));
     let first = start(8181);
     let second = start(8282);
-    first.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.contains("a daemon that was started later"))).unwrap();
+    first.wait_for_event("rules-of-newer-daemon").unwrap();
     assert!(Command::new("kill").args(["-STOP", &second.pid().to_string()]).status().unwrap().success());
     flush(&bed, "nftables");
     wait_until_as_wanted(&bed, "nftables", 8181);

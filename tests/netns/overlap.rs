@@ -61,11 +61,11 @@ impl Generation {
             assert!(Instant::now() < deadline, "not ready\n{}", self.daemon.log());
             std::thread::sleep(Duration::from_millis(10));
         }
-        self.log_has("the pods' socket is offered");
+        self.log_has("handover-offered");
     }
 
-    fn log_has(&self, message: &str) {
-        self.daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.contains(message))).unwrap();
+    fn log_has(&self, event: &str) {
+        self.daemon.wait_for_event(event).unwrap();
     }
 }
 
@@ -104,14 +104,14 @@ fn roll(backends: [&str; GENERATIONS + 1]) {
     for (number, backend) in backends.into_iter().enumerate().skip(1) {
         load.wait_for_more(REQUESTS / GENERATIONS / 3);
         let next = state.start(&bed, backend, number);
-        next.log_has("is taken over from the daemon that serves");
+        next.log_has("handover-received");
         next.wait_offered();
-        last.log_has("another daemon accepts the pods' connections as well");
+        last.log_has("handover-shared");
         load.wait_for_more(REQUESTS / GENERATIONS / 3);
         last.daemon.terminate().unwrap();
         assert!(last.daemon.wait().unwrap().success(), "{}", last.daemon.log());
         load.wait_for_more(REQUESTS / GENERATIONS / 3 + GENERATIONS);
-        next.log_has("the metrics port is free, and taken");
+        next.log_has("metrics-port-acquired");
         last = next;
     }
     let tally = load.finish();
@@ -147,7 +147,7 @@ fn nor_does_one_that_changes_the_backend() {
 
 /// What it had accepted is lost with it, and nothing else; afterwards it is as if it had never been.
 #[test]
-fn a_kill_of_the_old_daemon_while_two_overlap_costs_what_it_had_under_way_alone() {
+fn a_killed_old_daemon_in_an_overlap_costs_only_its_own_requests() {
     for backend in BACKENDS {
         let Some(bed) = Bed::new() else { return };
         let pod = bed.pod("web", "veth");
@@ -160,7 +160,7 @@ fn a_kill_of_the_old_daemon_while_two_overlap_costs_what_it_had_under_way_alone(
         ask(&mut load, &pod);
         load.wait_for_more(500);
         drop(first.daemon);
-        second.log_has("the metrics port is free, and taken");
+        second.log_has("metrics-port-acquired");
         let failed = load.tally().failed;
         assert!(failed <= 3, "each of three clients has one connection: {:?}", load.tally());
         let before = load.answered();
@@ -175,7 +175,7 @@ fn a_kill_of_the_old_daemon_while_two_overlap_costs_what_it_had_under_way_alone(
 
 /// Refusals last as long as the restart, and there is never another answer than the right one.
 #[test]
-fn a_kill_of_the_only_daemon_is_refused_connections_until_the_next_one_serves() {
+fn a_killed_only_daemon_means_refused_connections_until_the_next_serves() {
     for backend in BACKENDS {
         let Some(bed) = Bed::new() else { return };
         let pod = bed.pod("web", "veth");
@@ -202,9 +202,9 @@ fn the_socket_of_another_network_is_not_taken() {
     let pod = bed.pod("web", "veth");
     let state = State::new();
     let elsewhere = state.start_with(bed.setup_with_ip().argument("--redirect=none").inside(bed.node.imds().unwrap()), 0);
-    elsewhere.log_has("the pods' socket is offered");
+    elsewhere.log_has("handover-offered");
     let daemon = state.start(&bed, "iptables", 1);
-    daemon.log_has("the pods' socket is not taken over");
+    daemon.log_has("handover-take-failed");
     assert!(daemon.daemon.log().contains("it is of another network"), "{}", daemon.daemon.log());
     daemon.wait_offered();
     bed.assert_served(&pod, METADATA);

@@ -85,7 +85,7 @@ fn it_passes_with_the_rule_and_nobody_notices() {
     let mut daemon = bed.start(&often(bed.setup()).argument(format!("--host-ip={NODE_IP},{}", bed.node.ip6())));
     assert_eq!(metric(&bed, &daemon, PASSED), 1.0);
     assert!(traces(&bed).iter().any(|line| line.contains("rolegaterg")), "{:?}", traces(&bed));
-    daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.starts_with("the self-test passed"))).unwrap();
+    daemon.wait_for_event("self-test-passed").unwrap();
     assert_unnoticed(&bed, &daemon);
     daemon.terminate().unwrap();
     assert_eq!(daemon.wait().unwrap().code(), Some(0), "{}", daemon.log());
@@ -110,7 +110,7 @@ fn it_fails_while_the_rule_is_gone_and_passes_when_it_is_back() {
     // Without, it reaches the real service.
     bed.node.ns().sh("iptables -F FORWARD").unwrap();
     wait_for("the leak is counted", &daemon, || metric(&bed, &daemon, MISSED) > 0.0);
-    daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.contains("THE REAL METADATA SERVICE"))).unwrap();
+    daemon.wait_for_log(|line| line["error"].as_str().is_some_and(|text| text.contains("THE REAL METADATA SERVICE"))).unwrap();
     assert!(!is_ready(&bed, &daemon));
 
     guard(&bed);
@@ -202,7 +202,7 @@ fn a_metadata_service_that_is_not_there_is_no_guard() {
     wait_for("it passes again with the guard", &daemon, || is_ready(&bed, &daemon) && metric(&bed, &daemon, PASSED) == 1.0);
     bed.node.ns().sh("nft delete table inet rolegate").unwrap();
     wait_for("the guard is missed", &daemon, || metric(&bed, &daemon, GUARD_MISSING) > 0.0);
-    daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.contains(&format!("passed on: {NODE_IP} says")))).unwrap();
+    daemon.wait_for_log(|line| line["error"].as_str().is_some_and(|text| text.contains(&format!("passed on: {NODE_IP} says")))).unwrap();
     boot_guard(&bed, "nftables");
     wait_for("it passes again", &daemon, || is_ready(&bed, &daemon));
 }
@@ -286,7 +286,7 @@ fn two_daemons_test_at_the_same_time() {
     wait_for("both test again and again by the same interfaces", &first, went_on);
     for daemon in [&first, &second] {
         assert_eq!((metric(&bed, daemon, PASSED), metric(&bed, daemon, FAILED)), (1.0, 0.0), "{}", daemon.log());
-        assert!(!daemon.log().contains("the self-test failed"), "{}", daemon.log());
+        assert!(daemon.events("self-test-failed").is_empty(), "{}", daemon.log());
         assert!(is_ready(&bed, daemon));
     }
     assert_unnoticed(&bed, &first);
@@ -328,8 +328,7 @@ fn it_is_not_passed_where_pods_packets_may_pass_netfilter_by() {
         wait_for(&begin, &daemon, || metric(&bed, &daemon, UNAVAILABLE) == 1.0 && metric(&bed, &daemon, PASSED) == 0.0);
         daemon
             .wait_for_log(|line| {
-                line["level"] == "WARN"
-                    && line["message"].as_str().is_some_and(|text| text.contains("the self-test is not done") && text.contains(said))
+                line["level"] == "WARN" && line["event"] == "self-test-unavailable" && line["reason"].as_str().unwrap().contains(said)
             })
             .unwrap();
         assert!(is_ready(&bed, &daemon), "pods are served as before");
@@ -339,7 +338,7 @@ fn it_is_not_passed_where_pods_packets_may_pass_netfilter_by() {
     drop(daemon);
     bed.node.ns().sh("ip link add cilium_host type veth peer name cilium_net").unwrap();
     let daemon = often(bed.setup_with_ip()).start().unwrap();
-    wait_for("it is said", &daemon, || daemon.log().contains("the self-test is not done"));
+    wait_for("it is said", &daemon, || !daemon.events("self-test-unavailable").is_empty());
     assert!(!is_ready(&bed, &daemon), "--self-test=on wants it");
 }
 
@@ -374,7 +373,7 @@ fn wait_for_no_traces(bed: &Bed) {
 
 /// The namespace goes with the child, which ends with the daemon; a way at a bridge is taken away at the next start.
 #[test]
-fn behind_a_bridge_it_is_a_port_of_it_and_a_killed_daemon_leaves_nothing_for_long() {
+fn the_self_test_is_a_port_of_its_bridge_and_a_killed_daemon_leaves_none() {
     let Some(bed) = Bed::new() else { return };
     let setup = often(bed.setup_with_ip()).argument("--host-interface=cni0");
     // No pod has been there: there is nothing to test, and nothing to wait for.
@@ -391,7 +390,7 @@ fn behind_a_bridge_it_is_a_port_of_it_and_a_killed_daemon_leaves_nothing_for_lon
     sh(&format!("ip link del {first}"));
     wait_for("there is another interface", &daemon, || !port().is_empty());
     assert!(is_ready(&bed, &daemon) && metric(&bed, &daemon, PASSED) == 1.0, "{}", daemon.log());
-    assert!(!daemon.log().contains("the self-test failed"), "{}", daemon.log());
+    assert!(daemon.events("self-test-failed").is_empty(), "{}", daemon.log());
 
     let no_port = || {
         let deadline = Instant::now() + PATIENCE;
@@ -422,7 +421,7 @@ fn pods_behind_interfaces_that_are_left_out_are_told() {
     let setup = bed.setup_with_ip().argument("--host-interface=veth+").argument("--self-test=off").argument("--self-test-interval=1s");
     let daemon = bed.start(&setup);
     let told = daemon.wait_for_log(|line| line["interface"] == left_out.host_interface()).unwrap();
-    assert!(told["message"].as_str().unwrap().contains("--host-interface leaves out"), "{told}");
+    assert_eq!(told["event"], "pods-outside-rules", "{told}");
     // Its IPv4 and its IPv6 address.
     assert_eq!(metric(&bed, &daemon, "rolegate_pods_outside_interfaces"), 2.0);
     assert_eq!(metric(&bed, &daemon, r#"rolegate_self_test{state="off"}"#), 1.0);
@@ -446,8 +445,8 @@ fn without_the_right_to_namespaces_auto_says_so_and_goes_on() {
     let pod = bed.pod("web", "veth");
     let Some(setup) = without_namespaces(bed.setup_with_ip()) else { return };
     let daemon = bed.start(&setup);
-    let said = daemon.wait_for_log(|line| line["message"].as_str().is_some_and(|text| text.contains("the self-test is not done"))).unwrap();
-    assert!(said["message"].as_str().unwrap().contains("SYS_ADMIN"), "{said}");
+    let said = daemon.wait_for_event("self-test-unavailable").unwrap();
+    assert!(said["reason"].as_str().unwrap().contains("SYS_ADMIN"), "{said}");
     assert_eq!(metric(&bed, &daemon, UNAVAILABLE), 1.0);
     bed.assert_served(&pod, METADATA);
     drop(daemon);

@@ -283,22 +283,7 @@ async fn live(node: Rc<Node>, (pod, request): (Pod, RoleRequest), number: u64, a
 }
 
 fn pod(number: u64, role: usize) -> Pod {
-    Pod {
-        service_account: "default".to_owned(),
-        uid: PodUid(format!("uid-{number}").into()),
-        namespace: "default".to_owned(),
-        name: format!("pod-{number}"),
-        role: Some(format!("role-{role}")),
-        external_id: None,
-        session_name: None,
-        ips: Vec::new(),
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        sandbox: Default::default(),
-        may_have_net_raw: false,
-    }
+    Pod { role: Some(format!("role-{role}")), ..Pod::for_test("default", &format!("pod-{number}")) }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -135,7 +135,7 @@ async fn before_the_first_success_the_start_is_what_is_pending() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_fails_for_the_daemons_own_credentials_has_them_asked_for_every_ten_seconds_at_most() {
+async fn failing_own_credentials_are_checked_every_ten_seconds_at_most() {
     let (fake, _readiness) = start();
     pass(30).await;
     assert_eq!(fake.calls(), 1);
@@ -147,7 +147,7 @@ async fn what_fails_for_the_daemons_own_credentials_has_them_asked_for_every_ten
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_daemon_whose_account_is_not_the_discovered_one_is_not_ready_until_it_is() {
+async fn a_daemon_is_not_ready_while_its_account_is_not_the_discovered_one() {
     let (fake, readiness, node) = (Arc::new(Fake::default()), Readiness::default(), NodeIdentity::default());
     let of = |account: &str| format!("arn:aws:sts::{account}:assumed-role/nodes/i-0f1e2d3c").parse().unwrap();
     node.set_caller(of("111122223333"));

@@ -22,7 +22,7 @@ pub(super) const DISPLACED: u8 = 2;
 
 /// Why a connection should end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closing {
+pub(crate) enum Closing {
     /// It was idle, and its place is needed. A request that has arrived meanwhile is still answered.
     MadeRoom,
     /// Its place was given to another connection; it ends at once.

@@ -79,7 +79,7 @@ async fn a_source_has_its_limit_and_all_have_one_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pods_that_take_all_they_can_get_together_leave_room_for_those_with_few() {
+async fn greedy_pods_together_leave_room_for_those_with_few_connections() {
     let limits = ConnectionLimits::new(SETTINGS);
     let mut taken: Vec<_> = (0..32)
         .flat_map(|n| (0..128).map(move |_| n))
@@ -268,7 +268,7 @@ async fn a_connection_is_not_closed_before_it_is_idle_for_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_without_a_request_is_closed_at_once_where_its_place_is_needed() {
+async fn an_idle_connection_is_closed_at_once_if_its_place_is_needed() {
     let limits = ConnectionLimits::new(ConnectionSettings { per_source: 1, ..SETTINGS });
     let web = pod("shop", "web");
     let silent = open(&limits, &web);
@@ -357,7 +357,7 @@ async fn an_address_is_looked_up_without_the_lock() {
 
 /// A displaced connection may end, or be counted for its pod, before it is known whose its address is.
 #[tokio::test(start_paused = true)]
-async fn a_displaced_connection_that_ends_or_settles_meanwhile_is_counted_once_or_not_at_all() {
+async fn a_displaced_connection_that_ends_meanwhile_is_counted_once_at_most() {
     let web = pod("shop", "web");
     for ends in [true, false] {
         let limits = ConnectionLimits::new(ConnectionSettings { unknown: 1, ..SETTINGS });
@@ -384,7 +384,7 @@ async fn a_displaced_connection_that_ends_or_settles_meanwhile_is_counted_once_o
 
 /// Where nobody can wait, kept connections must not shut out a source that has none.
 #[tokio::test(start_paused = true)]
-async fn without_a_queue_an_idle_connection_gives_way_to_a_source_that_has_none() {
+async fn an_idle_connection_without_a_queue_gives_way_to_a_new_source() {
     let limits = ConnectionLimits::new(ConnectionSettings { all: 32, per_source: 4, waiting: 0, ..SETTINGS });
     let greedy = (0..8).map(|n| pod(if n < 7 { "a" } else { "b" }, n));
     let kept: Vec<_> = greedy.clone().flat_map(|pod| (0..4).map(move |_| pod.clone())).map(|pod| open(&limits, &pod)).collect();

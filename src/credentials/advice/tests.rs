@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::session::SessionTag;
-use crate::pods::{Pod, PodContext, PodUid};
+use crate::pods::{Pod, PodContext};
 use crate::policy::session::SessionRules;
 use crate::policy::{Decision, Policy, Rules};
 
@@ -17,20 +17,9 @@ fn request_with_source_identity() -> RoleRequest {
 
 fn request_by(external_id: Option<&str>, sessions: SessionRules) -> RoleRequest {
     let pod = Pod {
-        uid: PodUid("uid".into()),
-        namespace: "shop".to_owned(),
-        name: "web-0".to_owned(),
-        service_account: String::new(),
         role: Some("arn:aws:iam::111122223333:role/team/web".to_owned()),
         external_id: external_id.map(str::to_owned),
-        session_name: None,
-        ips: Vec::new(),
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        sandbox: Default::default(),
-        may_have_net_raw: false,
+        ..Pod::for_test("shop", "web-0")
     };
     let policy = Policy::new(Rules { sessions, ..Rules::default() }, crate::policy::node::NodeIdentity::default()).unwrap();
     match policy.decide(&pod, &PodContext::default()) {

@@ -55,7 +55,10 @@ impl<A: AssumeRole> Sessions<A> {
                 match answer {
                     Err(error) if !is_late && permit.is_asked_again(&error, questions, is_needed) => {
                         metrics.sts_answered(error.name(), cause, began.elapsed());
-                        info!(role = request.role().as_str(), cause, outcome = error.name(), "retrying a request to STS once: {error}");
+                        info!(
+                            event = "sts-retry", role = request.role().as_str(), cause, outcome = error.name(), %error,
+                            "a request to STS failed; retrying it once"
+                        );
                         permit = match permit.again().await {
                             Ok(Ok(permit)) => permit,
                             Ok(Err(why)) => return not_asked(&land, why),
@@ -76,7 +79,16 @@ impl<A: AssumeRole> Sessions<A> {
             match &landing {
                 Ok(credentials) => {
                     metrics.sts_answered("ok", cause, began.elapsed());
-                    info!(role, session, source_identity, cause, access_key_id = %credentials.access_key_id, expires_at = %credentials.expires_at, "assumed a role");
+                    info!(
+                        event = "role-assumed",
+                        role,
+                        session,
+                        source_identity,
+                        cause,
+                        access_key_id = %credentials.access_key_id,
+                        expires_at = %credentials.expires_at,
+                        "assumed a role"
+                    );
                 }
                 Err(error) => {
                     metrics.sts_answered(error.name(), cause, began.elapsed());
@@ -85,13 +97,8 @@ impl<A: AssumeRole> Sessions<A> {
                         let kept_until =
                             land.borrow().earlier.as_ref().filter(|kept| is_usable(kept, clock.now())).map(|kept| kept.expires_at);
                         warn!(
-                            event = "assume-role-failed",
-                            role,
-                            session,
-                            cause,
-                            outcome = error.name(),
-                            ?kept_until,
-                            "cannot assume a role: {error}"
+                            event = "assume-role-failed", role, session, cause, outcome = error.name(), ?kept_until, %error,
+                            "cannot assume a role; retrying later; until then, serving earlier credentials while they are valid"
                         );
                     }
                 }

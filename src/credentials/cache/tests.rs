@@ -412,7 +412,7 @@ async fn no_secret_is_shown() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_a_renewal_is_slow_what_is_still_good_is_served_in_the_callers_time() {
+async fn a_good_session_is_served_in_time_while_its_renewal_is_slow() {
     let (sessions, sts) = sessions();
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     pass(36 * 60).await;
@@ -451,7 +451,7 @@ async fn what_is_held_and_what_is_served_late_is_counted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_for_longer_than_the_time_for_it_and_the_answer_is_for_the_next() {
+async fn a_caller_waits_no_longer_than_its_time_and_the_next_has_the_answer() {
     let (sessions, sts) = sessions();
     sts.hold();
     let began = Instant::now();
@@ -537,7 +537,7 @@ async fn that_the_daemon_does_not_know_itself_yet_is_no_failure_of_the_session()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_that_waits_is_raised_by_a_caller_who_meets_what_is_nearly_ended() {
+async fn a_queued_renewal_is_raised_by_a_caller_of_a_nearly_ended_session() {
     let sts = FakeSts::new();
     let settings = CacheSettings { limits: StsLimits { rate: 1000, max_rate: 1000, concurrency: 1 }, ..SETTINGS };
     let sessions = Sessions::new(sts.clone(), settings, sts.clock(), Metrics::new());

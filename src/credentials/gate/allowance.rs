@@ -21,8 +21,6 @@ pub(in crate::credentials) const BURST: u32 = 5;
 pub(in crate::credentials) const REFILL: Duration = Duration::from_secs(10);
 /// The retry interval of a request that found the pod's places taken: one may become free at any time.
 const PLACES_TAKEN: Duration = Duration::from_secs(1);
-/// Time between two log lines about the same pod or namespace.
-const QUIET: Duration = Duration::from_secs(60);
 /// Number of pods above which those with their full allowance are forgotten.
 const KEPT: usize = 1024;
 
@@ -30,8 +28,6 @@ const KEPT: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct Allowances {
     pods: HashMap<PodUid, Allowance>,
-    /// When a pod, or a namespace, was last in the log.
-    logged: HashMap<Box<str>, Instant>,
     forget_at: usize,
 }
 
@@ -102,19 +98,6 @@ impl Allowances {
         if let Some(known) = self.pods.get_mut(uid) {
             known.places = known.places.saturating_sub(1);
         }
-    }
-
-    /// Whether the log has had no line about this pod or namespace for a minute.
-    pub(super) fn is_log_due(&mut self, subject: &str, now: Instant) -> bool {
-        let is_recent = |at: &Instant| now.saturating_duration_since(*at) < QUIET;
-        if self.logged.get(subject).is_some_and(is_recent) {
-            return false;
-        }
-        if self.logged.len() >= KEPT {
-            self.logged.retain(|_, at| is_recent(at));
-        }
-        self.logged.insert(subject.into(), now);
-        true
     }
 
     /// Forgets the pods that have their whole allowance.

@@ -75,23 +75,7 @@ async fn node_with(options: Options) -> Node {
 }
 
 fn pod(name: &str, role: &str) -> Pod {
-    Pod {
-        service_account: "default".to_owned(),
-        uid: PodUid(format!("uid-of-{name}").into()),
-        namespace: "default".to_owned(),
-        name: name.to_owned(),
-        role: (!role.is_empty()).then(|| role.to_owned()),
-        external_id: None,
-        session_name: None,
-        // Before it has an address.
-        ips: Vec::new(),
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        sandbox: Default::default(),
-        may_have_net_raw: false,
-    }
+    Pod { role: (!role.is_empty()).then(|| role.to_owned()), ..Pod::for_test("default", name) }
 }
 
 /// Time in which tasks run when they are due.
@@ -113,7 +97,7 @@ impl Node {
     }
 
     async fn delete(&self, name: &str) {
-        self.writer.write(|index| index.delete(&PodUid(format!("uid-of-{name}").into())));
+        self.writer.write(|index| index.delete(&pod(name, "").uid));
         settle().await;
     }
 
@@ -311,7 +295,7 @@ async fn a_shared_session_goes_with_the_last_pod() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_role_that_is_changed_on_a_pod_is_fetched_and_the_old_session_forgotten() {
+async fn a_pods_changed_role_is_fetched_and_the_old_session_forgotten() {
     let node = node().await;
     node.apply(pod("web", "old")).await;
     let held = node.held(&pod("web", "old")).await;

@@ -1,6 +1,6 @@
 //! What is seen of requests to STS beside their answers: where they go, and what time it is there.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_sdk_sts::config::interceptors::{BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef};
 use aws_sdk_sts::config::{ConfigBag, Intercept, RuntimeComponents};
@@ -9,12 +9,14 @@ use jiff::fmt::rfc2822::DateTimeParser;
 use jiff::{SignedDuration, Timestamp};
 use tracing::info;
 
+use crate::log_once::Condition;
+
 /// The `Date` of an answer has whole seconds, and is some time on its way: less apart than this is not taken for a difference.
 const NOT_APART: SignedDuration = SignedDuration::from_secs(30);
 
 /// Says once where STS is.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Endpoint(Arc<OnceLock<()>>);
+pub(super) struct Endpoint(Arc<Condition>);
 
 impl Intercept for Endpoint {
     fn name(&self) -> &'static str {
@@ -27,8 +29,8 @@ impl Intercept for Endpoint {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        if self.0.set(()).is_ok() {
-            info!(endpoint = context.request().uri(), "STS is asked here");
+        if self.0.begins() {
+            info!(event = "sts-endpoint", endpoint = context.request().uri(), "using this STS endpoint");
         }
         Ok(())
     }

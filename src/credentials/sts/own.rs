@@ -113,8 +113,9 @@ impl Own {
         drop(signer);
         self.metrics.own_credentials_dropped();
         info!(
+            event = "own-credentials-dropped",
             intermediate = self.intermediate.is_some(),
-            "STS takes the daemon's own credentials no more: others are fetched; check the node's clock, if this is often"
+            "STS rejected rolegate's own credentials; fetching new ones; if this happens often, check the node's clock"
         );
         true
     }

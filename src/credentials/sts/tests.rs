@@ -42,7 +42,7 @@ fn what_the_owner_of_an_account_may_cause_is_an_answer_about_the_role() {
 }
 
 #[test]
-fn a_session_ends_its_duration_after_it_was_asked_for_whatever_clocks_say() {
+fn a_session_ends_its_duration_after_the_request_whatever_clocks_say() {
     const HOUR: Duration = Duration::from_secs(3600);
     let at = |text: &str| -> Timestamp { format!("2026-01-01T{text}Z").parse().unwrap() };
     let took = Duration::from_secs(1);

@@ -72,7 +72,7 @@ impl Bed {
 }
 
 #[test]
-fn the_first_is_written_at_once_and_repeats_as_a_series_after_five_minutes() {
+fn an_event_is_written_at_once_and_repeats_as_a_series_in_five_minutes() {
     let mut bed = Bed::new();
     assert_eq!(bed.idle(), None);
     assert_eq!(bed.tell("web", NO_ROLE), TakenIn::New);
@@ -198,7 +198,7 @@ fn a_namespace_writes_10_at_once_and_then_one_a_second() {
 }
 
 #[test]
-fn a_hundred_refused_pods_of_one_namespace_do_not_delay_the_first_event_of_another() {
+fn a_hundred_refused_pods_do_not_delay_another_namespaces_first_event() {
     let mut bed = Bed::new();
     for number in 0..100 {
         bed.tell_in("flood", &format!("flood-{number}"), NO_ROLE);

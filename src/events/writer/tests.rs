@@ -220,7 +220,7 @@ async fn pods_in_the_nodes_network_are_told_once_when_they_are_seen() {
 
 /// Until somebody adds the rule, which may be long after the start.
 #[tokio::test(start_paused = true)]
-async fn pods_in_the_nodes_network_are_told_also_where_it_was_forbidden_at_first() {
+async fn host_network_pods_get_events_even_if_that_was_forbidden_at_first() {
     let api = Fake::default();
     api.answers.lock().unwrap().extend([403, 403, 403]);
     let host = Pod { host_network: true, role: Some("web-role".to_owned()), ..pod("agent") };

@@ -1,26 +1,28 @@
 //! Logs which namespaces' Events were dropped because there was no place for them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tracing::warn;
 
+use crate::log_once::{EachKey, WhenFull};
 use crate::pods::Pod;
 use crate::shares::Full;
 
 /// Time between two log lines about one namespace.
 const EVERY: Duration = Duration::from_secs(60);
 
-/// What was dropped lately, by namespace.
-#[derive(Debug, Default)]
-pub(super) struct DroppedEvents(HashMap<String, DroppedEntry>);
+/// The most namespaces that are remembered: more than have pods on a node.
+const MAX_NAMESPACES: usize = 1024;
 
+/// What was dropped lately, by namespace.
 #[derive(Debug)]
-struct DroppedEntry {
-    /// Events that no log line counts yet.
-    unlogged: u64,
-    logged_at: Option<Instant>,
+pub(super) struct DroppedEvents(EachKey<String>);
+
+impl Default for DroppedEvents {
+    fn default() -> Self {
+        Self(EachKey::new(EVERY, MAX_NAMESPACES, WhenFull::ForgetAll))
+    }
 }
 
 impl DroppedEvents {
@@ -29,30 +31,27 @@ impl DroppedEvents {
         let Some(events) = self.note(&pod.namespace) else { return };
         let (namespace, pod) = (&pod.namespace, &pod.name);
         match why {
-            Full::Member => warn!(event = "event-dropped", %namespace, %pod, reason = "pod-limit", events,
+            Full::Member => warn!(
+                event = "event-dropped", %namespace, %pod, reason = "pod-limit", events,
                 "pods of this namespace were refused for too many different reasons lately; dropping further Events on them; check what \
-                 changes the annotations of this pod"),
-            Full::All => warn!(event = "event-dropped", %namespace, %pod, reason = "namespace-share", events,
-                "too many Events on pods of this node, and this namespace has the most; dropping some of its Events; check the log for \
-                 why its pods are refused"),
+                 changes the annotations of this pod"
+            ),
+            Full::All => warn!(
+                event = "event-dropped", %namespace, %pod, reason = "namespace-share", events,
+                "too many Events on pods of this node, and this namespace has the most; dropping some of its Events; check the log for why \
+                 its pods are refused"
+            ),
         }
     }
 
     /// Counts it. Returns the number of Events for the log line, if one is due.
     fn note(&mut self, namespace: &str) -> Option<u64> {
-        let now = Instant::now();
-        let entry = self.0.entry(namespace.to_owned()).or_insert(DroppedEntry { unlogged: 0, logged_at: None });
-        entry.unlogged += 1;
-        if entry.logged_at.is_some_and(|at| now - at < EVERY) {
-            return None;
-        }
-        entry.logged_at = Some(now);
-        Some(std::mem::take(&mut entry.unlogged))
+        self.0.count(namespace.to_owned())
     }
 
     /// Forgets namespaces that have no pods here.
     pub(super) fn retain(&mut self, namespaces: &HashSet<&str>) {
-        self.0.retain(|namespace, _| namespaces.contains(&**namespace));
+        self.0.retain(|namespace| namespaces.contains(&**namespace));
     }
 }
 

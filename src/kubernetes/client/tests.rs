@@ -59,7 +59,7 @@ fn a_certificate_that_is_replaced_by_another_link_counts_as_changed() {
 }
 
 #[test]
-fn the_service_accounts_token_and_the_clusters_ca_count_where_they_are_used() {
+fn the_fingerprint_has_the_token_and_ca_of_the_pod_where_they_are_used() {
     let files = tempfile::tempdir().unwrap();
     let now = |api: &ApiConfig| fingerprint(api, files.path());
     let in_pod = ApiConfig::default();

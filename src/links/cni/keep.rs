@@ -15,6 +15,7 @@ use super::directory::{Directory, DirectoryWatch, FileMetadata, Heard};
 use super::parse::{Ignored, parse};
 use super::table::{AttachmentTable, Change};
 use super::{MAX_FILES, Results};
+use crate::log_once::{Changes, Condition};
 use crate::metrics::Metrics;
 
 /// The most names of a directory that are looked at.
@@ -56,7 +57,7 @@ impl Results {
     }
 
     pub(super) async fn keep_with(self, dir: PathBuf, metrics: Metrics, pauses: RetryPauses) {
-        let mut keeper = ResultsFollower { results: self, dir, metrics, pauses, said: SaidOnce::default() };
+        let mut keeper = ResultsFollower { results: self, dir, metrics, pauses, logged: Logged::default() };
         loop {
             let pause = match keeper.follow().await {
                 Ok(()) => pauses.replaced,
@@ -80,15 +81,15 @@ struct ResultsFollower {
     dir: PathBuf,
     metrics: Metrics,
     pauses: RetryPauses,
-    said: SaidOnce,
+    logged: Logged,
 }
 
-/// What the log has been told, so that it is said once.
+/// What was logged.
 #[derive(Default)]
-struct SaidOnce {
-    directory: Option<io::ErrorKind>,
-    file: bool,
-    full: bool,
+struct Logged {
+    directory: Changes<io::ErrorKind>,
+    unreadable_file: Condition,
+    full: Condition,
 }
 
 impl ResultsFollower {
@@ -100,7 +101,7 @@ impl ResultsFollower {
         let identity = directory.identity;
         self.read_all(Arc::new(directory)).await?;
         let mut read_at = Instant::now();
-        self.said.directory = None;
+        self.logged.directory.forget();
         info!(event = "cni-results-read", path = %self.dir.display(), attachments = self.results.count(), "read the CNI results");
         loop {
             let heard = match timeout(self.pauses.compare, watch.heard()).await {
@@ -112,7 +113,7 @@ impl ResultsFollower {
             if directory.identity != identity {
                 return Ok(());
             }
-            let is_due = self.said.full && read_at.elapsed() >= self.pauses.full;
+            let is_due = self.logged.full.holds() && read_at.elapsed() >= self.pauses.full;
             match heard {
                 Heard::Gone => return Ok(()),
                 Heard::Files(names) if !is_due => self.read_some(&directory, names).await,
@@ -143,7 +144,7 @@ impl ResultsFollower {
             change
         });
         if !is_full {
-            self.said.full = false;
+            self.logged.full.ends();
         }
         Ok(())
     }
@@ -210,11 +211,11 @@ impl ResultsFollower {
         let (path, file) = (self.dir.display(), name.to_string_lossy());
         match read {
             Ok(attachment) => Some(attachment),
-            Err(Ignored::Unreadable) if !self.said.file => {
-                self.said.file = true;
+            Err(Ignored::Unreadable) if self.logged.unreadable_file.begins() => {
                 warn!(
                     event = "cni-result-file-unreadable", %path, ?file,
-                    "cannot read a CNI result; it is ignored, and so are others like it; check that the daemon runs as root and that no security module denies it"
+                    "cannot read a CNI result; it is ignored, and so are others like it; check that the daemon runs as root and that no \
+                     security module denies it"
                 );
                 None
             }
@@ -234,17 +235,17 @@ impl ResultsFollower {
             change
         });
         self.metrics.cni_results(counts.0, counts.1);
-        if change.is_full && !self.said.full {
-            self.said.full = true;
+        if change.is_full && self.logged.full.begins() {
             warn!(
                 event = "cni-results-too-many", path = %self.dir.display(), limit = MAX_FILES,
-                "there are more CNI results than rolegate reads; those written first are ignored; remove files of pods that no longer exist"
+                "there are more CNI results than rolegate reads; those written first are ignored; remove files of pods that no longer \
+                 exist"
             );
         }
     }
 
     fn complain(&mut self, error: &io::Error) {
-        if self.said.directory.replace(error.kind()) == Some(error.kind()) {
+        if !self.logged.directory.is_new(error.kind()) {
             return;
         }
         let path = self.dir.display();

@@ -15,6 +15,8 @@ pub(in crate::links) struct KnownInterface {
     master: Option<NonZeroU32>,
     pub(in crate::links) kind: InterfaceKind,
     pub(super) is_up: bool,
+    /// When the kernel announced it, in seconds since the node's last boot; 0 if it was there before, or that is not known.
+    pub(in crate::links) appeared: u32,
 }
 
 /// The kinds of interfaces that matter here.
@@ -44,11 +46,15 @@ impl KnownInterface {
             _ => InterfaceKind::Other,
         };
         let name = Digest::of_name(&interface.name);
-        Self { name, index: interface.index, kind, master: None, is_up: interface.is_up }.with_master(interface.master)
+        Self { name, index: interface.index, kind, master: None, is_up: interface.is_up, appeared: 0 }.with_master(interface.master)
     }
 
     pub(super) fn with_master(self, master: Option<u32>) -> Self {
         Self { master: master.and_then(NonZeroU32::new), ..self }
+    }
+
+    pub(super) fn with_appeared(self, appeared: u32) -> Self {
+        Self { appeared, ..self }
     }
 
     /// The interface that this one is a part of.

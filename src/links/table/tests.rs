@@ -120,7 +120,7 @@ fn only_what_concerns_an_address_makes_its_answer_stale() {
 }
 
 #[test]
-fn which_interfaces_there_are_is_a_change_for_whoever_looks_for_them_by_name() {
+fn a_new_or_gone_interface_is_a_change_for_look_ups_by_name() {
     let mut table = table();
     put(&mut table, ip(1), KernelAnswer::Own { interface: 9 });
     let renamed = Interface { name: "eth9".into(), ..interface(9, "veth", None) };
@@ -292,5 +292,30 @@ fn bridges_count_where_they_have_ports() {
 
 #[test]
 fn a_record_is_small() {
-    assert_eq!((size_of::<AddressRecord>(), size_of::<KnownInterface>()), (40, 24));
+    assert_eq!((size_of::<AddressRecord>(), size_of::<KnownInterface>()), (40, 32));
+}
+
+#[test]
+fn an_interface_keeps_the_time_at_which_it_was_announced() {
+    let mut table = table();
+    let appeared = |table: &LinkTable, index| table.link(index).map(|known| known.appeared);
+    assert_eq!(appeared(&table, 7), Some(0), "it was there before");
+    table.set_uptime(50);
+    table.apply(&LinkEvent::Interface(interface(10, "veth", None)));
+    table.set_uptime(60);
+    // It becomes a port, and changes; an interface of before changes.
+    table.apply(&LinkEvent::Port { interface: 10, bridge: Some(BRIDGE) });
+    table.apply(&LinkEvent::Interface(interface(10, "veth", Some(BRIDGE))));
+    table.apply(&LinkEvent::Interface(interface(7, "veth", None)));
+    assert_eq!((appeared(&table, 10), appeared(&table, 7)), (Some(50), Some(0)));
+    // Notifications are lost: what is still there is the same if it has the same name.
+    table.set_links(&[
+        interface(10, "veth", None),
+        Interface { name: "other".to_owned(), ..interface(7, "veth", None) },
+        interface(11, "veth", None),
+    ]);
+    assert_eq!([10, 7, 11].map(|index| appeared(&table, index)), [Some(50), Some(0), Some(0)]);
+    table.apply(&LinkEvent::Gone(10));
+    table.apply(&LinkEvent::Interface(interface(10, "veth", None)));
+    assert_eq!(appeared(&table, 10), Some(60));
 }

@@ -7,19 +7,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
-use super::{Blind, Sight, Witness};
+use super::{Fixed, Sight, Witness};
 
 /// Sees nothing, and answers as often as it is let.
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) answers: Semaphore,
     asked: AtomicUsize,
-    blind: Blind,
+    blind: Fixed,
 }
 
 impl Default for Held {
     fn default() -> Self {
-        Self { answers: Semaphore::new(0), asked: AtomicUsize::new(0), blind: Blind::default() }
+        Self { answers: Semaphore::new(0), asked: AtomicUsize::new(0), blind: Fixed::blind() }
     }
 }
 

@@ -28,7 +28,7 @@ fn a_link_of_a_pods_own_stays_the_same_or_contradicts() {
 }
 
 #[test]
-fn on_a_bridge_another_mac_or_port_contradicts_and_what_is_learned_is_kept() {
+fn another_mac_or_port_on_a_bridge_contradicts_and_learned_ones_are_kept() {
     let known = bridge(Some(1), Some(10));
     assert_eq!(followed(bridge(None, None), Some(known)), Some(known));
     assert_eq!(followed(bridge(Some(1), None), Some(bridge(None, Some(10)))), Some(known));

@@ -77,6 +77,28 @@ pub struct Sandbox {
 }
 
 impl Pod {
+    /// Returns a running pod for tests, benches and fuzz targets: it has these names, a UID that is made of them and the service
+    /// account `default`, but no annotations and no addresses. What a test is about is set with `Pod { role, ..Pod::for_test(…) }`.
+    #[doc(hidden)]
+    pub fn for_test(namespace: &str, name: &str) -> Self {
+        Self {
+            uid: PodUid(format!("{namespace}/{name}").into()),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            service_account: "default".to_owned(),
+            role: None,
+            external_id: None,
+            session_name: None,
+            ips: Vec::new(),
+            finished: false,
+            terminating: false,
+            claims_until: None,
+            host_network: false,
+            sandbox: Sandbox::default(),
+            may_have_net_raw: false,
+        }
+    }
+
     /// Whether it claims this address at this time.
     pub(super) fn claims(&self, ip: IpAddr, now: Timestamp) -> bool {
         self.may_claim(now) && self.ips.contains(&ip)

@@ -17,22 +17,7 @@ fn uid(text: &str) -> PodUid {
 
 /// A running pod; its name is its UID's first part, before a dash.
 fn pod(id: &str, ips: &[&str]) -> Pod {
-    Pod {
-        service_account: "default".to_owned(),
-        uid: uid(id),
-        namespace: "default".to_owned(),
-        name: id.split('-').next().unwrap().to_owned(),
-        role: None,
-        external_id: None,
-        session_name: None,
-        ips: ips.iter().copied().map(ip).collect(),
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        sandbox: Default::default(),
-        may_have_net_raw: false,
-    }
+    Pod { uid: uid(id), ips: ips.iter().copied().map(ip).collect(), ..Pod::for_test("default", id.split('-').next().unwrap()) }
 }
 
 fn terminating(pod: Pod) -> Pod {
@@ -98,7 +83,7 @@ fn a_pod_that_finishes_loses_its_claim() {
 }
 
 #[test]
-fn a_finished_job_does_not_stand_in_the_way_of_the_pod_that_has_its_address_now() {
+fn a_finished_job_does_not_block_the_pod_that_has_its_address_now() {
     let index = index([finished(pod("job", &[IP])), pod("web", &[IP])]);
     assert_eq!(claims(&index, IP), ["web"]);
 }

@@ -25,7 +25,7 @@ fn compare(pins: &Pins, pod: &Pod, at: &str, now: Option<Link>) -> Comparison {
 }
 
 #[test]
-fn a_link_is_pinned_when_it_is_first_seen_and_another_one_is_not_the_pods() {
+fn a_link_is_pinned_when_first_seen_and_another_is_not_the_pods() {
     let (pins, a) = (Pins::default(), pod("a", 100, &["10.0.0.1"]));
     assert_eq!(compare(&pins, &a, "10.0.0.1", own(7)), Comparison::Same);
     assert_eq!(compare(&pins, &a, "10.0.0.1", own(8)), Comparison::Changed);
@@ -34,7 +34,7 @@ fn a_link_is_pinned_when_it_is_first_seen_and_another_one_is_not_the_pods() {
 }
 
 #[test]
-fn a_later_network_of_the_same_pod_is_pinned_anew_and_an_earlier_one_is_not() {
+fn a_pods_later_network_is_pinned_anew_and_an_earlier_one_is_not() {
     let pins = Pins::default();
     compare(&pins, &pod("a", 100, &["10.0.0.1"]), "10.0.0.1", own(7));
     let later = pod("a", 101, &["10.0.0.1"]);
@@ -58,7 +58,7 @@ fn another_pod_at_the_address_has_a_pin_of_its_own_and_takes_away_none() {
 }
 
 #[test]
-fn each_address_of_a_pod_is_pinned_by_itself_and_one_that_it_has_left_is_forgotten() {
+fn each_address_of_a_pod_is_pinned_by_itself_and_forgotten_when_left() {
     let pins = Pins::default();
     let both = pod("a", 100, &["10.0.0.1", "fd00::1"]);
     compare(&pins, &both, "10.0.0.1", own(7));

@@ -41,15 +41,21 @@ impl WaitingRecord {
     pub(super) fn turned_away(&mut self, waiter: &RequestWaiter) {
         let Some(requests) = self.note(waiter) else { return };
         match waiter {
-            RequestWaiter::Pod(pod) => warn!(event = "pod-wait-limit", namespace = %pod.namespace, pod = %pod.name, requests,
+            RequestWaiter::Pod(pod) => warn!(
+                event = "pod-wait-limit", namespace = %pod.namespace, pod = %pod.name, requests,
                 "too many requests of the pod or its namespace wait for what is still unknown of their pods; answering some of them by \
-                 what is known; check what the pods of this namespace request"),
-            RequestWaiter::Disputed(ip) => warn!(event = "pod-wait-limit", source = %ip, requests,
-                "too many requests wait from addresses whose owner is in conflict; refusing some of them at once; check the refusals of this \
-                 address in the log"),
-            RequestWaiter::Unknown(ip, network) => warn!(event = "pod-wait-limit", source = %ip, %network, requests,
+                 what is known; check what the pods of this namespace request"
+            ),
+            RequestWaiter::Disputed(ip) => warn!(
+                event = "pod-wait-limit", source = %ip, requests,
+                "too many requests wait from addresses whose owner is in conflict; refusing some of them at once; check the refusals of \
+                 this address in the log"
+            ),
+            RequestWaiter::Unknown(ip, network) => warn!(
+                event = "pod-wait-limit", source = %ip, %network, requests,
                 "too many requests wait from addresses of no known pod; refusing some of them at once; check which pod sends from this \
-                 address, because a pod that invents addresses causes this"),
+                 address, because a pod that invents addresses causes this"
+            ),
         }
     }
 
@@ -84,7 +90,7 @@ mod tests {
     use crate::shares::turned_away::{QUIET, REMEMBERED};
 
     #[tokio::test(start_paused = true)]
-    async fn each_pod_has_a_line_a_minute_and_all_unknown_addresses_have_one_together() {
+    async fn each_pod_has_a_line_a_minute_and_unknown_addresses_share_one() {
         let mut record = WaitingRecord::default();
         let (web, db) = (pod("web", "10.0.0.1"), pod("db", "10.0.0.2"));
         let mut note = |waiter: &RequestWaiter| record.note(waiter);

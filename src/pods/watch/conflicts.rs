@@ -126,7 +126,10 @@ async fn ask(watch: &PodWatch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr,
     watch.metrics.ambiguous(outcome.name());
     let mut names: Vec<_> = claimants.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
     names.sort();
-    info!(address = %ip, pods = names.join(", "), outcome = outcome.name(), "several pods claimed one address; the Kubernetes API was asked");
+    info!(
+        event = "address-conflict", address = %ip, pods = names.join(", "), outcome = outcome.name(),
+        "several pods claimed one address; checked them with the Kubernetes API"
+    );
     (ip, ConflictQuery { asked_at, confirmed })
 }
 

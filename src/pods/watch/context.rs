@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
-use std::sync::Once;
 
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
@@ -16,6 +15,7 @@ use super::objects::{ObjectMeta, OnlyMetadata};
 use super::{MAX_LIST, MAX_ROLE, PodWatch};
 use crate::config::AnnotationKeys;
 use crate::kubernetes::client::encode;
+use crate::log_once::Condition;
 use crate::pods::{Namespace, ServiceAccount};
 
 /// Annotation of a namespace with the expression of permitted roles (kiam's).
@@ -40,21 +40,23 @@ const MAX_FOLLOWED: usize = 1024;
 /// The objects that are followed now, each until no pod needs it.
 struct FollowedObjects<'a, K> {
     resource: &'static str,
-    has_warned: bool,
+    over_limit: Condition,
     stops: BTreeMap<K, CancellationToken>,
     running: FuturesUnordered<BoxFuture<'a, ()>>,
 }
 
 impl<'a, K: Ord + Clone> FollowedObjects<'a, K> {
     fn new(resource: &'static str) -> Self {
-        Self { resource, has_warned: false, stops: BTreeMap::new(), running: FuturesUnordered::new() }
+        Self { resource, over_limit: Condition::default(), stops: BTreeMap::new(), running: FuturesUnordered::new() }
     }
 
     /// Stops what is not wanted, and tells what that was.
     fn keep(&mut self, wanted: &BTreeSet<K>) -> Vec<K> {
         let unwanted: Vec<K> = self.stops.keys().filter(|key| !wanted.contains(key)).cloned().collect();
         unwanted.iter().filter_map(|key| self.stops.remove(key)).for_each(|stop| stop.cancel());
-        self.has_warned &= wanted.len() > MAX_FOLLOWED;
+        if wanted.len() <= MAX_FOLLOWED {
+            self.over_limit.ends();
+        }
         unwanted
     }
 
@@ -64,7 +66,7 @@ impl<'a, K: Ord + Clone> FollowedObjects<'a, K> {
             return;
         }
         if self.stops.len() >= MAX_FOLLOWED {
-            if !std::mem::replace(&mut self.has_warned, true) {
+            if self.over_limit.begins() {
                 warn!(
                     event = "watch-limit",
                     resource = self.resource,
@@ -133,14 +135,14 @@ async fn watch_namespace(watch: &PodWatch, name: String) {
 
 async fn watch_service_accounts(watch: &PodWatch) {
     let mut pods = watch.pods.clone();
-    let warning = Once::new();
+    let forbidden = Condition::default();
     let mut followed = FollowedObjects::new("serviceaccounts");
     loop {
         let wanted = pods.service_accounts();
         for (namespace, name) in followed.keep(&wanted) {
             watch.writer.write(|index| index.delete_service_account(&namespace, &name));
         }
-        wanted.into_iter().for_each(|account| followed.start(account, |account| watch_service_account(watch, account, &warning)));
+        wanted.into_iter().for_each(|account| followed.start(account, |account| watch_service_account(watch, account, &forbidden)));
         tokio::select! {
             () = pods.changed() => {}
             Some(()) = followed.running.next() => {}
@@ -148,7 +150,7 @@ async fn watch_service_accounts(watch: &PodWatch) {
     }
 }
 
-async fn watch_service_account(watch: &PodWatch, (namespace, name): (String, String), warning: &Once) {
+async fn watch_service_account(watch: &PodWatch, (namespace, name): (String, String), forbidden: &Condition) {
     let path = format!("/api/v1/namespaces/{}/serviceaccounts", encode(&namespace));
     let annotations = account_annotations(&watch.annotations);
     let selection = Selection { resource: "serviceaccounts", path, fields: format!("metadata.name={name}"), annotations };
@@ -156,13 +158,14 @@ async fn watch_service_account(watch: &PodWatch, (namespace, name): (String, Str
     let take = |event: WatchEvent<'_, OnlyMetadata>| {
         // What is known of it still holds; where nothing is, its pods are refused. It is asked for again.
         if matches!(&event, WatchEvent::Failed(failure) if failure.code() == Some(403)) {
-            warning.call_once(|| {
+            if forbidden.begins() {
                 warn!(
-                    "service accounts may not be read: pods are refused that name no role and whose service account is not known; \
-                     add list and watch of serviceaccounts to the daemon's ClusterRole (see daemonset/rbac.yaml), or leave \
-                     --service-account-roles out"
+                    event = "service-accounts-forbidden",
+                    "rolegate may not read service accounts; refusing pods that have no role annotation and whose service account is not \
+                     known; add list and watch of serviceaccounts to its ClusterRole (see daemonset/rbac.yaml), or remove \
+                     --service-account-roles"
                 );
-            });
+            }
             watch.writer.write(|index| index.forbid_service_account(&namespace, &name));
         }
         match change(event, &name, &mut latest) {
@@ -217,12 +220,12 @@ mod tests {
         let wanted: BTreeSet<usize> = (0..=MAX_FOLLOWED).collect();
         assert_eq!(followed.keep(&wanted), Vec::<usize>::new());
         wanted.iter().for_each(|key| followed.start(*key, |_| std::future::pending()));
-        assert_eq!((followed.stops.len(), followed.has_warned), (MAX_FOLLOWED, true));
+        assert_eq!((followed.stops.len(), followed.over_limit.holds()), (MAX_FOLLOWED, true));
         assert!(!followed.stops.contains_key(&MAX_FOLLOWED));
 
         let wanted: BTreeSet<usize> = (1..=MAX_FOLLOWED).collect();
         assert_eq!(followed.keep(&wanted), [0]);
         wanted.iter().for_each(|key| followed.start(*key, |_| std::future::pending()));
-        assert!(followed.stops.contains_key(&MAX_FOLLOWED) && !followed.has_warned);
+        assert!(followed.stops.contains_key(&MAX_FOLLOWED) && !followed.over_limit.holds());
     }
 }

@@ -24,11 +24,11 @@ use super::pauses::WatchPauses;
 use super::unreadable::{Reports, UnreadableReason};
 use crate::backoff::fraction;
 use crate::kubernetes::client::{Client, encode};
-use crate::kubernetes::complaints::Complaining;
-use crate::kubernetes::failure::{RequestFailure, Status};
+use crate::kubernetes::failure::{FailureKind, RequestFailure, Status};
 use crate::kubernetes::fields::Field;
 use crate::kubernetes::filter::{Document, Excerpt, Filter};
 use crate::kubernetes::response::ApiResponse;
+use crate::log_once::Holder;
 use crate::metrics::Metrics;
 
 /// Objects in one page of a list. Few, because an object may be about 10 MB of JSON, and each page has a time limit.
@@ -109,7 +109,7 @@ pub(super) struct Follow<'a, T, F> {
     /// Objects in a page of a list.
     page_size: u32,
     backoff: WatchPauses,
-    complaints: Complaining<'a>,
+    failures: Holder<'a, (&'static str, FailureKind)>,
     reports: Reports,
 }
 
@@ -187,7 +187,7 @@ pub(super) async fn follow<T: Object>(
         bookmarks: false,
         page_size: PAGE_SIZE,
         backoff: WatchPauses::default(),
-        complaints: client.complaints().of(selection.resource),
+        failures: client.failures().holder(),
         reports: Reports::default(),
     };
     while follow.once().await.is_continue() {}
@@ -218,11 +218,10 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
             debug!(resource, fields, "{failure}; listing anew");
         } else {
             self.metrics.watch_failed(resource);
-            let told = "Kubernetes watch failed; retrying, serving from the last known state";
-            if self.complaints.is_news(&failure) {
-                warn!(resource, fields, error = %failure, "{told}");
+            if self.failures.begins((resource, failure.kind())) {
+                warn!(event = "watch-failed", resource, fields, error = %failure, "Kubernetes watch failed; retrying, serving from the last known state");
             } else {
-                debug!(resource, fields, error = %failure, "{told}");
+                debug!(resource, fields, error = %failure, "Kubernetes watch failed again; retrying");
             }
         }
         (self.take)(WatchEvent::Failed(&failure))?;
@@ -331,7 +330,7 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
         let outcome = self.read(&mut answer, began).await;
         if began.elapsed() >= LIVING_WATCH {
             self.backoff.lived();
-            self.complaints.worked();
+            self.failures.end_all();
         } else if from.is_some() && self.heard {
             self.backoff.brought();
         }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use tracing::{info, warn};
 
 use crate::clock::CLOCK_EVERY;
+use crate::log_once::Condition;
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::readiness::{Readiness, ReadinessStep};
@@ -18,17 +19,16 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const SIGN_OF_LIFE: &str = "a sign of life from the Kubernetes API";
 
 /// Pins pods' addresses to their links, and reports pods that could forge those of others. Never returns.
-pub async fn keep_pins(mut pods: Pods, metrics: Metrics, booted: impl Fn() -> Option<Timestamp>) {
+pub(crate) async fn keep_pins(mut pods: Pods, metrics: Metrics, booted: impl Fn() -> Option<Timestamp>) {
     let mut seen = pods.witness_changes();
-    let mut warned = false;
+    let forgeable = Condition::default();
     loop {
         if let Some(booted) = booted() {
             pods.booted_at(booted);
         }
         let may_forge = pods.pin().await;
         metrics.pods_that_may_forge(may_forge);
-        if may_forge > 0 && !warned {
-            warned = true;
+        if may_forge > 0 && forgeable.begins() {
             warn!(
                 event = "net-raw-on-bridge",
                 pods = may_forge,
@@ -48,7 +48,7 @@ pub async fn keep_pins(mut pods: Pods, metrics: Metrics, booted: impl Fn() -> Op
 /// Monitors how long the API has been silent about pods: no complete list, no change and no bookmark. After half of `max`, the
 /// daemon is not ready; after all of it, pods are served only if the node itself confirms their claims, until the watch is up to
 /// date again. Never returns.
-pub async fn bound_staleness(pods: Pods, metrics: Metrics, readiness: Readiness, max: Duration) {
+pub(crate) async fn bound_staleness(pods: Pods, metrics: Metrics, readiness: Readiness, max: Duration) {
     let (mut silent, mut stale): (Option<ReadinessStep>, bool) = (None, false);
     loop {
         let silence = metrics.watch_silence();

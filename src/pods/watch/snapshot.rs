@@ -17,7 +17,7 @@ use crate::pods::{self, Namespace, Needs, Pods, ServiceAccount};
 
 /// What there was to see.
 #[derive(Debug)]
-pub enum Snapshot {
+pub(crate) enum Snapshot {
     /// No pod of that name.
     NoSuchPod,
     /// It is on no node yet.
@@ -36,13 +36,13 @@ pub enum Snapshot {
 /// Why nothing was seen.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} cannot be read: {failure}")]
-pub struct SnapshotError {
+pub(crate) struct SnapshotError {
     what: String,
     failure: String,
 }
 
 /// Looks at a pod and what is around it; `now` is the time by which claims of terminating pods have ended.
-pub async fn snapshot(
+pub(crate) async fn snapshot(
     client: &Client,
     pod: &PodReference,
     annotations: &AnnotationKeys,

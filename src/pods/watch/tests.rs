@@ -120,7 +120,7 @@ fn may_read_accounts(api: &KubeApi, may: bool) {
 }
 
 #[tokio::test]
-async fn a_service_account_that_may_not_be_read_is_said_to_be_and_asked_for_again() {
+async fn a_forbidden_service_account_is_marked_so_and_asked_for_again() {
     let api = lab();
     may_read_accounts(&api, false);
     api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &[]));
@@ -134,7 +134,7 @@ async fn a_service_account_that_may_not_be_read_is_said_to_be_and_asked_for_agai
 }
 
 #[tokio::test]
-async fn service_accounts_that_may_not_be_read_any_more_stay_known_and_do_not_stop_others() {
+async fn newly_forbidden_service_accounts_stay_known_and_stop_no_others() {
     let api = lab();
     api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &[("iam.amazonaws.com/role", "shop")]));
     put(&api, PodBuilder::new("shop", "web").ip("10.42.0.2").service_account("seller"));
@@ -180,7 +180,7 @@ async fn namespaces_are_known_with_both_of_their_lists() {
 }
 
 #[tokio::test]
-async fn where_the_api_does_not_say_who_has_an_address_it_is_asked_again_but_not_soon() {
+async fn an_address_that_the_api_does_not_know_is_looked_up_again_but_not_soon() {
     let api = lab();
     api.deny(Verb::List, "pods");
     put(&api, PodBuilder::new("shop", "a").ip("10.42.0.2"));
@@ -330,7 +330,7 @@ async fn the_nodes_addresses_are_kept_where_they_cannot_be_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_claim_of_a_terminating_pod_ends_when_its_time_is_over_and_nothing_is_heard() {
+async fn a_terminating_pods_claim_ends_with_its_time_if_nothing_is_heard() {
     let (writer, pods) = pods();
     let clock = crate::clock::Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
     let now = clock.clone();
@@ -436,7 +436,7 @@ async fn what_was_known_around_pods_that_are_gone_is_not_known_of_the_next() {
 }
 
 #[tokio::test]
-async fn a_complete_list_and_a_bookmark_make_what_is_known_current_and_nothing_less_does() {
+async fn only_a_complete_list_and_a_bookmark_make_the_state_current() {
     let (writer, pods) = pods();
     let watch = watch("http://127.0.0.1:1".to_owned(), writer, pods.clone(), Needs::default()).await;
     let metadata = || serde_json::from_value::<ObjectMeta>(serde_json::json!({ "uid": "1" })).unwrap();

@@ -1,12 +1,11 @@
 //! Logging of objects that cannot be read. Rate-limited, because an unreadable object may change twice a second.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::objects::ObjectMeta;
+use crate::log_once::{EachKey, WhenFull};
 
 /// Time between two log lines about one object.
 const REPORT_AGAIN: Duration = Duration::from_secs(600);
@@ -23,8 +22,14 @@ pub(super) enum UnreadableReason {
 }
 
 /// Which objects were logged, by their UIDs, and when.
-#[derive(Debug, Default)]
-pub(super) struct Reports(HashMap<(Option<String>, UnreadableReason), Instant>);
+#[derive(Debug)]
+pub(super) struct Reports(EachKey<(Option<String>, UnreadableReason)>);
+
+impl Default for Reports {
+    fn default() -> Self {
+        Self(EachKey::new(REPORT_AGAIN, MAX_REPORTS, WhenFull::StayQuiet))
+    }
+}
 
 impl Reports {
     /// Logs that an object cannot be read, unless that was logged recently.
@@ -56,19 +61,7 @@ impl Reports {
     }
 
     fn is_due(&mut self, uid: Option<&str>, why: UnreadableReason) -> bool {
-        let key = (uid.map(str::to_owned), why);
-        let is_recent = |at: &Instant| at.elapsed() < REPORT_AGAIN;
-        if self.0.get(&key).is_some_and(is_recent) {
-            return false;
-        }
-        if self.0.len() >= MAX_REPORTS {
-            self.0.retain(|_, at| is_recent(at));
-        }
-        if self.0.len() >= MAX_REPORTS {
-            return false;
-        }
-        self.0.insert(key, Instant::now());
-        true
+        self.0.is_due((uid.map(str::to_owned), why))
     }
 }
 

@@ -35,13 +35,13 @@ impl Fake {
 
     /// The link of this interface leads there.
     fn link(&self, at: &str, interface: u32) {
-        self.see(at, Sight { link: Some(own(interface)), attached: Vec::new() });
+        self.see(at, Sight { link: Some(own(interface)), ..Sight::default() });
     }
 
     /// So it does, and the CNI recorded these pods there, at this interface.
     fn attach(&self, at: &str, interface: u32, uids: &[&str]) {
         let attached = |uid: &&str| Attached { uid: Some(Digest::of_name(*uid)), ..by_name(uid, interface) };
-        self.see(at, Sight { link: Some(own(interface)), attached: uids.iter().map(attached).collect() });
+        self.see(at, Sight { link: Some(own(interface)), attached: uids.iter().map(attached).collect(), ..Sight::default() });
     }
 }
 
@@ -154,6 +154,35 @@ fn a_pod_is_refused_while_another_link_leads_to_its_address() {
     assert_eq!(found(&pods, "10.0.0.1"), is("a"));
 }
 
+/// The API is late: it names a pod that is gone, and the next pod has the address already.
+#[test]
+fn an_interface_younger_than_the_pods_network_is_another_pods() {
+    let (node, writer, pods) = node();
+    let appears = |interface, after_boot| {
+        let appeared = Some(Duration::from_secs(after_boot));
+        node.see("10.0.0.1", Sight { link: Some(own(interface)), appeared, ..Sight::default() });
+    };
+    let at = |after_boot: i64| started(pod("a", "10.0.0.1"), BOOT + after_boot);
+    appears(7, 1_031);
+    apply(&writer, [at(1_000)]);
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)));
+    // It is compared again each time, and nothing is pinned.
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)));
+    apply(&writer, [at(1_001)]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"), "it may be announced late");
+    // From then on the pin counts.
+    apply(&writer, [at(900)]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"));
+    // Where either time is not known, nothing speaks against the claim.
+    writer.write(|index| index.delete(&PodUid("a".into())));
+    apply(&writer, [Pod { sandbox: Sandbox::default(), ..pod("b", "10.0.0.1") }]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("b"));
+    writer.write(|index| index.delete(&PodUid("b".into())));
+    node.link("10.0.0.1", 7);
+    apply(&writer, [at(1)]);
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"));
+}
+
 #[test]
 fn the_api_confirms_a_new_network_of_the_same_pod() {
     let (node, writer, pods) = node();
@@ -225,13 +254,13 @@ fn a_pod_that_claims_two_addresses_has_the_one_that_the_node_recorded() {
 }
 
 #[test]
-fn a_new_pod_is_identified_by_the_record_before_its_status_has_its_address() {
+fn a_new_pod_is_known_by_its_record_before_its_status_has_an_address() {
     let (node, writer, pods) = node();
     apply(&writer, [without_address("a")]);
     assert_eq!(found(&pods, "10.0.0.1"), Err(None));
     node.attach("10.0.0.1", 7, &["a"]);
     assert_eq!(found(&pods, "10.0.0.1"), is("a"));
-    node.see("10.0.0.2", Sight { link: Some(own(8)), attached: vec![by_name("a", 8)] });
+    node.see("10.0.0.2", Sight { link: Some(own(8)), attached: vec![by_name("a", 8)], ..Sight::default() });
     assert_eq!(found(&pods, "10.0.0.2"), is("a"), "a runtime that does not record UIDs");
     node.attach("10.0.0.3", 9, &["unknown"]);
     assert_eq!(found(&pods, "10.0.0.3"), Err(None), "the API does not know it");
@@ -270,7 +299,7 @@ fn records_that_disagree_are_no_evidence_against_anybody() {
 }
 
 #[test]
-fn another_pod_at_the_address_during_an_outage_does_not_get_the_role_of_the_one_before() {
+fn a_new_pod_at_an_address_never_gets_the_last_ones_role_in_an_outage() {
     let (node, writer, pods) = node();
     node.attach("10.0.0.1", 7, &["a"]);
     apply(&writer, [pod("a", "10.0.0.1")]);
@@ -282,20 +311,20 @@ fn another_pod_at_the_address_during_an_outage_does_not_get_the_role_of_the_one_
 }
 
 #[test]
-fn a_record_that_the_link_contradicts_is_not_believed_and_neither_is_the_link() {
+fn a_record_and_a_link_that_contradict_each_other_are_both_distrusted() {
     let (node, writer, pods) = node();
     // On a bridge, the record names the pod's own MAC address; the neighbour that answers has another.
     let bridge = |last| Link { interface: 3, kind: LinkKind::Bridge { mac: Some([2, 0, 0, 0, 0, last]), port: None, moved: 0 } };
     let attached = Attached { uid: Some(Digest::of_name("a")), link: bridge(1), ..by_name("a", 3) };
-    node.see("10.0.0.1", Sight { link: Some(bridge(2)), attached: vec![attached] });
+    node.see("10.0.0.1", Sight { link: Some(bridge(2)), attached: vec![attached], ..Sight::default() });
     apply(&writer, [pod("a", "10.0.0.1")]);
     assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)), "also when it is seen for the first time");
-    node.see("10.0.0.1", Sight { link: Some(bridge(1)), attached: vec![attached] });
+    node.see("10.0.0.1", Sight { link: Some(bridge(1)), attached: vec![attached], ..Sight::default() });
     assert_eq!(found(&pods, "10.0.0.1"), is("a"));
 }
 
 #[test]
-fn after_a_reboot_no_claim_counts_until_the_api_tells_of_something_that_started_since() {
+fn no_claim_counts_after_a_reboot_until_the_api_shows_a_later_start() {
     let (node, writer, pods) = node();
     node.link("10.0.0.1", 7);
     apply(&writer, [started(pod("a", "10.0.0.1"), BOOT - 1)]);
@@ -315,7 +344,7 @@ fn without_the_api_pods_are_served_only_where_the_node_confirms_them() {
     let (node, writer, pods) = node();
     node.link("10.0.0.1", 7);
     let shared = Link { interface: 2, kind: LinkKind::Shared };
-    node.see("10.0.0.2", Sight { link: Some(shared), attached: Vec::new() });
+    node.see("10.0.0.2", Sight { link: Some(shared), ..Sight::default() });
     apply(&writer, [pod("pinned", "10.0.0.1"), pod("shared", "10.0.0.2"), pod("blind", "10.0.0.3"), pod("recorded", "10.0.0.4")]);
     let all = |pods: &Pods| ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"].map(|at| found(pods, at));
     assert_eq!(all(&pods), ["pinned", "shared", "blind", "recorded"].map(is));
@@ -366,7 +395,7 @@ fn every_change_of_what_the_node_sees_makes_decisions_be_made_anew() {
 }
 
 #[tokio::test]
-async fn an_address_that_nobody_has_is_never_asked_for_and_one_that_somebody_had_is_forgotten() {
+async fn nobodys_address_is_never_queried_and_a_former_one_is_forgotten() {
     let (node, writer, pods) = node();
     assert_eq!(found(&pods, "10.0.0.1"), Err(None));
     assert_eq!(node.looks.load(Ordering::SeqCst), 0, "a stranger may invent any number of addresses");
@@ -386,7 +415,7 @@ async fn a_link_that_moved_and_came_back_is_not_trusted_for_a_while() {
     let (node, writer, pods) = node();
     let see = |moved| {
         let kind = LinkKind::Bridge { mac: Some([2, 0, 0, 0, 0, 1]), port: Some(7), moved };
-        node.see("10.0.0.1", Sight { link: Some(Link { interface: 3, kind }), attached: Vec::new() });
+        node.see("10.0.0.1", Sight { link: Some(Link { interface: 3, kind }), ..Sight::default() });
     };
     see(5);
     apply(&writer, [pod("a", "10.0.0.1")]);
@@ -405,7 +434,7 @@ async fn a_link_that_moved_and_came_back_is_not_trusted_for_a_while() {
 }
 
 #[test]
-fn what_agreed_for_one_pod_is_compared_again_for_the_next_and_after_each_change_of_a_pod() {
+fn an_agreement_is_checked_again_for_the_next_pod_and_after_each_change() {
     let (node, writer, pods) = node();
     let looks = |wanted: &str| {
         let before = node.looks.load(Ordering::SeqCst);
@@ -443,7 +472,7 @@ fn what_agreed_for_one_pod_is_compared_again_for_the_next_and_after_each_change_
 fn a_static_pod_whose_record_has_another_uid_is_served_as_the_api_says() {
     let (node, writer, pods) = node();
     let attached = Attached { uid: Some(Digest::of_name("hash-of-its-manifest")), ..by_name("static", 7) };
-    node.see("10.0.0.1", Sight { link: Some(own(7)), attached: vec![attached] });
+    node.see("10.0.0.1", Sight { link: Some(own(7)), attached: vec![attached], ..Sight::default() });
     apply(&writer, [pod("static", "10.0.0.1")]);
     assert_eq!(found(&pods, "10.0.0.1"), is("static"));
     // It is no evidence for the pod either.

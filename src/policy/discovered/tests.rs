@@ -5,7 +5,7 @@ use super::super::trace::StepVerdict;
 use super::super::{Decision, Rules};
 use super::*;
 use crate::config::Restrictions;
-use crate::pods::{Namespace, Pod, PodContext, PodUid};
+use crate::pods::{Namespace, Pod, PodContext};
 
 const OWN_BASE: &str = "arn:aws:iam::111122223333:role/";
 const OTHER_BASE: &str = "arn:aws:iam::999999999999:role/";
@@ -14,22 +14,7 @@ const NODE: &str = "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e2d3c";
 const NODE_IN_CHINA: &str = "arn:aws-cn:sts::999999999999:assumed-role/nodes/i-0f1e2d3c";
 
 fn pod(role: Option<&str>) -> Pod {
-    Pod {
-        uid: PodUid("uid-1".into()),
-        namespace: "shop".to_owned(),
-        name: "web-0".to_owned(),
-        service_account: "default".to_owned(),
-        role: role.map(str::to_owned),
-        external_id: None,
-        session_name: None,
-        ips: Vec::new(),
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        may_have_net_raw: false,
-        sandbox: Default::default(),
-    }
+    Pod { role: role.map(str::to_owned), ..Pod::for_test("shop", "web-0") }
 }
 
 fn node(identity: &str) -> NodeIdentity {
@@ -90,7 +75,7 @@ fn what_the_operator_names_needs_no_word_of_the_metadata_service() {
 }
 
 #[test]
-fn a_default_role_of_another_account_is_not_given_where_it_was_discovered() {
+fn a_discovered_default_role_of_another_account_is_not_given() {
     let default = |discovered| Rules {
         base: Some(OWN_BASE.parse().unwrap()),
         default_role: Some(format!("{OTHER_BASE}nodes").parse().unwrap()),

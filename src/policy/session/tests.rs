@@ -30,22 +30,7 @@ fn name(template: &str, namespace: &str, pod: &str, role: &str) -> String {
         node: "node-a".to_owned(),
         ..SessionRules::default()
     };
-    let pod = Pod {
-        uid: PodUid("uid-1".into()),
-        namespace: namespace.to_owned(),
-        name: pod.to_owned(),
-        service_account: "default".to_owned(),
-        role: None,
-        external_id: None,
-        session_name: None,
-        ips: Vec::new(),
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        may_have_net_raw: false,
-        sandbox: Default::default(),
-    };
+    let pod = Pod::for_test(namespace, pod);
     let role = format!("arn:aws:iam::111122223333:role/{role}").parse().unwrap();
     let name = rules.name(&pod, &role, &mut super::super::trace::Silent).unwrap();
     let identity = rules.source_identity(&pod, &role, &mut super::super::trace::Silent).unwrap();

@@ -120,7 +120,7 @@ async fn what_was_read_is_given_on_while_the_service_is_gone() {
 }
 
 #[tokio::test]
-async fn a_service_that_comes_late_is_waited_for_and_one_that_forgot_its_tokens_gets_new_ones() {
+async fn a_late_service_is_waited_for_and_its_lost_tokens_are_replaced() {
     let imds = imds();
     imds.set_behaviour(ImdsBehaviour::Status(503));
     let metadata = kept(&imds, EVERYTHING);
@@ -194,7 +194,7 @@ async fn notices_are_read_only_while_somebody_asks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_never_read_is_waited_for_a_moment_and_old_notices_are_not_given() {
+async fn an_unread_value_is_waited_for_briefly_and_old_notices_are_not_given() {
     let metadata = MetadataValues::new(EVERYTHING.to_vec());
     let began = Instant::now();
     assert_eq!(metadata.find(REGION, BASE, &[]).await, MetadataLookup::Unavailable);

@@ -330,7 +330,7 @@ fn an_absolute_target_names_the_host_of_the_header_and_http() {
 }
 
 #[test]
-fn the_address_of_the_port_is_a_host_only_where_connections_need_no_redirect() {
+fn the_ports_address_is_a_host_only_if_connections_need_no_redirect() {
     let target = "/latest/meta-data/iam/info";
     let direct = Hosts { own: Some("127.0.0.1:8181".parse().unwrap()) };
     let with = |host: &str, hosts: &Hosts| routed_as("GET", target, Version::HTTP_11, &[("host", host)], hosts);

@@ -12,7 +12,7 @@ fn allowing_all() -> Namespace {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_that_takes_the_address_while_what_is_around_the_last_one_is_waited_for_gets_nothing_by_its_request() {
+async fn a_pod_that_takes_the_address_during_a_wait_gets_nothing_from_it() {
     let node = enforcing(&[WEB]);
     let later = async {
         tokio::time::sleep(WAIT / 2).await;

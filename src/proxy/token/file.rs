@@ -74,13 +74,17 @@ impl KeyFile {
             KeyFileState::Keys(keys) => (keys, false),
             KeyFileState::Nothing => (Keys::parse(&current.render()).unwrap_or(Keys::random(now)?), true),
             KeyFileState::Damaged => {
-                warn!(path = %self.path.display(), "--token-key-file does not hold keys; it is written anew; session tokens of a daemon before this one end");
+                warn!(
+                    event = "token-key-file-damaged", path = %self.path.display(),
+                    "--token-key-file holds no valid keys; replacing them; session tokens of earlier daemons become invalid"
+                );
                 (Keys::parse(&current.render()).unwrap_or(Keys::random(now)?), true)
             }
             KeyFileState::Exposed => {
                 warn!(
-                    path = %self.path.display(),
-                    "--token-key-file could be read or written by others than the daemon; it is made anew, and earlier session tokens end"
+                    event = "token-key-file-exposed", path = %self.path.display(),
+                    "other users can read or write --token-key-file; replacing the keys; all earlier session tokens become invalid; check \
+                     what changed the file's permissions"
                 );
                 (Keys::random(now)?, true)
             }

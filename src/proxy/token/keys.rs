@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_key_is_known_before_it_is_used_and_an_old_one_as_long_as_its_tokens_live() {
+    fn a_new_key_is_known_before_its_use_and_an_old_one_until_its_tokens_end() {
         let keys = Keys::random(at(0)).unwrap();
         assert!(keys.turned(at(DAY - 1)).unwrap().is_none());
         let keys = keys.turned(at(DAY)).unwrap().unwrap();

@@ -74,7 +74,7 @@ async fn a_daemon_that_starts_anew_knows_the_tokens_that_are_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_daemons_that_share_the_file_know_each_others_tokens_through_every_change_of_keys() {
+async fn daemons_that_share_the_file_know_each_others_tokens_as_keys_change() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("keys");
     let (one, other) = (started(&path, at(0)), started(&path, at(0)));
@@ -150,7 +150,7 @@ async fn a_file_that_others_could_read_or_write_is_not_used() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_file_that_is_damaged_or_gone_is_written_again_with_the_keys_that_are_used() {
+async fn a_damaged_or_missing_file_is_written_again_with_the_keys_in_use() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("keys");
     let tokens = started(&path, at(0));
@@ -169,7 +169,7 @@ async fn a_file_that_is_damaged_or_gone_is_written_again_with_the_keys_that_are_
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_there_can_be_no_file_the_keys_stay_and_the_error_says_what_to_do() {
+async fn keys_stay_where_no_file_can_be_and_the_error_says_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let blocked = directory.path().join("a-file");
     std::fs::write(&blocked, "").unwrap();

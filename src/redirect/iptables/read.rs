@@ -1,7 +1,6 @@
 //! The backend, and how it reads what is there, by the programs.
 
 use std::path::PathBuf;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
@@ -9,6 +8,7 @@ use tokio::sync::OnceCell;
 use super::chains::{ChainPosition, KernelTable, ORDER};
 use super::listing::IptablesListing;
 use super::program::{self, Flavour};
+use crate::log_once::Condition;
 use crate::redirect::RedirectError;
 use crate::redirect::program::{LOCK_WAIT, run};
 use crate::redirect::rules::Family;
@@ -30,8 +30,8 @@ pub struct Iptables {
     pub(super) found: OnceCell<Flavour>,
     pub(super) lock_wait: Duration,
     pub(super) ipv6: PathBuf,
-    /// It was said that the kernel has no table `security`.
-    pub(super) told_of_mangle: OnceLock<()>,
+    /// Whether the kernel has no table `security`.
+    pub(super) without_security: Condition,
 }
 
 impl Default for Iptables {
@@ -41,7 +41,7 @@ impl Default for Iptables {
             found: OnceCell::new(),
             lock_wait: LOCK_WAIT,
             ipv6: IPV6_OF_THE_KERNEL.into(),
-            told_of_mangle: OnceLock::new(),
+            without_security: Condition::default(),
         }
     }
 }

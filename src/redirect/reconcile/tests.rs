@@ -174,7 +174,7 @@ impl Drop for Kept {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_guard_is_put_where_there_is_none_and_nothing_that_serves_is_taken_away() {
+async fn the_guard_is_put_where_there_is_none_and_serving_rules_stay() {
     let mut bed = bed();
     bed.reconciler.guard().await.unwrap();
     assert_eq!(bed.kernel.inner().rules, Some(RuleSet::guard_alone()));
@@ -265,7 +265,7 @@ async fn a_storm_of_changes_costs_one_comparison_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_repaired_is_tried_again_and_again_and_readiness_waits_for_it() {
+async fn a_failed_repair_is_retried_and_readiness_waits_for_it() {
     let kept = kept().await;
     kept.kernel.change(|inner| (inner.rules, inner.held) = (None, true));
     sleep(Duration::from_secs(120)).await;

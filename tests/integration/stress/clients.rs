@@ -98,7 +98,8 @@ pub(super) struct Client {
     daemon: SocketAddr,
     ledger: Arc<Ledger>,
     random: Random,
-    connection: Option<TcpStream>,
+    /// A connection that is kept, and the moment at which it was made.
+    connection: Option<(TcpStream, usize)>,
     token: Option<String>,
     seen: Seen,
 }
@@ -125,6 +126,8 @@ pub(super) struct Answer {
     /// [`CLOSED`] where the connection ended instead.
     pub(super) status: u16,
     pub(super) body: String,
+    /// The daemon closes the connection after it.
+    pub(super) closes: bool,
 }
 
 const CLOSED: u16 = 0;
@@ -292,19 +295,22 @@ impl Client {
         loop {
             let kept = self.connection.take().filter(|_| !self.random.one_in(4));
             let was_kept = kept.is_some();
-            let mut stream = match kept {
-                Some(stream) => stream,
-                None => self.connect().await,
+            let (mut stream, made) = match kept {
+                Some(kept) => kept,
+                None => (self.connect().await, self.ledger.now()),
             };
             match exchange(&mut stream, request.as_bytes()).await {
+                // On loopback, a connection outlives the pod that made it. The daemon refuses it to the next pod.
+                Ok(Answer { status: 500, closes: true, .. })
+                    if was_kept && self.ledger.must_be(Span { from: made, to: self.ledger.now() }).is_none() => {}
                 Ok(answer) => {
-                    self.connection = Some(stream);
+                    self.connection = (!answer.closes).then_some((stream, made));
                     return answer;
                 }
                 // The daemon closes connections that were quiet for long, as it may: a client asks again on another.
                 Err(_) if was_kept => {}
                 // It may close those of an address that no pod is known to have at any time. Those of a pod it may not.
-                Err(_) => return Answer { status: CLOSED, body: String::new() },
+                Err(_) => return Answer { status: CLOSED, body: String::new(), closes: true },
             }
         }
     }
@@ -336,7 +342,8 @@ pub(super) async fn exchange(stream: &mut TcpStream, request: &[u8]) -> std::io:
         let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse::<usize>().ok());
         if body.len() == length.unwrap_or(0) {
             let status = head.get(9..12).and_then(|status| status.parse().ok()).unwrap();
-            return Ok(Answer { status, body: body.to_owned() });
+            let closes = head.lines().any(|line| line.eq_ignore_ascii_case("connection: close"));
+            return Ok(Answer { status, body: body.to_owned(), closes });
         }
     }
 }

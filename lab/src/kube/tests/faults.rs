@@ -51,7 +51,7 @@ async fn a_cut_breaks_watches_and_idle_connections() {
 }
 
 #[tokio::test]
-async fn a_watch_that_is_taken_away_is_broken_also_where_its_connection_came_after_the_cut() {
+async fn a_revoked_watch_breaks_even_if_its_connection_came_after_the_cut() {
     let (api, client) = start();
     let mut watch = client.watch("/api/v1/pods?watch=true").await;
     apply_pod(&api, "a", "node-a");
@@ -157,7 +157,7 @@ async fn held_events_come_when_released_and_are_not_missed() {
 }
 
 #[tokio::test]
-async fn what_is_shown_at_a_version_is_the_same_whether_or_not_events_were_held() {
+async fn a_version_shows_the_same_whether_or_not_events_were_held() {
     let (api, client) = start();
     let start = apply_pod(&api, "late", "node-a");
     let mut watch = client.watch(&format!("/api/v1/pods?watch=true&resourceVersion={start}")).await;

@@ -119,7 +119,7 @@ proptest! {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_has_two_places_and_its_latest_request_takes_the_place_of_what_it_needed_before() {
+async fn a_pod_has_two_places_and_its_latest_request_takes_the_older_one() {
     let gate = gate(ONE);
     let running = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     let web = pod("shop", "web");
@@ -203,7 +203,7 @@ async fn a_session_that_pods_share_goes_by_whichever_has_a_turn_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_namespace_has_so_many_places_and_a_full_queue_takes_from_the_one_with_the_most() {
+async fn a_namespaces_places_are_bounded_and_a_full_queue_takes_from_the_most() {
     let gate = gate(ONE);
     let _running = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     let mut turns: HashMap<String, Vec<_>> = HashMap::new();

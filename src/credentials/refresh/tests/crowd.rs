@@ -30,7 +30,7 @@ impl Node {
 
 /// 220 sessions at 20 a second, after 40 at once, would take 9 seconds; with the rate that rises to 100 they take about 3.
 #[tokio::test(start_paused = true)]
-async fn two_hundred_and_twenty_pods_of_one_role_that_start_at_once_are_all_served() {
+async fn all_of_220_pods_of_one_role_that_start_at_once_are_served() {
     let node = node().await;
     node.sts.set_latency(LATENCY);
     let pods: Vec<_> = (0..220).map(|number| pod(&format!("web-{number}"), "web")).collect();

@@ -124,7 +124,7 @@ fn unreadable(index: &mut Index, version: u64, pod: &Pod) {
 }
 
 #[test]
-fn the_address_of_a_pod_that_cannot_be_read_is_nobodys_until_it_can_be_or_is_gone() {
+fn an_unreadable_pods_address_is_nobodys_until_it_is_readable_or_gone() {
     let (a, b) = (pod("a", &[IP]), pod("b", &[IP]));
     let known = || {
         let mut index = Index::default();
@@ -182,7 +182,7 @@ fn a_pod_that_cannot_be_read_has_ended_or_begun_to_end_as_before() {
 }
 
 #[test]
-fn a_pod_that_cannot_be_read_may_have_any_address_of_a_terminating_one_where_its_own_is_not_known() {
+fn an_unreadable_pod_without_address_may_have_a_terminating_pods_address() {
     let web = ending(pod("web", &[IP]), 20);
     for (last, served) in [
         (None, false),
@@ -206,7 +206,7 @@ fn a_pod_that_cannot_be_read_may_have_any_address_of_a_terminating_one_where_its
 }
 
 #[test]
-fn of_a_list_that_is_not_complete_nobody_is_gone_and_who_is_missing_is_not_served() {
+fn an_incomplete_list_removes_no_pod_and_missing_pods_are_not_served() {
     let (a, b, web) = (pod("a", &[IP]), pod("b", &["10.0.0.2"]), ending(pod("web", &["10.0.0.3"]), 20));
     for new_history in [false, true] {
         let mut index = Index::default();

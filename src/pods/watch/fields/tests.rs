@@ -62,7 +62,7 @@ fn depth_and_size_cost_nothing() {
 }
 
 #[test]
-fn more_than_may_be_kept_is_left_out_and_what_identifies_the_object_is_not() {
+fn oversized_values_are_left_out_but_never_what_identifies_the_object() {
     let fields = objects::page::<PodObject>(&annotations());
     let many: Vec<_> = (0..200_000).map(|number| json!({ "ip": number.to_string() })).collect();
     let body = format!(

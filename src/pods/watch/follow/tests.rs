@@ -167,7 +167,7 @@ async fn a_list_comes_as_the_beginning_of_a_watch_and_what_changes_after_it() {
 }
 
 #[tokio::test]
-async fn where_lists_are_not_streamed_they_come_in_pages_and_that_is_remembered() {
+async fn lists_that_are_not_streamed_come_in_pages_and_that_is_remembered() {
     let api = lab();
     api.without_streaming_lists(true);
     let names: Vec<_> = (100..220).map(|number| format!("pod-{number}")).collect();
@@ -209,7 +209,7 @@ async fn an_object_that_cannot_be_read_does_not_stop_the_others_of_a_list() {
 }
 
 #[tokio::test]
-async fn an_object_that_cannot_be_read_does_not_stop_the_watch_and_is_not_known_any_more() {
+async fn an_unreadable_object_is_forgotten_and_does_not_stop_the_watch() {
     let mut following = following(lab()).await;
     following.expect(&["list "]).await;
     let mut odd = put(&following.api, "b");
@@ -354,7 +354,7 @@ async fn a_change_of_which_not_even_the_uid_can_be_read_is_made_up_by_a_list() {
 }
 
 #[tokio::test]
-async fn a_line_that_cannot_be_read_while_a_list_comes_does_not_keep_the_list_from_coming() {
+async fn an_unreadable_line_of_a_list_does_not_stop_the_list() {
     let streamed = format!("not json\n{}\n", event("BOOKMARK", &serde_json::json!({ "metadata": { "resourceVersion": "5" } })));
     let page = r#"{"kind":"PodList","metadata":{"resourceVersion":"5"},"items":[17,{"metadata":{"name":"a","uid":"a"}}]}"#;
     let (mut following, _) =
@@ -415,7 +415,7 @@ async fn a_version_at_which_nothing_comes_is_given_up_for_a_list() {
 }
 
 #[tokio::test]
-async fn without_bookmarks_silence_is_no_failure_and_leads_to_a_list_after_a_while() {
+async fn silence_without_bookmarks_is_no_failure_and_leads_to_a_list_later() {
     let api = lab();
     api.set_bookmark_interval(Duration::from_secs(36000));
     put(&api, "a");
@@ -534,7 +534,7 @@ async fn history_that_is_not_kept_is_made_up_by_a_list() {
 }
 
 #[tokio::test]
-async fn a_bookmark_of_an_earlier_state_asks_for_a_list_and_the_list_is_taken_when_it_stays_so() {
+async fn an_older_bookmark_leads_to_a_list_that_is_taken_if_it_stays_so() {
     let api = lab();
     put(&api, "a");
     let mut following = following(api).await;

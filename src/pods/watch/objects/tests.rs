@@ -122,20 +122,11 @@ async fn a_pod_is_told_in_the_words_of_the_index() {
     let builder = PodBuilder::new("team", "web-1").uid("uid-1").ips(["10.42.0.2", "2001:db8::2"]).started_at("2026-01-01T00:00:00Z");
     let started = Some("2026-01-01T00:00:00Z".parse().unwrap());
     let plain = Pod {
-        service_account: "default".to_owned(),
         uid: PodUid("uid-1".into()),
-        namespace: "team".to_owned(),
-        name: "web-1".to_owned(),
-        role: None,
-        external_id: None,
-        session_name: None,
         ips: ips(&["10.42.0.2", "2001:db8::2"]),
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
         sandbox: Sandbox { since: started, started },
         may_have_net_raw: true,
+        ..Pod::for_test("team", "web-1")
     };
     let told = |builder: PodBuilder| watch.pod(decode(builder.build())).unwrap().0;
     assert_eq!(told(builder.clone()), plain);
@@ -242,7 +233,7 @@ fn addresses_without_a_network_are_left_out() {
 }
 
 #[tokio::test]
-async fn annotations_that_are_too_long_are_cut_and_are_refused_for_what_they_are() {
+async fn annotations_that_are_too_long_are_cut_and_still_refused_as_such() {
     use crate::config::Restrictions;
     use crate::pods::{Namespace, PodContext};
     use crate::policy::{Decision, Policy, Rules};
@@ -300,7 +291,7 @@ async fn annotations_that_are_too_long_are_cut_and_are_refused_for_what_they_are
 }
 
 #[test]
-fn the_age_of_a_pods_network_is_that_of_its_condition_and_of_nothing_else() {
+fn the_age_of_a_pods_network_is_that_of_its_condition_alone() {
     let at = |second: u32| format!("2026-01-01T00:00:{second:02}Z");
     let running = |second: u32| json!({ "state": { "running": { "startedAt": at(second) } } });
     let network =

@@ -6,7 +6,7 @@ use crate::pods::{Lookup, Objection, pods};
 const MAX: Duration = Duration::from_secs(900);
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_api_first_ends_readiness_and_then_the_claims_that_nothing_confirms() {
+async fn a_silent_api_ends_readiness_first_and_unconfirmed_claims_later() {
     let (writer, pods) = pods();
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     let (metrics, readiness) = (Metrics::new(), Readiness::default());
