@@ -41,7 +41,7 @@ mod start;
 
 use listener::PodListener;
 use prepare::{SharedWithAdmin, prepare};
-use start::{PODS_KNOWN, RULES, START, Start};
+use start::{PACKET_RULES, PODS_KNOWN, START, Start};
 
 /// The daemon, its ports bound.
 #[derive(Debug)]
@@ -133,7 +133,7 @@ impl App {
         let (explainer, record) = start.serve_operators(&pods, admin, probe_socket);
 
         // At once: until then pods are refused. What the rules bring waits for the acceptor.
-        let placed = readiness.step(RULES);
+        let placed = readiness.step(PACKET_RULES);
         let mut place = std::pin::pin!(place(rules, &config, metadata_address, &kube, &probes, placed).fuse());
         let mut stop = std::pin::pin!(stop);
         let shared = SharedWithAdmin { explainer: &explainer, record };

@@ -7,13 +7,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::ArgMatches;
 use secrecy::SecretString;
 
 use crate::role::{BaseArn, RoleArn};
 
 pub(crate) mod explain_command;
 pub mod flags;
+mod load;
 pub(crate) mod probe;
 mod read;
 pub(crate) mod redirect;
@@ -21,7 +21,6 @@ pub(crate) mod session;
 mod source;
 
 use session::{SessionScope, SessionTag, SessionTemplate};
-use source::SettingSource;
 
 /// Default of `--app-port`, as kube2iam's.
 pub const DEFAULT_APP_PORT: u16 = 8181;
@@ -444,59 +443,6 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
-
-impl Config {
-    /// The configuration that flags and environment give.
-    pub fn from_source(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let mut source = SettingSource::new(matches, env);
-        let config = Self::read(&mut source, true);
-        let mistakes = source.into_mistakes();
-        if mistakes.is_empty() { Ok(config) } else { Err(ConfigError { mistakes }) }
-    }
-
-    /// All of it; what is wrong is noted in the source. Without `node_needed`, the node's name may be empty.
-    fn read(source: &mut SettingSource<'_>, node_needed: bool) -> Self {
-        let mut warnings = Vec::new();
-        let config = Self {
-            pods: read::pods(source, node_needed, &mut warnings),
-            roles: read::roles(source),
-            sessions: read::sessions(source, &mut warnings),
-            server: read::server(source, &mut warnings),
-            admin: read::admin(source),
-            redirect: read::redirect(source),
-            self_test: read::self_test(source),
-            log: read::log(source),
-            metadata: read::metadata(source, &mut warnings),
-            warnings: Vec::new(),
-        };
-        if config.server.port == config.admin.port && config.server.port != 0 {
-            source.mistake(format!(
-                "--metrics-port and --app-port are both {}: pods reach the app port and must not read the metrics; choose another \
-                 --metrics-port (default {DEFAULT_METRICS_PORT})",
-                config.server.port
-            ));
-        }
-        read::check_target(&config.redirect, config.server.address, source);
-        for (name, instead) in read::WITHOUT_EFFECT {
-            if source.is_given(name) {
-                // Its value is still checked, so that a typing error does not hide.
-                if flags::all().any(|flag| flag.name == *name && flag.value.is_none()) {
-                    source.switch(name);
-                } else {
-                    source.duration(name, Duration::ZERO);
-                }
-                warnings.push(format!("--{name} has no effect: {instead}"));
-            }
-        }
-        if config.roles.restrictions == Restrictions::Off {
-            warnings.push(
-                "--namespace-restrictions is off: anyone who may create pods in any namespace may use every role that this node may assume"
-                    .to_owned(),
-            );
-        }
-        Self { warnings, ..config }
-    }
-}
 
 /// The socket address of a listener: the address given, or all of them.
 pub fn listen_address(address: Option<IpAddr>, port: u16) -> SocketAddr {

@@ -19,7 +19,5 @@ pub(crate) use record::{ConnectionRecord, Limit, Port};
 pub(crate) use source::Source;
 pub(crate) use timely::Timely;
 
-/// The number of connections that a source may have even when most places are taken.
-const FEW: usize = 4;
 /// The pause after a failed accept: it fails for lack of descriptors or memory, which a moment may bring back.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -19,6 +19,7 @@ use not_asked::NotAsked;
 pub(crate) mod advice;
 pub mod cache;
 pub(crate) mod caller;
+mod denied;
 mod duration;
 pub mod gate;
 mod identity;
@@ -191,7 +192,7 @@ impl AssumeRoleError {
     /// STS says: that names the session of the node's role, accounts, and what else is for the node's operators alone.
     pub fn for_owner(&self) -> Option<&'static str> {
         match self {
-            Self::Denied { message } if advice::is_about_source_identity(message) => Some(
+            Self::Denied { message } if denied::is_about_source_identity(message) => Some(
                 "AWS does not let this node set the source identity of the pod's session. To fix: allow sts:SetSourceIdentity in the \
                  role's trust policy for the node role, and in the policies of the node role for this role",
             ),
@@ -218,7 +219,7 @@ impl AssumeRoleError {
 impl Advise for AssumeRoleError {
     fn advice(&self) -> Option<Cow<'static, str>> {
         match self {
-            Self::Denied { message } => Some(advice::what_to_allow(message).into()),
+            Self::Denied { message } => Some(denied::what_to_allow(message).into()),
             Self::Invalid { .. } => Some("check --session-duration against the role's maximum session duration".into()),
             Self::OwnIdentity { advice, .. } => Some(advice.clone()),
             Self::IdentityUnknown(error) => error.advice(),

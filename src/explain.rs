@@ -16,10 +16,8 @@ use crate::policy::{Denial, RoleRequest};
 
 pub(crate) mod admin;
 pub(crate) mod explainer;
-mod look;
+pub(crate) mod look;
 pub(crate) mod render;
-
-pub(crate) use look::look;
 
 /// The version of the report's form. It grows if a field is removed or changes its meaning.
 pub(crate) const VERSION: u32 = 1;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Semaphore, watch as signal};
 
 pub mod index;
+mod lookup;
 mod pins;
 pub(crate) mod waiting;
 pub mod watch;
@@ -18,6 +19,7 @@ mod witness;
 
 use index::Index;
 pub use index::{Claims, Namespace, NodeAddresses, Pod, PodContext, PodName, PodUid, Sandbox, ServiceAccount};
+pub use lookup::Lookup;
 use waiting::{Places, RequestWaiter};
 pub use witness::Objection;
 use witness::{Judged, NodeWitness};
@@ -40,21 +42,6 @@ pub struct Needs {
     pub namespaces: bool,
     /// The service accounts of pods without a role of their own.
     pub service_accounts: bool,
-}
-
-/// Who has an address.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Lookup {
-    /// This pod, and what is known around it.
-    Found(Arc<Pod>, PodContext),
-    /// More than one living pod claims it.
-    Ambiguous(Vec<Arc<Pod>>),
-    /// A pod claims it whose present state cannot be read: nobody is served there. This is what it last was.
-    Unreadable(Arc<Pod>),
-    /// The API assigns the address to this pod, but the node's own view contradicts it: no pod is served from it.
-    Objected(Arc<Pod>, Objection),
-    /// No pod of this node, as far as is known.
-    Unknown,
 }
 
 /// The pods of this node; cheap to clone.

@@ -10,148 +10,29 @@
 //! what was decided so must be decided again before anything is handed out ([`Policy::knows_node`]). It may also be another
 //! one later, with other keys: then the same holds ([`Policy::node_version`]).
 
-use std::time::Duration;
-
-use serde::ser::SerializeStruct as _;
-
-use crate::config::{PatternFormat, Restrictions, ServiceAccountRoles};
-use crate::pods::{Pod, PodContext, PodUid};
-use crate::role::{BaseArn, ExternalId, RoleArn, SessionName, SourceIdentity};
+use crate::config::{PatternFormat, Restrictions};
+use crate::pods::{Pod, PodContext};
+use crate::role::{BaseArn, ExternalId, RoleArn};
 use crate::text::quoted;
 
 mod annotations;
+mod decision;
 pub(crate) mod denial;
 pub(crate) mod discovered;
 mod namespace;
 pub mod node;
 pub mod patterns;
+mod rules;
 pub(crate) mod session;
 pub(crate) mod trace;
 
+pub use decision::{Decision, Explanation, RoleRequest};
 pub use denial::Denial;
-use discovered::Discovered;
 use namespace::Namespaces;
 use node::{INTERMEDIATE, NodeChanges, NodeIdentity, OWN};
 use patterns::{Mistake, Patterns};
-use session::{RequestTag, SessionRules};
-use trace::{Explanation, Silent, Trace, What};
-
-/// Everything that AssumeRole will be told, and with `--session-scope=pod` whom the session is for. It is the key of the
-/// session cache: two pods share a session only where all of it is equal.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RoleRequest {
-    role: RoleArn,
-    session_name: SessionName,
-    source_identity: Option<SourceIdentity>,
-    external_id: Option<ExternalId>,
-    tags: Box<[RequestTag]>,
-    duration: Duration,
-    /// The one pod whose session it is. STS is not told: pods of one name in two namespaces are told apart by it.
-    holder: Option<PodUid>,
-}
-
-impl RoleRequest {
-    /// The role.
-    pub fn role(&self) -> &RoleArn {
-        &self.role
-    }
-
-    /// The session's name in CloudTrail.
-    pub fn session_name(&self) -> &SessionName {
-        &self.session_name
-    }
-
-    /// The session's source identity, where the operator gives one.
-    pub fn source_identity(&self) -> Option<&SourceIdentity> {
-        self.source_identity.as_ref()
-    }
-
-    /// The external id, where the pod gives one.
-    pub fn external_id(&self) -> Option<&ExternalId> {
-        self.external_id.as_ref()
-    }
-
-    /// The session's tags; none is transitive.
-    pub fn tags(&self) -> &[RequestTag] {
-        &self.tags
-    }
-
-    /// How long the session is to last.
-    pub fn duration(&self) -> Duration {
-        self.duration
-    }
-}
-
-impl serde::Serialize for RoleRequest {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("RoleRequest", 7)?;
-        fields.serialize_field("role", &self.role)?;
-        fields.serialize_field("session_name", &self.session_name)?;
-        fields.serialize_field("source_identity", &self.source_identity)?;
-        fields.serialize_field("external_id", &self.external_id.is_some())?;
-        fields.serialize_field("tags", &self.tags)?;
-        fields.serialize_field("duration_seconds", &self.duration.as_secs())?;
-        fields.serialize_field("pod_uid", &self.holder.as_ref().map(|uid| &*uid.0))?;
-        fields.end()
-    }
-}
-
-/// What a pod may have.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Decision {
-    /// This role. `audit` is what enforced restrictions would have said against it.
-    Allow {
-        /// What to ask STS.
-        request: RoleRequest,
-        /// Set in audit mode only.
-        audit: Option<Denial>,
-    },
-    /// Nothing.
-    Deny(Denial),
-}
-
-/// The operator's settings.
-#[derive(Clone, Debug)]
-pub struct Rules {
-    /// What short names are completed with.
-    pub base: Option<BaseArn>,
-    /// The role of pods that name none.
-    pub default_role: Option<RoleArn>,
-    /// The rules that the metadata service named.
-    pub discovered: Discovered,
-    /// Which annotations of service accounts name roles.
-    pub service_accounts: ServiceAccountRoles,
-    /// Patterns of the roles that this node's pods may have at all; `None`: every role.
-    pub allowed_roles: Option<Vec<String>>,
-    /// Whether a pod may have the node's own role.
-    pub allow_node_role: bool,
-    /// Whether namespaces limit roles.
-    pub restrictions: Restrictions,
-    /// How their lists are written.
-    pub patterns: PatternFormat,
-    /// How sessions are named and tagged.
-    pub sessions: SessionRules,
-    /// How long they last.
-    pub session_duration: Duration,
-}
-
-impl Default for Rules {
-    fn default() -> Self {
-        Self {
-            base: None,
-            default_role: None,
-            discovered: Discovered::default(),
-            service_accounts: ServiceAccountRoles::Off,
-            allowed_roles: None,
-            allow_node_role: false,
-            restrictions: Restrictions::Off,
-            patterns: PatternFormat::Glob,
-            sessions: SessionRules::default(),
-            session_duration: crate::config::DEFAULT_SESSION_DURATION,
-        }
-    }
-}
+pub use rules::{Discovered, Rules};
+use trace::{Silent, Trace, What};
 
 /// Decides, by the operator's settings and by who the daemon is.
 #[derive(Debug)]

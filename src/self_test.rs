@@ -16,10 +16,11 @@ use tokio::sync::broadcast;
 use tracing::{debug, error, info, warn};
 
 use self::datagram::IcmpError;
-use self::helper::{Helper, HelperReply, Order, Spoken};
+use self::helper::{Helper, Order, Spoken};
 use self::netlink::Netlink;
 use self::placement::{NoPlacement, Outside, Placement};
-use self::test_network::{TestNetwork, make};
+use self::reply::HelperReply;
+use self::test_network::{FIRST_IPV4, FIRST_IPV6, NUMBERS, TestNetwork, make, source};
 use crate::advice::{Advise, chain};
 use crate::config::{InterfaceMatch, SelfTestConfig, SelfTestMode};
 use crate::log_once::{Changes, Conditions};
@@ -34,22 +35,13 @@ mod datagram;
 pub(crate) mod helper;
 pub(crate) mod netlink;
 pub(crate) mod placement;
+mod reply;
 mod test_network;
 
 /// The step of readiness.
 pub(crate) const STEP: &str = "the self-test";
-/// So many daemons can test at one time on one node, as in a rolling update; each takes a number by chance.
-const NUMBERS: u8 = 96;
-/// 192.0.0.32 to 192.0.0.127, of which each test takes one. 192.0.0.0/24 is for protocols that the IETF gives addresses of it
-/// (RFC 6890, 2.1), and of this part none is given (IANA IPv4 Special-Purpose Address Registry): no host, no pod and no
-/// network of a cloud has one, and no router has a way to them. Others would not do: 198.18.0.0/15 is in use for pods, and
-/// 169.254.0.0/16 for services of nodes.
-const FIRST_IPV4: u32 = u32::from_be_bytes([192, 0, 0, 32]);
 /// What the namespace takes for its gateway; nobody is asked who has it.
 const GATEWAY_IPV4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 31);
-/// The first IPv6 address of the tests. The prefix has 40 random bits (RFC 4193, 3.2.2) and a subnet, so a network has it with a
-/// chance of one in a trillion.
-const FIRST_IPV6: u128 = 0xfd5e_91c7_3ab4_7e57 << 64;
 /// Of the link alone.
 const GATEWAY_IPV6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// A port of the metadata address that is none of its own.
@@ -510,14 +502,6 @@ impl Running {
             io::ErrorKind::BrokenPipe => SelfTestFailure::Ended,
             _ => SelfTestFailure::NotMade(error),
         })
-    }
-}
-
-/// The source address of a test.
-fn source(family: Family, number: u8) -> IpAddr {
-    match family {
-        Family::V4 => Ipv4Addr::from_bits(FIRST_IPV4 + u32::from(number)).into(),
-        Family::V6 => Ipv6Addr::from_bits(FIRST_IPV6 + u128::from(number)).into(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Text that others wrote, made fit for a log line or a terminal: of bounded length, without control characters.
+//! Text for log lines and terminals: what others wrote, of bounded length and without control characters.
 
 /// Characters of a text in a log line or an error.
 const MAX_LOGGED: usize = 500;

@@ -36,7 +36,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use error::{NodeError, Unavailable};
 pub use netns::Netns;
-pub use privilege::{available, available_or_skip, find_program, in_user_namespace, reexec_in_user_namespace_if_needed, skip};
+pub use privilege::{find_program, in_user_namespace, reexec_in_user_namespace_if_needed, skip};
 
 /// The node's own address, on its `lo`.
 pub const NODE_IP: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 1);
@@ -341,4 +341,23 @@ impl Claims {
 fn ip6_of(ip: Ipv4Addr) -> Ipv6Addr {
     let [.., high, low] = ip.octets();
     Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, u16::from_be_bytes([high, low]))
+}
+
+/// Whether namespaces can be made here, and if not, why. It makes some to find out (about 60 ms).
+///
+/// # Errors
+/// The reason, worded for a skipped test.
+pub fn available() -> Result<(), Unavailable> {
+    for program in ["ip", "nsenter"] {
+        if find_program(program).is_none() {
+            return Err(Unavailable::Program(program));
+        }
+    }
+    Node::new()?.add_pod("probe")?;
+    Ok(())
+}
+
+/// `true` if namespaces can be made here; otherwise calls [`skip`] and returns `false`.
+pub fn available_or_skip() -> bool {
+    available().map_err(skip).is_ok()
 }

@@ -24,14 +24,13 @@ use jiff::SignedDuration;
 
 use crate::http_server::Server;
 
+pub use model::NODE_ROLE_ARN;
 pub use model::{Behaviour, Call, Issued, Role};
 use model::{Caller, Identity, Token};
 use state::State;
 
 /// The account of the node.
 pub const NODE_ACCOUNT: &str = "111122223333";
-/// The role of the node's instance profile, which roles trust unless they say otherwise.
-pub const NODE_ROLE_ARN: &str = "arn:aws:iam::111122223333:role/NODE-ROLE-MUST-NEVER-LEAK";
 /// The node role's session on the instance: what the node's keys are known as.
 pub const NODE_SESSION_ARN: &str = "arn:aws:sts::111122223333:assumed-role/NODE-ROLE-MUST-NEVER-LEAK/i-0f1e2d3c4b5a69788";
 /// The node's access key id; known to every [`Sts`] from its start.

@@ -178,7 +178,7 @@ async fn the_state_of_the_daemon_is_noted() {
     admin.metrics.watch_alive();
     // A pod asked, and STS denied it.
     let explainer = admin.explainer.get().unwrap();
-    let (_, request) = crate::explain::look(&"shop/web".parse().unwrap(), "node-a", By::Daemon, &explainer.pods, &explainer.policy);
+    let (_, request) = crate::explain::look::look(&"shop/web".parse().unwrap(), "node-a", By::Daemon, &explainer.pods, &explainer.policy);
     answers.add_permits(1);
     explainer.daemon.as_ref().unwrap().sessions.get(&request.unwrap(), &explainer.pods.all()[0]).await.unwrap_err();
     assert!(matches!(&notes().await[..], [note] if note.contains("AssumeRole")), "{:?}", notes().await);

@@ -20,7 +20,7 @@ use crate::explain::By;
 use crate::explain::explainer::{ExplainRate, Explainer, OfDaemon};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
-use crate::policy::discovered::Discovered;
+use crate::policy::Discovered;
 use crate::policy::node::NodeIdentity;
 use crate::policy::patterns::Patterns;
 use crate::policy::session::SessionRules;

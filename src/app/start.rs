@@ -36,7 +36,7 @@ pub(super) const PODS_KNOWN: &str = "the list of this node's pods";
 /// A step of the start: everything that serves pods is made.
 pub(super) const START: &str = "the daemon's start";
 /// A step of the start: the packet rules are in place.
-pub(super) const RULES: &str = "the packet rules";
+pub(super) const PACKET_RULES: &str = "the packet rules";
 
 /// What each step of the start uses.
 pub(super) struct Start<'a> {
@@ -171,7 +171,7 @@ impl Start<'_> {
             metrics: metrics.clone(),
             readiness: readiness.clone(),
         };
-        tasks.spawn("self-test", self_test.run(step, &[START, RULES]));
+        tasks.spawn("self-test", self_test.run(step, &[START, PACKET_RULES]));
     }
 }
 

@@ -13,15 +13,17 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::FEW;
 use super::record::Limit;
 use super::source::{Source, SourceKey};
 use crate::shares::{Displaced, Full, Network, Shares};
 
 mod slot;
 
+pub(crate) use slot::Closing;
 use slot::{BUSY, DISPLACED, IDLE_GRACE, MADE_ROOM, Slot};
 
+/// The number of connections that a source may have even when most places are taken.
+const FEW: usize = 4;
 /// The longest wait of a connection for a place: SDKs give up after a second.
 const WAIT: Duration = Duration::from_secs(1);
 
@@ -82,15 +84,6 @@ struct ConnectionWaiter {
     slot: Arc<Slot>,
     limit: Limit,
     granted: oneshot::Sender<()>,
-}
-
-/// Why a connection should end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Closing {
-    /// It was idle, and its place is needed. A request that has arrived meanwhile is still answered.
-    MadeRoom,
-    /// Its place was given to another connection; it ends at once.
-    Displaced,
 }
 
 /// The decision about a new connection.

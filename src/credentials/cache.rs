@@ -28,21 +28,15 @@ use crate::clock::Clock;
 use crate::metrics::{Holdings, Metrics};
 use crate::pods::Pod;
 use crate::policy::RoleRequest;
-use crate::session_limits::LONGEST_SDK_MARGIN;
 
 mod departure;
 mod flight;
 mod slot;
 
 use flight::{Before, Flight, Serves, is_usable};
-pub use flight::{Landing, SessionState};
+pub use flight::{LEAST_REMAINING, LEAST_USABLE, Landing, SessionState};
 use slot::Slot;
 
-/// Nothing with less left is served while STS works: the SDKs with the longest margin (botocore) refresh, and refresh
-/// again and again, below it.
-pub const LEAST_REMAINING: Duration = LONGEST_SDK_MARGIN;
-/// Credentials that end in less are not served at all: they would be refused on arrival.
-pub const LEAST_USABLE: Duration = Duration::from_secs(5);
 /// How long a caller waits for a renewal while earlier credentials are still good: SDKs give up after a second, some after
 /// half of one.
 pub const PATIENCE_WITH_EARLIER: Duration = Duration::from_millis(400);

@@ -21,20 +21,20 @@ use super::not_asked::NotAsked;
 use crate::backoff::spread;
 use crate::log_once::EachDigest;
 use crate::metrics::Metrics;
+use crate::role::RoleArn;
 
 mod allowance;
+mod call;
 mod lane;
 mod pace;
-mod permit;
 mod queue;
 
 use allowance::Allowances;
+pub use call::{CallCause, StsLimits};
+pub(super) use call::{NEARLY_ENDED, Ticket};
 use pace::Pace;
-pub(super) use permit::StsPermit;
 use queue::{CallQueue, NextReason, PLACES_OF_NAMESPACE, QueuedCall};
 
-/// A session with less time left is close to expiry: its renewal goes before prefetches, and has reserved turns.
-pub(super) const NEARLY_ENDED: Duration = Duration::from_secs(5 * 60);
 /// The share of the requests in flight that may be prefetches.
 const AHEAD: f64 = 0.75;
 /// The pause before a prefetch for which the queue had no place is retried, minus a jitter of up to a quarter.
@@ -43,42 +43,6 @@ const QUEUE_WAS_FULL: Duration = Duration::from_secs(10);
 const QUIET: Duration = Duration::from_secs(60);
 /// The most pods and namespaces whose lines are remembered.
 const MAX_LOGGED: usize = 1024;
-
-/// The cause of the request to STS. The first goes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum CallCause {
-    /// A pod waits.
-    Demand,
-    /// A pod is here that may ask.
-    Prefetch,
-    /// A session comes to half of its life.
-    Renewal,
-}
-
-impl CallCause {
-    /// All, in their order.
-    pub const ALL: [Self; 3] = [Self::Demand, Self::Prefetch, Self::Renewal];
-
-    /// The stable name: a metric's label.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Demand => "demand",
-            Self::Prefetch => "prefetch",
-            Self::Renewal => "renewal",
-        }
-    }
-}
-
-/// What the node allows itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StsLimits {
-    /// Requests in a second; twice as many at once.
-    pub rate: u32,
-    /// The highest rate, per second, while STS answers quickly and requests wait. Not less than `rate`.
-    pub max_rate: u32,
-    /// Requests in flight at the rate `rate`. Rises with the rate, by the same factor.
-    pub concurrency: usize,
-}
 
 /// The gate; cheap to clone.
 #[derive(Clone, Debug)]
@@ -91,10 +55,6 @@ struct GateInner {
     /// The pods and namespaces that were logged.
     logged: EachDigest,
 }
-
-/// A place in the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Ticket(u64);
 
 /// The result of a turn: a permit for one request to STS, or why there is none.
 pub(super) type TurnResult = Result<StsPermit, NotAsked>;
@@ -124,11 +84,24 @@ pub(super) struct TurnedAwayCall {
 #[derive(Debug)]
 struct GateState {
     pace: Pace,
-    queue: CallQueue,
+    queue: CallQueue<StsPermit>,
     allowances: Allowances,
     under_way: usize,
     next_ticket: u64,
     timer: Option<(Instant, AbortHandle)>,
+}
+
+/// A permit for one request to STS, until dropped.
+#[derive(Debug)]
+pub(super) struct StsPermit {
+    gate: Gate,
+    cause: CallCause,
+    ticket: Ticket,
+    ends: Option<Instant>,
+    /// The pods whose turns a retry may use. If no session is cached, one pod, whose place stays taken until then.
+    callers: Vec<Arc<Caller>>,
+    epoch: u64,
+    began: Instant,
 }
 
 impl GateState {
@@ -172,7 +145,7 @@ impl GateState {
 
     /// A pod needs one session at a time. If its places are taken, a queued request that only this pod needs is for an outdated
     /// session, so it makes room.
-    fn supersede(&mut self, caller: &Caller, is_new: bool, now: Instant) -> Option<QueuedCall> {
+    fn supersede(&mut self, caller: &Caller, is_new: bool, now: Instant) -> Option<QueuedCall<StsPermit>> {
         if !self.allowances.lacks_place_alone(&caller.uid, is_new, now) {
             return None;
         }
@@ -181,7 +154,7 @@ impl GateState {
     }
 
     /// Removes a place from the queue, and from the counts of its pods and namespace.
-    fn withdraw(&mut self, ticket: Ticket, now: Instant) -> Option<QueuedCall> {
+    fn withdraw(&mut self, ticket: Ticket, now: Instant) -> Option<QueuedCall<StsPermit>> {
         let place = self.queue.remove(ticket)?;
         if place.is_counted() {
             for caller in &place.callers {
@@ -269,7 +242,7 @@ impl Gate {
     }
 
     /// Ends a request that was removed from the queue.
-    fn end(&self, place: QueuedCall, why: NotAsked) {
+    fn end(&self, place: QueuedCall<StsPermit>, why: NotAsked) {
         self.0.metrics.sts_queue(place.cause.name()).dec();
         match why {
             NotAsked::Superseded => self.0.metrics.sts_turned_away(why.name()),
@@ -421,6 +394,65 @@ impl Gate {
             }
         });
         state.timer = Some((at, timer.abort_handle()));
+    }
+}
+
+impl StsPermit {
+    /// The cause of the request to STS.
+    pub(super) fn cause(&self) -> CallCause {
+        self.cause
+    }
+
+    /// What STS answered about this role.
+    pub(super) fn answered<T>(&self, role: &RoleArn, answer: &Result<T, AssumeRoleError>) {
+        let mut state = self.gate.lock();
+        match answer {
+            Err(error) if !error.is_refusal() => state.pace.failed(role, self.epoch, error),
+            _ => {
+                let is_waited_for = !state.queue.is_empty();
+                state.pace.answered(role, self.epoch, self.began.elapsed(), is_waited_for);
+            }
+        }
+    }
+
+    /// Whether an immediate retry may succeed and is worth it: for a shorter session, or once after a lost connection or a
+    /// failure if the session `is_needed` and no outage is known.
+    pub(super) fn is_asked_again(&self, error: &AssumeRoleError, questions: u32, is_needed: bool) -> bool {
+        match error {
+            AssumeRoleError::TooLong { .. } => questions <= 2,
+            AssumeRoleError::Unreachable { .. } | AssumeRoleError::Failed { .. } => {
+                let trouble = self.gate.trouble();
+                let is_outage = matches!(trouble, Some(AssumeRoleError::Unreachable { .. } | AssumeRoleError::Failed { .. }));
+                questions == 1 && is_needed && !is_outage
+            }
+            _ => false,
+        }
+    }
+
+    /// Waits for a permit for a retry with the same cause. Keeps the pod's place.
+    pub(super) fn again(mut self) -> oneshot::Receiver<TurnResult> {
+        let (sender, turn) = oneshot::channel();
+        let callers = std::mem::take(&mut self.callers);
+        {
+            let mut state = self.gate.lock();
+            state.queue.insert(self.ticket, QueuedCall { cause: self.cause, ends: self.ends, callers, is_charged: false, sender });
+            self.gate.0.metrics.sts_queue(self.cause.name()).inc();
+        }
+        // Dropping the permit frees its slot and admits the next request.
+        turn
+    }
+}
+
+impl Drop for StsPermit {
+    fn drop(&mut self) {
+        {
+            let mut state = self.gate.lock();
+            state.under_way -= 1;
+            if let Some(caller) = self.callers.first().filter(|_| self.ends.is_none()) {
+                state.allowances.leave_place(&caller.uid);
+            }
+        }
+        self.gate.dispatch();
     }
 }
 

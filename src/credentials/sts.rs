@@ -22,8 +22,6 @@ use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_sts::Client;
 use aws_sdk_sts::config::SharedCredentialsProvider;
-use aws_sdk_sts::config::http::HttpResponse;
-use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sts::types::Tag;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use jiff::Timestamp;
@@ -32,7 +30,6 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use super::advice::CHECK_CREDENTIALS;
 use super::duration::Durations;
 use super::identity::Inquiry;
 use super::{AssumeRole, AssumeRoleError, CHECK_ENDPOINT, Credentials, StsOfNode};
@@ -47,6 +44,7 @@ use crate::text::bounded;
 
 mod observer;
 mod own;
+mod translate;
 mod whose;
 
 use observer::{Date, Endpoint};
@@ -358,59 +356,6 @@ impl StsOfNode for Sts {
         self.identity.known().await?;
         let known = self.identity.node().known();
         Ok(known.caller().map(CallerIdentity::as_str).unwrap_or_default().to_owned())
-    }
-}
-
-/// The SDK's error in our words. Never its `Debug`, nor the body of an answer: that may hold credentials.
-fn translate<E>(error: &SdkError<E, HttpResponse>) -> AssumeRoleError
-where
-    E: ProvideErrorMetadata + std::error::Error + 'static,
-{
-    match error {
-        SdkError::ServiceError(context) => {
-            let (code, message) = (context.err().code().unwrap_or("no code"), context.err().message().unwrap_or_default());
-            let request_id = context.raw().headers().get("x-amzn-RequestId").unwrap_or("none");
-            let message = bounded(&format!("{code}: {message} (request id {request_id})"));
-            match code {
-                "AccessDenied" | "AccessDeniedException" => AssumeRoleError::Denied { message },
-                "Throttling"
-                | "ThrottlingException"
-                | "ThrottledException"
-                | "RequestThrottled"
-                | "RequestThrottledException"
-                | "TooManyRequestsException"
-                | "RequestLimitExceeded"
-                | "SlowDown" => AssumeRoleError::Throttled,
-                "ExpiredToken"
-                | "ExpiredTokenException"
-                | "InvalidClientTokenId"
-                | "UnrecognizedClientException"
-                | "SignatureDoesNotMatch"
-                | "IncompleteSignature"
-                | "MissingAuthenticationToken"
-                | "RequestExpired"
-                | "RequestTimeTooSkewed"
-                | "OptInRequired" => AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS.into() },
-                "RequestTimeout" | "RequestTimeoutException" => AssumeRoleError::Failed { message },
-                // By the status: what the owner of some account may cause is an answer about that role, whatever its name.
-                _ => match context.raw().status().as_u16() {
-                    429 => AssumeRoleError::Throttled,
-                    400..=499 => AssumeRoleError::Invalid { message },
-                    _ => AssumeRoleError::Failed { message },
-                },
-            }
-        }
-        SdkError::TimeoutError(_) => AssumeRoleError::Unreachable { message: "no answer in time".to_owned() },
-        // The credentials chain fails before anything is sent, and as a failure to send too.
-        SdkError::DispatchFailure(failure) => {
-            let message =
-                failure.as_connector_error().map_or_else(|| "the request was not sent".to_owned(), |error| bounded(&chain(error)));
-            let own = failure.as_connector_error().and_then(|error| own::without_credentials(error, &message));
-            own.unwrap_or(AssumeRoleError::Unreachable { message })
-        }
-        SdkError::ConstructionFailure(_) => AssumeRoleError::Invalid { message: "the request could not be made".to_owned() },
-        // Of a broken answer only this is said: its body may hold credentials.
-        _ => AssumeRoleError::Failed { message: "its answer could not be read".to_owned() },
     }
 }
 

@@ -25,12 +25,11 @@ mod pauses;
 mod turns;
 
 use pauses::VerbPauses;
+pub(super) use turns::QUIET;
 use turns::Turns;
 
 /// The least time between two writes about the same cause of the same pod.
 pub(super) const SERIES_EVERY: Duration = Duration::from_secs(5 * 60);
-/// A cause that did not come again in this time is forgotten. Less than the hour for which the API keeps Events.
-pub(super) const QUIET: Duration = Duration::from_secs(15 * 60);
 /// Causes that are remembered: some for each pod of a node. When there are more, the namespace with the most gives one up.
 pub(super) const MAX_ENTRIES: usize = 1024;
 /// Causes of one pod that are remembered: what an owner may change by and by, and no more by changing it again and again.

@@ -7,7 +7,8 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{By, Report, Session, look};
+use super::look::look;
+use super::{By, Report, Session};
 use crate::advice::Advise as _;
 use crate::backoff::Backoff;
 use crate::config::explain_command::PodReference;

@@ -7,7 +7,8 @@ use super::{By, Report, ReportStep, ReportedDecision, StsParameters, refusal};
 use crate::advice::Advise as _;
 use crate::config::explain_command::PodReference;
 use crate::pods::{Lookup, Objection, Pod, Pods};
-use crate::policy::trace::{Explanation, StepVerdict};
+use crate::policy::Explanation;
+use crate::policy::trace::StepVerdict;
 use crate::policy::{self, Policy, RoleRequest};
 
 /// The proxy's code for an address that no pod has, and here for a pod without an address.

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
 
+use super::look::look;
 use super::*;
 use crate::config::{Restrictions, ServiceAccountRoles};
 use crate::pods::{NodeAddresses, Pod, PodUid, Pods, PodsWriter, pods};

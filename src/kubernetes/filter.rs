@@ -10,10 +10,10 @@
 use super::fields::{Field, JsonMember};
 
 mod skip;
+mod state;
 mod text;
 
-use skip::{Skipped, is_begin_of_literal, is_end_of_literal};
-use text::Text;
+use state::{ParserState, is_begin_of_literal, is_end_of_literal, unescaped};
 
 /// The most bytes that are kept of one document. Beyond it, only the identifying fields are kept. The largest legitimate document
 /// is a namespace with two lists of 64 KiB, each character escaped with six bytes. No real API server sends more.
@@ -56,33 +56,6 @@ pub(crate) struct Filter<'a> {
     item: Option<(usize, bool)>,
     items: Vec<Excerpt>,
     key: Vec<u8>,
-}
-
-/// The state of the parser.
-#[derive(Clone, Copy, Debug)]
-enum ParserState<'a> {
-    /// A value; `None` where it is not kept.
-    Value(Option<&'a Field>),
-    /// A key, or the end of the object.
-    Key,
-    /// The rest of a key.
-    InKey { escaped: bool },
-    /// The colon after a key.
-    Colon(Option<&'a Field>),
-    /// An element, or the end of the array.
-    Element,
-    /// The rest of a string that is kept.
-    Text(Text),
-    /// The rest of a number or a literal that is kept.
-    Literal { length: usize },
-    /// The rest of a value that is not.
-    Skipped(Skipped),
-    /// The rest of a number or a literal that is not.
-    SkippedLiteral,
-    /// A comma or the end of the container; nothing at the end of the document.
-    AfterValue,
-    /// No JSON.
-    Broken,
 }
 
 #[derive(Debug)]
@@ -349,10 +322,6 @@ impl<'a> Filter<'a> {
             _ => {}
         }
     }
-}
-
-fn unescaped(text: &[u8]) -> Option<String> {
-    serde_json::from_slice(&[b"\"", text, b"\""].concat()).ok()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 
 use super::event::LinkEvent;
-use super::{Link, LinkKind, Reach};
+use super::link::{Link, LinkKind, Reach};
 use crate::digest::Digest;
 use crate::netlink::{Interface, KernelRoute, Mac};
 use crate::sorted::Sorted;

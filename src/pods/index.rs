@@ -25,9 +25,8 @@ use named::Named;
 use needs::PodNeeds;
 use tombstones::Tombstones;
 
+use self::known::{Name, is_older};
 use crate::digest::Digest;
-
-type Name = (String, String);
 
 /// A pod, and when it was so: its `metadata.resourceVersion`, where that is a number.
 #[derive(Debug)]
@@ -413,11 +412,6 @@ impl Index {
     pub fn is_empty(&self) -> bool {
         self.pods.is_empty()
     }
-}
-
-/// Whether one version is before another; where either is not a number, that is not known.
-fn is_older(version: Option<u64>, than: Option<u64>) -> bool {
-    version.zip(than).is_some_and(|(version, than)| version < than)
 }
 
 #[cfg(test)]

@@ -9,13 +9,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::{Lookup, Pod, PodUid};
+use super::index::Pod;
 use crate::shares::{Network, Shares};
 
 mod record;
+mod waiter;
 
 pub(crate) use record::TurnedAwayRequests;
 use record::WaitingRecord;
+use waiter::Member;
+pub(super) use waiter::RequestWaiter;
 
 /// How many requests of known pods may wait at one time.
 pub(crate) const MAX_WAITING: usize = 1024;
@@ -39,51 +42,11 @@ struct WaitingInner {
     record: WaitingRecord,
 }
 
-/// Who waits.
-#[derive(Clone, Debug)]
-pub(super) enum RequestWaiter {
-    /// A pod. All its addresses count together.
-    Pod(Arc<Pod>),
-    /// An address that several pods claim, or one whose claim the node itself objects to. Whoever asks may not be the pod: it
-    /// takes no place of the pod's namespace.
-    Disputed(IpAddr),
-    /// An address that no pod is known to have, and what it is counted by.
-    Unknown(IpAddr, Network),
-}
-
-/// What places of known pods are counted by.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Member {
-    Pod(PodUid),
-    Disputed(IpAddr),
-}
-
 /// A request that waits.
 #[derive(Debug)]
 struct HeldRequest {
     waiter: RequestWaiter,
     lost: Arc<Notify>,
-}
-
-impl RequestWaiter {
-    /// Returns who waits, where an address is looked up with this result.
-    pub(super) fn of(ip: IpAddr, found: &Lookup) -> Self {
-        match found {
-            Lookup::Found(pod, _) | Lookup::Unreadable(pod) => Self::Pod(pod.clone()),
-            Lookup::Ambiguous(_) | Lookup::Objected(..) => Self::Disputed(ip),
-            Lookup::Unknown => Self::Unknown(ip, ip.into()),
-        }
-    }
-
-    /// Returns the namespace and the member to count by; the address and its network, where nothing is known of it.
-    fn known(&self) -> Result<(&str, Member), (IpAddr, Network)> {
-        match self {
-            Self::Pod(pod) => Ok((&pod.namespace, Member::Pod(pod.uid.clone()))),
-            // No namespace has this name. All disputed addresses together count as one.
-            Self::Disputed(ip) => Ok(("", Member::Disputed(*ip))),
-            Self::Unknown(ip, network) => Err((*ip, *network)),
-        }
-    }
 }
 
 impl Default for Places {

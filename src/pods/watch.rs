@@ -30,8 +30,9 @@ pub(crate) mod second_witness;
 pub(crate) mod snapshot;
 mod unreadable;
 
+use fields::Annotation;
 use follow::{Selection, WatchEvent, follow};
-use objects::{Annotation, ObjectMeta, PodObject};
+use objects::{ObjectMeta, PodObject};
 
 /// Annotation with the session's name (kiam's name for it).
 pub const SESSION_NAME_KEY: &str = "iam.amazonaws.com/session-name";
@@ -76,15 +77,15 @@ impl PodWatch {
     pub async fn run(self, first_list: ReadinessStep) {
         let namespaces = async {
             if self.needs.namespaces {
-                context::watch_namespaces(&self).await;
+                self.watch_namespaces().await;
             }
         };
         let service_accounts = async {
             if self.needs.service_accounts {
-                context::watch_service_accounts(&self).await;
+                self.watch_service_accounts().await;
             }
         };
-        let pods = async { tokio::join!(self.watch_pods(first_list), self.end_claims(), conflicts::settle(&self)) };
+        let pods = async { tokio::join!(self.watch_pods(first_list), self.end_claims(), self.settle_conflicts()) };
         tokio::join!(self.watch_node_addresses(), pods, namespaces, service_accounts);
     }
 

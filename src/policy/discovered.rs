@@ -14,15 +14,6 @@ use super::node::{KnownNode, OWN};
 use super::trace::{Trace, What};
 use crate::role::{BaseArn, CallerIdentity, Partition, RoleArn};
 
-/// Which rules the metadata service named.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Discovered {
-    /// What short names are completed with.
-    pub base: bool,
-    /// The role of pods that name none.
-    pub default_role: bool,
-}
-
 /// An account that the metadata service named, and that is not the daemon's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignAccount {

@@ -1,6 +1,6 @@
 //! What STS is told about a session besides its role: its name, its source identity and its tags.
 
-use super::Denial;
+use super::denial::Denial;
 use super::trace::{StepVerdict, Trace, TraceStep, What};
 use crate::config::session::{Piece, Placeholder, SessionScope, SessionTag, SessionTemplate};
 use crate::pods::{Pod, PodUid};

@@ -4,11 +4,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::denial::{NamespaceList, RoleMistake, RoleSource};
+use super::session::SessionRules;
 use super::trace::StepVerdict;
 use super::*;
 use crate::config::session::{Placeholder, SessionScope, SessionTemplate};
 use crate::pods::{Namespace, PodUid};
 use crate::role::{CallerIdentity, ParseError};
+use std::time::Duration;
 
 mod limits;
 mod sources;

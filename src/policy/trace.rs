@@ -1,6 +1,6 @@
 //! The steps of a decision, for `rolegate explain`. A request is decided by the same code, which then records no steps.
 
-use super::{Decision, Denial};
+use super::denial::Denial;
 
 /// The subject of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -69,15 +69,6 @@ pub struct TraceStep {
     pub detail: String,
     /// The result.
     pub verdict: StepVerdict,
-}
-
-/// A decision with its steps.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Explanation {
-    /// The steps in their order; none follows a refusal.
-    pub steps: Vec<TraceStep>,
-    /// The decision.
-    pub decision: Decision,
 }
 
 /// Records the steps of a decision. Texts are made only if they are recorded.

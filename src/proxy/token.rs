@@ -27,6 +27,7 @@ mod keys;
 
 pub use file::{KeyFile, KeyFileError};
 use keys::Keys;
+pub use keys::NoRandomness;
 
 /// First byte of a token: the form that follows.
 const FORM: u8 = 1;
@@ -41,11 +42,6 @@ pub struct Tokens {
     keys: Arc<RwLock<Arc<Keys>>>,
     clock: Clock,
 }
-
-/// The system has no randomness to give.
-#[derive(Debug, thiserror::Error)]
-#[error("the system's random number generator failed, so no session token keys can be created")]
-pub struct NoRandomness;
 
 impl Tokens {
     /// With a fresh random key.

@@ -18,24 +18,20 @@
 //! in that of the program called `iptables`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::time::Duration;
 
-use tokio::sync::OnceCell;
 use tracing::warn;
 
-use self::listing::{Difference, IptablesListing, KernelTable};
-use self::program::Flavour;
+use self::chains::{Chain, ChainPosition, KernelTable, ORDER};
+use self::listing::{Difference, IptablesListing};
+pub use self::read::Iptables;
 use self::read::ReadScope;
-use self::text::{Chain, ChainPosition, ORDER};
 use super::observed::ObservedRules;
-use super::program::{LOCK_WAIT, run};
+use super::program::run;
 use super::rules::{Family, Hook, RuleSet};
 use super::{Backend, RedirectError};
 use crate::advice::chain;
 
-use crate::log_once::Condition;
-
+pub(super) mod chains;
 pub(super) mod listing;
 pub mod program;
 mod read;
@@ -43,66 +39,10 @@ mod read;
 mod tests;
 mod text;
 
-/// What a kernel with IPv6 has, even where no interface has an address.
-const IPV6_OF_THE_KERNEL: &str = "/proc/net/if_inet6";
 /// How often the tables are written if others change them meanwhile.
 const ATTEMPTS: usize = 5;
 
-/// The backend.
-#[derive(Debug)]
-pub struct Iptables {
-    flavour: Option<Flavour>,
-    found: OnceCell<Flavour>,
-    lock_wait: Duration,
-    ipv6: PathBuf,
-    /// Whether the kernel has no table `security`.
-    without_security: Condition,
-}
-
-impl Default for Iptables {
-    fn default() -> Self {
-        Self {
-            flavour: None,
-            found: OnceCell::new(),
-            lock_wait: LOCK_WAIT,
-            ipv6: IPV6_OF_THE_KERNEL.into(),
-            without_security: Condition::default(),
-        }
-    }
-}
-
 impl Iptables {
-    /// With the programs of this flavour by name, and not those that are called `iptables`.
-    #[must_use]
-    pub fn with_flavour(mut self, flavour: Flavour) -> Self {
-        self.flavour = Some(flavour);
-        self
-    }
-
-    /// Waiting this long for the lock on the tables (rounded up to seconds).
-    #[must_use]
-    pub fn with_lock_wait(mut self, wait: Duration) -> Self {
-        self.lock_wait = wait;
-        self
-    }
-
-    fn wait(&self) -> String {
-        self.lock_wait.as_millis().div_ceil(1000).max(1).to_string()
-    }
-
-    /// The families that the kernel has.
-    fn families(&self) -> &'static [Family] {
-        if self.ipv6.exists() { &Family::ALL } else { &[Family::V4] }
-    }
-
-    /// The flavour of our rules.
-    async fn own(&self) -> Result<Flavour, RedirectError> {
-        match self.flavour {
-            Some(flavour) => Ok(flavour),
-            None => self.found.get_or_try_init(program::flavour).await.copied(),
-        }
-    }
-
     async fn restore(&self, family: Family, text: &str) -> Result<(), RedirectError> {
         run(program::of(self.flavour, family).restore, &["--noflush", "-w", &self.wait()], text).await.map(drop).map_err(program::explained)
     }

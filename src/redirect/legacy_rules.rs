@@ -11,7 +11,8 @@ use std::time::Duration;
 use tracing::debug;
 
 use super::RedirectError;
-use super::iptables::listing::{IptablesListing, KernelTable, canonical, same};
+use super::iptables::chains::KernelTable;
+use super::iptables::listing::{IptablesListing, canonical, same};
 use super::iptables::program::{self, Flavour};
 use super::program::run;
 use super::rules::Family;

@@ -8,28 +8,21 @@
 
 use std::sync::{Mutex, PoisonError};
 
+pub use self::chains::{DESTINATION_NAT, OUR_NAT, TABLE};
 use self::listing::NftListing;
 use super::observed::ObservedRules;
 use super::program::run;
-use super::rules::{Hook, Match, Rule, RuleSet};
+use super::rules::RuleSet;
 use super::{Backend, RedirectError};
-use crate::config::InterfaceMatch;
 
+mod chains;
 mod listing;
 #[cfg(test)]
 mod tests;
 mod text;
 
-/// Our table's name, in the family `inet`.
-pub const TABLE: &str = "rolegate";
 /// The program.
 const NFT: &str = "nft";
-/// Before iptables' own, which are at -100 (NAT of destinations) and at 0 (filters), in either flavour.
-const AHEAD: i32 = -10;
-/// Where destinations are changed: `dstnat`, where those of iptables are.
-pub const DESTINATION_NAT: i32 = -100;
-/// Where our chain of NAT is.
-pub const OUR_NAT: i32 = DESTINATION_NAT + AHEAD;
 /// What the program says of a table that is not there, and of a kernel that lacks a kind of chain.
 const NOT_THERE: &str = "No such file or directory";
 
@@ -38,28 +31,6 @@ const NOT_THERE: &str = "No such file or directory";
 pub struct Nftables {
     /// What the program of this node lists where these rules are in place, if that is not word for word what was expected.
     remembered: Mutex<Option<(RuleSet, NftListing)>>,
-}
-
-/// What a chain of ours is.
-#[derive(Clone, Copy, Debug)]
-struct ChainHook {
-    /// Its name. `redirect` and `fwd` cannot be: they are words of the language.
-    chain: &'static str,
-    kind: &'static str,
-    hook: &'static str,
-    priority: i32,
-}
-
-impl ChainHook {
-    /// `None` for the backstop: an accept of another chain has no say here, so there is nothing that it would catch.
-    const fn of(hook: Hook) -> Option<Self> {
-        Some(match hook {
-            Hook::Redirect => Self { chain: "redirection", kind: "nat", hook: "prerouting", priority: OUR_NAT },
-            Hook::Guard => Self { chain: "guard", kind: "filter", hook: "forward", priority: AHEAD },
-            Hook::Direct => Self { chain: "direct", kind: "filter", hook: "input", priority: AHEAD },
-            Hook::Backstop => return None,
-        })
-    }
 }
 
 impl Backend for Nftables {
@@ -150,23 +121,5 @@ fn refuse_what_cannot_be_quoted(rules: &RuleSet) -> Result<(), RedirectError> {
     match rules.interfaces.iter().find(|interface| odd(&interface.name)) {
         Some(interface) => Err(RedirectError::InterfaceName { program: NFT, name: interface.name.clone() }),
         None => Ok(()),
-    }
-}
-
-/// The rules of a hook, of both families, without what goes without saying: the language has no pattern for every interface.
-fn rules_of(rules: &RuleSet, hook: Hook) -> Vec<Rule> {
-    let every = |m: &Match, but: bool| matches!(m, Match::Interface(InterfaceMatch { name, negated }) if name == "+" && *negated == but);
-    let both = super::rules::Family::ALL.into_iter().flat_map(|family| rules.rules(hook, family));
-    let possible = both.filter(|rule| !rule.matches.iter().any(|m| every(m, true)));
-    possible.map(|rule| Rule { matches: rule.matches.into_iter().filter(|m| !every(m, false)).collect(), ..rule }).collect()
-}
-
-/// An interface's name as the language has it. iptables' closing `+` is a closing `*` there, and a name that ends with that
-/// itself has a backslash before it; elsewhere in a name neither means anything.
-fn pattern(name: &str) -> String {
-    match (name.strip_suffix('+'), name.strip_suffix('*')) {
-        (Some(prefix), _) => format!("{prefix}*"),
-        (None, Some(start)) => format!("{start}\\*"),
-        (None, None) => name.to_owned(),
     }
 }

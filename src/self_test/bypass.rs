@@ -9,7 +9,6 @@ use std::io;
 use std::net::IpAddr;
 
 use super::netlink::Netlink;
-use super::placement::interface_to;
 use crate::advice::Advise;
 use crate::redirect::rules::LOOPBACK;
 
@@ -113,6 +112,17 @@ fn programs(way: &InterfacePath) -> Option<&'static str> {
 /// A device without a kind is no virtual one.
 fn is_beside(way: &InterfacePath) -> bool {
     matches!(way.kind.as_deref(), None | Some("macvlan" | "macvtap" | "ipvlan" | "ipvtap"))
+}
+
+/// The interface that an address of this node's own network is behind. One by way of a gateway leads elsewhere: that of a pod
+/// whose network is gone, or a device of a CNI plugin that the pods' packets do not come in by (Cilium's cilium_host).
+pub(super) fn interface_to(netlink: &mut Netlink, ip: IpAddr) -> io::Result<Option<String>> {
+    let Some(way) = netlink.way_to(ip)?.filter(|way| !way.by_gateway) else { return Ok(None) };
+    match nix::net::if_::if_indextoname(way.interface) {
+        Ok(name) => Ok(Some(name.to_string_lossy().into_owned())),
+        // It was taken away just now.
+        Err(_) => Ok(None),
+    }
 }
 
 #[cfg(test)]

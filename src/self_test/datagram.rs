@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::socket::sockopt::{Ipv4RecvErr, Ipv6RecvErr};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt};
 
-use super::helper::HelperReply;
+use super::reply::HelperReply;
 
 /// The kernel sends one ICMP error a second to an address, after the first few (icmp(7), `icmp_ratelimit`), and none while the
 /// interface's IPv6 address is young: so it is sent again.

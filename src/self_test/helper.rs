@@ -21,6 +21,7 @@ use tokio::net::unix::pipe;
 
 use super::datagram;
 use super::netlink::{Mac, Netlink};
+use super::reply::HelperReply;
 use crate::advice::Advise;
 use crate::capabilities::{self, Need};
 
@@ -68,25 +69,6 @@ pub(super) enum Order {
     Connect { to: SocketAddr, timeout: Duration },
     /// Send an empty datagram, and see who says what of it.
     Datagram { to: SocketAddr, timeout: Duration },
-}
-
-/// What it answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum HelperReply {
-    /// It is in its namespace, or has done what it was told.
-    Done,
-    /// It is connected from this port, and the other side closed the connection without a byte.
-    Closed { port: u16 },
-    /// It is connected from this port, and the other side waits.
-    Open { port: u16 },
-    /// It was refused.
-    Refused,
-    /// No way leads there, or so it was told by a packet.
-    Unreachable,
-    /// Nothing came back.
-    TimedOut,
-    /// An ICMP error of this kind and code came back, from there.
-    Told { by: IpAddr, kind: u8, code: u8 },
 }
 
 /// As it is sent: an answer, or why there is none.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 
-use super::bypass;
+use super::bypass::{self, interface_to};
 use super::netlink::Netlink;
 use crate::advice::Advise as _;
 use crate::config::InterfaceMatch;
@@ -111,17 +111,6 @@ pub(crate) fn interface_name(prefix: &str, number: u8) -> String {
 
 fn is_bridge(netlink: &mut Netlink, name: &str) -> io::Result<bool> {
     Ok(netlink.link(name)?.kind.as_deref() == Some("bridge"))
-}
-
-/// The interface that an address of this node's own network is behind. One by way of a gateway leads elsewhere: that of a pod
-/// whose network is gone, or a device of a CNI plugin that the pods' packets do not come in by (Cilium's cilium_host).
-pub(super) fn interface_to(netlink: &mut Netlink, ip: IpAddr) -> io::Result<Option<String>> {
-    let Some(way) = netlink.way_to(ip)?.filter(|way| !way.by_gateway) else { return Ok(None) };
-    match nix::net::if_::if_indextoname(way.interface) {
-        Ok(name) => Ok(Some(name.to_string_lossy().into_owned())),
-        // It was taken away just now.
-        Err(_) => Ok(None),
-    }
 }
 
 /// The addresses of the pods that have a network of their own here.

@@ -2,14 +2,25 @@
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use tracing::debug;
 
 use super::helper::INSIDE;
 use super::netlink::{Mac, Netlink, Veth};
 use super::placement::{self, Placement};
-use super::{NUMBERS, source};
 use crate::redirect::rules::Family;
+
+/// So many daemons can test at one time on one node, as in a rolling update; each takes a number by chance.
+pub(super) const NUMBERS: u8 = 96;
+/// 192.0.0.32 to 192.0.0.127, of which each test takes one. 192.0.0.0/24 is for protocols that the IETF gives addresses of it
+/// (RFC 6890, 2.1), and of this part none is given (IANA IPv4 Special-Purpose Address Registry): no host, no pod and no
+/// network of a cloud has one, and no router has a way to them. Others would not do: 198.18.0.0/15 is in use for pods, and
+/// 169.254.0.0/16 for services of nodes.
+pub(super) const FIRST_IPV4: u32 = u32::from_be_bytes([192, 0, 0, 32]);
+/// The first IPv6 address of the tests. The prefix has 40 random bits (RFC 4193, 3.2.2) and a subnet, so a network has it with a
+/// chance of one in a trillion.
+pub(super) const FIRST_IPV6: u128 = 0xfd5e_91c7_3ab4_7e57 << 64;
 
 /// The interface of a test, and the ways to it; gone when dropped.
 #[derive(Debug)]
@@ -106,4 +117,12 @@ fn make_numbered(netlink: &mut Netlink, place: Placement, number: u8, pid: u32) 
     // Not before: where another has the ways, they are not ours to take away.
     network.bridge = index_of_bridge;
     Ok((network, gateway_mac))
+}
+
+/// The source address of a test.
+pub(super) fn source(family: Family, number: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::from_bits(FIRST_IPV4 + u32::from(number)).into(),
+        Family::V6 => Ipv6Addr::from_bits(FIRST_IPV6 + u128::from(number)).into(),
+    }
 }

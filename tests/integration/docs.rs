@@ -177,7 +177,7 @@ fn every_value_of_a_label_is_documented() {
     let mut lookups = literals_after(&cache, "session_lookups(");
     lookups.extend(literals_after(&cache, "session_lookups(if is_new { "));
     lookups.extend(literals_after(&cache, "} else { ").into_iter().filter(|word| word == "shared"));
-    let causes = names(&read("src/credentials/gate.rs"), "impl CallCause {");
+    let causes = names(&read("src/credentials/gate/call.rs"), "impl CallCause {");
     let not_asked = read("src/credentials/not_asked.rs");
     let not_asked = literals_after(between(between(&not_asked, "impl NotAsked {", "\n}\n"), "fn name(", "\n    }\n"), "=> ");
     let waits =

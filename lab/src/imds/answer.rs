@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
+use super::secrets::NODE_IMDS_TOKEN_MARKER;
+use super::state::{ImdsRequest, Known};
 use super::tree::{LATEST, VERSIONS};
-use super::{ImdsRequest, Known, NODE_IMDS_TOKEN_MARKER};
 
 const TOKEN_HEADER: &str = "x-aws-ec2-metadata-token";
 const TTL_HEADER: &str = "x-aws-ec2-metadata-token-ttl-seconds";

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::answer::Answer;
-use super::{ImdsBehaviour, ImdsRequest, State};
+use super::state::{ImdsBehaviour, ImdsRequest, State};
 
 /// A request's head may have this many bytes.
 const LONGEST_HEAD: usize = 64 * 1024;

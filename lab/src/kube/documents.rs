@@ -1,43 +1,11 @@
 //! What every object has in common, and how one is changed.
 
-use std::io;
-
-use serde::Serialize;
-use serde_json::ser::{Formatter, Serializer};
 use serde_json::{Value, json};
 
 use super::objects::Resource;
-use super::store::Key;
 
-/// JSON as a real API server writes it: `<`, `>` and `&` are escaped, and so are the line separators U+2028 and U+2029. This is
-/// Go's default encoding of JSON (<https://pkg.go.dev/encoding/json#Marshal>). Fields are in the order of their names.
-pub(super) fn encode(document: &impl Serialize) -> String {
-    let mut json = Vec::new();
-    // Neither a value nor a vector fails.
-    let _ = document.serialize(&mut Serializer::with_formatter(&mut json, GoStrings));
-    String::from_utf8(json).unwrap_or_default()
-}
-
-struct GoStrings;
-
-impl Formatter for GoStrings {
-    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
-        let mut written = 0;
-        for (at, found) in fragment.match_indices(['<', '>', '&', '\u{2028}', '\u{2029}']) {
-            writer.write_all(&fragment.as_bytes()[written..at])?;
-            let escaped: &[u8] = match found {
-                "<" => br"\u003c",
-                ">" => br"\u003e",
-                "&" => br"\u0026",
-                "\u{2028}" => br"\u2028",
-                _ => br"\u2029",
-            };
-            writer.write_all(escaped)?;
-            written = at + found.len();
-        }
-        writer.write_all(&fragment.as_bytes()[written..])
-    }
-}
+/// Namespace (empty for cluster-scoped objects) and name.
+pub(super) type Key = (String, String);
 
 /// A copy of an object with another resource version.
 pub(super) fn at_version(object: &Value, version: u64) -> Value {

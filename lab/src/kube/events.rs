@@ -68,7 +68,7 @@ impl Events {
 
     pub(super) fn patch(&mut self, group: &str, namespace: &str, name: &str, patch: &Value) -> Result<Value, ApiError> {
         let Some(at) = self.position(namespace, &name.into()) else {
-            let info = super::objects::ResourceInfo { group, plural: "events" };
+            let info = super::info::ResourceInfo { group, plural: "events" };
             return Err(ApiError::not_found(info, name));
         };
         let mut event = self.events[at].clone();

@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::objects::{Resource, ResourceInfo};
+use super::info::ResourceInfo;
+use super::objects::Resource;
 use super::status::ApiError;
 
 /// What a request does, in the words of RBAC.

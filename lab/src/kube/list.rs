@@ -6,11 +6,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
+use super::documents::Key;
 use super::objects::{Resource, Shape};
 use super::request::Call;
 use super::selector::Selector;
 use super::status::ApiError;
-use super::store::{Key, Snapshot, Store};
+use super::store::{Snapshot, Store};
 use super::subscription::Start;
 
 /// The list that a request asks for.

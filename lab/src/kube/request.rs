@@ -8,7 +8,8 @@ use tokio::time::Instant;
 
 use super::events::NEW_GROUP;
 use super::faults::Verb;
-use super::objects::{Resource, ResourceInfo};
+use super::info::ResourceInfo;
+use super::objects::Resource;
 use super::status::ApiError;
 
 /// A request that the server received, for tests to assert on.

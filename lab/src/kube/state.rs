@@ -1,7 +1,6 @@
 //! All that the server knows, and how it answers a request.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::{Request, Response, StatusCode};
@@ -9,20 +8,18 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::certificates::Authorities;
 use super::discovery;
 use super::events::Events;
 use super::faults::{Behaviour, Verb};
+use super::info::ResourceInfo;
 use super::list;
-use super::objects::{Resource, ResourceInfo, Shape};
+use super::objects::{Resource, Shape};
 use super::request::{Call, RecordedRequest, Route};
-use super::selector::Selector;
+use super::stall::unstalled;
 use super::status::{ApiError, json_response};
 use super::store::Store;
-use super::subscription::Start;
-use super::watch::{Registration, WatchStream, bookmark_timer, error_response, unstalled};
 use crate::serve::{Body, Handler, Peer, full};
 
 /// Who every client is, to the error messages.
@@ -35,7 +32,7 @@ pub(super) struct State {
     requests: Mutex<Vec<RecordedRequest>>,
     events: Mutex<Events>,
     authorities: Mutex<Option<Authorities>>,
-    stall: watch::Sender<bool>,
+    pub(super) stall: watch::Sender<bool>,
     hold_event_writes: watch::Sender<bool>,
     hold_node_patches: watch::Sender<bool>,
     /// Told of every change that a test may wait for.
@@ -169,7 +166,7 @@ impl State {
                 let list = list::list(&self.store(), call, shape, resource, namespace)?;
                 Ok(json_response(StatusCode::OK, &list))
             }
-            Verb::Watch => self.watch(call, resource, namespace),
+            Verb::Watch => self.open_watch(call, resource, namespace),
             Verb::Get => {
                 let shape = Shape::negotiate(&call.headers, false)?;
                 let store = self.store();
@@ -184,35 +181,6 @@ impl State {
             }
             Verb::Create => Err(ApiError::method_not_allowed()),
         }
-    }
-
-    fn watch(self: &Arc<State>, call: &Call, resource: Resource, namespace: Option<&str>) -> Result<Response<Body>, ApiError> {
-        let shape = Shape::negotiate(&call.headers, false)?;
-        let selector = Selector::parse(resource, namespace, call.parameter("fieldSelector"), call.parameter("labelSelector"))?;
-        let bookmarks = call.flag("allowWatchBookmarks") == Some(true);
-        let timeout = call.number("timeoutSeconds")?.filter(|&seconds| seconds > 0);
-        let (streaming_lists, interval) = {
-            let behaviour = self.behaviour();
-            (behaviour.streaming_lists, behaviour.bookmark_interval)
-        };
-        let start = list::watch_start(call, streaming_lists)?;
-        let opened = self.store().watch(resource, selector, start, bookmarks);
-        let (watch, receiver) = match opened {
-            Ok(opened) => opened,
-            Err(error) if matches!(start, Start::After(_)) => return Ok(error_response(&error)),
-            Err(error) => return Err(error),
-        };
-        self.changed();
-        let stream = WatchStream {
-            resource,
-            shape,
-            receiver,
-            registration: Registration { state: Arc::clone(self), watch },
-            stall: self.stall.subscribe(),
-            deadline: timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds)),
-            bookmarks: bookmarks.then(|| bookmark_timer(interval)),
-        };
-        Ok(stream.response())
     }
 
     fn event(&self, call: &Call, verb: Verb, group: &str, namespace: &str, name: Option<&str>) -> Result<Response<Body>, ApiError> {

@@ -4,8 +4,8 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::documents::encode;
-use super::objects::ResourceInfo;
+use super::info::ResourceInfo;
+use super::json::encode;
 use crate::serve::{Body, full};
 
 /// An error answer: the code, and the words of the `Status` object.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use super::documents::{complete, merge, now, uid_of};
+use super::documents::{Key, complete, merge, now, uid_of};
 use super::objects::Resource;
 use super::selector::Selector;
 use super::status::ApiError;
@@ -17,8 +17,6 @@ use super::subscription::{Change, Item, Start, Watch};
 /// How many changes are remembered before the oldest are forgotten, as by a compaction.
 const HISTORY: usize = 20_000;
 
-/// Namespace (empty for cluster-scoped objects) and name.
-pub(super) type Key = (String, String);
 type Objects = BTreeMap<Key, Arc<Value>>;
 
 #[derive(Debug)]

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use super::documents::at_version;
+use super::documents::{Key, at_version};
 use super::objects::Resource;
 use super::selector::Selector;
-use super::store::Key;
 
 /// A change of one object.
 #[derive(Debug, Clone)]

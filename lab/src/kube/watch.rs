@@ -15,12 +15,53 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use super::documents::encode;
+use super::json::encode;
+use super::list;
 use super::objects::{Resource, Shape};
+use super::request::Call;
+use super::selector::Selector;
+use super::stall::unstalled;
 use super::state::State;
 use super::status::ApiError;
-use super::subscription::Item;
+use super::subscription::{Item, Start};
 use crate::serve::{Body, full};
+
+impl State {
+    /// Begins a watch.
+    pub(super) fn open_watch(
+        self: &Arc<State>,
+        call: &Call,
+        resource: Resource,
+        namespace: Option<&str>,
+    ) -> Result<Response<Body>, ApiError> {
+        let shape = Shape::negotiate(&call.headers, false)?;
+        let selector = Selector::parse(resource, namespace, call.parameter("fieldSelector"), call.parameter("labelSelector"))?;
+        let bookmarks = call.flag("allowWatchBookmarks") == Some(true);
+        let timeout = call.number("timeoutSeconds")?.filter(|&seconds| seconds > 0);
+        let (streaming_lists, interval) = {
+            let behaviour = self.behaviour();
+            (behaviour.streaming_lists, behaviour.bookmark_interval)
+        };
+        let start = list::watch_start(call, streaming_lists)?;
+        let opened = self.store().watch(resource, selector, start, bookmarks);
+        let (watch, receiver) = match opened {
+            Ok(opened) => opened,
+            Err(error) if matches!(start, Start::After(_)) => return Ok(error_response(&error)),
+            Err(error) => return Err(error),
+        };
+        self.changed();
+        let stream = WatchStream {
+            resource,
+            shape,
+            receiver,
+            registration: Registration { state: Arc::clone(self), watch },
+            stall: self.stall.subscribe(),
+            deadline: timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds)),
+            bookmarks: bookmarks.then(|| bookmark_timer(interval)),
+        };
+        Ok(stream.response())
+    }
+}
 
 /// An open watch.
 pub(super) struct WatchStream {
@@ -119,12 +160,6 @@ fn stream_response(body: Body) -> Response<Body> {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     response
-}
-
-/// Waits while the server stalls.
-pub(super) async fn unstalled(stall: &mut watch::Receiver<bool>) {
-    // An error means that the server is gone, and this connection with it.
-    let _ = stall.wait_for(|stalled| !stalled).await;
 }
 
 async fn at(deadline: Option<Instant>) {

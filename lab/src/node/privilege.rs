@@ -10,9 +10,6 @@ use std::process::{Command, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::Node;
-use super::error::Unavailable;
-
 /// Set in a process that was started again, so that it is never started a third time.
 const REEXEC_VARIABLE: &str = "ROLEGATE_LAB_IN_USER_NAMESPACE";
 /// Where this is `1`, a test that would be skipped fails.
@@ -24,25 +21,6 @@ const UNSHARE_OPTIONS: [&str; 4] = ["--user", "--map-root-user", "--net", "--mou
 /// Runs as the first thing in the new namespaces. iptables-legacy wants to write its lock file to `/run`, which belongs
 /// to the real root.
 const INIT_SCRIPT: &str = r#"ip link set lo up && { mount -t tmpfs tmpfs /run 2>/dev/null || :; } && exec "$0" "$@""#;
-
-/// Whether namespaces can be made here, and if not, why. It makes some to find out (about 60 ms).
-///
-/// # Errors
-/// The reason, worded for a skipped test.
-pub fn available() -> Result<(), Unavailable> {
-    for program in ["ip", "nsenter"] {
-        if find_program(program).is_none() {
-            return Err(Unavailable::Program(program));
-        }
-    }
-    Node::new()?.add_pod("probe")?;
-    Ok(())
-}
-
-/// `true` if namespaces can be made here; otherwise calls [`skip`] and returns `false`.
-pub fn available_or_skip() -> bool {
-    available().map_err(skip).is_ok()
-}
 
 /// Says on standard error that a test is skipped and why.
 ///

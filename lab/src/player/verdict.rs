@@ -1,6 +1,8 @@
 //! Whether what came back is what should have.
 
-use super::{Entry, Expect, Response, Transcript};
+use super::answer::Response;
+use super::entry::{Entry, Expect};
+use super::play::Transcript;
 
 /// Access key ids begin with one of these: of users, of sessions.
 const ACCESS_KEY_PREFIXES: [&str; 2] = ["AKIA", "ASIA"];

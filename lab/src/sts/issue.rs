@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::model::{Caller, Identity, Issued, Token, account_of, partition_of};
+use super::model::{Caller, Identity, Issued, Token, account_of, partition_of, unique_id};
 use super::signature::sha256;
 
 /// Session tokens of AWS have several hundred characters.
@@ -53,12 +53,6 @@ impl Session {
         self.issued.source_identity = source_identity;
         self
     }
-}
-
-/// An IAM unique id: the prefix of its kind and 17 characters that depend on the ARN.
-pub(super) fn unique_id(prefix: &str, arn: &str) -> String {
-    let digest = sha256(arn.as_bytes()).to_ascii_uppercase();
-    format!("{prefix}{}", &digest[..17])
 }
 
 /// `ASIA`, eight letters of the role's name and eight digits.

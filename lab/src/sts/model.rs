@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
-use super::NODE_ROLE_ARN;
+use super::signature::sha256;
+
+/// The role of the node's instance profile, which roles trust unless they say otherwise.
+pub const NODE_ROLE_ARN: &str = "arn:aws:iam::111122223333:role/NODE-ROLE-MUST-NEVER-LEAK";
 
 /// A role that can be assumed, with the part of its trust policy that matters here.
 #[derive(Clone, Debug)]
@@ -222,7 +225,7 @@ impl Identity {
     pub(super) fn of_caller(arn: String) -> Identity {
         let role_arn = role_behind(&arn).unwrap_or_else(|| arn.clone());
         let session = arn.rsplit('/').next().unwrap_or_default();
-        let user_id = format!("{}:{session}", super::issue::unique_id("AROA", &role_arn));
+        let user_id = format!("{}:{session}", unique_id("AROA", &role_arn));
         Identity { arn, role_arn, user_id, chained: false, source_identity: None }
     }
 }
@@ -276,4 +279,10 @@ fn role_behind(arn: &str) -> Option<String> {
     let (name, _) = resource.split_once('/')?;
     let (partition, account) = (partition_of(arn), account_of(arn));
     Some(format!("arn:{partition}:iam::{account}:role/{name}"))
+}
+
+/// An IAM unique id: the prefix of its kind and 17 characters that depend on the ARN.
+pub(super) fn unique_id(prefix: &str, arn: &str) -> String {
+    let digest = sha256(arn.as_bytes()).to_ascii_uppercase();
+    format!("{prefix}{}", &digest[..17])
 }

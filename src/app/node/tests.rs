@@ -4,8 +4,8 @@ use std::sync::Mutex;
 use tokio::sync::Notify;
 
 use super::*;
+use crate::policy::Discovered;
 use crate::policy::Rules;
-use crate::policy::discovered::Discovered;
 
 const SELF: &str = "the daemon's own AWS identity";
 

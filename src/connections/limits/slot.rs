@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::{Closing, SourceKey};
+use crate::connections::source::SourceKey;
 
 /// A connection that was answered may be closed when it is idle for so long: its client may be about to use it again.
 pub(super) const IDLE_GRACE: Duration = Duration::from_millis(250);
@@ -19,6 +19,15 @@ pub(super) const BUSY: u64 = u64::MAX;
 const OPEN: u8 = 0;
 pub(super) const MADE_ROOM: u8 = 1;
 pub(super) const DISPLACED: u8 = 2;
+
+/// Why a connection should end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Closing {
+    /// It was idle, and its place is needed. A request that has arrived meanwhile is still answered.
+    MadeRoom,
+    /// Its place was given to another connection; it ends at once.
+    Displaced,
+}
 
 /// One connection.
 #[derive(Debug)]

@@ -7,11 +7,16 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{LEAST_REMAINING, LEAST_USABLE};
 use crate::backoff::{Backoff, fraction, spread};
 use crate::credentials::gate::Ticket;
 use crate::credentials::{AssumeRoleError, Credentials};
+use crate::session_limits::LONGEST_SDK_MARGIN;
 
+/// Nothing with less left is served while STS works: the SDKs with the longest margin (botocore) refresh, and refresh
+/// again and again, below it.
+pub const LEAST_REMAINING: Duration = LONGEST_SDK_MARGIN;
+/// Credentials that end in less are not served at all: they would be refused on arrival.
+pub const LEAST_USABLE: Duration = Duration::from_secs(5);
 /// Failures that follow each other double the time that they are remembered, up to so many times that of the first.
 const MOST_TIMES: u32 = 8;
 /// The longest pause of a session that was throttled by an STS which works otherwise.

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::StsLimits;
+use super::call::StsLimits;
 use crate::backoff::fraction;
 use crate::credentials::AssumeRoleError;
 use crate::role::RoleArn;

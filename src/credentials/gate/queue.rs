@@ -10,9 +10,10 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::call::{CallCause, NEARLY_ENDED, Ticket};
 use super::lane::Lane;
-use super::{CallCause, NEARLY_ENDED, Ticket, TurnResult};
 use crate::credentials::caller::Caller;
+use crate::credentials::not_asked::NotAsked;
 
 /// At least one of this many turns goes to the renewal of a session close to expiry.
 const RESERVED: u32 = 4;
@@ -21,9 +22,9 @@ pub(in crate::credentials) const PLACES_OF_NAMESPACE: usize = 1024;
 /// Places of all namespaces together. When they are taken, the namespace with the most gives one up for another namespace.
 pub(in crate::credentials) const PLACES_IN_ALL: usize = 4096;
 
-/// A request that waits.
+/// A request that waits for a permit `P`.
 #[derive(Debug)]
-pub(super) struct QueuedCall {
+pub(super) struct QueuedCall<P> {
     pub(super) cause: CallCause,
     /// When the cached session expires.
     pub(super) ends: Option<Instant>,
@@ -31,10 +32,10 @@ pub(super) struct QueuedCall {
     pub(super) callers: Vec<Arc<Caller>>,
     /// Whether the first of them was charged for a new session.
     pub(super) is_charged: bool,
-    pub(super) sender: oneshot::Sender<TurnResult>,
+    pub(super) sender: oneshot::Sender<Result<P, NotAsked>>,
 }
 
-impl QueuedCall {
+impl<P> QueuedCall<P> {
     /// Whether it counts against the limits of its pods and namespace. Renewals of cached sessions do not: there is at most one
     /// for each session.
     pub(super) fn is_counted(&self) -> bool {
@@ -56,9 +57,9 @@ pub(super) enum NextReason {
 }
 
 /// All that waits.
-#[derive(Debug, Default)]
-pub(super) struct CallQueue {
-    places: HashMap<Ticket, QueuedCall>,
+#[derive(Debug)]
+pub(super) struct CallQueue<P> {
+    places: HashMap<Ticket, QueuedCall<P>>,
     demand: Lane,
     prefetch: Lane,
     ends: BTreeSet<(Instant, Ticket)>,
@@ -69,12 +70,19 @@ pub(super) struct CallQueue {
     others: u32,
 }
 
-impl CallQueue {
+impl<P> Default for CallQueue<P> {
+    fn default() -> Self {
+        let (demand, prefetch) = (Lane::default(), Lane::default());
+        Self { places: HashMap::new(), demand, prefetch, ends: BTreeSet::new(), counted: HashMap::new(), total: 0, others: 0 }
+    }
+}
+
+impl<P> CallQueue<P> {
     pub(super) fn is_empty(&self) -> bool {
         self.places.is_empty()
     }
 
-    pub(super) fn get(&self, ticket: Ticket) -> Option<&QueuedCall> {
+    pub(super) fn get(&self, ticket: Ticket) -> Option<&QueuedCall<P>> {
         self.places.get(&ticket)
     }
 
@@ -85,7 +93,7 @@ impl CallQueue {
 
     /// Returns the oldest request for a session that is not cached and that only this pod needs.
     pub(super) fn waiting_for_alone(&self, caller: &Caller) -> Option<Ticket> {
-        let is_its = |place: &QueuedCall| place.is_counted() && matches!(&place.callers[..], [only] if only.uid == caller.uid);
+        let is_its = |place: &QueuedCall<P>| place.is_counted() && matches!(&place.callers[..], [only] if only.uid == caller.uid);
         self.places.iter().filter(|(_, place)| is_its(place)).map(|(ticket, _)| *ticket).min()
     }
 
@@ -111,7 +119,7 @@ impl CallQueue {
         of_it.max_by_key(|(ticket, place)| (place.cause == CallCause::Prefetch, **ticket)).map(|(ticket, _)| Some(*ticket))
     }
 
-    pub(super) fn insert(&mut self, ticket: Ticket, place: QueuedCall) {
+    pub(super) fn insert(&mut self, ticket: Ticket, place: QueuedCall<P>) {
         if let Some(lane) = self.lane(place.cause) {
             for caller in &place.callers {
                 lane.push(caller, ticket.0);
@@ -126,7 +134,7 @@ impl CallQueue {
         self.places.insert(ticket, place);
     }
 
-    pub(super) fn remove(&mut self, ticket: Ticket) -> Option<QueuedCall> {
+    pub(super) fn remove(&mut self, ticket: Ticket) -> Option<QueuedCall<P>> {
         let place = self.places.remove(&ticket)?;
         if let Some(lane) = self.lane(place.cause) {
             for caller in &place.callers {
@@ -163,7 +171,7 @@ impl CallQueue {
     }
 
     /// Removes the request that [`CallQueue::next`] returned, for its turn.
-    pub(super) fn take(&mut self, ticket: Ticket, why: NextReason) -> Option<QueuedCall> {
+    pub(super) fn take(&mut self, ticket: Ticket, why: NextReason) -> Option<QueuedCall<P>> {
         self.others = if why == NextReason::EndsSoon { 0 } else { self.others.saturating_add(1) };
         match why {
             NextReason::Waits => self.demand.turn(),

@@ -11,20 +11,16 @@ use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sts::Client;
 use aws_sdk_sts::config::IdentityCache;
 use aws_sdk_sts::config::http::HttpResponse;
 use aws_sdk_sts::config::retry::RetryConfig;
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_sts::operation::assume_role::AssumeRoleError as AssumeRoleFault;
-use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError as WebIdentityFault;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::translate;
+use super::translate::{refusal_of_credentials, translate};
 use crate::credentials::AssumeRoleError;
-use crate::credentials::advice::CHECK_CREDENTIALS;
 use crate::credentials::identity::AskIdentity;
 use crate::metrics::Metrics;
 use crate::policy::node::NodeIdentity;
@@ -164,44 +160,4 @@ impl AskIdentity for Arc<Own> {
 fn takes_them_no_more<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
     let code = error.as_service_error().and_then(ProvideErrorMetadata::code);
     matches!(code, Some("ExpiredToken" | "ExpiredTokenException" | "InvalidClientTokenId"))
-}
-
-/// Why there were no credentials to sign a question with, where that is what was wrong. They may come from STS themselves: when
-/// it cannot be reached or throttles, nothing is wrong with the daemon's identity.
-pub(super) fn without_credentials(error: &(dyn Error + 'static), message: &str) -> Option<AssumeRoleError> {
-    match asked_for_them(error) {
-        Some(AssumeRoleError::Denied { message } | AssumeRoleError::Invalid { message }) => {
-            Some(AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS.into() })
-        }
-        Some(other) => Some(other),
-        None => causes(error)
-            .any(|cause| cause.is::<CredentialsError>())
-            .then(|| AssumeRoleError::OwnIdentity { message: message.to_owned(), advice: CHECK_CREDENTIALS.into() }),
-    }
-}
-
-/// What STS said against giving the credentials by which a question was to be signed.
-fn refusal_of_credentials<E>(error: &SdkError<E, HttpResponse>) -> Option<String> {
-    let SdkError::DispatchFailure(failure) = error else { return None };
-    match asked_for_them(failure.as_connector_error()?)? {
-        AssumeRoleError::Denied { message } | AssumeRoleError::Invalid { message } => Some(message),
-        _ => None,
-    }
-}
-
-/// What STS answered to who asked it for credentials to sign with; `None` where it was not asked.
-fn asked_for_them(error: &(dyn Error + 'static)) -> Option<AssumeRoleError> {
-    causes(error).find_map(|cause| {
-        let role = cause.downcast_ref::<SdkError<AssumeRoleFault, HttpResponse>>().map(translate);
-        role.or_else(|| cause.downcast_ref::<SdkError<WebIdentityFault, HttpResponse>>().map(translate))
-    })
-}
-
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    let mut next = Some(error);
-    std::iter::from_fn(move || {
-        let cause = next?;
-        next = cause.source();
-        Some(cause)
-    })
 }

@@ -3,7 +3,9 @@ use aws_sdk_sts::config::http::HttpResponse;
 use aws_sdk_sts::error::ErrorMetadata;
 use aws_sdk_sts::operation::assume_role;
 
+use super::translate::translate;
 use super::*;
+use aws_sdk_sts::error::SdkError;
 
 /// What is made of an answer of STS with this status and code.
 pub(in crate::credentials) fn answered(status: u16, code: &str) -> AssumeRoleError {

@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::QUIET;
+/// A cause that did not come again in this time is forgotten. Less than the hour for which the API keeps Events.
+pub(in crate::events) const QUIET: Duration = Duration::from_secs(15 * 60);
 
 /// Writes at once on a node that has written none for a while.
 pub(in crate::events) const BURST: u32 = 25;

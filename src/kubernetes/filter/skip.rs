@@ -1,17 +1,10 @@
 //! Skipped values, and short values that are kept unchanged.
 
-use super::{Filter, ParserState};
+use super::Filter;
+use super::state::{ParserState, Skipped, is_begin_of_literal, is_end_of_literal};
 
 /// Bytes of a number or a literal.
 const MAX_LITERAL: usize = 64;
-
-/// Where a value is being skipped.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Skipped {
-    depth: u64,
-    in_string: bool,
-    escaped: bool,
-}
 
 impl Filter<'_> {
     pub(super) fn without_contents(&mut self, kept: &[u8], byte: u8) {
@@ -72,12 +65,4 @@ impl Filter<'_> {
         }
         true
     }
-}
-
-pub(super) fn is_begin_of_literal(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'-'
-}
-
-pub(super) fn is_end_of_literal(byte: u8) -> bool {
-    byte.is_ascii_whitespace() || matches!(byte, b',' | b']' | b'}')
 }

@@ -1,27 +1,7 @@
 //! Strings that are kept, and truncated if they are too long.
 
-use super::{Filter, ParserState, unescaped};
-
-/// A string that is kept, during parsing.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Text {
-    begin: usize,
-    longest: usize,
-    one_of: Option<&'static [&'static str]>,
-    /// Bytes so far, as they are without escapes.
-    length: usize,
-    escape: Escape,
-    /// The last character is the first half of a surrogate pair.
-    is_halved: bool,
-    pub(super) is_cut: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Escape {
-    None,
-    Begun,
-    Unicode { digits: u8, code: u32 },
-}
+use super::Filter;
+use super::state::{Escape, ParserState, Text, unescaped};
 
 impl Filter<'_> {
     pub(super) fn begin_text(&mut self, longest: usize, one_of: Option<&'static [&'static str]>) {

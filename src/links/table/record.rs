@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 
-use crate::links::{Link, LinkKind, Reach};
+use crate::links::link::{Link, LinkKind, Reach};
 use crate::netlink::Mac;
 use crate::sorted::Keyed;
 

@@ -8,6 +8,9 @@ use jiff::Timestamp;
 
 use crate::digest::Digest;
 
+/// A namespace and a name.
+pub(super) type Name = (String, String);
+
 /// A pod's `metadata.uid`: the one name that is never used again. Cheap to clone: the index has it in three places.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodUid(pub Arc<str>);
@@ -169,4 +172,9 @@ impl NodeAddresses {
     pub(super) fn contains(&self, ip: IpAddr) -> bool {
         self.ips.contains(&ip) || self.loopback && ip.is_loopback()
     }
+}
+
+/// Whether one version is before another; where either is not a number, that is not known.
+pub(super) fn is_older(version: Option<u64>, than: Option<u64>) -> bool {
+    version.zip(than).is_some_and(|(version, than)| version < than)
 }

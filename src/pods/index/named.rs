@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::PodUid;
+use super::known::PodUid;
 
 /// No generation of a witness.
 const NEVER: u64 = u64::MAX;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::{Name, Pod};
+use super::known::{Name, Pod};
 
 /// The namespaces and service accounts that pods are decided by, and the times at which claims end.
 #[derive(Debug, Default, PartialEq, Eq)]

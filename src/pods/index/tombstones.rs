@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{Name, PodUid, is_older};
+use super::known::{Name, PodUid, is_older};
 
 /// How many are remembered. An event that is later than so many deletions is not expected from any API.
 pub(super) const MAX_TOMBSTONES: usize = 1024;

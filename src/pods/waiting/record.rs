@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::{Member, RequestWaiter};
-use crate::pods::Pod;
+use super::waiter::{Member, RequestWaiter};
+use crate::pods::index::Pod;
 use crate::shares::turned_away::{Recent, TurnedAway as Recently};
 
 /// Requests of one pod that were answered without waiting, or not waiting to the end.

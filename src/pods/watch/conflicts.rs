@@ -12,8 +12,7 @@ use futures_util::stream::{self, StreamExt as _};
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::fields;
-use super::objects::{ObjectMeta, PodObject};
+use super::objects::{self, ObjectMeta, PodObject};
 use super::{PodWatch, pod_annotations};
 use crate::kubernetes::client::encode;
 use crate::kubernetes::failure::RequestFailure;
@@ -57,8 +56,14 @@ impl ConflictAnswer {
     }
 }
 
-/// Asks for ever, whenever there is something to ask.
-pub(super) async fn settle(watch: &PodWatch) {
+impl PodWatch {
+    /// Asks the API who has an address that several pods claim, for ever, whenever there is something to ask.
+    pub(super) async fn settle_conflicts(&self) {
+        settle(self).await;
+    }
+}
+
+async fn settle(watch: &PodWatch) {
     let mut pods = watch.pods.clone();
     let mut questions: HashMap<IpAddr, ConflictQuery> = HashMap::new();
     loop {
@@ -147,7 +152,7 @@ async fn pod_now(watch: &PodWatch, pod: &Pod) -> Result<(CurrentHolder, Option<u
 }
 
 async fn list_of(watch: &PodWatch, pod: &Pod, target: &str) -> Result<(CurrentHolder, Option<u64>), RequestFailure> {
-    let fields = fields::page::<PodObject>(&pod_annotations(&watch.annotations));
+    let fields = objects::page::<PodObject>(&pod_annotations(&watch.annotations));
     let mut answer = watch.client.ask_filtered(target, &fields).await?;
     let is_named =
         |metadata: &ObjectMeta| metadata.name.as_deref() == Some(&*pod.name) && metadata.namespace.as_deref() == Some(&*pod.namespace);

@@ -9,8 +9,9 @@ use futures_util::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::fields::Annotation;
 use super::follow::{Selection, WatchEvent, follow};
-use super::objects::{Annotation, ObjectMeta, OnlyMetadata};
+use super::objects::{ObjectMeta, OnlyMetadata};
 use super::{MAX_LIST, MAX_ROLE, PodWatch};
 use crate::config::AnnotationKeys;
 use crate::kubernetes::client::encode;
@@ -83,8 +84,19 @@ impl<'a, K: Ord + Clone> FollowedObjects<'a, K> {
     }
 }
 
-/// Watches the namespaces of pods for ever.
-pub(super) async fn watch_namespaces(watch: &PodWatch) {
+impl PodWatch {
+    /// Watches the namespaces of pods for ever.
+    pub(super) async fn watch_namespaces(&self) {
+        watch_namespaces(self).await;
+    }
+
+    /// Watches the service accounts of pods without a role of their own for ever.
+    pub(super) async fn watch_service_accounts(&self) {
+        watch_service_accounts(self).await;
+    }
+}
+
+async fn watch_namespaces(watch: &PodWatch) {
     let mut pods = watch.pods.clone();
     let mut followed = FollowedObjects::new("namespaces");
     loop {
@@ -121,8 +133,7 @@ async fn watch_namespace(watch: &PodWatch, name: String) {
     follow(&watch.client, &watch.metrics, &selection, take).await;
 }
 
-/// Watches the service accounts of pods without a role of their own for ever.
-pub(super) async fn watch_service_accounts(watch: &PodWatch) {
+async fn watch_service_accounts(watch: &PodWatch) {
     let mut pods = watch.pods.clone();
     let forbidden = Condition::default();
     let mut followed = FollowedObjects::new("serviceaccounts");

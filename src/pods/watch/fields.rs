@@ -1,6 +1,5 @@
 //! The fields of the API's JSON documents that rolegate uses, as data for [`Filter`](crate::kubernetes::filter::Filter).
 
-use super::objects::{Annotation, Object};
 use crate::kubernetes::fields::{Field, JsonMember, MAX_TEXT, members};
 
 /// Bytes of the token that continues a list: base64 of a version and a key of etcd.
@@ -9,6 +8,21 @@ const MAX_CONTINUE: usize = 8 << 10;
 const MAX_MESSAGE: usize = 2 << 10;
 /// The annotation of the bookmark that ends a streamed list.
 pub(super) const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+/// An annotation that is read.
+#[derive(Clone, Debug)]
+pub(super) struct Annotation {
+    pub(super) key: String,
+    /// The longest value that can be good, in bytes. One that is longer is refused by its length, and kept no longer than
+    /// that takes: a pod's author may write 256 KiB there.
+    pub(super) longest: usize,
+}
+
+impl Annotation {
+    pub(super) fn new(key: &str, longest: usize) -> Self {
+        Self { key: key.to_owned(), longest }
+    }
+}
 
 fn identity<const N: usize>(named: [(&str, Field); N]) -> Field {
     Field::Object(identifying(named))
@@ -32,11 +46,6 @@ pub(super) fn metadata(annotations: &[Annotation]) -> JsonMember {
     JsonMember { key: "metadata".to_owned(), field, identifies: true }
 }
 
-/// An object.
-pub(super) fn object<T: Object>(annotations: &[Annotation]) -> Field {
-    Field::Object(T::members(annotations))
-}
-
 /// The fields that identify an object.
 pub(super) fn identity_of_object() -> Field {
     identity([("metadata", Field::Object(names()))])
@@ -47,18 +56,18 @@ pub(super) fn identity_of_line() -> Field {
     identity([("type", Field::text()), ("object", identity_of_object())])
 }
 
-/// A line of a watch: an event of an object, or an error, whose object is a `Status`.
-pub(super) fn line<T: Object>(annotations: &[Annotation]) -> Field {
-    let members = T::members(annotations).into_iter().chain(status()).collect();
+/// A line of a watch, whose object has these members: an event of the object, or an error, whose object is a `Status`.
+pub(super) fn line(object: Vec<JsonMember>) -> Field {
+    let members = object.into_iter().chain(status()).collect();
     identity([("type", Field::text()), ("object", Field::Object(members))])
 }
 
-/// A page of a list.
-pub(super) fn page<T: Object>(annotations: &[Annotation]) -> Field {
+/// A page of a list of objects with these members.
+pub(super) fn page(object: Vec<JsonMember>) -> Field {
     Field::object([
         ("kind", Field::text()),
         ("metadata", Field::object([("resourceVersion", Field::text()), ("continue", Field::Scalar(MAX_CONTINUE))])),
-        ("items", Field::Items(Box::new(object::<T>(annotations)))),
+        ("items", Field::Items(Box::new(Field::Object(object)))),
     ])
 }
 

@@ -16,9 +16,10 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::fields::Annotation;
 use super::fields::{self, INITIAL_EVENTS_END};
 use super::lines::{Line, Lines};
-use super::objects::{Annotation, Object, ObjectMeta, OnlyMetadata};
+use super::objects::{self, Object, ObjectMeta, OnlyMetadata};
 use super::pauses::WatchPauses;
 use super::unreadable::{Reports, UnreadableReason};
 use crate::backoff::fraction;
@@ -168,7 +169,7 @@ pub(super) async fn follow<T: Object>(
     selection: &Selection,
     take: impl FnMut(WatchEvent<'_, T>) -> ControlFlow<()>,
 ) {
-    let fields = (fields::line::<T>(&selection.annotations), fields::page::<T>(&selection.annotations));
+    let fields = (objects::line::<T>(&selection.annotations), objects::page::<T>(&selection.annotations));
     let mut follow = Follow {
         client,
         metrics,

@@ -15,7 +15,7 @@ mod net_raw;
 
 use net_raw::AnyNetRaw;
 
-use super::fields;
+use super::fields::{self, Annotation};
 use crate::kubernetes::fields::{Field, JsonMember, members};
 use crate::kubernetes::filter::{Document, Filter};
 
@@ -33,27 +33,27 @@ pub(super) trait Object: DeserializeOwned {
     fn members(annotations: &[Annotation]) -> Vec<JsonMember>;
 }
 
-/// An annotation that is read.
-#[derive(Clone, Debug)]
-pub(super) struct Annotation {
-    pub(super) key: String,
-    /// The longest value that can be good, in bytes. One that is longer is refused by its length, and kept no longer than
-    /// that takes: a pod's author may write 256 KiB there.
-    pub(super) longest: usize,
-}
-
-impl Annotation {
-    pub(super) fn new(key: &str, longest: usize) -> Self {
-        Self { key: key.to_owned(), longest }
-    }
-}
-
 /// Lets go of what makes a text longer than it takes to be too long.
 fn cut(text: &mut String, longest: usize) {
     if let Some(end) = (longest + 1..text.len()).find(|end| text.is_char_boundary(*end)) {
         text.truncate(end);
         text.shrink_to_fit();
     }
+}
+
+/// The fields that are used of an object.
+pub(super) fn object<T: Object>(annotations: &[Annotation]) -> Field {
+    Field::Object(T::members(annotations))
+}
+
+/// The fields that are used of a line of a watch.
+pub(super) fn line<T: Object>(annotations: &[Annotation]) -> Field {
+    fields::line(T::members(annotations))
+}
+
+/// The fields that are used of a page of a list.
+pub(super) fn page<T: Object>(annotations: &[Annotation]) -> Field {
+    fields::page(T::members(annotations))
 }
 
 /// `metadata`, without managed fields, labels and owners.

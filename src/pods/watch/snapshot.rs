@@ -4,9 +4,9 @@
 use jiff::Timestamp;
 
 use super::context::{EKS_ROLE_KEY, PERMITTED_KEY, account_annotations, namespace_annotations};
-use super::fields;
+use super::fields::Annotation;
 use super::follow::PAGE_SIZE;
-use super::objects::{Annotation, Object, OnlyMetadata, PodObject};
+use super::objects::{self, Object, OnlyMetadata, PodObject};
 use super::{MAX_LIST, MAX_ROLE, pod_annotations, pod_of};
 use crate::config::AnnotationKeys;
 use crate::config::explain_command::PodReference;
@@ -97,7 +97,7 @@ async fn of_node(
 ) -> Result<(Vec<pods::Pod>, Vec<std::net::IpAddr>, usize), SnapshotError> {
     let first = format!("/api/v1/pods?limit={PAGE_SIZE}&fieldSelector={}", encode(&format!("spec.nodeName={node}")));
     let (mut target, mut known, mut host_ips, mut left_out) = (first.clone(), Vec::new(), Vec::new(), 0);
-    let fields = fields::page::<PodObject>(&pod_annotations(annotations));
+    let fields = objects::page::<PodObject>(&pod_annotations(annotations));
     let failed = |failure| failed(&format!("the list of the pods of node {node}"), failure);
     loop {
         let mut answer = client.ask_filtered(&target, &fields).await.map_err(failed)?;
@@ -127,7 +127,7 @@ async fn get<T: Object>(
     annotations: &[Annotation],
     what: impl Fn() -> String,
 ) -> Result<Option<T>, SnapshotError> {
-    let fields = fields::object::<T>(annotations);
+    let fields = objects::object::<T>(annotations);
     let object = async { client.ask_filtered(target, &fields).await?.object().await };
     match object.await {
         Ok(Excerpt { json, truncated }) => match serde_json::from_slice(&json) {

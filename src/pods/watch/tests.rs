@@ -246,7 +246,7 @@ async fn something_that_is_no_list_of_pods_says_nothing_of_any() {
         }
         objects.into_iter().for_each(|object| watch.apply(object));
         let metrics = watch.metrics.clone();
-        let settling = tokio::spawn(async move { conflicts::settle(&watch).await });
+        let settling = tokio::spawn(async move { watch.settle_conflicts().await });
         let mut changes = pods.clone();
         let unanswered = async {
             while !String::from_utf8(metrics.render()).unwrap().contains(r#"outcome="unanswered"} 1"#) {

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 use super::super::node::NodeIdentity;
+use super::super::rules::Discovered;
 use super::super::trace::StepVerdict;
 use super::super::{Decision, Rules};
 use super::*;

@@ -1,8 +1,10 @@
 //! Where roles, names and tags come from.
 
 use super::*;
+use crate::config::ServiceAccountRoles;
 use crate::config::session::{SessionScope, SessionTag};
 use crate::pods::ServiceAccount;
+use crate::role::SessionName;
 
 fn account(role: Option<&str>, eks_role: Option<&str>) -> PodContext {
     let account = ServiceAccount {

@@ -17,8 +17,7 @@ use nix::unistd::geteuid;
 use tracing::warn;
 use zeroize::Zeroizing;
 
-use super::NoRandomness;
-use super::keys::Keys;
+use super::keys::{Keys, NoRandomness};
 use crate::advice::Advise;
 
 /// Bytes; eight keys have some 500.

@@ -12,8 +12,12 @@ use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
-use super::NoRandomness;
 use crate::proxy::route::MAX_TOKEN_TTL;
+
+/// The system has no randomness to give.
+#[derive(Debug, thiserror::Error)]
+#[error("the system's random number generator failed, so no session token keys can be created")]
+pub struct NoRandomness;
 
 /// How long tokens are made with one key.
 pub(super) const IN_USE: Duration = Duration::from_secs(24 * 3600);

@@ -5,35 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::text::{Chain, ChainPosition};
-
-/// A table of the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum KernelTable {
-    /// Whether packets may pass.
-    Filter,
-    /// Where connections go.
-    Nat,
-    /// What comes after all filters: labels of Linux' security modules, mostly.
-    Security,
-    /// What is changed about packets, before all filters.
-    Mangle,
-}
-
-impl KernelTable {
-    /// Those that can hold something of ours.
-    const ALL: [Self; 4] = [Self::Filter, Self::Nat, Self::Security, Self::Mangle];
-
-    /// Its name for the program.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Filter => "filter",
-            Self::Nat => "nat",
-            Self::Security => "security",
-            Self::Mangle => "mangle",
-        }
-    }
-}
+use super::chains::{Chain, ChainPosition, KernelTable};
 
 /// The rules of one family in one flavour.
 #[derive(Clone, Debug)]

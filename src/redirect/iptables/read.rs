@@ -1,11 +1,17 @@
-//! Reads what is there, by the programs.
+//! The backend, and how it reads what is there, by the programs.
 
-use super::listing::{IptablesListing, KernelTable};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::OnceCell;
+
+use super::chains::{ChainPosition, KernelTable, ORDER};
+use super::listing::IptablesListing;
 use super::program::{self, Flavour};
-use super::text::{ChainPosition, ORDER};
-use super::{Family, Iptables};
+use crate::log_once::Condition;
 use crate::redirect::RedirectError;
-use crate::redirect::program::run;
+use crate::redirect::program::{LOCK_WAIT, run};
+use crate::redirect::rules::Family;
 
 /// What the programs say of a table that the kernel does not have.
 const NO_TABLE: &str = "does not exist";
@@ -13,6 +19,32 @@ const NO_TABLE: &str = "does not exist";
 const NO_CHAIN: &str = "No chain/target/match by that name";
 /// Of what was made with nft; those of the nft flavour also of a chain that is not there.
 const INCOMPATIBLE: &str = "is incompatible";
+
+/// What a kernel with IPv6 has, even where no interface has an address.
+const IPV6_OF_THE_KERNEL: &str = "/proc/net/if_inet6";
+
+/// The backend.
+#[derive(Debug)]
+pub struct Iptables {
+    pub(super) flavour: Option<Flavour>,
+    pub(super) found: OnceCell<Flavour>,
+    pub(super) lock_wait: Duration,
+    pub(super) ipv6: PathBuf,
+    /// Whether the kernel has no table `security`.
+    pub(super) without_security: Condition,
+}
+
+impl Default for Iptables {
+    fn default() -> Self {
+        Self {
+            flavour: None,
+            found: OnceCell::new(),
+            lock_wait: LOCK_WAIT,
+            ipv6: IPV6_OF_THE_KERNEL.into(),
+            without_security: Condition::default(),
+        }
+    }
+}
 
 /// How much is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +56,37 @@ pub(super) enum ReadScope {
 }
 
 impl Iptables {
+    /// With the programs of this flavour by name, and not those that are called `iptables`.
+    #[must_use]
+    pub fn with_flavour(mut self, flavour: Flavour) -> Self {
+        self.flavour = Some(flavour);
+        self
+    }
+
+    /// Waiting this long for the lock on the tables (rounded up to seconds).
+    #[must_use]
+    pub fn with_lock_wait(mut self, wait: Duration) -> Self {
+        self.lock_wait = wait;
+        self
+    }
+
+    pub(super) fn wait(&self) -> String {
+        self.lock_wait.as_millis().div_ceil(1000).max(1).to_string()
+    }
+
+    /// The families that the kernel has.
+    pub(super) fn families(&self) -> &'static [Family] {
+        if self.ipv6.exists() { &Family::ALL } else { &[Family::V4] }
+    }
+
+    /// The flavour of our rules.
+    pub(super) async fn own(&self) -> Result<Flavour, RedirectError> {
+        match self.flavour {
+            Some(flavour) => Ok(flavour),
+            None => self.found.get_or_try_init(program::flavour).await.copied(),
+        }
+    }
+
     /// What is there of our flavour.
     pub(super) async fn list(&self, family: Family, look: ReadScope) -> Result<IptablesListing, RedirectError> {
         if look == ReadScope::Ours && self.own().await? == Flavour::Nft {

@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 
-use super::listing::{KernelTable, same};
+use super::chains::KernelTable;
+use super::listing::same;
 use super::*;
 use crate::config::InterfaceMatch;
 use crate::redirect::rules::Targets;

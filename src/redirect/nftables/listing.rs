@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 
 use serde_json::{Map, Value, json};
 
+use super::chains::{ChainHook, TABLE, pattern, rules_of};
 use super::text::protocol;
-use super::{ChainHook, TABLE, pattern, rules_of};
 use crate::redirect::observed::ObservedRules;
 use crate::redirect::rules::{Family, Hook, Match, PacketVerdict, Rule, RuleSet};
 

@@ -1,8 +1,11 @@
 #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 
+use super::chains::rules_of;
 use super::*;
 use crate::advice::Advise as _;
+use crate::config::InterfaceMatch;
 use crate::redirect::rules::{Family, Targets};
+use crate::redirect::rules::{Hook, Match};
 
 fn interface(name: &str, negated: bool) -> InterfaceMatch {
     InterfaceMatch { name: name.to_owned(), negated }

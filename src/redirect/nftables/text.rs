@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{ChainHook, TABLE, pattern, rules_of};
+use super::chains::{ChainHook, TABLE, pattern, rules_of};
 use crate::redirect::rules::{Hook, Match, PacketVerdict, Rule, RuleSet};
 
 /// One transaction that leaves our table with these rules, whatever it held: only a table that is there can be deleted, so

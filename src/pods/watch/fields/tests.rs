@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use crate::kubernetes::filter::tests::{escaped, excerpt, kept};
 use crate::kubernetes::filter::{Document, Excerpt, Filter, MAX_KEPT};
 use crate::pods::watch::fields;
-use crate::pods::watch::objects::{Annotation, Object, ObjectMeta, OnlyMetadata, PodObject};
+use crate::pods::watch::fields::Annotation;
+use crate::pods::watch::objects::{self, Object, ObjectMeta, OnlyMetadata, PodObject};
 
 const ROLE: &str = "iam.amazonaws.com/role";
 const LONGEST: usize = 20;
@@ -27,7 +28,7 @@ fn read<T: Object + std::fmt::Debug + DeserializeOwned>(json: &[u8]) -> Option<S
 
 #[test]
 fn depth_and_size_cost_nothing() {
-    let fields = fields::line::<PodObject>(&annotations());
+    let fields = objects::line::<PodObject>(&annotations());
     let deep = "[{\"metadata\":".repeat(200_000);
     let wide = "{\"uid\":\"no\"},".repeat(200_000);
     let long = "\\u003c\\\"".repeat(1_000_000);
@@ -62,7 +63,7 @@ fn depth_and_size_cost_nothing() {
 
 #[test]
 fn oversized_values_are_left_out_but_never_what_identifies_the_object() {
-    let fields = fields::page::<PodObject>(&annotations());
+    let fields = objects::page::<PodObject>(&annotations());
     let many: Vec<_> = (0..200_000).map(|number| json!({ "ip": number.to_string() })).collect();
     let body = format!(
         r#"{{"items":[{{"status":{{"podIPs":{ips}}},"spec":{{"nodeName":"late"}},"metadata":{{"name":"fat","uid":"f"}}}},{thin}],"metadata":{{"resourceVersion":"5"}}}}"#,
@@ -108,7 +109,7 @@ fn of_a_pod_as_a_real_api_sends_it_everything_is_kept_that_is_read() {
         builder().phase("Pending"),
     ] {
         let whole = builder.build().to_string();
-        let json = kept(&fields::object::<PodObject>(&annotations()), escaped(&whole).as_bytes());
+        let json = kept(&objects::object::<PodObject>(&annotations()), escaped(&whole).as_bytes());
         assert_eq!(read::<PodObject>(json.as_bytes()), read::<PodObject>(whole.as_bytes()));
         assert!(json.len() < 1000, "and no more: {json}");
     }
@@ -217,7 +218,7 @@ fn shuffled(value: &Value, seed: &mut u64) -> String {
 }
 
 fn same<T: Object + std::fmt::Debug>(json: &str, cuts: &[prop::sample::Index], arrays_for_structs: bool) -> Result<(), TestCaseError> {
-    let fields = fields::object::<T>(&annotations());
+    let fields = objects::object::<T>(&annotations());
     let mut ends: Vec<_> = cuts.iter().map(|cut| cut.index(json.len() + 1)).chain([0, json.len()]).collect();
     ends.sort_unstable();
     let pieces: Vec<_> = ends.windows(2).map(|pair| &json.as_bytes()[pair[0]..pair[1]]).collect();
@@ -255,14 +256,14 @@ proptest! {
         let json = shuffled(&pod, &mut seed.clone());
         same::<PodObject>(&json, &cuts, false)?;
         let line = format!(r#"{{"object":{json},"type":"MODIFIED"}}"#);
-        let Document::Complete(excerpt) = Filter::once(&fields::line::<PodObject>(&annotations()), line.as_bytes()) else { panic!() };
-        let object = kept(&fields::object::<PodObject>(&annotations()), json.as_bytes());
+        let Document::Complete(excerpt) = Filter::once(&objects::line::<PodObject>(&annotations()), line.as_bytes()) else { panic!() };
+        let object = kept(&objects::object::<PodObject>(&annotations()), json.as_bytes());
         prop_assert_eq!(String::from_utf8(excerpt.json).unwrap(), format!(r#"{{"object":{object},"type":"MODIFIED"}}"#));
     }
 
     #[test]
     fn no_bytes_are_more_than_a_broken_document(bytes in vec(any::<u8>(), 0..200), text in "[\\[\\]{}\",:\\\\a0 metdu]{0,80}") {
-        let fields = fields::line::<PodObject>(&annotations());
+        let fields = objects::line::<PodObject>(&annotations());
         for json in [&bytes[..], text.as_bytes()] {
             if let Document::Complete(excerpt) = Filter::once(&fields, json) {
                 let is_valid = serde_json::from_slice::<Value>(json).is_ok();

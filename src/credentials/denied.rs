@@ -1,0 +1,18 @@
+//! What AWS says where it does not allow a session.
+
+/// Whether STS's message denies to set a source identity. It names the action that is not allowed: "User: ARN is not authorized to
+/// perform: sts:SetSourceIdentity on resource: ARN".
+pub(super) fn is_about_source_identity(message: &str) -> bool {
+    message.contains("perform: sts:SetSourceIdentity")
+}
+
+/// Returns what must be allowed, in one sentence, where STS denies a role with this message.
+pub(super) fn what_to_allow(message: &str) -> &'static str {
+    if is_about_source_identity(message) {
+        "the role's trust policy must allow sts:SetSourceIdentity for rolegate's own role, and the policies of that role must allow \
+         sts:SetSourceIdentity on the pod's role; the source identity comes from --source-identity, or else from rolegate's own session"
+    } else {
+        "the role's trust policy must allow sts:AssumeRole for rolegate's own role (with the external ID, if it requires one), and the \
+         policies of that role must allow sts:AssumeRole on the pod's role"
+    }
+}

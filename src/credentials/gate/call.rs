@@ -1,0 +1,46 @@
+//! Requests to STS, as the gate tells them apart.
+
+use std::time::Duration;
+
+/// A session with less time left is close to expiry: its renewal goes before prefetches, and has reserved turns.
+pub(in crate::credentials) const NEARLY_ENDED: Duration = Duration::from_secs(5 * 60);
+
+/// The cause of the request to STS. The first goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CallCause {
+    /// A pod waits.
+    Demand,
+    /// A pod is here that may ask.
+    Prefetch,
+    /// A session comes to half of its life.
+    Renewal,
+}
+
+impl CallCause {
+    /// All, in their order.
+    pub const ALL: [Self; 3] = [Self::Demand, Self::Prefetch, Self::Renewal];
+
+    /// The stable name: a metric's label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Demand => "demand",
+            Self::Prefetch => "prefetch",
+            Self::Renewal => "renewal",
+        }
+    }
+}
+
+/// What the node allows itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StsLimits {
+    /// Requests in a second; twice as many at once.
+    pub rate: u32,
+    /// The highest rate, per second, while STS answers quickly and requests wait. Not less than `rate`.
+    pub max_rate: u32,
+    /// Requests in flight at the rate `rate`. Rises with the rate, by the same factor.
+    pub concurrency: usize,
+}
+
+/// A place in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(in crate::credentials) struct Ticket(pub(super) u64);

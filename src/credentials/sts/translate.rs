@@ -1,0 +1,107 @@
+//! Errors of the SDK in our words.
+
+use std::error::Error;
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_sts::config::http::HttpResponse;
+use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_sts::operation::assume_role::AssumeRoleError as AssumeRoleFault;
+use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError as WebIdentityFault;
+
+use crate::advice::chain;
+use crate::credentials::AssumeRoleError;
+use crate::credentials::advice::CHECK_CREDENTIALS;
+use crate::text::bounded;
+
+/// The SDK's error in our words. Never its `Debug`, nor the body of an answer: that may hold credentials.
+pub(super) fn translate<E>(error: &SdkError<E, HttpResponse>) -> AssumeRoleError
+where
+    E: ProvideErrorMetadata + Error + 'static,
+{
+    match error {
+        SdkError::ServiceError(context) => {
+            let (code, message) = (context.err().code().unwrap_or("no code"), context.err().message().unwrap_or_default());
+            let request_id = context.raw().headers().get("x-amzn-RequestId").unwrap_or("none");
+            let message = bounded(&format!("{code}: {message} (request id {request_id})"));
+            match code {
+                "AccessDenied" | "AccessDeniedException" => AssumeRoleError::Denied { message },
+                "Throttling"
+                | "ThrottlingException"
+                | "ThrottledException"
+                | "RequestThrottled"
+                | "RequestThrottledException"
+                | "TooManyRequestsException"
+                | "RequestLimitExceeded"
+                | "SlowDown" => AssumeRoleError::Throttled,
+                "ExpiredToken"
+                | "ExpiredTokenException"
+                | "InvalidClientTokenId"
+                | "UnrecognizedClientException"
+                | "SignatureDoesNotMatch"
+                | "IncompleteSignature"
+                | "MissingAuthenticationToken"
+                | "RequestExpired"
+                | "RequestTimeTooSkewed"
+                | "OptInRequired" => AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS.into() },
+                "RequestTimeout" | "RequestTimeoutException" => AssumeRoleError::Failed { message },
+                // By the status: what the owner of some account may cause is an answer about that role, whatever its name.
+                _ => match context.raw().status().as_u16() {
+                    429 => AssumeRoleError::Throttled,
+                    400..=499 => AssumeRoleError::Invalid { message },
+                    _ => AssumeRoleError::Failed { message },
+                },
+            }
+        }
+        SdkError::TimeoutError(_) => AssumeRoleError::Unreachable { message: "no answer in time".to_owned() },
+        // The credentials chain fails before anything is sent, and as a failure to send too.
+        SdkError::DispatchFailure(failure) => {
+            let message =
+                failure.as_connector_error().map_or_else(|| "the request was not sent".to_owned(), |error| bounded(&chain(error)));
+            let own = failure.as_connector_error().and_then(|error| without_credentials(error, &message));
+            own.unwrap_or(AssumeRoleError::Unreachable { message })
+        }
+        SdkError::ConstructionFailure(_) => AssumeRoleError::Invalid { message: "the request could not be made".to_owned() },
+        // Of a broken answer only this is said: its body may hold credentials.
+        _ => AssumeRoleError::Failed { message: "its answer could not be read".to_owned() },
+    }
+}
+
+/// Why there were no credentials to sign a question with, where that is what was wrong. They may come from STS themselves: when
+/// it cannot be reached or throttles, nothing is wrong with the daemon's identity.
+fn without_credentials(error: &(dyn Error + 'static), message: &str) -> Option<AssumeRoleError> {
+    match asked_for_them(error) {
+        Some(AssumeRoleError::Denied { message } | AssumeRoleError::Invalid { message }) => {
+            Some(AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS.into() })
+        }
+        Some(other) => Some(other),
+        None => causes(error)
+            .any(|cause| cause.is::<CredentialsError>())
+            .then(|| AssumeRoleError::OwnIdentity { message: message.to_owned(), advice: CHECK_CREDENTIALS.into() }),
+    }
+}
+
+/// What STS said against giving the credentials by which a question was to be signed.
+pub(super) fn refusal_of_credentials<E>(error: &SdkError<E, HttpResponse>) -> Option<String> {
+    let SdkError::DispatchFailure(failure) = error else { return None };
+    match asked_for_them(failure.as_connector_error()?)? {
+        AssumeRoleError::Denied { message } | AssumeRoleError::Invalid { message } => Some(message),
+        _ => None,
+    }
+}
+
+/// What STS answered to who asked it for credentials to sign with; `None` where it was not asked.
+fn asked_for_them(error: &(dyn Error + 'static)) -> Option<AssumeRoleError> {
+    causes(error).find_map(|cause| {
+        let role = cause.downcast_ref::<SdkError<AssumeRoleFault, HttpResponse>>().map(translate);
+        role.or_else(|| cause.downcast_ref::<SdkError<WebIdentityFault, HttpResponse>>().map(translate))
+    })
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    let mut next = Some(error);
+    std::iter::from_fn(move || {
+        let cause = next?;
+        next = cause.source();
+        Some(cause)
+    })
+}
