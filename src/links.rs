@@ -219,7 +219,7 @@ impl Links {
             LinkKind::Bridge { port, .. } => port?,
             LinkKind::Shared => return None,
         };
-        let appeared = self.shared.as_ref()?.table().link(interface)?.appeared;
+        let appeared = self.shared.as_ref()?.table().link(interface)?.appeared();
         (appeared != 0).then(|| Duration::from_secs(appeared.into()))
     }
 

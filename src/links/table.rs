@@ -234,7 +234,7 @@ impl LinkTable {
     /// Replaces the interfaces. Of those that are new, it is not known when they appeared.
     pub(super) fn set_links(&mut self, interfaces: &[Interface]) {
         let appeared =
-            |now: &KnownInterface| self.links.get(&now.index).filter(|before| before.name == now.name).map_or(0, |before| before.appeared);
+            |now: &KnownInterface| self.links.get(&now.index).filter(|before| before.name == now.name).map_or(0, |before| before.appeared());
         let links = interfaces.iter().map(KnownInterface::of).map(|now| now.with_appeared(appeared(&now))).collect();
         self.links = links;
         self.look_for_bridges();
@@ -264,7 +264,7 @@ impl LinkTable {
     }
 
     fn interface(&mut self, now: KnownInterface) {
-        let appeared = self.links.get(&now.index).map_or(self.uptime, |before| before.appeared);
+        let appeared = self.links.get(&now.index).map_or(self.uptime, |before| before.appeared());
         let now = now.with_appeared(appeared);
         // A new one leads nowhere: a route to it is announced by itself.
         let before = self.links.insert(now);
@@ -274,10 +274,10 @@ impl LinkTable {
             self.generation += 1;
         }
         let Some(before) = before else { return };
-        if now.is_up && !before.is_up {
+        if now.is_up() && !before.is_up() {
             // Routes with several next hops may use it again, without a word.
             self.make_stale(|_| true);
-        } else if (now.kind, now.master(), now.is_up) != (before.kind, before.master(), before.is_up) {
+        } else if (now.kind, now.master(), now.is_up()) != (before.kind, before.master(), before.is_up()) {
             // With an interface that goes down, its IPv4 routes go without a word (fib_sync_down_dev).
             self.make_stale(|record| record.is_by(now.index));
         }

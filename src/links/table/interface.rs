@@ -14,9 +14,8 @@ pub(in crate::links) struct KnownInterface {
     pub(super) index: u32,
     master: Option<NonZeroU32>,
     pub(in crate::links) kind: InterfaceKind,
-    pub(super) is_up: bool,
-    /// When the kernel announced it, in seconds since the node's last boot; 0 if it was there before, or that is not known.
-    pub(in crate::links) appeared: u32,
+    /// [`Self::appeared`] in 31 bits, and [`Self::is_up`] in the lowest one: there is a record of each pod's interface.
+    appeared_and_up: u32,
 }
 
 /// The kinds of interfaces that matter here.
@@ -46,7 +45,7 @@ impl KnownInterface {
             _ => InterfaceKind::Other,
         };
         let name = Digest::of_name(&interface.name);
-        Self { name, index: interface.index, kind, master: None, is_up: interface.is_up, appeared: 0 }.with_master(interface.master)
+        Self { name, index: interface.index, kind, master: None, appeared_and_up: u32::from(interface.is_up) }.with_master(interface.master)
     }
 
     pub(super) fn with_master(self, master: Option<u32>) -> Self {
@@ -54,7 +53,16 @@ impl KnownInterface {
     }
 
     pub(super) fn with_appeared(self, appeared: u32) -> Self {
-        Self { appeared, ..self }
+        Self { appeared_and_up: appeared << 1 | u32::from(self.is_up()), ..self }
+    }
+
+    /// When the kernel announced it, in seconds since the node's last boot; 0 if it was there before, or that is not known.
+    pub(in crate::links) fn appeared(&self) -> u32 {
+        self.appeared_and_up >> 1
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.appeared_and_up & 1 == 1
     }
 
     /// The interface that this one is a part of.
