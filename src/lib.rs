@@ -40,6 +40,7 @@
 //! - [`drain`], [`tasks`]: the end of the service, and of what runs beside it
 
 #![forbid(unsafe_code)]
+#![allow(rustdoc::private_intra_doc_links, reason = "the documentation is for contributors, and built with private items")]
 
 mod admin;
 pub mod advice;

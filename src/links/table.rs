@@ -233,8 +233,9 @@ impl LinkTable {
 
     /// Replaces the interfaces. Of those that are new, it is not known when they appeared.
     pub(super) fn set_links(&mut self, interfaces: &[Interface]) {
-        let appeared =
-            |now: &KnownInterface| self.links.get(&now.index).filter(|before| before.name == now.name).map_or(0, |before| before.appeared());
+        let appeared = |now: &KnownInterface| {
+            self.links.get(&now.index).filter(|before| before.name == now.name).map_or(0, |before| before.appeared())
+        };
         let links = interfaces.iter().map(KnownInterface::of).map(|now| now.with_appeared(appeared(&now))).collect();
         self.links = links;
         self.look_for_bridges();

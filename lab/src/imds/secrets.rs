@@ -2,7 +2,7 @@
 
 use crate::sts::{NODE_ACCESS_KEY_ID, NODE_SECRET_ACCESS_KEY, NODE_SESSION_TOKEN};
 
-/// The name in [`NODE_ROLE_ARN`], and of the instance profile.
+/// The name in the ARN of the node's role, and of the instance profile.
 pub const NODE_ROLE_NAME: &str = "NODE-ROLE-MUST-NEVER-LEAK";
 /// A line of the user data.
 pub const NODE_USER_DATA_SECRET: &str = "NODE-USER-DATA-MUST-NEVER-LEAK";
