@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::event::LinkEvent;
 use super::feed::{Feed, ReadTurn};
 use super::table::NotificationQueue;
 use super::{SharedLinks, blocking, boot};
@@ -112,10 +113,12 @@ impl SharedLinks {
     /// Reads notifications, up to a bound, and takes them in.
     fn read(&self, feed: &mut Feed, queue: NotificationQueue) -> io::Result<Progress> {
         let was_behind = self.table().is_behind(queue);
-        let uptime = boot::uptime().map_or(0, |uptime| u32::try_from(uptime.as_secs()).unwrap_or(u32::MAX));
         let turn = feed.read(queue, AT_ONE_GO, |event| {
             self.change(|table| {
-                table.set_uptime(uptime);
+                // Only what becomes known of an interface needs the time: connections read an empty queue, and floods are of neighbours.
+                if matches!(event, LinkEvent::Interface(_)) {
+                    table.set_uptime(boot::uptime().map_or(0, |uptime| u32::try_from(uptime.as_secs()).unwrap_or(u32::MAX)));
+                }
                 table.apply(&event);
             });
         })?;
