@@ -225,13 +225,18 @@ impl Pins {
 
     /// Whether the address of the pod is pinned to a link.
     pub(super) fn has(&self, uid: &PodUid, ip: IpAddr) -> bool {
-        self.read().get(&(uid.digest(), short(ip))).0.is_some()
+        self.link_of(uid, ip).is_some()
     }
 
     /// Whether the address is pinned to a link of the pod's own.
     pub(super) fn is_exclusive(&self, uid: &PodUid, ip: IpAddr) -> bool {
+        self.link_of(uid, ip).is_some_and(|link| link.is_exclusive())
+    }
+
+    /// The link that the address of the pod is pinned to.
+    fn link_of(&self, uid: &PodUid, ip: IpAddr) -> Option<Link> {
         let (link, _) = self.read().get(&(uid.digest(), short(ip)));
-        link.is_some_and(|link| link.is_exclusive())
+        link
     }
 
     /// Whether any address of the pod is behind a bridge.

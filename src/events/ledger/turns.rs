@@ -17,7 +17,7 @@ pub(in crate::events) const INTERVAL: Duration = Duration::from_secs(1);
 /// The rates, and the order of namespaces.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    node: NamespaceBucket,
+    node: WriteBucket,
     /// Namespaces that had a turn within about [`QUIET`]. The node's rate bounds their number. They are remembered for longer than
     /// their rate needs, because a forgotten namespace is ahead of those that wait.
     namespaces: HashMap<String, Turn>,
@@ -27,19 +27,19 @@ pub(super) struct Turns {
 
 #[derive(Debug, Default)]
 struct Turn {
-    bucket: NamespaceBucket,
+    bucket: WriteBucket,
     /// The number of the last turn.
     number: u64,
 }
 
 /// A token bucket (by the generic cell rate algorithm).
 #[derive(Clone, Copy, Debug, Default)]
-struct NamespaceBucket {
+struct WriteBucket {
     /// When it has all its tokens again.
     full_at: Option<Instant>,
 }
 
-impl NamespaceBucket {
+impl WriteBucket {
     /// Returns when a bucket of `burst` tokens has one. `None` if it certainly has one now.
     fn ready_at(self, burst: u32) -> Option<Instant> {
         self.full_at?.checked_sub(INTERVAL * (burst - 1))
