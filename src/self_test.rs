@@ -1,12 +1,11 @@
-//! The self-test: proof that a packet of a pod arrives at this daemon.
+//! The self-test: proof that a pod's packets reach this daemon, and that the guard rejects the others.
 //!
-//! A [`helper`] process has a network namespace like a pod's, tied to the node by a veth like a pod's ([`test_network`]). From there
-//! it connects to the metadata address, and the daemon must see that connection at its acceptor, by the source address, which
-//! nobody else has. The daemon closes it at once; nothing is ever sent on it, so that a rule that lets it through brings
-//! the real service a bare connection and no request. A connection to another port of that address must not come to be, and
-//! the guard must say so: a datagram there must bring an ICMP error of this node. That nothing comes back proves nothing.
+//! A [`helper`] process runs in a network namespace like a pod's, connected to the node by a veth pair like a pod's
+//! ([`test_network`]). From there it connects to the metadata address. The daemon must accept that connection, which it recognises by
+//! its source address. It closes the connection at once. No request is ever sent on it, so if the rules are missing, the real
+//! service sees an empty connection. A connection to another port of the metadata address must fail, and the failure must be the
+//! guard's: a datagram to that port must be answered by an ICMP error from this node. Silence proves nothing.
 
-use std::borrow::Cow;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,13 +16,15 @@ use tracing::{debug, error, info, warn};
 
 use self::datagram::IcmpError;
 use self::helper::{Helper, Order, Spoken};
+use self::interfaces::InterfaceScan;
 use self::netlink::Netlink;
-use self::placement::{NoPlacement, Outside, Placement};
+use self::outcome::{SelfTestFailure, SelfTestState};
+use self::placement::{NoPlacement, Placement};
 use self::reply::HelperReply;
 use self::test_network::{FIRST_IPV4, FIRST_IPV6, NUMBERS, TestNetwork, make, source};
-use crate::advice::{Advise, chain};
+use crate::advice::{Advise as _, chain};
 use crate::config::{InterfaceMatch, SelfTestConfig, SelfTestMode};
-use crate::log_once::{Changes, Conditions};
+use crate::log_once::Changes;
 use crate::metadata_service::METADATA_PORT;
 use crate::metrics::Metrics;
 use crate::pods::Pods;
@@ -33,39 +34,41 @@ use crate::redirect::{self, rules::Family};
 pub(crate) mod bypass;
 mod datagram;
 pub(crate) mod helper;
+mod interfaces;
 pub(crate) mod netlink;
+mod outcome;
 pub(crate) mod placement;
 mod reply;
 mod test_network;
 
-/// The step of readiness.
+/// The name of the readiness step.
 pub(crate) const STEP: &str = "the self-test";
-/// What the namespace takes for its gateway; nobody is asked who has it.
+/// The gateway of the namespace. Its neighbour entry is permanent, so no interface needs this address.
 const GATEWAY_IPV4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 31);
-/// Of the link alone.
+/// The IPv6 gateway of the namespace, a link-local address.
 const GATEWAY_IPV6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
-/// A port of the metadata address that is none of its own.
+/// A port on which the metadata service does not listen.
 const OTHER_PORT: u16 = 81;
-/// How long a connection may take.
+/// The time limit of a connection.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the guard's ICMP error may take. The node has no IPv6 address to send it from, mostly, in the two seconds at the
-/// most after the interface is made (RFC 4862, 5.4.2).
+/// The time limit of the guard's ICMP error. For up to two seconds after the interface is created, the node usually has no IPv6
+/// address to send the error from (RFC 4862, 5.4.2).
 const GUARD_TIMEOUT: Duration = Duration::from_secs(3);
-/// Whether the node passes IPv6 packets on; there is no such file without IPv6.
+/// Says whether the node forwards IPv6 packets. The file does not exist without IPv6.
 const FORWARDS_IPV6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
-/// Pause after a test that did not pass.
+/// The pause after a test that did not pass.
 const AGAIN: Duration = Duration::from_secs(2);
-/// Two daemons that share the port share the connections, too: by chance, another gets so many of ours at the most.
+/// The number of attempts. Two daemons that share the port also share its connections, so another daemon may accept some of ours.
 const TRIES: usize = 24;
 
-/// What the rules that are in place have, as the test is to find them, beside the guard, which is always wanted.
+/// What the test expects of the rules, in addition to the guard, which is always expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ExpectedRules {
-    /// Requests to the IPv6 address arrive, too; else they must be rejected.
+    /// Whether requests to the IPv6 address are redirected. If not, they must be rejected.
     pub ipv6: bool,
 }
 
-/// Between the acceptor, the rules and the test; cheap to clone.
+/// Connects the accept loops, the packet rules and the test; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Probes(Arc<SharedProbes>);
 
@@ -83,7 +86,7 @@ impl Default for Probes {
 }
 
 impl Probes {
-    /// Whether an address is that of a test, this daemon's or another's.
+    /// Returns whether an address belongs to a self-test of this daemon or of another one.
     pub(crate) fn is_source(ip: IpAddr) -> bool {
         match ip {
             IpAddr::V4(ip) => (FIRST_IPV4..FIRST_IPV4 + u32::from(NUMBERS)).contains(&ip.to_bits()),
@@ -91,13 +94,13 @@ impl Probes {
         }
     }
 
-    /// A connection from there to the metadata address arrived.
+    /// Reports a connection to the metadata address from a test address.
     pub(crate) fn arrived(&self, from: SocketAddr) {
-        // Without a test of ours that waits, it was another daemon's.
+        // If no test of ours is waiting, the connection was another daemon's.
         let _ = self.0.seen.send(from);
     }
 
-    /// These are the rules that are in place.
+    /// Sets the rules that are now in place.
     pub(crate) fn set_wanted(&self, wanted: ExpectedRules) {
         *self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
     }
@@ -107,26 +110,27 @@ impl Probes {
     }
 }
 
-/// Whether the test can be done.
+/// Whether the test can run.
 #[derive(Debug, Default)]
 pub(crate) enum Ability {
-    /// It is not wanted.
+    /// The test is switched off.
     #[default]
     Off,
-    /// It is not possible, for this reason.
+    /// The test cannot run, for this reason.
     Unable(String),
-    /// By this child.
+    /// The test can run, with this helper process.
     Able(Helper),
 }
 
-/// What is to be done, and can be; the helper is started. To be called while the process has one thread and its capabilities.
+/// Decides whether the test can run, and starts its helper. Must be called while the process has one thread and all its
+/// capabilities.
 ///
 /// # Errors
-/// What is missing, where the test must be done.
+/// Returns what is missing if the test is required (`--self-test=on`).
 pub(crate) fn ability(config: &SelfTestConfig, interfaces: &[InterfaceMatch], has_rules: bool) -> Result<Ability, String> {
     let reason = match config.mode {
         SelfTestMode::Off => return Ok(Ability::Off),
-        // Rules that are not ours are tested where that is asked for.
+        // Rules of others are tested only with --self-test=on.
         SelfTestMode::Auto if !has_rules => return Ok(Ability::Off),
         SelfTestMode::Auto | SelfTestMode::On => match placement::never(interfaces) {
             Some(never) => never.to_string(),
@@ -142,118 +146,30 @@ pub(crate) fn ability(config: &SelfTestConfig, interfaces: &[InterfaceMatch], ha
     }
 }
 
-/// How the last test ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SelfTestState {
-    /// Everything arrived that should.
-    Passed,
-    /// Something did not.
-    Failed,
-    /// It could not be done.
-    Unavailable,
-    /// It is not wanted.
-    Off,
-}
-
-impl SelfTestState {
-    /// Every one.
-    pub(crate) const ALL: [Self; 4] = [Self::Passed, Self::Failed, Self::Unavailable, Self::Off];
-
-    /// As the metric names it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Passed => "passed",
-            Self::Failed => "failed",
-            Self::Unavailable => "unavailable",
-            Self::Off => "off",
-        }
-    }
-}
-
-/// Why a test failed.
-#[derive(Debug, thiserror::Error)]
-enum SelfTestFailure {
-    #[error("a pod's connection to {0} went elsewhere: THE REAL METADATA SERVICE MAY ANSWER PODS")]
-    Missed(SocketAddr),
-    #[error("a pod's connection to {0} was refused")]
-    Refused(SocketAddr),
-    #[error("a pod's connection to {0} got no answer")]
-    TimedOut(SocketAddr),
-    #[error("a pod's connection to {0} found no route")]
-    Unreachable(SocketAddr),
-    #[error("a pod can connect to {0}, which the guard must reject")]
-    Open(SocketAddr),
-    #[error("a pod's packet to {to} got past the guard ({by} answered): THE REAL METADATA SERVICE MAY BE OPEN TO PODS")]
-    Unguarded { to: SocketAddr, by: IpAddr },
-    #[error("a pod's packet to {0} got no answer, but the guard answers: THE REAL METADATA SERVICE MAY BE OPEN TO PODS")]
-    Unproven(SocketAddr),
-    #[error("cannot connect the test's namespace to the node")]
-    NotMade(#[source] io::Error),
-    #[error("the helper process ended")]
-    Ended,
-}
-
-impl Advise for SelfTestFailure {
-    fn advice(&self) -> Option<Cow<'static, str>> {
-        Some(match self {
-            Self::Missed(_) => "check that the redirect rule exists, matches the pods' interfaces (--host-interface), comes before other \
-                                rules, and redirects to this daemon"
-                .into(),
-            Self::Refused(_) => "check that the redirect rule redirects to the address and port of this daemon".into(),
-            Self::TimedOut(_) => "find what drops the packets or the answers (network policies, firewalls, rp_filter)".into(),
-            Self::Unreachable(_) => "check the node's routes and network policies; the node does not accept packets for the address".into(),
-            Self::Open(_) | Self::Unguarded { .. } => {
-                "check that the guard's rules exist, and that no rule before them accepts the packet".into()
-            }
-            Self::Unproven(_) => "check that the guard's rules exist, that no rule before them accepts or drops the packet, and that a \
-                                  guard of another program rejects packets and does not drop them"
-                .into(),
-            Self::NotMade(_) => return None,
-            Self::Ended => "restart the daemon to start another helper process".into(),
-        })
-    }
-}
-
-impl SelfTestFailure {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Missed(_) => "missed",
-            Self::Refused(_) => "refused",
-            Self::TimedOut(_) => "timeout",
-            Self::Unreachable(_) => "unreachable",
-            Self::Open(_) => "open",
-            Self::Unguarded { .. } => "guard-missing",
-            Self::Unproven(_) => "guard-unknown",
-            Self::NotMade(_) => "not-made",
-            Self::Ended => "helper",
-        }
-    }
-}
-
-/// The test, and the look at the pods' interfaces, which needs no helper.
+/// The test, and the scan of the pods' interfaces, which needs no helper.
 #[derive(Debug)]
 pub(crate) struct SelfTest {
-    /// Whether the test can be done.
+    /// Whether the test can run.
     pub ability: Ability,
-    /// How it was asked for.
+    /// The flags of the self-test.
     pub config: SelfTestConfig,
-    /// Which interfaces the rules match.
+    /// The interfaces that the rules match.
     pub interfaces: Vec<InterfaceMatch>,
-    /// Whether the rules are ours, so that the interfaces are theirs.
+    /// Whether this daemon installs the rules, so that `interfaces` are theirs.
     pub has_rules: bool,
-    /// Whose interfaces are looked at and imitated.
+    /// The pods whose interfaces are scanned and imitated.
     pub pods: Pods,
-    /// Where what arrives is told.
+    /// Receives the connections that arrive.
     pub probes: Probes,
-    /// Where the outcome is told.
+    /// Receives the outcome.
     pub metrics: Metrics,
-    /// Not ready while a pod's request would not arrive.
+    /// Becomes not ready while the test fails.
     pub readiness: Readiness,
 }
 
 impl SelfTest {
-    /// Runs for as long as the process, from when these steps of the start are done. With a test that can be done, `step` is
-    /// done when it passes first.
+    /// Runs until the process ends, once the start-up steps `after` are done. If the test can run, `step` is done when the test
+    /// passes for the first time.
     pub(crate) async fn run(self, step: Option<ReadinessStep>, after: &[&str]) {
         let Self { ability, config, interfaces, has_rules, pods, probes, metrics, readiness } = self;
         let mut running = match ability {
@@ -281,7 +197,7 @@ impl SelfTest {
         if let Ok(running) = &running {
             running.readiness.done(after).await;
         }
-        let mut look = InterfaceScan { outside: Outside::default(), logged: Conditions::default() };
+        let mut look = InterfaceScan::default();
         loop {
             let ips = placement::addresses(&pods);
             if has_rules && !interfaces.is_empty() {
@@ -292,7 +208,7 @@ impl SelfTest {
                 Ok(running) => match running.round(&interfaces, ips, &probes, config.mode).await {
                     Ok(true) => config.interval,
                     Ok(false) => config.interval.min(AGAIN),
-                    // The process ends with this task, and is started anew.
+                    // The process ends with this task; Kubernetes restarts it.
                     Err(HelperEnded) => return,
                 },
             };
@@ -301,13 +217,13 @@ impl SelfTest {
     }
 }
 
-/// There is no helper any more.
+/// The helper process has ended.
 struct HelperEnded;
 
-/// A test that can be done.
+/// A test that can run.
 #[derive(Debug)]
 struct Running {
-    // Before the helper, whose end takes the interface away by itself.
+    // Dropped before the helper; the end of the helper also removes the interface.
     network: Option<TestNetwork>,
     helper: Spoken,
     failing: Changes<&'static str>,
@@ -317,7 +233,7 @@ struct Running {
 }
 
 impl Running {
-    /// One test, and what is told of it; whether it passed, or need not be repeated soon.
+    /// Runs one test and reports it. Returns false if the test should be repeated soon.
     async fn round(
         &mut self,
         interfaces: &[InterfaceMatch],
@@ -363,12 +279,12 @@ impl Running {
         if self.step.is_none() {
             self.step = Some(self.readiness.step(STEP));
         }
-        // Whatever was wrong with it, the next one is made afresh.
+        // The network itself may be at fault, so the next test creates a new one.
         self.unmake().await;
         if matches!(failure, SelfTestFailure::Ended) { Err(HelperEnded) } else { Ok(false) }
     }
 
-    /// No interface like the pods' can be made. Where none is there yet, there are no pods either, and nothing to wait for.
+    /// Reports that no interface like the pods' can be created. Before the first pod there is none to imitate, and nothing to wait for.
     fn unavailable(&mut self, reason: &NoPlacement, mode: SelfTestMode) {
         tell(&self.metrics, SelfTestState::Unavailable);
         let forever = matches!(reason, NoPlacement::Never(_));
@@ -387,7 +303,8 @@ impl Running {
         }
     }
 
-    /// An interface that is old may be what is wrong: somebody took it away, or a bridge has another address.
+    /// Tests, and after a failure tests again with a new interface: the old one may have been removed, or a bridge may have a new
+    /// address.
     async fn test_afresh(&mut self, place: Placement, probes: &Probes) -> Result<(), SelfTestFailure> {
         let is_old = self.network.is_some();
         match self.test(place.clone(), probes).await {
@@ -412,7 +329,7 @@ impl Running {
             if is_redirected {
                 self.arrives(source(family, number), SocketAddr::new(family.metadata(), METADATA_PORT), probes).await?;
             }
-            // What no packet passes needs no guard; with IPv6 off, it would get no answer either.
+            // A node that does not forward IPv6 needs no guard, and with IPv6 off there would be no ICMP error either.
             if family == Family::V4 || (has_ipv6 && forwards_ipv6()) {
                 self.is_guarded(family, is_redirected).await?;
             }
@@ -436,7 +353,7 @@ impl Running {
 
     async fn unmake(&mut self) {
         if let Some(network) = self.network.take() {
-            // It logs by itself what could not be taken away.
+            // It logs what it cannot remove.
             let _ = blocking(move || {
                 drop(network);
                 Ok(())
@@ -445,7 +362,7 @@ impl Running {
         }
     }
 
-    /// The daemon sees the connection.
+    /// Checks that the daemon accepts the connection.
     async fn arrives(&mut self, own: IpAddr, to: SocketAddr, probes: &Probes) -> Result<(), SelfTestFailure> {
         for _ in 0..TRIES {
             let mut seen = probes.0.seen.subscribe();
@@ -456,7 +373,7 @@ impl Running {
                 HelperReply::TimedOut => return Err(SelfTestFailure::TimedOut(to)),
                 HelperReply::Unreachable | HelperReply::Told { .. } | HelperReply::Done => return Err(SelfTestFailure::Unreachable(to)),
             };
-            // It is told before it is closed.
+            // The accept loop reports it before it closes it.
             while let Ok(from) = seen.try_recv() {
                 if from == SocketAddr::new(own, port) {
                     return Ok(());
@@ -465,13 +382,13 @@ impl Running {
             if !closed {
                 return Err(SelfTestFailure::Missed(to));
             }
-            // Closed at once, as another daemon on this port does with a test that is not its own.
+            // It was closed at once, as another daemon on this port does with the test of others.
         }
         Err(SelfTestFailure::Missed(to))
     }
 
-    /// The guard rejects what is not redirected. A connection that is refused may have been refused by the service itself;
-    /// one that the guard has to do with never waits in vain.
+    /// Checks that the guard rejects what is not redirected. A refused connection alone is no proof: the service itself may have
+    /// refused it. The guard never leaves a connection to time out.
     async fn is_guarded(&mut self, family: Family, is_redirected: bool) -> Result<(), SelfTestFailure> {
         let ports = [METADATA_PORT, OTHER_PORT].into_iter().skip(usize::from(is_redirected));
         for to in ports.map(|port| SocketAddr::new(family.metadata(), port)) {
@@ -505,46 +422,6 @@ impl Running {
     }
 }
 
-/// The look at the pods' interfaces, and which of them were told of.
-#[derive(Debug)]
-struct InterfaceScan {
-    outside: Outside,
-    /// Interfaces that were logged.
-    logged: Conditions<String>,
-}
-
-impl InterfaceScan {
-    async fn at(mut self, interfaces: Vec<InterfaceMatch>, pods: Vec<IpAddr>, metrics: &Metrics) -> Self {
-        let looked = blocking(move || {
-            let found = Netlink::open().and_then(|mut netlink| self.outside.look(&interfaces, &pods, &mut netlink));
-            Ok((self, found))
-        });
-        let (mut look, found) = match looked.await {
-            Ok((look, Ok(found))) => (look, found),
-            Ok((look, Err(error))) => {
-                debug!(%error, "the routes to pods could not be read");
-                return look;
-            }
-            Err(error) => {
-                debug!(%error, "the routes to pods could not be read");
-                return Self { outside: Outside::default(), logged: Conditions::default() };
-            }
-        };
-        let addresses: std::collections::BTreeSet<_> = found.iter().map(|(ip, _)| *ip).collect();
-        metrics.pods_outside(addresses.len());
-        for (address, interface) in found {
-            if look.logged.begins(interface.clone()) {
-                warn!(
-                    event = "pods-outside-rules", %interface, %address,
-                    "pods are behind an interface that --host-interface does not include; their metadata requests do not reach this \
-                     daemon; add the interface, or remove --host-interface to include all"
-                );
-            }
-        }
-        look
-    }
-}
-
 fn forwards_ipv6() -> bool {
     std::fs::read_to_string(FORWARDS_IPV6).is_ok_and(|text| text.trim() != "0")
 }
@@ -563,7 +440,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_addresses_of_tests_are_told_from_others() {
+    fn test_addresses_are_distinguished_from_others() {
         for number in [0, 1, NUMBERS - 1] {
             assert!(Family::ALL.iter().all(|family| Probes::is_source(source(*family, number))), "{number}");
         }

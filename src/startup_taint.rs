@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::{debug, info, warn};
 
+use crate::advice::Advise as _;
 use crate::backoff::{Backoff, fraction, spread};
 use crate::kubernetes::client::{Client, RequestError, encode};
 use crate::log_once::Conditions;
@@ -61,7 +62,7 @@ pub(crate) struct NodeRefusal {
 
 impl From<RequestError> for NodeRefusal {
     fn from(error: RequestError) -> Self {
-        Self { code: error.code(), retry_after: error.retry_after(), text: error.to_string() }
+        Self { code: error.code(), retry_after: error.retry_after(), text: error.with_advice() }
     }
 }
 

@@ -7,6 +7,7 @@ use crate::credentials::AssumeRoleError;
 use crate::credentials::sts::AwsError;
 use crate::explain::admin::AskError;
 use crate::kubernetes::setup::ClientError;
+use crate::pods::watch::snapshot::SnapshotError;
 use crate::policy::patterns::Mistake;
 use crate::redirect::RedirectError;
 use crate::unix_socket::PlaceError;
@@ -44,7 +45,7 @@ impl Advise for Failure {
 pub(crate) fn text(failure: &anyhow::Error) -> String {
     let advice = [of::<Failure>, of::<RedirectError>, of::<AwsError>, of::<AssumeRoleError>, of::<ClientError>, of::<AskError>]
         .into_iter()
-        .chain([of::<PlaceError>, of::<Mistake>])
+        .chain([of::<PlaceError>, of::<Mistake>, of::<SnapshotError>])
         .find_map(|of| of(failure));
     join(&format!("{failure:#}"), advice.as_deref())
 }

@@ -11,6 +11,7 @@ use tracing::{debug, warn};
 
 use super::ledger::{Ledger, Moment, Next, TakenIn, Verb, Write, WriteOutcome};
 use super::{EventCause, EventRecord, object};
+use crate::advice::Advise as _;
 use crate::backoff::fraction;
 use crate::clock::Clock;
 use crate::kubernetes::client::{Client, RequestError, encode};
@@ -55,7 +56,7 @@ impl From<RequestError> for WriteRefusal {
             code: error.code(),
             namespace_ends: error.is_of_ending_namespace(),
             retry_after: error.retry_after(),
-            text: error.to_string(),
+            text: error.with_advice(),
         }
     }
 }

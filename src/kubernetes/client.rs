@@ -1,5 +1,6 @@
 //! Requests to the Kubernetes API.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +17,7 @@ use super::failure::{FailureKind, RequestFailure, Status};
 use super::fields::Field;
 use super::response::{ANSWER_TIMEOUT, ApiResponse, WHOLE_TIMEOUT};
 use super::setup::{ClientError, SERVICE_ACCOUNT, Setup, fingerprint, make, told};
+use crate::advice::Advise;
 use crate::config::ApiConfig;
 use crate::log_once::SharedConditions;
 
@@ -190,23 +192,29 @@ impl Client {
     }
 }
 
-/// Why a question was not answered, or something was not written. The text is for the log.
+/// The reason why a read or write failed.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct RequestError(RequestFailure);
 
+impl Advise for RequestError {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        self.0.advice()
+    }
+}
+
 impl RequestError {
-    /// The status that the API answered, where it did.
+    /// Returns the status code, if the API answered.
     pub fn code(&self) -> Option<u16> {
         self.0.code()
     }
 
-    /// How long the API asks not to be asked.
+    /// Returns how long the API asks clients to wait before the next request.
     pub fn retry_after(&self) -> Duration {
         self.0.retry_after()
     }
 
-    /// Whether nothing is created in the namespace any more, because it is being deleted (`NamespaceTerminatingCause`,
+    /// Returns whether the API refuses new objects in the namespace because it is being deleted (`NamespaceTerminatingCause`,
     /// Kubernetes `core/v1`).
     pub fn is_of_ending_namespace(&self) -> bool {
         self.0.has_cause("NamespaceTerminating")

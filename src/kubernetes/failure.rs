@@ -1,60 +1,62 @@
-//! What can go wrong with the Kubernetes API.
+//! Failures of requests to the Kubernetes API.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::advice::Advise;
 use crate::text::bounded;
 
-/// Why there is no answer, or no good one. The text of it is for the log; bodies of answers are not repeated.
+/// The reason why a request failed. Bodies of answers are not part of its text.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RequestFailure {
     /// The API answered with an error.
     #[error("{0}")]
     Status(Status),
-    /// No connection, or it broke.
+    /// No connection could be made, or it broke. The text of the underlying error, without the user information of URLs.
     #[error("the Kubernetes API cannot be reached: {0}")]
     Unreachable(String),
-    /// The connection is there, and nothing comes.
+    /// The API does not answer on an open connection.
     #[error("the Kubernetes API does not answer")]
     Silent,
-    /// It comes too slowly.
+    /// The answer arrives too slowly.
     #[error("the Kubernetes API is too slow to complete its answer")]
     Slow,
-    /// An answer of more bytes than are taken.
+    /// The answer is larger than the limit.
     #[error("the answer of the Kubernetes API is too large")]
     TooLarge,
-    /// What came is not what the API sends.
+    /// The answer is not what the API sends.
     #[error("the Kubernetes API sent {0}")]
     Malformed(&'static str),
-    /// A watch ended as soon as it had begun, or not long after.
+    /// A watch ended soon after it began.
     #[error("the Kubernetes API ended the watch immediately")]
     Ended,
-    /// A list that shows an earlier state than what is known.
+    /// A list shows an earlier state than the known one.
     #[error("the Kubernetes API listed an older state than before")]
     Earlier,
-    /// What was to be continued is not there any more: a list is needed.
+    /// The version to continue from is no longer available: a list is needed.
     #[error("the Kubernetes API no longer has the changes since the last known state")]
     Expired,
-    /// A change came of which not even the object's UID can be read. It may have been the end of any.
+    /// A change arrived of which not even the object's UID can be read. It may have been the deletion of any object.
     #[error("the Kubernetes API sent a watch event that cannot be parsed")]
     Lost,
 }
 
-/// What failures are told apart by in the log. The texts of what the API answers name single objects; that it cannot be reached has
-/// many causes, which nothing else tells apart.
+/// Distinguishes failures in the log. The texts of API errors name single objects, so they are left out. Connection errors differ
+/// only in their text.
 pub(crate) type FailureKind = (Discriminant<RequestFailure>, Option<u16>, Option<String>);
 
 impl RequestFailure {
-    /// Its kind. Selections of one resource fail together in one kind, and the log needs one line for them.
+    /// Returns the kind. All selections of one resource usually fail in one kind, and the log needs one line for them.
     pub(crate) fn kind(&self) -> FailureKind {
         let text = matches!(self, Self::Unreachable(_)).then(|| self.to_string());
         (discriminant(self), self.code(), text)
     }
 
-    /// What the API answered, where it did.
+    /// Returns the status code, if the API answered.
     pub(crate) fn code(&self) -> Option<u16> {
         match self {
             Self::Status(status) => Some(status.code),
@@ -62,7 +64,7 @@ impl RequestFailure {
         }
     }
 
-    /// How long the API asks not to be asked.
+    /// Returns how long the API asks clients to wait before the next request.
     pub(crate) fn retry_after(&self) -> Duration {
         match self {
             Self::Status(Status { details: Some(details), .. }) => Duration::from_secs(details.retry_after_seconds),
@@ -70,7 +72,7 @@ impl RequestFailure {
         }
     }
 
-    /// Whether the API gives this cause (`details.causes[].reason`).
+    /// Returns whether the API gives this cause (`details.causes[].reason`).
     pub(crate) fn has_cause(&self, reason: &str) -> bool {
         match self {
             Self::Status(Status { details: Some(details), .. }) => details.causes.iter().any(|cause| cause.reason == reason),
@@ -79,7 +81,7 @@ impl RequestFailure {
     }
 }
 
-/// A `Status` object, as far as it is read.
+/// The fields of a `Status` object that are used.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Status {
@@ -103,7 +105,7 @@ struct RootCause {
 }
 
 impl Status {
-    /// That of an answer with this code and body, which is no `Status` where something between us and the API answered.
+    /// Creates the status of an answer. Its body may be no `Status` object, for example if a proxy answered.
     pub(crate) fn of_answer(code: u16, body: &[u8]) -> Self {
         let status: Self = serde_json::from_slice(body).unwrap_or_default();
         Self { code, ..status }
@@ -112,12 +114,17 @@ impl Status {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let advice = match self.code {
-            401 => "; the token or certificate is not valid for this API: check the service account or the kubeconfig",
-            403 => "; allow it in the daemon's ClusterRole (see daemonset/rbac.yaml)",
-            _ => "",
-        };
-        write!(f, "the Kubernetes API answered {} {}: {}{advice}", self.code, bounded(&self.reason), bounded(&self.message))
+        write!(f, "the Kubernetes API answered {} {}: {}", self.code, bounded(&self.reason), bounded(&self.message))
+    }
+}
+
+impl Advise for RequestFailure {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self.code()? {
+            401 => Some("check the service account or the kubeconfig: this API does not accept its token or certificate".into()),
+            403 => Some("allow the request in the daemon's ClusterRole (see daemonset/rbac.yaml)".into()),
+            _ => None,
+        }
     }
 }
 

@@ -109,7 +109,7 @@ async fn ask(watch: &PodWatch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr,
         match pod_now(watch, pod).await {
             Ok((now, version)) => take(watch, pod, now, version),
             Err(failure) => {
-                debug!(namespace = %pod.namespace, pod = %pod.name, "what the pod is now could not be asked: {failure}");
+                debug!(namespace = %pod.namespace, pod = %pod.name, error = %failure, "cannot read the current state of the pod from the Kubernetes API");
                 answered = false;
             }
         }

@@ -1,13 +1,12 @@
-//! Lists and watches of one selection of objects, for ever.
+//! Lists and watches one selection of objects until the caller has enough.
 //!
-//! A list is had as the beginning of a watch where the server does that (Kubernetes 1.32 and later: `sendInitialEvents`),
-//! and page by page where not. A watch goes on where the last one ended; when the server has not kept what came since, the
-//! list begins anew, and also when a change cannot be told: it may have been a deletion. A list is given out when it is
-//! complete. Each object is decoded by itself: one that cannot be is told by its names, and does not stop the others. <https://kubernetes.io/docs/reference/using-api/api-concepts/>
+//! The list comes as the beginning of a watch where the server supports that (`sendInitialEvents`, Kubernetes 1.32 and later), and
+//! otherwise page by page. A watch continues from the last version seen. A new list is needed when the server no longer has the
+//! changes since that version, and when a change cannot be read, since it may have been a deletion. A list is reported when it is
+//! complete. Each object is decoded separately: one that cannot be decoded is reported by its metadata, and the others are not
+//! affected. <https://kubernetes.io/docs/reference/using-api/api-concepts/>
 
 use std::borrow::Cow;
-use std::collections::HashSet;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -16,12 +15,14 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use self::list::PartialList;
 use super::fields::Annotation;
 use super::fields::{self, INITIAL_EVENTS_END};
 use super::lines::{Line, Lines};
 use super::objects::{self, Object, ObjectMeta, OnlyMetadata};
 use super::pauses::WatchPauses;
 use super::unreadable::{Reports, UnreadableReason};
+use crate::advice::Advise as _;
 use crate::backoff::fraction;
 use crate::kubernetes::client::{Client, encode};
 use crate::kubernetes::failure::{FailureKind, RequestFailure, Status};
@@ -31,127 +32,85 @@ use crate::kubernetes::response::ApiResponse;
 use crate::log_once::Holder;
 use crate::metrics::Metrics;
 
+mod list;
+
 /// Objects in one page of a list. Few, because an object may be about 10 MB of JSON, and each page has a time limit.
 pub(super) const PAGE_SIZE: u32 = 20;
-/// How long the server is asked to keep a watch, and how much of that differs from watch to watch.
+/// Seconds for which the server is asked to keep a watch, and the random part that is added.
 const WATCH_SECONDS: (f64, f64) = (270.0, 40.0);
-/// A watch on which nothing comes for so long is dead: bookmarks come each minute, also where nothing happens.
+/// A watch that is silent for this long is dead: the server sends a bookmark each minute even if nothing changes.
 const WATCH_SILENCE: Duration = Duration::from_secs(90);
-/// A list of which nothing arrives for so long is dead.
+/// A list of which nothing arrives for this long is dead.
 const LIST_SILENCE: Duration = Duration::from_secs(30);
-/// A watch that ends within this time has not worked; one that lasts longer has.
+/// A watch that ends sooner than this counts as failed.
 const LIVING_WATCH: Duration = Duration::from_secs(5);
-/// How many watches that go on from one version may bring nothing. Then the version may be one that the server does not
-/// have yet, because its data was restored from an earlier state; a list shows what it has.
+/// How many watches in a row from one version may bring nothing. After that, the server may not have the version yet, because its
+/// data was restored from an earlier state. A list shows the state that it has.
 const FRUITLESS_WATCHES: u8 = 2;
-/// How often a list may have an object of which not even the UID can be read before it is taken without.
-const NAMELESS_LISTS: u8 = 2;
-/// How often a list may show an earlier state than was known before it is taken for a new history.
-const EARLIER_LISTS: u8 = 2;
 
-/// Which objects.
+/// Selects objects of the API.
 #[derive(Clone, Debug)]
 pub(super) struct Selection {
-    /// Their plural, as metrics and the log name them.
+    /// The plural of the resource, for metrics and the log.
     pub(super) resource: &'static str,
-    /// Where the API has them.
+    /// The path of the resource in the API.
     pub(super) path: String,
     /// The field selector.
     pub(super) fields: String,
-    /// The annotations that are read of them. The others are let go as soon as an object is decoded.
+    /// The annotations that are used. The others are dropped as soon as an object is decoded.
     pub(super) annotations: Vec<Annotation>,
 }
 
-/// What becomes known.
+/// News of a selection.
 #[derive(Debug)]
 pub(super) enum WatchEvent<'a, T> {
     /// The API responded. This is no news about objects: an error may follow, or it is the first page of a list that never ends.
     Alive,
     /// All changes up to now have been reported: the API sent a bookmark.
     UpToDate,
-    /// These are all of them, as of a version; `unreadable` are those of which no more can be read. `new_history` says that
-    /// versions began anew, `incomplete` that there are objects besides of which not even a UID can be read. Each object is an allocation of its own, so that what is taken out makes room for what it becomes.
+    /// All objects as of a version. Only the metadata of the `unreadable` ones could be read. `new_history` means that versions
+    /// restarted, for example after a restore; `incomplete` that there are also objects without a readable UID. Each object is
+    /// boxed, so that its memory is free again once it is converted.
     Listed { objects: Vec<Box<T>>, unreadable: Vec<ObjectMeta>, version: Option<u64>, new_history: bool, incomplete: bool },
-    /// One is there, or is different now.
+    /// An object was added or changed.
     Applied(T),
-    /// One is gone for good.
+    /// An object was deleted.
     Deleted(ObjectMeta),
-    /// One has changed, and what it is now cannot be read.
+    /// An object changed, and its new state cannot be read.
     Unreadable(ObjectMeta),
-    /// It did not work; it is tried again.
+    /// A list or watch failed; it is retried.
     Failed(&'a RequestFailure),
 }
 
-/// Follows a selection. The state lives as long as the following.
+/// Follows a selection, and holds the state that outlasts a single list or watch.
 pub(super) struct Follow<'a, T, F> {
     client: &'a Client,
     metrics: &'a Metrics,
     selection: &'a Selection,
-    /// The fields that are used of a line of a watch, and of a page of a list.
+    /// The fields that are read: of a line of a watch, and of a page of a list.
     fields: &'a (Field, Field),
     take: F,
-    /// The version that the next watch goes on from; without one, a list is needed.
+    /// The version from which the next watch continues; `None` if a list is needed.
     position: Option<String>,
-    /// The list that is coming in.
+    /// The list that a watch has begun to send.
     listing: Option<PartialList<T>>,
     /// The highest version seen.
     highest: Option<u64>,
     earlier_lists: u8,
     /// Lists with an object without a UID.
     nameless_lists: u8,
-    /// Watches from one version that brought nothing.
+    /// Watches in a row from one version that brought nothing.
     fruitless: u8,
-    /// Whether the watch of this turn was begun by the server, and whether it brought anything.
+    /// Whether the server accepted the current watch, and whether that watch brought anything.
     begun: bool,
     heard: bool,
-    /// Whether this server sends them.
+    /// Whether this server sends bookmarks.
     bookmarks: bool,
     /// Objects in a page of a list.
     page_size: u32,
     backoff: WatchPauses,
     failures: Holder<'a, (&'static str, FailureKind)>,
     reports: Reports,
-}
-
-/// A list as far as it is there.
-struct PartialList<T> {
-    objects: Vec<Box<T>>,
-    unreadable: Vec<ObjectMeta>,
-    /// Besides, there are some without a UID.
-    incomplete: bool,
-    /// Digests of the UIDs in both, so that one that is new need not be looked for among thousands.
-    uids: HashSet<u64>,
-}
-
-impl<T> Default for PartialList<T> {
-    fn default() -> Self {
-        Self { objects: Vec::new(), unreadable: Vec::new(), incomplete: false, uids: HashSet::new() }
-    }
-}
-
-impl<T: Object> PartialList<T> {
-    fn add(&mut self, object: T) {
-        self.uids.insert(digest(object.metadata().uid.as_deref()));
-        self.objects.push(Box::new(object));
-    }
-
-    fn add_unreadable(&mut self, metadata: ObjectMeta) {
-        self.uids.insert(digest(metadata.uid.as_deref()));
-        self.unreadable.push(metadata);
-    }
-
-    fn forget(&mut self, uid: Option<&str>) {
-        if self.uids.contains(&digest(uid)) {
-            self.objects.retain(|object| object.metadata().uid.as_deref() != uid);
-            self.unreadable.retain(|metadata| metadata.uid.as_deref() != uid);
-        }
-    }
-}
-
-fn digest(uid: Option<&str>) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    uid.hash(&mut hasher);
-    hasher.finish()
 }
 
 #[derive(Deserialize)]
@@ -162,7 +121,7 @@ struct WatchLine<'a> {
     object: &'a RawValue,
 }
 
-/// Follows until `take` says that it is enough.
+/// Follows a selection until `take` breaks.
 pub(super) async fn follow<T: Object>(
     client: &Client,
     metrics: &Metrics,
@@ -194,7 +153,7 @@ pub(super) async fn follow<T: Object>(
 }
 
 impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F> {
-    /// One list or one watch, and the pause that its failure asks for.
+    /// Runs one list or one watch. After a failure, reports it and waits for the backoff.
     async fn once(&mut self) -> ControlFlow<()> {
         (self.begun, self.heard) = (false, false);
         let worked = match self.position.clone() {
@@ -219,7 +178,7 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
         } else {
             self.metrics.watch_failed(resource);
             if self.failures.begins((resource, failure.kind())) {
-                warn!(event = "watch-failed", resource, fields, error = %failure, "Kubernetes watch failed; retrying, serving from the last known state");
+                warn!(event = "watch-failed", resource, fields, error = %failure.with_advice(), "Kubernetes watch failed; retrying, serving from the last known state");
             } else {
                 debug!(resource, fields, error = %failure, "Kubernetes watch failed again; retrying");
             }
@@ -229,10 +188,10 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
         ControlFlow::Continue(())
     }
 
-    /// Whether the position is still good, after a watch from it: a list is needed where it is not.
+    /// Drops the position after a watch from it that shows that a list is needed.
     fn judge(&mut self, worked: &Result<ControlFlow<()>, RequestFailure>) {
         let failure = worked.as_ref().err();
-        // What is said of a version that is ahead of the server's: by the version, by the request, by the time it took.
+        // Servers answer a version that is ahead of theirs with one of these.
         let is_refused = matches!(failure.and_then(RequestFailure::code), Some(400 | 422 | 504));
         if self.heard {
             self.fruitless = 0;
@@ -243,75 +202,12 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
             let Selection { resource, fields, .. } = self.selection;
             debug!(resource, fields, "watches from the last version seen bring nothing; listing anew");
             (self.fruitless, self.position) = (0, None);
-            // What leads to a list and back to this is to take ever longer.
+            // So that a loop of lists and fruitless watches slows down.
             self.begun = true;
         }
     }
 
-    /// Lists in pages; in smaller ones after a page that took too long to arrive.
-    async fn list(&mut self) -> Result<ControlFlow<()>, RequestFailure> {
-        let listed = self.list_in_pages().await;
-        if matches!(listed, Err(RequestFailure::Slow)) && self.page_size > 1 {
-            self.page_size = (self.page_size / 4).max(1);
-            let Selection { resource, fields, .. } = self.selection;
-            debug!(resource, fields, size = self.page_size, "reading a page of the list took too long; restarting with smaller pages");
-        }
-        listed
-    }
-
-    /// A list in pages of one size. They all show the state of the first one.
-    async fn list_in_pages(&mut self) -> Result<ControlFlow<()>, RequestFailure> {
-        let Selection { path, fields, .. } = self.selection;
-        let first = format!("{path}?limit={}&fieldSelector={}", self.page_size, encode(fields));
-        let mut target = first.clone();
-        let mut list = PartialList::default();
-        loop {
-            let mut answer = self.client.ask_filtered(&target, &self.fields.1).await?;
-            while let Some(items) = answer.items().await? {
-                for item in items {
-                    match self.decode_lean(&item.json, item.truncated.then_some(UnreadableReason::TooLarge)) {
-                        Ok(object) => list.objects.push(Box::new(object)),
-                        Err(Some(metadata)) => list.unreadable.push(*metadata),
-                        // This may be a known pod, which would count as deleted if the object were skipped.
-                        Err(None) => list.incomplete = true,
-                    }
-                }
-            }
-            if (self.take)(WatchEvent::Alive).is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-            let page = answer.page()?;
-            match page.continue_token() {
-                Some(token) => target = format!("{first}&continue={}", encode(token)),
-                None => return self.listed(list, page.version().to_owned()),
-            }
-        }
-    }
-
-    fn listed(&mut self, list: PartialList<T>, version: String) -> Result<ControlFlow<()>, RequestFailure> {
-        if version.is_empty() {
-            return Err(RequestFailure::Malformed("a list without a version"));
-        }
-        let number = version.parse().ok();
-        let earlier = matches!((number, self.highest), (Some(number), Some(highest)) if number < highest);
-        if earlier && self.earlier_lists < EARLIER_LISTS {
-            self.earlier_lists += 1;
-            return Err(RequestFailure::Earlier);
-        }
-        if list.incomplete && self.nameless_lists < NAMELESS_LISTS {
-            self.nameless_lists += 1;
-            return Err(RequestFailure::Lost);
-        }
-        (self.earlier_lists, self.nameless_lists) = (0, 0);
-        self.highest = if earlier { number } else { self.highest.max(number) };
-        self.position = Some(version);
-        self.fruitless = 0;
-        self.backoff.listed();
-        let PartialList { objects, unreadable, incomplete, .. } = list;
-        Ok((self.take)(WatchEvent::Listed { objects, unreadable, version: number, new_history: earlier, incomplete }))
-    }
-
-    /// A watch from a version, or one that begins with a list.
+    /// Watches from a version; without one, the watch begins with a list.
     async fn watch(&mut self, from: Option<&str>) -> Result<ControlFlow<()>, RequestFailure> {
         let mut answer = match (self.client.ask(&self.watch_target(from)).await, from) {
             (Ok(answer), _) => answer,
@@ -334,8 +230,8 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
         } else if from.is_some() && self.heard {
             self.backoff.brought();
         }
-        // Whatever a list of this kind that never ends is due to, one in pages is another way. In one of those, an object
-        // that cannot be read is no change that is lost.
+        // A streamed list that never ends, for whatever reason, is replaced by a list in pages. There, an unreadable object is not
+        // a lost change.
         let is_endless = match &outcome {
             Ok(ControlFlow::Continue(()))
             | Err(RequestFailure::Silent | RequestFailure::Lost | RequestFailure::Slow | RequestFailure::TooLarge) => true,
@@ -366,7 +262,7 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
                 Ok(Some(bytes)) => bytes,
                 Ok(None) if began.elapsed() < LIVING_WATCH => return Err(RequestFailure::Ended),
                 Ok(None) => return Ok(ControlFlow::Continue(())),
-                // A server without bookmarks has nothing to say where nothing happens.
+                // A server without bookmarks is silent while nothing changes.
                 Err(RequestFailure::Silent) if !self.bookmarks && self.listing.is_none() => return Ok(ControlFlow::Continue(())),
                 Err(failure) => return Err(failure),
             };
@@ -407,7 +303,7 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
                 Ok(object) => WatchEvent::Applied(object),
                 Err(metadata) => WatchEvent::Unreadable(*unreadable(metadata)?),
             },
-            // What is gone need not be read.
+            // Only the metadata of a deleted object is needed.
             "DELETED" => match self.decode::<OnlyMetadata>(object, None) {
                 Ok(object) => WatchEvent::Deleted(object.metadata),
                 Err(metadata) => WatchEvent::Deleted(*unreadable(metadata)?),
@@ -428,7 +324,7 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
         Ok(self.event(event))
     }
 
-    /// A line of which nothing can be read may have been the end of any object.
+    /// Fails the watch after an unreadable line: it may have been the deletion of any object.
     fn lost(&mut self) -> Result<ControlFlow<()>, RequestFailure> {
         self.undecodable(None, UnreadableReason::Malformed);
         Err(RequestFailure::Lost)
@@ -441,7 +337,7 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
             WatchEvent::Alive | WatchEvent::UpToDate | WatchEvent::Listed { .. } | WatchEvent::Failed(_) => return (self.take)(event),
         };
         if let Some(list) = &mut self.listing {
-            // Changes while the list comes are part of it.
+            // Changes that arrive during the list are part of it.
             list.forget(metadata.uid.as_deref());
             match event {
                 WatchEvent::Applied(object) => list.add(object),
@@ -450,7 +346,7 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
             }
             return ControlFlow::Continue(());
         }
-        // One that comes late, or again, does not take the watch back.
+        // A late or repeated event does not move the position back.
         let number = metadata.version();
         if number.is_none() || number >= self.highest {
             self.position = metadata.resource_version.clone().or(self.position.take());
@@ -468,7 +364,7 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
         match self.listing.take() {
             Some(list) if ends_list => return self.listed(list, version),
             Some(list) => self.listing = Some(list),
-            // The API's data was restored from an earlier state, and what we wait for may be long in coming.
+            // The API's data was restored from an earlier state, so the next event may be a long time away.
             None if matches!((number, self.highest), (Some(number), Some(highest)) if number < highest) => {
                 return Err(RequestFailure::Expired);
             }
@@ -482,14 +378,14 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
         Ok(ControlFlow::Continue(()))
     }
 
-    /// An object of the selection, with no more of it than is read.
+    /// Decodes an object of the selection, without the annotations that are not used.
     fn decode_lean(&mut self, object: &[u8], flaw: Option<UnreadableReason>) -> Result<T, Option<Box<ObjectMeta>>> {
         let mut object: T = self.decode(object, flaw)?;
         object.metadata_mut().keep_annotations(&self.selection.annotations);
         Ok(object)
     }
 
-    /// Decodes an object, or the names of one that cannot be decoded or has a known `flaw`; `None` without a UID.
+    /// Decodes an object. Fails for one that cannot be decoded or has a known `flaw`, with its metadata if that has a UID.
     fn decode<O: Object>(&mut self, object: &[u8], flaw: Option<UnreadableReason>) -> Result<O, Option<Box<ObjectMeta>>> {
         if flaw.is_none()
             && let Ok(decoded) = serde_json::from_slice::<O>(object)
@@ -508,7 +404,7 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
     }
 }
 
-/// Returns the fields that identify the object of a line, as a decodable text.
+/// Returns the fields that identify the object of a line, as JSON.
 fn identity_of(line: &[u8]) -> String {
     match Filter::once(&fields::identity_of_line(), line) {
         Document::Complete(identity) => String::from_utf8_lossy(&identity.json).into_owned(),

@@ -1,6 +1,8 @@
 //! One look at the Kubernetes API: a pod, the pods of its node, and what they are decided by, as they are now. It is taken in
 //! by the same index as what the watch brings, so that what is seen in it is what a daemon would see.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 
 use super::context::{EKS_ROLE_KEY, PERMITTED_KEY, account_annotations, namespace_annotations};
@@ -8,6 +10,7 @@ use super::fields::Annotation;
 use super::follow::PAGE_SIZE;
 use super::objects::{self, Object, OnlyMetadata, PodObject};
 use super::{MAX_LIST, MAX_ROLE, pod_annotations, pod_of};
+use crate::advice::Advise;
 use crate::config::AnnotationKeys;
 use crate::config::explain_command::PodReference;
 use crate::kubernetes::client::{Client, encode};
@@ -33,12 +36,19 @@ pub(crate) enum Snapshot {
     },
 }
 
-/// Why nothing was seen.
+/// The reason why there is no snapshot.
 #[derive(Debug, thiserror::Error)]
-#[error("{what} cannot be read: {failure}")]
+#[error("cannot read {what}")]
 pub(crate) struct SnapshotError {
     what: String,
-    failure: String,
+    #[source]
+    failure: RequestFailure,
+}
+
+impl Advise for SnapshotError {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        self.failure.advice()
+    }
 }
 
 /// Looks at a pod and what is around it; `now` is the time by which claims of terminating pods have ended.
@@ -140,5 +150,5 @@ async fn get<T: Object>(
 }
 
 fn failed(what: &str, failure: RequestFailure) -> SnapshotError {
-    SnapshotError { what: what.to_owned(), failure: failure.to_string() }
+    SnapshotError { what: what.to_owned(), failure }
 }
