@@ -1,4 +1,4 @@
-//! Credentials of a role session, and where they come from.
+//! Credentials of role sessions, and the errors of requests for them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -27,27 +27,27 @@ pub(crate) mod not_asked;
 pub mod refresh;
 pub(crate) mod sts;
 
-/// The credentials of one session. `Debug` shows no secret; the secrets are wiped when the last holder lets go.
+/// The credentials of one session. `Debug` shows no secrets. The secrets are zeroed when the last reference is dropped.
 pub struct Credentials {
-    /// `ASIA...`; may be logged: it is how an operator finds the session in CloudTrail.
+    /// The access key ID, `ASIA...`. It may be logged: operators find the session in CloudTrail by it.
     pub access_key_id: String,
     /// The secret key.
     pub secret_access_key: SecretString,
     /// The session token.
     pub session_token: SecretString,
-    /// When STS gave them.
+    /// When STS issued the credentials.
     pub issued_at: Timestamp,
-    /// When they end, by the wall clock.
+    /// When the credentials expire, by the wall clock.
     pub expires_at: Timestamp,
-    /// When they end, by the monotonic clock.
+    /// When the credentials expire, by the monotonic clock.
     ends: Instant,
-    /// The documents that pods are given, each made at the first request for it and wiped like the rest.
+    /// The documents served to pods. Each is rendered at its first request, and zeroed like the other secrets.
     document: OnceLock<Bytes>,
     extended: OnceLock<Bytes>,
 }
 
 impl Credentials {
-    /// Credentials that STS has just given: at `issued_at`, which is now.
+    /// Creates credentials that STS has just issued. `issued_at` is the current time.
     pub fn new(
         access_key_id: String,
         secret_access_key: SecretString,
@@ -60,24 +60,24 @@ impl Credentials {
         Self { access_key_id, secret_access_key, session_token, issued_at, expires_at, ends, document, extended }
     }
 
-    /// How long they are still good, at this time of the wall clock. That clock may be set back, which makes nothing last
-    /// longer; and the other one stands still while the machine sleeps. So the lesser of the two counts.
+    /// Returns how long the credentials remain valid; `now` is the wall clock time. Returns the smaller value of two clocks: the wall
+    /// clock may be set back, and the monotonic clock stops while the machine sleeps.
     pub fn remaining(&self, now: Timestamp) -> Duration {
         let by_wall = Duration::try_from(self.expires_at.duration_since(now)).unwrap_or(Duration::ZERO);
         by_wall.min(self.ends.saturating_duration_since(Instant::now()))
     }
 
-    /// How long they last in all.
+    /// Returns the total lifetime of the credentials.
     pub fn life(&self) -> Duration {
         self.expires_at.duration_since(self.issued_at).unsigned_abs()
     }
 
-    /// The document of these credentials: rendered by the first caller, the same bytes for everybody after.
+    /// Returns the credential document. The first call renders it; later calls return the cached bytes.
     pub fn document<E>(&self, render: impl FnOnce(&Self) -> Result<Zeroizing<Vec<u8>>, E>) -> Result<Bytes, E> {
         rendered_once(&self.document, || render(self))
     }
 
-    /// The document of these credentials with the account ID, rendered once like [`Self::document`].
+    /// Returns the credential document with the account ID. Like [`Self::document`], it is rendered once.
     pub fn extended_document<E>(&self, render: impl FnOnce(&Self) -> Result<Zeroizing<Vec<u8>>, E>) -> Result<Bytes, E> {
         rendered_once(&self.extended, || render(self))
     }
@@ -87,7 +87,7 @@ fn rendered_once<E>(document: &OnceLock<Bytes>, render: impl FnOnce() -> Result<
     if let Some(document) = document.get() {
         return Ok(document.clone());
     }
-    // It is kept: in no more room than it takes.
+    // The document is kept, so copy it into a buffer without spare capacity.
     let fitting = Bytes::from_owner(Zeroizing::new(render()?.as_slice().to_vec()));
     Ok(document.get_or_init(|| fitting).clone())
 }
@@ -99,70 +99,70 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// Why STS gave no credentials. Nothing of it is shown to a pod.
+/// The reason why no credentials were obtained from STS. Pods never see any part of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AssumeRoleError {
-    /// The trust policy of the role, or the permissions of the node's role, do not allow it.
+    /// The role's trust policy or the node role's permissions do not allow the request.
     #[error("STS denied AssumeRole: {message}")]
     Denied {
-        /// What STS says.
+        /// The message from STS.
         message: String,
     },
-    /// The request itself is wrong for this role: mostly its duration.
+    /// The request is invalid for this role, usually because of its duration.
     #[error("STS rejected the request: {message}")]
     Invalid {
-        /// What STS says.
+        /// The message from STS.
         message: String,
     },
-    /// The session is longer than STS gives for this role. The next question is for a shorter one.
+    /// The requested session is longer than STS allows for this role. The next request is for a shorter one.
     #[error("STS rejected --session-duration for this role: {message}; retrying with 1 hour")]
     TooLong {
-        /// What STS says.
+        /// The message from STS.
         message: String,
     },
-    /// Too many requests of this account.
+    /// The account makes too many requests.
     #[error("STS throttles the requests of this AWS account")]
     Throttled,
-    /// The daemon's own credentials are missing, wrong or expired, or STS does not tell whose they are.
+    /// The daemon's own credentials are missing, invalid or expired, or STS does not identify them.
     #[error("AWS does not accept rolegate's own credentials: {message}")]
     OwnIdentity {
-        /// What was found.
+        /// What is wrong.
         message: String,
         /// What to change.
         advice: Cow<'static, str>,
     },
-    /// It is not known yet who the daemon is to STS, which was asked for that lately: nothing was asked now.
+    /// The daemon's AWS identity is not known yet, and a recent request for it failed. No new request was made.
     #[error("rolegate does not know its own AWS identity yet, and serves no credentials before: {0}")]
     IdentityUnknown(Box<AssumeRoleError>),
-    /// No answer.
+    /// STS did not respond.
     #[error("STS cannot be reached: {message}")]
     Unreachable {
         /// What happened.
         message: String,
     },
-    /// STS returned a session of another role, account, partition, name or source identity than the requested one.
+    /// STS returned a session whose role, account, partition, name or source identity differs from the request.
     #[error("STS returned a different session than the requested one: {message}")]
     OtherRole {
         /// The session that STS returned.
         message: String,
     },
-    /// STS was not asked.
+    /// No request to STS was made.
     #[error("{0}")]
     NotAsked(NotAsked),
-    /// Everything else that STS may answer.
+    /// Any other failure of STS.
     #[error("STS failed: {message}")]
     Failed {
-        /// What STS says.
+        /// The message from STS.
         message: String,
     },
 }
 
-/// Advice for responses of STS that are for another role.
+/// Advice for STS responses that are for another role.
 pub(in crate::credentials) const CHECK_ENDPOINT: &str = "check for a proxy or a wrong endpoint between this node and STS: \
      AWS_ENDPOINT_URL_STS, HTTPS_PROXY, the VPC endpoint and its DNS name";
 
 impl AssumeRoleError {
-    /// The stable name: a metric's label.
+    /// Returns the stable name of the error, used as a metric label.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Denied { .. } => "denied",
@@ -178,18 +178,18 @@ impl AssumeRoleError {
         }
     }
 
-    /// Whether the failure is the answer for a while. One that cost STS nothing is not: the next asker may have better luck.
+    /// Whether the failure is cached for a while. Failures without a request to STS are not: the next attempt may succeed.
     pub fn is_remembered(&self) -> bool {
         !matches!(self, Self::IdentityUnknown(_) | Self::NotAsked(_))
     }
 
-    /// Whether it is an answer about this one role, and no sign that STS does not work.
+    /// Whether STS refused this one role, which is no sign of an outage.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Denied { .. } | Self::Invalid { .. } | Self::TooLong { .. })
     }
 
-    /// What the owner of a pod may know of it, and what to do; `None` where there is nothing that the owner could do. Not what
-    /// STS says: that names the session of the node's role, accounts, and what else is for the node's operators alone.
+    /// Returns a message for the pod's owner, with what to do; `None` if the owner cannot fix the failure. It never includes the
+    /// message from STS, which names the node role's session, accounts and other details meant only for the node's operators.
     pub fn for_owner(&self) -> Option<&'static str> {
         match self {
             Self::Denied { message } if denied::is_about_source_identity(message) => Some(
@@ -205,7 +205,7 @@ impl AssumeRoleError {
                  role's maximum session duration, or have --session-duration lowered",
             ),
             Self::NotAsked(why) => why.for_owner(),
-            // These are the node's, for all of its pods at one time.
+            // These failures concern the node and all of its pods.
             Self::Throttled
             | Self::OwnIdentity { .. }
             | Self::IdentityUnknown(_)
@@ -232,16 +232,16 @@ impl Advise for AssumeRoleError {
     }
 }
 
-/// Where sessions come from: STS, or a test's idea of it.
+/// A source of sessions: STS, or a fake in tests.
 pub trait AssumeRole: Send + Sync + 'static {
-    /// Asks for a session. One call is one question, and one request to STS; nothing is remembered but how long a session may be:
-    /// after [`AssumeRoleError::TooLong`] the next call asks for less.
+    /// Requests a session. Each call makes one request to STS. The only state kept between calls is the maximum session duration:
+    /// after [`AssumeRoleError::TooLong`], the next call requests a shorter session.
     fn assume_role(&self, request: &RoleRequest) -> impl Future<Output = Result<Credentials, AssumeRoleError>> + Send;
 }
 
-/// STS as the node's operator asks it: who the daemon is to it, too.
+/// STS with access to the daemon's own identity, for operator commands.
 pub trait StsOfNode: AssumeRole {
-    /// The ARN of who asks. Known from then on, where the policy compares roles with it.
+    /// Returns the ARN of the caller that assumes pod roles. Also records it for the policy, which compares roles with it.
     fn own_identity(&self) -> impl Future<Output = Result<String, AssumeRoleError>> + Send;
 }
 

@@ -11,7 +11,7 @@ const UNKNOWN_CALLER: &str = "rolegate";
 /// What to check when AWS does not accept the daemon's credentials.
 pub(super) const CHECK_CREDENTIALS: &str = "check the node's instance profile, and that the daemon reaches the metadata service";
 
-/// A failure of STS, and what to check.
+/// A failure of STS and what to check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnosis {
     /// What happened, without a closing full stop.
@@ -37,7 +37,7 @@ impl AssumeRoleError {
                     "the metadata service is reachable from here (HttpEndpoint, HttpPutResponseHopLimit)",
                     "the node's clock is right",
                 ];
-                // They apply only where nothing more specific is known.
+                // These apply only if nothing more specific is known.
                 let more = more.into_iter().filter(|_| advice == CHECK_CREDENTIALS).map(str::to_owned);
                 std::iter::once(advice.to_string()).chain(more).collect()
             }

@@ -1,13 +1,15 @@
-//! Sessions by everything that STS is told: one request under way for a key, expiry honoured, failures remembered.
+//! The session cache. Its key is everything that STS receives. It allows one request in flight per key, respects expiry, and
+//! remembers failures.
 //!
-//! An entry is a *flight*: a request to STS, under way or landed. It runs in a task of its own, so that a caller who gives
-//! up does not end it for the others, and goes through the [gate](super::gate). A flight that landed well is served until
-//! its credentials come close to their end; mostly another took its place long before ([`super::refresh`]). If not, the next
-//! caller starts one, and what there was is kept for the case that STS fails. A flight that failed is the answer for
-//! `error_ttl`, and for longer if it goes on failing, so that one broken role costs one call in that time, however many ask.
+//! An entry is a *flight*: a request to STS, in flight or completed. Each flight runs in its own task, so a caller that gives
+//! up does not end it for other callers. All requests pass the [gate](super::gate). The credentials of a successful flight are
+//! served until they are close to expiry. Usually [`super::refresh`] has replaced the flight long before. If not, the next caller
+//! starts a new flight, and the earlier credentials are kept in case STS fails. A failed flight is served as the result for
+//! `error_ttl`, and longer if failures continue, so a broken role costs one request in that time, however many callers there
+//! are.
 //!
-//! A session is here for the pods that need it: who follows the pods forgets it with the last of them. moka frees what was
-//! removed or replaced later, so what it holds is a [slot](slot::Slot) that is emptied at once.
+//! A session is kept for the pods that need it, and forgotten when the last of them is gone. moka frees removed or replaced
+//! entries with a delay, so each entry holds a [slot](slot::Slot) that is emptied at once.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -37,23 +39,23 @@ use flight::{Before, Flight, Serves, is_usable};
 pub use flight::{LEAST_REMAINING, LEAST_USABLE, Landing, SessionState};
 use slot::Slot;
 
-/// How long a caller waits for a renewal while earlier credentials are still good: SDKs give up after a second, some after
-/// half of one.
+/// How long a caller waits for a renewal while earlier credentials are still valid. SDKs time out after one second, some after
+/// half a second.
 pub const PATIENCE_WITH_EARLIER: Duration = Duration::from_millis(400);
 
-/// How often it is looked at again whether a renewal still gives way, less up to a quarter.
+/// The interval at which a deferred renewal is checked again, minus a jitter of up to a quarter.
 const LOOKED_AT_AGAIN: Duration = Duration::from_secs(4 * 60);
-/// Sessions held at most: far more than a node has pods.
+/// The maximum number of cached sessions: far more than a node has pods.
 const MAX_SESSIONS: u64 = 10_000;
 
-/// How the cache treats STS.
+/// Settings of the session cache.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheSettings {
     /// How long the first failure of a session is remembered.
     pub error_ttl: Duration,
-    /// The longest wait of a caller.
+    /// The longest time that a caller waits.
     pub timeout: Duration,
-    /// What the node allows itself.
+    /// The limits of this node's requests to STS.
     pub limits: StsLimits,
 }
 
@@ -68,7 +70,7 @@ pub struct Sessions<A> {
     metrics: Metrics,
     hits: IntCounter,
     late: IntCounter,
-    /// Who is told which flights have landed.
+    /// Notified of each completed flight.
     follower: OnceLock<mpsc::UnboundedSender<Arc<RoleRequest>>>,
 }
 
@@ -88,7 +90,7 @@ fn ended() -> AssumeRoleError {
 }
 
 impl<A: AssumeRole> Sessions<A> {
-    /// No sessions yet.
+    /// Creates an empty cache.
     pub fn new(sts: A, settings: CacheSettings, clock: Clock, metrics: Metrics) -> Arc<Self> {
         let (hits, late) = (metrics.session_lookups("hit"), metrics.session_served_late());
         let gate = Gate::new(settings.limits, metrics.clone());
@@ -151,7 +153,7 @@ impl<A: AssumeRole> Sessions<A> {
         }
     }
 
-    /// The flight to wait for: a new one, unless another caller has started it meanwhile.
+    /// Returns the flight to wait for: a new one, unless another caller has started one meanwhile.
     async fn board(&self, request: &RoleRequest, caller: &Arc<Caller>) -> Result<Arc<Flight>, NotAsked> {
         let started = self
             .start(request, std::slice::from_ref(caller), |flight| {
@@ -192,8 +194,8 @@ impl<A: AssumeRole> Sessions<A> {
         }
     }
 
-    /// Starts a flight for these pods where `wanted` says with what, by the one that is here; no other caller does so at the same
-    /// time. The flight that is here then, and whether it is the new one.
+    /// Starts a flight for these pods if `wanted`, called with the current flight, returns its parameters. Concurrent calls for one key
+    /// are serialized. Returns the flight that is then current, and whether it is new.
     async fn start(
         &self,
         request: &RoleRequest,
@@ -213,17 +215,17 @@ impl<A: AssumeRole> Sessions<A> {
             std::future::ready(op)
         };
         self.flights.entry_by_ref(request).and_compute_with(compute).await;
-        // The other case is not met: where there is no flight, one is started.
+        // `started` is always set: `wanted` starts a flight if there is none.
         started.unwrap_or_else(|| Ok((depart((Before::default(), CallCause::Demand), true)?, true)))
     }
 
-    /// Where a session stands; `None` where STS was never asked for it.
+    /// Returns the state of a session; `None` if it was never requested from STS.
     pub(super) async fn standing(&self, request: &RoleRequest) -> Option<SessionState> {
         Some(self.flight(request).await?.standing(self.clock.now()))
     }
 
-    /// Lets go of sessions that no pod needs: their secrets are wiped, what waits at the gate is withdrawn, and what STS may
-    /// still answer is dropped.
+    /// Drops sessions that no pod needs: zeroes their secrets, withdraws their queued requests from the gate, and discards responses
+    /// that are still to come.
     pub(super) async fn forget(&self, requests: &[Arc<RoleRequest>]) {
         for request in requests {
             if let Some(slot) = self.flights.remove(&**request).await {
@@ -232,34 +234,34 @@ impl<A: AssumeRole> Sessions<A> {
         }
     }
 
-    /// Lets go of the memory of what was removed or replaced, where no thread looks at it any more.
+    /// Frees the memory of removed and replaced entries that no thread uses any more.
     pub(super) async fn clean(&self) {
         self.flights.run_pending_tasks().await;
     }
 
-    /// The sessions that STS was asked for, but for those that are wanted.
+    /// Returns the cached sessions that are not wanted.
     pub(super) fn others(&self, is_wanted: impl Fn(&RoleRequest) -> bool) -> Vec<Arc<RoleRequest>> {
         self.flights.iter().map(|(request, _)| request).filter(|request| !is_wanted(request)).collect()
     }
 
-    /// After which time it is looked at again whether STS is asked ahead of need: `None` where nothing is against it. While STS
-    /// throttles, what has time gives way; when it does not any more, that is seen soon.
+    /// Returns after which time to check again whether to request the session ahead of need; `None` if it may be requested now. While
+    /// STS throttles, sessions with time left give way. The time is bounded, so that the end of throttling is noticed soon.
     pub(super) async fn gives_way(&self, request: &RoleRequest) -> Option<Duration> {
         let until = self.flight(request).await?.gives_way(self.clock.now(), || self.gate.is_slow())?;
         Some(until.saturating_duration_since(Instant::now()).min(spread(LOOKED_AT_AGAIN)))
     }
 
-    /// A caller has met credentials whose renewal must not wait for its place much longer.
+    /// Raises the priority of the renewal if a caller was served credentials that are close to expiry.
     fn raise_if_nearly_ended(&self, flight: &Flight, served: &Credentials, caller: impl FnOnce() -> Arc<Caller>) {
         if served.remaining(self.clock.now()) < NEARLY_ENDED {
             self.gate.raise(flight.ticket, &caller());
         }
     }
 
-    /// The keys of all flights that land from now on, whoever asked. For one follower.
+    /// Returns a stream of the keys of all flights that complete from now on. Supports one follower.
     pub(super) fn landings(&self) -> mpsc::UnboundedReceiver<Arc<RoleRequest>> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        // A second follower would get nothing, and end at once.
+        // A second follower would get a closed channel.
         let _ = self.follower.set(sender);
         receiver
     }
@@ -270,7 +272,7 @@ impl<A: AssumeRole> Sessions<A> {
         Holdings { sessions: last.iter().filter(|last| !last.is_zero()).count(), earliest_end: last.into_iter().min() }
     }
 
-    /// Whether a caller waits for a new session: not where the one before is still good, and STS does not work.
+    /// Whether a caller waits for a new session. It does not if the earlier one is still valid and STS is failing.
     fn waits_for(&self, earlier: Option<&Credentials>, failures: u32) -> bool {
         let usable = earlier.is_some_and(|earlier| is_usable(earlier, self.clock.now()));
         !usable || (failures == 0 && self.gate.trouble().is_none())
@@ -278,7 +280,7 @@ impl<A: AssumeRole> Sessions<A> {
 
     async fn landing_of(&self, flight: Arc<Flight>, caller: &Arc<Caller>) -> Landing {
         let began = Instant::now();
-        // Kept for as long as this caller waits: the flight lets go of it when it lands well.
+        // Keeps the earlier credentials while this caller waits: the flight drops them when it succeeds.
         let earlier = flight.earlier(self.clock.now());
         let is_held = |earlier: &Arc<Credentials>| is_usable(earlier, self.clock.now());
         if !self.waits_for(earlier.as_deref(), flight.failures)
@@ -294,14 +296,14 @@ impl<A: AssumeRole> Sessions<A> {
             && tokio::time::timeout(patience, state.wait_for(|state| state.landed.is_some())).await.is_err()
             && is_held(earlier)
         {
-            // Credentials that are still good in the caller's time are better than fresh ones after it.
+            // Valid credentials within the caller's timeout are better than fresh ones after it.
             return Ok(earlier.clone());
         }
         let landed = state.wait_for(|state| state.landed.is_some());
         let landing = match tokio::time::timeout_at(began + self.settings.timeout, landed).await {
             Ok(Ok(state)) => state.landed.as_ref().map(|landed| landed.landing.clone()),
             Ok(Err(_)) => None,
-            // The request goes on: its answer is for those who ask next.
+            // The request continues: its result serves later callers.
             Err(_) => Some(Err(self.out_of_time(&flight))),
         };
         match landing {
@@ -329,7 +331,7 @@ impl<A: AssumeRole> Sessions<A> {
         }
     }
 
-    /// The wall clock.
+    /// Returns the wall clock time.
     pub(super) fn now(&self) -> Timestamp {
         self.clock.now()
     }

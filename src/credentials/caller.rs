@@ -17,7 +17,7 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// The pod as a caller.
+    /// Returns the pod as a caller.
     pub(crate) fn of(pod: &Pod) -> Arc<Self> {
         Arc::new(Self { uid: pod.uid.clone(), namespace: pod.namespace.as_str().into(), name: pod.name.as_str().into() })
     }

@@ -1,12 +1,12 @@
-//! What AWS says where it does not allow a session.
+//! Interpretation of the messages with which AWS denies a session.
 
-/// Whether STS's message denies to set a source identity. It names the action that is not allowed: "User: ARN is not authorized to
-/// perform: sts:SetSourceIdentity on resource: ARN".
+/// Whether STS denied setting a source identity. The message names the denied action: "User: ARN is not authorized to perform:
+/// sts:SetSourceIdentity on resource: ARN".
 pub(super) fn is_about_source_identity(message: &str) -> bool {
     message.contains("perform: sts:SetSourceIdentity")
 }
 
-/// Returns what must be allowed, in one sentence, where STS denies a role with this message.
+/// Returns one sentence that says what must be allowed when STS denies a role with this message.
 pub(super) fn what_to_allow(message: &str) -> &'static str {
     if is_about_source_identity(message) {
         "the role's trust policy must allow sts:SetSourceIdentity for rolegate's own role, and the policies of that role must allow \

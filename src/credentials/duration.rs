@@ -1,8 +1,8 @@
-//! Sessions that last less than was asked for, where the role does not allow it.
+//! Session durations that fall back to one hour if a role does not allow the requested duration.
 //!
-//! A role has a maximum (`MaxSessionDuration`), and a caller who is a role's session itself gets one hour at most (IAM User
-//! Guide, "Roles terms and concepts", role chaining). STS says either with a `ValidationError`. Then an hour is asked for, by the
-//! next question, and by all from then on; after half a day the role may have been changed, and the whole duration is tried again.
+//! A role has a maximum session duration (`MaxSessionDuration`). Role chaining limits a session to one hour (IAM User Guide,
+//! "Roles terms and concepts"). STS reports both with a `ValidationError`. The next request for the role, and all later ones,
+//! are then for one hour. The role may be changed later, so after 12 hours the full duration is tried again.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -15,21 +15,21 @@ use tracing::warn;
 use super::AssumeRoleError;
 use crate::role::RoleArn;
 
-/// What every role allows, and every caller gets.
+/// The duration that every role allows to every caller.
 pub(super) const ALWAYS_ALLOWED: Duration = Duration::from_secs(3600);
-/// How long it is remembered that a role allows no more.
+/// How long a role's limit is remembered.
 const REMEMBERED: Duration = Duration::from_secs(12 * 3600);
-/// What the two messages of STS have in common: "The requested DurationSeconds exceeds the MaxSessionDuration set for this
+/// The text that both STS messages have in common: "The requested DurationSeconds exceeds the MaxSessionDuration set for this
 /// role.", and "... exceeds the 1 hour session limit for roles assumed by role chaining".
 const TOO_LONG: &str = "DurationSeconds exceeds";
 
-/// Which roles allow no more than an hour.
+/// The roles that are known to allow at most one hour.
 #[derive(Debug, Default)]
 pub(super) struct Durations(Mutex<HashMap<RoleArn, Instant>>);
 
 impl Durations {
-    /// Asks once for a session of this role: of this duration, or of an hour where it is known that this is too long. What came,
-    /// and the duration that it was asked for with. What is learnt now is told by [`AssumeRoleError::TooLong`].
+    /// Requests a session of this role once, for the `wanted` duration, or for one hour if that is known to be too long. Returns the
+    /// result and the duration requested. Returns [`AssumeRoleError::TooLong`] when a new limit is discovered.
     pub(super) async fn ask<T, F>(
         &self,
         role: &RoleArn,
@@ -67,7 +67,7 @@ impl Durations {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<RoleArn, Instant>> {
-        // A map that every writer leaves whole.
+        // No writer leaves the map inconsistent, so poisoning is harmless.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -85,7 +85,7 @@ mod tests {
         format!("arn:aws:iam::111122223333:role/{name}").parse().unwrap()
     }
 
-    /// STS, for roles that allow so much; and what was asked.
+    /// Requests a session from an STS whose roles allow `most`. Returns the outcome and the duration requested.
     async fn ask(durations: &Durations, name: &str, wanted: Duration, most: Duration) -> (Result<(), &'static str>, Duration) {
         let mut asked = Vec::new();
         let role = role(name);
@@ -95,12 +95,12 @@ mod tests {
             std::future::ready(if duration > most { Err(AssumeRoleError::Invalid { message }) } else { Ok(()) })
         });
         let answer = answer.await.map(|((), asked_for)| assert_eq!(asked_for, asked[0])).map_err(|error| error.name());
-        assert_eq!(asked.len(), 1, "one question");
+        assert_eq!(asked.len(), 1, "one request");
         (answer, asked[0])
     }
 
     #[tokio::test(start_paused = true)]
-    async fn too_long_a_session_is_asked_for_once_and_an_hour_from_then_on() {
+    async fn too_long_a_duration_is_requested_once_then_one_hour() {
         let durations = Durations::default();
         let (twelve, one) = (HOURS(12), HOURS(1));
         assert_eq!(ask(&durations, "web", twelve, one).await, (Err("too-long"), twelve));
@@ -108,11 +108,11 @@ mod tests {
         assert_eq!(ask(&durations, "web", twelve, one).await, (Ok(()), one));
         assert_eq!(ask(&durations, "db", twelve, twelve).await, (Ok(()), twelve), "another role");
         advance(REMEMBERED).await;
-        assert_eq!(ask(&durations, "web", twelve, twelve).await, (Ok(()), twelve), "the role was changed");
+        assert_eq!(ask(&durations, "web", twelve, twelve).await, (Ok(()), twelve), "the role's limit was raised");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn other_refusals_and_short_sessions_are_not_tried_again() {
+    async fn other_refusals_and_short_sessions_are_not_retried() {
         let durations = Durations::default();
         let (half, one) = (HOURS(1) / 2, HOURS(1));
         assert_eq!(ask(&durations, "web", one, half).await, (Err("invalid"), one));

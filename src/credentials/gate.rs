@@ -52,7 +52,7 @@ pub(super) struct Gate(Arc<GateInner>);
 struct GateInner {
     metrics: Metrics,
     state: Mutex<GateState>,
-    /// The pods and namespaces that were logged.
+    /// The pods and namespaces that were logged recently.
     logged: EachDigest,
 }
 
@@ -105,7 +105,7 @@ pub(super) struct StsPermit {
 }
 
 impl GateState {
-    /// Tokens that there must be for this request to be made.
+    /// Returns how many tokens must be available before this request is made.
     fn needed(&self, why: NextReason) -> f64 {
         match why {
             NextReason::Waits | NextReason::EndsSoon => 1.0,
@@ -175,7 +175,7 @@ fn queue_full() -> TurnedAwayCall {
 }
 
 impl Gate {
-    /// An open gate.
+    /// Creates a gate at the full pace, with an empty queue.
     pub(super) fn new(limits: StsLimits, metrics: Metrics) -> Self {
         let state = GateState {
             pace: Pace::new(limits),
@@ -305,7 +305,7 @@ impl Gate {
         if let Some(place) = taken {
             self.end(place, NotAsked::Superseded);
         }
-        // What stood behind it may need fewer tokens, or a timer.
+        // The request behind it may need fewer tokens, or a timer.
         self.dispatch();
     }
 
@@ -334,11 +334,11 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, GateState> {
-        // Plain data that every holder leaves whole.
+        // No holder leaves the state inconsistent, so poisoning is harmless.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets in who may go now, and sets the timer for who is next.
+    /// Grants permits to the requests that may go now, and sets the timer for the next one.
     fn dispatch(&self) {
         let mut turns = Vec::new();
         {
@@ -372,7 +372,7 @@ impl Gate {
         }
         for (sender, permit) in turns {
             self.0.metrics.sts_queue(permit.cause.name()).dec();
-            // Who has gone gives the permit back by dropping it.
+            // If the receiver is gone, dropping the permit returns it.
             let _ = sender.send(Ok(permit));
         }
     }
@@ -384,7 +384,7 @@ impl Gate {
             None => {}
         }
         let gate = Arc::downgrade(&self.0);
-        // Not a background task: it ends with its time.
+        // Not a background task: it ends when the timer fires.
         let timer = tokio::spawn(async move {
             tokio::time::sleep_until(at).await;
             if let Some(inner) = gate.upgrade() {
@@ -403,7 +403,7 @@ impl StsPermit {
         self.cause
     }
 
-    /// What STS answered about this role.
+    /// Records the response of STS for this role.
     pub(super) fn answered<T>(&self, role: &RoleArn, answer: &Result<T, AssumeRoleError>) {
         let mut state = self.gate.lock();
         match answer {

@@ -1,9 +1,9 @@
-//! Who the daemon itself is at AWS: asked once for all who need to know it, and anew each hour, because keys may be rotated
-//! to those of another role. With a role between, it is two: its own identity, and that role's session. Pods get neither, so
-//! both must be known.
+//! The daemon's own AWS identity. It is requested once for all who need it, and again every hour, because keys may be rotated
+//! to those of another role. With an intermediate role there are two identities: the daemon's own, and the session of the
+//! intermediate role. Pods get neither, so both must be known.
 //!
-//! Nothing is handed out before it is known, so every session waits for this one answer. While STS does not give it, it is
-//! asked by pauses that grow; whoever needs it meanwhile has the failure at once, and no pod can make STS be asked more.
+//! No credentials are served before the identity is known, so every session waits for this one response. While STS does not
+//! return it, requests back off. Callers then get the cached failure at once, so pods cannot cause additional requests to STS.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -17,42 +17,42 @@ use crate::backoff::{Backoff, fraction, spread};
 use crate::policy::node::{KnownNode, NodeIdentity};
 use crate::role::CallerIdentity;
 
-/// The shortest pause after the first failure; it doubles with each more. Up to as much is added by chance: what a fleet that
-/// was started at once asks again is spread from the first time on.
+/// The pause after the first failure. It doubles with each further failure. A random amount of up to the same length is added,
+/// so that the retries of a fleet that starts at once are spread out from the beginning.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause.
 const LAST_PAUSE: Duration = Duration::from_secs(60);
-/// How long what is known is not asked for again.
+/// How long a known identity is used before it is requested again.
 const KNOWN: Duration = Duration::from_secs(3600);
 
-/// Where the answer comes from: STS, or a test's idea of it.
+/// A source of the identity: STS, or a fake in tests.
 pub(super) trait AskIdentity: Send + Sync + 'static {
-    /// Asks. One call is one question; nothing is remembered.
+    /// Makes one request. Nothing is remembered.
     fn ask(&self) -> impl Future<Output = Result<CallerIdentity, AssumeRoleError>> + Send;
 }
 
-/// The question, shared by all who ask it.
+/// The identity lookup, shared by all callers.
 #[derive(Debug)]
 pub(super) struct Inquiry<A> {
     own: A,
     intermediate: Option<A>,
     node: NodeIdentity,
-    /// Held while the question is under way: who comes meanwhile waits for the same answer.
+    /// Locked during a request, so that concurrent callers wait for the same response.
     failure: Mutex<Option<FailedAttempt>>,
 }
 
-/// That it did not work, and until when it is not tried again.
+/// The last failure, and until when no request is made.
 #[derive(Debug)]
 struct FailedAttempt {
     error: AssumeRoleError,
     until: Instant,
-    /// How many followed each other.
+    /// The number of consecutive failures.
     count: u32,
 }
 
 impl<A: AskIdentity> Inquiry<A> {
-    /// An inquiry by the daemon's own credentials, and by those of a role between where there is one. Its answers are told to
-    /// `node`.
+    /// Creates an inquiry with the daemon's own credentials, and with those of an intermediate role if there is one. Results
+    /// are stored in `node`.
     pub(super) fn new(own: A, intermediate: Option<A>, node: NodeIdentity) -> Self {
         if intermediate.is_some() {
             node.expect_intermediate();
@@ -60,12 +60,12 @@ impl<A: AskIdentity> Inquiry<A> {
         Self { own, intermediate, node, failure: Mutex::default() }
     }
 
-    /// Where its answers are told.
+    /// Returns where the results are stored.
     pub(super) fn node(&self) -> &NodeIdentity {
         &self.node
     }
 
-    /// Returns once it is known; the failure, while it cannot be had.
+    /// Returns once the identity is known; returns the failure while it is unavailable.
     pub(super) async fn known(&self) -> Result<(), AssumeRoleError> {
         if self.node.known().has_all_callers() {
             return Ok(());
@@ -78,8 +78,8 @@ impl<A: AskIdentity> Inquiry<A> {
         }
     }
 
-    /// Asks whatever is known, unless that failed just now; with the time after which to ask again. What is known stays
-    /// when it fails.
+    /// Requests the identity even if it is known, unless a request failed recently. Returns the result and the time after which
+    /// to try again. A known identity is kept when the request fails.
     pub(super) async fn renew(&self) -> (Result<Arc<KnownNode>, AssumeRoleError>, Duration) {
         let mut failure = self.failure.lock().await;
         let asked = match &*failure {
@@ -105,7 +105,8 @@ impl<A: AskIdentity> Inquiry<A> {
         }
     }
 
-    /// Each answer counts by itself, also where the next fails: what is known is refused to pods.
+    /// Stores each result at once, even if the next request fails: pods are refused every role that is known to be the
+    /// daemon's.
     async fn ask_all(&self) -> Result<(), AssumeRoleError> {
         self.node.set_caller(self.own.ask().await?);
         if let Some(intermediate) = &self.intermediate {

@@ -1,18 +1,18 @@
-//! Reasons for which a pod gets no session without a request to STS: those of this node's own queue.
+//! Reasons why a session was not requested from STS: those of this node's own queue.
 
 /// The reason why no request to STS was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAsked {
-    /// The pod has caused as many new sessions as one pod may.
+    /// The pod has caused as many new sessions as one pod may cause.
     #[error("the pod's role, session name or external ID changed too often; no request to STS was made")]
     TooManyChanges,
     /// The queue has no place for more requests of the pod's namespace.
     #[error("the pod's namespace has too many requests in this node's queue for STS; no request to STS was made")]
     QueueFull,
-    /// The caller's time ended while the request waited for its turn.
+    /// The caller timed out while the request waited for its turn.
     #[error("the request is still waiting in this node's queue for STS, with {others} others")]
     Queued {
-        /// Requests that wait with it.
+        /// The number of other requests that wait.
         others: usize,
     },
     /// No pod needs the session any more.
@@ -21,7 +21,7 @@ pub enum NotAsked {
 }
 
 impl NotAsked {
-    /// The stable name: a metric's label.
+    /// Returns the stable name of the reason, used as a metric label.
     pub fn name(self) -> &'static str {
         match self {
             Self::TooManyChanges => "too-many-changes",
@@ -31,7 +31,7 @@ impl NotAsked {
         }
     }
 
-    /// What to change.
+    /// Returns what to change.
     pub fn advice(self) -> &'static str {
         match self {
             Self::TooManyChanges => {

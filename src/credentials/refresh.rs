@@ -1,12 +1,13 @@
-//! Sessions ahead of need: a pod's is fetched when the pod appears, before it has an address, and renewed at half of its life
-//! for as long as a pod here needs it; with the last one it is forgotten.
+//! Fetches sessions ahead of need. A pod's session is fetched when the pod appears, before it has an IP address, and renewed at
+//! half of its life for as long as a pod on this node needs it. When no pod needs it any more, it is forgotten.
 //!
-//! The pods decide: this follows them, asks policy about each that is new or has changed, and counts who needs which session.
-//! A pod whose namespace or service account is not known yet keeps what it had until they are. Nothing is asked before it is
-//! known who the daemon is to AWS.
+//! The refresh follows the pods, asks the policy about each new or changed pod, and counts which pods need which session. A pod
+//! whose namespace or service account is not known yet keeps its earlier session until they are. No session is requested before
+//! the daemon's own AWS identity is known.
 //!
-//! The pods that were here before the daemon have credentials, mostly, and a fleet that is restarted has many of them: their
-//! sessions are fetched over a while, in an order of chance. One that a pod asks for goes first.
+//! Pods that were running before the daemon started usually have credentials already, and a restart of a whole fleet affects
+//! many such pods. Their sessions are therefore fetched over a period of time, in random order. A session that a pod requests
+//! goes first.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -22,51 +23,54 @@ use crate::backoff::{fraction, spread};
 use crate::pods::{Pod, PodContext, PodUid, Pods};
 use crate::policy::{Decision, Policy, RoleRequest};
 
-/// Of a session's life, how much earlier than at its half it may be renewed: of an hour, after 18 to 30 minutes. So the sessions of a
-/// fleet that was started at once drift apart, and enough is left of each for an hour in which STS does half of what is needed.
+/// How much earlier than half of its life a session may be renewed, as a fraction of its life: a session of one hour is renewed
+/// after 18 to 30 minutes. The sessions of a fleet that starts at once thus drift apart, and each has enough time left to
+/// survive an hour in which STS serves half of the requests.
 const EARLIER: f64 = 0.2;
-/// The shortest pause before a session is tried again.
+/// The shortest pause before a session is retried.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
-/// The pause before STS is asked again, ahead of need, for what it refused: whoever mends the role has a pod that asks.
+/// The pause before a session that STS refused is prefetched again. Whoever fixes the role usually has a pod that requests it
+/// sooner.
 const AFTER_REFUSAL: Duration = Duration::from_secs(30 * 60);
-/// Between two looks at sessions that no pod here needs: a request may be decided before its pod is followed.
+/// The interval of the sweep for sessions that no pod on this node needs. Such a session may belong to a request that was
+/// decided before its pod was followed.
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// Keeps the sessions of this node's pods.
 #[derive(Debug)]
 pub struct Refresh<A> {
-    /// Whom they are for.
+    /// The pods that need sessions.
     pub pods: Pods,
-    /// What each may have.
+    /// The policy that decides what each pod may have.
     pub policy: Arc<Policy>,
-    /// Where they are.
+    /// The session cache.
     pub sessions: Arc<Sessions<A>>,
-    /// Whether STS is asked before a pod is.
+    /// Whether sessions are requested from STS before a pod requests them.
     pub prefetch: bool,
-    /// The time over which the sessions of pods that were here before are fetched.
+    /// The time over which the sessions of pods that were running before the daemon are fetched.
     pub spread: Duration,
 }
 
-/// A pod, as it was decided about.
+/// A pod and the decision about it.
 #[derive(Debug)]
 struct FollowedPod {
     pod: Arc<Pod>,
     caller: Arc<Caller>,
     context: PodContext,
     node_version: u64,
-    /// It was here before the daemon.
+    /// Whether the pod was running before the daemon.
     early: bool,
-    /// Enough was known to decide.
+    /// Whether enough was known to decide.
     decided: bool,
     wants: Option<Arc<RoleRequest>>,
-    /// The last look in which it was there.
+    /// The number of the last look that found the pod.
     look: u64,
 }
 
-/// A session that is needed.
+/// A session that at least one pod needs.
 #[derive(Debug, Default)]
 struct WantedSession {
-    /// By whom.
+    /// The pods that need the session.
     pods: HashMap<PodUid, Arc<Caller>>,
     due: Option<(Instant, u64)>,
 }
@@ -76,17 +80,18 @@ struct Follower<A> {
     of: Refresh<A>,
     followed: HashMap<PodUid, FollowedPod>,
     wanted: HashMap<Arc<RoleRequest>, WantedSession>,
-    /// When STS is to be asked next, and for what. The number tells apart what is due at one time.
+    /// The sessions by the time at which they are requested from STS next. The number distinguishes sessions that are due at
+    /// the same time.
     due: BTreeMap<(Instant, u64), Arc<RoleRequest>>,
     numbers: u64,
     looks: u64,
-    /// The first complete list of pods has been seen.
+    /// Whether a complete list of pods has been seen.
     listed: bool,
     strays: HashSet<Arc<RoleRequest>>,
 }
 
 impl<A: AssumeRole> Refresh<A> {
-    /// Runs for as long as the process.
+    /// Runs until the process ends.
     pub async fn run(self) {
         let mut landings = self.sessions.landings();
         let mut pods = self.pods.clone();
@@ -103,7 +108,7 @@ impl<A: AssumeRole> Refresh<A> {
                 }
             };
             if decisions > 0 {
-                debug!(decisions, sessions = follower.wanted.len(), "pods were decided about, ahead of need");
+                debug!(decisions, sessions = follower.wanted.len(), "decided which sessions pods need");
                 decisions = 0;
             }
             tokio::select! {
@@ -131,14 +136,14 @@ impl<A: AssumeRole> Follower<A> {
         }
     }
 
-    /// Decides about the pods that are new, have changed, or are in another world, and lets go of what none of them needs;
-    /// how many it decided about.
+    /// Decides about the pods that are new or whose circumstances changed, and drops the sessions that no pod needs any more.
+    /// Returns the number of decisions.
     async fn look(&mut self) -> usize {
         self.looks += 1;
         let (look, node_version) = (self.looks, self.of.policy.node_version());
         let (is_listed, pods) = self.of.pods.that_may_ask();
         let early = !self.listed;
-        // Given up after the new ones are taken: pods may share one.
+        // Sessions are given up after the new ones are added, because pods may share a session.
         let (mut given_up, mut decisions) = (Vec::new(), 0);
         for (pod, context) in pods {
             let known = self.followed.get_mut(&pod.uid);
@@ -178,7 +183,7 @@ impl<A: AssumeRole> Follower<A> {
         decisions
     }
 
-    /// What a pod may have; `None` while it cannot be told.
+    /// Returns what a pod may have; `None` while too little is known to decide.
     fn decide(&self, pod: &Pod, context: &PodContext) -> Option<Option<RoleRequest>> {
         if !self.of.policy.knows_node() || !self.of.policy.can_decide(pod, context) {
             return None;
@@ -189,7 +194,7 @@ impl<A: AssumeRole> Follower<A> {
         })
     }
 
-    /// One more pod needs this session.
+    /// Records that one more pod needs this session.
     async fn want(&mut self, request: RoleRequest, caller: &Arc<Caller>, early: bool) -> Arc<RoleRequest> {
         let request = self.wanted.get_key_value(&request).map_or_else(|| Arc::new(request), |(request, _)| request.clone());
         self.wanted.entry(request.clone()).or_default().pods.insert(caller.uid.clone(), caller.clone());
@@ -207,7 +212,7 @@ impl<A: AssumeRole> Follower<A> {
         request
     }
 
-    /// One pod less needs each of these sessions.
+    /// Records that these pods no longer need these sessions.
     async fn give_up(&mut self, given_up: &[(Arc<RoleRequest>, PodUid)]) {
         let mut unneeded = Vec::new();
         for (request, uid) in given_up {
@@ -226,11 +231,11 @@ impl<A: AssumeRole> Follower<A> {
         self.of.sessions.forget(&unneeded).await;
     }
 
-    /// Sets when STS is to be asked next, by where the session stands.
+    /// Sets when the session is requested next, according to its state.
     async fn schedule(&mut self, request: &Arc<RoleRequest>) {
         let now = Instant::now();
         let at = match self.of.sessions.standing(request).await {
-            // It is told when it lands.
+            // The follower is notified when the request ends.
             Some(SessionState::UnderWay) | None => return,
             Some(SessionState::Held(credentials)) => now + self.until_renewal(&credentials),
             Some(SessionState::Failed { hopeless: true, .. }) => now + spread(AFTER_REFUSAL),
@@ -239,7 +244,8 @@ impl<A: AssumeRole> Follower<A> {
         self.set_due(request, at);
     }
 
-    /// To half of its life, less by chance: another time on every node, and for every session.
+    /// Returns the time until renewal: half of the session's life minus a random part, so that nodes and sessions do not renew
+    /// at the same time.
     fn until_renewal(&self, credentials: &Credentials) -> Duration {
         let age = Duration::try_from(self.of.sessions.now().duration_since(credentials.issued_at)).unwrap_or(Duration::ZERO);
         let at = credentials.life().mul_f64(0.5 - EARLIER * fraction());
@@ -257,7 +263,7 @@ impl<A: AssumeRole> Follower<A> {
         self.due.insert((at, self.numbers), request.clone());
     }
 
-    /// Asks STS for what is due.
+    /// Requests the sessions that are due.
     async fn begin(&mut self) {
         let now = Instant::now();
         while let Some(first) = self.due.first_entry()
@@ -275,14 +281,14 @@ impl<A: AssumeRole> Follower<A> {
             }
             match self.of.sessions.ahead(&request, &callers).await {
                 Ahead::UnderWay => {}
-                // It failed meanwhile, for a pod that asked.
+                // It failed meanwhile, for a pod that requested it.
                 Ahead::NotBegun => self.schedule(&request).await,
                 Ahead::Later(after) => self.set_due(&request, now + after),
             }
         }
     }
 
-    /// Forgets the sessions that were asked for and that no pod needs, at this look and the one before.
+    /// Forgets the cached sessions that no pod needs and that no pod needed at the previous sweep either.
     async fn sweep(&mut self) {
         let strays = self.of.sessions.others(|request| self.wanted.contains_key(request));
         let (old, new): (Vec<_>, Vec<_>) = strays.into_iter().partition(|request| self.strays.contains(request));

@@ -1,8 +1,8 @@
-//! STS through the AWS SDK: the only importer of `aws_sdk_sts`.
+//! Requests to STS through the AWS SDK. This is the only module that imports `aws_sdk_sts`.
 //!
-//! The daemon's own identity is the SDK's default chain, with the metadata service at `--metadata-addr` as its last link.
-//! The endpoint is regional: the SDK's default, of the region that the environment, the profile or the metadata service
-//! names; the SDKs' variables for FIPS, dual-stack and other endpoints count.
+//! The daemon's own identity comes from the SDK's default chain, whose last provider is the metadata service at
+//! `--metadata-addr`. The endpoint is regional: the SDK's default for the region from the environment, the profile or the
+//! metadata service. The SDK's variables for FIPS, dual-stack and custom endpoints apply.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -50,28 +50,28 @@ mod whose;
 use observer::{Date, Endpoint};
 use own::Own;
 
-/// Time to connect to STS.
+/// Timeout for connecting to STS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time of one attempt.
+/// Timeout of one attempt.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Attempts to learn who the daemon is, the first included.
+/// Attempts to determine the daemon's identity, including the first one.
 const ATTEMPTS: u32 = 3;
-/// The longest question to the metadata service that nothing waits for.
+/// Timeout of a metadata request that nothing waits for.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(3);
-/// The directory whose one member is the role of the instance.
+/// The metadata path whose only entry is the instance's role.
 const INSTANCE_ROLE: &str = "/latest/meta-data/iam/security-credentials/";
 
-/// AWS as the daemon itself sees it.
+/// Access to AWS as the daemon itself.
 #[derive(Clone, Debug)]
 pub(crate) struct Aws {
-    /// By the daemon's own credentials.
+    /// The configuration with the daemon's own credentials.
     config: SdkConfig,
-    /// By those of the role between, where there is one: it assumes the pods'.
+    /// The configuration with the credentials of the intermediate role, if there is one. That role assumes the pods' roles.
     intermediate: Option<(RoleArn, SdkConfig)>,
     metadata: imds::Client,
 }
 
-/// Why the daemon does not know what it needs of AWS.
+/// The reason why the daemon could not get what it needs from AWS.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AwsError {
     /// Neither the environment nor the metadata service names a region.
@@ -80,17 +80,17 @@ pub(crate) enum AwsError {
     /// `--metadata-addr` cannot be used.
     #[error("--metadata-addr: {0}")]
     MetadataAddress(String),
-    /// The metadata service did not give a value that the daemon needs.
+    /// The metadata service did not return a value that the daemon needs.
     #[error("cannot learn {what} from the metadata service: {reason}")]
     Discovery {
-        /// What was asked for.
+        /// What was requested.
         what: &'static str,
         /// What happened.
         reason: String,
-        /// The flag that makes it unnecessary.
+        /// The flag that makes the value unnecessary.
         instead: &'static str,
     },
-    /// The metadata service did not name the role of the instance. Nothing waits for it.
+    /// The metadata service did not name the instance's role. Nothing waits for it.
     #[error("the role of this instance is not known, so pods that name it are not refused for that reason: {reason}")]
     InstanceRole {
         /// What happened.
@@ -111,9 +111,9 @@ impl Advise for AwsError {
 }
 
 impl Aws {
-    /// Loads region, endpoints and the credentials chain. `metadata_addr` is `host` or `host:port`,
-    /// `timeout` the time of all attempts together, `between` the role that pods' roles are assumed by, if not by the daemon's
-    /// own, and its session's name.
+    /// Loads the region, the endpoints and the credentials chain. `metadata_addr` is `host` or `host:port`. `timeout` is the
+    /// total time of all attempts. `intermediate` is the role that assumes the pods' roles instead of the daemon's own
+    /// identity, if any, and the name of its session.
     pub(crate) async fn load(
         metadata_addr: &str,
         timeout: Duration,
@@ -151,8 +151,9 @@ impl Aws {
         let intermediate = match intermediate {
             None => None,
             Some((role, session)) => {
-                // Renewed by the SDK before it ends, as the daemon's own. It gets no source identity: all pods share it, and STS
-                // changes none along a chain of roles. Each pod's own is set at the next step.
+                // The SDK renews this session before it expires, like the daemon's own credentials. It has no source identity:
+                // all pods share it, and STS does not allow the source identity to change along a role chain. Each pod's own is
+                // set in the next request.
                 let provider = AssumeRoleProvider::builder(role.as_str()).session_name(session.as_str()).configure(&config).build().await;
                 let config = config.clone().into_builder().credentials_provider(SharedCredentialsProvider::new(provider)).build();
                 Some((role.clone(), config))
@@ -161,12 +162,12 @@ impl Aws {
         Ok(Self { config, intermediate, metadata })
     }
 
-    /// The region in use.
+    /// Returns the region in use.
     pub(crate) fn region(&self) -> &str {
         self.config.region().map_or("", |region| region.as_ref())
     }
 
-    /// STS. Who the daemon is to it is told to `node`, once that is known.
+    /// Creates the STS client. Stores the daemon's identity in `node` once it is known.
     pub(crate) fn sts(&self, clock: Clock, node: NodeIdentity, metrics: Metrics) -> Sts {
         let endpoint = Endpoint::default();
         let own = |config: &SdkConfig, intermediate: Option<&RoleArn>| {
@@ -175,13 +176,13 @@ impl Aws {
         };
         let base = own(&self.config, None);
         let intermediate = self.intermediate.as_ref().map(|(role, config)| own(config, Some(role)));
-        // The gate and its pauses are what asks again: so that each request passes the gate, and is counted.
+        // Retries are left to the gate and its pauses, so that each request passes the gate and is counted.
         let caller = Arc::new(intermediate.as_ref().unwrap_or(&base).without_retries());
         let identity = Arc::new(Inquiry::new(base, intermediate, node.clone()));
         Sts { caller, clock, identity, doubt: Arc::default(), durations: Arc::default(), clock_skew: Arc::default() }
     }
 
-    /// `arn:PARTITION:iam::ACCOUNT:role/` of the node, from its instance profile.
+    /// Returns `arn:PARTITION:iam::ACCOUNT:role/` of the node, from its instance profile.
     pub(crate) async fn discover_base(&self) -> Result<BaseArn, AwsError> {
         let failed = |reason: String| AwsError::Discovery { what: "the base ARN", reason, instead: "--base-role-arn" };
         let info = self.metadata.get("/latest/meta-data/iam/info").await.map_err(|error| failed(reason(&error)))?;
@@ -194,14 +195,15 @@ impl Aws {
         BaseArn::of_account(partition, account).map_err(|error| failed(error.to_string()))
     }
 
-    /// The node's own role, completed with `base`. `instead` is the flag that makes it unnecessary.
+    /// Returns the node's own role, completed with `base`. `instead` is the flag that makes this request unnecessary.
     pub(crate) async fn discover_node_role(&self, base: &BaseArn, instead: &'static str) -> Result<RoleArn, AwsError> {
         let failed = |reason: String| AwsError::Discovery { what: "the node's role", reason, instead };
         let name = self.metadata.get(INSTANCE_ROLE).await.map_err(|error| failed(reason(&error)))?;
         base.complete(name.as_ref().trim_end()).map_err(|error| failed(error.to_string()))
     }
 
-    /// The role of this instance, whoever the daemon is; `None` where it has none. Answers in a few seconds.
+    /// Returns the instance's role, regardless of the daemon's own identity; `None` if the instance has none. Returns within a
+    /// few seconds.
     pub(crate) async fn instance_role(&self) -> Result<Option<RoleArn>, AwsError> {
         let failed = |reason: String| AwsError::InstanceRole { reason };
         let ask = async {
@@ -218,16 +220,16 @@ impl Aws {
     }
 }
 
-/// STS as the data path sees it: one question.
+/// STS as the data path uses it.
 #[derive(Clone, Debug)]
 pub(crate) struct Sts {
     caller: Arc<Own>,
     clock: Clock,
     identity: Arc<Inquiry<Arc<Own>>>,
-    /// That the daemon's own credentials did not serve.
+    /// Notified when STS does not accept the daemon's own credentials.
     doubt: Arc<Notify>,
     durations: Arc<Durations>,
-    /// That the clocks are apart is said once.
+    /// Ensures that a clock difference is logged once.
     clock_skew: Arc<Condition>,
 }
 
@@ -237,14 +239,13 @@ impl Sts {
         Self { caller: Arc::new(self.caller.asked_once()), ..self.clone() }
     }
 
-    /// Asks STS who the daemon is, and tells it to whoever decides; with the time after which to ask again. What is known
-    /// stays when it fails.
+    /// Requests the daemon's identity from STS, and publishes it to the policy. Returns the result and the time after which to
+    /// try again. A known identity is kept when the request fails.
     pub(crate) async fn renew_identity(&self) -> (Result<Arc<KnownNode>, AssumeRoleError>, Duration) {
         self.identity.renew().await
     }
 
-    /// Returns once a role could not be assumed for the sake of the daemon's own credentials, since this returned last. For one
-    /// listener.
+    /// Returns once a request has failed because of the daemon's own credentials since the last call. Supports one listener.
     pub(crate) async fn doubted(&self) {
         self.doubt.notified().await;
     }
@@ -252,7 +253,7 @@ impl Sts {
 
 impl AssumeRole for Sts {
     async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
-        // What was decided before it was known is decided again with it, before a pod gets anything.
+        // A decision made before the identity was known is made again before a pod gets credentials.
         self.identity.known().await.map_err(|error| AssumeRoleError::IdentityUnknown(Box::new(error)))?;
         let date = Date::default();
         let (sent, began) = (self.clock.now(), Instant::now());
@@ -260,7 +261,7 @@ impl AssumeRole for Sts {
         let (given, duration) = self.durations.ask(request.role(), request.duration(), ask).await?;
         let expires_at = Timestamp::new(given.expiration.secs(), 0).map_err(|_| incomplete())?;
         let texts = [&given.access_key_id, &given.secret_access_key, &given.session_token];
-        // By this node's clock, which pods share: what they take the time from that is left.
+        // Expiration times follow this node's clock. Pods share it, and compute the remaining time from it.
         let now = self.clock.now();
         let ahead = date.ahead_of(now);
         if !ahead.is_zero() && self.clock_skew.begins() {
@@ -274,7 +275,7 @@ impl AssumeRole for Sts {
         let expires_at = expires_at.checked_sub(ahead).map_err(|_| incomplete())?;
         let asked = AssumeRoleCall { sent, duration, took: began.elapsed() };
         let expires_at = asked.at_the_latest(now).ok_or_else(incomplete)?.min(expires_at);
-        // The SDK takes an answer that was cut short for a whole one: the fields are then empty, the time is 1970.
+        // The SDK accepts a truncated response as complete. Its fields are then empty, and its time is in 1970.
         if expires_at <= now {
             return Err(AssumeRoleError::Failed {
                 message: format!("its credentials ended at {expires_at} already; check the node's clock"),
@@ -289,25 +290,25 @@ impl AssumeRole for Sts {
 }
 
 impl Sts {
-    /// One question to STS, and when it was there.
+    /// Makes one request to STS. Stores the time at STS in `date`.
     async fn ask(&self, request: &RoleRequest, duration: Duration, date: Date) -> Result<aws_sdk_sts::types::Credentials, AssumeRoleError> {
         let seconds = i32::try_from(duration.as_secs()).unwrap_or(3600);
         let tag = |tag: &policy::session::RequestTag| Tag::builder().key(tag.key()).value(tag.value()).build();
         let tags: Result<Vec<Tag>, _> = request.tags().iter().map(tag).collect();
         let tags = tags.map_err(|_| AssumeRoleError::Invalid { message: "its tags could not be made".to_owned() })?;
-        let question = |client: Client| {
-            let question = client
+        let call = |client: Client| {
+            let call = client
                 .assume_role()
                 .role_arn(request.role().as_str())
                 .role_session_name(request.session_name().as_str())
                 .set_source_identity(request.source_identity().map(|identity| identity.as_str().to_owned()))
                 .set_external_id(request.external_id().map(|id| id.as_str().to_owned()))
-                // None of them is transitive.
+                // No tag is transitive.
                 .set_tags((!tags.is_empty()).then(|| tags.clone()))
                 .duration_seconds(seconds);
-            question.customize().interceptor(date.clone()).send()
+            call.customize().interceptor(date.clone()).send()
         };
-        let answer = self.caller.ask(question).await;
+        let answer = self.caller.ask(call).await;
         if let Err(AssumeRoleError::OwnIdentity { .. }) = &answer {
             self.doubt.notify_one();
         }
@@ -326,20 +327,20 @@ impl Sts {
     }
 }
 
-/// One question to STS.
+/// One request to STS.
 struct AssumeRoleCall {
-    /// When, by the wall clock.
+    /// When it was sent, by the wall clock.
     sent: Timestamp,
     /// The session's duration.
     duration: Duration,
-    /// The time that passed until the answer, by the clock that nobody sets.
+    /// The time until the response, by the monotonic clock.
     took: Duration,
 }
 
 impl AssumeRoleCall {
-    /// The latest end of the session that came, at the time of the answer. STS gave it after it was asked, so that it ends no
-    /// later than its duration after that, by whichever clock: the date of the answer may be wrong, and the clock may have been
-    /// set meanwhile, or the machine have slept.
+    /// Returns the latest possible expiry of the session. `now` is the time of the response. STS issues the session after the
+    /// request was sent, so it expires at most its duration later, by either clock. The date of the response may be wrong, the
+    /// clock may have been set meanwhile, or the machine may have slept.
     fn at_the_latest(&self, now: Timestamp) -> Option<Timestamp> {
         let by_wall = self.sent.checked_add(self.duration).ok()?;
         let by_time_passed = now.checked_add(self.duration.saturating_sub(self.took)).ok()?;
@@ -359,7 +360,7 @@ impl StsOfNode for Sts {
     }
 }
 
-/// Of an answer only its status is said: what else is in it is not for the log.
+/// Describes an error of the metadata service. Includes only the status of a response: its body does not belong in the log.
 fn reason(error: &ImdsError) -> String {
     match error {
         ImdsError::ErrorResponse(answer) => format!("it answers {}", answer.response().status().as_u16()),

@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
-//! An STS for the tests of the modules below, on tokio's clock.
+//! A fake STS on tokio's clock, for the tests of the submodules.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,16 +16,16 @@ use crate::policy::{Decision, Policy, Rules};
 pub(super) const START: &str = "2026-01-01T00:00:00Z";
 pub(super) const HOUR: i64 = 3600;
 
-/// What STS answers to one call.
+/// The response of STS to one call.
 #[derive(Clone)]
 pub(super) enum Answer {
-    /// A session of so many seconds from now on.
+    /// A session that expires after this many seconds.
     Session(i64),
     Error(AssumeRoleError),
     Panic,
 }
 
-/// An STS that answers what the test says; beyond that, sessions of an hour.
+/// An STS with the responses that the test sets. Its default response is a session of one hour.
 #[derive(Clone)]
 pub(super) struct FakeSts(Arc<State>);
 
@@ -35,9 +35,9 @@ struct State {
     answers: Mutex<VecDeque<Answer>>,
     always: Mutex<Option<Answer>>,
     of_roles: Mutex<HashMap<String, Answer>>,
-    /// Each call takes one permit with it before it answers.
+    /// Each call consumes one permit before it returns.
     gate: Semaphore,
-    /// How long an answer takes.
+    /// How long a response takes.
     latency: Mutex<Duration>,
 }
 
@@ -66,31 +66,31 @@ impl FakeSts {
         self.0.calls.lock().unwrap().iter().map(|(_, request)| request.clone()).collect()
     }
 
-    /// When it was asked for this role.
+    /// Returns the times of the calls for this role.
     pub(super) fn calls_for(&self, role: &str) -> Vec<Instant> {
         let calls = self.0.calls.lock().unwrap();
         calls.iter().filter(|(_, request)| request.role().name() == role).map(|(at, _)| *at).collect()
     }
 
-    /// What the next call is answered; after all that was said so, what `always` says.
+    /// Queues the response to one call. After the queued responses, `always` applies.
     pub(super) fn will(&self, answer: Answer) -> &Self {
         self.0.answers.lock().unwrap().push_back(answer);
         self
     }
 
-    /// What calls are answered from now on.
+    /// Sets the response to calls from now on.
     pub(super) fn always(&self, answer: Answer) -> &Self {
         *self.0.always.lock().unwrap() = Some(answer);
         self
     }
 
-    /// What calls for this role are answered from now on.
+    /// Sets the response to calls for this role from now on.
     pub(super) fn for_role(&self, role: &str, answer: Answer) -> &Self {
         self.0.of_roles.lock().unwrap().insert(role.to_owned(), answer);
         self
     }
 
-    /// Calls stay without an answer from now on.
+    /// Holds back the responses to calls from now on.
     pub(super) fn hold(&self) {
         self.0.gate.forget_permits(Semaphore::MAX_PERMITS);
     }
@@ -99,7 +99,7 @@ impl FakeSts {
         self.0.gate.add_permits(Semaphore::MAX_PERMITS / 2);
     }
 
-    /// Calls are answered after this time from now on.
+    /// Sets the latency of calls from now on.
     pub(super) fn set_latency(&self, latency: Duration) {
         *self.0.latency.lock().unwrap() = latency;
     }
@@ -141,12 +141,12 @@ impl AssumeRole for FakeSts {
     }
 }
 
-/// The request of a pod that has this role.
+/// Returns the request of a pod that has this role.
 pub(super) fn request(role: &str) -> RoleRequest {
     request_by(role, SessionRules::default())
 }
 
-/// The request of a pod that has this role, with a source identity by this template.
+/// Returns the request of a pod that has this role, with a source identity from this template.
 pub(super) fn request_with_source_identity(role: &str, template: &str) -> RoleRequest {
     request_by(role, SessionRules { source_identity: Some(template.parse().unwrap()), ..SessionRules::default() })
 }
@@ -160,7 +160,7 @@ fn request_by(role: &str, sessions: SessionRules) -> RoleRequest {
     }
 }
 
-/// The one pod that has this role.
+/// Returns the one pod that has this role.
 pub(super) fn pod(role: &str) -> Pod {
     Pod { uid: PodUid(format!("uid-of-{role}").into()), role: Some(role.to_owned()), ..Pod::for_test("default", "pod") }
 }
@@ -177,21 +177,21 @@ pub(super) async fn settle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn credentials_last_no_longer_if_the_clock_is_set_or_the_machine_sleeps() {
+async fn neither_clock_changes_nor_sleep_extend_the_lifetime() {
     const LIFE: Duration = Duration::from_secs(3600);
     let noon: Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
     let minutes = |minutes: i64| noon + jiff::SignedDuration::from_mins(minutes);
     let credentials = Credentials::new("ASIA1".to_owned(), "secret".into(), "token".into(), noon, noon + LIFE);
     assert_eq!(credentials.remaining(noon), LIFE);
     assert_eq!(credentials.remaining(minutes(-10)), LIFE, "the wall clock was set back");
-    assert_eq!(credentials.remaining(minutes(61)), Duration::ZERO, "time in which the machine slept, or the clock was set on");
+    assert_eq!(credentials.remaining(minutes(61)), Duration::ZERO, "the machine slept, or the clock was set forward");
     tokio::time::advance(Duration::from_secs(50 * 60)).await;
-    assert_eq!(credentials.remaining(minutes(40)), Duration::from_secs(600), "set back by ten minutes, at fifty");
-    assert_eq!(credentials.remaining(minutes(55)), Duration::from_secs(300), "set on by five");
+    assert_eq!(credentials.remaining(minutes(40)), Duration::from_secs(600), "the clock was set back ten minutes, after fifty");
+    assert_eq!(credentials.remaining(minutes(55)), Duration::from_secs(300), "the clock was set forward five minutes");
 }
 
 #[test]
-fn a_document_is_rendered_once_and_takes_no_more_room_than_it_has_bytes() {
+fn a_document_is_rendered_once() {
     let now: Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
     let credentials = Credentials::new("ASIA1".to_owned(), "secret".into(), "token".into(), now, now);
     let rendered = std::cell::Cell::new(0);

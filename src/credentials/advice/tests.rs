@@ -29,7 +29,7 @@ fn request_by(external_id: Option<&str>, sessions: SessionRules) -> RoleRequest 
     }
 }
 
-/// The diagnosis as `rolegate explain` prints it.
+/// Returns the diagnosis as `rolegate explain` prints it.
 fn text(diagnosis: &Diagnosis) -> String {
     let check = diagnosis.check.iter().enumerate().map(|(at, check)| format!("{}. {check}\n", at + 1));
     format!("{}\n{}", diagnosis.problem, check.collect::<String>())

@@ -18,7 +18,7 @@ use crate::policy::RoleRequest;
 use crate::role::SourceIdentity;
 
 impl<A: AssumeRole> Sessions<A> {
-    /// Starts a request to STS in its own task.
+    /// Starts a request to STS in its own task. Fails if the gate turns it away.
     pub(super) fn depart(
         &self,
         request: Arc<RoleRequest>,
@@ -34,9 +34,9 @@ impl<A: AssumeRole> Sessions<A> {
         let (land, state) = watch::channel(FlightState { earlier, lapsed, landed: None });
         // Not a background task: it ends with its result, and a panic in it drops `land`, which its callers notice.
         tokio::spawn(async move {
-            // Notifies them even after a panic.
+            // Notifies the follower even after a panic.
             let _told = follower.map(|follower| NotifyOnDrop { follower, request: request.clone() });
-            // Dropped before that, so that the callers know by then that no result will come.
+            // Dropped before `_told`, so that callers know by then that no result will come.
             let land = land;
             let mut permit = match turn.await {
                 Ok(Ok(permit)) => permit,
@@ -129,7 +129,7 @@ fn not_asked(land: &watch::Sender<FlightState>, why: NotAsked) {
     land.send_modify(|state| state.landed = Some(Landed { landing: Err(AssumeRoleError::NotAsked(why)), until: Instant::now() }));
 }
 
-/// Notifies the waiting callers when dropped.
+/// Notifies the follower that the flight has completed when dropped.
 struct NotifyOnDrop {
     follower: mpsc::UnboundedSender<Arc<RoleRequest>>,
     request: Arc<RoleRequest>,
@@ -137,7 +137,7 @@ struct NotifyOnDrop {
 
 impl Drop for NotifyOnDrop {
     fn drop(&mut self) {
-        // Gone at the end of the process.
+        // The receiver is gone only at the end of the process.
         let _ = self.follower.send(self.request.clone());
     }
 }

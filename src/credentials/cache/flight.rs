@@ -1,4 +1,4 @@
-//! One request to STS, under way or landed, and how it serves whoever asks now.
+//! One request to STS, in flight or completed, and how it serves current callers.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -12,65 +12,66 @@ use crate::credentials::gate::Ticket;
 use crate::credentials::{AssumeRoleError, Credentials};
 use crate::session_limits::LONGEST_SDK_MARGIN;
 
-/// Nothing with less left is served while STS works: the SDKs with the longest margin (botocore) refresh, and refresh
-/// again and again, below it.
+/// The least remaining lifetime of served credentials while STS works. The SDKs with the longest margin (botocore) refresh on
+/// every use below it.
 pub const LEAST_REMAINING: Duration = LONGEST_SDK_MARGIN;
-/// Credentials that end in less are not served at all: they would be refused on arrival.
+/// Credentials with less time left are not served at all: AWS would reject them on arrival.
 pub const LEAST_USABLE: Duration = Duration::from_secs(5);
-/// Failures that follow each other double the time that they are remembered, up to so many times that of the first.
+/// The longest time for which a failure is remembered, as a multiple of the first. The time doubles with each consecutive
+/// failure.
 const MOST_TIMES: u32 = 8;
-/// The longest pause of a session that was throttled by an STS which works otherwise.
+/// The longest pause of a session that was throttled once while STS works otherwise.
 const SOON: Duration = Duration::from_secs(10 * 60);
-/// The shortest time that a session which STS throttles is left alone.
+/// The shortest pause of a session that STS throttles.
 const LEAST_PATIENCE: Duration = Duration::from_secs(2);
 
-/// What a flight brought.
+/// The result of a flight.
 pub type Landing = Result<Arc<Credentials>, AssumeRoleError>;
 
-/// A request to STS, under way or landed.
+/// A request to STS, in flight or completed.
 #[derive(Debug)]
 pub(super) struct Flight {
     pub(super) state: watch::Receiver<FlightState>,
-    /// How many failed before it, one after the other.
+    /// The number of consecutive failures before it.
     pub(super) failures: u32,
     /// Its place at the gate.
     pub(super) ticket: Ticket,
-    /// Until when what is held does without STS while that throttles; set when it is first wanted to.
+    /// Until when the held credentials are not renewed while STS throttles; set at first use.
     pub(super) patient_until: OnceLock<Instant>,
 }
 
-/// Where a flight is.
+/// The state of a flight.
 #[derive(Debug)]
 pub(super) struct FlightState {
-    /// What the flight before brought, for the case that this one fails: let go when it does not.
+    /// The credentials of the flight before, in case this one fails. Dropped when it succeeds.
     pub(super) earlier: Option<Arc<Credentials>>,
-    /// There were credentials, which have ended with nothing after them.
+    /// Whether earlier credentials have expired without a replacement.
     pub(super) lapsed: bool,
-    /// Its end, once it is there.
+    /// The result, once it has arrived.
     pub(super) landed: Option<Landed>,
 }
 
-/// The end of a flight.
+/// The completion of a flight.
 #[derive(Debug)]
 pub(super) struct Landed {
     pub(super) landing: Landing,
-    /// Until when a failure is the answer.
+    /// Until when a failure is served as the result.
     pub(super) until: Instant,
 }
 
-/// How a flight that exists serves a caller now.
+/// How an existing flight serves a caller now.
 pub(super) enum Serves {
-    /// These credentials.
+    /// With these credentials.
     Credentials(Arc<Credentials>),
-    /// It is under way: wait for it.
+    /// The caller waits for the request in flight.
     Wait,
-    /// It failed lately.
+    /// With a recent failure.
     Failure(AssumeRoleError),
-    /// Not at all: another one is needed.
+    /// Not at all: a new flight is needed.
     Nothing(Before),
 }
 
-/// What a flight takes over from the one before it.
+/// The state that a flight inherits from the one before it.
 #[derive(Default)]
 pub(super) struct Before {
     pub(super) earlier: Option<Arc<Credentials>>,
@@ -78,24 +79,24 @@ pub(super) struct Before {
     pub(super) lapsed: bool,
 }
 
-/// Where a session stands, for whoever renews it.
+/// The state of a session, for whoever renews it.
 #[derive(Clone, Debug)]
 pub enum SessionState {
-    /// STS is being asked.
+    /// A request to STS is in flight.
     UnderWay,
-    /// It is here.
+    /// Credentials are cached.
     Held(Arc<Credentials>),
-    /// STS failed: it is not asked again before this time.
+    /// STS failed. No request is made before `until`.
     Failed {
-        /// When it may be asked again.
+        /// When the session may be requested again.
         until: Instant,
-        /// Whether it was a refusal, with nothing held that is still good.
+        /// Whether STS refused the session and no valid credentials are held.
         hopeless: bool,
     },
 }
 
 impl Flight {
-    /// How it serves a caller now; `is_slow` tells whether STS throttles this node.
+    /// Returns how the flight serves a caller now. `is_slow` returns whether STS throttles this node.
     pub(super) fn serves(&self, now: Timestamp, is_slow: impl Fn() -> bool) -> Serves {
         let state = self.state.borrow();
         let FlightState { earlier, landed, .. } = &*state;
@@ -103,10 +104,10 @@ impl Flight {
         let usable = || earlier.as_ref().filter(|earlier| is_usable(earlier, now)).cloned();
         match landed {
             None => match fresh() {
-                // A renewal keeps nobody waiting.
+                // Callers do not wait for a renewal.
                 Some(earlier) => Serves::Credentials(earlier),
                 None if self.has_crashed() => Serves::Nothing(self.after_failure(&state, 0, now)),
-                // Nor does one that is tried again: STS does not work.
+                // Nor for a retried one: STS is failing.
                 None if self.failures > 0 => usable().map_or(Serves::Wait, Serves::Credentials),
                 None => Serves::Wait,
             },
@@ -123,7 +124,7 @@ impl Flight {
         }
     }
 
-    /// Whether nothing comes any more, though nothing came: its task ended by a panic.
+    /// Whether the flight's task panicked, so that no result will come.
     fn has_crashed(&self) -> bool {
         self.state.has_changed().is_err()
     }
@@ -133,7 +134,7 @@ impl Flight {
         Before { failures: self.failures.saturating_add(more), lapsed: *lapsed || before.lapsed, ..before }
     }
 
-    /// What the next flight takes over, if it may begin ahead of need.
+    /// Returns what the next flight inherits, if it may start ahead of need.
     pub(super) fn next(&self, now: Timestamp) -> Option<Before> {
         let state = self.state.borrow();
         match &state.landed {
@@ -156,13 +157,13 @@ impl Flight {
         }
     }
 
-    /// What the flight before brought, while it is still good.
+    /// Returns the credentials of the flight before, while they are valid.
     pub(super) fn earlier(&self, now: Timestamp) -> Option<Arc<Credentials>> {
         self.state.borrow().earlier.as_ref().filter(|earlier| is_usable(earlier, now)).cloned()
     }
 
-    /// Until when a renewal of what is held gives way, while STS throttles: those that have time, to those that have none,
-    /// which may be another node's.
+    /// Returns until when a renewal gives way while STS throttles. Sessions with time left give way to those without, which may
+    /// be on other nodes.
     pub(super) fn gives_way(&self, now: Timestamp, is_slow: impl Fn() -> bool) -> Option<Instant> {
         let FlightState { earlier, landed, .. } = &*self.state.borrow();
         match landed {
@@ -174,7 +175,7 @@ impl Flight {
         }
     }
 
-    /// Not for longer than STS throttles this node.
+    /// Returns until when a throttled session is left alone. Applies only while STS throttles this node.
     fn patience(&self, error: &AssumeRoleError, held: &Credentials, now: Timestamp, is_slow: impl Fn() -> bool) -> Option<Instant> {
         if !matches!(error, AssumeRoleError::Throttled) || !is_slow() {
             return None;
@@ -183,8 +184,8 @@ impl Flight {
         (Instant::now() < until).then_some(until)
     }
 
-    /// How long the credentials last that would be served if nothing else came: nothing where they have ended, `None` where
-    /// there never were any.
+    /// Returns the remaining lifetime of the credentials that would be served if no others arrived: zero if they have expired,
+    /// `None` if there never were any.
     pub(super) fn lasts(&self, now: Timestamp) -> Option<Duration> {
         let FlightState { earlier, lapsed, landed } = &*self.state.borrow();
         let credentials = match landed {
@@ -196,23 +197,23 @@ impl Flight {
     }
 }
 
-/// What a flight takes over that follows these credentials: themselves, if they are still good.
+/// Returns what a flight that follows these credentials inherits: the credentials, if they are still valid.
 fn after(credentials: &Arc<Credentials>, now: Timestamp) -> Before {
     let earlier = is_usable(credentials, now).then(|| credentials.clone());
     Before { lapsed: earlier.is_none(), earlier, failures: 0 }
 }
 
-/// How long a session that STS throttles is left alone while it is still good: most of all where it has long to live, so that
-/// what STS does answer goes to those that end soon, on whatever node. Half of what is left; below a quarter of its life,
-/// less by the square of it.
+/// Returns how long a session that STS throttles is left alone while it is valid. The more time a session has left, the longer
+/// the pause, so that STS's responses go to sessions close to expiry, on any node. The pause is half of the remaining lifetime.
+/// Below a quarter of the session's life, it shrinks with the square of the remaining fraction.
 pub(super) fn patience(held: &Credentials, now: Timestamp) -> Duration {
     let left = held.remaining(now);
     let part = (4.0 * left.as_secs_f64() / held.life().as_secs_f64().max(1.0)).min(1.0);
     spread((left / 2).mul_f64(part * part).max(LEAST_PATIENCE))
 }
 
-/// How long a session that STS throttled once is left alone, where STS works otherwise: another time for each, with enough left to
-/// try again while it is fresh.
+/// Returns how long a session is left alone that was throttled once while STS works otherwise. The pause is random, and leaves
+/// enough time to retry while the credentials are fresh.
 pub(super) fn pause(held: &Credentials, now: Timestamp, failures: u32, error_ttl: Duration) -> Duration {
     let fresh_for = held.remaining(now).saturating_sub(LEAST_REMAINING.min(held.life() / 2));
     if fresh_for.is_zero() {
@@ -221,19 +222,20 @@ pub(super) fn pause(held: &Credentials, now: Timestamp, failures: u32, error_ttl
     fresh_for.min(SOON).mul_f64(0.25 + fraction() / 2.0).max(LEAST_PATIENCE)
 }
 
-/// How long a failure is the answer, after so many before it: at first `error_ttl`, then more and more, and not the same on
-/// every node.
+/// Returns how long a failure is served as the result after `failures` earlier ones: at first `error_ttl`, then longer with
+/// each, with jitter so that nodes do not retry in step.
 pub(super) fn remembered_for(error: &AssumeRoleError, failures: u32, error_ttl: Duration) -> Duration {
     match failures {
         _ if !error.is_remembered() => Duration::ZERO,
         0 => error_ttl,
-        // The gate's pace is what bounds these: who has nothing left does not wait longer and longer besides.
+        // The gate's pace limits these requests, so callers without credentials need no growing pause in addition.
         _ if matches!(error, AssumeRoleError::Throttled) => spread(error_ttl),
         more => spread(Backoff::new(error_ttl, error_ttl.saturating_mul(MOST_TIMES)).pause(more)),
     }
 }
 
-/// With enough left to be served while STS works. A session shorter than an hour is fresh in its first half.
+/// Whether enough time is left to serve the credentials while STS works. A session shorter than an hour is fresh in its first
+/// half.
 pub(super) fn is_fresh(credentials: &Credentials, now: Timestamp) -> bool {
     credentials.remaining(now) > LEAST_REMAINING.min(credentials.life() / 2)
 }

@@ -13,7 +13,7 @@ const SETTINGS: CacheSettings = CacheSettings {
     limits: StsLimits { rate: 1000, max_rate: 1000, concurrency: 1000 },
 };
 
-/// Sessions over an STS that answers at once, on tokio's clock.
+/// A cache over an STS that responds at once, on tokio's clock.
 fn sessions() -> (Arc<Sessions<FakeSts>>, FakeSts) {
     let sts = FakeSts::new();
     let clock = sts.clock();
@@ -21,7 +21,7 @@ fn sessions() -> (Arc<Sessions<FakeSts>>, FakeSts) {
 }
 
 impl Sessions<FakeSts> {
-    /// A request of the one pod that has this role.
+    /// Requests a session as the one pod that has this role.
     async fn ask(&self, request: &RoleRequest) -> Landing {
         self.get(request, &pod(request.role().name())).await
     }
@@ -39,7 +39,7 @@ fn key(landing: &Landing) -> &str {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_askers_are_one_call_and_get_the_same_credentials() {
+async fn a_thousand_callers_share_one_call_and_its_credentials() {
     let (sessions, sts) = sessions();
     sts.hold();
     let callers: Vec<_> = (0..1000)
@@ -57,7 +57,7 @@ async fn a_thousand_askers_are_one_call_and_get_the_same_credentials() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn askers_on_many_threads_are_one_call_too() {
+async fn callers_on_many_threads_share_one_call() {
     let (sessions, sts) = sessions();
     let callers = (0..1000).map(|_| {
         let sessions = sessions.clone();
@@ -69,7 +69,7 @@ async fn askers_on_many_threads_are_one_call_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn askers_who_all_found_no_session_start_one_call() {
+async fn callers_that_all_found_no_session_start_one_call() {
     let (sessions, sts) = sessions();
     let key = request("web");
     let caller = Caller::of(&pod("web"));
@@ -81,7 +81,7 @@ async fn askers_who_all_found_no_session_start_one_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_asker_may_go_away() {
+async fn the_first_caller_may_give_up() {
     let (sessions, sts) = sessions();
     sts.hold();
     let ask = || {
@@ -103,7 +103,7 @@ async fn the_first_asker_may_go_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_all_askers_have_left_is_not_made_again() {
+async fn a_call_that_all_callers_have_left_is_not_repeated() {
     let (sessions, sts) = sessions();
     sts.hold();
     let caller = tokio::spawn({
@@ -122,7 +122,7 @@ async fn a_call_that_all_askers_have_left_is_not_made_again() {
 async fn a_fresh_session_is_served_without_a_call() {
     let (sessions, sts) = sessions();
     let first = sessions.ask(&request("web")).await.unwrap();
-    // 25 minutes and a second are left.
+    // 25 minutes and one second are left.
     pass(35 * 60 - 1).await;
     assert!(Arc::ptr_eq(&first, &sessions.ask(&request("web")).await.unwrap()));
     assert_eq!(sts.calls(), 1);
@@ -148,7 +148,7 @@ async fn each_key_has_its_own_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_is_the_answer_for_a_while_and_then_tried_again() {
+async fn a_failure_is_cached_for_a_while_and_then_retried() {
     let (sessions, sts) = sessions();
     let invalid = || AssumeRoleError::Invalid { message: "no".to_owned() };
     sts.will(Answer::Error(denied())).will(Answer::Error(invalid()));
@@ -161,7 +161,7 @@ async fn a_failure_is_the_answer_for_a_while_and_then_tried_again() {
     pass(1).await;
     assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), invalid());
     assert_eq!(sts.calls(), 2);
-    // The second in a row is remembered for longer, less a part of it by chance.
+    // The second consecutive failure is remembered for longer, minus jitter.
     pass(44).await;
     assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), invalid());
     assert_eq!(sts.calls(), 2);
@@ -169,9 +169,9 @@ async fn a_failure_is_the_answer_for_a_while_and_then_tried_again() {
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA3");
 }
 
-/// The gate's pace is what bounds these.
+/// The gate's pace limits these requests instead.
 #[tokio::test(start_paused = true)]
-async fn throttling_that_goes_on_is_not_remembered_for_longer_and_longer() {
+async fn continued_throttling_is_not_remembered_for_longer() {
     let (sessions, sts) = sessions();
     sts.always(Answer::Error(AssumeRoleError::Throttled));
     for calls in 1..8 {
@@ -182,16 +182,16 @@ async fn throttling_that_goes_on_is_not_remembered_for_longer_and_longer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn that_the_daemon_does_not_know_itself_yet_is_not_remembered() {
+async fn an_unknown_own_identity_is_not_remembered() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Error(AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Throttled))));
     let error = sessions.ask(&request("web")).await.unwrap_err();
     assert_eq!(error.name(), "identity-unknown");
-    assert!(sessions.ask(&request("web")).await.is_ok(), "as soon as it is known");
+    assert!(sessions.ask(&request("web")).await.is_ok(), "the identity is known");
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_who_wait_for_a_call_that_fails_are_told_and_no_one_asks_again() {
+async fn all_waiters_of_a_failed_call_get_its_error_without_a_retry() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Error(denied())).hold();
     let callers: Vec<_> = (0..100)
@@ -209,7 +209,7 @@ async fn all_who_wait_for_a_call_that_fails_are_told_and_no_one_asks_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_role_that_fails_or_hangs_does_not_touch_another() {
+async fn a_role_that_fails_or_hangs_does_not_affect_another() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Error(denied()));
     assert!(sessions.ask(&request("broken")).await.is_err());
@@ -228,25 +228,25 @@ async fn a_role_that_fails_or_hangs_does_not_touch_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_a_renewal_fails_the_session_is_served_until_just_before_its_end() {
+async fn after_a_failed_renewal_the_session_is_served_until_expiry() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Session(HOUR)).always(Answer::Error(denied()));
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     pass(35 * 60).await;
-    // In steps that do not meet the time of the errors, to six seconds before the end.
+    // In steps that do not coincide with the retries, until six seconds before expiry.
     for second in 0..25 * 60 - 5 {
         assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1", "{second} s after it stopped being fresh");
         pass(1).await;
     }
-    // At 0, then 30 seconds later, 45 to 60, 90 to 120, and every 3 to 4 minutes.
+    // At 0, then after 30 seconds, 45 to 60, 90 to 120, and every 3 to 4 minutes.
     assert!((9..=12).contains(&sts.calls()), "{} calls", sts.calls());
-    assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), denied(), "five seconds before its end");
+    assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), denied(), "five seconds before its expiry");
     pass(60).await;
-    assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), denied(), "after its end");
+    assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), denied(), "after its expiry");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_that_works_again_takes_over() {
+async fn a_renewal_that_succeeds_after_failures_replaces_the_session() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Session(HOUR)).will(Answer::Error(denied())).will(Answer::Error(denied()));
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
@@ -255,17 +255,17 @@ async fn a_renewal_that_works_again_takes_over() {
     }
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     pass(30).await;
-    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1", "kept over a second failure");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1", "kept after a second failure");
     settle().await;
     pass(60).await;
-    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1", "nobody waits for a third");
+    assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1", "no caller waits for a third");
     settle().await;
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA4");
     assert_eq!(sts.calls(), 4);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_ended_while_its_renewal_was_under_way_is_not_served() {
+async fn a_session_that_expires_during_its_renewal_is_not_served() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Session(HOUR)).will(Answer::Error(denied()));
     sessions.ask(&request("web")).await.unwrap();
@@ -285,7 +285,7 @@ async fn a_session_that_ended_while_its_renewal_was_under_way_is_not_served() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_that_hangs_keeps_nobody_from_the_session_that_is_still_good() {
+async fn a_valid_session_is_served_while_its_renewal_hangs() {
     let (sessions, sts) = sessions();
     sessions.ask(&request("web")).await.unwrap();
     pass(40 * 60).await;
@@ -295,7 +295,7 @@ async fn a_renewal_that_hangs_keeps_nobody_from_the_session_that_is_still_good()
         assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
         assert_eq!(began.elapsed(), PATIENCE_WITH_EARLIER);
     }
-    assert_eq!(sts.calls(), 2, "one call is under way");
+    assert_eq!(sts.calls(), 2, "one call is in flight");
     sts.release();
     settle().await;
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA2");
@@ -303,10 +303,10 @@ async fn a_renewal_that_hangs_keeps_nobody_from_the_session_that_is_still_good()
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_waits_while_the_session_ends_gets_what_the_renewal_brings() {
+async fn a_caller_gets_the_renewal_if_the_session_expires_meanwhile() {
     let (sessions, sts) = sessions();
     sessions.ask(&request("web")).await.unwrap();
-    // A moment before the session is not served any more.
+    // Just before the session becomes unusable.
     advance(Duration::from_millis(60 * 60 * 1000 - 5200)).await;
     sts.hold();
     let caller = tokio::spawn({
@@ -322,7 +322,7 @@ async fn whoever_waits_while_the_session_ends_gets_what_the_renewal_brings() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_has_ended_is_never_served() {
+async fn an_expired_session_is_never_served() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Session(HOUR)).will(Answer::Error(denied()));
     sessions.ask(&request("web")).await.unwrap();
@@ -333,7 +333,7 @@ async fn a_session_that_has_ended_is_never_served() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_short_session_is_renewed_at_half_of_its_life() {
+async fn a_short_session_is_renewed_at_half_its_life() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Session(900));
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
@@ -345,13 +345,13 @@ async fn a_short_session_is_renewed_at_half_of_its_life() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn credentials_that_have_ended_on_arrival_are_a_failure() {
+async fn credentials_that_are_expired_on_arrival_are_a_failure() {
     for seconds in [-HOUR, 0, 5] {
         let (sessions, sts) = sessions();
         sts.will(Answer::Session(seconds));
         let error = sessions.ask(&request("web")).await.unwrap_err();
         assert!(error.to_string().contains("check the node's clock"), "{error}");
-        // As every failure, it is not asked about again for a while.
+        // Like every failure, it is remembered for a while.
         assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), error);
         pass(29).await;
         assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), error);
@@ -362,7 +362,7 @@ async fn credentials_that_have_ended_on_arrival_are_a_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_that_has_ended_on_arrival_leaves_the_session_in_place() {
+async fn a_renewal_expired_on_arrival_keeps_the_session() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Session(HOUR)).will(Answer::Session(-1));
     sessions.ask(&request("web")).await.unwrap();
@@ -393,7 +393,7 @@ async fn a_call_that_panics_is_an_error_and_the_next_one_works() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_that_panics_leaves_the_session_in_place() {
+async fn a_renewal_that_panics_keeps_the_session() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Session(HOUR)).will(Answer::Panic).will(Answer::Error(denied()));
     sessions.ask(&request("web")).await.unwrap();
@@ -404,7 +404,7 @@ async fn a_renewal_that_panics_leaves_the_session_in_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_secret_is_shown() {
+async fn debug_output_shows_no_secret() {
     let (sessions, _) = sessions();
     let credentials = sessions.ask(&request("web")).await.unwrap();
     let shown = format!("{credentials:?}");
@@ -412,7 +412,7 @@ async fn no_secret_is_shown() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_good_session_is_served_in_time_while_its_renewal_is_slow() {
+async fn a_valid_session_is_served_in_time_while_its_renewal_is_slow() {
     let (sessions, sts) = sessions();
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     pass(36 * 60).await;
@@ -428,7 +428,7 @@ async fn a_good_session_is_served_in_time_while_its_renewal_is_slow() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_held_and_what_is_served_late_is_counted() {
+async fn metrics_count_held_and_late_served_sessions() {
     let (sessions, sts) = sessions();
     let told = |line: &str| String::from_utf8(sessions.metrics.render()).unwrap().lines().any(|told| told == line);
     assert!(told("rolegate_sessions 0") && !String::from_utf8(sessions.metrics.render()).unwrap().contains("\nrolegate_session_earliest"));
@@ -442,7 +442,7 @@ async fn what_is_held_and_what_is_served_late_is_counted() {
     sessions.ask(&request("web")).await.unwrap();
     assert!(told("rolegate_sessions_served_late_total 1"));
     pass(25 * 60).await;
-    assert!(told("rolegate_sessions 1") && told("rolegate_session_earliest_expiry_seconds 0"), "one has ended, with none after it");
+    assert!(told("rolegate_sessions 1") && told("rolegate_session_earliest_expiry_seconds 0"), "one has expired without a replacement");
     sts.always(Answer::Session(HOUR));
     pass(10 * 60).await;
     sessions.ask(&request("web")).await.unwrap();
@@ -451,7 +451,7 @@ async fn what_is_held_and_what_is_served_late_is_counted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_waits_no_longer_than_its_time_and_the_next_has_the_answer() {
+async fn a_caller_times_out_and_the_next_gets_the_result() {
     let (sessions, sts) = sessions();
     sts.hold();
     let began = Instant::now();
@@ -464,7 +464,7 @@ async fn a_caller_waits_no_longer_than_its_time_and_the_next_has_the_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_ahead_of_need_keeps_nobody_waiting() {
+async fn no_caller_waits_for_a_renewal_ahead_of_need() {
     let (sessions, sts) = sessions();
     sessions.ask(&request("web")).await.unwrap();
     pass(30 * 60).await;
@@ -485,14 +485,14 @@ fn lost() -> Answer {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_lost_connection_costs_a_pod_nothing() {
+async fn one_lost_connection_does_not_affect_a_pod() {
     let (sessions, sts) = sessions();
     sts.will(lost());
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA2");
     sts.will(lost()).will(lost());
     assert_eq!(sessions.ask(&request("db")).await.unwrap_err().name(), "unreachable");
-    assert_eq!(sts.calls(), 4, "twice and no more");
-    // Nor is it asked twice for what is tried again, is throttled, or is held.
+    assert_eq!(sts.calls(), 4, "one retry and no more");
+    // Retries, throttled requests and renewals of held sessions are not repeated.
     pass(30).await;
     sts.will(lost());
     assert_eq!(sessions.ask(&request("db")).await.unwrap_err().name(), "unreachable");
@@ -508,7 +508,7 @@ async fn one_lost_connection_costs_a_pod_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_is_too_long_is_asked_for_again_at_once() {
+async fn a_session_that_is_too_long_is_requested_again_at_once() {
     let (sessions, sts) = sessions();
     sts.will(Answer::Error(AssumeRoleError::TooLong { message: "no".to_owned() }));
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA2");
@@ -520,7 +520,7 @@ async fn a_session_that_is_too_long_is_asked_for_again_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn that_the_daemon_does_not_know_itself_yet_is_no_failure_of_the_session() {
+async fn an_unknown_own_identity_is_no_failure_of_the_session() {
     let (sessions, sts) = sessions();
     for _ in 0..5 {
         sts.will(Answer::Error(AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Throttled))));
@@ -531,13 +531,13 @@ async fn that_the_daemon_does_not_know_itself_yet_is_no_failure_of_the_session()
     }
     sts.will(Answer::Error(denied()));
     assert_eq!(sessions.ask(&request("web")).await.unwrap_err(), denied());
-    // Remembered as the first failure is.
+    // Remembered like a first failure.
     pass(30).await;
     assert!(sessions.ask(&request("web")).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queued_renewal_is_raised_by_a_caller_of_a_nearly_ended_session() {
+async fn a_caller_raises_the_queued_renewal_of_an_expiring_session() {
     let sts = FakeSts::new();
     let settings = CacheSettings { limits: StsLimits { rate: 1000, max_rate: 1000, concurrency: 1 }, ..SETTINGS };
     let sessions = Sessions::new(sts.clone(), settings, sts.clock(), Metrics::new());
@@ -547,7 +547,7 @@ async fn a_queued_renewal_is_raised_by_a_caller_of_a_nearly_ended_session() {
     sts.will(Answer::Error(AssumeRoleError::Throttled));
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     pass(60).await;
-    // The renewal that is tried again stands behind another request; a caller meets it.
+    // The retried renewal is queued behind another request, and a caller requests the session.
     sts.hold();
     sessions.ahead(&request("other"), &[Caller::of(&pod("other"))]).await;
     assert_eq!(sessions.ahead(&request("web"), &[Caller::of(&pod("web"))]).await, Ahead::UnderWay);

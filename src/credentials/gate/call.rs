@@ -5,22 +5,22 @@ use std::time::Duration;
 /// A session with less time left is close to expiry: its renewal goes before prefetches, and has reserved turns.
 pub(in crate::credentials) const NEARLY_ENDED: Duration = Duration::from_secs(5 * 60);
 
-/// The cause of the request to STS. The first goes first.
+/// The cause of a request to STS, in order of priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CallCause {
-    /// A pod waits.
+    /// A pod waits for the session.
     Demand,
-    /// A pod is here that may ask.
+    /// A pod on this node may request the session.
     Prefetch,
-    /// A session comes to half of its life.
+    /// A session is close to half of its life.
     Renewal,
 }
 
 impl CallCause {
-    /// All, in their order.
+    /// All causes, in order of priority.
     pub const ALL: [Self; 3] = [Self::Demand, Self::Prefetch, Self::Renewal];
 
-    /// The stable name: a metric's label.
+    /// Returns the stable name of the cause, used as a metric label.
     pub fn name(self) -> &'static str {
         match self {
             Self::Demand => "demand",
@@ -30,10 +30,10 @@ impl CallCause {
     }
 }
 
-/// What the node allows itself.
+/// The limits of the node's requests to STS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StsLimits {
-    /// Requests in a second; twice as many at once.
+    /// Requests per second. The burst is twice as many.
     pub rate: u32,
     /// The highest rate, per second, while STS answers quickly and requests wait. Not less than `rate`.
     pub max_rate: u32,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::credentials::caller::Caller;
 use crate::pods::PodUid;
 
-/// The turns of one cause.
+/// The fair queue of one cause.
 #[derive(Debug, Default)]
 pub(super) struct Lane {
     /// The namespaces with requests here, the next one first.
@@ -40,7 +40,7 @@ impl Lane {
         requests.push_back(number);
     }
 
-    /// The request whose turn is next.
+    /// Returns the request whose turn is next.
     pub(super) fn first(&self) -> Option<u64> {
         let namespace = self.namespaces.get(self.round.front()?)?;
         namespace.pods.get(namespace.round.front()?)?.front().copied()

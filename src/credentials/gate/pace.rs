@@ -38,7 +38,7 @@ const QUICK: Duration = Duration::from_secs(1);
 /// The time in which the raised part of the pace falls back if nothing raises it.
 const RAISED_FOR: Duration = Duration::from_secs(60);
 
-/// The rate, and what is known of STS.
+/// The rate, and what is known about STS.
 #[derive(Debug)]
 pub(super) struct Pace {
     limits: StsLimits,
@@ -78,14 +78,14 @@ fn hash(of: impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// A part of a number, rounded down.
+/// Returns a fraction of a number, rounded down.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a small number and a part of it")]
 pub(super) fn part(of: usize, part: f64) -> usize {
     (of as f64 * part) as usize
 }
 
 impl Pace {
-    /// The full pace, with all tokens saved up.
+    /// Creates a bucket at the full pace, with all tokens.
     pub(super) fn new(limits: StsLimits) -> Self {
         let now = Instant::now();
         Self {
@@ -101,12 +101,12 @@ impl Pace {
         }
     }
 
-    /// The highest pace, as a multiple of the full one.
+    /// Returns the highest pace, as a multiple of the full one.
     fn highest(&self) -> f64 {
         (f64::from(self.limits.max_rate) / f64::from(self.limits.rate.max(1))).max(1.0)
     }
 
-    /// The capacity of the bucket. The raised part of the rate does not add to it.
+    /// Returns the capacity of the bucket. The raised part of the rate does not add to it.
     pub(super) fn most(&self) -> f64 {
         (2.0 * f64::from(self.limits.rate) * self.pace.min(1.0)).max(1.0)
     }
@@ -125,14 +125,14 @@ impl Pace {
         self.tokens = (self.tokens + passed * f64::from(self.limits.rate) * on_average).min(self.most());
     }
 
-    /// Returns how long it takes until there are so many tokens; `None` if there are now.
+    /// Returns the time until `needed` tokens are available; `None` if they are available now.
     pub(super) fn until(&self, needed: f64) -> Option<Duration> {
         let short = needed - self.tokens;
         // A rate below one request in a million seconds is a rounding error.
         (short > 1e-6).then(|| Duration::from_secs_f64(short / (f64::from(self.limits.rate) * self.pace)) + Duration::from_millis(1))
     }
 
-    /// A request is made.
+    /// Takes the token of a request.
     pub(super) fn take(&mut self) {
         self.tokens -= 1.0;
     }

@@ -48,7 +48,7 @@ impl<P> QueuedCall<P> {
 pub(super) enum NextReason {
     /// It renews a session close to expiry.
     EndsSoon,
-    /// A pod waits.
+    /// A pod waits for it.
     Waits,
     /// It is a prefetch.
     Ahead,
@@ -56,7 +56,7 @@ pub(super) enum NextReason {
     Renews,
 }
 
-/// All that waits.
+/// All queued requests.
 #[derive(Debug)]
 pub(super) struct CallQueue<P> {
     places: HashMap<Ticket, QueuedCall<P>>,
@@ -86,7 +86,7 @@ impl<P> CallQueue<P> {
         self.places.get(&ticket)
     }
 
-    /// How many wait for the same cause.
+    /// Returns how many requests wait for this cause.
     pub(super) fn of_cause(&self, cause: CallCause) -> usize {
         self.places.values().filter(|place| place.cause == cause).count()
     }
@@ -97,7 +97,7 @@ impl<P> CallQueue<P> {
         self.places.iter().filter(|(_, place)| is_its(place)).map(|(ticket, _)| *ticket).min()
     }
 
-    /// Counted places of a namespace.
+    /// Returns the number of counted places of a namespace.
     pub(super) fn of_namespace(&self, namespace: &str) -> usize {
         self.counted.get(namespace).copied().unwrap_or(0)
     }

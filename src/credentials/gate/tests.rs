@@ -26,7 +26,7 @@ fn throttled() -> Result<(), AssumeRoleError> {
     Err(AssumeRoleError::Throttled)
 }
 
-/// The turn, if it has come.
+/// Returns the permit, if the turn has come.
 fn come(turn: &mut oneshot::Receiver<TurnResult>) -> Option<StsPermit> {
     turn.try_recv().ok()?.ok()
 }
@@ -36,12 +36,12 @@ fn pod(namespace: &str, name: &str) -> Arc<Caller> {
     Arc::new(Caller { uid, namespace: namespace.into(), name: name.into() })
 }
 
-/// A place for a new session of this pod.
+/// Queues a request for a new session of this pod.
 fn apply(gate: &Gate, cause: CallCause, caller: &Arc<Caller>) -> Result<(Ticket, oneshot::Receiver<TurnResult>), TurnedAwayCall> {
     gate.queue(&Application { cause, left: None, callers: std::slice::from_ref(caller), is_new: true })
 }
 
-/// A place: for renewals, of a session with time; else for the new session of a pod that has no other.
+/// Queues a request. A renewal is for a session with time left; other causes are for the new session of a pod that has no other.
 fn place(gate: &Gate, cause: CallCause) -> (Ticket, oneshot::Receiver<TurnResult>) {
     static PODS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     if cause == CallCause::Renewal {
@@ -51,12 +51,12 @@ fn place(gate: &Gate, cause: CallCause) -> (Ticket, oneshot::Receiver<TurnResult
     apply(gate, cause, &pod("default", &number.to_string())).unwrap()
 }
 
-/// A place for the renewal of a session that has so much left.
+/// Queues the renewal of a session with this much time left.
 fn renewal(gate: &Gate, left: Duration) -> (Ticket, oneshot::Receiver<TurnResult>) {
     gate.queue(&Application { cause: CallCause::Renewal, left: Some(left), callers: &[], is_new: false }).unwrap()
 }
 
-/// Lets the runtime's tasks run, without time passing.
+/// Runs the runtime's tasks, without time passing.
 async fn settle() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
@@ -68,7 +68,7 @@ async fn pass(millis: u64) {
     settle().await;
 }
 
-/// One request and its answer, waiting for its turn; how long that took.
+/// Makes one request, with this response, and returns how long it waited for its turn.
 async fn ask(gate: &Gate, cause: CallCause, name: &str, answer: &Result<(), AssumeRoleError>) -> Duration {
     let began = Instant::now();
     let (_, turn) = place(gate, cause);
@@ -77,20 +77,20 @@ async fn ask(gate: &Gate, cause: CallCause, name: &str, answer: &Result<(), Assu
 }
 
 #[tokio::test(start_paused = true)]
-async fn so_many_are_under_way_and_no_more() {
+async fn requests_in_flight_are_limited() {
     let gate = gate(LIMITS);
     let mut turns: Vec<_> = (0..6).map(|_| place(&gate, CallCause::Demand).1).collect();
     let mut permits: Vec<_> = turns.iter_mut().filter_map(come).collect();
     assert_eq!(permits.len(), 4);
     permits.pop();
-    assert_eq!(turns.iter_mut().filter_map(come).collect::<Vec<_>>().len(), 1, "one went, one comes");
+    assert_eq!(turns.iter_mut().filter_map(come).collect::<Vec<_>>().len(), 1, "one permit was returned, so one is granted");
     drop(permits);
-    // A permit that its asker did not wait for is given back.
+    // A permit whose caller gave up is returned.
     assert!(turns.iter_mut().any(|turn| come(turn).is_some()));
 }
 
 #[tokio::test(start_paused = true)]
-async fn so_many_are_begun_in_a_second_and_twice_as_many_at_once() {
+async fn the_rate_is_limited_and_the_burst_is_twice_the_rate() {
     let gate = gate(StsLimits { rate: 10, max_rate: 10, concurrency: 1000 });
     let mut turns: Vec<_> = (0..60).map(|_| place(&gate, CallCause::Demand).1).collect();
     let begun = |turns: &mut Vec<oneshot::Receiver<TurnResult>>| {
@@ -99,7 +99,7 @@ async fn so_many_are_begun_in_a_second_and_twice_as_many_at_once() {
     };
     assert_eq!(begun(&mut turns), 20);
     for (second, expected) in [(1, 30), (2, 40), (3, 50)] {
-        // A timer for each, with a millisecond of rounding.
+        // One timer each, with a millisecond of rounding.
         for _ in 0..1001 {
             pass(1).await;
         }
@@ -126,7 +126,7 @@ async fn pods_that_wait_go_first_and_renewals_last() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_pod_comes_to_wait_for_is_raised() {
+async fn a_queued_request_that_a_pod_waits_for_is_raised() {
     let gate = gate(StsLimits { rate: 1000, max_rate: 1000, concurrency: 1 });
     let running = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     let (_, mut first) = place(&gate, CallCause::Prefetch);
@@ -138,7 +138,7 @@ async fn what_a_pod_comes_to_wait_for_is_raised() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nobody_needs_leaves_the_queue_and_who_waits_for_it_is_told() {
+async fn a_withdrawn_request_leaves_the_queue_and_notifies_its_waiter() {
     let gate = gate(StsLimits { rate: 1000, max_rate: 1000, concurrency: 1 });
     let running = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     for cause in [CallCause::Prefetch, CallCause::Demand, CallCause::Renewal] {
@@ -153,7 +153,7 @@ async fn what_nobody_needs_leaves_the_queue_and_who_waits_for_it_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_made_ahead_leaves_room_for_pods_that_come() {
+async fn prefetches_leave_room_for_new_pods() {
     let gate = gate(StsLimits { rate: 100, max_rate: 100, concurrency: 4 });
     let mut ahead: Vec<_> = (0..4).map(|_| place(&gate, CallCause::Prefetch).1).collect();
     let under_way: Vec<_> = ahead.iter_mut().filter_map(come).collect();
@@ -162,32 +162,32 @@ async fn what_is_made_ahead_leaves_room_for_pods_that_come() {
 
     let gate = self::gate(StsLimits { rate: 10, max_rate: 10, concurrency: 1000 });
     let mut ahead: Vec<_> = (0..60).map(|_| place(&gate, CallCause::Renewal).1).collect();
-    assert_eq!(ahead.iter_mut().filter_map(come).count(), 11, "half of what may be made at once is left");
+    assert_eq!(ahead.iter_mut().filter_map(come).count(), 11, "half of the burst is left");
     let mut turns: Vec<_> = (0..60).map(|_| place(&gate, CallCause::Demand).1).collect();
     assert_eq!(turns.iter_mut().filter_map(come).count(), 9);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_ends_first_goes_first() {
+async fn the_session_that_expires_first_goes_first() {
     let gate = gate(StsLimits { rate: 1000, max_rate: 1000, concurrency: 1 });
     let first = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     let ends = |minutes: u64| Duration::from_secs(minutes * 60);
     let (mut late, mut soon) = (renewal(&gate, ends(30)).1, renewal(&gate, ends(5)).1);
     drop(first);
-    let soon = come(&mut soon).expect("it ends first");
+    let soon = come(&mut soon).expect("it expires first");
     assert!(come(&mut late).is_none());
     drop(soon);
     assert!(come(&mut late).is_some());
 }
 
 #[tokio::test(start_paused = true)]
-async fn throttling_slows_the_gate_and_answers_let_it_recover() {
+async fn throttling_slows_the_gate_and_responses_restore_it() {
     let gate = gate(LIMITS);
     for _ in 0..7 {
         ask(&gate, CallCause::Demand, "web", &throttled()).await;
     }
     assert_eq!(gate.trouble(), Some(AssumeRoleError::Throttled));
-    // Halved until it is one in 3.2 seconds; what is saved up is gone, and more than that by chance.
+    // The pace is halved until it is one request in 3.2 seconds. The saved tokens are gone, and a random part of one more.
     let slow = ask(&gate, CallCause::Demand, "web", &ok()).await;
     assert!((Duration::from_secs(3)..Duration::from_secs(14)).contains(&slow), "{slow:?}");
     assert_eq!(gate.trouble(), None);
@@ -218,7 +218,7 @@ async fn an_outage_slows_the_gate_and_one_broken_role_does_not() {
     assert_eq!(gate.trouble(), None);
     pass(2000).await;
     assert_eq!(ask(&gate, CallCause::Demand, "web", &ok()).await, Duration::ZERO);
-    // Between answers for others it never counts.
+    // Failures of one role between responses for others never count.
     for _ in 0..5 {
         ask(&gate, CallCause::Demand, "broken", &failed()).await;
         ask(&gate, CallCause::Demand, "web", &ok()).await;
@@ -243,7 +243,7 @@ async fn refusals_slow_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nobody_tries_is_forgiven_in_time() {
+async fn the_pace_recovers_with_time_alone() {
     let gate = gate(LIMITS);
     for _ in 0..8 {
         ask(&gate, CallCause::Demand, "web", &throttled()).await;
@@ -255,7 +255,7 @@ async fn what_nobody_tries_is_forgiven_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_panics_gives_its_place_back() {
+async fn a_request_that_panics_frees_its_place() {
     let gate = gate(StsLimits { rate: 1000, max_rate: 1000, concurrency: 1 });
     let permit = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     let broken = tokio::spawn(async move {
@@ -275,7 +275,7 @@ const OURS: &str = "111122223333";
 const THEIRS: &str = "444455556666";
 
 #[tokio::test(start_paused = true)]
-async fn failures_of_one_account_slow_nothing_where_sts_answers_about_others() {
+async fn failures_of_one_account_slow_nothing_while_others_work() {
     let gate = gate(LIMITS);
     ask_about(&gate, OURS, "web", &ok()).await;
     for number in 0..40 {
@@ -287,7 +287,7 @@ async fn failures_of_one_account_slow_nothing_where_sts_answers_about_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_is_recognised_where_all_roles_are_of_one_account() {
+async fn an_outage_is_recognized_if_all_roles_are_of_one_account() {
     let gate = gate(LIMITS);
     ask_about(&gate, THEIRS, "old", &ok()).await;
     for number in 0..10 {
@@ -301,7 +301,7 @@ async fn an_outage_is_recognised_where_all_roles_are_of_one_account() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn that_the_daemon_cannot_be_known_costs_no_turn_and_slows_nothing() {
+async fn an_unknown_own_identity_costs_no_turn_and_slows_nothing() {
     let gate = gate(LIMITS);
     let unknown: Result<(), _> = Err(AssumeRoleError::IdentityUnknown(Box::new(AssumeRoleError::Throttled)));
     let own: Result<(), _> = Err(AssumeRoleError::OwnIdentity { message: "expired".to_owned(), advice: "".into() });
@@ -311,17 +311,17 @@ async fn that_the_daemon_cannot_be_known_costs_no_turn_and_slows_nothing() {
     for number in 0..20 {
         assert_eq!(ask(&gate, CallCause::Demand, &format!("role-{number}"), &own).await, Duration::ZERO);
     }
-    assert!(ask(&gate, CallCause::Demand, "web", &ok()).await > Duration::ZERO, "these were requests");
+    assert!(ask(&gate, CallCause::Demand, "web", &ok()).await > Duration::ZERO, "the requests to STS took tokens");
     assert_eq!(gate.trouble(), None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_goes_before_what_is_made_ahead_when_it_is_nearly_ended() {
+async fn a_renewal_close_to_expiry_goes_before_prefetches() {
     let gate = gate(StsLimits { rate: 1000, max_rate: 1000, concurrency: 1 });
     let first = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     let mut prefetch = place(&gate, CallCause::Prefetch).1;
     let mut waits = place(&gate, CallCause::Demand).1;
-    // It comes with time enough, and stands there until it has not.
+    // The renewal is queued with enough time left, and waits until it is close to expiry.
     let mut renewal = renewal(&gate, NEARLY_ENDED + Duration::from_secs(60)).1;
     drop(first);
     let demand = come(&mut waits).expect("a pod waits");
@@ -331,14 +331,14 @@ async fn a_renewal_goes_before_what_is_made_ahead_when_it_is_nearly_ended() {
     let other = other.await.unwrap().unwrap();
     pass(2 * 1000).await;
     drop(other);
-    let renewal = come(&mut renewal).expect("it is nearly ended");
+    let renewal = come(&mut renewal).expect("the session is close to expiry");
     assert!(come(&mut prefetch).is_none());
     drop(renewal);
     assert!(come(&mut prefetch).is_some());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_question_is_a_request_like_another() {
+async fn a_retry_counts_as_a_request() {
     let gate = gate(LIMITS);
     for _ in 0..20 {
         ask(&gate, CallCause::Demand, "web", &ok()).await;

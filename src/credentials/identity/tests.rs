@@ -10,7 +10,7 @@ use super::*;
 const NODES: &str = "arn:aws:sts::111122223333:assumed-role/nodes/i-0";
 const OTHERS: &str = "arn:aws:sts::111122223333:assumed-role/others/i-0";
 
-/// Answers what the test says, each after a second; beyond that it fails.
+/// Returns the responses that the test sets, each after one second. Fails when there are no more.
 #[derive(Debug, Default)]
 struct Fake {
     answers: std::sync::Mutex<VecDeque<&'static str>>,
@@ -44,7 +44,7 @@ fn caller(node: &NodeIdentity) -> Option<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hundred_who_need_it_are_one_question() {
+async fn a_hundred_concurrent_callers_share_one_request() {
     let (inquiry, fake, node) = inquiry(&[NODES]);
     let answers = join_all((0..100).map(|_| inquiry.known())).await;
     assert!(answers.iter().all(Result::is_ok), "{answers:?}");
@@ -52,7 +52,7 @@ async fn a_hundred_who_need_it_are_one_question() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_is_the_answer_at_once_until_its_pause_is_over() {
+async fn a_failure_is_returned_at_once_until_its_pause_is_over() {
     let (inquiry, fake, _) = inquiry(&[]);
     let answers = join_all((0..100).map(|_| inquiry.known())).await;
     assert!(answers.iter().all(|answer| *answer == Err(AssumeRoleError::Throttled)), "{answers:?}");
@@ -64,7 +64,7 @@ async fn a_failure_is_the_answer_at_once_until_its_pause_is_over() {
     assert_eq!(calls(&fake), 2);
 }
 
-/// However many ask, and however often: an hour without an answer is some 65 questions.
+/// Regardless of the number of callers, an hour of failures causes about 65 requests.
 #[tokio::test(start_paused = true)]
 async fn pauses_grow_from_a_second_to_a_minute() {
     let (inquiry, fake, _) = inquiry(&[]);
@@ -74,16 +74,19 @@ async fn pauses_grow_from_a_second_to_a_minute() {
         advance(Duration::from_millis(50)).await;
     }
     let calls = fake.calls.lock().unwrap();
-    // The question itself takes a second.
+    // The request itself takes one second.
     let pauses: Vec<_> = calls.windows(2).map(|two| two[1] - two[0] - Duration::from_secs(1)).collect();
     assert!((1.0..2.2).contains(&pauses[0].as_secs_f64()) && pauses[3] > pauses[1], "{pauses:?}");
     assert!(pauses[10..].iter().all(|pause| (45.0..60.2).contains(&pause.as_secs_f64())), "{pauses:?}");
-    assert!(pauses[10..].windows(2).any(|two| two[0].abs_diff(two[1]) > Duration::from_millis(200)), "they differ: {pauses:?}");
+    assert!(
+        pauses[10..].windows(2).any(|two| two[0].abs_diff(two[1]) > Duration::from_millis(200)),
+        "the pauses have no jitter: {pauses:?}"
+    );
     assert!((55..90).contains(&calls.len()), "{}", calls.len());
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_asker_that_goes_away_leaves_the_question_to_the_next() {
+async fn a_caller_that_gives_up_leaves_the_request_to_the_next() {
     let (inquiry, fake, _) = inquiry(&[NODES]);
     assert!(tokio::time::timeout(Duration::from_millis(10), inquiry.known()).await.is_err());
     assert_eq!(inquiry.known().await, Ok(()));
@@ -91,7 +94,7 @@ async fn an_asker_that_goes_away_leaves_the_question_to_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_known_is_asked_anew_and_stays_when_that_fails() {
+async fn a_known_identity_is_renewed_and_kept_if_that_fails() {
     let (inquiry, fake, node) = inquiry(&[NODES, OTHERS]);
     let (first, pause) = inquiry.renew().await;
     assert_eq!(first.unwrap().caller, Some(NODES.parse().unwrap()));
@@ -102,15 +105,15 @@ async fn what_is_known_is_asked_anew_and_stays_when_that_fails() {
     assert_ne!(node.known().version, version);
     let (failed, pause) = inquiry.renew().await;
     assert!(failed.is_err() && pause <= 2 * FIRST_PAUSE, "{pause:?}");
-    // Nobody is kept waiting, nor told of it.
+    // Callers neither wait nor see the failure.
     let began = Instant::now();
     assert_eq!((inquiry.known().await, began.elapsed()), (Ok(()), Duration::ZERO));
     assert_eq!((calls(&fake), caller(&node).as_deref()), (3, Some(OTHERS)));
 }
 
-/// A fleet that is started at once does not ask again at once.
+/// The retries of a fleet that starts at once are spread out.
 #[tokio::test(start_paused = true)]
-async fn no_two_nodes_ask_again_at_the_same_time() {
+async fn no_two_nodes_retry_at_the_same_time() {
     let mut pauses = Vec::new();
     for _ in 0..100 {
         let (inquiry, _, _) = inquiry(&[]);
@@ -124,17 +127,17 @@ async fn no_two_nodes_ask_again_at_the_same_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_a_role_between_both_are_known_or_nothing_is() {
+async fn with_an_intermediate_role_both_identities_are_required() {
     let (own, intermediate, node) = (fake(&[NODES, NODES]), fake(&[]), NodeIdentity::default());
     let inquiry = Inquiry::new(own.clone(), Some(intermediate.clone()), node.clone());
     assert_eq!(inquiry.known().await, Err(AssumeRoleError::Throttled));
-    assert_eq!((caller(&node).as_deref(), node.known().has_all_callers()), (Some(NODES), false), "what is known already counts");
+    assert_eq!((caller(&node).as_deref(), node.known().has_all_callers()), (Some(NODES), false), "the first identity applies already");
     advance(2 * FIRST_PAUSE).await;
     intermediate.answers.lock().unwrap().push_back(OTHERS);
     assert_eq!(inquiry.known().await, Ok(()));
     assert!(node.known().has_all_callers() && node.known().caller() == Some(&OTHERS.parse().unwrap()));
     assert_eq!((calls(&own), calls(&intermediate)), (2, 2));
-    // The other way round: the role's session is had, and who the daemon is by its own credentials is not.
+    // The reverse: the intermediate role's identity is known, and that of the daemon's own credentials is not.
     let (own, intermediate, node) = (fake(&[]), fake(&[OTHERS]), NodeIdentity::default());
     let inquiry = Inquiry::new(own.clone(), Some(intermediate), node.clone());
     assert_eq!(inquiry.known().await, Err(AssumeRoleError::Throttled));
@@ -143,11 +146,11 @@ async fn with_a_role_between_both_are_known_or_nothing_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_base_identity_counts_also_while_the_role_between_is_not_had() {
+async fn a_new_base_identity_applies_while_the_intermediate_one_fails() {
     let (own, intermediate, node) = (fake(&[NODES, OTHERS]), fake(&[NODES]), NodeIdentity::default());
     let inquiry = Inquiry::new(own, Some(intermediate), node.clone());
     assert!(inquiry.renew().await.0.is_ok());
     assert_eq!(inquiry.renew().await.0, Err(AssumeRoleError::Throttled));
     assert_eq!(caller(&node).as_deref(), Some(OTHERS));
-    assert!(node.known().has_all_callers(), "the session that was had still serves");
+    assert!(node.known().has_all_callers(), "the intermediate identity is still known");
 }

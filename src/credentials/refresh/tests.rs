@@ -18,7 +18,7 @@ use crate::role::CallerIdentity;
 const NODE: &str = "arn:aws:sts::111122223333:assumed-role/nodes/i-0";
 const MINUTE: u64 = 60;
 
-/// A node whose pods are followed.
+/// A node with a refresh that follows its pods.
 struct Node {
     sts: FakeSts,
     sessions: Arc<Sessions<FakeSts>>,
@@ -34,7 +34,7 @@ struct Options {
     spread: Duration,
     known: bool,
     rules: Rules,
-    /// Pods that are there before the daemon.
+    /// Pods that were running before the daemon.
     before: Vec<Pod>,
 }
 
@@ -78,7 +78,7 @@ fn pod(name: &str, role: &str) -> Pod {
     Pod { role: (!role.is_empty()).then(|| role.to_owned()), ..Pod::for_test("default", name) }
 }
 
-/// Time in which tasks run when they are due.
+/// Advances the clock in steps, so that tasks run when they are due.
 async fn pass(seconds: u64) {
     for _ in 0..seconds {
         advance(Duration::from_secs(1)).await;
@@ -101,7 +101,7 @@ impl Node {
         settle().await;
     }
 
-    /// What a pod may ask for.
+    /// Returns the request that the policy allows to a pod.
     fn request(&self, pod: &Pod) -> RoleRequest {
         match self.policy.decide(pod, &PodContext::default()) {
             Decision::Allow { request, .. } => request,
@@ -109,7 +109,7 @@ impl Node {
         }
     }
 
-    /// A pod's request: what it gets, and at once.
+    /// Requests a pod's session, which must be returned without waiting.
     async fn ask(&self, pod: &Pod) -> Result<Arc<Credentials>, AssumeRoleError> {
         let began = Instant::now();
         let landing = self.sessions.get(&self.request(pod), pod).await;
@@ -117,12 +117,12 @@ impl Node {
         landing
     }
 
-    /// The credentials held for a pod, not to be kept from being wiped.
+    /// Returns a weak reference to a pod's credentials.
     async fn held(&self, pod: &Pod) -> Weak<Credentials> {
         Arc::downgrade(&self.ask(pod).await.unwrap())
     }
 
-    /// Nobody holds them any more, and no time passes for it.
+    /// Asserts that the credentials were dropped without time passing.
     fn is_wiped(&self, held: &Weak<Credentials>) {
         assert!(held.upgrade().is_none(), "the credentials are still held");
     }
@@ -133,7 +133,7 @@ impl Node {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pods_session_is_there_before_it_asks() {
+async fn a_pods_session_is_fetched_before_it_is_requested() {
     let node = node().await;
     node.apply(pod("web", "web")).await;
     assert_eq!(node.sts.calls(), 1);
@@ -143,7 +143,7 @@ async fn a_pods_session_is_there_before_it_asks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pods_that_get_nothing_cost_nothing() {
+async fn denied_pods_cause_no_requests() {
     let node = node().await;
     node.apply(pod("plain", "")).await;
     node.apply(pod("bad", "no role")).await;
@@ -154,7 +154,7 @@ async fn pods_that_get_nothing_cost_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_asked_before_the_daemon_knows_itself_and_at_once_then() {
+async fn prefetching_starts_when_the_daemons_identity_is_known() {
     let node = node_with(Options { known: false, ..Options::default() }).await;
     node.apply(pod("web", "web")).await;
     node.apply(pod("own", "nodes")).await;
@@ -162,11 +162,11 @@ async fn nothing_is_asked_before_the_daemon_knows_itself_and_at_once_then() {
     assert_eq!(node.sts.calls(), 0);
     node.knows_itself();
     settle().await;
-    assert_eq!(node.sts.requests(), [node.request(&pod("web", "web"))], "and never for the node's own role");
+    assert_eq!(node.sts.requests(), [node.request(&pod("web", "web"))], "no request for the node's own role");
 }
 
 #[tokio::test(start_paused = true)]
-async fn pods_that_were_here_before_are_spread_and_one_that_asks_goes_first() {
+async fn fetches_for_earlier_pods_are_spread_and_a_request_goes_first() {
     let before: Vec<_> = (0..100).map(|number| pod(&format!("pod-{number}"), "web")).collect();
     let node = node_with(Options { before: before.clone(), ..Options::default() }).await;
     assert!(node.sts.calls() <= 3, "{} at once", node.sts.calls());
@@ -182,7 +182,7 @@ async fn pods_that_were_here_before_are_spread_and_one_that_asks_goes_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_is_renewed_at_half_of_its_life_and_no_pod_waits() {
+async fn a_session_is_renewed_at_half_its_life_and_no_pod_waits() {
     let node = node().await;
     node.apply(pod("web", "web")).await;
     let mut times = Vec::new();
@@ -195,11 +195,11 @@ async fn a_session_is_renewed_at_half_of_its_life_and_no_pod_waits() {
     let pauses: Vec<_> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs()).collect();
     assert!((7..=12).contains(&pauses.len()), "{pauses:?}");
     assert!(pauses.iter().all(|pause| (18 * 60..=30 * 60 + 2).contains(pause)), "{pauses:?}");
-    assert!(pauses.iter().any(|pause| pause != &pauses[0]), "not always the same: {pauses:?}");
+    assert!(pauses.iter().any(|pause| pause != &pauses[0]), "the pauses have no jitter: {pauses:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn long_and_short_sessions_are_renewed_at_half_of_theirs() {
+async fn long_and_short_sessions_are_renewed_at_half_their_life() {
     for seconds in [900, 12 * HOUR] {
         let node = node().await;
         node.sts.always(Answer::Session(seconds));
@@ -214,7 +214,7 @@ async fn long_and_short_sessions_are_renewed_at_half_of_theirs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_prefetch_what_a_pod_asked_for_is_renewed_and_nothing_else() {
+async fn without_prefetch_only_requested_sessions_are_renewed() {
     let node = node_with(Options { prefetch: false, ..Options::default() }).await;
     node.apply(pod("web", "web")).await;
     node.apply(pod("db", "db")).await;
@@ -226,7 +226,7 @@ async fn without_prefetch_what_a_pod_asked_for_is_renewed_and_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_that_goes_takes_its_session_with_it() {
+async fn a_deleted_pods_session_is_forgotten() {
     let node = node().await;
     node.apply(pod("web", "web")).await;
     let held = node.held(&pod("web", "web")).await;
@@ -238,7 +238,7 @@ async fn a_pod_that_goes_takes_its_session_with_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_finished_pod_and_one_that_may_not_any_more_lose_theirs_too() {
+async fn sessions_of_finished_and_of_denied_pods_are_forgotten() {
     let node = node().await;
     for (name, changed) in [
         ("finished", Pod { finished: true, ..pod("finished", "web") }),
@@ -249,7 +249,7 @@ async fn a_finished_pod_and_one_that_may_not_any_more_lose_theirs_too() {
         node.apply(changed).await;
         node.is_wiped(&held);
     }
-    // One that is on its way out still works.
+    // A terminating pod still works.
     node.apply(pod("leaving", "web")).await;
     let held = node.held(&pod("leaving", "web")).await;
     node.apply(Pod { terminating: true, ..pod("leaving", "web") }).await;
@@ -258,9 +258,9 @@ async fn a_finished_pod_and_one_that_may_not_any_more_lose_theirs_too() {
     assert_eq!(node.sts.calls(), 4);
 }
 
-/// A finalizer may hold its object for days.
+/// A finalizer may keep the object for days.
 #[tokio::test(start_paused = true)]
-async fn a_pod_whose_end_is_over_loses_it_though_its_object_stays() {
+async fn an_ended_pods_session_is_forgotten_though_its_object_stays() {
     let node = node().await;
     let until = node.sts.clock().now() + Duration::from_secs(MINUTE);
     node.apply(Pod { terminating: true, claims_until: Some(until), ..pod("stuck", "web") }).await;
@@ -274,7 +274,7 @@ async fn a_pod_whose_end_is_over_loses_it_though_its_object_stays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shared_session_goes_with_the_last_pod() {
+async fn a_shared_session_is_forgotten_with_its_last_pod() {
     let mut options = Options::default();
     options.rules.sessions.scope = crate::config::session::SessionScope::Role;
     options.rules.sessions.name = crate::config::session::SessionTemplate::of(crate::config::session::Placeholder::Role);
@@ -285,7 +285,7 @@ async fn a_shared_session_goes_with_the_last_pod() {
     let held = node.held(&pod("one", "web")).await;
     node.delete("one").await;
     assert!(held.upgrade().is_some());
-    // One goes and another comes in one change.
+    // One pod is deleted and another is added in one change.
     node.writer.write(|index| index.reset([pod("three", "web")]));
     settle().await;
     assert!(held.upgrade().is_some());
@@ -295,7 +295,7 @@ async fn a_shared_session_goes_with_the_last_pod() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pods_changed_role_is_fetched_and_the_old_session_forgotten() {
+async fn a_changed_role_is_fetched_and_the_old_session_forgotten() {
     let node = node().await;
     node.apply(pod("web", "old")).await;
     let held = node.held(&pod("web", "old")).await;
@@ -307,7 +307,7 @@ async fn a_pods_changed_role_is_fetched_and_the_old_session_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_that_goes_while_sts_is_asked_leaves_nothing() {
+async fn a_pod_deleted_during_the_request_to_sts_leaves_no_session() {
     let node = node().await;
     node.sts.hold();
     node.apply(pod("web", "web")).await;
@@ -321,7 +321,7 @@ async fn a_pod_that_goes_while_sts_is_asked_leaves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_policy_that_changes_while_sts_is_asked_ends_the_session() {
+async fn a_denial_during_the_request_to_sts_ends_the_session() {
     let mut options = Options::default();
     options.rules.restrictions = crate::config::Restrictions::Enforce;
     let node = node_with(options).await;
@@ -329,7 +329,7 @@ async fn a_policy_that_changes_while_sts_is_asked_ends_the_session() {
         |allowed: &str| crate::pods::Namespace { name: "default".to_owned(), allowed_roles: Some(allowed.to_owned()), permitted: None };
     node.sts.hold();
     node.apply(pod("web", "web")).await;
-    assert_eq!(node.sts.calls(), 0, "its namespace is not known yet");
+    assert_eq!(node.sts.calls(), 0, "the pod's namespace is not known yet");
     node.writer.write(|index| index.apply_namespace(namespace(r#"["*"]"#)));
     settle().await;
     assert_eq!(node.sts.calls(), 1);
@@ -344,13 +344,13 @@ async fn a_policy_that_changes_while_sts_is_asked_ends_the_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_for_its_turn_is_withdrawn_with_its_pod() {
+async fn a_queued_request_is_withdrawn_with_its_pod() {
     let node = node().await;
     node.sts.hold();
     for number in 0..30 {
         node.apply(pod(&format!("pod-{number}"), "web")).await;
     }
-    // Three quarters of the places.
+    // Prefetches may use three quarters of the concurrency.
     assert_eq!(node.sts.calls(), 12);
     for number in 0..30 {
         node.delete(&format!("pod-{number}")).await;
@@ -361,16 +361,16 @@ async fn what_waits_for_its_turn_is_withdrawn_with_its_pod() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_no_pod_here_needs_is_forgotten_after_a_while() {
+async fn a_session_that_no_local_pod_needs_is_forgotten() {
     let node = node().await;
-    // Asked for by a pod that went before it was followed.
+    // Requested by a pod that was deleted before it was followed.
     let held = node.held(&pod("gone", "web")).await;
     pass(3 * MINUTE).await;
     node.is_wiped(&held);
     assert_eq!(node.sts.calls(), 1);
 }
 
-/// Nobody waits, nobody is without credentials: what is held lasts for an hour, and for half of one at the least.
+/// No pod waits or lacks credentials: sessions last one hour, and have at least half an hour left when the outage begins.
 #[tokio::test(start_paused = true)]
 async fn no_pod_notices_an_outage_of_forty_minutes() {
     let names: Vec<_> = (0..50).map(|number| format!("pod-{number}")).collect();
@@ -401,9 +401,9 @@ async fn no_pod_notices_an_outage_of_forty_minutes() {
     }
 }
 
-/// Each session is tried again at half of what it has left, and more often near its end, and is served until then.
+/// A session is retried at half of its remaining life, more often near its end, and served until then.
 #[tokio::test(start_paused = true)]
-async fn a_session_that_is_throttled_is_tried_more_often_the_nearer_its_end() {
+async fn a_throttled_session_is_retried_more_often_near_its_end() {
     let node = node().await;
     node.apply(pod("web", "web")).await;
     node.sts.always(Answer::Error(AssumeRoleError::Throttled));
@@ -413,15 +413,15 @@ async fn a_session_that_is_throttled_is_tried_more_often_the_nearer_its_end() {
     }
     let times = node.sts.calls_for("web");
     let pauses: Vec<_> = times.windows(2).skip(1).map(|pair| (pair[1] - pair[0]).as_secs()).collect();
-    // Twice it is tried soon, and then it is clear that STS throttles this node.
+    // After two early retries, it is clear that STS throttles this node.
     assert!(pauses.iter().any(|pause| *pause > 5 * 60), "{pauses:?}");
     assert!(pauses[pauses.len() - 1] < 60, "{pauses:?}");
     assert!((8..=60).contains(&pauses.len()), "{pauses:?}");
 }
 
-/// However early or late the session is renewed, one answer of STS that was no sign of more costs nobody the time that is promised.
+/// Whenever the session is renewed, a single throttled request does not reduce the promised remaining lifetime.
 #[tokio::test(start_paused = true)]
-async fn a_renewal_that_is_throttled_once_leaves_more_than_25_minutes_always() {
+async fn a_renewal_throttled_once_always_leaves_over_25_minutes() {
     for _ in 0..5 {
         let node = node().await;
         for number in 0..10 {
@@ -441,9 +441,9 @@ async fn a_renewal_that_is_throttled_once_leaves_more_than_25_minutes_always() {
     }
 }
 
-/// A node that was throttled for long tries again what is due soon after STS answers, not after what it was patient for.
+/// After long throttling, due sessions are retried soon after STS responds again, not only when their pauses end.
 #[tokio::test(start_paused = true)]
-async fn when_sts_answers_again_what_gave_way_is_renewed_soon() {
+async fn deferred_renewals_are_made_soon_after_throttling_ends() {
     let node = node().await;
     for number in 0..30 {
         node.apply(pod(&format!("pod-{number}"), &format!("role-{number}"))).await;
@@ -452,7 +452,7 @@ async fn when_sts_answers_again_what_gave_way_is_renewed_soon() {
     node.sts.always(Answer::Error(AssumeRoleError::Throttled));
     pass(15 * MINUTE).await;
     node.sts.always(Answer::Session(HOUR));
-    // Until one is tried, and as long again as it takes to see it.
+    // The time until one is tried, plus the time until that is noticed.
     pass(10 * MINUTE).await;
     for number in 0..30 {
         let credentials = node.ask(&pod(&format!("pod-{number}"), &format!("role-{number}"))).await.unwrap();
@@ -460,9 +460,9 @@ async fn when_sts_answers_again_what_gave_way_is_renewed_soon() {
     }
 }
 
-/// What the owner of another account may cause there is answered for its roles alone.
+/// Failures that the owner of another account may cause affect only the roles of that account.
 #[tokio::test(start_paused = true)]
-async fn roles_whose_account_has_no_sts_in_this_region_slow_no_other() {
+async fn roles_of_an_account_without_sts_in_this_region_slow_no_other() {
     let node = node().await;
     let error = crate::credentials::sts::tests::answered(403, "RegionDisabledException");
     for number in 0..30 {
@@ -479,7 +479,7 @@ async fn roles_whose_account_has_no_sts_in_this_region_slow_no_other() {
             assert!(node.left(&credentials) > LEAST_REMAINING);
         }
     }
-    // Many pods of others come at once, and one of ours with them.
+    // Many pods with failing roles appear at once, together with one healthy pod.
     for number in 30..70 {
         node.sts.for_role(&format!("theirs-{number}"), Answer::Error(error.clone()));
     }
@@ -494,21 +494,21 @@ async fn roles_whose_account_has_no_sts_in_this_region_slow_no_other() {
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
-/// On a node that STS throttles, a session that has time does not ask before one that has none.
+/// On a throttled node, a session with time left is not requested before one without.
 #[tokio::test(start_paused = true)]
-async fn while_sts_throttles_a_renewal_that_has_time_gives_way() {
+async fn while_sts_throttles_a_renewal_with_time_left_gives_way() {
     let node = node().await;
     node.apply(pod("web", "web")).await;
-    // Another role's failures, so that the session itself has not failed.
+    // Another role fails, so that the session itself has no failure.
     node.sts.for_role("other", Answer::Error(AssumeRoleError::Throttled));
     for number in 0..10 {
         node.apply(pod(&format!("other-{number}"), "other")).await;
     }
     pass(35 * MINUTE).await;
-    assert_eq!(node.sts.calls_for("web").len(), 1, "not at half of its life");
+    assert_eq!(node.sts.calls_for("web").len(), 1, "renewed at half of its life");
     node.ask(&pod("web", "web")).await.unwrap();
     pass(25 * MINUTE).await;
-    assert!(node.sts.calls_for("web").len() > 1, "but before its end");
+    assert!(node.sts.calls_for("web").len() > 1, "not renewed before its expiry");
     node.ask(&pod("web", "web")).await.unwrap();
 }
 
@@ -521,7 +521,7 @@ async fn an_hour_of_throttling_is_not_made_worse() {
     }
     pass(3600).await;
     let calls = node.sts.calls();
-    // The slowest pace is one in 3.2 seconds.
+    // The slowest pace is one request in 3.2 seconds.
     assert!((30..=1125).contains(&calls), "{calls} in an hour, for 50 roles");
     node.sts.always(Answer::Session(HOUR));
     pass(6 * MINUTE).await;
@@ -532,7 +532,7 @@ async fn an_hour_of_throttling_is_not_made_worse() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broken_role_costs_the_others_nothing() {
+async fn a_broken_role_does_not_affect_others() {
     for error in [denied(), AssumeRoleError::Failed { message: "broken".to_owned() }] {
         let node = node().await;
         node.sts.for_role("role-0", Answer::Error(error));
@@ -549,16 +549,16 @@ async fn a_broken_role_costs_the_others_nothing() {
         }
         let calls = node.sts.calls_for("role-0").len();
         assert!((2..=40).contains(&calls), "{calls} for the broken one");
-        // A pod that comes goes at once.
+        // A new pod's session is fetched at once.
         node.apply(pod("new", "new")).await;
         node.ask(&pod("new", "new")).await.unwrap();
         node.task.abort();
     }
 }
 
-/// Every pod is looked at again, none is decided again: what costs is what changed.
+/// Every pod is checked again, but only changed pods are decided again.
 #[tokio::test(start_paused = true)]
-async fn a_change_of_one_pod_among_a_thousand_leaves_the_others_alone() {
+async fn a_change_of_one_pod_decides_no_other_pod_again() {
     let before: Vec<_> = (0..1000).map(|number| pod(&format!("pod-{number}"), "web")).collect();
     let node = node_with(Options { before, prefetch: false, ..Options::default() }).await;
     let mut follower = Follower::new(Refresh {
@@ -573,7 +573,7 @@ async fn a_change_of_one_pod_among_a_thousand_leaves_the_others_alone() {
     node.writer.write(|index| index.apply(pod("pod-7", "db")));
     assert_eq!(follower.look().await, 1);
     node.identity.set_caller(NODE.replace("i-0", "i-1").parse::<CallerIdentity>().unwrap());
-    assert_eq!(follower.look().await, 1000, "the node is another");
+    assert_eq!(follower.look().await, 1000, "the node's identity changed");
     assert_eq!(follower.wanted.len(), 1000);
 }
 

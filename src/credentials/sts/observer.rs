@@ -1,4 +1,4 @@
-//! What is seen of requests to STS beside their answers: where they go, and what time it is there.
+//! Observations of requests to STS beside their results: the endpoint, and the time at STS.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,10 +11,10 @@ use tracing::info;
 
 use crate::log_once::Condition;
 
-/// The `Date` of an answer has whole seconds, and is some time on its way: less apart than this is not taken for a difference.
+/// Smaller clock differences are ignored: the `Date` of a response has whole seconds, and the response takes time to arrive.
 const NOT_APART: SignedDuration = SignedDuration::from_secs(30);
 
-/// Says once where STS is.
+/// Logs the STS endpoint once.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Endpoint(Arc<Condition>);
 
@@ -36,12 +36,12 @@ impl Intercept for Endpoint {
     }
 }
 
-/// The time at STS, by its last answer to one request.
+/// The time at STS according to the last response to one request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Date(Arc<Mutex<Option<Timestamp>>>);
 
 impl Date {
-    /// How far STS's clock is ahead of this one, which says `now`: nothing where that is not known, or is little.
+    /// Returns how far STS's clock is ahead of `now`, the time of this node's clock. Zero if unknown or small.
     pub(super) fn ahead_of(&self, now: Timestamp) -> SignedDuration {
         let date = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         apart(date, now)
@@ -64,7 +64,7 @@ impl Intercept for Date {
     }
 }
 
-/// The date of an HTTP header (RFC 9110, 5.6.7), in the form that is still sent.
+/// Parses the date of an HTTP header (RFC 9110, 5.6.7), in the only format that is still generated.
 fn parse(text: &str) -> Option<Timestamp> {
     DateTimeParser::new().parse_timestamp(text).ok()
 }
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_is_far_off_is_told_from_a_slow_answer() {
+    fn a_clock_far_off_is_distinguished_from_a_slow_response() {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         for (header, seconds) in [
             ("Thu, 01 Jan 2026 00:10:00 GMT", 600),

@@ -1,10 +1,9 @@
-//! The daemon's own credentials at STS, as the SDK keeps them: what happens when STS takes them no more, and what is said where
-//! there are none.
+//! The daemon's own credentials for STS, and what happens when STS rejects them or there are none.
 //!
-//! The SDK keeps them until they end by this node's clock. STS goes by its own: a node that is ten minutes behind would send
-//! credentials that have ended for ten minutes of each hour. So what STS refuses is dropped, and the question is asked once
-//! more with new ones. Where those are refused as well, they are not dropped again for a while: each question then costs one
-//! request, not two.
+//! The SDK caches the credentials until they expire by this node's clock, but STS goes by its own clock. A node that is ten
+//! minutes behind would send expired credentials for ten minutes of each hour. Credentials that STS rejects are therefore
+//! dropped, and the request is repeated once with new ones. If the new ones are rejected too, they are kept for a while, so
+//! that each request costs one call instead of two.
 
 use std::error::Error;
 use std::future::Future;
@@ -26,39 +25,40 @@ use crate::metrics::Metrics;
 use crate::policy::node::NodeIdentity;
 use crate::role::{CallerIdentity, RoleArn};
 
-/// How long new credentials are not dropped, whatever STS says to them.
+/// How long new credentials are kept, even if STS rejects them.
 const NOT_DROPPED_AGAIN: Duration = Duration::from_secs(60);
-/// What to look at when STS does not tell whose they are. Every identity has this permission by itself, so only a policy
-/// that stands above the identity's own can take it away.
+/// Advice for when STS does not identify the credentials. Every identity has this permission by default, so only a policy above
+/// the identity's own can deny it.
 const CHECK_POLICIES: &str =
     "the policy of the VPC endpoint for STS, if there is one, and the service control policies must allow sts:GetCallerIdentity";
 
-/// One identity of the daemon's, and STS as it is asked by it.
+/// One identity of the daemon, and its client for STS.
 #[derive(Clone, Debug)]
 pub(super) struct Own {
     signer: Arc<RwLock<Signer>>,
-    /// Whether the SDK asks again after a failure.
+    /// Whether the SDK retries after a failure.
     retries: bool,
-    /// Whether a question is asked again with new credentials.
+    /// Whether a rejected request is repeated with new credentials.
     asks_again: bool,
-    /// The role between, where this is its session.
+    /// The intermediate role, if this is its session.
     intermediate: Option<RoleArn>,
-    /// Where the base identity is told, for advice.
+    /// Where the base identity is stored, for advice.
     node: NodeIdentity,
     metrics: Metrics,
 }
 
-/// A client and the credentials that it keeps.
+/// A client and the credentials that it caches.
 #[derive(Clone, Debug)]
 struct Signer {
     client: Client,
-    /// How often its credentials were dropped.
+    /// How often credentials were dropped.
     number: u64,
     dropped_at: Option<Instant>,
 }
 
 impl Own {
-    /// Asks by `client`, whose credentials are those of the role between if one is given.
+    /// Creates an identity that makes requests with `client`. The client has the credentials of `intermediate`, if that is
+    /// given.
     pub(super) fn new(client: Client, intermediate: Option<RoleArn>, node: NodeIdentity, metrics: Metrics) -> Self {
         let signer = Arc::new(RwLock::new(Signer { client, number: 0, dropped_at: None }));
         Self { signer, retries: true, asks_again: true, intermediate, node, metrics }
@@ -74,16 +74,16 @@ impl Own {
         Self { asks_again: false, ..self.without_retries() }
     }
 
-    /// Asks STS; once more, with new credentials, where it takes the ones that were kept no more.
-    pub(super) async fn ask<T, E, F>(&self, question: impl Fn(Client) -> F) -> Result<T, AssumeRoleError>
+    /// Makes a request to STS. Repeats it once with new credentials if STS rejects the cached ones.
+    pub(super) async fn ask<T, E, F>(&self, request: impl Fn(Client) -> F) -> Result<T, AssumeRoleError>
     where
         F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
         E: ProvideErrorMetadata + Error + 'static,
     {
         let signer = self.signer();
-        match question(signer.client).await {
-            Err(error) if takes_them_no_more(&error) && self.drop_credentials(signer.number) && self.asks_again => {
-                let again = question(self.signer().client).await;
+        match request(signer.client).await {
+            Err(error) if rejects_cached_credentials(&error) && self.drop_credentials(signer.number) && self.asks_again => {
+                let again = request(self.signer().client).await;
                 again.map_err(|error| self.explain(&error))
             }
             answer => answer.map_err(|error| self.explain(&error)),
@@ -99,7 +99,7 @@ impl Own {
         signer
     }
 
-    /// Lets go of the credentials with this number; whether others are there now.
+    /// Drops the credentials with this number. Returns whether other credentials are in place now.
     fn drop_credentials(&self, number: u64) -> bool {
         let mut signer = self.signer.write().unwrap_or_else(PoisonError::into_inner);
         if signer.number != number {
@@ -157,7 +157,7 @@ impl AskIdentity for Arc<Own> {
     }
 }
 
-fn takes_them_no_more<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
+fn rejects_cached_credentials<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
     let code = error.as_service_error().and_then(ProvideErrorMetadata::code);
     matches!(code, Some("ExpiredToken" | "ExpiredTokenException" | "InvalidClientTokenId"))
 }

@@ -7,14 +7,14 @@ use super::translate::translate;
 use super::*;
 use aws_sdk_sts::error::SdkError;
 
-/// What is made of an answer of STS with this status and code.
+/// Returns the translation of an STS error response with this status and code.
 pub(in crate::credentials) fn answered(status: u16, code: &str) -> AssumeRoleError {
     let error = assume_role::AssumeRoleError::generic(ErrorMetadata::builder().code(code).message("no").build());
     translate(&SdkError::service_error(error, HttpResponse::new(status.try_into().unwrap(), "".into())))
 }
 
 #[test]
-fn what_the_owner_of_an_account_may_cause_is_an_answer_about_the_role() {
+fn errors_that_an_account_owner_may_cause_are_refusals() {
     for (status, code) in [
         (403, "RegionDisabledException"),
         (403, "AccessDenied"),
@@ -42,14 +42,14 @@ fn what_the_owner_of_an_account_may_cause_is_an_answer_about_the_role() {
 }
 
 #[test]
-fn a_session_ends_its_duration_after_the_request_whatever_clocks_say() {
+fn a_session_ends_at_most_its_duration_after_the_request() {
     const HOUR: Duration = Duration::from_secs(3600);
     let at = |text: &str| -> Timestamp { format!("2026-01-01T{text}Z").parse().unwrap() };
     let took = Duration::from_secs(1);
     let asked = |sent: &str| AssumeRoleCall { sent: at(sent), duration: HOUR, took };
     assert_eq!(asked("12:00:00").at_the_latest(at("12:00:01")).unwrap(), at("13:00:00"));
-    // The machine slept for two hours with the answer on its way.
+    // The machine slept for two hours while the response was in transit.
     assert_eq!(asked("12:00:00").at_the_latest(at("14:00:01")).unwrap(), at("13:00:00"));
-    // The clock was set back by ten minutes meanwhile.
+    // The clock was set back ten minutes during the request.
     assert_eq!(asked("12:00:00").at_the_latest(at("11:50:01")).unwrap(), at("12:50:00"));
 }

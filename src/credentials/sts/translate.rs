@@ -1,4 +1,4 @@
-//! Errors of the SDK in our words.
+//! Translation of SDK errors.
 
 use std::error::Error;
 
@@ -13,7 +13,7 @@ use crate::credentials::AssumeRoleError;
 use crate::credentials::advice::CHECK_CREDENTIALS;
 use crate::text::bounded;
 
-/// The SDK's error in our words. Never its `Debug`, nor the body of an answer: that may hold credentials.
+/// Translates an SDK error. Never uses its `Debug` output or the response body, which may hold credentials.
 pub(super) fn translate<E>(error: &SdkError<E, HttpResponse>) -> AssumeRoleError
 where
     E: ProvideErrorMetadata + Error + 'static,
@@ -44,7 +44,8 @@ where
                 | "RequestTimeTooSkewed"
                 | "OptInRequired" => AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS.into() },
                 "RequestTimeout" | "RequestTimeoutException" => AssumeRoleError::Failed { message },
-                // By the status: what the owner of some account may cause is an answer about that role, whatever its name.
+                // Decided by the status. An error that an account's owner may cause is a response about that role, whatever its
+                // code.
                 _ => match context.raw().status().as_u16() {
                     429 => AssumeRoleError::Throttled,
                     400..=499 => AssumeRoleError::Invalid { message },
@@ -53,7 +54,7 @@ where
             }
         }
         SdkError::TimeoutError(_) => AssumeRoleError::Unreachable { message: "no answer in time".to_owned() },
-        // The credentials chain fails before anything is sent, and as a failure to send too.
+        // The credentials chain fails before anything is sent, but its failure also looks like a failure to send.
         SdkError::DispatchFailure(failure) => {
             let message =
                 failure.as_connector_error().map_or_else(|| "the request was not sent".to_owned(), |error| bounded(&chain(error)));
@@ -61,15 +62,15 @@ where
             own.unwrap_or(AssumeRoleError::Unreachable { message })
         }
         SdkError::ConstructionFailure(_) => AssumeRoleError::Invalid { message: "the request could not be made".to_owned() },
-        // Of a broken answer only this is said: its body may hold credentials.
+        // The error of a malformed response is not included: the body may hold credentials.
         _ => AssumeRoleError::Failed { message: "its answer could not be read".to_owned() },
     }
 }
 
-/// Why there were no credentials to sign a question with, where that is what was wrong. They may come from STS themselves: when
-/// it cannot be reached or throttles, nothing is wrong with the daemon's identity.
+/// Returns the error if there were no credentials to sign a request with. The credentials may come from STS themselves: if STS
+/// is unreachable or throttles, nothing is wrong with the daemon's identity.
 fn without_credentials(error: &(dyn Error + 'static), message: &str) -> Option<AssumeRoleError> {
-    match asked_for_them(error) {
+    match signing_credentials_error(error) {
         Some(AssumeRoleError::Denied { message } | AssumeRoleError::Invalid { message }) => {
             Some(AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS.into() })
         }
@@ -80,17 +81,17 @@ fn without_credentials(error: &(dyn Error + 'static), message: &str) -> Option<A
     }
 }
 
-/// What STS said against giving the credentials by which a question was to be signed.
+/// Returns the message with which STS refused the credentials that the request was to be signed with.
 pub(super) fn refusal_of_credentials<E>(error: &SdkError<E, HttpResponse>) -> Option<String> {
     let SdkError::DispatchFailure(failure) = error else { return None };
-    match asked_for_them(failure.as_connector_error()?)? {
+    match signing_credentials_error(failure.as_connector_error()?)? {
         AssumeRoleError::Denied { message } | AssumeRoleError::Invalid { message } => Some(message),
         _ => None,
     }
 }
 
-/// What STS answered to who asked it for credentials to sign with; `None` where it was not asked.
-fn asked_for_them(error: &(dyn Error + 'static)) -> Option<AssumeRoleError> {
+/// Returns the response of STS to the request for signing credentials; `None` if there was no such request.
+fn signing_credentials_error(error: &(dyn Error + 'static)) -> Option<AssumeRoleError> {
     causes(error).find_map(|cause| {
         let role = cause.downcast_ref::<SdkError<AssumeRoleFault, HttpResponse>>().map(translate);
         role.or_else(|| cause.downcast_ref::<SdkError<WebIdentityFault, HttpResponse>>().map(translate))

@@ -42,7 +42,7 @@ mod tests {
     use crate::credentials::tests::{request, request_with_source_identity};
 
     #[test]
-    fn the_session_that_was_requested_is_told_from_every_other() {
+    fn only_the_requested_session_is_accepted() {
         let (plain, with_path) = (request("web"), request("team/a/web"));
         for request in [&plain, &with_path] {
             for own in ["arn:aws:sts::111122223333:assumed-role/web/pod", "arn:aws:sts::111122223333:assumed-role/Web/pod"] {
@@ -63,7 +63,7 @@ mod tests {
                 assert!(!is_of(request, other), "{other}");
             }
         }
-        assert_eq!(check(&plain, None, None).map_err(|error| error.name()), Err("other-role"), "nothing is said");
+        assert_eq!(check(&plain, None, None).map_err(|error| error.name()), Err("other-role"), "the response names no session");
     }
 
     #[test]
@@ -83,6 +83,6 @@ mod tests {
             assert_eq!(found, expected, "{returned:?} for {request:?}");
         }
         let other = session("arn:aws:sts::111122223333:assumed-role/db/pod");
-        assert!(check(&identified, Some(&other), Some("default.pod")).is_err(), "the role counts as before");
+        assert!(check(&identified, Some(&other), Some("default.pod")).is_err(), "the role is still checked");
     }
 }

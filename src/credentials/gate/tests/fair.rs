@@ -8,13 +8,13 @@ use super::*;
 use allowance::{BURST, PLACES, REFILL};
 use queue::PLACES_IN_ALL;
 
-/// One at a time, and as many in a second as there may be.
+/// One request at a time, at an unlimited rate.
 const ONE: StsLimits = StsLimits { rate: 100_000, max_rate: 100_000, concurrency: 1 };
 
-/// Lets the turns come one by one, and hears of each whose it was.
+/// Grants the turns one by one, and returns the owner of each.
 fn order<T>(first: StsPermit, turns: &mut Vec<(T, oneshot::Receiver<TurnResult>)>) -> Vec<T> {
     let (mut running, mut order) = (first, Vec::new());
-    // Some were superseded.
+    // Drops superseded requests.
     turns.retain_mut(|(_, turn)| !matches!(turn.try_recv(), Ok(Err(_))));
     while !turns.is_empty() {
         drop(running);
@@ -33,7 +33,7 @@ fn run<T>(test: impl Future<Output = T>) -> T {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever others do, the first request of a pod waits for at most one round: a turn of each namespace, for each pod of its own.
+    /// Whatever other pods do, the first request of a pod waits for at most one turn of each namespace per pod of its own namespace.
     #[test]
     fn a_pod_waits_for_at_most_a_round(
         flood in proptest::collection::vec((0_usize..5, 0_usize..30), 1..300),
@@ -63,9 +63,9 @@ proptest! {
         });
     }
 
-    /// Places, charges and gauges come out even, whatever is queued, raised, withdrawn, let in and asked again.
+    /// Places, charges and gauges balance, whatever is queued, raised, withdrawn, granted and retried.
     #[test]
-    fn nothing_is_left_of_what_has_gone(steps in proptest::collection::vec((0_u8..6, 0_usize..4, 0_usize..4), 1..200)) {
+    fn completed_requests_leave_nothing_behind(steps in proptest::collection::vec((0_u8..6, 0_usize..4, 0_usize..4), 1..200)) {
         run(async {
             let gate = gate(StsLimits { concurrency: 3, ..ONE });
             let (mut tickets, mut turns, mut permits) = (Vec::new(), Vec::new(), Vec::new());
@@ -94,7 +94,7 @@ proptest! {
                     }
                 }
             }
-            // What is let in is given back at once.
+            // Granted permits are returned at once.
             turns.clear();
             permits.clear();
             for _ in 0..1000 {
@@ -107,7 +107,7 @@ proptest! {
                 assert_eq!(state.queue.of_namespace(namespace), 0);
                 for number in 0..4 {
                     let uid = &pod(namespace, &number.to_string()).uid;
-                    assert!(state.allowances.wait(uid, false, Instant::now()).is_none(), "a place of {namespace}/{number} is lost");
+                    assert!(state.allowances.wait(uid, false, Instant::now()).is_none(), "a place of {namespace}/{number} leaked");
                 }
             }
             drop(state);
@@ -119,7 +119,7 @@ proptest! {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_has_two_places_and_its_latest_request_takes_the_older_one() {
+async fn a_pod_has_two_places_and_a_new_request_supersedes_one() {
     let gate = gate(ONE);
     let running = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     let web = pod("shop", "web");
@@ -128,7 +128,7 @@ async fn a_pod_has_two_places_and_its_latest_request_takes_the_older_one() {
     assert_eq!(first.await.unwrap().unwrap_err(), NotAsked::Superseded);
     drop(running);
     let permit = second.await.unwrap().unwrap();
-    // One under way and one that waits: the latter gives way.
+    // One request is in flight and one is queued. The queued one is superseded.
     let fourth = apply(&gate, CallCause::Prefetch, &web).unwrap().1;
     assert_eq!(third.try_recv().unwrap().unwrap_err(), NotAsked::Superseded);
     drop(permit);
@@ -137,7 +137,7 @@ async fn a_pod_has_two_places_and_its_latest_request_takes_the_older_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_under_way_takes_a_place_until_its_answer() {
+async fn a_request_in_flight_takes_a_place_until_its_response() {
     let gate = gate(StsLimits { concurrency: 10, ..ONE });
     let web = pod("shop", "web");
     let under_way: Vec<_> = (0..PLACES).map(|_| apply(&gate, CallCause::Demand, &web).unwrap().1.try_recv().unwrap().unwrap()).collect();
@@ -148,7 +148,7 @@ async fn what_is_under_way_takes_a_place_until_its_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_causes_five_new_sessions_at_once_and_one_more_each_ten_seconds() {
+async fn a_pod_causes_5_new_sessions_at_once_then_1_each_10_seconds() {
     let gate = gate(ONE);
     let web = pod("shop", "web");
     let made = |gate: &Gate| apply(gate, CallCause::Demand, &web).map(|(_, mut turn)| assert!(come(&mut turn).is_some()));
@@ -158,7 +158,7 @@ async fn a_pod_causes_five_new_sessions_at_once_and_one_more_each_ten_seconds() 
     let turned_away = made(&gate).unwrap_err();
     assert_eq!(turned_away.why, NotAsked::TooManyChanges);
     assert!((REFILL - Duration::from_millis(1)..=REFILL + Duration::from_millis(1)).contains(&turned_away.after), "{turned_away:?}");
-    // A session that failed is no new one, and other pods have their own.
+    // A failed session is not a new one, and other pods have their own allowance.
     let again = gate.queue(&Application { cause: CallCause::Demand, left: None, callers: std::slice::from_ref(&web), is_new: false });
     drop(again.unwrap());
     assert!(apply(&gate, CallCause::Demand, &pod("shop", "db")).is_ok());
@@ -169,7 +169,7 @@ async fn a_pod_causes_five_new_sessions_at_once_and_one_more_each_ten_seconds() 
     }
     assert!((359..=361).contains(&made_in_an_hour), "{made_in_an_hour}");
     pass(3600 * 1000).await;
-    // Those that have their whole allowance are forgotten when there are many.
+    // Pods with their full allowance are forgotten when there are many.
     for number in 0..10_000 {
         let _ = apply(&gate, CallCause::Demand, &pod("shop", &number.to_string())).unwrap().1.try_recv();
         pass(100).await;
@@ -178,7 +178,7 @@ async fn a_pod_causes_five_new_sessions_at_once_and_one_more_each_ten_seconds() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_withdrawn_before_it_was_made_costs_nothing_of_the_allowance() {
+async fn a_request_withdrawn_from_the_queue_is_refunded() {
     let gate = gate(ONE);
     let _running = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     for _ in 0..100 {
@@ -188,22 +188,22 @@ async fn what_was_withdrawn_before_it_was_made_costs_nothing_of_the_allowance() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_pods_share_goes_by_whichever_has_a_turn_first() {
+async fn a_shared_session_uses_the_first_turn_of_its_pods() {
     let gate = gate(ONE);
     let running = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     let (loud, quiet) = (pod("loud", "web"), pod("quiet", "web"));
-    // The loud one has used up its places and has many neighbours.
+    // The loud pod has used up its places, and many pods share its namespace.
     let mut turns: Vec<_> =
         (0..100).map(|number| ("loud", apply(&gate, CallCause::Prefetch, &pod("loud", &number.to_string())).unwrap().1)).collect();
     turns.extend((0..PLACES).map(|_| ("loud", apply(&gate, CallCause::Prefetch, &loud).unwrap().1)));
     let shared = [loud, quiet];
     turns.push(("shared", gate.queue(&Application { cause: CallCause::Prefetch, left: None, callers: &shared, is_new: true }).unwrap().1));
     let order = order(running, &mut turns);
-    assert!(order.iter().position(|whose| *whose == "shared").unwrap() <= 1, "it goes by the quiet one's turn");
+    assert!(order.iter().position(|whose| *whose == "shared").unwrap() <= 1, "it did not use the quiet pod's turn");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_namespaces_places_are_bounded_and_a_full_queue_takes_from_the_most() {
+async fn a_full_queue_takes_from_the_namespace_with_the_most_places() {
     let gate = gate(ONE);
     let _running = place(&gate, CallCause::Demand).1.await.unwrap().unwrap();
     let mut turns: HashMap<String, Vec<_>> = HashMap::new();
@@ -219,7 +219,7 @@ async fn a_namespaces_places_are_bounded_and_a_full_queue_takes_from_the_most() 
     for number in 0..4 {
         fill(&format!("other-{number}"), (PLACES_IN_ALL - PLACES_OF_NAMESPACE) / 4);
     }
-    // All are taken: another namespace's pod takes one of the loud one's, the last that came.
+    // All places are taken. A pod of another namespace takes the newest place of the loud namespace.
     assert!(apply(&gate, CallCause::Prefetch, &pod("quiet", "web")).is_ok());
     let last = turns.get_mut("loud").unwrap().pop().unwrap();
     assert_eq!(last.await.unwrap().unwrap_err(), NotAsked::QueueFull);
@@ -228,15 +228,15 @@ async fn a_namespaces_places_are_bounded_and_a_full_queue_takes_from_the_most() 
     assert_eq!(gate.0.metrics.sts_queue(CallCause::Prefetch.name()).get(), i64::try_from(PLACES_IN_ALL).unwrap());
 }
 
-/// An hour in which a pod changes 45 times a second, others come and go, and pods wait all the time: each session that nearly ends
-/// is renewed in time.
+/// For an hour, a pod changes 45 times per second, others come and go, and pods wait constantly. Each session close to expiry is
+/// renewed in time.
 #[tokio::test(start_paused = true)]
-async fn renewals_of_what_nearly_ends_are_made_in_time_under_any_flood() {
+async fn sessions_close_to_expiry_are_renewed_in_time_under_load() {
     let gate = gate(StsLimits { rate: 20, max_rate: 20, concurrency: 16 });
     let (mut waiting, mut renewals) = (Vec::new(), Vec::new());
     let (mut pods, mut latest) = (0_u64, Duration::ZERO);
     for second in 0..3600_u64 {
-        // New pods of many namespaces, each of which waits: twice the rate of the gate.
+        // New pods of many namespaces, which all wait, at twice the rate of the gate.
         for _ in 0..45 {
             pods += 1;
             if let Ok((_, turn)) = apply(&gate, CallCause::Demand, &pod(&format!("tenant-{}", pods % 3), &pods.to_string())) {
@@ -244,7 +244,7 @@ async fn renewals_of_what_nearly_ends_are_made_in_time_under_any_flood() {
             }
         }
         waiting.retain_mut(|turn| matches!(turn.try_recv(), Err(oneshot::error::TryRecvError::Empty)));
-        // Five in a second would be a node with 18,000 sessions of an hour: a quarter of the rate, as is reserved.
+        // Five per second is the load of a node with 18,000 one-hour sessions: a quarter of the rate, which is the reserved part.
         if second % 2 == 0 {
             renewals.extend((0..8).map(|_| (Instant::now(), renewal(&gate, NEARLY_ENDED).1)));
         }
@@ -260,6 +260,6 @@ async fn renewals_of_what_nearly_ends_are_made_in_time_under_any_flood() {
             });
         }
     }
-    assert!(latest < Duration::from_secs(30), "one was renewed {latest:?} after it nearly ended, and has 5 minutes");
+    assert!(latest < Duration::from_secs(30), "one was renewed {latest:?} after it was close to expiry; it has 5 minutes");
     assert!(renewals.len() < 40, "{} wait", renewals.len());
 }

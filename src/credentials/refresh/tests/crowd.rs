@@ -1,4 +1,4 @@
-//! Many pods at one time, and one pod that changes all the time.
+//! Many pods that appear at once, and a pod that changes constantly.
 
 use super::*;
 use crate::credentials::not_asked::NotAsked;
@@ -15,7 +15,7 @@ impl Node {
         self.sessions.get(&self.request(pod), pod).await
     }
 
-    /// What a pod gets that asks as an SDK does: each attempt ends after a second. How many attempts it took.
+    /// Requests a pod's session as an SDK does, with attempts that time out after one second. Returns the number of attempts.
     async fn ask_as_sdk(&self, pod: &Pod, attempts: u32) -> Option<u32> {
         for attempt in 1..=attempts {
             match tokio::time::timeout(Duration::from_secs(1), self.get(pod)).await {
@@ -28,22 +28,22 @@ impl Node {
     }
 }
 
-/// 220 sessions at 20 a second, after 40 at once, would take 9 seconds; with the rate that rises to 100 they take about 3.
+/// 220 sessions at 20 per second, after a burst of 40, would take 9 seconds. With a rate that rises to 100, they take about 3.
 #[tokio::test(start_paused = true)]
 async fn all_of_220_pods_of_one_role_that_start_at_once_are_served() {
     let node = node().await;
     node.sts.set_latency(LATENCY);
     let pods: Vec<_> = (0..220).map(|number| pod(&format!("web-{number}"), "web")).collect();
     node.writer.write(|index| pods.iter().for_each(|pod| index.apply(pod.clone())));
-    // Their containers start as soon as the pods are bound, faster than any kubelet.
+    // The containers start as soon as the pods are bound, which is faster than any kubelet.
     let attempts = futures_util::future::join_all(pods.iter().map(|pod| node.ask_as_sdk(pod, 4))).await;
     assert!(attempts.iter().all(Option::is_some), "{:?} got nothing", attempts.iter().filter(|attempt| attempt.is_none()).count());
     assert_eq!(node.sts.calls(), 220);
 }
 
-/// Pods that ask 3 seconds after they were bound do not wait.
+/// Pods that request credentials 3 seconds after they were bound do not wait.
 #[tokio::test(start_paused = true)]
-async fn pods_that_ask_some_seconds_after_they_appeared_find_their_sessions() {
+async fn sessions_are_ready_some_seconds_after_pods_appear() {
     let node = node().await;
     node.sts.set_latency(LATENCY);
     let pods: Vec<_> = (0..220).map(|number| pod(&format!("web-{number}"), "web")).collect();
@@ -55,7 +55,7 @@ async fn pods_that_ask_some_seconds_after_they_appeared_find_their_sessions() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_whose_time_ends_in_the_queue_says_so() {
+async fn a_request_that_times_out_in_the_queue_reports_it() {
     let node = node().await;
     node.sts.hold();
     let pods: Vec<_> = (0..40).map(|number| pod(&format!("web-{number}"), "web")).collect();
@@ -68,10 +68,10 @@ async fn a_request_whose_time_ends_in_the_queue_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_for_what_the_pod_needs_no_more_ends_at_once() {
+async fn a_request_that_its_pod_no_longer_needs_ends_at_once() {
     let node = node().await;
     node.sts.hold();
-    // All places are taken.
+    // The concurrency limit is reached.
     let others: Vec<_> = (0..16).map(|number| pod(&format!("other-{number}"), "web")).collect();
     node.writer.write(|index| others.iter().for_each(|pod| index.apply(pod.clone())));
     let others = futures_util::future::join_all(others.iter().map(|pod| node.get(pod)));
@@ -91,9 +91,9 @@ async fn a_request_for_what_the_pod_needs_no_more_ends_at_once() {
     assert_eq!(waited, Duration::ZERO);
 }
 
-/// One pod whose session name is changed 45 times a second, over the time in which every other session is renewed once.
+/// One pod's session name changes 45 times per second, while every other session is renewed once.
 #[tokio::test(start_paused = true)]
-async fn a_pod_that_changes_all_the_time_starves_nobody() {
+async fn a_constantly_changing_pod_starves_no_other() {
     const SECONDS: u64 = 40 * MINUTE;
     let node = node().await;
     node.sts.set_latency(Duration::from_millis(500));
@@ -107,7 +107,7 @@ async fn a_pod_that_changes_all_the_time_starves_nobody() {
             let evil = Pod { session_name: Some(format!("session-{changes}")), ..of_namespace("evil", "evil", "evil") };
             node.writer.write(|index| index.apply(evil.clone()));
             if changes.is_multiple_of(15) {
-                // It asks as well, and goes away.
+                // The pod also requests its session, and gives up.
                 let _ = tokio::time::timeout(Duration::ZERO, node.get(&evil)).await;
             }
             if changes.is_multiple_of(5) {
@@ -126,15 +126,15 @@ async fn a_pod_that_changes_all_the_time_starves_nobody() {
             assert_eq!(node.ask_as_sdk(&new, 1).await, Some(1), "a new pod");
         }
     }
-    // Five at once, and one each ten seconds.
+    // Five at once, and one more every ten seconds.
     let of_evil = node.sts.calls_for("evil").len();
     let most = usize::try_from(5 + SECONDS / 10 + 10).unwrap();
     assert!((most / 2..=most).contains(&of_evil), "{of_evil} requests of a pod that changed {changes} times, at most {most}");
 }
 
-/// Pods of one role share a session. One of them has used up its allowance; it does not matter for the others.
+/// Pods of one role share a session. One pod that has used up its allowance does not affect the others.
 #[tokio::test(start_paused = true)]
-async fn a_shared_session_is_fetched_whatever_one_of_its_pods_did() {
+async fn a_shared_session_is_fetched_despite_one_pods_allowance() {
     let mut options = Options::default();
     options.rules.sessions.scope = crate::config::session::SessionScope::Role;
     options.rules.sessions.name = "{role}".parse().unwrap();
@@ -145,7 +145,7 @@ async fn a_shared_session_is_fetched_whatever_one_of_its_pods_did() {
     assert_eq!(node.sts.calls(), 5);
     let last = pod("loud", "role-19");
     let told = node.sessions.remembered_failure(&node.request(&last), &last).await;
-    assert_eq!(told, Some(AssumeRoleError::NotAsked(NotAsked::TooManyChanges)), "for whoever explains it");
+    assert_eq!(told, Some(AssumeRoleError::NotAsked(NotAsked::TooManyChanges)), "the failure that `explain` shows");
     node.writer.write(|index| {
         index.apply(pod("loud", "web"));
         index.apply(pod("quiet", "web"));
