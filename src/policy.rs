@@ -1,14 +1,15 @@
-//! Which role a pod may have: a pure function of the pod, what is known around it and the operator's settings.
+//! The policy that decides which role a pod may have: a pure function of the pod, its namespace and service account, and the
+//! operator's settings.
 //!
-//! The order is: the pod's annotation, its service account's, then `--default-role`. One that cannot be read denies; it
-//! never falls back to the next. Then come the node's limits (its partition, its own role, `--allowed-roles`), and the
-//! namespace's. Only this module makes a [`RoleRequest`], and only a [`RoleRequest`] opens the credential cache: there is no
-//! way to ask for a role that was not allowed.
+//! The role comes from the pod's annotation, its service account's annotation, or `--default-role`, in this order. A malformed
+//! one denies and never falls back to the next. The node's limits apply next (its partition, its own role, `--allowed-roles`),
+//! then the namespace's. Only this module creates a [`RoleRequest`], and only a [`RoleRequest`] opens the credential cache: a
+//! role that was not allowed cannot be requested.
 //!
-//! Who the daemon itself is at AWS, by its own credentials and by those of a role between, may become known after the first
-//! decision. Until then the role is not compared with it;
-//! what was decided so must be decided again before anything is handed out ([`Policy::knows_node`]). It may also be another
-//! one later, with other keys: then the same holds ([`Policy::node_version`]).
+//! The daemon's AWS identities, its own and that of an intermediate role, may become known after the first decision. Until
+//! then, roles are not compared with them, and decisions must be made again before credentials are served
+//! ([`Policy::knows_node`]). An identity may also change later, when keys change. Decisions must then be made again as well
+//! ([`Policy::node_version`]).
 
 use crate::config::{PatternFormat, Restrictions};
 use crate::pods::{Pod, PodContext};
@@ -34,7 +35,7 @@ use patterns::{Mistake, Patterns};
 pub use rules::{Discovered, Rules};
 use trace::{Silent, Trace, What};
 
-/// Decides, by the operator's settings and by who the daemon is.
+/// The policy: the operator's settings and the daemon's identity.
 #[derive(Debug)]
 pub struct Policy {
     rules: Rules,
@@ -44,7 +45,7 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// A policy. `node` is filled when it is known. Fails if `allowed_roles` cannot be read.
+    /// Creates a policy. `node` may be filled in later. Fails if `allowed_roles` is malformed.
     pub fn new(rules: Rules, node: NodeIdentity) -> Result<Self, Mistake> {
         let base = rules.base.as_ref().map(BaseArn::as_str);
         let allowed_roles = rules.allowed_roles.clone().map(|list| Patterns::new(PatternFormat::Glob, base, list)).transpose()?;
@@ -52,7 +53,7 @@ impl Policy {
         Ok(Self { rules, node, allowed_roles, namespaces })
     }
 
-    /// What `pod` may have, by what is known around it.
+    /// Decides what `pod` may have in this context.
     pub fn decide(&self, pod: &Pod, context: &PodContext) -> Decision {
         self.follow(pod, context, &mut Silent)
     }
@@ -64,29 +65,30 @@ impl Policy {
         Explanation { steps, decision }
     }
 
-    /// Whether enough is known for a decision that is not only about what is not known yet.
+    /// Whether enough is known to decide. If not, a denial would only say what is not known yet.
     pub fn can_decide(&self, pod: &Pod, context: &PodContext) -> bool {
         let namespace = self.rules.restrictions != Restrictions::Enforce || context.namespace.is_some();
         namespace && (pod.role.is_some() || self.service_account(pod, context) != Err(Denial::ServiceAccountUnknown))
     }
 
-    /// Whether it is known who the daemon is at AWS. What was decided before that may be another node's partition, or the
-    /// node's own role: it must be decided again before credentials are handed out. With a role between, both are known.
+    /// Whether the daemon's AWS identities are known, including that of the intermediate role, if there is one. Earlier
+    /// decisions may have allowed another partition or the node's own role, so they must be made again before credentials are
+    /// served.
     pub fn knows_node(&self) -> bool {
         self.node.known().has_all_callers()
     }
 
-    /// Another number when something else is known of the node: what was decided at an earlier one is to be decided again.
+    /// Returns a number that changes with what is known about the node. Decisions made at an earlier number must be made again.
     pub fn node_version(&self) -> u64 {
         self.node.known().version
     }
 
-    /// Subscribes to changes of that number.
+    /// Subscribes to changes of what is known about the node.
     pub fn node_changes(&self) -> NodeChanges {
         self.node.changes()
     }
 
-    /// Whether the default role, if there is one, is below the ceiling of this node.
+    /// Whether `--allowed-roles` allows the default role, if there is one.
     pub fn allows_default_role(&self) -> bool {
         match (&self.rules.default_role, &self.allowed_roles) {
             (Some(role), Some(patterns)) => patterns.find(role.as_str()).is_some(),
@@ -104,7 +106,7 @@ impl Policy {
                 trace.skip(What::Namespace, || "--namespace-restrictions".to_owned(), || "off".to_owned());
                 Ok(())
             }
-            // The operator's own default role needs no list (as in kube2iam).
+            // The operator's own default role needs no list, as in kube2iam.
             _ if self.rules.default_role.as_ref() == Some(&request.role) => {
                 trace.skip(What::Namespace, || "--default-role".to_owned(), || "allowed in every namespace".to_owned());
                 Ok(())
@@ -139,11 +141,11 @@ impl Policy {
         Ok(RoleRequest { role, session_name, source_identity, external_id, tags, duration: self.rules.session_duration, holder })
     }
 
-    /// What the node says to a role, whoever asks for it.
+    /// Applies the limits of the node to a role, which are the same for all pods.
     fn check_node(&self, role: &RoleArn, trace: &mut impl Trace) -> Result<(), Denial> {
         let node = self.node.known();
         self.check_account(role, &node, trace)?;
-        // A role between is in the same partition: no other could be assumed.
+        // An intermediate role is in the same partition: no other role could be assumed.
         let caller = node.callers().next().map(|(source, caller)| (source, caller.partition()));
         match caller.or_else(|| self.rules.base.as_ref().map(|base| ("the base role ARN", base.partition()))) {
             None => trace.skip(What::Partition, || OWN.to_owned(), || "not known yet".to_owned()),

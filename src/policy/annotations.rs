@@ -1,5 +1,5 @@
-//! Which role a pod asks for: the pod's annotation, its service account's, then the default. The first that is there
-//! counts; if it cannot be read, there is no other.
+//! Selection of the role that a pod requests: the pod's annotation, its service account's annotation, then the default role.
+//! The first one that is set applies. If it is malformed, the others are not used.
 
 use super::denial::{Denial, RoleMistake, RoleSource};
 use super::trace::{Trace, What};
@@ -38,15 +38,15 @@ impl Policy {
         trace.check(What::Role, || "--default-role".to_owned(), default, RoleArn::to_string)
     }
 
-    /// The service account that may name the pod's role; `None` where no role is looked for there.
+    /// Returns the service account that may name the pod's role; `None` if service accounts do not apply.
     pub(super) fn service_account<'a>(&self, pod: &Pod, context: &'a PodContext) -> Result<Option<&'a ServiceAccount>, Denial> {
-        // Pods from the node's disk have none.
+        // Static pods have no service account.
         if self.rules.service_accounts == ServiceAccountRoles::Off || pod.service_account.is_empty() {
             return Ok(None);
         }
         match context.service_account.as_deref() {
             Some(account) => Ok(Some(account)),
-            // It may name a role; waiting would not bring it.
+            // The service account may name a role, and waiting would not make it readable.
             None if context.service_account_forbidden => Err(Denial::ServiceAccountsForbidden),
             None => Err(Denial::ServiceAccountUnknown),
         }

@@ -1,4 +1,4 @@
-//! What a pod may have.
+//! Decisions about what a pod may have.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use super::trace::TraceStep;
 use crate::pods::PodUid;
 use crate::role::{ExternalId, RoleArn, SessionName, SourceIdentity};
 
-/// Everything that AssumeRole will be told, and with `--session-scope=pod` whom the session is for. It is the key of the
-/// session cache: two pods share a session only where all of it is equal.
+/// Everything that is sent with AssumeRole, and with `--session-scope=pod` the pod that the session is for. It is the key of
+/// the session cache: two pods share a session only if all of it is equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RoleRequest {
     pub(super) role: RoleArn,
@@ -20,37 +20,37 @@ pub struct RoleRequest {
     pub(super) external_id: Option<ExternalId>,
     pub(super) tags: Box<[RequestTag]>,
     pub(super) duration: Duration,
-    /// The one pod whose session it is. STS is not told: pods of one name in two namespaces are told apart by it.
+    /// The only pod that uses the session. It is not sent to STS. It separates pods of the same name in two namespaces.
     pub(super) holder: Option<PodUid>,
 }
 
 impl RoleRequest {
-    /// The role.
+    /// Returns the role.
     pub fn role(&self) -> &RoleArn {
         &self.role
     }
 
-    /// The session's name in CloudTrail.
+    /// Returns the session's name in CloudTrail.
     pub fn session_name(&self) -> &SessionName {
         &self.session_name
     }
 
-    /// The session's source identity, where the operator gives one.
+    /// Returns the session's source identity, if the operator sets one.
     pub fn source_identity(&self) -> Option<&SourceIdentity> {
         self.source_identity.as_ref()
     }
 
-    /// The external id, where the pod gives one.
+    /// Returns the external ID, if the pod sets one.
     pub fn external_id(&self) -> Option<&ExternalId> {
         self.external_id.as_ref()
     }
 
-    /// The session's tags; none is transitive.
+    /// Returns the session's tags. None is transitive.
     pub fn tags(&self) -> &[RequestTag] {
         &self.tags
     }
 
-    /// How long the session is to last.
+    /// Returns the requested session duration.
     pub fn duration(&self) -> Duration {
         self.duration
     }
@@ -70,25 +70,25 @@ impl serde::Serialize for RoleRequest {
     }
 }
 
-/// What a pod may have.
+/// The decision about what a pod may have.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Decision {
-    /// This role. `audit` is what enforced restrictions would have said against it.
+    /// The pod may have this role. `audit` is the denial that enforced restrictions would have caused.
     Allow {
-        /// What to ask STS.
+        /// The request to STS.
         request: RoleRequest,
-        /// Set in audit mode only.
+        /// Set only in audit mode.
         audit: Option<Denial>,
     },
-    /// Nothing.
+    /// The pod may have no role.
     Deny(Denial),
 }
 
 /// A decision with its steps.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Explanation {
-    /// The steps in their order; none follows a refusal.
+    /// The steps in order. No step follows a refusal.
     pub steps: Vec<TraceStep>,
     /// The decision.
     pub decision: Decision,

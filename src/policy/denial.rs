@@ -1,4 +1,4 @@
-//! The reasons why a pod gets no role. The texts repeat nothing that a pod's author wrote.
+//! The reasons why a pod gets no role. The messages repeat nothing that a pod's author wrote.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,14 +9,14 @@ use super::patterns::Mistake;
 use crate::advice::Advise;
 use crate::role::ParseError;
 
-/// Where a role is named, in the order in which it is looked for.
+/// The places that may name a role, in order of precedence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RoleSource {
-    /// The annotation of the pod.
+    /// The role annotation of the pod.
     Pod,
     /// The role annotation of its service account.
     ServiceAccount,
-    /// The annotation that EKS reads, of its service account.
+    /// The EKS annotation of its service account.
     EksServiceAccount,
 }
 
@@ -30,22 +30,22 @@ impl fmt::Display for RoleSource {
     }
 }
 
-/// What is wrong with a text that should name a role.
+/// The mistake in a text that should name a role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RoleMistake {
     /// The text is empty.
     #[error("is empty")]
     Empty,
-    /// White space.
+    /// The text contains white space.
     #[error("contains white space")]
     Spaces,
-    /// Line breaks and the like.
+    /// The text contains line breaks or other control characters.
     #[error("contains control characters, such as a line break")]
     ControlCharacters,
-    /// A short name, and no base ARN that completes it.
+    /// The text is a short name, and no base ARN completes it.
     #[error("is a short name, but there is no --base-role-arn")]
     NoBaseArn,
-    /// Neither the ARN of a role nor a name.
+    /// The text is neither a role ARN nor a role name.
     #[error("is not valid: {0}")]
     Form(ParseError),
 }
@@ -62,12 +62,12 @@ impl Advise for RoleMistake {
     }
 }
 
-/// Which annotation of a namespace.
+/// An annotation of a namespace that limits roles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NamespaceList {
-    /// The JSON list of allowed roles.
+    /// The JSON list of allowed roles (as in kube2iam).
     Allowed,
-    /// The expression of permitted roles.
+    /// The regular expression of permitted roles (as in kiam).
     Permitted,
 }
 
@@ -146,16 +146,16 @@ impl Advise for Denial {
             Self::NamespaceHasNoList => "add an annotation that allows the role".into(),
             Self::BadNamespaceList(_, mistake) => return mistake.advice(),
             Self::NotAllowedInNamespace => "add the role to the allowed-roles or permitted annotation of the namespace".into(),
-            // The text says what is expected.
+            // The message says what is expected.
             Self::BadExternalId(_) | Self::BadSessionName(_) => return None,
-            // It becomes known without anybody's action.
+            // It becomes known without any action.
             Self::ServiceAccountUnknown | Self::NamespaceUnknown => return None,
         })
     }
 }
 
 impl Denial {
-    /// The stable name: a metric's label.
+    /// Returns the stable name of the reason, used as a metric label.
     pub fn name(self) -> &'static str {
         match self {
             Self::NoRole => "no-role",
@@ -181,12 +181,12 @@ impl Denial {
         }
     }
 
-    /// Whether something is not known yet, so that the next decision may be another one.
+    /// Whether the reason is that something is not known yet, so that a later decision may differ.
     pub fn may_pass(self) -> bool {
         matches!(self, Self::ServiceAccountUnknown | Self::NamespaceUnknown)
     }
 
-    /// Whether it depends on the daemon's own AWS identity, which may become known after a decision.
+    /// Whether the reason depends on the daemon's own AWS identity, which may become known after a decision.
     pub fn is_about_node(self) -> bool {
         matches!(self, Self::ForeignAccount | Self::OtherPartition | Self::NodeRole)
     }

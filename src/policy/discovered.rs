@@ -1,8 +1,8 @@
 //! The AWS account that the metadata service names, compared with the one that STS names.
 //!
-//! `--auto-discover-base-arn` and `--auto-discover-default-role` take the account from `iam/info`, over plain HTTP, so whoever
-//! answers there chooses it. STS says to which account the daemon's own credentials belong. If the two differ, roles of the
-//! account in `iam/info` are refused.
+//! `--auto-discover-base-arn` and `--auto-discover-default-role` take the account from `iam/info`. That is plain HTTP, so
+//! whoever responds there chooses the account. STS names the account of the daemon's own credentials. If the two differ, roles
+//! of the account in `iam/info` are refused.
 //!
 //! Only the daemon's own credentials count, not those of the intermediate role: `iam/info` names the account of the instance
 //! profile, from which the daemon's own credentials come, while an intermediate role is often in another account on purpose. If
@@ -14,7 +14,7 @@ use super::node::{KnownNode, OWN};
 use super::trace::{Trace, What};
 use crate::role::{BaseArn, CallerIdentity, Partition, RoleArn};
 
-/// An account that the metadata service named, and that is not the daemon's own.
+/// An account that the metadata service named but that is not the daemon's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignAccount {
     /// The partition of the account.
@@ -47,7 +47,7 @@ impl Policy {
         let by_default = rules.discovered.default_role && rules.default_role.as_ref() == Some(role);
         match &node.caller {
             _ if !by_base && !by_default => Ok(()),
-            // Decided again with it, before anything is handed out.
+            // This decision is made again before credentials are served.
             None => {
                 trace.skip(What::Account, || OWN.to_owned(), || "not known yet".to_owned());
                 Ok(())

@@ -1,5 +1,5 @@
-//! Whether a namespace lets its pods have a role: by kube2iam's list, or by kiam's expression. Either is enough; one that
-//! cannot be read allows nothing, whatever the other says.
+//! The limits of namespaces on the roles of their pods: kube2iam's list and kiam's regular expression. A role needs to match
+//! only one of them. A malformed one allows nothing, whatever the other says.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use crate::pods::Namespace;
 use crate::role::{BaseArn, RoleArn};
 use crate::text::quoted;
 
-/// How many annotations are kept compiled; with more, the one that was not asked for the longest is forgotten.
+/// The maximum number of compiled annotations that are kept. The least recently used one is evicted.
 const MAX_KEPT: usize = 64;
 
 /// The annotations of namespaces, each compiled once.
@@ -24,14 +24,14 @@ pub(super) struct Namespaces {
     expressions: PatternCache,
 }
 
-/// What was compiled, by its text. A memory only: it changes how fast an answer is, never the answer.
+/// The compiled annotations by their text. The cache affects only the speed of a decision, never its result.
 #[derive(Debug, Default)]
 struct PatternCache(Mutex<CompiledPatterns>);
 
 #[derive(Debug, Default)]
 struct CompiledPatterns {
     of: HashMap<Box<str>, (Compiled, u64)>,
-    /// Counts the questions: the time by which the one that was not asked for the longest is known.
+    /// Counts lookups, to determine the least recently used entry.
     asked: u64,
 }
 
@@ -60,7 +60,7 @@ impl PatternCache {
         if let Some(compiled) = kept().find(text) {
             return compiled;
         }
-        // Not under the lock: others must not wait for an expression that is long to compile.
+        // Compiled outside the lock, so that an expression that takes long to compile does not block others.
         let compiled = Arc::new(compile(text));
         if !matches!(*compiled, Err(Mistake::TooLarge)) {
             kept().keep(text, compiled.clone());
@@ -82,7 +82,7 @@ impl Namespaces {
         let list = namespace.allowed_roles.as_deref();
         let list = list.map(|text| self.lists.get(text, |text| Patterns::of_list(self.format, base, text)));
         let expression = namespace.permitted.as_deref().map(|text| self.expressions.get(text, Patterns::of_expression));
-        // Both are looked at, so that one that cannot be read is told.
+        // Both are checked, so that a malformed one is always reported.
         let by_list = Self::ask(role, namespace, NamespaceList::Allowed, list.as_deref(), trace)?;
         let by_expression = Self::ask(role, namespace, NamespaceList::Permitted, expression.as_deref(), trace)?;
         let result = match (by_list, by_expression) {
@@ -93,7 +93,7 @@ impl Namespaces {
         trace.check(What::Namespace, || format!("namespace {}", namespace.name), result, |()| String::new())
     }
 
-    /// Whether one of the annotations allows the role; `None` where it is not there.
+    /// Whether this annotation allows the role; `None` if it is not set.
     fn ask(
         role: &RoleArn,
         namespace: &Namespace,

@@ -1,4 +1,4 @@
-//! What is known of the node itself at AWS, as it becomes known.
+//! What is known about the node's AWS identity. It becomes known after start-up.
 
 use std::sync::Arc;
 
@@ -11,42 +11,42 @@ pub(super) const OWN: &str = "rolegate's own AWS identity";
 /// The name of the intermediate role in explanations.
 pub(super) const INTERMEDIATE: &str = "the role of --assume-role-arn";
 
-/// Who the daemon is, by its own credentials and by those of a role between, and which role its instance has. Each may
-/// become known after the first decision, and may be another later; each change has a number, by which a decision that was made before it is told. Cheap to clone: every
-/// clone is the same knowledge.
+/// The AWS identities of the daemon (its own, and that of an intermediate role) and the role of its instance. Each may become
+/// known after the first decision, and may change later. Each change increments a version, which identifies decisions that were
+/// made before it. Cheap to clone: all clones share the same state.
 #[derive(Clone, Debug, Default)]
 pub struct NodeIdentity(Arc<watch::Sender<Arc<KnownNode>>>);
 
-/// Notices of what has become known of the node. The state at the time of the subscription counts as seen.
+/// Notifications of changes to what is known about the node. The state at the time of the subscription counts as seen.
 pub type NodeChanges = watch::Receiver<Arc<KnownNode>>;
 
-/// Who the daemon is as a session of the role between its own and the pods'.
+/// The identity of the session of the intermediate role, which assumes the pods' roles.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum IntermediateIdentity {
-    /// There is no such role.
+    /// There is no intermediate role.
     #[default]
     None,
-    /// There is one, and STS has not told yet.
+    /// There is an intermediate role, and its identity is not known yet.
     Unknown,
-    /// This one.
+    /// The identity is known.
     Known(CallerIdentity),
 }
 
-/// What is known at one time.
+/// What is known about the node at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KnownNode {
     /// The identity of the daemon's own credentials according to STS.
     pub caller: Option<CallerIdentity>,
-    /// Who it is by the credentials of the role between.
+    /// The identity of the intermediate role's session.
     pub intermediate: IntermediateIdentity,
-    /// The role of the instance, whoever the daemon is; its path is not known.
+    /// The role of the instance, regardless of the daemon's identity. Its path is not known.
     pub instance_role: Option<RoleArn>,
-    /// Grows with each change.
+    /// Incremented with each change.
     pub version: u64,
 }
 
 impl KnownNode {
-    /// Everybody that the daemon is to STS, as far as that is known: each with what it is called where a decision is explained.
+    /// Returns the known identities of the daemon, each with its name in explanations.
     pub fn callers(&self) -> impl Iterator<Item = (&'static str, &CallerIdentity)> {
         let intermediate = match &self.intermediate {
             IntermediateIdentity::Known(caller) => Some((INTERMEDIATE, caller)),
@@ -55,12 +55,12 @@ impl KnownNode {
         self.caller.as_ref().map(|caller| (OWN, caller)).into_iter().chain(intermediate)
     }
 
-    /// Whether nobody is missing there.
+    /// Whether all identities of the daemon are known.
     pub fn has_all_callers(&self) -> bool {
         self.caller.is_some() && self.intermediate != IntermediateIdentity::Unknown
     }
 
-    /// Who asks for pods' roles.
+    /// Returns the identity that assumes the pods' roles.
     pub fn caller(&self) -> Option<&CallerIdentity> {
         match &self.intermediate {
             IntermediateIdentity::None => self.caller.as_ref(),
@@ -71,12 +71,12 @@ impl KnownNode {
 }
 
 impl NodeIdentity {
-    /// What is known now.
+    /// Returns what is currently known.
     pub fn known(&self) -> Arc<KnownNode> {
         self.0.borrow().clone()
     }
 
-    /// That there is a role between: from now on, not all is known before it is.
+    /// Records that there is an intermediate role. From now on, its identity must be known too.
     pub fn expect_intermediate(&self) {
         self.change(|known| {
             let first = known.intermediate == IntermediateIdentity::None;
@@ -87,18 +87,18 @@ impl NodeIdentity {
         });
     }
 
-    /// Who the daemon is as a session of the role between from now on; true if that was not known.
+    /// Sets the identity of the intermediate role's session. Returns whether it changed.
     pub fn set_intermediate(&self, caller: CallerIdentity) -> bool {
         let intermediate = IntermediateIdentity::Known(caller);
         self.change(|known| std::mem::replace(&mut known.intermediate, intermediate.clone()) != intermediate)
     }
 
-    /// Who the daemon is by its own credentials from now on; true if that was not known.
+    /// Sets the identity of the daemon's own credentials. Returns whether it changed.
     pub fn set_caller(&self, caller: CallerIdentity) -> bool {
         self.change(|known| known.caller.replace(caller.clone()).as_ref() != Some(&caller))
     }
 
-    /// The role of the instance from now on, where it has one; true if that was not known.
+    /// Sets the role of the instance, if it has one. Returns whether it changed.
     pub fn set_instance_role(&self, role: Option<RoleArn>) -> bool {
         self.change(|known| std::mem::replace(&mut known.instance_role, role.clone()) != role)
     }
@@ -108,9 +108,9 @@ impl NodeIdentity {
         self.0.subscribe()
     }
 
-    /// Returns when AWS has told who the daemon is, and with a role between, who it is by that role's session.
+    /// Returns when all identities of the daemon are known, including that of the intermediate role, if there is one.
     pub async fn identified(&self) {
-        // The sender lives in `self`.
+        // The sender lives in `self`, so waiting cannot fail.
         let _ = self.changes().wait_for(|known| known.has_all_callers()).await;
     }
 

@@ -1,6 +1,6 @@
-//! Patterns of roles: they match whole ARNs, from the first character to the last, in linear time.
+//! Patterns for roles. They match whole ARNs, from the first character to the last, in linear time.
 //!
-//! A pattern that does not begin as an ARN is a short name: the base ARN is put before it, as in kube2iam.
+//! A pattern that does not start with `arn:` is a short name, and is completed with the base ARN, as in kube2iam.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use regex::{RegexSet, RegexSetBuilder};
 use crate::advice::Advise;
 use crate::config::PatternFormat;
 
-/// An error in a list of patterns. None of the patterns counts then.
+/// An error in a list of patterns. None of its patterns applies then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mistake {
     /// Not a JSON list of strings.
@@ -37,20 +37,20 @@ impl Advise for Mistake {
 
 /// The longest annotation that is read, in bytes.
 pub const MAX_TEXT: usize = 64 * 1024;
-/// The most patterns in one list.
+/// The maximum number of patterns in one list.
 pub const MAX_PATTERNS: usize = 256;
-/// The longest pattern, in bytes; an ARN has 2048 at most.
+/// The longest pattern, in bytes. An ARN has at most 2048.
 pub const MAX_LENGTH: usize = 4096;
-/// What the expressions of one list may take together, compiled, in bytes: the annotation is written by others. The work of
-/// compiling ends there, too, however many follow.
+/// The maximum total size of the compiled expressions of one list, in bytes. It is limited because tenants write the annotation.
+/// The limit also bounds the work of compiling, however many expressions follow.
 const MAX_COMPILED: usize = 1024 * 1024;
-/// What may be kept of what was matched, to match faster.
+/// The maximum size of the cache that speeds up matching, in bytes.
 const MAX_MATCHING: usize = 256 * 1024;
 
-/// Patterns, ready to be matched.
+/// Compiled patterns.
 #[derive(Debug)]
 pub struct Patterns {
-    /// As they were written.
+    /// The patterns as written.
     written: Vec<String>,
     matcher: Matcher,
 }
@@ -61,12 +61,12 @@ enum Matcher {
     Expressions(RegexSet, Matched),
 }
 
-/// What expressions matched lately: the first of them, by ARN. An expression that its author made slow costs its time once for
-/// a role, and not at each request of a pod.
+/// The recent matches of expressions: the first matching expression, by ARN. An expression that its author made slow is
+/// evaluated once for each role, not for each request of a pod.
 #[derive(Debug, Default)]
 struct Matched(Mutex<HashMap<Box<str>, Option<usize>>>);
 
-/// ARNs that are remembered; with more, all are forgotten.
+/// The maximum number of remembered ARNs. When it is reached, all are forgotten.
 const MAX_MATCHED: usize = 256;
 
 impl Matched {
@@ -75,7 +75,7 @@ impl Matched {
         if let Some(at) = kept().get(arn) {
             return *at;
         }
-        // Not under the lock: it may take long.
+        // Matched outside the lock, because it may take long.
         let at = set.matches(arn).iter().next();
         let mut kept = kept();
         if kept.len() >= MAX_MATCHED {
@@ -87,7 +87,7 @@ impl Matched {
 }
 
 impl Patterns {
-    /// Reads a JSON list of patterns.
+    /// Parses a JSON list of patterns.
     pub fn of_list(format: PatternFormat, base: Option<&str>, text: &str) -> Result<Self, Mistake> {
         if text.len() > MAX_TEXT {
             return Err(Mistake::TooLarge);
@@ -95,7 +95,7 @@ impl Patterns {
         Self::new(format, base, serde_json::from_str(text).map_err(|_| Mistake::NotAList)?)
     }
 
-    /// Reads one regular expression for whole ARNs, as kiam's namespaces have it. An empty one matches no ARN.
+    /// Parses one regular expression for whole ARNs, as in kiam's namespace annotation. An empty one matches no ARN.
     pub fn of_expression(text: &str) -> Result<Self, Mistake> {
         if text.len() > MAX_LENGTH {
             return Err(Mistake::TooLarge);
@@ -104,7 +104,7 @@ impl Patterns {
         Ok(Self { written: vec![text.to_owned()], matcher })
     }
 
-    /// Patterns of one format; short names are completed with `base`.
+    /// Creates patterns of one format. Short names are completed with `base`.
     pub fn new(format: PatternFormat, base: Option<&str>, written: Vec<String>) -> Result<Self, Mistake> {
         if written.len() > MAX_PATTERNS || written.iter().any(|pattern| pattern.len() > MAX_LENGTH) {
             return Err(Mistake::TooLarge);
@@ -119,7 +119,7 @@ impl Patterns {
         Ok(Self { written, matcher })
     }
 
-    /// The first pattern that matches the whole of `arn`, as it was written.
+    /// Returns the first pattern that matches the whole of `arn`, as written.
     pub fn find(&self, arn: &str) -> Option<&str> {
         let at = match &self.matcher {
             Matcher::Globs(globs) => globs.iter().position(|pattern| glob(pattern, arn)),
@@ -128,7 +128,7 @@ impl Patterns {
         at.and_then(|at| self.written.get(at)).map(String::as_str)
     }
 
-    /// How many there are.
+    /// Returns the number of patterns.
     pub fn count(&self) -> usize {
         self.written.len()
     }
@@ -146,7 +146,8 @@ fn expressions(base: Option<&str>, patterns: &[impl AsRef<str>]) -> Result<Regex
         let mut set = RegexSetBuilder::new(patterns);
         set.size_limit(MAX_COMPILED).dfa_size_limit(MAX_MATCHING).build().map_err(|_| Mistake::BadPattern)
     };
-    // A set reads each by itself. One that is valid so cannot end the group that it is put in: `a)|(b` would leave the anchors.
+    // Each pattern must be valid alone. A valid pattern cannot close the group that it is put in: `a)|(b` would escape the
+    // anchors.
     let (mut alone, mut whole) = (Vec::with_capacity(patterns.len()), Vec::with_capacity(patterns.len()));
     for pattern in patterns {
         let pattern = pattern.as_ref().strip_prefix('^').unwrap_or(pattern.as_ref());
@@ -155,15 +156,15 @@ fn expressions(base: Option<&str>, patterns: &[impl AsRef<str>]) -> Result<Regex
             _ => (String::new(), pattern),
         };
         alone.push(pattern.to_owned());
-        // A closing `$` of the author's is inside the group and changes nothing.
+        // A final `$` in the pattern is inside the group and changes nothing.
         whole.push(format!(r"\A{base}(?:{pattern})\z"));
     }
     compile(&alone)?;
     compile(&whole)
 }
 
-/// `*` stands for any text (also none), everything else for itself. Each part is looked for once, behind the one before, so
-/// that the work is bounded by the product of the lengths and in practice linear.
+/// Matches `*` against any text, including none, and all other characters literally. Each part is searched once, after the
+/// previous one, so the work is bounded by the product of the lengths and is linear in practice.
 fn glob(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
@@ -171,7 +172,7 @@ fn glob(pattern: &str, text: &str) -> bool {
         return false;
     };
     let Some(last) = parts.next_back() else {
-        // No star at all.
+        // The pattern has no star.
         return rest.is_empty();
     };
     for part in parts {

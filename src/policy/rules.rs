@@ -1,4 +1,4 @@
-//! The operator's settings.
+//! The operator's settings for the policy.
 
 use std::time::Duration;
 
@@ -6,28 +6,28 @@ use super::session::SessionRules;
 use crate::config::{DEFAULT_SESSION_DURATION, PatternFormat, Restrictions, ServiceAccountRoles};
 use crate::role::{BaseArn, RoleArn};
 
-/// The operator's settings.
+/// The operator's settings for the policy.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// What short names are completed with.
+    /// The ARN prefix that completes short role names.
     pub base: Option<BaseArn>,
-    /// The role of pods that name none.
+    /// The role of pods that do not name one.
     pub default_role: Option<RoleArn>,
     /// The rules that the metadata service named.
     pub discovered: Discovered,
     /// Which annotations of service accounts name roles.
     pub service_accounts: ServiceAccountRoles,
-    /// Patterns of the roles that this node's pods may have at all; `None`: every role.
+    /// Patterns of the roles that pods on this node may have. `None` allows every role.
     pub allowed_roles: Option<Vec<String>>,
     /// Whether a pod may have the node's own role.
     pub allow_node_role: bool,
     /// Whether namespaces limit roles.
     pub restrictions: Restrictions,
-    /// How their lists are written.
+    /// The format of the namespaces' lists.
     pub patterns: PatternFormat,
-    /// How sessions are named and tagged.
+    /// The names, source identities and tags of sessions.
     pub sessions: SessionRules,
-    /// How long they last.
+    /// The duration of sessions.
     pub session_duration: Duration,
 }
 
@@ -48,11 +48,11 @@ impl Default for Rules {
     }
 }
 
-/// Which rules the metadata service named.
+/// The rules that the metadata service named.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Discovered {
-    /// What short names are completed with.
+    /// Whether it named the base ARN.
     pub base: bool,
-    /// The role of pods that name none.
+    /// Whether it named the default role.
     pub default_role: bool,
 }

@@ -1,4 +1,4 @@
-//! What STS is told about a session besides its role: its name, its source identity and its tags.
+//! The parameters of a session besides its role: its name, source identity and tags.
 
 use super::denial::Denial;
 use super::trace::{StepVerdict, Trace, TraceStep, What};
@@ -10,23 +10,23 @@ use crate::text::quoted;
 /// The longest value of a tag (`tagValueType` of the STS API), in characters.
 const MAX_TAG_VALUE: usize = 256;
 
-/// How sessions are named and tagged.
+/// The operator's settings for the names, source identities and tags of sessions.
 #[derive(Clone, Debug)]
 pub struct SessionRules {
-    /// The cluster's name; empty where nothing needs it.
+    /// The cluster's name; empty if nothing needs it.
     pub cluster: String,
     /// This node's name.
     pub node: String,
-    /// What sessions are named.
+    /// The template for session names.
     pub name: SessionTemplate,
-    /// Whether a pod may name its session by its annotation: not where the operator gives a template, by which CloudTrail
-    /// is to tell who did something.
+    /// Whether a pod's annotation may set the session name. False if the operator sets a template, because sessions in CloudTrail
+    /// must then be identifiable by it.
     pub pod_may_name: bool,
-    /// Who shares a session.
+    /// Which pods share a session.
     pub scope: SessionScope,
-    /// The source identity of sessions; `None`: they get none.
+    /// The template for source identities; `None` if sessions have none.
     pub source_identity: Option<SessionTemplate>,
-    /// In the order of the enum, each once.
+    /// The tags of sessions, in the order of the enum, without duplicates.
     pub tags: Vec<SessionTag>,
 }
 
@@ -45,7 +45,7 @@ impl Default for SessionRules {
     }
 }
 
-/// A session tag. It is not transitive: sessions that the pod makes with its own do not have it.
+/// A session tag. It is not transitive: sessions that the pod creates with its credentials do not inherit it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct RequestTag {
     key: &'static str,
@@ -59,12 +59,12 @@ impl RequestTag {
         Self { key: tag.key(), value: value.into() }
     }
 
-    /// The key.
+    /// Returns the key.
     pub fn key(&self) -> &'static str {
         self.key
     }
 
-    /// The value: at most 256 of `A-Z a-z 0-9 _ . : / = + - @` and space.
+    /// Returns the value: at most 256 of the characters `A-Z a-z 0-9 _ . : / = + - @` and space.
     pub fn value(&self) -> &str {
         &self.value
     }
@@ -73,7 +73,7 @@ impl RequestTag {
 impl SessionRules {
     pub(super) fn name(&self, pod: &Pod, role: &RoleArn, trace: &mut impl Trace) -> Result<SessionName, Denial> {
         let source = || "the session-name annotation of the pod".to_owned();
-        // A malformed one is a refusal, also where it is not used.
+        // A malformed annotation is refused even if it is not used.
         let given = pod.session_name.as_deref().map(str::parse::<SessionName>).transpose().map_err(Denial::BadSessionName);
         if let Some(given) = trace_given(given, source, trace)? {
             let (flag, why) = match self.scope {
@@ -87,7 +87,7 @@ impl SessionRules {
         trace.check(What::SessionName, || "--session-name-template".to_owned(), Ok(name), |name| name.as_str().to_owned())
     }
 
-    /// Returns the source identity. It is the operator's alone: no annotation changes it.
+    /// Returns the source identity. Only the operator sets it: no annotation changes it.
     pub(super) fn source_identity(&self, pod: &Pod, role: &RoleArn, trace: &mut impl Trace) -> Option<SourceIdentity> {
         let template = self.source_identity.as_ref()?;
         let identity = SourceIdentity::derived_from(&self.render(template, pod, role));
@@ -106,7 +106,7 @@ impl SessionRules {
     fn render(&self, template: &SessionTemplate, pod: &Pod, role: &RoleArn) -> String {
         let values = || template.pieces().iter().map(|piece| self.value(piece, pod, role));
         let text: String = values().collect();
-        // Each character becomes one of the name's.
+        // Each character of the text becomes one character of the name.
         let length = text.chars().count();
         if length <= SessionName::MAX_LENGTH {
             return text;
@@ -138,7 +138,7 @@ impl SessionRules {
         }
     }
 
-    /// The one pod whose session it is, where pods share none.
+    /// Returns the only pod that may use the session, if pods do not share sessions.
     pub(super) fn holder(&self, pod: &Pod) -> Option<PodUid> {
         (self.scope == SessionScope::Pod).then(|| pod.uid.clone())
     }

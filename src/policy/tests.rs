@@ -34,12 +34,12 @@ fn rules() -> Rules {
     Rules { base: Some(BASE.parse().unwrap()), ..Rules::default() }
 }
 
-/// The policy of a node whose own identity is known.
+/// Creates the policy of a node whose own identity is known.
 fn policy(rules: &Rules) -> Policy {
     Policy::new(rules.clone(), NODE.parse::<CallerIdentity>().unwrap().into()).unwrap()
 }
 
-/// The decision, which is the same with its steps and without.
+/// Returns the decision, after checking that it is the same with and without its steps.
 fn decide(rules: &Rules, pod: &Pod, context: &PodContext) -> Decision {
     decide_by(&policy(rules), pod, context)
 }
@@ -53,7 +53,7 @@ fn decide_by(policy: &Policy, pod: &Pod, context: &PodContext) -> Decision {
         Decision::Allow { audit: None, .. } => 0,
         Decision::Allow { audit: Some(_), .. } | Decision::Deny(_) => 1,
     };
-    assert_eq!(refused, expected, "a refusal is one step that says so: {explained:?}");
+    assert_eq!(refused, expected, "a denial has exactly one refused step: {explained:?}");
     assert!(serde_json::to_string(&explained).is_ok());
     decision
 }
@@ -164,14 +164,14 @@ fn the_session_is_named_by_the_annotation_or_after_the_pod() {
 }
 
 #[test]
-fn the_session_lasts_as_long_as_the_operator_says() {
+fn the_operator_sets_the_session_duration() {
     let long = Rules { session_duration: Duration::from_secs(7200), ..rules() };
     assert_eq!(allowed(&long, &pod_with("web")).duration(), Duration::from_secs(7200));
 }
 
-/// The request is the key of the session cache: two of them are one key exactly where STS is told the same.
+/// The request is the key of the session cache. Two requests are equal if and only if the same is sent to STS for the same pod.
 #[test]
-fn requests_are_equal_where_sts_is_told_the_same_for_the_same_pod() {
+fn requests_are_equal_if_sts_gets_the_same_for_the_same_pod() {
     let same = allowed(&rules(), &pod_with("web"));
     assert_eq!(same, allowed(&rules(), &pod_with("/web")));
     let different = [
@@ -190,7 +190,7 @@ fn requests_are_equal_where_sts_is_told_the_same_for_the_same_pod() {
 }
 
 #[test]
-fn namesakes_in_two_namespaces_share_a_session_only_if_its_scope_is_role() {
+fn pods_of_one_name_share_a_session_only_in_role_scope() {
     let other = Pod { uid: PodUid("uid-2".into()), namespace: "other".to_owned(), ..pod_with("web") };
     let (one, two) = (allowed(&rules(), &pod_with("web")), allowed(&rules(), &other));
     assert_eq!(one.session_name(), two.session_name(), "STS is told the same of both");
@@ -208,7 +208,7 @@ fn an_operators_template_applies_to_pods_with_a_session_name_too() {
     let given = Rules { sessions, ..rules() };
     assert_eq!(allowed(&given, &named).session_name().as_str(), "web-7f9c-abcde");
     assert_eq!(allowed(&rules(), &named).session_name().as_str(), "somebody-else");
-    // One that cannot be read is a refusal, used or not.
+    // A malformed annotation is refused, even if it is not used.
     let bad = Pod { session_name: Some("a b".to_owned()), ..pod_with("web") };
     assert_eq!(denied(&given, &bad), Denial::BadSessionName(ParseError::SessionName));
 }
@@ -235,7 +235,7 @@ fn a_namespace_limits_the_roles_of_its_pods() {
         (regexp, known(Some(r#"["w.b"]"#)), "web", Ok(())),
         (regexp, known(Some(r#"["web"]"#)), "web-admin", Err(NotAllowedInNamespace)),
         (regexp, known(Some(r#"["web"]"#)), "my-web", Err(NotAllowedInNamespace)),
-        // What the author of a malformed list meant is not known, so it allows nothing.
+        // The intent behind a malformed list is unknown, so it allows nothing.
         (glob, known(Some("")), "web", Err(BAD_LIST)),
         (glob, known(Some("web")), "web", Err(BAD_LIST)),
         (glob, known(Some(r#""web""#)), "web", Err(BAD_LIST)),
@@ -262,7 +262,7 @@ fn a_namespace_limits_the_roles_of_its_pods() {
 }
 
 #[test]
-fn without_a_base_a_pattern_is_matched_as_it_stands() {
+fn without_a_base_a_pattern_is_matched_unchanged() {
     let enforced = Rules { base: None, restrictions: Restrictions::Enforce, ..rules() };
     let decide = |list| decide(&enforced, &pod_with("arn:aws:iam::111122223333:role/web"), &context(Some(&namespace(Some(list)))));
     assert_eq!(decide(r#"["web"]"#), Decision::Deny(Denial::NotAllowedInNamespace));
@@ -283,7 +283,7 @@ fn the_operators_default_role_needs_no_list() {
 }
 
 #[test]
-fn no_mode_allows_what_cannot_be_read() {
+fn no_mode_allows_malformed_annotations() {
     for restrictions in [Restrictions::Off, Restrictions::Audit, Restrictions::Enforce] {
         let rules = Rules { restrictions, ..rules() };
         let everything = namespace(Some(r#"["*"]"#));
@@ -294,7 +294,7 @@ fn no_mode_allows_what_cannot_be_read() {
 }
 
 #[test]
-fn a_denial_does_not_repeat_what_the_pod_says() {
+fn a_denial_does_not_repeat_the_pods_text() {
     let denial = denied(&rules(), &pod_with("s3cr3t name"));
     assert!(!format!("{denial} {}", denial.name()).contains("s3cr3t"), "{denial}");
 }

@@ -1,4 +1,4 @@
-//! The steps of a decision, for `rolegate explain`. A request is decided by the same code, which then records no steps.
+//! The steps of a decision, for `rolegate explain`. The same code decides requests, without recording steps.
 
 use super::denial::Denial;
 
@@ -16,7 +16,7 @@ pub enum What {
     NodeRole,
     /// Whether `--allowed-roles` allows the role.
     AllowedRoles,
-    /// The external id.
+    /// The external ID.
     ExternalId,
     /// The session's name.
     SessionName,
@@ -29,7 +29,7 @@ pub enum What {
 }
 
 impl What {
-    /// The name in texts and in JSON.
+    /// Returns the name in text output and in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Role => "role",
@@ -71,7 +71,7 @@ pub struct TraceStep {
     pub verdict: StepVerdict,
 }
 
-/// Records the steps of a decision. Texts are made only if they are recorded.
+/// Records the steps of a decision. Texts are rendered only if steps are recorded.
 pub(super) trait Trace {
     fn note(&mut self, step: impl FnOnce() -> TraceStep);
 
@@ -95,7 +95,7 @@ pub(super) trait Trace {
     }
 }
 
-/// Records nothing, and so costs nothing.
+/// Records nothing, at no cost.
 pub(super) struct Silent;
 
 impl Trace for Silent {

@@ -10,7 +10,7 @@ use crate::pods::{Namespace, Pod, PodContext};
 const OWN_BASE: &str = "arn:aws:iam::111122223333:role/";
 const OTHER_BASE: &str = "arn:aws:iam::999999999999:role/";
 const NODE: &str = "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e2d3c";
-/// An account with these digits in another partition.
+/// Returns an account with these digits in another partition.
 const NODE_IN_CHINA: &str = "arn:aws-cn:sts::999999999999:assumed-role/nodes/i-0f1e2d3c";
 
 fn pod(role: Option<&str>) -> Pod {
@@ -39,7 +39,7 @@ fn decide(rules: &Rules, node: &NodeIdentity, role: Option<&str>) -> Result<Stri
 }
 
 #[test]
-fn a_base_that_is_not_of_the_daemons_account_names_no_role() {
+fn a_discovered_base_of_a_foreign_account_is_refused() {
     for (identity, base, allowed) in
         [(NODE, OWN_BASE, true), (NODE, OTHER_BASE, false), (NODE_IN_CHINA, OTHER_BASE, false), (NODE_IN_CHINA, OWN_BASE, false)]
     {
@@ -47,7 +47,7 @@ fn a_base_that_is_not_of_the_daemons_account_names_no_role() {
         let web = format!("{base}web");
         let expected = if allowed { Ok(web.clone()) } else { Err(Denial::ForeignAccount) };
         assert_eq!(decide(&rules, &node, Some("web")), expected, "{identity} {base}");
-        // What the namespace allows is completed with the same base.
+        // The namespace's patterns are completed with the same base.
         let enforced = Rules { restrictions: Restrictions::Enforce, ..rules.clone() };
         assert_eq!(decide(&enforced, &node, Some("web")), expected, "{identity} {base}");
         assert_eq!(decide(&enforced, &node, Some(&web)), expected, "{identity} {base}, in full");
@@ -64,18 +64,18 @@ fn a_base_that_is_not_of_the_daemons_account_names_no_role() {
 }
 
 #[test]
-fn what_the_operator_names_needs_no_word_of_the_metadata_service() {
+fn rules_set_by_the_operator_are_not_checked() {
     let (given, node) = (Rules { discovered: Discovered::default(), ..discovered(OTHER_BASE) }, node(NODE));
     assert_eq!(decide(&given, &node, Some("web")), Ok(format!("{OTHER_BASE}web")));
     assert_eq!(Policy::new(given, node.clone()).unwrap().foreign_account(), None);
-    // Roles that are named in full, and are not of the account that is refused.
+    // Roles named in full that are not in the refused account.
     for role in [format!("{OWN_BASE}web"), "arn:aws:iam::444455556666:role/web".to_owned()] {
         assert_eq!(decide(&discovered(OTHER_BASE), &node, Some(&role)), Ok(role));
     }
 }
 
 #[test]
-fn a_discovered_default_role_of_another_account_is_not_given() {
+fn a_discovered_default_role_of_a_foreign_account_is_refused() {
     let default = |discovered| Rules {
         base: Some(OWN_BASE.parse().unwrap()),
         default_role: Some(format!("{OTHER_BASE}nodes").parse().unwrap()),
@@ -88,21 +88,21 @@ fn a_discovered_default_role_of_another_account_is_not_given() {
     assert_eq!(decide(&by_hand, &node, None), Ok(format!("{OTHER_BASE}nodes")));
     let discovered = default(Discovered { base: false, default_role: true });
     assert_eq!(decide(&discovered, &node, None), Err(Denial::ForeignAccount));
-    assert_eq!(decide(&discovered, &node, Some("web")), Ok(format!("{OWN_BASE}web")), "the base is the operator's");
+    assert_eq!(decide(&discovered, &node, Some("web")), Ok(format!("{OWN_BASE}web")), "the operator set the base");
     assert!(Policy::new(discovered, node).unwrap().foreign_account().is_some());
 }
 
 #[test]
-fn the_daemons_own_credentials_count_and_not_the_role_intermediate() {
+fn the_daemons_own_identity_applies_not_the_intermediate_one() {
     let node = node(NODE);
     node.set_intermediate("arn:aws:sts::999999999999:assumed-role/hub/rolegate".parse().unwrap());
     assert_eq!(decide(&discovered(OTHER_BASE), &node, Some("web")), Err(Denial::ForeignAccount));
     assert_eq!(decide(&discovered(OWN_BASE), &node, Some("web")), Ok(format!("{OWN_BASE}web")));
 }
 
-/// The decision is made again when who the daemon is becomes known, and each time that it changes.
+/// Decisions are made again when the daemon's identity becomes known, and each time it changes.
 #[test]
-fn what_becomes_known_of_the_daemon_counts_from_then_on() {
+fn the_daemons_identity_applies_once_it_is_known() {
     let (node, pod, context) = (NodeIdentity::default(), pod(Some("web")), PodContext::default());
     let policy = Policy::new(discovered(OTHER_BASE), node.clone()).unwrap();
     let denied = || policy.decide(&pod, &context) == Decision::Deny(Denial::ForeignAccount);

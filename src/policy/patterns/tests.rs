@@ -127,7 +127,7 @@ fn a_full_list_of_ordinary_expressions_compiles_but_no_hostile_one() {
 }
 
 #[test]
-fn an_expression_of_kiams_matches_whole_arns() {
+fn a_kiam_expression_matches_whole_arns() {
     let permits = |expression: &str| Patterns::of_expression(expression).map(|found| found.find(&format!("{BASE}web")).is_some());
     for (expression, expected) in [
         (".*", Ok(true)),
@@ -157,9 +157,9 @@ proptest::proptest! {
         let _ = Patterns::of_expression(&text);
     }
 
-    /// Whatever the expression is: what it matches begins with the base, so that no expression leaves its group.
+    /// Any text that an expression matches starts with the base, so no expression escapes its group.
     #[test]
-    fn an_expression_never_leaves_its_base(pattern in "[web.*|()?:^$\\[\\]-]{0,12}") {
+    fn an_expression_never_escapes_its_base(pattern in "[web.*|()?:^$\\[\\]-]{0,12}") {
         let short = !pattern.strip_prefix('^').unwrap_or(&pattern).starts_with("arn:");
         if let Ok(found) = matches(PatternFormat::Regexp, &pattern, Some(BASE), "web") {
             proptest::prop_assert!(!(short && found), "{}", pattern);
@@ -167,7 +167,7 @@ proptest::proptest! {
     }
 
     #[test]
-    fn a_glob_matches_as_the_expression_that_it_means(pattern in "[ab*]{0,8}", text in "[ab]{0,8}") {
+    fn a_glob_matches_like_the_equivalent_expression(pattern in "[ab*]{0,8}", text in "[ab]{0,8}") {
         let expression = format!(r"\A{}\z", regex::escape(&pattern).replace(r"\*", ".*"));
         let expected = regex::Regex::new(&expression).is_ok_and(|expression| expression.is_match(&text));
         proptest::prop_assert_eq!(glob(&pattern, &text), expected);
@@ -175,7 +175,7 @@ proptest::proptest! {
 }
 
 #[test]
-fn matches_of_expressions_are_remembered_unchanged_and_bounded() {
+fn remembered_matches_are_unchanged_and_bounded() {
     let patterns = Patterns::new(PatternFormat::Regexp, None, vec!["arn:a[0-9]*".to_owned(), "arn:b".to_owned()]).unwrap();
     for _ in 0..2 {
         assert_eq!(patterns.find("arn:a1"), Some("arn:a[0-9]*"));

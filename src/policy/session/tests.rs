@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn values_of_tags_are_what_sts_takes() {
+fn tag_values_are_valid_for_sts() {
     for (text, expected) in [
         ("web-0", "web-0"),
         ("", ""),
@@ -34,19 +34,19 @@ fn name(template: &str, namespace: &str, pod: &str, role: &str) -> String {
     let role = format!("arn:aws:iam::111122223333:role/{role}").parse().unwrap();
     let name = rules.name(&pod, &role, &mut super::super::trace::Silent).unwrap();
     let identity = rules.source_identity(&pod, &role, &mut super::super::trace::Silent).unwrap();
-    assert_eq!(identity.as_str(), name.as_str(), "one template gives both the same text, also where it is cut");
+    assert_eq!(identity.as_str(), name.as_str(), "the same template gives both the same text, even if it is cut");
     name.as_str().to_owned()
 }
 
 #[test]
-fn of_a_name_that_is_too_long_the_namespace_is_left_whole() {
+fn the_namespace_is_never_cut_from_a_name_that_is_too_long() {
     const TEMPLATE: &str = "{namespace}.{pod}";
     assert_eq!(name(TEMPLATE, "shop", "web-0", "web"), "shop.web-0");
-    // Exactly as long as a name may be, and one longer.
+    // Exactly the maximum length, and one character more.
     let pod = format!("{}-0", "w".repeat(57));
     assert_eq!(name(TEMPLATE, "shop", &pod, "web"), format!("shop.{pod}"));
-    assert_eq!(name(TEMPLATE, "shop", &format!("x{pod}"), "web"), format!("shop.{pod}"), "the end of a pod's name tells it from others");
-    // The last 64 characters of this one are the name of another namespace's pod.
+    assert_eq!(name(TEMPLATE, "shop", &format!("x{pod}"), "web"), format!("shop.{pod}"), "the end of a pod's name distinguishes it");
+    // The last 64 characters of this name are the name of a pod in another namespace.
     let victim = "kube-system.coredns-5d78c9869d-abcde";
     let forged = format!("{}.{victim}", "x".repeat(100));
     let shown = name(TEMPLATE, "evil", &forged, "web");
@@ -58,7 +58,7 @@ fn of_a_name_that_is_too_long_the_namespace_is_left_whole() {
 }
 
 #[test]
-fn the_pods_name_gives_way_first_then_what_else_its_author_chooses() {
+fn the_pods_name_is_cut_first_then_other_names_of_its_author() {
     assert_eq!(name("{pod}", "shop", &format!("{}-0", "w".repeat(100)), "web"), format!("{}-0", "w".repeat(62)));
     let (namespace, role) = ("n".repeat(30), "r".repeat(64));
     assert_eq!(name("{role}@{namespace}/{pod}", &namespace, "web-0", &role), format!("{}@{namespace}-", "r".repeat(32)));
@@ -69,7 +69,7 @@ fn the_pods_name_gives_way_first_then_what_else_its_author_chooses() {
 
 proptest::proptest! {
     #[test]
-    fn whoever_names_pods_cannot_name_another_namespace(namespace in "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", pod in "[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?") {
+    fn a_pod_name_cannot_imitate_another_namespace(namespace in "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", pod in "[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?") {
         let shown = name("{namespace}.{pod}", &namespace, &pod, "web");
         proptest::prop_assert_eq!(shown.split_once('.').map(|(first, _)| first), Some(namespace.as_str()));
         proptest::prop_assert!(pod.ends_with(&shown[namespace.len() + 1..]));

@@ -1,4 +1,4 @@
-//! What the node and the namespace say to a role.
+//! The limits of the node and the namespace on roles.
 
 use super::*;
 use crate::policy::node::{INTERMEDIATE, OWN};
@@ -6,7 +6,7 @@ use crate::policy::node::{INTERMEDIATE, OWN};
 const PARTITIONS: [&str; 8] = ["aws", "aws-cn", "aws-us-gov", "aws-eusc", "aws-iso", "aws-iso-b", "aws-iso-e", "aws-iso-f"];
 
 #[test]
-fn the_ceiling_of_the_node_holds_for_every_role() {
+fn allowed_roles_of_the_node_limit_every_role() {
     let ceiling = |patterns: &[&str]| Some(patterns.iter().map(|pattern| (*pattern).to_owned()).collect());
     for (patterns, role, expected) in [
         (&["web"][..], "web", true),
@@ -41,7 +41,7 @@ fn audit_mode_does_not_lift_the_limits_of_the_node() {
     assert_eq!(decide(&audit, &pod_with("nodes"), &PodContext::default()), Decision::Deny(Denial::NodeRole));
 }
 
-/// A policy of a node that is `NODE`, on an instance with this role.
+/// Creates the policy of a node that is `NODE`, on an instance with this role.
 fn policy_on(rules: &Rules, instance_role: Option<&str>) -> Policy {
     let node = NodeIdentity::from(NODE.parse::<CallerIdentity>().unwrap());
     node.set_instance_role(instance_role.map(arn));
@@ -92,7 +92,7 @@ fn a_role_is_in_the_partition_of_the_node() {
             let elsewhere = decide_by(&here, &pod_with(&role(other)), &PodContext::default());
             assert_eq!(elsewhere, Decision::Deny(Denial::OtherPartition), "{other} in {partition}");
         }
-        // Until the node is known, by the base ARN.
+        // Until the node's identity is known, the base ARN's partition applies.
         let early = Policy::new(china.clone(), NodeIdentity::default()).unwrap();
         let decision = decide_by(&early, &pod, &PodContext::default());
         assert_eq!(matches!(decision, Decision::Allow { .. }), partition == "aws-cn", "{partition}");
@@ -100,7 +100,7 @@ fn a_role_is_in_the_partition_of_the_node() {
 }
 
 #[test]
-fn what_is_known_of_the_node_later_counts_from_then_on() {
+fn the_nodes_identity_applies_once_it_is_known() {
     let node = NodeIdentity::default();
     let policy = Policy::new(Rules { base: None, ..rules() }, node.clone()).unwrap();
     let (own, foreign) = (pod_with(&format!("{BASE}nodes")), pod_with("arn:aws-cn:iam::111122223333:role/web"));
@@ -113,9 +113,9 @@ fn what_is_known_of_the_node_later_counts_from_then_on() {
     assert!(policy.knows_node());
     assert_eq!(decide_by(&policy, &own, &PodContext::default()), Decision::Deny(Denial::NodeRole));
     assert_eq!(decide_by(&policy, &foreign, &PodContext::default()), Decision::Deny(Denial::OtherPartition));
-    // Also when it is another one, by keys of another role, and when the instance's role becomes known.
+    // It also applies when the identity changes to that of another role, and when the instance's role becomes known.
     let first = policy.node_version();
-    assert!(!node.set_caller(NODE.parse().unwrap()), "the same");
+    assert!(!node.set_caller(NODE.parse().unwrap()), "the identity did not change");
     assert_eq!((policy.node_version() == first, first == unknown), (true, false));
     assert!(node.set_caller("arn:aws:sts::111122223333:assumed-role/others/i-0f1e2d3c".parse().unwrap()));
     assert!(matches!(decide_by(&policy, &own, &PodContext::default()), Decision::Allow { .. }));
@@ -127,9 +127,9 @@ fn what_is_known_of_the_node_later_counts_from_then_on() {
     assert!(Denial::NodeRole.is_about_node() && Denial::OtherPartition.is_about_node() && !Denial::NoRole.is_about_node());
 }
 
-/// A session of a role between, on a node that is `NODE`.
+/// The daemon's own identity is `NODE`; the intermediate role is `between`.
 #[test]
-fn with_a_role_between_neither_it_nor_the_base_role_is_for_pods() {
+fn pods_get_neither_the_intermediate_nor_the_base_role() {
     let (node, intermediate) = (NodeIdentity::default(), "arn:aws:sts::111122223333:assumed-role/between/rolegate-node-a");
     node.expect_intermediate();
     let early = node.known().version;
@@ -138,7 +138,7 @@ fn with_a_role_between_neither_it_nor_the_base_role_is_for_pods() {
     let policy = Policy::new(rules(), node.clone()).unwrap();
     let denied = |role: &str| decide_by(&policy, &pod_with(role), &PodContext::default()) == Decision::Deny(Denial::NodeRole);
     assert!(!policy.knows_node());
-    // The one alone is not enough, in whatever order they become known; but what is known is refused.
+    // One identity is not enough, whichever becomes known first. But a known one is already refused.
     assert!(node.set_intermediate(intermediate.parse().unwrap()));
     assert!(!policy.knows_node() && denied("path/between"));
     assert!(node.set_caller(NODE.parse().unwrap()));
@@ -149,7 +149,7 @@ fn with_a_role_between_neither_it_nor_the_base_role_is_for_pods() {
     let steps = policy.explain(&pod_with("web"), &PodContext::default()).steps;
     let sources: Vec<_> = steps.iter().filter(|step| step.what == What::NodeRole).map(|step| step.source.as_str()).collect();
     assert_eq!(sources, [OWN, INTERMEDIATE]);
-    // Another session of the role between, and another base role: decided again.
+    // A new session of the intermediate role, and a new base role: decisions are made again.
     let version = policy.node_version();
     assert!(!node.set_intermediate(intermediate.parse().unwrap()) && policy.node_version() == version);
     assert!(node.set_caller("arn:aws:sts::111122223333:assumed-role/others/i-0".parse().unwrap()));
@@ -161,7 +161,7 @@ fn with_a_role_between_neither_it_nor_the_base_role_is_for_pods() {
 }
 
 #[test]
-fn the_base_role_is_refused_while_the_role_between_is_not_known() {
+fn the_base_role_is_refused_before_the_intermediate_is_known() {
     let node = NodeIdentity::from(NODE.parse::<CallerIdentity>().unwrap());
     node.expect_intermediate();
     let policy = Policy::new(rules(), node).unwrap();
@@ -198,7 +198,7 @@ fn either_annotation_of_a_namespace_allows_and_a_bad_one_allows_nothing() {
     ] {
         let namespace = Namespace { permitted: permitted.map(str::to_owned), ..namespace(list) };
         let enforced = policy(&Rules { restrictions: Restrictions::Enforce, ..rules() });
-        // The second time from what was kept.
+        // The second time from the cache.
         for _ in 0..2 {
             let found = match decide_by(&enforced, &pod_with("web"), &context(Some(&namespace))) {
                 Decision::Allow { .. } => Ok(()),
@@ -210,7 +210,7 @@ fn either_annotation_of_a_namespace_allows_and_a_bad_one_allows_nothing() {
 }
 
 #[test]
-fn reasons_have_names_of_their_own() {
+fn reasons_have_distinct_names() {
     use ParseError::*;
     let role = |mistake| Denial::BadRole(RoleSource::Pod, mistake);
     let form = |error| role(RoleMistake::Form(error));

@@ -1,4 +1,4 @@
-//! Where roles, names and tags come from.
+//! The sources of roles, names and tags.
 
 use super::*;
 use crate::config::ServiceAccountRoles;
@@ -38,15 +38,15 @@ fn a_role_comes_from_the_pod_then_its_service_account_then_the_default() {
         (Off, Some("default"), None, both(), Ok("default")),
         (Off, None, None, both(), Err(Denial::NoRole)),
         (Off, Some("default"), None, nothing(), Ok("default")),
-        // What is malformed denies; the next one is not looked at.
+        // A malformed annotation denies. The next source is not used.
         (OwnAndEks, Some("default"), Some(""), both(), bad(RoleSource::Pod)),
         (OwnAndEks, Some("default"), None, account(Some(""), Some("eks")), bad(OfAccount)),
         (OwnAndEks, Some("default"), None, account(None, Some("")), bad(OfEks)),
         (Own, Some("default"), None, account(None, Some("")), Ok("default")),
-        // One that is not known may name a role.
+        // A service account that is not known yet may name a role.
         (Own, Some("default"), None, nothing(), unknown),
         (OwnAndEks, None, None, nothing(), unknown),
-        // Also where it may not be read, and what is known of it still holds.
+        // So may a service account that rolegate may not read. What is already known about it still applies.
         (Own, Some("default"), None, forbidden(nothing()), Err(Denial::ServiceAccountsForbidden)),
         (Own, Some("default"), None, forbidden(both()), Ok("account")),
         (Own, Some("default"), Some("pod"), forbidden(nothing()), Ok("pod")),
@@ -73,7 +73,7 @@ fn a_pod_without_a_service_account_does_not_wait_for_one() {
 }
 
 #[test]
-fn a_role_of_a_service_account_is_limited_as_any_other() {
+fn a_role_of_a_service_account_is_limited_like_any_other() {
     let rules = Rules {
         service_accounts: ServiceAccountRoles::Own,
         restrictions: Restrictions::Enforce,
@@ -115,7 +115,7 @@ fn sessions_are_named_by_the_template() {
 }
 
 #[test]
-fn pods_of_one_role_share_a_session_where_the_scope_is_the_role() {
+fn pods_of_one_role_share_a_session_in_role_scope() {
     let rules = named("{cluster}-{role}", SessionScope::Role);
     let request = allowed(&rules, &pod_with("web"));
     assert_eq!(request.session_name().as_str(), "prod-web");
@@ -136,7 +136,7 @@ fn source_identity(rules: &Rules, pod: &Pod) -> Option<String> {
 }
 
 #[test]
-fn source_identities_are_made_by_their_own_template_and_by_no_annotation() {
+fn source_identities_come_only_from_their_own_template() {
     let pod = Pod { service_account: "robot".to_owned(), name: "web-0".to_owned(), namespace: "shop".to_owned(), ..pod_with("path/web") };
     assert_eq!(source_identity(&named("{namespace}.{pod}", SessionScope::Pod), &pod), None);
     for (template, expected) in [
@@ -158,19 +158,19 @@ fn source_identities_are_made_by_their_own_template_and_by_no_annotation() {
     assert_eq!(json["allow"]["request"]["source_identity"], "shop.web-0");
 }
 
-/// The key of the session cache is all that STS is told.
+/// The key of the session cache is everything that is sent to STS.
 #[test]
-fn a_request_with_another_source_identity_is_another_key() {
-    // Nothing else differs here: the pods share their name, and no session belongs to one pod.
+fn requests_with_different_source_identities_are_different_keys() {
+    // Nothing else differs here: the pods have the same name, and sessions are not bound to one pod.
     let of_template = |template: &str| allowed(&identified(template, SessionScope::Role), &pod_with("web"));
     let requests = [of_template("one"), of_template("two"), allowed(&named("{role}", SessionScope::Role), &pod_with("web"))];
     let keys: HashSet<_> = requests.iter().collect();
     assert_eq!(keys.len(), 3);
-    assert_eq!(of_template("{cluster}.{role}"), of_template("prod.web"), "what counts is what STS is told");
+    assert_eq!(of_template("{cluster}.{role}"), of_template("prod.web"), "the rendered value is the key, not the template");
 }
 
 #[test]
-fn tags_tell_of_the_pod_and_belong_to_the_session() {
+fn tags_describe_the_pod_and_are_part_of_the_session() {
     let mut rules = named("{role}", SessionScope::Pod);
     rules.sessions.tags = SessionTag::NAMES.iter().map(|(_, tag)| *tag).collect();
     let first = Pod { service_account: "robot".to_owned(), ..pod_with("web") };
@@ -191,15 +191,15 @@ fn tags_tell_of_the_pod_and_belong_to_the_session() {
         Pod { namespace: "other".to_owned(), ..first.clone() },
         Pod { service_account: "other".to_owned(), ..first.clone() },
     ] {
-        assert_ne!(allowed(&rules, &other), request, "the cache's key has the tags: {other:?}");
+        assert_ne!(allowed(&rules, &other), request, "the tags are not part of the key: {other:?}");
     }
     rules.sessions.tags = vec![];
     assert!(allowed(&rules, &first).tags().is_empty());
 }
 
 proptest::proptest! {
-    /// Whatever is written on a pod: the decision is made, says the same as its explanation, and what STS will be told is
-    /// what it takes.
+    /// For any annotations, the policy decides without a panic, the explanation agrees with the decision, and everything sent
+    /// to STS is valid.
     #[test]
     fn no_annotation_makes_the_policy_panic(
         role in "(arn:aws:iam::111122223333:role/|arn|web|[:/ \n*]|\\PC){0,6}",
@@ -215,7 +215,7 @@ proptest::proptest! {
         let pod = Pod { external_id: id, session_name: session, name, ..pod_with(&role) };
         if let Decision::Allow { request, .. } = decide(&rules, &pod, &PodContext::default()) {
             proptest::prop_assert!(request.session_name().as_str().parse::<SessionName>().is_ok());
-            // The two have one form.
+            // A source identity has the same form as a session name.
             proptest::prop_assert!(request.source_identity().is_some_and(|identity| identity.as_str().parse::<SessionName>().is_ok()));
             proptest::prop_assert!(request.role().as_str().parse::<RoleArn>().is_ok());
             for tag in request.tags() {
