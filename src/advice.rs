@@ -1,17 +1,17 @@
-//! Errors in two parts: the cause, and the advice. They are joined once, where a person reads them: "CAUSE. To fix: ADVICE".
+//! Errors in two parts: the cause and the advice. They are joined only where a person reads them: "CAUSE. To fix: ADVICE".
 //!
-//! The text of an error ([`std::fmt::Display`]) is its cause alone, and an underlying error is its
-//! [`source`](std::error::Error::source). An error that is wrapped into another one so keeps its advice apart.
+//! The text of an error ([`std::fmt::Display`]) is only its cause, and an underlying error is its
+//! [`source`](std::error::Error::source). An error that is wrapped in another one therefore keeps its advice separate.
 
 use std::borrow::Cow;
 use std::error::Error;
 
-/// An error for which there may be advice.
+/// An error that may have advice.
 pub trait Advise: Error {
-    /// What to do about the error; `None` where there is nothing that people could do.
+    /// Returns what to do about the error; `None` if there is nothing that a person could do.
     fn advice(&self) -> Option<Cow<'static, str>>;
 
-    /// The whole text for a person: the error, its sources, and the advice.
+    /// Returns the whole text for a person: the error, its sources and the advice.
     fn with_advice(&self) -> String
     where
         Self: Sized,
@@ -20,8 +20,8 @@ pub trait Advise: Error {
     }
 }
 
-/// Returns the text of an error and of its sources in one line: "cannot run nft: No such file or directory". A source whose text
-/// is already there is left out, because some libraries repeat it.
+/// Returns the text of an error and its sources in one line: "cannot run nft: No such file or directory". Leaves out a source
+/// whose text is already included, because some libraries repeat it.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,10 +1,10 @@
-//! Pauses between attempts: they double while attempts fail, and chance spreads them over nodes and sessions.
+//! Pauses between attempts. They double with each failure, and are spread at random over nodes and sessions.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 use std::time::Duration;
 
-/// Pauses that double with each failure that follows another.
+/// Pauses that double with each consecutive failure.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Backoff {
     first: Duration,
@@ -12,12 +12,12 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// Pauses from `first` to `last`, which is the longest.
+    /// Creates pauses that start at `first` and grow to at most `last`.
     pub(crate) const fn new(first: Duration, last: Duration) -> Self {
         Self { first, last }
     }
 
-    /// Returns the pause after a failure that followed so many others.
+    /// Returns the pause after a failure that followed `earlier_failures` consecutive failures.
     pub(crate) fn pause(self, earlier_failures: u32) -> Duration {
         let doublings = 1_u32.checked_shl(earlier_failures).unwrap_or(u32::MAX);
         self.first.saturating_mul(doublings).min(self.last)
@@ -26,7 +26,7 @@ impl Backoff {
 
 /// Returns a random number from 0 to 1, which differs from call to call and from node to node.
 pub(crate) fn fraction() -> f64 {
-    // Each state has keys of its own, the first of them random.
+    // Each `RandomState` has its own keys, the first of which are random.
     let random = RandomState::new().hash_one(()) >> 32;
     f64::from(u32::try_from(random).unwrap_or(0)) / f64::from(u32::MAX)
 }
@@ -36,7 +36,7 @@ pub(crate) fn spread(pause: Duration) -> Duration {
     shortened(pause, fraction())
 }
 
-/// Shortens a pause by up to a quarter: `fraction` is from 0, not at all, to 1.
+/// Shortens a pause by up to a quarter. `fraction` is from 0 (not shortened) to 1 (a quarter).
 pub(crate) fn shortened(pause: Duration, fraction: f64) -> Duration {
     pause.mul_f64(1.0 - fraction.clamp(0.0, 1.0) / 4.0)
 }

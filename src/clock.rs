@@ -6,8 +6,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-/// The longest time between two looks at the wall clock while something is to happen at a time of it: it may be set, or the
-/// machine may sleep.
+/// The longest interval between checks of the wall clock while something is scheduled for a wall clock time. The clock may be
+/// set, or the machine may sleep.
 pub const CLOCK_EVERY: Duration = Duration::from_secs(10);
 
 /// The wall clock, injected so that expiry can be tested.
@@ -15,19 +15,19 @@ pub const CLOCK_EVERY: Duration = Duration::from_secs(10);
 pub struct Clock(std::sync::Arc<dyn Fn() -> Timestamp + Send + Sync>);
 
 impl Clock {
-    /// The system's clock.
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the system")]
+    /// Returns the system's clock.
+    #[expect(clippy::disallowed_methods, reason = "the only place that reads the system's clock")]
     pub fn system() -> Self {
         Self(std::sync::Arc::new(Timestamp::now))
     }
 
-    /// A clock that begins at `start` and goes on as tokio's does, which a test can pause and advance.
+    /// Returns a clock that starts at `start` and advances with tokio's clock, which tests can pause and advance.
     pub fn following_tokio(start: Timestamp) -> Self {
         let began = Instant::now();
         Self(std::sync::Arc::new(move || start + began.elapsed()))
     }
 
-    /// Returns the time of the wall clock.
+    /// Returns the current wall clock time.
     pub fn now(&self) -> Timestamp {
         (self.0)()
     }

@@ -1,8 +1,8 @@
-//! Digests of names and addresses, which are compared in place of the texts.
+//! Digests of names and addresses, which are compared instead of the texts.
 //!
-//! They are SipHash with a key that the process draws at random and tells nobody. A tenant chooses the names of pods, and can
-//! try many; without the key nobody can find two texts of one digest, nor see that two have one. By chance, that happens to one
-//! pair in 2^64.
+//! The digests are SipHash with a random key that never leaves the process. Tenants choose the names of pods, and can try many.
+//! Without the key, nobody can construct two texts with the same digest, or find out that two texts have the same digest. A
+//! random collision has a probability of one in 2^64 per pair.
 
 use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 
 static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// A keyed digest. Never zero, so that an optional one is no larger.
+/// A keyed digest. It is never zero, so that an optional digest takes no more space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(NonZeroU64);
 
@@ -20,7 +20,7 @@ impl Digest {
         Self(NonZeroU64::new(KEY.hash_one(value)).unwrap_or(NonZeroU64::MAX))
     }
 
-    /// Returns the digest of one name, such as a UID, the name of an interface or of a file.
+    /// Returns the digest of a name, such as a UID or the name of an interface or file.
     pub fn of_name(name: &(impl AsRef<[u8]> + ?Sized)) -> Self {
         Self::of(name.as_ref())
     }
@@ -30,12 +30,12 @@ impl Digest {
         Self::of(&(namespace, name))
     }
 
-    /// Returns half of it, which is enough to tell few apart where nothing is decided by it alone.
+    /// Returns half of the digest. That suffices to distinguish a small number of items if no decision depends on it alone.
     pub fn short(self) -> u32 {
         (self.0.get() >> 32) as u32
     }
 
-    /// Returns the digest of an address. An IPv4 address has the same one when it is written as an IPv6 address.
+    /// Returns the digest of an address. An IPv4 address and its IPv4-mapped IPv6 form have the same digest.
     pub fn of_ip(ip: IpAddr) -> Self {
         Self::of(&ip.to_canonical())
     }

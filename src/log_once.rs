@@ -1,10 +1,10 @@
-//! Decides whether a log line is due, so that what repeats does not fill the log: a line once, once in a while, or when something
-//! changes. Nothing here writes to the log. Everything is bounded.
+//! Rate limits for repeated log lines: once, once per period, or when something changes. This module only decides whether a
+//! line is due, and writes nothing to the log. Its memory is bounded.
 //!
-//! - [`Condition`], [`Conditions`]: when it begins, and when it ends
-//! - [`SharedConditions`]: the same for several holders, of which the first logs it
-//! - [`Changes`]: when it is another than before
-//! - [`EachKey`], [`EachDigest`]: once in a period for each key
+//! - [`Condition`], [`Conditions`]: when a condition begins, and when it ends
+//! - [`SharedConditions`]: when a condition begins for the first of several holders
+//! - [`Changes`]: when a value differs from the previous one
+//! - [`EachKey`], [`EachDigest`]: once per period for each key
 
 use std::borrow::Borrow;
 use std::collections::hash_map::RandomState;
@@ -16,33 +16,34 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The most conditions that [`Conditions`] keeps. At more, all are forgotten, and some are logged again.
+/// The maximum number of conditions that [`Conditions`] keeps. When it is exceeded, all are forgotten, and some are logged
+/// again.
 const MOST_CONDITIONS: usize = 4096;
-/// The most conditions of one [`Holder`]. More are not logged.
+/// The maximum number of conditions of one [`Holder`]. Further ones are not logged.
 const MOST_HELD: usize = 64;
 
-/// A condition that is logged when it begins, and perhaps when it ends.
+/// A condition that is logged when it begins, and optionally when it ends.
 #[derive(Debug, Default)]
 pub(crate) struct Condition(AtomicBool);
 
 impl Condition {
-    /// Notes that it holds. Returns whether it did not before: a line is due.
+    /// Records that the condition holds. Returns whether it did not hold before, so that a line is due.
     pub(crate) fn begins(&self) -> bool {
         !self.0.swap(true, Ordering::Relaxed)
     }
 
-    /// Notes that it does not hold. Returns whether it did before.
+    /// Records that the condition no longer holds. Returns whether it held before.
     pub(crate) fn ends(&self) -> bool {
         self.0.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether it holds.
+    /// Whether the condition holds.
     pub(crate) fn holds(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Conditions by a key, each logged when it begins.
+/// Conditions by key, each logged when it begins.
 #[derive(Debug)]
 pub(crate) struct Conditions<K>(HashSet<K>);
 
@@ -53,7 +54,7 @@ impl<K> Default for Conditions<K> {
 }
 
 impl<K: Eq + Hash> Conditions<K> {
-    /// Notes that it holds for this key. Returns whether it did not before: a line is due.
+    /// Records that the condition holds for this key. Returns whether it did not hold before, so that a line is due.
     pub(crate) fn begins(&mut self, key: K) -> bool {
         if self.0.len() >= MOST_CONDITIONS && !self.0.contains(&key) {
             self.0.clear();
@@ -61,7 +62,7 @@ impl<K: Eq + Hash> Conditions<K> {
         self.0.insert(key)
     }
 
-    /// Notes that it does not hold for this key. Returns whether it did before.
+    /// Records that the condition no longer holds for this key. Returns whether it held before.
     pub(crate) fn ends<Q>(&mut self, key: &Q) -> bool
     where
         K: Borrow<Q>,
@@ -70,7 +71,7 @@ impl<K: Eq + Hash> Conditions<K> {
         self.0.remove(key)
     }
 
-    /// Notes that it holds for no key.
+    /// Records that the condition holds for no key.
     pub(crate) fn end_all(&mut self) {
         self.0.clear();
     }
@@ -81,11 +82,12 @@ impl<K: Eq + Hash> Conditions<K> {
     }
 }
 
-/// Conditions that several holders share. One is logged when it begins for the first holder, and again after it ended for all.
+/// Conditions that several holders share. A condition is logged when it begins for the first holder, and again only after it
+/// has ended for all.
 #[derive(Debug)]
 pub(crate) struct SharedConditions<K>(Mutex<HashMap<K, usize>>);
 
-/// One of several holders of conditions; all of its own end when it is dropped.
+/// One of several holders of conditions. All of its conditions end when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Holder<'a, K: Clone + Eq + Hash> {
     shared: &'a SharedConditions<K>,
@@ -106,7 +108,7 @@ impl<K: Clone + Eq + Hash> SharedConditions<K> {
 }
 
 impl<K: Clone + Eq + Hash> Holder<'_, K> {
-    /// Notes that it holds for this holder. Returns whether it did for none before: a line is due.
+    /// Records that the condition holds for this holder. Returns whether it held for no holder before, so that a line is due.
     pub(crate) fn begins(&mut self, key: K) -> bool {
         if self.own.len() >= MOST_HELD || !self.own.insert(key.clone()) {
             return false;
@@ -117,7 +119,7 @@ impl<K: Clone + Eq + Hash> Holder<'_, K> {
         *holders == 1
     }
 
-    /// Notes that none holds for this holder.
+    /// Records that no condition holds for this holder.
     pub(crate) fn end_all(&mut self) {
         let mut all = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
         for key in self.own.drain() {
@@ -148,34 +150,34 @@ impl<T> Default for Changes<T> {
 }
 
 impl<T: PartialEq> Changes<T> {
-    /// Remembers the value. Returns whether it differs from the one before: a line is due.
+    /// Records the value. Returns whether it differs from the previous one, so that a line is due.
     pub(crate) fn is_new(&mut self, value: T) -> bool {
         let is_new = self.0.as_ref() != Some(&value);
         self.0 = Some(value);
         is_new
     }
 
-    /// Returns the value, and forgets it: the next one is new.
+    /// Returns the last value and forgets it, so that the next one is new.
     pub(crate) fn forget(&mut self) -> Option<T> {
         self.0.take()
     }
 
-    /// Whether there has been no value since the start, or since it was forgotten.
+    /// Whether there is no last value.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_none()
     }
 }
 
-/// What becomes of a new key when the memory is full of recent ones.
+/// What happens to a new key when the memory is full of recent ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WhenFull {
-    /// All are forgotten, and some are logged again early.
+    /// All keys are forgotten, and some are logged again early.
     ForgetAll,
-    /// It is not logged.
+    /// The new key is not logged.
     StayQuiet,
 }
 
-/// At most one line in a period for each key, with the number of those that no line has counted.
+/// Allows at most one line per period for each key, and counts occurrences between lines.
 #[derive(Debug)]
 pub(crate) struct EachKey<K> {
     every: Duration,
@@ -187,17 +189,17 @@ pub(crate) struct EachKey<K> {
 #[derive(Debug)]
 struct Line {
     logged_at: Instant,
-    /// Those that no line counts yet.
+    /// The number of occurrences that no line has counted yet.
     uncounted: u64,
 }
 
 impl<K: Eq + Hash> EachKey<K> {
-    /// Keeps at most `most` keys, each with one line `every` period.
+    /// Creates a limit of one line per period of `every` for each key. Remembers at most `most` keys.
     pub(crate) fn new(every: Duration, most: usize, when_full: WhenFull) -> Self {
         Self { every, most, when_full, lines: HashMap::new() }
     }
 
-    /// Counts one more of this key. Returns how many a line should count, if one is due.
+    /// Counts an occurrence of this key. If a line is due, returns the number of occurrences that it should report.
     pub(crate) fn count(&mut self, key: K) -> Option<u64> {
         let now = Instant::now();
         let is_recent = |line: &Line| now - line.logged_at < self.every;
@@ -222,7 +224,7 @@ impl<K: Eq + Hash> EachKey<K> {
         Some(1)
     }
 
-    /// Whether a line about this key is due, which is then taken as logged.
+    /// Whether a line about this key is due. If so, it counts as logged.
     pub(crate) fn is_due(&mut self, key: K) -> bool {
         self.count(key).is_some()
     }
@@ -232,14 +234,15 @@ impl<K: Eq + Hash> EachKey<K> {
         self.lines.retain(|key, _| is_wanted(key));
     }
 
-    /// The number of keys that are kept.
+    /// Returns the number of remembered keys.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.lines.len()
     }
 }
 
-/// At most one line in a period for each key, which may be anything: only its digest is kept. For several callers at one time.
+/// Allows at most one line per period for each key. Keys may be of any type and length, because only their digests are kept.
+/// Supports concurrent callers.
 #[derive(Debug)]
 pub(crate) struct EachDigest {
     hasher: RandomState,
@@ -247,12 +250,13 @@ pub(crate) struct EachDigest {
 }
 
 impl EachDigest {
-    /// Keeps at most `most` keys, each with one line `every` period. When it is full, all are forgotten.
+    /// Creates a limit of one line per period of `every` for each key. Remembers at most `most` keys, and forgets all when
+    /// full.
     pub(crate) fn new(every: Duration, most: usize) -> Self {
         Self { hasher: RandomState::new(), keys: Mutex::new(EachKey::new(every, most, WhenFull::ForgetAll)) }
     }
 
-    /// Whether a line about this key is due, which is then taken as logged.
+    /// Whether a line about this key is due. If so, it counts as logged.
     pub(crate) fn is_due(&self, key: impl Hash) -> bool {
         let digest = self.hasher.hash_one(key);
         self.keys.lock().unwrap_or_else(PoisonError::into_inner).is_due(digest)
@@ -288,13 +292,13 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_condition_is_logged_by_the_first_holder_and_again_after_it_ended_for_all() {
+    fn a_shared_condition_is_logged_again_after_it_ended_for_all() {
         let all = SharedConditions::default();
         let (mut a, mut b) = (all.holder(), all.holder());
         assert!(a.begins("refused") && !a.begins("refused") && !b.begins("refused"));
-        assert!(b.begins("silent") && !a.begins("silent"), "another one");
+        assert!(b.begins("silent") && !a.begins("silent"), "another condition");
         a.end_all();
-        assert!(!a.begins("refused"), "the other still has it");
+        assert!(!a.begins("refused"), "the condition still holds for the other holder");
         a.end_all();
         drop(b);
         assert!(a.begins("refused"));
@@ -318,29 +322,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_key_is_logged_once_in_a_period_with_those_that_were_not_counted() {
+    async fn each_key_is_logged_once_per_period_with_a_count() {
         let mut lines = EachKey::new(MINUTE, 16, WhenFull::ForgetAll);
         assert_eq!(["a", "a", "b"].map(|key| lines.count(key)), [Some(1), None, Some(1)]);
         tokio::time::advance(MINUTE).await;
-        assert_eq!(lines.count("a"), Some(2), "with the one that the line before did not count");
+        assert_eq!(lines.count("a"), Some(2), "includes the one that was not logged");
         lines.retain(|key| *key == "b");
         assert_eq!((lines.len(), lines.count("a")), (1, Some(1)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn keys_are_bounded_and_new_ones_are_logged_again_early_or_not_at_all() {
+    async fn keys_are_bounded_and_new_ones_follow_the_setting() {
         let mut early = EachKey::new(MINUTE, 8, WhenFull::ForgetAll);
         assert_eq!((0..24).filter(|key| early.is_due(*key)).count(), 24);
         assert!(early.len() <= 8);
         let mut quiet = EachKey::new(MINUTE, 8, WhenFull::StayQuiet);
         assert_eq!((0..24).filter(|key| quiet.is_due(*key)).count(), 8);
         tokio::time::advance(MINUTE).await;
-        assert!(quiet.is_due(24) && quiet.is_due(0), "room for others");
+        assert!(quiet.is_due(24) && quiet.is_due(0), "older keys made room");
         assert_eq!(quiet.len(), 2);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_digest_is_logged_once_in_a_period_for_everything_that_makes_it() {
+    async fn a_digest_is_logged_once_per_period() {
         let lines = EachDigest::new(MINUTE, 4096);
         assert!(lines.is_due(("a", "no-role")) && !lines.is_due(("a", "no-role")));
         assert!(lines.is_due(("a", "bad-role")) && lines.is_due(("b", "no-role")));

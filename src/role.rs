@@ -1,48 +1,48 @@
-//! The names that AWS knows a session by: parsed once, valid ever after.
+//! The names that identify a role session to AWS. They are parsed once, and always valid afterwards.
 //!
-//! Every type here can only be made by its parser, so a value that exists is one that STS accepts in form. The patterns
-//! are those of the IAM and STS API references: `roleNameType` and `pathType` of IAM, `roleSessionNameType` and
-//! `externalIdType` of STS. All of them are checked over bytes, so that nothing outside ASCII gets through.
+//! Values of these types are created only by their parsers and constructors, so STS accepts the form of every value. The
+//! patterns are those of the IAM and STS API references: `roleNameType` and `pathType` of IAM, `roleSessionNameType` and
+//! `externalIdType` of STS. All of them allow only ASCII characters.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Why a text is not the name that it should be. The text itself is not repeated: it comes from whoever may edit a pod.
+/// The reason why a text is not a valid name. The text itself is not repeated, because it comes from whoever may edit a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
-    /// Not `arn:PARTITION:iam::ACCOUNT:role/...`.
+    /// The text is not of the form `arn:PARTITION:iam::ACCOUNT:role/...`.
     #[error("not a role ARN; expected the form arn:aws:iam::123456789012:role/NAME")]
     NotARoleArn,
-    /// A partition that AWS does not have.
+    /// AWS has no such partition.
     #[error("unknown AWS partition; expected one of aws, aws-cn, aws-us-gov, aws-eusc, aws-iso, aws-iso-b, aws-iso-e, aws-iso-f")]
     UnknownPartition,
-    /// The account is not twelve digits.
+    /// The account does not have exactly twelve digits.
     #[error("the account of a role ARN has exactly 12 digits")]
     Account,
-    /// The path has more than 512 characters, some outside `!` to `~`, or an empty segment.
+    /// The path has more than 512 characters, a character outside `!` to `~`, or an empty segment.
     #[error("the path of a role has at most 512 characters, printable ASCII ones only, and no empty segment")]
     Path,
-    /// `[A-Za-z0-9_+=,.@-]{1,64}`.
+    /// The role name does not match `[A-Za-z0-9_+=,.@-]{1,64}`.
     #[error("a role name has 1 to 64 characters of A-Z a-z 0-9 _ + = , . @ -")]
     RoleName,
-    /// `[A-Za-z0-9_+=,.@-]{2,64}`.
+    /// The session name does not match `[A-Za-z0-9_+=,.@-]{2,64}`.
     #[error("a session name has 2 to 64 characters of A-Z a-z 0-9 _ + = , . @ -")]
     SessionName,
-    /// `[A-Za-z0-9_+=,.@:/-]{2,1224}`.
+    /// The external ID does not match `[A-Za-z0-9_+=,.@:/-]{2,1224}`.
     #[error("an external id has 2 to 1224 characters of A-Z a-z 0-9 _ + = , . @ : / -")]
     ExternalId,
-    /// An ARN has at most 2048 characters.
+    /// The ARN has more than 2048 characters.
     #[error("an ARN has at most 2048 characters")]
     TooLong,
-    /// Not `arn:PARTITION:SERVICE::ACCOUNT:...`, as GetCallerIdentity says who asks.
+    /// The text is not of the form `arn:PARTITION:SERVICE::ACCOUNT:...`, as returned by GetCallerIdentity.
     #[error("not the ARN of an identity")]
     NotAnIdentity,
 }
 
-/// The longest ARN that AWS takes, in bytes (`arnType` of the STS API).
+/// The longest ARN that AWS accepts, in bytes (`arnType` of the STS API).
 pub const MAX_ARN_LENGTH: usize = 2048;
 
-/// The longest path of a role, in bytes, with its first slash (`pathType` of the IAM API).
+/// The longest path of a role, in bytes, including its leading slash (`pathType` of the IAM API).
 const MAX_PATH_LENGTH: usize = 512;
 
 /// A part of AWS with its own accounts, endpoints and ARNs.
@@ -67,7 +67,7 @@ pub enum Partition {
 }
 
 impl Partition {
-    /// Every partition, with its name in ARNs (botocore's partitions.json).
+    /// All partitions with their names in ARNs (botocore's partitions.json).
     const NAMES: [(Partition, &'static str); 8] = [
         (Partition::Aws, "aws"),
         (Partition::AwsCn, "aws-cn"),
@@ -79,7 +79,7 @@ impl Partition {
         (Partition::AwsIsoF, "aws-iso-f"),
     ];
 
-    /// The partition's name in an ARN.
+    /// Returns the partition's name in ARNs.
     pub fn name(self) -> &'static str {
         Self::NAMES.iter().find(|(partition, _)| *partition == self).map_or("aws", |(_, name)| name)
     }
@@ -103,28 +103,28 @@ pub struct RoleArn {
 }
 
 impl RoleArn {
-    /// The whole ARN.
+    /// Returns the whole ARN.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The partition that the role is in.
+    /// Returns the role's partition.
     pub fn partition(&self) -> Partition {
         self.partition
     }
 
-    /// The bare name, without path: what the metadata service lists.
+    /// Returns the bare name, without the path, as the metadata service lists it.
     pub fn name(&self) -> &str {
         &self.text[self.name_at..]
     }
 
-    /// The twelve digits of the account.
+    /// Returns the twelve digits of the account.
     pub fn account(&self) -> &str {
         self.text.split(':').nth(4).unwrap_or_default()
     }
 
-    /// Whether it is the same role as `other`, of which the path is not known. The names of roles are unique in an account,
-    /// whatever their paths and their case.
+    /// Whether this is the same role as `other`, whose path is not known. Role names are unique in an account, regardless of
+    /// path and case.
     pub fn has_name_of(&self, other: &RoleArn) -> bool {
         let same_name = self.name().eq_ignore_ascii_case(other.name());
         same_name && self.partition == other.partition && self.account() == other.account()
@@ -171,33 +171,33 @@ impl fmt::Debug for RoleArn {
     }
 }
 
-/// What a short role name is completed with: `arn:PARTITION:iam::ACCOUNT:role/[PATH/]`, always ending in `/`.
+/// The prefix that completes short role names: `arn:PARTITION:iam::ACCOUNT:role/[PATH/]`. It always ends in `/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseArn(Box<str>);
 
 impl BaseArn {
-    /// The base for the roles of one account, without a path.
+    /// Returns the base of an account's roles, without a path.
     pub fn of_account(partition: Partition, account: &str) -> Result<Self, ParseError> {
         format!("arn:{}:iam::{account}:role/", partition.name()).parse()
     }
 
-    /// The partition of the roles under it.
+    /// Returns the partition of the roles under this base.
     pub fn partition(&self) -> Partition {
-        // Its parser saw that there is one.
+        // The parser has checked the partition, so the fallback is never used.
         self.0.split(':').nth(1).and_then(|name| name.parse().ok()).unwrap_or(Partition::Aws)
     }
 
-    /// The twelve digits of the account of the roles under it.
+    /// Returns the twelve digits of the account of the roles under this base.
     pub fn account(&self) -> &str {
         self.0.split(':').nth(4).unwrap_or_default()
     }
 
-    /// The prefix, with its closing slash.
+    /// Returns the prefix, with its trailing slash.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The role that `name` (which may have a path, and one leading slash) means under this base.
+    /// Completes `name`, which may have a path and one leading slash, to a role ARN under this base.
     pub fn complete(&self, name: &str) -> Result<RoleArn, ParseError> {
         format!("{}{}", self.0, name.strip_prefix('/').unwrap_or(name)).parse()
     }
@@ -208,13 +208,14 @@ impl FromStr for BaseArn {
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let base = if text.ends_with('/') { text.to_owned() } else { format!("{text}/") };
-        // A base is good when a role can be made of it.
+        // A base is valid if it can be completed to a role ARN.
         format!("{base}x").parse::<RoleArn>()?;
         Ok(Self(base.into()))
     }
 }
 
-/// Who the daemon itself is, as GetCallerIdentity says: of a session, `arn:PARTITION:sts::ACCOUNT:assumed-role/ROLE/SESSION`.
+/// The daemon's own identity as returned by GetCallerIdentity. For a role session, it has the form
+/// `arn:PARTITION:sts::ACCOUNT:assumed-role/ROLE/SESSION`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallerIdentity {
     arn: Box<str>,
@@ -224,12 +225,12 @@ pub struct CallerIdentity {
 }
 
 impl CallerIdentity {
-    /// The whole ARN.
+    /// Returns the whole ARN.
     pub fn as_str(&self) -> &str {
         &self.arn
     }
 
-    /// The partition that the daemon is in.
+    /// Returns the partition of the identity.
     pub fn partition(&self) -> Partition {
         self.partition
     }
@@ -239,7 +240,7 @@ impl CallerIdentity {
         self.partition == partition && *self.account == *account
     }
 
-    /// Whether this identity is a session of the role. A session's ARN has the role's name and not its path: see
+    /// Whether this identity is a session of the role. A session's ARN has the role's name but not its path: see
     /// [`RoleArn::has_name_of`].
     pub fn is_session_of(&self, role: &RoleArn) -> bool {
         let same_name = self.role_name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(role.name()));
@@ -269,7 +270,7 @@ impl FromStr for CallerIdentity {
     }
 }
 
-/// A role session's name: what CloudTrail shows beside the role. `[A-Za-z0-9_+=,.@-]{2,64}`.
+/// The name of a role session, which CloudTrail shows beside the role: `[A-Za-z0-9_+=,.@-]{2,64}`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SessionName(Box<str>);
 
@@ -277,19 +278,19 @@ impl SessionName {
     /// The longest session name, in bytes.
     pub const MAX_LENGTH: usize = 64;
 
-    /// The session name of a text that need not be one: other characters become `-`, of a longer text the end is kept
-    /// (that is where the names of pods differ), and a shorter one is lengthened.
+    /// Derives a session name from any text. Invalid characters become `-`. A text that is too long keeps its end, where the
+    /// names of pods differ. A text that is too short gets the prefix `pod-`.
     pub fn derived_from(text: &str) -> Self {
         Self(fitted(text))
     }
 
-    /// The name.
+    /// Returns the name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Makes a session name or a source identity of any text: see [`SessionName::derived_from`].
+/// Derives a session name or a source identity from any text: see [`SessionName::derived_from`].
 fn fitted(text: &str) -> Box<str> {
     let mut name: String = text.chars().map(|c| if is_name_char(c) { c } else { '-' }).collect();
     if name.len() > SessionName::MAX_LENGTH {
@@ -315,23 +316,23 @@ impl FromStr for SessionName {
 pub struct SourceIdentity(Box<str>);
 
 impl SourceIdentity {
-    /// Makes a source identity of any text, in the way of [`SessionName::derived_from`]: the two have the same form.
+    /// Derives a source identity from any text, like [`SessionName::derived_from`]: both have the same form.
     pub fn derived_from(text: &str) -> Self {
         Self(fitted(text))
     }
 
-    /// The source identity.
+    /// Returns the source identity.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// The external id that a role's trust policy may ask for. `[A-Za-z0-9_+=,.@:/-]{2,1224}`.
+/// The external ID that a role's trust policy may require: `[A-Za-z0-9_+=,.@:/-]{2,1224}`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ExternalId(Box<str>);
 
 impl ExternalId {
-    /// The id.
+    /// Returns the external ID.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -356,7 +357,7 @@ fn is_name(text: &str, length: std::ops::RangeInclusive<usize>) -> bool {
     length.contains(&text.len()) && text.chars().all(is_name_char)
 }
 
-/// `[\w+=,.@-]` as IAM means it: ASCII only.
+/// Whether a character matches `[\w+=,.@-]` as IAM defines it: ASCII only.
 fn is_name_char(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | '=' | ',' | '.' | '@' | '-')
 }

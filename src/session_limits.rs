@@ -1,8 +1,8 @@
-//! What AWS and its SDKs demand of the length of a session.
+//! Limits of AWS and its SDKs on the duration of sessions.
 
 use std::time::Duration;
 
-/// The longest session of a role that is assumed by the session of another one (IAM user guide, "Role chaining").
+/// The longest session of a role that is assumed by another role's session (IAM User Guide, "Role chaining").
 pub(crate) const LONGEST_CHAINED: Duration = Duration::from_secs(3600);
-/// The SDKs with the longest margin (botocore) refresh credentials that have less left, again and again.
+/// The longest refresh margin of any SDK (botocore): with less time left, it refreshes the credentials at every use.
 pub(crate) const LONGEST_SDK_MARGIN: Duration = Duration::from_secs(25 * 60);

@@ -11,12 +11,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub(crate) mod turned_away;
 
-/// The places, each with a value of type `T`.
+/// The places, each of which holds a value of type `T`.
 #[derive(Debug)]
 pub(crate) struct Shares<G, M, T> {
     all: usize,
     each: usize,
-    /// By id. Ids grow, so that the first entry is the oldest.
+    /// The entries by ID. IDs increase, so the first entry is the oldest.
     held: BTreeMap<u64, Holding<G, M, T>>,
 }
 
@@ -27,28 +27,28 @@ struct Holding<G, M, T> {
     value: T,
 }
 
-/// The reason why a newcomer gets no place.
+/// The reason why a newcomer does not get a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Full {
-    /// Its member has the most places that a member may have.
+    /// The newcomer's member already holds the maximum number of places per member.
     Member,
-    /// All places are taken, and no other member has more than this one.
+    /// All places are taken, and no other member holds more than the newcomer's.
     All,
 }
 
 /// An entry that gave its place to a newcomer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Displaced<M, T> {
-    /// The id that it had.
+    /// The ID of the entry.
     pub id: u64,
-    /// Whose it was.
+    /// The member that held the place.
     pub member: M,
-    /// What it held.
+    /// The value of the entry.
     pub value: T,
 }
 
 impl<G: Clone + Eq + Hash, M: Clone + Eq + Hash, T> Shares<G, M, T> {
-    /// At most `all` places, and `each` of one member.
+    /// Creates `all` places, of which each member may hold at most `each`.
     pub(crate) fn new(all: usize, each: usize) -> Self {
         Self { all, each, held: BTreeMap::new() }
     }
@@ -66,27 +66,27 @@ impl<G: Clone + Eq + Hash, M: Clone + Eq + Hash, T> Shares<G, M, T> {
         Ok(displaced)
     }
 
-    /// Gives a place up.
+    /// Gives a place up, and returns its value.
     pub(crate) fn leave(&mut self, id: u64) -> Option<T> {
         self.held.remove(&id).map(|held| held.value)
     }
 
-    /// The entry with this id.
+    /// Returns the value of the entry with this ID.
     pub(crate) fn get(&self, id: u64) -> Option<&T> {
         self.held.get(&id).map(|held| &held.value)
     }
 
-    /// The entry with this id, to change it.
+    /// Returns the value of the entry with this ID, for modification.
     pub(crate) fn get_mut(&mut self, id: u64) -> Option<&mut T> {
         self.held.get_mut(&id).map(|held| &mut held.value)
     }
 
-    /// The entries, oldest first.
+    /// Returns the IDs and values of the entries, oldest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
         self.held.iter().map(|(id, held)| (*id, &held.value))
     }
 
-    /// How many places are taken.
+    /// Returns the number of taken places.
     pub(crate) fn len(&self) -> usize {
         self.held.len()
     }
@@ -96,7 +96,7 @@ impl<G: Clone + Eq + Hash, M: Clone + Eq + Hash, T> Shares<G, M, T> {
         self.held.is_empty()
     }
 
-    /// How many places a member has.
+    /// Returns the number of places that a member holds.
     pub(crate) fn held_by(&self, member: &M) -> usize {
         self.held.values().filter(|held| held.member == *member).count()
     }
@@ -109,7 +109,7 @@ impl<G: Clone + Eq + Hash, M: Clone + Eq + Hash, T> Shares<G, M, T> {
         let of_group = self.held.iter().filter(|(_, held)| held.group == largest_group).map(|(id, held)| (&held.member, *id));
         let newcomer = (*group == largest_group).then_some((member, u64::MAX));
         let largest_member = largest(of_group.chain(newcomer))?;
-        // One that has more than the others makes no room for itself.
+        // A newcomer that would itself hold the most gets no place.
         if largest_member == member {
             return None;
         }
@@ -118,7 +118,7 @@ impl<G: Clone + Eq + Hash, M: Clone + Eq + Hash, T> Shares<G, M, T> {
     }
 }
 
-/// The key that occurs most often; of equals the one with the smallest id.
+/// Returns the most frequent key. If several keys are equally frequent, returns the one with the smallest ID.
 fn largest<K: Eq + Hash>(entries: impl Iterator<Item = (K, u64)>) -> Option<K> {
     let mut counts: HashMap<K, (usize, u64)> = HashMap::new();
     for (key, id) in entries {
@@ -129,9 +129,9 @@ fn largest<K: Eq + Hash>(entries: impl Iterator<Item = (K, u64)>) -> Option<K> {
     counts.into_iter().max_by_key(|(_, (count, oldest))| (*count, std::cmp::Reverse(*oldest))).map(|(key, _)| key)
 }
 
-/// What unknown addresses are counted by. Behind a bridge, a pod can use as many addresses as it likes, so all that are behind
-/// one port count together. Elsewhere, a host can use every address of an IPv6 /64, so these count together. In IPv4, each address
-/// counts for itself.
+/// The unit by which unknown addresses are counted. Behind a bridge, a pod can use any number of addresses, so all addresses
+/// behind one port count together. Elsewhere, a host can use every address of an IPv6 /64, so these count together. Each IPv4
+/// address counts separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Network {
     /// One IPv4 address.
@@ -187,11 +187,11 @@ mod tests {
             assert_eq!(shares.enter(id as u64, member.0, member, ()), Ok(None));
         }
         let displaced = |entered: Result<Option<Displaced<_, _>>, Full>| entered.map(|displaced| displaced.map(|displaced| displaced.id));
-        assert_eq!(displaced(shares.enter(10, 'c', ('c', 1), ())), Ok(Some(3)), "b has four, and its second member two of them");
-        assert_eq!(displaced(shares.enter(11, 'c', ('c', 2), ())), Ok(Some(1)), "now each member of b has one");
-        // Two of each group are left, and a third one of c would make it the largest.
-        assert_eq!(displaced(shares.enter(12, 'c', ('c', 1), ())), Err(Full::All), "it has the most itself");
-        assert_eq!(displaced(shares.enter(13, 'c', ('c', 3), ())), Ok(Some(10)), "within its own group, the oldest");
+        assert_eq!(displaced(shares.enter(10, 'c', ('c', 1), ())), Ok(Some(3)), "b holds four places, two of them by its second member");
+        assert_eq!(displaced(shares.enter(11, 'c', ('c', 2), ())), Ok(Some(1)), "each member of b now holds one place");
+        // Each group now holds two places, so a third one would make c the largest.
+        assert_eq!(displaced(shares.enter(12, 'c', ('c', 1), ())), Err(Full::All), "the newcomer itself holds the most");
+        assert_eq!(displaced(shares.enter(13, 'c', ('c', 3), ())), Ok(Some(10)), "the oldest entry of its own group is displaced");
     }
 
     #[test]

@@ -1,12 +1,12 @@
-//! Sorted lists in place of maps, for what is kept of each pod and looked up seldom.
+//! Sorted lists that replace maps for data that is kept for each pod and rarely looked up.
 //!
-//! A hash table of the standard library has up to 2.3 times the room that it needs, and a vector that grows by itself has up to
-//! twice. These have a sixteenth more. An insertion moves what comes after it, which is some ten microseconds for thousands of
+//! A hash table of the standard library has up to 2.3 times the capacity that it needs, and a growing vector up to twice. These
+//! lists have one sixteenth more. An insertion moves the entries after it, which takes about ten microseconds for thousands of
 //! entries.
 
-/// Something with a key.
+/// An entry with a key.
 pub(crate) trait Keyed {
-    /// What it is found by.
+    /// The type of the key.
     type Key: Ord;
 
     fn key(&self) -> Self::Key;
@@ -20,7 +20,7 @@ impl Keyed for [u8; 6] {
     }
 }
 
-/// A list in the order of keys, with one entry for each.
+/// A list sorted by key, with one entry for each key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sorted<T>(Vec<T>);
 
@@ -39,7 +39,7 @@ impl<T> Sorted<T> {
         self.0.iter()
     }
 
-    /// Returns the entries for change. Their keys must stay.
+    /// Returns the entries for modification. Their keys must not change.
     pub(crate) fn iter_mut(&mut self) -> std::slice::IterMut<'_, T> {
         self.0.iter_mut()
     }
@@ -48,7 +48,7 @@ impl<T> Sorted<T> {
         self.0 = Vec::new();
     }
 
-    /// Keeps the entries for which this is true.
+    /// Keeps only the entries for which `is_kept` returns true.
     pub(crate) fn retain(&mut self, is_kept: impl FnMut(&T) -> bool) {
         self.0.retain(is_kept);
         if self.0.capacity() > self.0.len() + self.0.len() / 4 + 16 {
@@ -66,12 +66,12 @@ impl<T: Keyed> Sorted<T> {
         self.place(key).ok().and_then(|place| self.0.get(place))
     }
 
-    /// Returns an entry for change. Its key must stay.
+    /// Returns an entry for modification. Its key must not change.
     pub(crate) fn get_mut(&mut self, key: &T::Key) -> Option<&mut T> {
         self.place(key).ok().and_then(|place| self.0.get_mut(place))
     }
 
-    /// Returns the entry of this key for change, which is `new` where there was none. Its key must stay.
+    /// Returns the entry with this key for modification. Inserts `new` if there is none. The key must not change.
     pub(crate) fn get_or_insert(&mut self, key: &T::Key, new: impl FnOnce() -> T) -> &mut T {
         let place = self.place(key).unwrap_or_else(|place| {
             self.insert_at(place, new());
@@ -80,7 +80,7 @@ impl<T: Keyed> Sorted<T> {
         &mut self.0[place]
     }
 
-    /// Inserts an entry. Returns the one of its key before.
+    /// Inserts an entry. Returns the previous entry with its key.
     pub(crate) fn insert(&mut self, entry: T) -> Option<T> {
         match self.place(&entry.key()) {
             Ok(place) => self.0.get_mut(place).map(|before| std::mem::replace(before, entry)),
@@ -104,7 +104,7 @@ impl<T: Keyed> Sorted<T> {
         Some(removed)
     }
 
-    /// Returns the entries whose keys begin with what `part` takes of them. They must be in the order of it.
+    /// Returns the entries for which `part` returns `wanted`. The list must be sorted by `part`, such as the start of the key.
     pub(crate) fn all_with<P: Ord>(&self, wanted: &P, part: impl Fn(&T) -> P) -> &[T] {
         let begin = self.0.partition_point(|entry| part(entry) < *wanted);
         let rest = self.0.get(begin..).unwrap_or_default();
@@ -122,7 +122,7 @@ impl<T> IntoIterator for Sorted<T> {
 }
 
 impl<T: Keyed> FromIterator<T> for Sorted<T> {
-    /// Of several entries of one key, any of them is kept.
+    /// Keeps any one of several entries with the same key.
     fn from_iter<I: IntoIterator<Item = T>>(entries: I) -> Self {
         let mut entries: Vec<T> = entries.into_iter().collect();
         entries.sort_unstable_by_key(Keyed::key);
@@ -132,7 +132,7 @@ impl<T: Keyed> FromIterator<T> for Sorted<T> {
     }
 }
 
-/// How much room is added to a list of this length.
+/// Returns the capacity that is added to a list of this length.
 fn more(len: usize) -> usize {
     len / 16 + 4
 }
@@ -158,7 +158,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_map_in_little_room(changes in proptest::collection::vec((any::<u8>(), any::<u32>(), 0..4_u8), 0..600)) {
+        fn it_is_a_map_of_bounded_capacity(changes in proptest::collection::vec((any::<u8>(), any::<u32>(), 0..4_u8), 0..600)) {
             let (mut list, mut map) = (Sorted::default(), BTreeMap::new());
             for (key, value, kind) in changes {
                 match kind {

@@ -1,5 +1,5 @@
-//! Supervised background tasks: nothing is spawned and forgotten. A task that ends by itself, or panics, ends the process
-//! with its name.
+//! Supervised background tasks. Every spawned task is watched: a task that returns or panics ends the process, and the error
+//! names the task.
 
 use std::future::Future;
 
@@ -12,7 +12,7 @@ pub(crate) struct Tasks {
     names: std::collections::HashMap<tokio::task::Id, &'static str>,
 }
 
-/// A task ended that should have run for ever.
+/// The error that a task ended that should run until the process ends.
 #[derive(Debug, thiserror::Error)]
 #[error("the task '{name}' ended: {how}; this is a bug in rolegate, and the process exits so that it is restarted")]
 pub(crate) struct TaskEnded {
@@ -21,7 +21,7 @@ pub(crate) struct TaskEnded {
 }
 
 impl Tasks {
-    /// Starts a task that runs for as long as the process.
+    /// Starts a task that runs until the process ends.
     pub(crate) fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let handle = self.running.spawn(async move {
             task.await;
@@ -30,20 +30,20 @@ impl Tasks {
         self.names.insert(handle.id(), name);
     }
 
-    /// Waits until a task ends that should not have; with no tasks, for ever.
+    /// Waits until a task ends that should not. Waits forever if there are no tasks.
     pub(crate) async fn first_ended(&mut self) -> TaskEnded {
         match self.running.join_next().await {
             None => std::future::pending().await,
             Some(Ok(name)) => TaskEnded { name, how: "it returned".to_owned() },
             Some(Err(error)) => {
                 let name = self.names.get(&error.id()).copied().unwrap_or("unknown");
-                // Not the panic's payload: nobody has looked at it for secrets.
+                // The panic's payload is left out, because it may contain secrets.
                 TaskEnded { name, how: if error.is_panic() { "it panicked" } else { "it was cancelled" }.to_owned() }
             }
         }
     }
 
-    /// Ends them all, and waits until they have.
+    /// Cancels all tasks, and waits until they have ended.
     pub(crate) async fn end(&mut self) {
         self.running.shutdown().await;
     }

@@ -11,7 +11,7 @@ fn a_role_arn_knows_its_parts() {
 }
 
 #[test]
-fn what_is_not_a_role_arn_is_refused_with_the_reason() {
+fn a_text_that_is_no_role_arn_is_refused_with_the_reason() {
     use ParseError::*;
     let long = format!("arn:aws:iam::111122223333:role/{}/x", "p".repeat(2048));
     let long_name = format!("arn:aws:iam::111122223333:role/{}", "n".repeat(65));
@@ -39,7 +39,7 @@ fn what_is_not_a_role_arn_is_refused_with_the_reason() {
         ("arn:aws:iam::111122223333:role//web", Path),
         ("arn:aws:iam::111122223333:role/te am/web", Path),
         ("arn:aws:iam::111122223333:role/te\tam/web", Path),
-        // Other things than roles, and things that only look like one.
+        // Other resources than roles, and texts that only resemble a role ARN.
         ("arn:aws:iam::111122223333:instance-profile/web", NotARoleArn),
         ("arn:aws:iam::111122223333:assumed-role/web/session", NotARoleArn),
         ("arn:aws:iam::111122223333:root", NotARoleArn),
@@ -50,7 +50,7 @@ fn what_is_not_a_role_arn_is_refused_with_the_reason() {
         ("arn:aws:iam::111122223333: role/web", NotARoleArn),
         ("arn:aws:iam::111122223333:role/web:db", RoleName),
         ("xarn:aws:iam::111122223333:role/web", NotARoleArn),
-        // Line ends and zeros, at every place.
+        // Line breaks and NUL characters, at every position.
         ("\narn:aws:iam::111122223333:role/web", NotARoleArn),
         ("arn:aws\n:iam::111122223333:role/web", UnknownPartition),
         ("arn:aws:iam::111122223333\n:role/web", Account),
@@ -105,7 +105,7 @@ fn session_names_are_derived_from_any_text() {
 }
 
 #[test]
-fn source_identities_are_derived_alike_without_the_reserved_prefix() {
+fn source_identities_never_have_the_reserved_prefix() {
     for (text, expected) in [("shop.web-0", "shop.web-0"), ("aws:web", "aws-web"), ("AWS:", "AWS-"), ("a b/c", "a-b-c"), ("x", "pod-x")] {
         assert_eq!(SourceIdentity::derived_from(text).as_str(), expected, "{text:?}");
     }
@@ -126,7 +126,7 @@ fn session_names_and_external_ids_are_bounded() {
 }
 
 #[test]
-fn an_identity_is_a_session_of_its_role_whatever_the_path() {
+fn an_identity_is_a_session_of_its_role_regardless_of_path() {
     let identity: CallerIdentity = "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e2d3c".parse().unwrap();
     assert_eq!((identity.partition(), identity.as_str()), (Partition::Aws, "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e2d3c"));
     for (role, expected) in [
@@ -149,7 +149,7 @@ fn an_identity_is_a_session_of_its_role_whatever_the_path() {
 }
 
 #[test]
-fn what_is_no_identity_is_refused() {
+fn a_text_that_is_no_identity_is_refused() {
     use ParseError::*;
     for (text, error) in [
         ("", NotAnIdentity),
@@ -174,9 +174,9 @@ fn a_base_is_in_the_partition_of_its_roles() {
     }
 }
 
-/// Each partition has its own name, and none is taken for another that begins with it.
+/// Each partition has its own name, and is not mistaken for another one whose name starts with it.
 #[test]
-fn every_partition_of_aws_is_known_by_its_name() {
+fn every_aws_partition_is_recognized_by_its_name() {
     let names = ["aws", "aws-cn", "aws-us-gov", "aws-eusc", "aws-iso", "aws-iso-b", "aws-iso-e", "aws-iso-f"];
     let mut known = std::collections::HashSet::new();
     for name in names {
@@ -193,14 +193,14 @@ fn every_partition_of_aws_is_known_by_its_name() {
     assert_eq!(known.len(), names.len());
 }
 
-/// The form of a role's ARN, of the partitions and of the patterns of IAM.
+/// The form of a role ARN, from the partitions and the patterns of IAM.
 fn form() -> regex::Regex {
     let partition = "aws|aws-cn|aws-us-gov|aws-eusc|aws-iso|aws-iso-b|aws-iso-e|aws-iso-f";
     regex::Regex::new(&format!(r"\A(?-u)arn:({partition}):iam::[0-9]{{12}}:role(/[\x21-\x7e]+)*/[\w+=,.@-]{{1,64}}\z")).unwrap()
 }
 
 proptest::proptest! {
-    /// What is taken has that form. (The form has paths with empty segments besides, which are not taken.)
+    /// Every accepted ARN has that form. The form also allows paths with empty segments, which are not accepted.
     #[test]
     fn a_role_arn_that_parses_has_the_form_of_iam(text in "arn:(aws|aws-cn|aws-iso|aws-mars|\\*|AWS)\n?:(iam|sts|s3):(|eu-west-1):([0-9]{12}|[0-9]{11}|\\*):(role|user|assumed-role)(/([a-z+=,.@_-]{1,8}|[*?: \n!~]|é)){1,4}\n?") {
         let (taken, has_form) = (text.parse::<RoleArn>().is_ok(), form().is_match(&text));
@@ -223,7 +223,7 @@ proptest::proptest! {
     }
 
     #[test]
-    fn a_derived_source_identity_has_the_form_that_sts_takes(text in "(aws:)?.{0,100}") {
+    fn a_derived_source_identity_is_valid_for_sts(text in "(aws:)?.{0,100}") {
         let derived = SourceIdentity::derived_from(&text);
         let form = regex::Regex::new(r"\A(?-u)[\w+=,.@-]{2,64}\z").unwrap();
         proptest::prop_assert!(form.is_match(derived.as_str()) && !derived.as_str().starts_with("aws:"), "{:?}", derived);

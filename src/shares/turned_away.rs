@@ -1,4 +1,4 @@
-//! A bounded memory of whom a limit turned away lately, for the log and for `rolegate explain`.
+//! A bounded record of what a limit recently turned away, for the log and for `rolegate explain`.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -8,26 +8,26 @@ use tokio::time::Instant;
 
 use crate::log_once::{EachKey, WhenFull};
 
-/// Time between two log lines about the same key.
+/// The interval between two log lines about the same key.
 pub(crate) const QUIET: Duration = Duration::from_secs(60);
 /// How long a key is remembered.
 pub(crate) const REMEMBERED: Duration = Duration::from_secs(600);
-/// How many keys are remembered.
+/// The maximum number of remembered keys.
 const MAX_REMEMBERED: usize = 1024;
 
-/// The memory. Keys must not be anything that somebody can invent in any number.
+/// The record of recent refusals. Its keys must not be values that a tenant can make up in any number.
 #[derive(Debug)]
 pub(crate) struct TurnedAway<K> {
     entries: HashMap<K, TurnedAwayEntry>,
     lines: EachKey<K>,
 }
 
-/// What is remembered of a key.
+/// The record of one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Recent {
     /// How often it was turned away.
     pub count: u64,
-    /// The time since the last of these.
+    /// The time since it was last turned away.
     pub ago: Duration,
 }
 
@@ -51,13 +51,13 @@ impl TurnedAwayEntry {
 }
 
 impl<K: Clone + Eq + Hash> TurnedAway<K> {
-    /// Counts one more. Returns how many a log line should count, if one is due: at most once a minute for each key.
+    /// Counts a refusal. Returns the number for a log line if one is due, which is at most once a minute for each key.
     pub(crate) fn note(&mut self, key: K) -> Option<u64> {
         let now = Instant::now();
         if self.entries.len() >= MAX_REMEMBERED && !self.entries.contains_key(&key) {
             self.entries.retain(|_, entry| entry.recent(now).is_some());
             if self.entries.len() >= MAX_REMEMBERED {
-                // More pods than a node has.
+                // There are more keys than a node has pods.
                 self.entries.clear();
             }
         }
@@ -71,12 +71,12 @@ impl<K: Clone + Eq + Hash> TurnedAway<K> {
         due
     }
 
-    /// Returns what is remembered of a key.
+    /// Returns the record of a key.
     pub(crate) fn of(&self, key: &K) -> Option<Recent> {
         self.entries.get(key)?.recent(Instant::now())
     }
 
-    /// Returns everything that is remembered, in no order.
+    /// Returns all remembered records, in no particular order.
     pub(crate) fn recent(&self) -> impl Iterator<Item = (&K, Recent)> {
         let now = Instant::now();
         self.entries.iter().filter_map(move |(key, entry)| Some((key, entry.recent(now)?)))
@@ -92,12 +92,12 @@ mod tests {
         let mut memory = TurnedAway::default();
         assert_eq!([memory.note('a'), memory.note('a'), memory.note('b')], [Some(1), None, Some(1)]);
         tokio::time::advance(QUIET).await;
-        assert_eq!(memory.note('a'), Some(2), "with the one that the line before did not count");
+        assert_eq!(memory.note('a'), Some(2), "includes the one that was not logged");
         assert_eq!(memory.of(&'a'), Some(Recent { count: 3, ago: Duration::ZERO }));
         assert_eq!(memory.recent().find(|(key, _)| **key == 'b'), Some((&'b', Recent { count: 1, ago: QUIET })));
         tokio::time::advance(REMEMBERED).await;
         assert_eq!((memory.of(&'a'), memory.recent().count()), (None, 0));
-        assert_eq!((memory.note('a'), memory.of(&'a').map(|recent| recent.count)), (Some(1), Some(1)), "it begins anew");
+        assert_eq!((memory.note('a'), memory.of(&'a').map(|recent| recent.count)), (Some(1), Some(1)), "the count starts again");
     }
 
     #[tokio::test(start_paused = true)]
