@@ -32,7 +32,7 @@ pub enum IntermediateIdentity {
     Known(CallerIdentity),
 }
 
-/// What is known about the node at one time.
+/// A snapshot of what is known about the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KnownNode {
     /// The identity of the daemon's own credentials according to STS.

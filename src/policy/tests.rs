@@ -193,7 +193,7 @@ fn requests_are_equal_if_sts_gets_the_same_for_the_same_pod() {
 fn pods_of_one_name_share_a_session_only_in_role_scope() {
     let other = Pod { uid: PodUid("uid-2".into()), namespace: "other".to_owned(), ..pod_with("web") };
     let (one, two) = (allowed(&rules(), &pod_with("web")), allowed(&rules(), &other));
-    assert_eq!(one.session_name(), two.session_name(), "STS is told the same of both");
+    assert_eq!(one.session_name(), two.session_name(), "both have the same session name");
     assert_ne!(one, two);
     assert_eq!(two.holder, Some(other.uid.clone()));
     let sessions = SessionRules { scope: SessionScope::Role, name: SessionTemplate::of(Placeholder::Role), ..SessionRules::default() };

@@ -129,7 +129,7 @@ async fn a_fresh_session_is_served_without_a_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn below_25_minutes_another_session_is_asked_for_and_served() {
+async fn below_25_minutes_a_new_session_is_requested_and_served() {
     let (sessions, sts) = sessions();
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     pass(35 * 60).await;
@@ -144,7 +144,7 @@ async fn each_key_has_its_own_session() {
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     assert_eq!(key(&sessions.ask(&request("db")).await), "ASIA2");
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
-    assert_eq!(sts.requests(), [request("web"), request("db")], "STS is told what was decided");
+    assert_eq!(sts.requests(), [request("web"), request("db")], "the requests differ from the decisions");
 }
 
 #[tokio::test(start_paused = true)]

@@ -19,7 +19,7 @@ fn order<T>(first: StsPermit, turns: &mut Vec<(T, oneshot::Receiver<TurnResult>)
     while !turns.is_empty() {
         drop(running);
         let next = turns.iter_mut().enumerate().find_map(|(at, (_, turn))| Some((at, come(turn)?)));
-        let (at, permit) = next.expect("somebody's turn");
+        let (at, permit) = next.expect("no request got a turn");
         running = permit;
         order.push(turns.remove(at).0);
     }
