@@ -1,9 +1,9 @@
-//! What the process may do to the node: once it is known what is needed, everything else that it was given is dropped, for
-//! good and for every program that it starts.
+//! Limits what the process may do to the node: once the needed capabilities are known, every other one is dropped, for good and
+//! for every program that the process starts.
 //!
-//! Capabilities belong to threads (capabilities(7)): this is for the time when there is one alone. The bounding set is
-//! narrowed, too, since a program started by root has all that is in it, and `no_new_privs` keeps every program from having
-//! more than the process.
+//! Capabilities belong to threads (capabilities(7)), so this must run while the process has only one thread. The bounding set
+//! is narrowed as well, because a program started by root gets everything in it, and `no_new_privs` keeps every program from
+//! gaining more than the process has.
 
 use std::io;
 
@@ -12,19 +12,19 @@ use rustix::thread::{
 };
 use tracing::{debug, info, warn};
 
-/// Below it, ports are for NET_BIND_SERVICE alone. A node may have this lower (`net.ipv4.ip_unprivileged_port_start`).
+/// The first port that needs no NET_BIND_SERVICE. A node may set a lower limit (`net.ipv4.ip_unprivileged_port_start`).
 const FIRST_FREE_PORT: u16 = 1024;
-/// The kernel counts in 64 bits; it has some forty.
+/// The kernel stores capabilities in 64 bits; about forty are defined.
 const BITS: u32 = u64::BITS;
 
-/// Something that the daemon does by right of a capability.
+/// An operation of the daemon that requires a capability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// Packet rules: NET_ADMIN; the legacy flavour of iptables opens a raw socket, for which it takes NET_RAW.
+    /// Packet rules: NET_ADMIN, and NET_RAW because legacy iptables opens a raw socket.
     Rules,
-    /// Interfaces and routes of one's own: NET_ADMIN.
+    /// The daemon's own interfaces and routes: NET_ADMIN.
     Interfaces,
-    /// To listen on this port: NET_BIND_SERVICE, where it is a low one.
+    /// Listening on this port: NET_BIND_SERVICE if the port is a low one.
     Port(u16),
 }
 
@@ -39,11 +39,11 @@ impl Need {
     }
 }
 
-/// Drops what none of these needs. What cannot be dropped is told and is not an error: a process without SETPCAP cannot narrow
-/// its bounding set, and has mostly been given a narrow one.
+/// Drops every capability that none of these needs. A capability that cannot be dropped is logged and is not an error: a
+/// process without SETPCAP cannot narrow its bounding set, and was usually given a narrow one.
 pub(crate) fn keep(needs: &[Need]) {
     let kept = needs.iter().fold(CapabilitySet::empty(), |kept, need| kept | need.capabilities());
-    // Before the last of it is gone by which it can be done.
+    // The bounding set comes first: narrowing it needs a capability that is dropped next.
     let left = narrow_bounding_set(kept);
     if let Err(error) = set_no_new_privs(true) {
         warn!(
@@ -53,14 +53,14 @@ pub(crate) fn keep(needs: &[Need]) {
         );
     }
     match drop_all_but(kept) {
-        Ok(has) => debug!(capabilities = %names(has), "capabilities that are not needed are dropped"),
+        Ok(has) => debug!(capabilities = %names(has), "dropped unneeded capabilities"),
         Err(error) => warn!(
             event = "capabilities-kept", %error,
             "cannot drop capabilities; keeping all that the process was given; give the container only those that rolegate needs"
         ),
     }
     if !left.is_empty() {
-        // By no_new_privs nothing comes of them.
+        // `no_new_privs` keeps these from having any effect.
         info!(
             event = "capabilities-bounded", capabilities = %names(left),
             "cannot remove these capabilities from the bounding set without SETPCAP; they have no effect; drop them in the container's \
@@ -69,16 +69,16 @@ pub(crate) fn keep(needs: &[Need]) {
     }
 }
 
-/// Whether the process may make and change interfaces and rules.
+/// Returns whether the process may create and change interfaces and rules.
 pub(crate) fn has_net_admin() -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN))
 }
 
-/// What is in the bounding set against our will.
+/// Narrows the bounding set. Returns the capabilities that could not be removed from it.
 fn narrow_bounding_set(kept: CapabilitySet) -> CapabilitySet {
     let mut left = CapabilitySet::empty();
     for one in (0..BITS).map(|bit| CapabilitySet::from_bits_retain(1 << bit)) {
-        // Past the last that the kernel knows it is an error.
+        // The kernel returns an error for numbers above the last capability it knows.
         let Ok(is_in) = capability_is_in_bounding_set(one) else { break };
         if is_in && !kept.contains(one) && remove_capability_from_bounding_set(one).is_err() {
             left |= one;
@@ -87,7 +87,8 @@ fn narrow_bounding_set(kept: CapabilitySet) -> CapabilitySet {
     left
 }
 
-/// The ambient set holds nothing that is not permitted and inheritable: the kernel narrows it with these.
+/// Drops all capabilities but these. The kernel narrows the ambient set as well, which contains only capabilities that are both
+/// permitted and inheritable.
 fn drop_all_but(kept: CapabilitySet) -> io::Result<CapabilitySet> {
     let mut sets = capabilities(None)?;
     sets.permitted &= kept;
@@ -97,7 +98,7 @@ fn drop_all_but(kept: CapabilitySet) -> io::Result<CapabilitySet> {
     Ok(sets.permitted)
 }
 
-/// As capabilities(7) writes them, without `CAP_`.
+/// Formats capabilities as capabilities(7) does, without `CAP_`.
 fn names(set: CapabilitySet) -> String {
     if set.is_empty() {
         return "none".to_owned();
@@ -112,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_need_is_no_more_than_what_it_takes() {
+    fn a_need_maps_to_its_capabilities() {
         assert_eq!(Need::Rules.capabilities(), CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW);
         assert_eq!(Need::Interfaces.capabilities(), CapabilitySet::NET_ADMIN);
         for (port, wanted) in [(0, CapabilitySet::empty()), (1, CapabilitySet::NET_BIND_SERVICE), (1023, CapabilitySet::NET_BIND_SERVICE)] {
@@ -127,9 +128,9 @@ mod tests {
         assert_eq!(names(CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW), "NET_ADMIN, NET_RAW");
     }
 
-    /// On a thread of its own: what is dropped is that thread's alone.
+    /// Runs on its own thread: dropping capabilities affects only the calling thread.
     #[test]
-    fn what_is_not_needed_is_gone() {
+    fn unneeded_capabilities_are_dropped() {
         let dropped = std::thread::spawn(|| {
             keep(&[Need::Port(80)]);
             (capabilities(None).map_err(io::Error::from), rustix::thread::no_new_privs().ok())

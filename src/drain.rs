@@ -1,5 +1,5 @@
-//! The end of the service, in four steps: stop accepting; answer what comes on open connections, with `Connection: close`;
-//! close those that are idle; drop what is left.
+//! Graceful shutdown in four steps: stop accepting connections; answer the requests on open connections with `Connection:
+//! close`; close idle connections; drop the rest.
 
 use std::future::Future;
 use std::time::Duration;
@@ -9,12 +9,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-/// How long open connections may go on asking: a client that is about to send on an idle connection gets its answer.
+/// Time in which open connections may still send requests: a client that is about to send on an idle connection gets its
+/// answer.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
-/// How long requests under way may take after that; an STS call takes less.
+/// Time after that for requests in progress to finish. An STS call takes less.
 const DEADLINE: Duration = Duration::from_secs(9);
 
-/// The connections of a server, and how far their end has come; cheap to clone.
+/// The connections of a server, and how far its shutdown has progressed; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Drain {
     begun: CancellationToken,
@@ -24,37 +25,38 @@ pub(crate) struct Drain {
 }
 
 impl Drain {
-    /// Runs a connection; the drain waits for it.
+    /// Runs a connection, and makes the drain wait for it.
     pub(crate) fn track(&self, connection: impl Future<Output = ()> + Send + 'static) {
         self.connections.spawn(connection);
     }
 
-    /// Whether the end has begun.
+    /// Returns whether the drain has begun.
     pub(crate) fn has_begun(&self) -> bool {
         self.begun.is_cancelled()
     }
 
-    /// Returns when no more connections shall be accepted.
+    /// Returns when the server must stop accepting connections.
     pub(crate) async fn begun(&self) {
         self.begun.cancelled().await;
     }
 
-    /// Returns when idle connections shall be closed.
+    /// Returns when idle connections must be closed.
     pub(crate) async fn closing(&self) {
         self.closing.cancelled().await;
     }
 
-    /// Returns when every connection shall be dropped.
+    /// Returns when every connection must be dropped.
     pub(crate) async fn forced(&self) {
         self.forced.cancelled().await;
     }
 
-    /// Begins the end: nothing is accepted any more.
+    /// Begins the drain: no further connection is accepted.
     pub(crate) fn begin(&self) {
         self.begun.cancel();
     }
 
-    /// Ends every connection, at the latest after the deadline. The caller has begun it and waited for the acceptor.
+    /// Ends every connection, at the latest after the deadline. The caller has already called `begin` and waited for the
+    /// acceptor.
     pub(crate) async fn finish(&self) {
         self.connections.close();
         if timeout(LAST_REQUESTS, self.connections.wait()).await.is_err() {

@@ -1,12 +1,13 @@
-//! The start-up taint: a node is registered with it, so that no pod is put there before this daemon can serve it, and the
-//! daemon takes it away when it is ready.
+//! The start-up taint: a node is registered with it, so that no pod is scheduled there before this daemon can serve it, and the
+//! daemon removes it when it is ready.
 //!
-//! A taint is an entry of the list `spec.taints` of the node, which others change, too. So the list is read, and written
-//! without ours by a merge patch that names the `resourceVersion` it was read at: had anybody changed the node since, the API
-//! answers 409 and nothing is written (Kubernetes documentation, "API concepts", resource versions).
+//! A taint is an entry of the list `spec.taints` of the node, which other clients change, too. The daemon therefore reads the
+//! list, and writes it back without its own taint in a merge patch that names the `resourceVersion` it read. If the node was
+//! changed in between, the API responds with 409 and nothing is written (Kubernetes documentation, "API concepts", resource
+//! versions).
 //!
-//! The taint may come back: the node's object is deleted and registered anew, or somebody puts it on again. Therefore the
-//! node is looked at from time to time, by a read that the API answers from its memory. Nothing is removed while the daemon
+//! The taint may return: the node's object is deleted and registered again, or somebody adds the taint again. The daemon
+//! therefore checks the node periodically, with a read that the API answers from its cache. Nothing is removed while the daemon
 //! is not ready.
 
 use std::fmt;
@@ -23,40 +24,40 @@ use crate::log_once::Conditions;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 
-/// Between two looks at a node that does not have it; a quarter more or less.
+/// The interval between checks of a node without the taint, give or take a quarter.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
-/// The pause after the first failure; it doubles with each more.
+/// The pause after the first failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest.
+/// The longest pause after a failure.
 const LAST_PAUSE: Duration = Duration::from_secs(120);
-/// Tries without a pause, where somebody else changes the node between a look and a patch.
+/// The number of tries without a pause if another client changes the node between a read and a patch.
 const TRIES_AT_ONCE: u32 = 5;
 
-/// Where the node's object is: the Kubernetes API, or a test's idea of it.
+/// The API that stores the node's object: the Kubernetes API, or a fake in tests.
 pub(crate) trait NodesApi: Send + Sync + 'static {
     /// Reads the object of a node.
     fn read(&self, node: &str, freshness: Freshness) -> impl Future<Output = Result<Vec<u8>, NodeRefusal>> + Send;
-    /// Changes it by a merge patch.
+    /// Changes the object of a node by a merge patch.
     fn patch(&self, node: &str, patch: Vec<u8>) -> impl Future<Output = Result<(), NodeRefusal>> + Send;
 }
 
-/// How new what is read has to be.
+/// How recent the data of a read must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Freshness {
-    /// As it is now.
+    /// The current state.
     Now,
-    /// As the API server remembers it, which costs it next to nothing.
+    /// The state in the API server's cache, which costs it next to nothing.
     Remembered,
 }
 
-/// Why something was not read or written.
+/// The reason why a read or write failed.
 #[derive(Debug)]
 pub(crate) struct NodeRefusal {
-    /// What the API answered, where it did.
+    /// The HTTP status, if the API responded.
     pub code: Option<u16>,
-    /// How long the API asks not to be asked.
+    /// How long the API asks clients to wait before retrying.
     pub retry_after: Duration,
-    /// For the log.
+    /// A description for the log.
     pub text: String,
 }
 
@@ -84,36 +85,36 @@ fn target(node: &str) -> String {
     format!("/api/v1/nodes/{}", encode(node))
 }
 
-/// Keeps this node free of the start-up taint, while the daemon is ready.
+/// Keeps this node free of the start-up taint while the daemon is ready.
 #[derive(Debug)]
 pub(crate) struct StartupTaint<A> {
-    /// Where the node's object is.
+    /// The API that stores the node's object.
     pub api: A,
     /// This node's name.
     pub node: String,
-    /// The taint's key, of whatever value and effect.
+    /// The taint's key; its value and effect do not matter.
     pub key: String,
     /// Whether the daemon is ready.
     pub readiness: Readiness,
-    /// Where looks are counted.
+    /// Metrics that count checks.
     pub metrics: Metrics,
 }
 
-/// What came of a look at the node.
+/// The result of a check of the node.
 enum TaintState {
-    /// It does not have the taint.
+    /// The node does not have the taint.
     Absent,
-    /// It had these.
+    /// The node had these taints, which were removed.
     Removed(Vec<String>),
-    /// It has it, and the daemon has ceased to be ready.
+    /// The node has the taint, and the daemon is no longer ready.
     NotReady,
 }
 
 impl<A: NodesApi> StartupTaint<A> {
-    /// Looks for as long as the process lives.
+    /// Checks the node for the lifetime of the process.
     pub(crate) async fn run(self) {
         let (mut freshness, mut failures, mut has_looked) = (Freshness::Now, 0, false);
-        // By what the API answered, since it last worked.
+        // Failures by HTTP status, since the last success.
         let mut failing = Conditions::default();
         loop {
             self.readiness.ready().await;
@@ -156,7 +157,7 @@ impl<A: NodesApi> StartupTaint<A> {
         }
     }
 
-    /// Looks once, and removes what is there.
+    /// Checks the node once, and removes the taints it finds.
     async fn look(&self, mut freshness: Freshness) -> Result<TaintState, NodeRefusal> {
         let mut tries = 1;
         loop {
@@ -169,7 +170,7 @@ impl<A: NodesApi> StartupTaint<A> {
             }
             match self.api.patch(&self.node, removal.patch).await {
                 Ok(()) => return Ok(TaintState::Removed(removal.taints)),
-                // Somebody was faster: their change stays, and ours is made of it.
+                // Another client changed the node first. That change is kept, and the removal is retried on top of it.
                 Err(refusal) if refusal.code == Some(409) && tries < TRIES_AT_ONCE => {
                     self.metrics.startup_taint("conflict");
                     (freshness, tries) = (Freshness::Now, tries + 1);
@@ -182,7 +183,7 @@ impl<A: NodesApi> StartupTaint<A> {
     fn complain(&self, refusal: &NodeRefusal, is_news: bool) {
         let (key, text) = (&self.key, &refusal.text);
         if !is_news {
-            debug!(key, "the start-up taint is still not removed from this node: {text}");
+            debug!(key, "still cannot remove the start-up taint from this node: {text}");
         } else if refusal.code == Some(403) {
             // The text of the refusal says where to look.
             warn!(
@@ -208,25 +209,25 @@ fn unreadable(error: &RemovalError) -> NodeRefusal {
     NodeRefusal { code: None, retry_after: Duration::ZERO, text: error.to_string() }
 }
 
-/// How a node gets rid of its start-up taint.
+/// The change that removes the start-up taint of a node.
 struct Removal {
-    /// What goes, as kubectl writes taints.
+    /// The removed taints, in kubectl's notation.
     taints: Vec<String>,
-    /// The merge patch that leaves the others.
+    /// The merge patch that keeps the other taints.
     patch: Vec<u8>,
 }
 
-/// Why it cannot be said what to change.
+/// The reason why no patch can be made.
 #[derive(Debug, thiserror::Error)]
 enum RemovalError {
     #[error("the node's object cannot be read")]
     Unreadable(#[source] serde_json::Error),
-    /// A patch without it would be made whatever has changed.
+    /// Without a version, the patch would be applied to any later state.
     #[error("the node's object has no resourceVersion")]
     NoVersion,
 }
 
-/// A node, as far as it is read. Taints are kept as they came: what this version does not know of them is written back.
+/// The used part of a node. Taints are kept verbatim, so that fields unknown to this version are written back.
 #[derive(Deserialize)]
 struct NodeObject {
     #[serde(default)]
@@ -247,7 +248,7 @@ struct Spec {
     taints: Option<Vec<Value>>,
 }
 
-/// What to change in a node that has taints of this key; none where it has not.
+/// Returns the change for a node that has taints with this key; `None` if it has none.
 fn removal(object: &[u8], key: &str) -> Result<Option<Removal>, RemovalError> {
     let node: NodeObject = serde_json::from_slice(object).map_err(RemovalError::Unreadable)?;
     let (ours, others): (Vec<_>, Vec<_>) = node.spec.taints.unwrap_or_default().into_iter().partition(|taint| taint["key"] == key);
@@ -261,7 +262,7 @@ fn removal(object: &[u8], key: &str) -> Result<Option<Removal>, RemovalError> {
     Ok(Some(Removal { taints: ours.iter().map(|taint| Written(taint).to_string()).collect(), patch: patch.to_string().into_bytes() }))
 }
 
-/// A taint as kubectl writes it: `key=value:effect`, or `key:effect`.
+/// A taint in kubectl's notation: `key=value:effect`, or `key:effect`.
 struct Written<'a>(&'a Value);
 
 impl fmt::Display for Written<'_> {

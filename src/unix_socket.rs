@@ -1,7 +1,7 @@
-//! Unix sockets of the daemon's own: put in place as a whole, and for its own user alone.
+//! The daemon's own Unix sockets: put in place atomically, and accessible only to the daemon's user.
 //!
-//! A socket stays when its daemon ends: nobody answers at it then, and the next one is put in its place. So no daemon ever
-//! takes away the one of another that came after it.
+//! A socket file remains when its daemon ends. Connections to it are then refused, and the next daemon replaces it, so a daemon
+//! never removes the socket of a successor.
 
 use std::borrow::Cow;
 use std::fs::{self, Permissions};
@@ -17,26 +17,26 @@ use tokio::net::UnixListener;
 
 use crate::advice::Advise;
 
-/// Connections that wait to be accepted.
+/// The maximum number of connections waiting to be accepted.
 const BACKLOG: i32 = 16;
 
 /// An error about the socket at a path.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlaceError {
-    /// The path is in use by something else.
+    /// The path is in use by another file.
     #[error("{0} exists and is not a socket of the daemon's user")]
     Foreign(PathBuf),
-    /// Other users may put files into the directory.
+    /// Other users may create files in the directory.
     #[error("the directory {0} belongs to another user, or other users may write to it")]
     Exposed(PathBuf),
     /// A system call failed.
     #[error("cannot {step} {path}")]
     Io {
-        /// What was being done.
+        /// The step that failed.
         step: &'static str,
-        /// To what.
+        /// The path that it concerns.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system call.
         source: io::Error,
     },
 }
@@ -51,16 +51,16 @@ impl Advise for PlaceError {
     }
 }
 
-/// What is at a path.
+/// The state of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PathState {
-    /// Nothing.
+    /// There is no file.
     Nothing,
-    /// A socket that only this user may connect to.
+    /// There is a socket that only this user may connect to.
     Socket,
 }
 
-/// What is at `path`; an error where it is nothing of ours. A symbolic link is not followed.
+/// Returns the state of `path`; an error if the file there is not the daemon's own. Symbolic links are not followed.
 pub(crate) fn look(path: &Path) -> Result<PathState, PlaceError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -71,7 +71,7 @@ pub(crate) fn look(path: &Path) -> Result<PathState, PlaceError> {
     if is_ours { Ok(PathState::Socket) } else { Err(PlaceError::Foreign(path.to_owned())) }
 }
 
-/// Whether the directory of `path` is such that nobody else can put a socket there. One that is not there yet is made.
+/// Checks that no other user can put a socket into the directory of `path`. Creates the directory if it does not exist.
 pub(crate) fn check_directory(path: &Path) -> Result<(), PlaceError> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let failed = |step| move |source| PlaceError::Io { step, path: directory.to_owned(), source };
@@ -83,16 +83,17 @@ pub(crate) fn check_directory(path: &Path) -> Result<(), PlaceError> {
     if is_ours { Ok(()) } else { Err(PlaceError::Exposed(directory.to_owned())) }
 }
 
-/// The inode of what is at `path`. As long as a listener lives, no other socket has the one of it.
+/// Returns the inode of the file at `path`. While a listener lives, no other socket has its inode.
 pub(crate) fn inode(path: &Path) -> Option<u64> {
     fs::symlink_metadata(path).ok().map(|metadata| metadata.ino())
 }
 
-/// A socket at `path` that listens, in place of one that is there; with its inode.
+/// Creates a listening socket at `path`, replacing an existing one. Returns it with its inode.
 pub(crate) fn place(path: &Path) -> Result<(UnixListener, u64), PlaceError> {
     look(path)?;
     let failed = |step| move |source| PlaceError::Io { step, path: path.to_owned(), source };
-    // Under another name until it listens: whoever finds it at its path is answered. Two daemons may be at it.
+    // The socket has another name until it listens, so that clients at the final path always get an answer. Two daemons may do
+    // this at the same time.
     let mut beside = path.to_owned().into_os_string();
     beside.push(format!(".{:08x}", RandomState::new().build_hasher().finish() >> 32));
     let beside = PathBuf::from(beside);
@@ -100,7 +101,7 @@ pub(crate) fn place(path: &Path) -> Result<(UnixListener, u64), PlaceError> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
         socket.bind(&SockAddr::unix(&beside)?)?;
-        // Before it listens, so that nobody else is ever let in.
+        // Set before listening, so that no other user can ever connect.
         fs::set_permissions(&beside, Permissions::from_mode(0o600))?;
         socket.listen(BACKLOG)?;
         let inode = fs::symlink_metadata(&beside)?.ino();
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_takes_the_place_of_another_and_is_for_its_user_alone() {
+    async fn a_socket_replaces_another_and_only_its_user_may_connect() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         assert_eq!(look(&path).unwrap(), PathState::Nothing);
@@ -136,11 +137,11 @@ mod tests {
         assert_eq!((look(&path).unwrap(), inode(&path)), (PathState::Socket, Some(inode_of_second)));
         let _client = UnixStream::connect(&path).unwrap();
         second.accept().await.unwrap();
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "nothing is left beside it");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file is left");
     }
 
     #[tokio::test]
-    async fn what_is_not_ours_is_left_alone() {
+    async fn foreign_files_are_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let (path, real) = (directory.path().join("socket"), directory.path().join("real"));
         fs::write(&path, "precious").unwrap();
@@ -151,11 +152,11 @@ mod tests {
         symlink(&real, &path).unwrap();
         assert!(matches!(place(&path), Err(PlaceError::Foreign(_))), "a link is not followed");
         mode(&real, 0o666);
-        assert!(matches!(look(&real), Err(PlaceError::Foreign(_))), "others may connect to it");
+        assert!(matches!(look(&real), Err(PlaceError::Foreign(_))), "other users may connect to it");
     }
 
     #[test]
-    fn others_may_not_write_to_the_directory() {
+    fn a_directory_writable_by_others_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("made").join("socket");
         check_directory(&path).unwrap();

@@ -3,8 +3,8 @@ use tokio::time::{Instant, sleep};
 
 use super::*;
 
-/// How long the end takes with this connection open.
-async fn end_with<F: Future<Output = ()> + Send + 'static>(connection: impl FnOnce(Drain) -> F) -> Duration {
+/// Returns how long the drain takes with this connection open.
+async fn drain_with<F: Future<Output = ()> + Send + 'static>(connection: impl FnOnce(Drain) -> F) -> Duration {
     let drain = Drain::default();
     drain.track(connection(drain.clone()));
     drain.begin();
@@ -14,7 +14,7 @@ async fn end_with<F: Future<Output = ()> + Send + 'static>(connection: impl FnOn
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_connections_the_end_comes_at_once() {
+async fn a_drain_without_connections_finishes_at_once() {
     let drain = Drain::default();
     assert!(!drain.has_begun());
     drain.begin();
@@ -26,30 +26,30 @@ async fn without_connections_the_end_comes_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_ends_by_itself_is_only_waited_for() {
-    assert_eq!(end_with(|_| sleep(Duration::from_millis(300))).await, Duration::from_millis(300));
+async fn a_connection_that_ends_by_itself_is_awaited() {
+    assert_eq!(drain_with(|_| sleep(Duration::from_millis(300))).await, Duration::from_millis(300));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_connection_is_closed_after_the_time_for_last_requests() {
-    assert_eq!(end_with(|drain| async move { drain.closing().await }).await, LAST_REQUESTS);
+async fn an_idle_connection_is_closed_after_the_last_requests_period() {
+    assert_eq!(drain_with(|drain| async move { drain.closing().await }).await, LAST_REQUESTS);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_under_way_is_finished() {
+async fn a_request_in_progress_is_finished() {
     let busy = |drain: Drain| async move {
         drain.closing().await;
         sleep(Duration::from_secs(8)).await;
     };
-    assert_eq!(end_with(busy).await, LAST_REQUESTS + Duration::from_secs(8));
+    assert_eq!(drain_with(busy).await, LAST_REQUESTS + Duration::from_secs(8));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_does_not_end_is_dropped_at_the_deadline() {
-    assert_eq!(end_with(|drain| async move { drain.forced().await }).await, LAST_REQUESTS + DEADLINE);
+async fn a_hanging_connection_is_dropped_at_the_deadline() {
+    assert_eq!(drain_with(|drain| async move { drain.forced().await }).await, LAST_REQUESTS + DEADLINE);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_panics_does_not_keep_the_end_from_coming() {
-    assert_eq!(end_with(|_| async { panic!("the test wants it") }).await, Duration::ZERO);
+async fn a_connection_that_panics_does_not_block_the_drain() {
+    assert_eq!(drain_with(|_| async { panic!("intended by the test") }).await, Duration::ZERO);
 }

@@ -8,7 +8,7 @@ use crate::tasks::Tasks;
 
 const KEY: &str = "example.com/rolegate";
 
-/// A node's object at an API that answers as it is told.
+/// A node's object at an API that returns scripted responses.
 #[derive(Clone, Debug, Default)]
 struct Fake(Arc<Mutex<State>>);
 
@@ -16,17 +16,17 @@ struct Fake(Arc<Mutex<State>>);
 struct State {
     taints: Vec<Value>,
     version: u64,
-    /// When, and what of.
+    /// The time and content of each request.
     reads: Vec<(Instant, Freshness)>,
     patches: Vec<(Instant, Value)>,
-    /// What reads, and patches, are answered, where that is not what they ask for.
+    /// Scripted failures of reads and of patches.
     read_codes: Vec<u16>,
     patch_codes: Vec<u16>,
     retry_after: Duration,
-    /// Put on by somebody else between a read and a patch, one at each.
+    /// Taints that another client adds between a read and a patch, one each time.
     intruders: Vec<Value>,
     without_version: bool,
-    /// A step that begins between a read and a patch.
+    /// A readiness step that becomes pending between a read and a patch.
     unready: Option<(Readiness, &'static str)>,
 }
 
@@ -88,7 +88,7 @@ impl NodesApi for Fake {
                 state.version += 1;
             }
             if let Some((readiness, step)) = state.unready.take() {
-                // Never done: as the end of the daemon.
+                // Never done, as when the daemon ends.
                 drop(readiness.step(step));
             }
             Ok(object.to_string().into_bytes())
@@ -113,7 +113,7 @@ impl NodesApi for Fake {
     }
 }
 
-/// The task, and what it is told by.
+/// The running task, and the handles that control it.
 struct Running {
     fake: Fake,
     readiness: Readiness,
@@ -122,7 +122,7 @@ struct Running {
 }
 
 impl Running {
-    /// Ready from the beginning.
+    /// Starts the task with a daemon that is ready.
     fn start(fake: Fake) -> Self {
         Self::start_with(fake, Readiness::default())
     }
@@ -140,7 +140,7 @@ impl Running {
         Self { fake, readiness, metrics, _tasks: tasks }
     }
 
-    /// Time passes, in which the task does what it has to.
+    /// Advances the clock, and lets the task do its work.
     async fn passes(&self, time: Duration) {
         sleep(time).await;
     }
@@ -155,7 +155,7 @@ impl Running {
 const MOMENT: Duration = Duration::from_millis(1);
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_asked_or_removed_before_all_steps_of_the_start_are_done() {
+async fn nothing_is_read_or_removed_before_start_up_is_complete() {
     let readiness = Readiness::default();
     let steps = ["the daemon's start", "the list of this node's pods", "the packet rule"].map(|name| readiness.step(name));
     let running = Running::start_with(Fake::with(&[taint(KEY, "NoSchedule")]), readiness);
@@ -169,7 +169,7 @@ async fn nothing_is_asked_or_removed_before_all_steps_of_the_start_are_done() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_taint_of_the_key_goes_and_others_stay_as_they_are() {
+async fn every_taint_with_the_key_is_removed_and_others_stay() {
     let mut other = taint("node.kubernetes.io/not-ready", "NoExecute");
     other["timeAdded"] = "2026-01-02T03:04:05Z".into();
     let others = [other, json!({ "key": "example.com/rolegate-gpu", "effect": "NoSchedule" }), json!({ "key": "example.com" })];
@@ -180,11 +180,11 @@ async fn every_taint_of_the_key_goes_and_others_stay_as_they_are() {
     running.passes(MOMENT).await;
     assert_eq!((running.fake.taints(), running.fake.patches()), (others.to_vec(), 1));
     let patch = running.fake.state(|state| state.patches[0].1.clone());
-    assert_eq!(patch, json!({ "metadata": { "resourceVersion": "1" }, "spec": { "taints": others } }), "and nothing else is written");
+    assert_eq!(patch, json!({ "metadata": { "resourceVersion": "1" }, "spec": { "taints": others } }), "nothing else is written");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_by_somebody_else_is_kept_and_the_removal_made_at_once() {
+async fn a_concurrent_change_is_kept_and_the_removal_retried_at_once() {
     let fake = Fake::with(&[taint(KEY, "NoSchedule")]);
     let intruders = [taint("a", "NoExecute"), taint("b", "NoExecute")];
     fake.state(|state| state.intruders = intruders.to_vec());
@@ -196,18 +196,18 @@ async fn a_change_by_somebody_else_is_kept_and_the_removal_made_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_is_changed_again_and_again_is_not_fought_over() {
+async fn a_node_that_keeps_changing_is_retried_after_a_pause() {
     let fake = Fake::with(&[taint(KEY, "NoSchedule")]);
     fake.state(|state| state.patch_codes = vec![409; 7]);
     let running = Running::start(fake);
     running.passes(MOMENT).await;
-    assert_eq!((running.fake.patches(), running.counted("failed")), (5, 1), "then there is a pause");
+    assert_eq!((running.fake.patches(), running.counted("failed")), (5, 1), "a pause follows");
     running.passes(FIRST_PAUSE).await;
     assert_eq!((running.fake.taints(), running.counted("removed")), (vec![], 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_are_tried_again_with_pauses_that_grow_to_a_bound() {
+async fn failures_are_retried_with_pauses_that_grow_to_a_limit() {
     let fake = Fake::with(&[taint(KEY, "NoSchedule")]);
     fake.state(|state| state.read_codes = [vec![403; 6], vec![503; 6]].concat());
     let running = Running::start(fake);
@@ -223,7 +223,7 @@ async fn failures_are_tried_again_with_pauses_that_grow_to_a_bound() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_api_is_left_alone_for_as_long_as_it_asks_within_reason() {
+async fn retry_after_is_honoured_within_limits() {
     for (asked, within) in [(20, 20..=21), (100_000, 120..=121)] {
         let fake = Fake::with(&[taint(KEY, "NoSchedule")]);
         fake.state(|state| (state.patch_codes, state.retry_after) = (vec![429], Duration::from_secs(asked)));
@@ -235,7 +235,7 @@ async fn the_api_is_left_alone_for_as_long_as_it_asks_within_reason() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_taint_that_comes_back_is_removed_again_by_rare_and_cheap_looks() {
+async fn a_taint_that_returns_is_removed_by_rare_and_cheap_checks() {
     let running = Running::start(Fake::with(&[]));
     running.passes(MOMENT).await;
     for _ in 0..20 {
@@ -248,14 +248,17 @@ async fn a_taint_that_comes_back_is_removed_again_by_rare_and_cheap_looks() {
     let (at, freshness): (Vec<_>, Vec<_>) = running.fake.state(|state| state.reads.iter().copied().unzip());
     let pauses: Vec<_> = at.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(pauses.iter().all(|pause| *pause >= LOOK_EVERY.mul_f64(0.75)), "{pauses:?}");
-    assert!(pauses.iter().max().unwrap().as_secs() - pauses.iter().min().unwrap().as_secs() > 30, "nodes do not ask together: {pauses:?}");
+    assert!(
+        pauses.iter().max().unwrap().as_secs() - pauses.iter().min().unwrap().as_secs() > 30,
+        "nodes do not send requests at the same time: {pauses:?}"
+    );
     assert_eq!(freshness[0], Freshness::Now);
     assert!(freshness[1..].iter().all(|freshness| *freshness == Freshness::Remembered));
 }
 
-/// What the API server remembers may be old: its answer is the patch's conflict, and then the node is read as it is.
+/// The API server's cache may be stale: the patch then conflicts, and the node's current state is read.
 #[tokio::test(start_paused = true)]
-async fn an_old_memory_of_the_node_does_no_harm() {
+async fn a_stale_cache_of_the_node_does_no_harm() {
     let running = Running::start(Fake::with(&[]));
     running.passes(MOMENT).await;
     running.fake.set(&[taint(KEY, "NoSchedule")]);
@@ -267,7 +270,7 @@ async fn an_old_memory_of_the_node_does_no_harm() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_removed_while_the_daemon_is_not_ready_any_more() {
+async fn nothing_is_removed_while_the_daemon_is_no_longer_ready() {
     let running = Running::start(Fake::with(&[]));
     running.passes(MOMENT).await;
     let step = running.readiness.step("a self-test");
@@ -280,7 +283,7 @@ async fn nothing_is_removed_while_the_daemon_is_not_ready_any_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_daemon_that_ends_between_look_and_patch_leaves_the_taint() {
+async fn a_daemon_that_ends_between_read_and_patch_leaves_the_taint() {
     let (fake, readiness) = (Fake::with(&[taint(KEY, "NoSchedule")]), Readiness::default());
     fake.state(|state| state.unready = Some((readiness.clone(), "the end of the daemon")));
     let running = Running::start_with(fake, readiness);
@@ -289,7 +292,7 @@ async fn a_daemon_that_ends_between_look_and_patch_leaves_the_taint() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_without_a_version_is_not_written() {
+async fn a_node_without_a_version_is_not_patched() {
     let fake = Fake::with(&[taint(KEY, "NoSchedule")]);
     fake.state(|state| state.without_version = true);
     let running = Running::start(fake);
@@ -302,7 +305,7 @@ async fn a_node_without_a_version_is_not_written() {
 }
 
 #[test]
-fn taints_are_told_as_kubectl_writes_them() {
+fn taints_are_formatted_like_kubectls() {
     let object = json!({
         "metadata": { "resourceVersion": "7" },
         "spec": { "taints": [taint(KEY, "NoSchedule"), { "key": KEY, "effect": "NoExecute" }] },
