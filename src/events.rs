@@ -1,9 +1,10 @@
-//! Events on pods: `kubectl describe pod` tells a pod's owner why it got no credentials, without the node's log.
+//! Kubernetes Events on pods: `kubectl describe pod` tells a pod's owner why the pod got no credentials, without access to the
+//! node's log.
 //!
-//! [`Reporter`] is the narrow end that a request sees: it hands a small record to a bounded queue and never waits.
-//! [`writer`] is the other end, a task of its own: it decides by the `ledger` what is worth writing, and writes. What a note
-//! says is for people of the pod's namespace: it is made of our own sentences alone, and repeats nothing of annotations, of
-//! other pods, or of what STS said.
+//! [`Reporter`] is the sending side, used while a request is handled: it puts a small record into a bounded queue and never
+//! waits. [`writer`] is the receiving side, a separate task: it consults the `ledger` to decide which Events are worth writing,
+//! and writes them. A note is read by people with access to the pod's namespace, so it consists only of rolegate's own
+//! sentences and repeats nothing from annotations, other pods or STS messages.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -20,40 +21,42 @@ mod ledger;
 mod object;
 pub(crate) mod writer;
 
-/// Records that wait for the writer. It only moves them into memory, so that more are waiting means that it is stuck.
+/// Capacity of the queue of records for the writer. The writer only moves records into memory, so a full queue means that it is
+/// stuck.
 const QUEUE: usize = 1024;
-/// The longest note that the API takes, in bytes (`NoteLengthLimit`, Kubernetes `pkg/apis/core/validation/events.go`).
+/// The longest note that the API accepts, in bytes (`NoteLengthLimit`, Kubernetes `pkg/apis/core/validation/events.go`).
 pub const MAX_NOTE: usize = 1024;
 
-/// What a pod is told about.
+/// The cause of an Event on a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventCause {
-    /// Policy gives it no role.
+    /// Policy denies the pod a role.
     Denied(Denial),
-    /// Policy gives it no role, for what the node is: which role the node has itself, in which partition it is and what its
-    /// ceiling is are not told, or whoever may write annotations could find it out role by role.
+    /// Policy denies the pod a role because of a property of the node. The Event does not reveal the node's own role, partition
+    /// or ceiling; otherwise anyone who can write annotations could discover them by trying one role after another.
     RefusedOnNode,
-    /// Audit mode serves it, and enforced restrictions would not.
+    /// Audit mode allows a pod that enforced restrictions would deny.
     WouldBeDenied(Denial),
-    /// Another pod claims its address.
+    /// Another pod claims the pod's address.
     AddressAmbiguous,
-    /// What it is now cannot be read.
+    /// The pod's current state cannot be read.
     Unreadable,
-    /// What the node sees at the pod's address contradicts the pod's claim.
+    /// What the node observes at the pod's address contradicts the pod's claim.
     Objected(Objection),
-    /// STS gives no credentials for its role.
+    /// STS returned no credentials for the pod's role.
     AssumeRoleFailed {
         /// The stable name of the failure.
         name: &'static str,
-        /// What the pod's owner may know of it.
+        /// The part of the failure that the pod's owner may know.
         sentence: &'static str,
     },
-    /// It names a role, and is in the node's network.
+    /// The pod names a role but uses the host network.
     HostNetwork,
 }
 
 impl EventCause {
-    /// Policy gives it no role. `None` where the owner has nothing to change: what is only not known yet passes by itself.
+    /// Returns the cause for a denial by policy. `None` if the owner has nothing to change: a state that is merely not known
+    /// yet resolves by itself.
     pub fn denied(denial: Denial) -> Option<Self> {
         match denial {
             Denial::NamespaceUnknown | Denial::ServiceAccountUnknown => None,
@@ -69,7 +72,7 @@ impl EventCause {
         }
     }
 
-    /// Enforced restrictions would give it no role. `None` where the owner has nothing to change.
+    /// Returns the cause for a denial that enforced restrictions would make. `None` if the owner has nothing to change.
     pub fn would_be_denied(denial: Denial) -> Option<Self> {
         Self::denied(denial).map(|cause| match cause {
             Self::Denied(denial) => Self::WouldBeDenied(denial),
@@ -77,22 +80,22 @@ impl EventCause {
         })
     }
 
-    /// The node's view contradicts its claim. `None` if the owner cannot change anything.
+    /// Returns the cause for an objection by the node. `None` if the owner has nothing to change.
     pub fn objected(objection: Objection) -> Option<Self> {
         match objection {
             Objection::LinkChanged | Objection::OtherPodAttached => Some(Self::Objected(objection)),
-            // No Event can be written while the API cannot be reached, and the effect of a reboot ends without action of the
+            // No Event can be written while the API cannot be reached, and the effect of a reboot ends without action by the
             // owner.
             Objection::BeforeBoot | Objection::Stale => None,
         }
     }
 
-    /// STS gave no credentials. `None` where the owner has nothing to change.
+    /// Returns the cause for a failed AssumeRole call. `None` if the owner has nothing to change.
     pub fn assume_role_failed(error: &AssumeRoleError) -> Option<Self> {
         error.for_owner().map(|sentence| Self::AssumeRoleFailed { name: error.name(), sentence })
     }
 
-    /// The Event's `reason`: one stable word for each kind, to select and to alert by.
+    /// Returns the Event's `reason`: one stable word for each kind of cause, for selectors and alerts.
     pub fn reason(self) -> &'static str {
         match self {
             Self::Denied(_) | Self::RefusedOnNode => "RoleDenied",
@@ -105,7 +108,7 @@ impl EventCause {
         }
     }
 
-    /// The Event's `action`: what the daemon did.
+    /// Returns the Event's `action`: what the daemon did.
     fn action(self) -> &'static str {
         match self {
             Self::Denied(_) | Self::RefusedOnNode | Self::AddressAmbiguous | Self::Unreadable | Self::Objected(_) => "RefuseCredentials",
@@ -115,7 +118,8 @@ impl EventCause {
         }
     }
 
-    /// The stable name within its kind: that of metrics and the log, but where it would tell of the node.
+    /// Returns the cause's stable name within its kind. It equals the name in metrics and the log, except where that would
+    /// reveal something about the node.
     fn name(self) -> &'static str {
         match self {
             Self::Denied(denial) | Self::WouldBeDenied(denial) => denial.name(),
@@ -128,7 +132,7 @@ impl EventCause {
         }
     }
 
-    /// The Event's `note`: the stable name, and what to change.
+    /// Returns the Event's `note`: the stable name, and what to change.
     fn note(self) -> String {
         let name = self.name();
         match self {
@@ -164,23 +168,23 @@ impl EventCause {
     }
 }
 
-/// Consistent with `Eq`: equal causes have equal names.
+/// Hashes consistently with `Eq`: equal causes have equal names.
 impl Hash for EventCause {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.reason(), self.name()).hash(state);
     }
 }
 
-/// Something to tell a pod.
+/// A cause to report to a pod's owner.
 #[derive(Debug)]
 pub struct EventRecord {
-    /// Whom.
+    /// The pod that the Event is about.
     pub pod: Arc<Pod>,
-    /// What.
+    /// The cause of the Event.
     pub cause: EventCause,
 }
 
-/// Where a request leaves what its pod should be told; cheap to clone.
+/// The sending side of the queue of Events; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Reporter {
     records: Option<mpsc::Sender<EventRecord>>,
@@ -188,19 +192,18 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// A reporter, and the end that the writer reads.
+    /// Creates a reporter, and the receiver for the writer.
     pub fn new(metrics: Metrics) -> (Self, mpsc::Receiver<EventRecord>) {
         let (records, receiver) = mpsc::channel(QUEUE);
         (Self { records: Some(records), metrics }, receiver)
     }
 
-    /// One that tells nobody anything.
+    /// Creates a reporter that discards everything.
     pub fn off(metrics: Metrics) -> Self {
         Self { records: None, metrics }
     }
 
-    /// Tells a pod's owner, where there is something to tell. It never waits: where the queue is full, the record is dropped
-    /// and counted.
+    /// Reports a cause to a pod's owner, if there is one. Never waits: if the queue is full, the record is dropped and counted.
     pub fn tell(&self, pod: &Arc<Pod>, cause: impl Into<Option<EventCause>>) {
         if let Some(records) = &self.records
             && let Some(cause) = cause.into()

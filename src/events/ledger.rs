@@ -1,12 +1,12 @@
-//! Which Events to write, and when: pure data, with the time given.
+//! Decides which Events to write, and when: pure data, with the time passed in.
 //!
-//! The first time of a cause is written at once. Repeats are counted, and written as a series of that Event at most every
-//! [`SERIES_EVERY`], as client-go does it, but rarely. An entry that has been quiet for [`QUIET`] is forgotten; the next time is
-//! a first one again.
+//! The first occurrence of a cause is written at once. Repeats are counted, and written as a series of the same Event as
+//! client-go does, but less often: at most once per [`SERIES_EVERY`]. An entry that has been quiet for [`QUIET`] is forgotten;
+//! the next occurrence then counts as the first.
 //!
-//! Namespaces share the entries and take turns with the writes, so that many refused pods of one namespace do not keep the owners
-//! of other pods waiting. `turns` has the order and the rates of the node and of each namespace; `pauses` says how long the
-//! API is left alone after it refused a write.
+//! Namespaces share the entries and take turns writing, so that many refused pods in one namespace do not delay the owners of
+//! other pods. `turns` holds the order and the rates of the node and of each namespace; `pauses` says how long to leave the API
+//! alone after it refused a write.
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
@@ -28,27 +28,29 @@ use pauses::VerbPauses;
 pub(super) use turns::QUIET;
 use turns::Turns;
 
-/// The least time between two writes about the same cause of the same pod.
+/// The minimum interval between two writes about the same cause for the same pod.
 pub(super) const SERIES_EVERY: Duration = Duration::from_secs(5 * 60);
-/// Causes that are remembered: some for each pod of a node. When there are more, the namespace with the most gives one up.
+/// The maximum number of remembered causes: a few for each pod of a node. When it is exceeded, the namespace with the most
+/// entries gives one up.
 pub(super) const MAX_ENTRIES: usize = 1024;
-/// Causes of one pod that are remembered: what an owner may change by and by, and no more by changing it again and again.
+/// The maximum number of remembered causes for one pod: enough for changes that an owner makes over time, but repeated changes
+/// do not produce more.
 pub(super) const MAX_OF_POD: usize = 6;
-/// The first pause after a failure. It doubles with each more.
+/// The first pause after a failure. It doubles with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest.
+/// The longest pause after a failure.
 const LAST_PAUSE: Duration = Duration::from_secs(5 * 60);
-/// The pause after it was forbidden: somebody has to change a rule.
+/// The pause after the API forbade a write: somebody has to change an RBAC rule first.
 pub(super) const FORBIDDEN_AGAIN: Duration = Duration::from_secs(10 * 60);
 
-/// Both times of a moment: one to count by, one to write down.
+/// One moment on both clocks: a monotonic instant to measure with, and a timestamp to write.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
     pub(super) instant: Instant,
     pub(super) wall: Timestamp,
 }
 
-/// A cause of a pod, whose UID is what counts.
+/// A cause for a pod, which is identified by its UID.
 #[derive(Clone, Debug)]
 pub(super) struct EventKey {
     pub(super) pod: Arc<Pod>,
@@ -69,62 +71,62 @@ impl Hash for EventKey {
     }
 }
 
-/// What became of a record.
+/// The result of adding a record.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum TakenIn {
-    /// It is the first.
+    /// The cause is new.
     New,
-    /// It is the first, and took the place of an Event on this pod that was still to be written.
+    /// The cause is new and displaced an Event on this pod that had not been written yet.
     InPlaceOf(Arc<Pod>),
-    /// It is counted.
+    /// The cause is a repeat and was counted.
     Repeat,
-    /// There is no place for it.
+    /// There is no room for the record.
     Full(Full),
 }
 
-/// What a write does.
+/// The kind of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Verb {
     Create,
     Amend,
 }
 
-/// One thing to write.
+/// One Event to write.
 #[derive(Clone, Debug)]
 pub(super) struct Write {
-    /// The entry's id.
+    /// The id of the ledger entry.
     id: u64,
     pub(super) key: EventKey,
     pub(super) verb: Verb,
     pub(super) name: String,
-    /// When it was first.
+    /// The time of the first occurrence.
     pub(super) at: Timestamp,
-    /// Where it was more than once.
+    /// The series, if there was more than one occurrence.
     pub(super) series: Option<Series>,
 }
 
-/// What to do next.
+/// What the writer should do next.
 #[derive(Clone, Debug)]
 pub(super) enum Next {
     Write(Write),
-    /// Nothing before this time.
+    /// Wait until this time.
     At(Instant),
-    /// Nothing before the next record.
+    /// Wait for the next record.
     Nothing,
 }
 
-/// What the API said to a write.
+/// The API's response to a write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum WriteOutcome {
-    /// It is there.
+    /// The Event was stored.
     Written,
-    /// What was to be amended is not there any more.
+    /// The Event to amend no longer exists.
     Missing,
-    /// It will never be taken: what it is about is going, or it is not as the API wants it.
+    /// The API will never accept the write: the object is being deleted, or the Event is invalid.
     Never,
-    /// The daemon may not.
+    /// The daemon lacks permission.
     Forbidden,
-    /// It may be taken later, and not before this time is over.
+    /// The API may accept the write later, but not before this time has passed.
     Later(Duration),
 }
 
@@ -137,23 +139,23 @@ struct LedgerEntry {
     count: u32,
     first: Timestamp,
     last: Timestamp,
-    /// When it was last seen, or written.
-    stirred: Instant,
+    /// When the entry last occurred or was last written.
+    last_active: Instant,
     not_before: Instant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// It is to be written.
+    /// The Event is still to be written.
     New,
-    /// The API has it, with this count.
+    /// The API has the Event, with this count.
     Written { told: u32 },
-    /// It is only remembered, so that it is not tried again.
+    /// The entry is remembered only so that it is not tried again.
     GivenUp,
 }
 
 impl LedgerEntry {
-    /// What there is to write of it, and from when on.
+    /// Returns what to write for this entry, if anything, and the earliest time to do so.
     fn due(&self) -> Option<(Verb, Instant)> {
         let verb = match self.stage {
             _ if self.in_flight => return None,
@@ -164,21 +166,21 @@ impl LedgerEntry {
         Some((verb, self.not_before))
     }
 
-    /// Whether it is lost if it is forgotten now.
+    /// Returns whether information is lost if the entry is forgotten now.
     fn is_unwritten(&self) -> bool {
         self.stage == Stage::New && !self.in_flight
     }
 }
 
-/// What pods are told, have been told and are still to be told.
+/// The Events on pods, both written and unwritten.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    /// By namespace and pod.
+    /// Entries by namespace and pod.
     entries: Shares<String, PodUid, LedgerEntry>,
     ids: HashMap<EventKey, u64>,
     last_id: u64,
     turns: Turns,
-    /// Names that were given: each has another number.
+    /// The number of names generated so far; each name gets a different number.
     named: u64,
     failures: u32,
     creates: VerbPauses,
@@ -201,12 +203,12 @@ impl Default for Ledger {
 }
 
 impl Ledger {
-    /// Takes a record in.
+    /// Adds a record.
     pub(super) fn take(&mut self, record: EventRecord, now: Moment) -> TakenIn {
         let key = EventKey { pod: record.pod, cause: record.cause };
         if let Some(entry) = self.ids.get(&key).and_then(|id| self.entries.get_mut(*id)) {
             entry.count = entry.count.saturating_add(1).min(i32::MAX.unsigned_abs());
-            (entry.last, entry.stirred) = (now.wall, now.instant);
+            (entry.last, entry.last_active) = (now.wall, now.instant);
             return TakenIn::Repeat;
         }
         let entry = LedgerEntry {
@@ -216,7 +218,7 @@ impl Ledger {
             count: 1,
             first: now.wall,
             last: now.wall,
-            stirred: now.instant,
+            last_active: now.instant,
             not_before: now.instant,
             key: key.clone(),
         };
@@ -231,28 +233,28 @@ impl Ledger {
         if displaced.is_unwritten() { TakenIn::InPlaceOf(displaced.key.pod) } else { TakenIn::New }
     }
 
-    /// The time, and a number besides: two of one moment have different names.
+    /// Returns an Event name made from the time and a counter, so that two Events of the same moment have different names.
     fn name(&mut self, pod: &Pod, at: Timestamp) -> String {
         self.named += 1;
         let nanoseconds = u64::try_from(at.as_nanosecond()).unwrap_or(0);
         object::name(&pod.name, nanoseconds.wrapping_add(self.named))
     }
 
-    /// Whether this is remembered.
+    /// Returns whether this cause is remembered.
     pub(super) fn knows(&self, pod: &Arc<Pod>, cause: EventCause) -> bool {
         self.ids.contains_key(&EventKey { pod: pod.clone(), cause })
     }
 
-    /// How many are remembered.
+    /// Returns the number of remembered causes.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         assert_eq!(self.ids.len(), self.entries.len());
         self.entries.len()
     }
 
-    /// What to do now. A write that is given out is under way until [`Self::answered`], or [`Self::forget`].
+    /// Returns what to do now. A returned write is in progress until [`Self::answered`] or [`Self::forget`] is called.
     pub(super) fn next(&mut self, now: Instant) -> Next {
-        let quiet_at = self.entries.iter().filter(|(_, entry)| !entry.in_flight).map(|(_, entry)| entry.stirred + QUIET).min();
+        let quiet_at = self.entries.iter().filter(|(_, entry)| !entry.in_flight).map(|(_, entry)| entry.last_active + QUIET).min();
         let Some((ready_at, id, verb)) = self.first(now) else {
             return quiet_at.map_or(Next::Nothing, Next::At);
         };
@@ -269,8 +271,8 @@ impl Ledger {
         Next::Write(Write { id, verb, name: entry.name.clone(), at: entry.first, series, key: entry.key.clone() })
     }
 
-    /// Returns the entry to write first, and when its namespace may: of those that may be written now, one of the namespace whose
-    /// turn it is, and of these the oldest, also after a pause.
+    /// Returns the entry to write first, and when its namespace may write it. Among the entries that may be written now, it is
+    /// one of the namespace whose turn it is, and the oldest of these, even after a pause.
     fn first(&self, now: Instant) -> Option<(Instant, u64, Verb)> {
         let due = self.entries.iter().filter_map(|(id, entry)| entry.due().map(|(verb, at)| (id, &entry.key.pod.namespace, verb, at)));
         let ranked = due.map(|(id, namespace, verb, at)| {
@@ -296,12 +298,12 @@ impl Ledger {
         }
     }
 
-    /// Whether this is forbidden in more than one namespace, and was taken in none since.
+    /// Returns whether this verb was forbidden in more than one namespace and has been accepted in none since.
     pub(super) fn is_forbidden_everywhere(&self, verb: Verb) -> bool {
         self.pauses(verb).is_forbidden_everywhere()
     }
 
-    /// Takes in what the API said to a write. `jitter` is from 0 to 1, and shortens pauses by up to a quarter.
+    /// Records the API's response to a write. `jitter` ranges from 0 to 1 and shortens pauses by up to a quarter.
     pub(super) fn answered(&mut self, write: &Write, answer: &WriteOutcome, now: Moment, jitter: f64) {
         let pause = match answer {
             WriteOutcome::Later(at_least) => {
@@ -316,9 +318,9 @@ impl Ledger {
             }
         };
         match (answer, pause.map(|pause| now.instant + pause)) {
-            // It may be so for one of the verbs alone.
+            // Permission may be missing for only one of the verbs.
             (WriteOutcome::Forbidden, Some(until)) => self.pauses_mut(write.verb).forbid(&write.key.pod.namespace, until),
-            // What failed would fail for the other verb too.
+            // A failure of the API would affect the other verb too.
             (_, Some(until)) => {
                 self.creates.pause(until);
                 self.amends.pause(until);
@@ -334,19 +336,19 @@ impl Ledger {
         match answer {
             WriteOutcome::Written => {
                 entry.stage = Stage::Written { told: write.series.map_or(1, |series| series.count) };
-                (entry.stirred, entry.not_before) = (now.instant, now.instant + SERIES_EVERY);
+                (entry.last_active, entry.not_before) = (now.instant, now.instant + SERIES_EVERY);
             }
             WriteOutcome::Missing => {
                 entry.stage = Stage::New;
                 entry.name = anew.unwrap_or_default();
             }
             WriteOutcome::Never => entry.stage = Stage::GivenUp,
-            // Behind those that have not been tried yet.
+            // The entry moves behind those that have not been tried yet.
             WriteOutcome::Forbidden | WriteOutcome::Later(_) => entry.not_before = now.instant + pause.unwrap_or_default(),
         }
     }
 
-    /// A write is not made after all: its pod is gone.
+    /// Discards a write whose pod is gone.
     pub(super) fn forget(&mut self, write: &Write) {
         self.remove(write.id);
     }
@@ -357,12 +359,12 @@ impl Ledger {
         }
     }
 
-    /// Lets go of what has been quiet, and of pods that are gone. Gives the number of those that were never written.
+    /// Forgets entries that have been quiet, and those of pods that are gone. Returns how many of them were never written.
     pub(super) fn tidy(&mut self, now: Instant, is_here: impl Fn(&PodUid) -> bool) -> usize {
         self.creates.tidy(now);
         self.amends.tidy(now);
         self.turns.tidy(now);
-        let keep = |entry: &LedgerEntry| entry.in_flight || now < entry.stirred + QUIET && is_here(&entry.key.pod.uid);
+        let keep = |entry: &LedgerEntry| entry.in_flight || now < entry.last_active + QUIET && is_here(&entry.key.pod.uid);
         let gone: Vec<_> = self.entries.iter().filter(|(_, entry)| !keep(entry)).map(|(id, entry)| (id, entry.is_unwritten())).collect();
         for (id, _) in &gone {
             self.remove(*id);

@@ -1,6 +1,6 @@
-//! An Event as the API takes it: `events.k8s.io/v1`
-//! (<https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/event-v1/>), the fields that are written and no
-//! others. The limits are those of `pkg/apis/core/validation/events.go`.
+//! An Event as the API accepts it: `events.k8s.io/v1`
+//! (<https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/event-v1/>), limited to the fields that rolegate
+//! writes. The limits are those of `pkg/apis/core/validation/events.go`.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -8,11 +8,11 @@ use serde::Serialize;
 use super::{EventCause, MAX_NOTE};
 use crate::pods::Pod;
 
-/// Who reports.
+/// The reporting controller.
 const CONTROLLER: &str = "rolegate";
 /// The longest `reportingInstance`, in bytes.
 const MAX_INSTANCE: usize = 128;
-/// The longest name of an object, in bytes.
+/// The longest object name, in bytes.
 const MAX_NAME: usize = 253;
 
 #[derive(Debug, Serialize)]
@@ -61,10 +61,10 @@ struct Patch {
     series: SeriesObject,
 }
 
-/// How often it was, and when for the last time.
+/// The number of occurrences, and the time of the last one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Series {
-    /// 2 at least.
+    /// At least 2.
     pub(super) count: u32,
     pub(super) last: Timestamp,
 }
@@ -75,7 +75,7 @@ impl From<Series> for SeriesObject {
     }
 }
 
-/// The name of an Event on a pod, in the form of client-go's: the pod's, and a number that no other has.
+/// Returns the name of an Event on a pod, in client-go's form: the pod's name and a unique number.
 pub(super) fn name(pod: &str, number: u64) -> String {
     let number = format!("{number:x}");
     let end = pod.floor_char_boundary(MAX_NAME - number.len() - 1);
@@ -83,7 +83,7 @@ pub(super) fn name(pod: &str, number: u64) -> String {
     format!("{pod}.{number}")
 }
 
-/// The body that creates an Event.
+/// Returns the body that creates an Event.
 pub(super) fn create(
     name: &str,
     pod: &Pod,
@@ -109,12 +109,12 @@ pub(super) fn create(
     })
 }
 
-/// The merge patch that says that it was again.
+/// Returns the merge patch that records further occurrences.
 pub(super) fn amend(series: Series) -> Result<Vec<u8>, serde_json::Error> {
     serde_json::to_vec(&Patch { series: series.into() })
 }
 
-/// `MicroTime`: exactly six digits of a second's fraction.
+/// Formats a `MicroTime`: exactly six fractional digits of a second.
 fn micro_time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
 }
@@ -126,7 +126,7 @@ mod tests {
     use crate::events::tests::pod;
 
     #[test]
-    fn an_event_has_the_form_that_the_api_takes() {
+    fn an_event_has_the_apis_format() {
         let at = "2026-01-01T00:00:00.1Z".parse().unwrap();
         let event = create("web.1f", &pod("web"), &"n".repeat(200), EventCause::AddressAmbiguous, at, Some(Series { count: 2, last: at }));
         let event: serde_json::Value = serde_json::from_slice(&event.unwrap()).unwrap();
@@ -148,10 +148,10 @@ mod tests {
     }
 
     #[test]
-    fn names_are_those_of_objects_however_long_the_pods_is() {
+    fn names_are_valid_even_for_long_pod_names() {
         assert_eq!(name("web-0", 0x17f), "web-0.17f");
         let long = name(&format!("{}.b", "a".repeat(235)), u64::MAX);
-        assert_eq!(long, format!("{}.ffffffffffffffff", "a".repeat(235)), "it does not end with a dot before the next");
+        assert_eq!(long, format!("{}.ffffffffffffffff", "a".repeat(235)), "the shortened name does not end with a dot");
         assert!(name(&"a".repeat(253), u64::MAX).len() == 253);
     }
 }

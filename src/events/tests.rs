@@ -22,7 +22,7 @@ const FORMS: [ParseError; 9] = [
     ParseError::NotAnIdentity,
 ];
 
-/// Every denial. It does not compile where a variant is missing.
+/// Every denial. A missing variant is a compile error.
 macro_rules! denials {
     ($($variant:pat => $all:expr;)*) => {
         fn denials() -> Vec<Denial> {
@@ -61,7 +61,7 @@ fn bad_lists() -> Vec<Denial> {
     lists.flat_map(|list| [Mistake::NotAList, Mistake::TooLarge, Mistake::BadPattern].map(|m| Denial::BadNamespaceList(list, m))).collect()
 }
 
-/// Every failure of STS, with a message as STS writes it.
+/// Returns every STS failure, with a message in the style of STS.
 pub(super) fn failures() -> Vec<AssumeRoleError> {
     let message = || "User: arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e is not authorized to perform: sts:AssumeRole".to_owned();
     vec![
@@ -88,7 +88,7 @@ fn causes() -> Vec<EventCause> {
 }
 
 #[test]
-fn every_note_is_short_begins_with_its_stable_name_and_says_something() {
+fn every_note_has_its_stable_name_and_fits_the_limit() {
     for cause in causes() {
         let note = cause.note();
         assert!(note.len() <= MAX_NOTE, "{} bytes: {note}", note.len());
@@ -100,7 +100,7 @@ fn every_note_is_short_begins_with_its_stable_name_and_says_something() {
 }
 
 #[test]
-fn owners_are_told_of_what_they_can_change_alone() {
+fn owners_get_events_only_for_what_they_can_change() {
     for denial in denials() {
         let passes = matches!(denial, Denial::NamespaceUnknown | Denial::ServiceAccountUnknown);
         assert_eq!((EventCause::denied(denial).is_none(), EventCause::would_be_denied(denial).is_none()), (passes, passes), "{denial:?}");
@@ -109,12 +109,12 @@ fn owners_are_told_of_what_they_can_change_alone() {
     assert_eq!(told, ["denied", "invalid", "too-many-changes", "queue-full"]);
 }
 
-/// Whoever may write annotations could else find out the node's role, its partition and its ceiling.
+/// Otherwise, anyone who can write annotations could discover the node's role, partition and ceiling.
 #[test]
-fn what_the_node_is_cannot_be_read_from_an_event() {
+fn an_event_does_not_reveal_the_node() {
     let of_node = [Denial::NodeRole, Denial::ForeignAccount, Denial::OtherPartition, Denial::NotAllowedOnNode].map(EventCause::denied);
     for cause in of_node {
-        assert_eq!(cause, Some(EventCause::RefusedOnNode), "one cause, so that a change from one to the other is no new Event");
+        assert_eq!(cause, Some(EventCause::RefusedOnNode), "one shared cause, so that switching between them creates no new Event");
     }
     let note = EventCause::RefusedOnNode.note();
     for denial in [Denial::NodeRole, Denial::ForeignAccount, Denial::OtherPartition, Denial::NotAllowedOnNode] {
@@ -122,9 +122,9 @@ fn what_the_node_is_cannot_be_read_from_an_event() {
     }
 }
 
-/// STS says who asked: the session of the node's role.
+/// The STS message names the caller: the session of the node's role.
 #[test]
-fn what_sts_says_is_not_repeated() {
+fn sts_messages_are_not_repeated() {
     for cause in failures().iter().filter_map(EventCause::assume_role_failed) {
         let note = cause.note();
         assert!(!note.contains("arn:") && !note.contains("111122223333") && !note.contains("i-0f1e"), "{note}");
@@ -141,7 +141,7 @@ fn equal_causes_have_equal_hashes() {
 }
 
 #[tokio::test]
-async fn a_full_queue_drops_and_counts_and_never_waits() {
+async fn a_full_queue_drops_records_and_counts_them_without_waiting() {
     let metrics = Metrics::new();
     let (reporter, mut records) = Reporter::new(metrics.clone());
     let web = Arc::new(pod("web"));

@@ -1,4 +1,4 @@
-//! The task that writes Events: one write at a time, when the `ledger` says so.
+//! The task that writes Events: one write at a time, when the `ledger` allows it.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -24,29 +24,29 @@ mod turned_away;
 
 use turned_away::DroppedEvents;
 
-/// The least time between two looks at all pods.
+/// The minimum interval between two scans of all pods.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Records that are taken in at one time.
+/// The number of records taken from the queue at once.
 const AT_ONCE: usize = 256;
 
-/// Where Events are written: the Kubernetes API, or a test's idea of it.
+/// The API that stores Events: the Kubernetes API, or a fake in tests.
 pub(crate) trait EventsApi: Send + Sync + 'static {
     /// Creates an Event in a namespace.
     fn create(&self, namespace: &str, event: Vec<u8>) -> impl Future<Output = Result<(), WriteRefusal>> + Send;
-    /// Changes one.
+    /// Amends an Event.
     fn amend(&self, namespace: &str, name: &str, patch: Vec<u8>) -> impl Future<Output = Result<(), WriteRefusal>> + Send;
 }
 
-/// Why something was not written.
+/// The reason why a write failed.
 #[derive(Debug)]
 pub(crate) struct WriteRefusal {
-    /// What the API answered, where it did.
+    /// The HTTP status, if the API responded.
     pub code: Option<u16>,
-    /// The namespace is being deleted.
+    /// Whether the namespace is being deleted.
     pub namespace_ends: bool,
-    /// How long the API asks not to be asked.
+    /// How long the API asks clients to wait before retrying.
     pub retry_after: Duration,
-    /// For the log.
+    /// A description for the log.
     pub text: String,
 }
 
@@ -75,49 +75,49 @@ fn target(namespace: &str) -> String {
     format!("/apis/events.k8s.io/v1/namespaces/{}/events", encode(namespace))
 }
 
-/// What the writer needs to run.
+/// The inputs of the writer task.
 #[derive(Debug)]
 pub(crate) struct Writer<A> {
-    /// Where to write.
+    /// The API to write to.
     pub api: A,
     /// This node's name.
     pub node: String,
-    /// The pods that are here: others are told nothing.
+    /// The pods on this node; others get no Events.
     pub pods: Pods,
-    /// What to tell.
+    /// The records to process.
     pub records: mpsc::Receiver<EventRecord>,
-    /// The time that Events show.
+    /// The clock for the timestamps of Events.
     pub clock: Clock,
-    /// Where it is counted what became of records.
+    /// Metrics that count the outcome of each record.
     pub metrics: Metrics,
 }
 
-/// The state of the writer while it runs.
-struct Desk {
+/// The state of the running writer.
+struct WriterState {
     pods: Pods,
     clock: Clock,
     metrics: Metrics,
     ledger: Ledger,
-    /// Pods in the node's network that have been told so: they are once.
-    told_hosts: HashSet<PodUid>,
+    /// Host-network pods that have had their Event; each gets one only once.
+    reported_hosts: HashSet<PodUid>,
     looked_at: Instant,
-    /// Whether the daemon may not write anywhere.
+    /// Whether the daemon lacks permission in every namespace.
     forbidden: Condition,
-    /// Namespaces in which alone it may not.
+    /// Namespaces in which the daemon alone lacks permission.
     forbidden_in: Conditions<String>,
     turned_away: DroppedEvents,
 }
 
 impl<A: EventsApi> Writer<A> {
-    /// Writes for as long as the process.
+    /// Runs the writer for the lifetime of the process.
     pub(crate) async fn run(self) {
         let Self { api, node, mut pods, mut records, clock, metrics } = self;
-        let mut desk = Desk {
+        let mut state = WriterState {
             pods: pods.clone(),
             clock,
             metrics,
             ledger: Ledger::default(),
-            told_hosts: HashSet::new(),
+            reported_hosts: HashSet::new(),
             looked_at: Instant::now(),
             forbidden: Condition::default(),
             forbidden_in: Conditions::default(),
@@ -128,12 +128,12 @@ impl<A: EventsApi> Writer<A> {
         let mut under_way = None;
         loop {
             if look_at.is_some_and(|at| at <= Instant::now()) {
-                desk.look_at_pods();
+                state.look_at_pods();
                 look_at = None;
             }
             let mut wake_at = look_at;
             if under_way.is_none() {
-                match desk.next() {
+                match state.next() {
                     Next::Write(write) => under_way = Some(Box::pin(send(&api, &node, write))),
                     Next::At(at) => wake_at = Some(wake_at.map_or(at.into(), |look| look.min(at.into()))),
                     Next::Nothing => {}
@@ -151,27 +151,27 @@ impl<A: EventsApi> Writer<A> {
                     None => std::future::pending().await,
                 }
             };
-            // Records are taken in also while the API is slow.
+            // Records are accepted even while the API is slow.
             tokio::select! {
                 count = records.recv_many(&mut received, AT_ONCE) => {
                     if count == 0 {
-                        // Nobody is left to tell anything; the task lives as long as the process.
+                        // All senders are gone. The task must not end before the process does.
                         return std::future::pending().await;
                     }
-                    received.drain(..).for_each(|record| desk.take(record));
+                    received.drain(..).for_each(|record| state.take(record));
                 }
                 (write, result) = answered => {
                     under_way = None;
-                    desk.answered(&write, result);
+                    state.answered(&write, result);
                 }
-                () = pods.changed(), if look_at.is_none() => look_at = Some(desk.looked_at + LOOK_EVERY),
+                () = pods.changed(), if look_at.is_none() => look_at = Some(state.looked_at + LOOK_EVERY),
                 () = wake => {}
             }
         }
     }
 }
 
-/// Sends a write, and gives it back with what became of it.
+/// Sends a write, and returns it with the result.
 async fn send<A: EventsApi>(api: &A, node: &str, write: Write) -> (Write, Result<(), WriteRefusal>) {
     let pod = &write.key.pod;
     let body = match (write.verb, write.series) {
@@ -187,14 +187,14 @@ async fn send<A: EventsApi>(api: &A, node: &str, write: Write) -> (Write, Result
     (write, result)
 }
 
-/// What an answer means for a write.
+/// Interprets the result of a write.
 fn meaning(verb: Verb, result: &Result<(), WriteRefusal>) -> WriteOutcome {
     let Err(refusal) = result else {
         return WriteOutcome::Written;
     };
     match (refusal.code, verb) {
         _ if refusal.namespace_ends => WriteOutcome::Never,
-        // Names are of one try alone: an earlier answer was lost.
+        // Each name is used for one write only, so a conflict means that an earlier response was lost.
         (Some(409), Verb::Create) => WriteOutcome::Written,
         (Some(404), Verb::Create) => WriteOutcome::Never,
         (Some(404), Verb::Amend) => WriteOutcome::Missing,
@@ -205,7 +205,7 @@ fn meaning(verb: Verb, result: &Result<(), WriteRefusal>) -> WriteOutcome {
     }
 }
 
-impl Desk {
+impl WriterState {
     fn now(&self) -> Moment {
         Moment { instant: Instant::now().into_std(), wall: self.clock.now() }
     }
@@ -243,15 +243,16 @@ impl Desk {
         }
     }
 
-    /// Forgets pods that are gone, and tells those in the node's network that nobody here serves them: they never ask.
+    /// Forgets pods that are gone, and reports to host-network pods that this node does not serve them: they never send a
+    /// request.
     fn look_at_pods(&mut self) {
         self.looked_at = Instant::now();
         let pods = self.pods.all();
         let here: HashSet<&PodUid> = pods.iter().map(|pod| &pod.uid).collect();
         let known = self.pods.clone();
-        // An unreadable pod is not among them; its owner gets an Event for that.
+        // Unreadable pods are not listed here, but their owners get an Event too.
         self.tidy(|uid| here.contains(uid) || known.contains(uid));
-        self.told_hosts.retain(|uid| here.contains(uid));
+        self.reported_hosts.retain(|uid| here.contains(uid));
         let namespaces: HashSet<&str> = pods.iter().map(|pod| &*pod.namespace).collect();
         self.forbidden_in.retain(|namespace| namespaces.contains(&**namespace));
         self.turned_away.retain(&namespaces);
@@ -261,7 +262,7 @@ impl Desk {
     }
 
     fn see_in_node_network(&mut self, pod: &Arc<Pod>) {
-        if !self.told_hosts.contains(&pod.uid) && !self.ledger.knows(pod, EventCause::HostNetwork) {
+        if !self.reported_hosts.contains(&pod.uid) && !self.ledger.knows(pod, EventCause::HostNetwork) {
             self.take(EventRecord { pod: pod.clone(), cause: EventCause::HostNetwork });
         }
     }
@@ -270,7 +271,7 @@ impl Desk {
         let answer = meaning(write.verb, &result);
         self.ledger.answered(write, &answer, self.now(), fraction());
         if answer == WriteOutcome::Written && write.key.cause == EventCause::HostNetwork {
-            self.told_hosts.insert(write.key.pod.uid.clone());
+            self.reported_hosts.insert(write.key.pod.uid.clone());
         }
         let outcome = match (&answer, &result) {
             (WriteOutcome::Written, _) => "written",
@@ -300,7 +301,7 @@ impl Desk {
                  set --events=false"
             );
         } else {
-            debug!(%namespace, %pod, reason = write.key.cause.reason(), "an Event was not written: {}", refusal.text);
+            debug!(%namespace, %pod, reason = write.key.cause.reason(), "cannot write an Event: {}", refusal.text);
         }
     }
 }

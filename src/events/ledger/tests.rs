@@ -42,7 +42,7 @@ impl Bed {
         self.ledger.next(now)
     }
 
-    /// The write that is due now.
+    /// Returns the write that is due now.
     fn write(&mut self) -> Write {
         match self.next() {
             Next::Write(write) => write,
@@ -50,7 +50,7 @@ impl Bed {
         }
     }
 
-    /// How long nothing is to be done.
+    /// Returns how long the ledger has nothing to do.
     fn idle(&mut self) -> Option<Duration> {
         match self.next() {
             Next::Write(write) => panic!("this is to be written: {write:?}"),
@@ -72,7 +72,7 @@ impl Bed {
 }
 
 #[test]
-fn an_event_is_written_at_once_and_repeats_as_a_series_in_five_minutes() {
+fn an_event_is_written_at_once_and_its_repeats_after_five_minutes() {
     let mut bed = Bed::new();
     assert_eq!(bed.idle(), None);
     assert_eq!(bed.tell("web", NO_ROLE), TakenIn::New);
@@ -87,7 +87,7 @@ fn an_event_is_written_at_once_and_repeats_as_a_series_in_five_minutes() {
     bed.passed = SERIES_EVERY;
     let series = bed.written();
     assert_eq!((series.verb, series.series, &series.name), (Verb::Amend, Some(Series { count: 50, last }), &first.name));
-    // Nothing is said of what was said.
+    // A series that has already been written is not written again.
     assert_eq!(bed.idle(), Some(QUIET));
     bed.passed += SECOND;
     bed.tell("web", NO_ROLE);
@@ -95,7 +95,7 @@ fn an_event_is_written_at_once_and_repeats_as_a_series_in_five_minutes() {
 }
 
 #[test]
-fn causes_and_pods_are_told_apart() {
+fn causes_and_pods_have_separate_events() {
     let mut bed = Bed::new();
     let told = [("web", NO_ROLE), ("web", NODE_ROLE), ("db", NO_ROLE), ("web", EventCause::WouldBeDenied(Denial::NoRole))];
     for (name, cause) in told {
@@ -104,14 +104,14 @@ fn causes_and_pods_are_told_apart() {
     let mut names: Vec<_> = told.iter().map(|_| bed.written().name).collect();
     names.sort();
     names.dedup();
-    assert_eq!(names.len(), told.len(), "two of one moment have different names: {names:?}");
-    // The next pod of the name is another pod.
+    assert_eq!(names.len(), told.len(), "two Events of one moment have different names: {names:?}");
+    // The next pod with this name is a different pod.
     let next = Pod { uid: PodUid("another".into()), ..pod("web") };
     assert_eq!(bed.ledger.take(EventRecord { pod: Arc::new(next), cause: NO_ROLE }, bed.now()), TakenIn::New);
 }
 
 #[test]
-fn what_is_quiet_is_forgotten_and_is_a_first_one_again() {
+fn a_quiet_cause_is_forgotten_and_counts_as_new_again() {
     let mut bed = Bed::new();
     bed.tell("web", NO_ROLE);
     let first = bed.written();
@@ -126,17 +126,17 @@ fn what_is_quiet_is_forgotten_and_is_a_first_one_again() {
 }
 
 #[test]
-fn repeats_before_the_first_write_are_in_it() {
+fn repeats_before_the_first_write_are_included_in_it() {
     let mut bed = Bed::new();
     for _ in 0..3 {
         bed.tell("web", NO_ROLE);
     }
     assert_eq!(bed.written().series.map(|series| series.count), Some(3));
-    assert_eq!(bed.idle(), Some(QUIET), "they are told");
+    assert_eq!(bed.idle(), Some(QUIET), "the repeats are written");
 }
 
 #[test]
-fn repeats_while_a_write_is_under_way_are_told_later_and_not_beside_it() {
+fn repeats_during_a_write_are_written_after_it() {
     let mut bed = Bed::new();
     bed.tell("web", NO_ROLE);
     let write = bed.write();
@@ -146,8 +146,8 @@ fn repeats_while_a_write_is_under_way_are_told_later_and_not_beside_it() {
     assert_eq!(bed.idle(), Some(SERIES_EVERY));
 }
 
-/// Tells pods of three namespaces, 20 each, where each namespace is told as a whole before the next one.
-fn tell_three_namespaces(bed: &mut Bed, round: &str) {
+/// Reports causes for 20 pods in each of three namespaces, one namespace after another.
+fn report_in_three_namespaces(bed: &mut Bed, round: &str) {
     for namespace in ["a", "b", "c"] {
         for number in 0..20 {
             assert_eq!(bed.tell_in(namespace, &format!("{round}-{namespace}-{number}"), NO_ROLE), TakenIn::New);
@@ -156,9 +156,9 @@ fn tell_three_namespaces(bed: &mut Bed, round: &str) {
 }
 
 #[test]
-fn a_node_writes_25_at_once_and_then_one_a_second() {
+fn a_node_writes_25_events_at_once_and_then_one_per_second() {
     let mut bed = Bed::new();
-    tell_three_namespaces(&mut bed, "first");
+    report_in_three_namespaces(&mut bed, "first");
     assert_eq!(BURST, 25);
     (0..BURST).for_each(|_| drop(bed.written()));
     for _ in 0..5 {
@@ -166,15 +166,15 @@ fn a_node_writes_25_at_once_and_then_one_a_second() {
         bed.passed += INTERVAL;
         bed.written();
     }
-    // What was not used is there again, and not more.
+    // Unused capacity accumulates, but only up to the burst.
     bed.passed += Duration::from_secs(3600);
-    tell_three_namespaces(&mut bed, "second");
+    report_in_three_namespaces(&mut bed, "second");
     (0..BURST).for_each(|_| drop(bed.written()));
     assert_eq!(bed.idle(), Some(INTERVAL));
 }
 
 #[test]
-fn a_namespace_writes_10_at_once_and_then_one_a_second() {
+fn a_namespace_writes_10_events_at_once_and_then_one_per_second() {
     let mut bed = Bed::new();
     for number in 0..30 {
         bed.tell(&format!("pod-{number}"), NO_ROLE);
@@ -187,7 +187,7 @@ fn a_namespace_writes_10_at_once_and_then_one_a_second() {
         bed.passed += INTERVAL;
         bed.written();
     }
-    // The node has the rest of its burst for others.
+    // The rest of the node's burst is available to others.
     for number in 0..BURST - BURST_OF_NAMESPACE {
         let namespace = format!("other-{number}");
         bed.tell_in(&namespace, &namespace, NO_ROLE);
@@ -208,8 +208,8 @@ fn a_hundred_refused_pods_do_not_delay_another_namespaces_first_event() {
     }
     bed.tell_in("shop", "web", NO_ROLE);
     assert_eq!(bed.written().key.pod.name, "web", "at once");
-    // Others have used up the burst of the node.
-    tell_three_namespaces(&mut bed, "more");
+    // Other namespaces have used up the node's burst.
+    report_in_three_namespaces(&mut bed, "more");
     while let Next::Write(write) = bed.next() {
         bed.answer(&write, WriteOutcome::Written);
     }
@@ -233,11 +233,11 @@ fn namespaces_take_turns() {
     assert_eq!(order, ["a-0", "b-0", "c-0", "a-1", "b-1", "a-2", "b-2", "a-3", "a-4"]);
 }
 
-/// Its pods end and come back, so that the ledger has none of it in between.
+/// The namespace's pods end and come back, so the ledger has no entry of it in between.
 #[test]
 fn a_namespace_whose_pods_are_replaced_is_not_ahead_of_one_that_waits() {
     let mut bed = Bed::new();
-    tell_three_namespaces(&mut bed, "first");
+    report_in_three_namespaces(&mut bed, "first");
     while let Next::Write(write) = bed.next() {
         bed.answer(&write, WriteOutcome::Written);
     }
@@ -251,7 +251,7 @@ fn a_namespace_whose_pods_are_replaced_is_not_ahead_of_one_that_waits() {
 }
 
 #[test]
-fn what_is_remembered_of_turns_is_bounded() {
+fn memory_of_turns_is_bounded() {
     let mut bed = Bed::new();
     for number in 0..1000 {
         let name = format!("pod-{number}");
@@ -265,7 +265,7 @@ fn what_is_remembered_of_turns_is_bounded() {
 }
 
 #[test]
-fn failures_pause_for_longer_and_longer_and_the_event_is_not_lost() {
+fn failures_back_off_and_keep_the_event() {
     let mut bed = Bed::new();
     bed.tell("web", NO_ROLE);
     let mut pauses = Vec::new();
@@ -282,11 +282,11 @@ fn failures_pause_for_longer_and_longer_and_the_event_is_not_lost() {
     bed.tell("db", NO_ROLE);
     let write = bed.write();
     bed.answer(&write, WriteOutcome::Later(30 * SECOND));
-    assert_eq!(bed.idle(), Some(30 * SECOND), "as long as the API asks, and from the first pause on again");
+    assert_eq!(bed.idle(), Some(30 * SECOND), "the pause the API asks for; the backoff starts over");
 }
 
 #[test]
-fn one_that_fails_does_not_stand_before_those_that_were_not_tried() {
+fn a_failed_event_moves_behind_untried_ones() {
     let mut bed = Bed::new();
     for name in ["bad", "good"] {
         bed.tell(name, NO_ROLE);
@@ -301,7 +301,7 @@ fn one_that_fails_does_not_stand_before_those_that_were_not_tried() {
 }
 
 #[test]
-fn what_is_forbidden_is_tried_again_rarely_and_each_verb_by_itself() {
+fn forbidden_verbs_are_retried_rarely_and_independently() {
     let mut bed = Bed::new();
     bed.tell("web", NO_ROLE);
     bed.written();
@@ -319,7 +319,7 @@ fn what_is_forbidden_is_tried_again_rarely_and_each_verb_by_itself() {
     bed.passed += FORBIDDEN_AGAIN;
     bed.written();
 
-    // And the other way round.
+    // The same holds with the verbs swapped.
     let mut bed = Bed::new();
     bed.tell("web", NO_ROLE);
     bed.written();
@@ -332,9 +332,9 @@ fn what_is_forbidden_is_tried_again_rarely_and_each_verb_by_itself() {
     assert_eq!(bed.written().verb, Verb::Amend);
 }
 
-/// A namespace that takes no Events, for a webhook or a quota of its own, is no reason to tell the others nothing.
+/// A namespace that rejects Events because of its own webhook or quota does not silence the others.
 #[test]
-fn what_one_namespace_forbids_does_not_silence_the_others() {
+fn a_namespace_that_forbids_events_does_not_silence_others() {
     let mut bed = Bed::new();
     bed.tell_in("strict", "one", NO_ROLE);
     let one = bed.write();
@@ -342,9 +342,9 @@ fn what_one_namespace_forbids_does_not_silence_the_others() {
     bed.tell_in("strict", "two", NO_ROLE);
     bed.tell_in("shop", "web", NO_ROLE);
     assert_eq!(bed.written().key.pod.namespace, "shop");
-    assert_eq!(bed.idle(), Some(FORBIDDEN_AGAIN), "nothing more in the strict one");
+    assert_eq!(bed.idle(), Some(FORBIDDEN_AGAIN), "the strict namespace pauses");
     assert!(!bed.ledger.is_forbidden_everywhere(Verb::Create));
-    // Another one that refuses, after one that did not.
+    // Another namespace refuses, after one that accepted.
     bed.tell_in("stricter", "three", NO_ROLE);
     let three = bed.write();
     bed.answer(&three, WriteOutcome::Forbidden);
@@ -354,7 +354,7 @@ fn what_one_namespace_forbids_does_not_silence_the_others() {
 }
 
 #[test]
-fn namespaces_that_forbid_events_do_not_silence_the_others() {
+fn several_namespaces_that_forbid_events_do_not_silence_others() {
     let mut bed = Bed::new();
     for namespace in ["a", "b"] {
         bed.tell_in(namespace, namespace, NO_ROLE);
@@ -365,12 +365,12 @@ fn namespaces_that_forbid_events_do_not_silence_the_others() {
     bed.passed += SECOND;
     bed.tell_in("c", "c", NO_ROLE);
     assert_eq!(bed.written().key.pod.name, "c");
-    assert_eq!(bed.idle(), Some(FORBIDDEN_AGAIN - SECOND), "the first two still pause");
+    assert_eq!(bed.idle(), Some(FORBIDDEN_AGAIN - SECOND), "the first two namespaces still pause");
     assert!(!bed.ledger.is_forbidden_everywhere(Verb::Create));
 }
 
 #[test]
-fn a_pod_has_a_few_causes_at_one_time() {
+fn causes_per_pod_are_bounded() {
     let mut bed = Bed::new();
     let causes = [Denial::NoRole, Denial::ServiceAccountsForbidden, Denial::NamespaceHasNoList, Denial::NotAllowedInNamespace];
     let causes: Vec<_> = causes.into_iter().flat_map(|denial| [EventCause::Denied(denial), EventCause::WouldBeDenied(denial)]).collect();
@@ -384,7 +384,7 @@ fn a_pod_has_a_few_causes_at_one_time() {
 }
 
 #[test]
-fn a_series_whose_event_is_gone_begins_anew() {
+fn a_series_starts_over_if_its_event_is_gone() {
     let mut bed = Bed::new();
     bed.tell("web", NO_ROLE);
     let first = bed.written();
@@ -392,14 +392,14 @@ fn a_series_whose_event_is_gone_begins_anew() {
     bed.passed = SERIES_EVERY;
     let series = bed.write();
     bed.answer(&series, WriteOutcome::Missing);
-    // The node's rate holds, the five minutes do not.
+    // The node's rate still applies, but the five-minute interval does not.
     let again = bed.written();
     assert_eq!((again.verb, again.series.map(|series| series.count)), (Verb::Create, Some(2)));
     assert_ne!(again.name, first.name);
 }
 
 #[test]
-fn what_will_never_be_taken_is_not_tried_again() {
+fn a_permanently_rejected_event_is_not_retried() {
     let mut bed = Bed::new();
     bed.tell("web", NO_ROLE);
     let write = bed.write();
@@ -409,19 +409,19 @@ fn what_will_never_be_taken_is_not_tried_again() {
 }
 
 #[test]
-fn pods_that_are_gone_are_forgotten() {
+fn deleted_pods_are_forgotten() {
     let mut bed = Bed::new();
     bed.tell("web", NO_ROLE);
     bed.written();
     bed.tell("db", NO_ROLE);
     let now = bed.now().instant;
     let (written, unwritten) = ("uid-of-web", "uid-of-db");
-    assert_eq!(bed.ledger.tidy(now, |uid| &*uid.0 != written), 0, "one that was told is not lost");
+    assert_eq!(bed.ledger.tidy(now, |uid| &*uid.0 != written), 0, "a written Event does not count as lost");
     assert_eq!(bed.ledger.tidy(now, |uid| &*uid.0 != unwritten), 1);
     assert_eq!((bed.ledger.len(), bed.idle()), (0, None));
 }
 
-/// A ledger that one namespace has filled, with the Events that can be written at once written.
+/// Creates a ledger that one namespace has filled, after writing as many Events as the burst allows.
 fn filled() -> Bed {
     let mut bed = Bed::new();
     for number in 0..MAX_ENTRIES {
@@ -434,12 +434,12 @@ fn filled() -> Bed {
 }
 
 #[test]
-fn a_ledger_that_one_namespace_has_filled_still_takes_others() {
+fn a_ledger_filled_by_one_namespace_still_accepts_others() {
     let mut bed = filled();
-    assert_eq!(bed.tell_in("shop", "web", NO_ROLE), TakenIn::New, "the Event that gave way was written");
+    assert_eq!(bed.tell_in("shop", "web", NO_ROLE), TakenIn::New, "the displaced Event had been written");
     assert_eq!(bed.written().key.pod.name, "web");
     assert_eq!(bed.tell_in("shop", "web", NO_ROLE), TakenIn::Repeat);
-    // A namespace may have as many as all others together, and those that give way are of the largest.
+    // A namespace may have as many entries as all others together; only entries of the largest give way.
     let mut lost = Vec::new();
     for number in 1..MAX_ENTRIES / 2 {
         match bed.tell_in("shop", &format!("web-{number}"), NO_ROLE) {
@@ -450,27 +450,27 @@ fn a_ledger_that_one_namespace_has_filled_still_takes_others() {
     }
     let oldest: Vec<_> = (BURST_OF_NAMESPACE as usize..MAX_ENTRIES / 2).map(|number| format!("flood-{number}")).collect();
     assert_eq!(lost, oldest);
-    assert!(matches!(bed.tell_in("bank", "db", NO_ROLE), TakenIn::InPlaceOf(_)), "a third one");
+    assert!(matches!(bed.tell_in("bank", "db", NO_ROLE), TakenIn::InPlaceOf(_)), "a third namespace");
     assert_eq!(bed.ledger.len(), MAX_ENTRIES);
 }
 
 #[test]
-fn memory_is_bounded_and_a_namespace_makes_room_for_itself() {
+fn a_full_namespace_displaces_its_own_events() {
     let mut bed = filled();
     assert_eq!(bed.tell_in("flood", "flood-1000", NO_ROLE), TakenIn::Repeat);
-    assert_eq!(bed.tell_in("flood", "one-more", NO_ROLE), TakenIn::New, "instead of one that was written");
-    // A pod that has most takes nothing from the others of its namespace.
+    assert_eq!(bed.tell_in("flood", "one-more", NO_ROLE), TakenIn::New, "displaces an Event that was written");
+    // A pod with the most entries does not displace those of other pods in its namespace.
     assert_eq!(bed.tell_in("flood", "one-more", NODE_ROLE), TakenIn::Full(Full::All));
     assert_eq!(bed.ledger.len(), MAX_ENTRIES);
 }
 
 #[test]
-fn the_answer_to_an_event_that_gave_way_says_nothing_of_its_successor() {
+fn the_response_to_a_displaced_event_leaves_its_successor_alone() {
     let mut bed = Bed::new();
     bed.tell_in("flood", "web", NO_ROLE);
     let write = bed.write();
     for number in 0..MAX_ENTRIES {
-        assert_eq!(bed.tell_in("flood", &format!("flood-{number}"), NO_ROLE), TakenIn::New, "one under way is not lost");
+        assert_eq!(bed.tell_in("flood", &format!("flood-{number}"), NO_ROLE), TakenIn::New, "a write in progress is not lost");
     }
     bed.ledger.tidy(bed.now().instant, |uid| &*uid.0 == "uid-of-web");
     assert_eq!(bed.tell_in("flood", "web", NO_ROLE), TakenIn::New);
@@ -494,9 +494,9 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever comes in whatever order, and whatever the API says to it.
+    /// Checks the rates for any order of records and any responses of the API.
     #[test]
-    fn the_rates_hold_and_nothing_is_told_twice(steps in proptest::collection::vec(step(), 1..300)) {
+    fn the_rates_hold_and_nothing_is_written_twice(steps in proptest::collection::vec(step(), 1..300)) {
         let mut bed = Bed::new();
         let mut writes: Vec<Instant> = Vec::new();
         let mut last_of: HashMap<EventKey, (Instant, Verb, u32)> = HashMap::new();
@@ -514,10 +514,10 @@ proptest! {
                     if let Some((at, _, told)) = last_of.get(&write.key) {
                         match write.verb {
                             Verb::Amend => {
-                                prop_assert!(now - *at >= SERIES_EVERY, "a series at most every five minutes");
-                                prop_assert!(count > *told, "a series tells of something new");
+                                prop_assert!(now - *at >= SERIES_EVERY, "a series is written at most every five minutes");
+                                prop_assert!(count > *told, "a series has a higher count");
                             }
-                            Verb::Create => prop_assert!(now - *at >= QUIET, "a first one once"),
+                            Verb::Create => prop_assert!(now - *at >= QUIET, "a cause is created once"),
                         }
                     } else {
                         prop_assert_eq!(write.verb, Verb::Create);

@@ -1,25 +1,25 @@
-//! Whose turn it is to have an Event written. The node has a rate, and each namespace has one; among namespaces with something to
-//! write, the one that has waited longest since its last write is next.
+//! Turns for writing Events. The node has a rate, and so does each namespace; among namespaces with something to write, the one
+//! that has waited longest since its last write is next.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// A cause that did not come again in this time is forgotten. Less than the hour for which the API keeps Events.
+/// Time after which a cause that did not recur is forgotten. Less than the hour for which the API keeps Events.
 pub(in crate::events) const QUIET: Duration = Duration::from_secs(15 * 60);
 
-/// Writes at once on a node that has written none for a while.
+/// The maximum burst of writes on a node that has not written any for a while.
 pub(in crate::events) const BURST: u32 = 25;
-/// How many of them may be in one namespace, so that the others have some left.
+/// The share of that burst available to one namespace, so that some is left for the others.
 pub(in crate::events) const BURST_OF_NAMESPACE: u32 = 10;
-/// The time after which a node or a namespace may write one more.
+/// The interval after which a node or a namespace may write one more Event.
 pub(in crate::events) const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The rates, and the order of namespaces.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     node: WriteBucket,
-    /// Namespaces that had a turn within about [`QUIET`]. The node's rate bounds their number. They are remembered for longer than
-    /// their rate needs, because a forgotten namespace is ahead of those that wait.
+    /// Namespaces that had a turn within about [`QUIET`]. The node's rate bounds their number. They are remembered for longer
+    /// than their rate requires, because a forgotten namespace would go ahead of those that wait.
     namespaces: HashMap<String, Turn>,
     /// The number of turns so far.
     count: u64,
@@ -35,12 +35,12 @@ struct Turn {
 /// A token bucket (by the generic cell rate algorithm).
 #[derive(Clone, Copy, Debug, Default)]
 struct WriteBucket {
-    /// When it has all its tokens again.
+    /// When the bucket is full again.
     full_at: Option<Instant>,
 }
 
 impl WriteBucket {
-    /// Returns when a bucket of `burst` tokens has one. `None` if it certainly has one now.
+    /// Returns when a bucket of `burst` tokens next has one, or `None` if it certainly has one now.
     fn ready_at(self, burst: u32) -> Option<Instant> {
         self.full_at?.checked_sub(INTERVAL * (burst - 1))
     }
@@ -51,13 +51,13 @@ impl WriteBucket {
 }
 
 impl Turns {
-    /// Returns when the node may write again, and `None` if it may now.
+    /// Returns when the node may write again, or `None` if it may now.
     pub(super) fn node_ready_at(&self) -> Option<Instant> {
         self.node.ready_at(BURST)
     }
 
-    /// Returns when the namespace may write again, as far as its own rate is concerned, and the number of its last turn. The lowest
-    /// number is next; a namespace that has not written lately has 0.
+    /// Returns when the namespace's own rate allows the next write, and the number of its last turn. The lowest number is next;
+    /// a namespace that has not written lately has 0.
     pub(super) fn of_namespace(&self, namespace: &str) -> (Option<Instant>, u64) {
         self.namespaces.get(namespace).map_or((None, 0), |turn| (turn.bucket.ready_at(BURST_OF_NAMESPACE), turn.number))
     }

@@ -15,13 +15,13 @@ use crate::policy::Denial;
 
 const NO_ROLE: EventCause = EventCause::Denied(Denial::NoRole);
 
-/// An API that answers as it is told, and takes what it is not told about.
+/// An API that returns scripted responses and otherwise accepts every write.
 #[derive(Clone, Debug, Default)]
 struct Fake {
     answers: Arc<Mutex<VecDeque<u16>>>,
     sent: Arc<Mutex<Vec<(String, Value)>>>,
     heard: Arc<Notify>,
-    /// While there is one, answers wait for it.
+    /// If set, responses wait for this notification.
     held: Option<Arc<Notify>>,
 }
 
@@ -75,7 +75,7 @@ impl Bed {
         self.api.sent.lock().unwrap().clone()
     }
 
-    /// Waits until so many were sent.
+    /// Waits until this many writes were sent.
     async fn wait_for(&self, count: usize) {
         let enough = async {
             while self.sent().len() < count {
@@ -85,7 +85,7 @@ impl Bed {
         timeout(Duration::from_secs(24 * 3600), enough).await.unwrap_or_else(|_| panic!("{count} are not sent: {:#?}", self.sent()));
     }
 
-    /// Lets time pass, and the writer do what there is to do meanwhile.
+    /// Advances the clock, and lets the writer do its work in between.
     async fn pass(&self, time: Duration) {
         tokio::time::sleep(time).await;
     }
@@ -113,21 +113,21 @@ async fn repeats_of_a_pod_become_one_event_and_a_series() {
     assert_eq!(*amended, format!("amend shop/{}", event["metadata"]["name"].as_str().unwrap()));
     assert_eq!(*patch, json!({ "series": { "count": 50, "lastObservedTime": "2026-01-01T00:00:00.000000Z" } }));
     bed.pass(QUIET + Duration::from_secs(1)).await;
-    assert_eq!(bed.sent().len(), 2, "and nothing without another repeat");
+    assert_eq!(bed.sent().len(), 2, "nothing is written without another repeat");
     assert_eq!((bed.counted("written"), bed.counted("suppressed")), (2, 49));
     bed.tell("web", NO_ROLE);
     bed.wait_for(3).await;
-    assert!(bed.sent()[2].0.starts_with("create"), "after a quiet time it is a first one");
+    assert!(bed.sent()[2].0.starts_with("create"), "after a quiet period the cause counts as new");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_that_is_gone_is_told_nothing() {
+async fn a_deleted_pod_gets_no_events() {
     let bed = Bed::start(Fake::default(), [pod("web")]);
     bed.tell("gone", NO_ROLE);
     bed.tell("web", NO_ROLE);
     bed.wait_for(1).await;
     assert_eq!(bed.sent()[0].1["regarding"]["name"], "web");
-    // One that goes while it is remembered.
+    // A pod that is deleted while it is remembered.
     bed.tell("web", NO_ROLE);
     bed.index.write(|index| index.delete(&pod("web").uid));
     bed.pass(QUIET).await;
@@ -135,7 +135,7 @@ async fn a_pod_that_is_gone_is_told_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn records_are_taken_in_while_the_api_does_not_answer() {
+async fn records_are_accepted_while_the_api_does_not_respond() {
     let held = Arc::new(Notify::new());
     let bed = Bed::start(Fake { held: Some(held.clone()), ..Fake::default() }, [pod("web"), pod("db")]);
     bed.tell("web", NO_ROLE);
@@ -163,7 +163,7 @@ async fn a_namespace_that_fills_the_ledger_gives_way_and_is_counted() {
         some.iter().for_each(|pod| bed.reporter.tell(&Arc::new(pod.clone()), NO_ROLE));
         bed.pass(Duration::from_millis(1)).await;
     }
-    // The Event that is being written is not lost, the next one is.
+    // The Event that is being written is not lost, but the next one is.
     for (name, dropped) in [("web", 0), ("db", 1)] {
         bed.tell(name, NO_ROLE);
         bed.pass(Duration::from_millis(1)).await;
@@ -177,7 +177,7 @@ async fn a_namespace_that_fills_the_ledger_gives_way_and_is_counted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_api_answers_decides_what_follows() {
+async fn the_api_response_decides_on_retries() {
     for (answer, tries, outcome) in [
         (500, 2, "failed"),
         (429, 2, "failed"),
@@ -195,13 +195,13 @@ async fn what_the_api_answers_decides_what_follows() {
         assert_eq!(sent.len(), tries, "{answer}: {sent:#?}");
         assert_eq!(bed.counted(outcome), 1, "{answer}");
         if let [first, second] = &sent[..] {
-            assert_eq!(first, second, "{answer}: the same again");
+            assert_eq!(first, second, "{answer}: the retry is identical");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn pods_in_the_nodes_network_are_told_once_when_they_are_seen() {
+async fn host_network_pods_get_one_event_when_first_seen() {
     let host = |name: &str, role: Option<&str>| Pod { host_network: true, role: role.map(str::to_owned), ..pod(name) };
     let bed = Bed::start(Fake::default(), [host("agent", Some("web-role")), host("plain", None), pod("web")]);
     bed.wait_for(1).await;
@@ -210,7 +210,7 @@ async fn pods_in_the_nodes_network_are_told_once_when_they_are_seen() {
     bed.index.write(|index| index.apply(host("late", Some("web-role"))));
     bed.wait_for(2).await;
     assert_eq!(bed.sent()[1].1["regarding"]["name"], "late");
-    // Whatever happens to other pods.
+    // Changes to other pods do not matter.
     for _ in 0..5 {
         bed.index.write(|index| index.apply(pod("web")));
         bed.pass(QUIET).await;
@@ -218,9 +218,9 @@ async fn pods_in_the_nodes_network_are_told_once_when_they_are_seen() {
     assert_eq!((bed.sent().len(), bed.counted("suppressed")), (2, 0));
 }
 
-/// Until somebody adds the rule, which may be long after the start.
+/// The permission may be added long after the start.
 #[tokio::test(start_paused = true)]
-async fn host_network_pods_get_events_even_if_that_was_forbidden_at_first() {
+async fn host_network_pods_get_events_once_permission_is_added() {
     let api = Fake::default();
     api.answers.lock().unwrap().extend([403, 403, 403]);
     let host = Pod { host_network: true, role: Some("web-role".to_owned()), ..pod("agent") };

@@ -1,4 +1,4 @@
-//! Logs which namespaces' Events were dropped because there was no place for them.
+//! Logs the namespaces whose Events were dropped for lack of room.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -9,13 +9,13 @@ use crate::log_once::{EachKey, WhenFull};
 use crate::pods::Pod;
 use crate::shares::Full;
 
-/// Time between two log lines about one namespace.
+/// The interval between two log lines about one namespace.
 const EVERY: Duration = Duration::from_secs(60);
 
-/// The most namespaces that are remembered: more than have pods on a node.
+/// The maximum number of remembered namespaces: more than have pods on a node.
 const MAX_NAMESPACES: usize = 1024;
 
-/// What was dropped lately, by namespace.
+/// Recently dropped Events, by namespace.
 #[derive(Debug)]
 pub(super) struct DroppedEvents(EachKey<String>);
 
@@ -26,7 +26,7 @@ impl Default for DroppedEvents {
 }
 
 impl DroppedEvents {
-    /// Counts a dropped Event on a pod, and logs it, at most once a minute for the same namespace.
+    /// Counts a dropped Event on a pod, and logs it at most once a minute per namespace.
     pub(super) fn dropped(&mut self, pod: &Pod, why: Full) {
         let Some(events) = self.note(&pod.namespace) else { return };
         let (namespace, pod) = (&pod.namespace, &pod.name);
@@ -44,7 +44,7 @@ impl DroppedEvents {
         }
     }
 
-    /// Counts it. Returns the number of Events for the log line, if one is due.
+    /// Counts a dropped Event. Returns the number of Events for the log line, if one is due.
     fn note(&mut self, namespace: &str) -> Option<u64> {
         self.0.count(namespace.to_owned())
     }
@@ -60,11 +60,11 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn each_namespace_has_a_line_a_minute_while_it_has_pods() {
+    async fn each_namespace_is_logged_once_a_minute_while_it_has_pods() {
         let mut dropped = DroppedEvents::default();
         assert_eq!(["shop", "shop", "other"].map(|namespace| dropped.note(namespace)), [Some(1), None, Some(1)]);
         tokio::time::advance(EVERY).await;
-        assert_eq!(dropped.note("shop"), Some(2), "with the one that the line before did not count");
+        assert_eq!(dropped.note("shop"), Some(2), "includes the Event since the last line");
         dropped.retain(&HashSet::from(["other"]));
         assert_eq!((dropped.0.len(), dropped.note("shop")), (1, Some(1)));
     }
