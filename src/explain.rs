@@ -33,7 +33,7 @@ pub(crate) struct Report {
     pub version: u32,
     /// The namespace of the pod.
     pub namespace: String,
-    /// Its name.
+    /// The name of the pod.
     pub pod: String,
     /// The node on which the pod was looked up; empty if the pod is on none.
     pub node: String,
@@ -84,7 +84,7 @@ pub(crate) enum ReportedDecision {
 /// A step of the decision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ReportStep {
-    /// The subject.
+    /// The subject of the step.
     pub what: String,
     /// The flag, the annotation or the address.
     pub source: String,
@@ -103,11 +103,11 @@ pub(crate) struct StsParameters {
     pub session_name: String,
     /// The session's source identity, if one is set.
     pub source_identity: Option<String>,
-    /// Whether an external id is sent. Its value is for the role's account alone.
+    /// Whether an external ID is sent. Its value is meant only for the role's account.
     pub external_id: bool,
     /// The session's tags.
     pub tags: Vec<ReportedTag>,
-    /// How long the session is to last.
+    /// The requested duration of the session.
     pub duration_seconds: u64,
 }
 
@@ -127,9 +127,9 @@ pub(crate) struct Assumed {
     pub identity: Option<String>,
     /// `ok`, or the name of the failure, as in the metrics.
     pub outcome: String,
-    /// The session's key, by which CloudTrail finds it.
+    /// The session's access key ID, by which CloudTrail finds it.
     pub access_key_id: Option<String>,
-    /// The session's end, as RFC 3339 has it.
+    /// The session's expiry, in RFC 3339 format.
     pub expires_at: Option<String>,
 }
 
@@ -154,7 +154,7 @@ impl Report {
         }
     }
 
-    /// Adds the answer of STS to `caller`.
+    /// Adds the response that STS gave to `caller`.
     fn asked(&mut self, request: &RoleRequest, caller: Option<String>, answer: Result<Session, AssumeRoleError>) {
         let mut assumed = Assumed { identity: caller, outcome: "ok".to_owned(), access_key_id: None, expires_at: None };
         match answer {
@@ -193,7 +193,7 @@ struct Session {
     life: Duration,
 }
 
-/// Differences of durations below this are the time of the request itself.
+/// Differences between durations below this come from the time of the request itself.
 const A_MINUTE: Duration = Duration::from_secs(60);
 
 impl StsParameters {

@@ -1,4 +1,4 @@
-//! The request of `rolegate explain` to the metrics port of a daemon: plain HTTP.
+//! The request of `rolegate explain` to the metrics port of a daemon, over plain HTTP.
 
 use std::borrow::Cow;
 use std::io;
@@ -21,28 +21,28 @@ use crate::advice::Advise;
 use crate::config::explain_command::PodReference;
 use crate::text::bounded;
 
-/// Time to connect.
+/// Time limit for connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time of the question; a daemon that asks STS takes what STS takes.
+/// Time limit for the whole request. A daemon that calls STS takes as long as STS does.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
-/// Bytes of an answer.
+/// The maximum size of a response, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
-/// Where no port is given.
+/// The port if none is given.
 const HTTP: u16 = 80;
 
 /// An error of a request to a daemon.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
-    /// Nothing answers at the address.
+    /// The address cannot be reached.
     #[error("no daemon answers at {0}")]
     Unreachable(Authority, #[source] io::Error),
-    /// The daemon does not have the page, or not for this client.
+    /// The daemon does not serve the page, or not to this client.
     #[error("{0} does not answer `explain`: it is not a rolegate metrics port, or it was not reached on a loopback address")]
     NotThere(Authority),
-    /// The daemon may answer later, and says why not now.
+    /// The daemon cannot answer now, and says why.
     #[error("the daemon at {0} cannot answer now: {1}")]
     Later(Authority, String),
-    /// The answer is not a report.
+    /// The response is not a report.
     #[error("unexpected answer from the daemon at {0}: {1}")]
     Odd(Authority, String),
 }
@@ -65,7 +65,7 @@ impl Advise for AskError {
     }
 }
 
-/// Asks the daemon at `daemon` about a pod; with `assume`, it asks STS.
+/// Asks the daemon at `daemon` to explain a pod; with `assume`, the daemon calls STS.
 pub(crate) async fn ask(daemon: &Authority, pod: &PodReference, assume: bool) -> Result<Report, AskError> {
     let unreachable = |error: io::Error| AskError::Unreachable(daemon.clone(), error);
     let address = (daemon.host().trim_matches(['[', ']']), daemon.port_u16().unwrap_or(HTTP));
@@ -88,7 +88,7 @@ pub(crate) async fn ask(daemon: &Authority, pod: &PodReference, assume: bool) ->
 }
 
 async fn exchange(stream: TcpStream, daemon: &Authority, pod: &PodReference, assume: bool) -> Result<(StatusCode, Bytes), String> {
-    // Both names are of letters that stand for themselves in a query.
+    // Both names contain only characters that need no escaping in a query.
     let query = format!("/explain?namespace={}&pod={}", pod.namespace(), pod.name());
     let (method, target) = if assume { (Method::POST, format!("{query}&assume=true")) } else { (Method::GET, query) };
     let request = Request::builder().method(method).uri(target).header(HOST, daemon.as_str()).header(CONTENT_LENGTH, "0");
@@ -106,7 +106,7 @@ async fn exchange(stream: TcpStream, daemon: &Authority, pod: &PodReference, ass
         tokio::select! {
             biased;
             answer = &mut answer => break answer,
-            // What it has brought is still to be read.
+            // The response may still have to be read after the connection has ended.
             _ = &mut connection, if !connection.is_terminated() => {}
         }
     }

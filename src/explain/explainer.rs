@@ -143,7 +143,7 @@ impl<A: StsOfNode> Explainer<A> {
             return Err(Busy(wait));
         }
         let failures = pace.failures;
-        // If the client disconnects meanwhile, it counts as a failure.
+        // A client that disconnects before the call has finished counts as a failure.
         pace.answered(false);
         let who = self.sts.own_identity().await;
         // The caller's identity is part of the decision, so decide again with what is known now.

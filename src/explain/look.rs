@@ -11,7 +11,7 @@ use crate::policy::Explanation;
 use crate::policy::trace::StepVerdict;
 use crate::policy::{self, Policy, RoleRequest};
 
-/// The proxy's code for an address that no pod has, and here for a pod without an address.
+/// The proxy's code for an address that no pod has, used here for a pod without an address.
 const UNKNOWN_POD: &str = "unknown-pod";
 const UNREADABLE_POD: &str = "unreadable-pod";
 /// The code while the daemon does not know its own AWS identity.
@@ -25,7 +25,7 @@ struct Unidentified {
     message: String,
 }
 
-/// Explains a pod by what is known of pods and by a policy. Returns the request as well, if the pod may have its role.
+/// Explains a pod from the known pods and a policy. Returns the request as well, if the pod may have its role.
 pub(crate) fn look(name: &PodReference, node: &str, by: By, pods: &Pods, policy: &Policy) -> (Report, Option<RoleRequest>) {
     let mut report = Report::unknown(name, node, by, UNKNOWN_POD, String::new());
     let Some((pod, context)) = pods.named(name.namespace(), name.name()) else {

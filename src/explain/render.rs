@@ -11,7 +11,7 @@ use crate::text::printable;
 /// follows.
 pub(crate) fn text(report: &Report) -> String {
     let mut text = String::new();
-    // A text takes whatever is written into it.
+    // Writing to a `String` cannot fail.
     let _ = write(report, &mut text);
     text
 }

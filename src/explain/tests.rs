@@ -22,7 +22,7 @@ fn known(all: impl IntoIterator<Item = Pod>) -> (PodsWriter, Pods) {
     (writer, known)
 }
 
-/// A node whose daemon knows itself.
+/// Returns a node whose daemon knows its own identity.
 fn known_node() -> NodeIdentity {
     "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e".parse::<crate::role::CallerIdentity>().unwrap().into()
 }
@@ -32,18 +32,18 @@ fn look_at(name: &str, pods: &Pods, rules: Rules) -> (Report, Option<RoleRequest
     look(&name, "node-a", By::Daemon, pods, &Policy::new(rules, known_node()).unwrap())
 }
 
-/// The verdict, its reason, and a part of its sentence.
+/// Checks the decision, its reason, and part of its message.
 fn check(pods: &Pods, name: &str, decision: ReportedDecision, reason: Option<&str>, wanted: &str) -> Report {
     let (report, request) = look_at(name, pods, Rules::default());
     assert_eq!((report.decision, report.reason.as_deref()), (decision, reason), "{report:?}");
     assert!(report.message.contains(wanted), "{report:?}");
-    assert_eq!(request.is_some(), decision == ReportedDecision::Allowed, "only an allowed pod has something to ask STS for");
+    assert_eq!(request.is_some(), decision == ReportedDecision::Allowed, "only an allowed pod has a request for STS");
     assert_eq!(report.request.is_some(), request.is_some());
     report
 }
 
 #[test]
-fn a_pod_is_told_by_an_address_that_it_alone_has() {
+fn a_pod_is_identified_by_an_address_of_its_own() {
     let leaving = Pod { terminating: true, ..pod("leaving", &["10.0.0.2"]) };
     let (_writer, pods) = known([pod("web", &["10.0.0.1"]), leaving]);
     check(&pods, "web", ReportedDecision::Allowed, None, "role/web");
@@ -52,24 +52,24 @@ fn a_pod_is_told_by_an_address_that_it_alone_has() {
     check(&pods, "nobody", ReportedDecision::Unknown, Some("unknown-pod"), "--output wide");
 }
 
-/// No pod gets credentials before that.
+/// No pod gets credentials before the daemon knows its identity.
 #[test]
-fn a_daemon_that_does_not_know_itself_yet_allows_nothing() {
+fn a_daemon_without_an_identity_allows_nothing() {
     let (_writer, pods) = known([pod("web", &["10.0.0.1"]), Pod { role: None, ..pod("plain", &["10.0.0.2"]) }]);
     let policy = Policy::new(Rules::default(), NodeIdentity::default()).unwrap();
     let look_at = |name, by| look(&PodReference::new("shop", name).unwrap(), "node-a", by, &pods, &policy);
     let (report, request) = look_at("web", By::Daemon);
     assert_eq!((report.decision, report.reason.as_deref()), (ReportedDecision::Unknown, Some("identity-unknown")), "{report:?}");
     assert!(report.message.contains("role/web") && report.message.contains("--assume"), "{report:?}");
-    assert!(request.is_some(), "with --assume STS is asked who the daemon is, and the look is taken again");
-    assert_eq!(look_at("plain", By::Daemon).0.decision, ReportedDecision::Denied, "what it may not have it will not get");
-    // By the cluster's objects, nobody has asked who asks.
+    assert!(request.is_some(), "with --assume, STS returns the daemon's identity and the decision is repeated");
+    assert_eq!(look_at("plain", By::Daemon).0.decision, ReportedDecision::Denied, "a denial does not depend on the daemon's identity");
+    // With the cluster as the source, the caller's identity is unknown.
     let (report, _) = look_at("web", By::Cluster);
     assert!(report.decision == ReportedDecision::Allowed && report.notes.len() == 1, "{report:?}");
 }
 
 #[test]
-fn the_value_of_an_external_id_is_nowhere() {
+fn the_value_of_an_external_id_is_never_shown() {
     let secret = Pod { external_id: Some("s3cr3t-id".to_owned()), ..pod("web", &["10.0.0.1"]) };
     let (_writer, pods) = known([secret]);
     let (mut report, request) = look_at("web", &pods, Rules::default());
@@ -82,7 +82,7 @@ fn the_value_of_an_external_id_is_nowhere() {
 }
 
 #[test]
-fn what_keeps_a_pod_from_being_told_is_said_with_what_to_do() {
+fn reasons_why_a_pod_is_not_identified_come_with_advice() {
     let finished = Pod { finished: true, ..pod("finished", &["10.0.0.2"]) };
     let host = Pod { host_network: true, ..pod("host", &["10.0.0.3"]) };
     let before = Pod { terminating: true, ..pod("before", &["10.0.0.5"]) };
@@ -107,7 +107,7 @@ fn what_keeps_a_pod_from_being_told_is_said_with_what_to_do() {
     ] {
         let report = check(&pods, name, ReportedDecision::Denied, Some(reason), wanted);
         assert!(report.identity.iter().filter(|step| step.verdict == StepVerdict::Refused).count() == 1, "{report:?}");
-        assert!(!report.policy.is_empty(), "which role it may have is told nevertheless");
+        assert!(!report.policy.is_empty(), "the role is shown nevertheless");
     }
     check(&pods, "after", ReportedDecision::Allowed, None, "role/web");
 }
@@ -120,7 +120,7 @@ fn one_good_address_is_enough_and_the_other_is_noted() {
 }
 
 #[test]
-fn a_pod_that_is_refused_twice_is_told_both() {
+fn a_pod_that_is_refused_twice_gets_both_reasons() {
     let unannotated = Pod { role: None, ..pod("one", &["10.0.0.6"]) };
     let (_writer, pods) = known([unannotated, pod("two", &["10.0.0.6"])]);
     let report = check(&pods, "one", ReportedDecision::Denied, Some("ambiguous-pod"), "shop/two");
@@ -128,7 +128,7 @@ fn a_pod_that_is_refused_twice_is_told_both() {
 }
 
 #[test]
-fn refusals_of_policy_have_its_own_words() {
+fn refusals_by_policy_keep_their_texts() {
     let (_writer, pods) = known([pod("web", &["10.0.0.1"]), Pod { role: None, ..pod("plain", &["10.0.0.2"]) }]);
     let restricted = || Rules { restrictions: Restrictions::Enforce, ..Rules::default() };
     let accounts = Rules { service_accounts: ServiceAccountRoles::Own, ..Rules::default() };
@@ -147,7 +147,7 @@ fn refusals_of_policy_have_its_own_words() {
 }
 
 #[test]
-fn steps_of_policy_have_the_names_that_it_serializes() {
+fn policy_steps_keep_their_serialized_names() {
     use crate::policy::trace::What::*;
     for what in [Role, Partition, NodeRole, AllowedRoles, ExternalId, SessionName, SessionTags, Namespace] {
         assert_eq!(serde_json::to_value(what).unwrap(), what.name());
@@ -155,7 +155,7 @@ fn steps_of_policy_have_the_names_that_it_serializes() {
 }
 
 #[test]
-fn a_report_is_the_same_after_its_way_over_the_network() {
+fn a_report_survives_serialization() {
     let (_writer, pods) = known([pod("web", &["10.0.0.1"])]);
     let (report, _) = look_at("web", &pods, Rules::default());
     let text = serde_json::to_string(&report).unwrap();
@@ -165,7 +165,7 @@ fn a_report_is_the_same_after_its_way_over_the_network() {
     }
 }
 
-/// The reports as people read them.
+/// Reports as users see them.
 #[test]
 fn reports_of_every_decision() {
     let host = Pod { host_network: true, ..pod("host", &["10.0.0.3"]) };

@@ -44,7 +44,7 @@ fn every_part_has_its_lines() {
 }
 
 #[test]
-fn the_end_says_what_came_of_it() {
+fn the_last_line_states_the_decision() {
     let refused = |decision, reason: &str, check: &[&str]| Report {
         decision,
         reason: Some(reason.to_owned()),
@@ -66,7 +66,7 @@ fn the_end_says_what_came_of_it() {
 }
 
 #[test]
-fn the_sentence_of_the_refusal_stands_once() {
+fn the_text_of_the_refusal_appears_once() {
     let policy = vec![step("role", "--default-role", "change this", StepVerdict::Refused)];
     let reason = Some("no-role".to_owned());
     let text = text(&Report { decision: ReportedDecision::Denied, reason, message: "change this".to_owned(), policy, ..report() });
@@ -75,14 +75,14 @@ fn the_sentence_of_the_refusal_stands_once() {
 }
 
 #[test]
-fn a_refusal_of_sts_is_a_line_of_its_own() {
+fn a_refusal_by_sts_has_its_own_line() {
     let assume = Some(Assumed { identity: None, outcome: "own-identity".to_owned(), access_key_id: None, expires_at: None });
     let text = text(&Report { assume, ..report() });
     assert!(text.contains("  no  caller          not known\n  no  session         own-identity\n"), "{text}");
 }
 
 #[test]
-fn nothing_of_others_moves_the_cursor_and_empty_parts_are_left_out() {
+fn control_characters_are_replaced_and_empty_parts_omitted() {
     let policy = vec![step("role\u{1b}[2J", "a\nb", "\r\u{7}", StepVerdict::Passed)];
     let text = text(&Report { policy, identity: Vec::new(), request: None, notes: vec!["\u{1b}]0;x".to_owned()], ..report() });
     assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
