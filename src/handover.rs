@@ -1,13 +1,14 @@
-//! The listening socket of the pods goes from the daemon that has it to the one that follows it, so that a rolling update
-//! loses no connection.
+//! Hands the pod-facing listening socket from the running daemon to its successor, so that a rolling update loses no
+//! connection.
 //!
-//! Two sockets at one port (`SO_REUSEPORT`) have a queue each: the newcomer is given connections as soon as it listens,
-//! before it knows its pods, and what is in the queue of the one that goes is reset. One socket that both hold has one queue.
-//! The daemon that serves *offers* it at a Unix socket; a newcomer *takes* it there (`SCM_RIGHTS`, unix(7)), accepts from it
-//! when it can serve, and offers it in turn. It closes with the last process that holds it.
+//! Two sockets at one port (`SO_REUSEPORT`) have separate queues: the successor would get connections as soon as it listens,
+//! before it knows its pods, and connections in the queue of the terminating daemon would be reset. A socket that both
+//! processes hold has one queue. The running daemon *offers* its socket at a Unix socket; a newcomer *takes* it from there
+//! (`SCM_RIGHTS`, unix(7)), accepts from it once it can serve, and offers it in turn. The socket closes with the last process
+//! that holds it.
 //!
-//! The connection that the socket came by stays open while both accept, so that each knows of the other: who knows that
-//! somebody else accepts from the queue need not empty it before it ends.
+//! The connection that transferred the socket stays open while both daemons accept, so that each knows about the other: a
+//! daemon that knows that another one accepts from the queue need not empty it before it ends.
 
 use std::borrow::Cow;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -35,30 +36,30 @@ use crate::unix_socket::{self, PathState, PlaceError};
 
 mod listeners;
 
-/// What comes with the socket: the version of this exchange.
+/// The byte that accompanies the socket: the version of this protocol.
 const GIVEN: u8 = 1;
-/// What the newcomer says when it accepts.
+/// The byte that a newcomer sends when it accepts connections.
 const ACCEPTS: u8 = 2;
-/// Time to be given the socket: a daemon that is stopped or hangs must not keep the next one from its start.
+/// Time limit for receiving the socket: a daemon that is stopped or hangs must not keep its successor from starting.
 const TAKE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two looks at whether somebody offers the socket.
+/// The interval between checks of whether the socket is still offered.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// Newcomers at one time.
+/// The maximum number of concurrent newcomers.
 const MAX_NEWCOMERS: usize = 16;
 
-/// Why the socket was not taken over.
+/// The reason why the socket was not taken over.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandoverError {
-    /// The path is not to be trusted.
+    /// The path is not trustworthy.
     #[error(transparent)]
     Path(#[from] PlaceError),
-    /// Who is there is not this user.
+    /// The offering process runs as another user.
     #[error("the process that offers the socket has the user ID {0}, not the daemon's")]
     OtherUser(u32),
-    /// Nothing came.
+    /// The socket did not arrive in time.
     #[error("the other daemon gave no socket within {} seconds", TAKE_TIMEOUT.as_secs())]
     TimedOut,
-    /// What came is not what was asked for.
+    /// The received descriptor is not the requested socket.
     #[error("the offered socket is not the one of this daemon: {0}")]
     Wrong(String),
     /// The exchange failed.
@@ -75,16 +76,16 @@ impl Advise for HandoverError {
     }
 }
 
-/// How many other daemons accept from the same queue; cheap to clone.
+/// The number of other daemons that accept from the same queue; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct AcceptQueue(Arc<AtomicUsize>);
 
-/// That one more does, until dropped.
+/// Counts one other daemon until dropped.
 #[derive(Debug)]
 struct Other(AcceptQueue);
 
 impl AcceptQueue {
-    /// Whether what is left in the queue is taken by somebody else.
+    /// Returns whether another daemon accepts the connections that are left in the queue.
     pub(crate) fn is_shared(&self) -> bool {
         self.0.load(Ordering::SeqCst) > 0
     }
@@ -101,34 +102,34 @@ impl Drop for Other {
     }
 }
 
-/// The socket of a daemon that serves, and that daemon.
+/// A socket taken over from a running daemon, and the connection to that daemon.
 #[derive(Debug)]
 pub(crate) struct TakenOver {
-    /// It listens, and nothing was accepted from it yet.
+    /// The listening socket, from which nothing has been accepted yet.
     pub socket: StdListener,
-    /// Who gave it.
+    /// The daemon that gave it.
     pub giver: Giver,
 }
 
-/// The daemon that gave the socket, for as long as it accepts.
+/// The daemon that gave the socket, for as long as it accepts connections.
 #[derive(Debug)]
 pub(crate) struct Giver(UnixStream);
 
 impl Giver {
-    /// Returns when it accepts no more.
+    /// Returns when that daemon has stopped accepting connections.
     pub(crate) async fn gone(&mut self) {
-        // It sends nothing more: whatever comes is the end.
+        // It sends nothing more, so any result means that it has ended.
         let _ = self.0.read_u8().await;
     }
 
-    /// Tells it that this daemon accepts, too.
+    /// Notifies that daemon that this one accepts connections, too.
     pub(crate) async fn accepting(&mut self) {
-        // One that is gone need not know.
+        // If it has ended, it need not be notified.
         let _ = self.0.write_u8(ACCEPTS).await;
     }
 }
 
-/// Asks who offers a socket at `path` for the one that listens on `wanted`; `None` where nobody does.
+/// Requests the socket that listens on `wanted` from the daemon that offers one at `path`; `None` if no daemon does.
 pub(crate) async fn take(path: &Path, wanted: SocketAddr) -> Result<Option<TakenOver>, HandoverError> {
     unix_socket::check_directory(path)?;
     if unix_socket::look(path)? == PathState::Nothing {
@@ -137,7 +138,7 @@ pub(crate) async fn take(path: &Path, wanted: SocketAddr) -> Result<Option<Taken
     let taken = async {
         let stream = match UnixStream::connect(path).await {
             Ok(stream) => stream,
-            // What a daemon that has ended left behind.
+            // A leftover of a daemon that has ended.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
@@ -152,9 +153,9 @@ pub(crate) async fn take(path: &Path, wanted: SocketAddr) -> Result<Option<Taken
     timeout(TAKE_TIMEOUT, taken).await.unwrap_or(Err(HandoverError::TimedOut))
 }
 
-/// Offers the socket at `path`, for as long as this is polled. `giver` is who gave it to us. Where nobody can be asked at the
-/// path any more, because a daemon that offered it after us has ended, it is offered again. Meanwhile, other sockets that listen
-/// on the same port are reported.
+/// Offers the socket at `path` for as long as this is polled. `giver` is the daemon that gave it to this one. If the path stops
+/// answering because a daemon that offered the socket later has ended, this one offers it again. Meanwhile, other sockets that
+/// listen on the same port are reported.
 pub(crate) async fn offer(path: PathBuf, socket: OwnedFd, queue: AcceptQueue, giver: Option<Giver>) {
     let socket = Arc::new(socket);
     tokio::join!(listeners::watch(socket.clone()), keep_offered(path, socket, queue, giver));
@@ -171,7 +172,7 @@ async fn keep_offered(path: PathBuf, socket: Arc<OwnedFd>, queue: AcceptQueue, g
     }
     let (mut offered, mut failure, mut first) = (None::<(UnixListener, u64)>, Changes::default(), true);
     loop {
-        // The first time it is ours to offer, whoever did before.
+        // The first time, this daemon takes over the path from any earlier one.
         if std::mem::take(&mut first) || !is_offered(&path, offered.as_ref().map(|(_, inode)| *inode)).await {
             match unix_socket::check_directory(&path).and_then(|()| unix_socket::place(&path)) {
                 Ok(placed) => {
@@ -223,7 +224,7 @@ async fn give_to_all(listener: &UnixListener, socket: &Arc<OwnedFd>, queue: &Acc
     }
 }
 
-/// Gives the socket to one newcomer, and stays with it until it ends.
+/// Gives the socket to one newcomer, and keeps the connection until the newcomer ends.
 async fn give(mut stream: UnixStream, socket: &OwnedFd, queue: &AcceptQueue) {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == geteuid().as_raw() => {}
@@ -245,7 +246,7 @@ async fn give(mut stream: UnixStream, socket: &OwnedFd, queue: &AcceptQueue) {
     if stream.async_io(Interest::WRITABLE, || send(&stream, socket)).await.is_err() {
         return;
     }
-    // One that looks whether the socket is offered says nothing, and is gone.
+    // A client that only checks whether the socket is offered sends nothing and closes the connection.
     if let Ok(ACCEPTS) = stream.read_u8().await {
         info!(event = "handover-shared", "another daemon now accepts pods' connections as well");
         let other = queue.join();
@@ -255,7 +256,7 @@ async fn give(mut stream: UnixStream, socket: &OwnedFd, queue: &AcceptQueue) {
     }
 }
 
-/// Whether somebody can be asked at the path: we ourselves, or another.
+/// Returns whether a daemon, this one or another, answers at the path.
 async fn is_offered(path: &Path, own: Option<u64>) -> bool {
     let is_ours = own.is_some() && unix_socket::inode(path) == own;
     is_ours || (matches!(unix_socket::look(path), Ok(PathState::Socket)) && UnixStream::connect(path).await.is_ok())
@@ -272,7 +273,7 @@ fn send(stream: &UnixStream, socket: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// The one descriptor of one message.
+/// Receives one message with exactly one descriptor.
 fn receive(stream: &UnixStream) -> io::Result<OwnedFd> {
     let (mut byte, mut space) = ([0; 1], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))]);
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -290,7 +291,7 @@ fn receive(stream: &UnixStream) -> io::Result<OwnedFd> {
     }
 }
 
-/// The socket, if it is what this daemon would have made for itself.
+/// Returns the socket if it is like the one that this daemon would have created itself.
 fn check(given: OwnedFd, wanted: SocketAddr) -> Result<StdListener, HandoverError> {
     let wrong = |what: &str| Err(HandoverError::Wrong(what.to_owned()));
     let inode = std::fs::File::from(given.try_clone()?).metadata()?.ino();

@@ -16,12 +16,12 @@ use tracing::{info, warn};
 use crate::log_once::Changes;
 
 const TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
-/// The state of a socket that listens.
+/// The state of a listening socket.
 const LISTEN: &str = "0A";
 /// Interval of the check for other listening sockets.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
-/// One socket that listens.
+/// A listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct ListeningSocket {
     address: SocketAddr,
@@ -35,7 +35,7 @@ pub(super) fn has(inode: u64) -> bool {
 
 /// Reports, until dropped, when other sockets receive some of this socket's connections.
 pub(super) async fn watch(socket: Arc<OwnedFd>) {
-    // None, until others are found.
+    // No other sockets have been found yet.
     let mut logged = Changes::default();
     logged.is_new(Vec::new());
     loop {

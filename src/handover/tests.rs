@@ -50,13 +50,13 @@ async fn eventually(is_so: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
-    waited.await.expect("it never was so");
+    waited.await.expect("the condition was never met");
 }
 
 #[tokio::test]
-async fn the_socket_outlives_who_gave_it_and_loses_no_connection() {
+async fn the_socket_outlives_its_giver_and_loses_no_connection() {
     let bed = Bed::new();
-    assert!(take(&bed.path, ([127, 0, 0, 1], 1).into()).await.unwrap().is_none(), "nobody offers");
+    assert!(take(&bed.path, ([127, 0, 0, 1], 1).into()).await.unwrap().is_none(), "no daemon offers the socket");
     let (first, address) = listener();
     let (offers, queue) = bed.offer(&first, None);
     bed.offered_instead_of(None).await;
@@ -67,14 +67,14 @@ async fn the_socket_outlives_who_gave_it_and_loses_no_connection() {
     eventually(|| queue.is_shared()).await;
     drop((first, offers));
     giver.gone().await;
-    socket.accept().expect("what waited in the queue before");
+    socket.accept().expect("the connection that was already queued");
     let _new = TcpStream::connect(address).unwrap();
     socket.accept().unwrap();
-    assert!(take(&bed.path, address).await.unwrap().is_none(), "what the first left behind answers nobody");
+    assert!(take(&bed.path, address).await.unwrap().is_none(), "the leftover of the first daemon does not answer");
 }
 
 #[tokio::test]
-async fn each_knows_whether_another_accepts_and_only_the_living_count() {
+async fn each_daemon_knows_whether_another_live_one_accepts() {
     let bed = Bed::new();
     let (socket, address) = listener();
     let (first, queue_of_first) = bed.offer(&socket, None);
@@ -87,7 +87,7 @@ async fn each_knows_whether_another_accepts_and_only_the_living_count() {
     eventually(|| queue_of_first.is_shared() && queue_of_second.is_shared()).await;
     drop(second);
     eventually(|| !queue_of_first.is_shared()).await;
-    // The socket at the path is that of one who is gone: who is still there offers again.
+    // The socket file at the path belongs to a daemon that has ended; the remaining daemon offers again.
     bed.offered_instead_of(inode).await;
     eventually_taken(&bed, address).await;
     drop(first);
@@ -100,7 +100,7 @@ async fn eventually_taken(bed: &Bed, address: SocketAddr) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
-    taken.await.expect("nobody offers");
+    taken.await.expect("no daemon offers the socket");
 }
 
 #[tokio::test]
@@ -126,7 +126,7 @@ async fn only_the_socket_that_is_wanted_is_taken() {
 }
 
 #[tokio::test]
-async fn a_socket_of_ipv6_alone_is_not_taken_for_one_of_both() {
+async fn an_ipv6_only_socket_is_not_taken_for_dual_stack() {
     let socket = Socket::new(socket2::Domain::IPV6, Type::STREAM, None).unwrap();
     socket.set_only_v6(true).unwrap();
     socket.bind(&SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 0)).into()).unwrap();
@@ -137,14 +137,14 @@ async fn a_socket_of_ipv6_alone_is_not_taken_for_one_of_both() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_daemon_that_hangs_keeps_nobody_from_a_start() {
+async fn a_hanging_daemon_does_not_block_its_successor() {
     let bed = Bed::new();
     let _hangs = unix_socket::place(&bed.path).unwrap();
     assert!(matches!(take(&bed.path, ([127, 0, 0, 1], 1).into()).await, Err(HandoverError::TimedOut)));
 }
 
 #[tokio::test]
-async fn who_speaks_otherwise_is_not_understood() {
+async fn an_unknown_protocol_is_rejected() {
     let bed = Bed::new();
     let (listener, _) = unix_socket::place(&bed.path).unwrap();
     for (said, expected) in [(&b""[..], "ended before"), (&[GIVEN], "in another way"), (b"HTTP", "in another way")] {
@@ -158,7 +158,7 @@ async fn who_speaks_otherwise_is_not_understood() {
 }
 
 #[tokio::test]
-async fn what_is_not_ours_is_not_asked() {
+async fn an_untrusted_path_is_not_connected_to() {
     let bed = Bed::new();
     fs::write(&bed.path, "").unwrap();
     assert!(matches!(take(&bed.path, ([127, 0, 0, 1], 1).into()).await, Err(HandoverError::Path(PlaceError::Foreign(_)))));

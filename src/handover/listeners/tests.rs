@@ -5,7 +5,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::*;
 
-/// A socket that listens, and may be listened beside.
+/// Creates a listening socket whose port others can share.
 fn shared(address: &str) -> Socket {
     let address: SocketAddr = address.parse().unwrap();
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
@@ -24,12 +24,12 @@ fn others_of(socket: &Socket) -> Vec<u64> {
 }
 
 #[test]
-fn a_second_socket_at_the_port_is_seen_and_its_end_is() {
+fn a_second_socket_at_the_port_is_seen_until_it_closes() {
     let own = shared("127.0.0.1:0");
     let address = own.local_addr().unwrap().as_socket().unwrap();
     assert!(has(inode(&own)));
     assert!(others_of(&own).is_empty());
-    // A copy of it, as the daemon that follows has one, is the same socket.
+    // A duplicate of the descriptor, as a successor has one, is the same socket.
     let _copy = own.try_clone().unwrap();
     let elsewhere = TcpListener::bind(("127.0.0.2", address.port()));
     assert!(others_of(&own).is_empty());
@@ -44,7 +44,7 @@ fn a_second_socket_at_the_port_is_seen_and_its_end_is() {
 
 #[test]
 fn the_kernels_table_is_read_in_both_families() {
-    // As a little-endian machine writes it.
+    // As written by a little-endian machine.
     let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
                  0: 0100007F:1FF5 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100 0 0 10 0\n   \
                  1: 0100007F:1FF5 0100007F:8001 01 00000000:00000000 00:00000000 00000000     0        0 4712 1 0 20 4 30 10 -1\n   \
@@ -61,7 +61,7 @@ fn the_kernels_table_is_read_in_both_families() {
 }
 
 #[test]
-fn who_takes_connections_of_whom() {
+fn the_more_specific_address_takes_connections() {
     for (other, own, expected) in [
         ("[::]:80", "[::]:80", true),
         ("10.0.0.1:80", "[::]:80", true),
