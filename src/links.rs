@@ -71,12 +71,12 @@ struct SharedLinks {
     table: RwLock<LinkTable>,
     /// For queries, one at a time. Locked after the feed if both are needed.
     netlink: Mutex<Netlink>,
-    /// For queries about addresses of no pod, which can be invented: those about pods do not wait for them.
+    /// For queries about addresses of no pod. Pods can invent such addresses, so queries about pods must not wait for these.
     strangers: Mutex<Netlink>,
-    /// Whoever reads a notification takes it in before he lets go: what was read is in the table for the next one. Never held
-    /// while the kernel is asked.
+    /// A reader of notifications applies them to the table before it releases this lock: what was read is in the table for the
+    /// next reader. Never held during a query to the kernel.
     feed: Mutex<Feed>,
-    /// Wakes the keeper when somebody else has found out that notifications were lost.
+    /// Wakes the keeper when another reader has found that notifications were lost.
     resync: Notify,
     generation: AtomicU64,
     has_bridges: AtomicBool,
@@ -86,11 +86,11 @@ struct SharedLinks {
 }
 
 impl Links {
-    /// Subscribes to notifications in the network namespace of the calling thread, and reads which interfaces there are. Needs no
-    /// capability; with NET_ADMIN the queues are larger than the node allows otherwise. [`Links::keep`] has to run from then on.
+    /// Subscribes to notifications in the network namespace of the calling thread, and reads the existing interfaces. Needs no
+    /// capability; with NET_ADMIN the queues can be larger than the node's limit. [`Links::keep`] has to run from then on.
     ///
     /// # Errors
-    /// If there is no netlink, or no descriptor is left.
+    /// If netlink is unavailable, or no descriptor is left.
     pub fn open() -> io::Result<Self> {
         let feed = Feed::open()?;
         let mut netlink = Netlink::open()?;
@@ -117,9 +117,10 @@ impl Links {
         Self { shared: None, changes: watch::Sender::new(0) }
     }
 
-    /// Returns what leads to the address now, as far as notifications have been taken in ([`Links::catch_up`]). Asks the kernel
-    /// only where there is no answer, or a notification made it stale. On a bridge the kernel may then have to wait for others
-    /// who change interfaces (see [`crate::netlink`]): the caller's task waits, other tasks do not.
+    /// Returns what leads to the address now, according to the notifications applied so far ([`Links::catch_up`]). Queries the
+    /// kernel only if no answer is cached or a notification made it stale. For an address on a bridge, the kernel may then have
+    /// to wait for other processes that change interfaces (see [`crate::netlink`]): the caller's task waits, other tasks do
+    /// not.
     ///
     /// Call it only for addresses of pods, because each address is cached.
     pub fn of(&self, ip: IpAddr) -> Reach {
@@ -128,7 +129,7 @@ impl Links {
         if let Some(reach) = shared.table().fresh(ip) {
             return reach;
         }
-        // What moved on a bridge in the meantime is not known while notifications are unread.
+        // Moves on a bridge in the meantime are unknown while notifications are unread.
         let known_or_not = |reach: Reach| match reach {
             Reach::By(Link { kind: LinkKind::Bridge { .. }, .. }) if shared.table().is_behind(NotificationQueue::Neighbours) => {
                 Reach::Unknown
@@ -143,8 +144,9 @@ impl Links {
     }
 
     /// Returns the number of the interface to the one pod that an address is behind: the pod's own, or its port of a bridge. If
-    /// the port is not known, it is the bridge. `None` for an address that other interfaces lead to, as on other nodes. Asks the
-    /// kernel each time and caches nothing, because such addresses can be invented in any number. The caller's task waits.
+    /// the port is not known, returns the bridge. `None` for an address behind any other interface, such as an address on
+    /// another node. Queries the kernel each time and caches nothing, because pods can invent any number of such addresses. The
+    /// caller's task waits.
     pub fn behind(&self, ip: IpAddr) -> Option<u32> {
         let shared = self.shared.as_ref()?;
         let found = blocking(|| {
@@ -153,7 +155,7 @@ impl Links {
         });
         match found.ok()? {
             KernelAnswer::Own { interface } | KernelAnswer::Bridge { interface, port: None, .. } => Some(interface),
-            // Others are the node's own, behind which there may be a whole network.
+            // Other interfaces are the node's own, and may have a whole network behind them.
             KernelAnswer::Bridge { port: Some(port), .. } => {
                 shared.table().link(port).filter(|known| known.kind == InterfaceKind::Pair).map(|_| port)
             }
@@ -161,7 +163,7 @@ impl Links {
         }
     }
 
-    /// Forgets all addresses but those for which this is true, which pods have.
+    /// Forgets all addresses except those for which `is_kept` is true, which are those of pods.
     pub fn keep_only(&self, is_kept: &dyn Fn(IpAddr) -> bool) {
         if let Some(shared) = &self.shared {
             shared.change(|table| table.keep_only(is_kept));
@@ -174,9 +176,9 @@ impl Links {
         self.shared.as_ref().map_or(0, |shared| shared.generation.load(Ordering::Acquire))
     }
 
-    /// Takes in what the kernel has announced by now, without waiting: one system call where there is nothing new, two if there
-    /// are bridges. While there is too much to read, or interfaces have to be read again because notifications were lost, no answer
-    /// is kept, so that [`Links::of`] needs none of it. The keeper makes up for it.
+    /// Applies what the kernel has announced by now, without waiting: one system call if there is nothing new, two if there are
+    /// bridges. While there is too much to read, or interfaces have to be read again because notifications were lost, no answer
+    /// is cached, so that [`Links::of`] does not depend on unread notifications. The keeper catches up.
     pub fn catch_up(&self) {
         let Some(shared) = &self.shared else { return };
         for queue in [NotificationQueue::Topology, NotificationQueue::Neighbours] {
@@ -184,19 +186,20 @@ impl Links {
                 continue;
             }
             if let Err(error) = shared.take_in(queue) {
-                // The keeper gets it as well, and repairs what can be repaired.
+                // The keeper gets the same error, and repairs what can be repaired.
                 debug!(%error, "cannot read the kernel's notifications about the node's network");
                 shared.fall_behind();
             }
         }
     }
 
-    /// Whether any bridge has ports. Without one, nothing that a pod sends changes what leads to an address.
+    /// Returns whether any bridge has ports. Without one, nothing that a pod sends changes what leads to an address.
     pub fn has_bridges(&self) -> bool {
         self.shared.as_ref().is_some_and(|shared| shared.has_bridges.load(Ordering::Relaxed))
     }
 
-    /// Returns how often notifications were lost, or were too many for one turn. If it grows, a pod is flooding a bridge.
+    /// Returns how often notifications were lost, or were too many for one turn. A growing number means that a pod is flooding
+    /// a bridge.
     pub fn overflows(&self) -> u64 {
         self.shared.as_ref().map_or(0, |shared| shared.overflows.load(Ordering::Relaxed))
     }
@@ -211,8 +214,8 @@ impl Links {
         self.shared.as_ref()?.table().link(interface)?.master()
     }
 
-    /// Returns when the interface to the one pod that this link identifies appeared: the time from the node's last boot to the
-    /// kernel's announcement. `None` if it was there before the table, or the link identifies no pod.
+    /// Returns when the interface to the one pod that this link identifies appeared, as the time from the node's last boot to
+    /// the kernel's announcement. `None` if the interface existed before the table, or the link identifies no pod.
     pub fn appeared(&self, link: Link) -> Option<Duration> {
         let interface = match link.kind {
             LinkKind::Own => link.interface,
@@ -223,7 +226,7 @@ impl Links {
         (appeared != 0).then(|| Duration::from_secs(appeared.into()))
     }
 
-    /// Whether this interface is one end of a pair and not a bridge port.
+    /// Returns whether this interface is one end of a pair and not a bridge port.
     pub fn is_free_pair(&self, interface: u32) -> bool {
         let Some(shared) = &self.shared else { return false };
         shared.table().link(interface).is_some_and(|known| known.kind == InterfaceKind::Pair && known.master().is_none())
@@ -241,7 +244,7 @@ impl Links {
         loop {
             let begun = Instant::now();
             let Err(error) = shared.follow().await;
-            // One that went well for a while is a failure of its own.
+            // A subscription that worked for a while resets the backoff.
             if begun.elapsed() > 2 * AGAIN {
                 failing.ends();
             }
@@ -256,11 +259,11 @@ impl Links {
             tokio::time::sleep(AGAIN).await;
             match Feed::open() {
                 Ok(mut feed) => {
-                    // What changed before is not announced in the new subscription.
+                    // Changes before the new subscription are not announced in it.
                     [NotificationQueue::Topology, NotificationQueue::Neighbours].into_iter().for_each(|queue| feed.lose(queue));
                     *shared.feed() = feed;
                 }
-                Err(error) => debug!(%error, "notifications about the node's network cannot be subscribed to"),
+                Err(error) => debug!(%error, "cannot subscribe to notifications about the node's network"),
             }
         }
     }
@@ -331,13 +334,13 @@ impl SharedLinks {
         self.look(netlink, ip, |bridge, mac| self.change(|table| table.saw_mac(ip, bridge, mac)))
     }
 
-    /// Asks the kernel what leads to an address. Calls `saw_mac` with the bridge and the link-layer address before it asks for the
-    /// port.
+    /// Queries the kernel for what leads to an address. Calls `saw_mac` with the bridge and the link-layer address before
+    /// querying the port.
     fn look(&self, netlink: &mut Netlink, ip: IpAddr, saw_mac: impl FnOnce(u32, Mac)) -> io::Result<KernelAnswer> {
         let Some(route) = netlink.route_to(ip)? else { return Ok(KernelAnswer::Nowhere) };
         let mut known = self.table().link(route.interface).copied();
         if known.is_none() && route.interface != 0 {
-            // It may be so new that its notification has not been read yet.
+            // The interface may be so new that its notification has not been read yet.
             known = match netlink.link_at(route.interface) {
                 Ok(interface) => Some(KnownInterface::of(&interface)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -352,10 +355,10 @@ impl SharedLinks {
     }
 }
 
-/// Runs what may wait for the kernel, so that other tasks of a runtime with several threads go on meanwhile: a thread that waits
-/// is replaced as a worker. One question is under way at a time, and whoever waits for it is a connection that was admitted, or
-/// one of the daemon's few tasks; so the limits of connections bound the threads, and the runtime's own limit of threads (512)
-/// does. Beyond that, tasks wait as they would without this.
+/// Runs a call that may wait for the kernel. On a multi-threaded runtime, other tasks continue meanwhile because the waiting
+/// thread is replaced as a worker. Only one query runs at a time, and each waiting caller is an admitted connection or one of
+/// the daemon's few tasks, so the connection limits bound the number of threads, as does the runtime's own limit (512). Beyond
+/// that limit, tasks wait as if the call were not wrapped.
 fn blocking<T>(ask: impl FnOnce() -> T) -> T {
     match Handle::try_current() {
         Ok(runtime) if runtime.runtime_flavor() == RuntimeFlavor::MultiThread => tokio::task::block_in_place(ask),

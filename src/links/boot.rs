@@ -1,4 +1,4 @@
-//! When the node was booted.
+//! The time of the node's last boot.
 
 use std::time::Duration;
 
@@ -20,12 +20,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_boot_is_as_long_ago_as_the_kernel_has_run() {
+    fn the_boot_time_matches_the_uptime() {
         let uptime = std::fs::read_to_string("/proc/uptime").ok();
         let seconds = uptime.as_deref().and_then(|text| text.split(' ').next()?.parse::<f64>().ok());
         let now = Timestamp::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
         let ago = booted(now).map(|booted| now.duration_since(booted).as_secs_f64());
-        // On a loaded machine, time may pass between the two.
+        // On a loaded machine, time may pass between the two readings.
         assert!(seconds.zip(ago).is_some_and(|(seconds, ago)| (seconds..seconds + 60.0).contains(&(ago + 0.1))), "{seconds:?} {ago:?}");
     }
 }

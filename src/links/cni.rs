@@ -5,24 +5,25 @@
 //! libcni writes one JSON file for each network, container and interface when a plugin's `ADD` has succeeded, and removes it
 //! after `DEL`. The directory is `/var/lib/cni/results`, mode 0700, the files are `NETWORK-CONTAINER-INTERFACE`, mode 0600
 //! (containernetworking/cni, `libcni/api.go`: `cacheAdd`, `cacheDel`, `getCacheFilePath`). It writes in place (truncate, write,
-//! close), so a file may be seen empty or in part; a node that loses power leaves empty ones (containernetworking/cni#1055).
+//! close), so a reader may see an empty or partial file; a node that loses power leaves empty ones
+//! (containernetworking/cni#1055).
 //!
 //! - Since libcni 0.8 a file is a `cachedInfo`: `kind` (`cniCacheV1`), `containerId`, `config` (base64), `ifName`,
-//!   `networkName`, `netns`, `cniArgs` (pairs), `capabilityArgs` and `result`. Earlier ones hold the result alone, which names
-//!   no pod, and are ignored.
-//! - `cniArgs` has `K8S_POD_NAMESPACE`, `K8S_POD_NAME`, `K8S_POD_INFRA_CONTAINER_ID` and, in containerd and CRI-O
-//!   since the middle of 2021, `K8S_POD_UID` (containerd/containerd#5640, `internal/cri/server/sandbox_run.go`: `toCNILabels`;
+//!   `networkName`, `netns`, `cniArgs` (pairs), `capabilityArgs` and `result`. Earlier files contain only the result, which
+//!   names no pod, and are ignored.
+//! - `cniArgs` has `K8S_POD_NAMESPACE`, `K8S_POD_NAME`, `K8S_POD_INFRA_CONTAINER_ID` and, in containerd and CRI-O since the
+//!   middle of 2021, `K8S_POD_UID` (containerd/containerd#5640, `internal/cri/server/sandbox_run.go`: `toCNILabels`;
 //!   cri-o/cri-o#5026; cri-o/ocicni, `pkg/ocicni/ocicni.go`: `buildCNIRuntimeConf`). For a static pod it is the UID that the
 //!   kubelet derives from the manifest, which the API's mirror pod has as the annotation `kubernetes.io/config.hash` and not as
-//!   its UID (k8snetworkplumbingwg/multus-cni#773). Pods in the host's network have no file. cri-dockerd passes no UID, and caches below `/var/lib/cni/cache/results`
-//!   (Mirantis/cri-dockerd, `network/cni/cni.go`), as the dockershim did. Multus caches what it delegates below
-//!   `/var/lib/cni/multus/results`, and passes each pair on twice.
-//! - `capabilityArgs` has the pod's annotations (`io.kubernetes.cri.pod-annotations`), whatever they are: a pod's author
-//!   decides how large its file is.
+//!   its UID (k8snetworkplumbingwg/multus-cni#773). Pods in the host's network have no file. cri-dockerd passes no UID, and
+//!   caches below `/var/lib/cni/cache/results` (Mirantis/cri-dockerd, `network/cni/cni.go`), as the dockershim did. Multus
+//!   caches the results of its delegates below `/var/lib/cni/multus/results`, and passes each pair on twice.
+//! - `capabilityArgs` has all of the pod's annotations (`io.kubernetes.cri.pod-annotations`), so a pod's author decides how
+//!   large its file is.
 //! - The runtime's loopback network has files of its own (`cni-loopback-…-lo`).
 //! - Until libcni 1.2.1 `DelNetworkList` removed a file only where the configuration's `cniVersion` was 0.4.0 or later
 //!   (containernetworking/cni#1095), and no version removes a file when the node restarts (Bottlerocket does so itself). A
-//!   directory may hold thousands of files of pods that are long gone (cri-o/cri-o#4296).
+//!   directory may hold thousands of files of pods that were deleted long ago (cri-o/cri-o#4296).
 //!
 //! # Results
 //!
@@ -40,9 +41,9 @@
 //!
 //! # Rules
 //!
-//! A file that cannot be understood is ignored: it is no evidence, neither for nor against a pod. So is everything where the
-//! directory cannot be read or watched. What a file said counts until the kernel tells of its change; a file that cannot be
-//! understood after a change says nothing any more.
+//! A file that cannot be parsed is ignored: it is no evidence for or against a pod. If the directory cannot be read or watched,
+//! all files are ignored. A file's content counts until the kernel reports a change; a file that cannot be parsed after a
+//! change no longer counts.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -60,8 +61,8 @@ mod table;
 pub use record::AttachmentRecord;
 use table::{AttachmentTable, Change};
 
-/// The most files that are read. Beyond it, those that were written last count: a node has at most some hundred pods, and
-/// files that nobody removes are older than those of the pods that live.
+/// The maximum number of files that are used. Beyond it, the most recently written files are used: a node has at most a few
+/// hundred pods, and leftover files are older than those of running pods.
 pub const MAX_FILES: usize = 4096;
 
 /// The attachments that the result files describe; cheap to clone.
@@ -71,7 +72,7 @@ pub struct Results(Arc<CniResultsInner>);
 #[derive(Debug)]
 struct CniResultsInner {
     table: RwLock<AttachmentTable>,
-    /// The table's, so that a node without files pays for no lock.
+    /// Mirrors the count in the table, so that a node without files avoids the lock.
     used: AtomicUsize,
     generation: AtomicU64,
     changed: signal::Sender<u64>,
@@ -84,7 +85,7 @@ impl Default for Results {
 }
 
 impl Results {
-    /// No results, until [`Results::keep`] reads some.
+    /// Creates an empty set of results, which [`Results::keep`] fills.
     pub fn none() -> Self {
         Self::with_room(MAX_FILES)
     }
@@ -98,8 +99,8 @@ impl Results {
         }))
     }
 
-    /// Calls `look` with the records of attachments that name this address, the one written last first; usually none or one. The table
-    /// is locked for reading meanwhile: `look` must be quick, and must not call other methods of this handle.
+    /// Calls `look` with the records of attachments that name this address, the most recently written first; usually none or
+    /// one. The table is locked for reading meanwhile: `look` must be quick, and must not call other methods of this handle.
     pub fn look<T>(&self, ip: IpAddr, look: impl FnOnce(&[AttachmentRecord]) -> T) -> T {
         if self.count() == 0 {
             return look(&[]);
@@ -107,7 +108,7 @@ impl Results {
         look(self.read().of(ip))
     }
 
-    /// Returns the records of attachments that name this address, the one written last first.
+    /// Returns the records of attachments that name this address, the most recently written first.
     pub fn of(&self, ip: IpAddr) -> Vec<AttachmentRecord> {
         self.look(ip, <[_]>::to_vec)
     }
@@ -117,8 +118,8 @@ impl Results {
         self.0.used.load(Ordering::Acquire)
     }
 
-    /// Returns a number that grows with every change: what was concluded at one number still holds while it is the same, if
-    /// the number was taken before the attachments were looked at.
+    /// Returns a number that grows with every change. A conclusion drawn from the attachments holds while the number is
+    /// unchanged, if the number was read before the attachments were.
     pub fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
     }
@@ -128,12 +129,12 @@ impl Results {
         self.0.changed.subscribe()
     }
 
-    /// The table is plain data that every writer leaves whole, so a panic elsewhere does not spoil it.
+    /// Every writer leaves the table consistent, so a panic elsewhere does not invalidate it.
     fn read(&self) -> RwLockReadGuard<'_, AttachmentTable> {
         self.0.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the table, and wakes whoever waits where that was news.
+    /// Changes the table, and wakes waiting tasks if the change was relevant.
     fn write(&self, change: impl FnOnce(&mut AttachmentTable) -> Change) -> Change {
         let mut table = self.0.table.write().unwrap_or_else(PoisonError::into_inner);
         let change = change(&mut table);

@@ -8,17 +8,17 @@ use crate::netlink::message::{
 };
 use crate::netlink::{Forwarding, Interface, Mac, Message};
 
-/// A network: the addresses that begin with the same bits.
+/// A network: the addresses that share a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Prefix {
-    /// Its first address, or any other.
+    /// The first address of the network, or any other.
     pub(super) ip: IpAddr,
-    /// How many bits they have in common.
+    /// The length of the prefix in bits.
     pub(super) prefix: u8,
 }
 
 impl Prefix {
-    /// Whether it holds this address.
+    /// Returns whether the network contains this address.
     pub(super) fn contains(self, ip: IpAddr) -> bool {
         // A shift by all bits has no result: a prefix of length 0 contains every address.
         match (self.ip, ip) {
@@ -55,12 +55,12 @@ pub(super) enum LinkEvent {
 }
 
 impl LinkEvent {
-    /// Parses a notification; `None` if it changes nothing here, or is malformed.
+    /// Parses a notification. `None` if it is irrelevant here or malformed.
     pub(super) fn read(message: &Message<'_>) -> Option<Self> {
         let body = message.body;
         let is_of_bridge = *body.first()? == bridge_family();
         match message.kind {
-            // About a port's settings. Their removal is not the removal of the interface.
+            // The message is about a port's settings, and their removal is not the removal of the interface.
             RTM_NEWLINK if is_of_bridge => Interface::read(body).map(|port| Self::Port { interface: port.index, bridge: port.master }),
             RTM_DELLINK if is_of_bridge => Interface::read(body).map(|port| Self::Port { interface: port.index, bridge: None }),
             RTM_NEWLINK => Interface::read(body).map(Self::Interface),
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn interfaces_and_ports_are_told_apart() {
+    fn interfaces_and_ports_are_distinguished() {
         let mut body = interface_message(7, IFF_UP | IFF_RUNNING | IFF_LOWER_UP).to_vec();
         append(&mut body, IFLA_IFNAME, b"veth7\0");
         append(&mut body, IFLA_MASTER, &3_u32.to_ne_bytes());
@@ -145,7 +145,7 @@ mod tests {
             assert_eq!(read(RTM_NEWNEIGH, &body), neighbour(Some(MAC)));
             assert_eq!(read(RTM_DELNEIGH, &body), neighbour(None));
         }
-        assert_eq!(read(RTM_NEWNEIGH, &neighbour_message(2, 3, 2)), None, "it is nobody's");
+        assert_eq!(read(RTM_NEWNEIGH, &neighbour_message(2, 3, 2)), None, "it has no address");
     }
 
     #[test]

@@ -28,19 +28,19 @@ const IPV6_ROUTE: u32 = group(11);
 const IPV6_RULE: u32 = group(19);
 const NEXTHOP: u32 = group(32);
 
-/// Room for the notifications of some thousand interfaces that come and go at once.
+/// Room for the notifications of several thousand interfaces that come and go at once.
 const TOPOLOGY_QUEUE: usize = 4 << 20;
 /// Room for more than a thousand neighbours. A larger queue would only take longer to read when a pod fills it.
 const NEIGHBOURS_QUEUE: usize = 1 << 20;
-/// The longest notification: one about an interface, with its statistics.
+/// The longest notification, in bytes: one about an interface, with its statistics.
 const LONGEST: usize = 32 * 1024;
 
 /// How a turn of reading ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadTurn {
-    /// Everything is read; `lost` says whether notifications were lost since the last time.
+    /// Everything was read; `lost` says whether notifications were lost since the last turn.
     Empty { lost: bool },
-    /// There is more.
+    /// There is more to read.
     More,
 }
 
@@ -91,7 +91,7 @@ impl Feed {
         })
     }
 
-    /// Registers both with the runtime: that of the topology, and that of the neighbours.
+    /// Registers both queues with the runtime. Returns first that of the topology, then that of the neighbours.
     pub(super) fn register(&self) -> io::Result<(AsyncFd<Registered>, AsyncFd<Registered>)> {
         Ok((self.topology.register()?, self.neighbours.register()?))
     }
@@ -106,7 +106,7 @@ impl Feed {
         self.side(queue).lost = false;
     }
 
-    /// Whether notifications of this queue were lost, and that has not been made up for.
+    /// Returns whether notifications of this queue were lost and the loss has not been compensated for.
     pub(super) fn is_lost(&self, queue: NotificationQueue) -> bool {
         match queue {
             NotificationQueue::Topology => self.topology.lost,
@@ -121,7 +121,7 @@ impl Feed {
         }
     }
 
-    /// Reads at most so many notifications, and passes on their events.
+    /// Reads at most `most` notifications, and passes their events to `take_in`.
     pub(super) fn read(&mut self, queue: NotificationQueue, most: usize, mut take_in: impl FnMut(LinkEvent)) -> io::Result<ReadTurn> {
         let side = match queue {
             NotificationQueue::Topology => &mut self.topology,

@@ -1,5 +1,5 @@
-//! Reads the kernel's notifications. Whoever needs the table as of now reads what there is, without waiting for the kernel; the
-//! keeper follows all of them, and reads the interfaces again where notifications were lost.
+//! Reads the kernel's notifications. A caller that needs the current table reads pending notifications without waiting for the
+//! kernel; the keeper follows all of them, and reads the interfaces again if notifications were lost.
 
 use std::convert::Infallible;
 use std::io;
@@ -14,32 +14,32 @@ use super::feed::{Feed, ReadTurn};
 use super::table::NotificationQueue;
 use super::{SharedLinks, blocking, boot};
 
-/// The most notifications that are read at one go, of each queue. The rest is left to the next turn.
+/// The maximum number of notifications read from a queue at once. The rest is left to the next turn.
 const AT_ONE_GO: usize = 1024;
-/// The pause after a turn that read so many: it bounds what a pod that never stops can take of a processor.
-const BREATHER: Duration = Duration::from_millis(5);
-/// The least time between two of the keeper's turns at the neighbours, for the same reason. Requests do not depend on it: they read
-/// what there is.
-const NEIGHBOURS_APART: Duration = Duration::from_millis(5);
+/// The pause after a turn that read the maximum: it bounds the processor time that a pod can consume with a flood.
+const PAUSE_AFTER_FULL_TURN: Duration = Duration::from_millis(5);
+/// The minimum interval between two of the keeper's turns at the neighbours, for the same reason. Requests do not depend on it,
+/// because they read pending notifications themselves.
+const NEIGHBOURS_INTERVAL: Duration = Duration::from_millis(5);
 
-/// How far reading a queue has come.
+/// How far a queue has been read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     /// Everything that was announced is in the table.
     CaughtUp,
     /// There is more to be read.
     More,
-    /// Everything is read, and notifications of interfaces were lost: they have to be read again.
+    /// Everything was read, but notifications about interfaces were lost: the interfaces have to be read again.
     Lost,
 }
 
 impl SharedLinks {
-    /// Reads notifications, up to a bound, and takes them in, without waiting for the kernel. Where interfaces have to be read
-    /// again, that is left to the keeper, and the queue stays behind until then.
+    /// Reads notifications, up to a limit, and applies them, without waiting for the kernel. If interfaces have to be read
+    /// again, that is left to the keeper, and the queue counts as behind until then.
     pub(super) fn take_in(&self, queue: NotificationQueue) -> io::Result<()> {
         self.announcing(|| {
             let mut feed = self.feed();
-            // The keeper's answer about interfaces must not be older than what is in the table.
+            // The interfaces that the keeper reads must not be older than those in the table.
             if queue == NotificationQueue::Topology && feed.is_lost(queue) {
                 return Ok(());
             }
@@ -54,7 +54,7 @@ impl SharedLinks {
     pub(super) async fn follow(&self) -> Result<Infallible, io::Error> {
         let (topology, neighbours) = self.feed().register()?;
         for queue in [NotificationQueue::Topology, NotificationQueue::Neighbours] {
-            // What changed before a new subscription is not announced in it.
+            // Changes before a new subscription are not announced in it.
             if self.table().is_behind(queue) {
                 self.feed().lose(queue);
             }
@@ -76,7 +76,7 @@ impl SharedLinks {
             };
             let progress = self.keep_up(queue)?;
             if queue == NotificationQueue::Neighbours {
-                next_neighbours = Instant::now() + NEIGHBOURS_APART;
+                next_neighbours = Instant::now() + NEIGHBOURS_INTERVAL;
             }
             if progress == Progress::CaughtUp {
                 ready.into_iter().for_each(|mut ready| ready.clear_ready());
@@ -86,7 +86,7 @@ impl SharedLinks {
                 // The queue itself may be empty.
                 self.resync.notify_one();
             }
-            tokio::time::sleep(BREATHER).await;
+            tokio::time::sleep(PAUSE_AFTER_FULL_TURN).await;
         }
     }
 
@@ -95,12 +95,12 @@ impl SharedLinks {
         self.announcing(|| {
             let progress = self.read(&mut self.feed(), queue)?;
             if progress == Progress::Lost {
-                // Everything from before is read, so the kernel announces again what changes from here on. Nobody else reads it
+                // Everything from before has been read, so the kernel announces changes from here on. No other task reads them
                 // until the interfaces are in the table.
                 let interfaces = blocking(|| self.netlink().links())?;
                 let mut feed = self.feed();
                 self.change(|table| {
-                    // A question that is under way may have been answered from before.
+                    // A query in progress may have been answered before the loss.
                     table.fall_behind(queue);
                     table.set_links(&interfaces);
                 });
@@ -110,12 +110,13 @@ impl SharedLinks {
         })
     }
 
-    /// Reads notifications, up to a bound, and takes them in.
+    /// Reads notifications, up to a limit, and applies them.
     fn read(&self, feed: &mut Feed, queue: NotificationQueue) -> io::Result<Progress> {
         let was_behind = self.table().is_behind(queue);
         let turn = feed.read(queue, AT_ONE_GO, |event| {
             self.change(|table| {
-                // Only what becomes known of an interface needs the time: connections read an empty queue, and floods are of neighbours.
+                // Only new information about an interface needs the time: connections read an empty queue, and floods concern
+                // neighbours.
                 if matches!(event, LinkEvent::Interface(_)) {
                     table.set_uptime(boot::uptime().map_or(0, |uptime| u32::try_from(uptime.as_secs()).unwrap_or(u32::MAX)));
                 }
@@ -123,21 +124,21 @@ impl SharedLinks {
             });
         })?;
         if turn != (ReadTurn::Empty { lost: false }) {
-            // From here on nobody needs what is in the queue.
+            // From here on, the content of the queue is not needed.
             self.change(|table| table.fall_behind(queue));
             if !was_behind {
                 self.overflows.fetch_add(1, Ordering::Relaxed);
-                debug!(?queue, "more notifications about the node's network than can be read at once");
+                debug!(?queue, "too many notifications about the node's network to read at once");
             }
         }
         match turn {
             ReadTurn::More => Ok(Progress::More),
             ReadTurn::Empty { lost: true } if queue == NotificationQueue::Topology => Ok(Progress::Lost),
             ReadTurn::Empty { lost } => {
-                // The kernel queued nothing after what was lost, so that all that was read is from before.
+                // The kernel queued nothing after the loss, so everything that was read is from before it.
                 if lost || was_behind {
                     self.change(|table| {
-                        // A question that is under way may have been answered from before.
+                        // A query in progress may have been answered before the loss.
                         table.fall_behind(queue);
                         table.catch_up(queue);
                         if lost {
@@ -151,7 +152,7 @@ impl SharedLinks {
         }
     }
 
-    /// Tells who waits for changes, where this makes one.
+    /// Notifies tasks that wait for changes if this call makes one.
     fn announcing<T>(&self, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let before = self.generation.load(Ordering::Acquire);
         let changed = change();

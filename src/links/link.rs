@@ -1,4 +1,4 @@
-//! What may lead to an address.
+//! Descriptions of what leads to an address.
 
 use crate::netlink::Mac;
 
@@ -39,7 +39,7 @@ pub enum LinkKind {
 pub enum Reach {
     /// Unknown: there is no table, or the kernel did not answer.
     Unknown,
-    /// Nothing leads to it: there is no route, or it is prohibited, or it leads to the node itself.
+    /// Nothing leads to it: there is no route, the route is prohibited, or it leads to the node itself.
     Nowhere,
     /// This link leads to it.
     By(Link),

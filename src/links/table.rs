@@ -19,9 +19,10 @@ mod record;
 pub(super) use interface::{InterfaceKind, KnownInterface};
 use record::{AddressRecord, Kept, Knows, LookupState, key};
 
-/// How many addresses are remembered. More are forgotten together, and asked for again; a node has some hundred pods.
+/// The maximum number of remembered addresses. When it is exceeded, all are forgotten and queried again; a node has a few
+/// hundred pods.
 pub(super) const RECORDS: usize = 16_384;
-/// So many link-layer addresses beyond those of the records are remembered before the others are taken out.
+/// The maximum number of link-layer addresses that no record needs before they are removed.
 const SPARE_MACS: usize = 256;
 
 /// One of the two queues of notifications.
@@ -33,7 +34,7 @@ pub(super) enum NotificationQueue {
     Neighbours,
 }
 
-/// What the kernel answered.
+/// An answer of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum KernelAnswer {
     Nowhere,
@@ -42,7 +43,7 @@ pub(super) enum KernelAnswer {
     Bridge { interface: u32, mac: Option<Mac>, port: Option<u32> },
 }
 
-/// What a route says about the link. If it leads to a bridge, the rest needs further queries.
+/// Interprets a route. If it leads to a bridge, the rest needs further queries.
 pub(super) fn classify(route: KernelRoute, interface: Option<&KnownInterface>) -> KernelAnswer {
     let number = route.interface;
     if !route.is_unicast {
@@ -51,7 +52,7 @@ pub(super) fn classify(route: KernelRoute, interface: Option<&KnownInterface>) -
     match interface {
         Some(known) if !route.by_gateway => match known.kind {
             InterfaceKind::Bridge { .. } => KernelAnswer::Bridge { interface: number, mac: None, port: None },
-            // A wider route leads to many: Cilium's cilium_host is an end of a veth as well.
+            // A wider route leads to many addresses: Cilium's `cilium_host` is one end of a veth pair as well.
             InterfaceKind::Pair if route.for_one && known.master().is_none() => KernelAnswer::Own { interface: number },
             InterfaceKind::Pair | InterfaceKind::Other => KernelAnswer::Shared { interface: number },
         },
@@ -59,11 +60,11 @@ pub(super) fn classify(route: KernelRoute, interface: Option<&KnownInterface>) -
     }
 }
 
-/// The table.
+/// A cache of what leads to addresses.
 #[derive(Debug, Default)]
 pub(super) struct LinkTable {
     records: Sorted<AddressRecord>,
-    /// The link-layer addresses of the records, and perhaps some more: most notifications are about none of them.
+    /// The link-layer addresses of the records, and perhaps some more: most notifications concern none of them.
     macs: Sorted<Mac>,
     links: Sorted<KnownInterface>,
     has_bridges: bool,
@@ -137,7 +138,7 @@ impl LinkTable {
     /// Stores the result. Returns it, and whether it is cached: it is not if a change was announced in the meantime.
     pub(super) fn answer(&mut self, ip: IpAddr, found: KernelAnswer) -> (Reach, bool) {
         let is_behind = self.behind_topology || (self.behind_neighbours && matches!(found, KernelAnswer::Bridge { .. }));
-        // Others may have been forgotten together with it.
+        // The record may have been forgotten together with others.
         let record = self.records.get_or_insert(&key(ip), || AddressRecord::new(ip));
         let is_kept = record.state == LookupState::Asked && !is_behind;
         let mut knows = Knows::Nothing;
@@ -174,7 +175,7 @@ impl LinkTable {
         let mac = record.last_mac();
         mac.into_iter().for_each(|mac| self.remember(mac));
         if !is_kept {
-            // No cached value may survive.
+            // No value that callers cached may survive.
             self.generation += 1;
         }
         (reach, is_kept)
@@ -186,7 +187,7 @@ impl LinkTable {
         }
     }
 
-    /// Forgets all other addresses.
+    /// Forgets all addresses except those for which `is_kept` is true.
     pub(super) fn keep_only(&mut self, is_kept: &dyn Fn(IpAddr) -> bool) {
         let before = self.records.len();
         self.records.retain(|record| is_kept(record.ip()));
@@ -195,8 +196,8 @@ impl LinkTable {
         }
     }
 
-    /// Notifications of this queue were lost, or are still unread. Until it has caught up, results that they concern are not
-    /// cached.
+    /// Records that notifications of this queue were lost, or are still unread. Until the queue has caught up, results that
+    /// they concern are not cached.
     pub(super) fn fall_behind(&mut self, queue: NotificationQueue) {
         match queue {
             NotificationQueue::Topology => {
@@ -218,7 +219,7 @@ impl LinkTable {
         self.records.iter_mut().filter(|record| record.is_behind_bridge()).for_each(|record| record.moved = next);
     }
 
-    /// Everything that was announced in this queue has been applied.
+    /// Records that everything that was announced in this queue has been applied.
     pub(super) fn catch_up(&mut self, queue: NotificationQueue) {
         match queue {
             NotificationQueue::Topology => self.behind_topology = false,
@@ -226,12 +227,12 @@ impl LinkTable {
         }
     }
 
-    /// Sets the present time, in seconds since the node's last boot, for what is announced from here on.
+    /// Sets the present time, in seconds since the node's last boot, for later announcements.
     pub(super) fn set_uptime(&mut self, uptime: u32) {
         self.uptime = uptime;
     }
 
-    /// Replaces the interfaces. Of those that are new, it is not known when they appeared.
+    /// Replaces the interfaces. The time at which new ones appeared is unknown.
     pub(super) fn set_links(&mut self, interfaces: &[Interface]) {
         let appeared = |now: &KnownInterface| {
             self.links.get(&now.index).filter(|before| before.name == now.name).map_or(0, |before| before.appeared())
@@ -256,7 +257,7 @@ impl LinkTable {
                 }
             }
             LinkEvent::Gone(index) => {
-                // Results of CNI plugins are compared with the interfaces that there are.
+                // CNI results are compared with the existing interfaces.
                 self.generation += u64::from(self.links.remove(index).is_some());
                 self.look_for_bridges();
                 self.make_stale(|record| record.is_by(*index));
@@ -267,19 +268,19 @@ impl LinkTable {
     fn interface(&mut self, now: KnownInterface) {
         let appeared = self.links.get(&now.index).map_or(self.uptime, |before| before.appeared());
         let now = now.with_appeared(appeared);
-        // A new one leads nowhere: a route to it is announced by itself.
+        // A new interface leads nowhere yet: a route to it is announced separately.
         let before = self.links.insert(now);
         self.look_for_bridges();
-        // Results of CNI plugins name interfaces: which of them exist is part of what they say.
+        // CNI results name interfaces, so their meaning depends on which interfaces exist.
         if before.is_none_or(|before| (before.name, before.kind, before.master()) != (now.name, now.kind, now.master())) {
             self.generation += 1;
         }
         let Some(before) = before else { return };
         if now.is_up() && !before.is_up() {
-            // Routes with several next hops may use it again, without a word.
+            // Routes with several next hops may use the interface again without a notification.
             self.make_stale(|_| true);
         } else if (now.kind, now.master(), now.is_up()) != (before.kind, before.master(), before.is_up()) {
-            // With an interface that goes down, its IPv4 routes go without a word (fib_sync_down_dev).
+            // When an interface goes down, its IPv4 routes disappear without notifications (`fib_sync_down_dev`).
             self.make_stale(|record| record.is_by(now.index));
         }
     }
@@ -299,7 +300,7 @@ impl LinkTable {
                 record.moved = next;
                 self.generation = next;
             }
-            // A neighbour is confirmed, suspected and confirmed again all the time, with the same address.
+            // The kernel keeps reconfirming a neighbour, with the same address.
             if is_other || before != mac || record.state == LookupState::Asked {
                 self.drop_record(ip);
             }
@@ -343,7 +344,7 @@ impl LinkTable {
     fn make_stale(&mut self, concerns: impl Fn(&AddressRecord) -> bool) {
         let mut is_changed = false;
         for record in self.records.iter_mut() {
-            // What is being asked for may be answered from before.
+            // A query in progress may be answered with the state before this change.
             let is_asked = record.state == LookupState::Asked;
             if record.state != LookupState::Stale && (is_asked || concerns(record)) {
                 record.state = LookupState::Stale;

@@ -12,7 +12,7 @@ fn without_a_table_nothing_is_known() {
     links.catch_up();
     links.keep_only(&|_| false);
     assert_eq!((links.of(ip), links.generation(), links.has_bridges()), (Reach::Unknown, 0, false));
-    assert_eq!(links.changes().has_changed().ok(), Some(false), "nobody is woken again and again");
+    assert_eq!(links.changes().has_changed().ok(), Some(false), "no receiver is woken repeatedly");
     assert_eq!((links.named(Digest::of_name("lo")), links.master_of(1)), (None, None));
 }
 
@@ -26,9 +26,9 @@ fn the_node_itself_is_nowhere() {
     }
 }
 
-/// The kernel may have to wait for others before it answers.
+/// The kernel may have to wait for other processes before it answers.
 #[test]
-fn a_question_to_the_kernel_does_not_hold_up_other_tasks() {
+fn a_query_to_the_kernel_does_not_block_other_tasks() {
     let links = Links::open().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (begun, begins) = std::sync::mpsc::channel();
@@ -51,7 +51,7 @@ fn a_question_to_the_kernel_does_not_hold_up_other_tasks() {
 }
 
 #[test]
-fn the_kernel_may_be_asked_with_and_without_a_runtime() {
+fn the_kernel_can_be_queried_with_and_without_a_runtime() {
     let one = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let many = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let nested = async { tokio::spawn(async { blocking(|| blocking(|| 3)) }).await.unwrap() };
@@ -59,12 +59,12 @@ fn the_kernel_may_be_asked_with_and_without_a_runtime() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn changes_without_end_are_announced_together_and_the_last_one_always() {
+async fn endless_changes_are_announced_in_batches_including_the_last() {
     let links = Links::none();
     let view = NodeView::new(links.clone(), Results::none(), None);
     let mut announced = view.changes();
     let keeper = tokio::spawn(view.keep());
-    // Each change lets the keeper run, and a millisecond pass.
+    // After each change, lets the keeper run and a millisecond pass.
     let change = async |announced: &mut watch::Receiver<u64>| {
         links.changes.send_replace(0);
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -73,7 +73,7 @@ async fn changes_without_end_are_announced_together_and_the_last_one_always() {
         usize::from(is_announced)
     };
     tokio::task::yield_now().await;
-    assert_eq!(change(&mut announced).await, 1, "the first one at once");
+    assert_eq!(change(&mut announced).await, 1, "the first change is announced at once");
     let mut count = 0;
     for _ in 0..1000 {
         count += change(&mut announced).await;
@@ -86,17 +86,17 @@ async fn changes_without_end_are_announced_together_and_the_last_one_always() {
     keeper.abort();
 }
 
-/// Waits until this is so.
+/// Waits until the condition holds.
 #[track_caller]
 fn until(is_so: impl Fn() -> bool) {
     let begun = std::time::Instant::now();
     while !is_so() {
-        assert!(begun.elapsed() < Duration::from_secs(30), "in vain");
+        assert!(begun.elapsed() < Duration::from_secs(30), "the condition was not met in time");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Whether this ends although somebody else is asking the kernel.
+/// Returns whether this ends although another caller is querying the kernel.
 fn ends(run: impl FnOnce() + Send + 'static) -> bool {
     let (done, is_done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -106,10 +106,10 @@ fn ends(run: impl FnOnce() + Send + 'static) -> bool {
     is_done.recv_timeout(Duration::from_secs(10)).is_ok()
 }
 
-/// Reading the interfaces again waits for whoever changes them.
+/// Reading the interfaces again waits for processes that change them.
 #[test]
-fn where_notifications_were_lost_only_the_keeper_waits_for_the_kernel() {
-    // Dropped last: it waits for its threads, and they for the question.
+fn after_a_loss_only_the_keeper_waits_for_the_kernel() {
+    // Dropped last: the runtime waits for its threads, which wait for the query.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let links = Links::open().unwrap();
     let shared = links.shared.clone().unwrap();
@@ -120,7 +120,7 @@ fn where_notifications_were_lost_only_the_keeper_waits_for_the_kernel() {
     let question = shared.netlink();
     shared.feed().lose(NotificationQueue::Topology);
     assert!(catch_up());
-    assert!(shared.feed().is_lost(NotificationQueue::Topology), "nobody has made up for it");
+    assert!(shared.feed().is_lost(NotificationQueue::Topology), "the loss has not been compensated for");
 
     runtime.spawn({
         let links = links.clone();
@@ -129,15 +129,15 @@ fn where_notifications_were_lost_only_the_keeper_waits_for_the_kernel() {
     until(|| shared.table().is_behind(NotificationQueue::Topology));
     assert!(catch_up());
     let of_keeper = shared.clone();
-    assert!(ends(move || drop(of_keeper.feed())), "the keeper asks the kernel without holding up who reads notifications");
+    assert!(ends(move || drop(of_keeper.feed())), "the keeper queries the kernel without blocking readers of notifications");
     let (done, is_done) = std::sync::mpsc::channel();
     runtime.spawn(async move { done.send(()).unwrap() });
-    assert_eq!(is_done.recv_timeout(Duration::from_secs(10)), Ok(()), "other tasks go on");
+    assert_eq!(is_done.recv_timeout(Duration::from_secs(10)), Ok(()), "other tasks continue");
     drop(question);
     let is_complete = || !shared.feed().is_lost(NotificationQueue::Topology) && !shared.table().is_behind(NotificationQueue::Topology);
     until(is_complete);
 
-    // The queue itself may be read to its end by others before the keeper knows of the loss.
+    // Other readers may reach the end of the queue before the keeper learns of the loss.
     shared.feed().lose(NotificationQueue::Topology);
     shared.resync.notify_one();
     until(is_complete);

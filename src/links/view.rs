@@ -1,4 +1,4 @@
-//! The node's own view of its pods: the kernel's links and the CNI's results together.
+//! The node's own view of its pods: the kernel's links combined with the CNI results.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,15 +11,15 @@ use super::cni::{AttachmentRecord, Results};
 use super::witness::{Attached, Sight, Witness};
 use super::{Link, LinkKind, Links};
 
-/// The least time between two announcements. Each wakes everybody who waits, and pods can cause changes without end.
-const ANNOUNCEMENTS_APART: Duration = Duration::from_millis(20);
+/// The minimum interval between two announcements. Each one wakes all waiting tasks, and pods can cause changes without end.
+const ANNOUNCEMENT_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The node's view of its pods; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct NodeView {
     links: Links,
     results: Results,
-    /// When the node was booted; `None` where that is not known.
+    /// The time of the node's last boot; `None` if it is not known.
     booted: Option<Timestamp>,
     changed: Arc<watch::Sender<u64>>,
 }
@@ -30,8 +30,8 @@ impl NodeView {
         Self { links, results, booted, changed: Arc::new(watch::Sender::new(0)) }
     }
 
-    /// Passes on that something has changed, for as long as the process: the first change at once, and the last one always.
-    /// Those in between are announced together.
+    /// Announces changes for the lifetime of the process: the first change at once, and always the last one. Those in between
+    /// are announced together.
     pub async fn keep(self) {
         let (mut links, mut results) = (self.links.changes(), self.results.changes());
         loop {
@@ -42,13 +42,13 @@ impl NodeView {
                 else => std::future::pending::<()>().await,
             }
             self.changed.send_replace(self.generation());
-            // What changes meanwhile is announced after that.
-            tokio::time::sleep(ANNOUNCEMENTS_APART).await;
+            // Further changes are announced after this pause.
+            tokio::time::sleep(ANNOUNCEMENT_INTERVAL).await;
         }
     }
 
-    /// The link that a result names for its pod, where that link exists and `seen` leads to it; otherwise the result is left over
-    /// from a pod that is gone, and says nothing.
+    /// Returns the link that a result names for its pod, if that link exists and `seen` leads to it. Otherwise, the result is a
+    /// leftover of a deleted pod and proves nothing.
     fn link_of(&self, attachment: &AttachmentRecord, seen: Link) -> Option<Link> {
         if self.booted.is_some_and(|booted| attachment.written() < booted) {
             return None;
@@ -80,7 +80,7 @@ impl Witness for NodeView {
         let mut last = None;
         let records = self.results.of(ip);
         let attached = records.iter().filter_map(|record| {
-            // One with many interfaces has several records, one after the other.
+            // An attachment with many interfaces has several consecutive records.
             if last == Some(record.file()) {
                 return None;
             }

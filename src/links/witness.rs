@@ -14,8 +14,8 @@ use crate::digest::Digest;
 pub struct Sight {
     /// The link that leads to the address; `None` if there is none, or it is not known.
     pub link: Option<Link>,
-    /// When the interface of that link appeared, as the time since the node's last boot. `None` if that is not known, or the link
-    /// identifies no pod.
+    /// When the interface of that link appeared, as the time since the node's last boot. `None` if the time is not known, or
+    /// the link identifies no pod.
     pub appeared: Option<Duration>,
     /// The pods to which CNI results assign the address, with links that exist. Usually none or one.
     pub attached: Vec<Attached>,
@@ -32,24 +32,24 @@ pub struct Attached {
     pub link: Link,
 }
 
-/// Returns what the node sees at an address. A trait, so that decisions can be tested without a kernel.
+/// A view of what the node sees at an address. A trait, so that decisions can be tested without a kernel.
 pub trait Witness: fmt::Debug + Send + Sync {
     /// Returns a number that grows whenever the view of any address may have changed. Cheap: it is read for each request.
     fn generation(&self) -> u64;
     /// Returns what the node sees at an address now.
     fn at(&self, ip: IpAddr) -> Sight;
-    /// Whether a CNI result assigns an address to a pod. Cheap: it is also called for addresses of no pod.
+    /// Returns whether a CNI result assigns an address to a pod. Cheap: it is also called for addresses of no pod.
     fn has_record(&self, ip: IpAddr) -> bool;
-    /// Returns the number of the interface to the one pod that an address is behind, as far as is known, for addresses that no pod
-    /// is known to have. Asks the kernel each time, which may wait.
+    /// Returns the number of the interface to the one pod that an address is behind, as far as is known. Meant for addresses of
+    /// no known pod. Queries the kernel each time, and may wait for it.
     fn behind(&self, ip: IpAddr) -> Option<u32>;
-    /// Whether an interface is still a port of a bridge.
+    /// Returns whether an interface is still a port of a bridge.
     fn is_port(&self, bridge: u32, port: u32) -> bool;
-    /// Forgets what was asked of all addresses but those for which this is true.
+    /// Forgets the cached view of all addresses except those for which `is_kept` is true.
     fn keep(&self, is_kept: &dyn Fn(IpAddr) -> bool);
-    /// Whether there are CNI results at all.
+    /// Returns whether there are CNI results at all.
     fn has_records(&self) -> bool;
-    /// Whether pods are behind bridges, where they can forge what leads to others' addresses.
+    /// Returns whether pods are behind bridges, where they can forge what leads to others' addresses.
     fn has_bridges(&self) -> bool;
     /// Applies every change that the kernel has announced so far.
     fn catch_up(&self);
@@ -115,7 +115,7 @@ impl Witness for Fixed {
 }
 
 impl Link {
-    /// Whether this link identifies one pod: as long as it is the same, so is the pod behind it.
+    /// Returns whether this link identifies one pod: while the link is the same, so is the pod behind it.
     pub fn is_exclusive(&self) -> bool {
         match self.kind {
             LinkKind::Own => true,
@@ -124,7 +124,8 @@ impl Link {
         }
     }
 
-    /// What of this link may be pinned: a MAC address that no port of the bridge has may be left over from an earlier pod.
+    /// Returns the part of this link that may be pinned: a MAC address that no port of the bridge has may be left over from an
+    /// earlier pod.
     pub fn to_pin(self) -> Self {
         match self.kind {
             LinkKind::Bridge { port: None, moved, .. } => Self { kind: LinkKind::Bridge { mac: None, port: None, moved }, ..self },
@@ -132,7 +133,7 @@ impl Link {
         }
     }
 
-    /// Whether another MAC address or port was announced between `self` and `now`, even if the link is the same again.
+    /// Returns whether another MAC address or port was announced between `self` and `now`, even if the link is the same again.
     pub fn moved_until(self, now: Self) -> bool {
         match (self.kind, now.kind) {
             (LinkKind::Bridge { moved: before, .. }, LinkKind::Bridge { moved, .. }) => moved > before,

@@ -1,9 +1,9 @@
-//! The directory of result files: its names, the files' bytes, and the events of the kernel.
+//! The directory of result files: its names, the content of the files, and the kernel's events.
 //!
-//! Facts: inotify(7). A watch belongs to an inode, so events that processes of the host cause arrive through a bind mount. A
-//! directory that is removed while somebody holds it open, or while it is mounted elsewhere, sends no event: it is opened
-//! anew for each look, and compared with what is watched. Opening a FIFO for reading waits for a writer, unless `O_NONBLOCK`
-//! is given (open(2)).
+//! See inotify(7). A watch belongs to an inode, so events that processes of the host cause arrive through a bind mount. A
+//! directory that is removed while a process holds it open, or while it is mounted elsewhere, sends no event, so it is reopened
+//! for each check and compared with the watched one. Opening a FIFO for reading waits for a writer, unless `O_NONBLOCK` is
+//! given (open(2)).
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -19,26 +19,27 @@ use tokio::io::unix::AsyncFd;
 
 use super::parse::Ignored;
 
-/// The largest file that is read. A pod's annotations are in its file (`capabilityArgs`): 256 KiB of them at most, of which
-/// Go's JSON makes six times as much where every character is escaped. A limit below that would let a pod hide its own file.
+/// The maximum size of a file that is read, in bytes. A pod's annotations are in its file (`capabilityArgs`): at most 256 KiB,
+/// which Go's JSON encoding expands by a factor of six if every character is escaped. With a lower limit, a pod could hide its
+/// own file.
 pub(super) const MAX_FILE: u64 = 4 * 1024 * 1024;
-/// Events that are taken at one go.
+/// The maximum number of events that are processed at once.
 const AT_ONE_GO: usize = 1024;
-/// Bytes of events; the largest event has 16 and a name of 255 with its NUL.
+/// The size of the event buffer, in bytes. The largest event has 16 bytes plus a name of 255 with its NUL.
 const EVENTS: usize = 8192;
 
-/// The directory, opened.
+/// The opened directory.
 #[derive(Debug)]
 pub(super) struct Directory {
     fd: OwnedFd,
-    /// Device and inode.
+    /// The device and inode.
     pub(super) identity: (u64, u64),
 }
 
 /// Metadata of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileMetadata {
-    /// It is a regular file.
+    /// Whether it is a regular file.
     pub(super) is_regular: bool,
     /// When it was last written, in nanoseconds since 1970.
     pub(super) written: u64,
@@ -59,12 +60,12 @@ impl Directory {
         Ok(Self { fd, identity: (stat.st_dev, stat.st_ino) })
     }
 
-    /// The entries, in no order.
+    /// Returns the entries, in no particular order.
     pub(super) fn entries(&self) -> io::Result<Dir> {
         Ok(Dir::read_from(&self.fd)?)
     }
 
-    /// What is at this name; `None` if nothing is. Symbolic links are not followed.
+    /// Returns the metadata of the file with this name; `None` if there is none. Symbolic links are not followed.
     pub(super) fn find(&self, name: &CStr) -> io::Result<Option<FileMetadata>> {
         match statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(FileMetadata::from(stat))),
@@ -73,9 +74,9 @@ impl Directory {
         }
     }
 
-    /// The bytes of a file that was found, and when it was last written.
+    /// Returns the content of a file that was found, and when it was last written.
     pub(super) fn read(&self, name: &CStr, found: FileMetadata) -> Result<(Vec<u8>, u64), Ignored> {
-        // Opening a device may do something, so what is no file is not opened at all.
+        // Opening a device may have side effects, so only regular files are opened.
         found.check()?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = openat(&self.fd, name, flags, Mode::empty()).map_err(|_| Ignored::Unreadable)?;
@@ -83,7 +84,7 @@ impl Directory {
         found.check()?;
         let mut bytes = Vec::new();
         File::from(fd).take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|_| Ignored::Unreadable)?;
-        // It may have grown meanwhile.
+        // The file may have grown in the meantime.
         if bytes.len() as u64 > MAX_FILE { Err(Ignored::TooLarge) } else { Ok((bytes, found.written)) }
     }
 }
@@ -100,7 +101,7 @@ impl FileMetadata {
 
 impl From<Stat> for FileMetadata {
     fn from(stat: Stat) -> Self {
-        // Times before 1970 are as old as can be.
+        // Times before 1970 count as the oldest possible.
         let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
         Self {
             is_regular: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
@@ -110,14 +111,14 @@ impl From<Stat> for FileMetadata {
     }
 }
 
-/// A watch on the directory that was at a path.
+/// A watch on the directory that a path referred to.
 #[derive(Debug)]
 pub(super) struct DirectoryWatch(AsyncFd<OwnedFd>);
 
-/// What happened in a watched directory.
+/// An event in a watched directory.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// Files were written, renamed or removed; some names may be there more than once.
+    /// Files were written, renamed or removed; names may be repeated.
     Files(Vec<CString>),
     /// Events were lost.
     Overflow,
@@ -129,21 +130,21 @@ impl DirectoryWatch {
     /// Watches the directory at this path. Needs a runtime with I/O.
     ///
     /// # Errors
-    /// If there is no such directory, or no more watches may be made (`fs.inotify.max_user_instances`).
+    /// If there is no such directory, or the limit of watches is reached (`fs.inotify.max_user_instances`).
     pub(super) fn begin(path: &Path) -> io::Result<Self> {
         let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
         let files = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::MOVED_FROM | WatchFlags::DELETE;
         inotify::add_watch(&fd, path, files | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR)?;
-        // What replaces it is unsafe, for the sake of types that let go of their descriptor too early; this one owns it.
+        // The replacement is unsafe because some types close their descriptor too early; this one owns it.
         #[allow(deprecated, reason = "an OwnedFd stays what it is until it is dropped, which is after its registration ends")]
         let fd = AsyncFd::new(fd)?;
         Ok(Self(fd))
     }
 
-    /// Waits for events. Dropped before it is done, it loses nothing.
+    /// Waits for events. Cancel-safe: no event is lost if the future is dropped.
     ///
     /// # Errors
-    /// If they cannot be read.
+    /// If the events cannot be read.
     pub(super) async fn heard(&mut self) -> io::Result<Heard> {
         loop {
             let mut ready = self.0.readable().await?;

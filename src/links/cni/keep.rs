@@ -1,4 +1,4 @@
-//! Keeps the results as the directory is.
+//! Keeps the results in sync with the directory.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -18,23 +18,23 @@ use super::{MAX_FILES, Results};
 use crate::log_once::{Changes, Condition};
 use crate::metrics::Metrics;
 
-/// The most names of a directory that are looked at.
+/// The maximum number of names in a directory that are examined.
 const MAX_NAMES: usize = 16 * MAX_FILES;
-/// Names that are looked at before other tasks have a turn. Files are read beside them.
+/// The number of names that are examined before other tasks get a turn. Files are read separately.
 const NAMES_AT_ONCE: usize = 256;
-/// Names of the files of the runtime's loopback network: of each pod, without an address of it, and mostly never removed.
+/// Name prefixes of files for the runtime's loopback network: each pod has one, without an address, and most are never removed.
 const LOOPBACK: [&[u8]; 2] = [b"cni-loopback-", b"kubenet-loopback-"];
 
-/// The pauses of the keeper.
+/// The keeper's pauses.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RetryPauses {
-    /// Before a directory that is not there, or cannot be read, is tried again.
+    /// Before retrying a directory that does not exist or cannot be read.
     pub(super) retry: Duration,
-    /// Between two comparisons of what is at the path with what is watched.
+    /// Between two checks that the path still refers to the watched directory.
     pub(super) compare: Duration,
-    /// Before a directory that was replaced is read.
+    /// Before reading a directory that replaced the watched one.
     pub(super) replaced: Duration,
-    /// Before a directory with more files than are read is read again: some of the others may be gone.
+    /// Before rereading a directory with more files than are used: some of the used files may be gone.
     pub(super) full: Duration,
 }
 
@@ -50,8 +50,8 @@ impl Default for RetryPauses {
 }
 
 impl Results {
-    /// Reads the directory and follows its changes, for as long as the process lives. A directory that does not exist yet is
-    /// waited for, one that is replaced is read anew.
+    /// Reads the directory and follows its changes for the lifetime of the process. Waits for a directory that does not exist
+    /// yet, and rereads one that is replaced.
     pub async fn keep(self, dir: PathBuf, metrics: Metrics) {
         self.keep_with(dir, metrics, RetryPauses::default()).await;
     }
@@ -84,7 +84,7 @@ struct ResultsFollower {
     logged: Logged,
 }
 
-/// What was logged.
+/// The conditions that were logged.
 #[derive(Default)]
 struct Logged {
     directory: Changes<io::ErrorKind>,
@@ -93,9 +93,9 @@ struct Logged {
 }
 
 impl ResultsFollower {
-    /// Reads the directory and follows it; returns when another one is at its place.
+    /// Reads the directory and follows it; returns when the path refers to another directory.
     async fn follow(&mut self) -> io::Result<()> {
-        // The watch comes first: what changes while the directory is read is heard of.
+        // The watch comes first, so that changes during the reading are reported.
         let mut watch = DirectoryWatch::begin(&self.dir)?;
         let directory = Directory::open(&self.dir)?;
         let identity = directory.identity;
@@ -108,7 +108,7 @@ impl ResultsFollower {
                 Ok(heard) => heard?,
                 Err(_elapsed) => Heard::Files(Vec::new()),
             };
-            // Not held open: the kernel would not say that it is removed.
+            // Not held open, because the kernel would then not report its removal.
             let directory = Arc::new(Directory::open(&self.dir)?);
             if directory.identity != identity {
                 return Ok(());
@@ -125,7 +125,7 @@ impl ResultsFollower {
         }
     }
 
-    /// Reads everything, and replaces what was known when that is done.
+    /// Reads all files, then replaces the known attachments.
     async fn read_all(&mut self, directory: Arc<Directory>) -> io::Result<()> {
         let mut table = self.results.read().empty();
         let (mut names, mut is_full) = self.list(&directory).await?;
@@ -149,7 +149,7 @@ impl ResultsFollower {
         Ok(())
     }
 
-    /// The files that may be results.
+    /// Returns the files that may be results.
     async fn list(&self, directory: &Directory) -> io::Result<(Vec<(CString, FileMetadata)>, bool)> {
         let mut names = Vec::new();
         for (place, entry) in directory.entries()?.enumerate() {
@@ -170,7 +170,7 @@ impl ResultsFollower {
         Ok((names, false))
     }
 
-    /// Reads the files of these names again, or forgets them.
+    /// Rereads the files with these names, or forgets those that are gone.
     async fn read_some(&mut self, directory: &Arc<Directory>, mut names: Vec<CString>) {
         names.sort_unstable();
         names.dedup();
@@ -189,8 +189,8 @@ impl ResultsFollower {
         }
     }
 
-    /// Returns what a file says, or `None` if it is ignored. Reads and parses on a thread for blocking work: a file may have
-    /// 4 MiB, and requests of pods are answered meanwhile.
+    /// Returns the content of a file, or `None` if it is ignored. Reads and parses on a thread for blocking work, because a
+    /// file may have 4 MiB and pods' requests are answered meanwhile.
     async fn read_one(&mut self, directory: &Arc<Directory>, name: &CStr, found: FileMetadata) -> Option<Attachment> {
         let reading = spawn_blocking({
             let (directory, name) = (directory.clone(), name.to_owned());
@@ -220,13 +220,13 @@ impl ResultsFollower {
                 None
             }
             Err(reason) => {
-                debug!(event = "cni-result-ignored", %path, ?file, %reason, "a CNI result is ignored");
+                debug!(event = "cni-result-ignored", %path, ?file, %reason, "ignoring a CNI result");
                 None
             }
         }
     }
 
-    /// Changes the table that others see, and counts.
+    /// Changes the table that readers see, and updates the metrics.
     fn publish(&mut self, change: impl FnOnce(&mut AttachmentTable) -> Change) {
         let mut counts = (0, 0);
         let change = self.results.write(|table| {

@@ -1,5 +1,5 @@
-//! The bytes of a result file → an [`Attachment`]. Pure, and total: whatever the bytes are, the answer is an attachment that
-//! a file of libcni describes, or the reason why the file is ignored.
+//! Parses the content of a result file into an [`Attachment`]. Pure and total: any input gives either an attachment that libcni
+//! wrote, or the reason why the file is ignored.
 
 use std::net::IpAddr;
 
@@ -8,14 +8,14 @@ use serde_json::value::RawValue;
 
 use super::attachment::Attachment;
 
-/// The most addresses and interfaces of one result that are kept.
+/// The maximum number of addresses and of interfaces kept from one result.
 const MAX_LIST: usize = 32;
 /// The longest name of a network interface (`IFNAMSIZ`, less the NUL).
 const MAX_INTERFACE: usize = 15;
-/// The longest name of an object of Kubernetes (a DNS subdomain), used for network names, container IDs and UIDs as well.
+/// The longest name of a Kubernetes object (a DNS subdomain), also used for network names, container IDs and UIDs.
 const MAX_NAME: usize = 253;
 
-/// Why a file is no evidence.
+/// The reason why a file is no evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Ignored {
     #[error("it is not a regular file")]
@@ -36,7 +36,7 @@ pub(super) enum Ignored {
     NoAddress,
 }
 
-/// `cachedInfo` of libcni/api.go. `config` and `capabilityArgs` (with the pod's annotations) are skipped.
+/// The `cachedInfo` of libcni/api.go. `config` and `capabilityArgs` (with the pod's annotations) are skipped.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Cached<'a> {
@@ -49,7 +49,7 @@ struct Cached<'a> {
     result: Option<&'a RawValue>,
 }
 
-/// `Result` of pkg/types/020, 040 and 100: the fields of all versions, which do not overlap.
+/// The `Result` of pkg/types/020, 040 and 100: the fields of all versions, which do not overlap.
 #[derive(Deserialize)]
 struct CniResult {
     interfaces: Option<Vec<Option<ResultInterface>>>,
@@ -72,7 +72,7 @@ struct ResultInterface {
 #[derive(Deserialize)]
 struct IpConfig {
     address: String,
-    /// An index of `interfaces`.
+    /// An index into `interfaces`.
     interface: Option<i64>,
 }
 
@@ -81,7 +81,7 @@ struct OldIpConfig {
     ip: String,
 }
 
-/// The names that the runtime passes to plugins as `CNI_ARGS`.
+/// The values that the runtime passes to plugins as `CNI_ARGS`.
 #[derive(Default)]
 struct Args<'a> {
     namespace: Option<&'a str>,
@@ -89,7 +89,7 @@ struct Args<'a> {
     uid: Option<&'a str>,
 }
 
-/// Reads the content of the file of this name, last written at this time (nanoseconds since 1970).
+/// Parses the content of the file with this name, last written at this time (nanoseconds since 1970).
 pub(super) fn parse(file_name: &str, bytes: &[u8], written: u64) -> Result<Attachment, Ignored> {
     let text = std::str::from_utf8(bytes).map_err(|_| Ignored::NotACache)?;
     let cached: Cached<'_> = serde_json::from_str(text).map_err(|_| Ignored::NotACache)?;
@@ -100,7 +100,7 @@ pub(super) fn parse(file_name: &str, bytes: &[u8], written: u64) -> Result<Attac
     if !is_name(network_name) || !is_name(container_id) || !is_interface(if_name) {
         return Err(Ignored::NotACache);
     }
-    // A copy that somebody made is not removed when the pod is.
+    // A copy of a file is not removed when the pod is.
     if file_name != format!("{network_name}-{container_id}-{if_name}") {
         return Err(Ignored::Foreign);
     }
@@ -126,8 +126,8 @@ pub(super) fn parse(file_name: &str, bytes: &[u8], written: u64) -> Result<Attac
 }
 
 impl<'a> Args<'a> {
-    /// The values of the names that identify the pod. Multus passes a list on with each pair twice; two values for one name
-    /// are ambiguous.
+    /// Extracts the values that identify the pod. Multus passes on a list with each pair twice; two different values for one
+    /// key are ambiguous.
     fn read(pairs: &'a [(String, String)]) -> Result<Self, Ignored> {
         let mut args = Self::default();
         for (key, value) in pairs {
@@ -137,7 +137,7 @@ impl<'a> Args<'a> {
                 "K8S_POD_UID" => &mut args.uid,
                 _ => continue,
             };
-            // An older CRI-O writes the key without a value where the kubelet gave none.
+            // Older versions of CRI-O write the key without a value if the kubelet gave none.
             if value.is_empty() {
                 continue;
             }
@@ -151,7 +151,7 @@ impl<'a> Args<'a> {
 }
 
 impl CniResult {
-    /// The pod's addresses, each with the index of its interface where the result has one.
+    /// Returns the pod's addresses, each with the index of its interface if the result has one.
     fn ips(&self, interfaces: &[Option<ResultInterface>]) -> Vec<(IpAddr, Option<usize>)> {
         let has_sandbox = interfaces.iter().flatten().any(|interface| !interface.sandbox.is_empty());
         let mut ips: Vec<(IpAddr, Option<usize>)> = Vec::new();
@@ -180,7 +180,8 @@ impl CniResult {
         ips
     }
 
-    /// The hardware address of the interface that has the first address, or of the one that the runtime asked for.
+    /// Returns the hardware address of the interface that has the first address, or of the interface that the runtime
+    /// requested.
     fn mac(&self, interfaces: &[Option<ResultInterface>], ips: &[(IpAddr, Option<usize>)], if_name: &str) -> Option<[u8; 6]> {
         let of_ip = ips.first().and_then(|(_, place)| *place).and_then(|place| interfaces.get(place)?.as_ref());
         let of_name = || interfaces.iter().flatten().find(|interface| interface.name == if_name);
@@ -194,8 +195,8 @@ fn host_interfaces(interfaces: &[Option<ResultInterface>]) -> Vec<String> {
     of_host.map(|interface| interface.name.clone()).take(MAX_LIST).collect()
 }
 
-/// `0a:58:0a:f4:01:06`; anything else, and an address of no or several interfaces, is none. The AWS VPC CNI keeps a VLAN
-/// here.
+/// Parses a hardware address such as `0a:58:0a:f4:01:06`. Returns `None` for anything else, and for the all-zero and group
+/// addresses. The AWS VPC CNI stores a VLAN in this field.
 fn mac(text: &str) -> Option<[u8; 6]> {
     let mut bytes = [0; 6];
     let mut parts = text.split(':');
@@ -207,13 +208,13 @@ fn mac(text: &str) -> Option<[u8; 6]> {
     is_of_one.then_some(bytes)
 }
 
-/// Whether a pod may have this address: not one that means something else everywhere.
+/// Returns whether a pod may have this address: addresses with a special meaning are excluded.
 fn is_of_a_pod(ip: IpAddr) -> bool {
     !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
 }
 
-/// Names of networks, containers, pods and namespaces, and UIDs: `ValidateNetworkName` and `ValidateContainerID` of
-/// pkg/utils are the widest of their rules.
+/// Returns whether this is a valid name of a network, container, pod or namespace, or a UID. `ValidateNetworkName` and
+/// `ValidateContainerID` of pkg/utils are the least strict of their rules.
 fn is_name(text: &str) -> bool {
     let is_end = |byte: &u8| byte.is_ascii_alphanumeric();
     text.len() <= MAX_NAME
@@ -221,7 +222,7 @@ fn is_name(text: &str) -> bool {
         && text.bytes().all(|byte| is_end(&byte) || matches!(byte, b'_' | b'.' | b'-'))
 }
 
-/// Names of interfaces: `ValidateInterfaceName` of pkg/utils.
+/// Returns whether this is a valid interface name: `ValidateInterfaceName` of pkg/utils.
 fn is_interface(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= MAX_INTERFACE

@@ -1,5 +1,5 @@
-//! What is kept of an attachment, in as little as it takes: there is one record for each address of a pod. One with more than
-//! two interfaces has several.
+//! A compact form of an attachment: one record for each address of a pod. An attachment with more than two interfaces has
+//! several records per address.
 
 use std::cmp::Reverse;
 use std::net::IpAddr;
@@ -10,8 +10,8 @@ use super::attachment::Attachment;
 use crate::digest::Digest;
 use crate::sorted::Keyed;
 
-/// That a pod has an address by a result file. Names are kept as digests alone, which are compared with those of the pods and
-/// interfaces that are there.
+/// Records that a result file assigns an address to a pod. Names are kept only as digests, to be compared with those of
+/// existing pods and interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttachmentRecord {
     pub(super) ip: Digest,
@@ -21,12 +21,13 @@ pub struct AttachmentRecord {
     interfaces: [Option<Digest>; 2],
     written: u64,
     mac: Option<[u8; 6]>,
-    /// Which interfaces these are: the first two of the attachment, the next two and so on.
+    /// The part of the interface list in this record: 0 for the first two interfaces of the attachment, 1 for the next two, and
+    /// so on.
     part: u8,
 }
 
 impl Keyed for AttachmentRecord {
-    /// The one of an address that was written last comes first.
+    /// Sorts the records of an address by the time of writing, the latest first.
     type Key = (Digest, Reverse<u64>, Digest, u8);
 
     fn key(&self) -> Self::Key {
@@ -35,7 +36,7 @@ impl Keyed for AttachmentRecord {
 }
 
 impl AttachmentRecord {
-    /// The records of an attachment.
+    /// Returns the records of an attachment.
     pub(super) fn all_of(file: Digest, attachment: &Attachment) -> Vec<Self> {
         let Attachment { namespace, pod, uid, host_interfaces, ips, mac, written } = attachment;
         let (uid, pod) = (uid.as_ref().map(Digest::of_name), Digest::of_pod(namespace, pod));
@@ -52,32 +53,33 @@ impl AttachmentRecord {
         ips.iter().flat_map(of_ip).collect()
     }
 
-    /// The digest of the name of the file, which is the same for all records of an attachment.
+    /// Returns the digest of the file's name, which all records of an attachment share.
     pub fn file(&self) -> Digest {
         self.file
     }
 
-    /// The digest of the pod's UID ([`Digest::of_name`]), as the runtime knows it; `None` where it does not pass it on.
+    /// Returns the digest of the pod's UID ([`Digest::of_name`]), as the runtime knows it; `None` if the runtime does not pass
+    /// it on.
     pub fn uid(&self) -> Option<Digest> {
         self.uid
     }
 
-    /// The digest of the pod's namespace and name ([`Digest::of_pod`]).
+    /// Returns the digest of the pod's namespace and name ([`Digest::of_pod`]).
     pub fn pod(&self) -> Digest {
         self.pod
     }
 
-    /// The digests of the names of the node's interfaces that the plugins created or used ([`Digest::of_name`]).
+    /// Returns the digests of the names of the node's interfaces that the plugins created or used ([`Digest::of_name`]).
     pub fn host_interfaces(&self) -> impl Iterator<Item = Digest> {
         self.interfaces.into_iter().flatten()
     }
 
-    /// The hardware address of the pod's own interface; `None` where the plugin does not say.
+    /// Returns the hardware address of the pod's own interface; `None` if the plugin does not report it.
     pub fn mac(&self) -> Option<[u8; 6]> {
         self.mac
     }
 
-    /// When the file was last written: when the pod was attached, by the node's clock.
+    /// Returns when the file was last written, by the node's clock. This is when the pod was attached.
     pub fn written(&self) -> Timestamp {
         Timestamp::from_nanosecond(i128::from(self.written)).unwrap_or(Timestamp::MAX)
     }

@@ -11,56 +11,56 @@ use crate::sorted::Sorted;
 /// The attachments of all result files.
 #[derive(Debug)]
 pub(super) struct AttachmentTable {
-    /// In the order of addresses. The records of a file are looked for one by one: reading the file takes longer.
+    /// In the order of addresses. The records of a file are searched linearly: reading the file takes longer than that.
     records: Sorted<AttachmentRecord>,
-    /// How many files they are of.
+    /// The number of files that the records come from.
     used: usize,
-    /// Files that say nothing.
+    /// Files that were ignored.
     ignored: HashSet<Digest>,
     room: usize,
 }
 
-/// What a change did.
+/// The effect of a change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Change {
-    /// An attachment came, went or changed.
+    /// An attachment was added, removed or changed.
     pub(super) is_news: bool,
     /// Another file was forgotten for lack of room.
     pub(super) is_full: bool,
 }
 
 impl AttachmentTable {
-    /// An empty table with room for so many files.
+    /// Creates an empty table with room for this many files.
     pub(super) fn new(room: usize) -> Self {
         Self { records: Sorted::default(), used: 0, ignored: HashSet::new(), room }
     }
 
-    /// An empty table with the same room.
+    /// Creates an empty table with the same room.
     pub(super) fn empty(&self) -> Self {
         Self::new(self.room)
     }
 
-    /// Whether both tables hold the same attachments.
+    /// Returns whether both tables hold the same attachments.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.records == other.records
     }
 
-    /// How many attachments there are.
+    /// Returns the number of attachments.
     pub(super) fn used(&self) -> usize {
         self.used
     }
 
-    /// How many files are ignored.
+    /// Returns the number of ignored files.
     pub(super) fn ignored(&self) -> usize {
         self.ignored.len()
     }
 
-    /// The records that name this address, the one written last first.
+    /// Returns the records that name this address, the most recently written first.
     pub(super) fn of(&self, ip: IpAddr) -> &[AttachmentRecord] {
         self.records.all_with(&Digest::of_ip(ip), |record| record.ip)
     }
 
-    /// Remembers what a file says now; `None` for a file that is ignored.
+    /// Stores the current content of a file; `None` for a file that is ignored.
     pub(super) fn put(&mut self, file: &[u8], attachment: Option<&Attachment>) -> Change {
         let file = Digest::of_name(file);
         let now: Sorted<AttachmentRecord> =
@@ -92,7 +92,7 @@ impl AttachmentTable {
         Change { is_news, is_full }
     }
 
-    /// Forgets a file; whether it was an attachment.
+    /// Forgets a file. Returns whether it was an attachment.
     pub(super) fn remove(&mut self, file: &[u8]) -> bool {
         self.forget(Digest::of_name(file))
     }
@@ -108,8 +108,8 @@ impl AttachmentTable {
         was_there
     }
 
-    /// Makes room: an ignored file goes first, then the one that was written first. Files that are never removed are older
-    /// than those of the pods that live.
+    /// Makes room: an ignored file goes first, then the least recently written one. Leftover files are older than those of
+    /// running pods.
     fn forget_one(&mut self) {
         let oldest = || self.records.iter().min_by_key(|record| record.age()).map(|record| record.file);
         if let Some(file) = self.ignored.iter().next().copied().or_else(oldest) {

@@ -1,4 +1,4 @@
-//! What is known of an interface: there is one for each pod, and more.
+//! Records of the node's interfaces.
 
 use std::num::NonZeroU32;
 
@@ -6,26 +6,27 @@ use crate::digest::Digest;
 use crate::netlink::Interface;
 use crate::sorted::Keyed;
 
-/// What is known of an interface.
+/// A record of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::links) struct KnownInterface {
-    /// The digest of its name, which is only looked for.
+    /// The digest of the interface's name, which is used only for look-ups.
     pub(super) name: Digest,
     pub(super) index: u32,
     master: Option<NonZeroU32>,
     pub(in crate::links) kind: InterfaceKind,
-    /// [`Self::appeared`] in 31 bits, and [`Self::is_up`] in the lowest one: there is a record of each pod's interface.
+    /// [`Self::appeared`] in the upper 31 bits, and [`Self::is_up`] in the lowest one. Compact because there is one record for
+    /// each pod's interface.
     appeared_and_up: u32,
 }
 
 /// The kinds of interfaces that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::links) enum InterfaceKind {
-    /// One of two ends, of which the other may be a pod's.
+    /// One end of a pair whose other end may be a pod's.
     Pair,
-    /// A bridge, and the VLAN of its own packets if it tells VLANs apart.
+    /// A bridge, with the VLAN of its own packets if it is VLAN-aware.
     Bridge { vlan: Option<u16> },
-    /// Any other.
+    /// Any other interface.
     Other,
 }
 
@@ -56,7 +57,8 @@ impl KnownInterface {
         Self { appeared_and_up: appeared << 1 | u32::from(self.is_up()), ..self }
     }
 
-    /// When the kernel announced it, in seconds since the node's last boot; 0 if it was there before, or that is not known.
+    /// Returns when the kernel announced the interface, in seconds since the node's last boot; 0 if it existed before the
+    /// table, or the time is not known.
     pub(in crate::links) fn appeared(&self) -> u32 {
         self.appeared_and_up >> 1
     }
@@ -65,7 +67,7 @@ impl KnownInterface {
         self.appeared_and_up & 1 == 1
     }
 
-    /// The interface that this one is a part of.
+    /// Returns the interface that this one is a part of.
     pub(in crate::links) fn master(&self) -> Option<u32> {
         self.master.map(NonZeroU32::get)
     }

@@ -1,4 +1,4 @@
-//! What is remembered of an address, in as little as it takes: there is one record for each address of a pod.
+//! A compact record of an address: there is one for each address of a pod.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
@@ -9,15 +9,15 @@ use crate::sorted::Keyed;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LookupState {
-    /// The kernel has announced nothing else since it was asked, and knew so much of the neighbour.
+    /// The kernel has announced no change since the query, which had this result.
     Fresh(Knows),
-    /// It has to be asked.
+    /// The kernel has to be queried.
     Stale,
-    /// It is being asked. One question is asked at a time.
+    /// A query is in progress. Only one runs at a time.
     Asked,
 }
 
-/// What the kernel knew of the neighbour at a bridge. It is what was last known then.
+/// Which of the last known values the kernel's answer confirmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Knows {
     Nothing,
@@ -30,19 +30,19 @@ pub(super) enum Kept {
     Nowhere,
     Own,
     Shared,
-    /// With the last link-layer address that was known on this interface.
+    /// Behind a bridge, with the last known link-layer address on this interface.
     Bridge(Option<Mac>),
 }
 
-/// What is remembered of an address.
+/// A record of an address.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AddressRecord {
-    /// The generation in which another link-layer address or port was last announced.
+    /// The generation in which a change of the link-layer address or port was last announced.
     pub(super) moved: u64,
-    /// An IPv4 address is mapped: it takes one byte less than an `IpAddr`.
+    /// IPv4 addresses are mapped to IPv6, which takes one byte less than an `IpAddr`.
     ip: Ipv6Addr,
     interface: u32,
-    /// The last port that was known, on this interface.
+    /// The last known port on this interface.
     last_port: Option<NonZeroU32>,
     kept: Kept,
     pub(super) state: LookupState,
@@ -56,7 +56,7 @@ impl Keyed for AddressRecord {
     }
 }
 
-/// The key of an address's record.
+/// Returns the key of an address's record.
 pub(super) fn key(ip: IpAddr) -> Ipv6Addr {
     match ip {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
@@ -73,7 +73,7 @@ impl AddressRecord {
         IpAddr::V6(self.ip).to_canonical()
     }
 
-    /// The answer, while it is good.
+    /// Returns the answer, while it is valid.
     pub(super) fn fresh(&self) -> Option<Reach> {
         if !matches!(self.state, LookupState::Fresh(_)) {
             return None;
@@ -87,22 +87,22 @@ impl AddressRecord {
         Some(Reach::By(Link { interface: self.interface, kind }))
     }
 
-    /// The link-layer address of the answer, while it is good.
+    /// Returns the link-layer address of the answer, while it is valid.
     pub(super) fn mac(&self) -> Option<Mac> {
         if matches!(self.state, LookupState::Fresh(Knows::Mac | Knows::MacAndPort)) { self.last_mac() } else { None }
     }
 
-    /// The port of the answer, while it is good.
+    /// Returns the port of the answer, while it is valid.
     pub(super) fn port(&self) -> Option<NonZeroU32> {
         if self.state == LookupState::Fresh(Knows::MacAndPort) { self.last_port } else { None }
     }
 
-    /// The last link-layer address that was known, on this interface.
+    /// Returns the last known link-layer address on this interface.
     pub(super) fn last_mac(&self) -> Option<Mac> {
         if let Kept::Bridge(last) = self.kept { last } else { None }
     }
 
-    /// Takes in on which interface it is; what was known of another is forgotten.
+    /// Records the interface of the address; what was known about it on another interface is forgotten.
     pub(super) fn at(&mut self, kept: Kept, interface: u32) {
         let is_same_kind = std::mem::discriminant(&self.kept) == std::mem::discriminant(&kept);
         if !is_same_kind || self.interface != interface {
@@ -110,7 +110,7 @@ impl AddressRecord {
         }
     }
 
-    /// Takes in a link-layer address at a bridge; whether it is another one than before.
+    /// Records a link-layer address at a bridge. Returns whether it differs from the previous one.
     pub(super) fn saw_mac(&mut self, mac: Mac) -> bool {
         let is_other = self.last_mac().is_some_and(|last| last != mac);
         if is_other {
@@ -120,7 +120,7 @@ impl AddressRecord {
         is_other
     }
 
-    /// Takes in a port; whether it is another one than before.
+    /// Records a port. Returns whether it differs from the previous one.
     pub(super) fn saw_port(&mut self, port: NonZeroU32) -> bool {
         self.last_port.replace(port).is_some_and(|last| last != port)
     }
@@ -133,7 +133,7 @@ impl AddressRecord {
         self.is_behind_bridge() && self.interface == bridge
     }
 
-    /// Whether it is reached by this interface, as far as is known.
+    /// Returns whether the address is reached by this interface, as far as is known.
     pub(super) fn is_by(&self, interface: u32) -> bool {
         self.interface == interface || self.last_port.is_some_and(|port| port.get() == interface)
     }

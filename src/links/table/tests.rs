@@ -16,7 +16,7 @@ fn interface(index: u32, kind: &str, master: Option<u32>) -> Interface {
     Interface { index, name: format!("if{index}"), mac: None, kind, master, is_up: true, vlan: None }
 }
 
-/// A bridge with two ports, and a pair.
+/// Creates a table with a bridge, its two ports, and a pair.
 fn table() -> LinkTable {
     let mut table = LinkTable::default();
     table.set_links(&[
@@ -40,7 +40,7 @@ fn put(table: &mut LinkTable, ip: IpAddr, found: KernelAnswer) -> Reach {
     reach
 }
 
-/// Whether a change has another generation, and whether the answer is still good.
+/// Checks whether an event changes the generation and makes the answer stale.
 #[track_caller]
 fn assert_stale(table: &mut LinkTable, ip: IpAddr, event: &LinkEvent, wanted: bool) {
     let before = table.generation();
@@ -87,7 +87,7 @@ fn a_route_says_what_kind_of_link_it_is() {
 }
 
 #[test]
-fn only_what_concerns_an_address_makes_its_answer_stale() {
+fn only_relevant_changes_make_an_answer_stale() {
     let mut table = table();
     let own = put(&mut table, ip(1), KernelAnswer::Own { interface: 9 });
     assert_eq!(own, Reach::By(Link { interface: 9, kind: LinkKind::Own }));
@@ -99,10 +99,10 @@ fn only_what_concerns_an_address_makes_its_answer_stale() {
         (network(0, 24), true),
         (network(0, 0), true),
         (LinkEvent::AllRoutes, true),
-        // Others that are as they were.
+        // Interfaces that have not changed.
         (LinkEvent::Interface(interface(9, "veth", None)), false),
         (LinkEvent::Interface(Interface { is_up: false, ..interface(7, "veth", Some(BRIDGE)) }), false),
-        // It comes up again.
+        // The interface comes up again.
         (LinkEvent::Interface(interface(7, "veth", Some(BRIDGE))), true),
         (LinkEvent::Interface(down), true),
         (LinkEvent::Interface(interface(9, "veth", Some(BRIDGE))), true),
@@ -120,7 +120,7 @@ fn only_what_concerns_an_address_makes_its_answer_stale() {
 }
 
 #[test]
-fn a_new_or_gone_interface_is_a_change_for_look_ups_by_name() {
+fn a_new_or_removed_interface_affects_look_ups_by_name() {
     let mut table = table();
     put(&mut table, ip(1), KernelAnswer::Own { interface: 9 });
     let renamed = Interface { name: "eth9".into(), ..interface(9, "veth", None) };
@@ -134,7 +134,7 @@ fn a_new_or_gone_interface_is_a_change_for_look_ups_by_name() {
 }
 
 #[test]
-fn a_neighbour_that_is_only_confirmed_changes_nothing() {
+fn a_reconfirmed_neighbour_changes_nothing() {
     let mut table = table();
     put(&mut table, ip(1), on_bridge(Some(MAC), Some(7)));
     for event in [
@@ -151,7 +151,7 @@ fn a_neighbour_that_is_only_confirmed_changes_nothing() {
 }
 
 #[test]
-fn another_address_or_port_is_remembered_even_where_it_goes_back() {
+fn a_move_is_remembered_even_if_it_is_reversed() {
     let mut table = table();
     let all = on_bridge(Some(MAC), Some(7));
     let first = put(&mut table, ip(1), all);
@@ -162,15 +162,15 @@ fn another_address_or_port_is_remembered_even_where_it_goes_back() {
         table.apply(&back);
         let after = moved(put(&mut table, ip(1), all));
         assert!(after > before && after <= table.generation(), "{there:?}");
-        assert_eq!(moved(put(&mut table, ip(1), all)), after, "it stays");
+        assert_eq!(moved(put(&mut table, ip(1), all)), after, "the generation of the move stays");
     }
-    // One that was not announced is seen in the answer.
+    // A change that was not announced is noticed in the answer.
     let before = moved(put(&mut table, ip(1), all));
     assert!(moved(put(&mut table, ip(1), on_bridge(Some(MAC), Some(8)))) > before);
 }
 
 #[test]
-fn what_is_forgotten_is_not_known_and_has_not_moved() {
+fn a_forgotten_address_is_unknown_and_has_not_moved() {
     let mut table = table();
     let all = on_bridge(Some(MAC), Some(7));
     for (gone, left, again) in [
@@ -186,7 +186,7 @@ fn what_is_forgotten_is_not_known_and_has_not_moved() {
 }
 
 #[test]
-fn in_a_bridge_with_vlans_its_own_vlan_counts() {
+fn a_vlan_aware_bridge_uses_its_own_vlan() {
     let mut table = table();
     table.set_links(&[Interface { vlan: Some(5), ..interface(BRIDGE, "bridge", None) }, interface(7, "veth", Some(BRIDGE))]);
     put(&mut table, ip(1), on_bridge(Some(MAC), Some(7)));
@@ -197,7 +197,7 @@ fn in_a_bridge_with_vlans_its_own_vlan_counts() {
 }
 
 #[test]
-fn what_is_announced_while_the_kernel_is_asked_counts() {
+fn changes_announced_during_a_query_count() {
     let mut table = table();
     let all = on_bridge(Some(MAC), Some(7));
     for event in [neighbour(Some(MAC)), LinkEvent::Routes(Prefix { ip: ip(0), prefix: 24 }), LinkEvent::Gone(9)] {
@@ -206,27 +206,27 @@ fn what_is_announced_while_the_kernel_is_asked_counts() {
         let before = table.generation();
         let (reach, is_kept) = table.answer(ip(1), all);
         assert!(!is_kept && reach.link().is_some(), "{event:?}");
-        assert_eq!((table.fresh(ip(1)), table.generation() > before), (None, true), "nobody may hold on to it");
+        assert_eq!((table.fresh(ip(1)), table.generation() > before), (None, true), "callers must not keep the answer");
     }
-    // The port was asked for after the link-layer address was known.
+    // The port was queried after the link-layer address was known.
     table.ask(ip(1));
     table.saw_mac(ip(1), BRIDGE, MAC);
     table.apply(&forwarding(MAC, Some(8)));
     assert!(!table.answer(ip(1), all).1);
-    // What is about others is no reason to ask again.
+    // A change of another address does not require a new query.
     table.ask(ip(1));
     table.saw_mac(ip(1), BRIDGE, MAC);
     table.apply(&forwarding(OTHER, Some(8)));
     table.apply(&LinkEvent::Neighbour { interface: BRIDGE, ip: ip(2), mac: Some(OTHER) });
     assert!(table.answer(ip(1), all).1);
-    // Where it is not answered, it is asked again.
+    // A query without an answer is repeated.
     table.ask(ip(1));
     table.give_up(ip(1));
     assert_eq!(table.fresh(ip(1)), None);
 }
 
 #[test]
-fn while_notifications_are_unread_nothing_is_kept_that_they_are_about() {
+fn answers_are_not_cached_while_notifications_are_unread() {
     let mut table = table();
     let all = on_bridge(Some(MAC), Some(7));
     put(&mut table, ip(1), all);
@@ -248,7 +248,7 @@ fn while_notifications_are_unread_nothing_is_kept_that_they_are_about() {
 }
 
 #[test]
-fn the_table_is_bounded_whatever_is_announced_and_asked() {
+fn the_table_is_bounded() {
     let mut table = table();
     put(&mut table, ip(1), on_bridge(Some(MAC), Some(7)));
     for number in 0..50_000_u32 {
@@ -265,7 +265,7 @@ fn the_table_is_bounded_whatever_is_announced_and_asked() {
     for number in 0..RECORDS * 2 {
         put(&mut table, std::net::Ipv4Addr::from_bits(number.try_into().unwrap()).into(), KernelAnswer::Shared { interface: 9 });
     }
-    assert!(table.sizes().0 <= RECORDS && table.generation() > before, "what was forgotten has to be compared again");
+    assert!(table.sizes().0 <= RECORDS && table.generation() > before, "callers must compare forgotten addresses again");
     put(&mut table, last, KernelAnswer::Nowhere);
     table.keep_only(&|ip| ip == last);
     assert_eq!(table.fresh(last), Some(Reach::Nowhere));
@@ -276,7 +276,7 @@ fn the_table_is_bounded_whatever_is_announced_and_asked() {
 }
 
 #[test]
-fn bridges_count_where_they_have_ports() {
+fn bridges_count_only_with_ports() {
     let mut table = LinkTable::default();
     table.set_links(&[interface(BRIDGE, "bridge", None), interface(7, "veth", None)]);
     assert!(!table.has_bridges());
@@ -287,7 +287,7 @@ fn bridges_count_where_they_have_ports() {
     assert!(!table.has_bridges());
     assert_eq!(table.named(Digest::of_name("if3")), None);
     table.apply(&LinkEvent::Port { interface: 70, bridge: Some(BRIDGE) });
-    assert!(table.link(70).is_none(), "it is not known yet");
+    assert!(table.link(70).is_none(), "the interface is not known yet");
 }
 
 #[test]
@@ -299,16 +299,16 @@ fn a_record_is_small() {
 fn an_interface_keeps_the_time_at_which_it_was_announced() {
     let mut table = table();
     let appeared = |table: &LinkTable, index| table.link(index).map(|known| known.appeared());
-    assert_eq!(appeared(&table, 7), Some(0), "it was there before");
+    assert_eq!(appeared(&table, 7), Some(0), "the interface existed before the table");
     table.set_uptime(50);
     table.apply(&LinkEvent::Interface(interface(10, "veth", None)));
     table.set_uptime(60);
-    // It becomes a port, and changes; an interface of before changes.
+    // The interface becomes a port, and changes; an interface that existed before the table changes.
     table.apply(&LinkEvent::Port { interface: 10, bridge: Some(BRIDGE) });
     table.apply(&LinkEvent::Interface(interface(10, "veth", Some(BRIDGE))));
     table.apply(&LinkEvent::Interface(interface(7, "veth", None)));
     assert_eq!((appeared(&table, 10), appeared(&table, 7)), (Some(50), Some(0)));
-    // Notifications are lost: what is still there is the same if it has the same name.
+    // Notifications were lost: an interface that still exists is the same one if its name is the same.
     table.set_links(&[
         interface(10, "veth", None),
         Interface { name: "other".to_owned(), ..interface(7, "veth", None) },

@@ -1,4 +1,4 @@
-//! A witness for tests whose looks take as long as the test wants.
+//! A witness for tests whose answers are held back until the test releases them.
 #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::{Fixed, Sight, Witness};
 
-/// Sees nothing, and answers as often as it is let.
+/// A witness that sees nothing and gives only as many answers as the test allows.
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) answers: Semaphore,
@@ -24,7 +24,7 @@ impl Default for Held {
 }
 
 impl Held {
-    /// How many looks have begun.
+    /// Returns how many queries have begun.
     pub(crate) fn asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
     }

@@ -1,18 +1,18 @@
 //! Result files as runtimes and plugins write them.
 
-/// The container of the files that are composed here.
+/// The container ID in the files that these tests compose.
 pub(super) const CONTAINER: &str = "6397e269c6b847d56d8d99b0a423bb50444f861fe68fff9a6773f70467dc1cdc";
 pub(super) const NETNS: &str = "/var/run/netns/cni-eaf6f3e4-8a0a-71dc-38e2-5d56fa02e019";
 pub(super) const UID: &str = "085e52e2-8e99-4fd6-a20f-78cb8d01c4dc";
 
-/// A file: its name and its content.
+/// A result file: its name and its content.
 #[derive(Clone, Debug)]
 pub(super) struct Written {
     pub(super) name: String,
     pub(super) content: String,
 }
 
-/// What a file is made of, as `cacheAdd` of libcni writes it.
+/// The parts of a file, as `cacheAdd` of libcni writes it.
 #[derive(Clone, Debug)]
 pub(super) struct Cache {
     pub(super) network: String,
@@ -24,7 +24,7 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// A file of containerd for the pod `shop/web-1`.
+    /// Returns a file of containerd for the pod `shop/web-1`.
     pub(super) fn of(network: &str, result: &str) -> Self {
         Self {
             network: network.to_owned(),
@@ -47,7 +47,7 @@ impl Cache {
     }
 }
 
-/// `cniArgs` as containerd writes it; older versions have no UID.
+/// Returns `cniArgs` as containerd writes it; older versions have no UID.
 pub(super) fn args(namespace: &str, pod: &str, uid: Option<&str>) -> String {
     let uid = uid.map(|uid| format!(r#",["K8S_POD_UID","{uid}"]"#)).unwrap_or_default();
     format!(
@@ -55,7 +55,7 @@ pub(super) fn args(namespace: &str, pod: &str, uid: Option<&str>) -> String {
     )
 }
 
-/// A pod of this number behind a bridge, with the address `10.HIGH.MIDDLE.LOW`.
+/// Returns the file of a pod behind a bridge, with the address `10.HIGH.MIDDLE.LOW` for this number.
 pub(super) fn pod(number: u32) -> Written {
     let [_, high, middle, low] = number.to_be_bytes();
     let mut cache = Cache::of(

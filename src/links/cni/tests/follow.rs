@@ -1,4 +1,4 @@
-//! The directory as it changes.
+//! Follows a directory as it changes.
 
 use std::fmt::Display;
 use std::fs;
@@ -20,7 +20,7 @@ use super::{MAX_FILES, Results};
 use crate::digest::Digest;
 use crate::metrics::Metrics;
 
-/// A test that waits longer hangs.
+/// Time limit for a condition.
 const LIMIT: Duration = Duration::from_secs(120);
 
 struct Kept {
@@ -40,11 +40,12 @@ fn begin(root: TempDir) -> Kept {
     begin_with(root, Duration::from_secs(3600))
 }
 
-/// The keeper of `results` in this directory. What the kernel tells needs no comparison, so that is as good as off.
+/// Starts the keeper of `results` in this directory. Most tests rely on the kernel's events and set `compare` to practically
+/// never.
 fn begin_with(root: TempDir, compare: Duration) -> Kept {
     let (results, metrics) = (Results::none(), Metrics::new());
     let short = Duration::from_millis(5);
-    // Reading thousands of files takes longer than a short pause: nothing else would be done.
+    // Rereading thousands of files takes longer than a short pause, so the keeper would do nothing else.
     let pauses = RetryPauses { retry: short, compare, replaced: short, full: Duration::from_secs(1) };
     let task = tokio::spawn(results.clone().keep_with(root.path().join("results"), metrics.clone(), pauses));
     Kept { results, metrics, root, task }
@@ -62,7 +63,7 @@ fn write(dir: &Path, file: &Written) -> PathBuf {
     path
 }
 
-/// Waits until something holds, looking again with each change.
+/// Waits until a condition holds, checking it after each change.
 async fn until(results: &Results, what: &str, holds: impl Fn(&Results) -> bool) {
     let mut changes = results.changes();
     let wait = async {
@@ -82,7 +83,7 @@ fn pods(results: &Results, number: u32) -> Vec<Digest> {
     results.of([10, high, middle, low].into()).iter().map(AttachmentRecord::pod).collect()
 }
 
-/// The pod of this name, as it is remembered.
+/// Returns the digest of the pod with this number.
 fn web(number: impl Display) -> Digest {
     Digest::of_pod("shop", &format!("web-{number}"))
 }
@@ -104,8 +105,8 @@ impl Kept {
         until(&self.results, what, holds).await;
     }
 
-    /// Writes a file and waits for it: what came before it has been seen then. Names are read in their order where several
-    /// changed at once, and this is the last.
+    /// Writes a file and waits for it, by which time earlier changes have been seen. Changes that arrive together are processed
+    /// in order of name, and this name is the last.
     async fn settle(&self, number: u32) {
         let mut file = pod(number);
         file.name = file.name.replace("cbr0", "zz");
@@ -138,7 +139,7 @@ async fn files_are_read_and_followed() {
     assert_eq!(pods(&kept.results, 2), []);
     fs::remove_file(path).unwrap();
     kept.until("a removed file", |results| results.count() == 1).await;
-    // In and out by another name.
+    // By renaming into the directory and out of it.
     let beside = write(kept.root.path(), &pod(4));
     fs::rename(&beside, kept.dir().join(pod(4).name)).unwrap();
     kept.until("a file that is moved in", |results| has(results, 4)).await;
@@ -151,7 +152,7 @@ async fn files_are_read_and_followed() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_written_in_part_says_nothing_until_it_is_whole() {
+async fn a_partial_file_is_ignored_until_it_is_complete() {
     let kept = begin(root());
     kept.settle(1).await;
     let file = pod(2);
@@ -161,18 +162,18 @@ async fn a_file_that_is_written_in_part_says_nothing_until_it_is_whole() {
     assert_eq!((kept.results.count(), kept.gauge("ignored")), (2, 1));
     fs::OpenOptions::new().append(true).open(kept.dir().join(&file.name)).unwrap().write_all(rest.as_bytes()).unwrap();
     kept.until("the rest of the file", |results| has(results, 2)).await;
-    // What was whole and is no more.
+    // A complete file becomes incomplete.
     fs::write(kept.dir().join(&file.name), "").unwrap();
     kept.until("the file that was emptied", |results| results.count() == 2).await;
 }
 
 #[tokio::test]
-async fn what_is_no_plain_file_is_never_read() {
+async fn only_regular_files_are_read() {
     let root = root();
     let dir = root.path().join("results");
     let beside = root.path().to_owned();
     let outside = write(&beside, &pod(1));
-    // Under names that only a result may have, before the start and after it.
+    // Under names that are valid for results, before the start and after it.
     let place = |dir: &Path, first: u32| {
         let make = |number: u32| beside.join(format!("odd-{number}"));
         symlink(&outside, make(first)).unwrap();
@@ -205,7 +206,7 @@ async fn what_is_no_plain_file_is_never_read() {
 }
 
 #[tokio::test]
-async fn a_directory_may_come_later_go_and_come_again() {
+async fn a_directory_may_appear_disappear_and_reappear() {
     let kept = begin(TempDir::new().unwrap());
     assert_eq!(kept.results.count(), 0);
     for number in 1..4 {
@@ -215,7 +216,7 @@ async fn a_directory_may_come_later_go_and_come_again() {
         fs::remove_dir_all(kept.dir()).unwrap();
         kept.until("a directory that was removed", |results| results.count() == 0).await;
     }
-    // In another's place, with and without a moment of none.
+    // Another directory takes its place.
     fs::create_dir(kept.dir()).unwrap();
     kept.write(&pod(4));
     kept.until("the first directory", |results| has(results, 4)).await;
@@ -227,7 +228,7 @@ async fn a_directory_may_come_later_go_and_come_again() {
     kept.until("the second directory", |results| has(results, 5) && results.count() == 1).await;
     kept.write(&pod(6));
     kept.until("the second directory is followed", |results| has(results, 6)).await;
-    // A file in its place is no directory.
+    // A regular file at the path is not a directory.
     fs::remove_dir_all(kept.dir()).unwrap();
     fs::write(kept.dir(), "").unwrap();
     kept.until("a file in its place", |results| results.count() == 0).await;
@@ -237,9 +238,9 @@ async fn a_directory_may_come_later_go_and_come_again() {
     kept.until("a directory in its place", |results| has(results, 7)).await;
 }
 
-/// The parent is replaced, of which the watch hears nothing.
+/// The parent directory is replaced, which the watch does not report.
 #[tokio::test]
-async fn another_directory_behind_the_path_is_found_by_comparison() {
+async fn a_replaced_parent_directory_is_found_by_comparison() {
     let root = TempDir::new().unwrap();
     for (name, number) in [("one", 1), ("two", 2)] {
         let dir = root.path().join(name).join("results");
@@ -259,7 +260,7 @@ async fn another_directory_behind_the_path_is_found_by_comparison() {
 }
 
 #[tokio::test]
-async fn of_too_many_files_the_last_written_count() {
+async fn of_too_many_files_the_last_written_ones_are_used() {
     let root = root();
     let dir = root.path().join("results");
     let begun = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
@@ -267,7 +268,7 @@ async fn of_too_many_files_the_last_written_count() {
         let path = write(&dir, &pod(number));
         fs::File::options().write(true).open(path).unwrap().set_modified(begun + Duration::from_secs(u64::from(number))).unwrap();
     }
-    // Many of the loopback network take nobody's place.
+    // Files of the loopback network do not displace others, however many there are.
     for number in 0..1000 {
         fs::write(dir.join(format!("cni-loopback-c{number}-lo")), "{}").unwrap();
     }
@@ -278,7 +279,7 @@ async fn of_too_many_files_the_last_written_count() {
     kept.write(&pod(6000));
     kept.until("a new file in the place of the oldest", |results| has(results, 6000)).await;
     assert!(!has(&kept.results, first) && has(&kept.results, first + 1));
-    // Where others go, those that were left out have their room.
+    // When files are removed, those that were left out take their place.
     for number in 3000..=5000 {
         fs::remove_file(dir.join(pod(number).name)).unwrap();
     }
@@ -286,7 +287,7 @@ async fn of_too_many_files_the_last_written_count() {
 }
 
 #[tokio::test]
-async fn lost_events_are_made_up_for() {
+async fn lost_events_are_compensated_for() {
     let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap().trim().parse::<usize>().unwrap();
     if limit > 200_000 {
         eprintln!("SKIP: the kernel queues {limit} events");
@@ -294,7 +295,7 @@ async fn lost_events_are_made_up_for() {
     }
     let kept = begin(root());
     kept.settle(1).await;
-    // One thread: nobody reads the events meanwhile. Events of two files by turns are not merged.
+    // The runtime has one thread, so the events are not read meanwhile. Alternating events of two files are not merged.
     let files = [pod(2), pod(3)].map(|file| kept.write(&file));
     for number in 0..limit + 8 {
         drop(fs::OpenOptions::new().append(true).open(&files[number % 2]).unwrap());
@@ -306,12 +307,12 @@ async fn lost_events_are_made_up_for() {
 }
 
 #[tokio::test]
-async fn only_news_wakes_and_counts() {
+async fn only_relevant_changes_wake_readers() {
     let kept = begin(root());
     kept.settle(1).await;
     let (generation, changes) = (kept.results.generation(), kept.results.changes());
     assert_eq!(*changes.borrow(), generation);
-    // The same again, a file that is ignored, and one that goes.
+    // An ignored file, its removal, and a rewrite with the same content do not count.
     let settled = pod(1).name.replace("cbr0", "zz");
     let content = fs::read(kept.dir().join(&settled)).unwrap();
     fs::write(kept.dir().join("ignored"), "{}").unwrap();
@@ -329,7 +330,7 @@ async fn only_news_wakes_and_counts() {
     assert!(changes.has_changed().unwrap());
 }
 
-/// Who asks while the directory changes sees what a file said before or after, and never a mixture.
+/// A reader sees the old or the new content of a file while the directory changes, never a mixture.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_address_is_always_one_of_its_claimants() {
     let kept = begin(root());

@@ -1,4 +1,4 @@
-//! Properties: of whatever bytes, and of the table against a plain list.
+//! Property tests of the parser with arbitrary bytes, and of the table against a plain list.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -22,9 +22,9 @@ fn any_file() -> impl Strategy<Value = Written> {
     ]
 }
 
-/// What must hold of an attachment that came of these bytes.
+/// Checks the invariants of an attachment that was parsed from these bytes.
 fn check(file: &str, bytes: &[u8], attachment: &Attachment) {
-    // What is skipped may have numbers that this parser has no type for.
+    // Skipped parts may contain numbers that `Value` cannot represent.
     let Ok(value) = serde_json::from_slice::<Value>(bytes) else { return };
     let texts = |value: &Value| value.to_string();
     assert_eq!(value["kind"], "cniCacheV1");
@@ -48,14 +48,14 @@ fn check(file: &str, bytes: &[u8], attachment: &Attachment) {
 
 proptest! {
     #[test]
-    fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512), name in ".{0,40}") {
+    fn the_parser_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..512), name in ".{0,40}") {
         if let Ok(attachment) = parse(&name, &bytes, 0) {
             check(&name, &bytes, &attachment);
         }
     }
 
     #[test]
-    fn a_damaged_file_gives_what_it_says_or_nothing(
+    fn a_damaged_file_is_read_as_written_or_ignored(
         file in any_file(),
         damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3_u8), 0..4),
     ) {
@@ -87,7 +87,7 @@ proptest! {
     }
 
     #[test]
-    fn the_table_is_the_list_of_its_files(
+    fn the_table_equals_the_list_of_its_files(
         changes in proptest::collection::vec((0..8_u8, proptest::collection::vec(0..4_u8, 0..4), 0..4_u64, any::<bool>()), 0..60),
     ) {
         let mut table = AttachmentTable::new(100);
@@ -149,13 +149,13 @@ fn attachment(file: u8, ips: &[u8], written: u64) -> Option<Attachment> {
 }
 
 #[test]
-fn without_room_the_files_written_first_go() {
+fn a_full_table_forgets_the_oldest_files() {
     let mut table = AttachmentTable::new(3);
     let assert_pods = |table: &AttachmentTable, wanted: [u8; 3]| {
         let mut pods: Vec<Digest> = table.of(ip(1)).iter().map(AttachmentRecord::pod).collect();
         let mut wanted = wanted.map(|file| Digest::of_pod("shop", &format!("web-{file}")));
         pods.sort();
-        // One with three interfaces has two records.
+        // An attachment with three interfaces has two records.
         pods.dedup();
         wanted.sort();
         assert_eq!(pods, wanted);
@@ -163,14 +163,14 @@ fn without_room_the_files_written_first_go() {
     for (file, written) in [(1, 30), (2, 10), (3, 20)] {
         assert!(!table.put(&[file], attachment(file, &[1], written).as_ref()).is_full);
     }
-    // A file that is ignored takes the place of none.
+    // An ignored file displaces no attachment.
     let change = table.put(b"ignored", None);
     assert!(change.is_full && !change.is_news);
     assert_pods(&table, [1, 2, 3]);
     let change = table.put(&[4], attachment(4, &[1], 40).as_ref());
     assert!(change.is_full && change.is_news);
     assert_pods(&table, [1, 3, 4]);
-    // One that is known needs no room, and an ignored one goes first.
+    // A known file needs no room, and an ignored one goes first.
     assert!(!table.put(&[4], None).is_full);
     assert!(table.put(&[5], attachment(5, &[1], 1).as_ref()).is_full);
     assert_pods(&table, [1, 3, 5]);

@@ -1,4 +1,4 @@
-//! Which attachment a file gives, and what is ignored.
+//! The attachments that files describe, and the files that are ignored.
 
 use super::super::attachment::Attachment;
 use super::super::directory::MAX_FILE;
@@ -9,7 +9,7 @@ fn read(file: &Written) -> Result<Attachment, Ignored> {
     parse(&file.name, file.content.as_bytes(), 1_700_000_000_000_000_000)
 }
 
-/// Reads the file of a cache that was changed.
+/// Parses the file of a modified cache entry.
 fn changed(change: impl FnOnce(&mut Cache)) -> Result<Attachment, Ignored> {
     let mut cache = Cache::of("bridge", files::BRIDGE);
     change(&mut cache);
@@ -55,7 +55,7 @@ fn each_plugins_result_is_read() {
 }
 
 #[test]
-fn files_of_multus_are_attachments_of_one_pod() {
+fn multus_files_are_attachments_of_one_pod() {
     let (first, second) = (read(&files::flannel()).unwrap(), read(&files::macvlan()).unwrap());
     for attachment in [&first, &second] {
         assert_eq!((attachment.namespace.as_str(), attachment.pod.as_str()), ("default", "macvlan"));
@@ -68,7 +68,7 @@ fn files_of_multus_are_attachments_of_one_pod() {
 }
 
 #[test]
-fn a_runtime_that_passes_no_uid_gives_the_names() {
+fn without_a_uid_the_names_identify_the_pod() {
     for uid in [None, Some("")] {
         let attachment = changed(|cache| cache.args = args("shop", "web-1", uid)).unwrap();
         assert_eq!((attachment.namespace.as_str(), attachment.pod.as_str(), attachment.uid.as_deref()), ("shop", "web-1", None));
@@ -76,7 +76,7 @@ fn a_runtime_that_passes_no_uid_gives_the_names() {
 }
 
 #[test]
-fn what_is_no_result_of_a_pod_is_ignored() {
+fn a_file_that_is_no_pods_result_is_ignored() {
     let bare = |name: &str| Written { name: name.to_owned(), content: files::CALICO.to_owned() };
     // libcni before 0.8.
     assert_eq!(read(&bare("k8s-pod-network-c1-eth0")), Err(Ignored::NotACache));
@@ -87,7 +87,7 @@ fn what_is_no_result_of_a_pod_is_ignored() {
     let mut file = Cache::of("bridge", files::BRIDGE).write();
     file.content = file.content.replace("cniCacheV1", "cniCacheV2");
     assert_eq!(read(&file), Err(Ignored::NotACache));
-    // Cut off anywhere.
+    // Truncated at any position.
     let file = Cache::of("bridge", files::BRIDGE).write();
     for end in 0..file.content.len() {
         assert_eq!(parse(&file.name, &file.content.as_bytes()[..end], 0), Err(Ignored::NotACache), "{end}");
@@ -96,7 +96,7 @@ fn what_is_no_result_of_a_pod_is_ignored() {
     for name in [format!("{}.bak", file.name), file.name.replace("eth0", "eth1"), file.name.to_uppercase()] {
         assert_eq!(parse(&name, file.content.as_bytes(), 0), Err(Ignored::Foreign));
     }
-    // A container that is no pod's, such as Podman's.
+    // A container that belongs to no pod, such as Podman's.
     for of_none in
         ["null".to_owned(), "[]".to_owned(), r#"[["K8S_POD_NAME","web-1"]]"#.to_owned(), r#"[["K8S_POD_NAMESPACE","shop"]]"#.to_owned()]
     {
@@ -108,7 +108,7 @@ fn what_is_no_result_of_a_pod_is_ignored() {
         let both = format!("{},{}", &first[..first.len() - 1], &second[1..]);
         assert_eq!(changed(|cache| cache.args = both), Err(Ignored::NoPod), "{other:?}");
     }
-    // Names that Kubernetes has not.
+    // Names that are invalid in Kubernetes.
     for name in ["../x", "a/b", "a b", "-a", &"a".repeat(254)] {
         assert_eq!(changed(|cache| cache.args = args(name, "web-1", None)), Err(Ignored::NoPod), "{name}");
         assert_eq!(changed(|cache| cache.args = args("shop", name, None)), Err(Ignored::NoPod), "{name}");
@@ -122,7 +122,7 @@ fn what_is_no_result_of_a_pod_is_ignored() {
     for ip in ["127.0.0.1/8", "::1/128", "0.0.0.0/0", "::", "224.0.0.1", "web-1", "", "10.0.0", "::ffff:127.0.0.1"] {
         assert_eq!(with(&format!(r#"{{"address":"{ip}","interface":1}}"#)), Err(Ignored::NoAddress), "{ip}");
     }
-    // Of the node's end, and of no interface.
+    // An address of the node's end, and of no interface.
     for place in ["0", "2", "-1"] {
         assert_eq!(with(&format!(r#"{{"address":"10.0.0.1/24","interface":{place}}}"#)), Err(Ignored::NoAddress), "{place}");
     }
@@ -148,9 +148,9 @@ fn lists_and_names_of_a_result_are_bounded() {
     assert_eq!(nul.host_interfaces, ["veth1"]);
 }
 
-/// A pod's author chooses its annotations, which are in the file. None of them hides the file.
+/// A pod's author chooses its annotations, which are in the file. They must not hide the file.
 #[test]
-fn a_pod_cannot_make_its_file_ignored_by_its_annotations() {
+fn annotations_cannot_hide_a_pods_file() {
     // 256 KiB are the limit of Kubernetes (TotalAnnotationSizeLimitB), and every byte is escaped by Go.
     let value = r"\u003c".repeat(256 * 1024);
     let fat = changed(|cache| cache.capability_args = format!(r#"{{"io.kubernetes.cri.pod-annotations":{{"a":"{value}"}}}}"#));
@@ -158,7 +158,7 @@ fn a_pod_cannot_make_its_file_ignored_by_its_annotations() {
     let mut cache = Cache::of("bridge", files::BRIDGE);
     cache.capability_args = format!(r#"{{"io.kubernetes.cri.pod-annotations":{{"a":"{value}"}}}}"#);
     assert!(cache.write().content.len() as u64 * 2 < MAX_FILE);
-    // Keys of the file itself, deep nesting in a text, and numbers too large for any type.
+    // Keys of the file itself, deep nesting, and numbers too large for any type.
     let texts = [
         r#"{"kind":"x","result":{},"cniArgs":[["K8S_POD_NAME","other"]]}"#.to_owned(),
         format!(r#"{{"io.kubernetes.cri.pod-annotations":{{"a":"{}"}}}}"#, "[".repeat(100_000)),
