@@ -28,10 +28,10 @@ use self::message::{
 pub use self::message::{Mac, Message};
 
 /// The time limit for an answer of the kernel, which may wait for other processes that change interfaces.
-const PATIENCE_SECONDS: i64 = 10;
-/// The longest message that is received: one about a link, with its statistics.
+const ANSWER_TIMEOUT_SECONDS: i64 = 10;
+/// The longest message that is received, in bytes: one about a link, with its statistics.
 const RECEIVED: usize = 32 * 1024;
-/// How often a dump is repeated that the kernel reports as incomplete, before the incomplete result is used.
+/// How often a dump that the kernel reports as incomplete is repeated before the incomplete result is used.
 const DUMPS: usize = 5;
 
 /// A socket for queries in the network namespace in which it was opened.
@@ -44,17 +44,17 @@ pub struct Netlink {
 /// The kernel's description of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
-    /// Its number.
+    /// The interface's number.
     pub index: u32,
-    /// Its name.
+    /// The interface's name.
     pub name: String,
-    /// Its address.
+    /// The interface's link-layer address.
     pub mac: Option<Mac>,
-    /// What kind of virtual interface it is, such as `bridge`.
+    /// The kind of virtual interface, such as `bridge`.
     pub kind: Option<String>,
     /// The interface that it is a part of, such as the bridge that it is a port of.
     pub master: Option<u32>,
-    /// Whether it is switched on and has a carrier.
+    /// Whether it is up and has a carrier.
     pub is_up: bool,
     /// For a VLAN-aware bridge, the VLAN of its own packets and of untagged ones, unless a port has another one configured.
     pub vlan: Option<u16>,
@@ -90,23 +90,23 @@ fn vlan_of_bridge(data: &[u8]) -> Option<u16> {
     attribute(data, IFLA_BR_VLAN_DEFAULT_PVID).and_then(short).filter(|_| filters)
 }
 
-/// The way to an address.
+/// The path to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Way {
     /// The interface's number.
     pub interface: u32,
-    /// Whether it leads to another router first.
+    /// Whether it leads through a gateway.
     pub by_gateway: bool,
 }
 
 /// The entry of the kernel's tables that leads to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelRoute {
-    /// The number of the interface; 0 where there are several.
+    /// The number of the interface; 0 if the route has several.
     pub interface: u32,
-    /// Whether it leads to another router first.
+    /// Whether it leads through a gateway.
     pub by_gateway: bool,
-    /// Whether it is for this address alone.
+    /// Whether it covers only this address.
     pub for_one: bool,
     /// Whether it is a unicast route that does not lead to the node itself.
     pub is_unicast: bool,
@@ -116,25 +116,25 @@ impl Netlink {
     /// Opens a socket in the network namespace of the calling thread.
     ///
     /// # Errors
-    /// If there is no netlink, or no descriptor is left.
+    /// If netlink is unavailable, or no descriptor is left.
     pub fn open() -> io::Result<Self> {
         let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
-        setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(ANSWER_TIMEOUT_SECONDS))?;
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Returns the interface of this name.
+    /// Returns the interface with this name.
     ///
     /// # Errors
-    /// Of the kind `NotFound` where there is none.
+    /// Of the kind `NotFound` if there is none.
     pub fn link(&mut self, name: &str) -> io::Result<Interface> {
         self.one_link(NetlinkRequest::new(RTM_GETLINK, 0, &interface_message(0, 0)).attribute(IFLA_IFNAME, &zero_terminated(name)))
     }
 
-    /// Returns the interface of this number.
+    /// Returns the interface with this number.
     ///
     /// # Errors
-    /// Of the kind `NotFound` where there is none.
+    /// Of the kind `NotFound` if there is none.
     pub fn link_at(&mut self, index: u32) -> io::Result<Interface> {
         self.one_link(NetlinkRequest::new(RTM_GETLINK, 0, &interface_message(index, 0)))
     }
@@ -210,7 +210,7 @@ impl Netlink {
     pub fn neighbour(&mut self, interface: u32, ip: IpAddr) -> io::Result<Option<Mac>> {
         let fixed = neighbour_message(family(ip), interface, 0);
         let answer = self.ask_for_entry(NetlinkRequest::new(RTM_GETNEIGH, 0, &fixed).attribute(NDA_DST, &octets(ip)))?;
-        // It is there only where the entry is valid (neigh_fill_info, NUD_VALID).
+        // The attribute is present only while the entry is valid (`neigh_fill_info`, `NUD_VALID`).
         Ok(answer.and_then(|answer| attribute(answer.get(NDMSG..)?, NDA_LLADDR)?.try_into().ok()))
     }
 
@@ -233,7 +233,7 @@ impl Netlink {
     fn ask_for_entry(&mut self, request: NetlinkRequest) -> io::Result<Option<Vec<u8>>> {
         match self.ask(request) {
             Ok(answer) => Ok(Some(answer)),
-            // The interface may just be gone.
+            // The interface may have just been removed.
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::ENOENT | Errno::ENODEV) => Ok(None),
                 _ => Err(error),
@@ -248,7 +248,7 @@ impl Netlink {
         loop {
             let length = self.receive(&mut received)?;
             let first = messages(&received[..length]).next();
-            // Others are late answers to earlier queries that timed out.
+            // Other messages are late answers to earlier queries that timed out.
             if let Some(message) = first.filter(|message| message.sequence == self.sequence) {
                 return if message.kind == NLMSG_ERROR { outcome(message.body).map(|()| Vec::new()) } else { Ok(message.body.to_vec()) };
             }
@@ -297,7 +297,7 @@ fn outcome(body: &[u8]) -> io::Result<()> {
     }
 }
 
-/// The interface of a route that has one, and whether it leads to another router.
+/// Returns the interface of a route, if it has one, and whether the route leads through a gateway.
 fn next_hop(route: &[u8]) -> (Option<u32>, bool) {
     let (mut interface, mut by_gateway) = (None, false);
     for (kind, value) in attributes(route.get(RTMSG..).unwrap_or_default()) {
@@ -315,17 +315,17 @@ fn next_hop(route: &[u8]) -> (Option<u32>, bool) {
 pub(crate) struct Forwarding {
     /// The number of the bridge.
     pub(crate) bridge: u32,
-    /// Which address it is for.
+    /// The link-layer address of the entry.
     pub(crate) mac: Mac,
     /// The VLAN, if the bridge is VLAN-aware.
     pub(crate) vlan: Option<u16>,
-    /// The number of the port; `None` for an address of the bridge's or of a port's own.
+    /// The number of the port; `None` for an address of the bridge itself or of one of its ports.
     pub(crate) port: Option<u32>,
 }
 
 impl Forwarding {
-    /// Parses the body of a message about such an entry. Others of the same family are `None`: VXLAN and network cards have
-    /// databases of their own, which no bridge uses.
+    /// Parses the body of a message about such an entry. `None` for other entries of the same family: VXLAN interfaces and
+    /// network cards have databases of their own, which no bridge uses.
     pub(crate) fn read(body: &[u8]) -> Option<Self> {
         let (port, state) = (number(body.get(4..8)?)?, short(body.get(8..10)?)?);
         let (mut bridge, mut mac, mut vlan) = (None, None, None);
@@ -356,25 +356,25 @@ impl AsRawFd for Notifications {
 }
 
 impl Notifications {
-    /// Subscribes to groups of notifications: `RTNLGRP_…` of linux/rtnetlink.h, each as a bit, of which the first is group 1. The
-    /// kernel ignores groups that it does not have. The queue holds this many bytes, or as many as the node allows
-    /// (`net.core.rmem_max`).
+    /// Subscribes to groups of notifications: `RTNLGRP_…` of linux/rtnetlink.h, each as a bit, starting with group 1 in the
+    /// lowest one. The kernel ignores groups that it does not have. The queue holds this many bytes, or as many as the node
+    /// allows (`net.core.rmem_max`).
     ///
     /// # Errors
-    /// If there is no netlink, or no descriptor is left.
+    /// If netlink is unavailable, or no descriptor is left.
     pub fn open(groups: u32, queue: usize) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
-        // The second does without the capability NET_ADMIN.
+        // The second call does not need NET_ADMIN.
         setsockopt(&socket, RcvBufForce, &queue).or_else(|_| setsockopt(&socket, RcvBuf, &queue))?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         Ok(Self { socket })
     }
 
-    /// Returns the next notification; `None` if there is none. One that does not fit is truncated.
+    /// Returns the next notification; `None` if there is none. A notification that does not fit is truncated.
     ///
     /// # Errors
-    /// With `ENOBUFS` once when the queue overflowed; the kernel then announces nothing until the queue has been read to its end
+    /// `ENOBUFS` once when the queue overflowed; the kernel then announces nothing until the queue has been read to its end
     /// (`netlink_overrun`, `NETLINK_S_CONGESTED`).
     pub fn next<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
         loop {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use nix::sys::socket::AddressFamily;
 
-/// An address of the link layer.
+/// A link-layer address.
 pub type Mac = [u8; 6];
 
 pub(crate) const NLMSG_ERROR: u16 = 2;
@@ -14,12 +14,12 @@ pub(crate) const NLMSG_DONE: u16 = 3;
 pub(crate) const NLM_F_REQUEST: u16 = 1;
 pub(crate) const NLM_F_ACK: u16 = 4;
 pub(crate) const NLM_F_ECHO: u16 = 8;
-/// In an answer to a dump: something changed in the meantime, and entries may be missing.
+/// In an answer to a dump: something changed during the dump, and entries may be missing.
 pub(crate) const NLM_F_DUMP_INTR: u16 = 0x10;
 pub(crate) const NLM_F_REPLACE: u16 = 0x100;
 pub(crate) const NLM_F_EXCL: u16 = 0x200;
 pub(crate) const NLM_F_CREATE: u16 = 0x400;
-/// Asks for every entry (`NLM_F_ROOT | NLM_F_MATCH`).
+/// Requests every entry (`NLM_F_ROOT | NLM_F_MATCH`).
 pub(crate) const NLM_F_DUMP: u16 = 0x300;
 pub(crate) const HEADER: usize = 16;
 
@@ -48,9 +48,9 @@ pub(crate) const RT_SCOPE_UNIVERSE: u8 = 0;
 pub(crate) const RT_SCOPE_LINK: u8 = 253;
 pub(crate) const RTN_UNICAST: u8 = 1;
 pub(crate) const RTNH_F_ONLINK: u32 = 4;
-/// In an answer: it is the resolution of one address, not an entry of a table.
+/// In an answer: the route is the result for one address, not an entry of a table.
 pub(crate) const RTM_F_CLONED: u32 = 0x200;
-/// Asks for the entry of the table that matched.
+/// Requests the entry of the table that matched.
 pub(crate) const RTM_F_FIB_MATCH: u32 = 0x2000;
 pub(crate) const RTA_DST: u16 = 1;
 pub(crate) const RTA_OIF: u16 = 4;
@@ -68,7 +68,7 @@ pub(crate) const IFLA_MASTER: u16 = 10;
 pub(crate) const IFLA_LINKINFO: u16 = 18;
 pub(crate) const IFLA_NET_NS_PID: u16 = 19;
 pub(crate) const IFLA_EXT_MASK: u16 = 29;
-/// Leaves the statistics out of an answer.
+/// Omits the statistics from an answer.
 pub(crate) const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 pub(crate) const IFLA_INFO_KIND: u16 = 1;
 pub(crate) const IFLA_INFO_DATA: u16 = 2;
@@ -105,7 +105,7 @@ pub(crate) struct NetlinkRequest {
 }
 
 impl NetlinkRequest {
-    /// Starts a request with the fixed part that every message of its kind begins with.
+    /// Starts a request with the fixed part of messages of its kind.
     pub(crate) fn new(kind: u16, flags: u16, fixed: &[u8]) -> Self {
         let mut bytes = vec![0; HEADER];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
@@ -129,7 +129,7 @@ impl NetlinkRequest {
     }
 }
 
-/// Adds an attribute: its length and kind, its value, and zeros up to the next four bytes.
+/// Appends an attribute: its length and kind, its value, and zeros up to a multiple of four bytes.
 pub(crate) fn append(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
     let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
     bytes.extend_from_slice(&length.to_ne_bytes());
@@ -138,20 +138,20 @@ pub(crate) fn append(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
     bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
 
-/// A message that came in.
+/// A received message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message<'a> {
-    /// What kind of message it is, such as `RTM_NEWLINK`.
+    /// The kind of the message, such as `RTM_NEWLINK`.
     pub kind: u16,
     /// `NLM_F_…`
     pub flags: u16,
-    /// The number of the request that it answers; 0 for a notification.
+    /// The sequence number of the request that it answers; 0 for a notification.
     pub sequence: u32,
     /// Everything after the header.
     pub body: &'a [u8],
 }
 
-/// Splits received data into its messages. Ends at the first malformed one.
+/// Splits received data into messages, up to the first malformed one.
 pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let length = usize::try_from(number(bytes.get(0..4)?)?).ok()?;
@@ -163,7 +163,7 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
-/// Splits attributes, without the flags of their types. Ends at the first malformed one.
+/// Splits data into attributes, without the flags of their types, up to the first malformed one.
 pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(short(bytes.get(0..2)?)?);
@@ -174,7 +174,7 @@ pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
     })
 }
 
-/// The value of the first attribute of this kind.
+/// Returns the value of the first attribute of this kind.
 pub(crate) fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
@@ -197,13 +197,13 @@ pub(crate) fn zero_terminated(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// The number of the address family.
+/// Returns the number of the address family.
 pub(crate) fn family(ip: IpAddr) -> u8 {
     let family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     family as i32 as u8
 }
 
-/// The number of the family of messages about bridges.
+/// Returns the number of the family of messages about bridges.
 pub(crate) fn bridge_family() -> u8 {
     // linux/socket.h, AF_BRIDGE; nix has no name for it.
     7
@@ -216,7 +216,7 @@ pub(crate) fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// An address of either family, told apart by its length.
+/// Parses an address of either family, which its length determines.
 pub(crate) fn address(octets: &[u8]) -> Option<IpAddr> {
     if let Ok(ipv4) = <[u8; 4]>::try_from(octets) {
         return Some(ipv4.into());
@@ -224,7 +224,7 @@ pub(crate) fn address(octets: &[u8]) -> Option<IpAddr> {
     <[u8; 16]>::try_from(octets).ok().map(IpAddr::from)
 }
 
-/// The length of a prefix that holds one address alone.
+/// Returns the length of a prefix that covers a single address.
 pub(crate) fn prefix_of_one(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { 32 } else { 128 }
 }
@@ -245,7 +245,8 @@ pub(crate) fn neighbour_message(family: u8, index: u32, state: u16) -> [u8; NDMS
     fixed
 }
 
-/// The fixed part of a message about a route of the main table. `flags` are those of the route, or of its only next hop.
+/// Returns the fixed part of a message about a route of the main table. `flags` are those of the route, or of its only next
+/// hop.
 pub(crate) fn route_message(family: u8, prefix: u8, scope: u8, flags: u32) -> [u8; RTMSG] {
     let mut fixed = [family, prefix, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, scope, RTN_UNICAST, 0, 0, 0, 0];
     fixed[8..12].copy_from_slice(&flags.to_ne_bytes());
@@ -257,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attributes_are_read_as_they_are_written_and_never_past_the_end() {
+    fn attributes_round_trip_and_are_never_read_past_the_end() {
         let mut bytes = Vec::new();
         append(&mut bytes, 3, b"abc\0");
         append(&mut bytes, 1, &[1, 2, 3, 4, 5, 6]);
@@ -269,7 +270,7 @@ mod tests {
         for length in 0..bytes.len() {
             assert!(attributes(&bytes[..length]).count() <= 3);
         }
-        // A length that is too small ends it.
+        // A length that is too small ends the iteration.
         assert_eq!(attributes(&[0; 8]).count(), 0);
     }
 
@@ -288,7 +289,7 @@ mod tests {
         for length in 0..bytes.len() {
             assert!(messages(&bytes[..length]).count() < 2);
         }
-        // A length below that of the header, or beyond the end, ends it.
+        // A length below that of the header, or beyond the end, ends the iteration.
         for length in [0_u32, 15, u32::MAX] {
             let mut bad = first.clone();
             bad[0..4].copy_from_slice(&length.to_ne_bytes());
@@ -297,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_told_apart_by_their_length() {
+    fn the_length_determines_the_address_family() {
         for ip in ["10.0.0.1", "fd00::1"] {
             let ip = ip.parse().ok();
             assert_eq!(ip.and_then(|ip| address(&octets(ip))), ip);

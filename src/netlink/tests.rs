@@ -4,7 +4,7 @@ use super::message::append;
 use super::*;
 
 #[test]
-fn loopback_is_known_and_leads_to_itself() {
+fn loopback_is_found_and_routed_to_itself() {
     let mut netlink = Netlink::open().unwrap();
     let loopback = netlink.link("lo").unwrap();
     assert_eq!((loopback.mac, loopback.kind.clone(), loopback.master), (Some([0; 6]), None, None));
@@ -22,7 +22,7 @@ fn loopback_is_known_and_leads_to_itself() {
 }
 
 #[test]
-fn a_vlan_is_read_of_bridges_that_tell_vlans_apart() {
+fn a_vlan_is_read_only_from_vlan_aware_bridges() {
     for (filtering, pvid, wanted) in [(1_u8, Some(7_u16), Some(7)), (0, Some(7), None), (1, None, None)] {
         let (mut data, mut info) = (Vec::new(), Vec::new());
         append(&mut data, IFLA_BR_VLAN_FILTERING, &[filtering]);
@@ -45,7 +45,7 @@ fn a_vlan_is_read_of_bridges_that_tell_vlans_apart() {
 }
 
 #[test]
-fn an_entry_of_a_bridge_is_told_from_its_own_and_from_others() {
+fn a_bridges_learned_entries_are_recognized() {
     let body = |port: u32, state: u16, bridge: Option<u32>| {
         let mut body = neighbour_message(bridge_family(), port, state).to_vec();
         append(&mut body, NDA_LLADDR, &[1, 2, 3, 4, 5, 6]);
@@ -63,7 +63,7 @@ fn an_entry_of_a_bridge_is_told_from_its_own_and_from_others() {
 }
 
 #[test]
-fn an_error_of_the_kernel_is_an_error() {
+fn a_kernel_error_is_returned() {
     assert!(outcome(&0_i32.to_ne_bytes()).is_ok());
     assert_eq!(outcome(&(-(Errno::EPERM as i32)).to_ne_bytes()).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
     assert_eq!(outcome(&[1]).unwrap_err().kind(), io::ErrorKind::InvalidData);
