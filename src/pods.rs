@@ -1,6 +1,6 @@
-//! Who is asking: the pods of this node, by their addresses.
+//! The pods of this node, by their addresses. They identify the sender of a request.
 //!
-//! [`Pods`] is the read handle that a request is answered from. [`PodsWriter`] is its other end; only the watch holds it.
+//! [`Pods`] is the read handle that requests are answered from. [`PodsWriter`] is the write handle; only the watch holds it.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -28,14 +28,14 @@ use crate::digest::Digest;
 use crate::links::witness::{Fixed, Witness};
 use crate::shares::Network;
 
-/// How often the node is looked at for one answer, where what it sees changes meanwhile.
+/// How often the node is checked for one answer if its view changes meanwhile.
 const LOOKS: usize = 3;
-/// Addresses that are pinned before others get their turn.
+/// The number of addresses that are pinned before other tasks get a turn.
 const PINNED_AT_ONCE: usize = 16;
-/// How many wait until the kernel is asked about an address of no pod.
+/// The maximum number of tasks that wait for a kernel query about an address of no pod.
 const MAX_ASKING: usize = 128;
 
-/// Which objects besides pods decisions are made by: what is not needed is not read.
+/// The objects besides pods that decisions depend on. Those that are not needed are not read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// The namespaces of pods.
@@ -55,7 +55,7 @@ pub struct Pods {
 struct SharedPods {
     index: RwLock<Index>,
     node: NodeWitness,
-    /// The addresses of a complete list have been pinned.
+    /// Whether the addresses of a complete list have been pinned.
     pinned: AtomicBool,
     waiting: Places,
     asking: Semaphore,
@@ -63,13 +63,13 @@ struct SharedPods {
 }
 
 impl SharedPods {
-    /// The index is plain data that every writer leaves whole, so a panic elsewhere does not spoil it.
+    /// Every writer leaves the index consistent, so a panic elsewhere does not invalidate it.
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The writing end of [`Pods`].
+/// The write handle of [`Pods`].
 #[derive(Debug)]
 pub struct PodsWriter {
     shared: Arc<SharedPods>,
@@ -97,7 +97,7 @@ pub fn pods_with(witness: Arc<dyn Witness>, booted: Option<jiff::Timestamp>) -> 
 }
 
 impl PodsWriter {
-    /// Changes the index and wakes whoever waits for a change.
+    /// Changes the index, and wakes tasks that wait for a change.
     pub fn write<T>(&self, change: impl FnOnce(&mut Index) -> T) -> T {
         let result = change(&mut self.shared.index.write().unwrap_or_else(PoisonError::into_inner));
         self.changed.send_modify(|generation| *generation += 1);
@@ -119,7 +119,7 @@ fn lookup(index: &Index, judged: Judged) -> Lookup {
 }
 
 impl Pods {
-    /// Who has this address now.
+    /// Returns which pod has this address now.
     pub fn by_ip(&self, ip: IpAddr) -> Lookup {
         let index = self.shared.read();
         if let Some(judged) = self.shared.node.known(&index, ip) {
@@ -137,8 +137,8 @@ impl Pods {
         }
     }
 
-    /// Returns who has this address, without asking the kernel and so without waiting. The error is the API's word alone, where
-    /// the kernel would have to be asked: connections may be counted by it, but nothing may be decided by it.
+    /// Returns which pod has this address, without querying the kernel and therefore without waiting. If the kernel would have to be
+    /// queried, the error holds what the API alone says: it may be used to count connections, but not for decisions.
     pub fn at_once(&self, ip: IpAddr) -> Result<Lookup, Lookup> {
         let index = self.shared.read();
         match self.shared.node.known(&index, ip) {
@@ -147,30 +147,32 @@ impl Pods {
         }
     }
 
-    /// Returns what an address of no known pod is counted by. Behind bridges, the kernel is asked which pod's port leads to it: one
-    /// question at a time, so that these addresses, which can be invented, keep one thread at most.
+    /// Returns the group that an address of no known pod is counted in. Behind bridges, the kernel is asked which pod's port
+    /// leads to the address. These addresses can be invented, so only one query runs at a time, and they occupy one thread at
+    /// most.
     pub async fn network_of(&self, ip: IpAddr) -> Network {
         let network = Network::from(ip);
         if !self.has_bridges() {
             return network;
         }
-        // If very many wait already, this one does not.
+        // If too many tasks are waiting already, do not wait.
         let Ok(_asks) = self.shared.asking.try_acquire() else { return network };
         let _turn = self.shared.turn.lock().await;
         self.shared.node.witness().behind(ip).map_or(network, Network::Port)
     }
 
-    /// Who has this address by the API's word alone, for comparison. Nothing may be decided by it: the node itself may object.
+    /// Returns which pod has this address according to the API alone, for comparison. Decisions must not rely on it, because the
+    /// node's own view may contradict it.
     #[doc(hidden)]
     pub fn by_api_alone(&self, ip: IpAddr) -> Lookup {
         let index = self.shared.read();
         lookup(&index, Judged::Claims(index.by_ip(ip)))
     }
 
-    /// Who has this address, waiting at most `at_most` for it to become known, for the API's word on it where several pods
-    /// claim it, and for what is known of its pod to be `enough`. The watch's events wake the wait. An address of the node
-    /// itself is not waited for: it never becomes a pod's. The number of requests that wait is bounded, see [`waiting`]; those
-    /// without a place are answered by what is known.
+    /// Returns which pod has this address. Waits at most `at_most` until the address is known, the API has confirmed the claims if
+    /// there are several, and what is known about the pod is `enough`. Events of the watch wake it. Does not wait for an
+    /// address of the node itself, which never becomes a pod's. The number of waiting requests is bounded, see [`waiting`]; a
+    /// request without a place is answered from what is known.
     pub async fn wait_for_ip(&self, ip: IpAddr, at_most: Duration, enough: impl Fn(&Pod, &PodContext) -> bool) -> Lookup {
         let is_enough = |lookup: &Lookup| match lookup {
             Lookup::Found(pod, context) => enough(pod, context),
@@ -221,25 +223,24 @@ impl Pods {
         self.shared.waiting.turned_away()
     }
 
-    /// Returns how many requests of this pod were not let wait, or not to the end, in the last minutes.
+    /// Returns how many requests of this pod were not allowed to wait, or to continue waiting, in the last minutes.
     pub fn waits_turned_away_of(&self, pod: &Pod) -> Option<waiting::TurnedAwayRequests> {
         self.shared.waiting.turned_away_of(pod)
     }
 
-    /// Grows with every change: what was decided at one number still holds while it is the same.
+    /// Returns a number that grows with every change: a decision holds while the number is unchanged.
     pub fn generation(&self) -> u64 {
         // Both only grow, so their sum changes with each of them.
         self.changes.borrow().wrapping_add(self.shared.node.witness().generation())
     }
 
-    /// Applies every change of the node's links that the kernel has announced so far. Call it before you identify the peer of a
+    /// Applies every change of the node's links that the kernel has announced so far. Call it before identifying the peer of a
     /// new connection: changes on which the peer's packets depended were announced before.
     pub fn catch_up(&self) {
         self.shared.node.witness().catch_up();
     }
 
-    /// Does the same as [`Self::catch_up`] if pods are on bridges. Elsewhere, packets of pods cannot change what leads to an
-    /// address.
+    /// Calls [`Self::catch_up`] if pods are on bridges. Elsewhere, packets of pods cannot change what leads to an address.
     pub fn catch_up_on_bridges(&self) {
         if self.has_bridges() {
             self.catch_up();
@@ -284,41 +285,41 @@ impl Pods {
         self.shared.node.set_stale(stale);
     }
 
-    /// Whether pods are behind bridges, where they can forge what leads to others' addresses.
+    /// Returns whether pods are behind bridges, where they can forge what leads to others' addresses.
     pub fn has_bridges(&self) -> bool {
         self.shared.node.witness().has_bridges()
     }
 
-    /// Whether whoever connects from an address that no pod is known to have must connect again once it is a pod's: behind bridges,
-    /// another pod may have been there in the meantime. That is so until the links of all pods are pinned for the first time, and
-    /// where CNI results name each pod before it can send anything.
+    /// Returns whether a client that connected from an address of no known pod must reconnect once the address belongs to a
+    /// pod: behind bridges, another pod may have used the address in the meantime. That is the case until the links of all pods
+    /// are pinned for the first time, and on nodes where CNI results name each pod before it can send anything.
     pub fn distrusts_newcomers(&self) -> bool {
         self.has_bridges() && (!self.shared.pinned.load(Ordering::Relaxed) || self.shared.node.witness().has_records())
     }
 
-    /// Tells when the node was booted, by its present clock.
+    /// Sets the time of the node's last boot, by its current clock.
     pub fn booted_at(&self, booted: jiff::Timestamp) {
         self.shared.node.booted_at(booted);
     }
 
-    /// Whether the API has been silent for longer than the operator allows.
+    /// Returns whether the API has been silent for longer than the operator allows.
     pub fn is_stale(&self) -> bool {
         self.shared.node.is_stale()
     }
 
-    /// Every pod, for status pages; in the order of namespace and name.
+    /// Returns every pod, in the order of namespace and name, for status pages.
     pub fn all(&self) -> Vec<Arc<Pod>> {
         self.shared.read().all()
     }
 
-    /// Every pod that may ask, now or when it has an address, with what is known around it, in no order; and whether there
-    /// was a complete list of them.
+    /// Returns every pod that may send requests, now or once it has an address, with its context and in no particular order,
+    /// and whether there was a complete list of pods.
     pub fn that_may_ask(&self) -> (bool, Vec<(Arc<Pod>, PodContext)>) {
         let index = self.shared.read();
         (index.is_listed(), index.with_addresses().map(|pod| (pod.clone(), index.context(pod))).collect())
     }
 
-    /// The pod of this name, and what is known around it.
+    /// Returns the pod with this name, and its context.
     pub fn named(&self, namespace: &str, name: &str) -> Option<(Arc<Pod>, PodContext)> {
         let index = self.shared.read();
         let pod = index.all().into_iter().find(|pod| pod.namespace == namespace && pod.name == name)?;
@@ -326,38 +327,38 @@ impl Pods {
         Some((pod, context))
     }
 
-    /// Whether an address is the node's own.
+    /// Returns whether an address is the node's own.
     pub fn is_node(&self, ip: IpAddr) -> bool {
         self.shared.read().is_node(ip)
     }
 
-    /// What is known of a namespace and a service account, whether or not there are pods of them.
+    /// Returns what is known about a namespace and a service account, whether or not there are pods of them.
     #[cfg(test)]
     pub(crate) fn context(&self, namespace: &str, service_account: &str) -> PodContext {
         self.shared.read().context_of(namespace, service_account)
     }
 
-    /// What is known of a namespace.
+    /// Returns what is known about a namespace.
     pub fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
         self.shared.read().namespace(name)
     }
 
-    /// The addresses that several pods claim, with these.
+    /// Returns the addresses that several pods claim, with these pods.
     pub fn ambiguous(&self) -> Vec<(IpAddr, Vec<Arc<Pod>>)> {
         self.shared.read().ambiguous()
     }
 
-    /// Whether this pod is on the node, readable or not.
+    /// Returns whether this pod is on the node, readable or not.
     pub fn contains(&self, uid: &PodUid) -> bool {
         self.shared.read().contains(uid)
     }
 
-    /// When the next claim of a terminating pod ends.
+    /// Returns when the next claim of a terminating pod ends.
     pub fn next_claim_end(&self) -> Option<jiff::Timestamp> {
         self.shared.read().next_claim_end()
     }
 
-    /// How many pods are known.
+    /// Returns the number of known pods.
     pub fn count(&self) -> usize {
         self.shared.read().len()
     }
@@ -372,12 +373,12 @@ impl Pods {
         self.shared.read().namespaces()
     }
 
-    /// Returns the namespaces of the known pods that can be served: neither finished nor in the node's network.
+    /// Returns the namespaces of known pods that can be served: pods that are not finished and not in the host network.
     pub fn namespaces_to_follow(&self) -> BTreeSet<String> {
         self.shared.read().namespaces_of_pods()
     }
 
-    /// Returns namespace and name of the service accounts of pods that can be served and have no role of their own.
+    /// Returns the namespace and name of the service accounts of pods that can be served and have no role of their own.
     pub fn service_accounts(&self) -> BTreeSet<(String, String)> {
         self.shared.read().service_accounts_of_pods()
     }
@@ -385,7 +386,7 @@ impl Pods {
     /// Returns when something changed since the last call on this handle.
     pub async fn changed(&mut self) {
         if self.changes.changed().await.is_err() {
-            // The writer is gone: nothing will change any more.
+            // The writer is gone, so nothing will change.
             std::future::pending::<()>().await;
         }
     }

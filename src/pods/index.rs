@@ -1,11 +1,13 @@
-//! Which pod has which address: pure data, no I/O.
+//! Maps addresses to pods: pure data, no I/O.
 //!
-//! A pod *claims* the addresses of its `status.podIPs` unless it is finished (Succeeded, Failed) or runs in the host's
-//! network. A terminating pod keeps its claim until it is deleted or its time is over, but yields to a pod that is not
-//! terminating: the address was given to that one. Its time is told from outside ([`Index::end_claims`]). Two claims of equal standing are not told apart here: the answer is both of them. A pod
-//! whose present state cannot be read keeps its claim to what it last had, and is not served: nobody is at that address
-//! until it can be read again, or is gone. Where it is not known which address such a pod has, it may be any that a
-//! terminating pod had. The node's own addresses are nobody's.
+//! A pod *claims* the addresses in its `status.podIPs` unless it is finished (Succeeded, Failed) or runs in the host network. A
+//! terminating pod keeps its claim until it is deleted or its time is over, but yields to a pod that is not terminating,
+//! because the address was reassigned to that pod. The caller passes the time in ([`Index::end_claims`]). Two claims of equal
+//! standing are not resolved here: the answer contains both.
+//!
+//! A pod whose current state cannot be read keeps its claim to its last known addresses but is not served: no pod is served at
+//! these addresses until the pod can be read again or is gone. If the addresses of such a pod are not known, it may have any
+//! address that a terminating pod had. The node's own addresses belong to no pod.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -28,14 +30,14 @@ use tombstones::Tombstones;
 use self::known::{Name, is_older};
 use crate::digest::Digest;
 
-/// A pod, and when it was so: its `metadata.resourceVersion`, where that is a number.
+/// A pod and its `metadata.resourceVersion`, if that is a number.
 #[derive(Debug)]
 struct VersionedPod {
     pod: Arc<Pod>,
     version: Option<u64>,
 }
 
-/// A pod whose state at this version could not be read, and what it was before, where that is known.
+/// A pod whose state at this version could not be read, with its last readable state, if known.
 #[derive(Debug)]
 struct Unreadable {
     last: Option<Arc<Pod>>,
@@ -43,34 +45,34 @@ struct Unreadable {
     version: Option<u64>,
 }
 
-/// The pods of one node, and the namespaces and service accounts that they are in.
+/// The pods of one node, with their namespaces and service accounts.
 ///
-/// What is told with a version is kept in the order of versions: Kubernetes' resource versions grow with every change, and
-/// are comparable as numbers. An older state never replaces a newer one, and a pod that is gone does not come back, in
-/// whatever order events, lists and answers come in. Versions that are no numbers are taken in the order they come in.
+/// Changes that carry a version are applied in the order of versions: Kubernetes' resource versions grow with every change, and
+/// are comparable as numbers. An older state never replaces a newer one, and a deleted pod does not come back, in whatever
+/// order events, lists and responses arrive. Versions that are not numbers are applied in the order of arrival.
 #[derive(Debug, Default)]
 pub struct Index {
     pods: HashMap<PodUid, VersionedPod>,
-    /// Which pods name an address, whether or not they may claim it now.
+    /// The pods that name an address, whether or not they may claim it now.
     by_ip: HashMap<IpAddr, Named>,
-    /// Mostly none.
+    /// Usually empty.
     unreadable: HashMap<PodUid, Unreadable>,
-    /// The last list had an object of which not even a UID could be read: it may be any pod.
+    /// Whether the last list had an object without a readable UID, which may be any pod.
     incomplete: bool,
-    /// Two pods of one name cannot be there at one time, be they readable or not. By the name's digest: the names are in the
-    /// pods already, and would be a good part of what the index weighs.
+    /// Two pods with the same name, readable or not, cannot exist at the same time. Keyed by the name's digest: the pods hold
+    /// the names already, and a second copy would be a large part of the index's size.
     by_name: HashMap<Digest, PodUid>,
     tombstones: Tombstones,
     needs: PodNeeds,
-    /// The version of the last list: a pod that was not in it was not there then.
+    /// The version of the last list: a pod that was not in it did not exist then.
     listed_at: Option<u64>,
-    /// There was a complete list.
+    /// Whether there was a complete list.
     listed: bool,
-    /// The latest time that was told: claims that end by it have ended.
+    /// The latest time that was passed in: claims that end by then have ended.
     now: Timestamp,
     node: NodeAddresses,
     host_ips: BTreeSet<IpAddr>,
-    /// Addresses whose several claims are so by the API's own word.
+    /// Addresses for which the API has confirmed several claims.
     confirmed: HashMap<IpAddr, Vec<PodUid>>,
     namespaces: HashMap<String, Arc<Namespace>>,
     service_accounts: HashMap<Name, Arc<ServiceAccount>>,
@@ -78,12 +80,12 @@ pub struct Index {
 }
 
 impl Index {
-    /// Adds a pod, or replaces what was known of it. A pod of the same name with another UID is gone by that.
+    /// Adds or replaces a pod. Another pod with the same name and a different UID is gone and is removed.
     pub fn apply(&mut self, pod: Pod) {
         self.apply_at(pod, None);
     }
 
-    /// Takes in a pod as it was at this version, unless something later is known of it.
+    /// Applies the state of a pod at this version, unless a later state is known.
     pub fn apply_at(&mut self, pod: Pod, version: Option<u64>) {
         let name = (pod.namespace.clone(), pod.name.clone());
         if self.is_news(&pod.uid, &name, version) {
@@ -91,8 +93,8 @@ impl Index {
         }
     }
 
-    /// A pod has a state at this version that cannot be read: it is not known any more, and nobody gets the addresses that
-    /// it had.
+    /// Records that a pod's state at this version cannot be read: the pod is no longer known, and its addresses go to no other
+    /// pod.
     pub fn unreadable_at(&mut self, pod: PodName, version: Option<u64>) {
         let last = self.last_of(&pod.uid);
         self.refuse(pod, version, last);
@@ -104,7 +106,7 @@ impl Index {
         if !self.is_news(&uid, &name, version) {
             return;
         }
-        // Where its version cannot be read either, what was before it is still before it.
+        // If the version cannot be read either, older states remain older.
         let version = version.max(self.version_of(&uid).flatten());
         self.remove(&uid);
         self.by_name.insert(Digest::of_pod(&name.0, &name.1), uid.clone());
@@ -114,22 +116,22 @@ impl Index {
         self.unreadable.insert(uid, Unreadable { last, name, version });
     }
 
-    /// Whether a state of this version is later than what is known of the pod, and the pod is not gone. Another pod that
-    /// is gone by that is removed.
+    /// Returns whether a state with this version is newer than what is known, for a pod that is not gone. Removes another pod
+    /// that this shows to be gone.
     fn is_news(&mut self, uid: &PodUid, name: &Name, version: Option<u64>) -> bool {
         if self.tombstones.cover(uid, name, version) {
             return false;
         }
         match self.version_of(uid) {
             Some(known) if is_older(version, known) => return false,
-            // It is in no list and not known: it was gone by the list's time.
+            // The pod is unknown and was in no list: it was gone by the time of the list.
             None if is_older(version, self.listed_at) || version.is_some() && version == self.listed_at => return false,
             _ => {}
         }
         if let Some(other) = self.of_name(name).filter(|other| other != uid) {
             let version_of_other = self.version_of(&other).flatten();
             if is_older(version, version_of_other) {
-                // The other had the name afterwards.
+                // The other pod had the name afterwards.
                 self.remove(uid);
                 self.tombstones.add(uid.clone(), name.clone(), version, version_of_other);
                 return false;
@@ -142,13 +144,13 @@ impl Index {
         true
     }
 
-    /// The version of the last state of a pod that was heard of; `None` where none was.
+    /// Returns the version of the latest known state of a pod; `None` if no state is known.
     fn version_of(&self, uid: &PodUid) -> Option<Option<u64>> {
         let readable = self.pods.get(uid).map(|held| held.version);
         readable.or_else(|| self.unreadable.get(uid).map(|unreadable| unreadable.version))
     }
 
-    /// The last state of a pod that could be read.
+    /// Returns the last readable state of a pod.
     fn last_of(&self, uid: &PodUid) -> Option<Arc<Pod>> {
         let readable = self.pods.get(uid).map(|held| held.pod.clone());
         readable.or_else(|| self.unreadable.get(uid).and_then(|unreadable| unreadable.last.clone()))
@@ -159,7 +161,7 @@ impl Index {
         readable.or_else(|| self.unreadable.get(uid).map(|unreadable| unreadable.name.clone()))
     }
 
-    /// The pod that has this name.
+    /// Returns the pod that has this name.
     fn of_name(&self, name: &Name) -> Option<PodUid> {
         let uid = self.by_name.get(&Digest::of_pod(&name.0, &name.1))?;
         self.name_of(uid).filter(|other| other == name).map(|_| uid.clone())
@@ -175,16 +177,16 @@ impl Index {
         self.pods.insert(pod.uid.clone(), VersionedPod { pod: Arc::new(pod), version });
     }
 
-    /// Forgets a pod. That of another UID which has its name by now stays.
+    /// Forgets a pod. A pod with another UID that has its name by now stays.
     pub fn delete(&mut self, uid: &PodUid) {
         self.remove(uid);
     }
 
-    /// A pod was deleted, and never comes back.
+    /// Records the deletion of a pod, which never comes back.
     pub fn delete_at(&mut self, uid: &PodUid, namespace: &str, name: &str, version: Option<u64>) {
         self.remove(uid);
         let name = (namespace.to_owned(), name.to_owned());
-        // A pod of the name that was seen before this one went had gone before.
+        // A pod with this name that was seen before this one was deleted had been deleted earlier.
         if let Some(other) = self.of_name(&name) {
             let version_of_other = self.version_of(&other).flatten();
             if is_older(version_of_other, version) {
@@ -195,7 +197,7 @@ impl Index {
         self.tombstones.add(uid.clone(), name, version, version);
     }
 
-    /// A pod was not there at this version, by the API's answer to a question about it. What was heard of it later stays.
+    /// Records that a pod did not exist at this version, according to a response of the API. Later information about it stays.
     pub fn gone_at(&mut self, uid: &PodUid, version: Option<u64>) {
         let Some((name, seen)) = self.name_of(uid).zip(self.version_of(uid)) else {
             return;
@@ -206,13 +208,13 @@ impl Index {
         }
     }
 
-    /// Replaces all pods at once, and all that was known of versions.
+    /// Replaces all pods at once, and discards all known versions.
     pub fn reset(&mut self, pods: impl IntoIterator<Item = Pod>) {
         self.replace_at(pods.into_iter().map(|pod| (pod, None)), [], None, false);
     }
 
-    /// Replaces all pods by those of a list of another history than what was known: the API's data was restored from an
-    /// earlier state, and its versions began anew.
+    /// Replaces all pods with those of a list from another history: the API's data was restored from an earlier state, and its
+    /// versions started over.
     pub fn replace_at(
         &mut self,
         pods: impl IntoIterator<Item = (Pod, Option<u64>)>,
@@ -220,7 +222,7 @@ impl Index {
         version: Option<u64>,
         incomplete: bool,
     ) {
-        // A UID is the same pod in every history.
+        // A UID identifies the same pod in every history.
         let with_last = |(pod, version): (PodName, Option<u64>)| (self.last_of(&pod.uid), pod, version);
         let unreadable: Vec<_> = unreadable.into_iter().map(with_last).collect();
         let before = if incomplete { self.with_last() } else { Vec::new() };
@@ -248,7 +250,7 @@ impl Index {
         self.listed = true;
     }
 
-    /// Every pod by its names, with the last state of it that could be read.
+    /// Returns the names of every pod, with its last readable state.
     fn with_last(&self) -> Vec<(PodName, Option<Arc<Pod>>)> {
         let names = |uid: &PodUid| {
             let (namespace, name) = self.name_of(uid)?;
@@ -257,11 +259,11 @@ impl Index {
         self.pods.keys().chain(self.unreadable.keys()).filter_map(names).collect()
     }
 
-    /// Takes in a complete list, as of its version, with the pods in it that could not be read. Pods that are not in it are
-    /// gone, but for those that are known to have been there later; pods that are in it are there, whatever was heard of
-    /// their end, but for those that are known to have gone later. A list that is older than the last one is not taken.
-    /// Where it is `incomplete`, by an object that is nobody's by what can be read of it, pods that are not in it may be there
-    /// as well: their state counts as one that cannot be read.
+    /// Applies a complete list, as of its version, with the pods in it that could not be read. Pods that are not in it are
+    /// gone, except those known to have existed later. Pods that are in it exist, even if their deletion was reported, except
+    /// those known to have been deleted later. A list that is older than the last one is ignored. If the list is `incomplete`,
+    /// because an object in it cannot be matched to any pod, pods that are not in it may still exist: their state counts as
+    /// unreadable.
     pub fn list_at(
         &mut self,
         pods: impl IntoIterator<Item = (Pod, Option<u64>)>,
@@ -274,7 +276,7 @@ impl Index {
         }
         let list_version = version;
         let mut unlisted: HashSet<PodUid> = self.pods.keys().chain(self.unreadable.keys()).cloned().collect();
-        // Pods that are not known and in the list are there whatever the earlier list said.
+        // Unknown pods in this list exist, whatever the earlier list contained.
         self.listed_at = None;
         for (pod, version) in pods {
             unlisted.remove(&pod.uid);
@@ -309,7 +311,7 @@ impl Index {
         self.listed = true;
     }
 
-    /// Whether all pods were listed once.
+    /// Returns whether all pods have been listed once.
     pub fn is_listed(&self) -> bool {
         self.listed
     }
@@ -335,22 +337,22 @@ impl Index {
         }
     }
 
-    /// It is this time now: claims that end by it end for good. A clock that is set back brings none back.
+    /// Sets the time: claims that end by then end for good. A clock that is set back does not restore them.
     pub fn end_claims(&mut self, now: Timestamp) {
         self.now = self.now.max(now);
     }
 
-    /// When the next claim ends that has not ended by the time that was told.
+    /// Returns when the next claim ends that has not ended by the time passed in.
     pub fn next_claim_end(&self) -> Option<Timestamp> {
         self.needs.next_claim_end(self.now)
     }
 
-    /// Sets what pods say of their node's addresses. It counts where the node's interfaces are not known.
+    /// Sets the addresses that pods report for their node. They are used if the node's interfaces are not known.
     pub fn set_host_ips(&mut self, ips: impl IntoIterator<Item = IpAddr>) {
         self.host_ips = ips.into_iter().collect();
     }
 
-    /// Adds to what pods say of their node's addresses.
+    /// Adds to the addresses that pods report for their node.
     pub fn add_host_ips(&mut self, ips: impl IntoIterator<Item = IpAddr>) {
         self.host_ips.extend(ips);
     }
@@ -370,45 +372,45 @@ impl Index {
         self.needs.all_namespaces()
     }
 
-    /// Returns the namespaces of pods that can be served: neither finished nor in the node's network. The kubelet limits how many
-    /// these are; finished pods stay as long as their authors like.
+    /// Returns the namespaces of pods that can be served: pods that are not finished and not in the host network. The kubelet
+    /// limits their number; finished pods stay as long as their authors like.
     pub fn namespaces_of_pods(&self) -> BTreeSet<String> {
         self.needs.namespaces()
     }
 
-    /// Returns namespace and name of the service accounts of pods that can be served and have no role of their own.
+    /// Returns the namespace and name of the service accounts of pods that can be served and have no role of their own.
     pub fn service_accounts_of_pods(&self) -> BTreeSet<(String, String)> {
         self.needs.service_accounts()
     }
 
-    /// Every pod, in the order of namespace and name.
+    /// Returns every pod, in the order of namespace and name.
     pub fn all(&self) -> Vec<Arc<Pod>> {
         let mut pods: Vec<_> = self.pods.values().map(|held| held.pod.clone()).collect();
         pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         pods
     }
 
-    /// The pods that have addresses of their own, or may come to have them; in no order.
+    /// Returns the pods that have addresses of their own, or may get them, in no particular order.
     pub fn with_addresses(&self) -> impl Iterator<Item = &Arc<Pod>> {
         self.pods.values().map(|held| &held.pod).filter(|pod| pod.may_claim(self.now))
     }
 
-    /// The digests of the UIDs of all pods of which anything is known, be they readable or not.
+    /// Returns the digests of the UIDs of all known pods, readable or not.
     pub(super) fn digests(&self) -> HashSet<Digest> {
         self.pods.keys().chain(self.unreadable.keys()).map(PodUid::digest).collect()
     }
 
-    /// Whether this pod is here, be it readable or not.
+    /// Returns whether this pod is known, readable or not.
     pub fn contains(&self, uid: &PodUid) -> bool {
         self.pods.contains_key(uid) || self.unreadable.contains_key(uid)
     }
 
-    /// How many pods there are.
+    /// Returns the number of pods.
     pub fn len(&self) -> usize {
         self.pods.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no pods.
     pub fn is_empty(&self) -> bool {
         self.pods.is_empty()
     }

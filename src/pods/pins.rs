@@ -1,8 +1,8 @@
-//! The links that pods' addresses are pinned to.
+//! Pins of pods' addresses to links.
 //!
-//! When the API first gives an address to a pod, what leads there is remembered by the pod's UID. While the pod has the same
-//! network namespace, the link must stay the same: another link is another pod, or a forged one. The pin of an address is
-//! replaced when the API tells of a later network namespace ([`Sandbox::since`]), and ends with the pod.
+//! When the API first gives an address to a pod, the link that leads there is stored under the pod's UID. While the pod has the
+//! same network namespace, the link must stay the same: a different link belongs to another pod, or is forged. The pin of an
+//! address is replaced when the API reports a later network namespace ([`Sandbox::since`]), and ends with the pod.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -18,48 +18,48 @@ use crate::digest::Digest;
 use crate::links::{Link, LinkKind, Mac};
 use crate::sorted::{Keyed, Sorted};
 
-/// How long a link that moved away and came back is not trusted. Whoever caused that may have a connection from that time; it
-/// does not live for so long without answers.
-const MISTRUST: Duration = Duration::from_secs(120);
+/// How long a link that moved away and came back is not trusted. The pod that caused the move may have a connection from that
+/// time; without replies, the connection does not live that long.
+const DISTRUST_PERIOD: Duration = Duration::from_secs(120);
 
 /// The pins of all pods.
 #[derive(Debug)]
 pub(super) struct Pins {
     table: RwLock<PinTable>,
-    /// What seconds are counted from.
+    /// The reference point for times in seconds.
     began: Instant,
 }
 
 #[derive(Debug, Default)]
 struct PinTable {
     pins: Sorted<Pin>,
-    /// Of the few links that have moved, by the keys of their pins.
+    /// The few links that have moved, by the keys of their pins.
     moved: BTreeMap<Key, Moved>,
 }
 
 /// The digests of a pod's UID and of an address.
 type Key = (Digest, u32);
 
-/// The link of one address of a pod, in as little as it takes.
+/// A compact record of the link of one address of a pod.
 #[derive(Clone, Copy, Debug)]
 struct Pin {
     uid: Digest,
     ip: u32,
-    /// Since when the API says there is the network namespace, in seconds since 1970; 0 where it does not say.
+    /// The start of the network namespace according to the API, in seconds since 1970; 0 if the API does not report it.
     since: u32,
     interface: u32,
-    /// Of a link by a bridge.
+    /// Set only for a link by a bridge.
     port: Option<NonZeroU32>,
     mac: Mac,
     kind: PinKind,
 }
 
-/// What is known of a link that has moved.
+/// The state of a link that has moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Moved {
-    /// [`LinkKind::Bridge`]'s `moved`.
+    /// The `moved` of [`LinkKind::Bridge`].
     generation: u64,
-    /// When it is trusted again, in seconds since the pins began, rounded up; 0 where it is.
+    /// When it is trusted again, in seconds since `began`, rounded up; 0 if it is trusted.
     trusted_at: u32,
 }
 
@@ -70,16 +70,16 @@ enum PinKind {
     Own,
     Shared,
     Bridge,
-    /// So it is, with a link-layer address.
+    /// A link by a bridge, with a link-layer address.
     BridgeAndMac,
 }
 
-/// What a comparison found.
+/// The result of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Comparison {
-    /// The link is the pinned one, or nothing speaks against it.
+    /// The link is the pinned one, or nothing contradicts that.
     Same,
-    /// It is another link.
+    /// The link differs from the pinned one.
     Changed,
 }
 
@@ -105,7 +105,7 @@ impl Pin {
         }
     }
 
-    /// The link, which last moved in this generation.
+    /// Returns the link, which last moved in this generation.
     fn link(&self, moved: u64) -> Option<Link> {
         let bridge = |mac| LinkKind::Bridge { mac, port: self.port.map(NonZeroU32::get), moved };
         let kind = match self.kind {
@@ -142,13 +142,13 @@ impl PinTable {
     }
 }
 
-/// The digest of an address, by which those of one pod are told apart. No pod can choose addresses of one digest: it does not
-/// choose its addresses, and does not know the key.
+/// Returns the digest that distinguishes the addresses of one pod. A pod cannot produce two addresses with the same digest: it
+/// does not choose its addresses, and does not know the key.
 fn short(ip: IpAddr) -> u32 {
     Digest::of_ip(ip).short()
 }
 
-/// The time since which the API says there is the network namespace, in seconds as in [`Pin`]. The API has no finer times.
+/// Returns the start of the network namespace according to the API, in seconds as in [`Pin`]. The API has no finer resolution.
 fn seconds(sandbox: Sandbox) -> u32 {
     sandbox.since.map_or(0, |since: Timestamp| u32::try_from(since.as_second().max(1)).unwrap_or(u32::MAX))
 }
@@ -160,9 +160,9 @@ impl Default for Pins {
 }
 
 impl Pins {
-    /// Compares the link that leads to the pod's address with the pinned one, and pins it where there is none yet. `expected`
-    /// is the link that a CNI result names for the pod; it is what an address is pinned to where it is known. `is_port` says
-    /// whether an interface is still a port of a bridge.
+    /// Compares the link that leads to the pod's address with the pinned one, and pins it if there is no pin yet. `expected` is
+    /// the link that a CNI result names for the pod; if it is known, the address is pinned to it. `is_port` says whether an
+    /// interface is still a port of a bridge.
     pub(super) fn compare(
         &self,
         pod: &Pod,
@@ -173,7 +173,7 @@ impl Pins {
     ) -> Comparison {
         let (uid, this) = (pod.uid.digest(), short(ip));
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        // A pod that has left an address has no claim to it any more, and a later network has another link.
+        // A pod that has left an address no longer claims it, and a later network has another link.
         let is_over = |pin: &Pin| match pin.ip == this {
             true => seconds(pod.sandbox) > pin.since,
             false => !pod.ips.iter().any(|ip| short(*ip) == pin.ip),
@@ -190,17 +190,17 @@ impl Pins {
         };
         let has_moved = pinned.zip(now).is_some_and(|(before, now)| before.moved_until(now));
         let trusted_at = match moved.trusted_at {
-            _ if has_moved => self.in_seconds(MISTRUST),
+            _ if has_moved => self.in_seconds(DISTRUST_PERIOD),
             before if self.is_over(before) => 0,
             before => before,
         };
         let changed = trusted_at != 0 || before.is_some() && link.is_none();
-        // A link that is not the pod's leaves the pin as it is: the address is served again where the pinned link comes back.
+        // A link that is not the pod's leaves the pin unchanged: the address is served again when the pinned link comes back.
         table.put((uid, this), pod.sandbox, link.or(before), trusted_at);
         if changed { Comparison::Changed } else { Comparison::Same }
     }
 
-    /// A time from now, in seconds as in [`Pin`]: never too early.
+    /// Returns a time from now, in seconds as in [`Pin`], rounded up.
     fn in_seconds(&self, time: Duration) -> u32 {
         let until = self.began.elapsed() + time;
         u32::try_from(until.as_secs()).unwrap_or(u32::MAX).saturating_add(u32::from(until.subsec_nanos() > 0))
@@ -210,7 +210,7 @@ impl Pins {
         self.began.elapsed() >= Duration::from_secs(seconds.into())
     }
 
-    /// Whether a link that identifies one pod is pinned for another pod, which `is_there` knows.
+    /// Returns whether a link that identifies one pod is pinned for another pod that still exists according to `is_there`.
     pub(super) fn is_of_another(&self, uid: &PodUid, link: Link, is_there: impl Fn(Digest) -> bool) -> bool {
         let own = uid.digest();
         let is_same = |pin: &&Pin| match (pin.kind, link.kind) {
@@ -223,29 +223,29 @@ impl Pins {
         self.read().pins.iter().filter(is_same).any(|pin| pin.uid != own && is_there(pin.uid))
     }
 
-    /// Whether the address of the pod is pinned to a link.
+    /// Returns whether the address of the pod is pinned to a link.
     pub(super) fn has(&self, uid: &PodUid, ip: IpAddr) -> bool {
         self.link_of(uid, ip).is_some()
     }
 
-    /// Whether the address is pinned to a link of the pod's own.
+    /// Returns whether the address is pinned to a link of the pod's own.
     pub(super) fn is_exclusive(&self, uid: &PodUid, ip: IpAddr) -> bool {
         self.link_of(uid, ip).is_some_and(|link| link.is_exclusive())
     }
 
-    /// The link that the address of the pod is pinned to.
+    /// Returns the link that the address of the pod is pinned to.
     fn link_of(&self, uid: &PodUid, ip: IpAddr) -> Option<Link> {
         let (link, _) = self.read().get(&(uid.digest(), short(ip)));
         link
     }
 
-    /// Whether any address of the pod is behind a bridge.
+    /// Returns whether any address of the pod is behind a bridge.
     pub(super) fn is_behind_bridge(&self, uid: &PodUid) -> bool {
         let table = self.read();
         table.pins.all_with(&uid.digest(), |pin| pin.uid).iter().any(|pin| matches!(pin.kind, PinKind::Bridge | PinKind::BridgeAndMac))
     }
 
-    /// Forgets all pods but these. Returns the digests of the addresses that are pinned still ([`Digest::short`]).
+    /// Forgets all pods but these. Returns the digests of the addresses that are still pinned ([`Digest::short`]).
     pub(super) fn keep(&self, pods: &HashSet<Digest>) -> HashSet<u32> {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         table.pins.retain(|pin| pods.contains(&pin.uid));

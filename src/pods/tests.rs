@@ -29,7 +29,7 @@ fn namespace(name: &str) -> Namespace {
     Namespace { name: name.to_owned(), allowed_roles: None, permitted: None }
 }
 
-/// Runs everything else that can run, without time passing.
+/// Runs all other ready tasks, without advancing the clock.
 async fn settle() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
@@ -53,14 +53,14 @@ async fn a_known_pod_is_answered_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_claims_are_waited_on_until_the_api_has_said_that_they_are_so() {
+async fn a_request_waits_on_two_claims_until_the_api_confirms_them() {
     let (writer, pods) = pods();
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     writer.write(|index| index.apply(pod("b", "10.0.0.1")));
     let began = Instant::now();
     let wait = Duration::from_secs(2);
     assert!(matches!(pods.wait_for_ip(ip("10.0.0.1"), wait, anything).await, Lookup::Ambiguous(pods) if pods.len() == 2));
-    assert_eq!(began.elapsed(), wait, "it is not known which of them has it");
+    assert_eq!(began.elapsed(), wait, "the API has not confirmed the claims");
     let confirm = |uids: &[&str]| {
         let uids = uids.iter().map(|uid| PodUid((*uid).into())).collect();
         writer.write(|index| index.set_confirmed(HashMap::from([(ip("10.0.0.1"), uids)])));
@@ -68,14 +68,14 @@ async fn two_claims_are_waited_on_until_the_api_has_said_that_they_are_so() {
     confirm(&["a", "b"]);
     let began = Instant::now();
     assert!(matches!(pods.wait_for_ip(ip("10.0.0.1"), wait, anything).await, Lookup::Ambiguous(pods) if pods.len() == 2));
-    assert_eq!(began.elapsed(), Duration::ZERO, "both have it by the API's own word");
+    assert_eq!(began.elapsed(), Duration::ZERO, "the API has confirmed both claims");
     confirm(&["a", "c"]);
     pods.wait_for_ip(ip("10.0.0.1"), wait, anything).await;
-    assert_eq!(began.elapsed(), wait, "these two have not been asked about");
+    assert_eq!(began.elapsed(), wait, "these two claims have not been confirmed");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_address_of_a_pod_that_cannot_be_read_is_not_waited_for() {
+async fn a_request_from_an_unreadable_pod_does_not_wait() {
     let (writer, pods) = pods();
     writer.write(|index| {
         index.apply(pod("a", "10.0.0.1"));
@@ -87,7 +87,7 @@ async fn an_address_of_a_pod_that_cannot_be_read_is_not_waited_for() {
     let lookup = pods.wait_for_ip(ip("10.0.0.1"), LONG, anything).await;
     assert!(matches!(lookup, Lookup::Unreadable(pod) if pod.name == "a"));
     assert_eq!(began.elapsed(), Duration::ZERO);
-    assert!(pods.ambiguous().is_empty(), "the API has said all that it can");
+    assert!(pods.ambiguous().is_empty(), "the API has nothing to add");
 }
 
 #[tokio::test(start_paused = true)]
@@ -106,11 +106,11 @@ async fn a_wait_on_two_claims_ends_when_one_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_nodes_own_addresses_are_nobodys_and_never_waited_for() {
+async fn the_nodes_own_addresses_belong_to_no_pod_and_never_wait() {
     let (writer, pods) = pods();
     let node = |ips: &[&str], loopback| NodeAddresses { ips: ips.iter().map(|text| ip(text)).collect(), loopback };
     writer.write(|index| index.set_node(node(&["10.0.0.10", "2001:db8::10"], true)));
-    // One that says it has the node's address, and is not in its network, does not have it.
+    // A pod that reports the node's address but is not in the host network does not have it.
     writer.write(|index| index.apply(pod("a", "10.0.0.10")));
     writer.write(|index| index.set_host_ips([ip("10.0.0.11")]));
     let began = Instant::now();
@@ -119,8 +119,9 @@ async fn the_nodes_own_addresses_are_nobodys_and_never_waited_for() {
     }
     assert_eq!(began.elapsed(), Duration::ZERO);
     pods.wait_for_ip(ip("10.0.0.11"), Duration::from_secs(1), anything).await;
-    assert_eq!(began.elapsed(), Duration::from_secs(1), "what pods say does not count beside the interfaces");
-    // Where loopback addresses are pods', they are waited for; where the interfaces are not known, the pods' word counts.
+    assert_eq!(began.elapsed(), Duration::from_secs(1), "addresses that pods report do not count if the interfaces are known");
+    // If loopback addresses belong to pods, requests wait for them; if the interfaces are not known, the addresses that pods
+    // report count.
     writer.write(|index| index.set_node(node(&[], false)));
     let began = Instant::now();
     pods.wait_for_ip(ip("10.0.0.11"), LONG, anything).await;
@@ -138,7 +139,7 @@ async fn a_wait_is_ended_by_the_write_that_makes_the_pod_known() {
     });
     settle().await;
     advance(Duration::from_millis(100)).await;
-    // Another pod's event wakes it, and it goes on waiting.
+    // Another pod's event wakes the request, which continues to wait.
     writer.write(|index| index.apply(pod("b", "10.0.0.2")));
     settle().await;
     assert!(!waiter.is_finished());
@@ -146,7 +147,7 @@ async fn a_wait_is_ended_by_the_write_that_makes_the_pod_known() {
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     let (lookup, at) = waiter.await.unwrap();
     assert_eq!(found(&lookup), Some("a"));
-    assert_eq!(at, written, "no time passed between the write and the answer");
+    assert_eq!(at, written, "the answer follows the write immediately");
 }
 
 #[tokio::test(start_paused = true)]
@@ -161,7 +162,7 @@ async fn a_wait_ends_after_the_time_it_was_given() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_namespace_is_waited_for_where_it_is_needed() {
+async fn a_request_waits_for_its_namespace_if_needed() {
     let (writer, pods) = pods();
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     let waiter = tokio::spawn({
@@ -204,15 +205,15 @@ fn waiters(pods: &Pods, at: IpAddr, count: usize) -> Vec<tokio::task::JoinHandle
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_than_so_many_wait_at_one_time() {
+async fn the_number_of_waiting_requests_is_bounded() {
     let (writer, pods) = pods();
     let waiters = waiters(&pods, ip("10.0.0.1"), MAX_UNKNOWN_WAITING_OF_ONE);
     settle().await;
     let began = Instant::now();
     assert_eq!(pods.wait_for_ip(ip("10.0.0.1"), LONG, anything).await, Lookup::Unknown);
-    assert_eq!((began.elapsed(), pods.waits_turned_away()), (Duration::ZERO, 1), "one more is answered at once");
+    assert_eq!((began.elapsed(), pods.waits_turned_away()), (Duration::ZERO, 1), "one more request is answered at once");
     writer.write(|index| index.apply(pod("b", "10.0.0.2")));
-    assert_eq!(found(&pods.wait_for_ip(ip("10.0.0.2"), LONG, anything).await), Some("b"), "who is known needs no place");
+    assert_eq!(found(&pods.wait_for_ip(ip("10.0.0.2"), LONG, anything).await), Some("b"), "a known pod needs no place");
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     let lookups = join_all(waiters).await;
     assert!(lookups.into_iter().all(|lookup| found(&lookup.unwrap()) == Some("a")));
@@ -223,7 +224,7 @@ async fn no_more_than_so_many_wait_at_one_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn four_unknown_addresses_with_all_places_give_them_to_others() {
+async fn four_unknown_addresses_with_all_places_yield_to_others() {
     let (writer, pods) = pods();
     let greedy: Vec<_> = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]
         .into_iter()
@@ -235,14 +236,14 @@ async fn four_unknown_addresses_with_all_places_give_them_to_others() {
     settle().await;
     assert_eq!(pods.shared.waiting.taken(), MAX_UNKNOWN_WAITING);
     assert!(honest.iter().all(|waiter| !waiter.is_finished()));
-    assert_eq!(greedy.iter().filter(|waiter| waiter.is_finished()).count(), honest.len(), "those that gave way are answered");
+    assert_eq!(greedy.iter().filter(|waiter| waiter.is_finished()).count(), honest.len(), "displaced requests are answered");
     writer.write(|index| (10..40).for_each(|last| index.apply(pod(&format!("p{last}"), &format!("10.0.0.{last}")))));
     for (waiter, last) in honest.into_iter().zip(10..40) {
         assert_eq!(found(&waiter.await.unwrap()), Some(&*format!("p{last}")));
     }
 }
 
-/// A pod invents addresses of its network; a pod that is new, in another network, still waits for its status.
+/// A pod invents addresses of its network; a new pod in another network still waits for its status.
 #[tokio::test(start_paused = true)]
 async fn invented_ipv6_addresses_count_together() {
     let (writer, pods) = pods();
@@ -259,7 +260,7 @@ async fn invented_ipv6_addresses_count_together() {
     assert_eq!(lookups.iter().map(|lookup| found(lookup.as_ref().unwrap())).collect::<Vec<_>>(), [Some("a"), Some("b")]);
 }
 
-/// A known pod that waits for its namespace does not need the places of unknown addresses.
+/// A known pod that waits for its namespace does not compete with unknown addresses.
 #[tokio::test(start_paused = true)]
 async fn unknown_addresses_take_no_place_of_a_known_pod() {
     let (writer, pods) = pods();
@@ -293,9 +294,9 @@ async fn fill(pods: &Pods, flood: &[String]) -> Vec<tokio::task::JoinHandle<Look
     flood
 }
 
-/// 16 pods of one namespace hold all places of known pods; a new pod of another namespace still waits for its own.
+/// 16 pods of one namespace hold all places of known pods; a new pod of another namespace still gets a place.
 #[tokio::test(start_paused = true)]
-async fn pods_of_one_namespace_with_all_places_give_them_to_others() {
+async fn pods_of_one_namespace_with_all_places_yield_to_others() {
     let (writer, pods) = pods();
     let places = MAX_WAITING / MAX_WAITING_OF_ONE;
     let flood: Vec<_> = (0..places).map(|last| format!("10.0.0.{last}")).collect();
@@ -306,18 +307,22 @@ async fn pods_of_one_namespace_with_all_places_give_them_to_others() {
     let flooding = fill(&pods, &flood).await;
     let new = wait_for_namespace(&pods, "10.0.1.1");
     settle().await;
-    assert!(!new.is_finished(), "it waits");
-    assert_eq!((flooding.iter().filter(|waiter| waiter.is_finished()).count(), pods.waits_turned_away()), (1, 1), "one gave way");
+    assert!(!new.is_finished(), "the new pod waits");
+    assert_eq!(
+        (flooding.iter().filter(|waiter| waiter.is_finished()).count(), pods.waits_turned_away()),
+        (1, 1),
+        "one request was displaced"
+    );
     let turned_away = |name: &str| pods.waits_turned_away_of(&pods.named("flood", name).unwrap().0).map(|turned_away| turned_away.requests);
-    assert_eq!((0..places).filter_map(|last| turned_away(&format!("f{last}"))).sum::<u64>(), 1, "it is remembered whose");
+    assert_eq!((0..places).filter_map(|last| turned_away(&format!("f{last}"))).sum::<u64>(), 1, "the record names its pod");
     assert_eq!(pods.waits_turned_away_of(&pods.named("default", "new").unwrap().0), None);
     writer.write(|index| index.apply_namespace(namespace("default")));
     assert_eq!(found(&new.await.unwrap()), Some("new"));
 }
 
-/// Requests from addresses whose claims are in conflict count neither for the namespaces of those pods nor against them.
+/// Requests from addresses with conflicting claims are not counted in the namespaces of those pods.
 #[tokio::test(start_paused = true)]
-async fn disputed_addresses_with_all_places_give_them_to_pods() {
+async fn disputed_addresses_with_all_places_yield_to_pods() {
     let (writer, pods) = pods();
     let flood: Vec<_> = (0..MAX_WAITING / MAX_WAITING_OF_ONE).map(|last| format!("10.0.0.{last}")).collect();
     for (last, at) in flood.iter().enumerate() {
@@ -337,7 +342,7 @@ async fn disputed_addresses_with_all_places_give_them_to_pods() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiter_that_gives_up_makes_place() {
+async fn a_cancelled_request_frees_its_place() {
     let (_writer, pods) = pods();
     let waiters = waiters(&pods, ip("10.0.0.1"), MAX_UNKNOWN_WAITING_OF_ONE);
     settle().await;
@@ -348,7 +353,7 @@ async fn a_waiter_that_gives_up_makes_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_for_a_writer_that_is_gone() {
+async fn requests_do_not_wait_without_a_writer() {
     let (writer, pods) = pods();
     let waiter = tokio::spawn({
         let pods = pods.clone();
@@ -363,21 +368,21 @@ async fn nobody_waits_for_a_writer_that_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handle_is_told_of_changes_since_it_last_looked() {
+async fn a_handle_reports_changes_since_its_last_call() {
     let (writer, pods) = pods();
     let mut watching = pods.clone();
     writer.write(|index| index.apply(pod("a", "10.0.0.1")));
     let told = tokio::time::timeout(Duration::from_secs(1), watching.changed()).await;
     assert!(told.is_ok());
     let again = tokio::time::timeout(Duration::from_secs(1), watching.changed()).await;
-    assert!(again.is_err(), "one change is told once");
+    assert!(again.is_err(), "a change is reported once");
     drop(writer);
     let again = tokio::time::timeout(Duration::from_secs(1), watching.changed()).await;
-    assert!(again.is_err(), "without a writer nothing changes any more");
+    assert!(again.is_err(), "nothing changes without a writer");
 }
 
 #[test]
-fn what_a_writer_writes_is_what_readers_read() {
+fn readers_see_what_the_writer_wrote() {
     let (writer, pods) = pods();
     let reader = pods.clone();
     writer.write(|index| {

@@ -1,8 +1,8 @@
-//! Places for requests that wait for their pod, or for data about it, to become known.
+//! Places for requests that wait until their pod, or data about it, is known.
 //!
-//! Addresses of known pods and addresses that no pod is known to have wait in separate places: unknown addresses can be
-//! invented in any number. When all places of a kind are taken, the largest holder gives one up: of known pods, a pod of the
-//! namespace that has most; of unknown addresses, an address of the network, or behind the bridge port, that has most.
+//! Addresses of known pods and addresses of no known pod use separate places, because unknown addresses can be invented in any
+//! number. When all places of a kind are taken, the largest holder gives one up: among known pods, a pod of the namespace with
+//! the most places; among unknown addresses, an address of the network, or behind the bridge port, with the most.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,14 +20,14 @@ use record::WaitingRecord;
 use waiter::Member;
 pub(super) use waiter::RequestWaiter;
 
-/// How many requests of known pods may wait at one time.
+/// The maximum number of waiting requests of known pods.
 pub(crate) const MAX_WAITING: usize = 1024;
-/// How many of them may be of one pod. Further ones are answered at once.
+/// The maximum number of these for one pod. Further requests are answered at once.
 pub(crate) const MAX_WAITING_OF_ONE: usize = 64;
-/// How many requests from addresses of no known pod may wait at a time: as many as a node may have pods, because all of them may
-/// start at once.
+/// The maximum number of waiting requests from addresses of no known pod: as many as a node may have pods, because all of them
+/// may start at once.
 pub(crate) const MAX_UNKNOWN_WAITING: usize = 256;
-/// How many of those may be of one address.
+/// The maximum number of these for one address.
 pub(crate) const MAX_UNKNOWN_WAITING_OF_ONE: usize = 64;
 
 /// The places.
@@ -42,7 +42,7 @@ struct WaitingInner {
     record: WaitingRecord,
 }
 
-/// A request that waits.
+/// A waiting request.
 #[derive(Debug)]
 struct HeldRequest {
     waiter: RequestWaiter,
@@ -60,7 +60,7 @@ impl Default for Places {
     }
 }
 
-/// A place, until dropped.
+/// A place, held until dropped.
 #[derive(Debug)]
 pub(super) struct WaitingPlace<'a> {
     places: &'a Places,
@@ -73,7 +73,7 @@ impl Places {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a place for a request. Returns `None` if there is none for it.
+    /// Takes a place for a request. Returns `None` if there is none.
     pub(super) fn take(&self, waiter: &RequestWaiter) -> Option<WaitingPlace<'_>> {
         let mut inner = self.lock();
         let (id, lost) = (inner.next, Arc::new(Notify::new()));
@@ -103,7 +103,7 @@ impl Places {
         self.lock().record.all()
     }
 
-    /// Returns how many requests of a pod, or of its addresses, did not get a place lately, or lost it.
+    /// Returns how many recent requests of a pod, or of its addresses, did not get a place, or lost it.
     pub(super) fn turned_away_of(&self, pod: &Pod) -> Option<TurnedAwayRequests> {
         self.lock().record.of(pod)
     }
@@ -119,7 +119,7 @@ impl WaitingPlace<'_> {
 impl Drop for WaitingPlace<'_> {
     fn drop(&mut self) {
         let mut inner = self.places.lock();
-        // Ids are of both kinds together.
+        // Ids are unique across both kinds.
         if inner.known.leave(self.id).is_none() {
             inner.unknown.leave(self.id);
         }

@@ -1,8 +1,8 @@
-//! Two witnesses: the API's claims to an address, compared with what the node itself sees.
+//! Compares two witnesses: the API's claims to an address, and what the node itself sees.
 //!
-//! The API says which pod has an address. It may be out of date or unreachable, and whoever may write pods' status can forge its
-//! claims. The node sees which link leads to the address, and what the CNI plugins recorded. If the two contradict each other, no
-//! pod is served. If the CNI record names a pod that the API knows on this node, the record decides.
+//! The API says which pod has an address. It may be out of date or unreachable, and anyone who may write pods' status can forge
+//! its claims. The node sees which link leads to the address, and what the CNI plugins recorded. If the two contradict each
+//! other, no pod is served. If the CNI record names a pod that the API knows on this node, the record decides.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use crate::digest::Digest;
 use crate::links::Link;
 use crate::links::witness::{Attached, Sight, Witness};
 
-/// How long after a pod's network namespace the interface that leads to it may appear. The interface is made with the namespace; the
-/// rest is for the kernel's notification, which may be read late.
+/// How long after a pod's network namespace the interface that leads to it may appear. The interface is created with the
+/// namespace; the remainder allows for the kernel's notification, which may be read late.
 const INTERFACE_DELAY: Duration = Duration::from_secs(30);
 
 /// The reason why the claim of a pod to an address is refused.
@@ -35,7 +35,7 @@ pub enum Objection {
 }
 
 impl Objection {
-    /// The stable name: a metric's label, and the reason in the log.
+    /// Returns the stable name: a metric's label, and the reason in the log.
     pub fn name(self) -> &'static str {
         match self {
             Self::LinkChanged => "link-changed",
@@ -51,25 +51,25 @@ impl Objection {
 pub(super) struct NodeWitness {
     witness: Arc<dyn Witness>,
     pins: Pins,
-    /// When the node was booted, in seconds since 1970, rounded down; `i64::MIN` where that is not known.
+    /// The time of the node's last boot, in seconds since 1970, rounded down; `i64::MIN` if it is not known.
     booted: AtomicI64,
-    /// The API has been silent for longer than the operator allows.
+    /// Whether the API has been silent for longer than the operator allows.
     stale: AtomicBool,
 }
 
-/// What the node sees at an address, and in which generation.
+/// What the node sees at an address, and the generation of that view.
 #[derive(Debug)]
 pub(super) struct AddressView {
     generation: u64,
     sight: Sight,
 }
 
-/// An address as both witnesses see it.
+/// An address as judged by both witnesses.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Judged {
-    /// As the API says.
+    /// The API's claims stand.
     Claims(Claims),
-    /// The API says that this pod has it, and the node's view contradicts that.
+    /// The API assigns the address to this pod, and the node's view contradicts that.
     Objected(Arc<Pod>, Objection),
 }
 
@@ -96,7 +96,7 @@ impl NodeWitness {
         let (claims, agrees) = index.by_ip_at(ip, self.witness.generation());
         let is_known = match &claims {
             Claims::One(_) => agrees && !self.is_stale(),
-            // Nothing that the node sees makes a pod readable, or gives it an address of the node's.
+            // Nothing that the node sees makes a pod readable, or gives it one of the node's addresses.
             Claims::Unreadable(_) => true,
             Claims::None => index.is_node(ip) || !self.witness.has_record(ip),
             Claims::Several(_) => false,
@@ -111,12 +111,12 @@ impl NodeWitness {
         AddressView { generation, sight: self.witness.at(ip) }
     }
 
-    /// Whether nothing has changed since the look.
+    /// Returns whether nothing has changed since the view was taken.
     pub(super) fn is_current(&self, view: &AddressView) -> bool {
         self.witness.generation() == view.generation
     }
 
-    /// Compares what the API says of an address with what the node sees there.
+    /// Compares what the API says about an address with what the node sees there.
     pub(super) fn judge(&self, index: &Index, ip: IpAddr, AddressView { generation, sight }: &AddressView) -> Judged {
         let claims = index.by_ip(ip);
         if matches!(claims, Claims::Unreadable(_)) || index.is_node(ip) {
@@ -134,14 +134,14 @@ impl NodeWitness {
         if expected.is_none() && pod.sandbox.started.is_some_and(|started| started.as_second() < booted) {
             return Judged::Objected(pod, Objection::BeforeBoot);
         }
-        // Another living pod's own link leads to the address: the API is late, or somebody changed a pod's status.
+        // Another living pod's own link leads to the address: the API is behind, or a pod's status was forged.
         if expected.is_none()
             && let Some(link) = sight.link
             && self.pins.is_of_another(&pod.uid, link, |uid| index.may_claim(uid))
         {
             return Judged::Objected(pod, Objection::LinkChanged);
         }
-        // The interface is younger than the pod's network: the API is late, and the address is the next pod's.
+        // The interface is younger than the pod's network: the API is behind, and the address belongs to the next pod.
         if expected.is_none() && !self.pins.has(&pod.uid, ip) && self.is_younger(sight, &pod) {
             return Judged::Objected(pod, Objection::LinkChanged);
         }
@@ -151,7 +151,7 @@ impl NodeWitness {
         }
         let is_port = |bridge, port| self.witness.is_port(bridge, port);
         let comparison = self.pins.compare(&pod, ip, sight.link, expected, is_port);
-        // Where the node's record decides for another pod, the claim is compared each time.
+        // If the node's record decides for another pod, the claim is compared each time.
         if claimant.is_some_and(|claimant| claimant.uid == pod.uid) {
             index.set_agreed_at(ip, (comparison == Comparison::Same).then_some(*generation));
         }
@@ -161,8 +161,8 @@ impl NodeWitness {
         }
     }
 
-    /// Whether the interface that leads to a pod's address appeared well after the pod's network namespace. Both times are by the
-    /// node's clock; where either is not known, it did not.
+    /// Returns whether the interface that leads to a pod's address appeared well after the pod's network namespace. Both times
+    /// are by the node's clock; returns false if either is not known.
     fn is_younger(&self, sight: &Sight, pod: &Pod) -> bool {
         let booted = self.booted.load(Ordering::Relaxed);
         let (Some(appeared), Some(since)) = (sight.appeared, pod.sandbox.since) else { return false };
@@ -170,8 +170,8 @@ impl NodeWitness {
         booted != i64::MIN && booted.saturating_add(seconds(appeared)) > since.as_second().saturating_add(seconds(INTERFACE_DELAY))
     }
 
-    /// By the node's present clock, it was booted then. A clock that was ahead at the start of the process has been corrected:
-    /// the earliest time holds.
+    /// Sets the time of the node's last boot by its current clock. If the clock was ahead when the process started, it has been
+    /// corrected since, so the earliest time is kept.
     pub(super) fn booted_at(&self, booted: Timestamp) {
         self.booted.fetch_min(booted.as_second(), Ordering::Relaxed);
     }

@@ -1,11 +1,11 @@
-//! Namespaces and service accounts: what a pod is decided by, besides the pod itself.
+//! Namespaces and service accounts: what decisions about a pod depend on besides the pod itself.
 
 use std::sync::Arc;
 
 use super::{Index, Namespace, Pod, PodContext, ServiceAccount};
 
 impl Index {
-    /// Sets what is known of a namespace.
+    /// Sets what is known about a namespace.
     pub fn apply_namespace(&mut self, namespace: Namespace) {
         self.namespaces.insert(namespace.name.clone(), Arc::new(namespace));
     }
@@ -15,12 +15,12 @@ impl Index {
         self.namespaces.remove(name);
     }
 
-    /// What is known of a namespace.
+    /// Returns what is known about a namespace.
     pub fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
         self.namespaces.get(name).cloned()
     }
 
-    /// Sets what is known of a service account.
+    /// Sets what is known about a service account.
     pub fn apply_service_account(&mut self, account: ServiceAccount) {
         let name = (account.namespace.clone(), account.name.clone());
         self.forbidden_service_accounts.remove(&name);
@@ -34,17 +34,17 @@ impl Index {
         self.service_accounts.remove(&name);
     }
 
-    /// A service account may not be read. What is known of it still holds.
+    /// Records that the daemon has no permission to read a service account. What is known about it still holds.
     pub fn forbid_service_account(&mut self, namespace: &str, name: &str) {
         self.forbidden_service_accounts.insert((namespace.to_owned(), name.to_owned()));
     }
 
-    /// What is known of the objects that a pod is decided by.
+    /// Returns what is known about the objects that decisions about a pod depend on.
     pub fn context(&self, pod: &Pod) -> PodContext {
         self.context_of(&pod.namespace, &pod.service_account)
     }
 
-    /// What is known of a namespace, and of a service account in it.
+    /// Returns what is known about a namespace, and about a service account in it.
     pub(in crate::pods) fn context_of(&self, namespace: &str, service_account: &str) -> PodContext {
         if self.service_accounts.is_empty() && self.forbidden_service_accounts.is_empty() {
             return PodContext { namespace: self.namespace(namespace), ..PodContext::default() };

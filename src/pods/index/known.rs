@@ -1,4 +1,4 @@
-//! What is known of pods and of what is around them.
+//! The known state of pods and the objects that they belong to.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -11,21 +11,22 @@ use crate::digest::Digest;
 /// A namespace and a name.
 pub(super) type Name = (String, String);
 
-/// A pod's `metadata.uid`: the one name that is never used again. Cheap to clone: the index has it in three places.
+/// A pod's `metadata.uid`: the only identifier that is never reused. Cheap to clone, because the index stores it in three
+/// places.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodUid(pub Arc<str>);
 
 impl PodUid {
-    /// The digest that stands for it in what the node itself knows.
+    /// Returns the digest that the node's own records use for it.
     pub(in crate::pods) fn digest(&self) -> Digest {
         Digest::of_name(&*self.0)
     }
 }
 
-/// A pod of which nothing but its names is known.
+/// A pod of which only the names are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodName {
-    /// Never used again for another pod.
+    /// The UID, which no other pod ever gets.
     pub uid: PodUid,
     /// The namespace.
     pub namespace: String,
@@ -33,10 +34,10 @@ pub struct PodName {
     pub name: String,
 }
 
-/// What is known of one pod.
+/// The known state of one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
-    /// Never used again for another pod.
+    /// The UID, which no other pod ever gets.
     pub uid: PodUid,
     /// The namespace.
     pub namespace: String,
@@ -44,25 +45,25 @@ pub struct Pod {
     pub name: String,
     /// `spec.serviceAccountName`.
     pub service_account: String,
-    /// The annotation that names its role, as it stands.
+    /// The unparsed annotation with the pod's role.
     pub role: Option<String>,
-    /// The annotation with the external id, as it stands.
+    /// The unparsed annotation with the external ID.
     pub external_id: Option<String>,
-    /// The annotation with the session's name, as it stands.
+    /// The unparsed annotation with the session's name.
     pub session_name: Option<String>,
-    /// The addresses that are its own now: `status.podIPs`, while it has a network that they are of.
+    /// The pod's own current addresses: `status.podIPs`, while the pod has the network that they belong to.
     pub ips: Vec<IpAddr>,
-    /// Phase Succeeded or Failed: it has no address any more, whatever its status says.
+    /// Whether the phase is Succeeded or Failed: the pod has no address any more, whatever its status says.
     pub finished: bool,
-    /// Its deletion has begun.
+    /// Whether the deletion has begun.
     pub terminating: bool,
-    /// When it has no address any more, whatever else is heard of it; `None` while its deletion has not begun.
+    /// When the pod's addresses are no longer its own, even without further events; `None` while its deletion has not begun.
     pub claims_until: Option<Timestamp>,
-    /// It has the node's address, and is not told from the node.
+    /// Whether the pod has the node's address and cannot be distinguished from the node.
     pub host_network: bool,
     /// What the API says about the network of its addresses.
     pub sandbox: Sandbox,
-    /// One of its containers may have the capability `NET_RAW`: it is privileged, adds it, or does not drop it.
+    /// Whether one of its containers may have the capability `NET_RAW`: it is privileged, adds it, or does not drop it.
     pub may_have_net_raw: bool,
 }
 
@@ -77,8 +78,9 @@ pub struct Sandbox {
 }
 
 impl Pod {
-    /// Returns a running pod for tests, benches and fuzz targets: it has these names, a UID that is made of them and the service
-    /// account `default`, but no annotations and no addresses. What a test is about is set with `Pod { role, ..Pod::for_test(…) }`.
+    /// Returns a running pod for tests, benchmarks and fuzz targets. It has these names, a UID derived from them and the
+    /// service account `default`, but no annotations and no addresses. Tests set other fields with `Pod { role,
+    /// ..Pod::for_test(…) }`.
     #[doc(hidden)]
     pub fn for_test(namespace: &str, name: &str) -> Self {
         Self {
@@ -99,72 +101,73 @@ impl Pod {
         }
     }
 
-    /// Whether it claims this address at this time.
+    /// Returns whether the pod claims this address at this time.
     pub(super) fn claims(&self, ip: IpAddr, now: Timestamp) -> bool {
         self.may_claim(now) && self.ips.contains(&ip)
     }
 
-    /// Whether it has addresses of its own at this time, be they known or not.
+    /// Returns whether the pod has addresses of its own at this time, known or not.
     pub(super) fn may_claim(&self, now: Timestamp) -> bool {
         !self.finished && !self.host_network && self.claims_until.is_none_or(|until| now < until)
     }
 }
 
-/// What is known of one namespace.
+/// The known state of one namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
     /// The name.
     pub name: String,
-    /// The annotation with the list of allowed roles (kube2iam's), as it stands.
+    /// The unparsed annotation with the list of allowed roles (kube2iam's).
     pub allowed_roles: Option<String>,
-    /// The annotation with the expression of permitted roles (kiam's), as it stands.
+    /// The unparsed annotation with the expression of permitted roles (kiam's).
     pub permitted: Option<String>,
 }
 
-/// What is known of one service account.
+/// The known state of one service account.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceAccount {
     /// The namespace.
     pub namespace: String,
     /// The name, unique in the namespace.
     pub name: String,
-    /// The annotation that names the role of its pods, as it stands.
+    /// The unparsed annotation with the role of its pods.
     pub role: Option<String>,
-    /// The annotation that EKS reads for the same, as it stands.
+    /// The unparsed annotation that EKS reads for the role.
     pub eks_role: Option<String>,
 }
 
-/// What is known of the objects that a pod is decided by, besides the pod itself.
+/// The known state of the objects that decisions about a pod depend on, besides the pod itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodContext {
     /// The pod's namespace.
     pub namespace: Option<Arc<Namespace>>,
     /// The pod's service account.
     pub service_account: Option<Arc<ServiceAccount>>,
-    /// The API does not let us read the pod's service account: where it is not known, it is not waited for.
+    /// Whether the daemon has no permission to read the pod's service account. If the account is not known, requests do not
+    /// wait for it.
     pub service_account_forbidden: bool,
 }
 
-/// Who claims an address.
+/// The pods that claim an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claims {
-    /// Nobody.
+    /// No pod claims it.
     None,
-    /// One pod.
+    /// One pod claims it.
     One(Arc<Pod>),
-    /// Pods of equal standing.
+    /// Several pods of equal standing claim it.
     Several(Vec<Arc<Pod>>),
-    /// A pod whose present state cannot be read, perhaps among others. This is what it last was.
+    /// A pod whose current state cannot be read claims it, perhaps with others. This is its last known state.
     Unreadable(Arc<Pod>),
 }
 
-/// The addresses of the node itself. No pod has one of them for its own: who asks from there is the node, or a pod in its
-/// network.
+/// The addresses of the node itself. No pod owns one of them: a request from there comes from the node, or from a pod in the
+/// host network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeAddresses {
     /// The addresses of its interfaces.
     pub ips: BTreeSet<IpAddr>,
-    /// Whether loopback addresses are the node's.
+    /// Whether loopback addresses belong to the node.
     pub loopback: bool,
 }
 
@@ -174,7 +177,7 @@ impl NodeAddresses {
     }
 }
 
-/// Whether one version is before another; where either is not a number, that is not known.
+/// Returns whether one version is known to be older than another. Versions that are not numbers cannot be compared.
 pub(super) fn is_older(version: Option<u64>, than: Option<u64>) -> bool {
     version.zip(than).is_some_and(|(version, than)| version < than)
 }

@@ -4,15 +4,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::known::PodUid;
 
-/// No generation of a witness.
+/// A value that is no generation of a witness.
 const NEVER: u64 = u64::MAX;
 
-/// Which pods name an address, whether or not they may claim it now. At least one.
+/// The pods, at least one, that name an address, whether or not they may claim it now.
 #[derive(Debug)]
 pub(super) struct Named {
     pods: Uids,
-    /// The generation of the node's view at which it was last found to agree with the one claim that there is. It is here and
-    /// not with the view, so that a request finds it by the one look that it takes to find the pod.
+    /// The generation of the node's view that was last found to agree with the only claim. It is stored here and not with the
+    /// view, so that a request finds it with the same look-up as the pod.
     agreed_at: AtomicU64,
 }
 
@@ -35,7 +35,7 @@ impl Named {
         }
     }
 
-    /// Adds a pod. Who agreed before has to look again.
+    /// Adds a pod, and discards the agreement.
     pub(super) fn add(&mut self, uid: &PodUid) {
         *self.agreed_at.get_mut() = NEVER;
         // An address that a pod names twice is one claim.
@@ -48,7 +48,7 @@ impl Named {
         }
     }
 
-    /// Removes a pod; whether none is left. Who agreed before has to look again.
+    /// Removes a pod, and discards the agreement. Returns whether none is left.
     pub(super) fn remove(&mut self, uid: &PodUid) -> bool {
         *self.agreed_at.get_mut() = NEVER;
         match &mut self.pods {

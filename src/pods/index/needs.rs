@@ -1,5 +1,5 @@
-//! Counts of what the pods of an index need, kept up to date with every change. Reading them costs nothing for pods that need
-//! nothing, such as the finished pods of a namespace, of which there may be thousands.
+//! Counts of what the pods of an index need, updated with every change. Reading them costs nothing for pods that need nothing,
+//! such as finished pods, of which a namespace may have thousands.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::known::{Name, Pod};
 
-/// The namespaces and service accounts that pods are decided by, and the times at which claims end.
+/// The namespaces and service accounts that decisions about pods depend on, and the times at which claims end.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct PodNeeds {
     namespaces: BTreeMap<String, NamespaceCount>,
@@ -19,7 +19,7 @@ pub(super) struct PodNeeds {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct NamespaceCount {
     all: usize,
-    /// Pods that can be served: neither finished nor in the node's network.
+    /// Pods that can be served: neither finished nor in the host network.
     may_ask: usize,
 }
 

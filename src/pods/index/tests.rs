@@ -15,7 +15,7 @@ fn uid(text: &str) -> PodUid {
     PodUid(text.into())
 }
 
-/// A running pod; its name is its UID's first part, before a dash.
+/// Returns a running pod. Its name is the part of its UID before the first dash.
 fn pod(id: &str, ips: &[&str]) -> Pod {
     Pod { uid: uid(id), ips: ips.iter().copied().map(ip).collect(), ..Pod::for_test("default", id.split('-').next().unwrap()) }
 }
@@ -44,14 +44,14 @@ fn index(pods: impl IntoIterator<Item = Pod>) -> Index {
     index
 }
 
-/// The UIDs of those that claim the address.
+/// Returns the UIDs of the pods that claim the address.
 fn claims(index: &Index, at: &str) -> Vec<String> {
     let mut uids: Vec<_> = match index.by_ip(ip(at)) {
         Claims::None => vec![],
         Claims::One(pod) => vec![pod.uid.0.to_string()],
         Claims::Unreadable(_) => vec!["unreadable".to_owned()],
         Claims::Several(pods) => {
-            assert!(pods.len() > 1, "several are more than one");
+            assert!(pods.len() > 1, "`Several` has more than one pod");
             pods.iter().map(|pod| pod.uid.0.to_string()).collect()
         }
     };
@@ -72,7 +72,7 @@ fn a_pod_is_found_by_each_of_its_addresses_and_by_no_other() {
 fn a_finished_pod_has_no_claim() {
     let index = index([finished(pod("a", &[IP]))]);
     assert!(claims(&index, IP).is_empty());
-    assert_eq!(index.len(), 1, "it is known all the same");
+    assert_eq!(index.len(), 1, "the pod is still known");
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn a_pod_that_finishes_loses_its_claim() {
 }
 
 #[test]
-fn a_finished_job_does_not_block_the_pod_that_has_its_address_now() {
+fn a_finished_job_does_not_block_the_next_pod_at_its_address() {
     let index = index([finished(pod("job", &[IP])), pod("web", &[IP])]);
     assert_eq!(claims(&index, IP), ["web"]);
 }
@@ -96,7 +96,7 @@ fn a_pod_in_the_hosts_network_has_no_claim() {
 }
 
 #[test]
-fn a_terminating_pod_keeps_its_claim_while_nobody_else_has_one() {
+fn a_terminating_pod_keeps_its_claim_while_no_other_pod_has_one() {
     assert_eq!(claims(&index([terminating(pod("a", &[IP]))]), IP), ["a"]);
 }
 
@@ -108,7 +108,7 @@ fn a_terminating_pod_yields_to_one_that_is_not() {
 }
 
 #[test]
-fn a_terminating_pod_claims_nothing_once_its_time_is_over() {
+fn a_terminating_pods_claim_ends_with_its_time() {
     let mut index = index([ending(pod("a", &[IP]), 20), ending(pod("b", &["10.0.0.2"]), 30), pod("c", &["10.0.0.3"])]);
     let claimed = |index: &Index| [IP, "10.0.0.2", "10.0.0.3"].map(|at| claims(index, at).len());
     assert_eq!((claimed(&index), index.next_claim_end()), ([1, 1, 1], Some(second(20))));
@@ -116,27 +116,24 @@ fn a_terminating_pod_claims_nothing_once_its_time_is_over() {
     assert_eq!((claimed(&index), index.next_claim_end()), ([1, 1, 1], Some(second(20))));
     index.end_claims(second(20));
     assert_eq!((claimed(&index), index.next_claim_end()), ([0, 1, 1], Some(second(30))));
-    // Neither a clock that is set back nor another word of it brings its claim back.
+    // Neither a clock that is set back nor another event restores the claim.
     index.end_claims(second(5));
     index.apply(ending(pod("a", &[IP]), 20));
     assert_eq!(claimed(&index), [0, 1, 1]);
-    // What it is cannot be read: it has ended by what it was before.
+    // The pod cannot be read, so its claim ends by its last known state.
     index.unreadable_at(PodName { uid: uid("b"), namespace: "default".to_owned(), name: "b".to_owned() }, None);
     assert_eq!((claims(&index, "10.0.0.2"), index.next_claim_end()), (vec!["unreadable".to_owned()], Some(second(30))));
-    assert!(index.contains(&uid("b")), "it is here, and is told why it is refused");
+    assert!(index.contains(&uid("b")), "the pod is known, so that its owner learns why it is refused");
     index.end_claims(second(1000));
     assert_eq!((claimed(&index), index.next_claim_end()), ([0, 0, 1], None));
-    assert!(
-        claims(&self::index([Pod { claims_until: Some(Timestamp::MIN), ..pod("d", &[IP]) }]), IP).is_empty(),
-        "before any time is told"
-    );
+    assert!(claims(&self::index([Pod { claims_until: Some(Timestamp::MIN), ..pod("d", &[IP]) }]), IP).is_empty(), "before any time is set");
 }
 
 #[test]
 fn two_living_pods_at_one_address_are_ambiguous() {
     let mut index = index([pod("a", &[IP, "2001:db8::1"]), pod("b", &[IP])]);
     assert_eq!(claims(&index, IP), ["a", "b"]);
-    assert_eq!(claims(&index, "2001:db8::1"), ["a"], "of its own address each is sure");
+    assert_eq!(claims(&index, "2001:db8::1"), ["a"], "each pod keeps the address that it alone claims");
     index.delete(&uid("a"));
     assert_eq!(claims(&index, IP), ["b"]);
 }
@@ -162,7 +159,7 @@ fn a_deleted_pod_is_forgotten_and_its_address_goes_to_the_next() {
 }
 
 #[test]
-fn a_late_deletion_does_not_harm_the_pod_that_has_the_address_now() {
+fn a_late_deletion_does_not_affect_the_next_pod_at_the_address() {
     let mut index = index([finished(pod("a", &[IP])), pod("b", &[IP])]);
     index.delete(&uid("a"));
     assert_eq!(claims(&index, IP), ["b"]);
@@ -172,13 +169,13 @@ fn a_late_deletion_does_not_harm_the_pod_that_has_the_address_now() {
 }
 
 #[test]
-fn a_pod_of_the_same_name_and_another_uid_takes_the_place() {
+fn a_pod_with_the_same_name_and_another_uid_replaces_the_first() {
     let mut index = index([pod("db-1", &[IP])]);
     index.apply(pod("db-2", &["10.0.0.2"]));
     assert!(claims(&index, IP).is_empty());
     assert_eq!(claims(&index, "10.0.0.2"), ["db-2"]);
     assert_eq!(index.len(), 1);
-    // The deletion of the first comes late, and is not the second's.
+    // The deletion of the first pod arrives late, and does not affect the second.
     index.delete(&uid("db-1"));
     assert_eq!(claims(&index, "10.0.0.2"), ["db-2"]);
     index.apply(pod("db-3", &[IP]));
@@ -194,7 +191,7 @@ fn the_same_name_in_another_namespace_is_another_pod() {
     assert_eq!(index.namespaces_of_pods().into_iter().collect::<Vec<_>>(), ["default", "other"]);
 }
 
-/// What `index.needs` counts, taken from all pods.
+/// Compares the counts of `index.needs` with all pods.
 fn assert_needs(index: &Index) {
     let mut needs = PodNeeds::default();
     index.pods.values().for_each(|held| needs.add(&held.pod));
@@ -203,7 +200,7 @@ fn assert_needs(index: &Index) {
 }
 
 #[test]
-fn finished_pods_and_pods_in_the_nodes_network_need_no_namespace() {
+fn finished_and_host_network_pods_need_no_namespace() {
     let of = |namespace: &str, pod: Pod| Pod { namespace: namespace.to_owned(), service_account: "default".to_owned(), ..pod };
     let finished = of("batch", Pod { finished: true, ..pod("job-1", &[]) });
     let host = of("system", Pod { host_network: true, ..pod("proxy-1", &[]) });
@@ -220,7 +217,7 @@ fn finished_pods_and_pods_in_the_nodes_network_need_no_namespace() {
 }
 
 #[test]
-fn a_changed_address_is_taken_over() {
+fn a_changed_address_is_applied() {
     let mut index = index([pod("a", &[])]);
     index.apply(pod("a", &[IP]));
     assert_eq!(claims(&index, IP), ["a"]);
@@ -252,7 +249,7 @@ fn a_relist_replaces_every_pod_and_keeps_the_namespaces() {
 }
 
 #[test]
-fn namespaces_come_change_and_go() {
+fn namespaces_are_added_changed_and_deleted() {
     let mut index = Index::default();
     assert_eq!(index.namespace("a"), None);
     for list in [None, Some("[]".to_owned())] {
@@ -271,7 +268,7 @@ fn pods_are_listed_by_namespace_and_name() {
     assert_eq!(all.iter().map(|pod| &*pod.name).collect::<Vec<_>>(), ["z", "a", "b"]);
 }
 
-/// What may happen to the pods of a node.
+/// A change of the pods of a node.
 #[derive(Clone, Debug)]
 enum Event {
     Apply(Box<Pod>),
@@ -301,7 +298,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// The rules of the index without an index: a list of pods that is searched from end to end.
+/// The rules of the index without an index: a list of pods that is searched linearly.
 #[derive(Default)]
 struct Model(Vec<Pod>);
 
@@ -332,7 +329,7 @@ impl Model {
 
 proptest! {
     #[test]
-    fn after_any_history_the_claims_are_those_of_a_search(history in prop::collection::vec(any_event(), 0..40)) {
+    fn after_any_history_the_claims_equal_a_linear_search(history in prop::collection::vec(any_event(), 0..40)) {
         let (mut index, mut model) = (Index::default(), Model::default());
         for event in history {
             model.take(event.clone());
@@ -346,7 +343,7 @@ proptest! {
             }
             assert_needs(&index);
             prop_assert_eq!(index.len(), model.0.len());
-            prop_assert_eq!(index.by_name.len(), model.0.len(), "one name a pod, and none left over");
+            prop_assert_eq!(index.by_name.len(), model.0.len(), "one name for each pod");
         }
     }
 }

@@ -1,33 +1,33 @@
-//! Pods that are gone for good: what keeps a late or repeated event from bringing one back.
+//! Pods that are gone for good. Keeps late or repeated events from restoring them.
 
 use std::collections::{HashMap, VecDeque};
 
 use super::known::{Name, PodUid, is_older};
 
-/// How many are remembered. An event that is later than so many deletions is not expected from any API.
+/// The maximum number of remembered pods. No API is expected to deliver an event later than this many deletions.
 pub(super) const MAX_TOMBSTONES: usize = 1024;
 
 #[derive(Debug)]
 struct Tombstone {
     uid: PodUid,
     name: Name,
-    /// A version at which the pod is known to have been there or to have gone.
+    /// A version at which the pod is known to have existed or to have been deleted.
     seen: Option<u64>,
 }
 
-/// The last pods that were deleted. A UID is never used again, and two pods of one name are never there at one time.
+/// The last pods that were deleted. A UID is never reused, and two pods with one name never exist at the same time.
 #[derive(Debug, Default)]
 pub(super) struct Tombstones {
     order: VecDeque<Tombstone>,
     /// With the version by which the pod was gone.
     uids: HashMap<PodUid, Option<u64>>,
-    /// The latest version at which a pod of the name is known to have been there or to have gone, and how many tombstones
-    /// have the name.
+    /// The latest version at which a pod with the name is known to have existed or to have been deleted, and the number of
+    /// tombstones with the name.
     names: HashMap<Name, (Option<u64>, usize)>,
 }
 
 impl Tombstones {
-    /// This pod, seen at one version, was gone by the other, and will not come back.
+    /// Records that this pod, seen at one version, was gone by the other, and will not come back.
     pub(super) fn add(&mut self, uid: PodUid, name: Name, seen: Option<u64>, gone_by: Option<u64>) {
         if self.uids.contains_key(&uid) {
             return;
@@ -49,13 +49,14 @@ impl Tombstones {
         }
     }
 
-    /// Whether a pod, seen at this version, is one that is gone: itself, or one that had the name before another that is.
+    /// Returns whether a pod, seen at this version, is gone: this pod itself, or one that had the name before another deleted
+    /// pod.
     pub(super) fn cover(&self, uid: &PodUid, name: &Name, version: Option<u64>) -> bool {
         let before = || self.names.get(name).and_then(|of_name| of_name.0).zip(version).is_some_and(|(gone, seen)| seen < gone);
         self.uids.contains_key(uid) || before()
     }
 
-    /// A complete list of this version has the pod: it is not gone, unless it went after the list.
+    /// Removes a tombstone because a complete list of this version has the pod, unless the pod was deleted after the list.
     pub(super) fn lift(&mut self, uid: &PodUid, listed_at: Option<u64>) {
         if self.uids.get(uid).is_none_or(|gone_by| is_older(listed_at, *gone_by)) {
             return;

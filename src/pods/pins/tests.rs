@@ -19,13 +19,13 @@ fn pod(uid: &str, since: i64, ips: &[&str]) -> Pod {
     }
 }
 
-/// Compares with no CNI result.
+/// Compares without a CNI result.
 fn compare(pins: &Pins, pod: &Pod, at: &str, now: Option<Link>) -> Comparison {
     pins.compare(pod, ip(at), now, None, |_, _| true)
 }
 
 #[test]
-fn a_link_is_pinned_when_first_seen_and_another_is_not_the_pods() {
+fn a_link_is_pinned_when_first_seen_and_another_is_refused() {
     let (pins, a) = (Pins::default(), pod("a", 100, &["10.0.0.1"]));
     assert_eq!(compare(&pins, &a, "10.0.0.1", own(7)), Comparison::Same);
     assert_eq!(compare(&pins, &a, "10.0.0.1", own(8)), Comparison::Changed);
@@ -34,7 +34,7 @@ fn a_link_is_pinned_when_first_seen_and_another_is_not_the_pods() {
 }
 
 #[test]
-fn a_pods_later_network_is_pinned_anew_and_an_earlier_one_is_not() {
+fn only_a_later_network_of_a_pod_replaces_its_pin() {
     let pins = Pins::default();
     compare(&pins, &pod("a", 100, &["10.0.0.1"]), "10.0.0.1", own(7));
     let later = pod("a", 101, &["10.0.0.1"]);
@@ -47,7 +47,7 @@ fn a_pods_later_network_is_pinned_anew_and_an_earlier_one_is_not() {
 }
 
 #[test]
-fn another_pod_at_the_address_has_a_pin_of_its_own_and_takes_away_none() {
+fn another_pod_at_the_address_gets_a_pin_of_its_own() {
     let pins = Pins::default();
     let (a, b) = (pod("a", 100, &["10.0.0.1"]), pod("b", 200, &["10.0.0.1"]));
     compare(&pins, &a, "10.0.0.1", own(7));
@@ -58,7 +58,7 @@ fn another_pod_at_the_address_has_a_pin_of_its_own_and_takes_away_none() {
 }
 
 #[test]
-fn each_address_of_a_pod_is_pinned_by_itself_and_forgotten_when_left() {
+fn each_address_of_a_pod_is_pinned_separately() {
     let pins = Pins::default();
     let both = pod("a", 100, &["10.0.0.1", "fd00::1"]);
     compare(&pins, &both, "10.0.0.1", own(7));
@@ -69,13 +69,13 @@ fn each_address_of_a_pod_is_pinned_by_itself_and_forgotten_when_left() {
 }
 
 #[test]
-fn a_cni_result_says_which_link_is_the_pods_before_anything_was_seen() {
+fn a_cni_result_determines_the_first_pin() {
     let (pins, a) = (Pins::default(), pod("a", 100, &["10.0.0.1"]));
     let compare = |now, expected| pins.compare(&a, ip("10.0.0.1"), now, expected, |_, _| true);
-    assert_eq!(compare(own(8), own(7)), Comparison::Changed, "somebody else was first");
+    assert_eq!(compare(own(8), own(7)), Comparison::Changed, "another pod came first");
     assert_eq!(compare(own(8), None), Comparison::Changed);
     assert_eq!(compare(own(7), own(7)), Comparison::Same);
-    assert_eq!(compare(own(9), own(9)), Comparison::Same, "the record is of a later network than the API's word");
+    assert_eq!(compare(own(9), own(9)), Comparison::Same, "the record is of a later network than the API knows");
 }
 
 #[test]

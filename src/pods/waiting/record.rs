@@ -1,4 +1,4 @@
-//! Who was turned away lately: for the log and for `rolegate explain`.
+//! A record of requests that were recently turned away, for the log and for `rolegate explain`.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use super::waiter::{Member, RequestWaiter};
 use crate::pods::index::Pod;
 use crate::shares::turned_away::{Recent, TurnedAway as Recently};
 
-/// Requests of one pod that were answered without waiting, or not waiting to the end.
+/// Requests of one pod that were answered without waiting, or before the wait was over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TurnedAwayRequests {
-    /// How many requests.
+    /// The number of requests.
     pub requests: u64,
     /// The time since the last of them.
     pub ago: Duration,
@@ -32,12 +32,12 @@ impl std::fmt::Display for TurnedAwayRequests {
 #[derive(Debug, Default)]
 pub(super) struct WaitingRecord {
     all: u64,
-    /// All unknown addresses are one (`None`): they could be invented to fill the record, and the log.
+    /// All unknown addresses share one entry (`None`), because they could be invented to fill the record and the log.
     of: Recently<Option<Member>>,
 }
 
 impl WaitingRecord {
-    /// Counts a request that got no place or lost it. Logs it, at most once a minute for the same pod or address.
+    /// Counts a request that got no place or lost it. Logs it, at most once a minute per pod or address.
     pub(super) fn turned_away(&mut self, waiter: &RequestWaiter) {
         let Some(requests) = self.note(waiter) else { return };
         match waiter {
@@ -59,7 +59,7 @@ impl WaitingRecord {
         }
     }
 
-    /// Remembers it. Returns how many requests a log line should count, if one is due.
+    /// Records a request. Returns how many requests a log line should count, if one is due.
     fn note(&mut self, waiter: &RequestWaiter) -> Option<u64> {
         self.all += 1;
         self.of.note(waiter.known().ok().map(|(_, member)| member))
@@ -70,7 +70,7 @@ impl WaitingRecord {
         self.all
     }
 
-    /// Returns what is remembered of a pod and its addresses.
+    /// Returns the record of a pod and its addresses.
     pub(super) fn of(&self, pod: &Pod) -> Option<TurnedAwayRequests> {
         let members = std::iter::once(Member::Pod(pod.uid.clone())).chain(pod.ips.iter().map(|ip| Member::Disputed(*ip)));
         let recent = members.filter_map(|member| self.of.of(&Some(member)));
@@ -90,7 +90,7 @@ mod tests {
     use crate::shares::turned_away::{QUIET, REMEMBERED};
 
     #[tokio::test(start_paused = true)]
-    async fn each_pod_has_a_line_a_minute_and_unknown_addresses_share_one() {
+    async fn each_pod_is_logged_once_a_minute_and_unknown_addresses_share_it() {
         let mut record = WaitingRecord::default();
         let (web, db) = (pod("web", "10.0.0.1"), pod("db", "10.0.0.2"));
         let mut note = |waiter: &RequestWaiter| record.note(waiter);
@@ -102,9 +102,9 @@ mod tests {
             (0..5000_u32).filter_map(|number| note(&RequestWaiter::of(IpAddr::from(number.to_be_bytes()), &crate::pods::Lookup::Unknown)));
         assert_eq!(invented.count(), 1);
         tokio::time::advance(QUIET).await;
-        assert_eq!(note(&of(&web)), Some(2), "with the one that the line before did not count");
+        assert_eq!(note(&of(&web)), Some(2), "includes the request since the last line");
         assert_eq!(record.all(), 5 + 5000);
-        assert_eq!(record.of(&web), Some(TurnedAwayRequests { requests: 4, ago: Duration::ZERO }), "with those of its address");
+        assert_eq!(record.of(&web), Some(TurnedAwayRequests { requests: 4, ago: Duration::ZERO }), "includes those of its address");
         assert_eq!(record.of(&db), Some(TurnedAwayRequests { requests: 1, ago: QUIET }));
         assert_eq!(record.of(&pod("other", "10.0.0.3")), None);
         tokio::time::advance(REMEMBERED).await;

@@ -1,4 +1,4 @@
-//! Who waits, and what its place is counted by.
+//! The holder of a place, and the groups that the place is counted in.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -7,19 +7,19 @@ use crate::pods::index::{Pod, PodUid};
 use crate::pods::lookup::Lookup;
 use crate::shares::Network;
 
-/// Who waits.
+/// The holder of a place.
 #[derive(Clone, Debug)]
 pub(in crate::pods) enum RequestWaiter {
     /// A pod. All its addresses count together.
     Pod(Arc<Pod>),
-    /// An address that several pods claim, or one whose claim the node itself objects to. Whoever asks may not be the pod: it
+    /// An address that several pods claim, or whose claim the node's view contradicts. The sender may not be the pod, so it
     /// takes no place of the pod's namespace.
     Disputed(IpAddr),
-    /// An address that no pod is known to have, and what it is counted by.
+    /// An address of no known pod, and the network that it is counted in.
     Unknown(IpAddr, Network),
 }
 
-/// What places of known pods are counted by.
+/// The unit in which places of known pods are counted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Member {
     Pod(PodUid),
@@ -27,7 +27,7 @@ pub(super) enum Member {
 }
 
 impl RequestWaiter {
-    /// Returns who waits, where an address is looked up with this result.
+    /// Returns the holder for an address with this look-up result.
     pub(in crate::pods) fn of(ip: IpAddr, found: &Lookup) -> Self {
         match found {
             Lookup::Found(pod, _) | Lookup::Unreadable(pod) => Self::Pod(pod.clone()),
@@ -36,7 +36,7 @@ impl RequestWaiter {
         }
     }
 
-    /// Returns the namespace and the member to count by; the address and its network, where nothing is known of it.
+    /// Returns the namespace and the member to count in. For an unknown address, returns the address and its network.
     pub(super) fn known(&self) -> Result<(&str, Member), (IpAddr, Network)> {
         match self {
             Self::Pod(pod) => Ok((&pod.namespace, Member::Pod(pod.uid.clone()))),

@@ -14,13 +14,13 @@ use crate::pods::{Lookup, Pods, PodsWriter, pods_with};
 
 const BOOT: i64 = 1000;
 
-/// A node on which tests say what is seen.
+/// A node whose view the tests control.
 #[derive(Debug)]
 struct Fake {
     sights: Mutex<HashMap<IpAddr, Sight>>,
     generation: AtomicU64,
     looks: AtomicU64,
-    /// Of the addresses from 10.0.0.1 to 10.0.0.9.
+    /// The kept addresses between 10.0.0.1 and 10.0.0.9.
     kept: Mutex<HashSet<IpAddr>>,
     changes: watch::Sender<u64>,
     has_bridges: AtomicBool,
@@ -33,12 +33,12 @@ impl Fake {
         self.changes.send_replace(generation);
     }
 
-    /// The link of this interface leads there.
+    /// Sets the interface that leads to an address.
     fn link(&self, at: &str, interface: u32) {
         self.see(at, Sight { link: Some(own(interface)), ..Sight::default() });
     }
 
-    /// So it does, and the CNI recorded these pods there, at this interface.
+    /// Sets the interface that leads to an address, and the pods that CNI results place there.
     fn attach(&self, at: &str, interface: u32, uids: &[&str]) {
         let attached = |uid: &&str| Attached { uid: Some(Digest::of_name(*uid)), ..by_name(uid, interface) };
         self.see(at, Sight { link: Some(own(interface)), attached: uids.iter().map(attached).collect(), ..Sight::default() });
@@ -60,7 +60,7 @@ impl Witness for Fake {
     }
 
     fn behind(&self, ip: IpAddr) -> Option<u32> {
-        // Each network of three numbers is behind a port of that number.
+        // Each /24 network is behind a port with the number of its three leading octets.
         Some(u32::from_be_bytes(if let IpAddr::V4(ip) = ip { ip.octets() } else { [0; 4] }) >> 8)
     }
 
@@ -100,7 +100,7 @@ fn by_name(name: &str, interface: u32) -> Attached {
     Attached { uid: None, pod: Digest::of_pod("default", name), link: own(interface) }
 }
 
-/// A node that was booted at [`BOOT`], and its pods.
+/// Creates a node that was booted at [`BOOT`], and its pods.
 fn node() -> (Arc<Fake>, PodsWriter, Pods) {
     let (changes, _) = watch::channel(0);
     let fake = Arc::new(Fake {
@@ -149,12 +149,12 @@ fn a_pod_is_refused_while_another_link_leads_to_its_address() {
     node.link("10.0.0.1", 8);
     assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)));
     node.see("10.0.0.1", Sight::default());
-    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)), "nothing leads there any more");
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)), "nothing leads to the address");
     node.link("10.0.0.1", 7);
     assert_eq!(found(&pods, "10.0.0.1"), is("a"));
 }
 
-/// The API is late: it names a pod that is gone, and the next pod has the address already.
+/// The API is behind: it names a deleted pod, and the next pod has the address already.
 #[test]
 fn an_interface_younger_than_the_pods_network_is_another_pods() {
     let (node, writer, pods) = node();
@@ -166,14 +166,14 @@ fn an_interface_younger_than_the_pods_network_is_another_pods() {
     appears(7, 1_031);
     apply(&writer, [at(1_000)]);
     assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)));
-    // It is compared again each time, and nothing is pinned.
+    // The claim is compared again each time, and nothing is pinned.
     assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)));
     apply(&writer, [at(1_001)]);
-    assert_eq!(found(&pods, "10.0.0.1"), is("a"), "it may be announced late");
-    // From then on the pin counts.
+    assert_eq!(found(&pods, "10.0.0.1"), is("a"), "the interface may be announced late");
+    // From then on, the pin counts.
     apply(&writer, [at(900)]);
     assert_eq!(found(&pods, "10.0.0.1"), is("a"));
-    // Where either time is not known, nothing speaks against the claim.
+    // If either time is not known, nothing contradicts the claim.
     writer.write(|index| index.delete(&PodUid("a".into())));
     apply(&writer, [Pod { sandbox: Sandbox::default(), ..pod("b", "10.0.0.1") }]);
     assert_eq!(found(&pods, "10.0.0.1"), is("b"));
@@ -190,7 +190,7 @@ fn the_api_confirms_a_new_network_of_the_same_pod() {
     apply(&writer, [started(pod("a", "10.0.0.1"), BOOT + 1)]);
     assert_eq!(found(&pods, "10.0.0.1"), is("a"));
     node.link("10.0.0.1", 8);
-    // Something else of the pod changes.
+    // Another field of the pod changes.
     apply(&writer, [Pod { role: Some("other".to_owned()), ..started(pod("a", "10.0.0.1"), BOOT + 1) }]);
     assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)));
     apply(&writer, [started(pod("a", "10.0.0.1"), BOOT + 2)]);
@@ -198,12 +198,12 @@ fn the_api_confirms_a_new_network_of_the_same_pod() {
 }
 
 #[tokio::test]
-async fn a_claim_is_pinned_when_it_appears_so_that_no_later_pod_inherits_it() {
+async fn a_claim_is_pinned_when_it_appears() {
     let (node, writer, pods) = node();
     node.link("10.0.0.1", 7);
     apply(&writer, [pod("a", "10.0.0.1")]);
     pods.pin().await;
-    // It is deleted, which the API does not tell; another pod gets its address, and is the first to ask.
+    // The pod is deleted without an event; another pod gets its address, and is the first to send a request.
     node.link("10.0.0.1", 8);
     assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)));
     writer.write(|index| index.delete(&PodUid("a".into())));
@@ -212,7 +212,7 @@ async fn a_claim_is_pinned_when_it_appears_so_that_no_later_pod_inherits_it() {
 }
 
 #[test]
-fn the_kernel_is_asked_once_while_nothing_changes() {
+fn the_kernel_is_queried_once_while_nothing_changes() {
     let (node, writer, pods) = node();
     node.link("10.0.0.1", 7);
     apply(&writer, [pod("a", "10.0.0.1")]);
@@ -226,15 +226,15 @@ fn the_kernel_is_asked_once_while_nothing_changes() {
 }
 
 #[test]
-fn a_forged_status_gives_nobody_another_pods_address() {
+fn a_forged_status_does_not_take_over_another_pods_address() {
     let (node, writer, pods) = node();
     node.attach("10.0.0.1", 7, &["victim"]);
-    // Before the victim's own status has its address, and after.
+    // Both before and after the victim's own status has its address.
     apply(&writer, [pod("liar", "10.0.0.1"), without_address("victim")]);
     assert_eq!(found(&pods, "10.0.0.1"), is("victim"));
     apply(&writer, [pod("victim", "10.0.0.1")]);
-    assert_eq!(found(&pods, "10.0.0.1"), is("victim"), "the liar does not even keep the victim from its role");
-    // The victim is another node's, or not known yet.
+    assert_eq!(found(&pods, "10.0.0.1"), is("victim"), "the liar does not block the victim either");
+    // The victim is on another node, or not known yet.
     writer.write(|index| index.delete(&PodUid("victim".into())));
     assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::OtherPodAttached)));
 }
@@ -248,13 +248,13 @@ fn a_pod_that_claims_two_addresses_has_the_one_that_the_node_recorded() {
     apply(&writer, [both, pod("b", "10.0.0.2")]);
     assert_eq!(found(&pods, "10.0.0.1"), is("a"));
     assert_eq!(found(&pods, "10.0.0.2"), is("b"));
-    // By the API's word `b` has another address by now: then nobody is certain.
+    // According to the API, `b` has another address by now, so the owner is uncertain.
     apply(&writer, [pod("b", "10.0.0.3")]);
     assert_eq!(found(&pods, "10.0.0.2"), Err(Some(Objection::OtherPodAttached)));
 }
 
 #[test]
-fn a_new_pod_is_known_by_its_record_before_its_status_has_an_address() {
+fn a_new_pod_is_known_by_its_record_before_its_status() {
     let (node, writer, pods) = node();
     apply(&writer, [without_address("a")]);
     assert_eq!(found(&pods, "10.0.0.1"), Err(None));
@@ -263,7 +263,7 @@ fn a_new_pod_is_known_by_its_record_before_its_status_has_an_address() {
     node.see("10.0.0.2", Sight { link: Some(own(8)), attached: vec![by_name("a", 8)], ..Sight::default() });
     assert_eq!(found(&pods, "10.0.0.2"), is("a"), "a runtime that does not record UIDs");
     node.attach("10.0.0.3", 9, &["unknown"]);
-    assert_eq!(found(&pods, "10.0.0.3"), Err(None), "the API does not know it");
+    assert_eq!(found(&pods, "10.0.0.3"), Err(None), "the API does not know the pod");
     for gone in [
         Pod { finished: true, ..without_address("a") },
         Pod { host_network: true, ..without_address("a") },
@@ -275,7 +275,7 @@ fn a_new_pod_is_known_by_its_record_before_its_status_has_an_address() {
 }
 
 #[test]
-fn an_address_of_the_node_is_nobodys_whatever_was_recorded() {
+fn an_address_of_the_node_belongs_to_no_pod_despite_records() {
     let (node, writer, pods) = node();
     node.attach("10.0.0.9", 7, &["a"]);
     apply(&writer, [without_address("a")]);
@@ -285,7 +285,7 @@ fn an_address_of_the_node_is_nobodys_whatever_was_recorded() {
 }
 
 #[test]
-fn records_that_disagree_are_no_evidence_against_anybody() {
+fn conflicting_records_are_no_evidence() {
     let (node, writer, pods) = node();
     node.attach("10.0.0.1", 7, &["old", "a"]);
     apply(&writer, [pod("a", "10.0.0.1")]);
@@ -299,7 +299,7 @@ fn records_that_disagree_are_no_evidence_against_anybody() {
 }
 
 #[test]
-fn a_new_pod_at_an_address_never_gets_the_last_ones_role_in_an_outage() {
+fn during_an_outage_a_new_pod_does_not_get_the_last_pods_role() {
     let (node, writer, pods) = node();
     node.attach("10.0.0.1", 7, &["a"]);
     apply(&writer, [pod("a", "10.0.0.1")]);
@@ -307,7 +307,7 @@ fn a_new_pod_at_an_address_never_gets_the_last_ones_role_in_an_outage() {
     node.attach("10.0.0.1", 8, &["b"]);
     assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::OtherPodAttached)));
     apply(&writer, [without_address("b")]);
-    assert_eq!(found(&pods, "10.0.0.1"), is("b"), "the API knows it by now");
+    assert_eq!(found(&pods, "10.0.0.1"), is("b"), "the API knows the pod by now");
 }
 
 #[test]
@@ -318,7 +318,7 @@ fn a_record_and_a_link_that_contradict_each_other_are_both_distrusted() {
     let attached = Attached { uid: Some(Digest::of_name("a")), link: bridge(1), ..by_name("a", 3) };
     node.see("10.0.0.1", Sight { link: Some(bridge(2)), attached: vec![attached], ..Sight::default() });
     apply(&writer, [pod("a", "10.0.0.1")]);
-    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)), "also when it is seen for the first time");
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)), "even when the link is first seen");
     node.see("10.0.0.1", Sight { link: Some(bridge(1)), attached: vec![attached], ..Sight::default() });
     assert_eq!(found(&pods, "10.0.0.1"), is("a"));
 }
@@ -331,16 +331,16 @@ fn no_claim_counts_after_a_reboot_until_the_api_shows_a_later_start() {
     assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::BeforeBoot)));
     apply(&writer, [started(pod("a", "10.0.0.1"), BOOT + 20)]);
     assert_eq!(found(&pods, "10.0.0.1"), is("a"));
-    // A record whose link is there is of this boot.
+    // A record whose link exists is from this boot.
     apply(&writer, [started(pod("b", "10.0.0.2"), BOOT - 1)]);
     node.attach("10.0.0.2", 8, &["b"]);
     assert_eq!(found(&pods, "10.0.0.2"), is("b"));
     apply(&writer, [pod("c", "10.0.0.3")]);
-    assert_eq!(found(&pods, "10.0.0.3"), is("c"), "the API says nothing of the time");
+    assert_eq!(found(&pods, "10.0.0.3"), is("c"), "the API reports no time");
 }
 
 #[test]
-fn without_the_api_pods_are_served_only_where_the_node_confirms_them() {
+fn without_the_api_pods_are_served_only_if_the_node_confirms_them() {
     let (node, writer, pods) = node();
     node.link("10.0.0.1", 7);
     let shared = Link { interface: 2, kind: LinkKind::Shared };
@@ -352,7 +352,7 @@ fn without_the_api_pods_are_served_only_where_the_node_confirms_them() {
     node.attach("10.0.0.4", 9, &["recorded"]);
     let stale = || Err(Some(Objection::Stale));
     assert_eq!(all(&pods), [is("pinned"), stale(), stale(), is("recorded")]);
-    // What was not pinned while the API was heard is not pinned now.
+    // An address that was not pinned before the outage is not pinned during it.
     node.link("10.0.0.3", 10);
     assert_eq!(found(&pods, "10.0.0.3"), stale());
     node.link("10.0.0.1", 11);
@@ -362,7 +362,7 @@ fn without_the_api_pods_are_served_only_where_the_node_confirms_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_waits_for_the_node_to_agree_and_not_where_the_api_is_silent() {
+async fn a_request_waits_for_the_node_to_agree_unless_the_api_is_silent() {
     let (node, writer, pods) = node();
     node.link("10.0.0.1", 7);
     apply(&writer, [pod("a", "10.0.0.1"), pod("b", "10.0.0.2")]);
@@ -385,7 +385,7 @@ async fn a_request_waits_for_the_node_to_agree_and_not_where_the_api_is_silent()
 }
 
 #[test]
-fn every_change_of_what_the_node_sees_makes_decisions_be_made_anew() {
+fn every_change_of_the_nodes_view_invalidates_decisions() {
     let (node, writer, pods) = node();
     let before = pods.generation();
     node.link("10.0.0.1", 7);
@@ -395,10 +395,10 @@ fn every_change_of_what_the_node_sees_makes_decisions_be_made_anew() {
 }
 
 #[tokio::test]
-async fn nobodys_address_is_never_queried_and_a_former_one_is_forgotten() {
+async fn addresses_of_no_pod_are_not_queried_and_former_ones_forgotten() {
     let (node, writer, pods) = node();
     assert_eq!(found(&pods, "10.0.0.1"), Err(None));
-    assert_eq!(node.looks.load(Ordering::SeqCst), 0, "a stranger may invent any number of addresses");
+    assert_eq!(node.looks.load(Ordering::SeqCst), 0, "clients may invent any number of addresses");
     node.attach("10.0.0.2", 8, &["b"]);
     apply(&writer, [pod("a", "10.0.0.1"), without_address("b")]);
     assert_eq!(found(&pods, "10.0.0.2"), is("b"));
@@ -428,7 +428,7 @@ async fn a_link_that_moved_and_came_back_is_not_trusted_for_a_while() {
     see(7);
     assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)));
     tokio::time::advance(Duration::from_secs(100)).await;
-    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)), "each time anew");
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)), "each move starts a new period");
     tokio::time::advance(Duration::from_secs(21)).await;
     assert_eq!(found(&pods, "10.0.0.1"), is("a"));
 }
@@ -449,7 +449,7 @@ fn an_agreement_is_checked_again_for_the_next_pod_and_after_each_change() {
     // The same pod with a later network.
     apply(&writer, [started(pod("a", "10.0.0.1"), BOOT + 2)]);
     assert_eq!((looks("a"), looks("a")), (1, 0));
-    // Another pod takes the address over, and the one before comes back to it.
+    // Another pod takes over the address, and the first one gets it back.
     apply(&writer, [terminating("a")]);
     assert_eq!((looks("a"), looks("a")), (1, 0));
     node.link("10.0.0.1", 8);
@@ -458,7 +458,7 @@ fn an_agreement_is_checked_again_for_the_next_pod_and_after_each_change() {
     writer.write(|index| index.delete(&PodUid("b".into())));
     node.link("10.0.0.1", 7);
     assert_eq!((looks("a"), looks("a")), (1, 0));
-    // It is another pod's by a record: the claim of the one that the API names is compared each time.
+    // A record names another pod: the claim of the pod that the API names is compared each time.
     node.attach("10.0.0.1", 7, &["c"]);
     apply(&writer, [without_address("c")]);
     assert_eq!((looks("c"), looks("c")), (2, 2));
@@ -469,25 +469,25 @@ fn an_agreement_is_checked_again_for_the_next_pod_and_after_each_change() {
 }
 
 #[test]
-fn a_static_pod_whose_record_has_another_uid_is_served_as_the_api_says() {
+fn a_static_pod_with_another_uid_in_its_record_is_served() {
     let (node, writer, pods) = node();
     let attached = Attached { uid: Some(Digest::of_name("hash-of-its-manifest")), ..by_name("static", 7) };
     node.see("10.0.0.1", Sight { link: Some(own(7)), attached: vec![attached], ..Sight::default() });
     apply(&writer, [pod("static", "10.0.0.1")]);
     assert_eq!(found(&pods, "10.0.0.1"), is("static"));
-    // It is no evidence for the pod either.
+    // The record is no evidence for the pod either.
     pods.set_stale(true);
     apply(&writer, [Pod { uid: PodUid("static-2".into()), ..pod("static", "10.0.0.1") }]);
     assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::Stale)));
 }
 
 #[test]
-fn the_own_link_of_a_living_pod_is_nobody_elses_whatever_the_api_says() {
+fn a_living_pods_own_link_belongs_to_no_other_pod() {
     let (node, writer, pods) = node();
     node.link("10.0.0.1", 7);
     apply(&writer, [pod("victim", "10.0.0.1")]);
     assert_eq!(found(&pods, "10.0.0.1"), is("victim"));
-    // The liar's status has the address, and the victim's has begun to end.
+    // The liar's status has the address, and the victim is terminating.
     apply(&writer, [Pod { terminating: true, ..pod("victim", "10.0.0.1") }, pod("liar", "10.0.0.1")]);
     assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)));
     writer.write(|index| index.delete(&PodUid("victim".into())));
@@ -495,19 +495,19 @@ fn the_own_link_of_a_living_pod_is_nobody_elses_whatever_the_api_says() {
 }
 
 #[test]
-fn a_clock_that_was_ahead_does_not_make_pods_of_this_boot_older_than_it() {
+fn a_clock_that_was_ahead_does_not_make_pods_predate_the_boot() {
     let (_node, writer, pods) = node();
     apply(&writer, [started(pod("a", "10.0.0.1"), BOOT - 100)]);
     assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::BeforeBoot)));
     pods.booted_at(Timestamp::from_second(BOOT + 50).unwrap());
-    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::BeforeBoot)), "the earliest time holds");
+    assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::BeforeBoot)), "the earliest time is kept");
     pods.booted_at(Timestamp::from_second(BOOT - 200).unwrap());
     assert_eq!(found(&pods, "10.0.0.1"), is("a"));
 }
 
 /// A pod invents addresses, all behind its port of a bridge; new pods still wait for their status.
 #[tokio::test(start_paused = true)]
-async fn addresses_behind_one_port_of_a_bridge_wait_in_the_places_of_one() {
+async fn addresses_behind_one_bridge_port_share_their_places() {
     let (node, writer, pods) = node();
     let at = |port: u8, last: u8| IpAddr::from([10, 1, port, last]);
     assert_eq!(pods.network_of(at(1, 1)).await, at(1, 1).into());

@@ -1,4 +1,4 @@
-//! What the API has said in one order, and we hear in another.
+//! Changes that arrive in another order than the API made them.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +38,7 @@ fn an_earlier_state_does_not_replace_a_later_one() {
 }
 
 #[test]
-fn a_deleted_pod_does_not_come_back_by_a_late_or_repeated_event() {
+fn a_late_or_repeated_event_does_not_restore_a_deleted_pod() {
     let mut index = Index::default();
     let a = pod("a", &[IP]);
     apply(&mut index, 5, a.clone());
@@ -47,7 +47,7 @@ fn a_deleted_pod_does_not_come_back_by_a_late_or_repeated_event() {
     apply(&mut index, 7, a.clone());
     index.apply(a.clone());
     assert!(index.is_empty());
-    // Nor one whose deletion is all that was heard of it.
+    // This includes a pod of which only the deletion was seen.
     let b = pod("b", &[IP]);
     delete(&mut index, 9, &b);
     apply(&mut index, 6, b);
@@ -55,22 +55,22 @@ fn a_deleted_pod_does_not_come_back_by_a_late_or_repeated_event() {
 }
 
 #[test]
-fn a_list_brings_no_pod_back_that_was_deleted_after_it() {
+fn a_list_does_not_restore_a_pod_that_was_deleted_after_it() {
     let mut index = Index::default();
     let (a, b) = (pod("a", &[IP]), pod("b", &["10.0.0.2"]));
     apply(&mut index, 5, a.clone());
     apply(&mut index, 12, b.clone());
     delete(&mut index, 11, &a);
     list(&mut index, 10, &[(5, a.clone())]);
-    assert_eq!(state(&index), BTreeMap::from([("b".to_owned(), 12)]), "what was seen after the list stays");
+    assert_eq!(state(&index), BTreeMap::from([("b".to_owned(), 12)]), "a pod seen after the list stays");
     apply(&mut index, 9, pod("c", &[]));
-    assert_eq!(index.len(), 1, "what was before the list and not in it was gone");
+    assert_eq!(index.len(), 1, "an older pod that is not in the list was gone");
     list(&mut index, 4, &[(4, pod("d", &[]))]);
-    assert_eq!(index.len(), 1, "an earlier list is not taken");
+    assert_eq!(index.len(), 1, "an earlier list is ignored");
 }
 
 #[test]
-fn of_two_pods_of_one_name_the_later_is_there() {
+fn of_two_pods_with_one_name_the_later_one_exists() {
     for late_first in [false, true] {
         let mut index = Index::default();
         let (old, new) = (pod("db-1", &[IP]), pod("db-2", &["10.0.0.2"]));
@@ -87,18 +87,18 @@ fn of_two_pods_of_one_name_the_later_is_there() {
     }
 }
 
-/// The watch is behind the answer to a question: two pods of one name, one after the other, and a third at their address.
+/// The watch lags behind a query's response: two pods with one name, one after the other, and a third at their address.
 #[test]
-fn a_late_deletion_keeps_the_next_pod_of_the_name_and_its_claim() {
+fn a_late_deletion_keeps_the_next_pod_with_the_name() {
     let mut index = Index::default();
     let (first, next, beside) = (pod("web-1", &[IP]), pod("web-2", &[IP]), pod("other", &[IP]));
     apply(&mut index, 5, first.clone());
     apply(&mut index, 9, beside);
-    // The answer, of version 10: the first one is gone, and the next has its name since 7.
+    // The response, of version 10: the first pod is gone, and the next has had its name since 7.
     index.gone_at(&first.uid, Some(10));
     apply(&mut index, 7, next.clone());
     assert_eq!(claims(&index, IP), ["other", "web-2"]);
-    // What the watch sends late.
+    // Events that the watch sends late.
     delete(&mut index, 6, &first);
     assert_eq!(claims(&index, IP), ["other", "web-2"]);
     apply(&mut index, 7, next);
@@ -106,7 +106,7 @@ fn a_late_deletion_keeps_the_next_pod_of_the_name_and_its_claim() {
 }
 
 #[test]
-fn what_cannot_be_read_is_forgotten_until_it_can_be() {
+fn a_forgotten_pod_can_be_applied_again() {
     let mut index = Index::default();
     apply(&mut index, 5, pod("a", &[IP]));
     index.delete(&uid("a"));
@@ -124,7 +124,7 @@ fn unreadable(index: &mut Index, version: u64, pod: &Pod) {
 }
 
 #[test]
-fn an_unreadable_pods_address_is_nobodys_until_it_is_readable_or_gone() {
+fn an_unreadable_pod_blocks_its_address_until_readable_or_gone() {
     let (a, b) = (pod("a", &[IP]), pod("b", &[IP]));
     let known = || {
         let mut index = Index::default();
@@ -132,12 +132,12 @@ fn an_unreadable_pods_address_is_nobodys_until_it_is_readable_or_gone() {
         unreadable(&mut index, 7, &a);
         apply(&mut index, 8, b.clone());
         assert_eq!(claims(&index, IP), ["unreadable"]);
-        assert_eq!(state(&index), BTreeMap::from([("b".to_owned(), 8)]), "it is not known any more");
+        assert_eq!(state(&index), BTreeMap::from([("b".to_owned(), 8)]), "the pod is no longer known");
         index
     };
     let mut index = known();
     apply(&mut index, 6, a.clone());
-    assert_eq!(claims(&index, IP), ["unreadable"], "by what it was before");
+    assert_eq!(claims(&index, IP), ["unreadable"], "according to its last known state");
     apply(&mut index, 9, pod("a", &["10.0.0.2"]));
     assert_eq!((claims(&index, IP), claims(&index, "10.0.0.2")), (vec!["b".to_owned()], vec!["a".to_owned()]));
     let mut index = known();
@@ -148,7 +148,7 @@ fn an_unreadable_pods_address_is_nobodys_until_it_is_readable_or_gone() {
     assert_eq!(claims(&index, IP), ["unreadable"]);
     index.gone_at(&a.uid, Some(9));
     assert_eq!(claims(&index, IP), ["b"]);
-    // A list in which it is, one in which it is not, and a pod that has its name by now.
+    // A list with the pod, a list without it, and a pod that has its name by now.
     let mut index = known();
     index.list_at([(at(8, b.clone()), Some(8))], [(names(&a), Some(7))], Some(10), false);
     assert_eq!(claims(&index, IP), ["unreadable"]);
@@ -158,7 +158,7 @@ fn an_unreadable_pods_address_is_nobodys_until_it_is_readable_or_gone() {
     apply(&mut index, 9, pod("a-2", &["10.0.0.2"]));
     assert_eq!(claims(&index, IP), ["b"]);
     assert_eq!(index.by_name.len(), index.len());
-    // The next state that cannot be read changes nothing, and in a new history it is the same pod.
+    // Another unreadable state changes nothing, and in a new history it is the same pod.
     let mut index = known();
     unreadable(&mut index, 9, &a);
     assert_eq!(claims(&index, IP), ["unreadable"]);
@@ -167,7 +167,7 @@ fn an_unreadable_pods_address_is_nobodys_until_it_is_readable_or_gone() {
 }
 
 #[test]
-fn a_pod_that_cannot_be_read_has_ended_or_begun_to_end_as_before() {
+fn an_unreadable_pod_stays_finished_or_terminating() {
     for (last, next) in [(finished(pod("a", &[IP])), "b"), (terminating(pod("a", &[IP])), "b"), (pod("a", &[IP]), "unreadable")] {
         let mut index = Index::default();
         apply(&mut index, 5, last.clone());
@@ -178,7 +178,7 @@ fn a_pod_that_cannot_be_read_has_ended_or_begun_to_end_as_before() {
     let mut index = Index::default();
     apply(&mut index, 5, terminating(pod("a", &[IP])));
     unreadable(&mut index, 6, &pod("a", &[]));
-    assert_eq!(claims(&index, IP), ["unreadable"], "where there is no other");
+    assert_eq!(claims(&index, IP), ["unreadable"], "if no other pod claims it");
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn an_unreadable_pod_without_address_may_have_a_terminating_pods_address() {
         unreadable(&mut index, 6, &pod("next", &[]));
         assert_eq!(claims(&index, IP) == ["web"], served, "{last:?}");
         assert_eq!(claims(&index, IP).is_empty(), !served, "{last:?}");
-        assert_eq!(claims(&index, "10.0.0.3"), ["db"], "one that is not terminating has its own");
+        assert_eq!(claims(&index, "10.0.0.3"), ["db"], "a pod that is not terminating keeps its address");
         delete(&mut index, 7, &pod("next", &[]));
         assert_eq!(claims(&index, IP), ["web"]);
     }
@@ -216,14 +216,14 @@ fn an_incomplete_list_removes_no_pod_and_missing_pods_are_not_served() {
         } else {
             incomplete_list(&mut index, 20, &[(6, b.clone()), (7, web.clone())]);
         }
-        assert_eq!(claims(&index, IP), ["unreadable"], "who it was may be the one that cannot be read");
+        assert_eq!(claims(&index, IP), ["unreadable"], "the missing pod may be the unreadable one");
         assert_eq!(claims(&index, "10.0.0.2"), ["b"]);
-        assert!(claims(&index, "10.0.0.3").is_empty(), "it may be there that it is");
+        assert!(claims(&index, "10.0.0.3").is_empty(), "the unreadable pod may have this address");
         list(&mut index, 30, &[(6, b.clone()), (7, web.clone())]);
         assert!(claims(&index, IP).is_empty());
         assert_eq!((claims(&index, "10.0.0.3"), index.unreadable.len()), (vec!["web".to_owned()], 0));
     }
-    // One whose name another has by now is gone all the same; what is heard of one later is so.
+    // A pod whose name another has by now is gone nevertheless, and later events still apply.
     for new_history in [false, true] {
         let mut index = Index::default();
         list(&mut index, 10, &[(5, pod("db-1", &[IP])), (6, b.clone())]);
@@ -241,23 +241,23 @@ fn an_incomplete_list_removes_no_pod_and_missing_pods_are_not_served() {
 }
 
 #[test]
-fn a_list_brings_a_pod_back_that_was_wrongly_taken_for_gone() {
+fn a_list_restores_a_pod_that_was_wrongly_considered_gone() {
     let (a, b) = (pod("a", &[IP]), pod("b", &["10.0.0.2"]));
     let gone = || {
         let mut index = Index::default();
         list(&mut index, 10, &[(5, a.clone()), (6, b.clone())]);
         index.gone_at(&a.uid, Some(20));
         apply(&mut index, 21, a.clone());
-        assert!(claims(&index, IP).is_empty(), "no event does");
+        assert!(claims(&index, IP).is_empty(), "no event restores it");
         index
     };
     let mut index = gone();
     list(&mut index, 19, &[(5, a.clone()), (6, b.clone())]);
-    assert!(claims(&index, IP).is_empty(), "nor a list of before");
+    assert!(claims(&index, IP).is_empty(), "an earlier list does not restore it");
     list(&mut index, 20, &[(5, a.clone()), (6, b.clone())]);
     assert_eq!(claims(&index, IP), ["a"]);
     assert_eq!(index.tombstones.len(), 0);
-    // One that a list left out, one whose name another took, one without versions.
+    // A pod that a list left out, one whose name another took, and one without versions.
     let mut index = Index::default();
     list(&mut index, 10, &[(5, a.clone())]);
     list(&mut index, 11, &[]);
@@ -266,7 +266,7 @@ fn a_list_brings_a_pod_back_that_was_wrongly_taken_for_gone() {
     index.delete_at(&a.uid, &a.namespace, &a.name, None);
     list(&mut index, 13, &[(5, a.clone())]);
     assert_eq!(claims(&index, IP), ["a"]);
-    // One that cannot be read is there as well.
+    // An unreadable pod exists as well.
     let mut index = gone();
     index.list_at([(at(6, b.clone()), Some(6))], [(names(&a), Some(22))], Some(22), false);
     apply(&mut index, 23, a);
@@ -274,7 +274,7 @@ fn a_list_brings_a_pod_back_that_was_wrongly_taken_for_gone() {
 }
 
 #[test]
-fn what_lies_on_a_name_besides_stays_when_one_is_brought_back() {
+fn restoring_a_pod_keeps_other_tombstones_of_its_name() {
     let mut index = Index::default();
     let (old, new) = (pod("db-1", &[IP]), pod("db-2", &["10.0.0.2"]));
     apply(&mut index, 4, old.clone());
@@ -288,7 +288,7 @@ fn what_lies_on_a_name_besides_stays_when_one_is_brought_back() {
 }
 
 #[test]
-fn a_history_that_began_anew_replaces_everything() {
+fn a_new_history_replaces_everything() {
     let mut index = Index::default();
     let (a, b) = (pod("a", &[IP]), pod("b", &["10.0.0.2"]));
     list(&mut index, 100, &[(90, a.clone()), (91, b.clone())]);
@@ -300,14 +300,14 @@ fn a_history_that_began_anew_replaces_everything() {
 }
 
 #[test]
-fn versions_that_are_no_numbers_are_taken_as_they_come() {
+fn non_numeric_versions_apply_in_order_of_arrival() {
     let mut index = Index::default();
     index.apply_at(pod("a", &[IP]), None);
     index.apply_at(pod("a", &["10.0.0.2"]), None);
     assert_eq!(claims(&index, "10.0.0.2"), ["a"]);
     index.delete_at(&uid("a"), "default", "a", None);
     index.apply_at(pod("a", &[IP]), None);
-    assert!(index.is_empty(), "a UID that is gone is gone all the same");
+    assert!(index.is_empty(), "a deleted UID stays deleted");
     index.list_at([(pod("b", &[IP]), None)], [], None, false);
     index.list_at([(pod("c", &[IP]), None)], [], None, false);
     index.list_at([(pod("b", &[IP]), None)], [], None, false);
@@ -323,7 +323,7 @@ fn tombstones_are_bounded() {
     assert_eq!(index.tombstones.len(), tombstones::MAX_TOMBSTONES);
 }
 
-/// One change that the API made. Pods are made anew under few names, with few addresses.
+/// A change that the API made. Pods are recreated under few names, with few addresses.
 #[derive(Clone, Debug)]
 struct Change {
     pod: Pod,
@@ -337,7 +337,7 @@ enum What {
     Deleted,
 }
 
-/// A name, what happens to its pod, its addresses, how it is, and until when a terminating one claims its addresses.
+/// A name, the change of its pod, its addresses, its flags, and until when a terminating pod claims its addresses.
 type Choice = (u8, u8, (u8, Option<u8>), (bool, bool, bool), i64);
 
 fn any_choice() -> impl Strategy<Value = Choice> {
@@ -345,7 +345,7 @@ fn any_choice() -> impl Strategy<Value = Choice> {
     (0..3_u8, 0..20_u8, addresses, (prop::bool::weighted(0.1), prop::bool::weighted(0.3), prop::bool::weighted(0.1)), 1..6_i64)
 }
 
-/// A history: what happened at each version, from 1 on.
+/// Returns a history: the change at each version, from 1 on.
 fn history(choices: &[Choice]) -> Vec<Change> {
     let mut alive: BTreeMap<u8, Pod> = BTreeMap::new();
     let mut changes = Vec::new();
@@ -372,7 +372,7 @@ fn history(choices: &[Choice]) -> Vec<Change> {
     changes
 }
 
-/// The list as of a version: of each pod the version of its last change.
+/// Returns the list as of a version: the version of each pod's last change.
 fn snapshot(changes: &[Change], version: usize) -> BTreeMap<PodUid, u64> {
     let mut alive = BTreeMap::new();
     for (number, change) in (1..).zip(&changes[..version]) {
@@ -385,7 +385,7 @@ fn snapshot(changes: &[Change], version: usize) -> BTreeMap<PodUid, u64> {
     alive
 }
 
-/// The last that was heard of a pod: at which version, whether it could be read, and the last state that could.
+/// The latest information about a pod: its version, whether it could be read, and the last readable state.
 #[derive(Clone, Default)]
 struct Last {
     version: u64,
@@ -393,16 +393,16 @@ struct Last {
     pod: Option<Pod>,
 }
 
-/// What is known of a history by what was heard of it, found by looking through all of it.
+/// The state that follows from the received part of a history, computed by searching all of it.
 #[derive(Default)]
 struct Heard {
     last: BTreeMap<PodUid, Last>,
-    /// Events and answers about one pod, and complete lists.
+    /// Events and responses about one pod, and complete lists.
     events: Vec<usize>,
     lists: Vec<usize>,
-    /// Of these pods it was heard that they were gone by a version.
+    /// Pods reported as gone by a version.
     gone: Vec<(PodUid, usize)>,
-    /// The latest time that was told, in seconds.
+    /// The latest time that was passed in, in seconds.
     now: i64,
 }
 
@@ -417,7 +417,7 @@ impl Heard {
         }
     }
 
-    /// The pods that are there, as far as is known.
+    /// Returns the pods that exist, as far as is known.
     fn alive<'a>(&'a self, changes: &'a [Change]) -> impl Iterator<Item = (&'a PodUid, &'a Last)> {
         let is_dead = |uid: &PodUid| {
             let death = changes.iter().position(|change| change.is == What::Deleted && change.pod.uid == *uid);
@@ -471,14 +471,14 @@ impl Heard {
 enum Hear {
     Event,
     List,
-    /// An answer about the pod of the change, as of another version.
+    /// A response about the pod of the change, as of another version.
     Answer(prop::sample::Index),
     Time(i64),
 }
 
 proptest! {
     #[test]
-    fn in_whatever_order_a_history_is_heard_nothing_goes_back(
+    fn no_order_of_arrival_reverts_the_state(
         choices in prop::collection::vec(any_choice(), 1..30),
         heard in prop::collection::vec((prop_oneof![
             7 => Just(Hear::Event),
@@ -508,7 +508,7 @@ proptest! {
                 }
                 Hear::List => {
                     let listed = snapshot(&changes, version);
-                    // A list that is older than the last is not taken.
+                    // A list that is older than the last one is ignored.
                     if model.lists.iter().all(|earlier| *earlier <= version) {
                         model.lists.push(version);
                         listed.values().for_each(|at| model.see(&changes, usize::try_from(*at).unwrap()));
@@ -528,7 +528,7 @@ proptest! {
                     let as_of = as_of.index(changes.len()) + 1;
                     let there = snapshot(&changes, as_of).into_values().map(|at| usize::try_from(at).unwrap());
                     let now = there.into_iter().find(|at| changes[*at - 1].pod.name == asked.name);
-                    // One that cannot be read is no answer.
+                    // An unreadable pod is no response.
                     if now.is_some_and(|at| changes[at - 1].is == What::Unreadable) {
                         continue;
                     }
