@@ -1,9 +1,9 @@
-//! The watch of this node's pods, and of what they are decided by: the only user of the Kubernetes API on the way of a
-//! request.
+//! Watches this node's pods and the objects that decisions about them depend on. This is the only user of the Kubernetes API in
+//! the request path.
 //!
-//! Pods are asked for with a field selector on the node, and decoded into the few fields that are read: what the daemon
-//! holds follows the pods of its node, never the size of the cluster. A list is built aside and put in place when it is
-//! complete, so that a relist never shows a half-filled index.
+//! Pods are selected by a field selector on the node, and decoded into the few fields that are used: memory use depends on the
+//! pods of this node, never on the size of the cluster. A list is built separately and swapped in when it is complete, so that
+//! a relist never exposes a partial index.
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -36,33 +36,33 @@ use objects::{ObjectMeta, PodObject};
 
 /// Annotation with the session's name (kiam's name for it).
 pub const SESSION_NAME_KEY: &str = "iam.amazonaws.com/session-name";
-/// Bytes of the longest role, external id, session name and list of a namespace that policy takes.
+/// The longest role, external ID, session name or namespace list that policy accepts, in bytes.
 const MAX_ROLE: usize = 2048;
 const MAX_EXTERNAL_ID: usize = 1224;
 const MAX_SESSION_NAME: usize = 64;
 const MAX_LIST: usize = 64 << 10;
-/// How often the node's own addresses are looked at.
+/// The interval between reads of the node's own addresses.
 const NODE_ADDRESSES_EVERY: Duration = Duration::from_secs(30);
 
-/// What the watch needs to run.
+/// The inputs of the watch.
 pub struct PodWatch {
     /// The Kubernetes API.
     pub client: Client,
     /// This node's name.
     pub node: String,
-    /// Tells the addresses of this node as they are now.
+    /// Returns the current addresses of this node.
     pub node_addresses: Box<dyn Fn() -> NodeAddresses + Send + Sync>,
-    /// Tells the time of the wall clock: claims of terminating pods end by it.
+    /// Returns the wall-clock time, by which the claims of terminating pods end.
     pub now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     /// The annotations that are read.
     pub annotations: AnnotationKeys,
-    /// Where the pods go.
+    /// Receives the pods.
     pub writer: PodsWriter,
     /// The read handle of these pods, for their namespaces and service accounts.
     pub pods: Pods,
     /// Which objects besides pods are read.
     pub needs: Needs,
-    /// Where errors are counted.
+    /// Metrics that count errors.
     pub metrics: Metrics,
 }
 
@@ -73,7 +73,7 @@ impl fmt::Debug for PodWatch {
 }
 
 impl PodWatch {
-    /// Watches for ever; `first_list` is done when the first list is in. Errors are logged and tried again with backoff.
+    /// Watches forever; `first_list` is done when the first list has arrived. Errors are logged and retried with backoff.
     pub async fn run(self, first_list: ReadinessStep) {
         let namespaces = async {
             if self.needs.namespaces {
@@ -93,14 +93,14 @@ impl PodWatch {
         let mut known: Option<NodeAddresses> = None;
         loop {
             let mut now = (self.node_addresses)();
-            // A node has some as long as it is one: they could not be read.
+            // A running node always has addresses, so an empty result means that they could not be read.
             if let Some(known) = &known
                 && now.ips.is_empty()
             {
                 now.ips.clone_from(&known.ips);
             }
             if known.as_ref() != Some(&now) {
-                debug!(addresses = ?now, "this node's own addresses");
+                debug!(addresses = ?now, "this node's own addresses changed");
                 self.writer.write(|index| index.set_node(now.clone()));
                 known = Some(now);
             }
@@ -108,7 +108,7 @@ impl PodWatch {
         }
     }
 
-    /// Ends the claims of terminating pods when their time is over, whatever is heard of them or not.
+    /// Ends the claims of terminating pods when their time is over, whether or not further events arrive.
     async fn end_claims(&self) {
         let mut pods = self.pods.clone();
         loop {
@@ -142,7 +142,7 @@ impl PodWatch {
 
     fn take(&self, event: WatchEvent<'_, PodObject>, first_list: &mut Option<ReadinessStep>) {
         match event {
-            // What is known is used on.
+            // What is known stays in use.
             WatchEvent::Failed(_) | WatchEvent::Alive => return,
             WatchEvent::UpToDate => {
                 self.pods.set_stale(false);
@@ -150,7 +150,7 @@ impl PodWatch {
             }
             WatchEvent::Listed { objects, unreadable, version, new_history, incomplete } => {
                 let host_ips: Vec<_> = objects.iter().flat_map(|object| object.host_ips.iter().copied()).collect();
-                // One by one: whole lists in two forms at one time would be the most that the daemon ever holds.
+                // Convert one object at a time: two complete lists in different forms would be the daemon's peak of memory use.
                 let pods = objects.into_iter().filter_map(|object| self.pod(*object));
                 let unreadable = unreadable.into_iter().filter_map(pod_name);
                 if new_history {
@@ -175,13 +175,13 @@ impl PodWatch {
                         info!(event = "pods-listed", node = %self.node, pods = count, "listed the pods of this node");
                         step.done();
                     }
-                    None => debug!(pods = count, "listed the pods of this node again"),
+                    None => debug!(pods = count, "relisted the pods of this node"),
                 }
             }
             WatchEvent::Applied(object) => self.apply(object),
             WatchEvent::Deleted(metadata) => {
                 let Some(uid) = metadata.uid.as_deref() else { return };
-                debug!(uid, "pod gone");
+                debug!(uid, "pod deleted");
                 let (namespace, name) = (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
                 self.writer.write(|index| index.delete_at(&PodUid(uid.into()), namespace, name, metadata.version()));
                 if !self.pods.has_namespace(namespace) {
@@ -194,11 +194,11 @@ impl PodWatch {
         self.metrics.pods_known(self.pods.count());
     }
 
-    /// Takes in what a pod is now.
+    /// Applies the current state of a pod.
     fn apply(&self, object: PodObject) {
         let host_ips = object.host_ips.clone();
         if let Some((pod, version)) = self.pod(object) {
-            debug!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid.0, "pod seen");
+            debug!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid.0, "pod applied");
             self.writer.write(|index| {
                 index.end_claims((self.now)());
                 index.add_host_ips(host_ips);
@@ -214,13 +214,13 @@ impl PodWatch {
         }
     }
 
-    /// The pod in the words of the index, and its version; `None` where it is no pod of this node.
+    /// Converts a pod of this node for the index, with its version; `None` for other pods.
     fn pod(&self, object: PodObject) -> Option<(Pod, Option<u64>)> {
         pod_of(object, &self.node, &self.annotations)
     }
 }
 
-/// The annotations of a pod that are read.
+/// Returns the pod annotations that are read.
 fn pod_annotations(keys: &AnnotationKeys) -> Vec<Annotation> {
     vec![
         Annotation::new(&keys.role, MAX_ROLE),
@@ -229,7 +229,7 @@ fn pod_annotations(keys: &AnnotationKeys) -> Vec<Annotation> {
     ]
 }
 
-/// A pod of `node` in the words of the index, and its version; `None` where it is of another one.
+/// Converts a pod of `node` for the index, with its version; `None` for pods of other nodes.
 fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option<(Pod, Option<u64>)> {
     let mut metadata = object.metadata;
     let (version, claims_until) = (metadata.version(), metadata.claims_until);

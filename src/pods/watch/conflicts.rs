@@ -1,7 +1,7 @@
-//! Addresses that several living pods claim: the API is asked what each of them is now.
+//! Resolves addresses that several living pods claim by querying the API for the current state of each pod.
 //!
-//! The watch may be behind, and one of them be gone or elsewhere. Until the answer is there, and where it says that the
-//! claims are so, none of the pods is served.
+//! The watch may lag behind, and one of the pods may be gone or have another address. None of the pods is served until the
+//! response arrives, or while the response confirms the claims.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,31 +18,31 @@ use crate::kubernetes::client::encode;
 use crate::kubernetes::failure::RequestFailure;
 use crate::pods::{Lookup, Pod, PodUid};
 
-/// The time between two questions about one address.
+/// The interval between two queries about one address.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(10);
-/// The time of one question.
+/// Time limit for one query.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Addresses that are asked about at one time.
+/// The maximum number of addresses that are queried at once.
 const AT_ONCE: usize = 4;
-/// More pods than this at one address are not asked about: it is not the watch that is wrong.
+/// The maximum number of pods at one address that are queried. With more, the cause is not a lagging watch.
 const MAX_CLAIMANTS: usize = 8;
 
-/// The last question about an address.
+/// The last query about an address.
 #[derive(Debug)]
 struct ConflictQuery {
     asked_at: Instant,
-    /// The pods that claim the address by the API's own word.
+    /// The pods whose claims to the address the API has confirmed.
     confirmed: Vec<PodUid>,
 }
 
-/// What the API said of the pods that claim an address.
+/// The API's response about the pods that claim an address.
 #[derive(Debug, PartialEq, Eq)]
 enum ConflictAnswer {
-    /// One of them has it, or none.
+    /// One pod has the address, or none does.
     Settled,
-    /// It is as the watch said.
+    /// The watch's state is current.
     Confirmed,
-    /// It did not say.
+    /// The API did not answer.
     Unanswered,
 }
 
@@ -57,7 +57,7 @@ impl ConflictAnswer {
 }
 
 impl PodWatch {
-    /// Asks the API who has an address that several pods claim, for ever, whenever there is something to ask.
+    /// Queries the API about every address that several pods claim. Never returns.
     pub(super) async fn settle_conflicts(&self) {
         settle(self).await;
     }
@@ -100,9 +100,9 @@ fn is_answered(question: Option<&ConflictQuery>, claimants: &[Arc<Pod>]) -> bool
     confirmed.len() == claimants.len() && claimants.iter().all(|pod| confirmed.contains(&pod.uid))
 }
 
-/// Asks about the pods that claim an address, and takes in what they are.
+/// Queries the pods that claim an address, and applies their current state.
 async fn ask(watch: &PodWatch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr, ConflictQuery) {
-    // Others may have been asked about before, and taken their time.
+    // Queries of other addresses may have taken a while.
     let asked_at = Instant::now();
     let mut answered = claimants.len() <= MAX_CLAIMANTS;
     for pod in claimants.iter().take(if answered { MAX_CLAIMANTS } else { 0 }) {
@@ -117,7 +117,7 @@ async fn ask(watch: &PodWatch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr,
     let (outcome, confirmed) = match watch.pods.by_ip(ip) {
         _ if !answered => (ConflictAnswer::Unanswered, Vec::new()),
         Lookup::Ambiguous(pods) => {
-            // One that came meanwhile has not been asked about.
+            // A pod that appeared in the meantime has not been queried.
             let confirmed = pods.iter().filter(|pod| claimants.iter().any(|asked| asked.uid == pod.uid)).map(|pod| pod.uid.clone());
             (ConflictAnswer::Confirmed, confirmed.collect())
         }
@@ -135,16 +135,16 @@ async fn ask(watch: &PodWatch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr,
 
 /// The object that has a pod's name now.
 enum CurrentHolder {
-    /// Nothing on this node.
+    /// No pod on this node.
     Nobody,
-    /// A pod, perhaps of another UID.
+    /// A pod, perhaps with another UID.
     Pod(Box<PodObject>),
     /// A pod of which nothing else can be read.
     Unreadable(Box<ObjectMeta>),
 }
 
-/// The pod of this node that has this one's name now, and the version of which that is so, by a read of what the API has
-/// stored. It is a list of one, so that the permission to list is enough.
+/// Returns the pod of this node that has this pod's name now, and the version at which that is true, by a read of the API's
+/// stored state. It is requested as a list of one, so that the permission to list is enough.
 async fn pod_now(watch: &PodWatch, pod: &Pod) -> Result<(CurrentHolder, Option<u64>), RequestFailure> {
     let fields = format!("spec.nodeName={},metadata.namespace={},metadata.name={}", watch.node, pod.namespace, pod.name);
     let target = format!("/api/v1/pods?fieldSelector={}", encode(&fields));

@@ -1,4 +1,4 @@
-//! What pods are decided by: their namespaces and service accounts, each watched for as long as a pod here needs it.
+//! The namespaces and service accounts that decisions about pods depend on, each watched while a pod on this node needs it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -18,26 +18,26 @@ use crate::kubernetes::client::encode;
 use crate::log_once::Condition;
 use crate::pods::{Namespace, ServiceAccount};
 
-/// Annotation of a namespace with the expression of permitted roles (kiam's).
+/// The namespace annotation with the expression of permitted roles (kiam's).
 pub(super) const PERMITTED_KEY: &str = "iam.amazonaws.com/permitted";
-/// Annotation of a service account that EKS reads.
+/// The service account annotation that EKS reads.
 pub(super) const EKS_ROLE_KEY: &str = "eks.amazonaws.com/role-arn";
 
-/// The annotations of a namespace that are read.
+/// Returns the namespace annotations that are read.
 pub(super) fn namespace_annotations(keys: &AnnotationKeys) -> Vec<Annotation> {
     vec![Annotation::new(&keys.allowed_roles, MAX_LIST), Annotation::new(PERMITTED_KEY, MAX_LIST)]
 }
 
-/// The annotations of a service account that are read.
+/// Returns the service account annotations that are read.
 pub(super) fn account_annotations(keys: &AnnotationKeys) -> Vec<Annotation> {
     vec![Annotation::new(&keys.role, MAX_ROLE), Annotation::new(EKS_ROLE_KEY, MAX_ROLE)]
 }
 
-/// How many objects of one kind are followed at one time. Each takes a connection to the Kubernetes API. The kubelet lets a node have
-/// fewer pods than this.
+/// The maximum number of objects of one kind that are watched at once. Each takes a connection to the Kubernetes API. The
+/// kubelet allows fewer pods than this on a node.
 const MAX_FOLLOWED: usize = 1024;
 
-/// The objects that are followed now, each until no pod needs it.
+/// The objects that are being watched, each while a pod needs it.
 struct FollowedObjects<'a, K> {
     resource: &'static str,
     over_limit: Condition,
@@ -50,7 +50,7 @@ impl<'a, K: Ord + Clone> FollowedObjects<'a, K> {
         Self { resource, over_limit: Condition::default(), stops: BTreeMap::new(), running: FuturesUnordered::new() }
     }
 
-    /// Stops what is not wanted, and tells what that was.
+    /// Stops watching objects that are not wanted, and returns them.
     fn keep(&mut self, wanted: &BTreeSet<K>) -> Vec<K> {
         let unwanted: Vec<K> = self.stops.keys().filter(|key| !wanted.contains(key)).cloned().collect();
         unwanted.iter().filter_map(|key| self.stops.remove(key)).for_each(|stop| stop.cancel());
@@ -60,7 +60,8 @@ impl<'a, K: Ord + Clone> FollowedObjects<'a, K> {
         unwanted
     }
 
-    /// Starts what is not running yet. What is beyond the limit is not known until another ends, so its pods are refused.
+    /// Starts watching an object unless it is watched already. An object beyond the limit stays unknown until another watch
+    /// ends, so its pods are refused.
     fn start<F: Future<Output = ()> + Send + 'a>(&mut self, key: K, follow: impl FnOnce(K) -> F) {
         if self.stops.contains_key(&key) {
             return;
@@ -85,12 +86,12 @@ impl<'a, K: Ord + Clone> FollowedObjects<'a, K> {
 }
 
 impl PodWatch {
-    /// Watches the namespaces of pods for ever.
+    /// Watches the namespaces of pods forever.
     pub(super) async fn watch_namespaces(&self) {
         watch_namespaces(self).await;
     }
 
-    /// Watches the service accounts of pods without a role of their own for ever.
+    /// Watches the service accounts of pods without a role of their own forever.
     pub(super) async fn watch_service_accounts(&self) {
         watch_service_accounts(self).await;
     }
@@ -156,7 +157,7 @@ async fn watch_service_account(watch: &PodWatch, (namespace, name): (String, Str
     let selection = Selection { resource: "serviceaccounts", path, fields: format!("metadata.name={name}"), annotations };
     let mut latest = None;
     let take = |event: WatchEvent<'_, OnlyMetadata>| {
-        // What is known of it still holds; where nothing is, its pods are refused. It is asked for again.
+        // What is known about the account still holds; if nothing is known, its pods are refused. The request is retried.
         if matches!(&event, WatchEvent::Failed(failure) if failure.code() == Some(403)) {
             if forbidden.begins() {
                 warn!(
@@ -183,8 +184,8 @@ async fn watch_service_account(watch: &PodWatch, (namespace, name): (String, Str
     follow(&watch.client, &watch.metrics, &selection, take).await;
 }
 
-/// What an event makes of the one object of this name: what it is now, or that it is not known; `None` where nothing
-/// changes. Events that come late, or again, change nothing.
+/// Returns the effect of an event on the only object with this name: its current state, or that it is unknown; `None` if
+/// nothing changes. Late and repeated events change nothing.
 pub(super) fn change(event: WatchEvent<'_, OnlyMetadata>, name: &str, latest: &mut Option<u64>) -> Option<Option<ObjectMeta>> {
     let is_named = |metadata: &ObjectMeta| metadata.name.as_deref() == Some(name);
     let mut is_new = |version: Option<u64>| match (version, *latest) {

@@ -2,9 +2,9 @@
 
 use crate::kubernetes::fields::{Field, JsonMember, MAX_TEXT, members};
 
-/// Bytes of the token that continues a list: base64 of a version and a key of etcd.
+/// The longest continue token of a list, in bytes: base64 of a version and a key of etcd.
 const MAX_CONTINUE: usize = 8 << 10;
-/// Bytes of the message of a `Status`.
+/// The longest message of a `Status`, in bytes.
 const MAX_MESSAGE: usize = 2 << 10;
 /// The annotation of the bookmark that ends a streamed list.
 pub(super) const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
@@ -13,8 +13,8 @@ pub(super) const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 #[derive(Clone, Debug)]
 pub(super) struct Annotation {
     pub(super) key: String,
-    /// The longest value that can be good, in bytes. One that is longer is refused by its length, and kept no longer than
-    /// that takes: a pod's author may write 256 KiB there.
+    /// The longest valid value, in bytes. A longer one is refused because of its length, and is truncated to just above this
+    /// limit: a pod's author may write 256 KiB there.
     pub(super) longest: usize,
 }
 
@@ -36,7 +36,7 @@ fn names() -> Vec<JsonMember> {
     identifying(["name", "namespace", "uid", "resourceVersion"].map(|name| (name, Field::text())))
 }
 
-/// The member `metadata`, with the fields common to all objects and these annotations.
+/// Returns the member `metadata`, with the fields common to all objects and these annotations.
 pub(super) fn metadata(annotations: &[Annotation]) -> JsonMember {
     let read = annotations.iter().map(|annotation| (annotation.key.clone(), annotation.longest));
     let all = read.chain([(INITIAL_EVENTS_END.to_owned(), MAX_TEXT)]);
@@ -46,23 +46,24 @@ pub(super) fn metadata(annotations: &[Annotation]) -> JsonMember {
     JsonMember { key: "metadata".to_owned(), field, identifies: true }
 }
 
-/// The fields that identify an object.
+/// Returns the fields that identify an object.
 pub(super) fn identity_of_object() -> Field {
     identity([("metadata", Field::Object(names()))])
 }
 
-/// The fields that identify the object of a line of a watch, and the type of the event.
+/// Returns the fields that identify the object in a line of a watch, and the type of the event.
 pub(super) fn identity_of_line() -> Field {
     identity([("type", Field::text()), ("object", identity_of_object())])
 }
 
-/// A line of a watch, whose object has these members: an event of the object, or an error, whose object is a `Status`.
+/// Returns a line of a watch whose object has these members: an event about the object, or an error, whose object is a
+/// `Status`.
 pub(super) fn line(object: Vec<JsonMember>) -> Field {
     let members = object.into_iter().chain(status()).collect();
     identity([("type", Field::text()), ("object", Field::Object(members))])
 }
 
-/// A page of a list of objects with these members.
+/// Returns a page of a list of objects with these members.
 pub(super) fn page(object: Vec<JsonMember>) -> Field {
     Field::object([
         ("kind", Field::text()),
@@ -71,7 +72,7 @@ pub(super) fn page(object: Vec<JsonMember>) -> Field {
     ])
 }
 
-/// The members of a `Status` that are used, besides those common to all objects.
+/// Returns the members of a `Status` that are used, besides those common to all objects.
 fn status() -> Vec<JsonMember> {
     let causes = Field::array(Field::object([("reason", Field::text())]));
     members([

@@ -1,4 +1,4 @@
-//! The body of a watch: one JSON document a line.
+//! The body of a watch: one JSON document per line.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use crate::kubernetes::failure::RequestFailure;
 use crate::kubernetes::fields::Field;
 use crate::kubernetes::filter::{Document, Excerpt, Filter};
 
-/// The most bytes of a line. The API server accepts requests of 3 MiB and etcd objects of 1.5 MiB, which are about 10 MB if each
-/// character is escaped. A line far beyond that is not an object, even if an operator has raised these limits.
+/// The longest line, in bytes. The API server accepts requests of 3 MiB and etcd objects of 1.5 MiB, which are about 10 MB if
+/// each character is escaped. A line far beyond that is not an object, even if an operator has raised these limits.
 const MAX_LINE: u64 = 256 << 20;
 /// How long a line may take to arrive.
 const LINE_TIMEOUT: Duration = Duration::from_secs(90);
@@ -22,22 +22,23 @@ pub(super) struct Lines<'a> {
     began: Option<Instant>,
 }
 
-/// A line that has ended.
+/// A complete line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line {
-    /// What is read of it.
+    /// The fields of the line that are used.
     Read(Excerpt),
-    /// It is no JSON document.
+    /// The line is not a JSON document.
     Broken,
 }
 
 impl<'a> Lines<'a> {
-    /// Lines of which these fields are read.
+    /// Creates an assembler that keeps these fields of each line.
     pub(super) fn of(fields: &'a Field) -> Self {
         Self { filter: Filter::new(fields), length: 0, began: None }
     }
 
-    /// The lines that these bytes complete. A line without an end is never given out: the connection broke in it.
+    /// Returns the lines that these bytes complete. An unterminated line is never returned, because the connection broke within
+    /// it.
     pub(super) fn take(&mut self, bytes: &[u8]) -> Vec<Line> {
         let mut lines = Vec::new();
         let mut rest = bytes;
@@ -80,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_the_same_however_they_are_cut() {
+    fn lines_do_not_depend_on_chunk_boundaries() {
         let text = br#"{"n":1}
 {"n":"two","m":[3]}
 
@@ -98,7 +99,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_line_that_never_ends_is_no_line_and_takes_no_memory() {
+    async fn an_endless_line_is_never_returned_and_needs_no_memory() {
         let fields = Field::object([("n", Field::text())]);
         let piece = vec![b'x'; 64 << 10];
         for begin in ["", "{", "{\"n\":\"", "{\"n\":", "{\"", "{\"m\":\"", "[[[", "{\"m\":[1"] {
@@ -112,12 +113,12 @@ mod tests {
             lines.length += MAX_LINE;
             assert!(matches!(lines.check(), Err(RequestFailure::TooLarge)));
             let next = lines.take(b"\n{\"n\":1}\n");
-            assert!(next.ends_with(&[read(r#"{"n":1}"#)]) && lines.check().is_ok(), "it does not harm the next: {next:?}");
+            assert!(next.ends_with(&[read(r#"{"n":1}"#)]) && lines.check().is_ok(), "the next line is not affected: {next:?}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_line_that_trickles_is_given_up() {
+    async fn a_line_that_arrives_too_slowly_is_abandoned() {
         let fields = Field::object([("n", Field::text())]);
         let mut lines = Lines::of(&fields);
         for _ in 0..9 {

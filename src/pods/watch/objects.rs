@@ -1,5 +1,5 @@
-//! Pods, namespaces and service accounts with the fields that are read and no others: whole objects are most of the memory
-//! that a watch takes. What may be missing in one is optional here.
+//! Pods, namespaces and service accounts, with only the fields that are used: whole objects would take most of the memory of a
+//! watch. Fields that an object may lack are optional here.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -19,21 +19,21 @@ use super::fields::{self, Annotation};
 use crate::kubernetes::fields::{Field, JsonMember, members};
 use crate::kubernetes::filter::{Document, Filter};
 
-/// How long a pod may take beyond its grace period to end. The kubelet gives a container two seconds more at the least, and
-/// what comes then is not for a container to delay.
+/// How long a pod may take to end beyond its grace period. The kubelet gives a container at least two seconds more, and a
+/// container cannot delay the steps that follow.
 const BEYOND_GRACE: SignedDuration = SignedDuration::from_secs(30);
 
-/// What every object has.
+/// The parts that every object has.
 pub(super) trait Object: DeserializeOwned {
-    /// Its name and version.
+    /// Returns the object's name and version.
     fn metadata(&self) -> &ObjectMeta;
-    /// Its name and version, to be moved out.
+    /// Returns the object's name and version for moving them out.
     fn metadata_mut(&mut self) -> &mut ObjectMeta;
-    /// Returns the fields that are used of it, with these annotations. Decoding sees no others.
+    /// Returns the fields of the object that are used, with these annotations. Decoding sees no others.
     fn members(annotations: &[Annotation]) -> Vec<JsonMember>;
 }
 
-/// Lets go of what makes a text longer than it takes to be too long.
+/// Truncates a text that is too long to the shortest length that is still too long.
 fn cut(text: &mut String, longest: usize) {
     if let Some(end) = (longest + 1..text.len()).find(|end| text.is_char_boundary(*end)) {
         text.truncate(end);
@@ -41,17 +41,17 @@ fn cut(text: &mut String, longest: usize) {
     }
 }
 
-/// The fields that are used of an object.
+/// Returns the fields of an object that are used.
 pub(super) fn object<T: Object>(annotations: &[Annotation]) -> Field {
     Field::Object(T::members(annotations))
 }
 
-/// The fields that are used of a line of a watch.
+/// Returns the fields of a line of a watch that are used.
 pub(super) fn line<T: Object>(annotations: &[Annotation]) -> Field {
     fields::line(T::members(annotations))
 }
 
-/// The fields that are used of a page of a list.
+/// Returns the fields of a page of a list that are used.
 pub(super) fn page<T: Object>(annotations: &[Annotation]) -> Field {
     fields::page(T::members(annotations))
 }
@@ -64,20 +64,21 @@ pub(super) struct ObjectMeta {
     pub(super) namespace: Option<String>,
     pub(super) uid: Option<String>,
     pub(super) resource_version: Option<String>,
-    /// When the claims of a pod end whose deletion has begun.
+    /// When the claims of a pod whose deletion has begun end.
     #[serde(rename = "deletionTimestamp", deserialize_with = "claims_until")]
     pub(super) claims_until: Option<Timestamp>,
     annotations: Option<Annotations>,
 }
 
-/// `metadata.deletionTimestamp` is when the grace period ends. One that is no time is taken for long ago.
+/// Computes the end from `metadata.deletionTimestamp`, which is the end of the grace period. An invalid time counts as long
+/// past.
 fn claims_until<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
     let end = |given: serde_json::Value| given.as_str()?.parse::<Timestamp>().ok()?.checked_add(BEYOND_GRACE).ok();
     let given = Option::<serde_json::Value>::deserialize(deserializer)?;
     Ok(given.map(|given| end(given).unwrap_or(Timestamp::MIN)))
 }
 
-/// A list and no map: one or two are kept of each object, and a map of so few weighs ten times as much.
+/// A list instead of a map: each object keeps one or two, and such a small map takes ten times the memory.
 #[derive(Debug, Default)]
 struct Annotations(Vec<(String, String)>);
 
@@ -115,8 +116,8 @@ impl ObjectMeta {
         Some(Self { name, namespace, uid, resource_version, ..Self::default() })
     }
 
-    /// Lets go of all annotations but these. What kubectl and controllers leave there is most of what an object weighs here,
-    /// and a list holds thousands of them until it is complete.
+    /// Drops all annotations but these. Those of kubectl and controllers make up most of an object's size here, and a list
+    /// holds thousands of objects until it is complete.
     pub(super) fn keep_annotations(&mut self, read: &[Annotation]) {
         if let Some(Annotations(all)) = &mut self.annotations {
             all.retain_mut(|(key, value)| {
@@ -127,7 +128,7 @@ impl ObjectMeta {
         }
     }
 
-    /// The resource version, where it is a number: then it grows with every change.
+    /// Returns the resource version if it is a number, which grows with every change.
     pub(super) fn version(&self) -> Option<u64> {
         self.resource_version.as_deref()?.parse().ok()
     }
@@ -137,7 +138,7 @@ impl ObjectMeta {
         all.iter().rfind(|(other, _)| other == key).map(|(_, value)| value.as_str())
     }
 
-    /// The value of an annotation, out of it. One that is too long to be good is cut, and is too long still.
+    /// Removes an annotation and returns its value. A value that is too long is truncated but still too long.
     pub(super) fn take_annotation(&mut self, key: &str, longest: usize) -> Option<String> {
         let all = &mut self.annotations.as_mut()?.0;
         let at = all.iter().rposition(|(other, _)| other == key)?;
@@ -147,7 +148,7 @@ impl ObjectMeta {
     }
 }
 
-/// An object of which nothing else matters: a namespace, a service account, or one that is gone.
+/// An object of which only the metadata matters: a namespace, a service account, or a deleted object.
 #[derive(Debug, Deserialize)]
 pub(super) struct OnlyMetadata {
     #[serde(default)]
@@ -164,9 +165,9 @@ pub(super) struct PodObject {
     pub(super) host_network: bool,
     /// Whether one of its containers may send forged packets (`NET_RAW`).
     pub(super) may_have_net_raw: bool,
-    /// Succeeded or Failed.
+    /// Whether the phase is Succeeded or Failed.
     pub(super) finished: bool,
-    /// None while it has no network that they are of.
+    /// Empty while the pod does not have the network that its addresses belong to.
     pub(super) ips: Vec<IpAddr>,
     pub(super) host_ips: Vec<IpAddr>,
     pub(super) sandbox: Sandbox,
@@ -195,7 +196,7 @@ impl Object for PodObject {
         &mut self.metadata
     }
 
-    /// Every field of [`RawPod`] and of what it is made of.
+    /// Returns every field of [`RawPod`] and its parts.
     fn members(annotations: &[Annotation]) -> Vec<JsonMember> {
         let condition = || {
             let status = Field::OneOf(&["False", "True"]);
@@ -229,7 +230,7 @@ impl Object for PodObject {
     }
 }
 
-/// The phases of a pod that has no claim any more.
+/// The phases of a pod that no longer has a claim.
 const FINISHED: [&str; 2] = ["Succeeded", "Failed"];
 /// The condition that says whether a pod has a network.
 const READY_TO_START: &str = "PodReadyToStartContainers";
@@ -287,13 +288,13 @@ struct RawCondition {
 }
 
 impl RawCondition {
-    /// Whether this is the condition that the pod has a network, with this status.
+    /// Returns whether this is the condition that the pod has a network, with this status.
     fn is_network(&self, status: &str) -> bool {
         self.r#type.as_deref() == Some(READY_TO_START) && self.status.as_deref() == Some(status)
     }
 }
 
-/// A time; `None` where it is something else.
+/// A time; `None` if the value is invalid.
 struct Time(Option<Timestamp>);
 
 impl<'de> Deserialize<'de> for Time {
@@ -325,10 +326,9 @@ impl<'de> Deserialize<'de> for RawRunning {
 }
 
 impl RawPodStatus {
-    /// Whether the pod's network is gone or not made yet: the kubelet keeps the last addresses in the status then, and the
-    /// CNI may have given them to another pod. The condition is of Kubernetes 1.29 and later, and of the same look at the
-    /// sandbox as the addresses
-    /// (<https://kubernetes.io/docs/concepts/workloads/pods/pod-condition/>).
+    /// Returns whether the pod's network is gone or not created yet: the kubelet then keeps the last addresses in the status,
+    /// although the CNI may have given them to another pod. The condition exists in Kubernetes 1.29 and later, and comes from
+    /// the same check of the sandbox as the addresses (<https://kubernetes.io/docs/concepts/workloads/pods/pod-condition/>).
     fn has_no_network(&self) -> bool {
         self.conditions.iter().flatten().any(|condition| condition.is_network("False"))
     }
@@ -349,7 +349,7 @@ impl RawPodStatus {
         Sandbox { since: network, started: last.max(network).or_else(|| time(&self.start_time)) }
     }
 
-    /// Whether there are containers, and none of any kind runs.
+    /// Returns whether there are containers, and none of any kind runs.
     fn has_stopped(&self) -> bool {
         let mut containers = self.containers().peekable();
         let is_running = |container: &RawContainerStatus| container.state.as_ref().is_some_and(|state| state.running.is_some());
@@ -371,7 +371,7 @@ fn addresses(all: Option<Vec<RawIp>>, first: Option<String>) -> Vec<IpAddr> {
     }
     let ips = texts.iter().filter_map(|text| text.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical());
     let mut seen = HashSet::new();
-    // Exactly as many places as addresses: pods are kept by the thousand.
+    // The capacity equals the number of addresses, because thousands of pods are kept.
     Vec::from(ips.filter(|ip| seen.insert(*ip)).collect::<Box<[_]>>())
 }
 
@@ -379,7 +379,7 @@ impl From<RawPod> for PodObject {
     fn from(raw: RawPod) -> Self {
         let spec = raw.spec.unwrap_or_default();
         let status = raw.status.unwrap_or_default();
-        // No container is started any more once the deletion has begun.
+        // No container is started after the deletion has begun.
         let sandbox = status.sandbox();
         let has_none = status.has_no_network() || raw.metadata.claims_until.is_some() && status.has_stopped();
         Self {

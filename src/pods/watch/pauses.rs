@@ -1,4 +1,4 @@
-//! How long the watch waits before it asks the Kubernetes API again.
+//! The pauses of the watch between requests to the Kubernetes API.
 
 use std::time::Duration;
 
@@ -7,40 +7,41 @@ use crate::kubernetes::failure::RequestFailure;
 
 /// The first pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(800);
-/// The longest.
+/// The longest pause after a failure.
 const LAST_PAUSE: Duration = Duration::from_secs(30);
 
-/// Pauses that grow while failures follow each other, and are not the same on every node.
+/// Pauses that grow with consecutive failures, and differ between nodes.
 #[derive(Debug, Default)]
 pub(super) struct WatchPauses {
-    /// Since the last list that was complete.
+    /// Failures since the last complete list.
     failures: u32,
-    /// Watches since the last one that lived: a list between them does not make them better.
+    /// Short-lived watches since the last one that lasted: a list in between does not reset this.
     short_watches: u32,
 }
 
 impl WatchPauses {
-    /// A list came to its end.
+    /// Records that a list is complete.
     pub(super) fn listed(&mut self) {
         self.failures = 0;
     }
 
-    /// A watch lived long enough to have been of use.
+    /// Records that a watch lasted long enough to be useful.
     pub(super) fn lived(&mut self) {
         *self = Self::default();
     }
 
-    /// A watch went on from where the last one was and brought something, however short it was: what comes next must not wait
-    /// long, and not come at once either.
+    /// Records that a watch continued where the last one ended and delivered something, however short it was: the next one must
+    /// not wait long, but must not start at once either.
     pub(super) fn brought(&mut self) {
         (self.failures, self.short_watches) = (self.failures.min(1), self.short_watches.min(1));
     }
 
-    /// The pause after one more failure; whether it was of a watch that had begun, or could not go on from where it was.
+    /// Returns the pause after another failure. `of_watch` says whether the failure was of a watch that had begun, or could not
+    /// continue where the last one ended.
     pub(super) fn pause(&mut self, failure: &RequestFailure, of_watch: bool) -> Duration {
         let doubled = Backoff::new(FIRST_PAUSE, LAST_PAUSE).pause(self.failures.max(self.short_watches));
         let least = failure.retry_after().clamp(FIRST_PAUSE, LAST_PAUSE);
-        // History that is gone is no fault of the API's: the list comes at once, unless it was so the last time too.
+        // Expired history is not the API's fault: the list follows at once, unless the last failure was the same.
         let pause = match failure {
             RequestFailure::Expired | RequestFailure::Lost if self.short_watches == 0 => Duration::ZERO,
             _ => spread(doubled).max(least),
@@ -57,7 +58,7 @@ mod tests {
     use crate::kubernetes::failure::Status;
 
     #[test]
-    fn pauses_grow_to_a_bound_and_begin_anew_after_a_success() {
+    fn pauses_grow_to_a_limit_and_reset_after_a_success() {
         let mut backoff = WatchPauses::default();
         let pauses: Vec<_> = (0..10).map(|_| backoff.pause(&RequestFailure::Silent, false)).collect();
         assert!(pauses.iter().all(|pause| (FIRST_PAUSE..=LAST_PAUSE).contains(pause)), "{pauses:?}");
@@ -67,17 +68,17 @@ mod tests {
     }
 
     #[test]
-    fn lost_history_costs_no_pause_but_the_second_time() {
+    fn only_repeated_loss_of_history_causes_a_pause() {
         for gone in [RequestFailure::Expired, RequestFailure::Lost] {
             let mut backoff = WatchPauses::default();
             backoff.pause(&RequestFailure::Silent, false);
-            assert_eq!(backoff.pause(&gone, true), Duration::ZERO, "failures of another kind do not delay it");
+            assert_eq!(backoff.pause(&gone, true), Duration::ZERO, "other failures do not delay the list");
             assert!(backoff.pause(&gone, true) >= FIRST_PAUSE);
         }
     }
 
     #[test]
-    fn short_watches_that_bring_something_are_paused_between_and_never_for_long() {
+    fn short_watches_that_deliver_something_pause_briefly() {
         let mut backoff = WatchPauses::default();
         for _ in 0..20 {
             let pause = backoff.pause(&RequestFailure::Silent, true);
@@ -87,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_between_watches_that_do_not_live_shorten_no_pause() {
+    fn lists_between_short_watches_do_not_reset_the_pause() {
         let mut backoff = WatchPauses::default();
         let mut pause = || {
             let pause = backoff.pause(&RequestFailure::Expired, true);
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_api_is_left_alone_for_as_long_as_it_asks() {
+    fn retry_after_is_honoured() {
         let body = br#"{"code":429,"reason":"TooManyRequests","message":"later","details":{"retryAfterSeconds":20}}"#;
         let status = RequestFailure::Status(Status::of_answer(429, body));
         assert_eq!(WatchPauses::default().pause(&status, false), Duration::from_secs(20));

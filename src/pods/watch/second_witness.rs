@@ -11,9 +11,9 @@ use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::readiness::{Readiness, ReadinessStep};
 
-/// The shortest time between two passes over all pods, because changes often come in groups.
+/// The minimum interval between two passes over all pods, because changes often come in groups.
 const PIN_AGAIN: Duration = Duration::from_millis(50);
-/// How often the silence of the API is checked.
+/// The interval between checks of the API's silence.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The readiness step that is pending while the API is silent.
 const SIGN_OF_LIFE: &str = "a sign of life from the Kubernetes API";
@@ -76,7 +76,7 @@ pub(crate) async fn bound_staleness(pods: Pods, metrics: Metrics, readiness: Rea
                  check the connection to the API server"
             );
         } else if stale && !pods.is_stale() {
-            // The watch cleared it: what changed in the meantime is known.
+            // The watch cleared the flag: changes in the meantime are known.
             stale = false;
             info!(event = "api-heard-again", "the pods of this node are up to date again; serving all of them");
         }

@@ -1,5 +1,5 @@
-//! One look at the Kubernetes API: a pod, the pods of its node, and what they are decided by, as they are now. It is taken in
-//! by the same index as what the watch brings, so that what is seen in it is what a daemon would see.
+//! A snapshot of the Kubernetes API: a pod, the pods of its node, and the objects that decisions about them depend on, in their
+//! current state. It goes through the same index as the data of the watch, so that it shows what a daemon would see.
 
 use std::borrow::Cow;
 
@@ -18,20 +18,20 @@ use crate::kubernetes::failure::RequestFailure;
 use crate::kubernetes::filter::Excerpt;
 use crate::pods::{self, Namespace, Needs, Pods, ServiceAccount};
 
-/// What there was to see.
+/// The result of a snapshot.
 #[derive(Debug)]
 pub(crate) enum Snapshot {
-    /// No pod of that name.
+    /// There is no pod with that name.
     NoSuchPod,
-    /// It is on no node yet.
+    /// The pod is not assigned to a node yet.
     NotScheduled,
-    /// It is on a node.
+    /// The pod is on a node.
     OnNode {
         /// The node's name.
         node: String,
-        /// The pods there.
+        /// The pods on the node.
         pods: Pods,
-        /// How many more there are, which cannot be read.
+        /// The number of further pods, which cannot be read.
         left_out: usize,
     },
 }
@@ -51,7 +51,7 @@ impl Advise for SnapshotError {
     }
 }
 
-/// Looks at a pod and what is around it; `now` is the time by which claims of terminating pods have ended.
+/// Takes a snapshot of a pod and its surroundings. Claims of terminating pods that end by `now` have ended.
 pub(crate) async fn snapshot(
     client: &Client,
     pod: &PodReference,
@@ -98,8 +98,8 @@ pub(crate) async fn snapshot(
     Ok(Snapshot::OnNode { node, pods, left_out })
 }
 
-/// The pods of a node, the addresses that they give for it, and how many cannot be read. These are left out: the watch holds
-/// the addresses that such a pod had before, and here there is no before.
+/// Returns the pods of a node, the addresses that they report for it, and how many pods cannot be read. Unreadable pods are
+/// omitted: the watch keeps the earlier addresses of such a pod, but a snapshot has no earlier state.
 async fn of_node(
     client: &Client,
     node: &str,
@@ -130,7 +130,7 @@ async fn of_node(
     }
 }
 
-/// An object; `None` where the API has none.
+/// Reads an object; `None` if the API has none.
 async fn get<T: Object>(
     client: &Client,
     target: &str,

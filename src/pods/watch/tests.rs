@@ -15,7 +15,7 @@ use crate::kubernetes::failure::RequestFailure;
 use crate::pods::{Lookup, PodContext, pods};
 use crate::readiness::Readiness;
 
-/// The watch of `node-a`, running.
+/// A running watch of `node-a`.
 struct Running {
     api: KubeApi,
     pods: Pods,
@@ -62,7 +62,7 @@ async fn run(api: KubeApi, needs: Needs) -> Running {
 }
 
 impl Running {
-    /// What is known around the pod at an address, once it is as wanted.
+    /// Waits until the context of the pod at an address is as wanted, and returns it.
     async fn context(&self, ip: &str, wanted: impl Fn(&PodContext) -> bool) -> PodContext {
         let wait = Duration::from_secs(20);
         match self.pods.wait_for_ip(ip.parse().unwrap(), wait, |_, context| wanted(context)).await {
@@ -85,7 +85,7 @@ fn put(api: &KubeApi, pod: PodBuilder) {
 const ACCOUNTS: Needs = Needs { namespaces: false, service_accounts: true };
 
 #[tokio::test]
-async fn service_accounts_are_known_of_pods_that_name_no_role_themselves() {
+async fn service_accounts_are_read_for_pods_without_a_role() {
     let api = lab();
     let annotations = [("iam.amazonaws.com/role", "shop"), ("eks.amazonaws.com/role-arn", "arn:aws:iam::1:role/shop")];
     api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &annotations));
@@ -109,7 +109,7 @@ async fn service_accounts_are_known_of_pods_that_name_no_role_themselves() {
     let mut asked: Vec<_> = of_accounts.filter_map(|request| request.query("fieldSelector")).collect();
     asked.sort_unstable();
     asked.dedup();
-    assert_eq!(asked, ["metadata.name=late", "metadata.name=seller"], "and no others");
+    assert_eq!(asked, ["metadata.name=late", "metadata.name=seller"], "no other account is requested");
     assert_eq!(requests.iter().filter(|request| request.path == "/api/v1/namespaces").count(), 0);
 }
 
@@ -120,7 +120,7 @@ fn may_read_accounts(api: &KubeApi, may: bool) {
 }
 
 #[tokio::test]
-async fn a_forbidden_service_account_is_marked_so_and_asked_for_again() {
+async fn a_forbidden_service_account_is_marked_and_retried() {
     let api = lab();
     may_read_accounts(&api, false);
     api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &[]));
@@ -134,7 +134,7 @@ async fn a_forbidden_service_account_is_marked_so_and_asked_for_again() {
 }
 
 #[tokio::test]
-async fn newly_forbidden_service_accounts_stay_known_and_stop_no_others() {
+async fn newly_forbidden_service_accounts_stay_known_and_block_no_others() {
     let api = lab();
     api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &[("iam.amazonaws.com/role", "shop")]));
     put(&api, PodBuilder::new("shop", "web").ip("10.42.0.2").service_account("seller"));
@@ -144,7 +144,7 @@ async fn newly_forbidden_service_accounts_stay_known_and_stop_no_others() {
     running.api.cut_connections();
     let known = running.context("10.42.0.2", |context| context.service_account_forbidden).await;
     assert_eq!(known.service_account.unwrap().role.as_deref(), Some("shop"), "what is known still holds");
-    // One that is new is refused, and neither hurts the other.
+    // A new pod with a forbidden account is refused, and neither pod affects the other.
     running.api.apply(Resource::ServiceAccounts, service_account("shop", "late", &[]));
     put(&running.api, PodBuilder::new("shop", "late").ip("10.42.0.3").service_account("late"));
     let known = running.context("10.42.0.3", |context| context.service_account_forbidden).await;
@@ -166,7 +166,7 @@ async fn namespaces_are_known_with_both_of_their_lists() {
     let running = run(api, Needs { namespaces: true, service_accounts: false }).await;
     let known = running.context("10.42.0.2", |context| context.namespace.is_some()).await.namespace.unwrap();
     assert_eq!((known.allowed_roles.as_deref(), known.permitted.as_deref()), (Some("[]"), Some(".*")));
-    // An earlier state that comes again is not what it is now.
+    // A repeated earlier state does not replace the current one.
     let old = running.api.get(Resource::Namespaces, None, "shop").unwrap();
     running.api.apply(Resource::Namespaces, namespace("shop", &[]));
     let is_bare = |context: &PodContext| context.namespace.as_ref().is_some_and(|namespace| namespace.permitted.is_none());
@@ -180,7 +180,7 @@ async fn namespaces_are_known_with_both_of_their_lists() {
 }
 
 #[tokio::test]
-async fn an_address_that_the_api_does_not_know_is_looked_up_again_but_not_soon() {
+async fn an_unresolved_conflict_is_queried_again_but_not_soon() {
     let api = lab();
     api.deny(Verb::List, "pods");
     put(&api, PodBuilder::new("shop", "a").ip("10.42.0.2"));
@@ -194,7 +194,7 @@ async fn an_address_that_the_api_does_not_know_is_looked_up_again_but_not_soon()
     let asked = |running: &Running| running.api.requests().iter().filter(|request| request.verb == Some(Verb::List)).count();
     assert_eq!(asked(&running), 2);
     assert!(matches!(pods.by_ip("10.42.0.2".parse().unwrap()), Lookup::Ambiguous(_)), "both are refused meanwhile");
-    // Other changes are no reason to ask.
+    // Other changes do not cause a query.
     put(&running.api, PodBuilder::new("shop", "c").ip("10.42.0.3"));
     running.context("10.42.0.3", |_| true).await;
     assert_eq!(asked(&running), 2);
@@ -210,7 +210,7 @@ async fn an_address_that_the_api_does_not_know_is_looked_up_again_but_not_soon()
 }
 
 #[tokio::test]
-async fn a_pod_that_says_it_has_the_nodes_address_does_not_have_it() {
+async fn a_pod_that_reports_the_nodes_address_does_not_get_it() {
     let api = lab();
     put(&api, PodBuilder::new("shop", "liar").host_ip("10.0.0.10").ip("10.0.0.10"));
     put(&api, PodBuilder::new("shop", "web").host_ip("10.0.0.10").ip("10.42.0.2"));
@@ -220,7 +220,7 @@ async fn a_pod_that_says_it_has_the_nodes_address_does_not_have_it() {
 }
 
 #[tokio::test]
-async fn something_that_is_no_list_of_pods_says_nothing_of_any() {
+async fn a_response_that_is_no_pod_list_changes_nothing() {
     for answer in [
         "{}",
         r#"{"kind":"PodList","items":[]}"#,
@@ -260,7 +260,8 @@ async fn something_that_is_no_list_of_pods_says_nothing_of_any() {
     }
 }
 
-/// Two pods at one address, of which the API says nothing at first; what it says then of one of them is not in the watch.
+/// Sets up two pods at one address. At first, the API does not answer queries about them; later, it reports a state of one pod
+/// that the watch did not deliver.
 async fn ask_again_about(changed: Value) -> Running {
     let api = lab();
     put(&api, PodBuilder::new("shop", "web").ip("10.42.0.2"));
@@ -284,8 +285,8 @@ async fn ask_again_about(changed: Value) -> Running {
 }
 
 #[tokio::test]
-async fn the_api_is_asked_about_pods_of_any_size() {
-    // More than is held of any answer.
+async fn pods_of_any_size_can_be_queried() {
+    // Larger than the maximum size of a response.
     let large = PodBuilder::new("shop", "odd").node("node-a").ip("10.42.0.3").annotation("notes", &"<".repeat(6 << 20));
     let running = ask_again_about(large.build()).await;
     running.context("10.42.0.2", |_| true).await;
@@ -293,7 +294,7 @@ async fn the_api_is_asked_about_pods_of_any_size() {
 }
 
 #[tokio::test]
-async fn a_claimant_that_cannot_be_read_is_there_and_nobody_is_served() {
+async fn an_unreadable_claimant_blocks_its_address() {
     let mut odd = PodBuilder::new("shop", "odd").node("node-a").ip("10.42.0.2").build();
     odd["spec"]["hostNetwork"] = "perhaps".into();
     let running = ask_again_about(odd).await;
@@ -301,14 +302,14 @@ async fn a_claimant_that_cannot_be_read_is_there_and_nobody_is_served() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_nodes_addresses_are_kept_where_they_cannot_be_read() {
+async fn the_nodes_addresses_are_kept_if_they_cannot_be_read() {
     let (writer, pods) = pods();
     let read = Arc::new(AtomicU32::new(0));
     let node_addresses = {
         let read = read.clone();
         move || match read.fetch_add(1, Ordering::Relaxed) {
             1 => NodeAddresses::default(),
-            // One that is gone is gone, as long as there are others.
+            // An address that is gone stays gone if others were read.
             2 => NodeAddresses { ips: ["10.0.0.11".parse().unwrap()].into(), loopback: false },
             _ => NodeAddresses { ips: ["10.0.0.10", "10.0.0.11"].map(|ip| ip.parse().unwrap()).into(), loopback: false },
         }
@@ -324,13 +325,13 @@ async fn the_nodes_addresses_are_kept_where_they_cannot_be_read() {
         }
         let began = tokio::time::Instant::now();
         pods.wait_for_ip("10.0.0.10".parse().unwrap(), Duration::from_millis(1), |_, _| true).await;
-        assert_eq!(began.elapsed() == Duration::ZERO, is_node, "read {times} times: who has the node's address is not waited for");
+        assert_eq!(began.elapsed() == Duration::ZERO, is_node, "read {times} times: requests from the node's address do not wait");
     }
     watching.abort();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_terminating_pods_claim_ends_with_its_time_if_nothing_is_heard() {
+async fn a_terminating_pods_claim_ends_without_further_events() {
     let (writer, pods) = pods();
     let clock = crate::clock::Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap());
     let now = clock.clone();
@@ -341,7 +342,7 @@ async fn a_terminating_pods_claim_ends_with_its_time_if_nothing_is_heard() {
     let pod = |name: &str, end: &str| PodBuilder::new("shop", name).node("node-a").uid(name).ip("10.42.0.2").terminating_at(end).build();
     let is_found = || matches!(pods.by_ip("10.42.0.2".parse().unwrap()), Lookup::Found(..));
     watch.apply(serde_json::from_value(pod("old", "2025-12-31T23:59:30Z")).unwrap());
-    assert!(!is_found(), "its time is over already when it is heard of");
+    assert!(!is_found(), "its time was over before it was seen");
     watch.apply(serde_json::from_value(pod("web", "2026-01-01T00:00:30Z")).unwrap());
     let (watch, pods_now) = (Arc::new(watch), pods.clone());
     let ending = tokio::spawn({
@@ -353,8 +354,8 @@ async fn a_terminating_pods_claim_ends_with_its_time_if_nothing_is_heard() {
     let generation = pods_now.generation();
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!is_found());
-    assert_eq!(pods_now.generation(), generation + 1, "what was decided before is decided again");
-    // One that comes while it waits for nothing.
+    assert_eq!(pods_now.generation(), generation + 1, "earlier decisions are repeated");
+    // A pod that arrives while no claim is due to end.
     watch.apply(serde_json::from_value(pod("next", "2026-01-01T00:01:00Z")).unwrap());
     tokio::time::sleep(Duration::from_secs(29)).await;
     assert!(is_found());
@@ -369,7 +370,7 @@ fn listed(objects: Vec<OnlyMetadata>, version: u64) -> WatchEvent<'static, OnlyM
 }
 
 #[test]
-fn events_that_come_late_change_nothing() {
+fn late_events_change_nothing() {
     let object = |version: u64, role: &str| -> OnlyMetadata {
         let annotations = serde_json::json!({ "role": role });
         let metadata = serde_json::json!({ "name": "seller", "resourceVersion": version.to_string(), "annotations": annotations });
@@ -377,7 +378,7 @@ fn events_that_come_late_change_nothing() {
     };
     let metadata = |version: u64| object(version, "").metadata;
     let mut latest = None;
-    // In words: what the object is now, `gone`, or `same`.
+    // The result in words: the object's current state, `gone`, or `same`.
     let mut change = |event: WatchEvent<'_, OnlyMetadata>| match context::change(event, "seller", &mut latest) {
         None => "same".to_owned(),
         Some(None) => "gone".to_owned(),
@@ -399,11 +400,11 @@ fn events_that_come_late_change_nothing() {
     let mut other = object(30, "other");
     other.metadata.name = Some("another".to_owned());
     assert_eq!(change(WatchEvent::Applied(other)), "same");
-    assert_eq!(change(WatchEvent::Applied(object(21, "fourth"))), "fourth", "another's version says nothing of this one's");
+    assert_eq!(change(WatchEvent::Applied(object(21, "fourth"))), "fourth", "another object's version does not count");
 }
 
 #[tokio::test]
-async fn what_was_known_around_pods_that_are_gone_is_not_known_of_the_next() {
+async fn the_context_of_deleted_pods_is_not_used_for_the_next() {
     let api = lab();
     let role = [("iam.amazonaws.com/role", "shop"), ("iam.amazonaws.com/permitted", ".*")];
     let pod = |name: &str, ip: &str| PodBuilder::new("shop", name).ip(ip).service_account("seller");
@@ -412,7 +413,7 @@ async fn what_was_known_around_pods_that_are_gone_is_not_known_of_the_next() {
     put(&api, pod("web", "10.42.0.2"));
     let running = run(api, Needs { namespaces: true, service_accounts: true }).await;
     running.context("10.42.0.2", |context| context.namespace.is_some() && context.service_account.is_some()).await;
-    // While no pod needs them they are not watched, and may become anything.
+    // While no pod needs them, they are not watched and may change in any way.
     running.api.delete(Resource::Pods, Some("shop"), "web");
     let mut pods = running.pods.clone();
     let known = |pods: &Pods| {
@@ -425,14 +426,14 @@ async fn what_was_known_around_pods_that_are_gone_is_not_known_of_the_next() {
         }
     })
     .await
-    .expect("neither is known");
-    // The API says nothing of them when the next pod comes.
+    .expect("neither object is known");
+    // The API does not answer about them when the next pod appears.
     for resource in ["namespaces", "serviceaccounts"] {
         [Verb::List, Verb::Watch].into_iter().for_each(|verb| running.api.deny(verb, resource));
     }
     put(&running.api, pod("next", "10.42.0.3"));
     let context = running.context("10.42.0.3", |context| context.service_account_forbidden).await;
-    assert_eq!((context.namespace, context.service_account), (None, None), "nothing of before");
+    assert_eq!((context.namespace, context.service_account), (None, None), "nothing of the earlier context remains");
 }
 
 #[tokio::test]
@@ -458,7 +459,7 @@ async fn only_a_complete_list_and_a_bookmark_make_the_state_current() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn answers_that_bring_nothing_are_no_sign_of_life() {
+async fn empty_responses_are_no_sign_of_life() {
     let (writer, pods) = pods();
     let watch = watch("http://127.0.0.1:1".to_owned(), writer, pods.clone(), Needs::default()).await;
     let metadata = || serde_json::from_value::<ObjectMeta>(serde_json::json!({ "uid": "1" })).unwrap();

@@ -1,4 +1,4 @@
-//! Logging of objects that cannot be read. Rate-limited, because an unreadable object may change twice a second.
+//! Logs objects that cannot be read. Rate-limited, because an unreadable object may change twice a second.
 
 use std::time::Duration;
 
@@ -7,21 +7,21 @@ use tracing::{debug, warn};
 use super::objects::ObjectMeta;
 use crate::log_once::{EachKey, WhenFull};
 
-/// Time between two log lines about one object.
+/// The interval between two log lines about one object.
 const REPORT_AGAIN: Duration = Duration::from_secs(600);
-/// The most objects that are remembered. Beyond it, further objects are logged at debug level only.
+/// The maximum number of remembered objects. Beyond it, further objects are logged at debug level only.
 const MAX_REPORTS: usize = 256;
 
-/// Why an object cannot be read.
+/// The reason why an object cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum UnreadableReason {
     /// The fields that are used exceed the limit.
     TooLarge,
-    /// It is not what the API sends.
+    /// The object does not have the API's format.
     Malformed,
 }
 
-/// Which objects were logged, by their UIDs, and when.
+/// The objects that were logged, by their UIDs, and when.
 #[derive(Debug)]
 pub(super) struct Reports(EachKey<(Option<String>, UnreadableReason)>);
 
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn an_object_is_reported_once_in_a_while_and_the_reports_are_bounded() {
+    async fn reports_are_rate_limited_and_bounded() {
         let mut reports = Reports::default();
         assert!(
             reports.is_due(Some("a"), UnreadableReason::Malformed)

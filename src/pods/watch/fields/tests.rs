@@ -19,7 +19,7 @@ fn annotations() -> Vec<Annotation> {
     vec![Annotation::new(ROLE, LONGEST), Annotation::new("other", 3)]
 }
 
-/// What is read of a whole object, in words, with its annotations as they are kept; `None` where it is not one.
+/// Describes an object decoded from a whole document, with its annotations as they are kept; `None` if it cannot be decoded.
 fn read<T: Object + std::fmt::Debug + DeserializeOwned>(json: &[u8]) -> Option<String> {
     let mut object: T = serde_json::from_slice(json).ok()?;
     object.metadata_mut().keep_annotations(&annotations());
@@ -27,7 +27,7 @@ fn read<T: Object + std::fmt::Debug + DeserializeOwned>(json: &[u8]) -> Option<S
 }
 
 #[test]
-fn depth_and_size_cost_nothing() {
+fn depth_and_size_need_no_memory() {
     let fields = objects::line::<PodObject>(&annotations());
     let deep = "[{\"metadata\":".repeat(200_000);
     let wide = "{\"uid\":\"no\"},".repeat(200_000);
@@ -62,7 +62,7 @@ fn depth_and_size_cost_nothing() {
 }
 
 #[test]
-fn oversized_values_are_left_out_but_never_what_identifies_the_object() {
+fn oversized_values_are_omitted_except_identities() {
     let fields = objects::page::<PodObject>(&annotations());
     let many: Vec<_> = (0..200_000).map(|number| json!({ "ip": number.to_string() })).collect();
     let body = format!(
@@ -86,14 +86,14 @@ fn oversized_values_are_left_out_but_never_what_identifies_the_object() {
         filter.finish(),
         Document::Complete(Excerpt { json: br#"{"items":[],"metadata":{"resourceVersion":"5"}}"#.to_vec(), truncated: false })
     );
-    // A flood of identities is none of an object's.
+    // A flood of identities does not count as one object's.
     let line = format!(r#"{{{}"type":"ADDED"}}"#, format!(r#""type":"{}","#, "x".repeat(500)).repeat(8000));
     let Document::Complete(flood) = Filter::once(&fields::identity_of_line(), line.as_bytes()) else { panic!() };
     assert!(flood.truncated && flood.json.len() < 3 * MAX_KEPT);
 }
 
 #[test]
-fn of_a_pod_as_a_real_api_sends_it_everything_is_kept_that_is_read() {
+fn all_used_fields_of_a_real_pod_are_kept() {
     let builder = || {
         let builder = PodBuilder::new("shop", "web").uid("u").ips(["10.42.0.2", "2001:db8::2"]).service_account("seller");
         builder.annotation(ROLE, "web").annotation("kubectl.kubernetes.io/last-applied-configuration", &"<".repeat(9000))
@@ -111,11 +111,11 @@ fn of_a_pod_as_a_real_api_sends_it_everything_is_kept_that_is_read() {
         let whole = builder.build().to_string();
         let json = kept(&objects::object::<PodObject>(&annotations()), escaped(&whole).as_bytes());
         assert_eq!(read::<PodObject>(json.as_bytes()), read::<PodObject>(whole.as_bytes()));
-        assert!(json.len() < 1000, "and no more: {json}");
+        assert!(json.len() < 1000, "nothing else is kept: {json}");
     }
 }
 
-/// A value of any kind, with names that are read among those that are not.
+/// Generates a value of any kind, with used and unused names.
 fn any_value() -> impl Strategy<Value = Value> {
     let text = || {
         prop_oneof![
@@ -170,7 +170,7 @@ fn any_value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// A pod as far as it is read, whose fields are mostly of their types.
+/// Generates the used part of a pod, whose fields mostly have the correct types.
 fn any_pod() -> impl Strategy<Value = Value> {
     let text = || prop_oneof![4 => "(<|\"|\\\\|\u{2028}|\u{1f600}|[a-z0-9.:]){0,9}".prop_map(Value::from), 1 => Just(Value::Null), 1 => any_value()];
     let annotations =
@@ -197,7 +197,7 @@ fn any_pod() -> impl Strategy<Value = Value> {
     )
 }
 
-/// JSON of a value with the members of objects in another order.
+/// Returns the JSON of a value, with the members of its objects reordered.
 fn shuffled(value: &Value, seed: &mut u64) -> String {
     match value {
         Value::Object(members) => {
@@ -228,14 +228,14 @@ fn same<T: Object + std::fmt::Debug>(json: &str, cuts: &[prop::sample::Index], a
     prop_assert!(!excerpt.truncated);
     serde_json::from_slice::<Value>(&excerpt.json).map_err(|error| TestCaseError::fail(error.to_string()))?;
     let whole: Value = serde_json::from_str(json).unwrap();
-    // Where more of it is odd than what is read, nothing is decoded of the whole.
+    // If unused parts of the document are malformed, the whole cannot be decoded.
     if let Some(whole) = read::<T>(json.as_bytes()) {
         // serde accepts an array for a struct.
         if !arrays_for_structs || read::<T>(&excerpt.json).is_some() {
             prop_assert_eq!(read::<T>(&excerpt.json), Some(whole));
         }
     }
-    // The names are the same however odd the rest is.
+    // The names are the same, however malformed the rest is.
     let text = |field: &str| whole["metadata"][field].as_str().map(str::to_owned);
     let names = ObjectMeta::of_any(&excerpt.json).map(|it| (it.name, it.namespace, it.uid, it.resource_version));
     let wanted = text("uid").filter(|uid| !uid.is_empty()).map(|uid| (text("name"), text("namespace"), Some(uid), text("resourceVersion")));
@@ -245,14 +245,14 @@ fn same<T: Object + std::fmt::Debug>(json: &str, cuts: &[prop::sample::Index], a
 
 proptest! {
     #[test]
-    fn anything_decodes_from_what_is_kept_as_from_the_whole(value in any_value(), seed: u64, cuts: [prop::sample::Index; 4]) {
+    fn any_value_decodes_the_same_from_its_kept_fields(value in any_value(), seed: u64, cuts: [prop::sample::Index; 4]) {
         let json = shuffled(&value, &mut seed.clone());
         same::<PodObject>(&json, &cuts, true)?;
         same::<OnlyMetadata>(&json, &cuts, true)?;
     }
 
     #[test]
-    fn a_pod_decodes_from_what_is_kept_as_from_the_whole(pod in any_pod(), seed: u64, cuts: [prop::sample::Index; 4]) {
+    fn a_pod_decodes_the_same_from_its_kept_fields(pod in any_pod(), seed: u64, cuts: [prop::sample::Index; 4]) {
         let json = shuffled(&pod, &mut seed.clone());
         same::<PodObject>(&json, &cuts, false)?;
         let line = format!(r#"{{"object":{json},"type":"MODIFIED"}}"#);
@@ -262,7 +262,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_are_more_than_a_broken_document(bytes in vec(any::<u8>(), 0..200), text in "[\\[\\]{}\",:\\\\a0 metdu]{0,80}") {
+    fn the_filter_never_panics(bytes in vec(any::<u8>(), 0..200), text in "[\\[\\]{}\",:\\\\a0 metdu]{0,80}") {
         let fields = objects::line::<PodObject>(&annotations());
         for json in [&bytes[..], text.as_bytes()] {
             if let Document::Complete(excerpt) = Filter::once(&fields, json) {

@@ -1,4 +1,5 @@
-//! Whether containers may have the capability `NET_RAW`, with which a pod can forge packets and ARP replies of other pods.
+//! Determines whether containers may have the capability `NET_RAW`, with which a pod can forge packets and ARP replies of other
+//! pods.
 //!
 //! containerd, CRI-O and Docker's shim accept names of capabilities in any case, without `CAP_`. A container without settings
 //! gets their default set, which includes `NET_RAW` in containerd and Docker. In `drop`, containerd ignores names with the
@@ -10,10 +11,10 @@ use serde_json::Value;
 
 use crate::kubernetes::fields::Field;
 
-/// Bytes of a capability's name that can matter.
+/// The longest name of a capability that can matter, in bytes.
 const MAX_NAME: usize = 32;
 
-/// The fields that are used of a list of containers.
+/// Returns the fields of a list of containers that are used.
 pub(super) fn containers() -> Field {
     let names = || Field::array(Field::Scalar(MAX_NAME));
     let capabilities = Field::object([("add", names()), ("drop", names())]);
@@ -21,7 +22,7 @@ pub(super) fn containers() -> Field {
     Field::array(Field::object([("securityContext", context)]))
 }
 
-/// Whether any of a list of containers may have it. The list itself is not kept, and its contents cannot make a pod unreadable.
+/// Whether any container of a list may have it. The list itself is not kept, and its contents cannot make a pod unreadable.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct AnyNetRaw(pub(super) bool);
 
@@ -63,17 +64,17 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_says_nothing_has_it() {
+    fn a_container_without_settings_has_it() {
         for context in [json!(null), json!({}), json!({ "capabilities": null }), json!({ "capabilities": { "drop": [], "add": null } })] {
             assert!(of(context.clone()), "{context}");
         }
         assert!(may_have_net_raw(json!({ "containers": [{ "name": "web" }] })));
-        // A pod that has no containers sends nothing.
+        // A pod without containers sends nothing.
         assert!(!may_have_net_raw(json!({})) && !may_have_net_raw(json!({ "containers": null, "initContainers": [] })));
     }
 
     #[test]
-    fn what_is_dropped_and_what_is_added_counts_as_runtimes_take_it() {
+    fn dropped_and_added_capabilities_count_as_in_runtimes() {
         for (drop, add, privileged, expected) in [
             (vec!["ALL"], vec![], false, false),
             (vec!["all"], vec![], false, false),

@@ -15,9 +15,9 @@ fn decode(object: Value) -> PodObject {
     serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error}: {object}"))
 }
 
-/// The watch of `node-a`. Its client has no server, and asks none.
+/// Returns the watch of `node-a`. Its client has no server and sends no request.
 async fn watch() -> PodWatch {
-    // Another test may have been first.
+    // Another test may have installed it already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let api = ApiConfig { server: Some("http://127.0.0.1:1".to_owned()), ..ApiConfig::default() };
     let (writer, pods) = pods();
@@ -43,7 +43,7 @@ fn ips(texts: &[&str]) -> Vec<IpAddr> {
 }
 
 #[test]
-fn of_a_whole_pod_the_fields_that_are_read_are_kept_and_no_others() {
+fn only_the_used_fields_of_a_pod_are_kept() {
     let mut object = PodBuilder::new("default", "web-1")
         .uid("uid-1")
         .ips(["10.42.0.2", "2001:db8::2"])
@@ -68,7 +68,7 @@ fn of_a_whole_pod_the_fields_that_are_read_are_kept_and_no_others() {
 }
 
 #[test]
-fn a_pod_of_which_much_is_missing_is_still_decoded() {
+fn a_pod_with_many_missing_fields_is_still_decoded() {
     let metadata = json!({ "name": "a", "uid": "u" });
     for object in [
         json!({ "metadata": metadata }),
@@ -89,7 +89,7 @@ fn a_pod_of_which_much_is_missing_is_still_decoded() {
 }
 
 #[test]
-fn the_single_address_counts_where_there_is_no_list() {
+fn the_single_address_is_used_without_a_list() {
     let with_status = |status: Value| decode(json!({ "metadata": {}, "status": status })).ips;
     assert_eq!(with_status(json!({ "podIP": "10.0.0.1" })), ips(&["10.0.0.1"]));
     assert_eq!(with_status(json!({ "podIP": "10.0.0.1", "podIPs": [] })), ips(&["10.0.0.1"]));
@@ -99,7 +99,7 @@ fn the_single_address_counts_where_there_is_no_list() {
 }
 
 #[test]
-fn a_version_that_is_no_number_is_none() {
+fn a_non_numeric_version_is_none() {
     let version = |text: &str| decode(json!({ "metadata": { "resourceVersion": text } })).metadata.version();
     assert_eq!(version("18446744073709551615"), Some(u64::MAX));
     for odd in ["", "-1", "1.5", "abc", "18446744073709551616"] {
@@ -117,7 +117,7 @@ fn a_namespace_keeps_its_name_and_annotations() {
 }
 
 #[tokio::test]
-async fn a_pod_is_told_in_the_words_of_the_index() {
+async fn a_pod_is_converted_for_the_index() {
     let watch = watch().await;
     let builder = PodBuilder::new("team", "web-1").uid("uid-1").ips(["10.42.0.2", "2001:db8::2"]).started_at("2026-01-01T00:00:00Z");
     let started = Some("2026-01-01T00:00:00Z".parse().unwrap());
@@ -152,7 +152,7 @@ async fn a_pod_is_told_in_the_words_of_the_index() {
 }
 
 #[tokio::test]
-async fn the_annotations_are_those_that_the_operator_names() {
+async fn the_operator_chooses_the_annotations() {
     let mut watch = watch().await;
     watch.annotations.role = "example.com/role".to_owned();
     let builder = PodBuilder::new("team", "web-1").uid("uid-1").annotation("iam.amazonaws.com/role", "other");
@@ -162,7 +162,7 @@ async fn the_annotations_are_those_that_the_operator_names() {
 }
 
 #[tokio::test]
-async fn an_address_that_is_none_is_left_out() {
+async fn an_invalid_address_is_omitted() {
     let watch = watch().await;
     let told = |given: &[&str]| {
         let builder = PodBuilder::new("team", "web-1").uid("uid-1").ips(given.iter().copied());
@@ -172,11 +172,11 @@ async fn an_address_that_is_none_is_left_out() {
         assert_eq!(told(&[odd]), ips(&[]), "{odd:?}");
         assert_eq!(told(&[odd, "10.0.0.2"]), ips(&["10.0.0.2"]), "{odd:?}");
     }
-    assert_eq!(told(&["::ffff:10.0.0.1"]), ips(&["10.0.0.1"]), "as the peer of a connection is written");
+    assert_eq!(told(&["::ffff:10.0.0.1"]), ips(&["10.0.0.1"]), "in the form of a connection's peer");
 }
 
 #[tokio::test]
-async fn a_pod_of_another_node_or_of_none_is_ignored() {
+async fn a_pod_of_another_node_or_without_a_node_is_ignored() {
     let watch = watch().await;
     let builder = PodBuilder::new("team", "web-1").uid("uid-1").ip("10.42.0.2");
     assert!(watch.pod(decode(builder.clone().node("node-a").build())).is_some());
@@ -195,7 +195,7 @@ async fn a_pod_without_a_uid_or_a_name_is_ignored() {
 }
 
 #[test]
-fn annotations_that_nobody_reads_are_let_go() {
+fn unused_annotations_are_dropped() {
     let builder = PodBuilder::new("team", "web-1").annotation("kubectl.kubernetes.io/last-applied-configuration", &"x".repeat(10_000));
     let mut pod = decode(builder.annotation("iam.amazonaws.com/role", "web").annotation("other", "y").build());
     pod.metadata.keep_annotations(&[Annotation::new("iam.amazonaws.com/role", 64), Annotation::new("not/there", 64)]);
@@ -207,7 +207,7 @@ fn annotations_that_nobody_reads_are_let_go() {
 }
 
 #[test]
-fn addresses_without_a_network_are_left_out() {
+fn addresses_without_a_network_are_omitted() {
     let builder = || PodBuilder::new("team", "web-1").uid("uid-1").ip("10.42.0.2");
     let ips_of = |builder: PodBuilder| decode(builder.build()).ips;
     assert_eq!(ips_of(builder().without_network()), ips(&[]), "the condition says so");
@@ -222,9 +222,9 @@ fn addresses_without_a_network_are_left_out() {
     for nothing in [Value::Null, json!([])] {
         let mut object = builder().terminating().build();
         object["status"]["containerStatuses"] = nothing;
-        // As before Kubernetes 1.29.
+        // As in versions before Kubernetes 1.29.
         object["status"]["conditions"] = Value::Null;
-        assert_eq!(decode(object).ips, ips(&["10.42.0.2"]), "nothing is known of containers");
+        assert_eq!(decode(object).ips, ips(&["10.42.0.2"]), "the containers are not known");
     }
     let mut object = builder().build();
     object["status"]["conditions"] =
@@ -233,7 +233,7 @@ fn addresses_without_a_network_are_left_out() {
 }
 
 #[tokio::test]
-async fn annotations_that_are_too_long_are_cut_and_still_refused_as_such() {
+async fn annotations_that_are_too_long_are_truncated_and_still_refused() {
     use crate::config::Restrictions;
     use crate::pods::{Namespace, PodContext};
     use crate::policy::{Decision, Policy, Rules};
@@ -266,7 +266,7 @@ async fn annotations_that_are_too_long_are_cut_and_still_refused_as_such() {
             assert!(cut.len() == longest + left && cut.capacity() <= cut.len() + 8, "{key}: {}", cut.len());
             assert_eq!(denied(&with(key, &value), &PodContext::default(), Restrictions::Off), reason);
         }
-        // In a list it is cut before the list is complete.
+        // In a list, the value is truncated before the list is complete.
         let mut listed = decode(builder().annotation(key, &"w".repeat(200_000)).build());
         listed.metadata.keep_annotations(&[Annotation::new(key, longest)]);
         assert_eq!(listed.metadata.annotation(key).unwrap().len(), longest + 1);
@@ -291,7 +291,7 @@ async fn annotations_that_are_too_long_are_cut_and_still_refused_as_such() {
 }
 
 #[test]
-fn the_age_of_a_pods_network_is_that_of_its_condition_alone() {
+fn the_age_of_a_pods_network_comes_only_from_its_condition() {
     let at = |second: u32| format!("2026-01-01T00:00:{second:02}Z");
     let running = |second: u32| json!({ "state": { "running": { "startedAt": at(second) } } });
     let network =
@@ -306,7 +306,7 @@ fn the_age_of_a_pods_network_is_that_of_its_condition_alone() {
     assert_eq!(sandbox(json!({ "conditions": network("True", 5) })), known(Some(5), 5));
     assert_eq!(sandbox(json!({ "conditions": network("False", 5) })), [None, None]);
     let containers = json!([running(7), running(9), { "state": { "waiting": {} } }, { "state": null }, {}]);
-    assert_eq!(sandbox(json!({ "containerStatuses": containers })), known(None, 9), "a container that was started again says nothing");
+    assert_eq!(sandbox(json!({ "containerStatuses": containers })), known(None, 9), "a restarted container is no evidence");
     assert_eq!(sandbox(json!({ "containerStatuses": containers, "initContainerStatuses": [running(6)] })), known(None, 9));
     assert_eq!(sandbox(json!({ "containerStatuses": containers, "conditions": network("True", 5) })), known(Some(5), 9));
     assert_eq!(sandbox(json!({ "startTime": at(3) })), known(None, 3));

@@ -22,19 +22,19 @@ async fn a_silent_api_ends_readiness_first_and_unconfirmed_claims_later() {
         assert!(is_served());
         tokio::time::sleep(2 * second).await;
         assert!(matches!(pods.by_ip("10.0.0.1".parse().unwrap()), Lookup::Objected(_, Objection::Stale)));
-        // Changes arrive again, and there may be more of them to come.
+        // Changes arrive again, and more of them may follow.
         metrics.watch_alive();
         tokio::time::sleep(2 * second).await;
         assert!(readiness.is_ready());
         tokio::time::sleep(10 * second).await;
         assert!(!is_served());
-        // As the watch does with a bookmark or a complete list.
+        // The watch does this after a bookmark or a complete list.
         pods.set_stale(false);
         assert!(is_served());
         tokio::time::sleep(MAX - 14 * second).await;
         assert!(is_served());
         tokio::time::sleep(4 * second).await;
-        assert!(!is_served(), "it begins anew");
+        assert!(!is_served(), "the period starts over");
     };
     tokio::select! {
         () = checking => {}
