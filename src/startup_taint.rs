@@ -147,7 +147,7 @@ impl<A: NodesApi> StartupTaint<A> {
                 Err(refusal) => {
                     let outcome = if refusal.code == Some(403) { "forbidden" } else { "failed" };
                     self.metrics.startup_taint(outcome);
-                    self.complain(&refusal, failing.begins(refusal.code));
+                    self.log_refusal(&refusal, failing.begins(refusal.code));
                     let doubled = Backoff::new(FIRST_PAUSE, LAST_PAUSE).pause(failures);
                     (freshness, failures) = (Freshness::Now, failures + 1);
                     spread(doubled).max(refusal.retry_after.min(LAST_PAUSE))
@@ -180,7 +180,7 @@ impl<A: NodesApi> StartupTaint<A> {
         }
     }
 
-    fn complain(&self, refusal: &NodeRefusal, is_news: bool) {
+    fn log_refusal(&self, refusal: &NodeRefusal, is_news: bool) {
         let (key, text) = (&self.key, &refusal.text);
         if !is_news {
             debug!(key, "still cannot remove the start-up taint from this node: {text}");

@@ -22,7 +22,7 @@ use record::{AddressRecord, Kept, Knows, LookupState, key};
 /// The maximum number of remembered addresses. When it is exceeded, all are forgotten and queried again; a node has a few
 /// hundred pods.
 pub(super) const RECORDS: usize = 16_384;
-/// The maximum number of link-layer addresses that no record needs before they are removed.
+/// How many link-layer addresses are kept, beyond two for each record, before those that no record needs are removed.
 const SPARE_MACS: usize = 256;
 
 /// One of the two queues of notifications.

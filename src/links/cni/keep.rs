@@ -62,7 +62,7 @@ impl Results {
             let pause = match keeper.follow().await {
                 Ok(()) => pauses.replaced,
                 Err(error) => {
-                    keeper.complain(&error);
+                    keeper.log_failure(&error);
                     keeper.publish(|table| {
                         let change = Change { is_news: table.used() > 0, is_full: false };
                         *table = table.empty();
@@ -244,7 +244,7 @@ impl ResultsFollower {
         }
     }
 
-    fn complain(&mut self, error: &io::Error) {
+    fn log_failure(&mut self, error: &io::Error) {
         if !self.logged.directory.is_new(error.kind()) {
             return;
         }

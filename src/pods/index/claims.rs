@@ -49,7 +49,7 @@ impl Index {
         let standing = match running.is_empty() {
             false => running,
             // The address may have been given to the pod that cannot be read.
-            true if self.is_anyone_anywhere() => Vec::new(),
+            true if self.is_any_address_possible() => Vec::new(),
             true => terminating,
         };
         if let Some(pod) = standing.iter().find(|pod| self.unreadable.contains_key(&pod.uid)) {
@@ -76,7 +76,7 @@ impl Index {
 
     /// Returns whether an unreadable pod may have any address. A pod that was terminating in its last readable state gets no
     /// new address.
-    fn is_anyone_anywhere(&self) -> bool {
+    fn is_any_address_possible(&self) -> bool {
         let may_have_any = |last: &Arc<Pod>| last.may_claim(self.now) && !last.terminating && last.ips.is_empty();
         self.incomplete || self.unreadable.values().any(|unreadable| unreadable.last.as_ref().is_none_or(may_have_any))
     }

@@ -40,9 +40,9 @@ struct ConflictQuery {
 enum ConflictAnswer {
     /// One pod has the address, or none does.
     Settled,
-    /// The watch's state is current.
+    /// Several pods still claim the address, as the watch reported.
     Confirmed,
-    /// The API did not answer.
+    /// The API did not answer, or there are too many claims to query it.
     Unanswered,
 }
 

@@ -75,7 +75,7 @@ async fn until(results: &Results, what: &str, holds: impl Fn(&Results) -> bool) 
 }
 
 async fn within<T>(what: &str, wait: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("in vain: {what}"))
+    tokio::time::timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("timed out waiting for {what}"))
 }
 
 fn pods(results: &Results, number: u32) -> Vec<Digest> {
