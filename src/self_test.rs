@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use tracing::{debug, error, info, warn};
 
+use self::blocking::blocking;
 use self::datagram::IcmpError;
 use self::helper::{Helper, Order, Spoken};
 use self::interfaces::InterfaceScan;
@@ -31,6 +32,7 @@ use crate::pods::Pods;
 use crate::readiness::{Readiness, ReadinessStep};
 use crate::redirect::{self, rules::Family};
 
+mod blocking;
 pub(crate) mod bypass;
 mod datagram;
 pub(crate) mod helper;
@@ -428,11 +430,6 @@ fn forwards_ipv6() -> bool {
 
 fn tell(metrics: &Metrics, state: SelfTestState) {
     metrics.self_test(state.name(), SelfTestState::ALL.map(SelfTestState::name));
-}
-
-/// Asks the kernel something that may have to wait for others who change interfaces.
-async fn blocking<T: Send + 'static>(ask: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(ask).await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]

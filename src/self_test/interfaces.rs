@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use tracing::{debug, warn};
 
-use super::blocking;
+use super::blocking::blocking;
 use super::netlink::Netlink;
 use super::placement::Outside;
 use crate::config::InterfaceMatch;

@@ -7,7 +7,6 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::sync::mpsc;
 
-use super::list::EARLIER_LISTS;
 use super::*;
 use crate::config::ApiConfig;
 use crate::kubernetes::client;
