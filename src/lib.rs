@@ -68,6 +68,7 @@ pub mod policy;
 mod probe;
 pub mod proxy;
 pub mod readiness;
+mod recent_refusals;
 pub mod redirect;
 pub mod role;
 mod self_test;

@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+/// The usual interval between two log lines about the same subject.
+pub(crate) const LOG_EVERY: Duration = Duration::from_secs(60);
 /// The maximum number of conditions that [`Conditions`] keeps. When it is exceeded, all are forgotten, and some are logged
 /// again.
 const MOST_CONDITIONS: usize = 4096;

@@ -112,7 +112,7 @@ fn lookup(index: &Index, judged: Judged) -> Lookup {
             Lookup::Found(pod, context)
         }
         Judged::Claims(Claims::None) => Lookup::Unknown,
-        Judged::Claims(Claims::Several(pods)) => Lookup::Ambiguous(pods),
+        Judged::Claims(Claims::Ambiguous(pods)) => Lookup::Ambiguous(pods),
         Judged::Claims(Claims::Unreadable(pod)) => Lookup::Unreadable(pod),
         Judged::Objected(pod, objection) => Lookup::Objected(pod, objection),
     }

@@ -9,8 +9,6 @@ use std::fmt;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-pub(crate) mod turned_away;
-
 /// The places, each of which holds a value of type `T`.
 #[derive(Debug)]
 pub(crate) struct Shares<G, M, T> {

@@ -5,12 +5,11 @@ use std::time::Duration;
 use tracing::warn;
 
 use crate::links::Links;
+use crate::log_once::LOG_EVERY;
 use crate::metrics::Metrics;
 
 /// How often the count is read.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// The least time between two log lines.
-const QUIET: Duration = Duration::from_secs(60);
 
 /// Counts overflows in the metrics and logs them, at most once a minute, for as long as the process lives.
 pub(super) async fn report(links: Links, metrics: Metrics) {
@@ -27,7 +26,7 @@ pub(super) async fn report(links: Links, metrics: Metrics) {
             "the kernel announces changes of the node's network faster than rolegate reads them; asking the kernel again for each address; \
              a pod may be flooding a bridge: look for one that sends ARP or from many MAC addresses"
         );
-        tokio::time::sleep(QUIET).await;
+        tokio::time::sleep(LOG_EVERY).await;
     }
 }
 
@@ -54,7 +53,7 @@ mod tests {
         let (count, mut logged) = (AtomicU64::new(3), 0);
         let read = || count.load(Ordering::Relaxed);
         assert_eq!(new_overflows(&mut logged, read).await, 3);
-        let waited = tokio::time::timeout(QUIET, new_overflows(&mut logged, read)).await;
+        let waited = tokio::time::timeout(LOG_EVERY, new_overflows(&mut logged, read)).await;
         assert!(waited.is_err(), "there are no new ones");
         count.store(5, Ordering::Relaxed);
         assert_eq!((new_overflows(&mut logged, read).await, logged), (2, 5));

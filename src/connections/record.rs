@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::source::{Source, SourceKey};
 use crate::pods::Pod;
-use crate::shares::turned_away::{Recent, TurnedAway};
+use crate::recent_refusals::{Recent, RecentRefusals};
 
 /// A limit of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -114,7 +114,7 @@ impl std::fmt::Display for Bite {
 
 /// The record; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ConnectionRecord(Arc<Mutex<TurnedAway<(Who, Port, Limit)>>>);
+pub(crate) struct ConnectionRecord(Arc<Mutex<RecentRefusals<(Who, Port, Limit)>>>);
 
 /// All unknown addresses share one entry, because forged addresses could fill the record and the log.
 type Who = Option<SourceKey>;
@@ -166,7 +166,8 @@ impl ConnectionRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shares::turned_away::{QUIET, REMEMBERED};
+    use crate::log_once::LOG_EVERY;
+    use crate::recent_refusals::REMEMBERED;
 
     #[tokio::test(start_paused = true)]
     async fn a_limit_is_logged_once_a_minute_for_each_pod_and_forgotten_later() {
@@ -175,12 +176,12 @@ mod tests {
         let note = |source, limit| record.note(source, Port::Metadata, limit);
         assert_eq!([note(&web, Limit::Source), note(&web, Limit::Source), note(&web, Limit::Source)], [Some(1), None, None]);
         assert_eq!([note(&db, Limit::Source), note(&web, Limit::SourceRate)], [Some(1), Some(1)], "each pod and each limit has its line");
-        tokio::time::advance(QUIET).await;
+        tokio::time::advance(LOG_EVERY).await;
         assert_eq!(note(&web, Limit::Source), Some(3), "with those that the line before did not count");
         let Source::Pod(pod) = &web else { return };
         let pod = Pod { ips: vec![[10, 0, 0, 1].into()], ..Pod::clone(pod) };
         let bites = |_| record.of(&pod).into_iter().map(|bite| (bite.limit, bite.connections, bite.ago)).collect::<Vec<_>>();
-        assert_eq!(bites(()), [(Limit::Source, 4, Duration::ZERO), (Limit::SourceRate, 1, QUIET)]);
+        assert_eq!(bites(()), [(Limit::Source, 4, Duration::ZERO), (Limit::SourceRate, 1, LOG_EVERY)]);
         let other = Pod { uid: crate::pods::PodUid("shop/other".into()), ..pod.clone() };
         assert_eq!(record.of(&other), []);
         record.closed(&Source::Disputed([10, 0, 0, 1].into()), Port::Metadata, Limit::Source);

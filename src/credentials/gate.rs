@@ -19,7 +19,7 @@ use super::AssumeRoleError;
 use super::caller::Caller;
 use super::not_asked::NotAsked;
 use crate::backoff::spread;
-use crate::log_once::EachDigest;
+use crate::log_once::{EachDigest, LOG_EVERY};
 use crate::metrics::Metrics;
 use crate::role::RoleArn;
 
@@ -39,8 +39,6 @@ use queue::{CallQueue, NextReason, PLACES_OF_NAMESPACE, QueuedCall};
 const AHEAD: f64 = 0.75;
 /// The pause before a prefetch for which the queue had no place is retried, minus a jitter of up to a quarter.
 const QUEUE_WAS_FULL: Duration = Duration::from_secs(10);
-/// The time between two log lines about the same pod or namespace.
-const QUIET: Duration = Duration::from_secs(60);
 /// The most pods and namespaces whose lines are remembered.
 const MAX_LOGGED: usize = 1024;
 
@@ -185,7 +183,7 @@ impl Gate {
             next_ticket: 0,
             timer: None,
         };
-        Self(Arc::new(GateInner { metrics, state: Mutex::new(state), logged: EachDigest::new(QUIET, MAX_LOGGED) }))
+        Self(Arc::new(GateInner { metrics, state: Mutex::new(state), logged: EachDigest::new(LOG_EVERY, MAX_LOGGED) }))
     }
 
     /// Takes a place in the queue. The receiver gets the turn, or learns that the place was withdrawn.

@@ -1,7 +1,7 @@
 //! Decides which Events to write, and when: pure data, with the time passed in.
 //!
 //! The first occurrence of a cause is written at once. Repeats are counted, and written as a series of the same Event as
-//! client-go does, but less often: at most once per [`SERIES_EVERY`]. An entry that has been quiet for [`QUIET`] is forgotten;
+//! client-go does, but less often: at most once per [`SERIES_EVERY`]. An entry that has been quiet for [`FORGET_AFTER`] is forgotten;
 //! the next occurrence then counts as the first.
 //!
 //! Namespaces share the entries and take turns writing, so that many refused pods in one namespace do not delay the owners of
@@ -25,7 +25,7 @@ mod pauses;
 mod turns;
 
 use pauses::VerbPauses;
-pub(super) use turns::QUIET;
+pub(super) use turns::FORGET_AFTER;
 use turns::Turns;
 
 /// The minimum interval between two writes about the same cause for the same pod.
@@ -254,7 +254,7 @@ impl Ledger {
 
     /// Returns what to do now. A returned write is in progress until [`Self::answered`] or [`Self::forget`] is called.
     pub(super) fn next(&mut self, now: Instant) -> Next {
-        let quiet_at = self.entries.iter().filter(|(_, entry)| !entry.in_flight).map(|(_, entry)| entry.last_active + QUIET).min();
+        let quiet_at = self.entries.iter().filter(|(_, entry)| !entry.in_flight).map(|(_, entry)| entry.last_active + FORGET_AFTER).min();
         let Some((ready_at, id, verb)) = self.first(now) else {
             return quiet_at.map_or(Next::Nothing, Next::At);
         };
@@ -364,7 +364,7 @@ impl Ledger {
         self.creates.tidy(now);
         self.amends.tidy(now);
         self.turns.tidy(now);
-        let keep = |entry: &LedgerEntry| entry.in_flight || now < entry.last_active + QUIET && is_here(&entry.key.pod.uid);
+        let keep = |entry: &LedgerEntry| entry.in_flight || now < entry.last_active + FORGET_AFTER && is_here(&entry.key.pod.uid);
         let gone: Vec<_> = self.entries.iter().filter(|(_, entry)| !keep(entry)).map(|(id, entry)| (id, entry.is_unwritten())).collect();
         for (id, _) in &gone {
             self.remove(*id);

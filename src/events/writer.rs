@@ -20,9 +20,9 @@ use crate::metrics::Metrics;
 use crate::pods::{Pod, PodUid, Pods};
 use crate::shares::Full;
 
-mod turned_away;
+mod dropped;
 
-use turned_away::DroppedEvents;
+use dropped::DroppedEvents;
 
 /// The minimum interval between two scans of all pods.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -105,7 +105,7 @@ struct WriterState {
     forbidden: Condition,
     /// Namespaces in which the daemon alone lacks permission.
     forbidden_in: Conditions<String>,
-    turned_away: DroppedEvents,
+    dropped: DroppedEvents,
 }
 
 impl<A: EventsApi> Writer<A> {
@@ -121,7 +121,7 @@ impl<A: EventsApi> Writer<A> {
             looked_at: Instant::now(),
             forbidden: Condition::default(),
             forbidden_in: Conditions::default(),
-            turned_away: DroppedEvents::default(),
+            dropped: DroppedEvents::default(),
         };
         let mut look_at = Some(Instant::now());
         let mut received = Vec::with_capacity(AT_ONCE);
@@ -212,14 +212,14 @@ impl WriterState {
 
     fn take(&mut self, record: EventRecord) {
         let pod = record.pod.clone();
-        let (turned_away, why) = match self.ledger.take(record, self.now()) {
+        let (dropped_pod, why) = match self.ledger.take(record, self.now()) {
             TakenIn::New => return,
             TakenIn::Repeat => return self.metrics.event("suppressed"),
             TakenIn::InPlaceOf(displaced) => (displaced, Full::All),
             TakenIn::Full(why) => (pod, why),
         };
         self.metrics.event("dropped");
-        self.turned_away.dropped(&turned_away, why);
+        self.dropped.dropped(&dropped_pod, why);
     }
 
     fn next(&mut self) -> Next {
@@ -255,7 +255,7 @@ impl WriterState {
         self.reported_hosts.retain(|uid| here.contains(uid));
         let namespaces: HashSet<&str> = pods.iter().map(|pod| &*pod.namespace).collect();
         self.forbidden_in.retain(|namespace| namespaces.contains(&**namespace));
-        self.turned_away.retain(&namespaces);
+        self.dropped.retain(&namespaces);
         for pod in pods.iter().filter(|pod| pod.host_network && pod.role.is_some() && !pod.finished) {
             self.see_in_node_network(pod);
         }

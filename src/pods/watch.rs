@@ -19,7 +19,7 @@ use crate::kubernetes::client::Client;
 use crate::metrics::Metrics;
 use crate::readiness::ReadinessStep;
 
-mod conflicts;
+mod ambiguous;
 mod context;
 mod fields;
 mod follow;

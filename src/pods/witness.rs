@@ -99,7 +99,7 @@ impl NodeWitness {
             // Nothing that the node sees makes a pod readable, or gives it one of the node's addresses.
             Claims::Unreadable(_) => true,
             Claims::None => index.is_node(ip) || !self.witness.has_record(ip),
-            Claims::Several(_) => false,
+            Claims::Ambiguous(_) => false,
         };
         is_known.then_some(Judged::Claims(claims))
     }
@@ -199,14 +199,14 @@ fn compare(index: &Index, claims: Claims, attached: &[Attached], ip: IpAddr) -> 
     // pod.
     let is_named_alike = |attached: &&Attached| match &claims {
         Claims::One(pod) => attached.pod == digest_of_name(pod),
-        Claims::None | Claims::Several(_) | Claims::Unreadable(_) => false,
+        Claims::None | Claims::Ambiguous(_) | Claims::Unreadable(_) => false,
     };
     let mut attached = attached.iter().filter(|attached| !is_named_alike(attached));
     // More than one result is no evidence either, because some are left over from earlier pods.
     let (Some(attached), None) = (attached.next(), attached.next()) else {
         return Ok((claims, None));
     };
-    if let Claims::Several(pods) = &claims
+    if let Claims::Ambiguous(pods) = &claims
         && let Some(pod) = pods.iter().find(|pod| is(attached, pod))
     {
         return Ok((Claims::One(pod.clone()), Some(attached.link)));

@@ -151,7 +151,7 @@ fn every_value_of_a_label_is_documented() {
     let (proxy, route, policy) = (read("src/proxy.rs"), read("src/proxy/route.rs"), read("src/policy/denial.rs"));
     let (server, metrics, credentials) = (read("src/server.rs"), read("src/metrics.rs"), read("src/credentials.rs"));
     let (cache, probe) = (read("src/credentials/cache.rs"), read("src/self_test.rs"));
-    let (watch, conflicts) = (read("src/pods/watch.rs") + &read("src/pods/watch/context.rs"), read("src/pods/watch/conflicts.rs"));
+    let (watch, ambiguous) = (read("src/pods/watch.rs") + &read("src/pods/watch/context.rs"), read("src/pods/watch/ambiguous.rs"));
     let names = |text: &str, of: &str| literals_after(between(text, of, "\n}\n").split_once("-> &'static str {").unwrap().1, "=> ");
 
     let of_policy = names(&policy, "impl Denial {");
@@ -203,7 +203,7 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_pod_wait_seconds{outcome}", waits.concat_sets()),
         ("rolegate_watch_errors_total{resource}", literals_after(&watch, "resource: ")),
         ("rolegate_watch_undecodable_total{resource}", literals_after(&watch, "resource: ")),
-        ("rolegate_ambiguous_addresses_total{outcome}", names(&conflicts, "impl ConflictAnswer {")),
+        ("rolegate_ambiguous_addresses_total{outcome}", names(&ambiguous, "impl AmbiguityAnswer {")),
         ("rolegate_session_lookups_total{result}", lookups),
         ("rolegate_sts_requests_total{cause}", causes.clone()),
         ("rolegate_sts_queue{cause}", causes),

@@ -88,7 +88,7 @@ fn an_event_is_written_at_once_and_its_repeats_after_five_minutes() {
     let series = bed.written();
     assert_eq!((series.verb, series.series, &series.name), (Verb::Amend, Some(Series { count: 50, last }), &first.name));
     // A series that has already been written is not written again.
-    assert_eq!(bed.idle(), Some(QUIET));
+    assert_eq!(bed.idle(), Some(FORGET_AFTER));
     bed.passed += SECOND;
     bed.tell("web", NO_ROLE);
     assert_eq!(bed.idle(), Some(SERIES_EVERY - SECOND));
@@ -115,9 +115,9 @@ fn a_quiet_cause_is_forgotten_and_counts_as_new_again() {
     let mut bed = Bed::new();
     bed.tell("web", NO_ROLE);
     let first = bed.written();
-    bed.passed = QUIET - SECOND;
+    bed.passed = FORGET_AFTER - SECOND;
     assert_eq!(bed.idle(), Some(SECOND));
-    bed.passed = QUIET;
+    bed.passed = FORGET_AFTER;
     assert_eq!((bed.idle(), bed.ledger.len()), (None, 0));
     assert_eq!(bed.tell("web", NO_ROLE), TakenIn::New);
     let again = bed.written();
@@ -132,7 +132,7 @@ fn repeats_before_the_first_write_are_included_in_it() {
         bed.tell("web", NO_ROLE);
     }
     assert_eq!(bed.written().series.map(|series| series.count), Some(3));
-    assert_eq!(bed.idle(), Some(QUIET), "the repeats are written");
+    assert_eq!(bed.idle(), Some(FORGET_AFTER), "the repeats are written");
 }
 
 #[test]
@@ -259,8 +259,8 @@ fn memory_of_turns_is_bounded() {
         bed.passed += INTERVAL;
         bed.written();
     }
-    assert!(bed.ledger.turns.len() <= (QUIET + 2 * INTERVAL).as_secs() as usize, "{}", bed.ledger.turns.len());
-    bed.passed += 2 * QUIET;
+    assert!(bed.ledger.turns.len() <= (FORGET_AFTER + 2 * INTERVAL).as_secs() as usize, "{}", bed.ledger.turns.len());
+    bed.passed += 2 * FORGET_AFTER;
     assert_eq!((bed.idle(), bed.ledger.turns.len()), (None, 0));
 }
 
@@ -378,7 +378,7 @@ fn causes_per_pod_are_bounded() {
     assert_eq!(taken[..MAX_OF_POD], [const { TakenIn::New }; MAX_OF_POD]);
     assert_eq!(taken[MAX_OF_POD..], [const { TakenIn::Full(Full::Member) }; 2]);
     assert_eq!((bed.tell("web", causes[0]), bed.tell("db", causes[7])), (TakenIn::Repeat, TakenIn::New));
-    bed.passed = QUIET;
+    bed.passed = FORGET_AFTER;
     assert_eq!(bed.ledger.tidy(bed.now().instant, |_| true), MAX_OF_POD + 1);
     assert_eq!(bed.tell("web", causes[7]), TakenIn::New);
 }
@@ -405,7 +405,7 @@ fn a_permanently_rejected_event_is_not_retried() {
     let write = bed.write();
     bed.answer(&write, WriteOutcome::Never);
     assert_eq!(bed.tell("web", NO_ROLE), TakenIn::Repeat);
-    assert_eq!(bed.idle(), Some(QUIET), "until it is forgotten");
+    assert_eq!(bed.idle(), Some(FORGET_AFTER), "until it is forgotten");
 }
 
 #[test]
@@ -517,7 +517,7 @@ proptest! {
                                 prop_assert!(now - *at >= SERIES_EVERY, "a series is written at most every five minutes");
                                 prop_assert!(count > *told, "a series has a higher count");
                             }
-                            Verb::Create => prop_assert!(now - *at >= QUIET, "a cause is created once"),
+                            Verb::Create => prop_assert!(now - *at >= FORGET_AFTER, "a cause is created once"),
                         }
                     } else {
                         prop_assert_eq!(write.verb, Verb::Create);

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// Time after which a cause that did not recur is forgotten. Less than the hour for which the API keeps Events.
-pub(in crate::events) const QUIET: Duration = Duration::from_secs(15 * 60);
+/// The time after which a cause or a namespace without new Events is forgotten. Less than the hour for which the API keeps Events.
+pub(in crate::events) const FORGET_AFTER: Duration = Duration::from_secs(15 * 60);
 
 /// The maximum burst of writes on a node that has not written any for a while.
 pub(in crate::events) const BURST: u32 = 25;
@@ -18,7 +18,7 @@ pub(in crate::events) const INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     node: WriteBucket,
-    /// Namespaces that had a turn within about [`QUIET`]. The node's rate bounds their number. They are remembered for longer
+    /// Namespaces that had a turn within about [`FORGET_AFTER`]. The node's rate bounds their number. They are remembered for longer
     /// than their rate requires, because a forgotten namespace would go ahead of those that wait.
     namespaces: HashMap<String, Turn>,
     /// The number of turns so far.
@@ -73,7 +73,7 @@ impl Turns {
 
     /// Forgets namespaces that have not written lately.
     pub(super) fn tidy(&mut self, now: Instant) {
-        self.namespaces.retain(|_, turn| turn.bucket.full_at.is_some_and(|full_at| now < full_at + QUIET));
+        self.namespaces.retain(|_, turn| turn.bucket.full_at.is_some_and(|full_at| now < full_at + FORGET_AFTER));
     }
 
     /// Returns how many namespaces are remembered.

@@ -8,7 +8,7 @@ use tokio::time::{advance, timeout};
 
 use super::*;
 use crate::events::Reporter;
-use crate::events::ledger::{FORBIDDEN_AGAIN, MAX_ENTRIES, QUIET, SERIES_EVERY};
+use crate::events::ledger::{FORBIDDEN_AGAIN, FORGET_AFTER, MAX_ENTRIES, SERIES_EVERY};
 use crate::events::tests::pod;
 use crate::pods::{PodsWriter, pods};
 use crate::policy::Denial;
@@ -112,7 +112,7 @@ async fn repeats_of_a_pod_become_one_event_and_a_series() {
     assert_eq!((&**created, &event["reason"], &event["series"]), ("create in shop", &json!("RoleDenied"), &Value::Null));
     assert_eq!(*amended, format!("amend shop/{}", event["metadata"]["name"].as_str().unwrap()));
     assert_eq!(*patch, json!({ "series": { "count": 50, "lastObservedTime": "2026-01-01T00:00:00.000000Z" } }));
-    bed.pass(QUIET + Duration::from_secs(1)).await;
+    bed.pass(FORGET_AFTER + Duration::from_secs(1)).await;
     assert_eq!(bed.sent().len(), 2, "nothing is written without another repeat");
     assert_eq!((bed.counted("written"), bed.counted("suppressed")), (2, 49));
     bed.tell("web", NO_ROLE);
@@ -130,7 +130,7 @@ async fn a_deleted_pod_gets_no_events() {
     // A pod that is deleted while it is remembered.
     bed.tell("web", NO_ROLE);
     bed.index.write(|index| index.delete(&pod("web").uid));
-    bed.pass(QUIET).await;
+    bed.pass(FORGET_AFTER).await;
     assert_eq!((bed.sent().len(), bed.counted("dropped")), (1, 1));
 }
 
@@ -213,7 +213,7 @@ async fn host_network_pods_get_one_event_when_first_seen() {
     // Changes to other pods do not matter.
     for _ in 0..5 {
         bed.index.write(|index| index.apply(pod("web")));
-        bed.pass(QUIET).await;
+        bed.pass(FORGET_AFTER).await;
     }
     assert_eq!((bed.sent().len(), bed.counted("suppressed")), (2, 0));
 }
@@ -227,7 +227,7 @@ async fn host_network_pods_get_events_once_permission_is_added() {
     let bed = Bed::start(api, [host]);
     bed.wait_for(1).await;
     for _ in 0..8 {
-        advance(QUIET).await;
+        advance(FORGET_AFTER).await;
         bed.index.write(|index| index.apply(pod("web")));
         bed.pass(Duration::from_secs(2)).await;
     }

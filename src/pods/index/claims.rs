@@ -58,7 +58,7 @@ impl Index {
         match standing.as_slice() {
             [] => Claims::None,
             [pod] => Claims::One((*pod).clone()),
-            pods => Claims::Several(pods.iter().map(|pod| (*pod).clone()).collect()),
+            pods => Claims::Ambiguous(pods.iter().map(|pod| (*pod).clone()).collect()),
         }
     }
 
@@ -85,7 +85,7 @@ impl Index {
     pub fn ambiguous(&self) -> Vec<(IpAddr, Vec<Arc<Pod>>)> {
         let named_by_several = self.by_ip.iter().filter(|(_, named)| named.uids().len() > 1).map(|(ip, _)| *ip);
         let several = named_by_several.filter_map(|ip| match self.by_ip(ip) {
-            Claims::Several(pods) => Some((ip, pods)),
+            Claims::Ambiguous(pods) => Some((ip, pods)),
             Claims::None | Claims::One(_) | Claims::Unreadable(_) => None,
         });
         several.collect()

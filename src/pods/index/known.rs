@@ -156,7 +156,7 @@ pub enum Claims {
     /// One pod claims it.
     One(Arc<Pod>),
     /// Several pods of equal standing claim it.
-    Several(Vec<Arc<Pod>>),
+    Ambiguous(Vec<Arc<Pod>>),
     /// A pod whose current state cannot be read claims it, perhaps with others. This is its last known state.
     Unreadable(Arc<Pod>),
 }

@@ -50,8 +50,8 @@ fn claims(index: &Index, at: &str) -> Vec<String> {
         Claims::None => vec![],
         Claims::One(pod) => vec![pod.uid.0.to_string()],
         Claims::Unreadable(_) => vec!["unreadable".to_owned()],
-        Claims::Several(pods) => {
-            assert!(pods.len() > 1, "`Several` has more than one pod");
+        Claims::Ambiguous(pods) => {
+            assert!(pods.len() > 1, "`Ambiguous` has more than one pod");
             pods.iter().map(|pod| pod.uid.0.to_string()).collect()
         }
     };

@@ -6,7 +6,7 @@ use tracing::warn;
 
 use super::waiter::{Member, RequestWaiter};
 use crate::pods::index::Pod;
-use crate::shares::turned_away::{Recent, TurnedAway as Recently};
+use crate::recent_refusals::{Recent, RecentRefusals as Recently};
 
 /// Requests of one pod that were answered without waiting, or before the wait was over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,8 +86,9 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
+    use crate::log_once::LOG_EVERY;
     use crate::pods::tests::pod;
-    use crate::shares::turned_away::{QUIET, REMEMBERED};
+    use crate::recent_refusals::REMEMBERED;
 
     #[tokio::test(start_paused = true)]
     async fn each_pod_is_logged_once_a_minute_and_unknown_addresses_share_it() {
@@ -101,11 +102,11 @@ mod tests {
         let invented =
             (0..5000_u32).filter_map(|number| note(&RequestWaiter::of(IpAddr::from(number.to_be_bytes()), &crate::pods::Lookup::Unknown)));
         assert_eq!(invented.count(), 1);
-        tokio::time::advance(QUIET).await;
+        tokio::time::advance(LOG_EVERY).await;
         assert_eq!(note(&of(&web)), Some(2), "includes the request since the last line");
         assert_eq!(record.all(), 5 + 5000);
         assert_eq!(record.of(&web), Some(TurnedAwayRequests { requests: 4, ago: Duration::ZERO }), "includes those of its address");
-        assert_eq!(record.of(&db), Some(TurnedAwayRequests { requests: 1, ago: QUIET }));
+        assert_eq!(record.of(&db), Some(TurnedAwayRequests { requests: 1, ago: LOG_EVERY }));
         assert_eq!(record.of(&pod("other", "10.0.0.3")), None);
         tokio::time::advance(REMEMBERED).await;
         assert_eq!(record.of(&web), None);

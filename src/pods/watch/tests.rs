@@ -200,7 +200,7 @@ async fn an_unresolved_conflict_is_queried_again_but_not_soon() {
     assert_eq!(asked(&running), 2);
     running.api.allow(Verb::List, "pods");
     tokio::time::pause();
-    tokio::time::advance(conflicts::ASK_AGAIN).await;
+    tokio::time::advance(ambiguous::ASK_AGAIN).await;
     tokio::time::resume();
     while running.count(r#"rolegate_ambiguous_addresses_total{outcome="confirmed"}"#) == 0 {
         pods.changed().await;
@@ -276,7 +276,7 @@ async fn ask_again_about(changed: Value) -> Running {
     running.api.apply(Resource::Pods, changed);
     running.api.allow(Verb::List, "pods");
     tokio::time::pause();
-    tokio::time::advance(conflicts::ASK_AGAIN).await;
+    tokio::time::advance(ambiguous::ASK_AGAIN).await;
     tokio::time::resume();
     while running.count(r#"rolegate_ambiguous_addresses_total{outcome="settled"}"#) == 0 {
         pods.changed().await;

@@ -6,10 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::log_once::{EachKey, WhenFull};
+use crate::log_once::{EachKey, LOG_EVERY, WhenFull};
 
-/// The interval between two log lines about the same key.
-pub(crate) const QUIET: Duration = Duration::from_secs(60);
 /// How long a key is remembered.
 pub(crate) const REMEMBERED: Duration = Duration::from_secs(600);
 /// The maximum number of remembered keys.
@@ -17,8 +15,8 @@ const MAX_REMEMBERED: usize = 1024;
 
 /// The record of recent refusals. Its keys must not be values that a tenant can make up in any number.
 #[derive(Debug)]
-pub(crate) struct TurnedAway<K> {
-    entries: HashMap<K, TurnedAwayEntry>,
+pub(crate) struct RecentRefusals<K> {
+    entries: HashMap<K, RefusalCount>,
     lines: EachKey<K>,
 }
 
@@ -32,25 +30,25 @@ pub(crate) struct Recent {
 }
 
 #[derive(Debug)]
-struct TurnedAwayEntry {
+struct RefusalCount {
     count: u64,
     last: Instant,
 }
 
-impl<K: Eq + Hash> Default for TurnedAway<K> {
+impl<K: Eq + Hash> Default for RecentRefusals<K> {
     fn default() -> Self {
-        Self { entries: HashMap::new(), lines: EachKey::new(QUIET, MAX_REMEMBERED, WhenFull::ForgetAll) }
+        Self { entries: HashMap::new(), lines: EachKey::new(LOG_EVERY, MAX_REMEMBERED, WhenFull::ForgetAll) }
     }
 }
 
-impl TurnedAwayEntry {
+impl RefusalCount {
     fn recent(&self, now: Instant) -> Option<Recent> {
         let ago = now - self.last;
         (ago < REMEMBERED).then_some(Recent { count: self.count, ago })
     }
 }
 
-impl<K: Clone + Eq + Hash> TurnedAway<K> {
+impl<K: Clone + Eq + Hash> RecentRefusals<K> {
     /// Counts a refusal. Returns the number for a log line if one is due, which is at most once a minute for each key.
     pub(crate) fn note(&mut self, key: K) -> Option<u64> {
         let now = Instant::now();
@@ -62,7 +60,7 @@ impl<K: Clone + Eq + Hash> TurnedAway<K> {
             }
         }
         let due = self.lines.count(key.clone());
-        let entry = self.entries.entry(key).or_insert(TurnedAwayEntry { count: 0, last: now });
+        let entry = self.entries.entry(key).or_insert(RefusalCount { count: 0, last: now });
         if entry.recent(now).is_none() {
             entry.count = 0;
         }
@@ -89,12 +87,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_key_is_logged_once_a_minute_and_forgotten_later() {
-        let mut memory = TurnedAway::default();
+        let mut memory = RecentRefusals::default();
         assert_eq!([memory.note('a'), memory.note('a'), memory.note('b')], [Some(1), None, Some(1)]);
-        tokio::time::advance(QUIET).await;
+        tokio::time::advance(LOG_EVERY).await;
         assert_eq!(memory.note('a'), Some(2), "includes the one that was not logged");
         assert_eq!(memory.of(&'a'), Some(Recent { count: 3, ago: Duration::ZERO }));
-        assert_eq!(memory.recent().find(|(key, _)| **key == 'b'), Some((&'b', Recent { count: 1, ago: QUIET })));
+        assert_eq!(memory.recent().find(|(key, _)| **key == 'b'), Some((&'b', Recent { count: 1, ago: LOG_EVERY })));
         tokio::time::advance(REMEMBERED).await;
         assert_eq!((memory.of(&'a'), memory.recent().count()), (None, 0));
         assert_eq!((memory.note('a'), memory.of(&'a').map(|recent| recent.count)), (Some(1), Some(1)), "the count starts again");
@@ -102,7 +100,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_memory_is_bounded() {
-        let mut memory = TurnedAway::default();
+        let mut memory = RecentRefusals::default();
         for key in 0..3 * MAX_REMEMBERED {
             memory.note(key);
         }

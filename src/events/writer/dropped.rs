@@ -1,16 +1,12 @@
 //! Logs the namespaces whose Events were dropped for lack of room.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use tracing::warn;
 
-use crate::log_once::{EachKey, WhenFull};
+use crate::log_once::{EachKey, LOG_EVERY, WhenFull};
 use crate::pods::Pod;
 use crate::shares::Full;
-
-/// The interval between two log lines about one namespace.
-const EVERY: Duration = Duration::from_secs(60);
 
 /// The maximum number of remembered namespaces: more than have pods on a node.
 const MAX_NAMESPACES: usize = 1024;
@@ -21,7 +17,7 @@ pub(super) struct DroppedEvents(EachKey<String>);
 
 impl Default for DroppedEvents {
     fn default() -> Self {
-        Self(EachKey::new(EVERY, MAX_NAMESPACES, WhenFull::ForgetAll))
+        Self(EachKey::new(LOG_EVERY, MAX_NAMESPACES, WhenFull::ForgetAll))
     }
 }
 
@@ -63,7 +59,7 @@ mod tests {
     async fn each_namespace_is_logged_once_a_minute_while_it_has_pods() {
         let mut dropped = DroppedEvents::default();
         assert_eq!(["shop", "shop", "other"].map(|namespace| dropped.note(namespace)), [Some(1), None, Some(1)]);
-        tokio::time::advance(EVERY).await;
+        tokio::time::advance(LOG_EVERY).await;
         assert_eq!(dropped.note("shop"), Some(2), "includes the Event since the last line");
         dropped.retain(&HashSet::from(["other"]));
         assert_eq!((dropped.0.len(), dropped.note("shop")), (1, Some(1)));

@@ -29,7 +29,7 @@ const MAX_CLAIMANTS: usize = 8;
 
 /// The last query about an address.
 #[derive(Debug)]
-struct ConflictQuery {
+struct AmbiguityCheck {
     asked_at: Instant,
     /// The pods whose claims to the address the API has confirmed.
     confirmed: Vec<PodUid>,
@@ -37,7 +37,7 @@ struct ConflictQuery {
 
 /// The API's response about the pods that claim an address.
 #[derive(Debug, PartialEq, Eq)]
-enum ConflictAnswer {
+enum AmbiguityAnswer {
     /// One pod has the address, or none does.
     Settled,
     /// Several pods still claim the address, as the watch reported.
@@ -46,7 +46,7 @@ enum ConflictAnswer {
     Unanswered,
 }
 
-impl ConflictAnswer {
+impl AmbiguityAnswer {
     fn name(&self) -> &'static str {
         match self {
             Self::Settled => "settled",
@@ -65,7 +65,7 @@ impl PodWatch {
 
 async fn settle(watch: &PodWatch) {
     let mut pods = watch.pods.clone();
-    let mut questions: HashMap<IpAddr, ConflictQuery> = HashMap::new();
+    let mut questions: HashMap<IpAddr, AmbiguityCheck> = HashMap::new();
     loop {
         let ambiguous = pods.ambiguous();
         questions.retain(|ip, question| question.asked_at.elapsed() < ASK_AGAIN || ambiguous.iter().any(|(other, _)| other == ip));
@@ -95,13 +95,13 @@ async fn settle(watch: &PodWatch) {
     }
 }
 
-fn is_answered(question: Option<&ConflictQuery>, claimants: &[Arc<Pod>]) -> bool {
+fn is_answered(question: Option<&AmbiguityCheck>, claimants: &[Arc<Pod>]) -> bool {
     let confirmed = question.map_or(&[][..], |question| &question.confirmed);
     confirmed.len() == claimants.len() && claimants.iter().all(|pod| confirmed.contains(&pod.uid))
 }
 
 /// Queries the pods that claim an address, and applies their current state.
-async fn ask(watch: &PodWatch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr, ConflictQuery) {
+async fn ask(watch: &PodWatch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr, AmbiguityCheck) {
     // Queries of other addresses may have taken a while.
     let asked_at = Instant::now();
     let mut answered = claimants.len() <= MAX_CLAIMANTS;
@@ -115,22 +115,22 @@ async fn ask(watch: &PodWatch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr,
         }
     }
     let (outcome, confirmed) = match watch.pods.by_ip(ip) {
-        _ if !answered => (ConflictAnswer::Unanswered, Vec::new()),
+        _ if !answered => (AmbiguityAnswer::Unanswered, Vec::new()),
         Lookup::Ambiguous(pods) => {
             // A pod that appeared in the meantime has not been queried.
             let confirmed = pods.iter().filter(|pod| claimants.iter().any(|asked| asked.uid == pod.uid)).map(|pod| pod.uid.clone());
-            (ConflictAnswer::Confirmed, confirmed.collect())
+            (AmbiguityAnswer::Confirmed, confirmed.collect())
         }
-        Lookup::Found(..) | Lookup::Unreadable(_) | Lookup::Objected(..) | Lookup::Unknown => (ConflictAnswer::Settled, Vec::new()),
+        Lookup::Found(..) | Lookup::Unreadable(_) | Lookup::Objected(..) | Lookup::Unknown => (AmbiguityAnswer::Settled, Vec::new()),
     };
     watch.metrics.ambiguous(outcome.name());
     let mut names: Vec<_> = claimants.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
     names.sort();
     info!(
-        event = "address-conflict", address = %ip, pods = names.join(", "), outcome = outcome.name(),
+        event = "address-ambiguous", address = %ip, pods = names.join(", "), outcome = outcome.name(),
         "several pods claimed one address; checked them with the Kubernetes API"
     );
-    (ip, ConflictQuery { asked_at, confirmed })
+    (ip, AmbiguityCheck { asked_at, confirmed })
 }
 
 /// The object that has a pod's name now.
