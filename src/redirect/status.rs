@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::observed::ObservedRules;
 use super::rules::{Family, RuleSet};
 
-/// The state of the node, as far as it was found out.
+/// The observed state of the node.
 #[derive(Clone, Debug)]
 pub struct NodeObservation {
     /// rolegate's rules in the backend that is compared.
@@ -33,13 +33,13 @@ pub struct StatusReport {
     pub as_wanted: bool,
 }
 
-/// Reports the state of the node. `wanted` are the rules that it was compared with.
+/// Reports the state of the node compared with the `wanted` rules.
 pub fn tell(wanted: &RuleSet, seen: &NodeObservation) -> StatusReport {
     let mut lines = Vec::new();
     let mut as_wanted = seen.differences.is_empty();
     for family in Family::ALL {
         let (what, line) = of_family(family, seen);
-        // That nothing is redirected is as wanted where the guard alone is.
+        // With the guard alone wanted, no redirect is as wanted.
         as_wanted &= what != Meets::Service;
         lines.push(line);
         if let Meets::Daemon(target) = what
