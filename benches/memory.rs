@@ -1,10 +1,11 @@
-//! What this node's pods cost in memory: the daemon, its watch alone, and kube's reflector of whole pods, in the same run.
+//! The memory cost of this node's pods: for the daemon, its watch alone, and kube's reflector of complete pods, in the same
+//! run.
 //!
-//! Every case is a process of its own, and so is the API that they all read from, so that a figure is of one thing alone.
-//! `resident` is what the process has when the list is in, `peak` the most that it ever had. Nothing is compared with an
-//! earlier run; the goal that is printed at the end is that of the daemon with 10,000 pods. Before that stands what the second
-//! witness costs for each pod, counted by the allocator; where that is too much, the program ends with status 1. With `witness` as
-//! the only argument, nothing else is measured.
+//! Every case is a process of its own, and so is the API that they all read from, so that each figure is about one thing.
+//! `resident` is the memory of the process once the list is complete, `peak` the most that it ever had. Nothing is compared
+//! with an earlier run. The goal that is printed at the end is that of the daemon with 10,000 pods. Before it, the program
+//! prints the cost of the second witness for each pod, counted by the allocator; if that is too high, it exits with status 1.
+//! With `witness` as the only argument, nothing else is measured.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
 
@@ -28,7 +29,7 @@ use common::world::{setup, start_api, start_sts};
 use common::{NODE, exit_code, is_witness_only, pods, verdict};
 
 const PODS: [usize; 3] = [110, 1000, 10_000];
-/// What the daemon may have with the most pods, in MiB.
+/// The memory limit of the daemon with the most pods, in MiB.
 const GOAL: f64 = 24.0;
 const WORKERS: usize = 2;
 
@@ -73,7 +74,7 @@ fn main() -> ExitCode {
     end
 }
 
-/// The memory that a process said in its first line.
+/// Returns the memory that a process printed in its first line.
 fn said_memory(process: &Again) -> Memory {
     let (resident, peak) = process.line.split_once(' ').unwrap();
     Memory { resident: resident.parse().unwrap(), peak: peak.parse().unwrap() }
@@ -93,11 +94,11 @@ fn reflector_case(url: &str, lists: &str) -> Memory {
     said_memory(&Again::start(&format!("reflector {url} {lists}")))
 }
 
-/// The real daemon, once it is ready.
+/// Measures the real daemon, once it is ready.
 fn daemon(url: &str, sts: &Sts) -> Memory {
     let daemon = setup(url, sts)
         .env("TOKIO_WORKER_THREADS", WORKERS.to_string())
-        // As the images set them.
+        // As the images set it.
         .env("MALLOC_ARENA_MAX", "1")
         .env("MALLOC_TRIM_THRESHOLD_", "131072")
         .env("MALLOC_MMAP_THRESHOLD_", "131072")
@@ -112,14 +113,14 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().unwrap()
 }
 
-/// Says what this process has, and lives until it is ended.
+/// Prints the memory of this process, which runs until it is ended.
 fn say_memory(_runtime: &Runtime) {
     let Memory { resident, peak } = Memory::of("self");
     println!("{resident} {peak}");
     wait_for_end();
 }
 
-/// The API with so many pods on the node.
+/// Runs the API with this many pods on the node.
 fn lab(count: usize, pages: bool) {
     let runtime = runtime();
     let api = start_api(&runtime);
@@ -131,14 +132,14 @@ fn lab(count: usize, pages: bool) {
     wait_for_end();
 }
 
-/// What the daemon does to know its pods, and nothing else of it.
+/// Runs only the part of the daemon that learns its pods.
 fn watch(url: &str) {
     let runtime = runtime();
     let _watched = runtime.block_on(pods::watch(url));
     say_memory(&runtime);
 }
 
-/// The watch by kube's own means: a store of whole pods.
+/// Runs the watch with kube's own tools: a store of complete pods.
 fn whole_pods(url: &str, pages: bool) {
     let runtime = runtime();
     let _store = runtime.block_on(async {
