@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         let words: Vec<&str> = case.split(' ').collect();
         match words.as_slice() {
             ["lab", count, lists] => lab(count.parse().unwrap(), *lists == "pages"),
-            ["bare"] => say_memory(&runtime()),
+            ["bare"] => print_memory(&runtime()),
             ["watch", url] => watch(url),
             ["reflector", url, lists] => whole_pods(url, *lists == "pages"),
             ["witness", count, kind] => witness::measure(count.parse().unwrap(), kind),
@@ -68,14 +68,14 @@ fn main() -> ExitCode {
             }
         }
     }
-    println!("{:<20}{:>14}   (this program with a runtime that does nothing)", "a bare process", said_memory(&bare));
+    println!("{:<20}{:>14}   (this program with a runtime that does nothing)", "a bare process", printed_memory(&bare));
     let (most, verdict) = (PODS[PODS.len() - 1], verdict(worst <= GOAL));
     println!("the goal, {GOAL} MiB at most for the daemon with {most} pods: {verdict} with {worst:.1} MiB at its peak");
     end
 }
 
 /// Returns the memory that a process printed in its first line.
-fn said_memory(process: &Again) -> Memory {
+fn printed_memory(process: &Again) -> Memory {
     let (resident, peak) = process.line.split_once(' ').unwrap();
     Memory { resident: resident.parse().unwrap(), peak: peak.parse().unwrap() }
 }
@@ -87,11 +87,11 @@ fn start_lab(count: usize, lists: &str) -> (Again, String) {
 }
 
 fn watch_case(url: &str) -> Memory {
-    said_memory(&Again::start(&format!("watch {url}")))
+    printed_memory(&Again::start(&format!("watch {url}")))
 }
 
 fn reflector_case(url: &str, lists: &str) -> Memory {
-    said_memory(&Again::start(&format!("reflector {url} {lists}")))
+    printed_memory(&Again::start(&format!("reflector {url} {lists}")))
 }
 
 /// Measures the real daemon, once it is ready.
@@ -114,7 +114,7 @@ fn runtime() -> Runtime {
 }
 
 /// Prints the memory of this process, which runs until it is ended.
-fn say_memory(_runtime: &Runtime) {
+fn print_memory(_runtime: &Runtime) {
     let Memory { resident, peak } = Memory::of("self");
     println!("{resident} {peak}");
     wait_for_end();
@@ -136,7 +136,7 @@ fn lab(count: usize, pages: bool) {
 fn watch(url: &str) {
     let runtime = runtime();
     let _watched = runtime.block_on(pods::watch(url));
-    say_memory(&runtime);
+    print_memory(&runtime);
 }
 
 /// Runs the watch with kube's own tools: a store of complete pods.
@@ -154,5 +154,5 @@ fn whole_pods(url: &str, pages: bool) {
         store.wait_until_ready().await.unwrap();
         store
     });
-    say_memory(&runtime);
+    print_memory(&runtime);
 }

@@ -35,9 +35,9 @@ use common::{NODE, median, quantile};
 /// The number of daemons of each kind. Each run has one more, after its kill.
 const RUNS: u32 = 10;
 /// The time limit of every step.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// The interval at which a condition is checked.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// How long a daemon runs undisturbed before its rules are flushed. Each run adds a tenth of a second, so that the flush falls
 /// into another part of the interval.
 const QUIET: Duration = Duration::from_millis(1500);
@@ -203,22 +203,22 @@ impl World {
 }
 
 fn wait_for(daemon: &Daemon, is: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !is() {
         assert!(Instant::now() < deadline, "the condition never became true\n{}", daemon.log());
-        std::thread::sleep(LOOK_AGAIN);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
 fn is_ready(node: &Netns) -> bool {
-    let answer = node.connect(METRICS, PATIENCE).and_then(|stream| player::request(stream, "GET", "/readyz", &[("Host", "localhost")]));
+    let answer = node.connect(METRICS, TIMEOUT).and_then(|stream| player::request(stream, "GET", "/readyz", &[("Host", "localhost")]));
     answer.is_ok_and(|answer| answer.status == 200)
 }
 
 /// Returns the role whose credentials the pod gets, requested as by an SDK.
 fn role_of(pod: &Netns) -> io::Result<String> {
     const LIST: &str = "/latest/meta-data/iam/security-credentials/";
-    let stream = pod.connect(METADATA, PATIENCE)?;
+    let stream = pod.connect(METADATA, TIMEOUT)?;
     let ask = |method: &str, path: &str, header: (&str, &str)| {
         let answer = player::request(&stream, method, path, &[("Host", "169.254.169.254"), header])?;
         if answer.status == 200 { Ok(answer.text()) } else { Err(io::Error::other(format!("{method} {path}: {}", answer.status))) }

@@ -170,7 +170,7 @@ impl Advise for RedirectError {
                 "use an image that has the program, or give --redirect=none and add the rules yourself (see iptables/)".into()
             }
             Self::Hung { .. } => "check the node for a shortage of memory or I/O (`ps`, `dmesg`)".into(),
-            Self::Failed { message, .. } | Self::Locked { message, .. } if is_about_rights(message) => {
+            Self::Failed { message, .. } | Self::Locked { message, .. } if is_permission_error(message) => {
                 missing_right(nix::unistd::geteuid().is_root()).into()
             }
             Self::Failed { .. } => return None,
@@ -204,7 +204,7 @@ impl Advise for RedirectError {
 }
 
 /// Returns whether a program's message says that the process lacks a permission.
-fn is_about_rights(message: &str) -> bool {
+fn is_permission_error(message: &str) -> bool {
     ["not permitted", "ermission denied", "must be root"].iter().any(|words| message.contains(words))
 }
 

@@ -20,7 +20,7 @@ const ASKING: usize = 4;
 /// The number of connections in a burst, and the time between two bursts.
 const BURST: (usize, Duration) = (200, Duration::from_secs(1));
 /// The timeout of a request. An SDK gives up after a few seconds.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The process, as its parent sees it.
 pub(super) struct Attacker(Again);
@@ -121,7 +121,7 @@ async fn ask(from: IpAddr, address: SocketAddr, pause: Duration, counts: Arc<Cou
         let connection = async {
             let mut stream = http::connect(from, address).await?;
             counts.connections.fetch_add(1, Ordering::Relaxed);
-            while tokio::time::timeout(PATIENCE, sequence(from, &mut stream, &counts)).await?? {
+            while tokio::time::timeout(TIMEOUT, sequence(from, &mut stream, &counts)).await?? {
                 tokio::time::sleep(pause).await;
             }
             io::Result::Ok(())
@@ -170,7 +170,7 @@ async fn bursts(address: SocketAddr, counts: Arc<Counts>) {
                     counts.connections.fetch_add(1, Ordering::Relaxed);
                     sequence(HONEST, &mut stream, &counts).await
                 };
-                if !matches!(tokio::time::timeout(PATIENCE, once).await, Ok(Ok(_))) {
+                if !matches!(tokio::time::timeout(TIMEOUT, once).await, Ok(Ok(_))) {
                     counts.failed.fetch_add(1, Ordering::Relaxed);
                 }
             });

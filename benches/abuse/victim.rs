@@ -15,7 +15,7 @@ use super::http;
 /// The interval between the starts of two sequences.
 const PACE: Duration = Duration::from_millis(20);
 /// The timeout of a request. An SDK gives up after a few seconds.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Measured times, in no order.
 #[derive(Clone, Debug, Default)]
@@ -88,7 +88,7 @@ impl Victim {
     async fn sequence(&self, number: u32, due: Instant, shared: &Shared) {
         let keeps = number.is_multiple_of(2);
         let mut times = Vec::new();
-        let outcome = tokio::time::timeout(PATIENCE, self.exchange(keeps, due, &mut times, shared)).await;
+        let outcome = tokio::time::timeout(TIMEOUT, self.exchange(keeps, due, &mut times, shared)).await;
         let mut seen = shared.seen.lock().unwrap();
         match outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(keys) => {

@@ -18,9 +18,9 @@ use crate::player;
 use crate::sts;
 
 /// The time that any step may take before it counts as failed.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// The interval at which a condition is checked again.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How the daemon is started.
 #[derive(Clone, Debug)]
@@ -210,7 +210,7 @@ impl Daemon {
 
     /// Waits for a log line. If it does not arrive in time, or the process ends first, the error contains the log.
     pub fn wait_for_log(&self, wanted: impl Fn(&Value) -> bool) -> io::Result<Value> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut lines = self.log.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let mut seen = 0;
         loop {
@@ -243,21 +243,21 @@ impl Daemon {
     pub fn get(&self, namespace: Option<&Netns>, path: &str) -> io::Result<player::Response> {
         let address = self.metrics_address();
         let stream = match namespace {
-            Some(namespace) => namespace.connect(address, PATIENCE)?,
-            None => TcpStream::connect_timeout(&address, PATIENCE)?,
+            Some(namespace) => namespace.connect(address, TIMEOUT)?,
+            None => TcpStream::connect_timeout(&address, TIMEOUT)?,
         };
         player::request(stream, "GET", path, &[("Host", "localhost"), ("Connection", "close")])
     }
 
     /// Waits until the daemon reports that it is ready.
     pub fn wait_ready(&self, namespace: Option<&Netns>) -> io::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let answer = self.get(namespace, "/readyz");
             match answer {
                 Ok(answer) if answer.status == 200 => return Ok(()),
                 _ if self.log.has_ended() => return Err(io::Error::other(format!("it ended:\n{}", self.log()))),
-                _ if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+                _ if Instant::now() < deadline => std::thread::sleep(POLL_INTERVAL),
                 Ok(answer) => return Err(io::Error::other(format!("not ready: {}\n{}", answer.text(), self.log()))),
                 Err(error) => return Err(io::Error::other(format!("not ready: {error}\n{}", self.log()))),
             }
@@ -279,7 +279,7 @@ impl Daemon {
 
     /// Waits until the process and its log have ended.
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait()? {
                 self.log.wait_for_end(deadline);
@@ -288,7 +288,7 @@ impl Daemon {
             if Instant::now() > deadline {
                 return Err(io::Error::other(format!("the daemon did not end; the log is:\n{}", self.log())));
             }
-            std::thread::sleep(LOOK_AGAIN);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }

@@ -16,9 +16,9 @@ pub(super) struct ExplainQuery {
 }
 
 /// Headers that only proxies and browsers send. A proxy on the node is itself a peer on loopback, whoever its client is.
-const OF_OTHERS: [&str; 4] = ["forwarded", "via", "x-real-ip", "origin"];
+const PROXY_HEADERS: [&str; 4] = ["forwarded", "via", "x-real-ip", "origin"];
 /// Prefixes of more such headers.
-const STARTS_OF_OTHERS: [&str; 2] = ["x-forwarded-", "sec-fetch-"];
+const PROXY_HEADER_PREFIXES: [&str; 2] = ["x-forwarded-", "sec-fetch-"];
 
 /// Returns whether the peer is on the node's loopback and acts for a person on the node. A web page in a browser there may come
 /// from anywhere: a page whose name resolves to this address sends that name in `Host`, and any other page sends its origin in
@@ -29,8 +29,9 @@ pub(super) fn is_local(peer: SocketAddr, headers: &HeaderMap) -> bool {
         (Some(host), None) => is_loopback_name(host),
         _ => false,
     };
-    let of_others = |name: &HeaderName| OF_OTHERS.contains(&name.as_str()) || STARTS_OF_OTHERS.iter().any(|s| name.as_str().starts_with(s));
-    peer.ip().to_canonical().is_loopback() && named && !headers.keys().any(of_others)
+    let is_of_proxy =
+        |name: &HeaderName| PROXY_HEADERS.contains(&name.as_str()) || PROXY_HEADER_PREFIXES.iter().any(|s| name.as_str().starts_with(s));
+    peer.ip().to_canonical().is_loopback() && named && !headers.keys().any(is_of_proxy)
 }
 
 fn is_loopback_name(host: &str) -> bool {

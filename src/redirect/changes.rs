@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 /// The multicast group of all nf_tables changes, as the bit that `bind` takes. Groups count from one.
 const NFTABLES: u32 = 1 << (7 - 1);
 /// The most messages read in one turn, so that a process that changes rules constantly cannot block the caller.
-const AT_ONE_GO: usize = 1024;
+const MAX_MESSAGES: usize = 1024;
 
 /// A subscription to rule changes in the network namespace in which it was opened.
 #[derive(Debug)]
@@ -47,19 +47,19 @@ impl Changes {
             let mut ready = self.socket.readable().await?;
             // The content of a message is ignored, so it may be truncated.
             let mut rest = [0; 64];
-            let mut heard = false;
-            for _message in 0..AT_ONE_GO {
+            let mut changed = false;
+            for _message in 0..MAX_MESSAGES {
                 match ready.try_io(|socket| recv(socket.as_raw_fd(), &mut rest, MsgFlags::empty()).map_err(io::Error::from)) {
                     // The queue is empty.
                     Err(_would_block) => break,
-                    Ok(Ok(_)) => heard = true,
+                    Ok(Ok(_)) => changed = true,
                     // There were more changes than the buffer holds.
-                    Ok(Err(error)) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => heard = true,
+                    Ok(Err(error)) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => changed = true,
                     Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                     Ok(Err(error)) => return Err(error),
                 }
             }
-            if heard {
+            if changed {
                 return Ok(());
             }
         }

@@ -88,7 +88,7 @@ impl Iptables {
             // The previous attempt may have failed because a rule elsewhere still refers to one of our chains.
             let present = self.list(family, if attempt == 0 { ReadScope::Ours } else { ReadScope::Everywhere }).await?;
             if self.differences_of(rules, family, &present).await?.is_empty() {
-                self.tell_of_backstop(family, present.backstop);
+                self.warn_of_backstop(family, present.backstop);
                 return Ok(());
             }
             match self.restore(family, &text::install(rules, family, &present)).await {
@@ -130,7 +130,7 @@ impl Iptables {
     }
 
     /// Logs once what a backstop ahead of the guard means for pods.
-    fn tell_of_backstop(&self, family: Family, backstop: KernelTable) {
+    fn warn_of_backstop(&self, family: Family, backstop: KernelTable) {
         if backstop == KernelTable::Mangle && self.without_security.begins() {
             let program = program::of(self.flavour, family).iptables;
             warn!(

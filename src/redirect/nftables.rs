@@ -22,7 +22,7 @@ mod text;
 
 const NFT: &str = "nft";
 /// The program's message for a table that does not exist, and for a kernel that lacks a chain type.
-const NOT_THERE: &str = "No such file or directory";
+const NOT_FOUND: &str = "No such file or directory";
 
 /// The nftables backend.
 #[derive(Debug, Default)]
@@ -68,7 +68,7 @@ impl Backend for Nftables {
         match run(NFT, &["delete", "table", "inet", TABLE], "").await {
             Ok(_) => Ok(vec![found.to_string()]),
             // Another process has removed the table already.
-            Err(RedirectError::Failed { message, .. }) if message.contains(NOT_THERE) => Ok(Vec::new()),
+            Err(RedirectError::Failed { message, .. }) if message.contains(NOT_FOUND) => Ok(Vec::new()),
             Err(error) => Err(error),
         }
     }
@@ -97,7 +97,7 @@ pub async fn ahead_of(priority: i32) -> Vec<String> {
 async fn list() -> Result<Option<NftListing>, RedirectError> {
     match run(NFT, &["-j", "list", "table", "inet", TABLE], "").await {
         Ok(json) => NftListing::read(&json).map(Some).map_err(|message| RedirectError::Unreadable { program: NFT, message }),
-        Err(RedirectError::Failed { message, .. }) if message.contains(NOT_THERE) => Ok(None),
+        Err(RedirectError::Failed { message, .. }) if message.contains(NOT_FOUND) => Ok(None),
         Err(error) => Err(of_the_kernel(error)),
     }
 }
@@ -106,7 +106,7 @@ async fn list() -> Result<Option<NftListing>, RedirectError> {
 fn of_the_kernel(error: RedirectError) -> RedirectError {
     match error {
         // The message refers to our own text, so only the kernel's support can be missing.
-        RedirectError::Failed { program, message } if message.contains("not supported") || message.contains(NOT_THERE) => {
+        RedirectError::Failed { program, message } if message.contains("not supported") || message.contains(NOT_FOUND) => {
             RedirectError::Kernel { program, message }
         }
         error => error,

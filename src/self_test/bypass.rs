@@ -13,7 +13,7 @@ use crate::advice::Advise;
 use crate::redirect::rules::LOOPBACK;
 
 /// Interfaces that only one data plane creates, and creates on every node that it manages.
-const OWN: [(&str, &str); 2] = [
+const DATA_PLANE_INTERFACES: [(&str, &str); 2] = [
     // Exists in each of Cilium's modes that gives pods interfaces. Programs on these interfaces may forward packets straight to
     // another interface ("eBPF host routing").
     ("cilium_host", "Cilium"),
@@ -64,7 +64,7 @@ struct InterfacePath {
 
 /// Looks for signs of a bypass on this node, whose pods have these addresses.
 pub(crate) fn look(pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Option<Bypass>> {
-    for (name, owner) in OWN {
+    for (name, owner) in DATA_PLANE_INTERFACES {
         match netlink.link(name) {
             Ok(_) => return Ok(Some(Bypass::Programs { owner, interface: name.to_owned() })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -93,7 +93,7 @@ fn of(ways: &[InterfacePath]) -> Option<Bypass> {
         return Some(Bypass::Programs { owner, interface: way.name.clone() });
     }
     // A single one may be a pod whose own interface is gone, so that a wider route matches its address.
-    let first = ways.first().filter(|_| ways.iter().all(is_beside))?;
+    let first = ways.first().filter(|_| ways.iter().all(bypasses_stack))?;
     Some(Bypass::Beside { interface: first.name.clone() })
 }
 
@@ -110,7 +110,7 @@ fn programs(way: &InterfacePath) -> Option<&'static str> {
 }
 
 /// Returns whether packets on this interface never enter the node's network stack. A device without a kind is a physical one.
-fn is_beside(way: &InterfacePath) -> bool {
+fn bypasses_stack(way: &InterfacePath) -> bool {
     matches!(way.kind.as_deref(), None | Some("macvlan" | "macvtap" | "ipvlan" | "ipvtap"))
 }
 

@@ -16,7 +16,7 @@ use super::reply::HelperReply;
 
 /// The interval between datagrams. The kernel sends one ICMP error per second to an address after the first few (icmp(7),
 /// `icmp_ratelimit`), and none while the interface's IPv6 address is new, so the datagram is repeated.
-const AGAIN: Duration = Duration::from_millis(400);
+const RESEND_INTERVAL: Duration = Duration::from_millis(400);
 /// The size of the control buffer, in bytes: twice what an IPv6 error and the address of its sender take.
 const CONTROL: usize = 256;
 
@@ -30,24 +30,24 @@ pub(super) fn send(to: SocketAddr, timeout: Duration) -> io::Result<HelperReply>
         setsockopt(&socket, Ipv6RecvErr, &true)?;
     }
     socket.connect(to)?;
-    socket.set_read_timeout(Some(AGAIN))?;
+    socket.set_read_timeout(Some(RESEND_INTERVAL))?;
     let port = socket.local_addr()?.port();
     let deadline = Instant::now() + timeout;
     while Instant::now() < deadline {
         // An error may belong to the previous datagram. It is in the error queue in any case.
-        let came = socket.send(&[]).and_then(|_| socket.recv(&mut [0]));
-        if came.is_ok() {
+        let received = socket.send(&[]).and_then(|_| socket.recv(&mut [0]));
+        if received.is_ok() {
             return Ok(HelperReply::Open { port });
         }
-        if let Some(told) = told(&socket)? {
-            return Ok(told);
+        if let Some(reply) = icmp_error(&socket)? {
+            return Ok(reply);
         }
     }
     Ok(HelperReply::TimedOut)
 }
 
 /// Returns the first ICMP error in the socket's error queue.
-fn told(socket: &UdpSocket) -> io::Result<Option<HelperReply>> {
+fn icmp_error(socket: &UdpSocket) -> io::Result<Option<HelperReply>> {
     loop {
         let (mut data, mut control) = ([0], vec![0; CONTROL]);
         let mut room = [IoSliceMut::new(&mut data)];
@@ -58,7 +58,7 @@ fn told(socket: &UdpSocket) -> io::Result<Option<HelperReply>> {
             Err(error) => return Err(error.into()),
         };
         // An error without a sender was raised in this namespace.
-        let told = received.cmsgs()?.find_map(|message| match message {
+        let error = received.cmsgs()?.find_map(|message| match message {
             ControlMessageOwned::Ipv4RecvErr(error, Some(by)) => {
                 Some((Ipv4Addr::from(by.sin_addr.s_addr.to_ne_bytes()).into(), error.ee_type, error.ee_code))
             }
@@ -67,7 +67,7 @@ fn told(socket: &UdpSocket) -> io::Result<Option<HelperReply>> {
             }
             _ => None,
         });
-        if let Some((by, kind, code)) = told {
+        if let Some((by, kind, code)) = error {
             return Ok(Some(HelperReply::Told { by, kind, code }));
         }
     }
@@ -123,7 +123,7 @@ mod tests {
     fn an_answer_and_silence_are_distinguished() {
         let there = UdpSocket::bind("127.0.0.1:0").unwrap();
         let to = there.local_addr().unwrap();
-        assert_eq!(send(to, AGAIN).unwrap(), HelperReply::TimedOut);
+        assert_eq!(send(to, RESEND_INTERVAL).unwrap(), HelperReply::TimedOut);
         let answering = std::thread::spawn(move || {
             // Earlier datagrams from other sockets are still in the queue.
             while let Ok((_, from)) = there.recv_from(&mut [0]) {

@@ -30,7 +30,7 @@ pub(crate) const SUBCOMMAND: &str = "self-test-namespace";
 /// The name of the interface inside the namespace, as in a pod.
 pub(crate) const INSIDE: &str = "eth0";
 /// The time that the child may take in addition to a connection's timeout.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REPLY_TIME: Duration = Duration::from_secs(10);
 
 /// Why the helper is not available.
 #[derive(Debug, thiserror::Error)]
@@ -144,7 +144,7 @@ impl Spoken {
 
     /// Sends an order, and returns the reply. An error of the kind `BrokenPipe` means that the child has ended.
     pub(super) async fn order(&mut self, order: &Order) -> io::Result<HelperReply> {
-        let may_take = PATIENCE
+        let may_take = REPLY_TIME
             + match order {
                 Order::Connect { timeout, .. } | Order::Datagram { timeout, .. } => *timeout * 2,
                 Order::SetUp { .. } => Duration::ZERO,

@@ -15,10 +15,10 @@ use crate::redirect::rules::LOOPBACK;
 /// The maximum length of an interface name, in bytes.
 const NAME_MAX: usize = 15;
 /// The prefixes of the interface's name if no rule demands a name. No CNI plugin manages them.
-const OWN_NAMES: [&str; 3] = ["rolegate", "selftest", "rg"];
+const OWN_PREFIXES: [&str; 3] = ["rolegate", "selftest", "rg"];
 /// Prefixes that belong to programs which drop the packets of interfaces that they did not create, ahead of everything that is
 /// tested: Calico's Felix ("Unknown interface", chains cali-from-wl-dispatch) and Cilium.
-const WATCHED: [(&str, &str); 2] = [("cali", "Calico"), ("lxc", "Cilium")];
+const FILTERED_PREFIXES: [(&str, &str); 2] = [("cali", "Calico"), ("lxc", "Cilium")];
 
 /// How the test's interface is attached to the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,14 +54,14 @@ pub(crate) fn fits(interfaces: &[InterfaceMatch], name: &str) -> bool {
 /// Returns why the pods' interfaces can never be imitated with this configuration, on any node.
 pub(crate) fn never(interfaces: &[InterfaceMatch]) -> Option<NoPlacement> {
     let first = interfaces.iter().find(|interface| !interface.negated)?;
-    let (_, owner) = WATCHED.iter().find(|(prefix, _)| first.name.starts_with(prefix))?;
+    let (_, owner) = FILTERED_PREFIXES.iter().find(|(prefix, _)| first.name.starts_with(prefix))?;
     Some(NoPlacement::Never(format!(
         "{owner} drops packets of interfaces like {} that it did not create, so the test cannot pass",
         first.name
     )))
 }
 
-/// Chooses the placement: like the first usable one of the named interfaces, else beside the pods.
+/// Chooses the placement: like the first usable one of the named interfaces, otherwise on the bridge of the pods, if there is one.
 pub(crate) fn place(interfaces: &[InterfaceMatch], pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Result<Placement, NoPlacement>> {
     if let Some(never) = never(interfaces) {
         return Ok(Err(never));
@@ -96,7 +96,7 @@ pub(crate) fn place(interfaces: &[InterfaceMatch], pods: &[IpAddr], netlink: &mu
             return Ok(Ok(Placement::Bridge(name)));
         }
     }
-    let own = OWN_NAMES.iter().find(|name| fits(interfaces, &interface_name(name, 0)));
+    let own = OWN_PREFIXES.iter().find(|name| fits(interfaces, &interface_name(name, 0)));
     Ok(own
         .map(|name| Placement::Prefix((*name).to_owned()))
         .ok_or_else(|| NoPlacement::Never("--host-interface excludes every name that the test interface could have".to_owned())))
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(interface_name("eni", 7), "enirg07");
         assert_eq!(interface_name("a-long-prefix", 0x5f), "a-long-prefix5f");
         assert_eq!(interface_name("a-longer-prefi", 0x5f), "a-longer-prefif");
-        for prefix in OWN_NAMES {
+        for prefix in OWN_PREFIXES {
             assert!(fits(&[], &interface_name(prefix, 0)));
         }
     }

@@ -15,7 +15,7 @@ const PORT: u16 = 5000;
 /// The time that moto may take to start.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The interval at which its start is checked.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// moto on the node, checking signatures and identity policies. It is ended when dropped.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl Moto {
         while !Moto::get(node, "/moto-api/").is_ok_and(|answer| answer.status == 200) {
             let ended = self.process.try_wait().unwrap();
             assert!(ended.is_none() && Instant::now() < deadline, "moto does not answer: {ended:?}");
-            std::thread::sleep(LOOK_AGAIN);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }

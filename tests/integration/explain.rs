@@ -25,13 +25,13 @@ const NODES_SESSION: &str = "arn:aws:sts::123456789012:assumed-role/nodes/i-0f1e
 
 /// The output and exit code of a command.
 #[derive(Debug)]
-struct Said {
+struct CommandOutput {
     code: i32,
     text: String,
     error: String,
 }
 
-impl Said {
+impl CommandOutput {
     fn last_line(&self) -> &str {
         self.text.lines().last().unwrap_or_default()
     }
@@ -96,7 +96,7 @@ impl Scene {
     }
 
     /// Runs the command against the Kubernetes API.
-    fn cluster(&self, pod: &str, more: &[&str]) -> Said {
+    fn cluster(&self, pod: &str, more: &[&str]) -> CommandOutput {
         let kubeconfig = format!("--kubeconfig={}", self.fakes.file("kubeconfig", &self.fakes.api.kubeconfig()));
         let settings = ["--base-role-arn=arn:aws:iam::123456789012:role/", "--namespace-restrictions", &kubeconfig];
         let sts = [("AWS_ENDPOINT_URL_STS", self.fakes.sts.url())];
@@ -108,7 +108,7 @@ fn role(name: &str) -> Role {
     Role::new(format!("arn:aws:iam::123456789012:role/{name}")).trusted_by([NODES_ROLE])
 }
 
-fn explain(arguments: &[&str], env: &[(&str, &str)]) -> Said {
+fn explain(arguments: &[&str], env: &[(&str, &str)]) -> CommandOutput {
     let output = command(arguments, env).output().unwrap();
     said(&output)
 }
@@ -123,19 +123,19 @@ fn command(arguments: &[&str], env: &[(&str, &str)]) -> Command {
     command
 }
 
-fn said(output: &Output) -> Said {
+fn said(output: &Output) -> CommandOutput {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    Said { code: output.status.code().unwrap(), text: text(&output.stdout), error: text(&output.stderr) }
+    CommandOutput { code: output.status.code().unwrap(), text: text(&output.stdout), error: text(&output.stderr) }
 }
 
 /// Runs the command against a daemon.
-fn ask(daemon: &Daemon, pod: &str, more: &[&str]) -> Said {
+fn ask(daemon: &Daemon, pod: &str, more: &[&str]) -> CommandOutput {
     let url = format!("--admin-url=http://{}", daemon.metrics_address());
     explain(&[&[pod, url.as_str()], more].concat(), &[])
 }
 
 /// Calls STS through a daemon, which allows one call a second.
-fn assume(daemon: &Daemon, pod: &str, more: &[&str]) -> Said {
+fn assume(daemon: &Daemon, pod: &str, more: &[&str]) -> CommandOutput {
     let deadline = std::time::Instant::now() + crate::world::PATIENCE;
     loop {
         let said = ask(daemon, pod, &[&["--assume"], more].concat());
@@ -160,7 +160,7 @@ const OUTCOMES: &[(&str, i32, &str, &str)] = &[
     ("shop/nobody", 3, "unknown-pod", "check both names"),
 ];
 
-fn check_outcomes(ask: impl Fn(&str, &[&str]) -> Said) {
+fn check_outcomes(ask: impl Fn(&str, &[&str]) -> CommandOutput) {
     for (pod, code, reason, wanted) in OUTCOMES {
         let said = ask(pod, &[]);
         assert_eq!(said.code, *code, "{pod}: {said:?}");

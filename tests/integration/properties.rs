@@ -71,7 +71,7 @@ proptest! {
     }
 
     #[test]
-    fn only_what_the_daemon_made_is_a_token(data in prop_oneof![
+    fn only_tokens_that_the_daemon_issued_are_accepted(data in prop_oneof![
         prop::collection::vec(any::<u8>(), 0..8),
         "[A-Za-z0-9_=-]{56}".prop_map(String::into_bytes),
     ]) {

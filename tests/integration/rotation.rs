@@ -55,7 +55,7 @@ fn put(fakes: &Fakes, name: &str, text: &str) {
 }
 
 /// Cuts the watch, and waits until the daemon's identity is rejected.
-fn is_refused(world: &World, api: &KubeApi, why: &str) {
+fn wait_for_rejection(world: &World, api: &KubeApi, why: &str) {
     let errors = |world: &World| world.metric(r#"rolegate_watch_errors_total{resource="pods"}"#);
     let before = errors(world);
     api.cut_connections();
@@ -66,7 +66,7 @@ fn is_refused(world: &World, api: &KubeApi, why: &str) {
 }
 
 /// Checks that a pod that appears after the change becomes known and is served.
-fn goes_on(world: &World, api: &KubeApi) {
+fn assert_continues(world: &World, api: &KubeApi) {
     api.apply(Resource::Pods, pod("late", ip(9), Some("web-role")).build());
     world.eventually(|world| world.get(ip(9), ROLES).status, |status| *status == 200);
 }
@@ -92,11 +92,11 @@ fn the_kubelets_client_certificate_is_replaced() {
     assert!(clients(&api).iter().all(|client| client == "system:node:node-a, first"), "{:?}", clients(&api));
 
     api.replace_client_ca().unwrap();
-    is_refused(&world, &api, "cannot be reached");
+    wait_for_rejection(&world, &api, "cannot be reached");
     api.clear_requests();
     let identity = api.client_identity("system:node:node-a, second").unwrap();
     put_kubelet_identity(world.fakes.directory(), "kubelet-client-2.pem", &identity);
-    goes_on(&world, &api);
+    assert_continues(&world, &api);
     let clients = clients(&api);
     assert!(!clients.is_empty() && clients.iter().all(|client| client == "system:node:node-a, second"), "{clients:?}");
 }
@@ -109,9 +109,9 @@ fn a_token_file_is_replaced() {
     let setup = cluster.setup(json!({ "tokenFile": "token" }));
     let (world, api) = cluster.start(&setup);
     api.require_token(Some("second"));
-    is_refused(&world, &api, "401");
+    wait_for_rejection(&world, &api, "401");
     put(&world.fakes, "token", "second");
-    goes_on(&world, &api);
+    assert_continues(&world, &api);
 }
 
 #[test]
@@ -129,9 +129,9 @@ fn an_exec_plugin_returns_a_new_token() {
     let setup = cluster.setup(json!({ "exec": exec }));
     let (world, api) = cluster.start(&setup);
     api.require_token(Some("second"));
-    is_refused(&world, &api, "401");
+    wait_for_rejection(&world, &api, "401");
     put(&world.fakes, "credential", &credential("second"));
-    goes_on(&world, &api);
+    assert_continues(&world, &api);
     assert!(!world.daemon.log().contains("expirationTimestamp"), "what the plugin writes is not in the log");
 }
 
@@ -152,9 +152,9 @@ fn an_exec_plugin_returns_a_new_certificate() {
     let setup = cluster.setup(json!({ "exec": exec }));
     let (world, api) = cluster.start(&setup);
     api.replace_client_ca().unwrap();
-    is_refused(&world, &api, "cannot be reached");
+    wait_for_rejection(&world, &api, "cannot be reached");
     put(&world.fakes, "credential", &credential(api.client_identity("second").unwrap()));
-    goes_on(&world, &api);
+    assert_continues(&world, &api);
 }
 
 #[test]
@@ -164,9 +164,9 @@ fn the_certificate_of_the_api_is_from_another_ca() {
     let setup = cluster.setup(json!({ "token": "the-token" }));
     let (world, api) = cluster.start(&setup);
     api.replace_server_ca().unwrap();
-    is_refused(&world, &api, "certificate");
+    wait_for_rejection(&world, &api, "certificate");
     put(&world.fakes, "ca.crt", &api.ca_pem().unwrap());
-    goes_on(&world, &api);
+    assert_continues(&world, &api);
 }
 
 /// Runs in a mount namespace of its own, with the files of a service account at the one path that Kubernetes uses for them.
@@ -190,11 +190,11 @@ fn the_service_accounts_token_and_ca_are_replaced() {
     let setup = setup.env("KUBERNETES_SERVICE_HOST", "127.0.0.1").env("KUBERNETES_SERVICE_PORT", cluster.api.addr().port().to_string());
     let (world, api) = cluster.start(&setup);
     api.require_token(Some("second"));
-    is_refused(&world, &api, "401");
+    wait_for_rejection(&world, &api, "401");
     put(&world.fakes, "token", "second");
-    goes_on(&world, &api);
+    assert_continues(&world, &api);
     api.replace_server_ca().unwrap();
-    is_refused(&world, &api, "certificate");
+    wait_for_rejection(&world, &api, "certificate");
     put(&world.fakes, "ca.crt", &api.ca_pem().unwrap());
     api.apply(Resource::Pods, pod("later", ip(10), Some("web-role")).build());
     world.eventually(|world| world.get(ip(10), ROLES).status, |status| *status == 200);

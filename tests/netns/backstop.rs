@@ -16,7 +16,7 @@ use crate::keep::by_hand;
 
 const FAMILIES: [&str; 2] = ["iptables", "ip6tables"];
 /// How long a connection that is dropped is attempted.
-const IN_VAIN: Duration = Duration::from_millis(300);
+const DROP_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Runs a test on a node of each flavour, with a pod whose packets to the metadata service are counted.
 fn each_flavour(test: impl Fn(&Bed, &Pod, &TempDir, &str)) {
@@ -24,7 +24,7 @@ fn each_flavour(test: impl Fn(&Bed, &Pod, &TempDir, &str)) {
         let (Some(bed), Some(image)) = (Bed::new(), image(flavour)) else { return };
         let pod = bed.pod("web", "veth");
         bed.count_packets_of_pods();
-        try_everything_for(&pod, IN_VAIN);
+        try_everything_for(&pod, DROP_TIMEOUT);
         assert!(bed.packets_of_pods() >= 6, "{flavour}: packets are not counted");
         bed.node.imds().unwrap().sh("nft reset counters table inet seen >/dev/null; nft delete table inet seen").unwrap();
         bed.count_packets_of_pods();
@@ -45,7 +45,7 @@ fn accept_ahead(bed: &Bed, flavour: &str) {
 
 #[track_caller]
 fn assert_closed(bed: &Bed, pod: &Pod, case: &str) {
-    assert!(!try_everything_for(pod, IN_VAIN), "{case}");
+    assert!(!try_everything_for(pod, DROP_TIMEOUT), "{case}");
     assert_eq!(bed.packets_of_pods(), 0, "{case}: a packet of the pod got through");
     for address in [METADATA, METADATA6] {
         assert!(fetch(bed.node.ns(), address).is_ok(), "{case}: the node's own process, {address}");
@@ -98,7 +98,7 @@ fn an_accept_ahead_of_the_daemons_guard_opens_nothing() {
         let _daemon = bed.start(&setup(bed, image).argument("--redirect-interval=1h"));
         for _time in 0..5 {
             accept_ahead(bed, flavour);
-            try_everything_for(pod, IN_VAIN);
+            try_everything_for(pod, DROP_TIMEOUT);
             assert_eq!(bed.packets_of_pods(), 0, "{flavour}: a packet of the pod got through");
         }
         if flavour == "legacy" {
@@ -163,7 +163,7 @@ fn without_the_security_table_mangle_closes_the_node() {
         bed.assert_served(pod, METADATA6);
         assert!(!daemon.events("security-table-missing").is_empty(), "{}", daemon.log());
         accept_ahead(bed, flavour);
-        try_everything_for(pod, IN_VAIN);
+        try_everything_for(pod, DROP_TIMEOUT);
         assert_eq!(bed.packets_of_pods(), 0, "{flavour}: a packet of the pod got through");
         assert_eq!(bed.node.ns().sh(&mangle).unwrap().matches("-j ROLEGATE-BACKSTOP").count(), 2);
     });

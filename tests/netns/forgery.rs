@@ -96,7 +96,7 @@ fn forged_arp_on_a_bridge_gets_no_other_pods_role() {
     until("the three pods with NET_RAW are counted", || may_forge() == 3.0);
     daemon.wait_for_event("net-raw-on-bridge").unwrap();
     let reported = || bed.api.events().iter().any(|event| event["reason"] == "AddressContested" && event["regarding"]["name"] == "victim");
-    until("the victim's owner is told", reported);
+    until("the victim's owner gets an Event", reported);
     bed.assert_served(&other, METADATA);
 }
 
@@ -194,7 +194,7 @@ fn a_forged_status_gains_nothing_if_cni_results_are_read() {
     // The liar claims the victim's address besides its own, then alone. Then the victim's status loses its address.
     let marker = |name: &str| {
         let marker = bed.pod(name, "veth");
-        until("the watch has come so far", || fetch(&marker, METADATA).is_ok());
+        until("the watch has caught up", || fetch(&marker, METADATA).is_ok());
     };
     bed.api.apply(Resource::Pods, with_status(&liar, &[liar.ip.into(), victim.ip.into()]));
     marker("first");
@@ -227,7 +227,7 @@ fn a_pinned_pod_never_gets_the_role_of_a_liar() {
     bed.api.apply(Resource::Pods, builder(&victim, victim.ip.into()).terminating().build());
     bed.api.apply(Resource::Pods, builder(&liar, victim.ip.into()).build());
     let marker = bed.pod("marker", "veth");
-    until("the watch has come so far", || fetch(&marker, METADATA).is_ok());
+    until("the watch has caught up", || fetch(&marker, METADATA).is_ok());
     assert_gets_nothing(&victim, || {});
     daemon.wait_for_log(|line| line["reason"] == "link-changed" && line["pod"] == "liar").unwrap();
 }

@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::bed::{Bed, METADATA, METADATA6, PATIENCE, Pod, fetch, image};
 
 /// How long a connection that is dropped is attempted.
-const IN_VAIN: Duration = Duration::from_millis(700);
+const DROP_TIMEOUT: Duration = Duration::from_millis(700);
 const FAMILIES: [(&str, SocketAddr); 2] = [("iptables", METADATA), ("ip6tables", METADATA6)];
 
 /// Runs a test on a node of each flavour, with the daemon's set-up for it.
@@ -125,7 +125,7 @@ fn only_the_node_itself_connects_straight_to_the_app_port() {
         for ip in [IpAddr::from(NODE_IP), IpAddr::from(NODE_IP6)] {
             let address = SocketAddr::new(ip, port);
             for client in [pod.ns(), bed.node.imds().unwrap()] {
-                assert_eq!(client.connect(address, IN_VAIN).unwrap_err().kind(), ErrorKind::TimedOut, "{flavour} {ip}");
+                assert_eq!(client.connect(address, DROP_TIMEOUT).unwrap_err().kind(), ErrorKind::TimedOut, "{flavour} {ip}");
             }
             let stream = bed.node.ns().connect(address, PATIENCE).unwrap();
             assert_eq!(request(&stream, "GET", "/healthz", &[]).unwrap().status, 200, "{flavour} {ip}");

@@ -124,7 +124,7 @@ fn port(node: &Node, bridge: &Bridge, mac: Mac) -> Option<u32> {
 /// Sends forged ARP, and waits until the node accepts it.
 pub(crate) fn forge(node: &Node, bridge: &Bridge, by: &PodNs, ip: Ipv4Addr) {
     let mac = mac_of(by);
-    until("the neighbour is another", || {
+    until("the neighbour has changed", || {
         send(by, [arp(mac, ip, bridge.ip)]);
         neighbour(node, bridge, ip.into()) == Some(mac)
     });
@@ -133,7 +133,7 @@ pub(crate) fn forge(node: &Node, bridge: &Bridge, by: &PodNs, ip: Ipv4Addr) {
 /// Sends a frame from this link-layer address, and waits until the bridge has it behind the port of the sender.
 pub(crate) fn steal(node: &Node, bridge: &Bridge, by: &PodNs, mac: Mac) {
     let wanted = Some(number(node.ns(), by.host_interface()));
-    until("the port is another", || {
+    until("the port has changed", || {
         send(by, [frame(mac)]);
         port(node, bridge, mac) == wanted
     });
@@ -358,7 +358,7 @@ fn forged_neighbour_discovery_is_another_link() {
         // The attacker has the address as well, and solicits the bridge in the victim's name.
         let (theirs, own) = (victim.ip6, attacker.ip6);
         attacker.sh(&format!("ip -6 addr add {theirs}/120 dev eth0 nodad; ip -6 addr del {own}/120 dev eth0")).unwrap();
-        until("the neighbour is another", || {
+        until("the neighbour has changed", || {
             attacker.sh("ip -6 neigh flush dev eth0").unwrap();
             let _ = attacker.connect(SocketAddr::new(bridge.ip6.into(), PORT), Duration::from_millis(100));
             neighbour(&node, &bridge, ip) == Some(mac_of(&attacker))

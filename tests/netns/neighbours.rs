@@ -12,7 +12,7 @@ use crate::bed::{Bed, METADATA, METADATA6, PATIENCE, fetch};
 use crate::kinds::Kind;
 
 /// How long a connection that is dropped is attempted.
-const IN_VAIN: Duration = Duration::from_millis(700);
+const DROP_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// Adds another node behind an uplink of this one, which is not a pod of this node in the Kubernetes API.
 fn neighbour(bed: &Bed) -> PodNs {
@@ -31,7 +31,13 @@ fn a_neighbour_gets_nothing_from_daemon_or_service() {
         for (metadata, node) in [(METADATA, IpAddr::from(NODE_IP)), (METADATA6, NODE_IP6.into())] {
             let (app, metrics) = (SocketAddr::new(node, app), SocketAddr::new(node, metrics));
             for from in [&neighbour, &*pod] {
-                assert_eq!(from.connect(app, IN_VAIN).unwrap_err().kind(), ErrorKind::TimedOut, "{} {app} from {}", kind.name, from.name);
+                assert_eq!(
+                    from.connect(app, DROP_TIMEOUT).unwrap_err().kind(),
+                    ErrorKind::TimedOut,
+                    "{} {app} from {}",
+                    kind.name,
+                    from.name
+                );
             }
             // Only the port is closed, not the node.
             assert_eq!(request(neighbour.connect(metrics, PATIENCE).unwrap(), "GET", "/healthz", &[]).unwrap().status, 200);

@@ -89,7 +89,7 @@ fn it_passes_with_the_rules_and_leaves_no_trace() {
     assert_unnoticed(&bed, &daemon);
     daemon.terminate().unwrap();
     assert_eq!(daemon.wait().unwrap().code(), Some(0), "{}", daemon.log());
-    wait_for("nothing is left", &daemon, || traces(&bed).is_empty());
+    wait_for("no trace is left", &daemon, || traces(&bed).is_empty());
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn only_the_guards_rejection_counts() {
                 wait_for(&format!("{backend}, {family}, answers: {answers}"), &daemon, || metric(&bed, &daemon, reason) > before);
                 assert!(!is_ready(&bed, &daemon) && metric(&bed, &daemon, FAILED) == 1.0);
                 boot_guard(&bed, backend);
-                wait_for("it passes with the guard", &daemon, || is_ready(&bed, &daemon));
+                wait_for("the test passes with the guard", &daemon, || is_ready(&bed, &daemon));
                 assert_eq!(metric(&bed, &daemon, PASSED), 1.0);
                 if !answers {
                     bed.node.imds().unwrap().sh(way_back).unwrap();
@@ -200,16 +200,16 @@ fn a_missing_metadata_service_is_no_guard() {
         .unwrap();
     bed.node.ns().sh("ip route add 169.254.169.254/32 dev imds").unwrap();
     bed.node.ns().sh("echo 50 > /proc/sys/net/ipv4/neigh/imds/retrans_time_ms").unwrap();
-    wait_for("it passes again with the guard", &daemon, || is_ready(&bed, &daemon) && metric(&bed, &daemon, PASSED) == 1.0);
+    wait_for("the test passes again with the guard", &daemon, || is_ready(&bed, &daemon) && metric(&bed, &daemon, PASSED) == 1.0);
     bed.node.ns().sh("nft delete table inet rolegate").unwrap();
-    wait_for("the guard is missed", &daemon, || metric(&bed, &daemon, GUARD_MISSING) > 0.0);
+    wait_for("the missing guard is noticed", &daemon, || metric(&bed, &daemon, GUARD_MISSING) > 0.0);
     let by_the_node = format!("({NODE_IP} answered)");
     let of_guard = |line: &serde_json::Value| {
         line["reason"] == "guard-missing" && line["error"].as_str().is_some_and(|text| text.contains(&by_the_node))
     };
     daemon.wait_for_log(of_guard).unwrap();
     boot_guard(&bed, "nftables");
-    wait_for("it passes again", &daemon, || is_ready(&bed, &daemon));
+    wait_for("the test passes again", &daemon, || is_ready(&bed, &daemon));
 }
 
 /// Returns a directory with the programs that the daemon finds through PATH, until they are removed.
@@ -251,13 +251,13 @@ fn rules_that_cannot_be_repaired_fail_it_until_they_are() {
     // The daemon also tests the guard of its own rules: with the redirect alone the test fails.
     take_programs(&programs);
     bed.node.ns().sh("nft delete chain inet rolegate guard").unwrap();
-    wait_for("the missing guard is seen", &daemon, || metric(&bed, &daemon, GUARD_MISSING) > 0.0);
+    wait_for("the missing guard is noticed", &daemon, || metric(&bed, &daemon, GUARD_MISSING) > 0.0);
     assert!(!is_ready(&bed, &daemon) && metric(&bed, &daemon, FAILED) == 1.0);
     bed.node.ns().sh("nft delete table inet rolegate").unwrap();
-    wait_for("the missing redirect is seen", &daemon, || metric(&bed, &daemon, MISSED) > 0.0);
+    wait_for("the missing redirect is noticed", &daemon, || metric(&bed, &daemon, MISSED) > 0.0);
 
     put_programs(&programs);
-    wait_for("it passes after the repair", &daemon, || is_ready(&bed, &daemon) && metric(&bed, &daemon, PASSED) == 1.0);
+    wait_for("the test passes after the repair", &daemon, || is_ready(&bed, &daemon) && metric(&bed, &daemon, PASSED) == 1.0);
     assert_eq!(metric(&bed, &daemon, FAILED), 0.0);
     bed.assert_served(&pod, METADATA);
 }
@@ -289,7 +289,7 @@ fn two_daemons_test_at_the_same_time() {
         let now = received(&bed);
         before.iter().all(|(name, packets)| now.iter().any(|(other, more)| other == name && *more > packets + 30))
     };
-    wait_for("both test again and again by the same interfaces", &first, went_on);
+    wait_for("both test repeatedly with the same interfaces", &first, went_on);
     for daemon in [&first, &second] {
         assert_eq!((metric(&bed, daemon, PASSED), metric(&bed, daemon, FAILED)), (1.0, 0.0), "{}", daemon.log());
         assert!(daemon.events("self-test-failed").is_empty(), "{}", daemon.log());
@@ -344,7 +344,7 @@ fn it_does_not_pass_if_pods_may_bypass_netfilter() {
     drop(daemon);
     bed.node.ns().sh("ip link add cilium_host type veth peer name cilium_net").unwrap();
     let daemon = often(bed.setup_with_ip()).start().unwrap();
-    wait_for("it is reported", &daemon, || !daemon.events("self-test-unavailable").is_empty());
+    wait_for("the bypass is reported", &daemon, || !daemon.events("self-test-unavailable").is_empty());
     assert!(!is_ready(&bed, &daemon), "--self-test=on requires it");
 }
 
@@ -353,7 +353,7 @@ fn a_daemon_is_not_ready_before_it_passes() {
     let Some(bed) = Bed::new() else { return };
     guard(&bed);
     let daemon = under_own_rules(&bed).start().unwrap();
-    wait_for("it has failed", &daemon, || metric(&bed, &daemon, FAILED) == 1.0);
+    wait_for("the test has failed", &daemon, || metric(&bed, &daemon, FAILED) == 1.0);
     assert_eq!(daemon.get(Some(bed.node.ns()), "/readyz").unwrap().text(), "waiting for: the self-test\n");
     redirect(&bed);
     daemon.wait_ready(Some(bed.node.ns())).unwrap();
@@ -387,7 +387,7 @@ fn its_bridge_port_disappears_with_a_killed_daemon() {
     assert_eq!(metric(&bed, &daemon, UNAVAILABLE), 1.0);
     let sh = |script: &str| bed.node.ns().sh(script).unwrap();
     sh("ip link add cni0 type bridge && ip addr add 10.43.0.1/24 dev cni0 && ip link set cni0 up");
-    wait_for("it passes", &daemon, || metric(&bed, &daemon, PASSED) == 1.0);
+    wait_for("the test passes", &daemon, || metric(&bed, &daemon, PASSED) == 1.0);
     let port = || sh("ip -o link show master cni0 | grep -o 'rolegaterg[0-9a-f]*' | sort -u");
 
     // A pod's port with a lower address, which the bridge takes, and a deletion of the test's interface.
@@ -432,7 +432,7 @@ fn pods_behind_excluded_interfaces_are_reported() {
     assert_eq!(metric(&bed, &daemon, "rolegate_pods_outside_interfaces"), 2.0);
     assert_eq!(metric(&bed, &daemon, r#"rolegate_self_test{state="off"}"#), 1.0);
     drop(left_out);
-    wait_for("they are gone", &daemon, || metric(&bed, &daemon, "rolegate_pods_outside_interfaces") == 0.0);
+    wait_for("no pod is outside any more", &daemon, || metric(&bed, &daemon, "rolegate_pods_outside_interfaces") == 0.0);
 }
 
 /// Runs the daemon without SYS_ADMIN, and where no user namespace can be created: after chroot it never can

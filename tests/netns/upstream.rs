@@ -11,7 +11,7 @@ use crate::bed::{Bed, METADATA, METADATA6, PATIENCE};
 use crate::kinds::Kind;
 
 /// How long to wait for an answer that does not arrive.
-const IN_VAIN: Duration = Duration::from_millis(700);
+const DROP_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// Requests a value of the service as an SDK does.
 fn value(client: &Netns, address: SocketAddr, path: &str) -> String {
@@ -40,7 +40,7 @@ fn with_a_hop_limit_of_one_the_daemon_reads_the_service_and_pods_do_not() {
             .sh("ip route change default via 10.42.0.1 dev eth0 onlink hoplimit 1; ip -6 route change default via fe80::1 dev eth0 hoplimit 1")
             .unwrap();
         for address in addresses {
-            assert_eq!(pod.connect(address, IN_VAIN).unwrap_err().kind(), ErrorKind::TimedOut, "{} {address}", kind.name);
+            assert_eq!(pod.connect(address, DROP_TIMEOUT).unwrap_err().kind(), ErrorKind::TimedOut, "{} {address}", kind.name);
         }
         let wanted = value(bed.node.ns(), METADATA, PATH);
         assert_eq!(value(bed.node.ns(), METADATA6, PATH), wanted);

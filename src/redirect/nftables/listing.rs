@@ -197,7 +197,7 @@ impl Statements {
         let bare = |rule: &Self| {
             let resets = rule.0.last().is_some_and(|verdict| verdict["reject"]["type"] == "tcp reset");
             let family = if wanted.0.iter().any(|one| one["match"]["left"]["payload"]["protocol"] == "ip6") { "6" } else { "4" };
-            let goes_without_saying = |one: &&Value| {
+            let is_implied = |one: &&Value| {
                 let of_family = match text(&one["match"]["right"]).as_str() {
                     "tcp" | "6" => resets,
                     "ip6" | "ipv6" => family == "6",
@@ -205,7 +205,7 @@ impl Statements {
                 };
                 is_protocol(one) && of_family
             };
-            rule.0.iter().filter(|one| !goes_without_saying(one)).cloned().collect::<Vec<_>>()
+            rule.0.iter().filter(|one| !is_implied(one)).cloned().collect::<Vec<_>>()
         };
         bare(self) == bare(wanted)
     }

@@ -229,7 +229,7 @@ fn an_incomplete_listing_is_never_remembered() {
 }
 
 #[test]
-fn an_unsupported_kernel_is_told_from_a_missing_permission() {
+fn an_unsupported_kernel_differs_from_a_missing_permission() {
     let refused = |message: &str| of_the_kernel(RedirectError::Failed { program: NFT, message: message.to_owned() });
     for message in ["Error: Could not process rule: Operation not supported", "Error: Could not process rule: No such file or directory"] {
         let error = refused(message);

@@ -31,7 +31,7 @@ fn a_flood_about_others_changes_nothing() {
         let frames = (part * 100..(part + 1) * 100).map(|number| arp(invented(number), sender(number), target));
         send(&attacker, frames.collect::<Vec<_>>());
         let last = part * 100 + 99;
-        until("the node believes it", || neighbour(&node, &bridge, sender(last).into()) == Some(invented(last)));
+        until("the node accepts the last forgery", || neighbour(&node, &bridge, sender(last).into()) == Some(invented(last)));
         links.catch_up();
     }
     assert_eq!(links.overflows(), 0, "the notifications were read as they arrived");
@@ -65,7 +65,7 @@ fn what_a_flood_hides_is_read_again() {
         let links = links.clone();
         async move { links.keep().await }
     });
-    until("answers are kept again", || {
+    until("answers are cached again", || {
         let before = links.generation();
         links.of(ip);
         links.of(ip);
@@ -100,7 +100,7 @@ fn lost_interface_notifications_are_recovered() {
         let links = links.clone();
         async move { links.keep().await }
     });
-    until("what was lost is known", || {
+    until("the lost change is known", || {
         links.named(Digest::of_name("late")).is_some()
             && links.named(Digest::of_name("veth1")).is_none()
             && links.of(ip.into()) == Reach::Nowhere
