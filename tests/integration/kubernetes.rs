@@ -174,7 +174,7 @@ fn an_unreadable_pod_is_refused_and_affects_no_other() {
     world.document(ip(2), "web-role");
     world.document(ip(3), "web-role");
     assert_eq!(world.get(ip(5), ROLES).status, 404);
-    // The same happens in a watch: a known pod becomes unknown once it cannot be read.
+    // This also happens in a watch: a known pod becomes unknown once it cannot be read.
     world.fakes.pod("odd", ip(5), Some("web-role"));
     world.eventually(|world| world.get(ip(5), ROLES).status, |status| *status == 200);
     world.fakes.api.apply(Resource::Pods, odd);

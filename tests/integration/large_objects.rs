@@ -156,7 +156,7 @@ fn large_namespaces_and_service_accounts_are_read_like_small_ones() {
     assert_eq!(world.get(ip(3), ROLES).status, 404, "the role is not allowed in the namespace");
     let paths = ["/api/v1/pods", "/api/v1/namespaces", "/api/v1/namespaces/shop/serviceaccounts"];
     let before = paths.map(|path| requests(&world.fakes.api, path));
-    // The same holds for their watches.
+    // This also holds for their watches.
     world.fakes.sts.add_role(rolegate_lab::sts::Role::new(arn("other-role")));
     world.fakes.api.apply(Resource::Namespaces, namespace(r#"["db-role","other-role"]"#));
     world.fakes.api.apply(Resource::ServiceAccounts, account("other-role"));

@@ -55,7 +55,7 @@ fn try_everything(pod: &Pod) -> bool {
     try_everything_for(pod, PATIENCE)
 }
 
-/// Does the same as [`try_everything`], with this timeout for a connection.
+/// Sends what [`try_everything`] sends, with this timeout for a connection.
 pub(crate) fn try_everything_for(pod: &Pod, patience: Duration) -> bool {
     let served = [METADATA, METADATA6].map(|address| {
         let _ = pod.connect(SocketAddr::new(address.ip(), 443), patience);
