@@ -1,12 +1,13 @@
-//! What a request costs before credentials: who asks, and which role that pod may have. What it costs that the node's own view
-//! is compared with what the API says. And what the watch costs: one event, and a complete list.
+//! The cost of a request before credentials: which pod sends it, and which role that pod may have. Also the cost of comparing
+//! the node's own view with the API's, and the costs of the watch: one event, and a complete list.
 //!
-//! The cost of the comparison is the difference between a look into the index alone and one into the same index with a node's view
-//! that has confirmed every pod. Both are measured in turn. With `witness` as the only argument, nothing else is measured.
+//! The cost of the comparison is the difference between a lookup in the index alone and one in the same index with a node's
+//! view that has confirmed every pod. Both are measured alternately. With `witness` as the only argument, nothing else is
+//! measured.
 //!
-//! Requests are measured on the index and the policy themselves, with as many pods as small, large and very large nodes
-//! have. Events and lists come from a server of this program, as bytes that were made beforehand, through the real watch:
-//! HTTP, lines, decoding, index.
+//! Requests are measured on the index and the policy themselves, with the number of pods of small, large and very large nodes.
+//! Events and lists come from a server in this program, as bytes that were prepared, through the real watch: HTTP, lines,
+//! decoding, index.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
 
@@ -35,14 +36,14 @@ use common::pods::{self, NAMESPACES, address};
 use common::{BASE, CALLER, exit_code, is_witness_only, median, selected, verdict};
 
 const PODS: [usize; 3] = [110, 1000, 10_000];
-/// Patterns of each namespace.
+/// The number of patterns of each namespace.
 const PATTERNS: usize = 10;
-/// Pods of the list that is measured.
+/// The number of pods in the measured list.
 const LISTED: usize = 1000;
-/// Events that are sent at once.
+/// The number of events that are sent at once.
 const EVENTS: usize = 1000;
 
-/// Requests of which the time of one is taken, how often that is done, and what the node's view may add to one.
+/// The number of requests that are timed together, how often that is repeated, and how much the node's view may add to one.
 const REQUESTS: usize = 1000;
 const ROUNDS: usize = 2001;
 const MAY_ADD: f64 = 50.0;
@@ -61,13 +62,13 @@ fn main() -> ExitCode {
     exit_code(is_cheap)
 }
 
-/// A pod's link of its own.
+/// Returns a link that is only this pod's.
 fn own_link(ip: IpAddr) -> Option<Link> {
     let IpAddr::V4(ip) = ip else { panic!("no pod has {ip}") };
     Some(Link { interface: ip.to_bits(), kind: LinkKind::Own })
 }
 
-/// What the second witness adds to a request; whether that is little enough.
+/// Measures what the second witness adds to a request, and returns whether that is within the goal.
 fn witness() -> bool {
     println!("what the second witness costs: nanoseconds of a request, medians of {ROUNDS} rounds");
     println!("{:<14}{:>16}{:>16}{:>12}{:>8}", "", "the index alone", "with a witness", "difference", "ratio");
@@ -83,7 +84,7 @@ fn witness() -> bool {
         let mut both = || time_of_one(count, &mut number, |ip| pods.by_ip(ip));
         let (mut both_times, mut differences) = (Vec::new(), Vec::new());
         for round in 0..ROUNDS {
-            // Whatever else the machine does meanwhile, it does to either as often first as last.
+            // Alternating which comes first spreads other load on the machine evenly.
             let (one, other) = if round % 2 == 0 {
                 let one = alone();
                 (one, both())
@@ -103,7 +104,7 @@ fn witness() -> bool {
     worst < MAY_ADD
 }
 
-/// Nanoseconds of one request, by the time of many for pods far apart. Each time it goes on with other pods.
+/// Returns the nanoseconds of one request, from the time of many for pods far apart. Each call continues with other pods.
 fn time_of_one(count: usize, number: &mut usize, ask: impl Fn(IpAddr) -> Lookup) -> f64 {
     let began = Instant::now();
     for _ in 0..REQUESTS {
@@ -131,7 +132,7 @@ fn decisions(criterion: &mut Criterion) {
             let mut number = 0;
             group.bench_with_input(BenchmarkId::new(name, format!("{count} pods")), &pods, |bencher, pods| {
                 bencher.iter(|| {
-                    // A step that meets them all, far apart.
+                    // A step that visits all pods, far apart.
                     number = (number + 7919) % count;
                     let Lookup::Found(pod, context) = pods.by_ip(address(number).into()) else { panic!("the pod is known") };
                     let decision = policy.decide(&pod, &context);
@@ -143,7 +144,7 @@ fn decisions(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The pods of a node in their namespaces, each of which allows its own roles by the last of its patterns.
+/// Returns the pods of a node in their namespaces. Each namespace allows its own roles with the last of its patterns.
 fn node(count: usize, patterns: PatternFormat) -> (PodsWriter, Pods) {
     let (writer, pods) = rolegate::pods::pods();
     writer.write(|index| fill(index, count, patterns));
@@ -161,7 +162,7 @@ fn fill(index: &mut Index, count: usize, patterns: PatternFormat) {
     (0..count).for_each(|number| index.apply(pods::known(number)));
 }
 
-/// One event, by the time of many that come together.
+/// Measures one event, from the time of many that arrive together.
 fn events(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("a watch event of a pod of 12 KB");
     group.throughput(Throughput::Elements(1));
@@ -214,7 +215,7 @@ fn lists(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// An API that streams one list, and then the lines that it is told to.
+/// An API that streams one list, and then the lines that it is given.
 struct Api {
     address: SocketAddr,
     send: Sender<Vec<u8>>,
@@ -241,13 +242,13 @@ impl Api {
         Self { address, send }
     }
 
-    /// The real watch of it, with its list in.
+    /// Starts the real watch of this API, and waits until its list is complete.
     async fn follow(&self) -> (JoinHandle<()>, Pods) {
         pods::watch(&format!("http://{}", self.address)).await
     }
 }
 
-/// Answers the requests of one connection: a list that goes on as a watch, with a body that ends with the connection.
+/// Answers the requests of one connection: a list that continues as a watch, with a body that ends with the connection.
 fn answer(stream: std::net::TcpStream, list: &[u8], lines: &Mutex<Receiver<Vec<u8>>>) {
     let mut request = BufReader::new(stream.try_clone().unwrap());
     let mut head = String::new();
@@ -274,7 +275,7 @@ fn line(kind: &str, object: &serde_json::Value) -> String {
     format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n")
 }
 
-/// A large pod in one of its versions.
+/// Returns a large pod in one of its versions.
 fn pod(number: usize, version: u64) -> serde_json::Value {
     let mut pod = pods::large(number);
     pod["metadata"]["resourceVersion"] = version.to_string().into();

@@ -1,10 +1,11 @@
-//! What this node's pods cost in memory: the daemon, its watch alone, and kube's reflector of whole pods, in the same run.
+//! The memory cost of this node's pods: for the daemon, its watch alone, and kube's reflector of complete pods, in the same
+//! run.
 //!
-//! Every case is a process of its own, and so is the API that they all read from, so that a figure is of one thing alone.
-//! `resident` is what the process has when the list is in, `peak` the most that it ever had. Nothing is compared with an
-//! earlier run; the goal that is printed at the end is that of the daemon with 10,000 pods. Before that stands what the second
-//! witness costs for each pod, counted by the allocator; where that is too much, the program ends with status 1. With `witness` as
-//! the only argument, nothing else is measured.
+//! Every case is a process of its own, and so is the API that they all read from, so that each figure is about one thing.
+//! `resident` is the memory of the process once the list is complete, `peak` the most that it ever had. Nothing is compared
+//! with an earlier run. The goal that is printed at the end is that of the daemon with 10,000 pods. Before it, the program
+//! prints the cost of the second witness for each pod, counted by the allocator; if that is too high, it exits with status 1.
+//! With `witness` as the only argument, nothing else is measured.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
 
@@ -28,7 +29,7 @@ use common::world::{setup, start_api, start_sts};
 use common::{NODE, exit_code, is_witness_only, pods, verdict};
 
 const PODS: [usize; 3] = [110, 1000, 10_000];
-/// What the daemon may have with the most pods, in MiB.
+/// The memory limit of the daemon with the most pods, in MiB.
 const GOAL: f64 = 24.0;
 const WORKERS: usize = 2;
 
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
         let words: Vec<&str> = case.split(' ').collect();
         match words.as_slice() {
             ["lab", count, lists] => lab(count.parse().unwrap(), *lists == "pages"),
-            ["bare"] => say_memory(&runtime()),
+            ["bare"] => print_memory(&runtime()),
             ["watch", url] => watch(url),
             ["reflector", url, lists] => whole_pods(url, *lists == "pages"),
             ["witness", count, kind] => witness::measure(count.parse().unwrap(), kind),
@@ -67,14 +68,14 @@ fn main() -> ExitCode {
             }
         }
     }
-    println!("{:<20}{:>14}   (this program with a runtime that does nothing)", "a bare process", said_memory(&bare));
+    println!("{:<20}{:>14}   (this program with a runtime that does nothing)", "a bare process", printed_memory(&bare));
     let (most, verdict) = (PODS[PODS.len() - 1], verdict(worst <= GOAL));
     println!("the goal, {GOAL} MiB at most for the daemon with {most} pods: {verdict} with {worst:.1} MiB at its peak");
     end
 }
 
-/// The memory that a process said in its first line.
-fn said_memory(process: &Again) -> Memory {
+/// Returns the memory that a process printed in its first line.
+fn printed_memory(process: &Again) -> Memory {
     let (resident, peak) = process.line.split_once(' ').unwrap();
     Memory { resident: resident.parse().unwrap(), peak: peak.parse().unwrap() }
 }
@@ -86,18 +87,18 @@ fn start_lab(count: usize, lists: &str) -> (Again, String) {
 }
 
 fn watch_case(url: &str) -> Memory {
-    said_memory(&Again::start(&format!("watch {url}")))
+    printed_memory(&Again::start(&format!("watch {url}")))
 }
 
 fn reflector_case(url: &str, lists: &str) -> Memory {
-    said_memory(&Again::start(&format!("reflector {url} {lists}")))
+    printed_memory(&Again::start(&format!("reflector {url} {lists}")))
 }
 
-/// The real daemon, once it is ready.
+/// Measures the real daemon, once it is ready.
 fn daemon(url: &str, sts: &Sts) -> Memory {
     let daemon = setup(url, sts)
         .env("TOKIO_WORKER_THREADS", WORKERS.to_string())
-        // As the images set them.
+        // As the images set it.
         .env("MALLOC_ARENA_MAX", "1")
         .env("MALLOC_TRIM_THRESHOLD_", "131072")
         .env("MALLOC_MMAP_THRESHOLD_", "131072")
@@ -112,14 +113,14 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().unwrap()
 }
 
-/// Says what this process has, and lives until it is ended.
-fn say_memory(_runtime: &Runtime) {
+/// Prints the memory of this process, which runs until it is ended.
+fn print_memory(_runtime: &Runtime) {
     let Memory { resident, peak } = Memory::of("self");
     println!("{resident} {peak}");
     wait_for_end();
 }
 
-/// The API with so many pods on the node.
+/// Runs the API with this many pods on the node.
 fn lab(count: usize, pages: bool) {
     let runtime = runtime();
     let api = start_api(&runtime);
@@ -131,14 +132,14 @@ fn lab(count: usize, pages: bool) {
     wait_for_end();
 }
 
-/// What the daemon does to know its pods, and nothing else of it.
+/// Runs only the part of the daemon that learns its pods.
 fn watch(url: &str) {
     let runtime = runtime();
     let _watched = runtime.block_on(pods::watch(url));
-    say_memory(&runtime);
+    print_memory(&runtime);
 }
 
-/// The watch by kube's own means: a store of whole pods.
+/// Runs the watch with kube's own tools: a store of complete pods.
 fn whole_pods(url: &str, pages: bool) {
     let runtime = runtime();
     let _store = runtime.block_on(async {
@@ -153,5 +154,5 @@ fn whole_pods(url: &str, pages: bool) {
         store.wait_until_ready().await.unwrap();
         store
     });
-    say_memory(&runtime);
+    print_memory(&runtime);
 }

@@ -1,13 +1,13 @@
-//! How long pods wait for the packet rules: at a start, after somebody flushed them, and when the daemon was killed.
+//! How long pods wait for the packet rules: at a start, after the rules were flushed, and after the daemon was killed.
 //!
-//! Each run is a daemon of its own on a node of its own, made of network namespaces with nothing else in them. What is timed:
+//! Each run has a daemon of its own on a node of its own, made of otherwise empty network namespaces. The times are:
 //!
-//! - *start to guard*: from the start of the process until it says that the guard is in place;
-//! - *start to ready*: until its readiness says so: the rules are in place, the self-test passed, the pods are known;
-//! - *flush to repaired*: from just before somebody takes all rules away until the daemon says that they are repaired and
-//!   a pod is served. It has run for a while by then, so that it does not pause for an earlier comparison;
-//! - *kill to served*: from SIGKILL until a pod has its credentials from the daemon that is started at once. What a kubelet takes
-//!   to start a container comes on top.
+//! - *start to guard*: from the start of the process until it reports that the guard is in place;
+//! - *start to ready*: until it is ready: the rules are in place, the self-test has passed, and the pods are known;
+//! - *flush to repaired*: from just before all rules are flushed until the daemon reports the repair and a pod is served. The
+//!   daemon has run for a while by then, so that it does not pause after an earlier comparison;
+//! - *kill to served*: from SIGKILL until a pod gets its credentials from the daemon that is started at once. The time that a
+//!   kubelet takes to start a container is not included.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
 
@@ -32,25 +32,25 @@ use common::pods::with_role;
 use common::world::arn;
 use common::{NODE, median, quantile};
 
-/// Daemons that are started of each kind; a run has one more, after its kill.
+/// The number of daemons of each kind. Each run has one more, after its kill.
 const RUNS: u32 = 10;
-/// How long anything may take before the benchmark gives up.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Between two looks.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
-/// How long a daemon is left alone before its rules are flushed. Each run adds a tenth of a second, so that it is another part of
-/// the interval each time.
+/// The time limit of every step.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// The interval at which a condition is checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+/// How long a daemon runs undisturbed before its rules are flushed. Each run adds a tenth of a second, so that the flush falls
+/// into another part of the interval.
 const QUIET: Duration = Duration::from_millis(1500);
 const APP_PORT: u16 = 8181;
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9543);
 const METADATA: SocketAddr = SocketAddr::new(IpAddr::V4(IMDS_IP), 80);
 const ROLE: &str = "web-role";
 
-/// What sets the rules.
+/// How the rules are managed.
 struct Kind {
     name: &'static str,
     backend: &'static str,
-    /// The flavour that `iptables` is.
+    /// The flavour of `iptables`.
     flavour: Option<&'static str>,
     interval: &'static str,
     flush: &'static str,
@@ -64,13 +64,13 @@ const KINDS: [Kind; 3] = [
         backend: "iptables",
         flavour: Some("legacy"),
         interval: "1s",
-        // A table at a time: where the daemon repairs meanwhile, a chain that is in use could not be deleted.
+        // One table at a time: if the daemon repairs meanwhile, a chain that is in use could not be deleted.
         flush: r"for program in iptables-legacy-restore ip6tables-legacy-restore; do
                printf '*filter\nCOMMIT\n*security\nCOMMIT\n*nat\nCOMMIT\n' | $program -w 30; done",
     },
 ];
 
-/// What is timed, in its order.
+/// The names of the times, in order.
 const TIMES: [&str; 4] = ["start to guard", "start to ready", "flush to repaired", "kill to served"];
 
 fn main() {
@@ -106,7 +106,7 @@ fn median_and_worst(times: Vec<Duration>) -> String {
 }
 
 impl Kind {
-    /// A directory with what the daemon may run, by the plain names; or what is missing for it.
+    /// Creates a directory with the programs that the daemon may run, under their plain names; or returns the missing one.
     fn programs(&self) -> Result<TempDir, String> {
         let directory = tempfile::tempdir().unwrap();
         let link = |name: &str, of: String| {
@@ -122,17 +122,17 @@ impl Kind {
                         link(&format!("{family}{part}"), format!("{family}-{flavour}{part}"))?;
                     }
                 }
-                // By which the flushing is done.
+                // The program that flushes the rules.
                 find_program("nft").ok_or("nft")?;
             }
         }
-        // Without it a start logs a warning, and takes less time than on a node.
+        // Without it, a start logs a warning and takes less time than on a node.
         link("conntrack", "conntrack".to_owned())?;
         Ok(directory)
     }
 }
 
-/// A node, what the daemon on it talks to, and one pod.
+/// A node, the services that the daemon on it talks to, and one pod.
 struct World {
     node: Node,
     pod: PodNs,
@@ -169,12 +169,12 @@ impl World {
             .argument(format!("--host-ip={NODE_IP},{NODE_IP6}"))
             .argument(format!("--redirect={}", kind.backend))
             .argument(format!("--redirect-interval={}", kind.interval))
-            // In place of the free ones that tests get: a daemon that is started again has the same.
+            // Instead of free ports as in tests, because a restarted daemon has the same ports.
             .argument(format!("--app-port={APP_PORT}"))
             .argument(format!("--metrics-port={}", METRICS.port()))
     }
 
-    /// One daemon, and the one after it; the times in the order of [`TIMES`].
+    /// Runs one daemon, and the next one after it. Returns the times in the order of [`TIMES`].
     fn run(&self, kind: &Kind, programs: &TempDir, run: u32) -> [Duration; TIMES.len()] {
         let setup = self.setup(kind, programs);
         let began = Instant::now();
@@ -194,7 +194,7 @@ impl World {
         let repaired = began.elapsed();
 
         let began = Instant::now();
-        // By SIGKILL, and waited for.
+        // Sends SIGKILL, and waits for the end of the process.
         drop(daemon);
         let daemon = setup.spawn().unwrap();
         wait_for(&daemon, || role_of(&self.pod).is_ok_and(|role| role == ROLE));
@@ -203,22 +203,22 @@ impl World {
 }
 
 fn wait_for(daemon: &Daemon, is: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !is() {
-        assert!(Instant::now() < deadline, "it did not come to pass\n{}", daemon.log());
-        std::thread::sleep(LOOK_AGAIN);
+        assert!(Instant::now() < deadline, "the condition never became true\n{}", daemon.log());
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
 fn is_ready(node: &Netns) -> bool {
-    let answer = node.connect(METRICS, PATIENCE).and_then(|stream| player::request(stream, "GET", "/readyz", &[("Host", "localhost")]));
+    let answer = node.connect(METRICS, TIMEOUT).and_then(|stream| player::request(stream, "GET", "/readyz", &[("Host", "localhost")]));
     answer.is_ok_and(|answer| answer.status == 200)
 }
 
-/// The role whose credentials the pod is given, as an SDK asks for them.
+/// Returns the role whose credentials the pod gets, requested as by an SDK.
 fn role_of(pod: &Netns) -> io::Result<String> {
     const LIST: &str = "/latest/meta-data/iam/security-credentials/";
-    let stream = pod.connect(METADATA, PATIENCE)?;
+    let stream = pod.connect(METADATA, TIMEOUT)?;
     let ask = |method: &str, path: &str, header: (&str, &str)| {
         let answer = player::request(&stream, method, path, &[("Host", "169.254.169.254"), header])?;
         if answer.status == 200 { Ok(answer.text()) } else { Err(io::Error::other(format!("{method} {path}: {}", answer.status))) }

@@ -1,7 +1,7 @@
-//! Cached credential requests per second over loopback, against a bare hyper server that returns the same bytes.
+//! Cached credential requests per second over loopback, compared with a bare hyper server that returns the same bytes.
 //!
-//! Both servers are processes of their own, asked in turn by the same client in the same run, over connections that are
-//! kept and over a new connection for each request. Absolute figures depend on the machine; the ratio that is printed at
+//! Both servers are processes of their own. The same client sends requests to them alternately in the same run, over kept
+//! connections and over a new connection for each request. Absolute figures depend on the machine. The ratio that is printed at
 //! the end is what counts.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
@@ -25,7 +25,7 @@ use common::{median, pods, world};
 
 const POD: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const CONNECTIONS: usize = 16;
-/// Pairs of runs that the printed ratio is the median of.
+/// The number of pairs of runs whose median ratio is printed.
 const PAIRS: usize = 15;
 const REQUESTS_OF_A_RUN: u64 = 20_000;
 const WORKERS: usize = 2;
@@ -46,7 +46,7 @@ enum Connections {
 }
 
 fn main() {
-    // The process that is the bare server has the answer's body for its case.
+    // The case of the bare server's process is the body of its answer.
     if let Some(body) = process::case() {
         return bare_server(body);
     }
@@ -78,7 +78,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// The two servers, and what they need.
+/// The two servers, and their dependencies.
 struct World {
     rolegate: Target,
     bare: Target,
@@ -116,7 +116,7 @@ impl World {
     }
 }
 
-/// The length of the whole answer, which is the same for every request.
+/// Returns the length of the complete answer, which is the same for every request.
 async fn answer_length(address: SocketAddr, request: &[u8]) -> usize {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request).await.unwrap();
@@ -133,7 +133,7 @@ async fn answer_length(address: SocketAddr, request: &[u8]) -> usize {
     }
 }
 
-/// The time of `requests` requests over [`CONNECTIONS`] connections at once.
+/// Returns the time of `requests` requests over [`CONNECTIONS`] parallel connections.
 async fn load(target: &Target, connections: Connections, requests: u64) -> Duration {
     let began = Instant::now();
     let each = requests.div_ceil(CONNECTIONS as u64);
@@ -146,7 +146,7 @@ async fn load(target: &Target, connections: Connections, requests: u64) -> Durat
     for client in clients {
         client.await.unwrap();
     }
-    // What was measured is a little more than was asked for where it does not divide.
+    // If the number does not divide evenly, slightly more was measured than requested.
     began.elapsed().mul_f64(requests as f64 / (each * CONNECTIONS as u64) as f64)
 }
 
@@ -158,7 +158,7 @@ async fn client(target: &Target, connections: Connections, requests: u64) {
             Some(stream) => stream,
             None => {
                 let stream = TcpStream::connect(target.address).await.unwrap();
-                // Thousands of closed connections a second would use up the ports: end with a reset.
+                // Thousands of closed connections per second would use up the ports, so they end with a reset.
                 stream.set_zero_linger().unwrap();
                 stream
             }
@@ -172,7 +172,7 @@ async fn client(target: &Target, connections: Connections, requests: u64) {
     }
 }
 
-/// hyper with nothing around it: no timeouts, no limits, no routes; the same status, headers and body.
+/// Runs hyper on its own: no timeouts, no limits, no routes; the same status, headers and body.
 fn bare_server(body: String) {
     use http_body_util::Full;
     use hyper::service::service_fn;
@@ -194,7 +194,7 @@ fn bare_server(body: String) {
                         .body(Full::new(body.clone()));
                     std::future::ready(response)
                 });
-                // A client that goes away is no news.
+                // An error means that the client left.
                 let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
             });
         }

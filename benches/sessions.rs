@@ -1,9 +1,9 @@
-//! The session cache by itself: what a request costs that finds its session, what one costs that does not, the memory of a
-//! session. And the proxy before it: how much longer requests for held sessions take while STS does not answer.
+//! The session cache on its own: the cost of a request that finds its session, of one that does not, and the memory of a
+//! session. Also the proxy in front of it: how much longer requests for held sessions take while STS does not answer.
 //!
-//! The last is the measured side of a promise: pods whose sessions are held never wait for STS. Pods ask on a schedule, whether
-//! or not those before them were answered, and each time counts from when it was meant to be asked. It is looked at in one run,
-//! as the ratio of two percentiles, and the run ends with status 1 where it is above 2.
+//! The last figure tests a promise: pods whose sessions are held never wait for STS. Pods send requests on a schedule, whether
+//! or not the previous ones were answered, and each time counts from when the request was due. One run compares two
+//! percentiles, and exits with status 1 if their ratio is above 2.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
 
@@ -40,31 +40,31 @@ use common::pods::{address, uid};
 use common::process::Memory;
 use common::{BASE, CALLER, exit_code, quantile};
 
-/// Pods of the node that is looked at.
+/// The number of pods on the measured node.
 const PODS: usize = 300;
-/// STS does not answer for so long, and answers for as long before.
+/// How long STS does not answer, and how long it answers before that.
 const STALL: Duration = Duration::from_secs(60);
-/// Between two requests of the schedule.
+/// The interval between two requests of the schedule.
 const EVERY: Duration = Duration::from_millis(1);
-/// How old the first sessions are: they are renewed at 18 to 30 minutes, half of them soon, the others in the minutes that are
-/// measured and after them.
+/// The age of the first sessions. They are renewed at 18 to 30 minutes: half of them soon, the others during the measured
+/// minutes and afterwards.
 const AGE: jiff::SignedDuration = jiff::SignedDuration::from_mins(24);
-/// The longest time of a request to STS (`--sts-timeout`).
+/// The timeout of a request to STS (`--sts-timeout`).
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How much longer requests may take while STS does not answer.
+/// The maximum ratio of request times while STS does not answer.
 const MOST: f64 = 2.0;
-/// Sessions whose memory is measured.
+/// The number of sessions whose memory is measured.
 const MANY: usize = 5_000;
 
-/// An STS that answers at once, until it is stalled.
+/// An STS that answers at once until it is stalled.
 #[derive(Clone)]
 struct Sts {
     clock: Clock,
     is_stalled: Arc<AtomicBool>,
     calls: Arc<AtomicU64>,
-    /// Requests that had no answer in time.
+    /// The number of requests that got no answer in time.
     lost: Arc<AtomicU64>,
-    /// Whether the sessions that it gives are of [`AGE`] already.
+    /// Whether the sessions that it issues are already [`AGE`] old.
     gives_old: Arc<AtomicBool>,
 }
 
@@ -93,7 +93,7 @@ impl AssumeRole for Sts {
 fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut criterion = Criterion::default().configure_from_args().sample_size(20).measurement_time(Duration::from_secs(5));
-    // First: what others gave back would be taken for nothing.
+    // First, because memory that others freed would distort the result.
     memory(&runtime);
     hit_and_miss(&runtime, &mut criterion);
     let is_kept = stall(&runtime);
@@ -129,7 +129,7 @@ fn hit_and_miss(runtime: &Runtime, criterion: &mut Criterion) {
     });
 }
 
-/// What the process grows by for a session, its key and its document included.
+/// Prints how much the process grows for each session, including its key and its document.
 fn memory(runtime: &Runtime) {
     let (policy, sts) = (policy(), Sts::new());
     let sessions = sessions(&sts);
@@ -144,8 +144,8 @@ fn memory(runtime: &Runtime) {
     println!("memory of a session, of {MANY}: {} bytes", grown / MANY as u64);
 }
 
-/// A node whose sessions come to half of their lives: first STS answers, then it does not, with renewals under way. Whether
-/// requests took as long as before.
+/// Runs a node whose sessions reach half of their lifetime: first STS answers, then it does not, with renewals in progress.
+/// Returns whether requests took as long as before.
 fn stall(runtime: &Runtime) -> bool {
     let (sts, policy) = (Sts::new(), policy());
     let (healthy, stalled, lost) = runtime.block_on(async {
@@ -160,7 +160,7 @@ fn stall(runtime: &Runtime) -> bool {
         let (events, _records) = Reporter::new(metrics.clone());
         let tokens = Tokens::new(clock.clone()).unwrap();
         let proxy = Arc::new(Proxy::new(of_proxy, pods.clone(), sessions.clone(), tokens, clock, metrics, events));
-        // All are asked for once, and are old already; then the renewal begins.
+        // All sessions are requested once, and are already old. Then the renewal begins.
         sts.gives_old.store(true, Ordering::Relaxed);
         for number in 0..PODS {
             assert_eq!(ask(&proxy, number).await, http::StatusCode::OK);
@@ -168,7 +168,7 @@ fn stall(runtime: &Runtime) -> bool {
         sts.gives_old.store(false, Ordering::Relaxed);
         let before = sts.calls.load(Ordering::Relaxed);
         let refresh = tokio::spawn(Refresh { pods, policy, sessions, prefetch: true, spread: Duration::ZERO }.run());
-        // What is due already is renewed first, so that the two minutes have the same to do.
+        // Sessions that are already due are renewed first, so that both minutes have the same work.
         while sts.calls.load(Ordering::Relaxed) < before + PODS as u64 / 3 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -196,11 +196,11 @@ struct Times {
     count: usize,
 }
 
-/// Asks on a schedule for so long, as pods that know nothing of each other.
+/// Sends requests on a schedule for this long, as independent pods do.
 async fn on_schedule(proxy: &Arc<Proxy<Sts>>, lasts: Duration) -> Times {
     let (runtime, proxy) = (tokio::runtime::Handle::current(), proxy.clone());
     let (sender, mut receiver) = mpsc::unbounded_channel();
-    // A thread of its own, whose clock is finer than the runtime's, and which the runtime cannot hold up.
+    // A thread of its own, whose clock is finer than the runtime's and which the runtime cannot delay.
     let schedule = std::thread::spawn(move || {
         let began = Instant::now();
         for number in 0.. {
@@ -226,7 +226,7 @@ async fn on_schedule(proxy: &Arc<Proxy<Sts>>, lasts: Duration) -> Times {
     Times { p50: at(0.5), p99: at(0.99), most: at(1.0), count: took.len() }
 }
 
-/// One request of a pod for its credentials.
+/// Sends one request of a pod for its credentials.
 async fn ask(proxy: &Proxy<Sts>, number: usize) -> http::StatusCode {
     let origin = Origin::new(address(number).into(), Hosts::default());
     proxy.handle(&origin, &credentials_of_web()).await.status()

@@ -1,16 +1,16 @@
 //! The operators' port: `/metrics`, `/healthz`, `/readyz`, `/explain`, and with `--debug` `/debug/store`.
 //!
-//! Liveness is local: it says that the process answers. Readiness says that this node's pods can be served, or what is
-//! still to be done for that. The explanation and the debug page tell which pod has which role, so they answer peers on
-//! loopback alone, no page of a browser there, and nothing that says it was sent on by a proxy; the explanation wants a header
-//! of its own besides. A GET of it asks nobody; a POST with `assume=true` asks STS once, one at a time, one a second, and more
-//! rarely while STS gives nothing.
+//! Liveness is local: it says that the process answers. Readiness says that this node's pods can be served, or what still has
+//! to happen first. The explanation and the debug page reveal which pod has which role. They therefore answer only peers on
+//! loopback, and neither web pages in a browser nor requests that a proxy forwarded; the explanation also requires a header of
+//! its own. A GET of the explanation makes no calls. A POST with `assume=true` calls STS once; these calls run one at a time,
+//! at most one per second, and back off while STS returns errors.
 //!
 //! Pods can reach this port, too. What they may use of it is limited by pod. The node itself is not limited, so that the
-//! kubelet's probes never wait for other clients. The metrics are rendered at most once a second for all other clients, and only
-//! the node itself sees namespaces, unless the operator configures it otherwise.
+//! kubelet's probes never wait for other clients. The metrics are rendered at most once a second for all other clients, and
+//! only the node itself sees namespaces, unless the operator configures it otherwise.
 //!
-//! The probe socket answers the two probes alone: this daemon's own, also while the port is that of another.
+//! The probe socket serves only the two probes, and always those of this daemon, even while another daemon has the port.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -47,33 +47,34 @@ mod rendered;
 use local::{is_local, question};
 pub(crate) use rendered::Rendered;
 
-/// Limits on open connections. Pods of this node share one set of places; addresses that belong to no pod of this node, mostly
-/// those of scrapers on other nodes, share another. Nobody waits; an idle connection is closed for a client that has none.
+/// Limits on open connections. Pods of this node share one set of places. Addresses that belong to no pod of this node, mostly
+/// scrapers on other nodes, share another. No connection waits: if there is no free place, an idle connection is closed.
 const CONNECTIONS: ConnectionSettings = ConnectionSettings { all: 32, per_source: 4, node: 64, unknown: 64, per_unknown: 8, waiting: 0 };
-/// Connections of all addresses together that belong to no known pod and are behind a pod's port of a bridge.
+/// The maximum number of connections from all addresses together that belong to no known pod and are behind a pod's port of a
+/// bridge.
 const MAX_INVENTED: usize = 16;
-/// New connections of one source a second.
+/// New connections per second from one source.
 const CONNECTION_RATE: u32 = 50;
-/// Requests of one source a second, over all its connections. Further requests wait.
+/// Requests per second from one source, over all its connections. Further requests wait.
 const REQUEST_RATE: u32 = 10;
-/// Connections at the probe socket: the kubelet asks one question at a time.
+/// Connections at the probe socket. The kubelet sends one probe at a time.
 const MAX_PROBES: usize = 16;
-/// Time for a request's head to arrive, and for an answer to be taken.
+/// The time for a request's head to arrive, and for the client to read a response.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
-/// Status, type and body.
+/// The status, content type and body of a response.
 type AdminPage = (StatusCode, &'static str, Bytes);
 
 const NOT_FOUND: AdminPage = (StatusCode::NOT_FOUND, TEXT, Bytes::new());
 
-/// What each source may take.
+/// The places and rates of each source.
 #[derive(Debug)]
 struct Room {
     clients: Share,
-    /// For addresses of no known pod that are behind a pod's port of a bridge: a pod may have invented them. Clients elsewhere, as
-    /// a scraper on another node, lose nothing by them.
+    /// The share of addresses that belong to no known pod and are behind a pod's port of a bridge: a pod may have invented
+    /// them. Clients elsewhere, such as a scraper on another node, are not affected.
     invented: Share,
 }
 
@@ -118,26 +119,26 @@ impl Room {
 /// The operators' port.
 #[derive(Debug)]
 pub(crate) struct Admin<A> {
-    /// What is scraped.
+    /// The metrics that are served.
     pub metrics: Metrics,
-    /// What is not done yet.
+    /// The steps that readiness waits for.
     pub readiness: Readiness,
-    /// The pods: who connects, and what the debug page shows.
+    /// The pods, which identify clients and appear on the debug page.
     pub pods: Pods,
-    /// Whether there is a debug page.
+    /// Whether the debug page is served.
     pub debug: bool,
     /// Whether clients other than the node itself see namespaces in the metrics.
     pub namespace_labels: bool,
     /// The record of connections that limits closed.
     pub record: ConnectionRecord,
-    /// For explanations, once the daemon knows by what it decides.
+    /// The explainer, once the daemon's policy is ready.
     pub explainer: Arc<OnceLock<Explainer<A>>>,
     /// The last rendering of the metrics.
     pub rendered: Rendered,
 }
 
 impl<A: StsOfNode> Admin<A> {
-    /// Serves for as long as the process.
+    /// Serves the port for the lifetime of the process.
     pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener) {
         let admin = self;
         let room = Arc::new(Room::new());
@@ -152,7 +153,7 @@ impl<A: StsOfNode> Admin<A> {
                     if let Source::Unknown(ip, _) = source
                         && admin.pods.has_bridges()
                     {
-                        // The kernel is asked, which may wait.
+                        // Asking the kernel may block.
                         running.spawn(async move {
                             let source = Source::Unknown(ip, admin.pods.network_of(ip).await);
                             if let Some(permit) = admin.admitted(&source, &room) {
@@ -164,14 +165,14 @@ impl<A: StsOfNode> Admin<A> {
                     }
                 }
                 Err(error) => {
-                    debug!(%error, "a connection to the metrics port could not be accepted");
+                    debug!(%error, "cannot accept a connection to the metrics port; retrying");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 
-    /// Returns the place of a connection. Where it gets none, this is counted and recorded.
+    /// Returns the permit for a connection. If it gets none, the rejection is counted and recorded.
     fn admitted(&self, source: &Source, room: &Room) -> Option<ConnectionPermit> {
         let admitted = room.admit(source, |ip| self.source_of(ip));
         if let Err(limit) = &admitted {
@@ -192,7 +193,7 @@ impl<A: StsOfNode> Admin<A> {
         Source::at_once(ip, self.pods.at_once(ip))
     }
 
-    /// Serves the two probes, and nothing else, to this user's own processes, for as long as the process.
+    /// Serves only the two probes, to processes of this user, for the lifetime of the process.
     pub(crate) async fn serve_probes(self: Arc<Self>, listener: UnixListener) {
         let mut running = tokio::task::JoinSet::new();
         loop {
@@ -202,9 +203,9 @@ impl<A: StsOfNode> Admin<A> {
                     let admin = self.clone();
                     running.spawn(async move { admin.probes(stream).await });
                 }
-                Ok(_) => debug!("a probe was not heard: there are too many at one time"),
+                Ok(_) => debug!("rejected a probe because too many are open"),
                 Err(error) => {
-                    debug!(%error, "a probe could not be accepted");
+                    debug!(%error, "cannot accept a probe; retrying");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -220,11 +221,11 @@ impl<A: StsOfNode> Admin<A> {
             .header_read_timeout(HEAD_TIMEOUT)
             .serve_connection(TokioIo::new(Timely::new(stream, HEAD_TIMEOUT)), service);
         if let Err(error) = connection.await {
-            debug!(%error, "a probe ended early");
+            debug!(%error, "the connection of a probe ended early");
         }
     }
 
-    /// The answer to a probe, where it is one.
+    /// Returns the response to a probe, or `None` if the request is not a probe.
     fn probed(&self, request: &Parts) -> Option<AdminPage> {
         match (&request.method, request.uri.path()) {
             (&Method::GET | &Method::HEAD, "/healthz") => Some((StatusCode::OK, TEXT, Bytes::from_static(b"ok\n"))),
@@ -240,7 +241,7 @@ impl<A: StsOfNode> Admin<A> {
         let (source, permit) = (&source, &permit);
         let service = service_fn(|request: Request<hyper::body::Incoming>| async move {
             permit.request_begins();
-            // One request of a connection is under way at a time, so that this slows the connection down.
+            // A connection carries one request at a time, so this delays the whole connection.
             tokio::time::sleep(room.delay(source)).await;
             let response = respond(self.answer(&request.into_parts().0, peer, source).await);
             permit.request_ends();
@@ -254,7 +255,7 @@ impl<A: StsOfNode> Admin<A> {
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             closing = permit.closing() => {
-                debug!(%peer, ?closing, "a connection to the metrics port gave its place to another source");
+                debug!(%peer, ?closing, "closing a connection to the metrics port to make room for another source");
                 if closing == Closing::Displaced {
                     self.record.closed(source, Port::Metrics, Limit::Displaced);
                     return;
@@ -305,7 +306,7 @@ impl<A: StsOfNode> Admin<A> {
         let Some(explainer) = self.explainer.get() else {
             return (StatusCode::SERVICE_UNAVAILABLE, TEXT, self.waiting());
         };
-        // Only a POST changes anything outside.
+        // Only a POST may have effects outside the daemon.
         if asked.assume && request.method != Method::POST {
             let refusal = "assume=true asks STS, which a GET does not: send it as a POST, or leave it out\n";
             return (StatusCode::METHOD_NOT_ALLOWED, TEXT, refusal.into());
@@ -317,7 +318,7 @@ impl<A: StsOfNode> Admin<A> {
                 Err(busy) => return (StatusCode::TOO_MANY_REQUESTS, TEXT, format!("{busy}\n").into()),
             },
         };
-        // A pod that is not known before the first list is no news.
+        // Before the first list, an unknown pod means nothing.
         if is_not_known(&report) && !self.readiness.pending().is_empty() {
             return (StatusCode::SERVICE_UNAVAILABLE, TEXT, self.waiting());
         }
@@ -343,7 +344,8 @@ fn is_not_known(report: &Report) -> bool {
     report.decision == ReportedDecision::Unknown && report.identity.is_empty()
 }
 
-/// What kube2iam's page of this name shows: role annotations and namespaces by address, namespaces' lists by name.
+/// Renders the contents of kube2iam's page of this name: role annotations and namespaces by address, and the allowed roles by
+/// namespace.
 fn store(pods: &Pods) -> Bytes {
     let (mut roles, mut namespaces, mut lists) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for pod in pods.all() {

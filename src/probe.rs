@@ -1,6 +1,6 @@
-//! `rolegate probe`: the kubelet's questions to the daemon of its own pod, over a Unix socket.
+//! `rolegate probe`: the kubelet's probes of the daemon in the same pod, over a Unix socket.
 //!
-//! While two daemons of a node overlap, the metrics port is that of one of them; a probe by HTTP would ask it about the other.
+//! While two daemons on a node overlap, only one of them has the metrics port, so an HTTP probe could reach the wrong daemon.
 
 use std::borrow::Cow;
 use std::io::{self, Read as _, Write as _};
@@ -11,15 +11,16 @@ use std::time::Duration;
 use crate::advice::Advise;
 use crate::config::probe::ProbeQuestion;
 
-/// Time for each part of the exchange: the kubelet's patience is 1 second by default, 3 in the manifests here.
+/// The timeout of each part of the exchange. The kubelet's own timeout is 1 second by default and 3 seconds in the manifests of
+/// this repository.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Bytes of an answer.
+/// The maximum size of an answer, in bytes.
 const MAX_ANSWER: u64 = 64 * 1024;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProbeError {
-    /// Nothing answers at the socket.
+    /// Nothing answers on the socket.
     #[error("no daemon answers at {0}")]
     Unreachable(PathBuf, #[source] io::Error),
     /// The answer is not HTTP.
@@ -39,13 +40,13 @@ impl Advise for ProbeError {
 /// The daemon's answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ProbeAnswer {
-    /// Whether the daemon is ready, or alive.
+    /// Whether the daemon is ready or, for a liveness probe, alive.
     pub good: bool,
     /// The text of the answer.
     pub text: String,
 }
 
-/// Asks the daemon whose socket this is.
+/// Sends a probe to the daemon behind this socket.
 pub(crate) fn ask(socket: &Path, question: ProbeQuestion) -> Result<ProbeAnswer, ProbeError> {
     let text = exchange(socket, question.path()).map_err(|error| ProbeError::Unreachable(socket.to_owned(), error))?;
     read(&text).ok_or_else(|| ProbeError::Odd(socket.to_owned()))
@@ -72,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_good_with_the_status_200_alone() {
+    fn only_the_status_200_is_good() {
         let answer = |text: &str| read(text).map(|answer| (answer.good, answer.text));
         assert_eq!(answer("HTTP/1.1 200 OK\r\na: b\r\n\r\nready\n"), Some((true, "ready".to_owned())));
         let waiting = "HTTP/1.1 503 Service Unavailable\r\n\r\nwaiting for: the packet rule\n";

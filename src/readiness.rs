@@ -1,15 +1,16 @@
-//! Which steps of the start are still to be done. The daemon is ready when none is left, and not any more once it drains.
+//! The start-up steps that are still pending. The daemon is ready when none is left, and no longer ready once it drains.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// The steps of the start; cheap to clone.
+/// The pending start-up steps. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<watch::Sender<BTreeSet<&'static str>>>);
 
-/// One step of the start. Dropped without [`ReadinessStep::done`] it stays pending: a step that failed is not done.
+/// One start-up step. If it is dropped without [`ReadinessStep::done`], it stays pending, because a step that failed is not
+/// done.
 #[derive(Debug)]
 #[must_use = "a step that nobody finishes keeps the daemon from being ready"]
 pub struct ReadinessStep {
@@ -26,31 +27,31 @@ impl Readiness {
         ReadinessStep { name, readiness: self.clone() }
     }
 
-    /// What is not done yet; empty means ready.
+    /// Returns the pending steps. Empty means ready.
     pub fn pending(&self) -> Vec<&'static str> {
         self.0.borrow().iter().copied().collect()
     }
 
-    /// Whether nothing is left to be done.
+    /// Returns whether no step is pending.
     pub fn is_ready(&self) -> bool {
         self.0.borrow().is_empty()
     }
 
-    /// Returns when nothing is left to be done: at once, where that is so now.
+    /// Returns when no step is pending, which may be at once.
     pub async fn ready(&self) {
-        // It cannot be closed: the sender is ours.
+        // The channel cannot close, because `self` holds the sender.
         let _ = self.0.subscribe().wait_for(BTreeSet::is_empty).await;
     }
 
-    /// Returns when none of these is to be done.
+    /// Returns when none of these steps is pending.
     pub async fn done(&self, names: &[&str]) {
-        // It cannot be closed: the sender is ours.
+        // The channel cannot close, because `self` holds the sender.
         let _ = self.0.subscribe().wait_for(|pending| !pending.iter().any(|name| names.contains(name))).await;
     }
 }
 
 impl ReadinessStep {
-    /// The step is done.
+    /// Marks the step as done.
     pub fn done(self) {
         self.readiness.0.send_modify(|pending| {
             pending.remove(self.name);
@@ -74,7 +75,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn some_steps_are_waited_for() {
+    async fn a_wait_may_be_for_some_steps_only() {
         let readiness = Readiness::default();
         let (first, second, _other) = (readiness.step("first"), readiness.step("second"), readiness.step("other"));
         let mut waiting = std::pin::pin!(readiness.done(&["first", "second"]));
@@ -86,7 +87,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_all_waits_for_the_last_and_for_what_is_added_later() {
+    async fn ready_waits_for_every_step_even_those_added_later() {
         let readiness = Readiness::default();
         let (first, second) = (readiness.step("first"), readiness.step("second"));
         let mut waiting = std::pin::pin!(readiness.ready());

@@ -1,4 +1,4 @@
-//! The packet rules that bring the pods' metadata requests to the daemon, and let them go nowhere else.
+//! The packet rules that redirect the pods' metadata requests to the daemon and keep them from going anywhere else.
 
 use std::borrow::Cow;
 use std::io;
@@ -23,30 +23,31 @@ pub mod reconcile;
 pub mod rules;
 pub mod status;
 
-/// What puts the rules into the kernel, and looks after them.
+/// A program that loads the packet rules into the kernel and keeps them there.
 pub trait Backend: Send + Sync {
-    /// Its name, as `--redirect` has it.
+    /// Returns the backend's name, as `--redirect` spells it.
     fn name(&self) -> &'static str;
 
-    /// The rules as a person would load them: the text of the backend's own program.
+    /// Renders the rules in the syntax of the backend's own program, ready to load by hand.
     fn render(&self, rules: &RuleSet) -> String;
 
-    /// Makes the kernel's rules those wanted, whatever was there of ours: in one transaction for each table and family, so
-    /// that no packet meets half of them, and the guard's before the others'. What others own is not touched.
+    /// Replaces whatever rules of rolegate the kernel has with the wanted ones. Each table and family changes in one
+    /// transaction, so that no packet meets half of the rules, and the guard is installed first. Rules that rolegate does not
+    /// own are not touched.
     fn install(&self, rules: &RuleSet) -> impl Future<Output = Result<(), RedirectError>> + Send;
 
-    /// What is not as wanted, in words; nothing where all is. It changes nothing.
+    /// Describes what differs from the wanted rules; empty if nothing does. Changes nothing.
     fn differences(&self, rules: &RuleSet) -> impl Future<Output = Result<Vec<String>, RedirectError>> + Send;
 
-    /// What stands of ours, whatever is wanted.
+    /// Returns the rules that rolegate has in the kernel, whether wanted or not.
     fn observed(&self) -> impl Future<Output = Result<ObservedRules, RedirectError>> + Send;
 
-    /// What stands of ours by another backend, as far as that can be found out.
+    /// Returns the rules that rolegate has in the kernel through another backend, as far as they can be read.
     fn standing_elsewhere(&self) -> impl Future<Output = ObservedRules> + Send {
         std::future::ready(ObservedRules::default())
     }
 
-    /// Takes away exactly what is ours, and says in words what that was; nothing where there was nothing.
+    /// Removes exactly the rules that rolegate owns, and describes what it removed; empty if there was nothing.
     fn remove(&self) -> impl Future<Output = Result<Vec<String>, RedirectError>> + Send;
 }
 
@@ -56,15 +57,15 @@ pub enum RedirectError {
     /// The program cannot be started.
     #[error("cannot run {program}")]
     Program {
-        /// Its name.
+        /// The program's name.
         program: &'static str,
-        /// What the system says.
+        /// The error from the system.
         source: io::Error,
     },
-    /// The program did not end.
+    /// The program did not exit in time.
     #[error("{program} did not exit within {} seconds and was killed", patience.as_secs())]
     Hung {
-        /// Its name.
+        /// The program's name.
         program: &'static str,
         /// How long rolegate waited for it.
         patience: Duration,
@@ -72,12 +73,12 @@ pub enum RedirectError {
     /// The program exited with an error.
     #[error("{program} failed: {message}")]
     Failed {
-        /// Its name.
+        /// The program's name.
         program: &'static str,
         /// What it printed.
         message: String,
     },
-    /// The kernel lacks what the rules need.
+    /// The kernel lacks a feature that the rules need.
     #[error("the kernel does not support the rules that {program} loads: {message}")]
     Kernel {
         /// The program's name.
@@ -85,7 +86,7 @@ pub enum RedirectError {
         /// What it printed.
         message: String,
     },
-    /// Another program holds the lock of iptables, or the lock file cannot be opened.
+    /// Another program holds the iptables lock, or the lock file cannot be opened.
     #[error("{program} cannot get the iptables lock: {message}")]
     Locked {
         /// The program that waited.
@@ -93,15 +94,15 @@ pub enum RedirectError {
         /// What it printed.
         message: String,
     },
-    /// The output of the program has an unknown form.
+    /// The output of the program has an unknown format.
     #[error("cannot parse the output of {program}: {message}")]
     Unreadable {
-        /// Its name.
+        /// The program's name.
         program: &'static str,
-        /// What is wrong.
+        /// Why the output cannot be parsed.
         message: String,
     },
-    /// A table of iptables has rules that only `nft` can read.
+    /// An iptables table has rules that only `nft` can read.
     #[error("{program} cannot read the table {table}, which has rules that were made with nft")]
     MadeWithNft {
         /// The program's name.
@@ -109,7 +110,7 @@ pub enum RedirectError {
         /// The table's name.
         table: String,
     },
-    /// A name of `--host-interface` that the program cannot take.
+    /// A name in `--host-interface` that the program cannot match.
     #[error("{program} cannot match the interface name {name:?}")]
     InterfaceName {
         /// The program's name.
@@ -117,22 +118,22 @@ pub enum RedirectError {
         /// The name.
         name: String,
     },
-    /// The rules differ each time after they were written.
+    /// The rules still differ after every attempt to write them.
     #[error("{program} wrote the rules {attempts} times, and they still differ: {differences}")]
     NotKept {
         /// The program's name.
         program: &'static str,
-        /// How often it wrote them.
+        /// The number of attempts.
         attempts: usize,
         /// What differs.
         differences: String,
     },
-    /// The rules come back each time after they were removed.
+    /// The rules come back after every attempt to remove them.
     #[error("{program} removed the rules {attempts} times, and they came back")]
     CameBack {
         /// The program's name.
         program: &'static str,
-        /// How often it removed them.
+        /// The number of attempts.
         attempts: usize,
     },
     /// No backend works on this node.
@@ -146,7 +147,7 @@ pub enum RedirectError {
     /// The program that ends earlier connections cannot be started.
     #[error("cannot run conntrack")]
     Conntrack {
-        /// What the system says.
+        /// The error from the system.
         source: io::Error,
     },
     /// There are too many earlier connections, or the node is too slow.
@@ -154,7 +155,7 @@ pub enum RedirectError {
     ConntrackSlow {
         /// How long rolegate waited for it.
         deadline: Duration,
-        /// Connections that were ended by then.
+        /// The number of connections that were ended by then.
         forgotten: u64,
     },
     /// The kernel has IPv6, and the rules for it cannot be read or changed.
@@ -169,7 +170,7 @@ impl Advise for RedirectError {
                 "use an image that has the program, or give --redirect=none and add the rules yourself (see iptables/)".into()
             }
             Self::Hung { .. } => "check the node for a shortage of memory or I/O (`ps`, `dmesg`)".into(),
-            Self::Failed { message, .. } | Self::Locked { message, .. } if is_about_rights(message) => {
+            Self::Failed { message, .. } | Self::Locked { message, .. } if is_permission_error(message) => {
                 missing_right(nix::unistd::geteuid().is_root()).into()
             }
             Self::Failed { .. } => return None,
@@ -202,12 +203,12 @@ impl Advise for RedirectError {
     }
 }
 
-/// Whether a program says that the process may not do what it asked for.
-fn is_about_rights(message: &str) -> bool {
+/// Returns whether a program's message says that the process lacks a permission.
+fn is_permission_error(message: &str) -> bool {
     ["not permitted", "ermission denied", "must be root"].iter().any(|words| message.contains(words))
 }
 
-/// What a process needs that may not read or change packet rules.
+/// Returns what a process lacks that is not permitted to read or change packet rules.
 const fn missing_right(is_root: bool) -> &'static str {
     if is_root {
         "add the capability NET_ADMIN (and NET_RAW for legacy iptables) to the container's securityContext"
@@ -216,7 +217,7 @@ const fn missing_right(is_root: bool) -> &'static str {
     }
 }
 
-/// Patterns that no interface of this node fits at the moment.
+/// Returns the patterns that match no interface of this node at the moment.
 pub fn without_interface(patterns: &[InterfaceMatch]) -> Vec<&InterfaceMatch> {
     let names: Vec<_> = nix::ifaddrs::getifaddrs().map(|all| all.map(|one| one.interface_name).collect()).unwrap_or_default();
     let fits = |pattern: &InterfaceMatch, name: &String| match pattern.name.strip_suffix('+') {
@@ -226,7 +227,7 @@ pub fn without_interface(patterns: &[InterfaceMatch]) -> Vec<&InterfaceMatch> {
     patterns.iter().filter(|pattern| !names.iter().any(|name| fits(pattern, name))).collect()
 }
 
-/// The addresses of all interfaces of this node.
+/// Returns the addresses of all interfaces of this node.
 pub fn interface_addresses() -> Vec<IpAddr> {
     let addresses = nix::ifaddrs::getifaddrs().map(|addresses| addresses.filter_map(|address| address.address).collect::<Vec<_>>());
     let ip = |address: nix::sys::socket::SockaddrStorage| {
@@ -236,7 +237,7 @@ pub fn interface_addresses() -> Vec<IpAddr> {
     addresses.unwrap_or_default().into_iter().filter_map(ip).collect()
 }
 
-/// An address of an interface of this node that packets can be sent to from another one: none of loopback's own.
+/// Returns an address of this interface that other interfaces can reach: never a loopback address.
 pub fn interface_address(name: &str, ipv6: bool) -> Option<IpAddr> {
     let addresses = nix::ifaddrs::getifaddrs().ok()?;
     let of_interface = addresses.filter(|address| address.interface_name == name).filter_map(|address| address.address);

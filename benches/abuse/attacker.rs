@@ -13,25 +13,25 @@ use super::common::process::{Again, wait_for_end};
 use super::world::{ATTACKER, CROWD, GHOST, HONEST, MISLED, crowd_ip};
 use super::{floods, http};
 
-/// Between a connection that was closed and the next one, where it is not the connecting that hurts.
+/// The pause before a closed connection is replaced, in attacks whose point is not connecting.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
-/// Connections that ask for credentials all the time, each for the next ones as soon as it has an answer.
+/// The number of connections that request credentials constantly, each as soon as it has an answer.
 const ASKING: usize = 4;
-/// Connections of a burst, and the time between two bursts.
+/// The number of connections in a burst, and the time between two bursts.
 const BURST: (usize, Duration) = (200, Duration::from_secs(1));
-/// An SDK gives up after a few seconds.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The timeout of a request. An SDK gives up after a few seconds.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The process, as its parent sees it.
 pub(super) struct Attacker(Again);
 
 impl Attacker {
-    /// Starts it, and waits until the attack runs.
+    /// Starts the process, and waits until the attack runs.
     pub(super) fn start(attack: &str, daemon: SocketAddr, metrics: SocketAddr) -> Attacker {
         Attacker(Again::start(&format!("{attack} {daemon} {metrics}")))
     }
 
-    /// Stops it. Returns what it counted, in words, and the keys that it was given, each with the address that was.
+    /// Stops the process. Returns what it counted, in words, and the keys that it got, each with the address that got it.
     pub(super) fn end(self) -> (String, Vec<(IpAddr, String, String)>) {
         let mut lines = self.0.end().into_iter();
         let counts = lines.next().unwrap();
@@ -43,7 +43,7 @@ impl Attacker {
     }
 }
 
-/// What the attacker counts.
+/// The attacker's counters.
 #[derive(Default)]
 pub(super) struct Counts {
     pub(super) connections: AtomicU64,
@@ -51,13 +51,13 @@ pub(super) struct Counts {
     pub(super) served: AtomicU64,
     /// Other answers.
     pub(super) refused: AtomicU64,
-    /// Connections that were closed without an answer, and answers that did not come in time.
+    /// Connections that were closed without an answer, and answers that did not arrive in time.
     pub(super) failed: AtomicU64,
-    /// Keys that were given, and to whom.
+    /// The keys that were served, and the addresses that got them.
     keys: Mutex<BTreeSet<(IpAddr, String, String)>>,
 }
 
-/// Attacks until standard input ends. Its words are the attack, the address of the daemon and that of its metrics.
+/// Attacks until standard input ends. `words` are the attack, the address of the daemon and that of its metrics.
 pub(super) fn run(words: &str) {
     let words: Vec<&str> = words.split(' ').collect();
     let (address, metrics): (SocketAddr, SocketAddr) = (words[1].parse().unwrap(), words[2].parse().unwrap());
@@ -68,7 +68,7 @@ pub(super) fn run(words: &str) {
     match words[0] {
         "idle" => many(&runtime, 1000, &counts, move |counts| floods::idle(address, counts)),
         "slow" => many(&runtime, 1000, &counts, move |counts| floods::slow(address, counts)),
-        // Twenty of 500 a second each.
+        // Twenty tasks with 500 connections a second each.
         "connect" => many(&runtime, 20, &counts, move |counts| floods::connect_and_reset(address, counts)),
         "pipeline" => {
             let token = runtime.block_on(async { http::token(&mut http::connect(ATTACKER, address).await?).await });
@@ -87,7 +87,7 @@ pub(super) fn run(words: &str) {
         other => panic!("{other}"),
     }
     println!("started");
-    // Ends when the parent says so, or ends itself.
+    // Ends when the parent says so, or has ended.
     wait_for_end();
     let seconds = began.elapsed().as_secs_f64();
     let rate = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64 / seconds;
@@ -115,13 +115,13 @@ where
     }
 }
 
-/// Asks for credentials again and again over a connection that it keeps.
+/// Requests credentials repeatedly over a kept connection.
 async fn ask(from: IpAddr, address: SocketAddr, pause: Duration, counts: Arc<Counts>) {
     loop {
         let connection = async {
             let mut stream = http::connect(from, address).await?;
             counts.connections.fetch_add(1, Ordering::Relaxed);
-            while tokio::time::timeout(PATIENCE, sequence(from, &mut stream, &counts)).await?? {
+            while tokio::time::timeout(TIMEOUT, sequence(from, &mut stream, &counts)).await?? {
                 tokio::time::sleep(pause).await;
             }
             io::Result::Ok(())
@@ -133,7 +133,7 @@ async fn ask(from: IpAddr, address: SocketAddr, pause: Duration, counts: Arc<Cou
     }
 }
 
-/// Token, list of roles, credentials. Returns whether the connection goes on.
+/// Requests a token, the role list and credentials. Returns whether the connection stays open.
 async fn sequence(from: IpAddr, stream: &mut tokio::net::TcpStream, counts: &Counts) -> io::Result<bool> {
     let count = |answer: &http::Answer| {
         let is_served = answer.status == 200;
@@ -157,7 +157,7 @@ async fn sequence(from: IpAddr, stream: &mut tokio::net::TcpStream, counts: &Cou
     Ok(!document.closes)
 }
 
-/// As a process with 200 workers does when their credentials end: each connects and asks once.
+/// Acts like a process with 200 workers whose credentials expire: each worker connects and sends one request.
 async fn bursts(address: SocketAddr, counts: Arc<Counts>) {
     let mut ticks = tokio::time::interval(BURST.1);
     loop {
@@ -170,7 +170,7 @@ async fn bursts(address: SocketAddr, counts: Arc<Counts>) {
                     counts.connections.fetch_add(1, Ordering::Relaxed);
                     sequence(HONEST, &mut stream, &counts).await
                 };
-                if !matches!(tokio::time::timeout(PATIENCE, once).await, Ok(Ok(_))) {
+                if !matches!(tokio::time::timeout(TIMEOUT, once).await, Ok(Ok(_))) {
                     counts.failed.fetch_add(1, Ordering::Relaxed);
                 }
             });

@@ -1,4 +1,4 @@
-//! Attacks that are many sockets or many requests.
+//! Attacks that consist of many sockets or many requests.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +13,7 @@ use super::attacker::{Counts, PAUSE};
 use super::http;
 use super::world::ATTACKER;
 
-/// Addresses that one pod invents.
+/// The number of addresses that one pod invents.
 pub(super) const STRANGERS: usize = 1100;
 
 async fn stream(address: SocketAddr, counts: &Counts) -> io::Result<TcpStream> {
@@ -26,7 +26,7 @@ async fn stream_from(from: IpAddr, address: SocketAddr, counts: &Counts) -> io::
     Ok(stream)
 }
 
-/// One address of many. It sends a request, and connects again when the connection is closed.
+/// Sends a request from one of many addresses, and reconnects when the connection is closed.
 pub(super) async fn stranger(address: SocketAddr, n: usize, counts: Arc<Counts>) {
     let from = IpAddr::from([127, 9, (n >> 8) as u8, (n & 255) as u8]);
     let request = b"PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n";
@@ -43,7 +43,7 @@ pub(super) async fn scrape(metrics: SocketAddr, counts: Arc<Counts>) {
     loop {
         if let Ok(mut stream) = stream(metrics, &counts).await {
             let mut buffer = vec![0; 64 * 1024];
-            // Ten at one time, as fast as they are taken.
+            // Ten at a time, as fast as they are read.
             while stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(10).as_slice()).await.is_ok() {
                 let Ok(length @ 1..) = stream.read(&mut buffer).await else { break };
                 let answers = buffer[..length].windows(13).filter(|bytes| *bytes == b"HTTP/1.1 200 ").count();
@@ -57,7 +57,7 @@ pub(super) async fn scrape(metrics: SocketAddr, counts: Arc<Counts>) {
 pub(super) async fn idle(address: SocketAddr, counts: Arc<Counts>) {
     loop {
         if let Ok(mut stream) = stream(address, &counts).await {
-            // Until the daemon closes it.
+            // Waits until the daemon closes the connection.
             let _ = stream.read(&mut [0]).await;
         }
         tokio::time::sleep(PAUSE).await;
@@ -86,7 +86,7 @@ pub(super) async fn connect_and_reset(address: SocketAddr, counts: Arc<Counts>) 
     let mut ticks = tokio::time::interval(Duration::from_millis(2));
     loop {
         ticks.tick().await;
-        // Made and thrown away.
+        // The connection is opened and dropped.
         let _ = stream(address, &counts).await;
     }
 }

@@ -7,18 +7,18 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
-/// The list of roles; a role's name behind it is its document.
+/// The path of the role list. A role's document is at this path followed by its name.
 const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
 
 /// An answer.
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) body: String,
-    /// The daemon closes the connection.
+    /// Whether the daemon closes the connection.
     pub(super) closes: bool,
 }
 
-/// A connection from an address. It ends with a reset: many closed connections would use up the ports.
+/// Connects from an address. The connection ends with a reset, because many closed connections would use up the ports.
 pub(super) async fn connect(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::new(from, 0))?;
@@ -32,12 +32,12 @@ pub(super) async fn token(stream: &mut TcpStream) -> io::Result<Answer> {
     exchange(stream, "PUT", "/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds: 21600").await
 }
 
-/// The document of a role, or the list of roles where the name is empty.
+/// Requests the document of a role, or the role list if the name is empty.
 pub(super) async fn role(stream: &mut TcpStream, role: &str, token: &str) -> io::Result<Answer> {
     exchange(stream, "GET", &format!("{ROLES}{role}"), &format!("X-aws-ec2-metadata-token: {token}")).await
 }
 
-/// The access key and the secret key of a document of credentials.
+/// Returns the access key and the secret key of a credential document.
 pub(super) fn keys(document: &str) -> Option<(String, String)> {
     let document: Value = serde_json::from_str(document).ok()?;
     let text = |field: &str| document[field].as_str().map(str::to_owned);

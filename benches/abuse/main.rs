@@ -1,14 +1,13 @@
-//! What one pod can do to another: the daemon is attacked, and the credential requests of a pod that has no part in it are
-//! checked and timed.
+//! What one pod can do to another: the daemon is attacked, and the credential requests of an uninvolved pod are checked and
+//! timed.
 //!
-//! Each attack runs for ten seconds against the real daemon with its default limits; what needs many sockets or many
-//! requests runs in a process of its own. Meanwhile the victim goes through what an SDK does, 50 times a second, whether or
-//! not the sequences before are finished: token, list of roles, credentials. Absolute figures depend on the machine, which
-//! has to do the attack as well; the row without an attack is what to compare with. The exit status is 1 where the victim
-//! had a wrong answer or none, where an attacker was given the credentials of another role, or where the 99th percentile of
-//! the victim's requests is 50 ms or more.
+//! Each attack runs for ten seconds against the real daemon with its default limits. Attacks that need many sockets or many
+//! requests run in a process of their own. Meanwhile the victim does what an SDK does, 50 times a second, whether or not the
+//! previous sequences have finished: token, role list, credentials. Absolute figures depend on the machine, which also runs the
+//! attack; compare them with the row without an attack. The exit status is 1 if the victim got a wrong answer or none, if an
+//! attacker got the credentials of another role, or if the 99th percentile of the victim's requests is 50 ms or more.
 //!
-//! Words behind `--` select attacks by their names: `cargo bench --bench abuse -- fat-pod burst`.
+//! Words after `--` select attacks by their names: `cargo bench --bench abuse -- fat-pod burst`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
 
@@ -26,7 +25,7 @@ use std::time::Duration;
 
 use world::{Outcome, World};
 
-/// The 99th percentile of the victim's requests stays below this.
+/// The upper limit of the 99th percentile of the victim's requests.
 const GOAL: Duration = Duration::from_millis(50);
 
 /// Names and titles of the attacks.

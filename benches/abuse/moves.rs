@@ -11,17 +11,17 @@ use super::common::pods::with_role;
 use super::common::world::arn;
 use super::world::{CROWD, GHOST, MISLED, crowd_ip, neighbour_ip, pod};
 
-/// Between two changes of a session name: 45 a second.
+/// The interval between two changes of a session name: 45 a second.
 const RENAME: Duration = Duration::from_micros(22_222);
-/// Between two changes of a pod that is as large as etcd takes it.
+/// The interval between two changes of a pod that is as large as etcd allows.
 const FATTEN: Duration = Duration::from_millis(500);
-/// The API server writes `<` as `\u003c`: the pod is a line of 8.7 MB in a watch.
+/// The size of that pod. The API server writes `<` as `\u003c`, so the pod is a line of 8.7 MB in a watch.
 const FAT: usize = 1_450_000;
 /// How long the pods of a crowd live before the next ones start.
 const CROWD_LIVES: Duration = Duration::from_secs(5);
-/// What STS takes for each of them.
+/// The time that STS takes for each of them.
 const SLOW: Duration = Duration::from_millis(150);
-/// Between two looks at whether it is over.
+/// The interval at which the end of the attack is checked.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// The fakes that are changed.
@@ -31,7 +31,7 @@ pub(super) struct Moves<'a> {
 }
 
 impl Moves<'_> {
-    /// What has to be true before the attack starts.
+    /// Sets up what the attack needs.
     pub(super) fn prepare(&self, attack: &str) {
         match attack {
             "fat-pod" => self.annotate("attacker", "example.com/notes", &"<".repeat(FAT)),
@@ -49,7 +49,7 @@ impl Moves<'_> {
         }
     }
 
-    /// What goes on until it is over.
+    /// Makes the changes of the attack until it is over.
     pub(super) fn run(&self, attack: &str, is_over: &AtomicBool) {
         let is_over = || is_over.load(Ordering::Relaxed);
         let wait_until = |moment: Instant| {
@@ -87,7 +87,7 @@ impl Moves<'_> {
         }
     }
 
-    /// Makes true again what was before, so that the next attack is measured by itself.
+    /// Restores the previous state, so that the next attack is measured on its own.
     pub(super) fn restore(&self, attack: &str) {
         match attack {
             "annotations" | "fat-pod" => {
@@ -98,7 +98,7 @@ impl Moves<'_> {
             "api-outage" => {
                 self.api.apply(Resource::Pods, pod("ghost", GHOST, "ghost-role").build());
                 self.api.refuse_connections(false);
-                // It connects again after its backoff.
+                // The watch reconnects after its backoff.
                 let deadline = Instant::now() + Duration::from_secs(60);
                 while self.api.watchers(Resource::Pods) == 0 {
                     assert!(Instant::now() < deadline, "the watch of pods did not come back");
@@ -118,7 +118,7 @@ impl Moves<'_> {
     }
 }
 
-/// A pod of this node in a namespace of its own, so that metrics have many namespaces.
+/// Returns a pod of this node in a namespace of its own, so that metrics have many namespaces.
 pub(super) fn neighbour(number: u8) -> PodBuilder {
     with_role(&format!("team-{number}"), "app", neighbour_ip(number), "team-role")
 }

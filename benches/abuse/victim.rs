@@ -1,4 +1,4 @@
-//! The pod that has no part in the attack: it asks at a fixed pace, and checks what it is given.
+//! The pod that is not involved in the attack: it sends requests at a fixed pace, and checks the answers.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,12 +12,12 @@ use tokio::task::JoinSet;
 use super::common::quantile;
 use super::http;
 
-/// Between the beginnings of two sequences.
+/// The interval between the starts of two sequences.
 const PACE: Duration = Duration::from_millis(20);
-/// An SDK gives up after a few seconds.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The timeout of a request. An SDK gives up after a few seconds.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Times, in no order.
+/// Measured times, in no order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Times(Vec<Duration>);
 
@@ -34,17 +34,17 @@ impl Times {
 /// What the victim saw.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// Of each request. The first of a sequence counts from when it was due, and includes the connection.
+    /// The times of each request. The first of a sequence counts from when it was due, and includes the connection.
     pub(super) requests: Times,
-    /// Of each sequence, from when it was due.
+    /// The time of each sequence, from when it was due.
     pub(super) sequences: Times,
     /// Access keys with their secrets.
     pub(super) keys: BTreeSet<(String, String)>,
-    /// What was wrong, in words.
+    /// Descriptions of what was wrong.
     pub(super) wrong: Vec<String>,
 }
 
-/// One who asks.
+/// A client.
 #[derive(Clone)]
 pub(super) struct Victim {
     pub(super) ip: IpAddr,
@@ -55,12 +55,12 @@ pub(super) struct Victim {
 #[derive(Default)]
 struct Shared {
     seen: Mutex<Seen>,
-    /// Connections that are kept, for every second sequence.
+    /// Kept connections, for every second sequence.
     kept: Mutex<Vec<TcpStream>>,
 }
 
 impl Victim {
-    /// Begins a sequence every [`PACE`], and waits for all of them.
+    /// Starts a sequence every [`PACE`], and waits for all of them.
     pub(super) fn ask_for(&self, duration: Duration) -> Seen {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let shared: Arc<Shared> = Arc::default();
@@ -88,7 +88,7 @@ impl Victim {
     async fn sequence(&self, number: u32, due: Instant, shared: &Shared) {
         let keeps = number.is_multiple_of(2);
         let mut times = Vec::new();
-        let outcome = tokio::time::timeout(PATIENCE, self.exchange(keeps, due, &mut times, shared)).await;
+        let outcome = tokio::time::timeout(TIMEOUT, self.exchange(keeps, due, &mut times, shared)).await;
         let mut seen = shared.seen.lock().unwrap();
         match outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(keys) => {
@@ -96,7 +96,7 @@ impl Victim {
             }
             Err(error) => {
                 seen.wrong.push(format!("the victim's request {} of sequence {number}: {error}", times.len() + 1));
-                // The failed request counts with its time, too.
+                // The time of the failed request counts, too.
                 times.push(due.elapsed().saturating_sub(times.iter().sum()));
             }
         }
@@ -112,7 +112,7 @@ impl Victim {
             None => self.token_on_new_connection().await?,
             Some(mut stream) => match http::token(&mut stream).await {
                 Ok(answer) => (stream, answer),
-                // The daemon may close a connection that is idle: every client connects again then.
+                // The daemon may close an idle connection. Every client reconnects then.
                 Err(_) => self.token_on_new_connection().await?,
             },
         };

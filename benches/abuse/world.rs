@@ -20,21 +20,21 @@ use super::victim::{Times, Victim};
 
 pub(super) const VICTIM: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 2));
 pub(super) const ATTACKER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 3));
-/// A pod that opens many connections at once, and means no harm.
+/// A harmless pod that opens many connections at once.
 pub(super) const HONEST: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 4));
 /// A pod that is deleted.
 pub(super) const GHOST: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 5));
-/// A pod for whose role STS gives sessions of the victim's.
+/// A pod for whose role STS returns sessions of the victim's role.
 pub(super) const MISLED: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 6));
-/// A pod that is new after an attack.
+/// A pod that appears after an attack.
 const LATEST: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 7));
-/// Pods of one role that start at once.
+/// The number of pods of one role that start at the same time.
 pub(super) const CROWD: usize = 220;
-/// Namespaces besides, with a pod each.
+/// The number of other namespaces, with a pod each.
 const NAMESPACES: u8 = 40;
-/// Of each attack.
+/// The duration of each attack.
 const LASTS: Duration = Duration::from_secs(10);
-/// Between two looks at the daemon's memory.
+/// The interval at which the daemon's memory is read.
 const LOOK: Duration = Duration::from_millis(20);
 const VICTIM_ROLE: &str = "web-role";
 
@@ -50,7 +50,7 @@ pub(super) fn pod(name: &str, ip: IpAddr, role: &str) -> PodBuilder {
     with_role("shop", name, ip, role)
 }
 
-/// The role that the pod at an address has.
+/// Returns the role of the pod at an address.
 fn role_at(ip: IpAddr) -> &'static str {
     match ip {
         ATTACKER => "attacker-role",
@@ -61,7 +61,7 @@ fn role_at(ip: IpAddr) -> &'static str {
     }
 }
 
-/// The daemon, and what it needs.
+/// The daemon and its dependencies.
 pub(super) struct World {
     daemon: Daemon,
     api: KubeApi,
@@ -69,12 +69,12 @@ pub(super) struct World {
     runtime: tokio::runtime::Runtime,
 }
 
-/// What one attack did.
+/// The outcome of one attack.
 pub(super) struct Outcome {
     pub(super) requests: Times,
     pub(super) sequences: Times,
     pub(super) wrong: Vec<String>,
-    /// The daemon's memory in KiB: before, at most, and after.
+    /// The daemon's memory in KiB: before, at its peak, and after.
     pub(super) memory: [u64; 3],
     /// What the attacker counted.
     pub(super) attacker: String,
@@ -94,11 +94,11 @@ impl World {
         for number in 1..=NAMESPACES {
             api.apply(Resource::Pods, neighbour(number).build());
         }
-        // The default again, which the lab takes away.
+        // Restores the default, which the lab replaces.
         let daemon = setup(&api.url(), &sts).argument("--limits-connection-rate=250").start().unwrap();
         daemon.wait_ready(None).unwrap();
         let world = World { daemon, api, sts, runtime };
-        // The sessions are there before anything is timed, and the metrics have every namespace.
+        // The sessions exist before anything is timed, and the metrics have every namespace.
         world.ask_once(VICTIM, VICTIM_ROLE);
         (1..=NAMESPACES).for_each(|number| world.ask_once(neighbour_ip(number), "team-role"));
         world
@@ -143,7 +143,7 @@ impl World {
         Outcome { requests: seen.requests, sequences: seen.sequences, wrong, memory, attacker }
     }
 
-    /// The time of a request for the metrics, in words. For the node's own requests the daemon renders them each time.
+    /// Returns the time of a request for the metrics, in words. The daemon renders them for each of the node's own requests.
     pub(super) fn time_of_metrics(&self) -> String {
         let request = |_| {
             let began = Instant::now();
@@ -155,7 +155,7 @@ impl World {
         format!("metrics with {} namespaces: {} KiB, {took:.1} ms (median)", NAMESPACES + 1, size / 1024)
     }
 
-    /// Waits until the daemon knows of everything that has changed at the API.
+    /// Waits until the daemon knows every change at the API.
     fn catch_up(&self) {
         self.api.apply(Resource::Pods, pod("latest", LATEST, VICTIM_ROLE).build());
         let deadline = Instant::now() + Duration::from_secs(120);
@@ -174,7 +174,7 @@ impl World {
         self.api.delete(Resource::Pods, Some("shop"), "latest");
     }
 
-    /// The daemon's resident memory, in KiB.
+    /// Returns the daemon's resident memory, in KiB.
     fn memory(&self) -> u64 {
         Memory::of(&self.daemon.pid().to_string()).resident
     }

@@ -1,4 +1,4 @@
-//! Pods by number, as the API has them and as the index knows them, and the watch that makes one of the other.
+//! Pods by number, as the API has them and as the index knows them, and the watch that turns one into the other.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -15,9 +15,9 @@ use tokio::task::JoinHandle;
 
 use super::NODE;
 
-/// Namespaces of the pods.
+/// The number of namespaces.
 pub(crate) const NAMESPACES: usize = 40;
-/// Bytes of a large pod as JSON.
+/// The size of a large pod as JSON, in bytes.
 const LARGE: usize = 12 * 1024;
 
 pub(crate) fn address(number: usize) -> Ipv4Addr {
@@ -44,12 +44,12 @@ pub(crate) fn known(number: usize) -> Pod {
     }
 }
 
-/// Returns a pod of this node at the API with a role and an address.
+/// Returns a pod of this node for the API, with a role and an address.
 pub(crate) fn with_role(namespace: &str, name: &str, ip: IpAddr, role: &str) -> PodBuilder {
     PodBuilder::new(namespace, name).node(NODE).ip(&ip.to_string()).annotation("iam.amazonaws.com/role", role)
 }
 
-/// Returns a pod of 12 KiB as JSON: an annotation that kubectl leaves, and environment variables for the rest.
+/// Returns a pod of 12 KiB as JSON: kubectl's annotation, and environment variables for the rest.
 pub(crate) fn large(number: usize) -> Value {
     let (namespace, name) = names(number);
     let applied = format!("{{\"kind\":\"Pod\",\"spec\":\"{}\"}}", "x".repeat(2000));
@@ -63,7 +63,7 @@ pub(crate) fn large(number: usize) -> Value {
     pod
 }
 
-/// Starts the daemon's watch of an API, and returns it with its pods once its list is in.
+/// Starts the daemon's watch of an API, and returns it with its pods once the list is complete.
 pub(crate) async fn watch(url: &str) -> (JoinHandle<()>, Pods) {
     let (writer, pods) = pods();
     let annotation = |name: &str| format!("iam.amazonaws.com/{name}");
@@ -86,7 +86,7 @@ pub(crate) async fn watch(url: &str) -> (JoinHandle<()>, Pods) {
     let running = tokio::spawn(watch.run(readiness.step("the list")));
     let mut changes = pods.clone();
     while !readiness.pending().is_empty() {
-        // The last change may come before the step is done.
+        // The last change may arrive before the step is done.
         let _ = tokio::time::timeout(Duration::from_millis(1), changes.changed()).await;
     }
     (running, pods)

@@ -1,13 +1,13 @@
-//! This program as more than one process, and the memory of processes.
+//! Runs this program as several processes, and reads the memory of processes.
 
 use std::fmt;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-/// Set in a child, to what it is.
+/// An environment variable that tells a child process its case.
 const CASE: &str = "ROLEGATE_BENCH_CASE";
 
-/// Returns what this process is, where a benchmark started it as [`Again`].
+/// Returns this process's case, if a benchmark started it as [`Again`].
 pub(crate) fn case() -> Option<String> {
     std::env::var(CASE).ok()
 }
@@ -17,7 +17,7 @@ pub(crate) fn wait_for_end() {
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
 }
 
-/// This program again, as another process, which is killed when this is dropped.
+/// A process that runs this program again. It is killed when dropped.
 pub(crate) struct Again {
     child: Child,
     output: BufReader<ChildStdout>,
@@ -26,7 +26,7 @@ pub(crate) struct Again {
 }
 
 impl Again {
-    /// Starts the process as this case, and waits for its first line.
+    /// Starts the process with this case, and waits for its first line.
     pub(crate) fn start(case: &str) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         let mut child = command.env(CASE, case).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -50,7 +50,7 @@ impl Drop for Again {
     }
 }
 
-/// Resident memory in KiB: now, and the most that it was.
+/// Resident memory in KiB: now, and at its peak.
 #[derive(Clone, Copy)]
 pub(crate) struct Memory {
     pub(crate) resident: u64,
@@ -58,7 +58,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Returns the memory of a process, by its number or `self`.
+    /// Returns the memory of a process, given by its ID or `self`.
     pub(crate) fn of(process: &str) -> Self {
         let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
         let kib = |name: &str| {
@@ -73,7 +73,7 @@ impl Memory {
     }
 }
 
-/// In MiB.
+/// Shows the memory in MiB.
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&format!("{:.1} / {:.1}", self.resident as f64 / 1024.0, self.peak_mib()))

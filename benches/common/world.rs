@@ -26,7 +26,7 @@ pub(crate) fn start_sts(runtime: &Runtime) -> Sts {
     Sts::start(listener()).unwrap()
 }
 
-/// Returns the set-up of a daemon that pods on loopback ask directly, without packet rules.
+/// Returns the set-up of a daemon that gets requests from pods on loopback directly, without packet rules.
 pub(crate) fn setup(api_url: &str, sts: &Sts) -> Setup {
     Setup::new(env!("CARGO_BIN_EXE_rolegate"))
         .argument(format!("--node={NODE}"))

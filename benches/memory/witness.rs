@@ -1,8 +1,9 @@
-//! What the second witness costs for each pod: what the daemon keeps of the node's links and of CNI results, and the pins of the
-//! pods' addresses.
+//! The memory cost of the second witness for each pod: what the daemon keeps of the node's links and of CNI results, and the
+//! pins of the pods' addresses.
 //!
-//! The node is a network namespace with real interfaces, routes and, at a bridge, neighbours; the results are real files. Counted
-//! is the memory that is allocated more than for the same pods without a witness, less what a witness of no pods takes.
+//! The node is a network namespace with real interfaces, routes and, at a bridge, neighbours. The results are real files. The
+//! cost is the memory that is allocated in addition to that for the same pods without a witness, minus that of a witness
+//! without pods.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -24,12 +25,12 @@ use super::common::process::Again;
 use super::common::verdict;
 use super::counted::live;
 
-/// How many pods, and whether they are at a bridge, which has 1,024 ports at most.
+/// The number of pods, and whether they are attached to a bridge, which has at most 1,024 ports.
 const CASES: [(usize, &str); 5] = [(110, "routes"), (1000, "routes"), (10_000, "routes"), (110, "bridge"), (1000, "bridge")];
-/// Bytes that a pod of 1,000 may cost.
+/// The maximum bytes for each of 1,000 pods.
 const GOAL: f64 = 200.0;
 
-/// Prints the bytes of each case; whether they are few enough.
+/// Prints the bytes of each case, and returns whether the goal is reached.
 pub(crate) fn report() -> bool {
     println!();
     println!(
@@ -43,7 +44,7 @@ pub(crate) fn report() -> bool {
             return true;
         };
         let mut parts: Vec<f64> = some.iter().zip(none).map(|(some, none)| (some - none) / count as f64).collect();
-        // A number of eight bytes in each place of the index's table by addresses, with and without a witness.
+        // An eight-byte number in each slot of the index's table by address, with and without a witness.
         parts.push((8 * (count * 8).div_ceil(7).next_power_of_two()) as f64 / count as f64);
         let all: f64 = parts.iter().sum();
         let title = format!("{count} pods, {kind}");
@@ -61,7 +62,7 @@ fn figures(count: usize, kind: &str) -> Result<Vec<f64>, ()> {
     child.line.split(' ').map(|figure| figure.parse().map_err(drop)).collect()
 }
 
-/// Says the bytes of the interfaces, the results, and the links and pins together.
+/// Prints the bytes of the interfaces, the results, and the links and pins together.
 pub(crate) fn measure(count: usize, kind: &str) {
     if let Err(error) = reexec_in_user_namespace_if_needed() {
         println!("no namespaces: {error}");
@@ -78,7 +79,7 @@ pub(crate) fn measure(count: usize, kind: &str) {
     println!("{}", figures.map(|figure| figure.to_string()).join(" "));
 }
 
-/// What leads to the pods, and their results.
+/// Creates the links to the pods, and their results.
 fn make(node: &Netns, pods: &Netns, directory: &Path, count: usize, at_bridge: bool) {
     let (mut links, mut forwarding) = (String::new(), String::new());
     if at_bridge {
@@ -122,11 +123,11 @@ fn mac(number: usize) -> String {
     format!("0a:58:0a:01:{:02x}:{:02x}", number >> 8, number & 255)
 }
 
-/// Runs in the node's network namespace.
+/// Measures inside the node's network namespace.
 fn of_node(directory: &Path, count: usize, at_bridge: bool) -> [isize; 3] {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let metrics = Metrics::new();
-    // Its series are made when they are first set.
+    // Its series are created when they are first set.
     metrics.cni_results(0, 0);
     let began = live();
     let _without = {

@@ -1,4 +1,4 @@
-//! One request of a pod: the curl line that a person can repeat, and its answer.
+//! One request of a pod: the curl command that a person can repeat, and its answer.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -9,25 +9,25 @@ use rolegate_lab::node::PodNs;
 use rolegate_lab::player::{self, PlayLimits};
 use serde_json::Value;
 
-/// Time to connect.
+/// The timeout of a connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Characters of a secret that are shown.
+/// The number of characters of a secret that are shown.
 const SHOWN: usize = 14;
-/// The parts of a credential document that nobody should see whole.
+/// The fields of a credential document that must not be shown in full.
 const SECRET: [&str; 2] = ["SecretAccessKey", "Token"];
 
-/// A pod, or someone who is none.
+/// A pod, or a client that is not a pod.
 #[derive(Debug)]
 pub(crate) struct Pod {
-    /// `namespace/name`.
+    /// The pod's name: `namespace/name`.
     pub(crate) name: String,
     /// Its address.
     pub(crate) ip: Ipv4Addr,
-    /// Its network namespace; without one it is an address of the loopback interface.
+    /// The pod's network namespace. Without one, it is an address of the loopback interface.
     pub(crate) ns: Option<PodNs>,
 }
 
-/// A request, as it is sent and as curl is told to send it.
+/// A request, as it is sent and as a curl command.
 #[derive(Debug)]
 pub(crate) struct Ask<'a> {
     pod: &'a Pod,
@@ -36,24 +36,24 @@ pub(crate) struct Ask<'a> {
     header: Option<(&'static str, String)>,
 }
 
-/// What came back.
+/// The answer to a request.
 #[derive(Debug)]
 pub(crate) struct Answer {
     /// The status, or why there is none.
     pub(crate) status: Result<u16, std::io::Error>,
     /// The body.
     pub(crate) body: String,
-    /// Every byte.
+    /// All bytes of the answer.
     pub(crate) raw: Vec<u8>,
 }
 
 impl Pod {
-    /// What is written in front of a command to run it in the pod's place.
+    /// Returns the prefix of a command that runs it in the pod's place.
     pub(crate) fn enter(&self) -> String {
         self.ns.as_ref().map_or_else(super::stage::enter_own_namespace, |ns| ns.enter())
     }
 
-    /// `curl`, in the pod's place.
+    /// Returns `curl` in the pod's place.
     pub(crate) fn curl(&self) -> String {
         let enter = self.enter();
         let curl = if self.ns.is_some() { "curl".to_owned() } else { format!("curl --interface {}", self.ip) };
@@ -74,24 +74,25 @@ impl Pod {
 }
 
 impl<'a> Ask<'a> {
-    /// For a session token.
+    /// Creates a request for a session token.
     pub(crate) fn token(pod: &'a Pod) -> Ask<'a> {
         let header = ("X-aws-ec2-metadata-token-ttl-seconds", "21600".to_owned());
         Ask { pod, method: "PUT", path: "/latest/api/token".to_owned(), header: Some(header) }
     }
 
-    /// For anything else, without a token.
+    /// Creates any other request, without a token.
     pub(crate) fn get(pod: &'a Pod, path: impl Into<String>) -> Ask<'a> {
         Ask { pod, method: "GET", path: path.into(), header: None }
     }
 
-    /// With this token, which is `$TOKEN` in the shell.
+    /// Adds this token, which is `$TOKEN` in the shell.
     pub(crate) fn with(mut self, token: &str) -> Ask<'a> {
         self.header = Some(("X-aws-ec2-metadata-token", token.to_owned()));
         self
     }
 
-    /// The curl line; `capture` puts the answer into the shell's `$TOKEN` instead of showing it with its status.
+    /// Returns the curl command. With `capture`, it stores the answer in the shell's `$TOKEN` instead of showing it with its
+    /// status.
     pub(crate) fn command(&self, to: SocketAddr, capture: bool) -> Vec<String> {
         let mut words: Vec<String> = self.pod.curl().split(' ').map(str::to_owned).collect();
         words.push(if capture { "-s" } else { "-si" }.to_owned());
@@ -114,7 +115,7 @@ impl<'a> Ask<'a> {
         words
     }
 
-    /// Sends it.
+    /// Sends the request.
     pub(crate) fn send(&self, to: SocketAddr) -> Answer {
         let header = self.header.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect::<String>();
         let host = authority(to);
@@ -131,27 +132,27 @@ impl<'a> Ask<'a> {
 }
 
 impl Answer {
-    /// 200.
+    /// Returns whether the status is 200.
     pub(crate) fn is_ok(&self) -> bool {
         matches!(self.status, Ok(200))
     }
 
-    /// This status and nothing else.
+    /// Returns whether the answer is this status and nothing else.
     pub(crate) fn is_bare(&self, status: u16) -> bool {
         matches!(self.status, Ok(answered) if answered == status) && self.body.is_empty()
     }
 
-    /// Nobody listens.
+    /// Returns whether nothing listens.
     pub(crate) fn was_refused(&self) -> bool {
         matches!(&self.status, Err(error) if error.kind() == ErrorKind::ConnectionRefused)
     }
 
-    /// A field of the credential document.
+    /// Returns a field of the credential document.
     pub(crate) fn field(&self, name: &str) -> Option<String> {
         serde_json::from_str::<Value>(&self.body).ok()?.get(name)?.as_str().map(str::to_owned)
     }
 
-    /// For a person to read: secrets are cut short.
+    /// Returns the answer for a person to read, with shortened secrets.
     pub(crate) fn shown(&self) -> String {
         let status = match &self.status {
             Ok(code) => StatusCode::from_u16(*code).map_or_else(|_| code.to_string(), |status| status.to_string()),
@@ -164,12 +165,12 @@ impl Answer {
     }
 }
 
-/// The first characters of a secret.
+/// Returns the first characters of a secret.
 pub(crate) fn shortened(secret: &str) -> String {
     format!("{}...", secret.chars().take(SHOWN).collect::<String>())
 }
 
-/// A credential document with its secrets cut short.
+/// Returns a credential document with shortened secrets.
 fn document(body: &str) -> Option<String> {
     let mut document: Value = serde_json::from_str(body).ok()?;
     for name in SECRET {
@@ -179,7 +180,7 @@ fn document(body: &str) -> Option<String> {
     serde_json::to_string_pretty(&document).ok()
 }
 
-/// What stands in a URL and in `Host`.
+/// Returns the authority for a URL and for `Host`.
 pub(crate) fn authority(to: SocketAddr) -> String {
     if to.port() == 80 { to.ip().to_string() } else { to.to_string() }
 }

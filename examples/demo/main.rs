@@ -1,10 +1,11 @@
-//! The whole of rolegate on one machine, without a cluster and without AWS: `make demo`.
+//! All of rolegate on one machine, without a cluster and without AWS: `make demo`.
 //!
-//! It starts the lab (a fake Kubernetes API, STS and EC2 metadata service, and pods made of network namespaces) and the real
-//! daemon, tells what the daemon is for by doing it, checks every sentence, and stays up for you to try until Ctrl-C.
+//! The demonstration starts the lab (a fake Kubernetes API, STS and EC2 metadata service, and pods made of network namespaces)
+//! and the real daemon. It shows what the daemon is for step by step, checks every statement, and then keeps running for you to
+//! try until Ctrl-C.
 //!
-//! `DEMO_EXIT=1` ends it after the story, with the exit code 0 if everything went as told. `DEMO_LOOPBACK=1` does without
-//! network namespaces, as it does by itself where they are not possible.
+//! `DEMO_EXIT=1` ends it after the story, with the exit code 0 if all checks passed. `DEMO_LOOPBACK=1` runs it without network
+//! namespaces, which is also the default if they are not possible.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a demonstration talks to the person in front of it")]
 
@@ -22,11 +23,11 @@ use tokio_util::sync::CancellationToken;
 use stage::{Cast, Failure, Ground, Stage};
 use story::Story;
 
-/// What a shell reports of a program that Ctrl-C ended.
+/// The exit code that a shell reports for a program that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    // Before there are threads: it may replace the process.
+    // Before there are threads, because it may replace the process.
     let ground = Ground::choose();
     let outcome = tokio::runtime::Runtime::new().map_err(Failure::from).and_then(|runtime| runtime.block_on(run(ground)));
     outcome.unwrap_or_else(|failure| {
@@ -62,7 +63,7 @@ async fn run(ground: Ground) -> Result<ExitCode, Failure> {
     Ok(if story.went_as_told() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The daemon is built into the directory above the one that examples are built into.
+/// Returns the path of the daemon, which is built into the parent of the examples' directory.
 fn daemon_program() -> Result<PathBuf, Failure> {
     let here = std::env::current_exe()?;
     let program = here.parent().and_then(|examples| examples.parent()).map(|target| target.join("rolegate"));
@@ -71,7 +72,7 @@ fn daemon_program() -> Result<PathBuf, Failure> {
     })
 }
 
-/// Cancelled by Ctrl-C, and by whatever else ends programs politely.
+/// Returns a token that is cancelled by Ctrl-C and other termination signals.
 fn stop_token() -> Result<CancellationToken, Failure> {
     let stop = CancellationToken::new();
     for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
@@ -111,7 +112,7 @@ fn introduce(story: &mut Story, ground: &Ground) {
     println!("\nYou can repeat the lines that begin with $ in another terminal. Only the first characters of secrets are shown.");
 }
 
-/// What there is to try.
+/// Prints commands to try.
 fn invite(story: &Story, stage: &Stage, cast: &Cast) {
     println!("\nEverything is still running; try it. To run a command in each place:\n");
     let Cast { web, db, plain, typo, stranger } = cast;

@@ -20,19 +20,19 @@ pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 const NODE: &str = "node-1";
 /// The annotation that names a pod's role.
 pub(crate) const ANNOTATION: &str = "iam.amazonaws.com/role";
-/// The annotation with the roles of a namespace's pods.
+/// The annotation with the roles that a namespace's pods may have.
 const ALLOWED_ROLES: &str = "iam.amazonaws.com/allowed-roles";
 
-/// What the pods are made of.
+/// How pods are represented.
 #[derive(Debug)]
 pub(crate) enum Ground {
-    /// Network namespaces, with the daemon's packet rule before the metadata address.
+    /// Network namespaces, with the daemon's packet rules in front of the metadata address.
     Namespaces(Node),
-    /// Addresses of the loopback interface; the text says why.
+    /// Addresses of the loopback interface, and the reason for it.
     Loopback(String),
 }
 
-/// Who takes part.
+/// The clients in the story.
 #[derive(Debug)]
 pub(crate) struct Cast {
     /// Annotated with `web-role`.
@@ -41,26 +41,26 @@ pub(crate) struct Cast {
     pub(crate) db: Pod,
     /// Without an annotation.
     pub(crate) plain: Pod,
-    /// Annotated with something that is no role.
+    /// Annotated with something that is not a role.
     pub(crate) typo: Pod,
-    /// No pod of the cluster.
+    /// A client that is not a pod of the cluster.
     pub(crate) stranger: Pod,
 }
 
 /// Everything behind the pods.
 #[derive(Debug)]
 pub(crate) struct Stage {
-    /// Issues credentials.
+    /// The STS that issues credentials.
     pub(crate) sts: Sts,
     /// The metadata service that holds the node's own credentials.
     pub(crate) imds: Imds,
-    /// Where pods send their requests to.
+    /// The address that pods send their requests to.
     pub(crate) metadata: SocketAddr,
     /// The daemon's log.
     pub(crate) log: PathBuf,
-    /// Every byte that came back to pods.
+    /// All bytes that pods received.
     pub(crate) received: Vec<u8>,
-    /// How many requests the daemon answered.
+    /// The number of requests that the daemon answered.
     pub(crate) asked: usize,
     let_through: usize,
     node: Option<Node>,
@@ -72,7 +72,7 @@ pub(crate) struct Stage {
 }
 
 impl Ground {
-    /// Namespaces where they are possible. May replace this process by one that can make them, so it comes first.
+    /// Chooses namespaces if they are possible. It may replace this process by one that can create them, so it is called first.
     pub(crate) fn choose() -> Ground {
         if std::env::var_os("DEMO_LOOPBACK").is_some_and(|value| value == "1") {
             return Ground::Loopback("DEMO_LOOPBACK=1 asks for it".to_owned());
@@ -92,14 +92,14 @@ fn namespaces() -> Result<Node, Failure> {
     Ok(node)
 }
 
-/// What is written in front of a command to run it beside this process; nothing, unless it lives in namespaces of its own.
+/// Returns the prefix of a command that runs it in the namespaces of this process; empty if it has none of its own.
 pub(crate) fn enter_own_namespace() -> String {
     let id = std::process::id();
     if node::in_user_namespace() { format!("nsenter --user --preserve-credentials -t {id} --net=/proc/{id}/ns/net") } else { String::new() }
 }
 
 impl Stage {
-    /// Sets everything up but the daemon itself.
+    /// Sets up everything except the daemon itself.
     pub(crate) fn set(ground: Ground, daemon: &Path) -> Result<(Stage, Cast), Failure> {
         let node = match ground {
             Ground::Namespaces(node) => Some(node),
@@ -126,7 +126,7 @@ impl Stage {
             stranger: place(node.as_ref(), "a stranger", 6)?,
         };
 
-        // These ask for nothing; the story asks about them.
+        // These pods send no requests. The story explains them.
         let told = [("report", 7, "billing-role"), ("twin-a", 8, "web-role"), ("twin-b", 8, "web-role")];
         for (name, host, role) in told {
             let ip = Ipv4Addr::from_octets([cast.web.ip.octets()[0], cast.web.ip.octets()[1], cast.web.ip.octets()[2], host]);
@@ -155,7 +155,7 @@ impl Stage {
                 // The SDK must not look for the metadata service at its real address.
                 .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url()),
         };
-        // Outside of namespaces it is known when the daemon has bound its port.
+        // Without namespaces, the address is known once the daemon has bound its port.
         let metadata = if node.is_some() { SocketAddr::from((IMDS_IP, 80)) } else { loopback };
         let stage = Stage {
             sts,
@@ -175,17 +175,17 @@ impl Stage {
         Ok((stage, cast))
     }
 
-    /// Whether pods are network namespaces.
+    /// Returns whether pods are network namespaces.
     pub(crate) fn has_namespaces(&self) -> bool {
         self.node.is_some()
     }
 
-    /// What is written in front of a command to run it on the node.
+    /// Returns the prefix of a command that runs it on the node.
     pub(crate) fn enter_node(&self) -> String {
         self.node.as_ref().map_or_else(enter_own_namespace, |node| node.ns().enter())
     }
 
-    /// Starts the daemon, and returns when it can serve.
+    /// Starts the daemon, and returns once it can serve.
     pub(crate) fn start_daemon(&mut self) -> Result<(), Failure> {
         let daemon = self.setup.start()?;
         daemon.wait_ready(self.node.as_ref().map(Node::ns))?;
@@ -196,7 +196,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Ends it as Kubernetes would.
+    /// Ends the daemon as Kubernetes would.
     pub(crate) fn stop_daemon(&mut self) -> Result<(), Failure> {
         let mut daemon = self.daemon.take().ok_or("the daemon does not run")?;
         daemon.terminate()?;
@@ -209,18 +209,19 @@ impl Stage {
         self.daemon.as_ref().ok_or_else(|| "the daemon does not run".into())
     }
 
-    /// Where its metrics are.
+    /// Returns the URL of its metrics.
     pub(crate) fn metrics_url(&self) -> String {
         let address = self.daemon.as_ref().map(Daemon::metrics_address);
         address.map_or_else(String::new, |address| format!("http://{address}/metrics"))
     }
 
-    /// What it says there.
+    /// Returns its metrics.
     pub(crate) fn metrics(&self) -> Result<String, Failure> {
         Ok(self.daemon()?.get(self.node.as_ref().map(Node::ns), "/metrics")?.text())
     }
 
-    /// Asks the daemon, on the node, why a pod gets what it gets, and shows the answer: what is printed, and the exit code.
+    /// Asks the daemon, on the node, why a pod gets what it gets, and shows the answer. Returns what is printed, and the exit
+    /// code.
     pub(crate) fn explain(&self, story: &Story, pod: &str, more: &[&str]) -> Result<(String, i32), Failure> {
         let url = format!("--admin-url=http://{}", self.daemon()?.metrics_address());
         let program = self.program.display().to_string();
@@ -238,7 +239,7 @@ impl Stage {
         Ok((text, output.status.code().unwrap_or(-1)))
     }
 
-    /// Sends a request, and shows it and its answer.
+    /// Sends a request, and shows it with its answer.
     pub(crate) fn ask(&mut self, story: &Story, ask: &Ask<'_>) -> Answer {
         story.command(&ask.command(self.metadata, false));
         let answer = self.send(ask);
@@ -246,7 +247,7 @@ impl Stage {
         answer
     }
 
-    /// Takes a session token, which is `$TOKEN` in the lines shown from here on.
+    /// Requests a session token, which is `$TOKEN` in the commands from here on.
     pub(crate) fn take_token(&mut self, story: &Story, pod: &Pod) -> Answer {
         let ask = Ask::token(pod);
         story.command(&ask.command(self.metadata, true));
@@ -257,18 +258,18 @@ impl Stage {
         answer
     }
 
-    /// From here on no pod's request may come to the node's metadata service.
+    /// Starts counting anew: from here on, no pod's request may reach the node's metadata service.
     pub(crate) fn forget_what_was(&mut self) {
         self.let_through = self.requests_of_pods();
         self.received.clear();
     }
 
-    /// How many did.
+    /// Returns how many requests did.
     pub(crate) fn leaks(&self) -> usize {
         self.requests_of_pods() - self.let_through
     }
 
-    /// What came to it from anywhere but the node itself.
+    /// Returns the number of requests that reached it from anywhere except the node itself.
     pub(crate) fn requests_of_pods(&self) -> usize {
         let node = if self.node.is_some() { NODE_IP } else { Ipv4Addr::LOCALHOST };
         self.imds.requests().iter().filter(|request| request.peer.ip() != IpAddr::V4(node)).count()
@@ -289,7 +290,7 @@ fn listen(ns: Option<&Netns>, address: SocketAddr) -> Result<TcpListener, Failur
     })
 }
 
-/// A pod of the cluster.
+/// Creates a pod of the cluster.
 fn pod(kube: &KubeApi, node: Option<&Node>, name: &str, host: u8, role: Option<&str>) -> Result<Pod, Failure> {
     let pod = place(node, &format!("shop/{name}"), host)?;
     let builder = PodBuilder::new("shop", name).node(NODE).ip(&pod.ip.to_string());
@@ -298,7 +299,7 @@ fn pod(kube: &KubeApi, node: Option<&Node>, name: &str, host: u8, role: Option<&
     Ok(pod)
 }
 
-/// Somewhere to send requests from.
+/// Creates a place to send requests from.
 fn place(node: Option<&Node>, name: &str, host: u8) -> Result<Pod, Failure> {
     let ns = node.map(|node| node.add_pod(name)).transpose()?;
     let ip = ns.as_ref().map_or(Ipv4Addr::new(127, 0, 0, host), |ns| ns.ip);

@@ -1,4 +1,4 @@
-//! The story, step by step.
+//! The steps of the story.
 
 use rolegate_lab::imds::{Imds, NODE_ROLE_NAME};
 use rolegate_lab::sts::{NODE_ACCOUNT, NODE_SECRET_ACCESS_KEY};
@@ -7,17 +7,17 @@ use crate::ask::{Answer, Ask, Pod, shortened};
 use crate::stage::{ANNOTATION, Cast, Failure, Stage};
 use crate::story::Story;
 
-/// Lists the pod's role, and below it are its credentials.
+/// The path of the role list. The credentials are below it.
 const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
-/// What is shown of the metrics.
+/// The metrics that are shown.
 const COUNTERS: &str = "^rolegate_(http_requests|denials)_total";
-/// Why requests of this story are refused.
+/// The reasons for which requests in this story are refused.
 const REASONS: [&str; 7] = ["unknown-pod", "no-role", "role-account", "other-role", "path", "malformed", "token"];
 
-/// One step; an error is a check that failed.
+/// One step. An error is a check that failed.
 pub(crate) type Step = fn(&mut Story, &mut Stage, &Cast) -> Result<(), Failure>;
 
-/// The steps that the stage allows.
+/// Returns the steps that are possible on this stage.
 pub(crate) fn of(stage: &Stage) -> Vec<Step> {
     let everywhere: [Step; 10] =
         [start, own_role, other_role, no_role, stranger, node_secrets, no_token, bad_annotation, explained, metrics];
@@ -68,7 +68,7 @@ fn other_role(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(), F
     Ok(())
 }
 
-/// Token, role, credentials; the secret key.
+/// Requests a token, the role and its credentials, and returns the secret key.
 fn credentials(story: &mut Story, stage: &mut Stage, pod: &Pod, role: &str) -> Result<String, Failure> {
     let token = token(story, stage, pod);
     let answer = stage.ask(story, &Ask::get(pod, ROLES).with(&token));
@@ -233,7 +233,7 @@ fn restart(story: &mut Story, stage: &mut Stage, cast: &Cast) -> Result<(), Fail
     Ok(())
 }
 
-/// A session token for a pod of the cluster.
+/// Requests a session token for a pod of the cluster.
 fn token(story: &mut Story, stage: &mut Stage, pod: &Pod) -> String {
     let answer: Answer = stage.take_token(story, pod);
     if answer.is_ok() {

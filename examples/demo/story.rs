@@ -1,11 +1,11 @@
-//! What is printed, and whether everything went as told.
+//! Prints the story, and records whether its checks passed.
 
 use std::io::IsTerminal as _;
 
-/// Columns of a printed line.
+/// The maximum width of a printed line, in columns.
 const WIDTH: usize = 104;
 
-/// Tells the story and keeps the score.
+/// Prints the story, and counts passed and failed checks.
 #[derive(Debug)]
 pub(crate) struct Story {
     colours: bool,
@@ -15,12 +15,12 @@ pub(crate) struct Story {
 }
 
 impl Story {
-    /// A story on standard output, in colours where that is a terminal.
+    /// Creates a story on standard output, with colours on a terminal.
     pub(crate) fn new() -> Story {
         Story { colours: std::io::stdout().is_terminal(), passed: 0, failed: Vec::new(), heading: String::new() }
     }
 
-    /// A new part, and a few sentences on what happens in it.
+    /// Begins a new part, with a few sentences about it.
     pub(crate) fn heading(&mut self, title: &str, text: &str) {
         self.heading = title.to_owned();
         println!("\n{}", self.painted("1", title));
@@ -28,14 +28,14 @@ impl Story {
         self.text(text);
     }
 
-    /// A paragraph.
+    /// Prints a paragraph.
     pub(crate) fn text(&self, text: &str) {
         for line in wrap(text.split(' '), WIDTH, "") {
             println!("{line}");
         }
     }
 
-    /// A command that can be repeated in another terminal; a word is never broken.
+    /// Prints a command that can be repeated in another terminal. Words are never broken.
     pub(crate) fn command(&self, words: &[String]) {
         println!();
         for (at, line) in wrap(words.iter().map(String::as_str), WIDTH - 8, " \\").iter().enumerate() {
@@ -43,7 +43,7 @@ impl Story {
         }
     }
 
-    /// What came of it.
+    /// Prints the result of a command.
     pub(crate) fn output(&self, text: &str) {
         for line in text.lines() {
             let indent = line.len() - line.trim_start().len();
@@ -53,12 +53,12 @@ impl Story {
         }
     }
 
-    /// What a program printed, line by line as it stands.
+    /// Prints a program's output unchanged, line by line.
     pub(crate) fn printed(&self, text: &str) {
         text.lines().for_each(|line| println!("{}", format!("    {line}").trim_end()));
     }
 
-    /// Says whether it is as told.
+    /// Records and prints whether a check passed.
     pub(crate) fn check(&mut self, as_told: bool, expected: &str) {
         let (mark, colour) = if as_told { ("\u{2713}", "32") } else { ("\u{2717} FAILED:", "31") };
         println!("  {} {expected}", self.painted(colour, mark));
@@ -69,7 +69,7 @@ impl Story {
         }
     }
 
-    /// The score.
+    /// Prints the number of checks that passed.
     pub(crate) fn end(&self) {
         println!();
         match self.failed.as_slice() {
@@ -81,7 +81,7 @@ impl Story {
         }
     }
 
-    /// Whether everything was as told, and anything was told at all.
+    /// Returns whether all checks passed, and there was at least one.
     pub(crate) fn went_as_told(&self) -> bool {
         self.failed.is_empty() && self.passed > 0
     }
@@ -91,7 +91,7 @@ impl Story {
     }
 }
 
-/// Words in lines of at most `width` columns; every line but the last ends with `join`.
+/// Wraps words into lines of at most `width` columns. Every line except the last ends with `join`.
 fn wrap<'a>(words: impl Iterator<Item = &'a str>, width: usize, join: &str) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in words {

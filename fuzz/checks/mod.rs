@@ -1,12 +1,7 @@
-//! What must hold for whatever a pod, its author or a client writes. The fuzz targets beside this file run these checks on
-//! inputs that libFuzzer finds, and `tests/integration/properties.rs` on such as proptest makes.
+//! Properties that must hold for whatever a pod, its author or a client writes. The fuzz targets beside this file check them
+//! with inputs from libFuzzer, and `tests/integration/properties.rs` with inputs from proptest.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    dead_code,
-    reason = "a check says loudly what failed, and no user of this file uses all of it"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, dead_code, reason = "a failed check panics, and no user of this file uses all of it")]
 
 pub(crate) mod model;
 
@@ -28,16 +23,16 @@ use rolegate::role::{BaseArn, CallerIdentity, RoleArn};
 
 pub(crate) const BASE: &str = "arn:aws:iam::111122223333:role/";
 const CALLER: &str = "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e2d3c";
-/// The address of a listener that takes direct connections.
+/// The address of a listener that accepts direct connections.
 const OWN: &str = "127.0.0.1:8181";
 
-/// The fields of an input, apart at bytes that are in no UTF-8. One that is not there is empty.
+/// Splits an input into fields, at bytes that are invalid in UTF-8. Missing fields are empty.
 pub(crate) fn fields<const N: usize>(data: &[u8]) -> [&[u8]; N] {
     let mut fields = data.splitn(N, |byte| *byte == 0xff);
     std::array::from_fn(|_| fields.next().unwrap_or_default())
 }
 
-/// A role's ARN parses where it has the grammar, and is then what was written.
+/// A role's ARN parses if it follows the grammar, and the result equals the input.
 pub(crate) fn arn(text: &str) {
     let parsed = text.parse::<RoleArn>();
     assert_eq!(parsed.is_ok(), model::is_role_arn(text), "{text:?}: {parsed:?}");
@@ -53,12 +48,12 @@ pub(crate) fn arn(text: &str) {
     }
 }
 
-/// A pattern matches whole ARNs, as a matcher says that is too simple to be wrong. An expression that it does not know
-/// still stays behind its base, and does not match less than the whole.
+/// A pattern matches complete ARNs, as in a matcher that is too simple to be wrong. An expression that the matcher does not
+/// support still stays behind its base, and matches only the whole text.
 pub(crate) fn pattern(regexp: bool, pattern: &str, text: &str) {
     let format = if regexp { PatternFormat::Regexp } else { PatternFormat::Glob };
     let Ok(patterns) = Patterns::new(format, Some(BASE), vec![pattern.to_owned()]) else {
-        assert!(regexp || pattern.is_empty() || pattern.len() > 4096, "a glob that is not taken: {pattern:?}");
+        assert!(regexp || pattern.is_empty() || pattern.len() > 4096, "a glob was rejected: {pattern:?}");
         return;
     };
     let found = patterns.find(text).is_some();
@@ -92,7 +87,7 @@ pub(crate) struct Written<'a> {
     pub(crate) regexp: bool,
 }
 
-/// Nothing is allowed that a straightforward reading of the rules does not allow.
+/// Only what a straightforward reading of the rules allows is allowed.
 pub(crate) fn annotations(written: &Written<'_>) {
     let owned = |text: Option<&str>| text.map(str::to_owned);
     let pod = Pod {
@@ -123,8 +118,7 @@ pub(crate) fn annotations(written: &Written<'_>) {
     }
 }
 
-/// Every request is refused, or is one of the table's; and what is not refused has nothing in it that could be read in two
-/// ways.
+/// Every request is refused or is in the table. A request that is not refused contains nothing that could be read in two ways.
 pub(crate) fn route(method: &[u8], target: &[u8], headers: &[(&[u8], &[u8])], version: Version) {
     let (Ok(method), Ok(uri)) = (Method::from_bytes(method), Uri::try_from(target)) else { return };
     let mut map = HeaderMap::new();
@@ -172,9 +166,9 @@ pub(crate) fn route(method: &[u8], target: &[u8], headers: &[(&[u8], &[u8])], ve
     assert!(is_right, "{method} {uri}: {route:?}");
 }
 
-/// Bytes that the daemon did not make are no token, nor is a token of which anything was changed.
+/// Neither bytes that the daemon did not issue nor a modified token are accepted.
 pub(crate) fn token(data: &[u8]) {
-    // It never makes one: libFuzzer sees what is compared in this process, and would hand a token that was made back.
+    // These tokens are never issued: libFuzzer sees what is compared in this process, and would pass an issued token back.
     static NEVER_ISSUES: OnceLock<Tokens> = OnceLock::new();
     let never_issues = NEVER_ISSUES.get_or_init(|| Tokens::new(Clock::system()).unwrap());
     let (uid, ip) = (PodUid("uid-1".into()), IpAddr::from([10, 0, 0, 1]));
@@ -184,7 +178,7 @@ pub(crate) fn token(data: &[u8]) {
     assert!(tokens.is_valid(real.as_bytes(), &uid, ip));
     assert!(!never_issues.is_valid(real.as_bytes(), &uid, ip), "a token of another key: {real}");
     let mut changed = real.clone().into_bytes();
-    // Pairs of a place and what is added there; a place behind the end is one more byte.
+    // Pairs of a position and a value that is added there. A position behind the end appends a byte.
     for pair in data.chunks_exact(2) {
         match changed.get_mut(usize::from(pair[0]) % (real.len() + 2)) {
             Some(byte) => *byte = byte.wrapping_add(pair[1]),

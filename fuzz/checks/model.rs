@@ -1,4 +1,4 @@
-//! The rules once more, as simply as they can be written, for nothing but comparison.
+//! A second implementation of the rules, as simple as possible, only for comparison.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -11,27 +11,27 @@ fn is_match(expression: &'static str, compiled: &'static OnceLock<Regex>, text: 
     compiled.get_or_init(|| Regex::new(expression).unwrap()).is_match(text)
 }
 
-/// The grammar of a role's ARN: IAM's `arnType`, `pathType` and `roleNameType`, and the partitions that there are.
+/// Returns whether this is a role's ARN: IAM's `arnType`, `pathType` and `roleNameType`, and the existing partitions.
 pub(crate) fn is_role_arn(text: &str) -> bool {
     static COMPILED: OnceLock<Regex> = OnceLock::new();
     let grammar = r"\Aarn:aws(-cn|-us-gov|-eusc|-iso|-iso-b|-iso-e|-iso-f)?:iam::[0-9]{12}:role/([!-.0-~]+/)*[A-Za-z0-9_+=,.@-]{1,64}\z";
-    // `/` alone, or what stands between two of them: 512 characters with both.
+    // `/` alone, or the text between two of them: 512 characters with both.
     let path = text.find(":role/").zip(text.rfind('/')).map_or(0, |(from, to)| to - (from + ":role".len()) + 1);
     text.len() <= 2048 && path <= 512 && is_match(grammar, &COMPILED, text)
 }
 
-/// The hosts that clients of the metadata service write.
+/// Returns whether this is a host that clients of the metadata service write.
 pub(crate) fn is_host(value: &[u8]) -> bool {
     let hosts = ["169.254.169.254", "169.254.169.254:80", "[fd00:ec2::254]", "[fd00:ec2::254]:80", "fd00:ec2::254"];
     hosts.iter().any(|host| host.as_bytes() == value)
 }
 
-/// A short name behind the base; an ARN as it is.
+/// Completes a short name with the base. An ARN is unchanged.
 pub(crate) fn completed(name: &str, base: &str) -> String {
     if name.starts_with("arn:") { name.to_owned() } else { format!("{base}{}", name.strip_prefix('/').unwrap_or(name)) }
 }
 
-/// Whether a pattern of `*` and text is the whole text: by a table of which beginning matches which.
+/// Returns whether a pattern of `*` and text matches the whole text, with a table of which prefixes match.
 pub(crate) fn glob(pattern: &str, text: &str) -> bool {
     let text: Vec<char> = text.chars().collect();
     let mut reached = vec![false; text.len() + 1];
@@ -58,7 +58,7 @@ enum Node {
     Either(Vec<Node>),
 }
 
-/// Whether an expression of letters, `.`, `*`, `|` and groups is the whole text; `None` for any other expression.
+/// Returns whether an expression of letters, `.`, `*`, `|` and groups matches the whole text; `None` for any other expression.
 pub(crate) fn expression(pattern: &str, text: &str) -> Option<bool> {
     let mut rest = pattern.chars().peekable();
     if pattern.len() > 64 || text.len() > 128 {
@@ -85,7 +85,7 @@ fn either(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<Node> {
                 next if next.is_ascii_alphanumeric() || "/:-".contains(next) => Node::Char(next),
                 _ => return None,
             };
-            // A question mark behind a star, and others like it, are another language.
+            // A question mark after a star, and similar operators, are outside this subset.
             sequence.push(node);
         }
         branches.push(Node::Sequence(sequence));
@@ -95,7 +95,7 @@ fn either(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<Node> {
     }
 }
 
-/// Where the matches that begin at `start` end.
+/// Returns where the matches that begin at `start` end.
 fn ends(node: &Node, text: &[char], start: usize) -> BTreeSet<usize> {
     match node {
         Node::Char(expected) => (text.get(start) == Some(expected)).then_some(start + 1).into_iter().collect(),
@@ -115,7 +115,7 @@ fn ends(node: &Node, text: &[char], start: usize) -> BTreeSet<usize> {
     }
 }
 
-/// The role that may be allowed for what is written, in a node of account 111122223333 whose own role is `nodes`, with
+/// Returns the role that may be allowed for what is written, on a node of account 111122223333 whose own role is `nodes`, with
 /// namespace restrictions.
 pub(crate) fn allowed_role(written: &Written<'_>) -> Option<String> {
     static NAME: OnceLock<Regex> = OnceLock::new();
@@ -146,7 +146,7 @@ fn whole_short(pattern: &str, role: &str) -> bool {
     whole(pattern, base, role).unwrap_or(false)
 }
 
-/// Whether a valid expression is the whole of what is behind the base; `None` where it is no expression.
+/// Returns whether a valid expression matches everything after the base; `None` if the expression is invalid.
 fn whole(expression: &str, base: &str, role: &str) -> Option<bool> {
     Regex::new(expression).ok()?;
     let anchored = Regex::new(&format!(r"\A(?:{expression})\z")).ok()?;

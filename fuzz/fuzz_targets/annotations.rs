@@ -1,4 +1,4 @@
-//! What is written on pods and namespaces, through the policy. See `checks::annotations`.
+//! Fuzzes the annotations of pods and namespaces through the policy. See `checks::annotations`.
 #![no_main]
 
 #[path = "../checks/mod.rs"]
@@ -10,7 +10,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     if texts.iter().any(|text| str::from_utf8(text).is_err()) {
         return;
     }
-    // A bit for each annotation that is there.
+    // One bit for each annotation that is present.
     let text = |at: usize| (switches & 1 << at == 0).then(|| str::from_utf8(texts[at]).unwrap_or_default());
     checks::annotations(&checks::Written {
         role: text(0),

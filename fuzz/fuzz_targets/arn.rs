@@ -1,4 +1,4 @@
-//! Role ARNs. See `checks::arn`.
+//! Fuzzes role ARNs. See `checks::arn`.
 #![no_main]
 
 #[path = "../checks/mod.rs"]

@@ -1,4 +1,4 @@
-//! The Host header. See `checks::host`.
+//! Fuzzes the Host header. See `checks::host`.
 #![no_main]
 
 #[path = "../checks/mod.rs"]

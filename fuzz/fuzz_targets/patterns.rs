@@ -1,4 +1,4 @@
-//! Globs and regular expressions. See `checks::pattern`.
+//! Fuzzes globs and regular expressions. See `checks::pattern`.
 #![no_main]
 
 #[path = "../checks/mod.rs"]

@@ -1,4 +1,4 @@
-//! Methods, targets and headers. See `checks::route`.
+//! Fuzzes methods, targets and headers. See `checks::route`.
 #![no_main]
 
 #[path = "../checks/mod.rs"]

@@ -1,4 +1,4 @@
-//! Session tokens. See `checks::token`.
+//! Fuzzes session tokens. See `checks::token`.
 #![no_main]
 
 #[path = "../checks/mod.rs"]

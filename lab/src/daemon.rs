@@ -1,4 +1,4 @@
-//! The daemon as a process under test: started as an operator would, its log read for the ports that it bound.
+//! The daemon as a process under test, started as an operator would start it. The ports that it bound are read from its log.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -17,12 +17,12 @@ use crate::node::{Netns, find_program};
 use crate::player;
 use crate::sts;
 
-/// How long anything here may take before it is called a failure.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Between two looks at a port.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// The time that any step may take before it counts as failed.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// The interval at which a condition is checked again.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What the daemon is started with.
+/// How the daemon is started.
 #[derive(Clone, Debug)]
 pub struct Setup {
     program: PathBuf,
@@ -34,9 +34,8 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// The daemon at `program`, on free ports, with the log in JSON, no limit of the rate at which pods connect (tests
-    /// connect as often as they can), the node's identity as static keys, and nothing of
-    /// this process's environment but PATH.
+    /// Returns a set-up that runs `program` on free ports, with the log in JSON, no limit on pods' connection rate (tests
+    /// connect as often as they can), the node's identity as static keys, and nothing of this process's environment but PATH.
     pub fn new(program: impl AsRef<Path>) -> Setup {
         let setup = Setup {
             program: program.as_ref().to_owned(),
@@ -59,49 +58,49 @@ impl Setup {
             .env("AWS_EC2_METADATA_DISABLED", "true")
     }
 
-    /// One more argument.
+    /// Adds an argument.
     #[must_use]
     pub fn argument(mut self, argument: impl Into<String>) -> Setup {
         self.arguments.push(argument.into());
         self
     }
 
-    /// One more variable; a later one of the same name wins.
+    /// Sets an environment variable. A later value replaces an earlier one.
     #[must_use]
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Setup {
         self.environment.push((name.into(), value.into()));
         self
     }
 
-    /// Without a variable that was set before.
+    /// Removes an environment variable that was set before.
     #[must_use]
     pub fn without_env(mut self, name: &str) -> Setup {
         self.environment.retain(|(set, _)| set != name);
         self
     }
 
-    /// In this network namespace.
+    /// Runs the daemon in this network namespace.
     #[must_use]
     pub fn inside(mut self, namespace: &Netns) -> Setup {
         self.namespace = Some(namespace.path());
         self
     }
 
-    /// By way of another program (`setpriv`), which gets the daemon's command line behind these words of its own.
+    /// Runs the daemon through another program (`setpriv`), whose own arguments precede the daemon's command line.
     #[must_use]
     pub fn by_way_of(mut self, words: impl IntoIterator<Item = impl Into<String>>) -> Setup {
         self.wrapper = words.into_iter().map(Into::into).collect();
         self
     }
 
-    /// With its log also at the end of this file, line by line.
+    /// Also appends the log to this file, line by line.
     #[must_use]
     pub fn log_file(mut self, path: impl Into<PathBuf>) -> Setup {
         self.log_file = Some(path.into());
         self
     }
 
-    /// The command, as it will be run.
+    /// Returns the command that will be run.
     pub fn command(&self) -> Command {
         let mut words: Vec<OsString> = Vec::new();
         if let Some(path) = &self.namespace {
@@ -109,7 +108,7 @@ impl Setup {
         }
         words.extend(self.wrapper.iter().map(OsString::from));
         words.push(self.program.clone().into());
-        // Found here and now: the daemon's PATH may be another one.
+        // Resolved now, because the daemon may have a different PATH.
         let first = words.remove(0);
         let program = first.to_str().and_then(find_program).map_or(first, PathBuf::into_os_string);
         let mut command = Command::new(program);
@@ -117,7 +116,7 @@ impl Setup {
         command
     }
 
-    /// Starts it, and returns when it has said which ports it bound.
+    /// Starts the daemon, and returns once it has logged the ports that it bound.
     pub fn start(&self) -> io::Result<Daemon> {
         let mut daemon = self.spawn()?;
         let started = daemon.wait_for_event("starting")?;
@@ -127,7 +126,8 @@ impl Setup {
         Ok(daemon)
     }
 
-    /// Starts it, and waits for nothing: for one that is to end before it binds a port. Its ports are not known.
+    /// Starts the daemon without waiting for anything, for a run that is to end before it binds a port. Its ports are not
+    /// known.
     pub fn spawn(&self) -> io::Result<Daemon> {
         let append = |path| OpenOptions::new().create(true).append(true).open(path);
         let mut copy = self.log_file.as_ref().map(append).transpose()?;
@@ -138,7 +138,7 @@ impl Setup {
             std::thread::spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {
                     if let Some(file) = &mut copy {
-                        // A full disk costs the copy, not the run.
+                        // If the disk is full, only the copy is lost.
                         let _ = writeln!(file, "{line}");
                     }
                     log.push(line);
@@ -150,7 +150,7 @@ impl Setup {
     }
 }
 
-/// The running daemon; killed when dropped.
+/// The running daemon. It is killed when dropped.
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
@@ -188,29 +188,29 @@ impl Log {
 }
 
 impl Daemon {
-    /// The port of the pods, on 127.0.0.1 where it is bound to every address.
+    /// The address of the pods' port, on 127.0.0.1 if it is bound to every address.
     pub fn metadata_address(&self) -> SocketAddr {
         reachable(self.metadata)
     }
 
-    /// The port of the operators, on 127.0.0.1 where it is bound to every address.
+    /// The address of the operators' port, on 127.0.0.1 if it is bound to every address.
     pub fn metrics_address(&self) -> SocketAddr {
         reachable(self.metrics)
     }
 
-    /// Its process id.
+    /// The process ID.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Everything that it logged until now.
+    /// Everything that the daemon has logged so far.
     pub fn log(&self) -> String {
         self.log.lines.lock().unwrap_or_else(PoisonError::into_inner).0.join("\n")
     }
 
-    /// Waits for a log line; an error holds the log when it does not come in time, or the process ended.
+    /// Waits for a log line. If it does not arrive in time, or the process ends first, the error contains the log.
     pub fn wait_for_log(&self, wanted: impl Fn(&Value) -> bool) -> io::Result<Value> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut lines = self.log.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let mut seen = 0;
         loop {
@@ -233,38 +233,38 @@ impl Daemon {
         self.wait_for_log(|line| line["event"] == event)
     }
 
-    /// The lines with this event that were logged until now.
+    /// Returns the lines with this event that have been logged so far.
     pub fn events(&self, event: &str) -> Vec<Value> {
         let lines = self.log.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.0.iter().filter_map(|line| serde_json::from_str(line).ok()).filter(|line: &Value| line["event"] == event).collect()
     }
 
-    /// A GET of the operators' port, in the namespace given or in our own.
+    /// Sends a GET to the operators' port, from the given namespace or from the current one.
     pub fn get(&self, namespace: Option<&Netns>, path: &str) -> io::Result<player::Response> {
         let address = self.metrics_address();
         let stream = match namespace {
-            Some(namespace) => namespace.connect(address, PATIENCE)?,
-            None => TcpStream::connect_timeout(&address, PATIENCE)?,
+            Some(namespace) => namespace.connect(address, TIMEOUT)?,
+            None => TcpStream::connect_timeout(&address, TIMEOUT)?,
         };
         player::request(stream, "GET", path, &[("Host", "localhost"), ("Connection", "close")])
     }
 
-    /// Waits until it says that it is ready.
+    /// Waits until the daemon reports that it is ready.
     pub fn wait_ready(&self, namespace: Option<&Netns>) -> io::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let answer = self.get(namespace, "/readyz");
             match answer {
                 Ok(answer) if answer.status == 200 => return Ok(()),
                 _ if self.log.has_ended() => return Err(io::Error::other(format!("it ended:\n{}", self.log()))),
-                _ if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+                _ if Instant::now() < deadline => std::thread::sleep(POLL_INTERVAL),
                 Ok(answer) => return Err(io::Error::other(format!("not ready: {}\n{}", answer.text(), self.log()))),
                 Err(error) => return Err(io::Error::other(format!("not ready: {error}\n{}", self.log()))),
             }
         }
     }
 
-    /// The value of a metric with these labels, as it is written; 0 where it is not there.
+    /// Returns the value of a metric with these labels, spelled as in the output; 0 if it is missing.
     pub fn metric(&self, namespace: Option<&Netns>, name_and_labels: &str) -> io::Result<f64> {
         let metrics = self.get(namespace, "/metrics")?.text();
         let value = metrics.lines().find_map(|line| line.strip_prefix(name_and_labels)?.strip_prefix(' '));
@@ -277,9 +277,9 @@ impl Daemon {
         kill(Pid::from_raw(pid), Signal::SIGTERM).map_err(io::Error::from)
     }
 
-    /// Waits for its end, and that of its log.
+    /// Waits until the process and its log have ended.
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait()? {
                 self.log.wait_for_end(deadline);
@@ -288,7 +288,7 @@ impl Daemon {
             if Instant::now() > deadline {
                 return Err(io::Error::other(format!("the daemon did not end; the log is:\n{}", self.log())));
             }
-            std::thread::sleep(LOOK_AGAIN);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }

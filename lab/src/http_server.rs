@@ -1,6 +1,6 @@
-//! What both fake AWS services stand on: a listener that hands each connection to a future, and ends all of them with it.
+//! The listener that both fake AWS services use. It passes each connection to a future, and ends all of them when it stops.
 //!
-//! The listener is a plain std one, so that it may have been bound in another network namespace.
+//! The listener is a plain std one, so that it can be bound in another network namespace.
 
 use std::future::Future;
 use std::io;
@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// After a failed accept (out of file descriptors, mostly) the listener waits this long.
+/// The pause after a failed accept, usually because there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// A running listener and its connections; dropping it stops both.
@@ -24,7 +24,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves `listener` on the current tokio runtime; `connection` makes the future of one connection.
+    /// Serves `listener` on the current tokio runtime. `connection` creates the future of one connection.
     pub(crate) fn start<C, F>(listener: std::net::TcpListener, connection: C) -> io::Result<Server>
     where
         C: Fn(TcpStream, SocketAddr) -> F + Send + 'static,
@@ -49,7 +49,7 @@ impl Server {
         self.addr
     }
 
-    /// Closes the listener and all connections, soon.
+    /// Requests that the listener and all connections close, without waiting for it.
     pub(crate) fn stop(&self) {
         self.stop.cancel();
     }
@@ -59,7 +59,7 @@ impl Server {
         self.stopped.cancelled().await;
     }
 
-    /// Cancelled when the listener and all connections are closed; outlives the server.
+    /// Returns a token that is cancelled once the listener and all connections are closed. It outlives the server.
     #[cfg(test)]
     pub(crate) fn stopped_token(&self) -> CancellationToken {
         self.stopped.clone()
@@ -85,9 +85,9 @@ where
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
-                    // Answers are small: without this each would wait for the acknowledgement of the one before.
+                    // Answers are small. Without this, each would wait for the acknowledgement of the previous one.
                     if let Err(error) = stream.set_nodelay(true) {
-                        tracing::debug!(%error, "no TCP_NODELAY");
+                        tracing::debug!(%error, "cannot set TCP_NODELAY");
                     }
                     connections.spawn(connection(stream, peer));
                 }

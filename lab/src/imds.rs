@@ -1,11 +1,11 @@
 //! A fake EC2 instance metadata service over a real socket: what a node has behind its metadata address.
 //!
-//! It answers session tokens (IMDSv2) and the tree below `/latest/`, with one difference from the real one: every secret
-//! in it can be recognised, so that a test finds it anywhere (see [`Imds::node_credentials_leaked_in`]). It is as
-//! lenient with paths as an upstream could be (`//`, `%2e`, dot segments), and takes the bytes of a request's body for
-//! the next request: what a proxy lets through by mistake shows in [`Imds::requests`] and in the answers.
+//! It serves session tokens (IMDSv2) and the tree below `/latest/`, with one difference from the real service: every secret is
+//! recognizable, so that a test finds it wherever it appears (see [`Imds::node_credentials_leaked_in`]). It parses paths as
+//! leniently as an upstream could (`//`, `%2e`, dot segments), and reads a request's body as the next request, so that whatever
+//! a proxy forwards by mistake appears in [`Imds::requests`] and in the answers.
 //!
-//! The node's credentials in it are known to every [`crate::sts::Sts`].
+//! Every [`crate::sts::Sts`] accepts the node's credentials that it serves.
 
 mod answer;
 mod secrets;
@@ -36,7 +36,7 @@ use state::{Known, State};
 use tree::Tree;
 pub use tree::VERSIONS;
 
-/// A handle of a running fake IMDS; the service stops with its last handle, or at [`Imds::shutdown`].
+/// A handle to a running fake IMDS. The service stops when the last handle is dropped, or at [`Imds::shutdown`].
 #[derive(Clone, Debug)]
 pub struct Imds {
     state: Arc<State>,
@@ -44,10 +44,10 @@ pub struct Imds {
 }
 
 impl Imds {
-    /// Serves `listener` on the current tokio runtime; the listener may be from another network namespace.
+    /// Serves `listener` on the current tokio runtime. The listener may be from another network namespace.
     ///
     /// # Errors
-    /// Outside a tokio runtime, and when the listener cannot be used with it.
+    /// Outside a tokio runtime, or if the listener cannot be used with it.
     pub fn start(listener: std::net::TcpListener) -> io::Result<Imds> {
         let state = Arc::new(State {
             known: Mutex::new(Known {
@@ -66,34 +66,34 @@ impl Imds {
         Ok(Imds { state, server: Arc::new(server) })
     }
 
-    /// `http://address:port`.
+    /// The URL of the service: `http://address:port`.
     pub fn url(&self) -> String {
         format!("http://{}", self.addr())
     }
 
-    /// Where it listens.
+    /// The address of the listener.
     pub fn addr(&self) -> SocketAddr {
         self.server.addr()
     }
 
-    /// Every request since the start, in the order of arrival.
+    /// All requests since the start, in order of arrival.
     pub fn requests(&self) -> Vec<ImdsRequest> {
         self.state.lock().requests.clone()
     }
 
-    /// Returns when `n` requests have arrived since the start; they may not be answered yet.
+    /// Returns when `n` requests have arrived since the start. They may not have been answered yet.
     pub async fn wait_for_requests(&self, n: usize) {
         let mut changes = self.state.changed.subscribe();
-        // The sender lives in the state that `self` holds: it cannot be gone.
+        // The sender is in the state that `self` holds, so the channel cannot be closed.
         let _ = changes.wait_for(|()| self.state.lock().requests.len() >= n).await;
     }
 
-    /// Whether data is refused without a session token (HttpTokens=required); so from the start.
+    /// Sets whether requests without a session token are refused (HttpTokens=required), which is the default.
     pub fn set_tokens_required(&self, required: bool) {
         self.state.lock().tokens_required = required;
     }
 
-    /// Sets one value, `meta-data/instance-id` for example; directories come by themselves.
+    /// Sets one value, for example `meta-data/instance-id`. Directories are created as needed.
     pub fn set(&self, path: &str, value: &str) {
         self.state.lock().tree.set(path, value);
     }
@@ -103,33 +103,33 @@ impl Imds {
         self.state.lock().tree.remove(path);
     }
 
-    /// How every request is answered from now on.
+    /// Sets how every request is answered from now on.
     pub fn set_behaviour(&self, behaviour: ImdsBehaviour) {
         self.state.lock().behaviour = behaviour;
     }
 
-    /// Forgets all session tokens, as a restart of the service does.
+    /// Invalidates all session tokens, as a restart of the service does.
     pub fn forget_tokens(&self) {
         self.state.lock().tokens.clear();
     }
 
-    /// Moves the service's clock forward: tokens expire, credentials are renewed.
+    /// Moves the service's clock forward: tokens expire, and credentials are renewed.
     pub fn advance_clock(&self, by: Duration) {
         self.state.lock().clock_advance += by;
     }
 
-    /// Which of the node's secrets is in these bytes, in whatever case: its role's name, its keys and tokens, user data,
+    /// Returns which of the node's secrets is in these bytes, ignoring case: its role's name, its keys and tokens, user data,
     /// the instance identity role's keys, signed identity, public keys.
     pub fn node_credentials_leaked_in(bytes: &[u8]) -> Option<&'static str> {
         SECRETS.into_iter().find(|secret| bytes.windows(secret.len()).any(|window| window.eq_ignore_ascii_case(secret.as_bytes())))
     }
 
-    /// Closes the listener and all connections, soon; [`Imds::stopped`] waits for it.
+    /// Requests that the listener and all connections close, without waiting for it; [`Imds::stopped`] waits.
     pub fn shutdown(&self) {
         self.server.stop();
     }
 
-    /// Returns when, after [`Imds::shutdown`], nothing listens any more.
+    /// Returns once the service has stopped after [`Imds::shutdown`].
     pub async fn stopped(&self) {
         self.server.stopped().await;
     }

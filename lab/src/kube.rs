@@ -1,9 +1,10 @@
-//! A Kubernetes API server over real sockets: as much of one as a node agent can see, and every way it can misbehave.
+//! A fake Kubernetes API server over real sockets: everything that a node agent can see of one, and every way in which it can
+//! fail.
 //!
-//! It serves lists, watches and gets of pods, namespaces, service accounts and nodes, takes events and access reviews,
-//! and answers errors with `Status` objects, as <https://kubernetes.io/docs/reference/using-api/api-concepts/> describes
-//! and a real server of version 1.33 does. Tests put objects in with [`KubeApi::apply`], break things with the fault
-//! methods, and look at what was asked with [`KubeApi::requests`].
+//! It serves lists, watches and gets of pods, namespaces, service accounts and nodes, accepts events and access reviews, and
+//! reports errors as `Status` objects, as <https://kubernetes.io/docs/reference/using-api/api-concepts/> describes and a real
+//! server of version 1.33 does. Tests add objects with [`KubeApi::apply`], inject failures with the fault methods, and inspect
+//! the requests with [`KubeApi::requests`].
 //!
 //! ```no_run
 //! # async fn example() -> std::io::Result<()> {
@@ -18,9 +19,8 @@
 //! # }
 //! ```
 //!
-//! What differs from a real server: patches are merge patches only, only events can be created over HTTP, a future
-//! resource version fails a list at once instead of after three seconds, and a watch without `timeoutSeconds` has no
-//! end of its own.
+//! Differences from a real server: patches are merge patches only, only events can be created over HTTP, a list at a future
+//! resource version fails at once instead of after three seconds, and a watch without `timeoutSeconds` has no time limit.
 
 mod builders;
 mod certificates;
@@ -84,11 +84,11 @@ impl KubeApi {
         KubeApi::serve(listener, None)
     }
 
-    /// Serves TLS on `listener`, on the current tokio runtime, with a certificate of a CA of its own for `localhost`,
-    /// the loopback addresses and the listener's address. Clients may have certificates of [`KubeApi::client_identity`].
+    /// Serves TLS on `listener`, on the current tokio runtime, with a certificate from a CA of its own for `localhost`, the
+    /// loopback addresses and the listener's address. Clients may use certificates from [`KubeApi::client_identity`].
     ///
     /// # Errors
-    /// If the listener cannot be used, or no certificate can be made for its address.
+    /// If the listener cannot be used, or no certificate can be created for its address.
     pub fn start_tls(listener: TcpListener) -> io::Result<KubeApi> {
         let authorities = Authorities::new(listener.local_addr()?.ip())?;
         KubeApi::serve(listener, Some(authorities))
@@ -101,7 +101,8 @@ impl KubeApi {
         Ok(KubeApi { running: Arc::new(Running { server, state }) })
     }
 
-    /// `http://ip:port` or `https://ip:port`; a loopback address if the listener is on the unspecified one.
+    /// The URL of the server, `http://ip:port` or `https://ip:port`, with a loopback address if the listener is on the
+    /// unspecified one.
     #[must_use]
     pub fn url(&self) -> String {
         let mut address = self.addr();
@@ -123,13 +124,13 @@ impl KubeApi {
         self.running.server.address()
     }
 
-    /// The certificate of the CA, if the server speaks TLS.
+    /// The certificate of the CA, if the server uses TLS.
     #[must_use]
     pub fn ca_pem(&self) -> Option<String> {
         self.state().authorities().as_ref().map(|authorities| authorities.ca_pem().to_owned())
     }
 
-    /// A kubeconfig for this server as it is now: with the token, if one is required. It is JSON, which is YAML.
+    /// A kubeconfig for the server's current state, with the token if one is required. It is JSON, which is valid YAML.
     #[must_use]
     pub fn kubeconfig(&self) -> String {
         let mut cluster = json!({ "server": self.url() });
@@ -151,38 +152,38 @@ impl KubeApi {
         format!("{config:#}\n")
     }
 
-    /// Requires this bearer token from now on; any other request is answered 401, but for health and version.
+    /// Requires this bearer token from now on. Any other request gets 401, except health and version.
     pub fn require_token(&self, token: Option<&str>) {
         self.state().behaviour().token = token.map(str::to_owned);
     }
 
-    /// Requires that a client has a certificate from now on; any other request is answered 401, but for health and version.
+    /// Requires a client certificate from now on. Any other request gets 401, except health and version.
     pub fn require_client_certificate(&self, on: bool) {
         self.state().behaviour().client_certificate = on;
     }
 
-    /// A certificate by which the server knows a client as `name`; see [`RecordedRequest::client`].
+    /// Creates a certificate that identifies a client as `name`; see [`RecordedRequest::client`].
     ///
     /// # Errors
-    /// If the server does not speak TLS, or no certificate can be made.
+    /// If the server does not use TLS, or no certificate can be created.
     pub fn client_identity(&self, name: &str) -> io::Result<ClientIdentity> {
         self.state().authorities().as_mut().ok_or_else(no_tls)?.issue_to_client(name)
     }
 
-    /// Replaces the CA of clients: certificates that were issued until now end the handshake from now on. Open connections
-    /// are not touched.
+    /// Replaces the CA of clients. The handshakes of clients with earlier certificates fail from now on. Open connections are
+    /// not affected.
     ///
     /// # Errors
-    /// If the server does not speak TLS, or no certificate can be made.
+    /// If the server does not use TLS, or no certificate can be created.
     pub fn replace_client_ca(&self) -> io::Result<()> {
         self.replace(Authorities::replace_of_clients)
     }
 
-    /// Replaces the CA of the server, and its certificate: see [`KubeApi::ca_pem`] for the new one. Open connections are not
-    /// touched.
+    /// Replaces the CA of the server and its certificate; [`KubeApi::ca_pem`] returns the new one. Open connections are not
+    /// affected.
     ///
     /// # Errors
-    /// If the server does not speak TLS, or no certificate can be made.
+    /// If the server does not use TLS, or no certificate can be created.
     pub fn replace_server_ca(&self) -> io::Result<()> {
         self.replace(Authorities::replace_of_server)
     }
@@ -204,23 +205,24 @@ fn no_tls() -> io::Error {
     io::Error::other("this server does not speak TLS")
 }
 
-/// Objects.
+/// Methods for objects.
 impl KubeApi {
     /// Creates or replaces an object, and returns it as stored.
     ///
-    /// It gets a new `resourceVersion`, and a uid and a creation time if it has none: those of the object it replaces, or
-    /// fresh ones. An object whose uid is not that of the one it replaces is another object: the old one is deleted first.
+    /// The object gets a new `resourceVersion`. If it has no uid or creation time, it gets those of the object that it
+    /// replaces, or fresh ones. An object with another uid than the one that it replaces is another object: the old one is
+    /// deleted first.
     pub fn apply(&self, resource: Resource, object: Value) -> Value {
         Value::clone(&self.state().store().apply(resource, object))
     }
 
-    /// Deletes an object; false if it is not there. Cluster-scoped ones are in no namespace.
+    /// Deletes an object, and returns whether it existed. Cluster-scoped objects have no namespace.
     pub fn delete(&self, resource: Resource, namespace: Option<&str>, name: &str) -> bool {
         let key = (namespace.unwrap_or_default().to_owned(), name.to_owned());
         self.state().store().delete(resource, &key)
     }
 
-    /// An object as it is stored now.
+    /// Returns an object as it is stored now.
     #[must_use]
     pub fn get(&self, resource: Resource, namespace: Option<&str>, name: &str) -> Option<Value> {
         let key = (namespace.unwrap_or_default().to_owned(), name.to_owned());
@@ -235,7 +237,7 @@ impl KubeApi {
     }
 }
 
-/// What clients did.
+/// Methods for what clients did.
 impl KubeApi {
     /// Every request that was read, oldest first.
     #[must_use]
@@ -243,12 +245,12 @@ impl KubeApi {
         self.state().requests().clone()
     }
 
-    /// Forgets the requests so far.
+    /// Discards the requests that were recorded so far.
     pub fn clear_requests(&self) {
         self.state().requests().clear();
     }
 
-    /// Waits until a request that `matches` has been read, and returns the first such.
+    /// Waits until a request that `matches` has been read, and returns the first one.
     pub async fn wait_for_request(&self, matches: impl Fn(&RecordedRequest) -> bool) -> RecordedRequest {
         loop {
             let found = |state: &State| state.requests().iter().find(|it| matches(it)).cloned();
@@ -287,30 +289,30 @@ impl KubeApi {
     }
 }
 
-/// Faults.
+/// Methods for faults.
 impl KubeApi {
-    /// Resets every open connection now, in the middle of whatever was being sent: what a client has not read yet is lost.
-    /// No watch is open when this returns.
+    /// Resets every open connection at once, even in the middle of an answer: what a client has not read yet is lost. No watch
+    /// is open when this returns.
     pub fn cut_connections(&self) {
-        // In this order: a watch that loses its place must not end cleanly before its connection is cut.
+        // In this order, because a watch that loses its place must not end cleanly before its connection is cut.
         self.running.server.cut();
         self.state().store().close_watches();
         self.state().changed();
     }
 
-    /// While on, requests are read and recorded but not answered, and watches are sent nothing. Afterwards all of it is
-    /// caught up with.
+    /// While on, requests are read and recorded but not answered, and watches receive nothing. Afterwards everything is
+    /// delivered.
     pub fn stall(&self, on: bool) {
         self.state().stall(on);
     }
 
-    /// While on, writes of events are read and recorded but not answered; everything else is.
+    /// While on, writes of events are read and recorded but not answered. Everything else is answered.
     pub fn hold_event_writes(&self, on: bool) {
         self.state().hold_event_writes(on);
     }
 
-    /// While on, patches of nodes are read and recorded but not answered nor made; everything else is. What changes a node
-    /// meanwhile is between a client's look at it and its patch.
+    /// While on, patches of nodes are read and recorded but neither answered nor applied. Everything else is answered. A node
+    /// can thus be changed between a client's read and its patch.
     pub fn hold_node_patches(&self, on: bool) {
         self.state().hold_node_patches(on);
     }
@@ -320,36 +322,36 @@ impl KubeApi {
         self.running.server.refuse(on);
     }
 
-    /// Answers the next requests that match with an error. Faults are used up in the order they were given.
+    /// Answers the next requests that match with an error. Faults are used up in the order in which they were given.
     pub fn fail_next(&self, fault: Fault) {
         self.state().behaviour().fail_next(fault);
     }
 
-    /// Takes a permission away, such as `list` of `"pods"`: requests are answered 403, and access reviews say so.
-    /// Watches that are open stay open, as on a real server.
+    /// Revokes a permission, such as `list` of `"pods"`: requests get 403, and access reviews say so. Open watches stay open,
+    /// as on a real server.
     pub fn deny(&self, verb: Verb, resource: &str) {
         self.state().behaviour().deny(verb, resource);
     }
 
-    /// Gives a permission back.
+    /// Restores a permission.
     pub fn allow(&self, verb: Verb, resource: &str) {
         self.state().behaviour().allow(verb, resource);
     }
 
-    /// Forgets the history before the current version. A watch from an older version gets an ERROR event of code 410,
-    /// a page of an older list is answered 410. The current version is still good to watch from.
+    /// Discards the history before the current version. A watch from an older version gets an ERROR event with code 410, and a
+    /// page of an older list gets 410. A watch can still start from the current version.
     pub fn compact(&self) {
         self.state().store().compact();
     }
 
-    /// Withholds the events of the objects of that name from watches, as if the watches were behind. Events of other objects are
-    /// still sent. Gets and lists show the current objects.
+    /// Withholds events of objects with this name from watches, as if the watches were behind. Events of other objects are
+    /// still sent. Gets and lists return the current objects.
     pub fn hold_events(&self, resource: Resource, name: &str) {
         self.state().store().hold(resource, name);
     }
 
-    /// Sends the events that were withheld. Each has the resource version of its change, as gets and lists have shown it:
-    /// earlier than that of what was sent meanwhile. A watch that resumes from any version before this call gets them, too.
+    /// Sends the events that were withheld. Each has the resource version of its change, as gets and lists have shown it, which
+    /// is earlier than that of events sent meanwhile. A watch that resumes from any version before this call gets them, too.
     pub fn release_events(&self, resource: Resource, name: &str) {
         self.state().store().release(resource, name);
     }
@@ -359,12 +361,12 @@ impl KubeApi {
         self.state().store().bookmark_all(resource);
     }
 
-    /// How often watches opened from now on get a bookmark if they allow it; every minute unless set.
+    /// Sets how often watches that are opened from now on get a bookmark if they allow it. The default is every minute.
     pub fn set_bookmark_interval(&self, interval: Duration) {
         self.state().behaviour().bookmark_interval = interval;
     }
 
-    /// While on, `sendInitialEvents` is refused with 422, as by a server without the `WatchList` feature.
+    /// While on, `sendInitialEvents` is rejected with 422, as by a server without the `WatchList` feature.
     pub fn without_streaming_lists(&self, on: bool) {
         self.state().behaviour().streaming_lists = !on;
     }
@@ -374,7 +376,7 @@ impl KubeApi {
         self.state().store().send_raw(resource, line);
     }
 
-    /// Stops: the listener is closed and every connection is reset.
+    /// Stops the server: closes the listener and resets every connection.
     pub fn shutdown(&self) {
         self.running.server.stop();
         self.state().store().close_watches();

@@ -1,5 +1,5 @@
-//! rolegate's test bed: a fake Kubernetes API, STS and IMDS over real sockets, a node with pods made of network
-//! namespaces, a player of raw requests, and the daemon itself as a process under test. Never linked into the daemon.
+//! rolegate's test bed: a fake Kubernetes API, STS and IMDS over real sockets, a node with pods made of network namespaces, a
+//! player of raw requests, and the daemon itself as a process under test. It is never linked into the daemon.
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! Clients that ask for their credentials again and again, and forgive nothing: every connection that is refused, reset or
-//! closed without an answer is a failure, and so is every answer but the right one.
+//! Clients that request their credentials continuously and tolerate no error: every connection that is refused, reset or closed
+//! without an answer counts as a failure, and so does every wrong answer.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read as _, Write as _};
@@ -10,25 +10,26 @@ use std::thread::JoinHandle;
 
 use serde_json::Value;
 
-/// Where a pod's credentials are.
+/// The path of a pod's credentials.
 const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
-/// Requests with one session token; then another is asked for. So it is shown to whoever answers meanwhile.
+/// The number of requests with one session token before the client requests another. A token is thus also presented to a daemon
+/// that started meanwhile.
 const REQUESTS_OF_TOKEN: usize = 100;
-/// Requests on a connection that is kept.
+/// The number of requests on a kept connection.
 const REQUESTS_OF_CONNECTION: usize = 100;
-/// Failures that are kept to be shown.
+/// The maximum number of failures whose description is kept.
 const MAX_SHOWN: usize = 20;
 
-/// Whether a client makes a connection for each request.
+/// Whether a client opens a connection for each request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connections {
-    /// It does.
+    /// One connection for each request.
     New,
-    /// It keeps one until the other side says `Connection: close`, or for a hundred requests.
+    /// One connection until the other side sends `Connection: close`, or for a hundred requests.
     Kept,
 }
 
-/// Clients that are at it until [`Load::finish`].
+/// Clients that run until [`Load::finish`].
 #[derive(Debug, Default)]
 pub struct Load {
     shared: Arc<Shared>,
@@ -42,29 +43,29 @@ struct Shared {
     tally: Mutex<Tally>,
 }
 
-/// What became of the requests.
+/// The outcome of the requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Those that were answered rightly.
+    /// Requests that were answered correctly.
     pub answered: usize,
-    /// Connections that were made.
+    /// Connections that were established.
     pub connections: usize,
-    /// How many were not.
+    /// Requests that failed.
     pub failed: usize,
-    /// The first of those, in words.
+    /// Descriptions of the first failures.
     pub failures: Vec<String>,
-    /// Each access key id that was given, with the role that its client has.
+    /// Each access key ID that was issued, with the role of the client that got it.
     pub keys: BTreeSet<(String, String)>,
 }
 
 impl Load {
-    /// Starts a client whose pod has `role`, on a thread of its own, with connections made by `connect`. Called inside a
-    /// network namespace, the client stays inside.
+    /// Starts a client whose pod has `role` on a thread of its own, with connections made by `connect`. If it is called inside
+    /// a network namespace, the client stays inside.
     pub fn start(&mut self, role: &str, connections: Connections, connect: impl Fn() -> io::Result<TcpStream> + Send + 'static) {
         self.clients.push(self.starter()(role, connections, Box::new(connect)));
     }
 
-    /// What starts a client elsewhere (on a thread of a namespace); its handle is for [`Load::add`].
+    /// Returns a function that starts a client elsewhere (on a thread in a namespace). Its handle is for [`Load::add`].
     pub fn starter(&self) -> impl Fn(&str, Connections, Connect) -> JoinHandle<()> + Send + 'static {
         let shared = self.shared.clone();
         move |role, connections, connect| {
@@ -73,20 +74,20 @@ impl Load {
         }
     }
 
-    /// Takes a client in.
+    /// Adds a client.
     pub fn add(&mut self, client: JoinHandle<()>) {
         self.clients.push(client);
     }
 
-    /// Requests that were answered rightly until now.
+    /// The number of requests answered correctly so far.
     pub fn answered(&self) -> usize {
         self.shared.answered.load(Ordering::SeqCst)
     }
 
-    /// Waits until so many more were.
+    /// Waits until this many more requests have been answered correctly.
     ///
     /// # Panics
-    /// If a client failed, or has ended.
+    /// If a client failed or has ended.
     pub fn wait_for_more(&self, more: usize) {
         let wanted = self.answered() + more;
         while self.answered() < wanted {
@@ -96,15 +97,15 @@ impl Load {
         }
     }
 
-    /// What has become of the requests until now.
+    /// The outcome of the requests so far.
     pub fn tally(&self) -> Tally {
         self.shared.tally.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Ends the clients, each after the request under way.
+    /// Ends the clients, each after its current request, and returns the outcome.
     ///
     /// # Panics
-    /// If a client did.
+    /// If a client panicked.
     pub fn finish(self) -> Tally {
         self.shared.over.store(true, Ordering::SeqCst);
         for client in self.clients {
@@ -175,7 +176,8 @@ impl Client {
     }
 }
 
-/// One request on an open connection: the body of its answer, and whether the other side closes the connection then.
+/// Sends one request on an open connection. Returns the body of the answer, and whether the other side closes the connection
+/// afterwards.
 fn exchange(stream: &mut TcpStream, head: &str) -> io::Result<(String, bool)> {
     stream.write_all(head.as_bytes())?;
     let (mut answer, mut chunk) = (Vec::new(), [0; 4096]);

@@ -49,12 +49,12 @@ pub const IMDS_IP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254
 
 /// The node's interface towards the `imds` namespace.
 const IMDS_INTERFACE: &str = "imds";
-/// The node's end of every veth: the next hop of the default IPv6 route. The node's address on `lo` cannot be, as
-/// neighbour discovery answers only for addresses of the interface itself.
+/// The address of the node's end of every veth, which is the next hop of the default IPv6 route. The node's address on `lo`
+/// cannot be the next hop, because neighbour discovery answers only for addresses of the interface itself.
 const GATEWAY_IP6: &str = "fe80::1";
 /// The third byte of the addresses behind a node's bridge, which are 10.42.128.0/24 and fd00:42::8000/120.
 const BRIDGE_NET: u8 = 128;
-/// The longest name of a network interface.
+/// The maximum length of a network interface's name.
 const INTERFACE_NAME_MAX: usize = 15;
 
 /// A node: a namespace that has [`NODE_IP`] and [`NODE_IP6`], forwards packets, and has pods on veths.
@@ -65,21 +65,22 @@ pub struct Node {
     claims: Arc<Claims>,
 }
 
-/// What a pod is made of.
+/// The properties of a pod.
 #[derive(Debug, Clone, Copy)]
 pub struct PodOptions<'a> {
     /// For messages only; two pods may share a name.
     pub name: &'a str,
-    /// What the name of the node's end of the veth begins with (`veth`, `eni`, `vlan`, `cali`); a number follows.
+    /// The prefix of the name of the node's end of the veth (`veth`, `eni`, `vlan`, `cali`). A number follows.
     pub interface_prefix: &'a str,
-    /// An address of 10.42.0.0/16 that no living pod has, for example one that a dropped pod had. The IPv6 address
-    /// follows from it. `None`: the next address that no pod ever had.
+    /// An address in 10.42.0.0/16 that no living pod has, for example one that a dropped pod had. The IPv6 address follows from
+    /// it. `None` means the next address that no pod has had.
     pub ip: Option<Ipv4Addr>,
-    /// The bridge that the node's end of the veth is a port of. `None`: the pod is tied to the node alone, and has routes.
+    /// The bridge whose port the node's end of the veth becomes. `None` means that the pod is attached to the node alone, and
+    /// has routes.
     pub bridge: Option<&'a Bridge>,
 }
 
-/// A bridge of the node, the next hop of the pods that are its ports.
+/// A bridge of the node, the next hop of the pods attached to it.
 #[derive(Debug)]
 pub struct Bridge {
     /// Its name.
@@ -92,11 +93,11 @@ pub struct Bridge {
 
 /// A pod: a namespace whose `eth0` has the pod's addresses and whose default route is the node.
 ///
-/// Dropping it removes its veth at once, even if sockets made inside are still open, so that its address can be given
-/// to another pod.
+/// Dropping it removes its veth at once, even if sockets that were created inside are still open, so that its address can be
+/// given to another pod.
 #[derive(Debug)]
 pub struct PodNs {
-    /// The name that it was made with.
+    /// The name that it was created with.
     pub name: String,
     /// Its address on `eth0`.
     pub ip: Ipv4Addr,
@@ -126,10 +127,10 @@ impl Default for PodOptions<'_> {
 }
 
 impl Node {
-    /// Makes a node without a metadata service. Reverse path filters are off, as in a plain kernel.
+    /// Creates a node without a metadata service. Reverse path filters are off, as in an unconfigured kernel.
     ///
     /// # Errors
-    /// If the namespace cannot be made or set up.
+    /// If the namespace cannot be created or set up.
     pub fn new() -> Result<Self, NodeError> {
         let ns = Netns::new("node")?;
         ns.write_sysctl("net/ipv4/ip_forward", "1")?;
@@ -138,14 +139,14 @@ impl Node {
         Ok(Self { ns: Arc::new(ns), imds: None, claims: Arc::default() })
     }
 
-    /// Makes a node with a metadata service's namespace behind it, which holds [`IMDS_IP`] and [`IMDS_IP6`]. The node
-    /// reaches it, and as long as no rule stands in the way so do its pods, with their own addresses.
+    /// Creates a node with a metadata service's namespace behind it, which has [`IMDS_IP`] and [`IMDS_IP6`]. The node reaches
+    /// it, and unless a rule prevents it so do its pods, with their own addresses.
     ///
-    /// A hop limit of 1 on its answers, as EC2 sets it by default, is
-    /// `node.imds().unwrap().sh("ip route change default via 10.42.0.1 dev eth0 onlink hoplimit 1")`.
+    /// To set a hop limit of 1 on its answers, as EC2 does by default: `node.imds().unwrap().sh("ip route change default via
+    /// 10.42.0.1 dev eth0 onlink hoplimit 1")`.
     ///
     /// # Errors
-    /// If a namespace cannot be made or set up.
+    /// If a namespace cannot be created or set up.
     pub fn with_imds() -> Result<Self, NodeError> {
         let mut node = Self::new()?;
         let imds = Netns::new("imds")?;
@@ -196,10 +197,10 @@ impl Node {
         self.add_pod_with(PodOptions { name, ..PodOptions::default() })
     }
 
-    /// Adds a bridge for pods, with the first address of a network of its own: a node has one at most.
+    /// Adds a bridge for pods, with the first address of a network of its own. A node can have only one.
     ///
     /// # Errors
-    /// If there is one already, or it cannot be made.
+    /// If there is one already, or it cannot be created.
     pub fn add_bridge(&self, name: &str) -> Result<Bridge, NodeError> {
         let [a, b, ..] = NODE_IP.octets();
         let (ip, _) = self.claims.claim(Some(Ipv4Addr::new(a, b, BRIDGE_NET, 1)), 0)?;
@@ -217,12 +218,12 @@ impl Node {
     /// Adds a pod.
     ///
     /// # Errors
-    /// If the address is not of 10.42.0.0/16, is the node's or a living pod's, if the interface's name would be too
-    /// long, or if the namespace cannot be made or set up.
+    /// If the address is not in 10.42.0.0/16, is the node's or a living pod's, if the interface's name would be too long, or if
+    /// the namespace cannot be created or set up.
     pub fn add_pod_with(&self, options: PodOptions<'_>) -> Result<PodNs, NodeError> {
         let (ip, number) = self.claims.claim(options.ip, if options.bridge.is_some() { BRIDGE_NET } else { 0 })?;
         let ip6 = ip6_of(ip);
-        // From here on a failure drops the pod, which releases the claim.
+        // From here on, a failure drops the pod, which releases the claim.
         let pod = PodNs {
             name: options.name.to_owned(),
             ip,
@@ -236,7 +237,7 @@ impl Node {
         if interface.len() > INTERFACE_NAME_MAX {
             return Err(NodeError::InterfaceName(interface.clone()));
         }
-        // In this order both ends are up when the routes that need them are added.
+        // In this order, both ends are up when the routes that need them are added.
         let path = pod.ns.path();
         let made = format!("link add {interface} type veth peer name eth0 netns {path}\n");
         if let Some(bridge) = options.bridge {
@@ -275,8 +276,8 @@ impl PodNs {
         &self.ns
     }
 
-    /// The name of the node's end of the pod's veth: what PREROUTING sees as the input interface, unless it is a
-    /// bridge's port: then it sees the bridge.
+    /// The name of the node's end of the pod's veth. PREROUTING sees it as the input interface, unless it is a port of a
+    /// bridge: then PREROUTING sees the bridge.
     pub fn host_interface(&self) -> &str {
         &self.interface
     }
@@ -292,10 +293,10 @@ impl Deref for PodNs {
 
 impl Drop for PodNs {
     fn drop(&mut self) {
-        // The namespace goes when its last socket goes, and then later, by a worker of the kernel. Deleting the veth
-        // takes effect before this returns. Where its creation failed there is none, which is no news.
+        // The namespace disappears with its last socket, and only later, by a kernel worker. Deleting the veth takes effect
+        // before this returns. If its creation failed, there is no veth, which is no error.
         if let Err(error) = self.node.ip_batch(&format!("link del {}\n", self.interface)) {
-            tracing::debug!(pod = %self.name, %error, "the pod's veth was not deleted");
+            tracing::debug!(pod = %self.name, %error, "cannot delete the pod's veth");
         }
         self.claims.release(self.ip);
     }
@@ -306,8 +307,8 @@ impl Claims {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An address, and a number that no other interface of the node has.
-    /// Where no address is wanted, the first free one whose third byte is `net` or more.
+    /// Claims an address, and a number that no other interface of the node has. Without a wanted address, claims the first free
+    /// one whose third byte is `net` or more.
     fn claim(&self, wanted: Option<Ipv4Addr>, net: u8) -> Result<(Ipv4Addr, u32), NodeError> {
         let mut state = self.state();
         let ip = match wanted {
@@ -337,13 +338,13 @@ impl Claims {
     }
 }
 
-/// The IPv6 address that goes with one of 10.42.0.0/16.
+/// The IPv6 address that corresponds to one in 10.42.0.0/16.
 fn ip6_of(ip: Ipv4Addr) -> Ipv6Addr {
     let [.., high, low] = ip.octets();
     Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, u16::from_be_bytes([high, low]))
 }
 
-/// Whether namespaces can be made here, and if not, why. It makes some to find out (about 60 ms).
+/// Checks whether namespaces can be created here, by creating some (about 60 ms).
 ///
 /// # Errors
 /// The reason, worded for a skipped test.
@@ -357,7 +358,7 @@ pub fn available() -> Result<(), Unavailable> {
     Ok(())
 }
 
-/// `true` if namespaces can be made here; otherwise calls [`skip`] and returns `false`.
+/// Returns `true` if namespaces can be created here. Otherwise calls [`skip`] and returns `false`.
 pub fn available_or_skip() -> bool {
     available().map_err(skip).is_ok()
 }

@@ -1,8 +1,7 @@
-//! A player of raw HTTP requests: it sends exactly the bytes that it is given, however wrong they are, and judges what
-//! comes back.
+//! A player of raw HTTP requests. It sends exactly the bytes that it is given, however malformed, and judges the answer.
 //!
-//! A corpus is a file of JSON lines, one [`Entry`] each. The way of an entry: [`load`], [`render`], [`play()`], [`judge`].
-//! The player only ever writes on a stream that it is handed; it connects to nothing by itself.
+//! A corpus is a file of JSON lines, one [`Entry`] each. Each entry passes through [`load`], [`render`], [`play()`] and
+//! [`judge`]. The player only writes to streams that it is given, and opens no connections.
 #![forbid(unsafe_code)]
 
 mod answer;
@@ -20,20 +19,20 @@ pub use entry::{Entry, Expect, Mode};
 pub use play::{PlayLimits, Transcript, play, request};
 pub use verdict::{Own, judge};
 
-/// What stands in an entry's placeholders. `{OWN_ROLE_SWAPCASE}` follows from the own role.
+/// The values for an entry's placeholders. `{OWN_ROLE_SWAPCASE}` is derived from the own role.
 #[derive(Debug, Clone, Default)]
 pub struct Substitutions {
     /// `{TOKEN}`: a valid session token of this pod.
     pub token: String,
-    /// `{TOKEN_OTHER}`: a valid one that was issued to another pod.
+    /// `{TOKEN_OTHER}`: a valid session token that was issued to another pod.
     pub token_other: String,
-    /// `{TOKEN_EXPIRED}`: one of this pod that is past its time.
+    /// `{TOKEN_EXPIRED}`: an expired session token of this pod.
     pub token_expired: String,
     /// `{OWN_ROLE}`: the name of this pod's role.
     pub own_role: String,
-    /// `{OTHER_ROLE}`: another pod's.
+    /// `{OTHER_ROLE}`: the name of another pod's role.
     pub other_role: String,
-    /// `{NODE_ROLE}`: the node's.
+    /// `{NODE_ROLE}`: the name of the node's role.
     pub node_role: String,
     /// `{OTHER_POD_IP}`: the address of a pod with another role.
     pub other_pod_ip: String,
@@ -44,7 +43,7 @@ pub struct Substitutions {
 /// Why a corpus cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read the corpus: {0}")]
     Read(#[from] io::Error),
     /// A line is not an entry.
@@ -52,13 +51,13 @@ pub enum LoadError {
     Line {
         /// Counted from 1.
         line: usize,
-        /// What is wrong with it.
+        /// What is wrong with the line.
         why: String,
     },
 }
 
 impl Entry {
-    /// Whether the entry holds for a daemon that requires tokens, or for one that does not.
+    /// Returns whether the entry applies to a daemon that requires tokens, or to one that does not.
     pub fn applies(&self, tokens_required: bool) -> bool {
         match self.mode {
             Mode::Any => true,
@@ -67,7 +66,7 @@ impl Entry {
         }
     }
 
-    /// Everything that is right: [`Entry::expect`], then [`Entry::also_ok`].
+    /// Returns all correct answers: [`Entry::expect`], then [`Entry::also_ok`].
     pub fn right(&self) -> impl Iterator<Item = Expect> {
         std::iter::once(self.expect).chain(self.also_ok.iter().copied())
     }
@@ -120,8 +119,8 @@ impl Substitutions {
 /// Reads a corpus. Blank lines are skipped.
 ///
 /// # Errors
-/// If the file cannot be read, a line is not an entry, has a character that is not latin-1 or a placeholder that is not
-/// one of [`Substitutions`], or two entries have the same id.
+/// If the file cannot be read, if a line is not an entry, or contains a character that is not latin-1 or a placeholder that is
+/// not in [`Substitutions`], or if two entries have the same ID.
 pub fn load(path: impl AsRef<Path>) -> Result<Vec<Entry>, LoadError> {
     let mut entries: Vec<Entry> = Vec::new();
     for (index, line) in std::fs::read_to_string(path)?.lines().enumerate() {
@@ -139,8 +138,8 @@ pub fn load(path: impl AsRef<Path>) -> Result<Vec<Entry>, LoadError> {
     Ok(entries)
 }
 
-/// The bytes to send: the placeholders replaced, each character one byte. A character beyond latin-1, which only a
-/// substitution can bring, becomes `?`.
+/// Returns the bytes to send: the placeholders are replaced, and each character is one byte. A character outside latin-1, which
+/// only a substitution can contain, becomes `?`.
 pub fn render(entry: &Entry, subs: &Substitutions) -> Vec<u8> {
     let text: String = pieces(&entry.raw_request)
         .map(|piece| match piece {
@@ -158,7 +157,7 @@ enum Piece<'a> {
     Placeholder(&'a str),
 }
 
-/// Cuts a raw request at its placeholders: capital letters and underscores in braces.
+/// Splits a raw request at its placeholders: capital letters and underscores in braces.
 fn pieces(text: &str) -> impl Iterator<Item = Piece<'_>> {
     let mut rest = text;
     std::iter::from_fn(move || {

@@ -1,7 +1,7 @@
 //! An HTTP/1.1 server on a given listener whose connections can be broken on command.
 //!
-//! The listener is a standard one, so that it may have been bound in another network namespace: a socket belongs to the
-//! namespace it was made in, whoever accepts on it.
+//! The listener is a standard one, so that it can be bound in another network namespace: a socket belongs to the namespace in
+//! which it was created, whichever process accepts on it.
 
 use std::future::Future;
 use std::io;
@@ -25,17 +25,17 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-/// The body of an answer: whole, or a stream that ends when the handler says so.
+/// The body of an answer: complete, or a stream that ends when the handler ends it.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// A body that is known in full.
+/// Returns a body that is complete.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
     use http_body_util::BodyExt as _;
     let body = http_body_util::Full::new(bytes.into());
     body.map_err(|never| match never {}).boxed_unsync()
 }
 
-/// What answers the requests of a [`Server`].
+/// Answers the requests of a [`Server`].
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request of this client.
     fn handle(self: Arc<Self>, peer: Peer, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
@@ -46,7 +46,7 @@ pub trait Handler: Send + Sync + 'static {
 pub struct Peer {
     /// Its address.
     pub address: SocketAddr,
-    /// The certificate that it has proven to have, where it has: that of the client itself, without its chain.
+    /// The client certificate that the peer has proven to own, if any, without its chain.
     pub certificate: Option<CertificateDer<'static>>,
 }
 
@@ -60,10 +60,10 @@ pub struct Server {
 #[derive(Default)]
 struct Control {
     stop: CancellationToken,
-    /// Cancelled, and replaced, by each cut.
+    /// Cancelled and replaced by each cut.
     connections: Mutex<CancellationToken>,
     refuse: AtomicBool,
-    /// What the next handshake is made with.
+    /// The configuration of the next handshake.
     tls: Mutex<Option<TlsAcceptor>>,
 }
 
@@ -87,24 +87,24 @@ impl Server {
         Ok(Server { address, control })
     }
 
-    /// The address that it listens on.
+    /// The address of the listener.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Makes handshakes by this configuration from now on. Open connections are not touched.
+    /// Uses this configuration for handshakes from now on. Open connections are not affected.
     pub fn set_tls(&self, tls: Arc<rustls::ServerConfig>) {
         *self.control.tls() = Some(TlsAcceptor::from(tls));
     }
 
-    /// Resets every open connection now, whatever was being sent.
+    /// Resets every open connection at once, even in the middle of an answer.
     pub fn cut(&self) {
         let mut connections = self.control.connections();
         std::mem::take(&mut *connections).cancel();
     }
 
-    /// While on, a connection is accepted and reset at once. Open connections are not touched.
+    /// While on, new connections are accepted and reset at once. Open connections are not affected.
     pub fn refuse(&self, on: bool) {
         self.control.refuse.store(on, Ordering::SeqCst);
     }
@@ -133,7 +133,7 @@ impl Control {
 }
 
 async fn accept<H: Handler>(listener: tokio::net::TcpListener, handler: Arc<H>, control: Arc<Control>) {
-    // Dropped when the loop ends, and every connection with it.
+    // Dropped when the loop ends, which drops every connection.
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -145,14 +145,14 @@ async fn accept<H: Handler>(listener: tokio::net::TcpListener, handler: Arc<H>, 
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of descriptors, most likely: the next attempt would fail at once and spin.
+                // Most likely there are no file descriptors left. The next attempt would fail at once and spin.
                 tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             }
         };
         if control.refuse.load(Ordering::SeqCst) {
-            // An error means that the client is gone already.
+            // An error means that the client has already gone.
             let _ = stream.set_zero_linger();
             continue;
         }
@@ -195,7 +195,7 @@ async fn serve<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, peer: Pe
     }
 }
 
-/// A TCP stream that is reset, not closed, when it is dropped after a cut.
+/// A TCP stream that is reset instead of closed if it is dropped after a cut.
 #[derive(Debug)]
 struct Socket {
     stream: TcpStream,

@@ -1,4 +1,4 @@
-//! Pages that tell about pods, for people on the node alone: who may ask, and what is asked.
+//! Pages about pods, which only people on the node may read: checks who asks, and parses the query.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,29 +8,30 @@ use http::{HeaderMap, Uri};
 
 use crate::config::explain_command::{NotAPodName, PodReference};
 
-/// What `/explain` is asked.
+/// A query to `/explain`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ExplainQuery {
     pub(super) pod: PodReference,
     pub(super) assume: bool,
 }
 
-/// What only proxies and browsers send. A proxy on the node is itself a peer on loopback, whoever it speaks for.
-const OF_OTHERS: [&str; 4] = ["forwarded", "via", "x-real-ip", "origin"];
-/// How more of these begin.
-const STARTS_OF_OTHERS: [&str; 2] = ["x-forwarded-", "sec-fetch-"];
+/// Headers that only proxies and browsers send. A proxy on the node is itself a peer on loopback, whoever its client is.
+const PROXY_HEADERS: [&str; 4] = ["forwarded", "via", "x-real-ip", "origin"];
+/// Prefixes of more such headers.
+const PROXY_HEADER_PREFIXES: [&str; 2] = ["x-forwarded-", "sec-fetch-"];
 
-/// Whether the peer is on the node's loopback, and speaks for a person. A page in a browser there may be anybody's: one
-/// whose name was pointed at this address names itself in `Host`, and any other in `Origin`. What a proxy sends on is
-/// known by the headers that proxies add; one that adds none cannot be told.
+/// Returns whether the peer is on the node's loopback and acts for a person on the node. A web page in a browser there may come
+/// from anywhere: a page whose name resolves to this address sends that name in `Host`, and any other page sends its origin in
+/// `Origin`. A forwarded request is recognized by the headers that proxies add; a proxy that adds none cannot be recognized.
 pub(super) fn is_local(peer: SocketAddr, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(HOST).iter();
     let named = match (hosts.next().and_then(|host| host.to_str().ok()), hosts.next()) {
         (Some(host), None) => is_loopback_name(host),
         _ => false,
     };
-    let of_others = |name: &HeaderName| OF_OTHERS.contains(&name.as_str()) || STARTS_OF_OTHERS.iter().any(|s| name.as_str().starts_with(s));
-    peer.ip().to_canonical().is_loopback() && named && !headers.keys().any(of_others)
+    let is_of_proxy =
+        |name: &HeaderName| PROXY_HEADERS.contains(&name.as_str()) || PROXY_HEADER_PREFIXES.iter().any(|s| name.as_str().starts_with(s));
+    peer.ip().to_canonical().is_loopback() && named && !headers.keys().any(is_of_proxy)
 }
 
 fn is_loopback_name(host: &str) -> bool {
@@ -41,7 +42,7 @@ fn is_loopback_name(host: &str) -> bool {
     is_plain && !host.contains('@') && (name.eq_ignore_ascii_case("localhost") || ip.is_ok_and(|ip| ip.to_canonical().is_loopback()))
 }
 
-/// The pod, and whether STS is to be asked, of `?namespace=NAMESPACE&pod=POD[&assume=true]`.
+/// Parses the query `?namespace=NAMESPACE&pod=POD[&assume=true]`: the pod, and whether to call STS.
 pub(super) fn question(uri: &Uri) -> Result<ExplainQuery, NotAPodName> {
     let (mut namespace, mut pod, mut assume) = ("", "", false);
     for part in uri.query().unwrap_or_default().split('&') {

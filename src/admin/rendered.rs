@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_asks_within_a_second_gets_the_same() {
+    async fn requests_within_a_second_get_the_same_text() {
         let (rendered, count) = (Rendered::default(), AtomicUsize::new(0));
         let ask = || rendered.get(|| format!("{}", count.fetch_add(1, Ordering::SeqCst)).into_bytes());
         assert!(join_all((0..8).map(|_| ask())).await.iter().all(|text| text == "0"));

@@ -11,7 +11,7 @@ use crate::pods::{Pod, pods};
 use crate::policy::node::NodeIdentity;
 use crate::policy::{Policy, RoleRequest, Rules};
 
-/// Answers as often as it is let, and denies.
+/// A fake STS that denies each request, and answers as many as it has permits.
 #[derive(Clone, Debug)]
 struct Sts(Arc<tokio::sync::Semaphore>);
 
@@ -79,7 +79,7 @@ async fn ask(admin: &Admin<Sts>, peer: &str, method: Method, target: &str, heade
     (status, String::from_utf8(body.to_vec()).unwrap())
 }
 
-/// Of a header that the requests of this file have otherwise.
+/// Marks a header that a request omits, although the requests in this file usually send it.
 const NOT_SENT: &str = "not sent";
 const WEB: &str = "/explain?namespace=shop&pod=web";
 const LOCAL: &[(&str, &str)] = &[("Host", "localhost:9543")];
@@ -90,7 +90,7 @@ fn none() -> Arc<tokio::sync::Semaphore> {
 }
 
 #[tokio::test]
-async fn only_peers_on_loopback_are_told_of_pods() {
+async fn only_peers_on_loopback_see_pods() {
     let admin = admin(&none());
     for target in [WEB, "/debug/store"] {
         for peer in ["127.0.0.1:1", "127.5.0.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
@@ -104,7 +104,7 @@ async fn only_peers_on_loopback_are_told_of_pods() {
 }
 
 #[tokio::test]
-async fn only_requests_to_a_name_of_loopback_are_answered() {
+async fn only_requests_with_a_loopback_host_are_answered() {
     let admin = admin(&none());
     let of = |headers: Vec<(&'static str, &'static str)>| {
         let admin = &admin;
@@ -117,13 +117,13 @@ async fn only_requests_to_a_name_of_loopback_are_answered() {
         assert_eq!(of(vec![("Host", host)]).await, 404, "{host}");
     }
     assert_eq!(of(vec![]).await, 404, "no Host");
-    assert_eq!(of(vec![("Host", "localhost"), ("Host", "localhost")]).await, 404, "two of them");
-    assert_eq!(of(vec![("Host", "localhost"), ("Origin", "null")]).await, 404, "a page of a browser");
+    assert_eq!(of(vec![("Host", "localhost"), ("Host", "localhost")]).await, 404, "two Host headers");
+    assert_eq!(of(vec![("Host", "localhost"), ("Origin", "null")]).await, 404, "a web page in a browser");
 }
 
 /// A reverse proxy in the node's network is a peer on loopback, and may name a loopback address in `Host`.
 #[tokio::test]
-async fn what_a_proxy_or_a_browser_sends_on_is_not_answered() {
+async fn requests_from_a_proxy_or_a_browser_are_not_answered() {
     let admin = admin(&none());
     let names = [
         "Forwarded",
@@ -142,7 +142,7 @@ async fn what_a_proxy_or_a_browser_sends_on_is_not_answered() {
         }
         assert_eq!(status(&admin, "127.0.0.1:1", Method::GET, target, &[("Host", "localhost"), ("X-Forward", "1")]).await, 200, "{target}");
     }
-    // The header of the command, which a URL alone cannot send.
+    // The command sends this header. A URL alone cannot.
     let without = [("Host", "localhost"), (HEADER, NOT_SENT)];
     for (method, target, expected) in [(Method::GET, WEB, 404), (Method::POST, ASSUME, 404), (Method::GET, "/debug/store", 200)] {
         assert_eq!(status(&admin, "127.0.0.1:1", method, target, &without).await, expected, "{target}");
@@ -150,8 +150,8 @@ async fn what_a_proxy_or_a_browser_sends_on_is_not_answered() {
 }
 
 #[tokio::test]
-async fn a_get_never_asks_sts() {
-    // STS would refuse.
+async fn a_get_never_calls_sts() {
+    // STS would deny the request.
     let admin = admin(&Arc::new(tokio::sync::Semaphore::new(1)));
     let (status, body) = ask(&admin, "127.0.0.1:1", Method::GET, ASSUME, LOCAL).await;
     assert!(status == StatusCode::METHOD_NOT_ALLOWED && body.contains("send it as a POST"), "{status} {body}");
@@ -160,9 +160,9 @@ async fn a_get_never_asks_sts() {
     assert_eq!((status, report.decision, report.assume), (StatusCode::OK, ReportedDecision::Allowed, None));
 }
 
-/// What keeps a pod from its credentials although it may have them.
+/// The notes say what keeps a pod from credentials that it is allowed to have.
 #[tokio::test(start_paused = true)]
-async fn the_state_of_the_daemon_is_noted() {
+async fn the_state_of_the_daemon_appears_in_the_notes() {
     let answers = none();
     let admin = admin(&answers);
     let notes = || async {
@@ -176,19 +176,19 @@ async fn the_state_of_the_daemon_is_noted() {
     tokio::time::advance(Duration::from_secs(200)).await;
     assert!(matches!(&notes().await[..], [note] if note.contains("Kubernetes API for 3m 20s")), "{:?}", notes().await);
     admin.metrics.watch_alive();
-    // A pod asked, and STS denied it.
+    // The pod made a request, and STS denied it.
     let explainer = admin.explainer.get().unwrap();
     let (_, request) = crate::explain::look::look(&"shop/web".parse().unwrap(), "node-a", By::Daemon, &explainer.pods, &explainer.policy);
     answers.add_permits(1);
     explainer.daemon.as_ref().unwrap().sessions.get(&request.unwrap(), &explainer.pods.all()[0]).await.unwrap_err();
     assert!(matches!(&notes().await[..], [note] if note.contains("AssumeRole")), "{:?}", notes().await);
     tokio::time::advance(Duration::from_secs(30)).await;
-    assert_eq!(notes().await, [""; 0], "what is not remembered any more is not told");
+    assert_eq!(notes().await, [""; 0], "an expired error is not noted");
 }
 
-/// One who asks and asks for a role that STS denies does not get the node's account throttled.
+/// A caller that repeatedly asks for a role that STS denies must not get the node's account throttled.
 #[tokio::test(start_paused = true)]
-async fn sts_is_asked_more_and_more_rarely_while_it_denies() {
+async fn calls_to_sts_back_off_while_it_denies() {
     let admin = admin(&Arc::new(tokio::sync::Semaphore::new(100)));
     let mut pauses = Vec::new();
     for _ in 0..8 {
@@ -203,18 +203,18 @@ async fn sts_is_asked_more_and_more_rarely_while_it_denies() {
             tokio::time::advance(Duration::from_millis(500)).await;
         }
         pauses.push(asked.elapsed().as_secs());
-        // The answer that ended the wait was a failure, too.
+        // The call that ended the wait failed, too.
         tokio::time::advance(LAST_PAUSE).await;
     }
     assert_eq!(pauses[..3], [2, 8, 32]);
     assert_eq!(pauses[3..], [60; 5]);
     let text = String::from_utf8(admin.metrics.render()).unwrap();
     assert!(text.contains(r#"rolegate_explain_sts_requests_total{outcome="denied"} 16"#), "{text}");
-    assert!(!text.contains("rolegate_sts_requests_total"), "they are not for pods: {text}");
+    assert!(!text.contains("rolegate_sts_requests_total"), "calls for explanations do not count as calls for pods: {text}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn sts_is_asked_once_at_a_time_and_once_a_second() {
+async fn sts_is_called_once_at_a_time_and_once_a_second() {
     let answers = none();
     let admin = admin(&answers);
     let post = || status(&admin, "127.0.0.1:1", Method::POST, ASSUME, LOCAL);
@@ -224,7 +224,7 @@ async fn sts_is_asked_once_at_a_time_and_once_a_second() {
         assert_eq!((status.as_u16(), report.reason.as_deref()), (200, Some("sts-denied")));
     };
     let second = async {
-        // The first one waits for STS now.
+        // The first call is waiting for STS.
         tokio::time::sleep(ASK_AGAIN * 3).await;
         assert_eq!(post().await, 429, "one at a time");
         answers.add_permits(1);
@@ -232,17 +232,17 @@ async fn sts_is_asked_once_at_a_time_and_once_a_second() {
     tokio::join!(first, second);
     answers.add_permits(1);
     tokio::time::sleep(ASK_AGAIN).await;
-    assert_eq!(post().await, 429, "after a failure two seconds");
+    assert_eq!(post().await, 429, "two seconds after a failure");
     tokio::time::sleep(ASK_AGAIN).await;
     assert_eq!(post().await, 200);
 }
 
 #[tokio::test(start_paused = true)]
-async fn metrics_show_namespaces_to_the_node_alone_by_default() {
+async fn metrics_show_namespaces_only_to_the_node_by_default() {
     let mut admin = admin(&none());
     admin.metrics.without_token("shop", true);
     let metrics = async |admin: &Admin<Sts>, peer: &str| ask(admin, peer, Method::GET, "/metrics", &[]).await.1;
-    // A pod of this node, one of another node, or a scraper there.
+    // A pod of this node, a pod of another node, and scrapers elsewhere.
     for peer in ["10.0.0.1:1", "10.9.0.1:1", "127.5.0.9:1", "[::ffff:10.0.0.1]:1"] {
         let text = metrics(&admin, peer).await;
         assert!(!text.contains("shop") && text.contains(r#"rolegate_imdsv1_requests_total{outcome="served"} 1"#), "{peer}: {text}");
@@ -256,7 +256,7 @@ async fn metrics_show_namespaces_to_the_node_alone_by_default() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_metrics_are_rendered_once_a_second_for_all_but_the_node_itself() {
+async fn metrics_are_rendered_once_a_second_except_for_the_node() {
     let admin = admin(&none());
     let metrics = async |peer: &str| ask(&admin, peer, Method::GET, "/metrics", &[]).await.1;
     let first = metrics("10.0.0.1:1").await;
@@ -275,9 +275,9 @@ async fn the_metrics_are_rendered_once_a_second_for_all_but_the_node_itself() {
     assert!(second.contains("no-role") && second.contains("rolegate_metrics_renderings_total 2\n"), "{second}");
 }
 
-/// Which limits closed connections of the pod, and what to do about it.
+/// The notes name the limits that closed connections of the pod, and what to do about them.
 #[tokio::test(start_paused = true)]
-async fn limits_that_closed_connections_of_the_pod_are_noted() {
+async fn limits_that_closed_connections_appear_in_the_notes() {
     let admin = admin(&none());
     let source = admin.source("10.0.0.1".parse().unwrap(), "10.0.0.99".parse().unwrap());
     admin.record.closed(&source, Port::Metadata, Limit::Source);
@@ -298,7 +298,7 @@ async fn limits_that_closed_connections_of_the_pod_are_noted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_may_take_little_of_this_port_and_the_node_itself_what_it_needs() {
+async fn pods_are_limited_on_this_port_and_the_node_is_not() {
     let (admin, room) = (admin(&none()), Room::new());
     let local = "10.0.0.99".parse().unwrap();
     let of = |text: &str| admin.source(text.parse().unwrap(), local);
@@ -313,17 +313,17 @@ async fn a_pod_may_take_little_of_this_port_and_the_node_itself_what_it_needs() 
     tokio::time::advance(Duration::from_secs(10)).await;
     let scraper = hold(&of("10.8.0.1"), 1);
     assert_eq!((scraper.len(), futures_util::FutureExt::now_or_never(scraper[0].closing())), (1, None));
-    // Requests beyond the rate wait, on whichever connection.
+    // Requests beyond the rate wait, on whichever connection they arrive.
     let delays: Vec<_> = (0..30).map(|_| room.delay(&pod)).collect();
     assert!(delays[..20].iter().all(Duration::is_zero) && delays[29] == Duration::from_secs(1), "{delays:?}");
     assert!(room.delay(&node).is_zero());
 }
 
 #[tokio::test]
-async fn what_is_not_known_yet_is_no_answer() {
+async fn a_pod_that_is_not_known_yet_is_no_answer() {
     let mut admin = admin(&none());
     let step = admin.readiness.step("the list");
-    assert_eq!(status(&admin, "127.0.0.1:1", Method::GET, WEB, LOCAL).await, 200, "this pod is known already");
+    assert_eq!(status(&admin, "127.0.0.1:1", Method::GET, WEB, LOCAL).await, 200, "this pod is already known");
     let other = "/explain?namespace=shop&pod=other";
     assert_eq!(
         ask(&admin, "127.0.0.1:1", Method::GET, other, LOCAL).await,
@@ -336,7 +336,7 @@ async fn what_is_not_known_yet_is_no_answer() {
 }
 
 #[tokio::test]
-async fn odd_questions_are_refused() {
+async fn malformed_queries_are_refused() {
     let admin = admin(&none());
     for target in ["/explain", "/explain?", "/explain?namespace=shop", "/explain?pod=web", "/explain?namespace=shop&pod=w%65b"] {
         assert_eq!(status(&admin, "127.0.0.1:1", Method::GET, target, LOCAL).await, 400, "{target}");
@@ -348,9 +348,9 @@ async fn odd_questions_are_refused() {
     }
 }
 
-/// Scrapers keep connections open. One that gives its place up ends, whether or not it has asked before.
+/// Scrapers keep connections open. A connection that is displaced is closed, whether or not it has carried a request.
 #[tokio::test]
-async fn an_idle_connection_that_gives_way_ends() {
+async fn a_displaced_idle_connection_is_closed() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     let (admin, room) = (admin(&none()), Room::new());
@@ -365,21 +365,21 @@ async fn an_idle_connection_that_gives_way_ends() {
         client.write_all(b"GET /healthz HTTP/1.1\r\nHost: node\r\n\r\n").await.unwrap();
         let mut answer = Vec::new();
         while !answer.ends_with(b"ok\n") {
-            assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0, "it is kept open");
+            assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0, "the connection stays open");
         }
-        // It is idle after a while. The newcomer then gets its place.
+        // The connection is idle after a while, and the newcomer displaces it.
         tokio::time::sleep(Duration::from_millis(300)).await;
         let newcomer = admit(64);
-        assert_eq!(client.read_buf(&mut answer).await.unwrap(), 0, "it ends");
+        assert_eq!(client.read_buf(&mut answer).await.unwrap(), 0, "the connection is closed");
         newcomer
     };
     let (newcomer, ()) = tokio::join!(scraper, admin.connection(stream, peer, of(0), permit, &room));
     assert!(newcomer.is_unknown() && busy.iter().all(|permit| futures_util::FutureExt::now_or_never(permit.closing()).is_none()));
 }
 
-/// The kernel may have to wait for others before it answers whose address it is, and so would everybody who connects.
+/// The kernel may block on other users before it says whose address this is, and every new connection would wait with it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn who_connects_is_told_without_asking_the_kernel() {
+async fn the_source_is_determined_without_a_kernel_lookup() {
     let node = Arc::new(crate::links::witness::held::Held::default());
     node.answers.add_permits(100);
     let (writer, pods) = crate::pods::pods_with(node.clone(), None);
@@ -391,14 +391,14 @@ async fn who_connects_is_told_without_asking_the_kernel() {
     assert!(matches!(of_web(), Source::Pod(pod) if pod.name == "web"));
 }
 
-/// Pods can invent source addresses only where they are behind a bridge: then the port tells them from clients elsewhere.
+/// Pods can invent source addresses only behind a bridge. The port distinguishes these from clients elsewhere.
 #[tokio::test(start_paused = true)]
-async fn pods_of_this_node_together_keep_no_scraper_out() {
+async fn pods_of_this_node_cannot_keep_scrapers_out() {
     let room = Room::new();
     let hold = |source: &Source| room.admit(source, Source::unknown).inspect(ConnectionPermit::request_begins);
     let scraper = Source::unknown("10.8.0.1".parse().unwrap());
     let kept = hold(&scraper).unwrap();
-    // All known pods, and addresses that they invent: more than there are places, and more often than the rate.
+    // All known pods and addresses that they invent: more than there are places, and more often than the rate allows.
     let pods: Vec<_> = (0..100).filter_map(|pod| hold(&Source::pod(&format!("ns{}", pod % 9), &pod.to_string())).ok()).collect();
     let invented = |n: u32| Source::Unknown(IpAddr::from((0x0a00_0000 + n).to_be_bytes()), crate::shares::Network::Port(n % 40));
     let invented: Vec<_> = (0..2000).filter_map(|n| hold(&invented(n)).ok()).collect();
@@ -406,8 +406,8 @@ async fn pods_of_this_node_together_keep_no_scraper_out() {
         permits.iter().filter(|permit| futures_util::FutureExt::now_or_never(permit.closing()).is_none()).count()
     };
     assert_eq!((open(&pods), open(&invented)), (32, MAX_INVENTED));
-    assert_eq!(open(&[kept]), 1, "it is not displaced");
-    assert!((0..7).all(|_| hold(&scraper).is_ok()), "and it connects again");
-    assert!((2..20).all(|last| hold(&Source::unknown(IpAddr::from([10, 8, 0, last]))).is_ok()), "as do others");
+    assert_eq!(open(&[kept]), 1, "the scraper is not displaced");
+    assert!((0..7).all(|_| hold(&scraper).is_ok()), "the scraper can reconnect");
+    assert!((2..20).all(|last| hold(&Source::unknown(IpAddr::from([10, 8, 0, last]))).is_ok()), "others can connect");
     assert!(hold(&Source::Node).is_ok());
 }

@@ -1,4 +1,4 @@
-//! Which backend it is, and what of the node is beside the rules.
+//! The choice of the backend, and the node's side of the reconciler: kernel notifications, connection tracking, other daemons.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 use std::sync::Arc;
@@ -17,26 +17,26 @@ use super::{Backend, RedirectError};
 use crate::advice::{Advise as _, chain};
 use crate::config::{InterfaceMatch, RedirectBackend};
 
-/// One of the backends.
+/// The backend that was selected.
 #[derive(Debug)]
 pub enum SelectedBackend {
-    /// By the program `nft`.
+    /// The rules are loaded by `nft`.
     Nftables(Nftables),
-    /// By the programs `iptables` and `ip6tables`.
+    /// The rules are loaded by `iptables` and `ip6tables`.
     Iptables(Iptables),
 }
 
 impl SelectedBackend {
-    /// Both, the preferred one first.
+    /// Returns both backends, the preferred one first.
     pub fn all() -> [Self; 2] {
         [Self::Nftables(Nftables::default()), Self::Iptables(Iptables::default())]
     }
 
-    /// The backend that is wanted, and with `auto` the first that works here: nftables where the kernel would take the rules
-    /// from the program `nft`, else iptables where its tables can be read. It changes nothing.
+    /// Returns the configured backend. For `auto`, returns the first that works on this node: nftables if the kernel would
+    /// accept the rules from `nft`, else iptables if its tables can be read. Changes nothing.
     ///
     /// # Errors
-    /// With `auto`, if neither works: why each does not.
+    /// With `auto`, if neither works; the error says why for each.
     pub async fn choose(wanted: RedirectBackend, interfaces: &[InterfaceMatch]) -> Result<Self, RedirectError> {
         let [nftables, iptables] = Self::all();
         match wanted {
@@ -52,7 +52,7 @@ impl SelectedBackend {
             Err(error) => error,
         };
         match iptables.observed().await {
-            // That IPv6 is left open is said when the rules are put in place, which closes IPv4.
+            // If IPv6 cannot be guarded, installing the rules reports it, and IPv4 is closed all the same.
             Ok(_) | Err(RedirectError::Ipv6(_)) => {
                 info!(
                     event = "backend-selected",
@@ -66,15 +66,17 @@ impl SelectedBackend {
         }
     }
 
-    /// Takes away what is ours of the other backend, once the rules of this one are in place, and says what that was. What fails
-    /// is logged.
+    /// Removes the rules that rolegate has in the other backend, once this backend's rules are installed, and describes what it
+    /// removed. Failures are logged.
     pub async fn tidy(&self) -> Vec<String> {
         let mut said = Vec::new();
         for other in Self::all().into_iter().filter(|other| other.name() != self.name()) {
             match other.remove().await {
                 Ok(removed) => said.extend(removed),
-                // Without its program there is mostly nothing of it either.
-                Err(error @ RedirectError::Program { .. }) => debug!("{}", chain(&error)),
+                // A node without the program rarely has rules of that backend.
+                Err(error @ RedirectError::Program { .. }) => {
+                    debug!("cannot run the other backend's program; assuming that it holds no rules: {}", chain(&error))
+                }
                 Err(error) => {
                     warn!(
                         event = "other-backend-unknown",
@@ -91,7 +93,7 @@ impl SelectedBackend {
     }
 }
 
-/// Rules like those that will be wanted, with addresses of nobody (RFC 5737, RFC 3849).
+/// Returns rules like those that will be wanted, with addresses reserved for documentation (RFC 5737, RFC 3849).
 fn sample(interfaces: &[InterfaceMatch]) -> RuleSet {
     let ipv4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 1);
     let ipv6 = Some(SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 1, 0, 0));
@@ -139,7 +141,11 @@ impl Backend for SelectedBackend {
             Self::Nftables(_) => Iptables::default().observed().await,
             Self::Iptables(_) => Nftables::default().observed().await,
         };
-        found.inspect_err(|error| debug!("what the other backend holds of ours is not known: {}", chain(error))).unwrap_or_default()
+        found
+            .inspect_err(|error| {
+                debug!("cannot read rolegate's rules in the other backend; assuming that there are none: {}", chain(error))
+            })
+            .unwrap_or_default()
     }
 
     async fn remove(&self) -> Result<Vec<String>, RedirectError> {
@@ -150,7 +156,8 @@ impl Backend for SelectedBackend {
     }
 }
 
-/// What the kernel and the other daemons say.
+/// The reconciler's environment on a real node: rule notifications from the kernel, and the ownership of the rules among
+/// daemons.
 #[derive(Debug)]
 pub struct System {
     changes: Option<Changes>,
@@ -158,7 +165,7 @@ pub struct System {
 }
 
 impl System {
-    /// What can be had of it; what cannot is logged.
+    /// Opens what is available on this node, and logs what is not.
     pub fn open(turn: Option<Arc<Ownership>>) -> Self {
         let changes = Changes::open()
             .inspect_err(|error| {
@@ -175,7 +182,7 @@ impl System {
 impl ReconcilerEnvironment for System {
     async fn changed(&mut self) {
         let Self { changes, turn } = self;
-        let told = async {
+        let notified = async {
             if let Some(open) = changes {
                 match open.changed().await {
                     Ok(()) => return,
@@ -197,7 +204,7 @@ impl ReconcilerEnvironment for System {
             }
         };
         tokio::select! {
-            () = told => {}
+            () = notified => {}
             never = answer => match never {},
         }
     }
@@ -219,7 +226,7 @@ impl ReconcilerEnvironment for System {
     fn is_succeeded(&mut self) -> bool {
         let Some(turn) = &self.turn else { return false };
         turn.is_succeeded().unwrap_or_else(|error| {
-            debug!(%error, "other daemons of this node cannot be looked for");
+            debug!(%error, "cannot list the other daemons of this node; assuming that there is no later one");
             false
         })
     }

@@ -1,7 +1,7 @@
-//! Hears when somebody changes the kernel's packet rules, whoever that is and with whatever program of nf_tables: `nft`,
-//! and `iptables` of the nft flavour. Legacy iptables tells nobody.
+//! Notifications of changes to the kernel's packet rules, whichever nf_tables program makes them: `nft`, or `iptables` of the
+//! nft flavour. Changes by legacy iptables are not announced.
 //!
-//! Facts: `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h; a full buffer loses messages and says so with `ENOBUFS`
+//! Facts: `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h; a full buffer loses messages and reports it with `ENOBUFS`
 //! (netlink(7)).
 
 use std::io;
@@ -11,55 +11,55 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 use tokio::io::unix::AsyncFd;
 
-/// The group of all changes of nf_tables, as the bit that `bind` takes: groups count from one.
+/// The multicast group of all nf_tables changes, as the bit that `bind` takes. Groups count from one.
 const NFTABLES: u32 = 1 << (7 - 1);
-/// The most messages that are read in one turn, so that a process that changes rules constantly cannot block a caller.
-const AT_ONE_GO: usize = 1024;
+/// The most messages read in one turn, so that a process that changes rules constantly cannot block the caller.
+const MAX_MESSAGES: usize = 1024;
 
-/// A subscription to the changes of the rules in the network namespace that it was opened in.
+/// A subscription to rule changes in the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Changes {
     socket: AsyncFd<OwnedFd>,
 }
 
 impl Changes {
-    /// Subscribes. Needs the capability NET_ADMIN, and a runtime with I/O.
+    /// Subscribes. Requires the capability NET_ADMIN and a runtime with I/O.
     ///
     /// # Errors
-    /// If the process may not, or the kernel has no such group.
+    /// If the process lacks the capability, or the kernel has no such group.
     pub fn open() -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, NFTABLES))?;
-        // What replaces it is unsafe, for the sake of types that let go of their descriptor too early; this one owns it.
+        // The replacement is unsafe because some types close their descriptor too early. `OwnedFd` does not.
         #[allow(deprecated, reason = "an OwnedFd stays what it is until it is dropped, which is after its registration ends")]
         let socket = AsyncFd::new(socket)?;
         Ok(Self { socket })
     }
 
-    /// Returns when something has changed since it last returned. Changes that came together are one; one's own are among
-    /// them, and what they were is not said: who wants to know compares. Dropped before it is done, it loses nothing.
+    /// Returns when something has changed since the last return. Changes that arrive together count as one, and rolegate's own
+    /// changes are included. The content of a change is not reported; the caller compares the rules. Cancel safe.
     ///
     /// # Errors
     /// If the socket cannot be read.
     pub async fn changed(&mut self) -> io::Result<()> {
         loop {
             let mut ready = self.socket.readable().await?;
-            // Nothing of a message is looked at, so it may be cut off.
+            // The content of a message is ignored, so it may be truncated.
             let mut rest = [0; 64];
-            let mut heard = false;
-            for _message in 0..AT_ONE_GO {
+            let mut changed = false;
+            for _message in 0..MAX_MESSAGES {
                 match ready.try_io(|socket| recv(socket.as_raw_fd(), &mut rest, MsgFlags::empty()).map_err(io::Error::from)) {
-                    // There is no more.
+                    // The queue is empty.
                     Err(_would_block) => break,
-                    Ok(Ok(_)) => heard = true,
-                    // More changed than the buffer holds.
-                    Ok(Err(error)) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => heard = true,
+                    Ok(Ok(_)) => changed = true,
+                    // There were more changes than the buffer holds.
+                    Ok(Err(error)) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => changed = true,
                     Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                     Ok(Err(error)) => return Err(error),
                 }
             }
-            if heard {
+            if changed {
                 return Ok(());
             }
         }

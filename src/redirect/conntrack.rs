@@ -1,14 +1,14 @@
-//! Connections that were opened to the metadata service before the rules.
+//! Ends connections to the metadata service that were opened before the rules were installed.
 //!
-//! The kernel asks the rules of NAT about the first packet of a connection only. Its entry in the connection table is where
-//! the answer is kept, so that one without it goes on past a new rule, for days. The guard rejects its packets; with the
-//! entry gone its next packet meets the rules as a first one, and the client hears at once that it has to connect again.
+//! The kernel evaluates NAT rules for the first packet of a connection only and keeps the result in the connection table. A
+//! connection that was opened before a rule can therefore bypass it for days. The guard rejects the packets of such a
+//! connection. Once its entry is deleted, its next packet is evaluated as a first packet, and the client learns at once that it
+//! has to reconnect.
 //!
-//! A pod can open connections by the ten thousand, each with an entry of its own. So what is deleted is named by who opened it and
-//! who answers, however many entries that are, and all of it ends by a deadline: until it does, nothing else of the rules is
-//! looked after.
+//! A pod can open tens of thousands of connections, each with an entry of its own. Entries are therefore deleted by source and
+//! responder, however many there are, within one deadline: the rules are not reconciled until the deletion ends.
 //!
-//! Facts: conntrack(8). It exits with 1 where there was nothing to delete.
+//! Facts: conntrack(8). It exits with 1 if there was nothing to delete.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -21,40 +21,40 @@ use super::rules::{Family, Targets};
 use super::{RedirectError, interface_addresses};
 
 const CONNTRACK: &str = "conntrack";
-/// How long all of it may take.
+/// The deadline for the whole deletion.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// What the program says where there is nothing to delete.
+/// The program's message if there is nothing to delete.
 const NOTHING: &str = "0 flow entries have been deleted";
 
-/// Entries that are deleted at one go.
+/// A set of entries that is deleted with one command.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Earlier {
     protocol: &'static str,
     source: IpAddr,
     destination: IpAddr,
     answers: IpAddr,
-    /// The port that answers, where another port of the same address is the daemon's.
+    /// The responder's port, if another port of the same address is the daemon's.
     port: Option<u16>,
 }
 
-/// A connection's entry, as far as it says whether the connection is to go on.
+/// The parts of a connection's entry that decide whether the connection is kept.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct ConntrackEntry {
     /// `tcp` or `udp`.
     protocol: &'static str,
-    /// Who opened it.
+    /// The address that opened the connection.
     source: IpAddr,
-    /// To whom.
+    /// The address that the connection was opened to.
     destination: IpAddr,
-    /// Who answers.
+    /// The responder: the address and port that replies come from.
     answers: SocketAddr,
 }
 
-/// Forgets the connections of pods to the metadata service that do not lead to the daemon, and returns how many they were.
-/// Those that lead to it stay, and so do those of the node's own processes.
+/// Deletes the entries of pods' connections to the metadata service that do not lead to the daemon, and returns how many there
+/// were. Connections that lead to the daemon stay, and so do those of the node's own processes.
 ///
 /// # Errors
-/// If the program is missing, refuses, or takes too long. The guard holds all the same.
+/// If the program is missing, fails, or takes too long. The guard still rejects the packets of these connections.
 pub async fn forget_earlier(targets: Targets) -> Result<u64, RedirectError> {
     let own: BTreeSet<_> = interface_addresses().into_iter().collect();
     let deadline = Instant::now() + DEADLINE;
@@ -69,7 +69,7 @@ pub async fn forget_earlier(targets: Targets) -> Result<u64, RedirectError> {
     Ok(forgotten)
 }
 
-/// What of a list is to be deleted.
+/// Returns the entries of a listing that are to be deleted.
 fn earlier(listed: &str, targets: Targets, own: &BTreeSet<IpAddr>) -> BTreeSet<Earlier> {
     let is_target = |ip: IpAddr| ip == IpAddr::V4(*targets.ipv4.ip()) || targets.ipv6.is_some_and(|ipv6| ip == IpAddr::V6(*ipv6.ip()));
     let entries = listed.lines().filter_map(ConntrackEntry::read).filter(|entry| entry.is_earlier(targets, own));
@@ -81,8 +81,8 @@ fn earlier(listed: &str, targets: Targets, own: &BTreeSet<IpAddr>) -> BTreeSet<E
 }
 
 impl ConntrackEntry {
-    /// Reads one line of the list: the protocol, then the connection as it was opened, then as it is answered, each as
-    /// `src=… dst=… sport=… dport=…`. `None` for other protocols.
+    /// Parses one line of the listing: the protocol, the original direction, and the reply direction, each as `src=… dst=…
+    /// sport=… dport=…`. Returns `None` for other protocols.
     fn read(line: &str) -> Option<Self> {
         let protocol = ["tcp", "udp"].into_iter().find(|protocol| line.split_whitespace().next() == Some(protocol))?;
         let values =
@@ -100,7 +100,7 @@ impl ConntrackEntry {
 }
 
 impl Earlier {
-    /// Deletes them, and says how many they were.
+    /// Deletes the entries, and returns how many there were.
     async fn delete(&self, family: Family, deadline: Instant, before: u64) -> Result<u64, RedirectError> {
         let [source, destination, answers] = [self.source, self.destination, self.answers].map(|ip| ip.to_string());
         let port = self.port.map(|port| port.to_string());
@@ -108,9 +108,9 @@ impl Earlier {
         arguments.extend(["--reply-src", &answers]);
         arguments.extend(port.iter().flat_map(|port| ["--reply-port-src", port.as_str()]));
         match conntrack(&arguments, deadline, before).await {
-            // It prints each that it deletes.
+            // conntrack prints each entry that it deletes.
             Ok(deleted) => Ok(deleted.lines().filter(|line| ConntrackEntry::read(line).is_some()).count() as u64),
-            // It ended by itself.
+            // The connection ended by itself.
             Err(RedirectError::Failed { message, .. }) if message.contains(NOTHING) => Ok(0),
             Err(error) => Err(error),
         }
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_connection_to_the_service_itself_is_an_earlier_one() {
+    fn a_direct_connection_to_the_service_is_earlier() {
         let entry = "tcp      6 431999 ESTABLISHED src=10.1.0.2 dst=169.254.169.254 sport=40000 dport=80 src=169.254.169.254 dst=10.1.0.2 \
                      sport=80 dport=40000 [ASSURED] mark=0 use=1";
         assert_eq!(is_earlier(entry), Some(true));
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_leads_to_another_proxy_is_an_earlier_one() {
+    fn a_connection_to_another_proxy_is_earlier() {
         for answers in ["src=10.0.0.1 dst=10.1.0.2 sport=8282", "src=10.0.0.7 dst=10.1.0.2 sport=8181"] {
             let entry = format!("tcp 6 9 ESTABLISHED src=10.1.0.2 dst=169.254.169.254 sport=4 dport=80 {answers} dport=4 use=1");
             assert_eq!(is_earlier(&entry), Some(true), "{answers}");
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leads_to_the_daemon_and_what_is_the_nodes_own_is_not() {
+    fn connections_to_the_daemon_and_of_the_node_are_not_earlier() {
         let served =
             "tcp 6 9 ESTABLISHED src=10.1.0.2 dst=169.254.169.254 sport=4 dport=80 src=10.0.0.1 dst=10.1.0.2 sport=8181 dport=4 use=1";
         assert_eq!(is_earlier(served), Some(false));
@@ -186,9 +186,10 @@ mod tests {
         assert_eq!(is_earlier(elsewhere), Some(false));
     }
 
-    /// However many connections a pod has opened, they are few programs to run, and none of them hits what the daemon serves.
+    /// However many connections a pod has opened, few commands delete them, and none deletes a connection that the daemon
+    /// serves.
     #[test]
-    fn entries_that_differ_in_their_ports_alone_are_deleted_at_one_go() {
+    fn entries_that_differ_only_in_ports_are_deleted_together() {
         let mut listed = String::new();
         for port in 1..2000 {
             listed += &format!(
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_entry_of_tcp_or_udp_is_passed_over() {
+    fn entries_of_other_protocols_are_ignored() {
         for line in
             ["", "tcp", "icmp 1 29 src=10.1.0.2 dst=169.254.169.254 type=8 code=0 id=1 src=169.254.169.254 dst=10.1.0.2 type=0 code=0 id=1"]
         {

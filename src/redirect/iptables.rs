@@ -1,21 +1,21 @@
-//! The rules through the `iptables` program, of whichever flavour the image has.
+//! The iptables backend, for whichever flavour of `iptables` the image has.
 //!
-//! Chains of our own hold the rules, so that they are replaced in one transaction for each table
-//! (`iptables-restore --noflush`) and never mixed up with others'; one narrow jump at the head of PREROUTING, FORWARD and
-//! INPUT leads to each, so that a packet that has nothing to do with the metadata service meets one comparison.
+//! The rules live in chains of their own, so that `iptables-restore --noflush` replaces them in one transaction for each table
+//! and never mixes them with other rules. One narrow jump at the head of PREROUTING, FORWARD and INPUT leads to each chain, so
+//! that a packet that has nothing to do with the metadata service costs one comparison.
 //!
-//! A rule of somebody else's that accepts packets ahead of the guard opens it, until the next comparison. So the guard has a
-//! backstop in the table `security`, which has rules on hardly any node and comes after `filter`, whose verdicts have no say
-//! there: it drops what passed. It cannot reject, so such a packet is answered by nothing. A kernel without that table has
-//! the backstop in `mangle`, ahead of the guard: nothing gets through, and a pod's try of another port than the redirected
-//! one is a timeout instead of a refusal.
+//! Another program's rule that accepts packets ahead of the guard opens it until the next comparison. The guard therefore has a
+//! backstop, which drops what passed the guard. The backstop is in the table `security`, which has rules on hardly any node and
+//! comes after `filter`; a verdict in `filter` does not bypass it. It cannot reject, so the sender of such a packet gets no
+//! answer. On a kernel without that table the backstop is in `mangle`, ahead of the guard: nothing gets through, and a pod that
+//! tries a port other than the redirected one gets a timeout instead of a refusal.
 //!
-//! A comparison asks the nft flavour for the chains that matter, one by one: its cost does not follow how many rules others
-//! have. The legacy flavour's program reads a whole table from the kernel for each chain that it is asked for, so all is read
-//! at once; nobody says there that rules have changed, and it is compared on the interval alone.
+//! With the nft flavour, a comparison lists only the chains that matter, one by one, so that its cost does not grow with the
+//! rules of other programs. The legacy flavour reads a whole table from the kernel for each chain that it lists, so everything
+//! is read at once. The legacy flavour announces no changes, and its rules are compared on the interval only.
 //!
-//! The kernel has two sets of such tables side by side: those of the nft flavour and those of the legacy one. The rules are
-//! in that of the program called `iptables`.
+//! The kernel has two sets of these tables side by side: one for the nft flavour and one for the legacy flavour. The rules are
+//! in the set that the program called `iptables` uses.
 
 use std::net::SocketAddr;
 
@@ -39,7 +39,7 @@ mod read;
 mod tests;
 mod text;
 
-/// How often the tables are written if others change them meanwhile.
+/// How often the tables are written if other programs change them meanwhile.
 const ATTEMPTS: usize = 5;
 
 impl Iptables {
@@ -52,7 +52,7 @@ impl Iptables {
         self.ask_about(family, differences.collect()).await
     }
 
-    /// Those that are differences also to the program, in words.
+    /// Returns the differences that remain after the program itself has checked the rules, in words.
     async fn ask_about(&self, family: Family, differences: Vec<Difference>) -> Result<Vec<String>, RedirectError> {
         let programs = program::of(self.flavour, family);
         let mut words = Vec::new();
@@ -67,7 +67,7 @@ impl Iptables {
         Ok(words)
     }
 
-    /// Whether the program says that it has these rules.
+    /// Returns whether the program confirms that it has these rules.
     async fn has_all(&self, family: Family, table: KernelTable, rules: &[String]) -> Result<bool, RedirectError> {
         let (iptables, wait) = (program::of(self.flavour, family).iptables, self.wait());
         for rule in rules {
@@ -81,19 +81,19 @@ impl Iptables {
         Ok(true)
     }
 
-    /// Compares and writes, until nothing differs: two daemons may be at it at once.
+    /// Compares and writes until nothing differs, because two daemons may be writing at the same time.
     async fn install_family(&self, rules: &RuleSet, family: Family) -> Result<(), RedirectError> {
         let mut refused = None;
         for attempt in 0..ATTEMPTS {
-            // What was refused may be so as a chain of ours is in use where it was not looked for.
+            // The previous attempt may have failed because a rule elsewhere still refers to one of our chains.
             let present = self.list(family, if attempt == 0 { ReadScope::Ours } else { ReadScope::Everywhere }).await?;
             if self.differences_of(rules, family, &present).await?.is_empty() {
-                self.tell_of_backstop(family, present.backstop);
+                self.warn_of_backstop(family, present.backstop);
                 return Ok(());
             }
             match self.restore(family, &text::install(rules, family, &present)).await {
                 Ok(()) => refused = None,
-                // What should have been replaced may have gone meanwhile.
+                // The rules that were to be replaced may have been removed meanwhile.
                 Err(error @ RedirectError::Failed { .. }) => refused = Some(error),
                 Err(error) => return Err(error),
             }
@@ -115,13 +115,13 @@ impl Iptables {
         self.differences_of(rules, family, &present).await
     }
 
-    /// Whether a family's guard is whole; whether it is closed, as either its guard or its backstop is; and where its requests
-    /// are sent to.
+    /// Returns whether a family's guard is whole, whether the family is closed (by its guard or its backstop), and where its
+    /// requests are sent.
     async fn standing_in(&self, family: Family) -> Result<(bool, bool, Vec<SocketAddr>), RedirectError> {
         let present = self.list(family, ReadScope::Ours).await?;
         let mut whole = [false; 2];
         for (whole, hook) in whole.iter_mut().zip([Hook::Guard, Hook::Backstop]) {
-            // There is but one guard, whatever else is wanted.
+            // The guard's rules do not depend on the rest of the rule set.
             let wanted = Chain::wanted(&RuleSet::guard_alone(), hook, family, present.backstop);
             *whole = self.ask_about(family, present.differences(&wanted)).await?.is_empty();
         }
@@ -129,8 +129,8 @@ impl Iptables {
         Ok((whole == [true; 2], whole.contains(&true), targets))
     }
 
-    /// Says once what a backstop ahead of the guard means for pods.
-    fn tell_of_backstop(&self, family: Family, backstop: KernelTable) {
+    /// Logs once what a backstop ahead of the guard means for pods.
+    fn warn_of_backstop(&self, family: Family, backstop: KernelTable) {
         if backstop == KernelTable::Mangle && self.without_security.begins() {
             let program = program::of(self.flavour, family).iptables;
             warn!(
@@ -141,7 +141,7 @@ impl Iptables {
         }
     }
 
-    /// Takes away what is ours of one family, and says what it was.
+    /// Removes rolegate's rules of one family, and describes them.
     async fn remove_of(&self, family: Family) -> Result<Vec<String>, RedirectError> {
         let programs = program::of(self.flavour, family);
         let mut said = Vec::new();
@@ -165,7 +165,7 @@ impl Iptables {
     }
 }
 
-/// An error of IPv6 says what it means.
+/// Wraps an IPv6 error in one that names the consequence.
 fn of_family(family: Family, error: RedirectError) -> RedirectError {
     match family {
         Family::V4 => error,
@@ -184,7 +184,7 @@ impl Backend for Iptables {
     }
 
     async fn install(&self, rules: &RuleSet) -> Result<(), RedirectError> {
-        // One family's failure does not leave the other open.
+        // If one family fails, the other is closed all the same.
         let mut result = Ok(());
         for family in self.families() {
             let installed = self.install_family(rules, *family).await.map_err(|error| of_family(*family, error));
@@ -199,7 +199,7 @@ impl Backend for Iptables {
     async fn differences(&self, rules: &RuleSet) -> Result<Vec<String>, RedirectError> {
         let (mut words, mut failure) = (Vec::new(), None);
         for family in self.families() {
-            // What is wrong with one family is known, and is to be repaired, also while the other cannot be read.
+            // Known differences in one family are reported, and repaired, even if the other family cannot be read.
             match self.differences_in(rules, *family).await.map_err(|error| of_family(*family, error)) {
                 Ok(differences) => words.extend(differences),
                 Err(error) => failure = failure.or(Some(error)),
@@ -232,7 +232,7 @@ impl Backend for Iptables {
         }
         let unknown: Vec<_> = failures.iter().map(|(family, _)| *family).collect();
         match failures.into_iter().next() {
-            // Where another family is known to be open, that can be mended all the same.
+            // If another family is known to be open, it can still be repaired.
             Some((_, error)) if observed.is_guarded_but_for(&unknown) => Err(error),
             _ => Ok(observed),
         }
@@ -247,7 +247,7 @@ impl Backend for Iptables {
     }
 }
 
-/// What `iptables-restore --noflush`, or `ip6tables-restore`, reads on a node that has nothing of ours.
+/// Renders the input of `iptables-restore --noflush`, or of `ip6tables-restore`, for a node without any rules of rolegate.
 pub fn render(rules: &RuleSet, family: Family) -> String {
     text::install(rules, family, &IptablesListing::default())
 }

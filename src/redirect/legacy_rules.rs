@@ -1,9 +1,8 @@
 //! The rule that kube2iam and kiam leave behind when they are uninstalled.
 //!
-//! Both append one rule to PREROUTING of the table `nat`, and both make the same:
-//! `-p tcp -d 169.254.169.254 --dport 80 -j DNAT --to-destination HOST:PORT [!] -i INTERFACE` (kube2iam's
-//! `iptables/iptables.go`, kiam's `cmd/kiam/iptables.go`). A rule with anything more or less is somebody else's, and is left
-//! alone.
+//! Both append one rule to PREROUTING of the table `nat`, and both make the same one: `-p tcp -d 169.254.169.254 --dport 80 -j
+//! DNAT --to-destination HOST:PORT [!] -i INTERFACE` (kube2iam's `iptables/iptables.go`, kiam's `cmd/kiam/iptables.go`). A rule
+//! with anything more or less belongs to somebody else and is left alone.
 
 use std::net::SocketAddrV4;
 use std::time::Duration;
@@ -19,21 +18,21 @@ use super::rules::Family;
 use crate::advice::chain;
 use crate::metadata_service::{METADATA_IPV4, METADATA_PORT};
 
-/// A rule of theirs.
+/// A rule that kube2iam or kiam left behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeftOver {
-    /// The flavour of iptables in whose tables it is.
+    /// The flavour of iptables whose tables hold the rule.
     pub flavour: Flavour,
-    /// The program that takes it away.
+    /// The program that removes it.
     pub program: &'static str,
-    /// The rule, behind the words `-A PREROUTING`.
+    /// The rule, without the words `-A PREROUTING`.
     pub rule: String,
-    /// Where it sends requests to.
+    /// The address that the rule sends requests to.
     pub target: SocketAddrV4,
 }
 
-/// The rules of theirs, in the tables of both flavours. Tables that cannot be read, as the program is not there or may not,
-/// are passed over; if that is so of both flavours it is an error.
+/// Finds these rules in the tables of both flavours. A flavour whose tables cannot be read, because the program is missing or
+/// not permitted, is skipped.
 ///
 /// # Errors
 /// If neither flavour's tables can be read.
@@ -47,7 +46,7 @@ pub async fn find() -> Result<Vec<LeftOver>, RedirectError> {
                 Some(LeftOver { flavour, program: programs.iptables, target: target(&rule.words)?, rule: rule.words.clone() })
             })),
             Err(error) => {
-                debug!(error = chain(&error), "the rules of one flavour of iptables cannot be read");
+                debug!(error = chain(&error), "cannot read the rules of one iptables flavour; skipping it");
                 failures.push(error);
             }
         }
@@ -58,10 +57,10 @@ pub async fn find() -> Result<Vec<LeftOver>, RedirectError> {
     }
 }
 
-/// Takes their rules away, and says in words what they were; nothing where there were none.
+/// Removes these rules, and describes them; empty if there were none.
 ///
 /// # Errors
-/// If the tables cannot be read or written. Rules that were taken away before stay away.
+/// If the tables cannot be read or written. Rules that were removed before the error stay removed.
 pub async fn remove(lock_wait: Duration) -> Result<Vec<String>, RedirectError> {
     let mut said = Vec::new();
     let wait = lock_wait.as_millis().div_ceil(1000).max(1).to_string();
@@ -77,7 +76,7 @@ pub async fn remove(lock_wait: Duration) -> Result<Vec<String>, RedirectError> {
     Ok(said)
 }
 
-/// Where a rule sends requests to, if it is one of theirs.
+/// Returns the address that a rule sends requests to, if kube2iam or kiam made it.
 fn target(rule: &str) -> Option<SocketAddrV4> {
     let words = canonical(rule);
     let value = |option: &str| words.iter().find_map(|word| word.strip_prefix(option)?.strip_prefix(' '));
@@ -96,7 +95,7 @@ mod tests {
     use super::target;
 
     #[test]
-    fn their_rules_are_known_by_their_whole_shape() {
+    fn legacy_rules_are_recognized_by_their_whole_shape() {
         for rule in [
             "-d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8181",
             "-d 169.254.169.254/32 ! -i eth0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8181",
@@ -107,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_of_any_other_shape_is_not_theirs() {
+    fn a_rule_of_another_shape_is_not_a_legacy_rule() {
         for rule in [
             "-d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8181",
             "-d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport 443 -j DNAT --to-destination 10.0.0.1:8181",

@@ -1,8 +1,7 @@
-//! The rules through the program `nft`: a table of our own, of both families, ahead of both flavours of iptables.
+//! The nftables backend: a table of our own in the family `inet`, ahead of both flavours of iptables.
 //!
-//! What is loaded is the text that [`Backend::render`] shows, in one transaction: the kernel goes from the old table to the
-//! new one between two packets. What is there is read as JSON, which has the same words in every version but for little
-//! (see `listing`).
+//! `nft` loads the text that [`Backend::render`] shows in one transaction: the kernel switches from the old table to the new
+//! one between two packets. The table is read back as JSON, whose wording hardly differs between versions (see `listing`).
 //!
 //! Facts: nft(8) and libnftables-json(5).
 
@@ -21,15 +20,14 @@ mod listing;
 mod tests;
 mod text;
 
-/// The program.
 const NFT: &str = "nft";
-/// What the program says of a table that is not there, and of a kernel that lacks a kind of chain.
-const NOT_THERE: &str = "No such file or directory";
+/// The program's message for a table that does not exist, and for a kernel that lacks a chain type.
+const NOT_FOUND: &str = "No such file or directory";
 
-/// The backend.
+/// The nftables backend.
 #[derive(Debug, Default)]
 pub struct Nftables {
-    /// What the program of this node lists where these rules are in place, if that is not word for word what was expected.
+    /// How this node's `nft` lists these rules once they are installed, if that is not word for word what was expected.
     remembered: Mutex<Option<(RuleSet, NftListing)>>,
 }
 
@@ -45,7 +43,8 @@ impl Backend for Nftables {
     async fn install(&self, rules: &RuleSet) -> Result<(), RedirectError> {
         refuse_what_cannot_be_quoted(rules)?;
         run(NFT, &["-f", "-"], &text::render(rules)).await.map_err(of_the_kernel)?;
-        // The rules are in place. What comes now is only how they look; where it fails, the next comparison says so.
+        // The rules are installed. What follows only learns how `nft` lists them; if it fails, the next comparison reports the
+        // difference.
         let wanted = NftListing::of(rules);
         let remembered = list().await.ok().flatten().filter(|found| *found != wanted && found.is_another_wording_of(&wanted));
         *self.remembered.lock().unwrap_or_else(PoisonError::into_inner) = remembered.map(|found| (rules.clone(), found));
@@ -68,14 +67,14 @@ impl Backend for Nftables {
         let Some(found) = list().await? else { return Ok(Vec::new()) };
         match run(NFT, &["delete", "table", "inet", TABLE], "").await {
             Ok(_) => Ok(vec![found.to_string()]),
-            // Somebody was faster.
-            Err(RedirectError::Failed { message, .. }) if message.contains(NOT_THERE) => Ok(Vec::new()),
+            // Another process has removed the table already.
+            Err(RedirectError::Failed { message, .. }) if message.contains(NOT_FOUND) => Ok(Vec::new()),
             Err(error) => Err(error),
         }
     }
 }
 
-/// Whether the kernel would take these rules from the program. Nothing is changed.
+/// Checks whether the kernel would accept these rules from `nft`. Changes nothing.
 ///
 /// # Errors
 /// If it would not, or the program cannot be run.
@@ -84,9 +83,9 @@ pub async fn try_out(rules: &RuleSet) -> Result<(), RedirectError> {
     run(NFT, &["-c", "-f", "-"], &text::render(rules)).await.map(drop).map_err(of_the_kernel)
 }
 
-/// Chains of others that may send connections elsewhere before a packet meets ours, in words; ours are at this priority. It is
-/// no difference, as they are not ours to change: what they send elsewhere does not come to the daemon. Nothing where the
-/// program cannot tell.
+/// Describes the chains of other programs that may redirect connections before a packet meets ours; `priority` is that of our
+/// chain. They are not reported as differences, because rolegate must not change them; connections that they redirect do not
+/// reach the daemon. Empty if the program cannot list them.
 pub async fn ahead_of(priority: i32) -> Vec<String> {
     match run(NFT, &["-j", "list", "chains"], "").await {
         Ok(json) => listing::nat_ahead_of(&json, priority),
@@ -94,28 +93,28 @@ pub async fn ahead_of(priority: i32) -> Vec<String> {
     }
 }
 
-/// What our table holds; `None` where there is none.
+/// Lists our table; `None` if it does not exist.
 async fn list() -> Result<Option<NftListing>, RedirectError> {
     match run(NFT, &["-j", "list", "table", "inet", TABLE], "").await {
         Ok(json) => NftListing::read(&json).map(Some).map_err(|message| RedirectError::Unreadable { program: NFT, message }),
-        Err(RedirectError::Failed { message, .. }) if message.contains(NOT_THERE) => Ok(None),
+        Err(RedirectError::Failed { message, .. }) if message.contains(NOT_FOUND) => Ok(None),
         Err(error) => Err(of_the_kernel(error)),
     }
 }
 
-/// Tells a kernel that cannot hold the rules from a process that may not load them.
+/// Distinguishes a kernel that does not support the rules from a process that is not permitted to load them.
 fn of_the_kernel(error: RedirectError) -> RedirectError {
     match error {
-        // What it names is in our own text, so that nothing can be missing but the kernel's support.
-        RedirectError::Failed { program, message } if message.contains("not supported") || message.contains(NOT_THERE) => {
+        // The message refers to our own text, so only the kernel's support can be missing.
+        RedirectError::Failed { program, message } if message.contains("not supported") || message.contains(NOT_FOUND) => {
             RedirectError::Kernel { program, message }
         }
         error => error,
     }
 }
 
-/// A string of the language ends at the next quote, and nothing can be put in front of that; no name that a configuration
-/// may hold has one.
+/// Rejects names with a quote: a string in nft's language ends at the next quote, and there is no escape for it. No name that
+/// the configuration accepts has one.
 fn refuse_what_cannot_be_quoted(rules: &RuleSet) -> Result<(), RedirectError> {
     let odd = |name: &str| name.is_empty() || name.chars().any(|c| matches!(c, '"' | '\\') || !c.is_ascii_graphic());
     match rules.interfaces.iter().find(|interface| odd(&interface.name)) {

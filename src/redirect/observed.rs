@@ -1,33 +1,33 @@
-//! What stands of ours in the kernel, whatever is wanted: found by the names of our table and chains.
+//! The rules that rolegate has in the kernel, whether wanted or not. They are found by the names of our table and chains.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::rules::{Family, Targets};
 
-/// What stands of ours.
+/// The rules that rolegate has in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObservedRules {
-    /// The families whose guard is in a packet's way.
+    /// The families whose guard keeps packets from the real metadata service.
     pub guards: BTreeSet<Family>,
-    /// Those of them whose guard is closed and not whole: it is to be put in place again.
+    /// Those of `guards` whose guard is closed but incomplete and has to be installed again.
     pub weak: BTreeSet<Family>,
-    /// Where requests are sent to.
+    /// The addresses that requests are sent to.
     pub targets: BTreeSet<SocketAddr>,
 }
 
 impl ObservedRules {
-    /// Whether nothing that is forwarded to a metadata address would pass, and the guard is whole.
+    /// Returns whether every packet that is forwarded to a metadata address would be stopped, by a complete guard.
     pub fn is_guarded(&self) -> bool {
         self.is_guarded_but_for(&[])
     }
 
-    /// Whether the guard of all other families is whole.
+    /// Returns whether the guard is complete for all families but the unknown ones.
     pub fn is_guarded_but_for(&self, unknown: &[Family]) -> bool {
         Family::ALL.iter().all(|family| unknown.contains(family) || (self.guards.contains(family) && !self.weak.contains(family)))
     }
 
-    /// Where requests are sent to, if IPv4's are.
+    /// Returns where requests are sent, if those of IPv4 are.
     pub fn as_targets(&self, refuse_direct: bool) -> Option<Targets> {
         let ipv4 = self.targets.iter().find_map(|target| match target {
             SocketAddr::V4(ipv4) => Some(*ipv4),

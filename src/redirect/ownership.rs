@@ -1,17 +1,19 @@
-//! The daemons of this node, among themselves: which of them maintains the rules.
+//! Decides which of the daemons on this node maintains the rules.
 //!
 //! In a rolling update two daemons overlap. Usually they want the same rules, and each may repair them. If they want different
 //! rules (the new one has another port), the one that was started later owns the rules while it lives, and the other does not
 //! touch them. Otherwise, the two would overwrite each other's rules and cut off every pod, forever.
 //!
-//! Each daemon has a number, the time at which it started, and holds it as an abstract Unix socket's name (unix(7)). Such names
-//! belong to a network namespace, as packet rules do; they need no file, they are in `/proc/net/unix` for all to see, and the
-//! kernel takes them away with the process, however it ends.
+//! Each daemon has a number, the time at which it started, and holds it as the name of an abstract Unix socket (unix(7)). These
+//! names belong to a network namespace, as packet rules do. They need no file, every process can see them in `/proc/net/unix`,
+//! and the kernel releases them when the process ends, however it ends.
 //!
-//! Any process of the network may take such names, also many, and may connect to ours. So the kernel says of which user the
-//! holder is (SO_PEERCRED), as one may share the app port on the same condition; names end with a time in nanoseconds, so that
-//! nobody takes them before us; what connects is let in and sent away, so that the next one can ask; and where it cannot be
-//! asked who holds a name, nobody is succeeded by it, and rules that a daemon might need are not removed.
+//! Any process in the network namespace can take such names, and many of them, and can connect to ours. Therefore:
+//!
+//! - the kernel reports which user holds a name (SO_PEERCRED), the same condition as for sharing the app port;
+//! - names end with a time in nanoseconds, so that no other process can take them in advance;
+//! - connections are accepted and closed at once, so that the next caller can connect;
+//! - a name whose holder cannot be determined takes no ownership, and rules that a daemon might still need are not removed.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -30,13 +32,14 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::geteuid;
 use tokio::net::UnixListener;
 
-/// What a name of a daemon that runs begins with; its number follows.
+/// The prefix of the name of a running daemon; its number follows.
 const RUNS: &str = "rolegate/daemon/";
-/// The prefix of the name of a daemon that has installed its rules; the time of that follows behind a slash.
+/// The prefix of the name of a daemon that has installed its rules; its number, a slash and the time of the installation
+/// follow.
 const RULES: &str = "rolegate/rules/";
-/// Names of sockets that live.
+/// The file that lists the names of open sockets.
 const NAMES: &str = "/proc/self/net/unix";
-/// A stream socket that listens, in the columns `Flags` and `Type` there: others have its name, too, and answer nobody.
+/// The columns `Flags` and `Type` of a listening stream socket. Its accepted connections have the same name, but do not listen.
 const LISTENS: [&str; 2] = ["00010000", "0001"];
 
 /// This daemon's number, held until it is dropped.
@@ -52,19 +55,19 @@ struct HeldNames {
     rules: Option<UnixListener>,
 }
 
-/// Who holds a name.
+/// The holder of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Holder {
     OurUser,
     AnotherUser,
-    /// Not any more.
+    /// The name is no longer held.
     Nobody,
-    /// It cannot be asked: too many do, say.
+    /// The holder cannot be determined, for example because its queue is full.
     Unknown,
 }
 
 impl Ownership {
-    /// Takes a number, which is higher than those of all before. Needs a runtime with I/O.
+    /// Takes a number higher than those of all earlier daemons. Requires a runtime with I/O.
     ///
     /// # Errors
     /// If no name can be taken.
@@ -74,7 +77,7 @@ impl Ownership {
         Ok(Self { number, held: Mutex::new(HeldNames { runs: Some(runs), rules: None }) })
     }
 
-    /// Says to the others that the rules are this daemon's now.
+    /// Announces to the other daemons that this daemon owns the rules.
     ///
     /// # Errors
     /// If the name cannot be taken.
@@ -86,7 +89,7 @@ impl Ownership {
         Ok(())
     }
 
-    /// Whether a daemon that was started later has its rules in place.
+    /// Returns whether a daemon that was started later has installed its rules.
     ///
     /// # Errors
     /// If names cannot be listed.
@@ -95,7 +98,7 @@ impl Ownership {
         Ok(later.into_iter().any(|(_, name)| holder(&name) == Holder::OurUser))
     }
 
-    /// Lets those in who want to know who holds the names, and sends them away. It may be left at any time.
+    /// Accepts and closes the connections of processes that check who holds the names. Cancel safe.
     pub async fn answer(&self) -> Infallible {
         poll_fn(|context| {
             let held = self.held();
@@ -107,8 +110,8 @@ impl Ownership {
         .await
     }
 
-    /// Gives the number back, and says whether another daemon runs, or may run, whatever it has come to. Of those that end at
-    /// the same time, the last hears that none does.
+    /// Releases the number, and returns whether another daemon runs, or may run, whatever its state. Of several daemons that
+    /// end at the same time, the last one gets `false`.
     ///
     /// # Errors
     /// If names cannot be listed.
@@ -123,7 +126,7 @@ impl Ownership {
     }
 }
 
-/// Whether a daemon of our user runs here, or may run: a name whose holder cannot be asked counts.
+/// Returns whether a daemon of this user runs on this node, or may run: a name whose holder cannot be determined counts.
 ///
 /// # Errors
 /// If names cannot be listed.
@@ -131,7 +134,7 @@ pub fn any() -> io::Result<bool> {
     Ok(names(RUNS)?.into_iter().any(|(_, name)| matches!(holder(&name), Holder::OurUser | Holder::Unknown)))
 }
 
-/// Nanoseconds since the node's boot: the same clock for all daemons, and one that is never set.
+/// Returns the nanoseconds since the node's boot. All daemons share this clock, and it is never set.
 fn now() -> io::Result<u64> {
     let since_boot = std::time::Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?);
     u64::try_from(since_boot.as_nanos()).map_err(io::Error::other)
@@ -162,12 +165,12 @@ fn holder_of(user: Result<u32, Errno>, ours: u32) -> Holder {
     }
 }
 
-/// The numbers and names of those that begin so.
+/// Returns the numbers and names that begin with this prefix.
 fn names(prefix: &str) -> io::Result<BTreeSet<(u64, String)>> {
     Ok(names_in(&std::fs::read_to_string(NAMES)?, prefix))
 }
 
-/// The last column of `/proc/net/unix`, in which `@` stands for the zero that abstract names begin with.
+/// Reads the last column of `/proc/net/unix`, in which `@` stands for the zero byte that abstract names begin with.
 fn names_in(table: &str, prefix: &str) -> BTreeSet<(u64, String)> {
     let name = |line: &str| {
         let columns: Vec<_> = line.split_whitespace().collect();
@@ -187,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_of_abstract_sockets_that_listen_alone() {
+    fn only_names_of_listening_abstract_sockets_are_read() {
         let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
             0000000000000000: 00000002 00000000 00010000 0001 01 17001 @rolegate/daemon/7\n\
             0000000000000000: 00000002 00000000 00000000 0001 03 17006 @rolegate/daemon/6\n\
@@ -200,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn who_cannot_be_asked_is_not_nobody() {
+    fn an_unknown_holder_is_not_an_absent_one() {
         assert_eq!(holder_of(Ok(0), 0), Holder::OurUser);
         assert_eq!(holder_of(Ok(65534), 0), Holder::AnotherUser);
         assert_eq!(holder_of(Err(Errno::ECONNREFUSED), 0), Holder::Nobody);
@@ -209,22 +212,22 @@ mod tests {
         }
     }
 
-    /// Fills a listener's queue, as anybody may.
+    /// Fills a listener's queue, as any process can.
     fn fill(name: &str) {
         while holder(name) != Holder::Unknown {}
     }
 
-    /// In one test, since the names are those of the whole machine's network.
+    /// One test covers everything, because the names belong to the network namespace that all tests share.
     #[tokio::test]
-    async fn the_later_one_has_the_word_while_it_lives() {
-        // Somebody has the last number.
+    async fn the_later_daemon_owns_the_rules_while_it_lives() {
+        // Another process holds the highest number.
         let last = StdListener::bind_addr(&SocketAddr::from_abstract_name(format!("{RUNS}{}", u64::MAX)).unwrap()).unwrap();
         let (first, second) = (Ownership::take().unwrap(), Ownership::take().unwrap());
         drop(last);
         assert!(first.number < second.number && second.number < u64::MAX);
         first.claim_rules().unwrap();
         assert!(!second.is_succeeded().unwrap());
-        // The name is not one that somebody could have taken before.
+        // Another process took the name that it could guess in advance.
         let guessed = StdListener::bind_addr(&SocketAddr::from_abstract_name(format!("{RULES}{}", second.number)).unwrap()).unwrap();
         second.claim_rules().unwrap();
         second.claim_rules().unwrap();
@@ -233,9 +236,9 @@ mod tests {
 
         let claim = names(RULES).unwrap().into_iter().find(|(number, _)| *number == second.number).unwrap().1;
         fill(&claim);
-        assert!(!first.is_succeeded().unwrap(), "one that hangs, or hides who it is");
+        assert!(!first.is_succeeded().unwrap(), "a daemon that hangs takes no ownership");
         fill(&format!("{RUNS}{}", first.number));
-        assert!(any().unwrap(), "one that hangs is there");
+        assert!(any().unwrap(), "a daemon that hangs still counts as running");
         let answered = tokio::time::timeout(Duration::from_secs(60), async {
             while !first.is_succeeded().unwrap() {
                 tokio::task::yield_now().await;
@@ -246,8 +249,8 @@ mod tests {
             never = second.answer() => match never {},
         }
 
-        assert!(second.leave().unwrap(), "the first is here, if nobody can ask it");
-        assert!(names(RULES).unwrap().iter().all(|(number, _)| *number != second.number), "its word went with it");
+        assert!(second.leave().unwrap(), "the first daemon still counts, although its holder is unknown");
+        assert!(names(RULES).unwrap().iter().all(|(number, _)| *number != second.number), "its claim is released with it");
         assert!(!first.is_succeeded().unwrap());
     }
 }

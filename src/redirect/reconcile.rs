@@ -1,14 +1,14 @@
-//! Keeps the packet rules true: puts them in place, compares them again and again, and repairs what somebody changed.
+//! Reconciles the packet rules: installs them, compares them regularly, and repairs changes that others make.
 //!
-//! They are compared on an interval, and soon after the kernel says that somebody changed rules. Others change theirs in
-//! storms (a Service with a thousand endpoints), and a comparison is a program that runs: so notices are gathered for a moment,
-//! and comparisons have a pause between them. Our own repair is such a change, too: it is looked at once more, and nothing
-//! differs then.
+//! The rules are compared on an interval, and soon after the kernel reports that some process changed rules. Other programs
+//! change their rules in bursts (a Service with a thousand endpoints), and each comparison runs a program. Notifications are
+//! therefore gathered for a moment, and there is a pause between comparisons. Our own repair is also reported: it causes one
+//! more comparison, which finds no difference.
 //!
-//! Of two daemons that want different rules, the one that started later has its way while it lives: see
-//! [`others`](super::ownership). Nothing is taken back from it, so nothing is taken back and forth. But only whole rules are
-//! left to it, that lead elsewhere, behind a guard that stands; and others if it puts them back itself. One that hangs keeps
-//! nobody from repairing.
+//! If two daemons want different rules, the later one owns them while it lives: see [`ownership`](super::ownership). The
+//! earlier one does not restore its own rules, so the two do not overwrite each other in turn. It leaves the later daemon's
+//! rules alone only if they are complete, lead to another daemon, and stand behind a guard; or if the later daemon restores
+//! them itself. A later daemon that hangs therefore does not prevent repairs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,39 +22,39 @@ use super::{Backend, RedirectError};
 use crate::advice::{Advise as _, chain};
 use crate::backoff::Backoff;
 use crate::config::InterfaceMatch;
-use crate::log_once::{EachKey, WhenFull};
+use crate::log_once::{EachKey, LOG_EVERY, WhenFull};
 use crate::metrics::Metrics;
 use crate::readiness::{Readiness, ReadinessStep};
 
-/// Notices of changes are gathered for so long before the rules are compared.
+/// How long notifications of changes are gathered before the rules are compared.
 const GATHER: Duration = Duration::from_millis(100);
-/// Pause between two comparisons, at least.
+/// The minimum pause between two comparisons.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A repair is logged once in this time.
-const LOG_AGAIN: Duration = Duration::from_secs(60);
-/// After so many comparisons in a row that failed, nobody knows what the rules are.
+/// A repeated repair is logged once in this time.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// The number of consecutive failed comparisons after which the state of the rules counts as unknown.
 const FAILURES: u32 = 3;
-/// What readiness waits for while the rules are wrong.
+/// The name of the readiness step that is pending while the rules are wrong.
 const STEP: &str = "the repair of the packet rules";
-/// What differs where that is missing which is wanted in any case.
+/// The difference that is reported if the guard is missing.
 const NO_GUARD: &str = "the guard is not there, or not ahead of everything";
 
-/// What the reconciler needs besides the rules' backend.
+/// What the reconciler needs besides the backend.
 pub trait ReconcilerEnvironment: Send {
-    /// Returns when somebody has changed packet rules; never where that cannot be told. It may be left at any time.
+    /// Returns when a process has changed packet rules; never, if changes are not reported. Cancel safe.
     fn changed(&mut self) -> impl Future<Output = ()> + Send;
 
-    /// Ends pods' connections to the metadata address that are older than the rules, and says how many these were.
+    /// Ends pods' connections to the metadata address that are older than the rules, and returns how many there were.
     fn forget(&mut self, targets: &Targets) -> impl Future<Output = Result<u64, RedirectError>> + Send;
 
-    /// Says to other daemons of this node that the rules are ours now. They are.
+    /// Announces to the other daemons of this node that this daemon owns the rules. Called once the rules are installed.
     fn claim(&mut self);
 
-    /// Whether a daemon that was started later has put rules of its own in place, and lives.
+    /// Returns whether a daemon that was started later has installed rules of its own and still runs.
     fn is_succeeded(&mut self) -> bool;
 }
 
-/// What keeps the rules true.
+/// Keeps the packet rules as wanted.
 #[derive(Debug)]
 pub struct Reconciler<B, S> {
     backend: Arc<B>,
@@ -64,62 +64,62 @@ pub struct Reconciler<B, S> {
     readiness: Readiness,
     wanted: WantedRules,
     state: RulesState,
-    /// Readiness waits for the end of a state that is wrong.
+    /// Held while the rules are wrong, which makes the daemon not ready.
     waiting: Option<ReadinessStep>,
-    /// How often in a row something has failed.
+    /// The number of consecutive failures.
     failures: u32,
-    /// The repair that was logged last.
+    /// The repair that was last logged.
     logged: EachKey<Vec<String>>,
-    /// What was last taken back although a later daemon lives, and when.
+    /// The differences that were last repaired while a later daemon was alive, and when.
     taken_back: Option<(Vec<String>, Instant)>,
-    /// Somebody has changed rules since they were last compared.
+    /// Whether rules have changed since they were last compared.
     heard: bool,
 }
 
-/// What is known of the rules before it is known where they lead to.
+/// What is known about the rules before their targets are known.
 #[derive(Clone, Debug)]
 pub struct Like {
-    /// The interfaces that they match.
+    /// The interfaces that the rules match.
     pub interfaces: Vec<InterfaceMatch>,
     /// Whether connections straight to the app port are dropped.
     pub refuse_direct: bool,
-    /// How often they are compared.
+    /// How often the rules are compared.
     pub interval: Duration,
 }
 
-/// What is to be in place.
+/// The rules that are to be installed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum WantedRules {
-    /// The guard at least, and what else is there already. Where that has to be mended, it is by these: which interfaces are
-    /// redirected, and whether connections straight to the app port are dropped.
+    /// At least the guard, and the rules that are already there. A repair uses these settings: which interfaces are redirected,
+    /// and whether connections straight to the app port are dropped.
     Guard { interfaces: Vec<InterfaceMatch>, refuse_direct: bool },
-    /// Exactly these.
+    /// Exactly these rules.
     Exactly(RuleSet),
 }
 
-/// What is known of the rules.
+/// The state of the rules, as far as it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum RulesState {
-    /// They are as wanted.
+    /// The rules are as wanted.
     AsWanted,
-    /// They could not be compared, and this is why.
+    /// The rules could not be compared, for this reason.
     Unknown(String),
-    /// They are wrong and could not be repaired, and this is why.
+    /// The rules are wrong and could not be repaired, for this reason.
     Wrong(String),
-    /// They are those of another daemon.
+    /// The rules are those of another daemon.
     AnotherDaemons,
 }
 
-/// What a comparison found.
+/// The result of a comparison.
 enum RulesComparison {
     AsWanted,
-    /// These differ, and this repairs them.
+    /// The differences, and the rules that repair them.
     Different(Vec<String>, RuleSet),
     AnotherDaemons(Vec<String>),
 }
 
 impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
-    /// One that wants the guard at first, on a node that may have rules of ours like these already.
+    /// Creates a reconciler that wants the guard at first, on a node that may already have such rules.
     pub fn new(backend: Arc<B>, environment: S, like: Like, metrics: Metrics, readiness: Readiness) -> Self {
         let Like { interfaces, refuse_direct, interval } = like;
         Self {
@@ -132,16 +132,16 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
             state: RulesState::AsWanted,
             waiting: None,
             failures: 0,
-            logged: EachKey::new(LOG_AGAIN, 1, WhenFull::ForgetAll),
+            logged: EachKey::new(LOG_INTERVAL, 1, WhenFull::ForgetAll),
             taken_back: None,
             heard: false,
         }
     }
 
-    /// Puts the guard in place where there is none. Rules that serve pods already stay as they are.
+    /// Installs the guard if it is missing. Rules that already serve pods stay as they are.
     ///
     /// # Errors
-    /// If that fails: the node may be open.
+    /// If the guard cannot be installed: the node may be open.
     pub async fn guard(&mut self) -> Result<(), RedirectError> {
         let backend = self.backend.name();
         match self.backend.observed().await {
@@ -150,15 +150,15 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
                 return Ok(());
             }
             Ok(observed) => self.backend.install(&self.repair(&observed)).await?,
-            // One family may be there to be closed all the same.
+            // One family may be open, so the guard is installed all the same.
             Err(_) => self.backend.install(&RuleSet::guard_alone()).await?,
         }
         info!(event = "guard-in-place", backend, "placed the guard; pods cannot reach the real metadata service");
         Ok(())
     }
 
-    /// Puts these rules in place instead of what was there, in one step, and tries until that is done; the guard is kept
-    /// meanwhile. What was open before them is ended then. While a later daemon has rules of its own in place it waits.
+    /// Replaces the installed rules with these in one step, retrying until that succeeds; the guard stays in place meanwhile.
+    /// Then ends the connections that were opened before the rules. Waits while a later daemon has rules of its own in place.
     pub async fn place(&mut self, rules: RuleSet) {
         let targets = rules.targets;
         self.wanted = WantedRules::Exactly(rules);
@@ -172,7 +172,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         self.forget().await;
     }
 
-    /// Looks after them for ever.
+    /// Reconciles the rules forever.
     pub async fn reconcile(&mut self) {
         let mut pause = self.interval;
         loop {
@@ -181,7 +181,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         }
     }
 
-    /// Looks after them until this is done. A repair that was begun by then is finished first.
+    /// Reconciles the rules until `work` is done. A repair that has begun by then is finished first.
     pub async fn reconcile_during<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         let mut pause = self.interval;
@@ -203,8 +203,8 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         }
     }
 
-    /// Until the next comparison: so long, or until soon after a change, or after the end of the daemon that has the rules. Left
-    /// before that, it forgets no change.
+    /// Waits until the next comparison is due: after `pause`, soon after a change, or after the daemon that owns the rules has
+    /// ended. If it is cancelled, no change is lost.
     async fn wait(&mut self, pause: Duration) {
         let compared_at = Instant::now();
         let end = compared_at + pause;
@@ -225,7 +225,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         }
     }
 
-    /// If the rules are not in place then: how long to wait before it is tried again.
+    /// Tries to install the rules. If they are not installed afterwards, the error is the time to wait before the next attempt.
     async fn try_to_place(&mut self) -> Result<(), Duration> {
         match self.compare().await {
             Ok(RulesComparison::AsWanted) => {}
@@ -246,7 +246,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         Ok(())
     }
 
-    /// Compares and repairs once, and says how long to wait before the next time.
+    /// Compares and repairs once, and returns the time to wait before the next comparison.
     async fn check(&mut self) -> Duration {
         match self.compare().await {
             Ok(RulesComparison::AsWanted) => self.is_as_wanted(),
@@ -296,7 +296,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         }
         let observed = self.backend.observed().await?;
         if observed.targets.is_empty() {
-            // The later daemon may have its rules by another backend, and have removed these.
+            // The later daemon may have installed its rules through another backend and removed these.
             let elsewhere = self.backend.standing_elsewhere().await;
             if elsewhere.is_guarded() && !elsewhere.targets.is_empty() {
                 return Ok(RulesComparison::AnotherDaemons(differences));
@@ -304,7 +304,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         }
         let theirs = observed.as_targets(true).filter(|theirs| rules.targets.is_none_or(|ours| !leads_to_the_same(theirs, &ours)));
         match (observed.is_guarded(), theirs) {
-            // The guard is put back, and what serves pods stays.
+            // The guard is restored, and the redirect that serves pods stays.
             (false, Some(_)) => Ok(RulesComparison::Different(differences, self.repair(&observed))),
             (true, Some(theirs)) if self.are_whole(&rules, theirs).await? => Ok(RulesComparison::AnotherDaemons(differences)),
             (true, _) if !observed.targets.is_empty() && self.came_back(&differences) => Ok(RulesComparison::AnotherDaemons(differences)),
@@ -315,7 +315,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         }
     }
 
-    /// Whether nothing is missing of the rules that lead there.
+    /// Returns whether the installed rules with these targets are complete.
     async fn are_whole(&self, rules: &RuleSet, targets: Targets) -> Result<bool, RedirectError> {
         for refuse_direct in [true, false] {
             let theirs = RuleSet { interfaces: rules.interfaces.clone(), targets: Some(Targets { refuse_direct, ..targets }) };
@@ -326,14 +326,14 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         Ok(false)
     }
 
-    /// Whether just these were taken back a short time ago: the later daemon is alive, and wants them.
+    /// Returns whether the same differences were repaired a short time ago: then the later daemon is alive and wants them.
     fn came_back(&mut self, differences: &[String]) -> bool {
         let now = Instant::now();
         let taken_back = self.taken_back.as_mut().filter(|(last, at)| *last == differences && now <= *at + self.interval + PAUSE + GATHER);
         taken_back.map(|(_, at)| *at = now).is_some()
     }
 
-    /// The guard, with what serves pods already.
+    /// Returns the guard together with the redirect that already serves pods.
     fn repair(&self, observed: &ObservedRules) -> RuleSet {
         let (interfaces, refuse_direct) = match &self.wanted {
             WantedRules::Guard { interfaces, refuse_direct } => (interfaces, *refuse_direct),
@@ -343,7 +343,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         RuleSet { interfaces: if targets.is_some() { interfaces.clone() } else { Vec::new() }, targets }
     }
 
-    /// Whether nothing is wanted that is not among these.
+    /// Returns whether these rules include everything that is wanted.
     fn is_all(&self, repair: &RuleSet) -> bool {
         match &self.wanted {
             WantedRules::Guard { .. } => true,
@@ -412,7 +412,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         self.backoff()
     }
 
-    /// Whether this state is another than the one before.
+    /// Enters this state, and returns whether it differs from the previous one.
     fn enter(&mut self, state: RulesState) -> bool {
         let is_new = self.state != state;
         self.state = state;
@@ -426,7 +426,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         }
     }
 
-    /// One second at first, then twice as long each time, and never longer than the interval.
+    /// Returns the time before the next attempt: one second at first, doubling with each failure up to the interval.
     fn backoff(&mut self) -> Duration {
         let pause = Backoff::new(PAUSE, self.interval.max(PAUSE)).pause(self.failures);
         self.failures = self.failures.saturating_add(1);
@@ -435,7 +435,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
 
     fn log_repair(&mut self, differences: &[String]) {
         let Some(repairs) = self.logged.count(differences.to_vec()) else { return };
-        // Those since the line before.
+        // The repairs since the previous log line.
         let repeated = repairs - 1;
         warn!(
             event = "rules-repaired",
@@ -446,7 +446,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     }
 }
 
-/// Whether requests come to the same place, as far as both say.
+/// Returns whether both send requests to the same place, for the families that both have.
 fn leads_to_the_same(one: &Targets, other: &Targets) -> bool {
     (one.ipv4, one.ipv6) == (other.ipv4, other.ipv6)
 }

@@ -1,14 +1,14 @@
-//! The wanted packet rules as data: pure, and the same whatever program puts them into the kernel.
+//! The wanted packet rules as data: pure, and independent of the program that loads them.
 //!
-//! Our rules are of four kinds, by what they are there for:
+//! There are four kinds of rules, by purpose:
 //!
-//! - **redirect**, where packets enter the node and their destination may be changed: TCP to port 80 of the metadata address
-//!   goes to the daemon, whatever interface it comes in on but the node's own loopback;
-//! - **guard**, where packets are passed on from one interface to another: whatever still goes to a metadata address, of
-//!   any port and protocol, is rejected;
-//! - **backstop**, at the same place and after it: what passed the guard all the same, as somebody's rule ahead of it let it
-//!   through, is dropped. A backend that nobody can get ahead of needs none;
-//! - **direct**, where packets come in for the node itself: a connection to the app port that was not redirected from the
+//! - **redirect**, where packets enter the node and their destination can be changed: TCP to port 80 of the metadata address
+//!   goes to the daemon, from every interface except the node's own loopback;
+//! - **guard**, where packets are forwarded from one interface to another: whatever still goes to a metadata address, on any
+//!   port and protocol, is rejected;
+//! - **backstop**, at the same hook and after the guard: what passed the guard because another program's rule ahead of it
+//!   accepted the packet is dropped. A backend whose guard cannot be bypassed needs none;
+//! - **direct**, where packets arrive for the node itself: a connection to the app port that was not redirected from the
 //!   metadata address is dropped.
 //!
 //! Packets of the node's own processes pass none of them.
@@ -18,31 +18,31 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use crate::config::InterfaceMatch;
 use crate::metadata_service::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 
-/// The interface of the node's own loopback, which is no pod's.
+/// The node's own loopback interface, which no pod uses.
 pub const LOOPBACK: &str = "lo";
 
-/// What the node is to have.
+/// The packet rules that the node is to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleSet {
-    /// Which interfaces the pods' requests come in on: only the named, or all but the negated; empty means every one. The
-    /// guard knows no interfaces.
+    /// The interfaces on which pods' requests arrive: only the named ones, or all but the negated ones. Empty means all. The
+    /// guard applies to all interfaces.
     pub interfaces: Vec<InterfaceMatch>,
-    /// Where requests are sent to; `None` is the guard alone: pods' requests are rejected.
+    /// Where requests are sent. `None` means the guard alone: pods' requests are rejected.
     pub targets: Option<Targets>,
 }
 
-/// Where requests are sent to.
+/// The addresses that requests are sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Targets {
-    /// An address of this node and the app port.
+    /// An IPv4 address of this node and the app port.
     pub ipv4: SocketAddrV4,
     /// An IPv6 address of this node and the app port. Without it, requests to the metadata service's IPv6 address are rejected.
     pub ipv6: Option<SocketAddrV6>,
-    /// Connections straight to the app port are dropped. Not where the daemon is told to serve them.
+    /// Whether connections straight to the app port are dropped. False if the daemon is configured to serve them.
     pub refuse_direct: bool,
 }
 
-/// A family of addresses.
+/// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
     /// IPv4.
@@ -51,65 +51,65 @@ pub enum Family {
     V6,
 }
 
-/// Where in a packet's way through the kernel a rule stands.
+/// The point in a packet's path through the kernel at which a rule applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hook {
-    /// Before routing, where destinations may be changed (NAT).
+    /// Before routing, where destinations can be changed (NAT).
     Redirect,
-    /// Between interfaces.
+    /// Where packets are forwarded between interfaces.
     Guard,
-    /// There, too, after everybody's filters.
+    /// Where packets are forwarded, after the filters of all other programs.
     Backstop,
-    /// To a socket of the node.
+    /// Where packets are delivered to a socket of the node.
     Direct,
 }
 
-/// One rule: a packet that every match fits meets the verdict.
+/// One rule: a packet that satisfies every match gets the verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// The packets' family.
     pub family: Family,
-    /// What must fit.
+    /// The matches, all of which the packet has to satisfy.
     pub matches: Vec<Match>,
-    /// What becomes of the packet.
+    /// What happens to the packet.
     pub verdict: PacketVerdict,
 }
 
 /// A property of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Match {
-    /// It goes to this address.
+    /// The packet's destination is this address.
     To(IpAddr),
-    /// It is TCP.
+    /// The packet is TCP.
     Tcp,
-    /// It is TCP to this port.
+    /// The packet is TCP to this port.
     TcpPort(u16),
-    /// It came in on this interface, or on no such interface.
+    /// The packet arrived on this interface or, if negated, on any other.
     Interface(InterfaceMatch),
-    /// Its connection was opened to some other address than this one.
+    /// The packet's connection was opened to an address other than this one.
     NotOpenedTo(IpAddr),
 }
 
-/// What becomes of a packet.
+/// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PacketVerdict {
-    /// Its connection goes to this address.
+    /// The connection is redirected to this address.
     Dnat(SocketAddr),
-    /// Our rules of this hook have nothing more to say about it.
+    /// The remaining rules of this hook do not apply.
     Return,
-    /// Its sender gets a TCP reset: the connection is refused.
+    /// The sender gets a TCP reset: the connection is refused.
     Reset,
-    /// Its sender gets an ICMP error.
+    /// The sender gets an ICMP error.
     Reject,
-    /// It is gone.
+    /// The packet is discarded without an answer.
     Drop,
 }
 
 impl Family {
-    /// Both.
+    /// Both families.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The metadata service's address in this family.
+    /// Returns the metadata service's address in this family.
     pub const fn metadata(self) -> IpAddr {
         match self {
             Self::V4 => IpAddr::V4(METADATA_IPV4),
@@ -119,17 +119,17 @@ impl Family {
 }
 
 impl Hook {
-    /// Every one.
+    /// All hooks.
     pub const ALL: [Self; 4] = [Self::Redirect, Self::Guard, Self::Backstop, Self::Direct];
 }
 
 impl RuleSet {
-    /// What holds before it is known where requests are sent to, and while no daemon is to serve them.
+    /// Returns the rules that apply before the targets are known, and while no daemon is to serve requests.
     pub const fn guard_alone() -> Self {
         Self { interfaces: Vec::new(), targets: None }
     }
 
-    /// The rules of a hook for a family, in their order.
+    /// Returns the rules of a hook for a family, in their order.
     pub fn rules(&self, hook: Hook, family: Family) -> Vec<Rule> {
         match hook {
             Hook::Redirect => self.redirect(family),
@@ -167,7 +167,7 @@ impl RuleSet {
 
     fn direct(&self, family: Family) -> Vec<Rule> {
         let Some(targets) = self.targets.filter(|targets| targets.refuse_direct) else { return Vec::new() };
-        // The port is one for both families, and open in both, whatever is redirected.
+        // The port is the same for both families and open in both, whatever is redirected.
         let not_loopback = InterfaceMatch { name: LOOPBACK.to_owned(), negated: true };
         let matches = vec![Match::Interface(not_loopback), Match::TcpPort(targets.ipv4.port()), Match::NotOpenedTo(family.metadata())];
         vec![Rule { family, matches, verdict: PacketVerdict::Drop }]

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::observed::ObservedRules;
 use super::rules::{Family, RuleSet};
 
-/// The state of the node, as far as it was found out.
+/// The observed state of the node.
 #[derive(Clone, Debug)]
 pub struct NodeObservation {
     /// rolegate's rules in the backend that is compared.
@@ -33,16 +33,16 @@ pub struct StatusReport {
     pub as_wanted: bool,
 }
 
-/// Reports the state of the node. `wanted` are the rules that it was compared with.
+/// Reports the state of the node compared with the `wanted` rules.
 pub fn tell(wanted: &RuleSet, seen: &NodeObservation) -> StatusReport {
     let mut lines = Vec::new();
     let mut as_wanted = seen.differences.is_empty();
     for family in Family::ALL {
         let (what, line) = of_family(family, seen);
-        // That nothing is redirected is as wanted where the guard alone is.
-        as_wanted &= what != Meets::Service;
+        // With the guard alone wanted, no redirect is as wanted.
+        as_wanted &= what != PacketDestination::Service;
         lines.push(line);
-        if let Meets::Daemon(target) = what
+        if let PacketDestination::Daemon(target) = what
             && !seen.addresses.contains(&target.ip())
         {
             as_wanted = false;
@@ -81,7 +81,7 @@ pub fn tell(wanted: &RuleSet, seen: &NodeObservation) -> StatusReport {
 
 /// What happens to a pod's packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Meets {
+enum PacketDestination {
     /// A request to port 80 is redirected here.
     Daemon(SocketAddr),
     /// It is rejected.
@@ -90,7 +90,7 @@ enum Meets {
     Service,
 }
 
-fn of_family(family: Family, seen: &NodeObservation) -> (Meets, String) {
+fn of_family(family: Family, seen: &NodeObservation) -> (PacketDestination, String) {
     // The guard of either backend is enough.
     let elsewhere = seen.elsewhere.as_ref().and_then(|(_, observed)| observed.as_ref().ok());
     let all: Vec<&ObservedRules> = std::iter::once(&seen.observed).chain(elsewhere).collect();
@@ -99,14 +99,17 @@ fn of_family(family: Family, seen: &NodeObservation) -> (Meets, String) {
     let (address, rest) =
         (family.metadata(), if guarded { "rejected" } else { "not guarded: THE NODE IS OPEN, pods reach the real metadata service" });
     match (target, guarded) {
-        (Some(target), true) => {
-            (Meets::Daemon(*target), format!("{address}: port 80 is redirected to the daemon at {target}; other ports are {rest}"))
-        }
+        (Some(target), true) => (
+            PacketDestination::Daemon(*target),
+            format!("{address}: port 80 is redirected to the daemon at {target}; other ports are {rest}"),
+        ),
         (Some(target), false) => {
-            (Meets::Service, format!("{address}: port 80 is redirected to the daemon at {target}; other ports are {rest}"))
+            (PacketDestination::Service, format!("{address}: port 80 is redirected to the daemon at {target}; other ports are {rest}"))
         }
-        (None, true) => (Meets::Guard, format!("{address}: all packets are rejected")),
-        (None, false) => (Meets::Service, format!("{address}: not guarded: THE NODE IS OPEN, pods reach the real metadata service")),
+        (None, true) => (PacketDestination::Guard, format!("{address}: all packets are rejected")),
+        (None, false) => {
+            (PacketDestination::Service, format!("{address}: not guarded: THE NODE IS OPEN, pods reach the real metadata service"))
+        }
     }
 }
 

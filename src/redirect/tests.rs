@@ -26,7 +26,7 @@ fn no_program() -> RedirectError {
 }
 
 #[test]
-fn only_a_process_that_is_not_root_is_told_to_run_as_root() {
+fn only_a_process_that_is_not_root_is_advised_to_run_as_root() {
     assert!(missing_right(false).contains("runAsUser: 0") && !missing_right(true).contains("runAsUser"));
     assert!(missing_right(false).contains("NET_ADMIN") && missing_right(true).contains("NET_ADMIN"));
 }
@@ -43,7 +43,7 @@ fn missing_rights_are_not_blamed_for_other_failures() {
 }
 
 #[test]
-fn an_error_of_ipv6_keeps_its_source_and_the_advice_for_it() {
+fn an_ipv6_error_keeps_its_source_and_its_advice() {
     let error = RedirectError::Ipv6(Box::new(no_program()));
     assert!(error.source().is_some_and(|source| source.source().is_some()));
     let advice = error.advice().unwrap();

@@ -1,8 +1,8 @@
-//! Signs that the pods' packets may go another way than the test's: past netfilter, so that no rule sees them. The test's own
-//! interface is like none of these, and would pass there while pods reach the real metadata service.
+//! Signs that pods' packets may bypass netfilter, so that no rule sees them. The test's own interface does not bypass it, so
+//! the test would pass while pods reach the real metadata service.
 //!
-//! What is looked at takes no capability: names and kinds of interfaces, and whether one has a place for programs. Whether
-//! the programs there do pass netfilter by cannot be seen from outside, and is not guessed.
+//! The checks need no capability: they look at names and kinds of interfaces, and at whether an interface has a hook for
+//! programs. Whether the programs there really bypass netfilter cannot be seen from outside, and is not guessed.
 
 use std::borrow::Cow;
 use std::io;
@@ -12,30 +12,30 @@ use super::netlink::Netlink;
 use crate::advice::Advise;
 use crate::redirect::rules::LOOPBACK;
 
-/// Interfaces that only one data plane makes, on every node where it works.
-const OWN: [(&str, &str); 2] = [
-    // It stands in each of Cilium's modes with interfaces for pods; programs on these may lead packets straight to another
-    // interface ("eBPF host routing").
+/// Interfaces that only one data plane creates, and creates on every node that it manages.
+const DATA_PLANE_INTERFACES: [(&str, &str); 2] = [
+    // Exists in each of Cilium's modes that gives pods interfaces. Programs on these interfaces may forward packets straight to
+    // another interface ("eBPF host routing").
     ("cilium_host", "Cilium"),
-    // Calico's eBPF data plane, for services as the node's own processes reach them.
+    // Calico's eBPF data plane, which uses it for services that the node's own processes reach.
     ("bpfin.cali", "Calico's eBPF data plane"),
 ];
 
-/// How pods' packets may pass netfilter by.
+/// How pods' packets may bypass netfilter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Bypass {
-    /// By programs.
+    /// Programs of a data plane handle the packets.
     #[error("programs of {owner} handle pods' packets (interface {interface}) and may forward them past the packet rules")]
     Programs {
-        /// Whose programs.
+        /// The owner of the programs.
         owner: &'static str,
-        /// By which that is seen.
+        /// The interface that shows it.
         interface: String,
     },
-    /// They leave the node beside its stack.
+    /// The packets leave the node without passing its network stack.
     #[error("pods' packets leave the node through {interface} (macvlan, ipvlan or a physical interface), past the packet rules")]
     Beside {
-        /// The way to the pods.
+        /// The interface that leads to the pods.
         interface: String,
     },
 }
@@ -53,18 +53,18 @@ impl Advise for Bypass {
     }
 }
 
-/// An interface, as far as it matters here.
+/// An interface that leads to a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct InterfacePath {
     name: String,
     kind: Option<String>,
-    /// What its incoming packets meet.
+    /// The queueing discipline that incoming packets meet.
     ingress: Option<String>,
 }
 
-/// Whether there is a sign of it on this node, whose pods have these addresses.
+/// Looks for signs of a bypass on this node, whose pods have these addresses.
 pub(crate) fn look(pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Option<Bypass>> {
-    for (name, owner) in OWN {
+    for (name, owner) in DATA_PLANE_INTERFACES {
         match netlink.link(name) {
             Ok(_) => return Ok(Some(Bypass::Programs { owner, interface: name.to_owned() })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -79,7 +79,7 @@ pub(crate) fn look(pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Option<
         }
         let link = match netlink.link(&name) {
             Ok(link) => link,
-            // Its pod ended just now.
+            // The pod has just ended.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
@@ -92,8 +92,8 @@ fn of(ways: &[InterfacePath]) -> Option<Bypass> {
     if let Some((way, owner)) = ways.iter().find_map(|way| Some((way, programs(way)?))) {
         return Some(Bypass::Programs { owner, interface: way.name.clone() });
     }
-    // One alone may be a pod whose own interface is gone, so that a wider route has it.
-    let first = ways.first().filter(|_| ways.iter().all(is_beside))?;
+    // A single one may be a pod whose own interface is gone, so that a wider route matches its address.
+    let first = ways.first().filter(|_| ways.iter().all(bypasses_stack))?;
     Some(Bypass::Beside { interface: first.name.clone() })
 }
 
@@ -102,25 +102,26 @@ fn programs(way: &InterfacePath) -> Option<&'static str> {
         Some("netkit") => Some("a program at the pods' netkit interfaces"),
         Some("openvswitch") => Some("Open vSwitch"),
         _ if way.name.starts_with("lxc") => Some("Cilium"),
-        // Its iptables and nftables data planes attach nothing there. Of other plugins, programs there are mostly network
-        // policies, which let a packet go on or not (AWS VPC CNI).
+        // Calico's iptables and nftables data planes attach nothing there. With other plugins, programs there are mostly
+        // network policies, which only accept or drop packets (AWS VPC CNI).
         _ if way.name.starts_with("cali") && way.ingress.as_deref() == Some("clsact") => Some("Calico's eBPF data plane"),
         _ => None,
     }
 }
 
-/// A device without a kind is no virtual one.
-fn is_beside(way: &InterfacePath) -> bool {
+/// Returns whether packets on this interface never enter the node's network stack. A device without a kind is a physical one.
+fn bypasses_stack(way: &InterfacePath) -> bool {
     matches!(way.kind.as_deref(), None | Some("macvlan" | "macvtap" | "ipvlan" | "ipvtap"))
 }
 
-/// The interface that an address of this node's own network is behind. One by way of a gateway leads elsewhere: that of a pod
-/// whose network is gone, or a device of a CNI plugin that the pods' packets do not come in by (Cilium's cilium_host).
+/// Returns the interface that an address of this node's own network is behind. A route through a gateway does not count: it is
+/// that of a pod whose network is gone, or of a CNI plugin's device through which pods' packets do not arrive (Cilium's
+/// cilium_host).
 pub(super) fn interface_to(netlink: &mut Netlink, ip: IpAddr) -> io::Result<Option<String>> {
     let Some(way) = netlink.way_to(ip)?.filter(|way| !way.by_gateway) else { return Ok(None) };
     match nix::net::if_::if_indextoname(way.interface) {
         Ok(name) => Ok(Some(name.to_string_lossy().into_owned())),
-        // It was taken away just now.
+        // The interface has just been deleted.
         Err(_) => Ok(None),
     }
 }
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_way_past_netfilter_is_told_from_others() {
+    fn a_bypass_of_netfilter_is_recognized() {
         let (veth, physical) = (way("eni1", "veth", "clsact"), way("eth0", "", ""));
         for good in [
             vec![],
@@ -157,7 +158,7 @@ mod tests {
             let name = bad.name.clone();
             assert!(
                 matches!(of(&[veth.clone(), bad]), Some(Bypass::Programs { interface, .. }) if interface == name),
-                "{name}, also beside a good one"
+                "{name}, even beside a good one"
             );
         }
         for beside in [physical, way("shim", "macvlan", ""), way("shim", "ipvlan", "")] {

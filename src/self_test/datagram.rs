@@ -1,7 +1,7 @@
-//! A datagram that the guard is to reject, and who says what became of it.
+//! A datagram that the guard is to reject, and the ICMP error that shows who rejected it.
 //!
-//! A TCP reset shows nothing: the guard's bears the metadata address as its source, as that of the service itself does, where
-//! nobody listens at the port. An ICMP error has a sender of its own: the guard's comes from this node.
+//! A TCP reset proves nothing: the source of the guard's reset is the metadata address, as is that of the real service when
+//! nothing listens on the port. An ICMP error has a sender of its own, and the guard's comes from this node.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -14,13 +14,13 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, 
 
 use super::reply::HelperReply;
 
-/// The kernel sends one ICMP error a second to an address, after the first few (icmp(7), `icmp_ratelimit`), and none while the
-/// interface's IPv6 address is young: so it is sent again.
-const AGAIN: Duration = Duration::from_millis(400);
-/// Room for what stands beside an error: it and the address of who sent it, twice as much as IPv6 takes.
+/// The interval between datagrams. The kernel sends one ICMP error per second to an address after the first few (icmp(7),
+/// `icmp_ratelimit`), and none while the interface's IPv6 address is new, so the datagram is repeated.
+const RESEND_INTERVAL: Duration = Duration::from_millis(400);
+/// The size of the control buffer, in bytes: twice what an IPv6 error and the address of its sender take.
 const CONTROL: usize = 256;
 
-/// Sends an empty datagram until somebody answers it or says that it did not get there, for this long at the most.
+/// Sends an empty datagram repeatedly until an answer or an ICMP error arrives, or until the timeout.
 pub(super) fn send(to: SocketAddr, timeout: Duration) -> io::Result<HelperReply> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
@@ -30,24 +30,24 @@ pub(super) fn send(to: SocketAddr, timeout: Duration) -> io::Result<HelperReply>
         setsockopt(&socket, Ipv6RecvErr, &true)?;
     }
     socket.connect(to)?;
-    socket.set_read_timeout(Some(AGAIN))?;
+    socket.set_read_timeout(Some(RESEND_INTERVAL))?;
     let port = socket.local_addr()?.port();
     let deadline = Instant::now() + timeout;
     while Instant::now() < deadline {
-        // What came in for the last one may stand here as an error of this one; the queue has it either way.
-        let came = socket.send(&[]).and_then(|_| socket.recv(&mut [0]));
-        if came.is_ok() {
+        // An error may belong to the previous datagram. It is in the error queue in any case.
+        let received = socket.send(&[]).and_then(|_| socket.recv(&mut [0]));
+        if received.is_ok() {
             return Ok(HelperReply::Open { port });
         }
-        if let Some(told) = told(&socket)? {
-            return Ok(told);
+        if let Some(reply) = icmp_error(&socket)? {
+            return Ok(reply);
         }
     }
     Ok(HelperReply::TimedOut)
 }
 
-/// The first ICMP error that came for the socket.
-fn told(socket: &UdpSocket) -> io::Result<Option<HelperReply>> {
+/// Returns the first ICMP error in the socket's error queue.
+fn icmp_error(socket: &UdpSocket) -> io::Result<Option<HelperReply>> {
     loop {
         let (mut data, mut control) = ([0], vec![0; CONTROL]);
         let mut room = [IoSliceMut::new(&mut data)];
@@ -57,8 +57,8 @@ fn told(socket: &UdpSocket) -> io::Result<Option<HelperReply>> {
             Err(Errno::EINTR) => continue,
             Err(error) => return Err(error.into()),
         };
-        // Without a sender it is this namespace's own.
-        let told = received.cmsgs()?.find_map(|message| match message {
+        // An error without a sender was raised in this namespace.
+        let error = received.cmsgs()?.find_map(|message| match message {
             ControlMessageOwned::Ipv4RecvErr(error, Some(by)) => {
                 Some((Ipv4Addr::from(by.sin_addr.s_addr.to_ne_bytes()).into(), error.ee_type, error.ee_code))
             }
@@ -67,31 +67,32 @@ fn told(socket: &UdpSocket) -> io::Result<Option<HelperReply>> {
             }
             _ => None,
         });
-        if let Some((by, kind, code)) = told {
+        if let Some((by, kind, code)) = error {
             return Ok(Some(HelperReply::Told { by, kind, code }));
         }
     }
 }
 
-/// What an ICMP error says.
+/// The meaning of an ICMP error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IcmpError {
-    /// A rule, or a route of that kind, forbids it: of "destination unreachable", the codes that the kernel has for these.
+    /// A rule or a prohibiting route rejected the packet: the codes of "destination unreachable" that the kernel uses for
+    /// these.
     Rejected,
-    /// There was no route: it was not passed on, whatever the rules have.
+    /// There was no route. The packet was not forwarded, whatever the rules are.
     NoWay,
-    /// Anything else. "Host unreachable" is said of packets that were passed on already: nobody had the address.
+    /// Any other error. "Host unreachable" is about packets that were forwarded: no host had the address.
     Other,
 }
 
-/// The meaning of an ICMP error (RFC 792, RFC 1812 5.2.7.1, RFC 4443 3.1) that this node sent.
+/// Interprets an ICMP error that this node sent (RFC 792, RFC 1812 5.2.7.1, RFC 4443 3.1).
 pub(super) fn said(is_ipv4: bool, kind: u8, code: u8) -> IcmpError {
     const UNREACHABLE_IPV4: u8 = 3;
     const UNREACHABLE_IPV6: u8 = 1;
     match (is_ipv4, kind, code) {
-        // Protocol and port unreachable; network, host and all prohibited.
+        // Protocol and port unreachable; network, host and communication prohibited.
         (true, UNREACHABLE_IPV4, 2 | 3 | 9 | 10 | 13) => IcmpError::Rejected,
-        // Prohibited; port unreachable; failed a policy; reject route.
+        // Prohibited; port unreachable; failed policy; reject route.
         (false, UNREACHABLE_IPV6, 1 | 4 | 5 | 6) => IcmpError::Rejected,
         (true, UNREACHABLE_IPV4, 0) | (false, UNREACHABLE_IPV6, 0) => IcmpError::NoWay,
         _ => IcmpError::Other,
@@ -106,7 +107,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(5);
 
     #[test]
-    fn it_is_told_who_says_that_nobody_is_there() {
+    fn the_sender_of_an_icmp_error_is_reported() {
         for ip in ["127.0.0.1", "::1"] {
             let nobody = {
                 let Ok(socket) = UdpSocket::bind((ip.parse::<IpAddr>().unwrap(), 0)) else { continue };
@@ -119,12 +120,12 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_and_silence_are_told_apart() {
+    fn an_answer_and_silence_are_distinguished() {
         let there = UdpSocket::bind("127.0.0.1:0").unwrap();
         let to = there.local_addr().unwrap();
-        assert_eq!(send(to, AGAIN).unwrap(), HelperReply::TimedOut);
+        assert_eq!(send(to, RESEND_INTERVAL).unwrap(), HelperReply::TimedOut);
         let answering = std::thread::spawn(move || {
-            // Those of before are still there, from others.
+            // Earlier datagrams from other sockets are still in the queue.
             while let Ok((_, from)) = there.recv_from(&mut [0]) {
                 let _ = there.send_to(b"!", from);
                 if there.set_read_timeout(Some(TIMEOUT / 5)).is_err() {
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_a_packet_that_was_passed_on_is_no_rejection() {
+    fn an_error_about_a_forwarded_packet_is_no_rejection() {
         for (is_ipv4, kind, code, wanted) in [
             (true, 3, 3, IcmpError::Rejected),
             (true, 3, 13, IcmpError::Rejected),

@@ -1,10 +1,10 @@
-//! The child process that has the namespace: how it is started and spoken to, and what it does.
+//! The helper process that owns the namespace: how it is started, how the daemon talks to it, and what it does.
 //!
-//! A process with threads cannot go into another network namespace and come back by safe means, and it should not have the
-//! right to. So the daemon starts its own program again before it has threads, and while it has the capability; the child goes
-//! into a network namespace of its own, drops what it has no need of, and does what it is told on its standard input, one JSON
-//! line each. It ends with that input: however the daemon ends, nothing of the test is left. The namespace goes with
-//! the child, and with the namespace the veth pair.
+//! A process with threads cannot safely enter another network namespace and come back, and it should not have the right to. The
+//! daemon therefore starts its own program again before it has threads, while it still has the capability. The child enters a
+//! network namespace of its own, drops the privileges that it does not need, and executes the orders on its standard input, one
+//! JSON line each. It ends when that input ends, so nothing of the test is left, however the daemon ends. The namespace
+//! disappears with the child, and the veth pair with the namespace.
 
 use std::borrow::Cow;
 use std::io::{self, BufRead, BufReader, Read as _, Write};
@@ -25,23 +25,23 @@ use super::reply::HelperReply;
 use crate::advice::Advise;
 use crate::capabilities::{self, Need};
 
-/// The hidden subcommand that the child is.
+/// The hidden subcommand that the child runs.
 pub(crate) const SUBCOMMAND: &str = "self-test-namespace";
-/// The interface inside, called as a pod's.
+/// The name of the interface inside the namespace, as in a pod.
 pub(crate) const INSIDE: &str = "eth0";
-/// What the child may take beside the time that a connection may.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time that the child may take in addition to a connection's timeout.
+const REPLY_TIME: Duration = Duration::from_secs(10);
 
-/// Why there is no helper.
+/// Why the helper is not available.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unavailable {
-    /// The veth pair could not be made.
+    /// The process cannot create the veth pair.
     #[error("the capability NET_ADMIN is missing")]
     NetAdmin,
-    /// The child has no namespace.
+    /// The child cannot create its namespace.
     #[error("cannot create a network namespace: {0}")]
     Namespace(String),
-    /// There is no child.
+    /// The child cannot be started.
     #[error("cannot start the helper process")]
     Start(#[source] io::Error),
 }
@@ -60,21 +60,21 @@ impl Advise for Unavailable {
     }
 }
 
-/// What the child is told.
+/// An order to the child.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {
-    /// Make the interface inside a pod's: its addresses, and where all packets go.
+    /// Configure the interface inside as a pod's: its addresses and its default routes.
     SetUp { addresses: Vec<IpAddr>, gateways: Vec<IpAddr>, gateway_mac: Mac },
-    /// Open a connection, send nothing, and see whether the other side closes it.
+    /// Open a connection, send nothing, and report whether the other side closes it.
     Connect { to: SocketAddr, timeout: Duration },
-    /// Send an empty datagram, and see who says what of it.
+    /// Send an empty datagram, and report the answer or ICMP error.
     Datagram { to: SocketAddr, timeout: Duration },
 }
 
-/// As it is sent: an answer, or why there is none.
+/// A line of the child's output: a reply, or why there is none.
 type ReplyLine = Result<HelperReply, String>;
 
-/// The child, as the daemon started it.
+/// The child process, before the runtime starts.
 #[derive(Debug)]
 pub(crate) struct Helper {
     child: Child,
@@ -82,10 +82,10 @@ pub(crate) struct Helper {
     stdout: Option<BufReader<ChildStdout>>,
 }
 
-/// The child, spoken to.
+/// The child process, with its pipes in the runtime.
 #[derive(Debug)]
 pub(super) struct Spoken {
-    // It is killed and waited for when dropped.
+    // Kills the child and waits for it when dropped.
     helper: Helper,
     orders: pipe::Sender,
     answers: tokio::io::Lines<tokio::io::BufReader<pipe::Receiver>>,
@@ -93,23 +93,23 @@ pub(super) struct Spoken {
 
 impl Drop for Helper {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The child may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 impl Helper {
-    /// Starts it, and waits until it has its namespace.
+    /// Starts the child, and waits until it has its namespace.
     ///
     /// # Errors
-    /// What is missing.
+    /// If the child cannot be started, or cannot create its namespace.
     pub(crate) fn start() -> Result<Self, Unavailable> {
         if !capabilities::has_net_admin() {
             return Err(Unavailable::NetAdmin);
         }
         let mut command = Command::new("/proc/self/exe");
-        // It has no use for the credentials that may be in the environment, and a terminal's signals are not for it.
+        // The child needs no credentials from the environment, and must not get the terminal's signals.
         command.arg0("rolegate").arg(SUBCOMMAND).env_clear().process_group(0);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(Unavailable::Start)?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take().map(BufReader::new));
@@ -125,10 +125,10 @@ impl Helper {
         }
     }
 
-    /// Ties it to the runtime that this is called in.
+    /// Registers the child's pipes with the current runtime.
     pub(super) fn speak(mut self) -> io::Result<Spoken> {
         let (Some(stdin), Some(stdout)) = (self.stdin.take(), self.stdout.take()) else { return Err(io::ErrorKind::BrokenPipe.into()) };
-        // It speaks only when spoken to: nothing is in the buffer.
+        // The child only writes replies, so the buffer is empty.
         let (stdin, stdout) = (OwnedFd::from(stdin), OwnedFd::from(stdout.into_inner()));
         let orders = pipe::Sender::from_owned_fd(stdin)?;
         let answers = tokio::io::BufReader::new(pipe::Receiver::from_owned_fd(stdout)?).lines();
@@ -137,14 +137,14 @@ impl Helper {
 }
 
 impl Spoken {
-    /// Its process id.
+    /// Returns the child's process ID.
     pub(super) fn pid(&self) -> u32 {
         self.helper.child.id()
     }
 
-    /// Has it do something. An error of the kind `BrokenPipe` means that it is no more.
+    /// Sends an order, and returns the reply. An error of the kind `BrokenPipe` means that the child has ended.
     pub(super) async fn order(&mut self, order: &Order) -> io::Result<HelperReply> {
-        let may_take = PATIENCE
+        let may_take = REPLY_TIME
             + match order {
                 Order::Connect { timeout, .. } | Order::Datagram { timeout, .. } => *timeout * 2,
                 Order::SetUp { .. } => Duration::ZERO,
@@ -155,13 +155,13 @@ impl Spoken {
             self.orders.write_all(line.as_bytes()).await?;
             self.answers.next_line().await?.ok_or_else(|| io::Error::from(io::ErrorKind::BrokenPipe))
         };
-        // One that hangs cannot be asked again: its late answer would be taken for the next.
+        // After a timeout the child cannot be used again: its late reply would be taken for the next one.
         let answer = tokio::time::timeout(may_take, exchange).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))??;
         serde_json::from_str::<ReplyLine>(&answer)?.map_err(io::Error::other)
     }
 }
 
-/// What the child does, from its start to the end of its input.
+/// Runs the child, from its start to the end of its input.
 pub(crate) fn child(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
     let mut say = |line: &ReplyLine| -> io::Result<()> {
         let mut text = serde_json::to_string(line)?;
@@ -187,8 +187,8 @@ pub(crate) fn child(input: impl BufRead, mut output: impl Write) -> io::Result<(
     Ok(())
 }
 
-/// A network namespace of its own, by right or in a user namespace; in either the interface of loopback is switched on, which
-/// shows that interfaces can be changed there (some systems make user namespaces without that right).
+/// Enters a new network namespace, directly or in a user namespace. In either case the loopback interface is set up, which
+/// proves that interfaces can be changed there: some systems grant user namespaces without that right.
 fn enter_namespace() -> io::Result<()> {
     if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
         unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
@@ -226,7 +226,7 @@ fn connect(to: SocketAddr, timeout: Duration) -> io::Result<HelperReply> {
     };
     let port = stream.local_addr()?.port();
     stream.set_read_timeout(Some(timeout))?;
-    // Nothing is sent. Whoever speaks first, or waits, is not this node's daemon.
+    // Nothing is sent. A peer that sends something, or that waits, is not this node's daemon.
     Ok(match stream.read(&mut [0]) {
         Ok(1..) => HelperReply::Open { port },
         Ok(0) => HelperReply::Closed { port },

@@ -1,4 +1,4 @@
-//! The requests of rtnetlink(7) with which the self-test creates its interface: a veth pair, addresses, routes and neighbours.
+//! The rtnetlink(7) requests with which the self-test creates its interface: a veth pair, addresses, routes and neighbours.
 //! They work in a user namespace without a mapped user, where no program can be run with capabilities.
 
 use std::io;
@@ -15,7 +15,7 @@ use crate::netlink::message::{
 };
 pub(crate) use crate::netlink::{Mac, Netlink};
 
-/// Two ends of a cable.
+/// A veth pair to create.
 #[derive(Clone, Copy, Debug)]
 pub struct Veth<'a> {
     /// The name of this end, up to 15 bytes.
@@ -33,7 +33,7 @@ pub struct Veth<'a> {
 }
 
 impl Netlink {
-    /// Makes a veth pair, both ends down.
+    /// Creates a veth pair, with both ends down.
     pub fn add_veth(&mut self, veth: Veth<'_>) -> io::Result<()> {
         let mut peer = interface_message(0, 0).to_vec();
         append(&mut peer, IFLA_IFNAME, &zero_terminated(veth.peer_name));
@@ -54,17 +54,17 @@ impl Netlink {
         self.ask(message).map(drop)
     }
 
-    /// Takes an interface away, with its other end and its routes.
+    /// Deletes an interface, together with its other end and its routes.
     pub fn delete_link(&mut self, index: u32) -> io::Result<()> {
         self.ask(NetlinkRequest::new(RTM_DELLINK, NLM_F_ACK, &interface_message(index, 0))).map(drop)
     }
 
-    /// Switches an interface on.
+    /// Sets an interface up.
     pub fn set_up(&mut self, index: u32) -> io::Result<()> {
         self.ask(NetlinkRequest::new(RTM_NEWLINK, NLM_F_ACK, &interface_message(index, IFF_UP))).map(drop)
     }
 
-    /// Gives an interface this address alone, without a network around it. An IPv6 address is good at once.
+    /// Adds this single address to an interface, without a subnet. An IPv6 address is usable at once.
     pub fn add_address(&mut self, index: u32, ip: IpAddr) -> io::Result<()> {
         let flags = if ip.is_ipv6() { IFA_F_NODAD } else { 0 };
         let mut fixed = vec![family(ip), prefix_of_one(ip), flags, RT_SCOPE_UNIVERSE];
@@ -73,44 +73,45 @@ impl Netlink {
         self.ask(message.attribute(IFA_LOCAL, &octets(ip)).attribute(IFA_ADDRESS, &octets(ip))).map(drop)
     }
 
-    /// Leads packets for this address to an interface; an error of the kind `AlreadyExists` where they are led somewhere.
+    /// Adds a route to this address through an interface. An error of the kind `AlreadyExists` means that there is a route.
     pub fn add_route(&mut self, ip: IpAddr, index: u32) -> io::Result<()> {
         let fixed = route_message(family(ip), prefix_of_one(ip), RT_SCOPE_LINK, 0);
         let message = NetlinkRequest::new(RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &fixed);
         self.ask(message.attribute(RTA_DST, &octets(ip)).attribute(RTA_OIF, &index.to_ne_bytes())).map(drop)
     }
 
-    /// Takes away what [`Netlink::add_route`] and [`Netlink::add_neighbour`] made on an interface that stays.
+    /// Deletes what [`Netlink::add_route`] and [`Netlink::add_neighbour`] created on an interface that stays.
     pub fn delete_route(&mut self, ip: IpAddr, index: u32) -> io::Result<()> {
         let fixed = neighbour_message(family(ip), index, 0);
-        // Where only one of the two is left, this one is gone already.
+        // If only one of the two is left, this one is already gone.
         let _ = self.ask(NetlinkRequest::new(RTM_DELNEIGH, NLM_F_ACK, &fixed).attribute(NDA_DST, &octets(ip)));
         let fixed = route_message(family(ip), prefix_of_one(ip), RT_SCOPE_LINK, 0);
         let message = NetlinkRequest::new(RTM_DELROUTE, NLM_F_ACK, &fixed);
         self.ask(message.attribute(RTA_DST, &octets(ip)).attribute(RTA_OIF, &index.to_ne_bytes())).map(drop)
     }
 
-    /// Leads all packets that have no other way to this gateway, which is on the interface's own network.
+    /// Adds a default route through this gateway, which is on the interface's own network.
     pub fn add_default_route(&mut self, gateway: IpAddr, index: u32) -> io::Result<()> {
         let fixed = route_message(family(gateway), 0, RT_SCOPE_UNIVERSE, RTNH_F_ONLINK);
         let message = NetlinkRequest::new(RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &fixed);
         self.ask(message.attribute(RTA_GATEWAY, &octets(gateway)).attribute(RTA_OIF, &index.to_ne_bytes())).map(drop)
     }
 
-    /// Says once and for all which address of the link layer a neighbour has.
+    /// Adds a permanent neighbour entry with this link-layer address.
     pub fn add_neighbour(&mut self, ip: IpAddr, mac: Mac, index: u32) -> io::Result<()> {
         let fixed = neighbour_message(family(ip), index, NUD_PERMANENT);
         let message = NetlinkRequest::new(RTM_NEWNEIGH, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, &fixed);
         self.ask(message.attribute(NDA_DST, &octets(ip)).attribute(NDA_LLADDR, &mac)).map(drop)
     }
 
-    /// What kind of queueing discipline packets that come in on the interface meet, such as `clsact`, where programs are
-    /// attached; `None` where there is none, or the kernel has none.
+    /// Returns the kind of queueing discipline for incoming packets on an interface, such as `clsact`, to which programs are
+    /// attached; `None` if there is none, or the kernel does not support any.
     pub fn ingress_kind(&mut self, index: u32) -> io::Result<Option<String>> {
         let mut fixed = [0; TCMSG];
         fixed[4..8].copy_from_slice(&index.to_ne_bytes());
         fixed[12..16].copy_from_slice(&TC_H_INGRESS.to_ne_bytes());
-        // Older kernels answer only with the one flag, and where there was one before they say nothing without the other.
+        // Older kernels answer only with the first flag, and if there was a discipline before, they send nothing without the
+        // second.
         let answer = match self.ask(NetlinkRequest::new(RTM_GETQDISC, NLM_F_ECHO | NLM_F_ACK, &fixed)) {
             Ok(answer) => answer,
             Err(error) => {
@@ -130,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loopback_has_no_place_for_programs() {
+    fn loopback_has_no_hook_for_programs() {
         let mut netlink = Netlink::open().unwrap();
         let loopback = netlink.link("lo").unwrap();
         assert_eq!(netlink.ingress_kind(loopback.index).unwrap(), None);

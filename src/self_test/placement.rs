@@ -1,5 +1,5 @@
-//! Where the probe's end on the node stands, so that its packets come in as a pod's do; and whether the pods' own packets come
-//! in where the rules look. Pure, but for what is asked of the kernel through [`Netlink`].
+//! Where the test's interface is attached to the node, so that its packets arrive as a pod's do, and whether the pods' own
+//! packets arrive where the rules look for them. Pure, except for what [`Netlink`] asks the kernel.
 
 use std::collections::HashSet;
 use std::io;
@@ -12,35 +12,35 @@ use crate::config::InterfaceMatch;
 use crate::pods::Pods;
 use crate::redirect::rules::LOOPBACK;
 
-/// The longest name of an interface.
+/// The maximum length of an interface name, in bytes.
 const NAME_MAX: usize = 15;
-/// What the interface is called where no rule asks for a name: none that a CNI plugin looks after.
-const OWN_NAMES: [&str; 3] = ["rolegate", "selftest", "rg"];
-/// Names that belong to programs which drop the packets of interfaces that they did not make themselves, ahead of everything
-/// that the test is about: Calico's Felix ("Unknown interface", chains cali-from-wl-dispatch), Cilium.
-const WATCHED: [(&str, &str); 2] = [("cali", "Calico"), ("lxc", "Cilium")];
+/// The prefixes of the interface's name if no rule demands a name. No CNI plugin manages them.
+const OWN_PREFIXES: [&str; 3] = ["rolegate", "selftest", "rg"];
+/// Prefixes that belong to programs which drop the packets of interfaces that they did not create, ahead of everything that is
+/// tested: Calico's Felix ("Unknown interface", chains cali-from-wl-dispatch) and Cilium.
+const FILTERED_PREFIXES: [(&str, &str); 2] = [("cali", "Calico"), ("lxc", "Cilium")];
 
-/// How the probe is tied to the node.
+/// How the test's interface is attached to the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Placement {
-    /// By an interface whose name begins with this.
+    /// As an interface whose name has this prefix.
     Prefix(String),
     /// As a port of this bridge.
     Bridge(String),
 }
 
-/// Why there is no place for it.
+/// Why there is no placement.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoPlacement {
-    /// Never.
+    /// There will never be one, for this reason.
     #[error("{0}")]
     Never(String),
-    /// Not now: no pod is there either.
+    /// There is none yet, and no pod has one either.
     #[error("the interface {0} of --host-interface does not exist yet")]
     NotYet(String),
 }
 
-/// Whether the rules bring what comes in on this interface to the daemon.
+/// Returns whether the rules redirect what arrives on this interface to the daemon.
 pub(crate) fn fits(interfaces: &[InterfaceMatch], name: &str) -> bool {
     let is = |interface: &InterfaceMatch| match interface.name.strip_suffix('+') {
         Some(prefix) => name.starts_with(prefix),
@@ -51,17 +51,17 @@ pub(crate) fn fits(interfaces: &[InterfaceMatch], name: &str) -> bool {
     name != LOOPBACK && !left_out && (named.peek().is_none() || named.any(is))
 }
 
-/// Why the interfaces of the pods can never be imitated here, whatever the node has.
+/// Returns why the pods' interfaces can never be imitated with this configuration, on any node.
 pub(crate) fn never(interfaces: &[InterfaceMatch]) -> Option<NoPlacement> {
     let first = interfaces.iter().find(|interface| !interface.negated)?;
-    let (_, owner) = WATCHED.iter().find(|(prefix, _)| first.name.starts_with(prefix))?;
+    let (_, owner) = FILTERED_PREFIXES.iter().find(|(prefix, _)| first.name.starts_with(prefix))?;
     Some(NoPlacement::Never(format!(
         "{owner} drops packets of interfaces like {} that it did not create, so the test cannot pass",
         first.name
     )))
 }
 
-/// Where the probe is to stand: by the first of the interfaces that are named, else beside the pods.
+/// Chooses the placement: like the first usable one of the named interfaces, otherwise on the bridge of the pods, if there is one.
 pub(crate) fn place(interfaces: &[InterfaceMatch], pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Result<Placement, NoPlacement>> {
     if let Some(never) = never(interfaces) {
         return Ok(Err(never));
@@ -96,13 +96,13 @@ pub(crate) fn place(interfaces: &[InterfaceMatch], pods: &[IpAddr], netlink: &mu
             return Ok(Ok(Placement::Bridge(name)));
         }
     }
-    let own = OWN_NAMES.iter().find(|name| fits(interfaces, &interface_name(name, 0)));
+    let own = OWN_PREFIXES.iter().find(|name| fits(interfaces, &interface_name(name, 0)));
     Ok(own
         .map(|name| Placement::Prefix((*name).to_owned()))
         .ok_or_else(|| NoPlacement::Never("--host-interface excludes every name that the test interface could have".to_owned())))
 }
 
-/// The name of the interface of this number among those that begin so.
+/// Returns the name with this prefix and number.
 pub(crate) fn interface_name(prefix: &str, number: u8) -> String {
     let suffix = format!("rg{number:02x}");
     let room = NAME_MAX.saturating_sub(prefix.len()).min(suffix.len());
@@ -113,21 +113,21 @@ fn is_bridge(netlink: &mut Netlink, name: &str) -> io::Result<bool> {
     Ok(netlink.link(name)?.kind.as_deref() == Some("bridge"))
 }
 
-/// The addresses of the pods that have a network of their own here.
+/// Returns the addresses of the pods that have a network namespace of their own on this node.
 pub(crate) fn addresses(pods: &Pods) -> Vec<IpAddr> {
     let living = pods.all().into_iter().filter(|pod| !pod.finished && !pod.host_network);
     living.flat_map(|pod| pod.ips.clone()).collect()
 }
 
-/// Looks for pods that the rules' interfaces leave out. Their requests would be rejected by the guard.
+/// Detects pods whose interfaces the rules exclude. The guard would reject their requests.
 #[derive(Debug, Default)]
 pub(crate) struct Outside {
-    /// Seen once. A pod's own route may not be there yet, or be gone already, so that one look does not count.
+    /// What the last look found. A pod's own route may not exist yet, or may be gone already, so a single look does not count.
     suspected: HashSet<(IpAddr, String)>,
 }
 
 impl Outside {
-    /// The pods' addresses that were outside at this look and the last one, each with its interface.
+    /// Returns the pods' addresses that were outside at both this look and the last one, each with its interface.
     pub(crate) fn look(
         &mut self,
         interfaces: &[InterfaceMatch],
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn interfaces_fit_as_the_rules_have_them() {
+    fn interfaces_match_as_in_the_rules() {
         let cases: [(&[&str], &[&str], &[&str]); 4] = [
             (&[], &["eth0", "veth1", "x"], &["lo"]),
             (&["eni+", "cni0"], &["eni1", "eni", "cni0"], &["cni01", "veth1", "en", "lo"]),
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_like_the_first_that_is_named() {
+    fn the_name_follows_the_first_named_interface() {
         let mut netlink = Netlink::open().unwrap();
         let mut of = |patterns: &[&str]| place(&list(patterns), &[], &mut netlink).unwrap();
         let prefix = |name: &str| Ok(Placement::Prefix(name.to_owned()));
@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(of(&["!eni+"]), prefix("rolegate"));
         assert_eq!(of(&["!rolegate+"]), prefix("selftest"));
         assert_eq!(of(&[]), prefix("rolegate"));
-        // One that is there and no bridge is passed by, for one that can be imitated.
+        // An existing interface that is not a bridge is skipped if a later one can be imitated.
         assert_eq!(of(&["lo", "veth+"]), prefix("veth"));
         assert!(matches!(of(&["lo"]), Err(NoPlacement::Never(reason)) if reason.contains("(NAME+)")));
         assert_eq!(of(&["no-such-bridge"]), Err(NoPlacement::NotYet("no-such-bridge".to_owned())));
@@ -194,23 +194,23 @@ mod tests {
     }
 
     #[test]
-    fn names_are_as_long_as_may_be() {
+    fn names_use_the_available_length() {
         assert_eq!(interface_name("eni", 7), "enirg07");
         assert_eq!(interface_name("a-long-prefix", 0x5f), "a-long-prefix5f");
         assert_eq!(interface_name("a-longer-prefi", 0x5f), "a-longer-prefif");
-        for prefix in OWN_NAMES {
+        for prefix in OWN_PREFIXES {
             assert!(fits(&[], &interface_name(prefix, 0)));
         }
     }
 
     #[test]
-    fn one_look_is_no_proof() {
+    fn a_single_look_proves_nothing() {
         let mut netlink = Netlink::open().unwrap();
         let loopback = "127.0.0.9".parse().unwrap();
         let (mut outside, pods) = (Outside::default(), [loopback]);
         assert_eq!(outside.look(&list(&["eni+"]), &pods, &mut netlink).unwrap(), []);
         assert_eq!(outside.look(&list(&["eni+"]), &pods, &mut netlink).unwrap(), [(loopback, "lo".to_owned())]);
         assert_eq!(outside.look(&list(&["eni+"]), &[], &mut netlink).unwrap(), []);
-        assert_eq!(outside.look(&list(&["eni+"]), &pods, &mut netlink).unwrap(), [], "it begins anew");
+        assert_eq!(outside.look(&list(&["eni+"]), &pods, &mut netlink).unwrap(), [], "the count starts again");
     }
 }

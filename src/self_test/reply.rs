@@ -1,4 +1,4 @@
-//! What the self-test's child answers.
+//! The replies of the self-test's helper process.
 
 use std::net::IpAddr;
 
@@ -7,18 +7,18 @@ use serde::{Deserialize, Serialize};
 /// The outcome of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum HelperReply {
-    /// It is in its namespace, or has done what it was told.
+    /// The child is in its namespace, or has executed the order.
     Done,
-    /// It is connected from this port, and the other side closed the connection without a byte.
+    /// The connection was established from this port, and the other side closed it without sending a byte.
     Closed { port: u16 },
-    /// It is connected from this port, and the other side waits.
+    /// The connection was established from this port, and the other side waits.
     Open { port: u16 },
-    /// It was refused.
+    /// The connection was refused.
     Refused,
-    /// No way leads there, or so it was told by a packet.
+    /// There is no route, or an ICMP error said so.
     Unreachable,
     /// Nothing came back.
     TimedOut,
-    /// An ICMP error of this kind and code came back, from there.
+    /// An ICMP error of this type and code came back from this address.
     Told { by: IpAddr, kind: u8, code: u8 },
 }

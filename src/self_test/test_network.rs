@@ -1,4 +1,4 @@
-//! The interface of a test on the node, and the ways to it: how they are made, and taken away again.
+//! Creates and removes the test's interface on the node, and the routes to it.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
@@ -11,26 +11,26 @@ use super::netlink::{Mac, Netlink, Veth};
 use super::placement::{self, Placement};
 use crate::redirect::rules::Family;
 
-/// So many daemons can test at one time on one node, as in a rolling update; each takes a number by chance.
+/// The number of daemons that can test at the same time on one node, as in a rolling update. Each picks a number at random.
 pub(super) const NUMBERS: u8 = 96;
-/// 192.0.0.32 to 192.0.0.127, of which each test takes one. 192.0.0.0/24 is for protocols that the IETF gives addresses of it
-/// (RFC 6890, 2.1), and of this part none is given (IANA IPv4 Special-Purpose Address Registry): no host, no pod and no
-/// network of a cloud has one, and no router has a way to them. Others would not do: 198.18.0.0/15 is in use for pods, and
-/// 169.254.0.0/16 for services of nodes.
+/// The first of the IPv4 addresses of the tests, 192.0.0.32 to 192.0.0.127, of which each test takes one. The IETF assigns
+/// addresses of 192.0.0.0/24 to protocols (RFC 6890, 2.1), and none of this range is assigned (IANA IPv4 Special-Purpose
+/// Address Registry): no host, pod or cloud network has one, and no router has a route to them. Other ranges would not do:
+/// 198.18.0.0/15 is in use for pods, and 169.254.0.0/16 for services of nodes.
 pub(super) const FIRST_IPV4: u32 = u32::from_be_bytes([192, 0, 0, 32]);
-/// The first IPv6 address of the tests. The prefix has 40 random bits (RFC 4193, 3.2.2) and a subnet, so a network has it with a
-/// chance of one in a trillion.
+/// The first IPv6 address of the tests. The prefix has 40 random bits (RFC 4193, 3.2.2) and a subnet, so the chance that a
+/// network uses it is one in a trillion.
 pub(super) const FIRST_IPV6: u128 = 0xfd5e_91c7_3ab4_7e57 << 64;
 
-/// The interface of a test, and the ways to it; gone when dropped.
+/// The interface of a test and the routes to it. Dropping it removes them.
 #[derive(Debug)]
 pub(super) struct TestNetwork {
     pub(super) place: Placement,
     pub(super) number: u8,
     index: u32,
-    /// Where the ways are, if that is not the interface itself, with which they would go.
+    /// The bridge that has the routes. `None` if the interface itself has them, which are deleted with it.
     bridge: Option<u32>,
-    /// Whether packets of IPv6 come in by it: not where the node has IPv6 switched off.
+    /// Whether IPv6 packets arrive through the interface: false if the node has IPv6 disabled.
     pub(super) has_ipv6: bool,
 }
 
@@ -38,31 +38,31 @@ impl Drop for TestNetwork {
     fn drop(&mut self) {
         let taken = Netlink::open().and_then(|mut netlink| {
             if let Some(bridge) = self.bridge {
-                // That of IPv6 is there where the node has IPv6.
+                // The IPv6 route exists only if the node has IPv6.
                 let _ = Family::ALL.map(|family| netlink.delete_route(source(family, self.number), bridge));
             }
             netlink.delete_link(self.index)
         });
         if let Err(error) = taken {
-            debug!(%error, "the interface of the self-test was gone already");
+            debug!(%error, "the interface of the self-test was already deleted");
         }
     }
 }
 
-/// Locally administered, and higher than others: a bridge that has no address of its own takes the lowest of its ports, and must
-/// not change it for the test.
+/// Returns a locally administered address that is higher than others: a bridge without an address of its own takes the lowest
+/// address of its ports, and must not change it for the test.
 fn mac(number: u8, is_inside: bool) -> Mac {
     [0xfe, 0x72, 0x6f, 0x6c, u8::from(is_inside), number]
 }
 
-/// Makes the interface, and says what the namespace has to take for the address of its gateway.
+/// Creates the interface, and returns the link-layer address that the namespace has to use for its gateway.
 pub(super) fn make(place: Placement, pid: u32) -> io::Result<(TestNetwork, Mac)> {
     let mut netlink = Netlink::open()?;
     let first = (RandomState::new().hash_one(pid) % u64::from(NUMBERS)) as u8;
     (0..NUMBERS).for_each(|number| sweep(&mut netlink, number));
     for number in (0..NUMBERS).map(|number| (first + number) % NUMBERS) {
         match make_numbered(&mut netlink, place.clone(), number, pid) {
-            // Another daemon's, or a pod's.
+            // Another daemon or a pod has this number's name or address.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             done => return done,
         }
@@ -70,20 +70,20 @@ pub(super) fn make(place: Placement, pid: u32) -> io::Result<(TestNetwork, Mac)>
     Err(io::Error::other("every name or address for it is in use"))
 }
 
-/// Takes away the way to a test's address that a daemon left at a bridge when it was killed. Its interface is gone.
+/// Deletes the route to a test's address that a killed daemon left on a bridge. Its interface is already gone.
 fn sweep(netlink: &mut Netlink, number: u8) {
     for family in Family::ALL {
         let Ok(Some(way)) = netlink.way_to(source(family, number)) else { continue };
         let is_bridge = netlink.link_at(way.interface).is_ok_and(|link| link.kind.as_deref() == Some("bridge"));
         let port = netlink.link(&placement::interface_name(PORT, number));
         if is_bridge && !way.by_gateway && port.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-            // Where only an unrelated wider route leads there, there is nothing to delete.
+            // If only an unrelated wider route matches, there is nothing to delete.
             let _ = netlink.delete_route(source(family, number), way.interface);
         }
     }
 }
 
-/// What the port of a bridge is called: no rule looks at it.
+/// The name prefix of a bridge port. No rule matches it.
 const PORT: &str = "rolegate";
 
 fn make_numbered(netlink: &mut Netlink, place: Placement, number: u8, pid: u32) -> io::Result<(TestNetwork, Mac)> {
@@ -96,7 +96,7 @@ fn make_numbered(netlink: &mut Netlink, place: Placement, number: u8, pid: u32) 
     let veth = Veth { name: &name, mac: mac(number, false), bridge: index_of_bridge, peer_name: INSIDE, peer_mac, peer_of: pid };
     netlink.add_veth(veth)?;
     let index = netlink.link(&name)?.index;
-    // From here on a failure takes the interface away.
+    // From here on, a failure removes the interface.
     let mut network = TestNetwork { place, number, index, bridge: None, has_ipv6: true };
     netlink.set_up(index)?;
     let via = index_of_bridge.unwrap_or(index);
@@ -107,19 +107,19 @@ fn make_numbered(netlink: &mut Netlink, place: Placement, number: u8, pid: u32) 
             Err(error) if family == Family::V4 || error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
             Err(error) => {
                 network.has_ipv6 = false;
-                debug!(%error, "no IPv6 for the self-test");
+                debug!(%error, "cannot add IPv6 to the interface of the self-test; testing IPv4 only");
             }
             Ok(()) => {}
         }
     }
-    // A bridge may have taken that of its new port just now.
+    // The bridge may have just taken the address of its new port.
     let gateway_mac = netlink.link_at(via)?.mac.unwrap_or(mac(number, false));
-    // Not before: where another has the ways, they are not ours to take away.
+    // Set only now: if another test has the routes, they are not ours to delete.
     network.bridge = index_of_bridge;
     Ok((network, gateway_mac))
 }
 
-/// The source address of a test.
+/// Returns the source address of a test.
 pub(super) fn source(family: Family, number: u8) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::from_bits(FIRST_IPV4 + u32::from(number)).into(),

@@ -1,5 +1,5 @@
-//! A node with the daemon and its rule, moto as its STS, three pods, and behind all of it a metadata service that would
-//! tell everything to whoever reached it.
+//! A node with the daemon and its rules, moto as its STS, three pods, and behind them a metadata service that would reveal
+//! everything to anyone who reached it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -18,29 +18,29 @@ use tokio::runtime::Runtime;
 use crate::kit;
 use crate::moto::{Issued, Moto};
 
-/// moto's account.
+/// moto's account ID.
 pub(crate) const ACCOUNT: &str = "123456789012";
-/// The metadata service, as pods know it.
+/// The metadata service's address, as pods use it.
 pub(crate) const METADATA: SocketAddr = SocketAddr::new(IpAddr::V4(IMDS_IP), 80);
-/// Where the names of roles are listed.
+/// The path of the role list.
 pub(crate) const LIST: &str = "/latest/meta-data/iam/security-credentials/";
-/// How long a connection may take.
+/// The timeout of a connection.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Making all of it takes seconds: tests that run at the same time share one. The last of them takes it down.
+/// Setting up a bed takes seconds, so tests that run at the same time share one. The last of them tears it down.
 static SHARED: Mutex<Weak<Bed>> = Mutex::new(Weak::new());
 
 /// The node and everything on it.
 #[derive(Debug)]
 pub(crate) struct Bed {
-    // Dropped in this order: who asks goes before who answers.
+    // Dropped in this order: clients before the servers that they use.
     /// The daemon.
     pub(crate) daemon: Daemon,
     /// Its STS.
     pub(crate) moto: Moto,
     /// Two pods with different roles.
     pub(crate) pods: [Pod; 2],
-    /// A pod without one.
+    /// A pod without a role.
     pub(crate) without_role: PodNs,
     /// The metadata service behind the node.
     pub(crate) imds: Imds,
@@ -61,14 +61,14 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    /// What STS calls the pod's session.
+    /// The ARN of the pod's session at STS.
     pub(crate) fn session_arn(&self) -> String {
         format!("arn:aws:sts::{ACCOUNT}:assumed-role/{}/{}", self.role, self.ns.name)
     }
 }
 
 impl Bed {
-    /// The one that other tests use now, or a fresh one; `None`, with the reason said, where this machine cannot have it.
+    /// Returns the bed that other tests use now, or a new one. Returns `None` and reports why if this machine cannot have one.
     pub(crate) fn shared() -> Option<Arc<Bed>> {
         if !available_or_skip() {
             return None;
@@ -101,7 +101,7 @@ impl Bed {
         let api = KubeApi::start(node.ns().tcp_listener((NODE_IP, 0).into()).unwrap()).unwrap();
         let imds = Imds::start(node.imds().unwrap().tcp_listener(METADATA).unwrap()).unwrap();
         drop(guard);
-        // As careless as a metadata service can be.
+        // As lenient as a metadata service can be.
         imds.set_tokens_required(false);
         let pods = [("web-7d4b9c6f5-x2x4z", "team-a-web"), ("worker-0", "team-b-worker")]
             .map(|(name, role)| Pod { ns: node.add_pod(name).unwrap(), role });
@@ -129,19 +129,19 @@ impl Bed {
         daemon.wait_ready(Some(node.ns())).unwrap();
         let home = tempfile::tempdir().unwrap();
         let bed = Bed { daemon, moto, pods, without_role, imds, node, home, _api: api, _runtime: runtime };
-        // moto on a busy machine takes longer to start a session than an SDK waits for one.
+        // On a busy machine, moto takes longer to start a session than an SDK waits.
         for pod in &bed.pods {
             bed.credentials(pod);
         }
         bed
     }
 
-    /// An empty directory.
+    /// Returns an empty directory.
     pub(crate) fn home(&self) -> &Path {
         self.home.path()
     }
 
-    /// The document that the pod gets, read without an SDK.
+    /// Returns the document that the pod gets, read without an SDK.
     pub(crate) fn credentials(&self, pod: &Pod) -> Value {
         let token = token(&pod.ns);
         let stream = pod.ns.connect(METADATA, PATIENCE).unwrap();
@@ -151,14 +151,14 @@ impl Bed {
         serde_json::from_slice(&document.body).unwrap()
     }
 
-    /// The sessions that STS gave out for the pod.
+    /// Returns the sessions that STS issued for the pod.
     pub(crate) fn issued_for(&self, pod: &Pod) -> Vec<Issued> {
         let mut issued = self.moto.issued(&self.node);
         issued.retain(|issued| issued.arn == pod.session_arn());
         issued
     }
 
-    /// Fails where these bytes, which `pod` got, hold what is the node's.
+    /// Fails if these bytes, which `pod` received, contain anything of the node's.
     #[track_caller]
     pub(crate) fn assert_nothing_of_the_node(&self, pod: &Netns, bytes: &[u8]) {
         let text = String::from_utf8_lossy(bytes);
@@ -168,7 +168,7 @@ impl Bed {
         }
     }
 
-    /// Fails where the metadata service saw a request that is not the daemon's own for the base set.
+    /// Fails if the metadata service received a request other than the daemon's own for the base set.
     #[track_caller]
     pub(crate) fn assert_metadata_service_untouched(&self) {
         let others: Vec<_> = self.imds.requests().into_iter().filter(|request| !request.is_for_base()).collect();
@@ -176,7 +176,7 @@ impl Bed {
     }
 }
 
-/// An IMDSv2 token.
+/// Requests an IMDSv2 token.
 pub(crate) fn token(client: &Netns) -> String {
     let stream = client.connect(METADATA, PATIENCE).unwrap();
     let answer = player::request(stream, "PUT", "/latest/api/token", &[("X-aws-ec2-metadata-token-ttl-seconds", "60")]).unwrap();

@@ -1,4 +1,4 @@
-//! Every byte that pods can get out of the metadata address, whatever they ask for.
+//! Every byte that pods can get from the metadata address, whatever they request.
 
 use rolegate_lab::imds::{Imds, NODE_IDENTITY_SECRET, NODE_ROLE_NAME, NODE_SECRET_ACCESS_KEY, NODE_SESSION_TOKEN, NODE_USER_DATA_SECRET};
 use rolegate_lab::node::{Netns, Node, available_or_skip};
@@ -6,8 +6,8 @@ use rolegate_lab::player::{PlayLimits, Transcript, play};
 
 use crate::bed::{Bed, LIST, METADATA, PATIENCE, token};
 
-/// What the metadata service has, and ways to ask for it that proxies in front of it have fallen for. `{NODE}`,
-/// `{OWN}` and `{OTHER}` are the roles of the node, of the pod that asks and of another one.
+/// The contents of the metadata service, and ways to request them that have got past proxies in front of it. `{NODE}`, `{OWN}`
+/// and `{OTHER}` are the roles of the node, of the requesting pod and of another pod.
 const TARGETS: &[&str] = &[
     "/",
     "/latest",
@@ -53,7 +53,7 @@ const TARGETS: &[&str] = &[
     "*",
 ];
 
-/// Requests whose bytes hold a second one. `{TARGET}` and `{TOKEN}` are filled in.
+/// Requests whose bytes contain a second one. `{TARGET}` and `{TOKEN}` are filled in.
 const SMUGGLED: &[&str] = &[
     "GET / HTTP/1.1\r\nHost: 169.254.169.254\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{SECOND}",
     "GET / HTTP/1.1\r\nHost: 169.254.169.254\r\nContent-Length: 5\r\nContent-Length: 0\r\n\r\n{SECOND}",
@@ -93,7 +93,7 @@ fn exchange(client: &Netns, request: &str) -> Transcript {
     play(client.connect(METADATA, PATIENCE).unwrap(), request.as_bytes(), PlayLimits::default()).unwrap()
 }
 
-/// Plays everything, with a token and without, and returns every byte that came back.
+/// Sends everything, with a token and without, and returns every byte that came back.
 fn capture(client: &Netns, own_role: &str, other_role: &str) -> Vec<u8> {
     let token = token(client);
     let with_and_without = [Some(token.as_str()), None].into_iter().flat_map(|token| requests(token, own_role, other_role));
@@ -101,7 +101,7 @@ fn capture(client: &Netns, own_role: &str, other_role: &str) -> Vec<u8> {
 }
 
 #[test]
-fn the_node_is_in_no_byte_that_a_pod_gets() {
+fn no_byte_that_a_pod_gets_is_from_the_node() {
     let Some(bed) = Bed::shared() else { return };
     let [web, worker] = &bed.pods;
     for (pod, own, other) in [(web.ns.ns(), Some(web), worker), (worker.ns.ns(), Some(worker), web), (bed.without_role.ns(), None, web)] {
@@ -115,7 +115,7 @@ fn the_node_is_in_no_byte_that_a_pod_gets() {
                 }
             }
         }
-        // The answers were real ones: what the pod may have is among them.
+        // The answers were real ones: they contain what the pod may have.
         for session in own.into_iter().flat_map(|own| bed.issued_for(own)) {
             assert!(text.contains(&session.secret_access_key), "{pod:?}: {text}");
         }
@@ -123,9 +123,9 @@ fn the_node_is_in_no_byte_that_a_pod_gets() {
     bed.assert_metadata_service_untouched();
 }
 
-/// The search finds what it looks for where it is: without the daemon the same requests bring all of it.
+/// The search finds what it looks for: without the daemon, the same requests return all of it.
 #[test]
-fn without_the_daemon_the_same_requests_bring_the_nodes_secrets() {
+fn without_the_daemon_these_requests_reveal_node_secrets() {
     if !available_or_skip() {
         return;
     }

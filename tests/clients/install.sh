@@ -5,13 +5,13 @@
 #   client go: skipped: no go on this machine
 #
 # Environment:
-#   ROLEGATE_CLIENTS_DIR  where everything goes, caches of the package managers included (default:
+#   ROLEGATE_CLIENTS_DIR  where everything is installed, including package managers' caches (default:
 #                         target/clients of this repository)
 #   ROLEGATE_NO_SKIPS=1   exit 1 if anything was skipped; otherwise the exit status is 0.
 #
 # Versions are pinned in python/requirements.txt, node/package-lock.json, go/go.sum and java/pom.xml. A kit
-# (one language) whose inputs have not changed since it was installed is not touched. Runs at the same time
-# wait for each other. The log of a kit is <kit>.log in the directory.
+# (one language) whose inputs have not changed since it was installed is left as it is. Concurrent runs wait
+# for each other. The log of a kit is <kit>.log in the directory.
 set -euo pipefail
 exec </dev/null
 
@@ -35,7 +35,7 @@ bounded() {
     timeout --foreground -k 5 "$time_limit_seconds" "$@"
 }
 
-# Each install_* puts its kit into "$1", which is empty.
+# Each install_* installs its kit into the empty directory "$1".
 
 install_python() {
     bounded python3 -m venv "$1"
@@ -52,7 +52,7 @@ install_node() {
 
 install_go() {
     cd "$here/go"
-    # A static program; GOTOOLCHAIN: an old Go is a reason to skip, not to download another one.
+    # A static program. With GOTOOLCHAIN, an old Go causes a skip instead of downloading a newer one.
     CGO_ENABLED=0 GOTOOLCHAIN=local GOWORK=off GOFLAGS='-mod=readonly -modcacherw -buildvcs=false' \
         GOMODCACHE=$dir/cache/go/modules GOCACHE=$dir/cache/go/build \
         bounded go build -trimpath -ldflags='-s -w' -o "$1/client" .
@@ -71,7 +71,7 @@ missing_program() {
     done
 }
 
-# What an installed kit depends on: its inputs, this script, the place, and the programs behind it.
+# What an installed kit depends on: its inputs, this script, its directory, and the programs that it uses.
 fingerprint() {
     local program
     {

@@ -7,25 +7,25 @@ use rolegate_lab::node::Netns;
 
 /// The directory of install.sh, run.sh and the programs' sources.
 pub(crate) const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
-/// Where the programs are, unless ROLEGATE_CLIENTS_DIR says otherwise.
+/// The directory of the programs, unless ROLEGATE_CLIENTS_DIR is set.
 const DEFAULT_DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/clients");
-/// What every request is signed for.
+/// The region for which every request is signed.
 pub(crate) const REGION: &str = "eu-central-1";
-/// A client ends within 30 s by itself.
+/// A time limit in case a client does not end by itself within 30 s.
 const TIME_LIMIT: [&str; 3] = ["-k", "2", "60"];
 
-/// Where the programs are.
+/// Returns the directory of the programs.
 pub(crate) fn directory() -> PathBuf {
     std::env::var_os("ROLEGATE_CLIENTS_DIR").map_or_else(|| DEFAULT_DIRECTORY.into(), PathBuf::from)
 }
 
-/// Why a kit cannot be used.
+/// Returns why a kit cannot be used, if it cannot.
 pub(crate) fn missing(kit: &str) -> Option<String> {
     let stamp = directory().join(kit).join("stamp");
     (!stamp.exists()).then(|| format!("the {kit} clients are not installed in {}: run tests/clients/install.sh", directory().display()))
 }
 
-/// A command inside, with nothing of our environment but what the programs need.
+/// Returns a command inside the namespace, with only those environment variables that the programs need.
 pub(crate) fn command(ns: &Netns, program: &str) -> Command {
     let mut command = ns.command(program);
     command
@@ -37,7 +37,7 @@ pub(crate) fn command(ns: &Netns, program: &str) -> Command {
     command
 }
 
-/// Runs a program inside, to its end.
+/// Runs a program inside the namespace until it ends.
 pub(crate) fn run(ns: &Netns, home: &Path, sts: &str, program: &str, arguments: &[&str]) -> Output {
     let mut command = command(ns, "timeout");
     command.args(TIME_LIMIT).arg(program).args(arguments).env("HOME", home).env("TMPDIR", home).env("STS_ENDPOINT", sts);

@@ -1,9 +1,9 @@
-//! Unmodified SDKs of AWS, each in the network namespace of a pod, with the daemon's own packet rule between them and the
-//! metadata address, and moto, which is not ours, as STS.
+//! Tests of unmodified AWS SDKs, each in the network namespace of a pod, with the daemon's own packet rules between them and
+//! the metadata address, and with moto, an independent implementation, as STS.
 //!
-//! tests/clients/install.sh installs them; what is not there is skipped.
+//! tests/clients/install.sh installs the SDKs. Missing ones are skipped.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails where an unwrap does")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap fails the test")]
 
 mod bed;
 mod bytes;
@@ -57,8 +57,8 @@ fn run(bed: &Bed, ns: &Netns, client: &str) -> Output {
     kit::run(ns, bed.home(), &Moto::url(), &format!("{}/run.sh", kit::SOURCES), &[client])
 }
 
-/// Each pod with a role has a session of that role, named after the pod, and the pod without one has none: its SDK says so
-/// in its own words.
+/// Checks that each pod with a role has a session of that role, named after the pod, and that the pod without a role has none:
+/// its SDK says so in its own words.
 #[track_caller]
 fn check(kit: &str, words_without_credentials: &str, run: impl Fn(&Bed, &Netns) -> Output) {
     let Some(bed) = Bed::shared() else { return };
@@ -70,7 +70,7 @@ fn check(kit: &str, words_without_credentials: &str, run: impl Fn(&Bed, &Netns) 
         let said = |name: &str| answer[name].as_str().unwrap_or_default();
         assert_eq!((said("arn"), said("account")), (pod.session_arn().as_str(), ACCOUNT), "{answer}");
         let issued = bed.issued_for(pod);
-        let [session] = issued.as_slice() else { panic!("not one session: {issued:?}") };
+        let [session] = issued.as_slice() else { panic!("not exactly one session: {issued:?}") };
         assert_eq!(said("access_key_id"), session.access_key_id, "{answer}");
         assert_eq!(said("session_token_sha256"), sha256(&session.session_token), "{answer}");
         if !answer["expiration"].is_null() {
@@ -83,7 +83,7 @@ fn check(kit: &str, words_without_credentials: &str, run: impl Fn(&Bed, &Netns) 
     bed.assert_metadata_service_untouched();
 }
 
-/// The client's line of JSON.
+/// Returns the client's line of JSON.
 #[track_caller]
 fn answer(bed: &Bed, ns: &Netns, exit_code: i32, run: &impl Fn(&Bed, &Netns) -> Output) -> Value {
     let Output { status, stdout, stderr } = run(bed, ns);

@@ -1,4 +1,4 @@
-//! moto, the STS of the tests that is not ours.
+//! moto, the independent STS of these tests.
 
 use std::net::SocketAddr;
 use std::process::{Child, Stdio};
@@ -10,38 +10,38 @@ use serde_json::Value;
 
 use crate::kit;
 
-/// Free in every namespace of ours.
+/// A port that is free in every namespace of the tests.
 const PORT: u16 = 5000;
-/// How long it may take to start.
+/// The time that moto may take to start.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Between two looks at whether it has.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// The interval at which its start is checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// moto on the node, checking signatures and identity policies; ended when dropped.
+/// moto on the node, checking signatures and identity policies. It is ended when dropped.
 #[derive(Debug)]
 pub(crate) struct Moto {
     process: Child,
-    /// The node's access key id.
+    /// The node's access key ID.
     pub(crate) node_access_key_id: String,
     /// The node's secret key.
     pub(crate) node_secret_access_key: String,
 }
 
-/// A session that it gave out.
+/// A session that moto issued.
 #[derive(Debug)]
 pub(crate) struct Issued {
-    /// `arn:aws:sts::ACCOUNT:assumed-role/ROLE/SESSION`
+    /// The session's ARN: `arn:aws:sts::ACCOUNT:assumed-role/ROLE/SESSION`.
     pub(crate) arn: String,
-    /// Its access key id.
+    /// The access key ID.
     pub(crate) access_key_id: String,
-    /// Its secret key.
+    /// The secret key.
     pub(crate) secret_access_key: String,
-    /// Its session token.
+    /// The session token.
     pub(crate) session_token: String,
 }
 
 impl Moto {
-    /// Starts it, with these roles.
+    /// Starts moto with these roles.
     pub(crate) fn start(node: &Node, roles: &[&str]) -> Moto {
         let mut command = kit::command(node.ns(), &format!("{}/run.sh", kit::SOURCES));
         command.args(["moto", "-H", &NODE_IP.to_string(), "-p", &PORT.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
@@ -59,12 +59,12 @@ impl Moto {
         moto
     }
 
-    /// Its endpoint, on the node.
+    /// Returns its endpoint on the node.
     pub(crate) fn url() -> String {
         format!("http://{}", Moto::address())
     }
 
-    /// Every session that it gave out, by its own account.
+    /// Returns every session that moto says it issued.
     pub(crate) fn issued(&self, node: &Node) -> Vec<Issued> {
         let data: Value = serde_json::from_slice(&Moto::get(node, "/moto-api/data.json").unwrap().body).unwrap();
         let text = |session: &Value, name: &str| session[name].as_str().unwrap().to_owned();
@@ -92,7 +92,7 @@ impl Moto {
         while !Moto::get(node, "/moto-api/").is_ok_and(|answer| answer.status == 200) {
             let ended = self.process.try_wait().unwrap();
             assert!(ended.is_none() && Instant::now() < deadline, "moto does not answer: {ended:?}");
-            std::thread::sleep(LOOK_AGAIN);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }

@@ -9,19 +9,19 @@
 #
 #   exit 0  {"client":…,"access_key_id":…,"session_token_sha256":…,"expiration":…|null,"account":…,"arn":…}
 #   exit 3  {"client":…,"error":"no-credentials","detail":…}   the SDK got no credentials, whatever the reason
-#   exit 4  {"client":…,"error":"other","detail":…}            anything else: STS refused, time ran out, …
+#   exit 4  {"client":…,"error":"other","detail":…}            anything else: STS refused, a timeout, …
 #
 # Environment of a client:
-#   PATH                  with bash, coreutils, and node and java where their clients are run
+#   PATH                  with bash, coreutils, and node and java if their clients are run
 #   STS_ENDPOINT          http://ADDRESS:PORT of the STS
-#   AWS_REGION            for its signature
+#   AWS_REGION            the region of its signature
 #   ROLEGATE_CLIENTS_DIR  as for install.sh
 # HOME may be an empty directory. Other AWS settings and proxies in the environment are dropped, so that the
 # metadata service is the only source of credentials; AWS_EC2_METADATA_* stays.
 #
 # moto keeps all its state in memory. By default it checks neither signatures nor policies; with
-# INITIAL_NO_AUTH_ACTION_COUNT=N in its environment it does after the first N calls, and
-# `POST /moto-api/reset-auth` with Content-Type: text/plain and N (0, or inf for off) as its body sets it anew.
+# INITIAL_NO_AUTH_ACTION_COUNT=N in its environment it checks both after the first N calls, and
+# `POST /moto-api/reset-auth` with Content-Type: text/plain and N (0, or inf for off) as its body changes N.
 set -euo pipefail
 exec </dev/null
 
@@ -62,8 +62,8 @@ esac
 for name in STS_ENDPOINT AWS_REGION; do
     [ -n "${!name:-}" ] || fail "$name is not set"
 done
-# On a machine in a cloud the default endpoint answers with the machine's own role. Its network namespace is
-# that of process 1: the same inode behind /proc/net.
+# On a machine in a cloud, the default endpoint answers with the machine's own role. The machine's network
+# namespace is that of process 1, identified by the inode behind /proc/net.
 if [ -z "${AWS_EC2_METADATA_SERVICE_ENDPOINT:-}" ]; then
     machine=$(stat -Lc %i /proc/1/net/dev) || fail "cannot tell whether this is the machine's own network namespace"
     [ "$(stat -Lc %i /proc/self/net/dev)" != "$machine" ] || fail "this is the machine's own network namespace"

@@ -1,5 +1,5 @@
-//! The AWS SDK for Rust as a pod runs it: the default chain, then GetCallerIdentity with what it gave. This test program
-//! runs itself once more inside a pod for it.
+//! The AWS SDK for Rust as a pod runs it: the default chain, then GetCallerIdentity with its credentials. This test program
+//! runs itself again inside a pod for it.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Output;
@@ -19,7 +19,7 @@ use crate::moto::Moto;
 /// The name of the test below.
 const ENTRY: &str = "rust_client::the_client_itself";
 
-/// Runs the client inside.
+/// Runs the client inside the pod.
 pub(crate) fn run(bed: &Bed, ns: &Netns) -> Output {
     let program = std::env::current_exe().unwrap();
     kit::run(ns, bed.home(), &Moto::url(), program.to_str().unwrap(), &["--exact", ENTRY, "--ignored", "--nocapture"])
@@ -35,7 +35,7 @@ pub(crate) fn run(bed: &Bed, ns: &Netns) -> Output {
     reason = "a client program, whose answer is its output and its exit code"
 )]
 fn the_client_itself() {
-    // The machine's own metadata address is not for tests.
+    // Tests must not use the machine's own metadata address.
     let (Ok(sts), false) = (std::env::var("STS_ENDPOINT"), in_the_machines_own_namespace()) else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (code, answer) = runtime.block_on(client(sts));
@@ -80,9 +80,9 @@ async fn client(sts: String) -> (i32, Value) {
     (0, answer)
 }
 
-/// Whether this thread is where the machine's own metadata address may be.
+/// Returns whether this thread is in the namespace in which the machine's own metadata address may be reachable.
 pub(crate) fn in_the_machines_own_namespace() -> bool {
-    // A network namespace is known by the inode behind its /proc/net.
+    // A network namespace is identified by the inode behind its /proc/net.
     let inode = |process: &str| std::fs::metadata(format!("/proc/{process}/net/dev")).unwrap().ino();
     inode("1") == inode("thread-self")
 }

@@ -1,5 +1,5 @@
-//! Clients that hold a session token over a restart of the daemon, and clients that know of none: each on a node of its
-//! own, with the lab's STS, as the daemon is ended and started in other ways here.
+//! Tests of clients that keep a session token across a restart of the daemon, and of clients that use none. Each has a node of
+//! its own with the lab's STS, because the daemon is stopped and started in other ways here.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
@@ -23,7 +23,7 @@ use crate::rust_client::in_the_machines_own_namespace;
 /// The name of the client below.
 const ENTRY: &str = "tokens::the_client_itself";
 
-/// A node, and a pod on it with a role.
+/// A node with one pod that has a role.
 struct Small {
     pod: PodNs,
     sts: Sts,
@@ -35,7 +35,7 @@ struct Small {
 }
 
 impl Small {
-    /// `None`, with the reason said, where this machine cannot have it.
+    /// Creates the node. Returns `None` and reports why if this machine cannot have it.
     fn new(programs: &[&str]) -> Option<Small> {
         if !available_or_skip() {
             return None;
@@ -62,7 +62,7 @@ impl Small {
         Some(Small { pod, sts, _imds: imds, node, files: tempfile::tempdir().unwrap(), api, _runtime: runtime })
     }
 
-    /// The daemon as the manifests here start it: on its usual port.
+    /// Starts the daemon as the manifests do, on its usual port.
     fn start(&self, arguments: &[&str]) -> Daemon {
         let setup = Setup::new(env!("CARGO_BIN_EXE_rolegate"))
             .inside(self.node.ns())
@@ -86,7 +86,7 @@ impl Small {
         self.sts.issued().iter().any(|issued| *access_key_id == *issued.access_key_id)
     }
 
-    /// What a client that speaks version one alone gets: the status, and the text.
+    /// Returns what a client that only supports IMDSv1 gets: the status and the text.
     fn version_one(&self, path: &str) -> (String, String) {
         let mut curl = kit::command(self.pod.ns(), "curl");
         curl.args([
@@ -106,7 +106,7 @@ impl Small {
     }
 }
 
-/// The SDK's client in the pod: it asks once for each line that it is given.
+/// The SDK's client in the pod. It sends a request for each line of its input.
 struct Asking {
     process: Child,
     input: ChildStdin,
@@ -143,12 +143,12 @@ impl Drop for Asking {
     }
 }
 
-/// Asks with one client of the SDK, and so with one token, for as long as there are lines to read.
+/// Sends requests with one SDK client, and so with one token, while there are input lines.
 #[test]
 #[ignore = "is run by the other tests, inside a pod"]
 #[allow(clippy::print_stdout, reason = "a client program, whose answers are its output")]
 fn the_client_itself() {
-    // The machine's own metadata address is not for tests.
+    // Tests must not use the machine's own metadata address.
     if std::env::var_os("ROLEGATE_TEST_ASKS").is_none() || in_the_machines_own_namespace() {
         return;
     }
@@ -176,7 +176,7 @@ async fn ask(client: &imds::Client) -> Result<Value, imds::client::error::ImdsEr
     Ok(json!({ "role": role, "access_key_id": document["AccessKeyId"], "region": region }))
 }
 
-/// Asks, restarts the daemon, and asks again with the same token.
+/// Sends a request, restarts the daemon, and sends another one with the same token.
 fn over_a_restart(arguments: impl Fn(&Small) -> Vec<String>) -> Option<(Small, Value, Value)> {
     let small = Small::new(&[])?;
     let arguments = arguments(&small);
@@ -193,7 +193,7 @@ fn over_a_restart(arguments: impl Fn(&Small) -> Vec<String>) -> Option<(Small, V
 }
 
 #[test]
-fn the_sdk_for_rust_goes_on_with_its_token_over_a_restart() {
+fn the_sdk_for_rust_keeps_using_its_token_after_a_restart() {
     let key_file = |small: &Small| vec![format!("--token-key-file={}", small.directory().join("keys").display())];
     let Some((small, before, after)) = over_a_restart(key_file) else { return };
     for answer in [&before, &after] {
@@ -202,9 +202,9 @@ fn the_sdk_for_rust_goes_on_with_its_token_over_a_restart() {
     }
 }
 
-/// Why the file is there: the SDK sends a dead token for as long as it would have lived, and never asks for another.
+/// The reason for the key file: the SDK keeps sending a dead token for the rest of its lifetime, and never requests another.
 #[test]
-fn without_the_key_file_the_sdk_for_rust_does_not_survive_a_restart() {
+fn without_the_key_file_a_restart_breaks_the_sdk_for_rust() {
     let Some((_small, before, after)) = over_a_restart(|_| Vec::new()) else { return };
     assert_eq!(before["role"], "web-role", "{before}");
     let error = after["error"].as_str().unwrap_or_default();
@@ -212,7 +212,7 @@ fn without_the_key_file_the_sdk_for_rust_does_not_survive_a_restart() {
 }
 
 #[test]
-fn an_imdsv1_client_is_served_where_tokens_are_optional_and_counted() {
+fn imdsv1_clients_are_served_and_counted_if_allowed() {
     let Some(small) = Small::new(&["curl"]) else { return };
     let document = format!("{LIST}web-role");
     let required = small.start(&[]);
@@ -231,7 +231,7 @@ fn an_imdsv1_client_is_served_where_tokens_are_optional_and_counted() {
     let document: Value = serde_json::from_str(&text).unwrap();
     assert!(status == "200" && small.issued(&document["AccessKeyId"]), "{text}");
     assert_eq!(count(&optional, "served"), 2.0);
-    // Version two goes on beside it.
+    // IMDSv2 still works beside it.
     let answer = Asking::start(&small).ask();
     assert_eq!(answer["role"], "web-role", "{answer}");
     assert_eq!(count(&optional, "served"), 2.0);

@@ -1,4 +1,4 @@
-//! Sessions ahead of need, by the daemon itself.
+//! Tests of sessions that the daemon fetches ahead of need.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use rolegate_lab::sts::{Behaviour, Role};
 
 use crate::world::{Fakes, ROLES, TOKEN, World, arn, ip};
 
-/// A daemon that fetches ahead, and that has listed its pods.
+/// Starts a daemon that prefetches and has listed its pods.
 fn world() -> World {
     let fakes = Fakes::new();
     let setup = fakes.setup().argument("--prefetch=true");
@@ -21,12 +21,12 @@ fn calls_for(world: &World, role: &str) -> usize {
 }
 
 #[test]
-fn a_pods_session_is_there_before_it_asks() {
+fn a_session_is_fetched_before_the_first_request() {
     let world = world();
     world.fakes.pod("web", ip(2), Some("web-role"));
     world.eventually(|world| world.metric("rolegate_sessions"), |held| *held == 1.0);
-    assert_eq!(calls_for(&world, "web-role"), 1, "asked for before the first request");
-    // From now on nothing answers: what is served was there.
+    assert_eq!(calls_for(&world, "web-role"), 1, "requested before the first request of a pod");
+    // From now on STS does not answer: what is served was fetched before.
     world.fakes.sts.set_behaviour(Behaviour::Hang);
     world.document(ip(2), "web-role");
     assert_eq!(calls_for(&world, "web-role"), 1);
@@ -37,7 +37,7 @@ fn a_pods_session_is_there_before_it_asks() {
 }
 
 #[test]
-fn a_session_is_renewed_while_its_pod_is_here_and_forgotten_with_it() {
+fn a_session_is_renewed_until_its_pod_is_deleted() {
     let world = world();
     world.fakes.sts.set_behaviour(Behaviour::ExpiresIn(Duration::from_secs(12)));
     world.fakes.pod("web", ip(2), Some("web-role"));
@@ -51,13 +51,13 @@ fn a_session_is_renewed_while_its_pod_is_here_and_forgotten_with_it() {
     world.fakes.delete_pod("web");
     world.eventually(|world| world.metric("rolegate_sessions"), |held| *held == 1.0);
     let (web, db) = (calls_for(&world, "web-role"), calls_for(&world, "db-role"));
-    // As long as the one beside it is renewed twice more, nobody asks for the deleted pod's.
+    // While another session is renewed twice more, none is requested for the deleted pod.
     world.eventually(|world| calls_for(world, "db-role"), |calls| *calls >= db + 2);
     assert_eq!(calls_for(&world, "web-role"), web);
 }
 
 #[test]
-fn a_request_waits_for_sts_no_longer_than_it_is_told() {
+fn a_request_waits_for_sts_until_the_configured_limit() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     let setup = fakes.setup().argument("--sts-timeout=300ms");
@@ -75,7 +75,7 @@ fn a_request_waits_for_sts_no_longer_than_it_is_told() {
 }
 
 #[test]
-fn a_role_that_allows_no_longer_sessions_gives_an_hour_and_is_asked_once() {
+fn a_role_with_a_lower_limit_gets_one_hour_and_one_attempt() {
     let fakes = Fakes::new();
     fakes.pod("web-1", ip(2), Some("web-role"));
     fakes.pod("web-2", ip(3), Some("web-role"));
@@ -88,13 +88,13 @@ fn a_role_that_allows_no_longer_sessions_gives_an_hour_and_is_asked_once() {
     }
     let calls: Vec<_> = world.fakes.sts.calls().into_iter().filter(|call| call.action == "AssumeRole").collect();
     let asked: Vec<_> = calls.iter().map(|call| call.duration_seconds.unwrap()).collect();
-    assert_eq!(asked, [7200, 3600, 3600, 7200], "the role's second session is not tried with more");
+    assert_eq!(asked, [7200, 3600, 3600, 7200], "the role's second session is requested with an hour at once");
     let told = world.daemon.events("session-duration-limited").len();
     assert_eq!(told, 1);
 }
 
 #[test]
-fn a_sessions_end_is_in_the_nodes_time_even_if_it_is_ten_minutes_off() {
+fn expirations_follow_the_clock_of_a_node_ten_minutes_off() {
     for skew in [600, -600] {
         let world = World::start();
         world.fakes.sts.set_clock_skew(skew);
@@ -107,16 +107,16 @@ fn a_sessions_end_is_in_the_nodes_time_even_if_it_is_ten_minutes_off() {
 }
 
 #[test]
-fn a_short_session_of_an_sts_ahead_is_not_held_longer_than_it_lasts() {
+fn a_short_session_is_not_kept_past_its_end_by_clock_skew() {
     let world = World::start();
     world.fakes.sts.set_clock_skew(600);
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::ExpiresIn(Duration::from_secs(3)));
-    // By STS's clock it ends 10 minutes and 3 seconds from the node's now.
-    assert_eq!(world.credentials(ip(2), "web-role").status, 500, "less than 5 seconds are left, and nothing of it is served");
+    // By STS's clock it ends 10 minutes and 3 seconds after the node's current time.
+    assert_eq!(world.credentials(ip(2), "web-role").status, 500, "less than 5 seconds are left, so it is not served");
 }
 
 #[test]
-fn a_role_between_is_assumed_first_and_assumes_the_pods() {
+fn the_intermediate_role_is_assumed_first_and_assumes_others() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     fakes.pod("thief", ip(3), Some("between"));
@@ -128,8 +128,8 @@ fn a_role_between_is_assumed_first_and_assumes_the_pods() {
     let calls = world.fakes.sts.calls();
     let call = calls.iter().find(|call| call.role_arn == Some(arn("web-role"))).unwrap();
     assert!(call.caller_arn.as_deref().unwrap().contains(":assumed-role/between/rolegate-node-a"), "{call:?}");
-    assert_eq!(call.duration_seconds, Some(3600), "more is never given to a role's session");
+    assert_eq!(call.duration_seconds, Some(3600), "a chained session never gets more");
     let between = calls.iter().filter(|call| call.role_arn == Some(arn("between"))).count();
-    assert_eq!(between, 1, "its session is kept");
-    assert_eq!(world.credentials(ip(3), "between").status, 404, "it is the daemon's own now: no pod has it");
+    assert_eq!(between, 1, "the intermediate role's session is kept");
+    assert_eq!(world.credentials(ip(3), "between").status, 404, "the role is now the daemon's own, so no pod gets it");
 }

@@ -1,4 +1,4 @@
-//! What an operator sees who gets something wrong.
+//! Tests of what an operator sees after a mistake on the command line.
 
 use std::process::{Command, Output};
 
@@ -7,7 +7,7 @@ use crate::world::{Fakes, loopback};
 fn run(arguments: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rolegate"));
     command.args(arguments).env_clear().envs(env.iter().copied());
-    // Whatever happens, no packet to the metadata address.
+    // Whatever happens, no packet may go to the metadata address.
     command.envs([("AWS_EC2_METADATA_DISABLED", "true"), ("AWS_REGION", "eu-central-1")]).output().unwrap()
 }
 
@@ -46,7 +46,7 @@ fn every_mistake_is_reported_at_once() {
 }
 
 #[test]
-fn what_is_wrong_outside_the_arguments_ends_with_1() {
+fn errors_outside_the_arguments_end_with_1() {
     let taken = loopback();
     let port = format!("--app-port={}", taken.local_addr().unwrap().port());
     let base = ["--node=a", "--metrics-port=0", "--metadata-bind-address=127.0.0.1", "--metrics-bind-address=127.0.0.1"];
@@ -64,7 +64,7 @@ fn what_is_wrong_outside_the_arguments_ends_with_1() {
 }
 
 #[test]
-fn a_kubeconfig_that_is_no_kubeconfig_is_said() {
+fn an_invalid_kubeconfig_is_reported() {
     let fakes = Fakes::new();
     let file = fakes.file("broken", "clusters: [");
     let output = run(&["--node=a", "--app-port=0", "--metrics-port=0", &format!("--kubeconfig={file}")], &[]);

@@ -1,4 +1,4 @@
-//! Those who take more than their share: neither the others nor the node's own probes lose by it.
+//! Tests of pods that use more connections than their share: neither other pods nor the node's own probes are affected.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
@@ -14,7 +14,7 @@ fn hold(from: IpAddr, to: SocketAddr, count: usize) -> Vec<TcpStream> {
     (0..count).map(|_| connect(from, to).unwrap()).collect()
 }
 
-/// How many of these the daemon has not closed.
+/// Returns how many of these connections the daemon has not closed.
 fn open(connections: &[TcpStream]) -> usize {
     let is_open = |mut connection: &TcpStream| {
         connection.set_nonblocking(true).unwrap();
@@ -23,7 +23,7 @@ fn open(connections: &[TcpStream]) -> usize {
     connections.iter().filter(|connection| is_open(connection)).count()
 }
 
-/// `None`: the connection was closed without an answer.
+/// Requests `/healthz`. `None` means that the connection was closed without an answer.
 fn health(world: &World, from: IpAddr) -> Option<Response> {
     player::request(connect(from, world.daemon.metrics_address()).unwrap(), "GET", "/healthz", &[("Connection", "close")]).ok()
 }
@@ -33,18 +33,22 @@ fn a_pod_that_holds_the_metrics_port_blocks_neither_node_nor_others() {
     let world = World::start();
     let address = world.daemon.metrics_address();
     let greedy = hold(ip(50), address, 100);
-    // Connections are taken in order: once this is answered, the fate of those before it is known.
+    // Connections are accepted in order: once this one is answered, all before it have been accepted or closed.
     assert_eq!(world.daemon.get(None, "/healthz").unwrap().status, 200);
     assert_eq!(open(&greedy), 8);
-    assert_eq!(health(&world, ip(51)).map(|answer| answer.status), Some(200), "one source's limit is not another's");
+    assert_eq!(health(&world, ip(51)).map(|answer| answer.status), Some(200), "each source has a limit of its own");
     assert!(health(&world, ip(50)).is_none());
     let refused = |reason| world.daemon.metric(None, &format!("rolegate_metrics_port_refused_total{{reason=\"{reason}\"}}")).unwrap_or(0.0);
     assert_eq!(refused("unknown-limit") + refused("unknown-rate"), 92.0 + 1.0);
 
     let gang: Vec<_> = (60..70).flat_map(|last| hold(ip(last), address, 8)).collect();
-    assert_eq!(world.daemon.get(None, "/healthz").unwrap().status, 200, "the node has room of its own");
+    assert_eq!(world.daemon.get(None, "/healthz").unwrap().status, 200, "the node has places of its own");
     world.eventually(|_| open(&greedy) + open(&gang), |open| *open <= 64);
-    assert_eq!(health(&world, ip(51)).map(|answer| answer.status), Some(200), "whoever has most makes room for one with none");
+    assert_eq!(
+        health(&world, ip(51)).map(|answer| answer.status),
+        Some(200),
+        "the source with the most connections makes room for one with none"
+    );
 
     let of_pod = hold(ip(2), address, 8);
     assert_eq!(world.daemon.get(None, "/healthz").unwrap().status, 200);
@@ -55,7 +59,7 @@ fn a_pod_that_holds_the_metrics_port_blocks_neither_node_nor_others() {
 }
 
 #[test]
-fn a_pod_that_takes_all_connections_leaves_the_others_theirs() {
+fn a_pod_that_takes_all_connections_leaves_others_their_own() {
     let world = World::start();
     let held = hold(ip(2), world.daemon.metadata_address(), 300);
     world.document(ip(3), "db-role");
@@ -77,7 +81,7 @@ fn a_pod_that_takes_all_connections_leaves_the_others_theirs() {
 }
 
 #[test]
-fn a_pod_that_connects_again_and_again_is_refused_early_and_no_other_is() {
+fn only_a_pod_that_reconnects_too_often_is_refused_early() {
     let world = World::start_with(|setup| setup.argument("--limits-connection-rate=5"));
     let answered = (0..100).filter(|_| {
         let stream = world.connect(ip(2));
@@ -92,7 +96,7 @@ fn a_pod_that_connects_again_and_again_is_refused_early_and_no_other_is() {
 }
 
 #[test]
-fn a_pod_that_asks_and_never_reads_is_not_waited_for() {
+fn the_daemon_does_not_wait_for_a_pod_that_never_reads() {
     let world = World::start();
     let stream = world.connect(ip(2));
     SockRef::from(&stream).set_recv_buffer_size(4096).unwrap();
@@ -100,13 +104,13 @@ fn a_pod_that_asks_and_never_reads_is_not_waited_for() {
     let requests = "GET /latest/meta-data/ HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n".repeat(1000);
     let stuck_since = Mutex::new(Instant::now());
     std::thread::scope(|scope| {
-        // Until the daemon takes nothing any more, which is when it cannot write.
+        // Sends until the daemon reads nothing more, because it cannot write.
         scope.spawn(|| {
             while (&stream).write(requests.as_bytes()).is_ok_and(|count| count == requests.len()) {
                 *stuck_since.lock().unwrap() = Instant::now();
             }
         });
-        // What it does itself: the pod's end may hear of it much later, as nothing goes through any more.
+        // Looks at the daemon's end: the pod's end may learn of it much later, because no packets get through.
         let deadline = Instant::now() + PATIENCE;
         while world.metric("rolegate_connections") != 0.0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));

@@ -1,5 +1,5 @@
-//! The corpus of raw requests, played against the real server byte by byte: no line gets more than is its pod's own, and
-//! none makes the daemon ask the real service anything.
+//! Plays the corpus of raw requests against the real server byte by byte: no entry gets more than its pod's own data, and none
+//! makes the daemon send a request to the real service.
 
 use std::path::Path;
 

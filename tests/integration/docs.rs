@@ -1,4 +1,4 @@
-//! The documentation says what the code has, and nothing else. Each comparison goes both ways.
+//! Checks that the documentation describes what the code has, and nothing else. Each comparison works in both directions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,21 +8,24 @@ use rolegate::config::{self, flags};
 use rolegate::metrics;
 use rolegate::pods::watch::SESSION_NAME_KEY;
 
-/// What a comparison found: `documented` and `real` are the same.
+/// Checks that `documented` and `real` are equal.
 #[track_caller]
 fn same(what: &str, documented: &BTreeSet<String>, real: &BTreeSet<String>) {
     let only = |a: &BTreeSet<String>, b: &BTreeSet<String>| a.difference(b).cloned().collect::<Vec<_>>();
     let (missing, invented) = (only(real, documented), only(documented, real));
-    assert!(missing.is_empty() && invented.is_empty(), "{what}: not documented: {missing:#?}; documented, and not there: {invented:#?}");
+    assert!(
+        missing.is_empty() && invented.is_empty(),
+        "{what}: not documented: {missing:#?}; documented, but missing in the code: {invented:#?}"
+    );
     assert!(!real.is_empty(), "{what}: nothing was compared");
 }
 
-/// A file of the repository.
+/// Reads a file of the repository.
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The paths of all documents: those at the top of the repository, in `docs/` and below, and in `.github/`.
+/// Returns the paths of all documents: those at the top of the repository, in `docs/` and its directories, and in `.github/`.
 fn documents() -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut found, mut directories) = (Vec::new(), vec![root.join("docs"), root.join(".github"), root.to_owned()]);
@@ -30,7 +33,7 @@ fn documents() -> Vec<String> {
         for entry in fs::read_dir(&directory).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                // Of the other directories at the top, none has documents.
+                // The other directories at the top contain no documents.
                 directories.extend((directory != root).then_some(path));
             } else if path.extension().is_some_and(|extension| extension == "md") {
                 found.push(path.strip_prefix(root).unwrap().to_str().unwrap().to_owned());
@@ -44,28 +47,28 @@ fn documents() -> Vec<String> {
     found
 }
 
-/// The cells of a table's line.
+/// Returns the cells of a table row.
 fn cells(line: &str) -> Vec<&str> {
     line.trim_matches('|').split(" | ").map(str::trim).collect()
 }
 
-/// The text between two marks, the first of each.
+/// Returns the text between the first occurrences of two marks.
 fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
     let (_, rest) = text.split_once(from).unwrap_or_else(|| panic!("{from:?} is nowhere"));
     rest.split_once(to).unwrap_or_else(|| panic!("{to:?} is not after {from:?}")).0
 }
 
-/// Every text literal that stands right behind `mark`.
+/// Returns every string literal that directly follows `mark`.
 fn literals_after(text: &str, mark: &str) -> BTreeSet<String> {
     text.split(mark).skip(1).filter_map(|rest| rest.strip_prefix('"')?.split_once('"')).map(|(literal, _)| literal.to_owned()).collect()
 }
 
-/// Every text literal of a function whose only literals are what is meant.
+/// Returns every string literal in the code of a function that has no other ones.
 fn literals_in(code: &str) -> BTreeSet<String> {
     code.split('"').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// Every flag that a text names, as `--name` with nothing of a word before it.
+/// Returns every flag that a text names: `--name` without a preceding word character.
 fn flags_in(text: &str) -> BTreeSet<String> {
     let is_of_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     let mut found = BTreeSet::new();
@@ -79,7 +82,7 @@ fn flags_in(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_flag_is_documented_as_it_is() {
+fn every_flag_is_documented_correctly() {
     let text = read("docs/flags.md");
     let mut documented = BTreeSet::new();
     let mut group = "";
@@ -88,7 +91,7 @@ fn every_flag_is_documented_as_it_is() {
             group = heading;
         } else if line.starts_with("| `--") {
             let cells = cells(line);
-            assert!(cells.len() == 5 && !cells[4].is_empty(), "five columns, none of them empty: {line}");
+            assert!(cells.len() == 5 && !cells[4].is_empty(), "expected five non-empty columns: {line}");
             documented.insert(format!("{group}: {}", cells[..4].join(" | ")));
         }
     }
@@ -105,7 +108,7 @@ fn every_flag_is_documented_as_it_is() {
     same("docs/flags.md", &documented, &real);
 }
 
-/// A metric, or the value of a label, as one line of text.
+/// Returns the documented metrics and label values, one line of text each.
 fn documented_metrics() -> (BTreeSet<String>, BTreeSet<String>) {
     let (mut metrics, mut values) = (BTreeSet::new(), BTreeSet::new());
     let text = read("docs/metrics.md");
@@ -118,7 +121,7 @@ fn documented_metrics() -> (BTreeSet<String>, BTreeSet<String>) {
         let mut label = "";
         for line in rest.lines().filter(|line| line.starts_with("| `")) {
             let first = cells(line)[0].trim_matches('`');
-            // The head of a table names the label; the line under it has no backtick.
+            // The header row of a table names the label. The row below it has no backtick.
             let head = metrics::ALL.iter().any(|metric| metric.name == name && metric.labels.contains(&first));
             if head {
                 label = first;
@@ -131,7 +134,7 @@ fn documented_metrics() -> (BTreeSet<String>, BTreeSet<String>) {
 }
 
 #[test]
-fn every_metric_is_documented_as_it_is() {
+fn every_metric_is_documented_correctly() {
     let (documented, _) = documented_metrics();
     let mut unknown = documented.clone();
     for metric in metrics::ALL {
@@ -142,10 +145,10 @@ fn every_metric_is_documented_as_it_is() {
         let found = found.unwrap_or_else(|| panic!("docs/metrics.md has no section that begins {start:?}"));
         unknown.remove(found);
     }
-    assert!(unknown.is_empty(), "documented, and not there: {unknown:#?}");
+    assert!(unknown.is_empty(), "documented, but missing in the code: {unknown:#?}");
 }
 
-/// The values are texts in the source, next to the call that counts them.
+/// The values are string literals in the source, next to the call that counts them.
 #[test]
 fn every_value_of_a_label_is_documented() {
     let (proxy, route, policy) = (read("src/proxy.rs"), read("src/proxy/route.rs"), read("src/policy/denial.rs"));
@@ -185,7 +188,7 @@ fn every_value_of_a_label_is_documented() {
     let codes = between(&metrics, "const STATUSES", ";\n\nimpl").split('(').skip(1).flat_map(|pair| literals_after(pair, ", ")).collect();
 
     let limits = literals_after(between(&read("src/connections/record.rs"), "pub(crate) fn name(self)", "\n    }\n"), "=> ");
-    // Such a connection was open: it is among those that ended.
+    // A displaced connection had been open, so it counts among those that ended.
     let limits: BTreeSet<String> = limits.into_iter().filter(|limit| limit != "displaced").collect();
     let ended = ["fn ended_by", "fn ended_for"].map(|function| literals_in(between(&server, function, "\n}\n")));
 
@@ -198,7 +201,7 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_metadata_reads_total{outcome}", literals_after(&read("src/proxy/metadata.rs"), "metadata_read(")),
         ("rolegate_connections_refused_total{reason}", [literals_after(&server, "connection_refused("), limits.clone()].concat_sets()),
         ("rolegate_connections_ended_total{reason}", ended.concat_sets()),
-        // A source has too few connections on that port for it to leave the last ones to others.
+        // On that port, a source has too few connections to be asked to leave the last ones to others.
         ("rolegate_metrics_port_refused_total{reason}", limits.into_iter().filter(|limit| limit != "room").collect()),
         ("rolegate_pod_wait_seconds{outcome}", waits.concat_sets()),
         ("rolegate_watch_errors_total{resource}", literals_after(&watch, "resource: ")),
@@ -219,13 +222,13 @@ fn every_value_of_a_label_is_documented() {
     ];
     let (_, documented) = documented_metrics();
     for (label, values) in &real {
-        assert!(values.len() > 1, "{label}: the source is not written as this test reads it; found {values:?}");
+        assert!(values.len() > 1, "{label}: this test cannot find the values in the source; found {values:?}");
     }
     let real = real.iter().flat_map(|(label, values)| values.iter().map(move |value| format!("{label} {value}"))).collect();
     same("docs/metrics.md, values of labels", &documented, &real);
 }
 
-/// Sets joined to one.
+/// Concatenates sets.
 trait ConcatSets {
     fn concat_sets(self) -> BTreeSet<String>;
 }
@@ -253,14 +256,14 @@ fn ports_are_the_defaults() {
     }
     assert!(read("README.md").contains(&format!(":{metrics}/metrics")), "the README names the metrics port");
     assert!(read("docs/metrics.md").contains(&format!("({metrics})")), "docs/metrics.md names the metrics port");
-    assert!(read("docs/packet-rules.md").contains(&format!("NODE:{app}")), "the rule leads to the app port");
+    assert!(read("docs/packet-rules.md").contains(&format!("NODE:{app}")), "the rule redirects to the app port");
 }
 
 #[test]
-fn annotations_are_those_that_are_read() {
+fn documented_annotations_are_those_that_the_code_reads() {
     let text = read("README.md");
     let table = between(&text, "## Annotations", "\n## ");
-    // Those of other systems have no flag.
+    // Other systems' annotations have no flag.
     let of_others = ["iam.amazonaws.com/permitted", "eks.amazonaws.com/role-arn"];
     let documented = table.lines().filter(|line| line.contains("| `")).map(|line| cells(line)[1].trim_matches('`').to_owned());
     let keys = ["iam-role-key", "iam-external-id", "namespace-key"];
@@ -270,7 +273,7 @@ fn annotations_are_those_that_are_read() {
     same("the README's annotations", &documented.collect(), &real);
 }
 
-/// Flags of other programs that our texts name, and `--name` itself.
+/// Flags of other programs that the documents name, and `--name` itself.
 const OF_OTHERS: &[&str] = &[
     "name",
     "help",
@@ -290,7 +293,7 @@ const OF_OTHERS: &[&str] = &[
     "now",
     "register-with-taints",
     "ignore-taint",
-    // Cargo, Git, Docker and others that contributors run.
+    // Cargo, Git, Docker and other programs that contributors run.
     "check",
     "ff-only",
     "message",
@@ -311,13 +314,13 @@ const OF_OTHERS: &[&str] = &[
 ];
 
 #[test]
-fn every_flag_that_is_named_exists() {
+fn every_flag_in_the_documents_exists() {
     let real: BTreeSet<&str> = flags::of_all_commands().map(|flag| flag.name).collect();
     let components =
         ["surge", "startup-taint", "self-test"].map(|component| read(&format!("daemonset/{component}/daemonset.yaml"))).concat();
     let manifest = read("daemonset/daemonset.yaml") + &components;
     let arguments = flags_in(&manifest);
-    assert!(arguments.len() > 4, "the arguments of the manifest were found: {arguments:?}");
+    assert!(arguments.len() > 4, "the manifest has no arguments: {arguments:?}");
     let unknown: Vec<_> = arguments.iter().filter(|name| !real.contains(name.as_str())).collect();
     assert!(unknown.is_empty(), "daemonset.yaml: {unknown:?}");
     let dockerfile = read("Dockerfile");
@@ -330,14 +333,14 @@ fn every_flag_that_is_named_exists() {
     }
 }
 
-/// The arguments of a manifest, without its comments; the kubelet fills in what stands for a field of the pod.
+/// Returns the arguments of a manifest, without comments, with values for the pod fields that the kubelet fills in.
 fn arguments_of(manifest: &str) -> Vec<String> {
     let lines = manifest.lines().map(|line| line.trim().trim_start_matches("- ").trim_start_matches("value: "));
     let arguments = lines.filter(|line| line.starts_with("--"));
     arguments.map(|argument| argument.replace("$(NODE_NAME)", "node-a").replace("$(HOST_IP)", "10.0.0.1")).collect()
 }
 
-/// What the manifest's arguments mean; panics where the daemon would not start with them.
+/// Parses the manifest's arguments. Panics if the daemon would not start with them.
 fn configured(arguments: &[String]) -> config::Config {
     let all = std::iter::once("rolegate").chain(arguments.iter().map(String::as_str));
     let matches = flags::add_to(clap::Command::new("rolegate")).try_get_matches_from(all).unwrap();
@@ -351,9 +354,13 @@ fn the_daemon_starts_with_the_arguments_of_the_manifests() {
     let config = configured(&base);
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
     assert_eq!(config.sessions.name, "{namespace}.{pod}".parse().unwrap());
-    assert!(!config.sessions.pod_may_name, "CloudTrail tells who it was");
-    assert_eq!(config.server.handover_socket, None, "the port is shared where two daemons overlap, and not else");
-    assert_eq!(configured(&["--node=node-a".to_owned()]).sessions.name, "{pod}".parse().unwrap(), "as before, without a manifest");
+    assert!(!config.sessions.pod_may_name, "CloudTrail shows which pod it was");
+    assert_eq!(config.server.handover_socket, None, "the port is shared only where two daemons overlap");
+    assert_eq!(
+        configured(&["--node=node-a".to_owned()]).sessions.name,
+        "{pod}".parse().unwrap(),
+        "the default without a manifest is unchanged"
+    );
     let mut all = base;
     for component in ["surge", "startup-taint", "self-test"] {
         all.extend(arguments_of(&read(&format!("daemonset/{component}/daemonset.yaml"))));
@@ -362,9 +369,10 @@ fn the_daemon_starts_with_the_arguments_of_the_manifests() {
     assert!(configured(&all).server.handover_socket.is_some());
 }
 
-/// The daemon reads what the CNI wrote, and must not be able to write it; the directory may be made after the daemon has started.
+/// The daemon reads what the CNI plugin wrote, and must not be able to write it. The directory may be created after the daemon
+/// has started.
 #[test]
-fn the_manifest_mounts_the_parent_of_the_cnis_results_for_reading() {
+fn the_parent_of_the_cni_results_is_mounted_read_only() {
     let manifest = read("daemonset/daemonset.yaml");
     let mount = between(&manifest, "            - name: cni\n", "          # No CPU limit");
     assert_eq!(mount, "              mountPath: /var/lib/cni\n              readOnly: true\n");
@@ -375,12 +383,12 @@ fn the_manifest_mounts_the_parent_of_the_cnis_results_for_reading() {
 }
 
 #[test]
-fn the_self_test_of_the_manifests_has_what_it_takes() {
+fn the_self_test_component_grants_what_the_test_needs() {
     let component = read("daemonset/self-test/daemonset.yaml");
-    // It makes the test a condition of the start, so that the capability cannot be given in vain.
+    // The component makes the test a condition of the start, so that the capability is never granted without effect.
     assert!(flags_in(&component).contains("self-test") && component.contains("value: --self-test=on\n"), "{component}");
     assert!(component.contains("capabilities/add/-\n  value: SYS_ADMIN\n"), "{component}");
-    // The other name is refused by the API server beside this.
+    // Next to this list, the API server rejects the other name.
     assert!(!component.contains("value: CAP_") && read("daemonset/daemonset.yaml").contains("allowPrivilegeEscalation: false"));
     let listed = read("daemonset/kustomization.yaml");
     let components: BTreeSet<_> = fs::read_dir("daemonset")
@@ -391,13 +399,13 @@ fn the_self_test_of_the_manifests_has_what_it_takes() {
         })
         .collect();
     for name in components {
-        assert!(listed.contains(&format!("#   - {name}\n")), "daemonset/kustomization.yaml names {name}");
-        assert!(read("docs/install.md").contains(&format!("| `daemonset/{name}/` |")), "docs/install.md says what {name} is for");
+        assert!(listed.contains(&format!("#   - {name}\n")), "daemonset/kustomization.yaml does not name {name}");
+        assert!(read("docs/install.md").contains(&format!("| `daemonset/{name}/` |")), "docs/install.md does not describe {name}");
     }
 }
 
 #[test]
-fn the_daemon_may_do_what_it_does_and_nothing_else() {
+fn the_cluster_role_grants_exactly_what_the_daemon_uses() {
     let text = read("daemonset/rbac.yaml");
     let rules: String = text.lines().filter(|line| !line.trim_start().starts_with('#')).flat_map(|line| [line, "\n"]).collect();
     let value = |line: &str, key: &str| line.trim().strip_prefix(key).map(|list| list.trim_matches(['[', ']']).to_owned());
@@ -405,7 +413,7 @@ fn the_daemon_may_do_what_it_does_and_nothing_else() {
     let verbs = rules.lines().filter_map(|line| value(line, "verbs: "));
     let granted: BTreeSet<String> = resources.zip(verbs).map(|(resource, verbs)| format!("{resource}: {verbs}")).collect();
     assert_eq!(rules.matches("apiGroups: ").count(), granted.len(), "one line each for resources and verbs");
-    // What the sources ask for.
+    // The permissions that the sources use.
     let sources = ["src/pods/watch.rs", "src/pods/watch/context.rs"].map(read).concat();
     let followed = literals_after(&sources, "resource: ").into_iter().map(|resource| format!("{resource}: list, watch"));
     assert!(read("src/kubernetes/nodes.rs").contains("/api/v1/nodes/{}"));
@@ -416,7 +424,7 @@ fn the_daemon_may_do_what_it_does_and_nothing_else() {
             && writer.contains("self.merge_patch(")
     );
     assert!(text.contains("apiGroups: [events.k8s.io]"));
-    // What a flag alone needs is there to be switched on, and off by default.
+    // Permissions that only a flag needs are present as comments, and off by default.
     let (by_flag, followed): (Vec<_>, Vec<_>) = followed.partition(|rule| rule.starts_with("serviceaccounts: "));
     assert_eq!(by_flag, ["serviceaccounts: list, watch"]);
     assert!(text.contains("With --service-account-roles") && !read("daemonset/daemonset.yaml").contains("--service-account-roles"));
@@ -431,7 +439,7 @@ fn the_daemon_may_do_what_it_does_and_nothing_else() {
 }
 
 #[test]
-fn the_start_up_taints_rule_is_shipped_with_its_flag_alone() {
+fn the_rule_of_the_start_up_taint_ships_with_its_flag() {
     let (base, rule) = (read("daemonset/rbac.yaml"), read("daemonset/startup-taint/rbac.yaml"));
     let lines = |text: &str| text.lines().map(|line| line.trim().trim_start_matches("- ").to_owned()).collect::<Vec<_>>();
     let of_rule = lines(&rule);
@@ -440,15 +448,15 @@ fn the_start_up_taints_rule_is_shipped_with_its_flag_alone() {
         assert!(of_rule.iter().any(|of_file| of_file == line), "{line}");
     }
     assert!(!lines(&base).iter().any(|line| line == "verbs: [get, patch]"));
-    // The warning of a missing permission says the same.
+    // The warning about a missing permission names the same rule.
     let source = read("src/startup_taint.rs");
     assert!(source.contains("resources: [nodes], verbs: [get, patch]") && source.contains("daemonset/startup-taint"));
     assert!(!read("daemonset/daemonset.yaml").contains("--startup-taint"));
-    // The key that the documentation tells for nodes is the one that the component removes.
+    // The documented key for nodes is the one that the component removes.
     let component = read("daemonset/startup-taint/daemonset.yaml");
     let key = between(&component, "--startup-taint=", "\n");
     assert!(read("docs/install.md").contains(&format!("`{key}:NoSchedule`")), "{key}");
-    assert!(key.len() <= 63, "EKS takes no longer keys in node groups");
+    assert!(key.len() <= 63, "the key is longer than EKS accepts in node groups");
 }
 
 #[test]
@@ -462,7 +470,7 @@ fn reasons_of_events_are_documented() {
     same("docs/events.md", &documented, &real);
 }
 
-/// The code of every source file, without its tests.
+/// Returns the code of every source file, without its tests.
 fn sources() -> Vec<String> {
     let (mut found, mut directories) = (Vec::new(), vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")]);
     while let Some(directory) = directories.pop() {
@@ -491,12 +499,12 @@ fn every_condition_of_readiness_has_advice() {
                 real.insert(literal.trim_end_matches('"').to_owned());
                 continue;
             }
-            // A constant of the same file, or one that it imports.
+            // A constant in the same file, or one that the file imports.
             let mut values = constants(text, argument);
             if values.is_empty() {
                 values = sources.iter().flat_map(|text| constants(text, argument)).collect();
             }
-            assert!(!values.is_empty(), "{argument} is the name of a constant");
+            assert!(!values.is_empty(), "{argument} is not the name of a constant");
             real.extend(values);
         }
     }
@@ -509,14 +517,14 @@ fn every_condition_of_readiness_has_advice() {
 }
 
 #[test]
-fn every_reason_of_a_refusal_has_advice_in_one_place() {
+fn every_refusal_reason_has_advice_in_one_place() {
     let (_, values) = documented_metrics();
     let real = values.iter().filter_map(|value| value.strip_prefix("rolegate_denials_total{reason} ")).map(str::to_owned).collect();
     let text = read("docs/troubleshooting.md");
     let rows = between(&text, "## By reason of a refusal", "\n## ").lines().filter(|line| line.starts_with("| `"));
     let listed: Vec<String> = rows.flat_map(|row| cells(row)[0].split(", ")).map(|reason| reason.trim_matches('`').to_owned()).collect();
     let documented: BTreeSet<String> = listed.iter().cloned().collect();
-    assert_eq!(listed.len(), documented.len(), "each reason is in one row: {listed:?}");
+    assert_eq!(listed.len(), documented.len(), "a reason is in several rows: {listed:?}");
     same("docs/troubleshooting.md, by reason of a refusal", &documented, &real);
 }
 
@@ -524,12 +532,12 @@ fn every_reason_of_a_refusal_has_advice_in_one_place() {
 fn the_index_lists_every_page() {
     let index = read("docs/README.md");
     for page in documents().iter().filter_map(|path| path.strip_prefix("docs/")) {
-        assert!(page == "README.md" || page.contains('/') || index.contains(&format!("]({page})")), "docs/README.md lists {page}");
+        assert!(page == "README.md" || page.contains('/') || index.contains(&format!("]({page})")), "docs/README.md does not list {page}");
     }
 }
 
 #[test]
-fn everything_that_pods_may_read_is_documented_and_nothing_else() {
+fn the_documents_list_exactly_what_pods_may_read() {
     let source = read("src/proxy/metadata/table.rs");
     let groups = between(&source, "const GROUPS", "\n];");
     let is_path = |text: &&str| text.starts_with("meta-data/") || text.starts_with("dynamic/");
@@ -539,7 +547,7 @@ fn everything_that_pods_may_read_is_documented_and_nothing_else() {
     let rows = between(&text, "## Metadata for pods", "\n## ")
         .lines()
         .filter(|line| line.starts_with("| base ") || line.starts_with("| node-info "));
-    // The third column; what stands without its directory is beside the one before it.
+    // The third column. A name without a directory is in the directory of the name before it.
     let words = rows.flat_map(|row| row.split(" | ").nth(2).unwrap().split('`').skip(1).step_by(2));
     let documented: Vec<&str> = words.map(|word| word.trim_start_matches("meta-data/").trim_end_matches('/')).collect();
     let is = |path: &str, word: &str| {
@@ -550,12 +558,12 @@ fn everything_that_pods_may_read_is_documented_and_nothing_else() {
         assert!(documented.iter().any(|word| is(path, word)), "{path} is not documented");
     }
     for word in documented {
-        assert!(real.iter().any(|path| is(path, word)), "{word} is documented, and not there");
+        assert!(real.iter().any(|path| is(path, word)), "{word} is documented, but missing in the code");
     }
 }
 
 #[test]
-fn the_limits_are_documented_as_they_are() {
+fn the_limits_are_documented_correctly() {
     let (page, flags) = (read("docs/limits.md"), read("docs/flags.md"));
     let limits: Vec<(&str, &str)> = between(&page, "## The pod-facing port", "\n## ")
         .lines()
@@ -571,9 +579,9 @@ fn the_limits_are_documented_as_they_are() {
 }
 
 #[test]
-fn the_manifest_gives_the_daemon_no_variables_of_services() {
+fn the_manifest_disables_service_environment_variables() {
     let manifest = read("daemonset/daemonset.yaml");
-    assert!(manifest.lines().any(|line| line == "      enableServiceLinks: false"), "a Service's variables look like settings");
+    assert!(manifest.lines().any(|line| line == "      enableServiceLinks: false"), "a Service's variables would look like settings");
 }
 
 #[test]
@@ -588,9 +596,9 @@ fn every_decision_is_in_the_index() {
     }
 }
 
-/// The oldest compiler that Cargo takes is the one of the image, of the workflows and of the development container.
+/// The minimum Rust version for Cargo equals that of the image, the workflows and the development container.
 #[test]
-fn the_compilers_version_is_the_same_everywhere() {
+fn the_compiler_version_is_the_same_everywhere() {
     let manifest = read("Cargo.toml");
     let oldest = between(&manifest, "\nrust-version = \"", "\"");
     let version = format!("{oldest}.0");
@@ -615,13 +623,13 @@ fn actions_of_workflows_are_pinned_to_a_full_version() {
     let actions: Vec<_> = uses.filter(|action| !action.starts_with("./")).collect();
     assert!(actions.len() > 5, "{actions:?}");
     for action in actions {
-        let (_, version) = action.split_once("@v").unwrap_or_else(|| panic!("{action}: no version"));
+        let (_, version) = action.split_once("@v").unwrap_or_else(|| panic!("{action} has no version"));
         let numbers = version.split('.').map(str::parse::<u32>);
         assert!(numbers.clone().count() == 3 && numbers.into_iter().all(|number| number.is_ok()), "{action}");
     }
 }
 
-/// The levels of log lines that must have an event.
+/// The levels of the log lines that must have an event.
 const LEVELS_WITH_EVENTS: [&str; 3] = ["error", "warn", "info"];
 
 /// Returns each log line of the shipped code, as its level and its event, which is the first field.
@@ -659,15 +667,15 @@ fn every_log_event_is_documented_with_its_levels() {
     let mut documented = BTreeSet::new();
     for line in read("docs/log-events.md").lines().filter(|line| line.starts_with("| `")) {
         let cells = cells(line);
-        assert!(cells.len() == 4 && cells.iter().all(|cell| !cell.is_empty()), "four columns, none of them empty: {line}");
+        assert!(cells.len() == 4 && cells.iter().all(|cell| !cell.is_empty()), "expected four non-empty columns: {line}");
         assert!(documented.insert(format!("{}: {}", cells[0].trim_matches('`'), cells[1])), "documented twice: {line}");
     }
     same("docs/log-events.md", &documented, &real.collect());
 }
 
-/// A document that names an event names one that exists.
+/// An event that a document names exists.
 #[test]
-fn events_that_documents_name_exist() {
+fn events_in_the_documents_exist() {
     let events: BTreeSet<_> = log_lines().into_iter().filter_map(|(_, event)| event).collect();
     for file in documents() {
         let text = read(&file);

@@ -1,4 +1,4 @@
-//! Events on pods: what their owners are told, and that nobody waits for it.
+//! Tests of Events on pods: what they tell the pods' owners, and that no request waits for them.
 
 use rolegate_lab::kube::{Fault, RecordedRequest, Resource, Verb, namespace};
 use rolegate_lab::sts::{Behaviour, NODE_ROLE_ARN};
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::world::{Fakes, NODE, ROLES, TOKEN, World, arn, ip, pod};
 
 impl World {
-    /// The Events on a pod, once there are so many.
+    /// Waits until a pod has this many Events, and returns them.
     fn events_of(&self, name: &str, count: usize) -> Vec<Value> {
         let about = |world: &World| {
             let events = world.fakes.api.events();
@@ -16,7 +16,7 @@ impl World {
         self.eventually(about, |events| events.len() >= count)
     }
 
-    /// Returns when every Event that was to be written before is: what comes first is written first.
+    /// Returns once every Event that was due before this call has been written. Events are written in order.
     fn after_all_events(&self) {
         self.fakes.api.apply(Resource::Pods, pod("marker", ip(99), Some("")).build());
         let ask = |world: &World| {
@@ -56,8 +56,12 @@ fn a_refused_pod_gets_one_event_however_often_it_asks() {
     assert_eq!((&event["type"], &event["metadata"]["namespace"]), (&"Warning".into(), &"shop".into()));
     let (reason, note) = reason_and_note(event);
     assert!(reason == "RoleDenied" && note.starts_with("no-role: "), "{event}");
-    assert_eq!(world.fakes.api.requests().iter().filter(|request| is_event(request)).count(), 2, "that one, and the marker's");
-    // An Event is there before it is counted.
+    assert_eq!(
+        world.fakes.api.requests().iter().filter(|request| is_event(request)).count(),
+        2,
+        "one Event for the pod, and one for the marker"
+    );
+    // An Event is written before it is counted.
     world.eventually(|world| world.metric(r#"rolegate_events_total{outcome="written"}"#), |count| *count == 2.0);
     let suppressed = world.metric(r#"rolegate_events_total{outcome="suppressed"}"#);
     let folded = event["series"]["count"].as_f64().unwrap_or(1.0);
@@ -82,11 +86,11 @@ fn another_reason_is_another_event() {
     let notes: Vec<_> = events.iter().map(reason_and_note).collect();
     assert!(notes[0].0 == "RoleDenied" && notes[0].1.starts_with("no-role: "), "{notes:?}");
     assert!(notes[1].0 == "RoleDenied" && notes[1].1.starts_with("role-spaces: "), "{notes:?}");
-    assert!(!notes[1].1.contains("two words"), "what the annotation says is not repeated");
+    assert!(!notes[1].1.contains("two words"), "the annotation's text is not repeated");
 }
 
 #[test]
-fn each_pod_that_claims_an_address_is_told_and_not_which_the_other_is() {
+fn an_address_conflict_is_reported_without_the_other_pod() {
     let world = World::start();
     let mut impostor = pod("impostor", ip(2), Some("db-role")).build();
     impostor["metadata"]["namespace"] = "another-tenant".into();
@@ -105,7 +109,7 @@ fn each_pod_that_claims_an_address_is_told_and_not_which_the_other_is() {
 }
 
 #[test]
-fn a_refusal_of_sts_is_told_without_who_asked() {
+fn an_sts_refusal_is_reported_without_the_caller() {
     let world = World::start();
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::AccessDenied);
     assert_eq!(world.credentials(ip(2), "web-role").status, 500);
@@ -113,14 +117,14 @@ fn a_refusal_of_sts_is_told_without_who_asked() {
     let (reason, note) = reason_and_note(&events[0]);
     assert!(reason == "AssumeRoleFailed" && note.starts_with("denied: ") && note.contains("trust policy"), "{note}");
     let log = world.daemon.wait_for_log(|line| line["pod"] == "web").unwrap();
-    assert!(log["error"].as_str().unwrap().contains("assumed-role"), "STS does name it: {log}");
+    assert!(log["error"].as_str().unwrap().contains("assumed-role"), "the log has no caller from STS: {log}");
     for foreign in ["arn:", "111122223333", "assumed-role", NODE_ROLE_ARN] {
         assert!(!note.contains(foreign), "{foreign} is in {note}");
     }
 }
 
 #[test]
-fn a_pod_in_the_nodes_network_is_told_when_it_is_seen() {
+fn a_host_network_pod_gets_an_event_when_it_is_seen() {
     let fakes = Fakes::new();
     fakes.api.apply(Resource::Pods, pod("agent", ip(20), Some("web-role")).host_network(true).build());
     fakes.api.apply(Resource::Pods, pod("proxy", ip(20), None).host_network(true).build());
@@ -129,11 +133,11 @@ fn a_pod_in_the_nodes_network_is_told_when_it_is_seen() {
     let (reason, note) = (&world.events_of("agent", 1)[0]["reason"], &world.events_of("agent", 1)[0]["note"]);
     assert!(reason == "HostNetworkNotServed" && note.as_str().unwrap().starts_with("host-network: "), "{reason}: {note}");
     world.after_all_events();
-    assert_eq!(world.event_count(), 2, "nothing about one without a role: {:#?}", world.fakes.api.events());
+    assert_eq!(world.event_count(), 2, "a pod without a role gets no Event: {:#?}", world.fakes.api.events());
 }
 
 #[test]
-fn what_audit_mode_reports_is_told() {
+fn audit_mode_reports_become_events() {
     let fakes = Fakes::new();
     fakes.api.apply(Resource::Namespaces, namespace("shop", &[("iam.amazonaws.com/allowed-roles", r#"["db-*"]"#)]));
     fakes.pod("web", ip(2), Some("web-role"));
@@ -147,18 +151,18 @@ fn what_audit_mode_reports_is_told() {
         |count| *count >= 1.0,
     );
     let events = world.events_of("web", 1);
-    let [event] = &events[..] else { panic!("a namespace that is only late is not told of: {events:#?}") };
+    let [event] = &events[..] else { panic!("a namespace that is only late causes no Event: {events:#?}") };
     let (reason, note) = reason_and_note(event);
     assert!(reason == "RoleWouldBeDenied" && note.starts_with("not-allowed-in-namespace: served"), "{event}");
 }
 
 #[test]
-fn without_events_the_api_is_never_asked_to_write_one() {
+fn without_events_the_daemon_never_writes_one() {
     let world = World::start_with(|setup| setup.argument("--events=false"));
     world.fakes.api.apply(Resource::Pods, pod("agent", ip(20), Some("web-role")).host_network(true).build());
     assert_eq!(world.get(ip(4), ROLES).status, 404);
     world.daemon.wait_for_log(|line| line["reason"] == "no-role").unwrap();
-    // The API is heard of again and again, and each time an Event would have had its turn.
+    // The API sends changes repeatedly. Each time an Event would have had its turn.
     for last in 5..15 {
         world.fakes.pod(&format!("late-{last}"), ip(last), Some("late-role"));
         world.eventually(|world| world.get(ip(last), ROLES).status, |status| *status == 200);
@@ -169,9 +173,9 @@ fn without_events_the_api_is_never_asked_to_write_one() {
     }
 }
 
-/// The first write is held for the whole test; every request is answered meanwhile.
+/// The first write is held for the whole test. Every request is answered meanwhile.
 #[test]
-fn nobody_waits_for_an_api_that_does_not_take_events() {
+fn no_request_waits_for_an_api_that_holds_events() {
     let world = World::start();
     world.fakes.api.hold_event_writes(true);
     assert_eq!(world.get(ip(4), ROLES).status, 404);
@@ -181,16 +185,16 @@ fn nobody_waits_for_an_api_that_does_not_take_events() {
         world.document(ip(2), "web-role");
         world.document(ip(3), "db-role");
     }
-    // What is asked for meanwhile is taken in, too.
+    // Events that become due meanwhile are accepted, too.
     world.eventually(|world| world.metric(r#"rolegate_events_total{outcome="suppressed"}"#), |count| *count == 20.0);
     assert_eq!(world.event_count(), 0);
     world.fakes.api.hold_event_writes(false);
     assert_eq!(world.events_of("plain", 1).len(), 1);
 }
 
-/// The first write is held until all pods are refused.
+/// The first write is held until all pods have been refused.
 #[test]
-fn refused_pods_of_one_namespace_do_not_delay_the_event_of_another() {
+fn refusals_in_one_namespace_do_not_delay_events_in_another() {
     let world = World::start();
     world.fakes.api.hold_event_writes(true);
     let refuse = |namespace: &str, name: &str, last: u8| {
@@ -199,7 +203,7 @@ fn refused_pods_of_one_namespace_do_not_delay_the_event_of_another() {
         world.fakes.api.apply(Resource::Pods, refused);
         let counted = |world: &World| world.metric(r#"rolegate_events_total{outcome="suppressed"}"#);
         let before = counted(&world);
-        // A repeat is counted after the first time was taken in.
+        // A repeat is counted once the first refusal has been taken in.
         world.eventually(
             |world| {
                 world.get(ip(last), ROLES);
@@ -220,7 +224,7 @@ fn refused_pods_of_one_namespace_do_not_delay_the_event_of_another() {
 }
 
 #[test]
-fn a_missing_permission_is_said_once_and_the_service_goes_on() {
+fn a_missing_permission_is_logged_once_and_serving_goes_on() {
     let fakes = Fakes::new();
     fakes.api.deny(Verb::Create, "events");
     fakes.pod("web", ip(2), Some("web-role"));
@@ -247,8 +251,9 @@ fn a_missing_permission_is_said_once_and_the_service_goes_on() {
     }
     world.eventually(|world| world.metric(r#"rolegate_events_total{outcome="suppressed"}"#), |count| *count == 4.0);
     assert_eq!(world.daemon.events("events-forbidden-in-namespace").len(), 1);
-    assert_eq!(world.fakes.api.requests().iter().filter(|request| is_event(request)).count(), 1, "and it is not tried again and again");
-    // Each other namespace is tried once. The second refusal is logged as one for all namespaces, and then none any more.
+    assert_eq!(world.fakes.api.requests().iter().filter(|request| is_event(request)).count(), 1, "it is not retried constantly");
+    // Each other namespace is tried once. The second refusal is logged as one for all namespaces, and later ones are not
+    // logged.
     let tries = |world: &World| world.fakes.api.requests().iter().filter(|request| request.path.starts_with(EVENTS)).count();
     for (namespace, ip) in [("second", ip(6)), ("third", ip(7))] {
         let mut elsewhere = pod("plain", ip, None).build();
@@ -271,9 +276,9 @@ fn a_missing_permission_is_said_once_and_the_service_goes_on() {
     assert_eq!((tries(&world), lines), (3, [1, 1]));
 }
 
-/// One namespace refuses by a rule of its own.
+/// One namespace refuses Events with a rule of its own.
 #[test]
-fn a_namespace_that_takes_no_events_does_not_silence_the_others() {
+fn a_namespace_that_refuses_events_does_not_silence_others() {
     let world = World::start();
     let mut elsewhere = pod("strict", ip(6), None).build();
     elsewhere["metadata"]["namespace"] = "strict".into();
@@ -289,7 +294,7 @@ fn a_namespace_that_takes_no_events_does_not_silence_the_others() {
 }
 
 #[test]
-fn an_api_that_is_busy_is_asked_again() {
+fn a_busy_api_is_retried() {
     let world = World::start();
     world.fakes.api.fail_next(Fault {
         verb: Some(Verb::Create),
@@ -303,11 +308,11 @@ fn an_api_that_is_busy_is_asked_again() {
     assert_eq!(world.metric(r#"rolegate_events_total{outcome="failed"}"#), 1.0);
     let tries: Vec<_> = world.fakes.api.requests().into_iter().filter(is_event).collect();
     assert_eq!((tries.len(), &tries[0].body), (2, &tries[1].body), "the same Event");
-    assert!((tries[1].at - tries[0].at).as_secs() >= 1, "after as long as it asks for");
+    assert!((tries[1].at - tries[0].at).as_secs() >= 1, "after the time in Retry-After");
 }
 
 #[test]
-fn a_namespace_that_ends_gets_no_events() {
+fn a_terminating_namespace_gets_no_events() {
     let world = World::start();
     let mut ending = namespace("shop", &[]);
     ending["status"]["phase"] = "Terminating".into();
@@ -319,5 +324,5 @@ fn a_namespace_that_ends_gets_no_events() {
     world.eventually(|world| world.metric(r#"rolegate_events_total{outcome="dropped"}"#), |count| *count == 1.0);
     world.eventually(|world| world.metric(r#"rolegate_events_total{outcome="suppressed"}"#), |count| *count == 2.0);
     assert_eq!(world.fakes.api.requests().iter().filter(|request| is_event(request)).count(), 1);
-    assert!(!world.daemon.log().contains("events-forbidden"), "it is no lack of permission");
+    assert!(!world.daemon.log().contains("events-forbidden"), "it does not count as a missing permission");
 }

@@ -1,4 +1,4 @@
-//! `rolegate explain`, the real command: against a daemon, and against the Kubernetes API.
+//! Tests of the real `rolegate explain` command, against a daemon and against the Kubernetes API.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -17,21 +17,21 @@ use crate::world::{Fakes, NODE, World, arn, connect, ip, loopback};
 
 const ROLE: &str = "iam.amazonaws.com/role";
 const ALLOWED: &str = "iam.amazonaws.com/allowed-roles";
-/// The node's identity in these tests: the lab's own has a name that is made for other tests.
+/// The node's identity in these tests. The lab's own identity has a name that is meant for other tests.
 const KEY: &str = "ASIAEXPLAIN000000000";
 const SECRET: &str = "explain-secret-key-that-nobody-ever-sees";
 const NODES_ROLE: &str = "arn:aws:iam::123456789012:role/nodes";
 const NODES_SESSION: &str = "arn:aws:sts::123456789012:assumed-role/nodes/i-0f1e2d3c4b5a69788";
 
-/// What the command said, and how it ended.
+/// The output and exit code of a command.
 #[derive(Debug)]
-struct Said {
+struct CommandOutput {
     code: i32,
     text: String,
     error: String,
 }
 
-impl Said {
+impl CommandOutput {
     fn last_line(&self) -> &str {
         self.text.lines().last().unwrap_or_default()
     }
@@ -41,7 +41,7 @@ impl Said {
     }
 }
 
-/// The scenes of the README: one cluster, one daemon, pods of every kind.
+/// The scenes of the README: one cluster, one daemon, and pods of every kind.
 struct Scene {
     fakes: Fakes,
     setup: Setup,
@@ -87,7 +87,7 @@ impl Scene {
         let daemon = self.setup.start().unwrap();
         daemon.wait_ready(None).unwrap();
         daemon.wait_for_event("own-identity").unwrap();
-        // Namespaces come after the list of pods.
+        // Namespaces arrive after the list of pods.
         let deadline = std::time::Instant::now() + crate::world::PATIENCE;
         while ask(&daemon, "shop/web-0", &[]).code != 0 {
             assert!(std::time::Instant::now() < deadline, "{}", daemon.log());
@@ -95,8 +95,8 @@ impl Scene {
         daemon
     }
 
-    /// Asks the Kubernetes API.
-    fn cluster(&self, pod: &str, more: &[&str]) -> Said {
+    /// Runs the command against the Kubernetes API.
+    fn cluster(&self, pod: &str, more: &[&str]) -> CommandOutput {
         let kubeconfig = format!("--kubeconfig={}", self.fakes.file("kubeconfig", &self.fakes.api.kubeconfig()));
         let settings = ["--base-role-arn=arn:aws:iam::123456789012:role/", "--namespace-restrictions", &kubeconfig];
         let sts = [("AWS_ENDPOINT_URL_STS", self.fakes.sts.url())];
@@ -108,7 +108,7 @@ fn role(name: &str) -> Role {
     Role::new(format!("arn:aws:iam::123456789012:role/{name}")).trusted_by([NODES_ROLE])
 }
 
-fn explain(arguments: &[&str], env: &[(&str, &str)]) -> Said {
+fn explain(arguments: &[&str], env: &[(&str, &str)]) -> CommandOutput {
     let output = command(arguments, env).output().unwrap();
     said(&output)
 }
@@ -116,30 +116,30 @@ fn explain(arguments: &[&str], env: &[(&str, &str)]) -> Said {
 fn command(arguments: &[&str], env: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rolegate"));
     command.arg("explain").args(arguments).env_clear();
-    // Whatever happens, no packet to the metadata address.
+    // Whatever happens, no packet may go to the metadata address.
     command.envs([("AWS_EC2_METADATA_DISABLED", "true"), ("AWS_REGION", "eu-central-1")]);
     command.envs([("AWS_ACCESS_KEY_ID", KEY), ("AWS_SECRET_ACCESS_KEY", SECRET)]).envs(env.iter().copied());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-fn said(output: &Output) -> Said {
+fn said(output: &Output) -> CommandOutput {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    Said { code: output.status.code().unwrap(), text: text(&output.stdout), error: text(&output.stderr) }
+    CommandOutput { code: output.status.code().unwrap(), text: text(&output.stdout), error: text(&output.stderr) }
 }
 
-/// Asks a daemon.
-fn ask(daemon: &Daemon, pod: &str, more: &[&str]) -> Said {
+/// Runs the command against a daemon.
+fn ask(daemon: &Daemon, pod: &str, more: &[&str]) -> CommandOutput {
     let url = format!("--admin-url=http://{}", daemon.metrics_address());
     explain(&[&[pod, url.as_str()], more].concat(), &[])
 }
 
-/// Asks STS by way of a daemon, which lets one question a second through.
-fn assume(daemon: &Daemon, pod: &str, more: &[&str]) -> Said {
+/// Calls STS through a daemon, which allows one call a second.
+fn assume(daemon: &Daemon, pod: &str, more: &[&str]) -> CommandOutput {
     let deadline = std::time::Instant::now() + crate::world::PATIENCE;
     loop {
         let said = ask(daemon, pod, &[&["--assume"], more].concat());
-        // How long to wait is said, so that no process is started in vain.
+        // The answer says how long to wait, so that no process is started too early.
         let Some((_, rest)) = said.error.split_once("try again in ") else { return said };
         let seconds = rest.split(' ').next().and_then(|seconds| seconds.parse().ok()).unwrap_or_else(|| panic!("{said:?}"));
         assert!(std::time::Instant::now() < deadline, "{said:?}");
@@ -147,7 +147,7 @@ fn assume(daemon: &Daemon, pod: &str, more: &[&str]) -> Said {
     }
 }
 
-/// What is to be known of each pod: its exit code, its reason, and a part of the sentence.
+/// The expected outcome for each pod: its exit code, its reason, and a part of the sentence.
 const OUTCOMES: &[(&str, i32, &str, &str)] = &[
     ("shop/web-0", 0, "", "the pod may use arn:aws:iam::123456789012:role/pods/shop-web"),
     ("shop/report-1", 1, "not-allowed-in-namespace", "add the role to the allowed-roles or permitted annotation of the namespace"),
@@ -160,7 +160,7 @@ const OUTCOMES: &[(&str, i32, &str, &str)] = &[
     ("shop/nobody", 3, "unknown-pod", "check both names"),
 ];
 
-fn check_outcomes(ask: impl Fn(&str, &[&str]) -> Said) {
+fn check_outcomes(ask: impl Fn(&str, &[&str]) -> CommandOutput) {
     for (pod, code, reason, wanted) in OUTCOMES {
         let said = ask(pod, &[]);
         assert_eq!(said.code, *code, "{pod}: {said:?}");
@@ -177,18 +177,18 @@ fn check_outcomes(ask: impl Fn(&str, &[&str]) -> Said) {
 }
 
 #[test]
-fn a_daemon_explains_every_pod_by_what_it_knows() {
+fn a_daemon_explains_every_pod_from_its_own_state() {
     let scene = Scene::new();
     let daemon = scene.daemon();
     check_outcomes(|pod, more| ask(&daemon, pod, more));
     let far = ask(&daemon, "shop/elsewhere", &[]);
     assert_eq!(far.code, 3);
     assert!(far.last_line().contains("kubectl get pod --namespace shop elsewhere --output wide"), "{}", far.text);
-    assert_eq!(scene.fakes.sts.assume_role_calls(), 0, "nobody is asked");
+    assert_eq!(scene.fakes.sts.assume_role_calls(), 0, "STS is not called");
 }
 
 #[test]
-fn the_kubernetes_api_is_asked_where_there_is_a_kubeconfig() {
+fn with_a_kubeconfig_the_kubernetes_api_is_asked() {
     let scene = Scene::new();
     check_outcomes(|pod, more| scene.cluster(pod, more));
     for (pod, node) in [("shop/elsewhere", "node-2"), ("shop/web-0", "node-1")] {
@@ -203,13 +203,13 @@ fn the_kubernetes_api_is_asked_where_there_is_a_kubeconfig() {
     }
     let waiting = scene.cluster("shop/waiting", &[]);
     assert!(waiting.code == 3 && waiting.last_line().contains("not scheduled to a node"), "{waiting:?}");
-    assert!(scene.fakes.sts.calls().is_empty(), "AWS is not asked without --assume");
+    assert!(scene.fakes.sts.calls().is_empty(), "AWS is not called without --assume");
     let other = scene.cluster("shop/web-0", &["--node=node-2"]);
     assert!(other.code == 3 && other.error.contains("is on node node-1, not on node-2"), "{other:?}");
 }
 
 #[test]
-fn what_the_cluster_is_decided_by_are_the_flags_of_run() {
+fn decisions_about_the_cluster_use_the_flags_of_run() {
     let scene = Scene::new();
     let account = service_account("shop", "default", &[(ROLE, "pods/shop-web")]);
     scene.fakes.api.apply(Resource::ServiceAccounts, account);
@@ -233,7 +233,7 @@ fn large_objects_are_read_like_small_ones() {
     let scene = Scene::new();
     let notes = "<".repeat(1_450_000);
     for number in 1..=4 {
-        // Four of these in a page of the list are more than is held of any answer.
+        // Four of these in one page of the list exceed the limit on any answer.
         let large = PodBuilder::new("shop", &format!("large-{number}")).node("node-1").ip(&format!("10.42.1.{number}"));
         scene.fakes.api.apply(Resource::Pods, large.annotation(ROLE, "pods/shop-web").annotation("notes", &notes).build());
     }
@@ -244,7 +244,7 @@ fn large_objects_are_read_like_small_ones() {
 }
 
 #[test]
-fn an_api_that_does_not_tell_is_not_found_out() {
+fn an_api_that_does_not_answer_is_an_error() {
     let scene = Scene::new();
     for (verb, resource, wanted) in [(Verb::Get, "pods", "pod shop/web-0 cannot be read"), (Verb::Get, "namespaces", "namespace shop")] {
         scene.fakes.api.deny(verb, resource);
@@ -262,7 +262,7 @@ fn an_api_that_does_not_tell_is_not_found_out() {
 }
 
 #[test]
-fn wrong_usage_is_told_apart() {
+fn usage_errors_have_their_own_exit_code() {
     for (arguments, wanted) in [
         (&["nonsense"][..], "expected NAMESPACE/POD"),
         (&["shop/web/0"], "expected NAMESPACE/POD"),
@@ -286,14 +286,14 @@ fn wrong_usage_is_told_apart() {
 }
 
 #[test]
-fn a_daemon_that_is_not_there_is_said_with_what_to_do() {
+fn a_missing_daemon_is_reported_with_advice() {
     let nobody = loopback().local_addr().unwrap();
     let said = explain(&["shop/web-0", &format!("--admin-url=http://{nobody}")], &[]);
     assert!(said.code == 3 && said.text.is_empty(), "{said:?}");
     for wanted in ["no daemon answers at", "kubectl exec", "kubectl port-forward", "--kubeconfig"] {
         assert!(said.error.contains(wanted), "{wanted}: {said:?}");
     }
-    // Something that is no daemon.
+    // A server that is not a daemon.
     let fakes = Fakes::new();
     let said = explain(&["shop/web-0", &format!("--admin-url={}", fakes.api.url())], &[]);
     assert!(said.code == 3 && said.error.contains("does not answer `explain`"), "{said:?}");
@@ -309,12 +309,12 @@ fn a_daemon_that_knows_no_pods_yet_says_so() {
 }
 
 #[test]
-fn sts_is_asked_once_and_its_answer_is_not_kept() {
+fn sts_is_called_once_and_the_session_is_not_kept() {
     let scene = Scene::new();
     let daemon = scene.daemon();
     let said = ask(&daemon, "shop/web-0", &["--assume"]);
     assert_eq!(said.code, 0, "{said:?}");
-    let [issued] = &scene.fakes.sts.issued()[..] else { panic!("one session") };
+    let [issued] = &scene.fakes.sts.issued()[..] else { panic!("not exactly one session") };
     assert_eq!((issued.session_name.as_str(), issued.role_arn.as_str()), ("web-0", "arn:aws:iam::123456789012:role/pods/shop-web"));
     assert!(
         said.text.contains(&issued.access_key_id) && said.last_line().contains(&format!("STS lets {NODES_SESSION} assume it")),
@@ -323,7 +323,7 @@ fn sts_is_asked_once_and_its_answer_is_not_kept() {
     );
     let everything = [said.text.as_str(), said.error.as_str(), &daemon.log()].concat();
     assert!(!everything.contains(&issued.secret_access_key) && !everything.contains(&issued.session_token));
-    // Never by way of the cache: each question is one call.
+    // These calls bypass the cache: each command is one call.
     assert_eq!(assume(&daemon, "shop/web-0", &[]).code, 0);
     assert_eq!(scene.fakes.sts.assume_role_calls(), 2);
     assert_eq!(daemon.metric(None, r#"rolegate_explain_sts_requests_total{outcome="ok"}"#).unwrap(), 2.0);
@@ -335,7 +335,7 @@ fn sts_is_asked_once_and_its_answer_is_not_kept() {
 }
 
 #[test]
-fn one_question_to_sts_at_a_time_and_one_a_second() {
+fn calls_to_sts_run_one_at_a_time_and_one_a_second() {
     let scene = Scene::new();
     let daemon = scene.daemon();
     let release = Arc::new(Notify::new());
@@ -346,14 +346,14 @@ fn one_question_to_sts_at_a_time_and_one_a_second() {
     scene.fakes.runtime.block_on(arrived);
     let second = ask(&daemon, "shop/web-0", &["--assume"]);
     assert!(second.code == 3 && second.error.contains("one at a time"), "{second:?}");
-    assert_eq!(ask(&daemon, "shop/web-0", &[]).code, 0, "without --assume nobody waits");
+    assert_eq!(ask(&daemon, "shop/web-0", &[]).code, 0, "commands without --assume do not wait");
     release.notify_one();
     assert_eq!(said(&first.wait_with_output().unwrap()).code, 0);
     assert_eq!(scene.fakes.sts.assume_role_calls(), 1);
 }
 
 #[test]
-fn every_refusal_of_sts_says_what_to_look_at() {
+fn every_sts_refusal_says_what_to_check() {
     let scene = Scene::new();
     let web = "arn:aws:iam::123456789012:role/pods/shop-web";
     let with_id = pod("web-0", "10.42.0.7", 1).annotation(ROLE, "pods/shop-web").annotation("iam.amazonaws.com/external-id", "id-1");
@@ -391,7 +391,7 @@ fn every_refusal_of_sts_says_what_to_look_at() {
         scene.fakes.sts.set_role_behaviour(web, behaviour);
         let before = scene.fakes.sts.assume_role_calls();
         let answer = said(&["--output=json"]);
-        assert_eq!((answer.code, scene.fakes.sts.assume_role_calls() - before), (3, 1), "asked once: {answer:?}");
+        assert_eq!((answer.code, scene.fakes.sts.assume_role_calls() - before), (3, 1), "not called exactly once: {answer:?}");
         let report = answer.json();
         assert_eq!((&report["decision"], &report["reason"]), (&json!("unknown"), &json!(format!("sts-{name}"))));
         assert!(!report["check"].as_array().unwrap().is_empty());
@@ -401,7 +401,7 @@ fn every_refusal_of_sts_says_what_to_look_at() {
     assert!(answer.code == 0 && answer.text.contains("note: STS was called with the AWS identity of this command"), "{answer:?}");
 }
 
-/// With a source identity, the report shows it, and says what a role must allow that refuses it.
+/// With a source identity, the report shows it, and says what a role that refuses it must allow.
 #[test]
 fn a_source_identity_is_shown_and_its_denial_explained() {
     let scene = Scene::new();
@@ -421,7 +421,7 @@ fn a_source_identity_is_shown_and_its_denial_explained() {
 }
 
 #[test]
-fn a_daemon_translates_what_sts_says_as_well() {
+fn a_daemon_explains_sts_errors_as_well() {
     let scene = Scene::new();
     let daemon = scene.daemon();
     let web = "arn:aws:iam::123456789012:role/pods/shop-web";
@@ -433,9 +433,9 @@ fn a_daemon_translates_what_sts_says_as_well() {
     assert!(said.code == 3 && said.text.contains("unknown (sts-throttled)"), "{said:?}");
 }
 
-/// The node's own role is refused as soon as it is known who asks, before STS is asked for it.
+/// The node's own role is refused without a call to STS once the daemon knows its identity.
 #[test]
-fn the_nodes_own_role_is_not_asked_for() {
+fn the_nodes_own_role_is_not_requested() {
     let scene = Scene::new();
     scene.fakes.sts.add_role(role("nodes"));
     scene.fakes.api.apply(Resource::Pods, pod("web-0", "10.42.0.7", 1).annotation(ROLE, "nodes").build());
@@ -444,7 +444,7 @@ fn the_nodes_own_role_is_not_asked_for() {
     assert_eq!(scene.fakes.sts.assume_role_calls(), 0);
 }
 
-/// The fields of a report, of all its parts; whoever reads them in a program counts on them.
+/// All fields of a report. Programs that read reports depend on them.
 #[test]
 fn the_form_of_the_report_is_stable() {
     let scene = Scene::new();
@@ -487,14 +487,14 @@ fn the_form_of_the_report_is_stable() {
     assert_eq!((&denied["decision"], &denied["reason"], &denied["request"]), (&json!("denied"), &json!("no-role"), &Value::Null));
 }
 
-/// One request to the metrics port.
+/// Sends one request to the metrics port.
 fn raw(from: std::net::IpAddr, to: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)]) -> u16 {
     let headers: Vec<_> = headers.iter().copied().chain([("Connection", "close"), ("X-Rolegate-Explain", "1")]).collect();
     player::request(connect(from, to).unwrap(), method, target, &headers).unwrap().status
 }
 
 #[test]
-fn pages_of_browsers_get_nothing() {
+fn web_pages_in_browsers_get_nothing() {
     let world = World::start_with(|setup| setup.argument("--debug"));
     let to = world.daemon.metrics_address();
     let target = "/explain?namespace=shop&pod=web";
@@ -511,10 +511,10 @@ fn pages_of_browsers_get_nothing() {
         ("GET", "/explain", &[("Host", "localhost")], 400),
         ("GET", "/explain?namespace=shop&pod=../x", &[("Host", "localhost")], 400),
         ("DELETE", target, &[("Host", "localhost")], 405),
-        // By way of a proxy.
+        // Through a proxy.
         ("GET", target, &[("Host", "localhost"), ("X-Forwarded-For", "10.0.0.1")], 404),
         ("GET", "/debug/store", &[("Host", "localhost"), ("Via", "1.1 proxy")], 404),
-        // A GET asks nobody, whatever its query says.
+        // A GET makes no calls, whatever its query says.
         ("GET", "/explain?namespace=shop&pod=web&assume=true", &[("Host", "localhost")], 405),
     ] {
         assert_eq!(raw(ip(1), to, method, target, headers), status, "{method} {target} {headers:?}");
@@ -522,9 +522,9 @@ fn pages_of_browsers_get_nothing() {
     assert_eq!(world.fakes.sts.assume_role_calls(), 0);
 }
 
-/// The README shows what the command prints, to the letter.
+/// The README shows exactly what the command prints.
 #[test]
-fn the_readme_shows_what_is_printed() {
+fn the_readme_shows_the_printed_reports() {
     let scene = Scene::new();
     let daemon = scene.daemon();
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
@@ -538,7 +538,7 @@ fn the_readme_shows_what_is_printed() {
     }
     let section = readme.split_once("## Why was my pod refused?").map_or("", |(_, rest)| rest);
     let section = section.split_once("\n## ").map_or(section, |(section, _)| section);
-    // Its indented lines, and the empty ones between them.
+    // Indented lines, and the empty lines between them.
     let mut shown = String::new();
     let mut inside = false;
     for line in section.lines() {
@@ -550,9 +550,9 @@ fn the_readme_shows_what_is_printed() {
     assert_eq!(shown, real, "the README should show this:\n\n{real}");
 }
 
-/// A pod that the watch has seen change is explained as it is now.
+/// A pod that changed is explained in its current state.
 #[test]
-fn a_change_shows_in_the_next_explanation() {
+fn a_change_appears_in_the_next_explanation() {
     let world = World::start();
     let asked = |world: &World| ask(&world.daemon, "shop/plain", &[]).code;
     assert_eq!(asked(&world), 1);

@@ -1,4 +1,4 @@
-//! One pod's use of sessions does not affect other pods; and responses of STS for another session are discarded.
+//! Tests that one pod's use of sessions does not affect other pods, and that STS responses for another session are discarded.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ fn calls_for(world: &World, role: &str) -> usize {
     world.fakes.sts.calls().iter().filter(|call| call.role_arn.as_deref() == Some(&arn)).count()
 }
 
-/// A daemon with prefetching, and with a known identity.
+/// Starts a daemon that prefetches and knows its identity.
 fn world_with(change: impl FnOnce(&Fakes)) -> World {
     let fakes = Fakes::new();
     change(&fakes);
@@ -27,14 +27,14 @@ fn world_with(change: impl FnOnce(&Fakes)) -> World {
     world
 }
 
-/// A pod's session name is patched 45 times a second, and it asks all the while, as other pods appear, ask and have their
-/// sessions renewed.
+/// A pod's session name is patched 45 times a second while the pod sends requests, and other pods appear, send requests and
+/// have their sessions renewed.
 #[test]
-fn a_pod_whose_session_name_changes_all_the_time_starves_nobody() {
+fn constant_changes_of_a_session_name_starve_no_other_pod() {
     let world = world_with(|fakes| {
         fakes.pod("evil", ip(2), Some("evil-role"));
         fakes.sts.set_role_behaviour(&arn("evil-role"), Behaviour::Slow(Duration::from_millis(150)));
-        // Renewed at about half of its life: a machine that stalls for seconds does not let it end before.
+        // Renewed at about half its lifetime, so that it does not expire if the machine stalls for seconds.
         fakes.pod("held", ip(3), Some("held-role"));
         fakes.sts.set_role_behaviour(&arn("held-role"), Behaviour::ExpiresIn(Duration::from_secs(20)));
     });
@@ -56,7 +56,7 @@ fn a_pod_whose_session_name_changes_all_the_time_starves_nobody() {
                 std::thread::sleep(Duration::from_millis(5));
             }
         });
-        // Whatever fails, the others end.
+        // Whatever fails, the other threads end.
         let others = scope.spawn(|| {
             for number in 10..50 {
                 world.fakes.pod(&format!("web-{number}"), ip(number), Some("web-role"));
@@ -73,7 +73,7 @@ fn a_pod_whose_session_name_changes_all_the_time_starves_nobody() {
         others.unwrap();
         attack.join().unwrap()
     });
-    // Five new sessions at once, and one more each ten seconds: a session that was given is not asked for again.
+    // Five new sessions at once, and one more every ten seconds. A session that exists is not requested again.
     let most = 5 + usize::try_from(began.elapsed().as_secs()).unwrap() / 10 + 1;
     let of_evil = calls_for(&world, "evil-role");
     assert!(changes > 2 * most, "{changes} changes show nothing");
@@ -99,7 +99,7 @@ fn a_pod_whose_session_name_changes_all_the_time_starves_nobody() {
 }
 
 #[test]
-fn a_request_that_was_never_sent_is_not_blamed_on_the_network() {
+fn an_unsent_request_is_not_blamed_on_the_network() {
     let fakes = Fakes::new();
     for (name, last) in [("first", 2), ("second", 3), ("third", 4)] {
         fakes.pod(name, ip(last), Some(name));
@@ -113,7 +113,7 @@ fn a_request_that_was_never_sent_is_not_blamed_on_the_network() {
     std::thread::scope(|scope| {
         scope.spawn(|| ask(2, "first", &tokens[0]));
         world.eventually(|world| calls_for(world, "first"), |calls| *calls == 1);
-        // Its turn comes when the first one's time is over, and lasts as long.
+        // Its turn comes when the first one times out, and lasts as long.
         scope.spawn(|| ask(3, "second", &tokens[1]));
         world.eventually(|world| world.metric(r#"rolegate_sts_queue{cause="demand"}"#), |waiting| *waiting == 1.0);
         let answer = ask(4, "third", &tokens[2]);
@@ -125,7 +125,7 @@ fn a_request_that_was_never_sent_is_not_blamed_on_the_network() {
     assert!(world.metric(r#"rolegate_sts_turned_away_total{reason="queued"}"#) >= 1.0);
 }
 
-/// The keys of all sessions that STS gave, where they are shown: none was handed out.
+/// Checks that no key of a session that STS issued appears in an answer.
 fn assert_that_nothing_is_shown(world: &World) {
     let shown = world.daemon.log();
     for issued in world.fakes.sts.issued() {
@@ -134,7 +134,7 @@ fn assert_that_nothing_is_shown(world: &World) {
 }
 
 #[test]
-fn what_sts_gives_for_another_role_is_never_handed_out() {
+fn a_session_for_another_role_is_never_served() {
     for other in
         ["arn:aws:iam::111122223333:role/other", "arn:aws:iam::444455556666:role/web-role", "arn:aws-cn:iam::111122223333:role/web-role"]
     {
@@ -151,7 +151,7 @@ fn what_sts_gives_for_another_role_is_never_handed_out() {
 }
 
 #[test]
-fn an_sts_answer_that_names_no_role_counts_as_one_for_another() {
+fn an_sts_answer_without_a_role_is_discarded() {
     let world = World::start();
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::MissingField("AssumedRoleUser"));
     assert_eq!(world.credentials(ip(2), "web-role").status, 500);
@@ -160,7 +160,7 @@ fn an_sts_answer_that_names_no_role_counts_as_one_for_another() {
 }
 
 #[test]
-fn a_renewal_with_another_roles_session_leaves_the_held_one_to_its_end() {
+fn a_renewal_for_another_role_leaves_the_held_session() {
     let world = world_with(|fakes| {
         fakes.sts.add_role(Role::new(arn("web-role")));
         fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::ExpiresIn(Duration::from_secs(14)));
@@ -169,7 +169,7 @@ fn a_renewal_with_another_roles_session_leaves_the_held_one_to_its_end() {
     let first = world.document(ip(2), "web-role");
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::AnswersFor(arn("other")));
     let renewed = |world: &World| world.metric(r#"rolegate_sts_requests_total{cause="renewal",outcome="other-role"}"#);
-    // The document is that of the session before, until there is none.
+    // The document is that of the previous session until it expires.
     let mut served_after_a_renewal = 0;
     loop {
         let has_failed = world.fakes.sts.calls().iter().filter(|call| call.role_arn == Some(arn("web-role"))).count() >= 2;
@@ -190,8 +190,8 @@ fn a_renewal_with_another_roles_session_leaves_the_held_one_to_its_end() {
     }
 }
 
-/// Finished pods stay in the API as long as their author likes, in any number of namespaces, and their author may name this node in
-/// `spec.nodeName`.
+/// Finished pods stay in the API as long as their author likes, in any number of namespaces, and their author can set
+/// `spec.nodeName` to this node.
 #[test]
 fn finished_and_host_network_pods_cost_no_watch_of_their_namespaces() {
     let fakes = Fakes::new();
@@ -206,16 +206,16 @@ fn finished_and_host_network_pods_cost_no_watch_of_their_namespaces() {
         };
         world.fakes.api.apply(Resource::Pods, pod.build());
     }
-    // The API delivers in order: what is known of this pod, is known of those before it.
+    // The API delivers in order: once this pod is known, all before it are.
     world.fakes.api.apply(Resource::Namespaces, namespace("shop", &[("iam.amazonaws.com/allowed-roles", r#"["*"]"#)]));
     world.fakes.pod("web", ip(2), Some("web-role"));
     world.eventually(|world| world.get(ip(2), ROLES).text(), |role| role == "web-role");
     assert_eq!(world.fakes.api.watchers(Resource::Namespaces), 1);
 }
 
-/// No network hands a connection on to the next pod of an address.
+/// On a real network, a connection never passes to the next pod with the same address.
 #[test]
-fn a_connection_of_the_addresss_earlier_pod_is_refused_and_closed() {
+fn a_connection_of_the_previous_pod_is_refused_and_closed() {
     let world = World::start();
     let kept = world.connect(ip(2));
     assert_eq!(player::request(kept.try_clone().unwrap(), "PUT", "/latest/api/token", &[(TOKEN_TTL, "60")]).unwrap().status, 200);

@@ -1,4 +1,4 @@
-//! Who is asking: pods that come, go, wait, and share addresses over time.
+//! Tests of identifying pods that come, go, wait, and reuse addresses over time.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use rolegate_lab::kube::{Resource, Verb, namespace, service_account};
 use crate::world::{Fakes, ROLES, TOKEN, World, ip, pod};
 
 #[test]
-fn a_pod_that_appears_after_it_asked_is_answered() {
+fn a_request_is_answered_once_its_pod_appears() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=15s"));
     std::thread::scope(|scope| {
         let asked = scope.spawn(|| world.get(ip(9), ROLES));
@@ -19,7 +19,7 @@ fn a_pod_that_appears_after_it_asked_is_answered() {
 }
 
 #[test]
-fn a_pod_that_gets_its_address_after_it_asked_is_answered() {
+fn a_request_is_answered_once_its_pod_gets_the_address() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=15s"));
     let without_address =
         || rolegate_lab::kube::PodBuilder::new("shop", "late").node("node-a").annotation("iam.amazonaws.com/role", "late-role");
@@ -33,7 +33,7 @@ fn a_pod_that_gets_its_address_after_it_asked_is_answered() {
 }
 
 #[test]
-fn a_deleted_pod_gets_nothing_any_more() {
+fn a_deleted_pod_gets_nothing() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=50ms"));
     let token = world.new_token(ip(2)).text();
     world.document(ip(2), "web-role");
@@ -44,13 +44,14 @@ fn a_deleted_pod_gets_nothing_any_more() {
 }
 
 #[test]
-fn the_next_pod_of_an_address_gets_its_own_role_and_not_the_last_ones() {
+fn the_next_pod_of_an_address_gets_its_own_role() {
     let world = World::start();
     let old_token = world.new_token(ip(2)).text();
     world.document(ip(2), "web-role");
     world.fakes.delete_pod("web");
     world.fakes.pod("next", ip(2), Some("next-role"));
-    // The old pod's token may be refused before, and is after; at no time does it open the next one's role.
+    // The old pod's token may be refused earlier, and is refused afterwards. At no time does it give access to the next pod's
+    // role.
     let ask = |world: &World| world.request(ip(2), "GET", ROLES, &[(TOKEN, &old_token)]);
     world.eventually(ask, |answer| {
         assert!(answer.status != 200 || answer.text() == "web-role", "{answer:?}");
@@ -67,7 +68,7 @@ fn finished_and_host_network_pods_claim_no_address() {
     world.fakes.api.apply(Resource::Pods, pod("job", ip(20), Some("web-role")).phase("Succeeded").build());
     world.fakes.api.apply(Resource::Pods, pod("host", ip(21), Some("web-role")).host_network(true).build());
     world.fakes.api.apply(Resource::Pods, pod("elsewhere", ip(22), Some("web-role")).node("node-b").build());
-    // The watch is in order: once the last is known, so are the others.
+    // The watch is in order: once the last pod is known, so are the others.
     world.fakes.pod("marker", ip(23), Some("db-role"));
     world.eventually(|world| world.get(ip(23), ROLES).status, |status| *status == 200);
     for from in [ip(20), ip(21), ip(22)] {
@@ -87,44 +88,44 @@ fn an_address_that_two_living_pods_claim_is_refused_to_both() {
         let of_one = |query: &str| query.contains(&format!("metadata.name={name}"));
         world.fakes.api.requests().iter().filter(|request| request.query("fieldSelector").is_some_and(of_one)).count()
     };
-    assert_eq!((asked(&world, "web"), asked(&world, "impostor")), (1, 1), "each of them is asked about once");
+    assert_eq!((asked(&world, "web"), asked(&world, "impostor")), (1, 1), "each pod is looked up once");
     world.fakes.delete_pod("impostor");
     assert_eq!(world.eventually(|world| world.get(ip(2), ROLES), |answer| answer.status == 200).text(), "web-role");
 }
 
 #[test]
-fn an_address_goes_to_the_next_pod_at_once_if_the_watch_missed_the_end() {
+fn the_next_pod_gets_its_address_if_a_deletion_was_missed() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=15s"));
     world.fakes.api.hold_events(Resource::Pods, "web");
     world.fakes.delete_pod("web");
     world.fakes.pod("next", ip(2), Some("next-role"));
     let answers = |world: &World| {
         let answer = world.get(ip(2), ROLES);
-        // A token of the last pod does not serve the next one.
-        assert!(matches!(answer.status, 200 | 401), "a pod that is known is not refused: {answer:?}");
+        // A token of the previous pod does not work for the next one.
+        assert!(matches!(answer.status, 200 | 401), "a known pod was refused: {answer:?}");
         answer.text()
     };
     world.eventually(answers, |role| role == "next-role");
     world.eventually(|world| world.metric(r#"rolegate_ambiguous_addresses_total{outcome="settled"}"#), |settled| *settled == 1.0);
-    // The late word of its end, and a repeated one of its life, change nothing.
+    // The late event of its deletion and a repeated earlier event change nothing.
     world.fakes.api.release_events(Resource::Pods, "web");
     world.fakes.pod("marker", ip(23), Some("db-role"));
     world.eventually(|world| world.get(ip(23), ROLES).status, |status| *status == 200);
     world.document(ip(2), "next-role");
 }
 
-/// Waits until everything that the watch was sent before now has been taken in: the watch is in order.
+/// Waits until everything that the watch sent before now has been processed, because the watch is in order.
 fn settled(world: &World, name: &str, last: u8) {
     world.fakes.pod(name, ip(last), Some("db-role"));
     world.eventually(|world| world.get(ip(last), ROLES).status, |status| *status == 200);
 }
 
 #[test]
-fn a_status_that_takes_another_pods_address_gives_no_role_and_heals() {
+fn a_forged_address_gives_no_role_until_it_is_corrected() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
     world.document(ip(2), "web-role");
     let tokens = [ip(2), ip(3)].map(|from| (from, world.new_token(from).text()));
-    // Who may write a status says that db has web's address; the kubelet corrects it later.
+    // A writer of statuses claims that db has web's address. The kubelet corrects it later.
     world.fakes.pod("db", ip(2), Some("db-role"));
     settled(&world, "marker", 23);
     for (from, token) in &tokens {
@@ -141,7 +142,7 @@ fn a_status_that_takes_another_pods_address_gives_no_role_and_heals() {
 }
 
 #[test]
-fn a_new_pods_address_is_nobodys_while_the_last_ones_end_is_unknown() {
+fn an_address_has_no_pod_until_the_previous_end_is_known() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
     world.document(ip(2), "web-role");
     world.fakes.api.deny(Verb::List, "pods");
@@ -150,7 +151,7 @@ fn a_new_pods_address_is_nobodys_while_the_last_ones_end_is_unknown() {
     world.fakes.pod("next", ip(2), Some("next-role"));
     settled(&world, "marker", 23);
     assert_eq!(world.get(ip(2), ROLES).status, 404);
-    assert_eq!(world.credentials(ip(2), "web-role").status, 404, "never the last one's role");
+    assert_eq!(world.credentials(ip(2), "web-role").status, 404, "never the previous pod's role");
     assert!(world.metric(r#"rolegate_denials_total{reason="ambiguous-pod"}"#) >= 1.0);
     world.fakes.api.release_events(Resource::Pods, "web");
     world.eventually(|world| world.get(ip(2), ROLES), |answer| answer.text() == "next-role");
@@ -158,7 +159,7 @@ fn a_new_pods_address_is_nobodys_while_the_last_ones_end_is_unknown() {
 }
 
 #[test]
-fn an_address_whose_next_pod_is_unknown_is_waited_on_without_a_role() {
+fn a_request_waits_while_the_next_pod_is_unknown() {
     let world = World::start_with(|setup| setup.argument("--default-role=default-role").argument("--backoff-max-elapsed-time=15s"));
     world.document(ip(2), "web-role");
     world.fakes.api.hold_events(Resource::Pods, "next");
@@ -174,7 +175,7 @@ fn an_address_whose_next_pod_is_unknown_is_waited_on_without_a_role() {
 }
 
 #[test]
-fn a_terminating_pod_yields_its_address_before_its_end_is_known() {
+fn a_terminating_pod_yields_its_address_early() {
     let world = World::start();
     world.fakes.api.apply(Resource::Pods, pod("web", ip(2), Some("web-role")).terminating().build());
     world.fakes.api.hold_events(Resource::Pods, "web");
@@ -188,10 +189,10 @@ fn a_terminating_pod_yields_its_address_before_its_end_is_known() {
 }
 
 #[test]
-fn a_pod_that_is_not_known_never_gets_the_default_role() {
+fn an_unknown_pod_never_gets_the_default_role() {
     let world = World::start_with(|setup| setup.argument("--default-role=default-role").argument("--backoff-max-elapsed-time=20ms"));
     world.fakes.sts.add_role(rolegate_lab::sts::Role::new(crate::world::arn("default-role")));
-    assert_eq!(world.get(ip(4), ROLES).text(), "default-role", "a pod that is known and names none does");
+    assert_eq!(world.get(ip(4), ROLES).text(), "default-role", "a known pod without a role gets it");
     world.fakes.api.hold_events(Resource::Pods, "late");
     world.fakes.pod("late", ip(9), Some("late-role"));
     for _ in 0..3 {
@@ -208,9 +209,9 @@ fn a_pod_that_is_not_known_never_gets_the_default_role() {
 }
 
 #[test]
-fn a_completed_job_leaves_its_address_to_the_pod_that_shares_it() {
+fn a_completed_job_leaves_its_address_to_the_next_pod() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
-    // The order in which they are heard of does not matter.
+    // The order in which they become known does not matter.
     world.fakes.pod("job", ip(20), Some("web-role"));
     world.eventually(|world| world.get(ip(20), ROLES).status, |status| *status == 200);
     for (phase, name) in [("Succeeded", "job"), ("Failed", "job-2")] {
@@ -225,7 +226,7 @@ fn a_completed_job_leaves_its_address_to_the_pod_that_shares_it() {
 }
 
 #[test]
-fn a_pod_of_another_node_that_the_api_sends_all_the_same_is_not_known() {
+fn a_pod_of_another_node_is_ignored_if_the_api_sends_it() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
     let far = |name: &str, last| pod(name, ip(last), Some("db-role")).node("node-b").uid(name).build();
     let sent = |object: &serde_json::Value| {
@@ -243,7 +244,7 @@ fn a_pod_of_another_node_that_the_api_sends_all_the_same_is_not_known() {
 }
 
 #[test]
-fn service_accounts_that_may_not_be_read_open_nothing() {
+fn unreadable_service_accounts_grant_nothing() {
     let fakes = Fakes::new();
     fakes.sts.add_role(rolegate_lab::sts::Role::new(crate::world::arn("default-role")));
     fakes.sts.add_role(rolegate_lab::sts::Role::new(crate::world::arn("seller-role")));
@@ -264,14 +265,15 @@ fn service_accounts_that_may_not_be_read_open_nothing() {
     }
     world.fakes.api.cut_connections();
     world.daemon.wait_for_event("service-accounts-forbidden").unwrap();
-    assert_eq!(world.get(ip(2), ROLES).text(), "seller-role", "what is known still holds");
-    assert_eq!(world.get(ip(3), ROLES).text(), "default-role", "that it names none, too");
-    // One that is new may name a role: its pod does not get the default one, and does not wait for what will not come.
+    assert_eq!(world.get(ip(2), ROLES).text(), "seller-role", "what is known stays valid");
+    assert_eq!(world.get(ip(3), ROLES).text(), "default-role", "even that it names no role");
+    // A new service account may name a role. Its pod does not get the default role, and does not wait for an account that
+    // cannot be read.
     world.fakes.api.apply(Resource::ServiceAccounts, account("late", "seller-role"));
     world.fakes.api.apply(Resource::Pods, pod("late", ip(9), None).service_account("late").build());
     let began = std::time::Instant::now();
     assert_eq!(world.get(ip(9), ROLES).status, 404);
-    assert!(began.elapsed() < Duration::from_secs(30), "it was refused when the API had refused");
+    assert!(began.elapsed() < Duration::from_secs(30), "it was refused once the API had refused the read");
     assert!(world.metric(r#"rolegate_denials_total{reason="service-accounts-forbidden"}"#) >= 1.0);
     let log = world.daemon.wait_for_log(|line| line["reason"] == "service-accounts-forbidden").unwrap();
     let text = log["advice"].as_str().unwrap();
@@ -296,7 +298,7 @@ fn a_deleted_pod_does_not_come_back_by_repeated_events() {
     world.fakes.api.inject_raw_event(Resource::Pods, &repeated);
     marked(&world, "marker-1", 23);
     assert_eq!(world.get(ip(2), ROLES).status, 404);
-    // Also not when a list came between.
+    // Not even after a list.
     world.fakes.api.refuse_connections(true);
     world.fakes.api.cut_connections();
     world.fakes.pod("unseen", ip(24), None);
@@ -309,7 +311,7 @@ fn a_deleted_pod_does_not_come_back_by_repeated_events() {
 }
 
 #[test]
-fn a_changed_annotation_holds_for_the_next_request() {
+fn a_changed_annotation_applies_to_the_next_request() {
     let world = World::start();
     world.document(ip(2), "web-role");
     world.fakes.pod("web", ip(2), Some("other-role"));
@@ -319,7 +321,7 @@ fn a_changed_annotation_holds_for_the_next_request() {
 }
 
 #[test]
-fn namespaces_limit_roles_where_restrictions_are_on() {
+fn namespaces_limit_roles_if_restrictions_are_on() {
     let fakes = Fakes::new();
     let annotate = |list: &str| namespace("shop", &[("iam.amazonaws.com/allowed-roles", list)]);
     fakes.api.apply(Resource::Namespaces, annotate(r#"["web-*"]"#));
@@ -339,7 +341,7 @@ fn namespaces_limit_roles_where_restrictions_are_on() {
     let mut of_namespaces = queries.iter().filter(|request| request.path == "/api/v1/namespaces");
     assert!(
         of_namespaces.all(|request| request.query("fieldSelector") == Some("metadata.name=shop")),
-        "only the namespaces of pods here are read"
+        "only the namespaces of this node's pods are read"
     );
 }
 
@@ -351,7 +353,7 @@ fn audit_mode_serves_and_reports() {
     let setup = fakes.setup().argument("--namespace-restrictions=audit");
     let world = fakes.into_world(&setup);
     assert_eq!(world.get(ip(2), ROLES).text(), "web-role");
-    // It is served before the namespace is known, too, and reported as that then.
+    // It is served before the namespace is known, too, and reported as such.
     let ask = |world: &World| {
         assert_eq!(world.get(ip(2), ROLES).text(), "web-role");
         world.metric(r#"rolegate_audit_denials_total{reason="no-namespace-list"}"#)
@@ -361,7 +363,7 @@ fn audit_mode_serves_and_reports() {
 }
 
 #[test]
-fn a_stranger_waits_no_longer_than_it_may() {
+fn an_unknown_address_waits_until_the_limit() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=300ms"));
     let began = std::time::Instant::now();
     assert_eq!(world.new_token(ip(200)).status, 500);
@@ -370,10 +372,10 @@ fn a_stranger_waits_no_longer_than_it_may() {
 }
 
 #[test]
-fn a_terminating_pod_is_served_until_it_stops_and_its_address_is_nobodys() {
+fn a_terminating_pod_is_served_until_it_stops() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
     let web = || pod("web", ip(2), Some("web-role"));
-    // The next pod of the address has it from the CNI, and is not heard of.
+    // The next pod gets the address from the CNI plugin, and its events are held.
     world.fakes.api.hold_events(Resource::Pods, "next");
     for (number, ended) in
         [web().terminating().stopped(), web().terminating().without_network(), web().terminating_at("2026-01-01T00:00:00Z")]
@@ -394,6 +396,7 @@ fn a_terminating_pod_is_served_until_it_stops_and_its_address_is_nobodys() {
     world.fakes.pod("next", ip(2), Some("next-role"));
     world.fakes.api.release_events(Resource::Pods, "next");
     world.eventually(|world| world.get(ip(2), ROLES), |answer| answer.text() == "next-role");
-    // What was held back tells of several pods of this name: a token may be of one that is gone by the next request.
+    // The events that were held are about several pods of this name. A token may belong to one that has ended by the next
+    // request.
     world.eventually(|world| world.credentials(ip(2), "next-role").status, |status| *status == 200);
 }

@@ -1,11 +1,11 @@
-//! The Kubernetes API: late, gone, behind TLS and tokens, with thousands of other nodes' pods.
+//! Tests of a Kubernetes API that starts late, disappears, uses TLS and tokens, or has thousands of other nodes' pods.
 
 use rolegate_lab::kube::{Fault, KubeApi, PodBuilder, Resource, Verb};
 
 use crate::world::{Fakes, NODE, ROLES, World, ip, loopback, pod};
 
 #[test]
-fn an_api_that_comes_up_late_is_waited_for() {
+fn the_daemon_waits_for_an_api_that_starts_late() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     fakes.api.refuse_connections(true);
@@ -32,7 +32,7 @@ fn known_pods_are_served_while_the_api_is_gone() {
 }
 
 #[test]
-fn what_was_missed_while_the_history_was_lost_is_made_up_by_a_relist() {
+fn a_relist_recovers_what_a_lost_history_missed() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
     world.fakes.api.refuse_connections(true);
     world.fakes.api.cut_connections();
@@ -46,7 +46,7 @@ fn what_was_missed_while_the_history_was_lost_is_made_up_by_a_relist() {
 }
 
 #[test]
-fn new_pods_wait_for_the_api_to_come_back_also_at_reused_addresses() {
+fn new_pods_wait_for_the_api_even_at_reused_addresses() {
     let world = World::start_with(|setup| setup.argument("--default-role=default-role").argument("--backoff-max-elapsed-time=20ms"));
     world.document(ip(2), "web-role");
     world.fakes.api.refuse_connections(true);
@@ -56,7 +56,7 @@ fn new_pods_wait_for_the_api_to_come_back_also_at_reused_addresses() {
     world.fakes.pod("next", ip(3), Some("next-role"));
     world.eventually(|world| world.metric(r#"rolegate_watch_errors_total{resource="pods"}"#), |errors| *errors >= 1.0);
     world.document(ip(2), "web-role");
-    assert_eq!(world.get(ip(9), ROLES).status, 404, "nor the default role");
+    assert_eq!(world.get(ip(9), ROLES).status, 404, "it does not get the default role either");
     world.fakes.api.compact();
     world.fakes.api.refuse_connections(false);
     let ask = |world: &World| {
@@ -70,9 +70,9 @@ fn new_pods_wait_for_the_api_to_come_back_also_at_reused_addresses() {
 }
 
 #[test]
-fn an_api_that_was_restored_from_an_earlier_state_is_followed_again() {
+fn an_api_restored_from_a_backup_is_followed_again() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=20ms"));
-    // A version that the server does not have any more is the last that was seen.
+    // The last version that was seen no longer exists on the server.
     let mut far = world.fakes.api.get(Resource::Pods, Some("shop"), "db").unwrap();
     far["metadata"]["resourceVersion"] = "1000000".into();
     far["metadata"]["annotations"]["iam.amazonaws.com/role"] = "lost-role".into();
@@ -87,7 +87,7 @@ fn an_api_that_was_restored_from_an_earlier_state_is_followed_again() {
 }
 
 #[test]
-fn only_this_nodes_pods_are_asked_for_page_by_page() {
+fn only_this_nodes_pods_are_listed_page_by_page() {
     let fakes = Fakes::new();
     for number in 0..120_u8 {
         fakes.api.apply(Resource::Pods, pod(&format!("pod-{number}"), ip(number + 10), Some("web-role")).build());
@@ -105,7 +105,7 @@ fn only_this_nodes_pods_are_asked_for_page_by_page() {
 }
 
 #[test]
-fn tls_and_a_token_as_a_kubeconfig_gives_them() {
+fn tls_and_a_token_from_a_kubeconfig() {
     let fakes = Fakes::new();
     let tls = fakes.runtime.block_on(async { KubeApi::start_tls(loopback()).unwrap() });
     tls.require_token(Some("the-token"));
@@ -116,7 +116,7 @@ fn tls_and_a_token_as_a_kubeconfig_gives_them() {
 }
 
 #[test]
-fn the_api_server_and_its_token_may_be_given_as_flags() {
+fn the_api_server_and_its_token_can_be_given_as_flags() {
     let fakes = Fakes::new();
     let tls = fakes.runtime.block_on(async { KubeApi::start_tls(loopback()).unwrap() });
     tls.require_token(Some("the-token"));
@@ -129,7 +129,7 @@ fn the_api_server_and_its_token_may_be_given_as_flags() {
 }
 
 #[test]
-fn a_token_that_the_api_does_not_take_is_said() {
+fn a_rejected_token_is_reported() {
     let fakes = Fakes::new();
     fakes.api.require_token(Some("another"));
     let setup = fakes.setup().argument("--kubeconfig=").argument(format!("--api-server={}", fakes.api.url())).argument("--api-token=wrong");
@@ -140,7 +140,7 @@ fn a_token_that_the_api_does_not_take_is_said() {
 }
 
 #[test]
-fn missing_permission_is_said_with_where_to_add_it() {
+fn a_missing_permission_is_reported_with_its_place() {
     let fakes = Fakes::new();
     fakes.api.deny(Verb::Watch, "pods");
     let daemon = fakes.setup().start().unwrap();
@@ -151,7 +151,7 @@ fn missing_permission_is_said_with_where_to_add_it() {
 }
 
 #[test]
-fn an_api_that_fails_now_and_then_is_asked_again() {
+fn an_api_with_occasional_failures_is_retried() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     fakes.api.fail_next(Fault { resource: Some(Resource::Pods), status: 500, times: 2, ..Fault::default() });
@@ -162,7 +162,7 @@ fn an_api_that_fails_now_and_then_is_asked_again() {
 }
 
 #[test]
-fn an_unreadable_pod_is_refused_and_blocks_no_other_pods_address() {
+fn an_unreadable_pod_is_refused_and_affects_no_other() {
     let fakes = Fakes::new();
     fakes.pod("before", ip(2), Some("web-role"));
     let mut odd = pod("odd", ip(5), Some("web-role")).build();
@@ -174,7 +174,7 @@ fn an_unreadable_pod_is_refused_and_blocks_no_other_pods_address() {
     world.document(ip(2), "web-role");
     world.document(ip(3), "web-role");
     assert_eq!(world.get(ip(5), ROLES).status, 404);
-    // The same in a watch: a pod that was known is not, once it cannot be read.
+    // This also happens in a watch: a known pod becomes unknown once it cannot be read.
     world.fakes.pod("odd", ip(5), Some("web-role"));
     world.eventually(|world| world.get(ip(5), ROLES).status, |status| *status == 200);
     world.fakes.api.apply(Resource::Pods, odd);
@@ -182,7 +182,7 @@ fn an_unreadable_pod_is_refused_and_blocks_no_other_pods_address() {
     world.eventually(|world| world.get(ip(6), ROLES).status, |status| *status == 200);
     assert_eq!(world.get(ip(5), ROLES).status, 404);
     assert_eq!(world.metric(r#"rolegate_watch_undecodable_total{resource="pods"}"#), 2.0);
-    // Nor does another get the address that it had, until it is gone.
+    // No other pod gets its address until it is gone.
     world.fakes.pod("other", ip(5), Some("other-role"));
     world.fakes.pod("marker", ip(7), Some("web-role"));
     world.eventually(|world| world.get(ip(7), ROLES).status, |status| *status == 200);
@@ -193,14 +193,14 @@ fn an_unreadable_pod_is_refused_and_blocks_no_other_pods_address() {
     assert_eq!(world.eventually(|world| world.get(ip(5), ROLES), |answer| answer.status == 200).text(), "other-role");
     let log = world.daemon.wait_for_log(|line| line["name"] == "odd").unwrap();
     assert_eq!((&log["level"], &log["namespace"]), (&"WARN".into(), &"shop".into()));
-    assert!(!world.daemon.log().contains("perhaps"), "what it says is not in the log");
+    assert!(!world.daemon.log().contains("perhaps"), "the unreadable content is in the log");
 }
 
 #[test]
-fn an_api_that_is_gone_is_told_by_its_silence() {
+fn a_silent_api_is_recognized_as_unreachable() {
     let world = World::start();
     let silence = |world: &World| world.metric("rolegate_watch_last_sign_of_life_seconds");
-    assert!(silence(&world) < 20.0, "the list was a sign of life");
+    assert!(silence(&world) < 20.0, "the list counts as contact");
     world.fakes.api.stall(true);
     world.eventually(silence, |seconds| *seconds >= 1.0);
     world.document(ip(2), "web-role");
@@ -210,7 +210,7 @@ fn an_api_that_is_gone_is_told_by_its_silence() {
 }
 
 #[test]
-fn an_identity_that_changes_on_disk_is_taken_up() {
+fn an_identity_that_changes_on_disk_is_reloaded() {
     let fakes = Fakes::new();
     fakes.api.require_token(Some("first"));
     fakes.pod("web", ip(2), Some("web-role"));

@@ -1,20 +1,21 @@
-//! Objects as large as a tenant can make them, and larger: they do not affect other pods, and usually not even their own.
+//! Tests of objects as large as a tenant can make them, and larger: they do not affect other pods, and usually not even their
+//! own.
 
 use rolegate_lab::kube::{KubeApi, PodBuilder, Resource, namespace, service_account};
 use serde_json::{Value, json};
 
 use crate::world::{Fakes, ROLES, World, arn, ip, pod};
 
-/// Within etcd's limit of 1.5 MiB; as the API server writes it, `<` is `\u003c`, and a line of a watch is 8.7 MB.
+/// A size within etcd's limit of 1.5 MiB. The API server writes `<` as `\u003c`, so a line of a watch is 8.7 MB.
 const WITHIN_ETCD: usize = 1_450_000;
-/// A line of 21 MB: more than any object of a real API server has.
+/// A size that makes a line of 21 MB, which is more than any object of a real API server has.
 const BEYOND_ETCD: usize = 3_500_000;
 
 fn fat(name: &str, last: u8, size: usize) -> PodBuilder {
     pod(name, ip(last), Some(&format!("{name}-role"))).annotation("example.com/notes", &"<".repeat(size))
 }
 
-/// A pod with more addresses than are kept of any: what is read of it is too large.
+/// Returns a pod with more addresses than are kept for any pod, so that it is too large even after filtering.
 fn crowded(name: &str, last: u8) -> Value {
     let mut object = pod(name, ip(last), Some(&format!("{name}-role"))).build();
     let many = (0..100_000_u32).map(|number| json!({ "ip": std::net::Ipv4Addr::from(0x0A00_0000 + number) }));
@@ -22,7 +23,7 @@ fn crowded(name: &str, last: u8) -> Value {
     object
 }
 
-/// An object nested more deeply than most parsers go.
+/// Returns an object that is nested more deeply than most parsers support.
 fn with_deep_fields(mut object: Value) -> Value {
     let deep = (0..100).fold(json!({}), |inner, _| json!({ "f:a": [inner] }));
     object["metadata"]["managedFields"] = json!([{ "manager": "kubectl", "fieldsV1": deep }]);
@@ -34,12 +35,12 @@ fn requests(api: &KubeApi, path: &str) -> usize {
 }
 
 impl World {
-    /// The role of the pod at an address, once it is served.
+    /// Waits until the pod at an address is served, and returns its role.
     fn role_of(&self, last: u8) -> String {
         self.eventually(|world| world.get(ip(last), ROLES), |answer| answer.status == 200).text()
     }
 
-    /// Nothing was asked for again since the watches began.
+    /// Checks that nothing has been listed again since the watches began.
     #[track_caller]
     fn assert_that_the_watch_went_on(&self, path: &str, requests_before: usize) {
         assert_eq!(requests(&self.fakes.api, path), requests_before, "{}", self.daemon.log());
@@ -48,7 +49,7 @@ impl World {
         }
     }
 
-    /// The most memory that the daemon ever had, in MiB.
+    /// Returns the daemon's peak memory, in MiB.
     fn peak_memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.daemon.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -57,7 +58,7 @@ impl World {
 }
 
 #[test]
-fn a_pod_of_any_size_is_served_and_the_watch_goes_on() {
+fn a_pod_of_any_size_is_served_and_the_watch_continues() {
     let world = World::start();
     let before = requests(&world.fakes.api, "/api/v1/pods");
     for (name, last, size) in [("fat", 5, WITHIN_ETCD), ("fatter", 6, BEYOND_ETCD)] {
@@ -72,7 +73,7 @@ fn a_pod_of_any_size_is_served_and_the_watch_goes_on() {
     world.document(ip(2), "web-role");
     world.assert_that_the_watch_went_on("/api/v1/pods", before);
     assert_eq!(world.metric(r#"rolegate_watch_undecodable_total{resource="pods"}"#), 0.0);
-    // What they are made smaller by is as soon there.
+    // A change that makes it smaller is processed as fast.
     world.fakes.api.apply(Resource::Pods, pod("fat", ip(5), Some("thin-role")).build());
     world.eventually(|world| world.get(ip(5), ROLES).text(), |role| role == "thin-role");
     println!("peak memory: {} MiB", world.peak_memory());
@@ -106,12 +107,12 @@ fn an_oversized_pod_is_refused_alone_until_it_is_smaller() {
     assert_eq!(world.role_of(5), "crowded-role");
     world.assert_that_the_watch_went_on("/api/v1/pods", before);
     let lines = world.daemon.events("object-too-large").len();
-    assert_eq!(lines, 1, "one line, however often it changes");
+    assert_eq!(lines, 1, "one log line, however often it changes");
     println!("peak memory: {} MiB", world.peak_memory());
 }
 
 #[test]
-fn large_objects_in_the_first_list_cost_nobody_else_anything() {
+fn large_objects_in_the_first_list_affect_no_other_pod() {
     for streaming in [true, false] {
         let fakes = Fakes::new();
         fakes.api.without_streaming_lists(!streaming);
@@ -152,10 +153,10 @@ fn large_namespaces_and_service_accounts_are_read_like_small_ones() {
     let setup = fakes.setup().argument("--namespace-restrictions").argument("--service-account-roles");
     let world = fakes.into_world(&setup);
     assert_eq!((world.role_of(2).as_str(), world.role_of(4).as_str()), ("web-role", "web-role"));
-    assert_eq!(world.get(ip(3), ROLES).status, 404, "it is not allowed in the namespace");
+    assert_eq!(world.get(ip(3), ROLES).status, 404, "the role is not allowed in the namespace");
     let paths = ["/api/v1/pods", "/api/v1/namespaces", "/api/v1/namespaces/shop/serviceaccounts"];
     let before = paths.map(|path| requests(&world.fakes.api, path));
-    // The same in their watches.
+    // This also holds for their watches.
     world.fakes.sts.add_role(rolegate_lab::sts::Role::new(arn("other-role")));
     world.fakes.api.apply(Resource::Namespaces, namespace(r#"["db-role","other-role"]"#));
     world.fakes.api.apply(Resource::ServiceAccounts, account("other-role"));
@@ -169,14 +170,14 @@ fn large_namespaces_and_service_accounts_are_read_like_small_ones() {
 }
 
 #[test]
-fn an_address_goes_to_its_next_pod_at_once_while_a_large_pod_is_patched() {
+fn the_next_pod_gets_its_address_beside_a_large_pod() {
     let world = World::start();
     world.fakes.pod("tenant-0", ip(9), Some("tenant-0"));
     assert_eq!(world.role_of(9), "tenant-0");
     let before = requests(&world.fakes.api, "/api/v1/pods");
     for number in 1..=4 {
         let (last, next) = (format!("tenant-{}", number - 1), format!("tenant-{number}"));
-        // The watch is as busy with it as it can be: one change of it comes before each of the others.
+        // The watch is as busy with the large pod as it can be: a change of it precedes each of the others.
         let patch = |part: &str| {
             let patched = fat("fat", 5, WITHIN_ETCD).annotation("patch", &format!("{number} {part}"));
             world.fakes.api.apply(Resource::Pods, patched.build());
@@ -186,7 +187,7 @@ fn an_address_goes_to_its_next_pod_at_once_while_a_large_pod_is_patched() {
         patch("before the next pod");
         world.fakes.pod(&next, ip(9), Some(&next));
         patch("afterwards");
-        // Until the watch has brought the change, nobody can know of it; from then on, the pod before is gone for good.
+        // Until the watch delivers the change, it cannot be known. From then on, the previous pod is gone for good.
         let ask = |world: &World| {
             let answer = world.get(ip(9), ROLES);
             assert!(answer.status != 200 || [&last, &next].contains(&&answer.text()), "{answer:?}");

@@ -1,4 +1,4 @@
-//! Start and end of the process.
+//! Tests of the start and the end of the process.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use socket2::SockRef;
 
 use crate::world::{Fakes, ROLES, TOKEN, World, connect, ip};
 
-/// One request on an open connection. `None`: the connection ended before a byte of an answer.
+/// Sends one request on an open connection. `None` means that the connection ended before the first byte of an answer.
 fn ask(stream: &mut TcpStream, request: &str) -> Option<String> {
     stream.write_all(request.as_bytes()).ok()?;
     let (mut answer, mut chunk) = (Vec::new(), [0; 4096]);
@@ -39,16 +39,16 @@ fn sigterm_under_load_breaks_no_answer() {
     let address = world.daemon.metadata_address();
     let (answers, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     let (status, took) = std::thread::scope(|scope| {
-        // Two that keep their connection, six that connect again and again.
+        // Two clients keep their connection, six reconnect for each request.
         for keep_alive in [true, true, false, false, false, false, false, false] {
             let (answers, over, request) = (&answers, &over, &request);
             scope.spawn(move || {
-                // Until the port is closed.
+                // Runs until the port is closed.
                 while let Ok(mut stream) = connect(ip(2), address) {
                     if over.load(Ordering::Relaxed) {
                         break;
                     }
-                    // Thousands of closed connections would use up the ports: end with a reset.
+                    // Thousands of closed connections would use up the ports, so they end with a reset.
                     SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
                     while let Some(answer) = ask(&mut stream, request) {
                         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with('}'), "{answer}");
@@ -70,7 +70,7 @@ fn sigterm_under_load_breaks_no_answer() {
         (status, began.elapsed())
     });
     let status = status.unwrap();
-    assert!(took < Duration::from_secs(15), "those who connect keep it from its end: {took:?}");
+    assert!(took < Duration::from_secs(15), "new connections delay the end: {took:?}");
     assert!(status.success(), "{status}\n{}", world.daemon.log());
     assert_eq!(world.daemon.events("drained").len(), 1);
     assert!(world.daemon.events("drain-deadline").is_empty());
@@ -104,7 +104,7 @@ fn readiness_ends_when_the_end_begins() {
 }
 
 #[test]
-fn the_operators_port_serves_its_pages_alone_and_debug_only_on_request() {
+fn the_operators_port_serves_debug_pages_only_on_request() {
     let world = World::start();
     assert_eq!(world.daemon.get(None, "/debug/store").unwrap().status, 404);
     assert_eq!(world.daemon.get(None, ROLES).unwrap().status, 404);
@@ -138,7 +138,7 @@ fn session_tokens_outlive_a_daemon_whose_keys_are_kept() {
 fn two_daemons_share_the_port_and_tokens_during_a_handover() {
     let directory = tempfile::tempdir().unwrap();
     let kept = format!("--token-key-file={}", directory.path().join("keys").display());
-    // A port is shared by those alone who are to hand it over; each here by a socket of its own.
+    // Only daemons that hand the port over share it. Each has a socket of its own here.
     let socket = |name: &str| format!("--handover-socket={}", directory.path().join(name).display());
     let mut world = World::start_with(|setup| setup.argument(&kept).argument(socket("first")));
     let token = world.new_token(ip(2)).text();
@@ -151,14 +151,14 @@ fn two_daemons_share_the_port_and_tokens_during_a_handover() {
         assert_eq!(answer.unwrap().text(), "web-role", "{}", world.daemon.log());
     };
     (0..50).for_each(|_| served(&world));
-    assert!(world.metric(r#"rolegate_http_requests_total{code="200",route="role-list"}"#) > 0.0, "both are asked");
+    assert!(world.metric(r#"rolegate_http_requests_total{code="200",route="role-list"}"#) > 0.0, "both daemons get requests");
     world.daemon.terminate().unwrap();
     assert!(world.daemon.wait().unwrap().success());
     (0..50).for_each(|_| served(&world));
 }
 
 #[test]
-fn a_daemon_whose_keys_cannot_be_kept_says_so_and_serves() {
+fn a_daemon_whose_keys_cannot_be_kept_warns_and_serves() {
     let world = World::start_with(|setup| setup.argument("--token-key-file=/proc/rolegate/keys"));
     world.document(ip(2), "web-role");
     assert_eq!(world.daemon.events("token-key-file-unavailable").len(), 1, "{}", world.daemon.log());
@@ -184,7 +184,7 @@ fn an_exec_plugin_that_hangs_does_not_keep_the_process_from_ending() {
     let mut world = fakes.into_world(&setup);
     let run = || std::fs::read_to_string(&runs).unwrap().lines().count();
     let before = run();
-    // From now on it waits for somebody who writes.
+    // From now on, the plugin waits for a writer.
     std::fs::remove_file(&pipe).unwrap();
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     world.fakes.api.require_token(Some("second"));

@@ -1,4 +1,4 @@
-//! The real daemon, as a process, against the lab: one program for all of it.
+//! Tests of the real daemon, as a process, against the lab. They are one test program.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says loudly what failed")]
 

@@ -1,4 +1,4 @@
-//! Metadata besides credentials: who may read what, and that the real service's troubles are not the pods'.
+//! Tests of metadata besides credentials: who may read what, and that failures of the real service do not affect pods.
 
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ fn node_info_is_for_its_namespaces_and_never_has_the_nodes_secrets() {
     let setup = fakes.setup().argument("--node-info-namespaces=sh*p,other");
     let world = fakes.into_world(&setup);
     world.eventually(|world| text(world, "/latest/meta-data/mac"), |answer| *answer == (200, "0a:1b:2c:3d:4e:5f".to_owned()));
-    // It is of another group of values, which may be read later.
+    // It belongs to another group of values, which may be read later.
     world.eventually(|world| text(world, "/latest/meta-data/spot/instance-action").0, |status| *status == 200);
     for (path, value) in [
         ("/latest/meta-data/tags/instance/kubernetes.io:cluster", "owned"),
@@ -40,9 +40,9 @@ fn node_info_is_for_its_namespaces_and_never_has_the_nodes_secrets() {
     ] {
         assert_eq!(text(&world, path), (200, value.to_owned()), "{path}");
         let of_agent = world.get(ip(3), path);
-        assert_eq!((of_agent.status, of_agent.body.len()), (404, 0), "{path}: of another namespace");
+        assert_eq!((of_agent.status, of_agent.body.len()), (404, 0), "{path} for another namespace");
     }
-    // All of node-info is not all of the node.
+    // node-info does not include everything about the node.
     for path in ["user-data", "meta-data/public-keys/", "dynamic/instance-identity/pkcs7", "meta-data/identity-credentials/ec2/info"] {
         assert_eq!(text(&world, &format!("/latest/{path}")), (404, String::new()), "{path}");
     }
@@ -51,23 +51,23 @@ fn node_info_is_for_its_namespaces_and_never_has_the_nodes_secrets() {
     for never in ["iam", "user-data", "public-keys", "pkcs7", "identity-credentials", "space", "..", ";", "%", "instance/a"] {
         assert!(!asked.iter().any(|target| target.contains(never)), "{never}: {asked:#?}");
     }
-    assert_eq!(world.get(ip(3), REGION).text(), "eu-central-1", "the base set is for everybody");
+    assert_eq!(world.get(ip(3), REGION).text(), "eu-central-1", "every pod gets the base set");
 }
 
 #[test]
-fn a_dead_metadata_service_slows_no_credentials_and_known_values_stay() {
+fn a_dead_metadata_service_affects_no_credentials() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     fakes.imds.set_behaviour(ImdsBehaviour::Hang);
     let setup = fakes.setup();
     let world = fakes.into_world(&setup);
-    // No SDK has such a short patience as this answer takes.
+    // Every SDK waits longer than this answer takes.
     let began = Instant::now();
     assert_eq!(text(&world, ROLES), (200, "web-role".to_owned()));
     world.document(ip(2), "web-role");
     let took = began.elapsed();
     let began = Instant::now();
-    assert_eq!(text(&world, REGION), (500, String::new()), "it is there, and not known yet");
+    assert_eq!(text(&world, REGION), (500, String::new()), "the value exists, but is not known yet");
     let waited = began.elapsed();
     assert!(took < Duration::from_secs(2) && waited < Duration::from_secs(2), "{took:?}, {waited:?}");
     assert_eq!(world.metric(r#"rolegate_denials_total{reason="metadata"}"#), 1.0);
@@ -80,11 +80,11 @@ fn a_dead_metadata_service_slows_no_credentials_and_known_values_stay() {
         assert_eq!(text(&world, REGION), (200, "eu-central-1".to_owned()));
         assert_eq!(text(&world, "/latest/meta-data/placement/"), (200, "availability-zone\navailability-zone-id\nregion".to_owned()));
     }
-    assert_eq!(world.fakes.imds.requests().len(), asked, "no request of a pod makes one");
+    assert_eq!(world.fakes.imds.requests().len(), asked, "no pod's request causes one to the real service");
 }
 
 #[test]
-fn without_a_profile_nothing_is_read_and_nothing_given() {
+fn without_a_profile_nothing_is_read_or_served() {
     let world = World::start_with(|setup| setup.argument("--metadata-profile=none"));
     world.document(ip(2), "web-role");
     for path in [REGION, "/latest/dynamic/instance-identity/document", "/latest/dynamic/", "/latest/meta-data/mac"] {
@@ -92,6 +92,6 @@ fn without_a_profile_nothing_is_read_and_nothing_given() {
     }
     assert_eq!(text(&world, "/latest/meta-data/"), (200, "iam/".to_owned()));
     assert_eq!(text(&world, "/latest"), (200, "meta-data".to_owned()));
-    assert_eq!(world.get(ip(4), "/latest/meta-data/").status, 404, "a pod without a role has nothing");
-    assert_eq!(world.fakes.imds.requests(), [], "nobody asked for anything");
+    assert_eq!(world.get(ip(4), "/latest/meta-data/").status, 404, "a pod without a role gets nothing");
+    assert_eq!(world.fakes.imds.requests(), [], "the real service got no request");
 }

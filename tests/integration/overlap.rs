@@ -1,4 +1,4 @@
-//! Two daemons of one node: the later one takes over, and no request is lost.
+//! Tests of two daemons on one node: the later one takes over, and no request is lost.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
@@ -16,14 +16,14 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::world::{Fakes, PATIENCE, arn, connect, ip, loopback};
 
-/// A node: what its daemons share.
+/// What the daemons of a node share.
 struct Shared {
     fakes: Fakes,
     directory: tempfile::TempDir,
     probes: std::cell::Cell<usize>,
 }
 
-/// One of them, and where it is probed.
+/// A daemon, and its probe socket.
 struct Generation {
     daemon: Daemon,
     probe: PathBuf,
@@ -41,7 +41,7 @@ impl Shared {
         self.directory.path().join("state").join("handover")
     }
 
-    /// On free ports, or those of a daemon that runs.
+    /// Returns a set-up on free ports, or on those of a running daemon.
     fn setup(&self, after: Option<&Generation>) -> (Setup, PathBuf) {
         self.probes.set(self.probes.get() + 1);
         let probe = self.directory.path().join(format!("probe-{}", self.probes.get()));
@@ -69,14 +69,14 @@ impl Shared {
         Generation { daemon: change(setup).start().unwrap(), probe }
     }
 
-    /// Clients of both pods, of both kinds.
+    /// Starts clients of both kinds for both pods.
     fn load(&self, address: SocketAddr) -> Load {
         let mut load = Load::default();
         for (last, role) in [(2, "web-role"), (3, "db-role")] {
             for connections in [Connections::New, Connections::New, Connections::Kept] {
                 load.start(role, connections, move || {
                     let stream = connect(ip(last), address)?;
-                    // Thousands of closed connections would use up the ports: end with a reset.
+                    // Thousands of closed connections would use up the ports, so they end with a reset.
                     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
                     Ok(stream)
                 });
@@ -85,13 +85,13 @@ impl Shared {
         load
     }
 
-    /// Nothing failed, and every key was given by STS for the role of the pod that got it.
+    /// Checks that nothing failed, and that STS issued every key for the role of the pod that got it.
     #[track_caller]
     fn assert_right(&self, tally: &Tally) {
         assert_eq!((tally.failed, tally.failures.as_slice()), (0, &[][..]), "{tally:#?}");
         let issued = self.fakes.sts.issued();
         for (key, role) in &tally.keys {
-            let session = issued.iter().find(|issued| issued.access_key_id == *key).expect("a key that STS issued");
+            let session = issued.iter().find(|issued| issued.access_key_id == *key).expect("STS did not issue this key");
             assert_eq!(session.role_arn, arn(role));
         }
         let roles = tally.keys.iter().map(|(_, role)| role.as_str());
@@ -112,7 +112,7 @@ impl Generation {
         self.daemon.wait_for_event(event).unwrap();
     }
 
-    /// It serves, and can be taken over from.
+    /// Waits until the daemon serves and offers its socket for a handover.
     fn wait_offered(&self) {
         self.wait_ready();
         self.log_has("handover-offered");
@@ -133,7 +133,7 @@ fn probe(socket: &Path, question: &str) -> Output {
 fn eventually(is_so: impl Fn() -> bool, daemon: &Daemon) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
-        assert!(Instant::now() < deadline, "it never was so\n{}", daemon.log());
+        assert!(Instant::now() < deadline, "the socket was never offered\n{}", daemon.log());
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -146,7 +146,7 @@ fn served(from: IpAddr, address: SocketAddr) -> bool {
 }
 
 #[test]
-fn three_generations_follow_one_another_under_load_and_no_request_fails() {
+fn three_generations_under_load_lose_no_request() {
     let node = Shared::new();
     let mut last = node.start(None);
     last.wait_offered();
@@ -158,7 +158,7 @@ fn three_generations_follow_one_another_under_load_and_no_request_fails() {
         next.log_has("handover-received");
         next.wait_offered();
         last.log_has("handover-shared");
-        // Both serve.
+        // Both daemons serve.
         load.wait_for_more(300);
         last.terminate();
         load.wait_for_more(300);
@@ -169,27 +169,27 @@ fn three_generations_follow_one_another_under_load_and_no_request_fails() {
     }
     node.assert_right(&load.finish());
     last.terminate();
-    assert!(!served(ip(2), address), "the socket closes with the last one");
+    assert!(!served(ip(2), address), "the socket closes with the last daemon");
 }
 
 #[test]
-fn a_killed_daemon_takes_nothing_with_it_while_another_holds_the_socket() {
+fn a_killed_daemon_leaves_the_socket_to_another_one() {
     let node = Shared::new();
     let first = node.start(None);
     first.wait_offered();
     let address = first.daemon.metadata_address();
     let second = node.start(Some(&first));
     second.wait_offered();
-    // What is under way in a killed process is lost; what comes then is not.
+    // Requests in progress in a killed process are lost; later requests are not.
     drop(first.daemon);
     let load = node.load(address);
     load.wait_for_more(300);
     node.assert_right(&load.finish());
 }
 
-/// It knows no pods, and would have them wait.
+/// The new daemon knows no pods, and would let requests wait.
 #[test]
-fn a_new_daemon_that_is_never_ready_takes_no_request_and_ends_quietly() {
+fn a_new_daemon_that_is_never_ready_accepts_no_request() {
     let node = Shared::new();
     let first = node.start(None);
     first.wait_offered();
@@ -210,7 +210,7 @@ fn a_new_daemon_that_is_never_ready_takes_no_request_and_ends_quietly() {
         assert_eq!(answer.status.code(), Some(1), "{text}");
         assert!(text.contains("waiting for:") && text.contains("the list of this node's pods"), "{text}");
         assert!(next.probe("live").status.success());
-        assert!(first.daemon.get(None, "/readyz").unwrap().status == 200, "the port is the first one's");
+        assert!(first.daemon.get(None, "/readyz").unwrap().status == 200, "the first daemon keeps the port");
         match ends_by_itself {
             true => drop(next.terminate()),
             false => drop(next),
@@ -219,14 +219,14 @@ fn a_new_daemon_that_is_never_ready_takes_no_request_and_ends_quietly() {
     }
     assert!(first.daemon.events("handover-shared").is_empty(), "{}", first.daemon.log());
     node.assert_right(&load.finish());
-    // It still can be taken over from.
+    // The first daemon can still be taken over from.
     let next = node.start(Some(&first));
     next.wait_offered();
     first.terminate();
     assert!(served(ip(2), address));
 }
 
-/// Nobody answers until it is there again, and then it is as before.
+/// No daemon answers until the next one runs, and then everything is as before.
 #[test]
 fn after_a_kill_of_the_only_daemon_the_next_one_serves() {
     let node = Shared::new();
@@ -244,14 +244,14 @@ fn after_a_kill_of_the_only_daemon_the_next_one_serves() {
     node.assert_right(&load.finish());
 }
 
-/// Whatever stands at the path, a daemon comes up beside the one that runs, and is given nothing before it can serve.
+/// Whatever is at the socket's path, a second daemon starts beside the running one, and gets no connection before it can serve.
 #[test]
-fn what_is_not_the_daemons_own_is_neither_taken_nor_replaced() {
+fn foreign_files_are_neither_used_nor_replaced() {
     let node = Shared::new();
     let first = node.start(None);
     first.wait_offered();
     let (path, state) = (node.handover(), node.handover().parent().unwrap().to_owned());
-    // It is the first one's socket by another name: whoever follows the link gets it.
+    // A link to the first daemon's socket: whoever follows the link gets the socket.
     let real = state.join("real");
     std::fs::hard_link(&path, &real).unwrap();
     let put = |make: &dyn Fn(&Path)| {
@@ -269,7 +269,7 @@ fn what_is_not_the_daemons_own_is_neither_taken_nor_replaced() {
         next.log_has("handover-offer-failed");
         assert!((0..20).all(|_| served(ip(2), first.daemon.metadata_address())), "{expected}");
         let after = std::fs::symlink_metadata(&path).unwrap();
-        assert_eq!((after.ino(), after.mode()), (before.ino(), before.mode()), "{expected}: it is left alone");
+        assert_eq!((after.ino(), after.mode()), (before.ino(), before.mode()), "{expected}: the file is unchanged");
         next.terminate();
     };
     put(&|beside| std::fs::write(beside, "precious").unwrap());
@@ -283,7 +283,7 @@ fn what_is_not_the_daemons_own_is_neither_taken_nor_replaced() {
 }
 
 #[test]
-fn the_socket_of_another_port_is_not_taken() {
+fn the_socket_of_another_port_is_not_taken_over() {
     let node = Shared::new();
     let first = node.start(None);
     first.wait_offered();
@@ -298,7 +298,7 @@ fn the_socket_of_another_port_is_not_taken() {
 }
 
 #[test]
-fn another_user_is_given_nothing_and_gives_nothing() {
+fn nothing_is_handed_over_between_users() {
     if !nix::unistd::geteuid().is_root() || find_program("setpriv").is_none() {
         return skip("this needs root and the program `setpriv`");
     }
@@ -313,16 +313,16 @@ fn another_user_is_given_nothing_and_gives_nothing() {
     let setup = setup.by_way_of(["setpriv", "--reuid=65534", "--clear-groups", "--"]);
     let first = Generation { daemon: setup.start().unwrap(), probe };
     first.log_has("handover-offered");
-    // Root may connect to every socket.
+    // Root can connect to every socket.
     let stream = UnixStream::connect(node.handover()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert_eq!((&stream).read(&mut [0; 8]).unwrap(), 0, "nothing comes");
+    assert_eq!((&stream).read(&mut [0; 8]).unwrap(), 0, "nothing is handed over");
     first.log_has("handover-refused");
-    // The daemon gives up root's way around permissions: all but the socket is root's again.
+    // The daemon gives up root's privilege to bypass permissions: everything except the socket belongs to root again.
     for own in [node.directory.path(), node.fakes.directory(), &node.fakes.directory().join("kubeconfig")] {
         chown(own, Some(0), None).unwrap();
     }
-    // And root takes nothing of it. Both cannot share a port: the kernel lets one user alone do that.
+    // Root takes nothing over from the other user either. Both cannot share a port: the kernel allows that to only one user.
     let port = loopback().local_addr().unwrap().port();
     let next = node.start_with(Some(&first), |setup| setup.argument(format!("--app-port={port}")));
     next.log_has("handover-take-failed");
@@ -345,7 +345,7 @@ fn another_programs_metrics_port_is_an_error_without_a_handover() {
     daemon.daemon.wait_ready(None).unwrap();
 }
 
-/// What another process of the daemon's user would do to receive some of a port's connections.
+/// Binds beside a port, as another process of the daemon's user would do to receive some of its connections.
 fn bind_beside(address: SocketAddr) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
@@ -356,14 +356,14 @@ fn bind_beside(address: SocketAddr) -> std::io::Result<Socket> {
 }
 
 #[test]
-fn nobody_shares_the_ports_of_a_daemon_that_hands_nothing_over() {
+fn ports_are_not_shared_without_a_handover_socket() {
     let node = Shared::new();
     let daemon = node.fakes.setup().start().unwrap();
     daemon.wait_ready(None).unwrap();
     for address in [daemon.metadata_address(), daemon.metrics_address()] {
         assert_eq!(bind_beside(address).unwrap_err().kind(), ErrorKind::AddrInUse, "{address}");
     }
-    // Nor does a second daemon, whatever it is told.
+    // Not even a second daemon can share them, whatever its flags.
     let port = format!("--app-port={}", daemon.metadata_address().port());
     let error = node.fakes.setup().argument(&port).start().unwrap_err().to_string();
     assert!(error.contains("choose another --app-port"), "{error}");
@@ -374,13 +374,13 @@ fn nobody_shares_the_ports_of_a_daemon_that_hands_nothing_over() {
 }
 
 #[test]
-fn who_listens_beside_a_daemon_that_may_be_followed_is_in_the_log() {
+fn a_listener_beside_a_daemon_with_handover_is_logged() {
     let node = Shared::new();
     let first = node.start(None);
     first.wait_offered();
     assert_eq!(bind_beside(first.daemon.metrics_address()).unwrap_err().kind(), ErrorKind::AddrInUse);
     let thief = bind_beside(first.daemon.metadata_address()).unwrap();
-    // It is there already when this one looks first.
+    // The listener is already there when this daemon first looks.
     let next = node.start(Some(&first));
     next.wait_offered();
     let line = next.daemon.wait_for_event("app-port-shared").unwrap();
@@ -388,11 +388,11 @@ fn who_listens_beside_a_daemon_that_may_be_followed_is_in_the_log() {
     drop(thief);
     let alone = node.start(Some(&next));
     alone.wait_offered();
-    assert!(!alone.daemon.log().contains("app-port-shared"), "the socket that all of them hold is one: {}", alone.daemon.log());
+    assert!(!alone.daemon.log().contains("app-port-shared"), "the socket that all daemons hold counts as one: {}", alone.daemon.log());
 }
 
 #[test]
-fn a_probe_tells_by_its_exit_code() {
+fn a_probe_reports_by_its_exit_code() {
     let node = Shared::new();
     let daemon = node.start(None);
     daemon.wait_ready();
@@ -405,7 +405,7 @@ fn a_probe_tells_by_its_exit_code() {
     let text = String::from_utf8(nowhere.stderr).unwrap();
     assert_eq!(nowhere.status.code(), Some(1));
     assert!(text.contains("no daemon answers at"), "{text}");
-    // Pods' roles are not told there.
+    // The probe socket does not serve pods' roles.
     for path in ["/metrics", "/debug/store", "/explain"] {
         let mut stream = UnixStream::connect(&daemon.probe).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
@@ -415,5 +415,5 @@ fn a_probe_tells_by_its_exit_code() {
     }
     let path = daemon.probe.clone();
     daemon.terminate();
-    assert_eq!(probe(&path, "live").status.code(), Some(1), "nobody answers any more");
+    assert_eq!(probe(&path, "live").status.code(), Some(1), "no daemon answers");
 }

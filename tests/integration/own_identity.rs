@@ -1,5 +1,5 @@
-//! The daemon's own identity at STS: with a role between, that is two, and pods get neither; and what it does when STS takes
-//! its credentials no more.
+//! Tests of the daemon's own identity at STS. With an intermediate role it has two identities, and pods get neither. Also tests
+//! what the daemon does when STS rejects its credentials.
 
 use rolegate_lab::daemon::Setup;
 use rolegate_lab::imds::NODE_ROLE_NAME;
@@ -10,8 +10,8 @@ use crate::world::{Fakes, World, arn, ip, pod};
 
 const DROPPED: &str = "rolegate_own_credentials_dropped_total";
 
-/// Pods of three roles, the base identity's, the one between and another. Each of them would be given to whoever asks, so that
-/// it is the daemon's policy alone that keeps them.
+/// Creates pods of three roles: the base identity's, the intermediate role and another one. STS would issue each of them to any
+/// caller, so that only the daemon's policy protects them.
 fn fakes_with_a_role_between(base_role: &str) -> Fakes {
     let fakes = Fakes::new();
     for role in [base_role, &arn("between"), &arn("web-role"), &arn("db-role")] {
@@ -35,14 +35,14 @@ fn denied(world: &World) -> f64 {
     world.metric(r#"rolegate_denials_total{reason="node-role"}"#)
 }
 
-/// The access key id of the role's session that was given last.
+/// Returns the access key ID of the role's latest session.
 fn last_key_of(world: &World, role: &str) -> String {
     let issued = world.fakes.sts.issued();
     issued.iter().rev().find(|issued| issued.role_arn == role).unwrap().access_key_id.clone()
 }
 
 #[test]
-fn the_base_role_beside_an_intermediate_role_is_given_to_no_pod() {
+fn no_pod_gets_the_base_role_of_an_intermediate_role() {
     const DAEMON: &str = "arn:aws:sts::111122223333:assumed-role/daemon/rolegate";
     for (base_role, metadata) in [(NODE_ROLE_ARN.to_owned(), false), (NODE_ROLE_ARN.to_owned(), true), (arn("daemon"), false)] {
         let fakes = fakes_with_a_role_between(&base_role);
@@ -51,7 +51,7 @@ fn the_base_role_beside_an_intermediate_role_is_given_to_no_pod() {
             for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_EC2_METADATA_DISABLED"] {
                 setup = setup.without_env(name);
             }
-            // What the role of the instance would be known from: who the daemon is must be enough.
+            // Without the instance's role, the daemon's own identity has to be enough.
             fakes.imds.set("/latest/meta-data/iam/info", "{}");
         } else {
             setup = setup.env("AWS_EC2_METADATA_DISABLED", "true");
@@ -78,7 +78,7 @@ fn the_base_role_beside_an_intermediate_role_is_given_to_no_pod() {
 }
 
 #[test]
-fn the_base_role_is_for_pods_only_if_the_operator_allows_it() {
+fn pods_get_the_base_role_only_if_the_operator_allows_it() {
     let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
     let setup = setup_with_a_role_between(&fakes).argument("--allow-node-role");
     let world = fakes.into_world(&setup);
@@ -87,7 +87,7 @@ fn the_base_role_is_for_pods_only_if_the_operator_allows_it() {
 }
 
 #[test]
-fn readiness_waits_for_the_role_between_and_the_log_says_what_to_mend() {
+fn readiness_waits_for_the_intermediate_role_with_advice() {
     let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
     fakes.sts.set_role_behaviour(&arn("between"), Behaviour::AccessDenied);
     let setup = setup_with_a_role_between(&fakes);
@@ -102,7 +102,7 @@ fn readiness_waits_for_the_role_between_and_the_log_says_what_to_mend() {
     ] {
         assert!(text.contains(&part), "{part} is not in {text}");
     }
-    assert!(!format!("{message}{advice}").contains("instance profile"), "that is not what is wrong: {line}");
+    assert!(!format!("{message}{advice}").contains("instance profile"), "the advice is about something else: {line}");
     assert_eq!(world.credentials(ip(2), NODE_ROLE_NAME).status, 404, "the base identity is known");
     assert_eq!(world.credentials(ip(4), "web-role").status, 500);
     assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="identity-unknown"}"#), 1.0);
@@ -115,7 +115,7 @@ fn readiness_waits_for_the_role_between_and_the_log_says_what_to_mend() {
 #[test]
 fn readiness_waits_for_the_base_identity_after_the_intermediate_role() {
     let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
-    // The role between is given, and nobody is told who he is.
+    // The intermediate role can be assumed, and GetCallerIdentity fails.
     fakes.sts.set_behaviour(Behaviour::AccessDenied);
     for role in ["between", "web-role"] {
         fakes.sts.set_role_behaviour(&arn(role), Behaviour::Slow(std::time::Duration::ZERO));
@@ -129,7 +129,7 @@ fn readiness_waits_for_the_base_identity_after_the_intermediate_role() {
     assert_eq!(world.credentials(ip(2), NODE_ROLE_NAME).status, 404);
 }
 
-/// The node's clock is ten minutes behind: by it, the session goes on.
+/// The node's clock is ten minutes behind: by this clock, the session is still valid.
 #[test]
 fn an_intermediate_session_that_ended_by_stss_clock_is_replaced_at_once() {
     let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
@@ -141,7 +141,7 @@ fn an_intermediate_session_that_ended_by_stss_clock_is_replaced_at_once() {
     world.fakes.sts.expire(&ended);
     world.document(ip(5), "db-role");
     let outcomes: Vec<_> = calls_for(&world, &arn("db-role")).into_iter().map(|call| call.outcome).collect();
-    assert_eq!(outcomes, ["ExpiredToken", "ok"], "one more, with new credentials");
+    assert_eq!(outcomes, ["ExpiredToken", "ok"], "one more call, with new credentials");
     assert_eq!(calls_for(&world, &arn("between")).len(), 2);
     assert_ne!(last_key_of(&world, &arn("between")), ended);
     assert_eq!(world.metric(DROPPED), 1.0);
@@ -150,7 +150,7 @@ fn an_intermediate_session_that_ended_by_stss_clock_is_replaced_at_once() {
 }
 
 #[test]
-fn credentials_of_the_instance_that_sts_takes_no_more_are_read_again() {
+fn instance_credentials_that_sts_rejects_are_read_again() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(4), Some("web-role"));
     fakes.pod("db", ip(5), Some("db-role"));
@@ -160,7 +160,7 @@ fn credentials_of_the_instance_that_sts_takes_no_more_are_read_again() {
     }
     let world = fakes.into_world(&setup);
     world.document(ip(4), "web-role");
-    // By the node's clock they last for hours.
+    // By the node's clock, they last for hours.
     let path = format!("/latest/meta-data/iam/security-credentials/{NODE_ROLE_NAME}");
     let reads = |world: &World| world.fakes.imds.requests().iter().filter(|request| request.target == path).count();
     let before = reads(&world);
@@ -176,9 +176,9 @@ fn credentials_of_the_instance_that_sts_takes_no_more_are_read_again() {
     assert_eq!((world.metric(DROPPED), reads(&world) - before), (1.0, 1));
 }
 
-/// Where new ones are refused as well, each question costs STS one request and not two.
+/// If new credentials are rejected as well, each attempt costs one request to STS and not two.
 #[test]
-fn own_credentials_that_are_always_refused_are_not_dropped_each_time() {
+fn own_credentials_that_stay_rejected_are_not_reread() {
     let world = World::start();
     for role in ["web-role", "db-role"] {
         world.fakes.sts.set_role_behaviour(&arn(role), Behaviour::InvalidClientTokenId);
@@ -191,9 +191,9 @@ fn own_credentials_that_are_always_refused_are_not_dropped_each_time() {
     assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="own-identity"}"#), 2.0);
 }
 
-/// What keeps the role between from being renewed is told as what it is: an outage is nothing against the daemon's identity.
+/// A failed renewal of the intermediate role is reported with its cause: an outage is no fault of the daemon's identity.
 #[test]
-fn a_role_between_that_cannot_be_renewed_tells_an_outage_from_a_refusal() {
+fn a_failed_intermediate_renewal_names_outage_or_refusal() {
     for (behaviour, outcome) in [
         (Behaviour::AccessDenied, "own-identity"),
         (Behaviour::Throttling, "throttled"),
@@ -207,15 +207,15 @@ fn a_role_between_that_cannot_be_renewed_tells_an_outage_from_a_refusal() {
         world.fakes.sts.expire(&last_key_of(&world, &arn("between")));
         assert_eq!(world.credentials(ip(4), "web-role").status, 500);
         let counted = world.metric(&format!(r#"rolegate_sts_requests_total{{cause="demand",outcome="{outcome}"}}"#));
-        // What may be better at once is asked once more.
+        // Failures that may be temporary are retried once.
         let asked = if matches!(outcome, "failed" | "unreachable") { 2.0 } else { 1.0 };
         assert_eq!(counted, asked, "{behaviour:?} is not {outcome}: {}", world.daemon.log());
     }
 }
 
-/// Nobody waits for the hour in which it would be asked for anyway.
+/// The check does not wait for the hour in which it is due anyway.
 #[test]
-fn an_intermediate_role_that_cannot_be_assumed_has_the_identity_checked() {
+fn a_failed_intermediate_role_causes_an_identity_check() {
     let fakes = fakes_with_a_role_between(NODE_ROLE_ARN);
     let setup = setup_with_a_role_between(&fakes);
     let world = fakes.into_world(&setup);
@@ -226,10 +226,10 @@ fn an_intermediate_role_that_cannot_be_assumed_has_the_identity_checked() {
         line["event"] == "own-identity-renewal-failed" && line["error"].as_str().unwrap().contains("--assume-role-arn")
     };
     world.daemon.wait_for_log(anew).unwrap();
-    assert_eq!(world.daemon.get(None, "/readyz").unwrap().status, 200, "not for long yet");
+    assert_eq!(world.daemon.get(None, "/readyz").unwrap().status, 200, "not unavailable for long yet");
 }
 
-/// Short names are completed with what the metadata service names. A metadata service that names `account`.
+/// Returns a daemon that completes short names from a metadata service, which names `account`.
 fn discovering(account: &str) -> (Fakes, Setup) {
     let fakes = Fakes::new();
     let profile = format!(
@@ -246,9 +246,9 @@ fn is_not_ready(world: &World) {
     world.eventually(ready, wanted);
 }
 
-/// Whoever answers at the metadata address can choose the account of every short name.
+/// Whoever answers at the metadata address could choose the account of every short name.
 #[test]
-fn a_base_arn_of_another_account_than_the_daemons_own_names_no_role() {
+fn a_base_arn_of_another_account_completes_no_role() {
     const FORGED: &str = "999999999999";
     let in_full = format!("arn:aws:iam::{FORGED}:role/web-role");
     for between in [false, true] {
@@ -275,14 +275,14 @@ fn a_base_arn_of_another_account_than_the_daemons_own_names_no_role() {
             assert_eq!(world.credentials(ip(number), "web-role").status, 404, "{number}: {}", world.daemon.log());
         }
         assert_eq!(world.metric(r#"rolegate_denials_total{reason="foreign-account"}"#), 3.0, "{}", world.daemon.log());
-        assert_eq!(calls_for(&world, &in_full).len(), 0, "STS was not asked");
-        // What names another account in full does not depend on it.
+        assert_eq!(calls_for(&world, &in_full).len(), 0, "STS was not called");
+        // A full ARN in another account does not depend on it.
         world.document(ip(4), "db-role");
     }
 }
 
 #[test]
-fn a_discovered_base_arn_of_the_own_account_is_taken_and_any_given_one() {
+fn a_base_arn_of_the_own_account_or_from_a_flag_is_used() {
     let (fakes, setup) = discovering("111122223333");
     fakes.pod("web", ip(2), Some("web-role"));
     let world = fakes.into_world(&setup);

@@ -1,4 +1,4 @@
-//! What the operator limits and adds, as the pods and STS see it.
+//! Tests of the operator's limits and additions, as the pods and STS see them.
 
 use rolegate_lab::imds::NODE_ROLE_NAME;
 use rolegate_lab::kube::{PodBuilder, Resource, namespace};
@@ -21,7 +21,7 @@ fn tags_and_names_reach_sts() {
         setup.argument("--session-name-template={namespace}.{pod}@{role}")
     });
     world.document(ip(2), "web-role");
-    let [call] = &assume_role_calls(&world)[..] else { panic!("one call") };
+    let [call] = &assume_role_calls(&world)[..] else { panic!("not exactly one call") };
     assert_eq!(call.session_name.as_deref(), Some("shop.web@web-role"));
     let tags: Vec<_> = call.tags.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     let expected = [
@@ -34,14 +34,14 @@ fn tags_and_names_reach_sts() {
 }
 
 #[test]
-fn without_the_flag_sts_is_told_no_tags() {
+fn without_the_flag_sts_gets_no_tags() {
     let world = World::start();
     world.document(ip(2), "web-role");
     assert!(assume_role_calls(&world).iter().all(|call| call.tags.is_empty() && call.session_name.as_deref() == Some("web")));
 }
 
 #[test]
-fn pods_of_one_role_share_a_session_where_the_scope_is_the_role() {
+fn pods_of_one_role_share_a_session_in_scope_role() {
     let fakes = Fakes::new();
     fakes.pod("web-0", ip(2), Some("web-role"));
     fakes.pod("web-1", ip(3), Some("web-role"));
@@ -49,7 +49,7 @@ fn pods_of_one_role_share_a_session_where_the_scope_is_the_role() {
     let world = fakes.into_world(&setup);
     let first = world.document(ip(2), "web-role");
     assert_eq!(world.document(ip(3), "web-role")["AccessKeyId"], first["AccessKeyId"]);
-    let [call] = &assume_role_calls(&world)[..] else { panic!("one call") };
+    let [call] = &assume_role_calls(&world)[..] else { panic!("not exactly one call") };
     assert_eq!(call.session_name.as_deref(), Some("web-role"));
 }
 
@@ -67,7 +67,7 @@ fn a_role_above_the_ceiling_of_the_node_is_refused() {
     assert!(log["message"].as_str().unwrap().contains("--allowed-roles"), "{log}");
 }
 
-/// A world with one pod that asks for the node's own role, which STS would give.
+/// Starts a world with one pod that requests the node's own role, which STS would issue.
 fn greedy(argument: &str) -> World {
     let fakes = Fakes::new();
     fakes.sts.add_role(Role::new(NODE_ROLE_ARN));
@@ -78,7 +78,7 @@ fn greedy(argument: &str) -> World {
 }
 
 #[test]
-fn the_nodes_own_role_is_given_to_nobody() {
+fn no_pod_gets_the_nodes_own_role() {
     let world = greedy("--imds-tokens=required");
     // Whether or not the identity is known at the first request.
     assert_eq!(world.credentials(ip(2), NODE_ROLE_NAME).status, 404);
@@ -88,13 +88,13 @@ fn the_nodes_own_role_is_given_to_nobody() {
         let answer = world.get(ip(2), &target);
         assert_eq!((answer.status, answer.body.len()), (404, 0), "{target}");
     }
-    assert_eq!(world.fakes.sts.issued().len(), issued.len(), "STS is not asked for it");
+    assert_eq!(world.fakes.sts.issued().len(), issued.len(), "STS is not called for it");
     assert!(denials(&world, "node-role") >= 3.0, "{}", world.daemon.log());
 }
 
-/// The first question of who the daemon is fails, and is asked again in a second.
+/// The first attempt to learn the daemon's identity fails, and is repeated after a second.
 #[test]
-fn the_daemon_knows_who_it_is_before_it_hands_out_anything() {
+fn nothing_is_served_before_the_own_identity_is_known() {
     let fakes = Fakes::new();
     fakes.sts.add_role(Role::new(NODE_ROLE_ARN));
     fakes.sts.set_behaviour(Behaviour::Then(vec![Behaviour::AccessDenied]));
@@ -112,9 +112,9 @@ fn the_daemon_knows_who_it_is_before_it_hands_out_anything() {
     world.document(ip(3), "web-role");
 }
 
-/// The daemon is another than the node: by a token of its service account, or by keys of its own as here.
+/// The daemon's identity differs from the node's: by a token of its service account, or by keys of its own as in this test.
 #[test]
-fn the_role_of_the_instance_is_given_to_nobody_whoever_the_daemon_is() {
+fn no_pod_gets_the_role_of_the_instance() {
     const DAEMON: &str = "arn:aws:sts::111122223333:assumed-role/daemon/rolegate";
     let fakes = Fakes::new();
     fakes.sts.add_caller("AKIADAEMON", "daemon-secret", None, DAEMON);
@@ -151,7 +151,7 @@ fn a_metadata_service_that_does_not_answer_delays_nothing() {
 }
 
 #[test]
-fn a_metadata_service_that_is_switched_off_is_not_asked() {
+fn a_disabled_metadata_service_gets_no_request() {
     let world = greedy("--metadata-profile=none");
     assert_eq!(world.credentials(ip(2), NODE_ROLE_NAME).status, 404);
     world.document(ip(3), "web-role");
@@ -159,7 +159,7 @@ fn a_metadata_service_that_is_switched_off_is_not_asked() {
 }
 
 #[test]
-fn pods_of_one_name_in_two_namespaces_have_a_session_each() {
+fn same_named_pods_in_two_namespaces_have_own_sessions() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     let elsewhere = PodBuilder::new("other", "web").node(NODE).ip(&ip(3).to_string()).annotation("iam.amazonaws.com/role", "web-role");
@@ -170,7 +170,7 @@ fn pods_of_one_name_in_two_namespaces_have_a_session_each() {
 }
 
 #[test]
-fn a_pod_names_its_session_where_the_operator_gives_no_template() {
+fn a_pod_names_its_session_if_the_operator_does_not() {
     for (argument, expected) in [("--session-scope=pod", "somebody-else"), ("--session-name-template={pod}", "web")] {
         let fakes = Fakes::new();
         fakes.sts.add_role(Role::new(arn("web-role")));
@@ -179,13 +179,13 @@ fn a_pod_names_its_session_where_the_operator_gives_no_template() {
         let setup = fakes.setup().argument(argument);
         let world = fakes.into_world(&setup);
         world.document(ip(2), "web-role");
-        let [call] = &assume_role_calls(&world)[..] else { panic!("one call") };
+        let [call] = &assume_role_calls(&world)[..] else { panic!("not exactly one call") };
         assert_eq!(call.session_name.as_deref(), Some(expected), "{argument}");
     }
 }
 
 #[test]
-fn the_nodes_own_role_is_given_where_the_operator_says_so() {
+fn pods_get_the_nodes_own_role_if_the_operator_allows_it() {
     let world = greedy("--allow-node-role");
     world.document(ip(2), NODE_ROLE_NAME);
 }

@@ -1,5 +1,5 @@
-//! The checks of the fuzz targets, on inputs that proptest makes: near what is right, because what is far from it is refused
-//! at the first byte.
+//! The checks of the fuzz targets, with inputs from proptest. The inputs are close to valid ones, because anything else is
+//! rejected at the first byte.
 
 use http::Version;
 use proptest::option;
@@ -30,7 +30,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn role_arns_have_their_grammar(text in "(arn|aws)?(arn:aws(-cn|-iso-f|-mars)?:iam:(eu)?:[0-9]{11,13}:role/)?([a-zA-Z0-9_+=,.@/!~: \u{e9}-]|//){0,70}") {
+    fn role_arns_match_their_grammar(text in "(arn|aws)?(arn:aws(-cn|-iso-f|-mars)?:iam:(eu)?:[0-9]{11,13}:role/)?([a-zA-Z0-9_+=,.@/!~: \u{e9}-]|//){0,70}") {
         checks::arn(&text);
     }
 
@@ -44,7 +44,7 @@ proptest! {
     }
 
     #[test]
-    fn nothing_is_allowed_that_a_plain_reading_does_not_allow(
+    fn only_what_the_plain_model_allows_is_allowed(
         role in option::weighted(0.9, ROLE),
         external_id in option::weighted(0.2, "[a:/ ]{0,4}"),
         session_name in option::weighted(0.2, "[a:/ ]{0,4}"),
@@ -58,7 +58,7 @@ proptest! {
     }
 
     #[test]
-    fn every_request_is_refused_or_is_of_the_table(
+    fn every_request_is_refused_or_in_the_table(
         method in "(GET|HEAD|PUT|POST|CONNECT|OPTIONS|get)",
         target in "(http://169.254.169.254)?/(latest|1.0|2021-03-23|LATEST)?/?(meta-data|api|%6d)?/?/?(iam|token|\\.\\.)?/?(security-credentials|info)?(/|/web|/\\.|/a;b|\\?q|\u{e9}){0,2}",
         headers in headers(),
@@ -71,7 +71,7 @@ proptest! {
     }
 
     #[test]
-    fn only_what_the_daemon_made_is_a_token(data in prop_oneof![
+    fn only_tokens_that_the_daemon_issued_are_accepted(data in prop_oneof![
         prop::collection::vec(any::<u8>(), 0..8),
         "[A-Za-z0-9_=-]{56}".prop_map(String::into_bytes),
     ]) {
@@ -79,7 +79,7 @@ proptest! {
     }
 
     #[test]
-    fn a_host_is_one_of_those_that_clients_write(value in prop_oneof![
+    fn only_hosts_that_clients_send_are_accepted(value in prop_oneof![
         "(169.254.169.254|\\[fd00:ec2::254\\]|fd00:ec2::254|127.0.0.1|localhost)(:80|:8181|:080|\\.|)".prop_map(String::into_bytes),
         prop::collection::vec(any::<u8>(), 0..20),
     ]) {

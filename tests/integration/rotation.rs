@@ -1,5 +1,5 @@
-//! The daemon's identity at the Kubernetes API, and the API's own certificate, change on disk: the daemon goes on without a
-//! restart. Each time what was good before is refused first, so that nothing of it can be used on.
+//! Tests of changes on disk to the daemon's identity at the Kubernetes API and to the API's own certificate: the daemon
+//! continues without a restart. The API rejects the old identity first each time, so that the daemon cannot keep using it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::world::{Fakes, ROLES, World, arn, ip, loopback, pod};
 
-/// An API with TLS that has one pod, and what else a daemon needs.
+/// An API with TLS that has one pod, and the daemon's other dependencies.
 struct Cluster {
     api: KubeApi,
     fakes: Fakes,
@@ -32,7 +32,7 @@ impl Cluster {
         put(&self.fakes, name, text);
     }
 
-    /// A daemon with a kubeconfig whose user is this, and whose API has the certificate of the file `ca.crt`.
+    /// Returns a daemon with a kubeconfig for this user, which trusts the certificate in the file `ca.crt`.
     fn setup(&self, user: Value) -> Setup {
         self.put("ca.crt", &self.api.ca_pem().unwrap());
         let mut kubeconfig: Value = serde_json::from_str(&self.api.kubeconfig()).unwrap();
@@ -48,30 +48,30 @@ impl Cluster {
     }
 }
 
-/// Replaces a file as a careful writer does it.
+/// Replaces a file atomically, as a careful writer does.
 fn put(fakes: &Fakes, name: &str, text: &str) {
     let next = fakes.file(&format!("{name}.next"), text);
     std::fs::rename(next, fakes.directory().join(name)).unwrap();
 }
 
-/// Cuts the watch, and waits until what the daemon has is refused.
-fn is_refused(world: &World, api: &KubeApi, why: &str) {
+/// Cuts the watch, and waits until the daemon's identity is rejected.
+fn wait_for_rejection(world: &World, api: &KubeApi, why: &str) {
     let errors = |world: &World| world.metric(r#"rolegate_watch_errors_total{resource="pods"}"#);
     let before = errors(world);
     api.cut_connections();
-    // The first is that of the connection that was cut.
+    // The first error is that of the connection that was cut.
     world.eventually(errors, |errors| *errors >= before + 2.0);
     let said = world.daemon.wait_for_log(|line| line["error"].as_str().is_some_and(|text| text.contains(why)));
     said.unwrap();
 }
 
-/// A pod that comes after the change is known and served.
-fn goes_on(world: &World, api: &KubeApi) {
+/// Checks that a pod that appears after the change becomes known and is served.
+fn assert_continues(world: &World, api: &KubeApi) {
     api.apply(Resource::Pods, pod("late", ip(9), Some("web-role")).build());
     world.eventually(|world| world.get(ip(9), ROLES).status, |status| *status == 200);
 }
 
-/// As the kubelet has them: certificate and key in one file, behind a link that is replaced.
+/// Writes a client identity as the kubelet does: certificate and key in one file, behind a link that is replaced.
 fn put_kubelet_identity(directory: &Path, name: &str, identity: &ClientIdentity) {
     std::fs::write(directory.join(name), format!("{}{}", identity.certificate, identity.key)).unwrap();
     let next = directory.join("next-link");
@@ -92,11 +92,11 @@ fn the_kubelets_client_certificate_is_replaced() {
     assert!(clients(&api).iter().all(|client| client == "system:node:node-a, first"), "{:?}", clients(&api));
 
     api.replace_client_ca().unwrap();
-    is_refused(&world, &api, "cannot be reached");
+    wait_for_rejection(&world, &api, "cannot be reached");
     api.clear_requests();
     let identity = api.client_identity("system:node:node-a, second").unwrap();
     put_kubelet_identity(world.fakes.directory(), "kubelet-client-2.pem", &identity);
-    goes_on(&world, &api);
+    assert_continues(&world, &api);
     let clients = clients(&api);
     assert!(!clients.is_empty() && clients.iter().all(|client| client == "system:node:node-a, second"), "{clients:?}");
 }
@@ -109,13 +109,13 @@ fn a_token_file_is_replaced() {
     let setup = cluster.setup(json!({ "tokenFile": "token" }));
     let (world, api) = cluster.start(&setup);
     api.require_token(Some("second"));
-    is_refused(&world, &api, "401");
+    wait_for_rejection(&world, &api, "401");
     put(&world.fakes, "token", "second");
-    goes_on(&world, &api);
+    assert_continues(&world, &api);
 }
 
 #[test]
-fn an_exec_plugin_gives_another_token() {
+fn an_exec_plugin_returns_a_new_token() {
     let cluster = Cluster::new();
     cluster.api.require_token(Some("first"));
     let ends = Clock::system().now() + Duration::from_secs(30);
@@ -129,15 +129,15 @@ fn an_exec_plugin_gives_another_token() {
     let setup = cluster.setup(json!({ "exec": exec }));
     let (world, api) = cluster.start(&setup);
     api.require_token(Some("second"));
-    is_refused(&world, &api, "401");
+    wait_for_rejection(&world, &api, "401");
     put(&world.fakes, "credential", &credential("second"));
-    goes_on(&world, &api);
+    assert_continues(&world, &api);
     assert!(!world.daemon.log().contains("expirationTimestamp"), "what the plugin writes is not in the log");
 }
 
-/// The certificate that a plugin gave ends, and the API takes no other but the next.
+/// The certificate from the plugin expires, and the API accepts only the next one.
 #[test]
-fn an_exec_plugin_gives_another_certificate() {
+fn an_exec_plugin_returns_a_new_certificate() {
     let cluster = Cluster::new();
     cluster.api.require_client_certificate(true);
     let ends = Clock::system().now() + Duration::from_secs(30);
@@ -152,24 +152,24 @@ fn an_exec_plugin_gives_another_certificate() {
     let setup = cluster.setup(json!({ "exec": exec }));
     let (world, api) = cluster.start(&setup);
     api.replace_client_ca().unwrap();
-    is_refused(&world, &api, "cannot be reached");
+    wait_for_rejection(&world, &api, "cannot be reached");
     put(&world.fakes, "credential", &credential(api.client_identity("second").unwrap()));
-    goes_on(&world, &api);
+    assert_continues(&world, &api);
 }
 
 #[test]
-fn the_apis_own_certificate_is_of_another_ca() {
+fn the_certificate_of_the_api_is_from_another_ca() {
     let cluster = Cluster::new();
     cluster.api.require_token(Some("the-token"));
     let setup = cluster.setup(json!({ "token": "the-token" }));
     let (world, api) = cluster.start(&setup);
     api.replace_server_ca().unwrap();
-    is_refused(&world, &api, "certificate");
+    wait_for_rejection(&world, &api, "certificate");
     put(&world.fakes, "ca.crt", &api.ca_pem().unwrap());
-    goes_on(&world, &api);
+    assert_continues(&world, &api);
 }
 
-/// In a mount namespace of its own, where the files of a service account are at the one path that Kubernetes has for them.
+/// Runs in a mount namespace of its own, with the files of a service account at the one path that Kubernetes uses for them.
 #[test]
 fn the_service_accounts_token_and_ca_are_replaced() {
     let allowed = |program| std::process::Command::new(program).args(["--user", "--map-root-user", "--mount", "true"]).status();
@@ -190,11 +190,11 @@ fn the_service_accounts_token_and_ca_are_replaced() {
     let setup = setup.env("KUBERNETES_SERVICE_HOST", "127.0.0.1").env("KUBERNETES_SERVICE_PORT", cluster.api.addr().port().to_string());
     let (world, api) = cluster.start(&setup);
     api.require_token(Some("second"));
-    is_refused(&world, &api, "401");
+    wait_for_rejection(&world, &api, "401");
     put(&world.fakes, "token", "second");
-    goes_on(&world, &api);
+    assert_continues(&world, &api);
     api.replace_server_ca().unwrap();
-    is_refused(&world, &api, "certificate");
+    wait_for_rejection(&world, &api, "certificate");
     put(&world.fakes, "ca.crt", &api.ca_pem().unwrap());
     api.apply(Resource::Pods, pod("later", ip(10), Some("web-role")).build());
     world.eventually(|world| world.get(ip(10), ROLES).status, |status| *status == 200);

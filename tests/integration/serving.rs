@@ -1,4 +1,4 @@
-//! The main job: each pod its own role, in the metadata service's protocol, and nothing else.
+//! Tests of the main task: each pod gets its own role, in the protocol of the metadata service, and nothing else.
 
 use rolegate_lab::imds::Imds;
 use rolegate_lab::sts::Role;
@@ -24,11 +24,11 @@ fn each_pod_gets_the_credentials_of_its_own_role() {
         let info: serde_json::Value = serde_json::from_slice(&world.get(from, "/latest/meta-data/iam/info").body).unwrap();
         assert_eq!(info["InstanceProfileArn"], format!("arn:aws:iam::111122223333:instance-profile/{role}"));
     }
-    assert_eq!(world.fakes.sts.assume_role_calls(), 2, "each session is asked for once");
+    assert_eq!(world.fakes.sts.assume_role_calls(), 2, "each session is requested once");
 }
 
 #[test]
-fn answers_look_like_the_metadata_services() {
+fn answers_look_like_those_of_the_metadata_service() {
     let world = World::start();
     let token = world.new_token(ip(2));
     assert_eq!((token.status, token.header(TOKEN_TTL)), (200, Some("21600")));
@@ -43,9 +43,9 @@ fn answers_look_like_the_metadata_services() {
 }
 
 #[test]
-fn a_pod_without_a_role_and_a_stranger_get_nothing() {
+fn pods_without_a_role_and_unknown_addresses_get_nothing() {
     let world = World::start_with(|setup| setup.argument("--backoff-max-elapsed-time=100ms"));
-    assert_eq!(world.new_token(ip(4)).status, 200, "the pod is known, and its SDK shall say that it has no role");
+    assert_eq!(world.new_token(ip(4)).status, 200, "the pod is known, so its SDK must report that it has no role");
     for target in [ROLES, "/latest/meta-data/iam/security-credentials/web-role", "/latest/meta-data/iam/info"] {
         let answer = world.get(ip(4), target);
         assert_eq!((answer.status, answer.body.len()), (404, 0), "{target}");
@@ -72,17 +72,17 @@ fn a_pod_gets_no_role_but_its_own() {
 }
 
 #[test]
-fn version_one_is_served_only_where_the_operator_allows_it() {
+fn imdsv1_is_served_only_if_the_operator_allows_it() {
     let strict = World::start();
     assert_eq!(strict.request(ip(2), "GET", ROLES, &[]).status, 401);
     let lenient = World::start_with(|setup| setup.argument("--imds-tokens=optional"));
     assert_eq!(lenient.request(ip(2), "GET", ROLES, &[]).text(), "web-role");
-    assert_eq!(lenient.request(ip(2), "GET", ROLES, &[(TOKEN, "wrong")]).status, 401, "a token that is there must be good");
+    assert_eq!(lenient.request(ip(2), "GET", ROLES, &[(TOKEN, "wrong")]).status, 401, "a token that is sent must be valid");
     assert_eq!(lenient.get(ip(2), ROLES).text(), "web-role");
 }
 
 #[test]
-fn nothing_of_the_node_is_ever_served_or_asked_for() {
+fn nothing_of_the_node_is_served_or_requested() {
     let world = World::start();
     let node_role = format!("{ROLES}NODE-ROLE-MUST-NEVER-LEAK");
     for target in [
@@ -107,7 +107,7 @@ fn nothing_of_the_node_is_ever_served_or_asked_for() {
 }
 
 #[test]
-fn the_external_id_and_the_session_name_are_part_of_what_is_asked() {
+fn requests_include_the_external_id_and_the_session_name() {
     let fakes = Fakes::new();
     fakes.sts.add_role(Role::new(arn("partner")).external_id("shop-42"));
     let annotated = pod("with-id", ip(2), Some("partner")).annotation("iam.amazonaws.com/external-id", "shop-42");
@@ -128,7 +128,7 @@ fn the_external_id_and_the_session_name_are_part_of_what_is_asked() {
 }
 
 #[test]
-fn the_default_role_is_for_known_pods_alone_and_no_bad_annotation() {
+fn only_known_pods_without_an_annotation_get_the_default() {
     let fakes = Fakes::new();
     fakes.sts.add_role(Role::new(arn("default-role")));
     fakes.pod("plain", ip(2), None);
@@ -141,7 +141,7 @@ fn the_default_role_is_for_known_pods_alone_and_no_bad_annotation() {
     for from in [ip(3), ip(4), ip(6)] {
         assert_eq!(world.get(from, ROLES).status, 404, "{from}");
     }
-    assert_eq!(world.get(ip(5), ROLES).text(), "web-role", "one pod's annotation hurts no other");
+    assert_eq!(world.get(ip(5), ROLES).text(), "web-role", "one pod's annotation does not affect another");
     let log = world.daemon.wait_for_log(|line| line["pod"] == "broken").unwrap();
     assert_eq!(log["reason"], "role-spaces");
     assert!(log["advice"].as_str().unwrap().contains("white space"), "{log}");

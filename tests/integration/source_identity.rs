@@ -1,4 +1,4 @@
-//! `--source-identity`: what STS is told about whose session it is, also through role chaining.
+//! Tests of `--source-identity`: the pod's identity in each call to STS, including through role chaining.
 
 use rolegate_lab::kube::Resource;
 use rolegate_lab::sts::{Behaviour, Call, Role};
@@ -11,13 +11,13 @@ fn calls_for(world: &World, role: &str) -> Vec<Call> {
     world.fakes.sts.calls().into_iter().filter(|call| call.role_arn == Some(arn(role))).collect()
 }
 
-/// The source identity of the session that has this key.
+/// Returns the source identity of the session with this key.
 fn identity_of(world: &World, document: &serde_json::Value) -> Option<String> {
     let issued = world.fakes.sts.issued();
     issued.into_iter().find(|issued| document["AccessKeyId"] == *issued.access_key_id).unwrap().source_identity
 }
 
-/// Two pods of one role, whose sessions have one name.
+/// Starts a world with two pods of one role, whose sessions have the same name.
 fn two_pods(more: &str) -> World {
     let fakes = Fakes::new();
     for (name, number) in [("web-0", 2), ("web-1", 3)] {
@@ -41,13 +41,13 @@ fn pods_with_different_source_identities_never_share_a_session() {
     let calls = calls_for(&world, "web-role");
     let told: Vec<_> = calls.iter().map(|call| (call.session_name.as_deref(), call.source_identity.as_deref())).collect();
     let name = Some("shop.web-9");
-    assert_eq!(told, [(name, Some("shop.web-0")), (name, Some("shop.web-1"))], "an annotation names the session alone");
+    assert_eq!(told, [(name, Some("shop.web-0")), (name, Some("shop.web-1"))], "an annotation sets only the session name");
     let line = world.daemon.wait_for_log(|line| line["event"] == "role-assumed" && line["source_identity"] == "shop.web-1").unwrap();
     assert_eq!(line["session"], "shop.web-9");
 }
 
 #[test]
-fn without_the_flag_sts_is_told_none() {
+fn without_the_flag_sts_gets_no_source_identity() {
     let world = two_pods("--session-name-template={pod}");
     assert_eq!(identity_of(&world, &world.document(ip(2), "web-role")), None);
     assert_eq!(calls_for(&world, "web-role")[0].source_identity, None);
@@ -66,9 +66,9 @@ fn pods_of_one_role_share_session_and_source_identity_in_scope_role() {
     assert_eq!(calls_for(&world, "web-role").len(), 1);
 }
 
-/// STS changes no source identity along a chain: one that the session of the role between had would be that of every pod.
+/// STS keeps a source identity along a chain: that of the intermediate role's session would be that of every pod.
 #[test]
-fn with_a_role_between_each_pod_has_its_own_and_the_role_between_none() {
+fn only_pods_and_not_the_intermediate_role_have_one() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     fakes.pod("db", ip(3), Some("db-role"));
@@ -108,7 +108,7 @@ fn a_role_that_forbids_source_identities_is_refused_with_advice() {
 }
 
 #[test]
-fn a_session_that_is_not_said_to_have_the_source_identity_is_discarded() {
+fn a_session_without_the_source_identity_is_discarded() {
     let world = two_pods(OF_POD);
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::MissingField("SourceIdentity"));
     let answer = world.credentials(ip(2), "web-role");

@@ -1,12 +1,11 @@
-//! Identity under constant change: ten thousand pods over two hundred addresses, all of which ask all the while.
+//! Identity under constant change: ten thousand pods over two hundred addresses, all of which send requests continuously.
 //!
-//! Each pod has a role of its own, so that every answer says whom the daemon took its client for. The API gives changes
-//! out as an API may: late, object by object in order but not across objects, with watches that break, history that is
-//! gone and errors between; tenants do what they may to others ([`moves`], [`tenants`],
-//! [`floods`], [`networks`]). What is right at which moment is
-//! in the [`ledger`], by the order of events alone, so that neither load nor luck changes the verdict. How much is asked,
-//! and how many credentials must be had, is in the [`driver`]'s plan: it waits for all of it, however long that takes. The
-//! seed of a run is printed; `ROLEGATE_STRESS_SEED` repeats it.
+//! Each pod has a role of its own, so that every answer shows which pod the daemon took its client for. The API publishes
+//! changes as an API may: late, in order for each object but not across objects, with watches that break, history that is gone
+//! and errors in between. Tenants do everything that they can do to others ([`moves`], [`tenants`], [`floods`], [`networks`]).
+//! The [`ledger`] defines what is correct at each moment by the order of events alone, so that neither load nor luck changes
+//! the verdict. The [`driver`]'s plan defines how many requests are made and how many credentials must be served, and waits for
+//! all of them, however long that takes. A run prints its seed; `ROLEGATE_STRESS_SEED` repeats it.
 
 mod clients;
 mod cluster;
@@ -30,18 +29,18 @@ use crate::world::{Fakes, World, arn};
 
 const ADDRESSES: u8 = 200;
 const LIVES: u32 = 10_000;
-/// Addresses of tenants who do wrong, behind the others.
+/// The addresses of hostile tenants, after the others.
 const LOOPER: usize = ADDRESSES as usize;
 const FORGER: usize = LOOPER + 1;
 const FAT: usize = FORGER + 1;
 const MISLED: usize = FAT + 1;
 const TENANTS: u8 = 4;
-/// Outcomes of requests to STS that a slow machine explains.
+/// Outcomes of STS requests that a slow machine explains.
 const TOO_SLOW: [&str; 3] = ["unreachable", "failed", "queued"];
-/// Far fewer than are due by the plan of any run.
+/// The minimum number of credentials: far fewer than the plan of any run demands.
 const LEAST_CREDENTIALS: usize = 1500;
 
-/// Numbers that follow from a seed (SplitMix64).
+/// A generator of numbers from a seed (SplitMix64).
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
 
@@ -70,13 +69,13 @@ fn seed() -> u64 {
 }
 
 #[test]
-fn ten_thousand_pods_always_get_their_own_role_and_never_anothers() {
+fn ten_thousand_pods_only_ever_get_their_own_role() {
     let (seed, began) = (seed(), Instant::now());
     println!("ROLEGATE_STRESS_SEED={seed}");
     let fakes = Fakes::new();
     fakes.sts.unknown_roles_allowed(true);
     let cluster = Cluster::new(&fakes, Random(seed), (0..ADDRESSES + TENANTS).map(address));
-    // STS is not what is tried here: it has room for every pod. Connections have no more than all pods need.
+    // STS is not under test: it has room for every pod. Connections are limited to what all pods need.
     let mut setup = fakes.setup().argument("--backoff-max-elapsed-time=300ms");
     setup = setup.argument("--sts-rate=1000").argument("--sts-timeout=1m").argument("--limits-connections=512");
     if let Ok(path) = std::env::var("ROLEGATE_STRESS_LOG") {
@@ -92,7 +91,7 @@ fn ten_thousand_pods_always_get_their_own_role_and_never_anothers() {
     let Stage { cluster, clients, .. } = stage;
     let owed = clients.owed;
     let seen = clients.finish(&world);
-    // Nobody asks any more.
+    // All clients have stopped.
     let roles = world.fakes.sts.issued().into_iter().map(|issued| (issued.access_key_id, issued.role_arn)).collect();
     let failures = failures_of_sts(&world);
     let (mut all, mut excused) = (Seen::default(), 0);
@@ -122,11 +121,11 @@ fn ten_thousand_pods_always_get_their_own_role_and_never_anothers() {
     let first: Vec<_> = violations.iter().take(5).map(String::as_str).collect();
     assert!(violations.is_empty(), "{} violations with ROLEGATE_STRESS_SEED={seed}; the first:\n{}", violations.len(), first.join("\n\n"));
     assert_eq!(paid, owed);
-    assert!(owed > LEAST_CREDENTIALS, "too little was asked for the verdict to mean anything");
+    assert!(owed > LEAST_CREDENTIALS, "too few requests for the verdict to mean anything");
 }
 
-/// The pods for which the daemon says that STS gave it no credentials, in the time that they had. What else it may say of them
-/// excuses nothing: each pod asks for one session, so that none changes too often, and all of them together fill no queue.
+/// Returns the pods for which the daemon reports that STS issued no credentials, with the time span. No other report is an
+/// excuse: each pod requests one session, so that no pod changes too often and all of them together do not fill a queue.
 fn failures_of_sts(world: &World) -> HashSet<Life> {
     let log = world.daemon.log();
     let failed = log.lines().filter(|line| line.contains(r#""level":"WARN""#) && line.contains(r#""role""#)).filter_map(|line| {
@@ -138,7 +137,7 @@ fn failures_of_sts(world: &World) -> HashSet<Life> {
     failed.collect()
 }
 
-/// Whether each access key is of a role that was the address's while it was asked for.
+/// Checks that each access key belongs to a role that had the address while the key was requested.
 fn judge_keys(seen: &mut Seen, ledger: &Ledger, roles: &HashMap<String, String>) {
     for (key, span) in &seen.keys {
         let role = roles.get(key).map_or("", String::as_str);

@@ -1,4 +1,4 @@
-//! STS: one call for many askers, and what pods see when it fails.
+//! Tests of STS: one call for many requests, and what pods see if it fails.
 
 use rolegate_lab::sts::{Behaviour, Role};
 
@@ -25,7 +25,7 @@ fn a_hundred_first_requests_make_one_call() {
 }
 
 #[test]
-fn an_asker_that_goes_away_does_not_end_the_call_for_the_others() {
+fn a_client_that_disconnects_does_not_end_the_call() {
     let world = World::start();
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::Slow(std::time::Duration::from_millis(500)));
     let token = world.new_token(ip(2)).text();
@@ -40,7 +40,7 @@ fn an_asker_that_goes_away_does_not_end_the_call_for_the_others() {
 }
 
 #[test]
-fn a_refusal_is_an_empty_500_is_remembered_and_hurts_no_other_role() {
+fn a_refusal_is_cached_and_affects_no_other_role() {
     let world = World::start();
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::AccessDenied);
     for _ in 0..20 {
@@ -53,11 +53,11 @@ fn a_refusal_is_an_empty_500_is_remembered_and_hurts_no_other_role() {
     assert_eq!(world.metric(r#"rolegate_session_lookups_total{result="remembered"}"#), 19.0);
     let log = world.daemon.wait_for_log(|line| line["event"] == "credentials-unavailable" && line["pod"] == "web");
     let log = log.unwrap();
-    assert!(log["advice"].as_str().unwrap().contains("trust policy"), "it says what to look at: {log}");
+    assert!(log["advice"].as_str().unwrap().contains("trust policy"), "the advice does not name the trust policy: {log}");
 }
 
 #[test]
-fn a_failure_is_forgotten_after_its_time() {
+fn a_failure_is_forgotten_after_its_ttl() {
     let world = World::start_with(|setup| setup.argument("--iam-role-error-ttl=1s"));
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::AccessDenied);
     assert_eq!(world.credentials(ip(2), "web-role").status, 500);
@@ -89,10 +89,10 @@ fn every_failure_of_sts_is_a_500_with_its_own_metrics_label() {
                 let answer = world.credentials(ip(2), "web-role");
                 assert_eq!((answer.status, answer.body.len()), (500, 0), "{behaviour:?}");
                 let counted = world.metric(&format!(r#"rolegate_sts_requests_total{{cause="demand",outcome="{outcome}"}}"#));
-                // What may be better at once is asked once more, and nothing asks besides what is counted.
+                // Failures that may be temporary are retried once, and every call is counted.
                 let asked = if matches!(outcome, "failed" | "unreachable") { 2 } else { 1 };
                 assert_eq!(counted, f64::from(asked), "{behaviour:?} is not {outcome}:\n{}", world.daemon.log());
-                // But for the daemon's own credentials that are refused: it asks once more with new ones.
+                // Except if the daemon's own credentials are rejected: then it retries once with new ones.
                 let expected = if outcome == "own-identity" { 2 } else { usize::try_from(asked).unwrap() };
                 assert_eq!(world.fakes.sts.assume_role_calls(), expected, "{behaviour:?}");
             });
@@ -101,7 +101,7 @@ fn every_failure_of_sts_is_a_500_with_its_own_metrics_label() {
 }
 
 #[test]
-fn a_connection_that_is_lost_once_costs_a_pod_nothing() {
+fn a_connection_that_is_lost_once_does_not_affect_a_pod() {
     let world = World::start();
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::Then(vec![Behaviour::CloseBeforeAnswer]));
     world.document(ip(2), "web-role");
@@ -111,7 +111,7 @@ fn a_connection_that_is_lost_once_costs_a_pod_nothing() {
 }
 
 #[test]
-fn a_daemon_without_credentials_of_its_own_says_so() {
+fn a_daemon_without_own_credentials_reports_it() {
     let world = World::start_without_identity(|setup| {
         let setup = setup.without_env("AWS_ACCESS_KEY_ID").without_env("AWS_SECRET_ACCESS_KEY").without_env("AWS_SESSION_TOKEN");
         setup.env("HOME", "/nonexistent")
@@ -121,7 +121,7 @@ fn a_daemon_without_credentials_of_its_own_says_so() {
 }
 
 #[test]
-fn an_sts_that_cannot_be_reached_is_said() {
+fn an_unreachable_sts_is_reported() {
     let nobody = crate::world::loopback().local_addr().unwrap();
     let world = World::start_without_identity(|setup| setup.env("AWS_ENDPOINT_URL_STS", format!("http://{nobody}")));
     assert_eq!(world.credentials(ip(2), "web-role").status, 500);
@@ -130,9 +130,10 @@ fn an_sts_that_cannot_be_reached_is_said() {
     assert!(log["error"].as_str().unwrap().contains("STS cannot be reached"), "{log}");
 }
 
-/// Before it is known who the daemon is, nobody gets anything; and however many ask, STS is not asked more often for that.
+/// Before the daemon knows its identity, no pod gets anything; and however many pods send requests, STS is not called more
+/// often for that.
 #[test]
-fn a_failing_get_caller_identity_is_not_hammered_and_blames_no_role() {
+fn a_failing_get_caller_identity_is_retried_with_backoff() {
     let fakes = Fakes::new();
     fakes.sts.set_behaviour(Behaviour::AccessDenied);
     for number in 0..20_u8 {
@@ -144,10 +145,10 @@ fn a_failing_get_caller_identity_is_not_hammered_and_blames_no_role() {
     for number in 0..20_u8 {
         assert_eq!(world.credentials(ip(number + 2), &format!("role-{number}")).status, 500);
     }
-    // At the start, then after a second, after three, after seven, ...: at most one in a second.
+    // At the start, then after 1 s, 3 s, 7 s and so on: at most one per second.
     let most = 2 + began.elapsed().as_secs() as usize;
     let asked = world.fakes.sts.calls().len();
-    assert!((1..=most).contains(&asked), "{asked} questions, at most {most}");
+    assert!((1..=most).contains(&asked), "{asked} calls, at most {most}");
     assert_eq!(world.fakes.sts.assume_role_calls(), 0);
     assert_eq!(world.metric(r#"rolegate_sts_requests_total{cause="demand",outcome="identity-unknown"}"#), 20.0, "{}", world.daemon.log());
     let log = world.daemon.wait_for_log(|line| line["pod"] == "web-0").unwrap();
@@ -157,18 +158,18 @@ fn a_failing_get_caller_identity_is_not_hammered_and_blames_no_role() {
 }
 
 #[test]
-fn credentials_near_their_end_are_renewed_before_they_are_served() {
+fn credentials_near_their_end_are_renewed_before_serving() {
     let world = World::start();
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::ExpiresIn(std::time::Duration::from_secs(11)));
     let first = world.document(ip(2), "web-role");
     world.fakes.sts.set_role_behaviour(&arn("web-role"), Behaviour::Normal);
-    // Of a session of eleven seconds the second half is not served while STS works.
+    // While STS works, the second half of a session of eleven seconds is not served.
     let second = world.eventually(|world| world.document(ip(2), "web-role"), |document| document["AccessKeyId"] != first["AccessKeyId"]);
     assert_ne!(second["Expiration"], first["Expiration"]);
 }
 
 #[test]
-fn the_daemons_own_identity_comes_from_the_metadata_service_it_is_given() {
+fn the_own_identity_comes_from_the_given_metadata_service() {
     let fakes = Fakes::new();
     fakes.sts.add_role(Role::new(arn("k8s/web")));
     fakes.pod("web", ip(2), Some("/k8s/web"));
@@ -198,7 +199,7 @@ fn base_arn_and_node_role_are_discovered() {
     let setup = setup.argument("--auto-discover-default-role").argument("--allow-node-role").without_env("AWS_EC2_METADATA_DISABLED");
     let world = fakes.into_world(&setup);
     world.document(ip(2), "web");
-    assert_eq!(world.get(ip(3), ROLES).text(), rolegate_lab::imds::NODE_ROLE_NAME, "the operator asked for it twice");
+    assert_eq!(world.get(ip(3), ROLES).text(), rolegate_lab::imds::NODE_ROLE_NAME, "the operator allowed it with both flags");
 }
 
 #[test]

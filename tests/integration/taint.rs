@@ -1,4 +1,4 @@
-//! The start-up taint: kept until the daemon can serve, then removed, and nothing else of the node touched.
+//! Tests of the start-up taint: it stays until the daemon can serve, and is then removed without any other change of the node.
 
 use rolegate_lab::daemon::{Daemon, Setup};
 use rolegate_lab::kube::{Fault, RecordedRequest, Resource, Verb, node};
@@ -13,13 +13,13 @@ fn taint(key: &str, effect: &str) -> Value {
     json!({ "key": key, "effect": effect })
 }
 
-/// As the node life cycle controller writes them.
+/// Returns a taint as the node life cycle controller writes it.
 fn not_ready() -> Value {
     json!({ "key": "node.kubernetes.io/not-ready", "effect": "NoExecute", "timeAdded": "2026-01-02T03:04:05Z" })
 }
 
 impl Fakes {
-    /// With this node, and these taints on it.
+    /// Returns fakes with this node and these taints on it.
     fn tainted(taints: &[Value]) -> Fakes {
         let fakes = Fakes::new();
         fakes.pod("web", ip(2), Some("web-role"));
@@ -56,14 +56,14 @@ impl World {
         self.metric(&format!(r#"rolegate_startup_taint_looks_total{{outcome="{outcome}"}}"#))
     }
 
-    /// Returns when the taint is gone, and that was counted.
+    /// Waits until the taint has been removed and counted.
     fn wait_for_removal(&self) {
         self.eventually(|world| world.looks("removed"), |count| *count == 1.0);
     }
 }
 
 #[test]
-fn every_taint_of_the_key_is_removed_and_the_node_is_else_unchanged() {
+fn only_the_taints_of_the_key_are_removed_from_the_node() {
     let others = [not_ready(), taint("dedicated", "NoSchedule"), taint(&format!("{KEY}-gpu"), "NoSchedule")];
     let mut ours = taint(KEY, "NoSchedule");
     ours["value"] = "true".into();
@@ -94,14 +94,14 @@ fn a_node_that_loses_its_only_taints_has_none() {
     assert_eq!(world.fakes.taints(), Vec::<Value>::new());
 }
 
-/// The list of the node's pods does not come: the daemon is not ready.
+/// The list of the node's pods does not arrive, so the daemon is not ready.
 #[test]
-fn the_taint_stays_while_this_nodes_pods_are_not_known() {
+fn the_taint_stays_while_this_nodes_pods_are_unknown() {
     let fakes = Fakes::tainted(&[taint(KEY, "NoSchedule")]);
     fakes.api.fail_next(Fault { resource: Some(Resource::Pods), times: usize::MAX, ..Fault::default() });
     let daemon = fakes.with_taint().start().unwrap();
     let world = World { daemon, fakes };
-    // Everything else is there: STS was asked who the daemon is, and has told.
+    // Everything else is done: STS has returned the daemon's identity.
     world.daemon.wait_for_event("own-identity").unwrap();
     let waiting = |world: &World| world.daemon.get(None, "/readyz").unwrap().text();
     world.eventually(waiting, |text| text.contains("the list of this node's pods") && !text.contains("the daemon's start"));
@@ -109,9 +109,9 @@ fn the_taint_stays_while_this_nodes_pods_are_not_known() {
     assert_eq!((world.fakes.of_node().len(), world.fakes.taints().len()), (0, 1));
 }
 
-/// Without knowing who it is to AWS, the daemon gives no pod anything, though it is ready.
+/// Without its AWS identity the daemon serves no pod, although it is ready.
 #[test]
-fn the_taint_stays_while_sts_does_not_say_who_the_daemon_is() {
+fn the_taint_stays_while_the_own_identity_is_unknown() {
     let fakes = Fakes::tainted(&[taint(KEY, "NoSchedule")]);
     fakes.sts.set_behaviour(Behaviour::ServiceUnavailable);
     let setup = fakes.with_taint();
@@ -124,7 +124,7 @@ fn the_taint_stays_while_sts_does_not_say_who_the_daemon_is() {
 }
 
 #[test]
-fn what_others_change_between_look_and_patch_is_kept() {
+fn changes_between_read_and_patch_are_kept() {
     let fakes = Fakes::tainted(&[taint(KEY, "NoSchedule"), not_ready()]);
     fakes.api.hold_node_patches(true);
     let setup = fakes.with_taint();
@@ -138,7 +138,7 @@ fn what_others_change_between_look_and_patch_is_kept() {
 }
 
 #[test]
-fn a_missing_permission_is_logged_once_with_its_rule_and_service_goes_on() {
+fn a_missing_permission_is_logged_once_with_its_rule() {
     for verb in [Verb::Get, Verb::Patch] {
         let fakes = Fakes::tainted(&[taint(KEY, "NoSchedule")]);
         fakes.api.deny(verb, "nodes");
@@ -162,7 +162,7 @@ fn a_missing_permission_is_logged_once_with_its_rule_and_service_goes_on() {
 }
 
 #[test]
-fn an_api_that_fails_or_does_not_know_the_node_yet_is_asked_again() {
+fn the_read_is_retried_until_the_node_is_registered() {
     let fakes = Fakes::tainted(&[taint(KEY, "NoSchedule")]);
     assert!(fakes.api.delete(Resource::Nodes, None, NODE));
     for (verb, status, reason) in [(Verb::Get, 500, "InternalError"), (Verb::Patch, 503, "ServiceUnavailable")] {
@@ -171,7 +171,7 @@ fn an_api_that_fails_or_does_not_know_the_node_yet_is_asked_again() {
     }
     let setup = fakes.with_taint();
     let world = fakes.into_world(&setup);
-    // The first is the fault, the second is of a node that is not registered.
+    // The first failure is the fault, the second is because the node is not registered.
     world.eventually(|world| world.looks("failed"), |count| *count == 2.0);
     world.fakes.set_taints(NODE, &[taint(KEY, "NoSchedule"), not_ready()]);
     world.wait_for_removal();
@@ -180,7 +180,7 @@ fn an_api_that_fails_or_does_not_know_the_node_yet_is_asked_again() {
 
 /// As after a reboot, or with a new object of the same name.
 #[test]
-fn the_next_daemon_removes_it_again() {
+fn the_next_daemon_removes_the_taint_again() {
     let fakes = Fakes::tainted(&[taint(KEY, "NoSchedule")]);
     let setup = fakes.with_taint();
     let world = fakes.into_world(&setup);
@@ -196,9 +196,9 @@ fn the_next_daemon_removes_it_again() {
     assert_eq!(world.fakes.taints(), Vec::<Value>::new());
 }
 
-/// A second daemon with the flag, started when the first serves, tells that there was time enough to ask.
+/// A second daemon with the flag, started once the first serves, proves that there was enough time for a request.
 #[test]
-fn without_the_flag_no_node_is_asked_for() {
+fn without_the_flag_no_node_is_read() {
     let fakes = Fakes::tainted(&[taint(KEY, "NoSchedule")]);
     let setup = fakes.setup();
     let world = fakes.into_world(&setup);
@@ -208,11 +208,11 @@ fn without_the_flag_no_node_is_asked_for() {
     let removed = |daemon: &Daemon| daemon.metric(None, r#"rolegate_startup_taint_looks_total{outcome="removed"}"#).unwrap();
     world.eventually(|_| removed(&second), |count| *count == 1.0);
     let asked: Vec<_> = world.fakes.of_node().iter().map(|request| request.verb.unwrap()).collect();
-    assert_eq!(asked, [Verb::Get, Verb::Patch], "those of the second");
+    assert_eq!(asked, [Verb::Get, Verb::Patch], "the requests of the second daemon");
     assert!(!String::from_utf8_lossy(&world.daemon.get(None, "/metrics").unwrap().body).contains("rolegate_startup_taint_looks_total{"));
 }
 
-/// The API's memory is enough for what is seldom so; the first look is of the node as it is.
+/// The API's cache is enough for later reads, which rarely matter. The first read is of the current node.
 #[test]
 fn a_node_without_the_taint_is_read_once_and_not_written() {
     let fakes = Fakes::tainted(&[not_ready()]);

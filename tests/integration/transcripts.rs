@@ -1,7 +1,7 @@
-//! What each client of the metadata service sends, request by request and byte by byte, and what it needs of each answer.
+//! What each client of the metadata service sends, request by request and byte by byte, and what it needs from each answer.
 //!
-//! The requests are those of the clients' own code or of a capture of them; the needs are the checks that the clients make
-//! (a header that must be there, a body that is used as it is, a time in one form only).
+//! The requests are from the clients' own code or from captures of them. The needs are the checks that the clients make (a
+//! header that must be present, a body that is used unchanged, a time in one format only).
 
 mod clients;
 
@@ -16,23 +16,23 @@ use serde_json::Value;
 use crate::world::{PATIENCE, ROLES, World, ip};
 use clients::CLIENTS;
 
-/// One client's way to its credentials and its region.
+/// How one client gets its credentials and its region.
 struct Client {
     name: &'static str,
-    /// Whether it asks again on a connection that it has; the others make a new one each time.
+    /// Whether it reuses connections. The others open a new one for each request.
     keeps: bool,
     sequence: &'static [Step],
 }
 
-/// A request and what the client needs of the answer.
+/// A request, and what the client needs from the answer.
 struct Step {
-    /// Lines; `{TOKEN}` and `{ROLE}` are what the last answers with one gave.
+    /// The lines of the request. `{TOKEN}` and `{ROLE}` are taken from the latest answers that contained one.
     request: &'static str,
     needs: Needs,
 }
 
 enum Needs {
-    /// A token that lives for these seconds, and a header that says so.
+    /// A token that lives for this many seconds, and a header that says so.
     Token(u32),
     /// The name of the role, and nothing else.
     Role,
@@ -40,13 +40,13 @@ enum Needs {
     Credentials,
     /// The credentials, with the account.
     ExtendedCredentials,
-    /// The region of the node in this form.
+    /// The node's region in this form.
     Region(Region),
     /// This value.
     Text(&'static str),
     /// An account in an ARN.
     ProfileInfo,
-    /// "Version 2 is to be used."
+    /// The status that says "use version 2".
     Unauthorized,
     /// A refusal without a body.
     NotFound,
@@ -58,21 +58,21 @@ enum Region {
     Name,
     /// `placement/availability-zone`, without its last letter.
     Zone,
-    /// `region` of the identity document.
+    /// The field `region` of the identity document.
     Document,
 }
 
-/// Which pod the client runs in, and what of its words it says.
+/// The pod in which the client runs, and which of its requests it sends.
 struct Run<'a> {
     world: &'a World,
     from: IpAddr,
     has_role: bool,
-    /// Whether it asks for tokens and sends them.
+    /// Whether it requests tokens and sends them.
     with_tokens: bool,
 }
 
 impl Client {
-    /// Everything that was not as it needs to be.
+    /// Runs the client, and returns everything that did not meet its needs.
     fn run(&self, run: &Run<'_>) -> Vec<String> {
         let (mut token, mut role) = (String::new(), String::from("web-role"));
         let mut connection: Option<TcpStream> = None;
@@ -109,8 +109,8 @@ impl Client {
     }
 }
 
-/// The one answer to these bytes. A connection that the client wants closed must be closed after it; another must take one
-/// more request, so that the client may keep it.
+/// Returns the one answer to these bytes. If the client wants the connection closed, it must be closed afterwards. Otherwise it
+/// must accept one more request, so that the client can keep it.
 fn exchange(stream: &TcpStream, request: &str) -> Result<Response, String> {
     let wants_close = request.to_ascii_lowercase().contains("connection: close");
     let play = |bytes: &str, max_responses| {
@@ -129,7 +129,7 @@ fn exchange(stream: &TcpStream, request: &str) -> Result<Response, String> {
         Ok(_) | Err(_) => return Err(format!("not one answer: {:?}", String::from_utf8_lossy(&transcript.raw))),
     };
     if !wants_close {
-        // Whatever came too late to be seen above comes before this answer.
+        // Anything that arrived too late to be seen above precedes this answer.
         let again = play("GET /latest/no-such-path HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n", 1)?;
         let statuses: Vec<_> = again.responses.iter().map(|answer| answer.status).collect();
         if !matches!(statuses.as_slice(), [401 | 404]) || !again.rest.is_empty() {
@@ -143,13 +143,13 @@ impl Needs {
     fn are_met(&self, answer: &Response, has_role: bool, role: &str) -> Result<(), String> {
         let text = answer.text();
         let check = |good: bool, why: &str| if good { Ok(()) } else { Err(why.to_owned()) };
-        // Clients that keep connections need it; some look at the server or the type.
+        // Clients that keep connections need it. Some check the server or the type.
         check(answer.header("content-length") == Some(answer.body.len().to_string().as_str()), "Content-Length")?;
         check(answer.header("server") == Some("EC2ws"), "Server")?;
         check(answer.header("content-type") == Some("text/plain"), "Content-Type")?;
         let is_of_role = matches!(self, Self::Role | Self::Credentials | Self::ExtendedCredentials | Self::ProfileInfo);
         if matches!(self, Self::NotFound) || (is_of_role && !has_role) {
-            // Chains go on to the next provider on this status alone, and aws-c-auth takes any body for a role.
+            // Chains continue with the next provider on this status only, and aws-c-auth takes any body for a role.
             check(answer.status == 404, "status")?;
             return check(answer.body.is_empty(), "a body");
         }
@@ -161,10 +161,10 @@ impl Needs {
             Self::Token(ttl) => {
                 let said = answer.header("X-Aws-Ec2-Metadata-Token-Ttl-Seconds");
                 check(said == Some(ttl.to_string().as_str()), "the header with the token's life")?;
-                // It goes into a header as it is.
+                // Clients copy it into a header unchanged.
                 check(!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()), "no header can hold the token")
             }
-            // Rust panics on a newline; others ask for a role of that name.
+            // Rust panics on a newline. Others request a role of that name.
             Self::Role => check(text == "web-role", "the name of the role, and nothing else"),
             Self::Credentials => credentials(&text, None),
             Self::ExtendedCredentials => credentials(&text, Some("111122223333")),
@@ -192,7 +192,8 @@ impl Region {
     }
 }
 
-/// All that any client needs of the document: every field, as text, `Code` of one value and times of one form.
+/// Checks everything that any client needs from the document: every field as text, one value of `Code`, and times in one
+/// format.
 fn credentials(text: &str, account: Option<&str>) -> Result<(), String> {
     let document: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
     for field in ["Code", "LastUpdated", "Type", "AccessKeyId", "SecretAccessKey", "Token", "Expiration"] {
@@ -205,11 +206,11 @@ fn credentials(text: &str, account: Option<&str>) -> Result<(), String> {
     }
     is_time(&document["LastUpdated"])?;
     let left = is_time(&document["Expiration"])?.duration_since(Clock::system().now());
-    // botocore gives credentials up that have less left than this.
+    // botocore discards credentials with less time left than this.
     if left < jiff::SignedDuration::from_mins(25) { Err(format!("{left:#} left")) } else { Ok(()) }
 }
 
-/// `YYYY-MM-DDTHH:MM:SSZ`: Rust refuses an offset, Swift crashes on a fraction.
+/// Checks for `YYYY-MM-DDTHH:MM:SSZ`: Rust rejects an offset, and Swift crashes on a fraction.
 fn is_time(value: &Value) -> Result<jiff::Timestamp, String> {
     let text = value.as_str().unwrap_or_default();
     let time: jiff::Timestamp = text.parse().map_err(|error| format!("{text:?}: {error}"))?;
@@ -217,7 +218,7 @@ fn is_time(value: &Value) -> Result<jiff::Timestamp, String> {
     if written == text { Ok(time) } else { Err(format!("{text:?} is not {written:?}")) }
 }
 
-/// A daemon that has read what pods may read.
+/// Starts a daemon that has read what pods may read.
 fn world(arguments: &[&str]) -> World {
     let world = World::start_with(|setup| arguments.iter().fold(setup, |setup, argument| setup.argument(*argument)));
     world.eventually(|world| world.get(ip(2), "/latest/meta-data/placement/region").status, |status| *status == 200);
@@ -238,27 +239,27 @@ fn run_all(run: &Run<'_>) {
 fn every_client_finds_what_it_needs() {
     let world = world(&[]);
     run_all(&Run { world: &world, from: ip(2), has_role: true, with_tokens: true });
-    assert_eq!(world.fakes.sts.assume_role_calls(), 1, "they share the pod's session");
+    assert_eq!(world.fakes.sts.assume_role_calls(), 1, "all clients share the pod's session");
 }
 
 #[test]
-fn every_client_without_a_role_is_told_so_and_still_finds_its_region() {
+fn every_client_without_a_role_still_finds_its_region() {
     let world = world(&[]);
     run_all(&Run { world: &world, from: ip(4), has_role: false, with_tokens: true });
     assert_eq!(world.fakes.sts.assume_role_calls(), 0);
 }
 
 #[test]
-fn every_imdsv1_client_finds_what_it_needs_where_that_is_served() {
+fn every_imdsv1_client_finds_what_it_needs_if_allowed() {
     let world = world(&["--imds-tokens=optional"]);
     run_all(&Run { world: &world, from: ip(2), has_role: true, with_tokens: false });
     run_all(&Run { world: &world, from: ip(2), has_role: true, with_tokens: true });
 }
 
-/// Clients of version 2.1 that find the extended list missing go to the plain one, and stay there: a status that is not
-/// 404 would end their search. PHP gives up on a 401 or 403.
+/// Clients of version 2.1 that find no extended list go on to the plain one, and stay with it. A status other than 404 would
+/// end their search. PHP gives up on a 401 or 403.
 #[test]
-fn a_pod_without_a_role_is_refused_the_extended_list_as_the_plain_one() {
+fn without_a_role_both_lists_are_refused_alike() {
     let world = world(&[]);
     let extended = "/latest/meta-data/iam/security-credentials-extended/";
     for target in [extended, &format!("{extended}web-role"), ROLES] {
@@ -267,9 +268,9 @@ fn a_pod_without_a_role_is_refused_the_extended_list_as_the_plain_one() {
     }
 }
 
-/// fluent-bit decides by this one request: 401 is version 2, 200 is version 1, and anything else ends it.
+/// fluent-bit decides by this one request: 401 means version 2, 200 means version 1, and anything else ends it.
 #[test]
-fn the_versions_are_listed_for_a_good_token_alone() {
+fn the_versions_are_listed_only_with_a_valid_token() {
     let list = |world: &World, header: &str| {
         let request = format!("GET / HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: Fluent-Bit\r\n{header}\r\n");
         exchange(&world.connect(ip(2)), &request).unwrap().status

@@ -1,4 +1,4 @@
-//! Claims that the API makes and that do not count: from before the node's boot, or too old to be believed.
+//! Tests of claims from the API that do not count: from before the node's boot, or too old.
 
 use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use crate::world::{Fakes, ROLES, World, connect, ip, pod};
 const LONG_AGO: &str = "2001-01-01T00:00:00Z";
 
 #[test]
-fn a_pod_from_before_the_boot_gets_nothing_until_the_api_shows_a_start() {
+fn a_pod_from_before_the_boot_waits_for_a_reported_start() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     fakes.api.apply(Resource::Pods, pod("web", ip(2), Some("web-role")).started_at(LONG_AGO).build());
@@ -29,7 +29,7 @@ fn a_pod_from_before_the_boot_gets_nothing_until_the_api_shows_a_start() {
 }
 
 #[test]
-fn a_request_that_comes_before_the_kubelets_first_report_waits_for_it() {
+fn a_request_waits_for_the_kubelets_first_report() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     fakes.api.apply(Resource::Pods, pod("web", ip(2), Some("web-role")).started_at(LONG_AGO).build());
@@ -44,7 +44,7 @@ fn a_request_that_comes_before_the_kubelets_first_report_waits_for_it() {
 }
 
 #[test]
-fn requests_that_are_not_let_wait_are_logged_and_explained() {
+fn requests_that_may_not_wait_are_logged_and_explained() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
     fakes.api.apply(Resource::Pods, pod("web", ip(2), Some("web-role")).started_at(LONG_AGO).build());
@@ -73,10 +73,10 @@ fn requests_that_are_not_let_wait_are_logged_and_explained() {
 }
 
 #[test]
-fn unconfirmed_pods_are_refused_when_the_api_is_silent_for_too_long() {
+fn unconfirmed_pods_are_refused_if_the_api_is_silent_too_long() {
     let fakes = Fakes::new();
     fakes.pod("web", ip(2), Some("web-role"));
-    // In an idle cluster, bookmarks are all that is heard.
+    // In an idle cluster, only bookmarks arrive.
     fakes.api.set_bookmark_interval(Duration::from_millis(100));
     let setup = fakes.setup().argument("--max-staleness=8s");
     let world = fakes.into_world(&setup);
@@ -96,7 +96,7 @@ fn unconfirmed_pods_are_refused_when_the_api_is_silent_for_too_long() {
 }
 
 #[test]
-fn without_a_bound_pods_are_served_however_long_the_api_is_silent() {
+fn without_a_limit_pods_are_served_during_any_silence() {
     let world = World::start_with(|setup| setup.argument("--max-staleness=0"));
     world.fakes.api.refuse_connections(true);
     world.fakes.api.cut_connections();

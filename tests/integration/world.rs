@@ -1,5 +1,5 @@
-//! A Kubernetes API, STS and IMDS of the lab, and the daemon in front of them, on loopback. The pods are addresses of
-//! 127.0.0.0/8: their requests come from them.
+//! The lab's Kubernetes API, STS and IMDS, and the daemon in front of them, on loopback. The pods are addresses in 127.0.0.0/8,
+//! from which their requests come.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ pub(crate) struct World {
     pub(crate) fakes: Fakes,
 }
 
-/// What the daemon talks to.
+/// The services that the daemon talks to.
 pub(crate) struct Fakes {
     pub(crate) api: KubeApi,
     pub(crate) sts: Sts,
@@ -51,20 +51,20 @@ impl Fakes {
         Fakes { api, sts, imds, runtime, files: tempfile::tempdir().unwrap() }
     }
 
-    /// A file that is there as long as the fakes.
+    /// Creates a file that exists as long as the fakes.
     pub(crate) fn file(&self, name: &str, text: &str) -> String {
         let path = self.files.path().join(name);
         std::fs::write(&path, text).unwrap();
         path.display().to_string()
     }
 
-    /// Where such files are.
+    /// The directory of these files.
     pub(crate) fn directory(&self) -> &std::path::Path {
         self.files.path()
     }
 
-    /// The daemon for these fakes, not yet started. It asks STS when a pod asks: tests count calls; those of prefetch switch it
-    /// on.
+    /// Returns the set-up of a daemon for these fakes. It calls STS only when a pod sends a request, because tests count calls;
+    /// those of prefetching enable it.
     pub(crate) fn setup(&self) -> Setup {
         Setup::new(env!("CARGO_BIN_EXE_rolegate"))
             .argument(format!("--node={NODE}"))
@@ -78,7 +78,7 @@ impl Fakes {
             .env("AWS_ENDPOINT_URL_STS", self.sts.url())
     }
 
-    /// A running pod with this role annotation, and its role in STS.
+    /// Adds a running pod with this role annotation, and its role in STS.
     pub(crate) fn pod(&self, name: &str, ip: IpAddr, role: Option<&str>) {
         if let Some(role) = role {
             self.sts.add_role(Role::new(arn(role)));
@@ -96,7 +96,7 @@ impl Fakes {
         World { daemon, fakes: self }
     }
 
-    /// A daemon that waits for nothing but to know itself.
+    /// Starts the daemon, and waits until only its own identity is pending.
     pub(crate) fn into_world_without_identity(self, setup: &Setup) -> World {
         let daemon = setup.start().unwrap();
         let world = World { daemon, fakes: self };
@@ -120,7 +120,7 @@ pub(crate) fn ip(last: u8) -> IpAddr {
 }
 
 impl World {
-    /// Two pods with a role each, one without, and the daemon ready.
+    /// Starts a world with two pods with a role each, one without, and a ready daemon.
     pub(crate) fn start() -> World {
         World::start_with(|setup| setup)
     }
@@ -146,14 +146,14 @@ impl World {
         fakes
     }
 
-    /// No request of a pod makes one to the real service, and none shapes one.
+    /// Checks that no request of a pod causes or influences one to the real service.
     #[track_caller]
     pub(crate) fn assert_that_the_table_alone_was_asked_for(&self) {
         let others: Vec<_> = self.fakes.imds.requests().into_iter().filter(|request| !request.is_for_base()).collect();
         assert!(others.is_empty(), "{others:#?}");
     }
 
-    /// A connection from a pod's address.
+    /// Opens a connection from a pod's address.
     pub(crate) fn connect(&self, from: IpAddr) -> TcpStream {
         connect(from, self.daemon.metadata_address()).unwrap()
     }
@@ -167,11 +167,11 @@ impl World {
         self.request(from, "PUT", "/latest/api/token", &[(TOKEN_TTL, "21600")])
     }
 
-    /// A GET with a fresh token; without one where there is none for the pod.
+    /// Sends a GET with a new token, or without one if the pod cannot get one.
     pub(crate) fn get(&self, from: IpAddr, target: &str) -> Response {
         let token = self.new_token(from);
         if token.status != 200 {
-            // 404 would be "a service without tokens" to many SDKs.
+            // A 404 would mean "a service without tokens" to many SDKs.
             assert_eq!((token.status, token.body.len()), (500, 0), "{}", self.daemon.log());
             return self.request(from, "GET", target, &[]);
         }
@@ -182,14 +182,14 @@ impl World {
         self.get(from, &format!("{ROLES}{role}"))
     }
 
-    /// The credential document of the pod.
+    /// Returns the credential document of the pod.
     pub(crate) fn document(&self, from: IpAddr, role: &str) -> Value {
         let response = self.credentials(from, role);
         assert_eq!(response.status, 200, "{}", self.daemon.log());
         serde_json::from_slice(&response.body).unwrap()
     }
 
-    /// Asks again until the answer is as wanted.
+    /// Repeats a request until the answer is as wanted.
     pub(crate) fn eventually<T: std::fmt::Debug>(&self, mut ask: impl FnMut(&World) -> T, wanted: impl Fn(&T) -> bool) -> T {
         let deadline = Instant::now() + PATIENCE;
         loop {

@@ -1,5 +1,5 @@
-//! Rules of iptables that somebody puts ahead of ours: nothing gets through, at the boot and later, with each flavour, and where
-//! the kernel or a program of the node lacks something.
+//! Tests of iptables rules that another program puts ahead of ours: nothing gets through, at boot and later, with each flavour,
+//! and if the kernel or a program of the node lacks something.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,16 +15,16 @@ use crate::boot::{guard, try_everything_for};
 use crate::keep::by_hand;
 
 const FAMILIES: [&str; 2] = ["iptables", "ip6tables"];
-/// How long a dropped connection is tried.
-const IN_VAIN: Duration = Duration::from_millis(300);
+/// How long a connection that is dropped is attempted.
+const DROP_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// A node of each flavour in turn, with a pod whose packets are counted where the metadata service is.
+/// Runs a test on a node of each flavour, with a pod whose packets to the metadata service are counted.
 fn each_flavour(test: impl Fn(&Bed, &Pod, &TempDir, &str)) {
     for flavour in ["nft", "legacy"] {
         let (Some(bed), Some(image)) = (Bed::new(), image(flavour)) else { return };
         let pod = bed.pod("web", "veth");
         bed.count_packets_of_pods();
-        try_everything_for(&pod, IN_VAIN);
+        try_everything_for(&pod, DROP_TIMEOUT);
         assert!(bed.packets_of_pods() >= 6, "{flavour}: packets are not counted");
         bed.node.imds().unwrap().sh("nft reset counters table inet seen >/dev/null; nft delete table inet seen").unwrap();
         bed.count_packets_of_pods();
@@ -36,7 +36,7 @@ fn setup(bed: &Bed, image: &TempDir) -> Setup {
     bed.setup_with_ip().argument(format!("--host-ip={NODE_IP6}")).env("PATH", image.path().to_str().unwrap())
 }
 
-/// What network plugins and firewalls do.
+/// Accepts packets ahead of our rules, as network plugins and firewalls do.
 fn accept_ahead(bed: &Bed, flavour: &str) {
     for family in FAMILIES {
         bed.node.ns().sh(&format!("{family}-{flavour} -w 30 -I FORWARD 1 -j ACCEPT")).unwrap();
@@ -45,7 +45,7 @@ fn accept_ahead(bed: &Bed, flavour: &str) {
 
 #[track_caller]
 fn assert_closed(bed: &Bed, pod: &Pod, case: &str) {
-    assert!(!try_everything_for(pod, IN_VAIN), "{case}");
+    assert!(!try_everything_for(pod, DROP_TIMEOUT), "{case}");
     assert_eq!(bed.packets_of_pods(), 0, "{case}: a packet of the pod got through");
     for address in [METADATA, METADATA6] {
         assert!(fetch(bed.node.ns(), address).is_ok(), "{case}: the node's own process, {address}");
@@ -53,7 +53,7 @@ fn assert_closed(bed: &Bed, pod: &Pod, case: &str) {
 }
 
 #[test]
-fn an_accept_ahead_of_the_boots_guard_opens_nothing() {
+fn an_accept_ahead_of_the_boot_guard_opens_nothing() {
     each_flavour(|bed, pod, image, flavour| {
         let path = image.path().to_str().unwrap();
         for (family, file) in [("iptables", "guard.rules"), ("ip6tables", "guard6.rules")] {
@@ -74,7 +74,7 @@ fn an_accept_ahead_of_the_boots_guard_opens_nothing() {
         accept_ahead(bed, flavour);
         assert_closed(bed, pod, &format!("{flavour}, the script"));
 
-        // It is run again, and puts right what is in the wrong place or has been emptied.
+        // The script is run again, and repairs what is in the wrong place or was emptied.
         for family in FAMILIES {
             let program = format!("{family}-{flavour} -w 30");
             bed.node.ns().sh(&format!("{program} -F ROLEGATE-GUARD; {program} -t security -I FORWARD 1 -j ACCEPT")).unwrap();
@@ -92,13 +92,13 @@ fn an_accept_ahead_of_the_boots_guard_opens_nothing() {
 }
 
 #[test]
-fn an_accept_ahead_of_a_running_daemons_guard_opens_nothing() {
+fn an_accept_ahead_of_the_daemons_guard_opens_nothing() {
     each_flavour(|bed, pod, image, flavour| {
-        // Only notices of changes have it compare, and legacy iptables sends none.
+        // Only notifications of changes cause a comparison, and legacy iptables sends none.
         let _daemon = bed.start(&setup(bed, image).argument("--redirect-interval=1h"));
         for _time in 0..5 {
             accept_ahead(bed, flavour);
-            try_everything_for(pod, IN_VAIN);
+            try_everything_for(pod, DROP_TIMEOUT);
             assert_eq!(bed.packets_of_pods(), 0, "{flavour}: a packet of the pod got through");
         }
         if flavour == "legacy" {
@@ -110,7 +110,7 @@ fn an_accept_ahead_of_a_running_daemons_guard_opens_nothing() {
     });
 }
 
-/// A guard of an earlier version's boot has no backstop.
+/// The boot guard of an earlier version has no backstop.
 #[test]
 fn a_guard_without_a_backstop_gets_one_before_the_daemon_is_ready() {
     each_flavour(|bed, pod, image, flavour| {
@@ -118,7 +118,7 @@ fn a_guard_without_a_backstop_gets_one_before_the_daemon_is_ready() {
         for family in FAMILIES {
             bed.node.ns().sh(&format!("{family}-{flavour} -w 30 -t security -F; {family}-{flavour} -w 30 -t security -X")).unwrap();
         }
-        // It gets no further than its guard: nobody says where its API is.
+        // It gets no further than its guard, because its API cannot be reached.
         let mut daemon = setup(bed, image).argument("--api-server=http://127.0.0.1:9").start().unwrap();
         daemon.terminate().unwrap();
         daemon.wait().unwrap();
@@ -127,7 +127,7 @@ fn a_guard_without_a_backstop_gets_one_before_the_daemon_is_ready() {
     });
 }
 
-/// Puts a script in the place of a program.
+/// Replaces a program by a script.
 fn replace(image: &Path, name: &str, script: &str) {
     let path = image.join(name);
     fs::remove_file(&path).unwrap();
@@ -135,7 +135,7 @@ fn replace(image: &Path, name: &str, script: &str) {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// As the legacy programs are where the kernel was built without the table.
+/// Makes the legacy programs behave as if the kernel had been built without the table.
 fn without_security(image: &Path, flavour: &str) {
     for family in FAMILIES {
         let program = |part: &str| find_program(&format!("{family}-{flavour}{part}")).unwrap().display().to_string();
@@ -149,7 +149,7 @@ fn without_security(image: &Path, flavour: &str) {
 }
 
 #[test]
-fn a_kernel_without_the_table_security_is_closed_by_mangle() {
+fn without_the_security_table_mangle_closes_the_node() {
     each_flavour(|bed, pod, image, flavour| {
         without_security(image.path(), flavour);
         let output = guard(bed, image.path().to_str().unwrap());
@@ -163,15 +163,15 @@ fn a_kernel_without_the_table_security_is_closed_by_mangle() {
         bed.assert_served(pod, METADATA6);
         assert!(!daemon.events("security-table-missing").is_empty(), "{}", daemon.log());
         accept_ahead(bed, flavour);
-        try_everything_for(pod, IN_VAIN);
+        try_everything_for(pod, DROP_TIMEOUT);
         assert_eq!(bed.packets_of_pods(), 0, "{flavour}: a packet of the pod got through");
         assert_eq!(bed.node.ns().sh(&mangle).unwrap().matches("-j ROLEGATE-BACKSTOP").count(), 2);
     });
 }
 
-/// Which the daemon says, and keeps the other family closed.
+/// The daemon reports the broken program, and keeps the other family closed.
 #[test]
-fn a_flushed_guard_of_ipv4_is_repaired_while_ip6tables_is_broken() {
+fn the_ipv4_guard_is_repaired_while_ip6tables_is_broken() {
     each_flavour(|bed, pod, image, flavour| {
         let daemon = bed.start(&setup(bed, image).argument("--redirect-interval=1s"));
         for program in ["ip6tables", "ip6tables-restore", "ip6tables-save"] {
@@ -189,16 +189,16 @@ fn a_flushed_guard_of_ipv4_is_repaired_while_ip6tables_is_broken() {
             std::thread::yield_now();
         }
         while !daemon.log().contains("ip6tables is broken") {
-            assert!(since.elapsed() < PATIENCE, "{flavour}: not said: {}", daemon.log());
+            assert!(since.elapsed() < PATIENCE, "{flavour}: not reported: {}", daemon.log());
             std::thread::yield_now();
         }
         bed.assert_served(pod, METADATA);
     });
 }
 
-/// It is said by hand, and is no reason to repair anything: it is not ours.
+/// The command reports it, but it causes no repair, because it is not ours.
 #[test]
-fn a_chain_that_changes_destinations_ahead_of_ours_is_told_of() {
+fn a_nat_chain_ahead_of_ours_is_reported() {
     if find_program("nft").is_none() {
         return skip("the program `nft` is not installed");
     }

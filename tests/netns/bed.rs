@@ -1,4 +1,4 @@
-//! A node with the daemon's surroundings: the Kubernetes API and STS on the node, the metadata service behind it.
+//! A node with the daemon's surroundings: the Kubernetes API and STS on the node, and the metadata service behind it.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -19,16 +19,16 @@ use tokio::runtime::Runtime;
 
 /// The port of the metadata service.
 const METADATA_PORT: u16 = 80;
-/// How long a connection may take.
+/// The timeout of a connection.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
-/// The metadata service, as pods know it.
+/// The metadata service's address, as pods use it.
 pub(crate) const METADATA: SocketAddr = SocketAddr::new(IpAddr::V4(IMDS_IP), METADATA_PORT);
-/// Its IPv6 address.
+/// The metadata service's IPv6 address.
 pub(crate) const METADATA6: SocketAddr = SocketAddr::new(IpAddr::V6(IMDS_IP6), METADATA_PORT);
 /// Programs that the rules need.
 const PROGRAMS: [&str; 6] = ["iptables", "iptables-restore", "iptables-save", "ip6tables", "ip6tables-restore", "ip6tables-save"];
 
-/// The node and everything that the daemon on it talks to.
+/// The node, and everything that the daemon on it talks to.
 #[derive(Debug)]
 pub(crate) struct Bed {
     /// The node.
@@ -47,7 +47,7 @@ pub(crate) struct Pod {
     role: String,
 }
 
-/// What one round of IMDSv2 gave: a token, the role's name, its credentials.
+/// The results of one round of IMDSv2: a token, the role's name, its credentials.
 #[derive(Debug)]
 pub(crate) struct Fetched {
     /// The name in the list.
@@ -72,7 +72,7 @@ impl Pod {
 }
 
 impl Bed {
-    /// A fresh one; `None`, with the reason said, where this machine cannot have it.
+    /// Creates a bed. Returns `None` and reports why if this machine cannot have one.
     pub(crate) fn new() -> Option<Bed> {
         if !available_or_skip() {
             return None;
@@ -92,19 +92,19 @@ impl Bed {
         let guard = runtime.enter();
         let on_node = || node.ns().tcp_listener((NODE_IP, 0).into()).unwrap();
         let (api, sts) = (KubeApi::start(on_node()).unwrap(), Sts::start(on_node()).unwrap());
-        // As careless as a metadata service can be: whatever reaches it is given what it asks for.
+        // As lenient as a metadata service can be: it answers every request that reaches it.
         let imds = [METADATA, METADATA6].map(|address| Imds::start(node.imds().unwrap().tcp_listener(address).unwrap()).unwrap());
         imds.iter().for_each(|imds| imds.set_tokens_required(false));
         drop(guard);
         Some(Bed { node, api, sts, imds, runtime })
     }
 
-    /// A pod whose end of the veth on the node is called `interface_prefix` and a number.
+    /// Adds a pod whose veth on the node is named `interface_prefix` and a number.
     pub(crate) fn pod(&self, name: &str, interface_prefix: &str) -> Pod {
         self.pod_with(PodOptions { name, interface_prefix, ..PodOptions::default() })
     }
 
-    /// The daemon, keeping the rule; without an address for it.
+    /// Returns the set-up of a daemon that manages the rules, without an address for them.
     pub(crate) fn setup(&self) -> Setup {
         Setup::new(env!("CARGO_BIN_EXE_rolegate"))
             .inside(self.node.ns())
@@ -114,12 +114,12 @@ impl Bed {
             .argument("--redirect=iptables")
     }
 
-    /// The setup with the node's address.
+    /// Returns the set-up with the node's address.
     pub(crate) fn setup_with_ip(&self) -> Setup {
         self.setup().argument(format!("--host-ip={NODE_IP}"))
     }
 
-    /// Starts the daemon and waits until it is ready: its rule is in place, and it knows its pods.
+    /// Starts the daemon, and waits until it is ready: its rules are installed, and it knows its pods.
     pub(crate) fn start(&self, setup: &Setup) -> Daemon {
         let daemon = setup.start().unwrap();
         daemon.wait_ready(Some(self.node.ns())).unwrap();
@@ -134,12 +134,12 @@ impl Bed {
         assert_eq!(status.code(), Some(1), "{log}");
         let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         let errors: Vec<Value> = lines.filter(|line| line["level"] == "ERROR").collect();
-        let [error] = errors.as_slice() else { panic!("not one error:\n{log}") };
+        let [error] = errors.as_slice() else { panic!("not exactly one error:\n{log}") };
         assert_eq!(error["event"], "fatal", "{log}");
         error["error"].as_str().unwrap().to_owned()
     }
 
-    /// The pod gets its own role at `address`, with credentials that STS gave for it, by way of the daemon.
+    /// Checks that the pod gets its own role at `address` through the daemon, with credentials that STS issued for it.
     #[track_caller]
     pub(crate) fn assert_served(&self, pod: &Pod, address: SocketAddr) {
         let before = self.metadata_requests_of(pod);
@@ -147,20 +147,20 @@ impl Bed {
         assert_eq!(fetched.role, pod.role);
         let arn = arn(&pod.role);
         let issued = self.sts.issued();
-        let session = issued.iter().find(|issued| issued.access_key_id == fetched.access_key_id).expect("a key that STS issued");
+        let session = issued.iter().find(|issued| issued.access_key_id == fetched.access_key_id).expect("STS did not issue this key");
         assert_eq!((&session.role_arn, session.session_name.as_str()), (&arn, pod.name.as_str()));
         assert_eq!(self.metadata_requests_of(pod), before, "the pod reached the metadata service");
     }
 
-    /// STS gave this key for this role.
+    /// Checks that STS issued this key for this role.
     #[track_caller]
     pub(crate) fn assert_issued(&self, access_key_id: &str, role: &str) {
         let issued = self.sts.issued();
-        let session = issued.iter().find(|issued| issued.access_key_id == access_key_id).expect("a key that STS issued");
+        let session = issued.iter().find(|issued| issued.access_key_id == access_key_id).expect("STS did not issue this key");
         assert_eq!(session.role_arn, arn(role));
     }
 
-    /// The pod's request goes to the metadata service itself.
+    /// Checks that the pod's request reaches the metadata service itself.
     #[track_caller]
     pub(crate) fn assert_not_redirected(&self, pod: &Pod) {
         let before = self.metadata_requests_of(pod);
@@ -169,7 +169,7 @@ impl Bed {
         assert_eq!(self.metadata_requests_of(pod), before + 3);
     }
 
-    /// A new connection of the pod to the metadata address is refused by the node, and never reaches the service.
+    /// Checks that the node refuses a new connection of the pod to the metadata address, and that it never reaches the service.
     #[track_caller]
     pub(crate) fn assert_refused(&self, pod: &Pod) {
         let before = self.metadata_requests_of(pod);
@@ -177,29 +177,29 @@ impl Bed {
         assert_eq!(self.metadata_requests_of(pod), before);
     }
 
-    /// Where fakes run.
+    /// The runtime of the fakes.
     pub(crate) fn runtime(&self) -> &Runtime {
         &self.runtime
     }
 
-    /// How many requests the metadata service saw of anybody.
+    /// The number of requests that the metadata service received from anyone.
     pub(crate) fn metadata_requests(&self) -> usize {
         self.imds.iter().map(|imds| imds.requests().len()).sum()
     }
 
-    /// How many requests from the pod's addresses the metadata service saw.
+    /// The number of requests that the metadata service received from the pod's addresses.
     pub(crate) fn metadata_requests_of(&self, pod: &Pod) -> usize {
         let own = [IpAddr::from(pod.ip), IpAddr::from(pod.ip6)];
         let requests = self.imds.iter().flat_map(Imds::requests);
         requests.filter(|request| own.contains(&request.peer.ip())).count()
     }
 
-    /// A pod whose end of the veth is a port of this bridge.
+    /// Adds a pod whose veth is a port of this bridge.
     pub(crate) fn pod_at(&self, name: &str, bridge: &Bridge) -> Pod {
         self.pod_with(PodOptions { name, bridge: Some(bridge), ..PodOptions::default() })
     }
 
-    /// A pod of the API that is made so.
+    /// Adds a pod with these options, also to the API.
     pub(crate) fn pod_with(&self, options: PodOptions<'_>) -> Pod {
         let (name, ns) = (options.name, self.node.add_pod_with(options).unwrap());
         let role = format!("role-of-{name}");
@@ -211,7 +211,7 @@ impl Bed {
         Pod { ns, role }
     }
 
-    /// Has the metadata service's kernel count what arrives there from pods or neighbours, of any port and protocol.
+    /// Makes the metadata service's kernel count the packets that arrive from pods or neighbours, on any port and protocol.
     pub(crate) fn count_packets_of_pods(&self) {
         let rules = format!(
             "nft -f - <<'END'\ntable inet seen {{\nchain of_others {{\ntype filter hook prerouting priority -300;\n\
@@ -220,7 +220,7 @@ impl Bed {
         self.node.imds().unwrap().sh(&rules).unwrap();
     }
 
-    /// How many packets these were until now, both families together.
+    /// The number of these packets so far, of both families together.
     pub(crate) fn packets_of_pods(&self) -> u64 {
         let listed = self.node.imds().unwrap().sh("nft list table inet seen").unwrap();
         let counts = listed.split("counter packets ").skip(1).map(|rest| rest.split(' ').next().unwrap().parse::<u64>().unwrap());
@@ -229,7 +229,7 @@ impl Bed {
         counts.iter().sum()
     }
 
-    /// The rules of PREROUTING, and where ours sends requests to.
+    /// Returns the rules of PREROUTING, and where ours send requests.
     pub(crate) fn rules(&self, program: &str) -> Rules {
         let table = self.node.ns().sh(&format!("{program} -t nat -S")).unwrap();
         let lines = table.lines().map(str::to_owned);
@@ -240,8 +240,8 @@ impl Bed {
     }
 }
 
-/// A directory that has the programs of one flavour by their plain names, and those of both by their own: what an image
-/// brings. `None`, with the reason said, where this machine lacks one.
+/// Creates a directory with the programs of one flavour under their plain names, and those of both under their own, as in an
+/// image. Returns `None` and reports why if this machine lacks one.
 pub(crate) fn image(flavour: &str) -> Option<TempDir> {
     let image = tempfile::tempdir().unwrap();
     for family in ["iptables", "ip6tables"] {
@@ -262,7 +262,7 @@ pub(crate) fn image(flavour: &str) -> Option<TempDir> {
     Some(image)
 }
 
-/// What the table `nat` holds.
+/// The contents of the table `nat`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Rules {
     /// The rules of PREROUTING.
@@ -272,7 +272,7 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
-    /// How many rules of PREROUTING lead to our chain.
+    /// The number of rules in PREROUTING that jump to our chain.
     pub(crate) fn jumps(&self) -> usize {
         self.prerouting.iter().filter(|rule| rule.ends_with("-j ROLEGATE")).count()
     }
@@ -282,7 +282,7 @@ fn arn(role: &str) -> String {
     format!("arn:aws:iam::123456789012:role/{role}")
 }
 
-/// What an SDK does, on one connection.
+/// Does what an SDK does, on one connection.
 pub(crate) fn fetch(client: &Netns, address: SocketAddr) -> io::Result<Fetched> {
     const LIST: &str = "/latest/meta-data/iam/security-credentials/";
     let host = if address.port() == METADATA_PORT { address.ip().to_string() } else { address.to_string() };

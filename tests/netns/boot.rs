@@ -1,5 +1,5 @@
-//! What a node runs before its kubelet: the script, the unit and the user data of `iptables/`, and the daemon that takes their
-//! guard over.
+//! Tests of what a node runs before its kubelet: the script, the unit and the user data of `iptables/`, and the daemon that
+//! takes over their guard.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -16,16 +16,16 @@ use crate::bed::{Bed, METADATA, METADATA6, PATIENCE, Pod, fetch, image};
 use crate::iptables_packets::datagram;
 use crate::kinds::{Kind, on_node};
 
-/// The script, as the unit and the user data have it.
+/// The path of the script in the unit and the user data.
 const INSTALLED: &str = "/usr/local/sbin/rolegate-guard";
-/// EC2 takes so much user data, before it is encoded, and the cluster needs most of it.
+/// The share of EC2's limit on user data (before encoding) that may be used, because the cluster needs most of it.
 const USER_DATA_SHARE: usize = 16 * 1024 / 2;
-/// Clients of a pod at once.
+/// The number of clients in a pod at the same time.
 const CLIENTS_OF_POD: usize = 3;
-/// How often a client is served before it stops asking.
+/// How many times a client is served before it stops.
 const SERVED: usize = 20;
 
-/// A file of the repository.
+/// Returns the path of a file in the repository.
 fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("iptables").join(name)
 }
@@ -50,12 +50,12 @@ fn assert_ends(output: &Output, code: i32, words: &str) {
     assert!(output.status.code() == Some(code) && said.contains(words), "{:?}: {said}", output.status);
 }
 
-/// A request, and a try of another port and of another protocol, in both families.
+/// Sends a request, and tries another port and another protocol, in both families.
 fn try_everything(pod: &Pod) -> bool {
     try_everything_for(pod, PATIENCE)
 }
 
-/// [`try_everything`] that gives up on a connection after this time.
+/// Sends what [`try_everything`] sends, with this timeout for a connection.
 pub(crate) fn try_everything_for(pod: &Pod, patience: Duration) -> bool {
     let served = [METADATA, METADATA6].map(|address| {
         let _ = pod.connect(SocketAddr::new(address.ip(), 443), patience);
@@ -95,7 +95,7 @@ fn a_node_with_the_boot_guard_is_closed_to_pods_and_open_to_itself() {
                 assert_eq!(datagram(&pod, socket), Err(ErrorKind::ConnectionRefused), "{} {address}", kind.name);
             }
             assert_ends(&kind.status(&bed, &["--guard"]), 0, "only the guard is installed");
-            // Counters of packets aside.
+            // Without packet counters.
             let rules = bed.node.ns().sh(kind.list).unwrap();
             listed.push(
                 rules.split("packets").map(|part| part.trim_start_matches(|c: char| !c.is_alphabetic()).to_owned()).collect::<String>(),
@@ -107,17 +107,17 @@ fn a_node_with_the_boot_guard_is_closed_to_pods_and_open_to_itself() {
 }
 
 #[test]
-fn the_daemon_takes_the_guard_over_under_load() {
+fn the_daemon_takes_over_the_guard_under_load() {
     for kind in Kind::all() {
         let Some(bed) = Bed::new() else { return };
         let pods = [bed.pod("web", "veth"), bed.pod("worker", "cali")];
         bed.count_packets_of_pods();
-        assert!(!pods.iter().any(|pod| !try_everything(pod)), "{}: there is nothing in the way yet", kind.name);
+        assert!(!pods.iter().any(|pod| !try_everything(pod)), "{}: nothing blocks the pod yet", kind.name);
         assert!(bed.packets_of_pods() >= 12, "{}: packets are not counted", kind.name);
         boot(&bed, &kind);
         let before = bed.packets_of_pods();
         let refused_at_first = !pods.iter().any(try_everything);
-        // Those who were refused, and are refused still.
+        // Attempts by clients that were refused before, and still are.
         let tries = AtomicUsize::new(0);
         let daemon = std::thread::scope(|scope| {
             let load: Vec<_> = pods
@@ -155,7 +155,7 @@ fn the_daemon_takes_the_guard_over_under_load() {
         if kind.name != "iptables-nft" {
             assert_eq!(rules.matches(guards.0).count(), guards.1, "{}: {rules}", kind.name);
         }
-        // Somebody runs it once more.
+        // The script is run once more.
         boot(&bed, &kind);
         assert_ends(&kind.status(&bed, &wanted), 0, "port 80 is redirected to the daemon");
         pods.iter().for_each(|pod| bed.assert_served(pod, METADATA));
@@ -164,7 +164,7 @@ fn the_daemon_takes_the_guard_over_under_load() {
 }
 
 #[test]
-fn a_guard_that_a_firewall_flushed_is_there_again_when_the_daemon_starts() {
+fn the_daemon_restores_a_flushed_guard_at_its_start() {
     for kind in Kind::all() {
         let Some(bed) = Bed::new() else { return };
         let pod = bed.pod("web", "veth");
@@ -172,7 +172,7 @@ fn a_guard_that_a_firewall_flushed_is_there_again_when_the_daemon_starts() {
         bed.assert_refused(&pod);
         bed.node.ns().sh(kind.flush).unwrap();
         bed.assert_not_redirected(&pod);
-        // It gets no further than its guard: nobody says where its API is.
+        // It gets no further than its guard, because its API cannot be reached.
         let mut daemon = kind.setup(&bed).argument("--api-server=http://127.0.0.1:9").start().unwrap();
         bed.assert_refused(&pod);
         daemon.terminate().unwrap();
@@ -187,11 +187,11 @@ fn a_guard_that_a_firewall_flushed_is_there_again_when_the_daemon_starts() {
 }
 
 #[test]
-fn what_does_not_work_is_not_called_closed() {
+fn a_failed_guard_is_not_reported_as_closed() {
     let (Some(bed), Some(image)) = (Bed::new(), image("nft")) else { return };
     let pod = bed.pod("web", "veth");
     assert_ends(&guard(&bed, "/does/not/exist"), 1, "THE NODE IS OPEN: there is no nft that works here, and no iptables");
-    // An nft that the kernel refuses is no reason to do nothing.
+    // An nft that the kernel rejects is no reason to do nothing.
     symlink(find_program("false").unwrap(), image.path().join("nft")).unwrap();
     fs::remove_file(image.path().join("ip6tables-restore")).unwrap();
     assert_ends(&guard(&bed, image.path().to_str().unwrap()), 1, "THE NODE IS OPEN: iptables did not take the rules for  IPv6");
@@ -201,7 +201,7 @@ fn what_does_not_work_is_not_called_closed() {
     assert_eq!(pod.connect(METADATA6, PATIENCE).unwrap_err().kind(), ErrorKind::ConnectionRefused);
 }
 
-/// The one entry of `bootcmd`, as YAML has it.
+/// Returns the single entry of `bootcmd` in the YAML file.
 fn boot_command() -> String {
     let text = read("cloud-init.yaml");
     assert!(text.starts_with("#cloud-config\n"), "{text}");
@@ -217,16 +217,16 @@ fn the_user_data_holds_the_files_and_leaves_room() {
     let command = boot_command();
     for (name, path) in [("rolegate-guard", INSTALLED), ("rolegate-guard.service", "/etc/systemd/system/rolegate-guard.service")] {
         let written = format!("cat >{path} <<'END-OF-FILE'\n{}END-OF-FILE\n", read(name));
-        assert!(command.contains(&written), "{name} is another one in cloud-init.yaml");
+        assert!(command.contains(&written), "{name} differs in cloud-init.yaml");
         assert!(!read(name).contains("END-OF-FILE"));
     }
-    assert!(command.ends_with(&format!("\n{INSTALLED}\n")), "the script is the last, so that its end is the command's");
+    assert!(command.ends_with(&format!("\n{INSTALLED}\n")), "the script comes last, so that its exit status is the command's");
     assert!(read("cloud-init.yaml").len() < USER_DATA_SHARE);
 }
 
-/// Run as cloud-init does, where what it writes is nobody else's.
+/// Run as cloud-init does, in namespaces of its own for the files that it writes.
 #[test]
-fn the_user_data_closes_the_node_and_has_the_kubelet_require_the_guard() {
+fn the_user_data_closes_the_node_before_the_kubelet() {
     let programs = ["nft", "systemctl", "unshare", "mount"];
     if let Some(missing) = programs.iter().find(|program| find_program(program).is_none()) {
         return skip(format!("the program `{missing}` is not installed"));
@@ -251,7 +251,7 @@ fn the_user_data_closes_the_node_and_has_the_kubelet_require_the_guard() {
     assert_eq!(pod.connect(METADATA6, PATIENCE).unwrap_err().kind(), ErrorKind::ConnectionRefused);
 }
 
-/// The values of a key of the unit, in its order.
+/// Returns the values of a key in the unit, in order.
 fn values<'a>(unit: &'a str, section: &str, key: &str) -> Vec<&'a str> {
     let (_, rest) = unit.split_once(&format!("[{section}]\n")).expect("the section");
     let section = rest.split("\n[").next().unwrap();
@@ -260,11 +260,11 @@ fn values<'a>(unit: &'a str, section: &str, key: &str) -> Vec<&'a str> {
 }
 
 #[test]
-fn the_unit_is_ahead_of_every_kubelet_which_requires_it() {
+fn the_unit_precedes_every_kubelet_that_requires_it() {
     let unit = read("rolegate-guard.service");
     let (before, required) = (values(&unit, "Unit", "Before"), values(&unit, "Install", "RequiredBy"));
     assert!(required.contains(&"kubelet.service"), "{required:?}");
-    // Without the order, a failure comes too late.
+    // Without the order, a failure would come too late.
     assert!(required.iter().all(|kubelet| before.contains(kubelet)), "{required:?} {before:?}");
     let after = values(&unit, "Unit", "After");
     for firewall in ["nftables.service", "firewalld.service"] {
@@ -277,9 +277,9 @@ fn the_unit_is_ahead_of_every_kubelet_which_requires_it() {
     assert_eq!(values(&unit, "Unit", "RefuseManualStop"), ["yes"]);
 }
 
-/// With a kubelet that requires it, as `systemctl enable` makes it do.
+/// With a kubelet that requires it, as after `systemctl enable`.
 #[test]
-fn systemd_takes_the_unit() {
+fn systemd_accepts_the_unit() {
     let Some(analyze) = find_program("systemd-analyze") else { return skip("the program `systemd-analyze` is not installed") };
     let units = tempfile::tempdir().unwrap();
     let at = |name: &str| units.path().join(name);

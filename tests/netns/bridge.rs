@@ -1,4 +1,5 @@
-//! Pods whose interfaces are ports of a bridge, as the CNI plugin of that name has it: what comes in, comes in on the bridge.
+//! Tests of pods whose interfaces are ports of a bridge, as with the CNI plugin of that name: their packets arrive on the
+//! bridge.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
@@ -14,7 +15,7 @@ const BRIDGE: &str = "cni0";
 #[test]
 fn pods_of_a_bridge_are_served_and_reach_nothing_else() {
     for kind in Kind::all() {
-        // `cni0` has to be told of, and leaves out what is no port of it.
+        // Pods' packets arrive on `cni0`, so that is the name to give. It excludes interfaces that are not its ports.
         for interfaces in ["", "--host-interface=cni0", "--host-interface=cni+"] {
             let Some(bed) = Bed::new() else { return };
             let bridge = bed.node.add_bridge(BRIDGE).unwrap();
@@ -27,10 +28,11 @@ fn pods_of_a_bridge_are_served_and_reach_nothing_else() {
             bed.count_packets_of_pods();
             for (listener, socket) in &servers {
                 pods[0].connect(listener.local_addr().unwrap(), PATIENCE).unwrap();
-                assert_eq!(datagram(&pods[0], socket), Ok(()), "nothing is in the way yet");
+                assert_eq!(datagram(&pods[0], socket), Ok(()), "nothing blocks the pod yet");
             }
             bed.assert_not_redirected(&pods[0]);
-            // A packet of a connection that was closed just now may still come; what is counted from here on is of new ones.
+            // A packet of a connection that has just been closed may still arrive. From here on, packets of new connections are
+            // counted.
             let setup = kind.setup(&bed);
             let _daemon = bed.start(&if interfaces.is_empty() { setup } else { setup.argument(interfaces) });
             let before = bed.packets_of_pods();
@@ -54,9 +56,9 @@ fn pods_of_a_bridge_are_served_and_reach_nothing_else() {
     }
 }
 
-/// Where the kernel shows a bridge's packets to iptables before they are routed, as kubeadm asks for.
+/// With the kernel setting that kubeadm requires: iptables sees a bridge's packets before they are routed.
 #[test]
-fn packets_that_the_bridge_shows_to_iptables_are_served_as_well() {
+fn packets_with_bridge_netfilter_are_served_as_well() {
     const CALL: &str = "/proc/sys/net/bridge/bridge-nf-call-ip";
     for kind in Kind::all() {
         let Some(bed) = Bed::new() else { return };

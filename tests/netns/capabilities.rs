@@ -1,4 +1,4 @@
-//! What the process may do once it runs, and that it is enough.
+//! Tests of the capabilities that the process keeps once it runs, and that they are enough.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ const NET_BIND_SERVICE: u64 = 1 << 10;
 const NET_ADMIN: u64 = 1 << 12;
 const NET_RAW: u64 = 1 << 13;
 
-/// The fields of `/proc/PID/task/TID/status`, of every thread.
+/// Returns the fields of `/proc/PID/task/TID/status` for every thread.
 fn threads(daemon: &Daemon) -> Vec<BTreeMap<String, String>> {
     let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
     let status = |task: fs::DirEntry| {
@@ -38,9 +38,9 @@ fn assert_has(daemon: &Daemon, wanted: u64) {
     }
 }
 
-/// It was given all of root's.
+/// The daemon was started with all of root's capabilities.
 #[test]
-fn what_is_not_for_rules_is_dropped_and_the_rules_are_made_with_the_rest() {
+fn only_the_capabilities_for_rules_are_kept_and_suffice() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     let daemon = bed.start(&bed.setup_with_ip());
@@ -49,7 +49,7 @@ fn what_is_not_for_rules_is_dropped_and_the_rules_are_made_with_the_rest() {
 }
 
 #[test]
-fn without_rules_nothing_is_kept_but_for_a_low_port() {
+fn without_rules_only_a_low_port_keeps_a_capability() {
     let Some(bed) = Bed::new() else { return };
     assert_has(&bed.start(&bed.setup_with_ip().argument("--redirect=none")), 0);
     let low = bed.setup_with_ip().argument("--redirect=none").argument("--metrics-port=953");
@@ -60,7 +60,7 @@ fn without_rules_nothing_is_kept_but_for_a_low_port() {
 }
 
 #[test]
-fn a_root_that_cannot_be_written_is_enough() {
+fn a_read_only_root_file_system_is_enough() {
     let Some(bed) = Bed::new() else { return };
     if find_program("unshare").is_none() {
         return skip("the program `unshare` is not installed");

@@ -1,4 +1,4 @@
-//! Who is served on which connection.
+//! Tests of which connections are served, and to whom.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -62,7 +62,7 @@ fn a_connection_that_was_not_redirected_is_closed_without_a_byte() {
     let Some(bed) = Bed::new() else { return };
     let pods = [bed.pod("web", "veth"), bed.pod("worker", "veth")];
     let daemon = bed.start(&bed.setup_with_ip());
-    // The rule that drops it is the first lock, and the daemon does not rely on it.
+    // The rule that drops the connection is the first line of defence, and the daemon does not rely on it.
     bed.node.ns().sh("iptables -F ROLEGATE-DIRECT; ip6tables -F ROLEGATE-DIRECT").unwrap();
     let port = daemon.metadata_address().port();
     for client in [pods[0].ns(), pods[1].ns(), bed.node.imds().unwrap()] {
@@ -79,7 +79,7 @@ fn a_connection_that_was_not_redirected_is_closed_without_a_byte() {
 }
 
 #[test]
-fn a_direct_connection_is_served_where_that_is_asked_for() {
+fn direct_connections_are_served_if_configured() {
     let Some(bed) = Bed::new() else { return };
     let pods = [bed.pod("web", "veth"), bed.pod("worker", "veth")];
     let daemon = bed.start(&bed.setup_with_ip().argument("--accept-direct-connections"));
@@ -90,7 +90,7 @@ fn a_direct_connection_is_served_where_that_is_asked_for() {
 }
 
 #[test]
-fn the_node_may_ask_the_app_port_for_its_health_and_nothing_else() {
+fn the_node_may_use_the_app_port_only_for_health_checks() {
     let Some(bed) = Bed::new() else { return };
     let daemon = bed.start(&bed.setup_with_ip());
     let port = daemon.metadata_address().port();

@@ -1,4 +1,5 @@
-//! Which STS is asked: the SDKs' variables count. In a namespace without a way out, so that nobody is reached.
+//! Tests of the STS endpoint that is called: the SDKs' variables apply. Runs in a namespace without a route out, so that no
+//! endpoint is reached.
 
 use crate::bed::Bed;
 

@@ -1,5 +1,5 @@
-//! Attacks on identity: pods that use another pod's address, and pods' objects that claim one. In each, the real daemon serves
-//! everybody their own role or nothing.
+//! Tests of attacks on identity: pods that use another pod's address, and pod objects that claim one. In each, the real daemon
+//! serves every pod its own role or nothing.
 
 use std::io;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::bed::{Bed, METADATA, PATIENCE, Pod, fetch};
 use crate::links::{forge, mac_of, steal};
 
-/// A node with pods at a bridge, and the daemon.
+/// A node with pods attached to a bridge, and the daemon.
 struct Bridged {
     daemon: Daemon,
     victim: Pod,
@@ -28,9 +28,9 @@ struct Bridged {
 fn bridged() -> Option<Bridged> {
     let bed = Bed::new()?;
     let bridge = bed.node.add_bridge("cni0").unwrap();
-    // Without an address of its own a bridge takes the lowest of its ports, and forgets its neighbours when that changes.
+    // A bridge without an address of its own takes the lowest of its ports', and discards its neighbours when that changes.
     bed.node.ns().sh("ip link set cni0 address 0a:00:00:00:00:01").unwrap();
-    // A neighbour that answered just now is protected for a moment (locktime); an attacker would only have to wait.
+    // A neighbour that has just answered is protected for a moment (locktime). An attacker would only have to wait.
     bed.node.ns().sh("echo 0 >/proc/sys/net/ipv4/neigh/cni0/locktime").unwrap();
     let [victim, attacker, other] = ["victim", "attacker", "other"].map(|name| bed.pod_at(name, &bridge));
     let daemon = bed.start(&bed.setup_with_ip().argument("--backoff-max-elapsed-time=100ms"));
@@ -40,32 +40,33 @@ fn bridged() -> Option<Bridged> {
     Some(Bridged { daemon, victim, attacker, other, bridge, bed })
 }
 
-/// The pod has the other pod's address instead of its own.
+/// Gives the pod the other pod's address instead of its own.
 fn take_address(attacker: &Pod, victim: &Pod, bridge: &Bridge) {
     let (own, theirs, gateway) = (attacker.ip, victim.ip, bridge.ip);
     attacker.sh(&format!("ip addr del {own}/24 dev eth0; ip addr add {theirs}/24 dev eth0; ip route add default via {gateway}")).unwrap();
 }
 
-/// The pod sends nothing of its own accord any more.
+/// Keeps the pod from sending anything by itself.
 fn silence(pod: &PodNs) {
     pod.sh("ip link set eth0 arp off; echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6").unwrap();
 }
 
-/// Asks again and again after `attack`: the daemon answers, and gives nothing.
+/// Sends requests repeatedly after `attack`: the daemon answers, and serves nothing.
 #[track_caller]
 fn assert_gets_nothing(pod: &PodNs, attack: impl Fn()) {
     for _ in 0..10 {
         attack();
         match fetch(pod, METADATA) {
             Ok(fetched) => panic!("the attacker got the role {:?}", fetched.role),
-            Err(error) => assert_eq!(error.kind(), io::ErrorKind::Other, "an answer with a status: {error}"),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::Other, "no answer with a status: {error}"),
         }
     }
 }
 
-/// The API is late: it first tells of a pod that is gone, when the next pod has its address and an interface of its own.
+/// The API is late: it first announces a pod that is gone, when the next pod already has its address and an interface of its
+/// own.
 #[test]
-fn late_word_of_a_pod_that_is_gone_gives_its_role_to_nobody() {
+fn a_late_event_of_a_deleted_pod_gives_no_pod_its_role() {
     let Some(bed) = Bed::new() else { return };
     let daemon = bed.start(&bed.setup_with_ip().argument("--backoff-max-elapsed-time=100ms"));
     let next = bed.node.add_pod_with(PodOptions { name: "next", interface_prefix: "veth", ..PodOptions::default() }).unwrap();
@@ -83,7 +84,7 @@ fn late_word_of_a_pod_that_is_gone_gives_its_role_to_nobody() {
 }
 
 #[test]
-fn forged_arp_on_a_bridge_gets_nobody_another_pods_role() {
+fn forged_arp_on_a_bridge_gets_no_other_pods_role() {
     let Some(Bridged { daemon, victim, attacker, other, bridge, bed }) = bridged() else { return };
     silence(&victim);
     take_address(&attacker, &victim, &bridge);
@@ -95,12 +96,12 @@ fn forged_arp_on_a_bridge_gets_nobody_another_pods_role() {
     until("the three pods with NET_RAW are counted", || may_forge() == 3.0);
     daemon.wait_for_event("net-raw-on-bridge").unwrap();
     let reported = || bed.api.events().iter().any(|event| event["reason"] == "AddressContested" && event["regarding"]["name"] == "victim");
-    until("the victim's owner is told", reported);
+    until("the victim's owner gets an Event", reported);
     bed.assert_served(&other, METADATA);
 }
 
 #[test]
-fn a_stolen_mac_address_on_a_bridge_gets_nobody_another_pods_role() {
+fn a_stolen_mac_address_gets_no_other_pods_role() {
     let Some(Bridged { daemon, victim, attacker, other, bridge, bed }) = bridged() else { return };
     silence(&victim);
     let stolen = mac_of(&victim);
@@ -113,7 +114,7 @@ fn a_stolen_mac_address_on_a_bridge_gets_nobody_another_pods_role() {
 }
 
 #[test]
-fn the_next_pod_at_an_address_never_gets_the_last_ones_role_in_an_outage() {
+fn in_an_outage_the_next_pod_never_gets_the_previous_role() {
     let Some(bed) = Bed::new() else { return };
     let before = bed.pod("before", "veth");
     let daemon = bed.start(&bed.setup_with_ip().argument("--backoff-max-elapsed-time=100ms"));
@@ -122,7 +123,7 @@ fn the_next_pod_at_an_address_never_gets_the_last_ones_role_in_an_outage() {
     bed.api.cut_connections();
     let ip = before.ip;
     drop(before);
-    // The API would tell of it, if it could be heard.
+    // The API would announce it if it could be reached.
     let after = bed.pod_with(PodOptions { name: "after", interface_prefix: "veth", ip: Some(ip), ..PodOptions::default() });
     assert_gets_nothing(&after, || {});
     daemon.wait_for_log(|line| line["reason"] == "link-changed" && line["pod"] == "before").unwrap();
@@ -133,12 +134,12 @@ fn the_next_pod_at_an_address_never_gets_the_last_ones_role_in_an_outage() {
 }
 
 #[test]
-fn an_address_is_not_served_once_nothing_leads_there() {
+fn an_address_without_a_route_is_not_served() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     let daemon = bed.start(&bed.setup_with_ip().argument("--backoff-max-elapsed-time=100ms"));
     bed.assert_served(&pod, METADATA);
-    // Another interface takes over the route; the pod is the same.
+    // Another interface takes over the route. The pod is the same.
     let other = bed.pod("other", "veth");
     let (ip, own, another) = (pod.ip, pod.host_interface(), other.host_interface());
     bed.node.ns().sh(&format!("ip route replace {ip}/32 dev {another}")).unwrap();
@@ -161,7 +162,7 @@ fn record(results: &Path, bed: &Bed, pod: &Pod) {
         ],
         "result": {
             "cniVersion": "1.0.0",
-            // As with plugins in a chain, of which some add interfaces of their own.
+            // As with a chain of plugins, some of which add interfaces of their own.
             "interfaces": [
                 { "name": "ifb7" }, { "name": "bwp7" }, { "name": pod.host_interface() },
                 { "name": "eth0", "mac": mac, "sandbox": "/run/netns/pod" },
@@ -172,7 +173,7 @@ fn record(results: &Path, bed: &Bed, pod: &Pod) {
     std::fs::write(results.join(format!("pods-{}-eth0", pod.name)), result.to_string()).unwrap();
 }
 
-/// A pod's object with these addresses in its status.
+/// Returns a pod's object with these addresses in its status.
 fn with_status(pod: &Pod, ips: &[IpAddr]) -> serde_json::Value {
     let texts: Vec<_> = ips.iter().map(ToString::to_string).collect();
     let arn = format!("arn:aws:iam::123456789012:role/{}", pod.role());
@@ -181,7 +182,7 @@ fn with_status(pod: &Pod, ips: &[IpAddr]) -> serde_json::Value {
 }
 
 #[test]
-fn a_forged_status_gains_nothing_where_cni_results_are_read() {
+fn a_forged_status_gains_nothing_if_cni_results_are_read() {
     let Some(bed) = Bed::new() else { return };
     let results = TempDir::new().unwrap();
     let (victim, liar) = (bed.pod("victim", "veth"), bed.pod("liar", "veth"));
@@ -190,10 +191,10 @@ fn a_forged_status_gains_nothing_where_cni_results_are_read() {
     let daemon = bed.start(&setup.argument(format!("--cni-results={}", results.path().display())));
     let files = |daemon: &Daemon| daemon.metric(Some(bed.node.ns()), r#"rolegate_cni_result_files{state="used"}"#).unwrap();
     until("both files are read", || files(&daemon) == 2.0);
-    // The liar claims the victim's address besides its own, then alone; the victim's status loses its address.
+    // The liar claims the victim's address besides its own, then alone. Then the victim's status loses its address.
     let marker = |name: &str| {
         let marker = bed.pod(name, "veth");
-        until("the watch has come so far", || fetch(&marker, METADATA).is_ok());
+        until("the watch has caught up", || fetch(&marker, METADATA).is_ok());
     };
     bed.api.apply(Resource::Pods, with_status(&liar, &[liar.ip.into(), victim.ip.into()]));
     marker("first");
@@ -205,16 +206,16 @@ fn a_forged_status_gains_nothing_where_cni_results_are_read() {
     bed.api.apply(Resource::Pods, with_status(&liar, &[victim.ip.into()]));
     marker("third");
     bed.assert_served(&victim, METADATA);
-    // By its status the victim is elsewhere: then nobody is certain, and nobody is served.
+    // According to its status, the victim has another address: the owner is uncertain, and no pod is served.
     bed.api.apply(Resource::Pods, with_status(&victim, &[IpAddr::from([10, 42, 99, 99])]));
     marker("fourth");
     assert_gets_nothing(&victim, || {});
     daemon.wait_for_log(|line| line["reason"] == "cni-result-conflict").unwrap();
 }
 
-/// Without CNI results: the victim's object says that it ends, and the liar's that it has the victim's address.
+/// Without CNI results: the victim's object says that it is terminating, and the liar's object claims the victim's address.
 #[test]
-fn a_pinned_pod_never_gets_the_role_of_a_liar_that_claims_its_address() {
+fn a_pinned_pod_never_gets_the_role_of_a_liar() {
     let Some(bed) = Bed::new() else { return };
     let (victim, liar) = (bed.pod("victim", "veth"), bed.pod("liar", "veth"));
     let daemon = bed.start(&bed.setup_with_ip().argument("--backoff-max-elapsed-time=100ms"));
@@ -226,14 +227,14 @@ fn a_pinned_pod_never_gets_the_role_of_a_liar_that_claims_its_address() {
     bed.api.apply(Resource::Pods, builder(&victim, victim.ip.into()).terminating().build());
     bed.api.apply(Resource::Pods, builder(&liar, victim.ip.into()).build());
     let marker = bed.pod("marker", "veth");
-    until("the watch has come so far", || fetch(&marker, METADATA).is_ok());
+    until("the watch has caught up", || fetch(&marker, METADATA).is_ok());
     assert_gets_nothing(&victim, || {});
     daemon.wait_for_log(|line| line["reason"] == "link-changed" && line["pod"] == "liar").unwrap();
 }
 
-/// What is sent while a daemon starts is sent before it knows any link.
+/// A request that arrives while the daemon starts, before it knows any link.
 #[test]
-fn an_early_connection_on_a_bridge_is_not_served_before_links_are_known() {
+fn an_early_connection_on_a_bridge_waits_for_the_links() {
     let Some(bed) = Bed::new() else { return };
     let bridge = bed.node.add_bridge("cni0").unwrap();
     let pod = bed.pod_at("web", &bridge);
@@ -256,7 +257,7 @@ fn an_early_connection_on_a_bridge_is_not_served_before_links_are_known() {
         bed.api.cut_connections();
         asked.join().unwrap()
     });
-    assert_eq!(asked.map(|fetched| fetched.role).unwrap_err().kind(), io::ErrorKind::Other, "an answer with a status");
+    assert_eq!(asked.map(|fetched| fetched.role).unwrap_err().kind(), io::ErrorKind::Other, "no answer with a status");
     daemon.wait_ready(Some(bed.node.ns())).unwrap();
     until("the pod is served", || fetch(&pod, METADATA).is_ok());
     bed.assert_served(&pod, METADATA);

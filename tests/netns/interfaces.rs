@@ -1,12 +1,13 @@
-//! Which interfaces are redirected; what comes in on others is rejected, as the guard knows no interfaces.
+//! Tests of which interfaces are redirected. Packets that arrive on others are rejected, because the guard applies to all
+//! interfaces.
 
 use std::io::ErrorKind;
 
 use crate::bed::{Bed, METADATA, METADATA6, PATIENCE};
 use crate::kinds::Kind;
 
-/// How interfaces of pods may be called, but for a number that follows: those of EC2's trunks and of network plugins, VLANs by
-/// their usual name, and what else the kernel takes. None is longer than the kernel allows with two digits more.
+/// Names of pods' interfaces, without the number that follows: those of EC2's trunks and of network plugins, VLANs under their
+/// usual name, and anything else that the kernel accepts. With two more digits, none exceeds the kernel's limit.
 const NAMES: [&str; 10] = ["vlan123", "eni0a1b2c3d4e5", "cali0123456789", "eth0.", "a-b_c", "v*", "v+", "$x;{}@~", "[ö]", "-"];
 
 #[test]
@@ -18,7 +19,7 @@ fn every_interface_is_covered_unless_some_are_named() {
 }
 
 #[test]
-fn a_prefix_covers_its_own_interfaces_alone() {
+fn a_prefix_covers_only_its_own_interfaces() {
     let Some(bed) = Bed::new() else { return };
     let (covered, left_out) = (bed.pod("web", "veth"), bed.pod("trunk", "vlan"));
     let _daemon = bed.start(&bed.setup_with_ip().argument("--host-interface=veth+"));
@@ -27,7 +28,7 @@ fn a_prefix_covers_its_own_interfaces_alone() {
 }
 
 #[test]
-fn a_list_covers_what_it_names() {
+fn a_list_covers_the_named_interfaces() {
     let Some(bed) = Bed::new() else { return };
     let (first, second, left_out) = (bed.pod("web", "veth"), bed.pod("trunk", "vlan"), bed.pod("other", "veth"));
     let list = format!("--host-interface={},vlan+", first.host_interface());
@@ -38,7 +39,7 @@ fn a_list_covers_what_it_names() {
 }
 
 #[test]
-fn a_negated_name_leaves_out_that_interface_alone() {
+fn a_negated_name_excludes_only_that_interface() {
     let Some(bed) = Bed::new() else { return };
     let (first, second, left_out) = (bed.pod("web", "veth"), bed.pod("trunk", "vlan"), bed.pod("other", "veth"));
     let all_but = format!("--host-interface=!{}", left_out.host_interface());
@@ -67,9 +68,9 @@ fn oddly_named_interfaces_are_covered_like_any_other() {
     }
 }
 
-/// The name is taken as it is written, whatever its characters mean to a shell, or in the language of the rules.
+/// The name is taken literally, whatever its characters mean to a shell or in the language of the rules.
 #[test]
-fn an_odd_name_that_is_given_is_that_interface_alone() {
+fn an_odd_name_matches_only_that_interface() {
     const GIVEN: [&str; 7] = ["vlan123", "eni0a1b2c3d4e5", "cali0123456789", "eth0.", "a-b_c", "v*", "$x;{}@~"];
     for kind in Kind::all() {
         let Some(bed) = Bed::new() else { return };

@@ -1,4 +1,4 @@
-//! The backend itself, without the daemon: what it writes, sees, repairs and takes away, in both flavours and families.
+//! Tests of the backend without the daemon: what it writes, observes, repairs and removes, in both flavours and families.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -31,7 +31,7 @@ fn rules() -> RuleSet {
     RuleSet { interfaces: Vec::new(), targets: Some(targets) }
 }
 
-/// What the backend does, inside.
+/// Runs the backend's work inside the namespace.
 fn inside<T: Send + 'static, F: Future<Output = T>>(ns: &Netns, work: impl FnOnce() -> F + Send + 'static) -> T {
     ns.run_with_own_locks(move || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work())).unwrap()
 }
@@ -51,7 +51,7 @@ fn remove(ns: &Netns, flavour: Flavour) -> Vec<String> {
     inside(ns, move || async move { Iptables::default().with_flavour(flavour).remove().await }).unwrap()
 }
 
-/// The rules and chains of both families, in the words of the program, without its comments and counters.
+/// Returns the rules and chains of both families as the program prints them, without comments and counters.
 fn saved(ns: &Netns, flavour: &str) -> Vec<String> {
     let text = ns.sh(&format!("iptables-{flavour}-save; ip6tables-{flavour}-save")).unwrap();
     let lines = text.lines().filter(|line| !line.starts_with('#'));
@@ -87,7 +87,7 @@ fn installing_twice_changes_nothing_and_removing_leaves_nothing() {
 }
 
 #[test]
-fn what_others_change_is_said_and_repaired() {
+fn changes_by_others_are_reported_and_repaired() {
     let Some(node) = node() else { return };
     for (flavour, name) in FLAVOURS {
         for (family, elsewhere) in [("iptables", "192.0.2.9:1"), ("ip6tables", "[2001:db8::9]:1")] {
@@ -127,9 +127,9 @@ fn what_others_change_is_said_and_repaired() {
     }
 }
 
-/// It is not looked for where it does no harm, and is no reason to leave anything behind.
+/// A comparison does not look for such a jump, which does no harm. It must not keep anything from being removed.
 #[test]
-fn a_jump_to_our_chain_from_anywhere_is_taken_away_with_it() {
+fn jumps_from_any_chain_are_removed_with_ours() {
     let Some(node) = node() else { return };
     for (flavour, name) in FLAVOURS {
         install(node.ns(), flavour, rules());
@@ -139,7 +139,7 @@ fn a_jump_to_our_chain_from_anywhere_is_taken_away_with_it() {
             let jumps = ["OUTPUT -j ROLEGATE-GUARD", "OUTPUT -j ROLEGATE-DIRECT", &format!("OUTPUT {comment} -j ACCEPT")];
             node.ns().sh(&jumps.map(|jump| format!("{program} -A {jump}")).join("\n")).unwrap();
         }
-        // The chain goes, which a jump would keep from going.
+        // The chain is removed, which the jump would otherwise prevent.
         install(node.ns(), flavour, RuleSet::guard_alone());
         assert!(!ours(node.ns(), name).iter().any(|line| line.contains("ROLEGATE-DIRECT")));
         remove(node.ns(), flavour);
@@ -149,9 +149,9 @@ fn a_jump_to_our_chain_from_anywhere_is_taken_away_with_it() {
     }
 }
 
-/// What versions before the guard made, with its jump there twice.
+/// The rules of versions before the guard, with a duplicate jump.
 #[test]
-fn an_older_form_of_ours_is_taken_over() {
+fn the_rules_of_older_versions_are_replaced() {
     let Some(node) = node() else { return };
     for (flavour, name) in FLAVOURS {
         node.ns()
@@ -187,7 +187,7 @@ fn the_guard_alone_leaves_no_redirect_and_its_file_can_be_loaded_again() {
         };
         load();
         assert_eq!(differences(node.ns(), flavour, RuleSet::guard_alone()), [""; 0]);
-        // What somebody broke is whole after it is loaded again, but for a jump too many, which does no harm.
+        // Loading the file again repairs what was broken, apart from a duplicate jump, which does no harm.
         for family in ["iptables", "ip6tables"] {
             let program = format!("{family}-{name} -w 30");
             node.ns().sh(&format!("{program} -F ROLEGATE-GUARD; {program} -t security -F; {program} -I FORWARD 1 -j ACCEPT")).unwrap();
@@ -207,7 +207,7 @@ fn the_guard_alone_leaves_no_redirect_and_its_file_can_be_loaded_again() {
 }
 
 #[test]
-fn the_rules_of_kube2iam_and_kiam_are_found_and_no_others() {
+fn only_the_rules_of_kube2iam_and_kiam_are_found() {
     let Some(node) = node() else { return };
     let to = "-d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.42.0.1";
     for (_, name) in FLAVOURS {
@@ -235,9 +235,9 @@ fn the_rules_of_kube2iam_and_kiam_are_found_and_no_others() {
     assert_eq!(inside(node.ns(), || async { legacy_rules::remove(Duration::from_secs(30)).await }).unwrap(), [""; 0]);
 }
 
-/// Others that write as fast as they can are waited for, and lose nothing by it.
+/// The backend waits for others that write as fast as they can, and they lose nothing.
 #[test]
-fn twenty_others_at_once_are_waited_for() {
+fn the_backend_waits_for_twenty_concurrent_writers() {
     const OTHERS: usize = 20;
     const RULES: usize = 10;
     let Some(node) = node() else { return };
@@ -267,7 +267,7 @@ fn twenty_others_at_once_are_waited_for() {
 }
 
 #[test]
-fn a_lock_that_is_held_for_too_long_leaves_what_was_there() {
+fn a_lock_that_is_held_too_long_leaves_the_rules_unchanged() {
     let Some(node) = node() else { return };
     install(node.ns(), Flavour::Legacy, RuleSet::guard_alone());
     let before = ours(node.ns(), "legacy");

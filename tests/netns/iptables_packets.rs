@@ -1,4 +1,5 @@
-//! What packets meet: of a pod, of the node itself and of a neighbour, with others' rules that were there first.
+//! Tests of what happens to packets of a pod, of the node itself and of a neighbour, with rules of other programs that were
+//! there first.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
@@ -11,11 +12,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::bed::{Bed, METADATA, METADATA6, PATIENCE, Pod, fetch, image};
 
-/// How long a dropped connection is tried.
-const IN_VAIN: Duration = Duration::from_millis(700);
+/// How long a connection that is dropped is attempted.
+const DROP_TIMEOUT: Duration = Duration::from_millis(700);
 const FAMILIES: [(&str, SocketAddr); 2] = [("iptables", METADATA), ("ip6tables", METADATA6)];
 
-/// A node of each flavour in turn, with the daemon's settings for it.
+/// Runs a test on a node of each flavour, with the daemon's set-up for it.
 fn each_flavour(test: impl Fn(&Bed, &Setup, &str)) {
     for flavour in ["nft", "legacy"] {
         let (Some(bed), Some(image)) = (Bed::new(), image(flavour)) else { return };
@@ -24,7 +25,7 @@ fn each_flavour(test: impl Fn(&Bed, &Setup, &str)) {
     }
 }
 
-/// As container runtimes and network plugins have it, and worse: everything may be forwarded.
+/// Accepts all forwarding, as container runtimes and network plugins do, and worse.
 fn accept_forwarding(bed: &Bed, flavour: &str) {
     for (family, _) in FAMILIES {
         let program = format!("{family}-{flavour} -w 30");
@@ -35,7 +36,7 @@ fn accept_forwarding(bed: &Bed, flavour: &str) {
     }
 }
 
-/// The first echo request's fate.
+/// Returns the outcome of the first echo request.
 fn ping(client: &Netns, to: IpAddr) -> Result<(), ErrorKind> {
     client.sh("echo '0 65535' > /proc/sys/net/ipv4/ping_group_range").unwrap();
     let (domain, protocol, kind) = if to.is_ipv4() { (Domain::IPV4, Protocol::ICMPV4, 8) } else { (Domain::IPV6, Protocol::ICMPV6, 128) };
@@ -46,7 +47,7 @@ fn ping(client: &Netns, to: IpAddr) -> Result<(), ErrorKind> {
     (&socket).read(&mut [0; 64]).map(drop).map_err(|error| error.kind())
 }
 
-/// The fate of one datagram, told by an answer or an error.
+/// Returns the outcome of one datagram, from an answer or an error.
 pub(crate) fn datagram(client: &Netns, server: &UdpSocket) -> Result<(), ErrorKind> {
     let to = server.local_addr().unwrap();
     let any = SocketAddr::new(if to.is_ipv4() { "0.0.0.0" } else { "::" }.parse().unwrap(), 0);
@@ -54,7 +55,7 @@ pub(crate) fn datagram(client: &Netns, server: &UdpSocket) -> Result<(), ErrorKi
     socket.connect(to).unwrap();
     socket.send(b"?").unwrap();
     let mut heard = [0; 8];
-    // The veth hands a packet on before `send` returns, so that what arrives has arrived.
+    // The veth delivers a packet before `send` returns, so it has arrived.
     server.set_nonblocking(true).unwrap();
     if let Ok((_, from)) = server.recv_from(&mut heard) {
         server.send_to(b"!", from).unwrap();
@@ -64,7 +65,7 @@ pub(crate) fn datagram(client: &Netns, server: &UdpSocket) -> Result<(), ErrorKi
 }
 
 #[test]
-fn nothing_of_a_pod_reaches_the_metadata_address_by_any_port_or_protocol() {
+fn no_packet_of_a_pod_reaches_the_metadata_address() {
     each_flavour(|bed, setup, flavour| {
         let pod = bed.pod("web", "veth");
         accept_forwarding(bed, flavour);
@@ -82,7 +83,7 @@ fn nothing_of_a_pod_reaches_the_metadata_address_by_any_port_or_protocol() {
             assert!(bed.node.ns().connect(other, PATIENCE).is_ok(), "the node itself");
             bed.assert_served(&pod, metadata);
             drop(daemon);
-            // As before, for the other family's turn.
+            // Restores the state for the other family.
             for (family, _) in FAMILIES {
                 let program = format!("{family}-{flavour} -w 30");
                 bed.node.ns().sh(&format!("{program} -D FORWARD 1; {program} -t security -F")).unwrap();
@@ -91,9 +92,9 @@ fn nothing_of_a_pod_reaches_the_metadata_address_by_any_port_or_protocol() {
     });
 }
 
-/// A service of Kubernetes may have the metadata address among its `externalIPs`.
+/// A Kubernetes Service may have the metadata address among its `externalIPs`.
 #[test]
-fn a_service_that_claims_the_metadata_address_does_not_get_the_requests() {
+fn a_service_with_the_metadata_address_gets_no_requests() {
     each_flavour(|bed, setup, flavour| {
         let pod = bed.pod("web", "veth");
         for ((family, metadata), elsewhere) in FAMILIES.into_iter().zip(["10.42.0.1:1".to_owned(), format!("[{NODE_IP6}]:1")]) {
@@ -124,7 +125,7 @@ fn only_the_node_itself_connects_straight_to_the_app_port() {
         for ip in [IpAddr::from(NODE_IP), IpAddr::from(NODE_IP6)] {
             let address = SocketAddr::new(ip, port);
             for client in [pod.ns(), bed.node.imds().unwrap()] {
-                assert_eq!(client.connect(address, IN_VAIN).unwrap_err().kind(), ErrorKind::TimedOut, "{flavour} {ip}");
+                assert_eq!(client.connect(address, DROP_TIMEOUT).unwrap_err().kind(), ErrorKind::TimedOut, "{flavour} {ip}");
             }
             let stream = bed.node.ns().connect(address, PATIENCE).unwrap();
             assert_eq!(request(&stream, "GET", "/healthz", &[]).unwrap().status, 200, "{flavour} {ip}");
@@ -134,7 +135,7 @@ fn only_the_node_itself_connects_straight_to_the_app_port() {
     });
 }
 
-/// A connection to the real service, and one answer on it.
+/// Opens a connection to the real service, with one answer on it.
 fn keep_alive(pod: &Pod, metadata: SocketAddr) -> TcpStream {
     let stream = pod.connect(metadata, PATIENCE).unwrap();
     let answer = request(&stream, "GET", "/latest/meta-data/", &[("Host", &metadata.to_string())]).unwrap();
@@ -146,7 +147,8 @@ fn keep_alive(pod: &Pod, metadata: SocketAddr) -> TcpStream {
 fn an_old_connection_to_the_real_service_is_cut() {
     each_flavour(|bed, setup, flavour| {
         accept_forwarding(bed, flavour);
-        // With the connections tracked, as on every node with a network plugin; without, and without a loose pick-up.
+        // With connection tracking, as on every node with a network plugin; without it; and without picking up existing
+        // connections.
         for (case, script) in [
             ("as it is", ""),
             (
@@ -177,8 +179,8 @@ fn an_old_connection_to_the_real_service_is_cut() {
     });
 }
 
-/// Where the metadata service is on the node's own loopback, as some fakes of it are, the node still reaches it. The kernel
-/// decides on such a connection where it leaves: a redirect that stood there would take it.
+/// If the metadata service is on the node's own loopback, as some fakes of it are, the node still reaches it. The kernel
+/// decides on such a connection where it leaves, so a redirect there would capture it.
 #[test]
 fn the_nodes_loopback_is_not_redirected() {
     each_flavour(|bed, setup, _| {
@@ -187,7 +189,7 @@ fn the_nodes_loopback_is_not_redirected() {
             bed.node.ns().sh(&format!("ip addr add {ip} dev lo nodad 2>/dev/null || ip addr add {ip} dev lo")).unwrap();
             let here = bed.node.ns().tcp_listener(SocketAddr::new(ip, 80)).unwrap();
             let stream = bed.node.ns().connect(SocketAddr::new(ip, 80), PATIENCE).unwrap();
-            // Where the connection is here, it waits already.
+            // If the connection is here, it is already waiting.
             here.set_nonblocking(true).unwrap();
             let (_, peer) = here.accept().unwrap();
             assert_eq!(stream.local_addr().unwrap(), peer);
@@ -195,9 +197,9 @@ fn the_nodes_loopback_is_not_redirected() {
     });
 }
 
-/// While only the guard of the node's boot is there, and when the daemon takes it over.
+/// First with only the boot guard, then once the daemon takes it over.
 #[test]
-fn the_guard_of_the_boot_is_taken_over() {
+fn the_boot_guard_is_taken_over() {
     each_flavour(|bed, setup, flavour| {
         let pod = bed.pod("web", "veth");
         for (family, file) in [("iptables", "guard.rules"), ("ip6tables", "guard6.rules")] {
@@ -217,7 +219,7 @@ fn the_guard_of_the_boot_is_taken_over() {
     });
 }
 
-/// Nodes have no IPv6 address that is known to the daemon more often than not.
+/// Most nodes have no IPv6 address that the daemon knows.
 #[test]
 fn without_an_ipv6_target_requests_to_the_ipv6_address_are_rejected() {
     let Some(bed) = Bed::new() else { return };
@@ -228,7 +230,7 @@ fn without_an_ipv6_target_requests_to_the_ipv6_address_are_rejected() {
 }
 
 #[test]
-fn without_ip6tables_the_daemon_says_that_ipv6_is_open_and_ends() {
+fn without_ip6tables_the_daemon_reports_it_and_ends() {
     let (Some(bed), Some(image)) = (Bed::new(), image("nft")) else { return };
     let pod = bed.pod("web", "veth");
     for program in ["ip6tables", "ip6tables-save", "ip6tables-restore"] {

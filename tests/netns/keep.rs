@@ -1,4 +1,4 @@
-//! The rules kept true: the guard before everything, repairs, what becomes of them at the end, and by hand.
+//! Tests of reconciling the rules: the guard before everything else, repairs, the end of the daemon, and manual commands.
 
 use std::io::{self, ErrorKind};
 use std::net::TcpListener;
@@ -13,11 +13,11 @@ use crate::kinds::Kind;
 
 const BACKENDS: [&str; 2] = ["nftables", "iptables"];
 
-/// Takes all that is ours out of the kernel, as somebody does who flushes everything.
+/// Removes all of our rules from the kernel, as a program does that flushes everything.
 fn flush(bed: &Bed, backend: &str) {
     let command = match backend {
         "nftables" => "nft delete table inet rolegate",
-        // A table at a time: where the daemon repairs meanwhile, a chain that is in use could not be deleted.
+        // One table at a time: if the daemon repairs meanwhile, a chain that is in use could not be deleted.
         _ => {
             r"for program in iptables-restore ip6tables-restore; do
             printf '*filter\nCOMMIT\n*nat\nCOMMIT\n' | $program; done"
@@ -30,7 +30,7 @@ fn setup(bed: &Bed, backend: &str) -> Setup {
     bed.setup_with_ip().argument(format!("--redirect={backend}"))
 }
 
-/// `rolegate redirect` on the node.
+/// Runs `rolegate redirect` on the node.
 pub(crate) fn by_hand(bed: &Bed, arguments: &[&str]) -> Output {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net={}", bed.node.ns().path())).arg("--").arg(env!("CARGO_BIN_EXE_rolegate")).arg("redirect").args(arguments);
@@ -46,7 +46,7 @@ fn by_hand_ends(bed: &Bed, arguments: &[&str], code: i32) -> String {
     said
 }
 
-/// Pods are rejected at both addresses, and the metadata service sees nothing of it.
+/// Checks that pods are rejected at both addresses, and that the metadata service sees nothing of it.
 #[track_caller]
 fn assert_closed(bed: &Bed, pod: &Pod) {
     let before = bed.metadata_requests_of(pod);
@@ -56,7 +56,7 @@ fn assert_closed(bed: &Bed, pod: &Pod) {
     assert_eq!(bed.metadata_requests_of(pod), before);
 }
 
-/// Until this is so; the error says what was last.
+/// Waits until a check succeeds. The error is that of the last check.
 #[track_caller]
 fn wait_until<T>(mut is: impl FnMut() -> io::Result<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
@@ -69,7 +69,7 @@ fn wait_until<T>(mut is: impl FnMut() -> io::Result<T>) -> T {
     }
 }
 
-/// The rules lead to this port.
+/// Checks that the rules lead to this port.
 #[track_caller]
 fn wait_until_as_wanted(bed: &Bed, backend: &str, port: u16) {
     let (redirect, port, ip) = (format!("--redirect={backend}"), format!("--app-port={port}"), format!("--host-ip={NODE_IP}"));
@@ -80,16 +80,16 @@ fn wait_until_as_wanted(bed: &Bed, backend: &str, port: u16) {
 }
 
 #[test]
-fn what_somebody_flushed_is_repaired() {
+fn flushed_rules_are_repaired() {
     for backend in BACKENDS {
         let Some(bed) = Bed::new() else { return };
         let pod = bed.pod("web", "veth");
-        // Changes of these flavours are told of by the kernel, so that nothing waits for the interval.
+        // The kernel reports changes of these flavours, so the repair does not wait for the interval.
         let daemon = bed.start(&setup(&bed, backend).argument("--redirect-interval=1h"));
         bed.assert_served(&pod, METADATA);
         flush(&bed, backend);
         let repaired = daemon.wait_for_event("rules-repaired").unwrap();
-        // The flush may be half done when it is heard of.
+        // The flush may be half done when the notification arrives.
         let differences = repaired["differences"].as_str().unwrap();
         assert!(["missing", "ROLEGATE"].iter().any(|words| differences.contains(words)), "{repaired}");
         wait_until_as_wanted(&bed, backend, daemon.metadata_address().port());
@@ -100,9 +100,9 @@ fn what_somebody_flushed_is_repaired() {
     }
 }
 
-/// The kernel tells nobody of changes of this flavour.
+/// The kernel does not report changes of this flavour.
 #[test]
-fn what_somebody_flushed_by_legacy_iptables_is_repaired_on_the_interval() {
+fn flushed_legacy_rules_are_repaired_on_the_interval() {
     let Some(bed) = Bed::new() else { return };
     let Some(kind) = Kind::all().into_iter().find(|kind| kind.name == "iptables-legacy") else { return };
     let pod = bed.pod("web", "veth");
@@ -112,7 +112,7 @@ fn what_somebody_flushed_by_legacy_iptables_is_repaired_on_the_interval() {
     for _time in 0..2 {
         let before = repairs();
         bed.node.ns().sh(kind.flush).unwrap();
-        // The flush may be half done when it is noticed, and the rest is repaired on the next interval.
+        // The flush may be half done when it is noticed. The rest is repaired on the next interval.
         wait_until(|| {
             let served = [METADATA, METADATA6].map(|address| fetch(&pod, address).is_ok_and(|fetched| fetched.role == pod.role()));
             let other = pod.connect((METADATA.ip(), 443).into(), PATIENCE).map_err(|error| error.kind());
@@ -128,9 +128,9 @@ fn what_somebody_flushed_by_legacy_iptables_is_repaired_on_the_interval() {
     assert_eq!(daemon.metric(Some(bed.node.ns()), "rolegate_redirect_in_place").unwrap(), 1.0);
 }
 
-/// Somebody's rules for the metadata address, put ahead of ours.
+/// Another program puts rules for the metadata address ahead of ours.
 #[test]
-fn what_somebody_put_ahead_is_behind_again() {
+fn rules_put_ahead_of_ours_are_moved_behind() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     let daemon = bed.start(&setup(&bed, "iptables"));
@@ -139,9 +139,9 @@ fn what_somebody_put_ahead_is_behind_again() {
     bed.assert_served(&pod, METADATA);
 }
 
-/// Neither the Kubernetes API nor AWS says a word: the start goes no further than what needs neither.
+/// Neither the Kubernetes API nor AWS answers: the start gets no further than the steps that need neither.
 #[test]
-fn the_guard_is_there_before_anybody_is_asked() {
+fn the_guard_is_installed_before_any_request_is_sent() {
     for backend in BACKENDS {
         let Some(bed) = Bed::new() else { return };
         let pod = bed.pod("web", "veth");
@@ -165,7 +165,7 @@ fn the_guard_is_there_before_anybody_is_asked() {
 }
 
 #[test]
-fn a_guard_of_the_boot_is_taken_over_without_a_moment_open() {
+fn the_boot_guard_is_taken_over_without_a_gap() {
     for backend in BACKENDS {
         let Some(bed) = Bed::new() else { return };
         let pod = bed.pod("web", "veth");
@@ -177,7 +177,7 @@ fn a_guard_of_the_boot_is_taken_over_without_a_moment_open() {
         let daemon = std::thread::scope(|scope| {
             let started = scope.spawn(|| bed.start(&setup(&bed, backend)));
             while !started.is_finished() {
-                // Refused, or served; what it is told apart by is what the metadata service saw.
+                // The request is refused or served. What matters is whether the metadata service saw it.
                 let _ = fetch(&pod, METADATA);
             }
             started.join().unwrap()
@@ -185,7 +185,7 @@ fn a_guard_of_the_boot_is_taken_over_without_a_moment_open() {
         assert_eq!(bed.metadata_requests_of(&pod), before);
         bed.assert_served(&pod, METADATA);
         drop(daemon);
-        // What serves pods is not taken away by a start that comes to nothing.
+        // A start that fails does not remove the rules that serve pods.
         let log = bed.start_in_vain(&setup(&bed, backend).without_env("AWS_REGION"));
         assert!(log.contains("no AWS region"), "{log}");
         assert_eq!(bed.metadata_requests_of(&pod), before);
@@ -193,7 +193,7 @@ fn a_guard_of_the_boot_is_taken_over_without_a_moment_open() {
 }
 
 #[test]
-fn rules_are_removed_at_the_end_where_that_is_asked_for() {
+fn rules_are_removed_at_the_end_if_configured() {
     for backend in BACKENDS {
         let Some(bed) = Bed::new() else { return };
         let pod = bed.pod("web", "veth");
@@ -207,11 +207,11 @@ fn rules_are_removed_at_the_end_where_that_is_asked_for() {
 }
 
 #[test]
-fn the_end_of_one_daemon_does_not_undo_the_rules_of_the_other() {
+fn the_end_of_one_daemon_keeps_the_rules_of_the_other() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     let setup = setup(&bed, "nftables").argument("--app-port=8181").argument("--redirect-on-exit=remove");
-    // A port is shared by those alone who are to hand it over; each here by a socket of its own.
+    // Only daemons that hand the port over share it. Each has a socket of its own here.
     let sockets = tempfile::TempDir::new().unwrap();
     let start = |name: &str| bed.start(&setup.clone().argument(format!("--handover-socket={}", sockets.path().join(name).display())));
     let (mut first, mut second) = (start("first"), start("second"));
@@ -225,7 +225,7 @@ fn the_end_of_one_daemon_does_not_undo_the_rules_of_the_other() {
 }
 
 #[test]
-fn of_two_daemons_with_other_ports_the_later_has_its_way_while_it_lives() {
+fn the_later_of_two_daemons_owns_the_rules_while_it_lives() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     let start = |port: u16| bed.start(&setup(&bed, "nftables").argument(format!("--app-port={port}")));
@@ -234,7 +234,7 @@ fn of_two_daemons_with_other_ports_the_later_has_its_way_while_it_lives() {
     first.wait_for_event("rules-of-newer-daemon").unwrap();
     bed.assert_served(&pod, METADATA);
     wait_until_as_wanted(&bed, "nftables", 8282);
-    // Killed.
+    // The later daemon is killed.
     drop(second);
     wait_until_as_wanted(&bed, "nftables", 8181);
     bed.assert_served(&pod, METADATA);
@@ -242,7 +242,7 @@ fn of_two_daemons_with_other_ports_the_later_has_its_way_while_it_lives() {
 }
 
 #[test]
-fn rules_are_installed_looked_at_and_removed_by_hand() {
+fn rules_are_installed_inspected_and_removed_by_hand() {
     for backend in BACKENDS {
         let Some(bed) = Bed::new() else { return };
         let pod = bed.pod("web", "veth");
@@ -258,7 +258,10 @@ fn rules_are_installed_looked_at_and_removed_by_hand() {
             told.contains("port 80 is redirected to the daemon at 10.42.0.1:8181") && told.contains("no rolegate daemon runs"),
             "{told}"
         );
-        assert!(by_hand_ends(&bed, &["status", &redirect], 0).contains("10.42.0.1:8181"), "without the address, what is there");
+        assert!(
+            by_hand_ends(&bed, &["status", &redirect], 0).contains("10.42.0.1:8181"),
+            "without an address, status uses the installed rules"
+        );
         assert!(by_hand_ends(&bed, &["status", &redirect, &ip, "--app-port=9000"], 1).contains("differs ("));
         bed.node
             .ns()
@@ -278,7 +281,7 @@ fn rules_are_installed_looked_at_and_removed_by_hand() {
 }
 
 #[test]
-fn what_a_daemon_needs_is_not_removed_by_hand_unless_forced() {
+fn rules_that_a_daemon_needs_are_removed_only_by_force() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     let daemon = bed.start(&setup(&bed, "nftables"));
@@ -291,9 +294,9 @@ fn what_a_daemon_needs_is_not_removed_by_hand_unless_forced() {
     by_hand_ends(&bed, &["remove"], 0);
 }
 
-/// Tables of one family that cannot be read are no reason to leave the other open.
+/// If the tables of one family cannot be read, the other is closed all the same.
 #[test]
-fn ipv4_is_closed_by_hand_where_ipv6_cannot_be() {
+fn ipv4_is_closed_by_hand_if_ipv6_cannot_be() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     let Some(image) = image("nft") else { return };
@@ -309,9 +312,9 @@ fn ipv4_is_closed_by_hand_where_ipv6_cannot_be() {
     bed.assert_refused(&pod);
 }
 
-/// The one that has the word, and hangs.
+/// The daemon that owns the rules hangs.
 #[test]
-fn a_later_daemon_that_hangs_does_not_end_all_repair() {
+fn a_later_daemon_that_hangs_does_not_prevent_repairs() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     let start = |port: u16| bed.start(&setup(&bed, "nftables").argument(format!("--app-port={port}")));
@@ -325,7 +328,7 @@ fn a_later_daemon_that_hangs_does_not_end_all_repair() {
 }
 
 #[test]
-fn what_cannot_be_looked_at_is_said_with_code_3() {
+fn unreadable_rules_are_reported_with_exit_code_3() {
     let Some(bed) = Bed::new() else { return };
     let mut command = Command::new(find_program("nsenter").unwrap());
     command.arg(format!("--net={}", bed.node.ns().path())).args(["--", env!("CARGO_BIN_EXE_rolegate"), "redirect", "status"]);

@@ -1,4 +1,4 @@
-//! What a node can set rules with: each kind that this machine has, one after the other.
+//! The combinations of programs and backend with which a node can manage rules. Tests run on each one that this machine has.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -10,20 +10,20 @@ use tempfile::TempDir;
 
 use crate::bed::{Bed, image};
 
-/// What a node has to set rules with.
+/// A backend and its programs.
 pub(crate) struct Kind {
     pub(crate) name: &'static str,
     /// A directory with these programs and nothing else.
     programs: TempDir,
     pub(crate) backend: &'static str,
-    /// What a firewall does that begins anew.
+    /// The script of a firewall that flushes everything and starts anew.
     pub(crate) flush: &'static str,
-    /// All rules of the node.
+    /// The script that lists all rules of the node.
     pub(crate) list: &'static str,
 }
 
 impl Kind {
-    /// Every one that this machine has the programs for; the others are skipped, with the reason said.
+    /// Returns all kinds for which this machine has the programs. The others are skipped, with the reason reported.
     pub(crate) fn all() -> Vec<Kind> {
         let nft = || {
             let Some(program) = find_program("nft") else {
@@ -42,7 +42,7 @@ impl Kind {
                 "iptables-legacy",
                 image("legacy"),
                 "iptables",
-                // A table at a time: where a daemon repairs meanwhile, a chain that is in use could not be deleted.
+                // One table at a time: if a daemon repairs meanwhile, a chain that is in use could not be deleted.
                 r"for program in iptables-legacy-restore ip6tables-legacy-restore; do
                 printf '*filter\nCOMMIT\n*security\nCOMMIT\n*nat\nCOMMIT\n' | $program -w 30; done",
                 "iptables-legacy -w 30 -S; ip6tables-legacy -w 30 -S",
@@ -53,18 +53,18 @@ impl Kind {
         .collect()
     }
 
-    /// Where its programs are.
+    /// Returns the directory of its programs.
     pub(crate) fn path(&self) -> &str {
         self.programs.path().to_str().unwrap()
     }
 
-    /// The daemon with this backend and these programs, for both families.
+    /// Returns the set-up of a daemon with this backend and these programs, for both families.
     pub(crate) fn setup(&self, bed: &Bed) -> Setup {
         let setup = bed.setup_with_ip().argument(format!("--host-ip={NODE_IP6}")).argument(format!("--redirect={}", self.backend));
         setup.env("PATH", self.path())
     }
 
-    /// `rolegate redirect status` on the node.
+    /// Runs `rolegate redirect status` on the node.
     pub(crate) fn status(&self, bed: &Bed, arguments: &[&str]) -> Output {
         let redirect = format!("--redirect={}", self.backend);
         let arguments = [&["redirect", "status", redirect.as_str()], arguments].concat();
@@ -72,7 +72,7 @@ impl Kind {
     }
 }
 
-/// A program in the node's network, with these programs alone to be found.
+/// Returns a command in the node's network that can find only these programs.
 pub(crate) fn on_node(bed: &Bed, path: &str, program: &Path) -> Command {
     let mut command = Command::new(find_program("nsenter").unwrap());
     command.arg(format!("--net={}", bed.node.ns().path())).arg("--").arg(program).env_clear().env("PATH", path);

@@ -1,4 +1,4 @@
-//! The rule across the daemon's life: put in place twice, left behind, not to be had.
+//! Tests of the rules across the daemon's life: installed twice, left behind, impossible to install.
 
 use rolegate_lab::daemon::Setup;
 use rolegate_lab::node::{NODE_IP, find_program, skip};
@@ -47,7 +47,7 @@ fn a_restart_leaves_one_jump_and_the_new_target() {
     }
 }
 
-/// An image brings one of them, and the node's own may be the other.
+/// An image has one flavour, and the node may have the other.
 #[test]
 fn either_flavour_of_the_program_will_do() {
     for flavour in ["nft", "legacy"] {
@@ -64,7 +64,7 @@ fn either_flavour_of_the_program_will_do() {
     }
 }
 
-/// What kube2iam leaves in place when it is uninstalled, and others' rules that have nothing to do with us.
+/// The rule that kube2iam leaves behind when it is uninstalled, and unrelated rules of other programs.
 #[test]
 fn rules_of_others_stay_and_do_not_come_first() {
     let Some(bed) = Bed::new() else { return };
@@ -83,9 +83,9 @@ fn rules_of_others_stay_and_do_not_come_first() {
     assert_eq!(rules.prerouting[1..], others);
 }
 
-/// Somebody's rule that came ahead of ours while no daemon ran would take the pods' requests.
+/// A rule that another program put ahead of ours while no daemon ran would capture the pods' requests.
 #[test]
-fn a_restart_brings_the_jump_back_to_the_head() {
+fn a_restart_moves_the_jump_back_to_the_head() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     drop(bed.start(&bed.setup_with_ip()));
@@ -97,20 +97,20 @@ fn a_restart_brings_the_jump_back_to_the_head() {
     assert!(rules.prerouting[0].ends_with("-j ROLEGATE"), "{:?}", rules.prerouting);
 }
 
-/// In a crash loop the node would be open between two starts.
+/// Otherwise, the node would be open between two starts of a crash loop.
 #[test]
-fn a_start_that_fails_leaves_the_rule_behind() {
+fn a_failed_start_leaves_the_rules_in_place() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
-    // No region anywhere.
+    // No source names a region.
     let error = bed.start_in_vain(&bed.setup_with_ip().without_env("AWS_REGION"));
     assert!(error.contains("no AWS region"), "{error}");
-    assert!(bed.node.ns().sh("iptables -S FORWARD").unwrap().contains("-j ROLEGATE-GUARD"), "the guard at least");
+    assert!(bed.node.ns().sh("iptables -S FORWARD").unwrap().contains("-j ROLEGATE-GUARD"), "at least the guard stays");
     bed.assert_refused(&pod);
 }
 
 #[test]
-fn without_the_program_the_daemon_says_so_and_ends() {
+fn without_the_program_the_daemon_reports_it_and_ends() {
     let Some(bed) = Bed::new() else { return };
     let empty = tempfile::tempdir().unwrap();
     let setup = bed.setup_with_ip().env("PATH", empty.path().to_str().unwrap());
@@ -119,7 +119,7 @@ fn without_the_program_the_daemon_says_so_and_ends() {
 }
 
 #[test]
-fn without_the_capability_the_daemon_says_so_and_ends() {
+fn without_the_capability_the_daemon_reports_it_and_ends() {
     let Some(bed) = Bed::new() else { return };
     if find_program("setpriv").is_none() {
         return skip("the program `setpriv` is not installed");

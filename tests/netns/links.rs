@@ -1,4 +1,4 @@
-//! What the node's kernel says of the links to pods, and what it announces when they change.
+//! Tests of what the node's kernel says about the links to pods, and of its notifications when they change.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd as _;
@@ -16,15 +16,15 @@ use crate::bed::PATIENCE;
 
 mod lost;
 
-/// Where nobody listens. That nobody does is an answer, too.
+/// A port on which nothing listens. A refusal is an answer, too.
 const PORT: u16 = 9;
 
-/// The links of a node.
+/// Returns the links of a node.
 fn links(node: &Node) -> Links {
     node.ns().run(Links::open).unwrap().unwrap()
 }
 
-/// What is known of a link when this is seen later: `None` where it is another one, or was another one in between.
+/// Returns what a later observation confirms about a link: `None` if it is another link, or was another one in between.
 fn confirmed(before: Link, now: Link) -> Option<Link> {
     before.followed_by(Some(now), |_, _| true).filter(|_| !before.moved_until(now))
 }
@@ -33,14 +33,14 @@ fn node() -> Option<Node> {
     available_or_skip().then(|| Node::new().unwrap())
 }
 
-/// A node with a bridge and two pods at it.
+/// Creates a node with a bridge and two pods attached to it.
 fn bridged() -> Option<(Node, Bridge, [PodNs; 2])> {
     let node = node()?;
     let bridge = node.add_bridge("cni0").unwrap();
-    // Without an address of its own a bridge takes the lowest of its ports, and forgets its neighbours when that is another one.
-    // CNI's bridge plugin sees to it as well.
+    // A bridge without an address of its own takes the lowest of its ports', and discards its neighbours when that changes.
+    // CNI's bridge plugin prevents this, too.
     node.ns().sh("ip link set cni0 address 0a:00:00:00:00:01").unwrap();
-    // Who is silent in a test is not asked whether it is still there.
+    // A silent pod must not be probed during a test.
     node.ns().sh("for f in 4 6; do echo 3600 >/proc/sys/net/ipv$f/neigh/cni0/delay_first_probe_time; done").unwrap();
     let pods = ["victim", "attacker"].map(|name| pod_at(&node, &bridge, name, None));
     Some((node, bridge, pods))
@@ -52,7 +52,7 @@ fn pod_at(node: &Node, bridge: &Bridge, name: &str, ip: Option<Ipv4Addr>) -> Pod
     pod
 }
 
-/// Has the node learn the addresses of a pod, as by a request of the pod.
+/// Makes the node learn the addresses of a pod, as from a request of the pod.
 fn speak(pod: &PodNs, bridge: &Bridge) {
     for ip in [IpAddr::from(bridge.ip), bridge.ip6.into()] {
         let refused = pod.connect(SocketAddr::new(ip, PORT), PATIENCE).unwrap_err();
@@ -60,7 +60,7 @@ fn speak(pod: &PodNs, bridge: &Bridge) {
     }
 }
 
-/// Has a pod send nothing of its own accord from here on.
+/// Keeps a pod from sending anything by itself from here on.
 fn silence(pod: &PodNs) {
     pod.sh("ip link set eth0 arp off; echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6").unwrap();
 }
@@ -84,14 +84,14 @@ pub(crate) fn mac_of(pod: &PodNs) -> Mac {
     octets.try_into().unwrap()
 }
 
-/// What leads to the address, after everything that was announced.
+/// Returns what leads to the address, after processing all notifications.
 #[track_caller]
 fn now(links: &Links, ip: IpAddr) -> Link {
     links.catch_up();
     links.of(ip).link().unwrap_or_else(|| panic!("nothing leads to {ip}"))
 }
 
-/// The link-layer address, the port and the generation of the last move.
+/// Returns the link-layer address, the port and the generation of the last move.
 #[track_caller]
 fn parts(link: Link) -> (Option<Mac>, Option<u32>, u64) {
     match link.kind {
@@ -100,7 +100,7 @@ fn parts(link: Link) -> (Option<Mac>, Option<u32>, u64) {
     }
 }
 
-/// The generation changed, since something did that is announced.
+/// Checks that the generation changed, because something changed that the kernel reports.
 #[track_caller]
 fn assert_announced(links: &Links, change: impl FnOnce()) {
     let before = links.generation();
@@ -109,7 +109,7 @@ fn assert_announced(links: &Links, change: impl FnOnce()) {
     assert_ne!(links.generation(), before);
 }
 
-/// What the node's kernel has at its bridge, whatever was announced.
+/// Returns the neighbour entry of the node's kernel at its bridge, whatever was reported.
 fn neighbour(node: &Node, bridge: &Bridge, ip: IpAddr) -> Option<Mac> {
     let bridge = number(node.ns(), &bridge.name);
     node.ns().run(move || Netlink::open()?.neighbour(bridge, ip)).unwrap().unwrap()
@@ -121,10 +121,10 @@ fn port(node: &Node, bridge: &Bridge, mac: Mac) -> Option<u32> {
     node.ns().run(move || Netlink::open()?.port_of(bridge, mac, vlan)).unwrap().unwrap()
 }
 
-/// Sends forged ARP, and waits until the node believes it.
+/// Sends forged ARP, and waits until the node accepts it.
 pub(crate) fn forge(node: &Node, bridge: &Bridge, by: &PodNs, ip: Ipv4Addr) {
     let mac = mac_of(by);
-    until("the neighbour is another", || {
+    until("the neighbour has changed", || {
         send(by, [arp(mac, ip, bridge.ip)]);
         neighbour(node, bridge, ip.into()) == Some(mac)
     });
@@ -133,13 +133,13 @@ pub(crate) fn forge(node: &Node, bridge: &Bridge, by: &PodNs, ip: Ipv4Addr) {
 /// Sends a frame from this link-layer address, and waits until the bridge has it behind the port of the sender.
 pub(crate) fn steal(node: &Node, bridge: &Bridge, by: &PodNs, mac: Mac) {
     let wanted = Some(number(node.ns(), by.host_interface()));
-    until("the port is another", || {
+    until("the port has changed", || {
         send(by, [frame(mac)]);
         port(node, bridge, mac) == wanted
     });
 }
 
-/// Sends frames from inside a pod, each from a link-layer address of its own choice.
+/// Sends frames from inside a pod, each from an arbitrary link-layer address.
 fn send(pod: &PodNs, frames: impl IntoIterator<Item = Vec<u8>> + Send + 'static) {
     let sent = pod.run(move || {
         let eth0 = getifaddrs()?.filter(|interface| interface.interface_name == "eth0");
@@ -150,17 +150,17 @@ fn send(pod: &PodNs, frames: impl IntoIterator<Item = Vec<u8>> + Send + 'static)
     sent.unwrap().unwrap();
 }
 
-/// A frame to everybody that means nothing.
+/// Returns a broadcast frame without meaning.
 fn frame(from: Mac) -> Vec<u8> {
     let mut frame = vec![0xff; 6];
     frame.extend(from);
-    // A protocol for experiments (IEEE 802, local).
+    // A protocol number for local experiments (IEEE 802).
     frame.extend([0x88, 0xb5]);
     frame.resize(60, 0);
     frame
 }
 
-/// A question for the link-layer address of the bridge, in the name of this address: the node remembers who asks.
+/// Returns an ARP request for the link-layer address of the bridge, in the name of this address: the node remembers the sender.
 fn arp(from: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     let mut frame = vec![0xff; 6];
     frame.extend(from);
@@ -178,7 +178,7 @@ fn invented(number: u32) -> Mac {
     [0x06, 0, 0, a, b, c]
 }
 
-/// Waits until a condition holds.
+/// Waits until a condition is true.
 #[track_caller]
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -197,7 +197,7 @@ fn a_pod_with_an_interface_of_its_own_has_a_link_of_its_own() {
     assert!(!links.has_bridges());
     for pod in [&early, &late] {
         for ip in ips(pod) {
-            // That one is newer than what was read of the interfaces changes nothing.
+            // The interface is newer than the list that was read, which changes nothing.
             assert_eq!(links.of(ip), own(&node, pod), "{ip}");
         }
     }
@@ -247,7 +247,7 @@ fn a_link_of_its_own_ends_with_its_route() {
     };
     let shared = Reach::By(Link { kind: LinkKind::Shared, ..own.link().unwrap() });
     let nowhere = [Reach::Nowhere; 2];
-    // The routes of IPv4 go without a word of their own.
+    // IPv4 routes disappear without a notification of their own.
     step(format!("ip link set {veth} down"), nowhere);
     step(format!("ip route del {ip}; ip -6 route flush {ip6}"), nowhere);
     step(format!("ip route replace blackhole {ip}; ip -6 route replace blackhole {ip6} metric 1"), nowhere);
@@ -258,7 +258,7 @@ fn a_link_of_its_own_ends_with_its_route() {
     );
     node.ns().sh("ip route flush table 77; ip -6 route flush table 77").unwrap();
     step("for f in '' -6; do ip $f rule add pref 100 blackhole; done".to_owned(), nowhere);
-    // A route for more addresses than this one says little about who is there.
+    // A route for more addresses than this one says little about their owner.
     node.ns().sh(&format!("ip route add 10.42.0.0/24 dev {veth}; ip -6 route add fd00:42::/120 dev {veth}")).unwrap();
     step(format!("ip route del {ip}/32; ip -6 route flush {ip6}/128"), [shared; 2]);
 }
@@ -277,10 +277,10 @@ fn a_pod_at_a_bridge_has_an_address_and_a_port() {
             assert_eq!((link.interface, parts(link)), (cni0, (Some(mac_of(pod)), Some(port), 0)), "{ip}");
         }
     }
-    // Nobody has this one.
+    // No pod has this address.
     assert_eq!(parts(now(&links, IpAddr::from([10, 42, 128, 99]))), (None, None, 0));
 
-    // What is confirmed again and again is no news.
+    // Repeated confirmations are not changes.
     let before = links.generation();
     let [ip, ip6] = ips(&pod);
     for state in ["stale", "delay", "probe", "reachable", "stale"] {
@@ -293,7 +293,7 @@ fn a_pod_at_a_bridge_has_an_address_and_a_port() {
     links.catch_up();
     assert_eq!(links.generation(), before);
 
-    // A bridge forgets silent ports, and the node silent neighbours.
+    // A bridge forgets silent ports, and the node forgets silent neighbours.
     let known = [ip, ip6].map(|ip| now(&links, ip));
     pod.sh("ip link set eth0 arp off").unwrap();
     let port = pod.host_interface();
@@ -308,7 +308,7 @@ fn a_pod_at_a_bridge_has_an_address_and_a_port() {
     node.ns().sh(&format!("ip link set {port} type bridge_slave learning on")).unwrap();
     pod.sh("ip link set eth0 arp on").unwrap();
     speak(&pod, &bridge);
-    assert_eq!([ip, ip6].map(|ip| now(&links, ip)), known, "it is as it was");
+    assert_eq!([ip, ip6].map(|ip| now(&links, ip)), known, "the link is unchanged");
 
     // Another pod with the address of one that ended.
     let (before, free) = (now(&links, ip), pod.ip);
@@ -321,29 +321,29 @@ fn a_pod_at_a_bridge_has_an_address_and_a_port() {
 }
 
 #[test]
-fn forged_arp_is_another_link_even_where_it_is_taken_back() {
+fn forged_arp_is_another_link_even_if_it_is_reverted() {
     let Some((node, bridge, [victim, attacker])) = bridged() else { return };
     let links = links(&node);
     silence(&victim);
     let ip = victim.ip.into();
     let known = now(&links, ip);
     let attackers = (Some(mac_of(&attacker)), Some(number(node.ns(), attacker.host_interface())));
-    // A neighbour that was confirmed just now is protected for a moment (locktime).
+    // A neighbour that has just been confirmed is protected for a moment (locktime).
     node.ns().sh("echo 0 >/proc/sys/net/ipv4/neigh/cni0/locktime").unwrap();
     assert_announced(&links, || forge(&node, &bridge, &attacker, victim.ip));
     let forged = now(&links, ip);
     assert_eq!((parts(forged).0, parts(forged).1), attackers);
     assert_eq!(confirmed(known, forged), None);
-    // It is taken back before anybody looks.
+    // It is reverted before anything looks.
     forge(&node, &bridge, &victim, victim.ip);
     let back = now(&links, ip);
     assert_eq!((parts(back).0, parts(back).1), (parts(known).0, parts(known).1));
     assert_eq!(confirmed(known, back), None, "{back:?}");
-    // Who trusts it anew sees the next one, all the same.
+    // A holder that trusts the new link still notices the next change.
     forge(&node, &bridge, &attacker, victim.ip);
     forge(&node, &bridge, &victim, victim.ip);
     assert_eq!(confirmed(back, now(&links, ip)), None);
-    // The other pod's own is as it was.
+    // The other pod's own link is unchanged.
     assert_eq!(parts(now(&links, attacker.ip.into())).2, 0);
 }
 
@@ -355,10 +355,10 @@ fn forged_neighbour_discovery_is_another_link() {
     let ip = victim.ip6.into();
     let known = now(&links, ip);
     assert_announced(&links, || {
-        // It has the address as well, and asks for the bridge in its name.
+        // The attacker has the address as well, and solicits the bridge in the victim's name.
         let (theirs, own) = (victim.ip6, attacker.ip6);
         attacker.sh(&format!("ip -6 addr add {theirs}/120 dev eth0 nodad; ip -6 addr del {own}/120 dev eth0")).unwrap();
-        until("the neighbour is another", || {
+        until("the neighbour has changed", || {
             attacker.sh("ip -6 neigh flush dev eth0").unwrap();
             let _ = attacker.connect(SocketAddr::new(bridge.ip6.into(), PORT), Duration::from_millis(100));
             neighbour(&node, &bridge, ip) == Some(mac_of(&attacker))
@@ -369,7 +369,7 @@ fn forged_neighbour_discovery_is_another_link() {
 }
 
 #[test]
-fn a_stolen_link_layer_address_is_another_port_even_where_it_goes_back() {
+fn a_stolen_mac_is_another_port_even_if_it_moves_back() {
     let Some((node, bridge, [victim, attacker])) = bridged() else { return };
     let links = links(&node);
     silence(&victim);
@@ -387,7 +387,7 @@ fn a_stolen_link_layer_address_is_another_port_even_where_it_goes_back() {
     for (ip, known) in [ip, ip6].into_iter().zip(known) {
         let now = now(&links, ip);
         assert_eq!((parts(now).0, parts(now).1), (parts(known).0, parts(known).1));
-        assert_eq!(confirmed(known, now), None, "it was elsewhere in between");
+        assert_eq!(confirmed(known, now), None, "the address was at another port in between");
     }
 }
 
@@ -405,11 +405,11 @@ fn an_invented_address_is_behind_the_port_of_the_pod_that_uses_it() {
     }
     assert_eq!([links.behind(victim.ip.into()), links.behind(invented[0]), links.behind(invented[1])], [ports[0], ports[1], ports[1]]);
     let generation = links.generation();
-    // One that nobody uses is counted by the bridge, and one elsewhere by itself.
+    // An unused address counts for the bridge, and one elsewhere for itself.
     let unused = IpAddr::from([octets[0], octets[1], octets[2], 202]);
     assert_eq!(links.behind(unused), Some(number(node.ns(), "cni0")));
     assert_eq!(links.behind([203, 0, 113, 1].into()), None);
-    assert_eq!(links.generation(), generation, "nothing is kept of them");
+    assert_eq!(links.generation(), generation, "no record of them is kept");
     let own = node.add_pod("own").unwrap();
     links.catch_up();
     assert_eq!(links.behind(own.ip.into()), Some(number(node.ns(), own.host_interface())));

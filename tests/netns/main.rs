@@ -1,7 +1,7 @@
-//! The daemon's own packet rule, in real network namespaces: which requests it brings to the daemon, which it does not, and
-//! what becomes of it when the daemon restarts, ends or may not set it.
+//! Tests of the daemon's own packet rules in real network namespaces: which requests they redirect to the daemon, which they do
+//! not, and what happens to them when the daemon restarts, ends or may not install them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails where an unwrap does")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap fails the test")]
 
 mod backstop;
 mod bed;

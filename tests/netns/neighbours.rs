@@ -1,4 +1,4 @@
-//! Others on the node's network, and others who set rules on the node.
+//! Tests of other hosts on the node's network, and of other programs that manage rules on the node.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
@@ -11,17 +11,17 @@ use rolegate_lab::player::request;
 use crate::bed::{Bed, METADATA, METADATA6, PATIENCE, fetch};
 use crate::kinds::Kind;
 
-/// How long a dropped connection is tried.
-const IN_VAIN: Duration = Duration::from_millis(700);
+/// How long a connection that is dropped is attempted.
+const DROP_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// Another node, behind an uplink of this one: nothing that the Kubernetes API has as a pod of this node.
+/// Adds another node behind an uplink of this one, which is not a pod of this node in the Kubernetes API.
 fn neighbour(bed: &Bed) -> PodNs {
     bed.node.add_pod_with(PodOptions { name: "neighbour", interface_prefix: "uplink", ..PodOptions::default() }).unwrap()
 }
 
-/// Neither straight to the app port, nor by way of this node as its gateway.
+/// Neither by connecting straight to the app port, nor by using this node as its gateway.
 #[test]
-fn a_neighbour_of_the_node_gets_nothing_of_the_daemon_or_of_the_service() {
+fn a_neighbour_gets_nothing_from_daemon_or_service() {
     for kind in Kind::all() {
         let Some(bed) = Bed::new() else { return };
         let (pod, neighbour) = (bed.pod("web", "veth"), neighbour(&bed));
@@ -31,9 +31,15 @@ fn a_neighbour_of_the_node_gets_nothing_of_the_daemon_or_of_the_service() {
         for (metadata, node) in [(METADATA, IpAddr::from(NODE_IP)), (METADATA6, NODE_IP6.into())] {
             let (app, metrics) = (SocketAddr::new(node, app), SocketAddr::new(node, metrics));
             for from in [&neighbour, &*pod] {
-                assert_eq!(from.connect(app, IN_VAIN).unwrap_err().kind(), ErrorKind::TimedOut, "{} {app} from {}", kind.name, from.name);
+                assert_eq!(
+                    from.connect(app, DROP_TIMEOUT).unwrap_err().kind(),
+                    ErrorKind::TimedOut,
+                    "{} {app} from {}",
+                    kind.name,
+                    from.name
+                );
             }
-            // It is the port that is shut, and not the node.
+            // Only the port is closed, not the node.
             assert_eq!(request(neighbour.connect(metrics, PATIENCE).unwrap(), "GET", "/healthz", &[]).unwrap().status, 200);
             assert_eq!(request(bed.node.ns().connect(app, PATIENCE).unwrap(), "GET", "/healthz", &[]).unwrap().status, 200);
             assert!(fetch(&neighbour, metadata).is_err(), "{} {metadata}", kind.name);
@@ -45,7 +51,7 @@ fn a_neighbour_of_the_node_gets_nothing_of_the_daemon_or_of_the_service() {
     }
 }
 
-/// DNAT of the metadata address to somebody else, in the programs of kube-proxy's modes.
+/// Returns rules that redirect the metadata address elsewhere, for the programs of each kube-proxy mode.
 fn claims() -> [(&'static str, String); 3] {
     let iptables = |flavour: &str| {
         let family = |program: &str, metadata: IpAddr, to: String| {
@@ -69,13 +75,13 @@ fn nft_claim(priority: &str) -> String {
     )
 }
 
-/// A Service may have the metadata address among its `externalIPs`, before the daemon comes or after it.
+/// A Service may have the metadata address among its `externalIPs`, from before or after the daemon's start.
 #[test]
-fn a_service_that_claims_the_metadata_address_does_not_get_the_requests() {
+fn a_service_with_the_metadata_address_gets_no_requests() {
     for kind in Kind::all() {
         for (theirs, claim) in claims() {
-            // iptables has one place for NAT, where the later of two tables comes first; the rules of iptables itself are
-            // brought back ahead of others, and a table of its own is what --redirect=nftables is for.
+            // iptables has one hook for NAT, where the later of two tables comes first. Rules of iptables itself are moved
+            // behind ours; --redirect=nftables is for tables of their own.
             if kind.backend == "iptables" && theirs == "nft" {
                 continue;
             }
@@ -96,7 +102,7 @@ fn a_service_that_claims_the_metadata_address_does_not_get_the_requests() {
     }
 }
 
-/// Ahead of every rule of ours: nobody can be served then, and the daemon does not call itself ready.
+/// Ahead of every rule of ours: no pod can be served then, and the daemon is not ready.
 #[test]
 fn rules_ahead_of_all_of_ours_are_noticed_and_open_nothing() {
     for kind in Kind::all() {
@@ -111,7 +117,7 @@ fn rules_ahead_of_all_of_ours_are_noticed_and_open_nothing() {
         }
         let deadline = Instant::now() + PATIENCE;
         while daemon.get(Some(bed.node.ns()), "/readyz").unwrap().status == 200 {
-            assert!(Instant::now() < deadline, "{}: it is ready\n{}", kind.name, daemon.log());
+            assert!(Instant::now() < deadline, "{}: the daemon is ready\n{}", kind.name, daemon.log());
             std::thread::sleep(Duration::from_millis(10));
         }
         assert!(daemon.get(Some(bed.node.ns()), "/readyz").unwrap().text().contains("the self-test"));
@@ -122,9 +128,9 @@ fn rules_ahead_of_all_of_ours_are_noticed_and_open_nothing() {
     }
 }
 
-/// A Service of somebody whose endpoint is the metadata service: the packet has its address only after that.
+/// A tenant's Service whose endpoint is the metadata service: the packet gets that address only afterwards.
 #[test]
-fn a_service_that_leads_to_the_metadata_address_leads_nowhere() {
+fn a_service_whose_endpoint_is_the_service_is_rejected() {
     for kind in Kind::all() {
         let Some(bed) = Bed::new() else { return };
         let pod = bed.pod("web", "veth");
@@ -148,18 +154,18 @@ fn a_service_that_leads_to_the_metadata_address_leads_nowhere() {
     }
 }
 
-/// Network plugins and kube-proxy set rules while the node comes up, each with the lock for a while.
+/// Network plugins and kube-proxy change rules while the node starts, each holding the lock for a while.
 #[test]
-fn a_daemon_starts_while_twenty_others_set_rules() {
+fn a_daemon_starts_while_twenty_others_change_rules() {
     const OTHERS: usize = 20;
     const RULES: usize = 10;
     for kind in Kind::all() {
         let Some(bed) = Bed::new() else { return };
         let pod = bed.pod("web", "veth");
-        // The rules of others are those of the same flavour where there is one.
+        // The other rules are of the same flavour, if there is one.
         let program = if kind.name == "iptables-legacy" { "iptables-legacy" } else { "iptables-nft" };
         let (setup, namespace) = (kind.setup(&bed), bed.node.ns().path());
-        // With a lock of their own, that of the machine is not held up.
+        // With a lock file of their own, the machine's lock is not held.
         let (daemon, mut others) = bed
             .node
             .ns()

@@ -1,4 +1,4 @@
-//! The rules through `nft`: what is noticed of others' hands on them, and what a repair leaves.
+//! Tests of the rules through `nft`: which changes by others are noticed, and what a repair leaves.
 
 use std::net::{SocketAddrV4, SocketAddrV6};
 use std::time::Duration;
@@ -18,10 +18,10 @@ mod packets;
 /// The app port.
 const PORT: u16 = 8181;
 const PROGRAMS: [&str; 6] = ["nft", "conntrack", "iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy"];
-/// What is said of a guard that somebody emptied.
+/// The difference that is reported for a guard that was emptied.
 const FLUSHED: &str = "the chain guard has 0 rules of 4";
 
-/// A node with a metadata service behind it, whose sockets the tests make.
+/// Creates a node with a metadata service behind it, whose sockets the tests create.
 fn node() -> Option<Node> {
     if !available_or_skip() {
         return None;
@@ -37,18 +37,18 @@ fn interface(name: &str, negated: bool) -> InterfaceMatch {
     InterfaceMatch { name: name.to_owned(), negated }
 }
 
-/// The whole rule set, with both addresses of the node.
+/// Returns the whole rule set, with both addresses of the node.
 fn whole() -> RuleSet {
     let (ipv4, ipv6) = (SocketAddrV4::new(NODE_IP, PORT), SocketAddrV6::new(NODE_IP6, PORT, 0, 0));
     RuleSet { interfaces: Vec::new(), targets: Some(Targets { ipv4, ipv6: Some(ipv6), refuse_direct: true }) }
 }
 
-/// The rules for these interfaces.
+/// Returns the rules for these interfaces.
 fn only(interfaces: &[(&str, bool)]) -> RuleSet {
     RuleSet { interfaces: interfaces.iter().map(|(name, negated)| interface(name, *negated)).collect(), ..whole() }
 }
 
-/// Runs a future within the namespace: the programs that it starts and the sockets that it makes are inside.
+/// Runs a future inside the namespace, with the programs that it starts and the sockets that it creates.
 fn inside<T: Send + 'static, F: Future<Output = T>>(ns: &Netns, make: impl FnOnce() -> F + Send + 'static) -> T {
     ns.run(move || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(make())).unwrap()
 }
@@ -58,7 +58,7 @@ fn install(node: &Node, rules: &RuleSet) {
     inside(node.ns(), move || async move { Nftables::default().install(&rules).await }).unwrap();
 }
 
-/// What a process that knows nothing of earlier ones finds different.
+/// Returns the differences that a new process finds.
 fn differences(node: &Node, rules: &RuleSet) -> Vec<String> {
     let rules = rules.clone();
     inside(node.ns(), move || async move { Nftables::default().differences(&rules).await }).unwrap()
@@ -69,7 +69,7 @@ fn nft(node: &Node, commands: &str) {
 }
 
 #[test]
-fn the_shipped_files_load_twice_and_are_what_the_daemon_wants() {
+fn the_shipped_files_load_twice_and_match_the_daemon() {
     let Some(node) = node() else { return };
     let targets =
         Targets { ipv4: "192.0.2.1:8181".parse().unwrap(), ipv6: Some("[2001:db8::1]:8181".parse().unwrap()), refuse_direct: true };
@@ -112,7 +112,7 @@ fn nothing_differs_after_an_install() {
         assert_eq!(differences(&node, rules), [""; 0], "{rules:?}");
         install(&node, rules);
         assert_eq!(differences(&node, rules), [""; 0], "{rules:?}");
-        // Each is told from the one before.
+        // Each rule set differs from the previous one.
         if let Some(before) = number.checked_sub(1).map(|before| &all[before]) {
             assert_ne!(differences(&node, before), [""; 0], "{rules:?}");
         }
@@ -120,7 +120,7 @@ fn nothing_differs_after_an_install() {
 }
 
 #[test]
-fn what_others_change_is_said_and_repaired() {
+fn changes_by_others_are_reported_and_repaired() {
     let Some(node) = node() else { return };
     let changes = [
         ("delete table inet rolegate", "the table inet rolegate is missing"),
@@ -144,7 +144,7 @@ fn what_others_change_is_said_and_repaired() {
         install(&node, &whole());
         assert_eq!(differences(&node, &whole()), [""; 0], "{change}");
     }
-    // One rule of each chain goes, by its handle.
+    // Deletes one rule of each chain by its handle.
     for chain in ["redirection", "guard", "direct"] {
         let delete =
             format!("nft delete rule inet rolegate {chain} handle $(nft -a list chain inet rolegate {chain} | sed -n '4s/.*# handle //p')");
@@ -161,7 +161,7 @@ fn what_others_change_is_said_and_repaired() {
     other.targets = other.targets.map(|targets| Targets { ipv4: SocketAddrV4::new(NODE_IP, 1), ..targets });
     install(&node, &other);
     assert!(differences(&node, &whole()).iter().any(|said| said.ends_with("dnat ip to 10.42.0.1:1")));
-    // The same process that installed notices as well.
+    // The process that installed the rules notices it as well.
     inside(node.ns(), || async {
         let (backend, rules) = (Nftables::default(), whole());
         backend.install(&rules).await.unwrap();
@@ -172,7 +172,7 @@ fn what_others_change_is_said_and_repaired() {
 }
 
 #[test]
-fn what_is_removed_is_ours_and_nothing_else() {
+fn only_our_table_is_removed() {
     let Some(node) = node() else { return };
     nft(&node, "add table inet others\nadd chain inet others guard { type filter hook forward priority 5; }");
     node.ns().sh("iptables-nft -A FORWARD -d 10.9.9.9 -j DROP").unwrap();
@@ -184,7 +184,7 @@ fn what_is_removed_is_ours_and_nothing_else() {
     assert_eq!(node.ns().sh("nft list ruleset").unwrap(), before);
 }
 
-/// What follows the quote would be a rule of its own, and the rest a comment.
+/// The text after the quote would be a rule of its own, and the rest a comment.
 #[test]
 fn a_name_that_would_end_the_string_changes_nothing() {
     let Some(node) = node() else { return };
@@ -194,9 +194,9 @@ fn a_name_that_would_end_the_string_changes_nothing() {
     assert_eq!(differences(&node, &whole()), [""; 0]);
 }
 
-/// A name of 15 characters whose last is a star is more than the program takes, with the backslash.
+/// A name of 15 characters that ends in a star is too long for the program once it has a backslash.
 #[test]
-fn what_the_program_refuses_changes_nothing() {
+fn rejected_rules_change_nothing() {
     let Some(node) = node() else { return };
     install(&node, &whole());
     let result = inside(node.ns(), || async { Nftables::default().install(&only(&[("fourteen-chars*", false)])).await });
@@ -205,7 +205,7 @@ fn what_the_program_refuses_changes_nothing() {
 }
 
 #[test]
-fn every_programs_changes_are_heard() {
+fn changes_by_every_program_are_reported() {
     let Some(node) = node() else { return };
     inside(node.ns(), || async {
         let mut changes = Changes::open().unwrap();
@@ -219,13 +219,13 @@ fn every_programs_changes_are_heard() {
             "ip6tables-nft -I FORWARD 1 -j ACCEPT",
             "nft flush ruleset",
         ] {
-            // Nothing is left of the one before, and listing is no change.
+            // No notification of the previous change is left, and listing is not a change.
             sh("nft list ruleset >/dev/null");
             assert!(timeout(Duration::from_millis(20), changes.changed()).await.is_err(), "before {script}");
             sh(script);
             timeout(PATIENCE, changes.changed()).await.expect(script).unwrap();
         }
-        // One's own is heard too.
+        // Our own change is reported, too.
         Nftables::default().install(&whole()).await.unwrap();
         timeout(PATIENCE, changes.changed()).await.unwrap().unwrap();
     });
@@ -240,7 +240,7 @@ fn more_changes_than_the_buffer_holds_are_a_change() {
         let text = format!("add table ip others\nadd chain ip others chain0\n{rules}");
         rolegate::redirect::program::run("nft", &["-f", "-"], &text).await.unwrap();
         timeout(PATIENCE, changes.changed()).await.unwrap().unwrap();
-        // It ends, and hears what comes after.
+        // The stream of notifications ends, and later changes are reported.
         while timeout(Duration::from_millis(20), changes.changed()).await.is_ok() {}
         rolegate::redirect::program::run("nft", &["delete", "table", "ip", "others"], "").await.unwrap();
         timeout(PATIENCE, changes.changed()).await.unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! Where the rule's target comes from without `--host-ip`.
+//! Tests of the source of the rules' target without `--host-ip`.
 
 use rolegate_lab::kube::{Resource, Verb, node};
 use rolegate_lab::node::{NODE_IP, NODE_IP6};
@@ -18,7 +18,7 @@ fn it_is_the_address_of_the_node_in_the_api() {
     bed.assert_served(&pod, METADATA6);
 }
 
-/// The field status.hostIP of a pod is an IPv6 address on such a node.
+/// On such a node, the field status.hostIP of a pod is an IPv6 address.
 #[test]
 fn an_ipv6_address_alone_does_not_leave_ipv4_open() {
     let Some(bed) = Bed::new() else { return };
@@ -34,7 +34,7 @@ fn an_ipv6_address_alone_does_not_leave_ipv4_open() {
 }
 
 #[test]
-fn it_is_that_of_the_interface_where_the_api_does_not_tell() {
+fn it_is_that_of_the_interface_if_the_api_has_none() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     let interface = pod.host_interface();
@@ -46,9 +46,9 @@ fn it_is_that_of_the_interface_where_the_api_does_not_tell() {
     bed.assert_served(&pod, METADATA);
 }
 
-/// The kernel drops what comes in for 127.0.0.1.
+/// The kernel drops packets for 127.0.0.1 that arrive from outside.
 #[test]
-fn it_is_never_an_address_of_loopback() {
+fn it_is_never_a_loopback_address() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     bed.api.deny(Verb::Get, "nodes");
@@ -59,7 +59,7 @@ fn it_is_never_an_address_of_loopback() {
 }
 
 #[test]
-fn it_is_the_bound_address_where_there_is_one() {
+fn it_is_the_bound_address_if_there_is_one() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     bed.api.deny(Verb::Get, "nodes");
@@ -69,7 +69,7 @@ fn it_is_the_bound_address_where_there_is_one() {
 }
 
 #[test]
-fn where_nothing_tells_it_the_daemon_says_so_and_ends() {
+fn without_any_source_the_daemon_reports_it_and_ends() {
     let Some(bed) = Bed::new() else { return };
     bed.api.deny(Verb::Get, "nodes");
     for setup in [bed.setup(), bed.setup().argument("--host-interface=veth+"), bed.setup().argument("--host-interface=missing0")] {

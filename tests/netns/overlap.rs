@@ -1,5 +1,5 @@
-//! Two daemons of a node, behind the real rule: while one follows the other, no request of a pod is lost, and none goes to
-//! the metadata service.
+//! Tests of two daemons on a node, behind the real rules: while one follows the other, no request of a pod is lost, and none
+//! reaches the metadata service.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,15 +11,15 @@ use socket2::SockRef;
 
 use crate::bed::{Bed, METADATA, PATIENCE, Pod};
 
-/// Requests of the whole rolling update, at least.
+/// The minimum number of requests in the whole rolling update.
 const REQUESTS: usize = 20_000;
-/// Daemons that follow the first one.
+/// The number of daemons that follow the first one.
 const GENERATIONS: usize = 3;
 const BACKENDS: [&str; 2] = ["iptables", "nftables"];
 const PORT: u16 = 8181;
 const METRICS_PORT: u16 = 9543;
 
-/// A daemon and where it is probed.
+/// A daemon and its probe socket.
 struct Generation {
     daemon: Daemon,
     probe: PathBuf,
@@ -50,7 +50,7 @@ impl State {
 }
 
 impl Generation {
-    /// It serves, and can be taken over from.
+    /// Waits until the daemon serves and offers its socket for a handover.
     fn wait_offered(&self) {
         let deadline = Instant::now() + PATIENCE;
         let ready = || {
@@ -69,14 +69,14 @@ impl Generation {
     }
 }
 
-/// Clients of both kinds in the pod's own network.
+/// Starts clients of both kinds in the pod's own network.
 fn ask(load: &mut Load, pod: &Pod) {
     for connections in [Connections::New, Connections::New, Connections::Kept] {
         let (start, role) = (load.starter(), pod.role().to_owned());
         let connect = || {
             let stream = std::net::TcpStream::connect_timeout(&METADATA, PATIENCE)?;
             stream.set_read_timeout(Some(PATIENCE))?;
-            // Thousands of closed connections would use up the ports: end with a reset.
+            // Thousands of closed connections would use up the ports, so they end with a reset.
             SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
             Ok(stream)
         };
@@ -91,7 +91,7 @@ fn assert_right(bed: &Bed, tally: &Tally) {
     tally.keys.iter().for_each(|(key, role)| bed.assert_issued(key, role));
 }
 
-/// The daemons follow each other, the first with the first backend and each with the next.
+/// Runs a sequence of daemons, each with its backend.
 fn roll(backends: [&str; GENERATIONS + 1]) {
     let Some(bed) = Bed::new() else { return };
     let pods = [bed.pod("web", "veth"), bed.pod("worker", "cali")];
@@ -121,7 +121,7 @@ fn roll(backends: [&str; GENERATIONS + 1]) {
     assert_eq!(stands(&bed), [backends[GENERATIONS]]);
 }
 
-/// The backends that have rules of ours.
+/// Returns the backends that have rules of ours.
 fn stands(bed: &Bed) -> Vec<&'static str> {
     let tables = bed.node.ns().sh("nft list tables").unwrap();
     let nftables = tables.lines().any(|line| line == "table inet rolegate").then_some("nftables");
@@ -135,17 +135,17 @@ fn a_rolling_update_loses_no_request_of_twenty_thousand() {
 }
 
 #[test]
-fn nor_does_one_with_nftables() {
+fn a_rolling_update_with_nftables_loses_no_request() {
     roll(["nftables"; GENERATIONS + 1]);
 }
 
-/// The new daemon takes the rules of the old one away, which does not put them back.
+/// The new daemon removes the old one's rules, and the old one does not restore them.
 #[test]
-fn nor_does_one_that_changes_the_backend() {
+fn a_rolling_update_that_changes_backends_loses_none() {
     roll(["iptables", "nftables", "iptables", "nftables"]);
 }
 
-/// What it had accepted is lost with it, and nothing else; afterwards it is as if it had never been.
+/// Only the connections that it had accepted are lost. Afterwards the remaining daemon works as if it had been alone.
 #[test]
 fn a_killed_old_daemon_in_an_overlap_costs_only_its_own_requests() {
     for backend in BACKENDS {
@@ -173,7 +173,7 @@ fn a_killed_old_daemon_in_an_overlap_costs_only_its_own_requests() {
     }
 }
 
-/// Refusals last as long as the restart, and there is never another answer than the right one.
+/// Connections are refused for as long as the restart takes, and no answer is ever wrong.
 #[test]
 fn a_killed_only_daemon_means_refused_connections_until_the_next_serves() {
     for backend in BACKENDS {
@@ -195,9 +195,9 @@ fn a_killed_only_daemon_means_refused_connections_until_the_next_serves() {
     }
 }
 
-/// It has the same address and port, and nobody of this node comes in by it.
+/// The other socket has the same address and port, but no request of this node arrives on it.
 #[test]
-fn the_socket_of_another_network_is_not_taken() {
+fn the_socket_of_another_network_is_not_taken_over() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     let state = State::new();

@@ -1,4 +1,4 @@
-//! The self-test: whether it tells rules that hold from rules that do not, and that nobody sees anything of it.
+//! Tests of the self-test: it distinguishes rules that work from rules that do not, and nothing else notices it.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ fn often(setup: Setup) -> Setup {
     setup.argument("--self-test=on").argument("--self-test-interval=1s")
 }
 
-/// The daemon under rules that somebody else keeps, so that it repairs nothing.
+/// Returns the set-up of a daemon whose rules are managed outside, so that it repairs nothing.
 fn under_own_rules(bed: &Bed) -> Setup {
     often(bed.setup_with_ip()).argument("--redirect=none").argument("--app-port=8181")
 }
@@ -53,19 +53,19 @@ fn is_ready(bed: &Bed, daemon: &Daemon) -> bool {
     daemon.get(Some(bed.node.ns()), "/readyz").unwrap().status == 200
 }
 
-/// The guard as a node has it from its boot on, by this backend.
+/// Installs the guard with this backend, as a node has it from its boot on.
 fn boot_guard(bed: &Bed, backend: &str) {
     let program = env!("CARGO_BIN_EXE_rolegate");
     bed.node.ns().sh(&format!("{program} redirect install --guard --redirect={backend}")).unwrap();
 }
 
-/// The interfaces and routes of tests on the node.
+/// Returns the interfaces and routes of tests on the node.
 fn traces(bed: &Bed) -> Vec<String> {
     let text = bed.node.ns().sh("ip -o link; ip route; ip -6 route; ip neigh").unwrap();
     text.lines().filter(|line| line.contains("192.0.0.") || line.contains("rg") || line.contains("fd5e:91c7")).map(str::to_owned).collect()
 }
 
-/// It leaves nothing in the metrics of requests, and nothing at the metadata service.
+/// Checks that the test leaves nothing in the request metrics, and nothing at the metadata service.
 #[track_caller]
 fn assert_unnoticed(bed: &Bed, daemon: &Daemon) {
     assert_eq!(bed.metadata_requests(), 0);
@@ -80,7 +80,7 @@ fn assert_unnoticed(bed: &Bed, daemon: &Daemon) {
 }
 
 #[test]
-fn it_passes_with_the_rule_and_nobody_notices() {
+fn it_passes_with_the_rules_and_leaves_no_trace() {
     let Some(bed) = Bed::new() else { return };
     let mut daemon = bed.start(&often(bed.setup()).argument(format!("--host-ip={NODE_IP},{}", bed.node.ip6())));
     assert_eq!(metric(&bed, &daemon, PASSED), 1.0);
@@ -89,11 +89,11 @@ fn it_passes_with_the_rule_and_nobody_notices() {
     assert_unnoticed(&bed, &daemon);
     daemon.terminate().unwrap();
     assert_eq!(daemon.wait().unwrap().code(), Some(0), "{}", daemon.log());
-    wait_for("nothing is left", &daemon, || traces(&bed).is_empty());
+    wait_for("no trace is left", &daemon, || traces(&bed).is_empty());
 }
 
 #[test]
-fn it_fails_while_the_rule_is_gone_and_passes_when_it_is_back() {
+fn it_fails_while_the_rules_are_gone() {
     let Some(bed) = Bed::new() else { return };
     guard(&bed);
     redirect(&bed);
@@ -107,7 +107,7 @@ fn it_fails_while_the_rule_is_gone_and_passes_when_it_is_back() {
     assert!(daemon.get(Some(bed.node.ns()), "/readyz").unwrap().text().contains("the self-test"));
     assert_eq!(metric(&bed, &daemon, MISSED), 0.0);
 
-    // Without, it reaches the real service.
+    // Without it, the request reaches the real service.
     bed.node.ns().sh("iptables -F FORWARD").unwrap();
     wait_for("the leak is counted", &daemon, || metric(&bed, &daemon, MISSED) > 0.0);
     daemon.wait_for_log(|line| line["error"].as_str().is_some_and(|text| text.contains("THE REAL METADATA SERVICE"))).unwrap();
@@ -121,7 +121,7 @@ fn it_fails_while_the_rule_is_gone_and_passes_when_it_is_back() {
 }
 
 #[test]
-fn another_port_that_is_open_fails_it() {
+fn an_open_port_besides_80_fails_it() {
     let Some(bed) = Bed::new() else { return };
     guard(&bed);
     redirect(&bed);
@@ -135,10 +135,10 @@ fn another_port_that_is_open_fails_it() {
     wait_for("the daemon is ready again", &daemon, || is_ready(&bed, &daemon));
 }
 
-/// On a node of EC2 nobody listens at other ports of the metadata service, and no answer of it finds the way to the test's
-/// addresses: neither a refusal nor silence is the guard's doing.
+/// On EC2 nothing listens on other ports of the metadata service, and no answer of the service finds its way to the test's
+/// addresses: neither a refusal nor silence is evidence of the guard.
 #[test]
-fn only_the_guard_is_taken_for_the_guard() {
+fn only_the_guards_rejection_counts() {
     for backend in ["nftables", "iptables"] {
         let Some(bed) = Bed::new() else { return };
         redirect(&bed);
@@ -163,7 +163,7 @@ fn only_the_guard_is_taken_for_the_guard() {
                 if !answers {
                     bed.node.imds().unwrap().sh(no_way_back).unwrap();
                 }
-                // With an answer of IPv6 the service itself is seen, which listens at port 80 there.
+                // An IPv6 answer comes from the service itself, which listens on port 80 there.
                 let reason = match (answers, family) {
                     (true, "IPv4") => GUARD_MISSING,
                     (true, _) => OPEN,
@@ -174,7 +174,7 @@ fn only_the_guard_is_taken_for_the_guard() {
                 wait_for(&format!("{backend}, {family}, answers: {answers}"), &daemon, || metric(&bed, &daemon, reason) > before);
                 assert!(!is_ready(&bed, &daemon) && metric(&bed, &daemon, FAILED) == 1.0);
                 boot_guard(&bed, backend);
-                wait_for("it passes with the guard", &daemon, || is_ready(&bed, &daemon));
+                wait_for("the test passes with the guard", &daemon, || is_ready(&bed, &daemon));
                 assert_eq!(metric(&bed, &daemon, PASSED), 1.0);
                 if !answers {
                     bed.node.imds().unwrap().sh(way_back).unwrap();
@@ -185,33 +185,34 @@ fn only_the_guard_is_taken_for_the_guard() {
     }
 }
 
-/// What the node itself says of a packet that it has passed on already, since nobody has the address, is not the guard's.
+/// An error of the node itself about a packet that it has already forwarded, because no host has the address, is not the
+/// guard's.
 #[test]
-fn a_metadata_service_that_is_not_there_is_no_guard() {
+fn a_missing_metadata_service_is_no_guard() {
     let Some(bed) = Bed::new() else { return };
     redirect(&bed);
     boot_guard(&bed, "nftables");
     let daemon = bed.start(&under_own_rules(&bed));
-    // Nobody answers the question for its neighbour's address.
+    // No host answers the neighbour request for its address.
     bed.node
         .ns()
         .sh("ip link del imds && ip link add imds type veth peer name nobody && ip link set imds up && ip link set nobody up")
         .unwrap();
     bed.node.ns().sh("ip route add 169.254.169.254/32 dev imds").unwrap();
     bed.node.ns().sh("echo 50 > /proc/sys/net/ipv4/neigh/imds/retrans_time_ms").unwrap();
-    wait_for("it passes again with the guard", &daemon, || is_ready(&bed, &daemon) && metric(&bed, &daemon, PASSED) == 1.0);
+    wait_for("the test passes again with the guard", &daemon, || is_ready(&bed, &daemon) && metric(&bed, &daemon, PASSED) == 1.0);
     bed.node.ns().sh("nft delete table inet rolegate").unwrap();
-    wait_for("the guard is missed", &daemon, || metric(&bed, &daemon, GUARD_MISSING) > 0.0);
+    wait_for("the missing guard is noticed", &daemon, || metric(&bed, &daemon, GUARD_MISSING) > 0.0);
     let by_the_node = format!("({NODE_IP} answered)");
     let of_guard = |line: &serde_json::Value| {
         line["reason"] == "guard-missing" && line["error"].as_str().is_some_and(|text| text.contains(&by_the_node))
     };
     daemon.wait_for_log(of_guard).unwrap();
     boot_guard(&bed, "nftables");
-    wait_for("it passes again", &daemon, || is_ready(&bed, &daemon));
+    wait_for("the test passes again", &daemon, || is_ready(&bed, &daemon));
 }
 
-/// Programs that the daemon finds by PATH, until they are taken away.
+/// Returns a directory with the programs that the daemon finds through PATH, until they are removed.
 fn programs() -> tempfile::TempDir {
     let programs = tempfile::tempdir().unwrap();
     put_programs(&programs);
@@ -231,7 +232,7 @@ fn put_programs(to: &tempfile::TempDir) {
 
 fn take_programs(from: &tempfile::TempDir) {
     for name in PROGRAMS {
-        // Not each is on every machine.
+        // Not every machine has each of them.
         let _ = std::fs::remove_file(from.path().join(name));
     }
 }
@@ -247,21 +248,21 @@ fn rules_that_cannot_be_repaired_fail_it_until_they_are() {
     let chosen = bed.node.ns().sh("nft list tables").unwrap();
     assert!(chosen.contains("table inet rolegate"), "{chosen}");
 
-    // The guard of its own rules is looked for, too: with the redirect alone it does not pass.
+    // The daemon also tests the guard of its own rules: with the redirect alone the test fails.
     take_programs(&programs);
     bed.node.ns().sh("nft delete chain inet rolegate guard").unwrap();
-    wait_for("the missing guard is seen", &daemon, || metric(&bed, &daemon, GUARD_MISSING) > 0.0);
+    wait_for("the missing guard is noticed", &daemon, || metric(&bed, &daemon, GUARD_MISSING) > 0.0);
     assert!(!is_ready(&bed, &daemon) && metric(&bed, &daemon, FAILED) == 1.0);
     bed.node.ns().sh("nft delete table inet rolegate").unwrap();
-    wait_for("the missing redirect is seen", &daemon, || metric(&bed, &daemon, MISSED) > 0.0);
+    wait_for("the missing redirect is noticed", &daemon, || metric(&bed, &daemon, MISSED) > 0.0);
 
     put_programs(&programs);
-    wait_for("it passes after the repair", &daemon, || is_ready(&bed, &daemon) && metric(&bed, &daemon, PASSED) == 1.0);
+    wait_for("the test passes after the repair", &daemon, || is_ready(&bed, &daemon) && metric(&bed, &daemon, PASSED) == 1.0);
     assert_eq!(metric(&bed, &daemon, FAILED), 0.0);
     bed.assert_served(&pod, METADATA);
 }
 
-/// How many packets came in by each interface of a test.
+/// Returns how many packets arrived on each interface of a test.
 fn received(bed: &Bed) -> Vec<(String, u64)> {
     let links: serde_json::Value = serde_json::from_str(&bed.node.ns().sh("ip -json -stats link").unwrap()).unwrap();
     let links = links.as_array().unwrap().iter().filter_map(|link| {
@@ -271,23 +272,24 @@ fn received(bed: &Bed) -> Vec<(String, u64)> {
     links.collect()
 }
 
-/// As in a rolling update. Each gets some of the other's connections, and none takes them for its own or is led astray.
+/// Two daemons, as in a rolling update. Each gets some of the other's test connections, and neither takes them for its own or
+/// is misled.
 #[test]
 fn two_daemons_test_at_the_same_time() {
     let Some(bed) = Bed::new() else { return };
     let setup = often(bed.setup_with_ip()).argument("--app-port=8181");
-    // A port is shared by those alone who are to hand it over; each here by a socket of its own.
+    // Only daemons that hand the port over share it. Each has a socket of its own here.
     let sockets = tempfile::TempDir::new().unwrap();
     let start = |name: &str| bed.start(&setup.clone().argument(format!("--handover-socket={}", sockets.path().join(name).display())));
     let (first, second) = (start("first"), start("second"));
     let before = received(&bed);
     assert_eq!(before.len(), 2, "{before:?}");
-    // One test is some ten packets.
+    // One test sends about ten packets.
     let went_on = || {
         let now = received(&bed);
         before.iter().all(|(name, packets)| now.iter().any(|(other, more)| other == name && *more > packets + 30))
     };
-    wait_for("both test again and again by the same interfaces", &first, went_on);
+    wait_for("both test repeatedly with the same interfaces", &first, went_on);
     for daemon in [&first, &second] {
         assert_eq!((metric(&bed, daemon, PASSED), metric(&bed, daemon, FAILED)), (1.0, 0.0), "{}", daemon.log());
         assert!(daemon.events("self-test-failed").is_empty(), "{}", daemon.log());
@@ -299,9 +301,9 @@ fn two_daemons_test_at_the_same_time() {
     assert_eq!(metric(&bed, &second, PASSED), 1.0, "{}", second.log());
 }
 
-/// Where packets of pods may go past every rule, the test's own interface is no witness.
+/// If pods' packets may bypass every rule, the test's own interface proves nothing.
 #[test]
-fn it_is_not_passed_where_pods_packets_may_pass_netfilter_by() {
+fn it_does_not_pass_if_pods_may_bypass_netfilter() {
     let Some(bed) = Bed::new() else { return };
     let calico = bed.pod("web", "cali");
     let setup = || bed.setup_with_ip().argument("--self-test-interval=1s");
@@ -312,7 +314,7 @@ fn it_is_not_passed_where_pods_packets_may_pass_netfilter_by() {
         ("ip link add cilium_host type veth peer name cilium_net".to_owned(), "ip link del cilium_host".to_owned(), "Cilium"),
         ("ip link add bpfin.cali type veth peer name bpfout.cali".to_owned(), "ip link del bpfin.cali".to_owned(), "Calico"),
         (format!("tc qdisc add dev {on} clsact"), format!("tc qdisc del dev {on} clsact"), "Calico"),
-        // It is the way to all pods.
+        // This interface leads to all pods.
         (
             format!(
                 "ip link add shim link imds type macvlan && ip link set shim up && ip route replace {} dev shim && \
@@ -342,8 +344,8 @@ fn it_is_not_passed_where_pods_packets_may_pass_netfilter_by() {
     drop(daemon);
     bed.node.ns().sh("ip link add cilium_host type veth peer name cilium_net").unwrap();
     let daemon = often(bed.setup_with_ip()).start().unwrap();
-    wait_for("it is said", &daemon, || !daemon.events("self-test-unavailable").is_empty());
-    assert!(!is_ready(&bed, &daemon), "--self-test=on wants it");
+    wait_for("the bypass is reported", &daemon, || !daemon.events("self-test-unavailable").is_empty());
+    assert!(!is_ready(&bed, &daemon), "--self-test=on requires it");
 }
 
 #[test]
@@ -351,14 +353,14 @@ fn a_daemon_is_not_ready_before_it_passes() {
     let Some(bed) = Bed::new() else { return };
     guard(&bed);
     let daemon = under_own_rules(&bed).start().unwrap();
-    wait_for("it has failed", &daemon, || metric(&bed, &daemon, FAILED) == 1.0);
+    wait_for("the test has failed", &daemon, || metric(&bed, &daemon, FAILED) == 1.0);
     assert_eq!(daemon.get(Some(bed.node.ns()), "/readyz").unwrap().text(), "waiting for: the self-test\n");
     redirect(&bed);
     daemon.wait_ready(Some(bed.node.ns())).unwrap();
 }
 
 #[test]
-fn its_interface_is_like_the_pods() {
+fn its_interface_is_like_those_of_the_pods() {
     let Some(bed) = Bed::new() else { return };
     let daemon = bed.start(&often(bed.setup_with_ip()).argument("--host-interface=eni+"));
     assert!(traces(&bed).iter().any(|line| line.contains("enirg")), "{:?}", traces(&bed));
@@ -375,20 +377,20 @@ fn wait_for_no_traces(bed: &Bed) {
     }
 }
 
-/// The namespace goes with the child, which ends with the daemon; a way at a bridge is taken away at the next start.
+/// The namespace disappears with the child, which ends with the daemon. A route at a bridge is removed at the next start.
 #[test]
-fn the_self_test_is_a_port_of_its_bridge_and_a_killed_daemon_leaves_none() {
+fn its_bridge_port_disappears_with_a_killed_daemon() {
     let Some(bed) = Bed::new() else { return };
     let setup = often(bed.setup_with_ip()).argument("--host-interface=cni0");
-    // No pod has been there: there is nothing to test, and nothing to wait for.
+    // No pod has existed yet: there is nothing to test, and nothing to wait for.
     let daemon = bed.start(&setup);
     assert_eq!(metric(&bed, &daemon, UNAVAILABLE), 1.0);
     let sh = |script: &str| bed.node.ns().sh(script).unwrap();
     sh("ip link add cni0 type bridge && ip addr add 10.43.0.1/24 dev cni0 && ip link set cni0 up");
-    wait_for("it passes", &daemon, || metric(&bed, &daemon, PASSED) == 1.0);
+    wait_for("the test passes", &daemon, || metric(&bed, &daemon, PASSED) == 1.0);
     let port = || sh("ip -o link show master cni0 | grep -o 'rolegaterg[0-9a-f]*' | sort -u");
 
-    // A pod's port with a lower address, which the bridge takes; and somebody who takes the test's away.
+    // A pod's port with a lower address, which the bridge takes, and a deletion of the test's interface.
     sh("ip link add pod0 type veth peer name pod1 && ip link set pod0 address 02:00:00:00:00:01 master cni0 up");
     let first = port();
     sh(&format!("ip link del {first}"));
@@ -412,28 +414,29 @@ fn the_self_test_is_a_port_of_its_bridge_and_a_killed_daemon_leaves_none() {
         for show in ["ip route show dev cni0", "ip neigh show dev cni0 nud permanent"] {
             assert_eq!(sh(show).matches("192.0.0.").count(), 1, "{show}: {}", sh(show));
         }
-        // By SIGKILL.
+        // With SIGKILL.
         drop(daemon);
         no_port();
     }
 }
 
 #[test]
-fn pods_behind_interfaces_that_are_left_out_are_told() {
+fn pods_behind_excluded_interfaces_are_reported() {
     let Some(bed) = Bed::new() else { return };
     let (_covered, left_out) = (bed.pod("web", "veth"), bed.pod("trunk", "vlan"));
     let setup = bed.setup_with_ip().argument("--host-interface=veth+").argument("--self-test=off").argument("--self-test-interval=1s");
     let daemon = bed.start(&setup);
     let told = daemon.wait_for_log(|line| line["interface"] == left_out.host_interface()).unwrap();
     assert_eq!(told["event"], "pods-outside-rules", "{told}");
-    // Its IPv4 and its IPv6 address.
+    // The pod's IPv4 and IPv6 addresses.
     assert_eq!(metric(&bed, &daemon, "rolegate_pods_outside_interfaces"), 2.0);
     assert_eq!(metric(&bed, &daemon, r#"rolegate_self_test{state="off"}"#), 1.0);
     drop(left_out);
-    wait_for("they are gone", &daemon, || metric(&bed, &daemon, "rolegate_pods_outside_interfaces") == 0.0);
+    wait_for("no pod is outside any more", &daemon, || metric(&bed, &daemon, "rolegate_pods_outside_interfaces") == 0.0);
 }
 
-/// Without SYS_ADMIN, and where no user namespace can be made: in a changed root, it never can (user_namespaces(7)).
+/// Runs the daemon without SYS_ADMIN, and where no user namespace can be created: after chroot it never can
+/// (user_namespaces(7)).
 fn without_namespaces(setup: Setup) -> Option<Setup> {
     if find_program("setpriv").is_none() {
         skip("the program `setpriv` is not installed");
@@ -444,7 +447,7 @@ fn without_namespaces(setup: Setup) -> Option<Setup> {
 }
 
 #[test]
-fn without_the_right_to_namespaces_auto_says_so_and_goes_on() {
+fn without_namespaces_auto_warns_and_continues() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
     let Some(setup) = without_namespaces(bed.setup_with_ip()) else { return };
@@ -462,9 +465,9 @@ fn without_the_right_to_namespaces_auto_says_so_and_goes_on() {
     assert!(text.contains("--self-test=on, but the self-test cannot run: cannot create a network namespace"), "{text}");
 }
 
-/// What the manifests' component gives a container that may not have more rights than it was given.
+/// The capabilities that the manifests' component gives a container which may not gain more.
 #[test]
-fn net_admin_and_sys_admin_are_enough_and_the_latter_is_gone_afterwards() {
+fn net_admin_and_sys_admin_suffice_and_the_latter_is_dropped() {
     let Some(bed) = Bed::new() else { return };
     if find_program("setpriv").is_none() {
         return skip("the program `setpriv` is not installed");
@@ -480,9 +483,9 @@ fn net_admin_and_sys_admin_are_enough_and_the_latter_is_gone_afterwards() {
     }
 }
 
-/// By a user namespace, where the kernel lets everybody make one.
+/// With a user namespace, if the kernel allows unprivileged ones.
 #[test]
-fn without_sys_admin_a_user_namespace_will_do() {
+fn without_sys_admin_a_user_namespace_is_used() {
     let Some(bed) = Bed::new() else { return };
     if find_program("setpriv").is_none() {
         return skip("the program `setpriv` is not installed");

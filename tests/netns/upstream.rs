@@ -1,4 +1,4 @@
-//! The metadata service as EC2 sets it up by default: its answers go one hop far.
+//! Tests of the metadata service with EC2's default hop limit: its answers travel one hop.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -10,10 +10,10 @@ use rolegate_lab::player::request;
 use crate::bed::{Bed, METADATA, METADATA6, PATIENCE};
 use crate::kinds::Kind;
 
-/// How long an answer that does not come is waited for.
-const IN_VAIN: Duration = Duration::from_millis(700);
+/// How long to wait for an answer that does not arrive.
+const DROP_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// A value of the service, as an SDK asks for it.
+/// Requests a value of the service as an SDK does.
 fn value(client: &Netns, address: SocketAddr, path: &str) -> String {
     let stream = client.connect(address, PATIENCE).unwrap();
     let host = if address.is_ipv4() { address.ip().to_string() } else { format!("[{}]", address.ip()) };
@@ -40,7 +40,7 @@ fn with_a_hop_limit_of_one_the_daemon_reads_the_service_and_pods_do_not() {
             .sh("ip route change default via 10.42.0.1 dev eth0 onlink hoplimit 1; ip -6 route change default via fe80::1 dev eth0 hoplimit 1")
             .unwrap();
         for address in addresses {
-            assert_eq!(pod.connect(address, IN_VAIN).unwrap_err().kind(), ErrorKind::TimedOut, "{} {address}", kind.name);
+            assert_eq!(pod.connect(address, DROP_TIMEOUT).unwrap_err().kind(), ErrorKind::TimedOut, "{} {address}", kind.name);
         }
         let wanted = value(bed.node.ns(), METADATA, PATH);
         assert_eq!(value(bed.node.ns(), METADATA6, PATH), wanted);
@@ -52,7 +52,7 @@ fn with_a_hop_limit_of_one_the_daemon_reads_the_service_and_pods_do_not() {
             bed.assert_served(&pod, address);
             assert_eq!(value(&pod, address, PATH), wanted, "{} {address}", kind.name);
         }
-        assert!(bed.metadata_requests() > own, "the daemon itself has asked");
+        assert!(bed.metadata_requests() > own, "the daemon itself has sent requests");
         assert_eq!((bed.metadata_requests_of(&pod), bed.packets_of_pods()), (0, 0), "{}", kind.name);
     }
 }

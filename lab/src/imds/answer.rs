@@ -1,4 +1,4 @@
-//! What is answered: session tokens, listings, values, refusals.
+//! The service's answers: session tokens, listings, values and refusals.
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html> and
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html>.
@@ -11,12 +11,12 @@ use super::tree::{LATEST, VERSIONS};
 
 const TOKEN_HEADER: &str = "x-aws-ec2-metadata-token";
 const TTL_HEADER: &str = "x-aws-ec2-metadata-token-ttl-seconds";
-/// A session token lives for six hours at most.
+/// The maximum lifetime of a session token, in seconds: six hours.
 const LONGEST_TTL: u64 = 21_600;
-/// Any later start of the instance would do.
+/// An arbitrary date, no later than the instance's start.
 const LAST_MODIFIED: &str = "Thu, 01 Jan 2026 00:00:00 GMT";
 
-/// One answer, before it is written.
+/// One answer, before it is written to the connection.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: u16,
@@ -30,7 +30,7 @@ impl Answer {
         Answer { status, content_type: "text/plain", headers: Vec::new(), body: String::new() }
     }
 
-    /// A refusal with the small page that the real service sends.
+    /// Returns a refusal with the small page that the real service sends.
     pub(super) fn page(status: u16, title: &str) -> Answer {
         Answer {
             content_type: "text/html",
@@ -82,7 +82,7 @@ impl Known {
             }
             _ => return Answer::page(405, "Method Not Allowed"),
         }
-        // Proxies that are open by mistake add it.
+        // Misconfigured open proxies add this header.
         if request.header("x-forwarded-for").is_some() {
             return Answer::page(403, "Forbidden");
         }
@@ -102,7 +102,7 @@ impl Known {
     }
 
     fn get(&self, request: &ImdsRequest, path: &[&str]) -> Answer {
-        // A wrong token is refused also where none is needed.
+        // An invalid token is refused even if no token is required.
         let token_shown = request.header(TOKEN_HEADER).is_some();
         if !request.had_valid_token && (self.tokens_required || token_shown) {
             return Answer::page(401, "Unauthorized");
@@ -135,8 +135,8 @@ fn versions() -> String {
     lines.join("\n")
 }
 
-/// The path of a target in the most generous reading: without authority, query and fragment, decoded, without empty and
-/// dot segments.
+/// Returns the path of a target, read as leniently as possible: without authority, query and fragment, decoded, and without
+/// empty and dot segments.
 fn segments(target: &str) -> Vec<String> {
     let path = match target.split_once("://") {
         Some((_, rest)) => rest.find('/').map_or("", |slash| &rest[slash..]),
@@ -157,7 +157,7 @@ fn segments(target: &str) -> Vec<String> {
     segments
 }
 
-/// Percent-decodes what can be decoded.
+/// Percent-decodes what can be decoded, and leaves the rest.
 fn decode(path: &str) -> String {
     let mut decoded = Vec::with_capacity(path.len());
     let mut rest = path.as_bytes();

@@ -1,4 +1,4 @@
-//! What the service knows, and what it was asked.
+//! The state of the service, and its record of requests.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -9,26 +9,26 @@ use tokio::sync::watch;
 
 use super::tree::Tree;
 
-/// One request that reached the service, as it stood on the wire.
+/// One request that reached the service, as it was on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImdsRequest {
-    /// The method; with an unreadable request line, all of that line.
+    /// The method. If the request line is malformed, the whole line.
     pub method: String,
-    /// The target, byte for byte (bytes outside of UTF-8 replaced).
+    /// The target, byte for byte (invalid UTF-8 is replaced).
     pub target: String,
-    /// `HTTP/1.1` or what else was said.
+    /// The protocol version as sent, for example `HTTP/1.1`.
     pub version: String,
-    /// Names and values in their order, names in their own case.
+    /// Header names and values in order, with the names in their original case.
     pub headers: Vec<(String, String)>,
-    /// Whether it carried a session token of this service that has not expired.
+    /// Whether the request carried a session token of this service that has not expired.
     pub had_valid_token: bool,
     /// The other end of the connection.
     pub peer: SocketAddr,
-    /// The status of the answer; 0 without one (not yet, or never).
+    /// The status of the answer; 0 if there is none (yet).
     pub status: u16,
 }
 
-/// All that a node's daemon may ask for pods' sake where nothing but the base set is given to them, below `latest/`.
+/// Everything below `latest/` that a node's daemon may request for pods that get only the base set.
 const BASE: [&str; 9] = [
     "dynamic/instance-identity/document",
     "meta-data/instance-id",
@@ -42,8 +42,8 @@ const BASE: [&str; 9] = [
 ];
 
 impl ImdsRequest {
-    /// Whether this is a request for a token, or for a value of the base set, in the daemon's own words to the byte: no
-    /// header, query or body of anybody else.
+    /// Returns whether this is a request for a token or for a value of the base set that is byte for byte the daemon's own,
+    /// without any header, query or body from elsewhere.
     pub fn is_for_base(&self) -> bool {
         let path = self.target.strip_prefix("/latest/").unwrap_or_default();
         let names: Vec<_> = self.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
@@ -66,16 +66,16 @@ impl ImdsRequest {
 /// How the service answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ImdsBehaviour {
-    /// As the real one does.
+    /// As the real service does.
     #[default]
     Normal,
-    /// Never.
+    /// Never answers.
     Hang,
-    /// Normally, after this time.
+    /// Answers normally after this time.
     Slow(Duration),
-    /// With this status and no body, whatever was asked, tokens too.
+    /// Answers every request with this status and no body, including those for tokens.
     Status(u16),
-    /// By closing the connection.
+    /// Closes the connection without an answer.
     Close,
 }
 

@@ -1,6 +1,6 @@
-//! The fake IMDS over raw connections.
+//! Tests the fake IMDS over raw connections.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic where it stands")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue should panic on the spot")]
 
 use std::time::SystemTime;
 
@@ -29,7 +29,7 @@ impl Answer {
     }
 }
 
-/// Sends these bytes, reads until the service closes.
+/// Sends these bytes, and reads until the service closes the connection.
 async fn raw(imds: &Imds, bytes: &str) -> String {
     let mut stream = TcpStream::connect(imds.addr()).await.unwrap();
     stream.write_all(bytes.as_bytes()).await.unwrap();
@@ -63,7 +63,7 @@ async fn get(imds: &Imds, target: &str) -> Answer {
     get_with(imds, target, &token).await
 }
 
-/// Ends a test whose condition never comes.
+/// Fails a test whose condition never becomes true.
 async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), future).await.unwrap()
 }
@@ -231,7 +231,7 @@ async fn every_leaf_answers_with_and_without_a_slash_in_every_version() {
 }
 
 #[tokio::test]
-async fn paths_are_read_as_generously_as_can_be() {
+async fn paths_are_parsed_leniently() {
     let imds = start();
     for target in [
         "//latest//meta-data/instance-id",
@@ -243,7 +243,7 @@ async fn paths_are_read_as_generously_as_can_be() {
     ] {
         let answer = get(&imds, target).await;
         assert_eq!(answer.body, "i-0f1e2d3c4b5a69788", "{target}");
-        // And recorded as they stood.
+        // The record keeps the original target.
         assert_eq!(imds.requests().last().unwrap().target, target);
     }
     assert_eq!(get(&imds, "/latest/%zz%").await.status, 404);
@@ -282,7 +282,7 @@ async fn the_nodes_credentials_are_those_of_the_sts() {
 }
 
 #[tokio::test]
-async fn the_profile_is_the_nodes() {
+async fn the_profile_is_that_of_the_node() {
     let imds = start();
     let answer = get(&imds, "/latest/meta-data/iam/info").await;
     let info: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
@@ -295,7 +295,7 @@ async fn the_profile_is_the_nodes() {
 }
 
 #[tokio::test]
-async fn secrets_are_recognised_wherever_they_are_served() {
+async fn secrets_are_recognized_wherever_they_are_served() {
     let imds = start();
     let token = token(&imds).await;
     let found = |bytes: &str| Imds::node_credentials_leaked_in(bytes.as_bytes());
@@ -343,7 +343,7 @@ async fn values_can_be_set_and_removed() {
         let answer = get(&imds, &format!("/latest/meta-data/{gone}")).await;
         assert_eq!(answer.status, 404, "{gone}");
     }
-    // A role that comes late.
+    // A role that appears later.
     imds.remove("meta-data/iam/security-credentials");
     let list = "/latest/meta-data/iam/security-credentials/";
     assert_eq!(get(&imds, list).await.status, 404);

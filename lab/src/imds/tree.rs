@@ -1,4 +1,4 @@
-//! The tree below `/latest/` and every version.
+//! The tree below `/latest/` and every other version.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -43,12 +43,12 @@ pub const VERSIONS: [&str; 25] = [
     "2021-03-23",
 ];
 
-/// How long the node's credentials live, as on EC2.
+/// The lifetime of the node's credentials, as on EC2.
 const CREDENTIALS_LIFETIME: Duration = Duration::from_secs(6 * 3600);
 
 const MAC: &str = "0a:1b:2c:3d:4e:5f";
 
-/// Values below `meta-data/`, without those of the network interface and of IAM.
+/// Values below `meta-data/`, except those of the network interface and of IAM.
 const META_DATA: [(&str, &str); 33] = [
     ("ami-id", "ami-0123456789abcdef0"),
     ("ami-launch-index", "0"),
@@ -72,7 +72,7 @@ const META_DATA: [(&str, &str); 33] = [
     ("placement/region", "eu-central-1"),
     ("profile", "default-hvm"),
     ("public-keys/0/openssh-key", NODE_PUBLIC_KEY),
-    // This directory lists its members with their names.
+    // This directory lists its members with numbers and names.
     ("public-keys/", "0=node-key"),
     ("managed-ssh-keys/signer-cert", NODE_PUBLIC_KEY),
     ("reservation-id", "r-0a1b2c3d4e5f60718"),
@@ -103,11 +103,11 @@ const INTERFACE: [(&str, &str); 13] = [
     ("vpc-ipv4-cidr-blocks", "10.0.0.0/16"),
 ];
 
-/// One leaf.
+/// A leaf of the tree.
 #[derive(Clone, Debug)]
 enum Value {
     Text(String),
-    /// `iam/info`, of the time of asking.
+    /// `iam/info`, with the current time.
     ProfileInfo,
     /// `identity-credentials/ec2/info`.
     IdentityInfo,
@@ -117,13 +117,13 @@ enum Value {
     IdentityCredentials,
 }
 
-/// Leaves by their path below the version. A path that ends in a slash is the listing of a directory whose members are
-/// not simply its names.
+/// Leaves by their path below the version. A path that ends in a slash is a directory whose listing is not simply its members'
+/// names.
 #[derive(Debug)]
 pub(super) struct Tree(BTreeMap<String, Value>);
 
 impl Tree {
-    /// Everything that a node has.
+    /// Returns the complete tree of a node.
     pub(super) fn of_node() -> Tree {
         let mut tree = Tree(BTreeMap::new());
         for (path, value) in META_DATA {
@@ -165,12 +165,12 @@ impl Tree {
         self.0.retain(|key, _| key != path && !key.starts_with(&below));
     }
 
-    /// The text of a leaf.
+    /// Returns the text of a leaf.
     pub(super) fn value(&self, path: &str, now: SystemTime) -> Option<String> {
         self.0.get(path).map(|value| value.text(now))
     }
 
-    /// The members of a directory, one per line, directories among them with a slash.
+    /// Returns the members of a directory, one per line. Directories among them end in a slash.
     pub(super) fn listing(&self, path: &str) -> Option<String> {
         let prefix = match path {
             "" => String::new(),
@@ -187,7 +187,7 @@ impl Tree {
             .collect();
         members.dedup();
         if path.is_empty() {
-            // The real service lists the top without slashes.
+            // The real service lists the top level without slashes.
             for member in &mut members {
                 *member = member.trim_end_matches('/');
             }
@@ -257,14 +257,14 @@ fn identity_document() -> String {
     format!("{document:#}")
 }
 
-/// `2026-01-01T00:00:00Z`: whole seconds.
+/// Formats a time as `2026-01-01T00:00:00Z`, in whole seconds.
 fn timestamp(time: SystemTime) -> String {
     let time = Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH);
     let time = Timestamp::from_second(time.as_second()).unwrap_or(time);
     time.to_string()
 }
 
-/// A path with or without `/latest/` and slashes around it.
+/// Removes `/latest/` and surrounding slashes from a path, if present.
 fn below_version(path: &str) -> &str {
     let path = path.trim_matches('/');
     path.strip_prefix("latest/").unwrap_or(path)

@@ -1,7 +1,7 @@
-//! HTTP/1.1 as this service speaks it, read by hand so that a test sees exactly what a client sent.
+//! HTTP/1.1 parsed by hand, so that a test sees exactly what a client sent.
 //!
-//! A body is not read: its bytes are taken for the next request. A client that sends none (all that is needed here)
-//! does not notice; a proxy that passes a pod's body on is found out.
+//! Bodies are not read: their bytes are parsed as the next request. A client that sends none, which is all that is needed here,
+//! does not notice; a proxy that forwards a pod's body is detected.
 
 use std::fmt::Write as _;
 use std::future::pending;
@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use super::answer::Answer;
 use super::state::{ImdsBehaviour, ImdsRequest, State};
 
-/// A request's head may have this many bytes.
+/// The maximum size of a request's head, in bytes.
 const LONGEST_HEAD: usize = 64 * 1024;
 
 /// Serves one connection until either side closes it.
@@ -36,7 +36,7 @@ pub(super) async fn connection(state: Arc<State>, mut stream: TcpStream, peer: S
             break;
         }
     }
-    // The other side may be gone already.
+    // The other side may already have gone.
     let _ = stream.shutdown().await;
 }
 
@@ -95,7 +95,7 @@ impl Answer {
     }
 }
 
-/// The bytes up to the next empty line, without it; `None` at the end of the connection.
+/// Reads up to the next empty line, and returns the bytes before it; `None` at the end of the connection.
 async fn next_head(stream: &mut TcpStream, unread: &mut Vec<u8>) -> Option<Vec<u8>> {
     const END: &[u8] = b"\r\n\r\n";
     loop {
@@ -120,7 +120,7 @@ async fn next_head(stream: &mut TcpStream, unread: &mut Vec<u8>) -> Option<Vec<u
     }
 }
 
-/// The request, and whether it could be read in full.
+/// Returns the request, and whether it could be parsed completely.
 fn parse(head: &[u8], peer: SocketAddr) -> (ImdsRequest, bool) {
     let head = String::from_utf8_lossy(head);
     let mut lines = head.split("\r\n");

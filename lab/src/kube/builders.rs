@@ -1,13 +1,13 @@
-//! Objects as a real cluster has them: with the many fields that rolegate does not read.
+//! Builders of objects as a real cluster has them, with the many fields that rolegate does not read.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-/// When everything in the lab was made.
+/// The creation time of every object in the lab.
 pub(super) const CREATED: &str = "2025-06-02T08:15:30Z";
 
-/// A namespace with annotations.
+/// Returns a namespace with annotations.
 #[must_use]
 pub fn namespace(name: &str, annotations: &[(&str, &str)]) -> Value {
     json!({
@@ -26,7 +26,7 @@ pub fn namespace(name: &str, annotations: &[(&str, &str)]) -> Value {
     })
 }
 
-/// A service account with annotations.
+/// Returns a service account with annotations.
 #[must_use]
 pub fn service_account(namespace: &str, name: &str, annotations: &[(&str, &str)]) -> Value {
     json!({
@@ -43,7 +43,7 @@ pub fn service_account(namespace: &str, name: &str, annotations: &[(&str, &str)]
     })
 }
 
-/// A ready node with internal addresses.
+/// Returns a ready node with internal addresses.
 #[must_use]
 pub fn node(name: &str, internal_ips: &[&str]) -> Value {
     let address = |kind: &str, address: &str| json!({ "type": kind, "address": address });

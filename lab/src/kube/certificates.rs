@@ -1,5 +1,5 @@
-//! The certificate authorities of one server: one for its own certificate, one for those of its clients. Either can be
-//! replaced while the server runs; what the old one signed is then worth nothing.
+//! The certificate authorities of one server: one for its own certificate, one for those of its clients. Either can be replaced
+//! while the server runs, which invalidates what the old one signed.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,12 +19,12 @@ pub struct ClientIdentity {
     pub key: String,
 }
 
-/// Signs and knows the certificates of one server.
+/// Signs and recognizes the certificates of one server.
 pub(super) struct Authorities {
     ip: IpAddr,
     of_server: Authority,
     of_clients: Authority,
-    /// Whose the certificates are that were issued.
+    /// The client that each certificate was issued to.
     issued: HashMap<CertificateDer<'static>, String>,
 }
 
@@ -41,31 +41,31 @@ impl std::fmt::Debug for Authorities {
 }
 
 impl Authorities {
-    /// Fresh ones, for a server at `ip`.
+    /// Creates new authorities for a server at `ip`.
     pub(super) fn new(ip: IpAddr) -> io::Result<Authorities> {
         let of_server = Authority::new("lab-kubernetes-ca").map_err(io::Error::other)?;
         let of_clients = Authority::new("lab-client-ca").map_err(io::Error::other)?;
         Ok(Authorities { ip, of_server, of_clients, issued: HashMap::new() })
     }
 
-    /// What clients verify the server by.
+    /// The certificate with which clients verify the server.
     pub(super) fn ca_pem(&self) -> &str {
         &self.of_server.pem
     }
 
-    /// Another authority for the server's certificate.
+    /// Replaces the authority of the server's certificate.
     pub(super) fn replace_of_server(&mut self) -> io::Result<()> {
         self.of_server = Authority::new("lab-kubernetes-ca").map_err(io::Error::other)?;
         Ok(())
     }
 
-    /// Another authority for the certificates of clients.
+    /// Replaces the authority of the clients' certificates.
     pub(super) fn replace_of_clients(&mut self) -> io::Result<()> {
         self.of_clients = Authority::new("lab-client-ca").map_err(io::Error::other)?;
         Ok(())
     }
 
-    /// A certificate for the client of this name.
+    /// Issues a certificate to the client of this name.
     pub(super) fn issue_to_client(&mut self, name: &str) -> io::Result<ClientIdentity> {
         let issued = self.of_clients.sign(name, Vec::new(), ExtendedKeyUsagePurpose::ClientAuth);
         let (certificate, key) = issued.map_err(io::Error::other)?;
@@ -73,13 +73,14 @@ impl Authorities {
         Ok(ClientIdentity { certificate: certificate.pem(), key: key.serialize_pem() })
     }
 
-    /// Whose certificate it is.
+    /// Returns the client that a certificate was issued to.
     pub(super) fn name_of(&self, certificate: &CertificateDer<'_>) -> Option<String> {
         self.issued.get(certificate).cloned()
     }
 
-    /// TLS with a fresh certificate for `localhost`, the loopback addresses and the server's. A client may have a certificate,
-    /// as at a real API server; one that its authority did not sign ends the handshake.
+    /// Returns a TLS configuration with a new certificate for `localhost`, the loopback addresses and the server's address. A
+    /// client certificate is optional, as at a real API server, but one that the current authority did not sign ends the
+    /// handshake.
     pub(super) fn server(&self) -> io::Result<Arc<rustls::ServerConfig>> {
         let mut names = ["localhost", "kubernetes", "kubernetes.default.svc", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
         if !names.contains(&self.ip.to_string()) {

@@ -1,4 +1,4 @@
-//! What the server says of itself.
+//! The discovery documents of the server.
 
 use serde_json::{Value, json};
 
@@ -22,7 +22,7 @@ pub(super) fn version() -> Value {
     })
 }
 
-/// The discovery document at a path, given in parts.
+/// Returns the discovery document at a path, given in parts.
 pub(super) fn document(path: &[&str]) -> Option<Value> {
     Some(match path {
         ["api"] => json!({

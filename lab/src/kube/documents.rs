@@ -1,4 +1,4 @@
-//! What every object has in common, and how one is changed.
+//! The fields that all objects have in common, and how objects are changed.
 
 use serde_json::{Value, json};
 
@@ -7,14 +7,14 @@ use super::objects::Resource;
 /// Namespace (empty for cluster-scoped objects) and name.
 pub(super) type Key = (String, String);
 
-/// A copy of an object with another resource version.
+/// Returns a copy of an object with another resource version.
 pub(super) fn at_version(object: &Value, version: u64) -> Value {
     let mut object = object.clone();
     object["metadata"]["resourceVersion"] = version.to_string().into();
     object
 }
 
-/// Fills in what every object has, and returns its key.
+/// Fills in the fields that every object has, and returns its key.
 pub(super) fn complete(resource: Resource, object: &mut Value) -> Key {
     object["kind"] = resource.kind().into();
     object["apiVersion"] = "v1".into();
@@ -30,18 +30,18 @@ pub(super) fn complete(resource: Resource, object: &mut Value) -> Key {
     (namespace, text("name"))
 }
 
-/// A uid in the usual form, the same in every run.
+/// Returns a UID in the usual form, the same in every run.
 pub(super) fn uid_of(version: u64) -> String {
     format!("5f3c1e2a-7b64-4d0e-9a51-{version:012x}")
 }
 
-/// The time as objects show it: UTC, whole seconds.
+/// Returns the time as objects show it: UTC, in whole seconds.
 pub(super) fn now() -> String {
     let now = jiff::Timestamp::now();
     now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-/// JSON merge patch, RFC 7386.
+/// Applies a JSON merge patch (RFC 7386).
 pub(super) fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
         *target = patch.clone();

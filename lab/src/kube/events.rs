@@ -1,24 +1,24 @@
-//! Event objects, of the core and the `events.k8s.io` groups, with the validation of a real server: an event that would
-//! be refused in a cluster is refused here.
+//! Event objects of the core and the `events.k8s.io` groups, with the validation of a real server: an event that a cluster
+//! would reject is rejected here.
 
 use serde_json::{Value, json};
 
 use super::documents::{merge, now, uid_of};
 use super::status::ApiError;
 
-/// The group of the newer of the two.
+/// The newer of the two API groups.
 pub(super) const NEW_GROUP: &str = "events.k8s.io";
 
-/// A `note` or `message` is at most this many bytes.
+/// The maximum size of a `note` or `message`, in bytes.
 const NOTE_LIMIT: usize = 1024;
-/// `action`, `reason` and `reportingInstance` are at most this many bytes.
+/// The maximum size of `action`, `reason` and `reportingInstance`, in bytes.
 const WORD_LIMIT: usize = 128;
-/// The names of objects are at most this many bytes.
+/// The maximum size of an object's name, in bytes.
 const NAME_LIMIT: usize = 253;
-/// What an update through the newer group must leave as it is (`ValidateEventUpdate`).
+/// The fields that an update through the newer group must not change (`ValidateEventUpdate`).
 const IMMUTABLE: [&str; 9] =
     ["regarding", "related", "reason", "note", "type", "eventTime", "action", "reportingController", "reportingInstance"];
-/// What only the older group sets.
+/// The fields that only the older group sets.
 const DEPRECATED: [&str; 4] = ["deprecatedFirstTimestamp", "deprecatedLastTimestamp", "deprecatedCount", "deprecatedSource"];
 
 /// The events that were posted, in order, with later patches applied.
@@ -100,8 +100,8 @@ fn invalid(group: &str, event: &Value, field: &str, what: &str) -> ApiError {
     }))
 }
 
-/// What is checked of creations through the newer group alone. `ValidateEventCreate` of kubernetes'
-/// `pkg/apis/core/validation/events.go`, with what does not decode at all.
+/// Validates what is checked only when an event is created through the newer group: `ValidateEventCreate` of kubernetes'
+/// `pkg/apis/core/validation/events.go`, and fields that cannot be decoded at all.
 fn validate_new(event: &Value) -> Result<(), ApiError> {
     let invalid = |field: &str, what: &str| invalid(NEW_GROUP, event, field, what);
     for (field, expected) in [("apiVersion", "events.k8s.io/v1"), ("kind", "Event")] {
@@ -129,7 +129,7 @@ fn validate_new(event: &Value) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// `validateV1EventSeries` of the same file.
+/// Implements `validateV1EventSeries` of the same file.
 fn validate_series(event: &Value) -> Result<(), ApiError> {
     let series = &event["series"];
     if series.is_null() {
@@ -150,7 +150,7 @@ fn validate_series(event: &Value) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// RFC 3339 with exactly six digits of a second's fraction (`RFC3339Micro` of apimachinery).
+/// Returns whether this is an RFC 3339 time with exactly six fractional digits (`RFC3339Micro` of apimachinery).
 fn is_micro_time(value: &Value) -> bool {
     let text = value.as_str().unwrap_or_default();
     let fraction: String = text.split_once('.').map_or("", |(_, rest)| rest).chars().take_while(char::is_ascii_digit).collect();
@@ -165,7 +165,7 @@ fn is_dns_subdomain(name: &str) -> bool {
     name.len() <= NAME_LIMIT && name.split('.').all(is_label)
 }
 
-/// `legacyValidateEvent` of the same file.
+/// Implements `legacyValidateEvent` of the same file.
 fn validate(group: &str, namespace: &str, event: &Value) -> Result<(), ApiError> {
     let new = group == NEW_GROUP;
     let invalid = |field: &str, what: &str| invalid(group, event, field, what);

@@ -1,4 +1,4 @@
-//! What a test asks to go wrong.
+//! Faults that a test can inject.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::info::ResourceInfo;
 use super::objects::Resource;
 use super::status::ApiError;
 
-/// What a request does, in the words of RBAC.
+/// The RBAC verb of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verb {
     /// GET of one object.
@@ -23,7 +23,7 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// The name in RBAC rules.
+    /// The name of the verb in RBAC rules.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -36,25 +36,25 @@ impl Verb {
     }
 }
 
-/// An error answer to the next requests that match.
+/// An error with which the next requests that match are answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// Only requests for this resource; any request if none.
+    /// The resource of the requests; `None` for any request.
     pub resource: Option<Resource>,
-    /// Only requests of this kind; any request if none.
+    /// The verb of the requests; `None` for any request.
     pub verb: Option<Verb>,
     /// The HTTP status, and `code` of the `Status` object.
     pub status: u16,
     /// `reason` of the `Status` object, such as `InternalError` or `TooManyRequests`.
     pub reason: String,
-    /// How many requests are answered so.
+    /// The number of requests that get this answer.
     pub times: usize,
-    /// Seconds for a `Retry-After` header.
+    /// The `Retry-After` header, in seconds.
     pub retry_after: Option<u64>,
 }
 
 impl Default for Fault {
-    /// The next request of any kind fails with 500.
+    /// Makes the next request of any kind fail with 500.
     fn default() -> Fault {
         Fault { resource: None, verb: None, status: 500, reason: "InternalError".to_owned(), times: 1, retry_after: None }
     }
@@ -77,7 +77,7 @@ impl Behaviour {
             token: None,
             client_certificate: false,
             streaming_lists: true,
-            // About that of a real server.
+            // About as often as a real server.
             bookmark_interval: Duration::from_secs(60),
             faults: Vec::new(),
             denied: HashSet::new(),
@@ -90,7 +90,7 @@ impl Behaviour {
         }
     }
 
-    /// The fault for a request, oldest first, used once.
+    /// Takes the oldest fault that matches a request, and uses it up once.
     pub(super) fn take_fault(&mut self, resource: Option<Resource>, verb: Option<Verb>) -> Option<ApiError> {
         let at = self
             .faults
@@ -114,7 +114,7 @@ impl Behaviour {
         self.denied.remove(&(verb.as_str(), resource.to_owned()));
     }
 
-    /// Whether RBAC allows it. Rules name resources without their group.
+    /// Returns whether RBAC allows this. Rules name resources without their group.
     pub(super) fn is_allowed(&self, verb: &str, resource: ResourceInfo<'_>) -> bool {
         !self.denied.iter().any(|(denied, of)| *denied == verb && of == resource.plural)
     }

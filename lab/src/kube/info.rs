@@ -10,7 +10,7 @@ pub(super) struct ResourceInfo<'a> {
 }
 
 impl ResourceInfo<'_> {
-    /// `pods`, or `events.events.k8s.io`.
+    /// The name with its group: `pods`, or `events.events.k8s.io`.
     pub(super) fn qualified(&self) -> String {
         match self.group {
             "" => self.plural.to_owned(),

@@ -5,11 +5,11 @@ use std::io;
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
-/// JSON as a real API server writes it: `<`, `>` and `&` are escaped, and so are the line separators U+2028 and U+2029. This is
-/// Go's default encoding of JSON (<https://pkg.go.dev/encoding/json#Marshal>). Fields are in the order of their names.
+/// Encodes JSON as a real API server does, with Go's default encoding (<https://pkg.go.dev/encoding/json#Marshal>): `<`, `>`
+/// and `&` are escaped, and so are the line separators U+2028 and U+2029. Fields are sorted by name.
 pub(super) fn encode(document: &impl Serialize) -> String {
     let mut json = Vec::new();
-    // Neither a value nor a vector fails.
+    // Serializing a value into a vector cannot fail.
     let _ = document.serialize(&mut Serializer::with_formatter(&mut json, GoStrings));
     String::from_utf8(json).unwrap_or_default()
 }

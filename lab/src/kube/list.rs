@@ -1,4 +1,4 @@
-//! Lists in pages, and where lists and watches begin.
+//! Lists in pages, and the starting points of lists and watches.
 //!
 //! <https://kubernetes.io/docs/reference/using-api/api-concepts/>
 
@@ -14,7 +14,7 @@ use super::status::ApiError;
 use super::store::{Snapshot, Store};
 use super::subscription::Start;
 
-/// The list that a request asks for.
+/// Answers a list request.
 pub(super) fn list(store: &Store, call: &Call, shape: Shape, resource: Resource, namespace: Option<&str>) -> Result<Value, ApiError> {
     let selector = Selector::parse(resource, namespace, call.parameter("fieldSelector"), call.parameter("labelSelector"))?;
     let version = call.number("resourceVersion")?;
@@ -27,7 +27,7 @@ pub(super) fn list(store: &Store, call: &Call, shape: Shape, resource: Resource,
         (None, version) => begun(store, call, version)?,
     };
     if version == Some(0) && snapshot == Snapshot::Latest {
-        // Answered from the watch cache, which knows no pages.
+        // The watch cache answers such a list, and does not support pages.
         limit = None;
     }
     let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
@@ -46,7 +46,7 @@ pub(super) fn list(store: &Store, call: &Call, shape: Shape, resource: Resource,
     Ok(shape.list(resource, metadata, items.collect()))
 }
 
-/// Which state the first page shows, by `resourceVersion` and `resourceVersionMatch`.
+/// Returns the state that the first page shows, from `resourceVersion` and `resourceVersionMatch`.
 fn begun(store: &Store, call: &Call, version: Option<u64>) -> Result<Snapshot, ApiError> {
     let forbidden = |message: &str| Err(ApiError::invalid_options(&format!("resourceVersionMatch: Forbidden: {message}")));
     match (call.parameter("resourceVersionMatch"), version) {
@@ -55,7 +55,8 @@ fn begun(store: &Store, call: &Call, version: Option<u64>) -> Result<Snapshot, A
         (Some("Exact"), Some(0)) => forbidden("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""),
         (Some("Exact"), Some(version)) => Ok(Snapshot::At(version, None)),
         (None | Some("NotOlderThan"), Some(version)) => {
-            // The latest is not older, unless the client has seen a future that is not here: the list then fails.
+            // The latest state satisfies this, unless the client has seen a version that does not exist here yet: then the list
+            // fails.
             Ok(match version > store.version() {
                 true => Snapshot::At(version, None),
                 false => Snapshot::Latest,
@@ -65,7 +66,7 @@ fn begun(store: &Store, call: &Call, version: Option<u64>) -> Result<Snapshot, A
     }
 }
 
-/// Where a watch begins.
+/// Returns where a watch begins.
 pub(super) fn watch_start(call: &Call, streaming_lists: bool) -> Result<Start, ApiError> {
     let version = call.number("resourceVersion")?;
     let forbidden = |field: &str, message: &str| Err(ApiError::invalid_options(&format!("{field}: Forbidden: {message}")));
@@ -92,7 +93,7 @@ pub(super) fn watch_start(call: &Call, streaming_lists: bool) -> Result<Start, A
     }
 }
 
-/// A `continue` token, in the form of a real server.
+/// Returns a `continue` token, in the form of a real server's.
 fn token(version: u64, (namespace, name): &Key) -> String {
     let start = format!("{namespace}/{name}\u{0}");
     let token = json!({ "v": "meta.k8s.io/v1", "rv": version, "start": start });
@@ -111,7 +112,8 @@ fn continued(token: &str) -> Result<Snapshot, ApiError> {
     Ok(Snapshot::At(version, Some(start.ok_or_else(invalid)?)))
 }
 
-/// The error for a token that outlived its history. It brings a token for going on inconsistently, as a real one does.
+/// Returns the error for a token whose history is gone. As on a real server, it contains a token with which the client can
+/// continue inconsistently.
 fn expired(version: u64, last: &Key) -> ApiError {
     ApiError {
         continue_token: Some(token(version, last)),

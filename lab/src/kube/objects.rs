@@ -1,4 +1,4 @@
-//! The kinds of object that are served, and the shapes an object can be sent in.
+//! The kinds of objects that the server has, and the shapes in which it can send them.
 
 use http::HeaderMap;
 use http::header::ACCEPT;
@@ -21,7 +21,7 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Resource; 4] = [Resource::Pods, Resource::Namespaces, Resource::ServiceAccounts, Resource::Nodes];
 
     /// The name in paths and RBAC rules, such as `serviceaccounts`.
@@ -46,7 +46,7 @@ impl Resource {
         }
     }
 
-    /// Whether its objects live in namespaces.
+    /// Whether objects of this kind are in namespaces.
     #[must_use]
     pub fn is_namespaced(self) -> bool {
         matches!(self, Resource::Pods | Resource::ServiceAccounts)
@@ -60,7 +60,7 @@ impl Resource {
         ResourceInfo { group: "", plural: self.plural() }
     }
 
-    /// The fields that a real server accepts in a field selector for it.
+    /// The fields that a real server accepts in a field selector for this kind.
     pub(super) fn selectable_fields(self) -> &'static [&'static str] {
         match self {
             Resource::Pods => &[
@@ -82,7 +82,7 @@ impl Resource {
     }
 }
 
-/// What a client asked objects to be sent as, by its `Accept` header.
+/// The shape in which a client requests objects, from its `Accept` header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shape {
     Whole,
@@ -91,8 +91,8 @@ pub(super) enum Shape {
 }
 
 impl Shape {
-    /// The first media type of `Accept` that can be served. `list` tells whether the answer is a list: only then may it
-    /// be asked for as `PartialObjectMetadataList`, and never as a single `PartialObjectMetadata`.
+    /// Returns the first media type in `Accept` that the server can send. `list` says whether the answer is a list: only a list
+    /// can be sent as `PartialObjectMetadataList`, and never as a single `PartialObjectMetadata`.
     pub(super) fn negotiate(headers: &HeaderMap, list: bool) -> Result<Shape, ApiError> {
         let accepts = headers.get_all(ACCEPT).iter();
         let accepts: Vec<&str> = accepts.filter_map(|value| value.to_str().ok()).collect();
@@ -125,7 +125,7 @@ impl Shape {
         }
     }
 
-    /// One object, as the answer to a get or in a watch event.
+    /// Shapes one object for the answer to a get, or for a watch event.
     pub(super) fn object(self, object: &Value) -> Value {
         match self {
             Shape::Whole => object.clone(),
@@ -137,7 +137,7 @@ impl Shape {
         }
     }
 
-    /// One object within a list: whole ones do not repeat the kind, as on a real server.
+    /// Shapes one item of a list. Complete items do not repeat the kind, as on a real server.
     pub(super) fn item(self, object: &Value) -> Value {
         let mut item = self.object(object);
         if let (Shape::Whole, Some(fields)) = (self, item.as_object_mut()) {
@@ -147,7 +147,7 @@ impl Shape {
         item
     }
 
-    /// A list of `items` with the given list metadata.
+    /// Shapes a list of `items` with the given list metadata.
     pub(super) fn list(self, resource: Resource, metadata: Value, items: Vec<Value>) -> Value {
         let (kind, version) = match self {
             Shape::Whole => (format!("{}List", resource.kind()), "v1"),
@@ -156,7 +156,7 @@ impl Shape {
         json!({ "kind": kind, "apiVersion": version, "metadata": metadata, "items": items })
     }
 
-    /// The object of a bookmark: a resource version, and the empty remains of a typed object as a real server sends.
+    /// Returns the object of a bookmark: a resource version, and the empty remains of a typed object that a real server sends.
     pub(super) fn bookmark(self, resource: Resource, version: u64, initial_end: bool) -> Value {
         let mut metadata = json!({
             "resourceVersion": version.to_string(),

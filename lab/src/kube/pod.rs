@@ -1,4 +1,4 @@
-//! Pods as a real cluster has them: with the many fields that rolegate does not read.
+//! Builds pods as a real cluster has them, with the many fields that rolegate does not read.
 
 use std::collections::BTreeMap;
 
@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 
 use super::builders::managed_fields;
 
-/// A pod that looks like one that the kubelet has reported on.
+/// A pod that looks as if the kubelet has reported on it.
 ///
-/// By default it is `Running` on `node-a`, whose address is `10.0.0.10`, as service account `default`, without an IP.
+/// By default it is `Running` on `node-a`, whose address is `10.0.0.10`, with the service account `default` and without an IP
+/// address.
 #[derive(Debug, Clone)]
 pub struct PodBuilder {
     namespace: String,
@@ -30,7 +31,7 @@ pub struct PodBuilder {
 }
 
 impl PodBuilder {
-    /// A pod of that namespace and name.
+    /// Creates a builder for a pod with this namespace and name.
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> PodBuilder {
         PodBuilder {
@@ -53,41 +54,41 @@ impl PodBuilder {
         }
     }
 
-    /// When its network was created and its containers were started; by default, when the builder was created.
+    /// Sets when its network was created and its containers were started. By default, this is when the builder was created.
     #[must_use]
     pub fn started_at(mut self, time: &str) -> PodBuilder {
         time.clone_into(&mut self.started);
         self
     }
 
-    /// Without one, the server gives a uid to a new pod and keeps that of a pod it replaces.
+    /// Sets the UID. Without one, the server assigns a UID to a new pod, and keeps that of a pod that is replaced.
     #[must_use]
     pub fn uid(mut self, uid: &str) -> PodBuilder {
         self.uid = Some(uid.to_owned());
         self
     }
 
-    /// The only address of the pod.
+    /// Sets the pod's only address.
     #[must_use]
     pub fn ip(self, ip: &str) -> PodBuilder {
         self.ips([ip])
     }
 
-    /// All addresses of the pod; the first one is `status.podIP`.
+    /// Sets all addresses of the pod. The first one is `status.podIP`.
     #[must_use]
     pub fn ips<'a>(mut self, ips: impl IntoIterator<Item = &'a str>) -> PodBuilder {
         self.ips = ips.into_iter().map(str::to_owned).collect();
         self
     }
 
-    /// The node; empty for a pod that is not scheduled.
+    /// Sets the node. It is empty for a pod that is not scheduled.
     #[must_use]
     pub fn node(mut self, node: &str) -> PodBuilder {
         self.node = node.to_owned();
         self
     }
 
-    /// The address of the node, which is also the pod's on the host network.
+    /// Sets the address of the node, which is also the pod's on the host network.
     #[must_use]
     pub fn host_ip(mut self, ip: &str) -> PodBuilder {
         self.host_ip = ip.to_owned();
@@ -101,70 +102,71 @@ impl PodBuilder {
         self
     }
 
-    /// Adds a label. `app` is there already, with the pod's name.
+    /// Adds a label. The label `app` with the pod's name is always present.
     #[must_use]
     pub fn label(mut self, key: &str, value: &str) -> PodBuilder {
         self.labels.insert(key.to_owned(), value.to_owned());
         self
     }
 
-    /// The service account.
+    /// Sets the service account.
     #[must_use]
     pub fn service_account(mut self, name: &str) -> PodBuilder {
         self.service_account = name.to_owned();
         self
     }
 
-    /// `Pending`, `Running`, `Succeeded` or `Failed`.
+    /// Sets the phase: `Pending`, `Running`, `Succeeded` or `Failed`.
     #[must_use]
     pub fn phase(mut self, phase: &str) -> PodBuilder {
         self.phase = phase.to_owned();
         self
     }
 
-    /// Its containers drop the capability `NET_RAW`.
+    /// Makes its containers drop the capability `NET_RAW`.
     #[must_use]
     pub fn without_net_raw(mut self) -> PodBuilder {
         self.without_net_raw = true;
         self
     }
 
-    /// On the host network, its addresses are the node's unless some are given.
+    /// Puts the pod on the host network, where its addresses are the node's unless some are given.
     #[must_use]
     pub fn host_network(mut self, on: bool) -> PodBuilder {
         self.host_network = on;
         self
     }
 
-    /// With a `deletionTimestamp` half a minute ahead: asked to go, still there.
+    /// Sets a `deletionTimestamp` half a minute ahead: the pod is terminating, but still exists.
     #[must_use]
     pub fn terminating(self) -> PodBuilder {
         let end = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(30);
         self.terminating_at(&end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
     }
 
-    /// With this `deletionTimestamp`, which is when its grace period ends.
+    /// Sets this `deletionTimestamp`, which is when the grace period ends.
     #[must_use]
     pub fn terminating_at(mut self, deletion_timestamp: &str) -> PodBuilder {
         self.terminating = Some(deletion_timestamp.to_owned());
         self
     }
 
-    /// None of its containers runs any more, as their statuses say.
+    /// Makes the statuses of all containers say that they have terminated.
     #[must_use]
     pub fn stopped(mut self) -> PodBuilder {
         self.stopped = true;
         self
     }
 
-    /// Its sandbox is gone, as the condition `PodReadyToStartContainers` says; its addresses are still in the status.
+    /// Sets the condition `PodReadyToStartContainers` to say that the sandbox is gone, although the status still has the
+    /// addresses.
     #[must_use]
     pub fn without_network(mut self) -> PodBuilder {
         self.without_network = true;
         self
     }
 
-    /// The pod.
+    /// Builds the pod.
     #[must_use]
     pub fn build(&self) -> Value {
         let mut pod = json!({
@@ -273,7 +275,7 @@ impl PodBuilder {
 
     fn status(&self) -> Value {
         let running = self.phase == "Running" && !self.stopped;
-        // While init containers run, a pod is pending and has its addresses.
+        // While init containers run, a pod is pending and already has its addresses.
         let has_network = self.phase == "Running" || self.phase == "Pending" && !self.ips.is_empty();
         let condition = |kind: &str, on: bool| {
             let status = if on { "True" } else { "False" };

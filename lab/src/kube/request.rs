@@ -1,4 +1,4 @@
-//! A request, read: what it is for, and what a test may ask about it later.
+//! A parsed request: what it is for, and what tests may inspect later.
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -19,7 +19,7 @@ pub struct RecordedRequest {
     pub method: Method,
     /// The path, without the query.
     pub path: String,
-    /// The query's pairs, decoded, in order.
+    /// The decoded query parameters, in order.
     pub query: Vec<(String, String)>,
     /// The `Accept` header.
     pub accept: Option<String>,
@@ -27,16 +27,16 @@ pub struct RecordedRequest {
     pub user_agent: Option<String>,
     /// The body, if it was JSON; otherwise null.
     pub body: Value,
-    /// Whom the client's certificate was issued to, where it has one.
+    /// The name that the client's certificate was issued to, if it presented one.
     pub client: Option<String>,
-    /// What it asks for, in the words of RBAC; none for paths that are no resources.
+    /// The RBAC verb; `None` for paths that are not resources.
     pub verb: Option<Verb>,
-    /// When it had been read.
+    /// When the request had been read.
     pub at: Instant,
 }
 
 impl RecordedRequest {
-    /// The first value of a query parameter.
+    /// Returns the first value of a query parameter.
     #[must_use]
     pub fn query(&self, name: &str) -> Option<&str> {
         let pair = self.query.iter().find(|(key, _)| key == name);
@@ -44,10 +44,10 @@ impl RecordedRequest {
     }
 }
 
-/// What a path names.
+/// The target of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Route {
-    /// `/healthz` and its like.
+    /// `/healthz` and similar paths.
     Health,
     Version,
     /// The parts of an API discovery path, such as `["apis", "events.k8s.io", "v1"]`.
@@ -95,7 +95,7 @@ impl Route {
             _ => return Route::Unknown,
         };
         match Resource::from_plural(plural) {
-            // An object of a namespace is named within it; a cluster's object never is.
+            // A namespaced object is only addressed within its namespace, and a cluster-scoped object never is.
             Some(resource)
                 if namespace.is_none() && (name.is_none() || !resource.is_namespaced())
                     || namespace.is_some() && resource.is_namespaced() =>
@@ -116,7 +116,7 @@ impl Route {
     }
 }
 
-/// A request with its route.
+/// A request and its route.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) method: Method,
@@ -177,7 +177,7 @@ impl Call {
         }
     }
 
-    /// What RBAC calls the resource, the namespace and the name.
+    /// Returns the resource, namespace and name of the request for RBAC.
     pub(super) fn subject(&self) -> Option<(ResourceInfo<'static>, Option<&str>, Option<&str>)> {
         match &self.route {
             Route::Objects { resource, namespace, name } => Some((resource.info(), namespace.as_deref(), name.as_deref())),
@@ -203,14 +203,14 @@ impl Call {
         self.header(&header::AUTHORIZATION)?.strip_prefix("Bearer ")
     }
 
-    /// A query parameter that is there and not empty.
+    /// Returns a query parameter that is present and not empty.
     pub(super) fn parameter(&self, name: &str) -> Option<&str> {
         let pair = self.query.iter().find(|(key, _)| key == name);
         let value = pair.map(|(_, value)| value.as_str());
         value.filter(|value| !value.is_empty())
     }
 
-    /// A boolean as the server's query decoder reads it: `0` and `false` are false, anything else is true.
+    /// Parses a boolean as the server's query decoder does: `0` and `false` are false, anything else is true.
     pub(super) fn flag(&self, name: &str) -> Option<bool> {
         let (_, value) = self.query.iter().find(|(key, _)| key == name)?;
         Some(!matches!(value.as_str(), "0" | "false"))
@@ -223,7 +223,7 @@ impl Call {
         value.parse().map(Some).map_err(|_| ApiError::bad_request(format!("{name}: Invalid value: \"{value}\": not a number")))
     }
 
-    /// The body: an object, whose metadata is one too.
+    /// Parses the body: an object whose metadata is an object, too.
     pub(super) fn json(&self) -> Result<Value, ApiError> {
         let unrecognized = |error: &dyn std::fmt::Display| {
             ApiError::bad_request(format!("the object provided is unrecognized (must be of type JSON): {error}"))

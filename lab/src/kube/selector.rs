@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::objects::Resource;
 use super::status::ApiError;
 
-/// The objects that a list or a watch is about.
+/// Which objects a list or a watch selects.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Selector {
     pub(super) namespace: Option<String>,
@@ -32,7 +32,7 @@ enum LabelTerm {
 }
 
 impl Selector {
-    /// Reads the selectors of a request. A field that this resource cannot be selected by is an error.
+    /// Parses the selectors of a request. A field by which this resource cannot be selected is an error.
     pub(super) fn parse(
         resource: Resource,
         namespace: Option<&str>,
@@ -54,7 +54,7 @@ impl Selector {
         Ok(selector)
     }
 
-    /// Whether it names fields or labels, and not only a namespace.
+    /// Returns whether it selects by fields or labels, and not only by namespace.
     pub(super) fn selects(&self) -> bool {
         !self.fields.is_empty() || !self.labels.is_empty()
     }
@@ -81,7 +81,7 @@ impl LabelTerm {
     }
 }
 
-/// The value of a field as a selector sees it: text, empty where there is none.
+/// Returns the value of a field as selectors compare it: text, empty if the field is missing.
 fn field(object: &Value, path: &str) -> String {
     let value = path.split('.').fold(object, |value, key| &value[key]);
     match value {
@@ -140,7 +140,7 @@ fn parse_label_term(term: &str) -> Option<LabelTerm> {
     })
 }
 
-/// `a=b`, `a==b` (equal) and `a!=b` (not equal).
+/// Splits a term at its operator: `a=b`, `a==b` (equal) or `a!=b` (not equal).
 fn operator(term: &str) -> Option<(&str, bool, &str)> {
     let (left, right) = term.split_once('=')?;
     if let Some(left) = left.strip_suffix('!') {

@@ -1,4 +1,4 @@
-//! All that the server knows, and how it answers a request.
+//! The state of the server, and how it answers a request.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,7 +22,7 @@ use super::status::{ApiError, json_response};
 use super::store::Store;
 use crate::serve::{Body, Handler, Peer, full};
 
-/// Who every client is, to the error messages.
+/// The user name of every client in error messages.
 const USER: &str = "system:serviceaccount:kube-system:rolegate";
 
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub(super) struct State {
     pub(super) stall: watch::Sender<bool>,
     hold_event_writes: watch::Sender<bool>,
     hold_node_patches: watch::Sender<bool>,
-    /// Told of every change that a test may wait for.
+    /// Notified of every change that a test may wait for.
     changes: watch::Sender<()>,
 }
 
@@ -70,7 +70,7 @@ impl State {
         lock(&self.events)
     }
 
-    /// None without TLS.
+    /// The certificate authorities. `None` without TLS.
     pub(super) fn authorities(&self) -> MutexGuard<'_, Option<Authorities>> {
         lock(&self.authorities)
     }
@@ -91,7 +91,7 @@ impl State {
         self.changes.send_replace(());
     }
 
-    /// Waits until `condition` holds, looking again after each change.
+    /// Waits until `condition` is true, checking it after each change.
     pub(super) async fn wait_until(&self, condition: impl Fn(&State) -> bool) {
         let mut changes = self.changes.subscribe();
         while !condition(self) {
@@ -121,7 +121,7 @@ impl State {
         }
     }
 
-    /// Authentication, the faults that a test asked for, and authorization.
+    /// Checks authentication, injected faults and authorization.
     fn admit(&self, call: &Call) -> Result<(), ApiError> {
         let mut behaviour = self.behaviour();
         let open = matches!(call.route, Route::Health | Route::Version);
@@ -202,8 +202,8 @@ impl State {
         Ok(json_response(code, &event))
     }
 
-    /// Nothing is created in a namespace that is being deleted (the admission plugin NamespaceLifecycle). Unlike on a real
-    /// server, one that was never applied is taken to be there.
+    /// Rejects objects in a namespace that is being deleted (the admission plugin NamespaceLifecycle). Unlike on a real server,
+    /// a namespace that was never applied counts as existing.
     fn require_living_namespace(&self, namespace: &str, call: &Call) -> Result<(), ApiError> {
         let key = (String::new(), namespace.to_owned());
         let ends = self.store().get(Resource::Namespaces, &key).is_some_and(|object| object["status"]["phase"] == "Terminating");
@@ -223,7 +223,7 @@ impl State {
         })))
     }
 
-    /// `SelfSubjectAccessReview`: may this client do that?
+    /// Answers a `SelfSubjectAccessReview`.
     fn review(&self, mut review: Value) -> Result<Response<Body>, ApiError> {
         let attributes = &review["spec"]["resourceAttributes"];
         let text = |field: &str| attributes[field].as_str().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Errors, as the `Status` objects that a Kubernetes API server answers with.
+//! Errors in the form of the `Status` objects that a Kubernetes API server returns.
 
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{Response, StatusCode};
@@ -8,7 +8,7 @@ use super::info::ResourceInfo;
 use super::json::encode;
 use crate::serve::{Body, full};
 
-/// An error answer: the code, and the words of the `Status` object.
+/// An error answer: the status code, and the fields of the `Status` object.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ApiError {
     pub(super) code: u16,
@@ -16,7 +16,7 @@ pub(super) struct ApiError {
     pub(super) message: String,
     /// Boxed, to keep results small.
     pub(super) details: Option<Box<Value>>,
-    /// Seconds, as the header and as `details.retryAfterSeconds`.
+    /// The seconds for the header and for `details.retryAfterSeconds`.
     pub(super) retry_after: Option<u64>,
     /// `metadata.continue`.
     pub(super) continue_token: Option<String>,
@@ -73,12 +73,13 @@ impl ApiError {
         ApiError::new(406, "NotAcceptable", media_types)
     }
 
-    /// History that was forgotten: `version` is older than `oldest`, the first that can still be continued from.
+    /// Returns the error for a version whose history is gone: `version` is older than `oldest`, the first from which a client
+    /// can continue.
     pub(super) fn too_old(version: u64, oldest: u64) -> ApiError {
         ApiError::new(410, "Expired", format!("too old resource version: {version} ({oldest})"))
     }
 
-    /// A version that is not there yet: the client has seen another server's future.
+    /// Returns the error for a version that does not exist yet, because the client has seen a later version of another server.
     pub(super) fn too_new(version: u64, current: u64) -> ApiError {
         let message = format!("Timeout: Too large resource version: {version}, current: {current}");
         ApiError { retry_after: Some(1), ..ApiError::new(504, "Timeout", message) }.with_details(json!({ "causes": [{
@@ -87,7 +88,7 @@ impl ApiError {
         }] }))
     }
 
-    /// A write that expected another version of the object.
+    /// Returns the error for a write that expected another version of the object.
     pub(super) fn conflict(resource: ResourceInfo<'_>, name: &str) -> ApiError {
         let message = format!(
             "Operation cannot be fulfilled on {} \"{name}\": the object has been modified; please apply your changes to \
@@ -97,13 +98,13 @@ impl ApiError {
         ApiError::new(409, "Conflict", message).with_details(resource.details(Some(name)))
     }
 
-    /// Options of a list or watch that contradict each other.
+    /// Returns the error for list or watch options that contradict each other.
     pub(super) fn invalid_options(message: &str) -> ApiError {
         ApiError::new(422, "Invalid", format!("ListOptions.meta.k8s.io \"\" is invalid: {message}"))
             .with_details(json!({ "group": "meta.k8s.io", "kind": "ListOptions" }))
     }
 
-    /// The `Status` object.
+    /// Returns the `Status` object.
     pub(super) fn object(&self) -> Value {
         let mut status = json!({
             "kind": "Status",
@@ -136,7 +137,7 @@ impl ApiError {
     }
 }
 
-/// An answer of one JSON document.
+/// Returns an answer that consists of one JSON document.
 pub(super) fn json_response(code: StatusCode, document: &Value) -> Response<Body> {
     let mut response = Response::new(full(encode(document)));
     *response.status_mut() = code;

@@ -1,4 +1,4 @@
-//! The objects, their history, and the watches on them: what etcd and the watch cache are to a real server.
+//! The objects, their history and the open watches: the counterpart of etcd and the watch cache of a real server.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -14,7 +14,7 @@ use super::selector::Selector;
 use super::status::ApiError;
 use super::subscription::{Change, Item, Start, Watch};
 
-/// How many changes are remembered before the oldest are forgotten, as by a compaction.
+/// The number of changes that are kept before the oldest are dropped, as by a compaction.
 const HISTORY: usize = 20_000;
 
 type Objects = BTreeMap<Key, Arc<Value>>;
@@ -23,7 +23,7 @@ type Objects = BTreeMap<Key, Arc<Value>>;
 pub(super) struct Store {
     /// The version of the latest change. 0 means "any" in the protocol and is never used.
     version: u64,
-    /// The oldest version that a watch or a page can still continue from.
+    /// The oldest version from which a watch or a page can still continue.
     compacted: u64,
     objects: BTreeMap<Resource, Objects>,
     history: VecDeque<Change>,
@@ -33,11 +33,11 @@ pub(super) struct Store {
     last_watch: u64,
 }
 
-/// Which state a list shows.
+/// The state that a list shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Snapshot {
     Latest,
-    /// That of a version, from the key after the given one.
+    /// The state at a version, from the key after the given one.
     At(u64, Option<Key>),
 }
 
@@ -48,7 +48,7 @@ pub(super) struct Page {
     pub(super) items: Vec<Arc<Value>>,
     /// The last key of this page, if there are more.
     pub(super) more: Option<Key>,
-    /// How many come after this page; unknown where a selector was given, as on a real server.
+    /// The number of objects after this page. Unknown if a selector was given, as on a real server.
     pub(super) remaining: Option<usize>,
 }
 
@@ -70,7 +70,7 @@ impl Store {
         self.version
     }
 
-    /// Takes a version for something that is kept elsewhere.
+    /// Takes a version for a change that is stored elsewhere.
     pub(super) fn next_version(&mut self) -> u64 {
         self.version += 1;
         self.version
@@ -80,7 +80,7 @@ impl Store {
         self.objects.get(&resource)?.get(key)
     }
 
-    /// Creates or replaces an object. One with another uid replaces by deletion and creation.
+    /// Creates or replaces an object. An object with another UID replaces the old one by deletion and creation.
     pub(super) fn apply(&mut self, resource: Resource, mut object: Value) -> Arc<Value> {
         let key = complete(resource, &mut object);
         let mut previous = self.get(resource, &key).cloned();
@@ -112,7 +112,7 @@ impl Store {
         object
     }
 
-    /// Merges `patch` into an object (RFC 7386). A resource version in it must be the current one.
+    /// Merges `patch` into an object (RFC 7386). If the patch has a resource version, it must be the current one.
     pub(super) fn patch(&mut self, resource: Resource, key: &Key, patch: &Value) -> Result<Arc<Value>, ApiError> {
         let Some(current) = self.get(resource, key).cloned() else {
             return Err(ApiError::not_found(resource.info(), &key.1));
@@ -165,8 +165,8 @@ impl Store {
         self.holds.insert((resource, name.to_owned()));
     }
 
-    /// Publishes withheld changes. Each change keeps its own version, with which lists have already shown it. It is published at
-    /// a later version, so that no client that resumes a watch can miss it.
+    /// Publishes withheld changes. Each change keeps its own version, which lists have already shown. It is published at a
+    /// later version, so that no client that resumes a watch can miss it.
     pub(super) fn release(&mut self, resource: Resource, name: &str) {
         self.holds.remove(&(resource, name.to_owned()));
         let held = std::mem::take(&mut self.held);
@@ -181,13 +181,13 @@ impl Store {
         }
     }
 
-    /// Forgets the history before the current version.
+    /// Discards the history before the current version.
     pub(super) fn compact(&mut self) {
         self.compacted = self.version;
         self.history.clear();
     }
 
-    /// A page of at most `limit` objects.
+    /// Returns a page of at most `limit` objects.
     pub(super) fn list(&self, resource: Resource, selector: &Selector, snapshot: &Snapshot, limit: usize) -> Result<Page, ApiError> {
         let (version, after) = match snapshot {
             Snapshot::Latest => (self.version, None),
@@ -211,7 +211,7 @@ impl Store {
         })
     }
 
-    /// The objects as they were at `version`.
+    /// Returns the objects as they were at `version`.
     fn objects_at(&self, resource: Resource, version: u64) -> Result<Cow<'_, Objects>, ApiError> {
         if version > self.version {
             return Err(ApiError::too_new(version, self.version));
@@ -219,7 +219,7 @@ impl Store {
         if version < self.compacted {
             return Err(ApiError::too_old(version, self.compacted));
         }
-        // The changes of one object are in order: the withheld ones are its last ones.
+        // The changes of one object are in order: the withheld ones are last.
         let published = self.history.iter().rev().take_while(|change| change.published > version);
         let later = self.held.iter().rev().chain(published);
         let mut later = later.filter(|change| change.version > version && change.resource == resource).peekable();
@@ -237,7 +237,7 @@ impl Store {
         Ok(Cow::Owned(objects))
     }
 
-    /// Opens a watch: its number, and what it is to be sent.
+    /// Opens a watch, and returns its number and what it receives.
     pub(super) fn watch(
         &mut self,
         resource: Resource,
@@ -284,7 +284,7 @@ impl Store {
         self.of(resource).count()
     }
 
-    /// Bookmarks every watch of the resource that allows it.
+    /// Sends a bookmark to every watch of the resource that allows it.
     pub(super) fn bookmark_all(&self, resource: Resource) {
         for watch in self.of(resource) {
             watch.bookmark(self.version, false);

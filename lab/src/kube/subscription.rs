@@ -1,4 +1,4 @@
-//! What a change of an object is to one watch.
+//! Turns changes of objects into the events of one watch.
 
 use std::sync::Arc;
 
@@ -12,9 +12,9 @@ use super::selector::Selector;
 /// A change of one object.
 #[derive(Debug, Clone)]
 pub(super) struct Change {
-    /// The version of the change: the one that the object has after it, or had last.
+    /// The version of the change: the object's version after it or, for a deletion, the last one.
     pub(super) version: u64,
-    /// The version at which watches get it: a later one if it was withheld.
+    /// The version at which watches receive the change, which is later if it was withheld.
     pub(super) published: u64,
     pub(super) resource: Resource,
     pub(super) key: Key,
@@ -27,17 +27,17 @@ pub(super) struct Change {
 pub(super) struct Watch {
     pub(super) resource: Resource,
     pub(super) selector: Selector,
-    /// It is sent the changes after this version.
+    /// The watch receives the changes after this version.
     pub(super) after: u64,
-    /// Whether it resumes from a version that its client has seen. Withheld changes are not among those that the client has seen,
-    /// but they are in the list with which any other watch begins.
+    /// Whether the watch resumes from a version that its client has seen. Such a client has not seen withheld changes. Any
+    /// other watch begins with a list that contains them.
     pub(super) resumed: bool,
-    /// Whether it asked for bookmarks.
+    /// Whether the client asked for bookmarks.
     pub(super) bookmarks: bool,
     pub(super) sender: mpsc::UnboundedSender<Item>,
 }
 
-/// What a watch is to be sent.
+/// What a watch receives.
 #[derive(Debug)]
 pub(super) enum Item {
     Event(&'static str, Arc<Value>),
@@ -48,7 +48,7 @@ pub(super) enum Item {
 /// Where a watch begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Start {
-    /// With what is there, as ADDED events, and a bookmark after them if `mark_end`.
+    /// With the existing objects, as ADDED events, followed by a bookmark if `mark_end`.
     Everything { mark_end: bool },
     /// With the next change.
     Now,
@@ -57,8 +57,8 @@ pub(super) enum Start {
 }
 
 impl Watch {
-    /// Sends the event that a change is to this watch, if any: an object that comes to match its selector is added to
-    /// it, one that ceases to match is deleted from it. Sending fails only to a client that is gone.
+    /// Sends the event that a change means for this watch, if any. An object that starts to match the selector is added; one
+    /// that stops to match is deleted. Sending fails only if the client is gone.
     pub(super) fn send(&self, change: &Change) {
         let at = if self.resumed { change.published } else { change.version };
         if change.resource != self.resource || at <= self.after {

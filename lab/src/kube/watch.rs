@@ -1,4 +1,4 @@
-//! The answer to a watch: a stream of one JSON document per line that lasts until the client or `timeoutSeconds` ends it.
+//! The answer to a watch: a stream of one JSON document per line, until the client or `timeoutSeconds` ends it.
 
 use std::io;
 use std::sync::Arc;
@@ -74,7 +74,7 @@ pub(super) struct WatchStream {
     pub(super) bookmarks: Option<Interval>,
 }
 
-/// The store's side of a watch, which ends when the client's does.
+/// The store's side of a watch, which ends with the client's side.
 pub(super) struct Registration {
     pub(super) state: Arc<State>,
     pub(super) watch: u64,
@@ -87,7 +87,7 @@ impl Drop for Registration {
     }
 }
 
-/// The timer of periodic bookmarks, whose first tick is one interval away.
+/// Returns the timer of periodic bookmarks, whose first tick is one interval away.
 pub(super) fn bookmark_timer(every: Duration) -> Interval {
     let mut timer = tokio::time::interval_at(Instant::now() + every, every);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -111,15 +111,14 @@ impl WatchStream {
                 () = at(self.deadline) => return None,
                 item = self.receiver.recv() => item,
                 () = tick(&mut self.bookmarks) => {
-                    // Through the queue, so that no bookmark overtakes an event that it covers.
+                    // Sent through the queue, so that no bookmark overtakes an event that it covers.
                     self.registration.state.store().bookmark(self.registration.watch);
                     continue;
                 }
             };
             let Some(item) = item else {
-                // The server took the watch away because it is cutting the connection. An end of the stream now could
-                // still reach the client, as a clean one; and a connection that is so new that it was not cut must not
-                // stay open without its watch.
+                // The server removed the watch because it is cutting the connection. If the stream ended now, the client could
+                // still receive a clean end. A connection that was too new to be cut must not stay open without its watch.
                 return Some(Err(io::ErrorKind::ConnectionReset.into()));
             };
             unstalled(&mut self.stall).await;
@@ -140,7 +139,8 @@ impl WatchStream {
     }
 }
 
-/// A watch that could not begin: an answer of 200 whose only event is the error, as a real server's watch cache gives.
+/// Returns the answer to a watch that could not begin: status 200 and the error as the only event, as from a real server's
+/// watch cache.
 pub(super) fn error_response(error: &ApiError) -> Response<Body> {
     stream_response(full(event_line("ERROR", &error.object())))
 }

@@ -1,31 +1,31 @@
-//! What can go wrong with namespaces.
+//! Errors of network namespaces.
 
 use std::io;
 use std::net::Ipv4Addr;
 
-/// Why a namespace, a node or a pod could not be made or used.
+/// Why a namespace, a node or a pod could not be created or used.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// A system call failed.
     #[error("namespace {label}: cannot {action}: {source}")]
     Namespace {
-        /// Which namespace.
+        /// The label of the namespace.
         label: String,
         /// What was tried.
         action: String,
-        /// What the system said.
+        /// The error from the system.
         source: io::Error,
     },
-    /// A program that was run inside ended with an error.
+    /// A program that was run inside failed.
     #[error("namespace {label}: `{command}` ended with {status}: {stderr}")]
     Command {
-        /// Which namespace.
+        /// The label of the namespace.
         label: String,
-        /// What was run.
+        /// The command.
         command: String,
-        /// How it ended.
+        /// The exit status.
         status: std::process::ExitStatus,
-        /// What it said.
+        /// The standard error of the program.
         stderr: String,
     },
     /// A pod cannot have this address.
@@ -33,7 +33,7 @@ pub enum NodeError {
     Address {
         /// The address.
         ip: Ipv4Addr,
-        /// What stands against it.
+        /// Why the address cannot be used.
         why: &'static str,
     },
     /// The interface's name is longer than the kernel allows.
@@ -41,13 +41,13 @@ pub enum NodeError {
     InterfaceName(String),
 }
 
-/// Why namespaces cannot be made here: the text of a skipped test.
+/// Why namespaces cannot be created here, as the text of a skipped test.
 #[derive(Debug, thiserror::Error)]
 pub enum Unavailable {
     /// A program is not installed.
     #[error("the program `{0}` is not installed")]
     Program(&'static str),
-    /// The kernel refuses, or lacks something.
+    /// The kernel does not permit it, or lacks a feature.
     #[error("network namespaces cannot be made (run as root, or allow unprivileged user namespaces): {0}")]
     Refused(#[from] NodeError),
 }

@@ -1,4 +1,4 @@
-//! One network namespace without a name.
+//! An unnamed network namespace.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -22,19 +22,19 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Makes one. The label is for messages only.
+    /// Creates a namespace. The label is for messages only.
     ///
     /// # Errors
-    /// If this process may not, or `ip` is missing.
+    /// If this process is not permitted to, or `ip` is missing.
     pub fn new(label: &str) -> Result<Self, NodeError> {
-        // Only the calling thread moves, and this one ends here.
+        // Only the calling thread changes its namespace, and it ends here.
         let fd = on_a_thread(label, || {
             unshare(CloneFlags::CLONE_NEWNET)?;
             File::open("/proc/thread-self/ns/net").map(OwnedFd::from)
         })?
         .map_err(failed(label, "make it"))?;
         let ns = Self { label: label.to_owned(), fd: Arc::new(fd) };
-        // The kernel may have handed down what the machine has set.
+        // The kernel may have copied the machine's settings.
         for (sysctl, value) in [
             ("net/ipv6/conf/all/disable_ipv6", "0"),
             ("net/ipv6/conf/default/disable_ipv6", "0"),
@@ -49,13 +49,13 @@ impl Netns {
         Ok(ns)
     }
 
-    /// A path to the namespace for `nsenter --net=` and `ip link set … netns`; valid for other processes too, as long
-    /// as this one lives.
+    /// Returns a path to the namespace for `nsenter --net=` and `ip link set … netns`. It is valid for other processes, too, as
+    /// long as this one runs.
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.fd.as_raw_fd())
     }
 
-    /// What a human writes in front of a command to run it inside, from any terminal of this user.
+    /// Returns the command prefix with which a person runs a command inside, from any terminal of this user.
     pub fn enter(&self) -> String {
         if in_user_namespace() {
             format!("nsenter --user --preserve-credentials -t {} --net={}", std::process::id(), self.path())
@@ -64,16 +64,16 @@ impl Netns {
         }
     }
 
-    /// What a human types to get a shell inside.
+    /// Returns the command with which a person gets a shell inside.
     pub fn enter_hint(&self) -> String {
         format!("{} -- bash    # {}", self.enter(), self.label)
     }
 
-    /// Runs a closure on a fresh thread inside and waits for it. Sockets that it makes stay in the namespace wherever
-    /// they are used later, and threads that it starts are inside too. A panic of the closure is passed on.
+    /// Runs a closure on a new thread inside the namespace, and waits for it. Sockets that it creates stay in the namespace
+    /// wherever they are used later, and threads that it starts are inside, too. A panic of the closure is propagated.
     ///
     /// # Errors
-    /// If the namespace cannot be entered; the closure does not run then.
+    /// If the namespace cannot be entered; then the closure does not run.
     pub fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> Result<T, NodeError> {
         let fd = Arc::clone(&self.fd);
         on_a_thread(&self.label, move || {
@@ -83,11 +83,11 @@ impl Netns {
         .map_err(failed(&self.label, "enter it"))
     }
 
-    /// As [`Netns::run`], with an empty `/run` besides: what programs that it starts lock there, like the `xtables.lock` of
-    /// iptables, is not the machine's.
+    /// Runs a closure like [`Netns::run`], but with an empty `/run`, so that lock files of the programs that it starts, such as
+    /// the `xtables.lock` of iptables, are not the machine's.
     ///
     /// # Errors
-    /// If the namespace cannot be entered, or no mount namespace can be made; the closure does not run then.
+    /// If the namespace cannot be entered, or no mount namespace can be created; then the closure does not run.
     pub fn run_with_own_locks<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> Result<T, NodeError> {
         let fd = Arc::clone(&self.fd);
         on_a_thread(&self.label, move || {
@@ -101,7 +101,7 @@ impl Netns {
         .map_err(failed(&self.label, "enter it with a /run of its own"))
     }
 
-    /// A listener inside, in blocking mode; for tokio, `set_nonblocking(true)` and `from_std`.
+    /// Returns a listener inside the namespace, in blocking mode. For tokio, use `set_nonblocking(true)` and `from_std`.
     ///
     /// # Errors
     /// If the address cannot be bound.
@@ -109,31 +109,31 @@ impl Netns {
         self.run(move || TcpListener::bind(addr))?.map_err(failed(&self.label, &format!("listen on {addr}")))
     }
 
-    /// A connection from inside, in blocking mode.
+    /// Returns a connection from inside the namespace, in blocking mode.
     ///
     /// # Errors
-    /// As `TcpStream::connect_timeout`, or if the namespace cannot be entered.
+    /// As for `TcpStream::connect_timeout`, or if the namespace cannot be entered.
     pub fn connect(&self, addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
         self.run(move || TcpStream::connect_timeout(&addr, timeout)).map_err(io::Error::other)?
     }
 
-    /// A command that will run inside. It is the program's own process that is started, so `kill` reaches it. End it
-    /// before the test ends: a process that stays keeps its namespace.
+    /// Returns a command that will run inside the namespace. It starts the program's own process, so that `kill` reaches it.
+    /// End it before the test ends, because a process that stays keeps its namespace.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.env("PATH", path_variable()).arg(format!("--net={}", self.path())).arg("--").arg(program);
         command
     }
 
-    /// As [`Netns::command`], for tokio.
+    /// Returns a command like [`Netns::command`], for tokio.
     pub fn tokio_command(&self, program: &str) -> tokio::process::Command {
         self.command(program).into()
     }
 
-    /// Runs a shell script inside (`sh -e`) and returns what it wrote to its standard output.
+    /// Runs a shell script inside the namespace (`sh -e`), and returns its standard output.
     ///
     /// # Errors
-    /// If it ends with an error; the error carries its standard error.
+    /// If the script fails; the error contains its standard error.
     pub fn sh(&self, script: &str) -> Result<String, NodeError> {
         let mut command = self.command("sh");
         let output =
@@ -141,7 +141,8 @@ impl Netns {
         self.stdout_of(script, &output)
     }
 
-    /// Runs `ip` inside with one command on each line, all in one process: it is most of what making a node costs.
+    /// Runs `ip` inside the namespace with one command per line, all in one process, because starting processes is most of the
+    /// cost of creating a node.
     pub(super) fn ip_batch(&self, commands: &str) -> Result<(), NodeError> {
         let action = "run `ip -batch -`";
         let mut child = self
@@ -152,10 +153,10 @@ impl Netns {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(failed(&self.label, action))?;
-        // Dropped when it is written: that is the end of the batch.
+        // Dropping the pipe after the write ends the batch.
         let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(commands.as_bytes()));
         let output = child.wait_with_output().map_err(failed(&self.label, action))?;
-        // Where `ip` could not even start, its own words say more than our broken pipe.
+        // If `ip` could not start, its own message says more than our broken pipe.
         self.stdout_of(commands.trim_end(), &output)?;
         written.map_err(failed(&self.label, action))
     }
@@ -180,8 +181,8 @@ impl Netns {
     }
 }
 
-/// Runs a closure on a thread that ends with it, so that no pool ever gets a thread back that is elsewhere. The outer
-/// error: no thread could be made.
+/// Runs a closure on a thread that ends with it, so that no thread in another namespace returns to a pool. The outer error
+/// means that no thread could be created.
 fn on_a_thread<T: Send + 'static>(label: &str, f: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<io::Result<T>, NodeError> {
     let thread = std::thread::Builder::new().name(format!("netns-{label}")).spawn(f).map_err(failed(label, "start a thread"))?;
     Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))

@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails where an unwrap does")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap fails the test")]
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -11,7 +11,7 @@ use super::*;
 const LIMIT: Duration = Duration::from_secs(5);
 const PORT: u16 = 8181;
 
-/// The peer address and the local address that a listener sees of a connection that `client` makes to `target`.
+/// Returns the peer and local addresses that a listener sees when `client` connects to `target`.
 fn seen_by(listener: TcpListener, client: &Netns, target: SocketAddr) -> io::Result<(IpAddr, SocketAddr)> {
     let _client = client.connect(target, LIMIT)?;
     let (accepted, peer) = listener.accept()?;
@@ -22,7 +22,7 @@ fn interfaces(ns: &Netns) -> String {
     ns.sh("ip -o link | cut -d: -f2").unwrap()
 }
 
-/// The namespaces that this process holds open.
+/// Returns the namespaces that this process holds open.
 fn open_namespaces() -> HashSet<String> {
     let links = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
     links.map(|link| link.to_string_lossy().into_owned()).filter(|link| link.starts_with("net:")).collect()
@@ -32,7 +32,7 @@ fn identity(ns: &Netns) -> String {
     ns.sh("readlink /proc/self/ns/net").unwrap().trim().to_owned()
 }
 
-/// Waits for a condition and returns whether it came true in time.
+/// Waits for a condition, and returns whether it became true in time.
 fn eventually(mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + LIMIT;
     while !condition() {
@@ -175,7 +175,7 @@ fn a_dropped_pod_is_gone_and_its_address_is_free() {
     assert!(matches!(node.add_pod_with(taken), Err(NodeError::Address { .. })));
     assert!(matches!(node.add_pod_with(PodOptions { ip: Some(node.ip()), ..taken }), Err(NodeError::Address { .. })));
 
-    // A socket from inside keeps the namespace alive, but not the pod.
+    // A socket that was opened inside keeps the namespace alive, but not the pod.
     let listener = node.ns().tcp_listener(target).unwrap();
     let _still_open = pod.connect(target, LIMIT).unwrap();
     drop(pod);
@@ -191,7 +191,7 @@ fn a_dropped_pod_is_gone_and_its_address_is_free() {
 
     let members = [node.ns(), second.ns(), third.ns()];
     let namespaces = members.map(identity);
-    // As long as something is in them, no other test's namespace can get their numbers.
+    // While something runs in them, no other test's namespace can get their numbers.
     let _alive = members.map(|ns| ns.tcp_listener(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap());
     assert!(namespaces.iter().all(|namespace| open_namespaces().contains(namespace)));
     drop((second, third, node));
@@ -221,7 +221,7 @@ fn nodes_with_the_same_addresses_live_side_by_side() {
 }
 
 #[test]
-fn an_error_of_a_script_says_what_and_why() {
+fn a_script_error_names_the_command_and_the_reason() {
     if !available_or_skip() {
         return;
     }
@@ -232,7 +232,7 @@ fn an_error_of_a_script_says_what_and_why() {
     assert!(ns.enter_hint().contains(&ns.path()));
 }
 
-/// What this test program says when one of its ignored tests runs alone in a process of its own.
+/// Runs one of this test program's ignored tests alone, in a process of its own.
 fn helper(program: &str, leading: &[&str], test: &str) -> Command {
     let mut words = leading.iter().copied().chain([program, "--ignored", "--exact", "--nocapture", test]);
     let mut command = Command::new(words.next().unwrap());
@@ -245,7 +245,7 @@ fn a_killed_process_leaves_nothing() {
     if !available_or_skip() {
         return;
     }
-    // The other process ties its namespace to ours by a veth. When its namespace goes, so does our end.
+    // The other process connects its namespace to ours by a veth. When its namespace disappears, so does our end.
     let witness = Netns::new("witness").unwrap();
     let program = std::env::current_exe().unwrap();
     let mut child = helper(program.to_str().unwrap(), &[], "node::tests::helper_that_waits_to_be_killed")
@@ -257,7 +257,7 @@ fn a_killed_process_leaves_nothing() {
     let tied = eventually(|| interfaces(&witness).contains("tied"));
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(tied, "the helper did not get as far");
+    assert!(tied, "the helper did not create the veth");
     assert!(eventually(|| !interfaces(&witness).contains("tied")), "the namespace outlived its process");
 }
 
@@ -268,12 +268,12 @@ fn helper_that_waits_to_be_killed() {
     let node = Node::with_imds().unwrap();
     let _pod = node.add_pod("a").unwrap();
     node.ns().sh(&format!("ip link add mine type veth peer name tied netns {witness}")).unwrap();
-    // Ends by itself if the other test is no more.
+    // Ends by itself if the other test has ended.
     let _ = io::stdin().read(&mut [0]);
 }
 
 #[test]
-fn without_root_a_user_namespace_does() {
+fn a_user_namespace_replaces_root() {
     if !available_or_skip() {
         return;
     }
@@ -288,7 +288,7 @@ fn without_root_a_user_namespace_does() {
     if !allowed.status.success() {
         return skip(format!("no user namespaces: {}", String::from_utf8_lossy(&allowed.stderr)));
     }
-    // The program may stand where only root can read it.
+    // The program may be in a directory that only root can read.
     let copy = std::env::temp_dir().join(format!("rolegate-lab-node-test-{}", std::process::id()));
     std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
     let output = helper(copy.to_str().unwrap(), &nobody, "node::tests::helper_without_root").output();
@@ -303,11 +303,11 @@ fn without_root_a_user_namespace_does() {
 fn helper_without_root() {
     let uid_before = nix::unistd::geteuid();
     if uid_before.is_root() {
-        // In the user namespace: the second run.
+        // The second run, in the user namespace.
         assert!(std::fs::read_to_string("/proc/self/uid_map").unwrap().contains("65534"));
     }
     reexec_in_user_namespace_if_needed().unwrap();
-    assert!(uid_before.is_root(), "somebody could make namespaces without being root");
+    assert!(uid_before.is_root(), "a process without root could create namespaces");
     // `lo` is up.
     let own = TcpListener::bind("127.0.0.1:0").unwrap();
     std::net::TcpStream::connect(own.local_addr().unwrap()).unwrap();

@@ -1,25 +1,25 @@
-//! The answers in a stream of bytes.
+//! Parses the answers in a stream of bytes.
 //!
-//! RFC 9112, read strictly: a server under test that answers in any other way is to be noticed, not understood.
+//! RFC 9112, read strictly: if the server under test answers in any other way, the test must notice it, not tolerate it.
 
-/// One final answer. Interim ones (100 to 199, but 101) are left out.
+/// One final answer. Interim answers (100 to 199, except 101) are skipped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     /// The status code.
     pub status: u16,
-    /// Names as they were sent, and values, in order.
+    /// Header names as they were sent, and values, in order.
     pub headers: Vec<(String, String)>,
-    /// The body, without chunks.
+    /// The body, without the framing of chunks.
     pub body: Vec<u8>,
 }
 
-/// What a piece of the stream is.
+/// The result of parsing a piece of the stream.
 enum Step {
-    /// An answer and its length in bytes. `None`: an interim answer.
+    /// A complete answer and its length in bytes; `None` for an interim answer.
     Whole(Option<Response>, usize),
-    /// Not all of it is here yet.
+    /// An incomplete answer.
     Partial,
-    /// Not an HTTP answer.
+    /// Bytes that are not an HTTP answer.
     Wrong,
 }
 
@@ -30,7 +30,7 @@ struct Head {
 }
 
 impl Response {
-    /// The first header of this name, in any case.
+    /// Returns the first header of this name, ignoring case.
     pub fn header(&self, name: &str) -> Option<&str> {
         header(&self.headers, name)
     }
@@ -41,8 +41,8 @@ impl Response {
     }
 }
 
-/// The methods of the requests in what was sent, as far as they can be told apart: only HEAD and CONNECT matter, as
-/// their answers have no body. Bytes that are no request are taken for the end.
+/// Returns the methods of the requests that were sent, as far as they can be separated. Only HEAD and CONNECT matter, because
+/// their answers have no body. Bytes that are not a request end the list.
 pub(super) fn methods(mut sent: &[u8]) -> Vec<String> {
     let mut methods = Vec::new();
     while let Some(end) = find(sent, b"\r\n\r\n") {
@@ -68,7 +68,7 @@ pub(super) fn methods(mut sent: &[u8]) -> Vec<String> {
     methods
 }
 
-/// The answers in what was received, and how many bytes they take. `closed`: nothing more will come.
+/// Returns the answers in what was received, and how many bytes they take. `closed` says that nothing more will arrive.
 pub(super) fn responses(received: &[u8], methods: &[String], closed: bool) -> (Vec<Response>, usize) {
     let mut responses = Vec::new();
     let mut at = 0;
@@ -146,7 +146,7 @@ fn split_header(line: &str) -> Option<(String, String)> {
     valid.then(|| (name.to_owned(), value.trim_matches([' ', '\t']).to_owned()))
 }
 
-/// A chunked body and its length as sent; `Some(None)`: not all of it is here yet; `None`: it is not one.
+/// Returns a chunked body and its length as sent; `Some(None)` if it is incomplete, and `None` if it is not a chunked body.
 #[allow(clippy::option_option, reason = "three cases for two callers in this file")]
 fn dechunk(bytes: &[u8]) -> Option<Option<(Vec<u8>, usize)>> {
     let mut body = Vec::new();
@@ -184,7 +184,7 @@ fn dechunk(bytes: &[u8]) -> Option<Option<(Vec<u8>, usize)>> {
     }
 }
 
-/// A number that is nothing but digits: no sign, no spaces.
+/// Parses a number that consists of digits only, without a sign or spaces.
 fn digits(text: &str, radix: u32) -> Option<usize> {
     text.chars().all(|c| c.is_digit(radix)).then(|| usize::from_str_radix(text, radix).ok())?
 }

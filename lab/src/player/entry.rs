@@ -2,37 +2,37 @@
 
 use serde::Deserialize;
 
-/// One raw request, or several on one connection, with the outcomes that are right.
+/// One or more raw requests on one connection, with their correct outcomes.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
-    /// Unique in the corpus.
+    /// The entry's ID, unique in the corpus.
     pub id: String,
-    /// What the entry is about: `base`, `token`, `role`, `path`, `frame`, …
+    /// The subject of the entry: `base`, `token`, `role`, `path`, `frame`, …
     pub category: String,
-    /// The bytes, with placeholders; each character is one byte (latin-1).
+    /// The bytes to send, with placeholders. Each character is one byte (latin-1).
     pub raw_request: String,
     /// The best outcome.
     pub expect: Expect,
     /// Other outcomes that are safe.
     pub also_ok: Vec<Expect>,
-    /// Under which setting of `--imds-tokens` it holds.
+    /// The setting of `--imds-tokens` that the entry applies to.
     pub mode: Mode,
-    /// More answers than this mean that bytes were taken for a request that are none.
+    /// The maximum number of answers. More mean that other bytes were parsed as a request.
     pub max_responses: usize,
-    /// What goes wrong where it fails.
+    /// What goes wrong if the entry fails.
     pub why: String,
-    /// Where that is known from.
+    /// The source of this knowledge.
     pub evidence: String,
 }
 
-/// An outcome, as seen by the pod. Of several answers on one connection, the last one counts.
+/// An outcome as the pod sees it. Of several answers on one connection, the last one counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Expect {
-    /// 200, and nothing but the own role's name or credentials.
+    /// 200, with the name or credentials of the pod's own role and nothing else.
     CredentialsOfOwnRole,
-    /// A normal 200: a token was issued, or it is allow-listed metadata.
+    /// An ordinary 200 with a token or allow-listed metadata.
     Passthrough,
     /// 4xx or 5xx, without data.
     Denied,
@@ -44,10 +44,10 @@ pub enum Expect {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Either.
+    /// Either setting.
     Any,
     /// `optional`: IMDSv1 is served.
     V1,
-    /// `required`: only IMDSv2 is.
+    /// `required`: only IMDSv2 is served.
     V2,
 }

@@ -1,4 +1,4 @@
-//! Sending bytes and waiting for what comes back.
+//! Sends bytes, and waits for the answers.
 
 use std::borrow::Borrow;
 use std::io::{self, ErrorKind, Read, Write};
@@ -7,58 +7,58 @@ use std::time::{Duration, Instant};
 
 use super::answer::{self, Response};
 
-/// More than this is not read: no answer of the metadata protocol is near it.
+/// The maximum number of bytes that are read. No answer of the metadata protocol is nearly as large.
 const RAW_MAX: usize = 8 << 20;
-/// What [`request`] says in `Host` unless told otherwise.
+/// The `Host` header of [`request`] by default.
 const HOST: &str = "169.254.169.254";
 
-/// When to stop listening.
+/// When to stop reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlayLimits {
-    /// How many answers are awaited. One more is noticed.
+    /// The number of answers to wait for. One more is detected.
     pub max_responses: usize,
-    /// How long they may take, all together.
+    /// The time for all answers together.
     pub answer: Duration,
-    /// How long to listen for more when they are here, and for the end of the connection when they are not and our
-    /// side of it was ended.
+    /// How long to wait for more once all answers have arrived, or for the end of the connection if they have not and we have
+    /// closed our side.
     pub quiet: Duration,
 }
 
 /// What came back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transcript {
-    /// Every byte.
+    /// All bytes.
     pub raw: Vec<u8>,
-    /// The whole answers in them, without interim ones.
+    /// The complete answers in these bytes, without interim ones.
     pub responses: Vec<Response>,
-    /// The bytes after the last whole answer: part of one, or something that is not HTTP.
+    /// The bytes after the last complete answer: part of an answer, or something that is not HTTP.
     pub rest: Vec<u8>,
-    /// The server closed the connection, by itself.
+    /// Whether the server closed the connection by itself.
     pub closed: bool,
-    /// Too few answers came in time, so that we ended our side of the connection, and then the server closed it: it
-    /// had been waiting for the rest of a request.
+    /// Whether the server closed the connection only after we closed our side, because too few answers arrived in time: it had
+    /// been waiting for the rest of a request.
     pub closed_after_our_end: bool,
 }
 
 impl Default for PlayLimits {
-    /// One answer within five seconds, then a tenth of a second of quiet.
+    /// Allows one answer within five seconds, then a tenth of a second of quiet.
     fn default() -> Self {
         Self { max_responses: 1, answer: Duration::from_secs(5), quiet: Duration::from_millis(100) }
     }
 }
 
 impl PlayLimits {
-    /// The defaults, for a number of answers ([`Entry::max_responses`](super::Entry::max_responses)).
+    /// Returns the defaults for a number of answers ([`Entry::max_responses`](super::Entry::max_responses)).
     pub fn answers(max_responses: usize) -> Self {
         Self { max_responses, ..Self::default() }
     }
 }
 
-/// Writes `bytes` and reads until the server closes, one answer too many is here, or nothing more comes. A server that
-/// closes before it has read everything is no error.
+/// Writes `bytes`, and reads until the server closes the connection, one answer too many arrives, or nothing more comes. It is
+/// no error if the server closes before it has read everything.
 ///
 /// # Errors
-/// If the stream fails in any other way than by being closed.
+/// If the stream fails in any way other than by being closed.
 pub fn play(stream: impl Borrow<TcpStream>, bytes: &[u8], limits: PlayLimits) -> io::Result<Transcript> {
     let mut stream = stream.borrow();
     let methods = answer::methods(bytes);
@@ -98,11 +98,11 @@ pub fn play(stream: impl Borrow<TcpStream>, bytes: &[u8], limits: PlayLimits) ->
     Ok(Transcript { rest: raw[consumed..].to_vec(), raw, responses, closed: closed && !ended, closed_after_our_end: closed && ended })
 }
 
-/// Sends one request without a body and returns its answer; the connection can be used again. `Host` is the metadata
-/// address unless `headers` has another.
+/// Sends one request without a body, and returns its answer. The connection can be used again. `Host` is the metadata address
+/// unless `headers` contains another.
 ///
 /// # Errors
-/// If no whole answer comes within ten seconds, or something comes that is not exactly one.
+/// If no complete answer arrives within ten seconds, or if the answer is not exactly one.
 pub fn request(stream: impl Borrow<TcpStream>, method: &str, target: &str, headers: &[(&str, &str)]) -> io::Result<Response> {
     let host = [("Host", HOST)];
     let default = if headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) { &[][..] } else { &host };
@@ -136,7 +136,7 @@ pub fn request(stream: impl Borrow<TcpStream>, method: &str, target: &str, heade
     }
 }
 
-/// Reads what is here, or waits for it. `true`: the server closed the connection.
+/// Reads what has arrived, or waits for it. Returns `true` if the server closed the connection.
 fn read_some(mut stream: &TcpStream, patience: Duration, raw: &mut Vec<u8>) -> io::Result<bool> {
     let mut buffer = [0; 16 * 1024];
     stream.set_read_timeout(Some(patience.max(Duration::from_millis(1))))?;

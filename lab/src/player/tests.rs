@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails where an unwrap does")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap fails the test")]
 
 mod verdict;
 
@@ -10,19 +10,19 @@ use super::*;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 
-/// What a canned server does when its answer is out.
+/// What a canned server does after its answer.
 #[derive(Clone, Copy, PartialEq)]
 enum Then {
     Close,
-    /// Closes with what was sent still unread, which resets the connection.
+    /// Closes the connection without reading the rest, which resets it.
     Reset,
-    /// Waits for the client's end.
+    /// Waits until the client closes its side.
     Wait,
     /// Neither closes nor reads.
     Sleep,
 }
 
-/// A connection to a server that reads some bytes, sends pieces with pauses, and then does one thing.
+/// Connects to a server that reads some bytes, sends pieces with pauses, and then does one thing.
 fn canned(pieces: &[&[u8]], then: Then) -> TcpStream {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -74,7 +74,7 @@ fn entry(request: &str, expect: Expect, also_ok: &[Expect]) -> Entry {
     }
 }
 
-/// What [`played`] would give for this answer on a connection that is then closed.
+/// Returns what [`played`] would give for this answer on a connection that is then closed.
 fn transcript(raw: &str) -> Transcript {
     let (responses, consumed) = answer::responses(raw.as_bytes(), &[], true);
     Transcript { raw: raw.into(), rest: raw.as_bytes()[consumed..].to_vec(), responses, closed: true, closed_after_our_end: false }
@@ -102,7 +102,7 @@ fn chunks_make_a_body() {
 }
 
 #[test]
-fn the_end_of_the_connection_ends_a_body_without_a_length() {
+fn closing_the_connection_ends_a_body_without_a_length() {
     let got = played(GET, b"HTTP/1.0 200 OK\r\n\r\nall of it", Then::Close, 1);
     assert_eq!(bodies(&got), ["all of it"]);
     assert!(got.closed);
@@ -124,7 +124,7 @@ fn statuses_without_a_body_and_interim_answers() {
 }
 
 #[test]
-fn methods_are_told_apart_behind_bodies() {
+fn methods_are_found_behind_bodies() {
     let methods = answer::methods(
         b"PUT / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n\
           1\r\nx\r\n0\r\n\r\nHEAD / HTTP/1.1\r\n\r\nGET /cut",
@@ -134,20 +134,20 @@ fn methods_are_told_apart_behind_bodies() {
 }
 
 #[test]
-fn an_answer_too_many_is_noticed_at_once() {
+fn an_excess_answer_is_detected_at_once() {
     let one = answer_of("200 OK", "x");
     let patient = PlayLimits { quiet: Duration::from_secs(60), ..limits(1) };
     let started = Instant::now();
     let got = play(canned(&[one.repeat(3).as_bytes()], Then::Sleep), GET, patient).unwrap();
     assert_eq!(got.responses.len(), 3);
-    // Also when it comes later, within the quiet time.
+    // It is also detected if it arrives later, within the quiet time.
     let late = play(canned(&[one.as_bytes(), one.as_bytes()], Then::Sleep), GET, patient).unwrap();
     assert_eq!(late.responses.len(), 2);
     assert!(started.elapsed() < patient.quiet);
 }
 
 #[test]
-fn a_server_that_waits_for_the_rest_is_told_that_there_is_none() {
+fn the_player_closes_its_side_if_the_server_waits_for_more() {
     let impatient = PlayLimits { answer: Duration::from_millis(100), ..limits(1) };
     let waiting = PlayLimits { quiet: Duration::from_secs(20), ..impatient };
     let waits = play(canned(&[], Then::Wait), b"GET /half", waiting).unwrap();
@@ -166,7 +166,7 @@ fn an_answer_before_a_reset_is_not_lost() {
 }
 
 #[test]
-fn what_is_not_an_answer_stays_as_the_rest() {
+fn bytes_that_are_no_answer_are_the_rest() {
     for junk in [
         "hello",
         "HTTP/2 200 OK\r\n\r\n",

@@ -1,35 +1,35 @@
-//! Whether what came back is what should have.
+//! Judges whether the answers are the expected ones.
 
 use super::answer::Response;
 use super::entry::{Entry, Expect};
 use super::play::Transcript;
 
-/// Access key ids begin with one of these: of users, of sessions.
+/// The prefixes of access key IDs: of users, and of sessions.
 const ACCESS_KEY_PREFIXES: [&str; 2] = ["AKIA", "ASIA"];
-/// What follows a prefix has at least so many characters. Session tokens are base64 and may have the prefix in them.
+/// The minimum number of characters after a prefix. Session tokens are base64 and may contain a prefix by chance.
 const ACCESS_KEY_REST_MIN: usize = 12;
-/// An error page may say this much.
+/// The maximum size of an error page, in bytes.
 const DENIED_BODY_MAX: usize = 1024;
 const TOKEN_TTL_HEADER: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 
-/// What the pod may see, and what it may never.
+/// What the pod may see, and what it must never see.
 #[derive(Debug, Clone, Default)]
 pub struct Own {
     /// The name of the pod's role.
     pub role: String,
-    /// The ids of every session of that role that the pod may be given.
+    /// The access key IDs of every session of that role that the pod may get.
     pub access_key_ids: Vec<String>,
-    /// What no byte of any answer may hold: the node's role and secrets, other pods' roles. Empty strings are ignored.
+    /// What no answer may contain: the node's role and secrets, other pods' roles. Empty strings are ignored.
     pub forbidden: Vec<String>,
 }
 
-/// Compares a transcript with an entry's outcomes. The verdict is on the last answer; that no answer holds a stranger's
-/// credentials, or anything forbidden, and that there are not too many of them, is asked of all.
+/// Compares a transcript with an entry's outcomes. The verdict is on the last answer. No answer at all may contain another
+/// role's credentials or anything forbidden, and there must not be too many answers.
 ///
-/// That the upstream saw nothing it should not have is not in a transcript: ask the fake IMDS.
+/// A transcript cannot show whether the upstream received something that it should not have: for that, ask the fake IMDS.
 ///
 /// # Errors
-/// Why not, with the entry's id and what came back.
+/// Why the verdict is negative, with the entry's ID and what came back.
 pub fn judge(entry: &Entry, transcript: &Transcript, own: &Own) -> Result<(), String> {
     let whole = String::from_utf8_lossy(&transcript.raw).into_owned();
     let fail = |why: String| {
@@ -61,7 +61,7 @@ pub fn judge(entry: &Entry, transcript: &Transcript, own: &Own) -> Result<(), St
 }
 
 impl Transcript {
-    /// What to search for things that must not be there: the bytes as they came, and the bodies without chunks.
+    /// Returns the texts in which forbidden strings are searched: the raw bytes, and the bodies without the framing of chunks.
     fn texts(&self) -> impl Iterator<Item = String> {
         let bodies = self.responses.iter().map(|response| response.body.as_slice());
         std::iter::once(self.raw.as_slice()).chain(bodies).map(|bytes| String::from_utf8_lossy(bytes).into_owned())
@@ -71,7 +71,7 @@ impl Transcript {
 fn outcome(expect: Expect, entry: &Entry, transcript: &Transcript, own: &Own) -> Result<(), String> {
     let closed = transcript.closed || transcript.closed_after_our_end;
     let last = transcript.responses.last();
-    // Fewer answers than requests: an error ends a connection, and silence is how the request after it was answered.
+    // There are fewer answers than requests: an error ends a connection, and the request after it gets no answer.
     let cut_short = transcript.responses.len() < entry.max_responses && last.is_none_or(|last| last.status < 400);
     let Some(last) = last.filter(|_| !cut_short) else {
         return match (expect, closed) {
@@ -138,7 +138,7 @@ fn denied(response: &Response, own: &Own) -> Result<(), String> {
     holds_data(response, own)
 }
 
-/// An error if the body tells the pod's role or credentials.
+/// Returns an error if the body contains the pod's role or credentials.
 fn holds_data(response: &Response, own: &Own) -> Result<(), String> {
     let text = response.text();
     if !own.role.is_empty() && text.contains(&own.role) {
@@ -150,7 +150,7 @@ fn holds_data(response: &Response, own: &Own) -> Result<(), String> {
     }
 }
 
-/// Everything that looks like an access key id, and every value of an `AccessKeyId`.
+/// Returns everything that looks like an access key ID, and every value of an `AccessKeyId`.
 fn access_key_ids(text: &str) -> impl Iterator<Item = &str> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "+/=_-".contains(c)));
     let by_look = words.filter(|word| {

@@ -1,11 +1,11 @@
-//! The documents of the AWS Query protocol: what STS answers, and how it says no.
+//! The documents of the AWS Query protocol: results and errors of STS.
 
 use std::fmt::Write as _;
 
 /// The XML namespace of the API's only version.
 const NAMESPACE: &str = "https://sts.amazonaws.com/doc/2011-06-15/";
 
-/// An error that the service answers, as AWS words it.
+/// An error that the service returns, as AWS words it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) status: u16,
@@ -62,7 +62,7 @@ impl Fault {
         Fault::new(400, "ValidationError", message)
     }
 
-    /// A parameter outside its model: the common form of STS's ValidationError.
+    /// Returns the common form of STS's ValidationError, for a parameter outside its model.
     pub(super) fn constraint(value: Option<&str>, member: &str, constraint: &str) -> Fault {
         let value = value.map_or_else(|| "null".to_owned(), |value| format!("'{value}'"));
         Fault::validation(format!("1 validation error detected: Value {value} at '{member}' failed to satisfy constraint: {constraint}"))
@@ -87,7 +87,7 @@ impl Fault {
     }
 }
 
-/// `<ActionResponse><ActionResult>…`, as every operation of the Query protocol answers.
+/// Returns `<ActionResponse><ActionResult>…`, the response of every operation of the Query protocol.
 pub(super) fn result_document(action: &str, result: &str, request_id: &str) -> String {
     let metadata = elements(&[("RequestId", request_id)]);
     format!(
@@ -96,7 +96,7 @@ pub(super) fn result_document(action: &str, result: &str, request_id: &str) -> S
     )
 }
 
-/// Elements with text in them, in this order.
+/// Returns elements with text in them, in this order.
 pub(super) fn elements(fields: &[(&str, &str)]) -> String {
     fields.iter().fold(String::new(), |mut document, (name, text)| {
         // Writing to a String cannot fail.
@@ -105,7 +105,7 @@ pub(super) fn elements(fields: &[(&str, &str)]) -> String {
     })
 }
 
-/// `document` without the element of this name, if it has one.
+/// Returns `document` without the element of this name, if it has one.
 pub(super) fn without_element(document: &str, name: &str) -> String {
     let close = format!("</{name}>");
     let found = document.find(&format!("<{name}>")).zip(document.find(&close).map(|position| position + close.len()));
@@ -121,7 +121,7 @@ fn escape(text: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&apos;"),
-            // XML 1.0 has no way to write control characters.
+            // XML 1.0 cannot represent control characters.
             other if other.is_control() => escaped.push('?'),
             other => escaped.push(other),
         }

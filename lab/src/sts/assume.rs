@@ -1,11 +1,11 @@
-//! AssumeRole's parameters and their bounds, worded as STS words them.
+//! The parameters of AssumeRole and their bounds, with STS's own error texts.
 
 use std::time::Duration;
 
 use super::answer::Fault;
 use super::model::{Identity, Role};
 
-/// A session without a stated duration, and the most that a chained one may have.
+/// The lifetime of a session without a stated duration, and the maximum lifetime of a chained one, in seconds.
 const HOUR: u32 = 3600;
 const SHORTEST: u32 = 900;
 const LONGEST: u32 = 43_200;
@@ -23,7 +23,7 @@ impl Form {
         Some(value)
     }
 
-    /// `Tags.member.N.Key` and `.Value`, by ascending N.
+    /// Returns `Tags.member.N.Key` and `.Value`, by ascending N.
     pub(super) fn tags(&self) -> Vec<(String, String)> {
         let mut tags: Vec<(u32, String, String)> = self
             .0
@@ -40,7 +40,7 @@ impl Form {
     }
 }
 
-/// AssumeRole's parameters, each within its model.
+/// The parameters of AssumeRole, each within its model.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) role_arn: String,
@@ -63,7 +63,7 @@ impl Request {
         Ok(request)
     }
 
-    /// Whether the role's trust policy and limits let this caller have the session.
+    /// Checks whether the role's trust policy and limits let this caller have the session.
     pub(super) fn authorize(&self, caller: &Identity, role: Option<&Role>) -> Result<(), Fault> {
         let role = role
             .filter(|role| role.trusts(caller))
@@ -84,7 +84,8 @@ impl Request {
         Ok(())
     }
 
-    /// The source identity of the session: the caller's own stays through role chaining, and needs permission again at each step.
+    /// Returns the source identity of the session. The caller's own is kept through role chaining, and needs permission again
+    /// at each step.
     pub(super) fn source_identity_of_session(&self, caller: &Identity) -> Option<String> {
         caller.source_identity.clone().or_else(|| self.source_identity.clone())
     }
@@ -140,7 +141,7 @@ fn tags(tags: &[(String, String)]) -> Result<(), Fault> {
     Ok(())
 }
 
-/// A required member of `shortest..=longest` characters.
+/// Returns a required member of `shortest..=longest` characters.
 fn bounded<'a>(value: Option<&'a str>, member: &str, shortest: usize, longest: usize) -> Result<&'a str, Fault> {
     let value = value.ok_or_else(|| Fault::constraint(None, member, "Member must not be null"))?;
     let length = value.chars().count();
@@ -155,7 +156,7 @@ fn bounded<'a>(value: Option<&'a str>, member: &str, shortest: usize, longest: u
     Err(Fault::constraint(Some(value), member, &constraint))
 }
 
-/// ASCII word characters and `others`; the pattern is for the message.
+/// Checks that a value consists of ASCII word characters and `others`. The pattern is for the message.
 fn matching(value: &str, member: &str, others: &str, pattern: &str) -> Result<String, Fault> {
     if value.chars().all(|c| is_word(c) || others.contains(c)) {
         return Ok(value.to_owned());
@@ -168,7 +169,7 @@ fn is_word(character: char) -> bool {
     character.is_ascii_alphanumeric() || character == '_'
 }
 
-/// `arn:PARTITION:iam::123456789012:role/optional/path/NAME`.
+/// Returns whether this has the form `arn:PARTITION:iam::123456789012:role/optional/path/NAME`.
 fn is_role_arn(arn: &str) -> bool {
     let parts: Vec<&str> = arn.splitn(6, ':').collect();
     let ["arn", partition, "iam", "", account, resource] = parts[..] else {

@@ -1,24 +1,24 @@
-//! The credentials that the fake STS gives out: unique, reproducible, and telling the role they belong to.
+//! The credentials that the fake STS issues: unique, reproducible, and recognizable as those of their role.
 
 use jiff::{SignedDuration, Timestamp};
 
 use super::model::{Caller, Identity, Issued, Token, account_of, partition_of, unique_id};
 use super::signature::sha256;
 
-/// Session tokens of AWS have several hundred characters.
+/// The length of session tokens. Those of AWS have several hundred characters.
 const TOKEN_LENGTH: usize = 480;
 
-/// A new session: what the client gets, and what the service keeps to know it again.
+/// A new session: what the client gets, and what the service keeps to recognize it.
 pub(super) struct Session {
     pub(super) issued: Issued,
     pub(super) caller: Caller,
 }
 
 impl Session {
-    /// The session number `number` of this service.
+    /// Creates session number `number` of this service.
     pub(super) fn new(role_arn: &str, session_name: &str, number: u64, now: Timestamp, lifetime: SignedDuration) -> Session {
         let name = role_arn.rsplit('/').next().unwrap_or_default();
-        // STS gives whole seconds.
+        // STS uses whole seconds.
         let second = now.as_second().saturating_add(lifetime.as_secs());
         let expires_at = Timestamp::from_second(second).unwrap_or(Timestamp::MAX);
         let issued = Issued {
@@ -47,7 +47,7 @@ impl Session {
         Session { issued, caller }
     }
 
-    /// The session with this source identity.
+    /// Sets the session's source identity.
     pub(super) fn identified(mut self, source_identity: Option<String>) -> Session {
         self.caller.identity.source_identity.clone_from(&source_identity);
         self.issued.source_identity = source_identity;
@@ -55,7 +55,7 @@ impl Session {
     }
 }
 
-/// `ASIA`, eight letters of the role's name and eight digits.
+/// Returns `ASIA`, eight letters of the role's name and eight digits.
 fn access_key_id(role_name: &str, number: u64) -> String {
     let letters: String = role_name.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_uppercase()).take(8).collect();
     format!("ASIA{letters:X<8}{number:08}")

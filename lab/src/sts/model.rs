@@ -1,4 +1,4 @@
-//! What the fake STS knows: roles, callers, behaviours; and what it tells: calls and issued credentials.
+//! The inputs of the fake STS (roles, callers, behaviours) and its records (calls and issued credentials).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use super::signature::sha256;
 
-/// The role of the node's instance profile, which roles trust unless they say otherwise.
+/// The role of the node's instance profile. Roles trust it by default.
 pub const NODE_ROLE_ARN: &str = "arn:aws:iam::111122223333:role/NODE-ROLE-MUST-NEVER-LEAK";
 
 /// A role that can be assumed, with the part of its trust policy that matters here.
@@ -23,7 +23,8 @@ pub struct Role {
 }
 
 impl Role {
-    /// A role that trusts the node role, for source identities too, without an external id, with IAM's default limit of one hour.
+    /// Creates a role that trusts the node role, including for source identities, without an external ID, and with IAM's
+    /// default limit of one hour.
     pub fn new(arn: impl Into<String>) -> Role {
         Role {
             arn: arn.into(),
@@ -35,14 +36,14 @@ impl Role {
         }
     }
 
-    /// IAM's MaxSessionDuration of this role.
+    /// Sets the role's MaxSessionDuration.
     #[must_use]
     pub fn max_session(mut self, longest: Duration) -> Role {
         self.max_session = longest;
         self
     }
 
-    /// The trust policy demands exactly this external id.
+    /// Requires exactly this external ID.
     #[must_use]
     pub fn external_id(mut self, external_id: impl Into<String>) -> Role {
         self.external_id = Some(external_id.into());
@@ -56,14 +57,14 @@ impl Role {
         self
     }
 
-    /// The trust policy does not allow `sts:SetSourceIdentity`.
+    /// Forbids `sts:SetSourceIdentity` in the trust policy.
     #[must_use]
     pub fn without_source_identity(mut self) -> Role {
         self.may_set_source_identity = false;
         self
     }
 
-    /// Nobody may assume it, whatever else it says.
+    /// Denies every caller, whatever else the role allows.
     #[must_use]
     pub fn denied(mut self) -> Role {
         self.denied = true;
@@ -79,7 +80,7 @@ impl Role {
     }
 }
 
-/// How the service answers a call whose signature is right.
+/// How the service answers a call whose signature is correct.
 #[derive(Clone, Debug, Default)]
 pub enum Behaviour {
     /// As AWS does.
@@ -99,13 +100,13 @@ pub enum Behaviour {
     ServiceUnavailable,
     /// 500 `InternalFailure`.
     InternalFailure,
-    /// The normal answer, its XML broken at the root: no parser gets anything out of it.
+    /// The normal answer with broken XML at the root, which no parser accepts.
     Malformed,
-    /// The normal answer, its XML cut within the session token. AWS's SDK for Rust (aws-sdk-sts 1.124) takes it for a good
-    /// one, with a short token and an expiration in 1970.
+    /// The normal answer with its XML cut off within the session token. AWS's SDK for Rust (aws-sdk-sts 1.124) accepts it, with
+    /// a short token and an expiration in 1970.
     Truncated,
-    /// The normal answer without secret key, session token and expiration. AWS's SDK for Rust makes empty strings and
-    /// 1970 of them.
+    /// The normal answer without secret key, session token and expiration. AWS's SDK for Rust turns them into empty strings and
+    /// 1970.
     MissingFields,
     /// The normal answer without one element, for example `SessionToken`.
     MissingField(&'static str),
@@ -119,17 +120,17 @@ pub enum Behaviour {
     Held(Arc<Notify>),
     /// Answers normally after this time.
     Slow(Duration),
-    /// Issues credentials of this lifetime, whatever was asked for (AWS gives no less than 900 s).
+    /// Issues credentials with this lifetime, whatever was requested (AWS's minimum is 900 s).
     ExpiresIn(Duration),
     /// Issues credentials for a session of the role with this ARN, whatever was requested, and names it in the response (AWS
     /// never does).
     AnswersFor(String),
-    /// One of these per call, then normal.
+    /// Uses one of these per call, then the normal behaviour.
     Then(Vec<Behaviour>),
 }
 
 impl Behaviour {
-    /// The behaviour of the next call; a sequence moves on.
+    /// Returns the behaviour of the next call, and advances a sequence.
     pub(super) fn take(&mut self) -> Behaviour {
         let Behaviour::Then(steps) = self else {
             return self.clone();
@@ -149,49 +150,49 @@ impl Behaviour {
 /// One request that reached the service.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// `AssumeRole`, `GetCallerIdentity`, or whatever was asked; empty without one.
+    /// The action that was called, such as `AssumeRole`; empty if there was none.
     pub action: String,
-    /// The role that was asked for.
+    /// The requested role.
     pub role_arn: Option<String>,
-    /// The session's name that was asked for.
+    /// The requested session name.
     pub session_name: Option<String>,
-    /// The lifetime that was asked for; none leaves it to STS, which takes an hour.
+    /// The requested lifetime. Without one, STS uses an hour.
     pub duration_seconds: Option<u32>,
-    /// The external id that was presented.
+    /// The external ID in the request.
     pub external_id: Option<String>,
-    /// The source identity that was asked for.
+    /// The requested source identity.
     pub source_identity: Option<String>,
     /// Session tags in the order of their numbers.
     pub tags: Vec<(String, String)>,
-    /// Who asked, once the signature was found right.
+    /// The caller, once its signature was verified.
     pub caller_arn: Option<String>,
     /// The region of the signature's scope.
     pub region: Option<String>,
     /// The User-Agent header.
     pub user_agent: Option<String>,
-    /// When it arrived.
+    /// When the call arrived.
     pub at: Instant,
     /// [`Call::PENDING`], [`Call::OK`], [`Call::CLOSED`], [`Call::ABANDONED`], or the error's code.
     pub outcome: String,
-    /// The access key id that the answer carried.
+    /// The access key ID in the answer.
     pub access_key_id_issued: Option<String>,
 }
 
 impl Call {
-    /// Not answered yet.
+    /// The call has not been answered yet.
     pub const PENDING: &'static str = "pending";
-    /// Answered with 200 (also where the body was broken on purpose).
+    /// The call was answered with 200, possibly with a body that was broken on purpose.
     pub const OK: &'static str = "ok";
     /// The service closed the connection instead of answering.
     pub const CLOSED: &'static str = "closed";
-    /// The client went away before the answer.
+    /// The client left before the answer.
     pub const ABANDONED: &'static str = "abandoned";
 }
 
-/// Credentials that the service gave out.
+/// Credentials that the service issued.
 #[derive(Clone, Debug)]
 pub struct Issued {
-    /// `ASIA…`, with the first letters of the role's name and a number in it.
+    /// The access key ID: `ASIA…`, with the first letters of the role's name and a number in it.
     pub access_key_id: String,
     /// The secret key.
     pub secret_access_key: String,
@@ -201,23 +202,23 @@ pub struct Issued {
     pub role_arn: String,
     /// The session's name.
     pub session_name: String,
-    /// The session's source identity: the one that was asked for, or the caller's own.
+    /// The session's source identity: the requested one, or the caller's own.
     pub source_identity: Option<String>,
-    /// The end of the session, by the service's clock.
+    /// The end of the session on the service's clock.
     pub expires_at: Timestamp,
 }
 
-/// Who signed a request.
+/// The identity that signed a request.
 #[derive(Clone, Debug)]
 pub(super) struct Identity {
-    /// What GetCallerIdentity answers.
+    /// The ARN that GetCallerIdentity returns.
     pub(super) arn: String,
-    /// The role behind a session; else the same as `arn`.
+    /// The role behind a session; otherwise equal to `arn`.
     pub(super) role_arn: String,
     pub(super) user_id: String,
-    /// A session that AssumeRole issued: what it assumes in turn lives an hour at most.
+    /// Whether AssumeRole issued the session. What it assumes in turn lives an hour at most.
     pub(super) chained: bool,
-    /// Stays with every session that this one assumes.
+    /// The source identity, which every session that this one assumes inherits.
     pub(super) source_identity: Option<String>,
 }
 
@@ -230,7 +231,7 @@ impl Identity {
     }
 }
 
-/// One access key that the service knows.
+/// An access key that the service knows.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) secret: String,
@@ -244,7 +245,8 @@ pub(super) struct Caller {
 pub(super) enum Token {
     None,
     Required(String),
-    /// The node's own keys work from a test's environment and from the fake IMDS, which always hands out a token.
+    /// The token of the node's own keys, which work both from a test's environment and from the fake IMDS, which always serves
+    /// a token.
     Optional(String),
 }
 
@@ -258,12 +260,12 @@ impl Token {
     }
 }
 
-/// The account of an ARN; empty where it has none.
+/// Returns the account of an ARN; empty if it has none.
 pub(super) fn account_of(arn: &str) -> &str {
     arn.split(':').nth(4).unwrap_or_default()
 }
 
-/// The partition of an ARN.
+/// Returns the partition of an ARN.
 pub(super) fn partition_of(arn: &str) -> &str {
     arn.split(':').nth(1).unwrap_or_default()
 }
@@ -273,7 +275,7 @@ fn root_of(arn: &str) -> Option<String> {
     (!account.is_empty()).then(|| format!("arn:{}:iam::{account}:root", partition_of(arn)))
 }
 
-/// `arn:aws:sts::1:assumed-role/NAME/SESSION` is a session of `arn:aws:iam::1:role/NAME`.
+/// Returns the role behind a session: `arn:aws:sts::1:assumed-role/NAME/SESSION` is a session of `arn:aws:iam::1:role/NAME`.
 fn role_behind(arn: &str) -> Option<String> {
     let (_, resource) = arn.split_once(":assumed-role/")?;
     let (name, _) = resource.split_once('/')?;
@@ -281,7 +283,7 @@ fn role_behind(arn: &str) -> Option<String> {
     Some(format!("arn:{partition}:iam::{account}:role/{name}"))
 }
 
-/// An IAM unique id: the prefix of its kind and 17 characters that depend on the ARN.
+/// Returns an IAM unique ID: the prefix of its type, and 17 characters derived from the ARN.
 pub(super) fn unique_id(prefix: &str, arn: &str) -> String {
     let digest = sha256(arn.as_bytes()).to_ascii_uppercase();
     format!("{prefix}{}", &digest[..17])

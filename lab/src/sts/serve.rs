@@ -1,4 +1,4 @@
-//! One connection of the fake STS, and the way of one call through it.
+//! Serves one connection of the fake STS, and processes its calls.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -25,10 +25,10 @@ use super::model::{Behaviour, Call, Identity};
 use super::signature::{Presented, header};
 use super::state::{Changed, OpenCall, State};
 
-/// More than any request that AWS accepts.
+/// The maximum size of a body, in bytes: more than any request that AWS accepts.
 const LARGEST_BODY: usize = 256 * 1024;
 
-/// Tells hyper to close the connection, with no answer or in the middle of one.
+/// Makes hyper close the connection, without an answer or in the middle of one.
 #[derive(Debug, Error)]
 #[error("closed on purpose")]
 pub(super) struct Closed;
@@ -108,7 +108,7 @@ fn answer(state: &State, open: OpenCall, form: &Form, caller: Result<Identity, F
     }
 }
 
-/// The error that a behaviour answers, if it is one of those.
+/// Returns the error that a behaviour demands, if any.
 fn forced(behaviour: &Behaviour, caller: &Identity, form: &Form) -> Option<Fault> {
     match behaviour {
         Behaviour::AccessDenied => {
@@ -133,7 +133,7 @@ fn changed(behaviour: &Behaviour) -> Changed<'_> {
     }
 }
 
-/// A good answer, broken in the way of the behaviour.
+/// Returns a successful answer, broken as the behaviour demands.
 fn broken(behaviour: &Behaviour, document: String, request_id: &str, now: Timestamp) -> Response<Body> {
     let half = document.len() / 2;
     let document = match behaviour {
@@ -162,7 +162,7 @@ fn respond(status: u16, length: usize, body: Body, request_id: &str, now: Timest
         .header(CONTENT_LENGTH, length)
         .header(DATE, date)
         .body(body);
-    // Statuses and header values are made above: a failure would be a mistake here, and shows as an empty answer.
+    // The statuses and header values are fixed above. A failure would be a bug here, and shows as an empty answer.
     response.unwrap_or_else(|error| {
         tracing::error!(%error, "bad answer");
         Response::new(whole(String::new()))
@@ -174,7 +174,8 @@ fn whole(document: String) -> Body {
     Full::from(document).map_err(never).boxed_unsync()
 }
 
-/// A body that ends with the connection; what came before is sent, because hyper flushes when the next frame is not ready.
+/// Returns a body after which the connection is closed. The data before that is sent, because hyper flushes when the next frame
+/// is not ready.
 fn cut(document: String) -> Body {
     let first = stream::once(async { Ok(Frame::data(Bytes::from(document))) });
     let end = stream::once(async {

@@ -1,7 +1,7 @@
-//! Signature Version 4, from the side of the service: what was presented, and whether a secret key gives the same.
+//! The server side of Signature Version 4: parses what was presented, and checks whether a secret key gives the same signature.
 //!
-//! <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html>. Nothing of AWS's own
-//! signer is used here, so that a request which it signed proves this and the other way round.
+//! <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html>. This does not use AWS's own
+//! signer, so that a request signed by that signer verifies both implementations.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -17,10 +17,10 @@ use super::answer::Fault;
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const SERVICE: &str = "sts";
 const TIME_FORMAT: &str = "%Y%m%dT%H%M%SZ";
-/// A request may be this much older or newer than the service's clock.
+/// How much a request may be older or newer than the service's clock.
 const TOLERANCE_SECONDS: i64 = 15 * 60;
 
-/// The Authorization and X-Amz-Date headers of a request, taken apart.
+/// The parsed Authorization and X-Amz-Date headers of a request.
 #[derive(Debug)]
 pub(super) struct Presented {
     pub(super) access_key_id: String,
@@ -34,7 +34,7 @@ pub(super) struct Presented {
 }
 
 impl Presented {
-    /// Takes the headers apart; the fault is the one that AWS answers when they are missing or incomplete.
+    /// Parses the headers. The error is the one that AWS returns if they are missing or incomplete.
     pub(super) fn parse(parts: &Parts) -> Result<Presented, Fault> {
         let authorization = header(parts, "authorization").ok_or_else(|| {
             let message = "Request is missing Authentication Token";
@@ -76,7 +76,7 @@ impl Presented {
         })
     }
 
-    /// Checks everything that was presented against the secret key of its access key id and the service's clock.
+    /// Checks everything that was presented against the secret key of the access key ID and the service's clock.
     pub(super) fn verify(&self, secret: &str, parts: &Parts, body: &[u8], now: Timestamp) -> Result<(), Fault> {
         self.verify_scope()?;
         self.verify_time(now)?;
@@ -111,7 +111,7 @@ impl Presented {
         Ok(())
     }
 
-    /// STS has no RequestTimeTooSkewed of its own: it words a wrong clock as a signature that does not match.
+    /// STS has no RequestTimeTooSkewed error: it reports a wrong clock as a signature that does not match.
     fn verify_time(&self, now: Timestamp) -> Result<(), Fault> {
         let behind = now.as_second() - self.signed_at.as_second();
         if behind.abs() <= TOLERANCE_SECONDS {
@@ -132,7 +132,7 @@ impl Presented {
         )))
     }
 
-    /// The host and everything that is AWS's own must be under the signature.
+    /// Checks that the signature covers the host and all AWS headers.
     fn verify_coverage(&self, parts: &Parts) -> Result<(), Fault> {
         let signed = |name: &str| self.signed_headers.iter().any(|signed| signed == name);
         let uncovered = parts
@@ -176,12 +176,12 @@ impl Presented {
     }
 }
 
-/// The one value of a header, as text.
+/// Returns the only value of a header, as text.
 pub(super) fn header<'a>(parts: &'a Parts, name: &str) -> Option<&'a str> {
     parts.headers.get(name)?.to_str().ok()
 }
 
-/// Lower-case hexadecimal SHA-256.
+/// Returns the SHA-256 digest in lower-case hexadecimal.
 pub(super) fn sha256(bytes: &[u8]) -> String {
     hex(digest::digest(&digest::SHA256, bytes).as_ref())
 }
@@ -199,7 +199,7 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Spaces at the ends are dropped, runs of them become one.
+/// Trims spaces at the ends, and collapses runs of them.
 fn squeeze(value: &str) -> String {
     let words: Vec<&str> = value.split(' ').filter(|word| !word.is_empty()).collect();
     words.join(" ")

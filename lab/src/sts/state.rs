@@ -1,4 +1,4 @@
-//! What the fake STS knows at one moment, and the bookkeeping of its calls.
+//! The current state of the fake STS, and the record of its calls.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,7 +35,7 @@ pub(super) struct Known {
     pub(super) max_in_flight: usize,
 }
 
-/// A call from its arrival to its end; dropped before [`OpenCall::finish`], it was abandoned by its client.
+/// A call from its arrival to its end. If it is dropped before [`OpenCall::finish`], its client abandoned it.
 pub(super) struct OpenCall {
     state: Arc<State>,
     index: usize,
@@ -46,7 +46,7 @@ impl State {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Marked changed at every arrival and every end of a call.
+    /// A channel that changes at every arrival and every end of a call.
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
@@ -64,7 +64,7 @@ impl State {
 }
 
 impl OpenCall {
-    /// Counts from one.
+    /// The number of the call, counted from one.
     pub(super) fn number(&self) -> usize {
         self.index + 1
     }
@@ -101,7 +101,7 @@ impl Known {
         Timestamp::now().checked_add(self.skew).unwrap_or(Timestamp::MAX)
     }
 
-    /// Who signed this request, or why nobody did.
+    /// Returns the identity that signed this request, or why the signature is not accepted.
     pub(super) fn authenticate(&self, presented: &Presented, parts: &Parts, body: &[u8]) -> Result<Identity, Fault> {
         let caller = self.callers.get(&presented.access_key_id).ok_or_else(Fault::invalid_client_token_id)?;
         if !caller.token.accepts(header(parts, "x-amz-security-token")) {
@@ -114,7 +114,7 @@ impl Known {
         Ok(caller.identity.clone())
     }
 
-    /// The behaviour of this call; a sequence moves on by one.
+    /// Returns the behaviour of this call, and advances a sequence.
     pub(super) fn take_behaviour(&mut self, role_arn: Option<&str>) -> Behaviour {
         let of_role = role_arn
             .and_then(|arn| self.role_behaviours.get_mut(arn))
@@ -123,7 +123,7 @@ impl Known {
         of_role.unwrap_or_else(|| self.behaviour.take())
     }
 
-    /// The result element of an action, and the access key id that it gives out.
+    /// Returns the result element of an action, and the access key ID that it issues.
     pub(super) fn answer(&mut self, form: &Form, caller: &Identity, changed: Changed<'_>) -> Result<(String, Option<String>), Fault> {
         match form.get("Action").unwrap_or_default() {
             "AssumeRole" => self.assume_role(form, caller, changed),
@@ -162,7 +162,7 @@ impl Known {
     }
 }
 
-/// The ways in which a behaviour changes the requested session.
+/// How a behaviour changes the requested session.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Changed<'a> {
     pub(super) lifetime: Option<SignedDuration>,

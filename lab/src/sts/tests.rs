@@ -1,6 +1,6 @@
-//! The fake STS against requests that AWS's own signer signed.
+//! Tests the fake STS with requests that AWS's own signer signed.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic where it stands")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue should panic on the spot")]
 
 mod behaviours;
 mod bounds;
@@ -29,7 +29,7 @@ fn start() -> Sts {
     sts
 }
 
-/// One caller and how it signs.
+/// A caller and its keys.
 #[derive(Clone)]
 struct Client {
     addr: SocketAddr,
@@ -153,18 +153,18 @@ async fn exchange(addr: SocketAddr, request: Request<Full<Bytes>>) -> Result<Ans
         drop(sender);
         Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body: String::from_utf8(body.to_vec()).unwrap() })
     };
-    // The exchange ends with an error of its own when the connection does.
+    // The exchange reports the error itself if the connection ends.
     let (answer, _) = tokio::join!(exchange, connection);
     answer
 }
 
-/// Ends a test whose condition never comes.
+/// Fails a test whose condition never becomes true.
 async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), future).await.unwrap()
 }
 
 #[tokio::test]
-async fn assume_role_answers_usable_credentials() {
+async fn assume_role_returns_usable_credentials() {
     let sts = start();
     let answer = Client::node(&sts).assume(APP).await;
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -176,7 +176,7 @@ async fn assume_role_answers_usable_credentials() {
     let id = answer.text("AssumedRoleId").unwrap();
     assert!(id.starts_with("AROA") && id.ends_with(":pod-1") && id.len() == 21 + 6);
 
-    let [issued] = &sts.issued()[..] else { panic!("one session") };
+    let [issued] = &sts.issued()[..] else { panic!("not exactly one session") };
     assert_eq!(issued.access_key_id, "ASIAAPPROLEX00000001");
     assert_eq!(answer.text("AccessKeyId"), Some(&*issued.access_key_id));
     assert_eq!(answer.text("SecretAccessKey"), Some(&*issued.secret_access_key));
@@ -194,7 +194,7 @@ async fn assume_role_answers_usable_credentials() {
 }
 
 #[tokio::test]
-async fn the_node_is_known_with_its_token_and_without() {
+async fn the_node_is_accepted_with_and_without_its_token() {
     let sts = start();
     let mut node = Client::node(&sts);
     assert_eq!(node.who().await.text("Arn"), Some(NODE_SESSION_ARN));
@@ -205,7 +205,7 @@ async fn the_node_is_known_with_its_token_and_without() {
 }
 
 #[tokio::test]
-async fn calls_are_recorded_with_what_they_said() {
+async fn calls_are_recorded_with_their_parameters() {
     let sts = start();
     let more = [
         ("DurationSeconds", "1200"),

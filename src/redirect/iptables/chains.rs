@@ -1,4 +1,4 @@
-//! Our chains, their rules and the jumps to them, in the words of `iptables`: pure.
+//! Our chains, their rules and the jumps to them, in iptables syntax. Pure.
 
 use std::net::IpAddr;
 
@@ -11,19 +11,19 @@ use crate::redirect::rules::{Family, Hook, LOOPBACK, Match, PacketVerdict, Rule,
 pub(crate) enum KernelTable {
     /// Whether packets may pass.
     Filter,
-    /// Where connections go.
+    /// Where connections are sent.
     Nat,
-    /// What comes after all filters: labels of Linux' security modules, mostly.
+    /// What comes after all filters, mostly labels of Linux security modules.
     Security,
-    /// What is changed about packets, before all filters.
+    /// What changes packets before all filters.
     Mangle,
 }
 
 impl KernelTable {
-    /// Those that can hold something of ours.
+    /// The tables that can hold rules of rolegate.
     pub(super) const ALL: [Self; 4] = [Self::Filter, Self::Nat, Self::Security, Self::Mangle];
 
-    /// Its name for the program.
+    /// Returns the table's name.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Filter => "filter",
@@ -34,34 +34,35 @@ impl KernelTable {
     }
 }
 
-/// The hooks in the order in which they are put in: the guard before all else.
+/// The hooks in the order in which their rules are installed, the guard first.
 pub(super) const ORDER: [Hook; 4] = [Hook::Guard, Hook::Backstop, Hook::Direct, Hook::Redirect];
 
 /// A chain of ours, and the jump to it at the head of a chain of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Chain {
-    /// Where both are, and how they are called.
+    /// The table, and the names of both chains.
     pub(super) place: ChainPosition,
     /// What the jump matches, without its target.
     pub(super) entry: String,
-    /// The chain's rules; none where there is to be no such chain.
+    /// The chain's rules; empty if the chain must not exist.
     pub(super) rules: Vec<String>,
 }
 
-/// Where the chain of a hook is.
+/// The position of a hook's chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ChainPosition {
     /// The table.
     pub(super) table: KernelTable,
-    /// The kernel's chain.
+    /// The kernel's chain, which has the jump.
     pub(super) from: &'static str,
-    /// Ours.
+    /// Our chain.
     pub(super) chain: &'static str,
 }
 
 impl ChainPosition {
-    /// `backstop` is the table that the kernel can have the backstop in. It is `security`, which comes after `filter`, so that
-    /// what the guard rejects hears of it at once; without that, `mangle`, which comes before.
+    /// Returns the position of a hook's chain. `backstop` is the table in which this kernel can have the backstop: `security`,
+    /// which comes after `filter`, so that a sender whose packet the guard rejects is notified at once; or `mangle`, which
+    /// comes before, if the kernel has no `security`.
     pub(super) const fn of(hook: Hook, backstop: KernelTable) -> Self {
         match hook {
             Hook::Backstop => Self { table: backstop, from: "FORWARD", chain: "ROLEGATE-BACKSTOP" },
@@ -71,7 +72,8 @@ impl ChainPosition {
         }
     }
 
-    /// Every one that can have something of ours, in the order in which requests stop coming here and the guard goes.
+    /// Returns every position at which rolegate may have rules, in the order of removal: requests stop arriving before the
+    /// guard is removed.
     pub(super) fn all() -> [Self; 5] {
         let of = |hook| Self::of(hook, KernelTable::Security);
         [of(Hook::Redirect), of(Hook::Direct), of(Hook::Guard), of(Hook::Backstop), Self::of(Hook::Backstop, KernelTable::Mangle)]
@@ -79,10 +81,10 @@ impl ChainPosition {
 }
 
 impl Chain {
-    /// What one hook is to have for a family.
+    /// Returns the chain that one hook is to have for a family.
     pub(super) fn wanted(rules: &RuleSet, hook: Hook, family: Family, backstop: KernelTable) -> Self {
         let to_metadata = match_words(&Match::To(family.metadata()));
-        // Every packet of the node meets these, and most of them only these.
+        // Every packet of the node is compared with these matches, and most packets with nothing else.
         let entry = match hook {
             Hook::Guard | Hook::Backstop => to_metadata,
             Hook::Redirect => format!("{to_metadata} {}", match_words(&Match::TcpPort(METADATA_PORT))),
@@ -95,7 +97,7 @@ impl Chain {
         Self { place: ChainPosition::of(hook, backstop), entry, rules: rules.rules(hook, family).iter().map(rule_words).collect() }
     }
 
-    /// The jump, without the chain that it is in.
+    /// Returns the jump, without the chain that it is in.
     pub(super) fn jump(&self) -> String {
         format!("{} -j {}", self.entry, self.place.chain)
     }

@@ -1,7 +1,8 @@
-//! What `iptables-save` prints of all tables and `iptables -S` of one chain, and what of it is not as wanted: pure.
+//! Parses `iptables-save`, which prints all tables, and `iptables -S`, which prints one chain, and compares them with the
+//! wanted rules. Pure.
 //!
-//! Versions and flavours of the program write the same rule in different ways (`-p tcp` or `-p tcp -m tcp`, an address with
-//! or without its mask, one order of the matches or another), so rules are compared by their words and not as text.
+//! Versions and flavours of the program write the same rule in different ways (`-p tcp` or `-p tcp -m tcp`, an address with or
+//! without its mask, different orders of the matches), so rules are compared word by word and not as text.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,43 +11,43 @@ use super::chains::{Chain, ChainPosition, KernelTable};
 /// The rules of one family in one flavour.
 #[derive(Clone, Debug)]
 pub(crate) struct IptablesListing {
-    /// Where this kernel can have the backstop.
+    /// The table in which this kernel can have the backstop.
     pub(super) backstop: KernelTable,
     chains: Vec<(KernelTable, String)>,
     rules: Vec<Listed>,
-    /// Tables that the program cannot read, as another one filled them.
+    /// The tables that the program cannot read because another program filled them.
     pub(crate) unreadable: Vec<String>,
 }
 
-/// A rule that is there.
+/// A rule that is installed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Listed {
     /// Its table.
     pub(crate) table: KernelTable,
     /// Its chain.
     pub(crate) chain: String,
-    /// The rest, as it was printed: it can be read back.
+    /// The rest of the rule, as it was printed. The program can read it back.
     pub(crate) words: String,
 }
 
 impl Listed {
-    /// The line that takes it away.
+    /// Returns the line that deletes the rule.
     pub(crate) fn deletion(&self) -> String {
         format!("-D {} {}", self.chain, self.words)
     }
 
-    /// The chain, or the fate, that it sends packets to.
+    /// Returns the chain or verdict that the rule sends packets to.
     fn target(&self) -> Option<String> {
         self.value_of(&["-j", "-g"])
     }
 
-    /// What stands behind one of these options.
+    /// Returns the value that follows one of these options.
     fn value_of(&self, options: &[&str]) -> Option<String> {
         let mut words = words(&self.words).into_iter();
         while let Some(word) = words.next() {
             match word {
                 Word::Bare(option) if options.contains(&option.as_str()) => return words.next().map(Word::into_text),
-                // Anybody may write anything there.
+                // A comment is arbitrary text.
                 Word::Bare(option) if option == "--comment" => drop(words.next()),
                 _ => {}
             }
@@ -55,13 +56,13 @@ impl Listed {
     }
 }
 
-/// Something that is not as wanted.
+/// A difference from the wanted rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Difference {
-    /// In words.
+    /// The difference in words.
     pub(super) words: String,
-    /// Where the chain has as many rules as it should, but some are written in an unexpected way: the program itself can
-    /// tell whether it has these. If so there is no difference.
+    /// The rules to ask the program about. Set if the chain has as many rules as it should, but some are written in an
+    /// unexpected way. If the program confirms that it has these rules, there is no difference.
     pub(super) ask: Option<(KernelTable, Vec<String>)>,
 }
 
@@ -72,7 +73,7 @@ impl Default for IptablesListing {
 }
 
 impl IptablesListing {
-    /// Reads what `iptables-save` printed, of the tables that matter here.
+    /// Parses the output of `iptables-save` for the tables in [`KernelTable`].
     pub(crate) fn parse(text: &str) -> Self {
         let mut listing = Self::default();
         let mut table = None;
@@ -90,7 +91,7 @@ impl IptablesListing {
         listing
     }
 
-    /// Adds what `iptables -S` printed of a chain.
+    /// Adds the output of `iptables -S` for one chain.
     pub(super) fn add(&mut self, table: KernelTable, text: &str) {
         for line in text.lines() {
             let Some((option, (chain, words))) =
@@ -110,23 +111,23 @@ impl IptablesListing {
         self.chains.iter().any(|(of, name)| *of == table && name == chain)
     }
 
-    /// The rules of a chain, in their order.
+    /// Returns the rules of a chain, in their order.
     pub(crate) fn chain(&self, table: KernelTable, chain: &str) -> impl Iterator<Item = &Listed> {
         self.rules.iter().filter(move |rule| rule.table == table && rule.chain == chain)
     }
 
-    /// The rules of any chain that lead to this one.
+    /// Returns the rules of any chain that jump to this one.
     pub(super) fn jumps(&self, table: KernelTable, chain: &str) -> impl Iterator<Item = &Listed> {
         self.rules.iter().filter(move |rule| rule.table == table && rule.target().as_deref() == Some(chain))
     }
 
-    /// Where the chain of the redirect sends requests to.
+    /// Returns the addresses that the redirect's chain sends requests to.
     pub(super) fn targets(&self, place: ChainPosition) -> impl Iterator<Item = SocketAddr> {
         let target = |rule: &Listed| rule.value_of(&["--to-destination"])?.parse().ok();
         self.chain(place.table, place.chain).filter_map(target)
     }
 
-    /// What of a hook's chain is there, in words.
+    /// Describes what exists of a hook's chain.
     pub(super) fn remains(&self, place: ChainPosition) -> Vec<String> {
         let ChainPosition { table, chain, .. } = place;
         let jumps = self.jumps(table, chain).map(|jump| format!("the jump from {} to {chain} of the table {}", jump.chain, table.name()));
@@ -137,7 +138,7 @@ impl IptablesListing {
         jumps.chain(own).collect()
     }
 
-    /// What is not as wanted of a hook.
+    /// Returns the differences from a hook's wanted chain.
     pub(super) fn differences(&self, wanted: &Chain) -> Vec<Difference> {
         let ChainPosition { table, from, chain } = wanted.place;
         let say = |words: String| Difference { words: format!("table {}: {words}", table.name()), ask: None };
@@ -191,9 +192,9 @@ impl IptablesListing {
 
 /// A word of a rule.
 enum Word {
-    /// As it is: an option or a value.
+    /// An option or a value without quotes.
     Bare(String),
-    /// A value that somebody chose, without its quotes.
+    /// A quoted value of free text, without its quotes.
     Quoted(String),
 }
 
@@ -205,8 +206,8 @@ impl Word {
     }
 }
 
-/// A rule's words. The programs put double quotes around what has anything but letters, digits, `-` and `_` and is free text,
-/// with a backslash before a quote, an apostrophe or a backslash within (`xtables_save_string` of libxtables).
+/// Splits a rule into words. The programs quote free text that contains anything but letters, digits, `-` and `_`, with a
+/// backslash before each quote, apostrophe or backslash (`xtables_save_string` of libxtables).
 fn words(rule: &str) -> Vec<Word> {
     let mut words = Vec::new();
     let mut rest = rule.chars().peekable();
@@ -231,12 +232,12 @@ fn words(rule: &str) -> Vec<Word> {
     words
 }
 
-/// Whether both are the same rule.
+/// Returns whether both are the same rule.
 pub(crate) fn same(one: &str, other: &str) -> bool {
     canonical(one) == canonical(other)
 }
 
-/// A rule's options with their values, in an order and a form of their own.
+/// Returns a rule's options with their values, in a canonical order and form.
 pub(crate) fn canonical(rule: &str) -> Vec<String> {
     let mut options: Vec<String> = Vec::new();
     let mut negated = false;
@@ -251,13 +252,13 @@ pub(crate) fn canonical(rule: &str) -> Vec<String> {
             (word, None) => options.push(word.into_text()),
         }
     }
-    // They say no more than the protocol does.
+    // These matches only repeat the protocol.
     options.retain(|option| !matches!(option.as_str(), "-m tcp" | "-m udp"));
     options.sort();
     options
 }
 
-/// A value: addresses without the mask of one host.
+/// Returns a value in canonical form: addresses without a single-host mask.
 fn plain(value: &str) -> String {
     let (address, mask) = value.split_once('/').unwrap_or((value, ""));
     match (address.parse::<IpAddr>(), mask) {

@@ -1,35 +1,35 @@
-//! The programs of the flavours and families.
+//! The programs of each flavour and family.
 
 use crate::redirect::RedirectError;
 use crate::redirect::program::run;
 use crate::redirect::rules::Family;
 
-/// Which of the kernel's two sets of tables a program works on.
+/// The flavour of a program, which decides which of the kernel's two sets of tables it works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavour {
-    /// Those of nf_tables.
+    /// The tables of nf_tables.
     Nft,
-    /// Those of the older kernels.
+    /// The tables of older kernels.
     Legacy,
 }
 
 impl Flavour {
-    /// Both.
+    /// Both flavours.
     pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
 }
 
 /// The programs for a family.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Programs {
-    /// Asks for single rules.
+    /// Checks and lists single rules.
     pub(crate) iptables: &'static str,
-    /// Writes.
+    /// Writes tables.
     pub(crate) restore: &'static str,
-    /// Reads.
+    /// Reads tables.
     pub(crate) save: &'static str,
 }
 
-/// Those of a flavour, or those that go by the plain names.
+/// Returns the programs of a flavour, or those with the plain names.
 pub(crate) const fn of(flavour: Option<Flavour>, family: Family) -> Programs {
     match (flavour, family) {
         (None, Family::V4) => Programs { iptables: "iptables", restore: "iptables-restore", save: "iptables-save" },
@@ -49,7 +49,7 @@ pub(crate) const fn of(flavour: Option<Flavour>, family: Family) -> Programs {
     }
 }
 
-/// The flavour of the program called `iptables`. Those from before there were two do not name it.
+/// Returns the flavour of the program called `iptables`. Programs from before there were two flavours do not name theirs.
 ///
 /// # Errors
 /// If there is no such program.
@@ -58,7 +58,7 @@ pub(crate) async fn flavour() -> Result<Flavour, RedirectError> {
     Ok(if version.contains("nf_tables") { Flavour::Nft } else { Flavour::Legacy })
 }
 
-/// An error that was about the lock on the tables says so.
+/// Turns an error about the lock on the tables into [`RedirectError::Locked`].
 pub(crate) fn explained(error: RedirectError) -> RedirectError {
     match error {
         RedirectError::Failed { program, message } if message.contains("xtables lock") || message.contains("lock file") => {

@@ -1,4 +1,4 @@
-//! The backend, and how it reads what is there, by the programs.
+//! The backend, and how it reads the installed rules.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,17 +13,17 @@ use crate::redirect::RedirectError;
 use crate::redirect::program::{LOCK_WAIT, run};
 use crate::redirect::rules::Family;
 
-/// What the programs say of a table that the kernel does not have.
+/// The programs' message for a table that the kernel does not have.
 const NO_TABLE: &str = "does not exist";
-/// Of a chain that is not there.
+/// The programs' message for a chain that does not exist.
 const NO_CHAIN: &str = "No chain/target/match by that name";
-/// Of what was made with nft; those of the nft flavour also of a chain that is not there.
+/// The programs' message for rules that were made with nft; with the nft flavour, also for a chain that does not exist.
 const INCOMPATIBLE: &str = "is incompatible";
 
-/// What a kernel with IPv6 has, even where no interface has an address.
+/// A file that exists if the kernel has IPv6, even if no interface has an IPv6 address.
 const IPV6_OF_THE_KERNEL: &str = "/proc/net/if_inet6";
 
-/// The backend.
+/// The iptables backend.
 #[derive(Debug)]
 pub struct Iptables {
     pub(super) flavour: Option<Flavour>,
@@ -49,21 +49,21 @@ impl Default for Iptables {
 /// How much is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadScope {
-    /// The chains that a comparison needs.
+    /// Only the chains that a comparison needs.
     Ours,
-    /// Everything: jumps to our chains may be anywhere.
+    /// All chains, because jumps to ours may be in any of them.
     Everywhere,
 }
 
 impl Iptables {
-    /// With the programs of this flavour by name, and not those that are called `iptables`.
+    /// Uses the programs of this flavour by name, instead of those called `iptables`.
     #[must_use]
     pub fn with_flavour(mut self, flavour: Flavour) -> Self {
         self.flavour = Some(flavour);
         self
     }
 
-    /// Waiting this long for the lock on the tables (rounded up to seconds).
+    /// Waits this long for the lock on the tables (rounded up to seconds).
     #[must_use]
     pub fn with_lock_wait(mut self, wait: Duration) -> Self {
         self.lock_wait = wait;
@@ -74,12 +74,12 @@ impl Iptables {
         self.lock_wait.as_millis().div_ceil(1000).max(1).to_string()
     }
 
-    /// The families that the kernel has.
+    /// Returns the families that the kernel has.
     pub(super) fn families(&self) -> &'static [Family] {
         if self.ipv6.exists() { &Family::ALL } else { &[Family::V4] }
     }
 
-    /// The flavour of our rules.
+    /// Returns the flavour of our rules.
     pub(super) async fn own(&self) -> Result<Flavour, RedirectError> {
         match self.flavour {
             Some(flavour) => Ok(flavour),
@@ -87,7 +87,7 @@ impl Iptables {
         }
     }
 
-    /// What is there of our flavour.
+    /// Lists the installed rules of our flavour.
     pub(super) async fn list(&self, family: Family, look: ReadScope) -> Result<IptablesListing, RedirectError> {
         if look == ReadScope::Ours && self.own().await? == Flavour::Nft {
             return self.list_chains(family).await;
@@ -101,7 +101,7 @@ impl Iptables {
         Ok(listing)
     }
 
-    /// The chains that a comparison needs: ours, and those of the kernel that lead to them.
+    /// Lists the chains that a comparison needs: ours, and the kernel's chains that jump to them.
     async fn list_chains(&self, family: Family) -> Result<IptablesListing, RedirectError> {
         let mut listing = IptablesListing::default();
         match self.list_chain(family, KernelTable::Security, "FORWARD").await? {
@@ -121,11 +121,11 @@ impl Iptables {
         Ok(listing)
     }
 
-    /// One chain, as `iptables -S` prints it; `None` where there is no such chain or table.
+    /// Lists one chain as `iptables -S` prints it; `None` if the chain or its table does not exist.
     async fn list_chain(&self, family: Family, table: KernelTable, chain: &str) -> Result<Option<String>, RedirectError> {
         let (program, wait) = (program::of(self.flavour, family).iptables, self.wait());
         let listed = run(program, &["-w", &wait, "-t", table.name(), "-S", chain], "").await.map_err(program::explained);
-        // Those of the nft flavour call an own chain that is not there by the same words as a table that they cannot read.
+        // The nft flavour reports a missing chain with the same words as a table that it cannot read.
         let is_missing = |message: &str| {
             message.contains(NO_CHAIN) || message.contains(NO_TABLE) || (chain.starts_with("ROLEGATE") && message.contains(INCOMPATIBLE))
         };
@@ -137,7 +137,7 @@ impl Iptables {
         }
     }
 
-    /// All tables of our flavour.
+    /// Lists all tables of our flavour.
     pub(super) async fn list_all(&self, family: Family) -> Result<IptablesListing, RedirectError> {
         let programs = program::of(self.flavour, family);
         let listing = IptablesListing::parse(&run(programs.save, &[] as &[&str], "").await?);

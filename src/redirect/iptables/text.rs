@@ -1,15 +1,14 @@
-//! The wanted rules in the words of `iptables`: pure.
+//! Renders the wanted rules in iptables syntax. Pure.
 
 use super::chains::{Chain, ChainPosition, KernelTable, ORDER};
 use super::listing::IptablesListing;
 use crate::redirect::rules::{Family, RuleSet};
 
-/// What `iptables-restore --noflush` reads to make these the rules of a family, given what is there.
+/// Renders the input with which `iptables-restore --noflush` installs the rules of a family, given the rules that are present.
 ///
-/// Each table is one transaction, and filter is the first: the guard is there before requests are sent anywhere, also where
-/// a later table is refused. Naming a
-/// chain empties it; jumps that are there are taken out and one is put in at the head within the same transaction, so that
-/// there is no moment without.
+/// Each table is one transaction, and `filter` comes first: the guard is in place before requests are redirected, even if a
+/// later table is rejected. Naming a chain empties it. Existing jumps are removed and one is inserted at the head in the same
+/// transaction, so that there is always a jump.
 pub(super) fn install(rules: &RuleSet, family: Family, present: &IptablesListing) -> String {
     let chains = ORDER.map(|hook| Chain::wanted(rules, hook, family, present.backstop));
     tables([KernelTable::Filter, KernelTable::Security, KernelTable::Mangle, KernelTable::Nat], |table| {
@@ -17,8 +16,8 @@ pub(super) fn install(rules: &RuleSet, family: Family, present: &IptablesListing
     })
 }
 
-/// What it reads to take away our chains and every jump to them; nothing where there are none. Requests stop
-/// coming here before the guard goes.
+/// Renders the input that removes our chains and every jump to them; empty if there are none. The redirect is removed before
+/// the guard.
 pub(super) fn remove(present: &IptablesListing) -> String {
     let places = ChainPosition::all();
     tables([KernelTable::Nat, KernelTable::Filter, KernelTable::Mangle, KernelTable::Security], |table| {

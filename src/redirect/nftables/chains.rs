@@ -1,21 +1,22 @@
-//! Which chains of our table hold the rules of each hook.
+//! Maps each hook to the chain of our table that holds its rules.
 
 use crate::config::InterfaceMatch;
 use crate::redirect::rules::{Family, Hook, Match, Rule, RuleSet};
 
-/// Our table's name, in the family `inet`.
+/// The name of our table, in the family `inet`.
 pub const TABLE: &str = "rolegate";
-/// Before iptables' own, which are at -100 (NAT of destinations) and at 0 (filters), in either flavour.
+/// How far ahead of iptables our chains are. The chains of both iptables flavours are at -100 (destination NAT) and at 0
+/// (filters).
 pub(super) const AHEAD: i32 = -10;
-/// Where destinations are changed: `dstnat`, where those of iptables are.
+/// The priority `dstnat`, at which iptables has its destination NAT.
 pub const DESTINATION_NAT: i32 = -100;
-/// Where our chain of NAT is.
+/// The priority of our NAT chain.
 pub const OUR_NAT: i32 = DESTINATION_NAT + AHEAD;
 
-/// What a chain of ours is.
+/// A chain of our table, and where it is attached.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ChainHook {
-    /// Its name. `redirect` and `fwd` cannot be: they are words of the language.
+    /// The chain's name. `redirect` and `fwd` are keywords of nft's language and cannot be names.
     pub(super) chain: &'static str,
     pub(super) kind: &'static str,
     pub(super) hook: &'static str,
@@ -23,7 +24,8 @@ pub(super) struct ChainHook {
 }
 
 impl ChainHook {
-    /// `None` for the backstop: an accept of another chain has no say here, so there is nothing that it would catch.
+    /// Returns `None` for the backstop: an accept in another chain has no effect on ours, so there is nothing for a backstop to
+    /// catch.
     pub(super) const fn of(hook: Hook) -> Option<Self> {
         Some(match hook {
             Hook::Redirect => Self { chain: "redirection", kind: "nat", hook: "prerouting", priority: OUR_NAT },
@@ -34,7 +36,7 @@ impl ChainHook {
     }
 }
 
-/// The rules of a hook, of both families, without what goes without saying: the language has no pattern for every interface.
+/// Returns the rules of a hook for both families, without matches on every interface, for which nft's language has no pattern.
 pub(super) fn rules_of(rules: &RuleSet, hook: Hook) -> Vec<Rule> {
     let every = |m: &Match, but: bool| matches!(m, Match::Interface(InterfaceMatch { name, negated }) if name == "+" && *negated == but);
     let both = Family::ALL.into_iter().flat_map(|family| rules.rules(hook, family));
@@ -42,8 +44,8 @@ pub(super) fn rules_of(rules: &RuleSet, hook: Hook) -> Vec<Rule> {
     possible.map(|rule| Rule { matches: rule.matches.into_iter().filter(|m| !every(m, false)).collect(), ..rule }).collect()
 }
 
-/// An interface's name as the language has it. iptables' closing `+` is a closing `*` there, and a name that ends with that
-/// itself has a backslash before it; elsewhere in a name neither means anything.
+/// Returns an interface name in nft's syntax. A trailing `+` of iptables becomes a trailing `*`, and a literal trailing `*` is
+/// escaped with a backslash. Elsewhere in a name neither is special.
 pub(super) fn pattern(name: &str) -> String {
     match (name.strip_suffix('+'), name.strip_suffix('*')) {
         (Some(prefix), _) => format!("{prefix}*"),

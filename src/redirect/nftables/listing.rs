@@ -1,4 +1,4 @@
-//! What our table holds: read from `nft -j list table`, or made of the wanted rules, and compared.
+//! The contents of our table, read from `nft -j list table` or derived from the wanted rules, and the comparison of the two.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,32 +11,32 @@ use super::text::protocol;
 use crate::redirect::observed::ObservedRules;
 use crate::redirect::rules::{Family, Hook, Match, PacketVerdict, Rule, RuleSet};
 
-/// How many of somebody else's rules a difference quotes.
+/// How many unexpected rules a difference quotes.
 const QUOTED: usize = 3;
 
-/// A table, without what says nothing about packets: handles, counters, comments.
+/// A table, without what does not affect packets: handles, counters, comments.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct NftListing {
-    /// It has flags: somebody put it to sleep.
+    /// Whether the table has flags, such as `dormant`.
     flags: bool,
     chains: BTreeMap<String, ListedChain>,
-    /// What else is in it: sets, maps and their like.
+    /// The table's other objects: sets, maps and the like.
     others: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 struct ListedChain {
-    /// Where it hooks in, and how; nothing for one that packets only reach from another.
+    /// The hook and how the chain is attached to it; empty for a chain that is only reached from another one.
     hook: String,
     rules: Vec<Statements>,
 }
 
-/// The matches of a rule, and its verdict.
+/// A rule's matches, followed by its verdict.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Statements(Vec<Value>);
 
 impl NftListing {
-    /// What is expected where these rules are in place.
+    /// Returns the listing that is expected once these rules are installed.
     pub(super) fn of(rules: &RuleSet) -> Self {
         let mut listing = Self::default();
         for hook in Hook::ALL {
@@ -49,7 +49,7 @@ impl NftListing {
         listing
     }
 
-    /// Reads what the program lists. The error says what is wrong with it.
+    /// Parses what `nft` lists. The error says what is wrong with it.
     pub(super) fn read(json: &str) -> Result<Self, String> {
         let listed: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
         let objects = listed["nftables"].as_array().ok_or("there is no list `nftables` in it")?;
@@ -75,7 +75,7 @@ impl NftListing {
         Ok(listing)
     }
 
-    /// What differs from the wanted, in words.
+    /// Describes the differences from the wanted listing.
     pub(super) fn differences(&self, wanted: &Self) -> Vec<String> {
         let mut said = Vec::new();
         if self.flags && !wanted.flags {
@@ -94,8 +94,8 @@ impl NftListing {
         said
     }
 
-    /// What of it is in a packet's way, whatever is wanted. A guard is what has the guard's rules, and only in a chain in which
-    /// nothing else stands.
+    /// Returns the rules that affect packets, whether wanted or not. A guard counts only if its chain has all of the guard's
+    /// rules and no others.
     pub(super) fn observed(&self) -> ObservedRules {
         let wanted = Self::of(&RuleSet::guard_alone());
         let chains = ChainHook::of(Hook::Guard).and_then(|place| Some((self.chains.get(place.chain)?, wanted.chains.get(place.chain)?)));
@@ -115,12 +115,12 @@ impl NftListing {
         ObservedRules { guards: Family::ALL.into_iter().filter(guards).collect(), targets: targets.collect(), ..ObservedRules::default() }
     }
 
-    /// Whether this, listed right after the wanted rules were loaded, is how another version of the program words them.
+    /// Returns whether this listing, read right after the wanted rules were loaded, is another nft version's wording of them.
     ///
-    /// It may be remembered then as what the wanted rules look like, so nothing may pass that somebody changed in between:
-    /// no chain and no rule may be missing or be there besides, and every rule must have the wanted verdict and every wanted
-    /// value, each with its operator. Only what a version adds or leaves out by itself may differ: the names of the fields,
-    /// and the protocol that another match or the verdict demands anyway.
+    /// The listing may then be remembered as what the wanted rules look like, so it must not contain a change that was made in
+    /// between. No chain and no rule may be missing or added, and every rule must have the wanted verdict and every wanted
+    /// value, each with its operator. Only what a version adds or omits by itself may differ: the names of the fields, and a
+    /// protocol that another match or the verdict implies.
     pub(super) fn is_another_wording_of(&self, wanted: &Self) -> bool {
         let same_chain = |(name, wanted): (&String, &ListedChain)| {
             let Some(found) = self.chains.get(name) else { return false };
@@ -131,7 +131,7 @@ impl NftListing {
     }
 }
 
-/// What it is, for a person: what was taken away.
+/// Describes the table for a person, as what was removed.
 impl fmt::Display for NftListing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let chains: Vec<_> = self.chains.iter().map(|(name, chain)| format!("{name} ({})", count(chain.rules.len()))).collect();
@@ -191,13 +191,13 @@ impl Statements {
         Self(matches.chain([verdict]).collect())
     }
 
-    /// Whether this is the wanted rule of the guard, but for what a version of the program adds to it or leaves out by itself:
-    /// the family, which the address says too, and TCP before a reset, which is an answer to TCP alone.
+    /// Returns whether this is the wanted rule of the guard, apart from what nft versions add or omit by themselves: the
+    /// family, which the address implies, and TCP before a reset, which applies to TCP alone.
     fn says(&self, wanted: &Self) -> bool {
         let bare = |rule: &Self| {
             let resets = rule.0.last().is_some_and(|verdict| verdict["reject"]["type"] == "tcp reset");
             let family = if wanted.0.iter().any(|one| one["match"]["left"]["payload"]["protocol"] == "ip6") { "6" } else { "4" };
-            let goes_without_saying = |one: &&Value| {
+            let is_implied = |one: &&Value| {
                 let of_family = match text(&one["match"]["right"]).as_str() {
                     "tcp" | "6" => resets,
                     "ip6" | "ipv6" => family == "6",
@@ -205,7 +205,7 @@ impl Statements {
                 };
                 is_protocol(one) && of_family
             };
-            rule.0.iter().filter(|one| !goes_without_saying(one)).cloned().collect::<Vec<_>>()
+            rule.0.iter().filter(|one| !is_implied(one)).cloned().collect::<Vec<_>>()
         };
         bare(self) == bare(wanted)
     }
@@ -220,7 +220,7 @@ impl Statements {
             let same = |one: &&Value| one["match"]["op"] == wanted["match"]["op"] && one["match"]["right"] == wanted["match"]["right"];
             match rest.iter().position(same) {
                 Some(at) => drop(rest.remove(at)),
-                // A reset is an answer to TCP alone.
+                // A reset applies to TCP alone.
                 None if is_protocol(wanted) && wanted_verdict["reject"]["type"] == "tcp reset" => {}
                 None => return false,
             }
@@ -236,7 +236,7 @@ impl fmt::Display for Statements {
     }
 }
 
-/// The chains of a list of all tables that change destinations ahead of this priority, but for our own, in words.
+/// Describes the destination NAT chains ahead of this priority, in a list of all tables, except our own.
 pub(super) fn nat_ahead_of(json: &str, priority: i32) -> Vec<String> {
     let listed: Value = serde_json::from_str(json).unwrap_or_default();
     let chains = listed["nftables"].as_array().into_iter().flatten().map(|object| &object["chain"]);
@@ -269,7 +269,7 @@ fn hook(chain: &Value) -> String {
     let (Some(kind), Some(hook), Some(priority)) = (chain["type"].as_str(), chain["hook"].as_str(), chain["prio"].as_i64()) else {
         return String::new();
     };
-    // The kernel's own policy, where the program does not say it.
+    // The kernel's default policy, if the listing has none.
     hooked(kind, hook, priority, chain["policy"].as_str().unwrap_or("accept"))
 }
 
@@ -277,12 +277,12 @@ fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// A statement without what tells nothing; `None` where nothing is left.
+/// Removes what does not affect packets from a statement; `None` if nothing is left.
 fn plain(statement: &Value) -> Option<Value> {
     let (kind, value) = statement.as_object().and_then(only)?;
     match kind.as_str() {
         "counter" | "comment" => None,
-        // The address says it too, and older versions leave it out.
+        // The address implies the family, and older versions omit it.
         "dnat" => {
             let mut value = value.clone();
             if let Some(fields) = value.as_object_mut() {
@@ -290,7 +290,7 @@ fn plain(statement: &Value) -> Option<Value> {
             }
             Some(json!({"dnat": value}))
         }
-        // What `reject` alone means: versions differ in which of these names they list it under.
+        // The default of `reject`. Versions list it under different names.
         "reject" if value["expr"] == "port-unreachable" => Some(json!({"reject": null})),
         _ => Some(statement.clone()),
     }
@@ -300,8 +300,8 @@ fn only(object: &Map<String, Value>) -> Option<(&String, &Value)> {
     object.iter().next()
 }
 
-/// Whether it matches the protocol of TCP or of a family, which versions add to and leave out of a rule that demands it
-/// anyway.
+/// Returns whether a statement matches the protocol TCP or a family. Versions add such matches to rules that imply them, and
+/// omit them.
 fn is_protocol(statement: &Value) -> bool {
     let one = &statement["match"];
     let key = one["left"]["meta"]["key"].as_str();
@@ -314,7 +314,7 @@ fn is_protocol(statement: &Value) -> bool {
     one["op"] == "==" && names.contains(&text(&one["right"]).as_str())
 }
 
-/// A statement in the words of the language; as it was listed where it is none of ours.
+/// Renders a statement in nft's language, or as it was listed if rolegate does not write such statements.
 fn words(statement: &Value) -> String {
     let known = || {
         let (kind, value) = statement.as_object().and_then(only)?;

@@ -21,14 +21,15 @@ fn without_comments(text: &str) -> String {
     text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect()
 }
 
-/// The rules of the chain `redirection` for IPv4.
+/// Returns the rules of the chain `redirection` for IPv4.
 fn redirection(interfaces: &[(&str, bool)]) -> Vec<String> {
     let text = text::render(&full(interfaces));
     let rules = text.lines().map(str::trim).filter(|line| line.contains("ip daddr 169.254.169.254 tcp dport 80"));
     rules.map(|rule| rule.replace("ip daddr 169.254.169.254 tcp dport 80 ", "")).collect()
 }
 
-/// What version 1.0.6 lists where the whole rule set is in place, with a counter and a comment that somebody might add.
+/// Returns what version 1.0.6 lists once the whole rule set is installed, with a counter and a comment as someone might add
+/// them.
 fn listed() -> String {
     let mut objects = vec![r#"{"metainfo": {"version": "1.0.6", "json_schema_version": 1}}"#.to_owned()];
     objects.push(r#"{"table": {"family": "inet", "name": "rolegate", "handle": 2}}"#.to_owned());
@@ -65,7 +66,7 @@ fn listed() -> String {
     format!(r#"{{"nftables": [{}]}}"#, objects.join(", "))
 }
 
-/// The listed rules, with one text replaced.
+/// Returns the listing with one piece of text replaced.
 fn changed(from: &str, to: &str) -> NftListing {
     let listed = listed();
     assert!(listed.contains(from), "{from}");
@@ -73,13 +74,13 @@ fn changed(from: &str, to: &str) -> NftListing {
 }
 
 #[test]
-fn the_shipped_files_are_what_is_made() {
+fn the_shipped_files_match_the_rendered_rules() {
     assert_eq!(without_comments(include_str!("../../../iptables/rolegate.nft")), text::render(&full(&[])));
     assert_eq!(without_comments(include_str!("../../../iptables/guard.nft")), text::render(&RuleSet::guard_alone()));
 }
 
 #[test]
-fn interfaces_are_named_as_the_language_has_them() {
+fn interface_names_follow_the_syntax_of_nft() {
     let dnat = "dnat ip to 192.0.2.1:8181";
     let lo = "iifname \"lo\" return".to_owned();
     assert_eq!(redirection(&[]), [lo.clone(), dnat.to_owned()]);
@@ -93,9 +94,9 @@ fn interfaces_are_named_as_the_language_has_them() {
     );
 }
 
-/// The language has no pattern for every interface.
+/// nft's language has no pattern for every interface.
 #[test]
-fn a_pattern_of_every_interface_is_no_match() {
+fn a_pattern_for_every_interface_renders_no_match() {
     let dnat = "dnat ip to 192.0.2.1:8181";
     assert_eq!(redirection(&[("+", false)]), ["iifname \"lo\" return", dnat]);
     assert_eq!(redirection(&[("+", true)]), ["iifname \"lo\" return", "return", dnat]);
@@ -110,7 +111,7 @@ fn a_name_that_would_end_the_string_is_refused() {
     refuse_what_cannot_be_quoted(&full(&[("veth+", true), ("$x;{}#", false)])).unwrap();
 }
 
-/// A rule says of which family its packets are by an address.
+/// An address tells which family's packets a rule matches.
 #[test]
 fn every_rule_has_an_address() {
     for rule in Hook::ALL.into_iter().flat_map(|hook| rules_of(&full(&[("eth0", true), ("cni0", false)]), hook)) {
@@ -119,7 +120,7 @@ fn every_rule_has_an_address() {
 }
 
 #[test]
-fn what_was_listed_is_what_was_wanted() {
+fn the_listing_equals_the_wanted_rules() {
     let found = NftListing::read(&listed()).unwrap();
     assert_eq!(found, NftListing::of(&full(&[])));
     assert_eq!(found.differences(&NftListing::of(&full(&[]))), [""; 0]);
@@ -127,7 +128,7 @@ fn what_was_listed_is_what_was_wanted() {
 }
 
 #[test]
-fn a_listing_that_is_none_is_an_error() {
+fn an_invalid_listing_is_an_error() {
     for json in
         ["", "{}", "[]", r#"{"nftables": [{"rule": {"chain": "guard"}}]}"#, r#"{"nftables": [{"rule": {"chain": "guard", "expr": []}}]}"#]
     {
@@ -136,7 +137,7 @@ fn a_listing_that_is_none_is_an_error() {
 }
 
 #[test]
-fn differences_are_said_in_words() {
+fn differences_are_described() {
     let wanted = NftListing::of(&full(&[]));
     let said = |from: &str, to: &str| changed(from, to).differences(&wanted).join("\n");
     assert_eq!(said(r#""handle": 2"#, r#""handle": 2, "flags": "dormant""#).lines().count(), 1);
@@ -172,7 +173,7 @@ fn differences_are_said_in_words() {
 #[test]
 fn the_order_of_rules_counts() {
     let listed = listed();
-    // The two rules of the guard for IPv4 change places.
+    // The two IPv4 rules of the guard swap places.
     let (first, second) = (listed.find("tcp reset").unwrap(), listed.find(r#""expr": "port-unreachable""#).unwrap());
     let object = |at: usize| {
         let start = listed[..at].rfind(r#"{"rule""#).unwrap();
@@ -186,7 +187,7 @@ fn the_order_of_rules_counts() {
 }
 
 #[test]
-fn another_versions_words_may_be_remembered() {
+fn the_wording_of_another_version_may_be_remembered() {
     let wanted = NftListing::of(&full(&[]));
     let tcp = r#"{"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}}, "#;
     let ipv4 = r#"{"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}}, "#;
@@ -202,7 +203,7 @@ fn another_versions_words_may_be_remembered() {
 }
 
 #[test]
-fn what_lacks_something_is_never_remembered() {
+fn an_incomplete_listing_is_never_remembered() {
     let wanted = NftListing::of(&full(&[]));
     let established = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}}, "#;
     for (from, to) in [
@@ -228,7 +229,7 @@ fn what_lacks_something_is_never_remembered() {
 }
 
 #[test]
-fn a_kernel_that_cannot_is_told_from_a_process_that_may_not() {
+fn an_unsupported_kernel_differs_from_a_missing_permission() {
     let refused = |message: &str| of_the_kernel(RedirectError::Failed { program: NFT, message: message.to_owned() });
     for message in ["Error: Could not process rule: Operation not supported", "Error: Could not process rule: No such file or directory"] {
         let error = refused(message);
@@ -241,7 +242,7 @@ fn a_kernel_that_cannot_is_told_from_a_process_that_may_not() {
 }
 
 #[test]
-fn chains_of_nat_ahead_of_ours_are_named() {
+fn nat_chains_ahead_of_ours_are_named() {
     let chain = |table: &str, kind: &str, hook: &str, prio: i32| {
         format!(r#"{{"chain": {{"family": "inet", "table": "{table}", "name": "c", "type": "{kind}", "hook": "{hook}", "prio": {prio}}}}}"#)
     };
@@ -253,13 +254,13 @@ fn chains_of_nat_ahead_of_ours_are_named() {
         chain(TABLE, "nat", "prerouting", -300),
     ];
     let json = format!(r#"{{"nftables": [{{"metainfo": {{}}}}, {}]}}"#, chains.join(", "));
-    let [said] = &listing::nat_ahead_of(&json, OUR_NAT)[..] else { panic!("not one") };
+    let [said] = &listing::nat_ahead_of(&json, OUR_NAT)[..] else { panic!("not exactly one") };
     assert!(["chain c ", "table inet ahead ", " -111", " -110"].iter().all(|part| said.contains(part)), "{said}");
     assert_eq!(listing::nat_ahead_of("", OUR_NAT), [""; 0]);
 }
 
 #[test]
-fn only_what_rejects_every_packet_to_the_address_is_a_guard() {
+fn only_a_chain_that_rejects_every_packet_is_a_guard() {
     let guards = |found: &NftListing| found.observed().guards.into_iter().collect::<Vec<_>>();
     assert_eq!(guards(&NftListing::read(&listed()).unwrap()), Family::ALL);
     let tcp = r#"{"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}}, "#;
@@ -272,11 +273,11 @@ fn only_what_rejects_every_packet_to_the_address_is_a_guard() {
         ("another operator", both.clone(), both.replace("==", "!=")),
         ("a port", both.clone(), both.replace("daddr", "dport")),
     ] {
-        assert_eq!(guards(&changed(&from, &into)), [], "{case}: what stands in the guard's chain is not all the guard's");
+        assert_eq!(guards(&changed(&from, &into)), [], "{case}: the guard's chain has another rule");
     }
-    // Whatever is in the chain besides could be an accept.
+    // Any other rule in the chain could be an accept.
     assert_eq!(guards(&changed(plain, r#"{"accept": null}"#)), []);
-    // Versions leave this out.
+    // Some versions omit this match.
     assert_eq!(guards(&changed(tcp, "")), Family::ALL);
     let ipv4 = r#"{"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}}, "#;
     assert_eq!(guards(&changed(&both, &format!("{ipv4}{both}"))), Family::ALL);

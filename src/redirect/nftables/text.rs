@@ -1,12 +1,12 @@
-//! The rules as text for `nft -f`.
+//! Renders the rules for `nft -f`.
 
 use std::net::IpAddr;
 
 use super::chains::{ChainHook, TABLE, pattern, rules_of};
 use crate::redirect::rules::{Hook, Match, PacketVerdict, Rule, RuleSet};
 
-/// One transaction that leaves our table with these rules, whatever it held: only a table that is there can be deleted, so
-/// it is added first.
+/// Renders one transaction that replaces our table, whatever it held. Only an existing table can be deleted, so it is added
+/// first.
 pub(super) fn render(rules: &RuleSet) -> String {
     let mut text = format!("table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
     for hook in Hook::ALL {
@@ -46,13 +46,13 @@ fn verdict(verdict: PacketVerdict) -> String {
         PacketVerdict::Dnat(target) => format!("dnat {} to {target}", protocol(target.ip())),
         PacketVerdict::Return => "return".to_owned(),
         PacketVerdict::Reset => "reject with tcp reset".to_owned(),
-        // "Port unreachable" of the packet's family.
+        // "Port unreachable" in the packet's family.
         PacketVerdict::Reject => "reject".to_owned(),
         PacketVerdict::Drop => "drop".to_owned(),
     }
 }
 
-/// The name of a family's protocol.
+/// Returns the name of the family's protocol.
 pub(super) const fn protocol(ip: IpAddr) -> &'static str {
     match ip {
         IpAddr::V4(_) => "ip",

@@ -11,7 +11,7 @@ use crate::redirect::rules::Family;
 
 const INTERVAL: Duration = Duration::from_secs(30);
 
-/// The kernel's rules, and what was done with them.
+/// A fake kernel: its rules, and a record of what was done to them.
 #[derive(Clone, Default)]
 struct Kernel(Arc<Mutex<Inner>>, Arc<Notify>);
 
@@ -21,13 +21,13 @@ struct Inner {
     installed: usize,
     compared: Vec<Instant>,
     held: bool,
-    /// Somebody's rule is ahead of the guard.
+    /// Whether another program's rule is ahead of the guard.
     pushed: bool,
     blind: bool,
     succeeded: bool,
     forgotten: usize,
     claimed: bool,
-    /// Another backend has rules of ours that are whole.
+    /// Whether another backend has complete rules of rolegate.
     elsewhere: bool,
 }
 
@@ -36,13 +36,13 @@ impl Kernel {
         self.0.lock().unwrap()
     }
 
-    /// Somebody does this to the rules, and the kernel says so.
+    /// Changes the rules as another program would, and notifies the reconciler.
     fn change(&self, change: impl FnOnce(&mut Inner)) {
         change(&mut self.inner());
         self.1.notify_one();
     }
 
-    /// Whether the rules were claimed, and how often connections were ended.
+    /// Returns whether the rules were claimed, and how often connections were ended.
     fn done(&self) -> (bool, usize) {
         let inner = self.inner();
         (inner.claimed, inner.forgotten)
@@ -144,7 +144,7 @@ fn bed() -> Bed {
     Bed { kernel, metrics, readiness, reconciler }
 }
 
-/// The reconciler at work, its rules in place and its own change looked at.
+/// A reconciler that has installed its rules and has processed the notification of its own change.
 struct Kept {
     kernel: Kernel,
     metrics: Metrics,
@@ -174,15 +174,15 @@ impl Drop for Kept {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_guard_is_put_where_there_is_none_and_serving_rules_stay() {
+async fn a_missing_guard_is_installed_and_serving_rules_stay() {
     let mut bed = bed();
     bed.reconciler.guard().await.unwrap();
     assert_eq!(bed.kernel.inner().rules, Some(RuleSet::guard_alone()));
     bed.reconciler.guard().await.unwrap();
-    assert_eq!(bed.kernel.inner().installed, 1, "it is there");
+    assert_eq!(bed.kernel.inner().installed, 1, "the guard is in place");
     bed.kernel.inner().rules = Some(rules());
     bed.reconciler.guard().await.unwrap();
-    assert_eq!(bed.kernel.inner().rules, Some(rules()), "a restart leaves what serves pods");
+    assert_eq!(bed.kernel.inner().rules, Some(rules()), "a restart leaves the rules that serve pods");
     bed.kernel.inner().pushed = true;
     bed.reconciler.guard().await.unwrap();
     let found = {
@@ -190,12 +190,12 @@ async fn the_guard_is_put_where_there_is_none_and_serving_rules_stay() {
         (inner.installed, inner.pushed)
     };
     assert_eq!(found, (2, false));
-    assert_eq!(bed.kernel.inner().rules, Some(rules()), "nor does a repair of the guard take it away");
-    assert!(!bed.kernel.inner().claimed, "another daemon still has them");
+    assert_eq!(bed.kernel.inner().rules, Some(rules()), "a repair of the guard leaves them, too");
+    assert!(!bed.kernel.inner().claimed, "another daemon still owns the rules");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_guard_is_repaired_while_the_targets_are_not_known() {
+async fn the_guard_is_repaired_while_the_targets_are_unknown() {
     let mut bed = bed();
     bed.reconciler.guard().await.unwrap();
     bed.kernel.change(|inner| inner.rules = None);
@@ -208,7 +208,7 @@ async fn the_guard_is_repaired_while_the_targets_are_not_known() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rules_that_are_there_already_are_not_put_in_place_again() {
+async fn rules_that_are_in_place_are_not_installed_again() {
     let mut bed = bed();
     bed.kernel.inner().rules = Some(rules());
     bed.reconciler.place(rules()).await;
@@ -217,7 +217,7 @@ async fn rules_that_are_there_already_are_not_put_in_place_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn placing_waits_for_a_lock_that_is_held() {
+async fn placing_rules_waits_while_the_lock_is_held() {
     let mut bed = bed();
     bed.kernel.inner().held = true;
     let kernel = bed.kernel.clone();
@@ -236,14 +236,14 @@ async fn a_change_is_repaired_soon() {
     kept.kernel.change(|inner| inner.rules = None);
     sleep(GATHER + Duration::from_millis(1)).await;
     assert_eq!(kept.kernel.inner().rules, Some(rules()));
-    assert_eq!(kept.kernel.inner().forgotten, 2, "what was opened meanwhile is ended");
+    assert_eq!(kept.kernel.inner().forgotten, 2, "connections that were opened meanwhile are ended");
     assert!(kept.metric(r#"rolegate_redirect_repairs_total{outcome="repaired"} 1"#));
     assert!(kept.metric("rolegate_redirect_in_place 1"));
     assert!(kept.metric("rolegate_redirect_forgotten_connections_total 6"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_that_nobody_tells_of_is_repaired_on_the_interval() {
+async fn an_unreported_change_is_repaired_on_the_interval() {
     let kept = kept().await;
     kept.kernel.inner().rules = Some(RuleSet::guard_alone());
     sleep(INTERVAL).await;
@@ -261,7 +261,7 @@ async fn a_storm_of_changes_costs_one_comparison_a_second() {
     let compared = kept.kernel.inner().compared.clone();
     assert!((9..=12).contains(&compared.len()), "{}", compared.len());
     assert!(compared.windows(2).all(|two| two[1] - two[0] >= PAUSE));
-    assert_eq!(kept.kernel.inner().installed, 1, "nothing of ours was changed");
+    assert_eq!(kept.kernel.inner().installed, 1, "no rule of rolegate was changed");
 }
 
 #[tokio::test(start_paused = true)]
@@ -291,7 +291,7 @@ async fn a_comparison_that_fails_is_counted_and_changes_nothing() {
     assert!(kept.metric("rolegate_redirect_in_place 1"));
     sleep(PAUSE).await;
     assert!(kept.metric("rolegate_redirect_check_failures_total 3"), "at 3.1 seconds");
-    assert_eq!(kept.readiness.pending(), [STEP], "nobody knows what the rules are");
+    assert_eq!(kept.readiness.pending(), [STEP], "the state of the rules is unknown");
     assert!(kept.metric("rolegate_redirect_in_place 0"));
     assert_eq!(kept.kernel.inner().installed, 1);
     kept.kernel.change(|inner| (inner.blind, inner.rules) = (false, None));
@@ -307,39 +307,39 @@ async fn the_rules_of_a_later_daemon_are_left_to_it_while_it_lives() {
     kept.kernel.change(|inner| (inner.rules, inner.succeeded) = (Some(theirs()), true));
     sleep(10 * INTERVAL + PAUSE / 2).await;
     assert_eq!(kept.kernel.inner().rules, Some(theirs()));
-    assert_eq!(kept.kernel.inner().forgotten, 1, "nor are connections that it serves ended");
+    assert_eq!(kept.kernel.inner().forgotten, 1, "connections that it serves are not ended");
     assert_eq!(kept.readiness.pending(), [STEP]);
-    // Killed.
+    // The later daemon was killed.
     kept.kernel.inner().succeeded = false;
     sleep(PAUSE).await;
     assert_eq!(kept.kernel.inner().rules, Some(rules()));
     assert!(kept.readiness.pending().is_empty());
 }
 
-/// It took ours away, once its own were in place.
+/// The later daemon removed this daemon's rules once its own were in place.
 #[tokio::test(start_paused = true)]
-async fn a_later_daemon_may_have_its_rules_by_another_backend() {
+async fn a_later_daemon_may_use_another_backend() {
     let kept = kept().await;
     kept.kernel.change(|inner| (inner.rules, inner.succeeded, inner.elsewhere) = (None, true, true));
     sleep(3 * INTERVAL).await;
-    assert_eq!(kept.kernel.inner().rules, None, "they are not put back beside its own");
+    assert_eq!(kept.kernel.inner().rules, None, "the rules are not restored beside those of the later daemon");
     assert_eq!(kept.readiness.pending(), [STEP]);
     kept.kernel.inner().elsewhere = false;
     sleep(INTERVAL).await;
-    assert_eq!(kept.kernel.inner().rules, Some(rules()), "nobody has any");
+    assert_eq!(kept.kernel.inner().rules, Some(rules()), "no daemon has rules");
     assert!(kept.readiness.pending().is_empty());
 }
 
-/// Those of a daemon with another port.
+/// Returns the rules of a daemon with another port.
 fn theirs() -> RuleSet {
     let mut theirs = rules();
     theirs.targets.as_mut().unwrap().ipv4.set_port(9191);
     theirs
 }
 
-/// It hangs, or is none.
+/// The later daemon hangs, or is none of ours.
 #[tokio::test(start_paused = true)]
-async fn a_later_daemon_that_does_nothing_keeps_nobody_from_repairing() {
+async fn a_later_daemon_that_hangs_does_not_prevent_repairs() {
     let kept = kept().await;
     for gone in [None, Some(RuleSet::guard_alone())] {
         for _again in 0..2 {
@@ -355,25 +355,25 @@ async fn a_later_daemon_that_does_nothing_keeps_nobody_from_repairing() {
     less.targets.as_mut().unwrap().refuse_direct = false;
     kept.kernel.change(|inner| inner.rules = Some(less));
     sleep(PAUSE + GATHER).await;
-    assert_eq!(kept.kernel.inner().rules, Some(rules()), "they lead here, and something is missing");
+    assert_eq!(kept.kernel.inner().rules, Some(rules()), "the rules lead here, and one is missing");
     assert!(kept.readiness.pending().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_guard_is_put_back_also_while_a_later_daemon_has_the_rules() {
+async fn the_guard_is_restored_while_a_later_daemon_owns_the_rules() {
     let kept = kept().await;
     kept.kernel.change(|inner| (inner.rules, inner.succeeded, inner.pushed) = (Some(theirs()), true, true));
     sleep(PAUSE + GATHER).await;
     assert!(!kept.kernel.inner().pushed);
-    assert_eq!(kept.kernel.inner().rules, Some(theirs()), "what serves pods stays");
+    assert_eq!(kept.kernel.inner().rules, Some(theirs()), "the rules that serve pods stay");
     assert_eq!(kept.kernel.inner().forgotten, 1);
     assert!(kept.metric(r#"rolegate_redirect_repairs_total{outcome="repaired"} 1"#));
     assert_eq!(kept.readiness.pending(), [STEP]);
 }
 
-/// The later one has other interfaces, which nobody can tell from a rule that somebody changed, but for this.
+/// The later daemon has other interfaces. Only that it restores its rules tells them from rules that something else changed.
 #[tokio::test(start_paused = true)]
-async fn what_comes_back_is_what_a_later_daemon_wants() {
+async fn changes_that_come_back_are_left_to_the_later_daemon() {
     let kept = kept().await;
     let others = RuleSet { interfaces: vec![InterfaceMatch { name: "eth0".to_owned(), negated: true }], ..rules() };
     kept.kernel.change(|inner| (inner.rules, inner.succeeded) = (Some(others.clone()), true));
@@ -401,7 +401,7 @@ async fn nothing_is_claimed_or_ended_before_the_rules_are_in_place() {
         assert_eq!(kernel.done(), (false, 0));
         kernel.change(|inner| inner.held = false);
         sleep(PAUSE + GATHER).await;
-        assert_eq!(kernel.inner().rules, Some(rules()), "it waits no longer than until somebody changes something");
+        assert_eq!(kernel.inner().rules, Some(rules()), "the wait ends when rules change");
     });
     assert_eq!(kernel.done(), (true, 1));
     assert!(bed.readiness.pending().is_empty());
@@ -421,7 +421,7 @@ async fn the_guard_is_kept_during_other_work() {
         "done"
     });
     assert_eq!(done.await, "done");
-    // A change that was heard of when the work was done.
+    // A notification arrived just as the work was done.
     bed.reconciler.reconcile_during(sleep(PAUSE)).await;
     let kernel = bed.kernel.clone();
     let heard = async {

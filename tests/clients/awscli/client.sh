@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The AWS CLI (version 1) as a pod runs it: GetCallerIdentity with whatever its default chain finds. It has no
-# command that shows the credentials, but its debug log shows the request that they signed: the access key id
-# and the session token are read from there, and the expiry stays unknown.
+# The AWS CLI (version 1) as a pod runs it: GetCallerIdentity with the credentials of its default chain. It has
+# no command that shows the credentials, but its debug log shows the request that they signed: the access key ID
+# and the session token are read from there, and the expiration stays unknown.
 # AWS_CLI_PYTHON: the interpreter whose packages hold the CLI.
 set -u
 time_limit_seconds=25

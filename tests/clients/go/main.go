@@ -1,4 +1,4 @@
-// The AWS SDK for Go v2: the default credential chain, then GetCallerIdentity with what it gave.
+// The AWS SDK for Go v2: the default credential chain, then GetCallerIdentity with its credentials.
 package main
 
 import (

@@ -13,7 +13,7 @@ import software.amazon.awssdk.regions.Region;
 import software.amazon.awssdk.services.sts.StsClient;
 import software.amazon.awssdk.services.sts.model.GetCallerIdentityResponse;
 
-/** The AWS SDK for Java v2: InstanceProfileCredentialsProvider, then GetCallerIdentity with what it gave. */
+/** The AWS SDK for Java v2: InstanceProfileCredentialsProvider, then GetCallerIdentity with its credentials. */
 public final class Client {
     private static final int TIME_LIMIT_SECONDS = 25;
 
@@ -83,7 +83,7 @@ public final class Client {
     private static synchronized void finish(int status, String members) {
         System.out.println("{\"client\":\"java\"," + members + "}");
         System.out.flush();
-        // halt: neither the SDK's threads nor its shutdown hooks may hold the process up.
+        // halt: neither the SDK's threads nor its shutdown hooks may delay the end of the process.
         Runtime.getRuntime().halt(status);
     }
 

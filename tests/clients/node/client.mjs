@@ -1,4 +1,4 @@
-// The AWS SDK for JavaScript v3: fromInstanceMetadata, then GetCallerIdentity with what it gave.
+// The AWS SDK for JavaScript v3: fromInstanceMetadata, then GetCallerIdentity with its credentials.
 import { createHash } from "node:crypto";
 import { GetCallerIdentityCommand, STSClient } from "@aws-sdk/client-sts";
 import { fromInstanceMetadata } from "@aws-sdk/credential-providers";
@@ -26,7 +26,7 @@ try {
     endpoint: process.env.STS_ENDPOINT,
     credentials: fromInstanceMetadata(),
   });
-  // The client's own memoized provider: the request below is signed with these very credentials.
+  // The client's own memoized provider: the request below is signed with the same credentials.
   stage = "no-credentials";
   const credentials = await sts.config.credentials();
   stage = "other";

@@ -12,7 +12,7 @@ TIME_LIMIT_SECONDS = 25
 
 
 def finish(status, **answer):
-    # os.write and _exit: this also ends a process whose main thread is inside the SDK.
+    # With os.write and _exit, this also ends a process whose main thread is inside the SDK.
     os.write(1, (json.dumps({"client": "boto3", **answer}) + "\n").encode())
     os._exit(status)
 
@@ -34,7 +34,7 @@ def main():
     if credentials is None:
         raise NoCredentialsError()
     frozen = credentials.get_frozen_credentials()
-    # boto3 has no public accessor for the expiry; where it disappears the harness sees null.
+    # boto3 has no public accessor for the expiration. If this one disappears, the harness gets null.
     expires_at = getattr(credentials, "_expiry_time", None)
 
     sts = session.client(

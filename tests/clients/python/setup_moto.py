@@ -1,4 +1,4 @@
-"""Makes the node's user and the pods' roles in moto, then has moto check signatures and identity policies.
+"""Creates the node's user and the pods' roles in moto, then makes moto check signatures and identity policies.
 
     setup_moto.py http://ADDRESS:PORT ROLE...
 

@@ -1,4 +1,4 @@
-//! Who asks: one client at each address, all the while, over connections that are kept or not.
+//! The clients: one at each address, which sends requests continuously over new or kept connections.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,15 +18,15 @@ use crate::world::{ROLES, TOKEN, TOKEN_TTL, World};
 /// The clients of all addresses.
 pub(super) struct Clients {
     all: Vec<Arc<Mutex<Client>>>,
-    /// How often those that ask by themselves may ask, all together; closed at the end.
+    /// The requests that clients may send on their own, all together. Closed at the end.
     turns: Arc<Semaphore>,
     asking: Vec<JoinHandle<()>>,
-    /// How often credentials were asked for that had to be had.
+    /// How many credentials were requested that had to be served.
     pub(super) owed: usize,
 }
 
 impl Clients {
-    /// The first so many ask by themselves, when they may.
+    /// Starts the clients. The first `asking` of them send requests on their own, as far as allowed.
     pub(super) fn start(world: &World, all: impl IntoIterator<Item = Client>, asking: usize) -> Self {
         let all: Vec<_> = all.into_iter().map(|client| Arc::new(Mutex::new(client))).collect();
         let turns = Arc::new(Semaphore::new(0));
@@ -47,7 +47,7 @@ impl Clients {
         self.all[slot].clone()
     }
 
-    /// So many more may ask.
+    /// Allows this many more requests.
     pub(super) fn allow(&self, turns: usize) {
         self.turns.add_permits(turns);
     }
@@ -56,12 +56,12 @@ impl Clients {
         wait(world, || self.turns.available_permits() == 0, || "clients do not get their answers".to_owned());
     }
 
-    /// Has the clients of these addresses ask once.
+    /// Makes the clients of these addresses send one request each.
     pub(super) fn ask(&self, world: &World, slots: &[usize]) {
         world.fakes.runtime.block_on(join_all(slots.iter().map(|slot| async { self.all[*slot].lock().await.ask().await })));
     }
 
-    /// Has the clients of these addresses get credentials. Each address is one pod's, beyond doubt.
+    /// Makes the clients of these addresses get credentials. Each address belongs to one pod beyond doubt.
     pub(super) fn get_credentials(&mut self, world: &World, slots: &[usize]) {
         self.owed += slots.len();
         for slots in slots.chunks(AT_ONCE) {
@@ -70,7 +70,7 @@ impl Clients {
         }
     }
 
-    /// What all of them have seen, each with its ledger, when they have stopped.
+    /// Stops all clients, and returns what each has seen together with its ledger.
     pub(super) fn finish(self, world: &World) -> Vec<(Arc<Ledger>, Seen)> {
         self.turns.close();
         for asking in self.asking {
@@ -84,73 +84,73 @@ impl Clients {
     }
 }
 
-/// One in so many lists of roles is followed by a request for the credentials.
+/// One in this many role lists is followed by a request for credentials.
 const CREDENTIALS_OF: u64 = 16;
-/// How often credentials that are due are tried for.
+/// The maximum number of attempts to get credentials that are due.
 const MOST_TRIES: usize = 300;
 const BETWEEN_TRIES: Duration = Duration::from_secs(1);
-/// How many clients get credentials at one time.
+/// The number of clients that get credentials at the same time.
 const AT_ONCE: usize = 16;
 
-/// One address, and who asks from there.
+/// The client at one address.
 pub(super) struct Client {
     ip: IpAddr,
     daemon: SocketAddr,
     ledger: Arc<Ledger>,
     random: Random,
-    /// A connection that is kept, and the moment at which it was made.
+    /// A kept connection, and the moment at which it was opened.
     connection: Option<(TcpStream, usize)>,
     token: Option<String>,
     seen: Seen,
 }
 
-/// What a client found.
+/// What a client has seen.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// Role lists and credentials that were answered.
+    /// Role lists and credentials that were served.
     pub(super) served: usize,
-    /// Of them: those that had to be.
+    /// Those of them that had to be served.
     pub(super) had_to_be_served: usize,
-    /// Those that were refused, when there was nobody or a doubt.
+    /// Requests that were refused while the address had no pod or was in doubt.
     pub(super) refused: usize,
-    /// Credentials that were asked for because they had to be had, and were.
+    /// Credentials that had to be served and were.
     pub(super) paid: usize,
-    /// Access keys that were handed out, to be judged when it is known whose they are.
+    /// Access keys that were served, to be judged once it is known whose they are.
     pub(super) keys: Vec<(String, Span)>,
-    /// Whose credentials STS must have failed to give, as nothing else can excuse that they were refused; and what it is if not.
+    /// Pods whose credentials STS must have refused, because nothing else excuses the refusal; and the violation otherwise.
     pub(super) excused: Vec<(Life, String)>,
     pub(super) violations: Vec<String>,
 }
 
 pub(super) struct Answer {
-    /// [`CLOSED`] where the connection ended instead.
+    /// The status, or [`CLOSED`] if the connection ended instead.
     pub(super) status: u16,
     pub(super) body: String,
-    /// The daemon closes the connection after it.
+    /// Whether the daemon closes the connection afterwards.
     pub(super) closes: bool,
 }
 
 const CLOSED: u16 = 0;
 
-/// What became of one request for credentials, from its first step on.
+/// The outcome of one request for credentials, from its first step on.
 enum Got {
     Credentials,
-    /// What was refused, with which status, by a token that was made for it or not.
+    /// A step was refused, with this status and with a token that was requested for it or not.
     Refused {
         what: &'static str,
         status: u16,
         fresh: bool,
     },
-    /// Credentials of this pod were answered with 500: STS failed, or the pod changed while it was asked.
+    /// The request for this pod's credentials got a 500: STS failed, or the pod changed meanwhile.
     Failed {
         life: Life,
         fresh: bool,
     },
-    /// Nothing more was asked for.
+    /// Credentials were not requested.
     RoleAlone,
 }
 
-/// Whose a role is: each pod has its own, by its number, some several.
+/// Returns the pod of a role. Each pod has a role of its own, with its number; some have several.
 pub(super) fn life_of(role: &str) -> Option<Life> {
     role.strip_prefix("r-")?.split('-').next()?.parse().ok()
 }
@@ -160,8 +160,8 @@ impl Client {
         Self { ip, daemon, ledger, random, connection: None, token: None, seen: Seen::default() }
     }
 
-    /// What an SDK does: a token, the role, sometimes its credentials. A token may be an old one, also the last pod's.
-    /// A refusal is wrong where the address was one pod's beyond doubt since before the token was asked for.
+    /// Does what an SDK does: gets a token, the role, and sometimes credentials. The token may be an old one, even the previous
+    /// pod's. A refusal is wrong if the address has belonged to one pod beyond doubt since before the token was requested.
     async fn ask(&mut self) {
         let began = self.ledger.now();
         let fresh = self.token.is_none() || self.random.one_in(3);
@@ -173,8 +173,8 @@ impl Client {
         }
     }
 
-    /// Asks for credentials with all steps. The address must belong to one pod until this returns. Where STS
-    /// fails, it is tried again, as SDKs do: a call may take longer than the daemon allows it, on a slow machine.
+    /// Gets credentials with all steps. The address must belong to one pod until this returns. If STS fails, tries again as
+    /// SDKs do, because on a slow machine a call may exceed the daemon's limit.
     async fn get_credentials(&mut self) {
         let began = self.ledger.now();
         let mut got = self.steps(true, true).await;
@@ -193,7 +193,7 @@ impl Client {
         }
     }
 
-    /// Asks for credentials from the address of one pod, while no answer of STS is for its role: it gets none of them.
+    /// Requests credentials from the address of one pod while STS answers for other roles only: none may be served.
     pub(super) async fn get_no_credentials(&mut self) {
         let began = self.ledger.now();
         let got = self.steps(true, true).await;
@@ -206,7 +206,7 @@ impl Client {
         }
     }
 
-    /// Asks for credentials where a refusal may have other reasons than the owner of the address.
+    /// Requests credentials when a refusal may have reasons other than the owner of the address.
     pub(super) async fn try_for_credentials(&mut self) {
         if !matches!(self.steps(true, true).await, Got::Credentials) {
             self.seen.refused += 1;
@@ -234,7 +234,7 @@ impl Client {
         let sent = self.ledger.now();
         let document = self.get(&format!("{ROLES}{}", answer.body)).await;
         if document.status != 200 {
-            // With this token the pod was known a moment ago.
+            // With this token, the pod was known a moment ago.
             let fresh = fresh || self.ledger.must_be(Span { from: sent, to: self.ledger.now() }) == life_of(&answer.body);
             return match (document.status, life_of(&answer.body)) {
                 (500, Some(life)) => Got::Failed { life, fresh },
@@ -245,7 +245,7 @@ impl Client {
         Got::Credentials
     }
 
-    /// A role that is not one of the address is a violation.
+    /// Records a violation if the role is not one of the address.
     fn judge_list(&mut self, answer: &Answer, span: Span) {
         let right = life_of(&answer.body).is_some_and(|life| self.ledger.may_be(life, span));
         self.served(span);
@@ -300,16 +300,16 @@ impl Client {
                 None => (self.connect().await, self.ledger.now()),
             };
             match exchange(&mut stream, request.as_bytes()).await {
-                // On loopback, a connection outlives the pod that made it. The daemon refuses it to the next pod.
+                // On loopback, a connection outlives the pod that opened it. The daemon refuses it to the next pod.
                 Ok(Answer { status: 500, closes: true, .. })
                     if was_kept && self.ledger.must_be(Span { from: made, to: self.ledger.now() }).is_none() => {}
                 Ok(answer) => {
                     self.connection = (!answer.closes).then_some((stream, made));
                     return answer;
                 }
-                // The daemon closes connections that were quiet for long, as it may: a client asks again on another.
+                // The daemon may close connections that have been idle for long. The client reconnects.
                 Err(_) if was_kept => {}
-                // It may close those of an address that no pod is known to have at any time. Those of a pod it may not.
+                // It may close connections of an address that no pod is known to have, at any time, but not those of a pod.
                 Err(_) => return Answer { status: CLOSED, body: String::new(), closes: true },
             }
         }
@@ -325,7 +325,7 @@ pub(super) async fn connect(from: IpAddr, to: SocketAddr) -> TcpStream {
     socket.bind(SocketAddr::new(from, 0)).unwrap();
     let stream = socket.connect(to).await.unwrap();
     stream.set_nodelay(true).unwrap();
-    // Thousands of closed connections would use up the ports of the address: they end with a reset.
+    // Thousands of closed connections would use up the ports of the address, so they end with a reset.
     stream.set_zero_linger().unwrap();
     stream
 }

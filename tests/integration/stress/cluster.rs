@@ -1,4 +1,4 @@
-//! The cluster: pods with addresses, their history in the fake API, and how much of it the daemon has provably seen.
+//! The cluster: pods with addresses, their history in the fake API, and how much of it the daemon has provably processed.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,11 +14,11 @@ use super::{ADDRESSES, Random};
 use crate::world::{Fakes, NODE, ROLES, World};
 
 const NAMESPACE: &str = "shop";
-/// What shows how far the daemon has come: events are in order, so that a change of this pod's role that it knows says that
-/// it knows all that was given out before.
+/// A pod that shows how far the daemon has come. Events are in order: once the daemon knows a change of this pod's role, it
+/// knows everything that was published before.
 const MARKER: &str = "marker";
 const MARKER_IP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 6, 1));
-/// After this time something hangs. It bounds no speed.
+/// A time limit against hanging. It does not limit speed.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 pub(super) struct Cluster {
@@ -26,17 +26,17 @@ pub(super) struct Cluster {
     pub(super) random: Random,
     pub(super) slots: Vec<Slot>,
     pub(super) started: Life,
-    /// States that were given out since the last marker.
+    /// States that were published since the last marker.
     given: Vec<Given>,
     /// States that are withheld, by the pod's name.
     held: BTreeMap<String, Vec<Given>>,
     markers: u64,
     tally: BTreeMap<&'static str, usize>,
-    /// What the API was told of the pods of each address, in order.
+    /// What was published about the pods of each address, in order.
     record: Vec<(usize, String)>,
 }
 
-/// One address and the pods that have to do with it.
+/// An address and its pods.
 pub(super) struct Slot {
     pub(super) ip: IpAddr,
     pub(super) ledger: Arc<Ledger>,
@@ -49,11 +49,11 @@ pub(super) struct Pod {
     pub(super) life: Life,
     pub(super) name: String,
     pub(super) state: State,
-    /// When its network was made and its container was started.
+    /// When its network was created and its container was started.
     pub(super) since: Timestamp,
 }
 
-/// A state of a pod at an address, by its number in the ledger.
+/// The state of a pod at an address, by its number in the ledger.
 struct Given {
     slot: usize,
     life: Life,
@@ -78,7 +78,7 @@ impl Cluster {
         cluster
     }
 
-    /// How often what was done.
+    /// How often each kind of change was made.
     pub(super) fn tally(&self) -> &BTreeMap<&'static str, usize> {
         &self.tally
     }
@@ -87,7 +87,7 @@ impl Cluster {
         *self.tally.entry(what).or_default() += 1;
     }
 
-    /// What the API was told of an address: each change with the version that it made, and when events were withheld.
+    /// What was published about an address: each change with its version, and when events were withheld.
     pub(super) fn record_of(&self, slot: usize) -> String {
         let lines: Vec<_> = self.record.iter().filter(|(of, _)| *of == slot).map(|(_, line)| line.as_str()).collect();
         lines.join("\n")
@@ -97,16 +97,16 @@ impl Cluster {
         self.record.push((slot, line));
     }
 
-    /// Any of the first so many addresses.
+    /// Returns one of the first addresses at random.
     pub(super) fn any_of(&mut self, first: usize) -> usize {
         usize::try_from(self.random.below(first as u64)).unwrap()
     }
 
-    /// A pod that comes to the address.
+    /// Adds a pod at the address.
     pub(super) fn start(&mut self, slot: usize) {
         self.started += 1;
         let life = self.started;
-        // Some have the names of those before, as a StatefulSet's.
+        // Some reuse the names of earlier pods, as in a StatefulSet.
         let lasting = format!("s-{slot}");
         let is_taken = self.slots[slot].left_over.iter().any(|pod| pod.name == lasting);
         let name = if is_taken || self.random.one_in(2) { format!("p-{life}") } else { lasting };
@@ -119,7 +119,7 @@ impl Cluster {
         self.slots[slot].current = Some(pod);
     }
 
-    /// What happens to the pod from now on comes late, sometimes.
+    /// Sometimes withholds everything that happens to the pod from now on.
     pub(super) fn held_or_not(&mut self, slot: usize, pod: Pod) -> Pod {
         if self.random.one_in(5) && !self.held.contains_key(&pod.name) {
             self.count("events withheld");
@@ -130,7 +130,7 @@ impl Cluster {
         pod
     }
 
-    /// Lets the events of the nth name that is withheld go, if there are so many.
+    /// Releases the events of the nth withheld name, if there is one.
     pub(super) fn release_nth(&mut self, nth: usize) -> bool {
         let Some(name) = self.held.keys().nth(nth).cloned() else { return false };
         let late = self.held.remove(&name).unwrap_or_default();
@@ -149,7 +149,7 @@ impl Cluster {
         self.end(slot, pod, State::Absent, "deleted late");
     }
 
-    /// The end of a pod's hold on its address, or of the pod.
+    /// Ends a pod's claim to its address, or the pod.
     pub(super) fn end(&mut self, slot: usize, pod: Pod, state: State, what: &'static str) {
         let pod = self.put(slot, pod, state, what);
         if state != State::Absent {
@@ -157,7 +157,7 @@ impl Cluster {
         }
     }
 
-    /// Puts a state into the ledger, then into the API.
+    /// Records a state in the ledger, then publishes it.
     fn put(&mut self, slot: usize, pod: Pod, state: State, what: &'static str) -> Pod {
         self.count(what);
         self.say(slot, &pod, state);
@@ -182,7 +182,7 @@ impl Cluster {
         Pod { state, ..pod }
     }
 
-    /// What the API is about to be told of a pod, for the ledger of an address.
+    /// Records in an address's ledger what is about to be published about a pod.
     fn say(&mut self, slot: usize, pod: &Pod, state: State) {
         let number = self.slots[slot].ledger.told(pod.life, state);
         let given = Given { slot, life: pod.life, number };
@@ -192,7 +192,7 @@ impl Cluster {
         }
     }
 
-    /// Another pod in place of the one that has the address. The API has not been told of it yet ([`Cluster::tell`]).
+    /// Replaces the pod that has the address by another one, which is not published yet ([`Cluster::tell`]).
     pub(super) fn replace(&mut self, slot: usize) -> Life {
         if let Some(pod) = self.slots[slot].current.take() {
             self.end(slot, pod, State::Absent, "replaced");
@@ -203,7 +203,7 @@ impl Cluster {
         life
     }
 
-    /// Tells the API that the pod which has the address is so, with an object that is changed by `change`.
+    /// Publishes this state of the pod that has the address, with an object that `change` modifies.
     pub(super) fn tell(&mut self, slot: usize, state: State, what: &'static str, change: impl FnOnce(&mut Value)) {
         let mut pod = self.slots[slot].current.take().unwrap();
         self.count(what);
@@ -216,7 +216,7 @@ impl Cluster {
         self.slots[slot].current = Some(pod);
     }
 
-    /// The pod that has the address gets another network, later than the one before. The API has not been told of it yet.
+    /// Gives the pod that has the address a new network, created later than the previous one. This is not published yet.
     pub(super) fn restart_network(&mut self, slot: usize) {
         if let Some(pod) = &mut self.slots[slot].current {
             // The API's times have no fractions of a second.
@@ -224,7 +224,7 @@ impl Cluster {
         }
     }
 
-    /// Some addresses, at most so many, each of which belongs beyond doubt to its latest pod, which runs.
+    /// Returns up to this many addresses that belong beyond doubt to their latest pod, which runs.
     pub(super) fn settled(&mut self, count: usize) -> Vec<usize> {
         let is_settled = |slot: &usize| {
             let Slot { ledger, current, .. } = &self.slots[*slot];
@@ -239,7 +239,7 @@ impl Cluster {
         slots
     }
 
-    /// A pod that runs at this address says that it has that of another slot, too.
+    /// Makes a running pod claim the address of another slot in addition to its own.
     pub(super) fn forge(&mut self, slot: usize, other: usize) {
         let pod = self.slots[slot].current.clone().unwrap();
         self.count("status forged");
@@ -249,7 +249,7 @@ impl Cluster {
         self.note(other, format!("version {}: {} of r-{} says that it has this address", self.api.resource_version(), pod.name, pod.life));
     }
 
-    /// It says so no more.
+    /// Withdraws the claim.
     pub(super) fn mend(&mut self, slot: usize, other: usize) {
         let pod = self.slots[slot].current.clone().unwrap();
         self.say(other, &pod, State::Absent);
@@ -257,7 +257,7 @@ impl Cluster {
         self.note(other, format!("version {}: {} of r-{} says so no more", self.api.resource_version(), pod.name, pod.life));
     }
 
-    /// The object of the pod that runs at this address, with another role of its own and other annotations.
+    /// Returns the object of the pod that runs at this address, with another role of its own and other annotations.
     pub(super) fn with_annotations(&self, slot: usize, number: u64) -> Value {
         let pod = self.slots[slot].current.as_ref().unwrap();
         let mut object = object(pod, &format!("r-{}-{}", pod.life, number % 3), "Running", &[self.slots[slot].ip]);
@@ -272,7 +272,7 @@ impl Cluster {
         self.api.apply(Resource::Pods, object(&marker, &format!("m-{}", self.markers), "Running", &[MARKER_IP]));
     }
 
-    /// Waits until the daemon has taken in everything that was given out.
+    /// Waits until the daemon has processed everything that was published.
     pub(super) fn prove(&mut self, world: &World) {
         self.markers += 1;
         self.mark();
@@ -288,13 +288,13 @@ impl Cluster {
         }
     }
 
-    /// The addresses that are one pod's now, beyond doubt; the first so many of them.
+    /// Returns those of the first addresses that belong to one pod beyond doubt.
     pub(super) fn undisputed(&self, first: usize) -> Vec<usize> {
         (0..first).filter(|slot| self.slots[*slot].ledger.must_be_now().is_some()).collect()
     }
 }
 
-/// Waits for what must come.
+/// Waits for a condition that must become true.
 pub(super) fn wait(world: &World, condition: impl Fn() -> bool, what: impl FnOnce() -> String) {
     let began = Instant::now();
     while !condition() {
@@ -328,7 +328,7 @@ fn object(pod: &Pod, role: &str, phase: &str, ips: &[IpAddr]) -> Value {
     object
 }
 
-/// Has the pod's network made, and its container started, at this time.
+/// Sets when the pod's network was created and its container was started.
 pub(super) fn set_started(object: &mut Value, time: &str) {
     object["status"]["conditions"] = json!([{ "type": "PodReadyToStartContainers", "status": "True", "lastTransitionTime": time }]);
     object["status"]["containerStatuses"] = json!([{ "name": "main", "state": { "running": { "startedAt": time } } }]);

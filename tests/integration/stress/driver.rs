@@ -7,22 +7,22 @@ use super::ledger::{Life, State};
 use super::moves::{Deck, Move};
 use crate::world::World;
 
-/// Changes between two looks at how far the daemon has come.
+/// The number of changes between two checks of how far the daemon has come.
 const CHANGES_OF_A_ROUND: u64 = 150;
-/// How often clients ask while something changes, for each change.
+/// The number of requests by clients for each change.
 const TURNS_OF_A_CHANGE: usize = 1;
-/// How often they ask when everything is known, before the next round begins.
+/// The number of requests once everything is known, before the next round begins.
 const TURNS_OF_A_ROUND: usize = 150;
-/// How many of them must get their credentials then.
+/// The number of those clients that must then get their credentials.
 const CREDENTIALS_OF_A_ROUND: usize = 14;
-/// Pods of one address that are not gone yet, besides the one that has it.
+/// The maximum number of previous pods of an address that are not gone yet.
 const MAX_LEFT_OVER: usize = 3;
-/// Between two moves are at most so many rounds, and one less.
+/// The maximum number of rounds until the next move, plus one.
 const MOVE_WITHIN: u64 = 10;
-/// Changes after which a move gets another turn.
+/// The number of changes after which a move gets another turn.
 const CHANGES_OF_A_TURN: u64 = 50;
 
-/// All that a move may use.
+/// Everything that a move can use.
 pub(super) struct Stage<'a> {
     pub(super) world: &'a World,
     pub(super) cluster: Cluster,
@@ -30,12 +30,12 @@ pub(super) struct Stage<'a> {
 }
 
 impl Stage<'_> {
-    /// Waits until the daemon has taken in everything that was given out.
+    /// Waits until the daemon has processed everything that was published.
     pub(super) fn prove(&mut self) {
         self.cluster.prove(self.world);
     }
 
-    /// Has clients of some addresses that are one pod's beyond doubt get their credentials. Each of them has to.
+    /// Makes clients of some addresses that belong to one pod beyond doubt get their credentials. Each of them must succeed.
     pub(super) fn serve_some(&mut self, count: usize) {
         let mut slots = self.cluster.undisputed(ADDRESSES.into());
         while slots.len() > count {
@@ -46,7 +46,7 @@ impl Stage<'_> {
     }
 }
 
-/// Lets so many pods live. At the end every address has one that runs, and the daemon has shown that it knows.
+/// Runs the rounds for this many pods. At the end every address has a running pod, and the daemon has shown that it knows.
 pub(super) fn live(stage: &mut Stage<'_>, lives: Life) {
     for tenant in usize::from(ADDRESSES)..stage.cluster.slots.len() {
         stage.cluster.start(tenant);
@@ -105,7 +105,7 @@ fn release_all(cluster: &mut Cluster) {
     while cluster.release_nth(0) {}
 }
 
-/// One change at an address.
+/// Makes one change at an address.
 fn change(cluster: &mut Cluster, slot: usize) {
     let nth = cluster.any_of(24);
     cluster.release_nth(nth);
@@ -122,7 +122,7 @@ fn change(cluster: &mut Cluster, slot: usize) {
         }
         (Some(pod), 5..=6) => cluster.end(slot, pod, State::Idle, "finished with its address"),
         (Some(pod), 7) => {
-            // Its end is late: the next one has the address already.
+            // Its end is late: the next pod already has the address.
             cluster.slots[slot].left_over.push(pod);
             cluster.count("running beside the next");
             cluster.start(slot);

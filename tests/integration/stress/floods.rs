@@ -1,4 +1,4 @@
-//! Who asks more than anybody should: from addresses that no pod has, and for the metrics.
+//! Clients that send far too many requests: from addresses that no pod has, and for the metrics.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,22 +16,22 @@ use super::moves::Move;
 use super::{LOOPER, address_of};
 use crate::world::{ROLES, TOKEN, TOKEN_TTL, World};
 
-/// Many more than the daemon has places for unknown addresses.
+/// The number of unknown addresses, many more than the daemon has places for.
 const STRANGERS: usize = 400;
-/// How often each of them asks for a token and a role, while it is let.
+/// How often each of them requests a token and a role, while it can.
 const ASKED_BY_A_STRANGER: usize = 2;
-/// Pods that must get their credentials in a flood.
+/// The number of pods that must get their credentials during a flood.
 const CREDENTIALS_OF_A_FLOOD: usize = 8;
 
-/// Addresses that no pod has, all of which ask at one time and keep their connections. None is answered with anything, and
-/// pods are served as ever.
+/// Addresses that no pod has, all of which send requests at the same time and keep their connections. None of them gets
+/// anything, and pods are served as usual.
 #[derive(Default)]
 pub(super) struct AddressFlood {
     turned_away_before: f64,
     asking: Option<JoinHandle<Vec<Stranger>>>,
 }
 
-/// What became of one of them. Its connection ends with it.
+/// The outcome of one of them. Its connection ends with it.
 #[derive(Default)]
 struct Stranger {
     connection: Option<TcpStream>,
@@ -50,7 +50,7 @@ impl Move for AddressFlood {
             let token = format!("PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\n{TOKEN_TTL}: 600\r\n\r\n");
             let role = format!("GET {ROLES} HTTP/1.1\r\nHost: 169.254.169.254\r\n{TOKEN}: {ip}\r\n\r\n");
             for request in [token, role].iter().cycle().take(2 * ASKED_BY_A_STRANGER) {
-                // One that has given way is closed.
+                // A connection that was displaced is closed.
                 let Ok(answer) = exchange(&mut connection, request.as_bytes()).await else { return stranger };
                 stranger.asked += 1;
                 if answer.status == 200 {
@@ -80,7 +80,7 @@ impl Move for AddressFlood {
     }
 }
 
-/// Connections of unknown addresses that ended for others, or were not let in.
+/// Returns how many connections of unknown addresses were displaced or not accepted.
 fn turned_away(world: &World) -> f64 {
     let of =
         |metric, reason| world.daemon.metric(None, &format!("rolegate_connections_{metric}_total{{reason=\"{reason}\"}}")).unwrap_or(0.0);
@@ -89,18 +89,18 @@ fn turned_away(world: &World) -> f64 {
 }
 
 const SCRAPERS: usize = 8;
-/// Connections that one pod may have to the metrics' port.
+/// The number of connections that one pod may have to the metrics port.
 const LET_IN: usize = 4;
-/// Answers that the flood must have got: many more than may be rendered meanwhile.
+/// The minimum number of answers to the flood: many more than may be rendered meanwhile.
 const SCRAPED: usize = 20;
 
-/// A tenant asks for the metrics on several connections without a pause. It costs one rendering a second, whatever it does;
-/// others are answered, by both ports.
+/// A tenant that requests the metrics on several connections without a pause. It costs one rendering a second, whatever it
+/// does; others are answered on both ports.
 #[derive(Default)]
 pub(super) struct MetricsFlood {
     flood: Arc<Flood>,
     asking: Option<JoinHandle<()>>,
-    /// When it began, and how often the metrics had been rendered by then.
+    /// When the flood began, and how often the metrics had been rendered by then.
     before: Option<(Instant, f64)>,
     asked_by_others: usize,
 }
@@ -116,13 +116,13 @@ struct Flood {
 const SCRAPE: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 impl MetricsFlood {
-    /// Another pod asks for the metrics once.
+    /// Requests the metrics once from another pod.
     fn scrape(&mut self, stage: &mut Stage<'_>) {
         self.asked_by_others += 1;
         let address = stage.world.daemon.metrics_address();
         let from = address_of(stage.cluster.any_of(LOOPER));
         let answer = stage.world.fakes.runtime.block_on(async { exchange(&mut connect(from, address).await, SCRAPE).await });
-        assert!(answer.is_ok_and(|answer| answer.status == 200), "no metrics for {from} while another pod asks without end");
+        assert!(answer.is_ok_and(|answer| answer.status == 200), "no metrics for {from} while another pod scrapes constantly");
     }
 }
 
@@ -165,10 +165,10 @@ impl Move for MetricsFlood {
         }
         let (connections, leaks) = (flood.connections.load(Ordering::SeqCst), flood.leaks.load(Ordering::SeqCst));
         assert!(connections <= LET_IN, "{connections} connections of one pod were let in");
-        assert_eq!(leaks, 0, "a pod was told of a namespace");
+        assert_eq!(leaks, 0, "a pod saw a namespace");
         let Some((began, before)) = self.before else { return };
         let rendered = renderings(stage.world) - before;
-        // One for each second that has begun, and those that the node itself asked for.
+        // One for each second that has begun, and those that the node itself requested.
         let most = began.elapsed().as_secs_f64().floor() + 3.0;
         assert!(
             rendered <= most,

@@ -1,30 +1,30 @@
-//! The truth of one address: which pods the daemon may rightly take for its holder at which moment.
+//! The truth about one address: which pods the daemon may correctly take for its holder at which moment.
 //!
-//! Time is the order of entries, never a clock. A state of a pod is *possible* from before the API is told of it until a
-//! later state of the same pod is *proven*: until the daemon has shown that it took in something which the API gave out
-//! afterwards. Between the two the daemon may know either, and both are right.
+//! Time is the order of entries, never a clock. A state of a pod is *possible* from before it is published until a later state
+//! of the same pod is *proven*: until the daemon has shown that it processed something that was published afterwards. In
+//! between, the daemon may know either, and both are correct.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-/// Which pod: its number in the run, which its role and its uid have too.
+/// A pod: its number in the run, which is also in its role and its UID.
 pub(super) type Life = u32;
 
-/// What a pod is to its address.
+/// The relation of a pod to its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// Not there yet, or gone.
+    /// The pod does not exist yet, or is gone.
     Absent = 1,
-    /// There, without a hold on the address: no address yet, or finished.
+    /// The pod exists without a claim to the address: it has no address yet, or has finished.
     Idle = 2,
     Running = 4,
     Terminating = 8,
-    /// It runs and has the address, so that no other pod gets it, and is itself not to be served: its state cannot be read, or
-    /// nothing of it has started since the node was booted.
+    /// The pod runs and has the address, so that no other pod gets it, but must not be served: its state cannot be read, or
+    /// none of its containers has started since the node was booted.
     Refused = 16,
 }
 
-/// The states that the daemon may take each pod to be in.
+/// The states in which the daemon may take each pod to be.
 type Possible = BTreeMap<Life, u8>;
 
 #[derive(Debug)]
@@ -40,13 +40,13 @@ struct Inner {
 
 #[derive(Debug)]
 struct History {
-    /// From the one that is proven to the latest.
+    /// From the proven state to the latest.
     states: Vec<State>,
-    /// How many there were before the first of `states`.
+    /// The number of states before the first of `states`.
     before: usize,
 }
 
-/// From when a request was sent to when its answer was here.
+/// The span from sending a request to receiving its answer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
     pub(super) from: usize,
@@ -64,12 +64,12 @@ impl Ledger {
         Self { inner: Mutex::new(Inner { pods: BTreeMap::new(), moments: vec![Possible::new()] }) }
     }
 
-    /// The moment that is now.
+    /// Returns the current moment.
     pub(super) fn now(&self) -> usize {
         self.inner.lock().unwrap().moments.len() - 1
     }
 
-    /// The API is about to be told that a pod is so. Gives the number of this state among the pod's.
+    /// Records that this state of a pod is about to be published. Returns its number among the pod's states.
     pub(super) fn told(&self, life: Life, state: State) -> usize {
         let mut inner = self.inner.lock().unwrap();
         let history = inner.pods.entry(life).or_insert_with(|| History { states: vec![State::Absent], before: 0 });
@@ -79,7 +79,7 @@ impl Ledger {
         number
     }
 
-    /// The daemon has taken in this state of the pod, or a later one.
+    /// Records that the daemon has processed this state of the pod, or a later one.
     pub(super) fn proven(&self, life: Life, number: usize) {
         let mut inner = self.inner.lock().unwrap();
         let Some(history) = inner.pods.get_mut(&life).filter(|history| history.before < number) else { return };
@@ -91,12 +91,12 @@ impl Ledger {
         inner.note();
     }
 
-    /// Whether the address may have been this pod's at some moment of the span.
+    /// Returns whether the address may have been this pod's at some moment of the span.
     pub(super) fn may_be(&self, life: Life, span: Span) -> bool {
         self.inner.lock().unwrap().moments[span.from..=span.to].iter().any(|possible| may_be(possible, life))
     }
 
-    /// The pod whose address it was, beyond doubt, during the whole of the span.
+    /// Returns the pod whose address it was, beyond doubt, during the whole span.
     pub(super) fn must_be(&self, span: Span) -> Option<Life> {
         let inner = self.inner.lock().unwrap();
         let mut holders = inner.moments[span.from..=span.to].iter().map(must_be);
@@ -104,12 +104,12 @@ impl Ledger {
         holders.all(|holder| holder == Some(first)).then_some(first)
     }
 
-    /// The pod whose address it is now, beyond doubt.
+    /// Returns the pod whose address it is now, beyond doubt.
     pub(super) fn must_be_now(&self) -> Option<Life> {
         self.inner.lock().unwrap().moments.last().and_then(must_be)
     }
 
-    /// What was possible in a span, for messages.
+    /// Describes what was possible in a span, for messages.
     pub(super) fn describe(&self, span: Span) -> String {
         let inner = self.inner.lock().unwrap();
         let name = |mask: u8| {
@@ -131,8 +131,8 @@ impl Inner {
     }
 }
 
-/// Whether there is a reading of what is possible by which the pod has the address: it runs and no other does, or it is
-/// terminating and no other has any claim.
+/// Returns whether the pod has the address in some possible combination of states: it runs and no other pod does, or it is
+/// terminating and no other pod has any claim.
 fn may_be(possible: &Possible, life: Life) -> bool {
     let mask = possible.get(&life).copied().unwrap_or(State::Absent as u8);
     let (running, terminating) = (State::Running as u8, State::Terminating as u8);
@@ -141,7 +141,7 @@ fn may_be(possible: &Possible, life: Life) -> bool {
     mask & running != 0 && others_can_be_without(rivals) || mask & terminating != 0 && others_can_be_without(rivals | terminating)
 }
 
-/// The pod that has the address by every reading of what is possible.
+/// Returns the pod that has the address in every possible combination of states.
 fn must_be(possible: &Possible) -> Option<Life> {
     let (running, terminating) = (State::Running as u8, State::Terminating as u8);
     let all_rivals = running | State::Refused as u8;
@@ -171,7 +171,7 @@ fn a_state_is_possible_until_a_later_one_is_proven() {
 }
 
 #[test]
-fn a_pod_that_runs_goes_before_one_that_ends_and_two_that_run_are_nobody() {
+fn a_running_pod_precedes_a_terminating_one() {
     let ledger = Ledger::new();
     let now = || Span { from: ledger.now(), to: ledger.now() };
     for (life, state) in [(1, State::Running), (1, State::Terminating), (2, State::Running)] {
@@ -187,7 +187,7 @@ fn a_pod_that_runs_goes_before_one_that_ends_and_two_that_run_are_nobody() {
 }
 
 #[test]
-fn a_claim_to_the_address_of_a_pod_that_runs_brings_it_to_nobody() {
+fn a_claim_to_a_running_pods_address_makes_it_ambiguous() {
     let ledger = Ledger::new();
     let now = || Span { from: ledger.now(), to: ledger.now() };
     ledger.proven(1, ledger.told(1, State::Running));
@@ -202,7 +202,7 @@ fn a_claim_to_the_address_of_a_pod_that_runs_brings_it_to_nobody() {
 }
 
 #[test]
-fn a_pod_that_is_to_be_refused_keeps_its_address_from_all_others() {
+fn a_refused_pod_keeps_its_address_from_others() {
     let ledger = Ledger::new();
     let now = || Span { from: ledger.now(), to: ledger.now() };
     ledger.proven(1, ledger.told(1, State::Terminating));

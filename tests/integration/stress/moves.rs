@@ -1,6 +1,6 @@
-//! Faults and hostile tenants of a round.
+//! The faults and hostile tenants of a round.
 //!
-//! To add a move, add it to [`ALL`]. A move does not define what is right: that follows from what it puts into the ledger.
+//! To add a move, add it to [`ALL`]. A move does not define what is correct: that follows from what it records in the ledger.
 
 use std::mem::take;
 
@@ -13,29 +13,29 @@ use super::floods::{AddressFlood, MetricsFlood};
 use super::networks::{Reboot, SecondNetwork};
 use super::tenants::{AnnotationLoop, ForgedStatus, LargePod, OtherRole};
 
-/// Clients that ask while the API cannot be reached.
+/// The number of clients that send requests while the API cannot be reached.
 const TURNS_OF_AN_OUTAGE: usize = 100;
-/// Pods that are deleted while the API cannot be reached, besides those of the round's changes.
+/// The number of pods that are deleted while the API cannot be reached, in addition to the round's changes.
 const DELETED_IN_AN_OUTAGE: usize = 8;
-/// Clients that must get their credentials meanwhile.
+/// The number of clients that must get their credentials meanwhile.
 const CREDENTIALS_OF_AN_OUTAGE: usize = 8;
 
-/// One thing that is unusual in one round.
+/// An unusual event in one round.
 pub(super) trait Move {
-    /// Before the round's changes.
+    /// Called before the round's changes.
     fn begin(&mut self, stage: &mut Stage<'_>);
 
-    /// Several times among the changes.
+    /// Called several times during the changes.
     fn amid(&mut self, _stage: &mut Stage<'_>) {}
 
-    /// After the changes, before the daemon is to show that it knows them: what keeps it from them ends here.
+    /// Called after the changes, before the daemon has to show that it knows them. Ends whatever keeps it from knowing them.
     fn calm(&mut self, _stage: &mut Stage<'_>) {}
 
-    /// When all that the round has changed is known, and clients have asked. What is not to last ends here.
+    /// Called once all changes of the round are known and clients have sent requests. Ends whatever is not to last.
     fn end(&mut self, _stage: &mut Stage<'_>) {}
 }
 
-/// A move by its name in the tally.
+/// A move with its name in the tally.
 type Named = (&'static str, fn() -> Box<dyn Move>);
 
 const ALL: [Named; 13] = [
@@ -54,10 +54,10 @@ const ALL: [Named; 13] = [
     ("second network", || Box::new(SecondNetwork)),
 ];
 
-/// Only once, and late: the daemon remembers it.
+/// Only once, and late, because the daemon remembers it.
 const PAGES: Named = ("lists in pages from here", || Box::new(Pages));
 
-/// Deals every move once before any comes again.
+/// Deals every move once before any of them is repeated.
 pub(super) struct Deck {
     left: Vec<Named>,
     paged: bool,
@@ -148,7 +148,7 @@ impl Move for Pages {
     }
 }
 
-/// The API cannot be reached while pods go and others come, and while all of them ask.
+/// The API cannot be reached while pods go, others come, and all of them send requests.
 #[derive(Default)]
 struct Outage {
     deleted: Vec<usize>,

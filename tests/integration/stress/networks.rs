@@ -1,16 +1,16 @@
-//! What happens to the networks of pods, while their addresses stay in their status.
+//! Changes of pods' networks that leave the addresses in the pods' status.
 
 use super::cluster::set_started;
 use super::driver::Stage;
 use super::ledger::State;
 use super::moves::Move;
 
-/// How many pods it happens to.
+/// The number of affected pods.
 const PODS: usize = 8;
-/// Before any boot of the node.
+/// A time before any boot of the node.
 const LONG_AGO: &str = "2001-01-01T00:00:00Z";
 
-/// The API still has pods as they were before the node was booted. Whoever has their addresses is not known, until the kubelet
+/// The API still shows pods as they were before the node was booted. Whose their addresses are is not known until the kubelet
 /// has started their containers again.
 #[derive(Default)]
 pub(super) struct Reboot {
@@ -18,13 +18,13 @@ pub(super) struct Reboot {
 }
 
 impl Reboot {
-    /// Those of these addresses whose pods have not started again.
+    /// Returns those of these addresses whose pods have not started again.
     fn not_started(&self, stage: &Stage<'_>) -> Vec<usize> {
         let is_old = |slot: &usize| stage.cluster.slots[*slot].current.as_ref().is_some_and(|pod| pod.state == State::Refused);
         self.slots.iter().copied().filter(is_old).collect()
     }
 
-    /// The kubelet starts these pods.
+    /// Starts these pods, as the kubelet does.
     fn start(stage: &mut Stage<'_>, slots: &[usize]) {
         for slot in slots {
             stage.cluster.restart_network(*slot);
@@ -47,7 +47,7 @@ impl Move for Reboot {
         }
         stage.clients.ask(stage.world, &self.slots);
         stage.prove();
-        // The ledger has it that none of them is served.
+        // According to the ledger, none of them is served.
         stage.clients.ask(stage.world, &self.slots);
         Self::start(stage, &self.slots[..self.slots.len() / 2]);
     }
@@ -63,8 +63,8 @@ impl Move for Reboot {
     }
 }
 
-/// The sandboxes of pods are restarted, and their addresses stay. On loopback no link tells one network from another: whoever
-/// runs is served all the while, but for the time at which the API says that there is no network.
+/// The sandboxes of pods are restarted, and the addresses stay. On loopback no link distinguishes one network from another: a
+/// running pod is served all the time, except while the API says that it has no network.
 pub(super) struct SecondNetwork;
 
 impl Move for SecondNetwork {
@@ -75,7 +75,7 @@ impl Move for SecondNetwork {
             stage.cluster.restart_network(*slot);
             stage.cluster.tell(*slot, State::Running, "second network", |_| {});
         }
-        // While it may be known or not, and when it is.
+        // Both while the change may be unknown, and when it is known.
         stage.clients.get_credentials(stage.world, at_once);
         for slot in seen_without {
             let without = |object: &mut serde_json::Value| object["status"]["conditions"][0]["status"] = "False".into();

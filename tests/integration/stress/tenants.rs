@@ -1,4 +1,4 @@
-//! What a tenant may do to its own pods, and how that affects others.
+//! What a tenant can do to its own pods, and how that affects others.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,13 +15,13 @@ use super::moves::Move;
 use super::{ADDRESSES, FAT, FORGER, LOOPER, MISLED};
 use crate::world::{World, arn};
 
-/// Between two patches: 45 in a second, where the machine can.
+/// The interval between two patches: 45 in a second, if the machine is fast enough.
 const BETWEEN_PATCHES: Duration = Duration::from_millis(22);
-/// After this time it is not worth the loop's while to wait on.
+/// The time after which the loop stops waiting.
 const IMPATIENCE: Duration = Duration::from_secs(1);
 
-/// A pod whose annotations are changed again and again, and which asks for what they name each time. How often it gets that
-/// is between the daemon and it; what it gets is its own, and the others are served as ever.
+/// A pod whose annotations are changed constantly, and which requests what they name each time. How often it succeeds does not
+/// matter. What it gets is its own, and other pods are served as usual.
 #[derive(Default)]
 pub(super) struct AnnotationLoop {
     stop: Arc<AtomicBool>,
@@ -30,7 +30,7 @@ pub(super) struct AnnotationLoop {
 
 impl Move for AnnotationLoop {
     fn begin(&mut self, stage: &mut Stage<'_>) {
-        // Each is another session, of one of three roles that are this pod's alone.
+        // Each is another session, of one of three roles that only this pod has.
         let objects: Vec<_> = (0..30).map(|number| stage.cluster.with_annotations(LOOPER, number)).collect();
         let (api, client, stop) = (stage.cluster.api.clone(), stage.clients.of(LOOPER), self.stop.clone());
         self.running = Some(stage.world.fakes.runtime.spawn(async move {
@@ -42,7 +42,7 @@ impl Move for AnnotationLoop {
                 patches += 1;
                 object["metadata"]["annotations"]["iam.amazonaws.com/session-name"] = format!("session-{patches}").into();
                 api.apply(Resource::Pods, object);
-                // Given up in the middle, it has seen nothing.
+                // If it is cancelled in the middle, it has seen nothing.
                 let mut client = client.lock().await;
                 let _ = tokio::time::timeout(IMPATIENCE, client.try_for_credentials()).await;
                 drop(client);
@@ -60,7 +60,7 @@ impl Move for AnnotationLoop {
     }
 }
 
-/// A pod that says in its status that it has the address of another: one that is known to run, and any one.
+/// A pod that claims another pod's address in its status: first of a pod that is known to run, then of any pod.
 #[derive(Default)]
 pub(super) struct ForgedStatus {
     any: usize,
@@ -79,7 +79,7 @@ impl Move for ForgedStatus {
         let running = stage.cluster.undisputed(ADDRESSES.into());
         let Some(victim) = running.into_iter().find(|slot| stage.cluster.slots[*slot].current.is_some()) else { return };
         stage.cluster.forge(FORGER, victim);
-        // While it may be known or not, and when it is.
+        // Both while the claim may be unknown, and when it is known.
         stage.clients.ask(stage.world, &[victim, FORGER]);
         stage.prove();
         stage.clients.ask(stage.world, &[victim]);
@@ -90,15 +90,15 @@ impl Move for ForgedStatus {
     }
 }
 
-/// Within etcd's limit; as the API server writes it, `<` is `\u003c`, and a line of a watch is 8.7 MB.
+/// A size within etcd's limit. The API server writes `<` as `\u003c`, so a line of a watch is 8.7 MB.
 const WITHIN_ETCD: usize = 1_450_000;
-/// More addresses than are read of any pod.
+/// More addresses than are read for any pod.
 const TOO_MANY_ADDRESSES: u32 = 100_000;
-/// Pods that must get their credentials while one cannot be read.
+/// The number of pods that must get their credentials while one pod cannot be read.
 const CREDENTIALS_BESIDE_A_LARGE_POD: usize = 8;
 
-/// A pod that is patched again and again with as much as the API takes, and at last with more than is read of any pod. That is
-/// its own loss: the watch goes on, without which nothing is known of the others.
+/// A pod that is patched constantly with as much as the API accepts, and finally with more than is read of any pod. That
+/// affects only the pod itself: the watch, on which everything known about other pods depends, continues.
 #[derive(Default)]
 pub(super) struct LargePod {
     before: [f64; 2],
@@ -113,7 +113,7 @@ impl LargePod {
         stage.cluster.tell(FAT, State::Running, "patched with 8.7 MB", is_large);
     }
 
-    /// Failures of the watch, and objects that it could not read.
+    /// Returns the failures of the watch, and the objects that it could not read.
     fn counted(world: &World) -> [f64; 2] {
         ["rolegate_watch_errors_total", "rolegate_watch_undecodable_total"]
             .map(|name| world.metric(&format!(r#"{name}{{resource="pods"}}"#)))
@@ -141,22 +141,22 @@ impl Move for LargePod {
         stage.cluster.tell(FAT, State::Refused, "patched with more than is read", is_too_large);
         stage.clients.ask(stage.world, &[FAT]);
         stage.prove();
-        // The ledger has it that it is not served.
+        // According to the ledger, it is not served.
         stage.clients.ask(stage.world, &[FAT]);
         stage.serve_some(CREDENTIALS_BESIDE_A_LARGE_POD);
         stage.cluster.tell(FAT, State::Running, "patched to be small", |_| {});
         stage.prove();
         stage.clients.get_credentials(stage.world, &[FAT]);
         let [errors, unread] = self.before;
-        assert_eq!(Self::counted(stage.world), [errors, unread + 1.0], "the watch ended, or objects were not read, by a large pod");
+        assert_eq!(Self::counted(stage.world), [errors, unread + 1.0], "a large pod ended the watch, or kept objects from being read");
     }
 }
 
-/// STS answers the requests for a tenant's role with the session of a role that is another pod's. Nobody gets that.
+/// STS answers the requests for a tenant's role with a session of another pod's role. No pod may get it.
 pub(super) struct OtherRole;
 
 impl OtherRole {
-    /// Another pod in the tenant's place, of which the API is told when `before` is done with its role.
+    /// Puts another pod in the tenant's place, which is published once `before` is done with its role.
     fn come(stage: &mut Stage<'_>, before: impl FnOnce(&Stage<'_>, &str)) {
         let role = arn(&format!("r-{}", stage.cluster.replace(MISLED)));
         before(stage, &role);

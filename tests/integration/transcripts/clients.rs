@@ -1,5 +1,5 @@
-//! The clients. Header lines are in the order and letter case of each client, as far as they are known; versions in
-//! `User-Agent` stand for any.
+//! The clients. Header lines have the order and letter case of each client, as far as known. Versions in `User-Agent` stand for
+//! any version.
 
 use super::Needs::{Credentials, ExtendedCredentials, NotFound, ProfileInfo, Region, Role, Text, Token, Unauthorized};
 use super::Region::{Document, Name, Zone};
@@ -10,7 +10,7 @@ const fn step(request: &'static str, needs: super::Needs) -> Step {
 }
 
 pub(super) const CLIENTS: &[Client] = &[
-    // urllib3: it writes a length of 0, keeps connections, and asks for a new token each time.
+    // urllib3: sends a length of 0, keeps connections, and requests a new token each time.
     Client {
         name: "botocore",
         keeps: true,
@@ -48,7 +48,7 @@ pub(super) const CLIENTS: &[Client] = &[
                 Content-Length: 0",
                 Token(21600),
             ),
-            // The leaf with a slash; the region is the zone without its last letter.
+            // The leaf with a slash. The region is the zone without its last letter.
             step(
                 "GET /latest/meta-data/placement/availability-zone/ HTTP/1.1
                 Host: 169.254.169.254
@@ -175,7 +175,7 @@ pub(super) const CLIENTS: &[Client] = &[
                 Connection: keep-alive",
                 Token(21600),
             ),
-            // Builds of 2025 that know the extended paths ask there first.
+            // Builds of 2025 that know the extended paths try these first.
             step(
                 "GET /latest/meta-data/iam/security-credentials-extended/ HTTP/1.1
                 x-aws-ec2-metadata-token: {TOKEN}
@@ -218,7 +218,7 @@ pub(super) const CLIENTS: &[Client] = &[
             ),
         ],
     },
-    // net/http writes header names in its own case, and asks for gzip.
+    // net/http writes header names in its own case, and requests gzip.
     Client {
         name: "Go v1",
         keeps: true,
@@ -255,7 +255,7 @@ pub(super) const CLIENTS: &[Client] = &[
                 Accept-Encoding: gzip",
                 Region(Document),
             ),
-            // Older releases, and a caller's path that begins with a slash.
+            // Older releases, and callers' paths that begin with a slash.
             step(
                 "GET /latest/meta-data//placement/availability-zone HTTP/1.1
                 Host: 169.254.169.254
@@ -312,7 +312,7 @@ pub(super) const CLIENTS: &[Client] = &[
             ),
         ],
     },
-    // No length of the PUT, and names in small letters.
+    // The PUT has no length, and header names are in lower case.
     Client {
         name: "Rust aws-config",
         keeps: true,
@@ -459,7 +459,7 @@ pub(super) const CLIENTS: &[Client] = &[
             ),
         ],
     },
-    // The address of IPv6 without brackets.
+    // The IPv6 address without brackets.
     Client {
         name: "aws-c-auth over IPv6",
         keeps: true,
@@ -702,7 +702,7 @@ pub(super) const CLIENTS: &[Client] = &[
             ),
         ],
     },
-    // It finds out the version by a token that cannot be good, and asks for values with a slash behind them.
+    // It detects the version with an invalid token, and requests values with a trailing slash.
     Client {
         name: "fluent-bit",
         keeps: false,
@@ -736,7 +736,7 @@ pub(super) const CLIENTS: &[Client] = &[
                 X-aws-ec2-metadata-token: {TOKEN}",
                 Text("i-0f1e2d3c4b5a69788"),
             ),
-            // Of node-info: it goes on without.
+            // Part of node-info: it continues without it.
             step(
                 "GET /latest/meta-data/mac/ HTTP/1.1
                 Host: 169.254.169.254
@@ -760,7 +760,7 @@ pub(super) const CLIENTS: &[Client] = &[
             ),
         ],
     },
-    // The port in Host, and no slash behind the list.
+    // The port in Host, and no slash after the list.
     Client {
         name: "Envoy",
         keeps: false,
@@ -819,7 +819,7 @@ pub(super) const CLIENTS: &[Client] = &[
             ),
         ],
     },
-    // Scripts: a PUT without a length, and a look at what there is.
+    // Scripts: a PUT without a length, and a listing of what is available.
     Client {
         name: "curl and wget",
         keeps: false,

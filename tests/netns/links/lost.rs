@@ -1,4 +1,4 @@
-//! Floods of notifications, what is lost in them, and the keeper that makes up for it.
+//! Tests of floods of notifications, of what is lost in them, and of the keeper that recovers it.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use super::{
 };
 use crate::bed::PATIENCE;
 
-/// More than any queue of notifications holds.
+/// More than any notification queue holds.
 const FLOOD: u32 = 30_000;
 
-/// Ten thousand forged answers in the names of others, and as many link-layer addresses that nobody has.
+/// Ten thousand forged answers in the names of others, and as many link-layer addresses that no pod has.
 #[test]
-fn a_flood_of_others_changes_nothing() {
+fn a_flood_about_others_changes_nothing() {
     let Some((node, bridge, [victim, attacker])) = bridged() else { return };
     let links = links(&node);
     silence(&victim);
@@ -25,23 +25,23 @@ fn a_flood_of_others_changes_nothing() {
     let before = links.generation();
     node.ns().sh("echo 0 >/proc/sys/net/ipv4/neigh/cni0/locktime").unwrap();
     let ([a, b, c, _], target) = (bridge.ip.octets(), bridge.ip);
-    // The kernel's table of neighbours is one for all namespaces: more names than these would push out those of other tests.
+    // All namespaces share the kernel's neighbour table: more names than these would evict those of other tests.
     let sender = move |number: u32| Ipv4Addr::new(a, b, c, 200 + (number % 50) as u8);
     for part in 0..100_u32 {
         let frames = (part * 100..(part + 1) * 100).map(|number| arp(invented(number), sender(number), target));
         send(&attacker, frames.collect::<Vec<_>>());
         let last = part * 100 + 99;
-        until("the node believes it", || neighbour(&node, &bridge, sender(last).into()) == Some(invented(last)));
+        until("the node accepts the last forgery", || neighbour(&node, &bridge, sender(last).into()) == Some(invented(last)));
         links.catch_up();
     }
-    assert_eq!(links.overflows(), 0, "they were read as they came");
+    assert_eq!(links.overflows(), 0, "the notifications were read as they arrived");
     assert_eq!([ip, ip6].map(|ip| now(&links, ip)), known);
-    assert_eq!(links.generation(), before, "nothing that is known of anybody changed");
+    assert_eq!(links.generation(), before, "no known link changed");
 }
 
-/// So much is announced that the kernel gives up telling, and what matters is lost.
+/// So many notifications arrive that the kernel drops some, and the relevant one is lost.
 #[test]
-fn what_is_lost_in_a_flood_is_asked_for() {
+fn what_a_flood_hides_is_read_again() {
     let Some((node, bridge, [victim, attacker])) = bridged() else { return };
     let links = links(&node);
     silence(&victim);
@@ -51,21 +51,21 @@ fn what_is_lost_in_a_flood_is_asked_for() {
     send(&attacker, (0..FLOOD).map(invented).map(frame));
     steal(&node, &bridge, &attacker, stolen);
     let port = number(node.ns(), attacker.host_interface());
-    assert_eq!(links.generation(), before, "nobody has read it");
+    assert_eq!(links.generation(), before, "the queue has not been read");
     links.catch_up();
     assert!(links.overflows() > 0 && links.generation() > before);
-    assert_eq!(links.of(ip), Reach::Unknown, "what moved in the meantime is unread");
+    assert_eq!(links.of(ip), Reach::Unknown, "moves in the meantime have not been read");
     let before = links.generation();
     links.of(ip);
-    assert_ne!(links.generation(), before, "nobody may hold on to an answer");
+    assert_ne!(links.generation(), before, "no answer may be cached");
 
-    // Where it is kept current, it is read to its end, and answers are kept again.
+    // While the keeper runs, the queue is read to its end, and answers are cached again.
     let keeper = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     keeper.spawn({
         let links = links.clone();
         async move { links.keep().await }
     });
-    until("answers are kept again", || {
+    until("answers are cached again", || {
         let before = links.generation();
         links.of(ip);
         links.of(ip);
@@ -80,7 +80,7 @@ fn what_is_lost_in_a_flood_is_asked_for() {
 }
 
 #[test]
-fn lost_news_of_interfaces_are_made_up_for() {
+fn lost_interface_notifications_are_recovered() {
     let Some(node) = node() else { return };
     let pod = node.add_pod("pod").unwrap();
     let links = links(&node);
@@ -100,7 +100,7 @@ fn lost_news_of_interfaces_are_made_up_for() {
         let links = links.clone();
         async move { links.keep().await }
     });
-    until("what was lost is known", || {
+    until("the lost change is known", || {
         links.named(Digest::of_name("late")).is_some()
             && links.named(Digest::of_name("veth1")).is_none()
             && links.of(ip.into()) == Reach::Nowhere
@@ -109,7 +109,7 @@ fn lost_news_of_interfaces_are_made_up_for() {
 }
 
 #[test]
-fn a_keeper_tells_of_changes() {
+fn a_keeper_reports_changes() {
     let Some(node) = node() else { return };
     let pod = node.add_pod("pod").unwrap();
     let links = links(&node);
@@ -118,12 +118,12 @@ fn a_keeper_tells_of_changes() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         tokio::select! {
-            () = links.keep() => panic!("it goes on for ever"),
+            () = links.keep() => panic!("the keeper ended"),
             changed = tokio::time::timeout(PATIENCE, async {
                 let ip = pod.ip.into();
                 changes.mark_unchanged();
                 node.ns().sh(&format!("ip link set {} down", pod.host_interface())).unwrap();
-                // Nobody catches up but the keeper.
+                // Only the keeper catches up.
                 while links.of(ip) == known {
                     changes.changed().await.unwrap();
                 }
@@ -135,7 +135,7 @@ fn a_keeper_tells_of_changes() {
 
 /// A flood hides that the victim's address went to another port and back.
 #[test]
-fn a_move_and_its_return_that_were_lost_are_not_forgiven() {
+fn a_lost_move_and_return_still_changes_the_link() {
     let Some((node, bridge, [victim, attacker])) = bridged() else { return };
     let links = links(&node);
     silence(&victim);
@@ -147,7 +147,7 @@ fn a_move_and_its_return_that_were_lost_are_not_forgiven() {
     steal(&node, &bridge, &victim, mac);
     links.catch_up();
     assert!(links.overflows() > 0);
-    assert_eq!(links.of(ip), Reach::Unknown, "what happened is unread");
+    assert_eq!(links.of(ip), Reach::Unknown, "the changes have not been read");
     let keeper = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     keeper.spawn({
         let links = links.clone();
@@ -160,9 +160,9 @@ fn a_move_and_its_return_that_were_lost_are_not_forgiven() {
     assert_eq!(confirmed(known, now(&links, ip)), None);
 }
 
-/// A pod may change its link-layer address without end.
+/// A pod may change its link-layer address constantly.
 #[test]
-fn the_keeper_rests_between_its_turns_at_the_neighbours() {
+fn the_keeper_pauses_between_reads_of_the_neighbours() {
     let Some((node, _bridge, [victim, _])) = bridged() else { return };
     let links = links(&node);
     silence(&victim);
@@ -180,7 +180,7 @@ fn the_keeper_rests_between_its_turns_at_the_neighbours() {
             let links = links.clone();
             async move { links.keep().await }
         });
-        // A task that is never idle keeps the clock where it is.
+        // A task that is never idle keeps the paused clock from advancing.
         let is_announced = async |changes: &mut tokio::sync::watch::Receiver<u64>| {
             for _ in 0..5000 {
                 tokio::task::yield_now().await;
@@ -193,9 +193,9 @@ fn the_keeper_rests_between_its_turns_at_the_neighbours() {
         tokio::time::advance(Duration::from_secs(1)).await;
         is_announced(&mut changes).await;
         flap(1);
-        assert!(is_announced(&mut changes).await, "the first one at once");
+        assert!(is_announced(&mut changes).await, "the first change is read at once");
         flap(2);
-        assert!(!is_announced(&mut changes).await, "the keeper rests");
+        assert!(!is_announced(&mut changes).await, "the keeper pauses");
         tokio::time::advance(Duration::from_millis(10)).await;
         assert!(is_announced(&mut changes).await);
         keeper.abort();

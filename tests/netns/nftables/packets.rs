@@ -1,4 +1,4 @@
-//! What the rules do to packets, whatever others' rules say.
+//! Tests of what the rules do to packets, whatever the rules of other programs say.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -13,21 +13,21 @@ use rolegate_lab::node::{IMDS_IP, IMDS_IP6, NODE_IP, NODE_IP6, Netns, PodNs, Pod
 use super::{PORT, inside, install, nft, node, only, whole};
 use crate::bed::{METADATA, METADATA6, PATIENCE};
 
-/// How long it takes to believe that there is no answer.
+/// How long to wait before concluding that there is no answer.
 const SILENCE: Duration = Duration::from_millis(300);
 const FLAVOURS: [&str; 4] = ["iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy"];
 
-/// Ports that a pod sends to.
+/// The number of ports that a pod sends to.
 const MANY: u16 = 5_000;
 
-/// Accepts the one connection that comes, and says to whom it was opened.
+/// Accepts one connection, and sets its read timeout.
 fn accept(listener: &TcpListener) -> TcpStream {
     let (stream, _peer) = listener.accept().unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
 }
 
-/// The pod's connection to `address` arrives at this listener.
+/// Checks that the pod's connection to `address` arrives at this listener.
 #[track_caller]
 fn assert_arrives(pod: &Netns, address: SocketAddr, listener: &TcpListener) {
     let stream = pod.connect(address, PATIENCE).unwrap_or_else(|error| panic!("{address}: {error}"));
@@ -43,7 +43,7 @@ fn assert_refused(from: &Netns, address: SocketAddr) {
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{address}");
 }
 
-/// Neither an answer nor an error comes.
+/// Checks that neither an answer nor an error arrives.
 #[track_caller]
 fn assert_silent(from: &Netns, address: SocketAddr) {
     let error = from.connect(address, SILENCE).expect_err(&format!("{address} is open"));
@@ -68,13 +68,13 @@ fn udp_to(ns: &Netns, address: SocketAddr) -> UdpSocket {
     socket
 }
 
-/// Both addresses of the metadata service, with this port.
+/// Returns both addresses of the metadata service, with this port.
 fn metadata(port: u16) -> [SocketAddr; 2] {
     [SocketAddr::new(IMDS_IP.into(), port), SocketAddr::new(IMDS_IP6.into(), port)]
 }
 
 #[test]
-fn the_guard_lets_nothing_of_a_pod_through() {
+fn the_guard_lets_no_packet_of_a_pod_through() {
     let Some(node) = node() else { return };
     let imds = node.imds().unwrap();
     let pod = node.add_pod("web").unwrap();
@@ -84,7 +84,7 @@ fn the_guard_lets_nothing_of_a_pod_through() {
     }
     let listeners = [80, 443, 9999].into_iter().flat_map(metadata).map(|address| imds.tcp_listener(address).unwrap()).collect::<Vec<_>>();
     let datagrams = metadata(53).map(|address| udp(imds, address));
-    // They arrive without it.
+    // Without the guard, they arrive.
     for listener in &listeners {
         assert_arrives(&pod, listener.local_addr().unwrap(), listener);
     }
@@ -100,7 +100,7 @@ fn the_guard_lets_nothing_of_a_pod_through() {
         assert_refused(&pod, listener.local_addr().unwrap());
         listener.set_nonblocking(true).unwrap();
         assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
-        // The node's own are untouched.
+        // The node's own connections are not affected.
         node.ns().connect(listener.local_addr().unwrap(), PATIENCE).unwrap();
     }
     for (address, socket) in metadata(53).into_iter().zip(&datagrams) {
@@ -110,7 +110,7 @@ fn the_guard_lets_nothing_of_a_pod_through() {
         socket.set_nonblocking(true).unwrap();
         assert_eq!(socket.recv(&mut [0; 16]).unwrap_err().kind(), ErrorKind::WouldBlock, "{address}");
     }
-    // Connections from before it are closed, and the service gets no byte more of them.
+    // Earlier connections are closed, and the service receives no further byte on them.
     for (mut client, service) in opened.into_iter().zip(&mut accepted) {
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         client.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
@@ -120,9 +120,9 @@ fn the_guard_lets_nothing_of_a_pod_through() {
     }
 }
 
-/// Rules are replaced while a pod does not stop sending.
+/// Rules are replaced while a pod sends constantly.
 #[test]
-fn there_is_no_moment_without_the_guard() {
+fn the_guard_is_in_place_at_all_times() {
     const INSTALLS: usize = 60;
     let Some(node) = node() else { return };
     let imds = node.imds().unwrap();
@@ -135,7 +135,7 @@ fn there_is_no_moment_without_the_guard() {
         std::thread::spawn(move || {
             let mut sent = 0_usize;
             while !stop.load(Ordering::Relaxed) {
-                // An error is the answer to an earlier one.
+                // An error is the answer to an earlier datagram.
                 sent += usize::from(socket.send(b"x").is_ok());
             }
             sent
@@ -173,7 +173,7 @@ fn the_redirect_comes_before_others() {
         assert_arrives(&pod, address, listeners.1);
         install(&node, &whole());
         assert_arrives(&pod, address, listeners.0);
-        // Put in again after ours.
+        // Installed again after ours.
         node.ns().sh(&format!("{program} -t nat -F PREROUTING; {program} -t nat -I {rule}")).unwrap();
         assert_arrives(&pod, address, listeners.0);
         node.ns().sh(&format!("{program} -t nat -F PREROUTING")).unwrap();
@@ -183,7 +183,7 @@ fn the_redirect_comes_before_others() {
 }
 
 #[test]
-fn a_direct_connection_is_dropped_but_the_nodes_own() {
+fn direct_connections_are_dropped_except_the_nodes_own() {
     let Some(node) = node() else { return };
     let pod = node.add_pod("web").unwrap();
     let ports = [NODE_IP.into(), NODE_IP6.into()].map(|ip: IpAddr| SocketAddr::new(ip, PORT));
@@ -198,7 +198,7 @@ fn a_direct_connection_is_dropped_but_the_nodes_own() {
         assert_arrives(node.ns(), port, listener);
         assert_arrives(&pod, address, listener);
     }
-    // Where there is no IPv6 target the port is shut in that family all the same.
+    // Without an IPv6 target, the port is closed in that family all the same.
     let rules = whole();
     install(&node, &RuleSet { targets: rules.targets.map(|targets| Targets { ipv6: None, ..targets }), ..rules });
     outsiders.into_iter().for_each(|from| assert_silent(from, ports[1]));
@@ -206,9 +206,9 @@ fn a_direct_connection_is_dropped_but_the_nodes_own() {
     assert_arrives(&pod, METADATA, &listeners[0]);
 }
 
-/// A name of the kernel's may end with the sign that is a pattern in the language.
+/// An interface's name may end with the character that is a pattern in nft's language.
 #[test]
-fn an_interface_with_an_odd_name_is_itself_alone() {
+fn an_odd_interface_name_matches_only_itself() {
     let Some(node) = node() else { return };
     let listener = node.ns().tcp_listener((NODE_IP, PORT).into()).unwrap();
     let pod = |name, interface_prefix| node.add_pod_with(PodOptions { name, interface_prefix, ..PodOptions::default() }).unwrap();
@@ -231,11 +231,12 @@ fn an_interface_with_an_odd_name_is_itself_alone() {
 }
 
 #[test]
-fn earlier_connections_are_forgotten_and_no_others() {
+fn only_earlier_connections_are_ended() {
     let Some(node) = node() else { return };
     let imds = node.imds().unwrap();
     let pod = node.add_pod("web").unwrap();
-    // A rule of NAT in each family, so that the kernel keeps entries; there is no guard, which would close them by itself.
+    // A NAT rule in each family, so that the kernel keeps entries. There is no guard, which would close the connections by
+    // itself.
     nft(
         &node,
         "add table inet others\nadd chain inet others nat { type nat hook prerouting priority -110; }\n\
@@ -261,11 +262,11 @@ fn earlier_connections_are_forgotten_and_no_others() {
         (&mut &*client).write_all(b"ping").unwrap();
         (&mut &*service).read_exact(&mut [0; 4]).unwrap();
     };
-    // The old ones go on past the new rule.
+    // The old connections bypass the new rule.
     old.iter().chain(&own).chain(&served).for_each(echo);
 
     let forget = || inside(node.ns(), || async { forget_earlier(whole().targets.unwrap()).await }).unwrap();
-    // A pod's entries are its own choice, and a program for each would take minutes.
+    // A pod chooses how many entries it has. One command for each would take minutes.
     let socket = pod.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
     let sent = (1..=MANY).filter(|port| socket.send_to(b"?", (METADATA.ip(), *port)).is_ok()).count();
     assert_eq!(forget(), 3 + sent as u64);

@@ -1,4 +1,4 @@
-//! A small HTTP client: a connection per request, and a time limit on every step.
+//! A small HTTP client with a connection per request, and a time limit on every step.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -14,9 +14,9 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-/// Long enough for a loaded machine; a step that takes longer is a failure.
+/// The time limit of a step, long enough for a loaded machine.
 const LIMIT: Duration = Duration::from_secs(20);
-/// How long nothing is expected to come.
+/// How long a stream has to be silent.
 const QUIET: Duration = Duration::from_millis(60);
 
 pub(super) const PARTIAL: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
@@ -29,7 +29,7 @@ pub(super) struct Client {
     accept: Option<&'static str>,
 }
 
-/// The result of `future`, which must come in time.
+/// Returns the result of `future`, which must arrive in time.
 pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, future).await.unwrap()
 }
@@ -49,13 +49,13 @@ impl Client {
         self
     }
 
-    /// The document that a GET is answered with.
+    /// Sends a GET, and returns the status and document.
     pub(super) async fn get(&self, path: &str) -> (u16, Value) {
         let response = soon(self.send(self.request(Method::GET, path, None))).await;
         document(response.unwrap()).await
     }
 
-    /// The document that a GET is answered with, which must succeed.
+    /// Sends a GET that must succeed, and returns the document.
     pub(super) async fn get_ok(&self, path: &str) -> Value {
         let (code, document) = self.get(path).await;
         assert_eq!(code, 200, "{document}");
@@ -73,7 +73,7 @@ impl Client {
         document(soon(self.send(request)).await.unwrap()).await
     }
 
-    /// An open watch.
+    /// Opens a watch.
     pub(super) async fn watch(&self, path: &str) -> Lines {
         let response = soon(self.send(self.request(Method::GET, path, None)));
         let response = response.await.unwrap();
@@ -82,7 +82,7 @@ impl Client {
         Lines { body: response.into_body(), buffer: BytesMut::new() }
     }
 
-    /// A request whose answer is not looked at.
+    /// Sends a request whose answer is ignored.
     pub(super) fn request(&self, method: Method, path: &str, body: Option<(&str, &Value)>) -> Request<Full<Bytes>> {
         let mut request = Request::builder().method(method).uri(path);
         request = request.header(HOST, self.address.to_string());
@@ -115,7 +115,7 @@ pub(super) async fn send_on(
     Ok(sender.send_request(request).await?)
 }
 
-/// The status and the body of an answer: JSON, or a string of what is not.
+/// Returns the status and body of an answer. A body that is not JSON becomes a string.
 pub(super) async fn document(response: Response<Incoming>) -> (u16, Value) {
     let code = response.status().as_u16();
     let body = soon(response.into_body().collect()).await.unwrap();
@@ -132,7 +132,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// The next line; none at a clean end, an error if the stream broke off.
+    /// Returns the next line; `None` at a clean end, and an error if the stream broke off.
     pub(super) async fn line(&mut self) -> Result<Option<String>, hyper::Error> {
         soon(self.read_line()).await
     }
@@ -151,7 +151,7 @@ impl Lines {
         }
     }
 
-    /// The next event, as its type and its object.
+    /// Returns the type and object of the next event.
     pub(super) async fn event(&mut self) -> (String, Value) {
         let line = self.line().await.unwrap().unwrap();
         let mut event: Value = serde_json::from_str(&line).unwrap();
@@ -159,14 +159,14 @@ impl Lines {
         (kind, event["object"].take())
     }
 
-    /// The next event, as its type and the name of its object.
+    /// Returns the type of the next event and the name of its object.
     pub(super) async fn named(&mut self) -> (String, String) {
         let (kind, object) = self.event().await;
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         (kind, name.to_owned())
     }
 
-    /// The next events must be these.
+    /// Checks that the next events are these.
     pub(super) async fn expect(&mut self, expected: &[(&str, &str)]) {
         for &(kind, name) in expected {
             let got = self.named().await;
@@ -174,7 +174,7 @@ impl Lines {
         }
     }
 
-    /// Nothing may come for a moment.
+    /// Checks that nothing arrives for a moment.
     pub(super) async fn expect_silence(&mut self) {
         let line = tokio::time::timeout(QUIET, self.read_line()).await;
         assert!(line.is_err(), "{line:?}");

@@ -46,7 +46,7 @@ async fn a_cut_breaks_watches_and_idle_connections() {
     watch.line().await.unwrap_err();
     let error = soon(idle.read(&mut answer)).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-    // New connections are welcome.
+    // New connections are accepted.
     client.watch("/api/v1/pods?watch=true").await.expect(&[("ADDED", "a")]).await;
 }
 
@@ -56,7 +56,7 @@ async fn a_revoked_watch_breaks_even_if_its_connection_came_after_the_cut() {
     let mut watch = client.watch("/api/v1/pods?watch=true").await;
     apply_pod(&api, "a", "node-a");
     watch.expect(&[("ADDED", "a")]).await;
-    // What a cut does last.
+    // Closing the watches is the last step of a cut.
     api.state().store().close_watches();
     watch.line().await.unwrap_err();
 }
@@ -70,12 +70,12 @@ async fn a_stall_answers_later() {
         let client = client.clone();
         async move { client.get_ok("/api/v1/pods").await }
     });
-    // It is read while the server stalls,
+    // The request is read while the server stalls.
     soon(api.wait_for_request(|it| it.verb == Some(Verb::List))).await;
     apply_pod(&api, "a", "node-a");
     watch.expect_silence().await;
     api.stall(false);
-    // and answered after: with what was not there when it was read.
+    // It is answered afterwards, with an object that did not exist when it was read.
     assert_eq!(names(&soon(list).await.unwrap()), ["a"]);
     watch.expect(&[("ADDED", "a")]).await;
 }
@@ -87,7 +87,7 @@ async fn refused_connections() {
     api.refuse_connections(true);
     let request = client.request(Method::GET, "/api/v1/pods", None);
     soon(client.send(request)).await.unwrap_err();
-    // Those that were open stay.
+    // Open connections stay open.
     apply_pod(&api, "a", "node-a");
     watch.expect(&[("ADDED", "a")]).await;
     api.refuse_connections(false);
@@ -123,7 +123,7 @@ async fn the_next_requests_fail() {
 }
 
 #[tokio::test]
-async fn held_events_come_when_released_and_are_not_missed() {
+async fn held_events_are_sent_when_released_and_not_missed() {
     let (api, client) = start();
     let start = apply_pod(&api, "late", "node-a");
     let path = |version| format!("/api/v1/pods?watch=true&resourceVersion={version}");
@@ -133,11 +133,11 @@ async fn held_events_come_when_released_and_are_not_missed() {
     let other = apply_pod(&api, "other", "node-a");
     watch.expect(&[("ADDED", "other")]).await;
     watch.expect_silence().await;
-    // What was written can be read.
+    // Changes whose events are held can be read.
     let list = client.get_ok("/api/v1/pods").await;
     assert_eq!(list["items"][0]["spec"]["nodeName"], "node-b");
-    // One that resumes behind the held event gets it too, and again until it has got further. One that began with a list
-    // has it in that.
+    // A watch that resumes before the held event receives it, too, until it has moved past it. A watch that began with a list
+    // has it in that list.
     let mut resumed = client.watch(&path(other)).await;
     let mut listed = client.watch("/api/v1/pods?watch=true").await;
     listed.expect(&[("ADDED", "late"), ("ADDED", "other")]).await;
@@ -146,18 +146,18 @@ async fn held_events_come_when_released_and_are_not_missed() {
     for watch in [&mut watch, &mut resumed, &mut resumed_again] {
         let (kind, object) = watch.event().await;
         assert_eq!((kind.as_str(), &object["spec"]["nodeName"]), ("MODIFIED", &json!("node-b")));
-        assert_eq!(version(&object), written, "it is the version that the list has shown");
+        assert_eq!(version(&object), written, "the event has the version that the list has shown");
     }
     listed.expect_silence().await;
     assert!(api.resource_version() > other);
     client.watch(&path(api.resource_version())).await.expect_silence().await;
-    // It is over.
+    // The hold is over.
     apply_pod(&api, "late", "node-c");
     watch.expect(&[("MODIFIED", "late")]).await;
 }
 
 #[tokio::test]
-async fn a_version_shows_the_same_whether_or_not_events_were_held() {
+async fn a_version_shows_the_same_state_with_and_without_a_hold() {
     let (api, client) = start();
     let start = apply_pod(&api, "late", "node-a");
     let mut watch = client.watch(&format!("/api/v1/pods?watch=true&resourceVersion={start}")).await;
@@ -180,7 +180,7 @@ async fn a_version_shows_the_same_whether_or_not_events_were_held() {
     api.release_events(Resource::Pods, "late");
     assert_eq!(seen().await, while_held);
     assert_eq!(client.get_ok("/api/v1/pods").await["items"][0]["metadata"], while_held[3][0]);
-    // A pod that a list has shown was created after the previous one of its name was deleted.
+    // The pod that a list has shown was created after the previous pod of the same name was deleted.
     watch.expect(&[("ADDED", "other")]).await;
     for (expected, at) in [("DELETED", deleted), ("ADDED", next)] {
         let (kind, object) = watch.event().await;
@@ -189,7 +189,7 @@ async fn a_version_shows_the_same_whether_or_not_events_were_held() {
 }
 
 #[tokio::test]
-async fn a_denied_verb_is_forbidden_and_reviewed_so() {
+async fn a_denied_verb_is_forbidden_and_access_reviews_say_so() {
     let (api, client) = start();
     let review = |verb: &str| {
         let client = client.clone();
@@ -259,7 +259,7 @@ async fn tls_with_a_ca_of_its_own() {
         let (code, _) = document(soon(send_on(stream, request)).await.unwrap()).await;
         assert_eq!(code, 200);
     }
-    // Nobody else's CA will do, and no other name.
+    // No other CA and no other name is accepted.
     let other = KubeApi::start_tls(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
     for (address, name) in [(other.addr(), "localhost"), (api.addr(), "example.com")] {
         let stream = TcpStream::connect(address).await.unwrap();
@@ -291,7 +291,7 @@ async fn shutdown_closes_everything() {
     soon(client.send(request)).await.unwrap_err();
 }
 
-/// A connector with the roots of now, as this client.
+/// Returns a connector with the current roots, for this client.
 fn connector(api: &KubeApi, identity: &ClientIdentity) -> tokio_rustls::TlsConnector {
     let ca = CertificateDer::from_pem_slice(api.ca_pem().unwrap().as_bytes()).unwrap();
     let mut roots = rustls::RootCertStore::empty();
@@ -305,7 +305,7 @@ fn connector(api: &KubeApi, identity: &ClientIdentity) -> tokio_rustls::TlsConne
 }
 
 #[tokio::test]
-async fn clients_are_known_by_certificates_until_their_ca_is_replaced() {
+async fn certificates_identify_clients_until_their_ca_is_replaced() {
     let api = KubeApi::start_tls(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
     api.require_client_certificate(true);
     let ask = async |connector: &tokio_rustls::TlsConnector| {
@@ -319,24 +319,24 @@ async fn clients_are_known_by_certificates_until_their_ca_is_replaced() {
     assert_eq!(ask(&connector(&api, &one)).await.unwrap(), 200);
     assert_eq!(ask(&connector(&api, &two)).await.unwrap(), 200);
     api.replace_client_ca().unwrap();
-    assert!(ask(&connector(&api, &one)).await.is_err(), "its CA is not known any more");
+    assert!(ask(&connector(&api, &one)).await.is_err(), "the old CA is no longer accepted");
     let three = api.client_identity("three").unwrap();
     let by_the_old = connector(&api, &three);
     assert_eq!(ask(&by_the_old).await.unwrap(), 200);
     api.replace_server_ca().unwrap();
-    assert!(ask(&by_the_old).await.is_err(), "the server is another to it");
+    assert!(ask(&by_the_old).await.is_err(), "the client does not trust the new server CA");
     assert_eq!(ask(&connector(&api, &three)).await.unwrap(), 200);
     let clients: Vec<_> = api.requests().into_iter().map(|request| request.client.unwrap()).collect();
     assert_eq!(clients, ["one", "two", "three", "three"]);
 }
 
 #[tokio::test]
-async fn who_has_no_certificate_is_not_let_in_where_one_is_required() {
+async fn a_client_without_a_required_certificate_gets_401() {
     let (api, client) = start();
     api.require_client_certificate(true);
     assert_eq!(client.get("/api/v1/pods").await.0, 401);
     assert_eq!(client.get("/healthz").await.0, 200);
-    assert!(api.client_identity("one").is_err() && api.replace_client_ca().is_err(), "it does not speak TLS");
+    assert!(api.client_identity("one").is_err() && api.replace_client_ca().is_err(), "the server does not use TLS");
     api.require_client_certificate(false);
     client.get_ok("/api/v1/pods").await;
 }

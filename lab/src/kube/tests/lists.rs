@@ -28,7 +28,7 @@ async fn pages_show_the_state_of_the_first_page() {
     let first = client.get_ok("/api/v1/pods?limit=2").await;
     assert_eq!(names(&first), ["a", "b"]);
     assert_eq!(first["metadata"]["remainingItemCount"], 3);
-    // A page is not moved by what happens between it and the one before.
+    // Changes between two pages do not affect the second one.
     apply_pod(&api, "bb", "node-a");
     apply_pod(&api, "d", "node-z");
     assert!(api.delete(Resource::Pods, Some("team"), "c"));
@@ -73,7 +73,7 @@ async fn a_page_after_a_compaction_is_gone() {
     api.compact();
     let (code, status) = client.get(&format!("/api/v1/pods?limit=1&continue={token}")).await;
     assert_eq!((code, &status["reason"]), (410, &json!("Expired")));
-    // The error brings a token for the rest as it is now.
+    // The error has a token for the rest of the current state.
     let token = status["metadata"]["continue"].as_str().unwrap();
     let rest = client.get_ok(&format!("/api/v1/pods?continue={token}")).await;
     assert_eq!(names(&rest), ["b", "c", "d"]);
@@ -84,7 +84,7 @@ async fn resource_versions_of_lists() {
     let (api, client) = start();
     let before = apply_pod(&api, "a", "node-a");
     let after = apply_pod(&api, "b", "node-a");
-    // From the watch cache, which ignores the limit.
+    // The watch cache answers, and ignores the limit.
     let cached = client.get_ok("/api/v1/pods?resourceVersion=0&limit=1").await;
     assert_eq!(names(&cached), ["a", "b"]);
     let exact = format!("/api/v1/pods?resourceVersion={before}&resourceVersionMatch=Exact");
@@ -206,7 +206,7 @@ async fn partial_metadata() {
     let object = partial.get_ok("/api/v1/namespaces/team/pods/a").await;
     assert_eq!(object["kind"], "PartialObjectMetadata");
     assert!(object.get("spec").is_none());
-    // A list is no single object.
+    // A list cannot be sent as a single object.
     assert_eq!(partial.get("/api/v1/pods").await.0, 406);
     let fallback = client.clone().accept("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json");
     assert_eq!(fallback.get_ok("/api/v1/pods").await["kind"], "PodList");

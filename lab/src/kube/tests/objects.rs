@@ -5,7 +5,7 @@ use super::client::{document, soon};
 use super::{apply_pod, start, version};
 use crate::kube::{PodBuilder, Resource, Verb, namespace, node};
 
-/// An event of the newer group that a real server would take.
+/// Returns an event of the newer group that a real server would accept.
 fn event(name: &str) -> Value {
     json!({
         "apiVersion": "events.k8s.io/v1", "kind": "Event",
@@ -18,7 +18,7 @@ fn event(name: &str) -> Value {
 }
 
 #[tokio::test]
-async fn json_is_escaped_as_go_does_it() {
+async fn json_is_escaped_as_in_go() {
     use http_body_util::BodyExt as _;
     let (api, client) = start();
     let odd = "<>&\u{2028}\u{2029}\"\\\u{1}\u{e9}";
@@ -35,7 +35,7 @@ async fn json_is_escaped_as_go_does_it() {
 }
 
 #[tokio::test]
-async fn events_of_both_groups_are_kept() {
+async fn events_of_both_groups_are_stored() {
     let (api, client) = start();
     let path = "/apis/events.k8s.io/v1/namespaces/team/events";
     let (code, created) = client.post(path, &event("a.1")).await;
@@ -64,7 +64,7 @@ async fn events_of_both_groups_are_kept() {
 }
 
 #[tokio::test]
-async fn events_that_a_real_server_refuses() {
+async fn events_that_a_real_server_rejects() {
     let (api, client) = start();
     let path = "/apis/events.k8s.io/v1/namespaces/team/events";
     for (field, value, code) in [
@@ -98,7 +98,7 @@ async fn events_that_a_real_server_refuses() {
 }
 
 #[tokio::test]
-async fn what_an_event_says_stays_as_it_is() {
+async fn an_event_is_immutable() {
     let (api, client) = start();
     let path = "/apis/events.k8s.io/v1/namespaces/team/events";
     assert_eq!(client.post(path, &event("a.1")).await.0, 201);
@@ -119,7 +119,7 @@ async fn what_an_event_says_stays_as_it_is() {
 }
 
 #[tokio::test]
-async fn writes_of_events_are_held_and_nothing_else_is() {
+async fn only_writes_of_events_are_held() {
     let (api, client) = start();
     api.hold_event_writes(true);
     let path = "/apis/events.k8s.io/v1/namespaces/team/events";
@@ -135,7 +135,7 @@ async fn writes_of_events_are_held_and_nothing_else_is() {
 }
 
 #[tokio::test]
-async fn nothing_is_created_in_a_namespace_that_ends() {
+async fn nothing_is_created_in_a_terminating_namespace() {
     let (api, client) = start();
     let mut ending = namespace("team", &[]);
     ending["status"]["phase"] = "Terminating".into();
@@ -156,7 +156,7 @@ async fn a_node_is_patched() {
     assert_eq!((code, &patched["spec"]["taints"][0]["key"]), (200, &json!("k")));
     assert_eq!(patched["spec"]["podCIDR"], "10.42.0.0/24");
     watch.expect(&[("MODIFIED", "node-a")]).await;
-    // Nothing changes, so nothing happens.
+    // The patch changes nothing, so the version stays.
     let (_, same) = client.patch("/api/v1/nodes/node-a", &taints).await;
     assert_eq!(version(&same), version(&patched));
     let stale = json!({ "metadata": { "resourceVersion": "1" }, "spec": { "taints": null } });
@@ -176,7 +176,7 @@ async fn a_node_is_patched() {
 }
 
 #[tokio::test]
-async fn patches_of_nodes_are_held_and_meet_what_changed_meanwhile() {
+async fn held_patches_of_nodes_apply_to_the_changed_node() {
     let (api, client) = start();
     let stored = api.apply(Resource::Nodes, node("node-a", &[]));
     api.hold_node_patches(true);
@@ -196,7 +196,7 @@ async fn patches_of_nodes_are_held_and_meet_what_changed_meanwhile() {
 }
 
 #[tokio::test]
-async fn what_the_server_says_of_itself() {
+async fn discovery_documents() {
     let (_api, client) = start();
     assert_eq!(client.get("/healthz").await, (200, json!("ok")));
     assert_eq!(client.get("/readyz").await, (200, json!("ok")));

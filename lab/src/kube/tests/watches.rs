@@ -7,7 +7,7 @@ use super::{apply_pod, start, version};
 use crate::kube::{PodBuilder, Resource, namespace};
 
 #[tokio::test]
-async fn a_watch_tells_of_what_is_there_and_then_of_changes() {
+async fn a_watch_sends_existing_objects_and_then_changes() {
     let (api, client) = start();
     apply_pod(&api, "a", "node-a");
     let mut watch = client.watch("/api/v1/pods?watch=true").await;
@@ -24,7 +24,7 @@ async fn a_watch_tells_of_what_is_there_and_then_of_changes() {
     assert_eq!((kind.as_str(), version(&object)), ("DELETED", modified + 1));
     assert_eq!(object["spec"]["nodeName"], "node-b");
     assert!(!api.delete(Resource::Pods, Some("team"), "b"));
-    // Other resources are other watches.
+    // Changes of other resources go to other watches.
     api.apply(Resource::Namespaces, namespace("team", &[]));
     apply_pod(&api, "c", "node-a");
     watch.expect(&[("ADDED", "c")]).await;
@@ -53,7 +53,7 @@ async fn a_selector_turns_changes_into_additions_and_deletions() {
     apply_pod(&api, "a", "node-a");
     let left = apply_pod(&api, "a", "node-c");
     api.delete(Resource::Pods, Some("team"), "a");
-    // The same for one that follows live and one that catches up.
+    // A live watch and one that catches up receive the same events.
     let mut late = client.watch(&path).await;
     for watch in [&mut live, &mut late] {
         watch.expect(&[("ADDED", "a"), ("MODIFIED", "a")]).await;
@@ -75,7 +75,7 @@ async fn a_namespaced_watch_sees_its_namespace() {
 }
 
 #[tokio::test]
-async fn a_pod_of_the_same_name_is_another_pod() {
+async fn a_new_pod_of_the_same_name_is_another_pod() {
     let (api, client) = start();
     let first = api.apply(Resource::Pods, PodBuilder::new("team", "web-0").uid("u1").build());
     let kept = api.apply(Resource::Pods, PodBuilder::new("team", "web-0").build());
@@ -102,14 +102,14 @@ async fn a_watch_from_forgotten_history_gets_410() {
     assert_eq!((kind.as_str(), &status["kind"]), ("ERROR", &json!("Status")));
     assert_eq!((&status["code"], &status["reason"]), (&json!(410), &json!("Expired")));
     assert_eq!(watch.line().await.unwrap(), None);
-    // The version of the compaction itself is good.
+    // A watch can start from the version of the compaction itself.
     let mut watch = client.watch(&path(latest)).await;
     apply_pod(&api, "c", "node-a");
     watch.expect(&[("ADDED", "c")]).await;
 }
 
 #[tokio::test]
-async fn bookmarks_are_for_those_who_asked() {
+async fn bookmarks_are_sent_only_to_watches_that_asked() {
     let (api, client) = start();
     let mut plain = client.watch("/api/v1/pods?watch=true").await;
     let mut marked = client.watch("/api/v1/pods?watch=true&allowWatchBookmarks=true").await;
@@ -127,7 +127,7 @@ async fn bookmarks_are_for_those_who_asked() {
 }
 
 #[tokio::test]
-async fn bookmarks_come_periodically() {
+async fn bookmarks_are_sent_periodically() {
     let (api, client) = start();
     api.set_bookmark_interval(Duration::from_millis(10));
     let mut watch = client.watch("/api/v1/namespaces?watch=true&allowWatchBookmarks=true").await;
@@ -187,7 +187,7 @@ async fn a_watch_of_partial_metadata() {
 }
 
 #[tokio::test]
-async fn watchers_are_counted_until_their_client_goes() {
+async fn watchers_are_counted_until_the_client_disconnects() {
     let (api, client) = start();
     let waiting = tokio::spawn({
         let api = api.clone();

@@ -13,7 +13,7 @@ fn document(key: &str, code: &str) -> String {
 }
 
 #[test]
-fn every_outcome_is_told_from_every_other() {
+fn every_outcome_differs_from_every_other() {
     use Expect::{BadRequest, CredentialsOfOwnRole, Denied, Passthrough};
     let name = answer_of("200 OK", "own-role");
     let keys = answer_of("200 OK", &document(KEY, "Success"));
@@ -58,7 +58,7 @@ fn a_token_comes_with_its_time_and_head_without_a_body() {
 }
 
 #[test]
-fn a_stranger_in_any_answer_is_a_leak_whatever_is_right() {
+fn another_roles_credentials_in_any_answer_are_a_leak() {
     use Expect::{BadRequest, CredentialsOfOwnRole, Denied, Passthrough};
     let mut any = entry("GET / HTTP/1.1\r\n\r\n", Denied, &[CredentialsOfOwnRole, Passthrough, BadRequest]);
     any.max_responses = 2;
@@ -81,14 +81,14 @@ fn a_stranger_in_any_answer_is_a_leak_whatever_is_right() {
     }
     judge(&any, &transcript(&format!("{fine}{fine}")), &own()).unwrap();
     any.max_responses = 1;
-    // The inside of a session token may look like one.
+    // Part of a session token may look like an access key ID.
     judge(&any, &transcript(&answer_of("200 OK", "xASIANODENODENODE0001/+")), &own()).unwrap();
     judge(&any, &transcript(&format!("{fine}{fine}")), &own()).unwrap_err();
     judge(&any, &transcript(&format!("{fine}trailing")), &own()).unwrap_err();
 }
 
 #[test]
-fn the_last_answer_counts_and_silence_is_one() {
+fn the_last_answer_counts_and_silence_is_an_answer() {
     let pipelined = |expect| Entry { max_responses: 2, ..entry("GET / HTTP/1.1\r\n\r\n", expect, &[]) };
     let keys = answer_of("200 OK", &document(KEY, "Success"));
     let denied = answer_of("404 Not Found", "");

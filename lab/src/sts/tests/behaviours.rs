@@ -38,7 +38,7 @@ async fn a_wrong_signature_is_refused_before_any_behaviour() {
 }
 
 #[tokio::test]
-async fn a_role_of_its_own_behaviour() {
+async fn a_role_may_have_its_own_behaviour() {
     let sts = start();
     sts.add_role(Role::new(NEXT));
     let node = Client::node(&sts);
@@ -136,7 +136,7 @@ async fn closed_in_the_middle_of_the_body() {
 }
 
 #[tokio::test]
-async fn hanging_calls_are_in_flight_until_their_client_leaves() {
+async fn hanging_calls_stay_in_flight_until_the_client_leaves() {
     let sts = start();
     sts.set_behaviour(Behaviour::Hang);
     let clients: Vec<_> = (0..3)
@@ -158,7 +158,7 @@ async fn hanging_calls_are_in_flight_until_their_client_leaves() {
 }
 
 #[tokio::test]
-async fn slow_calls_are_answered_in_the_end() {
+async fn slow_calls_are_eventually_answered() {
     let sts = start();
     let delay = Duration::from_millis(50);
     sts.set_behaviour(Behaviour::Slow(delay));

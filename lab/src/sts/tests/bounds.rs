@@ -95,7 +95,7 @@ async fn external_ids() {
         let answer = node.assume_with(APP, &[("ExternalId", id)]).await;
         assert_eq!(answer.status, status, "{id}");
     }
-    // A role that asks for none takes any.
+    // A role that requires none accepts any.
     sts.add_role(Role::new(APP));
     let answer = node.assume_with(APP, &[("ExternalId", "any")]).await;
     assert_eq!(answer.status, 200);
@@ -134,7 +134,7 @@ async fn source_identities_need_permission_and_stay_through_role_chaining() {
     assert_eq!(node.assume(APP).await.status, 200);
     sts.add_role(Role::new(NEXT).trusted_by([APP]));
     let unset = Client::session(&sts, &sts.issued()[0]);
-    assert_eq!(unset.assume_with(NEXT, &with("one")).await.status, 200, "it may be set at a later step");
+    assert_eq!(unset.assume_with(NEXT, &with("one")).await.status, 200, "it may be set in a later step");
 
     sts.add_role(Role::new(APP));
     node.assume_with(APP, &with("one")).await;
@@ -240,7 +240,7 @@ async fn other_actions_and_methods() {
 }
 
 #[tokio::test]
-async fn what_a_client_sent_stays_text_in_the_answer() {
+async fn client_input_is_escaped_in_the_answer() {
     let sts = start();
     let arn = "arn:aws:iam::123456789012:role/<x>&\"'";
     let answer = Client::node(&sts).assume(arn).await;

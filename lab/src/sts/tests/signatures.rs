@@ -1,4 +1,4 @@
-//! Who signed, with what, and when.
+//! Signatures: the signer, what is signed, and the time.
 
 use super::*;
 
@@ -96,7 +96,7 @@ async fn what_is_not_part_of_the_signature_may_change() {
     let answer = raw(&sts, |request| {
         let headers = request.headers_mut();
         headers.insert("user-agent", "another".parse().unwrap());
-        // Runs of spaces count as one.
+        // Runs of spaces collapse into one.
         headers.insert("x-amz-lab", "a b".parse().unwrap());
     });
     assert_eq!(answer.await.status, 200);
@@ -183,7 +183,7 @@ async fn a_session_ends() {
 #[tokio::test]
 async fn a_wrong_clock() {
     let sts = start();
-    // A minute's distance from the bound: the machine's clock moves on between signing and checking.
+    // A minute away from the bound, because the machine's clock advances between signing and checking.
     for (skew, fine) in [(840, true), (-840, true), (960, false), (-960, false)] {
         sts.set_clock_skew(skew);
         let answer = Client::node(&sts).assume(APP).await;
