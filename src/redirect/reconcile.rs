@@ -30,8 +30,6 @@ use crate::readiness::{Readiness, ReadinessStep};
 const GATHER: Duration = Duration::from_millis(100);
 /// The minimum pause between two comparisons.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A repeated repair is logged once in this time.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// The number of consecutive failed comparisons after which the state of the rules counts as unknown.
 const FAILURES: u32 = 3;
 /// The name of the readiness step that is pending while the rules are wrong.
@@ -132,7 +130,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
             state: RulesState::AsWanted,
             waiting: None,
             failures: 0,
-            logged: EachKey::new(LOG_INTERVAL, 1, WhenFull::ForgetAll),
+            logged: EachKey::new(LOG_EVERY, 1, WhenFull::ForgetAll),
             taken_back: None,
             heard: false,
         }
