@@ -255,7 +255,7 @@ impl<A: StsOfNode> Admin<A> {
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             closing = permit.closing() => {
-                debug!(%peer, ?closing, "closing a connection to the metrics port to make room for another source");
+                debug!(%peer, reason = closing.name(), "closed a connection to the metrics port to make room for another client");
                 if closing == Closing::Displaced {
                     self.record.closed(source, Port::Metrics, Limit::Displaced);
                     return;

@@ -171,8 +171,8 @@ pub(crate) struct SelfTest {
 
 impl SelfTest {
     /// Runs until the process ends, once the start-up steps `after` are done. If the test can run, `step` is done when the test
-    /// passes for the first time.
-    pub(crate) async fn run(self, step: Option<ReadinessStep>, after: &[&str]) {
+    /// passes for the first time. Returns only if the helper fails.
+    pub(crate) async fn run(self, step: Option<ReadinessStep>, after: &[&str]) -> HelperFailure {
         let Self { ability, config, interfaces, has_rules, pods, probes, metrics, readiness } = self;
         let mut running = match ability {
             Ability::Off => Err(SelfTestState::Off),
@@ -187,10 +187,11 @@ impl SelfTest {
             Ability::Able(helper) => match helper.speak() {
                 Ok(helper) => Ok(Running { helper, network: None, failing: Changes::default(), metrics: metrics.clone(), readiness, step }),
                 Err(error) => {
-                    return error!(
+                    error!(
                         event = "self-test-helper-failed", %error,
                         "cannot communicate with the self-test's helper process; exiting, so that the daemon is restarted"
                     );
+                    return HelperFailure::Pipes(error);
                 }
             },
         };
@@ -211,7 +212,7 @@ impl SelfTest {
                     Ok(true) => config.interval,
                     Ok(false) => config.interval.min(AGAIN),
                     // The process ends with this task; Kubernetes restarts it.
-                    Err(HelperEnded) => return,
+                    Err(failure) => return failure,
                 },
             };
             tokio::time::sleep(pause).await;
@@ -219,8 +220,16 @@ impl SelfTest {
     }
 }
 
-/// The helper process has ended.
-struct HelperEnded;
+/// Why a self-test that can run does not go on: it has no helper process any more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HelperFailure {
+    /// The pipes to it cannot be used.
+    #[error("cannot communicate with the self-test's helper process")]
+    Pipes(#[source] io::Error),
+    /// It ended, or hangs.
+    #[error("the self-test's helper process ended or does not answer")]
+    Ended,
+}
 
 /// A test that can run.
 #[derive(Debug)]
@@ -242,7 +251,7 @@ impl Running {
         pods: Vec<IpAddr>,
         probes: &Probes,
         mode: SelfTestMode,
-    ) -> Result<bool, HelperEnded> {
+    ) -> Result<bool, HelperFailure> {
         let (of, asked) =
             (interfaces.to_vec(), move |netlink: &mut Netlink, of: Vec<InterfaceMatch>| placement::place(&of, &pods, netlink));
         let failure = match blocking(move || asked(&mut Netlink::open()?, of)).await {
@@ -267,7 +276,12 @@ impl Running {
         };
         tell(&self.metrics, SelfTestState::Failed);
         self.metrics.self_test_failed(failure.name());
-        if !self.failing.is_new(failure.name()) {
+        if matches!(failure, SelfTestFailure::Ended) {
+            error!(
+                event = "self-test-helper-failed",
+                "the self-test's helper process ended or does not answer; exiting, so that the daemon is restarted"
+            );
+        } else if !self.failing.is_new(failure.name()) {
             debug!(reason = failure.name(), "the self-test still fails: {}", chain(&failure));
         } else {
             error!(
@@ -283,7 +297,7 @@ impl Running {
         }
         // The network itself may be at fault, so the next test creates a new one.
         self.unmake().await;
-        if matches!(failure, SelfTestFailure::Ended) { Err(HelperEnded) } else { Ok(false) }
+        if matches!(failure, SelfTestFailure::Ended) { Err(HelperFailure::Ended) } else { Ok(false) }
     }
 
     /// Reports that no interface like the pods' can be created. Before the first pod there is none to imitate, and nothing to wait for.

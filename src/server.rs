@@ -367,7 +367,7 @@ impl<A: AssumeRole> Server<A> {
         let ended = tokio::select! {
             ended = &mut in_turns => ended,
             closing = permit.closing() => {
-                self.metrics.connection_ended(ended_for(closing));
+                self.metrics.connection_ended(closing.name());
                 if closing == Closing::Displaced {
                     if matches!(source, Source::Unknown(..)) {
                         self.record.closed(source, Port::Metadata, Limit::Displaced);
@@ -399,14 +399,6 @@ impl<A: AssumeRole> Server<A> {
 }
 
 type Connection<S> = http1::Connection<TokioIo<Timely<TcpStream>>, S>;
-
-/// Why the daemon ended a connection itself.
-fn ended_for(closing: Closing) -> &'static str {
-    match closing {
-        Closing::MadeRoom => "made-room",
-        Closing::Displaced => "displaced",
-    }
-}
 
 /// Why a connection ended before its peer was done with it.
 fn ended_by(error: &hyper::Error) -> &'static str {

@@ -10,6 +10,7 @@ use crate::kubernetes::setup::ClientError;
 use crate::pods::watch::snapshot::SnapshotError;
 use crate::policy::patterns::Mistake;
 use crate::redirect::RedirectError;
+use crate::tasks::TaskEnded;
 use crate::unix_socket::PlaceError;
 
 /// A failure that only the command itself knows.
@@ -45,7 +46,7 @@ impl Advise for Failure {
 pub(crate) fn text(failure: &anyhow::Error) -> String {
     let advice = [of::<Failure>, of::<RedirectError>, of::<AwsError>, of::<AssumeRoleError>, of::<ClientError>, of::<AskError>]
         .into_iter()
-        .chain([of::<PlaceError>, of::<Mistake>, of::<SnapshotError>])
+        .chain([of::<PlaceError>, of::<Mistake>, of::<SnapshotError>, of::<TaskEnded>])
         .find_map(|of| of(failure));
     join(&format!("{failure:#}"), advice.as_deref())
 }

@@ -173,8 +173,8 @@ pub(super) fn warn_of_missing(interfaces: &[InterfaceMatch]) {
         if *negated {
             warn!(
                 event = "excluded-interface-missing", interface = %name,
-                "no interface of this node matches this exception of --host-interface; the packet rules apply to every interface until one \
-                 does; check its name"
+                "no interface of this node matches the name that --host-interface excludes; it excludes nothing until one does; check the \
+                 name"
             );
         } else {
             warn!(

@@ -171,7 +171,7 @@ impl Start<'_> {
             metrics: metrics.clone(),
             readiness: readiness.clone(),
         };
-        tasks.spawn("self-test", self_test.run(step, &[START, PACKET_RULES]));
+        tasks.spawn_fallible("self-test", self_test.run(step, &[START, PACKET_RULES]));
     }
 }
 

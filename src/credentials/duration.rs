@@ -51,9 +51,10 @@ impl Durations {
                 let known = self.lock().insert(role.clone(), Instant::now() + REMEMBERED);
                 if known.is_none() {
                     warn!(
-                        event = "session-duration-limited", %role, error = message,
-                        "STS limits sessions of this role to 1 hour; using sessions of 1 hour; to get --session-duration, raise the role's \
-                         maximum session duration (role chaining with --assume-role-arn always limits it to 1 hour)"
+                        event = "session-duration-limited", %role, session_duration = %humantime::format_duration(wanted), error = message,
+                        "STS rejects --session-duration for this role; using sessions of 1 hour for it; raise the role's maximum session \
+                         duration to at least --session-duration, or lower --session-duration (with --assume-role-arn, STS allows 1 hour \
+                         at most)"
                     );
                 }
                 Err(AssumeRoleError::TooLong { message })

@@ -263,8 +263,9 @@ impl Gate {
                 pod = &*caller.name,
                 uid = &*caller.uid.0,
                 reason = why.name(),
+                error = %why,
                 advice = why.advice(),
-                "turned away a request for a session; retrying later: {why}"
+                "not requesting a session from STS for now; retrying later"
             );
         }
     }

@@ -131,7 +131,7 @@ impl Client {
     /// Asks, and has an answer once its head is there.
     pub(crate) async fn ask(&self, target: &str) -> Result<ApiResponse, RequestFailure> {
         let request = Request::get(target).header(ACCEPT, "application/json").body(Body::empty());
-        self.send(request.map_err(|_| RequestFailure::Malformed("a request of ours"))?).await
+        self.send(request.map_err(|_| RequestFailure::NotBuilt)?).await
     }
 
     async fn send(&self, request: Request<Body>) -> Result<ApiResponse, RequestFailure> {
@@ -183,7 +183,7 @@ impl Client {
 
     async fn write(&self, request: http::request::Builder, body: Vec<u8>) -> Result<(), RequestError> {
         let request = request.header(ACCEPT, "application/json").body(Body::from(body));
-        let request = request.map_err(|_| RequestError(RequestFailure::Malformed("a request of ours")))?;
+        let request = request.map_err(|_| RequestError(RequestFailure::NotBuilt))?;
         let sent = async {
             // Read to its end, so that the connection serves again; nothing of it is needed.
             self.send(request).await?.whole(MAX_ERROR, &mut Vec::new()).await

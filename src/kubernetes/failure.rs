@@ -16,6 +16,9 @@ pub(crate) enum RequestFailure {
     /// The API answered with an error.
     #[error("{0}")]
     Status(Status),
+    /// The request cannot be made of its target.
+    #[error("cannot build a request to the Kubernetes API")]
+    NotBuilt,
     /// No connection could be made, or it broke. The text of the underlying error, without the user information of URLs.
     #[error("the Kubernetes API cannot be reached: {0}")]
     Unreachable(String),
@@ -114,12 +117,22 @@ impl Status {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the Kubernetes API answered {} {}: {}", self.code, bounded(&self.reason), bounded(&self.message))
+        write!(f, "the Kubernetes API answered {}", self.code)?;
+        if !self.reason.is_empty() {
+            write!(f, " {}", bounded(&self.reason))?;
+        }
+        if !self.message.is_empty() {
+            write!(f, ": {}", bounded(&self.message))?;
+        }
+        Ok(())
     }
 }
 
 impl Advise for RequestFailure {
     fn advice(&self) -> Option<Cow<'static, str>> {
+        if matches!(self, Self::NotBuilt) {
+            return Some("this is a bug in rolegate; please report it".into());
+        }
         match self.code()? {
             401 => Some("check the service account or the kubeconfig: this API does not accept its token or certificate".into()),
             403 => Some("allow the request in the daemon's ClusterRole (see daemonset/rbac.yaml)".into()),
@@ -155,6 +168,6 @@ mod tests {
     #[test]
     fn an_answer_of_something_between_is_told_by_its_code_alone() {
         let status = Status::of_answer(502, b"<html>who knows what</html>");
-        assert_eq!(status.to_string(), "the Kubernetes API answered 502 : ");
+        assert_eq!(status.to_string(), "the Kubernetes API answered 502");
     }
 }

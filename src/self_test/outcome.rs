@@ -37,19 +37,19 @@ impl SelfTestState {
 /// The reason why a test failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SelfTestFailure {
-    #[error("a pod's connection to {0} went elsewhere: THE REAL METADATA SERVICE MAY ANSWER PODS")]
+    #[error("the self-test's connection to {0} went elsewhere: the real metadata service may answer pods")]
     Missed(SocketAddr),
-    #[error("a pod's connection to {0} was refused")]
+    #[error("the self-test's connection to {0} was refused")]
     Refused(SocketAddr),
-    #[error("a pod's connection to {0} got no answer")]
+    #[error("the self-test's connection to {0} got no answer")]
     TimedOut(SocketAddr),
-    #[error("a pod's connection to {0} found no route")]
+    #[error("the self-test's connection to {0} found no route")]
     Unreachable(SocketAddr),
-    #[error("a pod can connect to {0}, which the guard must reject")]
+    #[error("the self-test can connect to {0}, which the guard must reject")]
     Open(SocketAddr),
-    #[error("a pod's packet to {to} got past the guard ({by} answered): THE REAL METADATA SERVICE MAY BE OPEN TO PODS")]
+    #[error("the self-test's packet to {to} got past the guard ({by} answered): pods may reach the real metadata service")]
     Unguarded { to: SocketAddr, by: IpAddr },
-    #[error("a pod's packet to {0} got no answer, but the guard answers: THE REAL METADATA SERVICE MAY BE OPEN TO PODS")]
+    #[error("the self-test's packet to {0} got no answer, but the guard would have rejected it: pods may reach the real metadata service")]
     Unproven(SocketAddr),
     #[error("cannot connect the test's namespace to the node")]
     NotMade(#[source] io::Error),
@@ -72,8 +72,7 @@ impl Advise for SelfTestFailure {
             Self::Unproven(_) => "check that the guard's rules exist, that no rule before them accepts or drops the packet, and that a \
                                   guard of another program rejects packets and does not drop them"
                 .into(),
-            Self::NotMade(_) => return None,
-            Self::Ended => "restart the daemon to start another helper process".into(),
+            Self::NotMade(_) | Self::Ended => return None,
         })
     }
 }

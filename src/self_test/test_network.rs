@@ -44,7 +44,7 @@ impl Drop for TestNetwork {
             netlink.delete_link(self.index)
         });
         if let Err(error) = taken {
-            debug!(%error, "the interface of the self-test was already deleted");
+            debug!(%error, "cannot remove the self-test's interface; it may be gone already");
         }
     }
 }

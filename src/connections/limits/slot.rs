@@ -29,6 +29,16 @@ pub(crate) enum Closing {
     Displaced,
 }
 
+impl Closing {
+    /// The stable name: a metric's label.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::MadeRoom => "made-room",
+            Self::Displaced => "displaced",
+        }
+    }
+}
+
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Slot {

@@ -58,7 +58,7 @@ impl<A: AssumeRole> Sessions<A> {
                         metrics.sts_answered(error.name(), cause, began.elapsed());
                         info!(
                             event = "sts-retry", role = request.role().as_str(), cause, outcome = error.name(), %error,
-                            "a request to STS failed; retrying it once"
+                            "a request to STS failed; retrying it"
                         );
                         permit = match permit.again().await {
                             Ok(Ok(permit)) => permit,
@@ -97,10 +97,14 @@ impl<A: AssumeRole> Sessions<A> {
                     if error.is_remembered() {
                         let kept_until =
                             land.borrow().earlier.as_ref().filter(|kept| is_usable(kept, clock.now())).map(|kept| kept.expires_at);
+                        let meanwhile = match kept_until {
+                            Some(_) => "retrying, serving the earlier credentials until kept_until",
+                            None => "answering pods with an error until a retry succeeds",
+                        };
                         warn!(
-                            event = "assume-role-failed", role, session, cause, outcome = error.name(), ?kept_until, %error,
-                            advice = error.advice().as_deref(),
-                            "cannot assume a role; retrying later; until then, serving earlier credentials while they are valid"
+                            event = "assume-role-failed", role, session, cause, outcome = error.name(),
+                            kept_until = kept_until.map(tracing::field::display), %error, advice = error.advice().as_deref(),
+                            "cannot assume a role; {meanwhile}"
                         );
                     }
                 }

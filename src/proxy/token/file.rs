@@ -96,8 +96,8 @@ impl KeyFile {
             KeyFileState::Exposed => {
                 warn!(
                     event = "token-key-file-exposed", path = %self.path.display(),
-                    "other users can read or write --token-key-file; replacing the keys; all earlier session tokens become invalid; check \
-                     what changed the file's permissions"
+                    "--token-key-file is not a regular file that only the daemon's user can read and write; replacing it with new keys; \
+                     all earlier session tokens become invalid; check its owner, permissions and links"
                 );
                 (Keys::random(now)?, true)
             }
