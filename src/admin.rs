@@ -203,9 +203,9 @@ impl<A: StsOfNode> Admin<A> {
                     let admin = self.clone();
                     running.spawn(async move { admin.probes(stream).await });
                 }
-                Ok(_) => debug!("rejected a probe because too many are open"),
+                Ok(_) => debug!("closed a connection to --probe-socket: there are too many at the same time"),
                 Err(error) => {
-                    debug!(%error, "cannot accept a probe; retrying");
+                    debug!(%error, "cannot accept a connection at --probe-socket");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -221,7 +221,7 @@ impl<A: StsOfNode> Admin<A> {
             .header_read_timeout(HEAD_TIMEOUT)
             .serve_connection(TokioIo::new(Timely::new(stream, HEAD_TIMEOUT)), service);
         if let Err(error) = connection.await {
-            debug!(%error, "the connection of a probe ended early");
+            debug!(%error, "a connection to --probe-socket ended early");
         }
     }
 

@@ -115,7 +115,7 @@ pub enum AssumeRoleError {
         message: String,
     },
     /// The requested session is longer than STS allows for this role. The next request is for a shorter one.
-    #[error("STS rejected --session-duration for this role: {message}; retrying with 1 hour")]
+    #[error("STS rejected --session-duration for this role: {message}")]
     TooLong {
         /// The message from STS.
         message: String,
@@ -226,8 +226,9 @@ impl Advise for AssumeRoleError {
             Self::Unreachable { .. } => Some("check the node's route and DNS to the regional STS endpoint".into()),
             Self::OtherRole { .. } => Some(CHECK_ENDPOINT.into()),
             Self::NotAsked(why) => Some(why.advice().into()),
+            Self::Throttled => Some("find in CloudTrail who calls STS so often in this account and region, or lower --sts-rate".into()),
             // rolegate retries by itself.
-            Self::TooLong { .. } | Self::Throttled | Self::Failed { .. } => None,
+            Self::TooLong { .. } | Self::Failed { .. } => None,
         }
     }
 }

@@ -145,7 +145,10 @@ impl EventCause {
                 format!("{name}: served only because of audit mode; enforced restrictions would refuse: {}", denial.with_advice())
             }
             Self::AddressAmbiguous => {
-                format!("{name}: another pod claims the address of this pod, and neither is served until one of them is deleted")
+                format!(
+                    "{name}: another pod claims the address of this pod, so neither is served. To fix: delete the pod whose network no \
+                     longer exists"
+                )
             }
             Self::Unreadable => format!(
                 "{name}: rolegate cannot read the object of the pod, and serves no pod from its address. To fix: recreate the pod, or ask \

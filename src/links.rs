@@ -311,7 +311,8 @@ impl SharedLinks {
                     if self.failing.begins() {
                         warn!(
                             event = "route-lookup-failed", %ip, %error,
-                            "cannot look up the route to an address; treating its link as unknown and retrying"
+                            "cannot look up the route to an address; retrying, identifying its pod without checking which interface leads \
+                             to it"
                         );
                     }
                     return Reach::Unknown;

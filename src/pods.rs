@@ -250,7 +250,7 @@ impl Pods {
     /// Compares every pod's addresses with what the node sees, pins those that are not pinned yet, and forgets the pins of
     /// deleted pods. A claim is pinned when it appears, because another pod might have the address later. Returns how many pods
     /// are on a bridge and may have the capability `NET_RAW`, with which they can change what leads to other pods' addresses.
-    pub async fn pin(&self) -> usize {
+    pub async fn pin(&self) -> Vec<Arc<Pod>> {
         self.catch_up();
         let (was_listed, addresses): (_, Vec<_>) = {
             let index = self.shared.read();
@@ -271,7 +271,7 @@ impl Pods {
             self.shared.pinned.store(true, Ordering::Relaxed);
         }
         let may_forge = |pod: &&Arc<Pod>| pod.may_have_net_raw && self.shared.node.pins().is_behind_bridge(&pod.uid);
-        index.with_addresses().filter(may_forge).count()
+        index.with_addresses().filter(may_forge).cloned().collect()
     }
 
     /// Returns a receiver of changes of what the node sees.

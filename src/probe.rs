@@ -23,6 +23,9 @@ pub(crate) enum ProbeError {
     /// Nothing answers on the socket.
     #[error("no daemon answers at {0}")]
     Unreachable(PathBuf, #[source] io::Error),
+    /// The daemon accepts the connection and does not answer in time.
+    #[error("the daemon at {0} did not answer within {seconds} seconds", seconds = TIMEOUT.as_secs())]
+    Silent(PathBuf),
     /// The answer is not HTTP.
     #[error("the process that answers at {0} is not a rolegate daemon")]
     Odd(PathBuf),
@@ -31,8 +34,11 @@ pub(crate) enum ProbeError {
 impl Advise for ProbeError {
     fn advice(&self) -> Option<Cow<'static, str>> {
         match self {
+            Self::Unreachable(_, error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Some("run the command as the daemon's user".into())
+            }
             Self::Unreachable(..) => Some("give --probe-socket the path that the daemon was started with".into()),
-            Self::Odd(_) => None,
+            Self::Silent(_) | Self::Odd(_) => None,
         }
     }
 }
@@ -48,7 +54,11 @@ pub(crate) struct ProbeAnswer {
 
 /// Sends a probe to the daemon behind this socket.
 pub(crate) fn ask(socket: &Path, question: ProbeQuestion) -> Result<ProbeAnswer, ProbeError> {
-    let text = exchange(socket, question.path()).map_err(|error| ProbeError::Unreachable(socket.to_owned(), error))?;
+    let text = exchange(socket, question.path()).map_err(|error| match error.kind() {
+        // What the end of a socket's time is called depends on the system.
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ProbeError::Silent(socket.to_owned()),
+        _ => ProbeError::Unreachable(socket.to_owned(), error),
+    })?;
     read(&text).ok_or_else(|| ProbeError::Odd(socket.to_owned()))
 }
 

@@ -330,8 +330,8 @@ impl<A: AssumeRole> Proxy<A> {
         if self.logged.is_due((&pod.uid, denial.name())) {
             warn!(
                 event = "would-be-refused", namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
-                advice = denial.advice().as_deref(),
-                "served because restrictions are in audit mode; enforcing them would refuse: {denial}"
+                error = %denial, advice = denial.advice().as_deref(),
+                "served because of --namespace-restrictions=audit; would be refused with --namespace-restrictions=true"
             );
         }
     }
@@ -401,7 +401,10 @@ impl<A: AssumeRole> Proxy<A> {
     fn reject(&self, ip: IpAddr, rejection: Rejection) -> Outcome {
         self.metrics.denied(rejection.name());
         if self.logged.is_due((few(ip), rejection.name())) {
-            info!(event = "request-rejected", source = %ip, reason = rejection.name(), "refused a request that no metadata client sends");
+            info!(
+                event = "request-rejected", source = %ip, reason = rejection.name(),
+                "refused a request that no metadata client sends; find the program in the pod with this address"
+            );
         }
         Outcome::Rejected(rejection)
     }

@@ -151,7 +151,7 @@ pub enum RedirectError {
         source: io::Error,
     },
     /// There are too many earlier connections, or the node is too slow.
-    #[error("conntrack did not finish within {} seconds; it ended {forgotten} connections", deadline.as_secs())]
+    #[error("conntrack did not finish within {} seconds; {forgotten} connections were closed, others may be left", deadline.as_secs())]
     ConntrackSlow {
         /// How long rolegate waited for it.
         deadline: Duration,
@@ -159,7 +159,7 @@ pub enum RedirectError {
         forgotten: u64,
     },
     /// The kernel has IPv6, and the rules for it cannot be read or changed.
-    #[error("pods' IPv6 requests are not guarded")]
+    #[error("cannot read or change the IPv6 rules")]
     Ipv6(#[source] Box<RedirectError>),
 }
 

@@ -381,7 +381,11 @@ impl<A: AssumeRole> Server<A> {
         if let Err(error) = ended {
             let reason = ended_by(&error);
             self.metrics.connection_ended(reason);
-            debug!(%error, reason, "a connection ended early");
+            let source = match admission {
+                Admission::Pod(origin) => Some(tracing::field::display(origin.ip)),
+                Admission::Probe | Admission::Refused => None,
+            };
+            debug!(source, %error, reason, "a connection to the app port ended early");
         }
     }
 

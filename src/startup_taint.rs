@@ -199,7 +199,7 @@ impl<A: NodesApi> StartupTaint<A> {
                 key,
                 error = text,
                 "cannot check this node for the start-up taint or remove it; retrying; if the node has the taint, pods are not scheduled \
-                 on it"
+                 on it; check the connection to the API server"
             );
         }
     }

@@ -66,8 +66,8 @@ impl PodListener {
         if others {
             warn!(
                 event = "handover-missing",
-                "another daemon listens on the app port and its socket was not taken over; listening once this daemon can serve; pods' \
-                 connections may fail during the switch"
+                "another daemon listens on the app port and did not hand over its socket; waiting until this daemon can serve, then \
+                 listening too; pods' connections may fail during the switch; check that both daemons have the same --handover-socket"
             );
             return Ok(Self::Beside(socket, wanted));
         }

@@ -140,9 +140,9 @@ impl AccountReadiness {
                     account = &*foreign.account,
                     partition = foreign.partition.name(),
                     identity = foreign.identity.as_str(),
-                    "the metadata service names another AWS account than that of the daemon's own identity; not ready, and refusing the \
-                     roles of that account to all pods; use --base-role-arn (and --default-role) instead of --auto-discover-..., or find \
-                     out what answers at --metadata-addr"
+                    "the account from the metadata service (account) is not the account of the daemon's own identity (identity); not \
+                     ready, refusing all pods the roles of account; give --base-role-arn and --default-role instead of \
+                     --auto-discover-..., or check what answers at --metadata-addr"
                 );
                 let step = before.map_or_else(|| self.readiness.step(OWN_ACCOUNT), |(_, step)| step);
                 self.refused = Some((foreign, step));
@@ -150,7 +150,8 @@ impl AccountReadiness {
             (None, Some((_, step))) => {
                 info!(
                     event = "own-account",
-                    "the account that the metadata service names matches the daemon's own identity again; serving its roles"
+                    "the account from the metadata service is again the account of the daemon's own identity; serving the roles of that \
+                     account"
                 );
                 step.done();
             }
@@ -235,8 +236,8 @@ pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
                 if failing.begins() {
                     info!(
                         event = "instance-role-unknown", %error,
-                        "cannot read the role of this instance; retrying; this is normal on a node that is not on EC2, or if the daemon \
-                         cannot reach the metadata service"
+                        "cannot read the role of this instance; retrying; while it is not known, pods that name it are not refused for \
+                         that reason; this is normal on a node that is not on EC2, or if the daemon cannot reach the metadata service"
                     )
                 } else {
                     debug!("{error}")

@@ -23,8 +23,8 @@ pub(super) async fn report(links: Links, metrics: Metrics) {
         warn!(
             event = "link-notifications-overflow",
             overflows,
-            "the kernel announces changes of the node's network faster than rolegate reads them; asking the kernel again for each address; \
-             a pod may be flooding a bridge: look for one that sends ARP or from many MAC addresses"
+            "the kernel reports network changes faster than rolegate reads them; querying the kernel for each request until it has caught \
+             up; look for a pod that floods a bridge (many ARP packets or MAC addresses)"
         );
         tokio::time::sleep(LOG_EVERY).await;
     }

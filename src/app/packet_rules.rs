@@ -136,15 +136,16 @@ impl Leaving {
             Some(Err(error)) => {
                 return warn!(
                     event = "rules-kept-unsure", %error,
-                    "cannot determine whether another rolegate daemon runs on this node; leaving the packet rules in place; to remove \
-                     them, run 'rolegate redirect remove'"
+                    "cannot determine whether another rolegate daemon runs on this node; leaving the packet rules in place; without a \
+                     daemon, pods' metadata requests are refused; to remove the rules, run 'rolegate redirect remove'"
                 );
             }
             None => {
                 return warn!(
                     event = "rules-kept-unsure",
-                    "cannot determine whether another rolegate daemon runs on this node; leaving the packet rules in place; to remove \
-                     them, run 'rolegate redirect remove'"
+                    error = "the socket by which daemons of this node find each other could not be created (event ownership-unavailable)",
+                    "cannot determine whether another rolegate daemon runs on this node; leaving the packet rules in place; without a \
+                     daemon, pods' metadata requests are refused; to remove the rules, run 'rolegate redirect remove'"
                 );
             }
         }

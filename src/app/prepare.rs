@@ -110,8 +110,8 @@ pub(super) async fn prepare(
             event = "token-key-file-unavailable",
             error = chain(&error),
             advice = error.advice().as_deref(),
-            "cannot use --token-key-file; retrying, using keys that end with this process; until this is fixed, clients need new session \
-             tokens after a restart"
+            "cannot use --token-key-file; retrying, keeping the keys in memory only; until it works, a restart invalidates all session \
+             tokens"
         );
     }
     let proxy = Proxy::new(settings, pods, sessions, tokens.clone(), clock, metrics.clone(), events);
@@ -139,7 +139,7 @@ pub(super) async fn load_aws(config: &Config) -> Result<Aws, AwsError> {
 /// What pods may have. Without AWS, nothing may be discovered: see [`needs_aws`].
 pub(super) async fn rules(aws: Option<&Aws>, config: &Config, node: &NodeIdentity) -> anyhow::Result<Rules> {
     let (roles, sessions) = (&config.roles, &config.sessions);
-    let aws = || aws.context("discovery needs the metadata service");
+    let aws = || aws.context("--auto-discover-base-arn and --auto-discover-default-role need the metadata service");
     let (base, mut instance_role) = match &roles.base {
         BaseRole::None => (None, None),
         BaseRole::Given(base) => (Some(base.clone()), None),

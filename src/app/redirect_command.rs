@@ -76,8 +76,8 @@ async fn install(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
     if let Some(targets) = rules.targets {
         match conntrack::forget_earlier(targets).await {
             Ok(0) => {}
-            Ok(connections) => lines.push(format!("ended {connections} earlier connections of pods to the real metadata service")),
-            Err(error) => lines.push(format!("cannot end earlier connections; the guard rejects them: {}", error.with_advice())),
+            Ok(connections) => lines.push(format!("closed {connections} earlier connections of pods to the real metadata service")),
+            Err(error) => lines.push(format!("cannot close earlier connections; the guard rejects them: {}", error.with_advice())),
         }
     }
     lines.extend(backend.tidy().await.into_iter().map(|removed| format!("removed: {removed}")));

@@ -180,7 +180,8 @@ fn open_links() -> Links {
     Links::open().unwrap_or_else(|error| {
         warn!(
             event = "links-unavailable", %error,
-            "cannot read the network interfaces, routes and neighbours of this node; identifying pods without checking their links"
+            "cannot read the network interfaces, routes and neighbours of this node; identifying pods without checking which interface \
+             leads to their address"
         );
         Links::none()
     })

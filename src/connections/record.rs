@@ -6,6 +6,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use super::source::{Source, SourceKey};
+use crate::advice::join;
 use crate::pods::Pod;
 use crate::recent_refusals::{Recent, RecentRefusals};
 
@@ -55,29 +56,27 @@ impl Limit {
     }
 
     /// What happened, and what the operator can do.
-    fn advice(self, port: Port) -> &'static str {
+    fn explanation(self, port: Port) -> (&'static str, &'static str) {
+        const REUSE: &str = "reuse connections, or raise the limit";
         match (port, self) {
             (Port::Metrics, _) => {
-                "the metrics port limits the connections and requests of each client; scrape it from fewer places, or less often"
+                ("the metrics port limits the connections and requests of each client", "scrape it from fewer places, or less often")
             }
-            (_, Self::All) => "--limits-connections is reached on this node; find the pods with the most connections, or raise the limit",
+            (_, Self::All) => {
+                ("--limits-connections is reached on this node", "find the pods with the most connections, or raise the limit")
+            }
             (_, Self::Room) => {
-                "most of --limits-connections is used on this node, and the rest is reserved for pods with fewer \
-                 connections; reuse connections, or raise the limit"
+                ("most of --limits-connections is used on this node, and the rest is reserved for pods with fewer connections", REUSE)
             }
             (_, Self::Namespace) => {
-                "most of --limits-connections is used on this node, and the rest is reserved for namespaces with fewer connections; \
-                 reuse connections, or raise the limit"
+                ("most of --limits-connections is used on this node, and the rest is reserved for namespaces with fewer connections", REUSE)
             }
-            (_, Self::Source) => {
-                "the pod has --limits-connections-per-pod open, and none was closed within a second; reuse connections, or raise the \
-                 limit"
-            }
-            (_, Self::SourceRate) => "the pod connects more often than --limits-connection-rate; reuse connections, or raise the limit",
-            (_, Self::Unknown | Self::Displaced | Self::UnknownRate) => {
-                "addresses that belong to no known pod of this node connect too often, or have too many connections; many pods may be \
-                 starting at once, or a pod forges source addresses: look for pods with NET_RAW"
-            }
+            (_, Self::Source) => ("the pod has --limits-connections-per-pod open, and none was closed within a second", REUSE),
+            (_, Self::SourceRate) => ("the pod connects more often than --limits-connection-rate", REUSE),
+            (_, Self::Unknown | Self::Displaced | Self::UnknownRate) => (
+                "addresses that belong to no known pod of this node connect too often, or have too many connections",
+                "many pods may be starting at once, or a pod forges source addresses: look for pods with NET_RAW",
+            ),
         }
     }
 }
@@ -107,8 +106,9 @@ pub(crate) struct Bite {
 impl std::fmt::Display for Bite {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (port, limit, ago) = (self.port.name(), self.limit.name(), humantime::format_duration(Duration::from_secs(self.ago.as_secs())));
-        let advice = self.limit.advice(self.port);
-        write!(f, "{} connections of this pod to the {port} port were closed, the last one {ago} ago ({limit}): {advice}", self.connections)
+        let (cause, advice) = self.limit.explanation(self.port);
+        let text = join(cause, Some(advice));
+        write!(f, "{} connections of this pod to the {port} port were closed, the last one {ago} ago ({limit}): {text}", self.connections)
     }
 }
 
@@ -123,21 +123,24 @@ impl ConnectionRecord {
     /// Records that a limit closed a connection of this source, and logs it, at most once a minute for the same limit and source.
     pub(crate) fn closed(&self, source: &Source, port: Port, limit: Limit) {
         let Some(connections) = self.note(source, port, limit) else { return };
-        let (limit, advice, port) = (limit.name(), limit.advice(port), port.name());
+        let (cause, advice) = limit.explanation(port);
+        let (limit, port) = (limit.name(), port.name());
         match source {
             Source::Pod(pod) => {
                 warn!(
-                    event = "connection-limit", port, limit, namespace = %pod.namespace, pod = %pod.name, connections,
-                    "closed connections of a pod: {advice}"
+                    event = "connection-limit", port, limit, namespace = %pod.namespace, pod = %pod.name, connections, advice,
+                    "closed connections of a pod: {cause}"
                 );
             }
             Source::Disputed(ip) => {
-                warn!(event = "connection-limit", port, limit, source = %ip, connections, "closed connections: {advice}");
+                warn!(event = "connection-limit", port, limit, source = %ip, connections, advice, "closed connections: {cause}");
             }
             Source::Unknown(ip, network) => {
-                warn!(event = "connection-limit", port, limit, source = %ip, %network, connections, "closed connections: {advice}");
+                warn!(event = "connection-limit", port, limit, source = %ip, %network, connections, advice, "closed connections: {cause}");
             }
-            Source::Node => warn!(event = "connection-limit", port, limit, connections, "closed connections of the node itself: {advice}"),
+            Source::Node => {
+                warn!(event = "connection-limit", port, limit, connections, advice, "closed connections of the node itself: {cause}")
+            }
         }
     }
 

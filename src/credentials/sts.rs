@@ -78,10 +78,10 @@ pub(crate) enum AwsError {
     #[error("no AWS region: AWS_REGION is not set, and the metadata service at {0} does not answer")]
     NoRegion(String),
     /// `--metadata-addr` cannot be used.
-    #[error("--metadata-addr: {0}")]
+    #[error("--metadata-addr is not valid: {0}")]
     MetadataAddress(String),
     /// The metadata service did not return a value that the daemon needs.
-    #[error("cannot learn {what} from the metadata service: {reason}")]
+    #[error("cannot read {what} from the metadata service: {reason}")]
     Discovery {
         /// What was requested.
         what: &'static str,
@@ -91,7 +91,7 @@ pub(crate) enum AwsError {
         instead: &'static str,
     },
     /// The metadata service did not name the instance's role. Nothing waits for it.
-    #[error("the role of this instance is not known, so pods that name it are not refused for that reason: {reason}")]
+    #[error("cannot read this instance's role from the metadata service: {reason}")]
     InstanceRole {
         /// What happened.
         reason: String,

@@ -17,7 +17,7 @@ use super::failure::{FailureKind, RequestFailure, Status};
 use super::fields::Field;
 use super::response::{ANSWER_TIMEOUT, ApiResponse, WHOLE_TIMEOUT};
 use super::setup::{ClientError, SERVICE_ACCOUNT, Setup, fingerprint, make, told};
-use crate::advice::Advise;
+use crate::advice::{Advise, chain};
 use crate::config::ApiConfig;
 use crate::log_once::SharedConditions;
 
@@ -82,7 +82,10 @@ impl Client {
         match make(&self.0.api, &mut setup).await {
             Ok((client, files)) => {
                 if files != self.connected().files {
-                    info!(event = "kubernetes-identity-changed", "the identity for the Kubernetes API changed on disk; using the new one");
+                    info!(
+                        event = "kubernetes-identity-changed",
+                        "the credentials for the Kubernetes API changed on disk; using the new ones"
+                    );
                 }
                 *self.connected() = Connected { client: client.clone(), files, refused: false };
                 client
@@ -90,8 +93,10 @@ impl Client {
             // It may be half written. The files are looked at again with the next connection.
             Err(error) => {
                 warn!(
-                    event = "kubernetes-identity-unreadable", %error,
-                    "cannot read the identity for the Kubernetes API again; retrying, using the last one that worked; check the service \
+                    event = "kubernetes-identity-unreadable",
+                    error = chain(&error),
+                    advice = error.advice().as_deref(),
+                    "cannot reload the credentials for the Kubernetes API; retrying, using the last ones that worked; check the service \
                      account's token or the kubeconfig"
                 );
                 known

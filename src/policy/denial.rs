@@ -114,7 +114,7 @@ pub enum Denial {
     #[error("the session-name annotation of the pod is not valid: {0}")]
     BadSessionName(ParseError),
     /// Restrictions apply, and the namespace is not known.
-    #[error("the pod's namespace is not known yet, or was deleted; namespace restrictions require it")]
+    #[error("the pod's namespace, whose annotations --namespace-restrictions needs, is not known yet or was deleted")]
     NamespaceUnknown,
     /// Restrictions apply, and the namespace has neither annotation.
     #[error("the pod's namespace has neither an allowed-roles nor a permitted annotation")]
@@ -176,7 +176,7 @@ impl Denial {
             Self::NamespaceHasNoList => "no-namespace-list",
             Self::BadNamespaceList(_, Mistake::NotAList) => "bad-namespace-list",
             Self::BadNamespaceList(_, Mistake::TooLarge) => "namespace-list-too-large",
-            Self::BadNamespaceList(_, Mistake::BadPattern) => "bad-namespace-pattern",
+            Self::BadNamespaceList(_, Mistake::EmptyPattern | Mistake::BadPattern | Mistake::Costly) => "bad-namespace-pattern",
             Self::NotAllowedInNamespace => "not-allowed-in-namespace",
         }
     }

@@ -15,14 +15,20 @@ use crate::config::PatternFormat;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mistake {
     /// Not a JSON list of strings.
-    #[error("not a JSON list of patterns")]
+    #[error("it is not a JSON list of patterns")]
     NotAList,
     /// Too many or too long patterns.
     #[error("it is longer than 64 KiB, has more than 256 patterns, or has a pattern longer than 4096 bytes")]
     TooLarge,
-    /// A pattern is empty, or a regular expression that does not compile.
-    #[error("a pattern is empty, is not a regular expression, or needs too much memory")]
+    /// A pattern is empty.
+    #[error("it has a pattern that is empty")]
+    EmptyPattern,
+    /// A pattern is a regular expression that does not parse.
+    #[error("it has a pattern that is not a regular expression")]
     BadPattern,
+    /// The expressions take too much memory, compiled.
+    #[error("its regular expressions need too much memory")]
+    Costly,
 }
 
 impl Advise for Mistake {
@@ -30,7 +36,9 @@ impl Advise for Mistake {
         Some(match self {
             Self::NotAList => "write a list such as [\"web-*\"]".into(),
             Self::TooLarge => "use fewer and shorter patterns".into(),
+            Self::EmptyPattern => "remove the pattern, or write one".into(),
             Self::BadPattern => "correct the pattern".into(),
+            Self::Costly => "use simpler patterns: smaller repetitions, fewer character classes".into(),
         })
     }
 }
@@ -110,7 +118,7 @@ impl Patterns {
             return Err(Mistake::TooLarge);
         }
         if written.iter().any(String::is_empty) {
-            return Err(Mistake::BadPattern);
+            return Err(Mistake::EmptyPattern);
         }
         let matcher = match format {
             PatternFormat::Glob => Matcher::Globs(written.iter().map(|pattern| completed(pattern, base)).collect()),
@@ -144,7 +152,10 @@ fn completed(pattern: &str, base: Option<&str>) -> String {
 fn expressions(base: Option<&str>, patterns: &[impl AsRef<str>]) -> Result<RegexSet, Mistake> {
     let compile = |patterns: &[String]| {
         let mut set = RegexSetBuilder::new(patterns);
-        set.size_limit(MAX_COMPILED).dfa_size_limit(MAX_MATCHING).build().map_err(|_| Mistake::BadPattern)
+        set.size_limit(MAX_COMPILED).dfa_size_limit(MAX_MATCHING).build().map_err(|error| match error {
+            regex::Error::CompiledTooBig(_) => Mistake::Costly,
+            _ => Mistake::BadPattern,
+        })
     };
     // Each pattern must be valid alone. A valid pattern cannot close the group that it is put in: `a)|(b` would escape the
     // anchors.

@@ -243,7 +243,7 @@ fn a_namespace_limits_the_roles_of_its_pods() {
         (glob, known(Some("null")), "web", Err(BAD_LIST)),
         (glob, known(Some(r#"["web", 1]"#)), "web", Err(BAD_LIST)),
         (glob, known(Some(r#"["web"] ["db"]"#)), "web", Err(BAD_LIST)),
-        (glob, known(Some(r#"["web", ""]"#)), "web", Err(BAD_PATTERN)),
+        (glob, known(Some(r#"["web", ""]"#)), "web", Err(BadNamespaceList(NamespaceList::Allowed, Mistake::EmptyPattern))),
         (regexp, known(Some(r#"["web", "("]"#)), "web", Err(BAD_PATTERN)),
         (regexp, known(Some(r#"["(", "web"]"#)), "web", Err(BAD_PATTERN)),
     ] {

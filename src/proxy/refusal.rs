@@ -80,19 +80,22 @@ impl Refusal {
                 pods.sort();
                 warn!(
                     event = "request-refused", source = %ip, reason, pods = pods.join(", "),
-                    "refused: more than one pod claims this address; delete the one whose network no longer exists"
+                    advice = "delete the one whose network no longer exists", "refused: more than one pod claims this address"
                 );
             }
             Self::UnreadablePod(pod) => {
                 warn!(
                     event = "request-refused", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                    "refused: the object of the pod that has this address cannot be read; see the log line with the event \
-                     object-unreadable or object-too-large"
+                    advice = "see the log line with the event object-unreadable or object-too-large",
+                    "refused: the object of the pod that has this address cannot be read"
                 );
             }
             Self::Objected(pod, objection) => {
-                let advice = advice(*objection);
-                warn!(event = "identity-objection", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, "refused: {advice}");
+                let (cause, advice) = explanation(*objection);
+                warn!(
+                    event = "identity-objection", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, advice,
+                    "refused: {cause}"
+                );
             }
             Self::Denied(pod, denial) => {
                 warn!(
@@ -110,7 +113,8 @@ impl Refusal {
             Self::OtherRole(pod) => {
                 info!(
                     event = "request-refused", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                    "refused: the pod requested a role that is not its own; configure its client to use the role that rolegate lists"
+                    advice = "configure its client to use the role that rolegate lists",
+                    "refused: the pod requested a role that is not its own"
                 );
             }
         }
@@ -118,24 +122,28 @@ impl Refusal {
 }
 
 /// Returns what the node found, and what the operator should do.
-fn advice(objection: Objection) -> &'static str {
+fn explanation(objection: Objection) -> (&'static str, Option<&'static str>) {
     match objection {
-        Objection::LinkChanged => {
-            "the network interface, bridge port or MAC address that leads to this address is not the pod's; unless the pod's network is \
-             being recreated, another pod uses its address: find out which, and drop the NET_RAW capability from pods on bridge \
-             networks"
-        }
-        Objection::OtherPodAttached => {
-            "a CNI result assigns this address to another pod; if this persists, the pod's status may have been forged: check who may \
-             patch pods/status"
-        }
-        Objection::BeforeBoot => {
+        Objection::LinkChanged => (
+            "the network interface, bridge port or MAC address that leads to this address is not the pod's",
+            Some(
+                "unless the pod's network is being recreated, find out which pod uses the address, and drop the NET_RAW capability from \
+                 pods on bridge networks",
+            ),
+        ),
+        Objection::OtherPodAttached => (
+            "a CNI result assigns this address to another pod",
+            Some("if this persists, the pod's status may have been forged: check who may patch pods/status"),
+        ),
+        Objection::BeforeBoot => (
             "all containers that the Kubernetes API reports for the pod started before this node was booted; waiting for the kubelet to \
-             report the current ones"
-        }
-        Objection::Stale => {
+             report the current ones",
+            None,
+        ),
+        Objection::Stale => (
             "no contact with the Kubernetes API for longer than --max-staleness, and nothing on this node confirms that the address is \
-             still the pod's; check the connection to the API server"
-        }
+             still the pod's",
+            Some("check the connection to the API server"),
+        ),
     }
 }

@@ -29,7 +29,7 @@ use super::observed::ObservedRules;
 use super::program::run;
 use super::rules::{Family, Hook, RuleSet};
 use super::{Backend, RedirectError};
-use crate::advice::chain;
+use crate::advice::{Advise as _, chain};
 
 pub(super) mod chains;
 pub(super) mod listing;
@@ -189,7 +189,12 @@ impl Backend for Iptables {
         for family in self.families() {
             let installed = self.install_family(rules, *family).await.map_err(|error| of_family(*family, error));
             if let (Err(_), Err(error)) = (&result, &installed) {
-                warn!(event = "other-family-failed", error = chain(error), "the rules of the other address family are not in place either");
+                warn!(
+                    event = "other-family-failed",
+                    error = chain(error),
+                    advice = error.advice().as_deref(),
+                    "cannot install the IPv6 rules (the IPv4 rules failed too); pods' IPv6 requests may reach the real metadata service"
+                );
             }
             result = result.and(installed);
         }

@@ -35,7 +35,7 @@ const FAILURES: u32 = 3;
 /// The name of the readiness step that is pending while the rules are wrong.
 const STEP: &str = "the repair of the packet rules";
 /// The difference that is reported if the guard is missing.
-const NO_GUARD: &str = "the guard is not there, or not ahead of everything";
+const NO_GUARD: &str = "the guard rules are missing, or other rules come before them";
 
 /// What the reconciler needs besides the backend.
 pub trait ReconcilerEnvironment: Send {
@@ -144,14 +144,23 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         let backend = self.backend.name();
         match self.backend.observed().await {
             Ok(observed) if observed.is_guarded() => {
-                info!(event = "guard-in-place", backend, "the guard is already in place; pods cannot reach the real metadata service");
+                info!(
+                    event = "guard-in-place",
+                    backend,
+                    "the guard (rules that reject metadata requests that do not go to rolegate) is already in place; pods cannot reach the \
+                     real metadata service"
+                );
                 return Ok(());
             }
             Ok(observed) => self.backend.install(&self.repair(&observed)).await?,
             // One family may be open, so the guard is installed all the same.
             Err(_) => self.backend.install(&RuleSet::guard_alone()).await?,
         }
-        info!(event = "guard-in-place", backend, "placed the guard; pods cannot reach the real metadata service");
+        info!(
+            event = "guard-in-place",
+            backend,
+            "placed the guard (rules that reject metadata requests that do not go to rolegate); pods cannot reach the real metadata service"
+        );
         Ok(())
     }
 
@@ -232,7 +241,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
                 return Err(self.interval);
             }
             Ok(RulesComparison::Different(differences, repair)) => {
-                self.backend.install(&repair).await.map_err(|error| self.is_wrong(&error))?;
+                self.backend.install(&repair).await.map_err(|error| self.is_wrong(&error, &differences))?;
                 if !self.is_all(&repair) {
                     self.is_another_daemons(&differences);
                     return Err(self.interval);
@@ -253,7 +262,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
                 let installed = self.backend.install(&repair).await;
                 self.metrics.redirect_repaired(installed.is_ok());
                 if let Err(error) = installed {
-                    return self.is_wrong(&error);
+                    return self.is_wrong(&error, &differences);
                 }
                 self.log_repair(&differences);
                 if self.is_all(&repair) {
@@ -384,25 +393,39 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     fn is_another_daemons(&mut self, differences: &[String]) {
         if self.enter(RulesState::AnotherDaemons) {
             let differences = differences.join("; ");
-            warn!(event = "rules-of-newer-daemon", differences, "a newer daemon owns the packet rules; standing by, not ready");
+            warn!(
+                event = "rules-of-newer-daemon",
+                differences,
+                "a newer rolegate daemon on this node owns the packet rules; leaving them alone, not ready; this is normal during an \
+                 update: otherwise make sure that only one daemon runs on the node"
+            );
         }
         self.failures = 0;
         self.not_ready();
     }
 
-    fn is_wrong(&mut self, error: &RedirectError) -> Duration {
-        let text = error.with_advice();
-        if self.enter(RulesState::Wrong(text.clone())) {
-            error!(event = "rules-repair-failed", error = text, "the packet rules are wrong and cannot be repaired; not ready, retrying");
+    fn is_wrong(&mut self, error: &RedirectError, differences: &[String]) -> Duration {
+        if self.enter(RulesState::Wrong(chain(error))) {
+            error!(
+                event = "rules-repair-failed",
+                differences = differences.join("; "),
+                error = chain(error),
+                advice = error.advice().as_deref(),
+                "cannot repair the packet rules; not ready, retrying; pods may reach the real metadata service"
+            );
         }
         self.not_ready();
         self.backoff()
     }
 
     fn is_unknown(&mut self, error: &RedirectError) -> Duration {
-        let text = error.with_advice();
-        if self.enter(RulesState::Unknown(text.clone())) {
-            warn!(event = "rules-unreadable", error = text, "cannot read the packet rules; retrying");
+        if self.enter(RulesState::Unknown(chain(error))) {
+            warn!(
+                event = "rules-unreadable",
+                error = chain(error),
+                advice = error.advice().as_deref(),
+                "cannot read the packet rules; retrying, not ready after {FAILURES} failures in a row"
+            );
         }
         if self.failures + 1 >= FAILURES {
             self.not_ready();

@@ -237,7 +237,7 @@ fn without_ip6tables_the_daemon_reports_it_and_ends() {
         std::fs::remove_file(image.path().join(program)).unwrap();
     }
     let error = bed.start_in_vain(&bed.setup_with_ip().env("PATH", image.path().to_str().unwrap()));
-    assert!(error.contains("IPv6 requests are not guarded") && error.contains("cannot run ip6tables"), "{error}");
+    assert!(error.contains("the IPv6 rules") && error.contains("cannot run ip6tables"), "{error}");
     // The other family is closed all the same.
     bed.assert_refused(&pod);
 }

@@ -308,7 +308,7 @@ fn ipv4_is_closed_by_hand_if_ipv6_cannot_be() {
     let output = command.arg("--redirect=iptables").env_clear().env("PATH", image.path()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("pods' IPv6 requests are not guarded"), "{said}");
+    assert!(said.contains("the IPv6 rules"), "{said}");
     bed.assert_refused(&pod);
 }
 

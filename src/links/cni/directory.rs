@@ -79,11 +79,11 @@ impl Directory {
         // Opening a device may have side effects, so only regular files are opened.
         found.check()?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = openat(&self.fd, name, flags, Mode::empty()).map_err(|_| Ignored::Unreadable)?;
-        let found = fstat(&fd).map(FileMetadata::from).map_err(|_| Ignored::Unreadable)?;
+        let fd = openat(&self.fd, name, flags, Mode::empty()).map_err(|error| Ignored::Unreadable(error.kind()))?;
+        let found = fstat(&fd).map(FileMetadata::from).map_err(|error| Ignored::Unreadable(error.kind()))?;
         found.check()?;
         let mut bytes = Vec::new();
-        File::from(fd).take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|_| Ignored::Unreadable)?;
+        File::from(fd).take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|error| Ignored::Unreadable(error.kind()))?;
         // The file may have grown in the meantime.
         if bytes.len() as u64 > MAX_FILE { Err(Ignored::TooLarge) } else { Ok((bytes, found.written)) }
     }

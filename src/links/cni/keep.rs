@@ -211,16 +211,19 @@ impl ResultsFollower {
         let (path, file) = (self.dir.display(), name.to_string_lossy());
         match read {
             Ok(attachment) => Some(attachment),
-            Err(Ignored::Unreadable) if self.logged.unreadable_file.begins() => {
+            Err(Ignored::Unreadable(error)) if self.logged.unreadable_file.begins() => {
                 warn!(
-                    event = "cni-result-file-unreadable", %path, ?file,
-                    "cannot read a CNI result; it is ignored, and so are others like it; check that the daemon runs as root and that no \
-                     security module denies it"
+                    event = "cni-result-file-unreadable", %path, %file, %error,
+                    "cannot read this CNI result; ignoring it (others that cannot be read are logged at level debug); check that the \
+                     daemon runs as root and that SELinux or AppArmor does not deny it"
                 );
                 None
             }
             Err(reason) => {
-                debug!(event = "cni-result-ignored", %path, ?file, %reason, "ignoring a CNI result");
+                debug!(
+                    event = "cni-result-ignored", %path, %file, %reason,
+                    "ignoring a CNI result; the pod is identified by the Kubernetes API alone"
+                );
                 None
             }
         }

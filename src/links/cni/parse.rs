@@ -1,6 +1,7 @@
 //! Parses the content of a result file into an [`Attachment`]. Pure and total: any input gives either an attachment that libcni
 //! wrote, or the reason why the file is ignored.
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 
 use serde::Deserialize;
@@ -18,21 +19,21 @@ const MAX_NAME: usize = 253;
 /// The reason why a file is no evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Ignored {
-    #[error("it is not a regular file")]
+    #[error("the file is not a regular file")]
     NotRegular,
-    #[error("it is too large")]
+    #[error("the file is too large")]
     TooLarge,
-    #[error("cannot read it")]
-    Unreadable,
-    #[error("it is not a result that libcni 0.8 or later caches")]
+    #[error("the file cannot be read: {0}")]
+    Unreadable(ErrorKind),
+    #[error("the file is not a result that libcni 0.8 or later caches")]
     NotACache,
-    #[error("its name does not match its content")]
+    #[error("the file's name does not match its content")]
     Foreign,
-    #[error("it names no pod, or names it twice with different values")]
+    #[error("the result names no pod, or names it twice with different values")]
     NoPod,
-    #[error("cannot parse its result")]
+    #[error("the result cannot be parsed")]
     BadResult,
-    #[error("its result has no pod address")]
+    #[error("the result has no pod address")]
     NoAddress,
 }
 

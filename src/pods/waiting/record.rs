@@ -22,8 +22,8 @@ impl std::fmt::Display for TurnedAwayRequests {
         let ago = humantime::format_duration(Duration::from_secs(self.ago.as_secs()));
         write!(
             f,
-            "{} requests of this pod did not wait for what was still unknown, the last one {ago} ago (pod-wait-limit): too many \
-             requests of this pod or of its namespace were waiting; they were answered by what was known",
+            "{} requests of this pod were answered without waiting for missing data, the last one {ago} ago (pod-wait-limit), because too \
+             many requests of this pod or its namespace were waiting",
             self.requests
         )
     }
@@ -43,18 +43,18 @@ impl WaitingRecord {
         match waiter {
             RequestWaiter::Pod(pod) => warn!(
                 event = "pod-wait-limit", namespace = %pod.namespace, pod = %pod.name, requests,
-                "too many requests of the pod or its namespace wait for what is still unknown of their pods; answering some of them by \
-                 what is known; check what the pods of this namespace request"
+                "too many requests of this pod or its namespace are waiting for data from the Kubernetes API; answering some with the data \
+                 at hand (they may be refused); check how often the pods of this namespace request credentials"
             ),
             RequestWaiter::Disputed(ip) => warn!(
                 event = "pod-wait-limit", source = %ip, requests,
-                "too many requests wait from addresses whose owner is in conflict; refusing some of them at once; check the refusals of \
-                 this address in the log"
+                "too many requests are waiting from addresses of which it is not sure which pod has them; refusing some immediately; look \
+                 for request-refused and identity-objection of this source"
             ),
             RequestWaiter::Unknown(ip, network) => warn!(
                 event = "pod-wait-limit", source = %ip, %network, requests,
-                "too many requests wait from addresses of no known pod; refusing some of them at once; check which pod sends from this \
-                 address, because a pod that invents addresses causes this"
+                "too many requests are waiting from addresses of no known pod; refusing some immediately; check which pod sends from this \
+                 address: it may be forging source addresses"
             ),
         }
     }

@@ -22,7 +22,7 @@ use super::lines::{Line, Lines};
 use super::objects::{self, Object, ObjectMeta, OnlyMetadata};
 use super::pauses::WatchPauses;
 use super::unreadable::{Reports, UnreadableReason};
-use crate::advice::Advise as _;
+use crate::advice::{Advise as _, chain};
 use crate::backoff::fraction;
 use crate::kubernetes::client::{Client, encode};
 use crate::kubernetes::failure::{FailureKind, RequestFailure, Status};
@@ -183,7 +183,15 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
         } else {
             self.metrics.watch_failed(resource);
             if self.failures.begins((resource, failure.kind())) {
-                warn!(event = "watch-failed", resource, fields, error = %failure.with_advice(), "Kubernetes watch failed; retrying, serving from the last known state");
+                warn!(
+                    event = "watch-failed",
+                    resource,
+                    fields,
+                    error = chain(&failure),
+                    advice = failure.advice().as_deref(),
+                    "a watch of the Kubernetes API failed; retrying, serving from the last known state; if it persists, check the \
+                     connection to the API server"
+                );
             } else {
                 debug!(resource, fields, error = %failure, "Kubernetes watch failed again; retrying");
             }

@@ -15,6 +15,8 @@ use crate::readiness::{Readiness, ReadinessStep};
 const PIN_AGAIN: Duration = Duration::from_millis(50);
 /// The interval between checks of the API's silence.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Pods that a log line names.
+const EXAMPLES: usize = 3;
 /// The readiness step that is pending while the API is silent.
 const SIGN_OF_LIFE: &str = "a sign of life from the Kubernetes API";
 
@@ -27,13 +29,17 @@ pub(crate) async fn keep_pins(mut pods: Pods, metrics: Metrics, booted: impl Fn(
             pods.booted_at(booted);
         }
         let may_forge = pods.pin().await;
-        metrics.pods_that_may_forge(may_forge);
-        if may_forge > 0 && forgeable.begins() {
+        metrics.pods_that_may_forge(may_forge.len());
+        if !may_forge.is_empty() && forgeable.begins() {
+            let mut examples: Vec<_> = may_forge.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+            examples.sort();
+            examples.truncate(EXAMPLES);
             warn!(
                 event = "net-raw-on-bridge",
-                pods = may_forge,
-                "pods on a bridge may have the capability NET_RAW; such a pod can disrupt other pods and, without --cni-results, \
-                 impersonate a pod that has not sent a packet yet; drop NET_RAW from pods, or use a CNI plugin that routes to each pod"
+                pods = may_forge.len(),
+                examples = examples.join(", "),
+                "pods on a bridge may have the capability NET_RAW; they can disrupt other pods and, unless --cni-results is set, get the \
+                 credentials of a pod that has not sent a packet yet; drop NET_RAW from pods, or use a CNI plugin that routes to each pod"
             );
         }
         tokio::select! {

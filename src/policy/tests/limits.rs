@@ -31,7 +31,7 @@ fn allowed_roles_of_the_node_limit_every_role() {
         }
     }
     let unreadable = Rules { allowed_roles: ceiling(&[""]), ..rules() };
-    assert_eq!(Policy::new(unreadable, NodeIdentity::default()).err(), Some(Mistake::BadPattern));
+    assert_eq!(Policy::new(unreadable, NodeIdentity::default()).err(), Some(Mistake::EmptyPattern));
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn either_annotation_of_a_namespace_allows_and_a_bad_one_allows_nothing() {
         (None, Some("("), bad(NamespaceList::Permitted, Mistake::BadPattern)),
         (Some(r#"["web"]"#), Some("("), bad(NamespaceList::Permitted, Mistake::BadPattern)),
         (Some("web"), Some(".*"), bad(NamespaceList::Allowed, Mistake::NotAList)),
-        (Some(r#"[""]"#), Some(".*"), bad(NamespaceList::Allowed, Mistake::BadPattern)),
+        (Some(r#"[""]"#), Some(".*"), bad(NamespaceList::Allowed, Mistake::EmptyPattern)),
         (Some(&large), None, bad(NamespaceList::Allowed, Mistake::TooLarge)),
         (None, Some(&large), bad(NamespaceList::Permitted, Mistake::TooLarge)),
         (Some("[\"we\nb\"]"), None, bad(NamespaceList::Allowed, Mistake::NotAList)),
