@@ -205,7 +205,7 @@ impl<A: StsOfNode> Admin<A> {
                 }
                 Ok(_) => debug!("closed a connection to --probe-socket: there are too many at the same time"),
                 Err(error) => {
-                    debug!(%error, "cannot accept a connection at --probe-socket");
+                    debug!(%error, "cannot accept a connection at --probe-socket; retrying");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -308,7 +308,7 @@ impl<A: StsOfNode> Admin<A> {
         };
         // Only a POST may have effects outside the daemon.
         if asked.assume && request.method != Method::POST {
-            let refusal = "assume=true asks STS, which a GET does not: send it as a POST, or leave it out\n";
+            let refusal = "assume=true requires a POST request: use POST, or remove assume\n";
             return (StatusCode::METHOD_NOT_ALLOWED, TEXT, refusal.into());
         }
         let report = match asked.assume {

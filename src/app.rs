@@ -24,7 +24,7 @@ use crate::redirect::backend::{SelectedBackend, System};
 use crate::redirect::reconcile::Reconciler;
 use crate::self_test::{Ability, Probes, STEP};
 use crate::server::Server;
-use crate::tasks::Tasks;
+use crate::tasks::{TaskEnded, Tasks};
 use crate::unix_socket;
 
 use self::packet_rules::PacketRules;
@@ -42,6 +42,9 @@ mod start;
 use listener::PodListener;
 use prepare::{SharedWithAdmin, prepare};
 use start::{PACKET_RULES, PODS_KNOWN, START, Start};
+
+/// The task that accepts pods' connections.
+const ACCEPTOR: &str = "acceptor";
 
 /// The daemon, its ports bound.
 #[derive(Debug)]
@@ -162,16 +165,17 @@ impl App {
                 ended = start.tasks.first_ended() => break Err(ended.into()),
                 acceptor = &mut acceptor => break Err(match acceptor {
                     Ok(Err(error)) => error,
-                    ended => anyhow::anyhow!("the acceptor ended: {ended:?}"),
+                    Ok(Ok(())) => TaskEnded::Unexpected { name: ACCEPTOR, how: "returned" }.into(),
+                    Err(error) => TaskEnded::of(ACCEPTOR, &error).into(),
                 }),
                 () = &mut stop => break Ok(()),
             }
         };
         // Not ready any more, whatever was before.
-        let _stopping = readiness.step("the end of the daemon");
+        let _stopping = readiness.step("the daemon to shut down");
         drain.begin();
         if ended.is_ok() {
-            acceptor.await.context("the acceptor ended")??;
+            acceptor.await.map_err(|error| TaskEnded::of(ACCEPTOR, &error))??;
             drain.finish().await;
         }
         ended

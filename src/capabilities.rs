@@ -53,10 +53,10 @@ pub(crate) fn keep(needs: &[Need]) {
         );
     }
     match drop_all_but(kept) {
-        Ok(has) => debug!(capabilities = %names(has), "dropped unneeded capabilities"),
+        Ok(has) => debug!(capabilities = %names(has), "dropped all capabilities but these"),
         Err(error) => warn!(
             event = "capabilities-kept", %error,
-            "cannot drop capabilities; keeping all that the process was given; give the container only those that rolegate needs"
+            "cannot drop capabilities; keeping all of the container's capabilities; grant the container only those that rolegate needs"
         ),
     }
     if !left.is_empty() {

@@ -149,6 +149,12 @@ pub enum AssumeRoleError {
     /// No request to STS was made.
     #[error("{0}")]
     NotAsked(NotAsked),
+    /// The credentials in the response have expired, or expire too soon to be used.
+    #[error("STS failed: the credentials in its response are valid only until {at}")]
+    Expired {
+        /// When.
+        at: Timestamp,
+    },
     /// Any other failure of STS.
     #[error("STS failed: {message}")]
     Failed {
@@ -174,7 +180,7 @@ impl AssumeRoleError {
             Self::Unreachable { .. } => "unreachable",
             Self::OtherRole { .. } => "other-role",
             Self::NotAsked(why) => why.name(),
-            Self::Failed { .. } => "failed",
+            Self::Expired { .. } | Self::Failed { .. } => "failed",
         }
     }
 
@@ -211,6 +217,7 @@ impl AssumeRoleError {
             | Self::IdentityUnknown(_)
             | Self::Unreachable { .. }
             | Self::OtherRole { .. }
+            | Self::Expired { .. }
             | Self::Failed { .. } => None,
         }
     }
@@ -227,6 +234,7 @@ impl Advise for AssumeRoleError {
             Self::OtherRole { .. } => Some(CHECK_ENDPOINT.into()),
             Self::NotAsked(why) => Some(why.advice().into()),
             Self::Throttled => Some("find in CloudTrail who calls STS so often in this account and region, or lower --sts-rate".into()),
+            Self::Expired { .. } => Some("check the node's clock".into()),
             // rolegate retries by itself.
             Self::TooLong { .. } | Self::Failed { .. } => None,
         }

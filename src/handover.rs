@@ -57,10 +57,10 @@ pub(crate) enum HandoverError {
     #[error("the process that offers the socket has the user ID {0}, not the daemon's")]
     OtherUser(u32),
     /// The socket did not arrive in time.
-    #[error("the other daemon gave no socket within {} seconds", TAKE_TIMEOUT.as_secs())]
+    #[error("the other daemon did not hand over its socket within {} seconds", TAKE_TIMEOUT.as_secs())]
     TimedOut,
     /// The received descriptor is not the requested socket.
-    #[error("the offered socket is not the one of this daemon: {0}")]
+    #[error("the offered socket cannot be used: {0}")]
     Wrong(String),
     /// The exchange failed.
     #[error("cannot take the socket")]
@@ -71,7 +71,9 @@ impl Advise for HandoverError {
     fn advice(&self) -> Option<Cow<'static, str>> {
         match self {
             Self::Path(error) => error.advice(),
-            _ => None,
+            Self::OtherUser(_) | Self::TimedOut | Self::Wrong(_) | Self::Io(_) => {
+                Some("check that both daemons have the same user, version and --app-port".into())
+            }
         }
     }
 }
@@ -286,8 +288,8 @@ fn receive(stream: &UnixStream) -> io::Result<OwnedFd> {
     }
     match (message.bytes, byte[0], fds.pop(), fds.is_empty()) {
         (1, GIVEN, Some(fd), true) => Ok(fd),
-        (0, ..) => Err(io::Error::other("the daemon there ended before it gave anything")),
-        _ => Err(io::Error::other("the daemon there gives its socket in another way; is it of another version?")),
+        (0, ..) => Err(io::Error::other("the other daemon ended before it handed over its socket")),
+        _ => Err(io::Error::other("the other daemon hands over its socket in an unknown format; it may be another version")),
     }
 }
 
@@ -302,14 +304,14 @@ fn check(given: OwnedFd, wanted: SocketAddr) -> Result<StdListener, HandoverErro
     }
     let address = socket.local_addr()?.as_socket();
     if address != Some(wanted) {
-        let has = address.map_or_else(|| "no address of IP".to_owned(), |address| address.to_string());
-        return wrong(&format!("it has {has}, and {wanted} is wanted"));
+        let Some(address) = address else { return wrong("it is not bound to an IP address") };
+        return wrong(&format!("it is bound to {address} instead of {wanted}"));
     }
     if wanted.is_ipv6() && wanted.ip().is_unspecified() && socket.only_v6()? {
-        return wrong("it takes no connections of IPv4");
+        return wrong("it does not accept IPv4 connections");
     }
     if !listeners::has(inode) {
-        return wrong("it is of another network");
+        return wrong("it is in another network namespace");
     }
     socket.set_nonblocking(true)?;
     Ok(socket.into())

@@ -111,7 +111,7 @@ pub enum RedirectError {
         table: String,
     },
     /// A name in `--host-interface` that the program cannot match.
-    #[error("{program} cannot match the interface name {name:?}")]
+    #[error("{program} cannot match the interface name '{name}'")]
     InterfaceName {
         /// The program's name.
         program: &'static str,

@@ -29,13 +29,13 @@ pub enum ParseError {
     #[error("a session name has 2 to 64 characters of A-Z a-z 0-9 _ + = , . @ -")]
     SessionName,
     /// The external ID does not match `[A-Za-z0-9_+=,.@:/-]{2,1224}`.
-    #[error("an external id has 2 to 1224 characters of A-Z a-z 0-9 _ + = , . @ : / -")]
+    #[error("an external ID has 2 to 1224 characters of A-Z a-z 0-9 _ + = , . @ : / -")]
     ExternalId,
     /// The ARN has more than 2048 characters.
     #[error("an ARN has at most 2048 characters")]
     TooLong,
     /// The text is not of the form `arn:PARTITION:SERVICE::ACCOUNT:...`, as returned by GetCallerIdentity.
-    #[error("not the ARN of an identity")]
+    #[error("not the ARN of an AWS identity (a user, a role or a session)")]
     NotAnIdentity,
 }
 

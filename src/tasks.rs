@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::future::Future;
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::advice::Advise;
 
@@ -32,6 +32,14 @@ pub(crate) enum TaskEnded {
         /// How it ended.
         how: &'static str,
     },
+}
+
+impl TaskEnded {
+    /// A task of this name that gave no result.
+    pub(crate) fn of(name: &'static str, error: &JoinError) -> Self {
+        // Not the panic's payload: nobody has looked at it for secrets.
+        Self::Unexpected { name, how: if error.is_panic() { "panicked" } else { "was cancelled" } }
+    }
 }
 
 impl Advise for TaskEnded {
@@ -71,8 +79,7 @@ impl Tasks {
             Some(Ok((name, None))) => TaskEnded::Unexpected { name, how: "returned" },
             Some(Err(error)) => {
                 let name = self.names.get(&error.id()).copied().unwrap_or("unknown");
-                // Not the panic's payload: nobody has looked at it for secrets.
-                TaskEnded::Unexpected { name, how: if error.is_panic() { "panicked" } else { "was cancelled" } }
+                TaskEnded::of(name, &error)
             }
         }
     }

@@ -154,7 +154,7 @@ async fn a_get_never_calls_sts() {
     // STS would deny the request.
     let admin = admin(&Arc::new(tokio::sync::Semaphore::new(1)));
     let (status, body) = ask(&admin, "127.0.0.1:1", Method::GET, ASSUME, LOCAL).await;
-    assert!(status == StatusCode::METHOD_NOT_ALLOWED && body.contains("send it as a POST"), "{status} {body}");
+    assert!(status == StatusCode::METHOD_NOT_ALLOWED && body.contains("use POST"), "{status} {body}");
     let (status, body) = ask(&admin, "127.0.0.1:1", Method::GET, WEB, LOCAL).await;
     let report: Report = serde_json::from_str(&body).unwrap();
     assert_eq!((status, report.decision, report.assume), (StatusCode::OK, ReportedDecision::Allowed, None));

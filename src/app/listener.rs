@@ -202,7 +202,7 @@ fn unbound(address: Option<IpAddr>, port: u16) -> anyhow::Result<(Socket, Socket
 fn bound_memory(socket: &SockRef<'_>) {
     for bounded in [socket.set_recv_buffer_size(SOCKET_BUFFER), socket.set_send_buffer_size(SOCKET_BUFFER)] {
         if let Err(error) = bounded {
-            debug!(%error, "cannot bound the buffers of connections");
+            debug!(%error, "cannot limit the socket buffers of connections");
         }
     }
 }

@@ -20,9 +20,9 @@ use crate::readiness::{Readiness, ReadinessStep};
 use crate::role::CallerIdentity;
 
 /// What is pending while the daemon's own credentials do not serve for long.
-const OWN_CREDENTIALS: &str = "AWS credentials of the daemon's own that serve";
+const OWN_CREDENTIALS: &str = "own AWS credentials that STS accepts";
 /// The readiness step that is pending while the metadata service names an account that is not the daemon's own.
-const OWN_ACCOUNT: &str = "a base ARN of the daemon's own account";
+const OWN_ACCOUNT: &str = "a base ARN in the daemon's own AWS account";
 /// For how long they must have been refused for that.
 const REFUSED_FOR_LONG: Duration = Duration::from_secs(300);
 /// How soon after an answer it is asked anew at the earliest, whatever comes of assuming roles.
@@ -240,7 +240,7 @@ pub(super) async fn follow_instance_role(aws: Aws, node: NodeIdentity) {
                          that reason; this is normal on a node that is not on EC2, or if the daemon cannot reach the metadata service"
                     )
                 } else {
-                    debug!("{error}")
+                    debug!(%error, "still cannot read the role of this instance")
                 }
                 tokio::time::sleep(Backoff::new(FIRST_PAUSE, LAST_PAUSE).pause(failures)).await;
                 failures = failures.saturating_add(1);

@@ -400,8 +400,9 @@ pub(super) fn metadata(source: &mut SettingSource<'_>, warnings: &mut Vec<String
     }
     let disabled = source.env("AWS_EC2_METADATA_DISABLED").is_some_and(|text| text.trim().eq_ignore_ascii_case("true"));
     if disabled && !given && (profile != MetadataProfile::None || !node_info_namespaces.is_empty()) {
-        warnings
-            .push("AWS_EC2_METADATA_DISABLED is set: pods are given no metadata besides credentials; --metadata-addr gives it".to_owned());
+        warnings.push(
+            "AWS_EC2_METADATA_DISABLED is set: pods get only credentials, no other metadata; to serve it, set --metadata-addr".to_owned(),
+        );
         (profile, node_info_namespaces) = (MetadataProfile::None, Vec::new());
     }
     MetadataConfig { address, disabled, profile, node_info_namespaces }

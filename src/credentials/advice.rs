@@ -46,6 +46,7 @@ impl AssumeRoleError {
             }
             Self::OtherRole { .. } => vec![CHECK_ENDPOINT.to_owned()],
             Self::NotAsked(why) => vec![why.advice().to_owned()],
+            Self::Expired { .. } => vec!["the node's clock is right".to_owned()],
             Self::Failed { .. } => vec!["try again; if it still fails, see the AWS Health Dashboard for this region".to_owned()],
         };
         Diagnosis { problem: self.to_string(), check }

@@ -85,10 +85,6 @@ pub(super) enum Ahead {
     Later(Duration),
 }
 
-fn ended() -> AssumeRoleError {
-    AssumeRoleError::Failed { message: "it gave credentials that have ended; check the node's clock".to_owned() }
-}
-
 impl<A: AssumeRole> Sessions<A> {
     /// Creates an empty cache.
     pub fn new(sts: A, settings: CacheSettings, clock: Clock, metrics: Metrics) -> Arc<Self> {
@@ -308,7 +304,7 @@ impl<A: AssumeRole> Sessions<A> {
         };
         match landing {
             Some(Ok(credentials)) if is_usable(&credentials, self.clock.now()) => Ok(credentials),
-            Some(Ok(_)) => Err(ended()),
+            Some(Ok(credentials)) => Err(AssumeRoleError::Expired { at: credentials.expires_at }),
             Some(Err(error)) => earlier.filter(is_held).ok_or(error),
             None => earlier
                 .filter(is_held)

@@ -419,9 +419,12 @@ impl StsPermit {
     pub(super) fn is_asked_again(&self, error: &AssumeRoleError, questions: u32, is_needed: bool) -> bool {
         match error {
             AssumeRoleError::TooLong { .. } => questions <= 2,
-            AssumeRoleError::Unreachable { .. } | AssumeRoleError::Failed { .. } => {
+            AssumeRoleError::Unreachable { .. } | AssumeRoleError::Expired { .. } | AssumeRoleError::Failed { .. } => {
                 let trouble = self.gate.trouble();
-                let is_outage = matches!(trouble, Some(AssumeRoleError::Unreachable { .. } | AssumeRoleError::Failed { .. }));
+                let is_outage = matches!(
+                    trouble,
+                    Some(AssumeRoleError::Unreachable { .. } | AssumeRoleError::Expired { .. } | AssumeRoleError::Failed { .. })
+                );
                 questions == 1 && is_needed && !is_outage
             }
             _ => false,

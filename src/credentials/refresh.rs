@@ -108,7 +108,7 @@ impl<A: AssumeRole> Refresh<A> {
                 }
             };
             if decisions > 0 {
-                debug!(decisions, sessions = follower.wanted.len(), "decided which sessions pods need");
+                debug!(decisions, sessions = follower.wanted.len(), "decided in advance which roles pods get");
                 decisions = 0;
             }
             tokio::select! {

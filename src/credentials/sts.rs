@@ -277,9 +277,7 @@ impl AssumeRole for Sts {
         let expires_at = asked.at_the_latest(now).ok_or_else(incomplete)?.min(expires_at);
         // The SDK accepts a truncated response as complete. Its fields are then empty, and its time is in 1970.
         if expires_at <= now {
-            return Err(AssumeRoleError::Failed {
-                message: format!("its credentials ended at {expires_at} already; check the node's clock"),
-            });
+            return Err(AssumeRoleError::Expired { at: expires_at });
         }
         if texts.iter().any(|text| text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic())) {
             return Err(incomplete());
@@ -295,7 +293,7 @@ impl Sts {
         let seconds = i32::try_from(duration.as_secs()).unwrap_or(3600);
         let tag = |tag: &policy::session::RequestTag| Tag::builder().key(tag.key()).value(tag.value()).build();
         let tags: Result<Vec<Tag>, _> = request.tags().iter().map(tag).collect();
-        let tags = tags.map_err(|_| AssumeRoleError::Invalid { message: "its tags could not be made".to_owned() })?;
+        let tags = tags.map_err(|_| AssumeRoleError::Invalid { message: "the session tags could not be built".to_owned() })?;
         let call = |client: Client| {
             let call = client
                 .assume_role()
@@ -349,7 +347,7 @@ impl AssumeRoleCall {
 }
 
 fn incomplete() -> AssumeRoleError {
-    AssumeRoleError::Failed { message: "its answer has no whole credentials".to_owned() }
+    AssumeRoleError::Failed { message: "the credentials in its response are incomplete".to_owned() }
 }
 
 impl StsOfNode for Sts {
@@ -363,7 +361,7 @@ impl StsOfNode for Sts {
 /// Describes an error of the metadata service. Includes only the status of a response: its body does not belong in the log.
 fn reason(error: &ImdsError) -> String {
     match error {
-        ImdsError::ErrorResponse(answer) => format!("it answers {}", answer.response().status().as_u16()),
+        ImdsError::ErrorResponse(answer) => format!("it answered {}", answer.response().status().as_u16()),
         error => bounded(&chain(error)),
     }
 }

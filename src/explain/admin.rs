@@ -79,7 +79,7 @@ pub(crate) async fn ask(daemon: &Authority, pod: &PodReference, assume: bool) ->
     match status {
         StatusCode::OK => match serde_json::from_slice::<Report>(&body) {
             Ok(report) if report.version == VERSION => Ok(report),
-            _ => Err(AskError::Odd(daemon.clone(), "no report of this version".to_owned())),
+            _ => Err(AskError::Odd(daemon.clone(), "the report is malformed or of another version".to_owned())),
         },
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Err(AskError::NotThere(daemon.clone())),
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Err(AskError::Later(daemon.clone(), text())),

@@ -39,6 +39,12 @@ pub enum ClientError {
     /// The client cannot be made of the settings.
     #[error("cannot set up the Kubernetes client: {0}")]
     Client(String),
+    /// The program of the kubeconfig does not end.
+    #[error("cannot set up the Kubernetes client: the exec plugin of the kubeconfig is still running; not starting it a second time")]
+    PluginHangs,
+    /// The set-up panicked.
+    #[error("cannot set up the Kubernetes client: internal error")]
+    Panicked,
 }
 
 impl Advise for ClientError {
@@ -46,6 +52,8 @@ impl Advise for ClientError {
         match self {
             Self::Kubeconfig { .. } => Some("check the file of --kubeconfig".into()),
             Self::NotInCluster(_) => Some("outside a pod, give --kubeconfig or --api-server".into()),
+            Self::PluginHangs => Some("stop its process".into()),
+            Self::Panicked => Some("this is a bug in rolegate; please report it".into()),
             Self::Client(_) => None,
         }
     }
@@ -71,15 +79,13 @@ pub(super) async fn make(api: &ApiConfig, setup: &mut Option<Setup>) -> Result<(
     let made =
         if left.is_zero() && !under_way.made.is_finished() { None } else { tokio::time::timeout(left, &mut under_way.made).await.ok() };
     let Some(made) = made else {
-        return Err(ClientError::Client(
-            "the exec plugin of the kubeconfig does not end; it is not run again beside that: end its process".to_owned(),
-        ));
+        return Err(ClientError::PluginHangs);
     };
     let files = under_way.files;
     *setup = None;
     match made {
         Ok(made) => made.map(|client| (client, files)),
-        Err(_) => Err(ClientError::Client("its set-up panicked".to_owned())),
+        Err(_) => Err(ClientError::Panicked),
     }
 }
 

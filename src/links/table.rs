@@ -34,6 +34,16 @@ pub(super) enum NotificationQueue {
     Neighbours,
 }
 
+impl NotificationQueue {
+    /// The name in the log.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Topology => "topology",
+            Self::Neighbours => "neighbours",
+        }
+    }
+}
+
 /// An answer of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum KernelAnswer {

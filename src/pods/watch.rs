@@ -100,7 +100,8 @@ impl PodWatch {
                 now.ips.clone_from(&known.ips);
             }
             if known.as_ref() != Some(&now) {
-                debug!(addresses = ?now, "this node's own addresses changed");
+                let addresses: Vec<_> = now.ips.iter().map(ToString::to_string).collect();
+                debug!(addresses = addresses.join(", "), "read this node's own addresses");
                 self.writer.write(|index| index.set_node(now.clone()));
                 known = Some(now);
             }
@@ -156,7 +157,8 @@ impl PodWatch {
                 if new_history {
                     warn!(
                         event = "api-restored",
-                        "the Kubernetes API's data is older than before, as after a restore of etcd; replacing everything known with it"
+                        "the Kubernetes API's data is older than before, probably because etcd was restored; reloading all pods, \
+                         namespaces and service accounts from it"
                     );
                 }
                 self.writer.write(|index| {
@@ -181,8 +183,9 @@ impl PodWatch {
             WatchEvent::Applied(object) => self.apply(object),
             WatchEvent::Deleted(metadata) => {
                 let Some(uid) = metadata.uid.as_deref() else { return };
-                debug!(uid, "pod deleted");
+
                 let (namespace, name) = (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
+                debug!(namespace, pod = name, uid, "a pod was deleted");
                 self.writer.write(|index| index.delete_at(&PodUid(uid.into()), namespace, name, metadata.version()));
                 if !self.pods.has_namespace(namespace) {
                     self.metrics.keep_namespaces(&self.pods.namespaces());
@@ -198,7 +201,7 @@ impl PodWatch {
     fn apply(&self, object: PodObject) {
         let host_ips = object.host_ips.clone();
         if let Some((pod, version)) = self.pod(object) {
-            debug!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid.0, "pod applied");
+            debug!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid.0, "a pod was added or changed");
             self.writer.write(|index| {
                 index.end_claims((self.now)());
                 index.add_host_ips(host_ips);

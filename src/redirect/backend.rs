@@ -75,7 +75,7 @@ impl SelectedBackend {
                 Ok(removed) => said.extend(removed),
                 // A node without the program rarely has rules of that backend.
                 Err(error @ RedirectError::Program { .. }) => {
-                    debug!("cannot run the other backend's program; assuming that it holds no rules: {}", chain(&error))
+                    debug!(backend = other.name(), error = chain(&error), "cannot run the other backend's program; assuming that it has no rules");
                 }
                 Err(error) => {
                     warn!(
@@ -142,9 +142,7 @@ impl Backend for SelectedBackend {
             Self::Iptables(_) => Nftables::default().observed().await,
         };
         found
-            .inspect_err(|error| {
-                debug!("cannot read rolegate's rules in the other backend; assuming that there are none: {}", chain(error))
-            })
+            .inspect_err(|error| debug!(error = chain(error), "cannot read rolegate's rules in the other backend; assuming that there are none"))
             .unwrap_or_default()
     }
 
@@ -226,7 +224,7 @@ impl ReconcilerEnvironment for System {
     fn is_succeeded(&mut self) -> bool {
         let Some(turn) = &self.turn else { return false };
         turn.is_succeeded().unwrap_or_else(|error| {
-            debug!(%error, "cannot list the other daemons of this node; assuming that there is no later one");
+            debug!(%error, "cannot look for other rolegate daemons on this node; assuming that there is no later one");
             false
         })
     }

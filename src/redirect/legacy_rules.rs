@@ -46,7 +46,11 @@ pub async fn find() -> Result<Vec<LeftOver>, RedirectError> {
                 Some(LeftOver { flavour, program: programs.iptables, target: target(&rule.words)?, rule: rule.words.clone() })
             })),
             Err(error) => {
-                debug!(error = chain(&error), "cannot read the rules of one iptables flavour; skipping it");
+                debug!(
+                    program = programs.save,
+                    error = chain(&error),
+                    "cannot read the rules of kube2iam and kiam with one iptables variant (legacy or nf_tables); skipping it"
+                );
                 failures.push(error);
             }
         }

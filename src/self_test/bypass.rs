@@ -25,7 +25,7 @@ const DATA_PLANE_INTERFACES: [(&str, &str); 2] = [
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Bypass {
     /// Programs of a data plane handle the packets.
-    #[error("programs of {owner} handle pods' packets (interface {interface}) and may forward them past the packet rules")]
+    #[error("{owner} handles pods' packets (interface {interface}) and may forward them past the packet rules")]
     Programs {
         /// The owner of the programs.
         owner: &'static str,

@@ -121,7 +121,7 @@ impl Helper {
         match serde_json::from_str::<ReplyLine>(&line) {
             Ok(Ok(_)) => Ok(helper),
             Ok(Err(reason)) => Err(Unavailable::Namespace(reason)),
-            Err(_) => Err(Unavailable::Start(io::Error::other("it ended without a word"))),
+            Err(_) => Err(Unavailable::Start(io::Error::other("it exited without an answer"))),
         }
     }
 

@@ -107,7 +107,7 @@ fn make_numbered(netlink: &mut Netlink, place: Placement, number: u8, pid: u32) 
             Err(error) if family == Family::V4 || error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
             Err(error) => {
                 network.has_ipv6 = false;
-                debug!(%error, "cannot add IPv6 to the interface of the self-test; testing IPv4 only");
+                debug!(%error, "cannot set up IPv6 for the self-test; testing IPv4 only");
             }
             Ok(()) => {}
         }

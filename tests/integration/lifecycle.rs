@@ -99,7 +99,7 @@ fn readiness_ends_when_the_end_begins() {
     world.daemon.terminate().unwrap();
     world.daemon.wait_for_log(|line| line["event"] == "stopping" && line["signal"] == "SIGTERM").unwrap();
     let answer = world.eventually(|world| world.daemon.get(None, "/readyz").unwrap(), |answer| answer.status == 503);
-    assert!(answer.text().contains("the end of the daemon"), "{}", answer.text());
+    assert!(answer.text().contains("the daemon to shut down"), "{}", answer.text());
     assert!(world.daemon.wait().unwrap().success());
 }
 

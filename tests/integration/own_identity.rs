@@ -242,7 +242,8 @@ fn discovering(account: &str) -> (Fakes, Setup) {
 
 fn is_not_ready(world: &World) {
     let ready = |world: &World| world.daemon.get(None, "/readyz").map(|answer| (answer.status, answer.text())).unwrap_or_default();
-    let wanted = |(status, text): &(u16, String)| *status == 503 && text.trim() == "waiting for: a base ARN of the daemon's own account";
+    let wanted =
+        |(status, text): &(u16, String)| *status == 503 && text.trim() == "waiting for: a base ARN in the daemon's own AWS account";
     world.eventually(ready, wanted);
 }
 

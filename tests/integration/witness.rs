@@ -84,7 +84,7 @@ fn unconfirmed_pods_are_refused_if_the_api_is_silent_too_long() {
     world.fakes.api.refuse_connections(true);
     world.fakes.api.cut_connections();
     let ready = |world: &World| world.daemon.get(None, "/readyz").map(|answer| (answer.status, answer.text())).unwrap_or_default();
-    world.eventually(ready, |(status, text)| *status == 503 && text.contains("a sign of life from the Kubernetes API"));
+    world.eventually(ready, |(status, text)| *status == 503 && text.contains("contact with the Kubernetes API"));
     world.daemon.wait_for_event("api-silent").unwrap();
     world.eventually(|world| world.new_token(ip(2)).status, |status| *status == 500);
     let refused = world.daemon.wait_for_log(|line| line["reason"] == "api-stale").unwrap();

@@ -103,16 +103,16 @@ fn changes_by_others_are_reported_and_repaired() {
                     "the chain ROLEGATE is missing",
                 ),
                 ("-D INPUT 1".to_owned(), "INPUT has no jump to ROLEGATE-DIRECT"),
-                ("-I FORWARD 1 -i cni0 -j ACCEPT".to_owned(), "ahead of our jump in FORWARD is `-A FORWARD -i cni0 -j ACCEPT`"),
-                (format!("-t nat -I PREROUTING 1 -i x {target} {elsewhere}"), "ahead of our jump in PREROUTING is `-A PREROUTING -i x"),
+                ("-I FORWARD 1 -i cni0 -j ACCEPT".to_owned(), "`-A FORWARD -i cni0 -j ACCEPT` comes before rolegate's jump in FORWARD"),
+                (format!("-t nat -I PREROUTING 1 -i x {target} {elsewhere}"), "`-A PREROUTING -i x"),
                 (format!("-t nat -R ROLEGATE 2 {target} {elsewhere}"), "ROLEGATE has the rule `-p tcp -j DNAT --to-destination"),
-                ("-t nat -D ROLEGATE 1".to_owned(), "ROLEGATE has 1 rules where 2 are wanted"),
-                ("-I ROLEGATE-GUARD 1 -j RETURN".to_owned(), "ROLEGATE-GUARD has 3 rules where 2 are wanted"),
-                ("-A ROLEGATE-DIRECT -j RETURN".to_owned(), "ROLEGATE-DIRECT has 2 rules where 1 are wanted"),
-                ("-A FORWARD -j ROLEGATE-GUARD".to_owned(), "2 rules lead to ROLEGATE-GUARD where one should"),
+                ("-t nat -D ROLEGATE 1".to_owned(), "ROLEGATE has 1 rules instead of 2"),
+                ("-I ROLEGATE-GUARD 1 -j RETURN".to_owned(), "ROLEGATE-GUARD has 3 rules instead of 2"),
+                ("-A ROLEGATE-DIRECT -j RETURN".to_owned(), "ROLEGATE-DIRECT has 2 rules instead of 1"),
+                ("-A FORWARD -j ROLEGATE-GUARD".to_owned(), "2 rules jump to ROLEGATE-GUARD instead of one"),
                 ("-t security -F FORWARD".to_owned(), "table security: FORWARD has no jump to ROLEGATE-BACKSTOP"),
-                ("-t security -F ROLEGATE-BACKSTOP".to_owned(), "ROLEGATE-BACKSTOP has 0 rules where 1 are wanted"),
-                ("-t security -I FORWARD 1 -j ACCEPT".to_owned(), "ahead of our jump in FORWARD is `-A FORWARD -j ACCEPT`"),
+                ("-t security -F ROLEGATE-BACKSTOP".to_owned(), "ROLEGATE-BACKSTOP has 0 rules instead of 1"),
+                ("-t security -I FORWARD 1 -j ACCEPT".to_owned(), "`-A FORWARD -j ACCEPT` comes before rolegate's jump in FORWARD"),
             ] {
                 node.ns().sh(&format!("{program} {change}")).unwrap();
                 let found = differences(node.ns(), flavour, rules());
@@ -194,7 +194,7 @@ fn the_guard_alone_leaves_no_redirect_and_its_file_can_be_loaded_again() {
         }
         load();
         let found = differences(node.ns(), flavour, RuleSet::guard_alone());
-        assert!(found.len() == 2 && found.iter().all(|words| words.contains("2 rules lead to ROLEGATE-GUARD")), "{found:?}");
+        assert!(found.len() == 2 && found.iter().all(|words| words.contains("2 rules jump to ROLEGATE-GUARD")), "{found:?}");
         install(node.ns(), flavour, RuleSet::guard_alone());
         node.ns().sh(&format!("iptables-{name} -w 30 -D FORWARD 2; ip6tables-{name} -w 30 -D FORWARD 2")).unwrap();
         let guard = ours(node.ns(), name);

@@ -128,12 +128,12 @@ fn changes_by_others_are_reported_and_repaired() {
         ("flush table inet rolegate", FLUSHED),
         ("flush chain inet rolegate guard", FLUSHED),
         ("flush chain inet rolegate direct\ndelete chain inet rolegate direct", "the chain direct is missing"),
-        ("insert rule inet rolegate guard accept", "in the chain guard is another rule: accept"),
+        ("insert rule inet rolegate guard accept", "the chain guard has an unexpected rule: accept"),
         ("insert rule inet rolegate guard ct state established accept", "the chain guard has 5 rules instead of 4"),
-        ("add rule inet rolegate redirection counter drop", "in the chain redirection is another rule: drop"),
-        ("add chain inet rolegate guard { policy drop; }", "the chain guard is hooked in otherwise"),
-        ("add chain inet rolegate another", "the table inet rolegate has a chain another that is not wanted"),
-        ("add set inet rolegate some { type ipv4_addr; }", "the table inet rolegate has a set some that is not wanted"),
+        ("add rule inet rolegate redirection counter drop", "the chain redirection has an unexpected rule: drop"),
+        ("add chain inet rolegate guard { policy drop; }", "the chain guard has the hook '"),
+        ("add chain inet rolegate another", "the table inet rolegate has an unexpected chain another"),
+        ("add set inet rolegate some { type ipv4_addr; }", "the table inet rolegate has an unexpected set some"),
         ("add table inet rolegate { flags dormant; }", "the table inet rolegate has a flag"),
     ];
     for (change, said) in changes {

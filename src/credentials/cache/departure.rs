@@ -7,8 +7,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::Sessions;
 use super::flight::{Before, Flight, FlightState, Landed, is_usable, pause, remembered_for};
-use super::{Sessions, ended};
 use crate::advice::Advise as _;
 use crate::credentials::caller::Caller;
 use crate::credentials::gate::{Application, CallCause, TurnedAwayCall};
@@ -72,7 +72,7 @@ impl<A: AssumeRole> Sessions<A> {
             drop(permit);
             let landing = match answer {
                 // A failure like others: it is remembered, and cached credentials are kept.
-                Ok(credentials) if !is_usable(&credentials, clock.now()) => Err(ended()),
+                Ok(credentials) if !is_usable(&credentials, clock.now()) => Err(AssumeRoleError::Expired { at: credentials.expires_at }),
                 answer => answer.map(Arc::new),
             };
             let (role, session) = (request.role().as_str(), request.session_name().as_str());

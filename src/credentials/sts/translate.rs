@@ -61,9 +61,9 @@ where
             let own = failure.as_connector_error().and_then(|error| without_credentials(error, &message));
             own.unwrap_or(AssumeRoleError::Unreachable { message })
         }
-        SdkError::ConstructionFailure(_) => AssumeRoleError::Invalid { message: "the request could not be made".to_owned() },
+        SdkError::ConstructionFailure(_) => AssumeRoleError::Invalid { message: "the request could not be built".to_owned() },
         // The error of a malformed response is not included: the body may hold credentials.
-        _ => AssumeRoleError::Failed { message: "its answer could not be read".to_owned() },
+        _ => AssumeRoleError::Failed { message: "its response could not be read".to_owned() },
     }
 }
 

@@ -241,8 +241,7 @@ impl ResultsFollower {
         if change.is_full && self.logged.full.begins() {
             warn!(
                 event = "cni-results-too-many", path = %self.dir.display(), limit = MAX_FILES,
-                "there are more CNI results than rolegate reads; those written first are ignored; remove files of pods that no longer \
-                 exist"
+                "there are more CNI results than rolegate reads (limit); ignoring the oldest; remove files of pods that no longer exist"
             );
         }
     }

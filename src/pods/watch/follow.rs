@@ -179,7 +179,7 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
         let is_gone = matches!(failure, RequestFailure::Expired | RequestFailure::Lost);
         if is_gone {
             self.position = None;
-            debug!(resource, fields, "{failure}; listing anew");
+            debug!(resource, fields, error = %failure, "cannot continue the watch; listing again");
         } else {
             self.metrics.watch_failed(resource);
             if self.failures.begins((resource, failure.kind())) {
@@ -213,7 +213,7 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
         }
         if is_refused || self.fruitless >= FRUITLESS_WATCHES {
             let Selection { resource, fields, .. } = self.selection;
-            debug!(resource, fields, "watches from the last version seen bring nothing; listing anew");
+            debug!(resource, fields, "watches from the last resource version bring no events; listing again");
             (self.fruitless, self.position) = (0, None);
             // So that a loop of lists and fruitless watches slows down.
             self.begun = true;

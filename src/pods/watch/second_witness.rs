@@ -18,7 +18,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Pods that a log line names.
 const EXAMPLES: usize = 3;
 /// The readiness step that is pending while the API is silent.
-const SIGN_OF_LIFE: &str = "a sign of life from the Kubernetes API";
+const SIGN_OF_LIFE: &str = "contact with the Kubernetes API";
 
 /// Pins pods' addresses to their links, and reports pods that could forge those of others. Never returns.
 pub(crate) async fn keep_pins(mut pods: Pods, metrics: Metrics, booted: impl Fn() -> Option<Timestamp>) {

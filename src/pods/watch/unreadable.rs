@@ -21,6 +21,16 @@ pub(super) enum UnreadableReason {
     Malformed,
 }
 
+impl UnreadableReason {
+    /// The name in the log.
+    fn name(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too-large",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
 /// The objects that were logged, by their UIDs, and when.
 #[derive(Debug)]
 pub(super) struct Reports(EachKey<(Option<String>, UnreadableReason)>);
@@ -38,7 +48,7 @@ impl Reports {
         let (namespace, name, uid) = (text(|it| &it.namespace), text(|it| &it.name), text(|it| &it.uid));
         let is_due = self.is_due(metadata.and_then(|metadata| metadata.uid.as_deref()), why);
         match why {
-            _ if !is_due => debug!(resource, namespace, name, uid, ?why, "an object still cannot be read"),
+            _ if !is_due => debug!(resource, namespace, name, uid, reason = why.name(), "an object still cannot be read"),
             UnreadableReason::TooLarge => warn!(
                 event = "object-too-large",
                 resource,

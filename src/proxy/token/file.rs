@@ -45,6 +45,12 @@ pub enum KeyFileError {
         /// What the system says.
         source: io::Error,
     },
+    /// What is there in place of the file beside it, which is locked, is not what the daemon makes.
+    #[error("cannot lock {path}: it is not a regular file of the daemon's user")]
+    NotOwn {
+        /// Where.
+        path: String,
+    },
     /// No key could be made.
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
@@ -53,6 +59,9 @@ pub enum KeyFileError {
 impl Advise for KeyFileError {
     fn advice(&self) -> Option<Cow<'static, str>> {
         match self {
+            Self::NotOwn { .. } => Some("remove it".into()),
+            // Somebody holds the lock; it is tried again.
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::WouldBlock => None,
             Self::Io { .. } => {
                 Some("check that the directory of --token-key-file exists on the node and that the daemon may write to it".into())
             }
@@ -141,7 +150,7 @@ impl KeyFile {
         let file = opened.map_err(|error| failed("cannot open", &path, error))?;
         let metadata = file.metadata().map_err(|error| failed("cannot read", &path, error))?;
         if !metadata.is_file() || metadata.uid() != geteuid().as_raw() {
-            return Err(failed("cannot lock", &path, io::Error::other("it is no file of the daemon's own; remove it")));
+            return Err(KeyFileError::NotOwn { path: path.display().to_string() });
         }
         for _ in 0..LOCK_TRIES {
             match file.try_lock() {
@@ -150,7 +159,7 @@ impl KeyFile {
                 Err(TryLockError::Error(error)) => return Err(failed("cannot lock", &path, error)),
             }
         }
-        Err(failed("cannot lock", &path, io::Error::new(io::ErrorKind::WouldBlock, "another process has it")))
+        Err(failed("cannot lock", &path, io::Error::new(io::ErrorKind::WouldBlock, "another process holds the lock")))
     }
 
     fn beside(&self, ending: &str) -> PathBuf {

@@ -156,16 +156,20 @@ impl IptablesListing {
         let is_wanted = |rule: &Listed| rule.chain == from && same(&rule.words, &jump);
         match self.chain(table, from).position(is_wanted) {
             None if jumps.is_empty() => found.push(say(format!("{from} has no jump to {chain}"))),
-            None => found.push(say(format!("the jump to {chain} is not the wanted one but `-A {} {}`", jumps[0].chain, jumps[0].words))),
+            None => {
+                found.push(say(format!("the jump to {chain} is `-A {} {}` instead of `-A {from} {jump}`", jumps[0].chain, jumps[0].words)))
+            }
             Some(0) => {}
             Some(place) => {
                 let first = self.chain(table, from).next().map_or("", |rule| rule.words.as_str());
-                let others = if place > 1 { format!(" and {} more", place - 1) } else { String::new() };
-                found.push(say(format!("ahead of our jump in {from} is `-A {from} {first}`{others}")));
+                let others =
+                    if place > 1 { format!(" and {} more rule{}", place - 1, if place > 2 { "s" } else { "" }) } else { String::new() };
+                let come = if place > 1 { "come" } else { "comes" };
+                found.push(say(format!("`-A {from} {first}`{others} {come} before rolegate's jump in {from}")));
             }
         }
         if jumps.len() > 1 {
-            found.push(say(format!("{} rules lead to {chain} where one should", jumps.len())));
+            found.push(say(format!("{} rules jump to {chain} instead of one", jumps.len())));
         }
         found
     }
@@ -178,14 +182,14 @@ impl IptablesListing {
         if there.len() != wanted.rules.len() {
             let printed: Vec<_> = there.iter().map(|rule| format!("`{}`", rule.words)).collect();
             let printed = if printed.is_empty() { "nothing".to_owned() } else { printed.join(", ") };
-            say(format!("{chain} has {} rules where {} are wanted: {printed}", there.len(), wanted.rules.len()), None);
+            say(format!("{chain} has {} rules instead of {}: {printed}", there.len(), wanted.rules.len()), None);
             return found;
         }
         let Some((is, should)) = there.iter().zip(&wanted.rules).find(|(is, should)| !same(&is.words, should)) else { return found };
         let unknown = |should: &&String| !there.iter().any(|is| same(&is.words, should));
         let ask: Vec<_> = wanted.rules.iter().filter(unknown).map(|rule| format!("{chain} {rule}")).collect();
         let ask = (!ask.is_empty()).then_some((table, ask));
-        say(format!("{chain} has the rule `{}` where `{should}` is wanted", is.words), ask);
+        say(format!("{chain} has the rule `{}` instead of `{should}`", is.words), ask);
         found
     }
 }

@@ -121,28 +121,29 @@ fn each_change_is_described() {
         (
             jump,
             "-A FORWARD -i a -m state --state ESTABLISHED -j ACCEPT\n-A FORWARD -j ACCEPT\n-A FORWARD -d 169.254.169.254/32 -j ROLEGATE-GUARD\n",
-            "table filter: ahead of our jump in FORWARD is `-A FORWARD -i a -m state --state ESTABLISHED -j ACCEPT` and 1 more",
+            "table filter: `-A FORWARD -i a -m state --state ESTABLISHED -j ACCEPT` and 1 more rule come before rolegate's jump in FORWARD",
         ),
         (
             jump,
             "-A FORWARD -d 169.254.169.254/32 -s 10.0.0.0/8 -j ROLEGATE-GUARD\n",
-            "table filter: the jump to ROLEGATE-GUARD is not the wanted one but `-A FORWARD -d 169.254.169.254/32 -s 10.0.0.0/8 -j ROLEGATE-GUARD`",
+            "table filter: the jump to ROLEGATE-GUARD is `-A FORWARD -d 169.254.169.254/32 -s 10.0.0.0/8 -j ROLEGATE-GUARD` instead of \
+             `-A FORWARD -d 169.254.169.254/32 -j ROLEGATE-GUARD`",
         ),
         (
             jump,
             "-A FORWARD -d 169.254.169.254/32 -j ROLEGATE-GUARD\n-A FORWARD -d 169.254.169.254/32 -j ROLEGATE-GUARD\n",
-            "table filter: 2 rules lead to ROLEGATE-GUARD where one should",
+            "table filter: 2 rules jump to ROLEGATE-GUARD instead of one",
         ),
         (
             "192.0.2.1:8181",
             "192.0.2.2:8181",
             "table nat: ROLEGATE has the rule `-d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 192.0.2.2:8181` \
-             where `-d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 192.0.2.1:8181` is wanted",
+             instead of `-d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 192.0.2.1:8181`",
         ),
         (
             "-A ROLEGATE-GUARD -d 169.254.169.254/32 -j REJECT --reject-with icmp-port-unreachable\n",
             "",
-            "table filter: ROLEGATE-GUARD has 1 rules where 2 are wanted: `-d 169.254.169.254/32 -p tcp -j REJECT --reject-with tcp-reset`",
+            "table filter: ROLEGATE-GUARD has 1 rules instead of 2: `-d 169.254.169.254/32 -p tcp -j REJECT --reject-with tcp-reset`",
         ),
     ] {
         assert!(LISTED.contains(old), "{old}");
@@ -186,8 +187,8 @@ fn quoted_text_is_not_a_jump_to_our_chain() {
     }
     // A jump of ours to which someone added a comment is still ours.
     let own = LISTED.replace("-j ROLEGATE-GUARD", r#"-m comment --comment "x -j ACCEPT" -j ROLEGATE-GUARD"#);
-    let [difference] = &differences(&IptablesListing::parse(&own), &rule_set(&[]))[..] else { panic!("not exactly one difference") };
-    assert!(difference.starts_with("table filter: the jump to ROLEGATE-GUARD is not the wanted one"), "{difference}");
+    let [difference] = &differences(&IptablesListing::parse(&own), &rule_set(&[]))[..] else { panic!("not one difference") };
+    assert!(difference.starts_with("table filter: the jump to ROLEGATE-GUARD is `"), "{difference}");
     assert!(text::remove(&IptablesListing::parse(&own)).contains(r#"-D FORWARD -d 169.254.169.254/32 -m comment --comment "x -j ACCEPT""#));
 }
 
@@ -211,10 +212,7 @@ fn chains_are_read_one_by_one() {
     }
     assert_eq!(
         differences(&listing, &RuleSet::guard_alone()),
-        [
-            "table security: ROLEGATE-BACKSTOP has 0 rules where 1 are wanted: nothing",
-            "table security: FORWARD has no jump to ROLEGATE-BACKSTOP"
-        ]
+        ["table security: ROLEGATE-BACKSTOP has 0 rules instead of 1: nothing", "table security: FORWARD has no jump to ROLEGATE-BACKSTOP"]
     );
 }
 

@@ -69,7 +69,7 @@ impl NftListing {
         }
         for rule in rules {
             let statements = rule["expr"].as_array().ok_or("there is a rule without `expr`")?;
-            let chain = listing.chains.get_mut(&text(&rule["chain"])).ok_or("there is a rule of no chain")?;
+            let chain = listing.chains.get_mut(&text(&rule["chain"])).ok_or("a rule names no known chain")?;
             chain.rules.push(Statements(statements.iter().filter_map(plain).collect()));
         }
         Ok(listing)
@@ -89,7 +89,7 @@ impl NftListing {
         }
         let foreign = self.chains.keys().filter(|name| !wanted.chains.contains_key(*name)).map(|name| format!("chain {name}"));
         for other in foreign.chain(self.others.iter().filter(|other| !wanted.others.contains(other)).cloned()) {
-            said.push(format!("the table inet {TABLE} has a {other} that is not wanted"));
+            said.push(format!("the table inet {TABLE} has an unexpected {other}"));
         }
         said
     }
@@ -143,8 +143,8 @@ impl fmt::Display for NftListing {
 impl ListedChain {
     fn differences(&self, name: &str, wanted: &Self, said: &mut Vec<String>) {
         if self.hook != wanted.hook {
-            let hook = if self.hook.is_empty() { "nowhere" } else { &self.hook };
-            said.push(format!("the chain {name} is hooked in otherwise: {hook}; wanted: {}", wanted.hook));
+            let hook = if self.hook.is_empty() { "none" } else { &self.hook };
+            said.push(format!("the chain {name} has the hook '{hook}' instead of '{}'", wanted.hook));
         }
         let (have, want) = (self.rules.len(), wanted.rules.len());
         if have < want {
@@ -155,13 +155,13 @@ impl ListedChain {
         let foreign: Vec<_> = self.rules.iter().filter(|rule| !wanted.rules.contains(rule)).collect();
         let missing = wanted.rules.iter().filter(|rule| !self.rules.contains(rule));
         for rule in foreign.iter().take(QUOTED) {
-            said.push(format!("in the chain {name} is another rule: {rule}"));
+            said.push(format!("the chain {name} has an unexpected rule: {rule}"));
         }
         for rule in missing.take(QUOTED) {
-            said.push(format!("in the chain {name} this rule is missing: {rule}"));
+            said.push(format!("the chain {name} lacks the rule: {rule}"));
         }
         if have == want && foreign.is_empty() && self.rules != wanted.rules {
-            said.push(format!("the rules of the chain {name} stand in another order"));
+            said.push(format!("the rules of the chain {name} are in the wrong order"));
         }
     }
 }

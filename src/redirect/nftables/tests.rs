@@ -141,33 +141,30 @@ fn differences_are_described() {
     let wanted = NftListing::of(&full(&[]));
     let said = |from: &str, to: &str| changed(from, to).differences(&wanted).join("\n");
     assert_eq!(said(r#""handle": 2"#, r#""handle": 2, "flags": "dormant""#).lines().count(), 1);
-    assert!(
-        said(r#""prio": -10,"#, r#""prio": 300,"#)
-            .starts_with("the chain guard is hooked in otherwise: type filter hook forward priority 300")
-    );
-    assert!(said(r#""policy": "accept""#, r#""policy": "drop""#).contains("the chain redirection is hooked in otherwise"));
+    assert!(said(r#""prio": -10,"#, r#""prio": 300,"#).starts_with("the chain guard has the hook 'type filter hook forward priority 300"));
+    assert!(said(r#""policy": "accept""#, r#""policy": "drop""#).contains("the chain redirection has the hook '"));
     assert_eq!(
         said("192.0.2.1", "192.0.2.9"),
-        "in the chain redirection is another rule: ip daddr 169.254.169.254 tcp dport 80 dnat ip to 192.0.2.9:8181\n\
-         in the chain redirection this rule is missing: ip daddr 169.254.169.254 tcp dport 80 dnat ip to 192.0.2.1:8181"
+        "the chain redirection has an unexpected rule: ip daddr 169.254.169.254 tcp dport 80 dnat ip to 192.0.2.9:8181\n\
+         the chain redirection lacks the rule: ip daddr 169.254.169.254 tcp dport 80 dnat ip to 192.0.2.1:8181"
     );
     assert_eq!(
         said(r#"{"reject": {"type": "tcp reset"}}"#, r#"{"accept": null}"#),
-        "in the chain guard is another rule: ip daddr 169.254.169.254 meta l4proto tcp accept\n\
-         in the chain guard this rule is missing: ip daddr 169.254.169.254 meta l4proto tcp reject with tcp reset"
+        "the chain guard has an unexpected rule: ip daddr 169.254.169.254 meta l4proto tcp accept\n\
+         the chain guard lacks the rule: ip daddr 169.254.169.254 meta l4proto tcp reject with tcp reset"
     );
     let alone = NftListing::of(&RuleSet::guard_alone());
     assert_eq!(alone.differences(&wanted), ["the chain direct is missing", "the chain redirection is missing"]);
-    assert_eq!(wanted.differences(&alone)[0], "the table inet rolegate has a chain direct that is not wanted");
+    assert_eq!(wanted.differences(&alone)[0], "the table inet rolegate has an unexpected chain direct");
     let nothing = NftListing::read(r#"{"nftables": [{"chain": {"name": "guard"}}, {"set": {"name": "s"}}]}"#).unwrap();
     assert_eq!(
         nothing.differences(&alone)[..2],
         [
-            "the chain guard is hooked in otherwise: nowhere; wanted: type filter hook forward priority -10 policy accept",
+            "the chain guard has the hook 'none' instead of 'type filter hook forward priority -10 policy accept'",
             "the chain guard has 0 rules of 4"
         ]
     );
-    assert_eq!(nothing.differences(&alone).last().unwrap(), "the table inet rolegate has a set s that is not wanted");
+    assert_eq!(nothing.differences(&alone).last().unwrap(), "the table inet rolegate has an unexpected set s");
 }
 
 #[test]
@@ -182,7 +179,7 @@ fn the_order_of_rules_counts() {
     let ((a, b), (c, d)) = (object(first), object(second));
     let swapped = format!("{}{}{}{}{}", &listed[..a], &listed[c..d], &listed[b..c], &listed[a..b], &listed[d..]);
     let found = NftListing::read(&swapped).unwrap();
-    assert_eq!(found.differences(&NftListing::of(&full(&[]))), ["the rules of the chain guard stand in another order"]);
+    assert_eq!(found.differences(&NftListing::of(&full(&[]))), ["the rules of the chain guard are in the wrong order"]);
     assert!(!found.is_another_wording_of(&NftListing::of(&full(&[]))));
 }
 
