@@ -135,7 +135,7 @@ fn a_rejected_token_is_reported() {
     let setup = fakes.setup().argument("--kubeconfig=").argument(format!("--api-server={}", fakes.api.url())).argument("--api-token=wrong");
     let daemon = setup.start().unwrap();
     let log = daemon.wait_for_log(|line| line["error"].as_str().is_some_and(|text| text.contains("401"))).unwrap();
-    assert!(log["error"].as_str().unwrap().contains("check the service account or the kubeconfig"), "{log}");
+    assert!(log["advice"].as_str().unwrap().contains("check the service account or the kubeconfig"), "{log}");
     assert!(!daemon.log().contains("wrong"));
 }
 
@@ -145,7 +145,7 @@ fn a_missing_permission_is_reported_with_its_place() {
     fakes.api.deny(Verb::Watch, "pods");
     let daemon = fakes.setup().start().unwrap();
     let log = daemon.wait_for_log(|line| line["error"].as_str().is_some_and(|text| text.contains("403"))).unwrap();
-    assert!(log["error"].as_str().unwrap().contains("daemonset/rbac.yaml"), "{log}");
+    assert!(log["advice"].as_str().unwrap().contains("daemonset/rbac.yaml"), "{log}");
     fakes.api.allow(Verb::Watch, "pods");
     daemon.wait_ready(None).unwrap();
 }

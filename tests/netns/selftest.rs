@@ -110,7 +110,8 @@ fn it_fails_while_the_rules_are_gone() {
     // Without it, the request reaches the real service.
     bed.node.ns().sh("iptables -F FORWARD").unwrap();
     wait_for("the leak is counted", &daemon, || metric(&bed, &daemon, MISSED) > 0.0);
-    daemon.wait_for_log(|line| line["error"].as_str().is_some_and(|text| text.contains("THE REAL METADATA SERVICE"))).unwrap();
+    let is_open = |reason: &str| ["missed", "guard-missing", "guard-unknown"].contains(&reason);
+    daemon.wait_for_log(|line| line["event"] == "self-test-failed" && line["reason"].as_str().is_some_and(is_open)).unwrap();
     assert!(!is_ready(&bed, &daemon));
 
     guard(&bed);
