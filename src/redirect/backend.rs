@@ -75,7 +75,11 @@ impl SelectedBackend {
                 Ok(removed) => said.extend(removed),
                 // A node without the program rarely has rules of that backend.
                 Err(error @ RedirectError::Program { .. }) => {
-                    debug!(backend = other.name(), error = chain(&error), "cannot run the other backend's program; assuming that it has no rules");
+                    debug!(
+                        backend = other.name(),
+                        error = chain(&error),
+                        "cannot run the other backend's program; assuming that it has no rules"
+                    );
                 }
                 Err(error) => {
                     warn!(
@@ -142,7 +146,9 @@ impl Backend for SelectedBackend {
             Self::Iptables(_) => Nftables::default().observed().await,
         };
         found
-            .inspect_err(|error| debug!(error = chain(error), "cannot read rolegate's rules in the other backend; assuming that there are none"))
+            .inspect_err(|error| {
+                debug!(error = chain(error), "cannot read rolegate's rules in the other backend; assuming that there are none")
+            })
             .unwrap_or_default()
     }
 

@@ -187,7 +187,7 @@ fn quoted_text_is_not_a_jump_to_our_chain() {
     }
     // A jump of ours to which someone added a comment is still ours.
     let own = LISTED.replace("-j ROLEGATE-GUARD", r#"-m comment --comment "x -j ACCEPT" -j ROLEGATE-GUARD"#);
-    let [difference] = &differences(&IptablesListing::parse(&own), &rule_set(&[]))[..] else { panic!("not one difference") };
+    let [difference] = &differences(&IptablesListing::parse(&own), &rule_set(&[]))[..] else { panic!("not exactly one difference") };
     assert!(difference.starts_with("table filter: the jump to ROLEGATE-GUARD is `"), "{difference}");
     assert!(text::remove(&IptablesListing::parse(&own)).contains(r#"-D FORWARD -d 169.254.169.254/32 -m comment --comment "x -j ACCEPT""#));
 }
