@@ -153,7 +153,7 @@ fn every_metric_is_documented_correctly() {
 fn every_value_of_a_label_is_documented() {
     let (proxy, route, policy) = (read("src/proxy.rs"), read("src/proxy/route.rs"), read("src/policy/denial.rs"));
     let (server, metrics, credentials) = (read("src/server.rs"), read("src/metrics.rs"), read("src/credentials.rs"));
-    let (cache, probe) = (read("src/credentials/cache.rs"), read("src/self_test.rs"));
+    let (cache, probe) = (read("src/credentials/cache.rs"), read("src/self_test/outcome.rs"));
     let (watch, ambiguous) = (read("src/pods/watch.rs") + &read("src/pods/watch/context.rs"), read("src/pods/watch/ambiguous.rs"));
     let names = |text: &str, of: &str| literals_after(between(text, of, "\n}\n").split_once("-> &'static str {").unwrap().1, "=> ");
 
@@ -185,12 +185,17 @@ fn every_value_of_a_label_is_documented() {
     let not_asked = literals_after(between(between(&not_asked, "impl NotAsked {", "\n}\n"), "fn name(", "\n    }\n"), "=> ");
     let waits =
         [literals_after(&metrics, "let outcome = if found { "), literals_after(between(&metrics, "fn pod_waited", "\n    }\n"), "else { ")];
-    let codes = between(&metrics, "const STATUSES", ";\n\nimpl").split('(').skip(1).flat_map(|pair| literals_after(pair, ", ")).collect();
+    let codes = between(&read("src/metrics/handles.rs"), "const STATUSES", ";\n\nimpl")
+        .split('(')
+        .skip(1)
+        .flat_map(|pair| literals_after(pair, ", "))
+        .collect();
 
     let limits = literals_after(between(&read("src/connections/record.rs"), "pub(crate) fn name(self)", "\n    }\n"), "=> ");
     // A displaced connection had been open, so it counts among those that ended.
     let limits: BTreeSet<String> = limits.into_iter().filter(|limit| limit != "displaced").collect();
-    let ended = ["fn ended_by", "fn ended_for"].map(|function| literals_in(between(&server, function, "\n}\n")));
+    let closing = read("src/connections/limits/slot.rs");
+    let ended = [between(&server, "fn ended_by", "\n}\n"), between(&closing, "fn name(self)", "\n    }\n")].map(literals_in);
 
     let real = [
         ("rolegate_http_requests_total{route}", literals_after(&proxy, "metrics.route(")),

@@ -150,10 +150,7 @@ fn changes_by_others_are_reported_and_repaired() {
             format!("nft delete rule inet rolegate {chain} handle $(nft -a list chain inet rolegate {chain} | sed -n '4s/.*# handle //p')");
         node.ns().sh(&delete).unwrap();
         let [counted, missing] = &differences(&node, &whole())[..] else { panic!("{chain}") };
-        assert!(
-            counted.starts_with(&format!("the chain {chain} has ")) && missing.contains("this rule is missing"),
-            "{counted}; {missing}"
-        );
+        assert!(counted.starts_with(&format!("the chain {chain} has ")) && missing.contains("lacks the rule"), "{counted}; {missing}");
         install(&node, &whole());
     }
     // Another target.

@@ -54,19 +54,19 @@ impl AmbiguityAnswer {
             Self::Unanswered => "unanswered",
         }
     }
+}
 
-    /// What it means for the pods, and what to do.
-    fn text(&self) -> &'static str {
-        match self {
-            Self::Settled => "several pods claimed one address; the Kubernetes API says that at most one still does",
-            Self::Confirmed => {
-                "several pods claim one address, as the Kubernetes API confirms; serving none of them; delete the one whose network no \
-                 longer exists"
-            }
-            Self::Unanswered => {
-                "several pods claim one address, and the Kubernetes API did not say which of them still exist; serving none of them, \
-                 retrying"
-            }
+/// Returns what an answer means for the pods, and what to do.
+fn text(answer: &AmbiguityAnswer) -> &'static str {
+    match answer {
+        AmbiguityAnswer::Settled => "several pods claimed one address; the Kubernetes API says that at most one still does",
+        AmbiguityAnswer::Confirmed => {
+            "several pods claim one address, as the Kubernetes API confirms; serving none of them; delete the one whose network no \
+             longer exists"
+        }
+        AmbiguityAnswer::Unanswered => {
+            "several pods claim one address, and the Kubernetes API did not say which of them still exist; serving none of them, \
+             retrying"
         }
     }
 }
@@ -142,7 +142,7 @@ async fn ask(watch: &PodWatch, ip: IpAddr, claimants: Vec<Arc<Pod>>) -> (IpAddr,
     let mut names: Vec<_> = claimants.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
     names.sort();
     info!(
-        event = "address-ambiguous", address = %ip, pods = names.join(", "), outcome = outcome.name(), "{}", outcome.text()
+        event = "address-ambiguous", address = %ip, pods = names.join(", "), outcome = outcome.name(), "{}", text(&outcome)
     );
     (ip, AmbiguityCheck { asked_at, confirmed })
 }
