@@ -19,7 +19,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{HttpService, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
@@ -27,7 +27,8 @@ use tracing::{debug, info, warn};
 use crate::config::LimitsConfig;
 use crate::connections::ACCEPT_PAUSE;
 use crate::connections::{
-    Admitted, Closing, ConnectionLimits, ConnectionPermit, ConnectionRecord, ConnectionSettings, Limit, Port, Rates, Source, Timely,
+    Admitted, Closing, ConnectionLimits, ConnectionPermit, ConnectionRecord, ConnectionSettings, Limit, Overdue, Port, Progress,
+    ProgressTimer, Rates, Source, Timely, Timeouts,
 };
 use crate::credentials::AssumeRole;
 use crate::drain::Drain;
@@ -57,7 +58,7 @@ pub(crate) struct Server<A> {
     accept_direct: bool,
     metrics: Metrics,
     drain: Drain,
-    head_timeout: Duration,
+    timeouts: Timeouts,
     limits: ConnectionLimits,
     rates: Rates,
     record: ConnectionRecord,
@@ -132,7 +133,7 @@ impl<A: AssumeRole> Server<A> {
         drain: Drain,
         record: ConnectionRecord,
     ) -> Self {
-        let LimitsConfig { connections, connections_per_pod, connection_rate, head_timeout } = limits;
+        let LimitsConfig { connections, connections_per_pod, connection_rate, head_timeout, idle_timeout } = limits;
         let unknown = limits.unknown();
         let settings = ConnectionSettings {
             all: connections,
@@ -148,7 +149,7 @@ impl<A: AssumeRole> Server<A> {
             accepting: Accepting::new(metrics.clone()),
             metrics,
             drain,
-            head_timeout,
+            timeouts: Timeouts { idle: idle_timeout, head: head_timeout },
             limits: ConnectionLimits::new(settings),
             rates: Rates::new(connection_rate),
             record,
@@ -334,10 +335,13 @@ impl<A: AssumeRole> Server<A> {
         let admission = &admission;
         // Requests since the connection's last turn: one that sends many at once gets one answered in each turn, as others do.
         let turn = &AtomicU32::new(0);
+        let progress = &Progress::new(self.timeouts);
+        let mut timer = progress.timer();
         let service = service_fn(|request: Request<Incoming>| async move {
             if turn.fetch_add(1, Ordering::Relaxed) > 0 {
                 tokio::task::yield_now().await;
             }
+            progress.request_begins();
             permit.request_begins();
             self.settle(admission, permit);
             let (request, _) = request.into_parts();
@@ -346,26 +350,30 @@ impl<A: AssumeRole> Server<A> {
                 Admission::Probe | Admission::Refused => probe(&request),
             };
             self.settle(admission, permit);
+            progress.request_ends();
             let is_over = matches!(admission, Admission::Pod(origin) if origin.is_over());
             if permit.request_ends() || is_over || self.drain.has_begun() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
         });
+        let stream = Timely::connection(stream, self.timeouts.head).reporting_to(progress.clone());
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.head_timeout)
+            // `timer` has the timeouts: that of hyper does not tell an idle connection from a slow request.
+            .header_read_timeout(None)
             .max_buf_size(MAX_HEAD)
             .max_headers(MAX_HEADERS)
             .half_close(false)
-            .serve_connection(TokioIo::new(Timely::connection(stream, self.head_timeout)), service);
+            .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let mut in_turns = std::future::poll_fn(|context| {
             turn.store(0, Ordering::Relaxed);
             connection.as_mut().poll(context)
         });
         let ended = tokio::select! {
+            biased;
             ended = &mut in_turns => ended,
+            overdue = timer.overdue() => return self.metrics.connection_ended(overdue.name()),
             closing = permit.closing() => {
                 self.metrics.connection_ended(closing.name());
                 if closing == Closing::Displaced {
@@ -374,9 +382,9 @@ impl<A: AssumeRole> Server<A> {
                     }
                     return;
                 }
-                self.finish(connection.as_mut()).await
+                self.finish(connection.as_mut(), &mut timer).await
             }
-            () = self.drain.closing() => self.finish(connection.as_mut()).await,
+            () = self.drain.closing() => self.finish(connection.as_mut(), &mut timer).await,
         };
         if let Err(error) = ended {
             let reason = ended_by(&error);
@@ -390,13 +398,15 @@ impl<A: AssumeRole> Server<A> {
     }
 
     /// Ends a connection gracefully: a request that has arrived is still answered.
-    async fn finish<S>(&self, mut connection: Pin<&mut Connection<S>>) -> hyper::Result<()>
+    async fn finish<S>(&self, mut connection: Pin<&mut Connection<S>>, timer: &mut ProgressTimer) -> hyper::Result<()>
     where
         S: HttpService<Incoming, ResBody = Full<Bytes>, Error = Infallible>,
     {
         connection.as_mut().graceful_shutdown();
         tokio::select! {
+            biased;
             ended = connection => ended,
+            _ = timer.overdue() => Ok(()),
             () = self.drain.forced() => Ok(()),
         }
     }
