@@ -39,7 +39,7 @@ pub mod token;
 use metadata::{Access, MetadataLookup, MetadataValues};
 use refusal::{Refusal, RequestKind};
 use respond::Outcome;
-use route::{Hosts, Rejection, Route};
+use route::{Body, Hosts, Rejection, Route, RouteContext};
 use token::Tokens;
 
 /// The time between two log lines about the same subject and reason.
@@ -187,14 +187,15 @@ impl<A: AssumeRole> Proxy<A> {
         &self.pods
     }
 
-    /// The answer to one request.
-    pub async fn handle(&self, origin: &Origin, request: &Parts) -> Response<Full<Bytes>> {
+    /// Answers one request.
+    pub async fn handle(&self, origin: &Origin, request: &Parts, body: Body) -> Response<Full<Bytes>> {
         let began = Instant::now();
-        let (meters, outcome) = match route::route(&request.method, &request.uri, request.version, &request.headers, &origin.hosts) {
+        let context = RouteContext { hosts: &origin.hosts, body, now: self.clock.now() };
+        let (meters, outcome) = match route::route(&request.method, &request.uri, request.version, &request.headers, context) {
             Ok(route) => (self.meters(&route), self.answer(origin, route, &request.headers).await),
             Err(rejection) => (&self.meters.rejected, self.reject(origin.ip, rejection)),
         };
-        let response = respond::respond(outcome);
+        let response = respond::respond(outcome, &request.method);
         meters.answered(response.status().as_u16(), began.elapsed());
         debug!(
             event = "request-answered",
@@ -238,7 +239,7 @@ impl<A: AssumeRole> Proxy<A> {
         match route {
             Route::RoleList => Outcome::Text(Bytes::copy_from_slice(request.role().name().as_bytes())),
             Route::InstanceProfile => self.document(documents::instance_profile(request.role(), self.clock.now())),
-            Route::Credentials { role, extended } if role == request.role().name() => {
+            Route::Credentials { role, extended } if self.settings.policy.is_name_of(&role, request.role()) => {
                 self.credentials(ip, pod, &request, seen, extended).await
             }
             Route::Credentials { .. } => self.refuse(ip, Refusal::OtherRole(pod), RequestKind::Value),

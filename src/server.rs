@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{HttpService, service_fn};
@@ -36,7 +36,7 @@ use crate::handover::AcceptQueue;
 use crate::log_once::Condition;
 use crate::metadata_service::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::metrics::Metrics;
-use crate::proxy::route::Hosts;
+use crate::proxy::route::{Body, Hosts, is_chunked_token_request};
 use crate::proxy::{Origin, Proxy};
 use crate::self_test::Probes;
 
@@ -344,15 +344,20 @@ impl<A: AssumeRole> Server<A> {
             progress.request_begins();
             permit.request_begins();
             self.settle(admission, permit);
-            let (request, _) = request.into_parts();
+            let (request, incoming) = request.into_parts();
+            let mut is_last = false;
             let mut response = match admission {
-                Admission::Pod(origin) => self.proxy.handle(origin, &request).await,
+                Admission::Pod(origin) => {
+                    let body = read_body(&request, incoming, progress).await;
+                    is_last = body != Body::Unread;
+                    self.proxy.handle(origin, &request, body).await
+                }
                 Admission::Probe | Admission::Refused => probe(&request),
             };
             self.settle(admission, permit);
             progress.request_ends();
             let is_over = matches!(admission, Admission::Pod(origin) if origin.is_over());
-            if permit.request_ends() || is_over || self.drain.has_begun() {
+            if permit.request_ends() || is_over || is_last || self.drain.has_begun() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
@@ -424,6 +429,19 @@ fn ended_by(error: &hyper::Error) -> &'static str {
         "malformed"
     } else {
         "peer"
+    }
+}
+
+/// Reads the body of a request for a token, the only one that may have any. No other body is read: the request is refused, and
+/// the connection ends.
+async fn read_body(request: &http::request::Parts, mut incoming: Incoming, progress: &Progress) -> Body {
+    if !is_chunked_token_request(&request.method, &request.uri, request.version, &request.headers) {
+        return Body::Unread;
+    }
+    // hyper drops extensions, accepts other forms of 0, and hides a Content-Length. The bytes show all of these.
+    match tokio::time::timeout_at(progress.request_deadline(), incoming.frame()).await {
+        Ok(None) if progress.has_empty_chunked_body() => Body::EmptyChunked,
+        _ => Body::Unread,
     }
 }
 
