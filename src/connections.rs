@@ -15,7 +15,7 @@ mod source;
 mod timely;
 
 pub(crate) use limits::{Admitted, Closing, ConnectionLimits, ConnectionPermit, ConnectionSettings};
-pub(crate) use progress::{Overdue, Progress, ProgressTimer, Timeouts};
+pub(crate) use progress::{Progress, ProgressTimer, Timeouts};
 pub(crate) use rates::Rates;
 pub(crate) use record::{ConnectionRecord, Limit, Port};
 pub(crate) use source::Source;

@@ -17,7 +17,7 @@ use rolegate::pods::{Namespace, Pod, PodContext, PodUid};
 use rolegate::policy::node::NodeIdentity;
 use rolegate::policy::patterns::Patterns;
 use rolegate::policy::{Decision, Policy, Rules};
-use rolegate::proxy::route::{Body, Hosts, RouteContext, Route, TOKEN_TTL, route as route_of};
+use rolegate::proxy::route::{Body, Hosts, Route, RouteContext, TOKEN_TTL, route as route_of};
 use rolegate::proxy::token::Tokens;
 use rolegate::role::{BaseArn, CallerIdentity, RoleArn};
 
@@ -133,8 +133,7 @@ fn route_with(method: &[u8], target: &[u8], headers: &[(&[u8], &[u8])], version:
             map.append(name, value);
         }
     }
-    let context = RouteContext { hosts: &Hosts::default(), body, now: now() };
-    let Ok(route) = route_of(&method, &uri, version, &map, context) else { return };
+    let Ok(route) = route_of(&method, &uri, version, &map, context(&Hosts::default(), body)) else { return };
     let path = uri.path();
     let odd = |byte: u8| !byte.is_ascii_graphic() || b"%\\;\"<>^`{|}#".contains(&byte);
     assert!(!path.bytes().any(odd) && path.starts_with('/'), "{route:?} by {path:?}");
@@ -181,9 +180,9 @@ fn route_with(method: &[u8], target: &[u8], headers: &[(&[u8], &[u8])], version:
     }
 }
 
-/// The time of all requests.
-fn now() -> jiff::Timestamp {
-    "2026-02-28T12:00:00Z".parse().unwrap()
+/// What a route depends on besides the head. It is always the same time.
+fn context(hosts: &Hosts, body: Body) -> RouteContext<'_> {
+    RouteContext { hosts, body, now: "2026-02-28T12:00:00Z".parse().unwrap() }
 }
 
 /// Neither bytes that the daemon did not issue nor a modified token are accepted.
@@ -216,8 +215,7 @@ pub(crate) fn host(value: &[u8]) {
     let target = Uri::from_static("/latest/meta-data/iam/security-credentials/");
     for own in [None, Some(OWN)] {
         let hosts = Hosts { own: own.map(|own| own.parse().unwrap()) };
-        let context = RouteContext { hosts: &hosts, body: Body::Unread, now: now() };
-        let routed = route_of(&Method::GET, &target, Version::HTTP_11, &headers, context);
+        let routed = route_of(&Method::GET, &target, Version::HTTP_11, &headers, context(&hosts, Body::Unread));
         let expected = model::is_host(value.as_bytes()) || own.is_some_and(|own| own.as_bytes() == value.as_bytes());
         assert_eq!(routed.is_ok(), expected, "{value:?}: {routed:?}");
     }

@@ -135,7 +135,8 @@ pub(crate) fn allowed_role(written: &Written<'_>) -> Option<String> {
     let role = completed(written.role?, BASE);
     let (beginning, name) = role.rsplit_once('/')?;
     let is_node = beginning.starts_with("arn:aws:iam::111122223333:") && name.eq_ignore_ascii_case("nodes");
-    let external_id = written.external_id.is_none_or(|id| id.is_empty() || is_match(r"\A[A-Za-z0-9_+=,.@:/-]{2,}\z", &ID, id) && id.len() <= 1224);
+    let external_id =
+        written.external_id.is_none_or(|id| id.is_empty() || is_match(r"\A[A-Za-z0-9_+=,.@:/-]{2,}\z", &ID, id) && id.len() <= 1224);
     let by_list = match written.allowed_roles {
         None => false,
         Some(text) => {

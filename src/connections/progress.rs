@@ -225,10 +225,8 @@ impl Scan {
             b'\r' => {}
             _ => {
                 (self.in_head, self.line_is_empty) = (true, false);
-                self.length_name = self
-                    .length_name
-                    .filter(|at| CONTENT_LENGTH.get(*at) == Some(&byte.to_ascii_lowercase()))
-                    .map(|at| at + 1);
+                self.length_name =
+                    self.length_name.filter(|at| CONTENT_LENGTH.get(*at) == Some(&byte.to_ascii_lowercase())).map(|at| at + 1);
                 self.has_length |= self.length_name == Some(CONTENT_LENGTH.len());
             }
         }

@@ -286,7 +286,8 @@ async fn a_pods_own_role_is_given_by_name_path_and_arn() {
     let short = node_with(TokenMode::Required, &[("api-1", "10.0.0.3", Some("team/api"))], |rules| {
         rules.base = Some("arn:aws:iam::111122223333:role/k8s/".parse().unwrap());
     });
-    for (form, status) in [("api", 200), ("team/api", 200), ("k8s/team/api", 200), ("k8s/api", 404), ("s/team/api", 404), ("eam/api", 404)] {
+    for (form, status) in [("api", 200), ("team/api", 200), ("k8s/team/api", 200), ("k8s/api", 404), ("s/team/api", 404), ("eam/api", 404)]
+    {
         assert_eq!(short.get("10.0.0.3", &format!("{LIST}{form}")).await.status, status, "{form}");
     }
 }

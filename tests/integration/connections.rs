@@ -72,7 +72,8 @@ fn a_pod_that_takes_all_connections_leaves_others_their_own() {
     }
     // Those that came before the kernel had answered whose address it is are counted by the address, and have as many places.
     world.eventually(|_| open(&held), |open| *open <= 2 * 128);
-    let is_about_the_pod = |line: &&str| line.contains("connection-limit") && line.contains(r#""pod":"web""#) && line.contains("source-limit");
+    let is_about_the_pod =
+        |line: &&str| line.contains("connection-limit") && line.contains(r#""pod":"web""#) && line.contains("source-limit");
     let lines = |world: &World| world.daemon.log().lines().filter(is_about_the_pod).count();
     world.eventually(lines, |count| *count > 0);
     assert_eq!(lines(&world), 1, "{}", world.daemon.log());

@@ -358,7 +358,8 @@ async fn large_pods_never_take_the_reserve_through_idle_connections() {
     greedy(&limits, &mut taken);
     for round in 0..20 {
         let small = (0..16).map(|n| (n, limits.admit(&pod(&format!("small-{n}"), n), nobody)));
-        let small: Vec<_> = small.filter_map(|(n, admitted)| if let Admitted::Open(permit) = admitted { Some((n, permit)) } else { None }).collect();
+        let small: Vec<_> =
+            small.filter_map(|(n, admitted)| if let Admitted::Open(permit) = admitted { Some((n, permit)) } else { None }).collect();
         assert_eq!(small.len(), 16, "in round {round}");
         small.iter().for_each(|(_, permit)| permit.request_begins());
         for (_, permit) in &small {

@@ -225,8 +225,7 @@ mod tests {
             }
         }
         assert_eq!(seen, 37);
-        for path in
-            [
+        for path in [
             "meta-data/iam",
             "meta-data/iam/security-credentials/role",
             "meta-data/public-keys",
@@ -239,8 +238,7 @@ mod tests {
             "dynamic/instance-identity/pkcs7",
             "dynamic/fws",
             "api/token",
-        ]
-        {
+        ] {
             assert!(!GROUPS.iter().any(|group| group.has(path)), "{path}");
         }
     }

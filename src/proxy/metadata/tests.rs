@@ -273,7 +273,9 @@ async fn node_info_has_the_public_addresses_and_the_placement() {
     eventually(&metadata, "meta-data/public-ipv4", EVERYTHING, &text("203.0.113.25")).await;
     eventually(&metadata, "meta-data/instance-action", EVERYTHING, &text("none")).await;
     let all = values.map(|(path, value)| (path.to_owned(), value)).into_iter().chain(of_interface);
-    for (path, value) in all.chain([("meta-data/ami-launch-index".to_owned(), "0"), ("meta-data/ami-manifest-path".to_owned(), "(unknown)")]) {
+    for (path, value) in
+        all.chain([("meta-data/ami-launch-index".to_owned(), "0"), ("meta-data/ami-manifest-path".to_owned(), "(unknown)")])
+    {
         assert_eq!(metadata.find(&path, EVERYTHING, &[]).await, text(value), "{path}");
         assert_eq!(metadata.find(&path, BASE, &[]).await, MetadataLookup::Nothing, "{path}");
     }

@@ -84,9 +84,40 @@ fn every_date_from_the_first_version_to_today_is_a_version() {
         assert_eq!(get(&format!("/{version}/meta-data/iam/info")), Ok(Route::InstanceProfile), "{version}");
     }
     for other in [
-        "Latest", "LATEST", "lates", "latest2", "latest~", "1", "1.00", "1.1", "v1", "meta-data", "*", "2026-03-01", "2099-01-01", "2007-01-18",
-        "2006-12-31", "0000-01-01", "2021-02-29", "2021-00-10", "2021-13-01", "2021-01-00", "2021-01-32", "2021-1-1", "21-01-01", "02021-01-01",
-        "2021-01-01-", "2021-01-1a", "2021-01-+1", "+021-01-01", "-2021-01-01", "2021-01-01T00:00:00Z", "2021/01/01", "20210101", "2021-01", "",
+        "Latest",
+        "LATEST",
+        "lates",
+        "latest2",
+        "latest~",
+        "1",
+        "1.00",
+        "1.1",
+        "v1",
+        "meta-data",
+        "*",
+        "2026-03-01",
+        "2099-01-01",
+        "2007-01-18",
+        "2006-12-31",
+        "0000-01-01",
+        "2021-02-29",
+        "2021-00-10",
+        "2021-13-01",
+        "2021-01-00",
+        "2021-01-32",
+        "2021-1-1",
+        "21-01-01",
+        "02021-01-01",
+        "2021-01-01-",
+        "2021-01-1a",
+        "2021-01-+1",
+        "+021-01-01",
+        "-2021-01-01",
+        "2021-01-01T00:00:00Z",
+        "2021/01/01",
+        "20210101",
+        "2021-01",
+        "",
     ] {
         assert_ne!(get(&format!("/{other}/meta-data/iam/info")), Ok(Route::InstanceProfile), "{other}");
     }
@@ -315,9 +346,14 @@ fn an_empty_chunked_body_is_the_only_one_and_only_for_a_token() {
     assert_eq!(with("PUT", token, Version::HTTP_11, &good, Body::Unread), Err(Malformed), "another body, or one that was not read");
     assert_eq!(with("PUT", token, Version::HTTP_10, &good, Body::EmptyChunked), Err(Malformed));
     assert_eq!(with("PUT", token, Version::HTTP_11, &[HOST_HEADER, chunked], Body::EmptyChunked), Err(Malformed), "no life");
-    for (method, target) in
-        [("GET", token), ("POST", token), ("PUT", "/2021-03-23/api/token"), ("PUT", "/"), ("GET", "/latest/meta-data/iam/info"), ("OPTIONS", token)]
-    {
+    for (method, target) in [
+        ("GET", token),
+        ("POST", token),
+        ("PUT", "/2021-03-23/api/token"),
+        ("PUT", "/"),
+        ("GET", "/latest/meta-data/iam/info"),
+        ("OPTIONS", token),
+    ] {
         assert_eq!(with(method, target, Version::HTTP_11, &good, Body::EmptyChunked), Err(Malformed), "{method} {target}");
     }
     for more in [&[chunked][..], &[("transfer-encoding", "identity")], &[("content-length", "0")], &[("content-length", "5")]] {
