@@ -29,7 +29,7 @@ use rolegate::policy::node::NodeIdentity;
 use rolegate::policy::patterns::Patterns;
 use rolegate::policy::{Decision, Policy, RoleRequest, Rules};
 use rolegate::proxy::metadata::Access;
-use rolegate::proxy::route::Hosts;
+use rolegate::proxy::route::{Body, Hosts};
 use rolegate::proxy::token::Tokens;
 use rolegate::proxy::{Origin, Proxy};
 use rolegate::role::CallerIdentity;
@@ -229,7 +229,7 @@ async fn on_schedule(proxy: &Arc<Proxy<Sts>>, lasts: Duration) -> Times {
 /// Sends one request of a pod for its credentials.
 async fn ask(proxy: &Proxy<Sts>, number: usize) -> http::StatusCode {
     let origin = Origin::new(address(number).into(), Hosts::default());
-    proxy.handle(&origin, &credentials_of_web()).await.status()
+    proxy.handle(&origin, &credentials_of_web(), Body::Unread).await.status()
 }
 
 fn credentials_of_web() -> Parts {

@@ -270,13 +270,21 @@ pub struct LimitsConfig {
     pub connections_per_pod: usize,
     /// New connections of one pod, per second; twice as many at once.
     pub connection_rate: u32,
-    /// Time for a request's head to arrive, for the next request on an idle connection, and for an answer to be taken.
+    /// Time for a request to arrive, from its first byte, and for a response to be read.
     pub head_timeout: Duration,
+    /// Time until the first byte of a connection's next request.
+    pub idle_timeout: Duration,
 }
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        Self { connections: 4096, connections_per_pod: 128, connection_rate: 250, head_timeout: Duration::from_secs(5) }
+        Self {
+            connections: 4096,
+            connections_per_pod: 128,
+            connection_rate: 250,
+            head_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(75),
+        }
     }
 }
 

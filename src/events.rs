@@ -65,7 +65,6 @@ impl EventCause {
             | Denial::BadRole(..)
             | Denial::ServiceAccountsForbidden
             | Denial::BadExternalId(_)
-            | Denial::BadSessionName(_)
             | Denial::NamespaceHasNoList
             | Denial::BadNamespaceList(..)
             | Denial::NotAllowedInNamespace => Some(Self::Denied(denial)),

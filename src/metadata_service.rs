@@ -1,4 +1,4 @@
-//! Where pods find the EC2 instance metadata service (EC2 user guide, "Access instance metadata").
+//! The addresses of the EC2 instance metadata service (EC2 user guide, "Access instance metadata").
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

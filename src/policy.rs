@@ -96,6 +96,13 @@ impl Policy {
         }
     }
 
+    /// Whether a text names this role: by its name, by its path and name, by its ARN, or in the short form of annotations, which the
+    /// base role ARN completes. kube2iam serves all of these. The comparison is exact.
+    pub fn is_name_of(&self, text: &str, role: &RoleArn) -> bool {
+        let short = || self.rules.base.as_ref().and_then(|base| base.complete(text).ok());
+        [role.name(), role.path_and_name(), role.as_str()].contains(&text) || short().as_ref() == Some(role)
+    }
+
     fn follow(&self, pod: &Pod, context: &PodContext, trace: &mut impl Trace) -> Decision {
         let request = match self.request(pod, context, trace) {
             Ok(request) => request,
@@ -126,7 +133,9 @@ impl Policy {
     fn request(&self, pod: &Pod, context: &PodContext, trace: &mut impl Trace) -> Result<RoleRequest, Denial> {
         let role = self.role(pod, context, trace)?;
         self.check_node(&role, trace)?;
-        let external_id = pod.external_id.as_deref().map(str::parse::<ExternalId>).transpose().map_err(Denial::BadExternalId);
+        // As in kube2iam, an empty one counts as absent. Templates of manifests leave such ones behind.
+        let external_id = pod.external_id.as_deref().filter(|id| !id.is_empty());
+        let external_id = external_id.map(str::parse::<ExternalId>).transpose().map_err(Denial::BadExternalId);
         let external_id = match external_id {
             Ok(None) => None,
             given => {
@@ -134,7 +143,7 @@ impl Policy {
                 trace.check(What::ExternalId, source, given, |_| "set".to_owned())?
             }
         };
-        let session_name = self.rules.sessions.name(pod, &role, trace)?;
+        let session_name = self.rules.sessions.name(pod, &role, trace);
         let source_identity = self.rules.sessions.source_identity(pod, &role, trace);
         let tags = self.rules.sessions.tags(pod, trace);
         let holder = self.rules.sessions.holder(pod);

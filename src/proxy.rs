@@ -1,11 +1,11 @@
-//! One request of a pod, from its head to its answer.
+//! The pipeline of one request of a pod, from its head to the response.
 //!
 //! ```text
 //! route ──▶ who is this? ──▶ is its token good? ──▶ which role may it have? ──▶ get its credentials ──▶ respond
 //! ```
 //!
-//! Identity is the address that the kernel gives for the connection; no header is read for it. Nothing is ever sent on to
-//! the real metadata service here.
+//! The identity is the address of the connection's peer, from the kernel. No header is read for it. Nothing of a request is ever
+//! passed on to the real metadata service.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,14 +39,14 @@ pub mod token;
 use metadata::{Access, MetadataLookup, MetadataValues};
 use refusal::{Refusal, RequestKind};
 use respond::Outcome;
-use route::{Hosts, Rejection, Route};
+use route::{Body, Hosts, Rejection, Route, RouteContext};
 use token::Tokens;
 
 /// The time between two log lines about the same subject and reason.
 const QUIET: Duration = Duration::from_secs(60);
 /// The most subjects and reasons whose lines are remembered.
 const MAX_LOGGED: usize = 4096;
-/// How many log lines unknown addresses cause in a minute at most, for each reason.
+/// The most log lines that unknown addresses cause in a minute, for each reason.
 const UNKNOWN_SUBJECTS: u8 = 16;
 
 /// The settings of the pipeline.
@@ -73,25 +73,24 @@ pub struct Proxy<A> {
     clock: Clock,
     metrics: Metrics,
     meters: Meters,
-    /// Which refusals were logged lately, by subject and reason: a pod that asks again and again must not fill the log.
+    /// The refusals that were logged recently, by subject and reason, so that a pod cannot fill the log.
     logged: EachDigest,
     events: Reporter,
 }
 
-/// Where requests came in: one connection.
+/// The origin of requests: one connection.
 #[derive(Debug)]
 pub struct Origin {
     /// The peer's address, from the kernel.
     pub ip: IpAddr,
     /// The hosts that a request may name on this connection.
     pub hosts: Hosts,
-    /// The connection was accepted before its address belonged to a pod, on a node where that pod can be somebody else: where pods
-    /// are behind bridges, and are known by the node's records before they can send anything. It is refused.
+    /// The connection was accepted before its address belonged to a pod, on a node with bridges. There, the node's records know a
+    /// pod before it can send anything, so the client may be another pod. Its requests are refused.
     pub late: bool,
     /// The pod that the connection belongs to: the one that sent its first request.
     pod: OnceLock<PodUid>,
-    /// The connection belongs to another pod than the one that has the address now. A network does not hand connections on, so
-    /// whoever holds it is not that pod. It is refused.
+    /// The connection belongs to another pod than the one that has the address now. Its requests are refused.
     is_foreign: AtomicBool,
 }
 
@@ -106,7 +105,7 @@ impl Origin {
         self.late || self.is_foreign.load(Ordering::Relaxed)
     }
 
-    /// Takes the pod that has the address as the connection's own, if it has none yet. Returns whether it is the connection's own.
+    /// Assigns the connection to the pod that has the address, if it belongs to none yet. Returns whether it belongs to this pod.
     fn belongs_to(&self, pod: &PodUid) -> bool {
         let is_own = self.pod.get_or_init(|| pod.clone()) == pod;
         if !is_own {
@@ -127,14 +126,14 @@ struct Meters {
     rejected: RouteMeters,
 }
 
-/// What a decision was made by; where it is another later, it is made again.
+/// The state that a decision depends on. If it changes, the decision is made again.
 #[derive(Clone, Copy)]
 struct DecisionBasis {
     generation: u64,
     node: u64,
 }
 
-/// One of a few subjects of log lines, for addresses that anybody can invent.
+/// Maps an address to one of a few subjects of log lines, because anybody can forge addresses.
 fn few(ip: IpAddr) -> u8 {
     let last = match ip {
         IpAddr::V4(ip) => ip.octets()[3],
@@ -154,7 +153,7 @@ fn found(lookup: Lookup) -> Result<(Arc<Pod>, PodContext), Refusal> {
 }
 
 impl<A: AssumeRole> Proxy<A> {
-    /// A proxy over these parts.
+    /// Creates a proxy of these parts.
     pub fn new(
         settings: ProxySettings,
         pods: Pods,
@@ -177,24 +176,25 @@ impl<A: AssumeRole> Proxy<A> {
         Self { settings, pods, sessions, tokens, metadata, clock, metrics, meters, logged: EachDigest::new(QUIET, MAX_LOGGED), events }
     }
 
-    /// The values that pods are given besides credentials, for whoever keeps them true.
+    /// Returns the metadata values, for the task that keeps them up to date.
     pub fn values(&self) -> MetadataValues {
         self.metadata.clone()
     }
 
-    /// The pods of this node.
+    /// Returns the pods of this node.
     pub fn pods(&self) -> &Pods {
         &self.pods
     }
 
-    /// The answer to one request.
-    pub async fn handle(&self, origin: &Origin, request: &Parts) -> Response<Full<Bytes>> {
+    /// Answers one request.
+    pub async fn handle(&self, origin: &Origin, request: &Parts, body: Body) -> Response<Full<Bytes>> {
         let began = Instant::now();
-        let (meters, outcome) = match route::route(&request.method, &request.uri, request.version, &request.headers, &origin.hosts) {
+        let context = RouteContext { hosts: &origin.hosts, body, now: self.clock.now() };
+        let (meters, outcome) = match route::route(&request.method, &request.uri, request.version, &request.headers, context) {
             Ok(route) => (self.meters(&route), self.answer(origin, route, &request.headers).await),
             Err(rejection) => (&self.meters.rejected, self.reject(origin.ip, rejection)),
         };
-        let response = respond::respond(outcome);
+        let response = respond::respond(outcome, &request.method);
         meters.answered(response.status().as_u16(), began.elapsed());
         debug!(
             event = "request-answered",
@@ -206,9 +206,9 @@ impl<A: AssumeRole> Proxy<A> {
 
     async fn answer(&self, origin: &Origin, route: Route, headers: &HeaderMap) -> Outcome {
         let ip = origin.ip;
-        // From before the first look, so that no change after it is missed.
+        // Taken before the first lookup, so that no later change is missed.
         let seen = self.seen();
-        // All that is waited for before the answer is decided is in this time.
+        // The limit of all waits until the decision.
         let until = tokio::time::Instant::now() + self.settings.pod_wait;
         let (pod, context) = match self.identify(ip).await {
             Ok(found) => found,
@@ -238,11 +238,11 @@ impl<A: AssumeRole> Proxy<A> {
         match route {
             Route::RoleList => Outcome::Text(Bytes::copy_from_slice(request.role().name().as_bytes())),
             Route::InstanceProfile => self.document(documents::instance_profile(request.role(), self.clock.now())),
-            Route::Credentials { role, extended } if role == request.role().name() => {
+            Route::Credentials { role, extended } if self.settings.policy.is_name_of(&role, request.role()) => {
                 self.credentials(ip, pod, &request, seen, extended).await
             }
             Route::Credentials { .. } => self.refuse(ip, Refusal::OtherRole(pod), RequestKind::Value),
-            // All are answered above.
+            // These are answered above.
             Route::NewToken { .. } | Route::Unknown | Route::Versions | Route::Metadata { .. } => Outcome::NotFound,
         }
     }
@@ -252,7 +252,7 @@ impl<A: AssumeRole> Proxy<A> {
         Outcome::NotFound
     }
 
-    /// A value, or the listing of a directory: of what this pod may read, its own role's documents included.
+    /// Returns a value, or the listing of a directory. A listing contains what this pod may read, including the documents of its role.
     async fn metadata(&self, pod: &Pod, context: &PodContext, path: &str) -> Outcome {
         let leads = documents::DIRECTORIES.contains(&path);
         let own = match leads.then(|| self.settings.policy.decide(pod, context)) {
@@ -269,7 +269,7 @@ impl<A: AssumeRole> Proxy<A> {
         }
     }
 
-    /// The pod behind the address, waiting for it to become known where it is not, and alone where it is not.
+    /// Returns the pod behind the address. If it is not known, waits until it is.
     async fn identify(&self, ip: IpAddr) -> Result<(Arc<Pod>, PodContext), Refusal> {
         let mut lookup = self.pods.by_ip(ip);
         if !matches!(lookup, Lookup::Found(..)) {
@@ -280,7 +280,7 @@ impl<A: AssumeRole> Proxy<A> {
         found(lookup)
     }
 
-    /// The role that the pod may have, waiting for what the decision needs where it is not known yet.
+    /// Decides which role the pod may have. If something that the decision needs is not known yet, waits until it is.
     async fn decide(
         &self,
         ip: IpAddr,
@@ -293,7 +293,7 @@ impl<A: AssumeRole> Proxy<A> {
             let enough = |pod: &Pod, context: &PodContext| policy.can_decide(pod, context);
             let (now, now_around) =
                 found(self.pods.wait_for_ip(ip, until.saturating_duration_since(tokio::time::Instant::now()), enough).await)?;
-            // The token was the first one's.
+            // The token belongs to the first pod.
             if now.uid != pod.uid {
                 return Err(Refusal::UnknownPod);
             }
@@ -310,7 +310,7 @@ impl<A: AssumeRole> Proxy<A> {
         }
     }
 
-    /// A token that is there must be good, also where none is required.
+    /// Whether the token of a request allows it. A token must be valid even if none is required.
     fn token_allows(&self, headers: &HeaderMap, pod: &Pod, ip: IpAddr) -> bool {
         let mut given = headers.get_all(route::TOKEN).iter();
         match (given.next(), given.next()) {
@@ -346,7 +346,7 @@ impl<A: AssumeRole> Proxy<A> {
         // began.
         self.pods.catch_up_on_bridges();
         let policy = &self.settings.policy;
-        // A failure is told as one, also while nothing is known of the node.
+        // A failure of STS is reported as one, even while nothing is known of the node.
         let other_node = policy.node_version() != seen.node || !policy.knows_node();
         let is_old = self.pods.generation() != seen.generation || (answer.is_ok() && other_node);
         if is_old && let Err(refusal) = self.look_again(ip, &pod, request) {
@@ -377,12 +377,12 @@ impl<A: AssumeRole> Proxy<A> {
         }
     }
 
-    /// Whether the address is still the pod's, and the pod may still have what it was allowed before STS was waited for;
-    /// also by what is known only now of the node itself.
+    /// Checks again, after waiting for STS, that the address is still the pod's and that the pod may still have the role, by what is
+    /// known now of the pod and of the node itself.
     fn look_again(&self, ip: IpAddr, pod: &Arc<Pod>, request: &RoleRequest) -> Result<(), Refusal> {
         let changed = || Refusal::Changed(pod.clone());
         match self.pods.by_ip(ip) {
-            // STS gives nothing before it has told who asks; if it did, nothing of it would be handed out.
+            // Nothing is served until the daemon's own identity is known.
             _ if !self.settings.policy.knows_node() => Err(changed()),
             Lookup::Found(now, context) if now.uid == pod.uid => match self.settings.policy.decide(&now, &context) {
                 Decision::Allow { request: allowed, .. } if allowed == *request => Ok(()),
@@ -409,7 +409,7 @@ impl<A: AssumeRole> Proxy<A> {
         Outcome::Rejected(rejection)
     }
 
-    /// Counts and logs a refusal, and tells the pod's owner; the same one of the same pod is logged once in a while.
+    /// Counts a refusal, logs it (at most once a minute for each pod and reason), and reports it to the pod's owner.
     fn refuse(&self, ip: IpAddr, refusal: Refusal, asked: RequestKind) -> Outcome {
         let (reason, outcome) = (refusal.reason(), refusal.outcome(asked));
         self.metrics.denied(reason);
@@ -418,11 +418,11 @@ impl<A: AssumeRole> Proxy<A> {
             Refusal::UnreadablePod(pod) => self.events.tell(pod, EventCause::Unreadable),
             Refusal::Objected(pod, objection) => self.events.tell(pod, EventCause::objected(*objection)),
             Refusal::Denied(pod, denial) => self.events.tell(pod, EventCause::denied(*denial)),
-            // Nobody to tell, or nothing that the owner could change: both pass by themselves.
+            // There is no owner, or nothing that the owner could change.
             Refusal::UnknownPod | Refusal::OtherRole(_) | Refusal::Changed(_) => {}
         }
         let new = match &refusal {
-            // Whoever invents addresses must not fill the log: unknown ones share a few lines.
+            // Unknown addresses share a few lines, because forged ones could fill the log.
             Refusal::UnknownPod => self.logged.is_due((few(ip), reason)),
             Refusal::AmbiguousPod(_) => self.logged.is_due((ip, reason)),
             Refusal::Denied(pod, _)

@@ -118,6 +118,11 @@ impl RoleArn {
         &self.text[self.name_at..]
     }
 
+    /// Returns the path and the name, without a slash in front.
+    pub fn path_and_name(&self) -> &str {
+        self.text.split_once(":role/").map_or(self.name(), |(_, rest)| rest)
+    }
+
     /// Returns the twelve digits of the account.
     pub fn account(&self) -> &str {
         self.text.split(':').nth(4).unwrap_or_default()
@@ -281,7 +286,13 @@ impl SessionName {
     /// Derives a session name from any text. Invalid characters become `-`. A text that is too long keeps its end, where the
     /// names of pods differ. A text that is too short gets the prefix `pod-`.
     pub fn derived_from(text: &str) -> Self {
-        Self(fitted(text))
+        Self(fitted(text, Keep::End))
+    }
+
+    /// Makes a session name of what somebody chose as one, as kiam does: like [`SessionName::derived_from`], but the end of a longer
+    /// text is cut.
+    pub fn chosen_as(text: &str) -> Self {
+        Self(fitted(text, Keep::Beginning))
     }
 
     /// Returns the name.
@@ -290,11 +301,20 @@ impl SessionName {
     }
 }
 
+/// Which part of a text that is too long is kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Beginning,
+    End,
+}
+
 /// Derives a session name or a source identity from any text: see [`SessionName::derived_from`].
-fn fitted(text: &str) -> Box<str> {
+fn fitted(text: &str, keep: Keep) -> Box<str> {
     let mut name: String = text.chars().map(|c| if is_name_char(c) { c } else { '-' }).collect();
-    if name.len() > SessionName::MAX_LENGTH {
-        name.drain(..name.len() - SessionName::MAX_LENGTH);
+    match name.len().saturating_sub(SessionName::MAX_LENGTH) {
+        0 => {}
+        excess if keep == Keep::End => drop(name.drain(..excess)),
+        _ => name.truncate(SessionName::MAX_LENGTH),
     }
     if name.len() < 2 {
         name.insert_str(0, "pod-");
@@ -318,7 +338,7 @@ pub struct SourceIdentity(Box<str>);
 impl SourceIdentity {
     /// Derives a source identity from any text, like [`SessionName::derived_from`]: both have the same form.
     pub fn derived_from(text: &str) -> Self {
-        Self(fitted(text))
+        Self(fitted(text, Keep::End))
     }
 
     /// Returns the source identity.

@@ -1,25 +1,18 @@
-//! The pod-facing port: which connections are let in, and with which identity.
+//! The pod-facing port: which connections are admitted, and with which identity.
 //!
-//! A connection must have been redirected: its original destination, as the kernel's NAT remembers it, is the metadata
-//! address. One that came straight to the port is closed before a byte of it is read, but for probes: a connection from
-//! the node's own address may ask for `/healthz`.
+//! A connection must have been redirected: its original destination, which the kernel's NAT keeps, is the metadata address. A
+//! connection that came straight to the port is closed before a byte of it is read. The only exception is a probe: a connection
+//! from the node's own address may request `/healthz`.
 
-use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::{HttpService, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
@@ -27,7 +20,7 @@ use tracing::{debug, info, warn};
 use crate::config::LimitsConfig;
 use crate::connections::ACCEPT_PAUSE;
 use crate::connections::{
-    Admitted, Closing, ConnectionLimits, ConnectionPermit, ConnectionRecord, ConnectionSettings, Limit, Port, Rates, Source, Timely,
+    Admitted, ConnectionLimits, ConnectionPermit, ConnectionRecord, ConnectionSettings, Limit, Port, Rates, Source, Timeouts,
 };
 use crate::credentials::AssumeRole;
 use crate::drain::Drain;
@@ -39,15 +32,17 @@ use crate::proxy::route::Hosts;
 use crate::proxy::{Origin, Proxy};
 use crate::self_test::Probes;
 
-/// Bytes of a request's head.
+mod connection;
+
+/// The largest head of a request, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
-/// Headers of a request.
+/// The most headers of a request.
 const MAX_HEADERS: usize = 64;
-/// Connections of the node itself, which probes the port.
+/// The most connections of the node itself, which probes the port.
 const MAX_OF_NODE: usize = 64;
-/// When stopping, the backlog is taken for empty after this time without a connection.
+/// While stopping, the backlog counts as empty after this time without a connection.
 const LAST_ACCEPT: Duration = Duration::from_millis(20);
-/// How long the last look at the backlog may take at all.
+/// The longest time that emptying the backlog may take while stopping.
 const LAST_ACCEPTS: Duration = Duration::from_millis(200);
 
 /// The pod-facing port.
@@ -57,7 +52,7 @@ pub(crate) struct Server<A> {
     accept_direct: bool,
     metrics: Metrics,
     drain: Drain,
-    head_timeout: Duration,
+    timeouts: Timeouts,
     limits: ConnectionLimits,
     rates: Rates,
     record: ConnectionRecord,
@@ -65,7 +60,7 @@ pub(crate) struct Server<A> {
     probes: Probes,
 }
 
-/// Whether connections can be accepted: told when it changes, as it may stay so for long.
+/// Whether connections can be accepted. Changes are logged once, because the state may last.
 #[derive(Debug)]
 struct Accepting {
     fails: Condition,
@@ -77,7 +72,7 @@ impl Accepting {
         Self { fails: Condition::default(), metrics }
     }
 
-    /// It failed; the answer is whether it did not before.
+    /// Records that accepting failed. Returns whether it worked before.
     fn failed(&self, error: &std::io::Error) -> bool {
         self.metrics.connection_refused("accept-failed");
         let is_news = self.fails.begins();
@@ -90,7 +85,7 @@ impl Accepting {
         is_news
     }
 
-    /// It worked; the answer is whether it did not before.
+    /// Records that accepting worked. Returns whether it failed before.
     fn worked(&self) -> bool {
         let is_news = self.fails.ends();
         if is_news {
@@ -105,18 +100,18 @@ impl Accepting {
 struct Arrival {
     stream: TcpStream,
     admission: Admission,
-    /// What limits count it for.
+    /// The source that limits count it for.
     source: Source,
-    /// The generation of the pods in which it was accepted, where the kernel has to be asked whose address it is.
+    /// The generation of the pods at which it was accepted, if the kernel has to be asked whose address it is.
     unchecked: Option<u64>,
 }
 
-/// What a connection may be used for.
+/// What a connection may be used for, by its origin.
 #[derive(Debug)]
 enum Admission {
-    /// A pod's.
+    /// Requests of a pod.
     Pod(Origin),
-    /// A probe of the node's own.
+    /// A probe of the node itself.
     Probe,
     /// Nothing: it is closed.
     Refused,
@@ -132,7 +127,7 @@ impl<A: AssumeRole> Server<A> {
         drain: Drain,
         record: ConnectionRecord,
     ) -> Self {
-        let LimitsConfig { connections, connections_per_pod, connection_rate, head_timeout } = limits;
+        let LimitsConfig { connections, connections_per_pod, connection_rate, head_timeout, idle_timeout } = limits;
         let unknown = limits.unknown();
         let settings = ConnectionSettings {
             all: connections,
@@ -148,7 +143,7 @@ impl<A: AssumeRole> Server<A> {
             accepting: Accepting::new(metrics.clone()),
             metrics,
             drain,
-            head_timeout,
+            timeouts: Timeouts { idle: idle_timeout, head: head_timeout },
             limits: ConnectionLimits::new(settings),
             rates: Rates::new(connection_rate),
             record,
@@ -156,13 +151,13 @@ impl<A: AssumeRole> Server<A> {
         }
     }
 
-    /// Tells these what arrives of the self-test.
+    /// Reports the arrivals of self-tests to these probes.
     #[must_use]
     pub(crate) fn with_probes(self, probes: Probes) -> Self {
         Self { probes, ..self }
     }
 
-    /// Accepts until the drain begins; the connections that are open then live on in the drain.
+    /// Accepts connections until the drain begins. Connections that are open then end with the drain.
     pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener, queue: &AcceptQueue) {
         loop {
             tokio::select! {
@@ -170,17 +165,17 @@ impl<A: AssumeRole> Server<A> {
                 () = self.drain.begun() => break,
             }
         }
-        // Another daemon accepts from the same queue: what is in it is for that one.
+        // Another daemon accepts from the same queue, and takes what is in it.
         if queue.is_shared() {
             return;
         }
-        // What the kernel has accepted for us already would be reset when the listener closes.
+        // Connections that the kernel has already accepted would be reset when the listener closes.
         let backlog = async {
             while let Ok(accepted) = tokio::time::timeout(LAST_ACCEPT, listener.accept()).await {
                 self.accepted(accepted).await;
             }
         };
-        // Somebody who connects again and again must not keep us from the end.
+        // A client that connects again and again must not delay the end.
         let _ = tokio::time::timeout(LAST_ACCEPTS, backlog).await;
     }
 
@@ -200,7 +195,7 @@ impl<A: AssumeRole> Server<A> {
     fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let from = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         if Probes::is_source(from.ip()) && original_destination(&stream).is_some_and(is_metadata) {
-            // The self-test's, which only wants to be seen: told first, then closed.
+            // A self-test only needs to arrive: it is reported, and then closed.
             self.probes.arrived(from);
             return drop(stream);
         }
@@ -251,7 +246,8 @@ impl<A: AssumeRole> Server<A> {
         }
     }
 
-    /// Finds out what limits count a connection for. Never asks the kernel, which may wait: all connections wait for this one.
+    /// Finds the source that limits count a connection for. This never asks the kernel, because all other connections would wait for
+    /// its answer.
     fn arrival(&self, stream: TcpStream, mut admission: Admission, ip: IpAddr) -> Arrival {
         let pods = self.proxy.pods();
         let Admission::Pod(origin) = &mut admission else {
@@ -312,7 +308,7 @@ impl<A: AssumeRole> Server<A> {
         }
     }
 
-    /// What the kernel says of a connection decides what it may be used for.
+    /// Decides what a connection may be used for, by what the kernel knows of it.
     fn admit(&self, stream: &TcpStream, peer: SocketAddr) -> Admission {
         let (Ok(local), ip) = (stream.local_addr(), peer.ip().to_canonical()) else {
             return Admission::Refused;
@@ -329,95 +325,9 @@ impl<A: AssumeRole> Server<A> {
         let from_the_node = ip == local.ip().to_canonical() || ip.is_loopback();
         if from_the_node { Admission::Probe } else { Admission::Refused }
     }
-
-    async fn connection(&self, stream: TcpStream, admission: Admission, source: &Source, permit: &ConnectionPermit) {
-        let admission = &admission;
-        // Requests since the connection's last turn: one that sends many at once gets one answered in each turn, as others do.
-        let turn = &AtomicU32::new(0);
-        let service = service_fn(|request: Request<Incoming>| async move {
-            if turn.fetch_add(1, Ordering::Relaxed) > 0 {
-                tokio::task::yield_now().await;
-            }
-            permit.request_begins();
-            self.settle(admission, permit);
-            let (request, _) = request.into_parts();
-            let mut response = match admission {
-                Admission::Pod(origin) => self.proxy.handle(origin, &request).await,
-                Admission::Probe | Admission::Refused => probe(&request),
-            };
-            self.settle(admission, permit);
-            let is_over = matches!(admission, Admission::Pod(origin) if origin.is_over());
-            if permit.request_ends() || is_over || self.drain.has_begun() {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<_, Infallible>(response)
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.head_timeout)
-            .max_buf_size(MAX_HEAD)
-            .max_headers(MAX_HEADERS)
-            .half_close(false)
-            .serve_connection(TokioIo::new(Timely::connection(stream, self.head_timeout)), service);
-        let mut connection = std::pin::pin!(connection);
-        let mut in_turns = std::future::poll_fn(|context| {
-            turn.store(0, Ordering::Relaxed);
-            connection.as_mut().poll(context)
-        });
-        let ended = tokio::select! {
-            ended = &mut in_turns => ended,
-            closing = permit.closing() => {
-                self.metrics.connection_ended(closing.name());
-                if closing == Closing::Displaced {
-                    if matches!(source, Source::Unknown(..)) {
-                        self.record.closed(source, Port::Metadata, Limit::Displaced);
-                    }
-                    return;
-                }
-                self.finish(connection.as_mut()).await
-            }
-            () = self.drain.closing() => self.finish(connection.as_mut()).await,
-        };
-        if let Err(error) = ended {
-            let reason = ended_by(&error);
-            self.metrics.connection_ended(reason);
-            let source = match admission {
-                Admission::Pod(origin) => Some(tracing::field::display(origin.ip)),
-                Admission::Probe | Admission::Refused => None,
-            };
-            debug!(source, %error, reason, "a connection to the app port ended early");
-        }
-    }
-
-    /// Ends a connection gracefully: a request that has arrived is still answered.
-    async fn finish<S>(&self, mut connection: Pin<&mut Connection<S>>) -> hyper::Result<()>
-    where
-        S: HttpService<Incoming, ResBody = Full<Bytes>, Error = Infallible>,
-    {
-        connection.as_mut().graceful_shutdown();
-        tokio::select! {
-            ended = connection => ended,
-            () = self.drain.forced() => Ok(()),
-        }
-    }
 }
 
-type Connection<S> = http1::Connection<TokioIo<Timely<TcpStream>>, S>;
-
-/// Why a connection ended before its peer was done with it.
-fn ended_by(error: &hyper::Error) -> &'static str {
-    // An answer that is not taken in time is an error of the stream.
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
-    if error.is_timeout() || source.is_some_and(|source| source.kind() == std::io::ErrorKind::TimedOut) {
-        "timeout"
-    } else if error.is_parse() {
-        "malformed"
-    } else {
-        "peer"
-    }
-}
-
-/// The only answers to a connection that was not redirected: kube2iam's liveness probe asks for this on the app port.
+/// Returns the response to a connection that was not redirected: kube2iam's liveness probe requests `/healthz` on the app port.
 fn probe(request: &http::request::Parts) -> Response<Full<Bytes>> {
     let healthy = matches!(request.method, Method::GET | Method::HEAD) && request.uri.path() == "/healthz";
     let (status, body) = if healthy { (StatusCode::OK, "ok\n") } else { (StatusCode::NOT_FOUND, "") };
@@ -427,8 +337,8 @@ fn probe(request: &http::request::Parts) -> Response<Full<Bytes>> {
     response
 }
 
-/// Where a connection was going before NAT; `None` where it was not rewritten. The kernel keeps this for IPv4 also under a
-/// socket of IPv6 (`SO_ORIGINAL_DST`, `IP6T_SO_ORIGINAL_DST`).
+/// Returns the destination of a connection before NAT, or `None` if NAT did not rewrite it (`SO_ORIGINAL_DST`,
+/// `IP6T_SO_ORIGINAL_DST`). For IPv4, the kernel keeps it under a socket of IPv6 as well.
 fn original_destination(stream: &impl AsFd) -> Option<SocketAddr> {
     if let Ok(v4) = getsockopt(stream, sockopt::OriginalDst) {
         let ip = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));

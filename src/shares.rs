@@ -84,6 +84,11 @@ impl<G: Clone + Eq + Hash, M: Clone + Eq + Hash, T> Shares<G, M, T> {
         self.held.iter().map(|(id, held)| (*id, &held.value))
     }
 
+    /// The entries of one member, oldest first.
+    pub(crate) fn of<'a>(&'a self, member: &'a M) -> impl Iterator<Item = (u64, &'a T)> {
+        self.held.iter().filter(move |(_, held)| held.member == *member).map(|(id, held)| (*id, &held.value))
+    }
+
     /// Returns the number of taken places.
     pub(crate) fn len(&self) -> usize {
         self.held.len()

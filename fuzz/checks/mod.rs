@@ -17,7 +17,7 @@ use rolegate::pods::{Namespace, Pod, PodContext, PodUid};
 use rolegate::policy::node::NodeIdentity;
 use rolegate::policy::patterns::Patterns;
 use rolegate::policy::{Decision, Policy, Rules};
-use rolegate::proxy::route::{Hosts, Route, TOKEN_TTL, route as route_of};
+use rolegate::proxy::route::{Body, Hosts, Route, RouteContext, TOKEN_TTL, route as route_of};
 use rolegate::proxy::token::Tokens;
 use rolegate::role::{BaseArn, CallerIdentity, RoleArn};
 
@@ -112,14 +112,20 @@ pub(crate) fn annotations(written: &Written<'_>) {
     let Decision::Allow { request, audit } = decision else { return };
     assert_eq!(audit, None);
     assert_eq!(Some(request.role().as_str()), model::allowed_role(written).as_deref(), "{written:?}");
-    assert_eq!(request.external_id().map(|id| id.as_str()), written.external_id, "{written:?}");
-    if let Some(name) = written.session_name {
-        assert_eq!(request.session_name().as_str(), name, "{written:?}");
+    assert_eq!(request.external_id().map(|id| id.as_str()), written.external_id.filter(|id| !id.is_empty()), "{written:?}");
+    if let Some(name) = written.session_name.filter(|name| !name.is_empty()) {
+        assert_eq!(request.session_name().as_str(), model::session_name(name), "{written:?}");
     }
 }
 
 /// Every request is refused or is in the table. A request that is not refused contains nothing that could be read in two ways.
 pub(crate) fn route(method: &[u8], target: &[u8], headers: &[(&[u8], &[u8])], version: Version) {
+    for body in [Body::Unread, Body::EmptyChunked] {
+        route_with(method, target, headers, version, body);
+    }
+}
+
+fn route_with(method: &[u8], target: &[u8], headers: &[(&[u8], &[u8])], version: Version, body: Body) {
     let (Ok(method), Ok(uri)) = (Method::from_bytes(method), Uri::try_from(target)) else { return };
     let mut map = HeaderMap::new();
     for (name, value) in headers {
@@ -127,18 +133,23 @@ pub(crate) fn route(method: &[u8], target: &[u8], headers: &[(&[u8], &[u8])], ve
             map.append(name, value);
         }
     }
-    let Ok(route) = route_of(&method, &uri, version, &map, &Hosts::default()) else { return };
+    let Ok(route) = route_of(&method, &uri, version, &map, context(&Hosts::default(), body)) else { return };
     let path = uri.path();
     let odd = |byte: u8| !byte.is_ascii_graphic() || b"%\\;\"<>^`{|}#".contains(&byte);
     assert!(!path.bytes().any(odd) && path.starts_with('/'), "{route:?} by {path:?}");
     assert!(!path.split('/').any(|segment| matches!(segment, "." | "..")), "{route:?} by {path:?}");
     assert!(uri.to_string().len() <= 2048 + "http://169.254.169.254:80".len(), "a target of {} bytes", uri.to_string().len());
-    for refused in [TRANSFER_ENCODING, FORWARDED, HeaderName::from_static("x-forwarded-for")] {
+    for refused in [FORWARDED, HeaderName::from_static("x-forwarded-for")] {
         assert!(!map.contains_key(&refused), "{route:?} with {refused}");
+    }
+    let encodings: Vec<_> = map.get_all(TRANSFER_ENCODING).iter().collect();
+    if !encodings.is_empty() {
+        assert!(matches!(route, Route::NewToken { .. }) && body == Body::EmptyChunked && version == Version::HTTP_11, "{route:?}");
+        assert!(encodings == ["chunked"] && !map.contains_key(CONTENT_LENGTH), "{encodings:?}");
     }
     assert!(map.get_all(CONTENT_LENGTH).iter().all(|length| length == "0") && map.get_all(CONTENT_LENGTH).iter().count() <= 1);
     let hosts: Vec<_> = map.get_all(HOST).iter().collect();
-    assert!(hosts.len() == 1 || hosts.is_empty() && version == Version::HTTP_10, "{hosts:?}");
+    assert!(hosts.len() <= 1, "{hosts:?}");
     assert!(hosts.iter().all(|host| model::is_host(host.as_bytes())), "{hosts:?}");
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     let is_read = method == Method::GET || method == Method::HEAD;
@@ -152,7 +163,7 @@ pub(crate) fn route(method: &[u8], target: &[u8], headers: &[(&[u8], &[u8])], ve
         }
         Route::Credentials { role, extended } => {
             let list = if *extended { "security-credentials-extended" } else { "security-credentials" };
-            is_read && segments[1..] == ["meta-data", "iam", list, role.as_str()]
+            is_read && segments[1..4] == ["meta-data", "iam", list] && segments[4..].join("/") == *role && !role.is_empty()
         }
         Route::Versions => is_read && segments.is_empty(),
         Route::Metadata { path } => {
@@ -164,6 +175,14 @@ pub(crate) fn route(method: &[u8], target: &[u8], headers: &[(&[u8], &[u8])], ve
         _ => is_read,
     };
     assert!(is_right, "{method} {uri}: {route:?}");
+    if !matches!(route, Route::NewToken { .. } | Route::Versions | Route::Unknown) {
+        assert!(model::is_version(segments[0], "2026-02-28"), "{uri}: {route:?}");
+    }
+}
+
+/// What a route depends on besides the head. It is always the same time.
+fn context(hosts: &Hosts, body: Body) -> RouteContext<'_> {
+    RouteContext { hosts, body, now: "2026-02-28T12:00:00Z".parse().unwrap() }
 }
 
 /// Neither bytes that the daemon did not issue nor a modified token are accepted.
@@ -196,7 +215,7 @@ pub(crate) fn host(value: &[u8]) {
     let target = Uri::from_static("/latest/meta-data/iam/security-credentials/");
     for own in [None, Some(OWN)] {
         let hosts = Hosts { own: own.map(|own| own.parse().unwrap()) };
-        let routed = route_of(&Method::GET, &target, Version::HTTP_11, &headers, &hosts);
+        let routed = route_of(&Method::GET, &target, Version::HTTP_11, &headers, context(&hosts, Body::Unread));
         let expected = model::is_host(value.as_bytes()) || own.is_some_and(|own| own.as_bytes() == value.as_bytes());
         assert_eq!(routed.is_ok(), expected, "{value:?}: {routed:?}");
     }

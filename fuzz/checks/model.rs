@@ -22,8 +22,21 @@ pub(crate) fn is_role_arn(text: &str) -> bool {
 
 /// Returns whether this is a host that clients of the metadata service write.
 pub(crate) fn is_host(value: &[u8]) -> bool {
-    let hosts = ["169.254.169.254", "169.254.169.254:80", "[fd00:ec2::254]", "[fd00:ec2::254]:80", "fd00:ec2::254"];
-    hosts.iter().any(|host| host.as_bytes() == value)
+    let hosts = ["169.254.169.254", "[fd00:ec2::254]", "instance-data", "instance-data.ec2.internal"];
+    value == b"fd00:ec2::254" || hosts.iter().any(|host| value.strip_suffix(b":80").unwrap_or(value) == host.as_bytes())
+}
+
+/// Whether a version is `latest`, `1.0`, or a date from the first one to today.
+pub(crate) fn is_version(text: &str, today: &str) -> bool {
+    static DATE: OnceLock<Regex> = OnceLock::new();
+    let is_date = is_match(r"\A[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])\z", &DATE, text);
+    matches!(text, "latest" | "1.0") || is_date && ("2007-01-19"..=today).contains(&text)
+}
+
+/// What kiam makes of a session name. STS takes no name of one character, which is lengthened.
+pub(crate) fn session_name(chosen: &str) -> String {
+    let fit: String = chosen.chars().map(|c| if c.is_ascii_alphanumeric() || "_+=,.@-".contains(c) { c } else { '-' }).take(64).collect();
+    if fit.len() == 1 { format!("pod-{fit}") } else { fit }
 }
 
 /// Completes a short name with the base. An ARN is unchanged.
@@ -118,13 +131,12 @@ fn ends(node: &Node, text: &[char], start: usize) -> BTreeSet<usize> {
 /// Returns the role that may be allowed for what is written, on a node of account 111122223333 whose own role is `nodes`, with
 /// namespace restrictions.
 pub(crate) fn allowed_role(written: &Written<'_>) -> Option<String> {
-    static NAME: OnceLock<Regex> = OnceLock::new();
     static ID: OnceLock<Regex> = OnceLock::new();
     let role = completed(written.role?, BASE);
     let (beginning, name) = role.rsplit_once('/')?;
     let is_node = beginning.starts_with("arn:aws:iam::111122223333:") && name.eq_ignore_ascii_case("nodes");
-    let session_name = written.session_name.is_none_or(|name| is_match(r"\A[A-Za-z0-9_+=,.@-]{2,64}\z", &NAME, name));
-    let external_id = written.external_id.is_none_or(|id| is_match(r"\A[A-Za-z0-9_+=,.@:/-]{2,}\z", &ID, id) && id.len() <= 1224);
+    let external_id =
+        written.external_id.is_none_or(|id| id.is_empty() || is_match(r"\A[A-Za-z0-9_+=,.@:/-]{2,}\z", &ID, id) && id.len() <= 1224);
     let by_list = match written.allowed_roles {
         None => false,
         Some(text) => {
@@ -136,7 +148,7 @@ pub(crate) fn allowed_role(written: &Written<'_>) -> Option<String> {
         None => false,
         Some(expression) => whole(expression, "", &role)?,
     };
-    let good = is_role_arn(&role) && role.starts_with("arn:aws:") && !is_node && session_name && external_id;
+    let good = is_role_arn(&role) && role.starts_with("arn:aws:") && !is_node && external_id;
     (good && (by_list || by_expression)).then_some(role)
 }
 

@@ -264,7 +264,14 @@ const SERVING: &[Flag] = &[
         "limits-head-timeout",
         "DURATION",
         "5s",
-        "Timeout for a request to arrive, for the next request on an idle connection, and for an answer to be read",
+        "Timeout for a request to arrive, counted from its first byte, and for an answer to be read",
+    ),
+    value(
+        "limits-idle-timeout",
+        "DURATION",
+        "75s",
+        "Time after which a connection without a request is closed; while connections are short, idle ones are closed at \
+         once",
     ),
     value(
         "metadata-addr",

@@ -21,6 +21,8 @@ use super::{
 const MAX_LIMIT: u32 = 1_000_000;
 /// The shortest and the longest timeout of a request.
 const HEAD_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
+/// What the idle timeout of the app port may be.
+const IDLE_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 use crate::role::{BaseArn, MAX_ARN_LENGTH, RoleArn};
 use crate::session_limits::LONGEST_CHAINED;
 use crate::session_limits::LONGEST_SDK_MARGIN;
@@ -379,7 +381,12 @@ fn limits(source: &mut SettingSource<'_>) -> LimitsConfig {
     if !HEAD_TIMEOUTS.contains(&head_timeout) {
         source.mistake("--limits-head-timeout: expected 100ms to 1m");
     }
-    LimitsConfig { connections: connections as usize, connections_per_pod: connections_per_pod as usize, connection_rate, head_timeout }
+    let idle_timeout = source.duration("limits-idle-timeout", default.idle_timeout);
+    if !IDLE_TIMEOUTS.contains(&idle_timeout) {
+        source.mistake("--limits-idle-timeout: expected 100ms to 1h");
+    }
+    let (connections, connections_per_pod) = (connections as usize, connections_per_pod as usize);
+    LimitsConfig { connections, connections_per_pod, connection_rate, head_timeout, idle_timeout }
 }
 
 /// The real service, and what pods may read of it. Where the SDK is told that there is no metadata service, there is none for

@@ -123,6 +123,7 @@ const CASES: &[Case] = &[
     ("limits-connections-per-pod", "7", &[], |config| config.server.limits.connections_per_pod == 7),
     ("limits-connection-rate", "9", &[], |config| config.server.limits.connection_rate == 9),
     ("limits-head-timeout", "700ms", &[], |config| config.server.limits.head_timeout == Duration::from_millis(700)),
+    ("limits-idle-timeout", "3m", &[], |config| config.server.limits.idle_timeout == Duration::from_secs(180)),
     ("iptables", "true", &[], |config| config.redirect.backend == RedirectBackend::Auto),
     ("redirect", "iptables", &[], |config| config.redirect.backend == RedirectBackend::Iptables),
     ("redirect-interval", "5s", &[], |config| config.redirect.interval == Duration::from_secs(5)),
@@ -655,6 +656,7 @@ fn limits_are_numbers_that_make_sense_together() {
         assert_eq!((limits.connections, limits.connections_per_pod), (all, per_pod), "the default fits in");
     }
     assert!(mistake(&["--limits-head-timeout=0s"]).contains("100ms to 1m"));
+    assert!(mistake(&["--limits-idle-timeout=2h"]).contains("100ms to 1h"));
 }
 
 #[test]

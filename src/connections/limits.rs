@@ -1,8 +1,9 @@
 //! Limits of open connections, and how room is made for new ones.
 //!
-//! A connection beyond a limit waits, unread, for at most one second. To make room, the source's idle connections are closed, the
-//! longest idle first. If all places are taken, those of the largest namespace and its largest pod are closed. While a connection
-//! waits, responses on connections that could make room for it carry `Connection: close`.
+//! A connection beyond a limit takes the place of an idle connection: of the source's own if the limit is the source's, otherwise of
+//! the largest namespace and its largest pod; the longest idle first. An idle connection therefore never keeps another one out. If
+//! none is idle, the connection waits, unread, for at most one second. Meanwhile, responses on connections that could make room for
+//! it carry `Connection: close`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -17,10 +18,11 @@ use super::record::Limit;
 use super::source::{Source, SourceKey};
 use crate::shares::{Displaced, Full, Network, Shares};
 
+mod room;
 mod slot;
 
 pub(crate) use slot::Closing;
-use slot::{BUSY, DISPLACED, IDLE_GRACE, MADE_ROOM, Slot};
+use slot::{BUSY, DISPLACED, IDLE_GRACE, MADE_ROOM, Slot, longest_idle};
 
 /// The number of connections that a source may have even when most places are taken.
 const FEW: usize = 4;
@@ -40,8 +42,25 @@ pub(crate) struct ConnectionSettings {
     pub unknown: usize,
     /// Of one such address.
     pub per_unknown: usize,
-    /// That wait for a place. Where none may wait, an idle connection gives its place to a source that has none at all.
+    /// That wait for a place. If none may wait, an idle connection gives its place only to a source that has none at all.
     pub waiting: usize,
+}
+
+impl ConnectionSettings {
+    /// The places that sources with few connections leave to all others.
+    fn for_pods(&self) -> usize {
+        self.all - self.all.div_ceil(4)
+    }
+
+    /// The places that namespaces with few connections leave to all others.
+    fn for_namespaces(&self) -> usize {
+        self.all - self.all / 8
+    }
+
+    /// The number of connections that a namespace may have even when most places are taken.
+    fn namespace_share(&self) -> usize {
+        (self.all / 16).max(FEW)
+    }
 }
 
 /// How many connections may be open; cheap to clone.
@@ -153,17 +172,20 @@ impl ConnectionLimits {
         let Err(limit) = state.fits(&self.0.settings, source, &key) else {
             if state.all >= self.0.settings.all && key != SourceKey::Node {
                 // It is one more than there should be.
-                state.make_room(source, &key, Limit::All, self.0.now());
+                state.make_room(&self.0.settings, source, &key, self.0.now());
             }
             state.open(source.clone(), key, slot.clone());
             return Admitted::Open(permit());
         };
-        if key == SourceKey::Node {
+        let may_wait = self.0.settings.waiting > 0;
+        if key == SourceKey::Node || (!may_wait && state.of(&key) > 0) {
             return Admitted::Refused(limit);
         }
-        if self.0.settings.waiting == 0 {
-            let is_open = state.replace_idle(source, &key, limit, &slot, self.0.now());
-            return if is_open { Admitted::Open(permit()) } else { Admitted::Refused(limit) };
+        if state.replace_idle(&self.0.settings, source, &key, limit, &slot, self.0.now()) {
+            return Admitted::Open(permit());
+        }
+        if !may_wait {
+            return Admitted::Refused(limit);
         }
         let (granted, receiver) = oneshot::channel();
         let waiter = ConnectionWaiter { source: source.clone(), key: key.clone(), slot: slot.clone(), limit, granted };
@@ -172,7 +194,6 @@ impl ConnectionLimits {
             return Admitted::Refused(limit);
         }
         self.0.waiting.store(state.queue.len(), Ordering::Relaxed);
-        state.make_room(source, &key, limit, self.0.now());
         Admitted::Wait(ConnectionWait { permit: permit(), granted: receiver, limit })
     }
 
@@ -237,11 +258,11 @@ impl LimitsState {
             // One for each namespace is beyond the limit: there are no more of them than pods on the node.
             return if self.has_any(source, key) { Err(Limit::All) } else { Ok(()) };
         }
-        if own >= FEW && self.all > all - all.div_ceil(4) {
+        if own >= FEW && self.all > settings.for_pods() {
             return Err(Limit::Room);
         }
-        let is_last = self.all >= all - all / 8 && matches!(source, Source::Pod(_));
-        if is_last && self.of_namespace(source.namespace()) >= (all / 16).max(FEW) {
+        let is_last = self.all >= settings.for_namespaces() && matches!(source, Source::Pod(_));
+        if is_last && self.of_namespace(source.namespace()) >= settings.namespace_share() {
             return Err(Limit::Namespace);
         }
         Ok(())
@@ -263,8 +284,12 @@ impl LimitsState {
         settings: &ConnectionSettings,
         now: u64,
     ) -> Result<Option<Displaced<IpAddr, Arc<Slot>>>, Limit> {
-        if self.unknown.len() >= settings.unknown {
-            self.make_room_for_unknown(now);
+        if self.unknown.held_by(&ip) >= settings.per_unknown {
+            let idle = longest_idle(self.unknown.of(&ip), now);
+            self.close_unknown(idle);
+        } else if self.unknown.len() >= settings.unknown {
+            let idle = longest_idle(self.unknown.iter(), now);
+            self.close_unknown(idle);
         }
         let displaced = self.unknown.enter(slot.id, network, ip, slot).map_err(|(Full::Member | Full::All)| Limit::Unknown)?;
         if let Some(displaced) = &displaced {
@@ -286,57 +311,9 @@ impl LimitsState {
         true
     }
 
-    /// Closes an idle connection whose place this source may have.
-    fn make_room(&self, source: &Source, key: &SourceKey, limit: Limit, now: u64) {
-        if let Some(slot) = self.idle_slot(source, key, limit, now) {
-            slot.close(MADE_ROOM);
-        }
-    }
-
-    /// Gives the place of an idle connection to a source that has none. Returns whether there was one.
-    fn replace_idle(&mut self, source: &Source, key: &SourceKey, limit: Limit, slot: &Arc<Slot>, now: u64) -> bool {
-        if self.of(key) > 0 {
-            return false;
-        }
-        let Some(idle) = self.idle_slot(source, key, limit, now) else { return false };
-        idle.close(MADE_ROOM);
-        if let Some(of) = idle.key.get() {
-            self.leave(of, idle.id);
-        }
-        self.open(source.clone(), key.clone(), slot.clone());
-        true
-    }
-
-    /// The idle connection whose place this source may have.
-    fn idle_slot(&self, source: &Source, key: &SourceKey, limit: Limit, now: u64) -> Option<Arc<Slot>> {
-        let mut accounts: Vec<&Account> = match limit {
-            Limit::All => self.accounts.iter().filter(|(key, _)| **key != SourceKey::Node).map(|(_, account)| account).collect(),
-            Limit::Namespace => self.accounts.values().filter(|account| account.source.namespace() == source.namespace()).collect(),
-            _ => self.accounts.get(key).into_iter().collect(),
-        };
-        let mut namespaces: HashMap<&str, usize> = HashMap::new();
-        for account in &accounts {
-            *namespaces.entry(account.source.namespace()).or_default() += account.open.len();
-        }
-        let own = self.of(key);
-        accounts.retain(|account| account.open.len() >= own);
-        accounts.sort_by_key(|account| {
-            let of_namespace = namespaces.get(account.source.namespace()).copied().unwrap_or(0);
-            std::cmp::Reverse((of_namespace, account.open.len()))
-        });
-        let longest = |account: &&Account| {
-            let idle = account.open.values().filter_map(|slot| Some((slot.idle_for(now)?, slot)));
-            idle.max_by_key(|(idle, _)| *idle).map(|(_, slot)| slot.clone())
-        };
-        accounts.iter().find_map(longest)
-    }
-
-    /// Closes the unknown source's longest idle connection, if it has one. This comes before a connection with a request in
-    /// flight is displaced.
-    fn make_room_for_unknown(&mut self, now: u64) {
-        let idle = self.unknown.iter().filter_map(|(id, slot)| Some((slot.idle_for(now)?, id)));
-        let longest = idle.max_by_key(|(idle, _)| *idle).map(|(_, id)| id);
-        if let Some(slot) = longest.and_then(|id| self.unknown.leave(id)) {
+    /// Closes a connection of an unknown address. This comes before a connection with a request in flight is displaced.
+    fn close_unknown(&mut self, id: Option<u64>) {
+        if let Some(slot) = id.and_then(|id| self.unknown.leave(id)) {
             slot.close(MADE_ROOM);
         }
     }
@@ -358,15 +335,16 @@ impl ConnectionWait {
     /// Waits for a place, or returns the limit that prevented it.
     pub(crate) async fn place(self) -> Result<ConnectionPermit, Limit> {
         let Self { permit, mut granted, limit } = self;
-        // A connection that was not idle for long enough before may be now.
-        match tokio::time::timeout(IDLE_GRACE, &mut granted).await {
-            Ok(granted) => return granted.map(|()| permit).map_err(|_| limit),
-            Err(_) => permit.make_room(),
+        let until = Instant::now() + WAIT;
+        while Instant::now() < until {
+            // A connection that was not idle for long enough before may be now.
+            match tokio::time::timeout_at(until.min(Instant::now() + IDLE_GRACE), &mut granted).await {
+                Ok(granted) => return granted.map(|()| permit).map_err(|_| limit),
+                Err(_) if permit.replaces_idle() => return Ok(permit),
+                Err(_) => {}
+            }
         }
-        match tokio::time::timeout(WAIT - IDLE_GRACE, &mut granted).await {
-            Ok(Ok(())) => Ok(permit),
-            Ok(Err(_)) | Err(_) => Err(limit),
-        }
+        Err(limit)
     }
 }
 
@@ -414,11 +392,17 @@ impl ConnectionPermit {
         self.slot.closing().await
     }
 
-    fn make_room(&self) {
-        let (state, now) = (self.shared.lock(), self.shared.now());
-        if let Some(waiter) = state.queue.get(self.slot.id) {
-            state.make_room(&waiter.source, &waiter.key, waiter.limit, now);
+    /// Takes the place of an idle connection, if this one still waits. Returns whether there was one.
+    fn replaces_idle(&self) -> bool {
+        let (mut state, now, id) = (self.shared.lock(), self.shared.now(), self.slot.id);
+        let Some(ConnectionWaiter { source, key, limit, .. }) = state.queue.get(id) else { return false };
+        let (source, key, limit) = (source.clone(), key.clone(), *limit);
+        if !state.replace_idle(&self.shared.settings, &source, &key, limit, &self.slot, now) {
+            return false;
         }
+        state.queue.leave(id);
+        self.shared.waiting.store(state.queue.len(), Ordering::Relaxed);
+        true
     }
 }
 

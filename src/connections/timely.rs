@@ -1,4 +1,4 @@
-//! How long an answer may stay unread.
+//! How long a response may stay unread.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,17 +11,20 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tracing::debug;
 
+use super::progress::Progress;
+
 /// Limits how long the kernel keeps data that a peer does not read, even if the peer keeps announcing a zero window (tcp(7),
 /// TCP_USER_TIMEOUT). This also covers data that is still unsent when the process closes the socket.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A stream that fails when what was written to it could not be flushed in time.
+/// A stream that fails if what was written to it cannot be flushed in time.
 #[derive(Debug)]
 pub(crate) struct Timely<S> {
     stream: S,
     timeout: Duration,
     /// Runs from the first write that blocks until the next flush, however little the peer reads meanwhile.
     late: Option<Pin<Box<Sleep>>>,
+    progress: Option<Progress>,
 }
 
 impl Timely<TcpStream> {
@@ -39,7 +42,13 @@ impl Timely<TcpStream> {
 impl<S> Timely<S> {
     /// Wraps a stream other than TCP.
     pub(crate) fn new(stream: S, timeout: Duration) -> Self {
-        Self { stream, timeout, late: None }
+        Self { stream, timeout, late: None, progress: None }
+    }
+
+    /// Reports the bytes that arrive.
+    #[must_use]
+    pub(crate) fn reporting_to(self, progress: Progress) -> Self {
+        Self { progress: Some(progress), ..self }
     }
 
     fn in_time<T>(&mut self, context: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -54,7 +63,12 @@ impl<S> Timely<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Timely<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if let Some(progress) = &self.progress {
+            progress.received(&buffer.filled()[before..]);
+        }
+        read
     }
 }
 

@@ -42,7 +42,6 @@ denials! {
     Denial::NodeRole => [Denial::NodeRole];
     Denial::NotAllowedOnNode => [Denial::NotAllowedOnNode];
     Denial::BadExternalId(_) => FORMS.map(Denial::BadExternalId);
-    Denial::BadSessionName(_) => FORMS.map(Denial::BadSessionName);
     Denial::NamespaceUnknown => [Denial::NamespaceUnknown];
     Denial::NamespaceHasNoList => [Denial::NamespaceHasNoList];
     Denial::BadNamespaceList(..) => bad_lists();

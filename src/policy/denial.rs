@@ -110,9 +110,6 @@ pub enum Denial {
     /// The external ID annotation is malformed.
     #[error("the external-id annotation of the pod is not valid: {0}")]
     BadExternalId(ParseError),
-    /// The session name annotation is malformed.
-    #[error("the session-name annotation of the pod is not valid: {0}")]
-    BadSessionName(ParseError),
     /// Restrictions apply, and the namespace is not known.
     #[error("the pod's namespace, whose annotations --namespace-restrictions needs, is not known yet or was deleted")]
     NamespaceUnknown,
@@ -147,7 +144,7 @@ impl Advise for Denial {
             Self::BadNamespaceList(_, mistake) => return mistake.advice(),
             Self::NotAllowedInNamespace => "add the role to the allowed-roles or permitted annotation of the namespace".into(),
             // The message says what is expected.
-            Self::BadExternalId(_) | Self::BadSessionName(_) => return None,
+            Self::BadExternalId(_) => return None,
             // It becomes known without any action.
             Self::ServiceAccountUnknown | Self::NamespaceUnknown => return None,
         })
@@ -171,7 +168,6 @@ impl Denial {
             Self::NodeRole => "node-role",
             Self::NotAllowedOnNode => "not-allowed-on-node",
             Self::BadExternalId(_) => "bad-external-id",
-            Self::BadSessionName(_) => "bad-session-name",
             Self::NamespaceUnknown => "namespace-unknown",
             Self::NamespaceHasNoList => "no-namespace-list",
             Self::BadNamespaceList(_, Mistake::NotAList) => "bad-namespace-list",

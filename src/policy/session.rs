@@ -1,6 +1,5 @@
 //! The parameters of a session besides its role: its name, source identity and tags.
 
-use super::denial::Denial;
 use super::trace::{StepVerdict, Trace, TraceStep, What};
 use crate::config::session::{Piece, Placeholder, SessionScope, SessionTag, SessionTemplate};
 use crate::pods::{Pod, PodUid};
@@ -71,20 +70,33 @@ impl RequestTag {
 }
 
 impl SessionRules {
-    pub(super) fn name(&self, pod: &Pod, role: &RoleArn, trace: &mut impl Trace) -> Result<SessionName, Denial> {
-        let source = || "the session-name annotation of the pod".to_owned();
-        // A malformed annotation is refused even if it is not used.
-        let given = pod.session_name.as_deref().map(str::parse::<SessionName>).transpose().map_err(Denial::BadSessionName);
-        if let Some(given) = trace_given(given, source, trace)? {
+    /// Returns the name of the session. Every annotation gives one: kiam makes them fit, and an empty one counts as absent.
+    pub(super) fn name(&self, pod: &Pod, role: &RoleArn, trace: &mut impl Trace) -> SessionName {
+        if let Some(given) = pod.session_name.as_deref().filter(|name| !name.is_empty()) {
             let (flag, why) = match self.scope {
-                SessionScope::Pod if self.pod_may_name => return Ok(given),
-                SessionScope::Pod => ("--session-name-template", "set: the annotation is not used"),
+                SessionScope::Pod if self.pod_may_name => {
+                    let name = SessionName::chosen_as(given);
+                    trace.note(|| TraceStep {
+                        what: What::SessionName,
+                        source: "the session-name annotation of the pod".to_owned(),
+                        detail: quoted(name.as_str()),
+                        verdict: StepVerdict::Passed,
+                    });
+                    return name;
+                }
+                SessionScope::Pod => ("--session-name-template", "set: the session-name annotation of the pod is not used"),
                 SessionScope::Role => ("--session-scope", "role: pods of one role share a session and its name"),
             };
             trace.skip(What::SessionName, || flag.to_owned(), || why.to_owned());
         }
         let name = SessionName::derived_from(&self.render(&self.name, pod, role));
-        trace.check(What::SessionName, || "--session-name-template".to_owned(), Ok(name), |name| name.as_str().to_owned())
+        trace.note(|| TraceStep {
+            what: What::SessionName,
+            source: "--session-name-template".to_owned(),
+            detail: name.as_str().to_owned(),
+            verdict: StepVerdict::Passed,
+        });
+        name
     }
 
     /// Returns the source identity. Only the operator sets it: no annotation changes it.
@@ -158,17 +170,6 @@ impl SessionRules {
             let _ = trace.check(What::SessionTags, || "--session-tags".to_owned(), Ok(()), |()| text());
         }
         tags
-    }
-}
-
-fn trace_given(
-    given: Result<Option<SessionName>, Denial>,
-    source: impl Fn() -> String,
-    trace: &mut impl Trace,
-) -> Result<Option<SessionName>, Denial> {
-    match given {
-        Ok(None) => Ok(None),
-        given => trace.check(What::SessionName, source, given, |name| name.as_ref().map_or_else(String::new, |name| quoted(name.as_str()))),
     }
 }
 

@@ -139,7 +139,9 @@ fn the_external_id_is_the_pods_own() {
     let with = |id: &str| Pod { external_id: Some(id.to_owned()), ..pod_with("web") };
     assert_eq!(allowed(&rules(), &pod_with("web")).external_id(), None);
     assert_eq!(allowed(&rules(), &with("abc-1")).external_id().map(ExternalId::as_str), Some("abc-1"));
-    for bad in ["", "x", "a b", "a\nb", &"x".repeat(1225)] {
+    assert_eq!(allowed(&rules(), &with("")).external_id(), None, "as if it were not there");
+    assert_eq!(allowed(&rules(), &with("")), allowed(&rules(), &pod_with("web")));
+    for bad in [" ", "x", "a b", "a\nb", &"x".repeat(1225)] {
         assert_eq!(denied(&rules(), &with(bad)), Denial::BadExternalId(ParseError::ExternalId), "{bad:?}");
     }
 }
@@ -147,7 +149,7 @@ fn the_external_id_is_the_pods_own() {
 #[test]
 fn a_bad_external_id_denies_the_default_role_too() {
     let with_default = Rules { default_role: Some(arn("default")), ..rules() };
-    let pod = Pod { external_id: Some(String::new()), ..pod() };
+    let pod = Pod { external_id: Some("a b".to_owned()), ..pod() };
     assert_eq!(denied(&with_default, &pod), Denial::BadExternalId(ParseError::ExternalId));
 }
 
@@ -156,8 +158,17 @@ fn the_session_is_named_by_the_annotation_or_after_the_pod() {
     let with = |name: &str| Pod { session_name: Some(name.to_owned()), ..pod_with("web") };
     assert_eq!(allowed(&rules(), &pod_with("web")).session_name().as_str(), "web-7f9c-abcde");
     assert_eq!(allowed(&rules(), &with("batch@night")).session_name().as_str(), "batch@night");
-    for bad in ["", "x", "a b", "a/b", &"x".repeat(65)] {
-        assert_eq!(denied(&rules(), &with(bad)), Denial::BadSessionName(ParseError::SessionName), "{bad:?}");
+    let long = "x".repeat(64);
+    for (odd, expected) in [
+        ("", "web-7f9c-abcde"),
+        ("x", "pod-x"),
+        ("a b", "a-b"),
+        ("a/b:c\n\u{e9}", "a-b-c--"),
+        ("w_+=,.@-", "w_+=,.@-"),
+        (&format!("{long}-end"), &long),
+        (&format!("{}\u{1f600}-end", "x".repeat(63)), &format!("{}-", "x".repeat(63))),
+    ] {
+        assert_eq!(allowed(&rules(), &with(odd)).session_name().as_str(), expected, "{odd:?}");
     }
     let long = Pod { name: format!("{}-abcde", "n".repeat(100)), ..pod_with("web") };
     assert!(allowed(&rules(), &long).session_name().as_str().ends_with("-abcde"));
@@ -208,9 +219,18 @@ fn an_operators_template_applies_to_pods_with_a_session_name_too() {
     let given = Rules { sessions, ..rules() };
     assert_eq!(allowed(&given, &named).session_name().as_str(), "web-7f9c-abcde");
     assert_eq!(allowed(&rules(), &named).session_name().as_str(), "somebody-else");
-    // A malformed annotation is refused, even if it is not used.
-    let bad = Pod { session_name: Some("a b".to_owned()), ..pod_with("web") };
-    assert_eq!(denied(&given, &bad), Denial::BadSessionName(ParseError::SessionName));
+}
+
+/// What STS is told is the key, and not what the pod says.
+#[test]
+fn session_names_that_become_equal_are_told_apart_only_by_the_pod() {
+    let named = |uid: &str, name: &str| Pod { uid: PodUid(uid.into()), session_name: Some(name.to_owned()), ..pod_with("web") };
+    let one = allowed(&rules(), &named("uid-1", "a b"));
+    assert_eq!(one, allowed(&rules(), &named("uid-1", "a-b")));
+    let other = allowed(&rules(), &named("uid-2", "a/b"));
+    assert_eq!(one.session_name(), other.session_name());
+    assert_ne!(one, other, "another pod has a session of its own");
+    assert_ne!(one, allowed(&rules(), &named("uid-1", "a.b")));
 }
 
 #[test]
@@ -287,7 +307,7 @@ fn no_mode_allows_malformed_annotations() {
     for restrictions in [Restrictions::Off, Restrictions::Audit, Restrictions::Enforce] {
         let rules = Rules { restrictions, ..rules() };
         let everything = namespace(Some(r#"["*"]"#));
-        for pod in [pod(), pod_with(""), pod_with("we b"), Pod { session_name: Some(String::new()), ..pod_with("web") }] {
+        for pod in [pod(), pod_with(""), pod_with("we b"), Pod { external_id: Some("x".to_owned()), ..pod_with("web") }] {
             assert!(matches!(decide(&rules, &pod, &context(Some(&everything))), Decision::Deny(_)), "{restrictions:?} {pod:?}");
         }
     }

@@ -1,8 +1,9 @@
 //! The documents that SDKs read, in exactly the form that all of them parse.
 //!
-//! Times end in `Z` and have no fraction (Rust refuses an offset, Swift crashes on a fraction); all seven fields are there
-//! (Swift needs `LastUpdated` and `Type`, others the rest); `Code` is only ever `Success` (some SDKs do not look at it, so
-//! a failure is a status, never a document). The role list is one bare name without a newline (Rust panics on one).
+//! - Times end in `Z` and have no fraction: the SDK for Rust rejects an offset, the one for Swift crashes on a fraction.
+//! - All seven fields are present: the SDK for Swift needs `LastUpdated` and `Type`, others the rest.
+//! - `Code` is always `Success`: some SDKs ignore it, so a failure is a status and never a document.
+//! - The role list is one bare name without a newline: the SDK for Rust panics on one.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -14,7 +15,7 @@ use zeroize::Zeroizing;
 use crate::credentials::Credentials;
 use crate::role::RoleArn;
 
-/// Bytes; session tokens have about a thousand, and AWS reserves the right to more.
+/// The initial capacity of a document, in bytes. Session tokens have about a thousand, and AWS reserves the right to more.
 const DOCUMENT_CAPACITY: usize = 8 * 1024;
 
 #[derive(Serialize)]
@@ -40,18 +41,18 @@ struct InstanceProfileDocument {
     instance_profile_id: String,
 }
 
-/// `security-credentials/ROLE`
+/// Renders `security-credentials/ROLE`.
 pub(crate) fn credentials(credentials: &Credentials) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
     render(credentials, None)
 }
 
-/// `security-credentials-extended/ROLE`: the same with the role's account (version 2.1 of the protocol).
+/// Renders `security-credentials-extended/ROLE`, which also has the role's account (version 2.1 of the protocol).
 pub(crate) fn extended_credentials(credentials: &Credentials, role: &RoleArn) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
     render(credentials, Some(role.account()))
 }
 
 fn render(credentials: &Credentials, account_id: Option<&str>) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
-    // Large enough for any session token, so that no copy of the secrets is left behind by growing.
+    // Large enough for any session token, so that growing leaves no copy of the secrets behind.
     let mut text = Zeroizing::new(Vec::with_capacity(DOCUMENT_CAPACITY));
     let document = CredentialDocument {
         code: "Success",
@@ -70,13 +71,13 @@ fn render(credentials: &Credentials, account_id: Option<&str>) -> Result<Zeroizi
 /// The directories that lead to the documents of a role, below the version.
 pub(crate) const DIRECTORIES: [&str; 3] = ["", "meta-data", "meta-data/iam"];
 
-/// Where a pod finds the documents of its role, below the version.
+/// Returns the paths of the documents of a role, below the version.
 pub(crate) fn paths(role: &RoleArn) -> Vec<String> {
     vec!["meta-data/iam/info".to_owned(), format!("meta-data/iam/security-credentials/{}", role.name())]
 }
 
-/// `iam/info`: an instance profile of the pod's role's name. There is none really; SDKs look at the form and the account,
-/// and the node's own would tell its role.
+/// Renders `iam/info`: an instance profile with the name of the pod's role. It does not exist; SDKs look at the form and the account
+/// only. The real document would reveal the node's role.
 pub(crate) fn instance_profile(role: &RoleArn, now: Timestamp) -> Result<Bytes, serde_json::Error> {
     let document = InstanceProfileDocument {
         code: "Success",
@@ -87,7 +88,7 @@ pub(crate) fn instance_profile(role: &RoleArn, now: Timestamp) -> Result<Bytes, 
     serde_json::to_vec(&document).map(Bytes::from)
 }
 
-/// `AIPA` and 17 characters, always the same for a role.
+/// Returns the profile's id: `AIPA` and 17 characters, which are always the same for a role.
 fn instance_profile_id(role: &RoleArn) -> String {
     const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     let hash = digest::digest(&digest::SHA256, role.as_str().as_bytes());

@@ -1,8 +1,8 @@
-//! The metadata that pods are given: values of a [table](mod@table), read by the daemon ahead of any request.
+//! The metadata that pods may read: values of a [table](mod@table), which the daemon reads ahead of any request.
 //!
-//! A pod's request is a look into memory. It never makes a question to the real service, so it cannot shape one, and a
-//! service that is slow or down slows nobody: what was read before is given on. Only what changes all the time is read
-//! while somebody asks for it, by the same background work.
+//! A pod's request is answered from memory. It never causes a request to the real service, so it cannot shape one. While the service
+//! is slow or down, pods get the last known values at once. Values that may change at any time are read in the background while
+//! somebody asks for them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,16 +26,16 @@ mod upstream;
 use table::{GROUPS, Group, Names, Set};
 use upstream::{Upstream, UpstreamError};
 
-/// How long a request waits for a value that was never read yet: less than the most hurried SDK.
+/// How long a request waits for a value that has never been read. The shortest timeout of an SDK is longer.
 const FIRST_WAIT: Duration = Duration::from_millis(400);
-/// What nobody asked for in this time is not read any more, where it is read only while asked for.
+/// How long values that are read only while somebody asks for them are read after a request.
 const ASKED: Duration = Duration::from_secs(120);
-/// Turns after which such a value is too old to be given.
+/// Readings after which such a value is too old to be served.
 const TURNS: u32 = 6;
 /// Pauses after failures.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_AT_MOST: Duration = Duration::from_secs(60);
-/// Values of a directory whose names the service tells.
+/// The most names that are taken from a listing of the service.
 const MAX_NAMES: usize = 256;
 
 /// What was read of one group.
@@ -47,17 +47,17 @@ struct Read {
     at: Instant,
 }
 
-/// Which pods may read what.
+/// What each pod may read.
 #[derive(Debug)]
 pub struct Access {
-    /// What every pod may.
+    /// What every pod may read.
     pub everybody: &'static [Set],
-    /// The namespaces whose pods may read everything.
+    /// The namespaces whose pods may read the whole table.
     pub node_info: Patterns,
 }
 
 impl Access {
-    /// What every pod may read by a profile, and all of it the pods of these namespaces.
+    /// Creates the access that a profile gives to every pod. Pods of these namespaces may read the whole table.
     pub fn new(profile: MetadataProfile, node_info: Patterns) -> Self {
         let everybody: &[Set] = match profile {
             MetadataProfile::None => &[],
@@ -67,12 +67,12 @@ impl Access {
         Self { everybody, node_info }
     }
 
-    /// What pods of a namespace may read.
+    /// Returns what pods of a namespace may read.
     pub fn of(&self, namespace: &str) -> &'static [Set] {
         if self.node_info.find(namespace).is_some() { &ALL } else { self.everybody }
     }
 
-    /// What somebody may read.
+    /// Returns what any pod may read.
     pub fn of_somebody(&self) -> Vec<Set> {
         if self.node_info.count() > 0 { ALL.to_vec() } else { self.everybody.to_vec() }
     }
@@ -80,40 +80,40 @@ impl Access {
 
 const ALL: [Set; 2] = [Set::Base, Set::NodeInfo];
 
-/// What a path is to a pod.
+/// What a pod finds at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MetadataLookup {
     /// A value, or the listing of a directory.
     Text(Bytes),
     /// Nothing that this pod may read.
     Nothing,
-    /// Something, and it could not be read.
+    /// Something that could not be read yet.
     Unavailable,
 }
 
-/// The values as they were read; cheap to clone.
+/// The values that were read; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct MetadataValues(Arc<SharedValues>);
 
 #[derive(Debug)]
 struct SharedValues {
-    /// One for each group; `None` until it was read.
+    /// One entry for each group; `None` until the group was read.
     read: watch::Sender<[Option<Read>; GROUPS.len()]>,
     /// When each was last asked for.
     asked: watch::Sender<[Option<Instant>; GROUPS.len()]>,
-    /// The sets that are read at all.
+    /// The sets that are read.
     sets: Vec<Set>,
 }
 
 impl MetadataValues {
-    /// Nothing read yet; only values of these sets ever will be.
+    /// Creates an empty collection. Only values of these sets are ever read.
     pub fn new(sets: Vec<Set>) -> Self {
         let (read, asked) = (std::array::from_fn(|_| None), [None; GROUPS.len()]);
         Self(Arc::new(SharedValues { read: watch::Sender::new(read), asked: watch::Sender::new(asked), sets }))
     }
 
-    /// What a path below the version is, to a pod that may read `sets`. `own` are paths that it has beside these, of which
-    /// only the names are listed.
+    /// Returns what a pod that may read `sets` finds at a path below the version. `own` are more paths of the pod, which appear in
+    /// listings only.
     pub async fn find(&self, path: &str, sets: &[Set], own: &[String]) -> MetadataLookup {
         let may = |group: &Group| sets.contains(&group.set) && self.0.sets.contains(&group.set);
         let wanted: Vec<usize> = (0..GROUPS.len()).filter(|at| may(&GROUPS[*at]) && GROUPS[*at].has(path)).collect();
@@ -130,7 +130,7 @@ impl MetadataValues {
         if let Some(value) = known.iter().find_map(|read| read.values.get(path)) {
             return MetadataLookup::Text(value.clone());
         }
-        // Where not everything is known, there may be more than is seen.
+        // As long as not everything is known, there may be more.
         if known.len() < wanted.len() || known.iter().any(|read| read.partial) {
             return MetadataLookup::Unavailable;
         }
@@ -145,12 +145,12 @@ impl MetadataValues {
         self.0.read.send_modify(|reads| reads[0] = Some(Read { values, partial: false, at: Instant::now() }));
     }
 
-    /// Reads for ever what is to be read, from the real service at this authority.
+    /// Reads the values from the real service at this authority, forever.
     pub async fn keep(self, authority: String, metrics: Metrics) {
         let upstream = Upstream::new(authority);
         let read = (0..GROUPS.len()).filter(|at| self.0.sets.contains(&GROUPS[*at].set));
         join_all(read.map(|at| self.keep_group(at, &upstream, &metrics))).await;
-        // Where nothing is to be read, that goes on for ever, too.
+        // If there is nothing to read, this never returns either.
         std::future::pending().await
     }
 
@@ -164,7 +164,7 @@ impl MetadataValues {
                 // The sender lives in `self`.
                 let _ = self.0.asked.subscribe().wait_for(is_asked).await;
             }
-            // What changes all the time is not given on as if it had just been read.
+            // Old notices must not be served as if they had just been read.
             let earlier = self.0.read.borrow()[at].as_ref().filter(|_| !group.while_asked).map(|read| read.values.clone());
             let read = match read_group(group, upstream, earlier.as_deref()).await {
                 Ok((values, failure)) => {
@@ -200,13 +200,13 @@ impl MetadataValues {
     }
 }
 
-/// What was read, where it is not too old to be given.
+/// Returns what was read, unless it is too old to be served.
 fn current<'a>(group: &Group, read: Option<&'a Read>) -> Option<&'a Read> {
     read.filter(|read| !group.while_asked || read.at.elapsed() < group.every * TURNS)
 }
 
-/// The values of a group. One that the service cannot give is what it was `earlier`, and the failure is told with the others;
-/// a service that does not answer ends it.
+/// Reads the values of a group. A value that the service cannot give stays what it was `earlier`, and the failure is returned with
+/// the values. A service that does not answer ends the reading.
 async fn read_group(
     group: &Group,
     upstream: &Upstream,
@@ -219,14 +219,21 @@ async fn read_group(
     for tree in group.trees {
         let directory = tree.path;
         for name in reading.names(directory).await? {
-            match tree.names {
+            match &tree.names {
                 Names::Leaves if table::is_name(&name) => reading.value(format!("{directory}/{name}")).await?,
-                Names::Interfaces(leaves) => {
+                Names::Interfaces(interface) => {
                     let Some(mac) = name.strip_suffix('/').filter(|name| table::is_mac(name)) else { continue };
                     let directory = format!("{directory}/{mac}");
                     let there = reading.names(&directory).await?;
-                    for leaf in leaves.iter().filter(|leaf| there.iter().any(|name| name == *leaf)) {
+                    for leaf in interface.leaves.iter().filter(|leaf| there.iter().any(|name| name == *leaf)) {
                         reading.value(format!("{directory}/{leaf}")).await?;
+                    }
+                    let is_listed = |by_address: &str| there.iter().any(|name| name.strip_suffix('/') == Some(by_address));
+                    for by_address in interface.by_address.iter().filter(|by_address| is_listed(by_address)) {
+                        let directory = format!("{directory}/{by_address}");
+                        for name in reading.names(&directory).await?.into_iter().filter(|name| table::is_address(name)) {
+                            reading.value(format!("{directory}/{name}")).await?;
+                        }
                     }
                 }
                 Names::Leaves => {}
@@ -236,7 +243,7 @@ async fn read_group(
     Ok((reading.values, reading.failure))
 }
 
-/// A group that is being read.
+/// The reading of a group.
 struct Reading<'a> {
     upstream: &'a Upstream,
     earlier: Option<&'a BTreeMap<String, Bytes>>,
@@ -260,7 +267,7 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// The names in a directory. Where they cannot be had, those below it are what they were.
+    /// Reads the names in a directory. If that fails, the values below it stay what they were.
     async fn names(&mut self, directory: &str) -> Result<Vec<String>, UpstreamError> {
         match names(directory, self.upstream).await {
             Ok(names) => Ok(names),

@@ -1,4 +1,4 @@
-//! Why a pod gets nothing, and the one place that says what it is told.
+//! The reasons why a pod gets nothing, and the only place that decides what the pod and the operator learn of it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::advice::Advise as _;
 use crate::pods::{Objection, Pod};
 use crate::policy::Denial;
 
-/// Why a pod gets nothing, with what the operator should know.
+/// The reason why a pod gets nothing, with what the operator should know.
 pub(super) enum Refusal {
     UnknownPod,
     AmbiguousPod(Vec<Arc<Pod>>),
@@ -22,7 +22,7 @@ pub(super) enum Refusal {
     Changed(Arc<Pod>),
 }
 
-/// What was asked for: clients draw other conclusions from the same status of each.
+/// The kind of a request. Clients draw different conclusions from the same status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestKind {
     /// A session token.
@@ -38,7 +38,7 @@ impl RequestKind {
 }
 
 impl Refusal {
-    /// The stable name: a metric's label.
+    /// Returns the stable name, which is a metric's label.
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::UnknownPod => "unknown-pod",
@@ -51,23 +51,23 @@ impl Refusal {
         }
     }
 
-    /// What the pod is told. To 404 SDKs say "no role here" and go on with their chain; 500 they try again, or keep what they
-    /// have. So what is decided is 404, and what may be known a moment later is 500.
+    /// Returns what the pod gets. On 404, SDKs conclude that there is no role, and go on with their credential chain. On 500, they
+    /// retry, or keep what they have. A decision is therefore a 404, and what may be known a moment later is a 500.
     ///
-    /// A stranger that asks for a value is told 404: it is mostly one that never becomes known, such as a pod in the host's
-    /// network. A token is never 404: the SDKs of .NET, Go and C++ and s3fs take that for a service without tokens, and ask
-    /// without one for as long as they live.
+    /// An unknown address that requests a value gets 404, because most never become known, such as a pod in the host's network.
+    /// A request for a token never gets 404: the SDKs for .NET, Go and C++ and s3fs take that for a service without tokens, and send
+    /// requests without one for as long as they live.
     pub(super) fn outcome(&self, asked: RequestKind) -> Outcome {
         match self {
             Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) if asked == RequestKind::Token => Outcome::Failed,
-            // The API or the node's view is behind: SDKs retry.
+            // The API or the node's own view is behind, so that SDKs should retry.
             Self::Changed(_) | Self::Objected(..) => Outcome::Failed,
             Self::Denied(_, denial) if denial.may_pass() => Outcome::Failed,
             Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) | Self::Denied(..) | Self::OtherRole(_) => Outcome::NotFound,
         }
     }
 
-    /// Tells the operator.
+    /// Logs the refusal for the operator.
     pub(super) fn log(&self, ip: IpAddr) {
         let reason = self.reason();
         match self {

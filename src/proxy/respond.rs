@@ -1,50 +1,56 @@
-//! The one place that makes HTTP answers for pods.
+//! The only place that makes HTTP responses for pods.
 //!
-//! Every refusal has an empty body: clients that take any body for data (aws-c-auth) find none, and nothing is told to a
-//! pod that the operator's log does not keep to itself. The statuses are those that SDKs act rightly on: 404 where there
-//! is no role (the chain goes on), 401 for a token, 500 and no other where STS fails or something is not known yet (retried, or
-//! the old credentials kept).
+//! SDKs act on the status: 404 if there is no role (the credential chain goes on), 401 for a token, and only 500 if STS fails or
+//! something is not known yet (they retry, or keep what they have). The body of a refusal never says more than the status.
+//!
+//! Whether a refusal has a body depends on what clients do with it:
+//!
+//! - 401 has one. The SDK for C++ of 2020 to 2023 takes an error without a body for a network error. After one failed request for a
+//!   token, it would then never learn that tokens are required.
+//! - Refusals of requests for tokens have one, for the same reason: 400 makes that SDK try again later, and a network error makes it
+//!   go on without tokens.
+//! - Other refusals of GET have none. aws-c-auth takes the body of any status but 401 for data, such as the name of a role.
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
-use http::{Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use http_body_util::Full;
 
 use super::route::{Rejection, TOKEN_TTL};
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     /// A session token.
     Token {
         /// The token.
         token: String,
-        /// Its life, in seconds: SDKs need it in a header.
+        /// The lifetime in seconds, which SDKs expect in a header.
         ttl_seconds: u32,
     },
     /// A document, or the name of the role.
     Text(Bytes),
-    /// Not looked at.
+    /// Refused before anything was looked up.
     Rejected(Rejection),
-    /// No token, or none that is valid.
+    /// There is no token, or it is not valid.
     Unauthorized,
-    /// Not here, or not for this pod.
+    /// The resource does not exist, or not for this pod.
     NotFound,
-    /// Not now: there are no credentials to give for an allowed role, or it is not known yet what to answer.
+    /// There are no credentials for an allowed role, or the answer is not known yet.
     Failed,
 }
 
-/// The answer to a pod.
-pub(crate) fn respond(outcome: Outcome) -> Response<Full<Bytes>> {
+/// Returns the response to a request with this method.
+pub(crate) fn respond(outcome: Outcome, method: &Method) -> Response<Full<Bytes>> {
     let (status, body) = match &outcome {
         Outcome::Token { token, .. } => (StatusCode::OK, Bytes::copy_from_slice(token.as_bytes())),
         Outcome::Text(text) => (StatusCode::OK, text.clone()),
-        Outcome::Rejected(Rejection::Malformed) => (StatusCode::BAD_REQUEST, Bytes::new()),
-        Outcome::Rejected(Rejection::Forwarded | Rejection::Host | Rejection::TokenVersion) => (StatusCode::FORBIDDEN, Bytes::new()),
-        Outcome::Rejected(Rejection::Method | Rejection::ConnectionMethod) => (StatusCode::METHOD_NOT_ALLOWED, Bytes::new()),
-        Outcome::Unauthorized => (StatusCode::UNAUTHORIZED, Bytes::new()),
-        Outcome::NotFound => (StatusCode::NOT_FOUND, Bytes::new()),
-        Outcome::Failed => (StatusCode::INTERNAL_SERVER_ERROR, Bytes::new()),
+        Outcome::Rejected(Rejection::Malformed) => refusal(StatusCode::BAD_REQUEST, method),
+        Outcome::Rejected(Rejection::Forwarded | Rejection::Host | Rejection::TokenVersion) => refusal(StatusCode::FORBIDDEN, method),
+        Outcome::Rejected(Rejection::Method | Rejection::ConnectionMethod) => refusal(StatusCode::METHOD_NOT_ALLOWED, method),
+        Outcome::Unauthorized => refusal(StatusCode::UNAUTHORIZED, method),
+        Outcome::NotFound => refusal(StatusCode::NOT_FOUND, method),
+        Outcome::Failed => refusal(StatusCode::INTERNAL_SERVER_ERROR, method),
     };
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
@@ -61,4 +67,37 @@ pub(crate) fn respond(outcome: Outcome) -> Response<Full<Bytes>> {
         _ => {}
     }
     response
+}
+
+/// Returns a refusal, with a body if clients need one.
+fn refusal(status: StatusCode, method: &Method) -> (StatusCode, Bytes) {
+    let reads_data = matches!(*method, Method::GET | Method::HEAD);
+    let has_body = status == StatusCode::UNAUTHORIZED || !reads_data;
+    let body = status.canonical_reason().filter(|_| has_body).unwrap_or_default();
+    (status, Bytes::from_static(body.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt as _;
+
+    fn all_refusals() -> Vec<Outcome> {
+        use Rejection::{ConnectionMethod, Forwarded, Host, Malformed, Method, TokenVersion};
+        let rejections = [Malformed, Forwarded, Host, Method, ConnectionMethod, TokenVersion].map(Outcome::Rejected);
+        rejections.into_iter().chain([Outcome::Unauthorized, Outcome::NotFound, Outcome::Failed]).collect()
+    }
+
+    #[tokio::test]
+    async fn a_refusal_has_a_body_where_no_client_takes_it_for_data() {
+        for (method, has_bodies) in [(Method::GET, false), (Method::HEAD, false), (Method::PUT, true), (Method::POST, true)] {
+            for outcome in all_refusals() {
+                let response = respond(outcome, &method);
+                let status = response.status();
+                let body = response.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+                assert_eq!(!body.is_empty(), has_bodies || status == StatusCode::UNAUTHORIZED, "{method}: {status}");
+                assert!(body.len() < 32 && !body.contains(&b'\n'), "{body:?}");
+            }
+        }
+    }
 }

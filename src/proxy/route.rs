@@ -1,26 +1,33 @@
-//! What a request asks for: a pure function of its method, target and headers.
+//! The route of a request: a pure function of its method, target, headers and time.
 //!
 //! The strictness is deliberate. Proxies in front of the metadata service have been bypassed by encoded slashes, dot
-//! segments, letter case, absolute targets, smuggled bodies and forged headers; whatever is not exactly a request that an
-//! SDK sends is refused here, also where hyper accepts it. Nothing of a request ever travels on: a route is a value of
-//! our own.
+//! segments, letter case, absolute targets, smuggled bodies and forged headers. A request is refused unless it has exactly
+//! the form that clients send, even if hyper accepts it. Nothing of a request is ever passed on: a route is a value of this
+//! module.
 
 use http::header::{CONTENT_LENGTH, FORWARDED, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, Method, Uri, Version};
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
 
-/// Header of a PUT with the seconds that a token shall live.
+/// The header of a PUT with the lifetime of the token, in seconds.
 pub const TOKEN_TTL: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
-/// Header of a request with its token.
+/// The header of a request with its token.
 pub const TOKEN: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
+/// The path of a request for a token.
+const TOKEN_PATH: [&str; 3] = ["latest", "api", "token"];
+
 /// The longest target, in bytes.
 const MAX_TARGET: usize = 2048;
-/// The longest life of a token, in seconds: 6 hours (EC2 user guide, "Use IMDSv2").
+/// The longest lifetime of a token, in seconds: 6 hours (EC2 user guide, "Use IMDSv2").
 pub const MAX_TOKEN_TTL: u32 = 21_600;
 
-/// The versions that the metadata service lists, in its order (EC2 user guide, "Instance metadata categories").
-pub(super) const VERSIONS: [&str; 26] = [
+/// The versions that the metadata service lists, in its order (EC2 user guide, "Instance metadata categories"). More are
+/// served, see [`is_version`].
+pub(super) const VERSIONS: [&str; 29] = [
     "1.0",
     "2007-01-19",
     "2007-03-01",
@@ -46,24 +53,30 @@ pub(super) const VERSIONS: [&str; 26] = [
     "2020-10-27",
     "2021-01-03",
     "2021-03-23",
+    "2021-07-15",
+    "2022-09-24",
+    "2024-04-11",
     "latest",
 ];
 
-/// What is asked for.
+/// The first version that is a date.
+const FIRST_DATE: Date = Date::constant(2007, 1, 19);
+
+/// A request for a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// `PUT /latest/api/token`, with the seconds asked for.
+    /// `PUT /latest/api/token`, with the requested lifetime.
     NewToken {
         /// 1 to 21600.
         ttl_seconds: u32,
     },
-    /// `meta-data/iam/security-credentials/`, and the extended one.
+    /// `meta-data/iam/security-credentials/`, or `meta-data/iam/security-credentials-extended/`.
     RoleList,
     /// `meta-data/iam/security-credentials/ROLE`
     Credentials {
-        /// As the client wrote it.
+        /// What the client wrote: a name, a path and a name, or an ARN. It may contain slashes.
         role: String,
-        /// Below `security-credentials-extended/`: the document has the account, too.
+        /// The path is below `security-credentials-extended/`, where the document also has the account.
         extended: bool,
     },
     /// `meta-data/iam/info`
@@ -72,33 +85,33 @@ pub enum Route {
     Versions,
     /// Anything else of `meta-data` and `dynamic`, or a directory above them.
     Metadata {
-        /// Below the version, without slashes at its ends.
+        /// The path below the version, without slashes at its ends.
         path: String,
     },
-    /// Well-formed, and nothing that is served.
+    /// A well-formed request for something that is never served.
     Unknown,
 }
 
-/// Why a request is not looked at further.
+/// The reason why a request is refused before anything is looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
-    /// Its framing, target or headers are not those of a metadata client. The connection ends: what follows on it cannot
-    /// be trusted to begin where it seems to.
+    /// The framing, target or headers are not those of a metadata client. The connection ends, because the next request may
+    /// not begin where it seems to.
     Malformed,
-    /// A proxy has handled it: as from the real service, such requests get nothing.
+    /// The request went through a proxy. The real service refuses such requests as well.
     Forwarded,
-    /// Another host.
+    /// The request names another host.
     Host,
-    /// No such method here.
+    /// The resource does not have this method.
     Method,
-    /// A method whose meaning is the connection's, not a resource's.
+    /// The method is about the connection, not about a resource.
     ConnectionMethod,
-    /// A token is to be had under `latest` only.
+    /// The request is for a token under a version other than `latest`.
     TokenVersion,
 }
 
 impl Rejection {
-    /// The stable name: a metric's label.
+    /// Returns the stable name, which is a metric's label.
     pub fn name(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
@@ -110,25 +123,58 @@ impl Rejection {
     }
 }
 
-/// Who a client may say it is talking to.
+/// The hosts that a request may name.
 #[derive(Clone, Debug, Default)]
 pub struct Hosts {
-    /// The address that the client really connected to, where connections need not be redirected.
+    /// The address that the client connected to, if connections need not be redirected.
     pub own: Option<std::net::SocketAddr>,
 }
 
 impl Hosts {
     fn allow(&self, host: &str) -> bool {
-        // aws-c-auth writes the IPv6 address without brackets, Envoy the port.
-        const ALWAYS: [&str; 5] = ["169.254.169.254", "169.254.169.254:80", "[fd00:ec2::254]", "[fd00:ec2::254]:80", "fd00:ec2::254"];
+        // aws-c-auth writes the IPv6 address without brackets, Envoy the port. The names are those of the VPC's resolver.
+        const ALWAYS: [&str; 9] = [
+            "169.254.169.254",
+            "169.254.169.254:80",
+            "[fd00:ec2::254]",
+            "[fd00:ec2::254]:80",
+            "fd00:ec2::254",
+            "instance-data",
+            "instance-data:80",
+            "instance-data.ec2.internal",
+            "instance-data.ec2.internal:80",
+        ];
         ALWAYS.contains(&host) || self.own.is_some_and(|own| host == own.to_string())
     }
 }
 
-/// What a request asks for, or why it is not looked at.
-pub fn route(method: &Method, uri: &Uri, version: Version, headers: &HeaderMap, hosts: &Hosts) -> Result<Route, Rejection> {
-    check_framing(headers)?;
-    check_host(uri, version, headers, hosts)?;
+/// What was read of a request's body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Body {
+    /// Nothing.
+    #[default]
+    Unread,
+    /// All of it: an empty chunked body without extensions and trailers, and no other length was given.
+    EmptyChunked,
+}
+
+/// What a route depends on besides the head of the request.
+#[derive(Clone, Copy, Debug)]
+pub struct RouteContext<'a> {
+    /// The hosts that the request may name.
+    pub hosts: &'a Hosts,
+    /// What was read of the body.
+    pub body: Body,
+    /// The current time. Versions after today do not exist.
+    pub now: Timestamp,
+}
+
+/// Returns what a request asks for, or why it is refused.
+pub fn route(method: &Method, uri: &Uri, version: Version, headers: &HeaderMap, context: RouteContext<'_>) -> Result<Route, Rejection> {
+    let RouteContext { hosts, body, now } = context;
+    let has_good_body = body == Body::EmptyChunked && is_chunked_token_request(method, uri, version, headers);
+    check_framing(headers, has_good_body)?;
+    check_host(uri, headers, hosts)?;
     if headers.contains_key(X_FORWARDED_FOR) || headers.contains_key(FORWARDED) {
         return Err(Rejection::Forwarded);
     }
@@ -138,16 +184,26 @@ pub fn route(method: &Method, uri: &Uri, version: Version, headers: &HeaderMap, 
     let segments = segments(uri)?;
     match (method, segments.as_slice()) {
         (&Method::GET | &Method::HEAD, ["latest", "api", "token"]) => Err(Rejection::Method),
-        (&Method::GET | &Method::HEAD, segments) => Ok(data(segments)),
+        (&Method::GET | &Method::HEAD, segments) => Ok(data(segments, now)),
         (&Method::PUT, ["latest", "api", "token"]) => Ok(Route::NewToken { ttl_seconds: ttl(headers)? }),
         (&Method::PUT, [_, "api", "token"]) => Err(Rejection::TokenVersion),
         _ => Err(Rejection::Method),
     }
 }
 
-/// No request has a body here. A length of 0 is what some clients write for that.
-fn check_framing(headers: &HeaderMap) -> Result<(), Rejection> {
-    if headers.contains_key(TRANSFER_ENCODING) {
+/// Whether a request is the only kind that may have a body, which must be empty and chunked: a PUT for a token. Some clients, such
+/// as s3fs 1.91 and `curl -T`, send it like that, and EC2 answers with a token.
+pub fn is_chunked_token_request(method: &Method, uri: &Uri, version: Version, headers: &HeaderMap) -> bool {
+    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_chunked = encodings.next().is_some_and(|encoding| encoding == "chunked") && encodings.next().is_none();
+    let is_token_request = method == Method::PUT && segments(uri).is_ok_and(|segments| segments == TOKEN_PATH);
+    is_chunked && is_token_request && version == Version::HTTP_11 && !headers.contains_key(CONTENT_LENGTH)
+}
+
+/// Checks that a request has no body, or one that was read and found empty. A length of 0 is how some clients say that there
+/// is none.
+fn check_framing(headers: &HeaderMap, has_good_body: bool) -> Result<(), Rejection> {
+    if headers.contains_key(TRANSFER_ENCODING) && !has_good_body {
         return Err(Rejection::Malformed);
     }
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
@@ -158,14 +214,14 @@ fn check_framing(headers: &HeaderMap) -> Result<(), Rejection> {
     }
 }
 
-/// One host, and one of those that the metadata service has: a page that was rebound to the metadata address names
-/// another.
-fn check_host(uri: &Uri, version: Version, headers: &HeaderMap, hosts: &Hosts) -> Result<(), Rejection> {
+/// Checks that a request names the metadata service, or no host at all. A web page that was rebound to the metadata address names
+/// its own host, because every browser sends one. The CRT of AWS from before June 2023 sends none.
+fn check_host(uri: &Uri, headers: &HeaderMap, hosts: &Hosts) -> Result<(), Rejection> {
     let mut given = headers.get_all(HOST).iter();
     let host = match (given.next(), given.next()) {
         (Some(host), None) => Some(host.to_str().map_err(|_| Rejection::Malformed)?),
-        (None, _) if version == Version::HTTP_10 => None,
-        _ => return Err(Rejection::Malformed),
+        (None, _) => None,
+        (Some(_), Some(_)) => return Err(Rejection::Malformed),
     };
     if host.is_some_and(|host| !hosts.allow(host)) {
         return Err(Rejection::Host);
@@ -177,7 +233,7 @@ fn check_host(uri: &Uri, version: Version, headers: &HeaderMap, hosts: &Hosts) -
     }
 }
 
-/// The path's segments, `//` taken as `/` and the query dropped.
+/// Returns the segments of the path. `//` counts as `/`, and the query is dropped.
 fn segments(uri: &Uri) -> Result<Vec<&str>, Rejection> {
     let target = uri.path_and_query().ok_or(Rejection::Malformed)?.as_str();
     let path = uri.path();
@@ -193,12 +249,28 @@ fn segments(uri: &Uri) -> Result<Vec<&str>, Rejection> {
     Ok(segments)
 }
 
-fn data(segments: &[&str]) -> Route {
+/// Whether this is a version of the metadata service: `latest`, `1.0`, or a date from the first version until today. The real
+/// service has more dates than it lists, and adds some now and then.
+fn is_version(text: &str, now: Timestamp) -> bool {
+    matches!(text, "latest" | "1.0") || date(text).is_some_and(|date| (FIRST_DATE..=TimeZone::UTC.to_datetime(now).date()).contains(&date))
+}
+
+/// Parses a date of the form `YYYY-MM-DD`.
+fn date(text: &str) -> Option<Date> {
+    let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<i16>().ok()).flatten();
+    let mut fields = text.splitn(3, '-').map(|field| (field.len(), number(field)));
+    let (Some((4, Some(year))), Some((2, Some(month))), Some((2, Some(day)))) = (fields.next(), fields.next(), fields.next()) else {
+        return None;
+    };
+    Date::new(year, month.try_into().ok()?, day.try_into().ok()?).ok()
+}
+
+fn data(segments: &[&str], now: Timestamp) -> Route {
     match segments {
-        [version, rest @ ..] if VERSIONS.contains(version) => match rest {
+        [version, rest @ ..] if is_version(version, now) => match rest {
             ["meta-data", "iam", "security-credentials" | "security-credentials-extended"] => Route::RoleList,
-            ["meta-data", "iam", list @ ("security-credentials" | "security-credentials-extended"), role] => {
-                Route::Credentials { role: (*role).to_owned(), extended: *list == "security-credentials-extended" }
+            ["meta-data", "iam", list @ ("security-credentials" | "security-credentials-extended"), role @ ..] => {
+                Route::Credentials { role: role.join("/"), extended: *list == "security-credentials-extended" }
             }
             ["meta-data", "iam", "info"] => Route::InstanceProfile,
             ["meta-data", "iam", _, ..] => Route::Unknown,
@@ -210,7 +282,7 @@ fn data(segments: &[&str]) -> Route {
     }
 }
 
-/// The one TTL header: decimal digits, 1 to 21600.
+/// Returns the lifetime of the only TTL header, 1 to 21600 seconds in decimal digits.
 fn ttl(headers: &HeaderMap) -> Result<u32, Rejection> {
     let mut given = headers.get_all(TOKEN_TTL).iter();
     let (Some(ttl), None) = (given.next(), given.next()) else {

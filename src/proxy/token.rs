@@ -1,11 +1,11 @@
-//! IMDSv2 session tokens: a client PUTs for one, and sends it with every request after that.
+//! IMDSv2 session tokens. A client requests one with PUT, and sends it with every later request.
 //!
-//! Ours are stateless: 42 bytes in base64, of the same length as the real ones. They hold their expiry and a MAC over it,
-//! the pod's UID and its address, so that a token of one pod is nothing in the hands of another, and of a pod that has the
-//! address next neither. (Protocol: EC2 user guide, "Use IMDSv2"; the answer's TTL header is what SDKs need of it.)
+//! Tokens are stateless: 42 bytes in base64, as long as those of the real service. A token holds its expiry and a MAC over the expiry,
+//! the pod's UID and its address. It is therefore worthless to another pod, even to one that has the address later. (Protocol: EC2
+//! user guide, "Use IMDSv2".)
 //!
-//! A Rust client sends a token that has become worthless again and again, for up to six hours. So the keys outlive the
-//! process, in a [`KeyFile`], and change each day without a token becoming worthless by it.
+//! The SDK for Rust keeps sending a token that has become invalid, for up to six hours. The keys therefore outlive the process, in a
+//! [`KeyFile`]. They change each day, and tokens of the earlier key stay valid.
 
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -29,14 +29,14 @@ pub use file::{KeyFile, KeyFileError};
 use keys::Keys;
 pub use keys::NoRandomness;
 
-/// First byte of a token: the form that follows.
+/// The first byte of a token, which tells the form of the rest.
 const FORM: u8 = 1;
 const MAC_AT: usize = 10;
 const LENGTH: usize = MAC_AT + 32;
-/// How often the file of the keys is looked at: often enough to learn of a key before another daemon uses it.
+/// How often the key file is read: often enough to learn of a key before another daemon uses it.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
-/// Makes and checks tokens; cheap to clone.
+/// Issues and checks tokens; cheap to clone.
 #[derive(Clone)]
 pub struct Tokens {
     keys: Arc<RwLock<Arc<Keys>>>,
@@ -44,21 +44,21 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// With a fresh random key.
+    /// Creates tokens with a new random key.
     pub fn new(clock: Clock) -> Result<Self, NoRandomness> {
         let keys = Keys::random(clock.now())?;
         Ok(Self { keys: Arc::new(RwLock::new(Arc::new(keys))), clock })
     }
 
-    /// Takes the keys of the file, which is made, or brought up to date, where that is needed. Blocks for as long as a
-    /// small file takes, at most about a second. If it fails, the keys stay as they are.
+    /// Loads the keys of the file. The file is created or brought up to date if necessary. This blocks for as long as a small file
+    /// takes, at most about a second. If it fails, the keys stay unchanged.
     pub fn sync(&self, file: &KeyFile) -> Result<(), KeyFileError> {
         let keys = file.sync(&self.keys(), self.clock.now())?;
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
         Ok(())
     }
 
-    /// Keeps the keys and the file together for ever.
+    /// Keeps the keys and the file in sync, forever.
     pub async fn keep(self, file: KeyFile) {
         let failing = Condition::default();
         loop {
@@ -66,7 +66,7 @@ impl Tokens {
             let (tokens, file) = (self.clone(), file.clone());
             let synced = match tokio::task::spawn_blocking(move || tokens.sync(&file)).await {
                 Ok(synced) => synced,
-                // A mistake of ours is loud, as in every task.
+                // A panic ends the process, as in every task.
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 // The process is ending.
                 Err(_) => return std::future::pending().await,
@@ -92,7 +92,7 @@ impl Tokens {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A token for this pod at this address.
+    /// Issues a token to this pod at this address.
     pub fn issue(&self, uid: &PodUid, ip: IpAddr, lives: Duration) -> String {
         let (now, keys) = (self.clock.now(), self.keys());
         let key = keys.in_use(now);
@@ -108,7 +108,7 @@ impl Tokens {
     /// Whether `token` was issued to this pod at this address and has not expired.
     pub fn is_valid(&self, token: &[u8], uid: &PodUid, ip: IpAddr) -> bool {
         let mut bytes = [0; LENGTH];
-        // The slice takes exactly the length of a token; the decoder refuses everything that is not canonical.
+        // The slice has exactly the length of a token, and the decoder rejects all that is not canonical.
         if !matches!(URL_SAFE_NO_PAD.decode_slice(token, &mut bytes), Ok(LENGTH)) {
             return false;
         }
@@ -117,7 +117,7 @@ impl Tokens {
         let Some(key) = keys.by_id(head[1]).filter(|_| head[0] == FORM) else {
             return false;
         };
-        // In constant time.
+        // This compares in constant time.
         if hmac::verify(key.mac(), &message(head, uid, ip), mac).is_err() {
             return false;
         }
@@ -133,7 +133,7 @@ impl std::fmt::Debug for Tokens {
     }
 }
 
-/// What is signed; every part of a known length but the last.
+/// Returns what is signed. Every part but the last has a fixed length.
 fn message(head: &[u8], uid: &PodUid, ip: IpAddr) -> Vec<u8> {
     let ip = match ip {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),

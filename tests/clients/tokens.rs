@@ -216,8 +216,8 @@ fn imdsv1_clients_are_served_and_counted_if_allowed() {
     let Some(small) = Small::new(&["curl"]) else { return };
     let document = format!("{LIST}web-role");
     let required = small.start(&[]);
-    assert_eq!(small.version_one(LIST), ("401".to_owned(), String::new()));
-    assert_eq!(small.version_one(&document), ("401".to_owned(), String::new()));
+    assert_eq!(small.version_one(LIST), ("401".to_owned(), "Unauthorized".to_owned()));
+    assert_eq!(small.version_one(&document), ("401".to_owned(), "Unauthorized".to_owned()));
     let count = |daemon: &Daemon, outcome: &str| {
         let metric = format!(r#"rolegate_imdsv1_requests_total{{namespace="team-a",outcome="{outcome}"}}"#);
         daemon.metric(Some(small.node.ns()), &metric).unwrap()

@@ -16,6 +16,7 @@ mod kubernetes;
 mod large_objects;
 mod lifecycle;
 mod metadata;
+mod odd_clients;
 mod overlap;
 mod own_identity;
 mod policy;

@@ -60,7 +60,7 @@ proptest! {
     #[test]
     fn every_request_is_refused_or_in_the_table(
         method in "(GET|HEAD|PUT|POST|CONNECT|OPTIONS|get)",
-        target in "(http://169.254.169.254)?/(latest|1.0|2021-03-23|LATEST)?/?(meta-data|api|%6d)?/?/?(iam|token|\\.\\.)?/?(security-credentials|info)?(/|/web|/\\.|/a;b|\\?q|\u{e9}){0,2}",
+        target in "(http://169.254.169.254)?/(latest|1.0|2021-03-23|2021-07-15|2026-02-(28|29)|LATEST)?/?(meta-data|api|%6d)?/?/?(iam|token|\\.\\.)?/?(security-credentials|info)?(/|/web|/arn:aws:iam::1:role|/\\.|/a;b|\\?q|\u{e9}){0,2}",
         headers in headers(),
         named: bool,
         version in prop::sample::select(vec![Version::HTTP_10, Version::HTTP_11]),
@@ -80,7 +80,7 @@ proptest! {
 
     #[test]
     fn only_hosts_that_clients_send_are_accepted(value in prop_oneof![
-        "(169.254.169.254|\\[fd00:ec2::254\\]|fd00:ec2::254|127.0.0.1|localhost)(:80|:8181|:080|\\.|)".prop_map(String::into_bytes),
+        "(instance-data|instance-data.ec2.internal|169.254.169.254|\\[fd00:ec2::254\\]|fd00:ec2::254|127.0.0.1|localhost)(:80|:8181|:080|\\.|)".prop_map(String::into_bytes),
         prop::collection::vec(any::<u8>(), 0..20),
     ]) {
         checks::host(&value);

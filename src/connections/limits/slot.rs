@@ -1,7 +1,7 @@
 //! The state of one connection that is read and changed without the lock of all of them.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -98,4 +98,10 @@ impl Slot {
             }
         }
     }
+}
+
+/// Returns the id of the connection that has been idle for the longest time, if one has been for long enough to be closed.
+pub(super) fn longest_idle<'a>(slots: impl Iterator<Item = (u64, &'a Arc<Slot>)>, now: u64) -> Option<u64> {
+    let idle = slots.filter_map(|(id, slot)| Some((slot.idle_for(now)?, id)));
+    idle.max_by_key(|(idle, _)| *idle).map(|(_, id)| id)
 }

@@ -241,7 +241,9 @@ async fn the_longest_idle_connection_of_the_pod_makes_room() {
         assert!(!answered.request_ends());
         tokio::time::advance(Duration::from_secs(1)).await;
     }
-    let _waiting = [wait(&limits, &web), wait(&limits, &web), wait(&limits, &web)];
+    let newer = [open(&limits, &web), open(&limits, &web)];
+    newer.iter().for_each(ConnectionPermit::request_begins);
+    let _waiting = wait(&limits, &web);
     assert_eq!(permits.each_ref().map(closing), [Some(Closing::MadeRoom), Some(Closing::MadeRoom), None], "the third one is busy");
     assert_eq!(closing(&other), None, "it is another pod's");
     assert!(permits[2].request_ends(), "its answer says that it ends, as somebody waits");
@@ -261,10 +263,13 @@ async fn a_connection_is_not_closed_before_it_is_idle_for_a_while() {
     assert!(waiting.as_mut().now_or_never().is_none());
     assert_eq!(closing(&first), None);
     tokio::time::advance(IDLE_GRACE).await;
-    assert!(waiting.as_mut().now_or_never().is_none());
+    let permit = waiting.now_or_never().unwrap().unwrap();
     assert_eq!(closing(&first), Some(Closing::MadeRoom));
+    assert_eq!((all(&limits), limits.waiting()), (1, 0), "the place is counted once");
     drop(first);
-    assert!(waiting.now_or_never().unwrap().is_ok());
+    assert_eq!(all(&limits), 1);
+    drop(permit);
+    assert_eq!(all(&limits), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -273,7 +278,7 @@ async fn an_idle_connection_is_closed_at_once_if_its_place_is_needed() {
     let web = pod("shop", "web");
     let silent = open(&limits, &web);
     tokio::time::advance(FRESH_GRACE).await;
-    let _waiting = wait(&limits, &web);
+    let _newer = open(&limits, &web);
     assert_eq!(closing(&silent), Some(Closing::Displaced), "half a head would keep it open");
     silent.request_begins();
     assert_eq!(closing(&silent), Some(Closing::MadeRoom), "a request that has just arrived is answered");
@@ -293,15 +298,105 @@ async fn where_all_places_are_taken_the_largest_namespace_and_pod_make_room() {
         tokio::time::advance(IDLE_GRACE).await;
     }
     let newcomer = pod("c", 1);
-    // It is the first one of its namespace, and so opens beyond the limit. The second one waits.
+    // It is the first one of its namespace, and so opens beyond the limit.
     let first = open(&limits, &newcomer);
     assert_eq!(of_a1.iter().map(closing).collect::<Vec<_>>(), [Some(Closing::MadeRoom), None, None]);
-    let mut waiting = std::pin::pin!(wait(&limits, &newcomer).place());
+    let second = open(&limits, &newcomer);
     assert_eq!(of_a1.iter().map(closing).collect::<Vec<_>>(), [Some(Closing::MadeRoom), Some(Closing::MadeRoom), None]);
     assert_eq!(of_b.iter().chain(&of_a2).filter_map(closing).count(), 0);
     drop(of_a1);
+    assert_eq!(all(&limits), 7, "a place that was taken over is not given back");
+    drop((first, second));
+}
+
+/// Opens connections of as many pods of this namespace, and answers a request on each.
+async fn kept(limits: &ConnectionLimits, namespace: &str, pods: usize, each: usize) -> Vec<ConnectionPermit> {
+    let permits: Vec<_> = (0..pods * each).map(|n| open(limits, &pod(namespace, n / each))).collect();
+    permits.iter().for_each(ConnectionPermit::request_begins);
+    for permit in &permits {
+        permit.request_ends();
+    }
+    tokio::time::advance(IDLE_GRACE).await;
+    permits
+}
+
+/// Clients keep connections for minutes.
+#[tokio::test(start_paused = true)]
+async fn idle_connections_keep_nobody_out_whatever_the_limit() {
+    for all_places in [16, 64, 4096] {
+        let limits = ConnectionLimits::new(ConnectionSettings { all: all_places, per_source: all_places, ..SETTINGS });
+        let busy: Vec<_> = (0..FEW).map(|_| open(&limits, &pod("shop", "web"))).collect();
+        busy.iter().for_each(ConnectionPermit::request_begins);
+        let pods = (all_places - FEW) / 2;
+        let others = [kept(&limits, "a", pods, 1).await, kept(&limits, "b", pods, 1).await];
+        assert!(all(&limits) >= all_places - all_places / 8);
+        // Most other pods have fewer connections, and their namespaces have more.
+        let more: Vec<_> = (0..4).map(|_| open(&limits, &pod("shop", "web"))).collect();
+        let new = open(&limits, &pod("new", "pod"));
+        let second = open(&limits, &pod("new", "pod"));
+        assert!(all(&limits) <= all_places + 1, "{}", all(&limits));
+        assert_eq!(busy.iter().chain(&more).chain([&new, &second]).filter_map(closing).count(), 0);
+        assert!(others.iter().flatten().filter_map(closing).count() > 0);
+    }
+}
+
+/// A place that is taken from an idle connection is used all the time from then on. The reserve for small pods must outlive that.
+#[tokio::test(start_paused = true)]
+async fn large_pods_never_take_the_reserve_through_idle_connections() {
+    let limits = ConnectionLimits::new(ConnectionSettings { all: 64, per_source: 64, ..SETTINGS });
+    let mut taken = Vec::new();
+    let greedy = |limits: &ConnectionLimits, taken: &mut Vec<ConnectionPermit>| {
+        for _ in 0..3 {
+            for n in 0..4 {
+                while let Admitted::Open(permit) = limits.admit(&pod(&format!("greedy-{n}"), n), nobody) {
+                    permit.request_begins();
+                    taken.push(permit);
+                }
+            }
+        }
+    };
+    greedy(&limits, &mut taken);
+    for round in 0..20 {
+        let small = (0..16).map(|n| (n, limits.admit(&pod(&format!("small-{n}"), n), nobody)));
+        let small: Vec<_> =
+            small.filter_map(|(n, admitted)| if let Admitted::Open(permit) = admitted { Some((n, permit)) } else { None }).collect();
+        assert_eq!(small.len(), 16, "in round {round}");
+        small.iter().for_each(|(_, permit)| permit.request_begins());
+        for (_, permit) in &small {
+            permit.request_ends();
+        }
+        tokio::time::advance(IDLE_GRACE).await;
+        greedy(&limits, &mut taken);
+        let beyond: usize = (0..4).map(|n| limits.0.lock().of(&pod(&format!("greedy-{n}"), n).key().unwrap()).saturating_sub(FEW)).sum();
+        assert!(beyond <= 48, "{beyond} in round {round}");
+    }
+}
+
+/// A connection that waits looks again for one that is idle by now.
+#[tokio::test(start_paused = true)]
+async fn a_waiting_connection_takes_a_place_as_soon_as_one_is_idle() {
+    let limits = ConnectionLimits::new(ConnectionSettings { all: 8, per_source: 8, ..SETTINGS });
+    let busy: Vec<_> = (0..7).map(|n| open(&limits, &pod(&n.to_string(), n))).collect();
+    let own = open(&limits, &pod("shop", "web"));
+    busy.iter().chain([&own]).for_each(ConnectionPermit::request_begins);
+    let mut waiting = std::pin::pin!(wait(&limits, &pod("shop", "web")).place());
+    assert!(waiting.as_mut().now_or_never().is_none());
+    assert!(!busy[3].request_ends(), "a pod with few connections keeps them");
+    assert!(waiting.as_mut().now_or_never().is_none());
+    tokio::time::advance(IDLE_GRACE).await;
     assert!(waiting.as_mut().now_or_never().unwrap().is_ok());
-    drop(first);
+    assert_eq!(closing(&busy[3]), Some(Closing::MadeRoom));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_address_at_its_limit_makes_room_for_itself() {
+    let limits = ConnectionLimits::new(ConnectionSettings { unknown: 8, per_unknown: 2, ..SETTINGS });
+    let (first, other) = ([open(&limits, &unknown(1)), open(&limits, &unknown(1))], open(&limits, &unknown(2)));
+    first[0].request_begins();
+    tokio::time::advance(FRESH_GRACE).await;
+    let _newer = open(&limits, &unknown(1));
+    assert_eq!([closing(&first[0]), closing(&first[1]), closing(&other)], [None, Some(Closing::Displaced), None]);
+    assert_eq!((unknown_open(&limits), limit(&limits, &unknown(1))), (3, Some(Limit::Unknown)));
 }
 
 #[tokio::test(start_paused = true)]

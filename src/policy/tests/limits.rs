@@ -233,7 +233,6 @@ fn reasons_have_distinct_names() {
         Denial::NodeRole,
         Denial::NotAllowedOnNode,
         Denial::BadExternalId(ExternalId),
-        Denial::BadSessionName(SessionName),
         Denial::NamespaceUnknown,
         Denial::NamespaceHasNoList,
         list(Mistake::NotAList),

@@ -1,14 +1,14 @@
-//! What of the real metadata service pods may be given: a table, and nothing beside it. (Categories: EC2 user guide,
-//! "Instance metadata categories".)
+//! The table of what pods may read of the real metadata service. Nothing else of the service is ever served. (Categories: EC2 user
+//! guide, "Instance metadata categories".)
 //!
-//! Never in it: `iam`, `identity-credentials`, `user-data`, signed identity, public keys.
+//! The table never contains `iam`, `identity-credentials`, `user-data`, signed identity, or public keys.
 
 use std::time::Duration;
 
 /// Who may read a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Set {
-    /// What region and identity providers of SDKs read.
+    /// What the region and identity providers of SDKs read.
     Base,
     /// What node agents read: topology, tags, notices.
     NodeInfo,
@@ -17,44 +17,54 @@ pub enum Set {
 /// Values that are read together.
 #[derive(Debug)]
 pub(super) struct Group {
-    /// For the log.
+    /// The name in the log.
     pub(super) name: &'static str,
     pub(super) set: Set,
-    /// For how long what was read stays true enough.
+    /// How often the values are read.
     pub(super) every: Duration,
-    /// Not read while nobody asks: it changes all the time. What is older than a few turns is not given out.
+    /// The values are read only while somebody asks for them, because they may change at any time. Values that are older than a few
+    /// readings are not served.
     pub(super) while_asked: bool,
     /// Paths below the version.
     pub(super) leaves: &'static [&'static str],
-    /// Directories whose names are only known to the real service.
+    /// Directories whose names only the real service knows.
     pub(super) trees: &'static [Tree],
 }
 
-/// A directory of which the service is asked for the names.
+/// A directory whose names the daemon asks the service for.
 #[derive(Debug)]
 pub(super) struct Tree {
-    /// Its path below the version.
+    /// The path below the version.
     pub(super) path: &'static str,
     pub(super) names: Names,
 }
 
-/// Which names are taken from a directory.
+/// The names that are taken from a directory.
 #[derive(Debug)]
 pub(super) enum Names {
     /// Every leaf in it.
     Leaves,
-    /// Interfaces by their hardware address, and of each these leaves.
-    Interfaces(&'static [&'static str]),
+    /// Interfaces by their hardware address, and these values of each.
+    Interfaces(Interface),
 }
 
-/// Does not change while the node runs, or hardly.
+/// What is taken of a network interface, where the service lists it.
+#[derive(Debug)]
+pub(super) struct Interface {
+    /// Values.
+    pub(super) leaves: &'static [&'static str],
+    /// Directories of values whose names are IPv4 addresses.
+    pub(super) by_address: &'static [&'static str],
+}
+
+/// For values that hardly ever change while the node runs.
 const HOURLY: Duration = Duration::from_secs(3600);
-/// Changes when somebody changes it.
+/// For values that somebody may change.
 const MINUTES: Duration = Duration::from_secs(300);
-/// As often as notices should be looked for (EC2 user guide, "Spot Instance interruption notices").
+/// How often clients should look for notices (EC2 user guide, "Spot Instance interruption notices").
 const NOTICES: Duration = Duration::from_secs(5);
 
-/// Everything that a pod can be given of the real service.
+/// Everything that a pod can read of the real service.
 pub(super) const GROUPS: [Group; 3] = [
     Group {
         name: "base",
@@ -81,10 +91,21 @@ pub(super) const GROUPS: [Group; 3] = [
         while_asked: false,
         leaves: &[
             "meta-data/ami-id",
+            "meta-data/ami-launch-index",
+            "meta-data/ami-manifest-path",
+            "meta-data/fws/instance-monitoring",
             "meta-data/hostname",
+            "meta-data/kernel-id",
             "meta-data/local-hostname",
             "meta-data/local-ipv4",
             "meta-data/mac",
+            "meta-data/placement/group-name",
+            "meta-data/placement/host-id",
+            "meta-data/placement/partition-number",
+            "meta-data/product-codes",
+            "meta-data/public-hostname",
+            "meta-data/public-ipv4",
+            "meta-data/ramdisk-id",
             "meta-data/reservation-id",
             "meta-data/security-groups",
         ],
@@ -92,27 +113,34 @@ pub(super) const GROUPS: [Group; 3] = [
             Tree { path: "meta-data/block-device-mapping", names: Names::Leaves },
             Tree {
                 path: "meta-data/network/interfaces/macs",
-                names: Names::Interfaces(&[
-                    "device-number",
-                    "interface-id",
-                    "ipv4-prefix",
-                    "ipv6-prefix",
-                    "ipv6s",
-                    "local-hostname",
-                    "local-ipv4s",
-                    "mac",
-                    "network-card",
-                    "owner-id",
-                    "security-group-ids",
-                    "security-groups",
-                    "subnet-id",
-                    "subnet-ipv4-cidr-block",
-                    "subnet-ipv6-cidr-blocks",
-                    "vpc-id",
-                    "vpc-ipv4-cidr-block",
-                    "vpc-ipv4-cidr-blocks",
-                    "vpc-ipv6-cidr-blocks",
-                ]),
+                names: Names::Interfaces(Interface {
+                    leaves: &[
+                        "device-number",
+                        "interface-id",
+                        "ipv4-prefix",
+                        "ipv6-prefix",
+                        "ipv6s",
+                        "local-hostname",
+                        "local-ipv4s",
+                        "mac",
+                        "network-card",
+                        "network-card-index",
+                        "owner-id",
+                        "public-hostname",
+                        "public-ipv4s",
+                        "security-group-ids",
+                        "security-groups",
+                        "subnet-id",
+                        "subnet-ipv4-cidr-block",
+                        "subnet-ipv6-cidr-blocks",
+                        "vpc-id",
+                        "vpc-ipv4-cidr-block",
+                        "vpc-ipv4-cidr-blocks",
+                        "vpc-ipv6-cidr-blocks",
+                    ],
+                    // Which private addresses belong to a public one.
+                    by_address: &["ipv4-associations"],
+                }),
             },
             Tree { path: "meta-data/tags/instance", names: Names::Leaves },
         ],
@@ -127,6 +155,7 @@ pub(super) const GROUPS: [Group; 3] = [
             "meta-data/events/maintenance/history",
             "meta-data/events/maintenance/scheduled",
             "meta-data/events/recommendations/rebalance",
+            "meta-data/instance-action",
             "meta-data/spot/instance-action",
             "meta-data/spot/termination-time",
         ],
@@ -159,8 +188,13 @@ pub(super) fn is_mac(name: &str) -> bool {
         && name.bytes().enumerate().all(|(at, byte)| if at % 3 == 2 { byte == b':' } else { matches!(byte, b'0'..=b'9' | b'a'..=b'f') })
 }
 
-/// The listing of a directory: the names in it, one a line, directories among them with a slash. `paths` are the values
-/// that may be seen, in order. `None` where none of them is below it.
+/// Whether a name is an IPv4 address, as the service writes them.
+pub(super) fn is_address(name: &str) -> bool {
+    name.parse::<std::net::Ipv4Addr>().is_ok()
+}
+
+/// Returns the listing of a directory: the names in it, one on each line, with a slash behind those of directories. `paths` are the
+/// values that may be seen. Returns `None` if none of them is below the directory.
 pub(super) fn listing<'a>(directory: &str, paths: impl Iterator<Item = &'a str>) -> Option<String> {
     let mut names: Vec<&str> = paths
         .filter_map(|path| if directory.is_empty() { Some(path) } else { path.strip_prefix(directory)?.strip_prefix('/') })
@@ -190,10 +224,21 @@ mod tests {
                 seen += 1;
             }
         }
-        assert_eq!(seen, 25);
-        for path in
-            ["meta-data/iam", "meta-data/iam/security-credentials/role", "user-data", "dynamic/instance-identity/pkcs7", "api/token"]
-        {
+        assert_eq!(seen, 37);
+        for path in [
+            "meta-data/iam",
+            "meta-data/iam/security-credentials/role",
+            "meta-data/public-keys",
+            "meta-data/public-keys/0/openssh-key",
+            "meta-data/public",
+            "meta-data/system",
+            "meta-data/profile",
+            "meta-data/identity-credentials/ec2/info",
+            "user-data",
+            "dynamic/instance-identity/pkcs7",
+            "dynamic/fws",
+            "api/token",
+        ] {
             assert!(!GROUPS.iter().any(|group| group.has(path)), "{path}");
         }
     }
@@ -201,7 +246,9 @@ mod tests {
     #[test]
     fn a_group_has_its_values_what_leads_to_them_and_what_is_in_its_trees() {
         let of = |path: &str| GROUPS.iter().filter(|group| group.has(path)).map(|group| group.name).collect::<Vec<_>>();
-        assert_eq!(of("meta-data/placement"), ["base"]);
+        assert_eq!(of("meta-data/placement"), ["base", "node"]);
+        assert_eq!(of("meta-data/placement/host-id"), ["node"]);
+        assert_eq!(of("meta-data/fws"), ["node"]);
         assert_eq!(of("meta-data/placement/region"), ["base"]);
         assert_eq!(of("meta-data/placement/region/x"), [""; 0]);
         assert_eq!(of("meta-data/placemen"), [""; 0]);
@@ -228,6 +275,10 @@ mod tests {
         assert!(is_mac("0a:1b:2c:3d:4e:5f"));
         for strange in ["", "0A:1b:2c:3d:4e:5f", "0a:1b:2c:3d:4e:5", "0a-1b-2c-3d-4e-5f", "../../../iam/secur"] {
             assert!(!is_mac(strange), "{strange}");
+        }
+        assert!(is_address("203.0.113.25"));
+        for strange in ["", "203.0.113", "203.0.113.025", "203.0.113.25/", "../x", "2001:db8::1", "203.0.113.25 "] {
+            assert!(!is_address(strange), "{strange}");
         }
         assert!(is_name("kubernetes.io:cluster@x=y,z+1_-"));
         for strange in ["", ".", "..", "a/b", "a b", "a%2f", "ä", "a\r\nb"] {

@@ -240,3 +240,55 @@ fn access_is_by_profile_and_by_namespace() {
     assert!(none.of("kube-system").is_empty() && none.of_somebody().is_empty());
     assert_eq!(Access::new(MetadataProfile::NodeInfo, patterns(&[])).of("shop"), EVERYTHING);
 }
+
+#[tokio::test]
+async fn node_info_has_the_public_addresses_and_the_placement() {
+    let imds = imds();
+    let mac = "meta-data/network/interfaces/macs/0a:1b:2c:3d:4e:5f";
+    let values = [
+        ("meta-data/public-ipv4", "203.0.113.25"),
+        ("meta-data/public-hostname", "ec2-203-0-113-25.example"),
+        ("meta-data/placement/group-name", "spread"),
+        ("meta-data/placement/host-id", "h-0123456789abcdef0"),
+        ("meta-data/placement/partition-number", "3"),
+        ("meta-data/kernel-id", "aki-1"),
+        ("meta-data/ramdisk-id", "ari-1"),
+        ("meta-data/product-codes", "code-1\ncode-2"),
+        ("meta-data/fws/instance-monitoring", "disabled"),
+    ];
+    let of_interface = [
+        ("public-ipv4s", "203.0.113.25\n203.0.113.26"),
+        ("public-hostname", "ec2-203-0-113-25.example"),
+        ("network-card-index", "0"),
+        ("ipv4-associations/203.0.113.25", "10.0.1.23"),
+        ("ipv4-associations/203.0.113.26", "10.0.1.24\n10.0.1.25"),
+    ];
+    let of_interface = of_interface.map(|(name, value)| (format!("{mac}/{name}"), value));
+    values.iter().for_each(|(path, value)| imds.set(path, value));
+    of_interface.iter().for_each(|(path, value)| imds.set(path, value));
+    for odd in ["..", "odd", "203.0.113.27x"] {
+        imds.set(&format!("{mac}/ipv4-associations/{odd}"), "ODD");
+    }
+    let metadata = kept(&imds, EVERYTHING);
+    eventually(&metadata, "meta-data/public-ipv4", EVERYTHING, &text("203.0.113.25")).await;
+    eventually(&metadata, "meta-data/instance-action", EVERYTHING, &text("none")).await;
+    let all = values.map(|(path, value)| (path.to_owned(), value)).into_iter().chain(of_interface);
+    for (path, value) in
+        all.chain([("meta-data/ami-launch-index".to_owned(), "0"), ("meta-data/ami-manifest-path".to_owned(), "(unknown)")])
+    {
+        assert_eq!(metadata.find(&path, EVERYTHING, &[]).await, text(value), "{path}");
+        assert_eq!(metadata.find(&path, BASE, &[]).await, MetadataLookup::Nothing, "{path}");
+    }
+    for (directory, listing) in [
+        ("meta-data/placement", "availability-zone\navailability-zone-id\ngroup-name\nhost-id\npartition-number\nregion"),
+        ("meta-data/fws", "instance-monitoring"),
+        (&format!("{mac}/ipv4-associations"), "203.0.113.25\n203.0.113.26"),
+    ] {
+        assert_eq!(metadata.find(directory, EVERYTHING, &[]).await, text(listing), "{directory}");
+    }
+    let MetadataLookup::Text(interface) = metadata.find(mac, EVERYTHING, &[]).await else { panic!("no listing") };
+    assert!(interface.windows(20).any(|line| line == b"\nipv4-associations/\n"), "{interface:?}");
+    assert_eq!(metadata.find("meta-data/placement", BASE, &[]).await, text("availability-zone\navailability-zone-id\nregion"));
+    let asked = imds.requests().into_iter().map(|request| request.target);
+    assert_eq!(asked.filter(|target| ["odd", "..", "27x"].iter().any(|never| target.contains(never))).count(), 0);
+}

@@ -1,7 +1,7 @@
-//! The real metadata service, asked by the daemon itself: the only place that does so for what pods read.
+//! The client of the real metadata service: the only place that reads what pods may read.
 //!
-//! Each question has a connection of its own, a method, path and headers of our own, and the session token that the
-//! service wants (IMDSv2; a hop limit of 1 is enough, as the daemon is in the node's own network). A body is never sent.
+//! Each request has a connection of its own, and a method, path and headers that this module makes. It carries a session token
+//! (IMDSv2; a hop limit of 1 is enough, because the daemon is in the node's network), and never a body.
 
 use std::time::Duration;
 
@@ -19,14 +19,14 @@ use zeroize::Zeroizing;
 use crate::metadata_service::METADATA_PORT;
 use crate::proxy::route::{MAX_TOKEN_TTL, TOKEN, TOKEN_TTL};
 
-/// Time of one question, its connection included: the service is on the node.
+/// The timeout of one request, including its connection. The service is on the node.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Bytes of a value.
+/// The largest value, in bytes.
 const MAX_VALUE: usize = 64 * 1024;
-/// A token is renewed so long before its end.
+/// How long before its end a token is renewed.
 const TOKEN_MARGIN: Duration = Duration::from_secs(600);
 
-/// Why the service did not tell.
+/// The reason why a value could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UpstreamError {
     #[error("it cannot be reached: {0}")]
@@ -42,11 +42,11 @@ pub(super) enum UpstreamError {
 }
 
 impl UpstreamError {
-    /// Whether the service as a whole does not answer; else it is one value of it.
+    /// Whether the service as a whole failed, and not only one value.
     pub(super) fn is_of_service(&self) -> bool {
         match self {
             Self::Unreachable(_) | Self::Silent | Self::NoToken(_) => true,
-            // It limits how often it is asked (EC2 user guide, "Query throttling"): the next value would be one question more.
+            // The service throttles (EC2 user guide, "Query throttling"), so that the next request would make it worse.
             Self::Status(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS) => true,
             Self::Status(status) => *status == StatusCode::SERVICE_UNAVAILABLE,
             Self::Malformed => false,
@@ -78,7 +78,7 @@ impl Upstream {
         Self { authority, token: Mutex::default() }
     }
 
-    /// The text at a path below `latest/`; `None` where the service has nothing there.
+    /// Returns the text at a path below `latest/`, or `None` if the service has nothing there.
     pub(super) async fn get(&self, path: &str) -> Result<Option<Bytes>, UpstreamError> {
         let mut again = true;
         loop {
@@ -151,7 +151,7 @@ impl Upstream {
             }
             Ok((status, bytes.freeze()))
         };
-        // The connection works only while it is polled, and ends with its one answer.
+        // The connection makes progress only while it is polled, and ends with its only response.
         let (mut answer, mut connection) = (std::pin::pin!(answer), std::pin::pin!(connection));
         tokio::select! {
             answered = &mut answer => answered,

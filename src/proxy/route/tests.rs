@@ -13,7 +13,22 @@ fn routed(method: &str, target: &str, headers: &[(&str, &str)]) -> Result<Route,
     routed_as(method, target, Version::HTTP_11, headers, &Hosts::default())
 }
 
+/// The time at which all requests arrive.
+fn now() -> Timestamp {
+    "2026-02-28T23:59:59Z".parse().unwrap()
+}
+
 fn routed_as(method: &str, target: &str, version: Version, headers: &[(&str, &str)], hosts: &Hosts) -> Result<Route, Rejection> {
+    routed_in(method, target, version, headers, RouteContext { hosts, body: Body::Unread, now: now() })
+}
+
+fn routed_in(
+    method: &str,
+    target: &str,
+    version: Version,
+    headers: &[(&str, &str)],
+    context: RouteContext<'_>,
+) -> Result<Route, Rejection> {
     let mut map = HeaderMap::new();
     for (name, value) in headers {
         // As from the wire: every byte that hyper lets through, one character for each.
@@ -21,7 +36,7 @@ fn routed_as(method: &str, target: &str, version: Version, headers: &[(&str, &st
         map.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_bytes(&bytes).unwrap());
     }
     let uri = Uri::try_from(target).unwrap_or_else(|error| panic!("{target:?}: {error}"));
-    route(&Method::from_bytes(method.as_bytes()).unwrap(), &uri, version, &map, hosts)
+    route(&Method::from_bytes(method.as_bytes()).unwrap(), &uri, version, &map, context)
 }
 
 fn get(target: &str) -> Result<Route, Rejection> {
@@ -45,6 +60,12 @@ fn what_sdks_ask_for_is_understood() {
         ("/1.0/meta-data/iam/security-credentials/", Ok(Route::RoleList)),
         ("/latest/meta-data/iam/info", Ok(Route::InstanceProfile)),
         ("/latest/meta-data/iam/info/", Ok(Route::InstanceProfile)),
+        ("/latest/meta-data/iam/security-credentials/team/web", credentials("team/web")),
+        ("/latest/meta-data/iam/security-credentials/team/a/web/", credentials("team/a/web")),
+        (
+            "/latest/meta-data/iam/security-credentials/arn:aws:iam::111122223333:role/team/web/",
+            credentials("arn:aws:iam::111122223333:role/team/web"),
+        ),
         ("//latest//meta-data///iam/security-credentials//web", credentials("web")),
         ("/latest/meta-data/iam/security-credentials/web?role=node", credentials("web")),
         ("/latest/meta-data/iam/security-credentials/?recursive=true", Ok(Route::RoleList)),
@@ -57,13 +78,62 @@ fn what_sdks_ask_for_is_understood() {
 }
 
 #[test]
-fn every_version_is_a_way_in_and_nothing_else_is() {
-    for version in VERSIONS {
-        assert_eq!(get(&format!("/{version}/meta-data/iam/info")), Ok(Route::InstanceProfile));
+fn every_date_from_the_first_version_to_today_is_a_version() {
+    let own = ["2007-01-19", "2016-02-29", "2021-07-15", "2021-03-24", "2022-09-24", "2024-04-11", "2026-02-28"];
+    for version in VERSIONS.into_iter().chain(own) {
+        assert_eq!(get(&format!("/{version}/meta-data/iam/info")), Ok(Route::InstanceProfile), "{version}");
     }
-    for other in ["Latest", "LATEST", "lates", "latest2", "2021-03-24", "2099-01-01", "1", "1.00", "v1", "meta-data", "latest~", "*"] {
-        assert_eq!(get(&format!("/{other}/meta-data/iam/info")), Ok(Route::Unknown), "{other}");
+    for other in [
+        "Latest",
+        "LATEST",
+        "lates",
+        "latest2",
+        "latest~",
+        "1",
+        "1.00",
+        "1.1",
+        "v1",
+        "meta-data",
+        "*",
+        "2026-03-01",
+        "2099-01-01",
+        "2007-01-18",
+        "2006-12-31",
+        "0000-01-01",
+        "2021-02-29",
+        "2021-00-10",
+        "2021-13-01",
+        "2021-01-00",
+        "2021-01-32",
+        "2021-1-1",
+        "21-01-01",
+        "02021-01-01",
+        "2021-01-01-",
+        "2021-01-1a",
+        "2021-01-+1",
+        "+021-01-01",
+        "-2021-01-01",
+        "2021-01-01T00:00:00Z",
+        "2021/01/01",
+        "20210101",
+        "2021-01",
+        "",
+    ] {
+        assert_ne!(get(&format!("/{other}/meta-data/iam/info")), Ok(Route::InstanceProfile), "{other}");
     }
+    let at = |now: &str| {
+        let context = RouteContext { hosts: &Hosts::default(), body: Body::Unread, now: now.parse().unwrap() };
+        routed_in("GET", "/2026-03-01/meta-data/iam/info", Version::HTTP_11, &[HOST_HEADER], context)
+    };
+    assert_eq!(at("2026-02-28T23:59:59Z"), Ok(Route::Unknown));
+    assert_eq!(at("2026-03-01T00:00:00Z"), Ok(Route::InstanceProfile));
+}
+
+#[test]
+fn the_listed_versions_are_in_order_and_begin_with_the_first_date() {
+    let dates: Vec<Date> = VERSIONS[1..VERSIONS.len() - 1].iter().map(|version| date(version).unwrap()).collect();
+    assert!(dates.is_sorted() && dates[0] == FIRST_DATE);
+    assert_eq!((VERSIONS[0], VERSIONS[VERSIONS.len() - 1]), ("1.0", "latest"));
 }
 
 #[test]
@@ -74,7 +144,7 @@ fn the_extended_document_is_asked_for_like_the_plain_one() {
         ("/latest/meta-data/iam/security-credentials-extended/", Ok(Route::RoleList)),
         ("/latest/meta-data/iam/security-credentials-extended/web", extended("web")),
         ("/latest/meta-data/iam/security-credentials-extended/web/", extended("web")),
-        ("/latest/meta-data/iam/security-credentials-extended/web/more", Ok(Route::Unknown)),
+        ("/latest/meta-data/iam/security-credentials-extended/web/more", extended("web/more")),
         ("/latest/meta-data/iam/security-credentials-extended2/web", Ok(Route::Unknown)),
     ] {
         assert_eq!(get(target), expected, "{target}");
@@ -105,7 +175,6 @@ fn metadata_is_a_path_to_look_up_and_no_more() {
 #[test]
 fn everything_else_is_unknown() {
     for target in [
-        "/latest/meta-data/iam/security-credentials/web/more",
         "/latest/meta-data/iam/Security-Credentials/web",
         "/latest/META-DATA/iam/security-credentials/web",
         "/latest/meta-data/iam/info/more",
@@ -265,9 +334,51 @@ fn a_request_has_no_body() {
 }
 
 #[test]
+fn an_empty_chunked_body_is_the_only_one_and_only_for_a_token() {
+    let (ttl, chunked) = ((TTL_HEADER, "60"), ("transfer-encoding", "chunked"));
+    let with = |method: &str, target: &str, version: Version, headers: &[(&str, &str)], body: Body| {
+        routed_in(method, target, version, headers, RouteContext { hosts: &Hosts::default(), body, now: now() })
+    };
+    let (token, good) = ("/latest/api/token", [HOST_HEADER, ttl, chunked]);
+    let new = Ok(Route::NewToken { ttl_seconds: 60 });
+    assert_eq!(with("PUT", token, Version::HTTP_11, &good, Body::EmptyChunked), new);
+    assert_eq!(with("PUT", "//latest/api/token/", Version::HTTP_11, &good, Body::EmptyChunked), new);
+    assert_eq!(with("PUT", token, Version::HTTP_11, &good, Body::Unread), Err(Malformed), "another body, or one that was not read");
+    assert_eq!(with("PUT", token, Version::HTTP_10, &good, Body::EmptyChunked), Err(Malformed));
+    assert_eq!(with("PUT", token, Version::HTTP_11, &[HOST_HEADER, chunked], Body::EmptyChunked), Err(Malformed), "no life");
+    for (method, target) in [
+        ("GET", token),
+        ("POST", token),
+        ("PUT", "/2021-03-23/api/token"),
+        ("PUT", "/"),
+        ("GET", "/latest/meta-data/iam/info"),
+        ("OPTIONS", token),
+    ] {
+        assert_eq!(with(method, target, Version::HTTP_11, &good, Body::EmptyChunked), Err(Malformed), "{method} {target}");
+    }
+    for more in [&[chunked][..], &[("transfer-encoding", "identity")], &[("content-length", "0")], &[("content-length", "5")]] {
+        assert_eq!(with("PUT", token, Version::HTTP_11, &[&good, more].concat(), Body::EmptyChunked), Err(Malformed), "{more:?}");
+    }
+    for encoding in ["Chunked", "chunked, chunked", "gzip, chunked", "chunked;a=b", "xchunked", "identity", ""] {
+        let headers = [HOST_HEADER, ttl, ("transfer-encoding", encoding)];
+        assert_eq!(with("PUT", token, Version::HTTP_11, &headers, Body::EmptyChunked), Err(Malformed), "{encoding:?}");
+    }
+}
+
+#[test]
 fn a_request_names_the_metadata_service_as_its_host_once() {
     let target = "/latest/meta-data/iam/info";
-    for host in ["169.254.169.254", "169.254.169.254:80", "[fd00:ec2::254]", "[fd00:ec2::254]:80", "fd00:ec2::254"] {
+    for host in [
+        "169.254.169.254",
+        "169.254.169.254:80",
+        "[fd00:ec2::254]",
+        "[fd00:ec2::254]:80",
+        "fd00:ec2::254",
+        "instance-data",
+        "instance-data:80",
+        "instance-data.ec2.internal",
+        "instance-data.ec2.internal:80",
+    ] {
         assert_eq!(routed("GET", target, &[("host", host)]), Ok(Route::InstanceProfile), "{host}");
     }
     for host in [
@@ -288,10 +399,16 @@ fn a_request_names_the_metadata_service_as_its_host_once() {
         "2852039166",
         "[fd00:ec2:0::254]",
         "[FD00:EC2::254]",
+        "Instance-Data",
+        "instance-data.",
+        "instance-data:8080",
+        "instance-data.evil.example",
+        "instance-data.ec2.internal.evil.example",
+        "evil.instance-data",
     ] {
         assert_eq!(routed("GET", target, &[("host", host)]), Err(Host), "{host:?}");
     }
-    assert_eq!(routed("GET", target, &[]), Err(Malformed), "no host");
+    assert_eq!(routed("GET", target, &[]), Ok(Route::InstanceProfile), "no host: no browser sends that");
     assert_eq!(routed("GET", target, &[HOST_HEADER, HOST_HEADER]), Err(Malformed), "two hosts");
     assert_eq!(routed("GET", target, &[HOST_HEADER, ("host", "evil.example")]), Err(Malformed), "two hosts");
     assert_eq!(routed("GET", target, &[("host", "169.254.169.254\u{e9}")]), Err(Malformed), "a host that is no text");
@@ -325,8 +442,10 @@ fn an_absolute_target_names_the_host_of_the_header_and_http() {
     ] {
         assert_eq!(routed("GET", &format!("{authority}{path}"), &[("host", host)]), expected, "{authority} {host}");
     }
-    let without_host = routed_as("GET", "http://169.254.169.254/latest/meta-data/iam/info", Version::HTTP_10, &[], &Hosts::default());
-    assert_eq!(without_host, Err(Malformed));
+    for version in [Version::HTTP_10, Version::HTTP_11] {
+        let without_host = routed_as("GET", "http://169.254.169.254/latest/meta-data/iam/info", version, &[], &Hosts::default());
+        assert_eq!(without_host, Err(Malformed));
+    }
 }
 
 #[test]
@@ -468,10 +587,11 @@ proptest! {
         let mut headers = HeaderMap::new();
         headers.insert(HOST, HeaderValue::from_static("169.254.169.254"));
         for method in [Method::GET, Method::HEAD, Method::PUT] {
-            let routed = route(&method, &uri, Version::HTTP_11, &headers, &Hosts::default());
+            let context = RouteContext { hosts: &Hosts::default(), body: Body::Unread, now: now() };
+            let routed = route(&method, &uri, Version::HTTP_11, &headers, context);
             let Ok(Route::Credentials { role, extended }) = routed else { continue };
             prop_assert!(method != Method::PUT);
-            prop_assert!(!role.is_empty() && role.bytes().all(|byte| byte.is_ascii_graphic() && !b"/%\\;?#".contains(&byte)), "{role}");
+            prop_assert!(!role.is_empty() && role.bytes().all(|byte| byte.is_ascii_graphic() && !b"%\\;?#".contains(&byte)), "{role}");
             // Whoever decodes, lowers or normalises the path finds the same one, but for case and doubled slashes.
             let plain = |path: &str| normalised(&path.to_lowercase());
             for reading in readings(uri.path()) {
@@ -479,6 +599,8 @@ proptest! {
             }
             let path = normalised(uri.path());
             let list = if extended { "security-credentials-extended" } else { "security-credentials" };
+            let segments: Vec<&str> = role.split('/').collect();
+            prop_assert!(!segments.iter().any(|segment| matches!(*segment, "" | "." | "..")), "{role}");
             let form = VERSIONS.iter().any(|version| path == format!("/{version}/meta-data/iam/{list}/{role}"));
             prop_assert!(form, "{path} has not the form of a path to credentials");
         }
@@ -496,6 +618,9 @@ proptest! {
         let mut headers = HeaderMap::new();
         headers.insert(HOST, HeaderValue::from_static("169.254.169.254"));
         headers.insert(name, value);
-        let _ = route(&method, &uri, Version::HTTP_11, &headers, &Hosts::default());
+        for body in [Body::Unread, Body::EmptyChunked] {
+            let context = RouteContext { hosts: &Hosts::default(), body, now: now() };
+            let _ = route(&method, &uri, Version::HTTP_11, &headers, context);
+        }
     }
 }

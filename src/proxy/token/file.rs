@@ -1,8 +1,8 @@
-//! The file that the keys of session tokens are kept in: a daemon that starts anew, or beside another, knows the tokens
-//! that are out.
+//! The file that keeps the keys of session tokens. A daemon that restarts, or runs beside another one, can check the tokens that were
+//! issued.
 //!
-//! It is read and written under the lock of a file beside it, replaced as a whole, and only ever readable for the daemon's own
-//! user. One that somebody else may have read or written is not used.
+//! It is read and written under the lock of a file beside it, replaced as a whole, and readable for the daemon's own user only. A file
+//! that others may have read or written is not used.
 
 use std::borrow::Cow;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 use super::keys::{Keys, NoRandomness};
 use crate::advice::Advise;
 
-/// Bytes; eight keys have some 500.
+/// The largest file, in bytes. Eight keys have about 500.
 const MAX_FILE: u64 = 4096;
 /// How often, and with which pause, the lock is tried: it is held for as long as a small file is written.
 const LOCK_TRIES: u32 = 40;
@@ -32,7 +32,7 @@ pub struct KeyFile {
     path: PathBuf,
 }
 
-/// Why the file cannot be used.
+/// The reason why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     /// Reading, writing or locking failed.
@@ -40,9 +40,9 @@ pub enum KeyFileError {
     Io {
         /// What was being done.
         step: &'static str,
-        /// To what.
+        /// The path.
         path: String,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
     /// What is there in place of the file beside it, which is locked, is not what the daemon makes.
@@ -70,17 +70,17 @@ impl Advise for KeyFileError {
     }
 }
 
-/// What stands in the file.
+/// The content of the file.
 enum KeyFileState {
     Keys(Keys),
     Nothing,
-    /// Others may have seen what is in it.
+    /// Others may have read it.
     Exposed,
     Damaged,
 }
 
 impl KeyFile {
-    /// The file at this path; its directory is made when it is first used.
+    /// Creates a handle of the file at this path. Its directory is created at the first use.
     pub fn new(path: PathBuf) -> Self {
         Self { path }
     }

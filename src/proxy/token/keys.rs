@@ -1,7 +1,7 @@
 //! The keys of session tokens, and when each is in use: pure data, no I/O.
 //!
-//! A new key is there for a while before the first token is made with it, so that two daemons that share a file both know
-//! it by then. An old one is kept until the longest-lived token that was made with it has ended.
+//! A new key exists for a while before the first token is issued with it, so that both daemons that share a file know it by then. An
+//! old key is kept until its longest-lived token has expired.
 
 use std::time::Duration;
 
@@ -14,24 +14,23 @@ use zeroize::Zeroizing;
 
 use crate::proxy::route::MAX_TOKEN_TTL;
 
-/// The system has no randomness to give.
+/// The system has no randomness.
 #[derive(Debug, thiserror::Error)]
 #[error("the system's random number generator failed, so no session token keys can be created")]
 pub struct NoRandomness;
 
-/// How long tokens are made with one key.
+/// How long tokens are issued with one key.
 pub(super) const IN_USE: Duration = Duration::from_secs(24 * 3600);
-/// How long a key is there before tokens are made with it.
+/// How long a key exists before tokens are issued with it.
 pub(super) const ANNOUNCED: Duration = Duration::from_secs(300);
-/// The life of the longest-lived token, and some for clocks that differ.
+/// The longest lifetime of a token, with a margin for clocks that differ.
 const KEPT: Duration = Duration::from_secs(MAX_TOKEN_TTL as u64 + 600);
-/// More keys than this are not ours.
+/// The most keys of a file that rolegate has written.
 const MAX_KEYS: usize = 8;
 const SECRET: usize = 32;
-/// When a key can have come into use, in seconds of Unix time: from 1970 to about 2500. What lies outside was not written here,
-/// and could not be reckoned with.
+/// The valid times of a key, in seconds of Unix time: from 1970 to about 2500. rolegate writes no others.
 const TIMES: std::ops::Range<i64> = 0..16_725_225_600;
-/// First line of the file.
+/// The first line of the file.
 const HEADER: &str = "rolegate token keys 1";
 
 /// One key.
@@ -42,7 +41,7 @@ pub(super) struct TokenKey {
     mac: hmac::Key,
 }
 
-/// The keys, in the order in which they were made; at least one.
+/// The keys, at least one, in the order of their creation.
 pub(super) struct Keys(Vec<TokenKey>);
 
 /// A file that does not hold keys.
@@ -62,12 +61,12 @@ impl TokenKey {
         Ok(Self::new(id, in_use_from, secret))
     }
 
-    /// What tells it from the others; it stands in every token.
+    /// The key's id, which is part of every token.
     pub(super) fn id(&self) -> u8 {
         self.id
     }
 
-    /// What signs with it.
+    /// Returns the signing key.
     pub(super) fn mac(&self) -> &hmac::Key {
         &self.mac
     }
@@ -78,28 +77,28 @@ impl TokenKey {
 }
 
 impl Keys {
-    /// One random key, in use at once.
+    /// Creates one random key, which is in use at once.
     pub(super) fn random(now: Timestamp) -> Result<Self, NoRandomness> {
         Ok(Self(vec![TokenKey::random(0, now)?]))
     }
 
-    /// The key that tokens are made with now.
+    /// Returns the key that tokens are issued with now.
     pub(super) fn in_use(&self, now: Timestamp) -> &TokenKey {
-        // With a clock that went back, none may be in use yet: then it is the first.
+        // If the clock went back, none may be in use yet.
         self.0.iter().rev().find(|key| key.in_use_from <= now).unwrap_or(&self.0[0])
     }
 
-    /// The key that a token names.
+    /// Returns the key that a token names.
     pub(super) fn by_id(&self, id: u8) -> Option<&TokenKey> {
         self.0.iter().find(|key| key.id == id)
     }
 
-    /// The keys as they should be now, where that is not what these are.
+    /// Returns the keys as they should be now, or `None` if they already are.
     pub(super) fn turned(&self, now: Timestamp) -> Result<Option<Self>, NoRandomness> {
         let last = &self.0[self.0.len() - 1];
-        // A key of a time to come was made under a clock that was wrong.
+        // A key from the future was created under a wrong clock.
         let due = last.in_use_from + IN_USE <= now || last.in_use_from > now + ANNOUNCED;
-        // A key goes when the one after it has been in use for longer than a token lives.
+        // A key is removed when the next one has been in use for longer than a token lives.
         let keep_from = self.0.iter().rposition(|key| key.in_use_from + KEPT <= now).unwrap_or(0);
         if !due && keep_from == 0 {
             return Ok(None);
@@ -114,9 +113,9 @@ impl Keys {
         Ok(Some(Self(keys)))
     }
 
-    /// The text of a file with them.
+    /// Returns the text of a file with these keys.
     pub(super) fn render(&self) -> Zeroizing<String> {
-        // Large enough, so that no copy of the secrets is left behind by growing.
+        // Large enough, so that growing leaves no copy of the secrets behind.
         let mut text = Zeroizing::new(String::with_capacity(4096));
         text.push_str(HEADER);
         for key in &self.0 {
@@ -128,7 +127,7 @@ impl Keys {
         text
     }
 
-    /// The keys in such a text.
+    /// Parses the text of a file.
     pub(super) fn parse(text: &str) -> Result<Self, Damaged> {
         let mut lines = text.strip_suffix('\n').ok_or(Damaged)?.split('\n');
         if lines.next() != Some(HEADER) {

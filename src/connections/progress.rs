@@ -1,0 +1,369 @@
+//! The progress of a connection, as its bytes show it: it waits for a request, receives one, or answers one.
+//!
+//! hyper has one timeout for both the wait between two requests and the arrival of a request's head. Clients that poll
+//! on a kept connection need a long wait, and a head that trickles in must be given up soon, so the two are told apart
+//! here: by the first byte of a request.
+//!
+//! The bytes also show what hyper hides: a `Content-Length` beside `Transfer-Encoding`, and how exactly a chunked body was
+//! written.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep};
+
+/// A chunked body without content, in the form that clients write (RFC 9112, section 7.1).
+const EMPTY_CHUNKED: [u8; 5] = *b"0\r\n\r\n";
+
+const CONTENT_LENGTH: &[u8] = b"content-length";
+
+/// How long a connection may wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    /// For the first byte of a request.
+    pub idle: Duration,
+    /// For the rest of the request, counted from its first byte.
+    pub head: Duration,
+}
+
+/// The timeout that a connection exceeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Overdue {
+    /// No request began in time.
+    Idle,
+    /// A request began and did not arrive in time.
+    Head,
+}
+
+impl Overdue {
+    /// Returns the stable name, which is a metric's label.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Head => "timeout",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Receiving,
+    Answering,
+}
+
+/// The progress of one connection; cheap to clone. The stream reports bytes to it, and the service requests.
+#[derive(Clone, Debug)]
+pub(crate) struct Progress {
+    timeouts: Timeouts,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    /// When the phase began. While a request is answered: when its first byte arrived.
+    since: Instant,
+    scan: Scan,
+}
+
+impl Progress {
+    /// Creates the progress of a connection that was just opened.
+    pub(crate) fn new(timeouts: Timeouts) -> Self {
+        let state = State { phase: Phase::Idle, since: Instant::now(), scan: Scan::default() };
+        Self { timeouts, state: Arc::new(Mutex::new(state)) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records bytes that arrived.
+    pub(super) fn received(&self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let mut state = self.state();
+        if state.phase == Phase::Idle {
+            (state.phase, state.since) = (Phase::Receiving, Instant::now());
+        }
+        let is_answering = state.phase == Phase::Answering;
+        state.scan.feed(bytes, is_answering);
+    }
+
+    /// Records that the head of a request has arrived and that the request is being answered.
+    pub(crate) fn request_begins(&self) {
+        let mut state = self.state();
+        state.phase = Phase::Answering;
+        state.scan.heads = state.scan.heads.saturating_sub(1);
+    }
+
+    /// Records that a request was answered. If bytes of the next one have arrived, that one must be complete in time.
+    pub(crate) fn request_ends(&self) {
+        let mut state = self.state();
+        let has_more = state.scan.next_request();
+        (state.phase, state.since) = (if has_more { Phase::Receiving } else { Phase::Idle }, Instant::now());
+    }
+
+    /// Returns until when a request that is being answered must have arrived, its body included.
+    pub(crate) fn request_deadline(&self) -> Instant {
+        self.state().since + self.timeouts.head
+    }
+
+    /// Whether the request that is being answered has no `Content-Length`, and all that followed its head is an empty chunked
+    /// body without extension or trailer. `false` on a connection whose client did not wait for its earlier answers.
+    pub(crate) fn has_empty_chunked_body(&self) -> bool {
+        self.state().scan.has_empty_chunked_body()
+    }
+
+    /// Returns a timer that ends when the connection has waited too long.
+    pub(crate) fn timer(&self) -> ProgressTimer {
+        let armed = self.state().since + self.timeouts.idle;
+        ProgressTimer { progress: self.clone(), sleep: Box::pin(tokio::time::sleep_until(armed)) }
+    }
+
+    /// Returns when the connection has waited too long; `None` while it answers.
+    fn deadline(&self) -> Option<(Instant, Overdue)> {
+        let state = self.state();
+        match state.phase {
+            Phase::Idle => Some((state.since + self.timeouts.idle, Overdue::Idle)),
+            Phase::Receiving => Some((state.since + self.timeouts.head, Overdue::Head)),
+            Phase::Answering => None,
+        }
+    }
+}
+
+/// A timer of a connection. It must be polled after the connection, by the same task: it looks at the progress whenever it is
+/// polled.
+#[derive(Debug)]
+pub(crate) struct ProgressTimer {
+    progress: Progress,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl ProgressTimer {
+    /// Returns when the connection has waited too long.
+    pub(crate) async fn overdue(&mut self) -> Overdue {
+        std::future::poll_fn(|context| self.poll(context)).await
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Overdue> {
+        let Some((deadline, overdue)) = self.progress.deadline() else { return Poll::Pending };
+        // A deadline moves with each request. A later one is looked at when the timer fires.
+        if deadline < self.sleep.deadline() || self.sleep.is_elapsed() {
+            self.sleep.as_mut().reset(deadline);
+        }
+        while self.sleep.as_mut().poll(context).is_ready() {
+            if Instant::now() >= deadline {
+                return Poll::Ready(overdue);
+            }
+            self.sleep.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}
+
+/// Finds the ends of heads in the bytes of a connection, as httparse does: an empty line, ended by LF or CRLF. Empty lines
+/// before a request are skipped.
+#[derive(Debug)]
+struct Scan {
+    /// The number of complete heads that are not answered yet.
+    heads: usize,
+    /// A line of a head has begun.
+    in_head: bool,
+    line_is_empty: bool,
+    /// How much of a line is the beginning of `content-length`; `None` if it is not.
+    length_name: Option<usize>,
+    has_length: bool,
+    /// The first bytes behind the first head.
+    after: [u8; EMPTY_CHUNKED.len()],
+    /// The number of bytes behind the first head.
+    after_count: usize,
+    /// Nothing of the current request arrived before the previous one was answered.
+    is_alone: bool,
+}
+
+impl Default for Scan {
+    fn default() -> Self {
+        Self {
+            heads: 0,
+            in_head: false,
+            line_is_empty: true,
+            length_name: Some(0),
+            has_length: false,
+            after: [0; EMPTY_CHUNKED.len()],
+            after_count: 0,
+            is_alone: true,
+        }
+    }
+}
+
+impl Scan {
+    fn feed(&mut self, bytes: &[u8], is_answering: bool) {
+        for byte in bytes.iter().copied() {
+            if is_answering || self.heads > 0 {
+                if let Some(place) = self.after.get_mut(self.after_count) {
+                    *place = byte;
+                }
+                self.after_count = self.after_count.saturating_add(1);
+            }
+            self.byte(byte);
+        }
+    }
+
+    fn byte(&mut self, byte: u8) {
+        match byte {
+            b'\n' => {
+                if self.line_is_empty && self.in_head {
+                    self.heads = self.heads.saturating_add(1);
+                    self.in_head = false;
+                }
+                (self.line_is_empty, self.length_name) = (true, Some(0));
+            }
+            b'\r' => {}
+            _ => {
+                (self.in_head, self.line_is_empty) = (true, false);
+                self.length_name =
+                    self.length_name.filter(|at| CONTENT_LENGTH.get(*at) == Some(&byte.to_ascii_lowercase())).map(|at| at + 1);
+                self.has_length |= self.length_name == Some(CONTENT_LENGTH.len());
+            }
+        }
+    }
+
+    fn has_empty_chunked_body(&self) -> bool {
+        self.is_alone && !self.has_length && self.after_count == EMPTY_CHUNKED.len() && self.after == EMPTY_CHUNKED
+    }
+
+    /// Forgets an answered request. Returns whether bytes of the next one have arrived.
+    fn next_request(&mut self) -> bool {
+        let has_more = self.heads > 0 || self.in_head;
+        self.is_alone = self.after_count == 0 && !has_more;
+        (self.after_count, self.has_length) = (0, false);
+        has_more
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+mod tests {
+    use super::*;
+
+    const TIMEOUTS: Timeouts = Timeouts { idle: Duration::from_secs(75), head: Duration::from_secs(5) };
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+
+    /// Returns which timeout ends a connection on which nothing more happens, and after how long.
+    async fn ends(progress: &Progress) -> (Overdue, Duration) {
+        let began = Instant::now();
+        (progress.timer().overdue().await, began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_without_a_byte_has_the_idle_timeout() {
+        let progress = Progress::new(TIMEOUTS);
+        assert_eq!(ends(&progress).await, (Overdue::Idle, TIMEOUTS.idle));
+        let progress = Progress::new(TIMEOUTS);
+        progress.received(GET);
+        progress.request_begins();
+        tokio::time::advance(Duration::from_secs(100)).await;
+        progress.request_ends();
+        assert_eq!(ends(&progress).await, (Overdue::Idle, TIMEOUTS.idle), "from the answer on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_has_the_head_timeout_from_its_first_byte() {
+        let progress = Progress::new(TIMEOUTS);
+        tokio::time::advance(Duration::from_secs(70)).await;
+        progress.received(b"G");
+        for byte in b"ET" {
+            tokio::time::advance(Duration::from_secs(2)).await;
+            progress.received(&[*byte]);
+        }
+        assert_eq!(ends(&progress).await, (Overdue::Head, Duration::from_secs(1)), "more bytes do not prolong it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_of_the_next_request_has_the_head_timeout() {
+        for more in [&b"G"[..], b"GET / HTTP/1.1\r\n\r", GET] {
+            let progress = Progress::new(TIMEOUTS);
+            progress.received(&[GET, more].concat());
+            progress.request_begins();
+            progress.request_ends();
+            assert_eq!(ends(&progress).await, (Overdue::Head, TIMEOUTS.head), "{more:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timer_follows_the_progress_while_it_runs() {
+        let progress = Progress::new(TIMEOUTS);
+        let mut timer = progress.timer();
+        let mut overdue = Box::pin(timer.overdue());
+        let mut is_over = async |after: u64| {
+            tokio::time::advance(Duration::from_secs(after)).await;
+            futures_util::poll!(&mut overdue)
+        };
+        assert_eq!(is_over(60).await, Poll::Pending);
+        progress.received(GET);
+        progress.request_begins();
+        assert_eq!(is_over(100).await, Poll::Pending, "an answer has all the time that it takes");
+        progress.request_ends();
+        assert_eq!(is_over(74).await, Poll::Pending);
+        progress.received(b"GET");
+        assert_eq!(is_over(4).await, Poll::Pending);
+        assert_eq!(is_over(1).await, Poll::Ready(Overdue::Head));
+    }
+
+    /// What the scan says of a request after it has arrived in pieces of this many bytes.
+    fn has_empty_chunked_body(bytes: &[u8], size: usize) -> bool {
+        let mut scan = Scan::default();
+        for piece in bytes.chunks(size) {
+            scan.feed(piece, false);
+        }
+        scan.has_empty_chunked_body()
+    }
+
+    #[test]
+    fn only_an_empty_chunk_behind_a_head_without_length_is_an_empty_body() {
+        for (head, body, expected) in [
+            ("PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", "0\r\n\r\n", true),
+            ("\r\nPUT / HTTP/1.1\r\nX: content-length\r\n\r\n", "0\r\n\r\n", true),
+            ("PUT / HTTP/1.1\r\n\r\n", "", false),
+            ("PUT / HTTP/1.1\r\n\r\n", "0\r\n", false),
+            ("PUT / HTTP/1.1\r\n\r\n", "0\r\n\r\nG", false),
+            ("PUT / HTTP/1.1\r\n\r\n", "00\r\n\r\n", false),
+            ("PUT / HTTP/1.1\r\n\r\n", "0\n\n", false),
+            ("PUT / HTTP/1.1\r\n\r\n", "0;a=b\r\n\r\n", false),
+            ("PUT / HTTP/1.1\r\n\r\n", "0\r\nX: y\r\n\r\n", false),
+            ("PUT / HTTP/1.1\r\n\r\n", "1\r\na\r\n0\r\n\r\n", false),
+            ("PUT / HTTP/1.1\r\nContent-Length: 0\r\n\r\n", "0\r\n\r\n", false),
+            ("PUT / HTTP/1.1\r\ncontent-LENGTH:5\r\nTransfer-Encoding: chunked\r\n\r\n", "0\r\n\r\n", false),
+        ] {
+            let bytes = [head.as_bytes(), body.as_bytes()].concat();
+            for size in [1, 3, 7, bytes.len()] {
+                assert_eq!(has_empty_chunked_body(&bytes, size), expected, "{head:?} {body:?} by {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_client_that_does_not_wait_for_answers_sends_no_body() {
+        let progress = Progress::new(TIMEOUTS);
+        let put = b"PUT / HTTP/1.1\r\n\r\n0\r\n\r\n";
+        progress.received(&[GET, put].concat());
+        progress.request_begins();
+        progress.request_ends();
+        progress.request_begins();
+        assert!(!progress.has_empty_chunked_body());
+        let progress = Progress::new(TIMEOUTS);
+        for expected in [true, false] {
+            progress.received(GET);
+            progress.request_begins();
+            progress.request_ends();
+            progress.received(put);
+            progress.request_begins();
+            assert_eq!(progress.has_empty_chunked_body(), expected, "a body is the last thing on a connection");
+            progress.request_ends();
+        }
+    }
+}

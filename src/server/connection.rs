@@ -1,0 +1,137 @@
+//! One connection of the pod-facing port: its requests, its timeouts, and why it ends.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bytes::Bytes;
+use http::Request;
+use http::header::{CONNECTION, HeaderValue};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{HttpService, service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tracing::debug;
+
+use super::{Admission, MAX_HEAD, MAX_HEADERS, Server, probe};
+use crate::connections::{Closing, ConnectionPermit, Limit, Port, Progress, ProgressTimer, Source, Timely};
+use crate::credentials::AssumeRole;
+use crate::proxy::route::{Body, is_chunked_token_request};
+
+impl<A: AssumeRole> Server<A> {
+    /// Serves a connection until it ends.
+    pub(super) async fn connection(&self, stream: TcpStream, admission: Admission, source: &Source, permit: &ConnectionPermit) {
+        let admission = &admission;
+        // The requests since the connection's last turn. A client that sends many at once gets one response in each turn, like others.
+        let turn = &AtomicU32::new(0);
+        let progress = &Progress::new(self.timeouts);
+        let mut timer = progress.timer();
+        let service = service_fn(|request: Request<Incoming>| async move {
+            if turn.fetch_add(1, Ordering::Relaxed) > 0 {
+                tokio::task::yield_now().await;
+            }
+            progress.request_begins();
+            permit.request_begins();
+            self.settle(admission, permit);
+            let (request, incoming) = request.into_parts();
+            let mut is_last = false;
+            let mut response = match admission {
+                Admission::Pod(origin) => {
+                    let body = read_body(&request, incoming, progress).await;
+                    is_last = body != Body::Unread;
+                    self.proxy.handle(origin, &request, body).await
+                }
+                Admission::Probe | Admission::Refused => probe(&request),
+            };
+            self.settle(admission, permit);
+            progress.request_ends();
+            let is_over = matches!(admission, Admission::Pod(origin) if origin.is_over());
+            if permit.request_ends() || is_over || is_last || self.drain.has_begun() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        });
+        let stream = Timely::connection(stream, self.timeouts.head).reporting_to(progress.clone());
+        let connection = http1::Builder::new()
+            // `timer` has the timeouts: that of hyper does not tell an idle connection from a slow request.
+            .header_read_timeout(None)
+            .max_buf_size(MAX_HEAD)
+            .max_headers(MAX_HEADERS)
+            .half_close(false)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        let mut in_turns = std::future::poll_fn(|context| {
+            turn.store(0, Ordering::Relaxed);
+            connection.as_mut().poll(context)
+        });
+        let ended = tokio::select! {
+            biased;
+            ended = &mut in_turns => ended,
+            overdue = timer.overdue() => return self.metrics.connection_ended(overdue.name()),
+            closing = permit.closing() => {
+                self.metrics.connection_ended(closing.name());
+                if closing == Closing::Displaced {
+                    if matches!(source, Source::Unknown(..)) {
+                        self.record.closed(source, Port::Metadata, Limit::Displaced);
+                    }
+                    return;
+                }
+                self.finish(connection.as_mut(), &mut timer).await
+            }
+            () = self.drain.closing() => self.finish(connection.as_mut(), &mut timer).await,
+        };
+        if let Err(error) = ended {
+            let reason = ended_by(&error);
+            self.metrics.connection_ended(reason);
+            let source = match admission {
+                Admission::Pod(origin) => Some(tracing::field::display(origin.ip)),
+                Admission::Probe | Admission::Refused => None,
+            };
+            debug!(source, %error, reason, "a connection to the app port ended early");
+        }
+    }
+
+    /// Ends a connection gracefully. A request that has arrived is still answered.
+    async fn finish<S>(&self, mut connection: Pin<&mut Connection<S>>, timer: &mut ProgressTimer) -> hyper::Result<()>
+    where
+        S: HttpService<Incoming, ResBody = Full<Bytes>, Error = Infallible>,
+    {
+        connection.as_mut().graceful_shutdown();
+        tokio::select! {
+            biased;
+            ended = connection => ended,
+            _ = timer.overdue() => Ok(()),
+            () = self.drain.forced() => Ok(()),
+        }
+    }
+}
+
+type Connection<S> = http1::Connection<TokioIo<Timely<TcpStream>>, S>;
+
+/// Returns the metric's reason of a connection that ended early.
+fn ended_by(error: &hyper::Error) -> &'static str {
+    // A response that is not read in time is an error of the stream.
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    if error.is_timeout() || source.is_some_and(|source| source.kind() == std::io::ErrorKind::TimedOut) {
+        "timeout"
+    } else if error.is_parse() {
+        "malformed"
+    } else {
+        "peer"
+    }
+}
+
+/// Reads the body of a request for a token, the only one that may have any. No other body is read: the request is refused, and
+/// the connection ends.
+async fn read_body(request: &http::request::Parts, mut incoming: Incoming, progress: &Progress) -> Body {
+    if !is_chunked_token_request(&request.method, &request.uri, request.version, &request.headers) {
+        return Body::Unread;
+    }
+    // hyper drops extensions, accepts other forms of 0, and hides a Content-Length. The bytes show all of these.
+    match tokio::time::timeout_at(progress.request_deadline(), incoming.frame()).await {
+        Ok(None) if progress.has_empty_chunked_body() => Body::EmptyChunked,
+        _ => Body::Unread,
+    }
+}
