@@ -65,7 +65,7 @@ impl Drain {
                 warn!(
                     event = "drain-deadline",
                     connections = self.connections.len(),
-                    "requests are still in progress at the end of the drain; closing their connections"
+                    "requests did not finish before the deadline of the shutdown; closing their connections; clients must retry"
                 );
                 self.forced.cancel();
                 self.connections.wait().await;

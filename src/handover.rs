@@ -216,7 +216,7 @@ async fn give_to_all(listener: &UnixListener, socket: &Arc<OwnedFd>, queue: &Acc
             }
             Ok(_) => warn!(
                 event = "handover-busy",
-                "too many processes ask for the pods' socket at the same time; closing the connection of the latest one"
+                "too many processes ask for the pods' socket at the same time; closing the connection of the latest one; if this persists, find what connects to --handover-socket"
             ),
             Err(error) => {
                 warn!(event = "handover-accept-failed", %error, "cannot accept a connection at --handover-socket; retrying");

@@ -311,8 +311,8 @@ impl SharedLinks {
                     if self.failing.begins() {
                         warn!(
                             event = "route-lookup-failed", %ip, %error,
-                            "cannot look up the route to an address; retrying, identifying its pod without checking which interface leads \
-                             to it"
+                            "cannot look up the route to an address; retrying; until then, another pod that uses the address would not be \
+                             noticed"
                         );
                     }
                     return Reach::Unknown;

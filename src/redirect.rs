@@ -193,7 +193,7 @@ impl Advise for RedirectError {
                 "use an image that has conntrack; without it, the guard rejects connections that were opened before the rules".into()
             }
             Self::ConntrackSlow { .. } => {
-                "see how many connections there are (`conntrack -L -d 169.254.169.254`); the guard rejects those that are left".into()
+                "nothing needs to be done, because the guard rejects the connections that are left; to list them, run conntrack -L -d 169.254.169.254".into()
             }
             Self::Ipv6(error) => {
                 let without_ipv6 = "disable IPv6 in the node's kernel (ipv6.disable=1)";

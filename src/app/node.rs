@@ -141,7 +141,7 @@ impl AccountReadiness {
                     partition = foreign.partition.name(),
                     identity = foreign.identity.as_str(),
                     "the account from the metadata service (account) is not the account of the daemon's own identity (identity); not \
-                     ready, refusing all pods the roles of account; give --base-role-arn and --default-role instead of \
+                     ready, refusing every role of that account; give --base-role-arn and --default-role instead of \
                      --auto-discover-..., or check what answers at --metadata-addr"
                 );
                 let step = before.map_or_else(|| self.readiness.step(OWN_ACCOUNT), |(_, step)| step);

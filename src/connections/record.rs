@@ -57,7 +57,7 @@ impl Limit {
 
     /// What happened, and what the operator can do.
     fn explanation(self, port: Port) -> (&'static str, &'static str) {
-        const REUSE: &str = "reuse connections, or raise the limit";
+        const REUSE: &str = "reuse connections, or raise the limit with the flag of the same name";
         match (port, self) {
             (Port::Metrics, _) => {
                 ("the metrics port limits the connections and requests of each client", "scrape it from fewer places, or less often")
@@ -71,8 +71,10 @@ impl Limit {
             (_, Self::Namespace) => {
                 ("most of --limits-connections is used on this node, and the rest is reserved for namespaces with fewer connections", REUSE)
             }
-            (_, Self::Source) => ("the pod has --limits-connections-per-pod open, and none was closed within a second", REUSE),
-            (_, Self::SourceRate) => ("the pod connects more often than --limits-connection-rate", REUSE),
+            (_, Self::Source) => {
+                ("the address has --limits-connections-per-pod connections open, and none was closed within a second", REUSE)
+            }
+            (_, Self::SourceRate) => ("the address connects more often than --limits-connection-rate", REUSE),
             (_, Self::Unknown | Self::Displaced | Self::UnknownRate) => (
                 "addresses that belong to no known pod of this node connect too often, or have too many connections",
                 "many pods may be starting at once, or a pod forges source addresses: look for pods with NET_RAW",
@@ -123,7 +125,13 @@ impl ConnectionRecord {
     /// Records that a limit closed a connection of this source, and logs it, at most once a minute for the same limit and source.
     pub(crate) fn closed(&self, source: &Source, port: Port, limit: Limit) {
         let Some(connections) = self.note(source, port, limit) else { return };
-        let (cause, advice) = limit.explanation(port);
+        let (cause, advice) = match (source, limit, port) {
+            (Source::Node, Limit::Source, Port::Metadata) => (
+                "connections that no packet rule redirected use all the places of the node, and none was closed within a second",
+                "find what on the node connects to the app port, such as frequent probes",
+            ),
+            _ => limit.explanation(port),
+        };
         let (limit, port) = (limit.name(), port.name());
         match source {
             Source::Pod(pod) => {

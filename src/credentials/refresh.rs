@@ -108,7 +108,7 @@ impl<A: AssumeRole> Refresh<A> {
                 }
             };
             if decisions > 0 {
-                debug!(decisions, sessions = follower.wanted.len(), "decided in advance which roles pods get");
+                debug!(decisions, sessions = follower.wanted.len(), "looked up the roles of pods to prefetch their sessions");
                 decisions = 0;
             }
             tokio::select! {

@@ -133,6 +133,9 @@ impl Advise for RequestFailure {
         if matches!(self, Self::NotBuilt) {
             return Some("this is a bug in rolegate; please report it".into());
         }
+        if matches!(self, Self::Malformed(_) | Self::Lost) {
+            return Some("check for a proxy between rolegate and the API server that changes responses".into());
+        }
         match self.code()? {
             401 => Some("check the service account or the kubeconfig: this API does not accept its token or certificate".into()),
             403 => Some("allow the request in the daemon's ClusterRole (see daemonset/rbac.yaml)".into()),

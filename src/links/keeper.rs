@@ -128,7 +128,7 @@ impl SharedLinks {
             self.change(|table| table.fall_behind(queue));
             if !was_behind {
                 self.overflows.fetch_add(1, Ordering::Relaxed);
-                debug!(queue = queue.name(), "more network notifications than are read in one go; reading the rest next");
+                debug!(queue = queue.name(), "many network notifications; reading the rest in the next turn");
             }
         }
         match turn {

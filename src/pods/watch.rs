@@ -85,7 +85,7 @@ impl PodWatch {
                 self.watch_service_accounts().await;
             }
         };
-        let pods = async { tokio::join!(self.watch_pods(first_list), self.end_claims(), self.settle_conflicts()) };
+        let pods = async { tokio::join!(self.watch_pods(first_list), self.end_claims(), self.settle_ambiguous_addresses()) };
         tokio::join!(self.watch_node_addresses(), pods, namespaces, service_accounts);
     }
 

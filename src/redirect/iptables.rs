@@ -135,8 +135,8 @@ impl Iptables {
             let program = program::of(self.flavour, family).iptables;
             warn!(
                 event = "security-table-missing", %program,
-                "the kernel has no table 'security'; dropping (not rejecting) pods' packets to other ports of the metadata address in the \
-                 table 'mangle'; load the module iptable_security (and ip6table_security), or use --redirect=nftables"
+                "the kernel has no table 'security'; pods' connections to other ports of the metadata address time out instead of being \
+                 refused; load the module iptable_security (and ip6table_security), or use --redirect=nftables"
             );
         }
     }
@@ -193,7 +193,7 @@ impl Backend for Iptables {
                     event = "other-family-failed",
                     error = chain(error),
                     advice = error.advice().as_deref(),
-                    "cannot install the IPv6 rules (the IPv4 rules failed too); pods' IPv6 requests may reach the real metadata service"
+                    "cannot install the IPv6 rules either; see also the error of the IPv4 rules; pods' IPv6 requests may reach the real metadata service"
                 );
             }
             result = result.and(installed);

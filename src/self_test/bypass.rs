@@ -25,7 +25,9 @@ const DATA_PLANE_INTERFACES: [(&str, &str); 2] = [
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Bypass {
     /// Programs of a data plane handle the packets.
-    #[error("{owner} handles pods' packets (interface {interface}) and may forward them past the packet rules")]
+    #[error(
+        "{owner} handles pods' packets (interface {interface}) and may forward them past the packet rules, to the real metadata service"
+    )]
     Programs {
         /// The owner of the programs.
         owner: &'static str,
@@ -33,7 +35,9 @@ pub(crate) enum Bypass {
         interface: String,
     },
     /// The packets leave the node without passing its network stack.
-    #[error("pods' packets leave the node through {interface} (macvlan, ipvlan or a physical interface), past the packet rules")]
+    #[error(
+        "pods' packets leave the node through {interface} (macvlan, ipvlan or a physical interface), past the packet rules, to the real metadata service"
+    )]
     Beside {
         /// The interface that leads to the pods.
         interface: String,

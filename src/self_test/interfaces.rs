@@ -32,10 +32,8 @@ impl InterfaceScan {
                 debug!(%error, "cannot read the routes to pods; trying again at the next interval");
                 return look;
             }
-            Err(error) => {
-                debug!(%error, "cannot read the routes to pods; trying again at the next interval");
-                return Self::default();
-            }
+            // The runtime shuts down.
+            Err(_) => return Self::default(),
         };
         let addresses: std::collections::BTreeSet<_> = found.iter().map(|(ip, _)| *ip).collect();
         metrics.pods_outside(addresses.len());

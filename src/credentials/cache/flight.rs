@@ -212,8 +212,8 @@ pub(super) fn patience(held: &Credentials, now: Timestamp) -> Duration {
     spread((left / 2).mul_f64(part * part).max(LEAST_PATIENCE))
 }
 
-/// Returns how long a session is left alone that was throttled once while STS works otherwise. The pause is random, and leaves
-/// enough time to retry while the credentials are fresh.
+/// Returns how long a session that STS throttled is left alone while its credentials are still usable. The pause is random, and
+/// leaves enough time to retry while they are fresh. If the whole node is throttled, [`patience`] applies as well.
 pub(super) fn pause(held: &Credentials, now: Timestamp, failures: u32, error_ttl: Duration) -> Duration {
     let fresh_for = held.remaining(now).saturating_sub(LEAST_REMAINING.min(held.life() / 2));
     if fresh_for.is_zero() {
@@ -223,7 +223,8 @@ pub(super) fn pause(held: &Credentials, now: Timestamp, failures: u32, error_ttl
 }
 
 /// Returns how long a failure is served as the result after `failures` earlier ones: at first `error_ttl`, then longer with
-/// each, with jitter so that nodes do not retry in step.
+/// each, with jitter so that nodes do not retry in step. For throttled requests the time does not grow, and errors that are not
+/// remembered have none.
 pub(super) fn remembered_for(error: &AssumeRoleError, failures: u32, error_ttl: Duration) -> Duration {
     match failures {
         _ if !error.is_remembered() => Duration::ZERO,

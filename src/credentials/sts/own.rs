@@ -114,8 +114,8 @@ impl Own {
         self.metrics.own_credentials_dropped();
         info!(
             event = "own-credentials-dropped",
-            intermediate = self.intermediate.is_some(),
-            "STS rejected rolegate's own credentials; fetching new ones; if this happens often, check the node's clock"
+            credentials = if self.intermediate.is_some() { "intermediate-role" } else { "base" },
+            "STS rejected rolegate's own credentials; fetching new ones and trying again; if this happens often, check the node's clock"
         );
         true
     }

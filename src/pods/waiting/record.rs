@@ -48,7 +48,7 @@ impl WaitingRecord {
             ),
             RequestWaiter::Disputed(ip) => warn!(
                 event = "pod-wait-limit", source = %ip, requests,
-                "too many requests are waiting from addresses of which it is not sure which pod has them; refusing some immediately; look \
+                "too many requests are waiting from addresses that several pods claim; refusing some immediately; look \
                  for request-refused and identity-objection of this source"
             ),
             RequestWaiter::Unknown(ip, network) => warn!(

@@ -73,7 +73,7 @@ fn text(answer: &AmbiguityAnswer) -> &'static str {
 
 impl PodWatch {
     /// Queries the API about every address that several pods claim. Never returns.
-    pub(super) async fn settle_conflicts(&self) {
+    pub(super) async fn settle_ambiguous_addresses(&self) {
         settle(self).await;
     }
 }

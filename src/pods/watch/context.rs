@@ -73,7 +73,7 @@ impl<'a, K: Ord + Clone> FollowedObjects<'a, K> {
                     resource = self.resource,
                     limit = MAX_FOLLOWED,
                     "pods of this node need more objects of this kind than rolegate watches; refusing pods whose objects are not watched; \
-                     look for pods that were created in many namespaces with spec.nodeName set"
+                     look for pods that name this node in spec.nodeName and were not placed by the scheduler"
                 );
             }
             return;

@@ -246,7 +246,7 @@ async fn a_response_that_is_no_pod_list_changes_nothing() {
         }
         objects.into_iter().for_each(|object| watch.apply(object));
         let metrics = watch.metrics.clone();
-        let settling = tokio::spawn(async move { watch.settle_conflicts().await });
+        let settling = tokio::spawn(async move { watch.settle_ambiguous_addresses().await });
         let mut changes = pods.clone();
         let unanswered = async {
             while !String::from_utf8(metrics.render()).unwrap().contains(r#"outcome="unanswered"} 1"#) {
