@@ -195,7 +195,13 @@ fn every_value_of_a_label_is_documented() {
     // A displaced connection had been open, so it counts among those that ended.
     let limits: BTreeSet<String> = limits.into_iter().filter(|limit| limit != "displaced").collect();
     let closing = read("src/connections/limits/slot.rs");
-    let ended = [between(&server, "fn ended_by", "\n}\n"), between(&closing, "fn name(self)", "\n    }\n")].map(literals_in);
+    let (connection, progress) = (read("src/server/connection.rs"), read("src/connections/progress.rs"));
+    let ended = [
+        between(&connection, "fn ended_by", "\n}\n"),
+        between(&closing, "fn name(self)", "\n    }\n"),
+        between(&progress, "fn name(self)", "\n    }\n"),
+    ]
+    .map(literals_in);
 
     let real = [
         ("rolegate_http_requests_total{route}", literals_after(&proxy, "metrics.route(")),
