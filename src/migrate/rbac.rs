@@ -159,11 +159,18 @@ fn cluster_role(project: Project, name: &str, old: Option<&ManifestObject>, conf
         let of_rule: Vec<Permission> = of_rule.collect();
         let is_new = !of_rule.iter().all(|permission| had.contains(permission));
         wanted.extend(of_rule);
+        let mut verbs = rule.verbs.to_vec();
+        let mut note = if is_new && old.is_some() { format!("added: {}", rule.note) } else { rule.note.to_owned() };
+        let get = Permission { group: rule.group.to_owned(), resource: rule.resource.to_owned(), verb: "get".to_owned() };
+        if had.contains(&get) && !verbs.contains(&"get") {
+            verbs.insert(0, "get");
+            note.push_str(&format!(". get: for {} on nodes that are not swapped yet; remove it afterwards", project.name()));
+            wanted.insert(get);
+        }
         let mut entry = MapBuilder::default();
         entry.put("apiGroups", json!([rule.group]));
         entry.put("resources", json!([rule.resource]));
-        entry.put("verbs", json!(rule.verbs));
-        let note = if is_new && old.is_some() { format!("added: {}", rule.note) } else { rule.note.to_owned() };
+        entry.put("verbs", json!(verbs));
         items.push(Noted { notes: vec![note], node: entry.build() });
     }
     let removed: Vec<String> = had
