@@ -60,6 +60,7 @@ pub(super) fn find(objects: &[ManifestObject], project: Project) -> Result<Vec<O
         }
         match (pod, its.as_slice()) {
             (_, []) => {}
+            _ if object.name().is_empty() => return Err(MigrateError::NoName(project)),
             (Some(pod), [container]) => found.push(OldDaemon { object, pod, container, line: CommandLine::of(container)? }),
             _ => return Err(MigrateError::WhichContainer(object.title())),
         }

@@ -44,6 +44,8 @@ pub(crate) enum MigrateError {
     NotAnObject,
     #[error("the input has no DaemonSet of {}", .0.name())]
     NothingToMigrate(Project),
+    #[error("a workload of {} has no name", .0.name())]
+    NoName(Project),
     #[error("{0} has no container")]
     NoContainer(String),
     #[error("cannot tell which container of {0} is the daemon")]
@@ -85,6 +87,7 @@ impl Advise for MigrateError {
             Self::NothingToMigrate(project) => {
                 format!("give the DaemonSet: its image, its name or its container's name contains {}", project.name()).into()
             }
+            Self::NoName(_) => "give it the name that it has in the cluster".into(),
             Self::NoContainer(_) | Self::WhichContainer(_) => {
                 "leave only the container of the daemon in it, or name that container after the project".into()
             }

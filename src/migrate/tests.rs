@@ -29,6 +29,20 @@ fn manifests_of_the_field() {
     }
 }
 
+/// Reads objects as the API server does.
+fn has_types(documents: &[Value]) {
+    use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::ServiceAccount, rbac::v1::ClusterRole, rbac::v1::ClusterRoleBinding};
+    for document in documents.iter().cloned() {
+        match document["kind"].as_str().unwrap() {
+            "DaemonSet" => drop(serde_json::from_value::<DaemonSet>(document).unwrap()),
+            "ServiceAccount" => drop(serde_json::from_value::<ServiceAccount>(document).unwrap()),
+            "ClusterRole" => drop(serde_json::from_value::<ClusterRole>(document).unwrap()),
+            "ClusterRoleBinding" => drop(serde_json::from_value::<ClusterRoleBinding>(document).unwrap()),
+            other => panic!("{other}"),
+        }
+    }
+}
+
 #[test]
 fn what_is_printed_is_read_again_and_starts() {
     for (name, project, input) in INPUTS {
@@ -37,6 +51,7 @@ fn what_is_printed_is_read_again_and_starts() {
         let kinds: Vec<_> = documents.iter().map(|document| document["kind"].as_str().unwrap()).collect();
         assert_eq!(kinds, ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"], "{name}");
         let daemon_set = of_kind(&documents, "DaemonSet")[0];
+        has_types(&documents);
         let container = &daemon_set["spec"]["template"]["spec"]["containers"][0];
         let variables = Variables::of(container["env"].as_array().unwrap().iter().filter_map(Value::as_object), &[]);
         let arguments =
@@ -176,12 +191,19 @@ fn inputs_that_cannot_be_migrated() {
         ("kind: DaemonSet\nmetadata: {name: fluentd}\nspec: {template: {spec: {containers: [{name: a, image: b}]}}}", "NothingToMigrate"),
         ("kind: DaemonSet\nmetadata: {name: kube2iam}", "NoContainer"),
         ("kind: DaemonSet\nmetadata: {name: kube2iam}\nspec: {template: {spec: {containers: [{image: a}, {image: b}]}}}", "WhichContainer"),
-        ("kind: DaemonSet\nspec: {template: {spec: {containers: [{image: kube2iam}, {image: kube2iam}]}}}", "WhichContainer"),
-        ("kind: Deployment\nspec: {template: {spec: {containers: [{image: kube2iam}]}}}", "NoDaemonSet"),
+        (
+            "kind: DaemonSet\nmetadata: {name: a}\nspec: {template: {spec: {containers: [{image: kube2iam}, {image: kube2iam}]}}}",
+            "WhichContainer",
+        ),
+        ("kind: DaemonSet\nspec: {template: {spec: {containers: [{image: kube2iam}]}}}", "NoName"),
+        ("kind: Deployment\nmetadata: {name: a}\nspec: {template: {spec: {containers: [{image: kube2iam}]}}}", "NoDaemonSet"),
         ("kind: DaemonSet\nmetadata: {name: a}\nspec: {template: {spec: {containers: [{image: kube2iam}]}}}", "Selector"),
-        ("kind: DaemonSet\nspec: {template: {spec: {containers: [{image: kube2iam, args: {a: b}}]}}}", "Arguments"),
-        ("kind: DaemonSet\nspec: {template: {spec: {containers: [{image: kube2iam, args: [[a]]}]}}}", "Arguments"),
-        ("kind: DaemonSet\nspec: {template: {spec: {containers: [{image: kube2iam, command: [sh, -c, 'a; b']}]}}}", "Shell"),
+        ("kind: DaemonSet\nmetadata: {name: a}\nspec: {template: {spec: {containers: [{image: kube2iam, args: {a: b}}]}}}", "Arguments"),
+        ("kind: DaemonSet\nmetadata: {name: a}\nspec: {template: {spec: {containers: [{image: kube2iam, args: [[a]]}]}}}", "Arguments"),
+        (
+            "kind: DaemonSet\nmetadata: {name: a}\nspec: {template: {spec: {containers: [{image: kube2iam, command: [sh, -c, 'a; b']}]}}}",
+            "Shell",
+        ),
         ("just a text", "NotAnObject"),
         ("- a list", "NotAnObject"),
         ("kind: List\nitems: nothing", "NotAnObject"),
