@@ -1,10 +1,11 @@
 //! Subcommands, and exit codes: 0 after an orderly end, 2 for wrong arguments, 1 for everything else. `explain` ends with 0
 //! for a pod that may have its role, 1 for one that does not, 2 for wrong arguments, and 3 where that could not be found out;
 //! `redirect status` does so for rules that are as wanted and for others. `probe` ends with 0 where the daemon is as asked, and
-//! with 1 where it is not or does not answer.
+//! with 1 where it is not or does not answer. `migrate` ends with 0 where it printed manifests, with 1 where there was nothing
+//! to migrate, and with 2 for input that it cannot read and arguments that the daemon would refuse.
 
 use std::ffi::OsString;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
 
 use clap::{Arg, ArgMatches, Command};
@@ -22,9 +23,11 @@ use crate::config::probe::{ProbeConfig, QUESTION};
 use crate::config::redirect::{Action, RedirectCommand};
 use crate::config::{Config, RedirectBackend, flags};
 use crate::explain::{Report, ReportedDecision, render};
+use crate::migrate::{self, MigrateError, Project};
 use crate::probe;
 use crate::self_test::{self, Ability, helper};
 use crate::telemetry;
+use crate::text::printable;
 
 /// Wrong arguments.
 const USAGE: u8 = 2;
@@ -34,6 +37,11 @@ const DIFFERENT: u8 = 1;
 const DENIED: u8 = 1;
 /// `explain` and `redirect status`: the answer is not known.
 const UNKNOWN: u8 = 3;
+/// `migrate`: the input has no DaemonSet of that project.
+const NOTHING_TO_MIGRATE: u8 = 1;
+
+/// The name of the argument that says whose manifests are read.
+const PROJECT: &str = "PROJECT";
 
 /// The command line: the flags, for the subcommand `run` and for the program without a subcommand alike.
 pub fn command() -> Command {
@@ -48,6 +56,7 @@ pub fn command() -> Command {
         .subcommand(explain_command())
         .subcommand(redirect_command())
         .subcommand(probe_command())
+        .subcommand(migrate_command())
         // The daemon starts it, nobody else.
         .subcommand(Command::new(helper::SUBCOMMAND).hide(true));
     flags::add_to(program)
@@ -102,6 +111,23 @@ fn probe_command() -> Command {
     flags::add_to_probe(command)
 }
 
+fn migrate_command() -> Command {
+    Command::new("migrate")
+        .about("Turn the manifests of kube2iam or kiam into rolegate's, with every difference as a comment")
+        .long_about(
+            "Reads the manifests of kube2iam or kiam as YAML from standard input, and prints rolegate's: DaemonSet, ServiceAccount, \
+             ClusterRole and ClusterRoleBinding, with a comment beside everything that differs. What you must know before the swap is \
+             also on standard error. Arguments that the daemon would refuse are not printed. Nothing is read from a cluster or changed \
+             in one.\n\n\
+             For kiam, give the manifests of agent and server together.",
+        )
+        .after_help(
+            "Exit codes: 0 manifests printed, 1 nothing to migrate, 2 input that cannot be read or arguments that rolegate refuses.",
+        )
+        .max_term_width(120)
+        .arg(Arg::new(PROJECT).required(true).value_parser(Project::NAMES.map(|(name, _)| name)).help("Whose manifests they are"))
+}
+
 /// Runs the program.
 pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     let matches = match command().try_get_matches_from(arguments) {
@@ -121,6 +147,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) ->
             Err(_) => ExitCode::FAILURE,
         },
         Some(("probe", matches)) => probed(matches, env),
+        Some(("migrate", matches)) => migrated(matches),
         _ => run(&matches, env),
     }
 }
@@ -219,6 +246,34 @@ fn probed(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCod
         Err(error) => {
             say(&format!("rolegate: {}", error.with_advice()));
             ExitCode::FAILURE
+        }
+    }
+}
+
+fn migrated(matches: &ArgMatches) -> ExitCode {
+    let word = matches.get_one::<String>(PROJECT).map_or("", String::as_str);
+    let Some((_, project)) = Project::NAMES.into_iter().find(|(name, _)| *name == word) else { return ExitCode::from(USAGE) };
+    let mut input = Vec::new();
+    // One byte more than is taken, so that more is seen.
+    if let Err(error) = std::io::stdin().lock().take(migrate::MAX_INPUT as u64 + 1).read_to_end(&mut input) {
+        say(&format!("rolegate: cannot read standard input: {error}"));
+        return ExitCode::from(USAGE);
+    }
+    let migrated = match migrate::migrate(project, &input) {
+        Ok(migrated) => migrated,
+        Err(error) => {
+            say(&format!("rolegate: {}", printable(&error.with_advice())));
+            return ExitCode::from(if matches!(error, MigrateError::NothingToMigrate(_)) { NOTHING_TO_MIGRATE } else { USAGE });
+        }
+    };
+    for warning in &migrated.warnings {
+        say(&format!("rolegate: warning: {warning}"));
+    }
+    match std::io::stdout().write_all(migrated.yaml.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("rolegate: cannot write the manifests: {error}"));
+            ExitCode::from(USAGE)
         }
     }
 }

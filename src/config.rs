@@ -11,6 +11,7 @@ use secrecy::SecretString;
 
 use crate::role::{BaseArn, RoleArn};
 
+mod arguments;
 pub(crate) mod explain_command;
 pub mod flags;
 mod load;

@@ -32,6 +32,7 @@
 //! - [`capabilities`]: what the process may do to the node
 //! - [`handover`], [`unix_socket`]: the pods' socket goes from one daemon to the next
 //! - [`netlink`]: queries to the kernel about interfaces, routes and neighbours
+//! - `migrate`: manifests of kube2iam and kiam become rolegate's
 //! - [`probe`]: the kubelet's questions to the daemon of its own pod
 //! - [`advice`], [`backoff`], [`clock`], [`metadata_service`], [`session_limits`], [`text`]: the ground floor, which every module may use
 //! - [`digest`], `sorted`: names and maps in little memory, for what is kept of each pod
@@ -62,6 +63,7 @@ pub mod links;
 mod log_once;
 pub mod metadata_service;
 pub mod metrics;
+mod migrate;
 pub mod netlink;
 pub mod pods;
 pub mod policy;

@@ -1,6 +1,7 @@
 //! Tests of what an operator sees after a mistake on the command line.
 
-use std::process::{Command, Output};
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
 
 use crate::world::{Fakes, loopback};
 
@@ -33,6 +34,36 @@ fn wrong_arguments_end_with_2_and_one_message() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         let text = all_text(&output);
         assert!(text.contains(wanted), "{arguments:?}: {text}");
+    }
+}
+
+/// Gives a manifest to `rolegate migrate`.
+fn migrate(project: &str, manifest: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rolegate"));
+    command.args(["migrate", project]).env_clear();
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(manifest.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn migrate_prints_manifests_and_tells_by_its_exit_code() {
+    let good = include_str!("../../src/migrate/tests/kube2iam_chart.yaml");
+    let output = migrate("kube2iam", good);
+    assert_eq!(output.status.code(), Some(0), "{}", all_text(&output));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("kind: DaemonSet"));
+    assert!(String::from_utf8_lossy(&output.stderr).lines().all(|line| line.starts_with("rolegate: warning: ")));
+    for (project, manifest, code) in [
+        ("kiam", good, 1),
+        ("kube2iam", "", 1),
+        ("kube2iam", "a: [", 2),
+        ("kube2iam", &good.replace("--auto-discover-base-arn", "--base-role-arn=nonsense"), 2),
+        ("kube3iam", "", 2),
+    ] {
+        let output = migrate(project, manifest);
+        assert_eq!(output.status.code(), Some(code), "{project}: {}", all_text(&output));
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{project}: {}", all_text(&output));
     }
 }
 
