@@ -15,17 +15,18 @@ use zeroize::Zeroizing;
 use crate::advice::Advise;
 use crate::policy::RoleRequest;
 use not_asked::NotAsked;
+use sts_errors::{StsErrorClass, StsErrorKind};
 
 pub(crate) mod advice;
 pub mod cache;
 pub(crate) mod caller;
-mod denied;
 mod duration;
 pub mod gate;
 mod identity;
 pub(crate) mod not_asked;
 pub mod refresh;
 pub(crate) mod sts;
+pub(crate) mod sts_errors;
 
 /// The credentials of one session. `Debug` shows no secrets. The secrets are zeroed when the last reference is dropped.
 pub struct Credentials {
@@ -194,31 +195,36 @@ impl AssumeRoleError {
         matches!(self, Self::Denied { .. } | Self::Invalid { .. } | Self::TooLong { .. })
     }
 
-    /// Returns a message for the pod's owner, with what to do; `None` if the owner cannot fix the failure. It never includes the
-    /// message from STS, which names the node role's session, accounts and other details meant only for the node's operators.
-    pub fn for_owner(&self) -> Option<&'static str> {
+    /// Returns the meaning of STS's response; `None` if the failure is not a response of STS to this request.
+    fn kind(&self) -> Option<StsErrorKind> {
+        let of = |message: &str, class| StsErrorKind::of_text(message).filter(|kind| kind.class() == class);
         match self {
-            Self::Denied { message } if denied::is_about_source_identity(message) => Some(
-                "AWS does not let this node set the source identity of the pod's session. To fix: allow sts:SetSourceIdentity in the \
-                 role's trust policy for the node role, and in the policies of the node role for this role",
-            ),
-            Self::Denied { .. } => Some(
-                "AWS does not let this node assume the pod's role. To fix: allow sts:AssumeRole in the role's trust policy for the node \
-                 role (with the pod's external ID, if it requires one), and in the policies of the node role for this role",
-            ),
-            Self::Invalid { .. } | Self::TooLong { .. } => Some(
-                "AWS rejected the session, usually because it is longer than the role's maximum session duration. To fix: raise the \
-                 role's maximum session duration, or have --session-duration lowered",
-            ),
-            Self::NotAsked(why) => why.for_owner(),
-            // These failures concern the node and all of its pods.
-            Self::Throttled
-            | Self::OwnIdentity { .. }
+            Self::Denied { message } => of(message, StsErrorClass::Denied).or(Some(StsErrorKind::AssumeRole)),
+            Self::Invalid { message } => of(message, StsErrorClass::Invalid).or(Some(StsErrorKind::OtherRequest)),
+            Self::TooLong { message } => of(message, StsErrorClass::Invalid).or(Some(StsErrorKind::Duration)),
+            Self::Throttled => Some(StsErrorKind::Throttled),
+            Self::Failed { message } => of(message, StsErrorClass::Failed).or(Some(StsErrorKind::Service)),
+            Self::OwnIdentity { .. }
             | Self::IdentityUnknown(_)
             | Self::Unreachable { .. }
             | Self::OtherRole { .. }
             | Self::Expired { .. }
-            | Self::Failed { .. } => None,
+            | Self::NotAsked(_) => None,
+        }
+    }
+
+    /// Returns what to do about the failure of this request, for the node's operators.
+    pub fn advice_for(&self, request: &RoleRequest) -> Option<Cow<'static, str>> {
+        self.kind().map_or_else(|| self.advice(), |kind| Some(kind.with(request).advice().into()))
+    }
+
+    /// Returns a message about this request for the pod's owner, with what to do; `None` if the owner cannot fix the failure. It never
+    /// includes the message from STS, which names the node role's session, accounts and other details meant only for the node's
+    /// operators.
+    pub fn for_owner(&self, request: &RoleRequest) -> Option<&'static str> {
+        match self {
+            Self::NotAsked(why) => why.for_owner(),
+            error => error.kind()?.with(request).for_owner(),
         }
     }
 }
@@ -226,17 +232,15 @@ impl AssumeRoleError {
 impl Advise for AssumeRoleError {
     fn advice(&self) -> Option<Cow<'static, str>> {
         match self {
-            Self::Denied { message } => Some(denied::what_to_allow(message).into()),
-            Self::Invalid { .. } => Some("check --session-duration against the role's maximum session duration".into()),
             Self::OwnIdentity { advice, .. } => Some(advice.clone()),
             Self::IdentityUnknown(error) => error.advice(),
             Self::Unreachable { .. } => Some("check the node's route and DNS to the regional STS endpoint".into()),
             Self::OtherRole { .. } => Some(CHECK_ENDPOINT.into()),
             Self::NotAsked(why) => Some(why.advice().into()),
-            Self::Throttled => Some("find in CloudTrail who calls STS so often in this account and region, or lower --sts-rate".into()),
             Self::Expired { .. } => Some("check the node's clock".into()),
-            // rolegate retries by itself.
-            Self::TooLong { .. } | Self::Failed { .. } => None,
+            Self::Denied { .. } | Self::Invalid { .. } | Self::TooLong { .. } | Self::Throttled | Self::Failed { .. } => {
+                self.kind().map(|kind| kind.advice().into())
+            }
         }
     }
 }
@@ -255,4 +259,4 @@ pub trait StsOfNode: AssumeRole {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -15,7 +15,7 @@ use crate::advice::Advise as _;
 use crate::credentials::AssumeRoleError;
 use crate::metrics::Metrics;
 use crate::pods::{Objection, Pod};
-use crate::policy::Denial;
+use crate::policy::{Denial, RoleRequest};
 
 mod ledger;
 mod object;
@@ -27,6 +27,10 @@ const QUEUE: usize = 1024;
 /// The longest note that the API accepts, in bytes (`NoteLengthLimit`, Kubernetes `pkg/apis/core/validation/events.go`).
 pub const MAX_NOTE: usize = 1024;
 
+/// The sentence if STS gives out no credentials for the default role.
+const DEFAULT_ROLE_FAILED: &str = "the pod names no role, and AWS gives no credentials of the default role (--default-role). To fix: name a \
+                                   role in the role annotation of the pod, or ask the cluster's operators to correct the default role";
+
 /// The cause of an Event on a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventCause {
@@ -34,7 +38,10 @@ pub enum EventCause {
     Denied(Denial),
     /// Policy denies the pod a role because of a property of the node. The Event does not reveal the node's own role, partition
     /// or ceiling; otherwise anyone who can write annotations could discover them by trying one role after another.
-    RefusedOnNode,
+    RefusedOnNode {
+        /// Whether the role is the default role, because the pod names none.
+        by_default: bool,
+    },
     /// Audit mode allows a pod that enforced restrictions would deny.
     WouldBeDenied(Denial),
     /// Another pod claims the pod's address.
@@ -57,10 +64,13 @@ pub enum EventCause {
 impl EventCause {
     /// Returns the cause for a denial by policy. `None` if the owner has nothing to change: a state that is merely not known
     /// yet resolves by itself.
-    pub fn denied(denial: Denial) -> Option<Self> {
+    /// `by_default` says whether the role is the default role, because the pod names none.
+    pub fn denied(denial: Denial, by_default: bool) -> Option<Self> {
         match denial {
             Denial::NamespaceUnknown | Denial::ServiceAccountUnknown => None,
-            Denial::NodeRole | Denial::ForeignAccount | Denial::OtherPartition | Denial::NotAllowedOnNode => Some(Self::RefusedOnNode),
+            Denial::NodeRole | Denial::ForeignAccount | Denial::OtherPartition | Denial::NotAllowedOnNode => {
+                Some(Self::RefusedOnNode { by_default })
+            }
             Denial::NoRole
             | Denial::BadRole(..)
             | Denial::ServiceAccountsForbidden
@@ -73,7 +83,8 @@ impl EventCause {
 
     /// Returns the cause for a denial that enforced restrictions would make. `None` if the owner has nothing to change.
     pub fn would_be_denied(denial: Denial) -> Option<Self> {
-        Self::denied(denial).map(|cause| match cause {
+        // A default role needs no list of a namespace.
+        Self::denied(denial, false).map(|cause| match cause {
             Self::Denied(denial) => Self::WouldBeDenied(denial),
             other => other,
         })
@@ -90,14 +101,17 @@ impl EventCause {
     }
 
     /// Returns the cause for a failed AssumeRole call. `None` if the owner has nothing to change.
-    pub fn assume_role_failed(error: &AssumeRoleError) -> Option<Self> {
-        error.for_owner().map(|sentence| Self::AssumeRoleFailed { name: error.name(), sentence })
+    /// `by_default` says whether the role is the default role, which the owner cannot correct.
+    pub fn assume_role_failed(error: &AssumeRoleError, request: &RoleRequest, by_default: bool) -> Option<Self> {
+        let sentence = error.for_owner(request)?;
+        let sentence = if by_default && error.is_refusal() { DEFAULT_ROLE_FAILED } else { sentence };
+        Some(Self::AssumeRoleFailed { name: error.name(), sentence })
     }
 
     /// Returns the Event's `reason`: one stable word for each kind of cause, for selectors and alerts.
     pub fn reason(self) -> &'static str {
         match self {
-            Self::Denied(_) | Self::RefusedOnNode => "RoleDenied",
+            Self::Denied(_) | Self::RefusedOnNode { .. } => "RoleDenied",
             Self::WouldBeDenied(_) => "RoleWouldBeDenied",
             Self::AddressAmbiguous => "AddressAmbiguous",
             Self::Unreadable => "PodUnreadable",
@@ -110,7 +124,9 @@ impl EventCause {
     /// Returns the Event's `action`: what the daemon did.
     fn action(self) -> &'static str {
         match self {
-            Self::Denied(_) | Self::RefusedOnNode | Self::AddressAmbiguous | Self::Unreadable | Self::Objected(_) => "RefuseCredentials",
+            Self::Denied(_) | Self::RefusedOnNode { .. } | Self::AddressAmbiguous | Self::Unreadable | Self::Objected(_) => {
+                "RefuseCredentials"
+            }
             Self::WouldBeDenied(_) => "ServeCredentials",
             Self::AssumeRoleFailed { .. } => "AssumeRole",
             Self::HostNetwork => "LeaveAlone",
@@ -122,7 +138,7 @@ impl EventCause {
     fn name(self) -> &'static str {
         match self {
             Self::Denied(denial) | Self::WouldBeDenied(denial) => denial.name(),
-            Self::RefusedOnNode => "refused-on-node",
+            Self::RefusedOnNode { .. } => "refused-on-node",
             Self::AddressAmbiguous => "ambiguous-pod",
             Self::Unreadable => "unreadable-pod",
             Self::Objected(objection) => objection.name(),
@@ -136,7 +152,11 @@ impl EventCause {
         let name = self.name();
         match self {
             Self::Denied(denial) => format!("{name}: {}", denial.with_advice()),
-            Self::RefusedOnNode => format!(
+            Self::RefusedOnNode { by_default: true } => format!(
+                "{name}: the pod names no role, and this node does not serve the default role (--default-role). To fix: name a role that \
+                 is made for pods in the role annotation of the pod, or ask the cluster's operators to correct the default role"
+            ),
+            Self::RefusedOnNode { by_default: false } => format!(
                 "{name}: this node does not serve the role. To fix: name a role that is made for pods, or ask the cluster's operators for \
                  the reason in rolegate's log"
             ),

@@ -319,6 +319,11 @@ impl Pods {
         (index.is_listed(), index.with_addresses().map(|pod| (pod.clone(), index.context(pod))).collect())
     }
 
+    /// Whether the API has sent a complete list of this node's pods. Until then, a pod that is not known may exist.
+    pub fn is_listed(&self) -> bool {
+        self.shared.read().is_listed()
+    }
+
     /// Returns the pod with this name, and its context.
     pub fn named(&self, namespace: &str, name: &str) -> Option<(Arc<Pod>, PodContext)> {
         let index = self.shared.read();

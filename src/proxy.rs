@@ -37,7 +37,7 @@ pub mod route;
 pub mod token;
 
 use metadata::{Access, MetadataLookup, MetadataValues};
-use refusal::{Refusal, RequestKind};
+use refusal::{Refusal, RequestKind, of_default_role};
 use respond::Outcome;
 use route::{Body, Hosts, Rejection, Route, RouteContext};
 use token::Tokens;
@@ -140,16 +140,6 @@ fn few(ip: IpAddr) -> u8 {
         IpAddr::V6(ip) => ip.octets()[15],
     };
     last % UNKNOWN_SUBJECTS
-}
-
-fn found(lookup: Lookup) -> Result<(Arc<Pod>, PodContext), Refusal> {
-    match lookup {
-        Lookup::Found(pod, context) => Ok((pod, context)),
-        Lookup::Ambiguous(pods) => Err(Refusal::AmbiguousPod(pods)),
-        Lookup::Unreadable(pod) => Err(Refusal::UnreadablePod(pod)),
-        Lookup::Objected(pod, objection) => Err(Refusal::Objected(pod, objection)),
-        Lookup::Unknown => Err(Refusal::UnknownPod),
-    }
 }
 
 impl<A: AssumeRole> Proxy<A> {
@@ -277,7 +267,29 @@ impl<A: AssumeRole> Proxy<A> {
             lookup = self.pods.wait_for_ip(ip, self.settings.pod_wait, |_, _| true).await;
             self.metrics.pod_waited(lookup != Lookup::Unknown, began.elapsed());
         }
-        found(lookup)
+        self.found(lookup)
+    }
+
+    fn found(&self, lookup: Lookup) -> Result<(Arc<Pod>, PodContext), Refusal> {
+        match lookup {
+            Lookup::Found(pod, context) => Ok((pod, context)),
+            Lookup::Ambiguous(pods) => Err(Refusal::AmbiguousPod(pods)),
+            Lookup::Unreadable(pod) => Err(Refusal::UnreadablePod(pod)),
+            Lookup::Objected(pod, objection) => Err(Refusal::Objected(pod, objection)),
+            Lookup::Unknown if !self.pods.is_listed() => Err(Refusal::PodsNotListed),
+            Lookup::Unknown => Err(Refusal::UnknownPod),
+        }
+    }
+
+    fn denied(&self, pod: Arc<Pod>, context: &PodContext, denial: Denial) -> Refusal {
+        // Without a default role there is nothing to say about it.
+        let by_default = denial != Denial::NoRole && self.settings.policy.names_no_role(&pod, context);
+        Refusal::Denied { pod, denial, by_default }
+    }
+
+    /// Whether the pod has the default role, for what is said about its session.
+    fn has_default_role(&self, ip: IpAddr, pod: &Pod) -> bool {
+        matches!(self.pods.by_ip(ip), Lookup::Found(now, context) if now.uid == pod.uid && self.settings.policy.names_no_role(&now, &context))
     }
 
     /// Decides which role the pod may have. If something that the decision needs is not known yet, waits until it is.
@@ -292,7 +304,7 @@ impl<A: AssumeRole> Proxy<A> {
         if !policy.can_decide(&pod, &context) {
             let enough = |pod: &Pod, context: &PodContext| policy.can_decide(pod, context);
             let (now, now_around) =
-                found(self.pods.wait_for_ip(ip, until.saturating_duration_since(tokio::time::Instant::now()), enough).await)?;
+                self.found(self.pods.wait_for_ip(ip, until.saturating_duration_since(tokio::time::Instant::now()), enough).await)?;
             // The token belongs to the first pod.
             if now.uid != pod.uid {
                 return Err(Refusal::UnknownPod);
@@ -306,7 +318,7 @@ impl<A: AssumeRole> Proxy<A> {
                 }
                 Ok((pod, request))
             }
-            Decision::Deny(denial) => Err(Refusal::Denied(pod, denial)),
+            Decision::Deny(denial) => Err(self.denied(pod, &context, denial)),
         }
     }
 
@@ -359,7 +371,8 @@ impl<A: AssumeRole> Proxy<A> {
             Ok(credentials) => self.document(credentials.document(documents::credentials)),
             Err(error) => {
                 self.metrics.denied("sts");
-                self.events.tell(&pod, EventCause::assume_role_failed(&error));
+                let by_default = self.has_default_role(ip, &pod);
+                self.events.tell(&pod, EventCause::assume_role_failed(&error, request, by_default));
                 if self.logged.is_due((&pod.uid, error.name())) {
                     warn!(
                         event = "credentials-unavailable",
@@ -367,7 +380,7 @@ impl<A: AssumeRole> Proxy<A> {
                         pod = %pod.name,
                         role = %request.role(),
                         reason = error.name(),
-                        advice = error.advice().as_deref(),
+                        advice = of_default_role(by_default, error.advice_for(request)).as_deref(),
                         %error,
                         "no credentials for the pod; answering with an error, so that its SDK retries"
                     );
@@ -386,7 +399,7 @@ impl<A: AssumeRole> Proxy<A> {
             _ if !self.settings.policy.knows_node() => Err(changed()),
             Lookup::Found(now, context) if now.uid == pod.uid => match self.settings.policy.decide(&now, &context) {
                 Decision::Allow { request: allowed, .. } if allowed == *request => Ok(()),
-                Decision::Deny(denial) if denial.is_about_node() => Err(Refusal::Denied(now, denial)),
+                Decision::Deny(denial) if denial.is_about_node() => Err(self.denied(now, &context, denial)),
                 _ => Err(changed()),
             },
             Lookup::Objected(now, objection) if now.uid == pod.uid => Err(Refusal::Objected(now, objection)),
@@ -417,15 +430,15 @@ impl<A: AssumeRole> Proxy<A> {
             Refusal::AmbiguousPod(pods) => pods.iter().for_each(|pod| self.events.tell(pod, EventCause::AddressAmbiguous)),
             Refusal::UnreadablePod(pod) => self.events.tell(pod, EventCause::Unreadable),
             Refusal::Objected(pod, objection) => self.events.tell(pod, EventCause::objected(*objection)),
-            Refusal::Denied(pod, denial) => self.events.tell(pod, EventCause::denied(*denial)),
+            Refusal::Denied { pod, denial, by_default } => self.events.tell(pod, EventCause::denied(*denial, *by_default)),
             // There is no owner, or nothing that the owner could change.
-            Refusal::UnknownPod | Refusal::OtherRole(_) | Refusal::Changed(_) => {}
+            Refusal::UnknownPod | Refusal::PodsNotListed | Refusal::OtherRole(_) | Refusal::Changed(_) => {}
         }
         let new = match &refusal {
             // Unknown addresses share a few lines, because forged ones could fill the log.
-            Refusal::UnknownPod => self.logged.is_due((few(ip), reason)),
+            Refusal::UnknownPod | Refusal::PodsNotListed => self.logged.is_due((few(ip), reason)),
             Refusal::AmbiguousPod(_) => self.logged.is_due((ip, reason)),
-            Refusal::Denied(pod, _)
+            Refusal::Denied { pod, .. }
             | Refusal::OtherRole(pod)
             | Refusal::Changed(pod)
             | Refusal::UnreadablePod(pod)

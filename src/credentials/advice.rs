@@ -1,9 +1,8 @@
 //! What to check after a failure of STS, most likely causes first.
 
-use super::denied::is_about_source_identity;
+use super::sts_errors::StsErrorKind;
 use super::{AssumeRoleError, CHECK_ENDPOINT};
 use crate::policy::RoleRequest;
-use crate::session_limits::LONGEST_CHAINED;
 
 /// The name of the caller in texts, if its ARN is not known.
 const UNKNOWN_CALLER: &str = "rolegate";
@@ -24,12 +23,9 @@ impl AssumeRoleError {
     /// Returns what happened to this request, and what to check. `caller` is the ARN that called STS, if it is known.
     pub fn diagnose(&self, request: &RoleRequest, caller: Option<&str>) -> Diagnosis {
         let check = match self {
-            Self::Denied { message } if is_about_source_identity(message) => source_identity_denied(request, caller),
-            Self::Denied { .. } => denied(request, caller),
-            Self::Invalid { message } | Self::TooLong { message } => invalid(message, request),
-            Self::Throttled => vec![
-                "try again later; if STS still throttles, find in CloudTrail who calls STS so often in this account and region".to_owned(),
-            ],
+            Self::Denied { .. } | Self::Invalid { .. } | Self::TooLong { .. } | Self::Throttled | Self::Failed { .. } => {
+                self.kind().map(|kind| checks(kind, request, caller)).unwrap_or_default()
+            }
             Self::IdentityUnknown(error) => return error.diagnose(request, caller),
             Self::OwnIdentity { advice, .. } => {
                 let more = [
@@ -47,9 +43,23 @@ impl AssumeRoleError {
             Self::OtherRole { .. } => vec![CHECK_ENDPOINT.to_owned()],
             Self::NotAsked(why) => vec![why.advice().to_owned()],
             Self::Expired { .. } => vec!["the node's clock is right".to_owned()],
-            Self::Failed { .. } => vec!["try again; if it still fails, see the AWS Health Dashboard for this region".to_owned()],
         };
         Diagnosis { problem: self.to_string(), check }
+    }
+}
+
+/// Returns what to check after this error. Denials without a stated cause have a list of causes; all others have the advice of the
+/// table.
+fn checks(kind: StsErrorKind, request: &RoleRequest, caller: Option<&str>) -> Vec<String> {
+    let advice = kind.with(request).advice();
+    match kind {
+        StsErrorKind::AssumeRole => denied(request, caller),
+        StsErrorKind::SetSourceIdentity => source_identity_denied(request, caller),
+        StsErrorKind::Duration | StsErrorKind::Chained => {
+            vec![format!("--session-duration is {}: {advice}", humantime::format_duration(request.duration()))]
+        }
+        StsErrorKind::RegionDisabled | StsErrorKind::RoleArn => vec![format!("the role is {}: {advice}", request.role())],
+        _ => vec![advice.to_owned()],
     }
 }
 
@@ -101,32 +111,6 @@ fn denied(request: &RoleRequest, caller: Option<&str>) -> Vec<String> {
         check.push("session tags were sent: the trust policy and the policies of the caller's role allow sts:TagSession".to_owned());
     }
     check
-}
-
-fn invalid(message: &str, request: &RoleRequest) -> Vec<String> {
-    let duration = humantime::format_duration(request.duration());
-    if message.contains("role chaining") {
-        let longest = humantime::format_duration(LONGEST_CHAINED);
-        return vec![format!(
-            "--session-duration is {duration}: rolegate's own credentials come from AssumeRole, and sessions by role chaining last \
-             {longest} at most"
-        )];
-    }
-    if message.contains("DurationSeconds") || message.contains("MaxSessionDuration") {
-        return vec![format!(
-            "--session-duration is {duration}: raise the role's maximum session duration (MaxSessionDuration), or lower the flag"
-        )];
-    }
-    if message.contains("RegionDisabled") {
-        return vec![format!(
-            "STS is not activated for this region in account {}: activate it there (IAM console, Account settings)",
-            request.role().account()
-        )];
-    }
-    if message.contains("PackedPolicy") {
-        return vec!["the session tags are too long: give fewer --session-tags".to_owned()];
-    }
-    vec!["the role's ARN, the session name, the source identity and the tags agree with the message from STS".to_owned()]
 }
 
 #[cfg(test)]

@@ -142,7 +142,7 @@ impl AssumeRole for FakeSts {
 }
 
 /// Returns the request of a pod that has this role.
-pub(super) fn request(role: &str) -> RoleRequest {
+pub(crate) fn request(role: &str) -> RoleRequest {
     request_by(role, SessionRules::default())
 }
 

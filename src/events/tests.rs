@@ -79,10 +79,17 @@ pub(super) fn failures() -> Vec<AssumeRoleError> {
     ]
 }
 
+fn failed_by(error: &AssumeRoleError, by_default: bool) -> Option<EventCause> {
+    EventCause::assume_role_failed(error, &crate::credentials::tests::request("web"), by_default)
+}
+
 fn causes() -> Vec<EventCause> {
-    let denied = denials().into_iter().flat_map(|denial| [EventCause::denied(denial), EventCause::would_be_denied(denial)]).flatten();
+    let denied = denials()
+        .into_iter()
+        .flat_map(|denial| [EventCause::denied(denial, false), EventCause::denied(denial, true), EventCause::would_be_denied(denial)])
+        .flatten();
     let failed = failures();
-    let failed = failed.iter().filter_map(EventCause::assume_role_failed);
+    let failed = failed.iter().flat_map(|error| [false, true].map(|by_default| failed_by(error, by_default))).flatten();
     denied.chain(failed).chain([EventCause::AddressAmbiguous, EventCause::Unreadable, EventCause::HostNetwork]).collect()
 }
 
@@ -102,29 +109,51 @@ fn every_note_has_its_stable_name_and_fits_the_limit() {
 fn owners_get_events_only_for_what_they_can_change() {
     for denial in denials() {
         let passes = matches!(denial, Denial::NamespaceUnknown | Denial::ServiceAccountUnknown);
-        assert_eq!((EventCause::denied(denial).is_none(), EventCause::would_be_denied(denial).is_none()), (passes, passes), "{denial:?}");
+        assert_eq!(
+            (EventCause::denied(denial, false).is_none(), EventCause::would_be_denied(denial).is_none()),
+            (passes, passes),
+            "{denial:?}"
+        );
     }
-    let told: Vec<_> = failures().iter().filter_map(EventCause::assume_role_failed).map(EventCause::name).collect();
+    let told: Vec<_> = failures().iter().filter_map(|error| failed_by(error, false)).map(EventCause::name).collect();
     assert_eq!(told, ["denied", "invalid", "too-many-changes", "queue-full"]);
 }
 
 /// Otherwise, anyone who can write annotations could discover the node's role, partition and ceiling.
 #[test]
 fn an_event_does_not_reveal_the_node() {
-    let of_node = [Denial::NodeRole, Denial::ForeignAccount, Denial::OtherPartition, Denial::NotAllowedOnNode].map(EventCause::denied);
+    let of_node = [Denial::NodeRole, Denial::ForeignAccount, Denial::OtherPartition, Denial::NotAllowedOnNode]
+        .map(|denial| EventCause::denied(denial, false));
     for cause in of_node {
-        assert_eq!(cause, Some(EventCause::RefusedOnNode), "one shared cause, so that switching between them creates no new Event");
+        assert_eq!(
+            cause,
+            Some(EventCause::RefusedOnNode { by_default: false }),
+            "one cause, so that a change from one to the other is no new Event"
+        );
     }
-    let note = EventCause::RefusedOnNode.note();
+    let note = EventCause::RefusedOnNode { by_default: false }.note();
     for denial in [Denial::NodeRole, Denial::ForeignAccount, Denial::OtherPartition, Denial::NotAllowedOnNode] {
         assert!(!note.contains(denial.name()) && !note.contains(&denial.to_string()), "{note}");
     }
 }
 
+#[test]
+fn an_event_about_a_default_role_says_that_the_pod_names_none() {
+    let refused = failures().into_iter().filter(AssumeRoleError::is_refusal);
+    let failed = refused.filter_map(|error| failed_by(&error, true)).chain(EventCause::denied(Denial::NodeRole, true));
+    let notes: Vec<_> = failed.map(EventCause::note).collect();
+    assert_eq!(notes.len(), 3);
+    for note in notes {
+        assert!(note.contains("the pod names no role") && note.contains("--default-role"), "{note}");
+    }
+    let changes = AssumeRoleError::NotAsked(NotAsked::TooManyChanges);
+    assert_eq!(failed_by(&changes, true), failed_by(&changes, false), "this does not depend on the role");
+}
+
 /// The STS message names the caller: the session of the node's role.
 #[test]
 fn sts_messages_are_not_repeated() {
-    for cause in failures().iter().filter_map(EventCause::assume_role_failed) {
+    for cause in failures().iter().filter_map(|error| failed_by(error, false)) {
         let note = cause.note();
         assert!(!note.contains("arn:") && !note.contains("111122223333") && !note.contains("i-0f1e"), "{note}");
     }

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::look::look;
 use super::{By, Report, Session};
-use crate::advice::Advise as _;
+use crate::advice::join;
 use crate::backoff::Backoff;
 use crate::config::explain_command::PodReference;
 use crate::connections::ConnectionRecord;
@@ -122,7 +122,7 @@ impl<A: StsOfNode> Explainer<A> {
                 error => {
                     format!(
                         "the last request to STS for this session failed, and pods get this error until the next attempt: {}",
-                        error.with_advice()
+                        join(&error.to_string(), error.advice_for(request).as_deref())
                     )
                 }
             });
@@ -189,7 +189,7 @@ impl<A: StsOfNode> Explainer<A> {
                 self.metrics.explained(error.name());
                 warn!(
                     event = "explain-assume-role-failed", role, session, outcome = error.name(), %error,
-                    advice = error.advice().as_deref(),
+                    advice = error.advice_for(request).as_deref(),
                     "cannot assume a role for 'rolegate explain'; pods are not affected"
                 );
                 Err(error)

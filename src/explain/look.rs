@@ -13,6 +13,8 @@ use crate::policy::{self, Policy, RoleRequest};
 
 /// The proxy's code for an address that no pod has, used here for a pod without an address.
 const UNKNOWN_POD: &str = "unknown-pod";
+/// The proxy's code while the list of pods is not known.
+const PODS_NOT_LISTED: &str = "pods-not-listed";
 const UNREADABLE_POD: &str = "unreadable-pod";
 /// The code while the daemon does not know its own AWS identity.
 const IDENTITY_UNKNOWN: &str = "identity-unknown";
@@ -29,6 +31,13 @@ struct Unidentified {
 pub(crate) fn look(name: &PodReference, node: &str, by: By, pods: &Pods, policy: &Policy) -> (Report, Option<RoleRequest>) {
     let mut report = Report::unknown(name, node, by, UNKNOWN_POD, String::new());
     let Some((pod, context)) = pods.named(name.namespace(), name.name()) else {
+        if by == By::Daemon && !pods.is_listed() {
+            report.reason = Some(PODS_NOT_LISTED.to_owned());
+            report.message = "the daemon has not received the list of this node's pods yet, and serves none of them. To fix: check its \
+                              connection to the Kubernetes API, or ask again"
+                .to_owned();
+            return (report, None);
+        }
         report.message = format!(
             "no pod {name} is known on node {node}. To fix: check both names, and ask the daemon of the pod's node (kubectl get pod \
              --namespace {} {} --output wide)",
@@ -43,6 +52,9 @@ pub(crate) fn look(name: &PodReference, node: &str, by: By, pods: &Pods, policy:
         .into_iter()
         .map(|step| ReportStep { what: step.what.name().to_owned(), source: step.source, detail: step.detail, verdict: step.verdict })
         .collect();
+    if policy.names_no_role(&pod, &context) && !matches!(decision, policy::Decision::Deny(policy::Denial::NoRole)) {
+        report.notes.push("the pod names no role: the role is that of --default-role".to_owned());
+    }
     let request = match (identified, decision) {
         (Err(unidentified), decision) => {
             if let policy::Decision::Deny(denial) = decision {

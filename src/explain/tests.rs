@@ -113,6 +113,16 @@ fn reasons_why_a_pod_is_not_identified_come_with_advice() {
 }
 
 #[test]
+fn a_default_role_and_an_unknown_list_of_pods_are_said() {
+    let (_writer, pods) = known([Pod { role: None, ..pod("plain", &["10.0.0.2"]) }]);
+    let default = Rules { default_role: Some("arn:aws:iam::111122223333:role/default".parse().unwrap()), ..Rules::default() };
+    let (report, request) = look_at("plain", &pods, default);
+    assert!(request.is_some() && report.notes.len() == 1 && report.notes[0].contains("--default-role"), "{report:?}");
+    let (_writer, unlisted) = crate::pods::pods();
+    check(&unlisted, "web", ReportedDecision::Unknown, Some("pods-not-listed"), "has not received the list");
+}
+
+#[test]
 fn one_good_address_is_enough_and_the_other_is_noted() {
     let (_writer, pods) = known([pod("web", &["10.0.0.1", "fd00::1"]), pod("other", &["fd00::1"])]);
     let report = check(&pods, "web", ReportedDecision::Allowed, None, "role/web");

@@ -38,6 +38,14 @@ impl Policy {
         trace.check(What::Role, || "--default-role".to_owned(), default, RoleArn::to_string)
     }
 
+    /// Whether neither the pod nor its service account names a role, so that the pod has the default role, if any.
+    pub fn names_no_role(&self, pod: &Pod, context: &PodContext) -> bool {
+        let names = |account: &ServiceAccount| {
+            account.role.is_some() || (account.eks_role.is_some() && self.rules.service_accounts == ServiceAccountRoles::OwnAndEks)
+        };
+        pod.role.is_none() && self.service_account(pod, context).is_ok_and(|account| !account.is_some_and(names))
+    }
+
     /// Returns the service account that may name the pod's role; `None` if service accounts do not apply.
     pub(super) fn service_account<'a>(&self, pod: &Pod, context: &'a PodContext) -> Result<Option<&'a ServiceAccount>, Denial> {
         // Static pods have no service account.

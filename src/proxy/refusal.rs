@@ -1,5 +1,6 @@
 //! The reasons why a pod gets nothing, and the only place that decides what the pod and the operator learn of it.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -14,10 +15,17 @@ use crate::policy::Denial;
 /// The reason why a pod gets nothing, with what the operator should know.
 pub(super) enum Refusal {
     UnknownPod,
+    /// Like [`Self::UnknownPod`], before the list of pods is known.
+    PodsNotListed,
     AmbiguousPod(Vec<Arc<Pod>>),
     UnreadablePod(Arc<Pod>),
     Objected(Arc<Pod>, Objection),
-    Denied(Arc<Pod>, Denial),
+    Denied {
+        pod: Arc<Pod>,
+        denial: Denial,
+        /// Whether the role is the default role, because the pod names none.
+        by_default: bool,
+    },
     OtherRole(Arc<Pod>),
     Changed(Arc<Pod>),
 }
@@ -42,10 +50,11 @@ impl Refusal {
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::UnknownPod => "unknown-pod",
+            Self::PodsNotListed => "pods-not-listed",
             Self::AmbiguousPod(_) => "ambiguous-pod",
             Self::UnreadablePod(_) => "unreadable-pod",
             Self::Objected(_, objection) => objection.name(),
-            Self::Denied(_, denial) => denial.name(),
+            Self::Denied { denial, .. } => denial.name(),
             Self::OtherRole(_) => "other-role",
             Self::Changed(_) => "changed",
         }
@@ -61,9 +70,11 @@ impl Refusal {
         match self {
             Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) if asked == RequestKind::Token => Outcome::Failed,
             // The API or the node's own view is behind, so that SDKs should retry.
-            Self::Changed(_) | Self::Objected(..) => Outcome::Failed,
-            Self::Denied(_, denial) if denial.may_pass() => Outcome::Failed,
-            Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) | Self::Denied(..) | Self::OtherRole(_) => Outcome::NotFound,
+            Self::Changed(_) | Self::Objected(..) | Self::PodsNotListed => Outcome::Failed,
+            Self::Denied { denial, .. } if denial.may_pass() => Outcome::Failed,
+            Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) | Self::Denied { .. } | Self::OtherRole(_) => {
+                Outcome::NotFound
+            }
         }
     }
 
@@ -74,6 +85,10 @@ impl Refusal {
             Self::UnknownPod => warn!(
                 event = "request-refused", source = %ip, reason,
                 "refused: no pod of this node is known to have this address; pods in the host's network cannot be served"
+            ),
+            Self::PodsNotListed => warn!(
+                event = "request-refused", source = %ip, reason,
+                "refused: the list of this node's pods is not known yet; check the connection to the Kubernetes API"
             ),
             Self::AmbiguousPod(pods) => {
                 let mut pods: Vec<_> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
@@ -97,10 +112,11 @@ impl Refusal {
                     "refused: {cause}"
                 );
             }
-            Self::Denied(pod, denial) => {
+            Self::Denied { pod, denial, by_default } => {
+                let advice = of_default_role(*by_default, denial.advice());
                 warn!(
                     event = "request-refused", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                    advice = denial.advice().as_deref(), "refused: {denial}"
+                    advice = advice.as_deref(), "refused: {denial}"
                 );
             }
             Self::Changed(pod) => {
@@ -119,6 +135,15 @@ impl Refusal {
             }
         }
     }
+}
+
+/// Returns the advice; says first that the pod names no role if it has the default role.
+pub(super) fn of_default_role(by_default: bool, advice: Option<Cow<'static, str>>) -> Option<Cow<'static, str>> {
+    if !by_default {
+        return advice;
+    }
+    let advice = advice.map_or_else(String::new, |advice| format!(": {advice}"));
+    Some(format!("the pod names no role, so it gets that of --default-role; correct that role, or annotate the pod{advice}").into())
 }
 
 /// Returns what the node found, and what the operator should do.

@@ -85,9 +85,7 @@ fn node_of(identity: NodeIdentity, tokens: TokenMode, known: &[(&str, &str, Opti
     change(&mut rules);
     let policy = Policy::new(rules, identity).unwrap();
     let (writer, pods) = pods();
-    for (name, at, role) in known {
-        writer.write(|index| index.apply(pod(name, at, *role)));
-    }
+    writer.write(|index| index.reset(known.iter().map(|(name, at, role)| pod(name, at, *role))));
     let (proxy, sts, records) = proxy_with(policy, tokens, pods);
     Node { proxy, writer: Arc::new(writer), sts, records: Mutex::new(records) }
 }

@@ -8,7 +8,7 @@ use crate::world::{Fakes, NODE, ROLES, TOKEN, World, arn, ip, pod};
 
 impl World {
     /// Waits until a pod has this many Events, and returns them.
-    fn events_of(&self, name: &str, count: usize) -> Vec<Value> {
+    pub(crate) fn events_of(&self, name: &str, count: usize) -> Vec<Value> {
         let about = |world: &World| {
             let events = world.fakes.api.events();
             events.into_iter().filter(|event| event["regarding"]["name"] == name).collect::<Vec<_>>()

@@ -26,6 +26,7 @@ mod serving;
 mod source_identity;
 mod stress;
 mod sts;
+mod sts_errors;
 mod taint;
 mod transcripts;
 mod witness;

@@ -100,6 +100,8 @@ pub enum Behaviour {
     ServiceUnavailable,
     /// 500 `InternalFailure`.
     InternalFailure,
+    /// Any other error: its status, code and message.
+    Error(u16, &'static str, &'static str),
     /// The normal answer with broken XML at the root, which no parser accepts.
     Malformed,
     /// The normal answer with its XML cut off within the session token. AWS's SDK for Rust (aws-sdk-sts 1.124) accepts it, with

@@ -121,6 +121,7 @@ fn forced(behaviour: &Behaviour, caller: &Identity, form: &Form) -> Option<Fault
         Behaviour::RegionDisabled => Some(Fault::region_disabled()),
         Behaviour::ServiceUnavailable => Some(Fault::service_unavailable()),
         Behaviour::InternalFailure => Some(Fault::internal_failure()),
+        Behaviour::Error(status, code, message) => Some(Fault::new(*status, code, *message)),
         _ => None,
     }
 }

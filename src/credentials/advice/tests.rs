@@ -1,7 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says loudly what failed")]
 
 use super::*;
-use crate::advice::Advise as _;
 use crate::config::session::SessionTag;
 use crate::pods::{Pod, PodContext};
 use crate::policy::session::SessionRules;
@@ -66,7 +65,8 @@ fn a_denial_of_the_source_identity_differs_from_other_denials() {
     assert_eq!((given.check.len(), inherited.check.len()), (4, 4));
     insta::assert_snapshot!("source_identity_denied", text(&given));
     insta::assert_snapshot!("inherited_source_identity_denied", text(&inherited));
-    let advice = |error: &AssumeRoleError| [error.advice().unwrap().into_owned(), error.for_owner().unwrap().to_owned()];
+    let sent = request(None, &[]);
+    let advice = |error: &AssumeRoleError| [error.advice_for(&sent).unwrap().into_owned(), error.for_owner(&sent).unwrap().to_owned()];
     for text in advice(&denied) {
         assert!(text.contains("sts:SetSourceIdentity") && !text.contains("sts:AssumeRole"), "{text}");
     }

@@ -9,7 +9,6 @@ use tracing::{info, warn};
 
 use super::Sessions;
 use super::flight::{Before, Flight, FlightState, Landed, is_usable, pause, remembered_for};
-use crate::advice::Advise as _;
 use crate::credentials::caller::Caller;
 use crate::credentials::gate::{Application, CallCause, TurnedAwayCall};
 use crate::credentials::not_asked::NotAsked;
@@ -30,10 +29,13 @@ impl<A: AssumeRole> Sessions<A> {
         let (sts, metrics, clock) = (self.sts.clone(), self.metrics.clone(), self.clock.clone());
         let (settings, follower) = (self.settings, self.follower.get().cloned());
         let left = earlier.as_ref().map(|earlier| earlier.remaining(self.clock.now()));
+        // The first of the pods that need the session, for the log.
+        let (first_pod, pods) = (callers.first().cloned(), callers.len());
         let (ticket, turn) = self.gate.queue(&Application { cause, left, callers, is_new })?;
         let (land, state) = watch::channel(FlightState { earlier, lapsed, landed: None });
         // Not a background task: it ends with its result, and a panic in it drops `land`, which its callers notice.
         tokio::spawn(async move {
+            let (namespace, pod) = (first_pod.as_ref().map(|pod| &*pod.namespace), first_pod.as_ref().map(|pod| &*pod.name));
             // Notifies the follower even after a panic.
             let _told = follower.map(|follower| NotifyOnDrop { follower, request: request.clone() });
             // Dropped before `_told`, so that callers know by then that no result will come.
@@ -57,7 +59,7 @@ impl<A: AssumeRole> Sessions<A> {
                     Err(error) if !is_late && permit.is_asked_again(&error, questions, is_needed) => {
                         metrics.sts_answered(error.name(), cause, began.elapsed());
                         info!(
-                            event = "sts-retry", role = request.role().as_str(), cause, outcome = error.name(), %error,
+                            event = "sts-retry", namespace, pod, role = request.role().as_str(), cause, outcome = error.name(), %error,
                             "a request to STS failed; retrying it"
                         );
                         permit = match permit.again().await {
@@ -82,6 +84,9 @@ impl<A: AssumeRole> Sessions<A> {
                     metrics.sts_answered("ok", cause, began.elapsed());
                     info!(
                         event = "role-assumed",
+                        namespace,
+                        pod,
+                        pods,
                         role,
                         session,
                         source_identity,
@@ -102,8 +107,8 @@ impl<A: AssumeRole> Sessions<A> {
                             None => "answering pods with an error until a retry succeeds",
                         };
                         warn!(
-                            event = "assume-role-failed", role, session, cause, outcome = error.name(),
-                            kept_until = kept_until.map(tracing::field::display), %error, advice = error.advice().as_deref(),
+                            event = "assume-role-failed", namespace, pod, pods, role, session, cause, outcome = error.name(),
+                            kept_until = kept_until.map(tracing::field::display), %error, advice = error.advice_for(&request).as_deref(),
                             "cannot assume a role; {meanwhile}"
                         );
                     }

@@ -21,6 +21,7 @@ use tracing::info;
 use super::translate::{refusal_of_credentials, translate};
 use crate::credentials::AssumeRoleError;
 use crate::credentials::identity::AskIdentity;
+use crate::credentials::sts_errors::StsErrorKind;
 use crate::metrics::Metrics;
 use crate::policy::node::NodeIdentity;
 use crate::role::{CallerIdentity, RoleArn};
@@ -131,14 +132,16 @@ impl Own {
             Some((role, message)) => {
                 let node = self.node.known();
                 let base = node.caller.as_ref().map_or("not known yet", CallerIdentity::as_str);
-                AssumeRoleError::OwnIdentity {
-                    message: format!("the role of --assume-role-arn, {role}, cannot be assumed: {message}"),
-                    advice: format!(
+                let advice = match StsErrorKind::of_text(&message) {
+                    None | Some(StsErrorKind::AssumeRole) => format!(
                         "the trust policy of {role} must allow sts:AssumeRole for the daemon's base identity ({base}), and the \
                          policies of that identity must allow sts:AssumeRole on {role}; or change --assume-role-arn"
                     )
                     .into(),
-                }
+                    Some(kind) => kind.advice().into(),
+                };
+                let message = format!("the role of --assume-role-arn, {role}, cannot be assumed: {message}");
+                AssumeRoleError::OwnIdentity { message, advice }
             }
         }
     }

@@ -11,6 +11,7 @@ use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIden
 use crate::advice::chain;
 use crate::credentials::AssumeRoleError;
 use crate::credentials::advice::CHECK_CREDENTIALS;
+use crate::credentials::sts_errors::{StsErrorClass, StsErrorKind};
 use crate::text::bounded;
 
 /// Translates an SDK error. Never uses its `Debug` output or the response body, which may hold credentials.
@@ -23,34 +24,21 @@ where
             let (code, message) = (context.err().code().unwrap_or("no code"), context.err().message().unwrap_or_default());
             let request_id = context.raw().headers().get("x-amzn-RequestId").unwrap_or("none");
             let message = bounded(&format!("{code}: {message} (request id {request_id})"));
-            match code {
-                "AccessDenied" | "AccessDeniedException" => AssumeRoleError::Denied { message },
-                "Throttling"
-                | "ThrottlingException"
-                | "ThrottledException"
-                | "RequestThrottled"
-                | "RequestThrottledException"
-                | "TooManyRequestsException"
-                | "RequestLimitExceeded"
-                | "SlowDown" => AssumeRoleError::Throttled,
-                "ExpiredToken"
-                | "ExpiredTokenException"
-                | "InvalidClientTokenId"
-                | "UnrecognizedClientException"
-                | "SignatureDoesNotMatch"
-                | "IncompleteSignature"
-                | "MissingAuthenticationToken"
-                | "RequestExpired"
-                | "RequestTimeTooSkewed"
-                | "OptInRequired" => AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS.into() },
-                "RequestTimeout" | "RequestTimeoutException" => AssumeRoleError::Failed { message },
-                // Decided by the status. An error that an account's owner may cause is a response about that role, whatever its
-                // code.
-                _ => match context.raw().status().as_u16() {
-                    429 => AssumeRoleError::Throttled,
-                    400..=499 => AssumeRoleError::Invalid { message },
-                    _ => AssumeRoleError::Failed { message },
-                },
+            let kind = StsErrorKind::of(code, context.err().message().unwrap_or_default());
+            let class = kind.map(StsErrorKind::class).unwrap_or(match context.raw().status().as_u16() {
+                // An error that an account's owner may cause is a response about that role, whatever its code.
+                429 => StsErrorClass::Throttled,
+                400..=499 => StsErrorClass::Invalid,
+                _ => StsErrorClass::Failed,
+            });
+            match class {
+                StsErrorClass::Denied => AssumeRoleError::Denied { message },
+                StsErrorClass::Invalid => AssumeRoleError::Invalid { message },
+                StsErrorClass::Throttled => AssumeRoleError::Throttled,
+                StsErrorClass::OwnIdentity => {
+                    AssumeRoleError::OwnIdentity { message, advice: kind.map_or(CHECK_CREDENTIALS, StsErrorKind::advice).into() }
+                }
+                StsErrorClass::Failed => AssumeRoleError::Failed { message },
             }
         }
         SdkError::TimeoutError(_) => AssumeRoleError::Unreachable { message: "no answer in time".to_owned() },
@@ -72,7 +60,8 @@ where
 fn without_credentials(error: &(dyn Error + 'static), message: &str) -> Option<AssumeRoleError> {
     match signing_credentials_error(error) {
         Some(AssumeRoleError::Denied { message } | AssumeRoleError::Invalid { message }) => {
-            Some(AssumeRoleError::OwnIdentity { message, advice: CHECK_CREDENTIALS.into() })
+            let advice = StsErrorKind::of_text(&message).map_or(CHECK_CREDENTIALS, StsErrorKind::advice).into();
+            Some(AssumeRoleError::OwnIdentity { message, advice })
         }
         Some(other) => Some(other),
         None => causes(error)

@@ -44,6 +44,22 @@ async fn a_failure_of_sts_is_told_each_time_also_where_it_is_remembered() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_default_role_is_told_as_one() {
+    for (default, status) in [("broken", 500), ("nodes", 404)] {
+        let known = [("web-1", "10.0.0.1", None)];
+        let role = format!("arn:aws:iam::111122223333:role/{default}").parse().unwrap();
+        let node = node_with(TokenMode::Optional, &known, |rules| rules.default_role = Some(role));
+        assert_eq!(node.ask_for(if status == 404 { "" } else { default }).await, status);
+        let told = node.told();
+        let [(_, cause)] = &told[..] else { panic!("{told:?}") };
+        match cause {
+            EventCause::AssumeRoleFailed { name: "denied", sentence } => assert!(sentence.contains("names no role"), "{sentence}"),
+            cause => assert_eq!(*cause, EventCause::RefusedOnNode { by_default: true }),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_audit_only_reports_is_told_but_not_that_the_namespace_is_late() {
     let node = node_with(TokenMode::Optional, &[WEB], |rules| rules.restrictions = Restrictions::Audit);
     assert_eq!(node.ask_for("").await, 200);

@@ -2,6 +2,21 @@
 
 use super::*;
 
+#[tokio::test(start_paused = true)]
+async fn before_the_list_of_pods_a_refusal_says_so() {
+    let (writer, pods) = pods();
+    let policy = Policy::new(Rules::default(), NODE.parse::<CallerIdentity>().unwrap().into()).unwrap();
+    let (proxy, sts, records) = proxy_with(policy, TokenMode::Optional, pods);
+    let node = Node { proxy, writer: Arc::new(writer), sts, records: Mutex::new(records) };
+    for (method, target) in [("GET", LIST), ("PUT", "/latest/api/token")] {
+        assert_eq!(node.ask("10.0.0.1", method, target, &[(TTL, "60")]).await.status, 500, "it may be known a moment later");
+    }
+    assert!(node.counted(r#"rolegate_denials_total{reason="pods-not-listed"} 2"#));
+    node.writer.write(|index| index.reset([]));
+    assert_eq!(node.ask("10.0.0.1", "GET", LIST, &[]).await.status, 404);
+    assert!(node.counted(r#"rolegate_denials_total{reason="unknown-pod"} 1"#));
+}
+
 /// A pod whose namespace is not known, on a node that needs it.
 fn enforcing(known: &[(&str, &str, Option<&str>)]) -> Node {
     node_with(TokenMode::Optional, known, |rules| rules.restrictions = Restrictions::Enforce)

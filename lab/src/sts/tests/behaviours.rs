@@ -14,6 +14,7 @@ async fn errors() {
         (Behaviour::RegionDisabled, 403, "RegionDisabledException", "Sender"),
         (Behaviour::ServiceUnavailable, 503, "ServiceUnavailable", "Receiver"),
         (Behaviour::InternalFailure, 500, "InternalFailure", "Receiver"),
+        (Behaviour::Error(400, "OptInRequired", "no"), 400, "OptInRequired", "Sender"),
     ] {
         sts.set_behaviour(behaviour);
         let answer = node.assume(APP).await;
