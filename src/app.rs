@@ -37,6 +37,7 @@ mod overflows;
 mod packet_rules;
 mod prepare;
 pub(crate) mod redirect_command;
+mod settings;
 mod start;
 
 use listener::PodListener;

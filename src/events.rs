@@ -59,6 +59,15 @@ pub enum EventCause {
     },
     /// The pod names a role but uses the host network.
     HostNetwork,
+    /// The pod requests something without a session token, and tokens are required.
+    TokenRequired,
+    /// The pod requests metadata that a setting could open.
+    MetadataClosed {
+        /// The flag that opens it.
+        setting: &'static str,
+    },
+    /// The pod's requests come through a proxy.
+    Forwarded,
 }
 
 impl EventCause {
@@ -118,6 +127,9 @@ impl EventCause {
             Self::Objected(_) => "AddressContested",
             Self::AssumeRoleFailed { .. } => "AssumeRoleFailed",
             Self::HostNetwork => "HostNetworkNotServed",
+            Self::TokenRequired => "SessionTokenRequired",
+            Self::MetadataClosed { .. } => "MetadataNotServed",
+            Self::Forwarded => "RequestForwarded",
         }
     }
 
@@ -130,6 +142,7 @@ impl EventCause {
             Self::WouldBeDenied(_) => "ServeCredentials",
             Self::AssumeRoleFailed { .. } => "AssumeRole",
             Self::HostNetwork => "LeaveAlone",
+            Self::TokenRequired | Self::MetadataClosed { .. } | Self::Forwarded => "RefuseRequest",
         }
     }
 
@@ -144,6 +157,9 @@ impl EventCause {
             Self::Objected(objection) => objection.name(),
             Self::AssumeRoleFailed { name, .. } => name,
             Self::HostNetwork => "host-network",
+            Self::TokenRequired => "token",
+            Self::MetadataClosed { .. } => "path",
+            Self::Forwarded => "forwarded",
         }
     }
 
@@ -182,6 +198,18 @@ impl EventCause {
                  fix: if this persists, recreate the pod, or ask the cluster's operators"
             ),
             Self::AssumeRoleFailed { sentence, .. } => format!("{name}: {sentence}"),
+            Self::TokenRequired => format!(
+                "{name}: the pod sends requests without a session token (IMDSv1), which are refused. To fix: update its AWS SDK or CLI to a \
+                 version with IMDSv2 (2020 or later), or ask the cluster's operators to set --imds-tokens=optional. If the client requests \
+                 a token next, nothing is wrong"
+            ),
+            Self::MetadataClosed { setting } => format!(
+                "{name}: the pod requests instance metadata that this cluster does not open to it. To fix: stop requesting it, or ask the \
+                 cluster's operators to open it with {setting}"
+            ),
+            Self::Forwarded => format!(
+                "{name}: the pod's metadata requests come through a proxy, and are refused. To fix: set NO_PROXY=169.254.169.254 in the pod"
+            ),
             Self::HostNetwork => format!(
                 "{name}: the pod names a role but has hostNetwork, so its requests look like the node's; rolegate does not serve it, and \
                  it reaches the node's own metadata service. To fix: remove hostNetwork, or the role annotation"

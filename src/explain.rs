@@ -17,6 +17,7 @@ use crate::policy::{Denial, RoleRequest};
 pub(crate) mod admin;
 pub(crate) mod explainer;
 pub(crate) mod look;
+pub(crate) mod modes;
 pub(crate) mod render;
 
 /// The version of the report's form. It grows if a field is removed or changes its meaning.

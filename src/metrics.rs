@@ -1,8 +1,8 @@
 //! Every metric, in one place. `docs/metrics.md` documents their names, labels and help texts; a test compares the two. To bound
-//! the number of series, no label holds an address, a pod or a role. Only metrics that show who a stricter setting would break have
-//! the label `namespace`.
+//! the number of series, no label holds an address, a pod or a role. Only metrics that show who is refused, or who a stricter setting
+//! would break, have the label `namespace`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +32,7 @@ struct MetricsInner {
     requests: IntCounterVec,
     request_seconds: HistogramVec,
     denials: IntCounterVec,
+    pod_refusals: IntCounterVec,
     audited: IntCounterVec,
     imdsv1: IntCounterVec,
     connections: IntGauge,
@@ -123,6 +124,7 @@ impl Metrics {
             requests: register.counters(&REQUESTS),
             request_seconds: register.histograms(&REQUEST_SECONDS),
             denials: register.counters(&DENIALS),
+            pod_refusals: register.counters(&POD_REFUSALS),
             audited: register.counters(&AUDITED),
             imdsv1: register.counters(&IMDSV1),
             connections: register.gauge(&CONNECTIONS),
@@ -215,6 +217,11 @@ impl Metrics {
         self.0.denials.with_label_values(&[reason]).inc();
     }
 
+    /// Counts a refused request of a pod of this namespace.
+    pub fn pod_refused(&self, namespace: &str, reason: &'static str) {
+        self.0.pod_refusals.with_label_values(&[namespace, reason]).inc();
+    }
+
     /// Counts a served request that enforced namespace restrictions would have refused.
     pub fn audited(&self, reason: &'static str) {
         self.0.audited.with_label_values(&[reason]).inc();
@@ -228,13 +235,14 @@ impl Metrics {
     /// Removes the series of all namespaces but these, the ones with pods on this node. Otherwise the number of series would grow
     /// without bound on a node where namespaces come and go.
     pub fn keep_namespaces(&self, namespaces: &BTreeSet<String>) {
-        for family in self.0.imdsv1.collect() {
-            for labels in family.get_metric().iter().map(|metric| metric.get_label()) {
-                let label = |name: &str| labels.iter().find(|label| label.name() == name).map_or("", |label| label.value());
-                let (namespace, outcome) = (label("namespace"), label("outcome"));
-                if !namespaces.contains(namespace) {
-                    // It was there just now, and nobody else takes one away.
-                    let _ = self.0.imdsv1.remove_label_values(&[namespace, outcome]);
+        for counters in [&self.0.imdsv1, &self.0.pod_refusals] {
+            for family in counters.collect() {
+                for metric in family.get_metric() {
+                    let labels: HashMap<&str, &str> = metric.get_label().iter().map(|label| (label.name(), label.value())).collect();
+                    if !labels.get("namespace").is_some_and(|namespace| namespaces.contains(*namespace)) {
+                        // It was there just now, and nobody else takes one away.
+                        let _ = counters.remove(&labels);
+                    }
                 }
             }
         }

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Response};
 use http_body_util::Full;
-use tracing::{debug, info, warn};
+use tracing::{Level, debug, warn};
 
 use crate::advice::Advise as _;
 use crate::clock::Clock;
@@ -28,6 +28,7 @@ use crate::log_once::EachDigest;
 use crate::metrics::{Metrics, RouteMeters};
 use crate::pods::{Lookup, Pod, PodContext, PodUid, Pods};
 use crate::policy::{Decision, Denial, Policy, RoleRequest};
+use crate::text;
 
 pub(crate) mod documents;
 pub mod metadata;
@@ -36,14 +37,16 @@ pub(crate) mod respond;
 pub mod route;
 pub mod token;
 
-use metadata::{Access, MetadataLookup, MetadataValues};
-use refusal::{Refusal, RequestKind, of_default_role};
+use metadata::{Access, MetadataLookup, MetadataValues, table};
+use refusal::{Asked, Refusal, of_default_role};
 use respond::Outcome;
 use route::{Body, Hosts, Rejection, Route, RouteContext};
 use token::Tokens;
 
 /// The time between two log lines about the same subject and reason.
 const QUIET: Duration = Duration::from_secs(60);
+/// The time between two log lines that are written once.
+const ONCE: Duration = Duration::MAX;
 /// The most subjects and reasons whose lines are remembered.
 const MAX_LOGGED: usize = 4096;
 /// The most log lines that unknown addresses cause in a minute, for each reason.
@@ -75,6 +78,8 @@ pub struct Proxy<A> {
     meters: Meters,
     /// The refusals that were logged recently, by subject and reason, so that a pod cannot fill the log.
     logged: EachDigest,
+    /// The pods that merely look for credentials, and for which that was logged.
+    told: EachDigest,
     events: Reporter,
 }
 
@@ -163,7 +168,8 @@ impl<A: AssumeRole> Proxy<A> {
             unknown: metrics.route("unknown"),
             rejected: metrics.route("rejected"),
         };
-        Self { settings, pods, sessions, tokens, metadata, clock, metrics, meters, logged: EachDigest::new(QUIET, MAX_LOGGED), events }
+        let (logged, told) = (EachDigest::new(QUIET, MAX_LOGGED), EachDigest::new(ONCE, MAX_LOGGED));
+        Self { settings, pods, sessions, tokens, metadata, clock, metrics, meters, logged, told, events }
     }
 
     /// Returns the metadata values, for the task that keeps them up to date.
@@ -179,83 +185,79 @@ impl<A: AssumeRole> Proxy<A> {
     /// Answers one request.
     pub async fn handle(&self, origin: &Origin, request: &Parts, body: Body) -> Response<Full<Bytes>> {
         let began = Instant::now();
+        let path = request.uri.path();
         let context = RouteContext { hosts: &origin.hosts, body, now: self.clock.now() };
         let (meters, outcome) = match route::route(&request.method, &request.uri, request.version, &request.headers, context) {
-            Ok(route) => (self.meters(&route), self.answer(origin, route, &request.headers).await),
-            Err(rejection) => (&self.meters.rejected, self.reject(origin.ip, rejection)),
+            Ok(route) => (self.meters(&route), self.answer(origin, route, &request.headers, path).await),
+            Err(rejection) => (&self.meters.rejected, self.reject(origin, rejection, path)),
         };
         let response = respond::respond(outcome, &request.method);
         meters.answered(response.status().as_u16(), began.elapsed());
         debug!(
             event = "request-answered",
-            source = %origin.ip, method = %request.method, path = request.uri.path(), status = response.status().as_u16(),
+            source = %origin.ip, method = %request.method, path, status = response.status().as_u16(),
             "answered"
         );
         response
     }
 
-    async fn answer(&self, origin: &Origin, route: Route, headers: &HeaderMap) -> Outcome {
-        let ip = origin.ip;
+    async fn answer(&self, origin: &Origin, route: Route, headers: &HeaderMap, asked_path: &str) -> Outcome {
+        let (ip, asked) = (origin.ip, Asked::by(&route, asked_path));
         // Taken before the first lookup, so that no later change is missed.
         let seen = self.seen();
         // The limit of all waits until the decision.
         let until = tokio::time::Instant::now() + self.settings.pod_wait;
         let (pod, context) = match self.identify(ip).await {
             Ok(found) => found,
-            Err(refusal) => return self.refuse(ip, refusal, RequestKind::by(&route)),
+            Err(refusal) => return self.refuse(ip, refusal, asked),
         };
         if origin.late || !origin.belongs_to(&pod.uid) {
-            return self.refuse(ip, Refusal::Changed(pod), RequestKind::by(&route));
+            return self.refuse(ip, Refusal::Changed(pod), asked);
         }
         if let Route::NewToken { ttl_seconds } = route {
             let token = self.tokens.issue(&pod.uid, ip, Duration::from_secs(ttl_seconds.into()));
             return Outcome::Token { token, ttl_seconds };
         }
-        if !self.token_allows(headers, &pod, ip) {
-            self.metrics.denied("token");
-            return Outcome::Unauthorized;
+        if let Err(given) = self.check_token(headers, &pod, ip) {
+            return self.refuse(ip, Refusal::Token { pod, given }, asked);
         }
         let route = match route {
-            Route::Unknown => return self.no_such_path(),
+            Route::Unknown => return self.refuse(ip, Refusal::Path { pod, set: None }, asked),
             Route::Versions => return Outcome::Text(Bytes::from(route::VERSIONS.join("\n"))),
-            Route::Metadata { path } => return self.metadata(&pod, &context, &path).await,
+            Route::Metadata { path } => return self.metadata(ip, pod, &context, &path, asked).await,
             route => route,
         };
         let (pod, request) = match self.decide(ip, pod, context, until).await {
             Ok(allowed) => allowed,
-            Err(refusal) => return self.refuse(ip, refusal, RequestKind::Value),
+            Err(refusal) => return self.refuse(ip, refusal, asked),
         };
         match route {
             Route::RoleList => Outcome::Text(Bytes::copy_from_slice(request.role().name().as_bytes())),
             Route::InstanceProfile => self.document(documents::instance_profile(request.role(), self.clock.now())),
             Route::Credentials { role, extended } if self.settings.policy.is_name_of(&role, request.role()) => {
-                self.credentials(ip, pod, &request, seen, extended).await
+                self.credentials(ip, pod, &request, seen, extended, asked).await
             }
-            Route::Credentials { .. } => self.refuse(ip, Refusal::OtherRole(pod), RequestKind::Value),
+            Route::Credentials { .. } => self.refuse(ip, Refusal::OtherRole(pod), asked),
             // These are answered above.
             Route::NewToken { .. } | Route::Unknown | Route::Versions | Route::Metadata { .. } => Outcome::NotFound,
         }
     }
 
-    fn no_such_path(&self) -> Outcome {
-        self.metrics.denied("path");
-        Outcome::NotFound
-    }
-
     /// Returns a value, or the listing of a directory. A listing contains what this pod may read, including the documents of its role.
-    async fn metadata(&self, pod: &Pod, context: &PodContext, path: &str) -> Outcome {
+    async fn metadata(&self, ip: IpAddr, pod: Arc<Pod>, context: &PodContext, path: &str, asked: Asked<'_>) -> Outcome {
         let leads = documents::DIRECTORIES.contains(&path);
-        let own = match leads.then(|| self.settings.policy.decide(pod, context)) {
+        let own = match leads.then(|| self.settings.policy.decide(&pod, context)) {
             Some(Decision::Allow { request, .. }) => documents::paths(request.role()),
             _ => Vec::new(),
         };
-        match self.metadata.find(path, self.settings.access.of(&pod.namespace), &own).await {
+        let readable = self.settings.access.of(&pod.namespace);
+        match self.metadata.find(path, readable, &own).await {
             MetadataLookup::Text(text) => Outcome::Text(text),
-            MetadataLookup::Nothing => self.no_such_path(),
-            MetadataLookup::Unavailable => {
-                self.metrics.denied("metadata");
-                Outcome::Failed
-            }
+            MetadataLookup::Nothing => match table::set_of(path) {
+                Some(set) if readable.contains(&set) => self.refuse(ip, Refusal::Absent(pod), asked),
+                set => self.refuse(ip, Refusal::Path { pod, set }, asked),
+            },
+            MetadataLookup::Unavailable => self.refuse(ip, Refusal::Unavailable(pod), asked),
         }
     }
 
@@ -322,17 +324,17 @@ impl<A: AssumeRole> Proxy<A> {
         }
     }
 
-    /// Whether the token of a request allows it. A token must be valid even if none is required.
-    fn token_allows(&self, headers: &HeaderMap, pod: &Pod, ip: IpAddr) -> bool {
+    /// Checks the token of a request. A token must be valid even if none is required. An error says whether there is one.
+    fn check_token(&self, headers: &HeaderMap, pod: &Pod, ip: IpAddr) -> Result<(), bool> {
         let mut given = headers.get_all(route::TOKEN).iter();
         match (given.next(), given.next()) {
             (None, _) => {
                 let served = self.settings.tokens == TokenMode::Optional;
                 self.metrics.without_token(&pod.namespace, served);
-                served
+                if served { Ok(()) } else { Err(false) }
             }
-            (Some(token), None) => self.tokens.is_valid(token.as_bytes(), &pod.uid, ip),
-            (Some(_), Some(_)) => false,
+            (Some(token), None) if self.tokens.is_valid(token.as_bytes(), &pod.uid, ip) => Ok(()),
+            (Some(_), _) => Err(true),
         }
     }
 
@@ -352,7 +354,15 @@ impl<A: AssumeRole> Proxy<A> {
         DecisionBasis { generation: self.pods.generation(), node: self.settings.policy.node_version() }
     }
 
-    async fn credentials(&self, ip: IpAddr, pod: Arc<Pod>, request: &RoleRequest, seen: DecisionBasis, extended: bool) -> Outcome {
+    async fn credentials(
+        &self,
+        ip: IpAddr,
+        pod: Arc<Pod>,
+        request: &RoleRequest,
+        seen: DecisionBasis,
+        extended: bool,
+        asked: Asked<'_>,
+    ) -> Outcome {
         let answer = self.sessions.get(request, &pod).await;
         // On a bridge, a pod that takes over the address receives the response. That may have happened since the connection
         // began.
@@ -362,7 +372,7 @@ impl<A: AssumeRole> Proxy<A> {
         let other_node = policy.node_version() != seen.node || !policy.knows_node();
         let is_old = self.pods.generation() != seen.generation || (answer.is_ok() && other_node);
         if is_old && let Err(refusal) = self.look_again(ip, &pod, request) {
-            return self.refuse(ip, refusal, RequestKind::Value);
+            return self.refuse(ip, refusal, asked);
         }
         match answer {
             Ok(credentials) if extended => {
@@ -371,6 +381,7 @@ impl<A: AssumeRole> Proxy<A> {
             Ok(credentials) => self.document(credentials.document(documents::credentials)),
             Err(error) => {
                 self.metrics.denied("sts");
+                self.metrics.pod_refused(&pod.namespace, "sts");
                 let by_default = self.has_default_role(ip, &pod);
                 self.events.tell(&pod, EventCause::assume_role_failed(&error, request, by_default));
                 if self.logged.is_due((&pod.uid, error.name())) {
@@ -380,6 +391,7 @@ impl<A: AssumeRole> Proxy<A> {
                         pod = %pod.name,
                         role = %request.role(),
                         reason = error.name(),
+                        path = text::path(asked.path),
                         advice = of_default_role(by_default, error.advice_for(request)).as_deref(),
                         %error,
                         "no credentials for the pod; answering with an error, so that its SDK retries"
@@ -411,41 +423,42 @@ impl<A: AssumeRole> Proxy<A> {
         rendered.map_or(Outcome::Failed, Outcome::Text)
     }
 
-    fn reject(&self, ip: IpAddr, rejection: Rejection) -> Outcome {
-        self.metrics.denied(rejection.name());
-        if self.logged.is_due((few(ip), rejection.name())) {
-            info!(
-                event = "request-rejected", source = %ip, reason = rejection.name(),
-                "refused a request that no metadata client sends; find the program in the pod with this address"
-            );
-        }
-        Outcome::Rejected(rejection)
+    fn reject(&self, origin: &Origin, rejection: Rejection, path: &str) -> Outcome {
+        // For the log and the owner alone. A connection may be older than the pod that has its address now.
+        let is_own = |pod: &Pod| !origin.late && origin.pod.get().is_none_or(|own| *own == pod.uid);
+        let pod = match self.pods.by_ip(origin.ip) {
+            Lookup::Found(pod, _) if is_own(&pod) => Some(pod),
+            _ => None,
+        };
+        self.refuse(origin.ip, Refusal::Rejected(pod, rejection), Asked::for_value(path))
     }
 
-    /// Counts a refusal, logs it (at most once a minute for each pod and reason), and reports it to the pod's owner.
-    fn refuse(&self, ip: IpAddr, refusal: Refusal, asked: RequestKind) -> Outcome {
-        let (reason, outcome) = (refusal.reason(), refusal.outcome(asked));
+    /// Counts a refusal, logs it (at most once a minute for each pod and reason, whatever the path), and reports it to the pod's owner.
+    fn refuse(&self, ip: IpAddr, refusal: Refusal, asked: Asked<'_>) -> Outcome {
+        let (reason, outcome) = (refusal.reason(), refusal.outcome(asked.kind));
         self.metrics.denied(reason);
-        match &refusal {
-            Refusal::AmbiguousPod(pods) => pods.iter().for_each(|pod| self.events.tell(pod, EventCause::AddressAmbiguous)),
-            Refusal::UnreadablePod(pod) => self.events.tell(pod, EventCause::Unreadable),
-            Refusal::Objected(pod, objection) => self.events.tell(pod, EventCause::objected(*objection)),
-            Refusal::Denied { pod, denial, by_default } => self.events.tell(pod, EventCause::denied(*denial, *by_default)),
-            // There is no owner, or nothing that the owner could change.
-            Refusal::UnknownPod | Refusal::PodsNotListed | Refusal::OtherRole(_) | Refusal::Changed(_) => {}
+        if refusal.is_silent() {
+            return outcome;
         }
-        let new = match &refusal {
+        if let Refusal::AmbiguousPod(pods) = &refusal {
+            pods.iter().for_each(|pod| self.events.tell(pod, EventCause::AddressAmbiguous));
+        }
+        let mut again = false;
+        let is_due = match (&refusal, refusal.pod()) {
+            (Refusal::AmbiguousPod(_), _) => self.logged.is_due((ip, reason)),
+            (_, Some(pod)) => {
+                self.metrics.pod_refused(&pod.namespace, reason);
+                again = refusal.is_probe() && !self.told.is_due((&pod.uid, reason));
+                if !again {
+                    self.events.tell(pod, refusal.event());
+                }
+                if refusal.is_probe() { !again || tracing::enabled!(Level::DEBUG) } else { self.logged.is_due((&pod.uid, reason)) }
+            }
             // Unknown addresses share a few lines, because forged ones could fill the log.
-            Refusal::UnknownPod | Refusal::PodsNotListed => self.logged.is_due((few(ip), reason)),
-            Refusal::AmbiguousPod(_) => self.logged.is_due((ip, reason)),
-            Refusal::Denied { pod, .. }
-            | Refusal::OtherRole(pod)
-            | Refusal::Changed(pod)
-            | Refusal::UnreadablePod(pod)
-            | Refusal::Objected(pod, _) => self.logged.is_due((&pod.uid, reason)),
+            (_, None) => self.logged.is_due((few(ip), reason)),
         };
-        if new {
-            refusal.log(ip);
+        if is_due {
+            refusal.log(ip, asked.path, again);
         }
         outcome
     }

@@ -5,6 +5,15 @@ const MAX_LOGGED: usize = 500;
 /// The longest text that is quoted in an explanation, in characters.
 const MAX_QUOTED: usize = 200;
 
+/// The longest path of a request in a log line, in bytes.
+const MAX_PATH: usize = 128;
+
+/// Returns the path of a request for a log line: without control characters, at most 128 bytes. Nothing is decoded.
+pub(crate) fn path(text: &str) -> String {
+    let start = &text[..text.floor_char_boundary(MAX_PATH)];
+    start.chars().filter(|c| !c.is_control()).collect()
+}
+
 /// Returns the first 500 characters of a text for a log line, without control characters.
 pub(crate) fn bounded(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MAX_LOGGED).collect()
@@ -31,6 +40,8 @@ mod tests {
         let long = format!("a\u{1b}[31m\nb{}", "ü".repeat(600));
         assert_eq!(bounded(&long), format!("a[31mb{}", "ü".repeat(494)));
         assert_eq!(printable("a\u{1b}[31m\nb\u{85}"), "a?[31m?b?");
+        assert_eq!(path("/latest/%0a\u{1b}[31m\nb"), "/latest/%0a[31mb", "nothing is decoded");
+        assert_eq!(path(&format!("/{}", "ü".repeat(100))), format!("/{}", "ü".repeat(63)), "128 bytes, and whole characters");
         assert_eq!(quoted("a\n"), r#""a\n""#);
         assert_eq!(quoted(&"x".repeat(201)), format!("\"{}\"... (201 bytes)", "x".repeat(200)));
     }

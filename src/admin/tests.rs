@@ -2,13 +2,16 @@
 
 use super::*;
 use crate::clock::Clock;
+use crate::config::{MetadataProfile, PatternFormat, TokenMode};
 use crate::credentials::cache::{self, Sessions};
 use crate::credentials::gate::StsLimits;
 use crate::credentials::{AssumeRole, AssumeRoleError, Credentials};
 use crate::explain::By;
 use crate::explain::explainer::{ASK_AGAIN, ExplainRate, LAST_PAUSE, OfDaemon};
+use crate::explain::modes::RequestModes;
 use crate::pods::{Pod, pods};
 use crate::policy::node::NodeIdentity;
+use crate::policy::patterns::Patterns;
 use crate::policy::{Policy, RoleRequest, Rules};
 
 /// A fake STS that denies each request, and answers as many as it has permits.
@@ -46,6 +49,8 @@ fn admin(answers: &Arc<tokio::sync::Semaphore>) -> Admin<Sts> {
         limits: StsLimits { rate: 1000, max_rate: 1000, concurrency: 1000 },
     };
     let sessions = Sessions::new(Sts(answers.clone()), of_cache, clock, metrics.clone());
+    let node_info = Patterns::new(PatternFormat::Glob, None, Vec::new()).unwrap();
+    let modes = RequestModes { tokens: TokenMode::Required, profile: MetadataProfile::Base, node_info };
     let explainer = Explainer {
         node: "node-a".to_owned(),
         by: By::Daemon,
@@ -54,7 +59,7 @@ fn admin(answers: &Arc<tokio::sync::Semaphore>) -> Admin<Sts> {
         sts: Sts(answers.clone()),
         metrics: metrics.clone(),
         pace: ExplainRate::default(),
-        daemon: Some(OfDaemon { readiness: readiness.clone(), sessions, limits: ConnectionRecord::default() }),
+        daemon: Some(OfDaemon { readiness: readiness.clone(), sessions, limits: ConnectionRecord::default(), modes }),
     };
     let record = explainer.daemon.as_ref().unwrap().limits.clone();
     let explainer = Arc::new(OnceLock::from(explainer));
@@ -167,7 +172,9 @@ async fn the_state_of_the_daemon_appears_in_the_notes() {
     let admin = admin(&answers);
     let notes = || async {
         let (_, body) = ask(&admin, "127.0.0.1:1", Method::GET, WEB, LOCAL).await;
-        serde_json::from_str::<Report>(&body).unwrap().notes
+        let mut notes = serde_json::from_str::<Report>(&body).unwrap().notes;
+        assert!(notes.pop().is_some_and(|settings| settings.contains("--imds-tokens")), "the settings come last");
+        notes
     };
     assert_eq!(notes().await, [""; 0]);
     let step = admin.readiness.step("the packet rule");
@@ -285,7 +292,9 @@ async fn limits_that_closed_connections_appear_in_the_notes() {
     tokio::time::advance(Duration::from_secs(100)).await;
     let notes = || async {
         let (_, body) = ask(&admin, "127.0.0.1:1", Method::GET, WEB, LOCAL).await;
-        serde_json::from_str::<Report>(&body).unwrap().notes
+        let mut notes = serde_json::from_str::<Report>(&body).unwrap().notes;
+        assert!(notes.pop().is_some_and(|settings| settings.contains("--imds-tokens")), "the settings come last");
+        notes
     };
     let of_pod = notes().await;
     assert!(

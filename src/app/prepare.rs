@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use tracing::{info, warn};
 
 use super::failure::Failure;
+use super::settings::log_refusals;
 use crate::advice::{Advise as _, chain};
 use crate::clock::Clock;
 use crate::config::{BaseRole, Config, DefaultRole, PatternFormat};
@@ -18,6 +19,7 @@ use crate::drain::Drain;
 use crate::events::Reporter;
 use crate::explain::By;
 use crate::explain::explainer::{ExplainRate, Explainer, OfDaemon};
+use crate::explain::modes::RequestModes;
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::policy::Discovered;
@@ -66,7 +68,12 @@ pub(super) async fn prepare(
     let aws = load_aws(config).await?;
     let node = NodeIdentity::default();
     let sts = aws.sts(clock.clone(), node.clone(), metrics.clone());
-    let policy = Policy::new(rules(Some(&aws), config, &node).await?, node.clone()).context("--allowed-roles")?;
+    let rules = rules(Some(&aws), config, &node).await?;
+    let node_info =
+        || Patterns::new(PatternFormat::Glob, None, config.metadata.node_info_namespaces.clone()).context("--node-info-namespaces");
+    let modes = RequestModes { tokens: config.server.tokens, profile: config.metadata.profile, node_info: node_info()? };
+    log_refusals(config, &modes, &rules);
+    let policy = Policy::new(rules, node.clone()).context("--allowed-roles")?;
     if !policy.allows_default_role() {
         bail!(Failure::new(
             "--allowed-roles does not allow --default-role, so every pod without a role annotation would be refused",
@@ -95,11 +102,9 @@ pub(super) async fn prepare(
         sts: sts.asked_once(),
         metrics: metrics.clone(),
         pace: ExplainRate::default(),
-        daemon: Some(OfDaemon { readiness: readiness.clone(), sessions: sessions.clone(), limits: record.clone() }),
+        daemon: Some(OfDaemon { readiness: readiness.clone(), sessions: sessions.clone(), limits: record.clone(), modes }),
     });
-    let node_info =
-        Patterns::new(PatternFormat::Glob, None, config.metadata.node_info_namespaces.clone()).context("--node-info-namespaces")?;
-    let access = Access::new(config.metadata.profile, node_info);
+    let access = Access::new(config.metadata.profile, node_info()?);
     let settings = ProxySettings { policy: policy.clone(), tokens: config.server.tokens, pod_wait: config.pods.wait, access };
     let tokens = Tokens::new(clock.clone())?;
     let key_file = config.server.token_key_file.clone().map(KeyFile::new);

@@ -90,7 +90,9 @@ fn causes() -> Vec<EventCause> {
         .flatten();
     let failed = failures();
     let failed = failed.iter().flat_map(|error| [false, true].map(|by_default| failed_by(error, by_default))).flatten();
-    denied.chain(failed).chain([EventCause::AddressAmbiguous, EventCause::Unreadable, EventCause::HostNetwork]).collect()
+    let closed = EventCause::MetadataClosed { setting: "--node-info-namespaces" };
+    let others = [EventCause::AddressAmbiguous, EventCause::Unreadable, EventCause::HostNetwork, EventCause::TokenRequired, closed];
+    denied.chain(failed).chain(others).chain([EventCause::Forwarded]).collect()
 }
 
 #[test]

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::look::look;
+use super::modes::RequestModes;
 use super::{By, Report, Session};
 use crate::advice::join;
 use crate::backoff::Backoff;
@@ -57,6 +58,8 @@ pub(crate) struct OfDaemon<A> {
     pub sessions: Arc<Sessions<A>>,
     /// The limits that closed connections of pods.
     pub limits: ConnectionRecord,
+    /// What its settings mean for requests.
+    pub modes: RequestModes,
 }
 
 /// Limits the calls of STS for explanations: one at a time, and fewer while they fail.
@@ -126,6 +129,9 @@ impl<A: StsOfNode> Explainer<A> {
                     )
                 }
             });
+        }
+        if request.is_some() {
+            report.notes.push(daemon.modes.note(&report.namespace));
         }
     }
 

@@ -30,6 +30,8 @@ descriptions! {
         "Time from a request's head to its answer, including waits for the pod to become known and for STS.";
     DENIALS = "counter" "rolegate_denials_total" ["reason"]
         "Requests refused, by reason.";
+    POD_REFUSALS = "counter" "rolegate_pod_refusals_total" ["namespace", "reason"]
+        "Refused requests of known pods, by the pod's namespace and the reason.";
     AUDITED = "counter" "rolegate_audit_denials_total" ["reason"]
         "Requests served that enforced namespace restrictions would have refused.";
     IMDSV1 = "counter" "rolegate_imdsv1_requests_total" ["namespace", "outcome"]

@@ -4,13 +4,16 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
+use super::metadata::table::Set;
 use super::respond::Outcome;
-use super::route::Route;
+use super::route::{Rejection, Route};
 use crate::advice::Advise as _;
+use crate::events::EventCause;
 use crate::pods::{Objection, Pod};
 use crate::policy::Denial;
+use crate::text;
 
 /// The reason why a pod gets nothing, with what the operator should know.
 pub(super) enum Refusal {
@@ -28,6 +31,24 @@ pub(super) enum Refusal {
     },
     OtherRole(Arc<Pod>),
     Changed(Arc<Pod>),
+    /// There is no valid session token.
+    Token {
+        pod: Arc<Pod>,
+        /// Whether the request has a token, which is not valid.
+        given: bool,
+    },
+    /// The pod may not read the path.
+    Path {
+        pod: Arc<Pod>,
+        /// The set that the path belongs to; `None` if no setting opens it.
+        set: Option<Set>,
+    },
+    /// The pod may read the path, and there is nothing at it now.
+    Absent(Arc<Pod>),
+    /// The value could not be read from the real service yet.
+    Unavailable(Arc<Pod>),
+    /// The request is not one of a metadata client. The pod is for the log alone, if the address has one.
+    Rejected(Option<Arc<Pod>>, Rejection),
 }
 
 /// The kind of a request. Clients draw different conclusions from the same status.
@@ -39,9 +60,22 @@ pub(super) enum RequestKind {
     Value,
 }
 
-impl RequestKind {
-    pub(super) fn by(route: &Route) -> Self {
-        if matches!(route, Route::NewToken { .. }) { Self::Token } else { Self::Value }
+/// A request, as far as its refusal depends on it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked<'a> {
+    pub(super) kind: RequestKind,
+    /// The path as the client sent it. It is cleaned before it is logged.
+    pub(super) path: &'a str,
+}
+
+impl<'a> Asked<'a> {
+    pub(super) fn by(route: &Route, path: &'a str) -> Self {
+        let kind = if matches!(route, Route::NewToken { .. }) { RequestKind::Token } else { RequestKind::Value };
+        Self { kind, path }
+    }
+
+    pub(super) fn for_value(path: &'a str) -> Self {
+        Self { kind: RequestKind::Value, path }
     }
 }
 
@@ -57,6 +91,61 @@ impl Refusal {
             Self::Denied { denial, .. } => denial.name(),
             Self::OtherRole(_) => "other-role",
             Self::Changed(_) => "changed",
+            Self::Token { .. } => "token",
+            Self::Path { .. } | Self::Absent(_) => "path",
+            Self::Unavailable(_) => "metadata",
+            Self::Rejected(_, rejection) => rejection.name(),
+        }
+    }
+
+    /// Returns the pod whose request is refused, if it is one.
+    pub(super) fn pod(&self) -> Option<&Arc<Pod>> {
+        match self {
+            Self::UnknownPod | Self::PodsNotListed | Self::AmbiguousPod(_) => None,
+            Self::Rejected(pod, _) => pod.as_ref(),
+            Self::UnreadablePod(pod)
+            | Self::Objected(pod, _)
+            | Self::Denied { pod, .. }
+            | Self::OtherRole(pod)
+            | Self::Changed(pod)
+            | Self::Token { pod, .. }
+            | Self::Path { pod, .. }
+            | Self::Absent(pod)
+            | Self::Unavailable(pod) => Some(pod),
+        }
+    }
+
+    /// Whether the pod merely looks for credentials: it has no role, and none is meant for it. SDKs do so in every pod, for as long
+    /// as it runs, so it is said once.
+    pub(super) fn is_probe(&self) -> bool {
+        matches!(self, Self::Denied { denial: Denial::NoRole, .. })
+    }
+
+    /// Whether it is worth no line: the pod is answered as the real service would.
+    pub(super) fn is_silent(&self) -> bool {
+        matches!(self, Self::Absent(_))
+    }
+
+    /// Returns what the pod's owner is told, if the owner can change something.
+    pub(super) fn event(&self) -> Option<EventCause> {
+        match self {
+            Self::UnreadablePod(_) => Some(EventCause::Unreadable),
+            Self::Objected(_, objection) => EventCause::objected(*objection),
+            Self::Denied { denial, by_default, .. } => EventCause::denied(*denial, *by_default),
+            Self::Token { given: false, .. } => Some(EventCause::TokenRequired),
+            Self::Path { set: Some(set), .. } => Some(EventCause::MetadataClosed { setting: setting(*set) }),
+            Self::Rejected(Some(_), Rejection::Forwarded) => Some(EventCause::Forwarded),
+            // Nobody to tell, or nothing that the owner could change. Each claimant of an address is told for itself.
+            Self::UnknownPod
+            | Self::PodsNotListed
+            | Self::AmbiguousPod(_)
+            | Self::OtherRole(_)
+            | Self::Changed(_)
+            | Self::Token { given: true, .. }
+            | Self::Path { set: None, .. }
+            | Self::Absent(_)
+            | Self::Unavailable(_)
+            | Self::Rejected(..) => None,
         }
     }
 
@@ -70,70 +159,126 @@ impl Refusal {
         match self {
             Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) if asked == RequestKind::Token => Outcome::Failed,
             // The API or the node's own view is behind, so that SDKs should retry.
-            Self::Changed(_) | Self::Objected(..) | Self::PodsNotListed => Outcome::Failed,
+            Self::Changed(_) | Self::Objected(..) | Self::PodsNotListed | Self::Unavailable(_) => Outcome::Failed,
             Self::Denied { denial, .. } if denial.may_pass() => Outcome::Failed,
-            Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) | Self::Denied { .. } | Self::OtherRole(_) => {
-                Outcome::NotFound
-            }
+            Self::Token { .. } => Outcome::Unauthorized,
+            Self::Rejected(_, rejection) => Outcome::Rejected(*rejection),
+            Self::UnknownPod
+            | Self::AmbiguousPod(_)
+            | Self::UnreadablePod(_)
+            | Self::Denied { .. }
+            | Self::OtherRole(_)
+            | Self::Path { .. }
+            | Self::Absent(_) => Outcome::NotFound,
         }
     }
 
-    /// Logs the refusal for the operator.
-    pub(super) fn log(&self, ip: IpAddr) {
-        let reason = self.reason();
+    /// Logs the refusal for the operator. `again` says that the pod merely looks for credentials, and that this was logged before.
+    pub(super) fn log(&self, ip: IpAddr, path: &str, again: bool) {
+        let (reason, path) = (self.reason(), text::path(path));
+        let (namespace, pod) = self.pod().map(|pod| (pod.namespace.as_str(), pod.name.as_str())).unzip();
         match self {
             Self::UnknownPod => warn!(
-                event = "request-refused", source = %ip, reason,
+                event = "request-refused", source = %ip, reason, path,
                 "refused: no pod of this node is known to have this address; pods in the host's network cannot be served"
             ),
             Self::PodsNotListed => warn!(
-                event = "request-refused", source = %ip, reason,
-                "refused: the list of this node's pods is not known yet; check the connection to the Kubernetes API"
+                event = "request-refused", source = %ip, reason, path,
+                advice = "check the connection to the Kubernetes API", "refused: the list of this node's pods is not known yet"
             ),
             Self::AmbiguousPod(pods) => {
                 let mut pods: Vec<_> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
                 pods.sort();
                 warn!(
-                    event = "request-refused", source = %ip, reason, pods = pods.join(", "),
+                    event = "request-refused", source = %ip, reason, path, pods = pods.join(", "),
                     advice = "delete the one whose network no longer exists", "refused: more than one pod claims this address"
                 );
             }
-            Self::UnreadablePod(pod) => {
-                warn!(
-                    event = "request-refused", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                    advice = "see the log line with the event object-unreadable or object-too-large",
-                    "refused: the object of the pod that has this address cannot be read"
-                );
-            }
-            Self::Objected(pod, objection) => {
+            Self::UnreadablePod(_) => warn!(
+                event = "request-refused", namespace, pod, source = %ip, reason, path,
+                advice = "see the log line with the event object-unreadable or object-too-large",
+                "refused: the object of the pod that has this address cannot be read"
+            ),
+            Self::Objected(_, objection) => {
                 let (cause, advice) = explanation(*objection);
-                warn!(
-                    event = "identity-objection", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason, advice,
-                    "refused: {cause}"
-                );
+                warn!(event = "identity-objection", namespace, pod, source = %ip, reason, path, advice, "refused: {cause}");
             }
-            Self::Denied { pod, denial, by_default } => {
+            Self::Denied { denial, .. } if again => debug!(
+                event = "request-refused", namespace, pod, source = %ip, reason, path, advice = denial.advice().as_deref(),
+                "refused: {denial}"
+            ),
+            Self::Denied { denial, .. } if self.is_probe() => info!(
+                event = "request-refused", namespace, pod, source = %ip, reason, path, advice = denial.advice().as_deref(),
+                "refused: {denial}; further requests of this pod for a role are logged at the level debug only"
+            ),
+            Self::Denied { denial, by_default, .. } => {
                 let advice = of_default_role(*by_default, denial.advice());
                 warn!(
-                    event = "request-refused", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                    advice = advice.as_deref(), "refused: {denial}"
+                    event = "request-refused", namespace, pod, source = %ip, reason, path, advice = advice.as_deref(), "refused: {denial}"
                 );
             }
-            Self::Changed(pod) => {
-                info!(
-                    event = "request-refused", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                    "refused: the pod or its role changed during the request, or the connection is older than the pod; SDKs retry, and are \
-                     served then"
-                );
-            }
-            Self::OtherRole(pod) => {
-                info!(
-                    event = "request-refused", namespace = %pod.namespace, pod = %pod.name, source = %ip, reason,
-                    advice = "configure its client to use the role that rolegate lists",
-                    "refused: the pod requested a role that is not its own"
-                );
-            }
+            Self::Changed(_) => info!(
+                event = "request-refused", namespace, pod, source = %ip, reason, path,
+                "refused: the pod or its role changed during the request, or the connection is older than the pod; SDKs retry, and are \
+                 served then"
+            ),
+            Self::OtherRole(_) => info!(
+                event = "request-refused", namespace, pod, source = %ip, reason, path,
+                advice = "configure its client to use the role that rolegate lists",
+                "refused: the pod requested a role that is not its own"
+            ),
+            Self::Token { given: false, .. } => warn!(
+                event = "request-refused", namespace, pod, source = %ip, reason, path,
+                advice = "update the pod's AWS SDK to a version with IMDSv2, or set --imds-tokens=optional",
+                "refused: the request has no session token (IMDSv1); nothing is wrong if the client requests a token next"
+            ),
+            Self::Token { given: true, .. } => info!(
+                event = "request-refused", namespace, pod, source = %ip, reason, path,
+                advice = "set --token-key-file, so that session tokens outlive the daemon",
+                "refused: the session token has expired, is not for this pod and address, or is of an earlier daemon; SDKs request a new one"
+            ),
+            Self::Path { set: Some(set), .. } => warn!(
+                event = "request-refused", namespace, pod, source = %ip, reason, path,
+                advice = format!("set {}, if the pod may read this metadata", setting(*set)),
+                "refused: the settings do not open this metadata path to the pod"
+            ),
+            Self::Path { set: None, .. } => info!(
+                event = "request-refused", namespace, pod, source = %ip, reason, path,
+                "refused: rolegate serves no pod this path; no setting opens it"
+            ),
+            // It has no line: see `is_silent`.
+            Self::Absent(_) => {}
+            Self::Unavailable(_) => warn!(
+                event = "request-refused", namespace, pod, source = %ip, reason, path,
+                advice = "check that the daemon can reach --metadata-addr; see the log lines with the event metadata-read-failed",
+                "no answer yet: the value could not be read from the metadata service"
+            ),
+            Self::Rejected(_, rejection) => info!(
+                event = "request-rejected", namespace, pod, source = %ip, reason, path, advice = about(*rejection),
+                "refused: the request is not one that a metadata client sends"
+            ),
         }
+    }
+}
+
+/// Returns the flag that opens a set of metadata to a pod.
+fn setting(set: Set) -> &'static str {
+    match set {
+        Set::Base => "--metadata-profile=base",
+        Set::NodeInfo => "--node-info-namespaces",
+    }
+}
+
+/// Returns what to change in the client that sends such requests.
+fn about(rejection: Rejection) -> &'static str {
+    match rejection {
+        Rejection::Forwarded => "set NO_PROXY=169.254.169.254 in the pod: the request came through a proxy",
+        Rejection::Host => {
+            "send metadata requests to 169.254.169.254 by its address; a web page that was rebound to that address sends such requests, too"
+        }
+        Rejection::TokenVersion => "request session tokens at /latest/api/token",
+        Rejection::Method | Rejection::ConnectionMethod => "use GET, or PUT for a session token",
+        Rejection::Malformed => "find the client in the pod: its framing, path or headers are not those of an AWS SDK",
     }
 }
 

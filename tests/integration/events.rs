@@ -31,6 +31,16 @@ impl World {
     }
 }
 
+/// Starts a daemon with a pod whose role annotation is refused each time, unlike a missing one.
+fn world_with_a_bad_annotation() -> World {
+    let fakes = Fakes::new();
+    fakes.pod("web", ip(2), Some("web-role"));
+    fakes.pod("db", ip(3), Some("db-role"));
+    fakes.api.apply(Resource::Pods, pod("plain", ip(4), Some("two words")).build());
+    let setup = fakes.setup();
+    fakes.into_world(&setup)
+}
+
 fn reason_and_note(event: &Value) -> (&str, &str) {
     (event["reason"].as_str().unwrap(), event["note"].as_str().unwrap())
 }
@@ -43,7 +53,7 @@ fn is_event(request: &RecordedRequest) -> bool {
 
 #[test]
 fn a_refused_pod_gets_one_event_however_often_it_asks() {
-    let world = World::start();
+    let world = world_with_a_bad_annotation();
     for _ in 0..50 {
         assert_eq!(world.get(ip(4), ROLES).status, 404);
     }
@@ -55,7 +65,7 @@ fn a_refused_pod_gets_one_event_however_often_it_asks() {
     assert_eq!((&event["reportingController"], &event["reportingInstance"]), (&"rolegate".into(), &NODE.into()));
     assert_eq!((&event["type"], &event["metadata"]["namespace"]), (&"Warning".into(), &"shop".into()));
     let (reason, note) = reason_and_note(event);
-    assert!(reason == "RoleDenied" && note.starts_with("no-role: "), "{event}");
+    assert!(reason == "RoleDenied" && note.starts_with("role-spaces: "), "{event}");
     assert_eq!(
         world.fakes.api.requests().iter().filter(|request| is_event(request)).count(),
         2,
@@ -176,7 +186,7 @@ fn without_events_the_daemon_never_writes_one() {
 /// The first write is held for the whole test. Every request is answered meanwhile.
 #[test]
 fn no_request_waits_for_an_api_that_holds_events() {
-    let world = World::start();
+    let world = world_with_a_bad_annotation();
     world.fakes.api.hold_event_writes(true);
     assert_eq!(world.get(ip(4), ROLES).status, 404);
     world.eventually(|world| world.fakes.api.requests().iter().filter(|request| is_event(request)).count(), |count| *count == 1);
@@ -198,7 +208,7 @@ fn refusals_in_one_namespace_do_not_delay_events_in_another() {
     let world = World::start();
     world.fakes.api.hold_event_writes(true);
     let refuse = |namespace: &str, name: &str, last: u8| {
-        let mut refused = pod(name, ip(last), None).build();
+        let mut refused = pod(name, ip(last), Some("two words")).build();
         refused["metadata"]["namespace"] = namespace.into();
         world.fakes.api.apply(Resource::Pods, refused);
         let counted = |world: &World| world.metric(r#"rolegate_events_total{outcome="suppressed"}"#);
@@ -229,7 +239,7 @@ fn a_missing_permission_is_logged_once_and_serving_goes_on() {
     fakes.api.deny(Verb::Create, "events");
     fakes.pod("web", ip(2), Some("web-role"));
     fakes.pod("plain", ip(4), None);
-    fakes.pod("other", ip(5), None);
+    fakes.api.apply(Resource::Pods, pod("other", ip(5), Some("two words")).build());
     let setup = fakes.setup();
     let world = fakes.into_world(&setup);
     assert_eq!(world.get(ip(4), ROLES).status, 404);
@@ -313,7 +323,7 @@ fn a_busy_api_is_retried() {
 
 #[test]
 fn a_terminating_namespace_gets_no_events() {
-    let world = World::start();
+    let world = world_with_a_bad_annotation();
     let mut ending = namespace("shop", &[]);
     ending["status"]["phase"] = "Terminating".into();
     world.fakes.api.apply(Resource::Namespaces, ending);

@@ -246,7 +246,7 @@ fn large_objects_are_read_like_small_ones() {
 #[test]
 fn an_api_that_does_not_answer_is_an_error() {
     let scene = Scene::new();
-    for (verb, resource, wanted) in [(Verb::Get, "pods", "pod shop/web-0 cannot be read"), (Verb::Get, "namespaces", "namespace shop")] {
+    for (verb, resource, wanted) in [(Verb::Get, "pods", "cannot read pod shop/web-0"), (Verb::Get, "namespaces", "namespace shop")] {
         scene.fakes.api.deny(verb, resource);
         let said = scene.cluster("shop/web-0", &[]);
         assert!(said.code == 3 && said.error.contains(wanted) && said.error.contains("403"), "{said:?}");
@@ -469,7 +469,10 @@ fn the_form_of_the_report_is_stable() {
         "reason": null,
         "message": format!("the pod may use arn:aws:iam::123456789012:role/pods/shop-web, and STS lets {NODES_SESSION} assume it"),
         "check": [],
-        "notes": [],
+        "notes": [
+            "requests without a session token (IMDSv1) are refused (--imds-tokens=required); metadata besides credentials: none \
+             (--metadata-profile=none)"
+        ],
         "identity": null,
         "policy": null,
         "request": {

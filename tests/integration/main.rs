@@ -28,6 +28,7 @@ mod stress;
 mod sts;
 mod sts_errors;
 mod taint;
+mod tells;
 mod transcripts;
 mod witness;
 mod world;

@@ -163,6 +163,11 @@ pub(super) const GROUPS: [Group; 3] = [
     },
 ];
 
+/// Returns the set that a path belongs to; `None` if no pod can be given it.
+pub(in crate::proxy) fn set_of(path: &str) -> Option<Set> {
+    GROUPS.iter().filter(|group| group.has(path)).map(|group| group.set).min()
+}
+
 impl Group {
     /// Whether a path could be a value of this group, or a directory on the way to one.
     pub(super) fn has(&self, path: &str) -> bool {
@@ -256,6 +261,8 @@ mod tests {
         assert_eq!(of(""), ["base", "node", "notices"]);
         assert_eq!(of("meta-data/tags/instance/Name"), ["node"]);
         assert_eq!(of("meta-data/spot"), ["notices"]);
+        let sets = ["meta-data", "meta-data/placement/region", "meta-data/spot", "user-data"].map(set_of);
+        assert_eq!(sets, [Some(Set::Base), Some(Set::Base), Some(Set::NodeInfo), None]);
     }
 
     #[test]

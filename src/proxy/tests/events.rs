@@ -20,7 +20,8 @@ async fn a_denial_is_told_to_the_pod() {
     assert_eq!(node.ask_for("").await, 404);
     assert_eq!(node.told(), [("web-1".to_owned(), EventCause::Denied(Denial::NoRole))]);
     assert_eq!(node.ask_for("").await, 404);
-    assert_eq!(node.told().len(), 1, "each time: whether it is worth an Event is decided elsewhere");
+    assert_eq!(node.told(), [], "once: every SDK looks for a role, in each pod");
+    assert!(node.counted(r#"rolegate_pod_refusals_total{namespace="default",reason="no-role"} 2"#));
 }
 
 #[tokio::test(start_paused = true)]
@@ -60,6 +61,43 @@ async fn a_default_role_is_told_as_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_setting_or_the_client_can_change_is_told() {
+    let node = node(TokenMode::Required, &[WEB]);
+    let told = |cause| [("web-1".to_owned(), cause)];
+    assert_eq!(node.ask_for("").await, 401);
+    assert_eq!(node.told(), told(EventCause::TokenRequired));
+    assert_eq!(node.ask("10.0.0.1", "GET", LIST, &[(TOKEN, "INVALID")]).await.status, 401);
+    assert_eq!(node.told(), [], "SDKs request a new token");
+    assert_eq!(node.get("10.0.0.1", "/latest/meta-data/tags/instance/Name").await.status, 404);
+    assert_eq!(node.told(), told(EventCause::MetadataClosed { setting: "--node-info-namespaces" }));
+    assert_eq!(node.ask("10.0.0.1", "GET", LIST, &[("x-forwarded-for", "10.1.1.1")]).await.status, 403);
+    assert_eq!(node.told(), told(EventCause::Forwarded));
+    for reason in ["token", "path", "forwarded"] {
+        let count = if reason == "token" { 2 } else { 1 };
+        assert!(node.counted(&format!("rolegate_pod_refusals_total{{namespace=\"default\",reason=\"{reason}\"}} {count}")), "{reason}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_on_a_connection_of_an_earlier_pod_blames_nobody() {
+    let node = node(TokenMode::Required, &[WEB]);
+    let origin = Origin { late: true, ..Origin::new("10.0.0.1".parse().unwrap(), Hosts::default()) };
+    assert_eq!(node.ask_on(&origin, "GET", LIST, &[("x-forwarded-for", "10.1.1.1")]).await.status, 403);
+    assert!(node.counted(r#"rolegate_denials_total{reason="forwarded"} 1"#));
+    assert_eq!(node.told(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_there_now_is_no_refusal_of_the_pod() {
+    let node = node(TokenMode::Required, &[WEB]);
+    node.proxy.values().set_for_test("meta-data/placement/region", "eu-central-1");
+    assert_eq!(node.get("10.0.0.1", "/latest/meta-data/placement/availability-zone").await.status, 404);
+    assert!(node.counted(r#"rolegate_denials_total{reason="path"} 1"#));
+    let metrics = String::from_utf8(node.proxy.metrics.render()).unwrap();
+    assert!(!metrics.contains("rolegate_pod_refusals_total{"), "{metrics}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_audit_only_reports_is_told_but_not_that_the_namespace_is_late() {
     let node = node_with(TokenMode::Optional, &[WEB], |rules| rules.restrictions = Restrictions::Audit);
     assert_eq!(node.ask_for("").await, 200);
@@ -75,7 +113,6 @@ async fn what_audit_only_reports_is_told_but_not_that_the_namespace_is_late() {
 async fn what_passes_by_itself_or_is_about_no_pod_is_told_to_nobody() {
     let node = node(TokenMode::Required, &[WEB]);
     assert_eq!(node.ask("10.9.9.9", "GET", LIST, &[]).await.status, 404);
-    assert_eq!(node.ask_for("").await, 401);
     assert_eq!(node.get("10.0.0.1", &format!("{LIST}another")).await.status, 404);
     assert_eq!(node.get("10.0.0.1", "/latest/user-data").await.status, 404);
     assert_eq!(node.ask("10.0.0.1", "POST", LIST, &[]).await.status, 405);
