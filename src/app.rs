@@ -29,6 +29,7 @@ use crate::unix_socket;
 
 use self::packet_rules::PacketRules;
 
+pub(crate) mod check_command;
 pub(crate) mod explain_command;
 pub(crate) mod failure;
 mod listener;

@@ -69,6 +69,15 @@ pub(crate) fn keep(needs: &[Need]) {
     }
 }
 
+/// Returns the names of the capabilities that these need and the process does not have. NET_RAW is not counted: only legacy
+/// iptables needs it, and says so.
+pub(crate) fn missing(needs: &[Need]) -> Vec<&'static str> {
+    let has = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    let needed = needs.iter().fold(CapabilitySet::empty(), |all, need| all | need.capabilities()) - CapabilitySet::NET_RAW;
+    let names = [("NET_ADMIN", CapabilitySet::NET_ADMIN), ("NET_BIND_SERVICE", CapabilitySet::NET_BIND_SERVICE)];
+    names.into_iter().filter(|(_, one)| (needed - has).contains(*one)).map(|(name, _)| name).collect()
+}
+
 /// Returns whether the process may create and change interfaces and rules.
 pub(crate) fn has_net_admin() -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN))

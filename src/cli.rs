@@ -1,8 +1,9 @@
 //! Subcommands, and exit codes: 0 after an orderly end, 2 for wrong arguments, 1 for everything else. `explain` ends with 0
 //! for a pod that may have its role, 1 for one that does not, 2 for wrong arguments, and 3 where that could not be found out;
 //! `redirect status` does so for rules that are as wanted and for others. `probe` ends with 0 where the daemon is as asked, and
-//! with 1 where it is not or does not answer. `migrate` ends with 0 where it printed manifests, with 1 where there was nothing
-//! to migrate, and with 2 for input that it cannot read and arguments that the daemon would refuse.
+//! with 1 where it is not or does not answer. `check` ends with 0 where nothing failed, with 1 where something did, and with 2 for
+//! wrong usage. `migrate` ends with 0 where it printed manifests, with 1 where there was nothing to migrate, and with 2 for input
+//! that it cannot read and arguments that the daemon would refuse.
 
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
@@ -14,10 +15,13 @@ use tracing::{error, info, warn};
 
 use crate::advice::Advise as _;
 use crate::app::App;
+use crate::app::check_command::check;
 use crate::app::explain_command::explain;
 use crate::app::failure;
 use crate::app::redirect_command::redirect;
 use crate::capabilities::{self, Need};
+use crate::check::{CheckStatus, render as check_render};
+use crate::config::check_command::{CheckCommand, LIST};
 use crate::config::explain_command::{ExplainConfig, Output, POD};
 use crate::config::probe::{ProbeConfig, QUESTION};
 use crate::config::redirect::{Action, RedirectCommand};
@@ -33,6 +37,8 @@ use crate::text::printable;
 const USAGE: u8 = 2;
 /// `redirect status`: a rule is missing or differs.
 const DIFFERENT: u8 = 1;
+/// `check`: a check failed.
+const FAILED: u8 = 1;
 /// `explain`: the pod may not use its role.
 const DENIED: u8 = 1;
 /// `explain` and `redirect status`: the answer is not known.
@@ -54,6 +60,7 @@ pub fn command() -> Command {
         .args_conflicts_with_subcommands(true)
         .subcommand(flags::add_to(run))
         .subcommand(explain_command())
+        .subcommand(check_command())
         .subcommand(redirect_command())
         .subcommand(probe_command())
         .subcommand(migrate_command())
@@ -79,6 +86,24 @@ fn explain_command() -> Command {
         .max_term_width(120)
         .arg(Arg::new(POD).required(true).help("The pod, such as shop/web-0"));
     flags::add_to_explain(command)
+}
+
+fn check_command() -> Command {
+    let command = Command::new("check")
+        .about("Check what the daemon needs: arguments, Kubernetes API, AWS, metadata service and node")
+        .long_about(
+            "Checks what the daemon needs, and says how to fix what is missing: its arguments, the Kubernetes API and the permissions \
+             that the flags need there, its own AWS identity, the connection to STS, the metadata service, and the node's packet rules \
+             and ports.\n\n\
+             Give it the daemon's flags. It runs on a node, in a pod or on any other machine, and skips what cannot be checked there. \
+             With --role, it also assumes one role. It changes nothing; the self-test, which runs beside a daemon only, removes its \
+             interface again.\n\n\
+             With --args, or behind --, it verifies an argument list and nothing else.",
+        )
+        .after_help("Exit codes: 0 nothing failed, 1 at least one check failed, 2 wrong usage.")
+        .max_term_width(120)
+        .arg(Arg::new(LIST).last(true).num_args(1..).allow_hyphen_values(true).help("The argument list, as for --args"));
+    flags::add_to_check(command)
 }
 
 fn redirect_command() -> Command {
@@ -141,6 +166,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) ->
     match matches.subcommand() {
         Some(("run", matches)) => run(matches, env),
         Some(("explain", matches)) => explained(matches, env),
+        Some(("check", matches)) => checked(matches, env),
         Some(("redirect", matches)) => redirected(matches, env),
         Some((helper::SUBCOMMAND, _)) => match helper::child(std::io::stdin().lock(), std::io::stdout()) {
             Ok(()) => ExitCode::SUCCESS,
@@ -195,6 +221,42 @@ fn explained(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Exit
         Err(failure) => {
             say(&format!("rolegate: {}", failure::text(&failure)));
             ExitCode::from(UNKNOWN)
+        }
+    }
+}
+
+fn checked(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
+    let command = match CheckCommand::from_source(matches, env) {
+        Ok(command) => command,
+        Err(error) => {
+            say(&format!("rolegate: {error}\nSee rolegate check --help"));
+            return ExitCode::from(USAGE);
+        }
+    };
+    let output = command.output;
+    let done = || {
+        prepare()?;
+        // Before there are threads.
+        let self_test = match &command.config {
+            Ok(config) if !command.only_arguments => ability(config).unwrap_or_else(Ability::Unable),
+            _ => Ability::Off,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let report = runtime.block_on(check(command, self_test));
+        end(runtime);
+        let text = match output {
+            Output::Text => check_render::text(&report),
+            Output::Json => serde_json::to_string_pretty(&report)? + "\n",
+        };
+        std::io::stdout().write_all(text.as_bytes())?;
+        anyhow::Ok(report.result)
+    };
+    match done() {
+        Ok(CheckStatus::Failed) => ExitCode::from(FAILED),
+        Ok(_) => ExitCode::SUCCESS,
+        Err(failure) => {
+            say(&format!("rolegate: {}", failure::text(&failure)));
+            ExitCode::from(FAILED)
         }
     }
 }
@@ -329,9 +391,8 @@ fn keep_out_of_core_dumps() {
 /// Starts what takes more rights than the daemon is to have, and drops these. It holds for the threads that come after.
 fn restrict(config: &Config) -> anyhow::Result<Ability> {
     let has_rules = config.redirect.backend != RedirectBackend::None;
-    let self_test = self_test::ability(&config.self_test, &config.redirect.interfaces, has_rules);
-    let self_test =
-        self_test.map_err(|reason| anyhow::anyhow!("--self-test=on, but the self-test cannot run: {reason}; or give --self-test=auto"))?;
+    let self_test = ability(config)
+        .map_err(|reason| anyhow::anyhow!("--self-test=on, but the self-test cannot run: {reason}; or give --self-test=auto"))?;
     let mut needs = vec![Need::Port(config.server.port), Need::Port(config.admin.port)];
     if has_rules {
         needs.push(Need::Rules);
@@ -341,6 +402,12 @@ fn restrict(config: &Config) -> anyhow::Result<Ability> {
     }
     capabilities::keep(&needs);
     Ok(self_test)
+}
+
+/// Whether the self-test can run, with its helper.
+fn ability(config: &Config) -> Result<Ability, String> {
+    let has_rules = config.redirect.backend != RedirectBackend::None;
+    self_test::ability(&config.self_test, &config.redirect.interfaces, has_rules)
 }
 
 /// Takes all the file descriptors that there are to have, and plans for no more connections than fit in.

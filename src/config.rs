@@ -12,6 +12,7 @@ use secrecy::SecretString;
 use crate::role::{BaseArn, RoleArn};
 
 mod arguments;
+pub(crate) mod check_command;
 pub(crate) mod explain_command;
 pub mod flags;
 mod load;
@@ -62,7 +63,7 @@ const STS_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(1
 /// Shorter, comparing would be all that the node does; longer, it would hardly be a comparison.
 const REDIRECT_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 /// The shortest and the longest session that STS gives (API reference of AssumeRole, DurationSeconds).
-const SESSION_DURATIONS: std::ops::RangeInclusive<Duration> = Duration::from_secs(900)..=Duration::from_secs(43_200);
+pub(crate) const SESSION_DURATIONS: std::ops::RangeInclusive<Duration> = Duration::from_secs(900)..=Duration::from_secs(43_200);
 
 /// The whole configuration, valid.
 #[derive(Debug)]

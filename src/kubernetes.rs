@@ -3,6 +3,7 @@
 //! [`client`] sends requests; [`setup`] makes the connection they go by. [`filter`] keeps the few fields that are used of a
 //! document of any size.
 
+pub(crate) mod access;
 pub(crate) mod answer;
 pub mod client;
 pub(crate) mod failure;

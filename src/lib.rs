@@ -25,6 +25,7 @@
 //! - [`credentials`]: sessions of roles, and STS
 //! - [`events`]: what the owners of pods are told
 //! - [`explain`]: every step of a decision, for people
+//! - `check`: what the daemon needs, verified before it starts
 //! - [`role`]: the names that AWS knows a session by
 //! - [`redirect`]: the packet rules, and what keeps them true
 //! - [`admin`], [`metrics`], [`readiness`], [`telemetry`]: what operators see
@@ -48,6 +49,7 @@ pub mod advice;
 mod app;
 mod backoff;
 mod capabilities;
+mod check;
 pub mod cli;
 pub mod clock;
 pub mod config;

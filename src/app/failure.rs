@@ -44,11 +44,15 @@ impl Advise for Failure {
 
 /// Returns the whole text of a failure: what happened, with every source, and then the advice.
 pub(crate) fn text(failure: &anyhow::Error) -> String {
-    let advice = [of::<Failure>, of::<RedirectError>, of::<AwsError>, of::<AssumeRoleError>, of::<ClientError>, of::<AskError>]
+    join(&format!("{failure:#}"), advice(failure).as_deref())
+}
+
+/// Returns what to do about a failure.
+pub(super) fn advice(failure: &anyhow::Error) -> Option<Cow<'static, str>> {
+    [of::<Failure>, of::<RedirectError>, of::<AwsError>, of::<AssumeRoleError>, of::<ClientError>, of::<AskError>]
         .into_iter()
         .chain([of::<PlaceError>, of::<Mistake>, of::<SnapshotError>, of::<TaskEnded>])
-        .find_map(|of| of(failure));
-    join(&format!("{failure:#}"), advice.as_deref())
+        .find_map(|of| of(failure))
 }
 
 /// Returns the advice of the error of this type, whatever contexts it has.

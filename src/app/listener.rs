@@ -227,7 +227,7 @@ fn cannot_listen(wanted: SocketAddr, flag: &str) -> Failure {
 
 /// Whether somebody listens there: with SO_REUSEADDR, and without SO_REUSEPORT, a port can be bound unless somebody listens
 /// (socket(7)).
-fn listens(address: SocketAddr) -> bool {
+pub(super) fn listens(address: SocketAddr) -> bool {
     let tried = unbound(Some(address.ip()), address.port()).and_then(|(socket, _)| {
         if address.is_ipv6() && address.ip().is_unspecified() {
             socket.set_only_v6(false)?;

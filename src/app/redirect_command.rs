@@ -149,6 +149,12 @@ async fn remove(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
 }
 
 async fn status(command: &RedirectCommand) -> anyhow::Result<StatusReport> {
+    let (wanted, seen) = observe(command).await?;
+    Ok(told(command, &wanted, &seen).await)
+}
+
+/// Returns the rules that the flags want, and the state of the node. It changes nothing.
+pub(super) async fn observe(command: &RedirectCommand) -> anyhow::Result<(RuleSet, NodeObservation)> {
     let backend = choose(command).await?;
     let mut observed = backend.observed().await?;
     let other = SelectedBackend::all().into_iter().find(|other| other.name() != backend.name());
@@ -180,13 +186,18 @@ async fn status(command: &RedirectCommand) -> anyhow::Result<StatusReport> {
         addresses: redirect::interface_addresses(),
         daemon: ownership::any().ok(),
     };
-    let mut told = tell(&wanted, &seen);
+    Ok((wanted, seen))
+}
+
+/// Returns the report of the state of the node.
+pub(super) async fn told(command: &RedirectCommand, wanted: &RuleSet, seen: &NodeObservation) -> StatusReport {
+    let mut told = tell(wanted, seen);
     // The guard alone is closed, and serves nobody.
     told.as_wanted &= command.guard || !seen.observed.targets.is_empty();
     let nat = if seen.backend == "nftables" { nftables::OUR_NAT } else { nftables::DESTINATION_NAT };
     told.lines.extend(nftables::ahead_of(nat).await);
     told.lines.extend(missing(command));
-    Ok(told)
+    told
 }
 
 /// What the flags say; where they leave it open which address of the node it is, that which is there.

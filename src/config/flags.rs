@@ -354,6 +354,20 @@ const EXPLAIN: &[Flag] = &[
     switch("assume", "Also call AssumeRole once, and show the result; the credentials are discarded"),
 ];
 
+/// The flags that only `rolegate check` has, with the heading of them.
+pub const OF_CHECK: (&str, &[Flag]) = ("Only for rolegate check", CHECK);
+
+const CHECK: &[Flag] = &[
+    value(
+        "args",
+        "ARGUMENTS",
+        "",
+        "Verify this argument list of the daemon, or of kube2iam, and nothing else: everything behind --args, or behind --",
+    ),
+    value("role", "ROLE", "", "Also assume this role once, for 15 minutes, and discard the credentials: an ARN or a short name"),
+    value("format", "FORMAT", "text", "text or json"),
+];
+
 /// The flags that only `rolegate redirect` has, with the heading of them.
 pub const OF_REDIRECT: (&str, &[Flag]) = ("Only for rolegate redirect", OF_REDIRECT_ALONE);
 
@@ -378,7 +392,7 @@ pub fn all() -> impl Iterator<Item = &'static Flag> {
 
 /// The flags of every subcommand.
 pub fn of_all_commands() -> impl Iterator<Item = &'static Flag> {
-    all().chain(OF_EXPLAIN.1).chain(OF_REDIRECT.1)
+    all().chain(OF_EXPLAIN.1).chain(OF_CHECK.1).chain(OF_REDIRECT.1)
 }
 
 /// Adds the flags to a clap command. Values stay texts here, so that the configuration can report every mistake at once.
@@ -389,6 +403,11 @@ pub fn add_to(command: Command) -> Command {
 /// Adds those of `rolegate explain`, and all others: it decides by the same settings.
 pub fn add_to_explain(command: Command) -> Command {
     add(add(command, &[OF_EXPLAIN]), GROUPS)
+}
+
+/// Adds those of `rolegate check`, and all others: it verifies what the daemon would do with them.
+pub fn add_to_check(command: Command) -> Command {
+    add(add(command, &[OF_CHECK]), GROUPS).mut_arg("args", |arg| arg.num_args(1..).allow_hyphen_values(true))
 }
 
 /// Adds those of `rolegate redirect`, and those of the daemon that it reads.

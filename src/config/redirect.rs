@@ -3,7 +3,7 @@
 use clap::ArgMatches;
 
 use super::source::SettingSource;
-use super::{ConfigError, DEFAULT_APP_PORT, RedirectBackend, RedirectConfig, read};
+use super::{Config, ConfigError, DEFAULT_APP_PORT, RedirectBackend, RedirectConfig, read};
 
 /// What is done with the packet rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,19 @@ impl Action {
 }
 
 impl RedirectCommand {
+    /// Returns the question for the state of the rules that the daemon of this configuration would keep.
+    pub(crate) fn status_of(config: &Config) -> Self {
+        Self {
+            action: Action::Status,
+            redirect: config.redirect.clone(),
+            port: config.server.port,
+            refuse_direct: !config.server.accept_direct,
+            guard: false,
+            peers: false,
+            force: false,
+        }
+    }
+
     /// What flags and environment ask for. Without `--redirect`, it is what works here.
     ///
     /// # Errors

@@ -47,6 +47,7 @@ mod own;
 mod translate;
 mod whose;
 
+pub(crate) use observer::StsSighting;
 use observer::{Date, Endpoint};
 use own::Own;
 
@@ -169,10 +170,18 @@ impl Aws {
 
     /// Creates the STS client. Stores the daemon's identity in `node` once it is known.
     pub(crate) fn sts(&self, clock: Clock, node: NodeIdentity, metrics: Metrics) -> Sts {
+        self.sts_seen(clock, node, metrics, None)
+    }
+
+    /// Creates the STS client, of whose requests `sighting` records what they show.
+    pub(crate) fn sts_seen(&self, clock: Clock, node: NodeIdentity, metrics: Metrics, sighting: Option<&StsSighting>) -> Sts {
         let endpoint = Endpoint::default();
         let own = |config: &SdkConfig, intermediate: Option<&RoleArn>| {
-            let config = aws_sdk_sts::config::Builder::from(config).interceptor(endpoint.clone()).build();
-            Arc::new(Own::new(Client::from_conf(config), intermediate.cloned(), node.clone(), metrics.clone()))
+            let mut config = aws_sdk_sts::config::Builder::from(config).interceptor(endpoint.clone());
+            if let Some(sighting) = sighting {
+                config = config.interceptor(sighting.clone());
+            }
+            Arc::new(Own::new(Client::from_conf(config.build()), intermediate.cloned(), node.clone(), metrics.clone()))
         };
         let base = own(&self.config, None);
         let intermediate = self.intermediate.as_ref().map(|(role, config)| own(config, Some(role)));

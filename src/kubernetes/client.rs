@@ -178,20 +178,27 @@ impl Client {
 
     /// Creates an object from JSON.
     pub async fn post(&self, target: &str, object: Vec<u8>) -> Result<(), RequestError> {
+        self.create(target, object).await.map(drop)
+    }
+
+    /// Creates an object from JSON, and returns what the API made of it.
+    pub(crate) async fn create(&self, target: &str, object: Vec<u8>) -> Result<Vec<u8>, RequestError> {
         self.write(Request::post(target).header(CONTENT_TYPE, "application/json"), object).await
     }
 
     /// Changes an object by a JSON merge patch.
     pub async fn merge_patch(&self, target: &str, patch: Vec<u8>) -> Result<(), RequestError> {
-        self.write(Request::patch(target).header(CONTENT_TYPE, "application/merge-patch+json"), patch).await
+        self.write(Request::patch(target).header(CONTENT_TYPE, "application/merge-patch+json"), patch).await.map(drop)
     }
 
-    async fn write(&self, request: http::request::Builder, body: Vec<u8>) -> Result<(), RequestError> {
+    async fn write(&self, request: http::request::Builder, body: Vec<u8>) -> Result<Vec<u8>, RequestError> {
         let request = request.header(ACCEPT, "application/json").body(Body::from(body));
         let request = request.map_err(|_| RequestError(RequestFailure::NotBuilt))?;
         let sent = async {
-            // Read to its end, so that the connection serves again; nothing of it is needed.
-            self.send(request).await?.whole(MAX_ERROR, &mut Vec::new()).await
+            // Read to its end, so that the connection serves again.
+            let mut answer = Vec::new();
+            self.send(request).await?.whole(MAX_ERROR, &mut answer).await?;
+            Ok(answer)
         };
         tokio::time::timeout(QUESTION_TIMEOUT, sent).await.unwrap_or(Err(RequestFailure::Silent)).map_err(RequestError)
     }
@@ -201,6 +208,12 @@ impl Client {
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct RequestError(RequestFailure);
+
+impl From<RequestFailure> for RequestError {
+    fn from(failure: RequestFailure) -> Self {
+        Self(failure)
+    }
+}
 
 impl Advise for RequestError {
     fn advice(&self) -> Option<Cow<'static, str>> {

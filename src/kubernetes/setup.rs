@@ -18,7 +18,7 @@ use crate::config::ApiConfig;
 /// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where a pod has its service account: kube's own path.
-pub(super) const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+pub(crate) const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// The longest set-up of a client: an exec plugin is a program of its own.
 pub(super) const SETUP_TIMEOUT: Duration = Duration::from_secs(30);
 

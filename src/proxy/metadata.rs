@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::policy::patterns::Patterns;
 
 pub(crate) mod table;
-mod upstream;
+pub(crate) mod upstream;
 
 use table::{GROUPS, Group, Names, Set};
 use upstream::{Upstream, UpstreamError};

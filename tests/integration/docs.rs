@@ -102,7 +102,7 @@ fn every_flag_is_documented_correctly() {
     };
     let real = flags::GROUPS
         .iter()
-        .chain([&flags::OF_EXPLAIN, &flags::OF_REDIRECT])
+        .chain([&flags::OF_EXPLAIN, &flags::OF_CHECK, &flags::OF_REDIRECT])
         .flat_map(|(group, flags)| flags.iter().map(move |flag| row(group, flag)))
         .collect();
     same("docs/flags.md", &documented, &real);

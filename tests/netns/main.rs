@@ -8,6 +8,7 @@ mod bed;
 mod boot;
 mod bridge;
 mod capabilities;
+mod check;
 mod connections;
 mod endpoints;
 mod forgery;

@@ -64,6 +64,52 @@ impl Intercept for Date {
     }
 }
 
+/// What the last request to STS showed on its way, for people.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StsSighting {
+    url: Arc<Mutex<Option<String>>>,
+    date: Date,
+}
+
+impl StsSighting {
+    /// Returns the URL of the request, without its query; `None` if none was sent.
+    pub(crate) fn url(&self) -> Option<http::Uri> {
+        let url = self.url.lock().unwrap_or_else(PoisonError::into_inner);
+        url.as_ref()?.parse().ok()
+    }
+
+    /// Returns how far STS's clock is ahead of `now`, the time of this node's clock; `None` if STS has not answered with a date.
+    pub(crate) fn ahead_of(&self, now: Timestamp) -> Option<SignedDuration> {
+        let date = *self.date.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(date?.duration_since(now))
+    }
+}
+
+impl Intercept for StsSighting {
+    fn name(&self) -> &'static str {
+        "sighting"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        *self.url.lock().unwrap_or_else(PoisonError::into_inner) = Some(context.request().uri().to_owned());
+        Ok(())
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        components: &RuntimeComponents,
+        bag: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        self.date.read_before_deserialization(context, components, bag)
+    }
+}
+
 /// Parses the date of an HTTP header (RFC 9110, 5.6.7), in the only format that is still generated.
 fn parse(text: &str) -> Option<Timestamp> {
     DateTimeParser::new().parse_timestamp(text).ok()

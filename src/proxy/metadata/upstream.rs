@@ -26,6 +26,9 @@ const MAX_VALUE: usize = 64 * 1024;
 /// How long before its end a token is renewed.
 const TOKEN_MARGIN: Duration = Duration::from_secs(600);
 
+/// A value that is on every instance.
+const REGION: &str = "meta-data/placement/region";
+
 /// The reason why a value could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UpstreamError {
@@ -52,6 +55,36 @@ impl UpstreamError {
             Self::Malformed => false,
         }
     }
+}
+
+/// How the service answers the daemon, for people.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct MetadataAnswers {
+    /// Why there is no value for the daemon; `None` if there is one.
+    pub failure: Option<String>,
+    /// Whether nothing answered in time.
+    pub is_silent: bool,
+    /// Whether it also answers without a session token (IMDSv1), if that is known.
+    pub without_token: Option<bool>,
+}
+
+/// Asks the service at `authority` (`host` or `host:port`) for a value that every pod may read: with a session token, as the
+/// daemon does, and without one.
+pub(crate) async fn answers_of(authority: String) -> MetadataAnswers {
+    let upstream = Upstream::new(authority);
+    match upstream.get(REGION).await {
+        Ok(_) => {}
+        Err(error) => {
+            let is_silent = matches!(error, UpstreamError::Silent);
+            return MetadataAnswers { failure: Some(error.to_string()), is_silent, without_token: None };
+        }
+    }
+    let without_token = match upstream.ask(Method::GET, REGION, None).await {
+        Ok((StatusCode::UNAUTHORIZED, _)) => Some(false),
+        Ok((status, _)) if status.is_success() => Some(true),
+        _ => None,
+    };
+    MetadataAnswers { without_token, ..MetadataAnswers::default() }
 }
 
 /// The service at `--metadata-addr`.
@@ -118,11 +151,13 @@ impl Upstream {
     }
 
     async fn ask(&self, method: Method, path: &str, token: Option<&str>) -> Result<(StatusCode, Bytes), UpstreamError> {
+        let is_for_token = method == Method::PUT;
         let request =
             Request::builder().method(method).uri(format!("/latest/{path}")).header(HOST, &self.authority).header(CONNECTION, "close");
         let request = match token {
             Some(token) => request.header(TOKEN, token),
-            None => request.header(TOKEN_TTL, MAX_TOKEN_TTL),
+            None if is_for_token => request.header(TOKEN_TTL, MAX_TOKEN_TTL),
+            None => request,
         };
         let request = request.body(Empty::<Bytes>::new()).map_err(|_| UpstreamError::Malformed)?;
         tokio::time::timeout(TIMEOUT, self.exchange(request)).await.map_err(|_| UpstreamError::Silent)?

@@ -1,0 +1,54 @@
+//! A single test, for people: beside a daemon that serves this node.
+
+use super::blocking::blocking;
+use super::helper::Helper;
+use super::netlink::Netlink;
+use super::outcome::SelfTestFailure;
+use super::placement;
+use super::{ExpectedRules, Probes, Running};
+use crate::advice::{Advise as _, chain};
+use crate::config::InterfaceMatch;
+use crate::log_once::Changes;
+use crate::metrics::Metrics;
+use crate::readiness::Readiness;
+
+/// The result of a single test.
+#[derive(Debug)]
+pub(crate) enum SelfTestResult {
+    /// Every packet was handled as expected.
+    Passed,
+    /// At least one packet was not.
+    Failed {
+        /// What happened.
+        cause: String,
+        /// What to do.
+        advice: Option<String>,
+    },
+    /// The test cannot run here, for this reason.
+    Unavailable(String),
+}
+
+/// Runs one test beside the daemon that serves this node: that daemon closes the connections of other tests at once. `ipv6` says
+/// whether requests to the IPv6 address are redirected.
+pub(crate) async fn once(helper: Helper, interfaces: Vec<InterfaceMatch>, ipv6: bool) -> SelfTestResult {
+    let failed = |failure: &SelfTestFailure| SelfTestResult::Failed { cause: chain(failure), advice: failure.advice().map(Into::into) };
+    let place = match blocking(move || placement::place(&interfaces, &[], &mut Netlink::open()?)).await {
+        Ok(Ok(place)) => place,
+        Ok(Err(reason)) => return SelfTestResult::Unavailable(reason.to_string()),
+        Err(error) => return failed(&SelfTestFailure::NotMade(error)),
+    };
+    let helper = match helper.speak() {
+        Ok(helper) => helper,
+        Err(error) => return failed(&SelfTestFailure::NotMade(error)),
+    };
+    let (metrics, readiness, probes) = (Metrics::new(), Readiness::default(), Probes::default());
+    probes.set_wanted(ExpectedRules { ipv6 });
+    let mut running =
+        Running { helper, network: None, failing: Changes::default(), metrics, readiness, step: None, is_served_by_another: true };
+    let result = running.test(place, &probes).await;
+    running.unmake().await;
+    match result {
+        Ok(()) => SelfTestResult::Passed,
+        Err(failure) => failed(&failure),
+    }
+}
