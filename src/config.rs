@@ -45,24 +45,12 @@ pub const DEFAULT_PREFETCH_SPREAD: Duration = Duration::from_secs(600);
 pub const DEFAULT_POD_WAIT: Duration = Duration::from_secs(2);
 /// Default of `--max-staleness`.
 pub const DEFAULT_MAX_STALENESS: Duration = Duration::from_secs(900);
-/// With a shorter time, pods could be refused although nothing is wrong: an idle watch is only given up after 90 seconds.
-const SHORT_STALENESS: Duration = Duration::from_secs(180);
 /// Default of `--redirect-interval`.
 pub const DEFAULT_REDIRECT_INTERVAL: Duration = Duration::from_secs(30);
 /// Default of `--self-test-interval`.
 pub const DEFAULT_SELF_TEST_INTERVAL: Duration = Duration::from_secs(60);
-/// What it may be.
-const SELF_TEST_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 /// Default of `--metadata-addr`.
 pub const DEFAULT_METADATA_ADDR: &str = "169.254.169.254";
-/// Shorter, a failure would be forgotten before the next request of an SDK that tries again: STS would be asked each time.
-const SHORTEST_ERROR_TTL: Duration = Duration::from_secs(1);
-/// What a request may wait for STS at least and at most.
-const STS_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
-/// Shorter, comparing would be all that the node does; longer, it would hardly be a comparison.
-const REDIRECT_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
-/// The shortest and the longest session that STS gives (API reference of AssumeRole, DurationSeconds).
-const SESSION_DURATIONS: std::ops::RangeInclusive<Duration> = Duration::from_secs(900)..=Duration::from_secs(43_200);
 
 /// The whole configuration, valid.
 #[derive(Debug)]

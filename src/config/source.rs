@@ -11,6 +11,9 @@ use super::flags::{self, Flag};
 /// No setting means more, and clocks can count it.
 const LONGEST_DURATION: Duration = Duration::from_secs(24 * 3600);
 
+/// The largest limit that can be given.
+const MAX_LIMIT: u32 = 1_000_000;
+
 /// Reads the texts of settings: the flag if it is given, else its environment variable.
 pub(super) struct SettingSource<'a> {
     matches: &'a ArgMatches,
@@ -126,6 +129,15 @@ impl<'a> SettingSource<'a> {
     /// A TCP port.
     pub(super) fn port(&mut self, name: &str, default: u16) -> u16 {
         self.parse(name, |text| text.parse().map_err(|_| "expected a port number, 0 to 65535".to_owned())).unwrap_or(default)
+    }
+
+    /// A number of something that is limited, at least 1.
+    pub(super) fn limit(&mut self, name: &str, default: u32) -> u32 {
+        let given = self.parse(name, |text| match text.parse() {
+            Ok(number @ 1..=MAX_LIMIT) => Ok(number),
+            _ => Err(format!("expected a number from 1 to {MAX_LIMIT}")),
+        });
+        given.unwrap_or(default)
     }
 
     /// An IP address.
