@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use self::observed::ObservedRules;
@@ -246,6 +246,17 @@ pub fn interface_address(name: &str, ipv6: bool) -> Option<IpAddr> {
         v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
     });
     ips.find(|ip| ip.is_ipv6() == ipv6 && !ip.is_loopback())
+}
+
+/// Returns an IPv4 address of the interface that has this IPv6 address.
+pub fn ipv4_beside(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+    let has =
+        |address: &nix::ifaddrs::InterfaceAddress| address.address.and_then(|one| one.as_sockaddr_in6().map(|v6| v6.ip())) == Some(ip);
+    let name = nix::ifaddrs::getifaddrs().ok()?.find(has)?.interface_name;
+    match interface_address(&name, false)? {
+        IpAddr::V4(ipv4) => Some(ipv4),
+        IpAddr::V6(_) => None,
+    }
 }
 
 #[cfg(test)]

@@ -5,10 +5,12 @@ use std::net::{SocketAddrV4, SocketAddrV6};
 use anyhow::bail;
 
 use super::failure::Failure;
-use super::packet_rules::given_addresses;
+use super::packet_rules::{PacketRules, given_addresses};
 use crate::advice::{Advise as _, chain};
-use crate::config::RedirectBackend;
 use crate::config::redirect::{Action, RedirectCommand};
+use crate::config::{RedirectBackend, RedirectConfig};
+use crate::metrics::Metrics;
+use crate::readiness::Readiness;
 use crate::redirect::backend::SelectedBackend;
 use crate::redirect::observed::ObservedRules;
 use crate::redirect::program::LOCK_WAIT;
@@ -26,6 +28,12 @@ pub(crate) async fn redirect(command: RedirectCommand) -> anyhow::Result<StatusR
         Action::Render => vec![render(&command)?],
     };
     Ok(StatusReport { lines, as_wanted: true })
+}
+
+/// Places the guard alone, where nothing of ours guards the node yet: as the daemon does when it starts.
+pub(crate) async fn place_guard(backend: RedirectBackend) -> anyhow::Result<()> {
+    let redirect = RedirectConfig::guard_alone(backend);
+    PacketRules::guard(&redirect, false, &Metrics::new(), &Readiness::default()).await.map(|_| ())
 }
 
 /// What the flags say.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::source::SettingSource;
 use super::{
-    AdminConfig, DEFAULT_APP_PORT, DEFAULT_METADATA_ADDR, DEFAULT_METRICS_PORT, LimitsConfig, LogConfig, MetadataConfig, MetadataProfile,
-    ServerConfig, TokenMode,
+    AdminConfig, DEFAULT_APP_PORT, DEFAULT_METADATA_ADDR, DEFAULT_METRICS_PORT, DEFAULT_STARTUP_GRACE, LimitsConfig, LogConfig,
+    MetadataConfig, MetadataProfile, ServerConfig, TokenMode,
 };
 
 mod pods;
@@ -31,7 +31,7 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("resolve-duplicate-cache-ips", "pods that claim one address are always told apart or refused"),
     ("use-regional-sts-endpoint", "the regional endpoint is always used"),
 ];
-pub(super) fn server(source: &mut SettingSource<'_>, warnings: &mut Vec<String>) -> ServerConfig {
+pub(super) fn server(source: &mut SettingSource<'_>) -> ServerConfig {
     let server = ServerConfig {
         address: source.ip("metadata-bind-address"),
         port: source.port("app-port", DEFAULT_APP_PORT),
@@ -39,20 +39,21 @@ pub(super) fn server(source: &mut SettingSource<'_>, warnings: &mut Vec<String>)
         tokens: source.choice("imds-tokens", &[("required", TokenMode::Required), ("optional", TokenMode::Optional)], TokenMode::Required),
         token_key_file: source.text("token-key-file").map(PathBuf::from),
         handover_socket: source.text("handover-socket").map(PathBuf::from),
+        startup_grace: source.duration("startup-grace", DEFAULT_STARTUP_GRACE),
         limits: limits(source),
     };
     if server.handover_socket.is_some() && server.token_key_file.is_none() {
-        warnings.push(
+        source.warn(
+            "handover-without-token-keys",
             "--handover-socket without --token-key-file: while two daemons overlap, each refuses the session tokens of the other; give both \
-             the same --token-key-file"
-                .to_owned(),
+             the same --token-key-file",
         );
     }
     if server.tokens == TokenMode::Required && server.token_key_file.is_none() {
-        warnings.push(
+        source.warn(
+            "token-keys-in-memory",
             "--token-key-file is missing: a restart invalidates all session tokens, and some SDKs then fail for hours, until they request \
-             new ones; give it a file on the node"
-                .to_owned(),
+             new ones; give it a file on the node",
         );
     }
     server
@@ -82,7 +83,7 @@ fn limits(source: &mut SettingSource<'_>) -> LimitsConfig {
 
 /// The real service, and what pods may read of it. Where the SDK is told that there is no metadata service, there is none for
 /// pods either, unless its address is given.
-pub(super) fn metadata(source: &mut SettingSource<'_>, warnings: &mut Vec<String>) -> MetadataConfig {
+pub(super) fn metadata(source: &mut SettingSource<'_>) -> MetadataConfig {
     let given = source.is_given("metadata-addr");
     let address = source.parse("metadata-addr", authority).unwrap_or_else(|| DEFAULT_METADATA_ADDR.to_owned());
     let profiles = [("base", MetadataProfile::Base), ("node-info", MetadataProfile::NodeInfo), ("none", MetadataProfile::None)];
@@ -98,8 +99,9 @@ pub(super) fn metadata(source: &mut SettingSource<'_>, warnings: &mut Vec<String
     }
     let disabled = source.env("AWS_EC2_METADATA_DISABLED").is_some_and(|text| text.trim().eq_ignore_ascii_case("true"));
     if disabled && !given && (profile != MetadataProfile::None || !node_info_namespaces.is_empty()) {
-        warnings.push(
-            "AWS_EC2_METADATA_DISABLED is set: pods get only credentials, no other metadata; to serve it, set --metadata-addr".to_owned(),
+        source.warn(
+            "metadata-disabled",
+            "AWS_EC2_METADATA_DISABLED is set: pods get only credentials, no other metadata; to serve it, set --metadata-addr",
         );
         (profile, node_info_namespaces) = (MetadataProfile::None, Vec::new());
     }

@@ -177,6 +177,11 @@ impl Bed {
         assert_eq!(self.metadata_requests_of(pod), before);
     }
 
+    /// The URL of its STS.
+    pub(crate) fn sts_url(&self) -> String {
+        self.sts.url()
+    }
+
     /// The runtime of the fakes.
     pub(crate) fn runtime(&self) -> &Runtime {
         &self.runtime

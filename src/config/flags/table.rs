@@ -13,7 +13,12 @@ pub const GROUPS: &[(&str, &[Flag])] = &[
 ];
 
 const PODS: &[Flag] = &[
-    value("node", "NAME", "", "Name of this node, whose pods are watched and served; required (NODE_NAME is read as well)"),
+    value(
+        "node",
+        "NAME",
+        "",
+        "Name of this node, whose pods are watched and served (NODE_NAME is read as well); default: the node of the daemon's own pod",
+    ),
     value(
         "kubeconfig",
         "FILE",
@@ -24,9 +29,10 @@ const PODS: &[Flag] = &[
         "api-server",
         "URL",
         "",
-        "URL of the Kubernetes API; authenticates with --api-token or --kubeconfig, not with the service account",
+        "URL of the Kubernetes API; authenticates with --api-token or --kubeconfig, or if it is https with the service account of \
+         rolegate's pod",
     ),
-    value("api-token", "TOKEN", "", "Bearer token for the Kubernetes API; requires --api-server"),
+    value("api-token", "TOKEN", "", "Bearer token for the Kubernetes API; has no effect without --api-server"),
     switch("insecure", "Do not verify the API server's certificate (for tests only)"),
     value("backoff-max-elapsed-time", "DURATION", "2s", "How long a request from an unknown address waits for its pod to become known"),
     value(
@@ -74,7 +80,11 @@ const ROLES: &[Flag] = &[
          are refused if rolegate's own identity is in another account",
     ),
     value("default-role", "ROLE", "", "Role of pods without a role annotation; never used for a pod that is not known yet"),
-    switch("auto-discover-default-role", "Use the node's own role as the default role; requires --allow-node-role"),
+    switch(
+        "auto-discover-default-role",
+        "Use the node's own role as the default role, but only with --allow-node-role; also switches \
+         --auto-discover-base-arn on unless --base-role-arn is given",
+    ),
     switch(
         "allow-node-role",
         "Allow pods to use the node's own role: pods that name it and, with --auto-discover-default-role, pods \
@@ -179,7 +189,12 @@ const SESSIONS: &[Flag] = &[
 pub(super) const SERVING: &[Flag] = &[
     value("app-port", "PORT", "8181", "Port to which the pods' metadata requests are redirected; 0 for any free port"),
     value("metadata-bind-address", "IP", "", "Address of the app port; default: every address of the node"),
-    value("metrics-port", "PORT", "9543", "Port of /metrics, /healthz and /readyz; 0 for any free port; must differ from the app port"),
+    value(
+        "metrics-port",
+        "PORT",
+        "9543",
+        "Port of /metrics, /healthz and /readyz; 0 for any free port; if it is the app port, 9543 is used",
+    ),
     value("metrics-bind-address", "IP", "", "Address of the metrics port; default: every address of the node"),
     switch(
         "metrics-namespace-labels",
@@ -206,6 +221,13 @@ pub(super) const SERVING: &[Flag] = &[
          other processes of the same user can then bind the app port as well (SO_REUSEPORT)",
     ),
     value("probe-socket", "PATH", "", "Unix socket, in a directory of the pod, on which this daemon answers rolegate probe"),
+    value(
+        "startup-grace",
+        "DURATION",
+        "1m",
+        "How long /healthz on the app port fails after the start while the daemon is not ready, so that a rollout \
+         stops; 0 for not at all",
+    ),
     value("limits-connections", "NUMBER", "4096", "Open connections of all pods together; each has at most one request in flight"),
     value(
         "limits-connections-per-pod",
@@ -281,7 +303,7 @@ pub(super) const REDIRECT: &[Flag] = &[
         "IP",
         "",
         "Addresses of this node to which the rules redirect: one IPv4 address and optionally one IPv6 address; \
-         default: the bind address, else the node's address in the Kubernetes API, else that of --host-interface",
+         default: the bind address, else HOST_IP, else the node's address in the Kubernetes API, else that of --host-interface",
     ),
     value(
         "self-test",

@@ -20,6 +20,8 @@ pub(in crate::config) fn roles(source: &mut SettingSource<'_>) -> RolesConfig {
             BaseRole::Given(base)
         }
         (None, true) => BaseRole::Discover,
+        // As kube2iam: the base ARN is then read from the metadata service, too.
+        (None, false) if source.switch("auto-discover-default-role") => BaseRole::Discover,
         // A malformed one is already reported; do not also report it as missing.
         (None, false) if source.text("base-role-arn").is_some() => BaseRole::Discover,
         (None, false) => BaseRole::None,
@@ -27,9 +29,10 @@ pub(in crate::config) fn roles(source: &mut SettingSource<'_>) -> RolesConfig {
     let node_role = source.switch("auto-discover-default-role");
     let allowed = source.switch("allow-node-role");
     if node_role && !allowed {
-        source.mistake(
-            "--auto-discover-default-role gives the node's own role to every pod without a role annotation: give --default-role with a \
-             role for pods instead, or confirm it with --allow-node-role",
+        source.warn(
+            "node-role-withheld",
+            "--auto-discover-default-role without --allow-node-role: rolegate does not give the node's own role to pods, so pods without a \
+             role annotation get no credentials; annotate them, or set --default-role to a role for pods",
         );
     }
     let default = match (source.text("default-role"), node_role) {
@@ -40,8 +43,8 @@ pub(in crate::config) fn roles(source: &mut SettingSource<'_>) -> RolesConfig {
             default_role_mistake(&role, &base, source);
             DefaultRole::Given(role)
         }
-        (None, true) => DefaultRole::NodeRole,
-        (None, false) => DefaultRole::None,
+        (None, true) if allowed => DefaultRole::NodeRole,
+        (None, _) => DefaultRole::None,
     };
     let restrictions = [
         ("true", Restrictions::Enforce),

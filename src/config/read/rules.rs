@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::config::own_pod::host_ip;
 use crate::config::source::SettingSource;
 use crate::config::{
     DEFAULT_REDIRECT_INTERVAL, DEFAULT_SELF_TEST_INTERVAL, InterfaceMatch, RedirectBackend, RedirectConfig, SelfTestConfig, SelfTestMode,
@@ -13,8 +14,9 @@ const REDIRECT_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_se
 /// What `--self-test-interval` may be.
 const SELF_TEST_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 
-pub(in crate::config) fn redirect(source: &mut SettingSource<'_>) -> RedirectConfig {
-    let by_switch = if source.switch("iptables") { RedirectBackend::Auto } else { RedirectBackend::None };
+/// Reads the packet rules; `default` is the backend where none is given.
+pub(in crate::config) fn redirect(source: &mut SettingSource<'_>, default: RedirectBackend) -> RedirectConfig {
+    let by_switch = if source.switch("iptables") { RedirectBackend::Auto } else { default };
     let backends = [
         ("auto", RedirectBackend::Auto),
         ("nftables", RedirectBackend::Nftables),
@@ -37,11 +39,25 @@ pub(in crate::config) fn redirect(source: &mut SettingSource<'_>) -> RedirectCon
     if interfaces.iter().any(|i| i.negated) && interfaces.iter().any(|i| !i.negated) {
         source.mistake("--host-interface: expected either names or names with !, not both in one list");
     }
-    let host_ips = source.ips("host-ip");
+    let mut host_ips = match source.expanded("host-ip") {
+        Some(_) => source.ips("host-ip"),
+        None => Vec::new(),
+    };
+    let is_useless = |ip: &IpAddr| ip.is_loopback() || ip.is_unspecified();
+    if let Some(ip) = host_ips.iter().find(|ip| is_useless(ip)).filter(|_| backend != RedirectBackend::None) {
+        source.warn(
+            "host-ip-ignored",
+            format!(
+                "--host-ip={ip}: pods cannot reach this address; using the address of this node instead; remove the flag, or set it from the \
+                 field status.hostIP of the pod"
+            ),
+        );
+    }
+    host_ips.retain(|ip| !is_useless(ip));
     if [IpAddr::is_ipv4, IpAddr::is_ipv6].iter().any(|family| host_ips.iter().filter(|ip| family(ip)).count() > 1) {
         source.mistake("--host-ip: expected at most one IPv4 and one IPv6 address");
     }
-    RedirectConfig { backend, interfaces, host_ips, interval, remove_on_exit }
+    RedirectConfig { backend, interfaces, host_ips, host_ip_hint: host_ip(source), interval, remove_on_exit }
 }
 
 pub(in crate::config) fn self_test(source: &mut SettingSource<'_>) -> SelfTestConfig {
@@ -67,11 +83,7 @@ pub(in crate::config) fn check_target(redirect: &RedirectConfig, bound: Option<I
         ));
     }
     for ip in &redirect.host_ips {
-        if ip.is_loopback() || ip.is_unspecified() {
-            source.mistake(format!(
-                "--host-ip={ip}: pods cannot reach this address; give this node's address, from the field status.hostIP of the pod"
-            ));
-        } else if let Some(bound) = bound.filter(|bound| !bound.is_unspecified() && bound.is_ipv4() == ip.is_ipv4() && bound != ip) {
+        if let Some(bound) = bound.filter(|bound| !bound.is_unspecified() && bound.is_ipv4() == ip.is_ipv4() && bound != ip) {
             source.mistake(format!(
                 "--host-ip={ip} and --metadata-bind-address={bound} differ: the rules would redirect to an address on which rolegate does not \
                  listen"

@@ -18,7 +18,7 @@ const STS_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(1
 /// The shortest and the longest session that STS gives (API reference of AssumeRole, DurationSeconds).
 const SESSION_DURATIONS: std::ops::RangeInclusive<Duration> = Duration::from_secs(900)..=Duration::from_secs(43_200);
 
-pub(in crate::config) fn sessions(source: &mut SettingSource<'_>, warnings: &mut Vec<String>) -> SessionsConfig {
+pub(in crate::config) fn sessions(source: &mut SettingSource<'_>) -> SessionsConfig {
     let mut duration = source.duration("session-duration", DEFAULT_SESSION_DURATION);
     let mut flag = "--session-duration";
     if source.is_given("iam-role-session-ttl") && source.text("iam-role-session-ttl").is_some() {
@@ -27,17 +27,19 @@ pub(in crate::config) fn sessions(source: &mut SettingSource<'_>, warnings: &mut
         }
         duration = source.duration("iam-role-session-ttl", DEFAULT_SESSION_DURATION / 2).saturating_mul(2);
         flag = "twice --iam-role-session-ttl";
-        warnings.push(format!(
-            "--iam-role-session-ttl is doubled, as in kube2iam: sessions last {}; use --session-duration={0} instead",
-            humantime::format_duration(duration)
-        ));
+        source.warn(
+            "session-ttl-doubled",
+            format!(
+                "--iam-role-session-ttl is doubled, as in kube2iam: sessions last {}; use --session-duration={0} instead",
+                humantime::format_duration(duration)
+            ),
+        );
     }
     if !SESSION_DURATIONS.contains(&duration) {
         source.mistake(format!("{flag} is {}: expected 15m to 12h, the limits of STS", humantime::format_duration(duration)));
     }
     if duration < LONGEST_SDK_MARGIN * 2 {
-        warnings.push(format!(
-            "sessions last {}, which is less than {}: pods also get credentials that expire in less than {}, which some SDKs request again \
+        source.warn("sessions-short", format!("sessions last {}, which is less than {}: pods also get credentials that expire in less than {}, which some SDKs request again \
              and again",
             humantime::format_duration(duration),
             humantime::format_duration(LONGEST_SDK_MARGIN * 2),
@@ -46,11 +48,14 @@ pub(in crate::config) fn sessions(source: &mut SettingSource<'_>, warnings: &mut
     }
     let mut error_ttl = source.duration("iam-role-error-ttl", DEFAULT_ERROR_TTL);
     if error_ttl < SHORTEST_ERROR_TTL {
-        warnings.push(format!(
-            "--iam-role-error-ttl is {}, which would repeat a failed request to STS for each request of a pod: using {}",
-            humantime::format_duration(error_ttl),
-            humantime::format_duration(SHORTEST_ERROR_TTL),
-        ));
+        source.warn(
+            "error-ttl-raised",
+            format!(
+                "--iam-role-error-ttl is {}, which would repeat a failed request to STS for each request of a pod: using {}",
+                humantime::format_duration(error_ttl),
+                humantime::format_duration(SHORTEST_ERROR_TTL),
+            ),
+        );
         error_ttl = SHORTEST_ERROR_TTL;
     }
     let cluster = source.text("cluster-name");
@@ -72,8 +77,10 @@ pub(in crate::config) fn sessions(source: &mut SettingSource<'_>, warnings: &mut
         source.parse("assume-role-arn", |text| text.parse::<RoleArn>().map_err(|error| format!("expected the ARN of a role: {error}")))
     });
     if intermediate.is_some() && duration > LONGEST_CHAINED {
-        warnings
-            .push(format!("--assume-role-arn is role chaining, so sessions last 1h, not {flag}={}", humantime::format_duration(duration)));
+        source.warn(
+            "session-duration-chained",
+            format!("--assume-role-arn is role chaining, so sessions last 1h, not {flag}={}", humantime::format_duration(duration)),
+        );
         duration = LONGEST_CHAINED;
     }
     let rate = source.limit("sts-rate", DEFAULT_STS_RATE);
