@@ -230,7 +230,7 @@ pub(crate) fn judge(manifest: &Manifest) {
         return;
     }
     let daemon = setup.start().unwrap();
-    assert_eq!(warnings(&daemon_ready(&cluster, manifest, &daemon)), manifest.warnings, "{}", daemon.log());
+    assert_eq!(warnings(daemon_ready(&cluster, manifest, &daemon)), manifest.warnings, "{}", daemon.log());
     match manifest.verdict {
         Verdict::Serves => cluster.bed.assert_served(&pod, METADATA),
         Verdict::Ready => cluster.bed.assert_not_redirected(&pod),
