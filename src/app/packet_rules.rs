@@ -108,12 +108,12 @@ impl PacketRules {
             );
         }
         let targets = Targets {
-            ipv4: SocketAddrV4::new(found.ipv4, bound.port()),
+            ipv4: found.ipv4.map(|ip| SocketAddrV4::new(ip, bound.port())),
             ipv6: found.ipv6.map(|ip| SocketAddrV6::new(ip, bound.port(), 0, 0)),
             refuse_direct: self.refuse_direct,
         };
         self.reconciler.place(RuleSet { interfaces: redirect.interfaces.clone(), targets: Some(targets) }).await;
-        probes.set_wanted(ExpectedRules { ipv6: targets.ipv6.is_some() });
+        probes.set_wanted(ExpectedRules { ipv4: targets.ipv4.is_some(), ipv6: targets.ipv6.is_some() });
         step.done();
         let removed = self.backend.tidy().await;
         if !removed.is_empty() {
@@ -207,8 +207,9 @@ pub(super) fn warn_of_missing(interfaces: &[InterfaceMatch]) {
     }
 }
 
+/// Addresses of this node, at least one.
 struct Addresses {
-    ipv4: Ipv4Addr,
+    ipv4: Option<Ipv4Addr>,
     ipv6: Option<Ipv6Addr>,
 }
 
@@ -256,14 +257,14 @@ async fn addresses(redirect: &RedirectConfig, bound: SocketAddr, kube: &Client, 
         known.extend(redirect.host_ip_hint.filter(|ip| redirect::interface_addresses().contains(ip)));
     }
     if let Some(ipv4) = ipv4_of(&known) {
-        return Ok(Addresses { ipv4, ipv6: ipv6(&known) });
+        return Ok(Addresses { ipv4: Some(ipv4), ipv6: ipv6(&known) });
     }
     let reason = loop {
         match node_addresses(kube, node).await {
             Ok(ips) => {
                 known.extend(ips);
                 match ipv4_of(&known) {
-                    Some(ipv4) => return Ok(Addresses { ipv4, ipv6: ipv6(&known) }),
+                    Some(ipv4) => return Ok(Addresses { ipv4: Some(ipv4), ipv6: ipv6(&known) }),
                     None => break "the node's object has no InternalIP of IPv4".to_owned(),
                 }
             }
@@ -273,7 +274,7 @@ async fn addresses(redirect: &RedirectConfig, bound: SocketAddr, kube: &Client, 
                 let pods = pods_with(kube, &format!("spec.nodeName={node}")).await.unwrap_or_default();
                 known.extend(pods.iter().flat_map(|pod| &pod.host_ips).filter(|ip| addresses.contains(ip)));
                 match ipv4_of(&known) {
-                    Some(ipv4) => return Ok(Addresses { ipv4, ipv6: ipv6(&known) }),
+                    Some(ipv4) => return Ok(Addresses { ipv4: Some(ipv4), ipv6: ipv6(&known) }),
                     None => break reason,
                 }
             }
@@ -287,13 +288,24 @@ async fn addresses(redirect: &RedirectConfig, bound: SocketAddr, kube: &Client, 
             }
         }
     };
-    // A node of an IPv6 cluster has IPv6 addresses in the API, and mostly an IPv4 address beside them.
-    let beside = || ipv6_of(&known).and_then(redirect::ipv4_beside);
-    let ipv4 = of_interfaces(redirect).or_else(beside).ok_or_else(|| {
-        Failure::new(
-            format!("the IPv4 address of this node, which the packet rules need, is not known: {reason}"),
-            "give --host-ip, from the field status.hostIP of the pod",
-        )
-    })?;
-    Ok(Addresses { ipv4, ipv6: ipv6(&known) })
+    if let Some(ipv4) = of_interfaces(redirect) {
+        return Ok(Addresses { ipv4: Some(ipv4), ipv6: ipv6(&known) });
+    }
+    // A node of an IPv6 cluster has only IPv6 addresses in the API. Most have an IPv4 address as well, and any of the node will do.
+    if let Some(ip) = ipv6(&known) {
+        let ipv4 = redirect::ipv4_beside(ip);
+        if ipv4.is_none() {
+            info!(
+                event = "ipv4-not-served",
+                "this node has no IPv4 address; rejecting requests to the IPv4 address of the metadata service; pods are served at its IPv6 \
+                 address, fd00:ec2::254"
+            );
+        }
+        return Ok(Addresses { ipv4, ipv6: Some(ip) });
+    }
+    Err(Failure::new(
+        format!("the IPv4 address of this node, which the packet rules need, is not known: {reason}"),
+        "give --host-ip, from the field status.hostIP of the pod",
+    )
+    .into())
 }

@@ -48,7 +48,7 @@ fn wanted(command: &RedirectCommand) -> anyhow::Result<RuleSet> {
         )
     })?;
     let ipv6 = ipv6.map(|ip| SocketAddrV6::new(ip, command.port, 0, 0));
-    let targets = Targets { ipv4: SocketAddrV4::new(ipv4, command.port), ipv6, refuse_direct: command.refuse_direct };
+    let targets = Targets { ipv4: Some(SocketAddrV4::new(ipv4, command.port)), ipv6, refuse_direct: command.refuse_direct };
     Ok(RuleSet { interfaces: command.redirect.interfaces.clone(), targets: Some(targets) })
 }
 
@@ -203,7 +203,7 @@ fn wanted_as_it_is(command: &RedirectCommand, observed: &ObservedRules) -> RuleS
         return rules;
     }
     let targets = observed.as_targets(command.refuse_direct).map(|mut targets| {
-        targets.ipv4.set_port(command.port);
+        targets.ipv4.iter_mut().for_each(|ipv4| ipv4.set_port(command.port));
         targets.ipv6.iter_mut().for_each(|ipv6| ipv6.set_port(command.port));
         targets
     });

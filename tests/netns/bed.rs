@@ -108,7 +108,7 @@ impl Bed {
     pub(crate) fn setup(&self) -> Setup {
         Setup::new(env!("CARGO_BIN_EXE_rolegate"))
             .inside(self.node.ns())
-            .env("AWS_ENDPOINT_URL_STS", self.sts.url())
+            .env("AWS_ENDPOINT_URL_STS", self.sts_url())
             .argument("--node=node-a")
             .argument(format!("--api-server={}", self.api.url()))
             .argument("--redirect=iptables")
