@@ -17,10 +17,12 @@ use crate::credentials::sts::Sts;
 use crate::drain::Drain;
 use crate::handover::{self, AcceptQueue};
 use crate::kubernetes::client::{self, Client};
+use crate::kubernetes::setup::is_of_service_account;
 use crate::metrics::Metrics;
 use crate::policy::node::NodeIdentity;
-use crate::readiness::{Readiness, ReadinessStep};
+use crate::readiness::{Readiness, ReadinessStep, StartupHealth};
 use crate::redirect::backend::{SelectedBackend, System};
+use crate::redirect::interface_addresses;
 use crate::redirect::reconcile::Reconciler;
 use crate::self_test::{Ability, Probes, STEP};
 use crate::server::Server;
@@ -35,6 +37,7 @@ pub(crate) mod failure;
 mod listener;
 mod node;
 mod overflows;
+mod own_pod;
 mod packet_rules;
 mod prepare;
 pub(crate) mod redirect_command;
@@ -42,8 +45,9 @@ mod settings;
 mod start;
 
 use listener::PodListener;
+use own_pod::{OwnPod, PODS_KNOWN};
 use prepare::{SharedWithAdmin, prepare};
-use start::{PACKET_RULES, PODS_KNOWN, START, Start};
+use start::{NODE_NAMED, PACKET_RULES, START, Start};
 
 /// The task that accepts pods' connections.
 const ACCEPTOR: &str = "acceptor";
@@ -114,7 +118,7 @@ impl App {
             metadata: mut listener,
             admin,
             probe_socket,
-            config,
+            mut config,
             mut rules,
             metrics,
             readiness,
@@ -123,24 +127,42 @@ impl App {
         let version = env!("CARGO_PKG_VERSION");
         info!(event = "starting", version, node = %config.pods.node, %metadata_address, %metrics_address, "starting rolegate");
         for warning in &config.warnings {
-            warn!(event = "configuration", "{warning}");
+            warn!(event = "configuration", reason = warning.reason, "{warning}");
         }
         let (drain, probes) = (Drain::default(), Probes::default());
         let running = readiness.step(START);
-        let mut start = Start { config: &config, metrics: &metrics, readiness: &readiness, tasks };
         // The first list, the rule and the identity of AWS are steps of their own: each may be late.
         let identity = readiness.step("the daemon's own AWS identity");
         // Ready only when it has passed, where it can be done.
         let self_test_step = matches!(self_test, Ability::Able(_)).then(|| readiness.step(STEP));
         let kube = guarded(&mut rules, client::connect(&config.pods.api)).await?;
-        let pods = start.follow_pods(&kube);
-        let events = start.write_events(&kube, &pods);
+        let mut start = Start { config: &config, metrics: &metrics, readiness: &readiness, tasks };
+        // At once, for the kubelet's probes: the rest may wait for the API.
+        let (pods, writer) = start.open_pods();
         let (explainer, record) = start.serve_operators(&pods, admin, probe_socket);
+        let mut stop = std::pin::pin!(stop);
+        let own_pod = OwnPod::new(&config.pods.own_pod, interface_addresses);
+        if config.pods.node.is_empty() {
+            let named = readiness.step(NODE_NAMED);
+            config.pods.node = tokio::select! {
+                found = guarded(&mut rules, own_pod.find_node(&kube)) => found?,
+                ended = tasks.first_ended() => return Err(ended.into()),
+                () = &mut stop => return Ok(()),
+            };
+            named.done();
+        }
+        let mut start = Start { config: &config, metrics: &metrics, readiness: &readiness, tasks };
+        start.follow_pods(&kube, &pods, writer);
+        let events = start.write_events(&kube, &pods);
 
         // At once: until then pods are refused. What the rules bring waits for the acceptor.
         let placed = readiness.step(PACKET_RULES);
-        let mut place = std::pin::pin!(place(rules, &config, metadata_address, &kube, &probes, placed).fuse());
-        let mut stop = std::pin::pin!(stop);
+        let place = async {
+            let placed = place(rules, &config, metadata_address, &kube, &probes, placed);
+            let (placed, ()) = tokio::try_join!(placed, check_own_pod(&own_pod, &config, &kube))?;
+            anyhow::Ok(placed)
+        };
+        let mut place = std::pin::pin!(place.fuse());
         let shared = SharedWithAdmin { explainer: &explainer, record };
         let mut prepared = std::pin::pin!(prepare(&config, pods.clone(), events, &metrics, &readiness, &drain, shared));
         let prepared = loop {
@@ -155,7 +177,9 @@ impl App {
         };
         let (server, node) = start.follow_aws(prepared, identity, kube.clone());
         start.test_itself(self_test, self_test_step, pods, &probes);
-        let server = Arc::new(server.with_probes(probes.clone()));
+        let health = StartupHealth::new(readiness.clone(), config.server.startup_grace);
+        start.follow_health(health.clone());
+        let server = Arc::new(server.with_probes(probes.clone()).with_health(health));
         let entrance = Entrance { listener, server, node, readiness: readiness.clone(), drain: drain.clone() };
         let mut acceptor = tokio::spawn(entrance.serve(config.server.handover_socket.clone(), running));
         let ended = loop {
@@ -198,6 +222,14 @@ async fn place(
         return Ok(None);
     };
     rules.place(&config.redirect, metadata, kube.clone(), &config.pods.node, probes, step).await.map(Some)
+}
+
+/// Checks the daemon's own pod, where it has one that has to be in the network of its node.
+async fn check_own_pod(own_pod: &OwnPod, config: &Config, kube: &Client) -> anyhow::Result<()> {
+    if !is_of_service_account(&config.pods.api) || config.server.accept_direct {
+        return Ok(());
+    }
+    Ok(own_pod.check(kube, &config.pods.node).await?)
 }
 
 /// Does this, and keeps the guard meanwhile.

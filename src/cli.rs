@@ -18,14 +18,16 @@ use crate::app::App;
 use crate::app::check_command::check;
 use crate::app::explain_command::explain;
 use crate::app::failure;
-use crate::app::redirect_command::redirect;
+use crate::app::redirect_command::{place_guard, redirect};
 use crate::capabilities::{self, Need};
 use crate::check::{CheckStatus, render as check_render};
 use crate::config::check_command::{CheckCommand, LIST};
 use crate::config::explain_command::{ExplainConfig, Output, POD};
+use crate::config::kiam::{TranslatedArguments, translate};
 use crate::config::probe::{ProbeConfig, QUESTION};
 use crate::config::redirect::{Action, RedirectCommand};
-use crate::config::{Config, RedirectBackend, flags};
+use crate::config::refused::RefusedArguments;
+use crate::config::{Config, ConfigWarning, RedirectBackend, flags};
 use crate::explain::{Report, ReportedDecision, render};
 use crate::migrate::{self, MigrateError, Project};
 use crate::probe;
@@ -33,6 +35,8 @@ use crate::self_test::{self, Ability, helper};
 use crate::telemetry;
 use crate::text::printable;
 
+/// The subcommand of the daemon, and the default one.
+const RUN: &str = "run";
 /// Wrong arguments.
 const USAGE: u8 = 2;
 /// `redirect status`: a rule is missing or differs.
@@ -51,7 +55,7 @@ const PROJECT: &str = "PROJECT";
 
 /// The command line: the flags, for the subcommand `run` and for the program without a subcommand alike.
 pub fn command() -> Command {
-    let run = Command::new("run").about("Serve this node's pods (the default)");
+    let run = Command::new(RUN).about("Serve this node's pods (the default)");
     let program = Command::new("rolegate")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Gives each pod of this node its own IAM role through the EC2 metadata address, never the node's role")
@@ -155,16 +159,28 @@ fn migrate_command() -> Command {
 
 /// Runs the program.
 pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
-    let matches = match command().try_get_matches_from(arguments) {
+    let command = command();
+    let is_other = |word: &str| word == "help" || command.get_subcommands().any(|other| other.get_name() == word && word != RUN);
+    let TranslatedArguments { arguments, warnings, of_daemon } = match translate(arguments, is_other) {
+        Ok(translated) => translated,
+        Err(error) => {
+            say(&format!("rolegate: {error}"));
+            return ExitCode::from(USAGE);
+        }
+    };
+    let matches = match command.try_get_matches_from(&arguments) {
         Ok(matches) => matches,
         Err(error) => {
             // --help and --version come here too, with the code 0. Nobody is left to tell if the output is closed.
             let _ = error.print();
+            if of_daemon && error.use_stderr() {
+                guard_before_exit(&arguments, env);
+            }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
         }
     };
     match matches.subcommand() {
-        Some(("run", matches)) => run(matches, env),
+        Some((RUN, matches)) => run(matches, env, &arguments, warnings),
         Some(("explain", matches)) => explained(matches, env),
         Some(("check", matches)) => checked(matches, env),
         Some(("redirect", matches)) => redirected(matches, env),
@@ -174,18 +190,20 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) ->
         },
         Some(("probe", matches)) => probed(matches, env),
         Some(("migrate", matches)) => migrated(matches),
-        _ => run(&matches, env),
+        _ => run(&matches, env, &arguments, warnings),
     }
 }
 
-fn run(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
-    let config = match Config::from_source(matches, env) {
+fn run(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>, arguments: &[OsString], translated: Vec<ConfigWarning>) -> ExitCode {
+    let mut config = match Config::from_source(matches, env) {
         Ok(config) => config,
         Err(error) => {
             say(&format!("rolegate: {error}\nSee rolegate --help"));
+            guard_before_exit(arguments, env);
             return ExitCode::from(USAGE);
         }
     };
+    config.warnings.splice(0..0, translated);
     if let Err(error) = telemetry::init(&config.log) {
         say(&format!("rolegate: cannot set up the log: {error}"));
         return ExitCode::FAILURE;
@@ -196,6 +214,30 @@ fn run(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
             error!(event = "fatal", error = failure::text(&failure), "rolegate cannot continue; exiting");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Places the guard where the arguments, which are refused, say that there are to be packet rules: the daemon is started again and
+/// again, and the node must not be open meanwhile.
+fn guard_before_exit(arguments: &[OsString], env: &dyn Fn(&str) -> Option<String>) {
+    let RefusedArguments { backend: Some(backend), log } = RefusedArguments::read(arguments, env) else { return };
+    if let Err(error) = telemetry::init(&log) {
+        say(&format!("rolegate: cannot set up the log: {error}"));
+    }
+    let placed = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(place_guard(backend))
+    };
+    match placed() {
+        Ok(()) => warn!(
+            event = "arguments-refused",
+            "the arguments are wrong; exiting, with the guard in place: pods get no credentials; correct the arguments"
+        ),
+        Err(failure) => error!(
+            event = "arguments-refused",
+            error = failure::text(&failure),
+            "the arguments are wrong, and the guard cannot be placed; exiting; pods may reach the real metadata service; correct the arguments"
+        ),
     }
 }
 
@@ -415,16 +457,22 @@ fn fit_into_open_files(config: &mut Config) {
     let most = match most_open_files() {
         Ok(most) => most,
         Err(error) => {
-            return config.warnings.push(format!("cannot read the limit of open files: {error}; it may be too low"));
+            return config.warnings.push(ConfigWarning::new(
+                "open-files-unknown",
+                format!("cannot read the limit of open files: {error}; it may be too low"),
+            ));
         }
     };
     let asked = config.server.limits;
     config.server.limits = asked.within(most);
     if config.server.limits != asked {
-        config.warnings.push(format!(
-            "the limit of open files is {most}, too low for --limits-connections={}: using {}; raise the limit (LimitNOFILE of the \
+        config.warnings.push(ConfigWarning::new(
+            "connections-lowered",
+            format!(
+                "the limit of open files is {most}, too low for --limits-connections={}: using {}; raise the limit (LimitNOFILE of the \
              container runtime), or lower --limits-connections",
-            asked.connections, config.server.limits.connections
+                asked.connections, config.server.limits.connections
+            ),
         ));
     }
 }

@@ -12,17 +12,26 @@ use secrecy::SecretString;
 use crate::role::{BaseArn, RoleArn};
 
 mod arguments;
+pub mod aws;
 pub(crate) mod check_command;
 pub(crate) mod explain_command;
 pub mod flags;
+pub(crate) mod kiam;
 mod load;
+pub mod own_pod;
 pub(crate) mod probe;
 mod read;
 pub(crate) mod redirect;
+pub(crate) mod refused;
 pub(crate) mod session;
 mod source;
+mod warning;
 
+pub use aws::AwsConfig;
+use own_pod::OwnPodHints;
+pub(crate) use read::SESSION_DURATIONS;
 use session::{SessionScope, SessionTag, SessionTemplate};
+pub use warning::ConfigWarning;
 
 /// Default of `--app-port`, as kube2iam's.
 pub const DEFAULT_APP_PORT: u16 = 8181;
@@ -46,24 +55,14 @@ pub const DEFAULT_PREFETCH_SPREAD: Duration = Duration::from_secs(600);
 pub const DEFAULT_POD_WAIT: Duration = Duration::from_secs(2);
 /// Default of `--max-staleness`.
 pub const DEFAULT_MAX_STALENESS: Duration = Duration::from_secs(900);
-/// With a shorter time, pods could be refused although nothing is wrong: an idle watch is only given up after 90 seconds.
-const SHORT_STALENESS: Duration = Duration::from_secs(180);
 /// Default of `--redirect-interval`.
 pub const DEFAULT_REDIRECT_INTERVAL: Duration = Duration::from_secs(30);
 /// Default of `--self-test-interval`.
 pub const DEFAULT_SELF_TEST_INTERVAL: Duration = Duration::from_secs(60);
-/// What it may be.
-const SELF_TEST_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+/// Default of `--startup-grace`: longer than the probe of kube2iam's manifests lets a container live that does not answer.
+pub const DEFAULT_STARTUP_GRACE: Duration = Duration::from_secs(60);
 /// Default of `--metadata-addr`.
 pub const DEFAULT_METADATA_ADDR: &str = "169.254.169.254";
-/// Shorter, a failure would be forgotten before the next request of an SDK that tries again: STS would be asked each time.
-const SHORTEST_ERROR_TTL: Duration = Duration::from_secs(1);
-/// What a request may wait for STS at least and at most.
-const STS_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
-/// Shorter, comparing would be all that the node does; longer, it would hardly be a comparison.
-const REDIRECT_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
-/// The shortest and the longest session that STS gives (API reference of AssumeRole, DurationSeconds).
-pub(crate) const SESSION_DURATIONS: std::ops::RangeInclusive<Duration> = Duration::from_secs(900)..=Duration::from_secs(43_200);
 
 /// The whole configuration, valid.
 #[derive(Debug)]
@@ -82,19 +81,23 @@ pub struct Config {
     pub redirect: RedirectConfig,
     /// The test of it.
     pub self_test: SelfTestConfig,
+    /// How AWS is reached.
+    pub aws: AwsConfig,
     /// The logs.
     pub log: LogConfig,
     /// The real metadata service, and what of it pods may read.
     pub metadata: MetadataConfig,
     /// What the operator should know about the arguments; logged at start.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<ConfigWarning>,
 }
 
 /// Which pods, and how the Kubernetes API is reached.
 #[derive(Debug)]
 pub struct PodsConfig {
-    /// This node's name.
+    /// This node's name; empty where it is to be found by the daemon's own pod.
     pub node: String,
+    /// What is known of that pod.
+    pub own_pod: OwnPodHints,
     /// The API.
     pub api: ApiConfig,
     /// Annotation keys.
@@ -184,7 +187,7 @@ pub enum DefaultRole {
     None,
     /// `--default-role`: an ARN or a short name.
     Given(String),
-    /// `--auto-discover-default-role` with `--allow-node-role`: the node's own.
+    /// `--auto-discover-default-role` with `--allow-node-role`: the node's own. Without the second, it is `None`.
     NodeRole,
 }
 
@@ -258,6 +261,8 @@ pub struct ServerConfig {
     pub token_key_file: Option<PathBuf>,
     /// Where the listening socket is taken over from the daemon before, and offered to the next.
     pub handover_socket: Option<PathBuf>,
+    /// How long after the start `/healthz` on this port fails while the daemon is not ready.
+    pub startup_grace: Duration,
     /// What pods may take of it.
     pub limits: LimitsConfig,
 }
@@ -376,10 +381,20 @@ pub struct RedirectConfig {
     pub interfaces: Vec<InterfaceMatch>,
     /// Where they send requests to: at most one address of each family. With none, the node's is found out at the start.
     pub host_ips: Vec<IpAddr>,
+    /// The address in `HOST_IP`, which counts if none is given and an interface of the node has it.
+    pub host_ip_hint: Option<IpAddr>,
     /// How often they are compared.
     pub interval: Duration,
     /// Whether they are removed at the daemon's orderly end.
     pub remove_on_exit: bool,
+}
+
+impl RedirectConfig {
+    /// What is used of it to place the guard alone.
+    pub(crate) fn guard_alone(backend: RedirectBackend) -> Self {
+        let (interfaces, host_ips) = (Vec::new(), Vec::new());
+        Self { backend, interfaces, host_ips, host_ip_hint: None, interval: DEFAULT_REDIRECT_INTERVAL, remove_on_exit: false }
+    }
 }
 
 /// What keeps the packet rules.

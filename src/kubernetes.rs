@@ -10,5 +10,6 @@ pub(crate) mod failure;
 pub(crate) mod fields;
 pub(crate) mod filter;
 pub mod nodes;
+pub mod own_pod;
 pub(crate) mod response;
 pub mod setup;

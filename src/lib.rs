@@ -39,6 +39,7 @@
 //! - [`digest`], `sorted`: names and maps in little memory, for what is kept of each pod
 //! - [`connections`], [`shares`]: limits of connections, and fair sharing of limited places
 //! - [`startup_taint`]: keeps pods off the node until the daemon is ready
+//! - [`environment`]: what libraries may read of the environment
 //! - [`drain`], [`tasks`]: the end of the service, and of what runs beside it
 
 #![forbid(unsafe_code)]
@@ -57,6 +58,7 @@ mod connections;
 pub mod credentials;
 pub mod digest;
 mod drain;
+pub mod environment;
 pub mod events;
 mod explain;
 mod handover;

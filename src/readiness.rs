@@ -2,8 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// The pending start-up steps. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +62,34 @@ impl ReadinessStep {
     }
 }
 
+/// Whether the daemon's start has come to its end, for the liveness probe on the app port: kube2iam's manifests have no other
+/// probe, and without it a rollout would go on while nothing is served. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct StartupHealth {
+    readiness: Readiness,
+    was_ready: Arc<AtomicBool>,
+    began: Instant,
+    grace: Duration,
+}
+
+impl StartupHealth {
+    /// Begins now. After `grace`, the process counts as well whatever is pending.
+    pub fn new(readiness: Readiness, grace: Duration) -> Self {
+        Self { readiness, was_ready: Arc::default(), began: Instant::now(), grace }
+    }
+
+    /// Notes when the daemon is ready first. Runs until then.
+    pub async fn follow(&self) {
+        self.readiness.ready().await;
+        self.was_ready.store(true, Ordering::Relaxed);
+    }
+
+    /// What is pending of a start that is under way; empty once it was ready, or the grace is over.
+    pub fn pending(&self) -> Vec<&'static str> {
+        if self.was_ready.load(Ordering::Relaxed) || self.began.elapsed() >= self.grace { Vec::new() } else { self.readiness.pending() }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +103,24 @@ mod tests {
         assert_eq!(readiness.pending(), ["second"]);
         drop(second);
         assert_eq!(readiness.pending(), ["second"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_is_over_once_ready_or_after_its_grace() {
+        let readiness = Readiness::default();
+        let step = readiness.step("first");
+        let grace = Duration::from_secs(60);
+        let (followed, left) = (StartupHealth::new(readiness.clone(), grace), StartupHealth::new(readiness.clone(), grace));
+        assert_eq!(StartupHealth::new(readiness.clone(), Duration::ZERO).pending(), [""; 0]);
+        let mut follow = std::pin::pin!(followed.follow());
+        assert!(futures_util::poll!(follow.as_mut()).is_pending());
+        assert_eq!(followed.pending(), ["first"]);
+        step.done();
+        follow.await;
+        let _again = readiness.step("again");
+        assert_eq!((followed.pending(), left.pending()), (vec![], vec!["again"]));
+        tokio::time::advance(grace).await;
+        assert_eq!(left.pending(), [""; 0]);
     }
 
     #[tokio::test]

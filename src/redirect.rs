@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use self::observed::ObservedRules;
@@ -246,6 +246,19 @@ pub fn interface_address(name: &str, ipv6: bool) -> Option<IpAddr> {
         v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
     });
     ips.find(|ip| ip.is_ipv6() == ipv6 && !ip.is_loopback())
+}
+
+/// Returns an IPv4 address of this node that packets can be sent to from elsewhere: of the interface that has this IPv6 address if
+/// there is one, else of any other.
+pub fn ipv4_beside(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+    let all: Vec<_> = nix::ifaddrs::getifaddrs().ok()?.collect();
+    let has =
+        |address: &&nix::ifaddrs::InterfaceAddress| address.address.and_then(|one| one.as_sockaddr_in6().map(|v6| v6.ip())) == Some(ip);
+    let beside = all.iter().find(has).map(|address| &address.interface_name);
+    let ipv4 = |address: &nix::ifaddrs::InterfaceAddress| Some(address.address?.as_sockaddr_in()?.ip());
+    let is_useful = |ip: &Ipv4Addr| !ip.is_loopback() && !ip.is_link_local();
+    let of_interface = all.iter().filter(|address| Some(&address.interface_name) == beside).filter_map(ipv4).find(is_useful);
+    of_interface.or_else(|| all.iter().filter_map(ipv4).find(is_useful))
 }
 
 #[cfg(test)]

@@ -67,6 +67,8 @@ const TRIES: usize = 24;
 /// What the test expects of the rules, in addition to the guard, which is always expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ExpectedRules {
+    /// Whether requests to the IPv4 address are redirected. If not, they must be rejected.
+    pub ipv4: bool,
     /// Whether requests to the IPv6 address are redirected. If not, they must be rejected.
     pub ipv6: bool,
 }
@@ -83,7 +85,7 @@ struct SharedProbes {
 
 impl Default for Probes {
     fn default() -> Self {
-        let wanted = Mutex::new(ExpectedRules { ipv6: false });
+        let wanted = Mutex::new(ExpectedRules { ipv4: true, ipv6: false });
         Self(Arc::new(SharedProbes { seen: broadcast::Sender::new(TRIES * 2), wanted }))
     }
 }
@@ -350,14 +352,17 @@ impl Running {
             Some(network) if network.place == place => (network.number, network.has_ipv6),
             _ => self.make(place).await?,
         };
-        let ExpectedRules { ipv6 } = probes.wanted();
+        let ExpectedRules { ipv4, ipv6 } = probes.wanted();
         for family in Family::ALL {
-            let is_redirected = family == Family::V4 || ipv6;
+            let is_redirected = if family == Family::V4 { ipv4 } else { ipv6 };
             if is_redirected {
                 self.arrives(source(family, number), SocketAddr::new(family.metadata(), METADATA_PORT), probes).await?;
             }
             // A node that does not forward IPv6 needs no guard, and with IPv6 off there would be no ICMP error either.
-            if family == Family::V4 || (has_ipv6 && forwards_ipv6()) {
+            if family == Family::V4 && !ipv4 {
+                // Without an IPv4 address, the node sends no ICMP error, which would show the guard.
+                self.is_closed(SocketAddr::new(family.metadata(), METADATA_PORT)).await?;
+            } else if family == Family::V4 || (has_ipv6 && forwards_ipv6()) {
                 self.is_guarded(family, is_redirected).await?;
             }
         }
@@ -415,6 +420,14 @@ impl Running {
             // It was closed at once, as another daemon on this port does with the test of others.
         }
         Err(SelfTestFailure::Missed(to))
+    }
+
+    /// Checks that nothing accepts a connection to this address.
+    async fn is_closed(&mut self, to: SocketAddr) -> Result<(), SelfTestFailure> {
+        match self.order(&Order::Connect { to, timeout: TIMEOUT }).await? {
+            HelperReply::Closed { .. } | HelperReply::Open { .. } => Err(SelfTestFailure::Open(to)),
+            _ => Ok(()),
+        }
     }
 
     /// Checks that the guard rejects what is not redirected. A refused connection alone is no proof: the service itself may have

@@ -2,7 +2,8 @@
 //!
 //! A connection must have been redirected: its original destination, which the kernel's NAT keeps, is the metadata address. A
 //! connection that came straight to the port is closed before a byte of it is read. The only exception is a probe: a connection
-//! from the node's own address may request `/healthz`.
+//! from the node's own address may request `/healthz`, which
+//! fails until the daemon was ready once.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
@@ -30,6 +31,7 @@ use crate::metadata_service::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::metrics::Metrics;
 use crate::proxy::route::Hosts;
 use crate::proxy::{Origin, Proxy};
+use crate::readiness::StartupHealth;
 use crate::self_test::Probes;
 
 mod connection;
@@ -58,6 +60,7 @@ pub(crate) struct Server<A> {
     record: ConnectionRecord,
     accepting: Accepting,
     probes: Probes,
+    health: Option<StartupHealth>,
 }
 
 /// Whether connections can be accepted. Changes are logged once, because the state may last.
@@ -148,6 +151,7 @@ impl<A: AssumeRole> Server<A> {
             rates: Rates::new(connection_rate),
             record,
             probes: Probes::default(),
+            health: None,
         }
     }
 
@@ -155,6 +159,12 @@ impl<A: AssumeRole> Server<A> {
     #[must_use]
     pub(crate) fn with_probes(self, probes: Probes) -> Self {
         Self { probes, ..self }
+    }
+
+    /// Answers probes by this: without it, the process is well as soon as it accepts.
+    #[must_use]
+    pub(crate) fn with_health(self, health: StartupHealth) -> Self {
+        Self { health: Some(health), ..self }
     }
 
     /// Accepts connections until the drain begins. Connections that are open then end with the drain.
@@ -299,6 +309,11 @@ impl<A: AssumeRole> Server<A> {
         self.connection(stream, admission, &source, &permit).await;
     }
 
+    /// What is pending of the daemon's start.
+    fn starting(&self) -> Vec<&'static str> {
+        self.health.as_ref().map(StartupHealth::pending).unwrap_or_default()
+    }
+
     /// Counts the connection for its pod, if the pod has become known since.
     fn settle(&self, admission: &Admission, permit: &ConnectionPermit) {
         if let Admission::Pod(origin) = admission
@@ -327,11 +342,15 @@ impl<A: AssumeRole> Server<A> {
     }
 }
 
-/// Returns the response to a connection that was not redirected: kube2iam's liveness probe requests `/healthz` on the app port.
-fn probe(request: &http::request::Parts) -> Response<Full<Bytes>> {
-    let healthy = matches!(request.method, Method::GET | Method::HEAD) && request.uri.path() == "/healthz";
-    let (status, body) = if healthy { (StatusCode::OK, "ok\n") } else { (StatusCode::NOT_FOUND, "") };
-    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+/// The only answers to a connection that was not redirected: kube2iam's liveness probe asks for this on the app port.
+fn probe(request: &http::request::Parts, starting: &[&str]) -> Response<Full<Bytes>> {
+    let is_health = matches!(request.method, Method::GET | Method::HEAD) && request.uri.path() == "/healthz";
+    let (status, body) = match starting {
+        _ if !is_health => (StatusCode::NOT_FOUND, Bytes::new()),
+        [] => (StatusCode::OK, Bytes::from_static(b"ok\n")),
+        pending => (StatusCode::SERVICE_UNAVAILABLE, format!("starting; waiting for: {}\n", pending.join(", ")).into()),
+    };
+    let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response

@@ -26,6 +26,23 @@ pub(crate) fn quoted(text: &str) -> String {
     if start.len() < text.len() { format!("{start:?}... ({} bytes)", text.len()) } else { format!("{text:?}") }
 }
 
+/// Returns a text without the user names and passwords of the URLs in it: `http://user:password@proxy` is `http://...@proxy`.
+pub(crate) fn without_userinfo(text: &str) -> String {
+    let mut parts = text.split("://");
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let authority = part.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\''));
+        let authority = authority.map_or(part, |end| &part[..end]);
+        let rest = match authority.rfind('@') {
+            Some(at) => format!("...{}", &part[at..]),
+            None => part.to_owned(),
+        };
+        shown.push_str("://");
+        shown.push_str(&rest);
+    }
+    shown
+}
+
 /// Returns the whole text for a terminal, with `?` in place of control characters, which could move the cursor.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
@@ -34,6 +51,23 @@ pub(crate) fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn urls_lose_user_and_password() {
+        for (text, shown) in [
+            ("http://user:s3cr3t@proxy:3128", "http://...@proxy:3128"),
+            (
+                "no: http://s3cr3t@proxy/ and https://a:s3cr3t@b, (socks5://s@3cr3t@c)",
+                "no: http://...@proxy/ and https://...@b, (socks5://...@c)",
+            ),
+            ("https://sts.amazonaws.com/?a=b@c, d@e", "https://...@c, d@e"),
+            ("http://user:s3/cr3t@proxy, next", "http://...@proxy, next"),
+            ("nothing", "nothing"),
+            ("", ""),
+        ] {
+            assert_eq!(without_userinfo(text), shown);
+        }
+    }
 
     #[test]
     fn untrusted_text_is_cut_and_has_no_control_characters() {

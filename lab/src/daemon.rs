@@ -37,6 +37,16 @@ impl Setup {
     /// Returns a set-up that runs `program` on free ports, with the log in JSON, no limit on pods' connection rate (tests
     /// connect as often as they can), the node's identity as static keys, and nothing of this process's environment but PATH.
     pub fn new(program: impl AsRef<Path>) -> Setup {
+        Setup::without_arguments(program)
+            .argument("--app-port=0")
+            .argument("--metrics-port=0")
+            .argument("--log-format=json")
+            .argument("--limits-connection-rate=1000000")
+    }
+
+    /// The daemon at `program` with the environment of [`Setup::new`], the log in JSON by a variable, and no arguments: for those
+    /// of a whole manifest.
+    pub fn without_arguments(program: impl AsRef<Path>) -> Setup {
         let setup = Setup {
             program: program.as_ref().to_owned(),
             arguments: Vec::new(),
@@ -46,10 +56,7 @@ impl Setup {
             log_file: None,
         };
         setup
-            .argument("--app-port=0")
-            .argument("--metrics-port=0")
-            .argument("--log-format=json")
-            .argument("--limits-connection-rate=1000000")
+            .env("ROLEGATE_LOG_FORMAT", "json")
             .env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin")
             .env("AWS_REGION", "eu-central-1")
             .env("AWS_ACCESS_KEY_ID", sts::NODE_ACCESS_KEY_ID)

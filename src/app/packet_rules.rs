@@ -10,16 +10,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::failure::Failure;
 use crate::advice::{Advise as _, chain};
 use crate::config::{InterfaceMatch, RedirectBackend, RedirectConfig};
 use crate::kubernetes::client::Client;
 use crate::kubernetes::nodes::{NodeError, node_addresses};
+use crate::kubernetes::own_pod::pods_with;
 use crate::metrics::Metrics;
 use crate::readiness::{Readiness, ReadinessStep};
 use crate::redirect::backend::{SelectedBackend, System};
+use crate::redirect::legacy_rules::{self, LeftOver};
 use crate::redirect::ownership::Ownership;
 use crate::redirect::reconcile::{Like, Reconciler};
 use crate::redirect::rules::{RuleSet, Targets};
@@ -106,12 +108,12 @@ impl PacketRules {
             );
         }
         let targets = Targets {
-            ipv4: SocketAddrV4::new(found.ipv4, bound.port()),
+            ipv4: found.ipv4.map(|ip| SocketAddrV4::new(ip, bound.port())),
             ipv6: found.ipv6.map(|ip| SocketAddrV6::new(ip, bound.port(), 0, 0)),
             refuse_direct: self.refuse_direct,
         };
         self.reconciler.place(RuleSet { interfaces: redirect.interfaces.clone(), targets: Some(targets) }).await;
-        probes.set_wanted(ExpectedRules { ipv6: targets.ipv6.is_some() });
+        probes.set_wanted(ExpectedRules { ipv4: targets.ipv4.is_some(), ipv6: targets.ipv6.is_some() });
         step.done();
         let removed = self.backend.tidy().await;
         if !removed.is_empty() {
@@ -121,7 +123,25 @@ impl PacketRules {
                 "removed the packet rules that rolegate had placed with another backend"
             );
         }
+        name_legacy_rules().await;
         Ok(self.reconciler)
+    }
+}
+
+/// Names the rules that kube2iam and kiam left behind. rolegate's come first, so they redirect nothing while its rules are there;
+/// without them, pods would be sent to a port on which nobody listens.
+async fn name_legacy_rules() {
+    match legacy_rules::find().await {
+        Ok(found) => {
+            for LeftOver { program, rule, target, .. } in found {
+                warn!(
+                    event = "legacy-rule", program, %rule, redirects_to = %target,
+                    "a rule of kube2iam or kiam is left on this node; pods reach rolegate all the same; once those are uninstalled, run \
+                     'rolegate redirect remove --peers'"
+                );
+            }
+        }
+        Err(error) => debug!(error = chain(&error), "the rules of kube2iam and kiam cannot be looked for"),
     }
 }
 
@@ -187,8 +207,9 @@ pub(super) fn warn_of_missing(interfaces: &[InterfaceMatch]) {
     }
 }
 
+/// Addresses of this node, at least one.
 struct Addresses {
-    ipv4: Ipv4Addr,
+    ipv4: Option<Ipv4Addr>,
     ipv6: Option<Ipv6Addr>,
 }
 
@@ -231,19 +252,32 @@ async fn addresses(redirect: &RedirectConfig, bound: SocketAddr, kube: &Client, 
     }
     // A listener of one family serves that one alone.
     let ipv6 = |ips: &[IpAddr]| ipv6_of(ips).filter(|_| bound.ip().is_unspecified() && bound.is_ipv6());
+    if known.is_empty() {
+        // Manifests of kube2iam and kiam set the variable, whatever else they do.
+        known.extend(redirect.host_ip_hint.filter(|ip| redirect::interface_addresses().contains(ip)));
+    }
     if let Some(ipv4) = ipv4_of(&known) {
-        return Ok(Addresses { ipv4, ipv6: ipv6(&known) });
+        return Ok(Addresses { ipv4: Some(ipv4), ipv6: ipv6(&known) });
     }
     let reason = loop {
         match node_addresses(kube, node).await {
             Ok(ips) => {
                 known.extend(ips);
                 match ipv4_of(&known) {
-                    Some(ipv4) => return Ok(Addresses { ipv4, ipv6: ipv6(&known) }),
+                    Some(ipv4) => return Ok(Addresses { ipv4: Some(ipv4), ipv6: ipv6(&known) }),
                     None => break "the node's object has no InternalIP of IPv4".to_owned(),
                 }
             }
-            Err(NodeError::Refused(reason)) => break reason,
+            Err(NodeError::Refused(reason)) => {
+                // The permissions of kube2iam are for pods, and pods have the addresses of their node.
+                let addresses = redirect::interface_addresses();
+                let pods = pods_with(kube, &format!("spec.nodeName={node}")).await.unwrap_or_default();
+                known.extend(pods.iter().flat_map(|pod| &pod.host_ips).filter(|ip| addresses.contains(ip)));
+                match ipv4_of(&known) {
+                    Some(ipv4) => return Ok(Addresses { ipv4: Some(ipv4), ipv6: ipv6(&known) }),
+                    None => break reason,
+                }
+            }
             Err(NodeError::NotReached(reason)) => {
                 warn!(
                     event = "node-address-unavailable", %reason,
@@ -254,11 +288,24 @@ async fn addresses(redirect: &RedirectConfig, bound: SocketAddr, kube: &Client, 
             }
         }
     };
-    let ipv4 = of_interfaces(redirect).ok_or_else(|| {
-        Failure::new(
-            format!("the IPv4 address of this node, which the packet rules need, is not known: {reason}"),
-            "give --host-ip, from the field status.hostIP of the pod",
-        )
-    })?;
-    Ok(Addresses { ipv4, ipv6: ipv6(&known) })
+    if let Some(ipv4) = of_interfaces(redirect) {
+        return Ok(Addresses { ipv4: Some(ipv4), ipv6: ipv6(&known) });
+    }
+    // A node of an IPv6 cluster has only IPv6 addresses in the API. Most have an IPv4 address as well, and any of the node will do.
+    if let Some(ip) = ipv6(&known) {
+        let ipv4 = redirect::ipv4_beside(ip);
+        if ipv4.is_none() {
+            info!(
+                event = "ipv4-not-served",
+                "this node has no IPv4 address; rejecting requests to the IPv4 address of the metadata service; pods are served at its IPv6 \
+                 address, fd00:ec2::254"
+            );
+        }
+        return Ok(Addresses { ipv4, ipv6: Some(ip) });
+    }
+    Err(Failure::new(
+        format!("the IPv4 address of this node, which the packet rules need, is not known: {reason}"),
+        "give --host-ip, from the field status.hostIP of the pod",
+    )
+    .into())
 }

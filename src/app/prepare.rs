@@ -9,12 +9,12 @@ use super::failure::Failure;
 use super::settings::log_refusals;
 use crate::advice::{Advise as _, chain};
 use crate::clock::Clock;
-use crate::config::{BaseRole, Config, DefaultRole, PatternFormat};
+use crate::config::{AwsConfig, BaseRole, Config, DefaultRole, PatternFormat};
 use crate::connections::ConnectionRecord;
 use crate::credentials::cache::{self, Sessions};
 use crate::credentials::gate::StsLimits;
 use crate::credentials::refresh::Refresh;
-use crate::credentials::sts::{Aws, AwsError, Sts};
+use crate::credentials::sts::{Aws, AwsConnection, AwsError, Sts};
 use crate::drain::Drain;
 use crate::events::Reporter;
 use crate::explain::By;
@@ -138,7 +138,9 @@ pub(super) async fn load_aws(config: &Config) -> Result<Aws, AwsError> {
     if let Some((role, _)) = intermediate {
         info!(event = "intermediate-role", %role, "assuming pods' roles through the intermediate role of --assume-role-arn");
     }
-    Aws::load(&config.metadata.address, config.sessions.timeout, intermediate).await
+    let AwsConfig { ca_bundle, proxied } = config.aws.clone();
+    let connection = AwsConnection { ca_bundle, proxied };
+    Aws::load(&config.metadata.address, config.sessions.timeout, intermediate, &connection).await
 }
 
 /// What pods may have. Without AWS, nothing may be discovered: see [`needs_aws`].

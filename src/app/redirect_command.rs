@@ -5,10 +5,12 @@ use std::net::{SocketAddrV4, SocketAddrV6};
 use anyhow::bail;
 
 use super::failure::Failure;
-use super::packet_rules::given_addresses;
+use super::packet_rules::{PacketRules, given_addresses};
 use crate::advice::{Advise as _, chain};
-use crate::config::RedirectBackend;
 use crate::config::redirect::{Action, RedirectCommand};
+use crate::config::{RedirectBackend, RedirectConfig};
+use crate::metrics::Metrics;
+use crate::readiness::Readiness;
 use crate::redirect::backend::SelectedBackend;
 use crate::redirect::observed::ObservedRules;
 use crate::redirect::program::LOCK_WAIT;
@@ -28,6 +30,12 @@ pub(crate) async fn redirect(command: RedirectCommand) -> anyhow::Result<StatusR
     Ok(StatusReport { lines, as_wanted: true })
 }
 
+/// Places the guard alone, where nothing of ours guards the node yet: as the daemon does when it starts.
+pub(crate) async fn place_guard(backend: RedirectBackend) -> anyhow::Result<()> {
+    let redirect = RedirectConfig::guard_alone(backend);
+    PacketRules::guard(&redirect, false, &Metrics::new(), &Readiness::default()).await.map(|_| ())
+}
+
 /// What the flags say.
 fn wanted(command: &RedirectCommand) -> anyhow::Result<RuleSet> {
     if command.guard {
@@ -40,7 +48,7 @@ fn wanted(command: &RedirectCommand) -> anyhow::Result<RuleSet> {
         )
     })?;
     let ipv6 = ipv6.map(|ip| SocketAddrV6::new(ip, command.port, 0, 0));
-    let targets = Targets { ipv4: SocketAddrV4::new(ipv4, command.port), ipv6, refuse_direct: command.refuse_direct };
+    let targets = Targets { ipv4: Some(SocketAddrV4::new(ipv4, command.port)), ipv6, refuse_direct: command.refuse_direct };
     Ok(RuleSet { interfaces: command.redirect.interfaces.clone(), targets: Some(targets) })
 }
 
@@ -206,7 +214,7 @@ fn wanted_as_it_is(command: &RedirectCommand, observed: &ObservedRules) -> RuleS
         return rules;
     }
     let targets = observed.as_targets(command.refuse_direct).map(|mut targets| {
-        targets.ipv4.set_port(command.port);
+        targets.ipv4.iter_mut().for_each(|ipv4| ipv4.set_port(command.port));
         targets.ipv6.iter_mut().for_each(|ipv6| ipv6.set_port(command.port));
         targets
     });

@@ -5,8 +5,9 @@ use std::sync::{Arc, OnceLock};
 use tokio::net::{TcpListener, UnixListener};
 use tracing::warn;
 
+use super::own_pod::PODS_KNOWN;
 use super::prepare::Prepared;
-use super::{listener, node, overflows};
+use super::{listener, node, overflows, own_pod};
 use crate::admin::{Admin, Rendered};
 use crate::clock::Clock;
 use crate::config::{Config, RedirectBackend, Restrictions, ServiceAccountRoles};
@@ -16,23 +17,26 @@ use crate::events::Reporter;
 use crate::events::writer::Writer;
 use crate::explain::explainer::Explainer;
 use crate::kubernetes::client::Client;
+use crate::kubernetes::setup::is_of_service_account;
 use crate::links::Links;
 use crate::links::boot;
 use crate::links::cni::Results;
 use crate::links::view::NodeView;
 use crate::metrics::Metrics;
 use crate::pods::watch::{PodWatch, second_witness};
-use crate::pods::{self, Needs, NodeAddresses, Pods};
+use crate::pods::{self, Needs, NodeAddresses, Pods, PodsWriter};
 use crate::policy::node::NodeIdentity;
-use crate::readiness::{Readiness, ReadinessStep};
+use crate::readiness::{Readiness, ReadinessStep, StartupHealth};
 use crate::redirect::interface_addresses;
 use crate::self_test::{Ability, Probes, SelfTest};
 use crate::server::Server;
 use crate::startup_taint::StartupTaint;
 use crate::tasks::Tasks;
 
-/// The step of the start after which this node's pods are known.
-pub(super) const PODS_KNOWN: &str = "the list of this node's pods";
+/// A step of the start: the name of this node is known.
+pub(super) const NODE_NAMED: &str = "the name of this node (set --node)";
+/// A step of the start, in a cluster: the pods of this node are not none.
+const OWN_POD_KNOWN: &str = "a pod of this node in the Kubernetes API (check --node)";
 /// A step of the start: everything that serves pods is made.
 pub(super) const START: &str = "the daemon's start";
 /// A step of the start: the packet rules are in place.
@@ -47,13 +51,9 @@ pub(super) struct Start<'a> {
 }
 
 impl Start<'_> {
-    /// Begins to follow this node's pods: what the node sees of them, and what the Kubernetes API says.
-    pub(super) fn follow_pods(&mut self, kube: &Client) -> Pods {
-        let Self { config, metrics, readiness, tasks } = self;
-        let needs = Needs {
-            namespaces: config.roles.restrictions != Restrictions::Off,
-            service_accounts: config.roles.service_accounts != ServiceAccountRoles::Off,
-        };
+    /// Begins to follow what the node itself sees of its pods. None is known before [`Start::follow_pods`].
+    pub(super) fn open_pods(&mut self) -> (Pods, PodsWriter) {
+        let Self { config, metrics, tasks, .. } = self;
         let booted = boot::booted(Clock::system().now());
         let (links, results) = (open_links(), Results::none());
         let view = NodeView::new(links.clone(), results.clone(), booted);
@@ -64,6 +64,16 @@ impl Start<'_> {
         if let Some(directory) = config.pods.cni_results.clone() {
             tasks.spawn("CNI results", results.keep(directory, metrics.clone()));
         }
+        (pods, writer)
+    }
+
+    /// Begins to follow what the Kubernetes API says of this node's pods.
+    pub(super) fn follow_pods(&mut self, kube: &Client, pods: &Pods, writer: PodsWriter) {
+        let Self { config, metrics, readiness, tasks } = self;
+        let needs = Needs {
+            namespaces: config.roles.restrictions != Restrictions::Off,
+            service_accounts: config.roles.service_accounts != ServiceAccountRoles::Off,
+        };
         let watch = PodWatch {
             client: kube.clone(),
             node: config.pods.node.clone(),
@@ -81,7 +91,12 @@ impl Start<'_> {
         if let Some(max) = config.pods.max_staleness {
             tasks.spawn("staleness of the API", second_witness::bound_staleness(pods.clone(), metrics.clone(), readiness.clone(), max));
         }
-        pods
+        // In a cluster, the daemon's own pod is one of them.
+        if is_of_service_account(&config.pods.api) {
+            let (pods, readiness, node) = (pods.clone(), readiness.clone(), config.pods.node.clone());
+            let step = readiness.step(OWN_POD_KNOWN);
+            tasks.spawn("pods of this node", async move { own_pod::await_pods(pods, &readiness, &node, step).await });
+        }
     }
 
     /// Begins to write Events, where they are switched on.
@@ -156,6 +171,14 @@ impl Start<'_> {
             tasks.spawn("keys of session tokens", tokens.keep(file));
         }
         (server, node)
+    }
+
+    /// Begins to note when the daemon is ready first, for the liveness probe on the app port.
+    pub(super) fn follow_health(&mut self, health: StartupHealth) {
+        self.tasks.spawn("first readiness", async move {
+            health.follow().await;
+            std::future::pending().await
+        });
     }
 
     /// Begins the self-test.

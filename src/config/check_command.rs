@@ -69,19 +69,9 @@ impl CheckCommand {
         let (config, only_arguments) = match list {
             // The environment of this process is not that of the container.
             Some(list) => (Config::from_arguments(words(list), &|_| None), true),
-            None => (Config::of_check(matches, env), false),
+            None => (Config::from_source(matches, env), false),
         };
         Ok(Self { config: config.map(Box::new), only_arguments, role, output, place: CheckPlace::read(env) })
-    }
-}
-
-impl Config {
-    /// Returns the configuration of flags and environment. Outside a cluster, the node's name may be empty.
-    fn of_check(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let mut source = SettingSource::new(matches, env);
-        let config = Self::read(&mut source, false);
-        let mistakes = source.into_mistakes();
-        if mistakes.is_empty() { Ok(config) } else { Err(ConfigError { mistakes }) }
     }
 }
 

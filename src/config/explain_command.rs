@@ -123,7 +123,7 @@ impl ExplainConfig {
             source.mistake("--admin-url asks a daemon, but --kubeconfig and --api-server ask the Kubernetes API: give one of them");
         }
         let asked = if cluster {
-            let config = Config::read(&mut source, false);
+            let config = Config::read(&mut source);
             if source.is_argument("admin-url") {
                 source.parse("admin-url", daemon);
             }

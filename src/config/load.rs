@@ -5,38 +5,45 @@ use std::time::Duration;
 use clap::ArgMatches;
 
 use super::source::SettingSource;
-use super::{Config, ConfigError, DEFAULT_METRICS_PORT, Restrictions, flags, read};
+use super::{AwsConfig, Config, ConfigError, DEFAULT_METRICS_PORT, RedirectBackend, Restrictions, flags, read};
 
 impl Config {
     /// The configuration that flags and environment give.
     pub fn from_source(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut source = SettingSource::new(matches, env);
-        let config = Self::read(&mut source, true);
+        let config = Self::read(&mut source);
         let mistakes = source.into_mistakes();
         if mistakes.is_empty() { Ok(config) } else { Err(ConfigError { mistakes }) }
     }
 
-    /// All of it; what is wrong is noted in the source. Without `node_needed`, the node's name may be empty.
-    pub(super) fn read(source: &mut SettingSource<'_>, node_needed: bool) -> Self {
-        let mut warnings = Vec::new();
-        let config = Self {
-            pods: read::pods(source, node_needed, &mut warnings),
+    /// Reads all of it. Mistakes and warnings are noted in the source, and the warnings are returned with the configuration.
+    pub(super) fn read(source: &mut SettingSource<'_>) -> Self {
+        let redirect = read::redirect(source, RedirectBackend::None);
+        let mut config = Self {
+            pods: read::pods(source, &redirect),
             roles: read::roles(source),
-            sessions: read::sessions(source, &mut warnings),
-            server: read::server(source, &mut warnings),
+            sessions: read::sessions(source),
+            server: read::server(source),
             admin: read::admin(source),
-            redirect: read::redirect(source),
+            redirect,
             self_test: read::self_test(source),
+            aws: AwsConfig::read(source),
             log: read::log(source),
-            metadata: read::metadata(source, &mut warnings),
+            metadata: read::metadata(source),
             warnings: Vec::new(),
         };
         if config.server.port == config.admin.port && config.server.port != 0 {
-            source.mistake(format!(
-                "--metrics-port and --app-port are both {}: pods reach the app port and must not read the metrics; choose another \
-                 --metrics-port (default {DEFAULT_METRICS_PORT})",
-                config.server.port
-            ));
+            // As the chart of kube2iam renders it. There, one port served both.
+            let port = if config.server.port == DEFAULT_METRICS_PORT { DEFAULT_METRICS_PORT + 1 } else { DEFAULT_METRICS_PORT };
+            source.warn(
+                "metrics-port-moved",
+                format!(
+                    "--metrics-port and --app-port are both {}, but pods reach the app port and must not read the metrics: serving metrics \
+                     on port {port}; set --metrics-port={port}, and scrape that port",
+                    config.server.port
+                ),
+            );
+            config.admin.port = port;
         }
         read::check_target(&config.redirect, config.server.address, source);
         for (name, instead) in read::WITHOUT_EFFECT {
@@ -47,15 +54,15 @@ impl Config {
                 } else {
                     source.duration(name, Duration::ZERO);
                 }
-                warnings.push(format!("--{name} has no effect: {instead}"));
+                source.warn("no-effect", format!("--{name} has no effect: {instead}"));
             }
         }
         if config.roles.restrictions == Restrictions::Off {
-            warnings.push(
-                "--namespace-restrictions is off: anyone who may create pods in any namespace may use every role that this node may assume"
-                    .to_owned(),
+            source.warn(
+                "namespace-restrictions-off",
+                "--namespace-restrictions is off: anyone who may create pods in any namespace may use every role that this node may assume",
             );
         }
-        Self { warnings, ..config }
+        Self { warnings: source.take_warnings(), ..config }
     }
 }

@@ -63,9 +63,10 @@ impl RedirectCommand {
     /// Every mistake in them.
     pub(crate) fn from_source(action: Action, matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut source = SettingSource::new(matches, env);
-        let mut redirect = read::redirect(&mut source);
-        if !source.is_given("redirect") {
-            redirect.backend = RedirectBackend::Auto;
+        let redirect = read::redirect(&mut source, RedirectBackend::Auto);
+        // A person or a hook gives them: what the daemon only warns of is a mistake here.
+        for warning in source.take_warnings() {
+            source.mistake(warning.text);
         }
         if redirect.backend == RedirectBackend::None {
             source.mistake("--redirect=none: expected auto, nftables or iptables");

@@ -7,15 +7,20 @@ use std::time::Duration;
 use clap::ArgMatches;
 
 use super::flags::{self, Flag};
+use super::warning::ConfigWarning;
 
 /// No setting means more, and clocks can count it.
 const LONGEST_DURATION: Duration = Duration::from_secs(24 * 3600);
+
+/// The largest limit that can be given.
+const MAX_LIMIT: u32 = 1_000_000;
 
 /// Reads the texts of settings: the flag if it is given, else its environment variable.
 pub(super) struct SettingSource<'a> {
     matches: &'a ArgMatches,
     env: &'a dyn Fn(&str) -> Option<String>,
     mistakes: Vec<String>,
+    warnings: Vec<ConfigWarning>,
 }
 
 /// A setting's text and where it stands, for messages.
@@ -27,7 +32,7 @@ struct Given {
 impl<'a> SettingSource<'a> {
     /// Reads flags from `matches` (made by [`flags::add_to`]) and variables by `env`.
     pub(super) fn new(matches: &'a ArgMatches, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Self { matches, env, mistakes: Vec::new() }
+        Self { matches, env, mistakes: Vec::new(), warnings: Vec::new() }
     }
 
     /// The mistakes found until now.
@@ -38,6 +43,16 @@ impl<'a> SettingSource<'a> {
     /// Adds a mistake that concerns more than one setting.
     pub(super) fn mistake(&mut self, text: impl Into<String>) {
         self.mistakes.push(text.into());
+    }
+
+    /// Adds a warning. The reason is for programs, the text for people.
+    pub(super) fn warn(&mut self, reason: &'static str, text: impl Into<String>) {
+        self.warnings.push(ConfigWarning::new(reason, text));
+    }
+
+    /// Returns the warnings added until now, and forgets them.
+    pub(super) fn take_warnings(&mut self) -> Vec<ConfigWarning> {
+        std::mem::take(&mut self.warnings)
     }
 
     /// An environment variable that is not a flag's.
@@ -90,6 +105,21 @@ impl<'a> SettingSource<'a> {
         self.given(name).pop().map(|given| given.text).filter(|text| !text.is_empty())
     }
 
+    /// A text as [`SettingSource::text`]; one in which Kubernetes left `$(VARIABLE)` counts as not given, with a warning. For
+    /// settings that rolegate can find out itself.
+    pub(super) fn expanded(&mut self, name: &str) -> Option<String> {
+        let text = self.text(name)?;
+        let Some(variable) = unexpanded(&text) else { return Some(text) };
+        self.warn(
+            "variable-not-expanded",
+            format!(
+                "--{name}={text}: the container has no variable {variable}, so Kubernetes left the text as it is; ignoring the setting; add \
+                 the variable to env in the manifest"
+            ),
+        );
+        None
+    }
+
     /// All values of a list, split at commas, each with the place where it stands.
     pub(super) fn list(&mut self, name: &str) -> Vec<(String, String)> {
         let mut items = Vec::new();
@@ -126,6 +156,15 @@ impl<'a> SettingSource<'a> {
     /// A TCP port.
     pub(super) fn port(&mut self, name: &str, default: u16) -> u16 {
         self.parse(name, |text| text.parse().map_err(|_| "expected a port number, 0 to 65535".to_owned())).unwrap_or(default)
+    }
+
+    /// A number of something that is limited, at least 1.
+    pub(super) fn limit(&mut self, name: &str, default: u32) -> u32 {
+        let given = self.parse(name, |text| match text.parse() {
+            Ok(number @ 1..=MAX_LIMIT) => Ok(number),
+            _ => Err(format!("expected a number from 1 to {MAX_LIMIT}")),
+        });
+        given.unwrap_or(default)
     }
 
     /// An IP address.
@@ -166,6 +205,13 @@ impl<'a> SettingSource<'a> {
         });
         parsed.unwrap_or(default)
     }
+}
+
+/// Returns the variable in `$(VARIABLE)`: Kubernetes leaves the text as it is where the container has no such variable.
+pub(super) fn unexpanded(text: &str) -> Option<&str> {
+    let name = text.split_once("$(")?.1.split_once(')')?.0;
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    (!name.is_empty() && name.chars().all(is_of_name)).then_some(name)
 }
 
 /// Whether a variable is Kubernetes' and not the operator's: beside a Service named `rolegate-metrics`, pods are given
@@ -223,5 +269,19 @@ fn taint_key(text: &str) -> Result<String, String> {
             "rolegate does not remove taints with the prefix {prefix}, which belong to other programs; use a taint of your own"
         )),
         None => Ok(text.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unexpanded;
+
+    #[test]
+    fn a_reference_to_a_missing_variable_is_recognized() {
+        assert_eq!(unexpanded("$(HOST_IP)"), Some("HOST_IP"));
+        assert_eq!(unexpanded("a-$(NODE_NAME).b"), Some("NODE_NAME"));
+        for text in ["10.0.0.1", "$HOST_IP", "${HOST_IP}", "$()", "$(a b)", "$(", "(HOST_IP)"] {
+            assert_eq!(unexpanded(text), None, "{text}");
+        }
     }
 }

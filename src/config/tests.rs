@@ -38,7 +38,11 @@ fn mistake(arguments: &[&str]) -> String {
 type Case = (&'static str, &'static str, &'static [&'static str], fn(&Config) -> bool);
 
 fn warned(config: &Config, text: &str) -> bool {
-    config.warnings.iter().any(|warning| warning.contains(text))
+    config.warnings.iter().any(|warning| warning.text.contains(text))
+}
+
+fn warned_for(config: &Config, reason: &str) -> bool {
+    config.warnings.iter().any(|warning| warning.reason == reason)
 }
 
 fn interface_names(config: &Config) -> Vec<(&str, bool)> {
@@ -118,6 +122,7 @@ const CASES: &[Case] = &[
     }),
     ("handover-socket", "/run/handover", &[], |config| config.server.handover_socket.as_deref() == Some(Path::new("/run/handover"))),
     ("probe-socket", "/run/probe", &[], |config| config.admin.probe_socket.as_deref() == Some(Path::new("/run/probe"))),
+    ("startup-grace", "5m", &[], |config| config.server.startup_grace == Duration::from_secs(300)),
     ("token-key-file", "/run/keys", &[], |config| config.server.token_key_file.as_deref() == Some(Path::new("/run/keys"))),
     ("limits-connections", "100000", &[], |config| config.server.limits.connections == 100_000),
     ("limits-connections-per-pod", "7", &[], |config| config.server.limits.connections_per_pod == 7),
@@ -237,7 +242,7 @@ fn the_defaults_of_the_table_are_the_defaults() {
     let without = config(&[]);
     for flag in flags::all().filter(|flag| !flag.default.is_empty()) {
         let mut given = config(&[&format!("--{}={}", flag.name, flag.default)]);
-        given.warnings.retain(|warning| !warning.contains(&format!("--{} has no effect", flag.name)));
+        given.warnings.retain(|warning| !warning.text.contains(&format!("--{} has no effect", flag.name)));
         assert_eq!(format!("{given:?}"), format!("{without:?}"), "--{}={}", flag.name, flag.default);
     }
 }
@@ -275,7 +280,10 @@ fn the_arguments_of_a_kube2iam_daemonset_are_taken_as_they_are() {
     assert_eq!(config.pods.wait, Duration::from_secs(1));
     assert_eq!(config.sessions.duration, Duration::from_secs(1800));
     assert_eq!((config.log.json, config.log.level), (true, Level::DEBUG));
-    insta::assert_snapshot!("kube2iam_warnings", config.warnings.join("\n"));
+    insta::assert_snapshot!(
+        "kube2iam_warnings",
+        config.warnings.iter().map(|warning| format!("{}: {warning}", warning.reason)).collect::<Vec<_>>().join("\n")
+    );
 }
 
 #[test]
@@ -298,7 +306,7 @@ fn every_mistake_is_told_at_once() {
         &[("ROLEGATE_HOST_IP", "10.0.0.256")],
     )
     .unwrap_err();
-    assert_eq!(error.mistakes.len(), 14, "{error}");
+    assert_eq!(error.mistakes.len(), 13, "{error}");
     // A line of its own for each of them.
     let text = error.to_string();
     assert!(error.mistakes.iter().all(|mistake| text.contains(&format!("\n  {mistake}"))), "{text}");
@@ -344,18 +352,26 @@ fn the_node_is_named_by_its_flag_or_by_node_name() {
     assert_eq!(read(&[], &[("NODE_NAME", "node-b")]).unwrap().pods.node, "node-b");
     assert_eq!(read(&[], &[("NODE_NAME", "node-b"), ("ROLEGATE_NODE", "node-c")]).unwrap().pods.node, "node-c");
     assert_eq!(read(&["--node="], &[("NODE_NAME", "node-b")]).unwrap().pods.node, "node-b");
-    assert!(read(&[], &[("NODE_NAME", "")]).is_err());
+    // Then it is found by the daemon's own pod.
+    assert_eq!(read(&[], &[("NODE_NAME", "")]).unwrap().pods.node, "");
+    let unexpanded = read(&["--node=$(NODE_NAME)"], &[]).unwrap();
+    assert!(unexpanded.pods.node.is_empty() && warned_for(&unexpanded, "variable-not-expanded"));
+    assert_eq!(read(&["--node=$(NODE_NAME)"], &[("NODE_NAME", "node-b")]).unwrap().pods.node, "node-b");
     // It becomes a field selector.
-    for name in ["node-a,metadata.name=x", "node-a\n", "$(NODE_NAME)", "a=b"] {
+    for name in ["node-a,metadata.name=x", "node-a\n", "$(NODE NAME)", "a=b"] {
         assert!(read(&["--node", name], &[]).unwrap_err().mistakes[0].contains("--node: expected a node name"), "{name:?}");
     }
 }
 
 #[test]
 fn metrics_are_never_on_the_port_of_the_pods() {
-    let told = mistake(&["--metrics-port=8181"]);
-    assert!(told.contains("are both 8181") && told.contains("choose another --metrics-port"), "{told}");
-    assert!(mistake(&["--app-port=9543"]).contains("are both 9543"));
+    // As the chart of kube2iam renders it.
+    let same = config(&["--app-port=8181", "--metrics-port=8181"]);
+    assert_eq!((same.server.port, same.admin.port), (8181, 9543));
+    assert!(warned_for(&same, "metrics-port-moved"));
+    let taken = config(&["--app-port=9543"]);
+    assert_eq!((taken.server.port, taken.admin.port), (9543, 9544));
+    assert!(!warned_for(&config(&[]), "metrics-port-moved"));
     let free = config(&["--app-port=0", "--metrics-port=0"]);
     assert_eq!((free.server.port, free.admin.port), (0, 0));
 }
@@ -454,11 +470,6 @@ fn the_addresses_of_the_rules_are_at_most_one_of_each_family() {
 #[test]
 fn a_rule_that_leads_nowhere_is_refused() {
     for (arguments, told) in [
-        (vec!["--host-ip=127.0.0.1"], "--host-ip=127.0.0.1: pods cannot reach"),
-        (vec!["--host-ip=0.0.0.0"], "--host-ip=0.0.0.0: pods cannot reach"),
-        (vec!["--host-ip=10.0.0.1,::1"], "--host-ip=::1: pods cannot reach"),
-        (vec!["--host-ip=::"], "--host-ip=::: pods cannot reach"),
-        (vec!["--host-ip=::ffff:127.0.0.1"], "--host-ip=127.0.0.1: pods cannot reach"),
         (vec!["--metadata-bind-address=127.0.0.1"], "--metadata-bind-address=127.0.0.1: packet rules cannot redirect to a loopback"),
         (vec!["--metadata-bind-address=::1"], "--metadata-bind-address=::1: packet rules cannot redirect to a loopback"),
         (vec!["--host-ip=10.0.0.1", "--metadata-bind-address=10.0.0.2"], "--host-ip=10.0.0.1 and --metadata-bind-address=10.0.0.2 differ"),
@@ -470,6 +481,21 @@ fn a_rule_that_leads_nowhere_is_refused() {
         }
         config(&arguments);
         config(&[vec!["--redirect=none"], arguments].concat());
+    }
+    for (given, kept) in [
+        ("127.0.0.1", &[][..]),
+        ("0.0.0.0", &[]),
+        ("10.0.0.1,::1", &["10.0.0.1"]),
+        ("::", &[]),
+        ("::ffff:127.0.0.1", &[]),
+        ("$(HOST_IP)", &[]),
+    ] {
+        let given = format!("--host-ip={given}");
+        assert_eq!(config(&[&given]).redirect.host_ips, ips(kept), "{given}");
+        let config = config(&["--iptables", &given]);
+        let reason = if given.contains('$') { "variable-not-expanded" } else { "host-ip-ignored" };
+        assert!(warned_for(&config, reason), "{given}: {:?}", config.warnings);
+        assert_eq!(config.redirect.host_ips, ips(kept), "{given}");
     }
     for good in [
         vec!["--host-ip=10.0.0.1", "--metadata-bind-address=10.0.0.1"],
@@ -487,8 +513,10 @@ fn a_rule_that_leads_nowhere_is_refused() {
 fn the_api_token_is_in_no_message() {
     let arguments = ["--api-token=s3cr3t", "--app-port=x"];
     let error = read(&arguments, &[]).unwrap_err();
-    assert!(error.mistakes.iter().any(|mistake| mistake.contains("--api-token requires --api-server")), "{error}");
     assert!(!format!("{error} {error:?}").contains("s3cr3t"), "{error}");
+    // As in kube2iam.
+    let alone = config(&["--api-token=s3cr3t"]);
+    assert!(alone.pods.api.token.is_none() && warned_for(&alone, "api-token-unused"));
     let config = config(&["--api-token=s3cr3t", "--api-server=https://10.0.0.1"]);
     assert!(!format!("{config:?}").contains("s3cr3t"), "{config:?}");
 }
@@ -502,7 +530,9 @@ fn the_api_server_is_a_url() {
 
 #[test]
 fn the_nodes_own_role_is_the_default_only_where_it_is_said_twice() {
-    assert!(mistake(&["--auto-discover-default-role"]).contains("--allow-node-role"));
+    let withheld = config(&["--auto-discover-default-role"]);
+    assert_eq!((&withheld.roles.default, &withheld.roles.base), (&DefaultRole::None, &BaseRole::Discover));
+    assert!(warned_for(&withheld, "node-role-withheld"));
     assert_eq!(config(&["--allow-node-role"]).roles.default, DefaultRole::None);
     assert_eq!(config(&["--allow-node-role", "--auto-discover-default-role"]).roles.default, DefaultRole::NodeRole);
     let both = mistake(&["--auto-discover-default-role", "--allow-node-role", &format!("--default-role={BASE}web")]);
@@ -762,4 +792,17 @@ fn the_directory_of_cni_results_is_an_absolute_path() {
         let mistake = mistake(&[&format!("--cni-results={path}")]);
         assert!(mistake.starts_with(&format!("--cni-results={path:?}: expected an absolute path")), "{mistake}");
     }
+}
+
+#[test]
+fn the_daemons_own_pod_is_known_by_variables() {
+    let env = [("POD_NAME", "rolegate-x"), ("POD_NAMESPACE", "kube-system"), ("POD_UID", "$(POD_UID)"), ("HOST_IP", "10.0.0.1")];
+    let config = read(&[], &env).unwrap();
+    let own = &config.pods.own_pod;
+    assert_eq!((own.name.as_deref(), own.namespace.as_deref(), own.uid.as_deref()), (Some("rolegate-x"), Some("kube-system"), None));
+    assert_eq!((&own.host_ips, config.redirect.host_ip_hint), (&ips(&["10.0.0.1"]), Some("10.0.0.1".parse().unwrap())));
+    // A flag wins, and what pods cannot reach is no address of the node.
+    assert_eq!(read(&["--host-ip=10.0.0.2"], &env).unwrap().pods.own_pod.host_ips, ips(&["10.0.0.2"]));
+    assert_eq!(read(&[], &[("HOST_IP", "127.0.0.1")]).unwrap().redirect.host_ip_hint, None);
+    assert_eq!(read(&[], &[("POD_NAME", "a,b"), ("HOSTNAME", "a b")]).unwrap().pods.own_pod, OwnPodHints::default());
 }

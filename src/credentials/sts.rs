@@ -5,6 +5,7 @@
 //! metadata service. The SDK's variables for FIPS, dual-stack and custom endpoints apply.
 
 use std::borrow::Cow;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,10 +22,14 @@ use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_sts::Client;
-use aws_sdk_sts::config::SharedCredentialsProvider;
+use aws_sdk_sts::config::{SharedCredentialsProvider, SharedHttpClient};
 use aws_sdk_sts::types::Tag;
-use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use aws_smithy_http_client::Connector;
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
 use jiff::Timestamp;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use secrecy::SecretString;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -72,6 +77,45 @@ pub(crate) struct Aws {
     metadata: imds::Client,
 }
 
+/// How STS is reached.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AwsConnection {
+    /// The file of the only certificate authorities that are trusted; without it, those of the system.
+    pub ca_bundle: Option<PathBuf>,
+    /// Whether requests go through the proxies that the environment names.
+    pub proxied: bool,
+}
+
+impl AwsConnection {
+    fn client(&self) -> Result<SharedHttpClient, AwsError> {
+        let trusted = self.ca_bundle.as_deref().map(certificates).transpose()?;
+        let store = trusted.map(|pem| TrustStore::empty().with_pem_certificate(pem)).unwrap_or_default();
+        let tls = TlsContext::builder().with_trust_store(store).build().map_err(|error| AwsError::Client(chain(&error)))?;
+        let proxied = self.proxied;
+        Ok(aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
+            let mut connector = Connector::builder();
+            connector.set_connector_settings(settings.cloned());
+            if let Some(components) = components {
+                connector.set_sleep_impl(components.sleep_impl());
+            }
+            let proxies = if proxied { ProxyConfig::from_env() } else { ProxyConfig::disabled() };
+            connector.proxy_config(proxies).tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(tls.clone()).build()
+        }))
+    }
+}
+
+/// Reads the certificates of a PEM file. The SDK panics where it has none that can be parsed.
+fn certificates(path: &Path) -> Result<Vec<u8>, AwsError> {
+    let failed = |reason: String| AwsError::CaBundle { path: path.display().to_string(), reason };
+    let pem = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let added = certificate.map_err(|error| failed(error.to_string())).map(|certificate| roots.add(certificate))?;
+        added.map_err(|error| failed(error.to_string()))?;
+    }
+    if roots.is_empty() { Err(failed("it has no certificates".to_owned())) } else { Ok(pem) }
+}
+
 /// The reason why the daemon could not get what it needs from AWS.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AwsError {
@@ -81,6 +125,17 @@ pub(crate) enum AwsError {
     /// `--metadata-addr` cannot be used.
     #[error("--metadata-addr is not valid: {0}")]
     MetadataAddress(String),
+    /// `AWS_CA_BUNDLE` cannot be used.
+    #[error("cannot use the certificates in {path}: {reason}")]
+    CaBundle {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The HTTP client cannot be made.
+    #[error("cannot set up the client of AWS: {0}")]
+    Client(String),
     /// The metadata service did not return a value that the daemon needs.
     #[error("cannot read {what} from the metadata service: {reason}")]
     Discovery {
@@ -106,7 +161,8 @@ impl Advise for AwsError {
             Self::Discovery { instead, .. } => {
                 Some(format!("give {instead}, or let the daemon reach the metadata service (HttpPutResponseHopLimit, HttpTokens)").into())
             }
-            Self::MetadataAddress(_) | Self::InstanceRole { .. } => None,
+            Self::CaBundle { .. } => Some("correct AWS_CA_BUNDLE, which must name a file with certificates in PEM, or unset it".into()),
+            Self::Client(_) | Self::MetadataAddress(_) | Self::InstanceRole { .. } => None,
         }
     }
 }
@@ -119,17 +175,21 @@ impl Aws {
         metadata_addr: &str,
         timeout: Duration,
         intermediate: Option<(&RoleArn, &SessionName)>,
+        connection: &AwsConnection,
     ) -> Result<Self, AwsError> {
-        let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+        // Never by a proxy: what the service answers is secret, and only this machine is told.
+        let direct = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+        let of_metadata = ProviderConfig::default().with_http_client(direct);
+        let http = connection.client()?;
         let provider = ProviderConfig::default().with_http_client(http.clone());
         let metadata = imds::Client::builder()
-            .configure(&provider)
+            .configure(&of_metadata)
             .endpoint(format!("http://{metadata_addr}"))
             .map_err(|error| AwsError::MetadataAddress(error.to_string()))?
             .build();
         let region = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
             .or_else(ProfileFileRegionProvider::builder().configure(&provider).build())
-            .or_else(ImdsRegionProvider::builder().configure(&provider).imds_client(metadata.clone()).build())
+            .or_else(ImdsRegionProvider::builder().configure(&of_metadata).imds_client(metadata.clone()).build())
             .region()
             .await
             .ok_or_else(|| AwsError::NoRegion(metadata_addr.to_owned()))?;

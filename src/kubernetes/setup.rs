@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::advice::{Advise, chain};
 use crate::config::ApiConfig;
+use crate::text::without_userinfo;
 
 /// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -93,10 +94,16 @@ async fn begin(api: &ApiConfig) -> Result<Setup, ClientError> {
     let files = fingerprint(api, Path::new(SERVICE_ACCOUNT));
     let mut config = match (&api.kubeconfig, &api.server) {
         (Some(path), _) => {
-            let wrap =
-                |error: kube::config::KubeconfigError| ClientError::Kubeconfig { path: path.display().to_string(), reason: chain(&error) };
+            let wrap = |error: kube::config::KubeconfigError| ClientError::Kubeconfig {
+                path: path.display().to_string(),
+                reason: without_userinfo(&chain(&error)),
+            };
             let kubeconfig = Kubeconfig::read_from(path).map_err(wrap)?;
             Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(wrap)?
+        }
+        // As kube2iam: only with a token of its own does the address stand for another identity. The URL here is replaced below.
+        (None, Some(_)) if is_of_service_account(api) => {
+            Config::incluster_dns().map_err(|error| ClientError::NotInCluster(chain(&error)))?
         }
         (None, Some(_)) => Config::new(http::Uri::default()),
         (None, None) => Config::incluster().map_err(|error| ClientError::NotInCluster(chain(&error)))?,
@@ -131,7 +138,18 @@ pub(super) fn told(error: &kube::Error) -> String {
             _ => cause = now.source(),
         }
     }
-    chain(error)
+    // The URL of a proxy is there, with its password.
+    without_userinfo(&chain(error))
+}
+
+/// Whether the identity is that of the pod's service account. Its token is sent over TLS only.
+pub(crate) fn is_of_service_account(api: &ApiConfig) -> bool {
+    let of_pod = || Path::new(SERVICE_ACCOUNT).join("token").exists();
+    match &api.server {
+        _ if api.kubeconfig.is_some() => false,
+        None => true,
+        Some(server) => api.token.is_none() && server.starts_with("https://") && of_pod(),
+    }
 }
 
 /// What the files are now that the identity comes from: the kubeconfig and what it names, or the service account's token and
@@ -139,7 +157,7 @@ pub(super) fn told(error: &kube::Error) -> String {
 pub(super) fn fingerprint(api: &ApiConfig, service_account: &Path) -> u64 {
     let files = match &api.kubeconfig {
         Some(path) => std::iter::once(path.clone()).chain(named_by(path)).collect(),
-        None if api.server.is_some() => Vec::new(),
+        None if !is_of_service_account(api) => Vec::new(),
         None => vec![service_account.join("token"), service_account.join("ca.crt")],
     };
     let mut digest = DefaultHasher::new();

@@ -193,7 +193,7 @@ impl Translation {
         self.warnings.append(&mut unchecked);
         let config =
             Config::from_arguments(arguments, &|name| variables.get(name)).map_err(|error| MigrateError::Refused(error.mistakes))?;
-        for warning in &config.warnings {
+        for warning in config.warnings.iter().map(|warning| warning.text.as_str()) {
             let note = format!("rolegate will log at its start: {warning}");
             self.warnings.push(note.clone());
             match self.lines.iter_mut().find(|line| line.is_about(warning)) {

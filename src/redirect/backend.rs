@@ -99,7 +99,7 @@ impl SelectedBackend {
 
 /// Returns rules like those that will be wanted, with addresses reserved for documentation (RFC 5737, RFC 3849).
 fn sample(interfaces: &[InterfaceMatch]) -> RuleSet {
-    let ipv4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 1);
+    let ipv4 = Some(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 1));
     let ipv6 = Some(SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 1, 0, 0));
     RuleSet { interfaces: interfaces.to_vec(), targets: Some(Targets { ipv4, ipv6, refuse_direct: true }) }
 }

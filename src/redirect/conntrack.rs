@@ -71,7 +71,9 @@ pub async fn forget_earlier(targets: Targets) -> Result<u64, RedirectError> {
 
 /// Returns the entries of a listing that are to be deleted.
 fn earlier(listed: &str, targets: Targets, own: &BTreeSet<IpAddr>) -> BTreeSet<Earlier> {
-    let is_target = |ip: IpAddr| ip == IpAddr::V4(*targets.ipv4.ip()) || targets.ipv6.is_some_and(|ipv6| ip == IpAddr::V6(*ipv6.ip()));
+    let is_target = |ip: IpAddr| {
+        targets.ipv4.is_some_and(|ipv4| ip == IpAddr::V4(*ipv4.ip())) || targets.ipv6.is_some_and(|ipv6| ip == IpAddr::V6(*ipv6.ip()))
+    };
     let entries = listed.lines().filter_map(ConntrackEntry::read).filter(|entry| entry.is_earlier(targets, own));
     let earlier = entries.map(|ConntrackEntry { protocol, source, destination, answers }| {
         let port = is_target(answers.ip()).then_some(answers.port());
@@ -93,7 +95,8 @@ impl ConntrackEntry {
     }
 
     fn is_earlier(&self, targets: Targets, own: &BTreeSet<IpAddr>) -> bool {
-        let to_daemon = self.answers == SocketAddr::from(targets.ipv4) || targets.ipv6.is_some_and(|ipv6| self.answers == ipv6.into());
+        let to_daemon =
+            targets.ipv4.is_some_and(|ipv4| self.answers == ipv4.into()) || targets.ipv6.is_some_and(|ipv6| self.answers == ipv6.into());
         let to_metadata = Family::ALL.into_iter().any(|family| self.destination == family.metadata());
         to_metadata && !own.contains(&self.source) && !(self.protocol == "tcp" && to_daemon)
     }
@@ -140,7 +143,7 @@ mod tests {
     const TARGETS: (&str, &str) = ("10.0.0.1:8181", "[fd00::1]:8181");
 
     fn targets() -> Targets {
-        Targets { ipv4: TARGETS.0.parse().unwrap(), ipv6: Some(TARGETS.1.parse().unwrap()), refuse_direct: true }
+        Targets { ipv4: TARGETS.0.parse().ok(), ipv6: Some(TARGETS.1.parse().unwrap()), refuse_direct: true }
     }
 
     fn is_earlier(line: &str) -> Option<bool> {

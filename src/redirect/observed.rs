@@ -27,16 +27,16 @@ impl ObservedRules {
         Family::ALL.iter().all(|family| unknown.contains(family) || (self.guards.contains(family) && !self.weak.contains(family)))
     }
 
-    /// Returns where requests are sent, if those of IPv4 are.
+    /// Returns where requests are sent, if those of any family are.
     pub fn as_targets(&self, refuse_direct: bool) -> Option<Targets> {
         let ipv4 = self.targets.iter().find_map(|target| match target {
             SocketAddr::V4(ipv4) => Some(*ipv4),
             SocketAddr::V6(_) => None,
-        })?;
+        });
         let ipv6 = self.targets.iter().find_map(|target| match target {
             SocketAddr::V4(_) => None,
             SocketAddr::V6(ipv6) => Some(*ipv6),
         });
-        Some(Targets { ipv4, ipv6, refuse_direct })
+        (ipv4.is_some() || ipv6.is_some()).then_some(Targets { ipv4, ipv6, refuse_direct })
     }
 }

@@ -173,7 +173,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
             self.wait(pause).await;
         }
         self.environment.claim();
-        let (backend, ipv4) = (self.backend.name(), targets.map(|targets| targets.ipv4.to_string()));
+        let (backend, ipv4) = (self.backend.name(), targets.and_then(|targets| targets.ipv4).map(|ipv4| ipv4.to_string()));
         let ipv6 = targets.and_then(|targets| targets.ipv6).map(|ipv6| ipv6.to_string());
         info!(event = "rules-in-place", backend, ipv4, ipv6, "placed the packet rules; pods' metadata requests reach this daemon");
         self.forget().await;

@@ -34,8 +34,9 @@ pub struct RuleSet {
 /// The addresses that requests are sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Targets {
-    /// An IPv4 address of this node and the app port.
-    pub ipv4: SocketAddrV4,
+    /// An IPv4 address of this node and the app port. Without it, as on a node that has none, requests to the metadata service's IPv4
+    /// address are rejected.
+    pub ipv4: Option<SocketAddrV4>,
     /// An IPv6 address of this node and the app port. Without it, requests to the metadata service's IPv6 address are rejected.
     pub ipv6: Option<SocketAddrV6>,
     /// Whether connections straight to the app port are dropped. False if the daemon is configured to serve them.
@@ -123,6 +124,14 @@ impl Hook {
     pub const ALL: [Self; 4] = [Self::Redirect, Self::Guard, Self::Backstop, Self::Direct];
 }
 
+impl Targets {
+    /// Returns the app port, which is one for both families; 0 without any address.
+    pub fn port(&self) -> u16 {
+        let ipv6 = self.ipv6.map(|ipv6| ipv6.port());
+        self.ipv4.map(|ipv4| ipv4.port()).or(ipv6).unwrap_or_default()
+    }
+}
+
 impl RuleSet {
     /// Returns the rules that apply before the targets are known, and while no daemon is to serve requests.
     pub const fn guard_alone() -> Self {
@@ -142,7 +151,7 @@ impl RuleSet {
     fn target(&self, family: Family) -> Option<SocketAddr> {
         let targets = self.targets?;
         match family {
-            Family::V4 => Some(targets.ipv4.into()),
+            Family::V4 => targets.ipv4.map(SocketAddr::from),
             Family::V6 => targets.ipv6.map(SocketAddr::from),
         }
     }
@@ -169,7 +178,7 @@ impl RuleSet {
         let Some(targets) = self.targets.filter(|targets| targets.refuse_direct) else { return Vec::new() };
         // The port is the same for both families and open in both, whatever is redirected.
         let not_loopback = InterfaceMatch { name: LOOPBACK.to_owned(), negated: true };
-        let matches = vec![Match::Interface(not_loopback), Match::TcpPort(targets.ipv4.port()), Match::NotOpenedTo(family.metadata())];
+        let matches = vec![Match::Interface(not_loopback), Match::TcpPort(targets.port()), Match::NotOpenedTo(family.metadata())];
         vec![Rule { family, matches, verdict: PacketVerdict::Drop }]
     }
 }

@@ -125,7 +125,7 @@ mod tests {
     use crate::redirect::rules::Targets;
 
     fn full() -> RuleSet {
-        let targets = Targets { ipv4: "10.0.0.1:8181".parse().unwrap(), ipv6: None, refuse_direct: true };
+        let targets = Targets { ipv4: "10.0.0.1:8181".parse().ok(), ipv6: None, refuse_direct: true };
         RuleSet { interfaces: Vec::new(), targets: Some(targets) }
     }
 

@@ -28,9 +28,9 @@ pub(crate) enum SelfTestResult {
     Unavailable(String),
 }
 
-/// Runs one test beside the daemon that serves this node: that daemon closes the connections of other tests at once. `ipv6` says
-/// whether requests to the IPv6 address are redirected.
-pub(crate) async fn once(helper: Helper, interfaces: Vec<InterfaceMatch>, ipv6: bool) -> SelfTestResult {
+/// Runs one test beside the daemon that serves this node: that daemon closes the connections of other tests at once. `expected`
+/// says which requests are redirected.
+pub(crate) async fn once(helper: Helper, interfaces: Vec<InterfaceMatch>, expected: ExpectedRules) -> SelfTestResult {
     let failed = |failure: &SelfTestFailure| SelfTestResult::Failed { cause: chain(failure), advice: failure.advice().map(Into::into) };
     let place = match blocking(move || placement::place(&interfaces, &[], &mut Netlink::open()?)).await {
         Ok(Ok(place)) => place,
@@ -42,7 +42,7 @@ pub(crate) async fn once(helper: Helper, interfaces: Vec<InterfaceMatch>, ipv6: 
         Err(error) => return failed(&SelfTestFailure::NotMade(error)),
     };
     let (metrics, readiness, probes) = (Metrics::new(), Readiness::default(), Probes::default());
-    probes.set_wanted(ExpectedRules { ipv6 });
+    probes.set_wanted(expected);
     let mut running =
         Running { helper, network: None, failing: Changes::default(), metrics, readiness, step: None, is_served_by_another: true };
     let result = running.test(place, &probes).await;

@@ -43,7 +43,7 @@ impl<A: AssumeRole> Server<A> {
                     is_last = body != Body::Unread;
                     self.proxy.handle(origin, &request, body).await
                 }
-                Admission::Probe | Admission::Refused => probe(&request),
+                Admission::Probe | Admission::Refused => probe(&request, &self.starting()),
             };
             self.settle(admission, permit);
             progress.request_ends();

@@ -22,13 +22,12 @@ fn wrong_arguments_end_with_2_and_one_message() {
         (&["--bogus"][..], "unexpected argument '--bogus'"),
         (&["--node=a", "--base-role-arn=foo"], "not a role ARN"),
         (&["--node=a", "--default-role=arn:aws:iam::1:role/x"], "12 digits"),
-        (&["--node=a", "--metrics-port=8181"], "choose another --metrics-port"),
         (&["--node=a", "--app-port=seven"], "expected a port number"),
         (&["--node=a", "--session-duration=13h"], "expected 15m to 12h"),
-        (&["--node=a", "--auto-discover-default-role"], "--allow-node-role"),
         (&["--node=a", "--redirect=ebtables"], "expected one of auto, nftables, iptables, none"),
-        (&[], "--node (or NODE_NAME) is missing"),
-        (&["run", "--node=a", "--metrics-port=8181"], "choose another --metrics-port"),
+        (&["run", "--node=a", "--app-port=seven"], "expected a port number"),
+        (&["server", "--json-log"], "rolegate has no server"),
+        (&["agent", "--port=seven"], "--app-port=\"seven\": expected a port number"),
     ] {
         let output = run(arguments, &[]);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -71,7 +70,7 @@ fn migrate_prints_manifests_and_tells_by_its_exit_code() {
 fn every_mistake_is_reported_at_once() {
     let output = run(&["--app-port=x", "--log-level=loud", "--base-role-arn=y"], &[("ROLEGATE_SESSION_DURATION", "1 parsec")]);
     let text = all_text(&output);
-    for wanted in ["5 errors", "--app-port", "--log-level", "--base-role-arn", "ROLEGATE_SESSION_DURATION", "NODE_NAME"] {
+    for wanted in ["4 errors", "--app-port", "--log-level", "--base-role-arn", "ROLEGATE_SESSION_DURATION"] {
         assert!(text.contains(wanted), "{wanted} is not in {text}");
     }
 }

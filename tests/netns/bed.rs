@@ -108,7 +108,7 @@ impl Bed {
     pub(crate) fn setup(&self) -> Setup {
         Setup::new(env!("CARGO_BIN_EXE_rolegate"))
             .inside(self.node.ns())
-            .env("AWS_ENDPOINT_URL_STS", self.sts.url())
+            .env("AWS_ENDPOINT_URL_STS", self.sts_url())
             .argument("--node=node-a")
             .argument(format!("--api-server={}", self.api.url()))
             .argument("--redirect=iptables")
@@ -175,6 +175,11 @@ impl Bed {
         let before = self.metadata_requests_of(pod);
         assert_eq!(pod.connect(METADATA, PATIENCE).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         assert_eq!(self.metadata_requests_of(pod), before);
+    }
+
+    /// The URL of its STS.
+    pub(crate) fn sts_url(&self) -> String {
+        self.sts.url()
     }
 
     /// The runtime of the fakes.

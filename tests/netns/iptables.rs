@@ -27,7 +27,7 @@ fn node() -> Option<Node> {
 
 fn rules() -> RuleSet {
     let targets =
-        Targets { ipv4: format!("{NODE_IP}:8181").parse().unwrap(), ipv6: format!("[{NODE_IP6}]:8181").parse().ok(), refuse_direct: true };
+        Targets { ipv4: format!("{NODE_IP}:8181").parse().ok(), ipv6: format!("[{NODE_IP6}]:8181").parse().ok(), refuse_direct: true };
     RuleSet { interfaces: Vec::new(), targets: Some(targets) }
 }
 

@@ -39,7 +39,7 @@ fn interface(name: &str, negated: bool) -> InterfaceMatch {
 
 /// Returns the whole rule set, with both addresses of the node.
 fn whole() -> RuleSet {
-    let (ipv4, ipv6) = (SocketAddrV4::new(NODE_IP, PORT), SocketAddrV6::new(NODE_IP6, PORT, 0, 0));
+    let (ipv4, ipv6) = (Some(SocketAddrV4::new(NODE_IP, PORT)), SocketAddrV6::new(NODE_IP6, PORT, 0, 0));
     RuleSet { interfaces: Vec::new(), targets: Some(Targets { ipv4, ipv6: Some(ipv6), refuse_direct: true }) }
 }
 
@@ -71,8 +71,7 @@ fn nft(node: &Node, commands: &str) {
 #[test]
 fn the_shipped_files_load_twice_and_match_the_daemon() {
     let Some(node) = node() else { return };
-    let targets =
-        Targets { ipv4: "192.0.2.1:8181".parse().unwrap(), ipv6: Some("[2001:db8::1]:8181".parse().unwrap()), refuse_direct: true };
+    let targets = Targets { ipv4: "192.0.2.1:8181".parse().ok(), ipv6: Some("[2001:db8::1]:8181".parse().unwrap()), refuse_direct: true };
     for (file, rules) in
         [("guard.nft", RuleSet::guard_alone()), ("rolegate.nft", RuleSet { interfaces: Vec::new(), targets: Some(targets) })]
     {
@@ -155,7 +154,7 @@ fn changes_by_others_are_reported_and_repaired() {
     }
     // Another target.
     let mut other = whole();
-    other.targets = other.targets.map(|targets| Targets { ipv4: SocketAddrV4::new(NODE_IP, 1), ..targets });
+    other.targets = other.targets.map(|targets| Targets { ipv4: Some(SocketAddrV4::new(NODE_IP, 1)), ..targets });
     install(&node, &other);
     assert!(differences(&node, &whole()).iter().any(|said| said.ends_with("dnat ip to 10.42.0.1:1")));
     // The process that installed the rules notices it as well.

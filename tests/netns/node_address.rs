@@ -1,9 +1,10 @@
 //! Tests of the source of the rules' target without `--host-ip`.
 
-use rolegate_lab::kube::{Resource, Verb, node};
+use rolegate_lab::kube::{KubeApi, Resource, Verb, node};
 use rolegate_lab::node::{NODE_IP, NODE_IP6};
+use rolegate_lab::sts::Sts;
 
-use crate::bed::{Bed, METADATA, METADATA6};
+use crate::bed::{Bed, METADATA, METADATA6, fetch};
 
 #[test]
 fn it_is_the_address_of_the_node_in_the_api() {
@@ -25,12 +26,37 @@ fn an_ipv6_address_alone_does_not_leave_ipv4_open() {
     let pod = bed.pod("web", "veth");
     let setup = || bed.setup().argument(format!("--host-ip={NODE_IP6}"));
     bed.api.deny(Verb::Get, "nodes");
-    assert!(bed.start_in_vain(&setup()).contains("IPv4 address of this node"));
+    // An address of the same interface, without the API.
+    let daemon = bed.start(&setup());
+    bed.assert_served(&pod, METADATA);
+    bed.assert_served(&pod, METADATA6);
+    drop(daemon);
     bed.api.allow(Verb::Get, "nodes");
     bed.api.apply(Resource::Nodes, node("node-a", &["fd00:42::1", "10.42.0.1"]));
     let _daemon = bed.start(&setup());
     bed.assert_served(&pod, METADATA);
     bed.assert_served(&pod, METADATA6);
+}
+
+#[test]
+fn a_node_without_ipv4_addresses_serves_ipv6_alone() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    bed.node.ns().sh("ip -4 addr flush scope global").unwrap();
+    let inside = bed.runtime().enter();
+    let on_node = || bed.node.ns().tcp_listener((NODE_IP6, 0).into()).unwrap();
+    let (api, sts) = (KubeApi::start(on_node()).unwrap(), Sts::start(on_node()).unwrap());
+    drop(inside);
+    sts.unknown_roles_allowed(true);
+    api.apply(Resource::Pods, bed.api.get(Resource::Pods, Some("team-a"), "web").unwrap());
+    api.apply(Resource::Nodes, node("node-a", &["fd00:42::1"]));
+    let setup = bed.setup().argument(format!("--api-server={}", api.url())).env("AWS_ENDPOINT_URL_STS", sts.url());
+    let daemon = bed.start(&setup);
+    daemon.wait_for_event("ipv4-not-served").unwrap();
+    assert_eq!((bed.rules("iptables").targets.len(), bed.rules("ip6tables").targets.len()), (0, 1));
+    assert!(bed.node.ns().sh("iptables -S FORWARD").unwrap().contains("-j ROLEGATE-GUARD"));
+    assert_eq!(fetch(&pod, METADATA6).unwrap().role, pod.role());
+    assert_eq!(bed.metadata_requests_of(&pod), 0);
 }
 
 #[test]

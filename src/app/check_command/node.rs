@@ -12,8 +12,8 @@ use crate::config::check_command::CheckPlace;
 use crate::config::redirect::RedirectCommand;
 use crate::config::{Config, RedirectBackend, listen_address};
 use crate::redirect::interface_addresses;
-use crate::self_test::Ability;
 use crate::self_test::once::{SelfTestResult, once};
+use crate::self_test::{Ability, ExpectedRules};
 
 const SECTION: CheckSection = CheckSection::Node;
 
@@ -70,13 +70,14 @@ async fn rules(config: &Config, self_test: Ability) -> (Vec<CheckItem>, Option<b
     checks.push(node::packet_rules(&status, seen.daemon));
     checks.extend(node::leftovers(&leftovers));
     let is_served = status.as_wanted && seen.daemon == Some(true);
-    let ipv6 = seen.observed.targets.iter().any(SocketAddr::is_ipv6);
-    checks.push(test(self_test, config, is_served, ipv6).await);
+    let is_redirected = |family: fn(&SocketAddr) -> bool| seen.observed.targets.iter().any(family);
+    let expected = ExpectedRules { ipv4: is_redirected(SocketAddr::is_ipv4), ipv6: is_redirected(SocketAddr::is_ipv6) };
+    checks.push(test(self_test, config, is_served, expected).await);
     (checks, seen.daemon)
 }
 
 /// Runs the self-test, where a daemon answers it.
-async fn test(ability: Ability, config: &Config, is_served: bool, ipv6: bool) -> CheckItem {
+async fn test(ability: Ability, config: &Config, is_served: bool, expected: ExpectedRules) -> CheckItem {
     let helper = match ability {
         Ability::Off => return SECTION.skipped("self-test", "--self-test=off"),
         Ability::Unable(reason) => return SECTION.skipped("self-test", reason),
@@ -85,7 +86,7 @@ async fn test(ability: Ability, config: &Config, is_served: bool, ipv6: bool) ->
         }
         Ability::Able(helper) => helper,
     };
-    match within(STEP, once(helper, config.redirect.interfaces.clone(), ipv6)).await {
+    match within(STEP, once(helper, config.redirect.interfaces.clone(), expected)).await {
         None => no_answer(SECTION.failed("self-test", "the self-test")),
         Some(SelfTestResult::Passed) => SECTION.ok("self-test", "a pod's request reaches the daemon, and the guard rejects all others"),
         Some(SelfTestResult::Unavailable(reason)) => SECTION.skipped("self-test", reason),

@@ -89,7 +89,7 @@ impl Chain {
             Hook::Guard | Hook::Backstop => to_metadata,
             Hook::Redirect => format!("{to_metadata} {}", match_words(&Match::TcpPort(METADATA_PORT))),
             Hook::Direct => {
-                let port = rules.targets.map_or(0, |targets| targets.ipv4.port());
+                let port = rules.targets.map_or(0, |targets| targets.port());
                 let not_loopback = InterfaceMatch { name: LOOPBACK.to_owned(), negated: true };
                 [Match::Interface(not_loopback), Match::TcpPort(port)].each_ref().map(match_words).join(" ")
             }

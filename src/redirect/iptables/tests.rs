@@ -10,7 +10,7 @@ use crate::redirect::rules::Targets;
 
 fn rule_set(interfaces: &[(&str, bool)]) -> RuleSet {
     let interfaces = interfaces.iter().map(|(name, negated)| InterfaceMatch { name: (*name).to_owned(), negated: *negated });
-    let targets = Targets { ipv4: "192.0.2.1:8181".parse().unwrap(), ipv6: "[2001:db8::1]:8181".parse().ok(), refuse_direct: true };
+    let targets = Targets { ipv4: "192.0.2.1:8181".parse().ok(), ipv6: "[2001:db8::1]:8181".parse().ok(), refuse_direct: true };
     RuleSet { interfaces: interfaces.collect(), targets: Some(targets) }
 }
 

@@ -12,8 +12,7 @@ fn interface(name: &str, negated: bool) -> InterfaceMatch {
 }
 
 fn full(interfaces: &[(&str, bool)]) -> RuleSet {
-    let targets =
-        Targets { ipv4: "192.0.2.1:8181".parse().unwrap(), ipv6: Some("[2001:db8::1]:8181".parse().unwrap()), refuse_direct: true };
+    let targets = Targets { ipv4: "192.0.2.1:8181".parse().ok(), ipv6: Some("[2001:db8::1]:8181".parse().unwrap()), refuse_direct: true };
     RuleSet { interfaces: interfaces.iter().map(|(name, negated)| interface(name, *negated)).collect(), targets: Some(targets) }
 }
 

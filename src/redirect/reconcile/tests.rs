@@ -97,7 +97,7 @@ impl Backend for Kernel {
     async fn observed(&self) -> Result<ObservedRules, RedirectError> {
         let rules = self.read()?;
         let guards = if rules.is_some() && !self.inner().pushed { Family::ALL.into() } else { [].into() };
-        let targets = rules.and_then(|rules| rules.targets).map(|targets| targets.ipv4.into());
+        let targets = rules.and_then(|rules| rules.targets).and_then(|targets| targets.ipv4).map(std::net::SocketAddr::from);
         Ok(ObservedRules { guards, targets: targets.into_iter().collect(), ..ObservedRules::default() })
     }
 
@@ -133,7 +133,7 @@ struct Bed {
 }
 
 fn rules() -> RuleSet {
-    let targets = Targets { ipv4: "10.0.0.1:8181".parse().unwrap(), ipv6: None, refuse_direct: true };
+    let targets = Targets { ipv4: "10.0.0.1:8181".parse().ok(), ipv6: None, refuse_direct: true };
     RuleSet { interfaces: Vec::new(), targets: Some(targets) }
 }
 
@@ -333,7 +333,7 @@ async fn a_later_daemon_may_use_another_backend() {
 /// Returns the rules of a daemon with another port.
 fn theirs() -> RuleSet {
     let mut theirs = rules();
-    theirs.targets.as_mut().unwrap().ipv4.set_port(9191);
+    theirs.targets.as_mut().unwrap().ipv4.as_mut().unwrap().set_port(9191);
     theirs
 }
 
