@@ -53,6 +53,7 @@ impl Start<'_> {
         let needs = Needs {
             namespaces: config.roles.restrictions != Restrictions::Off,
             service_accounts: config.roles.service_accounts != ServiceAccountRoles::Off,
+            owners: false,
         };
         let booted = boot::booted(Clock::system().now());
         let (links, results) = (open_links(), Results::none());
